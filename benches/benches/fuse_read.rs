@@ -11,14 +11,13 @@
     reason = "a measurement ends at any surprise"
 )]
 
-use blockd_cloud::{
-    BackupOptions, BackupSpec, CacheOptions, CancelToken, KdfParams, MemoryJournal, OpenOptions, Progress,
-    Repository, SnapshotCache, SnapshotDescription, SnapshotReader, backup, new_delta_salt,
-    testing::MemoryVolume,
-};
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
+use blockd_cloud::{CacheOptions, OpenOptions, Repository, SnapshotCache, SnapshotReader};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_fuse::{Catalog, MountOptions, SnapshotEntry, SnapshotKey};
-use blockd_store::{Requests, testing::MemoryStore};
+use blockd_testkit::{
+    cloud::{FAST_KDF, MemoryVolume, back_up, spec},
+    store::MemoryStore,
+};
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, KernelConfig,
     LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, Request,
@@ -159,34 +158,14 @@ fn content(len: usize) -> Vec<u8> {
 /// Backs the content up and opens it.
 async fn snapshot(bytes: &[u8], dir: Option<&Path>, memory_bytes: u64) -> SnapshotReader {
     let store = Arc::new(MemoryStore::default());
-    let options = OpenOptions { kdf: KdfParams::fast_for_tests() };
+    let options = OpenOptions { kdf: FAST_KDF };
     let repo = Repository::open(store, Some("bench"), &options).await.unwrap();
     let volume = MemoryVolume::default();
     bytes.chunks(BLOCK).zip(0..).for_each(|(block, number)| volume.set(number, block));
-    let blocks = bytes.len() as u64 / BLOCK_SIZE_BYTES;
-    let now = jiff::Timestamp::now();
-    let spec = BackupSpec {
-        cluster: uuid::Uuid::from_u128(1),
-        volume: VolumeId::from_u64(1),
-        snapshot: SnapshotId::from_u64(1),
-        description: SnapshotDescription {
-            volume_name: "vol".into(),
-            created: now,
-            trigger: "Manual".into(),
-            ..SnapshotDescription::default()
-        },
-        size_bytes: bytes.len() as u64,
-        started: now,
-        data: BlockSet::from_iter([Extent::new(BlockIndex(0), blocks)]),
-        zero: BlockSet::new(),
-        base: None,
-        delta_salt: new_delta_salt().unwrap(),
-    };
-    let progress = Arc::new(Progress::new(Arc::new(Requests::default())));
-    let (journal, options, cancel) =
-        (Arc::new(MemoryJournal::default()), BackupOptions::default(), CancelToken::new());
-    let made = backup(&repo, Arc::new(spec), Arc::new(volume), journal, &options, progress, &cancel);
-    let manifest = made.await.unwrap();
+    let size_bytes = bytes.len() as u64;
+    let data = BlockSet::from_iter([Extent::new(BlockIndex(0), size_bytes / BLOCK_SIZE_BYTES)]);
+    let spec = spec(1, size_bytes, data, BlockSet::new(), None);
+    let manifest = back_up(&repo, spec, Arc::new(volume)).await.unwrap();
     let dir = dir.map(Path::to_owned);
     let cache = SnapshotCache::open(CacheOptions { dir, memory_bytes, ..CacheOptions::default() }).unwrap();
     cache.snapshot(&repo, &manifest).await.unwrap()

@@ -135,7 +135,7 @@ def main():
     target = bench.build_blockd().parent
     bench.build("-p", "blockd-benches", "--bin", "delay_proxy")
     if not given.without_tebibyte:
-        bench.build("-p", "blockd-cloud", "--example", "tebibyte")
+        bench.build("-p", "blockd-testkit", "--example", "tebibyte")
     weed = places.find_weed(given.weed)
     if not weed:
         sys.exit("bench: SeaweedFS is missing: tools/test installs it, or name it with --weed")

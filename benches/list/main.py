@@ -78,7 +78,7 @@ def measure(given, dir, wanted):
 def main():
     given = arguments()
     bench.build_blockd()
-    bench.build("-p", "blockd-cloud", "--example", "many_snapshots")
+    bench.build("-p", "blockd-testkit", "--example", "many_snapshots")
     wanted = given.volumes * given.each
     with bench.directory(given.dir) as dir:
         found = measure(given, dir, wanted)

@@ -6,10 +6,8 @@ use crate::harness::{
     seaweed::Seaweed,
     servers::{self, Server},
 };
-use blockd_store::{
-    HttpOptions, RetryPolicy, open, task_store,
-    testing::{Has, object_store_suite},
-};
+use blockd_store::{HttpOptions, RetryPolicy, open, task_store};
+use blockd_testkit::store::{Has, object_store_suite};
 use serde_json::{Value, json};
 
 const PASSPHRASE: &str = "planted-passphrase-0c77";

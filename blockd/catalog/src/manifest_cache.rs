@@ -252,10 +252,9 @@ impl ManifestCache for DbManifestCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_cloud::{
-        DataKey, EncryptionMode, KnownKeys, NoCache, Repository, testing::put_many_snapshots,
-    };
-    use blockd_store::testing::MemoryStore;
+    use blockd_cloud::{NoCache, OpenOptions, Repository};
+    use blockd_testkit::cloud::put_many_snapshots;
+    use blockd_testkit::store::MemoryStore;
     use std::cell::Cell;
 
     const MANIFESTS: u64 = 2 * AT_ONCE as u64 + 3;
@@ -280,10 +279,8 @@ mod tests {
 
     #[tokio::test]
     async fn thousands_are_read_and_written_beside_the_runtime_in_pieces() {
-        let key = DataKey::fixed(Uuid::from_u128(1), EncryptionMode::Aes256GcmSiv, [7; 32]);
-        let repository =
-            Repository::from_saved_keys(Arc::new(MemoryStore::default()), vec![key], &KnownKeys::default())
-                .unwrap();
+        let store = Arc::new(MemoryStore::default());
+        let repository = Repository::open(store, None, &OpenOptions::default()).await.unwrap();
         put_many_snapshots(&repository, 1, MANIFESTS).await.unwrap();
         let listed = repository.list_manifests(&Default::default(), &NoCache).await.unwrap();
         let known: Vec<(ObjectInfo, Manifest)> = listed

@@ -103,13 +103,11 @@ fn read(clock: ClockId) -> Duration {
     Duration::try_from(clock_gettime(clock)).unwrap_or_default()
 }
 
-#[cfg(all(test, feature = "testing"))]
+#[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_store::{
-        ListPage, Middleware, Request, Response, StoreFuture,
-        testing::{Fault, FaultStore, MemoryStore},
-    };
+    use blockd_store::{ListPage, Middleware, Request, Response, StoreFuture};
+    use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
     use std::sync::{
         Arc,
         atomic::{AtomicU32, Ordering::Relaxed},

@@ -49,7 +49,7 @@ impl DataKey {
     }
 
     /// A key whose bytes are known, for tests.
-    #[cfg(any(test, feature = "testing"))]
+    #[cfg(test)]
     pub fn fixed(key_id: Uuid, mode: EncryptionMode, secret: [u8; 32]) -> Self {
         Self { key_id, mode, secret: Zeroizing::new(secret) }
     }
@@ -124,7 +124,7 @@ impl Default for KdfParams {
 
 impl KdfParams {
     /// The least that Argon2 takes: for tests only, it protects nothing.
-    #[cfg(any(test, feature = "testing"))]
+    #[cfg(test)]
     pub const fn fast_for_tests() -> Self {
         Self { m_kib: 8, t: 1, p: 1 }
     }

@@ -36,8 +36,6 @@ mod rotate;
 mod seal;
 mod slot_limits;
 mod slots;
-#[cfg(any(test, feature = "testing"))]
-pub mod testing;
 mod unlock;
 mod verify;
 mod write_key;

@@ -3,15 +3,12 @@
 
 mod common;
 
-use blockd_cloud::{
-    CacheOptions, CloudError, Manifest, Repository, SnapshotCache, SnapshotReader, testing::MemoryVolume,
-};
+use blockd_cloud::{CacheOptions, CloudError, Manifest, Repository, SnapshotCache, SnapshotReader};
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent};
-use blockd_store::{
-    StoreErrorKind,
-    testing::{Fault, FaultStore, MemoryStore},
-};
-use common::{BLOCK, Noise, open, run, set, spec};
+use blockd_store::StoreErrorKind;
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
+use common::{BLOCK, Noise, open, run, set};
 use std::{
     collections::BTreeMap,
     path::Path,

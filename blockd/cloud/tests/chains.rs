@@ -5,14 +5,13 @@ mod common;
 
 use blockd_cloud::{
     BackupSpec, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache, SnapshotReader,
-    UnreadableSiblings, changed_blocks, delete_snapshot, testing::MemoryVolume,
+    UnreadableSiblings, changed_blocks, delete_snapshot,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent, SnapshotId};
-use blockd_store::{
-    BlobStore, LocalStore,
-    testing::{Fault, FaultStore, MemoryStore},
-};
-use common::{BLOCK, Noise, fixed, restored, run, run_with, set, spec, with_slot};
+use blockd_store::{BlobStore, LocalStore};
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
+use common::{BLOCK, Noise, fixed, restored, run, run_with, set, with_slot};
 use proptest::prelude::*;
 use std::sync::Arc;
 

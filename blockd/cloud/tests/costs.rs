@@ -3,10 +3,11 @@
 
 mod common;
 
-use blockd_cloud::{EncryptionMode, Manifest, testing::MemoryVolume};
+use blockd_cloud::{EncryptionMode, Manifest};
 use blockd_extent::{BlockIndex, BlockSet, Extent};
-use blockd_store::testing::MemoryStore;
-use common::{BLOCK, Noise, fixed, restored_with, run, set, spec};
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::MemoryStore;
+use common::{BLOCK, Noise, fixed, restored_with, run, set};
 use std::sync::Arc;
 
 const TIB: u64 = 1 << 40;

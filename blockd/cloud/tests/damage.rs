@@ -5,12 +5,13 @@ mod common;
 
 use blockd_cloud::{
     CloudError, CloudSnapshotId, EncryptionMode, ManifestFilter, ManifestKey, NoCache, Repository,
-    UnreadableSiblings, delete_snapshot, testing::MemoryVolume,
+    UnreadableSiblings, delete_snapshot,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
-use blockd_store::testing::MemoryStore;
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::MemoryStore;
 use bytes::Bytes;
-use common::{BLOCK, Noise, fixed, open, restored, run, set, spec};
+use common::{BLOCK, Noise, fixed, open, restored, run, set};
 use std::{collections::BTreeMap, sync::Arc};
 
 type Content = BTreeMap<u64, Box<[u8]>>;

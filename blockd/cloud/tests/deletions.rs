@@ -5,13 +5,14 @@ mod common;
 
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestKey, MemoryJournal,
-    NoCache, Repository, UnreadableSiblings, delete_with_manifest, testing::MemoryVolume,
+    NoCache, Repository, UnreadableSiblings, delete_with_manifest,
 };
 use blockd_store::{
     BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, Response, StoreFuture,
-    testing::{Fault, FaultStore, MemoryStore},
 };
-use common::{BLOCK, restored, run, run_with, set, spec, with_slot};
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
+use common::{BLOCK, restored, run, run_with, set, with_slot};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, future::Future, sync::Arc};

@@ -6,7 +6,7 @@ mod common;
 use blockd_cloud::{
     CancelToken, EncryptionMode, ManifestFilter, NoCache, Progress, VerifyDepth, VerifyOptions, verify,
 };
-use blockd_store::testing::MemoryStore;
+use blockd_testkit::store::MemoryStore;
 use common::{open, requests};
 use std::{fs, path::Path, sync::Arc};
 

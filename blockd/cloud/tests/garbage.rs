@@ -6,15 +6,15 @@ mod common;
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CancelToken, CloudError, EncryptionMode, GarbageOptions, GarbageReport,
     MAX_CLOCK_SKEW_S, ManifestKey, MemoryJournal, NoCache, Repository, collect_garbage, remove_leftovers_of,
-    testing::MemoryVolume,
 };
 use blockd_extent::SnapshotId;
 use blockd_store::{
     BlobStore, LIST_MAX_OBJECTS, ListPage, Middleware, ObjectInfo, Operation, Request, Response,
     StoreErrorKind, StoreFuture,
-    testing::{Fault, FaultStore, MemoryStore},
 };
-use common::{BLOCK, restored, run, run_with, set, spec, with_slot};
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
+use common::{BLOCK, restored, run, run_with, set, with_slot};
 use jiff::{SignedDuration, Timestamp};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 

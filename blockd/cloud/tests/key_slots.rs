@@ -5,14 +5,13 @@
 mod common;
 
 use blockd_cloud::{
-    CancelToken, CloudError, CloudSnapshotId, KdfParams, KnownKeys, NoCache, Progress, Rekey, Repository,
-    SlotFinding, SlotRepair, VerifyDepth, VerifyOptions, VerifyReport, rekey, testing::MemoryVolume, verify,
+    CancelToken, CloudError, CloudSnapshotId, KnownKeys, NoCache, Progress, Rekey, Repository, SlotFinding,
+    SlotRepair, VerifyDepth, VerifyOptions, VerifyReport, rekey, verify,
 };
-use blockd_store::{
-    BlobStore,
-    testing::{Fault, FaultStore, MemoryStore},
-};
-use common::{BLOCK, open, requests, run, set, spec};
+use blockd_store::BlobStore;
+use blockd_testkit::cloud::{FAST_KDF, MemoryVolume, spec};
+use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
+use common::{BLOCK, open, requests, run, set};
 use std::{collections::BTreeMap, sync::Arc};
 use zeroize::Zeroizing;
 
@@ -81,7 +80,7 @@ fn request(old: &str, new: Option<&str>, known: KnownKeys) -> Rekey {
         new_passphrase: new.map(|text| Zeroizing::new(text.to_owned())),
         new_data_key: false,
         accept_key: None,
-        kdf: KdfParams::fast_for_tests(),
+        kdf: FAST_KDF,
         known,
     }
 }

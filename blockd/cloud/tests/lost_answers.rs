@@ -5,8 +5,8 @@ mod common;
 
 use blockd_store::{
     BlobStore, Middleware, PutMode, Request, Response, StoreError, StoreErrorKind, StoreFuture, probe,
-    testing::MemoryStore,
 };
+use blockd_testkit::store::MemoryStore;
 use bytes::Bytes;
 use common::open;
 use std::sync::{

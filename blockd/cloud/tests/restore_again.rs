@@ -5,11 +5,11 @@ mod common;
 
 use blockd_cloud::{
     BlockWriter, CancelToken, EncryptionMode, Progress, RestoreOptions, RestoreRequest, restore_damaged,
-    testing::MemoryVolume,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
-use blockd_store::testing::{Fault, FaultStore, MemoryStore};
-use common::{BLOCK, fixed, requests, run, set, spec};
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
+use common::{BLOCK, fixed, requests, run, set};
 use parking_lot::Mutex;
 use std::{io, sync::Arc};
 

@@ -4,15 +4,12 @@
 
 mod common;
 
-use blockd_cloud::{
-    CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, Repository, testing::MemoryVolume,
-};
+use blockd_cloud::{CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, Repository};
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent};
-use blockd_store::{
-    BlobStore, LocalStore, StoreErrorKind,
-    testing::{Fault, FaultStore, MemoryStore},
-};
-use common::{BLOCK, fixed, restored, run, run_with, set, spec};
+use blockd_store::{BlobStore, LocalStore, StoreErrorKind};
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
+use common::{BLOCK, fixed, restored, run, run_with, set};
 use std::{io, path::Path, sync::Arc};
 
 const SIZE: u64 = 200_000 * BLOCK as u64;

@@ -3,12 +3,11 @@
 
 mod common;
 
-use blockd_cloud::{CloudError, KdfParams, KnownKeys, Rekey, Rekeyed, rekey, testing::MemoryVolume};
-use blockd_store::{
-    BlobStore,
-    testing::{Fault, FaultStore, MemoryStore},
-};
-use common::{BLOCK, open, restored, run, set, spec};
+use blockd_cloud::{CloudError, KnownKeys, Rekey, Rekeyed, rekey};
+use blockd_store::BlobStore;
+use blockd_testkit::cloud::{FAST_KDF, MemoryVolume, spec};
+use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
+use common::{BLOCK, open, restored, run, set};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 
@@ -20,7 +19,7 @@ fn request(old: &str, new: Option<&str>, new_data_key: bool) -> Rekey {
         new_passphrase: new.map(|text| Zeroizing::new(text.to_owned())),
         new_data_key,
         accept_key: None,
-        kdf: KdfParams::fast_for_tests(),
+        kdf: FAST_KDF,
         known: KnownKeys::default(),
     }
 }

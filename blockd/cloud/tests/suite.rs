@@ -1,17 +1,13 @@
-//! The suites over every store that needs nothing to be installed, and over an S3 server if there is one.
+//! The suite of repositories over stores that need nothing installed, and over an S3 server if there is one.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
-use blockd_cloud::testing::repository_suite;
-use blockd_store::{
-    Bandwidth, BlobStore, HttpOptions, LimitStore, LocalStore, MeterStore, Requests, RetryPolicy, probe,
-    task_store,
-    testing::{Fault, FaultStore, Has, MemoryStore, object_store_suite, store_suite},
-};
+use blockd_store::{HttpOptions, LocalStore, RetryPolicy, probe, task_store};
+use blockd_testkit::cloud::repository_suite;
+use blockd_testkit::store::{Fault, FaultStore, Has, MemoryStore, object_store_suite, store_suite};
 use std::sync::Arc;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn memory_store() {
-    store_suite(&MemoryStore::default()).await;
     repository_suite(Arc::new(MemoryStore::default()), Some("correct horse")).await;
     repository_suite(Arc::new(MemoryStore::default()), None).await;
 }
@@ -43,48 +39,6 @@ async fn flaky_store_behind_retries_passes_the_suite() {
     assert!(requests.snapshot().total() > 100);
 }
 
-const ALL: Has = Has { create_if_absent: true, parts: true };
-const REPLACES: Has = Has { create_if_absent: false, parts: true };
-
-fn patient() -> RetryPolicy {
-    RetryPolicy { attempts: 4, base_ms: 0, max_ms: 0, request_timeout_ms: 60_000 }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn object_store_on_memory() {
-    object_store_suite(Arc::new(MemoryStore::default()), ALL).await;
-    object_store_suite(Arc::new(MemoryStore::ignoring_conditions()), REPLACES).await;
-    object_store_suite(Arc::new(MemoryStore::refusing_conditions()), REPLACES).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn object_store_on_a_directory_and_on_a_task_s_stack_over_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let local: Arc<dyn BlobStore> = Arc::new(LocalStore::open(dir.path()).unwrap());
-    object_store_suite(local.clone(), ALL).await;
-    let (counted, requests) = task_store(local, patient());
-    let limited = Arc::new(LimitStore::new(counted, Arc::new(Bandwidth::new(Some(1 << 30), Some(1 << 30)))));
-    object_store_suite(limited, ALL).await;
-    let requests = requests.snapshot();
-    assert!(requests.put > 40 && requests.get > 40 && requests.multipart > 10, "{requests:?}");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn object_store_on_each_wrapper_by_itself() {
-    let memory = || Arc::new(MemoryStore::default());
-    object_store_suite(Arc::new(MeterStore::new(memory(), Arc::<Requests>::default())), ALL).await;
-    object_store_suite(Arc::new(LimitStore::new(memory(), Arc::new(Bandwidth::new(None, None)))), ALL).await;
-    // Retries over a flaky store, except where a lost answer cannot be distinguished from another writer's
-    // success.
-    let faults = Arc::new(FaultStore::new(memory()));
-    for operation in (2..5_000).step_by(7) {
-        let kinds = [Fault::BeforeApply, Fault::ShortBody];
-        faults.fail_at(operation, kinds[(operation / 7) as usize % 2]);
-    }
-    let (store, _) = task_store(faults, patient());
-    object_store_suite(store, ALL).await;
-}
-
 /// Runs where `BLOCKD_TEST_S3_ENDPOINT`, `_BUCKET`, `_ACCESS_KEY` and `_SECRET_KEY` say where; the bucket
 /// must hold nothing below `blockd/`, `suite/` and `integration/`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -108,8 +62,8 @@ async fn s3_server() {
     store_suite(store.as_ref()).await;
     let capabilities = probe(store.as_ref()).await.unwrap();
     eprintln!("{capabilities:?}");
-    object_store_suite(store.clone(), Has { create_if_absent: capabilities.conditional_put, parts: true })
-        .await;
+    let has = Has { create_if_absent: capabilities.conditional_put, parts: true };
+    object_store_suite(store.clone(), has).await;
     repository_suite(store.clone(), Some("correct horse")).await;
     for object in store.list("blockd/").await.unwrap() {
         store.delete(&object.key).await.unwrap();

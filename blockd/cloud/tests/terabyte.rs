@@ -3,9 +3,11 @@
 
 mod common;
 
-use blockd_cloud::{CacheOptions, EncryptionMode, SnapshotCache, SnapshotReader, testing::Tebibyte};
+use blockd_cloud::{CacheOptions, EncryptionMode, SnapshotCache, SnapshotReader};
 use blockd_extent::{BlockIndex, BlockSource, Extent};
-use blockd_store::{BlobStore, Middleware, Operation, Request, Response, StoreFuture, testing::MemoryStore};
+use blockd_store::{BlobStore, Middleware, Operation, Request, Response, StoreFuture};
+use blockd_testkit::cloud::Tebibyte;
+use blockd_testkit::store::MemoryStore;
 use common::{BLOCK, fixed};
 use std::{
     sync::{

@@ -5,11 +5,13 @@ mod common;
 
 use blockd_cloud::{
     BackupOptions, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestFilter,
-    MemoryJournal, NoCache, Progress, Repository, backup, testing::MemoryVolume,
+    MemoryJournal, NoCache, Progress, Repository, backup,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
-use blockd_store::{BlobStore, Requests, testing::MemoryStore};
-use common::{BLOCK, fixed, restored, spec};
+use blockd_store::{BlobStore, Requests};
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::MemoryStore;
+use common::{BLOCK, fixed, restored};
 use std::sync::Arc;
 
 const SIZE: u64 = 40_000 * BLOCK as u64;

@@ -7,11 +7,12 @@ mod common;
 use blockd_cloud::{
     BlockCheck, CancelToken, CloudSnapshotId, EncryptionMode, Manifest, ManifestKey, NoCache, Progress,
     Repository, RestoreOptions, RestoreRequest, VerifyDepth, VerifyOptions, VerifyReport, restore_damaged,
-    testing::MemoryVolume, verify,
+    verify,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
-use blockd_store::testing::MemoryStore;
-use common::{BLOCK, Noise, requests, run, set, spec, with_slot};
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::MemoryStore;
+use common::{BLOCK, Noise, requests, run, set, with_slot};
 use std::{collections::BTreeMap, io, sync::Arc};
 
 const SIZE: u64 = 100_000 * BLOCK as u64;

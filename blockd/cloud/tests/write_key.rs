@@ -3,13 +3,10 @@
 
 mod common;
 
-use blockd_cloud::{
-    CloudError, CloudSnapshotId, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest, Rekey, Repository,
-    rekey,
-    testing::{MemoryVolume, key_slot_made_at},
-};
-use blockd_store::testing::MemoryStore;
-use common::{BLOCK, open, restored, run, set, spec};
+use blockd_cloud::{CloudError, CloudSnapshotId, KnownKeys, Manifest, Rekey, Repository, rekey};
+use blockd_testkit::cloud::{FAST_KDF, MemoryVolume, spec};
+use blockd_testkit::store::MemoryStore;
+use common::{BLOCK, open, put_slot, restored, run, set};
 use std::sync::Arc;
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -19,7 +16,7 @@ const PASSPHRASE: &str = "correct horse";
 
 fn request(known: KnownKeys) -> Rekey {
     let passphrase = Zeroizing::new(PASSPHRASE.to_owned());
-    Rekey { passphrase, kdf: KdfParams::fast_for_tests(), known, ..Rekey::default() }
+    Rekey { passphrase, kdf: FAST_KDF, known, ..Rekey::default() }
 }
 
 async fn new_data_key(store: &Arc<MemoryStore>, known: KnownKeys) -> Repository {
@@ -110,17 +107,11 @@ async fn foreign_slot_does_not_become_the_write_key() {
     let known = repo.known_keys();
     // Of other repositories with the same passphrase: one that is older than the keys of this one only adds a
     // key to read with.
-    let slot = |id: u128, created_unix_s| {
-        let key = DataKey::fixed(Uuid::from_u128(id), EncryptionMode::Aes256GcmSiv, [7; 32]);
-        let (objects, slot) = key_slot_made_at(&key, PASSPHRASE, created_unix_s).unwrap();
-        objects.iter().for_each(|object| store.insert(object, slot.clone()));
-        key.key_id()
-    };
-    slot(1, 1);
+    put_slot(&store, "older");
     let again = reopened(&store, &known).await;
     assert_eq!((first_key(&again), again.keys().len()), (first_key(&repo), 3));
     again.check_writable().unwrap();
-    let planted = slot(2, 1 << 40);
+    let planted = put_slot(&store, "newer");
     let again = reopened(&store, &known).await;
     assert_eq!(first_key(&again), first_key(&repo));
     let error = refused(&again, &store).await;

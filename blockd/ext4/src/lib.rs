@@ -40,8 +40,6 @@ mod map;
 mod metadata;
 mod resolve;
 mod superblock;
-#[cfg(feature = "testing")]
-pub mod testing;
 mod xattr;
 
 pub use dir::DirEntry;

@@ -3,11 +3,9 @@
 
 mod common;
 
-use blockd_ext4::{
-    Filesystem, ReadAt,
-    testing::{Bytes, explore},
-};
-use common::{debugfs, make, noise};
+use blockd_ext4::{Filesystem, ReadAt};
+use blockd_testkit::ext4::explore;
+use common::{Bytes, debugfs, make, noise};
 use std::{
     fs::{self, File},
     io,

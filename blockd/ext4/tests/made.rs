@@ -4,10 +4,8 @@
 
 mod common;
 
-use blockd_ext4::{
-    Device, ExtError, FileKind, Filesystem, InodeNumber, JournalState, Place, Timestamp, testing::Bytes,
-};
-use common::{Compare, ImageFile, compare, debugfs, make, noise, open};
+use blockd_ext4::{Device, ExtError, FileKind, Filesystem, InodeNumber, JournalState, Place, Timestamp};
+use common::{Bytes, Compare, ImageFile, compare, debugfs, make, noise, open};
 use std::{
     fs::{self, File},
     os::unix::{ffi::OsStrExt, fs::FileExt},

@@ -28,8 +28,6 @@ mod names;
 mod nodes;
 mod open_file;
 mod pool;
-#[cfg(test)]
-mod testing;
 mod tree;
 mod user_mount;
 

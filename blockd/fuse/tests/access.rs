@@ -3,6 +3,7 @@
 
 use blockd_extent::BlockSource;
 use blockd_fuse::{Catalog, MountOptions, Mounted, SnapshotEntry, SnapshotKey, mount};
+use blockd_testkit::Image;
 use std::{
     fs, io,
     os::unix::fs::{MetadataExt, PermissionsExt},
@@ -12,26 +13,12 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-struct Bytes(Vec<u8>);
-
-impl BlockSource for Bytes {
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
-        let from = offset_bytes as usize;
-        buf.copy_from_slice(self.0.get(from..from + buf.len()).ok_or(io::ErrorKind::InvalidInput)?);
-        Ok(())
-    }
-}
-
 /// Images, each the only snapshot of a volume of its name.
-struct Images(Vec<(&'static str, Arc<Bytes>)>);
+struct Images(Vec<(&'static str, Arc<Image>)>);
 
 impl Catalog for Images {
     fn snapshots(&self) -> Arc<Vec<SnapshotEntry>> {
-        let entry = |(name, image): &(&str, Arc<Bytes>)| SnapshotEntry {
+        let entry = |(name, image): &(&str, Arc<Image>)| SnapshotEntry {
             key: SnapshotKey((*name).into()),
             volume: (*name).into(),
             id: "1".into(),
@@ -141,9 +128,9 @@ impl World {
         };
         let (open, closed) = (make("open image", 0o755), make("closed image", 0o700));
         let images = Images(vec![
-            ("disk", Arc::new(Bytes(on_a_disk(&closed)))),
-            ("open", Arc::new(Bytes(open))),
-            ("closed", Arc::new(Bytes(closed))),
+            ("disk", Arc::new(Image(on_a_disk(&closed)))),
+            ("open", Arc::new(Image(open))),
+            ("closed", Arc::new(Image(closed))),
         ]);
         let options = MountOptions { allow_other, ..MountOptions::default() };
         let mounted = mount(Arc::new(images), &dir.path().join("mnt"), options).unwrap();

@@ -3,6 +3,7 @@
 
 use blockd_extent::BlockSource;
 use blockd_fuse::inside::{FileKind, FileTree, FileXattr, ImageFiles};
+use blockd_testkit::Image;
 use std::{
     fs, io,
     path::Path,
@@ -15,11 +16,9 @@ use std::{
     time::Duration,
 };
 
-struct Bytes(Vec<u8>);
-
 /// Fake catalog with a switchable outage.
 struct Away {
-    image: Bytes,
+    image: Image,
     away: AtomicBool,
     asked: AtomicU64,
 }
@@ -38,22 +37,10 @@ impl BlockSource for Away {
     }
 }
 
-impl BlockSource for Bytes {
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
-        let from = offset_bytes as usize;
-        buf.copy_from_slice(self.0.get(from..from + buf.len()).ok_or(io::ErrorKind::InvalidInput)?);
-        Ok(())
-    }
-}
-
 /// Notes where it is read, and does not answer the read at one place before the test comes to the barrier a
 /// second time.
 struct Gated {
-    image: Bytes,
+    image: Image,
     noted: Mutex<Vec<u64>>,
     held: Option<u64>,
     gate: Barrier,
@@ -61,7 +48,7 @@ struct Gated {
 
 impl Gated {
     fn new(bytes: Vec<u8>, held: Option<u64>) -> Self {
-        Self { image: Bytes(bytes), noted: Mutex::default(), held, gate: Barrier::new(2) }
+        Self { image: Image(bytes), noted: Mutex::default(), held, gate: Barrier::new(2) }
     }
 }
 
@@ -113,7 +100,7 @@ fn make(kind: &str) -> Vec<u8> {
 }
 
 fn open(bytes: Vec<u8>) -> ImageFiles {
-    ImageFiles::open(Arc::new(Bytes(bytes))).unwrap()
+    ImageFiles::open(Arc::new(Image(bytes))).unwrap()
 }
 
 fn check(files: &dyn FileTree, root: &str) {
@@ -250,7 +237,7 @@ fn filesystem_claiming_huge_size_takes_no_memory() {
 #[test]
 fn store_outage_is_not_damage_and_not_cached() {
     let away = AtomicBool::new(true);
-    let image = Arc::new(Away { image: Bytes(make("ext4")), away, asked: AtomicU64::new(0) });
+    let image = Arc::new(Away { image: Image(make("ext4")), away, asked: AtomicU64::new(0) });
     let open = || ImageFiles::open(image.clone());
     assert_eq!(open().err().unwrap().kind(), io::ErrorKind::TimedOut);
     image.away.store(false, Relaxed);

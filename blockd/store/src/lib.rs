@@ -9,8 +9,6 @@
 mod backends;
 mod middleware;
 mod probe;
-#[cfg(any(test, feature = "testing"))]
-pub mod testing;
 mod work;
 
 pub use backends::{ALIGNMENT_BYTES, BucketStore, HttpOptions, LocalStore, SwiftStore, open};

@@ -1,4 +1,4 @@
 //! Manifests, indexes, frames and key slots.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_cloud::testing::fuzz_objects(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_testkit::cloud::fuzz::objects(data));

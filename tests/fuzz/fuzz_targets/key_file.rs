@@ -1,4 +1,4 @@
 //! Key slots.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_cloud::testing::fuzz_key_slots(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_testkit::cloud::fuzz::key_slots(data));

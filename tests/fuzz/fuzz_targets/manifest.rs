@@ -1,4 +1,4 @@
 //! Manifests.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_cloud::testing::fuzz_manifests(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_testkit::cloud::fuzz::manifests(data));

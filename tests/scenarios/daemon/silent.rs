@@ -7,7 +7,7 @@ use blockd_api::{
     tasks::TaskLimits,
 };
 use blockd_cloud::ManifestKey;
-use blockd_store::testing::{Fault, FaultStore};
+use blockd_testkit::store::{Fault, FaultStore};
 use std::time::Duration;
 
 /// A host that does not wait long, with a backup in a store that can be made silent.

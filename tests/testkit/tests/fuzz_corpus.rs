@@ -1,10 +1,41 @@
 //! Replay of the fuzz corpus (`tests/fuzz/corpus`).
 
-use blockd_testkit::replay;
+use blockd_testkit::{cloud::fuzz, ext4, replay};
+use std::cell::Cell;
 
 #[test]
 fn block_set() {
     replay("block_set", blockd_testkit::block_set);
+}
+
+#[test]
+fn cloud() {
+    replay("cloud", fuzz::objects);
+}
+
+#[test]
+fn ext() {
+    let seen = Cell::new(0);
+    replay("ext", |data| seen.set(seen.get() + ext4::fuzz(data)));
+    assert!(seen.get() > 20, "the inputs show {} files", seen.get());
+    for data in [&b""[..], b"\x01", b"\xff\xff", b"\x01\0\xff\xff\xff\xff\x01", b"\x01\0\0\0\xff\xff\x01"] {
+        ext4::fuzz(data);
+    }
+}
+
+#[test]
+fn frame_table() {
+    replay("frame_table", fuzz::frame_tables);
+}
+
+#[test]
+fn key_file() {
+    replay("key_file", fuzz::key_slots);
+}
+
+#[test]
+fn manifest() {
+    replay("manifest", fuzz::manifests);
 }
 
 #[test]

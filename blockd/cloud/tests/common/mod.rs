@@ -3,75 +3,54 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use blockd_cloud::{
-    BackupJournal, BackupOptions, BackupSpec, CancelToken, CloudError, DataKey, EncryptionMode, KdfParams,
-    KnownKeys, Manifest, MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions,
-    SnapshotDescription, backup, restore,
-    testing::{MemoryVolume, key_slot},
+    BackupJournal, BackupOptions, BackupSpec, CancelToken, CloudError, EncryptionMode, KnownKeys, Manifest,
+    MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions, backup, restore,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
-use blockd_store::{BlobStore, RequestCounts, Requests, RetryPolicy, task_store, testing::MemoryStore};
-use jiff::Timestamp;
-use std::{collections::BTreeMap, sync::Arc};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
+use blockd_store::{BlobStore, RequestCounts, Requests, RetryPolicy, task_store};
+use blockd_testkit::{
+    cloud::{FAST_KDF, MemoryVolume, data_key},
+    store::MemoryStore,
+};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 use uuid::Uuid;
 
 pub const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 pub const CLUSTER: Uuid = Uuid::from_u128(0x3a1a_b4d5_9bc2_4c70_9b4e_0a2b_2d3d_8f10);
 
 pub fn options() -> OpenOptions {
-    OpenOptions { kdf: KdfParams::fast_for_tests() }
+    OpenOptions { kdf: FAST_KDF }
 }
 
 pub async fn open(store: Arc<dyn BlobStore>, passphrase: Option<&str>) -> Result<Repository, CloudError> {
     Repository::open(store, passphrase, &options()).await
 }
 
-fn fixed_key(mode: EncryptionMode) -> DataKey {
-    DataKey::fixed(Uuid::from_u128(0x4b4b), mode, [0x42; 32])
-}
-
 /// A repository without key slots: nothing can be deleted from it.
 pub fn fixed(store: Arc<dyn BlobStore>, mode: EncryptionMode) -> Repository {
-    let key = fixed_key(mode);
+    let key = data_key(0x4b4b, mode, [0x42; 32]);
     Repository::from_saved_keys(store, vec![key], &KnownKeys::default()).unwrap()
 }
 
 /// The same with both copies of its key slot.
 pub fn with_slot(store: &Arc<MemoryStore>, mode: EncryptionMode) -> Repository {
-    let (objects, slot) = key_slot(&fixed_key(mode)).unwrap();
-    objects.iter().for_each(|object| store.insert(object, slot.clone()));
+    put_slot(store, mode.name());
     fixed(store.clone(), mode)
+}
+
+/// Puts both copies of a key slot of `golden/slots`; returns the id of its key.
+pub fn put_slot(store: &MemoryStore, name: &str) -> Uuid {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/slots").join(name);
+    let slot = std::fs::read(path).unwrap();
+    let key_id = Uuid::from_slice(&slot[12..28]).unwrap();
+    for prefix in ["blockd/keys/", "blockd/keys-copy/"] {
+        store.insert(&format!("{prefix}{key_id}"), slot.clone());
+    }
+    key_id
 }
 
 pub fn set(blocks: impl IntoIterator<Item = u64>) -> BlockSet {
     blocks.into_iter().map(|block| Extent::new(BlockIndex(block), 1)).collect()
-}
-
-pub fn spec(
-    snapshot: u64,
-    size_bytes: u64,
-    data: BlockSet,
-    zero: BlockSet,
-    base: Option<&Manifest>,
-) -> BackupSpec {
-    BackupSpec {
-        cluster: CLUSTER,
-        volume: VolumeId::from_u64(590_114_184_663_672_482),
-        snapshot: SnapshotId::from_u64(snapshot),
-        description: SnapshotDescription {
-            volume_name: "db".into(),
-            snapshot_name: "nightly".into(),
-            labels: BTreeMap::from([("tier".into(), "gold".into())]),
-            trigger: "Manual".into(),
-            freeze_stall_micros: 17,
-            ..SnapshotDescription::default()
-        },
-        size_bytes,
-        started: Timestamp::now(),
-        data,
-        zero,
-        base: base.cloned(),
-        delta_salt: [snapshot as u8; 32],
-    }
 }
 
 pub struct Run {

@@ -2,16 +2,18 @@
 
 use crate::{
     Content, DAY_S, Planted, SIZE,
-    common::{BLOCK, Noise, fixed, set, spec},
+    common::{BLOCK, Noise, fixed, set},
     net::{Deletion, Net, Pace},
 };
 use blockd_cloud::{
     BackupOptions, BackupSpec, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, GarbageOptions,
     Manifest, ManifestFilter, ManifestKey, MemoryJournal, NoCache, Progress, Repository, UnreadableSiblings,
-    backup, collect_garbage, delete_with_manifest, testing::MemoryVolume,
+    backup, collect_garbage, delete_with_manifest,
 };
 use blockd_extent::{BlockSet, SnapshotId};
-use blockd_store::{Requests, RetryPolicy, task_store, testing::MemoryStore};
+use blockd_store::{Requests, RetryPolicy, task_store};
+use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::store::MemoryStore;
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use std::{

@@ -14,7 +14,7 @@ use blockd_cloud::{
     CancelToken, CloudSnapshotId, EncryptionMode, ManifestFilter, NoCache, Progress, VerifyDepth,
     VerifyOptions, verify,
 };
-use blockd_store::testing::MemoryStore;
+use blockd_testkit::store::MemoryStore;
 use common::{BLOCK, Noise, fixed, requests, restored, with_slot};
 use daemon::{Daemon, Expected};
 use futures::future::join_all;

@@ -4,8 +4,9 @@ use crate::{Planted, common::Noise};
 use blockd_cloud::CancelToken;
 use blockd_store::{
     BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, RequestKind, Response,
-    StoreError, StoreErrorKind, StoreFuture, testing::MemoryStore,
+    StoreError, StoreErrorKind, StoreFuture,
 };
+use blockd_testkit::store::MemoryStore;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{

@@ -79,10 +79,8 @@ impl Meters {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_store::{
-        MeterStore,
-        testing::{Has, MemoryStore, object_store_suite},
-    };
+    use blockd_store::MeterStore;
+    use blockd_testkit::store::{Has, MemoryStore, object_store_suite};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn metered_store_passes_the_store_suite() {

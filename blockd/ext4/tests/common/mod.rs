@@ -44,6 +44,21 @@ impl ReadAt for ImageFile {
     }
 }
 
+/// An image in memory.
+pub struct Bytes(pub Vec<u8>);
+
+impl ReadAt for Bytes {
+    fn size_bytes(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        let from = usize::try_from(offset_bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+        buf.copy_from_slice(self.0.get(from..from + buf.len()).ok_or(io::ErrorKind::InvalidInput)?);
+        Ok(())
+    }
+}
+
 pub fn open(path: &Path) -> Filesystem {
     Filesystem::open(Arc::new(ImageFile::open(path))).unwrap()
 }

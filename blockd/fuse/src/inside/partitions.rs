@@ -149,7 +149,7 @@ fn mbr_partitions<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::MemoryImage;
+    use blockd_testkit::Image;
     use proptest::prelude::*;
 
     fn entry(kind: u8, start: u32, sectors: u32) -> [u8; 16] {
@@ -169,7 +169,7 @@ mod tests {
     }
 
     fn found(image: &[u8]) -> Vec<(u32, u64, u64)> {
-        let parts = partitions(&MemoryImage::new(image.to_vec())).unwrap();
+        let parts = partitions(&Image(image.to_vec())).unwrap();
         parts.iter().map(|part| (part.number, part.offset_bytes / 512, part.len_bytes / 512)).collect()
     }
 
@@ -237,7 +237,7 @@ mod tests {
             for (at, byte) in flips {
                 image[at] = byte;
             }
-            for part in partitions(&MemoryImage::new(image.clone())).unwrap() {
+            for part in partitions(&Image(image.clone())).unwrap() {
                 prop_assert!(part.offset_bytes + part.len_bytes <= image.len() as u64);
             }
         }

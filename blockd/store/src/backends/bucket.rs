@@ -316,11 +316,8 @@ impl BlobStore for BucketStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        HttpOptions,
-        backends::s3,
-        testing::{HttpDouble, HttpReply},
-    };
+    use crate::{HttpOptions, backends::s3};
+    use blockd_testkit::store::{HttpDouble, HttpReply};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn store_at(endpoint: &str) -> BucketStore {

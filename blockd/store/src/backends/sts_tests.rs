@@ -1,10 +1,7 @@
 use super::*;
-use crate::{
-    BlobStore, StoreErrorKind,
-    backends::s3,
-    testing::{HttpDouble, HttpReply, HttpRequest as Seen},
-};
+use crate::{BlobStore, StoreErrorKind, backends::s3};
 use blockd_store_config::Secret;
+use blockd_testkit::store::{HttpDouble, HttpReply, HttpRequest as Seen};
 use sha2::{Digest, Sha256};
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -123,21 +123,3 @@ impl super::Middleware for MeterStore {
         })
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::MemoryStore;
-
-    #[tokio::test]
-    async fn meter_of_a_meter_adds_an_observer() {
-        let memory: Arc<dyn BlobStore> = Arc::new(MemoryStore::default());
-        let (all, of_task) = (Arc::<Requests>::default(), Arc::<Requests>::default());
-        let metered: Arc<dyn BlobStore> = Arc::new(MeterStore::new(Arc::clone(&memory), all.clone()));
-        let task = MeterStore::new(Arc::clone(&metered), of_task.clone());
-        assert!(Arc::ptr_eq(&task.inner, &memory), "the meters are nested");
-        assert!(task.get("a", 10).await.is_err());
-        assert!(metered.get("a", 10).await.is_err());
-        assert_eq!((all.snapshot().get, of_task.snapshot().get), (2, 1));
-    }
-}

@@ -110,15 +110,6 @@ impl crate::Middleware for RetryStore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        PutMode,
-        testing::{Fault, FaultStore, MemoryStore},
-    };
-    use bytes::Bytes;
-
-    fn quick(attempts: u32) -> RetryPolicy {
-        RetryPolicy { attempts, base_ms: 0, max_ms: 0, request_timeout_ms: 20 }
-    }
 
     #[test]
     fn pauses_grow_and_are_bounded() {
@@ -128,48 +119,5 @@ mod tests {
             let pause = policy.pause(failures).as_millis() as u64;
             assert!((full / 2..=full).contains(&pause), "{failures}: {pause}");
         }
-    }
-
-    #[tokio::test]
-    async fn attempts_are_counted_and_bounded() {
-        let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
-        let (store, requests) = task_store(faults.clone(), quick(3));
-        faults.fail_all(Fault::BeforeApply);
-        let error = store.put("a", Bytes::from_static(b"x"), PutMode::Overwrite).await.unwrap_err();
-        assert_eq!(error.kind, StoreErrorKind::Unreachable);
-        assert_eq!(requests.snapshot().put, 3);
-        assert_eq!(requests.snapshot().bytes_up, 3);
-        faults.heal();
-        faults.fail_at(faults.operations(), Fault::BeforeApply);
-        store.put("a", Bytes::from_static(b"x"), PutMode::Overwrite).await.unwrap();
-        assert_eq!(requests.snapshot().put, 5);
-    }
-
-    #[tokio::test]
-    async fn permanent_errors_are_not_retried() {
-        let (store, requests) = task_store(Arc::new(MemoryStore::default()), quick(5));
-        assert_eq!(store.get("nothing", 10).await.unwrap_err().kind, StoreErrorKind::NotFound);
-        assert_eq!(requests.snapshot().get, 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn requested_retry_pause_is_kept_within_bounds() {
-        for (asked_s, pause_s) in [(7, 7), (10_000, 300)] {
-            let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
-            faults.fail_at(0, Fault::RetryAfter(asked_s));
-            let began = tokio::time::Instant::now();
-            let store = RetryStore::new(faults, quick(2));
-            store.put("a", Bytes::new(), PutMode::Overwrite).await.unwrap();
-            assert_eq!(began.elapsed().as_secs(), pause_s);
-        }
-    }
-
-    #[tokio::test]
-    async fn attempt_without_an_answer_times_out() {
-        let faults = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
-        let (store, requests) = task_store(faults.clone(), quick(2));
-        faults.fail_all(Fault::Hang);
-        assert_eq!(store.delete("a").await.unwrap_err().kind, StoreErrorKind::Timeout);
-        assert_eq!(requests.snapshot().delete, 2);
     }
 }

@@ -5,16 +5,6 @@ use crate::backends::direct::write_file;
 use rustix::{fs::CWD, io::Errno};
 use std::fs::File;
 
-#[tokio::test]
-async fn behaves_like_a_store() {
-    let dir = tempfile::tempdir().unwrap();
-    crate::testing::store_suite(&LocalStore::open(dir.path()).unwrap()).await;
-    let found = crate::probe(&LocalStore::open(dir.path()).unwrap()).await.unwrap();
-    assert!(found.conditional_put);
-    let left = walk(dir.path());
-    assert!(left.iter().all(|name| !name.starts_with('.')), "left behind: {left:?}");
-}
-
 fn walk(dir: &std::path::Path) -> Vec<String> {
     let mut names = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {

@@ -1,6 +1,6 @@
 use super::{listing::unix_seconds, *};
-use crate::testing::{HttpDouble, HttpReply, HttpRequest};
 use blockd_store_config::SwiftAccess;
+use blockd_testkit::store::{HttpDouble, HttpReply, HttpRequest};
 use parking_lot::Mutex;
 use std::sync::Arc;
 

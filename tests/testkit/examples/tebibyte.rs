@@ -2,10 +2,11 @@
 //! there are a few. Prints its id, and then where there is something to read, in bytes from the beginning of
 //! the volume.
 //!
-//! `cargo run -p blockd-cloud --example tebibyte -- DIR`
+//! `cargo run -p blockd-testkit --example tebibyte -- DIR`
 
-use blockd_cloud::{OpenOptions, Repository, testing::Tebibyte};
+use blockd_cloud::{OpenOptions, Repository};
 use blockd_store::LocalStore;
+use blockd_testkit::cloud::Tebibyte;
 use std::{error::Error, sync::Arc};
 
 #[tokio::main]

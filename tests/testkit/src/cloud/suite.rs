@@ -1,19 +1,14 @@
-//! Test suite for stores, and for repositories on any store.
+//! Test suite for repositories on any store.
 
-use crate::{
-    BackupOptions, BackupSpec, BlockWriter, CancelToken, CloudError, KdfParams, Manifest, ManifestFilter,
-    MemoryCache, MemoryJournal, NoCache, OpenOptions, Progress, Repository, RestoreOptions,
-    SnapshotDescription, SnapshotReader, UnreadableSiblings, backup, delete_snapshot, new_delta_salt,
-    restore,
+use super::{FAST_KDF, back_up, spec};
+use blockd_cloud::{
+    BlockWriter, CancelToken, CloudError, Manifest, ManifestFilter, MemoryCache, NoCache, OpenOptions,
+    Progress, Repository, RestoreOptions, SnapshotReader, UnreadableSiblings, delete_snapshot, restore,
 };
-use blockd_extent::{
-    BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, MAX_VOLUME_BYTES, SnapshotId, VolumeId,
-};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, MAX_VOLUME_BYTES};
 use blockd_store::{BlobStore, Requests};
-use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, io, sync::Arc};
-use uuid::Uuid;
 
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 
@@ -113,7 +108,7 @@ const BLOCKS: u64 = 20_000;
 /// If anything is not as it should be.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 pub async fn repository_suite(store: Arc<dyn BlobStore>, passphrase: Option<&str>) {
-    let options = OpenOptions { kdf: KdfParams::fast_for_tests() };
+    let options = OpenOptions { kdf: FAST_KDF };
     let repo = Repository::open(store.clone(), passphrase, &options).await.unwrap();
     let again = Repository::open(store.clone(), passphrase, &options).await.unwrap();
     assert_eq!(repo.keys()[0].key_id(), again.keys()[0].key_id());
@@ -183,36 +178,15 @@ fn change(live: &MemoryVolume, generation: u64, numbers: &mut Numbers) -> (Block
 /// Backs up a changing volume; returns each snapshot with its content, oldest first.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 async fn back_up_chain(repo: &Repository, numbers: &mut Numbers) -> Vec<(Manifest, MemoryVolume)> {
-    let (cluster, volume) = (Uuid::new_v4(), VolumeId::from_u64(77));
     let live = MemoryVolume::default();
     let mut made: Vec<(Manifest, MemoryVolume)> = Vec::new();
     for generation in 0..4u64 {
         let (data, zero) = change(&live, generation, numbers);
-        let spec = Arc::new(BackupSpec {
-            cluster,
-            volume,
-            snapshot: SnapshotId::from_u64(generation + 1),
-            description: SnapshotDescription {
-                volume_name: "suite".into(),
-                created: Timestamp::now(),
-                trigger: "Manual".into(),
-                freeze_stall_micros: 1,
-                ..SnapshotDescription::default()
-            },
-            size_bytes: BLOCKS * BLOCK_SIZE_BYTES,
-            started: Timestamp::now(),
-            data,
-            zero,
-            base: made.last().map(|(manifest, _)| manifest.clone()),
-            delta_salt: new_delta_salt().unwrap(),
-        });
+        let base = made.last().map(|(manifest, _)| manifest);
+        let spec = spec(generation + 1, BLOCKS * BLOCK_SIZE_BYTES, data.clone(), zero, base);
         let reader = Arc::new(live.fork());
-        let progress = Arc::new(Progress::new(Arc::new(Requests::default())));
-        let journal = Arc::new(MemoryJournal::default());
-        let (options, cancel) = (BackupOptions::default(), CancelToken::new());
-        let run = backup(repo, spec.clone(), reader.clone(), journal, &options, progress, &cancel);
-        let manifest = run.await.unwrap();
-        assert!(reader.blocks_read() == spec.data, "other blocks were read than those of the spec");
+        let manifest = back_up(repo, spec, reader.clone()).await.unwrap();
+        assert!(reader.blocks_read() == data, "other blocks were read than those of the spec");
         made.push((manifest, live.fork()));
     }
     made

@@ -1,10 +1,11 @@
 //! Puts the manifests of many snapshots into a directory, for measurements: they can be listed, and nothing
 //! can be read from them.
 //!
-//! `cargo run -p blockd-cloud --example many_snapshots -- DIR VOLUMES SNAPSHOTS-OF-EACH`
+//! `cargo run -p blockd-testkit --example many_snapshots -- DIR VOLUMES SNAPSHOTS-OF-EACH`
 
-use blockd_cloud::{OpenOptions, Repository, testing::put_many_snapshots};
+use blockd_cloud::{OpenOptions, Repository};
 use blockd_store::LocalStore;
+use blockd_testkit::cloud::put_many_snapshots;
 use std::{error::Error, sync::Arc};
 
 #[tokio::main]

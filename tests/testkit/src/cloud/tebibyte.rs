@@ -4,21 +4,23 @@
 //! It is made by a backup that is resumed after nearly all of its packs: those are in the journal and nowhere
 //! else.
 
-use crate::{
-    BackupJournal, BackupOptions, BackupSpec, CancelToken, CloudError, Manifest, MemoryJournal, Progress,
-    Repository, SnapshotDescription, backup, frame::FRAME_BLOCKS, new_delta_salt, plan::PACK_FRAMES,
+use super::spec;
+use blockd_cloud::{
+    BackupJournal, BackupOptions, CancelToken, CloudError, Manifest, MemoryJournal, Progress, Repository,
+    backup,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{BlobStore, Middleware, Request, Requests, Response, StoreErrorKind, StoreFuture};
 use bytes::Bytes;
-use jiff::Timestamp;
 use std::{io, sync::Arc};
-use uuid::Uuid;
 
+/// Blocks of a frame and frames of a pack.
+const FRAME_BLOCKS: u64 = 32;
+const PACK_FRAMES: u64 = 256;
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const SIZE_BYTES: u64 = 1 << 40;
 const BLOCKS: u64 = SIZE_BYTES / BLOCK_SIZE_BYTES;
-const PACK_BLOCKS: u64 = PACK_FRAMES * FRAME_BLOCKS as u64;
+const PACK_BLOCKS: u64 = PACK_FRAMES * FRAME_BLOCKS;
 const PACKS: u64 = BLOCKS / PACK_BLOCKS;
 /// Size of a frame of ordinary data.
 const FRAME_LEN: u32 = 70_001;
@@ -53,24 +55,8 @@ impl Tebibyte {
         for pack in (0..PACKS).filter(|pack| !MADE.contains(pack)) {
             journal.record(pack as u32, &[FRAME_LEN; PACK_FRAMES as usize])?;
         }
-        let now = Timestamp::now();
-        let spec = BackupSpec {
-            cluster: Uuid::from_u128(0x71b),
-            volume: VolumeId::from_u64(71),
-            snapshot: SnapshotId::from_u64(1),
-            description: SnapshotDescription {
-                volume_name: "tebibyte".into(),
-                created: now,
-                trigger: "Manual".into(),
-                ..SnapshotDescription::default()
-            },
-            size_bytes: SIZE_BYTES,
-            started: now,
-            data: BlockSet::from_iter([Extent::new(BlockIndex(0), BLOCKS)]),
-            zero: BlockSet::new(),
-            base: None,
-            delta_salt: new_delta_salt()?,
-        };
+        let data = BlockSet::from_iter([Extent::new(BlockIndex(0), BLOCKS)]);
+        let spec = spec(1, SIZE_BYTES, data, BlockSet::new(), None);
         let repo = repo.with_store(Arc::new(Claiming(repo.store().clone())));
         let progress = Arc::new(Progress::new(Arc::<Requests>::default()));
         let (options, cancel) = (BackupOptions::default(), CancelToken::new());

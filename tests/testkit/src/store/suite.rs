@@ -1,6 +1,6 @@
 //! Test suite for stores.
 
-use crate::{BlobStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind};
+use blockd_store::{BlobStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind};
 use bytes::Bytes;
 
 /// Everything that is asked of a store; it must be empty below `suite/`.

@@ -1,6 +1,6 @@
 //! A store that fails at a chosen operation, in a chosen way.
 
-use crate::{
+use blockd_store::{
     BlobStore, Middleware, Operation, Request, RequestKind, Response, StoreError, StoreErrorKind, StoreFuture,
 };
 use bytes::Bytes;

@@ -1,8 +1,8 @@
 //! A store in memory, with every object in reach of a test.
 
-use crate::{
+use blockd_store::{
     BlobStore, ListPage, ObjectInfo, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, StoreFuture,
-    check_key, check_prefix,
+    check_key,
 };
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -152,7 +152,7 @@ impl BlobStore for MemoryStore {
 
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         Box::pin(async move {
-            if !check_prefix(prefix) {
+            if !prefix.is_empty() && !check_key(prefix.strip_suffix('/').unwrap_or(prefix)) {
                 return Err(Self::error(StoreErrorKind::BadKey, "LIST", prefix));
             }
             let objects = self.objects.lock();

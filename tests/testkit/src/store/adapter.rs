@@ -9,8 +9,8 @@
 //! Not run, because we have nothing like it: attributes, pages of listings, the library's low-level uploads
 //! (ours have parts of one length), extensions of responses, updates of a version that was seen.
 
-use crate::{ObjectInfo, PART_LEN_BYTES, StoreError, StoreErrorKind};
 use async_trait::async_trait;
+use blockd_store::{ObjectInfo, PART_LEN_BYTES, StoreError, StoreErrorKind};
 use bytes::{Bytes, BytesMut};
 use futures::{
     FutureExt, StreamExt, TryStreamExt,
@@ -48,7 +48,7 @@ pub struct Has {
 /// # Panics
 /// If a test fails.
 #[allow(clippy::expect_used, clippy::panic, reason = "a failed test panics")]
-pub async fn object_store_suite(store: Arc<dyn crate::BlobStore>, has: Has) {
+pub async fn object_store_suite(store: Arc<dyn blockd_store::BlobStore>, has: Has) {
     let adapter = Adapter { store };
     integration::put_get_delete_list(&adapter).await;
     integration::get_opts(&adapter).await;
@@ -77,7 +77,7 @@ pub async fn object_store_suite(store: Arc<dyn crate::BlobStore>, has: Has) {
 
 #[derive(Clone)]
 struct Adapter {
-    store: Arc<dyn crate::BlobStore>,
+    store: Arc<dyn blockd_store::BlobStore>,
 }
 
 impl fmt::Display for Adapter {
@@ -191,7 +191,7 @@ impl Adapter {
         Ok(())
     }
 
-    async fn put_as(&self, path: &Path, body: Bytes, mode: crate::PutMode) -> Result<PutResult> {
+    async fn put_as(&self, path: &Path, body: Bytes, mode: blockd_store::PutMode) -> Result<PutResult> {
         let put = self.store.put(&key_of(path), body, mode).await;
         put.map_err(|error| error_of(path, error))?;
         let e_tag = self.meta(path).await?.e_tag;
@@ -203,8 +203,8 @@ impl Adapter {
 impl ObjectStore for Adapter {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         let mode = match opts.mode {
-            PutMode::Overwrite => crate::PutMode::Overwrite,
-            PutMode::Create => crate::PutMode::CreateIfAbsent,
+            PutMode::Overwrite => blockd_store::PutMode::Overwrite,
+            PutMode::Create => blockd_store::PutMode::CreateIfAbsent,
             PutMode::Update(_) => return Err(not_implemented("an update of a version")),
         };
         if !opts.attributes.is_empty() {
@@ -298,8 +298,8 @@ impl ObjectStore for Adapter {
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
         let mode = match options.mode {
-            CopyMode::Overwrite => crate::PutMode::Overwrite,
-            CopyMode::Create => crate::PutMode::CreateIfAbsent,
+            CopyMode::Overwrite => blockd_store::PutMode::Overwrite,
+            CopyMode::Create => blockd_store::PutMode::CreateIfAbsent,
         };
         let read = self.store.get(&key_of(from), LONGEST_BYTES).await;
         self.put_as(to, read.map_err(|error| error_of(from, error))?, mode).await?;

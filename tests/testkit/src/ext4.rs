@@ -1,7 +1,8 @@
 //! Invariants of readable images.
 
-use crate::{FileKind, Filesystem, InodeNumber, ReadAt};
-use std::{io, sync::Arc};
+use crate::Image;
+use blockd_ext4::{FileKind, Filesystem, InodeNumber};
+use std::sync::Arc;
 
 /// Limits per image: files, bytes of each, extents of each.
 const MAX_FILES: usize = 60;
@@ -10,28 +11,13 @@ const MAX_RUNS: usize = 64;
 /// Entries of a directory.
 const MAX_ENTRIES: usize = 10_000;
 
-/// An image in memory.
-pub struct Bytes(pub Vec<u8>);
-
-impl ReadAt for Bytes {
-    fn size_bytes(&self) -> u64 {
-        self.0.len() as u64
-    }
-
-    fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
-        let from = usize::try_from(offset_bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
-        buf.copy_from_slice(self.0.get(from..from + buf.len()).ok_or(io::ErrorKind::InvalidInput)?);
-        Ok(())
-    }
-}
-
 /// Opens an image and looks at what can be reached in it, but not for ever. How many files that were is
 /// returned.
 ///
 /// # Panics
 /// If something does not hold.
 pub fn explore(image: Vec<u8>) -> usize {
-    let Ok(fs) = Filesystem::open(Arc::new(Bytes(image))) else { return 0 };
+    let Ok(fs) = Filesystem::open(Arc::new(Image(image))) else { return 0 };
     let info = fs.info();
     assert!(info.block_len_bytes.is_power_of_two());
     for range in fs.metadata(1000).iter().skip(1) {
@@ -84,20 +70,24 @@ pub fn explore(image: Vec<u8>) -> usize {
     seen
 }
 
-/// The unit in which [`expand`] lays pieces into an image, in bytes.
+/// The unit in which `expand` lays pieces into an image, in bytes.
 const PIECE_LEN: usize = 1024;
 /// The longest image that is made, in pieces.
 const MAX_PIECES: usize = 4096;
 
+fn le16(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |two| u16::from_le_bytes(*two))
+}
+
 /// Makes an image of what a fuzzer can change well: the number of pieces of 1 KiB in two bytes, the lowest
 /// first; then for each piece that is not all zeroes its number and how many bytes of it follow, in two bytes
 /// each, and these bytes.
-pub fn expand(data: &[u8]) -> Vec<u8> {
-    let pieces = usize::from(crate::bytes::le16(data, 0)).min(MAX_PIECES);
+fn expand(data: &[u8]) -> Vec<u8> {
+    let pieces = usize::from(le16(data, 0)).min(MAX_PIECES);
     let mut image = vec![0; pieces * PIECE_LEN];
     let mut rest = data.get(2..).unwrap_or_default();
     while rest.len() >= 4 {
-        let (number, len) = (crate::bytes::le16(rest, 0), usize::from(crate::bytes::le16(rest, 2)));
+        let (number, len) = (le16(rest, 0), usize::from(le16(rest, 2)));
         let bytes = &rest[4..rest.len().min(4 + len.min(PIECE_LEN))];
         let at = usize::from(number) * PIECE_LEN;
         if let Some(place) = image.get_mut(at..at + bytes.len()) {
@@ -108,25 +98,10 @@ pub fn expand(data: &[u8]) -> Vec<u8> {
     image
 }
 
-/// Returns the input from which [`expand`] makes this image, if it is short enough.
-pub fn condense(image: &[u8]) -> Vec<u8> {
-    let count = u16::try_from(image.len() / PIECE_LEN).unwrap_or(u16::MAX);
-    let mut data = count.to_le_bytes().to_vec();
-    for (number, piece) in (0..count).zip(image.chunks_exact(PIECE_LEN)) {
-        let len = piece.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        if len > 0 {
-            data.extend_from_slice(&number.to_le_bytes());
-            data.extend_from_slice(&(len as u16).to_le_bytes());
-            data.extend_from_slice(&piece[..len]);
-        }
-    }
-    data
-}
-
-/// Looks at the image that `data` says.
+/// Explores the image that `data` describes; returns the number of files seen.
 ///
 /// # Panics
-/// If something does not hold.
-pub fn fuzz(data: &[u8]) {
-    explore(expand(data));
+/// If a property is violated.
+pub fn fuzz(data: &[u8]) -> usize {
+    explore(expand(data))
 }

@@ -1,0 +1,91 @@
+//! Objects of a repository without a passphrase, made as `FORMAT.md` of `blockd-cloud` describes them and not
+//! with its code: chosen content gets past the seals, and a manifest needs no backup.
+
+use blockd_cloud::{CloudSnapshotId, DataKey, EncryptionMode, FORMAT_VERSION, Manifest, ManifestKey};
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Length of the header of packs and indexes, in bytes.
+pub(super) const OBJECT_HEADER_LEN: usize = 64;
+/// Salt of forged manifests and deltas.
+pub(super) const SALT: [u8; 32] = [5; 32];
+
+/// Returns the data key with this secret; that of a repository without a passphrase is all zeroes.
+///
+/// # Panics
+/// Never: the bytes are those of a key.
+#[allow(clippy::expect_used, reason = "a failed test panics")]
+pub fn data_key(id: u128, mode: EncryptionMode, secret: [u8; 32]) -> DataKey {
+    let mode = u8::from(mode == EncryptionMode::Aes256GcmSiv);
+    let bytes = [&[1, mode][..], &id.to_be_bytes(), &secret].concat();
+    DataKey::from_bytes(&bytes).expect("the bytes of a key")
+}
+
+/// Returns the content with its tag.
+pub(super) fn sealed(associated: &[u8], content: &[u8]) -> Vec<u8> {
+    let tag = xxh3_128(&[associated, content].concat());
+    [content, &tag.to_le_bytes()].concat()
+}
+
+/// Returns the object of a manifest with this body.
+pub(super) fn manifest(id: &CloudSnapshotId, key_id: Uuid, body: &[u8]) -> Vec<u8> {
+    let (version, len) = (FORMAT_VERSION.to_le_bytes(), (body.len() as u32).to_le_bytes());
+    let header = [&b"BLKDMNFT"[..], &version, &[0, 0], &len, key_id.as_bytes(), &SALT].concat();
+    let associated = [&header, id.manifest_key().as_bytes()].concat();
+    [header, sealed(&associated, body)].concat()
+}
+
+/// Returns the object of a manifest.
+pub(super) fn object_of(manifest: &Manifest, key_id: Uuid) -> serde_json::Result<Vec<u8>> {
+    Ok(self::manifest(&manifest.id(), key_id, &serde_json::to_vec(manifest)?))
+}
+
+/// Kind of a sealed part of a delta.
+#[derive(Clone, Copy)]
+pub(super) enum Domain {
+    Frame = 1,
+    IndexPage = 2,
+    IndexRoot = 3,
+}
+
+/// Packs and indexes of the delta of a snapshot.
+pub(super) struct ForgedDelta {
+    pub id: CloudSnapshotId,
+    pub key_id: Uuid,
+}
+
+impl ForgedDelta {
+    fn place(&self) -> Vec<u8> {
+        let CloudSnapshotId { cluster, volume, snapshot, .. } = self.id;
+        [cluster.as_bytes(), &volume.as_u64().to_le_bytes()[..], &snapshot.as_u64().to_le_bytes()].concat()
+    }
+
+    /// Returns the header of its index, or of its first pack.
+    pub fn header(&self, magic: &[u8; 8]) -> Vec<u8> {
+        let version = FORMAT_VERSION.to_le_bytes();
+        let header = [magic, &version[..], &[0; 2], &[0; 4], self.key_id.as_bytes(), &self.place()].concat();
+        assert_eq!(header.len(), OBJECT_HEADER_LEN);
+        header
+    }
+
+    /// Returns a part with its tag.
+    pub fn sealed(&self, domain: Domain, ordinal: u64, plain_len_bytes: u64, content: &[u8]) -> Vec<u8> {
+        let associated = [
+            &FORMAT_VERSION.to_le_bytes()[..],
+            &[0],
+            self.key_id.as_bytes(),
+            &self.place(),
+            &SALT,
+            &(domain as u32).to_le_bytes(),
+            &ordinal.to_le_bytes(),
+            &plain_len_bytes.to_le_bytes(),
+        ];
+        sealed(&associated.concat(), content)
+    }
+
+    /// Returns the key of one of its objects.
+    pub fn object(&self, name: &str) -> String {
+        let CloudSnapshotId { cluster, volume, snapshot, .. } = self.id;
+        format!("blockd/data/{cluster}/{volume}/{snapshot}/{name}")
+    }
+}

@@ -1,0 +1,263 @@
+//! Fuzz entry points for the objects of a bucket, read as a repository reads them.
+//!
+//! The first byte of an input selects the object, and whether it is sealed here: behind seals that do not
+//! open, no parser would be reached. [`objects`] takes all kinds; [`manifests`], [`frame_tables`] and
+//! [`key_slots`] take one each.
+#![allow(clippy::expect_used, clippy::panic, reason = "a violated property is to be found")]
+
+use super::{
+    forge::{self, Domain, ForgedDelta, OBJECT_HEADER_LEN, SALT, data_key},
+    snapshots::plain_manifest,
+};
+use crate::store::MemoryStore;
+use blockd_cloud::{
+    CloudSnapshotId, DataKey, Delta, EncryptionMode, IndexRef, KdfParams, KnownKeys, Manifest, ManifestKey,
+    Repository, SnapshotReader,
+};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
+
+const ID: CloudSnapshotId = CloudSnapshotId {
+    cluster: Uuid::from_u128(1),
+    volume: VolumeId::from_u64(2),
+    snapshot: SnapshotId::from_u64(3),
+    incremental: false,
+};
+const KEY: u128 = 4;
+const DELTA: ForgedDelta = ForgedDelta { id: ID, key_id: Uuid::from_u128(KEY) };
+const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
+const FRAME_BLOCKS: usize = 32;
+const PACK_FRAMES: u32 = 256;
+/// Length of the head and of each entry of a root.
+const ROOT_HEAD_LEN: usize = 56;
+const ROOT_ENTRY_LEN: usize = 56;
+/// Pages of a root that are made, and blocks that are read of each.
+const MAX_PAGES: usize = 8;
+const MAX_READ_BLOCKS: u64 = 64;
+/// Opening a key slot may take a gigabyte of memory; slots beyond these parameters are not opened.
+const CHEAP: KdfParams = KdfParams { m_kib: 64, t: 2, p: 2 };
+
+/// Reads `data` as one of the objects of a bucket.
+///
+/// # Panics
+/// If a property is violated.
+pub fn objects(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    match kind % 8 {
+        0 => manifest(rest.to_vec()),
+        1 | 2 => manifest(forge::manifest(&ID, DELTA.key_id, rest)),
+        3 => frame_tables(rest),
+        4 => frame(rest),
+        5 => key_slot(rest),
+        6 => key_slot(&[rest, &xxh3_64(rest).to_le_bytes()].concat()),
+        _ => names(rest),
+    }
+}
+
+/// Reads `data` as a manifest: as it is, or sealed here.
+///
+/// # Panics
+/// If a property is violated.
+pub fn manifests(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    match kind % 3 {
+        0 => manifest(rest.to_vec()),
+        _ => manifest(forge::manifest(&ID, DELTA.key_id, rest)),
+    }
+}
+
+/// Reads `data` as a key slot: as it is, and with the checksum that it should have.
+///
+/// # Panics
+/// If a property is violated.
+pub fn key_slots(data: &[u8]) {
+    key_slot(data);
+    key_slot(&[data, &xxh3_64(data).to_le_bytes()].concat());
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    runtime.expect("a runtime").block_on(work)
+}
+
+fn repository() -> (Arc<MemoryStore>, Repository) {
+    let store = Arc::new(MemoryStore::default());
+    let key = data_key(KEY, EncryptionMode::Checksummed, [0; 32]);
+    let opened = Repository::from_saved_keys(store.clone(), vec![key], &KnownKeys::default());
+    (store, opened.expect("one key"))
+}
+
+fn manifest(object: Vec<u8>) {
+    let (store, repo) = repository();
+    let read = |object: Vec<u8>| {
+        store.insert(&ID.manifest_key(), object);
+        block_on(repo.manifest(&ID))
+    };
+    let Ok(manifest) = read(object) else { return };
+    assert_eq!(manifest.id(), ID);
+    let again = forge::object_of(&manifest, DELTA.key_id).expect("it was read");
+    assert_eq!(read(again).expect("it was just written"), manifest);
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(*bytes[at..].first_chunk().expect("the length was checked"))
+}
+
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(*bytes[at..].first_chunk().expect("the length was checked"))
+}
+
+/// Stores the index of a delta: this root, and this page in the place of each one that is not empty. Returns
+/// the manifest of the snapshot.
+fn put_index(store: &MemoryStore, mut root: Vec<u8>, page: &[u8]) -> Manifest {
+    let mut object = DELTA.header(b"BLKDINDX");
+    for (number, entry) in (0..).zip(root[ROOT_HEAD_LEN..].chunks_exact_mut(ROOT_ENTRY_LEN)) {
+        let offset = object.len() as u64;
+        if u32_at(entry, 28) != 0 {
+            object.extend(DELTA.sealed(Domain::IndexPage, number, page.len() as u64, page));
+            entry[28..32].copy_from_slice(&(object.len() as u32 - offset as u32).to_le_bytes());
+            entry[40..].copy_from_slice(&object[object.len() - 16..]);
+        }
+        entry[32..40].copy_from_slice(&offset.to_le_bytes());
+    }
+    let stored = DELTA.sealed(Domain::IndexRoot, 0, root.len() as u64, &root);
+    let (root_offset_bytes, root_len_bytes) = (object.len() as u64, stored.len() as u64);
+    object.extend(&stored);
+    let index = IndexRef {
+        len_bytes: object.len() as u64,
+        root_offset_bytes,
+        root_len_bytes,
+        root_sha256: Sha256::digest(&stored).into(),
+    };
+    store.insert(&DELTA.object("index"), object);
+    let plain = plain_manifest(ID, DELTA.key_id);
+    let delta = Delta {
+        index,
+        salt: SALT,
+        frames: u64_at(&root, 24),
+        data_blocks: u64_at(&root, 32),
+        zero_blocks: u64_at(&root, 40),
+        pack_count: u32_at(&root, 48),
+        ..plain.delta
+    };
+    Manifest { size_bytes: u64_at(&root, 0), pack_count: delta.pack_count, delta, ..plain }
+}
+
+/// Reads the first blocks of each page of a root; returns those of the first page.
+fn read(repo: &Repository, manifest: &Manifest, root: &[u8]) -> Option<Vec<u8>> {
+    block_on(async {
+        let reader = SnapshotReader::open(repo, manifest).await.ok()?;
+        let mut first = None;
+        for entry in root[ROOT_HEAD_LEN..].chunks_exact(ROOT_ENTRY_LEN) {
+            let (start, end) = (u64_at(entry, 0), u64_at(entry, 8));
+            assert!(start < end, "the reader opened a root with empty pages");
+            let extent = Extent::new(BlockIndex(start), (end - start).min(MAX_READ_BLOCKS));
+            let blocks = reader.read_blocks(extent).await;
+            if let Ok(blocks) = &blocks {
+                assert_eq!(blocks.len(), extent.len_blocks as usize * BLOCK);
+            }
+            first = first.or(Some(blocks.ok()));
+        }
+        first.flatten()
+    })
+}
+
+/// Reads `data` as the root of an index and a page, the table of its frames: a length of two bytes, a root of
+/// this length, and the page.
+///
+/// # Panics
+/// If a property is violated.
+pub fn frame_tables(data: &[u8]) {
+    let [low, high, rest @ ..] = data else {
+        return;
+    };
+    let len = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
+    let (root, page) = rest.split_at(len);
+    if !(ROOT_HEAD_LEN..=ROOT_HEAD_LEN + MAX_PAGES * ROOT_ENTRY_LEN).contains(&len)
+        || !(1..=MAX_VOLUME_BYTES).contains(&u64_at(root, 0))
+    {
+        return;
+    }
+    let (store, repo) = repository();
+    let manifest = put_index(&store, root.to_vec(), page);
+    read(&repo, &manifest, root);
+}
+
+/// A number of blocks and the content of a frame, which is sealed here.
+fn frame(data: &[u8]) {
+    let Some((blocks, content)) = data.split_first() else {
+        return;
+    };
+    let blocks = usize::from(*blocks) % FRAME_BLOCKS + 1;
+    let plain_len = (blocks * BLOCK) as u64;
+    let (store, repo) = repository();
+    let stored = DELTA.sealed(Domain::Frame, 0, plain_len, content);
+    let set = BlockSet::from_iter([Extent::new(BlockIndex(0), blocks as u64)]).to_bytes();
+    let zero = BlockSet::new().to_bytes();
+    let numbers = [set.len(), zero.len(), 1, OBJECT_HEADER_LEN].map(|number| (number as u32).to_le_bytes());
+    let len = (stored.len() as u32).to_le_bytes();
+    let page = [numbers.as_flattened(), &set, &zero, &len].concat();
+    store.insert(&DELTA.object("pack-00000000"), [DELTA.header(b"BLKDPACK"), stored].concat());
+
+    let mut root = plain_len.to_le_bytes().to_vec();
+    for number in [BLOCK as u32, FRAME_BLOCKS as u32, PACK_FRAMES, 1] {
+        root.extend(number.to_le_bytes());
+    }
+    // Frames, data blocks, zero blocks, packs; first and last block of the page and its first frame.
+    for number in [1, blocks as u64, 0, 1, 0, blocks as u64, 0] {
+        root.extend(number.to_le_bytes());
+    }
+    // Its blocks, and its length, offset and tag, which follow from the page.
+    root.extend((blocks as u32).to_le_bytes());
+    root.extend([1; 28]);
+    let manifest = put_index(&store, root.clone(), &page);
+    let Some(read) = read(&repo, &manifest, &root) else { return };
+    let zero_mask = u32_at(content, 1);
+    for (i, block) in read.chunks_exact(BLOCK).enumerate() {
+        assert!(zero_mask & (1 << i) == 0 || block.iter().all(|byte| *byte == 0), "block {i} is not zero");
+    }
+}
+
+fn key_slot(bytes: &[u8]) {
+    let known = KnownKeys { write_key: None, slots: KnownKeys::decode_slots(bytes) };
+    if known.slots.is_empty() {
+        return;
+    }
+    assert!(KnownKeys::decode_slots(&known.encode_slots()) == known.slots);
+    let cheap =
+        u32_at(bytes, 28) <= CHEAP.m_kib && u32_at(bytes, 32) <= CHEAP.t && u32_at(bytes, 36) <= CHEAP.p;
+    let passphrase = (bytes[10] != 0).then_some("passphrase");
+    if bytes.len() != 144 || (passphrase.is_some() && !cheap) {
+        return;
+    }
+    let key_id = Uuid::from_slice(&bytes[12..28]).expect("16 bytes");
+    let store = Arc::new(MemoryStore::default());
+    for folder in ["keys", "keys-copy"] {
+        store.insert(&format!("blockd/{folder}/{key_id}"), bytes.to_vec());
+    }
+    if let Ok(repo) = block_on(Repository::open_existing(store, passphrase, &KnownKeys::default())) {
+        assert_eq!(repo.keys().len(), 1);
+        assert_eq!(repo.keys()[0].key_id(), key_id);
+    }
+}
+
+/// A saved data key, and the text of an id.
+fn names(bytes: &[u8]) {
+    if let Ok(key) = DataKey::from_bytes(bytes) {
+        assert_eq!(key.to_bytes()[..], *bytes);
+    }
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
+    if let Ok(id) = text.parse::<CloudSnapshotId>() {
+        assert_eq!(id.to_string(), text, "an id has one text");
+        assert_eq!(CloudSnapshotId::from_manifest_key(&id.manifest_key()), Some(id));
+    }
+}
