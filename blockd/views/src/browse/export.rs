@@ -1,6 +1,7 @@
 //! Cloud snapshots as read-only NBD exports, named `cloud:` and the id.
 
-use crate::{access::Access, browse::Browser};
+use super::browser::Browser;
+use crate::access::Access;
 use blockd_cloud::{CloudSnapshotId, SnapshotReader};
 use blockd_extent::BlockSource;
 use blockd_nbd::{

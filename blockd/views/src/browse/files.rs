@@ -1,6 +1,6 @@
 //! Files inside cloud snapshots, for the control API: single directories, and byte ranges of files.
 
-use crate::browse::Browser;
+use super::browser::Browser;
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{
@@ -15,6 +15,8 @@ use jiff::Timestamp;
 use std::{io, sync::Arc};
 use tokio::runtime::Handle;
 
+/// Maximum number of images whose file trees stay open for the control API.
+const MAX_FILES: usize = 8;
 /// Maximum length of one read, in bytes.
 const MAX_READ_BYTES: u64 = 8 << 20;
 /// Maximum number of entries returned for a directory.
@@ -88,7 +90,7 @@ impl Browser {
         let files = ImageFiles::open(Arc::new(snapshot));
         let files = Arc::new(files.map_err(|error| refused(&error, &FilePath::root()))?);
         let mut open = self.browse.files.lock();
-        if open.len() >= super::MAX_FILES {
+        if open.len() >= MAX_FILES {
             open.remove(0);
         }
         open.push((id, Arc::clone(&files)));

@@ -3,8 +3,8 @@
 //! Stores are listed on access, and at most once per configured interval. An access waits a moment for the
 //! new listings; for a slower store it shows the last known one, and the new one once it has arrived.
 
-use crate::browse::{
-    Browser,
+use super::{
+    browser::{Browser, Listing},
     images::LocalImage,
     stores::{ListRequest, ListedSnapshot, Stores},
 };
@@ -44,7 +44,7 @@ struct ListingState {
     has_waited: bool,
 }
 
-pub(super) struct SharedListing {
+struct SharedListing {
     browser: Weak<Browser>,
     credentials: Vec<CredentialRef>,
     refresh: Duration,
@@ -77,10 +77,6 @@ enum SnapshotSource {
     Local(VolumeId, SnapshotId),
 }
 
-pub(super) fn cloud_key(credential: Uuid, id: &CloudSnapshotId) -> SnapshotKey {
-    SnapshotKey(format!("cloud:{credential}:{id}").into())
-}
-
 fn local_key(volume: VolumeId, snapshot: SnapshotId) -> SnapshotKey {
     SnapshotKey(format!("local:{volume}:{snapshot}").into())
 }
@@ -109,7 +105,8 @@ impl BrowseCatalog {
             changed: Condvar::new(),
         };
         let shared = Arc::new(shared);
-        browser.browse.listings.lock().push(Arc::downgrade(&shared));
+        let listing: Weak<dyn Listing> = Arc::downgrade(&shared) as _;
+        browser.browse.listings.lock().push(listing);
         Self { shared, runtime }
     }
 
@@ -190,9 +187,10 @@ impl SharedListing {
             state.local = local;
         }
     }
+}
 
-    /// Invalidates the listing of a store: the next access waits for a new one.
-    pub fn renew(&self, credential: Uuid) {
+impl Listing for SharedListing {
+    fn renew(&self, credential: Uuid) {
         let mut state = self.state.lock();
         state.stores.renew(credential);
         state.cloud_at = None;

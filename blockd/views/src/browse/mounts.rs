@@ -1,65 +1,23 @@
-//! Browse mounts, and their list, by which a start cleans up after a killed daemon.
-//!
-//! The list is the file `browse-mounts` in the data directory: one path per line. Paths with line breaks
-//! are refused.
+//! Browse mounts: made at the start by the configuration, and by requests.
 
-use crate::browse::{Browser, listing::BrowseCatalog, mount_quota::MountQuota, user_mounts::UserMount};
+use super::{
+    browser::Browser,
+    images,
+    listing::BrowseCatalog,
+    mount_table::{Mount, UserMount, list_path},
+};
 use blockd_api::{
     CredentialRef, ErrorCode,
     browse::{BrowseMount, BrowseMountList, MountBrowse, UnmountBrowse, Unmounted},
 };
 use blockd_engine::error::ServiceError;
-use blockd_fuse::{FuseError, MountOptions, Mounted, resolve};
+use blockd_fuse::{FuseError, MountOptions, resolve};
 use jiff::Timestamp;
-use parking_lot::Mutex;
-use std::{io::Write, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 use tokio::runtime::Handle;
 
 /// Maximum number of mounts.
 const MAX_MOUNTS: usize = 64;
-const MOUNTS_FILE: &str = "browse-mounts";
-
-struct Mount {
-    mounted: Mounted,
-    credentials: Vec<CredentialRef>,
-    since: Timestamp,
-}
-
-impl Mount {
-    fn describe(&self) -> BrowseMount {
-        BrowseMount {
-            mountpoint: self.mounted.mountpoint().to_owned(),
-            cred_ids: self.credentials.clone(),
-            since: self.since,
-            uid: None,
-        }
-    }
-}
-
-/// Mounts created by this daemon, and user mounts.
-#[derive(Default)]
-pub(super) struct Mounts {
-    /// `None` while the daemon starts or stops.
-    mounts: Mutex<Option<Vec<Mount>>>,
-    /// `None` while the daemon starts or stops.
-    pub(super) handed: Mutex<Option<Vec<UserMount>>>,
-    pub(super) quota: MountQuota,
-}
-
-impl Mounts {
-    /// Unmounts all and refuses new mounts. User mounts are unmounted by their users: they end with this
-    /// process.
-    pub fn stop(&self) {
-        let handed = self.handed.lock().take();
-        handed.iter().flatten().for_each(UserMount::stop);
-        drop(self.mounts.lock().take());
-    }
-
-    /// Writes the list.
-    pub(super) fn save(&self, browser: &Browser) {
-        write_mounts_file(browser, self.mounts.lock().as_deref().unwrap_or_default());
-    }
-}
 
 /// Converts a failure of a mount.
 pub(super) fn mount_failed(error: &FuseError) -> ServiceError {
@@ -75,31 +33,10 @@ pub(super) fn mount_failed(error: &FuseError) -> ServiceError {
     ServiceError::refused(code, error.to_string())
 }
 
-/// Writes the list. Lock order: the daemon's own mounts, then the user mounts.
-fn write_mounts_file(browser: &Browser, mounts: &[Mount]) {
-    let path = browser.host.data_dir.join(MOUNTS_FILE);
-    let write = || -> std::io::Result<()> {
-        let temp = path.with_extension("tmp");
-        let mut file = std::fs::File::create(&temp)?;
-        let handed = browser.browse.mounts.handed.lock();
-        let own = mounts.iter().map(|mount| mount.mounted.mountpoint());
-        for mountpoint in own.chain(handed.iter().flatten().filter_map(UserMount::path_to_save)) {
-            use std::os::unix::ffi::OsStrExt;
-            file.write_all(mountpoint.as_os_str().as_bytes())?;
-            file.write_all(b"\n")?;
-        }
-        file.sync_all()?;
-        std::fs::rename(&temp, &path)
-    };
-    if let Err(error) = write() {
-        tracing::warn!(path = %path.display(), %error, "writing the list of mounts failed: a killed daemon would leave them behind");
-    }
-}
-
 /// Cleans up the mounts of an earlier daemon, and allows new mounts.
-pub(super) fn clean(browser: &Browser) {
+fn clean(browser: &Browser) {
     use std::os::unix::ffi::OsStrExt;
-    let path = browser.host.data_dir.join(MOUNTS_FILE);
+    let path = list_path(&browser.host.data_dir);
     let note = std::fs::read(&path).unwrap_or_default();
     for line in note.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let mountpoint = Path::new(std::ffi::OsStr::from_bytes(line));
@@ -107,13 +44,13 @@ pub(super) fn clean(browser: &Browser) {
             tracing::warn!(%error, "cleaning up a mount of an earlier daemon failed");
         }
     }
-    *browser.browse.mounts.mounts.lock() = Some(Vec::new());
+    *browser.browse.mounts.own.lock() = Some(Vec::new());
     *browser.browse.mounts.handed.lock() = Some(Vec::new());
-    write_mounts_file(browser, &[]);
+    browser.browse.mounts.write(&browser.host.data_dir, &[]);
 }
 
 /// Creates the configured mount, if there is one.
-pub(super) fn mount_configured(browser: &Arc<Browser>) {
+fn mount_configured(browser: &Arc<Browser>) {
     let config = &browser.host.settings.browse;
     let Some(mountpoint) = &config.mountpoint else { return };
     if let Err(error) = browser.mount(mountpoint, config.credentials.clone()) {
@@ -122,6 +59,31 @@ pub(super) fn mount_configured(browser: &Arc<Browser>) {
 }
 
 impl Browser {
+    /// Starts the background work: the configured mount, and closing idle snapshots.
+    pub fn start_browsing(self: &Arc<Self>) {
+        clean(self);
+        let this = Arc::clone(self);
+        let mounted = tokio::task::spawn_blocking(move || mount_configured(&this));
+        let this = Arc::downgrade(self);
+        tokio::spawn(async move {
+            // Failures are logged by the function itself.
+            let _ = mounted.await;
+            loop {
+                tokio::time::sleep(images::IDLE).await;
+                match this.upgrade() {
+                    Some(this) => this.browse.tidy(),
+                    None => return,
+                }
+            }
+        });
+    }
+
+    /// Unmounts everything. Blocks.
+    pub fn stop_browsing(&self) {
+        self.browse.mounts.stop();
+        self.browse.clear();
+    }
+
     fn mount(
         self: &Arc<Self>,
         mountpoint: &Path,
@@ -135,7 +97,7 @@ impl Browser {
         if !mountpoint.is_absolute() || mountpoint.as_os_str().as_encoded_bytes().contains(&b'\n') {
             return invalid("the mount point must be an absolute path without line breaks");
         }
-        let mut mounts = self.browse.mounts.mounts.lock();
+        let mut mounts = self.browse.mounts.own.lock();
         let Some(all) = &mut *mounts else { return Err(ServiceError::Stopping) };
         all.retain(|mount| mount.mounted.is_alive());
         if all.len() >= MAX_MOUNTS {
@@ -156,7 +118,7 @@ impl Browser {
         let mount = Mount { mounted, credentials, since: Timestamp::now() };
         let reply = mount.describe();
         all.push(mount);
-        write_mounts_file(self, all);
+        self.browse.mounts.write(&self.host.data_dir, all);
         Ok(reply)
     }
 
@@ -174,7 +136,7 @@ impl Browser {
     /// There is none, or a process has files open there.
     pub fn unmount_browse(&self, request: &UnmountBrowse) -> Result<Unmounted, ServiceError> {
         let wanted = resolve(&request.mountpoint);
-        let mut mounts = self.browse.mounts.mounts.lock();
+        let mut mounts = self.browse.mounts.own.lock();
         let Some(all) = &mut *mounts else { return Err(ServiceError::Stopping) };
         let found = all.iter().position(|mount| mount.mounted.mountpoint() == wanted);
         let Some(at) = found else {
@@ -190,7 +152,7 @@ impl Browser {
         };
         all[at].mounted.unmount(request.force).map_err(|error| mount_failed(&error))?;
         let mount = all.remove(at);
-        write_mounts_file(self, all);
+        self.browse.mounts.write(&self.host.data_dir, all);
         Ok(Unmounted { mountpoint: mount.mounted.mountpoint().to_owned() })
     }
 
@@ -204,7 +166,7 @@ impl Browser {
     /// Lists the mounts.
     pub fn list_browse(&self) -> BrowseMountList {
         let mut mounts = Vec::new();
-        if let Some(own) = &mut *self.browse.mounts.mounts.lock() {
+        if let Some(own) = &mut *self.browse.mounts.own.lock() {
             own.retain(|mount| mount.mounted.is_alive());
             mounts.extend(own.iter().map(Mount::describe));
         }

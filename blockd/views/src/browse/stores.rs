@@ -1,8 +1,7 @@
 //! Last known listing of each store, and the state of its list requests. Stores are listed independently, so
 //! that an unresponsive one does not hide the others.
 
-use crate::browse::listing::cloud_key;
-use blockd_cloud::{BackupType, Manifest};
+use blockd_cloud::{BackupType, CloudSnapshotId, Manifest};
 use blockd_extent::{BLOCK_SIZE_BYTES, VolumeId};
 use blockd_fuse::{SnapshotEntry, SnapshotKey};
 use std::{
@@ -24,6 +23,10 @@ pub(super) struct ListedSnapshot {
     created: SystemTime,
     size_bytes: u64,
     data_bytes: u64,
+}
+
+fn cloud_key(credential: Uuid, id: &CloudSnapshotId) -> SnapshotKey {
+    SnapshotKey(format!("cloud:{credential}:{id}").into())
 }
 
 impl ListedSnapshot {

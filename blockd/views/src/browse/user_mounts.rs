@@ -1,64 +1,20 @@
 //! User mounts: local users mount and hand the FUSE descriptor to the daemon, which needs no mount privilege.
 //! The mount appears in the mount namespace of its user.
 
-use crate::{
-    browse::{Browser, listing::BrowseCatalog, mounts::mount_failed},
-    foreign_fd::Foreign,
-};
+use super::{browser::Browser, listing::BrowseCatalog, mount_table::UserMount, mounts::mount_failed};
+use crate::foreign_fd::Foreign;
 use blockd_api::{
-    CredentialRef, ErrorCode,
+    ErrorCode,
     browse::{BrowseMount, HandMount},
 };
 use blockd_engine::{error::ServiceError, owner::User};
-use blockd_fuse::{FuseError, HandedMount, MountOptions, Served};
+use blockd_fuse::{FuseError, HandedMount, MountOptions};
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
 use tokio::runtime::Handle;
 
 /// Maximum length of a mount path, in bytes.
 const MAX_PATH_LEN: usize = 4096;
-
-/// User mount.
-pub(super) struct UserMount {
-    served: Served,
-    credentials: Vec<CredentialRef>,
-    since: Timestamp,
-}
-
-impl UserMount {
-    pub fn describe(&self) -> BrowseMount {
-        let mount = self.served.mount();
-        BrowseMount {
-            mountpoint: mount.mountpoint.clone(),
-            cred_ids: self.credentials.clone(),
-            since: self.since,
-            uid: Some(mount.uid),
-        }
-    }
-
-    pub fn is_alive(&self) -> bool {
-        self.served.is_alive()
-    }
-
-    /// Returns the mount point if the next start may clean it up after a crash: paths chosen by other users
-    /// are never accessed.
-    pub fn path_to_save(&self) -> Option<&Path> {
-        (self.is_alive() && self.served.is_own()).then_some(&self.served.mount().mountpoint)
-    }
-
-    /// Unmounts the mounts of the daemon's own user at shutdown. Other users unmount theirs.
-    pub fn stop(&self) {
-        self.served.take_away_own();
-    }
-
-    pub fn is_at(&self, mountpoint: &Path) -> bool {
-        self.served.mount().mountpoint == mountpoint
-    }
-
-    pub fn uid(&self) -> u32 {
-        self.served.mount().uid
-    }
-}
 
 /// Refuses a path that is relative, too long, or not printable.
 fn check_mount_path(mountpoint: &Path) -> Result<(), ServiceError> {
@@ -128,7 +84,7 @@ impl Browser {
             open.retain(UserMount::is_alive);
             open.push(handed);
         }
-        mounts.save(self);
+        mounts.save(&self.host.data_dir);
         Ok(reply)
     }
 }

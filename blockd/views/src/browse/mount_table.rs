@@ -1,0 +1,125 @@
+//! Mounts that the daemon made or serves, and their list, by which a start cleans up after a killed daemon.
+//!
+//! The list is the file `browse-mounts` in the data directory: one path per line. Paths with line breaks
+//! are refused.
+
+use super::mount_quota::MountQuota;
+use blockd_api::{CredentialRef, browse::BrowseMount};
+use blockd_fuse::{Mounted, Served};
+use jiff::Timestamp;
+use parking_lot::Mutex;
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+/// Returns the path of the list.
+pub(super) fn list_path(data_dir: &Path) -> PathBuf {
+    data_dir.join("browse-mounts")
+}
+
+/// Mount that the daemon made.
+pub(super) struct Mount {
+    pub mounted: Mounted,
+    pub credentials: Vec<CredentialRef>,
+    pub since: Timestamp,
+}
+
+impl Mount {
+    pub fn describe(&self) -> BrowseMount {
+        BrowseMount {
+            mountpoint: self.mounted.mountpoint().to_owned(),
+            cred_ids: self.credentials.clone(),
+            since: self.since,
+            uid: None,
+        }
+    }
+}
+
+/// Mounts created by this daemon, and user mounts.
+#[derive(Default)]
+pub(super) struct Mounts {
+    /// `None` while the daemon starts or stops.
+    pub own: Mutex<Option<Vec<Mount>>>,
+    /// `None` while the daemon starts or stops.
+    pub handed: Mutex<Option<Vec<UserMount>>>,
+    pub quota: MountQuota,
+}
+
+impl Mounts {
+    /// Unmounts all and refuses new mounts. User mounts are unmounted by their users: they end with this
+    /// process.
+    pub fn stop(&self) {
+        let handed = self.handed.lock().take();
+        handed.iter().flatten().for_each(UserMount::stop);
+        drop(self.own.lock().take());
+    }
+
+    /// Writes the list.
+    pub fn save(&self, data_dir: &Path) {
+        self.write(data_dir, self.own.lock().as_deref().unwrap_or_default());
+    }
+
+    /// Writes the list. Lock order: the daemon's own mounts, then the user mounts.
+    pub fn write(&self, data_dir: &Path, own: &[Mount]) {
+        let path = list_path(data_dir);
+        let write = || -> std::io::Result<()> {
+            let temp = path.with_extension("tmp");
+            let mut file = std::fs::File::create(&temp)?;
+            let handed = self.handed.lock();
+            let own = own.iter().map(|mount| mount.mounted.mountpoint());
+            for mountpoint in own.chain(handed.iter().flatten().filter_map(UserMount::path_to_save)) {
+                use std::os::unix::ffi::OsStrExt;
+                file.write_all(mountpoint.as_os_str().as_bytes())?;
+                file.write_all(b"\n")?;
+            }
+            file.sync_all()?;
+            std::fs::rename(&temp, &path)
+        };
+        if let Err(error) = write() {
+            tracing::warn!(path = %path.display(), %error, "writing the list of mounts failed: a killed daemon would leave them behind");
+        }
+    }
+}
+
+/// User mount.
+pub(super) struct UserMount {
+    pub served: Served,
+    pub credentials: Vec<CredentialRef>,
+    pub since: Timestamp,
+}
+
+impl UserMount {
+    pub fn describe(&self) -> BrowseMount {
+        let mount = self.served.mount();
+        BrowseMount {
+            mountpoint: mount.mountpoint.clone(),
+            cred_ids: self.credentials.clone(),
+            since: self.since,
+            uid: Some(mount.uid),
+        }
+    }
+
+    pub fn is_alive(&self) -> bool {
+        self.served.is_alive()
+    }
+
+    /// Returns the mount point if the next start may clean it up after a crash: paths chosen by other users
+    /// are never accessed.
+    pub fn path_to_save(&self) -> Option<&Path> {
+        (self.is_alive() && self.served.is_own()).then_some(&self.served.mount().mountpoint)
+    }
+
+    /// Unmounts the mounts of the daemon's own user at shutdown. Other users unmount theirs.
+    pub fn stop(&self) {
+        self.served.take_away_own();
+    }
+
+    pub fn is_at(&self, mountpoint: &Path) -> bool {
+        self.served.mount().mountpoint == mountpoint
+    }
+
+    pub fn uid(&self) -> u32 {
+        self.served.mount().uid
+    }
+}
