@@ -1,6 +1,6 @@
 //! Bandwidth: what is sent to a store and what comes from it, held to so many bytes a second.
 
-use super::{Operation, Request, Response, downcast};
+use super::layer::{Middleware, Operation, Request, Response, downcast};
 use crate::{BlobStore, StoreFuture};
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
@@ -157,12 +157,13 @@ impl LimitStore {
             Some(limited) => (Arc::clone(&limited.inner), limited.limits.clone()),
             None => (inner, Vec::new()),
         };
+        debug_assert!(downcast::<Self>(&inner).is_none(), "limits are nested");
         limits.push(bandwidth);
         Self { inner, limits }
     }
 }
 
-impl super::Middleware for LimitStore {
+impl Middleware for LimitStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }

@@ -1,6 +1,6 @@
 //! Counters of the requests to a store: by kind, with the bytes both ways, each attempt of a retry included.
 
-use super::{Request, RequestKind, Response, downcast};
+use super::layer::{Middleware, Request, RequestKind, Response, downcast};
 use crate::{BlobStore, StoreErrorKind, StoreFuture};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -97,12 +97,13 @@ impl MeterStore {
             Some(meter) => (Arc::clone(&meter.inner), meter.observers.clone()),
             None => (inner, Vec::new()),
         };
+        debug_assert!(downcast::<Self>(&inner).is_none(), "meters are nested");
         observers.push(observer);
         Self { inner, observers }
     }
 }
 
-impl super::Middleware for MeterStore {
+impl Middleware for MeterStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }

@@ -1,6 +1,6 @@
 //! Store with a replaceable client below a prefix.
 
-use super::{Operation, Request, Response};
+use super::layer::{Middleware, Operation, Request, Response};
 use crate::{BlobStore, ListPage, StoreError, StoreErrorKind, StoreFuture};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
@@ -103,7 +103,7 @@ fn is_refused<T>(result: &Result<T, StoreError>) -> bool {
     result.as_ref().is_err_and(|error| error.kind == StoreErrorKind::Unauthorized)
 }
 
-impl super::Middleware for ReloadStore {
+impl Middleware for ReloadStore {
     fn describe(&self) -> &str {
         &self.description
     }
