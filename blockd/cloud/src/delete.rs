@@ -204,9 +204,8 @@ async fn delete_own(
             assert!(!protected.contains(&id.snapshot), "a running backup uses {id}");
             repo.prove_key_slot().await?;
             let delta = DeltaId { cluster: id.cluster, volume: id.volume, snapshot: id.snapshot };
-            let objects = repo.store().list(&delta.prefix()).await?;
-            let objects = objects.into_iter().map(|object| object.key);
-            report.objects_deleted += delete_objects(repo, objects).await?;
+            report.objects_deleted +=
+                delete_objects(repo, objects_of(repo, delta).await?.into_iter()).await?;
             report.deltas_deleted = 1;
             return Ok(());
         }
@@ -245,6 +244,13 @@ async fn delete_delta(repo: &Repository, delta: &Delta) -> Result<u64, CloudErro
     debug_assert_eq!(u64::from(delta.pack_count), delta.frames.div_ceil(PACK_FRAMES));
     let packs = (0..delta.pack_count).map(|pack_no| id.pack_key(pack_no));
     delete_objects(repo, packs.chain(std::iter::once(id.index_key()))).await
+}
+
+/// Lists the objects of a delta. Other names below its prefix are not a backup's: they stay.
+pub(crate) async fn objects_of(repo: &Repository, delta: DeltaId) -> Result<Vec<String>, CloudError> {
+    let listed = repo.store().list(&delta.prefix()).await?;
+    let keys = listed.into_iter().map(|object| object.key);
+    Ok(keys.filter(|key| DeltaId::of_object(key) == Some(delta)).collect())
 }
 
 pub(crate) async fn delete_objects(

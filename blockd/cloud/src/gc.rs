@@ -8,7 +8,7 @@
 use crate::{
     CloudError, Repository,
     backup::{BACKUP_LIFETIME_S, MAX_CLOCK_SKEW_S},
-    delete::delete_objects,
+    delete::{delete_objects, objects_of},
     listing::{ManifestCache, NoCache},
     manifest::{Delta, Manifest},
     names::{DATA_PREFIX, DeltaId, PROBE_PREFIX, ROOT_PREFIX},
@@ -19,7 +19,6 @@ use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
-    sync::Arc,
     time::Duration,
 };
 use uuid::Uuid;
@@ -210,18 +209,9 @@ async fn leftovers(repo: &Repository) -> Result<BTreeMap<DeltaId, Leftover>, Clo
 
 /// Deletes the objects of deltas; returns their number, as far as the store tells.
 async fn delete_deltas(repo: &Repository, some: &[Leftover]) -> Result<u64, CloudError> {
-    let list = |one: &Leftover| {
-        let delta = one.delta();
-        let store = Arc::clone(repo.store());
-        async move {
-            let mut objects = store.list(&delta.prefix()).await?;
-            objects.retain(|object| DeltaId::of_object(&object.key) == Some(delta));
-            Ok::<_, CloudError>(objects)
-        }
-    };
-    let listings: Vec<_> = some.iter().map(list).collect();
+    let listings: Vec<_> = some.iter().map(|one| objects_of(repo, one.delta())).collect();
     let listed: Vec<_> = futures::stream::iter(listings).buffered(LISTINGS_AT_ONCE).try_collect().await?;
-    delete_objects(repo, listed.into_iter().flatten().map(|object| object.key)).await
+    delete_objects(repo, listed.into_iter().flatten()).await
 }
 
 /// Deletes the objects of a backup. The caller must **know** that no host can still commit it: its commit
@@ -238,7 +228,7 @@ pub async fn remove_leftovers_of(
     snapshot: SnapshotId,
 ) -> Result<u64, CloudError> {
     let delta = DeltaId { cluster, volume, snapshot };
-    let objects = repo.store().list(&delta.prefix()).await?;
+    let objects = objects_of(repo, delta).await?;
     if objects.is_empty() {
         return Ok(0);
     }
@@ -260,7 +250,7 @@ pub async fn remove_leftovers_of(
         }
     }
     repo.prove_key_slot().await?;
-    delete_objects(repo, objects.into_iter().map(|object| object.key)).await
+    delete_objects(repo, objects.into_iter()).await
 }
 
 fn time(object: &ObjectInfo) -> Option<Timestamp> {

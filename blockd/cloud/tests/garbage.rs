@@ -124,7 +124,10 @@ async fn leftovers_named_by_a_manifest_are_kept() {
     store.insert(&key, flipped);
     assert_eq!(remove(3).await, 0, "its references are unknown");
     store.insert(&key, body);
+    let foreign = format!("blockd/data/{}/{}/3/notes.txt", id.cluster, id.volume);
+    store.insert(&foreign, "?");
     assert_eq!(remove(3).await, 2);
+    assert!(store.objects().contains_key(&foreign), "an object that no backup made is gone");
     assert_eq!(restored(&repo, &tip).await.unwrap(), live.content());
 }
 
