@@ -22,12 +22,12 @@ const KDF: KdfParams = KdfParams { m_kib: 64, t: 2, p: 1 };
 /// Repository with its encryption, and with a second snapshot of the same volume or of one of another
 /// installation.
 #[derive(Clone, Copy, Debug)]
-struct Kind {
+pub(crate) struct Kind {
     mode: EncryptionMode,
     crosses_volumes: bool,
 }
 
-const KINDS: [Kind; 4] = [
+pub(crate) const KINDS: [Kind; 4] = [
     Kind { mode: EncryptionMode::Checksummed, crosses_volumes: false },
     Kind { mode: EncryptionMode::Aes256GcmSiv, crosses_volumes: false },
     Kind { mode: EncryptionMode::Checksummed, crosses_volumes: true },
@@ -59,7 +59,7 @@ impl Kind {
     }
 }
 
-fn files(kind: Kind) -> MemoryStore {
+pub(crate) fn files(kind: Kind) -> MemoryStore {
     let store = MemoryStore::default();
     let root = kind.dir();
     let mut pending = vec![root.clone()];

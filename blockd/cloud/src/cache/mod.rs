@@ -16,6 +16,8 @@ mod disk;
 pub(crate) mod frames;
 mod index_store;
 mod lru;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use lru::Lru;
 
