@@ -1,6 +1,7 @@
 //! Asking again: bounded exponential backoff with jitter, and a time limit on every request.
 
 use crate::{BlobStore, MeterStore, Operation, Request, Requests, Response, StoreErrorKind, StoreFuture};
+use backon::{BackoffBuilder, ExponentialBuilder};
 use std::{sync::Arc, time::Duration};
 
 /// The slowest rate at which a body is still waited for, in bytes per second.
@@ -29,12 +30,15 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// The pause after failure number `failures` (from 1): half of it fixed, half random, so that tasks that
+    /// Returns the pause after each failure but the last: half of it fixed, half random, so that tasks that
     /// failed together do not come back together.
-    fn pause(&self, failures: u32) -> Duration {
-        let doubled = self.base_ms.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(self.max_ms);
-        let jitter = getrandom::u64().unwrap_or_default() % (doubled / 2 + 1);
-        Duration::from_millis(doubled / 2 + jitter)
+    fn pauses(&self) -> impl Iterator<Item = Duration> + use<> {
+        ExponentialBuilder::new()
+            .with_min_delay(Duration::from_millis(self.base_ms.min(self.max_ms)) / 2)
+            .with_max_delay(Duration::from_millis(self.max_ms) / 2)
+            .with_max_times(self.attempts.saturating_sub(1) as usize)
+            .with_jitter()
+            .build()
     }
 
     fn timeout(&self, body_len_bytes: u64) -> Duration {
@@ -84,7 +88,7 @@ impl crate::Middleware for RetryStore {
         };
         let limit = self.policy.timeout(body_len_bytes);
         Box::pin(async move {
-            let mut failures = 0;
+            let mut pauses = self.policy.pauses();
             loop {
                 let error = match tokio::time::timeout(limit, ask(self.inner.clone())).await {
                     Ok(Ok(value)) => return Ok(value),
@@ -93,14 +97,11 @@ impl crate::Middleware for RetryStore {
                         .failed(StoreErrorKind::Timeout, self.inner.describe())
                         .with_detail(format!("waited {} s", limit.as_secs())),
                 };
-                failures += 1;
-                if !error.is_retryable() || failures >= self.policy.attempts {
-                    return Err(error);
-                }
+                let Some(pause) = pauses.next().filter(|_| error.is_retryable()) else { return Err(error) };
                 let asked =
                     Duration::from_secs(error.retry_after_s.unwrap_or_default().into()).min(MAX_RETRY_AFTER);
-                let pause = self.policy.pause(failures).max(asked);
-                tracing::debug!(%error, failures, pause_ms = pause.as_millis() as u64, "the store failed, trying again");
+                let pause = pause.max(asked);
+                tracing::debug!(%error, pause_ms = pause.as_millis() as u64, "the store failed, trying again");
                 tokio::time::sleep(pause).await;
             }
         })
@@ -114,10 +115,12 @@ mod tests {
     #[test]
     fn pauses_grow_and_are_bounded() {
         let policy = RetryPolicy::default();
-        for failures in 1..100 {
-            let full = (200u64 << (failures - 1).min(20)).min(10_000);
-            let pause = policy.pause(failures).as_millis() as u64;
-            assert!((full / 2..=full).contains(&pause), "{failures}: {pause}");
+        let pauses: Vec<u64> = policy.pauses().map(|pause| pause.as_millis() as u64).collect();
+        for (pause, full) in pauses.iter().zip([200, 400, 800, 1600, 3200]) {
+            assert!((full / 2..=full).contains(pause), "{pauses:?}");
         }
+        assert_eq!(pauses.len(), 5);
+        let long = RetryPolicy { attempts: 100, ..policy };
+        assert!(long.pauses().skip(6).all(|pause| (5000..=10_000).contains(&pause.as_millis())));
     }
 }
