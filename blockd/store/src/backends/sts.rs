@@ -13,7 +13,7 @@ use object_store::{
     client::HttpRequest,
 };
 use parking_lot::Mutex;
-use reqwest::{Method, header};
+use reqwest::{Method, Url, header};
 use std::{
     future::Future,
     pin::Pin,
@@ -186,18 +186,19 @@ impl RoleCredentials {
 
     async fn ask(&self) -> Result<Held, ClientError> {
         let base = self.base.get_credential().await?;
-        let body = Bytes::from(self.form());
+        let wrong_url = || self.failed("the address of the token service is no URL");
+        let url = Url::parse(&format!("{}/", self.url)).map_err(|_| wrong_url())?;
+        let form = self.with_fields(url.clone());
+        let body = Bytes::from(form.query().unwrap_or_default().to_owned());
         let mut request = HttpRequest::new(body.clone().into());
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = format!("{}/", self.url)
-            .parse()
-            .map_err(|_| self.failed("the address of the token service is no URL"))?;
+        *request.uri_mut() = url.as_str().parse().map_err(|_| wrong_url())?;
         let form = header::HeaderValue::from_static("application/x-www-form-urlencoded; charset=utf-8");
         request.headers_mut().insert(header::CONTENT_TYPE, form);
         AwsAuthorizer::new(&base, "sts", &self.region).try_authorize(&mut request, None)?;
         let answer = self
             .client
-            .post(format!("{}/", self.url))
+            .post(url)
             .headers(request.headers().clone())
             .body(body)
             .timeout(REQUEST_TIMEOUT)
@@ -229,19 +230,16 @@ impl RoleCredentials {
         String::from_utf8(body).map_err(|_| self.failed("the answer of the token service is no text"))
     }
 
-    fn form(&self) -> String {
-        let lifetime = LIFETIME_S.to_string();
-        let mut fields = vec![
-            ("Action", "AssumeRole"),
-            ("Version", "2011-06-15"),
-            ("RoleArn", self.role.arn.as_str()),
-            ("RoleSessionName", "blockd"),
-            ("DurationSeconds", lifetime.as_str()),
-        ];
-        fields.extend(self.role.external_id.as_deref().map(|id| ("ExternalId", id)));
-        let fields: Vec<_> =
-            fields.iter().map(|(name, value)| format!("{name}={}", encoded(value))).collect();
-        fields.join("&")
+    /// Adds the fields of the request to an address, whose query is then the body of a form.
+    fn with_fields(&self, mut url: Url) -> Url {
+        url.query_pairs_mut()
+            .append_pair("Action", "AssumeRole")
+            .append_pair("Version", "2011-06-15")
+            .append_pair("RoleArn", &self.role.arn)
+            .append_pair("RoleSessionName", "blockd")
+            .append_pair("DurationSeconds", &LIFETIME_S.to_string())
+            .extend_pairs(self.role.external_id.as_deref().map(|id| ("ExternalId", id)));
+        url
     }
 }
 
@@ -257,18 +255,6 @@ impl CredentialProvider for RoleCredentials {
     {
         Box::pin(self.credential(jiff::Timestamp::now().as_second()))
     }
-}
-
-/// As in the body of a form.
-fn encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(byte.into()),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
 }
 
 /// The text between the first two tags of this name.
