@@ -121,7 +121,7 @@ impl BackupSpec {
 
 /// Resource options of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BackupOptions {
+pub struct UploadOptions {
     /// Packs in flight; each takes up to 33 MiB.
     pub upload_concurrency: usize,
     /// Threads that compress and seal; 0 is one per core.
@@ -134,7 +134,7 @@ pub struct BackupOptions {
     pub resumed: bool,
 }
 
-impl Default for BackupOptions {
+impl Default for UploadOptions {
     fn default() -> Self {
         Self { upload_concurrency: 4, cpu_threads: 0, write_once: false, resumed: false }
     }
@@ -195,7 +195,7 @@ pub async fn backup(
     spec: Arc<BackupSpec>,
     reader: Arc<dyn BlockSource>,
     journal: Arc<dyn BackupJournal>,
-    options: &BackupOptions,
+    options: &UploadOptions,
     progress: Arc<Progress>,
     cancel: &CancelToken,
 ) -> Result<Manifest, CloudError> {
@@ -213,7 +213,7 @@ async fn run(
     spec: Arc<BackupSpec>,
     reader: Arc<dyn BlockSource>,
     journal: Arc<dyn BackupJournal>,
-    options: BackupOptions,
+    options: UploadOptions,
     progress: Arc<Progress>,
     cancel: CancelToken,
 ) -> Result<Manifest, CloudError> {

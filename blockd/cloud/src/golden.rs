@@ -4,9 +4,9 @@
 //! released is never blessed again.
 
 use crate::{
-    BackupOptions, BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest,
-    ManifestKey, MemoryJournal, NoCache, OpenOptions, Progress, Repository, SnapshotDescription,
-    SnapshotReader, backup, keys,
+    BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest, ManifestKey,
+    MemoryJournal, NoCache, OpenOptions, Progress, Repository, SnapshotDescription, SnapshotReader,
+    UploadOptions, backup, keys,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_store::BlobStore;
@@ -154,7 +154,7 @@ async fn write(kind: Kind) -> MemoryStore {
         };
         let progress = Arc::new(Progress::new(Arc::default()));
         let (reader, journal) = (Arc::new(volume(generation)), Arc::new(MemoryJournal::default()));
-        let (options, cancel) = (BackupOptions::default(), CancelToken::new());
+        let (options, cancel) = (UploadOptions::default(), CancelToken::new());
         let done = backup(&repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await.unwrap();
         // What is the clock's, and the salt of the manifest, which is random.
         let time = |second| Timestamp::from_second(second).unwrap();

@@ -40,7 +40,7 @@ mod unlock;
 mod verify;
 mod write_key;
 
-pub use backup::{BACKUP_LIFETIME_S, BackupOptions, BackupSpec, MAX_CLOCK_SKEW_S, backup, new_delta_salt};
+pub use backup::{BACKUP_LIFETIME_S, BackupSpec, MAX_CLOCK_SKEW_S, UploadOptions, backup, new_delta_salt};
 pub use blockd_extent::CloudSnapshotId;
 pub use cache::{CacheCounters, CacheOptions, SnapshotCache};
 pub use changed::changed_blocks;

@@ -4,8 +4,8 @@
 mod common;
 
 use blockd_cloud::{
-    BackupOptions, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestFilter,
-    MemoryJournal, NoCache, Progress, Repository, backup,
+    BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestFilter, MemoryJournal, NoCache,
+    Progress, Repository, UploadOptions, backup,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_store::{BlobStore, Requests};
@@ -40,7 +40,7 @@ async fn run(
     write_once: bool,
 ) -> Result<Manifest, CloudError> {
     let progress = Arc::new(Progress::new(Arc::new(Requests::default())));
-    let options = BackupOptions { write_once, ..BackupOptions::default() };
+    let options = UploadOptions { write_once, ..UploadOptions::default() };
     let (journal, cancel) = (Arc::new(MemoryJournal::default()), CancelToken::new());
     backup(repo, Arc::new(spec), Arc::new(live.fork()), journal, &options, progress, &cancel).await
 }

@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use blockd_cloud::{
-    BackupJournal, BackupOptions, BackupSpec, CancelToken, CloudError, EncryptionMode, KnownKeys, Manifest,
-    MemoryJournal, OpenOptions, Progress, Repository, RestoreOptions, backup, restore,
+    BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, KnownKeys, Manifest, MemoryJournal,
+    OpenOptions, Progress, Repository, RestoreOptions, UploadOptions, backup, restore,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{BlobStore, RequestCounts, Requests, RetryPolicy, task_store};
@@ -69,7 +69,7 @@ pub async fn run_with(
     let (store, requests) = task_store(repo.store().clone(), policy);
     let repo = repo.with_store(store);
     let progress = Arc::new(Progress::new(requests.clone()));
-    let options = BackupOptions::default();
+    let options = UploadOptions::default();
     let manifest = backup(&repo, Arc::new(spec), reader, journal, &options, progress.clone(), cancel).await?;
     let snapshot = progress.snapshot();
     assert_eq!(snapshot.bytes_processed, snapshot.bytes_total);

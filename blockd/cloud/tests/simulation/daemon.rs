@@ -6,9 +6,9 @@ use crate::{
     net::{Deletion, Net, Pace},
 };
 use blockd_cloud::{
-    BackupOptions, BackupSpec, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, GarbageOptions,
-    Manifest, ManifestFilter, ManifestKey, MemoryJournal, NoCache, Progress, Repository, UnreadableSiblings,
-    backup, collect_garbage, delete_with_manifest,
+    BackupSpec, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, GarbageOptions, Manifest,
+    ManifestFilter, ManifestKey, MemoryJournal, NoCache, Progress, Repository, UnreadableSiblings,
+    UploadOptions, backup, collect_garbage, delete_with_manifest,
 };
 use blockd_extent::{BlockSet, SnapshotId};
 use blockd_store::{Requests, RetryPolicy, task_store};
@@ -138,7 +138,7 @@ impl Daemon {
         }
         *self.net.is_full.lock() = self.net.dice(8) == 0;
         let options =
-            BackupOptions { upload_concurrency: 2, cpu_threads: 1, write_once: true, resumed: false };
+            UploadOptions { upload_concurrency: 2, cpu_threads: 1, write_once: true, resumed: false };
         let progress = Arc::new(Progress::new(self.requests.clone()));
         let reader = Arc::new(kept.frozen.fork());
         let journal = kept.journal.clone();

@@ -31,8 +31,8 @@ use blockd_catalog::{
     TaskRow,
 };
 use blockd_cloud::{
-    BackupJournal, BackupOptions, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal,
-    JournalBinding, Manifest, ManifestKey, Progress, Repository, SnapshotDescription, check_base,
+    BackupJournal, BackupSpec, BackupType, CloudError, CloudSnapshotId, FileJournal, JournalBinding,
+    Manifest, ManifestKey, Progress, Repository, SnapshotDescription, UploadOptions, check_base,
 };
 use blockd_extent::{BlockSource, SnapshotId, VolumeId};
 use blockd_volume::Volume;
@@ -230,7 +230,7 @@ async fn upload(
         Ok((Arc::new(readers.join(snapshot, || volume.view(snapshot))?), journal))
     })
     .await?;
-    let options = BackupOptions {
+    let options = UploadOptions {
         // The memory limit covers all locations together.
         upload_concurrency: (work.host.settings.upload_concurrency / work.tasks.sharing(snapshot).max(1))
             .max(1),

@@ -7,8 +7,8 @@ mod suite;
 mod tebibyte;
 
 use blockd_cloud::{
-    BackupOptions, BackupSpec, CancelToken, CloudError, KdfParams, Manifest, MemoryJournal, Progress,
-    Repository, SnapshotDescription, backup,
+    BackupSpec, CancelToken, CloudError, KdfParams, Manifest, MemoryJournal, Progress, Repository,
+    SnapshotDescription, UploadOptions, backup,
 };
 use blockd_extent::{BlockSet, BlockSource, SnapshotId, VolumeId};
 use blockd_store::{RetryPolicy, task_store};
@@ -65,6 +65,6 @@ pub async fn back_up(
     let policy = RetryPolicy { attempts: 1, ..RetryPolicy::default() };
     let (store, requests) = task_store(repo.store().clone(), policy);
     let (progress, journal) = (Arc::new(Progress::new(requests)), Arc::new(MemoryJournal::default()));
-    let (options, cancel) = (BackupOptions::default(), CancelToken::new());
+    let (options, cancel) = (UploadOptions::default(), CancelToken::new());
     backup(&repo.with_store(store), Arc::new(spec), reader, journal, &options, progress, &cancel).await
 }

@@ -6,7 +6,7 @@
 
 use super::spec;
 use blockd_cloud::{
-    BackupJournal, BackupOptions, CancelToken, CloudError, Manifest, MemoryJournal, Progress, Repository,
+    BackupJournal, CancelToken, CloudError, Manifest, MemoryJournal, Progress, Repository, UploadOptions,
     backup,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
@@ -59,7 +59,7 @@ impl Tebibyte {
         let spec = spec(1, SIZE_BYTES, data, BlockSet::new(), None);
         let repo = repo.with_store(Arc::new(Claiming(repo.store().clone())));
         let progress = Arc::new(Progress::new(Arc::<Requests>::default()));
-        let (options, cancel) = (BackupOptions::default(), CancelToken::new());
+        let (options, cancel) = (UploadOptions::default(), CancelToken::new());
         backup(&repo, Arc::new(spec), Arc::new(Numbered), Arc::new(journal), &options, progress, &cancel)
             .await
     }
