@@ -216,11 +216,14 @@ async fn next_request_uses_the_new_client() {
     assert_eq!(store.get("key", 100).await.unwrap(), "new");
 }
 
+/// A store and the client that it gets at its next failure.
+type Renewal = (Arc<ReloadStore>, Arc<dyn BlobStore>);
+
 /// Fake store whose credentials are replaced and revoked while a request is under way.
 #[derive(Default)]
 struct Revoked {
     asked: Mutex<u32>,
-    renewed: Mutex<Option<(Arc<ReloadStore>, Arc<dyn BlobStore>)>>,
+    renewed: Mutex<Option<Renewal>>,
 }
 
 impl blockd_store::Middleware for Revoked {

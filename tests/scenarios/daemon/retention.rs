@@ -115,8 +115,9 @@ async fn damage_of_the_newest_backup_stops_retention() {
         let manifest = host.manifest_path(snap);
         fs::rename(&manifest, format!("{}.part", manifest.display())).unwrap();
     };
-    let damages: [(&str, &dyn Fn(&Host, &str)); 3] =
-        [("cannot be read", &unreadable), ("missing", &Host::lose_pack), (".part", &renamed)];
+    type Damage = fn(&Host, &str);
+    let damages: [(&str, Damage); 3] =
+        [("cannot be read", unreadable), ("missing", Host::lose_pack), (".part", renamed)];
     for (told, damage) in damages {
         let mut host = Host::new().await;
         let (snaps, schedule) = host.two_kept().await;
