@@ -20,6 +20,7 @@ mod kernel;
 mod layers;
 mod lazy;
 mod limits;
+mod many;
 mod objects;
 mod operating;
 mod package;
