@@ -102,14 +102,13 @@ impl Server {
         let (handshakes, handshake_queue) = unbounded();
         let syncs = Arc::<SyncQueue>::default();
         let sync_items = syncs.items();
-        let queues = Queues { requests, syncs, lookups, handshakes };
         let mut server = Self {
             tcp_addrs,
             config: Arc::clone(&config),
             socket_file,
             running: Some(Running {
                 mailboxes: mailboxes.clone(),
-                queues: queues.clone(),
+                queues: Queues { requests, syncs, lookups, handshakes },
                 threads: Vec::new(),
                 alive: bounded(0),
             }),
@@ -125,7 +124,7 @@ impl Server {
         server.spawn_many("nbd-lookup", LOOKUP_THREADS, &work(lookup_queue))?;
         server.spawn_many("nbd-tls", handshake_threads, &work(handshake_queue))?;
         server.spawn_many("nbd-sync", config.worker_threads, &move || sync_items.serve(&*catalog))?;
-        server.start_rings(&Arc::new(share(config, mailboxes)), &queues, listeners)?;
+        server.start_rings(&Arc::new(share(config, mailboxes)), listeners)?;
         for addr in &server.tcp_addrs {
             tracing::info!(%addr, "serving NBD over TCP");
         }
@@ -135,12 +134,9 @@ impl Server {
         Ok(server)
     }
 
-    fn start_rings(
-        &mut self,
-        shared: &Arc<Shared>,
-        queues: &Queues,
-        listeners: Vec<Listener>,
-    ) -> Result<(), NbdError> {
+    fn start_rings(&mut self, shared: &Arc<Shared>, listeners: Vec<Listener>) -> Result<(), NbdError> {
+        // The server holds the only other senders: dropping it after an error ends the worker threads.
+        let Some(queues) = self.running.as_ref().map(|running| running.queues.clone()) else { return Ok(()) };
         assert!(!shared.mailboxes.is_empty(), "a server has a ring thread");
         let (ready_sender, ready) = bounded(shared.mailboxes.len());
         // The first thread accepts for all.
