@@ -14,6 +14,7 @@ use crate::{
 };
 use blockd_store::{Work, Workers, Yielding};
 use std::{
+    collections::VecDeque,
     io,
     sync::{
         Arc,
@@ -25,8 +26,11 @@ use tokio::sync::Notify;
 
 /// Sampling interval of guest requests.
 const SAMPLE_INTERVAL: Duration = Duration::from_millis(50);
-/// Samples without a request after which guests are idle: 500 ms.
-const IDLE_SAMPLES: u32 = 10;
+/// Samples of the window in which requests are counted: 500 ms.
+const WINDOW_SAMPLES: usize = 10;
+/// Requests in a window from which guests are active: sporadic ones, such as the commits of an idle system's
+/// journal, are not significant.
+const MIN_ACTIVE_REQUESTS: u64 = 20;
 /// Threads in addition to one per core, since threads also block on disks.
 const WAITING_THREADS: usize = 4;
 
@@ -98,13 +102,20 @@ pub async fn run(workers: Arc<TaskWorkers>, registry: Arc<Registry>) {
     let Some(yielding) = &workers.yielding else { return };
     loop {
         workers.started.notified().await;
-        let (mut before, mut idle_samples) = (completed(&registry), IDLE_SAMPLES);
+        let mut window = VecDeque::from([completed(&registry)]);
+        let mut was_waiting = false;
         while workers.active.load(Ordering::SeqCst) > 0 {
             tokio::time::sleep(SAMPLE_INTERVAL).await;
-            let now = completed(&registry);
-            let is_idle = now == before && !has_requests_in_flight(&registry);
-            (before, idle_samples) = (now, if is_idle { idle_samples.saturating_add(1) } else { 0 });
-            yielding.set(idle_samples < IDLE_SAMPLES);
+            if window.len() > WINDOW_SAMPLES {
+                window.pop_front();
+            }
+            window.push_back(completed(&registry));
+            // A slow disk completes few requests.
+            let is_waiting = has_requests_in_flight(&registry);
+            let requests =
+                window.back().zip(window.front()).map_or(0, |(last, first)| last.saturating_sub(*first));
+            yielding.set(requests >= MIN_ACTIVE_REQUESTS || (is_waiting && was_waiting));
+            was_waiting = is_waiting;
         }
         yielding.set(false);
     }
@@ -155,21 +166,27 @@ mod tests {
         let workers = Arc::new(TaskWorkers::new(TaskPriority::Low, 1).unwrap());
         let monitor = tokio::spawn(run(Arc::clone(&workers), Arc::clone(&registry)));
         let yields_after = async |samples: u32| {
-            tokio::time::sleep(SAMPLE_INTERVAL * samples + SAMPLE_INTERVAL / 2).await;
+            tokio::time::sleep(SAMPLE_INTERVAL * samples).await;
             workers.yielding.as_ref().unwrap().is_on()
         };
-        entry.traffic.note(Operation::Write, Instant::now());
+        let request = |count: u64| {
+            (0..count).for_each(|_| entry.traffic.note(Operation::Write, Instant::now()));
+        };
+        request(MIN_ACTIVE_REQUESTS);
         assert!(!yields_after(1).await, "no task moves data");
         let active = workers.begin();
         assert!(!yields_after(1).await, "no guest is active");
-        entry.traffic.note(Operation::Write, Instant::now());
+        request(MIN_ACTIVE_REQUESTS - 1);
+        assert!(!yields_after(1).await, "sporadic requests");
+        request(1);
         assert!(yields_after(1).await);
-        assert!(!yields_after(IDLE_SAMPLES).await);
-        let request = entry.traffic.begin(Operation::Flush);
-        assert!(yields_after(2 * IDLE_SAMPLES).await, "a request in flight is activity");
+        assert!(!yields_after(WINDOW_SAMPLES as u32).await, "the guest is idle");
+        let waiting = entry.traffic.begin(Operation::Flush);
+        assert!(!yields_after(1).await);
+        assert!(yields_after(1).await, "a slow request");
         drop(active);
         assert!(!yields_after(1).await);
-        drop(request);
+        drop(waiting);
         monitor.abort();
     }
 }
