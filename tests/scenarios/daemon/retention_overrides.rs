@@ -310,14 +310,21 @@ async fn resumed_deletion_spares_snapshots_pinned_or_used_since() {
     let credential = host.create_credential().await;
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
     let snap = host.backup("v", false).await.source_volume.unwrap();
-    let stopped = |force| {
-        let spec = TaskSpec::Delete(DeleteTask { force, ..DeleteTask::default() });
+    let stopped = |force, by_retention| {
+        let spec = TaskSpec::Delete(DeleteTask { force, by_retention, ..DeleteTask::default() });
         let mut row = task(spec, TaskStage::Stopped, &snap, credential);
         row.detail.resumable = true;
         host.engine().db.transaction(|tx| row.put(tx)).unwrap();
         row.id
     };
-    let (asked, forced) = (stopped(false), stopped(true));
+    let (asked, forced) = (stopped(false, false), stopped(true, false));
+    let judged = stopped(false, true);
+    host.call_at(RESUME_TASK, &judged, &()).await;
+    assert_eq!(
+        host.wait(judged).await.error.unwrap().code,
+        ErrorCode::TaskStopped,
+        "retention judges it again"
+    );
     host.pin(&snap, true).await;
     host.refused_at(ErrorCode::CloudsnapPinned, RESUME_TASK, &asked, &()).await;
     let lazy = StartLazyRestore {

@@ -73,7 +73,7 @@ pub(crate) async fn run(
     let progress = Arc::new(Progress::new(requests));
     live.begin(progress);
     work.tasks.store_progress(live).await;
-    if asked.by_retention && row.detail.run != Some(work.host.run) {
+    if asked.by_retention && (row.detail.run != Some(work.host.run) || row.detail.resumed > 0) {
         refuse_unstarted(&repository, &row).await?;
     }
     // The directory of an unmounted disk is empty and would need no objects.
@@ -129,8 +129,8 @@ pub(crate) async fn run(
     Ok(done)
 }
 
-/// Refuses a deletion that retention decided before a restart of the daemon, unless it has deleted something:
-/// the decision may be outdated.
+/// Refuses a deletion that retention decided before a restart of the daemon or a stop, unless it has deleted
+/// something: the decision may be outdated.
 async fn refuse_unstarted(repository: &Repository, row: &TaskRow) -> Result<(), ServiceError> {
     let id = row.cloudsnap;
     match repository.manifest(&id).await {
@@ -138,7 +138,7 @@ async fn refuse_unstarted(repository: &Repository, row: &TaskRow) -> Result<(), 
         Err(error @ CloudError::Store(_)) => Err(error.into()),
         _ => {
             let message = format!(
-                "the daemon was restarted before anything of cloud snapshot {id} was deleted: retention judges it again"
+                "the deletion was interrupted before anything of cloud snapshot {id} was deleted: retention judges it again"
             );
             Err(ServiceError::refused(ErrorCode::TaskStopped, message))
         }
