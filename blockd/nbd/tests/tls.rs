@@ -7,6 +7,7 @@ mod certs;
 mod common;
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
@@ -323,4 +324,36 @@ fn plaintext_negotiation_is_reset_by_tls() {
     // A simple reply, which `read` checks: no other one was negotiated within TLS.
     assert_eq!(client.read(0, 7), (0, vec![0; 7]));
     client.disconnect();
+}
+
+#[test]
+fn client_without_a_certificate_is_refused() {
+    let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Require, true);
+    let error = server.try_connect(server.authority.client_config(None)).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("CertificateRequired"), "{error}");
+}
+
+#[test]
+fn clients_that_vanish_in_the_middle_of_a_session() {
+    let server = TlsServer::start(MemDevice::new(MIB, Mood::Mixed), TlsMode::Require, true);
+    let dir = server.authority.client_dir("alice", false);
+    for cut in (0..400).step_by(7) {
+        let mut stream = TcpStream::connect(server.addr()).unwrap();
+        let mut said = 3_u32.to_be_bytes().to_vec();
+        said.extend(option_request(NBD_OPT_STARTTLS, b""));
+        stream.write_all(&said).unwrap();
+        stream.read_exact(&mut [0; 38]).unwrap();
+        let config = server.authority.client_config(Some(&dir));
+        let mut session = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
+        let mut flight = Vec::new();
+        session.write_tls(&mut flight).unwrap();
+        stream.write_all(&flight[..cut.min(flight.len())]).unwrap();
+    }
+    let mut client = server.attach(Some(&dir));
+    for _ in 0..20 {
+        client.request(NBD_CMD_READ, 0, 0, 500_000);
+    }
+    drop(client);
+    server.server.wait_until_detached();
+    server.server.assert_serves();
 }

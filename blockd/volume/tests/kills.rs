@@ -128,3 +128,72 @@ fn clone_found_after_crash_is_kept() {
         sim.volume().clone_to(SnapshotId::from_u64(1), &new_dir(sim), ID).ok().map(|_| ())
     });
 }
+
+fn content_of(volume: &Volume) -> Vec<u8> {
+    let mut bytes = vec![0; volume.size_bytes() as usize];
+    volume.read(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// Crashes a rollback before a call: the volume has its old or its new content, and keeps it. Returns the
+/// number of calls without a crash.
+fn die_while_rolling_back(call: u64, seed: u64) -> Option<u64> {
+    const BLOCK: u64 = BLOCK_SIZE_BYTES;
+    let mut sim = Sim::new(seed);
+    sim.create(BLOCKS).unwrap();
+    let write = |sim: &Sim, block: u64, fill: u8, blocks: u64| {
+        sim.volume().write(block * BLOCK, &vec![fill; (blocks * BLOCK) as usize], false).unwrap();
+    };
+    let snapshot = SnapshotId::from_u64(1);
+    write(&sim, 0, 1, 6);
+    sim.volume().freeze(snapshot).unwrap();
+    let then = content_of(sim.volume());
+    write(&sim, 4, 2, 6);
+    sim.volume().freeze(SnapshotId::from_u64(2)).unwrap();
+    sim.volume().grow((BLOCKS + 4) * BLOCK).unwrap();
+    sim.volume().trim(0, 2 * BLOCK, false).unwrap();
+    write(&sim, BLOCKS, 3, 2);
+    let before = content_of(sim.volume());
+    let mut after = then.clone();
+    after.resize(before.len(), 0);
+
+    let first = sim.disk.operations().len() as u64;
+    sim.disk.cut_power_before(first + call);
+    let is_done = sim.volume().roll_back(snapshot, &|| true).is_ok();
+    let took = sim.disk.operations().len() as u64 - first;
+    sim.volume = None;
+    sim.disk.go_on_without_the_process();
+    let volume = Volume::open(&sim.dir(), &OpenOptions::default()).unwrap();
+    let mut found = content_of(&volume);
+    assert!(found == after || (found == before && !is_done), "neither before nor after");
+    volume.write(7 * BLOCK, &[9; BLOCK as usize], true).unwrap();
+    found[7 * BLOCK as usize..8 * BLOCK as usize].fill(9);
+    drop(volume);
+    sim.cut_power();
+    let volume = Volume::open(
+        &sim.dir(),
+        &OpenOptions { recovery: Recovery::AfterPowerLoss, ..OpenOptions::default() },
+    )
+    .unwrap();
+    assert!(content_of(&volume) == found, "what was flushed is gone");
+    let mut frozen = vec![0; then.len()];
+    volume.view(snapshot).unwrap().read(0, &mut frozen).unwrap();
+    assert!(frozen == then, "a snapshot changed");
+    is_done.then_some(took)
+}
+
+#[test]
+fn rollback_interrupted_by_crash_is_done_or_not() {
+    let seed = seed_of_test("rollback_interrupted_by_crash_is_done_or_not");
+    let mut calls = u64::MAX;
+    for (call, draw) in (0..).flat_map(|call| (0..DRAWS).map(move |draw| (call, draw))) {
+        if call > calls {
+            break;
+        }
+        let seed = seed.wrapping_add(call * DRAWS + draw);
+        let took = catch_unwind(|| die_while_rolling_back(call, seed))
+            .unwrap_or_else(|_| panic!("dead before call {call}, seed {seed}"));
+        calls = took.map_or(calls, |took| took.min(calls));
+    }
+    assert!(calls > 20, "a rollback of {calls} calls");
+}

@@ -262,3 +262,27 @@ async fn first_backup_of_a_lazy_volume_resumes() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn abandoned_run_with_a_possible_commit_is_verified() {
+    let mut host = Host::new().await;
+    let (base, volume, model) = host.one_backup().await;
+    host.die_at(COMMITTED);
+    let task = host.start_backup("data", false).await;
+    host.engine().host.stopping.cancelled().await;
+    drop(volume);
+    host.stop().await;
+    let away = host.store.path().with_extension("away");
+    fs::rename(host.store.path(), &away).unwrap();
+    host.start().await;
+    let failed = host.wait(task).await;
+    assert!(failed.resumable, "{failed:?}");
+    let left = failed.source_volume.unwrap();
+    fs::rename(&away, host.store.path()).unwrap();
+    assert!(host.manifest_of(&left).is_file(), "it was committed");
+    host.lose(&base);
+    let next = host.backup("data", false).await.source_volume.unwrap();
+    host.check_once(Timestamp::now()).await;
+    assert_eq!(host.result_of(&left).await.as_deref(), DAMAGED);
+    model.assert_is(&*host.restore(&next, "copy").await);
+}

@@ -1,5 +1,6 @@
 //! Bandwidth limits of tasks and credentials.
 
+use super::unsuccessful::{KEEP, SLOW_BYTES_PER_S};
 use super::*;
 use blockd_api::{credentials::CredentialLimits, tasks::TaskLimits};
 
@@ -53,4 +54,36 @@ async fn tasks_start_with_their_own_limits() {
     host.call_at(LIMIT_TASK, &task, &limits(None)).await;
     host.done(task).await;
     model.assert_is(&host.volume("copy"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_task_hold_and_are_lifted_while_it_runs() {
+    let host = Host::new().await;
+    let (_, model) = host.fill("data").await;
+    host.limited(Some(SLOW_BYTES_PER_S), None).await;
+    let task = host.start_backup("data", false).await;
+    host.until_processed(task, 1).await;
+    host.call_at(STOP_TASK, &task, &KEEP).await;
+    host.unlimited();
+    let limits = |upload| TaskLimits { limit_upload_bytes_per_s: upload, limit_download_bytes_per_s: None };
+    assert_eq!(
+        api_code(host.client.call_at(LIMIT_TASK, &task, &limits(Some(7))).await),
+        ErrorCode::InvalidRequest
+    );
+    // The first body goes, what follows waits for hours.
+    host.client.call_at(LIMIT_TASK, &task, &limits(Some(2048))).await.unwrap();
+    host.client.call_at(RESUME_TASK, &task, &()).await.unwrap();
+    loop {
+        let seen = host.client.call_at(GET_TASK, &task, &WaitTask::default()).await.unwrap();
+        assert!(!seen.state.stage.is_over(), "{seen:?}");
+        if seen.phase == "index" || seen.phase == "commit" {
+            break;
+        }
+        let wait = WaitTask { wait_ms: Some(1_000), since_version: Some(seen.version) };
+        host.client.call_at(GET_TASK, &task, &wait).await.unwrap();
+    }
+    host.client.call_at(LIMIT_TASK, &task, &limits(None)).await.unwrap();
+    let done = host.done(task).await;
+    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    assert_eq!(api_code(host.client.call_at(LIMIT_TASK, &task, &limits(None)).await), ErrorCode::TaskEnded);
 }

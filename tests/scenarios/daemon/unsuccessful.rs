@@ -56,9 +56,9 @@ impl Host {
 
 /// So slow that a task is stopped long before it is done, and so fast that one that goes on at this rate is
 /// done soon.
-const SLOW_BYTES_PER_S: u64 = 8 << 20;
+pub const SLOW_BYTES_PER_S: u64 = 8 << 20;
 
-const KEEP: StopTask = StopTask { discard: false };
+pub const KEEP: StopTask = StopTask { discard: false };
 const DISCARD: StopTask = StopTask { discard: true };
 
 #[tokio::test(flavor = "multi_thread")]
