@@ -110,11 +110,13 @@ impl Output {
 
     /// Writes one line of text.
     pub fn line(&self, text: impl AsRef<str>) -> Exit {
+        debug_assert!(!self.json, "text beside a document");
         self.raw((printable(text.as_ref()) + "\n").as_bytes())
     }
 
     /// Writes a table.
     pub fn table(&self, table: &Table) -> Exit {
+        debug_assert!(!self.json, "a table beside a document");
         self.raw(table.render(self.color).as_bytes())
     }
 

@@ -64,15 +64,16 @@ async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Exit {
     };
     let taken = context.client.call(operations::CREATE_GROUP_SNAPSHOT, &request).await?;
     warn(context, taken.snapshots.first().and_then(|snapshot| snapshot.quiesce.as_ref()));
-    context.output.tell(&taken, || {
-        format!(
-            "Group snapshot successfully created with groupID:{} ({}, {}, freeze {})",
-            taken.group.group_id,
-            counted(taken.group.members, "volume"),
-            taken.name,
-            micros(taken.group.group_stall_micros)
-        )
-    })?;
+    if context.output.is_json() {
+        return context.output.document(&taken);
+    }
+    context.output.line(format!(
+        "Group snapshot successfully created with groupID:{} ({}, {}, freeze {})",
+        taken.group.group_id,
+        counted(taken.group.members, "volume"),
+        taken.name,
+        micros(taken.group.group_stall_micros)
+    ))?;
     context.output.table(&table(&taken.snapshots))
 }
 
