@@ -76,7 +76,7 @@ pub struct Engine {
     pub health: Arc<ComponentHealth>,
     /// Resolver of external secrets.
     pub references: Arc<References>,
-    /// Throttling of tasks in favour of guests.
+    /// Threads of tasks, which yield to active guests.
     pub task_workers: Arc<TaskWorkers>,
     /// Disk space reserved for operations that free space; `None` if the filesystem cannot reserve any.
     pub reserve: Option<Arc<Reserve>>,

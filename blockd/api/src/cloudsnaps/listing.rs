@@ -112,7 +112,7 @@ pub struct Cloudsnap {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloudsnapMetadata {
-    /// Origin: `Manual`.
+    /// Origin: `Manual` or `Scheduled`.
     pub cloudsnap_type: String,
     /// Compression: `lz4`.
     pub compression: String,

@@ -244,8 +244,8 @@ impl Repositories {
         Ok((repository.with_work(self.task_workers.work()), requests))
     }
 
-    /// Returns the repository for reads that a guest or user waits for: they are neither throttled in favour
-    /// of guests nor subject to the host's bandwidth limits of tasks.
+    /// Returns the repository for reads that a guest or user waits for: they neither
+    /// yield to guests nor are subject to the host's bandwidth limits of tasks.
     ///
     /// # Errors
     /// The errors of [`task_repository`](Self::task_repository).
