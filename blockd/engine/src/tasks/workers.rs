@@ -1,10 +1,10 @@
-//! Priority of guests over tasks: while guests send requests, tasks run on threads of the lowest priority,
-//! which mostly run on idle processors. While guests are idle, tasks use normal threads: on a host that is
-//! busy otherwise, threads of that priority would hardly run.
+//! Priority of guests over tasks: while guests send requests, tasks run on few threads of the lowest
+//! priority. While guests are idle, tasks use normal threads, because those hardly run on a busy host.
 //!
-//! Priorities suffice. Throttling tasks when guest latency rose in addition left the p99 of 4 KiB writes
-//! where it was (482 and 523 µs without, 542 and 583 µs with it) and took three quarters of the backup's
-//! rate (`tools/bench guest`, 2 cores).
+//! Half of the cores stay free: not every kernel preempts the system calls of low-priority threads. Beside
+//! backups, 4 KiB writes (`tools/bench guest --data 1G`, 2 cores) took 12 to 13 us at the median and 0.3 to
+//! 0.6 ms at p99 with one thread, 41 to 43 us and 0.4 to 0.7 ms with six, at about the same rate of backups
+//! (1.1 to 1.6 GiB/s). Throttling by guest latency had 12 to 59 us and 0.4 to 0.7 ms at a third of that rate.
 
 use crate::{
     metrics::Operation,
@@ -31,8 +31,6 @@ const WINDOW_SAMPLES: usize = 10;
 /// Requests in a window from which guests are active: sporadic ones, such as the commits of an idle system's
 /// journal, are not significant.
 const MIN_ACTIVE_REQUESTS: u64 = 20;
-/// Threads in addition to one per core, since threads also block on disks.
-const WAITING_THREADS: usize = 4;
 
 /// Threads of tasks that move data, and the number of these tasks.
 #[derive(Debug)]
@@ -56,7 +54,7 @@ impl TaskWorkers {
         let yielding = (priority == TaskPriority::Low).then(Arc::<Yielding>::default);
         let work = match &yielding {
             Some(yielding) => {
-                let workers = Workers::start("task-work", cores + WAITING_THREADS, set_idle)?;
+                let workers = Workers::start("task-work", (cores / 2).max(1), set_idle)?;
                 Work::yielding(workers, Arc::clone(yielding))
             }
             None => Work::default(),
@@ -79,9 +77,14 @@ impl TaskWorkers {
         Ok(Work::yielding(Workers::start("store-write", threads, raise_nice)?, Arc::clone(yielding)))
     }
 
-    /// Counts a task as moving data until the guard is dropped.
+    /// Counts a task as moving data until the guard is dropped. Guests count as active until the first
+    /// sample.
     pub fn begin(&self) -> ActiveTask<'_> {
-        self.active.fetch_add(1, Ordering::SeqCst);
+        if self.active.fetch_add(1, Ordering::SeqCst) == 0
+            && let Some(yielding) = &self.yielding
+        {
+            yielding.set(true);
+        }
         self.started.notify_one();
         ActiveTask(self)
     }
@@ -175,6 +178,7 @@ mod tests {
         request(MIN_ACTIVE_REQUESTS);
         assert!(!yields_after(1).await, "no task moves data");
         let active = workers.begin();
+        assert!(yields_after(0).await, "before the first sample");
         assert!(!yields_after(1).await, "no guest is active");
         request(MIN_ACTIVE_REQUESTS - 1);
         assert!(!yields_after(1).await, "sporadic requests");
