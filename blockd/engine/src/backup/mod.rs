@@ -1,10 +1,10 @@
 //! Start of backups: of one volume or a consistency group, to one or several backup locations.
 
-pub mod backup_type;
 pub mod compare;
 pub mod doubts;
 pub mod freeze;
 pub mod plan;
+pub mod planning;
 pub mod shared_reader;
 pub mod task;
 pub mod work;

@@ -1,5 +1,7 @@
-//! Checkpoint of a backup, kept from before the first upload until the commit: a resumed backup uses the same
-//! blocks, salt and base, so its earlier uploads remain valid.
+//! Plan of a backup: [`decide`] chooses between full and incremental, and a file keeps the plan.
+//!
+//! The file exists from before the first upload until the commit: a resumed backup uses the same blocks, salt
+//! and base, so its earlier uploads remain valid.
 //!
 //! Layout, little-endian:
 //!

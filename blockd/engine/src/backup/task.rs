@@ -14,9 +14,9 @@
 
 use crate::{
     backup::{
-        backup_type::{planned, restart_as_full},
         freeze::snapshot_for_backup,
         plan::Plan,
+        planning::{planned, restart_as_full},
         work::BackupWork,
     },
     error::{ServiceError, blocking, spawned},

@@ -1,4 +1,4 @@
-//! Decision about a backup: full or incremental, the base, and the blocks.
+//! Planning of a backup: its base, its blocks, and the restart as a full one.
 //!
 //! The base of an incremental comes from this host's manifest cache, which is exact, as manifests never
 //! change. Its existence is checked once, after the commit, because only that counts (see "Committing" in the
