@@ -11,7 +11,7 @@
 //! | 12–15 | zero |
 //! | 16–23 | volume id |
 //! | 24–31 | size in bytes, which is the size of the topmost layer |
-//! | 32–39 | the epoch that the next freeze begins |
+//! | 32–39 | the epoch that the next freeze begins, at most 2^63 - 1 |
 //! | 40–43 | number of layers |
 //! | 44–47 | number of snapshots |
 //! | 48–51 | number of kept intervals |
@@ -40,6 +40,9 @@ use std::path::Path;
 const MAGIC: &[u8; 8] = b"BLKDVOL1";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 56;
+
+/// Epochs that no volume reaches by freezes, so that the next one never overflows.
+const MAX_EPOCH: Epoch = Epoch(u64::MAX >> 1);
 
 /// Content of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -190,6 +193,9 @@ impl Meta {
         if !descending || !head.open || head.epoch >= self.next_epoch {
             return Err("its layers are out of order".into());
         }
+        if self.next_epoch > MAX_EPOCH {
+            return Err(format!("its next epoch {} is too large", self.next_epoch));
+        }
         let (_, above) = self.layers.split_last().ok_or("it has no head")?;
         if above.iter().any(|layer| layer.lazy) {
             return Err("a layer is lazy that is not at the bottom".into());
@@ -320,5 +326,7 @@ mod tests {
         let mut disorder = example();
         disorder.layers.swap(1, 2);
         assert!(Meta::decode(&disorder.encode()).is_err());
+        let overflowing = Meta { next_epoch: Epoch(u64::MAX), ..example() };
+        assert!(Meta::decode(&overflowing.encode()).unwrap_err().contains("next epoch"));
     }
 }
