@@ -129,10 +129,12 @@ impl TlsIdentity {
     /// # Errors
     /// As [`load`](Self::load); then what was loaded before stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let files = self.files.read().clone();
+        // Held to the end, so that a concurrent `reload_from` comes wholly after it.
+        let files = self.files.read();
         // Taken first: a file that changes meanwhile looks new the next time.
         *self.seen.lock() = stamps(&files);
-        self.reload_from(files)
+        *self.current.write() = Arc::new(read(&files)?);
+        Ok(())
     }
 
     /// Checks that the files can be loaded.
@@ -144,14 +146,15 @@ impl TlsIdentity {
         read(&files).map(drop)
     }
 
-    /// The same from other files, which are those to look at from then on.
+    /// Loads other files, which [`reload`](Self::reload) reads from then on.
     ///
     /// # Errors
     /// As [`load`](Self::load); then what was loaded before stays in use.
     pub fn reload_from(&self, files: TlsFiles) -> Result<(), TlsError> {
         let stamps = stamps(&files);
         let config = Arc::new(read(&files)?);
-        *self.files.write() = files;
+        let mut current_files = self.files.write();
+        *current_files = files;
         *self.seen.lock() = stamps;
         *self.current.write() = config;
         Ok(())
