@@ -121,7 +121,7 @@ Keys of the configuration file (defaults in brackets):
   nbd_tls_client_crl    revocation lists, PEM; if set, one of each CA is required []
   nbd_allow_plaintext   serve TCP addresses that other hosts can reach without requiring TLS [false]
   store_attempts        maximum attempts of one request to an object store [6]
-  store_timeout_ms      timeout of one request to an object store, up to the response body [60000]
+  store_timeout_ms      timeout of one attempt of a store request, plus the time of its body at 64 KiB/s [60000]
   store_answer_ms       timeout of the pre-flight store requests of a command such as `cloudsnap restore`; after it, the
                         command fails without changes [30000]
   stop_timeout_ms       grace period for tasks and clients at shutdown [30000]

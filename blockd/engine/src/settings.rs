@@ -75,7 +75,7 @@ pub struct Settings {
     pub cpu_threads: usize,
     /// Maximum attempts of one request to an object store.
     pub store_attempts: u32,
-    /// Timeout of one request to an object store up to the response body.
+    /// Timeout of one attempt of a store request, plus the time of its body at 64 KiB/s.
     pub store_timeout_ms: u64,
     /// Timeout of the pre-flight store requests of a command.
     pub store_answer_ms: u64,

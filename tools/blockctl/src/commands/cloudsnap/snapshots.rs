@@ -38,7 +38,8 @@ Examples:
 
 pub const DELETE_HELP: &str = "\
 No cloud snapshot depends on another one: any of them can be deleted, and shared data stays. A \
-pinned one, or one whose manifest is damaged, needs --force. One that a clone, a lazy volume or a \
+pinned one needs --force, as does one whose manifest, or that of another one of its volume, is \
+unreadable. One that a clone, a lazy volume or a \
 resumable task of this host needs is never deleted. Needs of other hosts are unknown here: their \
 lazy volumes would fail to read.
 
@@ -103,7 +104,7 @@ pub struct DeleteArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
     pub snap: CloudSnapshotId,
-    /// Delete a pinned or damaged cloud snapshot
+    /// Delete it although it is pinned, or it or another one of its volume is unreadable
     #[arg(short, long)]
     pub force: bool,
     /// Credential option.
