@@ -1,14 +1,10 @@
 //! Reading at random through the caches: right, in few requests, once for all, and in spite of damage.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, Noise, open, run, set};
 use blockd_cloud::{CacheOptions, CloudError, Manifest, Repository, SnapshotCache, SnapshotReader};
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::StoreErrorKind;
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
-use common::{BLOCK, Noise, open, run, set};
 use std::{
     collections::BTreeMap,
     path::Path,

@@ -1,8 +1,5 @@
 //! Tests of restores: chains of incrementals against a model, and layouts across all boundaries.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, Noise, fixed, restored, run, run_with, set, with_slot};
 use blockd_cloud::{
     BackupSpec, CloudError, EncryptionMode, Manifest, MemoryJournal, NoCache, SnapshotReader,
     UnreadableSiblings, changed_blocks, delete_snapshot,
@@ -11,7 +8,6 @@ use blockd_extent::{BlockIndex, BlockSet, Extent, SnapshotId};
 use blockd_store::{BlobStore, LocalStore};
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
-use common::{BLOCK, Noise, fixed, restored, run, run_with, set, with_slot};
 use proptest::prelude::*;
 use std::sync::Arc;
 

@@ -1,13 +1,9 @@
 //! Tests of costs in bytes and requests.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, Noise, fixed, restored_with, run, set};
 use blockd_cloud::{EncryptionMode, Manifest};
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::MemoryStore;
-use common::{BLOCK, Noise, fixed, restored_with, run, set};
 use std::sync::Arc;
 
 const TIB: u64 = 1 << 40;

@@ -1,8 +1,5 @@
 //! Damage of every kind to every object: an error that names it, and never wrong data.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, Noise, fixed, open, restored, run, set};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, EncryptionMode, ManifestFilter, ManifestKey, NoCache, Repository,
     UnreadableSiblings, delete_snapshot,
@@ -11,7 +8,6 @@ use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::MemoryStore;
 use bytes::Bytes;
-use common::{BLOCK, Noise, fixed, open, restored, run, set};
 use std::{collections::BTreeMap, sync::Arc};
 
 type Content = BTreeMap<u64, Box<[u8]>>;
@@ -284,7 +280,7 @@ async fn concurrent_initialisation_creates_one_key() {
     // The plain slot opens nothing here, and what is made with it is not taken.
     let error = open(store.clone(), None).await.unwrap_err();
     assert!(matches!(error, CloudError::EncryptedRepository { .. }), "{error}");
-    let planted = Repository::open(plain, None, &common::options()).await.unwrap().with_store(store);
+    let planted = Repository::open(plain, None, &crate::common::options()).await.unwrap().with_store(store);
     let planted = run(&planted, spec(3, 1 << 30, set([1]), set([]), None), &live).await.unwrap().manifest;
     let error = both.manifest(&planted.id()).await.unwrap_err();
     assert!(matches!(error, CloudError::UnknownKey { .. }), "{error}");

@@ -1,8 +1,5 @@
 //! Deletions between the steps of others, on other hosts: each moment that once lost something, by name.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, restored, run, run_with, set, with_slot};
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestKey, MemoryJournal,
     NoCache, Repository, UnreadableSiblings, delete_with_manifest,
@@ -12,7 +9,6 @@ use blockd_store::{
 };
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
-use common::{BLOCK, restored, run, run_with, set, with_slot};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, future::Future, sync::Arc};

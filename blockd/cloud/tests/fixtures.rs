@@ -1,13 +1,9 @@
 //! Tests of damaged repositories, made from the golden ones, and of their error messages.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{open, requests};
 use blockd_cloud::{
     CancelToken, EncryptionMode, ManifestFilter, NoCache, Progress, VerifyDepth, VerifyOptions, verify,
 };
 use blockd_testkit::store::MemoryStore;
-use common::{open, requests};
 use std::{fs, path::Path, sync::Arc};
 
 const PASSPHRASE: &str = "correct horse battery staple";

@@ -1,8 +1,5 @@
 //! Tests of garbage collection: objects of abandoned backups are deleted, and no object of a snapshot.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, restored, run, run_with, set, with_slot};
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CancelToken, CloudError, EncryptionMode, GarbageOptions, GarbageReport,
     MAX_CLOCK_SKEW_S, ManifestKey, MemoryJournal, NoCache, Repository, collect_garbage, remove_leftovers_of,
@@ -14,7 +11,6 @@ use blockd_store::{
 };
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
-use common::{BLOCK, restored, run, run_with, set, with_slot};
 use jiff::{SignedDuration, Timestamp};
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 

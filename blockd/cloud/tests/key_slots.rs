@@ -1,9 +1,6 @@
 //! Damaged, missing, forged and outdated key slots: verification names them, hosts repair them, other hosts
 //! open the repository.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, open, requests, run, set};
 use blockd_cloud::{
     CancelToken, CloudError, CloudSnapshotId, KnownKeys, NoCache, Progress, Rekey, Repository, SlotFinding,
     SlotRepair, VerifyDepth, VerifyOptions, VerifyReport, rekey, verify,
@@ -11,7 +8,6 @@ use blockd_cloud::{
 use blockd_store::BlobStore;
 use blockd_testkit::cloud::{FAST_KDF, MemoryVolume, spec};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
-use common::{BLOCK, open, requests, run, set};
 use std::{collections::BTreeMap, sync::Arc};
 use zeroize::Zeroizing;
 

@@ -1,8 +1,5 @@
 //! Listing thousands of snapshots: how often the store and the cache are asked.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::fixed;
 use blockd_cloud::{
     CloudSnapshotId, EncryptionMode, Manifest, ManifestCache, ManifestFilter, MemoryCache, NoCache,
     UnreadableSiblings, delete_snapshot,
@@ -10,7 +7,6 @@ use blockd_cloud::{
 use blockd_store::ObjectInfo;
 use blockd_testkit::cloud::put_many_snapshots;
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
-use common::fixed;
 use futures::future::BoxFuture;
 use std::{
     collections::HashMap,

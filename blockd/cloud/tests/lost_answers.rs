@@ -1,14 +1,10 @@
 //! Creations whose answer is lost: the second attempt finds what the first one made, perhaps badly.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::open;
 use blockd_store::{
     BlobStore, Middleware, PutMode, Request, Response, StoreError, StoreErrorKind, StoreFuture, probe,
 };
 use blockd_testkit::store::MemoryStore;
 use bytes::Bytes;
-use common::open;
 use std::sync::{
     Arc,
     atomic::{AtomicU32, Ordering::SeqCst},

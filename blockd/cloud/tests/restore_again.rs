@@ -1,15 +1,11 @@
 //! A restore that was cut off goes on with what is left, and nothing is fetched twice that is in place.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, fixed, requests, run, set};
 use blockd_cloud::{
     BlockWriter, CancelToken, EncryptionMode, Progress, RestoreOptions, RestoreRequest, restore_damaged,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
-use common::{BLOCK, fixed, requests, run, set};
 use parking_lot::Mutex;
 use std::{io, sync::Arc};
 

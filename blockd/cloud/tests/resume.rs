@@ -1,15 +1,11 @@
 //! Interrupted at every operation, in every way: what is there afterwards is no snapshot, and the next run
 //! goes on.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, fixed, restored, run, run_with, set};
 use blockd_cloud::{CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, Repository};
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{BlobStore, LocalStore, StoreErrorKind};
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
-use common::{BLOCK, fixed, restored, run, run_with, set};
 use std::{io, path::Path, sync::Arc};
 
 const SIZE: u64 = 200_000 * BLOCK as u64;

@@ -1,13 +1,9 @@
 //! Changing the passphrase and the data key: what was stored stays readable, and interruptions lose nothing.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, open, restored, run, set};
 use blockd_cloud::{CloudError, KnownKeys, Rekey, Rekeyed, rekey};
 use blockd_store::BlobStore;
 use blockd_testkit::cloud::{FAST_KDF, MemoryVolume, spec};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
-use common::{BLOCK, open, restored, run, set};
 use std::sync::Arc;
 use zeroize::Zeroizing;
 

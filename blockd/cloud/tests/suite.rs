@@ -1,6 +1,4 @@
 //! The suite of repositories over stores that need nothing installed, and over an S3 server if there is one.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
 use blockd_store::{HttpOptions, LocalStore, RetryPolicy, probe, task_store};
 use blockd_testkit::cloud::repository_suite;
 use blockd_testkit::store::{Fault, FaultStore, Has, MemoryStore, object_store_suite, store_suite};

@@ -1,8 +1,5 @@
 //! Tests of two daemons with the same volume id and store: each listed snapshot is correct.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, fixed, restored};
 use blockd_cloud::{
     BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestFilter, MemoryJournal, NoCache,
     Progress, Repository, UploadOptions, backup,
@@ -11,7 +8,6 @@ use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_store::{BlobStore, Requests};
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::MemoryStore;
-use common::{BLOCK, fixed, restored};
 use std::sync::Arc;
 
 const SIZE: u64 = 40_000 * BLOCK as u64;

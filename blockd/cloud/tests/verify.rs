@@ -1,9 +1,6 @@
 //! Verification finds every damage that a restore would meet, names it, and says which snapshots lose what; a
 //! restore can go on past it.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, Noise, requests, run, set, with_slot};
 use blockd_cloud::{
     BlockCheck, CancelToken, CloudSnapshotId, EncryptionMode, Manifest, ManifestKey, NoCache, Progress,
     Repository, RestoreOptions, RestoreRequest, VerifyDepth, VerifyOptions, VerifyReport, restore_damaged,
@@ -12,7 +9,6 @@ use blockd_cloud::{
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_testkit::cloud::{MemoryVolume, spec};
 use blockd_testkit::store::MemoryStore;
-use common::{BLOCK, Noise, requests, run, set, with_slot};
 use std::{collections::BTreeMap, io, sync::Arc};
 
 const SIZE: u64 = 100_000 * BLOCK as u64;

@@ -1,12 +1,8 @@
 //! The data key of new backups: hidden, forged and foreign keys do not become it, and restores go on.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{BLOCK, open, put_slot, restored, run, set};
 use blockd_cloud::{CloudError, CloudSnapshotId, KnownKeys, Manifest, Rekey, Repository, rekey};
 use blockd_testkit::cloud::{FAST_KDF, MemoryVolume, spec};
 use blockd_testkit::store::MemoryStore;
-use common::{BLOCK, open, put_slot, restored, run, set};
 use std::sync::Arc;
 use uuid::Uuid;
 use zeroize::Zeroizing;

@@ -1,7 +1,5 @@
 //! Socket activation and watchdog. A shell plays the role of systemd: it passes the descriptors and sets the
 //! environment variables.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
-
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::{
     io::{Read, Write},

@@ -1,6 +1,4 @@
 //! Log and events of the program in the journal, with fields. A socket stands for the journal.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
-
 use blockd_api::{
     Client,
     cloudsnaps::StartBackup,

@@ -1,6 +1,4 @@
 //! Tests of the program: command line, signals, sockets, and sudden death.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
-
 use blockd_api::{
     Client,
     cloudsnaps::{StartBackup, StartRestore},

@@ -1,11 +1,6 @@
 //! NBD over TCP with TLS, access lists and renewed certificates, tested with the program and libnbd's tools.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
-
-#[path = "../../nbd/tests/common/certs.rs"]
-mod certs;
-
+use crate::certs::Authority;
 use blockd_api::{Client, operations::*, volumes::CreateVolume};
-use certs::Authority;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     os::unix::net::UnixDatagram,

@@ -1,11 +1,7 @@
 //! Images that were damaged on purpose: nothing panics, and nothing goes on for ever.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{Bytes, debugfs, make, noise};
 use blockd_ext4::{Filesystem, ReadAt};
 use blockd_testkit::ext4::explore;
-use common::{Bytes, debugfs, make, noise};
 use std::{
     fs::{self, File},
     io,
@@ -140,7 +136,7 @@ fn open_reads_little_at_any_size() {
     let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("image");
     File::create(&path).unwrap().set_len(1 << 40).unwrap();
-    let mut command = common::tool("mke2fs");
+    let mut command = crate::common::tool("mke2fs");
     let options = [
         "-q",
         "-F",
@@ -155,8 +151,8 @@ fn open_reads_little_at_any_size() {
         "-N",
         "100000",
     ];
-    common::run(command.env("MKE2FS_CONFIG", "/dev/null").args(options).arg(&path));
-    let source = common::ImageFile::open(&path);
+    crate::common::run(command.env("MKE2FS_CONFIG", "/dev/null").args(options).arg(&path));
+    let source = crate::common::ImageFile::open(&path);
     let count = source.read_bytes.clone();
     let fs = Filesystem::open(Arc::new(source)).unwrap();
     assert_eq!(fs.info().size_bytes, 1 << 40);
@@ -175,7 +171,7 @@ fn directory_cycle_is_reported_as_damage() {
         &path,
         &["ln /a /a/b/up".to_owned(), "ln /a/b /a/b/itself".to_owned(), "ln /a /beside".to_owned()],
     );
-    let fs = common::open(&path);
+    let fs = crate::common::open(&path);
     for (path, is_there) in [
         ("/a/b", true),
         ("/beside/b", true),

@@ -1,10 +1,6 @@
 //! Journals that were not played back: what is read is what e2fsck makes of the image.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{ImageFile, content, debugfs, make, noise, open, run, tool};
 use blockd_ext4::{ExtError, Filesystem, JournalState};
-use common::{ImageFile, content, debugfs, make, noise, open, run, tool};
 use std::{
     fs::{self, File},
     os::unix::fs::FileExt,
@@ -139,7 +135,7 @@ fn journal_replay_matches_e2fsck() {
         let differ: Vec<usize> = (0..FILE_BLOCKS)
             .filter(|at| found[at * BLOCK..][..BLOCK] != expected[at * BLOCK..][..BLOCK])
             .collect();
-        assert_eq!(differ, [], "{kind} {options}");
+        assert_eq!(differ, [0; 0], "{kind} {options}");
         // That e2fsck did something, and that it is what was written.
         assert!(expected[..BLOCK] == noise(1, BLOCK), "revoked");
         assert!(expected[3 * BLOCK..][4..BLOCK] == noise(2003, BLOCK)[4..], "written twice");

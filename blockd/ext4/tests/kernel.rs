@@ -2,12 +2,8 @@
 //! taken with a live journal.
 //!
 //! They need root and a loop device, and are skipped with a message otherwise.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{Compare, compare, content, make, noise, open, run, tool};
 use blockd_ext4::{InodeNumber, JournalState};
-use common::{Compare, compare, content, make, noise, open, run, tool};
 use rustix::fs::{FallocateFlags, XattrFlags, fallocate};
 use std::{
     fs::{self, File},

@@ -1,11 +1,7 @@
 //! Images that e2fsprogs make, with many sets of features, filled from a directory: what is read is what that
 //! directory holds.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
+use crate::common::{Bytes, Compare, ImageFile, compare, debugfs, make, noise, open};
 use blockd_ext4::{Device, ExtError, FileKind, Filesystem, InodeNumber, JournalState, Place, Timestamp};
-use common::{Bytes, Compare, ImageFile, compare, debugfs, make, noise, open};
 use std::{
     fs::{self, File},
     os::unix::{ffi::OsStrExt, fs::FileExt},

@@ -1,9 +1,5 @@
 //! Tests of the metadata location against dumpe2fs.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-mod common;
-
-use common::{make, open, run, tool};
+use crate::common::{make, open, run, tool};
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// The number behind `name` in what dumpe2fs says of the filesystem as a whole.

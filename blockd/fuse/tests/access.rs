@@ -1,6 +1,4 @@
 //! Tests of access to a mount by other users: modes, owners and access lists of the image.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
 use blockd_extent::BlockSource;
 use blockd_fuse::{Catalog, MountOptions, Mounted, SnapshotEntry, SnapshotKey, mount};
 use blockd_testkit::Image;

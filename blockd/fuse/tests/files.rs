@@ -1,6 +1,4 @@
 //! The files inside real images of ext2, ext3 and ext4, in partitions and damaged at random.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
 use blockd_extent::BlockSource;
 use blockd_fuse::inside::{FileKind, FileTree, FileXattr, ImageFiles};
 use blockd_testkit::Image;

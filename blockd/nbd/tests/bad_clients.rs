@@ -1,15 +1,11 @@
 //! Clients that break the protocol or die: they get the protocol's error or are dropped, and the server goes
 //! on.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
-
-mod common;
-
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 
+use crate::common::*;
 use blockd_nbd::constants::*;
-use common::*;
 
 const MIB: usize = 1 << 20;
 

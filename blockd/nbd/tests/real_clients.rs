@@ -1,13 +1,9 @@
 //! The clients that people use, against a server on a unix socket: they must be installed.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
-
-mod common;
-
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 
-use common::*;
+use crate::common::*;
 
 const MIB: usize = 1 << 20;
 

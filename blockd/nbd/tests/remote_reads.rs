@@ -1,19 +1,15 @@
 //! Tests of requests with remote data: they wait without a thread and delay no other.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
-
-mod common;
-
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 
+use crate::common::{Client, TIMEOUT};
 use blockd_nbd::constants::*;
 use blockd_nbd::{
     Access, BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, OnFetched,
     Progress, Server, ServerConfig,
 };
-use common::{Client, TIMEOUT};
 
 const SIZE_BYTES: u64 = 64 << 20;
 /// From here on the data is far away.

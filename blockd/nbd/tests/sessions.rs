@@ -1,16 +1,12 @@
 //! Whole sessions against a running server, with a client of our own.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
-
-mod common;
-
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use crate::common::*;
 use blockd_nbd::constants::*;
 use blockd_nbd::{DeviceErrorKind, NbdError, Server, ServerConfig};
-use common::*;
 
 const MIB: usize = 1 << 20;
 const ALL_GOOD_MOODS: [Mood; 3] = [Mood::Instant, Mood::Blocking, Mood::Mixed];

@@ -1,13 +1,9 @@
 //! Structured replies, extended headers and metadata contexts, over a socket.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
-
-mod common;
-
 use std::sync::atomic::Ordering;
 
+use crate::common::*;
 use blockd_nbd::DeviceErrorKind;
 use blockd_nbd::constants::*;
-use common::*;
 
 const MIB: usize = 1 << 20;
 const BOTH: [ReplyMode; 2] = [ReplyMode::Structured, ReplyMode::Extended];

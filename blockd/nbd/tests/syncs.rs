@@ -1,18 +1,14 @@
 //! Requests that make data durable, and requests of clients that are gone, on a device that the test holds
 //! up.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
-
-mod common;
-
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 
+use crate::common::{Client, TIMEOUT};
 use blockd_nbd::constants::*;
 use blockd_nbd::{
     BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, Progress, Server,
     ServerConfig,
 };
-use common::{Client, TIMEOUT};
 
 const FLUSHES: usize = 10;
 

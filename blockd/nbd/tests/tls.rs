@@ -1,21 +1,15 @@
 //! Tests of TLS over sockets: admission, errors of real clients, and isolation of misbehaving ones. They need
 //! libnbd's and qemu's tools.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
-
-#[path = "common/certs.rs"]
-mod certs;
-mod common;
-
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use crate::certs::Authority;
+use crate::common::*;
 use blockd_nbd::constants::*;
 use blockd_nbd::{NbdError, Server, ServerConfig, TlsError, TlsFiles, TlsIdentity, TlsMode};
-use certs::Authority;
-use common::*;
 use rustls::ClientConnection;
 
 const MIB: usize = 1 << 20;

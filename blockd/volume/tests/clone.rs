@@ -1,12 +1,8 @@
 //! Tests of clones: parent and clone are independent, and neither writes to shared layers.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod sim;
-
+use crate::sim::disk::{Disk, Fault, FaultError, Rng};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{OpenOptions, Recovery, Volume, VolumeErrorKind};
-use sim::disk::{Disk, Fault, FaultError, Rng};
 use std::{path::Path, sync::Arc};
 
 const BLOCK: u64 = 4096;

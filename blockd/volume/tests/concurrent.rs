@@ -1,7 +1,5 @@
 //! Writers that share blocks while the volume is frozen and merged under them.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{OpenOptions, Volume};
 use std::sync::{

@@ -1,7 +1,5 @@
 //! Single guarantees of a volume, by example.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::{Allocation, OpenOptions, Volume, VolumeErrorKind};
 

@@ -1,8 +1,6 @@
 //! Asking what was dirtied, while snapshots come and go and their layers are merged: nothing that was written
 //! before the question is missing from the answer, and nothing is in it that was not written at all.
 
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
 use blockd_volume::{Volume, VolumeErrorKind};
 use std::{

@@ -1,12 +1,8 @@
 //! The record of acknowledged writes that a start discarded: when it is made, and that no crash loses it.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod sim;
-
+use crate::sim::disk::{Disk, Fault, FaultError, OpKind, Rng};
 use blockd_extent::VolumeId;
 use blockd_volume::{DiscardCause, OpenOptions, Recovery, SurvivingClients, Volume, VolumeErrorKind};
-use sim::disk::{Disk, Fault, FaultError, OpKind, Rng};
 use std::{
     fs::File,
     os::unix::fs::FileExt,

@@ -4,14 +4,10 @@
 //! all calls from it on until two steps have failed. After any failure: no panic, an error that names the
 //! file, no answered write is lost, and the step can be repeated once the disk is repaired.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod sim;
-
+use crate::sim::disk::{Fault, FaultError, Lie, OpKind, Operation, Rng};
+use crate::sim::{BLOCKS, ID, LIFE, Sim, Step, assert_sticky, names_in, seed_of_test};
 use blockd_extent::{BlockIndex, SnapshotId};
 use blockd_volume::{Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind};
-use sim::disk::{Fault, FaultError, Lie, OpKind, Operation, Rng};
-use sim::{BLOCKS, ID, LIFE, Sim, Step, assert_sticky, names_in, seed_of_test};
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug)]

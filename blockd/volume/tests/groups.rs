@@ -1,8 +1,6 @@
 //! Volumes that are frozen together: causes come with their effects, and a group is frozen whole or not at
 //! all.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
 use blockd_extent::{BlockIndex, Epoch, Extent, SnapshotId, VolumeId};
 use blockd_volume::{
     GroupError, GroupFrozen, OpenOptions, Volume, VolumeErrorKind, freeze_group, freeze_group_with,

@@ -1,13 +1,9 @@
 //! Process crashes at each call without a power cut: the next process finds all answered writes, and its
 //! durable state does not depend on unsynced data.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod sim;
-
+use crate::sim::{BLOCKS, ID, LIFE, Sim, Step, seed_of_test};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, SnapshotId};
 use blockd_volume::{OpenOptions, Recovery, RestoreTarget, Volume, VolumeError};
-use sim::{BLOCKS, ID, LIFE, Sim, Step, seed_of_test};
 use std::panic::catch_unwind;
 
 /// The next process of the same boot opens the volume.

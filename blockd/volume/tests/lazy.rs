@@ -1,18 +1,13 @@
 //! Lazy volumes: usable before anything was fetched, whole in the end.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-#[path = "lazy/source.rs"]
 mod source;
 
-mod sim;
-
+use crate::sim::disk::{Disk, Fault, FaultError, OpKind, Rng};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_volume::{
     Access, Allocation, FetchReply, LazySource, OpenOptions, SourceError, Urgency, Volume, VolumeErrorKind,
 };
 use parking_lot::{Condvar, Mutex};
-use sim::disk::{Disk, Fault, FaultError, OpKind, Rng};
 use std::{
     path::Path,
     sync::{

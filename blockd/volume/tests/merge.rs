@@ -1,12 +1,8 @@
 //! A merge that was stopped, killed or cut off by a full disk, and what it goes on with.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod sim;
-
+use crate::sim::disk::{Attached, Disk, Fault, FaultError, OpKind};
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
 use blockd_volume::{MergeStats, OpenOptions, Volume, VolumeErrorKind};
-use sim::disk::{Attached, Disk, Fault, FaultError, OpKind};
 use std::{
     cell::Cell,
     path::{Path, PathBuf},

@@ -1,8 +1,5 @@
 //! A volume against the simplest model of it: an array of bytes and copies of that array.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-#[path = "model/checks.rs"]
 mod checks;
 
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, Extent, SnapshotId, VolumeId};

@@ -1,7 +1,5 @@
 //! Tests of the offline check.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::Volume;
 use std::{

@@ -5,13 +5,9 @@
 //! lives on, several times. Scripted lives are cut at every single call. `BLOCKD_TEST_SEED` repeats one
 //! random life, which a failure names; `tools/soak-volume` leads many more of them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod sim;
-
+use crate::sim::disk::{Fault, FaultError, Lie, OpKind};
+use crate::sim::{BLOCKS, LIFE, Sim, Step, assert_sticky, seed_of_test};
 use blockd_volume::{Recovery, VolumeErrorKind};
-use sim::disk::{Fault, FaultError, Lie, OpKind};
-use sim::{BLOCKS, LIFE, Sim, Step, assert_sticky, seed_of_test};
 
 use std::{
     panic::catch_unwind,

@@ -1,7 +1,5 @@
 //! Reading a lazy volume in order: how much is on its way while a store takes its time.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
 use blockd_extent::{BlockSet, Extent, VolumeId};
 use blockd_volume::{Access, FetchReply, LazySource, SourceError, Urgency, Volume};
 use parking_lot::Mutex;

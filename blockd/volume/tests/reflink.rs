@@ -2,8 +2,6 @@
 //!
 //! They need root, loop devices and `mkfs.xfs`, and are skipped with a message otherwise.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{OpenOptions, Volume, VolumeErrorKind};
 use std::{

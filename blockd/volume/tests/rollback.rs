@@ -1,13 +1,9 @@
 //! A rollback that is cut off at every single call, by an error, the death of the process, or a power cut:
 //! the volume is as it was before or rolled back, nothing in between, and nothing is left lying about.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod sim;
-
+use crate::sim::disk::{Attached, Disk, Fault, FaultError, Rng};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::{OpenOptions, Recovery, RolledBack, Volume, VolumeError, VolumeErrorKind};
-use sim::disk::{Attached, Disk, Fault, FaultError, Rng};
 use std::{
     cell::Cell,
     path::{Path, PathBuf},

@@ -1,16 +1,12 @@
 //! Copies from snapshots into directories that other users change meanwhile.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::{Fake, Ran, Reply, ok, snap};
 use serde_json::{Value, json};
 use std::{
     fs,
     os::unix::fs::symlink,
     sync::{Arc, Barrier},
 };
-use support::{Fake, Ran, Reply, ok, snap};
 
 fn entry(path: &str, kind: &str) -> Value {
     json!({

@@ -1,12 +1,8 @@
 //! `apply`, `diff` and `get` of objects: what is asked of the daemon, in which order, and what is not.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::{Fake, Reply, cloudsnap, fail, ok, reply, snap, volume};
 use serde_json::{Value, json};
 use std::path::PathBuf;
-use support::{Fake, Reply, cloudsnap, fail, ok, reply, snap, volume};
 
 fn rule(name: &str, volumes: &[&str]) -> Value {
     json!({ "name": name, "quiesce": { "preCommand": "sync" }, "volumes": volumes, "groups": [], "schedules": [] })

@@ -2,13 +2,9 @@
 //!
 //! `INSTA_UPDATE=always cargo test -p blockctl` rewrites them; the diff shows what users will see.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::{Fake, Reply, TASK, fail, ok, task, volume};
 use serde_json::{Value, json};
 use std::sync::{Arc, Barrier};
-use support::{Fake, Reply, TASK, fail, ok, task, volume};
 
 /// Compares a text with `snapshots/NAME.snap`.
 fn matches(name: &str, text: &str) {

@@ -1,12 +1,8 @@
 //! Sockets, pipes and files.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::{Fake, Ran, blockctl, ok};
 use serde_json::json;
 use std::os::unix::net::UnixListener;
-use support::{Fake, Ran, blockctl, ok};
 
 fn run(line: &str) -> Ran {
     Ran::of(blockctl(line).output().unwrap())

@@ -1,16 +1,12 @@
 //! `blockctl top` in pipes and on a terminal.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::{Fake, Ran, Reply, blockctl, ok, task};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::{
     io::{BufRead, BufReader, Read, Write},
     process::{Command, Stdio},
 };
-use support::{Fake, Ran, Reply, blockctl, ok, task};
 
 fn activity(at_s: u64) -> Reply {
     let requests = |count: u64| json!({ "requests": count, "tookMicros": count * 250, "underWay": 0 });

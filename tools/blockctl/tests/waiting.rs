@@ -1,16 +1,12 @@
 //! Interruption of `--wait` and `--watch`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-
-mod support;
-
+use crate::support::{Fake, Ran, Reply, TASK, ok, task};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::{
     process::Stdio,
     time::{Duration, Instant},
 };
-use support::{Fake, Ran, Reply, TASK, ok, task};
 
 const BACKUP: &str = "POST /v1/cloudsnaps/backup";
 const ONE_TASK: &str = "GET /v1/tasks/3f4f0a67-e12a-4d35-81ad-985657757352";

@@ -1,10 +1,10 @@
 //! Simulated daemon: a volume, its backups, deletions and collections.
 
-use crate::{
+use super::{
     Content, DAY_S, Planted, SIZE,
-    common::{BLOCK, Noise, fixed, set},
     net::{Deletion, Net, Pace},
 };
+use crate::common::{BLOCK, Noise, fixed, set};
 use blockd_cloud::{
     BackupSpec, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, GarbageOptions, Manifest,
     ManifestFilter, ManifestKey, MemoryJournal, NoCache, Progress, Repository, UnreadableSiblings,

@@ -1,6 +1,7 @@
 //! Fake network between a daemon and the bucket: it fails, is slow, and is cut off.
 
-use crate::{Planted, common::Noise};
+use super::Planted;
+use crate::common::Noise;
 use blockd_cloud::CancelToken;
 use blockd_store::{
     BlobStore, ListPage, Middleware, ObjectInfo, Operation, PutMode, Request, RequestKind, Response,

@@ -1,7 +1,5 @@
 //! Fake daemon with scripted replies, and a runner of `blockctl`.
 
-#![allow(dead_code, reason = "each test file uses its part")]
-
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,

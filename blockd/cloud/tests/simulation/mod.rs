@@ -3,19 +3,15 @@
 //! listed snapshot must restore to its frozen content.
 //!
 //! `BLOCKD_SIMULATION_SEEDS` is the number of lives (24); `BLOCKD_SIMULATION_FIRST` is the first seed.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
-
-#[path = "../common/mod.rs"]
-mod common;
 mod daemon;
 mod net;
 
+use crate::common::{BLOCK, Noise, fixed, requests, restored, with_slot};
 use blockd_cloud::{
     CancelToken, CloudSnapshotId, EncryptionMode, ManifestFilter, NoCache, Progress, VerifyDepth,
     VerifyOptions, verify,
 };
 use blockd_testkit::store::MemoryStore;
-use common::{BLOCK, Noise, fixed, requests, restored, with_slot};
 use daemon::{Daemon, Expected};
 use futures::future::join_all;
 use net::Pace;

@@ -1,0 +1,23 @@
+//! Tests of the cloud format through the public API.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+mod cache;
+mod chains;
+mod common;
+mod costs;
+mod damage;
+mod deletions;
+mod fixtures;
+mod garbage;
+mod key_slots;
+mod listing;
+mod lost_answers;
+mod restore_again;
+mod resume;
+mod rotate;
+mod simulation;
+mod suite;
+mod two_writers;
+mod verify;
+mod write_key;

@@ -1,0 +1,14 @@
+//! Tests of the server with real sockets and clients.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+mod bad_clients;
+#[path = "common/certs.rs"]
+mod certs;
+mod common;
+mod real_clients;
+mod remote_reads;
+mod sessions;
+mod structured;
+mod syncs;
+mod tls;

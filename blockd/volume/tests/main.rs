@@ -1,0 +1,21 @@
+//! Tests of volumes through the public API.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+mod clone;
+mod concurrent;
+mod contract;
+mod dirty_queries;
+mod discarded;
+mod faults;
+mod groups;
+mod kills;
+mod lazy;
+mod merge;
+mod model;
+mod offline;
+mod power;
+mod read_in_order;
+mod reflink;
+mod rollback;
+mod sim;
