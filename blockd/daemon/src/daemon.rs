@@ -351,7 +351,7 @@ async fn resume_work(supervisor: &mut Supervisor, engine: &Arc<Engine>) {
 fn check_rules(engine: &Arc<Engine>) {
     let engine = Arc::clone(engine);
     tokio::spawn(async move {
-        if let Err(error) = engine.quiescer.tell_of_rules_that_cannot_run().await {
+        if let Err(error) = engine.quiescer.report_unusable_rules().await {
             tracing::warn!(%error, "checking the rules failed");
         }
     });

@@ -200,7 +200,7 @@ impl Engine {
         let systemd = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
         let secrets = Secrets::load(&data_dir, systemd.as_deref());
         if let Some(problem) = secrets.problem() {
-            tracing::error!(error = %problem, "unsealing credentials is not possible");
+            tracing::error!(error = %problem, "loading the sealing key of the credentials failed");
         }
         let recovery = if options.after_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
         let serves_remote = db.serves_remote(options.listens_on_tcp)?;
@@ -269,7 +269,7 @@ impl Engine {
         let restore_work = service!(RestoreWork { db, host, merger, registry, repositories, tasks });
         let hydration_work = service!(HydrationWork { host, lazy, merger, registry, tasks });
         let in_place_work = service!(InPlaceWork { lazy, db, host, merger, registry, snapshots, tasks }
-            going_back);
+            fences);
         let delete_work = service!(DeleteWork { db, host, lazy, registry, snapshots, tasks });
         let verify_work = service!(VerifyWork { db, host, registry, repositories, snapshots, tasks });
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, events, health,

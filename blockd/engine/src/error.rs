@@ -330,7 +330,7 @@ where
     }
 }
 
-/// Runs a future on a task of its own, which goes on if the caller is dropped.
+/// Runs a future on a task of its own, which continues if the caller is dropped.
 ///
 /// # Errors
 /// The work failed or panicked.

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 type Action = Box<dyn FnOnce() + Send>;
 type StoreWrapper = Box<dyn Fn(Arc<dyn BlobStore>) -> Arc<dyn BlobStore> + Send + Sync>;
 
-/// Steps of tasks and what happens at them: nothing unless a test sets it.
+/// Steps of tasks with the actions that a test sets; none by default.
 pub struct Failpoints {
     stopping: CancellationToken,
     armed: AtomicBool,
@@ -55,13 +55,13 @@ impl Failpoints {
         self.actions.lock().is_empty()
     }
 
-    /// Sets the step at which the daemon dies: the task fails there, and the daemon stops without a word.
+    /// Sets the step at which the daemon dies: the task fails there, and the daemon stops.
     pub fn die_at(&self, step: &'static str) {
         *self.dies_at.lock() = Some(step);
         self.armed.store(true, Ordering::SeqCst);
     }
 
-    /// Sets what stands between backups and their store from now on.
+    /// Sets a wrapper around the stores of later backups.
     pub fn wrap_store(
         &self,
         wrapper: impl Fn(Arc<dyn BlobStore>) -> Arc<dyn BlobStore> + Send + Sync + 'static,
@@ -89,7 +89,7 @@ impl Failpoints {
         Ok(())
     }
 
-    /// Returns the repository of a backup.
+    /// Returns the repository of a backup, with its store in the wrapper.
     pub fn repository(&self, repository: Repository) -> Repository {
         match &*self.store_wrapper.lock() {
             Some(wrapper) => repository.with_store(wrapper(Arc::clone(repository.store()))),

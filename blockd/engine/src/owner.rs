@@ -9,9 +9,9 @@ use std::future::Future;
 /// User of this host.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct User {
-    /// Number of the user.
+    /// User id.
     pub uid: u32,
-    /// Number of its group.
+    /// Group id.
     pub gid: u32,
 }
 

@@ -1,4 +1,4 @@
-//! Seam to what reads snapshots outside of the engine.
+//! Interface to the readers of snapshots outside of the engine.
 
 use blockd_cloud::CacheCounters;
 use blockd_extent::VolumeId;

@@ -65,7 +65,7 @@ pub struct Settings {
     pub hydration_concurrency: usize,
     /// Timeout of reads from an unreachable store for lazy volumes with the policy "stall".
     pub lazy_stall_ms: u64,
-    /// The same for lazy volumes with the policy "error".
+    /// Timeout of reads from an unreachable store for lazy volumes with the policy "error".
     pub lazy_error_ms: u64,
     /// Concurrent pack uploads of one backup.
     pub upload_concurrency: usize,

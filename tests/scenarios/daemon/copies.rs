@@ -16,7 +16,7 @@ async fn interrupted_backup_is_abandoned_without_conditional_put() {
         ("backup accepted", false),
         ("backup frozen", false),
         ("backup planned", false),
-        ("backup in the store", true),
+        ("backup stored", true),
     ] {
         let mut host = Host::new().await;
         let volume = host.create_volume("data").await;
@@ -40,7 +40,7 @@ async fn interrupted_backup_is_abandoned_without_conditional_put() {
             assert_eq!(task.state.stage, TaskStage::Failed, "{step}: {task:?}");
             let error = task.error.as_ref().unwrap();
             assert_eq!(error.code, ErrorCode::StoreFailed);
-            assert!(error.message.contains("only if it is absent"), "{error}");
+            assert!(error.message.contains("create-if-absent"), "{error}");
         }
         // What is listed is what the tasks say, and the next backup carries what a failed one should have.
         assert_eq!(host.list().await.len(), 1 + usize::from(goes_on), "{step}");

@@ -9,7 +9,7 @@ async fn backup_survives_a_crash_at_any_step() {
         "backup frozen",
         "backup planned",
         dying::COMMITTED,
-        "backup in the store",
+        "backup stored",
         "backup committed",
     ] {
         let mut host = Host::new().await;
@@ -36,7 +36,7 @@ async fn backup_survives_a_crash_at_any_step() {
 
         // The next one builds on it, unless its commit was in doubt: then on the one before, and carries both
         // changes.
-        let in_doubt = [dying::COMMITTED, "backup in the store"].contains(&step);
+        let in_doubt = [dying::COMMITTED, "backup stored"].contains(&step);
         let next = host.backup("data", false).await;
         assert_eq!(next.backup_type, Some(BackupType::Incremental), "{step}");
         assert_eq!(next.bytes_dirty > 1 << 20, in_doubt, "{step}: {}", next.bytes_dirty);
@@ -153,7 +153,7 @@ async fn refused_database_write_is_undone() {
     host.refused_at(ErrorCode::Internal, DELETE_VOLUME, &name, &Default::default()).await;
     let entry = host.engine().registry.by_name("data").unwrap();
     assert!(entry.attach().is_ok());
-    assert!(!entry.stop_upkeep.load(std::sync::atomic::Ordering::Relaxed));
+    assert!(!entry.stop_merges.load(std::sync::atomic::Ordering::Relaxed));
     host.sql("DROP TRIGGER not_ready; DROP TRIGGER not_deleting");
     drop((volume, entry));
     host.call_at(DELETE_VOLUME, &name, &Default::default()).await;
@@ -190,7 +190,7 @@ async fn volume_in_deletion_refuses_writes() {
     );
     host.refused_at(ErrorCode::Internal, DELETE_VOLUME, &name, &Default::default()).await;
     let seen = host.call_at(GET_VOLUME, &name, &()).await;
-    assert!(seen.state_reason.unwrap().contains("restart blockd to see"));
+    assert!(seen.state_reason.unwrap().contains("restart blockd"));
     assert!(volume.write(0, &[1], false).is_err());
     drop(volume);
     host.sql("DROP TRIGGER no_change");
@@ -231,7 +231,7 @@ async fn growth_is_answered_if_its_row_fails_and_leaves_merges() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn restore_survives_a_crash_at_any_step() {
-    for step in ["restore accepted", "restore in place", "restore committed"] {
+    for step in ["restore accepted", "restore written", "restore committed"] {
         let mut host = Host::new().await;
         let volume = host.create_volume("data").await;
         host.create_credential().await;
@@ -254,7 +254,7 @@ async fn restore_survives_a_crash_at_any_step() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn delete_survives_a_crash_at_any_step() {
-    for step in ["delete accepted", "delete out of the store"] {
+    for step in ["delete accepted", "delete removed objects"] {
         let mut host = Host::new().await;
         let volume = host.create_volume("data").await;
         host.create_credential().await;

@@ -8,7 +8,7 @@ use std::path::Path;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn damaged_manifest_is_deleted_by_force_only() {
-    for step in [None, Some("delete accepted"), Some("delete out of the store")] {
+    for step in [None, Some("delete accepted"), Some("delete removed objects")] {
         let mut host = Host::new().await;
         let (snaps, schedule) = host.two_kept().await;
         damage(&host.manifest_path(&snaps[1]));

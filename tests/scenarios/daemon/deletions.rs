@@ -130,7 +130,7 @@ async fn stored_backup_without_its_base_is_not_done() {
     let base = host.backup("data", false).await.source_volume.unwrap();
     model.write(&volume, 1 << 20, 2, 1 << 20);
 
-    host.die_at("backup in the store");
+    host.die_at("backup stored");
     let task = host.start_backup("data", false).await;
     host.engine().host.stopping.cancelled().await;
     drop(volume);

@@ -178,7 +178,7 @@ async fn late_manifest_of_an_abandoned_backup_is_verified() {
 /// A deletion on another host may remove it again, with backups based on it.
 #[tokio::test(flavor = "multi_thread")]
 async fn volume_of_a_doubtful_backup_starts_with_a_full_backup() {
-    for dies_at in [None, Some("backup in the store")] {
+    for dies_at in [None, Some("backup stored")] {
         let mut host = Host::new().await;
         let (_, volume, mut model) = host.one_backup().await;
         dies_at.iter().for_each(|step| host.die_at(step));
@@ -211,7 +211,7 @@ async fn volume_of_a_doubtful_backup_starts_with_a_full_backup() {
 /// its run is interrupted.
 #[tokio::test(flavor = "multi_thread")]
 async fn first_backup_of_a_lazy_volume_resumes() {
-    for step in ["backup frozen", "backup planned", COMMITTED, "backup in the store"] {
+    for step in ["backup frozen", "backup planned", COMMITTED, "backup stored"] {
         for forgets in [false, true] {
             let mut host = Host::new().await;
             let (_, volume, mut model) = host.one_backup().await;

@@ -118,8 +118,7 @@ async fn group_backup_has_one_point_in_time_after_a_crash() {
     host.create_credential().await;
     host.grouped_volumes().await;
     let mut instants = 0;
-    for step in ["backup accepted", "group frozen", "backup frozen", "backup planned", "backup in the store"]
-    {
+    for step in ["backup accepted", "group frozen", "backup frozen", "backup planned", "backup stored"] {
         host.die_at(step);
         let started = host.backup_group(&["nas"]).await;
         host.die_and_start().await;

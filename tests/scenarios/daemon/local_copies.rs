@@ -236,7 +236,7 @@ async fn local_snapshot_schedule_freezes_a_group_without_location() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn local_snapshot_survives_a_crash_at_any_step() {
-    for step in ["local run begun", "group frozen"] {
+    for step in ["local run started", "group frozen"] {
         let mut host = Host::new().await;
         host.create_volume("v").await;
         let schedule = host.local_schedule("v", 5, &[]).await;
@@ -249,8 +249,7 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
         assert_eq!(host.volume("v").snapshots().len(), 1, "{step}");
         host.stop().await;
     }
-    for step in ["backup accepted", "group frozen", "backup frozen", "backup planned", "backup in the store"]
-    {
+    for step in ["backup accepted", "group frozen", "backup frozen", "backup planned", "backup stored"] {
         let mut host = Host::new().await;
         host.create_credential().await;
         host.create_volume("v").await;

@@ -386,10 +386,10 @@ async fn store_unmounted_within_a_pass_expires_no_run() {
     let (_, schedule) = host.two_kept().await;
     let (store, away) = (host.store.path().to_owned(), host.store.path().with_extension("away"));
     let (unmounted, (over, is_over)) = (away.clone(), tokio::sync::oneshot::channel());
-    host.meanwhile("place proven", move |engine| {
+    host.meanwhile("location proven", move |engine| {
         fs::rename(&store, &unmounted).unwrap();
         fs::create_dir(&store).unwrap();
-        engine.host.failpoints.once("surplus looked at", move || over.send(()).unwrap());
+        engine.host.failpoints.once("surplus checked", move || over.send(()).unwrap());
     });
     host.keep(schedule, 1).await;
     is_over.await.unwrap();
@@ -415,7 +415,7 @@ async fn deletion_of_retention_is_judged_again_after_a_restart() {
     host.stop().await;
     host.start().await;
     let error = host.wait(task.id).await.error.expect("it is not done").message;
-    assert!(error.contains("judges"), "{error}");
+    assert!(error.contains("evaluates"), "{error}");
     assert_eq!(host.ids().await, [dated, newest]);
     assert!(!host.has_event("delete-done").await);
     host.stop().await;

@@ -249,7 +249,7 @@ async fn pin_during_a_listing_is_kept() {
     // A deletion ends between the look at the store and the mark.
     let last = stored_id(&snaps[1]);
     let manifest = host.store.path().join(last.manifest_key());
-    host.meanwhile("mark asked for", move |_| std::fs::remove_file(manifest).unwrap());
+    host.meanwhile("override requested", move |_| std::fs::remove_file(manifest).unwrap());
     let pinned = MarkCloudsnap { pinned: Some(true), ..mark(&snaps[1]) };
     host.refused(ErrorCode::CloudsnapNotFound, MARK_CLOUDSNAP, &pinned).await;
     assert!(!host.mark_of(&last, credential).unwrap().pinned);
@@ -323,7 +323,7 @@ async fn resumed_deletion_spares_snapshots_pinned_or_used_since() {
     assert_eq!(
         host.wait(judged).await.error.unwrap().code,
         ErrorCode::TaskStopped,
-        "retention judges it again"
+        "retention evaluates it again"
     );
     host.pin(&snap, true).await;
     host.refused_at(ErrorCode::CloudsnapPinned, RESUME_TASK, &asked, &()).await;
@@ -352,7 +352,7 @@ async fn pin_of_a_running_backup_is_kept() {
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
     let tomorrow = Timestamp::now() + SignedDuration::from_hours(24);
     for expires in [None, Some(tomorrow)] {
-        host.meanwhile("backup in the store", move |engine| {
+        host.meanwhile("backup stored", move |engine| {
             let tasks = engine.db.transaction(TaskRow::unfinished).unwrap();
             let cloudsnap = tasks[0].cloudsnap;
             store_override(engine, RetentionOverride { cloudsnap, credential, pinned: true, expires: None });

@@ -291,7 +291,7 @@ async fn next_daemon_resumes_applications_before_the_backup() {
         "the second freeze must not start before the first one is resumed"
     );
     // The point in time is fixed, and what follows it is done once.
-    for step in ["backup accepted", "backup frozen", "backup planned", "backup in the store"] {
+    for step in ["backup accepted", "backup frozen", "backup planned", "backup stored"] {
         host.die_at(step);
         let started = host.backup_group(&["nas"]).await;
         host.die_and_start().await;

@@ -380,7 +380,7 @@ async fn content_that_is_not_the_volumes_is_found() {
     assert_eq!(digest.unwrap(), 1);
     let task = host.wait(host.call(START_VERIFY, &request).await.task).await;
     assert_eq!(task.state.stage, TaskStage::Failed);
-    assert!(task.findings.unwrap().damage[0].what.contains("not what it was"));
+    assert!(task.findings.unwrap().damage[0].what.contains("differs from that of an earlier verification"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -114,11 +114,11 @@ async fn failed_credential_update_changes_nothing() {
     host.move_key_slots(&aside);
     let right = put(&host, "right", "first");
     let error = update(&host, passphrase(right.clone())).await.unwrap_err();
-    assert!(error.message.contains("is not what credential nas was made for"), "{error}");
+    assert!(error.message.contains("does not hold the repository of credential nas"), "{error}");
     let store = blockd_store::LocalStore::open(host.store.path()).unwrap();
     Repository::open(Arc::new(store), Some("first"), &OpenOptions::default()).await.unwrap();
     let error = update(&host, passphrase(right.clone())).await.unwrap_err();
-    assert!(error.message.contains("is not what credential nas was made for"), "{error}");
+    assert!(error.message.contains("does not hold the repository of credential nas"), "{error}");
     assert_eq!(stored(&host).await, before);
 
     host.move_key_slots(&host.store.path().join("foreign"));

@@ -82,7 +82,7 @@ fn failed_in_place_restore_fences_clients_until_resumed() {
     let daemon = daemon.stop().start();
     let ctl = daemon.ctl();
     let error = ctl.fails(&["volume", "delete", "vol"], 5);
-    assert!(error["message"].as_str().unwrap().contains("in part"), "{error:#}");
+    assert!(error["message"].as_str().unwrap().contains("partially restored"), "{error:#}");
     let resume = format!("blockctl cloudsnap resume --name {task}");
     let listed = ctl.run(&["volume", "list"]).stdout;
     assert!(listed.contains(&format!("up - restored in part: resume it, `{resume}`")), "{listed}");

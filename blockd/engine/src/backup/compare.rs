@@ -8,7 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use std::io;
 
 /// Blocks per comparison.
-const PIECE_BLOCKS: u64 = 256;
+const CHUNK_BLOCKS: u64 = 256;
 
 /// Snapshot of a volume and its blocks that are unchanged since the backup.
 pub(crate) struct DiffBase {
@@ -22,7 +22,8 @@ pub(crate) struct DiffBase {
 /// Result of a comparison.
 #[derive(Default, Debug)]
 pub(crate) struct Seen {
-    given: BlockSet,
+    /// Blocks that the verification has passed to [`BlockCheck::blocks`].
+    delivered: BlockSet,
     /// Differing blocks.
     pub(crate) differing: BlockSet,
     /// Number of compared blocks.
@@ -43,7 +44,7 @@ impl DiffBase {
         let mut own = vec![0; extent.len_bytes() as usize];
         {
             let view = self.view.read();
-            let view = view.as_ref().ok_or_else(|| io::Error::other("the verification is over"))?;
+            let view = view.as_ref().ok_or_else(|| io::Error::other("the verification has ended"))?;
             view.read_extents(&[extent], &mut own).map_err(to_io)?;
         }
         let mut seen = self.seen.lock();
@@ -66,11 +67,11 @@ impl DiffBase {
     pub(crate) fn finish(&self) -> io::Result<Seen> {
         let mut rest = self.unchanged.clone();
         rest.intersect_with(&self.data);
-        rest.subtract(&self.seen.lock().given);
+        rest.subtract(&self.seen.lock().delivered);
         for extent in rest.extents() {
             let mut at = extent.start.0;
             while at < extent.end().0 {
-                let len = (extent.end().0 - at).min(PIECE_BLOCKS);
+                let len = (extent.end().0 - at).min(CHUNK_BLOCKS);
                 self.compare(Extent::new(BlockIndex(at), len), |_| None)?;
                 at += len;
             }
@@ -83,7 +84,7 @@ impl DiffBase {
 impl BlockCheck for DiffBase {
     fn blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()> {
         let whole = Extent::new(start, data.len() as u64 / BLOCK_SIZE_BYTES);
-        self.seen.lock().given.insert_extent(whole);
+        self.seen.lock().delivered.insert_extent(whole);
         for extent in self.unchanged.extents_in(whole) {
             let from = ((extent.start.0 - start.0) * BLOCK_SIZE_BYTES) as usize;
             self.compare(extent, |at| data.get(from + at).copied())?;

@@ -1,10 +1,10 @@
 //! Verification of abandoned backups that may be listed.
 //!
 //! A backup interrupted between its commit and the check of its base is listed, and repeats the check when it
-//! resumes. An abandoned one never does; so its objects are checked here, as soon as the store answers, and
-//! once more an hour later, because an abandoned request or a running deletion may be executed late. Nothing
-//! is deleted: an incomplete backup is shown as damaged, like other findings of a verification, and this host
-//! does not use it as a base in either case.
+//! resumes. An abandoned one never does, so its objects are checked here: as soon as the store answers, and
+//! again an hour later, because the store may execute an abandoned request or a running deletion late.
+//! Nothing is deleted. An incomplete backup is shown as damaged, like other findings of a verification;
+//! complete or not, it is no base on this host.
 
 use crate::{
     backup::{plan::Plan, work::BackupWork},
@@ -27,12 +27,12 @@ use uuid::Uuid;
 
 /// Time after which no request of an abandoned backup is in flight: their timeouts are minutes.
 const LATE_S: i64 = 3600;
-/// Time after which a doubt is dropped; a verification finds the damage.
+/// Time after which an unresolved doubt is dropped; a later verification finds the damage.
 const LIFETIME_S: i64 = 30 * 24 * 3600;
 /// Timeout of one check.
-const LOOK_LIMIT: Duration = Duration::from_secs(120);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(120);
 /// First and maximum pause after a failure of a store.
-const AGAIN: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
+const RETRY_PAUSE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(3600));
 
 /// Failed stores with the time of the next attempt and the pause after it.
 pub type Failing = HashMap<Uuid, (Instant, Duration)>;
@@ -42,7 +42,7 @@ pub(crate) async fn may_be_listed(work: &BackupWork, row: &TaskRow) -> Option<Cl
     if row.kind() != TaskKind::Backup {
         return None;
     }
-    // The work of another run of the daemon is unknown; it may have died before it was recorded.
+    // Another run of the daemon may have started the commit and died before it recorded that.
     if row.detail.run == Some(work.host.run) && !row.detail.may_be_committed {
         return None;
     }
@@ -53,7 +53,7 @@ pub(crate) async fn may_be_listed(work: &BackupWork, row: &TaskRow) -> Option<Cl
         Ok(Some(plan)) => Some(CloudSnapshotId { incremental: plan.base.is_some(), ..row.cloudsnap }),
         Ok(None) => row.detail.backup_type.is_some().then_some(row.cloudsnap),
         Err(error) => {
-            tracing::warn!(task = %row.id, %error, "the kept plan of a backup that is given up cannot be read");
+            tracing::warn!(task = %row.id, %error, "reading the plan of an abandoned backup failed; its name may be listed");
             Some(row.cloudsnap)
         }
     }
@@ -64,8 +64,8 @@ pub(crate) fn doubt(credential: Uuid, cloudsnap: CloudSnapshotId) -> Doubt {
     Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: true, looked_at: false }
 }
 
-/// Returns the doubt about the former name of a restarted backup: its listing was deleted, and may reappear
-/// late.
+/// Returns the doubt about the former name of a restarted backup: its manifest was deleted, but a late put
+/// may create it again.
 pub(crate) fn doubt_of_restart(credential: Uuid, given_up: CloudSnapshotId) -> Doubt {
     Doubt { looked_at: true, ..doubt(credential, given_up) }
 }
@@ -87,14 +87,14 @@ impl BackupWork {
                 continue;
             }
             if age_s >= LIFETIME_S {
-                tracing::warn!(cloudsnap = %doubt.cloudsnap, "it was never learned whether the backup that was given up is whole");
+                tracing::warn!(cloudsnap = %doubt.cloudsnap, "abandoned backup was not checked, because its store failed for too long");
                 self.db.run(move |tx| Doubt { given_up: false, ..doubt }.put(tx)).await?;
                 continue;
             }
             let id = doubt.cloudsnap;
-            let looked =
-                tokio::time::timeout(LOOK_LIMIT, self.check_doubt(&doubt, now, age_s >= LATE_S)).await;
-            let error = match looked {
+            let checked =
+                tokio::time::timeout(CHECK_TIMEOUT, self.check_doubt(&doubt, now, age_s >= LATE_S)).await;
+            let error = match checked {
                 Ok(Ok(())) => {
                     failing.remove(&credential);
                     continue;
@@ -102,9 +102,9 @@ impl BackupWork {
                 Ok(Err(error)) => error.to_string(),
                 Err(_) => "the store does not answer".to_owned(),
             };
-            let pause = failed.map_or(AGAIN.0, |(_, pause)| (pause * 2).min(AGAIN.1));
+            let pause = failed.map_or(RETRY_PAUSE.0, |(_, pause)| (pause * 2).min(RETRY_PAUSE.1));
             failing.insert(credential, (Instant::now() + pause, pause));
-            tracing::warn!(cloudsnap = %id, %error, "what is listed of a backup that was given up is looked at later");
+            tracing::warn!(cloudsnap = %id, %error, "check of an abandoned backup failed; it is retried later");
         }
         Ok(())
     }
@@ -127,7 +127,7 @@ impl BackupWork {
         self.db
             .run(move |tx| -> Result<(), DbError> {
                 note(tx, &stored, &report, now)?;
-                // An existing backup stays in doubt, so that it is no base.
+                // A listed backup stays in doubt, so that it never becomes a base.
                 match (is_late, report.snapshots.is_empty()) {
                     (true, true) => Doubt::remove(tx, credential, &id),
                     (true, false) => Doubt { given_up: false, looked_at: true, ..stored }.put(tx),
@@ -155,14 +155,14 @@ fn note(
         Proof::of_repository(tx, credential)?.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
     proofs(report, &known, credential, VerifyDepth::Quick, now).iter().try_for_each(|proof| proof.put(tx))?;
     if found.is_sound() {
-        tracing::info!(cloudsnap = %id, "the backup that was given up is whole in the store, and stays listed");
+        tracing::info!(cloudsnap = %id, "abandoned backup is complete in the store and stays listed");
         return Ok(());
     }
     if known.get(&id).is_some_and(|proof| !proof.sound) {
         return Ok(());
     }
     let what = report.findings.first().map_or("", |finding| finding.what.as_str());
-    let message = format!("the backup that was given up is listed without being whole: {what}");
+    let message = format!("abandoned backup is listed but incomplete: {what}");
     let name = CredentialRow::all(tx)?
         .into_iter()
         .find(|row| row.uuid == credential)

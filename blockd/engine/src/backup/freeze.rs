@@ -18,9 +18,9 @@ const MAX_FAILED: usize = 256;
 
 /// Failed freezes, each shared by several backups.
 #[derive(Debug, Default)]
-pub(crate) struct FailedPoints(VecDeque<(String, ApiError, Option<QuiesceReport>)>);
+pub(crate) struct FailedFreezes(VecDeque<(String, ApiError, Option<QuiesceReport>)>);
 
-impl FailedPoints {
+impl FailedFreezes {
     fn note(&mut self, point: String, why: ApiError, report: Option<QuiesceReport>) {
         if self.0.len() >= MAX_FAILED {
             self.0.pop_front();
@@ -63,8 +63,8 @@ pub(crate) async fn snapshot_for_backup(
         return Err(ServiceError::Refused(why));
     }
     let wanted = match &asked.barrier {
-        Some(barrier) => all_of(work, barrier, asked).await,
-        None => alone(live, entry, id, asked),
+        Some(barrier) => group_freeze(work, barrier, asked).await,
+        None => volume_freeze(live, entry, id, asked),
     };
     let mut report = None;
     let rows = match wanted {
@@ -74,16 +74,16 @@ pub(crate) async fn snapshot_for_backup(
     match rows {
         Ok(rows) => {
             if let Some(barrier) = &asked.barrier {
-                tracing::info!(group = %barrier.id, members = rows.len(), "volumes frozen at one instant");
+                tracing::info!(group = %barrier.id, members = rows.len(), "consistency group frozen");
             }
-            rows.into_iter().find(|row| row.id == id).ok_or_else(|| {
-                ServiceError::Internal("a barrier without the volume that it was asked for".into())
-            })
+            rows.into_iter()
+                .find(|row| row.id == id)
+                .ok_or_else(|| ServiceError::Internal("the barrier lacks the volume of the backup".into()))
         }
         Err(ServiceError::Stopping) => Err(ServiceError::Stopping),
         Err(error) => {
             live.detail(|detail| detail.quiesce.clone_from(&report));
-            // The others must not be frozen without this one.
+            // The other members of a group must not be frozen without this one.
             let why = error.to_api();
             let code = match asked.barrier {
                 Some(_) if report.is_none() => ErrorCode::VolumeFailed,
@@ -95,7 +95,7 @@ pub(crate) async fn snapshot_for_backup(
     }
 }
 
-/// Returns the name of the snapshot; one that stays has a visible name.
+/// Returns the name of the snapshot: the requested one if the snapshot is kept.
 fn name_of(asked: &BackupTask, id: Uuid) -> Result<SnapshotName, ServiceError> {
     match &asked.keep_local {
         Some(name) => Ok(name.clone()),
@@ -103,8 +103,8 @@ fn name_of(asked: &BackupTask, id: Uuid) -> Result<SnapshotName, ServiceError> {
     }
 }
 
-/// Freezes one volume.
-fn alone(
+/// Returns the freeze of one volume.
+fn volume_freeze(
     live: &LiveTask,
     entry: &Arc<VolumeEntry>,
     id: SnapshotId,
@@ -120,8 +120,12 @@ fn alone(
     })
 }
 
-/// Freezes all volumes of a barrier.
-async fn all_of(work: &BackupWork, barrier: &Barrier, asked: &BackupTask) -> Result<Wanted, ServiceError> {
+/// Returns the freeze of all volumes of a barrier.
+async fn group_freeze(
+    work: &BackupWork,
+    barrier: &Barrier,
+    asked: &BackupTask,
+) -> Result<Wanted, ServiceError> {
     let of_barrier = |task: &TaskRow| {
         let other = task.spec.backup().and_then(|backup| backup.barrier.as_ref());
         other.is_some_and(|other| other.id == barrier.id)
@@ -134,10 +138,10 @@ async fn all_of(work: &BackupWork, barrier: &Barrier, asked: &BackupTask) -> Res
     }
     if points.len() as u64 != barrier.volumes {
         let message = format!(
-            "{} of the {} volumes of group backup {} are not backed up any more, so that there is no instant of all of them",
+            "freeze failed on group backup {}: {} of its {} volumes have no unfinished backup task",
+            barrier.id,
             barrier.volumes.saturating_sub(points.len() as u64),
-            barrier.volumes,
-            barrier.id
+            barrier.volumes
         );
         return Err(ServiceError::refused(ErrorCode::VolumeFailed, message));
     }
@@ -146,12 +150,12 @@ async fn all_of(work: &BackupWork, barrier: &Barrier, asked: &BackupTask) -> Res
         let entry = work.registry.by_id(volume).ok_or_else(|| {
             ServiceError::refused(
                 ErrorCode::VolumeNotFound,
-                format!("no volume was frozen, because there is no volume {volume} any more"),
+                format!("freeze failed on group backup {}: volume {volume} no longer exists", barrier.id),
             )
         })?;
         members.push((entry, snapshot));
     }
-    // Names for the environment of commands.
+    // Order of the names in the environment of hook commands.
     members.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     let group =
         SnapshotGroup { group_id: barrier.id, group: None, members: barrier.volumes, group_stall_micros: 0 };

@@ -39,7 +39,7 @@ use blockd_quiesce::QuiescePart;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Backups.
+/// Starts backups.
 pub struct Backups {
     pub(crate) admission: Arc<Admission>,
     pub(crate) host: Arc<Host>,
@@ -97,7 +97,7 @@ impl Backups {
         self: &Arc<Self>,
         request: &StartBackup,
     ) -> Result<BackupStarted, ServiceError> {
-        let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
+        let credentials = self.resolve_credentials(request.cred_id.as_ref(), &request.also).await?;
         let member = Member { volume: request.volume.clone(), credentials };
         refuse_past(request.options.expires)?;
         let asked = BackupRequest {
@@ -122,7 +122,7 @@ impl Backups {
         request: StartGroupBackup,
     ) -> Result<GroupBackupStarted, ServiceError> {
         refuse_past(request.options.expires)?;
-        let credentials = self.places(request.cred_id.as_ref(), &request.also).await?;
+        let credentials = self.resolve_credentials(request.cred_id.as_ref(), &request.also).await?;
         let chosen = CreateGroupSnapshot {
             group: request.group,
             label: request.label,
@@ -153,7 +153,7 @@ impl Backups {
     }
 
     /// Resolves the credentials and refuses duplicates; without a reference, the only credential.
-    async fn places(
+    async fn resolve_credentials(
         &self,
         first: Option<&CredentialRef>,
         also: &[CredentialRef],
@@ -212,7 +212,7 @@ impl Backups {
             rows.extend(self.rows_of(entry, &credentials, asked, point)?);
             given_up.push((entry.id, credentials));
         }
-        self.give_up_older(&given_up, asked.owner()).await?;
+        self.abandon_older(&given_up, asked.owner()).await?;
         let Some((first, others)) = rows.split_first() else {
             return Err(ServiceError::Internal("backup without a location".into()));
         };
@@ -232,7 +232,7 @@ impl Backups {
 
     /// Discards the resumable backups of these volumes to these locations: resumed, they would create points
     /// in time older than the new ones. Fails if the caller may not discard one of them.
-    async fn give_up_older(
+    async fn abandon_older(
         self: &Arc<Self>,
         members: &[(VolumeId, Vec<CredentialRow>)],
         by: TaskOwner,
@@ -288,7 +288,7 @@ impl Backups {
         Ok(())
     }
 
-    /// Creates the task rows of one volume: one frozen point, one task per location.
+    /// Creates the task rows of one volume: one snapshot, one task per location.
     fn rows_of(
         &self,
         entry: &VolumeEntry,
@@ -301,7 +301,7 @@ impl Backups {
         for credential in credentials {
             // One snapshot id per task: two credentials may reach the same repository.
             let own = SnapshotId::from_u64(random_id()?);
-            // Decided when the point in time is fixed.
+            // Full or incremental is decided after the freeze.
             let cloudsnap = CloudSnapshotId {
                 cluster: self.host.cluster,
                 volume: entry.id,

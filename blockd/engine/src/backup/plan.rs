@@ -58,10 +58,10 @@ pub fn decide(chain: Option<&Chain>, force_full: bool, full_every: u32, frozen: 
         return Decision::Full { why: "the first backup of this volume to this credential" };
     };
     if force_full {
-        return Decision::Full { why: "a full backup was asked for" };
+        return Decision::Full { why: "full backup requested" };
     }
     if base.incrementals + 1 >= u64::from(full_every) {
-        return Decision::Full { why: "its turn in the cycle of full and incremental backups" };
+        return Decision::Full { why: "full backup due in the cycle of full and incremental backups" };
     }
     if base.epoch >= frozen {
         return Decision::Full { why: "the volume is older than its last backup" };
@@ -125,38 +125,38 @@ impl Plan {
     }
 
     fn decode(bytes: &[u8], task: Uuid) -> Result<Self, &'static str> {
-        let (body, sum) = bytes.split_last_chunk::<8>().ok_or("it is too short")?;
+        let (body, sum) = bytes.split_last_chunk::<8>().ok_or("file too short")?;
         if body.len() < HEADER_BYTES || body[..8] != *MAGIC {
-            return Err("it is no plan of a backup");
+            return Err("not a backup plan");
         }
         if u16::from_le_bytes([body[8], body[9]]) != VERSION {
-            return Err("it is of another version of blockd");
+            return Err("unsupported version");
         }
         if xxh3_64(body) != u64::from_le_bytes(*sum) {
-            return Err("its checksum does not hold");
+            return Err("checksum mismatch");
         }
         let number = |at: usize| {
             let bytes = body.get(at..).and_then(|rest| rest.first_chunk::<8>());
-            bytes.map(|bytes| u64::from_le_bytes(*bytes)).ok_or("it is too short")
+            bytes.map(|bytes| u64::from_le_bytes(*bytes)).ok_or("file too short")
         };
         if body[16..32] != *task.as_bytes() {
-            return Err("it belongs to another task");
+            return Err("plan of another task");
         }
         let base = match body[10] {
             0 => None,
             kind @ (1 | 2) => Some(CloudSnapshotId {
-                cluster: Uuid::from_slice(&body[64..80]).map_err(|_| "its base is no id")?,
+                cluster: Uuid::from_slice(&body[64..80]).map_err(|_| "invalid id of the base")?,
                 volume: VolumeId::from_u64(number(128)?),
                 snapshot: SnapshotId::from_u64(number(80)?),
                 incremental: kind == 2,
             }),
-            _ => return Err("its type is not known"),
+            _ => return Err("unknown backup type"),
         };
-        let data_len = usize::try_from(number(112)?).map_err(|_| "its lengths do not fit")?;
-        let zero_len = usize::try_from(number(120)?).map_err(|_| "its lengths do not fit")?;
-        let sets = body.get(HEADER_BYTES..).ok_or("it is too short")?;
+        let data_len = usize::try_from(number(112)?).map_err(|_| "inconsistent lengths")?;
+        let zero_len = usize::try_from(number(120)?).map_err(|_| "inconsistent lengths")?;
+        let sets = body.get(HEADER_BYTES..).ok_or("file too short")?;
         if data_len.checked_add(zero_len) != Some(sets.len()) {
-            return Err("its lengths do not fit");
+            return Err("inconsistent lengths");
         }
         let (data, zero) = sets.split_at(data_len);
         let mut salt = [0; 32];
@@ -164,7 +164,7 @@ impl Plan {
         // The 8 bytes of a signed number are those of an unsigned one.
         let time = |at| {
             let micros = i64::from_le_bytes(number(at)?.to_le_bytes());
-            Timestamp::from_microsecond(micros).map_err(|_| "a time of it is none")
+            Timestamp::from_microsecond(micros).map_err(|_| "invalid time")
         };
         Ok(Self {
             task,
@@ -173,8 +173,8 @@ impl Plan {
             base,
             salt,
             started: time(88)?,
-            data: BlockSet::from_bytes(data).map_err(|_| "its set of data blocks is damaged")?,
-            zero: BlockSet::from_bytes(zero).map_err(|_| "its set of zero blocks is damaged")?,
+            data: BlockSet::from_bytes(data).map_err(|_| "damaged set of data blocks")?,
+            zero: BlockSet::from_bytes(zero).map_err(|_| "damaged set of zero blocks")?,
         })
     }
 
@@ -184,7 +184,7 @@ impl Plan {
     /// The file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), ServiceError> {
         let file = |action, path: &Path, source| ServiceError::File { action, path: path.to_owned(), source };
-        blockd_files::make_dir(dir).map_err(|source| file("make", dir, source))?;
+        blockd_files::make_dir(dir).map_err(|source| file("create", dir, source))?;
         blockd_files::write_atomically(&path(dir), &self.encode())
             .map_err(|source| file("write", &path(dir), source))
     }
@@ -203,7 +203,7 @@ impl Plan {
         match Self::decode(&bytes, task) {
             Ok(plan) => Ok(Some(plan)),
             Err(what) => {
-                tracing::warn!(path = %path.display(), what, "the kept plan of a backup is not used");
+                tracing::warn!(path = %path.display(), what, "ignoring an unusable backup plan");
                 Ok(None)
             }
         }

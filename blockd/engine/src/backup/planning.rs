@@ -44,18 +44,19 @@ pub(crate) async fn planned(
         tracing::warn!(
             planned = %plan.epoch,
             frozen = %snapshot.epoch,
-            "the kept plan of the backup belongs to another freeze: it is replaced, and everything is sent again"
+            "backup plan belongs to another freeze; replacing it and uploading all blocks again"
         );
         clean_files(&work.tasks, task).await?;
     }
     if let Some(plan) = kept.filter(|plan| plan.is_of(snapshot)) {
-        work.repositories.prove_place(live.view().credential, repository).await?;
+        work.repositories.prove_location(live.view().credential, repository).await?;
         let base = match plan.base {
             Some(id) => match base_manifest(repository, catalog, id).await {
                 Ok(base) => Some(base),
-                // An unreadable plan gives no information: a commit based on it must stay.
+                // An unreadable base is no proof of its deletion: a restart would delete a commit based on
+                // it.
                 Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::SnapshotNotFound { .. }) => {
-                    tracing::warn!(base = %id, %error, "what the interrupted backup builds on is gone");
+                    tracing::warn!(base = %id, %error, "base of the interrupted backup is gone");
                     return Err(CloudError::BaseDeleted { base: id }.into());
                 }
                 Err(error) => return Err(error),
@@ -103,7 +104,7 @@ async fn make_plan(
     let (volume_id, credential, until) = (snapshot.volume, row.credential, snapshot.epoch);
     let chain = work.db.run(move |tx| Chain::find(tx, volume_id, credential)).await?;
     let decision = decide(chain.as_ref(), asked.options.full, work.host.settings.full_every, until);
-    let mut note = "builds on the backup before";
+    let mut note = "incremental to the last backup";
     let mut found = None;
     match decision {
         Decision::Full { why } => note = why,
@@ -124,7 +125,7 @@ async fn make_plan(
             }
             Err(ServiceError::Cloud(error)) if is_missing_or_damaged(&error) => {
                 // An unavailable repository is no reason to remove records.
-                work.repositories.prove_place(credential, repository).await?;
+                work.repositories.prove_location(credential, repository).await?;
                 note = "the last backup is gone from the store or cannot be read";
                 tracing::warn!(base = %base.cloudsnap, %error, "a full backup is made instead of an incremental one");
                 forget_chain(work, credential, base.cloudsnap).await?;
@@ -134,8 +135,8 @@ async fn make_plan(
     }
     // Before the first upload: an unmounted disk is an empty directory that accepts everything. The base of
     // an incremental is checked after the commit in every case.
-    if found.is_none() || !work.repositories.was_proven_lately(credential).await? {
-        work.repositories.prove_place(credential, repository).await?;
+    if found.is_none() || !work.repositories.was_proven_recently(credential).await? {
+        work.repositories.prove_location(credential, repository).await?;
     }
     let (changes, base) = match found {
         Some(found) => found,
@@ -158,7 +159,7 @@ async fn make_plan(
     Ok((plan, base, note))
 }
 
-/// Adds the damaged blocks of the base, as known from verifications: the volume has them.
+/// Adds the blocks that verifications found damaged in the base: the volume still has their content.
 async fn heal(
     work: &BackupWork,
     volume: &Arc<Volume>,
@@ -169,7 +170,7 @@ async fn heal(
 ) -> Result<Changes, ServiceError> {
     let credential = row.credential;
     let proofs = work.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
-    // Any credential of the repository may have found some.
+    // Any credential of the repository may have found damage.
     let mut lost = BlockSet::new();
     proofs.iter().filter(|proof| proof.cloudsnap == base).for_each(|proof| lost.union_with(&proof.damaged));
     if lost.is_empty() {
@@ -179,7 +180,7 @@ async fn heal(
     let all = blocking(move || volume.changes(None, until)).await?;
     lost.subtract(&changes.data);
     lost.subtract(&changes.zero);
-    tracing::info!(%base, blocks = lost.len_blocks(), "blocks that the backup before has lost are carried again");
+    tracing::info!(%base, blocks = lost.len_blocks(), "uploading blocks again that are damaged in the base");
     let mut data = lost.clone();
     data.intersect_with(&all.data);
     lost.subtract(&data);
@@ -198,14 +199,14 @@ fn forget_tip(tx: &rusqlite::Transaction<'_>, credential: Uuid, tip: CloudSnapsh
     DbManifestCache::remove(tx, credential, &tip.manifest_key())
 }
 
-/// The base of an incremental is gone: the task goes on from the same frozen point as a full backup.
+/// Restarts an incremental backup whose base is gone as a full backup of the same snapshot.
 ///
-/// Under another name, because what was stored under this one stays there, sealed otherwise. If the daemon
-/// dies between the two steps, the plan is found to be one on a base that is gone, and this is done once
-/// more.
+/// The full backup gets another name, because objects under the current one remain, sealed with another
+/// salt. If the daemon dies before the plan is deleted, the plan still names the missing base, and the
+/// restart is repeated.
 ///
 /// # Errors
-/// The place is not the one that was opened, so that nothing is known to be gone; the store or the database
+/// The store is not the one that was opened, so the base may still exist; or the store or the database
 /// fails.
 pub(crate) async fn restart_as_full(
     work: &BackupWork,
@@ -215,7 +216,7 @@ pub(crate) async fn restart_as_full(
     let row = live.view();
     let (volume, _) = ids(&row)?;
     let (repository, _) = work.repositories.task_repository(row.credential).await?;
-    work.repositories.prove_place(row.credential, &repository).await?;
+    work.repositories.prove_location(row.credential, &repository).await?;
     // An earlier run may have committed it without checking its base.
     let given_up = CloudSnapshotId { incremental: true, ..row.cloudsnap };
     repository.store().delete(&given_up.manifest_key()).await?;
@@ -231,7 +232,7 @@ pub(crate) async fn restart_as_full(
     live.update(|row| {
         row.cloudsnap = name;
         row.base = None;
-        // Only this run knows that name.
+        // Only this run of the daemon knows the new name.
         row.detail.run = Some(run);
         row.detail.may_be_committed = false;
         row.detail.backup_type = None;
@@ -246,6 +247,6 @@ pub(crate) async fn restart_as_full(
         })
         .await?;
     clean_files(&work.tasks, live.id).await?;
-    live.commits_again();
+    live.abandon_commit();
     Ok(())
 }

@@ -17,7 +17,7 @@ const MAX_KEPT: usize = 16;
 /// Snapshots with readers.
 #[derive(Default)]
 pub struct Readers {
-    open: Mutex<HashMap<SnapshotId, (usize, Arc<Point>)>>,
+    open: Mutex<HashMap<SnapshotId, (usize, Arc<SharedView>)>>,
 }
 
 impl std::fmt::Debug for Readers {
@@ -29,7 +29,7 @@ impl std::fmt::Debug for Readers {
 /// Data of a read, once it is complete.
 type Filled = Arc<Mutex<Option<Arc<Vec<u8>>>>>;
 
-struct Point {
+struct SharedView {
     size_bytes: u64,
     /// Dropped with the last backup, not with the last thread.
     view: RwLock<Option<SnapshotView>>,
@@ -40,7 +40,7 @@ struct Point {
 pub(crate) struct Reader {
     readers: Arc<Readers>,
     snapshot: SnapshotId,
-    point: Arc<Point>,
+    point: Arc<SharedView>,
 }
 
 impl Readers {
@@ -62,7 +62,7 @@ impl Readers {
             None => {
                 let (view, kept) = (open()?, Mutex::default());
                 let size_bytes = view.size_bytes();
-                let point = Arc::new(Point { size_bytes, view: RwLock::new(Some(view)), kept });
+                let point = Arc::new(SharedView { size_bytes, view: RwLock::new(Some(view)), kept });
                 all.insert(snapshot, (1, Arc::clone(&point)));
                 point
             }
@@ -70,13 +70,13 @@ impl Readers {
         Ok(Reader { readers: Arc::clone(self), snapshot, point })
     }
 
-    fn are_several(&self, snapshot: SnapshotId) -> bool {
+    fn is_shared(&self, snapshot: SnapshotId) -> bool {
         self.open.lock().get(&snapshot).is_some_and(|(users, _)| *users > 1)
     }
 }
 
 impl Reader {
-    /// Leaves; the last reader closes the snapshot.
+    /// Closes this reader; the last one closes the snapshot.
     pub(crate) fn close(&self) {
         let mut all = self.readers.open.lock();
         let Some((users, _)) = all.get_mut(&self.snapshot) else { return };
@@ -94,16 +94,15 @@ impl Reader {
     }
 }
 
-impl Point {
+impl SharedView {
     fn read<T>(&self, read: impl FnOnce(&SnapshotView) -> Result<T, VolumeError>) -> io::Result<T> {
         let view = self.view.read();
-        let view = view.as_ref().ok_or_else(|| io::Error::other("the backup is over"))?;
+        let view = view.as_ref().ok_or_else(|| io::Error::other("the backup has ended"))?;
         read(view).map_err(to_io)
     }
 
-    /// Returns the slot of these extents and true if another reader fills it. Taking a slot frees it for
-    /// others.
-    fn place(&self, extents: &[Extent]) -> Filled {
+    /// Returns the slot that shares the read of these extents; the first reader that locks it fills it.
+    fn slot(&self, extents: &[Extent]) -> Filled {
         let mut kept = self.kept.lock();
         if let Some((_, filled)) = kept.iter().find(|(other, _)| other == extents) {
             return Arc::clone(filled);
@@ -134,12 +133,12 @@ impl BlockSource for Reader {
     }
 
     fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
-        if !self.readers.are_several(self.snapshot) {
+        if !self.readers.is_shared(self.snapshot) {
             return self.point.read(|view| view.read_extents(extents, buf));
         }
-        let place = self.point.place(extents);
+        let slot = self.point.slot(extents);
         // Readers that arrive during the read wait here.
-        let mut filled = place.lock();
+        let mut filled = slot.lock();
         match &*filled {
             Some(bytes) if bytes.len() == buf.len() => buf.copy_from_slice(bytes),
             _ => {

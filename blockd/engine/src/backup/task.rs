@@ -60,7 +60,7 @@ pub(crate) async fn run(
     let row = live.view();
     let (volume_id, snapshot_id) = ids(&row)?;
     let entry = work.registry.by_id(volume_id).ok_or_else(|| {
-        ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {volume_id} any more"))
+        ServiceError::refused(ErrorCode::VolumeNotFound, format!("volume {volume_id} no longer exists"))
     })?;
     let volume = entry.volume()?;
     work.host.failpoints.reached("backup accepted")?;
@@ -93,11 +93,11 @@ pub(crate) async fn run(
         },
         result => result?,
     };
-    work.host.failpoints.reached("backup in the store")?;
+    work.host.failpoints.reached("backup stored")?;
     let done = commit(work, live, &frozen, manifest, in_doubt).await?;
     work.host.failpoints.reached("backup committed")?;
     if let Err(error) = clean_up(work, &done).await {
-        tracing::warn!(%error, "what the backup left behind is removed at the next start");
+        tracing::warn!(%error, "cleanup of the backup failed; the next start retries");
     }
     Ok(done)
 }
@@ -166,7 +166,7 @@ async fn attempt(
     });
     work.tasks.store_progress(live).await;
 
-    // It is unknown how often an existing manifest was put.
+    // An existing manifest may have been put more than once: its commit is in doubt.
     let Some(manifest) = committed else {
         let manifest =
             upload(work, volume, &spec, &repository, Arc::clone(&progress), live, *write_once).await?;
@@ -180,8 +180,8 @@ async fn attempt(
 
 /// Returns the manifest that an earlier run put into a store without create-if-absent.
 ///
-/// There, a restarted daemon cannot be distinguished from a copy of it: other stored objects are abandoned.
-/// The next backup has another name and is a full one.
+/// In such a store, a restarted daemon cannot be distinguished from a copy of it. So an interrupted backup
+/// without a manifest fails, and its objects are abandoned; the next backup has another name and is full.
 async fn committed_before(
     work: &BackupWork,
     live: &LiveTask,
@@ -202,9 +202,9 @@ async fn committed_before(
         }
     }
     // An unavailable repository gives no information.
-    work.repositories.prove_place(task.credential, repository).await?;
+    work.repositories.prove_location(task.credential, repository).await?;
     let message = format!(
-        "the backup was interrupted, and {} cannot create an object only if it is absent, so that it is not safe to go on with it: start it again",
+        "resume failed on the backup: {} has no create-if-absent, without which a resume is not safe; start a new backup",
         repository.store().describe()
     );
     Err(ServiceError::refused(ErrorCode::StoreFailed, message))
@@ -250,7 +250,7 @@ async fn upload(
     });
     if let Err(error) = closed.await {
         // The snapshot may be in the store: this error must not hide that.
-        tracing::warn!(%error, "the snapshot of the backup is not closed");
+        tracing::warn!(%error, "closing the snapshot of the backup failed");
     }
     result
 }
@@ -260,7 +260,7 @@ async fn upload(
 fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, CloudError> {
     match FileJournal::open(path, binding) {
         Err(CloudError::ForeignJournal { .. }) => {
-            tracing::warn!(path = %path.display(), "the journal of the backup is not usable: everything is sent again");
+            tracing::warn!(path = %path.display(), "journal of the backup unusable; uploading all blocks again");
             std::fs::remove_file(path).map_err(|source| CloudError::Journal {
                 path: path.to_owned(),
                 what: "removing it",
@@ -277,8 +277,8 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
 /// Records a committed backup. The store lists it, so it must not fail any more: this retries until the
 /// database has it, and the next start completes it if the daemon stops.
 ///
-/// Another host may be deleting a backup with a doubtful commit, together with the deltas of backups based on
-/// it. So it is no base: the next backup uses the one before it.
+/// Another host may be deleting a backup whose commit is in doubt, together with the deltas of backups based
+/// on it. So it is no base: the next backup uses the last backup before it.
 async fn commit(
     work: &BackupWork,
     live: &LiveTask,
@@ -298,7 +298,7 @@ async fn commit(
         finished: snapshot.created,
     };
     if in_doubt {
-        tracing::info!(cloudsnap = %id, "the backup may have been committed before without an answer: the next one is not built on it");
+        tracing::info!(cloudsnap = %id, "commit of the backup is in doubt; it is no base for the next one");
     }
     let mark = RetentionOverride {
         cloudsnap: id,
@@ -309,7 +309,7 @@ async fn commit(
     let measured = measured_write_speed(live);
     let (snapshot, task) = (snapshot.id, live.id);
     work.tasks
-        .until_stored("the backup that is in the store", || {
+        .until_stored("the committed backup", || {
             let (chain, manifest) = (chain.clone(), manifest.clone());
             work.tasks.finish(live, move |tx| {
                 match in_doubt {
@@ -330,10 +330,10 @@ async fn commit(
 /// Stores the requested pin and expiry date. A pin or date that was set meanwhile stays.
 fn put_mark(tx: &rusqlite::Transaction<'_>, asked: RetentionOverride) -> Result<(), DbError> {
     match RetentionOverride::find(tx, &asked.cloudsnap, asked.credential)? {
-        Some(said) => {
+        Some(existing) => {
             let merged = RetentionOverride {
-                pinned: said.pinned || asked.pinned,
-                expires: said.expires.or(asked.expires),
+                pinned: existing.pinned || asked.pinned,
+                expires: existing.expires.or(asked.expires),
                 ..asked
             };
             merged.put(tx)

@@ -1,7 +1,7 @@
 //! Services and state that backup tasks work with.
 
 use crate::{
-    backup::{freeze::FailedPoints, shared_reader::Readers},
+    backup::{freeze::FailedFreezes, shared_reader::Readers},
     events::EventLog,
     host::Host,
     repositories::Repositories,
@@ -28,5 +28,5 @@ pub struct BackupWork {
     /// Serializes the freezes of backups that share a snapshot.
     pub(crate) freezing: KeyedLocks,
     /// Failed freezes.
-    pub(crate) failed: Mutex<FailedPoints>,
+    pub(crate) failed: Mutex<FailedFreezes>,
 }

@@ -75,7 +75,7 @@ impl Deletions {
         id: &CloudSnapshotId,
         force: bool,
     ) -> Result<bool, ServiceError> {
-        let error = match self.repositories.ask_manifest(credential, id).await {
+        let error = match self.repositories.preflight_manifest(credential, id).await {
             Ok(_) => return Ok(false),
             Err(error) => error,
         };

@@ -43,8 +43,8 @@ impl DeleteWork {
             TaskKind::Restore => task.cloudsnap == *id,
             TaskKind::Delete | TaskKind::Verify => false,
             TaskKind::Backup => {
-                // A task without a decision yet may use the tip of its volume's chain as its base; a resumed
-                // one looks for it.
+                // A running task without a decision yet may use the tip of its volume's chain as its base; an
+                // interrupted one chooses its base when it resumes.
                 let undecided = !task.state.is_over()
                     && task.detail.backup_type.is_none()
                     && chains.iter().any(|chain| Some(chain.volume) == task.volume && chain.cloudsnap == *id);
@@ -76,13 +76,13 @@ pub(crate) async fn run(
     if asked.by_retention && (row.detail.run != Some(work.host.run) || row.detail.resumed > 0) {
         refuse_unstarted(&repository, &row).await?;
     }
-    // The directory of an unmounted disk is empty and would need no objects.
+    // The directory of an unmounted disk is empty, so that no object would seem to be needed.
     repository.prove_key_slot().await?;
     let catalog = DbManifestCache::new(Arc::clone(&work.db), row.credential);
     let manifest = kept_manifest(work, live, &repository, (row.cloudsnap, asked.damaged)).await?;
     work.host.failpoints.reached("delete accepted")?;
     let mut protected = protected(work).await?;
-    protected.extend(known_to_be_needed(work, &row, &repository, &catalog).await?);
+    protected.extend(needed_deltas(work, &row, &repository, &catalog).await?);
     let unreadable = match asked.force {
         true => UnreadableSiblings::KeepDeltas,
         false => UnreadableSiblings::Refuse,
@@ -107,7 +107,7 @@ pub(crate) async fn run(
         kept_reason = report.kept_reason,
         "cloud snapshot deleted"
     );
-    work.host.failpoints.reached("delete out of the store")?;
+    work.host.failpoints.reached("delete removed objects")?;
     let (task, id, credential) = (row.id, row.cloudsnap, row.credential);
     let done = work
         .tasks
@@ -124,7 +124,7 @@ pub(crate) async fn run(
         work.snapshots.forget_intervals(&entry).await;
     }
     if let Err(error) = clean_files(&work.tasks, done.id).await {
-        tracing::warn!(%error, "what the delete left behind is removed at the next start");
+        tracing::warn!(%error, "cleanup of the deletion failed; the next start retries");
     }
     Ok(done)
 }
@@ -138,7 +138,7 @@ async fn refuse_unstarted(repository: &Repository, row: &TaskRow) -> Result<(), 
         Err(error @ CloudError::Store(_)) => Err(error.into()),
         _ => {
             let message = format!(
-                "the deletion was interrupted before anything of cloud snapshot {id} was deleted: retention judges it again"
+                "deletion of cloud snapshot {id} was interrupted before it deleted an object; retention evaluates it again"
             );
             Err(ServiceError::refused(ErrorCode::TaskStopped, message))
         }
@@ -198,7 +198,7 @@ async fn protected(work: &DeleteWork) -> Result<Vec<SnapshotId>, ServiceError> {
 
 /// Returns the deltas that the cached manifests need, of all volumes: a volume restored from a snapshot uses
 /// its deltas. Listings of some stores lag behind (Swift), and a delta must not be lost by that.
-async fn known_to_be_needed(
+async fn needed_deltas(
     work: &DeleteWork,
     row: &TaskRow,
     repository: &Repository,

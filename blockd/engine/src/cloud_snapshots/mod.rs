@@ -8,7 +8,7 @@ use crate::{
     backup::task::trigger_of,
     error::{ServiceError, blocking},
     host::Host,
-    repositories::{Repositories, locate::ASKED_AT_ONCE, preflight::in_reader_time},
+    repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS, preflight::in_reader_time},
     restore::lazy::labels,
     tasks::backup_type,
     volumes::registry::Registry,
@@ -366,10 +366,10 @@ impl CloudSnapshots {
         let mut first_error = None;
         // Concurrently, so that several silent stores take no longer than one.
         let asked = credentials.into_iter().map(|credential| async move {
-            let answer = self.repositories.ask_manifest(credential.uuid, id).await;
+            let answer = self.repositories.preflight_manifest(credential.uuid, id).await;
             (credential, answer)
         });
-        let mut answers = futures::stream::iter(asked).buffered(ASKED_AT_ONCE);
+        let mut answers = futures::stream::iter(asked).buffered(MAX_CONCURRENT_LOOKUPS);
         while let Some((credential, found)) = answers.next().await {
             match found {
                 Ok(manifest) => return Ok((credential, manifest)),

@@ -28,7 +28,7 @@ use std::{
 use uuid::Uuid;
 
 /// Pause before a store with undeleted expired snapshots is checked again.
-const LOOK_AGAIN: Duration = Duration::from_secs(3_600);
+const RECHECK_PAUSE: Duration = Duration::from_secs(3_600);
 
 /// Times of the last checks of expired cloud snapshots, by credential and volume.
 pub type RecentListings = HashMap<(Uuid, Uuid, VolumeId), (Instant, BTreeSet<CloudSnapshotId>)>;
@@ -37,24 +37,24 @@ impl Deletions {
     /// Sets or removes the pin and expiry date of a cloud snapshot.
     ///
     /// # Errors
-    /// There is none with this id, it is being deleted, or the date is past.
+    /// There is no such cloud snapshot, it is being deleted, or the date is past.
     pub async fn mark_cloudsnap(&self, request: &MarkCloudsnap) -> Result<CloudsnapMark, ServiceError> {
         let invalid = |message: &str| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         if request.expires.is_some() && request.never_expires {
             return invalid("expires and neverExpires contradict each other");
         }
         if request.pinned.is_none() && request.expires.is_none() && !request.never_expires {
-            return invalid("say what is to be changed: pinned, expires or neverExpires");
+            return invalid("no change requested: give pinned, expires or neverExpires");
         }
         refuse_past(request.expires)?;
         let id = request.snap;
         let (credential, _) = self.cloud_snapshots.find_manifest(&id, request.cred_id.as_ref()).await?;
-        self.host.failpoints.reached("mark asked for")?;
+        self.host.failpoints.reached("override requested")?;
         // Deletions check for pins under the same lock.
         let _admission = self.admission.lock().await;
         self.tasks.refuse_if_deleting(&id).await?;
         // A running deletion may have ended since.
-        self.repositories.ask_manifest(credential.uuid, &id).await?;
+        self.repositories.preflight_manifest(credential.uuid, &id).await?;
         check_cancelled()?;
         let request = request.clone();
         let stored = self.db.run(move |tx| -> Result<_, DbError> {
@@ -73,18 +73,19 @@ impl Deletions {
         // The effective mark, including other credentials of the repository.
         let holds = stored.await?;
         let (pinned, expires) = (holds.is_some_and(|mark| mark.pinned), holds.and_then(|mark| mark.expires));
-        tracing::info!(cloudsnap = %id, pinned, expires = expires.map(tracing::field::display), "marked");
-        // Its schedules judge again.
+        tracing::info!(cloudsnap = %id, pinned, expires = expires.map(tracing::field::display), "pin and expiry date set");
+        // The schedules evaluate their retention again.
         self.scheduler.wake();
         Ok(CloudsnapMark { id, pinned, expires })
     }
 
-    /// Starts the deletion of expired backups that no schedule made; schedules judge their own. The last good
-    /// backup of a volume in a location is never deleted, and none while the newest is known to be damaged.
+    /// Starts the deletion of expired backups that no schedule made; those of schedules are subject to their
+    /// retention. The last good backup of a volume in a location is never deleted, and none while the newest
+    /// is known to be damaged.
     pub async fn delete_expired(
         self: &Arc<Self>,
         now: impl Fn() -> Timestamp,
-        looks: &mut RecentListings,
+        recent: &mut RecentListings,
     ) -> Result<(), ServiceError> {
         let mut expired: HashMap<_, BTreeSet<CloudSnapshotId>> = HashMap::new();
         let at = now();
@@ -92,20 +93,20 @@ impl Deletions {
             let id = mark.cloudsnap;
             expired.entry((mark.credential, id.cluster, id.volume)).or_default().insert(id);
         }
-        looks.retain(|of, _| expired.contains_key(of));
+        recent.retain(|of, _| expired.contains_key(of));
         for (of, ids) in expired {
             // An unchanged situation needs no check of the store every minute.
-            if looks.get(&of).is_some_and(|(at, known)| at.elapsed() < LOOK_AGAIN && *known == ids) {
+            if recent.get(&of).is_some_and(|(at, known)| at.elapsed() < RECHECK_PAUSE && *known == ids) {
                 continue;
             }
-            looks.insert(of, (Instant::now(), ids.clone()));
+            recent.insert(of, (Instant::now(), ids.clone()));
             let (credential, _, volume) = of;
             if let Err(error) = self.delete_expired_of(credential, &ids, &now).await {
                 if matches!(error, ServiceError::Stopping) {
                     return Err(error);
                 }
-                // The store may be away.
-                tracing::warn!(%volume, %error, "what has expired is not deleted yet");
+                // The store may be unreachable.
+                tracing::warn!(%volume, %error, "deletion of expired cloud snapshots failed; it is retried later");
             }
         }
         Ok(())
@@ -120,9 +121,11 @@ impl Deletions {
         let Some(like) = ids.first() else { return Ok(()) };
         self.checks.check_clock_of(credential).await?;
         let now = now();
-        let Some(mut place) = self.checks.prove_for_retention(credential, like).await? else { return Ok(()) };
+        let Some(mut proven) = self.checks.prove_for_retention(credential, like).await? else {
+            return Ok(());
+        };
         let manifests: Vec<Manifest> =
-            std::mem::take(&mut place.listed).into_iter().filter_map(|item| item.manifest.ok()).collect();
+            std::mem::take(&mut proven.listed).into_iter().filter_map(|item| item.manifest.ok()).collect();
         let judged = self.judge_expired(credential, &manifests, now).await?;
         self.host.failpoints.reached("expired judged")?;
         let is_meant = |id: &CloudSnapshotId| {
@@ -134,28 +137,32 @@ impl Deletions {
         let (surplus, kept): (Vec<VerdictOfOverride>, Vec<VerdictOfOverride>) =
             judged.into_iter().filter(|one| is_meant(&one.id)).partition(|one| one.verdict.is_delete());
         for VerdictOfOverride { id, verdict, .. } in kept {
-            tracing::info!(cloudsnap = %id, %verdict, "it has expired, and stays");
+            tracing::info!(cloudsnap = %id, %verdict, "expired cloud snapshot kept");
         }
-        if !surplus.is_empty() && !self.checks.check_relied_on(place, relied_on).await? {
+        if !surplus.is_empty() && !self.checks.check_relied_on(proven, relied_on).await? {
             return Ok(());
         }
         for VerdictOfOverride { id, verdict, mark } in surplus {
             match self.start_judged_delete(&id, credential, mark).await {
                 Ok(Some(started)) => {
-                    tracing::info!(cloudsnap = %id, task = %started.task, %verdict, "not kept any more");
+                    tracing::info!(cloudsnap = %id, task = %started.task, %verdict, "deletion of an expired cloud snapshot started");
                 }
-                Ok(None) => tracing::info!(cloudsnap = %id, "its pin or expiry date has changed meanwhile"),
+                Ok(None) => {
+                    tracing::info!(cloudsnap = %id, "deletion skipped: pin or expiry date changed concurrently");
+                }
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 // It may be in use, unlike the others.
-                Err(error) => tracing::warn!(cloudsnap = %id, %error, "what has expired is not deleted yet"),
+                Err(error) => {
+                    tracing::warn!(cloudsnap = %id, %error, "deletion of an expired cloud snapshot failed; it is retried later");
+                }
             }
         }
         let gone =
             ids.iter().filter(|one| !manifests.iter().any(|manifest| manifest.snapshot == one.snapshot));
         for id in gone {
             if let Err(error) = self.forget_mark_of(credential, *id).await {
-                // Separately: a failure of one does not affect the others.
-                tracing::warn!(cloudsnap = %id, %error, "whether what has expired is there still is not known");
+                // A failure of one does not affect the others.
+                tracing::warn!(cloudsnap = %id, %error, "removing the expiry date of a deleted cloud snapshot failed");
             }
         }
         Ok(())
@@ -216,7 +223,7 @@ impl Deletions {
         Ok(!mark.is_some_and(|mark| mark.pinned) && said(mark) == said(judged_by))
     }
 
-    /// Removes the mark of a cloud snapshot that its store has no longer.
+    /// Removes the mark of a cloud snapshot that its store no longer holds.
     async fn forget_mark_of(&self, credential: Uuid, id: CloudSnapshotId) -> Result<(), ServiceError> {
         let (repository, _) = self.repositories.task_repository(credential).await?;
         // A listing may lag behind, and may contain unreadable manifests.
@@ -227,7 +234,7 @@ impl Deletions {
                 Ok(_) => return Ok(()),
             }
         }
-        // The disk of the store may have gone away since it was proven.
+        // The disk of the store may have been unmounted since it was proven.
         repository.prove_key_slot().await?;
         Ok(self.db.run(move |tx| RetentionOverride::remove(tx, &id, credential)).await?)
     }
@@ -241,7 +248,7 @@ struct VerdictOfOverride {
     mark: Option<RetentionOverride>,
 }
 
-/// The expired ones that no schedule judges.
+/// Returns the expired marks of cloud snapshots that no schedule made.
 fn expired_by_hand(
     tx: &rusqlite::Transaction<'_>,
     now: Timestamp,

@@ -1,4 +1,4 @@
-//! Credentials: requests of users.
+//! Credential requests: create, list, inspect, validate, limit and delete.
 
 mod rekey;
 mod update;

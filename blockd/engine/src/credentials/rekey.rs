@@ -76,12 +76,12 @@ impl Credentials {
         let wants_reference = request.new_passphrase.is_some_and(|one| one.reference().is_some());
         if lost > 0 && (row.passphrase_from.is_some() || wants_reference) {
             let message = format!(
-                "the passphrase holds, but {lost} data keys of credential {} have no slot in the store any more: they, and the others with them, are stored sealed on this host",
+                "the passphrase is valid, but {lost} data keys of credential {} have no key slot in the store: all its data keys are stored sealed on this host",
                 row.name
             );
             return Err(ServiceError::refused(ErrorCode::StoreFailed, message));
         }
-        tracing::info!(credential = %uuid, name = %row.name, rewrapped = done.rewrapped, new_data_key = done.new_data_key, "keys changed");
+        tracing::info!(credential = %uuid, name = %row.name, rewrapped = done.rewrapped, new_data_key = done.new_data_key, "repository keys rotated");
         Ok(CredentialRekeyed {
             uuid,
             name: row.name,
@@ -103,7 +103,7 @@ impl Credentials {
             // The reference may already return the new passphrase, or be gone.
             Err(_) if row.passphrase_from.is_some() && request.passphrase.is_some() => {
                 let store = self.repositories.store_of(row).await?;
-                // Only this process may have the keys that were opened meanwhile.
+                // Keys that were opened since may exist in this process only.
                 let opened = self.repositories.opened.lock().get(&row.uuid).cloned();
                 Ok(match opened {
                     Some((opened, bandwidth)) => (store, opened.keys().to_vec(), bandwidth),
@@ -126,7 +126,7 @@ impl Credentials {
                 self.repositories.resolve_again(Some(&row.name), reference).await?.expose().to_owned(),
             ),
             (None, None) => {
-                let message = "give the passphrase that holds now: it is not known here";
+                let message = "give the current passphrase: it is not stored on this host";
                 return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
             }
         })
@@ -145,7 +145,7 @@ impl Credentials {
         let opened_with = match &passphrase_from {
             Some(reference) => {
                 let now = self.references.resolve(reference).await;
-                // If it is gone meanwhile, its next user gets an error.
+                // If the reference is unavailable, its next use fails.
                 Some((reference.clone(), now.map(|now| now.fingerprint).unwrap_or_default()))
             }
             None => None,
@@ -160,8 +160,8 @@ impl Credentials {
     }
 }
 
-/// The keys that were known before, and after them those that opened now and were not. The slot of a known
-/// key may be gone, and data that is sealed under it could never be read again.
+/// Returns the known keys, followed by newly opened ones. A known key is kept although its slot may be gone:
+/// data sealed with it could not be read without it.
 pub(crate) fn known_and_opened(known: &[DataKey], opened: &[DataKey]) -> Vec<DataKey> {
     // A repository has one mode: a key of the other one is not of this repository.
     let fits = |key: &&DataKey| opened.first().is_none_or(|first| first.mode() == key.mode());

@@ -93,7 +93,7 @@ impl Credentials {
         }
         drop(admission);
         if let Err(error) = self.repositories.check_credentials().await {
-            tracing::warn!(%error, "checking whether all credentials can be opened failed");
+            tracing::warn!(%error, "checking the secrets of all credentials failed");
         }
         self.repositories.forget_unneeded_secrets().await;
         tracing::info!(
@@ -138,7 +138,7 @@ impl Credentials {
         Ok((client, passphrase))
     }
 
-    /// Seals the new secrets of a credential that is `now` stored.
+    /// Seals the new secrets of a credential, whose stored row is `now`.
     async fn seal_access(
         &self,
         now: &CredentialRow,
@@ -212,7 +212,7 @@ impl Credentials {
         }
         let from = passphrase.reference();
         let Some(text) = passphrase.text() else {
-            // Only the referenced passphrase opens it.
+            // Only the passphrase of the reference can open the repository.
             if let (None, Some(reference)) = (known, &row.passphrase_from) {
                 let resolved = self.repositories.resolve_again(Some(&row.name), reference).await?;
                 let text = resolved.expose().to_owned().into();
@@ -249,7 +249,7 @@ fn explained(error: ServiceError, row: &CredentialRow) -> ServiceError {
         CloudError::KeySlotMissing { store, key } => (
             ErrorCode::StoreFailed,
             format!(
-                "with these settings {store} is not what credential {} was made for: {key} is missing; another backup location needs its own credential (blockctl credentials create)",
+                "{store} with these settings does not hold the repository of credential {}: {key} is missing; another backup location needs its own credential (blockctl credentials create)",
                 row.name
             ),
         ),

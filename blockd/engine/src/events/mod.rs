@@ -43,7 +43,7 @@ pub struct EventLog {
 impl EventLog {
     /// Wakes the waiters after events may have been stored.
     pub fn wake(&self) {
-        self.stored.send_modify(|looks| *looks = looks.wrapping_add(1));
+        self.stored.send_modify(|version| *version = version.wrapping_add(1));
     }
 }
 
@@ -134,7 +134,7 @@ impl EventLog {
     }
 
     /// Raises an event for each volume that has failed since the last call.
-    pub async fn tell_of_degraded_volumes(&self, now: Timestamp) -> Result<(), ServiceError> {
+    pub async fn report_degraded_volumes(&self, now: Timestamp) -> Result<(), ServiceError> {
         let mut events = Vec::new();
         for entry in self.registry.all() {
             let view = entry.view();

@@ -80,7 +80,7 @@ impl WebhookConfig {
             if !KINDS.iter().any(|kind| matches(pattern, kind.word)) {
                 let known: Vec<_> = KINDS.iter().map(|kind| kind.word).collect();
                 return wrong(format!(
-                    "kinds has `{pattern}`, but there is no such event: there are {}",
+                    "kinds has `{pattern}`, which matches no kind of event; the kinds are {}",
                     known.join(", ")
                 ));
             }
@@ -98,14 +98,14 @@ impl WebhookConfig {
 /// One is invalid, two have the same name, or there are too many.
 pub fn check(webhooks: &[WebhookConfig]) -> Result<(), WebhookConfigError> {
     if let Some(extra) = webhooks.get(MAX_WEBHOOKS) {
-        let what = format!("there are {} of them, but at most {MAX_WEBHOOKS} are possible", webhooks.len());
+        let what = format!("{} webhooks are too many: configure at most {MAX_WEBHOOKS}", webhooks.len());
         return Err(WebhookConfigError { name: extra.name.clone(), what });
     }
     let mut names = HashSet::new();
     for webhook in webhooks {
         webhook.check()?;
         if !names.insert(&webhook.name) {
-            let what = "there is another one of this name".to_owned();
+            let what = "another webhook has the same name".to_owned();
             return Err(WebhookConfigError { name: webhook.name.clone(), what });
         }
     }

@@ -64,7 +64,7 @@ pub struct State {
     pub delivered: u64,
     /// Attempts that failed.
     pub failed_attempts: u64,
-    /// Events that the receiver rejected for good, or that expired before their delivery.
+    /// Events that the receiver rejected permanently, or that expired before their delivery.
     pub undelivered: u64,
     last_delivered: Option<Timestamp>,
     last_undelivered: Option<Timestamp>,
@@ -111,7 +111,7 @@ enum DeliveryError {
 }
 
 impl DeliveryError {
-    /// The receiver will never accept this event; retrying would block all later ones.
+    /// Returns true if the receiver will never accept this event: retries would block all later ones.
     fn is_permanent(&self) -> bool {
         let permanent =
             [StatusCode::BAD_REQUEST, StatusCode::PAYLOAD_TOO_LARGE, StatusCode::UNPROCESSABLE_ENTITY];
@@ -126,7 +126,7 @@ impl DeliveryError {
     }
 }
 
-/// The name of a webhook's cursor in the event log.
+/// Returns the name of a webhook's cursor in the event log.
 pub fn reader_name(config: &WebhookConfig) -> String {
     format!("webhook {}", config.name)
 }
@@ -156,13 +156,13 @@ pub async fn run(webhook_delivery: Arc<WebhookDelivery>) {
                 () = webhook_delivery.host.stopping.cancelled() => {}
             }
             if let Err(error) = hook.store_cursor(&webhook_delivery).await {
-                tracing::warn!(webhook = hook.name(), %error, "the cursor in the event log cannot be stored");
+                tracing::warn!(webhook = hook.name(), %error, "storing the cursor in the event log failed");
             }
         });
     }
     while let Some(ended) = workers.join_next().await {
         if let Err(error) = ended {
-            tracing::error!(%error, "a reader of the event log ended");
+            tracing::error!(%error, "a reader of the event log panicked");
         }
     }
 }
@@ -180,13 +180,15 @@ impl Webhook {
         let client = loop {
             match self.client() {
                 Ok(client) => break client,
-                Err(error) => tracing::error!(webhook = self.name(), %error, "no HTTP client can be created"),
+                Err(error) => {
+                    tracing::error!(webhook = self.name(), %error, "creating the HTTP client failed; retrying");
+                }
             }
             tokio::time::sleep(DATABASE_RETRY_WAIT).await;
         };
         loop {
             if let Err(error) = self.deliver_next(webhook_delivery, &client).await {
-                tracing::warn!(webhook = self.name(), %error, "the event log cannot be read; retrying");
+                tracing::warn!(webhook = self.name(), %error, "reading the event log failed; retrying");
                 tokio::time::sleep(DATABASE_RETRY_WAIT).await;
             }
         }
@@ -212,7 +214,7 @@ impl Webhook {
         self.store_cursor(webhook_delivery).await
     }
 
-    /// Event ids have no gaps: missing ones have expired.
+    /// Counts the events that expired before this one: ids have no gaps, so missing ones have expired.
     fn count_expired_before(&self, event: &Event) {
         let mut state = self.state.lock();
         let expired = event.id.saturating_sub(state.cursor.dealt_with_until).saturating_sub(1);
@@ -235,7 +237,7 @@ impl Webhook {
         Ok(())
     }
 
-    /// Returns when the receiver has accepted the event or rejected it for good.
+    /// Delivers an event; returns when the receiver has accepted it or rejected it permanently.
     async fn deliver(&self, webhook_delivery: &Arc<WebhookDelivery>, client: &Client, event: &Event) {
         let builder = ExponentialBuilder::default()
             .with_min_delay(FIRST_RETRY_WAIT)
@@ -318,7 +320,7 @@ impl Webhook {
     fn recovered(&self, state: &mut State) {
         state.error = None;
         if state.failing_since.take().is_some() {
-            tracing::info!(webhook = self.name(), "the webhook answers again");
+            tracing::info!(webhook = self.name(), "webhook delivery works again");
         }
     }
 
@@ -342,7 +344,7 @@ impl Webhook {
         state.error = Some(text);
     }
 
-    /// The webhook's status; reads the number of waiting events from `tx`.
+    /// Returns the webhook's status; reads the number of waiting events from `tx`.
     pub fn status(&self, tx: &rusqlite::Transaction<'_>) -> Result<WebhookStatus, DbError> {
         let state = self.state();
         let counts = count_events_after(tx, state.cursor.dealt_with_until)?;

@@ -25,8 +25,8 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 /// Interval of maintenance passes.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// A cloud snapshot is not verified again within this time, however much of the budget is left.
+const PASS_INTERVAL: Duration = Duration::from_secs(60);
+/// Minimum time between two verifications of a cloud snapshot, regardless of the budget.
 const VERIFY_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(24);
 /// Lifetime of a recorded attempt: longer than a round through all stores.
 const ATTEMPTS_KEPT: SignedDuration = SignedDuration::from_hours(30 * 24);
@@ -47,7 +47,7 @@ pub struct Maintenance {
 }
 
 /// Start times of the last verification attempts. An attempt that fails without finding damage leaves no
-/// proof, and without this the same cloud snapshot would always be next.
+/// proof, so that the same cloud snapshot would be selected in every pass.
 pub type Attempts = HashMap<(Uuid, CloudSnapshotId), Timestamp>;
 
 /// Runs the maintenance.
@@ -58,15 +58,15 @@ pub async fn run(maintenance: Arc<Maintenance>) {
     let mut expired = RecentListings::default();
     let mut failing = Failing::default();
     loop {
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(PASS_INTERVAL).await;
         if let Err(error) = maintenance.runner.abandon_expired(Timestamp::now()).await {
-            tracing::warn!(%error, "tasks that were kept for too long are not given up");
+            tracing::warn!(%error, "abandoning expired tasks failed");
         }
         if let Err(error) = maintenance.backup_work.check_doubts(Timestamp::now(), &mut failing).await {
-            tracing::warn!(%error, "what was given up is not looked at for now");
+            tracing::warn!(%error, "checking abandoned backups failed");
         }
         if let Err(error) = maintenance.deletions.delete_expired(Timestamp::now, &mut expired).await {
-            tracing::warn!(%error, "cloud snapshots that have expired stay for now");
+            tracing::warn!(%error, "deleting expired cloud snapshots failed");
         }
         if maintenance.host.settings.gc_every_hours > 0 && Instant::now() >= collect_at {
             collect_at = Instant::now() + gc_interval(&maintenance);
@@ -75,7 +75,7 @@ pub async fn run(maintenance: Arc<Maintenance>) {
         if maintenance.host.settings.verify_bytes_per_day > 0
             && let Err(error) = verify_next(&maintenance, &mut attempts).await
         {
-            tracing::warn!(%error, "no cloud snapshot is verified for now");
+            tracing::warn!(%error, "starting a background verification failed");
         }
     }
 }
@@ -88,7 +88,7 @@ async fn collect(maintenance: &Arc<Maintenance>) {
     let credentials = match maintenance.repositories.credential_rows().await {
         Ok(credentials) => credentials,
         Err(error) => {
-            tracing::warn!(%error, "no garbage is collected for now");
+            tracing::warn!(%error, "garbage collection failed");
             return;
         }
     };
@@ -98,15 +98,15 @@ async fn collect(maintenance: &Arc<Maintenance>) {
             maintenance.health.clear(health::GARBAGE, &of);
             continue;
         };
-        tracing::warn!(credential = %credential.name, %error, "no garbage is collected for now");
+        tracing::warn!(credential = %credential.name, %error, "garbage collection failed");
         if is_endless(&error) {
-            let what = format!("no garbage is collected under credential {}: {error}", credential.name);
+            let what = format!("garbage collection failed on credential {}: {error}", credential.name);
             maintenance.health.note(health::GARBAGE, &of, what, error.cloud_hint().unwrap_or(ENDLESS_HINT));
         }
     }
 }
 
-/// True if a store listed more than a collection reads.
+/// Returns true if a store listed more than a collection reads.
 fn is_endless(error: &ServiceError) -> bool {
     match error {
         ServiceError::Cloud(error) => {
@@ -117,7 +117,7 @@ fn is_endless(error: &ServiceError) -> bool {
     }
 }
 
-/// Starts the verification with the oldest proof, unless one is running.
+/// Starts the verification of the cloud snapshot with the oldest proof, unless one is running.
 async fn verify_next(maintenance: &Arc<Maintenance>, attempts: &mut Attempts) -> Result<(), ServiceError> {
     let is_verifying =
         maintenance.tasks.unfinished_tasks().await?.iter().any(|task| task.kind() == TaskKind::Verify);
@@ -127,7 +127,7 @@ async fn verify_next(maintenance: &Arc<Maintenance>, attempts: &mut Attempts) ->
     let now = Timestamp::now();
     attempts.retain(|_, at| *at > now - ATTEMPTS_KEPT);
     let before = now - VERIFY_AGAIN_AFTER;
-    for credential in in_turn(maintenance.repositories.credential_rows().await?) {
+    for credential in rotated(maintenance.repositories.credential_rows().await?) {
         if let Some(id) = maintenance.next_to_verify(&credential, before, attempts).await? {
             attempts.insert((credential.uuid, id), now);
             let what = VerifyTask { depth: VerifyDepth::Frames, all: false, background: true };
@@ -139,9 +139,9 @@ async fn verify_next(maintenance: &Arc<Maintenance>, attempts: &mut Attempts) ->
 }
 
 /// Rotates the credentials, so that one with many cloud snapshots does not starve the others.
-fn in_turn(mut credentials: Vec<CredentialRow>) -> Vec<CredentialRow> {
+fn rotated(mut credentials: Vec<CredentialRow>) -> Vec<CredentialRow> {
     if !credentials.is_empty() {
-        let minute = Timestamp::now().as_second().unsigned_abs() / LOOK_EVERY.as_secs();
+        let minute = Timestamp::now().as_second().unsigned_abs() / PASS_INTERVAL.as_secs();
         let first = minute % credentials.len() as u64;
         credentials.rotate_left(first as usize);
     }

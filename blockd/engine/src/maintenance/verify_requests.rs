@@ -1,4 +1,4 @@
-//! Verification of cloud snapshots, and garbage collection of abandoned backups.
+//! Requests: verification of cloud snapshots, and garbage collection of abandoned backups.
 
 use crate::{
     error::{ServiceError, blocking},
@@ -58,8 +58,8 @@ impl Maintenance {
             None => self.repositories.credential(request.cred_id.as_ref()).await?,
         };
         if let Some(id) = &snap {
-            match self.repositories.ask_manifest(credential.uuid, id).await {
-                // Damage is for the verification to report.
+            match self.repositories.preflight_manifest(credential.uuid, id).await {
+                // The verification reports damage.
                 Err(ServiceError::Cloud(error))
                     if matches!(*error, blockd_cloud::CloudError::Damaged { .. }) => {}
                 answer => drop(answer?),
@@ -125,7 +125,7 @@ impl Maintenance {
     /// Removes or counts the garbage of a repository.
     ///
     /// # Errors
-    /// The place is not proven, or the store or the database fails.
+    /// The store is not the one that was opened, or the store or the database fails.
     pub async fn collect_garbage_of(
         self: &Arc<Self>,
         credential: &CredentialRow,
@@ -135,7 +135,7 @@ impl Maintenance {
         let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
         // The mount point of an unmounted disk is empty: without this proof, nothing in it would be
         // referenced.
-        self.repositories.ask_store(async { Ok(repository.prove_key_slot().await?) }).await?;
+        self.repositories.preflight(async { Ok(repository.prove_key_slot().await?) }).await?;
         if !dry_run {
             self.checks.check_store_clock(&repository, credential.uuid).await?;
         }

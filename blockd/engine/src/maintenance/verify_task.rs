@@ -1,6 +1,7 @@
 //! Verification: reads cloud snapshots and records a proof for each.
 //!
-//! Damage fails the task with all findings; the next backup on a damaged one uploads those blocks again.
+//! Damage fails the task with all findings; the next backup based on a damaged cloud snapshot uploads the
+//! damaged blocks again.
 
 use crate::{
     backup::{
@@ -103,7 +104,7 @@ async fn finish_comparison(against: Option<Arc<DiffBase>>, done: bool) -> Result
             return Ok(None);
         }
         seen.map(Some).map_err(|error| {
-            let message = format!("cannot read the volume to compare with: {error}");
+            let message = format!("comparison failed on the volume: {error}");
             ServiceError::refused(ErrorCode::VolumeFailed, message)
         })
     })
@@ -206,7 +207,7 @@ async fn compared_with(
     match changes.await {
         Ok(against) => Ok(Some(Arc::new(against))),
         Err(error) => {
-            tracing::warn!(%error, "the content is not compared with the volume");
+            tracing::warn!(%error, "comparison with the volume skipped");
             Ok(None)
         }
     }
@@ -217,11 +218,11 @@ async fn drop_own_snapshot(work: &Arc<VerifyWork>, row: &TaskRow) {
     let Some(snapshot) = row.snapshot else { return };
     let marked = work.db.run(move |tx| SnapshotRow::set_state(tx, snapshot, SnapshotState::Deleting)).await;
     if let Err(error) = marked {
-        tracing::warn!(%error, "the snapshot of the verification is left for now");
+        tracing::warn!(%error, "marking the snapshot of the verification for deletion failed");
         return;
     }
     if let Err(error) = task::drop_snapshot_of(&work.snapshots, row).await {
-        tracing::warn!(%error, "the snapshot of the verification is removed at the next start");
+        tracing::warn!(%error, "deleting the snapshot of the verification failed; the next start retries");
     }
 }
 
@@ -235,7 +236,7 @@ fn add_differences(report: &mut VerifyReport, id: CloudSnapshotId, differing: &B
         object: id.manifest_key(),
         offset_bytes: 0,
         what: format!(
-            "{} blocks differ from those of the volume, which has not changed them since",
+            "{} blocks differ from the volume, where they are unchanged since the backup",
             differing.len_blocks()
         ),
         affects: vec![AffectedSnapshot { id, blocks: differing.clone() }],
@@ -258,7 +259,7 @@ fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudSnapsh
             report.findings.push(VerifyFinding {
                 object: snapshot.id.manifest_key(),
                 offset_bytes: 0,
-                what: "its content is not what it was when it was brought back whole before".to_owned(),
+                what: "the digest of its content differs from that of an earlier verification".to_owned(),
                 affects: vec![AffectedSnapshot { id: snapshot.id, blocks: BlockSet::new() }],
             });
             snapshot.has_manifest = false;

@@ -242,7 +242,7 @@ impl Monitor {
             "blockd_schedule_without_volume",
             "1 if the schedule selects no volume and thus protects nothing.",
             rows.schedules.iter().map(|schedule| {
-                let is_without = !transactions::chooses_any(&schedule.spec.selector, &volumes);
+                let is_without = !transactions::selects_any(&schedule.spec.selector, &volumes);
                 (vec![("schedule", schedule.uuid.to_string())], u64::from(is_without))
             }),
         );
@@ -257,8 +257,8 @@ impl Monitor {
             for volume in meant {
                 let created = self.registry.by_id(volume.id).map(|entry| entry.created);
                 let since = created.map_or(schedule.created, |created| created.max(schedule.created));
-                let places = schedule.spec.credentials.iter().filter_map(|uuid| rows.credential(*uuid));
-                for credential in places {
+                let targets = schedule.spec.credentials.iter().filter_map(|uuid| rows.credential(*uuid));
+                for credential in targets {
                     let of = (volume.name.to_string(), credential.name.to_string());
                     let first = wanted.entry(of).or_insert(since);
                     *first = since.min(*first);

@@ -104,7 +104,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(15);
 pub async fn run(monitor: Arc<Monitor>) {
     monitor.volumes.report_discarded_writes().await;
     if let Err(error) = monitor.repositories.check_credentials().await {
-        tracing::warn!(%error, "checking whether all credentials can be unsealed failed");
+        tracing::warn!(%error, "checking the secrets of all credentials failed");
     }
     loop {
         monitor.free_space.check_free_space().await;

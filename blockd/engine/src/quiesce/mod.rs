@@ -1,5 +1,5 @@
-//! Quiesce operations of this daemon: the filesystems on attached volumes, the release at the start, and the
-//! events of failures.
+//! Quiesce operations of this daemon: filesystems on attached volumes, the release of those that an earlier
+//! run left frozen, and the events of failures.
 
 pub mod rules;
 
@@ -70,17 +70,17 @@ pub fn events_of_failures<'a>(
     taken: bool,
 ) -> Vec<NewEvent> {
     let names: Vec<&str> = volumes.iter().map(VolumeName::as_str).collect();
-    let of = if names.is_empty() { String::new() } else { format!(" of {}", names.join(", ")) };
+    let of = if names.is_empty() { String::new() } else { format!(" on volume {}", names.join(", ")) };
     let event = |step: &QuiesceStep| {
         let failure = step.failure()?;
         let what = match (step.kind, taken) {
             (QuiesceKind::PreCommand | QuiesceKind::FreezeFs, false) => "no snapshot was taken",
-            (QuiesceKind::PreCommand | QuiesceKind::FreezeFs, true) => "the snapshot was taken all the same",
+            (QuiesceKind::PreCommand | QuiesceKind::FreezeFs, true) => "the snapshot was taken nevertheless",
             (QuiesceKind::ThawFs, false) if was_thawed_early(step) => "no snapshot was taken",
-            (QuiesceKind::ThawFs, true) if was_thawed_early(step) => "the snapshot was taken all the same",
+            (QuiesceKind::ThawFs, true) if was_thawed_early(step) => "the snapshot was taken nevertheless",
             _ => "the application may still be quiesced",
         };
-        let message = format!("around a freeze{of}, {failure}: {what}");
+        let message = format!("quiesce failed{of}: {failure}; {what}");
         let event = NewEvent::new(Timestamp::now(), Severity::Error, "rule-failed", message);
         let volume = volumes.first().filter(|_| volumes.len() == 1).cloned();
         Some(NewEvent { volume, ..event })
@@ -123,24 +123,24 @@ impl Quiescer {
             members.iter().flat_map(|(volume, _)| self.attachments.filesystems(volume.id())).collect();
         if found.is_empty() {
             return Err(refused(
-                "no filesystem of these volumes is mounted on this host: leave --freeze-fs away, or mount it first",
+                "no filesystem of these volumes is mounted on this host: mount one, or omit --freeze-fs",
             ));
         }
         let own = std::fs::metadata(&self.host.data_dir).map(|found| found.dev());
         let mut mounts = Vec::with_capacity(found.len());
-        for place in found {
-            let path = place.path.display().to_string();
-            if place.is_hidden {
+        for mount_point in found {
+            let path = mount_point.path.display().to_string();
+            if mount_point.is_hidden {
                 let message = format!(
-                    "something else is mounted over the filesystem at {path}, which cannot be reached: leave --freeze-fs away"
+                    "the filesystem at {path} is hidden by another mount and cannot be reached: omit --freeze-fs"
                 );
                 return Err(refused(message));
             }
-            let mount = Mounted::at(place.path)
-                .map_err(|error| refused(format!("cannot look at the filesystem at {path}: {error}")))?;
+            let mount = Mounted::at(mount_point.path)
+                .map_err(|error| refused(format!("cannot open the filesystem at {path}: {error}")))?;
             if own.as_ref().is_ok_and(|own| *own == mount.device) {
                 let message = format!(
-                    "blockd's own data is on the filesystem at {path}, and blockd would wait for itself: leave --freeze-fs away"
+                    "the filesystem at {path} holds blockd's own data, and freezing it would deadlock blockd: omit --freeze-fs"
                 );
                 return Err(refused(message));
             }
@@ -149,8 +149,8 @@ impl Quiescer {
         Ok(mounts)
     }
 
-    /// Resumes, in the background, what an earlier daemon left quiesced. The volumes must be served already:
-    /// a filesystem writes when it is thawed.
+    /// Resumes, in the background, applications and filesystems that an earlier daemon left quiesced. The
+    /// volumes must be served already: a filesystem writes when it is thawed.
     pub fn release_quiesced(self: &Arc<Self>) {
         if !blockd_quiesce::is_release_due(&self.host.data_dir) {
             return;
@@ -166,7 +166,7 @@ impl Quiescer {
             blockd_quiesce::release(&this.host.data_dir, &mut ended, || this.quiescing.set_settled(true));
         };
         if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
-            tracing::error!(%error, "filesystems that were left frozen are not thawed");
+            tracing::error!(%error, "thawing filesystems of an earlier run failed");
             self.quiescing.set_settled(true);
         }
     }
@@ -178,7 +178,7 @@ fn store_events(db: &Db, events: &[NewEvent]) {
         events.iter().try_for_each(|event| event.insert(tx))
     };
     if let Err(error) = db.transaction(stored) {
-        tracing::warn!(%error, "the events of what failed are not kept");
+        tracing::warn!(%error, "storing the events of quiesce failures failed");
     }
 }
 

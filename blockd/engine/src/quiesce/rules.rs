@@ -1,4 +1,4 @@
-//! Rules: requests, and selection of the rules around a freeze.
+//! Quiesce rules: requests, and selection of the rules of a freeze.
 
 use crate::{
     error::{ServiceError, blocking},
@@ -34,7 +34,7 @@ pub struct QuiesceRequest {
 const TRIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Number of rules tested concurrently at the start: each may wait for an unresponsive directory server.
-const TRIALS_AT_ONCE: usize = 8;
+const MAX_CONCURRENT_TRIALS: usize = 8;
 
 /// Rules whose commands cannot run, with the cause found at the start.
 pub type RuleProblems = Mutex<BTreeMap<RuleName, String>>;
@@ -51,24 +51,24 @@ fn find(tx: &Transaction<'_>, name: &RuleName) -> Result<RuleRow, ServiceError> 
     RuleRow::find(tx, name)?.ok_or_else(|| not_found(name))
 }
 
-/// Refuses a rule that is not there.
+/// Refuses a rule that does not exist.
 pub fn refuse_unknown(tx: &Transaction<'_>, name: Option<&RuleName>) -> Result<(), ServiceError> {
     name.map_or(Ok(()), |name| find(tx, name).map(drop))
 }
 
 fn check(quiesce: &Quiesce) -> Result<(), ServiceError> {
     if quiesce.is_nothing() {
-        return Err(invalid("a rule needs something to do: a pre-command, a post-command, or freezeFs"));
+        return Err(invalid("the rule is empty: give a pre-command, a post-command or freezeFs"));
     }
     quiesce.check().map_err(invalid)
 }
 
 /// Returns the results of tests as they end.
-fn side_by_side<F: Future>(trials: impl IntoIterator<Item = F>) -> impl Stream<Item = F::Output> {
-    stream::iter(trials).buffer_unordered(TRIALS_AT_ONCE)
+fn concurrently<F: Future>(trials: impl IntoIterator<Item = F>) -> impl Stream<Item = F::Output> {
+    stream::iter(trials).buffer_unordered(MAX_CONCURRENT_TRIALS)
 }
 
-/// The user whom commands are to be run as, if there are any.
+/// Returns the user of the commands, if there are commands.
 fn user_of(quiesce: &Quiesce) -> Option<&str> {
     quiesce.user.as_deref().filter(|_| quiesce.has_command())
 }
@@ -98,9 +98,9 @@ impl Quiescer {
     /// Refuses contradictory or impossible quiesce options. May take long, so it runs without locks.
     pub async fn check_hooks(&self, asked: &QuiesceRequest) -> Result<(), ServiceError> {
         let HookOptions { quiesce, rule, no_rule } = &asked.hooks;
-        let said = [!quiesce.is_nothing(), rule.is_some(), *no_rule];
-        if said.iter().filter(|is_said| **is_said).count() > 1 {
-            return Err(invalid("give a rule, or no rule, or what is to be done: only one of them"));
+        let given = [!quiesce.is_nothing(), rule.is_some(), *no_rule];
+        if given.iter().filter(|is_given| **is_given).count() > 1 {
+            return Err(invalid("a rule, no rule and quiesce actions exclude each other: give one of them"));
         }
         quiesce.check().map_err(invalid)?;
         self.refuse_user(quiesce).await
@@ -146,8 +146,7 @@ impl Quiescer {
         // A user lookup may wait for an unresponsive directory server.
         let Ok(tried) = tokio::time::timeout(TRIAL_TIMEOUT, trial).await else {
             return Err(invalid(format!(
-                "whether blockd can run commands as user {name} could not be found out within {} s: see whether `getent passwd \
-                 {name}` answers on blockd's host",
+                "lookup of user {name} timed out after {} s: check `getent passwd {name}` on blockd's host",
                 TRIAL_TIMEOUT.as_secs()
             )));
         };
@@ -166,13 +165,13 @@ impl Quiescer {
 
     /// Reports rules whose commands cannot run as their user any more: the unit or the users of the host may
     /// have changed.
-    pub async fn tell_of_rules_that_cannot_run(&self) -> Result<(), ServiceError> {
+    pub async fn report_unusable_rules(&self) -> Result<(), ServiceError> {
         let rules = self.db.run(RuleRow::all).await?;
         let trials = rules.into_iter().map(|rule| async move {
             let tried = self.refuse_user(&rule.quiesce).await;
             (rule, tried)
         });
-        let mut tried = pin!(side_by_side(trials));
+        let mut tried = pin!(concurrently(trials));
         while let Some((rule, tried)) = tried.next().await {
             let Err(error) = tried else { continue };
             if matches!(error, ServiceError::Stopping) {
@@ -213,7 +212,7 @@ impl Quiescer {
     /// Creates a rule.
     ///
     /// # Errors
-    /// It has no options, its commands cannot run, or the name is taken.
+    /// The rule is empty, its commands cannot run, or the name is taken.
     pub async fn create_rule(&self, request: CreateRule) -> Result<HookRule, ServiceError> {
         check(&request.quiesce)?;
         self.refuse_user(&request.quiesce).await?;
@@ -221,15 +220,12 @@ impl Quiescer {
         let stored = row.clone();
         match self.db.run(move |tx| stored.insert(tx)).await {
             Ok(()) => {
-                tracing::info!(rule = %row.name, "rule made");
+                tracing::info!(rule = %row.name, "rule created");
                 Ok(self.describe_rule(row, &RuleUses::default()))
             }
             Err(error) if error.is_conflict() => Err(ServiceError::refused(
                 ErrorCode::RuleExists,
-                format!(
-                    "there is a rule {} already: change that one, or give this one another name",
-                    row.name
-                ),
+                format!("rule {} already exists: update it, or choose another name", row.name),
             )),
             Err(error) => Err(error.into()),
         }
@@ -248,7 +244,7 @@ impl Quiescer {
     /// Returns a rule.
     ///
     /// # Errors
-    /// There is none of this name.
+    /// There is no such rule.
     pub async fn rule(&self, name: RuleName) -> Result<HookRule, ServiceError> {
         let found =
             self.db.run(move |tx| -> Result<_, ServiceError> { Ok((find(tx, &name)?, RuleUses::all(tx)?)) });
@@ -259,7 +255,7 @@ impl Quiescer {
     /// Updates a rule for all its assignments. Accepted operations use the previous version.
     ///
     /// # Errors
-    /// There is none of this name, it would have no options, or its commands cannot run.
+    /// There is no such rule, it would be empty, or its commands cannot run.
     pub async fn update_rule(&self, name: RuleName, request: UpdateRule) -> Result<HookRule, ServiceError> {
         check(&request.quiesce)?;
         self.refuse_user(&request.quiesce).await?;
@@ -275,10 +271,10 @@ impl Quiescer {
     /// Deletes a rule.
     ///
     /// # Errors
-    /// There is none of this name, or something has it.
+    /// There is no such rule, or it is assigned.
     pub async fn delete_rule(&self, name: RuleName) -> Result<Deleted, ServiceError> {
         let in_use = |by: String| {
-            let message = format!("rule {name} is still that of {by}: take it away there first");
+            let message = format!("rule {name} is assigned to {by}: unassign it there first");
             ServiceError::refused(ErrorCode::RuleInUse, message)
         };
         let wanted = name.clone();
@@ -299,7 +295,7 @@ impl Quiescer {
         }
         let wanted = name.clone();
         let deleted = self.db.run(move |tx| -> Result<bool, DbError> {
-            // It may have been assigned to a schedule meanwhile.
+            // A schedule may have been given the rule since.
             let uses = RuleUses::all(tx)?;
             let (schedules, unreadable) = uses.schedules_with(&wanted);
             let is_free = schedules.is_empty() && unreadable.is_empty();
@@ -310,8 +306,8 @@ impl Quiescer {
                 self.rule_problems.lock().remove(&name);
                 Ok(Deleted { id: name.to_string(), name: name.to_string(), warnings: Vec::new() })
             }
-            Ok(false) => Err(in_use("something".to_owned())),
-            Err(error) if error.is_conflict() => Err(in_use("something".to_owned())),
+            Ok(false) => Err(in_use("another object".to_owned())),
+            Err(error) if error.is_conflict() => Err(in_use("another object".to_owned())),
             Err(error) => Err(error.into()),
         }
     }
@@ -330,7 +326,11 @@ impl Quiescer {
         let volume = match (&target.volume, &target.group) {
             (Some(volume), None) => Some(self.registry.find(volume)?),
             (None, Some(_)) => None,
-            _ => return Err(invalid("what is meant is not clear: give one of volume and group")),
+            _ => {
+                return Err(invalid(
+                    "the target of the rule is ambiguous: give exactly one of volume and group",
+                ));
+            }
         };
         if assign {
             self.refuse_rule(&name).await?;
@@ -356,7 +356,7 @@ impl Quiescer {
             };
             return Err(invalid(format!("{what} does not have the rule {name}")));
         }
-        tracing::info!(rule = %name, volume = id.map(tracing::field::display), assign, "rule assigned, or taken away");
+        tracing::info!(rule = %name, volume = id.map(tracing::field::display), assign, "rule assignment changed");
         self.rule(name).await
     }
 }
@@ -368,17 +368,17 @@ mod tests {
     #[tokio::test]
     async fn waiting_rule_test_blocks_no_other() {
         // Each continues when all have started.
-        let together = tokio::sync::Barrier::new(TRIALS_AT_ONCE);
-        let trials = (0..TRIALS_AT_ONCE).map(|one| {
+        let together = tokio::sync::Barrier::new(MAX_CONCURRENT_TRIALS);
+        let trials = (0..MAX_CONCURRENT_TRIALS).map(|one| {
             let together = &together;
             async move {
                 together.wait().await;
                 one
             }
         });
-        let tried = tokio::time::timeout(Duration::from_secs(60), side_by_side(trials).collect::<Vec<_>>());
+        let tried = tokio::time::timeout(Duration::from_secs(60), concurrently(trials).collect::<Vec<_>>());
         let mut tried = tried.await.unwrap();
         tried.sort_unstable();
-        assert_eq!(tried, (0..TRIALS_AT_ONCE).collect::<Vec<_>>());
+        assert_eq!(tried, (0..MAX_CONCURRENT_TRIALS).collect::<Vec<_>>());
     }
 }

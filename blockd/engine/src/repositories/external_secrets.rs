@@ -1,4 +1,4 @@
-//! The secrets that credentials refer to.
+//! External secrets of credentials.
 
 use crate::{
     error::ServiceError,
@@ -13,11 +13,11 @@ use blockd_secrets::Resolved;
 use std::sync::Arc;
 
 impl Repositories {
-    /// Forgets secrets that no credential refers to any more.
+    /// Drops cached secrets that no credential refers to.
     pub async fn forget_unneeded_secrets(&self) {
         let rows = match self.credential_rows().await {
             Ok(rows) => rows,
-            Err(error) => return tracing::debug!(%error, "unused secrets stay cached for now"),
+            Err(error) => return tracing::debug!(%error, "dropping unused secrets from the cache failed"),
         };
         let needed = rows.iter().flat_map(references_of).cloned();
         self.references.keep_only(&needed.collect());

@@ -31,14 +31,14 @@ impl Repositories {
             return self.credential(wanted).await;
         }
         let (mut found, mut failed) = (Vec::new(), None);
-        // Side by side, so that several silent stores take no longer than one.
+        // Concurrently, so that several silent stores take no longer than one.
         let asked = rows.into_iter().map(|row| {
             Box::pin(async move {
                 let answer = self.is_in(&row, id, purpose).await;
                 (row, answer)
             })
         });
-        let mut answers = futures::stream::iter(asked).buffer_unordered(ASKED_AT_ONCE);
+        let mut answers = futures::stream::iter(asked).buffer_unordered(MAX_CONCURRENT_LOOKUPS);
         while let Some((row, answer)) = answers.next().await {
             match answer {
                 Ok(true) => found.push(row),
@@ -52,24 +52,26 @@ impl Repositories {
                 break;
             }
         }
-        // The first to answer is not always the same.
+        // Sorted, because the order of the responses varies.
         let mut names: Vec<String> = found.iter().map(|row| row.name.to_string()).collect();
         names.sort_unstable();
         let unclear = |what: String| {
-            let message = format!("{what}: say which one is meant with --cred-id");
+            let message = format!("{what}: select one with --cred-id");
             Err(ServiceError::refused(ErrorCode::CredentialRequired, message))
         };
         match (found.pop(), found.is_empty(), failed) {
-            (Some(_), false, _) => unclear(format!("cloud snapshot {id} is under {}", names.join(" and "))),
+            (Some(_), false, _) => {
+                unclear(format!("cloud snapshot {id} is in the stores of {}", names.join(" and ")))
+            }
             (Some(_), true, Some((name, error))) if purpose == Purpose::Delete => unclear(format!(
-                "cloud snapshot {id} is under {}, and may be under {name} as well, which cannot be asked ({error})",
+                "cloud snapshot {id} is in the store of {}, and may be in that of {name}, whose lookup failed ({error})",
                 names.join("")
             )),
             (Some(only), true, _) => Ok(only),
             (None, _, Some((_, error))) => Err(error),
             (None, _, None) => Err(ServiceError::refused(
                 ErrorCode::CloudsnapNotFound,
-                format!("there is no cloud snapshot {id} under any of the credentials"),
+                format!("no cloud snapshot {id} in the stores of any credential"),
             )),
         }
     }
@@ -81,13 +83,13 @@ impl Repositories {
         id: &CloudSnapshotId,
         purpose: Purpose,
     ) -> Result<bool, ServiceError> {
-        match self.ask_manifest(row.uuid, id).await {
+        match self.preflight_manifest(row.uuid, id).await {
             Ok(_) => Ok(true),
             Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::Damaged { .. }) => Ok(true),
             Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::SnapshotNotFound { .. }) => {
                 // The directory of an unmounted disk is empty.
                 if purpose == Purpose::Delete {
-                    self.ask_store(async {
+                    self.preflight(async {
                         let repository = self.repository_for_client(row.uuid).await?;
                         Ok(repository.prove_key_slot().await?)
                     })
@@ -101,4 +103,4 @@ impl Repositories {
 }
 
 /// Maximum number of stores that are searched concurrently for one cloud snapshot.
-pub const ASKED_AT_ONCE: usize = 8;
+pub const MAX_CONCURRENT_LOOKUPS: usize = 8;

@@ -63,7 +63,7 @@ pub struct Repositories {
     pub(crate) references: Arc<References>,
     pub(crate) secrets: Arc<Secrets>,
     /// Time of the last key slot proof, and the identity of the directory.
-    pub proven: Mutex<HashMap<Uuid, (Instant, Place)>>,
+    pub proven: Mutex<HashMap<Uuid, (Instant, DirectoryIdentity)>>,
     /// Opened repositories, each with the limits of its credential.
     pub opened: Mutex<HashMap<Uuid, (Repository, Arc<PlannedBandwidth>)>>,
     /// References and fingerprints of the external passphrases that opened them.
@@ -81,9 +81,9 @@ pub struct Repositories {
 
 /// Identity of a local store directory (device and inode), which changes when another filesystem is mounted.
 /// `None` for a remote store, or a directory that cannot be accessed.
-pub type Place = Option<(u64, u64)>;
+pub type DirectoryIdentity = Option<(u64, u64)>;
 
-fn place_of(store: &StoreRow) -> Place {
+fn identity_of(store: &StoreRow) -> DirectoryIdentity {
     let StoreConfig::Local { path } = &store.config else { return None };
     std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()))
 }
@@ -193,13 +193,13 @@ impl Repositories {
     ///
     /// # Errors
     /// It is another store, or the store fails.
-    pub async fn prove_place(&self, uuid: Uuid, repository: &Repository) -> Result<(), ServiceError> {
+    pub async fn prove_location(&self, uuid: Uuid, repository: &Repository) -> Result<(), ServiceError> {
         // Read before the proof: a filesystem mounted since is not proven.
-        let place = self.place(uuid).await?;
+        let identity = self.directory_identity(uuid).await?;
         let proven = repository.prove_key_slot().await;
         self.note_key_slots(uuid, repository).await;
         proven?;
-        self.proven.lock().insert(uuid, (Instant::now(), place));
+        self.proven.lock().insert(uuid, (Instant::now(), identity));
         Ok(())
     }
 
@@ -209,29 +209,29 @@ impl Repositories {
     ///
     /// # Errors
     /// The credential no longer exists.
-    pub async fn was_proven_lately(&self, uuid: Uuid) -> Result<bool, ServiceError> {
+    pub async fn was_proven_recently(&self, uuid: Uuid) -> Result<bool, ServiceError> {
         let proven = self.proven.lock().get(&uuid).copied();
-        let Some((at, place)) = proven.filter(|(at, _)| at.elapsed() < PROOF_VALIDITY) else {
+        let Some((at, identity)) = proven.filter(|(at, _)| at.elapsed() < PROOF_VALIDITY) else {
             return Ok(false);
         };
-        let now = self.place(uuid).await?;
-        if now != place {
+        let now = self.directory_identity(uuid).await?;
+        if now != identity {
             tracing::info!(credential = %uuid, since_s = at.elapsed().as_secs(), "the directory of the store has changed");
         }
-        if now != place || place.is_none() {
-            return Ok(now == place);
+        if now != identity || identity.is_none() {
+            return Ok(now == identity);
         }
         let (repository, _) = self.opened_repository(uuid).await?;
-        let looked_at = repository.prove_key_slot().await;
-        if let Err(error) = &looked_at {
+        let proven = repository.prove_key_slot().await;
+        if let Err(error) = &proven {
             tracing::info!(credential = %uuid, %error, "the content of the store's directory has changed");
         }
-        Ok(looked_at.is_ok())
+        Ok(proven.is_ok())
     }
 
-    async fn place(&self, uuid: Uuid) -> Result<Place, ServiceError> {
+    async fn directory_identity(&self, uuid: Uuid) -> Result<DirectoryIdentity, ServiceError> {
         let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
-        blocking(move || Ok::<_, ServiceError>(place_of(&row.store))).await
+        blocking(move || Ok::<_, ServiceError>(identity_of(&row.store))).await
     }
 
     /// Returns the repository of a credential with a store that retries and counts the caller's requests.
@@ -244,8 +244,8 @@ impl Repositories {
         Ok((repository.with_work(self.task_workers.work()), requests))
     }
 
-    /// Returns the repository for reads that a guest or user waits for: they neither
-    /// yield to guests nor are subject to the host's bandwidth limits of tasks.
+    /// Returns the repository for reads that a guest or user waits for: they neither yield to guests nor are
+    /// subject to the host's bandwidth limits of tasks.
     ///
     /// # Errors
     /// The errors of [`task_repository`](Self::task_repository).
@@ -321,14 +321,18 @@ impl Repositories {
                     None => all.entry(uuid).or_insert((repository, bandwidth)).clone(),
                 }
             };
-            self.take_limits(uuid, &opened.1).await?;
+            self.apply_stored_limits(uuid, &opened.1).await?;
             self.note_key_slots(uuid, &opened.0).await;
             return Ok(opened);
         }
     }
 
     /// Applies the stored limits, which may have changed while the repository was opened.
-    async fn take_limits(&self, uuid: Uuid, bandwidth: &PlannedBandwidth) -> Result<(), ServiceError> {
+    async fn apply_stored_limits(
+        &self,
+        uuid: Uuid,
+        bandwidth: &PlannedBandwidth,
+    ) -> Result<(), ServiceError> {
         let row = self.credential(Some(&CredentialRef::Id(uuid))).await?;
         bandwidth.replace(LimitPlan::of(&limits_of(&row.store.connection))?, Timestamp::now());
         Ok(())
@@ -362,7 +366,7 @@ impl Repositories {
                 let secret = self.secrets.open(row.uuid, Purpose::StoreSecret, sealed);
                 let secret = secret.map_err(|error| not_opened(row, &error))?;
                 let text = std::str::from_utf8(&secret)
-                    .map_err(|_| ServiceError::Internal("a stored secret is no text".into()))?;
+                    .map_err(|_| ServiceError::Internal("a stored secret is not valid UTF-8".into()))?;
                 StoreKey::Value(text.to_owned().into())
             }
             (None, None) => StoreKey::None,
@@ -407,9 +411,9 @@ impl Repositories {
         };
         let passphrase = self.references.resolve(reference).await;
         let passphrase = passphrase.map_err(|error| unresolved(Some(&row.name), reference, &error))?;
-        let (patient, _) = task_store(Arc::clone(&store), self.host.settings.retry_policy());
+        let (retrying, _) = task_store(Arc::clone(&store), self.host.settings.retry_policy());
         let passphrase_text = passphrase.expose().to_owned().into();
-        let repository = open_existing(patient, Some(passphrase_text), row.known_keys()).await?;
+        let repository = open_existing(retrying, Some(passphrase_text), row.known_keys()).await?;
         let opened_with = (reference.clone(), passphrase.fingerprint);
         Ok((repository.with_store(store), bandwidth, Some(opened_with)))
     }

@@ -1,4 +1,4 @@
-//! Secrets of stores and repositories, and how they open them.
+//! Secrets of stores and repositories, and the opening of both.
 
 use crate::{
     error::{ServiceError, spawned},
@@ -60,7 +60,7 @@ pub fn encode_keys(keys: &[DataKey]) -> Result<Zeroizing<Vec<u8>>, ServiceError>
 }
 
 pub(crate) fn decode_keys(mut encoded: &[u8]) -> Result<Vec<DataKey>, ServiceError> {
-    let cut = || ServiceError::Internal("the stored data keys are cut short".into());
+    let cut = || ServiceError::Internal("the stored data keys are truncated".into());
     let mut keys = Vec::new();
     while !encoded.is_empty() {
         let (len, rest) = encoded.split_first_chunk::<2>().ok_or_else(cut)?;

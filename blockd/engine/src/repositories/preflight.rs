@@ -1,9 +1,9 @@
 //! Pre-flight store requests, bounded by a timeout and by client cancellation.
 //!
-//! A store may not respond for any length of time. A command waits for its pre-flight requests only until the
-//! timeout; then they are dropped before the operation has changed anything. The same happens when the client
-//! disconnects: an operation that no client waits for, or that was reported as failed, must not start when
-//! the store responds again.
+//! A store may be unresponsive for any length of time. A command waits for its pre-flight requests only until
+//! the timeout; then they are dropped before the operation has changed anything. The same happens when the
+//! client disconnects: an operation that no client waits for, or that was reported as failed, must not start
+//! when the store responds again.
 
 use crate::{
     error::{ServiceError, blocking},
@@ -92,7 +92,7 @@ impl Repositories {
     ///
     /// # Errors
     /// The request failed or timed out, or the client disconnected.
-    pub async fn ask_store<T>(
+    pub async fn preflight<T>(
         &self,
         request: impl Future<Output = Result<T, ServiceError>>,
     ) -> Result<T, ServiceError> {
@@ -111,12 +111,12 @@ impl Repositories {
     ///
     /// # Errors
     /// There is no manifest, it is damaged, or the store does not respond in time.
-    pub async fn ask_manifest(
+    pub async fn preflight_manifest(
         &self,
         credential: Uuid,
         id: &CloudSnapshotId,
     ) -> Result<Manifest, ServiceError> {
-        self.ask_store(Box::pin(async {
+        self.preflight(Box::pin(async {
             let repository = self.repository_for_client(credential).await?;
             Ok(repository.manifest(id).await?)
         }))
@@ -128,8 +128,8 @@ impl Repositories {
     /// with that error.
     ///
     /// # Errors
-    /// The errors of [`ask_manifest`](Self::ask_manifest).
-    pub async fn manifest_to_begin_with(
+    /// The errors of [`preflight_manifest`](Self::preflight_manifest).
+    pub async fn manifest_or_cached(
         &self,
         credential: Uuid,
         id: &CloudSnapshotId,
@@ -137,9 +137,9 @@ impl Repositories {
         let (catalog, key) = (DbManifestCache::new(Arc::clone(&self.db), credential), id.manifest_key());
         let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
         let Some(cached) = cached.filter(|cached| cached.id() == *id) else {
-            return self.ask_manifest(credential, id).await;
+            return self.preflight_manifest(credential, id).await;
         };
-        match tokio::time::timeout(CACHED_FALLBACK_TIMEOUT, self.ask_manifest(credential, id)).await {
+        match tokio::time::timeout(CACHED_FALLBACK_TIMEOUT, self.preflight_manifest(credential, id)).await {
             Ok(Err(error)) if error.to_api().code == ErrorCode::StoreTimeout => {}
             Ok(answer) => return answer,
             Err(_) => {}

@@ -1,4 +1,4 @@
-//! Changes of a store: authentication and connection, but never its place.
+//! Changes of a store: authentication and connection, but never its location.
 
 use crate::{
     error::ServiceError,
@@ -15,20 +15,18 @@ use blockd_catalog::StoreRow;
 pub fn hint(kind: ProviderKind, code: ErrorCode) -> Option<&'static str> {
     let keys = match kind {
         ProviderKind::S3 => {
-            "look at --s3-access-key and --s3-secret-key, or --use-iam, and at --s3-role-arn and --s3-external-id if a role is taken"
+            "check --s3-access-key and --s3-secret-key, or --use-iam, and --s3-role-arn and --s3-external-id if a role is assumed"
         }
-        ProviderKind::Azure => "look at --azure-account-key, --azure-sas-token or --use-iam",
-        ProviderKind::Google => {
-            "look at --google-json-key-file, or --use-iam, and at the roles of that account"
-        }
-        ProviderKind::Swift => "look at --swift-key or --swift-token",
+        ProviderKind::Azure => "check --azure-account-key, --azure-sas-token or --use-iam",
+        ProviderKind::Google => "check --google-json-key-file, or --use-iam, and the roles of that account",
+        ProviderKind::Swift => "check --swift-key or --swift-token",
         _ => return None,
     };
     match code {
         // In some stores each account has its own buckets.
         ErrorCode::StoreUnauthorized | ErrorCode::BucketMissing => Some(keys),
         ErrorCode::StoreUnreachable => {
-            Some("look at --proxy and --ca-certificate, and whether the server runs")
+            Some("check --proxy and --ca-certificate, and whether the server runs")
         }
         _ => None,
     }

@@ -58,7 +58,7 @@ impl ClientSource for ReferencedClient {
             }
             match self.references.resolve_after_refusal(&self.reference, &used).await {
                 Ok(secret) if secret.fingerprint != used => {
-                    tracing::info!(reference = %self.reference, store = refused.describe(), "the store refused the old secret; there is a new one");
+                    tracing::info!(reference = %self.reference, store = refused.describe(), "the store refused the old secret; using the new one");
                     self.client_for(&secret)
                 }
                 Ok(_) => Ok(client),

@@ -12,7 +12,7 @@ pub fn unresolved(
     error: &ReferenceError,
 ) -> ServiceError {
     let whose = credential.map(|name| format!("credential {name}: ")).unwrap_or_default();
-    let message = format!("{whose}the secret {reference} cannot be had: {error}");
+    let message = format!("{whose}resolving the secret {reference} failed: {error}");
     ServiceError::Refused(ApiError::new(error.code(), message))
 }
 

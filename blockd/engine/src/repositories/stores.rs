@@ -1,4 +1,4 @@
-//! Stores: checks of their settings, opening, and their description.
+//! Stores: validation of their settings, opening, and description for the API.
 
 use crate::{
     error::{ServiceError, store_hint},
@@ -16,49 +16,49 @@ use std::{path::Path, sync::Arc};
 /// Returns the hint for an error of a store of this provider.
 pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> {
     // The store's own message is more specific than the kind of the error.
-    let said = store.filter(|_| kind == ProviderKind::S3 || store == Some(StoreErrorKind::WrongClock));
-    if let Some(hint) = said.and_then(store_hint) {
+    let specific = store.filter(|_| kind == ProviderKind::S3 || store == Some(StoreErrorKind::WrongClock));
+    if let Some(hint) = specific.and_then(store_hint) {
         return Some(hint);
     }
     Some(match (code, kind) {
         (ErrorCode::StoreUnauthorized, ProviderKind::S3) => {
-            "look at --s3-access-key and --s3-secret-key, or --use-iam, and at --s3-role-arn and --s3-external-id if a role is taken"
+            "check --s3-access-key and --s3-secret-key, or --use-iam, and --s3-role-arn and --s3-external-id if a role is assumed"
         }
         (ErrorCode::StoreUnauthorized, ProviderKind::Azure) => {
-            "look at --azure-account-name and --azure-account-key, or --azure-sas-token, or --use-iam"
+            "check --azure-account-name and --azure-account-key, or --azure-sas-token, or --use-iam"
         }
         (ErrorCode::StoreUnauthorized, ProviderKind::Google) => {
-            "look at --google-json-key-file, or --use-iam, and at the roles of that account"
+            "check --google-json-key-file, or --use-iam, and the roles of that account"
         }
         (ErrorCode::StoreUnauthorized, ProviderKind::Swift) => {
-            "look at --swift-user and --swift-key, or --swift-token"
+            "check --swift-user and --swift-key, or --swift-token"
         }
         (ErrorCode::StoreUnreachable, ProviderKind::S3) => {
-            "look at --s3-endpoint, --s3-disable-ssl, --disable-path-style, --ca-certificate and --proxy, and whether the server runs"
+            "check --s3-endpoint, --s3-disable-ssl, --disable-path-style, --ca-certificate and --proxy, and whether the server runs"
         }
         (ErrorCode::StoreUnreachable, ProviderKind::Azure) => {
-            "look at --azure-account-name, --azure-endpoint, --ca-certificate and --proxy, and whether the server runs"
+            "check --azure-account-name, --azure-endpoint, --ca-certificate and --proxy, and whether the server runs"
         }
         (ErrorCode::StoreUnreachable, ProviderKind::Google) => {
-            "look at --google-endpoint, --ca-certificate and --proxy, and whether the server runs"
+            "check --google-endpoint, --ca-certificate and --proxy, and whether the server runs"
         }
         (ErrorCode::StoreUnreachable, ProviderKind::Swift) => {
-            "look at --swift-auth-url, --ca-certificate and --proxy, and whether the server runs"
+            "check --swift-auth-url, --ca-certificate and --proxy, and whether the server runs"
         }
-        (ErrorCode::BucketMissing, ProviderKind::Local) => "make the directory first, or look at --path",
+        (ErrorCode::BucketMissing, ProviderKind::Local) => "create the directory first, or check --path",
         (ErrorCode::BucketMissing, ProviderKind::S3) => {
-            "make the bucket first, or look at --bucket and --disable-path-style"
+            "create the bucket first, or check --bucket and --disable-path-style"
         }
         (ErrorCode::StoreFailed, ProviderKind::S3) => {
-            "look at whether --s3-endpoint is a server that speaks S3, with TLS or, with --s3-disable-ssl, without it"
+            "check whether --s3-endpoint is an S3 server, with TLS or, with --s3-disable-ssl, without it"
         }
         (ErrorCode::StoreFull, ProviderKind::Local) => {
-            "make room on the filesystem of --path, or name another one"
+            "free space on the filesystem of --path, or use a directory on another one"
         }
         (ErrorCode::InvalidRequest, ProviderKind::S3) if store.is_some() => {
-            "look at --s3-endpoint, --bucket, --disable-path-style and --s3-storage-class"
+            "check --s3-endpoint, --bucket, --disable-path-style and --s3-storage-class"
         }
-        (ErrorCode::BucketMissing, _) => "make the bucket or container first, or look at --bucket",
+        (ErrorCode::BucketMissing, _) => "create the bucket or container first, or check --bucket",
         _ => return None,
     })
 }
@@ -88,10 +88,12 @@ pub(crate) fn checked(
     Ok(StoreRow { config, connection })
 }
 
-/// Refuses settings of a connection for a directory.
+/// Refuses network settings for a directory store.
 pub(crate) fn check_network(kind: ProviderKind, is_on_network: bool) -> Result<(), ServiceError> {
     match kind == ProviderKind::Local && is_on_network {
-        true => invalid("--proxy and --ca-certificate are for stores on the network, a directory has none"),
+        true => {
+            invalid("--proxy and --ca-certificate apply to network stores only: omit them for a directory")
+        }
         false => Ok(()),
     }
 }
@@ -104,7 +106,7 @@ fn check_directory(path: &Path, prefix: Option<&str>, data_dir: &Path) -> Result
     let (path, data_dir) = (real(&real(path).join(prefix.unwrap_or_default())), real(data_dir));
     if path.starts_with(&data_dir) {
         return invalid(format!(
-            "{} lies in blockd's own data directory {}: a backup there is lost with it; choose a directory on another disk",
+            "{} is inside blockd's data directory {}: a backup there is lost with it; choose a directory on another disk",
             path.display(),
             data_dir.display()
         ));
@@ -137,7 +139,7 @@ pub fn bandwidth(row: &StoreRow) -> Result<Arc<PlannedBandwidth>, ServiceError> 
     Ok(PlannedBandwidth::new(LimitPlan::of(&limits_of(&row.connection))?, Timestamp::now()))
 }
 
-/// A credential as callers see it.
+/// Describes a credential for the API.
 pub fn describe(row: &CredentialRow) -> Credential {
     let connection = &row.store.connection;
     Credential {

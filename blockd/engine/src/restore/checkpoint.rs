@@ -12,11 +12,11 @@
 //! | 64 | 8 | size of the volume in bytes |
 //! | 72 | 8 | xxh3-64 of all before |
 //!
-//! and then records, which add up:
+//! and then records, whose sets are united:
 //!
 //! | bytes | what |
 //! |---|---|
-//! | 4 | length s of the set of blocks that are settled: in place if they are not zero |
+//! | 4 | length s of the set of settled blocks, which need no restore any more: written, or zero |
 //! | 4 | length w of the set of blocks that were written |
 //! | s + w | both sets |
 //! | 8 | xxh3-64 of the record before |
@@ -48,7 +48,7 @@ pub(crate) fn path(task_dir: &Path) -> PathBuf {
 
 /// Restored blocks.
 #[derive(Clone, PartialEq, Debug, Default)]
-pub(crate) struct InPlace {
+pub(crate) struct RestoredBlocks {
     /// Blocks that need no restore any more.
     pub(crate) settled: BlockSet,
     /// Written blocks.
@@ -82,7 +82,7 @@ fn take_record<'a>(bytes: &mut &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
     Some((settled, written))
 }
 
-/// Removes the record of restored blocks, before its volume is removed.
+/// Removes the checkpoint file; must precede the removal of its volume.
 ///
 /// # Errors
 /// The file cannot be removed.
@@ -96,17 +96,21 @@ pub(crate) fn forget(path: &Path) -> io::Result<()> {
 
 /// Reads the records of an earlier run and the end of its last complete record; `None` if there is nothing to
 /// resume.
-pub(crate) fn load(path: &Path, task: Uuid, manifest: &Manifest) -> io::Result<Option<(InPlace, u64)>> {
+pub(crate) fn load(
+    path: &Path,
+    task: Uuid,
+    manifest: &Manifest,
+) -> io::Result<Option<(RestoredBlocks, u64)>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     let Some(mut rest) = bytes.strip_prefix(&header(task, manifest)) else {
-        tracing::warn!(path = %path.display(), "what is in place of the restore is not known: it starts over");
+        tracing::warn!(path = %path.display(), "checkpoint of the restore is damaged or of another task; restarting the restore");
         return Ok(None);
     };
-    let mut found = InPlace::default();
+    let mut found = RestoredBlocks::default();
     let mut end = bytes.len() - rest.len();
     let everything = Extent::whole(manifest.size_bytes).end();
     while let Some((settled, written)) = take_record(&mut rest) {
@@ -124,23 +128,24 @@ pub(crate) fn load(path: &Path, task: Uuid, manifest: &Manifest) -> io::Result<O
     Ok(Some((found, end as u64)))
 }
 
-/// Open file.
+/// Open checkpoint file, with the blocks since its last record.
 struct Record {
     file: File,
-    pending: InPlace,
+    pending: RestoredBlocks,
     pending_bytes: u64,
     /// Bytes between two durable records.
     every_bytes: u64,
 }
 
-/// Writer of a volume for the cloud crate. The volume is removed on request, not with the last thread.
+/// Writer of a restored volume that records its blocks. The volume is removed from it on request, not when
+/// the last thread drops it.
 pub(crate) struct Writer {
     target: RwLock<Option<RestoreTarget>>,
     record: Mutex<Record>,
 }
 
 impl Writer {
-    /// Creates the file of a new restore, with a durable record each time that so much was restored.
+    /// Creates the checkpoint file of a new restore, which gets a record each `every_bytes` restored bytes.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -164,7 +169,7 @@ impl Writer {
     pub(crate) fn append(target: RestoreTarget, path: &Path, end: u64, every_bytes: u64) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).open(path)?;
         file.set_len(end)?;
-        let record = Record { file, pending: InPlace::default(), pending_bytes: 0, every_bytes };
+        let record = Record { file, pending: RestoredBlocks::default(), pending_bytes: 0, every_bytes };
         Ok(Self { target: RwLock::new(Some(target)), record: Mutex::new(record) })
     }
 
@@ -199,14 +204,14 @@ impl Writer {
         bytes.extend_from_slice(&xxh3_64(&bytes).to_le_bytes());
         record.file.write_all(&bytes)?;
         record.file.sync_data()?;
-        record.pending = InPlace::default();
+        record.pending = RestoredBlocks::default();
         record.pending_bytes = 0;
         Ok(())
     }
 }
 
 fn over() -> io::Error {
-    io::Error::other("the restore is over")
+    io::Error::other("the restore has ended")
 }
 
 impl BlockWriter for Writer {
@@ -295,12 +300,12 @@ mod tests {
         let writer = Writer::begin(target, &file, task, &manifest, 1 << 20).unwrap();
         writer.write_blocks(BlockIndex(3), &[1; 8192]).unwrap();
         writer.settled(&[blocks(0, 9), blocks(20, 1)]).unwrap();
-        assert_eq!(load(&file, task, &manifest).unwrap().unwrap().0, InPlace::default());
+        assert_eq!(load(&file, task, &manifest).unwrap().unwrap().0, RestoredBlocks::default());
         writer.checkpoint().unwrap();
         // Enough for an automatic record, then less.
         writer.settled(&[blocks(256, 256)]).unwrap();
         writer.settled(&[blocks(1000, 1)]).unwrap();
-        let expected = InPlace {
+        let expected = RestoredBlocks {
             settled: BlockSet::from_iter([blocks(0, 9), blocks(20, 1), blocks(256, 256)]),
             written: BlockSet::from_iter([blocks(3, 2)]),
         };

@@ -7,7 +7,7 @@ use crate::{
     error::{ServiceError, blocking, spawned},
     host::Host,
     repositories::Repositories,
-    restore::checkpoint::{self, InPlace, Writer},
+    restore::checkpoint::{self, RestoredBlocks, Writer},
     tasks::{LiveTask, Tasks, clean_files, findings, secrets},
     volumes::{
         merger::Wake,
@@ -50,7 +50,7 @@ pub(crate) async fn run(
     let row = live.view();
     let id = volume_id(&row)?;
     let entry = work.registry.by_id(id).ok_or_else(|| {
-        ServiceError::refused(ErrorCode::VolumeNotFound, format!("there is no volume {id} any more"))
+        ServiceError::refused(ErrorCode::VolumeNotFound, format!("volume {id} no longer exists"))
     })?;
     let dir = work.host.data_dir.volume_dir(id);
     work.host.failpoints.reached("restore accepted")?;
@@ -58,12 +58,12 @@ pub(crate) async fn run(
         Some(volume) => volume,
         None => fill(work, live, &entry, dir, skip_damaged).await?,
     };
-    work.host.failpoints.reached("restore in place")?;
+    work.host.failpoints.reached("restore written")?;
     let done = work.tasks.finish(live, move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await?;
     work.host.failpoints.reached("restore committed")?;
     entry.set_state(EntryState::Up(volume));
     if let Err(error) = clean_files(&work.tasks, done.id).await {
-        tracing::warn!(%error, "what the restore left behind is removed at the next start");
+        tracing::warn!(%error, "cleanup of the restore failed; the next start retries");
     }
     work.merger.wake();
     Ok(done)
@@ -105,15 +105,19 @@ async fn fill(
     let (id, task, file) = (entry.id, live.id, checkpoint::path(&work.host.data_dir.task_dir(live.id)));
     let wanted = manifest.clone();
     let every_bytes = work.host.settings.intervals.record_every_bytes;
-    let (writer, in_place) = blocking(move || take_up(&dir, id, task, (&file, every_bytes), &wanted)).await?;
-    if !in_place.settled.is_empty() {
-        tracing::info!(blocks_in_place = in_place.settled.len_blocks(), "the restore goes on where it was");
+    let (writer, restored) =
+        blocking(move || resume_or_create(&dir, id, task, (&file, every_bytes), &wanted)).await?;
+    if !restored.settled.is_empty() {
+        tracing::info!(
+            restored_blocks = restored.settled.len_blocks(),
+            "restore resumed from its checkpoint"
+        );
     }
     let options = RestoreOptions {
         download_concurrency: work.host.settings.download_concurrency,
         cpu_threads: work.host.settings.cpu_threads,
     };
-    let request = RestoreRequest { skip: in_place.settled, skip_damaged };
+    let request = RestoreRequest { skip: restored.settled, skip_damaged };
     let (blocks, cancel) = (Arc::clone(&writer) as Arc<dyn BlockWriter>, live.cancel.clone());
     let result = spawned(async move {
         restore_damaged(&repository, &manifest, blocks, &request, &options, progress, &cancel).await
@@ -122,8 +126,8 @@ async fn fill(
     let failed = result.is_err();
     let volume = blocking(move || -> Result<Option<Arc<Volume>>, VolumeError> {
         if failed && let Err(error) = writer.checkpoint() {
-            // This loses some restored blocks.
-            tracing::warn!(%error, "what was restored last is not written down");
+            // A resumed restore fetches these blocks again.
+            tracing::warn!(%error, "writing the checkpoint of the restore failed");
         }
         match writer.take() {
             // The end of the task decides about the incomplete volume.
@@ -134,7 +138,7 @@ async fn fill(
     })
     .await;
     let summary = result?;
-    tracing::debug!(blocks = summary.blocks, requests = summary.frame_requests, "restored");
+    tracing::debug!(blocks = summary.blocks, requests = summary.frame_requests, "blocks restored");
     if !summary.damage.is_empty() {
         let id = row.cloudsnap.to_string();
         live.detail(|detail| detail.findings = Some(findings::of_restore(&id, &summary.damage)));
@@ -143,24 +147,24 @@ async fn fill(
 }
 
 /// Opens the incomplete volume of an earlier run with its restored blocks, or creates an empty one.
-fn take_up(
+fn resume_or_create(
     dir: &Path,
     id: VolumeId,
     task: Uuid,
     (file, every_bytes): (&Path, u64),
     manifest: &Manifest,
-) -> Result<(Arc<Writer>, InPlace), ServiceError> {
+) -> Result<(Arc<Writer>, RestoredBlocks), ServiceError> {
     let failed = |action| move |source| ServiceError::File { action, path: file.to_owned(), source };
-    if let Some((in_place, end)) = checkpoint::load(file, task, manifest).map_err(failed("read"))?
-        && let Some(target) = RestoreTarget::reopen(dir, id, manifest.size_bytes, in_place.written.clone())?
+    if let Some((restored, end)) = checkpoint::load(file, task, manifest).map_err(failed("read"))?
+        && let Some(target) = RestoreTarget::reopen(dir, id, manifest.size_bytes, restored.written.clone())?
     {
         let writer = Writer::append(target, file, end, every_bytes).map_err(failed("open"))?;
-        return Ok((Arc::new(writer), in_place));
+        return Ok((Arc::new(writer), restored));
     }
     checkpoint::forget(file).map_err(failed("remove"))?;
     let target = RestoreTarget::create(dir, id, manifest.size_bytes)?;
     let writer = Writer::begin(target, file, task, manifest, every_bytes).map_err(failed("write"))?;
-    Ok((Arc::new(writer), InPlace::default()))
+    Ok((Arc::new(writer), RestoredBlocks::default()))
 }
 
 pub(crate) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Result<(), DbError> {
@@ -171,13 +175,13 @@ pub(crate) fn mark_failed(tx: &rusqlite::Transaction<'_>, row: &TaskRow) -> Resu
 }
 
 /// Removes the files of an incomplete volume, but not its rows: a resumed restore starts again.
-pub(crate) async fn make_room(work: &RestoreWork, row: &TaskRow) -> Result<(), ServiceError> {
+pub(crate) async fn remove_files(work: &RestoreWork, row: &TaskRow) -> Result<(), ServiceError> {
     let (dir, file) = (
         work.host.data_dir.volume_dir(volume_id(row)?),
         checkpoint::path(&work.host.data_dir.task_dir(row.id)),
     );
     blocking(move || {
-        // First the record of the restored blocks.
+        // The checkpoint goes first: it must not outlive its blocks.
         let forgotten = checkpoint::forget(&file);
         forgotten.map_err(|source| ServiceError::File { action: "remove", path: file, source })?;
         Ok::<_, ServiceError>(RestoreTarget::discard(&dir)?)
@@ -189,7 +193,7 @@ pub(crate) async fn make_room(work: &RestoreWork, row: &TaskRow) -> Result<(), S
 pub(crate) async fn clean_up(work: &RestoreWork, row: &TaskRow) -> Result<(), ServiceError> {
     let id = volume_id(row)?;
     let dir = work.host.data_dir.volume_dir(id);
-    blocking(move || remove_half(&dir)).await?;
+    blocking(move || remove_incomplete(&dir)).await?;
     work.db.run(move |tx| VolumeRow::remove(tx, id)).await?;
     if let Some(entry) = work.registry.by_id(id) {
         work.registry.remove(&entry);
@@ -198,7 +202,7 @@ pub(crate) async fn clean_up(work: &RestoreWork, row: &TaskRow) -> Result<(), Se
 }
 
 /// Removes the files of a complete or incomplete volume.
-pub fn remove_half(dir: &Path) -> Result<(), VolumeError> {
+pub fn remove_incomplete(dir: &Path) -> Result<(), VolumeError> {
     Volume::delete_files(dir)?;
     RestoreTarget::discard(dir)
 }

@@ -1,15 +1,16 @@
-//! A volume goes back to a cloud snapshot: what differs is fetched and written, and nothing else.
+//! In-place restore: reverts a volume to a cloud snapshot by writing only the blocks that differ.
 //!
-//! Clients are kept out until it is over, across restarts too. First the volume is frozen: that is what it
-//! was before, and the point that its block sets are compared at. Then, in ascending order, each block that
-//! may differ becomes what the cloud snapshot has. Doing a part again writes the same, so a run that was cut
-//! off goes on from the last flush.
+//! Clients are fenced until the restore has ended, across restarts of the daemon as well. First a snapshot of
+//! the volume is taken: it keeps the previous content and ends the compared block sets. Then each block that
+//! may differ is compared with the cloud snapshot and written, in ascending order. Writes are idempotent, so
+//! an interrupted run resumes at the last flush.
 //!
-//! While the store is gone it waits. One that was stopped or failed after it began to write has left a
-//! mixture: clients stay out until it is resumed and done, or given up.
+//! The restore waits while the store is unavailable. If it is stopped or fails after its first write, the
+//! volume is a mixture of both states: clients stay fenced until the restore is resumed and done, or
+//! abandoned.
 //!
-//! Which blocks may differ follows from the block sets that this host keeps, if the cloud snapshot is the
-//! last backup of the volume there or stands in that one's chain. Otherwise everything is compared.
+//! The blocks that may differ are known from the block sets of this host if the cloud snapshot is the last
+//! backup of the volume in its repository, or in the chain of that backup. Otherwise all blocks are compared.
 
 use crate::{
     error::{ServiceError, blocking, spawned},
@@ -36,14 +37,15 @@ use parking_lot::Mutex;
 use std::{collections::HashMap, future::Future, sync::Arc};
 
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
-/// Bytes between two flushes with recorded progress.
-const NOTE_EVERY_BYTES: u64 = 64 << 20;
+/// Bytes between two flushes; each flush records the progress.
+const FLUSH_EVERY_BYTES: u64 = 64 << 20;
 
 /// Work of in-place restores.
 pub struct InPlaceWork {
     pub(crate) lazy: Arc<LazyVolumes>,
     pub(crate) db: Arc<Db>,
-    pub(crate) going_back: Mutex<HashMap<VolumeId, RollbackMark>>,
+    /// Fences of the volumes with unfinished in-place restores.
+    pub(crate) fences: Mutex<HashMap<VolumeId, RollbackMark>>,
     pub(crate) host: Arc<Host>,
     pub(crate) merger: Arc<Wake>,
     pub(crate) registry: Arc<Registry>,
@@ -61,7 +63,7 @@ impl InPlaceWork {
         tasks.extend(self.tasks.resumable_tasks().await?);
         for task in tasks.iter().filter(|task| task.spec.is_in_place()) {
             // A volume that cannot be fenced is not open to clients either.
-            let _ = self.keep_clients_out(task);
+            let _ = self.fence_volume(task);
         }
         Ok(())
     }
@@ -69,16 +71,16 @@ impl InPlaceWork {
     /// Fences the volume of an in-place restore, unless it is fenced; does nothing for other tasks.
     ///
     /// # Errors
-    /// The volume is gone, not open or in use.
-    pub fn keep_clients_out(&self, task: &TaskRow) -> Result<(), ServiceError> {
+    /// The volume does not exist, is not open or is in use.
+    pub fn fence_volume(&self, task: &TaskRow) -> Result<(), ServiceError> {
         let Some(id) = task.volume.filter(|_| task.spec.is_in_place()) else { return Ok(()) };
-        if self.going_back.lock().contains_key(&id) {
+        if self.fences.lock().contains_key(&id) {
             return Ok(());
         }
-        let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume is gone");
+        let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume no longer exists");
         let (_, mark) = self.registry.by_id(id).ok_or_else(gone)?.begin_rollback()?;
         mark.set_reason(fence_reason(task));
-        self.going_back.lock().insert(id, mark);
+        self.fences.lock().insert(id, mark);
         Ok(())
     }
 }
@@ -93,7 +95,7 @@ pub fn has_started(row: &TaskRow) -> bool {
 pub(crate) fn fence_reason(row: &TaskRow) -> String {
     match row.state {
         TaskStage::Failed | TaskStage::Stopped => format!(
-            "was restored in part only from cloud snapshot {}: resume it, `blockctl cloudsnap resume --name {}`",
+            "is partially restored from cloud snapshot {}: resume the restore, `blockctl cloudsnap resume --name {}`",
             row.cloudsnap, row.id
         ),
         _ => format!("is being restored in place from cloud snapshot {} by task {}", row.cloudsnap, row.id),
@@ -101,9 +103,9 @@ pub(crate) fn fence_reason(row: &TaskRow) -> String {
 }
 
 /// Updates the message to fenced clients.
-fn warn_fenced_clients(work: &InPlaceWork, row: &TaskRow) {
-    let going_back = work.going_back.lock();
-    if let Some(mark) = row.volume.and_then(|id| going_back.get(&id)) {
+fn update_fence(work: &InPlaceWork, row: &TaskRow) {
+    let fences = work.fences.lock();
+    if let Some(mark) = row.volume.and_then(|id| fences.get(&id)) {
         mark.set_reason(fence_reason(row));
     }
 }
@@ -111,7 +113,7 @@ fn warn_fenced_clients(work: &InPlaceWork, row: &TaskRow) {
 /// Removes the fence.
 pub fn release(work: &InPlaceWork, row: &TaskRow) {
     if let Some(volume) = row.volume {
-        work.going_back.lock().remove(&volume);
+        work.fences.lock().remove(&volume);
     }
 }
 
@@ -121,22 +123,22 @@ pub(crate) async fn run(
     asked: InPlaceRestore,
 ) -> Result<TaskRow, ServiceError> {
     let row = live.view();
-    warn_fenced_clients(work, &row);
-    let result = run_to_the_end(work, live, asked).await;
+    update_fence(work, &row);
+    let result = run_fenced(work, live, asked).await;
     if result.is_err() {
-        // The state may stay.
-        warn_fenced_clients(work, &TaskRow { state: TaskStage::Failed, ..live.view() });
+        // The fence outlives the task if the task is kept for a resume.
+        update_fence(work, &TaskRow { state: TaskStage::Failed, ..live.view() });
     }
     result
 }
 
-async fn run_to_the_end(
+async fn run_fenced(
     work: &Arc<InPlaceWork>,
     live: &Arc<LiveTask>,
     asked: InPlaceRestore,
 ) -> Result<TaskRow, ServiceError> {
     let row = live.view();
-    let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume is gone");
+    let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, "the volume no longer exists");
     let entry = row.volume.and_then(|id| work.registry.by_id(id)).ok_or_else(gone)?;
     let volume = entry.volume()?;
     live.update(|row| {
@@ -147,11 +149,11 @@ async fn run_to_the_end(
         let _slot = work.tasks.slot(&live.cancel).await?;
         frozen(work, &entry, asked.before).await?
     };
-    work.host.failpoints.reached("going back frozen")?;
+    work.host.failpoints.reached("in-place restore frozen")?;
     let mut pause = PAUSE;
     loop {
         let started_at = live.view().detail.bytes_processed;
-        let error = match go_back(work, live, &volume, &before).await {
+        let error = match revert_blocks(work, live, &volume, &before).await {
             Ok(()) => break,
             Err(error) => error,
         };
@@ -160,9 +162,9 @@ async fn run_to_the_end(
         }
         // Store errors may be temporary: a directory is mounted again, credentials are renewed.
         if !error.may_change() {
-            return Err(in_part(error, &live.view(), &entry, &before));
+            return Err(partial_restore(error, &live.view(), &entry, &before));
         }
-        tracing::info!(volume = %entry.id, %error, "the restore waits");
+        tracing::info!(volume = %entry.id, %error, "in-place restore waits for the store");
         if live.view().detail.bytes_processed > started_at {
             pause = PAUSE;
         }
@@ -172,34 +174,39 @@ async fn run_to_the_end(
         });
         wait(live, &mut pause).await?;
     }
-    work.host.failpoints.reached("going back done")?;
+    work.host.failpoints.reached("in-place restore written")?;
     live.detail(|detail| detail.phase = "done".into());
     let done = work.tasks.finish(live, |_| Ok(())).await?;
     release(work, &done);
     if asked.discard
         && let Err(error) = work.snapshots.delete_snapshot(&SnapshotRef::Id(asked.before), false).await
     {
-        tracing::warn!(volume = %entry.id, snapshot = %asked.before, %error, "what the volume was before stays");
+        tracing::warn!(volume = %entry.id, snapshot = %asked.before, %error, "deleting the snapshot of the previous content failed");
     }
     work.merger.wake();
     Ok(done)
 }
 
 /// Returns the error of a permanently failed restore, with its consequence for the volume.
-fn in_part(error: ServiceError, row: &TaskRow, entry: &VolumeEntry, before: &SnapshotRow) -> ServiceError {
+fn partial_restore(
+    error: ServiceError,
+    row: &TaskRow,
+    entry: &VolumeEntry,
+    before: &SnapshotRow,
+) -> ServiceError {
     if !has_started(row) {
         return error;
     }
     let message = format!(
-        "volume {} went back in part only ({error}): it is a mixture of what it was and of the cloud snapshot, and clients \
-         are kept out. Resume task {} to go on, or give it up (stop it with discard) and roll back to snapshot {}",
+        "in-place restore failed on volume {}: {error}; the volume is a mixture of its previous state and the cloud snapshot, \
+         and clients are fenced: resume task {}, or stop it with --discard and roll back to snapshot {}",
         entry.name, row.id, before.name
     );
     ServiceError::refused(error.to_api().code, message)
 }
 
-/// Runs remote work until the task is cancelled: a store may be silent for long.
-async fn unless_stopped<T>(
+/// Runs a store request until the task is cancelled: a store may be unresponsive for long.
+async fn cancellable<T>(
     live: &LiveTask,
     work: impl Future<Output = Result<T, ServiceError>>,
 ) -> Result<T, ServiceError> {
@@ -210,8 +217,8 @@ async fn unless_stopped<T>(
     }
 }
 
-/// Resumes at the last flush.
-async fn go_back(
+/// Writes the differing blocks, from the last recorded flush on.
+async fn revert_blocks(
     work: &Arc<InPlaceWork>,
     live: &LiveTask,
     volume: &Arc<Volume>,
@@ -222,12 +229,12 @@ async fn go_back(
     let row = live.view();
     let done_below = row.detail.restored_below;
     let source =
-        unless_stopped(live, SnapshotSource::open(&work.lazy, live, row.credential, row.cloudsnap)).await?;
-    let (blocks, how) = unless_stopped(live, differing(work, volume, before, &source)).await?;
+        cancellable(live, SnapshotSource::open(&work.lazy, live, row.credential, row.cloudsnap)).await?;
+    let (blocks, how) = cancellable(live, differing(work, volume, before, &source)).await?;
     let end = BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES);
     let total_bytes = blocks.len_bytes();
     let left = blocks.slice(Extent::between(BlockIndex(done_below).min(end), end));
-    tracing::info!(volume = %volume.id(), cloudsnap = %row.cloudsnap, how, bytes = total_bytes, "the volume goes back");
+    tracing::info!(volume = %volume.id(), cloudsnap = %row.cloudsnap, how, bytes = total_bytes, "reverting the volume");
     live.detail(|detail| {
         detail.phase = "data".into();
         detail.note = Some(how.to_owned());
@@ -261,7 +268,7 @@ async fn frozen(
     first(work.snapshots.freeze_together(wanted).await?)
 }
 
-/// Returns the blocks that may differ, and the source of this knowledge.
+/// Returns the blocks that may differ, and a note on how they were determined.
 async fn differing(
     work: &InPlaceWork,
     volume: &Arc<Volume>,
@@ -275,12 +282,12 @@ async fn differing(
         && let Some(between) = between(source, &chain).await?
     {
         blocks.union_with(&between);
-        return Ok((blocks, "the blocks that differ are known from the block sets"));
+        return Ok((blocks, "the blocks that may differ are known from changed-block tracking"));
     }
     let (frozen, until) = (Arc::clone(volume), before.epoch);
     let mut blocks = blocking(move || frozen.changes(None, until)).await?.data;
     blocks.union_with(&source.data_blocks().await?);
-    Ok((blocks, "everything is compared, because the blocks that differ are not known here"))
+    Ok((blocks, "all blocks are compared, because changed-block tracking does not cover the cloud snapshot"))
 }
 
 /// Returns the blocks written since the last backup; `None` if unknown.
@@ -329,34 +336,34 @@ async fn write_all(
     blocks: &BlockSet,
 ) -> Result<(), ServiceError> {
     let downloaded_before = live.view().detail.bytes_downloaded;
-    let mut unnoted_bytes = 0;
-    for run in blocks.extents() {
-        let mut at = run.start;
-        while at < run.end() {
-            let piece = Extent::between(at, BlockIndex(at.0 + CHUNK_BLOCKS).min(run.end()));
-            at = piece.end();
-            let data = unless_stopped(live, source.read_blocks(piece)).await?;
+    let mut unflushed_bytes = 0;
+    for extent in blocks.extents() {
+        let mut at = extent.start;
+        while at < extent.end() {
+            let chunk = Extent::between(at, BlockIndex(at.0 + CHUNK_BLOCKS).min(extent.end()));
+            at = chunk.end();
+            let data = cancellable(live, source.read_blocks(chunk)).await?;
             // A write is always awaited: the fence must not end during a write.
             let target = Arc::clone(volume);
-            blocking(move || write_piece(&target, piece, &data)).await?;
-            unnoted_bytes += piece.len_bytes();
+            blocking(move || write_differing(&target, chunk, &data)).await?;
+            unflushed_bytes += chunk.len_bytes();
             let requests = source.requests();
             live.detail(|detail| {
-                detail.bytes_processed += piece.len_bytes();
+                detail.bytes_processed += chunk.len_bytes();
                 detail.bytes_downloaded = downloaded_before + requests.bytes_down;
                 detail.requests = requests;
             });
-            if unnoted_bytes >= NOTE_EVERY_BYTES {
-                unnoted_bytes = 0;
-                note(work, live, volume, at).await?;
+            if unflushed_bytes >= FLUSH_EVERY_BYTES {
+                unflushed_bytes = 0;
+                record_progress(work, live, volume, at).await?;
             }
         }
     }
-    note(work, live, volume, BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES)).await
+    record_progress(work, live, volume, BlockIndex(volume.size_bytes() / BLOCK_SIZE_BYTES)).await
 }
 
-/// Records that all blocks below a limit are durable.
-async fn note(
+/// Flushes the volume, and records that all blocks below a limit are restored.
+async fn record_progress(
     work: &InPlaceWork,
     live: &LiveTask,
     volume: &Arc<Volume>,
@@ -370,12 +377,12 @@ async fn note(
 }
 
 /// Writes the differing blocks of an extent, so that no other block becomes dirty.
-fn write_piece(volume: &Volume, piece: Extent, wanted: &[u8]) -> Result<(), VolumeError> {
+fn write_differing(volume: &Volume, chunk: Extent, wanted: &[u8]) -> Result<(), VolumeError> {
     let mut found = vec![0; wanted.len()];
-    volume.read(piece.offset_bytes(), &mut found)?;
+    volume.read(chunk.offset_bytes(), &mut found)?;
     let differs = |at: usize| found[at * BLOCK..][..BLOCK] != wanted[at * BLOCK..][..BLOCK];
     let is_zero = |at: usize| wanted[at * BLOCK..][..BLOCK].iter().all(|&byte| byte == 0);
-    let blocks = piece.len_blocks as usize;
+    let blocks = chunk.len_blocks as usize;
     let mut at = 0;
     while at < blocks {
         if !differs(at) {
@@ -384,7 +391,7 @@ fn write_piece(volume: &Volume, piece: Extent, wanted: &[u8]) -> Result<(), Volu
         }
         let zero = is_zero(at);
         let end = (at..blocks).find(|&next| !differs(next) || is_zero(next) != zero).unwrap_or(blocks);
-        let offset_bytes = piece.offset_bytes() + (at * BLOCK) as u64;
+        let offset_bytes = chunk.offset_bytes() + (at * BLOCK) as u64;
         match zero {
             true => volume.write_zeroes(offset_bytes, ((end - at) * BLOCK) as u64, false, false)?,
             false => volume.write(offset_bytes, &wanted[at * BLOCK..end * BLOCK], false)?,

@@ -25,7 +25,7 @@ use blockd_api::{
 use blockd_catalog::{Db, LazyRow, RestoreTask, TaskRow, TaskSpec, VolumeState};
 use std::sync::Arc;
 use uuid::Uuid;
-/// Restores.
+/// Starts restores.
 pub struct Restores {
     pub(crate) admission: Arc<Admission>,
     pub(crate) attachments: Arc<Attachments>,
@@ -51,7 +51,7 @@ impl Restores {
         let id = request.snap;
         let credential =
             self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
-        let manifest = self.repositories.manifest_to_begin_with(credential.uuid, &id).await?;
+        let manifest = self.repositories.manifest_or_cached(credential.uuid, &id).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
         let _admission = self.admission.lock().await;
@@ -83,11 +83,10 @@ impl Restores {
         }
     }
 
-    /// Makes a volume that is a cloud snapshot, without fetching it: it is durable and served when this
-    /// returns.
+    /// Creates a lazy volume backed by a cloud snapshot; it is durable and served on return.
     ///
     /// # Errors
-    /// There is no such cloud snapshot, the volume's name is taken, or its files cannot be made.
+    /// There is no such cloud snapshot, the volume's name is taken, or its files cannot be created.
     pub async fn start_lazy_restore(
         self: &Arc<Self>,
         request: &StartLazyRestore,
@@ -95,7 +94,7 @@ impl Restores {
         let id = request.snap;
         let credential =
             self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
-        let manifest = self.repositories.manifest_to_begin_with(credential.uuid, &id).await?;
+        let manifest = self.repositories.manifest_or_cached(credential.uuid, &id).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
         let _admission = self.admission.lock().await;
@@ -117,15 +116,15 @@ impl Restores {
         };
         let entry = VolumeEntry::new(&row, EntryState::Creating);
         self.registry.reserve(&entry)?;
-        match self.lazy.make_lazy_volume(row, lazy, manifest).await {
+        match self.lazy.create_lazy_volume(row, lazy, manifest).await {
             Ok(volume) => entry.set_state(EntryState::Up(volume)),
             Err(error) => {
                 self.registry.remove(&entry);
                 return Err(error);
             }
         }
-        tracing::info!(volume = %entry.id, name = %entry.name, cloudsnap = %id, "lazy volume made");
-        // If the row of the task is not stored, the next start makes one.
+        tracing::info!(volume = %entry.id, name = %entry.name, cloudsnap = %id, "lazy volume created");
+        // If the row of the task is not stored, the next start creates one.
         let task = match request.hydrate {
             true => Some(self.launch_hydration(&entry, lazy).await?),
             false => None,
@@ -133,11 +132,12 @@ impl Restores {
         Ok(LazyRestored { task, volume_id: entry.id, volume: entry.name.clone(), schedules })
     }
 
-    /// Gives a clone of a lazy volume its own source, and a task of its own if its parent has one.
+    /// Attaches a source to a clone of a lazy volume, and starts its hydration if its parent is to be
+    /// hydrated.
     ///
     /// # Errors
     /// The database fails.
-    pub async fn take_up_lazy_clone(
+    pub async fn attach_lazy_clone(
         self: &Arc<Self>,
         entry: &VolumeEntry,
         row: LazyRow,
@@ -147,14 +147,14 @@ impl Restores {
             // The parent was hydrated meanwhile.
             return Ok(self.db.run(move |tx| LazyRow::remove(tx, row.volume)).await?);
         }
-        self.lazy.give_source(&volume, row);
+        self.lazy.attach_source(&volume, row);
         if row.hydrate {
             self.launch_hydration(entry, row).await?;
         }
         Ok(())
     }
 
-    /// Starts the task that fetches the rest of a lazy volume.
+    /// Starts the hydration task of a lazy volume.
     ///
     /// # Errors
     /// The database fails.
@@ -177,8 +177,8 @@ impl Restores {
         Ok(task)
     }
 
-    /// Starts hydrations without a task in the database, because the daemon ended in between, and failed
-    /// ones. Stopped ones wait for a resume by a user.
+    /// Starts the hydrations whose task failed, or was not stored because the daemon ended. Stopped ones wait
+    /// for a resume by a user.
     ///
     /// # Errors
     /// The database fails.
@@ -193,7 +193,7 @@ impl Restores {
                 continue;
             };
             if entry.volume().is_ok_and(|volume| volume.is_lazy()) {
-                // The new one takes the place of one that failed.
+                // The new task replaces a failed one.
                 self.runner.abandon_matching(is_its_task).await?;
                 self.launch_hydration(&entry, row).await?;
             }

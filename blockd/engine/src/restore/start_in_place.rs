@@ -1,4 +1,4 @@
-//! Requests of in-place restores.
+//! Start of in-place restores.
 
 use crate::{
     error::ServiceError,
@@ -25,7 +25,7 @@ impl Restores {
         let id = request.snap;
         let credential =
             self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
-        let manifest = self.repositories.manifest_to_begin_with(credential.uuid, &id).await?;
+        let manifest = self.repositories.manifest_or_cached(credential.uuid, &id).await?;
 
         let _admission = self.admission.lock().await;
         check_cancelled()?;
@@ -44,14 +44,14 @@ impl Restores {
         let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.spec.is_in_place();
         if let Some(task) = self.tasks.resumable_tasks().await?.into_iter().find(is_half_done) {
             let message = format!(
-                "restore task {} took volume {} back in part only: resume it, or give it up first",
-                task.id, entry.name
+                "volume {} is partially restored by task {}: resume or discard that restore first",
+                entry.name, task.id
             );
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         if manifest.size_bytes > entry.size_bytes() {
             let message = format!(
-                "cloud snapshot {id} is of {} bytes, volume {} has {}: grow it first",
+                "cloud snapshot {id} has {} bytes, and volume {} only {}: grow the volume first",
                 manifest.size_bytes,
                 entry.name,
                 entry.size_bytes()
@@ -68,7 +68,7 @@ impl Restores {
         row.detail.credential_name = credential.name.to_string();
         row.detail.limits = request.limits;
         mark.set_reason(fence_reason(&row));
-        self.in_place_work.going_back.lock().insert(entry.id, mark);
+        self.in_place_work.fences.lock().insert(entry.id, mark);
         match self.runner.store_and_launch(row, |_| Ok(())).await {
             Ok(started) => Ok(RestoreStarted {
                 task: started.task,
@@ -77,7 +77,7 @@ impl Restores {
                 schedules: Vec::new(),
             }),
             Err(error) => {
-                self.in_place_work.going_back.lock().remove(&entry.id);
+                self.in_place_work.fences.lock().remove(&entry.id);
                 Err(error)
             }
         }

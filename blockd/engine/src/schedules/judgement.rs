@@ -1,4 +1,4 @@
-//! Judgement of retention: backups and snapshots that a schedule does not keep.
+//! Retention decisions: backups and snapshots that a schedule does not keep.
 
 use crate::schedules::{known_health::KnownHealth, transactions::pool_of, uses::Uses};
 use blockd_api::SnapshotName;
@@ -47,9 +47,10 @@ pub fn judge(
         let (Some(cloudsnap), Some(credential)) = (run.cloudsnap, run.credential) else { continue };
         let is_of_gone_rule = run.rule.as_ref().is_some_and(|of| rules.iter().all(|rule| rule.when != *of));
         // The retention of a location has precedence over that of rules.
-        let at_place = schedule.spec.retain_at.get(&credential).map(|at| (String::new(), at.clone()));
-        let (pool, retain) =
-            at_place.or_else(|| own(&run)).unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
+        let of_location = schedule.spec.retain_at.get(&credential).map(|at| (String::new(), at.clone()));
+        let (pool, retain) = of_location
+            .or_else(|| own(&run))
+            .unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
         let key = (pool, cloudsnap.cluster, cloudsnap.volume, credential);
         let known = match known.entry(credential) {
             Entry::Occupied(known) => known.into_mut(),
@@ -88,8 +89,8 @@ pub struct LocalJudgement {
     pub(crate) verdict: Verdict,
 }
 
-/// Applies the retention to the local snapshots of a schedule, for each volume. If the schedule takes none
-/// any more, all stay.
+/// Applies the retention to the local snapshots of a schedule, for each volume. If the schedule no longer
+/// takes any, all are kept.
 pub fn judge_local(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,

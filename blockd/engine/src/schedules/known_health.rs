@@ -10,14 +10,14 @@ use uuid::Uuid;
 
 /// Results of the verifications that concern a credential's cloud snapshots.
 pub struct KnownHealth {
-    /// Last results in the place of the credential.
+    /// Last results in the repository of the credential.
     proofs: BTreeMap<CloudSnapshotId, Proof>,
     /// Times at which damage was found in possible copies of the repository.
     damaged_copies: BTreeMap<CloudSnapshotId, Timestamp>,
 }
 
 impl KnownHealth {
-    /// Reads them.
+    /// Reads the results for a credential.
     ///
     /// # Errors
     /// The database fails.

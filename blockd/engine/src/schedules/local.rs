@@ -1,7 +1,7 @@
 //! Local snapshots of schedules: runs without a backup, and the deletion of surplus ones.
 //!
-//! A run has the id of its snapshot before the freeze. So the next daemon knows after a crash whether the
-//! snapshot was taken; if not, nothing is left of it, and the run starts again.
+//! The id of the snapshot is recorded in the run before the freeze. So the next daemon knows after a crash
+//! whether the snapshot was taken; if not, the run starts again.
 
 use crate::{
     error::ServiceError,
@@ -75,7 +75,7 @@ impl ScheduleRunner {
                     entries.push((entry, SnapshotId::from_u64(random_id()?)));
                     runs.push(run);
                 }
-                None => self.end_runs(vec![run], "its volume is not there any more".to_owned(), now).await?,
+                None => self.end_runs(vec![run], "its volume no longer exists".to_owned(), now).await?,
             }
         }
         let Some(first) = runs.first() else { return Ok(()) };
@@ -96,7 +96,8 @@ impl ScheduleRunner {
             group_stall_micros: 0,
         });
         let ids: Vec<SnapshotId> = entries.iter().map(|(_, id)| *id).collect();
-        // Before they are in the database, so that they are not taken for those of a dead daemon.
+        // Registered before they are in the database, so that they do not pass for snapshots of a dead
+        // daemon.
         let freezing = Freezing::new(Arc::clone(self), ids.clone());
         let (noted, snapshots) = (runs.clone(), ids);
         let stored = self.db.run(move |tx| {
@@ -109,7 +110,7 @@ impl ScheduleRunner {
             Err(DbError::NotQueued(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }
-        self.host.failpoints.reached("local run begun")?;
+        self.host.failpoints.reached("local run started")?;
         let this = Arc::clone(self);
         let record_start = StartedRun { runs, entries, name, group, quiesce_rules };
         self.tasks.spawn(async move {
@@ -141,7 +142,7 @@ impl ScheduleRunner {
                 let reason = error.to_api().message;
                 tracing::error!(%schedule, %reason, "the runs of local snapshots failed");
                 if let Err(error) = self.fail_local(runs, reason).await {
-                    tracing::warn!(%error, "the failure of the runs could not be stored: they are repeated");
+                    tracing::warn!(%error, "storing the failure of the runs failed: they are repeated");
                 }
             }
         }
@@ -192,7 +193,7 @@ impl ScheduleRunner {
             if delays.get(&key(&id)).is_some_and(|delay| delay.until > Instant::now()) {
                 continue;
             }
-            // It may be the target of a running rollback: it is judged again.
+            // It may be the target of the running rollback: the next pass evaluates it again.
             let entry = judgement.run.volume.and_then(|volume| self.registry.by_id(volume));
             if entry.is_some_and(|entry| entry.is_rolling_back()) {
                 continue;
@@ -204,12 +205,12 @@ impl ScheduleRunner {
                         reason: Some("the retention of its schedule".into()),
                         ..judgement.run
                     };
-                    tracing::info!(snapshot = %id, run = run.id, verdict = %judgement.verdict, "not kept any more");
+                    tracing::info!(snapshot = %id, run = run.id, verdict = %judgement.verdict, "snapshot deleted by retention");
                     self.db.run(move |tx| run.update(tx)).await?;
                 }
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 Err(error) => {
-                    tracing::warn!(snapshot = %id, %error, "not deleted yet");
+                    tracing::warn!(snapshot = %id, %error, "deleting a surplus snapshot failed; it is retried later");
                     delays.entry(key(&id)).or_default().lengthen();
                 }
             }

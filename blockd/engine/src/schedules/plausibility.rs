@@ -21,10 +21,9 @@ fn invalid(message: String) -> ServiceError {
 /// Refuses a rule without future runs.
 pub(super) fn refuse_never(rules: &[Rule], now: Timestamp) -> Result<(), ServiceError> {
     match rules.iter().find(|rule| rule.when.next_after(now).is_none()) {
-        Some(rule) => Err(invalid(format!(
-            "the rule {} never comes again, so that nothing would be protected by it: all that it means is past",
-            rule.when
-        ))),
+        Some(rule) => {
+            Err(invalid(format!("rule {} has no future runs: give one with future times", rule.when)))
+        }
         None => Ok(()),
     }
 }
@@ -49,7 +48,7 @@ pub(super) fn refuse_long_jitter(rules: &[Rule], jitter: Jitter, now: Timestamp)
         let most_s = apart_s / 2;
         if i64::from(jitter.max_s) > most_s {
             return Err(invalid(format!(
-                "a jitter of {} s is too much for the rule {}, whose runs are as little as {apart_s} s apart: at most {most_s} s are taken",
+                "a jitter of {} s is too long for rule {}, whose shortest interval is {apart_s} s: give at most {most_s} s",
                 jitter.max_s, rule.when
             )));
         }
@@ -59,13 +58,13 @@ pub(super) fn refuse_long_jitter(rules: &[Rule], jitter: Jitter, now: Timestamp)
 
 /// Returns warnings about a created or updated schedule.
 pub(super) fn warnings(selector: &Selector, volumes: &[Candidate]) -> Vec<String> {
-    if transactions::chooses_any(selector, volumes) {
+    if transactions::selects_any(selector, volumes) {
         return Vec::new();
     }
     let what = match (&selector.group, &selector.label) {
         (Some(group), _) => format!("there is no volume in group {group} now"),
         (None, Some(label)) => format!("there is no volume with the labels {label} now"),
-        (None, None) => "its volume is not there any more".to_owned(),
+        (None, None) => "its volume no longer exists".to_owned(),
     };
     vec![format!("{what}: the schedule protects nothing until there is one")]
 }
@@ -86,7 +85,7 @@ mod tests {
     fn past_schedule_is_refused() {
         let past = Recurrence::utc(blockd_schedule::When::on_calendar("2020-01-01").unwrap());
         let error = refuse_never(&[Rule { when: past, retain: None }], now()).unwrap_err().to_api().message;
-        assert!(error.contains("2020-01-01") && error.contains("never comes again"), "{error}");
+        assert!(error.contains("2020-01-01") && error.contains("has no future runs"), "{error}");
         refuse_never(&rules("daily @21:00"), now()).unwrap();
     }
 
@@ -99,7 +98,7 @@ mod tests {
         assert_eq!(refused("daily @21:00", 43_200), None);
         assert_eq!(refused("periodic 15", 450), None);
         let error = refused("periodic 15", 451).unwrap();
-        assert!(error.contains("900 s apart: at most 450 s"), "{error}");
+        assert!(error.contains("is 900 s: give at most 450 s"), "{error}");
         assert!(refused("daily @21:00", 43_201).is_some());
     }
 }

@@ -15,11 +15,11 @@ use jiff::Timestamp;
 pub(super) fn check_rules(rules: &[Rule]) -> Result<(), ServiceError> {
     let invalid = |message| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
     if rules.len() > MAX_RULES {
-        return invalid(format!("{} rules are too many: at most {MAX_RULES} are taken", rules.len()));
+        return invalid(format!("{} rules are too many: give at most {MAX_RULES}", rules.len()));
     }
     for (at, rule) in rules.iter().enumerate() {
         if rules[..at].iter().any(|earlier| earlier.when == rule.when) {
-            return invalid(format!("the rule {} is there twice", rule.when));
+            return invalid(format!("rule {} is given twice", rule.when));
         }
     }
     Ok(())
@@ -48,7 +48,7 @@ impl Schedules {
             Ok(()) => Ok(request),
             Err(error) if error.is_conflict() => Err(ServiceError::refused(
                 ErrorCode::PolicyExists,
-                format!("there is a schedule policy {name} already"),
+                format!("schedule policy {name} already exists"),
             )),
             Err(error) => Err(error.into()),
         }
@@ -66,7 +66,7 @@ impl Schedules {
     /// Returns a policy.
     ///
     /// # Errors
-    /// There is none of this name.
+    /// There is no such policy.
     pub async fn policy(&self, name: PolicyName) -> Result<Policy, ServiceError> {
         let wanted = name.clone();
         let row = self.db.run(move |tx| PolicyRow::find(tx, &wanted)).await?;
@@ -76,7 +76,7 @@ impl Schedules {
     /// Replaces the rules of a policy for all schedules that use it.
     ///
     /// # Errors
-    /// There is none of this name, or the rules are invalid.
+    /// There is no such policy, or the rules are invalid.
     pub async fn update_policy(
         &self,
         name: PolicyName,
@@ -115,7 +115,7 @@ impl Schedules {
     /// Deletes a policy.
     ///
     /// # Errors
-    /// There is none of this name, or a schedule uses it.
+    /// There is no such policy, or a schedule uses it.
     pub async fn delete_policy(&self, name: PolicyName) -> Result<Deleted, ServiceError> {
         let wanted = name.clone();
         match self.db.run(move |tx| -> Result<bool, DbError> { PolicyRow::delete(tx, &wanted) }).await {

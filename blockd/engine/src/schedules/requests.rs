@@ -1,4 +1,4 @@
-//! Requests about schedules.
+//! Schedule requests: create, list, update, delete, run, and plan of the retention.
 
 use crate::{
     error::ServiceError,
@@ -56,12 +56,12 @@ fn to_api(
     let whens: Vec<String> = row.rules(tx)?.iter().map(|rule| rule.when.to_string()).collect();
     let spec = &row.spec;
     let mut counts = RunRow::copies(tx, row.uuid)?;
-    let copy = |place: Uuid| {
-        let count = counts.remove(&place).unwrap_or_default();
-        let is_local = place == LOCAL;
-        let retain = if is_local { spec.local.as_ref() } else { spec.retain_at.get(&place) };
+    let copy = |location: Uuid| {
+        let count = counts.remove(&location).unwrap_or_default();
+        let is_local = location == LOCAL;
+        let retain = if is_local { spec.local.as_ref() } else { spec.retain_at.get(&location) };
         CopyState {
-            credential: (!is_local).then_some(place),
+            credential: (!is_local).then_some(location),
             retain: retain.unwrap_or(&spec.retain).clone(),
             kept: count.kept,
             newest: count.newest,
@@ -72,7 +72,7 @@ fn to_api(
     let retain_at = spec
         .retain_at
         .iter()
-        .map(|(place, retain)| RetainAt { cred_id: CredentialRef::Id(*place), retain: retain.clone() });
+        .map(|(uuid, retain)| RetainAt { cred_id: CredentialRef::Id(*uuid), retain: retain.clone() });
     Ok(Schedule {
         uuid: row.uuid,
         name: spec.name.clone(),
@@ -93,7 +93,7 @@ fn to_api(
         next_run: transactions::next_run(tx, row, now)?,
         last_run: RunRow::last_of(tx, row.uuid)?,
         overdue_since: transactions::overdue_since(tx, row, now)?,
-        without_volume: !transactions::chooses_any(&spec.selector, volumes),
+        without_volume: !transactions::selects_any(&spec.selector, volumes),
         warnings: Vec::new(),
         schedule: whens.join(", "),
     })
@@ -104,13 +104,13 @@ fn find(tx: &Transaction<'_>, uuid: Uuid) -> Result<ScheduleRow, ServiceError> {
 }
 
 /// Refuses the name of another schedule.
-fn refuse_second(tx: &Transaction<'_>, name: Option<&ObjectName>) -> Result<(), ServiceError> {
+fn refuse_duplicate_name(tx: &Transaction<'_>, name: Option<&ObjectName>) -> Result<(), ServiceError> {
     let Some(name) = name else { return Ok(()) };
     let Some(other) = ScheduleRow::all(tx)?.into_iter().find(|row| row.spec.name.as_ref() == Some(name))
     else {
         return Ok(());
     };
-    let message = format!("there is a schedule {name} already: {}", other.uuid);
+    let message = format!("schedule {name} already exists: {}", other.uuid);
     Err(ServiceError::refused(ErrorCode::ScheduleExists, message))
 }
 
@@ -130,7 +130,9 @@ fn put(
     row.put(tx)?;
     let rules = row.rules(tx)?;
     if rules.is_empty() {
-        return Err(invalid("say when: periodic, daily, weekly, monthly, cron, calendar or a policy"));
+        return Err(invalid(
+            "the schedule has no rules: give periodic, daily, weekly, monthly, cron, calendar or a policy",
+        ));
     }
     for rule in &rules {
         if row.cursor(tx, &rule.when)?.is_none() {
@@ -151,9 +153,9 @@ impl Schedules {
                 .map(|row| row.uuid.to_string());
             let unreadable = ScheduleRow::unreadable(tx)?.into_iter();
             let of_unreadable = unreadable.filter(|(_, spec)| spec.contains(&credential.to_string()));
-            let told =
+            let named =
                 of_unreadable.map(|(key, _)| format!("{key} (which cannot be read, but can be deleted)"));
-            Ok(of.chain(told).next())
+            Ok(of.chain(named).next())
         });
         let Some(schedule) = found.await? else { return Ok(()) };
         let message = format!("credential {name} is used by schedule {schedule}: delete the schedule first");
@@ -170,24 +172,26 @@ impl Schedules {
             let rows = ScheduleRow::all(tx)?.into_iter();
             let was_for = |row: &ScheduleRow| {
                 let selector = &row.spec.selector;
-                transactions::is_selected(selector, &gone) && !transactions::chooses_any(selector, &volumes)
+                transactions::is_selected(selector, &gone) && !transactions::selects_any(selector, &volumes)
             };
             Ok(rows.filter(was_for).map(|row| (row.uuid, row.spec.name)).collect::<Vec<_>>())
         });
-        let told = idle.await?.into_iter().map(|(uuid, name)| {
+        let warnings = idle.await?.into_iter().map(|(uuid, name)| {
             let called = name.map_or_else(|| uuid.to_string(), |name| format!("{name} ({uuid})"));
             format!(
                 "schedule {called} protects nothing any more: delete it with blockctl cloudsnap schedules delete --uuid {uuid} if it is not needed"
             )
         });
-        Ok(told.collect())
+        Ok(warnings.collect())
     }
 
     /// Returns the volumes that schedules may select.
     pub fn candidates(&self) -> Vec<Candidate> {
         let entries = self.registry.all().into_iter();
-        let there = entries.filter(|entry| !matches!(entry.view().state, EntryState::Deleting));
-        there.map(|entry| Candidate { id: entry.id, name: entry.name.clone(), tags: entry.tags() }).collect()
+        let existing = entries.filter(|entry| !matches!(entry.view().state, EntryState::Deleting));
+        existing
+            .map(|entry| Candidate { id: entry.id, name: entry.name.clone(), tags: entry.tags() })
+            .collect()
     }
 
     /// Creates a schedule.
@@ -206,7 +210,7 @@ impl Schedules {
             (None, None, Some(label)) if !label.labels().is_empty() => given.clone(),
             _ => {
                 return Err(invalid(
-                    "which volumes are meant is not clear: give one of volume, group and label",
+                    "the selection of volumes is ambiguous: give exactly one of volume, group and label",
                 ));
             }
         };
@@ -223,7 +227,7 @@ impl Schedules {
         }
         if credentials.len() > MAX_TARGETS {
             let message =
-                format!("{} places are too many: at most {MAX_TARGETS} are taken", credentials.len());
+                format!("{} credentials are too many: give at most {MAX_TARGETS}", credentials.len());
             return Err(invalid(message));
         }
         let retain_at = self.retain_at(&request.retain_at, &credentials).await?;
@@ -252,14 +256,14 @@ impl Schedules {
         };
         let volumes = self.candidates();
         let made = self.db.run(move |tx| {
-            refuse_second(tx, row.spec.name.as_ref())?;
+            refuse_duplicate_name(tx, row.spec.name.as_ref())?;
             check_rules(&row.rules(tx)?)?;
             plausibility::refuse_never(&row.spec.rules, now)?;
             plausibility::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
             put(tx, &row, &volumes, now)
         });
         let schedule = made.await?;
-        tracing::info!(schedule = %schedule.uuid, when = %schedule.schedule, "schedule made");
+        tracing::info!(schedule = %schedule.uuid, when = %schedule.schedule, "schedule created");
         self.scheduler.wake();
         Ok(schedule)
     }
@@ -288,7 +292,7 @@ impl Schedules {
     /// Returns a schedule.
     ///
     /// # Errors
-    /// There is none with this id.
+    /// There is no such schedule.
     pub async fn schedule(&self, uuid: Uuid) -> Result<Schedule, ServiceError> {
         let (now, volumes) = (Timestamp::now(), self.candidates());
         let found = self
@@ -300,7 +304,7 @@ impl Schedules {
     /// Updates a schedule.
     ///
     /// # Errors
-    /// There is none with this id, or the result would be invalid.
+    /// There is no such schedule, or the result would be invalid.
     pub async fn update_schedule(
         &self,
         uuid: Uuid,
@@ -344,7 +348,9 @@ impl Schedules {
             row.spec.priority = request.priority.unwrap_or(row.spec.priority);
             row.spec.local = request.local.unwrap_or(row.spec.local);
             if row.spec.local.is_none() && row.spec.credentials.is_empty() {
-                return Err(invalid("the schedule has no place but this host: delete it, or pause it"));
+                return Err(invalid(
+                    "the schedule would have neither local snapshots nor a credential: delete or pause it",
+                ));
             }
             row.spec.retain_at = retain_at.unwrap_or(row.spec.retain_at);
             row.spec.rule = request.rule.unwrap_or(row.spec.rule);
@@ -364,7 +370,7 @@ impl Schedules {
     /// Deletes a schedule. Queued runs are skipped, running ones continue, and backups stay.
     ///
     /// # Errors
-    /// There is none with this id.
+    /// There is no such schedule.
     pub async fn delete_schedule(&self, uuid: Uuid) -> Result<Deleted, ServiceError> {
         let now = Timestamp::now();
         self.db
@@ -392,7 +398,7 @@ impl Schedules {
     /// Runs a schedule now, also while it is paused.
     ///
     /// # Errors
-    /// There is none with this id.
+    /// There is no such schedule.
     pub async fn run_schedule(&self, uuid: Uuid) -> Result<RunList, ServiceError> {
         let (now, volumes) = (Timestamp::now(), self.candidates());
         let runs = self.db.run(move |tx| -> Result<_, ServiceError> {
@@ -417,7 +423,7 @@ impl Schedules {
         let max = query.max.unwrap_or(DEFAULT_HISTORY).min(MAX_HISTORY);
         let prefix = query.schedule_prefix.as_ref().map(|prefix| prefix.to_ascii_lowercase());
         if prefix.as_ref().is_some_and(|prefix| !prefix.chars().all(|c| c.is_ascii_hexdigit() || c == '-')) {
-            return Err(invalid("schedulePrefix is not the beginning of a schedule's id"));
+            return Err(invalid("schedulePrefix is not a prefix of a schedule's id"));
         }
         let rows = self.db.run(move |tx| {
             let schedule = query.schedule.map(|id| id.to_string()).or(prefix);
@@ -430,13 +436,13 @@ impl Schedules {
     /// Returns what a schedule's retention would keep and delete now, with reasons. Changes nothing.
     ///
     /// # Errors
-    /// There is none with this id.
+    /// There is no such schedule.
     pub async fn plan_retention(&self, uuid: Uuid) -> Result<RetentionPlan, ServiceError> {
         let now = Timestamp::now();
         let judged = self.db.run(move |tx| -> Result<_, ServiceError> {
             match ScheduleRow::find(tx, uuid)? {
                 Some(row) => Ok((judgement::judge(tx, &row, now)?, judgement::judge_local(tx, &row, now)?)),
-                // Its backups are listed as long as they are known.
+                // Backups of a deleted schedule are listed as long as their runs are known.
                 None => match judgement::judge_deleted(tx, uuid)? {
                     (judged, local) if judged.is_empty() && local.is_empty() => Err(no_schedule(uuid)),
                     both => Ok(both),
@@ -453,7 +459,7 @@ impl Schedules {
             verdict: judgement.verdict,
         });
         let snapshots = snapshots.collect();
-        let told = judged.into_iter().map(|judgement| Judged {
+        let cloudsnaps = judged.into_iter().map(|judgement| Judged {
             gone_rule: judgement
                 .is_of_gone_rule
                 .then(|| judgement.run.rule.as_ref().map(ToString::to_string))
@@ -465,23 +471,23 @@ impl Schedules {
             created: judgement.run.started,
             verdict: judgement.verdict,
         });
-        Ok(RetentionPlan { cloudsnaps: told.collect(), snapshots })
+        Ok(RetentionPlan { cloudsnaps: cloudsnaps.collect(), snapshots })
     }
 
     /// Returns the retention of single locations of a schedule.
     async fn retain_at(
         &self,
         given: &[RetainAt],
-        places: &[Uuid],
+        targets: &[Uuid],
     ) -> Result<BTreeMap<Uuid, Retention>, ServiceError> {
         let mut retain_at = BTreeMap::new();
         for RetainAt { cred_id, retain } in given {
             let credential = self.repositories.credential(Some(cred_id)).await?;
-            if !places.contains(&credential.uuid) {
-                return Err(invalid(format!("nothing is backed up to {} by this schedule", credential.name)));
+            if !targets.contains(&credential.uuid) {
+                return Err(invalid(format!("the schedule does not back up to {}", credential.name)));
             }
             if retain_at.insert(credential.uuid, retain.clone()).is_some() {
-                return Err(invalid(format!("what is kept in {} is said twice", credential.name)));
+                return Err(invalid(format!("the retention of {} is given twice", credential.name)));
             }
         }
         Ok(retain_at)

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use std::{collections::HashSet, sync::Arc};
 use uuid::Uuid;
 
-/// Checks before retention deletes: places, clocks, and backups that others rely on.
+/// Checks before retention deletes: stores, clocks, and the backups that it relies on.
 pub struct RetentionChecks {
     pub(crate) db: Arc<Db>,
     pub(crate) events: Arc<EventLog>,
@@ -43,7 +43,7 @@ pub(super) enum RetentionCheck {
 }
 
 /// Proven location with the readable manifests of a volume.
-pub struct ProvenPlace {
+pub struct ProvenRepository {
     credential: Uuid,
     like: CloudSnapshotId,
     repository: Repository,
@@ -68,11 +68,11 @@ impl RetentionChecks {
         &self,
         credential: Uuid,
         like: &CloudSnapshotId,
-    ) -> Result<Option<ProvenPlace>, ServiceError> {
+    ) -> Result<Option<ProvenRepository>, ServiceError> {
         let (repository, requests) = self.repositories.task_repository(credential).await?;
         // The directory of an unmounted disk is empty.
         repository.prove_key_slot().await?;
-        self.host.failpoints.reached("place proven")?;
+        self.host.failpoints.reached("location proven")?;
         let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential);
         let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
@@ -80,7 +80,7 @@ impl RetentionChecks {
             self.stop_retention(credential, like, obstacle).await?;
             return Ok(None);
         }
-        Ok(Some(ProvenPlace { credential, like: *like, repository, requests, catalog, listed }))
+        Ok(Some(ProvenRepository { credential, like: *like, repository, requests, catalog, listed }))
     }
 
     /// Checks that the backups that retention [relies on](is_relied_on) have all objects. Otherwise
@@ -90,11 +90,11 @@ impl RetentionChecks {
     /// The store fails.
     pub async fn check_relied_on(
         &self,
-        place: ProvenPlace,
+        proven: ProvenRepository,
         relied_on: Vec<CloudSnapshotId>,
     ) -> Result<bool, ServiceError> {
-        let (credential, like) = (place.credential, place.like);
-        if let Some(what) = self.check_quickly(place, relied_on).await? {
+        let (credential, like) = (proven.credential, proven.like);
+        if let Some(what) = self.check_quickly(proven, relied_on).await? {
             let hint = "verify its cloud snapshots, make a new full backup, then delete the damaged ones with `blockctl cloudsnap delete`";
             self.stop_retention(credential, &like, Obstacle { what, hint: hint.to_owned() }).await?;
             return Ok(false);
@@ -114,10 +114,10 @@ impl RetentionChecks {
             let id = judgement.cloudsnap;
             judgement.credential == credential && (id.cluster, id.volume) == (like.cluster, like.volume)
         };
-        let Some(place) = self.prove_for_retention(credential, like).await? else {
+        let Some(proven) = self.prove_for_retention(credential, like).await? else {
             return Ok(RetentionCheck::Doubtful);
         };
-        let listed: HashSet<&String> = place.listed.iter().map(|manifest| &manifest.key).collect();
+        let listed: HashSet<&String> = proven.listed.iter().map(|manifest| &manifest.key).collect();
         let mut found = RetentionCheck::Whole;
         for judgement in kept.iter().filter(is_selected) {
             let id = judgement.cloudsnap;
@@ -125,9 +125,9 @@ impl RetentionChecks {
                 continue;
             }
             // A listing may lag behind.
-            match Box::pin(place.repository.manifest(&id)).await {
+            match Box::pin(proven.repository.manifest(&id)).await {
                 Err(CloudError::SnapshotNotFound { .. }) => {
-                    tracing::warn!(cloudsnap = %id, run = judgement.run.id, "a backup that was to be kept is gone");
+                    tracing::warn!(cloudsnap = %id, run = judgement.run.id, "a backup that retention keeps is missing from its store");
                     self.expire_run_of_deleted(credential, id).await?;
                     found = RetentionCheck::Fewer;
                 }
@@ -140,7 +140,7 @@ impl RetentionChecks {
         }
         let relied_on = kept.iter().filter(is_selected).filter(|one| is_relied_on(&one.verdict));
         let relied_on = relied_on.map(|judgement| judgement.cloudsnap).collect();
-        match self.check_relied_on(place, relied_on).await? {
+        match self.check_relied_on(proven, relied_on).await? {
             true => Ok(RetentionCheck::Whole),
             false => Ok(RetentionCheck::Doubtful),
         }
@@ -158,7 +158,7 @@ impl RetentionChecks {
         let (repository, _) = self.repositories.task_repository(credential).await?;
         repository.prove_key_slot().await?;
         let expired = move |tx: &rusqlite::Transaction<'_>| {
-            RunRow::expire(tx, credential, &id, "it is not in its store any more")
+            RunRow::expire(tx, credential, &id, "it is no longer in its store")
         };
         Ok(self.db.run(expired).await?)
     }
@@ -181,7 +181,7 @@ impl RetentionChecks {
         let of = credential.to_string();
         let checked = self
             .repositories
-            .ask_store(async { Ok(check_clock(&**repository.store(), Timestamp::now).await?) })
+            .preflight(async { Ok(check_clock(&**repository.store(), Timestamp::now).await?) })
             .await;
         let Err(error) = checked else {
             self.health.clear(health::CLOCK, &of);
@@ -210,7 +210,7 @@ impl RetentionChecks {
     /// Checks that these cloud snapshots and their objects are in the store; returns the first problem.
     async fn check_quickly(
         &self,
-        place: ProvenPlace,
+        proven: ProvenRepository,
         ids: Vec<CloudSnapshotId>,
     ) -> Result<Option<String>, ServiceError> {
         if ids.is_empty() {
@@ -219,9 +219,9 @@ impl RetentionChecks {
         let options = VerifyOptions { depth: VerifyDepth::Quick, ..VerifyOptions::default() };
         let (checked, cancel) = (ids.clone(), self.host.stopping.clone().into());
         let report = spawned(async move {
-            let progress = Arc::new(Progress::new(place.requests));
-            let catalog = place.catalog;
-            verify(&place.repository, &checked, &options, &|_| None, &catalog, progress, &cancel).await
+            let progress = Arc::new(Progress::new(proven.requests));
+            let catalog = proven.catalog;
+            verify(&proven.repository, &checked, &options, &|_| None, &catalog, progress, &cancel).await
         })
         .await?;
         let is_repaired =
@@ -229,11 +229,11 @@ impl RetentionChecks {
         if let Some(finding) = report.findings.iter().find(|finding| !is_repaired(&finding.object)) {
             return Ok(Some(format!("object {} is damaged: {}", finding.object, finding.what)));
         }
-        // A missing one is no finding.
+        // A missing manifest is no finding.
         let is_sound =
             |id: &&CloudSnapshotId| report.snapshots.iter().any(|one| one.id == **id && one.is_sound());
         let unproven = ids.iter().find(|id| !is_sound(id));
-        Ok(unproven.map(|id| format!("cloud snapshot {id} is listed, and its manifest is not there")))
+        Ok(unproven.map(|id| format!("cloud snapshot {id} is listed, but its manifest is missing")))
     }
 
     /// Reports once that retention has stopped for a volume in a location.
@@ -275,12 +275,12 @@ pub fn is_relied_on(verdict: &Verdict) -> bool {
 /// # Errors
 /// A read failed with a temporary error.
 fn unreadable(listed: &[ListedManifest]) -> Result<Option<Obstacle>, ServiceError> {
-    let mut passing = None;
+    let mut temporary = None;
     for found in listed {
         let error = match &found.manifest {
             Ok(_) => continue,
             Err(error) if error.is_retryable() => {
-                passing = Some(error);
+                temporary = Some(error);
                 continue;
             }
             Err(error) => error,
@@ -290,14 +290,12 @@ fn unreadable(listed: &[ListedManifest]) -> Result<Option<Obstacle>, ServiceErro
             (Some(id), CloudError::Damaged { .. }) => {
                 format!("make a new full backup, then delete the damaged one: {}", delete_command(id))
             }
-            (Some(_), _) => "make a new full backup, and look at the credentials of the store".to_owned(),
-            (None, _) => {
-                "remove the object with a tool of the store, if blockd did not put it there".to_owned()
-            }
+            (Some(_), _) => "make a new full backup, and check the credentials of the store".to_owned(),
+            (None, _) => "if blockd did not create the object, remove it with a tool of the store".to_owned(),
         };
         return Ok(Some(Obstacle { what, hint }));
     }
-    passing.map_or(Ok(None), |error| Err(ServiceError::refused(ErrorCode::StoreFailed, error.to_string())))
+    temporary.map_or(Ok(None), |error| Err(ServiceError::refused(ErrorCode::StoreFailed, error.to_string())))
 }
 
 /// Returns the command that deletes a cloud snapshot with a damaged manifest.

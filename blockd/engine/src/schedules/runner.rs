@@ -42,15 +42,15 @@ const MAX_WAIT_MS: u64 = 20_000;
 /// Minimum time between two passes.
 const MIN_WAIT_MS: u64 = 50;
 /// First pause before a failed deletion is retried; doubled each time.
-const DELETE_AGAIN_S: u64 = 5;
+const FIRST_RETRY_PAUSE_S: u64 = 5;
 /// Maximum pause.
-const MAX_DELETE_AGAIN_S: u64 = 3_600;
+const MAX_RETRY_PAUSE_S: u64 = 3_600;
 
 /// Descriptions of the scheduler's steps.
-const ADDING: &str = "making runs that are due";
-const BEGINNING: &str = "beginning runs";
-const DELETING_LOCAL: &str = "deleting local snapshots that are not kept";
-const DELETING: &str = "deleting cloud snapshots that are not kept";
+const ADDING: &str = "adding due runs";
+const BEGINNING: &str = "starting runs";
+const DELETING_LOCAL: &str = "deleting surplus local snapshots";
+const DELETING: &str = "deleting surplus cloud snapshots";
 
 /// Runs the schedules and their retention.
 pub struct ScheduleRunner {
@@ -79,14 +79,14 @@ pub struct Delay {
 
 impl Default for Delay {
     fn default() -> Self {
-        Self { until: Instant::now(), next_s: DELETE_AGAIN_S }
+        Self { until: Instant::now(), next_s: FIRST_RETRY_PAUSE_S }
     }
 }
 
 impl Delay {
     pub(super) fn lengthen(&mut self) {
         self.until = Instant::now() + Duration::from_secs(self.next_s);
-        self.next_s = self.next_s.saturating_mul(2).min(MAX_DELETE_AGAIN_S);
+        self.next_s = self.next_s.saturating_mul(2).min(MAX_RETRY_PAUSE_S);
     }
 }
 
@@ -108,7 +108,10 @@ pub async fn run(schedule_runner: Arc<ScheduleRunner>) {
 }
 
 /// Runs a pass until the daemon stops: each step is a transaction, and the next start does the rest. Returns
-/// `None` for a stop or a failure, which is reported until a pass succeeds.
+/// `None` for a failure, which is reported until a pass succeeds.
+///
+/// # Errors
+/// The daemon stops.
 async fn guarded<T>(
     schedule_runner: &ScheduleRunner,
     what: &'static str,
@@ -129,7 +132,7 @@ async fn guarded<T>(
             Ok(None)
         }
         Err(_) => {
-            failed(schedule_runner, what, "a look at the schedules panicked; the log says where");
+            failed(schedule_runner, what, "the scheduler panicked; see the log");
             Ok(None)
         }
     }
@@ -137,20 +140,20 @@ async fn guarded<T>(
 
 /// Reports a failed step of the scheduler while it lasts, and logs it once.
 fn failed(schedule_runner: &ScheduleRunner, what: &'static str, error: &str) {
-    let told = format!("schedules: {what} fails: {error}");
+    let problem = format!("schedules: {what} failed: {error}");
     if schedule_runner.health.note(
         SCHEDULES,
         what,
-        told,
-        "mend the cause; it is tried again several times a minute",
+        problem,
+        "fix the cause; the scheduler retries several times a minute",
     ) {
-        tracing::error!(what, %error, "the schedules could not be looked at; it is tried again and again");
+        tracing::error!(what, %error, "scheduler pass failed; retrying");
     }
 }
 
 fn succeeded(schedule_runner: &ScheduleRunner, what: &'static str) {
     if schedule_runner.health.clear(SCHEDULES, what) {
-        tracing::info!(what, "the schedules can be looked at again");
+        tracing::info!(what, "scheduler pass works again");
     }
 }
 
@@ -176,7 +179,7 @@ async fn begin_runs(schedule_runner: &Arc<ScheduleRunner>) {
 async fn delete_runs(schedule_runner: &Arc<ScheduleRunner>) {
     let mut delays = Delays::new();
     loop {
-        // An unreachable store must not keep local snapshots, nor the other way round.
+        // An unreachable store must not delay the deletion of local snapshots, and vice versa.
         let local = schedule_runner.delete_surplus_snapshots(Timestamp::now(), &mut delays);
         if guarded(schedule_runner, DELETING_LOCAL, local).await.is_err()
             || guarded(schedule_runner, DELETING, schedule_runner.delete_surplus(Timestamp::now, &mut delays))
@@ -195,14 +198,14 @@ async fn delete_runs(schedule_runner: &Arc<ScheduleRunner>) {
 
 /// Returns the volumes of runs, each with the repositories of its backups.
 fn members_of(runs: &[RunRow]) -> Vec<Member> {
-    let mut places: BTreeMap<VolumeId, Vec<CredentialRef>> = BTreeMap::new();
+    let mut targets: BTreeMap<VolumeId, Vec<CredentialRef>> = BTreeMap::new();
     for run in runs {
         if let (Some(volume), Some(credential)) = (run.volume, run.credential) {
-            places.entry(volume).or_default().push(CredentialRef::Id(credential));
+            targets.entry(volume).or_default().push(CredentialRef::Id(credential));
         }
     }
     let member = |(volume, credentials)| Member { volume: VolumeRef::Id(volume), credentials };
-    places.into_iter().map(member).collect()
+    targets.into_iter().map(member).collect()
 }
 
 /// Records the tasks of started runs.
@@ -224,7 +227,7 @@ impl ScheduleRunner {
     pub async fn scheduler_pass(self: &Arc<Self>, now: Timestamp) -> Result<Option<Timestamp>, ServiceError> {
         let (volumes, freezing) = (self.schedules.candidates(), self.scheduler.freezing.lock().clone());
         let concurrency = self.host.settings.task_concurrency;
-        let (next, Ready { batches, mut places }) = self
+        let (next, Ready { batches, mut free_slots }) = self
             .db
             .run(move |tx| -> Result<_, DbError> {
                 transactions::settle(tx, &freezing, now)?;
@@ -239,17 +242,17 @@ impl ScheduleRunner {
         for batch in batches {
             // Without a free slot, which uploads to an unreachable store may hold for days, local snapshots
             // continue.
-            let batch = if places == 0 { batch.only_local() } else { Some(batch) };
+            let batch = if free_slots == 0 { batch.only_local() } else { Some(batch) };
             let Some(batch) = batch else { continue };
             let is_local = batch.is_local();
             let first = batch.runs.first().map(|run| (run.schedule, run.id));
             match self.begin_batch(batch, now).await {
-                Ok(true) if !is_local => places -= 1,
+                Ok(true) if !is_local => free_slots -= 1,
                 Ok(_) => {}
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 // The others must continue; these are retried in the next pass.
                 Err(error) => {
-                    tracing::debug!(?first, %error, "runs could not be begun");
+                    tracing::debug!(?first, %error, "starting runs failed");
                     failing = Some(error);
                 }
             }
@@ -258,14 +261,14 @@ impl ScheduleRunner {
             Some(error) => failed(self, BEGINNING, &error.to_string()),
             None => succeeded(self, BEGINNING),
         }
-        self.events.tell_of_degraded_volumes(now).await?;
+        self.events.report_degraded_volumes(now).await?;
         Ok(next)
     }
 
     /// Records why runs wait. They are retried in each pass, and the reason is reported once.
-    async fn let_wait(&self, runs: Vec<RunRow>, reason: String) -> Result<(), ServiceError> {
+    async fn record_wait(&self, runs: Vec<RunRow>, reason: String) -> Result<(), ServiceError> {
         if let Some(first) = runs.first().filter(|first| first.reason.as_ref() != Some(&reason)) {
-            tracing::warn!(schedule = %first.schedule, run = first.id, %reason, "the run waits");
+            tracing::warn!(schedule = %first.schedule, run = first.id, %reason, "run waits");
         }
         let waits = move |tx: &rusqlite::Transaction<'_>| {
             runs.iter().try_for_each(|run| transactions::waits(tx, run, reason.clone()))
@@ -279,9 +282,9 @@ impl ScheduleRunner {
             self.repositories.credential_rows().await?.iter().map(|row| row.uuid).collect();
         let is_known =
             |run: &RunRow| run.is_local() || run.credential.is_some_and(|uuid| known.contains(&uuid));
-        let (runs, homeless): (Vec<_>, Vec<_>) = batch.runs.into_iter().partition(is_known);
-        if !homeless.is_empty() {
-            self.end_runs(homeless, "its credential is not there any more".to_owned(), now).await?;
+        let (runs, without_credential): (Vec<_>, Vec<_>) = batch.runs.into_iter().partition(is_known);
+        if !without_credential.is_empty() {
+            self.end_runs(without_credential, "its credential no longer exists".to_owned(), now).await?;
         }
         let Some(first) = runs.first().cloned() else { return Ok(false) };
         let of = first.schedule;
@@ -319,18 +322,18 @@ impl ScheduleRunner {
             .start_backups(&members, &asked, move |tx, tasks| record_starts(tx, &record_start, tasks));
         match started.await {
             Ok(tasks) => {
-                tracing::info!(schedule = %first.schedule, run = first.id, tasks = tasks.len(), "run begun");
+                tracing::info!(schedule = %first.schedule, run = first.id, tasks = tasks.len(), "run started");
                 Ok(true)
             }
             Err(ServiceError::Stopping) => Err(ServiceError::Stopping),
-            // The schedule was deleted meanwhile.
+            // The schedule was deleted concurrently.
             Err(ServiceError::Db(DbError::NotQueued(run))) => {
-                tracing::info!(schedule = %first.schedule, run, "the run does not wait any more");
+                tracing::info!(schedule = %first.schedule, run, "run not started: it is no longer queued");
                 Ok(false)
             }
-            // A manual backup goes first; this one waits.
+            // The run waits, for example for a manual backup.
             Err(error) if error.to_api().code == ErrorCode::VolumeInUse || error.is_retryable() => {
-                self.let_wait(runs, error.to_api().message).await.map(|()| false)
+                self.record_wait(runs, error.to_api().message).await.map(|()| false)
             }
             // Runs without a store start separately.
             Err(error) => self.end_runs(stored, error.to_api().message, now).await.map(|()| false),
@@ -408,10 +411,10 @@ impl ScheduleRunner {
                 whole.insert(of, found);
                 match found {
                     RetentionCheck::Whole => {}
-                    // It is judged again without the missing ones.
+                    // The next pass evaluates it again without the missing backups.
                     RetentionCheck::Fewer => return Ok(None),
                     RetentionCheck::Doubtful => {
-                        let what = "a backup that would be kept is not known to restore";
+                        let what = "a backup that retention would keep may not be restorable";
                         return Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, what));
                     }
                 }
@@ -421,30 +424,32 @@ impl ScheduleRunner {
             match attempt.await {
                 Ok(None) => continue,
                 Ok(Some(None)) => {
-                    tracing::info!(cloudsnap = %id, "its pin or expiry date has changed meanwhile");
+                    tracing::info!(cloudsnap = %id, "deletion skipped: pin or expiry date changed concurrently");
                 }
                 Ok(Some(Some(started))) => {
-                    tracing::info!(cloudsnap = %id, task = %started.task, verdict = %judgement.verdict, "not kept any more");
+                    tracing::info!(cloudsnap = %id, task = %started.task, verdict = %judgement.verdict, "deletion by retention started");
                 }
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 Err(error) if error.to_api().code == ErrorCode::CloudsnapNotFound => {
                     match self.checks.expire_run_of_deleted(credential, id).await {
                         Ok(()) => {
-                            tracing::info!(cloudsnap = %id, verdict = %judgement.verdict, "not kept any more, and gone already");
+                            tracing::info!(cloudsnap = %id, verdict = %judgement.verdict, "surplus backup is deleted already");
                             continue;
                         }
                         Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                         Err(error) => {
-                            tracing::warn!(cloudsnap = %id, %error, "whether it is gone is not known");
+                            tracing::warn!(cloudsnap = %id, %error, "check of a missing backup failed");
                         }
                     }
                 }
                 // The store may be unreachable, or the backup in use.
-                Err(error) => tracing::warn!(cloudsnap = %id, %error, "not deleted yet"),
+                Err(error) => {
+                    tracing::warn!(cloudsnap = %id, %error, "deleting a surplus backup failed; it is retried later");
+                }
             }
             delays.entry(delay_key(&judgement)).or_default().lengthen();
         }
-        self.host.failpoints.reached("surplus looked at")
+        self.host.failpoints.reached("surplus checked")
     }
 
     /// Compares the clock of this host with each store that has surplus backups; returns the credentials with
@@ -460,7 +465,7 @@ impl ScheduleRunner {
                 Ok(()) => {}
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 Err(error) => {
-                    tracing::warn!(%credential, %error, "nothing is deleted there yet");
+                    tracing::warn!(%credential, %error, "clock check failed: nothing is deleted under this credential for now");
                     checked.remove(&credential);
                     for judgement in surplus.iter().filter(|judgement| judgement.credential == credential) {
                         delays.entry(delay_key(judgement)).or_default().lengthen();

@@ -170,7 +170,7 @@ impl World {
             }
             self.freezing.remove(&snapshot);
         }
-        for batch in stored.into_iter().take(ready.places) {
+        for batch in stored.into_iter().take(ready.free_slots) {
             let snapshot = SnapshotId::from_u64(self.roll(1 << 40) + 1);
             let local = batch.runs.iter().find(|run| run.is_local()).cloned();
             let run = batch.runs.into_iter().find(|run| !run.is_local()).unwrap();
@@ -448,7 +448,7 @@ fn urgent_runs_go_first_within_the_limits() {
     };
     let ready = |concurrency| {
         let ready = world.tx(|tx| transactions::ready(tx, concurrency));
-        assert_eq!(ready.places, concurrency);
+        assert_eq!(ready.free_slots, concurrency);
         let runs = ready.batches.iter().flat_map(|batch| &batch.runs);
         runs.map(|run| (run.volume.unwrap().as_u64(), run.priority)).collect::<Vec<_>>()
     };

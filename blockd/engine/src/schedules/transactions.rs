@@ -47,7 +47,7 @@ pub fn is_selected(selector: &Selector, volume: &Candidate) -> bool {
 }
 
 /// Returns true if the selector matches one of these volumes.
-pub fn chooses_any(selector: &Selector, volumes: &[Candidate]) -> bool {
+pub fn selects_any(selector: &Selector, volumes: &[Candidate]) -> bool {
     volumes.iter().any(|volume| is_selected(selector, volume))
 }
 
@@ -92,7 +92,7 @@ fn template(schedule: &ScheduleRow, cause: &Cause<'_>, now: Timestamp) -> RunRow
 /// Ends a run that waited until the next one was due.
 fn fail_waiting(tx: &Transaction<'_>, run: &RunRow, now: Timestamp) -> Result<(), DbError> {
     let why = run.reason.as_deref().unwrap_or_default();
-    let reason = format!("it could not begin until the next one was due: {why}");
+    let reason = format!("it could not start before the next run was due: {why}");
     tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
     let message = format!("a run of schedule {} failed: {reason}", run.schedule);
     let event = NewEvent::new(now, Severity::Error, "run-failed", message);
@@ -143,7 +143,7 @@ fn add_runs(
     }
     // Reported once, not for each run of a schedule without volumes.
     if runs.is_empty() && (cause.rule.is_none() || !RunRow::matched_no_volume(tx, schedule.uuid)?) {
-        runs.push(skipped(run, "no volume is chosen by the schedule's selector".into()));
+        runs.push(skipped(run, "the schedule selects no volume".into()));
     }
     let mut added = Vec::new();
     for mut run in runs {
@@ -153,7 +153,7 @@ fn add_runs(
                 added.push(run);
             }
             None => {
-                tracing::warn!(schedule = %run.schedule, nominal = %run.nominal, "there is a run of this instant already: no other is added");
+                tracing::warn!(schedule = %run.schedule, nominal = %run.nominal, "run not added: one of the same time exists");
             }
         }
     }
@@ -167,23 +167,23 @@ pub fn fire(
     now: Timestamp,
 ) -> Result<Option<Timestamp>, DbError> {
     let mut next: Option<Timestamp> = None;
-    let mut look_at = |due: Timestamp| next = Some(next.map_or(due, |next| next.min(due)));
+    let mut wake_at = |due: Timestamp| next = Some(next.map_or(due, |next| next.min(due)));
     for schedule in ScheduleRow::all(tx)?.iter().filter(|schedule| !schedule.paused) {
         let delay_s = schedule.spec.jitter.delay_s(schedule.uuid.as_u128());
         for rule in schedule.rules(tx)? {
             let Some(dealt_with_until) = schedule.cursor(tx, &rule.when)? else {
                 // A new rule starts now.
                 schedule.set_cursor(tx, &rule.when, now)?;
-                look_at(now);
+                wake_at(now);
                 continue;
             };
             match tick(&rule.when, dealt_with_until, delay_s, now) {
-                Tick::Wait { due } => look_at(due),
+                Tick::Wait { due } => wake_at(due),
                 Tick::Run { nominal, missed, late_s, dealt_with_until } => {
                     if missed > 0 {
-                        tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, missed, late_s, "runs were missed: one is made for all of them");
+                        tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, missed, late_s, "runs were missed: one run replaces them");
                         let message = format!(
-                            "{missed} runs of schedule {} ({}) were missed: one is made for all of them",
+                            "{missed} runs of schedule {} ({}) were missed: one run replaces them",
                             schedule.uuid, rule.when
                         );
                         NewEvent::new(now, Severity::Warning, "schedule-missed", message).insert(tx)?;
@@ -191,21 +191,20 @@ pub fn fire(
                     let cause = Cause { rule: Some(&rule), nominal, missed };
                     for run in add_runs(tx, schedule, &cause, volumes, now)? {
                         if let Some(reason) = &run.reason {
-                            tracing::warn!(schedule = %schedule.uuid, run = run.id, %reason, "a run is left out");
-                            let message =
-                                format!("a run of schedule {} is left out: {reason}", schedule.uuid);
+                            tracing::warn!(schedule = %schedule.uuid, run = run.id, %reason, "run skipped");
+                            let message = format!("a run of schedule {} is skipped: {reason}", schedule.uuid);
                             let event = NewEvent::new(now, Severity::Warning, "run-skipped", message);
                             NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)?;
                         }
                     }
                     schedule.set_cursor(tx, &rule.when, dealt_with_until)?;
-                    look_at(now);
+                    wake_at(now);
                 }
                 Tick::ClockSetBack { dealt_with_until } => {
-                    tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, "the clock was set back: the schedule starts again");
+                    tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, "clock was set back: the rule starts again from the current time");
                     RunRow::free_later(tx, schedule.uuid, &rule.when, now)?;
                     schedule.set_cursor(tx, &rule.when, dealt_with_until)?;
-                    look_at(now);
+                    wake_at(now);
                 }
                 _ => {}
             }
@@ -299,13 +298,13 @@ pub fn settle(tx: &Transaction<'_>, freezing: &HashSet<SnapshotId>, now: Timesta
             Some(task) if task.state == TaskStage::Stopped => {
                 run.state = RunState::Failed;
                 run.completed = Some(now);
-                run.reason = Some("its backup was stopped: `cloudsnap resume` takes it up again".into());
+                run.reason = Some("its backup was stopped: resume it with `cloudsnap resume`".into());
             }
             Some(_) => continue,
             None => {
                 run.state = RunState::Failed;
                 run.completed = Some(now);
-                run.reason = Some("its task is not remembered any more: see task_history".into());
+                run.reason = Some("its task is no longer in the history: see task_history".into());
             }
         }
         run.update(tx)?;
@@ -341,7 +340,7 @@ fn settle_local(
     let task = run.task.map(|task| TaskRow::find(tx, task)).transpose()?.flatten();
     match (run.task, task) {
         (Some(_), Some(task)) if !task.state.is_over() => return Ok(false),
-        // It was deleted before the check.
+        // The snapshot was deleted before this check.
         (Some(_), Some(task)) if task.detail.frozen => {
             run.state = RunState::Expired;
             run.reason = Some("its snapshot was deleted".into());
@@ -351,7 +350,7 @@ fn settle_local(
             let why = task.and_then(|task| task.detail.error).map(|error| error.message);
             run.reason = why.or_else(|| Some("its backup was stopped before the freeze".into()));
         }
-        // The daemon died, and nothing is left of the freeze: it is repeated.
+        // The daemon died during the freeze, which is undone: it is repeated.
         (None, _) => {
             tracing::info!(run = run.id, "the local snapshot of the run is taken again");
             let queued = RunRow { state: RunState::Queued, snapshot: None, reason: None, ..run };
@@ -405,7 +404,7 @@ pub struct Ready {
     pub batches: Vec<Batch>,
     /// Number of free slots. The choice is made later: some batches are refused at the start, and must not
     /// block others.
-    pub places: usize,
+    pub free_slots: usize,
 }
 
 /// Returns the runs that may start now.
@@ -454,7 +453,7 @@ pub fn ready(tx: &Transaction<'_>, concurrency: usize) -> Result<Ready, DbError>
             busy.extend(volumes);
         }
     }
-    Ok(Ready { batches, places: concurrency.saturating_sub(active.len()) })
+    Ok(Ready { batches, free_slots: concurrency.saturating_sub(active.len()) })
 }
 
 /// Records the task of a run in the transaction that stores the task. Fails if the run is no longer queued.

@@ -25,8 +25,8 @@ pub struct Uses {
 }
 
 impl Uses {
-    /// Reads them. Resumable tasks count as well: a resumed backup may take its commit back if its base is
-    /// gone.
+    /// Reads them from the database. Resumable tasks count as well: a resumed backup may revoke its commit if
+    /// its base is missing.
     ///
     /// # Errors
     /// The database fails.

@@ -1,4 +1,4 @@
-//! Freezes of one volume or several, quiesced as the rules say.
+//! Freezes of one or several volumes, with the quiesce actions of their rules.
 
 use crate::{
     error::{ServiceError, blocking},
@@ -19,11 +19,11 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Snapshots of one point in time to take.
+/// Request of snapshots of one point in time.
 pub struct Wanted {
     /// Volumes with the ids of their snapshots.
     pub members: Vec<(Arc<VolumeEntry>, SnapshotId)>,
-    /// The name of each.
+    /// Name of each snapshot.
     pub name: SnapshotName,
     /// Internal snapshots of a backup.
     pub internal: bool,
@@ -31,7 +31,7 @@ pub struct Wanted {
     pub group: Option<SnapshotGroup>,
     /// Quiesce parts.
     pub quiesce_rules: Vec<QuiescePart>,
-    /// The schedule that wants them.
+    /// Requesting schedule.
     pub schedule: Option<Uuid>,
 }
 
@@ -96,7 +96,7 @@ impl Wanted {
         }
     }
 
-    /// Of several volumes: the one at which it failed, by its name.
+    /// Converts the error of a freeze; that of a group names the failed volume.
     fn with_volume_name(&self, failed: FreezeError) -> ServiceError {
         let (volume, source) = match failed {
             FreezeError::Quiesce(error) => return error.into(),
@@ -106,14 +106,13 @@ impl Wanted {
         let found = self.members.iter().find(|(entry, _)| entry.id == volume);
         let (Some((entry, _)), Some(_)) = (found, &self.group) else { return source.into() };
         let mut error = ServiceError::from(source).to_api();
-        error.message =
-            format!("no volume was frozen, because volume {} failed: {}", entry.name, error.message);
+        error.message = format!("group freeze failed on volume {}: {}", entry.name, error.message);
         ServiceError::Refused(error)
     }
 }
 
 impl Snapshots {
-    /// Freezes a point of one volume for a verification, with nothing around it.
+    /// Takes an internal snapshot of one volume, without quiescing.
     pub async fn freeze(
         &self,
         entry: &Arc<VolumeEntry>,
@@ -144,13 +143,13 @@ impl Snapshots {
             volumes.push((entry.volume()?, *id));
         }
         let ids = volumes.iter().map(|(volume, _)| volume.id());
-        let _turn = tokio::select! {
+        let _admitted = tokio::select! {
             biased;
-            turn = self.quiescing.admit(&wanted.quiesce_rules, ids) => turn,
+            admitted = self.quiescing.admit(&wanted.quiesce_rules, ids) => admitted,
             () = self.host.stopping.cancelled() => return Err(ServiceError::Stopping),
         };
         if !wanted.quiesce_rules.is_empty() && self.host.stopping.is_cancelled() {
-            // Everything is resumed.
+            // A stop resumes all quiesced applications: no more may be quiesced.
             return Err(ServiceError::Stopping);
         }
         let mut rows: Vec<_> = wanted.members.iter().map(|(entry, id)| wanted.row(entry, *id)).collect();
@@ -185,7 +184,7 @@ impl Snapshots {
         *report = operation.await.ok().and_then(|operation| operation.report());
         self.report_failures(&wanted, report.as_ref(), is_taken).await;
         if let Err(error) = taken {
-            // No client was answered.
+            // No client knows of the snapshots yet.
             self.undo_snapshots(volumes).await;
             return Err(error);
         }
@@ -194,7 +193,7 @@ impl Snapshots {
             let ready = rows.clone();
             // The snapshots exist, regardless of their rows.
             if let Err(error) = self.db.run(move |tx| ready.iter().try_for_each(|row| row.update(tx))).await {
-                tracing::warn!(%error, "what ran after the snapshot is not kept");
+                tracing::warn!(%error, "storing the quiesce report of a snapshot failed");
             }
         }
         for ((entry, _), row) in wanted.members.iter().zip(&rows) {
@@ -216,7 +215,7 @@ impl Snapshots {
         let events = events_of_failures(report.steps.iter(), &volumes, is_taken);
         let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
         if let Err(error) = stored {
-            tracing::warn!(%error, "the events of what failed around a freeze are not kept");
+            tracing::warn!(%error, "storing the events of quiesce failures failed");
         }
         self.events.wake();
     }
@@ -264,13 +263,13 @@ impl Snapshots {
         inserted.await
     }
 
-    /// Undoes a failed freeze. What cannot be undone on a full disk is undone before the next snapshot or by
-    /// the next start.
+    /// Undoes a failed freeze. If the undo fails, as on a full disk, it is retried before the next snapshot
+    /// and by the next start.
     pub(crate) async fn undo_snapshots(&self, volumes: Members) {
         for (volume, id) in volumes {
             let volume_id = volume.id();
             if let Err(error) = self.drop_snapshot(volume, id).await {
-                tracing::warn!(volume = %volume_id, snapshot = %id, %error, "a snapshot that did not come about is left for now");
+                tracing::warn!(volume = %volume_id, snapshot = %id, %error, "removing a failed snapshot failed; it is retried before the next one");
                 self.to_undo.lock().push((volume_id, id));
             }
         }
@@ -301,6 +300,6 @@ pub(crate) async fn show(entry: &Arc<VolumeEntry>, row: &SnapshotRow) {
         Ok(())
     });
     if let Err(error) = shown.await {
-        tracing::error!(%volume, %snapshot, %error, "clients do not see the snapshot until the next start");
+        tracing::error!(%volume, %snapshot, %error, "publishing the snapshot failed: clients see it after the next start");
     }
 }

@@ -52,7 +52,7 @@ pub struct Snapshots {
 }
 
 impl Snapshots {
-    /// Freezes a point of a volume.
+    /// Takes a snapshot of a volume.
     ///
     /// # Errors
     /// The volume cannot be used, it has a snapshot of that name, or the freeze failed.
@@ -75,7 +75,7 @@ impl Snapshots {
         Ok(to_api(&row, &entry, None, &self.host.data_dir.nbd_socket()))
     }
 
-    /// The snapshots that people made; of one volume, if it is named.
+    /// Lists the user snapshots, of one volume if it is given.
     ///
     /// # Errors
     /// There is no such volume.
@@ -112,7 +112,7 @@ impl Snapshots {
     /// Returns a user snapshot.
     ///
     /// # Errors
-    /// There is none.
+    /// There is no such snapshot.
     pub async fn inspect_snapshot(&self, wanted: &SnapshotRef) -> Result<api::Snapshot, ServiceError> {
         let row = self.find_snapshot(wanted).await?;
         let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
@@ -153,7 +153,7 @@ impl Snapshots {
     /// Pins or unpins a snapshot.
     ///
     /// # Errors
-    /// There is none, or it is being deleted.
+    /// There is no such snapshot, or it is being deleted.
     pub async fn pin_snapshot(
         &self,
         wanted: &SnapshotRef,
@@ -164,9 +164,9 @@ impl Snapshots {
             let message = format!("snapshot {wanted} is being deleted: it cannot be pinned any more");
             return Err(ServiceError::refused(ErrorCode::SnapshotNotFound, message));
         }
-        tracing::info!(snapshot = %id, pinned, "snapshot pinned, or not any more");
+        tracing::info!(snapshot = %id, pinned, "snapshot pin changed");
         if !pinned {
-            // The retention of its schedule holds again.
+            // The retention of its schedule applies again.
             self.scheduler.wake();
         }
         self.inspect_snapshot(&SnapshotRef::Id(id)).await
@@ -175,7 +175,7 @@ impl Snapshots {
     /// Deletes a snapshot, a pinned one with `force` only; its layer is merged in the background.
     ///
     /// # Errors
-    /// There is none, it is pinned, or it has readers.
+    /// There is no such snapshot, it is pinned, or it has readers.
     pub async fn delete_snapshot(&self, wanted: &SnapshotRef, force: bool) -> Result<Deleted, ServiceError> {
         let row = self.find_snapshot(wanted).await?;
         let entry = self.registry.find(&VolumeRef::Id(row.volume))?;
@@ -258,7 +258,7 @@ impl Snapshots {
         done
     }
 
-    /// Lets a volume forget the block sets that no next incremental needs. A failure costs only space.
+    /// Drops the block sets of a volume that no later incremental backup needs. A failure costs only space.
     pub async fn forget_intervals(&self, entry: &Arc<VolumeEntry>) {
         let Ok(volume) = entry.volume() else { return };
         let id = entry.id;
@@ -277,14 +277,14 @@ impl Snapshots {
             Err(error) => Err(error.into()),
         };
         if let Err(error) = forgotten {
-            tracing::warn!(volume = %id, %error, "block sets that are no longer needed are kept");
+            tracing::warn!(volume = %id, %error, "dropping unneeded block sets failed");
         }
     }
 }
 
-/// The only one.
+/// Returns the snapshot of a freeze of one volume.
 pub fn first(rows: Vec<SnapshotRow>) -> Result<SnapshotRow, ServiceError> {
-    rows.into_iter().next().ok_or_else(|| ServiceError::Internal("a freeze left no snapshot".into()))
+    rows.into_iter().next().ok_or_else(|| ServiceError::Internal("a freeze returned no snapshot".into()))
 }
 
 /// Returns the space of a volume's snapshots; empty if it is unknown.
@@ -327,7 +327,7 @@ pub fn to_api(
     }
 }
 
-/// Whole microseconds, rounded up: a stall that was measured is never shown as none.
+/// Converts to microseconds, rounded up: a measured stall is never shown as zero.
 pub fn micros_up(stall: std::time::Duration) -> u64 {
     u64::try_from(stall.as_nanos().div_ceil(1000)).unwrap_or(u64::MAX)
 }

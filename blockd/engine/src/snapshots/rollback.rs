@@ -19,8 +19,8 @@ use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent, SnapshotId};
 use jiff::Timestamp;
 use std::sync::Arc;
 
-/// The most extents in one reply: some megabytes of JSON.
-const EXTENTS_AT_ONCE: usize = 1 << 15;
+/// Maximum number of extents in a reply: some megabytes of JSON.
+const MAX_EXTENTS: usize = 1 << 15;
 
 impl Snapshots {
     /// Returns the extents that changed between two snapshots, or since one.
@@ -68,7 +68,7 @@ impl Snapshots {
             let end = Extent::whole(found.to_size_bytes).end();
             if start < end {
                 let mut runs = found.runs_in(Extent::between(start, end));
-                diff.extents.extend(runs.by_ref().take(EXTENTS_AT_ONCE).map(|run| DiffExtent {
+                diff.extents.extend(runs.by_ref().take(MAX_EXTENTS).map(|run| DiffExtent {
                     offset_bytes: run.extent.offset_bytes(),
                     length_bytes: run.extent.len_bytes(),
                     kind: if run.has_data { DiffKind::Data } else { DiffKind::Zero },
@@ -80,7 +80,7 @@ impl Snapshots {
         .await
     }
 
-    /// The row of a snapshot that people made of this volume.
+    /// Returns the row of a user snapshot of this volume.
     pub async fn snapshot_of(
         &self,
         entry: &VolumeEntry,
@@ -139,7 +139,7 @@ impl Snapshots {
         let (stopping, id) = (self.host.stopping.clone(), snapshot.id);
         let done = blocking(move || volume.roll_back(id, &|| !stopping.is_cancelled())).await;
         drop(mark);
-        // A merge may have made way.
+        // A merge may have yielded to the rollback.
         self.merger.wake();
         let done = match done {
             Ok(done) => done,
@@ -160,11 +160,11 @@ impl Snapshots {
         Ok(restored)
     }
 
-    /// Deletes the snapshot of a state that the volume still has.
+    /// Deletes the snapshot of the previous content, which the volume still has.
     async fn forget_kept(&self, entry: &Arc<VolumeEntry>, kept: Option<&SnapshotRow>) {
         let Some(kept) = kept else { return };
         if let Err(error) = self.delete_snapshot(&SnapshotRef::Id(kept.id), false).await {
-            tracing::warn!(volume = %entry.id, snapshot = %kept.id, %error, "the snapshot of a rollback that failed stays");
+            tracing::warn!(volume = %entry.id, snapshot = %kept.id, %error, "deleting the snapshot of a failed rollback failed");
         }
     }
 }

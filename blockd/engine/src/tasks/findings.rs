@@ -119,7 +119,7 @@ pub(crate) fn proofs(
         for proof in proofs.values_mut().filter(|proof| !proof.sound) {
             let Some(before) = known.get(&proof.cloudsnap) else { continue };
             if before.depth > VerifyDepth::Quick {
-                // It adds to earlier findings and removes none.
+                // A quick verification adds to earlier findings and removes none.
                 proof.damaged.union_with(&before.damaged);
                 (proof.depth, proof.verified) = (before.depth, before.verified);
             }

@@ -1,4 +1,4 @@
-//! Unfinished task as the other parts of the daemon see it.
+//! In-memory state of an unfinished task.
 
 use crate::repositories::limits::limited;
 use blockd_api::{
@@ -118,7 +118,7 @@ impl LiveTask {
     }
 
     /// Abandons the started commit: the task can be stopped again.
-    pub fn commits_again(&self) {
+    pub fn abandon_commit(&self) {
         self.cancel.end_commit();
         if self.is_stop_wanted() {
             self.cancel.stop_unless_committing();

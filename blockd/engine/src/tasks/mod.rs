@@ -131,7 +131,7 @@ impl Tasks {
     /// # Errors
     /// The database fails.
     pub async fn unfinished_tasks(&self) -> Result<Vec<TaskRow>, ServiceError> {
-        // What runs is newer in memory.
+        // Rows of running tasks are newer in memory.
         let mut tasks = self.running();
         let running: HashSet<Uuid> = tasks.iter().map(|task| task.id).collect();
         let stored = self.db.run(TaskRow::unfinished).await?;
@@ -139,8 +139,8 @@ impl Tasks {
         Ok(tasks)
     }
 
-    /// Does `attempt` again and again until it succeeds: for what must not be lost because the database fails
-    /// for a while.
+    /// Repeats `attempt` until it succeeds: for results that must survive a temporary failure of the
+    /// database.
     ///
     /// # Errors
     /// The daemon stops.
@@ -158,7 +158,7 @@ impl Tasks {
                 Err(error) => error,
             };
             let again_ms = self.host.settings.intervals.store_result_again_ms;
-            tracing::error!(%error, what, again_ms, "cannot be stored for now");
+            tracing::error!(%error, what, again_ms, "storing a result failed; retrying");
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_millis(again_ms)) => {}
                 () = self.host.stopping.cancelled() => return Err(ServiceError::Stopping),
@@ -192,7 +192,7 @@ impl Tasks {
     /// The database fails.
     pub async fn list_tasks(&self, query: &ListTasks) -> Result<TaskList, ServiceError> {
         let mut rows = self.db.run(TaskRow::all).await?;
-        // What runs is newer in memory.
+        // Rows of running tasks are newer in memory.
         let live = self.live.lock().clone();
         for row in &mut rows {
             if let Some(live) = live.get(&row.id) {
@@ -255,7 +255,7 @@ impl Tasks {
     pub async fn store_progress(&self, live: &LiveTask) {
         let view = live.view();
         if let Err(error) = self.db.run(move |tx| view.put_progress(tx)).await {
-            tracing::warn!(%error, "the progress of the task is not stored");
+            tracing::warn!(%error, "storing the progress of the task failed");
         }
     }
 

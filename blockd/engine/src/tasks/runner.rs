@@ -33,9 +33,9 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 /// Polling interval of a task's progress.
-const LOOK_MS: u64 = 200;
+const POLL_MS: u64 = 200;
 /// Number of polls per stored progress.
-const LOOKS_PER_STORE: u32 = 5;
+const POLLS_PER_STORE: u32 = 5;
 /// Starts, stops and resumes tasks.
 pub struct Runner {
     pub(crate) admission: Arc<Admission>,
@@ -111,20 +111,20 @@ impl Runner {
             let state = match row.state {
                 TaskStage::Pending | TaskStage::Active => "it runs",
                 TaskStage::Done => "it is done",
-                TaskStage::Stopped | TaskStage::Failed => "nothing of it was kept; start it again",
+                TaskStage::Stopped | TaskStage::Failed => "it has no state to resume from; start it again",
             };
             let message = format!("{} task {id} cannot be resumed: {state}", row.kind());
             return Err(ServiceError::refused(ErrorCode::TaskEnded, message));
         }
         self.refuse_if_busy(&row).await?;
-        // It may have been pinned meanwhile, or come into use.
+        // The cloud snapshot may have been pinned since, or be in use.
         if let TaskSpec::Delete(DeleteTask { force, .. }) = row.spec {
             if !force {
                 self.checks.refuse_if_pinned(&row.cloudsnap, row.credential).await?;
             }
             self.delete_work.refuse_if_used(&row.cloudsnap).await?;
         }
-        self.in_place_work.keep_clients_out(&row)?;
+        self.in_place_work.fence_volume(&row)?;
         row.state = TaskStage::Pending;
         let detail = &mut row.detail;
         (detail.resumable, detail.error, detail.completed) = (false, None, None);
@@ -180,7 +180,11 @@ impl Runner {
         };
         match self.tasks.unfinished_tasks().await?.into_iter().find(conflicts) {
             Some(other) => {
-                let message = format!("{} task {} is in its way: wait for it to end", other.kind(), other.id);
+                let message = format!(
+                    "{} task {} conflicts with it: wait for that task to end",
+                    other.kind(),
+                    other.id
+                );
                 Err(ServiceError::refused(ErrorCode::VolumeInUse, message))
             }
             None => Ok(()),
@@ -210,7 +214,7 @@ impl Runner {
         for mut row in self.db.run(TaskRow::unfinished).await? {
             row.detail.resumed += 1;
             row.state = TaskStage::Pending;
-            tracing::info!(task = %row.id, kind = %row.kind(), resumed = row.detail.resumed, "taking the task up again");
+            tracing::info!(task = %row.id, kind = %row.kind(), resumed = row.detail.resumed, "resuming the task");
             let stored = row.clone();
             self.db.run(move |tx| stored.put(tx)).await?;
             self.launch(row);
@@ -241,7 +245,7 @@ impl Runner {
     }
 }
 
-/// Does the work of a task.
+/// Runs a task according to its type.
 async fn work_on(runner: &Runner, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let _active = runner.task_workers.begin();
     match live.view().spec {
@@ -262,13 +266,13 @@ async fn work_on(runner: &Runner, live: &Arc<LiveTask>) -> Result<TaskRow, Servi
 
 /// Refreshes and stores the progress of a task until it is dropped.
 async fn record_progress(runner: &Runner, live: &LiveTask) {
-    let mut looks = 0u32;
+    let mut polls = 0u32;
     loop {
-        tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
+        tokio::time::sleep(Duration::from_millis(POLL_MS)).await;
         let changed = live.refresh();
-        looks += 1;
-        if changed && looks >= LOOKS_PER_STORE {
-            looks = 0;
+        polls += 1;
+        if changed && polls >= POLLS_PER_STORE {
+            polls = 0;
             runner.tasks.store_progress(live).await;
         }
     }
@@ -307,14 +311,14 @@ async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
             }
         }
         Err(error) if runner.host.stopping.is_cancelled() && error.is_cancelled() => {
-            tracing::info!("the task goes on after the next start");
+            tracing::info!("task interrupted; the next start resumes it");
             live.detach();
             runner.tasks.store_progress(live).await;
             return;
         }
         Err(error) => {
             if end_unsuccessful(runner, live, &error, false).await.is_err() {
-                tracing::info!("the task goes on after the next start: its end could not be stored");
+                tracing::info!("storing the end of the task failed; the next start resumes it");
                 live.detach();
                 return;
             }

@@ -1,6 +1,6 @@
-//! Secrets of a task, before it moves data: a failing secret program is retried, as no caller waits for the
-//! task. A backup is frozen before that: it has the requested point in time, its local copy needs no secret,
-//! and the volumes of a group do not depend on the order of secrets.
+//! Wait of a task for its secrets, before it moves data: a failing secret program is retried, as no caller
+//! waits for the task. A backup takes its snapshot before: at the requested point in time, for a local copy
+//! that needs no secret, and for all volumes of a group regardless of the order of their secrets.
 
 use crate::{
     error::ServiceError,
@@ -14,10 +14,10 @@ use blockd_store::Requests;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::SemaphorePermit, time::Instant};
 
-/// First pause; each one is twice as long as the one before, up to the maximum.
+/// First pause between attempts; doubled up to `LONGEST_PAUSE`.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// Maximum number of returned slots because a secret is unavailable again.
+/// Maximum number of attempts to get a slot while the secrets are available.
 const MAX_ROUNDS: u32 = 8;
 
 /// Waits for the secrets of a task's credential, at most
@@ -48,7 +48,7 @@ pub(crate) async fn slot<'a>(tasks: &'a Tasks, live: &LiveTask) -> Result<Semaph
         wait_for(tasks, live).await?;
         let slot = tasks.slot(&live.cancel).await?;
         // The slot may have become free hours later.
-        if !is_away(tasks, live).await? {
+        if !is_secret_unavailable(tasks, live).await? {
             return Ok(slot);
         }
     }
@@ -57,7 +57,7 @@ pub(crate) async fn slot<'a>(tasks: &'a Tasks, live: &LiveTask) -> Result<Semaph
 }
 
 /// Returns true if a secret is temporarily unavailable.
-async fn is_away(tasks: &Tasks, live: &LiveTask) -> Result<bool, ServiceError> {
+async fn is_secret_unavailable(tasks: &Tasks, live: &LiveTask) -> Result<bool, ServiceError> {
     let credential = tasks.repositories.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
     for reference in references_of(&credential) {
         if tasks.references.resolve(reference).await.is_err_and(|error| error.is_retryable()) {
@@ -121,7 +121,7 @@ async fn resolve(
     if let Some(phase) = phase_before {
         live.detail(|detail| detail.phase = phase);
         if found.is_ok() {
-            tracing::info!(%reference, waited_s = began.elapsed().as_secs(), "the secret is there: the task goes on");
+            tracing::info!(%reference, waited_s = began.elapsed().as_secs(), "secret available; the task continues");
         }
     }
     found

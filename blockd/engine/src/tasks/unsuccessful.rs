@@ -32,7 +32,7 @@ use uuid::Uuid;
 const CLOCK_CHECK_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Returns true if a task can resume after the cause of this error is fixed.
-fn can_go_on(error: &ServiceError) -> bool {
+fn can_resume(error: &ServiceError) -> bool {
     if error.to_api().code == ErrorCode::NoSpace {
         // Local volumes need the space that a kept task would occupy.
         return false;
@@ -67,22 +67,22 @@ fn can_go_on(error: &ServiceError) -> bool {
 fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool {
     let volume_exists = || error.to_api().code != ErrorCode::VolumeNotFound;
     match &row.spec {
-        // Before that nothing was sent, and the point in time is recent.
-        TaskSpec::Backup(_) => stopped || (row.detail.backup_type.is_some() && can_go_on(error)),
+        // Before its type is decided, a backup has uploaded nothing, and its point in time is recent.
+        TaskSpec::Backup(_) => stopped || (row.detail.backup_type.is_some() && can_resume(error)),
         TaskSpec::Restore(RestoreTask::NewVolume { .. }) => {
-            stopped || (row.detail.bytes_processed > 0 && can_go_on(error))
+            stopped || (row.detail.bytes_processed > 0 && can_resume(error))
         }
-        // After any error: it costs nothing, and a resume needs it.
+        // Kept after any error: the row costs nothing, and a resume needs it.
         TaskSpec::Restore(RestoreTask::LazyVolume) => volume_exists(),
         // The volume is unchanged before the restore has started.
         TaskSpec::Restore(RestoreTask::InPlace(_)) => volume_exists() && in_place::has_started(row),
-        TaskSpec::Delete(_) => stopped || can_go_on(error),
+        TaskSpec::Delete(_) => stopped || can_resume(error),
         TaskSpec::Verify(_) => stopped,
     }
 }
 
-/// `listed` is the name of a backup that may be listed nevertheless.
-fn mark_given_up(
+/// Marks an abandoned task; `listed` is the name of its backup if the store may list it.
+fn mark_abandoned(
     tx: &rusqlite::Transaction<'_>,
     row: &TaskRow,
     listed: Option<CloudSnapshotId>,
@@ -138,10 +138,10 @@ fn remove_leftovers(runner: &Arc<Runner>, row: &TaskRow) {
         };
         match removed {
             Ok(objects) => {
-                tracing::info!(task = %row.id, objects, "removed what the backup left in the store");
+                tracing::info!(task = %row.id, objects, "objects of the abandoned backup deleted");
             }
             Err(error) => {
-                tracing::warn!(task = %row.id, %error, "what the backup left in the store is garbage until it is collected");
+                tracing::warn!(task = %row.id, %error, "deleting the objects of the abandoned backup failed; garbage collection deletes them");
             }
         }
     });
@@ -174,9 +174,9 @@ pub(crate) async fn end_unsuccessful(
     // The rows may need the space of the incomplete volume.
     if !kept
         && matches!(row.spec, TaskSpec::Restore(RestoreTask::NewVolume { .. }))
-        && let Err(error) = full::make_room(&runner.restore_work, &row).await
+        && let Err(error) = full::remove_files(&runner.restore_work, &row).await
     {
-        tracing::warn!(%error, "the half restored volume is removed later");
+        tracing::warn!(%error, "removing the incomplete volume failed; it is retried later");
     }
     let keep = runner.host.settings.task_history;
     let listed = match kept {
@@ -190,7 +190,7 @@ pub(crate) async fn end_unsuccessful(
             async move {
                 let kept = runner.db.run(move |tx| -> Result<(), DbError> {
                     if !stored.detail.resumable {
-                        mark_given_up(tx, &stored, listed)?;
+                        mark_abandoned(tx, &stored, listed)?;
                     }
                     stored.put(tx)?;
                     NewEvent::of_task(&stored, Timestamp::now()).insert(tx)?;
@@ -201,7 +201,7 @@ pub(crate) async fn end_unsuccessful(
         })
         .await?;
     if !kept && let Err(error) = clean_up(runner, &row).await {
-        tracing::warn!(%error, "what the failed task left behind is removed at the next start");
+        tracing::warn!(%error, "cleanup of the failed task failed; the next start retries");
     }
     live.set_row(row);
     Ok(())
@@ -270,13 +270,13 @@ impl Runner {
         let stored = row.clone();
         self.db
             .run(move |tx| -> Result<(), DbError> {
-                mark_given_up(tx, &stored, listed)?;
+                mark_abandoned(tx, &stored, listed)?;
                 stored.put(tx)
             })
             .await?;
-        tracing::info!(task = %row.id, kind = %row.kind(), "task given up");
+        tracing::info!(task = %row.id, kind = %row.kind(), "task abandoned");
         if let Err(error) = clean_up(self, row).await {
-            tracing::warn!(task = %row.id, %error, "what the task left behind is removed at the next start");
+            tracing::warn!(task = %row.id, %error, "cleanup of the abandoned task failed; the next start retries");
         }
         Ok(())
     }

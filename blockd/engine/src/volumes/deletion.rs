@@ -1,4 +1,4 @@
-//! Deletions of volumes.
+//! Deletion of volumes.
 
 use crate::{
     error::{ServiceError, blocking},
@@ -14,8 +14,7 @@ use blockd_volume::Volume;
 use std::sync::Arc;
 
 impl Volumes {
-    /// Removes a volume with its snapshots, those that are pinned by force only; its backups stay in the
-    /// store.
+    /// Deletes a volume with its snapshots; with pinned ones only by force. Its backups stay in the store.
     ///
     /// # Errors
     /// Clients are connected, a task works on it, or a snapshot is pinned.
@@ -52,7 +51,7 @@ impl Volumes {
         // Resumable backups can never be resumed again.
         let volume_id = entry.id;
         if let Err(error) = self.runner.abandon_matching(move |task| task.volume == Some(volume_id)).await {
-            tracing::warn!(volume = %entry.id, %error, "what was kept of its tasks is left");
+            tracing::warn!(volume = %entry.id, %error, "abandoning the resumable tasks of the volume failed");
         }
         drop(admission);
         let id = entry.id;
@@ -60,7 +59,7 @@ impl Volumes {
             self.undo_delete(&entry, before, &error).await;
             return Err(error.into());
         }
-        // From here on the volume is gone in any event: the next start completes the deletion.
+        // The deletion is durable from here: the next start completes it.
         let volume = match before {
             EntryState::Up(volume) => Some(volume),
             _ => None,
@@ -77,7 +76,7 @@ impl Volumes {
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");
         let gone = Candidate { id, name: entry.name.clone(), tags: entry.tags() };
         let warnings = self.schedules.schedules_without(gone).await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "which schedules are without a volume now is not told");
+            tracing::warn!(%error, "listing the schedules without a volume failed");
             Vec::new()
         });
         Ok(Deleted { id: id.to_string(), name: entry.name.to_string(), warnings })
@@ -118,13 +117,13 @@ impl Volumes {
             self.merger.wake();
             return;
         };
-        tracing::error!(volume = %id, name = %entry.name, %error, "whether the volume is to be deleted is not known");
+        tracing::error!(volume = %id, name = %entry.name, %error, "reverting the deletion of the volume failed: it may be recorded");
         entry.set_state(EntryState::Failed(format!(
-            "whether its deletion was recorded is not known ({why}): delete it again, or restart blockd to see"
+            "its deletion may have been recorded ({why}): delete it again, or restart blockd"
         )));
         let closed = blocking(move || volume.close()).await;
         if let Err(error) = closed {
-            tracing::warn!(volume = %id, name = %entry.name, %error, "the volume is not closed cleanly");
+            tracing::warn!(volume = %id, name = %entry.name, %error, "closing the volume failed");
         }
     }
 
@@ -136,12 +135,12 @@ impl Volumes {
         let (dir, id) = (self.host.data_dir.volume_dir(entry.id), entry.id);
         let entry = Arc::clone(entry);
         let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
-            let _upkeep = entry.upkeep.lock();
+            let _layers = entry.layer_changes.lock();
             if let Some(volume) = volume
                 && let Err(error) = volume.close()
             {
                 // Its content is about to be removed: errors of its close do not matter.
-                tracing::debug!(volume = %entry.id, %error, "closing before the removal");
+                tracing::debug!(volume = %entry.id, %error, "closing the volume before its removal failed");
             }
             Volume::delete_files(&dir)
         });

@@ -1,8 +1,8 @@
-//! The background thread that merges layers which no snapshot keeps apart any more.
+//! Background thread that merges layers without a snapshot between them.
 //!
-//! One thread of low priority for all volumes; it sleeps until a snapshot was deleted, or for a minute if a
-//! merge failed. A merge that finds the disk full has the space reserve released, and is tried again; the
-//! thread then fills the reserve as soon as there is space.
+//! One thread of low priority serves all volumes; it sleeps until a snapshot is deleted, or for a minute if a
+//! merge failed. On a full disk, a merge is retried with the space reserve released; the thread refills the
+//! reserve as soon as there is space.
 
 use crate::volumes::registry::{EntryState, Registry, VolumeEntry};
 use blockd_volume::{Released, Reserve, VolumeErrorKind};
@@ -17,13 +17,13 @@ use std::{
 };
 
 /// Pause before a failed merge is retried.
-const TRY_AGAIN: Duration = Duration::from_secs(60);
+const RETRY_PAUSE: Duration = Duration::from_secs(60);
 
 /// Interval of attempts to refill the space reserve.
 const REFILL_EVERY: Duration = Duration::from_secs(1);
 
 /// Polling interval for a stop of a throttled merge.
-const LOOK_EVERY: Duration = Duration::from_millis(50);
+const STOP_POLL: Duration = Duration::from_millis(50);
 
 /// Wakes and stops the thread.
 #[derive(Debug, Default)]
@@ -34,13 +34,13 @@ pub struct Wake {
 }
 
 impl Wake {
-    /// Something may be there to merge.
+    /// Wakes the thread: layers may be mergeable.
     pub fn wake(&self) {
         *self.wanted.lock() = true;
         self.changed.notify_one();
     }
 
-    /// Waits until it is woken, and at most for this long; whether it was woken.
+    /// Waits for a wake-up, up to the time limit; returns true if there was one.
     fn wait(&self, time_limit: Option<Duration>) -> bool {
         let mut wanted = self.wanted.lock();
         while !*wanted && !self.stop.load(Ordering::Relaxed) {
@@ -57,7 +57,7 @@ impl Wake {
     }
 }
 
-/// The thread; stopped and joined when dropped.
+/// Handle of the thread, which is stopped and joined on drop.
 #[derive(Debug)]
 pub struct Merger {
     wake: Arc<Wake>,
@@ -89,13 +89,13 @@ impl Drop for Merger {
     fn drop(&mut self) {
         self.wake.stop.store(true, Ordering::Relaxed);
         for entry in self.registry.all() {
-            entry.stop_upkeep.store(true, Ordering::Relaxed);
+            entry.stop_merges.store(true, Ordering::Relaxed);
         }
         self.wake.wake();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the merging thread had panicked");
+            tracing::error!("the merge thread panicked");
         }
     }
 }
@@ -127,7 +127,7 @@ impl Pace {
                 *next = now + Duration::from_secs_f64(bytes as f64 / self.limit_bytes_per_s as f64);
                 return true;
             }
-            std::thread::sleep(LOOK_EVERY.min(*next - now));
+            std::thread::sleep(STOP_POLL.min(*next - now));
         }
     }
 }
@@ -135,7 +135,7 @@ impl Pace {
 fn run(registry: &Registry, wake: &Wake, reserve: Option<&Arc<Reserve>>, pace: &Pace) {
     // On Linux this lowers the calling thread only. Merging is never urgent.
     if let Err(error) = rustix::process::setpriority_process(None, 10) {
-        tracing::debug!(%error, "merging runs at normal priority");
+        tracing::debug!(%error, "lowering the priority of the merge thread failed");
     }
     let mut time_limit = None;
     let mut try_again_at: Option<Instant> = None;
@@ -146,7 +146,7 @@ fn run(registry: &Registry, wake: &Wake, reserve: Option<&Arc<Reserve>>, pace: &
         }
         if is_woken || try_again_at.is_some_and(|at| at <= Instant::now()) {
             let failed = merge_all(registry, wake, reserve, pace);
-            try_again_at = failed.then(|| Instant::now() + TRY_AGAIN);
+            try_again_at = failed.then(|| Instant::now() + RETRY_PAUSE);
         }
         let is_whole = reserve.is_none_or(|reserve| reserve.refill());
         let until_next = try_again_at.map(|at| at.saturating_duration_since(Instant::now()));
@@ -196,17 +196,17 @@ fn merge(
     let mut pairs = 0;
     loop {
         // Taken for each pair, so that a delete need not wait for all of them.
-        let upkeep = entry.upkeep.lock();
+        let layer_changes = entry.layer_changes.lock();
         let EntryState::Up(volume) = entry.view().state else { return Merged::All { pairs } };
-        if wake.stop.load(Ordering::Relaxed) || entry.stop_upkeep.load(Ordering::Relaxed) {
+        if wake.stop.load(Ordering::Relaxed) || entry.stop_merges.load(Ordering::Relaxed) {
             return Merged::All { pairs };
         }
-        let stop = || entry.stop_upkeep.load(Ordering::Relaxed);
+        let stop = || entry.stop_merges.load(Ordering::Relaxed);
         match volume.merge_next(&|bytes| pace.pass(bytes, &stop)) {
             Ok(true) => {
                 tracing::debug!(volume = %entry.id, "merged two layers");
                 pairs += 1;
-                drop(upkeep);
+                drop(layer_changes);
                 blockd_volume::wait_for_removed_files();
             }
             Ok(false) => return Merged::All { pairs },
@@ -214,11 +214,11 @@ fn merge(
                 if error.kind() == VolumeErrorKind::NoSpace && space.is_none() {
                     *space = reserve.and_then(Reserve::release);
                     if space.is_some() {
-                        tracing::info!(volume = %entry.id, "a merge is tried again with the space reserve");
+                        tracing::info!(volume = %entry.id, "retrying a merge with the space reserve");
                         continue;
                     }
                 }
-                tracing::warn!(volume = %entry.id, %error, "layers are not merged for now");
+                tracing::warn!(volume = %entry.id, %error, "merge failed; retrying later");
                 return Merged::Failed;
             }
         }

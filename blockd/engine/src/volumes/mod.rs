@@ -1,4 +1,4 @@
-//! Creating, describing and deleting volumes.
+//! Volumes: creation, description, update and deletion.
 
 pub mod attachments;
 mod deletion;
@@ -63,10 +63,10 @@ pub struct Volumes {
 }
 
 impl Volumes {
-    /// Makes a volume; it is durable and served when this returns.
+    /// Creates a volume; it is durable and served on return.
     ///
     /// # Errors
-    /// The name is taken, the size is none, or the files cannot be made.
+    /// The name is taken, the size is invalid, or the files cannot be created.
     pub async fn create_volume(&self, request: CreateVolume) -> Result<api::Volume, ServiceError> {
         check_volume_size(request.size_bytes).map_err(blockd_api::ApiError::from)?;
         let row = VolumeRow {
@@ -114,11 +114,11 @@ impl Volumes {
         let lazy = rows.into_iter().find(|lazy| lazy.volume == parent.id);
         let lazy = lazy.map(|lazy| LazyRow { volume: id, ..lazy });
         let made = self.add_volume(row, lazy, move || volume.clone_to(snapshot, &dir, id)).await;
-        // The name may be free now.
+        // Merges of the parent were blocked during the clone.
         self.merger.wake();
         let entry = made?;
         if let Some(lazy) = lazy {
-            self.restores.take_up_lazy_clone(&entry, lazy).await?;
+            self.restores.attach_lazy_clone(&entry, lazy).await?;
         }
         tracing::info!(volume = %entry.id, name = %entry.name, parent = %parent.id, %snapshot, "volume cloned");
         self.describe(&entry).await
@@ -132,7 +132,7 @@ impl Volumes {
         let entry = self.registry.find(wanted)?;
         let volume = entry.volume()?;
         let found = blocking(move || Ok::<_, VolumeError>(volume.check())).await?;
-        // A merge may have made way.
+        // A merge may have yielded to the check.
         self.merger.wake();
         Ok(api::VolumeCheck {
             volume: entry.name.clone(),
@@ -164,7 +164,8 @@ impl Volumes {
         Ok(entry)
     }
 
-    /// Row, then files, then row: a crash in between leaves a row that tells what to undo.
+    /// Creates a volume: row, then files, then the state of the row. A crash in between leaves a row that
+    /// tells what to undo.
     async fn make_volume(
         &self,
         row: VolumeRow,
@@ -181,18 +182,18 @@ impl Volumes {
         let volume = match blocking(make).await {
             Ok(volume) => volume,
             Err(error) => {
-                self.lazy.unmake_volume(id, None).await;
+                self.lazy.undo_create(id, None).await;
                 return Err(error);
             }
         };
         if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await {
-            self.lazy.unmake_volume(id, Some(volume)).await;
+            self.lazy.undo_create(id, Some(volume)).await;
             return Err(error.into());
         }
         Ok(volume)
     }
 
-    /// The volumes that have these labels.
+    /// Lists the volumes with these labels and this group.
     ///
     /// # Errors
     /// The database fails.
@@ -210,7 +211,7 @@ impl Volumes {
     /// Returns a volume.
     ///
     /// # Errors
-    /// There is none of that name.
+    /// There is no such volume.
     pub async fn inspect_volume(&self, wanted: &VolumeRef) -> Result<api::Volume, ServiceError> {
         let entry = self.registry.find(wanted)?;
         self.describe(&entry).await
@@ -222,16 +223,15 @@ impl Volumes {
     }
 
     async fn facts(&self, volume: Option<VolumeId>) -> Result<Facts, ServiceError> {
-        let goes_back = !self.in_place_work.going_back.lock().is_empty();
-        let mut going_back = Vec::new();
-        if goes_back {
+        let mut in_place_restores = Vec::new();
+        if !self.in_place_work.fences.lock().is_empty() {
             let tasks =
                 self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
-            going_back.extend(tasks.filter(|task| task.spec.is_in_place()));
+            in_place_restores.extend(tasks.filter(|task| task.spec.is_in_place()));
         }
         let facts = self.db.run(move |tx| -> Result<Facts, DbError> {
             Ok(Facts {
-                going_back,
+                in_place_restores,
                 snapshots: SnapshotRow::all(tx, volume)?,
                 chains: Chain::all(tx, volume)?,
                 credentials: CredentialRow::all(tx)?,
@@ -283,7 +283,7 @@ impl Volumes {
                 let (done_bytes, total_bytes) = (stats.rollback_done_bytes, stats.rollback_total_bytes);
                 api::RollingBack { done_bytes, total_bytes }
             }),
-            going_back: facts.going_back_of(entry.id),
+            going_back: facts.in_place_restore_of(entry.id),
             hydration,
             io: stats.as_ref().map_or_else(VolumeIo::default, |stats| VolumeIo {
                 reads: stats.reads,
@@ -308,7 +308,8 @@ impl Volumes {
     ) -> Result<api::Volume, ServiceError> {
         let entry = self.registry.find(wanted)?;
         if request == UpdateVolume::default() {
-            let message = "nothing is to be changed: give sizeBytes, readOnly, acknowledgeDiscardedWrites, labels or group";
+            let message =
+                "no change requested: give sizeBytes, readOnly, acknowledgeDiscardedWrites, labels or group";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
         if let Some(size_bytes) = request.size_bytes {
@@ -349,7 +350,7 @@ impl Volumes {
         Ok(())
     }
 
-    /// The volume, then the row: if the row is not written any more, the next start does it.
+    /// Grows a volume, then its row: if the daemon dies in between, the next start updates the row.
     async fn grow_volume(&self, entry: &Arc<VolumeEntry>, size_bytes: u64) -> Result<(), ServiceError> {
         check_volume_size(size_bytes).map_err(blockd_api::ApiError::from)?;
         let volume = entry.volume()?;
@@ -374,7 +375,7 @@ impl Volumes {
         if now > present {
             // The volume has that size regardless of its row.
             self.registry.announce_size(entry);
-            // The head of before has become a layer that no snapshot keeps.
+            // The previous head is a layer without a snapshot now.
             self.merger.wake();
             self.db.run(move |tx| VolumeRow::grow(tx, id, now)).await?;
             tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = now, "volume grown");
@@ -386,7 +387,7 @@ impl Volumes {
 /// Facts about volumes, read in one transaction.
 struct Facts {
     /// Tasks of in-place restores.
-    going_back: Vec<TaskRow>,
+    in_place_restores: Vec<TaskRow>,
     snapshots: Vec<SnapshotRow>,
     chains: Vec<Chain>,
     credentials: Vec<CredentialRow>,
@@ -409,8 +410,8 @@ impl Facts {
     }
 
     /// Returns the in-place restore of a volume, if there is one.
-    fn going_back_of(&self, volume: VolumeId) -> Option<GoingBack> {
-        let task = self.going_back.iter().find(|task| task.volume == Some(volume))?;
+    fn in_place_restore_of(&self, volume: VolumeId) -> Option<GoingBack> {
+        let task = self.in_place_restores.iter().find(|task| task.volume == Some(volume))?;
         Some(GoingBack {
             task: task.id,
             cloudsnap: task.cloudsnap.to_string(),
@@ -433,7 +434,7 @@ fn state_of(state: EntryState, fault: Option<String>) -> (api::VolumeState, Opti
         (EntryState::Up(_), None) => (api::VolumeState::Up, None),
         (EntryState::Restoring, None) => (api::VolumeState::Restoring, None),
         (EntryState::Failed(reason), None) => (api::VolumeState::Failed, Some(reason)),
-        (EntryState::Creating, None) => (api::VolumeState::Failed, Some("it is still being made".into())),
+        (EntryState::Creating, None) => (api::VolumeState::Failed, Some("it is being created".into())),
         (EntryState::Deleting, None) => (api::VolumeState::Failed, Some("it is being deleted".into())),
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::{
     data_dir::DataDir,
-    restore::full::remove_half,
+    restore::full::remove_incomplete,
     volumes::registry::{EntryState, Registry, VolumeEntry},
 };
 use blockd_api::tasks::TaskKind;
@@ -55,7 +55,7 @@ pub fn reconcile(db: &Db, data_dir: &DataDir, options: &OpenOptions) -> Result<R
                 EntryState::Up(volume)
             }
             Err(error) => {
-                tracing::error!(volume = %row.id, name = %row.name, %error, "the volume cannot be opened");
+                tracing::error!(volume = %row.id, name = %row.name, %error, "opening the volume failed");
                 EntryState::Failed(error.to_string())
             }
         };
@@ -70,15 +70,15 @@ pub fn reconcile(db: &Db, data_dir: &DataDir, options: &OpenOptions) -> Result<R
     Ok(registry)
 }
 
-/// Removes a volume after an interrupted creation, restore or deletion: no client was answered.
+/// Removes a volume after an interrupted creation, restore or deletion, which no client saw succeed.
 fn remove_volume(db: &Db, data_dir: &DataDir, row: &VolumeRow, registry: &Registry) -> Result<(), DbError> {
-    match remove_half(&data_dir.volume_dir(row.id)) {
+    match remove_incomplete(&data_dir.volume_dir(row.id)) {
         Ok(()) => {
-            tracing::info!(volume = %row.id, name = %row.name, "removed what was left of the volume");
+            tracing::info!(volume = %row.id, name = %row.name, "incomplete volume removed");
             db.transaction(|tx| VolumeRow::remove(tx, row.id))
         }
         Err(error) => {
-            tracing::error!(volume = %row.id, name = %row.name, %error, "what is left of the volume cannot be removed");
+            tracing::error!(volume = %row.id, name = %row.name, %error, "removing an incomplete volume failed");
             registry
                 .insert(VolumeEntry::new(row, EntryState::Failed(format!("its removal failed: {error}"))));
             Ok(())
@@ -89,11 +89,11 @@ fn remove_volume(db: &Db, data_dir: &DataDir, row: &VolumeRow, registry: &Regist
 type Opened = (VolumeRow, Result<Arc<Volume>, VolumeError>);
 
 /// Number of volumes opened concurrently: each waits mostly for its disk, and their syncs combine.
-const OPEN_AT_ONCE: usize = 32;
+const MAX_CONCURRENT_OPENS: usize = 32;
 
 /// Opens volumes on several threads: each reads its own files.
 fn open_all(data_dir: &DataDir, rows: &[VolumeRow], options: &OpenOptions) -> Vec<Opened> {
-    let threads = OPEN_AT_ONCE.min(rows.len());
+    let threads = MAX_CONCURRENT_OPENS.min(rows.len());
     let next = AtomicUsize::new(0);
     let open_some = || {
         let mut opened = Vec::new();
@@ -105,7 +105,7 @@ fn open_all(data_dir: &DataDir, rows: &[VolumeRow], options: &OpenOptions) -> Ve
                     return Ok(volume);
                 }
                 let what = format!(
-                    "it is volume {} of {} bytes, not the one that belongs here",
+                    "the directory holds volume {} of {} bytes instead of the expected one",
                     volume.id(),
                     volume.size_bytes()
                 );
@@ -139,14 +139,14 @@ fn reconcile_snapshots(
     for snapshot in &rows {
         if snapshot.state == SnapshotState::Ready {
             if !volume.snapshots().iter().any(|info| info.id == snapshot.id) {
-                tracing::error!(volume = %row.id, snapshot = %snapshot.id, name = %snapshot.name, "the volume has lost this snapshot");
+                tracing::error!(volume = %row.id, snapshot = %snapshot.id, name = %snapshot.name, "the snapshot is missing from its volume");
                 db.transaction(|tx| SnapshotRow::remove(tx, snapshot.id))?;
             }
             continue;
         }
         match volume.delete_snapshot(snapshot.id) {
             Err(error) if error.kind() != VolumeErrorKind::NotFound => {
-                tracing::warn!(volume = %row.id, snapshot = %snapshot.id, %error, "the snapshot cannot be removed for now");
+                tracing::warn!(volume = %row.id, snapshot = %snapshot.id, %error, "removing the snapshot failed; the next start retries");
             }
             _ => db.transaction(|tx| SnapshotRow::remove(tx, snapshot.id))?,
         }
@@ -155,9 +155,9 @@ fn reconcile_snapshots(
         if rows.iter().any(|snapshot| snapshot.id == info.id) {
             continue;
         }
-        tracing::warn!(volume = %row.id, snapshot = %info.id, "removing a snapshot that is in no list");
+        tracing::warn!(volume = %row.id, snapshot = %info.id, "removing a snapshot that is not in the database");
         if let Err(error) = volume.delete_snapshot(info.id) {
-            tracing::warn!(volume = %row.id, snapshot = %info.id, %error, "the snapshot cannot be removed for now");
+            tracing::warn!(volume = %row.id, snapshot = %info.id, %error, "removing the snapshot failed; the next start retries");
         }
     }
     Ok(())
@@ -175,13 +175,13 @@ fn remove_leftover_tasks(data_dir: &DataDir, unfinished: &[TaskRow]) {
         if name.parse::<Uuid>().is_ok_and(|id| !kept.contains(&id))
             && let Err(error) = blockd_files::remove_dir(&dir.join(&name))
         {
-            tracing::warn!(task = name, %error, "files of a task that has ended cannot be removed");
+            tracing::warn!(task = name, %error, "removing the files of an ended task failed");
         }
     }
 }
 
-/// Leaves files of unknown volumes alone, as they may be the only copy, and removes leftovers of interrupted
-/// removals and restores.
+/// Reports and keeps files of unknown volumes, as they may be the only copy, and removes leftovers of
+/// interrupted removals and restores.
 fn report_unknown_files(data_dir: &DataDir, registry: &Registry) {
     let dir = data_dir.volumes_dir();
     for name in names(&dir) {
@@ -193,13 +193,13 @@ fn report_unknown_files(data_dir: &DataDir, registry: &Registry) {
         let path = dir.join(&name);
         if id.is_some() && matches!(kind, "deleted" | "restoring") {
             match blockd_files::remove_dir(&path) {
-                Ok(()) => tracing::info!(path = %path.display(), "removed what was left of a volume"),
+                Ok(()) => tracing::info!(path = %path.display(), "leftovers of a volume removed"),
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "what is left of a volume cannot be removed");
+                    tracing::warn!(path = %path.display(), %error, "removing leftovers of a volume failed");
                 }
             }
         } else {
-            tracing::warn!(path = %path.display(), "this belongs to no volume in the database and is left alone");
+            tracing::warn!(path = %path.display(), "files of a volume that is not in the database are kept");
         }
     }
 }

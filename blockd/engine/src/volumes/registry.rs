@@ -25,7 +25,7 @@ pub enum EntryState {
     Up(Arc<Volume>),
     /// In creation.
     Creating,
-    /// A restore fills it.
+    /// Being filled by a restore.
     Restoring,
     /// Failed to open.
     Failed(String),
@@ -42,7 +42,7 @@ struct Inner {
     fault: Option<String>,
 }
 
-/// A volume.
+/// Volume of this host.
 pub struct VolumeEntry {
     /// Its id.
     pub id: VolumeId,
@@ -52,14 +52,14 @@ pub struct VolumeEntry {
     pub created: Timestamp,
     tags: Mutex<Tags>,
     /// Held while layers are merged or files removed: never both at once.
-    pub upkeep: Mutex<()>,
-    /// The size that its row had.
+    pub layer_changes: Mutex<()>,
+    /// Size in its row when the entry was created.
     row_size_bytes: u64,
     read_only: AtomicBool,
     /// User snapshots, for callers that must not wait for the database or a freeze.
     snapshots: Mutex<Arc<Vec<SnapshotPoint>>>,
     /// Stops a merge.
-    pub stop_upkeep: AtomicBool,
+    pub stop_merges: AtomicBool,
     /// Latencies of client requests.
     pub traffic: Traffic,
     inner: Mutex<Inner>,
@@ -70,22 +70,22 @@ pub struct VolumeEntry {
 pub struct Tags {
     /// Its labels.
     pub labels: Labels,
-    /// The group that it is frozen with.
+    /// Its consistency group.
     pub group: Option<GroupName>,
 }
 
-/// A snapshot of a volume, as clients know it.
+/// User snapshot of a volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotPoint {
     /// Its id.
     pub id: SnapshotId,
     /// Its name.
     pub name: SnapshotName,
-    /// The last epoch that is in it.
+    /// Last epoch in the snapshot.
     pub epoch: Epoch,
     /// Creation time.
     pub created: Timestamp,
-    /// The size that the volume had then.
+    /// Size of the volume at the time of the snapshot.
     pub size_bytes: u64,
 }
 
@@ -106,7 +106,7 @@ pub struct EntryView {
 }
 
 impl VolumeEntry {
-    /// An entry for this row.
+    /// Creates the entry of a row.
     pub fn new(row: &VolumeRow, state: EntryState) -> Arc<Self> {
         Arc::new(Self {
             id: row.id,
@@ -116,14 +116,14 @@ impl VolumeEntry {
             snapshots: Mutex::default(),
             tags: Mutex::new(Tags { labels: row.labels.clone(), group: row.group.clone() }),
             created: row.created,
-            upkeep: Mutex::new(()),
-            stop_upkeep: AtomicBool::new(false),
+            layer_changes: Mutex::new(()),
+            stop_merges: AtomicBool::new(false),
             traffic: Traffic::default(),
             inner: Mutex::new(Inner { state, connections: 0, rolling_back: None, fault: None }),
         })
     }
 
-    /// Its size.
+    /// Returns the size of the volume.
     pub fn size_bytes(&self) -> u64 {
         match &self.inner.lock().state {
             EntryState::Up(volume) => volume.size_bytes(),
@@ -131,12 +131,12 @@ impl VolumeEntry {
         }
     }
 
-    /// Returns true if NBD clients may only read it.
+    /// Returns true if NBD clients may only read the volume.
     pub fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Acquire)
     }
 
-    /// Sets that, for clients that are connected as well.
+    /// Sets the read-only state, for connected clients as well.
     pub fn set_read_only(&self, read_only: bool) {
         self.read_only.store(read_only, Ordering::Release);
     }
@@ -146,7 +146,7 @@ impl VolumeEntry {
         self.tags.lock().clone()
     }
 
-    /// Sets that.
+    /// Sets the labels and the group.
     pub fn set_tags(&self, tags: Tags) {
         *self.tags.lock() = tags;
     }
@@ -176,7 +176,7 @@ impl VolumeEntry {
         Arc::make_mut(&mut self.snapshots.lock()).retain(|point| point.id != id);
     }
 
-    /// The snapshots that people made, oldest first; a later change makes a new list.
+    /// Returns the current user snapshots, oldest first.
     pub fn snapshots(&self) -> Arc<Vec<SnapshotPoint>> {
         Arc::clone(&self.snapshots.lock())
     }
@@ -192,10 +192,10 @@ impl VolumeEntry {
         EntryView { state: inner.state.clone(), connections: inner.connections, fault: inner.fault.clone() }
     }
 
-    /// The open volume.
+    /// Returns the open volume.
     ///
     /// # Errors
-    /// It is not open, and why.
+    /// The volume is not open, with the cause.
     pub fn volume(&self) -> Result<Arc<Volume>, ApiError> {
         self.volume_of(&self.inner.lock().state)
     }
@@ -204,10 +204,8 @@ impl VolumeEntry {
         let name = &self.name;
         let (code, message) = match state {
             EntryState::Up(volume) => return Ok(Arc::clone(volume)),
-            EntryState::Creating => (ErrorCode::VolumeNotReady, format!("volume {name} is still being made")),
-            EntryState::Restoring => {
-                (ErrorCode::VolumeNotReady, format!("volume {name} is still being restored"))
-            }
+            EntryState::Creating => (ErrorCode::VolumeNotReady, format!("volume {name} is being created")),
+            EntryState::Restoring => (ErrorCode::VolumeNotReady, format!("volume {name} is being restored")),
             EntryState::Failed(reason) => {
                 let message = format!("volume {name} cannot be used: {reason}");
                 let hint = format!(
@@ -220,10 +218,10 @@ impl VolumeEntry {
         Err(ApiError::new(code, message))
     }
 
-    /// Lets a client in: the open volume, and a mark that counts until it is dropped.
+    /// Adds a client connection, which counts until the returned guard is dropped.
     ///
     /// # Errors
-    /// It is not open, and why.
+    /// The volume is not open, with the cause.
     pub fn attach(self: &Arc<Self>) -> Result<(Arc<Volume>, Attachment), ApiError> {
         self.attach_up_to(u64::MAX)
     }
@@ -239,11 +237,15 @@ impl VolumeEntry {
         let mut inner = self.inner.lock();
         let volume = self.volume_of(&inner.state)?;
         self.check_not_rolling_back(&inner)?;
-        let attachment = self.let_in(&mut inner, max_connections)?;
+        let attachment = self.add_connection(&mut inner, max_connections)?;
         Ok((volume, attachment))
     }
 
-    fn let_in(self: &Arc<Self>, inner: &mut Inner, max_connections: u64) -> Result<Attachment, ApiError> {
+    fn add_connection(
+        self: &Arc<Self>,
+        inner: &mut Inner,
+        max_connections: u64,
+    ) -> Result<Attachment, ApiError> {
         if inner.connections >= max_connections {
             let name = &self.name;
             let message = format!(
@@ -260,11 +262,11 @@ impl VolumeEntry {
         self.inner.lock().state = state;
     }
 
-    /// Notes that an open volume takes no more writes; the first reason stays.
+    /// Records that an open volume accepts no more writes; the first reason is kept.
     pub fn note_fault(&self, reason: &str) {
         let mut inner = self.inner.lock();
         if inner.fault.is_none() {
-            tracing::error!(volume = %self.id, name = %self.name, reason, "the volume failed");
+            tracing::error!(volume = %self.id, name = %self.name, reason, "volume failed");
             inner.fault = Some(reason.to_owned());
         }
     }
@@ -281,7 +283,7 @@ impl VolumeEntry {
         match &inner.state {
             EntryState::Up(_) | EntryState::Failed(_) => {}
             EntryState::Creating => {
-                let message = format!("volume {name} is still being made: wait until it is there");
+                let message = format!("volume {name} is being created: wait for its creation to end");
                 return Err(ApiError::new(ErrorCode::VolumeInUse, message));
             }
             EntryState::Restoring => {
@@ -293,7 +295,7 @@ impl VolumeEntry {
             }
         }
         let before = std::mem::replace(&mut inner.state, EntryState::Deleting);
-        self.stop_upkeep.store(true, Ordering::Relaxed);
+        self.stop_merges.store(true, Ordering::Relaxed);
         Ok(before)
     }
 
@@ -318,7 +320,7 @@ impl VolumeEntry {
         self.inner.lock().rolling_back.is_some()
     }
 
-    /// Closes the door for a rollback, until the mark is dropped.
+    /// Fences clients for a rollback, until the mark is dropped.
     ///
     /// # Errors
     /// Clients are connected, it is not open, or it is being rolled back already.
@@ -330,15 +332,15 @@ impl VolumeEntry {
         Ok((volume, RollbackMark { entry: Arc::clone(self) }))
     }
 
-    /// Opens the door again after a delete that did not begin: the volume is as it was before.
+    /// Restores the previous state after a deletion that did not start.
     pub fn undo_delete(&self, before: EntryState) {
         let mut inner = self.inner.lock();
         inner.state = before;
-        self.stop_upkeep.store(false, Ordering::Relaxed);
+        self.stop_merges.store(false, Ordering::Relaxed);
     }
 }
 
-/// Keeps clients out of a volume that is being rolled back.
+/// Fence of a volume that is being rolled back; dropping it admits clients again.
 #[derive(Debug)]
 pub struct RollbackMark {
     entry: Arc<VolumeEntry>,
@@ -357,7 +359,7 @@ impl RollbackMark {
     }
 }
 
-/// A client's hold on a volume.
+/// Connection of a client to a volume.
 #[derive(Debug)]
 pub struct Attachment {
     entry: Arc<VolumeEntry>,
@@ -415,11 +417,11 @@ impl Registry {
     /// Adds a volume if its name is free.
     ///
     /// # Errors
-    /// It is not.
+    /// The name is taken.
     pub fn reserve(&self, entry: &Arc<VolumeEntry>) -> Result<(), ApiError> {
         let mut entries = self.entries.write();
         if entries.contains_key(&entry.name) {
-            let message = format!("there is a volume {} already: choose another name", entry.name);
+            let message = format!("volume {} already exists: choose another name", entry.name);
             return Err(ApiError::new(ErrorCode::VolumeExists, message));
         }
         entries.insert(entry.name.clone(), Arc::clone(entry));
@@ -436,13 +438,13 @@ impl Registry {
         self.entries.read().values().cloned().collect()
     }
 
-    /// The volume of this name.
+    /// Returns the volume of this name.
     pub fn by_name(&self, name: &str) -> Option<Arc<VolumeEntry>> {
         let name: VolumeName = name.parse().ok()?;
         self.entries.read().get(&name).cloned()
     }
 
-    /// The volume of this id.
+    /// Returns the volume of this id.
     pub fn by_id(&self, id: VolumeId) -> Option<Arc<VolumeEntry>> {
         self.entries.read().values().find(|entry| entry.id == id).cloned()
     }

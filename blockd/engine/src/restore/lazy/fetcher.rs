@@ -14,22 +14,22 @@ use tokio::{
 type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 type Job = Box<dyn FnOnce() -> LocalFuture + Send>;
 
-/// Starts its thread when it is first needed.
+/// Executor of fetches on one thread, which starts on first use.
 #[derive(Default)]
 pub struct Fetcher {
-    /// Without a bound of its own: each volume has a bounded number of fetches under way.
+    /// Unbounded, because each volume bounds its fetches in flight.
     jobs: OnceLock<Option<UnboundedSender<Job>>>,
 }
 
 impl Fetcher {
-    /// Has the thread drive what `job` makes. If there can be no thread, `job` is dropped.
+    /// Runs the future of `job` on the thread. If the thread cannot be started, `job` is dropped.
     pub fn submit<F>(&self, handle: &Handle, job: impl FnOnce() -> F + Send + 'static)
     where
         F: Future<Output = ()> + 'static,
     {
         let jobs = self.jobs.get_or_init(|| start(handle.clone()));
         if let Some(jobs) = jobs {
-            // It goes on as long as there is a sender.
+            // The thread receives as long as there is a sender.
             let _ = jobs.send(Box::new(move || Box::pin(job())));
         }
     }
@@ -48,7 +48,7 @@ fn start(handle: Handle) -> Option<UnboundedSender<Job>> {
     match std::thread::Builder::new().name("lazy-fetch".into()).spawn(drive) {
         Ok(_) => Some(send),
         Err(error) => {
-            tracing::error!(%error, "nothing can be fetched for lazy volumes");
+            tracing::error!(%error, "starting the fetch thread failed: lazy volumes cannot fetch blocks");
             None
         }
     }

@@ -1,8 +1,8 @@
 //! Task that hydrates a lazy volume.
 //!
-//! It never fails for an outage: it waits and continues. Damaged parts are skipped until the rest is fetched,
-//! and then the task fails. Fetched blocks stay, so an interrupted run resumes. A completely hydrated volume
-//! becomes a normal one and releases its backing snapshot.
+//! An outage of the store does not fail the task: it waits and continues. Damaged blocks are skipped until
+//! the others are fetched, and then the task fails. Fetched blocks stay, so an interrupted run resumes. A
+//! completely hydrated volume becomes a normal one and releases its backing snapshot.
 
 use crate::{
     error::{ServiceError, blocking},
@@ -26,13 +26,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The most that one step fetches.
+/// Maximum bytes that one step fetches.
 const STEP_BYTES: u64 = 4 << 20;
-/// About how much is fetched between two looks at how far it is, unless that is limited.
+/// Approximate bytes per round without a bandwidth limit; each round ends with a progress update.
 const ROUND_BYTES: u64 = 16 * STEP_BYTES;
-/// Steps in that time at most: they are short where scattered places are preferred.
+/// Maximum steps per round: steps are short where scattered extents are preferred.
 const MAX_STEPS: u64 = 256;
-/// Pause for fetches of others, or after a store error; doubled each time, up to the second value.
+/// Pause while other fetches are in flight, or after a store error; doubled up to `LONGEST_PAUSE`.
 pub(crate) const PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
@@ -57,7 +57,7 @@ pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Resu
     });
     let (before, mut pause) = (row.detail.bytes_downloaded, PAUSE);
     crate::restore::lazy::metadata::prefer_metadata(&work.lazy, &volume);
-    // An earlier run may have met damage that was mended since.
+    // Damage that an earlier run found may have been repaired since.
     volume.retry_refused();
     let source = work.lazy.lazy_sources.lock().get(&id).cloned();
     if let Some(source) = &source {
@@ -69,7 +69,7 @@ pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Resu
             step = fetch_some(work, live, &volume) => step,
             () = live.cancel.cancelled() => Err(ServiceError::Stopping),
         };
-        show(work, live, &volume, before).await;
+        update_progress(work, live, &volume, before).await;
         if !matches!(entry.view().state, EntryState::Up(_)) {
             return Err(gone());
         }
@@ -81,7 +81,7 @@ pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Resu
                 }
                 let refused_bytes = volume.hydration().map_or(0, |hydration| hydration.refused_bytes);
                 if refused_bytes > 0 {
-                    return Err(without(refused_bytes, damage));
+                    return Err(incomplete(refused_bytes, damage));
                 }
                 wait(live, &mut pause).await?;
             }
@@ -91,13 +91,13 @@ pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Resu
                 return Err(error);
             }
             Err(error) if is_damage(&error) => {
-                tracing::warn!(volume = %id, %error, "the hydration goes on without a part");
+                tracing::warn!(volume = %id, %error, "hydration skips damaged blocks");
                 live.detail(|detail| detail.note = Some(error.to_api().message));
                 damage.get_or_insert(error);
             }
             Err(error) if error.is_cancelled() => return Err(error),
             Err(error) if error.is_retryable() => {
-                tracing::info!(volume = %id, %error, "the hydration waits");
+                tracing::info!(volume = %id, %error, "hydration waits for the store");
                 live.detail(|detail| {
                     detail.phase = "waiting for the store".into();
                     detail.note = Some(error.to_api().message);
@@ -111,13 +111,12 @@ pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Resu
     finish(work, live, &entry).await
 }
 
-/// The end of a hydration that had to leave something out.
-fn without(refused_bytes: u64, damage: Option<ServiceError>) -> ServiceError {
-    let all_else =
-        format!("{refused_bytes} bytes of the cloud snapshot cannot be read; the rest was fetched");
+/// Returns the error of a hydration that skipped damaged blocks.
+fn incomplete(refused_bytes: u64, damage: Option<ServiceError>) -> ServiceError {
+    let message = format!("{refused_bytes} bytes of the cloud snapshot cannot be read; the rest was fetched");
     match damage.map(|damage| damage.to_api()) {
-        Some(damage) => ServiceError::refused(damage.code, format!("{all_else}: {}", damage.message)),
-        None => ServiceError::refused(ErrorCode::StoreFailed, all_else),
+        Some(damage) => ServiceError::refused(damage.code, format!("{message}: {}", damage.message)),
+        None => ServiceError::refused(ErrorCode::StoreFailed, message),
     }
 }
 
@@ -131,7 +130,7 @@ fn is_damage(error: &ServiceError) -> bool {
     }
 }
 
-/// Fetches some of what is not there; `false` if nothing was left that is not on its way.
+/// Fetches some of the missing blocks; returns false if all remaining ones are in flight already.
 async fn fetch_some(
     work: &HydrationWork,
     live: &LiveTask,
@@ -142,7 +141,7 @@ async fn fetch_some(
     let limit = work.host.settings.hydration_limit_bytes_per_s;
     let (enough, most_at_once) = match limit {
         0 => (ROUND_BYTES, usize::MAX),
-        // About a second's worth. Each may bring as much as the longest.
+        // About one second of bandwidth; each step may fetch `STEP_BYTES`.
         limit => (limit.min(ROUND_BYTES), usize::try_from(limit / STEP_BYTES).unwrap_or(usize::MAX)),
     };
     let (started, so_far) = (Instant::now(), AtomicU64::new(0));
@@ -152,7 +151,7 @@ async fn fetch_some(
             let (volume, so_far) = (Arc::clone(volume), &so_far);
             async move {
                 let fetched = blocking(move || volume.hydrate_next()).await;
-                // Where nothing is left there need not be another.
+                // Without remaining blocks, no further step is started.
                 let more = fetched.as_ref().map_or(0, |bytes| bytes.unwrap_or(enough));
                 so_far.fetch_add(more, Relaxed);
                 fetched
@@ -189,8 +188,8 @@ pub(crate) async fn wait(live: &LiveTask, pause: &mut Duration) -> Result<(), Se
     Ok(())
 }
 
-/// Says how far it is.
-async fn show(work: &HydrationWork, live: &LiveTask, volume: &Volume, downloaded_before: u64) {
+/// Updates the progress of the task from the volume and its source.
+async fn update_progress(work: &HydrationWork, live: &LiveTask, volume: &Volume, downloaded_before: u64) {
     let requests = work.lazy.lazy_sources.lock().get(&volume.id()).map(|source| source.requests());
     let hydration = volume.hydration();
     live.detail(|detail| {
@@ -213,7 +212,7 @@ async fn end(volume: &Arc<Volume>) -> Result<bool, ServiceError> {
     blocking(move || -> Result<bool, VolumeError> {
         match volume.end_hydration() {
             Err(error) if error.is_retryable() => {
-                tracing::warn!(volume = %volume.id(), %error, "the end of the hydration waits");
+                tracing::warn!(volume = %volume.id(), %error, "ending the hydration failed; retrying");
                 Ok(false)
             }
             other => other,
@@ -232,8 +231,8 @@ async fn finish(
     work.host.failpoints.reached("hydration ended")?;
     let done = work.tasks.finish(live, move |tx| LazyRow::remove(tx, id)).await?;
     work.lazy.lazy_sources.lock().remove(&id);
-    // Its layers can be merged with what it began as.
+    // Its layers can be merged with the base now.
     work.merger.wake();
-    tracing::info!(volume = %id, name = %entry.name, "the volume is hydrated");
+    tracing::info!(volume = %id, name = %entry.name, "volume hydrated");
     Ok(done)
 }

@@ -28,9 +28,9 @@ pub(crate) fn prefer_metadata(lazy: &Arc<LazyVolumes>, volume: &Arc<Volume>) {
     let (volume, stopping) = (Arc::downgrade(volume), lazy.host.stopping.clone());
     // In the background: the store may be unreachable.
     tokio::spawn(async move {
-        // Few at a time: each takes a thread and needs others to complete.
-        let Ok(turn) = LOOKS.acquire().await else { return };
-        let look = tokio::task::spawn_blocking(move || {
+        // Few at a time: each blocks a thread and needs other threads to complete.
+        let Ok(permit) = SEARCHES.acquire().await else { return };
+        let search = tokio::task::spawn_blocking(move || {
             let Some(size_bytes) = volume.upgrade().map(|volume| volume.size_bytes()) else { return };
             let (units, left) = (Mutex::default(), AtomicU64::new(MAX_UNITS));
             let image: Arc<dyn BlockSource> =
@@ -42,11 +42,11 @@ pub(crate) fn prefer_metadata(lazy: &Arc<LazyVolumes>, volume: &Arc<Volume>) {
                         volume.prefer(&ranges.iter().map(extent).collect::<Vec<_>>());
                     }
                 }
-                Err(error) => tracing::debug!(%error, "where the metadata lies is not known"),
+                Err(error) => tracing::debug!(%error, "locating the filesystem metadata failed"),
             }
         });
-        let _ = look.await;
-        drop(turn);
+        let _ = search.await;
+        drop(permit);
     });
 }
 
@@ -57,7 +57,7 @@ const MAX_UNITS: u64 = 256;
 /// Timeout of a unit.
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum number of concurrent searches.
-static LOOKS: Semaphore = Semaphore::const_new(2);
+static SEARCHES: Semaphore = Semaphore::const_new(2);
 /// Number of cached units: group descriptors are adjacent, and bitmaps are not read.
 const UNITS_KEPT: usize = 8;
 

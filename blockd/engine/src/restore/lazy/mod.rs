@@ -1,7 +1,7 @@
-//! Restores that are usable at once: volumes that begin as a cloud snapshot and fetch what is read.
+//! Lazy volumes: usable at once, backed by a cloud snapshot, with blocks fetched on read.
 //!
-//! A row says what a lazy volume needs, from before its files are made until all of it is there. As long as
-//! there is such a row, its cloud snapshot and its credential are not deleted by this daemon.
+//! A row records the backing snapshot and the credential of a lazy volume, from before its files are created
+//! until it is hydrated. While the row exists, this daemon deletes neither of them.
 
 pub mod fetcher;
 pub mod hydrate;
@@ -49,24 +49,25 @@ impl LazyVolumes {
             let Some(entry) = self.registry.by_id(row.volume) else { continue };
             let EntryState::Up(volume) = entry.view().state else { continue };
             if volume.is_lazy() {
-                self.give_source(&volume, row);
+                self.attach_source(&volume, row);
             } else {
-                // It ended right before the daemon did.
+                // Its hydration ended right before the daemon did.
                 self.db.run(move |tx| LazyRow::remove(tx, row.volume)).await?;
             }
         }
         Ok(())
     }
 
-    pub(crate) fn give_source(self: &Arc<Self>, volume: &Volume, row: LazyRow) -> SharedSource {
+    pub(crate) fn attach_source(self: &Arc<Self>, volume: &Volume, row: LazyRow) -> SharedSource {
         let source = SharedSource(CloudSource::new(self, row));
         self.lazy_sources.lock().insert(row.volume, Arc::clone(&source.0));
         volume.set_lazy_source(Arc::new(source.clone()));
         source
     }
 
-    /// Rows, then files, then the row: a crash between leaves rows that say what to undo.
-    pub(crate) async fn make_lazy_volume(
+    /// Creates a lazy volume: rows, then files, then the state of the row. A crash in between leaves rows
+    /// that tell what to undo.
+    pub(crate) async fn create_lazy_volume(
         self: &Arc<Self>,
         row: VolumeRow,
         lazy: LazyRow,
@@ -86,8 +87,7 @@ impl LazyVolumes {
             .run(move |tx| -> Result<(), DbError> {
                 row.insert(tx)?;
                 lazy.insert(tx)?;
-                // What may vanish, or may not be whole, is nothing to build on: the first backup is a full
-                // one then.
+                // A cloud snapshot in doubt is no base: the first backup is full then.
                 if !is_in_doubt(tx, &chain.cloudsnap)? {
                     chain.put(tx)?;
                 }
@@ -100,18 +100,18 @@ impl LazyVolumes {
         let volume = match made {
             Ok(volume) => volume,
             Err(error) => {
-                self.unmake_volume(id, None).await;
+                self.undo_create(id, None).await;
                 return Err(error);
             }
         };
         if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Up)).await {
-            self.unmake_volume(id, Some(volume)).await;
+            self.undo_create(id, Some(volume)).await;
             return Err(error.into());
         }
         Ok(volume)
     }
 
-    /// Refuses to take a cloud snapshot away that a lazy volume needs.
+    /// Refuses to delete the backing snapshot of a lazy volume.
     pub async fn refuse_if_needed(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
         let needs = |row: &LazyRow| row.cloudsnap == *id;
         let Some(row) = self.db.run(LazyRow::all).await?.into_iter().find(needs) else { return Ok(()) };
@@ -119,15 +119,16 @@ impl LazyVolumes {
         let how = match row.hydrate {
             true => "wait until it is hydrated, or delete the volume",
             false => {
-                "it is a clone, which fetches what is read and needs the cloud snapshot as long as it exists: delete the volume first"
+                "it fetches blocks on read only, and needs the cloud snapshot as long as it exists: delete the volume first"
             }
         };
-        let message =
-            format!("cloud snapshot {id} is needed by volume {name}, which has not fetched all of it: {how}");
+        let message = format!(
+            "cloud snapshot {id} is needed by volume {name}, which is not completely hydrated: {how}"
+        );
         Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message))
     }
 
-    /// Refuses to forget a credential that a lazy volume needs.
+    /// Refuses to delete the credential of a lazy volume.
     pub async fn refuse_if_credential_needed(
         &self,
         credential: Uuid,
@@ -136,9 +137,8 @@ impl LazyVolumes {
         let needs = |row: &LazyRow| row.credential == credential;
         let Some(row) = self.db.run(LazyRow::all).await?.into_iter().find(needs) else { return Ok(()) };
         let volume = self.volume_name(row.volume);
-        let message = format!(
-            "credential {name} is needed by volume {volume}, which has not fetched all of its cloud snapshot"
-        );
+        let message =
+            format!("credential {name} is needed by volume {volume}, which is not completely hydrated");
         Err(ServiceError::refused(ErrorCode::CredentialInUse, message))
     }
 
@@ -162,7 +162,7 @@ impl LazyVolumes {
     }
 
     /// Removes the remains of a failed creation. The next start removes the rest.
-    pub async fn unmake_volume(&self, id: VolumeId, volume: Option<Arc<Volume>>) {
+    pub async fn undo_create(&self, id: VolumeId, volume: Option<Arc<Volume>>) {
         let dir = self.host.data_dir.volume_dir(id);
         self.lazy_sources.lock().remove(&id);
         let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
@@ -170,15 +170,15 @@ impl LazyVolumes {
                 && let Err(error) = volume.close()
             {
                 // It has no writes: errors of its close do not matter.
-                tracing::debug!(volume = %id, %error, "closing before the removal");
+                tracing::debug!(volume = %id, %error, "closing the volume before its removal failed");
             }
             Volume::delete_files(&dir)
         });
         if let Err(error) = removed.await {
-            tracing::warn!(volume = %id, %error, "files of a volume that could not be made are left");
+            tracing::warn!(volume = %id, %error, "removing the files of a failed volume creation failed");
         }
         if let Err(error) = self.db.run(move |tx| VolumeRow::remove(tx, id)).await {
-            tracing::warn!(volume = %id, %error, "the row of a volume that could not be made is left");
+            tracing::warn!(volume = %id, %error, "removing the row of a failed volume creation failed");
         }
     }
 
@@ -219,9 +219,9 @@ impl LazyVolumes {
 
     /// Returns the first free name of the form `<source>-restored-<n>`.
     fn free_name(&self, manifest: &Manifest) -> Result<VolumeName, ServiceError> {
-        let most = fit_name(&manifest.description.volume_name);
+        let stem = sanitize_name(&manifest.description.volume_name);
         for n in 1..=u32::MAX {
-            let name: VolumeName = format!("{most}-restored-{n}").parse()?;
+            let name: VolumeName = format!("{stem}-restored-{n}").parse()?;
             if self.registry.by_name(name.as_str()).is_none() {
                 return Ok(name);
             }
@@ -231,7 +231,7 @@ impl LazyVolumes {
 }
 
 /// Reduces a volume name from a store to valid characters and a length that leaves room for a suffix.
-pub(crate) fn fit_name(name: &str) -> String {
+pub(crate) fn sanitize_name(name: &str) -> String {
     const ROOM_BYTES: usize = 100;
     let fit: String =
         name.chars().filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c)).take(ROOM_BYTES).collect();
@@ -253,10 +253,12 @@ mod tests {
     fn volume_name_from_store_is_sanitized() {
         for (given, fit) in [("data", "data"), ("../x y", "xy"), ("", "volume"), ("ä", "volume"), ("-1", "1")]
         {
-            assert_eq!(fit_name(given), fit);
-            let name = format!("{}-restored-1", fit_name(given));
+            assert_eq!(sanitize_name(given), fit);
+            let name = format!("{}-restored-1", sanitize_name(given));
             assert!(name.parse::<VolumeName>().is_ok(), "{name}");
         }
-        assert!(format!("{}-restored-4294967295", fit_name(&"x".repeat(500))).parse::<VolumeName>().is_ok());
+        assert!(
+            format!("{}-restored-4294967295", sanitize_name(&"x".repeat(500))).parse::<VolumeName>().is_ok()
+        );
     }
 }

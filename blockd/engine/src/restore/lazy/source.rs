@@ -1,7 +1,7 @@
 //! Cloud snapshot as the source of a lazy volume.
 //!
 //! It is opened on first use, so that a daemon starts while its store is unreachable. The volume's policy
-//! limits the wait of a reader. A fetch keeps this limit by itself; one that had to wait for a slot may
+//! limits the wait of a reader. A fetch observes this limit itself; one that had to wait for a slot may
 //! exceed it.
 
 use crate::{
@@ -26,15 +26,15 @@ use std::{
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-/// Pause before a failed fetch is retried; doubled each time, up to the second value.
+/// Pause before a failed fetch is retried; doubled up to `LONGEST_PAUSE_MS`.
 const PAUSE_MS: u64 = 100;
 const LONGEST_PAUSE_MS: u64 = 2_000;
-/// Number of repeated reads after damage: an outage during a request may look like damage.
-const LOOKS_AT_DAMAGE: u32 = 3;
+/// Number of reads after which damage is reported: an outage during a request may look like damage.
+const DAMAGE_ATTEMPTS: u32 = 3;
 /// Timeout of the check whether an incomplete snapshot was deleted.
-const LOOK_FOR_DELETION: Duration = Duration::from_secs(10);
+const DELETION_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// See the module documentation.
+/// Cloud snapshot that backs a lazy volume.
 pub struct CloudSource {
     lazy: Weak<LazyVolumes>,
     fetcher: Arc<Fetcher>,
@@ -97,14 +97,14 @@ impl CloudSource {
         self.deleted.lock().clone()
     }
 
-    /// Forgets the deletion, as the snapshot may have been restored.
+    /// Clears the observed deletion, as the snapshot may have been restored.
     pub(crate) fn recheck(&self) {
         *self.deleted.lock() = None;
     }
 
-    /// Returns the cause of apparent damage: all objects of a deleted snapshot are missing.
-    async fn reason(&self, error: SourceError) -> SourceError {
-        let look = async {
+    /// Returns the cause of apparent damage: the deletion of the snapshot if its manifest is missing.
+    async fn cause_of(&self, error: SourceError) -> SourceError {
+        let check = async {
             let lazy = self.lazy.upgrade()?;
             let (repository, _) = lazy.repositories.guest_repository(self.row.credential).await.ok()?;
             match repository.manifest(&self.row.cloudsnap).await {
@@ -115,7 +115,7 @@ impl CloudSource {
                     }
                     let id = &self.row.cloudsnap;
                     let message = format!(
-                        "cloud snapshot {id} was deleted from {store}: what the volume has not fetched of it is lost"
+                        "cloud snapshot {id} was deleted from {store}: the blocks that the volume has not fetched are lost"
                     );
                     let deleted = SourceError::new(message, false);
                     *self.deleted.lock() = Some(deleted.clone());
@@ -126,7 +126,9 @@ impl CloudSource {
         };
         match error.is_retryable() {
             true => error,
-            false => tokio::time::timeout(LOOK_FOR_DELETION, look).await.ok().flatten().unwrap_or(error),
+            false => {
+                tokio::time::timeout(DELETION_CHECK_TIMEOUT, check).await.ok().flatten().unwrap_or(error)
+            }
         }
     }
 
@@ -189,39 +191,39 @@ impl CloudSource {
     /// # Errors
     /// It is unavailable within the timeout and the volume's limit, or damaged.
     pub(crate) fn read_blocking(&self, extent: Extent, time_limit: Duration) -> Result<Vec<u8>, SourceError> {
-        let read = tokio::time::timeout(time_limit, self.patiently(|| self.read(extent)));
-        let late = || Err(SourceError::new("the store gave no answer in time", true));
+        let read = tokio::time::timeout(time_limit, self.with_retries(|| self.read(extent)));
+        let late = || Err(SourceError::new("the store did not respond in time", true));
         self.handle.block_on(async { read.await.unwrap_or_else(|_| late()) })
     }
 
     /// Retries until success, a permanent error or the timeout.
-    async fn patiently<T, F: Future<Output = Result<T, SourceError>>>(
+    async fn with_retries<T, F: Future<Output = Result<T, SourceError>>>(
         &self,
         mut attempt: impl FnMut() -> F,
     ) -> Result<T, SourceError> {
         let started = Instant::now();
         let mut pause = Duration::from_millis(PAUSE_MS);
         let mut last = None;
-        let mut looks = 0;
+        let mut damaged_reads = 0;
         loop {
             let left = self.time_limit.saturating_sub(started.elapsed());
             let Ok(tried) = tokio::time::timeout(left, attempt()).await else {
                 let waited_ms = self.time_limit.as_millis();
                 return Err(last.unwrap_or_else(|| {
-                    SourceError::new(format!("the store gave no answer within {waited_ms} ms"), true)
+                    SourceError::new(format!("the store did not respond within {waited_ms} ms"), true)
                 }));
             };
             let error = match tried {
                 Ok(data) => return Ok(data),
-                // Not for a stop of the daemon: an error means lost data to a client, but without an answer
-                // it asks the next daemon.
                 Err(error) if !error.is_retryable() => {
-                    looks += 1;
-                    if looks >= LOOKS_AT_DAMAGE {
+                    damaged_reads += 1;
+                    if damaged_reads >= DAMAGE_ATTEMPTS {
                         return Err(error);
                     }
                     error
                 }
+                // Also while the daemon stops: to a client an error means lost data, but without a reply it
+                // repeats the request to the next daemon.
                 Err(error) => error,
             };
             tracing::debug!(volume = %self.row.volume, %error, "a lazy volume waits for its store");
@@ -244,14 +246,14 @@ impl LazySource for SharedSource {
             let left = Mutex::new(BlockSet::from_iter([extent]));
             let attempt = || async {
                 match source.read_to(&left, &sink).await {
-                    // The volume does not need it any more.
+                    // The volume no longer needs the fetch.
                     Err(_) if sink.has_failed() => Ok(()),
                     result => result,
                 }
             };
-            let mut result = source.patiently(attempt).await;
+            let mut result = source.with_retries(attempt).await;
             if let Err(error) = result {
-                result = Err(source.reason(error).await);
+                result = Err(source.cause_of(error).await);
             }
             let left = left.into_inner();
             if let Err(error) = &result {
@@ -260,10 +262,10 @@ impl LazySource for SharedSource {
                     cloudsnap = %source.row.cloudsnap,
                     blocks = ?left.extents().take(4).collect::<Vec<_>>(),
                     %error,
-                    "blocks of a lazy volume could not be fetched"
+                    "fetching blocks of a lazy volume failed"
                 );
             }
-            // It executes the waiting requests.
+            // The end of a fetch executes the waiting requests, which may block.
             tokio::task::spawn_blocking(move || match result {
                 Ok(()) => reply.end(Ok(())),
                 Err(error) => reply.end_without(left, error),
@@ -278,7 +280,7 @@ impl LazySource for SharedSource {
     fn wake_after(&self, delay: Duration, wake: Box<dyn FnOnce() + Send>) {
         self.0.handle.spawn(async move {
             tokio::time::sleep(delay).await;
-            // It answers clients, which may take as long as their requests.
+            // `wake` executes requests of clients, which may block.
             tokio::task::spawn_blocking(wake);
         });
     }
@@ -293,11 +295,11 @@ impl LazySource for SharedSource {
                 };
                 match found.await {
                     Ok(found) => Ok(found),
-                    Err(error) => Err(source.reason(error).await),
+                    Err(error) => Err(source.cause_of(error).await),
                 }
             };
             let answer = tokio::time::timeout(source.time_limit, ask).await;
-            answer.unwrap_or_else(|_| Err(SourceError::new("the store gave no answer in time", true)))
+            answer.unwrap_or_else(|_| Err(SourceError::new("the store did not respond in time", true)))
         })
     }
 }

@@ -147,7 +147,7 @@ impl Attachments {
     /// one. Retries later if the kernel refuses. Blocks.
     pub fn resized(&self, registry: &Registry, volume: VolumeId) {
         if let Err(error) = self.resize(registry, volume) {
-            tracing::error!(%volume, %error, "the device keeps its old size for now");
+            tracing::error!(%volume, %error, "resizing the device failed; retrying");
             self.retry(volume);
         }
     }

@@ -70,7 +70,7 @@ impl ReconnectThread {
             .map_err(|errno| failed(errno.into()))?;
         let (stop, wake) = (Arc::new(AtomicBool::new(false)), Arc::new(wake));
         let (seen, woken) = (Arc::clone(&stop), Arc::clone(&wake));
-        let run = move || keep(&shared, watch, &seen, &woken);
+        let run = move || run(&shared, watch, &seen, &woken);
         let thread = std::thread::Builder::new().name("blockd-links".into()).spawn(run).map_err(failed)?;
         Ok(Self { stop, wake, numbers, thread: Some(thread) })
     }
@@ -104,7 +104,7 @@ impl Drop for ReconnectThread {
     }
 }
 
-fn keep(shared: &AttachmentTable, mut watch: Box<dyn Watch>, stop: &AtomicBool, wake: &OwnedFd) {
+fn run(shared: &AttachmentTable, mut watch: Box<dyn Watch>, stop: &AtomicBool, wake: &OwnedFd) {
     loop {
         let next = shared.due.lock().values().map(|due| due.next).min();
         let time_limit = next.map_or(IDLE_TIMEOUT, |next| next.saturating_duration_since(Instant::now()));
@@ -128,7 +128,7 @@ fn keep(shared: &AttachmentTable, mut watch: Box<dyn Watch>, stop: &AtomicBool, 
             for volume in dead {
                 all.insert(volume, RetrySchedule::at(now));
             }
-            // Resumed out before the attempts: entries added during them stay.
+            // Removed before the attempts, so that entries added during them stay.
             let (now_due, later) =
                 std::mem::take(&mut *all).into_iter().partition(|(_, due)| due.next <= now);
             *all = later;

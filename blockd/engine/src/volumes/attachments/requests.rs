@@ -93,11 +93,11 @@ impl Devices {
         }
         // A concurrent growth did not see the device.
         let (this, volume) = (Arc::clone(self), entry.id);
-        let told = blocking(move || -> Result<(), ServiceError> {
+        let resized = blocking(move || -> Result<(), ServiceError> {
             this.attachments.resized(&this.registry, volume);
             Ok(())
         });
-        told.await?;
+        resized.await?;
         let attached = self.attachments.shared.to_api(entry.id, &held);
         let device = attached.device.map(|device| device.to_string());
         tracing::info!(volume = %entry.id, name = %entry.name, device, "volume attached");

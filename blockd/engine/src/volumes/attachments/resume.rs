@@ -153,7 +153,7 @@ impl Devices {
 
 impl AttachmentTable {
     /// Resumes an interrupted detach, unless the device is in use again, or still in use after a forced
-    /// detach: its client has not been told that the device is gone.
+    /// detach, which was not confirmed to its client.
     fn finish_detach(&self, kernel: &mut dyn DriverSession, held: &HeldVolume, device: NbdDevice) -> Resumed {
         let over = Resumed::Ended("it was being detached");
         // Without connections, users of the device would wait for them, and its dirty pages could not be

@@ -31,7 +31,7 @@ fn connected_volume_is_not_deleted_and_accepts_no_clients() {
     assert!(entry.attach().is_err());
     assert!(entry.begin_delete().is_err());
     entry.undo_delete(before);
-    assert!(entry.attach().is_ok() && !entry.stop_upkeep.load(Ordering::Relaxed));
+    assert!(entry.attach().is_ok() && !entry.stop_merges.load(Ordering::Relaxed));
     let (_, attachment) = entry.attach().unwrap();
     assert_eq!(entry.begin_rollback().err().unwrap().code, ErrorCode::VolumeInUse);
     drop(attachment);
