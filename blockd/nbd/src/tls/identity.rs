@@ -163,7 +163,9 @@ impl TlsIdentity {
     /// Returns true if a file has changed since the last attempt to load it.
     #[must_use]
     pub fn has_changed(&self) -> bool {
-        *self.seen.lock() != stamps(&self.files.read())
+        // In the order of `reload_from`.
+        let files = self.files.read();
+        *self.seen.lock() != stamps(&files)
     }
 
     /// Returns true if clients need certificates.
