@@ -110,7 +110,7 @@ impl<'a> Fields<'a> {
         let (source, text) = match value {
             Value::String(text) => ("value".to_owned(), text),
             Value::Object(fields) => match fields.into_iter().collect::<Vec<_>>().as_slice() {
-                [(source, Value::String(text))] => (source.clone(), text.clone()),
+                [(source, Value::String(text))] if source != "value" => (source.clone(), text.clone()),
                 _ => (String::new(), String::new()),
             },
             // YAML has changed the spelling of a plain number, and serde's message would show it.
