@@ -120,7 +120,7 @@ fn describe(mark: &CloudsnapMark) -> String {
             format!("Cloudsnap {id} is pinned; without that it would expire on {}.", format_time(at))
         }
         (false, Some(at)) => format!("Cloudsnap {id} expires on {}.", format_time(at)),
-        (false, None) => format!("Cloudsnap {id} follows the retention of its schedule."),
+        (false, None) => format!("Cloudsnap {id} is neither pinned nor set to expire."),
     }
 }
 

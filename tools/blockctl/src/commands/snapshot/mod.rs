@@ -237,7 +237,7 @@ async fn watched<T>(
 async fn pin(context: &Context<'_>, snapshot: &SnapshotRef, pinned: bool) -> Exit {
     let snapshot =
         context.client.call_at(operations::MARK_SNAPSHOT, snapshot, &MarkSnapshot { pinned }).await?;
-    let what = if snapshot.pinned { "is pinned" } else { "follows the retention of its schedule" };
+    let what = if snapshot.pinned { "is pinned" } else { "is not pinned" };
     context.output.tell(&snapshot, || format!("Snapshot {}@{} {what}.", snapshot.volume, snapshot.name))
 }
 
