@@ -43,8 +43,7 @@ fn seal_all(raw: &[u8], cipher: Option<&Aes256GcmSiv>, threads: usize) -> (f64, 
     let share = raw.len().div_ceil(threads).next_multiple_of(FRAME_BYTES);
     let began = Instant::now();
     let stored = std::thread::scope(|scope| {
-        let parts: Vec<_> =
-            raw.chunks(share).map(|part| scope.spawn(move || seal(part, cipher))).collect();
+        let parts: Vec<_> = raw.chunks(share).map(|part| scope.spawn(move || seal(part, cipher))).collect();
         parts.into_iter().map(|part| part.join().unwrap()).sum()
     });
     (began.elapsed().as_secs_f64(), stored)

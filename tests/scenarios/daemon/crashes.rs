@@ -1,6 +1,7 @@
 //! Crashes at any step of a task, and database writes that fail.
 
 use super::*;
+use blockd_api::{lazy::StartInPlace, tasks::TaskLimits};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn backup_survives_a_crash_at_any_step() {
@@ -43,6 +44,50 @@ async fn backup_survives_a_crash_at_any_step() {
         assert!(next.bytes_dirty <= 2 << 20, "{step}: {}", next.bytes_dirty);
         model.assert_is(&*host.restore(&next.source_volume.unwrap(), "next").await);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_place_restore_survives_a_crash_at_any_step() {
+    for step in ["in-place restore frozen", "in-place restore written"] {
+        let mut host = Host::new().await;
+        let (_, volume, mut model) = host.one_backup().await;
+        let snap = host.backup("data", false).await.source_volume.unwrap().parse().unwrap();
+        let backed_up = model.clone();
+        model.write(&volume, 9 << 20, 5, 1 << 20);
+        drop(volume);
+
+        host.die_at(step);
+        let request = StartInPlace {
+            snap,
+            volume: "data".parse().unwrap(),
+            cred_id: None,
+            discard: true,
+            limits: TaskLimits::default(),
+        };
+        let task = host.call(START_IN_PLACE, &request).await.task;
+        host.engine().host.stopping.cancelled().await;
+        host.stop().await;
+        host.start().await;
+        let done = host.done(task).await;
+        assert_eq!(done.resumed, 1, "{step}");
+        backed_up.assert_is(&host.volume("data"));
+        host.assert_tidy();
+        host.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hydration_survives_a_crash_before_its_record() {
+    let mut host = Host::new().await;
+    let (_, volume, model) = host.one_backup().await;
+    drop(volume);
+    let snap = host.backup("data", false).await.source_volume.unwrap();
+    host.die_at("hydration ended");
+    let task = host.restore_lazily(&snap, "copy", true).await.task.unwrap();
+    host.die_and_start().await;
+    host.done(task).await;
+    std::fs::remove_dir_all(host.store.path()).unwrap();
+    model.assert_is(&host.volume("copy"));
 }
 
 /// Trigger that refuses to store ends of tasks, like a full disk of the database.

@@ -2,7 +2,7 @@
 //! built on those that are in doubt.
 
 use super::{dying::COMMITTED, *};
-use blockd_api::{events::ListEvents, lazy::StartLazyRestore, tasks::StopTask};
+use blockd_api::{events::ListEvents, tasks::StopTask};
 use blockd_catalog::Doubt;
 use blockd_cloud::CloudSnapshotId;
 use blockd_engine::backup::doubts::Failing;
@@ -30,6 +30,19 @@ impl Host {
         let base = self.backup("data", false).await.source_volume.unwrap();
         model.write(&volume, 1 << 20, 2, 1 << 20);
         (base, volume, model)
+    }
+
+    /// Dies at the commit of a backup and starts without its store. Returns the task and where the store is.
+    async fn restart_committing_without_store(&mut self, volume: Arc<Volume>) -> (Uuid, PathBuf) {
+        self.die_at(COMMITTED);
+        let task = self.start_backup("data", false).await;
+        self.engine().host.stopping.cancelled().await;
+        drop(volume);
+        self.stop().await;
+        let away = self.store.path().with_extension("away");
+        fs::rename(self.store.path(), &away).unwrap();
+        self.start().await;
+        (task, away)
     }
 
     /// Runs the maintenance pass of a time.
@@ -115,14 +128,7 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
 async fn abandoned_backup_is_verified_after_an_outage() {
     let mut host = Host::new().await;
     let (base, volume, _) = host.one_backup().await;
-    host.die_at(COMMITTED);
-    let task = host.start_backup("data", false).await;
-    host.engine().host.stopping.cancelled().await;
-    drop(volume);
-    host.stop().await;
-    let away = host.store.path().with_extension("away");
-    fs::rename(host.store.path(), &away).unwrap();
-    host.start().await;
+    let (task, away) = host.restart_committing_without_store(volume).await;
     let left = host.wait(task).await.source_volume.unwrap();
     host.call_at(STOP_TASK, &task, &StopTask { discard: true }).await;
     host.check_once(Timestamp::now()).await;
@@ -189,15 +195,7 @@ async fn volume_of_a_doubtful_backup_starts_with_a_full_backup() {
             host.die_and_start().await;
         }
         let snap = host.done(task).await.source_volume.unwrap();
-        let request = StartLazyRestore {
-            snap: snap.parse().unwrap(),
-            volume: Some("clone".parse().unwrap()),
-            cred_id: None,
-            hydrate: false,
-            on_store_loss: Default::default(),
-            labels: None,
-        };
-        host.call(START_LAZY_RESTORE, &request).await;
+        host.restore_lazily(&snap, "clone", false).await;
         model.write(&host.volume("clone"), 7 << 20, 5, 1 << 20);
         let first = host.backup("clone", false).await;
         let expected = if dies_at.is_some() { BackupType::Full } else { BackupType::Incremental };
@@ -218,15 +216,7 @@ async fn first_backup_of_a_lazy_volume_resumes() {
             let origin = volume.id();
             drop(volume);
             let snap = host.backup("data", false).await.source_volume.unwrap();
-            let request = StartLazyRestore {
-                snap: snap.parse().unwrap(),
-                volume: Some("clone".parse().unwrap()),
-                cred_id: None,
-                hydrate: false,
-                on_store_loss: Default::default(),
-                labels: None,
-            };
-            host.call(START_LAZY_RESTORE, &request).await;
+            host.restore_lazily(&snap, "clone", false).await;
             let clone = host.volume("clone");
             model.write(&clone, 7 << 20, 5, 1 << 20);
             let frozen = model.clone();
@@ -267,14 +257,7 @@ async fn first_backup_of_a_lazy_volume_resumes() {
 async fn abandoned_run_with_a_possible_commit_is_verified() {
     let mut host = Host::new().await;
     let (base, volume, model) = host.one_backup().await;
-    host.die_at(COMMITTED);
-    let task = host.start_backup("data", false).await;
-    host.engine().host.stopping.cancelled().await;
-    drop(volume);
-    host.stop().await;
-    let away = host.store.path().with_extension("away");
-    fs::rename(host.store.path(), &away).unwrap();
-    host.start().await;
+    let (task, away) = host.restart_committing_without_store(volume).await;
     let failed = host.wait(task).await;
     assert!(failed.resumable, "{failed:?}");
     let left = failed.source_volume.unwrap();

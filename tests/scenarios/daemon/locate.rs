@@ -2,10 +2,7 @@
 //! labels of restored volumes.
 
 use super::*;
-use blockd_api::{
-    lazy::StartLazyRestore,
-    schedules::{CreateSchedule, Rule, Selector},
-};
+use blockd_api::schedules::{CreateSchedule, Rule, Selector};
 use std::path::Path;
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,6 +13,7 @@ use blockd_api::{
     Client, ClientError, ErrorCode,
     cloudsnaps::{BackupOptions, Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore},
     credentials::{Connection, CreateCredential, StoreConfig},
+    lazy::{LazyRestored, StartLazyRestore},
     operations::*,
     snapshots::{CreateSnapshot, ListSnapshots, Snapshot},
     tasks::{BackupType, ListTasks, Task, TaskStage, WaitTask},
@@ -208,6 +209,19 @@ impl Host {
         let started = self.call(START_RESTORE, &request).await;
         self.done(started.task).await;
         self.volume(name)
+    }
+
+    /// Restores a cloud snapshot as a lazy volume.
+    async fn restore_lazily(&self, snap: &str, name: &str, hydrate: bool) -> LazyRestored {
+        let request = StartLazyRestore {
+            snap: snap.parse().unwrap(),
+            volume: Some(name.parse().unwrap()),
+            cred_id: None,
+            hydrate,
+            on_store_loss: Default::default(),
+            labels: None,
+        };
+        self.call(START_LAZY_RESTORE, &request).await
     }
 
     async fn list(&self) -> Vec<Cloudsnap> {

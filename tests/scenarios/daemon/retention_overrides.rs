@@ -5,7 +5,6 @@ use blockd_api::{
     ErrorCode, MAX_WAIT_MS,
     cloudsnaps::{BackupOptions, CloudSnapshotId, CloudsnapMark, MarkCloudsnap, StartBackup, StartDelete},
     events::ListEvents,
-    lazy::StartLazyRestore,
     operations::*,
     schedules::RunState,
     tasks::{TaskOwner, TaskStage},
@@ -327,15 +326,7 @@ async fn resumed_deletion_spares_snapshots_pinned_or_used_since() {
     );
     host.pin(&snap, true).await;
     host.refused_at(ErrorCode::CloudsnapPinned, RESUME_TASK, &asked, &()).await;
-    let lazy = StartLazyRestore {
-        snap: snap.parse().unwrap(),
-        volume: Some("clone".parse().unwrap()),
-        cred_id: None,
-        hydrate: false,
-        on_store_loss: Default::default(),
-        labels: None,
-    };
-    host.call(START_LAZY_RESTORE, &lazy).await;
+    host.restore_lazily(&snap, "clone", false).await;
     host.refused_at(ErrorCode::CloudsnapInUse, RESUME_TASK, &forced, &()).await;
     assert_eq!(host.ids().await, [snap.as_str()]);
     host.call_at(DELETE_VOLUME, &"clone".parse().unwrap(), &Default::default()).await;
