@@ -45,7 +45,7 @@ impl fmt::Display for Severity {
 /// Kind of event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventKind {
-    /// Returns the name.
+    /// Name.
     pub word: &'static str,
     /// `MESSAGE_ID` in the systemd journal; never changed nor reused.
     pub message_id: Uuid,

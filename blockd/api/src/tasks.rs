@@ -71,7 +71,7 @@ pub struct Task {
     pub credential: Uuid,
     /// Name of the credential; `None` if deleted.
     pub credential_name: Option<CredentialName>,
-    /// Phase: `planning`, `uploading`, `committing`.
+    /// Phase: `planning`, `data`, `index`, `commit`, `done`, or `waiting for` and a secret reference.
     pub phase: String,
     /// Total bytes; 0 while unknown.
     pub bytes_total: u64,

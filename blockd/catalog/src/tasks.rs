@@ -167,7 +167,7 @@ pub struct TaskDetail {
     pub completed: Option<Timestamp>,
     /// Full or incremental, once it is decided.
     pub backup_type: Option<BackupType>,
-    /// Note for the user, such as the reason of a full backup.
+    /// Note for support, such as the reason of a full backup; not in replies of the API.
     pub note: Option<String>,
     /// Error of a failed task.
     pub error: Option<ApiError>,
