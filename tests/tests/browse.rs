@@ -315,7 +315,7 @@ fn cache_survives_kills_and_no_dead_mount_is_left() {
     ctl.json(&["browse", "mount", mount.0.to_str().unwrap()]);
     let world = World { bed, store, daemon, source: PathBuf::new(), image, mount };
     assert!(same_file(&world.image, &world.only().join("disk.img")));
-    assert!(world.daemon.log().contains("a piece of the cache is damaged"));
+    assert!(world.daemon.log().contains("cache entry is damaged"));
 
     // A clean stop takes the mount away.
     let World { daemon, mount, .. } = world;

@@ -1,9 +1,9 @@
-//! Backup: concurrent packs, then the index, then the manifest.
+//! Backup: stores packs concurrently, then the index, then the manifest.
 //!
-//! Memory is bounded independent of the volume: at most `upload_concurrency` packs exist at once (33 MiB
-//! each), one of them twice during its assembly, and 32 MiB of raw blocks, so by default 5 * 33 + 32 MiB, and
-//! 100 MiB for a part of the index afterwards; pooled memory is included (192 MiB). In addition some dozen
-//! bytes per 32 MiB of blocks, and the block sets.
+//! Memory does not depend on the volume's size: at most `upload_concurrency` packs (33 MiB each), one of them
+//! twice during its assembly, and 32 MiB of raw blocks, so by default 5 * 33 + 32 MiB, then 100 MiB for a
+//! part of the index; pooled memory (192 MiB) is included. In addition some dozen bytes per 32 MiB of blocks,
+//! and the block sets.
 
 use crate::{
     CloudError, CloudSnapshotId,
@@ -33,16 +33,16 @@ pub const BACKUP_LIFETIME_S: i64 = 7 * 24 * 3600;
 /// Maximum clock difference of hosts and stores, in seconds: a day.
 pub const MAX_CLOCK_SKEW_S: i64 = 24 * 3600;
 
-/// Content of a backup. A resumed backup must have the same content, including the salt.
+/// Specification of a backup. A resumed backup must have the same one, including the salt.
 #[derive(Clone, Debug)]
 pub struct BackupSpec {
     /// Installation.
     pub cluster: Uuid,
     /// Volume.
     pub volume: VolumeId,
-    /// Snapshot: a random id, unique among the backups of the volume.
+    /// Snapshot: random id, unique among the backups of the volume.
     pub snapshot: SnapshotId,
-    /// Facts for readers of the snapshot.
+    /// Description in the manifest.
     pub description: SnapshotDescription,
     /// Size of the volume.
     pub size_bytes: u64,
@@ -54,7 +54,7 @@ pub struct BackupSpec {
     pub zero: BlockSet,
     /// Base of an incremental. It may be a snapshot of another volume from which this one was created.
     pub base: Option<Manifest>,
-    /// From [`new_delta_salt`], kept for a resumption.
+    /// Salt from [`new_delta_salt`], kept for a resume.
     pub delta_salt: [u8; 32],
 }
 
@@ -83,7 +83,7 @@ impl BackupSpec {
         Ok(())
     }
 
-    /// Returns whether the backup began so long ago that its objects are to be checked after the commit.
+    /// Returns true if the backup is so old that its objects must be checked after the commit.
     pub(crate) fn is_old(&self, now: Timestamp) -> bool {
         now.as_second().saturating_sub(self.started.as_second()) > MAX_CLOCK_DIFFERENCE_S
     }
@@ -93,14 +93,14 @@ impl BackupSpec {
         let end = Extent::whole(self.size_bytes).end();
         if self.zero.last().is_some_and(|last| last >= end) {
             return invalid(format!(
-                "a zero block lies beyond the end of a volume of {} bytes",
+                "a zero block is beyond the end of a volume of {} bytes",
                 self.size_bytes
             ));
         }
         let mut both = self.data.clone();
         both.intersect_with(&self.zero);
         if let Some(block) = both.first() {
-            return invalid(format!("block {block} is both to be read and known to be zero"));
+            return invalid(format!("block {block} is both a data block and a zero block"));
         }
         let Some(base) = &self.base else { return Ok(()) };
         if base.size_bytes > self.size_bytes {
@@ -129,8 +129,7 @@ pub struct UploadOptions {
     /// Use create-if-absent: an existing object must have the same content. Set it for stores that support
     /// create-if-absent, as tested.
     pub write_once: bool,
-    /// An earlier run of this backup may have reached the commit, independent of the journal, which may be
-    /// lost.
+    /// An earlier run of this backup may have reached the commit, even if the journal is lost.
     pub resumed: bool,
 }
 
@@ -140,7 +139,7 @@ impl Default for UploadOptions {
     }
 }
 
-/// Returns the requested number of threads, or that of cores.
+/// Returns the requested number of threads; for 0, the number of cores.
 pub(crate) fn cpu_threads(asked: usize) -> usize {
     if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) }
 }
@@ -170,19 +169,19 @@ pub(crate) struct Job {
     pub was_committing: bool,
     /// Start of this run.
     pub clock: RunClock,
-    /// There was an earlier run. The absence of its commit record is not trusted.
+    /// An earlier run exists. It may have committed even without a commit record.
     pub is_resumed: bool,
 }
 
-/// Backs up a frozen volume: reads the blocks of the spec, and no others, and stores them as a snapshot.
+/// Backs up a frozen volume: reads only the blocks of the spec and stores them as a snapshot.
 ///
 /// It makes no LIST and no HEAD request. Packs recorded in the journal are neither read nor sent again; one
 /// byte of each is fetched before the commit, because it may have been deleted since, and a missing pack is
 /// created again. After the commit of an incremental the base's manifest is requested once: if another host
-/// has deleted it meanwhile, required deltas may be gone too, so the new manifest is deleted. If an earlier
-/// attempt may have been the commit, after an earlier run, more than an hour after the start, or after a
-/// suspend, one byte of every object is fetched after the commit, because a collector with another clock may
-/// have deleted it. [`Progress::was_in_doubt`] reports the first case.
+/// has deleted it, required deltas may be gone too, so the new manifest is deleted. If an earlier attempt may
+/// have been the commit, after an earlier run, more than an hour after the start, or after a suspend, one
+/// byte of every object is fetched after the commit, because a collector with another clock may have deleted
+/// it. [`Progress::was_in_doubt`] reports the first case.
 ///
 /// # Errors
 /// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`];
@@ -261,9 +260,9 @@ async fn run(
 impl Job {
     async fn packs(self: &Arc<Self>, concurrency: usize) -> Result<(), CloudError> {
         let mut done = vec![false; self.layout.pack_count as usize];
-        let mut before = self.journal.completed();
-        before.retain(|pack_no| *pack_no < self.layout.pack_count);
-        for &pack_no in &before {
+        let mut recorded = self.journal.completed();
+        recorded.retain(|pack_no| *pack_no < self.layout.pack_count);
+        for &pack_no in &recorded {
             if let Some(done) = done.get_mut(pack_no as usize) {
                 *done = true;
                 let blocks: usize = self.layout.frame_sizes(pack_no).iter().sum();
@@ -278,28 +277,25 @@ impl Job {
             self.progress.processed(pack? as u64);
         }
         drop(packs);
-        // As late as possible: the packs of this run take long.
-        let mut before = futures::stream::iter(before)
+        // Checks recorded packs as late as possible: the packs of this run take long.
+        let mut recorded = futures::stream::iter(recorded)
             .map(|pack_no| async move { Ok::<_, CloudError>((pack_no, self.is_stored(pack_no).await?)) })
             .buffer_unordered(concurrency);
-        // In packs of this run, or recorded by an earlier one.
+        // Each block is in a pack of this run or of an earlier one.
         debug_assert_eq!(
             self.progress.snapshot().bytes_processed,
             self.layout.data_blocks * BLOCK_SIZE_BYTES,
             "blocks in no pack"
         );
         let mut lost = Vec::new();
-        while let Some(pack) = before.next().await {
+        while let Some(pack) = recorded.next().await {
             let (pack_no, is_stored) = pack?;
             if !is_stored {
                 lost.push(pack_no);
             }
         }
         if !lost.is_empty() {
-            tracing::warn!(
-                packs = lost.len(),
-                "packs that were stored are gone from the store: they are sent again"
-            );
+            tracing::warn!(packs = lost.len(), "stored packs are missing from the store: storing them again");
         }
         let mut packs =
             futures::stream::iter(lost).map(|pack_no| self.pack(pack_no)).buffer_unordered(concurrency);
@@ -318,10 +314,10 @@ impl Job {
             // Packs of zero blocks only have no object.
             return Ok(true);
         }
-        self.is_there(&self.spec.delta_id().pack_key(pack_no)).await
+        self.exists(&self.spec.delta_id().pack_key(pack_no)).await
     }
 
-    pub(crate) async fn is_there(&self, object: &str) -> Result<bool, CloudError> {
+    pub(crate) async fn exists(&self, object: &str) -> Result<bool, CloudError> {
         match self.store.get_range(object, 0, 1).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
@@ -345,9 +341,9 @@ impl Job {
 
     /// Stores an object of the delta.
     ///
-    /// No other task writes its key, and every attempt of this one writes the same bytes. If the task runs
-    /// twice anyway (its daemon was copied), write-once objects keep the two runs apart: the committing run
-    /// has seen that each object is its own.
+    /// No other task writes its key, and every attempt of this one writes the same bytes. If a copied daemon
+    /// runs the same task, write-once objects keep the two runs apart: the committing run has verified that
+    /// each object is its own.
     pub(crate) async fn put(&self, object: &str, body: Bytes) -> Result<(), CloudError> {
         assert!(!body.is_empty(), "an empty object at {object}");
         assert_eq!(DeltaId::of_object(object), Some(self.spec.delta_id()), "{object} is of another delta");

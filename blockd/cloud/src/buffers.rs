@@ -1,19 +1,19 @@
-//! Pooled buffers for blocks that are read, sealed and stored.
+//! Buffer pool for blocks during read, seal and upload.
 //!
-//! A full backup moves the volume's data through memory three times. With fresh memory the kernel would
-//! allocate, clear and map every page: a tenth of the CPU time, under a lock that requests of guests also
-//! need. Buffers are aligned for direct I/O.
+//! A full backup copies the volume's data through memory three times. Without the pool the kernel would
+//! allocate, clear and map each page: a tenth of the CPU time, under a lock that guest I/O also needs.
+//! Buffers are aligned for direct I/O.
 
 use blockd_store::ALIGNMENT_BYTES;
 use parking_lot::Mutex;
 use std::{fmt, mem, sync::Arc};
 
-/// Size classes: a chunk of frames, and a pack, each with the overhead of sealing. Unwritten memory takes no
-/// space.
+/// Size classes in bytes: a chunk of frames and a pack, each with the overhead of sealing. The kernel backs
+/// only written pages with memory.
 const CLASSES: [usize; 2] = [4_352 << 10, 34 << 20];
 /// Minimum length of pooled buffers.
 const POOLED_FROM_BYTES: usize = 256 << 10;
-/// Maximum of used and pooled memory together; nothing is pooled beyond it.
+/// Maximum total of buffers in use and pooled buffers; buffers beyond it are freed.
 const MAX_KEPT_BYTES: usize = 192 << 20;
 
 /// Pool of unused buffers.
@@ -34,7 +34,7 @@ impl State {
     fn make_room(&mut self, bytes: usize) {
         while self.in_use_bytes + self.free_bytes + bytes > MAX_KEPT_BYTES {
             let Some(last) = self.free.pop() else {
-                debug_assert_eq!(self.free_bytes, 0, "unused buffers are counted that are not there");
+                debug_assert_eq!(self.free_bytes, 0, "pooled bytes are counted without a pooled buffer");
                 return;
             };
             self.free_bytes -= last.capacity();
@@ -96,9 +96,9 @@ impl Buffers {
 /// Buffer that returns to the pool on drop.
 pub(crate) struct Buffer {
     bytes: Vec<u8>,
-    /// Start of its content.
+    /// Offset of the content.
     start: usize,
-    /// Length of its class, if pooled.
+    /// Length of its size class; `None` for buffers that are not pooled.
     pooled_bytes: Option<usize>,
     counted_bytes: usize,
     home: Arc<Buffers>,
@@ -129,8 +129,8 @@ impl Drop for Buffer {
         debug_assert!(state.in_use_bytes >= self.counted_bytes, "a buffer is returned twice");
         state.in_use_bytes -= self.counted_bytes;
         // A buffer that grew, or is larger than requested, has no class.
-        let goes_back = self.pooled_bytes == Some(self.bytes.capacity());
-        if goes_back && state.in_use_bytes + state.free_bytes + self.counted_bytes <= MAX_KEPT_BYTES {
+        let is_pooled = self.pooled_bytes == Some(self.bytes.capacity());
+        if is_pooled && state.in_use_bytes + state.free_bytes + self.counted_bytes <= MAX_KEPT_BYTES {
             state.free_bytes += self.counted_bytes;
             state.free.push(mem::take(&mut self.bytes));
         }

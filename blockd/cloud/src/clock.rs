@@ -1,5 +1,4 @@
-//! Clock checks for deletions and commits: the store's clock beside this host's, and the real duration of a
-//! run.
+//! Clock checks for deletions and commits: the store's clock against this host's, and the duration of a run.
 
 use crate::{ClockUnknownCause, CloudError, names::PROBE_PREFIX};
 use blockd_store::{BlobStore, PutMode, StoreErrorKind};
@@ -12,18 +11,18 @@ use uuid::Uuid;
 /// Difference between the clocks of this host and of a store beyond which nothing is deleted.
 pub const MAX_CLOCK_DIFFERENCE_S: i64 = 3600;
 
-/// Pauses before a probe object is looked for again: listings may lag behind.
+/// Pauses between listings of a probe object: listings may lag.
 const LISTING_PAUSES_MS: [u64; 5] = [250, 500, 1000, 2000, 4000];
 
-/// Duration from which a run checks its objects after the commit: they were young enough for every collector,
-/// but by clocks that are not this run's own.
+/// Duration from which a run checks its objects after the commit: a garbage collection with another clock may
+/// have considered them expired.
 const LONG_RUN: Duration = Duration::from_secs(3600);
 /// Difference of boot time and monotonic time that indicates a suspended host.
 const MAX_SUSPENSION: Duration = Duration::from_secs(60);
 
 /// Fails if the clocks of this host and of the store differ by more than [`MAX_CLOCK_DIFFERENCE_S`]: the ages
 /// and dates of deletions would be wrong. Puts, lists and deletes one small object; if the store has no space
-/// for it, the date of the refusal is the store's time.
+/// for it, the date of the error response is the store's time.
 ///
 /// # Errors
 /// [`CloudError::ClockDiffers`]; [`CloudError::ClockUnknown`] if the store's time is unknown; errors of the
@@ -38,17 +37,17 @@ pub async fn check_clock(store: &dyn BlobStore, now: impl Fn() -> Timestamp) -> 
         Ok(()) => {
             let listed = listed_time(store, &prefix, &key).await;
             if let Err(error) = store.delete(&key).await {
-                tracing::debug!(%error, key, "a probe object is left to the next collection");
+                tracing::debug!(%error, key, "deletion failed on probe object: left to the next garbage collection");
             }
             listed?
         }
-        // Deletion frees space.
+        // A full store must not prevent deletions, which free space.
         Err(error) if error.kind == StoreErrorKind::NoSpace => {
             error.store_time_unix_s.ok_or_else(|| unknown(store, ClockUnknownCause::NoRoom))?.get()
         }
         Err(error) => return Err(error.into()),
     };
-    // The store read its clock between the two.
+    // The store read its clock between `before` and `after`.
     let ahead_s = after.as_second().saturating_sub(stored_s).min(0)
         + before.as_second().saturating_sub(stored_s).max(0);
     match ahead_s.saturating_abs() > MAX_CLOCK_DIFFERENCE_S {
@@ -57,7 +56,8 @@ pub async fn check_clock(store: &dyn BlobStore, now: impl Fn() -> Timestamp) -> 
     }
 }
 
-/// Returns when an object was stored, by the store's clock; waits some seconds until a listing has it.
+/// Returns the modification time of an object by the store's clock; waits some seconds until a listing has
+/// it.
 async fn listed_time(store: &dyn BlobStore, prefix: &str, key: &str) -> Result<i64, CloudError> {
     let mut pauses = LISTING_PAUSES_MS.into_iter();
     loop {
@@ -75,7 +75,7 @@ fn unknown(store: &dyn BlobStore, cause: ClockUnknownCause) -> CloudError {
     CloudError::ClockUnknown { store: store.describe().to_owned(), cause }
 }
 
-/// Start of a run on the two clocks that cannot be set.
+/// Start of a run on the monotonic and the boot-time clock, which cannot be set.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RunClock {
     monotonic: Duration,
@@ -87,8 +87,7 @@ impl RunClock {
         Self { monotonic: read(ClockId::Monotonic), boot: read(ClockId::Boottime) }
     }
 
-    /// Returns whether the run took so long, or the host slept for so long meanwhile, that its objects are to
-    /// be checked.
+    /// Returns true if the run took, or the host was suspended, so long that the objects must be checked.
     pub(crate) fn is_long(&self) -> bool {
         self.is_long_at(read(ClockId::Monotonic), read(ClockId::Boottime))
     }

@@ -74,7 +74,7 @@ impl Job {
         let object = manifest.encode(&self.key, &random()?)?;
         let decoded =
             Manifest::decode(&object, &spec.id(), |id| (id == self.key.key_id()).then(|| self.key.clone()));
-        // A base that a damaged catalog kept is no bug.
+        // Not an assertion: a damaged catalog may supply an invalid base.
         let decoded = decoded.map_err(|error| CloudError::Internal {
             what: "checking the manifest before the commit",
             detail: error.to_string(),
@@ -90,11 +90,11 @@ impl Job {
         assert!((manifest.id(), manifest.delta.salt) == (own, salt), "the commit is of another backup");
         let in_doubt = self.was_committing || !at_once;
         if in_doubt {
-            self.progress.doubt();
+            self.progress.set_in_doubt();
         }
         // The clock may have been wrong before the put, or the host may have been suspended during it.
         if let Err(expired) = spec.check_age(Timestamp::now()) {
-            self.take_back(&manifest).await?;
+            self.delete_manifest(&manifest).await?;
             return Err(expired);
         }
         if in_doubt || self.is_resumed || self.clock.is_long() || spec.is_old(Timestamp::now()) {
@@ -114,7 +114,7 @@ impl Job {
     async fn check_own(&self, manifest: &Manifest) -> Result<(), CloudError> {
         let delta = self.spec.delta_id();
         let packs = (0..self.layout.pack_count).map(|pack_no| async move {
-            let is_stored = insist(|| self.is_stored(pack_no)).await?;
+            let is_stored = retry(|| self.is_stored(pack_no)).await?;
             Ok::<_, CloudError>((!is_stored).then(|| delta.pack_key(pack_no)))
         });
         let mut packs = futures::stream::iter(packs).buffer_unordered(CHECK_CONCURRENCY);
@@ -123,23 +123,23 @@ impl Job {
             gone = gone.or(pack?);
         }
         let index_key = delta.index_key();
-        if gone.is_none() && !insist(|| self.is_there(&index_key)).await? {
+        if gone.is_none() && !retry(|| self.exists(&index_key)).await? {
             gone = Some(index_key);
         }
         let Some(object) = gone else { return Ok(()) };
-        self.take_back(manifest).await?;
+        self.delete_manifest(manifest).await?;
         Err(CloudError::DeletedMeanwhile { id: manifest.id(), object })
     }
 
     /// Deletes the manifest of a committed snapshot that must not stay.
-    async fn take_back(&self, manifest: &Manifest) -> Result<(), CloudError> {
+    async fn delete_manifest(&self, manifest: &Manifest) -> Result<(), CloudError> {
         let manifest_key = manifest.id().manifest_key();
-        insist(|| async { Ok(self.store.delete(&manifest_key).await?) }).await.map(drop)
+        retry(|| async { Ok(self.store.delete(&manifest_key).await?) }).await.map(drop)
     }
 }
 
-/// Retries while the store does not reply.
-async fn insist<T, F>(ask: impl Fn() -> F) -> Result<T, CloudError>
+/// Retries a request while it fails with a retryable error.
+async fn retry<T, F>(ask: impl Fn() -> F) -> Result<T, CloudError>
 where
     F: Future<Output = Result<T, CloudError>>,
 {
@@ -147,7 +147,7 @@ where
     for _ in 1..CHECK_ATTEMPTS {
         match ask().await {
             Err(error) if error.is_retryable() => {
-                tracing::debug!(%error, "asked once more about the committed snapshot");
+                tracing::debug!(%error, "retrying the check of the committed snapshot");
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(MAX_CHECK_PAUSE);
             }
@@ -177,7 +177,7 @@ pub async fn check_base(
     let (id, base) = (manifest.id(), base.id());
     debug_assert!(id != base && manifest.needs(base.snapshot), "{base} is not the base of {id}");
     let base_key = base.manifest_key();
-    let looked = insist(|| async {
+    let looked = retry(|| async {
         match store.get_range(&base_key, 0, 1).await {
             Ok(_) => Ok(true),
             Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
@@ -188,7 +188,7 @@ pub async fn check_base(
         Ok(true) => Ok(()),
         Ok(false) => {
             let own_key = id.manifest_key();
-            match insist(|| async { Ok(store.delete(&own_key).await?) }).await {
+            match retry(|| async { Ok(store.delete(&own_key).await?) }).await {
                 Ok(_) => Err(CloudError::BaseDeleted { base }),
                 Err(source) => Err(CloudError::NotTakenBack { id, base, source: Box::new(source) }),
             }

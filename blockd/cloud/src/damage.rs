@@ -1,11 +1,11 @@
-//! Damage of a snapshot found by a read that skips it.
+//! Damage found by reads that skip it.
 
 use crate::CloudError;
 use blockd_extent::{BlockSet, Extent};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 
-/// Maximum number of described damaged parts; of others only the blocks are known.
+/// Maximum number of described damaged parts; for further ones only the blocks are recorded.
 pub const MAX_DAMAGE_DESCRIBED: usize = 1000;
 
 /// Damaged part of an object.
@@ -30,12 +30,12 @@ pub struct Damage {
     pub total: u64,
     /// All affected blocks.
     pub blocks: BlockSet,
-    /// Affected blocks by object, including undescribed parts: snapshots are judged by them.
+    /// Affected blocks by object, including undescribed parts, to determine the affected snapshots.
     pub(crate) objects: BTreeMap<String, BlockSet>,
 }
 
 impl Damage {
-    /// Returns true without damage.
+    /// Returns true if there is no damage.
     pub fn is_empty(&self) -> bool {
         self.total == 0
     }

@@ -1,9 +1,8 @@
-//! Deleting a snapshot: its manifest first, then every delta that no other manifest names. Before the first
-//! step the manifests of the other snapshots of its volume are read: one that cannot be read may leave this
-//! as the last backup that restores.
+//! Deletion of a snapshot: its manifest first, then each delta that no other manifest references.
 //!
-//! From the deletion of the manifest on the snapshot does not exist; what an interruption leaves behind is
-//! only space, and the same call with the manifest at hand takes it away.
+//! Before that, the manifests of the volume's other snapshots are read: if one is unreadable, this snapshot
+//! may be the last one that can be restored. After the deletion of the manifest the snapshot does not exist;
+//! an interruption only leaves garbage, which a repeated call with the manifest deletes.
 
 use crate::{
     CloudError, CloudSnapshotId, ManifestKey, Repository,
@@ -35,16 +34,17 @@ pub struct DeleteReport {
 /// Treatment of a deletion when another manifest of the same volume cannot be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum UnreadableSiblings {
-    /// Refuse it with [`CloudError::SiblingUnreadable`]: the snapshot may be the last one that restores.
+    /// Refuse it with [`CloudError::SiblingUnreadable`]: the snapshot may be the last one that can be
+    /// restored.
     Refuse,
-    /// Delete the manifest and keep all deltas: an administrator insists.
+    /// Delete the manifest and keep all deltas, on the administrator's explicit request.
     KeepDeltas,
 }
 
 /// Deletes a snapshot. Deltas of the snapshots in `protected` stay: running backups use them.
 ///
-/// Before any delta is deleted, the store must prove that it is the one that was opened: the directory of a
-/// disk that was unmounted during the listing of manifests would need no delta.
+/// Before any delta is deleted, the store must prove that it is the one that was opened: in the empty
+/// directory of an unmounted disk no manifest would reference a delta.
 ///
 /// A snapshot with a damaged manifest is deleted too, but only with its own delta, because the others are
 /// unknown.
@@ -67,7 +67,7 @@ pub async fn delete_snapshot(
     }
 }
 
-/// Deletes a snapshot with a given manifest, whether or not the manifest object still exists.
+/// Deletes a snapshot with a given manifest, even if the manifest object no longer exists.
 ///
 /// # Errors
 /// [`CloudError::KeySlotMissing`]; [`CloudError::SiblingUnreadable`], without any deletion; errors of the
@@ -86,14 +86,14 @@ pub async fn delete_with_manifest(
     let there = repo.store().delete(&id.manifest_key()).await?;
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
     let deleted = delete_unneeded(repo, manifest, protected, cache, &mut report).await;
-    // Also after a partial failure, or without deltas: its writer may have put the manifest again.
-    let stays = refuse_recommit(repo, &id).await;
+    // Also after a partial failure, or without deltas: a backup may have stored the manifest again.
+    let recommit = refuse_recommit(repo, &id).await;
     deleted?;
-    stays?;
+    recommit?;
     Ok(report)
 }
 
-/// Refuses the deletion of a snapshot that is there while another manifest of its volume cannot be read.
+/// Refuses the deletion of an existing snapshot while another manifest of its volume is unreadable.
 async fn check_siblings(
     repo: &Repository,
     id: &CloudSnapshotId,
@@ -101,7 +101,7 @@ async fn check_siblings(
 ) -> Result<(), CloudError> {
     let listed = repo.list_for_deletion(None, cache).await?;
     if !listed.iter().any(|found| found.id.as_ref() == Some(id)) {
-        // An earlier attempt deleted the manifest; the rest cannot be restored.
+        // An earlier attempt deleted the manifest, so the snapshot cannot be restored.
         return Ok(());
     }
     let is_sibling =
@@ -160,12 +160,12 @@ async fn delete_unneeded(
 
 /// Deletes a manifest again once its objects may be gone.
 ///
-/// Its writer may not have known of the commit and may have put it again. Such a writer checks all objects
-/// afterwards and removes the manifest if one is gone: so either that check follows the deletions, or the
-/// manifest was put before this.
+/// A backup that did not know of its commit may have stored the manifest again. Such a backup then checks all
+/// objects and deletes the manifest if one is missing: either that check follows the deletions, or the
+/// manifest was stored before this call.
 async fn refuse_recommit(repo: &Repository, id: &CloudSnapshotId) -> Result<(), CloudError> {
     if repo.store().delete(&id.manifest_key()).await? {
-        tracing::debug!(snapshot = %id, "its writer had put the manifest of the deleted cloud snapshot again, or the store does not tell");
+        tracing::debug!(snapshot = %id, "deleted the manifest of the cloud snapshot again: a backup stored it again, or the store does not report missing objects");
     }
     Ok(())
 }
@@ -184,9 +184,9 @@ pub async fn delete_damaged(
     let there = repo.store().delete(&id.manifest_key()).await?;
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
     let deleted = delete_own(repo, id, protected, cache, &mut report).await;
-    let stays = refuse_recommit(repo, id).await;
+    let recommit = refuse_recommit(repo, id).await;
     deleted?;
-    stays?;
+    recommit?;
     Ok(report)
 }
 
@@ -223,15 +223,15 @@ async fn still_needed(
     protected: &[SnapshotId],
     cache: &dyn ManifestCache,
 ) -> Result<Result<HashSet<SnapshotId>, String>, CloudError> {
-    // Of all volumes: a volume created from a snapshot of this one builds on its deltas.
+    // Manifests of all volumes: a volume created from a snapshot of this one references its deltas.
     let mut needed: HashSet<SnapshotId> = protected.iter().copied().collect();
     for left in repo.list_for_deletion(Some(gone), cache).await? {
         match left.manifest {
             Ok(left) => needed.extend(left.deltas().map(|delta| delta.snapshot)),
             Err(error) if error.is_retryable() => return Err(error),
-            // Its name is not that of a snapshot, so no backup stored it.
+            // Its key is not that of a manifest, so no backup stored it.
             Err(_) if left.id.is_none() => {}
-            // Its deltas are unknown, so everything stays.
+            // The deltas that it references are unknown, so all stay.
             Err(error) => return Ok(Err(format!("a manifest cannot be read: {error}"))),
         }
     }
@@ -246,7 +246,7 @@ async fn delete_delta(repo: &Repository, delta: &Delta) -> Result<u64, CloudErro
     delete_objects(repo, packs.chain(std::iter::once(id.index_key()))).await
 }
 
-/// Lists the objects of a delta. Other names below its prefix are not a backup's: they stay.
+/// Lists the objects of a delta. Foreign objects below its prefix are skipped.
 pub(crate) async fn objects_of(repo: &Repository, delta: DeltaId) -> Result<Vec<String>, CloudError> {
     let listed = repo.store().list(&delta.prefix()).await?;
     let keys = listed.into_iter().map(|object| object.key);

@@ -44,7 +44,7 @@ pub enum CloudError {
     },
     /// A passphrase was given for an unencrypted repository.
     #[error(
-        "the repository at {store} was made without a passphrase: open it without one, or use another bucket or directory"
+        "the repository at {store} is not encrypted: open it without a passphrase, or use another bucket or directory"
     )]
     PlainRepository {
         /// Store.
@@ -69,12 +69,12 @@ pub enum CloudError {
     KeySlotsLeftOut {
         /// Store.
         store: String,
-        /// The number of slots that were not tried.
+        /// Number of slots that were not tried.
         left_out: usize,
     },
-    /// The slot of the key used by backups is missing.
+    /// The slot of the key of new backups is missing.
     #[error(
-        "{store} is not what these credentials were made for: {key} is missing; is the disk mounted, is it the right bucket? Without that object no other host can restore what is stored there"
+        "{store} is not the repository of these credentials: {key} is missing; check that the disk is mounted and the bucket is the right one. Without this object no other host can restore the cloud snapshots"
     )]
     KeySlotMissing {
         /// Store.
@@ -84,7 +84,7 @@ pub enum CloudError {
     },
     /// There are snapshots but no key slots.
     #[error(
-        "{store} holds cloud snapshots but no key slot: what was below blockd/keys/ was deleted or not copied; put it back, without it they cannot be opened"
+        "{store} holds cloud snapshots but no key slot: the objects below blockd/keys/ were deleted or not copied; put them back: the snapshots cannot be decrypted without them"
     )]
     KeySlotsGone {
         /// Store.
@@ -92,7 +92,7 @@ pub enum CloudError {
     },
     /// The key that this host writes under did not open.
     #[error(
-        "writing failed on {store}: the slot of key {write_key}, which this host writes under, is missing or damaged; restores go on. Put the slot back; or make a new key (`blockctl credentials rekey --new-data-key`); or write under key {newest}, the newest that is left (`blockctl credentials rekey --accept-key {newest}`)"
+        "writing failed on {store}: the slot of key {write_key}, which this host writes under, is missing or damaged; restores continue to work. Put the slot back; or make a new key (`blockctl credentials rekey --new-data-key`); or write under key {newest}, the newest that is left (`blockctl credentials rekey --accept-key {newest}`)"
     )]
     WriteKeyMissing {
         /// Store.
@@ -104,7 +104,7 @@ pub enum CloudError {
     },
     /// A key is newer than the one that this host writes under, and this host did not make it.
     #[error(
-        "writing failed on {store}: key {newest} is newer than key {write_key}, which this host writes under, and was not made by this host; restores go on. If another host made it, accept it (`blockctl credentials rekey --accept-key {newest}`); if not, make a new key (`blockctl credentials rekey --new-data-key`)"
+        "writing failed on {store}: key {newest} is newer than key {write_key}, which this host writes under, and was not made by this host; restores continue to work. If another host made it, accept it (`blockctl credentials rekey --accept-key {newest}`); if not, make a new key (`blockctl credentials rekey --new-data-key`)"
     )]
     WriteKeyNotNewest {
         /// Store.
@@ -116,7 +116,7 @@ pub enum CloudError {
     },
     /// An object uses an unknown key.
     #[error(
-        "{object} was made with key {key_id}, which is not among the opened keys: open the repository again with the passphrase it was made with"
+        "{object} was encrypted with key {key_id}, which is not among the opened keys: open the repository again with the passphrase of that key"
     )]
     UnknownKey {
         /// Key of the object.
@@ -125,7 +125,9 @@ pub enum CloudError {
         key_id: Uuid,
     },
     /// An object has an unsupported version.
-    #[error("{object} has format version {found}, this program reads version {supported}: use a newer one")]
+    #[error(
+        "{object} has format version {found}, this program reads version {supported}: use a newer program"
+    )]
     UnsupportedVersion {
         /// Key of the object.
         object: String,
@@ -150,21 +152,23 @@ pub enum CloudError {
     },
     /// An object of the snapshot exists with other content.
     #[error(
-        "{key} already holds something else: is a copy of this daemon making the same backup? Start the backup again, which gives it a new name"
+        "{key} exists with other content, perhaps from a copy of this daemon that makes the same backup: start the backup again, which gives it a new id"
     )]
     Conflict {
         /// Key of the object.
         key: String,
     },
     /// The base of an incremental was deleted during the backup.
-    #[error("cloud snapshot {base} was deleted while the incremental on it was made: make a full backup")]
+    #[error(
+        "cloud snapshot {base} was deleted during the incremental backup based on it: make a full backup"
+    )]
     BaseDeleted {
         /// Base.
         base: CloudSnapshotId,
     },
     /// A snapshot was committed, but the state of its base is unknown: deltas may be gone.
     #[error(
-        "cloud snapshot {id} is in the store; its base {base} could not be checked yet: {source}; resume the backup when the store answers"
+        "cloud snapshot {id} is in the store; its base {base} could not be checked yet: {source}; resume the backup when the store responds"
     )]
     BaseUnknown {
         /// Snapshot; listed, but may lack deltas.
@@ -176,7 +180,7 @@ pub enum CloudError {
     },
     /// A snapshot was committed without its base, and its manifest could not be deleted.
     #[error(
-        "cloud snapshot {id} is in the store, its base {base} was deleted, and it cannot be taken back yet: {source}; resume the backup when the store answers"
+        "cloud snapshot {id} is in the store, its base {base} was deleted, and its manifest could not be deleted yet: {source}; resume the backup when the store responds"
     )]
     NotTakenBack {
         /// Snapshot; listed, but may lack deltas.
@@ -196,20 +200,20 @@ pub enum CloudError {
         /// First missing object.
         object: String,
     },
-    /// A manifest of the same volume cannot be read, so that a deletion could take the last backup that
-    /// restores.
+    /// A manifest of the same volume cannot be read, so that the snapshot may be the last one that can be
+    /// restored.
     #[error(
-        "delete failed on cloud snapshot {id}: {key} of the same volume cannot be read, so {id} may be the last backup that restores: {source}"
+        "delete failed on cloud snapshot {id}: {key} of the same volume cannot be read, so {id} may be the last backup that can be restored: {source}"
     )]
     SiblingUnreadable {
-        /// The snapshot that stays.
+        /// Snapshot, which is not deleted.
         id: CloudSnapshotId,
         /// Key of the manifest that cannot be read.
         key: String,
         /// Cause.
         source: Box<CloudError>,
     },
-    /// The clocks of this host and of the store differ, so that ages and dates mean nothing.
+    /// The clocks of this host and of the store differ, so that ages and dates are unreliable.
     #[error(
         "clock check failed on {store}: the clock of this host differs from the store's by {ahead_s} s (positive: this host is ahead); nothing is deleted"
     )]
@@ -219,7 +223,7 @@ pub enum CloudError {
         /// Lead of this host's clock, in seconds.
         ahead_s: i64,
     },
-    /// The store's time is not known.
+    /// The store's time is unknown.
     #[error("clock check failed on {store}: {cause}; nothing is deleted")]
     ClockUnknown {
         /// Store.
@@ -227,27 +231,27 @@ pub enum CloudError {
         /// Cause.
         cause: ClockUnknownCause,
     },
-    /// More deltas are listed than a collection of garbage holds in memory.
+    /// The store lists more deltas than a garbage collection holds in memory.
     #[error(
         "garbage collection failed on {store}: it lists objects of more than {max} deltas; nothing is deleted"
     )]
     TooManyDeltas {
         /// Store.
         store: String,
-        /// Most deltas that are held.
+        /// Maximum number of deltas.
         max: usize,
     },
-    /// A collection of garbage did not end in time.
+    /// A garbage collection exceeded its time limit.
     #[error("garbage collection failed on {store}: it did not end within {hours} hours")]
     CollectionTimeout {
         /// Store.
         store: String,
-        /// The time limit.
+        /// Time limit.
         hours: u64,
     },
-    /// Snapshots were deleted all the time while the store was being listed.
+    /// Snapshots were deleted during each listing of the store.
     #[error(
-        "cloud snapshots at {store} were deleted during each of {listings} listings of it, so that the needed objects are unknown: try again"
+        "cloud snapshots at {store} were deleted during each of {listings} listings, so that the referenced objects are unknown: try again"
     )]
     Unsettled {
         /// Store.
@@ -257,7 +261,7 @@ pub enum CloudError {
     },
     /// A backup exceeded its lifetime.
     #[error(
-        "the backup {id} began at {started}: what it stored counts as abandoned after 7 days, so that it cannot be completed any more; start it again"
+        "backup {id} expired: it started at {started}, and objects of an uncommitted backup count as garbage after 7 days; start it again"
     )]
     Expired {
         /// Intended snapshot.
@@ -266,7 +270,7 @@ pub enum CloudError {
         started: jiff::Timestamp,
     },
     /// Blocks of the volume could not be read.
-    #[error("cannot read {extents} of the volume for pack {pack_no}: {source}")]
+    #[error("read failed on the volume ({extents}, for pack {pack_no}): {source}")]
     ReadVolume {
         /// Pack.
         pack_no: u32,
@@ -276,7 +280,7 @@ pub enum CloudError {
         source: io::Error,
     },
     /// Restored blocks could not be written.
-    #[error("cannot write block {start} of the restored volume: {source}")]
+    #[error("write failed on block {start} of the restored volume: {source}")]
     WriteVolume {
         /// First block of the write.
         start: BlockIndex,
@@ -284,7 +288,7 @@ pub enum CloudError {
         source: io::Error,
     },
     /// The backup journal failed.
-    #[error("backup journal {}: {what}: {source}", path.display())]
+    #[error("{what} failed on backup journal {}: {source}", path.display())]
     Journal {
         /// File.
         path: PathBuf,
@@ -294,15 +298,15 @@ pub enum CloudError {
         source: io::Error,
     },
     /// The backup journal belongs to another backup.
-    #[error("backup journal {} is of another backup or was damaged at its head: remove it to start over", path.display())]
+    #[error("backup journal {} belongs to another backup or its header is damaged: remove it to start the backup from its beginning", path.display())]
     ForeignJournal {
         /// File.
         path: PathBuf,
     },
     /// The read cache failed.
-    #[error("cannot {what} {} of the cache: {source}", path.display())]
+    #[error("{what} failed on cache directory {}: {source}", path.display())]
     Cache {
-        /// Directory or file.
+        /// Directory.
         path: PathBuf,
         /// Operation.
         what: &'static str,
@@ -322,17 +326,17 @@ pub enum CloudError {
     },
 }
 
-/// Reason for which a store's time is not known.
+/// Reason why a store's time is unknown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ClockUnknownCause {
-    /// A new object is missing from the listings for seconds.
+    /// Listings lack a new object for some seconds.
     #[error("a new object is not listed within some seconds")]
     NotListed,
     /// Listings have no times.
-    #[error("its listings do not tell when an object was stored")]
+    #[error("its listings have no modification times")]
     NoTime,
-    /// The store has no room for a small object, and its refusal has no date.
-    #[error("the store is full and its answer has no date")]
+    /// The store has no space for a small object, and its response has no date.
+    #[error("the store is full and its response has no date")]
     NoRoom,
 }
 
@@ -376,7 +380,7 @@ impl CloudError {
     }
 
     pub(crate) fn worker(error: &dyn std::fmt::Display) -> Self {
-        Self::Internal { what: "a worker thread", detail: error.to_string() }
+        Self::Internal { what: "worker thread", detail: error.to_string() }
     }
 
     /// A missing or short object is damage if authenticated data names it.
@@ -394,7 +398,7 @@ impl CloudError {
     }
 }
 
-/// Returns random bytes from the system.
+/// Returns random bytes from the operating system.
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], CloudError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|e| CloudError::Internal {

@@ -23,10 +23,10 @@ const MAX_WHOLE_INDEX: u64 = 256 << 10;
 /// Maximum gap that is read to merge two requests.
 const MAX_GAP: u32 = 512 << 10;
 
-/// Message about a truncated frame.
+/// Description of the damage of a truncated frame.
 pub(crate) const NOT_WHOLE: &str = "the frame was not fetched whole";
 
-/// Delta open for reading.
+/// Open delta.
 pub(crate) struct DeltaReader {
     pub root: Root,
     id: DeltaId,
@@ -99,7 +99,7 @@ pub(crate) struct FetchJob {
     pub frames: Vec<WantedFrame>,
 }
 
-/// Receiver of extents of decrypted blocks.
+/// Callback for decrypted blocks.
 pub(crate) type BlockSink = dyn Fn(BlockIndex, &[u8]) -> Result<(), CloudError> + Send + Sync;
 
 impl DeltaReader {
@@ -113,7 +113,11 @@ impl DeltaReader {
         let sealer = Sealer::new(&key, &id, &delta.salt);
         let index = &delta.index;
         if index.root_len_bytes > MAX_ROOT_LEN {
-            return Err(CloudError::damaged(&object, index.root_offset_bytes, "its root is longer than any"));
+            return Err(CloudError::damaged(
+                &object,
+                index.root_offset_bytes,
+                "its root exceeds the maximum length",
+            ));
         }
         let whole = index.len_bytes <= MAX_WHOLE_INDEX;
         let first_page_is_root = index.root_offset_bytes == OBJECT_HEADER_LEN as u64;
@@ -176,10 +180,10 @@ impl DeltaReader {
         let with_blocks = |error: CloudError| error.with_blocks(place.range);
         let len = u64::from(place.sealed_len);
         let sealed = match &self.index {
-            // The root was checked to follow all pages, so they are all included.
+            // All pages are included: the check at the open ensures that the root follows them.
             Some(index) => index.slice(place.offset_bytes as usize..(place.offset_bytes + len) as usize),
             None => {
-                // The first page is read with the header before it, which is checked.
+                // The first page is read together with the object header before it, to check the header.
                 let lead =
                     if place.offset_bytes == OBJECT_HEADER_LEN as u64 { OBJECT_HEADER_LEN as u64 } else { 0 };
                 let fetched = store.get_range(&object, place.offset_bytes - lead, len + lead).await;
@@ -324,7 +328,7 @@ fn cut(place: &PageRef, page: &Page, runs: impl Iterator<Item = (u64, Extent)>) 
             match frames.last_mut() {
                 Some(last) if last.ordinal == ordinal => last.runs.push((position as u32, extent)),
                 _ => {
-                    // The page was checked to have a location for every frame.
+                    // Always present: the decoder checks that the page has a location for each frame.
                     let Some(stored) = page.frames.get(frame as usize) else { continue };
                     let below = frame * frame_blocks;
                     frames.push(WantedFrame {
@@ -411,7 +415,7 @@ impl FetchJob {
 /// allocator reuses.
 const MAX_RUN_BYTES: usize = 512 << 10;
 
-/// Consecutive blocks not yet passed on.
+/// Consecutive blocks that were not yet passed to the sink.
 #[derive(Default)]
 struct Run {
     start: BlockIndex,

@@ -1,4 +1,4 @@
-//! Garbage collection: objects of deltas that no manifest references or ever will.
+//! Garbage collection of deltas that no manifest references or ever will.
 //!
 //! An abandoned backup leaves packs without a manifest. Only their age distinguishes them from those of a
 //! running backup on another host: no backup commits later than [`BACKUP_LIFETIME_S`] after its start, so a
@@ -29,15 +29,14 @@ const PROBE_AGE_S: i64 = MAX_CLOCK_SKEW_S;
 const DELTA_AGE_S: i64 = BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S;
 const _: () = assert!(DELTA_AGE_S > BACKUP_LIFETIME_S && PROBE_AGE_S > 0, "running backups are no garbage");
 
-/// Deltas whose objects are listed and deleted together.
+/// Deltas whose objects are listed and deleted in one batch.
 const DELTAS_AT_ONCE: usize = 64;
-/// Listings that are asked for at once.
+/// Concurrent listings.
 const LISTINGS_AT_ONCE: usize = 8;
 
 /// Maximum number of deltas in a collection: some hundred megabytes.
 const MAX_DELTAS: usize = 2_000_000;
-/// Time limit of a collection in hours: a store that answers slowly, with ever new pages, must not hold up
-/// the others.
+/// Time limit of a collection in hours: a slow store with an endless listing must not delay the others.
 const MAX_HOURS: u64 = 6;
 
 /// Options of a garbage collection.
@@ -45,7 +44,7 @@ const MAX_HOURS: u64 = 6;
 pub struct GarbageOptions {
     /// The time.
     pub now: Timestamp,
-    /// Only says what would be deleted.
+    /// Deletes nothing and reports what would be deleted.
     pub dry_run: bool,
     /// Snapshots whose deltas stay regardless of age: those of known backups of this host.
     pub protected: BTreeSet<SnapshotId>,
@@ -64,7 +63,7 @@ pub struct Leftover {
     pub objects: u64,
     /// Total size, in bytes.
     pub len_bytes: u64,
-    /// When the first of them was stored, by the store's clock; none if the store does not say.
+    /// Time of the oldest object by the store's clock; `None` if the store does not report it.
     pub since: Option<Timestamp>,
 }
 
@@ -81,21 +80,21 @@ pub struct GarbageReport {
     pub garbage: Vec<Leftover>,
     /// Unreferenced objects within the grace period: running or recently abandoned backups.
     pub young: Vec<Leftover>,
-    /// The volumes of manifests that cannot be read, with the reason. While there is one, nothing of any
-    /// volume is deleted: a volume that began as a snapshot of another one names its deltas.
+    /// The volumes of manifests that cannot be read, with the reason. If there is one, nothing of any volume
+    /// is deleted: a volume created from a snapshot of another one references its deltas.
     pub unknown: Vec<(Uuid, VolumeId, String)>,
-    /// Objects that were made to try the store out and were deleted, or would be in a dry run.
+    /// Number of probe objects that were deleted, or would be in a dry run.
     pub probe_objects: u64,
-    /// Files or segments of uploads that did not end and were removed, or would be in a dry run.
+    /// Number of files or segments of unfinished uploads that were removed, or would be in a dry run.
     pub unfinished: u64,
-    /// Objects deleted, as far as the store tells; 0 in a dry run.
+    /// Number of deleted objects, as far as the store reports; 0 in a dry run.
     pub objects_deleted: u64,
 }
 
 /// Deletes the objects of deltas that no manifest references or ever will.
 ///
-/// Writes nothing, so it needs no space in the store. Concurrent operations of this or other daemons lose no
-/// objects.
+/// Stores no object, so it needs no space in the store. Concurrent operations of this or other daemons lose
+/// no objects.
 ///
 /// # Errors
 /// [`CloudError::KeySlotMissing`]; [`CloudError::TooManyDeltas`]; [`CloudError::CollectionTimeout`]; errors
@@ -120,7 +119,7 @@ async fn collect(
     options: &GarbageOptions,
     cache: &dyn ManifestCache,
 ) -> Result<GarbageReport, CloudError> {
-    // In this order: what is committed in between is seen by the second listing.
+    // In this order, so that the later listing includes snapshots committed in between.
     let leftovers = leftovers(repo).await?;
     let probes = repo.store().list(PROBE_PREFIX).await?;
     let manifests = repo.list_for_deletion(None, cache).await?;
@@ -134,9 +133,10 @@ async fn collect(
             (Err(error), Some(id)) => {
                 unknown.entry((id.cluster, id.volume)).or_insert_with(|| error.to_string());
             }
-            // Its name is no snapshot's: nothing is known of what it names, but a delta's place is in its
-            // name.
-            (Err(error), None) => tracing::warn!(key = listed.key, %error, "passed over"),
+            // Its key is not that of a manifest, so no backup stored it and no delta depends on it.
+            (Err(error), None) => {
+                tracing::warn!(key = listed.key, %error, "foreign object below the manifests: skipped");
+            }
         }
     }
 
@@ -161,7 +161,7 @@ async fn collect(
         assert!(!options.protected.contains(&one.snapshot), "a running backup makes {}", one.snapshot);
     }
     if !options.dry_run {
-        // A directory whose disk was away when the manifests were listed says that nothing is needed.
+        // In the empty directory of an unmounted disk no manifest would reference a delta.
         repo.prove_key_slot().await?;
         report.objects_deleted = delete_objects(repo, probes.into_iter()).await?;
         for some in report.garbage.chunks(DELTAS_AT_ONCE) {
@@ -173,13 +173,13 @@ async fn collect(
     Ok(report)
 }
 
-/// Returns the totals of each delta. Reads the listing page by page and keeps no names, as there may be
+/// Returns the totals of each delta. Reads the listing page by page and keeps no keys, as there may be
 /// millions.
 async fn leftovers(repo: &Repository) -> Result<BTreeMap<DeltaId, Leftover>, CloudError> {
     let mut deltas: BTreeMap<DeltaId, Leftover> = BTreeMap::new();
     let mut pages = Pages::new(&**repo.store(), DATA_PREFIX);
     while let Some(page) = pages.next().await? {
-        // Other names than those of a delta's objects are passed over.
+        // Skips foreign objects.
         for (delta, object) in
             page.iter().filter_map(|object| Some((DeltaId::of_object(&object.key)?, object)))
         {
@@ -194,7 +194,7 @@ async fn leftovers(repo: &Repository) -> Result<BTreeMap<DeltaId, Leftover>, Clo
                     let found = found.into_mut();
                     found.objects += 1;
                     found.len_bytes += object.size_bytes;
-                    // One whose age is not known makes all of them young.
+                    // An object of unknown age makes the whole delta young.
                     found.since = found.since.zip(since).map(|(one, other)| one.min(other));
                 }
             }
@@ -207,7 +207,7 @@ async fn leftovers(repo: &Repository) -> Result<BTreeMap<DeltaId, Leftover>, Clo
     Ok(deltas)
 }
 
-/// Deletes the objects of deltas; returns their number, as far as the store tells.
+/// Deletes the objects of deltas; returns their number, as far as the store reports.
 async fn delete_deltas(repo: &Repository, some: &[Leftover]) -> Result<u64, CloudError> {
     let listings: Vec<_> = some.iter().map(|one| objects_of(repo, one.delta())).collect();
     let listed: Vec<_> = futures::stream::iter(listings).buffered(LISTINGS_AT_ONCE).try_collect().await?;
@@ -232,20 +232,23 @@ pub async fn remove_leftovers_of(
     if objects.is_empty() {
         return Ok(0);
     }
-    // A caller who is wrong must not cost a snapshot. Of any volume: one that began as a snapshot of this one
-    // names its deltas.
+    // Protects snapshots from a mistaken caller. Checks all volumes: one created from a snapshot of this one
+    // references its deltas.
     for listed in repo.list_for_deletion(None, &NoCache).await? {
         match (listed.manifest, listed.id) {
             (Ok(manifest), _) if manifest.deltas().any(|named| named.id() == delta) => {
-                tracing::warn!(key = listed.key, "what a backup left is named by a manifest: it stays");
+                tracing::warn!(
+                    key = listed.key,
+                    "objects of the backup are kept: a manifest references them"
+                );
                 return Ok(0);
             }
             (Err(error), _) if error.is_retryable() => return Err(error),
             (Err(error), Some(_)) => {
-                tracing::warn!(key = listed.key, %error, "what a backup left stays: a manifest cannot be read");
+                tracing::warn!(key = listed.key, %error, "objects of the backup are kept: a manifest is unreadable");
                 return Ok(0);
             }
-            // Its name is not that of a snapshot, so no backup stored it.
+            // Its key is not that of a manifest, so no backup stored it.
             (Ok(_), _) | (Err(_), None) => {}
         }
     }
@@ -262,7 +265,7 @@ fn is_garbage(since: Option<Timestamp>, now: Timestamp, age_s: i64) -> bool {
 }
 
 impl Manifest {
-    /// Returns true if the snapshot's delta is its own or in its chain.
+    /// Returns true if the delta of `snapshot` is its own or in its chain.
     pub fn needs(&self, snapshot: SnapshotId) -> bool {
         self.deltas().any(|delta| delta.snapshot == snapshot)
     }

@@ -1,7 +1,7 @@
-//! The format does not change by accident: a small repository of each kind, checked byte for byte.
+//! Golden files of the format: a small repository of each kind, compared byte for byte.
 //!
-//! With `BLOCKD_BLESS_GOLDEN` set, the tests write the files instead; a version of the format that was
-//! released is never blessed again.
+//! With `BLOCKD_BLESS_GOLDEN` set, the tests write the files instead; the files of a released format version
+//! never change.
 
 use crate::{
     BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest, ManifestKey,
@@ -19,7 +19,7 @@ const PASSPHRASE: &str = "correct horse battery staple";
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const KDF: KdfParams = KdfParams { m_kib: 64, t: 2, p: 1 };
 
-/// Repository with its encryption, and with a second snapshot of the same volume or of one of another
+/// Kind of a repository: its encryption, and a second snapshot of the same volume or of a volume of another
 /// installation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
@@ -156,7 +156,7 @@ async fn write(kind: Kind) -> MemoryStore {
         let (reader, journal) = (Arc::new(volume(generation)), Arc::new(MemoryJournal::default()));
         let (options, cancel) = (UploadOptions::default(), CancelToken::new());
         let done = backup(&repo, Arc::new(spec), reader, journal, &options, progress, &cancel).await.unwrap();
-        // What is the clock's, and the salt of the manifest, which is random.
+        // Replaces the times and the random salt of the manifest.
         let time = |second| Timestamp::from_second(second).unwrap();
         let (started, finished) = (time(1_700_000_100), time(1_700_000_200));
         let manifest = Manifest { started, finished, ..done };
@@ -214,8 +214,7 @@ async fn golden_files_are_readable() {
     }
 }
 
-/// Key slots that tests of other files put into a store: name, id and secret of the key, mode, passphrase,
-/// and when it was made.
+/// Key slots for tests of other files: name, id and secret of the key, mode, passphrase, creation time.
 const SLOTS: [(&str, u128, u8, EncryptionMode, &str, u64); 4] = [
     ("none", 0x4b4b, 0x42, EncryptionMode::Checksummed, "", 0),
     ("aes-256-gcm-siv", 0x4b4b, 0x42, EncryptionMode::Aes256GcmSiv, "passphrase", 0),

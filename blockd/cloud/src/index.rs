@@ -1,7 +1,7 @@
-//! The index of a delta: pages that say which blocks are where, and a root that says where the pages are.
+//! Index of a delta: pages map blocks to frames; the root locates the pages.
 //!
-//! A page covers a stretch of the volume and can be read by itself, so that a first read of a terabyte
-//! fetches some hundred kilobytes, not tens of megabytes.
+//! A page covers one extent of the volume and is read independently of other pages: the first read of a 1 TiB
+//! snapshot fetches some hundred kilobytes of index, not tens of megabytes.
 
 use crate::{
     frame::{BLOCK, FRAME_BLOCKS, MAX_STORED_LEN, MIN_STORED_LEN},
@@ -11,15 +11,15 @@ use crate::{
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES};
 
-/// The longest page that is read: the sets of a terabyte at their worst, twice over.
+/// Maximum length of a page in bytes: twice the worst case of the block sets of 1 TiB.
 pub(crate) const MAX_PAGE_LEN: u64 = 80 << 20;
-/// The longest root that is read: twice that of a full volume of 64 TiB.
+/// Maximum length of a root in bytes: twice that of a full 64 TiB volume.
 pub(crate) const MAX_ROOT_LEN: u64 = 16 << 20;
 const ROOT_HEAD_LEN: usize = 56;
 const ROOT_ENTRY_LEN: usize = 56;
 const PAGE_HEAD_LEN: usize = 16;
 
-/// Reads little-endian numbers off a slice.
+/// Reader of little-endian numbers.
 struct Cursor<'a> {
     rest: &'a [u8],
 }
@@ -49,17 +49,17 @@ impl<'a> Cursor<'a> {
 /// Reference to a page in the root.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PageRef {
-    /// The stretch of the volume that it covers.
+    /// Extent of the volume that the page covers.
     pub range: Extent,
     /// Number of its first frame.
     pub frame_base: u64,
-    /// Data blocks in it.
+    /// Number of its data blocks.
     pub data_blocks: u32,
-    /// Its length as stored; 0 if it describes nothing and is left out.
+    /// Stored length in bytes; 0 for an empty page, which is not stored.
     pub sealed_len: u32,
     /// Offset in the index, in bytes.
     pub offset_bytes: u64,
-    /// The tag that it was sealed with.
+    /// Authentication tag.
     pub tag: [u8; TAG_LEN_BYTES],
 }
 
@@ -69,7 +69,7 @@ impl PageRef {
     }
 }
 
-/// The root of an index.
+/// Root of an index.
 #[derive(PartialEq, Eq, Debug)]
 pub(crate) struct Root {
     pub size_bytes: u64,
@@ -106,7 +106,7 @@ impl Root {
         out
     }
 
-    /// Reads a root and checks that its pages tile the volume and add up.
+    /// Decodes a root and checks that its pages tile the volume and that their counts are consistent.
     pub fn parse(bytes: &[u8]) -> Result<Self, &'static str> {
         let mut cursor = Cursor { rest: bytes };
         let size_bytes = cursor.u64()?;
@@ -171,7 +171,7 @@ impl Root {
         Ok(Self { size_bytes, frames, data_blocks, zero_blocks, pack_count, pages })
     }
 
-    /// The pages that touch a stretch of the volume.
+    /// Returns the numbers of the pages that overlap an extent.
     pub fn pages_in(&self, range: Extent) -> std::ops::Range<usize> {
         let first = self.pages.partition_point(|page| page.range.end() <= range.start);
         let end = self.pages.partition_point(|page| page.range.start < range.end());
@@ -186,7 +186,7 @@ pub(crate) struct FramePlace {
     pub len_bytes: u32,
 }
 
-/// A page of an index.
+/// Decoded page of an index.
 #[derive(Debug)]
 pub(crate) struct Page {
     /// Blocks whose content is in the delta's frames.
@@ -195,11 +195,11 @@ pub(crate) struct Page {
     pub zero: BlockSet,
     /// Locations of the frames, in order.
     pub frames: Vec<FramePlace>,
-    /// About how much memory it takes.
+    /// Approximate heap size in bytes.
     pub heap_bytes: usize,
 }
 
-/// The plain bytes of a page. `first_offset_bytes` is where its first frame begins in that frame's pack.
+/// Encodes a page. `first_offset_bytes` is the offset of its first frame in the pack.
 pub(crate) fn encode_page(
     data: &BlockSet,
     zero: &BlockSet,
@@ -222,7 +222,7 @@ pub(crate) fn encode_page(
 }
 
 impl Page {
-    /// Reads a page and checks that it is the one that the root names.
+    /// Decodes a page and checks it against its reference in the root.
     pub fn parse(bytes: &[u8], page: &PageRef) -> Result<Self, &'static str> {
         let mut cursor = Cursor { rest: bytes };
         let (data_len, zero_len, count, first_offset) =
@@ -266,13 +266,13 @@ impl Page {
                 return Err("the length of a frame is out of bounds");
             }
             frames.push(FramePlace { offset_bytes, len_bytes });
-            // At most 2 * 256 frames of 128 KiB: far from overflowing.
+            // Cannot overflow: at most 2 * 256 frames of 128 KiB.
             offset_bytes += len_bytes;
         }
         if !cursor.rest.is_empty() {
             return Err("there are bytes after its end");
         }
-        assert_eq!(frames.len(), count as usize, "a reader finds a place for each frame");
+        assert_eq!(frames.len(), count as usize, "each frame has a location");
         let heap_bytes = bytes.len() + frames.len() * size_of::<FramePlace>();
         Ok(Self { data, zero, frames, heap_bytes })
     }

@@ -1,7 +1,7 @@
-//! Writing the index of a delta, page by page, out of the journal.
+//! Writer of the index of a delta, page by page, from the journal.
 //!
-//! Only one page is in memory at a time, beside what is not sent yet; a long index goes out in parts while it
-//! is made.
+//! Memory holds one page and the unsent bytes; a long index is sent with a multipart upload while it is being
+//! built.
 
 use crate::{
     CloudError,
@@ -17,17 +17,17 @@ use blockd_store::PART_LEN_BYTES;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
-/// An index that is longer than this is sent in parts.
+/// Index length in bytes from which the upload is multipart.
 const MAX_SINGLE_PUT: usize = 64 << 20;
 
-/// An index that is in the store.
+/// Stored index.
 pub(crate) struct StoredIndex {
     pub reference: IndexRef,
-    /// Bytes of all packs together.
+    /// Total bytes of all packs.
     pub packs_len_bytes: u64,
 }
 
-/// Stores the index of a backup all of whose packs are stored.
+/// Stores the index of a backup, after all its packs.
 pub(crate) async fn write_index(job: &Arc<Job>) -> Result<StoredIndex, CloudError> {
     let delta = job.spec.delta_id();
     let mut upload = IndexUpload {
@@ -60,8 +60,7 @@ impl IndexUpload {
     async fn write(&mut self) -> Result<StoredIndex, CloudError> {
         let layout = &self.job.clone().layout;
         let mut pages = Vec::with_capacity(layout.pages.len());
-        // Bytes of frames so far in the pack that is open at the border of two pages, and of all packs
-        // together.
+        // Carried across pages, because a pack may continue on the next page.
         let mut packs = PackLengths::default();
         for (number, span) in layout.pages.iter().enumerate() {
             let (job, span, mut lengths) = (self.job.clone(), *span, packs);
@@ -146,8 +145,8 @@ impl IndexUpload {
         Ok(())
     }
 
-    /// Returns true if the multipart upload was completed although the answer was lost: the store does not
-    /// know the upload any more. The last part has the root with the tags of all pages.
+    /// Returns true if the multipart upload was completed although the response was lost and the store no
+    /// longer knows the upload. The last part contains the root with the tags of all pages.
     async fn is_complete(&self, last_at: u64, last: &[u8]) -> bool {
         let found = self.job.store.get_range(&self.object, last_at, last.len() as u64).await;
         found.is_ok_and(|found| found[..] == *last)
@@ -157,13 +156,13 @@ impl IndexUpload {
 /// Positions of frames in packs.
 #[derive(Clone, Copy, Default)]
 struct PackLengths {
-    /// Stored bytes of the frames so far in the pack that the next frame belongs to.
+    /// Stored bytes of the preceding frames of the next frame's pack.
     open: u64,
     /// Stored bytes of all objects, headers included.
     total: u64,
 }
 
-/// The reference to a page that is stored at an offset.
+/// Returns the reference to a page stored at an offset.
 fn page_ref(span: &PageSpan, sealed: &[u8], offset_bytes: u64) -> PageRef {
     PageRef {
         range: span.range,
@@ -175,7 +174,7 @@ fn page_ref(span: &PageSpan, sealed: &[u8], offset_bytes: u64) -> PageRef {
     }
 }
 
-/// One page, sealed; nothing if it has nothing to say.
+/// Returns a sealed page; no bytes if the page is empty.
 fn seal_page(
     job: &Job,
     number: u64,
@@ -218,7 +217,7 @@ fn seal_page(
     Ok(page)
 }
 
-/// The stored lengths of some frames, from the journal.
+/// Returns the stored lengths of frames from the journal.
 fn frame_lens(job: &Job, frames: std::ops::Range<u64>) -> Result<Vec<u32>, CloudError> {
     let mut lens = Vec::with_capacity((frames.end - frames.start) as usize);
     let mut next = frames.start;
@@ -227,7 +226,7 @@ fn frame_lens(job: &Job, frames: std::ops::Range<u64>) -> Result<Vec<u32>, Cloud
         let (first, end) = job.layout.pack_frames(pack_no);
         let recorded = job.journal.frame_lens(pack_no)?;
         let recorded = recorded.filter(|lens| lens.len() as u64 == end - first).ok_or_else(|| {
-            let detail = format!("it does not know the frames of pack {pack_no}");
+            let detail = format!("it has no record of pack {pack_no}");
             CloudError::Internal { what: "the backup journal", detail }
         })?;
         let until = end.min(frames.end);
@@ -239,9 +238,9 @@ fn frame_lens(job: &Job, frames: std::ops::Range<u64>) -> Result<Vec<u32>, Cloud
     Ok(lens)
 }
 
-/// The members of a set that lie in a range.
+/// Returns the blocks of a set that are in a range.
 fn within(set: &BlockSet, range: Extent) -> BlockSet {
-    // An intersection goes container by container; copying run by run would take long for a fragmented
+    // An intersection works on whole containers; copying single extents would take long for a fragmented
     // terabyte.
     let mut out = BlockSet::from_iter([range]);
     out.intersect_with(set);

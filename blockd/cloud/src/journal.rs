@@ -1,9 +1,9 @@
 //! Journal of the packs in the store, from which an interrupted backup resumes.
 //!
-//! The record of a pack is written after the store has confirmed the pack, so each recorded pack is stored.
-//! It has the lengths of the pack's frames, as the index is made from them at the end.
+//! A pack is recorded after the store has confirmed it. The record has the lengths of the pack's frames, from
+//! which the backup builds the index.
 //!
-//! A record without frames for pack number 2^32 - 1, which no backup has, marks the start of the commit.
+//! A record without frames for pack number 2^32 - 1, which no backup uses, marks the start of the commit.
 
 use crate::{BackupSpec, CloudError, Repository, frame::MAX_STORED_LEN, plan::PACK_FRAMES};
 use parking_lot::Mutex;
@@ -22,42 +22,42 @@ const VERSION: u16 = 1;
 const HEADER_LEN: usize = 8 + 2 + 2 + 32 + 8;
 const RECORD_HEAD_LEN: usize = 8;
 const CHECKSUM_LEN: usize = 8;
-/// Stands in a record for the commit.
+/// Pack number that marks the record of the commit.
 const COMMIT_MARK: u32 = u32::MAX;
 
-/// Remembers finished packs across restarts. Called on blocking threads, by several at once.
+/// Record of a backup's stored packs across restarts. Called concurrently on blocking threads.
 pub trait BackupJournal: Send + Sync {
-    /// The packs that are in the store.
+    /// Returns the numbers of the recorded packs.
     fn completed(&self) -> Vec<u32>;
 
-    /// The stored lengths of the frames of a pack that is in the store.
+    /// Returns the stored lengths of the frames of a recorded pack.
     ///
     /// # Errors
     /// [`CloudError::Journal`].
     fn frame_lens(&self, pack_no: u32) -> Result<Option<Vec<u32>>, CloudError>;
 
-    /// Remembers, durably, that a pack is in the store.
+    /// Durably records a stored pack.
     ///
     /// # Errors
     /// [`CloudError::Journal`].
     fn record(&self, pack_no: u32, frame_lens: &[u32]) -> Result<(), CloudError>;
 
-    /// Remembers, durably, that the manifest is about to be put: from now on the snapshot may exist.
+    /// Durably records the start of the commit: from now on the snapshot may exist.
     ///
     /// # Errors
     /// [`CloudError::Journal`].
     fn record_commit(&self) -> Result<(), CloudError>;
 
-    /// Returns true if the commit was started.
+    /// Returns true if the start of the commit is recorded.
     fn may_be_committed(&self) -> bool;
 }
 
-/// Binding of a journal to a snapshot, salt, key and blocks.
+/// Identity of a backup: digest of its snapshot, salt, key and blocks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct JournalBinding([u8; 32]);
 
 impl JournalBinding {
-    /// The binding of a backup.
+    /// Returns the binding of a backup.
     pub fn of(repo: &Repository, spec: &BackupSpec) -> Self {
         let mut hasher = Sha256::new();
         hasher.update(b"blockd journal v1");
@@ -67,7 +67,7 @@ impl JournalBinding {
             hasher.update(number.to_le_bytes());
         }
         hasher.update(spec.delta_salt);
-        // Runs, not the encoding: that depends on how the set was made.
+        // Extents, because the encoding depends on the construction of the set.
         for run in spec.data.extents() {
             hasher.update(run.start.0.to_le_bytes());
             hasher.update(run.len_blocks.to_le_bytes());
@@ -76,10 +76,9 @@ impl JournalBinding {
     }
 }
 
-/// A journal in a file: a header, then a record for each pack, each with a checksum and each made durable by
-/// itself.
+/// Journal in a file: a header, then one record for each pack, with a checksum and synced separately.
 ///
-/// In memory it takes some dozen bytes for each pack, that is, for each 32 MiB of blocks.
+/// Takes some dozen bytes of memory for each pack (32 MiB of blocks).
 #[derive(Debug)]
 pub struct FileJournal {
     path: PathBuf,
@@ -95,34 +94,33 @@ struct State {
 }
 
 impl FileJournal {
-    /// Opens the journal of a backup, or begins one. A record that was being written when the power went is
-    /// dropped, as is all that follows a damaged one. What is dropped may have said that the manifest was
-    /// about to be put, so that is recorded then.
+    /// Opens or creates the journal of a backup. Truncates it at the first incomplete or damaged record; as
+    /// the dropped records may have included the start of the commit, that is then recorded again.
     ///
     /// # Errors
-    /// [`CloudError::ForeignJournal`] if the file is of another backup, [`CloudError::Journal`].
+    /// [`CloudError::ForeignJournal`] if the file belongs to another backup, [`CloudError::Journal`].
     pub fn open(path: &Path, binding: &JournalBinding) -> Result<Self, CloudError> {
         let failed = |what| move |source| CloudError::Journal { path: path.to_owned(), what, source };
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
-        let file = options.open(path).map_err(failed("cannot be opened"))?;
-        let len = file.metadata().map_err(failed("cannot be looked at"))?.len();
+        let file = options.open(path).map_err(failed("open"))?;
+        let len = file.metadata().map_err(failed("stat"))?.len();
         let header = header(binding);
         let mut state = State { file, end: HEADER_LEN as u64, records: BTreeMap::new() };
         let mut was_cut = false;
         if len < HEADER_LEN as u64 {
-            // It died before the header was durable, so nothing was ever recorded.
-            begin(&state.file, path, &header).map_err(failed("cannot be begun"))?;
+            // An earlier run stopped before the header was durable, so nothing was recorded.
+            create(&state.file, path, &header).map_err(failed("creation"))?;
         } else {
             let mut found = [0; HEADER_LEN];
-            state.file.read_exact_at(&mut found, 0).map_err(failed("cannot be read"))?;
+            state.file.read_exact_at(&mut found, 0).map_err(failed("read"))?;
             if found != header {
                 return Err(CloudError::ForeignJournal { path: path.to_owned() });
             }
-            state.scan().map_err(failed("cannot be read"))?;
+            state.scan().map_err(failed("read"))?;
             debug_assert!(state.end <= len, "records behind the end of the journal");
             was_cut = state.end < len;
-            state.file.set_len(state.end).map_err(failed("cannot be cut to its last whole record"))?;
+            state.file.set_len(state.end).map_err(failed("truncation to the last complete record"))?;
         }
         let journal = Self { path: path.to_owned(), state: Mutex::new(state) };
         if was_cut {
@@ -146,7 +144,7 @@ fn header(binding: &JournalBinding) -> [u8; HEADER_LEN] {
     header
 }
 
-fn begin(file: &File, path: &Path, header: &[u8]) -> io::Result<()> {
+fn create(file: &File, path: &Path, header: &[u8]) -> io::Result<()> {
     file.set_len(0)?;
     file.write_all_at(header, 0)?;
     file.sync_all()?;
@@ -168,7 +166,7 @@ fn encode_record(pack_no: u32, lens: &[u32]) -> Vec<u8> {
     record
 }
 
-/// Reads one record; none if it is not whole.
+/// Reads one record; `None` if it is incomplete or damaged.
 fn read_record(reader: &mut impl Read) -> io::Result<Option<(u32, Vec<u32>)>> {
     let mut head = [0; RECORD_HEAD_LEN];
     let count = |head: &[u8; 8]| u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
@@ -190,7 +188,7 @@ fn read_record(reader: &mut impl Read) -> io::Result<Option<(u32, Vec<u32>)>> {
     Ok(Some((u32::from_le_bytes([head[0], head[1], head[2], head[3]]), lens)))
 }
 
-/// Fills the buffer; false at the end of the file.
+/// Fills the buffer; returns false at the end of the file.
 fn fill(reader: &mut impl Read, buf: &mut [u8]) -> io::Result<bool> {
     match reader.read_exact(buf) {
         Ok(()) => Ok(true),
@@ -199,7 +197,7 @@ fn fill(reader: &mut impl Read, buf: &mut [u8]) -> io::Result<bool> {
     }
 }
 
-/// Reads a file from a place on.
+/// Reader of a file from an offset.
 struct ReadAt<'a> {
     file: &'a File,
     at: u64,
@@ -234,14 +232,14 @@ impl BackupJournal for FileJournal {
         let Some(at) = state.records.get(&pack_no) else { return Ok(None) };
         debug_assert!((HEADER_LEN as u64..state.end).contains(at), "record at {at} of {}", state.end);
         let record = read_record(&mut ReadAt { file: &state.file, at: *at })
-            .map_err(self.failed("cannot be read"))?
+            .map_err(self.failed("read"))?
             .filter(|(found, _)| *found == pack_no);
         match record {
             Some((_, lens)) => Ok(Some(lens)),
             None => {
                 let source =
                     io::Error::new(io::ErrorKind::InvalidData, "the record changed after it was written");
-                Err(self.failed("is damaged")(source))
+                Err(self.failed("read")(source))
             }
         }
     }
@@ -255,8 +253,8 @@ impl BackupJournal for FileJournal {
         );
         assert!(pack_no != COMMIT_MARK || frame_lens.is_empty(), "a pack has the number of the commit");
         let mut state = self.state.lock();
-        state.file.write_all_at(&record, state.end).map_err(self.failed("cannot be written"))?;
-        state.file.sync_data().map_err(self.failed("cannot be made durable"))?;
+        state.file.write_all_at(&record, state.end).map_err(self.failed("write"))?;
+        state.file.sync_data().map_err(self.failed("sync"))?;
         let at = state.end;
         state.records.insert(pack_no, at);
         state.end += record.len() as u64;
@@ -272,7 +270,7 @@ impl BackupJournal for FileJournal {
     }
 }
 
-/// A journal that forgets everything when the process ends.
+/// Journal in memory, for backups that are not resumed after a restart.
 #[derive(Default, Debug)]
 pub struct MemoryJournal {
     packs: Mutex<BTreeMap<u32, Vec<u32>>>,

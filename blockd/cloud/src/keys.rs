@@ -1,8 +1,7 @@
-//! Data keys, and the slots in which a repository keeps them.
+//! Data keys, and the key slots that store them in a repository.
 //!
-//! A slot holds one random data key, wrapped by a key that Argon2id makes of the passphrase. Every creator of
-//! a repository writes a slot of its own under a random name, so that two who race need no help from the
-//! store.
+//! A slot holds one random data key, wrapped by a key that Argon2id derives from the passphrase. Each creator
+//! of a repository writes its own slot under a random name, so that concurrent creators do not conflict.
 
 use crate::{
     CloudError, FORMAT_VERSION,
@@ -20,7 +19,7 @@ const MAGIC: &[u8; 8] = b"BLKDKEYS";
 pub(crate) const SLOT_LEN_BYTES: usize = 144;
 const HEADER_LEN_BYTES: usize = 72;
 const WRAPPED_END: usize = HEADER_LEN_BYTES + 32;
-/// Start of the proof that a holder of the data key wrote the slot.
+/// Offset of the proof that a holder of the data key wrote the slot.
 const PROOF_AT: usize = WRAPPED_END + TAG_LEN_BYTES;
 const CHECKSUM_AT: usize = PROOF_AT + TAG_LEN_BYTES;
 const _: () = assert!(CHECKSUM_AT + 8 == SLOT_LEN_BYTES, "a slot ends with its checksum");
@@ -30,7 +29,7 @@ const KDF_ARGON2ID: u8 = 1;
 /// Maximum cost of opening a slot: 1 GiB, 16 passes, 16 lanes.
 const MAX_KDF: KdfParams = KdfParams { m_kib: 1 << 20, t: 16, p: 16 };
 
-/// The key that everything of a repository is sealed with, one way or another.
+/// Data key: all keys of deltas and manifests are derived from it.
 #[derive(Clone)]
 pub struct DataKey {
     key_id: Uuid,
@@ -48,13 +47,13 @@ impl DataKey {
         Ok(Self { key_id, mode, secret })
     }
 
-    /// A key whose bytes are known, for tests.
+    /// Creates a key with given bytes, for tests.
     #[cfg(test)]
     pub fn fixed(key_id: Uuid, mode: EncryptionMode, secret: [u8; 32]) -> Self {
         Self { key_id, mode, secret: Zeroizing::new(secret) }
     }
 
-    /// Names the key, in its slot and in everything that it seals.
+    /// Returns the id of the key, which its slot and all objects sealed with it contain.
     pub fn key_id(&self) -> Uuid {
         self.key_id
     }
@@ -68,7 +67,7 @@ impl DataKey {
         &self.secret
     }
 
-    /// Returns the key as bytes, **in clear**: callers must seal them before they store them.
+    /// Returns the key as bytes, **in clear**: callers must encrypt them before they store them.
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
         let mut bytes = Zeroizing::new(Vec::with_capacity(50));
         bytes.extend_from_slice(&[1, self.mode.byte()]);
@@ -78,10 +77,10 @@ impl DataKey {
         bytes
     }
 
-    /// Reads [`to_bytes`](Self::to_bytes) back.
+    /// Decodes the result of [`to_bytes`](Self::to_bytes).
     ///
     /// # Errors
-    /// [`CloudError::InvalidRequest`] if they are not that.
+    /// [`CloudError::InvalidRequest`] if the bytes are invalid.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, CloudError> {
         let parse = || {
             let (head, rest) = bytes.split_first_chunk::<2>()?;
@@ -123,7 +122,7 @@ impl Default for KdfParams {
 }
 
 impl KdfParams {
-    /// The least that Argon2 takes: for tests only, it protects nothing.
+    /// Minimum cost, without any protection: for tests only.
     #[cfg(test)]
     pub const fn fast_for_tests() -> Self {
         Self { m_kib: 8, t: 1, p: 1 }
@@ -135,7 +134,7 @@ impl KdfParams {
         least && m_kib <= MAX_KDF.m_kib && (1..=MAX_KDF.t).contains(&t) && (1..=MAX_KDF.p).contains(&p)
     }
 
-    /// The key that wraps the data key.
+    /// Derives the key that wraps the data key.
     fn derive(self, passphrase: &str, salt: &[u8; 16]) -> Result<Zeroizing<[u8; 32]>, CloudError> {
         let failed = |e: argon2::Error| CloudError::Internal { what: "Argon2id", detail: e.to_string() };
         if !self.within_bounds() {
@@ -152,13 +151,13 @@ impl KdfParams {
     }
 }
 
-/// A key slot whose checksum holds. Holders of the data key recognize a forged one by `is_of`.
+/// Key slot with a valid checksum. Holders of the data key detect a forged one with `is_of`.
 #[derive(Clone)]
 pub struct KeySlot {
     pub(crate) key_id: Uuid,
     pub(crate) mode: EncryptionMode,
     pub(crate) created_unix_s: u64,
-    /// Number of passphrase changes since the key was made.
+    /// Number of passphrase changes since the key was created.
     pub(crate) generation: u64,
     pub(crate) kdf: KdfParams,
     salt: [u8; 16],
@@ -184,7 +183,7 @@ impl fmt::Debug for KeySlot {
 }
 
 impl KeySlot {
-    /// Reads a slot that a host kept.
+    /// Decodes a slot that a host remembers.
     ///
     /// # Errors
     /// [`CloudError::Damaged`], [`CloudError::UnsupportedVersion`].
@@ -193,13 +192,13 @@ impl KeySlot {
         Self::parse(&format!("saved key slot {key_id}"), bytes)
     }
 
-    /// The slot as it is stored.
+    /// Returns the stored form of the slot.
     pub(crate) fn bytes(&self) -> &[u8; SLOT_LEN_BYTES] {
         &self.bytes
     }
 
-    /// Proves that a holder of the data key wrote the slot. Needs no passphrase. In mode 0 it proves no more
-    /// than the checksum.
+    /// Returns true if a holder of the data key wrote the slot. Needs no passphrase. In mode 0 it proves no
+    /// more than the checksum.
     pub(crate) fn is_of(&self, key: &DataKey) -> bool {
         let proof = proof(key, &self.salt, &self.bytes[..PROOF_AT]);
         key.key_id == self.key_id
@@ -207,7 +206,7 @@ impl KeySlot {
             && proof.is_some_and(|proof| proof == self.bytes[PROOF_AT..CHECKSUM_AT])
     }
 
-    /// Reads a slot.
+    /// Decodes a slot.
     ///
     /// # Errors
     /// [`CloudError::Damaged`], [`CloudError::UnsupportedVersion`].
@@ -239,7 +238,7 @@ impl KeySlot {
             (EncryptionMode::Aes256GcmSiv, KDF_ARGON2ID) => {
                 return Err(damaged(28, "the Argon2id parameters are out of bounds"));
             }
-            _ => return Err(damaged(11, "unknown way to derive the key")),
+            _ => return Err(damaged(11, "unknown key derivation")),
         }
         let array16 = |at: usize| {
             let mut out = [0; 16];
@@ -253,7 +252,7 @@ impl KeySlot {
         };
         let key_id = Uuid::from_bytes(array16(12));
         if !object.ends_with(&key_id.to_string()) {
-            return Err(damaged(12, "the key slot belongs under another name"));
+            return Err(damaged(12, "the key slot has another key id than its name"));
         }
         Ok(Self {
             key_id,
@@ -266,7 +265,7 @@ impl KeySlot {
         })
     }
 
-    /// The data key, if the passphrase is the right one. Takes as long as Argon2id takes.
+    /// Returns the data key, or `None` if the passphrase is wrong. Runs Argon2id, so it takes long.
     pub(crate) fn open(&self, passphrase: &str) -> Result<Option<DataKey>, CloudError> {
         let kek = self.kdf.derive(passphrase, &self.salt)?;
         let mut secret = Zeroizing::new([0; 32]);
@@ -279,7 +278,7 @@ impl KeySlot {
         Ok((opened && self.is_of(&key)).then_some(key))
     }
 
-    /// The key of a slot that has no passphrase.
+    /// Returns the data key of a slot without a passphrase.
     pub(crate) fn open_plain(&self) -> Option<DataKey> {
         let secret = Zeroizing::new([0; 32]);
         let key = DataKey { key_id: self.key_id, mode: self.mode, secret };
@@ -287,7 +286,7 @@ impl KeySlot {
     }
 }
 
-/// The tag over a slot, sealed under a key that follows from the data key and the salt of the slot.
+/// Returns the tag over a slot, under a key derived from the data key and the salt of the slot.
 fn proof(key: &DataKey, salt: &[u8; 16], covered: &[u8]) -> Option<[u8; TAG_LEN_BYTES]> {
     let mut long_salt = [0; 32];
     long_salt[..16].copy_from_slice(salt);
@@ -295,7 +294,7 @@ fn proof(key: &DataKey, salt: &[u8; 16], covered: &[u8]) -> Option<[u8; TAG_LEN_
     cipher.seal(nonce(Domain::KeySlot, 0), covered, &mut [])
 }
 
-/// A new data key and its slot.
+/// Creates a data key and its slot.
 pub(crate) fn create_slot(
     passphrase: Option<&str>,
     kdf: KdfParams,
@@ -308,7 +307,7 @@ pub(crate) fn create_slot(
     Ok((key, bytes))
 }
 
-/// The age of a key, and of its slot.
+/// Creation time of a key and generation of its slot.
 #[derive(Clone, Copy)]
 pub(crate) struct SlotTimes {
     pub created_unix_s: u64,

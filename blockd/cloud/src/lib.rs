@@ -1,8 +1,8 @@
 //! Cloud format: snapshots of volumes in object stores.
 //!
-//! A snapshot owns one delta, the changed blocks, in frames, packs and an index, and a manifest that names
-//! that delta and all those below it; the manifest is put last and is the commit. `FORMAT.md` defines the
-//! format byte for byte; volumes are known here only as block sets, readers and writers.
+//! A snapshot owns one delta (its changed blocks in frames, packs and an index) and a manifest, which
+//! references that delta and all those below it; storing the manifest last commits the snapshot. `FORMAT.md`
+//! defines the format byte for byte; volumes are known here only as block sets, readers and writers.
 
 mod backup;
 mod buffers;
@@ -68,5 +68,5 @@ pub use verify::{
 };
 pub use write_key::WriteKey;
 
-/// The version of the format that is written and read.
+/// Version of the format.
 pub const FORMAT_VERSION: u16 = 1;

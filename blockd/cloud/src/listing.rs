@@ -11,58 +11,57 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Manifests that are asked for at once when listing.
+/// Concurrent reads of manifests.
 const READ_CONCURRENCY: usize = 16;
-/// Manifests per write to the cache; as many are lost if a listing is interrupted.
-const KEPT_AT_ONCE: usize = 256;
-/// Maximum number of listings until no snapshot is deleted meanwhile.
+/// Manifests per write to the cache; an interrupted listing loses at most as many.
+const CACHE_BATCH: usize = 256;
+/// Maximum number of listings until one completes without a concurrent deletion.
 const MAX_SETTLING_LISTINGS: u32 = 16;
-/// Listings that are made at once; there is a pause before each further one.
+/// Number of listings without a pause; one precedes each further listing.
 const LISTINGS_WITHOUT_PAUSE: u32 = 2;
-/// The first pause; each is twice as long as the one before, up to the longest.
+/// First pause; it doubles up to the maximum.
 const SETTLING_PAUSE: Duration = Duration::from_millis(200);
 const MAX_SETTLING_PAUSE: Duration = Duration::from_secs(10);
-/// In how many listings after a pause a manifest must be that is not there, until it counts as deleted.
+/// Number of spaced listings after which a listed but missing manifest counts as deleted.
 const MAX_MISSES: u32 = 3;
 
 /// Filter of a listing; all snapshots by default.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct ManifestFilter {
-    /// Those of one installation.
+    /// Installation.
     pub cluster: Option<Uuid>,
-    /// Those of one volume.
+    /// Volume.
     pub volume: Option<VolumeId>,
 }
 
-/// A snapshot in a listing.
+/// Listed snapshot.
 #[derive(Debug)]
 pub struct ListedManifest {
     /// Key of the manifest.
     pub key: String,
-    /// The snapshot's id, if the key is one's.
+    /// Id; `None` if the key is not that of a manifest.
     pub id: Option<CloudSnapshotId>,
-    /// The manifest, or why it cannot be read.
+    /// Manifest, or the reason why it cannot be read.
     pub manifest: Result<Manifest, CloudError>,
 }
 
-/// Remembers manifests by key; they never change. Only manifests that were read and authenticated are stored
-/// in it.
+/// Cache of manifests by key; manifests never change. Holds only authenticated manifests.
 pub trait ManifestCache: Send + Sync {
     /// Returns the manifest cached under the key, regardless of the store.
     fn load(&self, key: &str) -> Option<Manifest>;
     /// Returns the manifest cached under the key from this version of the object.
     fn load_version(&self, key: &str, version: &str) -> Option<Manifest>;
-    /// The same for many objects: what there is, by key. To be done in one go where that is faster, and
-    /// elsewhere than on a thread of the runtime where it takes long.
+    /// Returns the cached manifests of many objects by key. Implementations should batch the lookup and must
+    /// not block the runtime.
     fn load_versions<'a>(&'a self, objects: &'a [ObjectInfo]) -> BoxFuture<'a, HashMap<String, Manifest>> {
         let load = |object: &ObjectInfo| {
             self.load_version(&object.key, &object.version).map(|manifest| (object.key.clone(), manifest))
         };
         Box::pin(std::future::ready(objects.iter().filter_map(load).collect()))
     }
-    /// Remembers a manifest that was read from an object of this version, or does not.
+    /// Caches a manifest that was read from this version of the object; best effort.
     fn store_version(&self, key: &str, version: &str, manifest: &Manifest);
-    /// The same for many, as with [`load_versions`](Self::load_versions).
+    /// Caches many manifests, like [`load_versions`](Self::load_versions).
     fn store_versions<'a>(&'a self, manifests: &'a [(&'a ObjectInfo, &'a Manifest)]) -> BoxFuture<'a, ()> {
         for (object, manifest) in manifests {
             self.store_version(&object.key, &object.version, manifest);
@@ -71,7 +70,7 @@ pub trait ManifestCache: Send + Sync {
     }
 }
 
-/// Remembers nothing.
+/// Cache without content.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct NoCache;
 
@@ -85,7 +84,7 @@ impl ManifestCache for NoCache {
     fn store_version(&self, _key: &str, _version: &str, _manifest: &Manifest) {}
 }
 
-/// Remembers in memory.
+/// Cache in memory.
 #[derive(Default, Debug)]
 pub struct MemoryCache {
     manifests: Mutex<HashMap<String, (String, Manifest)>>,
@@ -105,13 +104,12 @@ impl ManifestCache for MemoryCache {
 }
 
 impl Repository {
-    /// Every snapshot that is there, sorted by key. One listing, and one request for each that the cache
-    /// lacks. A manifest that cannot be read is listed with what is wrong with it; one that was deleted
-    /// between the listing and its request is left out, so this is for showing, not for deciding what may be
-    /// deleted.
+    /// Lists the snapshots, sorted by key. One listing, and one request for each manifest that is not cached.
+    /// An unreadable manifest is listed with its error; one that was deleted between the listing and its
+    /// request is omitted, so the result is for display and must not decide about deletions.
     ///
     /// # Errors
-    /// Properties of the listing that the store reports.
+    /// Errors of the listing.
     pub async fn list_manifests(
         &self,
         filter: &ManifestFilter,
@@ -131,14 +129,14 @@ impl Repository {
         Ok(self.read_all_listed(listed, cache).await.into_iter().flatten().collect())
     }
 
-    /// Returns all snapshots of the store, to determine the needed objects: no snapshot that exists
-    /// throughout is missing, and none that is based on one deleted meanwhile. At least two listings. `gone`
-    /// was deleted by the caller and is skipped, listed or not.
+    /// Returns all snapshots of the store, to determine the referenced objects: no snapshot that exists
+    /// throughout is missing, and none that is based on a concurrently deleted one. At least two listings.
+    /// `gone` was deleted by the caller and is skipped.
     ///
-    /// A manifest that is gone when it is read named unknown deltas; so did one that was deleted before its
-    /// turn in a listing of many pages. Another snapshot may have been committed on it after the listing
-    /// passed that one's position, so the store is listed again, until a listing has all manifests of the
-    /// previous one, and all of them were read. Manifests that were read and then deleted count.
+    /// A manifest that was deleted before it was listed or read referenced unknown deltas. A snapshot based
+    /// on it may have been committed after the listing passed its position. So the store is listed again,
+    /// until a listing has all manifests of the previous one and all of them were read. Manifests that were
+    /// read and then deleted count.
     ///
     /// Lagging listings show a deleted manifest for a while: later listings follow after a pause, and a
     /// manifest that is missing after three of them counts as deleted. A snapshot based on it was committed
@@ -201,7 +199,7 @@ impl Repository {
         })
     }
 
-    /// Reads listed manifests in order; `None` for each missing one. The cache is read once and written in
+    /// Reads listed manifests in order; `None` for each missing one. Reads the cache once and writes it in
     /// batches.
     async fn read_all_listed(
         &self,
@@ -210,7 +208,7 @@ impl Repository {
     ) -> Vec<Option<ListedManifest>> {
         let mut cached = cache.load_versions(&listed).await;
         let mut found = Vec::with_capacity(listed.len());
-        for part in listed.chunks(KEPT_AT_ONCE) {
+        for part in listed.chunks(CACHE_BATCH) {
             let mut read = Vec::with_capacity(part.len());
             for object in part {
                 let id = CloudSnapshotId::from_manifest_key(&object.key);
@@ -238,7 +236,7 @@ impl Repository {
         found
     }
 
-    /// A manifest that was listed, and may be known; none if it is gone.
+    /// Reads a listed manifest unless it is known; `None` if it was deleted.
     async fn read_listed(&self, object: &ObjectInfo, known: Option<Manifest>) -> Option<ListedManifest> {
         let key = object.key.clone();
         let Some(id) = CloudSnapshotId::from_manifest_key(&key) else {

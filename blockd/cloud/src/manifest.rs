@@ -1,4 +1,4 @@
-//! Manifests: what makes a snapshot exist, and says everything that is needed to read it.
+//! Manifest: the commit record of a snapshot, with all that is needed to read it.
 
 use crate::{
     CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey,
@@ -16,18 +16,18 @@ use uuid::Uuid;
 
 const MAGIC: &[u8; 8] = b"BLKDMNFT";
 const HEADER_LEN_BYTES: usize = 64;
-/// The longest manifest that is read.
+/// Maximum length of a manifest in bytes.
 pub(crate) const MAX_MANIFEST_LEN: u64 = 16 << 20;
-/// The longest chain that is written or read.
+/// Maximum length of a chain.
 pub(crate) const MAX_CHAIN: usize = 4096;
 
 /// Type of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackupType {
-    /// Its delta is all of the volume.
+    /// The delta holds the whole volume.
     Full,
-    /// Its delta is what changed since the base.
+    /// The delta holds the changes since the base.
     Incremental,
 }
 
@@ -45,21 +45,21 @@ pub struct IndexRef {
     pub root_sha256: [u8; 32],
 }
 
-/// Everything that is needed to find and read one delta.
+/// Location, key and size of one delta.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Delta {
     /// The installation that made it.
     pub cluster: Uuid,
     /// Volume.
     pub volume: VolumeId,
-    /// The snapshot that owns it.
+    /// Snapshot that owns it.
     pub snapshot: SnapshotId,
-    /// The data key that it is sealed with.
+    /// Id of the data key.
     pub key_id: Uuid,
-    /// Salt of the delta's key.
+    /// Salt of the key derivation.
     #[serde(with = "hex32")]
     pub salt: [u8; 32],
-    /// Its index.
+    /// Index.
     pub index: IndexRef,
     /// Number of packs; empty packs are not stored.
     pub pack_count: u32,
@@ -69,7 +69,7 @@ pub struct Delta {
     pub data_blocks: u64,
     /// Number of blocks that became zero.
     pub zero_blocks: u64,
-    /// Bytes of its packs and index together.
+    /// Total bytes of its packs and index.
     pub stored_bytes: u64,
 }
 
@@ -94,16 +94,16 @@ impl Delta {
     }
 }
 
-/// Facts of a cloud snapshot for its readers. No rule of the format depends on them.
+/// Description of a cloud snapshot for its users. No rule of the format depends on it.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct SnapshotDescription {
-    /// The volume's name at that time.
+    /// Name of the volume at the time of the snapshot.
     pub volume_name: String,
     /// Name of the snapshot; may be empty.
     pub snapshot_name: String,
-    /// The volume's labels at that time.
+    /// Labels of the volume at the time of the snapshot.
     pub labels: BTreeMap<String, String>,
-    /// When the snapshot was taken: the moment whose content it holds.
+    /// Point in time of the snapshot.
     pub created: Timestamp,
     /// Trigger of the backup, such as `Manual`.
     pub trigger: String,
@@ -111,41 +111,41 @@ pub struct SnapshotDescription {
     pub freeze_stall_micros: u64,
 }
 
-/// A cloud snapshot.
+/// Manifest of a cloud snapshot.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Manifest {
     /// Version of the format.
     pub format_version: u16,
     /// The installation that made it.
     pub cluster: Uuid,
-    /// The volume that it is of.
+    /// Volume.
     pub volume: VolumeId,
-    /// The snapshot that it was made from.
+    /// Snapshot.
     pub snapshot: SnapshotId,
-    /// Fields that the backup records as they were requested.
+    /// Description from the backup request.
     #[serde(flatten)]
     pub description: SnapshotDescription,
-    /// The volume's size at that time.
+    /// Size of the volume at the time of the snapshot.
     pub size_bytes: u64,
     /// Type of the backup.
     pub backup_type: BackupType,
-    /// When the backup began.
+    /// Start of the backup.
     pub started: Timestamp,
-    /// When everything but the manifest was stored.
+    /// End of the backup, before the manifest was stored.
     pub finished: Timestamp,
-    /// Bytes of the blocks that had changed, those that became zero included.
+    /// Bytes of the changed blocks, including those that became zero.
     pub dirty_bytes: u64,
-    /// Bytes of the packs and the index that the backup stored.
+    /// Bytes of the stored packs and index.
     pub stored_bytes: u64,
     /// Packs of its own delta.
     pub pack_count: u32,
-    /// Requests that the run which finished the backup had made when the manifest was written.
+    /// Requests of the backup's last run before the manifest was stored.
     pub requests: RequestCounts,
     /// `none` or `aes-256-gcm-siv`.
     pub encryption: String,
     /// `lz4`.
     pub compression: String,
-    /// The snapshot that an incremental was made on.
+    /// Base of an incremental.
     #[serde(default)]
     pub base: Option<CloudSnapshotId>,
     /// Its own delta.
@@ -165,20 +165,20 @@ impl Manifest {
         }
     }
 
-    /// Every delta that it needs, newest first.
+    /// Returns all referenced deltas, newest first.
     pub fn deltas(&self) -> impl Iterator<Item = &Delta> {
         std::iter::once(&self.delta).chain(&self.chain)
     }
 
     fn check(&self, id: &CloudSnapshotId) -> Result<(), &'static str> {
         if self.id() != *id || self.delta.snapshot != self.snapshot {
-            return Err("it is of another snapshot than its name says");
+            return Err("it belongs to another snapshot than its name");
         }
         if self.size_bytes == 0 || self.size_bytes > MAX_VOLUME_BYTES {
             return Err("the size of the volume is out of bounds");
         }
         if self.chain.len() > MAX_CHAIN {
-            return Err("its chain is longer than any that is written");
+            return Err("its chain exceeds the maximum length");
         }
         if (self.delta.cluster, self.delta.volume) != (self.cluster, self.volume) {
             return Err("its own delta is of another volume");
@@ -189,7 +189,7 @@ impl Manifest {
         self.deltas().try_for_each(Delta::check)
     }
 
-    /// The object of a manifest, sealed for its key (its place) with a fresh salt.
+    /// Encodes the object of a manifest, sealed for its key with a fresh salt.
     pub(crate) fn encode(&self, key: &DataKey, salt: &[u8; 32]) -> Result<Vec<u8>, CloudError> {
         let failed = |detail: String| CloudError::Internal { what: "encoding the manifest", detail };
         let body = serde_json::to_vec(self).map_err(|e| failed(e.to_string()))?;
@@ -219,7 +219,7 @@ impl Manifest {
         Ok(out)
     }
 
-    /// Reads the object at a manifest's key.
+    /// Decodes the object at a manifest's key.
     ///
     /// # Errors
     /// [`CloudError::Damaged`], [`CloudError::UnsupportedVersion`], [`CloudError::UnknownKey`].
@@ -260,7 +260,7 @@ impl Manifest {
             return Err(damaged(10, "its encryption mode is not that of its key"));
         }
         if sealed.len().checked_sub(TAG_LEN_BYTES) != Some(body_len) {
-            return Err(damaged(12, "its length is not what its header says (truncated or extended)"));
+            return Err(damaged(12, "its length differs from its header (truncated or extended)"));
         }
         let mut sealed = sealed.to_vec();
         let (body, tag) = sealed
@@ -272,9 +272,8 @@ impl Manifest {
                 "it does not open: it was altered, moved, or sealed with another key",
             ));
         }
-        let manifest: Self = serde_json::from_slice(body).map_err(|e| {
-            damaged(HEADER_LEN_BYTES, &format!("its body is not what this version reads: {e}"))
-        })?;
+        let manifest: Self = serde_json::from_slice(body)
+            .map_err(|e| damaged(HEADER_LEN_BYTES, &format!("its body is invalid for this version: {e}")))?;
         manifest.check(id).map_err(|what| damaged(HEADER_LEN_BYTES, what))?;
         Ok(manifest)
     }
@@ -288,7 +287,7 @@ fn cipher(key: &DataKey, salt: &[u8; 32]) -> Cipher {
     Cipher::derived(key, salt, &[b"blockd manifest v1"])
 }
 
-/// 32 bytes as 64 hexadecimal digits.
+/// Serialization of 32 bytes as 64 hexadecimal digits.
 mod hex32 {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
     use std::fmt::Write;

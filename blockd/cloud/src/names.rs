@@ -14,7 +14,7 @@ pub(crate) const MANIFESTS_PREFIX: &str = "blockd/manifests/";
 
 /// Prefix of packs and indexes.
 pub(crate) const DATA_PREFIX: &str = "blockd/data/";
-/// Prefix of what is made to try a store out.
+/// Prefix of probe objects.
 pub(crate) const PROBE_PREFIX: &str = "blockd/probe/";
 
 /// Key of the manifest of a cloud snapshot.
@@ -22,7 +22,7 @@ pub trait ManifestKey: Sized {
     /// Returns the key of the manifest.
     fn manifest_key(&self) -> String;
 
-    /// Returns the cloud snapshot that a manifest's key names.
+    /// Returns the cloud snapshot of a manifest's key.
     fn from_manifest_key(key: &str) -> Option<Self>;
 }
 
@@ -38,7 +38,7 @@ impl ManifestKey for CloudSnapshotId {
     }
 }
 
-/// A uuid in its one form: lower case with hyphens.
+/// Parses a UUID in lower case with hyphens, the only accepted form.
 pub(crate) fn parse_uuid(text: &str) -> Option<Uuid> {
     let uuid: Uuid = text.parse().ok()?;
     (uuid.to_string() == text).then_some(uuid)
@@ -61,7 +61,7 @@ impl DeltaId {
         format!("{}pack-{pack_no:08x}", self.prefix())
     }
 
-    /// The delta that an object of this key belongs to, if it is the key of a pack or an index.
+    /// Returns the delta of a pack or an index; `None` for other keys.
     pub fn of_object(key: &str) -> Option<Self> {
         let mut parts = key.strip_prefix(DATA_PREFIX)?.split('/');
         let cluster = parse_uuid(parts.next()?)?;

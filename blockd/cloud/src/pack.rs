@@ -1,7 +1,7 @@
 //! Packs: objects of up to 256 frames, and the header that packs and indexes share.
 //!
-//! A pack can be created from the layout alone, independently of the others; its header identifies its owner,
-//! so that a misplaced object is detected before a frame in it is opened.
+//! Packs are created from the layout, independently of each other. The header identifies the delta, so that a
+//! misplaced object is detected before a frame in it is decrypted.
 
 use crate::{
     CloudError, FORMAT_VERSION,
@@ -21,8 +21,8 @@ pub(crate) enum ObjectKind {
     Index,
 }
 
-/// The header of an object of a delta. Everything in it follows from where the object is, so a reader
-/// compares.
+/// Returns the header of an object of a delta. All fields follow from the object's key, so a reader compares
+/// bytes.
 pub(crate) fn object_header(kind: ObjectKind, key: &DataKey, delta: &DeltaId) -> [u8; OBJECT_HEADER_LEN] {
     let (magic, pack_no) = match kind {
         ObjectKind::Pack(pack_no) => (b"BLKDPACK", pack_no),
@@ -40,7 +40,7 @@ pub(crate) fn object_header(kind: ObjectKind, key: &DataKey, delta: &DeltaId) ->
     header
 }
 
-/// Checks the header of an object against what it must be.
+/// Checks the header of an object against the expected one.
 ///
 /// # Errors
 /// [`CloudError::Damaged`], [`CloudError::UnsupportedVersion`].
@@ -73,13 +73,13 @@ pub(crate) fn check_object_header(
     Err(CloudError::damaged(object, at as u64, what))
 }
 
-/// Returns the maximum size of sealed frames of these lengths in blocks, including the slack of lz4.
+/// Returns the maximum total size of sealed frames, given their lengths in blocks, with the slack of lz4.
 pub(crate) fn max_sealed_len(sizes: &[usize]) -> usize {
     sizes.iter().sum::<usize>() * BLOCK + sizes.len() * 21 + (16 << 10)
 }
 
-/// Seals the frames of `raw`, starting with number `first_frame`, one after the other to the end of `out`;
-/// `sizes` are their lengths in blocks. Returns their stored lengths.
+/// Seals the frames of `raw`, numbered from `first_frame`, and appends them to `out`; `sizes` are their
+/// lengths in blocks. Returns their stored lengths.
 pub(crate) fn seal_frames(
     sealer: &Sealer,
     first_frame: u64,

@@ -1,7 +1,7 @@
-//! Making packs: blocks are read and sealed by the chunk, several at once, and put together.
+//! Pack assembly: chunks of blocks are read and sealed concurrently, then concatenated.
 //!
-//! A chunk is small, so that it is sealed while it is still in the processor's cache, and a task that is to
-//! make way does so soon. Raw blocks, sealed frames and objects are in buffers that are used again.
+//! Chunks are small, so that they are sealed while they are still in the CPU cache, and so that a task yields
+//! soon. Raw blocks, sealed frames and objects use pooled buffers.
 
 use crate::{
     CloudError,
@@ -17,13 +17,13 @@ use futures::future::try_join_all;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-/// Packs that are read and sealed at once; the others in flight are only being uploaded.
+/// Maximum number of packs that are assembled concurrently; others in flight are being uploaded.
 const BUILD_CONCURRENCY: usize = 2;
 /// Frames of a chunk: 4 MiB of blocks.
 const CHUNK_FRAMES: usize = 32;
-/// Chunks whose raw blocks are in memory, at most.
+/// Maximum number of chunks whose raw blocks are in memory.
 const MAX_RAW_CHUNKS: usize = 8;
-/// Chunks that are read while others are sealed.
+/// Number of chunks read ahead of sealing.
 const CHUNKS_AHEAD: usize = 2;
 
 /// Limits and memory of pack assembly.
@@ -48,17 +48,17 @@ impl Packing {
     }
 }
 
-/// A pack that is to be stored.
+/// Assembled pack.
 pub(crate) struct Pack {
     /// Size of its blocks, in bytes.
     pub raw_len_bytes: usize,
-    /// None if all of its blocks are zero.
+    /// Object; `None` if all blocks are zero.
     pub body: Option<Bytes>,
-    /// The stored length of each frame.
+    /// Stored length of each frame.
     pub lens: Vec<u32>,
 }
 
-/// Some frames, sealed, one after the other, and the length of each.
+/// Sealed frames, concatenated, and their lengths.
 struct Chunk {
     sealed: Buffer,
     lens: Vec<u32>,
@@ -123,7 +123,7 @@ impl Job {
         Ok(chunk)
     }
 
-    /// The blocks of some frames.
+    /// Reads the blocks of consecutive frames.
     async fn read(&self, pack_no: u32, first_frame: u64, sizes: &[usize]) -> Result<Buffer, CloudError> {
         let elsewhere = self.reader.may_wait().then(Work::default);
         let len_bytes = sizes.iter().sum::<usize>() * BLOCK;
@@ -146,13 +146,13 @@ impl Job {
     }
 }
 
-/// The first and the last of some extents, for messages.
+/// Describes extents for messages: their number, start and end.
 fn describe(extents: &[Extent]) -> String {
     match extents {
         [] => "no blocks".to_owned(),
         [only] => only.to_string(),
         [first, .., last] => {
-            format!("{} runs of blocks from {} to {}", extents.len(), first.start, last.end())
+            format!("{} extents from {} to {}", extents.len(), first.start, last.end())
         }
     }
 }

@@ -8,22 +8,22 @@ use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES};
 
 /// Data blocks of a full index page.
 pub(crate) const PAGE_BLOCKS: u64 = 131_072;
-/// Pages end where this many blocks of the volume end (1 TiB), so that the set of a page is bounded.
+/// Alignment of page boundaries in blocks (1 TiB of the volume), which bounds the set of a page.
 pub(crate) const PAGE_SPAN_BLOCKS: u64 = 1 << 28;
 /// Frames of a full pack.
 pub(crate) const PACK_FRAMES: u64 = 256;
 const FRAME: u64 = FRAME_BLOCKS as u64;
 
-/// A stretch of the volume whose frames one index page describes.
+/// Extent of the volume that one index page describes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct PageSpan {
-    /// The stretch.
+    /// Extent.
     pub range: Extent,
     /// Number of its first frame in the delta.
     pub frame_base: u64,
     /// Number of its first data block among the delta's.
     pub rank_base: u64,
-    /// Data blocks in it.
+    /// Number of data blocks.
     pub data_blocks: u64,
 }
 
@@ -42,29 +42,27 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// The layout of a delta with these data blocks on a volume of this size.
+    /// Determines the layout of a delta with these data blocks on a volume of this size.
     ///
     /// # Errors
-    /// [`CloudError::InvalidRequest`] if the volume is larger than any, or there are blocks beyond its end.
+    /// [`CloudError::InvalidRequest`] if the volume exceeds the maximum size, or blocks are beyond its end.
     pub fn new(data: &BlockSet, size_bytes: u64) -> Result<Self, CloudError> {
         let invalid = |what: String| CloudError::InvalidRequest { what };
         if size_bytes == 0 || size_bytes > MAX_VOLUME_BYTES {
             return Err(invalid(format!(
-                "a volume has from 1 to {MAX_VOLUME_BYTES} bytes, this would have {size_bytes}"
+                "a volume has from 1 to {MAX_VOLUME_BYTES} bytes, not {size_bytes}"
             )));
         }
         let whole = Extent::whole(size_bytes);
         if let Some(last) = data.last().filter(|last| *last >= whole.end()) {
-            return Err(invalid(format!(
-                "block {last} lies beyond the end of a volume of {size_bytes} bytes"
-            )));
+            return Err(invalid(format!("block {last} is beyond the end of a volume of {size_bytes} bytes")));
         }
         let mut pages = Vec::new();
         let (mut frame_base, mut rank_base, mut lo) = (0, 0, 0);
         while lo < whole.end().0 {
             let span_end = (lo / PAGE_SPAN_BLOCKS + 1) * PAGE_SPAN_BLOCKS;
             let limit = span_end.min(whole.end().0);
-            // The first data block that no longer fits, if it lies before the limit, ends the page.
+            // The page ends at the first data block that does not fit, at the latest at the limit.
             let (hi, data_blocks) = match data.select(rank_base + PAGE_BLOCKS) {
                 Some(next) if next.0 < limit => (next.0, PAGE_BLOCKS),
                 _ => (limit, data.rank(BlockIndex(limit)) - rank_base),
@@ -83,14 +81,15 @@ impl Layout {
         Ok(Self { pages, frames: frame_base, data_blocks: rank_base, pack_count })
     }
 
-    /// The frames of a pack: the first one, and the one after the last.
+    /// Returns the first frame of a pack and the one after its last.
     pub fn pack_frames(&self, pack_no: u32) -> (u64, u64) {
         let first = u64::from(pack_no) * PACK_FRAMES;
         assert!(first < self.frames, "pack {pack_no} is not in the layout");
         (first, (first + PACK_FRAMES).min(self.frames))
     }
 
-    /// The number, among the data blocks, of a frame's first one; of all blocks for the frame after the last.
+    /// Returns the rank of a frame's first block among the data blocks; their total for the frame after the
+    /// last.
     fn rank_of_frame(&self, frame: u64) -> u64 {
         let page = self.pages.partition_point(|page| page.frame_base <= frame).saturating_sub(1);
         match self.pages.get(page) {
@@ -111,7 +110,7 @@ impl Layout {
         sizes
     }
 
-    /// The blocks of the frames from `first` up to the one before `end`, ascending.
+    /// Returns the blocks of the frames `first..end`, ascending.
     pub fn frame_extents(&self, data: &BlockSet, first: u64, end: u64) -> Vec<Extent> {
         debug_assert!(first <= end && end <= self.frames, "frames {first}..{end} of {}", self.frames);
         let (first, end) = (self.rank_of_frame(first), self.rank_of_frame(end));

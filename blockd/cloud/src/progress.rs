@@ -1,4 +1,4 @@
-//! Watching a task and stopping it.
+//! Progress and cancellation of a task.
 
 use blockd_store::{RequestCounts, Requests};
 use serde::{Deserialize, Serialize};
@@ -18,13 +18,13 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// Working out what goes where.
+    /// Determining the layout.
     Planning,
-    /// Moving blocks.
+    /// Transferring blocks.
     Data,
     /// Writing the index.
     Index,
-    /// Putting the manifest, which makes the snapshot exist.
+    /// Storing the manifest.
     Commit,
     /// Finished.
     Done,
@@ -52,16 +52,16 @@ pub struct Progress {
     requests: Arc<Requests>,
 }
 
-/// [`Progress`] at one moment.
+/// Values of a [`Progress`] at one time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ProgressSnapshot {
     /// Phase.
     pub phase: Phase,
-    /// Bytes of blocks to move in all. A restore learns it on the way, so it may shrink there.
+    /// Total bytes of blocks to transfer. It may shrink during a restore, which learns it on the way.
     pub bytes_total: u64,
-    /// Bytes of blocks moved, those that an earlier run of a resumed backup moved included.
+    /// Bytes of blocks transferred, including those of earlier runs.
     pub bytes_processed: u64,
-    /// Bytes sent to the store, what had to be sent again included.
+    /// Bytes sent to the store, including retries.
     pub bytes_uploaded: u64,
     /// Bytes received from the store.
     pub bytes_downloaded: u64,
@@ -70,7 +70,7 @@ pub struct ProgressSnapshot {
 }
 
 impl Progress {
-    /// The progress of a task whose store counts in `requests`.
+    /// Creates the progress of a task; its store counts requests in `requests`.
     pub fn new(requests: Arc<Requests>) -> Self {
         Self {
             phase: AtomicU8::new(Phase::Planning as u8),
@@ -81,7 +81,7 @@ impl Progress {
         }
     }
 
-    /// As it stands.
+    /// Returns the current values.
     pub fn snapshot(&self) -> ProgressSnapshot {
         let requests = self.requests.snapshot();
         let phase = match self.phase.load(Relaxed) {
@@ -115,8 +115,8 @@ impl Progress {
         self.bytes_processed.fetch_add(bytes, Relaxed);
     }
 
-    /// The commit may not have been the first one.
-    pub(crate) fn doubt(&self) {
+    /// Records that an earlier attempt may have committed the snapshot.
+    pub(crate) fn set_in_doubt(&self) {
         self.in_doubt.store(true, Relaxed);
     }
 
@@ -126,23 +126,23 @@ impl Progress {
         self.in_doubt.load(Relaxed)
     }
 
-    /// Everything that there was to do is done.
+    /// Ends the task.
     pub(crate) fn finish(&self) {
         self.bytes_total.store(self.bytes_processed.load(Relaxed), Relaxed);
         self.enter(Phase::Done);
     }
 
-    /// Takes off what turned out not to be needed.
-    pub(crate) fn spared(&self, bytes: u64) {
+    /// Subtracts bytes that need no transfer from the total.
+    pub(crate) fn subtract_from_total(&self, bytes: u64) {
         let total = self.bytes_total.fetch_sub(bytes, Relaxed);
-        debug_assert!(total >= bytes, "{bytes} bytes are spared of {total}");
+        debug_assert!(total >= bytes, "{bytes} of {total} bytes are subtracted");
     }
 }
 
 /// Stop request of a task; all clones are one token.
 ///
 /// A backup that has begun to commit can still be cancelled ([`cancel`](Self::cancel)), as a stop of the
-/// daemon does, but not stopped for good ([`stop_unless_committing`](Self::stop_unless_committing)): the
+/// daemon does, but not stopped permanently ([`stop_unless_committing`](Self::stop_unless_committing)): the
 /// caller could not know whether its snapshot exists.
 #[derive(Clone, Default, Debug)]
 pub struct CancelToken {
@@ -150,7 +150,7 @@ pub struct CancelToken {
     state: Arc<AtomicU8>,
 }
 
-/// The task was stopped for good.
+/// The task was stopped permanently.
 const STOPPED: u8 = 1;
 /// The commit has begun.
 const COMMITTING: u8 = 2;
@@ -188,12 +188,12 @@ impl CancelToken {
         self.state.fetch_or(COMMITTING, SeqCst) & STOPPED == 0 && !self.token.is_cancelled()
     }
 
-    /// Ends a commit that did not happen and will not, so that the task can be stopped again.
+    /// Ends a commit that failed definitely, so that the task can be stopped again.
     pub fn end_commit(&self) {
         self.state.fetch_and(!COMMITTING, SeqCst);
     }
 
-    /// Returns true once the commit has started: its snapshot may exist from then on.
+    /// Returns true once the commit has started: from then on the snapshot may exist.
     pub fn is_committing(&self) -> bool {
         self.state.load(SeqCst) & COMMITTING != 0
     }

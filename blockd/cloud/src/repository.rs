@@ -1,4 +1,4 @@
-//! A repository: a store, and the keys to what is in it.
+//! Repository: a store and its data keys.
 
 use crate::{
     CloudError, CloudSnapshotId, ManifestKey,
@@ -19,18 +19,18 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Findings about key slots that are kept until they are taken.
+/// Maximum number of pending findings about key slots.
 const MAX_SLOT_FINDINGS: usize = 64;
-/// Manifests that are read to prove that a store is the right one.
+/// Maximum number of manifests that are read to prove that a store is the right one.
 const MAX_MANIFESTS_FOR_PROOF: usize = 16;
 /// Options to open a repository.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct OpenOptions {
-    /// The work that goes into a key slot, should one have to be made.
+    /// Cost parameters of a new key slot.
     pub kdf: KdfParams,
 }
 
-/// A store whose keys are known.
+/// Store with its data keys. Clones share the remembered key slots.
 #[derive(Clone)]
 pub struct Repository {
     store: Arc<dyn BlobStore>,
@@ -40,7 +40,7 @@ pub struct Repository {
     work: Work,
 }
 
-/// The key slots of a repository as they were last seen whole. Shared by all views of the repository.
+/// Last intact key slots of a repository. Shared by all views of the repository.
 #[derive(Default)]
 pub(crate) struct SlotMemory {
     pub remembered: Vec<KeySlot>,
@@ -63,17 +63,18 @@ impl SlotMemory {
     }
 }
 
-/// The facts about the keys of a repository that a host keeps: no secret is among them.
+/// Keys and slots of a repository that a host remembers; none of it is secret.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct KnownKeys {
-    /// The key of new backups. Without one, the newest that opens becomes it.
+    /// Key of new backups; `None` selects the newest key that opens.
     pub write_key: Option<WriteKey>,
-    /// Key slots as they were last seen whole.
+    /// Last intact key slots.
     pub slots: Vec<KeySlot>,
 }
 
 impl KnownKeys {
-    /// The ids of the keys. They are random: two repositories share none, unless one is a copy of the other.
+    /// Returns the ids of the keys. They are random: two repositories share none, unless one is a copy of the
+    /// other.
     pub fn key_ids(&self) -> impl Iterator<Item = Uuid> {
         self.write_key.map(|key| key.key_id).into_iter().chain(self.slots.iter().map(|slot| slot.key_id))
     }
@@ -85,20 +86,20 @@ impl KnownKeys {
         }
     }
 
-    /// The slots one after the other.
+    /// Returns the slots, concatenated.
     pub fn encode_slots(&self) -> Vec<u8> {
         let bytes: Vec<u8> = self.slots.iter().flat_map(|slot| *slot.bytes()).collect();
         debug_assert!(Self::decode_slots(&bytes) == self.slots, "the saved slots do not decode");
         bytes
     }
 
-    /// Reads [`encode_slots`](Self::encode_slots) back. A slot that is damaged is left out, since the store
+    /// Decodes the result of [`encode_slots`](Self::encode_slots). A damaged slot is skipped, since the store
     /// has it too.
     pub fn decode_slots(bytes: &[u8]) -> Vec<KeySlot> {
         let slots = bytes.chunks(SLOT_LEN_BYTES).filter_map(|slot| match KeySlot::from_saved(slot) {
             Ok(slot) => Some(slot),
             Err(error) => {
-                tracing::warn!(%error, "a remembered key slot is damaged");
+                tracing::warn!(%error, "remembered key slot is damaged");
                 None
             }
         });
@@ -130,9 +131,8 @@ impl Repository {
         unlock::open(store, passphrase, &KnownKeys::default(), Some(options)).await
     }
 
-    /// Opens what is in a store, and makes nothing: for a store that is known to hold a repository. A disk
-    /// that is not mounted is an empty directory. `known` are the slots that this host remembers: they open
-    /// the repository, and are put back, if both copies in the store are gone.
+    /// Opens an existing repository and never creates one: an unmounted disk looks like an empty directory.
+    /// The slots in `known` open the repository and are restored if both copies in the store are missing.
     ///
     /// # Errors
     /// Those of [`open`](Self::open); [`CloudError::KeySlotMissing`] if there is no repository.
@@ -144,8 +144,8 @@ impl Repository {
         unlock::open(store, passphrase, known, None).await
     }
 
-    /// Proves that the store is the one that was opened and that other hosts can open the repository: a slot
-    /// of the key of new backups is in its place. One GET if the slot is intact; otherwise it is repaired if
+    /// Checks that the slot of the key of new backups exists: then the store is the one that was opened, and
+    /// other hosts can open the repository. One GET if the slot is intact; otherwise it is repaired if
     /// possible.
     ///
     /// # Errors
@@ -189,8 +189,8 @@ impl Repository {
         Ok(findings)
     }
 
-    /// Repairs a slot. Returns whether a genuine copy is in the store then, and the findings, which are kept
-    /// as well.
+    /// Repairs a slot. Returns true if the store then has a genuine copy, and the findings, which are also
+    /// kept for [`take_slot_findings`](Self::take_slot_findings).
     pub(crate) async fn repair(&self, check: &SlotCheck) -> Result<(bool, Vec<SlotFinding>), CloudError> {
         let is_place_proven = check.needs_place() && self.is_own_place().await?;
         let findings = check.repair(&*self.store, is_place_proven).await;
@@ -223,18 +223,18 @@ impl Repository {
         Ok(false)
     }
 
-    /// Findings about key slots since the last call, on this repository or a view of it.
+    /// Returns the findings about key slots since the last call, on this repository or a view of it.
     pub fn take_slot_findings(&self) -> Vec<SlotFinding> {
         std::mem::take(&mut self.slots.lock().findings)
     }
 
-    /// The facts about the keys that a host keeps for the next time; none is secret.
+    /// Returns the keys and slots that a host remembers; none of it is secret.
     pub fn known_keys(&self) -> KnownKeys {
         let slots = self.slots.lock().remembered.clone();
         KnownKeys { write_key: Some(self.writing.pinned), slots }
     }
 
-    /// Refuses to write where the key of new backups is missing, or is not the newest that opened.
+    /// Fails if the key of new backups is missing or is not the newest that opened.
     ///
     /// # Errors
     /// [`CloudError::WriteKeyMissing`], [`CloudError::WriteKeyNotNewest`].
@@ -242,7 +242,7 @@ impl Repository {
         self.writing.check(self.store.describe())
     }
 
-    /// A repository whose keys opened; without a pinned one, the first is used for new backups.
+    /// Creates a repository from opened keys; without a pinned one, the first is used for new backups.
     pub(crate) fn opened(
         store: Arc<dyn BlobStore>,
         mut keys: Vec<DataKey>,
@@ -256,10 +256,10 @@ impl Repository {
         Self { store, keys: Arc::new(keys), writing, slots, work: Work::default() }
     }
 
-    /// A repository whose keys were opened before. Makes no request.
+    /// Creates a repository from saved keys, without a request.
     ///
     /// # Errors
-    /// [`CloudError::InvalidRequest`] if there is no key, or some encrypt and some do not.
+    /// [`CloudError::InvalidRequest`] without a key, or with keys of both modes.
     pub fn from_saved_keys(
         store: Arc<dyn BlobStore>,
         keys: Vec<DataKey>,
@@ -270,20 +270,20 @@ impl Repository {
             return invalid("no data key was saved: open the repository with its passphrase");
         };
         if keys.iter().any(|key| key.mode() != first.mode()) {
-            return invalid("some of the saved keys encrypt and some do not: open the repository again");
+            return invalid("the saved keys have different encryption modes: open the repository again");
         }
         let is_of_key = |slot: &&KeySlot| keys.iter().any(|key| slot.is_of(key));
         let remembered = known.slots.iter().filter(is_of_key).cloned().collect();
         Ok(Self::opened(store, keys, SlotMemory { remembered, findings: Vec::new() }, known.write_key))
     }
 
-    /// The same repository through another view of its store, such as one that counts a task's requests.
+    /// Returns the repository with another view of its store, such as one that counts a task's requests.
     #[must_use]
     pub fn with_store(&self, store: Arc<dyn BlobStore>) -> Self {
         Self { store, ..self.clone() }
     }
 
-    /// The same repository, whose backups, restores and verifications have their work done that way.
+    /// Returns the repository with other worker settings for backups, restores and verifications.
     #[must_use]
     pub fn with_work(self, work: Work) -> Self {
         Self { work, ..self }
@@ -294,13 +294,13 @@ impl Repository {
         &self.work
     }
 
-    /// Store.
+    /// Returns the store.
     pub fn store(&self) -> &Arc<dyn BlobStore> {
         &self.store
     }
 
-    /// The data keys, to be kept sealed. The first one is used for new backups, if
-    /// [`check_writable`](Self::check_writable) has no objection.
+    /// Returns the data keys, which callers must store encrypted. The first one is used for new backups, if
+    /// [`check_writable`](Self::check_writable) permits.
     pub fn keys(&self) -> &[DataKey] {
         &self.keys
     }
@@ -334,15 +334,16 @@ impl Repository {
                 StoreErrorKind::TooLarge => Err(CloudError::damaged(
                     &path,
                     0,
-                    format!("it is longer than the {MAX_MANIFEST_LEN} bytes that a manifest may have"),
+                    format!("it exceeds the maximum length of a manifest, {MAX_MANIFEST_LEN} bytes"),
                 )),
                 _ => Err(error.into()),
             },
         }
     }
 
-    /// Puts a manifest, which is the commit; returns the one that is there then, and whether a single request
-    /// put it, as far as `puts` counts them. Otherwise it may have been there before and been deleted since.
+    /// Puts a manifest, which commits the snapshot. Returns the stored one, and true if a single request
+    /// stored it, according to the request counter `puts`. After several requests the snapshot may have been
+    /// committed and deleted before.
     pub(crate) async fn put_manifest(
         &self,
         manifest: Manifest,
@@ -354,16 +355,15 @@ impl Repository {
         let mut puts_before = puts();
         let mut put = self.store.put(&path, object.clone(), PutMode::CreateIfAbsent).await;
         if matches!(&put, Err(error) if error.kind == StoreErrorKind::Unsupported) {
-            // What the store refused made nothing.
+            // A refused request stored nothing.
             puts_before = puts();
             put = self.store.put(&path, object, PutMode::Overwrite).await;
         }
         let at_once = put.is_ok() && puts() == puts_before + 1;
-        let there = match put {
+        let stored = match put {
             Ok(()) => Ok(manifest),
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
-                // An earlier attempt, or an earlier run, may have been carried out without its answer
-                // arriving.
+                // An earlier attempt or run may have succeeded although its response was lost.
                 let found = self.manifest(&id).await?;
                 if found.delta == manifest.delta {
                     Ok(found)
@@ -371,24 +371,24 @@ impl Repository {
                     Err(CloudError::Conflict { key: path })
                 }
             }
-            // All attempts may have been carried out without an answer arriving: then it is a snapshot.
+            // An attempt may have succeeded although its response was lost.
             Err(error) => match self.manifest(&id).await {
                 Ok(found) if found.delta == manifest.delta => Ok(found),
                 _ => Err(error.into()),
             },
         };
-        let there = there?;
-        assert_eq!(there.id(), id, "the manifest that is there is of another snapshot");
-        Ok((there, at_once))
+        let stored = stored?;
+        assert_eq!(stored.id(), id, "the stored manifest belongs to another snapshot");
+        Ok((stored, at_once))
     }
 }
 
-/// The time.
+/// Returns the current time in seconds since 1970.
 pub(crate) fn seconds_since_1970() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Runs what takes long away from the async threads.
+/// Runs blocking work outside of the async threads.
 pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CloudError> + Send + 'static,
 ) -> Result<T, CloudError> {

@@ -1,8 +1,8 @@
-//! Restoring a snapshot into an empty volume.
+//! Restore of a snapshot into an empty volume.
 //!
-//! Packs come in side by side and are opened on all cores; each block that is not zero is written exactly
-//! once, so the writer needs no order. At most `download_concurrency` packs (33 MiB each) are in memory at
-//! once, and up to 64 MiB of index pages.
+//! Packs are fetched concurrently and decrypted on all cores; each nonzero block is written exactly once, in
+//! any order. At most `download_concurrency` packs (33 MiB each) are in memory at once, and up to 64 MiB of
+//! index pages.
 
 use crate::{
     CloudError, Damage, Manifest, Repository, SnapshotReader,
@@ -14,13 +14,13 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use std::{io, sync::Arc};
 
-/// Takes the blocks of a volume that is being restored.
+/// Writer of restored blocks.
 pub trait BlockWriter: Send + Sync {
-    /// Writes whole blocks from `start` on. Called on threads that may block, by several at once, for every
-    /// block at most once. The last block of a volume comes whole even if the volume ends within it.
+    /// Writes whole blocks from `start` on. Called concurrently on threads that may block, at most once for
+    /// each block. The last block of a volume is passed whole even if the volume ends within it.
     ///
     /// # Errors
-    /// If they cannot be written; the restore fails then.
+    /// The write failed; the restore fails then.
     fn write_blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()>;
 
     /// Called with extents whose non-zero blocks have all been written. An implementation that records them
@@ -40,7 +40,7 @@ pub trait BlockWriter: Send + Sync {
 pub struct RestoreOptions {
     /// Packs in flight; each takes up to 33 MiB.
     pub download_concurrency: usize,
-    /// Threads that open and decompress; 0 is one for each core.
+    /// Threads that decrypt and decompress; 0 is one for each core.
     pub cpu_threads: usize,
 }
 
@@ -63,7 +63,7 @@ pub struct RestoreRequest {
 /// Summary of a restore.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct RestoreSummary {
-    /// Blocks that were in the frames read and visible; those of them that are zero were not written.
+    /// Visible blocks in the frames read, including zero blocks, which were not written.
     pub blocks: u64,
     /// Requests for frames.
     pub frame_requests: u64,
@@ -87,10 +87,11 @@ pub async fn restore(
     restore_damaged(repo, manifest, writer, &RestoreRequest::default(), options, progress, cancel).await
 }
 
-/// [`restore`], but for what an earlier run restored, and past damage if that is wanted.
+/// Restores a snapshot like [`restore`], without the blocks of an earlier run, and past damage if requested.
 ///
 /// # Errors
-/// As there; what is damaged is none if it is to be skipped, unless it is the root of an index.
+/// Those of [`restore`]; with [`RestoreRequest::skip_damaged`], [`CloudError::Damaged`] only for an index
+/// root.
 pub async fn restore_damaged(
     repo: &Repository,
     manifest: &Manifest,
@@ -118,13 +119,13 @@ async fn run(
     progress.enter(Phase::Planning);
     let reader = SnapshotReader::open_with(repo, manifest, options.cpu_threads).await?;
     progress.begin(manifest.deltas().map(|delta| delta.data_blocks * BLOCK_SIZE_BYTES).sum());
-    // Blocks restored by an earlier run are reported as well, as without an interruption.
+    // Blocks restored by an earlier run count as processed.
     progress.processed(request.skip.len_blocks() * BLOCK_SIZE_BYTES);
-    let told = writer.clone();
+    let settled_writer = writer.clone();
     let settled = move |extents: &[Extent]| {
         debug_assert!(extents.is_sorted_by(|a, b| a.end() <= b.start), "settled extents are ascending");
         let start = extents.first().map_or(BlockIndex(0), |first| first.start);
-        told.settled(extents).map_err(|source| CloudError::WriteVolume { start, source })
+        settled_writer.settled(extents).map_err(|source| CloudError::WriteVolume { start, source })
     };
     let end = Extent::whole(manifest.size_bytes).end();
     let sink = move |start: BlockIndex, data: &[u8]| {

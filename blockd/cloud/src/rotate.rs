@@ -22,17 +22,17 @@ use zeroize::Zeroizing;
 /// Rotation request.
 #[derive(Clone, Default)]
 pub struct Rekey {
-    /// The passphrase that opens the repository now.
+    /// Current passphrase.
     pub passphrase: Zeroizing<String>,
-    /// The one that is to open it from now on; none if it stays.
+    /// New passphrase; `None` to keep the current one.
     pub new_passphrase: Option<Zeroizing<String>>,
-    /// New backups get a data key of their own.
+    /// Creates a new data key for new backups.
     pub new_data_key: bool,
-    /// The key that new backups get, made by another host. It must be the newest.
+    /// Key of another host to accept for new backups. It must be the newest.
     pub accept_key: Option<Uuid>,
-    /// The work that goes into the new key slots.
+    /// Cost parameters of new key slots.
     pub kdf: KdfParams,
-    /// The facts that this host keeps.
+    /// Keys and slots that this host remembers.
     pub known: KnownKeys,
 }
 
@@ -45,7 +45,7 @@ impl std::fmt::Debug for Rekey {
 /// Result of a rotation.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Rekeyed {
-    /// Key slots that open with the new passphrase, and did not before.
+    /// Number of key slots that were rewrapped with the new passphrase.
     pub rewrapped: usize,
     /// Number of foreign key slots, which open with neither passphrase and stay unchanged.
     pub foreign: usize,
@@ -73,14 +73,14 @@ pub async fn rekey(store: Arc<dyn BlobStore>, request: &Rekey) -> Result<(Reposi
     let is_empty = listed.is_empty();
     let (ids, left_out) = slot_limits::select(&listed, &request.known);
     let found = ids.len() + left_out + usize::from(request.new_data_key);
-    // Other hosts would not read the new slot.
+    // Other hosts would not read a slot beyond the limit.
     if request.new_data_key && found > MAX_SLOTS {
         let store = store.describe().to_owned();
         return Err(CloudError::TooManyKeys { store, found, most: MAX_SLOTS });
     }
     let stored = slots::read_all(&*store, ids).await?;
     let (mut unlocked, foreign) = unlock(&*store, &stored, request).await?;
-    // A disk that is not mounted is an empty directory.
+    // An unmounted disk looks like an empty directory.
     if is_empty && !holds_manifests_of(&store, &unlocked).await? {
         let (store, key) = (store.describe().to_owned(), format!("{KEYS_PREFIX}*"));
         return Err(CloudError::KeySlotMissing { store, key });
@@ -90,7 +90,7 @@ pub async fn rekey(store: Arc<dyn BlobStore>, request: &Rekey) -> Result<(Reposi
     // The new key must be the newest of those that open, regardless of the hosts' clocks.
     let newest = unlocked.iter().map(|one| one.slot.created_unix_s).max().unwrap_or_default();
     let Some(next) = newest.checked_add(1) else {
-        let what = "a key slot has a time at the end of all times: no key can be newer".to_owned();
+        let what = "a key slot has the maximum creation time: no key can be newer".to_owned();
         return Err(CloudError::InvalidRequest { what });
     };
     if request.new_passphrase.is_some() {
@@ -109,13 +109,13 @@ pub async fn rekey(store: Arc<dyn BlobStore>, request: &Rekey) -> Result<(Reposi
         opened.push((key, slot));
         done.new_data_key = true;
     }
-    // As they are now: what was replaced is no fault.
+    // Reads the slots again, so that the replaced ones are not findings.
     let stored = slots::read_all(&*store, opened.iter().map(|(key, _)| key.key_id()).collect()).await?;
     let known = KnownKeys { write_key, slots: opened.iter().map(|(_, slot)| slot.clone()).collect() };
     Ok((unlock::complete(store, opened, &stored, &known).await?, done))
 }
 
-/// A slot that opened, with the copies of it in the store.
+/// Opened slot with its stored copies.
 struct Unlocked<'a> {
     key: DataKey,
     slot: KeySlot,
@@ -124,8 +124,8 @@ struct Unlocked<'a> {
     is_wanted: bool,
 }
 
-/// Opens all slots with the passphrase that is to hold, or with the one that holds now. Returns the number of
-/// those that open with neither, too.
+/// Opens all slots with the new or the current passphrase. Also returns the number of slots that open with
+/// neither.
 async fn unlock<'a>(
     store: &dyn BlobStore,
     stored: &'a [StoredSlot],
@@ -160,7 +160,7 @@ async fn unlock<'a>(
     Ok((unlocked, foreign))
 }
 
-/// The key that the request accepts.
+/// Returns the key that the request accepts.
 fn accepted(unlocked: &[Unlocked<'_>], request: &Rekey) -> Result<Option<WriteKey>, CloudError> {
     let Some(wanted) = request.accept_key else { return Ok(None) };
     let keys = unlocked.iter().map(|one| &one.slot);
@@ -184,7 +184,7 @@ async fn holds_manifests_of(
     Repository::from_saved_keys(Arc::clone(store), keys, &KnownKeys::default())?.is_own_place().await
 }
 
-/// Has both copies of a slot open with the new passphrase, and no other. Returns whether one had to be
+/// Rewraps both copies of a slot so that only the new passphrase opens them. Returns true if a copy was
 /// written.
 async fn rewrap(
     store: &dyn BlobStore,
@@ -195,13 +195,13 @@ async fn rewrap(
     let genuine = one.stored.variants().filter(|slot| slot.is_of(&one.key));
     let last = genuine.map(|slot| slot.generation).max().unwrap_or(0).max(one.slot.generation);
     if !one.is_wanted || one.slot.generation < last {
-        // The time stays: it says which data key is the newest.
+        // Keeps the time, which determines the newest data key.
         let times = SlotTimes { created_unix_s: one.slot.created_unix_s, generation: last.saturating_add(1) };
         let (key, passphrase) = (one.key.clone(), passphrase.clone());
         let wrap = move || encode_slot(&key, Some(&passphrase), kdf, &random()?, times);
         one.slot = KeySlot::from_saved(&run_blocking(wrap).await?)?;
     }
     assert!(one.slot.is_of(&one.key), "a slot that does not hold its key");
-    debug_assert!(one.slot.generation >= last, "an earlier slot replaces a later one");
+    debug_assert!(one.slot.generation >= last, "a slot of an earlier generation replaces a later one");
     slots::replace(store, one.stored, &one.slot).await
 }

@@ -1,9 +1,8 @@
-//! Sealing: everything stored is encrypted and authenticated, or at least checksummed, together with its
-//! place.
+//! Sealing: stored data is encrypted and authenticated, or at least checksummed, together with its location.
 //!
 //! Each delta has a key of its own, derived from the data key and a random salt, so that nonces need to be
-//! unique within a delta only and can name the place of what they seal. A piece that is moved anywhere else,
-//! or taken from another delta or another version of this one, does not open.
+//! unique only within a delta and encode the location of the sealed item. An item that was moved, or taken
+//! from another delta or another version of this one, does not open.
 
 use crate::{FORMAT_VERSION, keys::DataKey, names::DeltaId};
 use aes_gcm_siv::{Aes256GcmSiv, KeyInit, aead::AeadInOut};
@@ -14,14 +13,14 @@ use std::fmt;
 use xxhash_rust::xxh3::Xxh3;
 use zeroize::Zeroizing;
 
-/// Length of what sealing adds, in bytes.
+/// Length of the tag in bytes.
 pub(crate) const TAG_LEN_BYTES: usize = 16;
 
 /// Encryption mode of a repository.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum EncryptionMode {
-    /// No passphrase: damage and misplacement are found, an adversary is not.
+    /// No passphrase: detects damage and misplaced items, but not manipulation.
     Checksummed,
     /// AES-256-GCM-SIV under a key that the passphrase protects.
     #[serde(rename = "aes-256-gcm-siv")]
@@ -70,7 +69,7 @@ pub(crate) enum Domain {
     KeySlot = 6,
 }
 
-/// The nonce of the `ordinal`-th thing of its kind.
+/// Returns the nonce of the `ordinal`-th item of its kind.
 pub(crate) fn nonce(domain: Domain, ordinal: u64) -> [u8; 12] {
     let mut nonce = [0; 12];
     nonce[..4].copy_from_slice(&(domain as u32).to_le_bytes());
@@ -78,7 +77,7 @@ pub(crate) fn nonce(domain: Domain, ordinal: u64) -> [u8; 12] {
     nonce
 }
 
-/// Seals bytes in place, in either mode.
+/// Cipher of either mode that seals bytes in place.
 pub(crate) enum Cipher {
     Checksum,
     GcmSiv(Box<Aes256GcmSiv>),
@@ -89,7 +88,7 @@ impl Cipher {
         Self::GcmSiv(Box::new(Aes256GcmSiv::new(key.into())))
     }
 
-    /// The cipher of a key that is derived from the data key, a salt, and what it is for.
+    /// Creates the cipher of a key derived from the data key, a salt and its purpose.
     pub fn derived(key: &DataKey, salt: &[u8; 32], info: &[&[u8]]) -> Self {
         match key.mode() {
             EncryptionMode::Checksummed => Self::Checksum,
@@ -103,7 +102,7 @@ impl Cipher {
         }
     }
 
-    /// Seals `bytes` in place; returns the tag. None only beyond 64 GiB, which nothing here comes near.
+    /// Seals `bytes` in place; returns the tag. `None` only above 64 GiB, far above any item.
     pub fn seal(&self, nonce: [u8; 12], aad: &[u8], bytes: &mut [u8]) -> Option<[u8; TAG_LEN_BYTES]> {
         match self {
             Self::Checksum => Some(checksum(aad, bytes)),
@@ -113,7 +112,8 @@ impl Cipher {
         }
     }
 
-    /// Opens `bytes` in place; false if they, their place or their key are not what was sealed.
+    /// Opens `bytes` in place; returns false if they, their location or the key differ from those of the
+    /// seal.
     #[must_use]
     pub fn open(&self, nonce: [u8; 12], aad: &[u8], bytes: &mut [u8], tag: &[u8; TAG_LEN_BYTES]) -> bool {
         match self {
@@ -138,14 +138,14 @@ const AAD_LEN_BYTES: usize = PLACE_LEN_BYTES + 20;
 /// Version, mode, key, cluster, volume, snapshot, salt.
 const _: () = assert!(PLACE_LEN_BYTES == 2 + 1 + 16 + 16 + 8 + 8 + 32);
 
-/// Seals and opens the pieces of one delta.
+/// Sealer of the items of one delta.
 pub(crate) struct Sealer {
     cipher: Cipher,
     place: [u8; PLACE_LEN_BYTES],
 }
 
 impl Sealer {
-    /// The sealer of a delta, given the data key that it names and its salt.
+    /// Creates the sealer of a delta from its data key and salt.
     pub fn new(key: &DataKey, delta: &DeltaId, salt: &[u8; 32]) -> Self {
         let volume = delta.volume.as_u64().to_le_bytes();
         let snapshot = delta.snapshot.as_u64().to_le_bytes();
@@ -157,7 +157,7 @@ impl Sealer {
         place[19..35].copy_from_slice(delta.cluster.as_bytes());
         place[35..43].copy_from_slice(&volume);
         place[43..51].copy_from_slice(&snapshot);
-        // The key depends on the salt already; a checksum needs it here, to tell two attempts apart.
+        // For checksums, which have no key, to distinguish two attempts of a backup.
         place[51..].copy_from_slice(salt);
         Self { cipher: Cipher::derived(key, salt, &info), place }
     }
@@ -180,7 +180,7 @@ impl Sealer {
         out.extend_from_slice(&tag);
     }
 
-    /// Opens a piece in place; returns what was sealed, without the tag.
+    /// Opens an item in place; returns the plain bytes without the tag.
     pub fn open<'a>(
         &self,
         domain: Domain,

@@ -1,9 +1,9 @@
-//! Limits of what key slots may cost.
+//! Limits on the number and cost of key slots.
 //!
-//! A holder of the bucket can store any number of slots whose Argon2id parameters take 1 GiB and minutes
-//! each. A host that opens the repository at its start would spend them, locked in memory. So slots that this
-//! host does not know are bounded in number, memory and work, and the oldest ones come first: objects that
-//! are added later do not keep the genuine ones from being opened.
+//! An attacker with write access to the bucket can store many slots whose Argon2id parameters take 1 GiB of
+//! locked memory and minutes each. So slots that this host does not know are limited in number, memory and
+//! work, and the oldest ones are tried first: slots that are added later do not prevent the genuine ones from
+//! being opened.
 
 use crate::{
     keys::{KdfParams, KeySlot},
@@ -12,17 +12,17 @@ use crate::{
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Most key slots that are read.
+/// Maximum number of key slots that are read.
 pub(crate) const MAX_SLOTS: usize = 64;
-/// Most memory of Argon2id for a slot that this host does not know, unless its own slots take more. Its
-/// default is 64 MiB.
+/// Maximum memory of Argon2id for an unknown slot, unless this host's own slots take more; the default of new
+/// slots is 64 MiB.
 const MAX_MEMORY_KIB: u32 = 256 << 10;
-/// Most work for all slots that this host does not know, in KiB of memory times passes: as much as 64 slots
-/// of the default parameters, 64 MiB and 3 passes.
+/// Maximum total work for unknown slots, in KiB of memory times passes: that of 64 slots with the default
+/// parameters, 64 MiB and 3 passes.
 const MAX_WORK: u64 = 64 * (64 << 10) * 3;
 
-/// The ids of the slots to read: those that this host knows, then the others, oldest first, and the number
-/// that is left out.
+/// Returns the ids of the slots to read (those that this host knows, then the others, oldest first) and the
+/// number of omitted ones.
 pub(crate) fn select(listed: &BTreeMap<Uuid, i64>, known: &KnownKeys) -> (Vec<Uuid>, usize) {
     let mut ids: Vec<Uuid> = known.slots.iter().map(|slot| slot.key_id).collect();
     let mut others: Vec<(i64, Uuid)> =
@@ -36,12 +36,12 @@ pub(crate) fn select(listed: &BTreeMap<Uuid, i64>, known: &KnownKeys) -> (Vec<Uu
     (ids, left_out)
 }
 
-/// The work that may still go into slots that this host does not know.
+/// Remaining work budget for unknown slots.
 #[derive(Debug)]
 pub(crate) struct Budget {
     max_memory_kib: u32,
     work: u64,
-    /// Slots that were left out.
+    /// Number of slots that were not tried.
     pub left_out: usize,
 }
 
@@ -51,7 +51,7 @@ impl Budget {
         Self { max_memory_kib: MAX_MEMORY_KIB.max(own.unwrap_or(0)), work: MAX_WORK, left_out: 0 }
     }
 
-    /// True if a slot may be tried; its work is subtracted then.
+    /// Returns true if a slot may be tried, and subtracts its work.
     pub fn take(&mut self, slot: &KeySlot) -> bool {
         let KdfParams { m_kib, t, .. } = slot.kdf;
         let work = u64::from(m_kib) * u64::from(t);
@@ -60,7 +60,7 @@ impl Budget {
             self.work -= work;
         } else {
             self.left_out += 1;
-            tracing::warn!(key_id = %slot.key_id, memory_kib = m_kib, passes = t, "a key slot costs too much to be tried");
+            tracing::warn!(key_id = %slot.key_id, memory_kib = m_kib, passes = t, "key slot skipped: its Argon2id parameters exceed the limits");
         }
         is_affordable
     }

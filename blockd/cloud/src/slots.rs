@@ -1,8 +1,8 @@
-//! Key slots in their store: two copies of each, checked against the data key and repaired from each other.
+//! Stored key slots: two copies of each, checked against the data key and repaired from each other.
 //!
-//! No data can be read without a key slot, so no repository rests on a single one of these small objects. A
-//! host that has the data key tells a genuine slot from a forged one without the passphrase, and it remembers
-//! the slots that it saw: it can put back both copies.
+//! Without a key slot the data of a repository is unreadable, so each slot has a second copy. A host with the
+//! data key distinguishes a genuine slot from a forged one without the passphrase. It remembers the slots
+//! that it has read, so that it can restore both copies.
 
 use crate::{
     CloudError,
@@ -15,14 +15,14 @@ use futures::{StreamExt, TryStreamExt};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Key slots that are read at once.
+/// Concurrent reads of key slots.
 const SLOT_CONCURRENCY: usize = 8;
 /// Prefixes of the two copies of each slot.
 const PREFIXES: [&str; 2] = [KEYS_PREFIX, KEY_COPIES_PREFIX];
-/// Order in which copies are written. With the first prefix last, a slot that is there under it is complete.
+/// Order of writes. A slot that exists under the first prefix, which is written last, has both copies.
 pub(crate) const WRITE_ORDER: [usize; 2] = [1, 0];
 
-/// The object of one copy of a slot.
+/// Returns the object of one copy of a slot.
 pub(crate) fn object_of(copy: usize, key_id: Uuid) -> String {
     format!("{}{key_id}", PREFIXES[copy])
 }
@@ -47,7 +47,7 @@ pub enum SlotRepair {
     Done,
     /// The object could not be written; the reason.
     Failed(String),
-    /// No genuine slot of the key is known, or the store is not known to be the right one; the reason.
+    /// No genuine slot of the key is known, or the store may be another one; the reason.
     NotTried(&'static str),
 }
 
@@ -58,7 +58,7 @@ impl std::fmt::Display for SlotFinding {
 }
 
 impl SlotFinding {
-    /// The damage and the outcome of its repair.
+    /// Returns a description of the damage and the outcome of its repair.
     pub fn outcome(&self) -> String {
         match &self.repair {
             SlotRepair::Done => format!("{}; repaired", self.what),
@@ -98,18 +98,18 @@ pub(crate) struct StoredSlot {
 }
 
 impl StoredSlot {
-    /// The slots whose checksum holds, each once.
+    /// Returns the distinct slots with a valid checksum.
     pub fn variants(&self) -> impl Iterator<Item = &KeySlot> {
         let [first, second] = [self.copies[0].slot(), self.copies[1].slot()];
         first.into_iter().chain(second.filter(|second| first != Some(*second)))
     }
 
-    /// The genuine slot of the lowest generation that is in the store.
+    /// Returns the genuine stored slot of the lowest generation.
     pub fn genuine(&self, key: &DataKey) -> Option<&KeySlot> {
         self.variants().filter(|slot| slot.is_of(key)).min_by_key(|slot| slot.generation)
     }
 
-    /// The first error among the copies.
+    /// Returns the first error among the copies.
     pub fn error(self) -> Option<CloudError> {
         self.copies.into_iter().find_map(|copy| match copy {
             Copy::Bad(error) => Some(error),
@@ -136,11 +136,11 @@ pub(crate) async fn list_ids(store: &dyn BlobStore) -> Result<BTreeMap<Uuid, i64
     Ok(ids)
 }
 
-/// Reads one copy of a slot. A copy that the store cannot return whole counts as damaged: the other one may
-/// be whole.
+/// Reads one copy of a slot. A copy that the store cannot return completely counts as damaged: the other one
+/// may be intact.
 ///
 /// # Errors
-/// An error of the store that says nothing of the object.
+/// Errors of the store that do not concern the object.
 pub(crate) async fn read_copy(store: &dyn BlobStore, copy: usize, key_id: Uuid) -> Result<Copy, CloudError> {
     let object = object_of(copy, key_id);
     match store.get(&object, SLOT_LEN_BYTES as u64).await {
@@ -152,7 +152,7 @@ pub(crate) async fn read_copy(store: &dyn BlobStore, copy: usize, key_id: Uuid) 
                 0,
                 format!("a key slot has {SLOT_LEN_BYTES} bytes, this has more"),
             ))),
-            // Errors of this object. Others are errors of the store.
+            // Errors of this object, not of the store.
             StoreErrorKind::Altered | StoreErrorKind::ShortBody | StoreErrorKind::Other => {
                 Ok(Copy::Bad(error.into()))
             }
@@ -173,7 +173,7 @@ pub(crate) async fn read_all(store: &dyn BlobStore, ids: Vec<Uuid>) -> Result<Ve
     futures::stream::iter(read).buffered(SLOT_CONCURRENCY).try_collect().await
 }
 
-/// A copy that has to be written again.
+/// Copy that must be rewritten.
 #[derive(Debug)]
 pub(crate) struct Fault {
     copy: usize,
@@ -182,21 +182,21 @@ pub(crate) struct Fault {
     is_missing: bool,
 }
 
-/// Result of the comparison of a slot's copies with the data key and with the slot that the host remembers.
+/// Result of the comparison of a slot's copies with the data key and the remembered slot.
 #[derive(Debug)]
 pub(crate) struct SlotCheck {
     key_id: Uuid,
     faults: Vec<Fault>,
     /// The genuine slot to repair with.
     pub source: Option<KeySlot>,
-    /// `source` is in the store, which proves that the store is the right one.
+    /// `source` was read from the store, which proves that the store is the right one.
     pub is_in_store: bool,
     /// Both copies are genuine and differ: a passphrase change was interrupted.
     differs: bool,
 }
 
 impl SlotCheck {
-    /// Compares copies. `remembered` is the slot that this host saw last.
+    /// Compares copies. `remembered` is the slot that this host read last.
     pub fn of(stored: &StoredSlot, key: &DataKey, remembered: Option<&KeySlot>) -> Self {
         debug_assert_eq!(stored.key_id, key.key_id(), "copies of another key's slot");
         let remembered = remembered.filter(|slot| slot.is_of(key));
@@ -209,7 +209,7 @@ impl SlotCheck {
                     (0, "it was not written by a holder of the data key".to_owned())
                 }
                 Copy::Slot(slot) if slot.generation < least => {
-                    (64, "it is an earlier one, from before a passphrase change".to_owned())
+                    (64, "it is outdated: it predates a passphrase change".to_owned())
                 }
                 Copy::Slot(slot) => {
                     good.push(slot);
@@ -222,7 +222,7 @@ impl SlotCheck {
             faults.push(Fault { copy, offset_bytes, what, is_missing: matches!(found, Copy::Missing) });
         }
         let differs = matches!(good[..], [first, second] if first != second);
-        // Of two that differ, the earlier one: the change of the passphrase is not complete.
+        // If two genuine copies differ, the older one counts: the passphrase change is incomplete.
         let in_store = good.into_iter().min_by_key(|slot| slot.generation);
         debug_assert!(in_store.is_none_or(|slot| slot.is_of(key) && slot.generation >= least));
         Self {
@@ -247,9 +247,9 @@ impl SlotCheck {
             let object = object_of(fault.copy, self.key_id);
             assert!(self.source.as_ref().is_none_or(|slot| slot.key_id == self.key_id));
             let repair = match &self.source {
-                None => SlotRepair::NotTried("this host does not have the slot"),
+                None => SlotRepair::NotTried("no genuine copy of the slot is known"),
                 Some(_) if !self.is_in_store && !is_place_proven => {
-                    SlotRepair::NotTried("the store may be another one")
+                    SlotRepair::NotTried("the store may not be the one of this repository")
                 }
                 Some(slot) => match rewrite(store, &object, slot, fault.is_missing).await {
                     Ok(()) => SlotRepair::Done,
@@ -263,7 +263,8 @@ impl SlotCheck {
             findings.push(SlotFinding {
                 object: object_of(0, self.key_id),
                 offset_bytes: 64,
-                what: "its copy has another passphrase: a passphrase change was interrupted".to_owned(),
+                what: "the two copies have different passphrases: a passphrase change was interrupted"
+                    .to_owned(),
                 repair: SlotRepair::NotTried("change the passphrase again"),
             });
         }
@@ -284,14 +285,14 @@ async fn rewrite(
     if !is_missing {
         return store.put(object, body, PutMode::Overwrite).await;
     }
-    // Another host may have put it back, or changed the passphrase, in between.
+    // Another host may have restored the slot or changed the passphrase concurrently.
     match create(store, object, body).await {
         Err(error) if error.kind == StoreErrorKind::AlreadyExists => Ok(()),
         result => result,
     }
 }
 
-/// Puts an object only if it is absent, where the store can do that.
+/// Creates an object; overwrites an existing one only if the store does not support create-if-absent.
 pub(crate) async fn create(store: &dyn BlobStore, key: &str, body: Bytes) -> Result<(), StoreError> {
     match store.put(key, body.clone(), PutMode::CreateIfAbsent).await {
         Err(error) if error.kind == StoreErrorKind::Unsupported => {
@@ -312,7 +313,7 @@ pub(crate) async fn put_new(store: &dyn BlobStore, slot: &KeySlot) -> Result<(),
         assert!(KeySlot::parse(&object, &body).is_ok(), "a slot that is stored as {object} is not read");
         match create(store, &object, body.clone()).await {
             Ok(()) => {}
-            // The name is random: an earlier attempt of this request made it, perhaps with damage.
+            // The key is random: an earlier attempt of this request created the object, perhaps incompletely.
             Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
                 if !matches!(store.get(&object, SLOT_LEN_BYTES as u64).await, Ok(there) if there == body) {
                     store.put(&object, body.clone(), PutMode::Overwrite).await?;
@@ -324,10 +325,10 @@ pub(crate) async fn put_new(store: &dyn BlobStore, slot: &KeySlot) -> Result<(),
     Ok(())
 }
 
-/// Writes those copies of a slot that differ from it.
+/// Overwrites the copies of a slot that differ from `slot`.
 ///
 /// # Errors
-/// Those of the store. Copies that were not reached hold the slot of before.
+/// Those of the store. Copies that were not reached are unchanged.
 pub(crate) async fn replace(
     store: &dyn BlobStore,
     stored: &StoredSlot,

@@ -1,4 +1,4 @@
-//! Opening a repository: which key slots are read, which of them open, and in what order.
+//! Opening of a repository: selection, order and unlocking of its key slots.
 
 use crate::{
     CloudError, KdfParams, KnownKeys, OpenOptions, Repository,
@@ -13,7 +13,7 @@ use blockd_store::BlobStore;
 use std::{cmp::Reverse, sync::Arc};
 use zeroize::Zeroizing;
 
-/// Opens the repository in a store; begins one if there is none and `create` is given.
+/// Opens the repository in a store; creates a missing one if `create` is given.
 ///
 /// # Errors
 /// Those of [`Repository::open`] and [`Repository::open_existing`].
@@ -25,14 +25,14 @@ pub(crate) async fn open(
 ) -> Result<Repository, CloudError> {
     if passphrase == Some("") {
         return Err(CloudError::InvalidRequest {
-            what: "the passphrase is empty: give one, or none at all".into(),
+            what: "the passphrase is empty: give a passphrase, or omit it".into(),
         });
     }
     let listed = slots::list_ids(&*store).await?;
     if listed.is_empty() {
         let is_empty = store.list(MANIFESTS_PREFIX).await?.is_empty();
         match create {
-            Some(options) if is_empty => return begin(store, passphrase, options.kdf).await,
+            Some(options) if is_empty => return create_repository(store, passphrase, options.kdf).await,
             None if is_empty => {
                 let (store, key) = (store.describe().to_owned(), format!("{KEYS_PREFIX}*"));
                 return Err(CloudError::KeySlotMissing { store, key });
@@ -45,7 +45,7 @@ pub(crate) async fn open(
     }
     let (ids, left_out) = slot_limits::select(&listed, known);
     if left_out > 0 {
-        tracing::warn!(store = store.describe(), left_out, "there are more key slots than are read");
+        tracing::warn!(store = store.describe(), left_out, "too many key slots: some were not read");
     }
     let stored = slots::read_all(&*store, ids).await?;
     let (opened, stored) = open_slots(&*store, stored, left_out, known, passphrase).await?;
@@ -55,7 +55,7 @@ pub(crate) async fn open(
 /// A key and the slot that opened it.
 pub(crate) type Opened = (DataKey, KeySlot);
 
-/// Repairs the slots of the keys that opened, and makes the repository of them.
+/// Repairs the slots of the opened keys and creates the repository from them.
 pub(crate) async fn complete(
     store: Arc<dyn BlobStore>,
     mut opened: Vec<Opened>,
@@ -64,7 +64,7 @@ pub(crate) async fn complete(
 ) -> Result<Repository, CloudError> {
     assert!(!opened.is_empty(), "a repository without a key");
     debug_assert!(opened.iter().all(|(key, slot)| slot.is_of(key)), "a key with the slot of another");
-    // The newest first: a host that knows none writes with it.
+    // The newest first: a host without a pinned key writes under it.
     opened.sort_by_key(|(key, slot)| Reverse((slot.created_unix_s, key.key_id())));
     let (keys, of_keys): (Vec<DataKey>, Vec<KeySlot>) = opened.into_iter().unzip();
     let pinned = known.write_key;
@@ -79,7 +79,7 @@ pub(crate) async fn complete(
                 repository.repair(&check).await?;
             }
             None if stored.variants().next().is_none() => {
-                tracing::warn!(key_id = %stored.key_id, "a key slot is damaged and no copy of it is whole");
+                tracing::warn!(key_id = %stored.key_id, "key slot is damaged in both copies");
             }
             None => {}
         }
@@ -87,8 +87,8 @@ pub(crate) async fn complete(
     Ok(repository)
 }
 
-/// Begins a repository: a data key and its slot.
-async fn begin(
+/// Creates a repository: a data key and its slot.
+async fn create_repository(
     store: Arc<dyn BlobStore>,
     passphrase: Option<&str>,
     kdf: KdfParams,
@@ -104,11 +104,11 @@ async fn begin(
     Ok(Repository::opened(store, vec![key], memory, None))
 }
 
-/// The slots of one key that may open, in the order in which they are tried: that of this host first, because
-/// no parameters of an attacker are in it.
+/// Candidate slots of one key in the order in which they are tried: the remembered one first, because an
+/// attacker cannot choose its parameters.
 pub(crate) struct Candidates {
     pub slots: Vec<KeySlot>,
-    /// The slots that are in the store.
+    /// Stored slots.
     in_store: Vec<KeySlot>,
 }
 
@@ -131,13 +131,13 @@ impl Candidates {
         self.slots.iter().any(|slot| slot.mode == EncryptionMode::Aes256GcmSiv)
     }
 
-    /// Returns true if an opened slot is outdated: the store has later slots of another passphrase only.
+    /// Returns true if an opened slot is outdated: the store has only later slots, of another passphrase.
     fn is_outdated(&self, key: &DataKey, slot: &KeySlot) -> bool {
         let mut genuine = self.in_store.iter().filter(|stored| stored.is_of(key)).peekable();
         genuine.peek().is_some() && genuine.all(|stored| stored.generation > slot.generation)
     }
 
-    /// Opens the first one that the passphrase opens. Takes as long as Argon2id takes for each.
+    /// Opens the first slot that the passphrase opens. Runs Argon2id for each, so it takes long.
     pub fn open(&self, passphrase: &str) -> Result<Option<Opened>, CloudError> {
         for slot in self.slots.iter().filter(|slot| slot.mode == EncryptionMode::Aes256GcmSiv) {
             match slot.open(passphrase)? {
@@ -153,7 +153,7 @@ impl Candidates {
     }
 }
 
-/// Opens every slot that the passphrase opens.
+/// Opens all slots that the passphrase opens.
 async fn open_slots(
     store: &dyn BlobStore,
     stored: Vec<StoredSlot>,
@@ -168,7 +168,7 @@ async fn open_slots(
     let encrypted = candidates.iter().filter(|one| one.is_encrypted()).count();
     let describe = || store.describe().to_owned();
     let opened: Vec<Opened> = match passphrase {
-        // Next to an encrypted slot, a plain one proves nothing: each writer of the bucket can put one.
+        // A plain slot beside an encrypted one is not trusted: any writer of the bucket can add one.
         None if encrypted > 0 => return Err(CloudError::EncryptedRepository { store: describe() }),
         None => candidates.iter().filter_map(Candidates::open_plain).collect(),
         Some(passphrase) => {

@@ -1,8 +1,7 @@
-//! Proving that snapshots can be read: that their objects are there, that every frame opens, or that the
-//! content is right.
+//! Verification of snapshots: objects exist (quick), frames decrypt (full), or content matches (deep).
 //!
-//! A delta is read once, however many snapshots share it. What is found to be damaged is traced to the
-//! snapshots that lose blocks with it: those in which no newer delta hides them.
+//! A delta is read once, independent of the number of snapshots that share it. Damage is traced to the
+//! snapshots that lose blocks: those in which no newer delta hides the damaged blocks.
 
 mod trace;
 
@@ -31,12 +30,12 @@ use std::{
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum VerifyDepth {
-    /// Manifests open, and their objects are there with the right lengths: one listing for each delta,
-    /// nothing is read of them.
+    /// Manifests decrypt, and their objects exist with the right lengths: one listing for each delta, no
+    /// reads.
     Quick,
-    /// Every frame of every delta opens.
+    /// Every frame of every delta decrypts.
     Frames,
-    /// Every block is brought back, to nowhere, and compared with what it should be, where that is known.
+    /// Every block is restored and discarded, and compared with the expected content if that is known.
     Deep,
 }
 
@@ -50,13 +49,13 @@ impl fmt::Display for VerifyDepth {
     }
 }
 
-/// Looks at the content of a snapshot that is brought back.
+/// Comparison of a snapshot's content with the expected one.
 pub trait BlockCheck: Send + Sync {
-    /// Whole blocks from `start` on, in no particular order; blocks that are not given are zero. Called on
-    /// threads that may block, by several at once.
+    /// Compares whole blocks from `start` on. Called concurrently, on threads that may block, in no
+    /// particular order; blocks that are not passed are zero.
     ///
     /// # Errors
-    /// If what they should be cannot be read; blocks that differ are the check's own to remember.
+    /// The expected content cannot be read. The implementation records differing blocks itself.
     fn blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()>;
 }
 
@@ -67,7 +66,7 @@ pub struct VerifyOptions {
     pub depth: VerifyDepth,
     /// Packs in flight; each takes up to 33 MiB.
     pub download_concurrency: usize,
-    /// Threads that open and decompress; 0 is one for each core.
+    /// Threads that decrypt and decompress; 0 is one for each core.
     pub cpu_threads: usize,
 }
 
@@ -80,13 +79,13 @@ impl Default for VerifyOptions {
 /// Blocks that a snapshot loses.
 #[derive(Clone, PartialEq, Debug)]
 pub struct AffectedSnapshot {
-    /// Returns the snapshot's id.
+    /// Id.
     pub id: CloudSnapshotId,
-    /// The blocks.
+    /// Lost blocks.
     pub blocks: BlockSet,
 }
 
-/// Something that does not hold.
+/// Finding of a verification.
 #[derive(Clone, PartialEq, Debug)]
 pub struct VerifyFinding {
     /// Key of the object.
@@ -95,21 +94,21 @@ pub struct VerifyFinding {
     pub offset_bytes: u64,
     /// Cause.
     pub what: String,
-    /// The snapshots that lose blocks with it; may be none, if newer ones hide all of them.
+    /// Snapshots that lose blocks; none if newer deltas hide all of them.
     pub affects: Vec<AffectedSnapshot>,
 }
 
 /// Result for one snapshot.
 #[derive(Clone, PartialEq, Debug)]
 pub struct VerifiedSnapshot {
-    /// Returns the snapshot's id.
+    /// Id.
     pub id: CloudSnapshotId,
-    /// Blocks of it that cannot be read; all of them if its manifest cannot.
+    /// Unreadable blocks. Empty if the manifest is unreadable.
     pub damaged: BlockSet,
-    /// The manifest opened.
+    /// The manifest is readable.
     pub has_manifest: bool,
-    /// Of its content, if that was brought back whole: the SHA-256 of each block that is not zero, its number
-    /// before it, all of them exclusive-ored.
+    /// Digest of the content, if it was restored completely: XOR of SHA-256(block number, block) over all
+    /// nonzero blocks.
     pub digest: Option<[u8; 32]>,
 }
 
@@ -123,31 +122,31 @@ impl VerifiedSnapshot {
 /// Report of a verification.
 #[derive(Clone, PartialEq, Default, Debug)]
 pub struct VerifyReport {
-    /// Every snapshot that was asked for and is there.
+    /// Requested snapshots that exist.
     pub snapshots: Vec<VerifiedSnapshot>,
     /// Findings by object; at most [`MAX_DAMAGE_DESCRIBED`](crate::MAX_DAMAGE_DESCRIBED).
     pub findings: Vec<VerifyFinding>,
-    /// Snapshots that were not asked for and lose blocks too, with all that they lose.
+    /// Other snapshots that lose blocks.
     pub others: Vec<AffectedSnapshot>,
-    /// Key slots that were damaged, missing or forged. They are among the findings, affect no snapshot, and
-    /// some were repaired.
+    /// Copies of key slots that were damaged, missing or forged, some of them repaired. They are also among
+    /// the findings and affect no snapshot.
     pub slots: Vec<SlotFinding>,
     /// Total number of findings, including those not described.
     pub findings_total: u64,
-    /// Deltas that were looked at.
+    /// Number of checked deltas.
     pub deltas: u64,
-    /// Objects that were looked at, manifests not counted.
+    /// Number of checked objects without manifests.
     pub objects: u64,
-    /// Bytes of blocks that were brought back.
+    /// Bytes of restored blocks.
     pub block_bytes: u64,
 }
 
 /// Verifies snapshots, and checks both copies of the key slots, which other hosts need. Damaged or missing
 /// copies are rewritten if a genuine one is known.
 ///
-/// `check_of` returns the content to compare a snapshot with, if known; it is called at the depth
+/// `check_of` returns the comparison for a snapshot whose content is known; it is called at the depth
 /// [`VerifyDepth::Deep`] only. Damage is reported, not returned as an error. A snapshot that was deleted
-/// meanwhile is skipped.
+/// concurrently is skipped.
 ///
 /// # Errors
 /// [`CloudError::Cancelled`]; errors of a check; errors of the store that are not about its content.
@@ -271,7 +270,7 @@ async fn load(
     Ok(manifests)
 }
 
-/// Content on its way to nowhere.
+/// Sink that compares and digests restored blocks.
 struct Content {
     check: Option<Arc<dyn BlockCheck>>,
     digest: Mutex<[u8; 32]>,
@@ -297,7 +296,7 @@ impl Content {
     }
 }
 
-/// Every delta once, with a manifest that names it and its place there.
+/// Returns each delta once, with a manifest that references it and its position there.
 fn distinct_deltas(manifests: &[Manifest]) -> BTreeMap<String, (&Manifest, usize)> {
     let mut deltas = BTreeMap::new();
     for manifest in manifests {
@@ -312,13 +311,13 @@ fn nth(manifest: &Manifest, at: usize) -> &Delta {
     at.checked_sub(1).and_then(|below| manifest.chain.get(below)).unwrap_or(&manifest.delta)
 }
 
-/// A manifest of one delta of another one, as if there were no other.
+/// Returns a manifest reduced to its delta at position `at`.
 fn alone(manifest: &Manifest, at: usize) -> Manifest {
     Manifest { delta: nth(manifest, at).clone(), chain: Vec::new(), ..manifest.clone() }
 }
 
-/// Looks whether the objects of the only delta of a manifest are there, with their lengths; returns how many
-/// there should be.
+/// Checks existence and lengths of the objects of a manifest's only delta; returns the number of listed
+/// objects.
 async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Result<u64, CloudError> {
     let delta = &alone.delta;
     let id = delta.id();
@@ -327,7 +326,7 @@ async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Resul
         listed.into_iter().map(|object| (object.key, object.size_bytes)).collect();
     let index_len = lens.get(&id.index_key()).copied();
     let total: u64 = lens.values().sum();
-    // By name as well: an object that does not belong here would make up for a missing one of its size.
+    // Also by name: a foreign object could hide a missing one of the same size.
     let has_all_packs = (0..delta.pack_count).all(|pack_no| lens.contains_key(&id.pack_key(pack_no)));
     if index_len == Some(delta.index.len_bytes) && total == delta.stored_bytes && has_all_packs {
         return Ok(lens.len() as u64);
@@ -344,7 +343,7 @@ async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Resul
         found.add(wrong(&id.index_key(), index_len, delta.index.len_bytes), [everything]);
         return Ok(lens.len() as u64);
     }
-    // Something is missing, too long or too short: the index says what.
+    // The index determines which object is missing or has a wrong length.
     let packs = match packs(repo, delta).await {
         Ok(packs) => packs,
         Err(error @ CloudError::Damaged { .. }) => {
@@ -363,7 +362,7 @@ async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Resul
     Ok(packs.len() as u64 + 1)
 }
 
-/// The packs of a delta that have bytes: how long they are, and their blocks.
+/// Returns the length and the blocks of each stored pack of a delta.
 async fn packs(repo: &Repository, delta: &Delta) -> Result<BTreeMap<u32, (u64, BlockSet)>, CloudError> {
     let mut keep = 0;
     let reader = Arc::new(DeltaReader::open(repo, delta, &mut keep).await?);
@@ -380,8 +379,7 @@ async fn packs(repo: &Repository, delta: &Delta) -> Result<BTreeMap<u32, (u64, B
     Ok(packs)
 }
 
-/// Reads all that is visible of a manifest; returns what is damaged, and how many blocks were in what was
-/// read.
+/// Reads all visible blocks of a manifest; returns the damage and the number of blocks.
 async fn frames(
     repo: &Repository,
     manifest: &Manifest,

@@ -1,9 +1,9 @@
-//! The data key of new backups, pinned by each host.
+//! Data key of new backups, pinned by each host.
 //!
-//! The newest key is not trusted for being the newest: who writes to the bucket could hide it, so that hosts
-//! write under an older key that was stolen, or copy the slot of another repository with the same passphrase.
-//! A host writes under the key that it made or accepted, and refuses to write when that one is gone or a
-//! newer one appears. It goes on to read.
+//! Hosts do not simply write under the newest key: an attacker with write access to the bucket could hide
+//! that key, so that hosts write under an older, stolen one, or copy the slot of another repository with the
+//! same passphrase. A host writes under the key that it created or accepted, and refuses to write when that
+//! one is missing or a newer one appears. Reads continue.
 
 use crate::{
     CloudError,
@@ -12,35 +12,35 @@ use crate::{
 use std::cmp::Reverse;
 use uuid::Uuid;
 
-/// The key of new backups.
+/// Key of new backups.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct WriteKey {
-    /// The time when the key was made.
+    /// Creation time.
     pub created_unix_s: u64,
     /// Id.
     pub key_id: Uuid,
 }
 
-/// The keys of a repository in the order of their use, and the one to write with.
+/// Key that this host writes under.
 #[derive(Clone, Debug)]
 pub(crate) struct Writing {
-    /// The key that this host made or accepted.
+    /// Key that this host created or accepted.
     pub pinned: WriteKey,
     refusal: Option<Refusal>,
 }
 
-/// The reason for which nothing is written.
+/// Reason to refuse writes.
 #[derive(Clone, Copy, Debug)]
 enum Refusal {
-    /// The pinned key did not open; the newest one that did.
+    /// The pinned key did not open; the newest key that did.
     Missing(Uuid),
-    /// A newer key opened, which this host neither made nor accepted.
+    /// A newer key opened, which this host neither created nor accepted.
     Newer(Uuid),
 }
 
 impl Writing {
     /// Orders keys, the pinned one first, and compares it with the others. Without a pinned one, the first
-    /// key is taken.
+    /// key is pinned.
     pub fn order(keys: &mut [DataKey], slots: &[KeySlot], pinned: Option<WriteKey>) -> Self {
         let of = |key: &DataKey| {
             let slot = slots.iter().find(|slot| slot.key_id == key.key_id());

@@ -1,26 +1,25 @@
-//! Disk cache: frames and index pages as they are stored, so sealed in an encrypted repository.
+//! Disk cache of stored frames and index pages, encrypted if the repository is.
 //!
-//! The cache reveals no more than the objects in the store; encrypted data is never stored here in clear. (A
-//! repository without a passphrase is in clear in both places.) Each entry is a separate file, so that the
-//! least recently used ones can be removed one by one.
+//! The cache reveals no more than the objects in the store: decrypted data is never written to it. Each entry
+//! is a separate file, so that the least recently used ones can be removed individually.
 //!
-//! The file `<2 hex digits>/<64 hex digits>` holds the piece whose key has these digits (the first two again
-//! as the directory). Its bytes, integers little-endian:
+//! The file `<2 hex digits>/<64 hex digits>` holds the entry whose key has these digits (the first two also
+//! name the directory). Its content, integers little-endian:
 //!
 //! | at | length | what |
 //! |---|---|---|
 //! | 0 | 8 | `BLKDPIEC` |
 //! | 8 | 2 | version, 1 |
 //! | 10 | 2 | 0 |
-//! | 12 | 4 | `n`, length of the piece |
-//! | 16 | 16 | XXH3-128 (seed 0) of the key's 32 bytes, then the piece; its 128-bit number little-endian |
-//! | 32 | n | the piece |
+//! | 12 | 4 | `n`, length of the entry |
+//! | 16 | 16 | XXH3-128 (seed 0) of the key's 32 bytes, then the entry |
+//! | 32 | n | the entry |
 //!
 //! The key is SHA-256 of `"blockd cached piece v1"`, key id (16 bytes), salt of the delta (32), offset (u64),
-//! length (u64) and the object's key. A file is written under another name and renamed, without an fsync:
-//! after a power cut its content is arbitrary, which the checksum detects. Files with the temporary name, a
-//! number and `.tmp`, are removed when the cache is opened; files with other names are foreign and stay. An
-//! entry of another version is a miss.
+//! length (u64) and the object's key. A file is written under a temporary name and renamed, without an fsync:
+//! after a power failure its content is arbitrary, which the checksum detects. Temporary files (a number and
+//! `.tmp`) are removed when the cache is opened; files with other names are foreign and stay. An entry of
+//! another version is a miss.
 
 use super::lru::Lru;
 use crate::CloudError;
@@ -45,16 +44,17 @@ use xxhash_rust::xxh3::Xxh3;
 const MAGIC: &[u8; 8] = b"BLKDPIEC";
 const VERSION: u16 = 1;
 const HEADER_LEN: usize = 32;
-/// Maximum length of a cached part: larger than any useful page or root of an index.
+/// Maximum length of an entry: larger than typical pages and roots of an index.
 const MAX_PIECE_LEN: u64 = 8 << 20;
-/// Minimum space of a file.
+/// Disk space granularity of a file.
 const FILE_GRAIN_BYTES: u64 = 4096;
-/// Age of a file's time from which a use renews it: keeps the LRU order across restarts at low cost.
+/// Age from which a read renews the file's modification time: keeps the LRU order across restarts at low
+/// cost.
 const TOUCH_AFTER: Duration = Duration::from_secs(60);
-/// Interval of reports about a cache that cannot be written.
-const COMPLAIN_EVERY: Duration = Duration::from_secs(60);
+/// Minimum interval between warnings about I/O errors of the cache.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Key of a cached part.
+/// Key of an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct PieceKey([u8; 32]);
 
@@ -97,11 +97,11 @@ struct Piece {
     touched: SystemTime,
 }
 
-/// Cache in files below a directory, used by one process at a time.
+/// Disk cache below a directory, used by one process at a time.
 pub(crate) struct DiskCache {
     dir: PathBuf,
     pieces: Mutex<Lru<PieceKey, Piece>>,
-    complained: Mutex<Option<Instant>>,
+    last_warning: Mutex<Option<Instant>>,
     temp: AtomicU64,
     damaged: AtomicU64,
 }
@@ -122,29 +122,29 @@ fn grain(len_bytes: u64) -> u64 {
 }
 
 impl DiskCache {
-    /// Opens the cache in a directory, which is created if missing, and evicts beyond `most_bytes`. Blocks
-    /// while it lists the directory.
-    pub fn open(dir: &Path, most_bytes: u64) -> Result<Self, CloudError> {
+    /// Opens the cache in a directory, which is created if missing, and evicts entries beyond `max_bytes`.
+    /// Blocks while it lists the directory.
+    pub fn open(dir: &Path, max_bytes: u64) -> Result<Self, CloudError> {
         let failed = |what: &'static str, path: &Path| {
             let path = path.to_owned();
             move |source| CloudError::Cache { path, what, source }
         };
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("make", dir))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed("creation", dir))?;
         let mut found = Vec::new();
-        for shard in fs::read_dir(dir).map_err(failed("list", dir))? {
-            let shard = shard.map_err(failed("list", dir))?;
+        for shard in fs::read_dir(dir).map_err(failed("listing", dir))? {
+            let shard = shard.map_err(failed("listing", dir))?;
             let digits = shard.file_name();
-            // Other files of a directory configured by mistake are not touched.
+            // Foreign files stay: the directory may be configured by mistake.
             let Some(digits) = digits.to_str().filter(|name| is_shard(name)) else { continue };
             if !shard.file_type().is_ok_and(|kind| kind.is_dir()) {
                 continue;
             }
             let shard = shard.path();
-            for file in fs::read_dir(&shard).map_err(failed("list", &shard))? {
-                let file = file.map_err(failed("list", &shard))?;
+            for file in fs::read_dir(&shard).map_err(failed("listing", &shard))? {
+                let file = file.map_err(failed("listing", &shard))?;
                 let name = file.file_name();
                 let Some(name) = name.to_str() else { continue };
-                // Metadata of a symbolic link is its own.
+                // Does not follow symbolic links.
                 let Ok(meta) = file.metadata() else { continue };
                 if !meta.is_file() {
                     continue;
@@ -158,11 +158,11 @@ impl DiskCache {
             }
         }
         found.sort_by_key(|(touched, key, _)| (*touched, key.0));
-        let mut pieces = Lru::new(most_bytes);
+        let mut pieces = Lru::new(max_bytes);
         let cache = Self {
             dir: dir.to_owned(),
             pieces: Mutex::new(Lru::new(0)),
-            complained: Mutex::new(None),
+            last_warning: Mutex::new(None),
             temp: AtomicU64::new(0),
             damaged: AtomicU64::new(0),
         };
@@ -180,7 +180,7 @@ impl DiskCache {
         self.dir.join(&name[..2]).join(name)
     }
 
-    /// Returns a valid cached part.
+    /// Returns an entry with a valid checksum.
     pub fn get(&self, key: &PieceKey) -> Option<Vec<u8>> {
         let mut room = Vec::new();
         self.read(key, &mut room, |head, piece| (*head == header(key, piece)).then_some(()))?;
@@ -188,8 +188,8 @@ impl DiskCache {
         Some(room)
     }
 
-    /// Returns the result of `open` on a cached part. The checksum is skipped: decryption, done in place,
-    /// authenticates sealed data. `room` is reused.
+    /// Returns the result of `open` on an entry. Skips the checksum, because in-place decryption
+    /// authenticates the data. `room` is a reusable buffer.
     pub fn open_piece<T>(
         &self,
         key: &PieceKey,
@@ -202,7 +202,7 @@ impl DiskCache {
         })
     }
 
-    /// Reads a cached part and its header into `room`; removes it if `check` fails.
+    /// Reads an entry and its header into `room`; removes it if `check` fails.
     fn read<T>(
         &self,
         key: &PieceKey,
@@ -211,7 +211,7 @@ impl DiskCache {
     ) -> Option<T> {
         let touch = {
             let mut pieces = self.pieces.lock();
-            // The use is recorded independent of the result.
+            // Marks the entry as used even if the read fails.
             let piece = pieces.get(key)?;
             piece.touched.elapsed().is_ok_and(|age| age > TOUCH_AFTER)
         };
@@ -227,10 +227,10 @@ impl DiskCache {
             }
             Ok(None) => {
                 self.damaged.fetch_add(1, Relaxed);
-                tracing::warn!(path = %path.display(), "a piece of the cache is damaged: it is fetched again");
+                tracing::warn!(path = %path.display(), "cache entry is damaged: fetching it again");
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => self.complain("read", &path, &error),
+            Err(error) => self.warn_rate_limited("read", &path, &error),
         }
         self.forget(key);
         None
@@ -249,14 +249,14 @@ impl DiskCache {
         }
     }
 
-    /// Caches a part, evicting others. A failed write only costs time.
+    /// Stores an entry and evicts others. Write errors are logged only: the entry is fetched again.
     pub fn put(&self, key: &PieceKey, bytes: &[u8]) {
         if bytes.len() as u64 > MAX_PIECE_LEN || self.pieces.lock().contains(key) {
             return;
         }
         let path = self.path(key);
         if let Err(error) = self.write(&path, key, bytes) {
-            self.complain("write", &path, &error);
+            self.warn_rate_limited("write", &path, &error);
             return;
         }
         let piece = Piece { touched: SystemTime::now() };
@@ -297,32 +297,32 @@ impl DiskCache {
         renamed
     }
 
-    /// Evicts a part.
+    /// Removes an entry.
     pub fn forget(&self, key: &PieceKey) {
         self.pieces.lock().remove(key);
         let _ = fs::remove_file(self.path(key));
     }
 
-    fn complain(&self, doing: &str, path: &Path, error: &io::Error) {
-        let mut complained = self.complained.lock();
-        if complained.is_none_or(|at| at.elapsed() > COMPLAIN_EVERY) {
-            *complained = Some(Instant::now());
-            tracing::warn!(path = %path.display(), %error, "cannot {doing} a piece of the cache");
+    fn warn_rate_limited(&self, operation: &str, path: &Path, error: &io::Error) {
+        let mut last_warning = self.last_warning.lock();
+        if last_warning.is_none_or(|at| at.elapsed() > WARNING_INTERVAL) {
+            *last_warning = Some(Instant::now());
+            tracing::warn!(path = %path.display(), %error, "{operation} failed on cache entry");
         }
     }
 
-    /// Returns the bytes of its files.
+    /// Returns the total size of the files in bytes.
     pub fn bytes(&self) -> u64 {
         self.pieces.lock().bytes()
     }
 
-    /// Returns the number of damaged parts since the cache was opened.
+    /// Returns the number of damaged entries found since the cache was opened.
     pub fn damaged(&self) -> u64 {
         self.damaged.load(Relaxed)
     }
 }
 
-/// Returns the header before the checksum.
+/// Returns the bytes of the header that precede the checksum.
 fn header_start(len: usize) -> [u8; 16] {
     let mut start = [0; 16];
     start[..8].copy_from_slice(MAGIC);
@@ -342,7 +342,7 @@ fn header(key: &PieceKey, bytes: &[u8]) -> [u8; HEADER_LEN] {
     header
 }
 
-/// Reads a file into `room`, unless it is too long.
+/// Reads a file into `room`; fails if it is too long.
 fn read_file(path: &Path, room: &mut Vec<u8>) -> io::Result<()> {
     let file = fs::File::open(path)?;
     let len = file.metadata()?.len();

@@ -1,4 +1,4 @@
-//! Decrypted frames: in memory, or in flight (single-flight).
+//! Single-flight memory cache of decrypted frames.
 
 use super::lru::Lru;
 use crate::{CloudError, frame::OwnedFrame};
@@ -6,10 +6,10 @@ use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc};
 use tokio::sync::watch;
 
-/// Approximate overhead of a frame beside its blocks.
+/// Approximate overhead of a frame in addition to its blocks.
 const FRAME_OVERHEAD_BYTES: u64 = 256;
 
-/// Key of a frame: number of its delta in the cache, and its own in the delta.
+/// Key of a frame: number of its delta in the cache, and number of the frame in the delta.
 pub(crate) type FrameKey = (u64, u64);
 
 /// Result of a fetch, shared by all waiters.
@@ -18,7 +18,7 @@ pub(crate) type FrameResult = Result<Arc<OwnedFrame>, Arc<CloudError>>;
 #[derive(Default)]
 struct Progress(Option<FrameResult>);
 
-/// Wait for a frame in flight.
+/// Handle to wait for a frame in flight.
 pub(crate) struct Wait(watch::Receiver<Progress>);
 
 impl Wait {
@@ -56,12 +56,12 @@ pub(crate) struct Frames {
 }
 
 impl Frames {
-    /// Creates a cache of at most this many bytes.
-    pub fn new(most_bytes: u64) -> Self {
-        Self { inner: Mutex::new(Inner { ready: Lru::new(most_bytes), flights: HashMap::new() }) }
+    /// Creates a cache of at most `max_bytes`.
+    pub fn new(max_bytes: u64) -> Self {
+        Self { inner: Mutex::new(Inner { ready: Lru::new(max_bytes), flights: HashMap::new() }) }
     }
 
-    /// Returns the state of a frame; if it is missing, the caller must fetch it.
+    /// Returns the state of a frame. If it is missing, the caller must fetch it.
     pub fn claim(self: &Arc<Self>, key: FrameKey) -> Claim {
         let mut inner = self.inner.lock();
         if let Some(frame) = inner.ready.get(&key) {
@@ -81,7 +81,7 @@ impl Frames {
         self.inner.lock().ready.get(&key).cloned()
     }
 
-    /// Returns the bytes of frames in memory.
+    /// Returns the size of the frames in memory in bytes.
     pub fn bytes(&self) -> u64 {
         self.inner.lock().ready.bytes()
     }
@@ -96,12 +96,12 @@ pub(crate) struct Obligation {
 }
 
 impl Obligation {
-    /// Passes the result to all waiters; a frame is cached, a failure is not.
-    pub fn land(mut self, result: FrameResult) {
+    /// Passes the result to all waiters; caches a frame, but not an error.
+    pub fn complete(mut self, result: FrameResult) {
         let gone = {
             let mut inner = self.frames.inner.lock();
             let flight = inner.flights.remove(&self.key);
-            debug_assert!(flight.is_some(), "frame {:?} was fetched by two", self.key);
+            debug_assert!(flight.is_some(), "frame {:?} was fetched twice", self.key);
             let frame = result.as_ref().ok();
             frame.map(|frame| {
                 inner.ready.insert(self.key, frame.clone(), frame.heap_bytes() + FRAME_OVERHEAD_BYTES)
@@ -135,7 +135,7 @@ mod tests {
         assert!(wait.done().await.is_err() && other.done().await.is_err());
         let Claim::Mine(flight, _) = frames.claim((1, 2)) else { panic!("no fetch is running") };
         let Claim::Wait(other) = frames.claim((1, 2)) else { panic!("it is on its way") };
-        flight.land(Err(gone()));
+        flight.complete(Err(gone()));
         assert!(other.done().await.is_err());
         assert!(matches!(frames.claim((1, 2)), Claim::Mine(..)), "a failure is not remembered");
     }

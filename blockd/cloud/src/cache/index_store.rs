@@ -1,4 +1,4 @@
-//! Store with a disk cache of indexes.
+//! Store adapter with a disk cache of indexes.
 
 use super::disk::{DiskCache, PieceKey};
 use blockd_store::{BlobStore, Middleware, Request, Response, StoreFuture};
@@ -6,7 +6,7 @@ use bytes::Bytes;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Store of one delta with cached reads; a reader that finds an invalid part reads it again through an
+/// Store of one delta with cached range reads. A reader that gets invalid data reads again through the
 /// uncached store.
 pub(crate) struct IndexStore {
     inner: Arc<dyn BlobStore>,
@@ -58,7 +58,7 @@ impl Middleware for IndexStore {
                 }
                 disk.put(&piece, &bytes);
             });
-            // Uncached parts are fetched again.
+            // Caching is best effort.
             let _ = kept.await;
             Ok(fetched)
         })

@@ -3,7 +3,7 @@
 use hashlink::LruCache;
 use std::hash::Hash;
 
-/// Map that evicts the least recently used entries beyond a number of bytes, as reported by callers.
+/// Map that evicts the least recently used entries beyond a total size, as reported by callers.
 pub(crate) struct Lru<K, V> {
     entries: LruCache<K, (u64, V)>,
     bytes: u64,
@@ -26,7 +26,7 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
         self.entries.contains_key(key)
     }
 
-    /// Inserts a value and returns evicted ones. A value larger than the capacity is returned at once.
+    /// Inserts a value and returns the evicted ones; a value larger than the capacity is among them.
     pub fn insert(&mut self, key: K, value: V, len_bytes: u64) -> Vec<(K, V)> {
         let mut gone: Vec<(K, V)> = self.remove(&key).map(|value| (key, value)).into_iter().collect();
         if len_bytes > self.max_bytes {
@@ -53,7 +53,7 @@ impl<K: Copy + Eq + Hash, V> Lru<K, V> {
         Some(value)
     }
 
-    /// Returns the held bytes.
+    /// Returns the total size of the entries in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -1,15 +1,15 @@
 //! Random reads of snapshots with shared caches.
 //!
-//! [`SnapshotCache`] is the shared part: index pages and decrypted frames in memory, stored parts on disk,
-//! and the in-flight table, so that concurrent requests fetch a frame once. [`SnapshotReader`]s read
+//! [`SnapshotCache`] is the shared state: index pages and decrypted frames in memory, stored frames and pages
+//! on disk, and the in-flight table, so that concurrent requests fetch a frame once. [`SnapshotReader`]s read
 //! through it.
 //!
 //! A first read takes four sequential requests, independent of the snapshot's size: the manifest, the roots
 //! of all deltas concurrently, the pages of all deltas for the range concurrently, and the frames. All
-//! returned data was authenticated or checked against the manifest; a part from the disk cache that fails is
-//! fetched from the store.
+//! returned data was authenticated or checked against the manifest; an entry of the disk cache that fails the
+//! check is fetched from the store.
 //!
-//! A read waits for the store at most for the stall timeout. Failures are not cached: the next read tries
+//! A read waits for the store at most for the stall timeout. Errors are not cached: the next read tries
 //! again. A damaged frame fails only the reads that need it; the log names the object and the offset.
 
 mod disk;
@@ -48,19 +48,19 @@ use uuid::Uuid;
 
 /// Maximum memory of cached index pages.
 const MAX_PAGES_BYTES: u64 = 32 << 20;
-/// Maximum memory of whole small indexes of a snapshot.
+/// Maximum memory of small indexes of a snapshot that are kept whole.
 const INDEX_KEEP_BYTES: u64 = 4 << 20;
-/// The same of a reader that shares its cache with no other: a restore, or a lazy volume.
+/// Both limits for a reader with a cache of its own: a restore or a lazy volume.
 const MAX_OWN_PAGES_BYTES: u64 = 64 << 20;
 const OWN_INDEX_KEEP_BYTES: u64 = 16 << 20;
 /// Concurrent requests of roots or pages.
 pub(crate) const INDEX_CONCURRENCY: usize = 32;
-/// Roots of 16 MiB at most that one reader reads at once.
+/// Concurrent requests of roots (up to 16 MiB each) by a reader with a cache of its own.
 const OWN_OPEN_CONCURRENCY: usize = 8;
-/// Longest wait of a reader for the request of another one for the same index page.
-const PAGE_TURN_WAIT: Duration = Duration::from_secs(2);
+/// Timeout of a reader that waits for another reader's request of the same index page.
+const PAGE_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Number of locks for single-flight reads of pages.
-const PAGE_TURNS: usize = 64;
+const PAGE_LOCKS: usize = 64;
 /// Maximum number of frame requests in flight.
 const FETCH_CONCURRENCY: usize = 20;
 /// Maximum number of readahead requests among them.
@@ -79,7 +79,7 @@ pub struct CacheOptions {
     pub disk_bytes: u64,
     /// Maximum bytes of decrypted frames in memory.
     pub memory_bytes: u64,
-    /// Timeout of a read for the store.
+    /// Timeout of a read that waits for the store.
     pub stall_timeout: Duration,
     /// Maximum readahead of a sequential reader, in bytes; 0 disables it.
     pub readahead_bytes: u64,
@@ -100,17 +100,17 @@ impl Default for CacheOptions {
 /// Counters of a cache since it was opened.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct CacheCounters {
-    /// Frames from the store.
+    /// Frames fetched from the store.
     pub frames_fetched: u64,
-    /// Requests for these.
+    /// Requests for these frames.
     pub frame_requests: u64,
-    /// Frames from the disk cache.
+    /// Frames read from the disk cache.
     pub frames_from_disk: u64,
-    /// Damaged parts on disk.
+    /// Damaged entries of the disk cache.
     pub damaged_pieces: u64,
-    /// Bytes of the disk cache's files.
+    /// Total size of the disk cache's files in bytes.
     pub disk_bytes: u64,
-    /// Returns the bytes of frames in memory.
+    /// Size of the frames in memory in bytes.
     pub memory_bytes: u64,
 }
 
@@ -142,10 +142,10 @@ pub(crate) struct Shared {
     pub frames: Arc<Frames>,
     memory: Arc<FrameMemory>,
     index_keep_bytes: u64,
-    /// Roots that are read at once.
+    /// Maximum number of concurrent requests of roots.
     open_concurrency: usize,
     pages: Mutex<Lru<(u64, usize), Arc<Page>>>,
-    page_turns: [tokio::sync::Mutex<()>; PAGE_TURNS],
+    page_locks: [tokio::sync::Mutex<()>; PAGE_LOCKS],
     deltas: Mutex<HashMap<DeltaKey, Weak<SharedDelta>>>,
     next_delta: AtomicU64,
     pub fetches: Arc<Semaphore>,
@@ -153,7 +153,7 @@ pub(crate) struct Shared {
     counters: Counters,
 }
 
-/// Delta shared by the chains of open snapshots.
+/// Open delta, shared by the chains of open snapshots.
 pub(crate) struct SharedDelta {
     /// Unique number in this cache.
     pub number: u64,
@@ -184,7 +184,7 @@ impl SnapshotCache {
         Ok(Self::new(options, disk, MAX_PAGES_BYTES, INDEX_KEEP_BYTES, INDEX_CONCURRENCY))
     }
 
-    /// Creates a cache of index pages for one reader, which has no other timeout than its store's.
+    /// Creates a cache of index pages for one reader, without a timeout beyond the store's own.
     pub(crate) fn of_one_reader() -> Self {
         let stall_timeout = Duration::MAX;
         let options =
@@ -208,7 +208,7 @@ impl SnapshotCache {
                 index_keep_bytes,
                 open_concurrency,
                 pages: Mutex::new(Lru::new(max_pages_bytes)),
-                page_turns: std::array::from_fn(|_| tokio::sync::Mutex::default()),
+                page_locks: std::array::from_fn(|_| tokio::sync::Mutex::default()),
                 deltas: Mutex::default(),
                 next_delta: AtomicU64::new(1),
                 fetches: Arc::new(Semaphore::new(FETCH_CONCURRENCY)),
@@ -219,7 +219,7 @@ impl SnapshotCache {
     }
 
     /// Opens a snapshot: reads the index roots of its deltas concurrently and checks them against the
-    /// manifest. Must be called in a runtime, which runs background work.
+    /// manifest. Must be called in a runtime, on which it runs background work.
     ///
     /// # Errors
     /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; errors of the store, with a timeout after the
@@ -238,14 +238,14 @@ impl SnapshotCache {
         manifest: &Manifest,
         threads: usize,
     ) -> Result<SnapshotReader, CloudError> {
-        // Shared out in advance, because the roots are read concurrently.
+        // Divided equally in advance, because the roots are read concurrently.
         let keep = self.shared.index_keep_bytes / (manifest.chain.len() as u64 + 1);
         let deltas: Vec<Delta> = manifest.deltas().cloned().collect();
         let opened = futures::stream::iter(deltas)
             .map(|delta| async move { self.shared.delta(repo, &delta, keep).await })
             .buffered(self.shared.open_concurrency)
             .try_collect::<Vec<_>>();
-        let opened = self.shared.in_time(repo.store().describe(), "the index", opened).await?;
+        let opened = self.shared.with_stall_timeout(repo.store().describe(), "the index", opened).await?;
         Ok(SnapshotReader::new(self.shared.clone(), repo, manifest, opened, threads))
     }
 
@@ -264,8 +264,8 @@ impl SnapshotCache {
 }
 
 impl Shared {
-    /// Waits for the store with a timeout.
-    async fn in_time<T>(
+    /// Awaits a request to the store, up to the stall timeout.
+    async fn with_stall_timeout<T>(
         &self,
         store: &str,
         what: &str,
@@ -316,12 +316,12 @@ impl Shared {
         });
         let mut deltas = self.deltas.lock();
         deltas.retain(|_, delta| delta.strong_count() > 0);
-        // Another thread may have opened it meanwhile: two copies are harmless.
+        // A concurrent call may have opened the delta: two copies are harmless.
         deltas.insert(key, Arc::downgrade(&open));
         Ok(open)
     }
 
-    /// Returns an index page of a delta from memory, or its known emptiness.
+    /// Returns an index page of a delta if it is in memory; `Some(None)` if it is known to be empty.
     pub fn ready_page(&self, delta: &SharedDelta, number: usize) -> Option<Option<Arc<Page>>> {
         if delta.reader.root.pages.get(number).is_none_or(|page| page.sealed_len == 0) {
             return Some(None);
@@ -338,10 +338,10 @@ impl Shared {
             return Ok(known);
         }
         let read = async {
-            // Concurrent readers of a page wait for the first.
-            let turn = (delta.number as usize).wrapping_mul(31).wrapping_add(number) % PAGE_TURNS;
-            // Not for ever: their request may be answered while that of the first is not.
-            let _turn = tokio::time::timeout(PAGE_TURN_WAIT, self.page_turns[turn].lock()).await;
+            // Single-flight: concurrent readers of a page wait for the first request, but not without limit:
+            // their own requests may succeed when the first stalls.
+            let lock = (delta.number as usize).wrapping_mul(31).wrapping_add(number) % PAGE_LOCKS;
+            let _guard = tokio::time::timeout(PAGE_LOCK_TIMEOUT, self.page_locks[lock].lock()).await;
             if let Some(known) = self.ready_page(delta, number) {
                 return Ok(known);
             }
@@ -357,10 +357,10 @@ impl Shared {
             self.pages.lock().insert((delta.number, number), page.clone(), page.heap_bytes as u64);
             Ok(Some(page))
         };
-        self.in_time(delta.store.describe(), "a page of an index", read).await
+        self.with_stall_timeout(delta.store.describe(), "a page of an index", read).await
     }
 
-    /// Loads frames from disk and returns the missing ones. Blocks on the disk.
+    /// Loads frames from the disk cache and returns the missing ones. Blocks.
     pub fn fetch_from_disk(
         &self,
         delta: &SharedDelta,
@@ -374,7 +374,7 @@ impl Shared {
             match opened {
                 Some(opened) => {
                     self.counters.from_disk.fetch_add(1, Relaxed);
-                    flight.land(Ok(Arc::new(opened)));
+                    flight.complete(Ok(Arc::new(opened)));
                 }
                 None => missing.push((frame, flight)),
             }
@@ -382,7 +382,8 @@ impl Shared {
         missing
     }
 
-    /// Fetches ascending frames of a delta with concurrent requests, independent of waiters.
+    /// Fetches ascending frames of a delta with concurrent requests, which continue when all waiters are
+    /// gone.
     pub fn fetch(
         self: &Arc<Self>,
         runtime: &Handle,
@@ -401,7 +402,7 @@ impl Shared {
             let (shared, delta, limit) = (self.clone(), delta.clone(), limit.clone());
             runtime.spawn(async move { shared.fetch_job(&delta, job, flights, &limit).await });
         }
-        debug_assert!(flights.next().is_none(), "frames that nothing fetches");
+        debug_assert!(flights.next().is_none(), "no request fetches some of the frames");
     }
 
     async fn fetch_job(
@@ -419,21 +420,21 @@ impl Shared {
                 let opened = tokio::task::spawn_blocking(move || {
                     land_all(&delta, disk.as_deref(), &memory, &job.frames, flights, (start, &bytes));
                 });
-                // Dropped obligations fail by themselves.
+                // After a panic the dropped obligations fail their waiters.
                 let _ = opened.await;
             }
             // A truncated pack, or one without its header: readable frames are fetched one by one.
             Err(error @ CloudError::Damaged { .. }) if job.frames.len() > 1 => {
-                tracing::warn!(%error, "the frames are fetched one by one");
+                tracing::warn!(%error, "pack is damaged: fetching its frames one by one");
                 for (frame, flight) in job.frames.iter().zip(flights) {
                     let alone = FetchJob::alone(job.pack_no(), frame.clone());
                     Box::pin(self.fetch_job(delta, alone, vec![flight], limit)).await;
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "a part of a cloud snapshot cannot be read");
+                tracing::warn!(%error, "read failed on cloud snapshot");
                 let error = Arc::new(error);
-                flights.into_iter().for_each(|flight| flight.land(Err(error.clone())));
+                flights.into_iter().for_each(|flight| flight.complete(Err(error.clone())));
             }
         }
     }
@@ -446,12 +447,12 @@ impl Shared {
     ) -> Result<(u32, bytes::Bytes), CloudError> {
         let object = job.frames.first().map_or_else(String::new, |frame| delta.reader.pack_key_of(frame));
         let work = async {
-            // Neither semaphore is ever closed.
-            let _turn = limit.acquire().await;
+            // Cannot fail: the semaphores are never closed.
+            let _permit = limit.acquire().await;
             self.counters.requests.fetch_add(1, Relaxed);
             delta.reader.fetch(job).await
         };
-        self.in_time(delta.store.describe(), &object, work).await
+        self.with_stall_timeout(delta.store.describe(), &object, work).await
     }
 }
 
@@ -477,16 +478,16 @@ fn land_all(
         match opened {
             Ok(opened) => {
                 good.push(frame);
-                flight.land(Ok(Arc::new(opened)));
+                flight.complete(Ok(Arc::new(opened)));
             }
             Err(error) => {
-                tracing::error!(%error, "a frame of a cloud snapshot is damaged");
-                flight.land(Err(Arc::new(error)));
+                tracing::error!(%error, "frame of a cloud snapshot is damaged");
+                flight.complete(Err(Arc::new(error)));
             }
         }
     }
     debug_assert!(good.len() <= frames.len() && good.is_sorted_by_key(|frame| frame.ordinal()));
-    // After the waiters have their results.
+    // The waiters have their results: the disk cache must not delay them.
     if let Some(disk) = disk {
         for frame in good {
             if let Some(stored) = frame.stored(start, bytes) {

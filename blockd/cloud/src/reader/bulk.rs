@@ -16,9 +16,9 @@ use parking_lot::Mutex;
 use std::{io, sync::Arc};
 use tokio::sync::mpsc;
 
-/// Frames that one thread opens at a time: 4 MiB of blocks.
+/// Frames that one thread decrypts at a time: 4 MiB of blocks.
 const CHUNK_FRAMES: usize = 32;
-/// Requests of a read that is no restore.
+/// Concurrent requests of reads other than restores.
 const READ_CONCURRENCY: usize = 4;
 
 /// Totals of a bulk read.
@@ -28,21 +28,20 @@ pub(crate) struct FetchTotals {
     pub blocks: u64,
 }
 
-/// Blocks that have been given away, all that are not zero.
+/// Callback with extents whose nonzero blocks have all been passed to the sink.
 pub(crate) type Settled = Arc<dyn Fn(&[Extent]) -> Result<(), CloudError> + Send + Sync>;
 
 /// Parameters of a bulk read.
 #[derive(Default)]
 pub(crate) struct BulkRead<'a> {
     pub progress: Option<&'a Progress>,
-    /// Blocks that are left out.
+    /// Blocks to skip.
     pub skip: Option<&'a BlockSet>,
-    /// Told, on threads that may block, of blocks that have been given away.
+    /// Called on threads that may block.
     pub settled: Option<Settled>,
-    /// Takes down what is damaged; without it the first damage ends the read.
+    /// Collects damage; without it the first damage fails the read.
     pub damage: Option<&'a Arc<DamageList>>,
-    /// Of a pack that was cut, or lost its header, what can be had is had frame by frame; only where damage
-    /// is taken down.
+    /// Reads the frames of a truncated pack, or of one without a header, one by one; only with `damage`.
     pub by_frame: bool,
 }
 
@@ -52,10 +51,10 @@ impl SnapshotReader {
     /// # Errors
     /// [`CloudError::Damaged`] with the damage and the lost blocks; errors of the store.
     pub async fn read_blocks(&self, extent: Extent) -> Result<Vec<u8>, CloudError> {
-        const MOST: u64 = (32 << 20) / BLOCK_SIZE_BYTES;
-        if extent.len_blocks > MOST {
+        const MAX_BLOCKS: u64 = (32 << 20) / BLOCK_SIZE_BYTES;
+        if extent.len_blocks > MAX_BLOCKS {
             return Err(CloudError::InvalidRequest {
-                what: format!("at most {MOST} blocks are read at once, {} were asked for", extent.len_blocks),
+                what: format!("a read has at most {MAX_BLOCKS} blocks, {} were requested", extent.len_blocks),
             });
         }
         let out = Arc::new(Mutex::new(vec![0; extent.len_bytes() as usize]));
@@ -132,16 +131,16 @@ impl SnapshotReader {
         what: &BulkRead<'_>,
     ) -> Result<FetchTotals, CloudError> {
         let progress = what.progress;
-        // The planner runs ahead of the requests by no more than this many.
+        // Bounds the requests planned ahead.
         let (send, receive) = mpsc::channel::<(Arc<DeltaReader>, FetchJob)>(4);
         let plan = async move {
             let mut pages = self.visible(extent, what);
             while let Some(VisiblePage { delta, number, page, visible }) = pages.next().await? {
                 let jobs = delta.reader.jobs(number, &page, &visible);
                 if let Some(progress) = progress {
-                    // Blocks that are hidden by newer ones, or zero, are not moved.
+                    // Blocks that are zero or hidden by newer deltas are not transferred.
                     let moved: u64 = jobs.iter().map(FetchJob::wanted_blocks).sum();
-                    // Those that are in place count as processed already.
+                    // Skipped blocks already count as processed.
                     let in_place = what.skip.map_or(0, |skip| {
                         let mut in_place = page.data.clone();
                         in_place.intersect_with(skip);
@@ -149,10 +148,10 @@ impl SnapshotReader {
                     });
                     let listed = page.data.len_blocks();
                     debug_assert!(moved + in_place <= listed, "{moved} + {in_place} of {listed} blocks");
-                    progress.spared(listed.saturating_sub(moved + in_place) * BLOCK_SIZE_BYTES);
+                    progress.subtract_from_total(listed.saturating_sub(moved + in_place) * BLOCK_SIZE_BYTES);
                 }
                 for job in jobs {
-                    // The other half only goes away with this one.
+                    // Cannot fail: the receiver is dropped together with this future.
                     let _ = send.send((delta.reader.clone(), job)).await;
                 }
             }
@@ -201,7 +200,7 @@ impl SnapshotReader {
         }
     }
 
-    /// Opens the frames of a job, and gives their blocks away.
+    /// Decrypts the frames of a job and passes their blocks to the sink.
     async fn open_fetched(
         &self,
         delta: &Arc<DeltaReader>,
@@ -221,7 +220,7 @@ impl SnapshotReader {
                 let opened = work.run(move || {
                     match damage {
                         None => delta.decode(&frames, start, &fetched, &*sink),
-                        // One by one, so that a damaged frame takes no other one along.
+                        // One by one, so that a damaged frame does not affect others.
                         Some(damage) => frames.iter().try_for_each(|frame| {
                             let one = std::slice::from_ref(frame);
                             match delta.decode(one, start, &fetched, &*sink) {

@@ -1,10 +1,10 @@
-//! Reading a snapshot: each block comes from the newest delta that holds it.
+//! Reads of a snapshot: each block comes from the newest delta that holds it.
 //!
-//! A [`SnapshotReader`] reads in two ways. Whole extents ([`bulk`]) take the fewest requests and skip the
-//! caches of frames: the deltas are read newest first, each for the blocks that no newer one has, page by
-//! page, so that no page and no pack is read twice. Random reads ([`random`], through [`BlockSource`]) take
-//! the fewest round trips: the pages of all deltas are requested concurrently, and frames stay in memory.
-//! Both have the same pages of the index.
+//! A [`SnapshotReader`] reads in two ways. Bulk reads ([`bulk`]) take the fewest requests and bypass the
+//! frame caches: the deltas are read newest first, each for the blocks that no newer one has, page by page,
+//! so that no page and no pack is read twice. Random reads ([`random`], through [`BlockSource`]) take the
+//! fewest round trips: the pages of all deltas are requested concurrently, and frames stay in memory. Both
+//! share the index pages.
 //!
 //! [`BlockSource`]: blockd_extent::BlockSource
 
@@ -25,7 +25,7 @@ use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::{runtime::Handle, sync::Semaphore};
 
-/// A snapshot, open for reading. Clones share it.
+/// Snapshot open for reading. Clones share its state.
 #[derive(Clone)]
 pub struct SnapshotReader {
     inner: Arc<Inner>,
@@ -53,8 +53,8 @@ impl std::fmt::Debug for SnapshotReader {
 }
 
 impl SnapshotReader {
-    /// Opens a snapshot without sharing anything with other readers: reads the roots of its deltas' indexes
-    /// and checks them against the manifest.
+    /// Opens a snapshot with a cache of its own: reads the roots of its deltas' indexes and checks them
+    /// against the manifest.
     ///
     /// # Errors
     /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; errors of the store.
@@ -79,7 +79,7 @@ impl SnapshotReader {
     ) -> Self {
         assert_eq!(deltas.len(), manifest.deltas().count(), "a reader for each delta");
         debug_assert!(deltas.iter().zip(manifest.deltas()).all(|(open, delta)| open.salt == delta.salt));
-        // Readahead data must stay until it is needed.
+        // Readahead data must stay in memory until it is read.
         let ahead = cache.options.readahead_bytes.min(cache.options.memory_bytes / 8 * 3);
         let limits = ReadaheadLimits {
             first_window_blocks: 128,

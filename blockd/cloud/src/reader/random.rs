@@ -1,4 +1,4 @@
-//! Random reads, with few round trips and through the caches.
+//! Random reads through the caches, with few round trips.
 
 use super::{Inner, SnapshotReader};
 use crate::{
@@ -29,9 +29,9 @@ type Wanted = (usize, Vec<WantedFrame>);
 type FramesToFetch = Vec<(WantedFrame, Obligation)>;
 
 /// Threads that load the frames of one readahead from disk.
-const LOOKERS: usize = 4;
+const DISK_THREADS: usize = 4;
 /// Minimum number of frames per thread.
-const MIN_LOOKED_AT: usize = 4;
+const MIN_FRAMES_PER_THREAD: usize = 4;
 
 /// Source of a frame needed by a read.
 enum Source {
@@ -172,7 +172,7 @@ fn shared_to_io(error: Arc<CloudError>) -> io::Error {
 
 impl FrameRun {
     /// Reports for each delta, newest first, the blocks read from it.
-    fn visible(&self, mut tell: impl FnMut(usize, usize, &Page, BlockSet)) {
+    fn visible(&self, mut report: impl FnMut(usize, usize, &Page, BlockSet)) {
         let mut left = BlockSet::from_iter([self.range]);
         for (level, number, page) in &self.pages {
             let data = page.data.slice(self.range);
@@ -182,7 +182,7 @@ impl FrameRun {
             left.subtract(&page.zero.slice(self.range));
             debug_assert!(visible.len_blocks() <= self.range.len_blocks);
             if !visible.is_empty() {
-                tell(*level, *number, page, visible);
+                report(*level, *number, page, visible);
             }
             if left.is_empty() {
                 return;
@@ -202,7 +202,7 @@ impl Inner {
                     start = start.max(page.range.start);
                     end = end.min(page.range.end());
                 }
-                // The volume was smaller then.
+                // The volume was smaller when this delta was created.
                 None => start = start.max(root.pages.last().map_or(start, |page| page.range.end())),
             }
         }
@@ -252,7 +252,7 @@ impl Inner {
         match pages.try_collect().await {
             Ok(pages) => Ok(FrameRun { range, pages }),
             Err(error) => {
-                tracing::warn!(%error, snapshot = %self.id, "a part of a cloud snapshot cannot be read");
+                tracing::warn!(%error, snapshot = %self.id, "read failed on cloud snapshot");
                 Err(Arc::new(error))
             }
         }
@@ -264,8 +264,8 @@ impl Inner {
         });
     }
 
-    /// Requests all frames of a plan and returns their sources. With `here`, frames on disk are read on this
-    /// thread.
+    /// Requests all frames of a plan and returns their sources. With `here`, frames in the disk cache are
+    /// read on this thread.
     fn claim(&self, plan: Vec<Wanted>, here: bool) -> Vec<(usize, WantedFrame, Source)> {
         let mut sources = Vec::new();
         for (level, frames) in plan {
@@ -296,7 +296,8 @@ impl Inner {
         sources
     }
 
-    /// Waits for a frame. A failed fetch that started before the read is repeated: the store may be back.
+    /// Waits for a frame. A fetch that started before the read and failed is repeated: the store may be
+    /// available again.
     async fn opened(&self, level: usize, frame: &WantedFrame, source: Source) -> FrameResult {
         let error = match source {
             Source::Ready(opened) => return Ok(opened),
@@ -319,7 +320,7 @@ impl Inner {
         self.runtime.spawn(async move {
             let missing = match &shared.disk {
                 None => mine,
-                Some(_) => lookup_on_disk(&shared, &delta, mine).await,
+                Some(_) => load_from_disk(&shared, &delta, mine).await,
             };
             let limit = if ahead { &shared.ahead } else { &shared.fetches };
             shared.fetch(&runtime, &delta, missing, limit);
@@ -327,7 +328,7 @@ impl Inner {
     }
 
     /// Records a read, and reads ahead for sequential readers, as far as pages are in memory: a missing page
-    /// comes with the read that needs it.
+    /// is fetched by the read that needs it.
     fn read_ahead(&self, read: Extent) {
         let Some(next) = self.readahead.lock().record(&self.limits, read) else { return };
         let next = next.intersection(Extent::whole(self.size_bytes));
@@ -353,32 +354,32 @@ impl Inner {
     }
 }
 
-/// Loads frames from disk and returns the missing ones, ascending. Decryption takes longer than reading, so
-/// several threads do it: a sequential reader then gets the throughput of more than one core.
-async fn lookup_on_disk(
+/// Loads frames from the disk cache and returns the missing ones, ascending. Several threads do it, because
+/// decryption takes longer than reading: a sequential reader gets the throughput of more than one core.
+async fn load_from_disk(
     shared: &Arc<Shared>,
     delta: &Arc<SharedDelta>,
     mut mine: FramesToFetch,
 ) -> FramesToFetch {
-    let each = mine.len().div_ceil(LOOKERS).max(MIN_LOOKED_AT);
-    let mut looks = Vec::with_capacity(LOOKERS);
+    let each = mine.len().div_ceil(DISK_THREADS).max(MIN_FRAMES_PER_THREAD);
+    let mut loads = Vec::with_capacity(DISK_THREADS);
     while !mine.is_empty() {
         let rest = mine.split_off(mine.len().min(each));
         let part = std::mem::replace(&mut mine, rest);
         let (shared, delta) = (shared.clone(), delta.clone());
-        looks.push(tokio::task::spawn_blocking(move || shared.fetch_from_disk(&delta, part)));
+        loads.push(tokio::task::spawn_blocking(move || shared.fetch_from_disk(&delta, part)));
     }
     let mut missing = Vec::new();
-    for look in looks {
-        // After a failed load, the obligations have failed by themselves.
-        missing.extend(look.await.unwrap_or_default());
+    for load in loads {
+        // After a panic the dropped obligations fail their waiters.
+        missing.extend(load.await.unwrap_or_default());
     }
     missing
 }
 
 /// Zeroes the buffer of a read, unless the frames contain all blocks: then [`copy`] fills it.
 fn clear_gaps<'a>(frames: impl Iterator<Item = &'a WantedFrame>, extent: Extent, buf: &mut [u8]) {
-    // No block is wanted from two frames.
+    // Each block is wanted from at most one frame.
     let wanted: u64 = frames.map(WantedFrame::wanted_blocks).sum();
     debug_assert!(wanted <= extent.len_blocks, "{wanted} blocks of {extent}");
     if wanted < extent.len_blocks {

@@ -1,15 +1,15 @@
-//! Walk over the pages of a snapshot's deltas, and the blocks of each that no newer delta hides.
+//! Iteration over the pages of a snapshot's deltas, with the blocks of each that no newer delta hides.
 
 use super::{SnapshotReader, bulk::BulkRead};
 use crate::{CloudError, cache::SharedDelta, index::Page};
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use std::sync::Arc;
 
-/// Stretches of the volume that are worked out at once; index pages do not cross their borders.
+/// Blocks of a region, the unit of the iteration; index pages do not cross regions.
 const REGION_BLOCKS: u64 = crate::plan::PAGE_SPAN_BLOCKS;
 
 impl SnapshotReader {
-    /// Returns a walk over the pages of all deltas, with the data blocks that are visible in each.
+    /// Iterates over the pages of all deltas, with the visible data blocks of each.
     pub(super) fn visible<'a>(&'a self, extent: Extent, what: &'a BulkRead<'a>) -> VisiblePages<'a> {
         let whole = extent.intersection(Extent::whole(self.inner.size_bytes));
         VisiblePages {
@@ -33,7 +33,7 @@ pub(super) struct VisiblePage {
     pub visible: BlockSet,
 }
 
-/// Walk over the pages of all deltas, region by region, from the newest delta down.
+/// Iterator over the pages of all deltas, region by region, from the newest delta down.
 pub(super) struct VisiblePages<'a> {
     reader: &'a SnapshotReader,
     what: &'a BulkRead<'a>,
@@ -41,7 +41,7 @@ pub(super) struct VisiblePages<'a> {
     next_start: u64,
     end: u64,
     region: Extent,
-    /// Blocks of the region that no page has yet.
+    /// Blocks of the region that are in no page so far.
     left: BlockSet,
     /// Next delta.
     level: usize,
@@ -77,19 +77,23 @@ impl VisiblePages<'_> {
             let before = self.left.len_blocks();
             self.left.subtract(&page.data);
             self.left.subtract(&page.zero);
-            debug_assert!(self.left.len_blocks() + visible.len_blocks() <= before, "a block from two deltas");
+            debug_assert!(
+                self.left.len_blocks() + visible.len_blocks() <= before,
+                "two deltas provide the same block"
+            );
             return Ok(Some(VisiblePage { delta: Arc::clone(delta), number, page, visible }));
         }
     }
 
-    /// Enters the next delta of the region, or the newest one of the next region; false at the end.
+    /// Advances to the next delta of the region, or to the newest one of the next region; returns false at
+    /// the end.
     fn next_delta(&mut self) -> bool {
         if self.left.is_empty() || self.level == self.reader.inner.deltas.len() {
             if self.next_start >= self.end {
                 return false;
             }
             let end = ((self.next_start / REGION_BLOCKS + 1) * REGION_BLOCKS).min(self.end);
-            assert!(end > self.next_start, "the walk stands still at block {end}");
+            assert!(end > self.next_start, "no progress at block {end}");
             self.region = Extent::between(BlockIndex(self.next_start), BlockIndex(end));
             self.next_start = end;
             self.left = BlockSet::from_iter([self.region]);

@@ -1,4 +1,4 @@
-//! Damage traced to the snapshots that lose blocks with it.
+//! Tracing of damage to the snapshots that lose blocks.
 
 use super::{AffectedSnapshot, VerifyFinding, VerifyReport};
 use crate::{
@@ -14,10 +14,10 @@ use std::{
     sync::Arc,
 };
 
-/// Readers of indexes that are kept while damage is traced.
+/// Maximum number of index readers kept in memory.
 const MAX_READERS: usize = 64;
 
-/// Finds the snapshots that lose blocks with what is damaged, those that were not asked for included.
+/// Finds the snapshots that lose blocks because of damage, including those that were not requested.
 pub(super) async fn trace(
     repo: &Repository,
     manifests: &[Manifest],
@@ -47,7 +47,7 @@ pub(super) async fn trace(
             lost_of.entry(delta.prefix()).or_insert_with(|| (delta, BlockSet::new())).1.union_with(lost);
         }
     }
-    // By all that is lost of each delta, not by the pieces: just the first of them are described.
+    // Uses all lost blocks of each delta, because only the first damaged parts are described.
     let mut hiding = Hiding { repo, readers: HashMap::new() };
     let mut affected_by: BTreeMap<String, Vec<AffectedSnapshot>> = BTreeMap::new();
     for (prefix, (delta, lost)) in lost_of {
@@ -79,7 +79,7 @@ pub(super) async fn trace(
     Ok(damaged)
 }
 
-/// Asks deltas which blocks they hide of those below them.
+/// Blocks that deltas hide of those below them.
 struct Hiding<'a> {
     repo: &'a Repository,
     readers: HashMap<String, Option<Arc<DeltaReader>>>,
@@ -96,7 +96,7 @@ impl Hiding<'_> {
                     blocks.subtract(&page.data);
                     blocks.subtract(&page.zero);
                 }
-                // The hidden blocks are unknown: it is a separate finding.
+                // The hidden blocks are unknown; the damaged index is a separate finding.
                 Ok(None) | Err(CloudError::Damaged { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -104,7 +104,7 @@ impl Hiding<'_> {
         Ok(())
     }
 
-    /// The reader of a delta's index; none if its root is damaged.
+    /// Returns the reader of a delta's index; `None` if its root is damaged.
     async fn reader(&mut self, delta: &Delta) -> Result<Option<Arc<DeltaReader>>, CloudError> {
         let key = delta.id().prefix();
         if let Some(reader) = self.readers.get(&key) {

@@ -263,7 +263,7 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
             tracing::warn!(path = %path.display(), "journal of the backup unusable; uploading all blocks again");
             std::fs::remove_file(path).map_err(|source| CloudError::Journal {
                 path: path.to_owned(),
-                what: "removing it",
+                what: "removal",
                 source,
             })?;
             let journal = FileJournal::open(path, binding)?;
