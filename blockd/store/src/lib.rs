@@ -1,4 +1,4 @@
-//! Object stores: the six operations of a bucket that backups use, and the classification of their errors.
+//! Object stores: the bucket operations that backups use, and the classification of their errors.
 //!
 //! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] are clients. The others are
 //! [`Middleware`]: [`MeterStore`] counts requests, [`RetryStore`] repeats failed ones within bounds,
@@ -25,59 +25,58 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use std::{any::Any, fmt, num::NonZero, sync::Arc};
 
-/// The size of every part of a multipart upload but the last, in bytes.
+/// Size of all parts of a multipart upload except the last, in bytes.
 pub const PART_LEN_BYTES: usize = 16 << 20;
 
-/// Most objects that [`BlobStore::list`] returns; more below one prefix are refused, because they would all
-/// be in memory.
+/// Maximum number of objects that [`BlobStore::list`] returns, which bounds its memory.
 pub const LIST_MAX_OBJECTS: usize = 2_000_000;
 
-/// Most pages of one listing, after which it is taken for one without an end: a thousand million objects in
-/// the usual pages.
+/// Maximum number of pages of a listing (10^9 objects in usual pages), against endless listings.
 const MAX_PAGES: usize = 1_000_000;
 
-/// Most pages without an object in a row, after which a listing is taken for one without an end.
+/// Maximum number of consecutive empty pages, against endless listings.
 const MAX_EMPTY_PAGES: usize = 1000;
 
 /// Behavior for an existing object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PutMode {
-    /// It stays, and the put fails with [`StoreErrorKind::AlreadyExists`], where the store can do that.
+    /// Keep it and fail with [`StoreErrorKind::AlreadyExists`], if the store supports that.
     CreateIfAbsent,
-    /// It is replaced.
+    /// Replace it.
     Overwrite,
 }
 
-/// An object, as listings show it.
+/// Listed object.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ObjectInfo {
-    /// Its key.
+    /// Key.
     pub key: String,
-    /// Its length in bytes.
+    /// Length in bytes.
     pub size_bytes: u64,
-    /// Changes whenever the object is replaced or altered, as far as the store can tell: an entity tag, or
-    /// what a filesystem says of the file.
+    /// Version, which changes when the object is replaced or altered, as far as the store can detect it: an
+    /// entity tag, or attributes of the file.
     pub version: String,
-    /// When it was stored, by the store's clock, in seconds since 1970; none if the store does not tell.
+    /// Time of the store operation by the store's clock, in seconds since 1970; `None` if the store does not
+    /// report it.
     pub modified_unix_s: Option<i64>,
 }
 
-/// A part of a listing.
+/// Page of a listing.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct ListPage {
-    /// Some of the objects, in no particular order.
+    /// Objects, in no particular order.
     pub objects: Vec<ObjectInfo>,
-    /// The name of the next page; `None` after the last one.
+    /// Token of the next page; `None` after the last one.
     pub next: Option<String>,
 }
 
 /// Future of a store operation.
 pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
-/// A place that keeps objects under keys.
+/// Store of objects under keys.
 ///
-/// Keys are relative paths of plain characters (letters, digits, `-`, `_`, `.`, `/`), see [`check_key`]. A
-/// put is durable and visible as a whole, or not at all, when it returns.
+/// Keys are relative paths of plain characters (letters, digits, `-`, `_`, `.`, `/`), see [`check_key`]. When
+/// a put returns, the object is durable and completely visible, or not at all.
 pub trait BlobStore: Any + Send + Sync {
     /// Returns the kind and address for messages, without secrets.
     fn describe(&self) -> &str;
@@ -85,21 +84,22 @@ pub trait BlobStore: Any + Send + Sync {
     /// Stores an object.
     fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()>;
 
-    /// The whole object; [`StoreErrorKind::TooLarge`] if it is longer than `max_len_bytes`.
+    /// Reads a whole object; [`StoreErrorKind::TooLarge`] if it is longer than `max_len_bytes`.
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes>;
 
-    /// Exactly `len_bytes` bytes from `offset_bytes` on; what is shorter is an error.
+    /// Reads exactly `len_bytes` bytes from `offset_bytes` on; fails if the object is shorter.
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes>;
 
-    /// Removes an object; false if the store says that there was none.
+    /// Deletes an object; returns false if the store reports that it did not exist.
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool>;
 
-    /// A page of the objects whose keys begin with `prefix`: the first one, or the `next` of the page before.
-    /// An object that is there all the time is on at least one page. Names that are no keys are left out.
+    /// Returns a page of the objects whose keys begin with `prefix`: the first one, or the `next` of the
+    /// previous page. An object that exists throughout the listing is on at least one page. Names that are
+    /// not valid keys are omitted.
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage>;
 
-    /// Every object whose key begins with `prefix`, sorted by key; [`StoreErrorKind::TooLarge`] for more than
-    /// [`LIST_MAX_OBJECTS`].
+    /// Returns all objects whose keys begin with `prefix`, sorted by key; [`StoreErrorKind::TooLarge`] for
+    /// more than [`LIST_MAX_OBJECTS`].
     fn list<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<ObjectInfo>> {
         Box::pin(async move {
             let mut objects = Vec::new();
@@ -111,17 +111,17 @@ pub trait BlobStore: Any + Send + Sync {
                         .with_detail(format!("more than {LIST_MAX_OBJECTS} objects")));
                 }
             }
-            // Not every server sorts, and pages may overlap while objects come and go.
+            // Not every server sorts, and pages may overlap while objects are created and deleted.
             objects.sort();
             objects.dedup();
             Ok(objects)
         })
     }
 
-    /// Removes what uploads that did not end left below a prefix, as far as it was stored before a time
-    /// (seconds since 1970): hidden files and directories that became empty, or segments of no object.
-    /// Returns the number of files or segments; if `dry_run`, nothing is removed. A bucket keeps the parts of
-    /// such an upload until a lifecycle rule removes them: there it does nothing.
+    /// Removes remains of unfinished uploads below a prefix that were stored before a time (seconds since
+    /// 1970): hidden files and empty directories, or segments without an object. Returns the number of files
+    /// or segments; removes nothing with `dry_run`. Does nothing for buckets, where a lifecycle rule removes
+    /// such parts.
     fn remove_unfinished<'a>(
         &'a self,
         _prefix: &'a str,
@@ -131,11 +131,11 @@ pub trait BlobStore: Any + Send + Sync {
         Box::pin(async { Ok(0) })
     }
 
-    /// Begins an object that arrives in parts; returns the upload's id.
+    /// Starts a multipart upload; returns its id.
     fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String>;
 
-    /// Stores part `part_no` (from 0); every part but the last is [`PART_LEN_BYTES`] long. Returns the part's
-    /// tag.
+    /// Stores part `part_no` (from 0); each part except the last is [`PART_LEN_BYTES`] long. Returns the
+    /// part's tag.
     fn multipart_put<'a>(
         &'a self,
         key: &'a str,
@@ -144,7 +144,7 @@ pub trait BlobStore: Any + Send + Sync {
         body: Bytes,
     ) -> StoreFuture<'a, String>;
 
-    /// Makes the object of its parts, given their tags in order; an object that is already there is replaced.
+    /// Completes the upload, given the tags of its parts in order; replaces an existing object.
     fn multipart_complete<'a>(
         &'a self,
         key: &'a str,
@@ -152,11 +152,11 @@ pub trait BlobStore: Any + Send + Sync {
         tags: &'a [String],
     ) -> StoreFuture<'a, ()>;
 
-    /// Throws the parts away.
+    /// Aborts the upload and deletes its parts.
     fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()>;
 }
 
-/// The pages of a listing, one after the other.
+/// Iterator over the pages of a listing.
 pub struct Pages<'a, S: ?Sized> {
     store: &'a S,
     prefix: &'a str,
@@ -167,17 +167,17 @@ pub struct Pages<'a, S: ?Sized> {
 }
 
 impl<'a, S: BlobStore + ?Sized> Pages<'a, S> {
-    /// Begins a listing of `prefix`.
+    /// Starts a listing of `prefix`.
     pub fn new(store: &'a S, prefix: &'a str) -> Self {
         Self { store, prefix, next: None, is_over: false, pages: 0, empty_pages: 0 }
     }
 
-    /// The objects of the next page; `None` after the last one.
+    /// Returns the objects of the next page; `None` after the last one.
     ///
     /// # Errors
-    /// Those of [`BlobStore::list_page`]; [`StoreErrorKind::Other`] if the pages do not go on,
-    /// [`StoreErrorKind::TooLarge`] for a million pages: half a list is worse than none for a caller who
-    /// deletes.
+    /// Those of [`BlobStore::list_page`]; [`StoreErrorKind::Other`] if the pages do not advance,
+    /// [`StoreErrorKind::TooLarge`] for a million pages. A partial listing is never returned as complete,
+    /// because deletions depend on it.
     pub async fn next(&mut self) -> Result<Option<Vec<ObjectInfo>>, StoreError> {
         if self.is_over {
             return Ok(None);
@@ -196,7 +196,7 @@ impl<'a, S: BlobStore + ?Sized> Pages<'a, S> {
         self.empty_pages = if page.objects.is_empty() { self.empty_pages + 1 } else { 0 };
         if page.next.is_some() && (page.next == self.next || self.empty_pages > MAX_EMPTY_PAGES) {
             return Err(StoreError::new(StoreErrorKind::Other, "LIST", self.prefix, self.store.describe())
-                .with_detail("the pages of the listing do not go on from each other"));
+                .with_detail("the pages of the listing do not advance"));
         }
         self.is_over = page.next.is_none();
         self.next = page.next;
@@ -208,45 +208,45 @@ impl<'a, S: BlobStore + ?Sized> Pages<'a, S> {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[non_exhaustive]
 pub enum StoreErrorKind {
-    /// There is no such object.
+    /// The object does not exist.
     NotFound,
-    /// There is such an object already.
+    /// The object already exists.
     AlreadyExists,
-    /// The store refuses these credentials, or they may not do this.
+    /// The store refuses the credentials, or they lack a permission.
     Unauthorized,
-    /// The clocks of this host and of the store differ by more than the store takes.
+    /// The clocks of this host and of the store differ by more than the store accepts.
     WrongClock,
-    /// Requests are signed for another region than that of the bucket, or sent to another one.
+    /// The bucket is in another region than that of the request or its signature.
     WrongRegion,
-    /// The store takes the name of a bucket in another place of the address only.
+    /// The store requires the other style of bucket addresses.
     WrongStyle,
-    /// One side speaks TLS and the other one does not.
+    /// Only one side uses TLS.
     WrongScheme,
-    /// The bucket or directory is not there.
+    /// The bucket or directory does not exist.
     BucketMissing,
     /// The store cannot be reached.
     Unreachable,
-    /// The store did not answer in time.
+    /// The store did not respond in time.
     Timeout,
     /// The store is full.
     NoSpace,
-    /// The store asks for fewer requests, or is down for the moment.
+    /// The store throttles requests, or is temporarily unavailable.
     Throttled,
-    /// The answer was cut short.
+    /// The response was truncated.
     ShortBody,
     /// The checksum of stored or read data does not match.
     Altered,
-    /// The object ends before the range that was asked for.
+    /// The object ends before the requested range.
     RangeBeyondEnd,
-    /// The object is longer than the caller takes.
+    /// The object is longer than the caller accepts.
     TooLarge,
-    /// The key is not one that a store may be asked for.
+    /// The key is invalid.
     BadKey,
-    /// The store does not know how to do that.
+    /// The store does not support the operation.
     Unsupported,
     /// Invalid configuration.
     Misconfigured,
-    /// Anything else.
+    /// Other error.
     Other,
 }
 
@@ -267,52 +267,52 @@ impl StoreErrorKind {
 
     const fn text(self) -> &'static str {
         match self {
-            Self::NotFound => "there is no such object",
+            Self::NotFound => "the object does not exist",
             Self::AlreadyExists => "the object already exists",
             Self::Unauthorized => {
-                "access denied: check the credentials, and that they may read, write, list and delete there"
+                "access denied: check the credentials and their permissions to read, write, list and delete"
             }
             Self::WrongClock => {
-                "the clock of this host and that of the store differ too much: set the one that is wrong"
+                "the clocks of this host and of the store differ too much: correct the wrong one"
             }
-            Self::WrongRegion => "the bucket is in another region, or at another address",
-            Self::WrongStyle => "the store wants the bucket's name in the name of the host",
-            Self::WrongScheme => "one side speaks TLS and the other one plain HTTP",
+            Self::WrongRegion => "the bucket is in another region or at another address",
+            Self::WrongStyle => "the store requires the bucket's name in the host name",
+            Self::WrongScheme => "one side uses TLS and the other one plain HTTP",
             Self::BucketMissing => "the bucket or directory does not exist: create it, or correct its name",
             Self::Unreachable => "cannot be reached: check the address, the port, TLS, and the network",
-            Self::Timeout => "no answer in time",
-            Self::NoSpace => "no space left there: free some, or raise its quota",
-            Self::Throttled => "it is overloaded or temporarily unavailable",
-            Self::ShortBody => "the answer was cut short",
-            Self::Altered => "the bytes were altered on their way",
+            Self::Timeout => "no response in time",
+            Self::NoSpace => "no space left: free some, or raise the quota",
+            Self::Throttled => "the store is overloaded or temporarily unavailable",
+            Self::ShortBody => "the response was truncated",
+            Self::Altered => "the data was altered in transit",
             Self::RangeBeyondEnd => "the object is shorter than expected",
             Self::TooLarge => "the object is longer than expected",
             Self::BadKey => {
-                "the key is not valid: letters, digits, '-', '_', '.' in parts separated by '/' are expected"
+                "invalid key: letters, digits, '-', '_', '.' in parts separated by '/' are expected"
             }
-            Self::Unsupported => "the store does not support this",
-            Self::Misconfigured => "the settings of the store are not right",
+            Self::Unsupported => "the store does not support the operation",
+            Self::Misconfigured => "the settings of the store are invalid",
             Self::Other => "failed",
         }
     }
 }
 
-/// A failed operation of a store.
+/// Failed operation of a store.
 #[derive(Debug)]
 pub struct StoreError {
     /// Kind.
     pub kind: StoreErrorKind,
-    /// The operation: `PUT`, `GET`, `DELETE`, `LIST`, `MULTIPART`, `OPEN`.
+    /// Operation: `PUT`, `GET`, `DELETE`, `LIST`, `MULTIPART`, `OPEN`, `AUTH`.
     pub operation: &'static str,
     /// The key or prefix.
     pub key: String,
-    /// The store, as it describes itself.
+    /// Description of the store.
     pub store: String,
-    /// More about it, on one line; may be empty.
+    /// Details on one line; may be empty.
     pub detail: String,
-    /// For how many seconds the store asked to be left alone, if it did.
+    /// Pause that the store requested, in seconds.
     pub retry_after_s: Option<u16>,
-    /// The store's clock when it refused, in seconds since 1970, if it is known; only of
+    /// Time of the error by the store's clock, in seconds since 1970, if known; only for
     /// [`StoreErrorKind::NoSpace`].
     pub store_time_unix_s: Option<NonZero<i64>>,
     /// Source.
@@ -320,7 +320,7 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    /// An error without a cause.
+    /// Creates an error without a source.
     pub fn new(kind: StoreErrorKind, operation: &'static str, key: &str, store: &str) -> Self {
         Self {
             kind,
@@ -334,7 +334,7 @@ impl StoreError {
         }
     }
 
-    /// The same, with more to say (kept to one line).
+    /// Returns the error with details, reduced to one line.
     #[must_use]
     pub fn with_detail(mut self, detail: impl Into<String>) -> Self {
         let detail: String = detail.into();
@@ -378,7 +378,7 @@ pub(crate) fn check_prefix(prefix: &str) -> bool {
     prefix.is_empty() || check_key(prefix.strip_suffix('/').unwrap_or(prefix))
 }
 
-/// Asks a store for the result of a blocking piece of work.
+/// Runs a blocking operation of a store.
 pub(crate) async fn blocking<T: Send + 'static>(
     operation: &'static str,
     key: &str,
@@ -388,7 +388,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(StoreError::new(StoreErrorKind::Other, operation, key, store)
-            .with_detail(format!("the worker thread stopped: {error}"))),
+            .with_detail(format!("the worker thread failed: {error}"))),
     }
 }
 

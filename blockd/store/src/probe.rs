@@ -1,8 +1,8 @@
 //! Probe of a store's behavior.
 //!
 //! Servers that accept and ignore a condition on a put are common, so only observed behavior counts: objects
-//! are returned as they were put, whole and by range, are listed and deleted, and create-if-absent has one
-//! winner, also of two concurrent writers.
+//! are read as they were written, whole and by range, are listed and deleted, and create-if-absent has one
+//! winner, also among two concurrent writers.
 
 use crate::{BlobStore, PutMode, StoreError, StoreErrorKind};
 use bytes::Bytes;
@@ -10,15 +10,15 @@ use serde::{Deserialize, Serialize};
 use std::time::Instant;
 use uuid::Uuid;
 
-/// Number of races of two creators for one key.
+/// Number of create-if-absent races.
 const RACES: u32 = 4;
-/// The object that rates are measured with, in bytes.
+/// Size of the object for rate measurements in bytes.
 const SAMPLE_LEN_BYTES: usize = 4 << 20;
 
 /// Observed capabilities of a store.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StoreCapabilities {
-    /// Create-if-absent keeps what is there, and has one winner of two at once.
+    /// Create-if-absent keeps an existing object and has one winner among concurrent writers.
     pub conditional_put: bool,
     /// Write rate of one object of 4 MiB, in bytes per second.
     pub write_bytes_per_s: u64,
@@ -30,14 +30,14 @@ pub struct StoreCapabilities {
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
     /// An operation failed.
-    #[error("the store fails to {step}: {source}")]
+    #[error("store probe failed to {step}: {source}")]
     Failed {
         /// Step.
         step: &'static str,
         /// Error.
         source: StoreError,
     },
-    /// An operation said that it worked and did not.
+    /// An operation reported success without effect.
     #[error("the store {store} does not {step}: {what}")]
     Wrong {
         /// Store.
@@ -50,7 +50,7 @@ pub enum ProbeError {
 }
 
 impl ProbeError {
-    /// The store's own error, if it reported one.
+    /// Returns the store's error, if it reported one.
     pub fn store_error(&self) -> Option<&StoreError> {
         match self {
             Self::Failed { source, .. } => Some(source),
@@ -69,7 +69,7 @@ struct Probe<'a> {
     prefix: String,
 }
 
-/// Tries everything that backups need of a store, below `blockd/probe/`, and cleans up.
+/// Tests the operations that backups need, below `blockd/probe/`, and cleans up.
 ///
 /// # Errors
 /// [`ProbeError`], which names the step that failed.
@@ -96,7 +96,7 @@ impl Probe<'_> {
         let sample = self.key("sample");
         let body = sample_body();
 
-        // First of all, because some servers make a missing bucket when something is put into it.
+        // The listing comes first, because some servers create a missing bucket on a put.
         self.store.list(&self.prefix).await.map_err(failed("list objects"))?;
 
         let step = "store an object";
@@ -109,20 +109,20 @@ impl Probe<'_> {
         let back = self.store.get(&sample, SAMPLE_LEN_BYTES as u64).await.map_err(failed(step))?;
         let read_bytes_per_s = rate(start);
         if back != body {
-            return Err(self.wrong(step, "other bytes came back"));
+            return Err(self.wrong(step, "other content was returned"));
         }
 
         let step = "return a range of an object";
         let range = self.store.get_range(&sample, 4097, 70_000).await.map_err(failed(step))?;
         if range != body.slice(4097..74_097) {
-            return Err(self.wrong(step, "other bytes came back"));
+            return Err(self.wrong(step, "other content was returned"));
         }
 
         let step = "replace an object";
         let small = Bytes::from_static(b"second");
         self.store.put(&sample, small.clone(), PutMode::Overwrite).await.map_err(failed(step))?;
         if self.store.get(&sample, SAMPLE_LEN_BYTES as u64).await.map_err(failed(step))? != small {
-            return Err(self.wrong(step, "the old bytes came back"));
+            return Err(self.wrong(step, "the old content was returned"));
         }
 
         let conditional_put = self.conditional_put().await?;
@@ -130,10 +130,7 @@ impl Probe<'_> {
         let step = "list objects";
         let listed = self.store.list(&self.prefix).await.map_err(failed(step))?;
         if !listed.iter().any(|object| object.key == sample && object.size_bytes == small.len() as u64) {
-            return Err(self.wrong(
-                step,
-                "an object that was stored is missing in the list, or has another length there",
-            ));
+            return Err(self.wrong(step, "a stored object is missing from the listing or has another length"));
         }
 
         let step = "delete objects";
@@ -143,7 +140,7 @@ impl Probe<'_> {
         match self.store.get(&sample, SAMPLE_LEN_BYTES as u64).await {
             Err(error) if error.kind == StoreErrorKind::NotFound => {}
             Err(error) => return Err(failed(step)(error)),
-            Ok(_) => return Err(self.wrong(step, "a deleted object is still there")),
+            Ok(_) => return Err(self.wrong(step, "a deleted object still exists")),
         }
         Ok(StoreCapabilities { conditional_put, write_bytes_per_s, read_bytes_per_s })
     }
@@ -156,14 +153,15 @@ impl Probe<'_> {
             match self.store.put(key, Bytes::from_static(body), PutMode::CreateIfAbsent).await {
                 Ok(()) => Ok(true),
                 Err(error) if error.kind == StoreErrorKind::AlreadyExists => Ok(false),
-                // A store that refuses conditions altogether just cannot do it.
+                // A store may not support conditions.
                 Err(error) if error.kind == StoreErrorKind::Unsupported => Ok(false),
                 Err(error) => Err(failed(error)),
             }
         };
         let mut key = self.key("once");
         if !create(&key, b"first").await? {
-            // An earlier attempt of the same request may have made it and its answer been lost.
+            // An earlier attempt of the same request may have created the object although its response was
+            // lost.
             key = self.key("once-more");
             if !create(&key, b"first").await? {
                 return Ok(false);
@@ -197,7 +195,7 @@ impl Probe<'_> {
     }
 }
 
-/// Bytes that do not compress, so that a store that compresses is not flattered.
+/// Returns incompressible bytes, so that a compressing store does not appear faster.
 fn sample_body() -> Bytes {
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let words = (0..SAMPLE_LEN_BYTES / 8).flat_map(|_| {

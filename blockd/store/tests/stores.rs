@@ -368,5 +368,5 @@ async fn probe_names_the_failed_step() {
     let faults = FaultStore::new(Arc::new(MemoryStore::default()));
     faults.fail_at(2, Fault::FlipBit);
     let error = probe(&faults).await.unwrap_err();
-    assert!(error.to_string().contains("other bytes came back"), "{error}");
+    assert!(error.to_string().contains("other content was returned"), "{error}");
 }

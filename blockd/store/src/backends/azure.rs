@@ -15,11 +15,10 @@ fn is_plain_name(name: &str) -> bool {
     !name.is_empty() && name.len() <= 63 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
 }
 
-/// Makes a client; asks the server nothing yet.
+/// Creates a client, without a request to the server.
 ///
 /// # Errors
-/// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which says which setting is
-/// wrong.
+/// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which names the invalid setting.
 pub(super) fn open(config: &AzureConfig, http: &HttpOptions) -> Result<BucketStore, StoreError> {
     let AzureConfig { account, container, access: AzureAccess { auth }, .. } = config;
     let wrong = |detail: String| misconfigured("Azure", container, detail);
@@ -44,7 +43,8 @@ pub(super) fn open(config: &AzureConfig, http: &HttpOptions) -> Result<BucketSto
     if let Some(endpoint) = &endpoint {
         builder = builder.with_endpoint(format!("{}/{account}", endpoint.url()));
     }
-    // Named, so that nothing else is tried: not even the metadata service.
+    // Named explicitly, so that the library tries no other source of credentials, such as the metadata
+    // service.
     builder = match auth {
         AzureAuth::AccountKey { key } => {
             builder.with_credential_type("access_key").with_access_key(secret_value(key.as_ref()).trim())
@@ -60,12 +60,12 @@ pub(super) fn open(config: &AzureConfig, http: &HttpOptions) -> Result<BucketSto
             }
         }
     };
-    // The library's message may repeat what it could not decode.
+    // The library's message may contain parts of the secret.
     let client = builder.build().map_err(|_| {
         let message = match auth {
             AzureAuth::AccountKey { .. } => "the account key is not base64, as Azure shows it",
             AzureAuth::Sas { .. } => "the shared access signature is not the query of a SAS URL (sv=…&sig=…)",
-            AzureAuth::ManagedIdentity { .. } => "the managed identity cannot be used like this",
+            AzureAuth::ManagedIdentity { .. } => "the settings of the managed identity are invalid",
         };
         wrong(message.to_owned())
     })?;

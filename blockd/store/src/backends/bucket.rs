@@ -1,9 +1,9 @@
-//! A bucket behind one of the clients of `object_store`.
+//! Bucket store over a client of `object_store`.
 //!
-//! Its requests are made with explicit credentials always, unless instance identity was asked for (the
-//! library would otherwise ask the instance metadata service), and without its retries:
-//! [`RetryStore`](crate::RetryStore) does that, and counts. What the library drops of answers (when to ask
-//! again, what was stored) comes from the HTTP client.
+//! Credentials are always explicit unless instance identity is configured: the library would otherwise query
+//! the metadata service. The library does not retry; [`RetryStore`](crate::RetryStore) does, so that all
+//! attempts are counted. Response headers that the library drops (`Retry-After`, checksums) come from the
+//! HTTP client.
 
 use super::{
     classify::{classify, is_about_access},
@@ -33,12 +33,12 @@ pub(super) trait BucketClient:
 
 impl<T: object_store::ObjectStore + MultipartStore + PaginatedListStore> BucketClient for T {}
 
-/// The library makes each request once.
+/// Returns a configuration without retries by the library.
 pub(super) fn no_retries() -> RetryConfig {
     RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::from_secs(1) }
 }
 
-/// A bucket of S3 or Google, or a container of Azure.
+/// S3 or Google bucket, or Azure container.
 pub struct BucketStore {
     client: Arc<dyn BucketClient>,
     description: String,
@@ -71,14 +71,14 @@ impl BucketStore {
     fn error(&self, operation: &'static str, key: &str, error: object_store::Error) -> StoreError {
         let (kind, detail) = classify(operation, &error);
         let mut out = StoreError::new(kind, operation, key, &self.description).with_detail(detail);
-        // The answer's text is not kept: some servers repeat the request's signature in it.
+        // The response text is dropped: some servers include the request's signature.
         if !is_about_access(kind) {
             out.source = Some(Arc::new(error));
         }
         out
     }
 
-    /// Runs one operation of the client; what its answers say beside goes into the error, or comes back.
+    /// Runs one operation of the client; adds the hints of its responses to the error or returns them.
     async fn ask<T>(
         &self,
         operation: &'static str,
@@ -117,7 +117,7 @@ impl BucketStore {
             return Ok(());
         }
         Err(StoreError::new(StoreErrorKind::Altered, operation, key, &self.description)
-            .with_detail("the store's MD5 of what it stored is not that of what was sent"))
+            .with_detail("the MD5 reported by the store differs from that of the sent data"))
     }
 
     async fn fetch(
@@ -150,7 +150,7 @@ impl BucketStore {
             let Ok(next) = tokio::time::timeout(self.stall_timeout, stream.next()).await else {
                 let waited = self.stall_timeout.as_secs();
                 let detail =
-                    format!("nothing arrived for {waited} s after {} of {len_bytes} bytes", body.len());
+                    format!("no data received for {waited} s after {} of {len_bytes} bytes", body.len());
                 return Err(fail(StoreErrorKind::Timeout, detail));
             };
             let Some(piece) = next else { break };
@@ -166,7 +166,7 @@ impl BucketStore {
         if body.len() as u64 != len_bytes {
             return Err(fail(
                 StoreErrorKind::ShortBody,
-                format!("{} of {len_bytes} bytes arrived", body.len()),
+                format!("{} of {len_bytes} bytes received", body.len()),
             ));
         }
         Ok(body.freeze())
@@ -189,7 +189,7 @@ impl BlobStore for BucketStore {
             let put = self.client.put_opts(&path, PutPayload::from(body.clone()), options);
             match self.ask("PUT", key, put).await {
                 Ok((_, hints)) => self.check_stored("PUT", key, body, hints).await,
-                // A bucket that is not there answers a put with "not found", and nothing else can.
+                // Only a missing bucket causes "not found" for a put.
                 Err(mut error) if error.kind == StoreErrorKind::NotFound => {
                     error.kind = StoreErrorKind::BucketMissing;
                     Err(error)
@@ -216,7 +216,7 @@ impl BlobStore for BucketStore {
         Box::pin(async move {
             let path = self.path("DELETE", key)?;
             match self.ask("DELETE", key, self.client.delete(&path)).await {
-                // S3 does not tell whether there was one.
+                // S3 does not report whether the object existed.
                 Ok(_) => Ok(true),
                 Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
                 Err(error) => Err(error),
@@ -233,7 +233,7 @@ impl BlobStore for BucketStore {
                 page_token: page.map(str::to_owned),
                 ..PaginatedListOptions::default()
             };
-            // A character less: the client leaves an object of Azure out whose key is the prefix.
+            // One character shorter: for Azure, the client omits an object whose key equals the prefix.
             let mut shorter = prefix.chars();
             if !prefix.ends_with('/') {
                 shorter.next_back();

@@ -12,33 +12,32 @@ pub(super) fn is_about_access(kind: Kind) -> bool {
     matches!(kind, Kind::Unauthorized | Kind::WrongRegion | Kind::WrongClock)
 }
 
-/// The part of an XML answer between two tags.
+/// Returns the text of the first XML element of this name.
 fn between<'a>(text: &'a str, tag: &str) -> Option<&'a str> {
     let start = text.find(&format!("<{tag}>"))? + tag.len() + 2;
     let end = text[start..].find("</")? + start;
     Some(&text[start..end])
 }
 
-/// Messages of servers and clients that disagree about TLS.
+/// Error messages that indicate a TLS mismatch.
 const SCHEMES_DIFFER: [&str; 5] = [
-    // Plain HTTP to a server with TLS, as nginx, Go, Apache and the client of one that answers with an alert
-    // have it.
+    // Plain HTTP to a TLS server: nginx, Go, Apache, and a client that receives a TLS alert.
     "plain HTTP request was sent to HTTPS port",
     "HTTP request to an HTTPS server",
     "plain HTTP to an SSL-enabled server",
     "invalid HTTP version parsed",
-    // TLS to a server without it.
+    // TLS to a plain HTTP server.
     "InvalidContentType",
 ];
 
-/// The region that a server asks for, if it names one.
+/// Returns the region that a server requests.
 fn expected_region(text: &str) -> Option<&str> {
     let plain =
         |region: &&str| !region.is_empty() && region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
     between(text, "Region").filter(plain)
 }
 
-/// Codes of servers, by kind.
+/// Error codes of servers by kind.
 const CODES: [(Kind, &[&str]); 10] = [
     (Kind::WrongClock, &["RequestTimeTooSkewed", "RequestExpired"]),
     (Kind::WrongStyle, &["SecondLevelDomainForbidden"]),
@@ -132,18 +131,19 @@ fn kind_of_error(operation: &str, error: &ClientError, http: Option<HttpErrorKin
         ClientError::AlreadyExists { .. } | ClientError::Precondition { .. } => Kind::AlreadyExists,
         ClientError::NotImplemented { .. } | ClientError::NotSupported { .. } => Kind::Unsupported,
         ClientError::PermissionDenied { .. } | ClientError::Unauthenticated { .. } => Kind::Unauthorized,
-        // Elsewhere it has an error of its own, and this is the answer of a service that gives out tokens.
+        // Only for listings: other operations have an own error for a missing object, and there a 404 comes
+        // from a token service.
         _ if operation == "LIST" && status("404") => Kind::NotFound,
         _ if SCHEMES_DIFFER.iter().any(|words| text.contains(words)) => Kind::WrongScheme,
         _ if text.contains("redirect without LOCATION") => Kind::WrongRegion,
-        // Whose body has no code, as that of a proxy in front of it. Some clients have no error of their own
-        // for it in lists.
+        // A response without a code, such as that of a proxy, or a listing of a client that has no own error
+        // for it.
         _ if status("401") || status("403") => Kind::Unauthorized,
         _ if ["301", "302", "307", "308"].into_iter().any(status) => Kind::WrongRegion,
         _ if status("501") => Kind::Unsupported,
         _ if status("507") => Kind::NoSpace,
         _ if status("416") => Kind::RangeBeyondEnd,
-        // The answer of a proxy, which says no more.
+        // Response of a proxy.
         _ if status("407") => Kind::Unreachable,
         _ if ["429", "500", "502", "503", "504"].into_iter().any(status) => Kind::Throttled,
         _ => match http {
@@ -176,10 +176,10 @@ pub(super) fn classify(operation: &str, error: &ClientError) -> (Kind, String) {
     let region = expected_region(&text);
     let kind =
         kind_of_code(code, region.is_some()).unwrap_or_else(|| kind_of_error(operation, error, http, &text));
-    // Errors of access say enough themselves, and what servers add may repeat parts of the credentials.
+    // Authentication errors need no detail, and messages of servers may contain parts of the credentials.
     let detail = match (kind, region) {
         (Kind::WrongRegion, Some(region)) => format!("{code}: {region} is expected"),
-        (Kind::WrongRegion, None) if code.is_empty() => "it redirects and does not say where to".to_owned(),
+        (Kind::WrongRegion, None) if code.is_empty() => "the server redirects without a target".to_owned(),
         (kind, _) if is_about_access(kind) => code.to_owned(),
         _ => match (code, between(&text, "Message")) {
             ("", _) => chain.pop().unwrap_or_default(),

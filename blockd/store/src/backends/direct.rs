@@ -1,8 +1,8 @@
-//! Files written past the page cache.
+//! Direct I/O writes of objects.
 //!
-//! What a backup stores is read again after months, if ever; in the page cache it takes the place of what
-//! guests read, and the copy costs as much of a processor as sealing. Where a filesystem or the memory's
-//! place does not allow it, the file is written as any other: the content is the same.
+//! Backups are rarely read again; in the page cache they would evict data of guests, and the copy costs as
+//! much CPU time as sealing. If the filesystem or the alignment of the buffer does not allow direct I/O, the
+//! write is buffered.
 
 use rustix::{
     fs::{OFlags, fcntl_getfl, fcntl_setfl},
@@ -14,15 +14,15 @@ use std::{
     os::unix::fs::FileExt,
 };
 
-/// Alignment of content that is written past the page cache: a page, and at least the block size of any disk.
+/// Alignment of buffers for direct I/O: a page, and at least the block size of any disk.
 pub const ALIGNMENT_BYTES: usize = 4096;
-/// Shorter files do not pay for two more system calls.
+/// Minimum length for direct I/O: shorter files do not justify two more system calls.
 const DIRECT_FROM_BYTES: usize = 1 << 20;
 
-/// Writes the content of an empty file. It is not durable yet.
+/// Writes the content of an empty file, without syncing it.
 ///
 /// # Errors
-/// The filesystem's.
+/// Errors of the filesystem.
 pub(super) fn write_file(file: &File, content: &[u8]) -> io::Result<()> {
     let is_aligned = content.as_ptr().align_offset(ALIGNMENT_BYTES) == 0;
     let written = match is_aligned && content.len() >= DIRECT_FROM_BYTES {
@@ -32,7 +32,7 @@ pub(super) fn write_file(file: &File, content: &[u8]) -> io::Result<()> {
     file.write_all_at(&content[written..], written as u64)
 }
 
-/// Writes as much as can be written so, and says how much that was.
+/// Writes as much as possible with direct I/O; returns the number of bytes written.
 fn write_directly(file: &File, content: &[u8]) -> io::Result<usize> {
     let flags = fcntl_getfl(file)?;
     if fcntl_setfl(file, flags | OFlags::DIRECT).is_err() {
@@ -40,7 +40,7 @@ fn write_directly(file: &File, content: &[u8]) -> io::Result<usize> {
     }
     let mut written = 0;
     let done = loop {
-        // A disk that ended within a block leaves the rest to be written otherwise.
+        // A short write that ends within a block leaves the rest to buffered I/O.
         if written == content.len() || !written.is_multiple_of(ALIGNMENT_BYTES) {
             break Ok(());
         }

@@ -1,6 +1,6 @@
-//! The address of a server, as people write it.
+//! Server addresses in settings.
 
-/// A host, perhaps with a port, and whether it is spoken to in TLS.
+/// Host with an optional port, and the use of TLS.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Endpoint {
     host: String,
@@ -8,14 +8,13 @@ pub(super) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Takes `HOST` and `HOST:PORT`, with `http://` or `https://` before it or not. What is wrong is said in
-    /// one line.
+    /// Parses `HOST` or `HOST:PORT`, optionally with `http://` or `https://`. The error is one line.
     pub(super) fn parse(given: &str, disable_ssl: bool) -> Result<Self, String> {
         let given = given.trim();
         let (tls, host) = match given.split_once("://") {
             Some(("http", host)) => (false, host),
             Some(("https", _)) if disable_ssl => {
-                return Err("the endpoint says https, but TLS is disabled: drop one of the two".into());
+                return Err("the endpoint is https, but TLS is disabled: drop one of the two".into());
             }
             Some(("https", host)) => (true, host),
             Some((scheme, _)) => {
@@ -29,7 +28,7 @@ impl Endpoint {
             return Err("the endpoint is not HOST or HOST:PORT".into());
         }
         let endpoint = Self { host: host.to_owned(), tls };
-        // Clients take for granted that it is one.
+        // Clients assume a valid URL.
         match reqwest::Url::parse(&endpoint.url()) {
             Ok(_) => Ok(endpoint),
             Err(error) => Err(format!("the endpoint is not HOST or HOST:PORT: {error}")),
@@ -40,24 +39,25 @@ impl Endpoint {
         if self.tls { "https" } else { "http" }
     }
 
-    /// Returns true for a server of Amazon.
-    pub(super) fn is_amazons(&self) -> bool {
+    /// Returns true for an Amazon server.
+    pub(super) fn is_amazon(&self) -> bool {
         let name = self.host.split(':').next().unwrap_or_default();
         name.ends_with(".amazonaws.com") || name.ends_with(".amazonaws.com.cn")
     }
 
-    /// The address as a URL, without a slash at its end.
+    /// Returns the URL without a trailing slash.
     pub(super) fn url(&self) -> String {
         format!("{}://{}", self.scheme(), self.host)
     }
 
-    /// The same for a host whose name begins with `first`; there is none below an address, for example.
+    /// Returns the URL of the host `first.HOST`; fails if that is not a host name, for example below an IP
+    /// address.
     pub(super) fn url_of_host_below(&self, first: &str) -> Result<String, String> {
         let url = format!("{}://{first}.{}", self.scheme(), self.host);
         match reqwest::Url::parse(&url) {
             Ok(_) => Ok(url),
             Err(_) => Err(format!(
-                "--disable-path-style asks for the bucket as {first}.{}, which is no name of a host: give the endpoint as a name, or leave that flag away",
+                "--disable-path-style requires the bucket at {first}.{}, which is not a host name: give the endpoint as a name, or omit the flag",
                 self.host
             )),
         }
@@ -86,7 +86,7 @@ mod tests {
             ("s3.cn-north-1.amazonaws.com.cn:443", true),
             ("amazonaws.com.evil", false),
         ] {
-            assert_eq!(Endpoint::parse(host, false).unwrap().is_amazons(), amazons, "{host}");
+            assert_eq!(Endpoint::parse(host, false).unwrap().is_amazon(), amazons, "{host}");
         }
         for bad in
             ["", "ftp://h", "h/path", "u@h", "http://", "a b", "h:99999", "h:x", "1.2.3.999", "[::1", "a:1:2"]

@@ -21,7 +21,7 @@ struct KeyFile {
 }
 
 impl KeyFile {
-    /// The same file with nothing in it but what is needed.
+    /// Returns the file reduced to the required members.
     fn parse(text: &str) -> Result<Zeroizing<String>, String> {
         let wrong = |why: &str| format!("the key file is not the JSON key of a service account: {why}");
         // serde's message may repeat a part of the text.
@@ -39,11 +39,10 @@ impl KeyFile {
     }
 }
 
-/// Makes a client; asks the server nothing yet.
+/// Creates a client, without a request to the server.
 ///
 /// # Errors
-/// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which says which setting is
-/// wrong.
+/// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which names the invalid setting.
 pub(super) fn open(config: &GoogleConfig, http: &HttpOptions) -> Result<BucketStore, StoreError> {
     let GoogleConfig { bucket, access, .. } = config;
     let wrong = |detail: String| misconfigured("Google", bucket, detail);

@@ -1,5 +1,4 @@
-//! The HTTP client of every store on the network: TLS, proxies, time limits, and what answers say beside
-//! their body.
+//! HTTP client of all network stores: TLS, proxies, timeouts and hints from response headers.
 
 use crate::StoreError;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -19,21 +18,21 @@ use std::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Lifetime of an idle connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-/// After how long an idle peer is asked whether it is still there.
+/// Idle time before a TCP keepalive.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// Metadata services of machines, which are never reached through a proxy.
+/// Instance metadata services, which are never reached through a proxy.
 const METADATA_HOSTS: [&str; 4] =
     ["169.254.169.254", "169.254.170.2", "metadata", "metadata.google.internal"];
 
 /// HTTP options of a store.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HttpOptions {
-    /// Certificates of further authorities that are trusted, as PEM.
+    /// Additional trusted CA certificates in PEM.
     pub ca_certificates_pem: Option<String>,
-    /// A proxy for every request but those to a metadata service, as a URL without a password; without one,
-    /// what the environment says.
+    /// URL of a proxy, without a password, for all requests except those to a metadata service; by default
+    /// that of the environment.
     pub proxy: Option<String>,
-    /// A transfer on which nothing moves for so long is given up.
+    /// Timeout of a transfer without progress.
     pub stall_timeout: Duration,
 }
 
@@ -44,10 +43,10 @@ impl Default for HttpOptions {
 }
 
 impl HttpOptions {
-    /// A client by these options; it follows no redirections, because they would carry tokens elsewhere.
+    /// Creates a client. It follows no redirects, which could send tokens to other hosts.
     ///
     /// # Errors
-    /// One line on which of the options cannot be right.
+    /// One line that names the invalid option.
     pub(super) fn client(&self, allow_http: bool) -> Result<reqwest::Client, String> {
         let mut builder = self.builder(allow_http)?;
         if let Some(url) = &self.proxy {
@@ -71,14 +70,14 @@ impl HttpOptions {
             let certificates = Certificate::from_pem_bundle(pem.as_bytes())
                 .map_err(|error| format!("the CA certificate cannot be read as PEM: {error}"))?;
             if certificates.is_empty() {
-                return Err("there is no certificate in the CA certificate's PEM text".into());
+                return Err("the CA certificate's PEM text contains no certificate".into());
             }
             builder = builder.tls_certs_merge(certificates);
         }
         Ok(builder)
     }
 
-    /// The same as the clients of `object_store` get it.
+    /// Creates the connector for clients of `object_store`.
     pub(super) fn connector(&self, allow_http: bool) -> Result<Connector, String> {
         // Metadata services speak plain HTTP; the environment may name proxies too.
         Ok(Connector { client: self.client(allow_http)?, direct: build(self.builder(true)?.no_proxy())? })
@@ -86,7 +85,7 @@ impl HttpOptions {
 }
 
 fn build(builder: reqwest::ClientBuilder) -> Result<reqwest::Client, String> {
-    builder.build().map_err(|error| format!("the HTTP client cannot be made: {}", chain(&error)))
+    builder.build().map_err(|error| format!("creating the HTTP client failed: {}", chain(&error)))
 }
 
 fn proxy(url: &str) -> Result<Proxy, String> {
@@ -96,7 +95,7 @@ fn proxy(url: &str) -> Result<Proxy, String> {
         return Err(shown("its scheme is neither http nor https"));
     }
     if !parsed.username().is_empty() || parsed.password().is_some() {
-        return Err("the proxy's URL holds a user or password: that is not supported".into());
+        return Err("the proxy's URL has a user or password, which is not supported".into());
     }
     if parsed.host_str().is_none_or(str::is_empty) {
         return Err(shown("it has no host"));
@@ -104,7 +103,7 @@ fn proxy(url: &str) -> Result<Proxy, String> {
     Proxy::all(parsed).map_err(|error| shown(&error.to_string()))
 }
 
-/// An error with its causes, on one line, without addresses (which may hold signatures).
+/// Returns an error with its causes on one line, without URLs, which may contain signatures.
 pub(super) fn chain(error: &reqwest::Error) -> String {
     let mut out = match error.url() {
         Some(url) => error.to_string().replace(url.as_str(), url.host_str().unwrap_or_default()),
@@ -121,14 +120,13 @@ pub(super) fn chain(error: &reqwest::Error) -> String {
 /// Hints from response headers for the running operation.
 #[derive(Clone, Default, PartialEq, Eq, Debug)]
 pub(super) struct Hints {
-    /// For how many seconds the store wants to be left alone.
+    /// Pause that the store requests, in seconds.
     pub retry_after_s: Option<u16>,
-    /// The store's clock when it answered, in seconds since 1970.
+    /// Time of the response by the store's clock, in seconds since 1970.
     pub date_unix_s: Option<i64>,
-    /// The MD5 of what the store stored, by its own account.
+    /// MD5 of the stored data, as reported by the store.
     pub stored_md5: Option<[u8; 16]>,
-    /// The host that the answer leads to, in place of the one that was asked. Nothing else of the address: it
-    /// may be signed.
+    /// Target host of a redirect, without the rest of the URL, which may be signed.
     pub redirects_to: Option<String>,
 }
 
@@ -136,7 +134,7 @@ tokio::task_local! {
     static HINTS: Cell<Hints>;
 }
 
-/// Runs one operation of a client, and gives what its answers said beside.
+/// Runs one operation of a client; returns its result and the hints of its responses.
 pub(super) async fn with_hints<T>(work: impl Future<Output = T>) -> (T, Hints) {
     let both = async {
         let result = work.await;
@@ -145,11 +143,11 @@ pub(super) async fn with_hints<T>(work: impl Future<Output = T>) -> (T, Hints) {
     HINTS.scope(Cell::new(Hints::default()), both).await
 }
 
-/// Makes the one client of a store known to `object_store`, in place of those that it would make.
+/// Connector that makes `object_store` use the client of this module.
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
     client: reqwest::Client,
-    /// For metadata services.
+    /// Client for metadata services.
     direct: reqwest::Client,
 }
 
@@ -159,7 +157,7 @@ impl HttpConnector for Connector {
     }
 }
 
-/// A client that notes what `object_store` drops of answers.
+/// HTTP client that records response headers that `object_store` drops.
 #[derive(Debug)]
 struct Watched {
     client: reqwest::Client,
@@ -187,7 +185,7 @@ impl HttpService for Watched {
         Box::pin(async move {
             let answer = self.client_for(request.uri().host()).call(request).await?;
             let hints = read_hints(answer.status(), answer.headers());
-            // Tokens may be fetched outside of an operation, without a recipient.
+            // Fails outside of an operation, such as a token request, where nothing needs the hints.
             let _ = HINTS.try_with(|cell| cell.set(hints));
             Ok(answer)
         })
@@ -205,7 +203,7 @@ fn read_hints(status: StatusCode, headers: &header::HeaderMap) -> Hints {
     }
     if status.is_success() {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        // One line with both sums, or a line for each.
+        // The checksums are in one header line or in separate ones.
         let google = || {
             let lines = headers.get_all("x-goog-hash").iter().filter_map(|line| line.to_str().ok());
             lines.flat_map(|line| line.split(',')).find_map(|part| part.trim().strip_prefix("md5="))
@@ -216,15 +214,14 @@ fn read_hints(status: StatusCode, headers: &header::HeaderMap) -> Hints {
     hints
 }
 
-/// The host of an address, with its port if that is not the usual one; none of an address without a host.
+/// Returns the host of a URL, with a port other than the default; `None` for a URL without a host.
 fn host_of(location: &header::HeaderValue) -> Option<String> {
     let url = reqwest::Url::parse(location.to_str().ok()?).ok()?;
     let host = url.host_str()?;
     Some(url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}")))
 }
 
-/// The time at which an answer was made, by the server's clock, in seconds since 1970 (RFC 9110, section
-/// 6.6.1).
+/// Returns the `Date` of a response in seconds since 1970 (RFC 9110, section 6.6.1).
 pub(super) fn date_unix_s(headers: &header::HeaderMap) -> Option<i64> {
     let date = jiff::fmt::rfc2822::parse(headers.get(header::DATE)?.to_str().ok()?.trim()).ok()?;
     Some(date.timestamp().as_second())
@@ -242,7 +239,7 @@ pub(super) fn retry_after_s(headers: &header::HeaderMap) -> Option<u16> {
     Some(pause.as_secs().try_into().unwrap_or(u16::MAX))
 }
 
-/// An error of opening, with the flag-like name of what is wrong.
+/// Returns an error for an invalid setting.
 pub(super) fn misconfigured(kind: &str, what: &str, detail: String) -> StoreError {
     StoreError::new(crate::StoreErrorKind::Misconfigured, "OPEN", what, kind).with_detail(detail)
 }

@@ -1,4 +1,4 @@
-//! Clients: a directory, and the servers of four protocols.
+//! Store clients: local directory, S3, Azure, Google and Swift.
 
 mod azure;
 mod bucket;
@@ -22,8 +22,8 @@ use crate::{BlobStore, StoreError, Work};
 use blockd_store_config::{SecretInput, StoreConfig};
 use std::sync::Arc;
 
-/// Makes the client of a configuration with the value of its secret; sends no request. `writing` is the
-/// scheduling of a directory's writes.
+/// Creates the client of a configuration with the value of its secret, without a request. `writing` schedules
+/// the writes of a directory.
 ///
 /// # Errors
 /// A setting is invalid, or a directory is missing.
@@ -47,7 +47,7 @@ pub fn open(
     })
 }
 
-/// Returns the value of a secret, empty without one.
+/// Returns the value of a secret; empty if there is none.
 fn secret_value(secret: Option<&SecretInput>) -> &str {
     secret.and_then(SecretInput::value).map_or("", |secret| secret.expose())
 }

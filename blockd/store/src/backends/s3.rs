@@ -1,4 +1,4 @@
-//! S3 and what speaks like it.
+//! S3 and compatible servers.
 
 use super::{
     bucket::{BucketStore, no_retries},
@@ -12,11 +12,10 @@ use blockd_store_config::S3Config;
 use object_store::aws::AmazonS3Builder;
 use std::sync::Arc;
 
-/// Makes a client; asks the server nothing yet.
+/// Creates a client, without a request to the server.
 ///
 /// # Errors
-/// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which says which setting is
-/// wrong.
+/// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which names the invalid setting.
 pub(super) fn open(config: &S3Config, http: &HttpOptions) -> Result<BucketStore, StoreError> {
     let S3Config { bucket, region, access, .. } = config;
     let wrong = |detail: String| misconfigured("S3", bucket, detail);

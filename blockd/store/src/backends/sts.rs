@@ -1,5 +1,4 @@
-//! Roles of Amazon: credentials for a while, from the security token service, for those who may take the
-//! role.
+//! AWS roles: temporary credentials from the Security Token Service.
 
 use super::{
     endpoint::Endpoint,
@@ -24,17 +23,17 @@ use std::{
     time::Duration,
 };
 
-/// Requested lifetime of credentials, which each role allows.
+/// Requested lifetime of credentials, which all roles allow.
 const LIFETIME_S: u32 = 3600;
-/// So long before they end, others are asked for.
+/// Remaining lifetime from which credentials are renewed.
 const RENEW_BEFORE_S: i64 = 300;
-/// With less than that, those that are there are not used any more, should no others be had.
+/// Remaining lifetime below which credentials are not used even if the renewal fails.
 const UNUSABLE_BEFORE_S: i64 = 10;
-/// The longest answer that is read, in bytes.
-const MAX_ANSWER_LEN: usize = 64 << 10;
+/// Maximum length of a response in bytes.
+const MAX_RESPONSE_LEN: usize = 64 << 10;
 /// Timeout of a request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
-/// The longest role and external id that Amazon allows.
+/// Maximum length of a role's ARN.
 const MAX_ARN_LEN: usize = 2048;
 const EXTERNAL_ID_LEN: std::ops::RangeInclusive<usize> = 2..=1224;
 
@@ -60,10 +59,10 @@ fn check(role: &AssumedRole) -> Result<(), String> {
 }
 
 /// Pause after a failed renewal while valid credentials exist.
-const ASK_AGAIN_AFTER_S: i64 = 30;
+const RETRY_AFTER_S: i64 = 30;
 
-/// The address of Amazon's service for a region.
-fn amazons(region: &str) -> String {
+/// Returns the URL of Amazon's service for a region.
+fn amazon_url(region: &str) -> String {
     let domain = if region.starts_with("cn-") { "amazonaws.com.cn" } else { "amazonaws.com" };
     format!("https://sts.{region}.{domain}")
 }
@@ -77,10 +76,10 @@ pub(super) struct RoleCredentials {
     base: AwsCredentialProvider,
     client: reqwest::Client,
     held: Mutex<Option<Held>>,
-    /// Lock of the renewal.
-    turn: tokio::sync::Mutex<()>,
+    /// Held during a renewal.
+    renewal: tokio::sync::Mutex<()>,
     /// Time of the next renewal after a failure with valid credentials.
-    ask_again_unix_s: AtomicI64,
+    retry_unix_s: AtomicI64,
 }
 
 #[derive(Clone)]
@@ -112,9 +111,9 @@ impl RoleCredentials {
     ) -> Result<Self, String> {
         check(role)?;
         let given = role.endpoint.as_deref().map(|given| Endpoint::parse(given, false)).transpose()?;
-        let service = given.or_else(|| (!server.is_amazons()).then(|| server.clone()));
+        let service = given.or_else(|| (!server.is_amazon()).then(|| server.clone()));
         let client = http.client(service.as_ref().is_some_and(|service| !service.tls))?;
-        let url = service.map_or_else(|| amazons(region), |service| service.url());
+        let url = service.map_or_else(|| amazon_url(region), |service| service.url());
         Ok(Self::new(role.clone(), url, region, base, client))
     }
 
@@ -132,17 +131,17 @@ impl RoleCredentials {
             base,
             client,
             held: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
-            ask_again_unix_s: AtomicI64::new(i64::MIN),
+            renewal: tokio::sync::Mutex::default(),
+            retry_unix_s: AtomicI64::new(i64::MIN),
         }
     }
 
     fn failed(&self, what: &str) -> ClientError {
-        let source = format!("taking the role {}: {what}", self.role.arn).into();
+        let source = format!("assuming role {} failed: {what}", self.role.arn).into();
         ClientError::Generic { store: "STS", source }
     }
 
-    /// Returns the credentials if they are valid for longer than this.
+    /// Returns the credentials if they are valid for longer than `least_s` seconds.
     fn valid_for(&self, now_unix_s: i64, least_s: i64) -> Option<Arc<AwsCredential>> {
         let held = self.held.lock();
         let held = held.as_ref().filter(|held| held.until_unix_s.saturating_sub(now_unix_s) > least_s)?;
@@ -156,27 +155,27 @@ impl RoleCredentials {
         // One request renews; others with valid credentials neither wait for it nor retry soon after a
         // failure.
         let usable = self.valid_for(now_unix_s, UNUSABLE_BEFORE_S);
-        let failed_lately = now_unix_s < self.ask_again_unix_s.load(Ordering::Relaxed);
-        let _turn = match (usable, self.turn.try_lock()) {
-            (Some(usable), turn) if failed_lately || turn.is_err() => return Ok(usable),
-            (_, Ok(turn)) => turn,
-            (_, Err(_)) => self.turn.lock().await,
+        let failed_recently = now_unix_s < self.retry_unix_s.load(Ordering::Relaxed);
+        let _renewal = match (usable, self.renewal.try_lock()) {
+            (Some(usable), renewal) if failed_recently || renewal.is_err() => return Ok(usable),
+            (_, Ok(renewal)) => renewal,
+            (_, Err(_)) => self.renewal.lock().await,
         };
         if let Some(fresh) = self.valid_for(now_unix_s, RENEW_BEFORE_S) {
             return Ok(fresh);
         }
-        // Before the request: a request cancelled in between gives no information.
-        self.ask_again_unix_s.store(now_unix_s.saturating_add(ASK_AGAIN_AFTER_S), Ordering::Relaxed);
+        // Set before the request, as a cancelled request counts as failed.
+        self.retry_unix_s.store(now_unix_s.saturating_add(RETRY_AFTER_S), Ordering::Relaxed);
         match self.ask().await {
             Ok(given) => {
-                self.ask_again_unix_s.store(i64::MIN, Ordering::Relaxed);
+                self.retry_unix_s.store(i64::MIN, Ordering::Relaxed);
                 let credential = given.credential.clone();
                 *self.held.lock() = Some(given);
                 Ok(credential)
             }
             Err(error) => match self.valid_for(now_unix_s, UNUSABLE_BEFORE_S) {
                 Some(held) => {
-                    tracing::warn!(role = %self.role.arn, %error, "renewing the role failed; its credentials are still valid");
+                    tracing::warn!(role = %self.role.arn, %error, "renewal failed on role: its credentials are still valid");
                     Ok(held)
                 }
                 None => Err(error),
@@ -186,7 +185,7 @@ impl RoleCredentials {
 
     async fn ask(&self) -> Result<Held, ClientError> {
         let base = self.base.get_credential().await?;
-        let wrong_url = || self.failed("the address of the token service is no URL");
+        let wrong_url = || self.failed("the address of the token service is not a URL");
         let url = Url::parse(&format!("{}/", self.url)).map_err(|_| wrong_url())?;
         let form = self.with_fields(url.clone());
         let body = Bytes::from(form.query().unwrap_or_default().to_owned());
@@ -208,29 +207,29 @@ impl RoleCredentials {
         let status = answer.status();
         let text = self.read(answer).await?;
         if !status.is_success() {
-            // In the words that are looked for in what stores answer.
-            let said = |tag| element(&text, tag).unwrap_or_default();
-            let (code, message) = (said("Code"), said("Message"));
+            // In the format that `classify` parses.
+            let text_of = |tag| element(&text, tag).unwrap_or_default();
+            let (code, message) = (text_of("Code"), text_of("Message"));
             return Err(self.failed(&format!(
                 "status code: {} <Code>{code}</Code><Message>{message}</Message>",
                 status.as_u16()
             )));
         }
-        parse(&text).ok_or_else(|| self.failed("the answer of the token service holds no credentials"))
+        parse(&text).ok_or_else(|| self.failed("the response of the token service has no credentials"))
     }
 
     async fn read(&self, mut answer: reqwest::Response) -> Result<String, ClientError> {
         let mut body = Vec::new();
         while let Some(piece) = answer.chunk().await.map_err(|error| self.failed(&chain(&error)))? {
-            if body.len() + piece.len() > MAX_ANSWER_LEN {
-                return Err(self.failed("the answer of the token service is too long"));
+            if body.len() + piece.len() > MAX_RESPONSE_LEN {
+                return Err(self.failed("the response of the token service is too long"));
             }
             body.extend_from_slice(&piece);
         }
-        String::from_utf8(body).map_err(|_| self.failed("the answer of the token service is no text"))
+        String::from_utf8(body).map_err(|_| self.failed("the response of the token service is not UTF-8"))
     }
 
-    /// Adds the fields of the request to an address, whose query is then the body of a form.
+    /// Adds the request's fields to the query of a URL; the query is sent as a form.
     fn with_fields(&self, mut url: Url) -> Url {
         url.query_pairs_mut()
             .append_pair("Action", "AssumeRole")
@@ -257,13 +256,13 @@ impl CredentialProvider for RoleCredentials {
     }
 }
 
-/// The text between the first two tags of this name.
+/// Returns the text of the first element of this name.
 fn element<'a>(xml: &'a str, tag: &str) -> Option<&'a str> {
     let (_, rest) = xml.split_once(&format!("<{tag}>"))?;
     Some(rest.split_once(&format!("</{tag}>"))?.0.trim())
 }
 
-/// The credentials in an answer. What could not stand in a header is refused.
+/// Parses the credentials of a response. Refuses values that are invalid in a header.
 fn parse(xml: &str) -> Option<Held> {
     let given = element(xml, "Credentials")?;
     let text = |tag| {

@@ -153,7 +153,7 @@ async fn answers_that_hold_no_credentials_are_refused() {
         whole.replace("2100-01-01T01:00:00Z", "soon"),
         whole.replace("token0==", "a\nb"),
         whole.replace("ASIA0", ""),
-        whole.replace("token0==", &"x".repeat(MAX_ANSWER_LEN)),
+        whole.replace("token0==", &"x".repeat(MAX_RESPONSE_LEN)),
     ];
     for body in bodies {
         let double = HttpDouble::start(move |_| HttpReply::status(200).body(body.clone())).await;
@@ -199,6 +199,6 @@ async fn requests_use_the_credentials_of_the_assumed_role() {
 
 #[test]
 fn amazons_services_are_those_of_the_region() {
-    assert_eq!(amazons("eu-central-1"), "https://sts.eu-central-1.amazonaws.com");
-    assert_eq!(amazons("cn-north-1"), "https://sts.cn-north-1.amazonaws.com.cn");
+    assert_eq!(amazon_url("eu-central-1"), "https://sts.eu-central-1.amazonaws.com");
+    assert_eq!(amazon_url("cn-north-1"), "https://sts.cn-north-1.amazonaws.com.cn");
 }

@@ -1,4 +1,4 @@
-//! Requests as middleware sees them, and the trait that turns a layer into a store.
+//! Requests as seen by middleware, and the trait that turns a layer into a store.
 
 use crate::{BlobStore, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture};
 use bytes::Bytes;
@@ -42,7 +42,7 @@ impl Operation {
     }
 }
 
-/// Kind of a request, as errors and metrics tell them apart.
+/// Kind of a request in errors and metrics.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RequestKind {
     /// Store of an object.
@@ -67,26 +67,26 @@ impl RequestKind {
     }
 }
 
-/// Request to a store, as far as middleware needs it.
+/// Properties of a request for middleware.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Request<'a> {
     /// Operation.
     pub operation: Operation,
-    /// The key or prefix.
+    /// Key or prefix.
     pub key: &'a str,
-    /// The length of the body that goes to the store.
+    /// Length of the request body in bytes.
     pub sent_bytes: u64,
-    /// The most that the body of the answer may have.
+    /// Maximum length of the response body in bytes.
     pub wanted_bytes: u64,
 }
 
 impl<'a> Request<'a> {
-    /// One without bodies.
+    /// Creates a request without bodies.
     pub const fn new(operation: Operation, key: &'a str) -> Self {
         Self { operation, key, sent_bytes: 0, wanted_bytes: 0 }
     }
 
-    /// An error of this request at a store.
+    /// Returns an error of this request.
     pub fn failed(&self, kind: StoreErrorKind, store: &str) -> StoreError {
         StoreError::new(kind, self.operation.kind().name(), self.key, store)
     }
@@ -100,9 +100,9 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Answer to a request.
+/// Response of a store.
 pub trait Response: Send {
-    /// The length of its body.
+    /// Returns the length of the body in bytes.
     fn received_bytes(&self) -> u64 {
         0
     }
@@ -120,17 +120,17 @@ impl Response for Bytes {
 }
 
 /// Middleware in front of a store. [`wrap`](Self::wrap) wraps all requests; other methods override single
-/// operations. Each layer is an [`BlobStore`].
+/// operations. Each layer is a [`BlobStore`].
 pub trait Middleware: Any + Send + Sync {
     /// [`BlobStore::describe`].
     fn describe(&self) -> &str;
 
-    /// Returns the key or prefix in the store behind.
+    /// Returns the key or prefix in the wrapped store.
     fn key_behind<'a>(&self, key: &'a str) -> Cow<'a, str> {
         Cow::Borrowed(key)
     }
 
-    /// Does what is asked. `ask` asks the store that it is given, as often as it is called.
+    /// Runs a request. Each call of `ask` sends it to the given store.
     fn wrap<'a, T: Response + 'a>(
         &'a self,
         request: Request<'a>,
@@ -174,7 +174,7 @@ pub trait Middleware: Any + Send + Sync {
     }
 }
 
-/// Returns a store as this middleware if it is one, so that layers of one kind can be joined.
+/// Returns a store as this middleware if it is one, so that layers of one kind can be merged.
 pub(super) fn downcast<L: Middleware>(store: &Arc<dyn BlobStore>) -> Option<&L> {
     (&**store as &dyn Any).downcast_ref()
 }

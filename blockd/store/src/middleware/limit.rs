@@ -1,4 +1,4 @@
-//! Bandwidth: what is sent to a store and what comes from it, held to so many bytes a second.
+//! Bandwidth limits for uploads to and downloads from a store.
 
 use super::layer::{Middleware, Operation, Request, Response, downcast};
 use crate::{BlobStore, StoreFuture};
@@ -7,21 +7,21 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 
 /// Maximum burst, in seconds of the rate.
-const MAX_SAVED_S: f64 = 1.0;
-/// Maximum sleep before the limit is read again.
-const LOOK_EVERY: Duration = Duration::from_secs(60);
+const MAX_BURST_S: f64 = 1.0;
+/// Maximum sleep before the limit is checked again.
+const MAX_SLEEP: Duration = Duration::from_secs(60);
 
-/// One direction.
+/// Rate limiter of one direction.
 #[derive(Debug)]
 struct Bucket {
     flow: Mutex<Flow>,
-    /// The rate has changed.
+    /// Notified when the rate changes.
     changed: Notify,
 }
 
 #[derive(Debug)]
 struct Flow {
-    /// None: as fast as it goes.
+    /// Rate; `None` is unlimited.
     bytes_per_s: Option<u64>,
     /// Bytes of all bodies so far.
     booked: f64,
@@ -38,7 +38,7 @@ impl Flow {
             Some(rate) => {
                 let rate = rate as f64;
                 let more = now.duration_since(self.at).as_secs_f64() * rate;
-                self.cleared = (self.cleared + more).min(self.booked + rate * MAX_SAVED_S);
+                self.cleared = (self.cleared + more).min(self.booked + rate * MAX_BURST_S);
             }
         }
         self.at = now;
@@ -60,7 +60,7 @@ impl Bucket {
         let mut flow = self.flow.lock();
         flow.advance();
         flow.bytes_per_s = bytes_per_s.map(|rate| rate.max(1));
-        // What waits under the old rate goes by the new one.
+        // Waiting requests continue at the new rate.
         flow.advance();
         drop(flow);
         self.changed.notify_waiters();
@@ -70,12 +70,12 @@ impl Bucket {
         self.flow.lock().bytes_per_s.is_some()
     }
 
-    /// Books so many bytes; gives what has to be cleared before they may go.
+    /// Books bytes; returns the number of bytes that must be cleared before they may be sent.
     fn book(&self, bytes: u64) -> f64 {
         let mut flow = self.flow.lock();
         flow.advance();
         let before = flow.booked;
-        // The bytes go out as fast as the line takes them; what follows waits for the rate.
+        // These bytes are sent at line speed; later ones wait for the rate.
         flow.booked += bytes as f64;
         if flow.bytes_per_s.is_none() {
             flow.cleared = flow.booked;
@@ -86,28 +86,28 @@ impl Bucket {
     async fn wait(&self, bytes: u64) {
         let before = self.book(bytes);
         loop {
-            // Registered before the look, so that a change in between is not missed.
+            // Registered before the check, so that no change is missed.
             let changed = self.changed.notified();
             let left = {
                 let mut flow = self.flow.lock();
                 flow.advance();
                 let missing = before - flow.cleared;
                 match flow.bytes_per_s {
-                    // Less than a byte is what counting in seconds leaves.
+                    // Less than a byte is a rounding error.
                     Some(rate) if missing >= 1.0 => missing / rate as f64,
                     _ => return,
                 }
             };
-            let nap = Duration::try_from_secs_f64(left).unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
+            let pause = Duration::try_from_secs_f64(left).unwrap_or(MAX_SLEEP).min(MAX_SLEEP);
             tokio::select! {
-                () = tokio::time::sleep(nap) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = changed => {}
             }
         }
     }
 }
 
-/// The bandwidth of one credential, shared by all its tasks, or of one task.
+/// Bandwidth limits of a credential, shared by its tasks, or of one task.
 #[derive(Debug)]
 pub struct Bandwidth {
     up: Bucket,
@@ -121,12 +121,12 @@ impl Default for Bandwidth {
 }
 
 impl Bandwidth {
-    /// At most so many bytes a second each way; `None` is as fast as it goes.
+    /// Creates limits in bytes per second; `None` is unlimited.
     pub fn new(upload_bytes_per_s: Option<u64>, download_bytes_per_s: Option<u64>) -> Self {
         Self { up: Bucket::new(upload_bytes_per_s), down: Bucket::new(download_bytes_per_s) }
     }
 
-    /// Changes both, also for what waits already.
+    /// Changes both limits, also for waiting requests.
     pub fn set(&self, upload_bytes_per_s: Option<u64>, download_bytes_per_s: Option<u64>) {
         self.up.set(upload_bytes_per_s);
         self.down.set(download_bytes_per_s);
@@ -140,17 +140,17 @@ impl Bandwidth {
 
 /// Store middleware with bandwidth limits, such as those of a task, the host and a credential.
 ///
-/// Each body is booked as a whole: it goes at the speed of the line, and the next one waits until the average
-/// is within all limits. It belongs in front of the retrying store, whose timeouts would count the waiting;
-/// bodies that are sent again are therefore not counted.
+/// Each body is booked as a whole and sent at line speed; the next one waits until the average is within all
+/// limits. Must be in front of the retrying store, whose timeouts would include the wait; so repeated bodies
+/// are not counted.
 pub struct LimitStore {
     inner: Arc<dyn BlobStore>,
-    /// The last one added is waited for first.
+    /// Innermost limit last; waits start with the last one.
     limits: Vec<Arc<Bandwidth>>,
 }
 
 impl LimitStore {
-    /// Limits the requests to `inner`. If that is limited already, the limit joins its limits: limits do not
+    /// Limits the requests to `inner`. If `inner` is a `LimitStore`, the limit is added to it: limits do not
     /// nest.
     pub fn new(inner: Arc<dyn BlobStore>, bandwidth: Arc<Bandwidth>) -> Self {
         let (inner, mut limits) = match downcast::<Self>(&inner) {
@@ -184,7 +184,7 @@ impl Middleware for LimitStore {
             }
             let answer = ask(self.inner.clone()).await?;
             if request.operation == Operation::Get {
-                // Its length is known only now: what follows waits for it.
+                // The length is known only now; later requests wait for it.
                 for limit in &self.limits {
                     limit.down.book(answer.received_bytes());
                 }

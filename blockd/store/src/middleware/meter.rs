@@ -1,4 +1,4 @@
-//! Counters of the requests to a store: by kind, with the bytes both ways, each attempt of a retry included.
+//! Request counters by kind, with bytes sent and received; each attempt of a retry counts.
 
 use super::layer::{Middleware, Request, RequestKind, Response, downcast};
 use crate::{BlobStore, StoreErrorKind, StoreFuture};
@@ -20,7 +20,7 @@ pub struct Requests {
 }
 
 impl Requests {
-    /// The counters as they stand.
+    /// Returns the current values.
     pub fn snapshot(&self) -> RequestCounts {
         let of = |kind: RequestKind| self.by_kind[kind as usize].load(Relaxed);
         RequestCounts {
@@ -56,7 +56,7 @@ pub struct RequestCounts {
 }
 
 impl RequestCounts {
-    /// All requests together.
+    /// Returns the total number of requests.
     pub const fn total(&self) -> u64 {
         self.put + self.get + self.list + self.delete + self.multipart
     }
@@ -64,11 +64,11 @@ impl RequestCounts {
 
 /// Observer of the requests to a store. A retry is a request of its own.
 pub trait RequestObserver: Send + Sync {
-    /// Notes the start of a request.
+    /// Called at the start of a request.
     fn started(&self, request: &Request<'_>);
 
-    /// Notes the end of a request: its duration, and the length of the answer's body or the kind of the
-    /// error. A cancelled request has no end.
+    /// Called at the end of a request with its duration and the length of the response body or the kind of
+    /// the error; not called for a cancelled request.
     fn ended(&self, request: &Request<'_>, elapsed: Duration, outcome: Result<u64, StoreErrorKind>);
 }
 
@@ -90,8 +90,8 @@ pub struct MeterStore {
 }
 
 impl MeterStore {
-    /// Reports the requests to `inner`. If that is a meter, the observer joins its observers: meters do not
-    /// nest.
+    /// Reports the requests to `inner`. If `inner` is a `MeterStore`, the observer is added to it: meters do
+    /// not nest.
     pub fn new(inner: Arc<dyn BlobStore>, observer: Arc<dyn RequestObserver>) -> Self {
         let (inner, mut observers) = match downcast::<Self>(&inner) {
             Some(meter) => (Arc::clone(&meter.inner), meter.observers.clone()),

@@ -1,4 +1,4 @@
-//! Stores in front of other ones, which pass on what they are asked.
+//! Middleware: stores that forward requests to another store.
 
 mod layer;
 mod limit;

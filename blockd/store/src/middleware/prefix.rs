@@ -1,24 +1,24 @@
-//! Prefixes that confine requests to a part of a store.
+//! Key prefixes that confine requests to a part of a store.
 
 use crate::check_key;
 
-/// The longest prefix, in bytes: what lies below it has room for its own keys.
+/// Maximum length of a prefix in bytes, which leaves room for the keys below it.
 const MAX_PREFIX_BYTES: usize = 512;
 
-/// A text that is no prefix.
+/// Invalid prefix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{given:?} is no prefix: expected up to {MAX_PREFIX_BYTES} letters, digits, '-', '_' and '.' in parts separated by '/' that are not empty and do not begin with a dot, such as demo or hosts/a"
+    "invalid prefix {given:?}: expected up to {MAX_PREFIX_BYTES} letters, digits, '-', '_' and '.' in nonempty parts separated by '/' that do not begin with a dot, such as demo or hosts/a"
 )]
 pub struct BadPrefix {
-    /// The text as it was given.
+    /// Given text.
     pub given: String,
 }
 
-/// A prefix as it is kept, without slashes around it; none if nothing else is in it.
+/// Returns a prefix without leading and trailing slashes; `None` if nothing remains.
 ///
 /// # Errors
-/// Not every store would take keys below it.
+/// [`BadPrefix`] for a prefix that not every store accepts.
 pub fn plain_prefix(given: &str) -> Result<Option<String>, BadPrefix> {
     let plain = given.trim_matches('/');
     if plain.is_empty() {

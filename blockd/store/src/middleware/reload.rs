@@ -13,8 +13,8 @@ pub type ClientFuture<'a> = BoxFuture<'a, Result<Client, (StoreErrorKind, String
 
 /// Source of the client of a [`ReloadStore`].
 pub trait ClientSource: Send + Sync {
-    /// Returns the current client, which is asked for before each request. After the store has refused the
-    /// credentials of a client, that client is `refused`: it is returned again if there are no new
+    /// Returns the current client; called before each request. If the store has refused a client's
+    /// credentials, that client is passed as `refused`, and is returned again if there are no new
     /// credentials.
     fn client<'a>(&'a self, refused: Option<&'a Client>) -> ClientFuture<'a>;
 }
@@ -26,7 +26,7 @@ impl ClientSource for Client {
     }
 }
 
-/// Store of one place, whose client changes with its credentials.
+/// Store whose client is replaced when its credentials change.
 ///
 /// Each request uses the client that is current at its start, and is repeated once if the store refuses its
 /// credentials and there are new ones. All keys are below the prefix.
@@ -47,13 +47,13 @@ impl ReloadStore {
         Self { description, prefix, source: Mutex::new(Arc::new(client)) }
     }
 
-    /// Takes the clients from a source.
+    /// Replaces the source of clients.
     #[must_use]
     pub fn with_source(self, source: Arc<dyn ClientSource>) -> Self {
         Self { source: Mutex::new(source), ..self }
     }
 
-    /// Takes the source of another store for the next requests. Running requests continue with the old one.
+    /// Uses the source of another store for new requests. Running requests continue with the old one.
     pub fn renew(&self, other: &Self) {
         let source = other.source();
         *self.source.lock() = source;
@@ -72,9 +72,9 @@ impl ReloadStore {
         if !is_refused(&result) {
             return result;
         }
-        // The old credentials may have been revoked while the request was under way.
-        let now = self.source();
-        if Arc::ptr_eq(&source, &now) { result } else { self.run_with(&*now, request, &ask).await }
+        // The old credentials may have been revoked during the request.
+        let current = self.source();
+        if Arc::ptr_eq(&source, &current) { result } else { self.run_with(&*current, request, &ask).await }
     }
 
     async fn run_with<T, F>(
@@ -94,8 +94,8 @@ impl ReloadStore {
         if !is_refused(&result) {
             return result;
         }
-        let now = source.client(Some(&client)).await.map_err(failed)?;
-        if Arc::ptr_eq(&client, &now) { result } else { ask(now).await }
+        let current = source.client(Some(&client)).await.map_err(failed)?;
+        if Arc::ptr_eq(&client, &current) { result } else { ask(current).await }
     }
 }
 

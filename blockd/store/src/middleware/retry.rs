@@ -1,13 +1,13 @@
-//! Asking again: bounded exponential backoff with jitter, and a time limit on every request.
+//! Retries with bounded exponential backoff and jitter, and a timeout for each attempt.
 
 use crate::{BlobStore, MeterStore, Operation, Request, Requests, Response, StoreErrorKind, StoreFuture};
 use backon::{BackoffBuilder, ExponentialBuilder};
 use std::{sync::Arc, time::Duration};
 
-/// The slowest rate at which a body is still waited for, in bytes per second.
-const SLOWEST_BYTES_PER_S: u64 = 64 << 10;
+/// Minimum transfer rate of a body, in bytes per second.
+const MIN_BYTES_PER_S: u64 = 64 << 10;
 
-/// The longest pause that a store can ask for.
+/// Maximum pause that a store can request.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// Retry policy of a store.
@@ -15,9 +15,9 @@ const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 pub struct RetryPolicy {
     /// Maximum number of attempts; at least 1.
     pub attempts: u32,
-    /// The pause after the first failure; it doubles with each one.
+    /// Pause after the first failure; it doubles with each further one.
     pub base_ms: u64,
-    /// The longest pause.
+    /// Maximum pause.
     pub max_ms: u64,
     /// Timeout of one attempt, in addition to the time of its body at 64 KiB/s.
     pub request_timeout_ms: u64,
@@ -30,8 +30,8 @@ impl Default for RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Returns the pause after each failure but the last: half of it fixed, half random, so that tasks that
-    /// failed together do not come back together.
+    /// Returns the pauses between the attempts: half of each is fixed, half random, so that tasks that failed
+    /// simultaneously do not retry simultaneously.
     fn pauses(&self) -> impl Iterator<Item = Duration> + use<> {
         ExponentialBuilder::new()
             .with_min_delay(Duration::from_millis(self.base_ms.min(self.max_ms)) / 2)
@@ -43,29 +43,30 @@ impl RetryPolicy {
 
     fn timeout(&self, body_len_bytes: u64) -> Duration {
         Duration::from_millis(
-            self.request_timeout_ms.saturating_add(body_len_bytes.saturating_mul(1000) / SLOWEST_BYTES_PER_S),
+            self.request_timeout_ms.saturating_add(body_len_bytes.saturating_mul(1000) / MIN_BYTES_PER_S),
         )
     }
 }
 
-/// The store of one task: requests to `base` are retried by `policy`, and every attempt is counted.
+/// Returns the store of a task, which retries requests to `base` by `policy`, and its counters of all
+/// attempts.
 pub fn task_store(base: Arc<dyn BlobStore>, policy: RetryPolicy) -> (Arc<dyn BlobStore>, Arc<Requests>) {
     let requests = Arc::new(Requests::default());
     let metered = Arc::new(MeterStore::new(base, requests.clone()));
     (Arc::new(RetryStore::new(metered, policy)), requests)
 }
 
-/// A store that asks another one again when that can help.
+/// Middleware that repeats requests after retryable errors.
 ///
-/// An attempt whose answer is lost may have been carried out: a create-if-absent that was retried can
-/// therefore report that the object exists although it was this very request that made it.
+/// An attempt whose response was lost may have succeeded: a retried create-if-absent can therefore report
+/// that the object exists although the same request created it.
 pub struct RetryStore {
     inner: Arc<dyn BlobStore>,
     policy: RetryPolicy,
 }
 
 impl RetryStore {
-    /// Retries requests to `inner` by `policy`.
+    /// Creates a store that retries requests to `inner` by `policy`.
     pub fn new(inner: Arc<dyn BlobStore>, policy: RetryPolicy) -> Self {
         Self { inner, policy }
     }
@@ -82,7 +83,7 @@ impl crate::Middleware for RetryStore {
         ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
         let body_len_bytes = match request.operation {
-            // A long answer, or much to do for the store: they get the time of a large body.
+            // A long response, or much work in the store: gets the time of a large body.
             Operation::List | Operation::MultipartComplete => 32 << 20,
             _ => request.sent_bytes.max(request.wanted_bytes),
         };
@@ -101,7 +102,7 @@ impl crate::Middleware for RetryStore {
                 let asked =
                     Duration::from_secs(error.retry_after_s.unwrap_or_default().into()).min(MAX_RETRY_AFTER);
                 let pause = pause.max(asked);
-                tracing::debug!(%error, pause_ms = pause.as_millis() as u64, "the store failed, trying again");
+                tracing::debug!(%error, pause_ms = pause.as_millis() as u64, "request failed: retrying");
                 tokio::time::sleep(pause).await;
             }
         })

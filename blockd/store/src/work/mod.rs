@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-/// File with the calling thread's run time and its wait for a processor.
+/// File with the calling thread's run time and its wait for a CPU.
 const SCHEDSTAT: &str = "/proc/thread-self/schedstat";
 
 thread_local! {
@@ -22,11 +22,11 @@ thread_local! {
     static WAITED_NANOS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// A low-priority thread that waited so long for a processor hardly gets one: the next work item runs on a
+/// Wait for a CPU from which a low-priority thread counts as starved: the next work item then runs on a
 /// normal thread.
 const STARVED_FROM: Duration = Duration::from_secs(2);
 
-/// Switch of work between normal threads and those that yield to everything else.
+/// Switch between normal threads and low-priority ones that yield to other work.
 #[derive(Debug, Default)]
 pub struct Yielding {
     is_on: AtomicBool,
@@ -50,7 +50,7 @@ impl Yielding {
         self.is_on() && !self.is_starved.swap(false, Relaxed)
     }
 
-    /// Records the wait of a low-priority thread for a processor.
+    /// Records the wait of a low-priority thread for a CPU.
     fn note_wait(&self, waited: Duration) {
         if waited >= STARVED_FROM {
             self.is_starved.store(true, Relaxed);
@@ -90,8 +90,8 @@ impl Work {
         if !yielding.applies_to_next() {
             return Err(work);
         }
-        // The wait for a processor counts, not the duration: that may have been for a disk.
-        let done = workers.run(move || (work(), waited_for_processor())).await;
+        // Uses the wait for a CPU, not the duration, which includes disk I/O.
+        let done = workers.run(move || (work(), waited_for_cpu())).await;
         Ok(done.map(|(done, waited)| {
             yielding.note_wait(waited);
             done
@@ -99,14 +99,14 @@ impl Work {
     }
 }
 
-/// Returns the calling thread's wait for a processor since the last call, including the time before its work.
-/// Zero if the kernel does not report it.
-fn waited_for_processor() -> Duration {
+/// Returns the calling thread's wait for a CPU since the last call, including the time before its work. Zero
+/// if the kernel does not report it.
+fn waited_for_cpu() -> Duration {
     let waited = fs::read_to_string(SCHEDSTAT).ok().and_then(|text| waited_nanos(&text)).unwrap_or(0);
     Duration::from_nanos(waited.saturating_sub(WAITED_NANOS.replace(waited)))
 }
 
-/// The second number.
+/// Returns the second number of a schedstat line.
 fn waited_nanos(schedstat: &str) -> Option<u64> {
     schedstat.split_ascii_whitespace().nth(1)?.parse().ok()
 }
@@ -158,10 +158,10 @@ mod tests {
         let waited = thread::scope(|scope| {
             (0..threads).for_each(|_| drop(scope.spawn(spin)));
             let began = Instant::now();
-            waited_for_processor();
+            waited_for_cpu();
             let mut waited = Duration::ZERO;
             while waited < Duration::from_millis(20) && began.elapsed() < Duration::from_secs(120) {
-                waited += waited_for_processor();
+                waited += waited_for_cpu();
             }
             is_over.store(true, Relaxed);
             waited

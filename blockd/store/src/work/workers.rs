@@ -1,8 +1,8 @@
 //! Worker threads of backups, restores and verifications, separate from latency-sensitive threads.
 //!
-//! They are few and permanent, so they can have their own priority: a runtime's threads serve all, and an
-//! unprivileged process cannot raise a lowered priority again. The queue has one slot per thread; callers
-//! wait for a slot.
+//! The threads are few and permanent, so that they can have their own priority: the runtime's threads serve
+//! all requests, and an unprivileged process cannot raise a lowered priority again. The queue has one slot
+//! per thread; callers wait for a slot.
 
 use crossbeam::channel::{Sender, bounded};
 use std::{
@@ -13,7 +13,7 @@ use std::{
 };
 use tokio::sync::{Semaphore, oneshot};
 
-/// One piece of work.
+/// Work item.
 type Work = Box<dyn FnOnce() + Send>;
 
 /// Cause of a missing result.
@@ -27,11 +27,11 @@ pub enum Lost {
     Ended,
 }
 
-/// A set of threads; they end when the last handle is gone.
+/// Thread pool; the threads end when the last handle is dropped.
 #[derive(Clone)]
 pub struct Workers {
     queue: Sender<Work>,
-    /// Permits for the queue's slots: a holder enqueues without a wait.
+    /// Permits for the queue's slots: a holder enqueues without waiting.
     room: Arc<Semaphore>,
     threads: usize,
 }
@@ -43,10 +43,10 @@ impl fmt::Debug for Workers {
 }
 
 impl Workers {
-    /// Starts `threads` of them, at least one; each runs `at_start` before anything else.
+    /// Starts `threads` threads, at least one; each first runs `at_start`.
     ///
     /// # Errors
-    /// A thread cannot be had.
+    /// A thread cannot be created.
     pub fn start(
         name: &str,
         threads: usize,
@@ -75,7 +75,7 @@ impl Workers {
         let room = self.room.clone().acquire_owned().await.map_err(|_| Lost::Ended)?;
         let (tell, told) = oneshot::channel();
         let work = move || {
-            // Taken from the queue: there is room for another one.
+            // The item has left the queue: frees its slot.
             drop(room);
             let _ = tell.send(catch_unwind(AssertUnwindSafe(work)).map_err(|_| Lost::Panicked));
         };

@@ -1,23 +1,23 @@
-//! Walks through the directories of a store: listings, and what uploads that did not end left.
+//! Directory walks of a store: listings, and removal of unfinished uploads.
 
 use super::{Place, open_at};
 use crate::{ListPage, ObjectInfo, StoreError, StoreErrorKind, check_key};
 use rustix::fs::{AtFlags, FileType, Statx, unlinkat};
 use std::{cmp::Ordering, os::fd::OwnedFd};
 
-/// Objects of one page of a listing.
+/// Maximum number of objects in a page of a listing.
 const MAX_PAGE_OBJECTS: usize = 10_000;
 
-/// A directory whose entries are being visited.
+/// Directory of a walk.
 struct Level {
     dir: OwnedFd,
-    /// Its path below the root, with a slash at the end unless it is the root.
+    /// Path below the root, with a trailing slash; empty for the root.
     path: String,
     names: std::vec::IntoIter<String>,
 }
 
 impl Level {
-    /// Opens a directory; `None` if it is not there, or no longer.
+    /// Opens a directory; `None` if it does not exist.
     fn open(place: &Place, dir: &OwnedFd, name: &str, path: String) -> Result<Option<Self>, StoreError> {
         let opened = open_at::open_dir(dir, name)
             .and_then(|dir| Ok((open_at::names(&dir, open_at::MAX_NAMES_BYTES)?, dir)));
@@ -30,7 +30,7 @@ impl Level {
         }
     }
 
-    /// The directory in which keys with this prefix begin.
+    /// Opens the directory of all keys with this prefix.
     fn of_prefix(place: &Place, prefix: &str) -> Result<Option<Self>, StoreError> {
         let root = place.open_root()?;
         let above = prefix.rfind('/').map_or("", |at| &prefix[..at]);
@@ -39,7 +39,7 @@ impl Level {
     }
 }
 
-/// The order in which entries are visited: by the names of directories, one after the other.
+/// Order of the walk: compares paths component by component.
 fn order(key: &str, other: &str) -> Ordering {
     key.split('/').cmp(other.split('/'))
 }
@@ -47,11 +47,11 @@ fn order(key: &str, other: &str) -> Ordering {
 fn object(key: String, found: &Statx) -> ObjectInfo {
     let (ctime, size_bytes) = (found.stx_ctime, found.stx_size);
     let version = format!("{}-{size_bytes}-{}.{:09}", found.stx_ino, ctime.tv_sec, ctime.tv_nsec);
-    // Not the time of the last write: copies of a file keep that of the original.
+    // Not the modification time, which copies of a file preserve.
     ObjectInfo { key, size_bytes, version, modified_unix_s: Some(ctime.tv_sec) }
 }
 
-/// The objects after a key, in the [order](order) of the walk.
+/// Returns the objects after a key, in the [order](order) of the walk.
 pub(super) fn list_page(place: &Place, after: Option<&str>) -> Result<ListPage, StoreError> {
     let prefix = place.key.as_str();
     let mut page = ListPage::default();
@@ -90,13 +90,13 @@ pub(super) fn list_page(place: &Place, after: Option<&str>) -> Result<ListPage, 
     Ok(page)
 }
 
-/// True for the hidden name of a file that was never published.
+/// Returns true for the hidden name of an unpublished file.
 fn is_unfinished(name: &str) -> bool {
     [super::TEMPORARY, super::PARTS].iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Removes hidden files and empty directories below a prefix that were changed before a time; returns the
-/// number of files.
+/// Removes hidden files and empty directories below a prefix that were last changed before a time; returns
+/// the number of files.
 pub(super) fn remove_unfinished(place: &Place, before_unix_s: i64, dry_run: bool) -> Result<u64, StoreError> {
     let prefix = place.key.as_str();
     let mut removed = 0;
@@ -132,13 +132,12 @@ pub(super) fn remove_unfinished(place: &Place, before_unix_s: i64, dry_run: bool
     Ok(removed)
 }
 
-/// Removes a directory that was changed before a time, if the kernel finds it empty. A put beside it makes it
-/// again.
+/// Removes an empty directory that was last changed before a time. A concurrent put recreates it.
 fn remove_if_empty(above: &OwnedFd, done: &Level, before_unix_s: i64) {
     let name = done.path.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
     let found = open_at::stat(above, name);
     if found.is_ok_and(|found| found.is_some_and(|found| found.stx_mtime.tv_sec < before_unix_s)) {
-        // Most are not empty.
+        // Best effort: most directories are not empty.
         let _ = unlinkat(above, name, AtFlags::REMOVEDIR);
     }
 }

@@ -25,14 +25,14 @@ use std::{
 };
 use uuid::Uuid;
 
-/// The beginning of the hidden name of an object that is being written.
+/// Prefix of the hidden names of objects being written.
 const TEMPORARY: &str = ".tmp-";
-/// The beginning of the hidden name of the file in which the parts of an upload gather.
+/// Prefix of the hidden names of files that collect the parts of uploads.
 const PARTS: &str = ".parts-";
-/// Attempts of a put whose directory a collection of garbage removes meanwhile.
+/// Attempts of a put while garbage collection concurrently removes its directory.
 const PUT_ATTEMPTS: u32 = 3;
 
-/// Objects as files below a directory.
+/// Store of objects as files below a directory.
 #[derive(Debug)]
 pub struct LocalStore {
     root: Arc<PathBuf>,
@@ -41,11 +41,11 @@ pub struct LocalStore {
 }
 
 impl LocalStore {
-    /// Uses a directory, which must be there: a missing one may be a disk that is not mounted.
+    /// Opens a directory, which must exist: a missing one may be an unmounted disk.
     ///
     /// # Errors
     /// [`StoreErrorKind::BucketMissing`] if there is no such directory, [`StoreErrorKind::Unauthorized`] if
-    /// it cannot be looked at.
+    /// it is not accessible.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let path: PathBuf = path.into();
         let description: Arc<str> = format!("directory {}", path.display()).into();
@@ -61,7 +61,7 @@ impl LocalStore {
         Ok(Self { root: Arc::new(root), description, work: None })
     }
 
-    /// Returns the store with background writes of objects, for which only tasks wait.
+    /// Returns the store with low-priority writes of objects.
     #[must_use]
     pub fn with_work(self, work: Work) -> Self {
         Self { work: Some(work), ..self }
@@ -89,7 +89,7 @@ impl LocalStore {
         })
     }
 
-    /// The same for a prefix.
+    /// Runs work on a prefix.
     fn walk<'a, T: Send + 'static>(
         &'a self,
         operation: &'static str,
@@ -106,7 +106,7 @@ impl LocalStore {
         })
     }
 
-    /// The same for what writes much.
+    /// Runs a large write, which may yield to other work.
     fn write<'a, T: Send + 'static>(
         &'a self,
         operation: &'static str,
@@ -161,7 +161,7 @@ impl BlobStore for LocalStore {
             let found_bytes = file.metadata().map_err(|e| place.io(e))?.len();
             let beyond = || {
                 let wanted = format!(
-                    "{len_bytes} bytes from byte {offset_bytes} on were expected, the object has {found_bytes}"
+                    "{len_bytes} bytes from offset {offset_bytes} on were requested, the object has {found_bytes}"
                 );
                 place.error(StoreErrorKind::RangeBeyondEnd).with_detail(wanted)
             };
@@ -256,7 +256,7 @@ impl BlobStore for LocalStore {
             if found_bytes != expected_bytes {
                 return Err(place
                     .error(StoreErrorKind::Other)
-                    .with_detail(format!("{found_bytes} bytes arrived where {expected_bytes} were sent")));
+                    .with_detail(format!("{found_bytes} bytes were stored, {expected_bytes} were sent")));
             }
             file.sync_all()
                 .and_then(|()| Ok(renameat(&dir, &name, &dir, place.name())?))

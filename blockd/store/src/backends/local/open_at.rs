@@ -1,11 +1,11 @@
-//! Files and directories below the root of a store, opened name by name.
+//! Secure opening of files and directories below the root of a store.
 //!
-//! Who may write to the directory (the server of a network share, another user of it) could put a symbolic
-//! link in the place of a directory, and blockd would write and delete elsewhere. So each name on the way is
-//! opened by itself, relative to the directory before it and without following a link, and files are made,
-//! linked and removed relative to the last one. (`openat2` would do it in one call, but systemd lets services
-//! with `RestrictSUIDSGID=` have none.) The root itself is opened by its path each time: a descriptor that is
-//! held would keep a disk from being unmounted, and would not notice that it was.
+//! A server or another user of a network share could replace a directory with a symbolic link, and blockd
+//! would write and delete outside of the root. So each path component is opened separately, relative to its
+//! parent and without following links, and files are created, linked and removed relative to the last
+//! directory. (`openat2` would do this in one call, but systemd blocks it for services with
+//! `RestrictSUIDSGID=`.) The root is opened by its path each time: an open descriptor would prevent an
+//! unmount and hide a remount.
 
 use rustix::{
     fs::{AtFlags, FileType, Mode, OFlags, RawDir, Statx, StatxFlags, mkdirat, openat, statx},
@@ -13,9 +13,9 @@ use rustix::{
 };
 use std::{fs::File, io, mem::MaybeUninit, os::fd::OwnedFd, path::Path};
 
-/// Files of a store are for its user only.
+/// Mode of files: for the daemon's user only.
 pub(super) const FILE_MODE: Mode = Mode::RUSR.union(Mode::WUSR);
-/// Most memory for the names of one directory: a delta of 64 TiB has some two million packs, with names of 13
+/// Maximum memory for the names of a directory: a delta of 64 TiB has some two million packs with names of 13
 /// bytes.
 pub(super) const MAX_NAMES_BYTES: usize = 256 << 20;
 const DIR_MODE: Mode = Mode::RWXU;
@@ -26,10 +26,10 @@ pub(super) fn open_root(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, DIR_FLAGS, Mode::empty())?)
 }
 
-/// Opens a directory in another one; [`Errno::LOOP`] if a symbolic link is in its place.
+/// Opens a directory in another one; [`Errno::LOOP`] if the name is a symbolic link.
 fn open_name(dir: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
     match openat(dir, name, DIR_FLAGS | OFlags::NOFOLLOW, Mode::empty()) {
-        // The kernel says the same of a link and of a file.
+        // The kernel reports the same error for a link and for a file.
         Err(Errno::NOTDIR) if is_link(dir, name) => Err(Errno::LOOP.into()),
         opened => Ok(opened?),
     }
@@ -43,7 +43,7 @@ fn names_of(path: &str) -> impl Iterator<Item = &str> {
     path.split('/').filter(|name| !name.is_empty())
 }
 
-/// Opens a directory below another one; with an empty path, that one once more.
+/// Opens a directory below another one; an empty path opens that one again.
 pub(super) fn open_dir(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
     let mut at = open_name(root, ".")?;
     for name in names_of(path) {
@@ -52,7 +52,7 @@ pub(super) fn open_dir(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
     Ok(at)
 }
 
-/// Opens a directory and makes what is missing of it, durably.
+/// Opens a directory; creates missing directories durably.
 pub(super) fn make_dir(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
     match open_dir(root, path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -61,7 +61,7 @@ pub(super) fn make_dir(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
     let mut above = open_name(root, ".")?;
     for name in names_of(path) {
         match mkdirat(&above, name, DIR_MODE) {
-            // One that another process is making may not be durable yet: sync in either case.
+            // Syncs in both cases: a directory that another process is creating may not be durable yet.
             Ok(()) | Err(Errno::EXIST) => rustix::fs::fsync(&above)?,
             Err(error) => return Err(error.into()),
         }
@@ -70,7 +70,7 @@ pub(super) fn make_dir(root: &OwnedFd, path: &str) -> io::Result<OwnedFd> {
     Ok(above)
 }
 
-/// Opens a regular file to be read. Does not wait for the other end of a FIFO.
+/// Opens a regular file for reading. Does not block on a FIFO.
 pub(super) fn open_file(root: &OwnedFd, path: &str) -> io::Result<File> {
     let (above, name) = path.rsplit_once('/').unwrap_or(("", path));
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
@@ -83,19 +83,19 @@ pub(super) fn open_file(root: &OwnedFd, path: &str) -> io::Result<File> {
     }
 }
 
-/// Makes a file in a directory, to be written; fails if the name is there.
+/// Creates a file for writing; fails if the name exists.
 pub(super) fn create_file(dir: &OwnedFd, name: &str) -> io::Result<File> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat(dir, name, flags, FILE_MODE)?.into())
 }
 
-/// Opens a file of this store in a directory, to be written.
+/// Opens an existing file for writing.
 pub(super) fn open_file_to_write(dir: &OwnedFd, name: &str) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     Ok(openat(dir, name, flags, Mode::empty())?.into())
 }
 
-/// Returns the attributes of a name in a directory without following links; `None` if it is gone.
+/// Returns the attributes of a name without following links; `None` if it does not exist.
 pub(super) fn stat(dir: &OwnedFd, name: &str) -> io::Result<Option<Statx>> {
     match statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::BASIC_STATS) {
         Ok(found) => Ok(Some(found)),
@@ -104,16 +104,16 @@ pub(super) fn stat(dir: &OwnedFd, name: &str) -> io::Result<Option<Statx>> {
     }
 }
 
-/// The type of a file.
+/// Returns the type of a file.
 pub(super) fn type_of(found: &Statx) -> FileType {
     FileType::from_raw_mode(found.stx_mode.into())
 }
 
-/// The names in a directory that are UTF-8, sorted, without `.` and `..`.
+/// Returns the UTF-8 names in a directory, sorted, without `.` and `..`.
 ///
 /// # Errors
-/// [`io::ErrorKind::ArgumentListTooLong`] if they take more than so many bytes of memory: the server of a
-/// network share may make up names without end.
+/// [`io::ErrorKind::ArgumentListTooLong`] if they take more than `max_bytes` of memory: the server of a
+/// network share may return endless names.
 pub(super) fn names(dir: &OwnedFd, max_bytes: usize) -> io::Result<Vec<String>> {
     let mut buffer = [MaybeUninit::<u8>::uninit(); 32 << 10];
     let mut entries = RawDir::new(dir, &mut buffer);

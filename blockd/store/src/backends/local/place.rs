@@ -1,4 +1,4 @@
-//! An object in the directory of a store: its file, its parents, and how a write becomes visible.
+//! Object in a directory store: its file, its parent directories and the publication of writes.
 
 use super::{PARTS, PUT_ATTEMPTS, TEMPORARY, open_at};
 use crate::backends::direct::write_file;
@@ -34,7 +34,7 @@ pub(super) fn kind_of(error: &io::Error, root: bool) -> StoreErrorKind {
     }
 }
 
-/// One object's place, and what its errors are named after.
+/// Location of an object, with the context of its errors.
 pub(super) struct Place {
     pub(super) root: Arc<PathBuf>,
     pub(super) operation: &'static str,
@@ -54,7 +54,8 @@ impl Place {
         }
         let is_link = error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
         let mut out = if is_link {
-            let detail = "a symbolic link is in its place: below the directory of a store, none is followed";
+            let detail =
+                "a symbolic link is in the path: links below the directory of a store are not followed";
             self.error(StoreErrorKind::Misconfigured).with_detail(detail)
         } else {
             self.error(kind).with_detail(error.to_string())
@@ -70,12 +71,12 @@ impl Place {
         })
     }
 
-    /// The path of the directory, and the name in it.
+    /// Returns the path of the directory and the name in it.
     pub(super) fn parts(&self) -> (&str, &str) {
         self.key.rsplit_once('/').unwrap_or(("", &self.key))
     }
 
-    /// The name in the directory.
+    /// Returns the name in the directory.
     pub(super) fn name(&self) -> &str {
         self.parts().1
     }
@@ -85,7 +86,7 @@ impl Place {
         open_at::open_dir(&root, self.parts().0).map_err(|error| self.io(error))
     }
 
-    /// Opens the object's directory and makes what is missing of it; never the root.
+    /// Opens the object's directory and creates missing directories, but never the root.
     pub(super) fn make_parent(&self) -> Result<OwnedFd, StoreError> {
         let root = self.open_root()?;
         open_at::make_dir(&root, self.parts().0).map_err(|error| self.io(error))
@@ -100,8 +101,8 @@ impl Place {
         self.try_put(body, mode).map_err(|error| self.with_time_if_full(error))
     }
 
-    /// Adds the filesystem's time to the error of a full one. To set the times of the root takes no room, and
-    /// the server of a network filesystem sets them by its own clock.
+    /// Adds the filesystem's time to an error of a full filesystem. Setting the times of the root needs no
+    /// space, and the server of a network filesystem uses its own clock.
     pub(super) fn with_time_if_full(&self, error: StoreError) -> StoreError {
         if error.kind != StoreErrorKind::NoSpace {
             return error;
@@ -133,11 +134,11 @@ impl Place {
         if mode == PutMode::CreateIfAbsent && open_at::stat(dir, name)?.is_some() {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        let linked = match nameless(dir) {
+        let linked = match unnamed(dir) {
             Ok(file) => {
                 write_file(&file, body)?;
                 file.sync_all()?;
-                link_nameless(&file, dir, name, mode)
+                link_unnamed(&file, dir, name, mode)
             }
             Err(error) => Err(error),
         };
@@ -154,7 +155,7 @@ impl Place {
     }
 }
 
-/// Returns true for an error of the put itself, not of missing unnamed files.
+/// Returns true for an error of the put itself; false if unnamed files are unsupported.
 pub(super) fn is_final(error: &io::Error) -> bool {
     use io::ErrorKind as Io;
     matches!(
@@ -172,12 +173,12 @@ pub(super) fn sync_dir(dir: &OwnedFd) -> io::Result<()> {
     Ok(rustix::fs::fsync(dir)?)
 }
 
-pub(super) fn nameless(dir: &OwnedFd) -> io::Result<File> {
+pub(super) fn unnamed(dir: &OwnedFd) -> io::Result<File> {
     Ok(openat(dir, ".", OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC, open_at::FILE_MODE)?.into())
 }
 
-/// Gives a nameless file its name.
-pub(super) fn link_nameless(file: &File, dir: &OwnedFd, name: &str, mode: PutMode) -> io::Result<()> {
+/// Links an unnamed file.
+pub(super) fn link_unnamed(file: &File, dir: &OwnedFd, name: &str, mode: PutMode) -> io::Result<()> {
     let source = format!("/proc/self/fd/{}", file.as_raw_fd());
     let link = |to: &str| linkat(CWD, source.as_str(), dir, to, AtFlags::SYMLINK_FOLLOW);
     match (link(name), mode) {
@@ -197,7 +198,7 @@ pub(super) fn hidden_name() -> String {
     format!("{TEMPORARY}{}", Uuid::new_v4())
 }
 
-/// A file under a hidden name, which goes when it is not published.
+/// File with a hidden name, which is removed unless published.
 pub(super) struct Temporary<'a> {
     pub(super) file: File,
     pub(super) dir: &'a OwnedFd,
@@ -212,7 +213,7 @@ impl<'a> Temporary<'a> {
 
     pub(super) fn publish(self, to: &str, mode: PutMode) -> io::Result<()> {
         let published = match mode {
-            // Drop then takes the hidden name away.
+            // The drop removes the hidden name.
             PutMode::CreateIfAbsent => linkat(self.dir, &self.name, self.dir, to, AtFlags::empty()),
             PutMode::Overwrite => renameat(self.dir, &self.name, self.dir, to),
         };
@@ -226,10 +227,9 @@ impl Drop for Temporary<'_> {
     }
 }
 
-/// The name of the file in which the parts of an upload gather.
+/// Returns the name of the file that collects the parts of an upload.
 pub(super) fn parts_file(place: &Place, upload_id: &str) -> Result<String, StoreError> {
-    let id: Uuid = upload_id
-        .parse()
-        .map_err(|_| place.error(StoreErrorKind::Other).with_detail("the upload id is not one of ours"))?;
+    let id: Uuid =
+        upload_id.parse().map_err(|_| place.error(StoreErrorKind::Other).with_detail("invalid upload id"))?;
     Ok(format!("{PARTS}{id}"))
 }

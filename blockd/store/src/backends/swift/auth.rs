@@ -1,4 +1,4 @@
-//! Tokens of OpenStack: getting one, and where the object store is, by what proves who asks.
+//! OpenStack authentication: tokens and the URL of the object store.
 
 use crate::{
     StoreError, StoreErrorKind,
@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-/// A token is replaced so long before it ends.
+/// Remaining lifetime from which a token is replaced.
 const MARGIN: Duration = Duration::from_secs(30);
 /// Timeout of the identity service.
 const AUTH_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest answer of the identity service that is read.
-const MAX_ANSWER_LEN: usize = 4 << 20;
+/// Maximum length of a response of the identity service.
+const MAX_RESPONSE_LEN: usize = 4 << 20;
 
-/// A token and where it is good for.
+/// Token and the account that it is valid for.
 #[derive(Clone)]
 pub(super) struct Session {
     pub token: Zeroizing<String>,
@@ -29,14 +29,14 @@ pub(super) struct Session {
     until: Option<Instant>,
 }
 
-/// Gets tokens and keeps the newest one.
+/// Source of tokens, which caches the newest one.
 pub(super) struct Authority {
     client: Client,
     auth: SwiftAuth,
     /// Key, password or token.
     secret: Secret,
     allow_http: bool,
-    /// The first request without a session logs in, and the others wait for it.
+    /// Locked during a login, so that concurrent requests share it.
     session: Mutex<Option<Session>>,
 }
 
@@ -49,7 +49,7 @@ impl Authority {
         Self { client, auth, secret, allow_http, session: Mutex::new(None) }
     }
 
-    /// A token that is good, as far as is known. `spent` is one that was refused: it is not given again.
+    /// Returns a token that is presumably valid. `spent` is a refused token, which is not returned again.
     pub(super) async fn session(&self, spent: Option<&str>) -> Result<Session, StoreError> {
         let mut kept = self.session.lock().await;
         if let Some(session) = &*kept
@@ -68,7 +68,7 @@ impl Authority {
         let session = match &self.auth {
             SwiftAuth::Token { storage_url } => {
                 if spent.is_some() {
-                    let detail = "the token was refused: it ended or is not good for this account; get a new one, or give a user and a password";
+                    let detail = "the token was refused: it expired or is not valid for this account; set a new one, or a user and a password";
                     return Err(fail(StoreErrorKind::Unauthorized, at, detail));
                 }
                 Session {
@@ -102,7 +102,7 @@ impl Authority {
                 }});
                 let answer = self.post(&format!("{auth_url}/auth/tokens"), &auth).await?;
                 let token = header(&answer, "x-subject-token").map(Zeroizing::new);
-                let token = token.ok_or_else(|| odd(at, "it gave no X-Subject-Token"))?;
+                let token = token.ok_or_else(|| invalid_response(at, "it has no X-Subject-Token"))?;
                 v3(&body(answer, at).await?, token, region.as_deref(), at)?
             }
         };
@@ -113,16 +113,15 @@ impl Authority {
     /// The catalog must not direct the token to an unexpected host or to plain HTTP.
     fn check_url(&self, url: &str) -> Result<(), StoreError> {
         let at = self.auth.url();
-        let parsed = Url::parse(url).map_err(|_| odd(at, "the object store's address is not a URL"))?;
+        let parsed =
+            Url::parse(url).map_err(|_| invalid_response(at, "the object store's address is not a URL"))?;
         match parsed.scheme() {
             "https" => Ok(()),
             "http" if self.allow_http => Ok(()),
             _ => Err(fail(
                 StoreErrorKind::Misconfigured,
                 at,
-                format!(
-                    "it says that the object store is at {url}, which is not https as the identity service is"
-                ),
+                format!("the URL of the object store, {url}, is not https like that of the identity service"),
             )),
         }
     }
@@ -150,18 +149,14 @@ impl Authority {
             _ if status.is_redirection() => StoreErrorKind::Misconfigured,
             _ => StoreErrorKind::Throttled,
         };
-        let mut error = fail(kind, at, format!("the identity service answered {status}"));
+        let mut error = fail(kind, at, format!("the identity service responded {status}"));
         error.retry_after_s = retry_after_s(answer.headers());
         Err(error)
     }
 }
 
-fn odd(at: &str, what: &str) -> StoreError {
-    fail(
-        StoreErrorKind::Misconfigured,
-        at,
-        format!("the identity service's answer is not understood: {what}"),
-    )
+fn invalid_response(at: &str, what: &str) -> StoreError {
+    fail(StoreErrorKind::Misconfigured, at, format!("invalid response of the identity service: {what}"))
 }
 
 fn header(answer: &Response, name: &str) -> Option<String> {
@@ -174,8 +169,8 @@ async fn body(mut answer: Response, at: &str) -> Result<Vec<u8>, StoreError> {
         answer.chunk().await.map_err(|error| fail(StoreErrorKind::ShortBody, at, chain(&error)))?
     {
         out.extend_from_slice(&piece);
-        if out.len() > MAX_ANSWER_LEN {
-            return Err(odd(at, "it is longer than any catalog"));
+        if out.len() > MAX_RESPONSE_LEN {
+            return Err(invalid_response(at, "it is too long"));
         }
     }
     Ok(out)
@@ -192,8 +187,9 @@ fn session(token: Zeroizing<String>, url: &str, lasts: Option<Duration>) -> Sess
 
 fn v1(answer: &Response, at: &str) -> Result<Session, StoreError> {
     let token = header(answer, "x-auth-token").or_else(|| header(answer, "x-storage-token"));
-    let token = token.map(Zeroizing::new).ok_or_else(|| odd(at, "it gave no X-Auth-Token"))?;
-    let url = header(answer, "x-storage-url").ok_or_else(|| odd(at, "it gave no X-Storage-Url"))?;
+    let token = token.map(Zeroizing::new).ok_or_else(|| invalid_response(at, "it has no X-Auth-Token"))?;
+    let url =
+        header(answer, "x-storage-url").ok_or_else(|| invalid_response(at, "it has no X-Storage-Url"))?;
     let lasts = header(answer, "x-auth-token-expires").and_then(|text| text.parse().ok());
     Ok(session(token, &url, lasts.map(Duration::from_secs)))
 }
@@ -204,7 +200,7 @@ fn time_until(text: &str) -> Option<Duration> {
     until.duration_since(Timestamp::now()).try_into().ok()
 }
 
-/// The first address of the object store in that region.
+/// Returns the first URL of the object store in a region.
 fn pick<'a>(
     endpoints: impl Iterator<Item = (Option<&'a str>, &'a str)>,
     region: Option<&str>,
@@ -257,7 +253,7 @@ fn v2(body: &[u8], region: Option<&str>, at: &str) -> Result<Session, StoreError
         public_url: String,
     }
     let Answer { access } =
-        serde_json::from_slice(body).map_err(|_| odd(at, "it is not that of Keystone v2"))?;
+        serde_json::from_slice(body).map_err(|_| invalid_response(at, "it is not a Keystone v2 response"))?;
     let stores = access.service_catalog.iter().filter(|service| service.kind == "object-store");
     let endpoints = stores.flat_map(|service| &service.endpoints);
     let url = pick(endpoints.map(|one| (one.region.as_deref(), one.public_url.as_str())), region, at)?;
@@ -291,7 +287,7 @@ fn v3(body: &[u8], token: Zeroizing<String>, region: Option<&str>, at: &str) -> 
         url: String,
     }
     let Answer { token: found } =
-        serde_json::from_slice(body).map_err(|_| odd(at, "it is not that of Keystone v3"))?;
+        serde_json::from_slice(body).map_err(|_| invalid_response(at, "it is not a Keystone v3 response"))?;
     let stores = found.catalog.iter().filter(|service| service.kind == "object-store");
     let public = stores.flat_map(|service| &service.endpoints).filter(|one| one.interface == "public");
     let named = public.map(|one| (one.region_id.as_deref().or(one.region.as_deref()), one.url.as_str()));

@@ -1,4 +1,4 @@
-//! Listings of a container, and the segments that no object uses.
+//! Listings of a container, and removal of orphaned segments.
 
 use super::{SEGMENTS_PREFIX, SwiftStore, text_of};
 use crate::{ListPage, ObjectInfo, Pages, StoreError, StoreErrorKind, check_key};
@@ -6,11 +6,11 @@ use reqwest::Method;
 use serde::Deserialize;
 use std::fmt::Write;
 
-/// Objects of one page of a listing.
+/// Maximum number of objects in a page of a listing.
 const MAX_PAGE_OBJECTS: usize = 10_000;
-/// Most segments of one upload: 1.6 TB.
+/// Maximum number of segments of an upload (1.6 TB).
 const MAX_SEGMENTS: usize = 100_000;
-/// The longest page of a listing, and the longest list of an object's segments, in bytes.
+/// Maximum length of a page of a listing and of an object's list of segments, in bytes.
 const MAX_PAGE_BYTES: u64 = 32 << 20;
 
 #[derive(Deserialize)]
@@ -21,13 +21,13 @@ struct Listed {
     last_modified: String,
 }
 
-/// A time as Swift writes it: UTC, without saying so.
+/// Parses Swift's time format: UTC, without an offset.
 pub(super) fn unix_seconds(text: &str) -> Option<i64> {
     let time: jiff::civil::DateTime = text.parse().ok()?;
     Some(time.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
 }
 
-/// A name for a query (RFC 3986, section 2).
+/// Escapes a name for a query (RFC 3986, section 2).
 fn escaped(name: &str) -> String {
     name.bytes().fold(String::new(), |mut out, byte| {
         if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
@@ -39,14 +39,14 @@ fn escaped(name: &str) -> String {
     })
 }
 
-/// The segments of one upload that are stored.
+/// Stored segments of an upload.
 struct Upload {
-    /// The object that was uploaded.
+    /// Key of the object.
     key: String,
-    /// The prefix of the segments.
+    /// Prefix of the segments.
     prefix: String,
     segments: Vec<String>,
-    /// When the last one was stored; `None` if Swift did not tell for one of them.
+    /// Time of the newest segment; `None` if Swift does not report that of all segments.
     newest_unix_s: Option<i64>,
 }
 
@@ -61,7 +61,7 @@ impl Upload {
 }
 
 impl SwiftStore {
-    /// The objects after `marker`.
+    /// Returns the objects after `marker`.
     pub(super) async fn page_of(&self, prefix: &str, marker: &str) -> Result<ListPage, StoreError> {
         let after = escaped(marker);
         let query = format!("?format=json&limit={MAX_PAGE_OBJECTS}&prefix={prefix}&marker={after}");
@@ -70,13 +70,14 @@ impl SwiftStore {
         let fail = |detail: String| self.fail(StoreErrorKind::Other, "LIST", prefix, detail);
         let page: Vec<Listed> = match body.is_empty() {
             true => Vec::new(),
-            false => serde_json::from_slice(&body)
-                .map_err(|error| fail(format!("the listing is not understood: {error}")))?,
+            false => {
+                serde_json::from_slice(&body).map_err(|error| fail(format!("invalid listing: {error}")))?
+            }
         };
         let next = page.last().map(|last| last.name.clone());
         if next.as_ref().is_some_and(|last| last.as_str() <= marker) {
-            // There would be no end, and half a list is worse than none for a caller who deletes.
-            return Err(fail("the pages of the listing do not go on from each other".to_owned()));
+            // Fails instead of looping or returning a partial listing, which deletions depend on.
+            return Err(fail("the pages of the listing do not advance".to_owned()));
         }
         let found = page.len();
         let own = page.into_iter().filter(|found| found.name.starts_with(prefix) && check_key(&found.name));
@@ -94,14 +95,14 @@ impl SwiftStore {
                 store = self.description,
                 prefix,
                 others,
-                "objects whose names are no keys of blockd are left out"
+                "listing omits objects with invalid keys"
             );
         }
         Ok(ListPage { objects, next })
     }
 
-    /// Removes the segments below a prefix that no object uses and that were stored before a time; returns
-    /// their number. One request for each upload that is old enough.
+    /// Removes orphaned segments below a prefix that were stored before a time; returns their number. One
+    /// request for each upload that is old enough.
     pub(super) async fn remove_unused_segments(
         &self,
         prefix: &str,
@@ -113,7 +114,7 @@ impl SwiftStore {
         let mut upload: Option<Upload> = None;
         let mut removed = 0;
         while let Some(page) = pages.next().await? {
-            // Swift sorts names, so the segments of an upload follow each other.
+            // Swift sorts names, so the segments of an upload are consecutive.
             for segment in page {
                 match &mut upload {
                     Some(upload) if segment.key.starts_with(&upload.prefix) => {
@@ -152,7 +153,7 @@ impl SwiftStore {
         Ok(upload.segments.len() as u64)
     }
 
-    /// True if an object consists of segments with this prefix.
+    /// Returns true if an object consists of segments with this prefix.
     async fn uses(&self, key: &str, segments: &str) -> Result<bool, StoreError> {
         #[derive(Deserialize)]
         struct Part {
@@ -169,7 +170,7 @@ impl SwiftStore {
         }
         let body = self.body("GET", key, answer, MAX_PAGE_BYTES).await?;
         let parts: Vec<Part> = serde_json::from_slice(&body).map_err(|error| {
-            let detail = format!("the list of segments is not understood: {error}");
+            let detail = format!("invalid list of segments: {error}");
             self.fail(StoreErrorKind::Other, "GET", key, detail)
         })?;
         let used = format!("/{}/{segments}", self.container);

@@ -1,12 +1,11 @@
-//! OpenStack Swift, by its own API.
+//! OpenStack Swift, with its native API.
 //!
-//! Swift has no create-if-absent that one could rely on: `If-None-Match: *` is looked at before the body is
-//! taken in, so two creators at once both succeed. This store therefore refuses it outright, and the writer
-//! does without (see `FORMAT.md`, "Two writers").
+//! Swift has no reliable create-if-absent: it evaluates `If-None-Match: *` before it receives the body, so
+//! two concurrent creators both succeed. This store reports create-if-absent as unsupported, and the writer
+//! works without it (see `FORMAT.md`, "Two writers").
 //!
-//! What arrives in parts becomes a static large object. Its segments lie beside the keys of the format, below
-//! `blockd-parts/`, and go with the object; those of uploads that did not end go with the next collection of
-//! garbage.
+//! A multipart upload becomes a static large object. Its segments are below `blockd-parts/`, outside of the
+//! format's keys, and are deleted with the object; garbage collection deletes those of unfinished uploads.
 
 mod auth;
 mod listing;
@@ -31,7 +30,7 @@ use uuid::Uuid;
 /// Prefix of segments.
 const SEGMENTS_PREFIX: &str = "blockd-parts/";
 
-/// A container of Swift.
+/// Swift container.
 pub struct SwiftStore {
     client: reqwest::Client,
     authority: Authority,
@@ -40,10 +39,10 @@ pub struct SwiftStore {
     stall_timeout: Duration,
 }
 
-/// Makes a client; asks the server nothing yet.
+/// Creates a client, without a request to the server.
 ///
 /// # Errors
-/// [`StoreErrorKind::Misconfigured`], which says which setting is wrong.
+/// [`StoreErrorKind::Misconfigured`], which names the invalid setting.
 pub(super) fn open(config: &SwiftConfig, http: &HttpOptions) -> Result<SwiftStore, StoreError> {
     let SwiftConfig { container, auth, access } = config;
     let wrong = |detail: String| misconfigured("Swift", container, detail);
@@ -62,7 +61,7 @@ pub(super) fn open(config: &SwiftConfig, http: &HttpOptions) -> Result<SwiftStor
         scheme => return Err(wrong(format!("the URL's scheme {scheme} is neither http nor https"))),
     };
     if !parsed.username().is_empty() || parsed.password().is_some() || parsed.query().is_some() {
-        return Err(wrong("the URL has a user, a password or a query: it is just https://HOST/PATH".into()));
+        return Err(wrong("the URL has a user, a password or a query: expected https://HOST/PATH".into()));
     }
     let description = format!("container {container} of Swift at {url}");
     let client = http.client(allow_http).map_err(wrong)?;
@@ -103,7 +102,7 @@ impl SwiftStore {
         }
     }
 
-    /// Makes a request with a token; once more with a new one if that is refused.
+    /// Makes a request with a token; repeats it with a new one if the token is refused.
     async fn ask(
         &self,
         operation: &'static str,
@@ -155,7 +154,7 @@ impl SwiftStore {
         let status = answer.status();
         let kind = match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Kind::Unauthorized,
-            // Nothing but a missing container answers puts and listings like that.
+            // Only a missing container causes this for puts and listings.
             StatusCode::NOT_FOUND if matches!(operation, "PUT" | "LIST" | "MULTIPART") => Kind::BucketMissing,
             StatusCode::NOT_FOUND => Kind::NotFound,
             StatusCode::RANGE_NOT_SATISFIABLE => Kind::RangeBeyondEnd,
@@ -177,7 +176,7 @@ impl SwiftStore {
         error
     }
 
-    /// The body of an answer, of a known length where there is one.
+    /// Reads the body of a response and checks its announced length.
     async fn body(
         &self,
         operation: &'static str,
@@ -195,7 +194,7 @@ impl SwiftStore {
         loop {
             let Ok(next) = tokio::time::timeout(self.stall_timeout, answer.chunk()).await else {
                 let detail = format!(
-                    "nothing arrived for {} s after {} bytes",
+                    "no data received for {} s after {} bytes",
                     self.stall_timeout.as_secs(),
                     body.len()
                 );
@@ -207,14 +206,14 @@ impl SwiftStore {
             })?;
             let Some(piece) = next else { break };
             if (body.len() + piece.len()) as u64 > max_len_bytes {
-                let detail = format!("more than the {max_len_bytes} bytes that are expected");
+                let detail = format!("more than the expected {max_len_bytes} bytes");
                 return Err(self.fail(StoreErrorKind::TooLarge, operation, key, detail));
             }
             body.extend_from_slice(&piece);
         }
         match announced {
             Some(announced) if announced != body.len() as u64 => {
-                let detail = format!("{} of {announced} bytes arrived", body.len());
+                let detail = format!("{} of {announced} bytes received", body.len());
                 Err(self.fail(StoreErrorKind::ShortBody, operation, key, detail))
             }
             _ => Ok(body.freeze()),
@@ -233,8 +232,8 @@ impl SwiftStore {
         body: Bytes,
     ) -> Result<String, StoreError> {
         let md5 = self.md5(operation, key, &body).await?;
-        // The server refuses a body that is not the announced one (422). Said also of an empty object, for
-        // which the client would leave it away and Swift refuse the request.
+        // With the MD5 the server refuses an altered body (422). The length is set explicitly, because the
+        // client omits that of an empty body and Swift then refuses the request.
         let with = |request: RequestBuilder| {
             request.header("ETag", &md5).header(CONTENT_LENGTH, body.len()).body(body.clone())
         };
@@ -247,7 +246,7 @@ impl SwiftStore {
     }
 
     async fn delete_object(&self, key: &str) -> Result<bool, StoreError> {
-        // Segments go only if they are asked to, and a plain object refuses to be asked.
+        // Segments are deleted only with a query, which Swift refuses for a plain object.
         let head = self.ask("DELETE", key, &Method::HEAD, "", |request| request).await;
         let in_parts = match head {
             Ok(answer) => text_of(&answer, "x-static-large-object").is_some_and(|text| text == "True"),
@@ -272,12 +271,10 @@ impl SwiftStore {
                 status: String,
             }
             let body = self.body("DELETE", key, answer, 1 << 20).await?;
-            let status = serde_json::from_slice(&body).map_or_else(
-                |_| "an answer that is not understood".to_owned(),
-                |deleted: Deleted| deleted.status,
-            );
+            let status = serde_json::from_slice(&body)
+                .map_or_else(|_| "invalid response".to_owned(), |deleted: Deleted| deleted.status);
             if !status.starts_with("200") {
-                let detail = format!("its parts could not all be deleted: {status}");
+                let detail = format!("some segments could not be deleted: {status}");
                 return Err(self.fail(StoreErrorKind::Other, "DELETE", key, detail));
             }
         }
@@ -294,7 +291,7 @@ impl BlobStore for SwiftStore {
         Box::pin(async move {
             self.check("PUT", key)?;
             if mode == PutMode::CreateIfAbsent {
-                let detail = "Swift cannot create an object only if it is absent".to_owned();
+                let detail = "Swift has no reliable create-if-absent".to_owned();
                 return Err(self.fail(StoreErrorKind::Unsupported, "PUT", key, detail));
             }
             self.put_object("PUT", key, body).await.map(drop)
@@ -305,14 +302,14 @@ impl BlobStore for SwiftStore {
         Box::pin(async move {
             self.check("GET", key)?;
             let answer = self.ask("GET", key, &Method::GET, "", |request| request).await?;
-            // The tag of an object in parts is not the MD5 of its content.
+            // The tag of a segmented object is not the MD5 of its content.
             let in_parts = text_of(&answer, "x-static-large-object").is_some();
             let tag = text_of(&answer, "etag").map(|tag| tag.trim_matches('"').to_owned());
             let body = self.body("GET", key, answer, max_len_bytes).await?;
             if let Some(tag) = tag.filter(|tag| !in_parts && tag.len() == 32)
                 && self.md5("GET", key, &body).await? != tag
             {
-                let detail = "the MD5 of what arrived is not the one that the store has".to_owned();
+                let detail = "the MD5 of the received data differs from that of the store".to_owned();
                 return Err(self.fail(StoreErrorKind::Altered, "GET", key, detail));
             }
             Ok(body)
@@ -330,7 +327,7 @@ impl BlobStore for SwiftStore {
             let with = |request: RequestBuilder| request.header("Range", &range);
             let answer = self.ask("GET", key, &Method::GET, "", with).await?;
             let beyond = |len: u64| {
-                let detail = format!("{len} bytes from {offset_bytes} on are there");
+                let detail = format!("{len} bytes from {offset_bytes} on exist");
                 self.fail(StoreErrorKind::RangeBeyondEnd, "GET", key, detail)
             };
             match answer.content_length() {
@@ -338,10 +335,10 @@ impl BlobStore for SwiftStore {
                     return Err(beyond(len));
                 }
                 _ if answer.status() == StatusCode::PARTIAL_CONTENT => {}
-                // Of an empty object Swift has no ranges: it answers with the whole of it.
+                // For an empty object Swift ignores the range and responds with the whole object.
                 Some(0) => return Err(beyond(0)),
                 _ => {
-                    let detail = "the server ignores ranges".to_owned();
+                    let detail = "the server ignores the range".to_owned();
                     return Err(self.fail(StoreErrorKind::Unsupported, "GET", key, detail));
                 }
             }
@@ -417,12 +414,7 @@ impl BlobStore for SwiftStore {
             });
             let list: Option<Vec<_>> = list.collect();
             let list = list.ok_or_else(|| {
-                self.fail(
-                    StoreErrorKind::Other,
-                    "MULTIPART",
-                    key,
-                    "a part's tag is not one of Swift's".into(),
-                )
+                self.fail(StoreErrorKind::Other, "MULTIPART", key, "a part has an invalid tag".into())
             })?;
             let body = serde_json::Value::Array(list).to_string();
             let with = |request: RequestBuilder| request.body(body.clone());
