@@ -8,7 +8,7 @@ use std::str::FromStr;
 /// State of an attachment's row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AttachmentState {
-    /// In creation: no client was answered yet.
+    /// In creation: the client has no response yet.
     Attaching,
     /// The kernel has the device, or gets it at the next start.
     Attached,
@@ -79,7 +79,7 @@ impl AttachmentRow {
         })
     }
 
-    /// All attachments.
+    /// Returns all attachments.
     ///
     /// # Errors
     /// The database fails.

@@ -82,7 +82,7 @@ impl Chain {
     /// # Errors
     /// The database fails.
     pub fn remove_tip(tx: &Transaction<'_>, cloudsnap: &CloudSnapshotId) -> Result<bool, DbError> {
-        // For each credential: two may lead to one repository, and ids are random.
+        // For all credentials: two may have the same repository, and ids are random.
         let rows = tx.execute("DELETE FROM chains WHERE cloudsnap = ?1", [cloudsnap.to_string()])?;
         Ok(rows > 0)
     }

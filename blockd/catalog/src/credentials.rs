@@ -12,7 +12,7 @@ use rusqlite::{Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// Settings of a store. A secret is a reference; values are stored sealed in a column of their own.
+/// Settings of a store. A secret is a reference; values are stored encrypted in a separate column.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct StoreRow {
     /// Provider, location and authentication.
@@ -44,7 +44,7 @@ pub struct CredentialRow {
     pub capabilities: StoreCapabilities,
     /// Last intact key slots of the repository, to repair the store. Not secret.
     pub key_slots: Vec<u8>,
-    /// The data key of new backups: the newest that this host made or accepted.
+    /// Data key of new backups: the newest that this host created or accepted.
     pub write_key: WriteKey,
 }
 
@@ -112,7 +112,7 @@ impl CredentialRow {
         Ok(())
     }
 
-    /// Returns the facts about the keys that are known before the repository is opened.
+    /// Returns the keys and slots that are known before the repository is opened.
     pub fn known_keys(&self) -> KnownKeys {
         KnownKeys { write_key: Some(self.write_key), slots: KnownKeys::decode_slots(&self.key_slots) }
     }

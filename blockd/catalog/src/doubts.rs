@@ -15,8 +15,8 @@ pub struct Doubt {
     pub cloudsnap: CloudSnapshotId,
     /// Time since when no task works on it.
     pub since: Timestamp,
-    /// The backup was abandoned and is only verified here. Otherwise it is done, and may have been committed
-    /// earlier.
+    /// The backup was abandoned; only the state of its cloud snapshot is unknown. Otherwise it is done, but
+    /// an earlier attempt may have committed it.
     pub given_up: bool,
     /// It was verified once.
     pub looked_at: bool,

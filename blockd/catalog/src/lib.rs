@@ -58,7 +58,7 @@ use uuid::Uuid;
 #[non_exhaustive]
 pub enum DbError {
     /// The file could not be opened.
-    #[error("cannot open database {}: {source}", path.display())]
+    #[error("open failed on database {}: {source}", path.display())]
     Open {
         /// The file.
         path: PathBuf,
@@ -66,7 +66,7 @@ pub enum DbError {
         source: rusqlite::Error,
     },
     /// The database has the schema of a newer blockd.
-    #[error("database {} has version {found}, this blockd knows up to {known}: use the newer blockd that last ran here", path.display())]
+    #[error("database {} has version {found}, this blockd supports versions up to {known}: use the newer blockd that ran last", path.display())]
     Newer {
         /// The file.
         path: PathBuf,
@@ -76,7 +76,7 @@ pub enum DbError {
         known: i64,
     },
     /// The tables could not be created; the database is unchanged.
-    #[error("cannot create the tables of database {}: {source}", path.display())]
+    #[error("creating the tables failed on database {}: {source}", path.display())]
     Create {
         /// The file.
         path: PathBuf,
@@ -87,10 +87,10 @@ pub enum DbError {
     #[error("database: {0}")]
     Sql(#[from] rusqlite::Error),
     /// The thread of the statement was aborted.
-    #[error("database: the request was cut off: {0}")]
+    #[error("database: the transaction was aborted: {0}")]
     Cut(String),
     /// A queued run was started or ended concurrently.
-    #[error("run {0} does not wait any more")]
+    #[error("run {0} is no longer queued")]
     NotQueued(u64),
     /// A value cannot be stored.
     #[error("database: cannot encode {what}: {source}")]
@@ -138,7 +138,7 @@ impl DbError {
     }
 }
 
-/// The database.
+/// Database.
 #[derive(Debug)]
 pub struct Db {
     connection: Mutex<Connection>,
@@ -281,8 +281,8 @@ impl Db {
         })
     }
 
-    /// Returns whether clients of other hosts are served by this start or were by an earlier one. It is never
-    /// forgotten: such a client may come back at any time.
+    /// Returns true if this or an earlier start serves clients of other hosts. Recorded permanently: such a
+    /// client may reconnect at any time.
     pub fn serves_remote(&self, is_served_now: bool) -> Result<bool, DbError> {
         self.transaction(|tx| {
             if is_served_now {

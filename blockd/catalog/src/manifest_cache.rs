@@ -1,4 +1,4 @@
-//! The cached manifests of one credential.
+//! Manifest cache of a credential.
 
 use crate::{Db, DbError, json, to_json};
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey};
@@ -122,7 +122,7 @@ impl DbManifestCache {
         })
     }
 
-    /// Removes the manifests whose keys are not among these, as the store has them no longer.
+    /// Removes the manifests whose keys are not in `keys`, because the store no longer has them.
     ///
     /// # Errors
     /// The database fails.

@@ -64,8 +64,8 @@ impl Proof {
         rows(tx, &sql, [credential.to_string()], Self::read)
     }
 
-    /// Returns the proofs of a repository from all its credentials, oldest first. A place that matches by key
-    /// ids only may be a copy of the repository: its damage counts, its soundness does not.
+    /// Returns the proofs of a repository from all its credentials, oldest first. A location that matches by
+    /// key ids only may be a copy of the repository: damage found there counts, soundness does not.
     ///
     /// # Errors
     /// The database fails.
@@ -79,7 +79,7 @@ impl Proof {
         Ok(proofs)
     }
 
-    /// Returns the proofs from the credentials of a credential's place, oldest first.
+    /// Returns the proofs from the credentials with the location of a credential, oldest first.
     ///
     /// # Errors
     /// The database fails.
@@ -92,8 +92,8 @@ impl Proof {
         Ok(proofs)
     }
 
-    /// Returns the times at which damage was found in places that match by key ids only: copies of the
-    /// repository, or other spellings of its place.
+    /// Returns the times at which damage was found in locations that match by key ids only: copies of the
+    /// repository, or other spellings of its location.
     ///
     /// # Errors
     /// The database fails.
@@ -135,7 +135,7 @@ impl Proof {
         Ok(())
     }
 
-    /// Removes the proofs of a cloud snapshot that was deleted from a credential's place. Copies of the
+    /// Removes the proofs of a cloud snapshot that was deleted from a credential's location. Copies of the
     /// repository keep theirs.
     ///
     /// # Errors

@@ -30,8 +30,8 @@ impl RepositoryPlace {
                 (format!("{}/{}", host(azure.endpoint.as_deref()), azure.account), azure.container.clone())
             }
             StoreConfig::Google(google) => (host(google.endpoint.as_deref()), google.bucket.clone()),
-            // The account follows from the user; without it, too much counts as the same place, which
-            // protects more.
+            // The account follows from the user; without it, different accounts count as the same location,
+            // which is the safe side.
             StoreConfig::Swift(swift) => (host_of(swift.auth.url()), swift.container.clone()),
         };
         let prefix = row.store.connection.prefix.as_deref().unwrap_or_default();
@@ -39,24 +39,24 @@ impl RepositoryPlace {
     }
 }
 
-/// Another credential that leads to the repository of a credential.
+/// Another credential of the same repository.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Alias {
     /// The credential.
     pub credential: Uuid,
-    /// Server, bucket and prefix are the same. Otherwise only key ids are: the place has another spelling, or
+    /// Server, bucket and prefix are equal. Otherwise only a key id is: the location has another spelling, or
     /// is a copy.
     pub is_same_place: bool,
 }
 
-/// The credentials that lead to one repository: their places are the same, or they share a key id. Key ids
-/// are random for each repository, and tell one that is reached through a symlink, another host name or
-/// another kind of access.
+/// Credentials of the same repository: their locations are equal, or they share a key id. Key ids are random
+/// for each repository, so they also identify one that is reached through a symbolic link, another host name
+/// or another provider.
 #[derive(Clone, Default, Debug)]
 pub struct Aliases(HashMap<Uuid, Vec<Alias>>);
 
 impl Aliases {
-    /// Returns those of all credentials.
+    /// Returns the aliases of all credentials.
     ///
     /// # Errors
     /// The database fails.
@@ -109,8 +109,8 @@ fn host_of(url: &str) -> String {
     server.split('/').next().unwrap_or_default().to_owned()
 }
 
-/// Returns a path without `.`, doubled and trailing slashes. Symlinks are left: the directory may be
-/// unmounted.
+/// Returns a path without `.`, doubled and trailing slashes. Symbolic links are not resolved: the directory
+/// may be unmounted.
 fn normal_path(path: &Path) -> String {
     let parts = path.components().filter(|part| *part != Component::CurDir);
     parts.collect::<PathBuf>().to_string_lossy().into_owned()

@@ -22,7 +22,8 @@ pub struct RetentionOverride {
 
 const COLUMNS: &str = "cloudsnap, credential, pinned, expires";
 
-/// Returns the key of a cloud snapshot. Its name is known before its type.
+/// Returns the key of a cloud snapshot. Without the backup type, which is unknown until the backup decides
+/// it.
 fn key(id: &CloudSnapshotId) -> String {
     CloudSnapshotId { incremental: false, ..*id }.to_string()
 }

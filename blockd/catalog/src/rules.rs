@@ -21,7 +21,7 @@ impl RuleRow {
         Ok(Self { name: parsed(row, 0)?, quiesce: json(row, 1)? })
     }
 
-    /// All rules, by name.
+    /// Returns all rules by name.
     ///
     /// # Errors
     /// The database fails.

@@ -48,13 +48,13 @@ pub struct RunRow {
     pub force_full: bool,
     /// Volume; `None` if none was found.
     pub volume: Option<VolumeId>,
-    /// Its name.
+    /// Name of the volume.
     pub volume_name: Option<VolumeName>,
     /// Credential.
     pub credential: Option<Uuid>,
     /// State.
     pub state: RunState,
-    /// Its task.
+    /// Task.
     pub task: Option<Uuid>,
     /// Cloud snapshot.
     pub cloudsnap: Option<CloudSnapshotId>,
@@ -195,7 +195,7 @@ impl RunRow {
         cloudsnap: &CloudSnapshotId,
         reason: &str,
     ) -> Result<(), DbError> {
-        // A run whose end is not recorded yet, or that resumed after a failure, made it too.
+        // Includes a run whose end is not recorded yet, or that was resumed after a failure.
         tx.execute(
             "UPDATE schedule_runs SET state = 'expired', completed = coalesce(completed, ?4), reason = ?3
              WHERE cloudsnap = ?1 AND credential = ?2 AND state IN ('done', 'active', 'failed')",

@@ -79,7 +79,7 @@ impl ScheduleRow {
         })
     }
 
-    /// All schedules that can be read, oldest first.
+    /// Returns the readable schedules, oldest first.
     ///
     /// # Errors
     /// The database fails.
@@ -235,7 +235,7 @@ impl PolicyRow {
         Ok(Self { name: parsed(row, 0)?, rules: json(row, 1)? })
     }
 
-    /// All policies that can be read, by name.
+    /// Returns the readable policies by name.
     ///
     /// # Errors
     /// The database fails.
@@ -247,7 +247,7 @@ impl PolicyRow {
             match Self::read(row).map_err(DbError::from) {
                 Ok(policy) => all.push(policy),
                 Err(error) if error.is_unreadable() => {
-                    tracing::error!(%error, "a schedule policy cannot be read");
+                    tracing::error!(%error, "read failed on schedule policy");
                 }
                 Err(error) => return Err(error),
             }

@@ -11,7 +11,7 @@ use std::str::FromStr;
 /// State of a snapshot's row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SnapshotState {
-    /// In creation: the volume may have it or not; no client was answered.
+    /// In creation: the volume may or may not have it; the client has no response yet.
     Creating,
     /// Ready.
     Ready,
@@ -49,7 +49,7 @@ pub struct SnapshotRow {
     pub volume: VolumeId,
     /// Its name, unique in its volume.
     pub name: SnapshotName,
-    /// When it was taken.
+    /// Point in time.
     pub created: Timestamp,
     /// State.
     pub state: SnapshotState,

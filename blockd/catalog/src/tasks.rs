@@ -126,7 +126,8 @@ impl TaskSpec {
         matches!(self, Self::Restore(RestoreTask::InPlace(_)))
     }
 
-    /// Returns true if the volume existed before or is used before the end: it stays after a failure.
+    /// Returns true if the volume existed before the task or is used during it, so that it stays after a
+    /// failure.
     pub fn is_of_volume_in_use(&self) -> bool {
         self.is_hydration() || self.is_in_place()
     }
@@ -191,7 +192,7 @@ pub struct TaskDetail {
     pub version: u64,
 }
 
-/// A task.
+/// Task.
 #[derive(Clone, PartialEq, Debug)]
 pub struct TaskRow {
     /// Its id.

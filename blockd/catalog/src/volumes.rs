@@ -10,7 +10,7 @@ use std::{fmt, str::FromStr};
 /// State of a volume's row.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum VolumeState {
-    /// In creation: no client was answered yet.
+    /// In creation: the client has no response yet.
     Creating,
     /// A restore task writes to it.
     Restoring,
@@ -37,7 +37,7 @@ pub struct UnknownWord(pub String);
 
 impl fmt::Display for UnknownWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` is not known here", self.0)
+        write!(f, "unknown value `{}`", self.0)
     }
 }
 
@@ -103,7 +103,7 @@ impl VolumeRow {
         })
     }
 
-    /// All volumes, by name.
+    /// Returns all volumes by name.
     ///
     /// # Errors
     /// The database fails.
