@@ -34,16 +34,16 @@ use std::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Timeout for the last output of a failed command.
+/// Timeout for remaining output of a failed command.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Timeout for the last output of a successful command: the next step must not wait for a process that it
-/// left running.
+/// Timeout for remaining output of a successful command: the next step must not wait for its background
+/// processes.
 const LAST_GOOD_WORDS: Duration = Duration::from_millis(20);
 
 /// Search path of commands if the daemon has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Maximum number of reads at a time; more than a pipe holds.
+/// Maximum number of consecutive reads; more than a pipe holds.
 const MAX_PIECES: usize = 4096;
 
 /// Polling interval for a stop of the daemon.
@@ -84,21 +84,21 @@ impl Hook<'_> {
     pub(crate) fn run(&self) -> QuiesceStep {
         let (began, started) = (Instant::now(), Timestamp::now());
         let result = self.spawn().and_then(|mut child| {
-            // Waiting would close standard input.
+            // `wait` would close standard input.
             let leash = child.stdin.take();
             let said = child.stderr.take().map(|pipe| listen(pipe.into())).transpose()?.unwrap_or_default();
             let ended = wait(&mut child, began + self.timeout, self.stopping)?;
-            // Background processes that the command left are not killed.
+            // Tells the wrapper not to kill background processes of the command.
             let _ = leash.map(|mut leash| leash.write_all(b"\n"));
             Ok((ended, said))
         });
         let duration_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         let (exit_status, error, said) = match result {
-            Err(error) => (None, Some(format!("it cannot be run: {error}")), Vec::new()),
+            Err(error) => (None, Some(format!("start failed: {error}")), Vec::new()),
             Ok((None, said)) => {
                 let error = match self.stopping.is_some_and(CancellationToken::is_cancelled) {
-                    true => "it was killed, because blockd stops".to_owned(),
-                    false => format!("it was killed after {} s", self.timeout.as_secs()),
+                    true => "killed: the daemon is stopping".to_owned(),
+                    false => format!("killed after {} s", self.timeout.as_secs()),
                 };
                 (None, Some(error), said.output_yet(LAST_WORDS))
             }
@@ -131,13 +131,13 @@ impl Hook<'_> {
         let user = match self.user {
             Some(name) => {
                 let found = User::from_name(name)?;
-                Some(found.ok_or_else(|| io::Error::other(format!("there is no user {name} here")))?)
+                Some(found.ok_or_else(|| io::Error::other(format!("there is no user {name} on this host")))?)
             }
             // A container may have no passwd entry.
             None => User::from_uid(geteuid()).ok().flatten(),
         };
         if let Some(user) = user {
-            // The daemon's own user needs no change, which might be forbidden.
+            // No change for the daemon's own user: it might be forbidden.
             if user.uid != geteuid() {
                 let (uid, gid) = (user.uid.to_string(), user.gid.to_string());
                 command.args(["setpriv", "--reuid", &uid, "--regid", &gid, "--init-groups"]);
@@ -173,22 +173,21 @@ fn user_environment(user: &User) -> [(&'static str, OsString); 4] {
 /// temporary thread drops them.
 fn without_capabilities(command: &mut Command) -> io::Result<Child> {
     let start = || {
-        clear_ambient_capability_set().map_err(|errno| {
-            io::Error::other(format!("cannot take blockd's capabilities from it: {errno}"))
-        })?;
+        clear_ambient_capability_set()
+            .map_err(|errno| io::Error::other(format!("dropping capabilities failed: {errno}")))?;
         // Without capabilities there is nothing to drop, and a unit with NoNewPrivileges may forbid the call.
         let cleared = capabilities(None).and_then(|mut sets| {
             sets.inheritable = CapabilitySet::empty();
             set_capabilities(None, sets)
         });
         if let Err(error) = cleared {
-            tracing::debug!(%error, "a command starts with inheritable capabilities");
+            tracing::debug!(%error, "clearing inheritable capabilities failed: starting the command with them");
         }
         command.spawn()
     };
     std::thread::scope(|scope| {
         let starter = std::thread::Builder::new().name("hook-start".into()).spawn_scoped(scope, start)?;
-        starter.join().map_err(|_| io::Error::other("the thread that starts it has panicked"))?
+        starter.join().map_err(|_| io::Error::other("the starting thread panicked"))?
     })
 }
 
@@ -200,8 +199,8 @@ struct CommandOutput {
 }
 
 impl CommandOutput {
-    /// Returns the output of a command that has ended, also if the reader thread had no processor since. It
-    /// does not wait for background processes that hold standard error.
+    /// Returns the output of a command that has ended, even if the reader thread did not run since. Does not
+    /// wait for background processes that hold standard error.
     fn output_yet(&self, time_limit: Duration) -> Vec<u8> {
         if let Some(ended) = &self.ended {
             let _ = ended.recv_timeout(time_limit);
@@ -245,7 +244,7 @@ fn is_there(pipe: &File, time_limit: Option<&Timespec>) -> bool {
         match poll(&mut [PollFd::new(pipe, PollFlags::IN)], time_limit) {
             Err(rustix::io::Errno::INTR) => {}
             Ok(count) => return count > 0,
-            // The read returns the error.
+            // The read reports the error.
             Err(_) => return true,
         }
     }
@@ -278,7 +277,7 @@ fn wait(
         return child.wait().map(Some);
     }
     if let Some(group) = pid_of(child) {
-        // The command may have ended just now.
+        // Fails if the command has just ended.
         let _ = kill_process_group(group, Signal::KILL);
     }
     child.wait()?;
@@ -315,7 +314,7 @@ fn failure(status: ExitStatus, said: &[u8]) -> String {
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(signal)) => format!("killed by signal {signal}"),
-        (None, None) => "it failed".to_owned(),
+        (None, None) => "failed".to_owned(),
     };
     let said = String::from_utf8_lossy(said);
     match said.lines().map(str::trim).rfind(|line| !line.is_empty()) {

@@ -1,4 +1,4 @@
-//! Work that may hang in the kernel, with a deadline.
+//! Deadlines for calls that may hang in the kernel.
 
 use parking_lot::{Condvar, Mutex};
 use std::{io, sync::Arc, time::Instant};
@@ -17,7 +17,7 @@ enum Attempt<R> {
 /// called here at the deadline, and `late` on the thread with the result of late work.
 ///
 /// # Errors
-/// No thread could be started.
+/// A thread cannot be started.
 pub(crate) fn with_deadline<R: Send + 'static>(
     until: Instant,
     work: impl FnOnce() -> R + Send + 'static,

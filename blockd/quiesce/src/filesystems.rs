@@ -1,4 +1,4 @@
-//! Filesystem freezes: all filesystems together, with a thaw in every case.
+//! Freeze of several filesystems with a guaranteed thaw.
 //!
 //! A frozen filesystem blocks all its writers, so there are five ways to thaw it: the freezing thread after
 //! the barrier; the destructor of the guard; a watchdog thread if both hang; the [holder
@@ -40,16 +40,16 @@ pub(crate) const THAWED_EARLY: &str = "it was thawed before the volumes were fro
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FreezerError {
     /// No holder process could be started; nothing was done.
-    #[error("cannot start a process for it: {0}")]
+    #[error("starting its holder process failed: {0}")]
     NoHolder(#[source] io::Error),
     /// The holder process died: the operation may be done, or may complete later.
-    #[error("the process that freezes it is gone")]
+    #[error("its holder process died")]
     HolderGone,
-    /// Another filesystem is mounted at the path; it was left alone.
-    #[error("another filesystem is there now")]
+    /// Another filesystem is mounted at the path; nothing was done.
+    #[error("another filesystem is mounted there")]
     Elsewhere,
     /// Timeout; the operation may complete later.
-    #[error("it took too long, more than {waited_ms} ms")]
+    #[error("timeout after {waited_ms} ms")]
     TooLong {
         /// Time waited, in milliseconds.
         waited_ms: u128,
@@ -141,14 +141,14 @@ pub(crate) struct Ended {
 
 impl Filesystems {
     /// Creates a freeze of filesystems, each by one of its mount points; nothing is frozen yet. The watchdog
-    /// thaws everything after the time limit. Optional filesystems get a third of it: one that hangs is given
-    /// up by then, and the required ones have the rest.
+    /// thaws everything after the time limit. Optional filesystems get a third of it, so that a hanging one
+    /// leaves time for the required ones.
     pub(crate) fn new(
         freezer: Arc<dyn Freezer>,
         mut wanted: Vec<FreezeTarget>,
         time_limit: Duration,
     ) -> Self {
-        // An optional filesystem may take long to fail: required ones do not stay frozen for it.
+        // Optional filesystems first: required ones must not stay frozen while an optional one fails slowly.
         wanted.sort_by_key(|one| one.required);
         let shared = Shared { freezer, state: Mutex::default(), changed: Condvar::new() };
         Self { shared: Arc::new(shared), wanted, time_limit }
@@ -173,7 +173,7 @@ impl Filesystems {
                 Ok(None) => too_long(began),
                 Err(error) => error.into(),
             };
-            tracing::debug!(mount = %mount.path.display(), %error, "not written back before the freeze");
+            tracing::debug!(mount = %mount.path.display(), %error, "writeback failed on filesystem: its freeze takes longer");
         }
     }
 
@@ -186,14 +186,14 @@ impl Filesystems {
             return Ok(());
         }
         if let Err(error) = self.watch() {
-            return self.unless_any_must(format!("cannot start a thread that thaws: {error}"));
+            return self.unless_any_must(format!("starting the watchdog thread failed: {error}"));
         }
         let began = Instant::now();
         let (until, optional_until) = (began + self.time_limit, began + self.time_limit / 3);
         let mut optional_left = self.wanted.iter().filter(|one| !one.required).count();
         for one in &self.wanted {
             let FreezeTarget { mount, required } = one;
-            // Without the lock: if this hangs, the watchdog can still thaw the others.
+            // Not under the lock, so that the watchdog can thaw the others if this call hangs.
             let began = Instant::now();
             let result = if *required {
                 self.freeze_one(mount, until)
@@ -211,7 +211,7 @@ impl Filesystems {
             match result {
                 Ok(()) => state.frozen.push(one.clone()),
                 Err(error) => {
-                    // The killed process may have frozen it, or may still do so.
+                    // The dead holder process may have frozen it, or may still do so.
                     state.stuck |= matches!(error, FreezerError::HolderGone);
                     if !required && !state.ended {
                         continue;
@@ -279,7 +279,7 @@ impl Filesystems {
             let mut state = shared.state.lock();
             while !state.ended {
                 if shared.changed.wait_until(&mut state, deadline).timed_out() && !state.ended {
-                    tracing::error!("filesystems were frozen for too long and are thawed");
+                    tracing::error!("filesystems were frozen for too long: thawing them");
                     state.expired |= state.frozen.iter().any(|one| one.required);
                     shared.thaw_as(&mut state, true);
                 }
@@ -300,7 +300,7 @@ impl Shared {
     fn release(&self, mount: &Mounted, frozen: Result<(), FreezerError>) {
         let left = match frozen {
             Ok(()) => self.freezer.thaw(mount).err(),
-            // The killed process may have frozen it.
+            // The dead holder process may have frozen it.
             Err(error @ FreezerError::HolderGone) => Some(error),
             // No operation took place.
             Err(_) => None,
@@ -309,7 +309,7 @@ impl Shared {
         state.late -= 1;
         if let Some(error) = left {
             state.stuck = true;
-            tracing::error!(mount = %mount.path.display(), %error, "a filesystem that took too long to freeze may be frozen: try `fsfreeze --unfreeze`");
+            tracing::error!(mount = %mount.path.display(), %error, "thaw failed on filesystem after a late freeze: try `fsfreeze --unfreeze`");
         }
     }
 
@@ -318,7 +318,7 @@ impl Shared {
         self.thaw_as(state, false);
     }
 
-    /// Thaws the frozen filesystems, with a cause if it is too early.
+    /// Thaws the frozen filesystems; reports it as a failure if `too_early`.
     fn thaw_as(&self, state: &mut State, too_early: bool) {
         state.ended = true;
         for FreezeTarget { mount, required } in std::mem::take(&mut state.frozen).into_iter().rev() {
@@ -326,13 +326,13 @@ impl Shared {
             let result = self.freezer.thaw(&mount);
             let failed = match result {
                 Ok(Thawed::Now) if !too_early => None,
-                // A writer may have written before the barrier.
+                // Applications may have written before the write barrier.
                 Ok(_) => {
                     state.expired |= required;
                     Some(THAWED_EARLY.to_owned())
                 }
                 Err(error) => {
-                    tracing::error!(mount = %mount.path.display(), %error, "a filesystem cannot be thawed: try `fsfreeze --unfreeze`");
+                    tracing::error!(mount = %mount.path.display(), %error, "thaw failed on filesystem: try `fsfreeze --unfreeze`");
                     state.stuck = true;
                     Some(error.to_string())
                 }

@@ -1,9 +1,9 @@
 //! Holder processes, which freeze one filesystem each.
 //!
 //! A freeze waits in the kernel until all data is written, and cannot be interrupted, not even by `kill -9`.
-//! If the filesystem is on a volume of this daemon, this daemon has to write the data. If one of its threads
-//! waited, a daemon killed at this moment would neither write nor end, and the next one could not start. A
-//! holder process, which shares only two pipes with the daemon, waits until the next daemon serves the
+//! If the filesystem is on a volume of this daemon, the daemon itself must write that data. A daemon killed
+//! while one of its threads waits in a freeze could neither write nor exit, and the next one could not start.
+//! So a holder process, which shares only two pipes with the daemon, waits until the next daemon serves the
 //! volume.
 //!
 //! A holder thaws its filesystem on request, when the daemon dies, which closes the pipe, and when no request
@@ -11,8 +11,9 @@
 //!
 //! The first message, of eight bytes, little-endian, is the expected device number of the mount. Each request
 //! is a byte, `s`, `f` or `t`: sync, freeze, thaw. Each answer is a line: `ok`; `before` if the filesystem
-//! was already thawed at a thaw; `elsewhere` if another filesystem is mounted there, which was left alone; or
-//! an error number. The holder thaws by the descriptor of the freeze, as the path may lead elsewhere by then.
+//! was already thawed at a thaw; `elsewhere` if another filesystem is mounted there, on which nothing was
+//! done; or an error number. The holder thaws by the descriptor of the freeze, as another filesystem may be
+//! mounted at the path by then.
 
 use crate::{
     filesystems::{Freezer, FreezerError, Thawed},
@@ -46,7 +47,7 @@ pub(crate) trait Handle {
     fn thaw(&self) -> Result<Thawed, FreezerError>;
 }
 
-/// Freezes and thaws by holder processes, one for each filesystem.
+/// Freezer that uses a holder process for each filesystem.
 pub(crate) struct HolderProcess {
     program: PathBuf,
     time_limit: Duration,
@@ -62,9 +63,9 @@ struct Holder {
 }
 
 impl HolderProcess {
-    /// Creates the holders' client. A holder thaws its filesystem after this time without a request.
+    /// Creates the freezer. A holder thaws its filesystem after `time_limit` without a request.
     pub(crate) fn new(time_limit: Duration) -> Self {
-        // The link leads to the running program, also after an upgrade replaced it.
+        // The link refers to the running program even after an upgrade.
         Self { program: "/proc/self/exe".into(), time_limit, holders: Mutex::default() }
     }
 
@@ -105,7 +106,7 @@ impl Freezer for HolderProcess {
 
     fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError> {
         match self.ask(mount, b't') {
-            // Without a process, blocking here is better than no thaw.
+            // Without a holder process, a blocking thaw is better than none.
             Err(FreezerError::NoHolder(_) | FreezerError::HolderGone) => Kernel.thaw(&mount.reachable()),
             other => other,
         }
@@ -123,7 +124,7 @@ impl Holder {
         let pipes = (child.stdin.take(), child.stdout.take());
         match pipes {
             (Some(mut requests), Some(answers)) => {
-                // A dead process does not answer the first request, which reports that.
+                // The first request reports a dead process.
                 let _ = requests.write_all(&mount.device.to_le_bytes());
                 Ok(Self { child: Some(child), requests: Some(requests), answers: BufReader::new(answers) })
             }
@@ -149,12 +150,12 @@ impl Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
-        // The process ends with its pipe, but may hang in the kernel: no one waits for it here.
+        // The process ends with its pipe, but may hang in the kernel, so this thread does not wait for it.
         self.requests = None;
         if let Some(mut child) = self.child.take() {
             let reaper = std::thread::Builder::new().name("reap".into());
             if let Err(error) = reaper.spawn(move || child.wait()) {
-                tracing::warn!(%error, "a process that has ended is not reaped before the daemon ends");
+                tracing::warn!(%error, "starting the reaper thread failed: the holder process stays a zombie until the daemon ends");
             }
         }
     }
@@ -204,7 +205,7 @@ fn hold<H: Handle>(
             Err(FreezerError::Elsewhere) => "elsewhere\n".to_owned(),
             Err(error) => format!("{}\n", error.errno().unwrap_or(rustix::io::Errno::IO).raw_os_error()),
         };
-        // A daemon that died sends no requests; the end of the pipe reports that.
+        // A write error means that the daemon died, which the end of the request pipe reports.
         let _ = answers.write_all(answer.as_bytes()).and_then(|()| answers.flush());
     };
     // No other process has the descriptor, so the process does not end before the thaw.

@@ -46,14 +46,14 @@ impl Handle for Open {
     }
 
     fn freeze(&self) -> Result<(), FreezerError> {
-        // SAFETY: the kernel does not look at the argument of FIFREEZE, and writes nothing through it.
+        // SAFETY: the kernel ignores the argument of FIFREEZE and writes nothing through it.
         let request = unsafe { NoArg::<FREEZE>::new() };
         // SAFETY: the request is one that takes any open file of a filesystem and no memory.
         Ok(unsafe { ioctl(&self.0, request) }.map_err(io::Error::from)?)
     }
 
     fn thaw(&self) -> Result<Thawed, FreezerError> {
-        // SAFETY: the kernel does not look at the argument of FITHAW, and writes nothing through it.
+        // SAFETY: the kernel ignores the argument of FITHAW and writes nothing through it.
         let request = unsafe { NoArg::<THAW>::new() };
         // SAFETY: the request is one that takes any open file of a filesystem and no memory.
         match unsafe { ioctl(&self.0, request) } {

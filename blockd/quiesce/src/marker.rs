@@ -127,7 +127,7 @@ impl Mounted {
         }
     }
 
-    /// Decides about a mount that is not at its path: nothing is done if it is unmounted.
+    /// Returns another path of a mount, or the result if there is none or it is unmounted.
     fn at_other_mount(&self, mounts: &[Mount]) -> Result<Self, ReleaseReason> {
         match self.locate(mounts) {
             MountLocation::At(place) => Ok(place),
@@ -144,11 +144,11 @@ impl Mounted {
         };
         match freezer.thaw(&place) {
             Ok(Thawed::Now) => {
-                tracing::warn!(mount = %self.path.display(), "thawed what was left frozen");
+                tracing::warn!(mount = %self.path.display(), "thawed a filesystem that an earlier daemon left frozen");
                 ReleaseReason::Done
             }
             Ok(Thawed::Before) => ReleaseReason::NotFrozen,
-            // The lookup is repeated.
+            // The caller repeats the lookup.
             Err(FreezerError::Elsewhere) => ReleaseReason::Hidden,
             Err(error) => {
                 tracing::error!(mount = %self.path.display(), %error, "a filesystem may still be frozen: try `fsfreeze --unfreeze`");
@@ -169,15 +169,15 @@ impl Mounted {
             (_, Some(Errno::BUSY)) => self.thaw(freezer, mounts),
             (FreezerError::Elsewhere, _) => ReleaseReason::NotFrozen,
             (_, Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOENT)) => {
-                tracing::debug!(mount = %self.path.display(), %error, "cannot be frozen, so no other freeze is in progress");
+                tracing::debug!(mount = %self.path.display(), %error, "the filesystem cannot be frozen, so no other freeze is in progress");
                 ReleaseReason::Done
             }
-            // This error gives no information about the filesystem.
+            // These errors say nothing about the filesystem.
             (FreezerError::NoHolder(_) | FreezerError::HolderGone | FreezerError::TooLong { .. }, _) => {
                 ReleaseReason::NotFrozen
             }
             (FreezerError::Call(_), _) => {
-                tracing::error!(mount = %self.path.display(), %error, "a filesystem may still become frozen: try `fsfreeze --unfreeze`");
+                tracing::error!(mount = %self.path.display(), %error, "check failed on filesystem: it may still become frozen; try `fsfreeze --unfreeze`");
                 ReleaseReason::Failed
             }
         }
@@ -210,10 +210,10 @@ enum MountLocation {
     Gone,
 }
 
-/// Returns the mounts that this process sees; none if they cannot be read.
+/// Returns the mounts visible to this process; none if they cannot be read.
 fn seen_mounts() -> Vec<Mount> {
     mounts().unwrap_or_else(|error| {
-        tracing::warn!(%error, "the mounts of this host cannot be read");
+        tracing::warn!(%error, "reading the mount table failed");
         Vec::new()
     })
 }
@@ -244,7 +244,7 @@ impl Marker {
     fn rewrite(&self, path: &Path) {
         let written = serde_json::to_vec(self).map_err(io::Error::from);
         if let Err(error) = written.and_then(|bytes| files::write_atomically(path, &bytes)) {
-            tracing::warn!(path = %path.display(), %error, "a command after may run once more");
+            tracing::warn!(path = %path.display(), %error, "updating the crash marker failed: a post-command may run again after a crash");
         }
     }
 
@@ -282,7 +282,7 @@ fn wait_for_lock(path: &Path) -> io::Result<File> {
             Ok(()) => return Ok(file),
             Err(Errno::WOULDBLOCK) if Instant::now() < deadline => std::thread::sleep(COMMANDS_PAUSE),
             Err(Errno::WOULDBLOCK) => {
-                tracing::warn!(path = %path.display(), "a command of the daemon before is still running");
+                tracing::warn!(path = %path.display(), "a command of the previous daemon is still running");
                 return Ok(file);
             }
             Err(errno) => return Err(errno.into()),
@@ -295,7 +295,7 @@ pub(crate) fn release_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Fre
     let ends = marker.mounts.clone().into_iter().map(|mount| (mount, ReleaseReason::NotFrozen)).collect();
     let work = move || settle(vec![Left { path, ends, late: Vec::new() }], &*freezer, &seen_mounts);
     if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn(work) {
-        tracing::error!(%error, "filesystems that were left frozen are thawed by the next start");
+        tracing::error!(%error, "starting the thaw thread failed: the next start of the daemon thaws the frozen filesystems");
     }
 }
 
@@ -310,7 +310,7 @@ fn remove_file(path: &Path) {
     if let Err(error) = std::fs::remove_file(path)
         && error.kind() != io::ErrorKind::NotFound
     {
-        tracing::warn!(path = %path.display(), %error, "a marker of what was at rest is left");
+        tracing::warn!(path = %path.display(), %error, "removal failed on crash marker");
     }
 }
 
@@ -334,7 +334,7 @@ fn release_among(
 ) {
     let entries = std::fs::read_dir(dir(data_dir)).into_iter().flatten().flatten();
     std::thread::scope(|scope| {
-        // Waiting comes last: it must not delay what can be resumed now.
+        // Waits come last, so that they do not delay what can be resumed immediately.
         let left = entries.filter_map(|entry| Left::release(entry.path(), freezer, &mounts(), scope, ended));
         let (prompt, late): (Vec<Left>, Vec<Left>) = left.partition(|left| left.late.is_empty());
         done();
@@ -371,7 +371,7 @@ fn settle(mut left: Vec<Left>, freezer: &dyn Freezer, seen: &dyn Fn() -> Vec<Mou
     }
 }
 
-/// Returns the step of a thaw at the start that has not ended.
+/// Returns the step of a hanging thaw at the start.
 fn hanging(mount: &Mounted) -> QuiesceStep {
     let timeout_s = THAW_TIMEOUT.as_secs();
     QuiesceStep {
@@ -381,7 +381,7 @@ fn hanging(mount: &Mounted) -> QuiesceStep {
         started: None,
         duration_micros: timeout_s * 1_000_000,
         exit_status: None,
-        error: Some(format!("it hangs for {timeout_s} s: see what the filesystem lies on")),
+        error: Some(format!("no response for {timeout_s} s: check the device of the filesystem")),
         output: None,
     }
 }
@@ -395,8 +395,7 @@ struct Left {
 }
 
 impl Left {
-    /// Does what needs no waiting: thaws, and runs the post-commands. A hanging thaw continues in the
-    /// background.
+    /// Thaws, and runs the post-commands. A hanging thaw continues in the background.
     fn release<'scope, 'env>(
         path: PathBuf,
         freezer: &'env dyn Freezer,
@@ -412,14 +411,15 @@ impl Left {
             return None;
         }
         let read = std::fs::read(&path);
-        let mut marker: Marker =
-            match read.and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from)) {
-                Ok(marker) => marker,
-                Err(error) => {
-                    tracing::error!(path = %path.display(), %error, "it is not known what was at rest");
-                    return None;
-                }
-            };
+        let mut marker: Marker = match read
+            .and_then(|bytes| serde_json::from_slice(&bytes).map_err(io::Error::from))
+        {
+            Ok(marker) => marker,
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "reading failed on crash marker: quiesced applications and filesystems are unknown");
+                return None;
+            }
+        };
         let (mut ends, mut late) = (Vec::new(), Vec::new());
         for mount in marker.mounts.iter().rev() {
             let (tell, told) = mpsc::channel();
@@ -427,9 +427,9 @@ impl Left {
             let thaw = move || {
                 let end = its.thaw(freezer, &mounts);
                 if end == ReleaseReason::Hidden {
-                    tracing::error!(mount = %its.path.display(), "a filesystem may still be frozen, and something else is mounted over it: unmount that");
+                    tracing::error!(mount = %its.path.display(), "a filesystem may still be frozen, and another mount hides it: unmount that");
                 }
-                // The waiting thread waits until the end.
+                // Cannot fail: the receiver lives until the end.
                 let _ = tell.send(end);
             };
             if let Err(error) = std::thread::Builder::new().name("thaw".into()).spawn_scoped(scope, thaw) {
@@ -441,23 +441,24 @@ impl Left {
                     ends.push((mount.clone(), ReleaseReason::Failed));
                 }
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    tracing::error!(mount = %mount.path.display(), "the thaw of a filesystem hangs: everything else is resumed without it");
+                    tracing::error!(mount = %mount.path.display(), "the thaw of a filesystem hangs: resuming everything else");
                     ended(hanging(mount));
                     late.push((mount.clone(), told));
                 }
             }
         }
         if !marker.posts.is_empty() {
-            // No command of the previous daemon runs next to it.
+            // Waits for commands of the previous daemon.
             let lock = lock(&path);
             for env in marker.posts.iter_mut().map(|post| &mut post.env) {
-                // The daemon died before it could tell all of them.
+                // The daemon died before it set the variable for all of them.
                 if env.iter().all(|(name, _)| name != TAKEN) {
                     env.push((TAKEN.to_owned(), "unknown".to_owned()));
                 }
             }
-            let lock =
-                lock.inspect_err(|error| tracing::warn!(%error, "the command after runs without its lock"));
+            let lock = lock.inspect_err(
+                |error| tracing::warn!(%error, "locking failed: the post-command runs without its lock"),
+            );
             marker.run_posts(&path, lock.as_ref().ok(), ended);
         }
         Some(Self { path, ends, late })

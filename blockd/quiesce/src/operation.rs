@@ -1,5 +1,4 @@
-//! One quiesced freeze: pre-commands, frozen filesystems, the write barrier, and everything back in reverse
-//! order.
+//! Quiesced freeze: pre-commands, filesystem freezes and the write barrier, resumed in reverse order.
 
 use crate::{
     admission::{Admission, RunningGuard},
@@ -109,19 +108,23 @@ impl QuiesceOperation {
         if !self.parts.is_empty() {
             let written = self.marker.write(data_dir);
             let path = written.map_err(|error| {
-                QuiesceError::failed(format!("cannot write the crash marker: {error}: no snapshot was taken"))
+                QuiesceError::failed(format!(
+                    "writing the crash marker failed: {error}: no snapshot was taken"
+                ))
             })?;
             let lock = marker::lock(&path);
             self.marker_path = Some(path);
             self.lock = Some(lock.map_err(|error| {
-                QuiesceError::failed(format!("cannot lock the crash marker: {error}: no snapshot was taken"))
+                QuiesceError::failed(format!(
+                    "locking the crash marker failed: {error}: no snapshot was taken"
+                ))
             })?);
         }
         self.run_pre_commands()?;
         let filesystems = Filesystems::new(Arc::clone(&freezer), self.to_freeze.clone(), FREEZE_TIMEOUT);
         filesystems.sync();
         let refs: Vec<_> = members.iter().map(|(volume, id)| (&**volume, *id)).collect();
-        // The timestamp stands for the point in time of the freeze, so it is taken next to it.
+        // Taken as close to the freeze as possible, because it is the snapshot's point in time.
         let mut now = Timestamp::UNIX_EPOCH;
         let frozen = freeze_group_with(
             &refs,
@@ -163,7 +166,7 @@ impl QuiesceOperation {
             };
             let step = hook.run();
             if self.stopping.as_ref().is_some_and(CancellationToken::is_cancelled) {
-                // The next daemon repeats all of it.
+                // The next daemon runs the post-commands.
                 self.steps.push(step);
                 return Err(QuiesceError::Stopping);
             }
@@ -181,7 +184,7 @@ impl QuiesceOperation {
         Ok(())
     }
 
-    /// Runs the post-commands, which learn whether the snapshot was taken. Blocks.
+    /// Runs the post-commands; their environment says if the snapshot was taken. Blocks.
     pub fn resume(&mut self, taken: bool) {
         let said = if taken { "yes" } else { "no" };
         for post in &mut self.marker.posts {
@@ -202,7 +205,7 @@ impl QuiesceOperation {
     }
 }
 
-/// Quiesce operation on its way back to the caller, which a stop may have cancelled.
+/// Quiesce operation returned to a caller that may have been cancelled.
 pub struct Returned(Option<QuiesceOperation>);
 
 impl Returned {

@@ -1,4 +1,4 @@
-//! Test of commands as another user: whether the daemon may run them depends on its unit.
+//! Test of commands as another user, which the settings of the daemon's unit may forbid.
 
 use crate::command::Hook;
 use blockd_api::quiesce::QuiesceKind;
@@ -16,11 +16,11 @@ const DROP_IN: &str = "/usr/share/doc/blockd/examples/systemd/blockd-rule-users.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum UserRefused {
     /// Unknown user.
-    #[error("there is no user {0} on blockd's host: name one that is there")]
+    #[error("there is no user {0} on the daemon's host: name an existing user")]
     Unknown(String),
     /// The daemon lacks the privileges.
     #[error(
-        "blockd, which runs as user {own}, cannot run commands as user {user} ({why}): leave the user away, so that they run as {own}, or let \
+        "blockd, which runs as user {own}, cannot run commands as user {user} ({why}): omit the user, so that they run as {own}, or let \
          blockd do it, by the drop-in {DROP_IN} for blockd.service"
     )]
     NotAllowed {
@@ -32,7 +32,7 @@ pub enum UserRefused {
         why: String,
     },
     /// Unknown, as the daemon stops.
-    #[error("blockd stops: whether commands can be run as user {0} was not tried to the end")]
+    #[error("the daemon is stopping: the test of commands as user {0} was not completed")]
     Stopping(String),
 }
 
@@ -69,7 +69,7 @@ pub fn try_user(user: &str, stopping: &CancellationToken) -> Result<(), UserRefu
     // After the timeout, the command and its children must be killed.
     match capabilities(None) {
         Ok(sets) if !sets.effective.contains(CapabilitySet::KILL) => {
-            Err(not_allowed("it could not kill them: that takes CAP_KILL".to_owned()))
+            Err(not_allowed("it could not kill them without CAP_KILL".to_owned()))
         }
         _ => Ok(()),
     }

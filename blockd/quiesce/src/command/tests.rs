@@ -100,7 +100,7 @@ fn last_command_output_is_kept_from_both_streams() {
 fn command_runs_as_its_user_without_daemon_privileges() {
     let own = User::from_uid(nix::unistd::getuid()).unwrap().unwrap();
     let unknown = Hook { user: Some("no-such-user"), ..hook("true") }.run();
-    assert_eq!(unknown.error.as_deref(), Some("it cannot be run: there is no user no-such-user here"));
+    assert_eq!(unknown.error.as_deref(), Some("start failed: there is no user no-such-user on this host"));
     if !own.uid.is_root() {
         eprintln!("=== SKIPPED: only root can run commands as another user ===");
         return;
@@ -113,7 +113,7 @@ fn command_runs_as_its_user_without_daemon_privileges() {
     // Background processes are killed as well.
     let user = Some("nobody");
     let slow = Hook { user, timeout: Duration::from_millis(300), ..hook("sleep 600") }.run();
-    assert_eq!(slow.error.as_deref(), Some("it was killed after 0 s"));
+    assert_eq!(slow.error.as_deref(), Some("killed after 0 s"));
 }
 
 #[test]
@@ -168,7 +168,7 @@ fn command_is_killed_with_its_children_after_the_timeout() {
     for timeout_s in [0, 1, 4, 16, 64] {
         let timeout = Duration::from_secs(timeout_s).max(Duration::from_millis(500));
         let step = run(&command, timeout);
-        let error = format!("it was killed after {timeout_s} s");
+        let error = format!("killed after {timeout_s} s");
         assert_eq!((step.exit_status, step.error), (None, Some(error)));
         if pid.exists() {
             break;
@@ -187,7 +187,7 @@ fn command_is_killed_when_the_daemon_stops() {
         stopping.cancel();
         running.join().unwrap()
     });
-    assert_eq!(step.error.as_deref(), Some("it was killed, because blockd stops"));
+    assert_eq!(step.error.as_deref(), Some("killed: the daemon is stopping"));
     assert!(began.elapsed() < Duration::from_secs(300));
 }
 
