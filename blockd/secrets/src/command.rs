@@ -1,8 +1,7 @@
-//! Secrets that a program prints, such as a script around `bao kv get` or `vault kv get`.
+//! Secrets from the output of a program, such as a script around `bao kv get` or `vault kv get`.
 //!
-//! The program lies below the directory of secrets, so that a user of the control API cannot have another one
-//! run, and belongs to root or to the daemon's user. It gets no arguments, no input and an empty environment:
-//! the script sets what it needs.
+//! The program must be below the directory of secrets, so that users of the control API cannot run others,
+//! and must belong to root or to the daemon's user. It gets no arguments, no input and an empty environment.
 
 use crate::{
     error::ReferenceError,
@@ -18,19 +17,19 @@ use std::{
 use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 use zeroize::Zeroizing;
 
-/// Kills the processes of a program when it is dropped.
+/// Process group of a program, which is killed on drop.
 struct Group(Option<Pid>);
 
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(leader) = self.0 {
-            // All processes may have ended already.
+            // Fails if all processes have ended.
             let _ = kill_process_group(leader, Signal::KILL);
         }
     }
 }
 
-/// Runs a program and returns what it prints, without one line end at the end.
+/// Runs a program and returns its output without one trailing line end.
 pub(super) async fn run(
     local: &Local,
     path: &Path,
@@ -47,7 +46,7 @@ fn failed(path: &Path, what: String) -> ReferenceError {
     ReferenceError::CommandFailed { path: path.to_owned(), what }
 }
 
-/// Checks who can change a program; returns its path without links.
+/// Checks owner and mode of a program; returns its path without links.
 fn check(local: &Local, path: &Path) -> Result<PathBuf, ReferenceError> {
     let found = local.beneath(path)?;
     let refused = |what: &'static str| Err(ReferenceError::Command { path: found.clone(), what });
@@ -58,7 +57,7 @@ fn check(local: &Local, path: &Path) -> Result<PathBuf, ReferenceError> {
         return refused("it is not an executable file");
     }
     if metadata.uid() != 0 && metadata.uid() != geteuid().as_raw() {
-        return refused("it belongs neither to root nor to the user of blockd");
+        return refused("its owner is neither root nor the user of blockd");
     }
     if metadata.mode() & 0o022 != 0 {
         return refused("other users can write to it: chmod go-w it");
@@ -70,12 +69,11 @@ async fn printed(program: &Path) -> Result<Zeroizing<String>, ReferenceError> {
     let mut command = Command::new(program);
     command.env_clear().current_dir("/").process_group(0).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
-    let mut child =
-        command.spawn().map_err(|error| failed(program, format!("it cannot be started: {error}")))?;
+    let mut child = command.spawn().map_err(|error| failed(program, format!("start failed: {error}")))?;
     let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
     let group = Group(leader);
     let output = child.stdout.take().ok_or_else(|| failed(program, "it has no output".to_owned()))?;
-    // Large enough not to be reallocated.
+    // Sized to avoid a reallocation, which would leave an unerased copy.
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES as usize + 1));
     let read = output.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).await;
     read.map_err(|error| failed(program, error.to_string()))?;

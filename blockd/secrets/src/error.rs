@@ -9,7 +9,7 @@ use std::path::PathBuf;
 pub enum ReferenceError {
     /// The daemon was started without credentials.
     #[error(
-        "systemd gave blockd no credentials: add LoadCredential={name}:FILE to blockd.service, and restart it"
+        "systemd passed no credentials to blockd: add LoadCredential={name}:FILE to blockd.service, and restart it"
     )]
     NoCredentials {
         /// Requested name.
@@ -17,20 +17,20 @@ pub enum ReferenceError {
     },
     /// Unknown credential.
     #[error(
-        "systemd gave blockd no credential {name}: add LoadCredential={name}:FILE to blockd.service, and restart it"
+        "systemd passed no credential {name} to blockd: add LoadCredential={name}:FILE to blockd.service, and restart it"
     )]
     NoCredential {
         /// Its name.
         name: String,
     },
     /// The credential belongs to the daemon itself.
-    #[error("{what} is blockd's own, and no secret of a store: give another one")]
+    #[error("{what} is blockd's own key, not the secret of a store: give another one")]
     Own {
         /// Purpose.
         what: String,
     },
     /// File outside of the permitted directory.
-    #[error("{} does not lie below {}: move it there, or change secrets.file_dir", path.display(), dir.display())]
+    #[error("{} is not below {}: move it there, or change secrets.file_dir", path.display(), dir.display())]
     Outside {
         /// File.
         path: PathBuf,
@@ -38,7 +38,7 @@ pub enum ReferenceError {
         dir: PathBuf,
     },
     /// Unreadable file.
-    #[error("cannot read {}: {what}", path.display())]
+    #[error("read failed on {}: {what}", path.display())]
     File {
         /// File.
         path: PathBuf,
@@ -46,7 +46,7 @@ pub enum ReferenceError {
         what: String,
     },
     /// Missing file.
-    #[error("cannot read {}: it is not there", path.display())]
+    #[error("read failed on {}: it does not exist", path.display())]
     NoFile {
         /// File.
         path: PathBuf,
@@ -66,7 +66,7 @@ pub enum ReferenceError {
         what: &'static str,
     },
     /// Refused program.
-    #[error("cannot run {}: {what}", path.display())]
+    #[error("refused to run {}: {what}", path.display())]
     Command {
         /// The program.
         path: PathBuf,

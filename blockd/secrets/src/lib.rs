@@ -1,4 +1,4 @@
-//! Secrets: sealing of those that the database holds, and references to those outside of the daemon.
+//! Secrets: encryption of those in the database, and references to external ones.
 
 mod command;
 mod error;

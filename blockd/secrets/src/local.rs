@@ -24,7 +24,7 @@ pub(super) struct Local {
 impl Local {
     /// Reads a systemd credential; blocks.
     pub fn credential(&self, name: &str) -> Result<Zeroizing<String>, ReferenceError> {
-        // A user who may create credentials could send it to a store of their own.
+        // Otherwise an API user who creates credentials could send the daemon's key to a store of their own.
         if name == SYSTEMD_CREDENTIAL {
             return Err(ReferenceError::Own { what: format!("the credential {name}") });
         }
@@ -61,7 +61,7 @@ fn file_error(path: &Path, error: &std::io::Error) -> ReferenceError {
     let what = match error.kind() {
         ErrorKind::NotFound => return ReferenceError::NoFile { path: path.to_owned() },
         ErrorKind::PermissionDenied => {
-            "blockd may not: it must belong to the user that blockd runs as".to_owned()
+            "permission denied: the file must belong to the user that blockd runs as".to_owned()
         }
         _ => error.to_string(),
     };
@@ -71,12 +71,12 @@ fn file_error(path: &Path, error: &std::io::Error) -> ReferenceError {
 /// Reads a text without one trailing line end.
 fn read(path: &Path, check_mode: bool) -> Result<Zeroizing<String>, ReferenceError> {
     let failed = |error: std::io::Error| file_error(path, &error);
-    // Without waiting for the writer of a pipe.
+    // Does not wait for the writer of a FIFO.
     let nonblock = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     let file = File::options().read(true).custom_flags(nonblock).open(path).map_err(failed)?;
     let found = file.metadata().map_err(failed)?;
     if !found.is_file() {
-        return Err(ReferenceError::File { path: path.to_owned(), what: "it is no regular file".into() });
+        return Err(ReferenceError::File { path: path.to_owned(), what: "it is not a regular file".into() });
     }
     let mode = found.mode() & 0o7777;
     if check_mode && mode & 0o007 != 0 {
@@ -85,7 +85,7 @@ fn read(path: &Path, check_mode: bool) -> Result<Zeroizing<String>, ReferenceErr
     if found.len() > MAX_SECRET_BYTES {
         return Err(ReferenceError::Unusable { what: "is longer than 64 KiB" });
     }
-    // Not reallocated.
+    // Sized to avoid a reallocation, which would leave an unerased copy.
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES as usize + 1));
     file.take(MAX_SECRET_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     secret_of(&bytes)
@@ -97,7 +97,7 @@ pub(super) fn secret_of(bytes: &[u8]) -> Result<Zeroizing<String>, ReferenceErro
         return Err(ReferenceError::Unusable { what: "is longer than 64 KiB" });
     }
     let text =
-        std::str::from_utf8(bytes).map_err(|_| ReferenceError::Unusable { what: "is no UTF-8 text" })?;
+        std::str::from_utf8(bytes).map_err(|_| ReferenceError::Unusable { what: "is not UTF-8 text" })?;
     let text = text.strip_suffix('\n').map_or(text, |text| text.strip_suffix('\r').unwrap_or(text));
     if text.is_empty() {
         return Err(ReferenceError::Unusable { what: "is empty" });
@@ -149,7 +149,7 @@ mod tests {
             error
         };
         assert!(refused(&outside.path().join("key")).contains("secrets.file_dir"));
-        assert!(refused(&dir.path().join("link")).contains("does not lie below"));
+        assert!(refused(&dir.path().join("link")).contains("is not below"));
         assert!(refused(&dir.path().join("gone")).contains("it is not there"));
         assert!(refused(dir.path()).contains("no regular file"));
         for (content, mode, word) in [

@@ -1,9 +1,8 @@
-//! Secrets that the daemon reads when it needs them, keeps in memory for a bounded time, and does not store.
+//! External secrets: read on demand, cached in memory for a bounded time, never stored.
 //!
-//! Files and credentials of systemd are read again after a few seconds. What a program prints is used for
-//! [`SecretsConfig::cache_s`] at most. After a quarter of that the
-//! program runs again in the background, so that a new value is used soon, and a program that fails finds a
-//! value that stays valid for a while.
+//! Files and systemd credentials are read again after a few seconds. The output of a program is used for at
+//! most [`SecretsConfig::cache_s`]. After a quarter of that the program runs again in the background, so that
+//! a new value is used soon and a failing program leaves a value that stays valid for a while.
 
 use crate::{command, error::ReferenceError, local::Local, sealing::fill_random, settings::SecretsConfig};
 use blockd_api::SecretRef;
@@ -17,19 +16,19 @@ use std::{
 };
 use zeroize::Zeroizing;
 
-/// Time for which a file or a credential of systemd is not read again.
+/// Lifetime of a cached file or systemd credential.
 pub const LOCAL_CACHE: Duration = Duration::from_secs(2);
-/// Shortest time between two attempts to refresh a value in the background.
+/// Minimum interval between background refreshes of a value.
 const REFRESH_PAUSE: Duration = Duration::from_secs(15);
-/// Shortest time between two reads of a value that a store refused.
+/// Minimum interval between reads of a value that a store refused.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// Interval at which expired values are dropped.
 const EXPIRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A secret that was read.
+/// Secret value.
 pub struct Resolved {
     text: Zeroizing<String>,
-    /// Distinguishes it from other secrets; reveals nothing of it to another process.
+    /// Distinguishes the value from others; meaningless to other processes.
     pub fingerprint: Fingerprint,
 }
 
@@ -40,7 +39,7 @@ impl Resolved {
     }
 }
 
-/// A salted hash of a secret.
+/// Salted hash of a secret.
 pub type Fingerprint = [u8; 32];
 
 struct Cached {
@@ -48,7 +47,7 @@ struct Cached {
     read: Instant,
     /// Time of the last attempt to read it again.
     tried: Instant,
-    /// Time at which it was read because a store refused it, and was the same as before.
+    /// Time of the last read after a refusal that returned the same value.
     refused: Option<Instant>,
     /// A failed refresh was logged.
     is_logged: bool,
@@ -59,7 +58,7 @@ struct Slot {
     cached: Option<Cached>,
     /// Time and error of the last failed read.
     failed: Option<(Instant, ReferenceError)>,
-    /// Held during a read; other callers wait for its result.
+    /// Held during a read; concurrent callers wait for its result.
     gate: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -83,7 +82,7 @@ impl References {
     pub fn new(config: &SecretsConfig, systemd_dir: Option<&Path>) -> Arc<Self> {
         let local = Local { systemd_dir: systemd_dir.map(PathBuf::from), file_dir: config.file_dir.clone() };
         let mut salt = [0; 32];
-        // Without random bytes fingerprints still tell secrets apart.
+        // Fingerprints distinguish secrets even without a random salt.
         let _ = fill_random(&mut salt);
         Arc::new(Self {
             local: Arc::new(local),
@@ -94,7 +93,7 @@ impl References {
         })
     }
 
-    /// Time after which a value is refreshed, and time after which it is not used any more.
+    /// Returns the age from which a value is refreshed, and its maximum age.
     fn lifetimes(&self, reference: &SecretRef) -> (Duration, Duration) {
         match reference {
             SecretRef::Command(_) => (self.cache / 4, self.cache),
@@ -190,13 +189,13 @@ impl References {
             if !std::mem::replace(&mut cached.is_logged, true) {
                 let (_, longest) = this.lifetimes(&reference);
                 let left_s = longest.saturating_sub(cached.read.elapsed()).as_secs();
-                tracing::warn!(%reference, %error, left_s, "cannot refresh a secret; the cached value is used until it expires");
+                tracing::warn!(%reference, %error, left_s, "refresh failed on secret: the cached value is used until it expires");
             }
         });
     }
 
-    /// Reads it, unless a read that began after `asked` failed: callers that waited for that read get its
-    /// error.
+    /// Reads the secret. If a read that began after `asked` failed, returns its error: the caller waited for
+    /// that read.
     async fn read_once(
         &self,
         reference: &SecretRef,
@@ -223,7 +222,7 @@ impl References {
             Cached { value: Arc::clone(&value), read: now, tried: now, refused: None, is_logged: false };
         let before = self.slots.lock().entry(reference.clone()).or_default().cached.replace(cached);
         if before.is_some_and(|before| before.is_logged) {
-            tracing::info!(%reference, "the secret can be refreshed again");
+            tracing::info!(%reference, "refresh succeeded again on secret");
         }
         Ok(value)
     }
@@ -261,7 +260,7 @@ impl References {
     }
 }
 
-/// Drops expired values periodically, for ever.
+/// Drops expired values periodically; never returns.
 pub async fn run_expiry(references: Arc<References>) {
     loop {
         tokio::time::sleep(EXPIRY_INTERVAL).await;

@@ -1,8 +1,8 @@
-//! Sealing of what must not stand in the database in clear: store secrets and repository keys.
+//! Encryption of secrets in the database: store secrets and repository keys.
 //!
-//! Each secret is sealed with AES-256-GCM-SIV under the daemon's key, bound to the credential and the purpose
-//! it belongs to, so that a row copied over another one does not open. The key is 32 random bytes in
-//! `DIR/secret.key`, or `blockd.key` in systemd's credentials directory.
+//! Each secret is sealed with AES-256-GCM-SIV under the daemon's key, bound to its credential and purpose, so
+//! that a row copied over another one does not open. The key is 32 random bytes in `DIR/secret.key`, or
+//! `blockd.key` in systemd's credentials directory.
 //!
 //! Layout of a sealed secret (little-endian where numbers are):
 //!
@@ -59,7 +59,7 @@ impl Purpose {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SecretsError {
     /// The key file cannot be used.
-    #[error("cannot use {}, the key that seals stored secrets: {what}", path.display())]
+    #[error("the key of stored secrets, {}, is unusable: {what}", path.display())]
     Key {
         /// The key file.
         path: PathBuf,
@@ -67,20 +67,20 @@ pub enum SecretsError {
         what: String,
     },
     /// There are sealed secrets, but no key.
-    #[error("{} is gone, and with it the secrets of this credential: put the file back, or give the credential all its secrets again (blockctl credentials update)", path.display())]
+    #[error("{} is missing, so the secrets of this credential cannot be decrypted: put the file back, or set all secrets again (blockctl credentials update)", path.display())]
     KeyLost {
         /// Expected path of the key.
         path: PathBuf,
     },
     /// The secret was sealed with another key.
-    #[error("the secrets of this credential were sealed with another key than {}: put the old key back, or give the credential all its secrets again (blockctl credentials update)", path.display())]
+    #[error("the secrets of this credential were sealed with another key than {}: put the old key back, or set all secrets again (blockctl credentials update)", path.display())]
     KeyChanged {
         /// Path of the key.
         path: PathBuf,
     },
     /// The sealed bytes were not written for this credential.
     #[error(
-        "the stored secrets of credential {credential} are damaged ({what}): give it all its secrets again (blockctl credentials update)"
+        "the stored secrets of credential {credential} are damaged ({what}): set all secrets again (blockctl credentials update)"
     )]
     Damaged {
         /// Credential.
@@ -89,7 +89,7 @@ pub enum SecretsError {
         what: &'static str,
     },
     /// Random bytes are unavailable.
-    #[error("cannot get random bytes: {0}")]
+    #[error("reading random bytes failed: {0}")]
     Random(String),
 }
 
@@ -100,10 +100,10 @@ impl SecretsError {
     }
 }
 
-/// Fills with bytes from the system's generator.
+/// Fills a buffer with random bytes of the operating system.
 ///
 /// # Errors
-/// The system has none to give.
+/// Random bytes are unavailable.
 pub fn fill_random(bytes: &mut [u8]) -> Result<(), SecretsError> {
     getrandom::fill(bytes).map_err(|error| SecretsError::Random(error.to_string()))
 }
@@ -133,8 +133,7 @@ enum State {
     Unusable(SecretsError),
 }
 
-/// Seals and opens secrets. Problems with the key are reported by the use of it, so that volumes are served
-/// without.
+/// Sealer of secrets. Problems with the key fail only its use, so that volumes are served without it.
 pub struct Secrets {
     path: PathBuf,
     state: Mutex<State>,
@@ -153,7 +152,7 @@ impl Secrets {
         if let Some(path) = systemd_dir.map(|dir| dir.join(SYSTEMD_CREDENTIAL))
             && path.exists()
         {
-            // systemd keeps that directory to the service; the mode shown there is that of its access list.
+            // systemd restricts the directory to the service; the mode shown is that of its access list.
             let state =
                 read_key(&path, false).map_or_else(State::Unusable, |key| State::Ready(Box::new(key)));
             return Self { path, state: Mutex::new(state) };
@@ -175,7 +174,7 @@ impl Secrets {
         }
     }
 
-    /// Fails if there is no key, for callers with sealed secrets.
+    /// Fails if there is no key. For callers with sealed secrets, for which a new key is useless.
     ///
     /// # Errors
     /// The key is missing or unusable.
@@ -187,10 +186,10 @@ impl Secrets {
         }
     }
 
-    /// Seals a secret of this credential. Makes the key file if there is none.
+    /// Seals a secret of a credential. Creates a missing key file.
     ///
     /// # Errors
-    /// The key cannot be used or made.
+    /// The key is unusable or cannot be created.
     pub fn seal(&self, credential: Uuid, purpose: Purpose, secret: &[u8]) -> Result<Vec<u8>, SecretsError> {
         let mut state = self.state.lock();
         if matches!(*state, State::Absent) {

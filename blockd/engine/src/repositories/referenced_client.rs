@@ -138,7 +138,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         tokio::time::sleep(blockd_secrets::LOCAL_CACHE).await;
         let error = store.get("a", 100).await.unwrap_err();
-        assert!(error.to_string().contains("it is not there") && !error.is_retryable(), "{error}");
+        assert!(error.to_string().contains("it does not exist") && !error.is_retryable(), "{error}");
         assert!(!error.to_string().contains("planted"), "{error}");
         server.abort();
     }
