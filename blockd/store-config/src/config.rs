@@ -52,7 +52,7 @@ pub enum StoreAccess {
 pub enum SecretChange {
     /// Unchanged.
     Stays,
-    /// None is needed any more.
+    /// Removed.
     Dropped,
     /// Replaced.
     Replaced,
@@ -166,7 +166,7 @@ impl StoreConfig {
             (Self::Google(google), StoreAccess::Google(access)) => google.access.update(access),
             (Self::Swift(swift), StoreAccess::Swift(access)) => swift.update(access),
             (_, other) => Err(InvalidConfig(format!(
-                "settings of {} are given, and this credential is for {kind}: another location needs its own credential",
+                "settings of {} are given for a credential of {kind}: create another credential for another location",
                 other.kind()
             ))),
         }
@@ -228,7 +228,7 @@ impl fmt::Display for ProviderKind {
 /// Refuses empty settings.
 pub(crate) fn required<const N: usize>(settings: [(&str, &str); N]) -> Result<(), InvalidConfig> {
     match settings.iter().find(|(_, value)| value.trim().is_empty()) {
-        Some((flag, _)) => Err(InvalidConfig(format!("{flag} is empty: the store needs it"))),
+        Some((flag, _)) => Err(InvalidConfig(format!("{flag} is required and must not be empty"))),
         None => Ok(()),
     }
 }
@@ -240,11 +240,11 @@ pub(crate) fn required_secret(flag: &str, secret: Option<&SecretInput>) -> Resul
     }
 }
 
-/// Refuses an identity of the machine beside a key.
+/// Refuses an instance identity in addition to a key.
 pub(crate) fn one_identity(use_iam: bool, has_key: bool, flag: &str) -> Result<(), InvalidConfig> {
     if use_iam && has_key {
         return Err(InvalidConfig(format!(
-            "--use-iam and {flag} are both given: the identity of the machine takes the place of it"
+            "--use-iam and {flag} are both given: the instance identity replaces the key"
         )));
     }
     Ok(())

@@ -23,12 +23,12 @@ pub struct S3Config {
     /// Address the bucket as `bucket.host`, not as `host/bucket`.
     #[serde(default)]
     pub disable_path_style: bool,
-    /// Authentication, and what else can change.
+    /// Authentication and other changeable settings.
     #[serde(flatten)]
     pub access: S3Access,
 }
 
-/// Changeable settings of an S3 bucket. In an update, omitted ones stay.
+/// Changeable settings of an S3 bucket. An update keeps omitted ones.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]

@@ -11,7 +11,7 @@ impl JsonSchema for Secret {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "A secret; no reply has it",
+            "description": "Secret; never returned by the daemon",
             "type": "string",
             "format": "password",
             "writeOnly": true
@@ -26,7 +26,7 @@ impl JsonSchema for SecretRef {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "Reference to a secret: a credential of systemd, a file, or a program that prints it",
+            "description": "Reference to a secret: a systemd credential, a file, or a program that prints the secret",
             "type": "string",
             "pattern": "^(systemd:[A-Za-z0-9_-][A-Za-z0-9._-]{0,254}|(file|command):/[^\\x00-\\x1f]+)$",
             "maxLength": MAX_SECRET_REF_BYTES,
@@ -44,7 +44,7 @@ impl JsonSchema for SecretInput {
         let (secret, reference) =
             (generator.subschema_for::<Secret>(), generator.subschema_for::<SecretRef>());
         json_schema!({
-            "description": "A secret, or where the daemon finds it",
+            "description": "Secret, or a reference to it",
             "anyOf": [secret, {
                 "type": "object",
                 "properties": { "from": reference },

@@ -23,11 +23,11 @@ pub enum SecretRefError {
     TooLong,
     /// Invalid name of a systemd credential.
     #[error(
-        "after systemd: comes the name of a credential: letters, digits, dots, dashes and underscores, not a dot first"
+        "expected after systemd: the name of a credential of letters, digits, dots, dashes and underscores that does not begin with a dot"
     )]
     Systemd,
     /// An invalid path.
-    #[error("after file: and command: comes an absolute path on the host of blockd, without .. in it")]
+    #[error("expected after file: and command: an absolute path on the host of blockd without ..")]
     Path,
 }
 

@@ -121,14 +121,14 @@ impl SwiftConfig {
         self.check_foreign_secret(&self.access)
     }
 
-    /// Refuses the secret of the other way of authentication.
+    /// Refuses the secret of the other authentication method.
     fn check_foreign_secret(&self, access: &SwiftAccess) -> Result<(), InvalidConfig> {
         let message = match (matches!(self.auth, SwiftAuth::Token { .. }), access) {
             (true, SwiftAccess { key: Some(_), .. }) => {
-                "--swift-key is for a user, and this credential has a token in its place: give --swift-token"
+                "--swift-key requires a user, but this credential has a token: give --swift-token"
             }
             (false, SwiftAccess { token: Some(_), .. }) => {
-                "--swift-token takes the place of a user, and this credential has one: give --swift-key, or make another credential"
+                "--swift-token replaces a user, but this credential has a user: give --swift-key, or create another credential"
             }
             _ => return Ok(()),
         };
