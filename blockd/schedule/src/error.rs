@@ -13,7 +13,7 @@ pub enum ScheduleError {
         expected: &'static str,
     },
     /// Unknown kind of schedule.
-    #[error("{given:?} is no kind of schedule: give one of {expected}")]
+    #[error("unknown kind of schedule {given:?}: give one of {expected}")]
     UnknownKind {
         /// Given text.
         given: String,
@@ -49,7 +49,7 @@ pub enum ScheduleError {
         given: String,
     },
     /// A time that never occurs.
-    #[error("{given:?} never comes: no date is like that")]
+    #[error("{given:?} never comes: no date matches it")]
     Never {
         /// Expression.
         given: String,

@@ -1,4 +1,4 @@
-//! The decision whether a run is due.
+//! Decision about due runs.
 //!
 //! The only stored state is one instant, up to which all runs are handled. A caller that stores this instant
 //! together with the run neither loses nor repeats a run, and any number of missed runs becomes one.

@@ -1,4 +1,4 @@
-//! A schedule in its time zone, and its next time.
+//! Recurrence in a time zone, and its next time.
 //!
 //! Daylight-saving changes are handled as in cron: a schedule with fixed hours runs once a day, after a gap,
 //! and only the first time in a repeated hour. An hourly schedule follows elapsed time: skipped hours add no
@@ -13,7 +13,7 @@ use jiff::{
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
 
-/// Maximum number of clock changes examined for one answer: more than any zone has within the search horizon.
+/// Maximum number of clock changes per search: more than any zone has within the search horizon.
 const MAX_SEGMENTS: usize = 512;
 const SECONDS_PER_MINUTE: i64 = 60;
 
@@ -35,14 +35,14 @@ impl schemars::JsonSchema for Recurrence {
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
         schemars::json_schema!({
-            "description": "When runs are, in words; the time zone stands at the end unless it is UTC",
+            "description": "Recurrence of the runs, followed by the time zone unless it is UTC",
             "type": "string",
             "examples": EXAMPLES
         })
     }
 }
 
-/// One of each kind.
+/// One example of each kind.
 #[cfg(feature = "schema")]
 const EXAMPLES: [&str; 6] = [
     "periodic 60min",
@@ -110,7 +110,7 @@ impl Recurrence {
             let from = until.as_second().checked_sub(reach_s).and_then(|at| Timestamp::from_second(at).ok());
             let from = from.filter(|from| *from > since).unwrap_or(since);
             if let Some(mut found) = self.next_after(from).filter(|found| *found <= until) {
-                // Few steps: the last twelfth of this window, the previous window, contained no run.
+                // Few steps: the previous window, a twelfth of this one, contained no run.
                 while let Some(next) = self.next_after(found).filter(|next| *next <= until) {
                     found = next;
                 }

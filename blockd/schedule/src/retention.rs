@@ -1,4 +1,4 @@
-//! Retention: which snapshots are kept, and why.
+//! Retention: decides which snapshots are kept, with reasons.
 //!
 //! A snapshot is deleted only if no rule keeps it. Pinned snapshots, the last good one, the last verified
 //! one, and all while the newest is known to be bad, are always kept.
@@ -22,16 +22,16 @@ pub struct Retention {
     /// Newest snapshot of each of the last hours that have one.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_hourly: u32,
-    /// The same for days.
+    /// Newest snapshot of each of the last days that have one.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_daily: u32,
-    /// The same for weeks, starting on Monday.
+    /// Newest snapshot of each of the last weeks that have one; weeks start on Monday.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_weekly: u32,
-    /// The same for months.
+    /// Newest snapshot of each of the last months that have one.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_monthly: u32,
-    /// The same for years.
+    /// Newest snapshot of each of the last years that have one.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_yearly: u32,
     /// Time zone of days.
@@ -54,7 +54,7 @@ fn is_utc(zone: &Zone) -> bool {
 pub enum RetentionError {
     /// Text that is not a retention.
     #[error(
-        "{0:?} is no retention: give a number, or such as last=14,daily=7,monthly=12 with hourly, weekly and yearly, or all"
+        "invalid retention {0:?}: give a number, or numbers by period such as last=14,daily=7,monthly=12 with hourly, weekly and yearly, or all"
     )]
     NotOne(String),
     /// A retention that keeps nothing.
@@ -63,7 +63,7 @@ pub enum RetentionError {
 }
 
 impl Retention {
-    /// Keeps the newest `count`, as `--max` does.
+    /// Creates the retention of `--max`: keeps the newest `count`.
     ///
     /// # Errors
     /// `count` is 0.
@@ -94,7 +94,7 @@ impl Retention {
 impl FromStr for Retention {
     type Err = RetentionError;
 
-    /// Parses a number, as `--max` has it, or the output of [`fmt::Display`].
+    /// Parses a number, as in `--max`, or the output of [`fmt::Display`].
     fn from_str(text: &str) -> Result<Self, RetentionError> {
         let wrong = || RetentionError::NotOne(text.to_owned());
         if text == "all" {
@@ -162,8 +162,8 @@ pub enum Condition {
     Done,
     /// In progress, or in use.
     InUse,
-    /// Listed, but its commit may be undone. It replaces no other snapshot, and stays as long as a good one
-    /// would.
+    /// Listed, but its commit may be reverted. It replaces no other snapshot, and is kept as long as a good
+    /// one.
     InDoubt,
 }
 
@@ -180,7 +180,7 @@ pub struct Snapshot<Id> {
     pub health: Health,
     /// Pinned.
     pub pinned: bool,
-    /// Expiry date: kept until then, by no rule afterwards.
+    /// Expiry date: kept until then; afterwards no rule keeps it.
     pub expires: Option<Timestamp>,
 }
 
@@ -233,10 +233,10 @@ impl fmt::Display for KeepReason {
             Self::InUse => f.write_str("in use"),
             Self::NotExpired => f.write_str("not expired"),
             Self::NewestIsBad => f.write_str("the newest one is damaged"),
-            Self::FromTheFuture => f.write_str("made in the future: look at the clock"),
+            Self::FromTheFuture => f.write_str("dated in the future: check the clock"),
             Self::NoneBetter => f.write_str("damaged or in doubt, but no newer one is good"),
             Self::NoRule => f.write_str("all are kept"),
-            Self::ScheduleGone => f.write_str("its schedule is gone: only people delete it"),
+            Self::ScheduleGone => f.write_str("its schedule was deleted: retention no longer applies"),
             Self::Last(number) => write!(f, "last {number}"),
             Self::Hourly(number) => write!(f, "hourly {number}"),
             Self::Daily(number) => write!(f, "daily {number}"),
@@ -318,15 +318,15 @@ struct Rule {
 }
 
 impl Rule {
-    /// Returns the reason that would keep a snapshot, without taking a place.
+    /// Returns the reason that would keep a snapshot, without counting it.
     fn would_take(&self, retention: &Retention, created: Timestamp) -> Option<KeepReason> {
         let number = u32::try_from(self.seen.len()).unwrap_or(u32::MAX).saturating_add(1);
         let fits = number <= self.count && !self.seen.contains(&(self.bucket)(retention, created));
         fits.then(|| (self.reason)(number))
     }
 
-    /// Takes a place for the first snapshot of a bucket, newest first, and returns its number, while there
-    /// are places.
+    /// Counts the first snapshot of a bucket, newest first, and returns its number, up to the limit of the
+    /// rule.
     fn takes(&mut self, retention: &Retention, created: Timestamp) -> Option<KeepReason> {
         let number = u32::try_from(self.seen.len()).unwrap_or(u32::MAX).saturating_add(1);
         let fits = number <= self.count && self.seen.insert((self.bucket)(retention, created));
@@ -397,7 +397,7 @@ pub fn decide<Id: Clone + Ord>(
     let is_bad = |snapshot: &Snapshot<Id>| snapshot.health == Health::Bad;
     let is_done = |snapshot: &Snapshot<Id>| snapshot.condition == Condition::Done;
     let good = |snapshot: &&&Snapshot<Id>| is_past(snapshot) && is_done(snapshot) && !is_bad(snapshot);
-    // A snapshot in use or in doubt is not judged, but its known damage counts.
+    // Includes snapshots in use or in doubt, whose known damage counts.
     let newest_is_bad = sorted
         .iter()
         .filter(is_past)
@@ -427,7 +427,7 @@ pub fn decide<Id: Clone + Ord>(
         let is_in_doubt = snapshot.condition == Condition::InDoubt;
         keep_if((is_bad(snapshot) || is_in_doubt) && !good_seen, KeepReason::NoneBetter);
         keep_if(retention.keeps_all() && !expired, KeepReason::NoRule);
-        // Expired and damaged snapshots take no place.
+        // Expired and damaged snapshots do not count.
         if is_good && !expired {
             last += 1;
             keep_if(last <= retention.keep_last, KeepReason::Last(last));
@@ -435,8 +435,8 @@ pub fn decide<Id: Clone + Ord>(
                 reasons.extend(rule.takes(retention, snapshot.created));
             }
         } else if !expired && (is_in_doubt || (is_bad(snapshot) && !verified_seen)) {
-            // One bad frame damages all snapshots that share it, and most of each is still readable. Until a
-            // newer one is verified, they stay as long as good ones would.
+            // One bad frame damages all snapshots that share it, while most of each is readable. Until a
+            // newer one is verified, they are kept as long as good ones.
             keep_if(last < retention.keep_last, KeepReason::Last(last.saturating_add(1)));
             reasons.extend(rules.iter().filter_map(|rule| rule.would_take(retention, snapshot.created)));
         }

@@ -76,21 +76,21 @@ pub enum When {
     },
     /// Daily.
     Daily {
-        /// Recurrence.
+        /// Time of day.
         time: TimeOfDay,
     },
     /// Weekly.
     Weekly {
         /// Weekday; Monday is 0.
         weekday: u8,
-        /// Recurrence.
+        /// Time of day.
         time: TimeOfDay,
     },
     /// Monthly; the last day of shorter months.
     Monthly {
         /// Day, 1 to 31.
         day: u8,
-        /// Recurrence.
+        /// Time of day.
         time: TimeOfDay,
     },
     /// Cron expression.
@@ -157,7 +157,7 @@ impl When {
         let (day, time) =
             text.trim().split_once('@').ok_or_else(|| ScheduleError::part("day and time", text, expected))?;
         let day = DAY.number(day.trim()).ok_or_else(|| {
-            ScheduleError::part("day of the month", day, "1 to 31; a shorter month has it on its last day")
+            ScheduleError::part("day of the month", day, "1 to 31; the last day in shorter months")
         })?;
         Ok(Self::Monthly { day, time: time.trim().parse()? })
     }
