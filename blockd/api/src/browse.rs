@@ -61,7 +61,7 @@ pub struct BrowseMount {
     pub cred_ids: Vec<CredentialRef>,
     /// Time of the mount.
     pub since: Timestamp,
-    /// User who made the mount and handed it over; absent for the daemon's own mounts.
+    /// User who created the mount and passed it to the daemon; absent for the daemon's own mounts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
 }

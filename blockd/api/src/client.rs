@@ -38,7 +38,7 @@ pub enum ClientError {
         path: PathBuf,
     },
     /// No daemon listens on the socket.
-    #[error("no blockd listens at {}: it is not running", path.display())]
+    #[error("no blockd listens at {}: the daemon is not running", path.display())]
     Refused {
         /// Socket.
         path: PathBuf,
@@ -58,7 +58,7 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The daemon did not reply in time.
-    #[error("blockd at {at} did not answer {what} within {} s", after.as_secs())]
+    #[error("blockd at {at} did not respond to {what} within {} s", after.as_secs())]
     Timeout {
         /// Socket or address.
         at: String,
@@ -78,7 +78,7 @@ pub enum ClientError {
         source: hyper::Error,
     },
     /// The reply violates the API: versions differ, or the server is not blockd.
-    #[error("blockd at {at} answered {what} with something unexpected (HTTP {status}): {reason}")]
+    #[error("unexpected response of blockd at {at} to {what} (HTTP {status}): {reason}")]
     BadReply {
         /// Socket or address.
         at: String,
@@ -90,15 +90,13 @@ pub enum ClientError {
         reason: String,
     },
     /// A descriptor cannot be passed over this connection.
-    #[error(
-        "a descriptor can be handed over through the unix socket of a blockd on this host only, not at {at}"
-    )]
+    #[error("a descriptor can be passed only over the unix socket of a blockd on this host, not to {at}")]
     NoSocket {
         /// Address.
         at: String,
     },
     /// The request cannot be serialised; a bug of its type.
-    #[error("the request {what} cannot be written: {source}")]
+    #[error("encoding the request {what} failed: {source}")]
     BadRequest {
         /// Method and path of the request.
         what: String,
@@ -319,7 +317,7 @@ impl Client {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
         let request = request.body(Full::new(body)).map_err(|error| {
-            bad_reply(StatusCode::BAD_REQUEST, format!("no such address can be asked: {error}"))
+            bad_reply(StatusCode::BAD_REQUEST, format!("invalid request address: {error}"))
         })?;
         let reply = sender.send_request(request).await.map_err(broken)?;
         let status = reply.status();

@@ -1,12 +1,12 @@
-//! Changing what opens a store, and how it is reached: never where it is.
+//! Update of a credential: authentication and connection settings, but never the location.
 
 use crate::SecretInput;
 use blockd_store_config::StoreAccess;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Body of `PATCH /v1/credentials/{credential}`; omitted fields stay. The daemon first verifies that the
-/// store opens and holds the same repository.
+/// Body of `PATCH /v1/credentials/{credential}`; omitted fields stay. The daemon first verifies access to the
+/// store, and that it holds the same repository.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UpdateCredential {

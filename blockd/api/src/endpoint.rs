@@ -37,7 +37,7 @@ pub struct TlsFiles {
 #[non_exhaustive]
 pub enum EndpointError {
     /// Invalid address.
-    #[error("`{given}` is no address: write HOST or HOST:PORT")]
+    #[error("invalid address `{given}`: expected HOST or HOST:PORT")]
     Address {
         /// Given text.
         given: String,

@@ -199,7 +199,7 @@ pub struct ApiError {
     pub code: ErrorCode,
     /// One line with operation, object and cause. Never contains a secret.
     pub message: String,
-    /// Returns the next action, unless the message implies it.
+    /// Next action, unless the message implies it.
     #[serde(default)]
     pub hint: Option<String>,
 }

@@ -14,7 +14,7 @@ pub const MAX_EVENTS: u32 = 1_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
-    /// All is well.
+    /// Information.
     Info,
     /// Needs attention.
     Warning,

@@ -45,7 +45,7 @@ pub enum PairsError {
         max_bytes: usize,
     },
     /// Comma, equals sign in a key, or control character.
-    #[error("the label {key:?} has the character {found:?}, which cannot stand in labels")]
+    #[error("the label {key:?} has the character {found:?}, which labels must not contain")]
     BadCharacter {
         /// Key.
         key: String,

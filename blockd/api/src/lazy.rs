@@ -38,7 +38,7 @@ impl fmt::Display for StoreLoss {
     }
 }
 
-/// Text that is none of [`StoreLoss::ALL`].
+/// Unknown policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{0}` is neither stall nor error")]
 pub struct UnknownStoreLoss(String);
@@ -66,7 +66,7 @@ pub struct StartLazyRestore {
     /// Credential; by default any that has it.
     #[serde(default)]
     pub cred_id: Option<CredentialRef>,
-    /// Hydrate in the background. A clone for a test can do without.
+    /// Hydrate in the background; not needed for a short-lived test clone.
     #[serde(default = "yes")]
     pub hydrate: bool,
     /// Handling of reads while the store is unreachable.
@@ -135,7 +135,7 @@ pub struct StartInPlace {
     pub limits: TaskLimits,
 }
 
-/// In-place restore that runs or ended before completion; the volume cannot be used meanwhile.
+/// In-place restore that runs or ended before completion; the volume is unavailable until it completes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GoingBack {

@@ -18,7 +18,7 @@ pub enum LimitError {
     #[error(transparent)]
     Size(#[from] SizeError),
     /// The window is not two times.
-    #[error("{given:?} is no time of day: expected FROM-UNTIL, such as 08:00-18:00 or 22:00-06:00")]
+    #[error("invalid time of day {given:?}: expected FROM-UNTIL, such as 08:00-18:00 or 22:00-06:00")]
     NotAWindow {
         /// Given text.
         given: String,

@@ -95,7 +95,8 @@ fn all_digits(text: &str) -> bool {
     text.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// Checks a name. One that stands where a UUID may must not be a UUID; `uuids` says what they are of.
+/// Checks a name. If references also accept UUIDs, the name must not be a UUID; `uuids` is the hint for such
+/// a name.
 fn check_name(what: &'static str, uuids: &'static str, text: &str) -> Result<(), NameError> {
     check_characters(what, text)?;
     let looks_like_id = |hint| Err(NameError::LooksLikeId { what, given: text.to_owned(), hint });

@@ -106,7 +106,7 @@ impl Quiesce {
         for (what, command) in [("pre-command", &self.pre_command), ("post-command", &self.post_command)] {
             let Some(command) = command else { continue };
             if command.trim().is_empty() {
-                return Err(format!("the {what} is empty: give a command for /bin/sh, or leave it away"));
+                return Err(format!("the {what} is empty: give a command for /bin/sh, or omit it"));
             }
             if command.len() > MAX_COMMAND_BYTES || command.contains('\0') {
                 return Err(format!(
@@ -121,13 +121,13 @@ impl Quiesce {
                 || user.starts_with('-')
                 || !user.chars().all(is_name)
             {
-                return Err(format!("{user:?} is no name of a user"));
+                return Err(format!("{user:?} is not a valid user name"));
             }
         }
         match self.command_timeout_s {
-            Some(seconds) if !(1..=MAX_COMMAND_TIMEOUT_S).contains(&seconds) => {
-                Err(format!("{seconds} s is no time for a command: give 1 s to {MAX_COMMAND_TIMEOUT_S} s"))
-            }
+            Some(seconds) if !(1..=MAX_COMMAND_TIMEOUT_S).contains(&seconds) => Err(format!(
+                "{seconds} s is out of range for a command: give 1 s to {MAX_COMMAND_TIMEOUT_S} s"
+            )),
             _ => Ok(()),
         }
     }

@@ -42,7 +42,7 @@ impl fmt::Display for Role {
 
 /// Unknown role.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{given}` is no role: there are read-only, operator and admin")]
+#[error("unknown role `{given}`: expected read-only, operator or admin")]
 pub struct NoSuchRole {
     /// Given text.
     pub given: String,

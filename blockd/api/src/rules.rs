@@ -1,7 +1,7 @@
 //! Rules: named quiesce options for volumes, groups and schedules.
 //!
 //! Options of a request take precedence over the rule of its schedule, and that over the rules of the
-//! volumes: each has its own, or that of its group. Of volumes that are frozen together, each rule runs once.
+//! volumes: each has its own, or that of its group. In a freeze of several volumes, each rule runs once.
 
 use crate::{GroupName, RuleName, VolumeName, VolumeRef, quiesce::Quiesce};
 use schemars::JsonSchema;

@@ -71,7 +71,7 @@ pub struct Rule {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selector {
-    /// Returns a volume.
+    /// One volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeRef>,
     /// Volumes of a group.
@@ -144,7 +144,7 @@ pub struct CreateSchedule {
     /// Retention of single credentials.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub retain_at: Vec<RetainAt>,
-    /// Rules beside those of the policy.
+    /// Rules in addition to those of the policy.
     #[serde(default)]
     pub rules: Vec<Rule>,
     /// Policy whose current rules apply too.
@@ -272,7 +272,7 @@ pub struct CopyState {
     pub credential: Option<Uuid>,
     /// Retention, except for rules with their own.
     pub retain: Retention,
-    /// Given number.
+    /// Number of kept backups.
     pub kept: u64,
     /// Point in time of the newest.
     pub newest: Option<Timestamp>,
@@ -419,7 +419,7 @@ pub struct Judged {
     pub cloudsnap: CloudSnapshotId,
     /// Volume.
     pub volume: Option<VolumeName>,
-    /// Mount point.
+    /// Credential of the backup.
     pub credential: Uuid,
     /// Point in time.
     pub created: Timestamp,

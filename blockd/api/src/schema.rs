@@ -1,7 +1,7 @@
 //! Schemas of types with a text form; all other types derive theirs.
 //!
-//! A pattern accepts at least what the type's parser accepts; rules beyond patterns (a name that is no UUID)
-//! are in the description.
+//! A pattern accepts at least what the type's parser accepts; rules that a pattern cannot express (a name
+//! that is not a UUID) are in the description.
 
 use crate::{
     CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, LabelSelector, Labels,
@@ -49,11 +49,11 @@ text_schema! {
     CredentialRef: "A credential, by its UUID or its name", "pattern": NAME, "maxLength": NAME_MAX_LEN;
     GroupRef: "Snapshots that were taken together, by the UUID of that one time or by the name of their group",
         "pattern": NAME, "maxLength": NAME_MAX_LEN;
-    LabelSelector: "Labels that are asked for: key=value, several separated by commas",
+    LabelSelector: "Label selector: key=value pairs separated by commas",
         "examples": ["app=shop,tier=db"];
     TaskState: "What a task does and how far it is",
         "pattern": "^(Backup|Restore|Delete|Verify)-(Pending|Active|Done|Failed|Stopped)$";
-    FilePath: "A path inside a snapshot; bytes that are no text, control characters and % are % and two hexadecimal digits",
+    FilePath: "A path inside a snapshot; bytes that are not UTF-8, control characters and % are escaped as % and two hexadecimal digits",
         "examples": ["/etc/passwd"];
     LimitWindow: "What may move in a part of each day: bytes a second, and from when until when",
         "examples": ["20MiB@08:00-18:00"];

@@ -1,4 +1,4 @@
-//! Returns the daemon's status.
+//! Status of the daemon.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;

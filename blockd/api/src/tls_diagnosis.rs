@@ -30,18 +30,18 @@ fn advice_of(error: &Error) -> Option<&'static str> {
     Some(match error {
         Error::InvalidCertificate(why) => match why {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                "look at --ca: the certificate of blockd is of none of the authorities in that file"
+                "check --ca: no CA certificate in that file has issued the certificate of blockd"
             }
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
-                "look at --endpoint: the certificate of blockd is for another name; use one that stands in it, or have it made for this one"
+                "check --endpoint: the certificate of blockd is for another name; use a name of the certificate, or issue one for this name"
             }
             CertificateError::Expired
             | CertificateError::ExpiredContext { .. }
             | CertificateError::NotValidYet
             | CertificateError::NotValidYetContext { .. } => {
-                "renew the certificate of blockd (control.certificate), or look at the clocks of both hosts"
+                "renew the certificate of blockd (control.certificate), or check the clocks of both hosts"
             }
-            _ => "look at the certificate of blockd (control.certificate), and at --ca",
+            _ => "check the certificate of blockd (control.certificate) and --ca",
         },
         Error::AlertReceived(
             Alert::UnknownCA
@@ -55,10 +55,10 @@ fn advice_of(error: &Error) -> Option<&'static str> {
             | Alert::AccessDenied
             | Alert::DecryptError,
         ) => {
-            "look at --cert and --key: blockd refuses that certificate; it must be of an authority in control.client_ca, valid now, and not revoked"
+            "check --cert and --key: blockd refuses that certificate; it must be issued by a CA in control.client_ca, valid now, and not revoked"
         }
         Error::InvalidMessage(_) | Error::AlertReceived(Alert::ProtocolVersion | Alert::HandshakeFailure) => {
-            "look at --endpoint: is that where blockd serves its control API (control.listen)?"
+            "check --endpoint: it must be the address of the control API of blockd (control.listen)"
         }
         _ => return None,
     })

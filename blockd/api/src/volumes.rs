@@ -112,7 +112,7 @@ pub struct ListVolumes {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeList {
-    /// Returns volumes.
+    /// Volumes.
     pub volumes: Vec<Volume>,
 }
 
@@ -122,7 +122,7 @@ pub struct VolumeList {
 pub enum SurvivingClients {
     /// Clients on other hosts: the daemon's host has booted since.
     Remote,
-    /// All clients, kernel devices of the daemon's host included.
+    /// All clients, including kernel devices of the daemon's host.
     All,
 }
 

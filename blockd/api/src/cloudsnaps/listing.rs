@@ -47,7 +47,7 @@ pub enum CloudsnapStatus {
     Done,
     /// A backup of this daemon is running.
     Active,
-    /// A backup of this daemon failed; nothing of it counts.
+    /// A backup of this daemon failed; there is no cloud snapshot.
     Failed,
     /// The manifest cannot be read.
     Damaged,

@@ -84,16 +84,16 @@ pub struct OperationInfo {
     pub input: fn(&mut SchemaGenerator) -> Option<Schema>,
     /// Reply.
     pub reply: ReplyBody,
-    /// Specific errors, beside [`ANY`].
+    /// Specific errors, in addition to [`ANY`].
     pub errors: &'static [&'static [ErrorCode]],
 }
 
-/// Operation with path parameter `P`, query or body `I` and reply `R`; `()` stands for none.
+/// Operation with path parameter `P`, query or body `I` and reply `R`; `()` if there is none.
 #[derive(Debug)]
 pub struct Operation<P, I, R> {
     /// Properties without the types.
     pub info: OperationInfo,
-    /// Timeout of a call, beside the wait that its input requests.
+    /// Timeout of a call, in addition to the wait that its input requests.
     pub(crate) timeout: Duration,
     /// Wait for a change that the input requests, in milliseconds.
     pub(crate) wait_ms: fn(&I) -> Option<u64>,

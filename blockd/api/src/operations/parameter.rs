@@ -4,7 +4,7 @@ use crate::{CredentialRef, RuleName, SnapshotRef, VolumeRef, schedules::PolicyNa
 use schemars::{Schema, SchemaGenerator};
 use uuid::Uuid;
 
-/// Parameter in the path of an operation; `()` stands for none.
+/// Parameter in the path of an operation; `()` if there is none.
 pub trait PathParameter: Sized {
     /// Returns the path of a route pattern, with the percent-encoded value in place of `{…}`.
     fn fill(&self, pattern: &str) -> String;
@@ -12,7 +12,7 @@ pub trait PathParameter: Sized {
     /// Parses a decoded path segment.
     ///
     /// # Errors
-    /// The text is no value of this type.
+    /// The text is not a value of this type.
     fn parse(segment: &str) -> Result<Self, String>;
 
     /// Returns the schema.

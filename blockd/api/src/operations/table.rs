@@ -1,7 +1,7 @@
 //! Table of the operations of the control API.
 //!
-//! An operation stands here once: router, client, OpenAPI document and required role follow from its row,
-//! which reads `"summary" NAME: (path parameter, query or body) -> reply = method(role, pattern)`. A new row
+//! Each operation has one row, from which router, client, OpenAPI document and required role follow. A row
+//! has the form `"summary" NAME: (path parameter, query or body) -> reply = method(role, pattern)`. A new row
 //! needs a handler of its types in `blockd/daemon/src/http`.
 
 use super::{Operation, OperationInfo};
@@ -161,7 +161,7 @@ operations! {
     "Clone a volume from a snapshot"
     CLONE_VOLUME: (VolumeRef, CloneVolume) -> Volume = post(Operator, "/v1/volumes/{volume}/clone")
         .errors(&[AN_OPEN_VOLUME, A_NEW_VOLUME, A_SNAPSHOT]);
-    "Compare a snapshot with another one or with the volume"
+    "Compare a snapshot with another snapshot or with the volume"
     DIFF_SNAPSHOTS: (VolumeRef, DiffSnapshots) -> SnapshotDiff = get(ReadOnly, "/v1/volumes/{volume}/diff")
         .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT]);
     "Roll a volume back to a snapshot"
