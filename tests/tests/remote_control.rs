@@ -158,7 +158,7 @@ struct Reload {
 }
 
 impl Reload {
-    const DONE: &str = "the configuration was read again";
+    const DONE: &str = "configuration reloaded";
 
     fn of(bed: &Bed) -> Self {
         let config = bed.path("a/blockd.toml");
@@ -217,7 +217,7 @@ fn reload_replaces_roles_or_changes_nothing() {
     far.as_whom("backup", &["volume", "list"], 0);
 
     // An invalid configuration changes no setting.
-    reload.to(&far, &format!("{less}\n[secrets]\nnonsense = 1\n"), "the new configuration is not used");
+    reload.to(&far, &format!("{less}\n[secrets]\nnonsense = 1\n"), "reload failed on configuration");
     far.as_whom("backup", &["volume", "list"], 0);
     let told = wait_for("the problem in the status", || reload_failure(&far));
     assert!(told.contains("nonsense") && !told.contains('\n'), "{told}");
@@ -226,7 +226,7 @@ fn reload_replaces_roles_or_changes_nothing() {
     reload.to(
         &far,
         &less.replace(line, &format!("certificate = {nowhere:?}")),
-        "the new configuration is not used",
+        "reload failed on configuration",
     );
     far.as_whom("backup", &["volume", "list"], 0);
     let is_told = |text: &String| text.contains("nowhere.pem");

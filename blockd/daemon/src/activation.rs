@@ -33,7 +33,7 @@ pub enum PassedError {
         source: std::io::Error,
     },
     /// Another socket is bound at the path.
-    #[error("another socket than the one passed by systemd is bound at {}: restart the socket unit", path.display())]
+    #[error("the socket bound at {} is not the one passed by systemd: restart the socket unit", path.display())]
     Other {
         /// Address of the socket.
         path: PathBuf,

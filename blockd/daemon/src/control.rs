@@ -224,7 +224,7 @@ fn make_group_socket(socket: &ControlSocket) -> Result<UnixListener, DaemonError
     // Owner only at first, so that the mode never applies to another group. The directory is writable by its
     // owner only, so no other user can replace the socket.
     set_mode(path, 0o600)?;
-    let found = std::fs::symlink_metadata(path).map_err(file_error("look at", path))?;
+    let found = std::fs::symlink_metadata(path).map_err(file_error("inspect", path))?;
     // Without the privilege to change the group, a setgid directory may have set it already.
     if found.gid() != gid.as_raw() {
         std::os::unix::fs::lchown(path, None, Some(gid.as_raw()))

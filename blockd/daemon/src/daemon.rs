@@ -247,7 +247,7 @@ impl Daemon {
             Err(error) => problems.push(error.to_string()),
         }
         control.remove_sockets();
-        // Its tasks hold the services, too.
+        // Its tasks also hold references to the services.
         drop(control);
         drop(engine);
         drop(lock);
@@ -335,7 +335,7 @@ fn start_merger(engine: &Engine, limit_bytes_per_s: u64) -> Result<Merger, Daemo
     Merger::start(registry, wake, engine.reserve.clone(), limit_bytes_per_s).map_err(DaemonError::Thread)
 }
 
-/// Resumes tasks and hydrations of the run before, and starts the background loops.
+/// Resumes tasks and hydrations of the previous run, and starts the background loops.
 async fn resume_work(supervisor: &mut Supervisor, engine: &Arc<Engine>) {
     if let Err(error) = engine.runner.resume_tasks().await {
         tracing::error!(%error, "resuming unfinished tasks failed");

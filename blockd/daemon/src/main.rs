@@ -60,7 +60,7 @@ fn main() -> ExitCode {
         Err(error) => return failed(&error, 1),
     };
     let result = runtime.block_on(serve(passed, config, running, &cli));
-    // Remaining blocking threads have been told to stop and are not waited for: all data is durable.
+    // Does not wait for remaining blocking threads, which are stopping: all data is durable.
     runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Loads the configuration, or does what else the command line asks for and returns the exit status.
+/// Loads the configuration, or runs the requested check or output and returns its exit status.
 fn configure(cli: &Cli) -> Result<Config, ExitCode> {
     if let Some(mount) = &cli.hold_filesystem {
         let held = hold_filesystem(mount, Duration::from_millis(cli.hold_timeout_ms));

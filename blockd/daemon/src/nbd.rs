@@ -38,7 +38,7 @@ impl Certificates {
         Self(identities.into_iter().flatten().collect())
     }
 
-    /// Checks the files of all certificates except one that gets other files.
+    /// Checks the files of all certificates except `except`, which gets other files.
     pub(crate) fn check_but(&self, moved: Option<&Arc<TlsIdentity>>) -> Result<(), TlsError> {
         let stay = self.0.iter().filter(|identity| !moved.is_some_and(|moved| Arc::ptr_eq(moved, identity)));
         stay.into_iter().try_for_each(|identity| identity.check())
@@ -48,13 +48,10 @@ impl Certificates {
     pub(crate) fn renew(&self, must: bool) {
         for identity in self.0.iter().filter(|identity| must || identity.has_changed()) {
             match identity.reload() {
-                Ok(()) => tracing::info!("the TLS certificates were read again"),
+                Ok(()) => tracing::info!("TLS certificates reloaded"),
                 Err(error) => {
                     let error = with_sources(&error);
-                    tracing::error!(
-                        error,
-                        "the new TLS certificates cannot be used: the old ones stay in use"
-                    );
+                    tracing::error!(error, "reload failed on TLS certificates: the old ones stay in use");
                 }
             }
         }

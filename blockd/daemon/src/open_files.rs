@@ -25,7 +25,7 @@ pub fn raise(config: &Config) {
         tracing::warn!(
             limit = limit_text,
             needed,
-            "too few files may be open for nbd_connections: raise the hard limit (LimitNOFILE=), or allow fewer connections"
+            "the limit of open files is too low for nbd_connections: raise the hard limit (LimitNOFILE=), or allow fewer connections"
         );
     } else {
         tracing::info!(limit = limit_text, needed, "open files");

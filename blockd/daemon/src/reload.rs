@@ -24,7 +24,7 @@ pub enum ReloadError {
     /// Unusable certificates.
     #[error("{}", with_sources(.0))]
     Tls(TlsError),
-    /// A fault of the daemon.
+    /// Internal error.
     #[error("internal error: {0}")]
     Internal(String),
 }
@@ -82,18 +82,18 @@ impl Daemon {
         }
         let waiting = differences(&holds, &new);
         *running = holds;
-        tracing::info!("the configuration was read again");
+        tracing::info!("configuration reloaded");
         if !waiting.is_empty() {
             tracing::warn!(
                 keys = waiting.join(", "),
-                "the configuration has changes that hold only after a restart"
+                "some changes of the configuration take effect only after a restart"
             );
         }
         Ok(())
     }
 }
 
-/// The keys, as `TABLE.KEY`, in which two configurations differ.
+/// Returns the keys, as `TABLE.KEY`, in which two configurations differ.
 fn differences(a: &Config, b: &Config) -> Vec<String> {
     let table = |config: &Config| toml::Table::try_from(config).unwrap_or_default();
     let (a, b) = (table(a), table(b));
@@ -130,12 +130,12 @@ pub async fn on_hangup(daemon: &Daemon, running: &mut Config, new: Result<Config
     };
     // The parser's message has several lines.
     let (at, error) = (Timestamp::now(), one_line(&error.to_string()));
-    tracing::error!(%error, "the new configuration is not used, and nothing has changed");
-    let message = format!("the new configuration is not used, and nothing has changed: {error}");
+    tracing::error!(%error, "reload failed on configuration: no setting was changed");
+    let message = format!("reload failed on configuration: {error}; no setting was changed");
     *daemon.served.reload_failed.lock() = Some(ReloadFailure { at, error });
     let event = NewEvent::new(at, Severity::Error, "reload-failed", message);
     if let Err(error) = engine.db.run(move |tx| event.insert(tx)).await {
-        tracing::warn!(%error, "a reload that failed is no event");
+        tracing::warn!(%error, "recording the event of a failed reload failed");
     }
     engine.events.wake();
 }

@@ -34,12 +34,12 @@ pub struct ExportRequest {
 #[non_exhaustive]
 pub enum SalvageError {
     /// No content can be proven, or the disk fails.
-    #[error("nothing can be read of the volume: {0}")]
+    #[error("no content of the volume can be read: {0}")]
     Volume(#[from] VolumeError),
     /// The directory holds another volume.
     #[error("the directory holds volume {found}, not {wanted}")]
     WrongVolume {
-        /// The volume that belongs there.
+        /// Expected volume.
         wanted: VolumeId,
         /// Volume found.
         found: VolumeId,
@@ -81,7 +81,7 @@ pub struct UnreadableRange {
     pub offset_bytes: u64,
     /// Its length.
     pub length_bytes: u64,
-    /// The damage that causes it.
+    /// Cause.
     pub why: String,
 }
 

@@ -5,7 +5,7 @@ use blockd_api::status::ReloadFailure;
 use parking_lot::Mutex;
 use std::{net::SocketAddr, path::PathBuf, sync::OnceLock};
 
-/// Addresses that are served besides the sockets in the data directory.
+/// Served addresses other than the sockets in the data directory.
 #[derive(Debug)]
 pub(crate) struct Served {
     /// TCP addresses of NBD.

@@ -11,7 +11,7 @@ use tokio::{
 
 /// Notifications per watchdog timeout.
 const TIMES: u32 = 3;
-/// However short that time is.
+/// Minimum interval of notifications.
 const MIN_PERIOD: Duration = Duration::from_millis(1);
 
 /// Notifies until the task is aborted; `None` without a watchdog.
@@ -22,7 +22,7 @@ pub(crate) fn start() -> Option<JoinHandle<()>> {
 
 async fn tell(time_limit: Duration, alive: impl Fn()) {
     let mut turns = interval((time_limit / TIMES).max(MIN_PERIOD));
-    // After a stall once is enough.
+    // After a stall, one notification is enough.
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         turns.tick().await;

@@ -114,7 +114,7 @@ async fn volume_access_follows_client_certificates() {
     std::fs::copy(new_key, key).unwrap();
     std::fs::copy(next.ca(), authority.ca()).unwrap();
     kill_process(Pid::from_child(&daemon.child), Signal::HUP).unwrap();
-    daemon.wait_for_log("were read again");
+    daemon.wait_for_log("TLS certificates reloaded");
     assert!(!nbdinfo(&["--size", &daemon.uri("one", &alice)]).0, "the old CA is no longer trusted");
     let (good, text) = nbdinfo(&["--size", &daemon.uri("one", &next.client_dir("alice", false))]);
     assert!(good, "{text}");

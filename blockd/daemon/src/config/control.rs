@@ -104,7 +104,7 @@ impl ControlConfig {
                 return wrong(
                     "control.sockets.path",
                     &socket.path.display().to_string(),
-                    "another one for each socket",
+                    "a different path for each socket",
                 );
             }
             if socket.group.is_empty() {
@@ -191,6 +191,6 @@ mod tests {
         assert!(checked(&socket("x", "ops")).unwrap_err().contains("an absolute path"));
         assert!(checked(&socket("/run/x", "")).unwrap_err().contains("control.sockets.group"));
         let twice = format!("{}{}", socket("/run/x", "a"), socket("/run/x", "b"));
-        assert!(checked(&twice).unwrap_err().contains("another one"));
+        assert!(checked(&twice).unwrap_err().contains("a different path"));
     }
 }

@@ -57,8 +57,8 @@ fn may_expire(caller: &Caller, expires: Option<Timestamp>) -> Result<(), Failure
     }
 }
 
-/// Refuses a bandwidth limit: a slow task holds one of the places in `task_concurrency`, and its volume, for
-/// which the backups of schedules wait.
+/// Refuses a bandwidth limit: a slow task occupies a slot of `task_concurrency` and its volume, so that
+/// scheduled backups wait.
 fn may_limit(caller: &Caller, limits: TaskLimits) -> Result<(), Failure> {
     match limits == TaskLimits::default() {
         true => Ok(()),

@@ -100,7 +100,7 @@ pub(super) async fn serve_each<L: Listen, F>(
         match poll_fn(|context| listener.poll_accept(context)).await {
             Ok(stream) => Some((stream, slot)),
             Err(error) => {
-                tracing::warn!(%error, "a connection was not accepted");
+                tracing::warn!(%error, "accept failed on control socket");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
                 None
             }

@@ -160,7 +160,7 @@ impl IntoResponse for Failure {
         let status =
             StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         if status.is_server_error() {
-            tracing::warn!(code = %error.code, error = %error.message, "the request failed");
+            tracing::warn!(code = %error.code, error = %error.message, "request failed");
         } else if matches!(error.code, ErrorCode::InvalidRequest | ErrorCode::QuiesceFailed) {
             // The message may contain input with a misplaced secret, or the output of a command.
             tracing::debug!(code = %error.code, "the request was refused");
@@ -213,15 +213,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let bytes = Bytes::from_request(request, state).await.map_err(|error| body_failure(&error))?;
         let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(bytes)
-            .map(Self)
-            .map_err(|error| invalid(format!("the request is not understood: {error}")))
+        serde_json::from_slice(bytes).map(Self).map_err(|error| invalid(format!("invalid request: {error}")))
     }
 }
 
 fn body_failure(error: &BytesRejection) -> Failure {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let message = format!("the request is too large: at most {MAX_REQUEST_BYTES} bytes are taken");
+        let message = format!("the request is too large: at most {MAX_REQUEST_BYTES} bytes are accepted");
         return Failure(ServiceError::refused(ErrorCode::RequestTooLarge, message));
     }
     invalid(format!("the request cannot be read: {}", error.body_text()))
@@ -236,7 +234,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Input<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         match Query::<T>::from_request_parts(parts, state).await {
             Ok(Query(query)) => Ok(Self(query)),
-            Err(error) => Err(invalid(format!("the query is not understood: {}", error.body_text()))),
+            Err(error) => Err(invalid(format!("invalid query: {}", error.body_text()))),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Descriptors passed with a request through a Unix socket.
 //!
-//! Only a caller who may hand over a mount, and whose request starts like that, can pass descriptors: for all
-//! others the kernel drops them before this process gets them. One is kept for the request that is being
-//! read, and none is accepted after it. Unwanted ones are closed by a thread that may block.
+//! Descriptors are accepted only from callers with the permission to pass a mount, and only for that request;
+//! otherwise the kernel drops them before this process receives them. One descriptor is kept for the current
+//! request, and none is accepted after it. Surplus ones are closed by a thread that may block.
 
 use super::{Failure, caller::Caller, invalid};
 use axum::{extract::FromRequestParts, http::request::Parts};

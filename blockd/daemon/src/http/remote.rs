@@ -74,7 +74,7 @@ impl Remote {
                     connections.spawn(Arc::clone(&self).connection(stream, peer).instrument(span));
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "a control connection was not accepted");
+                    tracing::warn!(%error, "accept failed on control address");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -97,8 +97,8 @@ impl Remote {
         // Any host can cause this, so it is not logged by default.
         let session = match session {
             Some(Ok(Ok(session))) => session,
-            Some(Ok(Err(error))) => return tracing::debug!(%error, "a control connection was refused"),
-            Some(Err(_)) => return tracing::debug!("the handshake of a control connection took too long"),
+            Some(Ok(Err(error))) => return tracing::debug!(%error, "control connection refused"),
+            Some(Err(_)) => return tracing::debug!("timeout of a handshake on a control connection"),
             None => return,
         };
         let certificate = session.get_ref().1.peer_certificates().and_then(<[_]>::first);

@@ -40,7 +40,7 @@ async fn list(call: OperationCall<(), ListTasks>) -> Result<TaskList, Failure> {
     Ok(list)
 }
 
-/// Hides what the caller may not see.
+/// Hides fields that the caller must not see.
 fn shown(caller: &Caller, mut task: Task) -> Task {
     hide_commands(caller, task.quiesce.as_mut());
     task
@@ -49,7 +49,7 @@ fn shown(caller: &Caller, mut task: Task) -> Task {
 /// Refuses to resume a task that only admins can start. A task never changes its kind.
 async fn may_resume(engine: &Engine, caller: &Caller, task: Uuid) -> Result<(), Failure> {
     if !caller.is_admin() && engine.runner.overwrites_or_deletes(task).await? {
-        caller.needs(Role::Admin, "what deletes or goes back")?;
+        caller.needs(Role::Admin, "resuming deletions and in-place restores")?;
     }
     Ok(())
 }
