@@ -109,14 +109,14 @@ impl SnapRef {
                 Failure::usage(error.to_string())
             }),
             [] => {
-                let message = format!("there is no cloud snapshot {self}, nor one whose id begins like this");
+                let message = format!("there is no cloud snapshot with the id or id prefix {self}");
                 Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).into())
             }
             several => {
                 let named: Vec<&str> = several.iter().take(MAX_NAMED).map(String::as_str).collect();
                 let more = if several.len() > MAX_NAMED { ", …" } else { "" };
                 Err(Failure::usage(format!(
-                    "{} cloud snapshots match {self}: give more of the id ({}{more})",
+                    "{} cloud snapshots match {self}: give a longer prefix ({}{more})",
                     several.len(),
                     named.join(", ")
                 )))

@@ -111,7 +111,7 @@ impl Contexts {
         };
         toml::from_str(&text).map_err(|error| {
             let what = error.message().replace('\n', " ");
-            Failure::usage(format!("the contexts in {} are not understood: {what}", path.display()))
+            Failure::usage(format!("invalid contexts file {}: {what}", path.display()))
         })
     }
 
@@ -140,7 +140,7 @@ impl Contexts {
             };
             Failure::Usage {
                 message: format!("there is no context {name}: {there}"),
-                hint: Some("keep one with `blockctl context create`".to_owned()),
+                hint: Some("create one with `blockctl context create`".to_owned()),
             }
         };
         self.contexts.get(name).ok_or_else(missing)
@@ -153,7 +153,7 @@ impl ContextEntry {
         let files = [("--ca", &self.ca), ("--cert", &self.cert), ("--key", &self.key)];
         match (&self.socket, &self.endpoint) {
             (Some(_), Some(_)) => {
-                Err(Failure::usage("a daemon is reached by --socket or by --endpoint, not by both"))
+                Err(Failure::usage("--socket and --endpoint are both given: drop one of them"))
             }
             (None, Some(_)) => match files.iter().find(|(_, file)| file.is_none()) {
                 Some((flag, _)) => Err(Failure::usage(format!(
@@ -206,7 +206,7 @@ fn entry(global: &Global, variable: impl Fn(&str) -> Option<OsString>) -> Result
     } else if let Some(endpoint) = variable(ENDPOINT_VARIABLE).filter(|value| !value.is_empty()) {
         let endpoint = endpoint
             .into_string()
-            .map_err(|_| Failure::usage(format!("{ENDPOINT_VARIABLE} is no address")))?;
+            .map_err(|_| Failure::usage(format!("{ENDPOINT_VARIABLE} is not an address")))?;
         ContextEntry { endpoint: Some(endpoint), ..ContextEntry::default() }
     } else {
         let contexts = load()?;

@@ -59,7 +59,7 @@ pub enum Failure {
         /// Reason.
         source: io::Error,
     },
-    /// A file in a snapshot is shorter than its metadata says.
+    /// A file in a snapshot is shorter than its recorded length.
     #[error("{path} in the snapshot ends at byte {at_bytes}, before its length")]
     Short {
         /// File.
@@ -68,7 +68,7 @@ pub enum Failure {
         at_bytes: u64,
     },
     /// Directories in a snapshot are nested too deeply.
-    #[error("{path} in the snapshot lies more than {most} directories deep")]
+    #[error("{path} in the snapshot is nested more than {most} directories deep")]
     TooDeep {
         /// Directory.
         path: FilePath,
@@ -165,14 +165,13 @@ impl Failure {
             Self::Usage { hint, .. } => hint.clone(),
             Self::Client(error) => error.hint().map(str::to_owned),
             Self::Write { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
-                Some("it is left as it is: name another file, or remove this one first".into())
+                Some("the existing file is kept: name another file, or remove this one first".into())
             }
             Self::Interrupted { task } => Some(status_hint(*task)),
-            Self::TooDeep { .. } => Some(
-                "no program makes such a tree: take a part of it, or the image (`blockctl browse mount DIR`)"
-                    .into(),
-            ),
-            Self::TooManyFiles { .. } => Some("take a part of them".into()),
+            Self::TooDeep { .. } => {
+                Some("copy a subdirectory, or mount the image (`blockctl browse mount DIR`)".into())
+            }
+            Self::TooManyFiles { .. } => Some("name a subdirectory".into()),
             Self::Lost { task, .. } => {
                 Some(format!("the task continues when blockd is back; {}", status_hint(*task)))
             }
@@ -209,7 +208,7 @@ impl Failure {
 
 fn status_hint(task: Uuid) -> String {
     format!(
-        "look at it with `blockctl cloudsnap status --name {task}`, or wait again with `blockctl cloudsnap status --name {task} --wait`"
+        "see `blockctl cloudsnap status --name {task}`, or wait again with `blockctl cloudsnap status --name {task} --wait`"
     )
 }
 

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     let done = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             let done = runtime.block_on(commands::run(cli, &output));
-            // A write to a reader that does not read ends with the process.
+            // Does not wait for a blocked write to a stalled reader.
             runtime.shutdown_background();
             done
         }

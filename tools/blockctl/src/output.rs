@@ -88,7 +88,7 @@ impl Output {
         self.raw((text + "\n").as_bytes())
     }
 
-    /// Writes the document of a command, or text as it is.
+    /// Writes the document of a command, or raw text.
     pub fn text<T: Serialize>(&self, document: &T, text: impl FnOnce() -> String) -> Exit {
         if self.json { self.document(document) } else { self.raw(text().as_bytes()) }
     }

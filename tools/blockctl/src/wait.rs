@@ -54,7 +54,7 @@ async fn poll(client: &Client, task: Uuid, progress: &mut Progress) -> Result<Ta
             }
             Err(error) if error.is_retryable() => {
                 let since = *away_since.get_or_insert_with(|| {
-                    progress.note(&format!("{error}; waiting for it to come back"));
+                    progress.note(&format!("{error}; waiting for the daemon"));
                     Instant::now()
                 });
                 if since.elapsed() >= AWAY_LIMIT {

@@ -36,7 +36,7 @@ fn support_bundle_goes_to_stdout_or_new_file() {
     let path = dir.path().join("bundle");
     std::fs::write(&path, "mine").unwrap();
     let ran = fake.run(&format!("support-bundle --log-lines 0 --output {}", path.display()));
-    assert!(ran.status == 1 && ran.stderr.contains("hint: it is left as it is"), "{ran:?}");
+    assert!(ran.status == 1 && ran.stderr.contains("hint: the existing file is kept"), "{ran:?}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
 }
 

@@ -21,18 +21,18 @@ const MISSING: &[Missing] = &[
     Missing {
         command: "",
         words: &["--config"],
-        why: "there is no configuration file for it: `blockctl context create` keeps addresses and certificates",
+        why: "blockctl has no configuration file: `blockctl context create` stores addresses and certificates",
     },
     Missing { command: "", words: &["secrets"], why: NO_SECRETS },
     Missing {
         command: "cloudsnap list",
         words: &["-m", "--migration"],
-        why: "nothing is migrated between clusters: any host with the bucket and the passphrase lists and restores what is there",
+        why: "there are no migrations between clusters: any host with the bucket and the passphrase can list and restore its cloud snapshots",
     },
     Missing {
         command: "cloudsnap restore",
         words: &["-n", "--node"],
-        why: "there is one host: the volume is made on the host of the daemon that is asked (--endpoint or --context names another one)",
+        why: "a daemon has one host, on which it creates the volume (select another daemon with --endpoint or --context)",
     },
     Missing {
         command: "volume create",
@@ -45,7 +45,7 @@ const MISSING: &[Missing] = &[
             "--shared",
             "--sharedv4",
         ],
-        why: "a volume lies on the disk of its host: copies are made by schedules and backups",
+        why: "a volume is stored on its host only: create copies with backups and schedules",
     },
 ];
 

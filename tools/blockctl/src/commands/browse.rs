@@ -131,7 +131,7 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Exit {
     let dir = absolute(&args.dir)?;
     if context.client.endpoint().socket().is_none() {
         return Err(Failure::usage(format!(
-            "a mount is made on the daemon's own host and handed over through its socket, which cannot be done at {}",
+            "a mount is created on the daemon's own host and passed through its unix socket, which is not possible at {}",
             context.client.endpoint()
         )));
     }

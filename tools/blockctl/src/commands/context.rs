@@ -128,7 +128,7 @@ fn create(global: &Global, contexts: &mut Contexts, args: CreateArgs) -> Result<
     };
     if entry.socket.is_none() && entry.endpoint.is_none() {
         return Err(Failure::usage(
-            "say how the daemon is reached: --socket, or --endpoint with --ca, --cert and --key",
+            "the address is missing: give --socket, or --endpoint with --ca, --cert and --key",
         ));
     }
     entry.check()?;

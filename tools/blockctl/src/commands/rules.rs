@@ -270,7 +270,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
             quiesce.check().map_err(Failure::usage)?;
             if quiesce == now.quiesce {
                 return Err(Failure::usage(
-                    "nothing is to be changed: give --pre-command, --post-command, --freeze-fs, --user, --timeout or --on-failure",
+                    "no changes given: give --pre-command, --post-command, --freeze-fs, --user, --timeout or --on-failure",
                 ));
             }
             let request = UpdateRule { quiesce };
@@ -368,7 +368,7 @@ pub fn steps_table(report: &QuiesceReport) -> Table {
     )
 }
 
-/// Formats output of a command in one line; the JSON document has all of it.
+/// Formats output of a command in one line; the JSON document has the complete output.
 pub fn one_line(output: &str) -> String {
     let lines: Vec<&str> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     lines.join(" | ")

@@ -56,7 +56,7 @@ impl Backup {
         }
         match (&self.pre_exec_rule, &self.post_exec_rule) {
             (Some(before), Some(after)) if before != after => {
-                Err(format!("postExecRule: a rule has both hooks: name {before}, or leave it out"))
+                Err(format!("postExecRule: one rule has both hooks: name {before}, or omit the field"))
             }
             (before, after) => {
                 let rule = before.as_ref().or(after.as_ref()).cloned();

@@ -2,16 +2,13 @@
 
 /// Kinds that belong to clusters, and their replacements.
 const KINDS: [(&str, &str); 9] = [
-    (
-        "ApplicationBackup",
-        "write VolumeBackup, with `volume`, `group` or `selectors` in the place of namespaces",
-    ),
+    ("ApplicationBackup", "write VolumeBackup, with `volume`, `group` or `selectors` instead of namespaces"),
     (
         "ApplicationBackupSchedule",
-        "write VolumeBackupSchedule, with `volume`, `group` or `selectors` in the place of namespaces",
+        "write VolumeBackupSchedule, with `volume`, `group` or `selectors` instead of namespaces",
     ),
     ("ApplicationRestore", "write VolumeRestore: `backupName` makes a volume with the name of the object"),
-    ("ApplicationClone", "write VolumeClone, with `sourceVolume` in the place of sourceNamespace"),
+    ("ApplicationClone", "write VolumeClone, with `sourceVolume` instead of sourceNamespace"),
     (
         "Snapshot",
         "write BackupLocation with the storage block (s3, gcs, azure, swift or local), and VolumeBackup for the backup itself",
@@ -21,7 +18,7 @@ const KINDS: [(&str, &str); 9] = [
     ("GroupVolumeSnapshot", LOCAL_SNAPSHOTS),
     (
         "Secret",
-        "a secret is a directory with a file for each key (`secretConfig`, `storageSecretName`), or `file:` or `env:` in the place of a value",
+        "a secret is a directory with a file for each key (`secretConfig`, `storageSecretName`), or `file:` or `env:` instead of a value",
     ),
 ];
 const LOCAL_SNAPSHOTS: &str = "local snapshots are made by `blockctl snapshot create`, and by the `localSnapshots` of a VolumeBackupSchedule";

@@ -23,10 +23,10 @@ pub struct Hook {
     timeout: Option<String>,
     freeze_fs: bool,
     on_failure: OnFailure,
-    /// Volumes with this rule; unset leaves the assignment alone.
+    /// Volumes with this rule; unset keeps the assignments.
     #[serde(deserialize_with = "some_set")]
     pub volumes: Option<BTreeSet<VolumeName>>,
-    /// Groups with this rule; unset leaves the assignment alone.
+    /// Groups with this rule; unset keeps the assignments.
     #[serde(deserialize_with = "some_set")]
     pub groups: Option<BTreeSet<GroupName>>,
 }

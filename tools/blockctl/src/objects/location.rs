@@ -32,7 +32,7 @@ use std::path::Path;
 /// Hint for errors of the credential builder, which names command line flags.
 const FLAGS_HINT: &str = "in a file, a flag is a field of s3Config, azureConfig, googleConfig or swiftConfig, or a file in the directory of \
     secretConfig or storageSecretName, such as secretAccessKey or AWS_SECRET_ACCESS_KEY for --s3-secret-key-file";
-/// Stands for a given secret, which is not shown.
+/// Placeholder for a given secret.
 const STORE_KEY: &str = "location.secretConfig";
 const PASSPHRASE: &str = "location.encryptionKey";
 
@@ -197,7 +197,7 @@ impl<'a> Fields<'a> {
     /// Reads the keys of a secret directory for settings that no field sets.
     fn read_secret(&mut self, provider: &str, dir: &Path) -> Result<(), String> {
         if !dir.is_dir() {
-            let what = "is no directory: a secret is one, with a file for each of its keys";
+            let what = "is not a directory: expected a directory with a file for each key";
             return Err(format!("secret {} {what}", dir.display()));
         }
         for (setting, _, _, keys) in FIELDS {
@@ -261,7 +261,7 @@ impl Location {
         })?;
         let location = Self { settings, encrypted };
         let message = if location.settings.proxy.as_deref().is_some_and(has_user) {
-            "proxy: a user or password in the URL would be shown: leave it out"
+            "proxy: the URL must not have a user or password, because listings show it"
         } else if location.has_passphrase() && encrypted == Some(false) {
             "encrypted: a location with an encryptionKey is encrypted"
         } else {
@@ -289,7 +289,7 @@ impl Location {
     pub fn moved(&self, current: &Credential) -> Vec<(&'static str, String)> {
         let is_identity = current.store.auth.as_deref().is_some_and(|auth| auth.ends_with(" identity"));
         let key = current.store.store_key_from.as_ref().map(ToString::to_string);
-        let key = key.or_else(|| is_identity.then(|| "the identity of the machine".to_owned()));
+        let key = key.or_else(|| is_identity.then(|| "the instance identity".to_owned()));
         let key = key.filter(|_| self.gives_store_key()).map(|was| (STORE_KEY, was));
         let passphrase = current.encryption_key_from.as_ref().filter(|_| self.gives_passphrase());
         key.into_iter().chain(passphrase.map(|was| (PASSPHRASE, was.to_string()))).collect()
@@ -324,7 +324,7 @@ impl Location {
         changed_limits(current, limit_upload, limit_download, limit_time_zone)
     }
 
-    /// Returns the location without secrets, spelled as the daemon reports it.
+    /// Returns the location without secrets, in the form that the daemon reports.
     fn view(&self) -> Value {
         let mut values = self.settings.given();
         let scheme = values.get("s3-endpoint").and_then(Value::as_str);

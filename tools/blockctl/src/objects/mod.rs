@@ -270,7 +270,7 @@ fn object(mut document: Document, file: &str, dir: &Path) -> Result<Object, Prob
     if let Body::Schedule(schedule) = &body
         && schedule.backup().reclaim_policy == backup::ReclaimPolicy::Delete
     {
-        let reason = "`retain` says which backups are deleted from the store, always; those that are kept outlive the schedule";
+        let reason = "`retain` always determines which backups are deleted from the store; kept backups outlive the schedule";
         document.warn("spec.template.spec.reclaimPolicy", reason);
     }
     // A cluster reports its state in `status`.

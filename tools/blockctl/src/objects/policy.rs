@@ -64,7 +64,7 @@ fn block_index(when: &When) -> usize {
     BLOCKS.iter().position(|(name, _)| text.starts_with(name)).unwrap_or(0)
 }
 
-/// Rule as it is written; which fields belong to it depends on the name of the block.
+/// Written form of a rule; its valid fields depend on the name of the block.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 struct Block {

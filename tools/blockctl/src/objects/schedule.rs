@@ -169,8 +169,8 @@ impl Spec for ScheduleSpec {
     }
 }
 
-/// Returns the request that makes one schedule like another. Equal fields are left out, so that their runs
-/// go on.
+/// Returns the request that changes one schedule to another. Equal fields are omitted, so that their runs are
+/// unaffected.
 pub fn update(current: &CreateSchedule, wanted: CreateSchedule) -> UpdateSchedule {
     fn changed<T: PartialEq>(current: &T, wanted: T) -> Option<T> {
         (*current != wanted).then_some(wanted)

@@ -1,4 +1,4 @@
-//! New volumes, each made once: restores of backups, and clones with a label that names their origin.
+//! New volumes, each created once: restores of backups, and clones with a label of their origin.
 
 use super::document::{FieldError, Spec};
 use blockd_api::{
@@ -101,7 +101,7 @@ impl VolumeClone {
         SnapshotRef::Named { volume: VolumeRef::Name(self.source.clone()), name }
     }
 
-    /// Returns true if a clone with this origin is the one described here.
+    /// Returns true if a volume with this origin is the described clone.
     pub fn is_of(&self, origin: &str) -> bool {
         origin.split_once('@').is_some_and(|(source, snapshot)| {
             source == self.source.as_str()

@@ -44,7 +44,7 @@ pub fn config(path: &Path) -> Value {
     let is_file = fs::metadata(path).map(|meta| meta.is_file());
     let read = match is_file {
         Ok(true) => read_bounded(path),
-        Ok(false) => Err(io::Error::other("this is no regular file")),
+        Ok(false) => Err(io::Error::other("it is not a regular file")),
         Err(error) => Err(error),
     };
     let read = read.map_err(|error| error.to_string());

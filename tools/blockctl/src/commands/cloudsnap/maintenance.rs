@@ -157,7 +157,7 @@ async fn task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure
     match (tasks.pop(), tasks.is_empty()) {
         (Some(task), true) => Ok(task),
         (Some(_), false) => Err(Failure::usage(format!(
-            "{} begin with {name}: give more of the id",
+            "{} begin with {name}: give a longer prefix",
             counted(tasks.len() as u64 + 1, "task")
         ))),
         (None, _) => {

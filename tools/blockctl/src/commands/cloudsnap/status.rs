@@ -88,7 +88,7 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
         return match (args.name(), tasks.as_slice()) {
             (Some(_), [task]) => follow_to_end(context, task.name).await,
             (Some(name), _) => Err(Failure::usage(format!(
-                "{} begin with {name}: give more of the id to wait for one",
+                "{} begin with {name}: give a longer prefix to wait for one",
                 counted(tasks.len() as u64, "task")
             ))),
             (None, _) => Err(Failure::usage("--wait needs --name TASK: one task is waited for")),
@@ -193,7 +193,7 @@ async fn poll_status(
             other => return other,
         };
         let since = *away_since.get_or_insert_with(|| {
-            let note = format!("{error}; waiting for it to come back");
+            let note = format!("{error}; waiting for the daemon");
             match &mut shown.screen {
                 // A failed draw is repaired by the next refresh.
                 Some(screen) => drop(screen.show(&format!("{last}\n{note}\n"))),
@@ -211,7 +211,9 @@ async fn poll_status(
 /// Refreshes tasks until all have ended or an interrupt: in place on a terminal, else appended.
 async fn watch(context: &Context<'_>, args: &StatusArgs) -> Exit {
     if context.output.is_json() {
-        return Err(Failure::usage("--watch is for people: `top -j` prints a JSON document again and again"));
+        return Err(Failure::usage(
+            "--watch has no JSON form: use `top -j`, which prints a JSON document per interval",
+        ));
     }
     let failed = |source| Failure::Stdout { source };
     let listen = |kind| signal(kind).map_err(|source| Failure::Runtime { source });

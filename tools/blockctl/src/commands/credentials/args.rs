@@ -102,7 +102,7 @@ pub struct CreateArgs {
     /// TOML or JSON file with any option below, named without leading dashes; options on the command line win
     #[arg(long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Settings that the file may hold too.
+    /// Settings that the file may also contain.
     #[command(flatten)]
     pub settings: Settings,
 }

@@ -47,8 +47,8 @@ fn read_settings(path: &Path) -> Result<Settings, Failure> {
     };
     // Other messages of the parser quote values, which may be secrets.
     let what = match what.strip_prefix("unknown field ").and_then(|rest| rest.split(',').next()) {
-        Some(field) => format!("it has an unknown setting {field}"),
-        None => "it is not understood".to_owned(),
+        Some(field) => format!("unknown setting {field}"),
+        None => "invalid syntax".to_owned(),
     };
     Err(Failure::usage(format!("--file {}: line {line}: {what}", path.display())))
 }

@@ -185,10 +185,7 @@ fn facts(one: &Credential) -> Facts {
     }
     facts
         .add("Encryption", yes_or_no(one.encryption))
-        .add(
-            "Create if absent",
-            if one.conditional_put { "yes, as tried" } else { "no, blockd does without" },
-        )
+        .add("Create if absent", if one.conditional_put { "yes, probed" } else { "no, blockd does without" })
         .add("Created", format_time(one.created))
         .add("Write throughput (KBPS)", or_dash(one.write_throughput_kbps));
     facts

@@ -72,7 +72,7 @@ pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
     if passphrase.is_none() {
         let credential = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;
         if credential.encryption_key_from.is_none() {
-            let message = "give the passphrase that holds now: --encryption-passphrase-file FILE";
+            let message = "give the current passphrase: --encryption-passphrase-file FILE";
             return Err(Failure::usage(message));
         }
     }

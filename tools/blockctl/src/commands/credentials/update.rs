@@ -118,7 +118,7 @@ pub fn request(settings: &Settings, kept: ProviderKind) -> Result<UpdateCredenti
         encryption_passphrase: settings.passphrase(Defaults::None)?,
     };
     match request.is_empty() {
-        true => Err(Failure::usage("nothing is to be changed: give at least one flag (see --help)")),
+        true => Err(Failure::usage("no changes given: give at least one option (see --help)")),
         false => Ok(request),
     }
 }

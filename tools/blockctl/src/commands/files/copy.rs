@@ -2,7 +2,7 @@
 //!
 //! The content of a snapshot is untrusted. Files are created where there is none, or replace others if the
 //! user asks for it. Directories of the destination are held by descriptor (see
-//! [`dir_handle`](super::dir_handle)), so nothing is written outside of it, also if another user renames its
+//! [`dir_handle`](super::dir_handle)), so nothing is written outside of it, even if another user renames its
 //! directories or replaces them by symbolic links during the copy.
 
 use super::{
@@ -48,7 +48,7 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
     let (top, new_name) = open_destination(&args.to)?;
     if args.paths.len() > 1 && new_name.is_some() {
         return Err(Failure::usage(format!(
-            "{} is no directory: several things can only be copied into one",
+            "{} is not a directory: several files can only be copied into a directory",
             args.to.display()
         )));
     }

@@ -1,6 +1,6 @@
 //! Directories of the destination of a copy, held by descriptor.
 //!
-//! A copy can take hours, and the owner of a destination directory may rename what is in it meanwhile. Every
+//! A copy can take hours, and meanwhile the owner of a destination directory may rename its entries. Every
 //! name is therefore resolved below the descriptor of its directory, as one component and without following
 //! symbolic links.
 
@@ -43,8 +43,7 @@ pub fn raise_open_files() {
     }
 }
 
-/// A directory held by its descriptor. Renaming it, or putting another one in its place, changes nothing for
-/// its user.
+/// A directory held by its descriptor. Renaming or replacing the directory does not affect its user.
 #[derive(Debug)]
 pub struct DirHandle {
     fd: OwnedFd,

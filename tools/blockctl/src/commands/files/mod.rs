@@ -145,7 +145,7 @@ pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
 
 pub async fn cat(context: &Context<'_>, args: CatArgs) -> Exit {
     if context.output.is_json() {
-        return Err(Failure::usage("cat writes bytes as they are, which are no JSON: leave --json away"));
+        return Err(Failure::usage("cat writes raw bytes, which are not JSON: omit --json"));
     }
     let source = Source::new(context, &args.snap, args.credential.cred_id).await?;
     let mut stdout = Stream::stdout().map_err(|source| Failure::Stdout { source })?;

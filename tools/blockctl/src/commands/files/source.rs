@@ -91,9 +91,9 @@ pub fn typed_or_escaped(path: &OsStr, escaped: bool) -> Result<FilePath, Failure
     if !escaped {
         return Ok(typed(path));
     }
-    let text = path
-        .to_str()
-        .ok_or_else(|| Failure::usage(format!("{} is no text, as escaped paths are", path.display())))?;
+    let text = path.to_str().ok_or_else(|| {
+        Failure::usage(format!("{} is not UTF-8, as required for escaped paths", path.display()))
+    })?;
     let path: FilePath = text.parse().map_err(|error| Failure::usage(format!("{error}")))?;
     Ok(FilePath::from_root(path.as_bytes()))
 }

@@ -348,7 +348,7 @@ fn parse_name<T: FromStr<Err = NameError>>(name: &ObjectName) -> Result<T, Failu
 fn note_uncompared_key(context: &Context<'_>, object: &Object) {
     if matches!(&object.body, Body::Location(location) if location.gives_store_key()) {
         context.output.note(format!(
-            "note: {object}: the key in the file is not compared with the one in use; if it is another one: blockctl credentials update {}",
+            "note: {object}: the key in the file cannot be compared with the stored one; if it differs: blockctl credentials update {}",
             object.name
         ));
     }

@@ -139,16 +139,14 @@ impl ResourceSet {
             }
             [] => {
                 let message = format!(
-                    "there is no VolumeBackup/{name} of this host in BackupLocation/{}: what another one stored is named by its cloudSnapID",
+                    "there is no VolumeBackup/{name} of this host in BackupLocation/{}: name a backup of another host by its cloudSnapID",
                     restore.location
                 );
                 return Err(ApiError::new(missing, message));
             }
             several => {
-                let message = format!(
-                    "is there several times ({}): say which in sourceVolume, or with its cloudSnapID",
-                    listed(several)
-                );
+                let message =
+                    format!("is ambiguous ({}): name its sourceVolume or cloudSnapID", listed(several));
                 (ErrorCode::InvalidRequest, message)
             }
         };
@@ -237,7 +235,7 @@ impl Target {
         found.dedup_by_key(|one| one.id);
         if matches!(self.scope, DeleteScope::One(_)) && found.len() > 1 {
             let message = format!(
-                " is there several times ({}): say which with --location and --volume, or give its id in place of the name",
+                " is ambiguous ({}): add --location and --volume, or give the id instead of the name",
                 listed(&found)
             );
             return Err(self.refused(ErrorCode::InvalidRequest, &message));

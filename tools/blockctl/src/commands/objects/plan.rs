@@ -96,7 +96,7 @@ fn compare(
     given_only: bool,
     found: &mut Vec<Change>,
 ) {
-    // Another prefix is another location, also if none is given.
+    // Another or a missing prefix is another location.
     if is == should || (given_only && should.is_none() && path != "location.prefix") {
         return;
     }
@@ -250,7 +250,7 @@ fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> 
             false => Plan::Create,
         };
     };
-    // The newest comes first. The task of an old restore may be gone.
+    // The newest comes first. The task of an old restore may be missing.
     let task = resources
         .tasks
         .iter()
@@ -260,7 +260,7 @@ fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> 
         && *was != wanted.to_string()
     {
         let cause = format!(
-            "volume {} is there already, and was restored from {was}: delete it first, or name another one in destinationVolume",
+            "volume {} exists and was restored from {was}: delete it first, or name another one in destinationVolume",
             volume.name
         );
         return Plan::refused(object, ErrorCode::VolumeExists, &cause);
@@ -293,7 +293,7 @@ fn plan_clone(object: &Object, clone: &VolumeClone, resources: &ResourceSet) -> 
     }
     let snapshot = clone.snapshot.as_ref().map(|snapshot| format!("@{snapshot}")).unwrap_or_default();
     let cause = format!(
-        "volume {} is there already, and is no clone of {}{snapshot}: delete it first, or name another one in destinationVolume",
+        "volume {} exists and is not a clone of {}{snapshot}: delete it first, or name another one in destinationVolume",
         volume.name, clone.source
     );
     Plan::refused(object, ErrorCode::VolumeExists, &cause)

@@ -179,7 +179,8 @@ impl ResourceSet {
             if scope.locations.as_ref().is_some_and(|wanted| !wanted.contains(&one.name)) {
                 continue;
             }
-            // One by one: a cloud snapshot is listed once only, also if two credentials lead to it.
+            // Separate requests for each credential: a listing of all shows a cloud snapshot once, even if
+            // two credentials have it.
             let query = ListCloudsnaps {
                 cred_id: Some(CredentialRef::Id(one.uuid)),
                 cluster: own,

@@ -51,7 +51,7 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Exit {
         let why = if one.has_no_name() {
             Some("has no name: it cannot be applied")
         } else if args.name.is_none() && !names.insert(&one.name) {
-            Some("is there already: one of a name can be applied")
+            Some("is a duplicate: only one object of a name can be applied")
         } else {
             None
         };

@@ -61,7 +61,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     let nothing = args.retain.nothing().map(|flag| format!("--{flag}"));
     if let Some(flag) = nothing.or_else(|| args.local.nothing().map(|flag| format!("--local-{flag}"))) {
         return Err(Failure::usage(format!(
-            "{flag} 0 keeps nothing: give a number from 1 on, or leave it away"
+            "{flag} 0 keeps nothing: give a number from 1 on, or omit the option"
         )));
     }
     let zone = args.times.zone();
@@ -200,13 +200,13 @@ async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> 
         [uuid] => Ok(uuid),
         [] => {
             let message = format!(
-                "there is no schedule whose UUID begins with {}: of one that is gone, give all of it",
+                "there is no schedule whose UUID begins with {}(for a deleted schedule give the complete UUID)",
                 wanted.uuid()
             );
             Err(ApiError::new(ErrorCode::ScheduleNotFound, message).into())
         }
         _ => Err(Failure::usage(format!(
-            "{} schedules have a UUID that begins with {}: give more of it",
+            "{} schedules have a UUID that begins with {}: give a longer prefix",
             found.len(),
             wanted.uuid()
         ))),
@@ -223,7 +223,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     let uuid = find(context, &args.uuid).await?;
     let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
     let Some(now) = list.schedules.into_iter().find(|schedule| schedule.uuid == uuid) else {
-        let message = format!("there is no schedule {uuid} that can be changed");
+        let message = format!("schedule {uuid} does not exist or is unreadable");
         return Err(ApiError::new(ErrorCode::ScheduleNotFound, message).into());
     };
     let zone = args.times.time_zone.clone().or_else(|| common_zone(&now.rules));
@@ -240,7 +240,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
         || (all(&local.clone().flatten()) && !args.local.local_keep_all)
     {
         return Err(Failure::usage(
-            "this would leave no number of kept backups: give another one, or --keep-all (--local-keep-all)",
+            "this would remove the last retention number: give another one, or --keep-all (--local-keep-all)",
         ));
     }
     if let Some(zone) = &args.times.time_zone {
@@ -267,7 +267,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     };
     if request == UpdateSchedule::default() {
         return Err(Failure::usage(
-            "nothing is to be changed: give times, --policy, --max, --keep-…, --local-keep-…, --keep-at, --full, --jitter, --priority or --rule",
+            "no changes given: give times, --policy, --max, --keep-…, --local-keep-…, --keep-at, --full, --jitter, --priority or --rule",
         ));
     }
     let schedule = context.client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;

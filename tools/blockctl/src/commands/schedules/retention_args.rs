@@ -63,7 +63,7 @@ impl TimeArgs {
                 return Err(ScheduleError::Part {
                     part: "interval",
                     given: given.clone(),
-                    expected: "one number of minutes, and --max or --keep-… for how many are kept; behind a comma that stands in a policy only (`sched-policy create`, --policy)".to_owned(),
+                    expected: "one number of minutes, and the retention with --max or --keep-…; MINUTES,KEPT is valid in policies only (`sched-policy create`, --policy)".to_owned(),
                 });
             }
             let texts = texts.iter().flat_map(|text| {
@@ -97,7 +97,7 @@ impl TimeArgs {
             return Err(ScheduleError::Part {
                 part: "time zone",
                 given: own.to_string(),
-                expected: format!("{given}, as --time-zone says, or nothing: drop one of them"),
+                expected: format!("{given}as in --time-zone, or omit one of them"),
             });
         }
         Recurrence::on_calendar(text, zone)

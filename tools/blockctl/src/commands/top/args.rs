@@ -45,7 +45,7 @@ pub enum SortKey {
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "it is no number of seconds".to_owned())?;
+    let seconds: f64 = text.parse().map_err(|_| "it is not a number of seconds".to_owned())?;
     if !(0.1..=3600.0).contains(&seconds) {
         return Err("it must be 0.1 to 3600 seconds".into());
     }

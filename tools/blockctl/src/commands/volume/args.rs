@@ -239,7 +239,7 @@ impl std::str::FromStr for DetachTarget {
 
 /// Parses a duration into seconds: a number and s, m, h or d.
 pub fn parse_seconds(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is no time: write such as 30s, 10m, 1h or 2d");
+    let wrong = || format!("invalid time {text:?}: expected a time such as 30s, 10m, 1h or 2d");
     let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
     let unit_s = match text.strip_prefix(digits).unwrap_or_default() {
         "" | "s" => 1,

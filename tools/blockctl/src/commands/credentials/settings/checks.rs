@@ -35,7 +35,7 @@ fn owners(option: &str) -> Option<&'static [ProviderKind]> {
 }
 
 impl Settings {
-    /// Refuses settings of other providers; `but` says which provider it is.
+    /// Refuses settings of other providers; `but` names the provider in the message.
     ///
     /// # Errors
     /// One is given.
@@ -51,7 +51,7 @@ impl Settings {
         Err(Failure::usage(format!("--{option} belongs to --provider {owner}, {but}")))
     }
 
-    /// Refuses two files on stdin; `what` they are, for the message.
+    /// Refuses two files on stdin; `what` names them in the message.
     ///
     /// # Errors
     /// Two are given.

@@ -1,6 +1,6 @@
 //! Settings of a store, from options or a file, and the configuration that they make.
 //!
-//! This file has all options, and the configuration of S3, which gets most of the new ones.
+//! This file has all options, and the configuration of S3.
 
 mod azure;
 mod checks;
@@ -239,7 +239,7 @@ impl Settings {
             }
         }
         all.extend(given);
-        serde_json::from_value(all.into()).map_err(|_| Failure::usage("the settings are not understood"))
+        serde_json::from_value(all.into()).map_err(|_| Failure::usage("invalid settings"))
     }
 }
 
@@ -377,7 +377,7 @@ impl Settings {
     }
 
     fn s3_access(&self, defaults: Defaults) -> Result<S3Access, Failure> {
-        // The identity of the machine takes the place of a key.
+        // The instance identity replaces a key.
         let defaults = if self.use_iam { Defaults::None } else { defaults };
         let secret_key = Sources::new(
             "S3 secret key",

@@ -17,7 +17,7 @@ impl Settings {
         let has_user_flag = self.swift_auth_url.is_some() || self.swift_user.is_some();
         if has_token_flag && has_user_flag {
             return Err(Failure::usage(
-                "--swift-token takes the place of --swift-auth-url and --swift-user: drop one of them",
+                "--swift-token excludes --swift-auth-url and --swift-user: drop one of them",
             ));
         }
         let env_token = variable(&["OS_AUTH_TOKEN"]).is_some() && variable(&["OS_STORAGE_URL"]).is_some();
@@ -63,7 +63,7 @@ impl Settings {
         let needs = |what: &str| needs("swift", what);
         let version = self.swift_auth_version.or_else(|| self.guess_swift_version());
         let version = version.ok_or_else(|| {
-            needs("--swift-auth-version 1, 2 or 3: what is given (or ST_… and OS_… in the environment) does not tell which")
+            needs("--swift-auth-version 1, 2 or 3: the given options (or ST_… and OS_… in the environment) do not determine it")
         })?;
         let v1 = version == 1;
         let url = given_or(&self.swift_auth_url, if v1 { &["ST_AUTH"] } else { &["OS_AUTH_URL"] });
