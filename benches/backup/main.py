@@ -1,4 +1,4 @@
-"""tools/bench backup: blockd's backups beside those of restic, borg and qemu-img."""
+"""tools/bench backup: backups of blockd, compared with restic, borg and qemu-img."""
 
 import argparse
 import contextlib
@@ -25,15 +25,15 @@ LARGE_BYTES = 16 << 40
 ROOM_FACTOR = 14
 
 EPILOG = """\
-An ext4 on a device of 8 GiB is filled with files of this machine. Each system makes a full backup of it; then 2,000 random blocks of 4 KiB and
-32 MiB in one run are written with bytes that do not compress, and each system makes the next backup and restores it. What is restored is
-compared. blockd does the same with a volume of 16 TiB that holds the same filesystem.
+An ext4 filesystem on an 8 GiB device is filled with files of this host. Each tool makes a full backup; then 2,000 random 4 KiB blocks and one
+extent of 32 MiB are overwritten with incompressible data, and each tool makes the next backup and restores it. The restored content is
+compared. blockd repeats this with a 16 TiB volume that holds the same filesystem.
 
-restic and borg read the image of the device; borg cuts it into fixed chunks and does not encrypt. qemu-img (zstd) and the floors, cp and rclone, know
-no incremental. rclone sends just the image's data. CPU is that of the tool; of blockd, its daemon. SeaweedFS runs on the same cores, and is not
-counted. Requests are known of blockd only. Caches are not dropped: the image and the volume are in memory if there is enough of it.
+restic and borg read the image of the device; borg uses fixed-size chunks without encryption. qemu-img (zstd) and the baselines, cp and rclone, have
+no incremental backups. rclone sends only the data of the image. CPU is that of the tool; for blockd, of its daemon. SeaweedFS runs on the same cores
+and is not included. Requests are counted for blockd only. Caches are not dropped: the image and the volume are in memory if they fit.
 
-`seal` is lz4 and AES-256-GCM-SIV from memory to memory on all cores, over the same data.
+`seal` is the rate of lz4 and AES-256-GCM-SIV in memory on all cores, with the same data.
 """
 
 
@@ -41,17 +41,17 @@ def size(text):
     units = {"M": 20, "G": 30}
     digits, unit = text[:-1], text[-1:].upper()
     if not digits.isdigit() or unit not in units or not 64 * MIB <= int(digits) << units[unit] <= 6 << 30:
-        raise argparse.ArgumentTypeError(f"{text} is no size: from 64M to 6G")
+        raise argparse.ArgumentTypeError(f"{text} is not a size from 64M to 6G")
     return int(digits) << units[unit]
 
 
 def arguments():
     parser = shared.arguments("backup", "Measures full and incremental backups and restores, to a directory and to SeaweedFS, beside what people use.", EPILOG)
-    parser.add_argument("--data", type=size, default=4 << 30, help="how much data the filesystem holds, such as 1G [4G]")
-    parser.add_argument("--places", default="local,s3", help="where to [local,s3]")
-    parser.add_argument("--guest-seconds", type=int, default=8, help="how long each pass of the guest's writes takes; 0 for none [8]")
-    parser.add_argument("--no-install", action="store_true", help="leave out the tools that are not there")
-    parser.add_argument("--blockd", help="the binary, with blockctl beside it [the release build, which is made]")
+    parser.add_argument("--data", type=size, default=4 << 30, help="data in the filesystem, such as 1G [4G]")
+    parser.add_argument("--places", default="local,s3", help="backup locations [local,s3]")
+    parser.add_argument("--guest-seconds", type=int, default=8, help="duration of each pass of guest writes; 0 for none [8]")
+    parser.add_argument("--no-install", action="store_true", help="skip missing tools")
+    parser.add_argument("--blockd", help="blockd binary; blockctl in the same directory [the release build]")
     parser.add_argument("--weed", help="SeaweedFS [target/venv/bin/weed, or in PATH]")
     return parser.parse_args()
 

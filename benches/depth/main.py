@@ -1,4 +1,4 @@
-"""tools/bench depth-nbd: random reads of a volume with many layers beside one with a single layer, as a client sees them."""
+"""tools/bench depth-nbd: random reads over NBD of a volume with many layers, compared with a single layer."""
 
 import json
 import statistics
@@ -10,10 +10,10 @@ from bench import MIB
 GOAL = 0.9
 
 EPILOG = """\
-All volumes are written once, all of them, in as many rounds as there are layers: SCATTERED gives neighbouring blocks to different
-rounds, RUNS gives 64 neighbouring blocks to one. The deep volumes have a snapshot after each round, the others none, so that the
-kernel keeps the same pieces of both in memory. Then fio reads 4 KiB at random from all in turns over NBD, each after
-it was read once in order. Goal: 0.9 of what the single layer gives.
+All volumes are written completely, in as many rounds as there are layers: SCATTERED writes adjacent blocks in different rounds,
+RUNS writes 64 adjacent blocks in one round. Deep volumes get a snapshot after each round, the others none, so that the same
+data of both is in the page cache. Then fio reads 4 KiB at random from all volumes in turns over NBD, each after one sequential
+read. Goal: 0.9 of the rate of a single layer.
 """
 
 
@@ -21,9 +21,9 @@ def arguments():
     parser = bench.arguments("depth-nbd", __doc__, EPILOG)
     parser.add_argument("--layers", type=int, default=64, help="layers of the deep volume [64]")
     parser.add_argument("--mib", type=int, default=512, help="size of each volume [512]")
-    parser.add_argument("--seconds", type=int, default=4, help="of each pass [4]")
-    parser.add_argument("--rounds", type=int, default=5, help="passes of each kind; medians are shown [5]")
-    parser.add_argument("--blockd", help="the binary, with blockctl beside it [the release build, which is made]")
+    parser.add_argument("--seconds", type=int, default=4, help="duration of each pass [4]")
+    parser.add_argument("--rounds", type=int, default=5, help="passes of each kind; medians are printed [5]")
+    parser.add_argument("--blockd", help="blockd binary; blockctl in the same directory [the release build]")
     return parser.parse_args()
 
 

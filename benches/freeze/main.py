@@ -1,4 +1,4 @@
-"""tools/bench freeze: how long freezing a group of volumes holds writers back, beside what qemu takes for the same."""
+"""tools/bench freeze: stall time of writers during a group freeze, compared with qemu."""
 
 import json
 import os
@@ -16,21 +16,20 @@ HOLD_ONE_NS, HOLD_GROUP_NS = 100_000, 1_000_000
 ADDED_IDLE_NS, ADDED_LOADED_NS = 1_000_000, 5_000_000
 
 EPILOG = """\
-Each freeze is one barrier over all volumes, in one process, without sockets; writers overwrite 1024 blocks of each volume
-at random, spread over all of it. HOLD is how long the barrier was held, from the first lock asked for to the last one
-released; a kind goes on until a freeze that has begun is over. QUIET-P99 is 99 % of all 4 KiB writes outside of freezes, NEAR-P99 of
-those that were under way at a barrier or began in the 10 ms behind it: their difference, ADDED, is what a freeze adds. CALL is how
-long the whole freeze took, which is mostly syncs, and during which writers go on: CALL-P99 is 99 % of the writes meanwhile.
+Each freeze is one write barrier over all volumes, in one process, without sockets; writers overwrite 1024 random blocks of each
+volume. HOLD is the time from the first lock request to the last release; each kind ends with a complete freeze. QUIET-P99 is
+the p99 latency of 4 KiB writes outside of freezes, NEAR-P99 that of writes in flight at a barrier or started within 10 ms after
+it; the difference, ADDED, is the cost of a freeze. CALL is the duration of the whole freeze, mostly syncs, during which writers
+continue: CALL-P99 is the p99 of these writes.
 
-WORST is the longest of all writes that were under way at the instant of the barrier, for each freeze one, and CONTROL-P99 that at
-as many instants without one. ON-CPU-P99 is WORST-P99 without the time for which that writer waited for a CPU: where there are as
-many busy writers as CPUs, the freezing thread takes one from them for a slice of the scheduler's, and a write was under
-way there. Lines are printed as they are measured.
+WORST is the longest write in flight at a barrier, one per freeze; CONTROL-P99 is the same at as many random times without a
+barrier. ON-CPU-P99 is WORST-P99 without the writer's wait for a CPU: with as many busy writers as CPUs, the freezing thread
+preempts one of them for a scheduler slice. Lines are printed as they are measured.
 
 qemu: one transaction of block-dirty-bitmap-add for all disks, sent over QMP to a qemu-storage-daemon whose disks are
-written over NBD; CALL is the time until it is answered, WORST is about that. Left out where there is no qemu-storage-daemon.
+written over NBD; CALL is the time until the response, WORST approximately the same. Skipped without qemu-storage-daemon.
 
-As root, it works on an ext4 of its own, in a sparse file that is mounted without discard.
+As root, the benchmark uses its own ext4 filesystem in a sparse file, mounted without discard.
 
 Goals: HOLD p99 up to 100 us for one volume and 1 ms for a group; ADDED up to 1 ms with one writer, 5 ms under full
 load, for each size.
@@ -40,11 +39,11 @@ load, for each size.
 def arguments():
     parser = bench.arguments("freeze", "Measures how long freezing groups of volumes holds writers back.", EPILOG)
     parser.add_argument("--quick", action="store_true", help="3 seconds of each kind")
-    parser.add_argument("--seconds", type=int, help="how long each kind is frozen again and again [10; qemu: half of that]")
-    parser.add_argument("--volumes", default="1,8,32", help="sizes of groups, with commas [1,8,32]")
+    parser.add_argument("--seconds", type=int, help="duration of each kind [10; qemu: half of that]")
+    parser.add_argument("--volumes", default="1,8,32", help="group sizes, separated by commas [1,8,32]")
     parser.add_argument("--writers", type=int, default=os.cpu_count(), help="threads under full load [one per core]")
-    parser.add_argument("--engine", help="the engine's binary [it is built]")
-    parser.add_argument("--no-qemu", action="store_true", help="leave qemu out")
+    parser.add_argument("--engine", help="engine binary [built]")
+    parser.add_argument("--no-qemu", action="store_true", help="skip qemu")
     given = parser.parse_args()
     given.seconds = given.seconds or (3 if given.quick else 10)
     given.volumes = [int(text) for text in given.volumes.split(",")]
@@ -68,7 +67,7 @@ def size_text(size):
 
 
 def row_of(found):
-    """What is printed of one kind: a cell for each column."""
+    """Returns the cells of one kind."""
     freezes = found["freezes"]
     writes = [one["worstWriteNs"] for one in freezes]
     control = percentile(found["controlWorstWriteNs"], 99)

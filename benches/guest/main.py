@@ -1,4 +1,4 @@
-"""tools/bench guest: what the writes of a guest notice of a backup of its volume."""
+"""tools/bench guest: latency of guest writes during backups of the volume."""
 
 import argparse
 import json
@@ -23,17 +23,17 @@ PERCENTILES = ("50.000000", "99.000000", "99.900000")
 REST_TIMEOUT_S = 120
 
 EPILOG = """\
-A volume is filled, half of it with bytes that do not compress. Then fio writes 4 KiB at random places of it through NBD, again and again for
-SECONDS: alone, and while one full, encrypted backup after the other is made of it to a directory. Both take turns for ROUNDS, each second round
-in the other order. A pass beside backups begins when the first of them reads; between two of them is the time that it takes to ask for the next. Before each
-pass what the one before left is merged, deleted and written out, and a snapshot is taken and deleted, so that all passes write to blocks that were not written since.
+A volume is filled, half of it with incompressible data. Then fio writes random 4 KiB blocks over NBD for SECONDS: alone, and during consecutive
+full, encrypted backups of the volume to a directory. Both alternate for ROUNDS, in reverse order in every second round. A pass with backups starts when
+the first backup reads; between two backups is only the time to request the next. Before each pass, merges and deletions of the previous pass are
+completed and dirty pages written back, and a snapshot is taken and deleted, so that all passes write to blocks that were not written since.
 
   alone, beside  p50, p99 and p99.9 of the writes, in microseconds; medians over the rounds
   ratio          p99 beside / p99 alone of each round: the median, and the worst and the best round
-  backup         MiB/s of blocks that the backups got on with meanwhile
+  backup         MiB/s of blocks processed by the backups
 
-With --iops 0 fio writes as fast as it gets answers. The store is a directory on the same disk unless --store names another one. With --cold (it takes
-root) the page cache is dropped before each pass, so that backups read from the disk.
+With --iops 0 fio writes at the maximum rate. The store is a directory on the same disk unless --store names another one. With --cold (as root)
+the page cache is dropped before each pass, so that backups read from the disk.
 
 Goal: the median of the ratios is at most 1.5.
 """
@@ -43,14 +43,14 @@ def size(text):
     units = {"M": 20, "G": 30}
     digits, unit = text[:-1], text[-1:].upper()
     if not digits.isdigit() or unit not in units or int(digits) << units[unit] < 64 * MIB:
-        raise argparse.ArgumentTypeError(f"{text} is no size: at least 64M, such as 2G")
+        raise argparse.ArgumentTypeError(f"{text} is not a size of at least 64M, such as 2G")
     return int(digits) << units[unit]
 
 
 def number(least):
     def parse(text):
         if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no number from {least} on")
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {least} on")
         return int(text)
 
     return parse
@@ -59,14 +59,14 @@ def number(least):
 def arguments():
     parser = shared.arguments("guest", "Measures 4k random writes of a guest alone and beside full backups of its volume.", EPILOG)
     parser.add_argument("--data", type=size, default=2 << 30, help="size of the volume, completely filled with data [2G]")
-    parser.add_argument("--seconds", type=number(1), default=10, help="how long each pass takes [10]")
+    parser.add_argument("--seconds", type=number(1), default=10, help="duration of each pass [10]")
     parser.add_argument("--rounds", type=number(1), default=5, help="passes of each kind [5]")
-    parser.add_argument("--iops", type=number(0), default=2000, help="writes a second; 0 for as many as there are answers [2000]")
-    parser.add_argument("--depth", type=number(1), default=1, help="writes under way at once [1]")
+    parser.add_argument("--iops", type=number(0), default=2000, help="writes per second; 0 for the maximum rate [2000]")
+    parser.add_argument("--depth", type=number(1), default=1, help="writes in flight [1]")
     parser.add_argument("--cold", action="store_true", help="drop the page cache before each pass")
     parser.add_argument("--priority", choices=("low", "normal"), help="task_priority of the daemon [its default]")
-    parser.add_argument("--blockd", help="the binary, with blockctl beside it [the release build, which is made]")
-    parser.add_argument("--store", help="where the backups go; a new directory below it is made and removed [the same as --dir]")
+    parser.add_argument("--blockd", help="blockd binary; blockctl in the same directory [the release build]")
+    parser.add_argument("--store", help="parent of the temporary store directory [the same as --dir]")
     return parser.parse_args()
 
 
@@ -83,7 +83,7 @@ def drop_caches():
 
 
 def make_image(path, size_bytes):
-    """Pieces of 64 KiB that do not compress, and as many that do."""
+    """Chunks of 64 KiB, half of them incompressible."""
     source = random.Random(7)
     with open(path, "wb") as out:
         for _ in range(size_bytes // (128 << 10)):
@@ -92,7 +92,7 @@ def make_image(path, size_bytes):
 
 
 class Backups:
-    """Full backups of a volume, one after the other, from when it is entered until it is left."""
+    """Consecutive full backups of a volume while the context is active."""
 
     def __init__(self, blockd, volume, credential):
         self.blockd, self.volume, self.credential = blockd, volume, credential
@@ -113,7 +113,7 @@ class Backups:
         return next(one for one in self.blockd.ctl("cloudsnap", "status", "--name", task) if one["name"] == task)
 
     def follow(self, task):
-        """Adds what a backup gets on with, up to the end of the pass."""
+        """Adds the progress of a backup, up to the end of the pass."""
         before = 0
         while True:
             seen = self.look(task)
@@ -168,7 +168,7 @@ class Bench:
         return self.blockd.ctl("volume", "inspect", "vm")["layers"]
 
     def settle(self):
-        """What was done before is out of the way, and the next write to each block is the first one."""
+        """Completes pending work, so that the next write to each block is the first one."""
         for snap in self.blockd.ctl("cloudsnap", "list"):
             self.blockd.ctl("cloudsnap", "delete", "--snap", snap["ID"], "--wait")
         self.blockd.ctl("snapshot", "create", "vm", "--name", "settle")
@@ -183,7 +183,7 @@ class Bench:
             drop_caches()
 
     def write(self, seed):
-        """One pass of fio; its percentiles in microseconds."""
+        """Runs one pass of fio; returns its percentiles in microseconds."""
         given = self.given
         command = ["fio", "--name=guest", "--ioengine=nbd", f"--uri={self.blockd.uri('vm')}", "--rw=randwrite", "--bs=4k"]
         command += [f"--iodepth={given.depth}", f"--size={given.data}", "--time_based", f"--runtime={given.seconds}"]

@@ -1,4 +1,4 @@
-"""tools/bench lazy: volumes that are restored lazily, and images that are looked into, from a store that takes its time."""
+"""tools/bench lazy: lazy volumes and browsed images, from a store with latency."""
 
 import random
 import sys
@@ -13,36 +13,36 @@ from subject import Subject
 from bench import MIB
 
 EPILOG = """\
-An ext4 filesystem with files of this machine (and random ones, where those are not enough) at the beginning of a volume is backed up
-to SeaweedFS, and restored through a proxy that holds each request back for DELAY ms. All rates are of that filesystem's size.
+An ext4 filesystem with files of this host (and random ones, if those do not suffice) at the start of a volume is backed up to
+SeaweedFS, and restored through a proxy that delays each request by DELAY ms. All rates refer to the size of that filesystem.
 
   there       from the command until the volume can be opened
-  first byte  of a fresh clone: from opening the export until 4 KiB at a random place came; median and slowest
-  unhydrated  reading a fresh clone in order, 8 requests of 1 MiB at a time, beside a plain restore's rate; 5 of each in turns, medians
-  hydrated    reading a lazy volume that is all there, beside a plain volume; interleaved, medians
-  mounted     from the command until a file of a lazy volume's ext4 was read, through nbdfuse and a loop device; as root only
-  disk.img    of a browsed snapshot, by a daemon that is restarted each time: from the start of daemon and mount until the image is seen,
-              4 KiB at a random place, then in order; beside restic mount, borg mount (from a directory), rclone mount of the raw
-              image, and s3backer (blocks of 128 KiB), as far as they are there: apt-get install restic borgbackup rclone s3backer
-  full TiB    a snapshot in a directory whose index is that of a full TiB, made for this: first bytes of fresh clones and of the export
-              cloud:ID, by a daemon of its own, and the most memory that this one had
+  first byte  of a new lazy volume: from opening the export until 4 KiB at a random offset are read; median and maximum
+  unhydrated  sequential read of a new lazy volume, 8 requests of 1 MiB in flight, compared with a plain restore; 5 of each alternate, medians
+  hydrated    read of a hydrated lazy volume, compared with a plain volume; interleaved, medians
+  mounted     from the command until a file of the lazy volume's ext4 is read, through nbdfuse and a loop device; as root only
+  disk.img    of a browsed snapshot, with a restarted daemon each time: from the start of daemon and mount until the image is visible,
+              4 KiB at a random offset, then sequentially; compared with restic mount, borg mount (from a directory), rclone mount of
+              the raw image, and s3backer (blocks of 128 KiB), if installed: apt-get install restic borgbackup rclone s3backer
+  full TiB    a generated snapshot in a directory with the index of a full TiB: first bytes of new lazy volumes and of the export
+              cloud:ID, with a separate daemon, and its maximum memory
 
 Goals: first byte within 4 requests + 20 ms; unhydrated >= 0.8 x a plain restore; hydrated >= 0.97 x a plain volume; mounted and
-a file read within 1 s at 20 ms; full TiB: first byte within 20 ms beside its requests, which take next to no time here; no daemon
+a file read within 1 s at 20 ms; full TiB: first byte within 20 ms in addition to its requests, which are local here; no daemon
 with more than 256 MiB.
 """
 
 
 def arguments():
     parser = bench.arguments("lazy", "Measures restores that are usable at once, and images that are looked into.", EPILOG)
-    parser.add_argument("--data-mib", type=int, default=1024, help="how much data the filesystem has [1024]")
+    parser.add_argument("--data-mib", type=int, default=1024, help="data in the filesystem [1024]")
     parser.add_argument("--size-gib", type=int, default=16384, help="size of the volume [16384]")
-    parser.add_argument("--delays-ms", default="0,20,100", help="added to each request [0,20,100]")
+    parser.add_argument("--delays-ms", default="0,20,100", help="delays of each request [0,20,100]")
     parser.add_argument("--places", type=int, default=7, help="first bytes measured [7]")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of reading what is hydrated [5]")
-    parser.add_argument("--look-s", type=int, default=10, help="the longest that a mounted image is read in order [10]")
-    parser.add_argument("--without-tebibyte", action="store_true", help="leave the row of the full TiB out")
-    parser.add_argument("--without-peers", action="store_true", help="leave what others mount out")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of hydrated reads [5]")
+    parser.add_argument("--look-s", type=int, default=10, help="maximum duration of the sequential read of a mounted image [10]")
+    parser.add_argument("--without-tebibyte", action="store_true", help="skip the row of the full TiB")
+    parser.add_argument("--without-peers", action="store_true", help="skip other tools")
     parser.add_argument("--weed", help="SeaweedFS [target/venv/bin/weed, or in PATH]")
     return parser.parse_args()
 
@@ -63,7 +63,7 @@ def fill_peers(given, dir, store, port, image):
 
 
 def with_data(image, length, count):
-    """Places of the image that hold data, by chance: zeroes need not be asked for."""
+    """Random offsets of the image with data: zeroes need no request."""
     noise, found = random.Random(3), []
     with open(image, "rb") as file:
         while len(found) < count:

@@ -1,4 +1,4 @@
-"""tools/bench list: thousands of snapshots, listed and browsed."""
+"""tools/bench list: listing and browsing of thousands of snapshots."""
 
 import os
 import statistics
@@ -9,12 +9,12 @@ import time
 import bench
 
 EPILOG = """\
-The manifests of many snapshots are put into a directory that serves as store, and a daemon that has never seen them lists them.
+The manifests of many snapshots are put into a directory store, and a daemon with an empty cache lists them.
 
   first list    cloudsnap list, which reads every manifest
-  list          the same again: median
+  list          repeated: median
   first look    ls -l of the mount, of every volume and every snapshot, by a restarted daemon
-  look          the same again, with nothing in the kernel's caches: median
+  look          repeated, with dropped kernel caches: median
 
 Goal: a list and a look within 250 ms.
 """
@@ -24,7 +24,7 @@ def arguments():
     parser = bench.arguments("list", "Measures lists of thousands of snapshots.", EPILOG)
     parser.add_argument("--volumes", type=int, default=5, help="volumes [5]")
     parser.add_argument("--each", type=int, default=1000, help="snapshots of each [1000]")
-    parser.add_argument("--rounds", type=int, default=7, help="lists and looks measured [7]")
+    parser.add_argument("--rounds", type=int, default=7, help="measured lists and looks [7]")
     return parser.parse_args()
 
 

@@ -1,4 +1,4 @@
-"""tools/bench nbd: blockd's NBD server beside nbdkit and qemu-nbd."""
+"""tools/bench nbd: NBD server of blockd, compared with nbdkit and qemu-nbd."""
 
 import argparse
 import os
@@ -16,21 +16,21 @@ import servers
 import workloads
 
 EPILOG = """\
-Every round takes every server in turn, so that other load of the machine affects all equally. The client is fio's
-nbd engine over a unix socket; the random numbers are the same for all. A pass on a new disk (or behind
-snapshots) ends when every block was touched once. CPU is that of the server's process with all its threads, and
-that of fio, for each operation; what the kernel does later in its own threads is in neither.
+Each round runs all servers in turn, so that other load of the host affects all equally. The client is fio's
+nbd engine over a unix socket, with the same random numbers for all. A pass on a new disk (or after
+snapshots) ends when each block was touched once. CPU is that of the server process with all its threads, and
+that of fio, per operation, without later work of kernel threads.
 
-Goals: {best} x the best file-backed peer that answers FLUSH with an fdatasync (the null plugin is no such peer),
-or {null} x the null plugin. With 8 snapshots {snapshots} x without: for reads on an allocated disk; for writes, whose first
-touches take new memory and disk space, on a fresh one or an allocated one (both ratios are printed).
+Goals: {best} x the best file-backed peer that runs fdatasync for a FLUSH (unlike the null plugin),
+or {null} x the null plugin. With 8 snapshots {snapshots} x without: for reads on an allocated disk; for writes, which first
+allocate memory and disk space, on a fresh one or an allocated one (both ratios are printed).
 
 workloads:
 {workloads}
 states:
 {states}
 servers:
-  {blockd:<14}each binary given by --blockd
+  {blockd:<14}each binary of --blockd
 {peers}
 """
 
@@ -51,16 +51,16 @@ def arguments():
     parser = bench.arguments("nbd", "Measures blockd's NBD server beside nbdkit and qemu-nbd, interleaved, on one disk.", epilog)
     parser.add_argument("--quick", action="store_true", help="short passes on a small disk: 2 rounds of 1 s, 256 MiB")
     parser.add_argument("--rounds", type=int, help="passes of each kind [3]")
-    parser.add_argument("--seconds", type=float, help="the longest that one pass takes [2]")
+    parser.add_argument("--seconds", type=float, help="maximum duration of a pass [2]")
     parser.add_argument("--size", type=size, help="size of the disk, such as 512M [1G]; it should fit into memory 8 times")
-    parser.add_argument("--workloads", type=names, help="which, by name, with commas [all]")
-    parser.add_argument("--states", type=names, help="which, by name, with commas [all]")
-    parser.add_argument("--servers", type=names, help="which, by name, with commas [all]")
+    parser.add_argument("--workloads", type=names, help="names, separated by commas [all]")
+    parser.add_argument("--states", type=names, help="names, separated by commas [all]")
+    parser.add_argument("--servers", type=names, help="names, separated by commas [all]")
     parser.add_argument(
         "--blockd",
         action="append",
         metavar="[LABEL=]PATH",
-        help="the binary, with blockctl beside it; again, for others to compare with [the release build]",
+        help="blockd binary; blockctl in the same directory; repeat to compare builds [the release build]",
     )
     parser.add_argument(
         "--flame",
@@ -85,7 +85,7 @@ def arguments():
         chosen = getattr(given, what) or known
         unknown = [name for name in chosen if name not in known]
         if unknown:
-            parser.error(f"--{what}: nothing is called {', '.join(unknown)}; there are {', '.join(known)}")
+            parser.error(f"--{what}: unknown {', '.join(unknown)}; expected {', '.join(known)}")
         setattr(given, what, chosen)
     given.blockd = binaries(parser, given.blockd or [str(bench.TARGET / "blockd")])
     return given
@@ -117,7 +117,7 @@ def size(text):
     units = {"K": 10, "M": 20, "G": 30}
     digits, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in units else (text, None)
     if not digits.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} is no size: a number and K, M or G")
+        raise argparse.ArgumentTypeError(f"{text} is not a size: expected a number and K, M or G")
     value = int(digits) << units.get(unit, 0)
     if value < 64 << 20 or value % (4 << 20):
         raise argparse.ArgumentTypeError("at least 64M, and a multiple of 4M")
@@ -125,7 +125,7 @@ def size(text):
 
 
 def make_servers(given, directory):
-    """Starts what runs all the time; what was started is in the list even if a later one fails."""
+    """Starts the permanent servers; started ones are in the list even if a later one fails."""
     made = []
     try:
         for name in given.servers:

@@ -1,4 +1,4 @@
-"""tools/bench share: from which length on a run of blocks is better shared between two files than copied."""
+"""tools/bench share: extent length from which sharing between two files is faster than copying."""
 
 import argparse
 import fcntl
@@ -15,9 +15,9 @@ STRIDE_BYTES = 4 << 20
 WAYS = ("copied", "shared", "copied over", "shared over")
 
 EPILOG = """\
-Runs of a length, 4 MiB apart and in random order, are brought from one sparse file to the same place of another one, which is synced at
-the end, as a merge of layers does it: copied through a buffer (pread, pwrite), or shared (FICLONERANGE). OVER is where the
-target holds the run already. Microseconds a run, the sync included, medians of all rounds; the ways take turns.
+Extents of one length, 4 MiB apart and in random order, are transferred from one sparse file to the same offset of another one, which is
+then synced, as in a merge of layers: copied through a buffer (pread, pwrite), or shared (FICLONERANGE). OVER: the target already has
+data there. Results are microseconds per extent including the sync, medians of all rounds; the methods alternate.
 """
 
 
@@ -25,17 +25,17 @@ def arguments():
     parser = argparse.ArgumentParser(
         prog="tools/bench share",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Compares copying runs of blocks to sharing them, on a filesystem that can (XFS, btrfs).",
+        description="Compares copying and sharing of extents on a filesystem with reflinks (XFS, btrfs).",
         epilog=EPILOG,
     )
-    parser.add_argument("dir", help="where to work: a directory of that filesystem")
-    parser.add_argument("--runs", type=int, default=2000, help="how many runs of each length [2000; a quarter from 256 KiB on]")
-    parser.add_argument("--rounds", type=int, default=3, help="[3]")
+    parser.add_argument("dir", help="directory on that filesystem")
+    parser.add_argument("--runs", type=int, default=2000, help="extents of each length [2000; a quarter from 256 KiB on]")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds [3]")
     return parser.parse_args()
 
 
 def sparse_file(folder, runs, content):
-    """A synced file with runs of this content, or without any."""
+    """Creates a synced file with extents of this content, or an empty one."""
     file = tempfile.TemporaryFile(dir=folder, buffering=0)
     os.ftruncate(file.fileno(), runs * STRIDE_BYTES)
     if content:

@@ -1,4 +1,4 @@
-"""tools/bench startup: from exec to ready with many large volumes whose heads are fragmented, and the memory it takes."""
+"""tools/bench startup: start time and memory with many large volumes with fragmented heads."""
 
 import concurrent.futures
 import http.client
@@ -18,14 +18,14 @@ import bench
 GIB = 1 << 30
 
 EPILOG = """\
-The volumes are made by the daemon itself; their heads get --blocks blocks of 4 KiB each, no two of them neighbours, spread
-over the first --spread-gib of the volume. All of them share the data of the first one, so that there is room for it.
+The daemon creates the volumes; their heads get --blocks non-adjacent blocks of 4 KiB each, spread over the first --spread-gib
+of the volume. All share the data of the first one to save disk space.
 
-CLEAN is a start after SIGTERM, KILLED one after SIGKILL in the same boot. RSS is all of the daemon's resident memory when it
-is ready, ANON the part that is its own, FILES the part that is pages of files: the live maps are files, a page for each
-128 MiB of volume in which a block was written, and the kernel may take them back.
+CLEAN is a start after SIGTERM, KILLED one after SIGKILL in the same boot. RSS is the resident memory of the ready
+daemon, ANON its anonymous part, FILES its file-backed part: the live maps are files, with a page for each 128 MiB of a volume
+in which a block was written, and the kernel can reclaim them.
 
-With --layers, that many snapshots are made before, each after another filling.
+With --layers, as many snapshots are taken first, each after another fill.
 
 Goal: a start takes less than 10 seconds.
 """
@@ -34,14 +34,14 @@ GOAL_S = 10
 
 def arguments():
     parser = bench.arguments("startup", "Measures how long the daemon takes from exec to ready.", EPILOG)
-    parser.add_argument("--volumes", type=int, default=1000, help="how many volumes [1000]")
-    parser.add_argument("--size-gib", type=int, default=1024, help="their size [1024]")
+    parser.add_argument("--volumes", type=int, default=1000, help="number of volumes [1000]")
+    parser.add_argument("--size-gib", type=int, default=1024, help="size of each volume [1024]")
     parser.add_argument("--blocks", type=int, default=4000, help="scattered blocks in each head [4000]")
-    parser.add_argument("--spread-gib", type=int, default=64, help="over how much of the volume [64]")
-    parser.add_argument("--layers", type=int, default=0, help="frozen layers below each head, each filled as much [0]")
+    parser.add_argument("--spread-gib", type=int, default=64, help="part of the volume with these blocks [64]")
+    parser.add_argument("--layers", type=int, default=0, help="frozen layers below each head, filled equally [0]")
     parser.add_argument("--starts", type=int, default=3, help="starts of each kind [3]")
-    parser.add_argument("--blockd", help="the daemon's binary [it is built]")
-    parser.add_argument("--filler", help="the binary that fills heads [it is built]")
+    parser.add_argument("--blockd", help="daemon binary [built]")
+    parser.add_argument("--filler", help="binary that fills heads [built]")
     return parser.parse_args()
 
 
@@ -57,7 +57,7 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 class Daemon:
-    """A daemon that is ready; `seconds` is how long that took."""
+    """Ready daemon; `seconds` is its start time."""
 
     def __init__(self, binary, data_dir):
         self.data_dir = data_dir
