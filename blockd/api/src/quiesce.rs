@@ -261,7 +261,7 @@ mod tests {
         let as_user = |user: &str| Quiesce { user: Some(user.to_owned()), ..with("true", None) };
         assert_eq!(as_user("postgres").check(), Ok(()));
         for user in ["", "-x", "a b", "root;"] {
-            assert!(as_user(user).check().unwrap_err().contains("no name of a user"), "{user}");
+            assert!(as_user(user).check().unwrap_err().contains("is not a valid user name"), "{user}");
         }
     }
 

@@ -68,6 +68,6 @@ mod tests {
             assert_eq!(role.as_str().parse(), Ok(role));
             assert_eq!(serde_json::to_string(&role).unwrap(), format!("\"{role}\""));
         }
-        assert!("root".parse::<Role>().unwrap_err().to_string().contains("read-only, operator and admin"));
+        assert!("root".parse::<Role>().unwrap_err().to_string().contains("read-only, operator or admin"));
     }
 }

@@ -431,7 +431,7 @@ mod tests {
     fn key_slot_under_another_name_is_refused() {
         let (_, bytes) = create_slot(None, KdfParams::default(), 1).unwrap();
         let error = KeySlot::parse(&format!("blockd/keys/{}", Uuid::from_u128(5)), &bytes).err().unwrap();
-        assert!(error.to_string().contains("another name"), "{error}");
+        assert!(error.to_string().contains("another key id than its name"), "{error}");
     }
 
     #[test]

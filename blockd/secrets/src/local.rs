@@ -150,8 +150,8 @@ mod tests {
         };
         assert!(refused(&outside.path().join("key")).contains("secrets.file_dir"));
         assert!(refused(&dir.path().join("link")).contains("is not below"));
-        assert!(refused(&dir.path().join("gone")).contains("it is not there"));
-        assert!(refused(dir.path()).contains("no regular file"));
+        assert!(refused(&dir.path().join("gone")).contains("does not exist"));
+        assert!(refused(dir.path()).contains("not a regular file"));
         for (content, mode, word) in [
             (b"planted".as_slice(), 0o604, "chmod 600"),
             (b"", 0o600, "empty"),

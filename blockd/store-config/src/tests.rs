@@ -106,7 +106,7 @@ fn key_and_machine_identity_replace_each_other() {
     assert_eq!(shown(&s3), (None, true));
     for half in [r#"{"type":"s3","accessKey":"new"}"#, r#"{"type":"s3","secretKey":"planted"}"#] {
         let message = s3.clone().update(access(half)).unwrap_err().to_string();
-        assert!(message.contains("is empty") && !message.contains("planted"), "{message}");
+        assert!(message.contains("must not be empty") && !message.contains("planted"), "{message}");
     }
     let new = access(r#"{"type":"s3","accessKey":"new","secretKey":"planted"}"#);
     assert_eq!(s3.update(new), Ok(SecretChange::Replaced));

@@ -144,7 +144,7 @@ async fn failed_freeze_of_a_member_backs_up_no_other() {
     for task in host.ended(&started).await {
         let reason = task.error.map(|error| error.message).unwrap_or_default();
         assert_eq!(task.state.stage, TaskStage::Failed);
-        assert!(reason.contains("because volume b failed"), "{reason}");
+        assert!(reason.contains("failed on volume b"), "{reason}");
     }
     assert_eq!(host.list().await.len(), 0);
     host.assert_tidy();

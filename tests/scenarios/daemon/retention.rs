@@ -1,4 +1,4 @@
-//! Retention beside damage: what it would delete may be the last backup that restores.
+//! Retention beside damage: what it would delete may be the last backup that can be restored.
 
 use super::{Host, dying, retention_overrides::store_override};
 use blockd_api::{
@@ -132,7 +132,7 @@ async fn damage_of_the_newest_backup_stops_retention() {
             let delete = StartDelete::of(snaps[0].parse().unwrap());
             let task = host.call(START_DELETE, &delete).await.task;
             let error = host.wait(task).await.error.unwrap().message;
-            assert!(error.contains("may be the last backup that restores"), "{error}");
+            assert!(error.contains("may be the last backup that can be restored"), "{error}");
         }
         assert!(host.manifest_path(&snaps[0]).exists(), "{told}");
         host.stop().await;

@@ -231,7 +231,7 @@ async fn group_runs_each_rule_once_around_one_freeze() {
     assert_eq!(host.list().await.len(), before);
     let failures = host.failures().await;
     assert_eq!(failures.len(), 1, "{failures:?}");
-    assert!(failures[0].1.contains("of a, b, c, the pre-command of rule own failed"), "{failures:?}");
+    assert!(failures[0].1.contains("a, b, c: the pre-command of rule own failed"), "{failures:?}");
     // What fails may be taken into account.
     let tolerant = Quiesce { on_failure: OnFailure::Continue, ..host.noting("exit 3", "true") };
     host.call_at(UPDATE_RULE, &"own".parse().unwrap(), &UpdateRule { quiesce: tolerant }).await;

@@ -188,7 +188,7 @@ fn location_with_new_keys_updates_credential() {
     assert!(ran.status == 0 && asked.unwrap()["access"]["secretKey"] == "planted", "{ran:?}");
     // A secret that cannot be compared is reported; another location is refused.
     let (ran, asked) = apply("accessKeyID: OLD, secretAccessKey: {file: key}", &credential);
-    assert!(ran.status == 0 && asked.is_none() && ran.stderr.contains("is not compared"), "{ran:?}");
+    assert!(ran.status == 0 && asked.is_none() && ran.stderr.contains("cannot be compared"), "{ran:?}");
     let (ran, asked) =
         apply("region: elsewhere, accessKeyID: NEW, secretAccessKey: {file: key}", &credential);
     assert!(ran.status == 5 && asked.is_none(), "{ran:?}");

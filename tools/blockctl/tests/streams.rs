@@ -15,7 +15,10 @@ fn dead_daemon_exits_with_3() {
     drop(UnixListener::bind(&refused).unwrap());
     let ran = Ran::of(blockctl("volume list --socket").arg(&refused).output().unwrap());
     assert_eq!((ran.status, ran.stdout.as_str()), (3, ""));
-    assert!(ran.stderr.contains("it is not running") && ran.stderr.contains("refused.sock"), "{ran:?}");
+    assert!(
+        ran.stderr.contains("the daemon is not running") && ran.stderr.contains("refused.sock"),
+        "{ran:?}"
+    );
 }
 
 #[test]

@@ -206,7 +206,7 @@ mod tests {
         let messages: Vec<&str> = events.iter().map(|event| event.message.as_str()).collect();
         assert_eq!(
             messages[0],
-            "around a freeze of v, the pre-command of rule a failed (exit status 2): the snapshot was taken all the same"
+            "quiesce failed on volume v: the pre-command of rule a failed (exit status 2); the snapshot was taken nevertheless"
         );
         assert!(messages.len() == 2 && messages[1].contains("the freeze of /mnt failed"), "{messages:?}");
     }

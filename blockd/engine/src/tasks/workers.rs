@@ -178,7 +178,9 @@ mod tests {
         request(MIN_ACTIVE_REQUESTS);
         assert!(!yields_after(1).await, "no task moves data");
         let active = workers.begin();
-        assert!(yields_after(0).await, "before the first sample");
+        assert!(workers.yielding.as_ref().unwrap().is_on(), "before the first sample");
+        // Between two samples.
+        tokio::time::sleep(SAMPLE_INTERVAL / 2).await;
         assert!(!yields_after(1).await, "no guest is active");
         request(MIN_ACTIVE_REQUESTS - 1);
         assert!(!yields_after(1).await, "sporadic requests");

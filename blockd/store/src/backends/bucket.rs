@@ -393,7 +393,7 @@ mod tests {
         let plain = "<title>400 The plain HTTP request was sent to HTTPS port</title>";
         for (reply, kind, words) in [
             (xml(403, "RequestTimeTooSkewed", ""), StoreErrorKind::WrongClock, "clock"),
-            (xml(403, "SecondLevelDomainForbidden", ""), StoreErrorKind::WrongStyle, "name of the host"),
+            (xml(403, "SecondLevelDomainForbidden", ""), StoreErrorKind::WrongStyle, "in the host name"),
             (
                 xml(400, "AuthorizationHeaderMalformed", "<Region>eu-central-1</Region>"),
                 StoreErrorKind::WrongRegion,

@@ -230,7 +230,7 @@ async fn listing_with_a_repeated_marker_is_an_error() {
         let listed = tokio::time::timeout(Duration::from_secs(120), store.list("blockd/data/")).await;
         let error = listed.expect("it has an end").unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::Other);
-        assert!(error.to_string().contains("do not go on from each other"), "{error}");
+        assert!(error.to_string().contains("do not advance"), "{error}");
     }
 }
 
