@@ -91,7 +91,7 @@ fn low_open_file_limit_is_reported() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").max_open_files(2000).config("nbd_connections = 1000").start();
     let log = daemon.log();
-    let said = log.lines().find(|line| line.contains("too few files may be open"));
+    let said = log.lines().find(|line| line.contains("the limit of open files is too low"));
     assert!(said.is_some_and(|line| line.contains("WARN") && line.contains("LimitNOFILE")), "{log}");
     let _ = daemon.stop();
 }

@@ -122,9 +122,7 @@ impl LazyVolumes {
                 "it fetches blocks on read only, and needs the cloud snapshot as long as it exists: delete the volume first"
             }
         };
-        let message = format!(
-            "cloud snapshot {id} is needed by volume {name}, which is not completely hydrated: {how}"
-        );
+        let message = format!("cloud snapshot {id} is needed by lazy volume {name}: {how}");
         Err(ServiceError::refused(ErrorCode::CloudsnapInUse, message))
     }
 
