@@ -152,7 +152,7 @@ is_gone $creating && fail "nothing was held: $(cat /tmp/said)"
 alive /mnt
 let_go
 wait $creating && fail "there is a snapshot of a filesystem that was not frozen any more"
-grep -q "took too long" /tmp/said || fail "snapshot: $(cat /tmp/said)"
+grep -q "timeout" /tmp/said || fail "snapshot: $(cat /tmp/said)"
 alive /mnt2
 
 for who in alone "with those who freeze"; do
