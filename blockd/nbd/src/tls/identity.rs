@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
@@ -104,11 +104,23 @@ impl TlsError {
 
 /// TLS identity of a server. Connections use the last loaded files.
 #[derive(Debug)]
-pub struct TlsIdentity {
-    files: RwLock<TlsFiles>,
-    current: RwLock<Arc<rustls::ServerConfig>>,
-    /// Stamps of the loaded files.
-    seen: Mutex<Vec<Option<FileStamp>>>,
+pub struct TlsIdentity(RwLock<Loaded>);
+
+#[derive(Debug)]
+struct Loaded {
+    files: TlsFiles,
+    /// Stamps of the files at the last attempt to load them.
+    stamps: Vec<Option<FileStamp>>,
+    config: Arc<rustls::ServerConfig>,
+}
+
+impl Loaded {
+    fn read(files: TlsFiles) -> Result<Self, TlsError> {
+        // Taken first: a file that changes meanwhile looks new the next time.
+        let stamps = stamps(&files);
+        let config = Arc::new(read(&files)?);
+        Ok(Self { files, stamps, config })
+    }
 }
 
 type FileStamp = (u64, u64, i64, i64, u64);
@@ -119,21 +131,24 @@ impl TlsIdentity {
     /// # Errors
     /// When one cannot be read or used, or others can read the key.
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
-        let seen = Mutex::new(stamps(&files));
-        let current = RwLock::new(Arc::new(read(&files)?));
-        Ok(Self { files: RwLock::new(files), current, seen })
+        Ok(Self(RwLock::new(Loaded::read(files)?)))
     }
 
-    /// Reads the files again, for connections that begin from now on. Those that are there go on as they are.
+    /// Reads the files again, for new connections. Established ones are unaffected.
     ///
     /// # Errors
-    /// As [`load`](Self::load); then what was loaded before stays in use.
+    /// As [`load`](Self::load); then the previous content stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
-        // Held to the end, so that a concurrent `reload_from` comes wholly after it.
-        let files = self.files.read();
+        let files = self.0.read().files.clone();
         // Taken first: a file that changes meanwhile looks new the next time.
-        *self.seen.lock() = stamps(&files);
-        *self.current.write() = Arc::new(read(&files)?);
+        let stamps = stamps(&files);
+        let config = read(&files);
+        let mut loaded = self.0.write();
+        if loaded.files != files {
+            return Ok(()); // A concurrent `reload_from` has loaded others.
+        }
+        loaded.stamps = stamps;
+        loaded.config = Arc::new(config?);
         Ok(())
     }
 
@@ -142,42 +157,40 @@ impl TlsIdentity {
     /// # Errors
     /// See [`load`](Self::load).
     pub fn check(&self) -> Result<(), TlsError> {
-        let files = self.files.read().clone();
+        let files = self.0.read().files.clone();
         read(&files).map(drop)
     }
 
     /// Loads other files, which [`reload`](Self::reload) reads from then on.
     ///
     /// # Errors
-    /// As [`load`](Self::load); then what was loaded before stays in use.
+    /// As [`load`](Self::load); then the previous content stays in use.
     pub fn reload_from(&self, files: TlsFiles) -> Result<(), TlsError> {
-        let stamps = stamps(&files);
-        let config = Arc::new(read(&files)?);
-        let mut current_files = self.files.write();
-        *current_files = files;
-        *self.seen.lock() = stamps;
-        *self.current.write() = config;
+        let new = Loaded::read(files)?;
+        *self.0.write() = new;
         Ok(())
     }
 
     /// Returns true if a file has changed since the last attempt to load it.
     #[must_use]
     pub fn has_changed(&self) -> bool {
-        // In the order of `reload_from`.
-        let files = self.files.read();
-        *self.seen.lock() != stamps(&files)
+        let (files, seen) = {
+            let loaded = self.0.read();
+            (loaded.files.clone(), loaded.stamps.clone())
+        };
+        seen != stamps(&files)
     }
 
     /// Returns true if clients need certificates.
     #[must_use]
     pub fn wants_client_certificates(&self) -> bool {
-        self.files.read().client_ca.is_some()
+        self.0.read().files.client_ca.is_some()
     }
 
     /// Returns the last loaded configuration, for a server of another protocol with the same files.
     #[must_use]
     pub fn server_config(&self) -> Arc<rustls::ServerConfig> {
-        Arc::clone(&self.current.read())
+        Arc::clone(&self.0.read().config)
     }
 
     /// The server's side of a new session.
