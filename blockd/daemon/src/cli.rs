@@ -105,7 +105,7 @@ Keys of the configuration file (defaults in brackets):
   upload_concurrency    concurrent pack uploads of one backup [4]
   download_concurrency  concurrent requests of one restore [4]
   merge_limit_bytes_per_s  bandwidth limit of layer merges; 0 = unlimited [0]
-  cpu_threads           threads that compress and encrypt; 0 = one per core [0]
+  cpu_threads           threads that compress and encrypt, half as many while guests are active; 0 = one per core [0]
   ring_threads          threads that serve NBD sockets; 0 = one per core [0]
   nbd_workers           threads for NBD requests that block on storage, and as many for flushes [8]
   nbd_connections       maximum of NBD connections, up to 64 of them reserved for Unix sockets [1024]
