@@ -50,4 +50,6 @@ def update(packed, directory):
 
 command, target, path = sys.argv[1:]
 packed = pathlib.Path(__file__).parent / "corpus" / f"{target}.hex"
+if not packed.is_file():
+    sys.exit(f"corpus.py: no target {target}: {packed} does not exist")
 {"unpack": unpack, "update": update, "add": add}[command](packed, pathlib.Path(path))
