@@ -86,6 +86,9 @@ async fn hydration_survives_a_crash_before_its_record() {
     let task = host.restore_lazily(&snap, "copy", true).await.task.unwrap();
     host.die_and_start().await;
     host.done(task).await;
+    // The volume needs neither the cloud snapshot nor the store.
+    let delete = StartDelete::of(snap.parse().unwrap());
+    host.done(host.call(START_DELETE, &delete).await.task).await;
     std::fs::remove_dir_all(host.store.path()).unwrap();
     model.assert_is(&host.volume("copy"));
 }
