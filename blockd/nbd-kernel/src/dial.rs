@@ -1,6 +1,6 @@
-//! Client side of the negotiation: connections to a server's Unix socket, ready for transmission.
+//! Client side of the negotiation, over the Unix socket of a server.
 //!
-//! Simple replies only: the kernel's driver supports no others.
+//! It negotiates simple replies, because the kernel's driver supports no others.
 
 use crate::error::DialError;
 use blockd_nbd::constants::*;
@@ -11,26 +11,26 @@ use std::{
     time::Duration,
 };
 
-/// Timeout of each step of the server.
+/// Timeout of each read and write.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum length of an option reply, in bytes.
 const MAX_REPLY_LEN_BYTES: u32 = 64 << 10;
 
-/// Connections in transmission.
+/// Connections in the transmission phase.
 #[derive(Debug)]
 pub struct Dialed {
     /// The sockets.
     pub sockets: Vec<OwnedFd>,
-    /// Size of the export.
+    /// Size of the export, in bytes.
     pub size_bytes: u64,
     /// Transmission flags.
     pub flags: u16,
 }
 
-/// Opens connections to an export: `wanted` if the server supports several, else one.
+/// Opens connections to an export: `wanted` if the server supports multi-conn, otherwise one.
 ///
 /// # Errors
-/// There is no server, or it does not serve the export.
+/// No server listens on the path, it refuses the export or violates the protocol.
 pub fn dial(path: &Path, export: &str, wanted: usize) -> Result<Dialed, DialError> {
     let first = negotiate(path, export)?;
     let mut dialed =
@@ -38,7 +38,7 @@ pub fn dial(path: &Path, export: &str, wanted: usize) -> Result<Dialed, DialErro
     let wanted = if dialed.flags & NBD_FLAG_CAN_MULTI_CONN == 0 { 1 } else { wanted };
     while dialed.sockets.len() < wanted {
         let next = negotiate(path, export)?;
-        // The volume may be growing: the kernel gets the size known to all connections.
+        // The export may grow between negotiations: the kernel gets the size that all connections have.
         dialed.size_bytes = dialed.size_bytes.min(next.size_bytes);
         dialed.sockets.push(next.stream.into());
     }
@@ -52,19 +52,21 @@ struct Negotiated {
 }
 
 fn negotiate(path: &Path, export: &str) -> Result<Negotiated, DialError> {
-    let socket = |doing| move |source| DialError::Socket { doing, path: path.to_owned(), source };
-    let mut stream = UnixStream::connect(path).map_err(socket("connect to"))?;
-    stream.set_read_timeout(Some(TIMEOUT)).map_err(socket("set up"))?;
-    stream.set_write_timeout(Some(TIMEOUT)).map_err(socket("set up"))?;
+    let socket = |operation| move |source| DialError::Socket { operation, path: path.to_owned(), source };
+    let mut stream = UnixStream::connect(path).map_err(socket("connect"))?;
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(socket("socket setup"))?;
+    stream.set_write_timeout(Some(TIMEOUT)).map_err(socket("socket setup"))?;
     let (size_bytes, flags) = match go(&mut stream, export) {
         Ok(found) => found,
-        Err(Bad::Io(source)) => return Err(socket("negotiate at")(source)),
-        Err(Bad::Protocol(what)) => return Err(DialError::Protocol { path: path.to_owned(), what }),
+        Err(Bad::Io(source)) => return Err(socket("negotiation")(source)),
+        Err(Bad::Protocol(violation)) => {
+            return Err(DialError::Protocol { path: path.to_owned(), violation });
+        }
         Err(Bad::Refused(reason)) => return Err(DialError::Refused { export: export.to_owned(), reason }),
     };
-    // The kernel has its own timeouts on the socket.
-    stream.set_read_timeout(None).map_err(socket("set up"))?;
-    stream.set_write_timeout(None).map_err(socket("set up"))?;
+    // The kernel applies its own timeouts.
+    stream.set_read_timeout(None).map_err(socket("socket setup"))?;
+    stream.set_write_timeout(None).map_err(socket("socket setup"))?;
     Ok(Negotiated { stream, size_bytes, flags })
 }
 
@@ -81,30 +83,31 @@ impl From<io::Error> for Bad {
     }
 }
 
-/// Performs greeting and GO; returns size and transmission flags.
+/// Negotiates with `NBD_OPT_GO`; returns the size in bytes and the transmission flags.
 fn go(stream: &mut (impl Read + Write), export: &str) -> Result<(u64, u16), Bad> {
     let (magic, option_magic, flags): ([u8; 8], [u8; 8], [u8; 2]) =
         (take(stream)?, take(stream)?, take(stream)?);
     if u64::from_be_bytes(magic) != NBD_MAGIC || u64::from_be_bytes(option_magic) != OPTION_MAGIC {
-        return Err(Bad::Protocol("it does not greet like a newstyle server"));
+        return Err(Bad::Protocol("the greeting is not newstyle"));
     }
     let flags = u16::from_be_bytes(flags);
     if flags & NBD_FLAG_FIXED_NEWSTYLE == 0 {
-        return Err(Bad::Protocol("it does not speak fixed newstyle"));
+        return Err(Bad::Protocol("the server does not support fixed newstyle"));
     }
     let mut client_flags = NBD_FLAG_C_FIXED_NEWSTYLE;
     if flags & NBD_FLAG_NO_ZEROES != 0 {
         client_flags |= NBD_FLAG_C_NO_ZEROES;
     }
     let name = export.as_bytes();
-    let name_len = u32::try_from(name.len()).map_err(|_| Bad::Refused("the name is too long".into()))?;
+    let name_len =
+        u32::try_from(name.len()).map_err(|_| Bad::Refused("the export name is too long".into()))?;
     let mut request = client_flags.to_be_bytes().to_vec();
     request.extend(OPTION_MAGIC.to_be_bytes());
     request.extend(NBD_OPT_GO.to_be_bytes());
     request.extend((name_len.saturating_add(6)).to_be_bytes());
     request.extend(name_len.to_be_bytes());
     request.extend(name);
-    // No information requests: size and flags are always sent.
+    // No information requests: the server always sends NBD_INFO_EXPORT.
     request.extend(0u16.to_be_bytes());
     stream.write_all(&request)?;
     let mut found = None;
@@ -112,7 +115,7 @@ fn go(stream: &mut (impl Read + Write), export: &str) -> Result<(u64, u16), Bad>
         let (kind, data) = option_reply(stream)?;
         match kind {
             NBD_REP_ACK => {
-                return found.ok_or(Bad::Protocol("it opens the export without saying its size"));
+                return found.ok_or(Bad::Protocol("NBD_OPT_GO succeeded without NBD_INFO_EXPORT"));
             }
             NBD_REP_INFO => {
                 if let [0, 0, size @ .., high, low] = &data[..]
@@ -125,7 +128,7 @@ fn go(stream: &mut (impl Read + Write), export: &str) -> Result<(u64, u16), Bad>
                 let text = String::from_utf8_lossy(&data).replace('\n', " ");
                 return Err(Bad::Refused(if text.is_empty() { format!("error {kind:#x}") } else { text }));
             }
-            _ => return Err(Bad::Protocol("it answers an option with something else")),
+            _ => return Err(Bad::Protocol("unexpected type of an option reply")),
         }
     }
 }
@@ -134,11 +137,11 @@ fn option_reply(stream: &mut impl Read) -> Result<(u32, Vec<u8>), Bad> {
     let (magic, _option, kind, len): ([u8; 8], [u8; 4], [u8; 4], [u8; 4]) =
         (take(stream)?, take(stream)?, take(stream)?, take(stream)?);
     if u64::from_be_bytes(magic) != OPTION_REPLY_MAGIC {
-        return Err(Bad::Protocol("a reply does not start with its magic"));
+        return Err(Bad::Protocol("wrong magic in an option reply"));
     }
     let len_bytes = u32::from_be_bytes(len);
     if len_bytes > MAX_REPLY_LEN_BYTES {
-        return Err(Bad::Protocol("a reply to an option is too long"));
+        return Err(Bad::Protocol("an option reply is too long"));
     }
     let mut data = vec![0; len_bytes as usize];
     stream.read_exact(&mut data)?;
@@ -156,21 +159,21 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Scripted server, and the received bytes.
+    /// Scripted server that records the received bytes.
     struct Script {
-        says: io::Cursor<Vec<u8>>,
-        heard: Vec<u8>,
+        output: io::Cursor<Vec<u8>>,
+        received: Vec<u8>,
     }
 
     impl Read for Script {
         fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-            self.says.read(buf)
+            self.output.read(buf)
         }
     }
 
     impl Write for Script {
         fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-            self.heard.extend(buf);
+            self.received.extend(buf);
             Ok(buf.len())
         }
         fn flush(&mut self) -> io::Result<()> {
@@ -178,10 +181,10 @@ mod tests {
         }
     }
 
-    fn run(says: Vec<u8>) -> (Result<(u64, u16), Bad>, Vec<u8>) {
-        let mut script = Script { says: io::Cursor::new(says), heard: Vec::new() };
+    fn run(output: Vec<u8>) -> (Result<(u64, u16), Bad>, Vec<u8>) {
+        let mut script = Script { output: io::Cursor::new(output), received: Vec::new() };
         let result = go(&mut script, "vol");
-        (result, script.heard)
+        (result, script.received)
     }
 
     fn greeting() -> Vec<u8> {
@@ -200,21 +203,21 @@ mod tests {
     }
 
     #[test]
-    fn size_and_flags_are_negotiated() {
+    fn go_returns_size_and_flags() {
         let info = [0, 0, 0, 0, 0, 0, 0x40, 0, 0, 0, 1, 0x6d];
-        let says = [
+        let output = [
             greeting(),
             reply(NBD_REP_INFO, &[0, 3, 9, 9]),
             reply(NBD_REP_INFO, &info),
             reply(NBD_REP_ACK, &[]),
         ];
-        let (result, heard) = run(says.concat());
+        let (result, received) = run(output.concat());
         assert_eq!(result.unwrap(), (1 << 30, 0x16d));
-        assert_eq!(heard, b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x09\0\0\0\x03vol\0\0");
+        assert_eq!(received, b"\0\0\0\x03IHAVEOPT\0\0\0\x07\0\0\0\x09\0\0\0\x03vol\0\0");
     }
 
     #[test]
-    fn refusal_contains_server_message() {
+    fn refused_export_has_the_server_message() {
         let (result, _) = run([greeting(), reply(NBD_REP_ERR_UNKNOWN, b"no such export")].concat());
         assert!(matches!(result, Err(Bad::Refused(reason)) if reason == "no such export"));
         let (result, _) = run([greeting(), reply(NBD_REP_ACK, &[])].concat());
@@ -225,7 +228,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_server_is_survived(tail in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn arbitrary_server_output_never_panics(tail in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = run([greeting(), tail.clone()].concat());
             let _ = run(tail);
         }

@@ -1,4 +1,4 @@
-//! Interface to the kernel's nbd driver, which tests replace by a fake.
+//! Interface to the kernel's nbd driver, which a fake can replace in tests.
 
 use crate::{AttachOptions, Dialed, KernelError};
 use std::{
@@ -7,26 +7,26 @@ use std::{
     time::Duration,
 };
 
-/// Nbd driver.
+/// The nbd driver.
 pub trait Driver: Debug + Send + Sync {
     /// Opens a session.
     ///
     /// # Errors
-    /// [`KernelError::NoModule`] if the driver is not loaded; or netlink cannot be used.
+    /// [`KernelError::NoModule`] if the driver is not loaded; otherwise netlink failed.
     fn open(&self) -> Result<Box<dyn DriverSession>, KernelError>;
 }
 
-/// Session with the driver.
+/// Netlink session with the driver.
 pub trait DriverSession {
-    /// Returns the numbers of the driver's family and of its group of notifications. They change when the
-    /// driver is unloaded and loaded again, and a [`Watch`] from before hears nothing any more.
+    /// Returns the ids of the driver's netlink family and of its multicast group. They change when the driver
+    /// is reloaded, after which an earlier [`Watch`] receives no notifications.
     fn numbers(&self) -> (u16, Option<u32>);
 
-    /// Attaches connections as a device, the one with this index or a free one, and returns its index. The
-    /// kernel keeps the sockets.
+    /// Attaches connections to the device with this index, or to a free device, and returns its index. The
+    /// kernel holds the sockets open.
     ///
     /// # Errors
-    /// The device is in use, or the kernel refuses.
+    /// [`KernelError::Busy`] if the device is in use, or the kernel refuses the request.
     fn connect(
         &mut self,
         index: Option<u32>,
@@ -35,36 +35,37 @@ pub trait DriverSession {
         options: &AttachOptions,
     ) -> Result<u32, KernelError>;
 
-    /// Gives a device these sockets in place of dead ones. The kernel closes those that are not needed: as
-    /// many as it has connections can be given at any time.
+    /// Replaces the dead connections of a device with these sockets. The kernel drops surplus sockets, so a
+    /// caller may pass as many as the device has connections.
     ///
     /// # Errors
-    /// The device is not connected, belongs to another backend, or the kernel refuses.
+    /// [`KernelError::NoDevice`] if the device is not connected or has another backend, or the kernel refuses
+    /// the request.
     fn reconnect(&mut self, index: u32, backend: &str, sockets: &[OwnedFd]) -> Result<(), KernelError>;
 
-    /// Sets the size of a device.
+    /// Sets the size of a device, in bytes.
     ///
     /// # Errors
     /// As for [`reconnect`](Self::reconnect).
     fn resize(&mut self, index: u32, backend: &str, size_bytes: u64) -> Result<(), KernelError>;
 
-    /// Disconnects a device, also in use.
+    /// Disconnects a device, even if it is in use.
     ///
     /// # Errors
-    /// The device does not exist, or the kernel refuses.
+    /// [`KernelError::NoDevice`] if the device does not exist, or the kernel refuses the request.
     fn disconnect(&mut self, index: u32) -> Result<(), KernelError>;
 
-    /// Subscribes to dead connections.
+    /// Subscribes to notifications of dead connections.
     ///
     /// # Errors
-    /// The kernel has no such notifications, or refuses them to this process.
+    /// The driver has no multicast group, or the kernel refuses the subscription.
     fn watch(&self) -> Result<Box<dyn Watch>, KernelError>;
 }
 
 /// Notifications of dead connections.
 pub trait Watch: Send {
-    /// Waits for notifications up to a timeout, or until `wake` is readable; returns devices that lost a
-    /// connection. `None` means lost notifications: any device may have lost one.
+    /// Waits for a notification, until the timeout or until `wake` is readable; returns the devices with a
+    /// dead connection. `None` means that notifications were lost, so any device may have a dead connection.
     ///
     /// # Errors
     /// The socket failed.

@@ -1,4 +1,4 @@
-//! Errors of the kernel's nbd driver, with their remedies.
+//! Errors of the kernel's nbd driver and of the negotiation with the server.
 
 use std::{io, path::PathBuf};
 
@@ -8,83 +8,89 @@ use std::{io, path::PathBuf};
 pub enum KernelError {
     /// The driver is not loaded.
     #[error(
-        "the kernel's nbd module is not loaded: run `modprobe nbd`, and put a line `nbd` into /etc/modules-load.d/nbd.conf for the next boot"
+        "the kernel's nbd module is not loaded: run `modprobe nbd`, and add the line `nbd` to /etc/modules-load.d/nbd.conf"
     )]
     NoModule,
     /// The process lacks privileges.
     #[error(
-        "the kernel does not let this process {doing}: it needs CAP_SYS_ADMIN (run as root, or give the service that capability)"
+        "{operation} failed on {object}: permission denied; run as root, or grant CAP_SYS_ADMIN to the service"
     )]
     Denied {
         /// Operation.
-        doing: String,
+        operation: &'static str,
+        /// Device, or the driver.
+        object: String,
     },
     /// Another client uses the device.
     #[error(
-        "/dev/nbd{index} is in use by another NBD client: choose another device, or none to get a free one"
+        "attach failed on /dev/nbd{index}: another NBD client uses it; choose another device, or none for a free one"
     )]
     Busy {
-        /// Device.
+        /// Index of the device.
         index: u32,
     },
-    /// The device does not exist.
+    /// The device is not connected, or has another backend.
     #[error("/dev/nbd{index} is not connected, or belongs to another server")]
     NoDevice {
-        /// Device.
+        /// Index of the device.
         index: u32,
     },
     /// The kernel refused the request.
-    #[error("the kernel cannot {doing}: {source}")]
+    #[error("{operation} failed on {object}: {source}")]
     Refused {
         /// Operation.
-        doing: String,
+        operation: &'static str,
+        /// Device, or the driver.
+        object: String,
         /// Error of the kernel.
         source: io::Error,
     },
     /// The netlink socket failed.
-    #[error("netlink: cannot {doing}: {source}")]
+    #[error("netlink: {operation} failed: {source}")]
     Socket {
         /// Operation.
-        doing: &'static str,
+        operation: &'static str,
         /// System error.
         source: io::Error,
     },
     /// The reply of the kernel is malformed.
-    #[error("netlink: the kernel's answer to `{doing}` is not understood")]
-    Garbled {
+    #[error("{operation} failed on {object}: malformed netlink reply")]
+    Malformed {
         /// Operation.
-        doing: String,
+        operation: &'static str,
+        /// Device, or the driver.
+        object: String,
     },
 }
 
-/// Failure to connect to the server.
+/// Failure of [`dial()`](crate::dial()).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialError {
     /// The socket failed.
-    #[error("cannot {doing} {}: {source}", path.display())]
+    #[error("{operation} failed on {}: {source}", path.display())]
     Socket {
         /// Operation.
-        doing: &'static str,
+        operation: &'static str,
         /// Socket of the server.
         path: PathBuf,
         /// System error.
         source: io::Error,
     },
-    /// The server does not serve the export.
-    #[error("the server does not serve export {export:?}: {reason}")]
+    /// The server refuses the export.
+    #[error("negotiation failed on export {export:?}: {reason}")]
     Refused {
-        /// Export.
+        /// Name of the export.
         export: String,
         /// Message of the server.
         reason: String,
     },
-    /// The server does not follow the protocol.
-    #[error("the server at {} does not speak NBD as it should: {what}", path.display())]
+    /// The server violates the protocol.
+    #[error("negotiation failed on {}: {violation}", path.display())]
     Protocol {
         /// Socket of the server.
         path: PathBuf,
         /// Violation.
-        what: &'static str,
+        violation: &'static str,
     },
 }

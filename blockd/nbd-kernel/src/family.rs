@@ -1,4 +1,4 @@
-//! Messages of the kernel's `nbd` family (`linux/nbd-netlink.h`).
+//! Messages of the `nbd` generic netlink family (`linux/nbd-netlink.h`).
 
 use crate::{
     AttachOptions,
@@ -8,11 +8,11 @@ use std::os::fd::{AsRawFd, OwnedFd};
 
 /// Name of the family.
 const FAMILY_NAME: &str = "nbd";
-/// Multicast group for dead connections.
+/// Multicast group of notifications.
 const GROUP_NAME: &str = "nbd_mc_group";
 const VERSION: u8 = 1;
 
-/// Control family.
+/// Id of the generic netlink controller (`GENL_ID_CTRL`).
 pub(crate) const CONTROL_FAMILY: u16 = 0x10;
 const CTRL_CMD_GETFAMILY: u8 = 3;
 const CTRL_ATTR_FAMILY_ID: u16 = 1;
@@ -43,14 +43,14 @@ const DEVICE_ITEM: u16 = 1;
 const DEVICE_INDEX: u16 = 1;
 const DEVICE_CONNECTED: u16 = 2;
 
-/// Builds a query of the family and group numbers.
+/// Builds a query of the family and group ids.
 pub(crate) fn get_family(sequence: u32) -> Vec<u8> {
     Request::new(CONTROL_FAMILY, CTRL_CMD_GETFAMILY, 1, sequence)
         .text(CTRL_ATTR_FAMILY_NAME, FAMILY_NAME)
         .finish()
 }
 
-/// Parses the numbers of the family and its group.
+/// Parses the ids of the family and its multicast group.
 pub(crate) fn family(attributes: Attributes<'_>) -> Option<(u16, Option<u32>)> {
     let id = attributes.find(CTRL_ATTR_FAMILY_ID).and_then(Attribute::u16)?;
     let groups = attributes.find(CTRL_ATTR_MCAST_GROUPS).map(Attribute::nested);
@@ -127,12 +127,12 @@ pub(crate) fn status(family: u16, sequence: u32) -> Vec<u8> {
     Request::new(family, CMD_STATUS, VERSION, sequence).finish()
 }
 
-/// Parses the device number of a message.
+/// Parses the device index of a message.
 pub(crate) fn index(attributes: Attributes<'_>) -> Option<u32> {
     attributes.find(ATTR_INDEX).and_then(Attribute::u32)
 }
 
-/// Parses the devices of a status and their connection state.
+/// Parses the device indexes of a status, and true for connected devices.
 pub(crate) fn devices(attributes: Attributes<'_>) -> Vec<(u32, bool)> {
     let list = attributes.find(ATTR_DEVICE_LIST).map(Attribute::nested);
     let items = list.into_iter().flatten().filter(|(kind, _)| *kind == DEVICE_ITEM);
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     #[cfg(target_endian = "little")]
-    fn reconfigure_names_owner_and_changed_fields_only() {
+    fn reconfigure_request_has_changed_fields_only() {
         let bytes = reconfigure(0x21, 9, 5, "me", Some(4096), &[]);
         #[rustfmt::skip]
         let expected = [
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn families_and_devices_are_found() {
+    fn family_and_status_replies_are_parsed() {
         let reply = Request::new(CONTROL_FAMILY, 1, 2, 1)
             .text(CTRL_ATTR_FAMILY_NAME, "nbd")
             .u32(CTRL_ATTR_FAMILY_ID, if cfg!(target_endian = "little") { 33 } else { 33 << 16 })

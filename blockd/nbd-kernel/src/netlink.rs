@@ -1,4 +1,4 @@
-//! Netlink client of the kernel. Each call waits for its acknowledgement.
+//! Generic netlink client of the kernel's nbd driver. Each call waits for its acknowledgement.
 
 use crate::{
     AttachOptions, Dialed,
@@ -19,8 +19,11 @@ use std::{
     time::Duration,
 };
 
-/// Buffer for any message of the kernel: the longest is the status of all devices, 20 bytes each.
+/// Size of the receive buffer in bytes: the longest message is the status of all devices, 20 bytes each.
 const DATAGRAM_LEN_BYTES: usize = 256 << 10;
+
+/// Object of errors without a device.
+const DRIVER: &str = "the nbd driver";
 
 /// Driver of the running kernel.
 #[derive(Debug)]
@@ -32,7 +35,7 @@ impl Driver for KernelDriver {
     }
 }
 
-/// Client of the kernel's nbd driver.
+/// Netlink session with the kernel's nbd driver.
 #[derive(Debug)]
 struct Kernel {
     socket: OwnedFd,
@@ -43,23 +46,23 @@ struct Kernel {
 }
 
 fn open_socket() -> Result<OwnedFd, KernelError> {
-    let failed = |doing| move |errno: Errno| KernelError::Socket { doing, source: errno.into() };
+    let failed = |operation| move |errno: Errno| KernelError::Socket { operation, source: errno.into() };
     let socket = rustix::net::socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,
         SocketFlags::CLOEXEC,
         Some(netlink::GENERIC),
     )
-    .map_err(failed("open a socket"))?;
-    rustix::net::bind(&socket, &netlink::SocketAddrNetlink::new(0, 0)).map_err(failed("bind the socket"))?;
+    .map_err(failed("socket creation"))?;
+    rustix::net::bind(&socket, &netlink::SocketAddrNetlink::new(0, 0)).map_err(failed("bind"))?;
     Ok(socket)
 }
 
 impl Kernel {
-    /// Opens a client.
+    /// Opens a session.
     ///
     /// # Errors
-    /// [`KernelError::NoModule`] if the driver is not loaded; or netlink cannot be used.
+    /// [`KernelError::NoModule`] if the driver is not loaded; otherwise netlink failed.
     fn open() -> Result<Self, KernelError> {
         let socket = open_socket()?;
         let mut kernel =
@@ -72,9 +75,9 @@ impl Kernel {
                 kernel.group = group;
                 Ok(kernel)
             }
-            Ok(None) => Err(KernelError::Garbled { doing: "look for the nbd driver".into() }),
+            Ok(None) => Err(KernelError::Malformed { operation: "lookup", object: DRIVER.to_owned() }),
             Err(Failed::Errno(errno)) if errno == Errno::NOENT => Err(KernelError::NoModule),
-            Err(failed) => Err(failed.during(|| "look for the nbd driver".into())),
+            Err(failed) => Err(failed.during("lookup", || DRIVER.to_owned())),
         }
     }
 
@@ -87,40 +90,40 @@ impl Kernel {
         Ok(devices.filter_map(|(index, connected)| connected.then_some(index)).collect())
     }
 
-    fn change(&mut self, request: &[u8], index: u32, doing: &'static str) -> Result<(), KernelError> {
-        let doing = || format!("{doing} /dev/nbd{index}");
+    fn change(&mut self, request: &[u8], index: u32, operation: &'static str) -> Result<(), KernelError> {
         match self.call(request, self.family, |_| Some(())) {
             Ok(_) => Ok(()),
             Err(Failed::Errno(errno)) if is_no_device(errno, index, || self.connected().ok()) => {
                 Err(KernelError::NoDevice { index })
             }
-            Err(failed) => Err(failed.during(doing)),
+            Err(failed) => Err(failed.during(operation, || format!("/dev/nbd{index}"))),
         }
     }
 
     fn next_sequence(&mut self) -> u32 {
-        // 0 marks an unsolicited message.
+        // Unsolicited messages have the number 0.
         self.sequence = self.sequence.wrapping_add(1).max(1);
         self.sequence
     }
 
-    /// Sends a request that has the current sequence number, and waits for its acknowledgement.
+    /// Sends a request with the current sequence number, and waits for its acknowledgement; returns the last
+    /// parsed reply.
     fn call<T>(
         &mut self,
         request: &[u8],
         family: u16,
-        read: impl Fn(Attributes<'_>) -> Option<T>,
+        parse: impl Fn(Attributes<'_>) -> Option<T>,
     ) -> Result<Option<T>, Failed> {
         rustix::net::send(&self.socket, request, SendFlags::empty()).map_err(Failed::Send)?;
         let wanted = self.sequence;
-        let mut found = None;
+        let mut reply = None;
         loop {
             let datagram = receive(&self.socket, &mut self.datagram, RecvFlags::empty())?;
             for message in messages(datagram) {
                 match message {
                     Message::Outcome { sequence, errno } if sequence == wanted => {
                         return if errno == 0 {
-                            Ok(found)
+                            Ok(reply)
                         } else {
                             Err(Failed::Errno(Errno::from_raw_os_error(errno)))
                         };
@@ -128,9 +131,9 @@ impl Kernel {
                     Message::Generic { sequence, family: from, attributes, .. }
                         if sequence == wanted && from == family =>
                     {
-                        found = read(attributes);
+                        reply = parse(attributes);
                     }
-                    // What an earlier call that failed half way left.
+                    // A leftover of an earlier, failed call.
                     _ => {}
                 }
             }
@@ -154,31 +157,28 @@ impl DriverSession for Kernel {
         let sequence = self.next_sequence();
         let request =
             family::connect(self.family, sequence, index, dialed.size_bytes, flags, options, &dialed.sockets);
-        let doing = || match index {
-            Some(index) => format!("attach /dev/nbd{index}"),
-            None => "attach a free device".to_owned(),
-        };
+        let object = || index.map_or_else(|| "a free device".to_owned(), |index| format!("/dev/nbd{index}"));
         match self.call(&request, self.family, family::index) {
             Ok(Some(index)) => Ok(index),
-            Ok(None) => Err(KernelError::Garbled { doing: doing() }),
+            Ok(None) => Err(KernelError::Malformed { operation: "attach", object: object() }),
             Err(Failed::Errno(errno)) if errno == Errno::BUSY => index.map_or_else(
-                || Err(Failed::Errno(errno).during(doing)),
+                || Err(Failed::Errno(errno).during("attach", object)),
                 |index| Err(KernelError::Busy { index }),
             ),
-            Err(failed) => Err(failed.during(doing)),
+            Err(failed) => Err(failed.during("attach", object)),
         }
     }
 
     fn reconnect(&mut self, index: u32, backend: &str, sockets: &[OwnedFd]) -> Result<(), KernelError> {
         let sequence = self.next_sequence();
         let request = family::reconfigure(self.family, sequence, index, backend, None, sockets);
-        self.change(&request, index, "give other connections to")
+        self.change(&request, index, "reconnect")
     }
 
     fn resize(&mut self, index: u32, backend: &str, size_bytes: u64) -> Result<(), KernelError> {
         let sequence = self.next_sequence();
         let request = family::reconfigure(self.family, sequence, index, backend, Some(size_bytes), &[]);
-        self.change(&request, index, "change the size of")
+        self.change(&request, index, "resize")
     }
 
     fn disconnect(&mut self, index: u32) -> Result<(), KernelError> {
@@ -187,17 +187,20 @@ impl DriverSession for Kernel {
     }
 
     fn watch(&self) -> Result<Box<dyn Watch>, KernelError> {
-        let group = self
-            .group
-            .ok_or_else(|| KernelError::Garbled { doing: "look for the group of dead links".into() })?;
+        let group = self.group.ok_or_else(|| KernelError::Malformed {
+            operation: "lookup of the multicast group",
+            object: DRIVER.to_owned(),
+        })?;
         let socket = open_socket()?;
-        join(&socket, group)
-            .map_err(|source| KernelError::Socket { doing: "join the group of dead links", source })?;
+        join(&socket, group).map_err(|source| KernelError::Socket {
+            operation: "subscription to dead connections",
+            source,
+        })?;
         Ok(Box::new(LinkWatch { socket, family: self.family, datagram: vec![0; 64 << 10] }))
     }
 }
 
-/// Returns true if the kernel reported a missing device. `EINVAL` can mean that, or an invalid request.
+/// Returns true if the kernel reported a missing device. `EINVAL` means either that or an invalid request.
 fn is_no_device(errno: Errno, index: u32, connected: impl FnOnce() -> Option<Vec<u32>>) -> bool {
     match errno {
         Errno::NODEV => true,
@@ -206,10 +209,11 @@ fn is_no_device(errno: Errno, index: u32, connected: impl FnOnce() -> Option<Vec
     }
 }
 
-/// One datagram of the kernel's; what others send is not looked at.
-fn receive<'a>(socket: &OwnedFd, room: &'a mut [u8], flags: RecvFlags) -> Result<&'a [u8], Failed> {
+/// Receives a datagram of the kernel, and skips those of other senders.
+fn receive<'a>(socket: &OwnedFd, buffer: &'a mut [u8], flags: RecvFlags) -> Result<&'a [u8], Failed> {
     loop {
-        let (_, len_bytes, from) = match rustix::net::recvfrom(socket, &mut *room, flags | RecvFlags::TRUNC) {
+        let (_, len_bytes, from) = match rustix::net::recvfrom(socket, &mut *buffer, flags | RecvFlags::TRUNC)
+        {
             Err(Errno::INTR) => continue,
             other => other.map_err(Failed::Receive)?,
         };
@@ -219,7 +223,7 @@ fn receive<'a>(socket: &OwnedFd, room: &'a mut [u8], flags: RecvFlags) -> Result
         if !from_kernel {
             continue;
         }
-        return room.get(..len_bytes).ok_or(Failed::Receive(Errno::MSGSIZE));
+        return buffer.get(..len_bytes).ok_or(Failed::Receive(Errno::MSGSIZE));
     }
 }
 
@@ -230,19 +234,19 @@ enum Failed {
 }
 
 impl Failed {
-    fn during(self, doing: impl FnOnce() -> String) -> KernelError {
+    fn during(self, operation: &'static str, object: impl FnOnce() -> String) -> KernelError {
         match self {
-            Self::Send(errno) => KernelError::Socket { doing: "send", source: errno.into() },
-            Self::Receive(errno) => KernelError::Socket { doing: "receive", source: errno.into() },
+            Self::Send(errno) => KernelError::Socket { operation: "send", source: errno.into() },
+            Self::Receive(errno) => KernelError::Socket { operation: "receive", source: errno.into() },
             Self::Errno(errno) if errno == Errno::PERM || errno == Errno::ACCESS => {
-                KernelError::Denied { doing: doing() }
+                KernelError::Denied { operation, object: object() }
             }
-            Self::Errno(errno) => KernelError::Refused { doing: doing(), source: errno.into() },
+            Self::Errno(errno) => KernelError::Refused { operation, object: object(), source: errno.into() },
         }
     }
 }
 
-/// News of connections that died.
+/// Subscription to notifications of dead connections.
 #[derive(Debug)]
 struct LinkWatch {
     socket: OwnedFd,
@@ -253,26 +257,25 @@ struct LinkWatch {
 impl Watch for LinkWatch {
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError> {
         let failed =
-            |errno: Errno| KernelError::Socket { doing: "wait for dead links", source: errno.into() };
+            |errno: Errno| KernelError::Socket { operation: "wait for notifications", source: errno.into() };
         let timeout = Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         };
-        let news = PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN);
-        let mut fds = [news, PollFd::from_borrowed_fd(wake, PollFlags::IN)];
+        let notifications = PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN);
+        let mut fds = [notifications, PollFd::from_borrowed_fd(wake, PollFlags::IN)];
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(failed(errno)),
         }
-        if fds.first().is_none_or(|news| news.revents().is_empty()) {
+        if fds.first().is_none_or(|fd| fd.revents().is_empty()) {
             return Ok(Some(Vec::new()));
         }
-        // What made the socket readable may have been another's, which is passed over: it must not be waited
-        // for more.
+        // Without blocking: the datagram may be from another sender, which `receive` skips.
         let datagram = match receive(&self.socket, &mut self.datagram, RecvFlags::DONTWAIT) {
             Ok(datagram) => datagram,
             Err(Failed::Receive(Errno::AGAIN)) => return Ok(Some(Vec::new())),
-            // The kernel had more to say than the socket could hold.
+            // The receive buffer of the socket overflowed.
             Err(Failed::Receive(Errno::NOBUFS)) => return Ok(None),
             Err(Failed::Receive(errno) | Failed::Send(errno) | Failed::Errno(errno)) => {
                 return Err(failed(errno));
@@ -290,7 +293,7 @@ impl Watch for LinkWatch {
     }
 }
 
-/// Joins a multicast group: they are numbered beyond what an address has room for.
+/// Joins a multicast group. Group ids above 32 do not fit into the bit mask of a netlink address.
 #[allow(unsafe_code)]
 fn join(socket: &OwnedFd, group: u32) -> io::Result<()> {
     // SAFETY: the option takes a pointer to four bytes, which live until the call returns.
@@ -311,31 +314,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn refusal_differs_from_missing_device() {
+    fn einval_means_no_device_only_if_unconnected() {
         let connected = || Some(vec![1, 3]);
         assert!(is_no_device(Errno::NODEV, 1, connected));
         assert!(is_no_device(Errno::INVAL, 2, connected));
         assert!(!is_no_device(Errno::INVAL, 3, connected));
-        assert!(!is_no_device(Errno::INVAL, 2, || None), "unknown");
+        assert!(!is_no_device(Errno::INVAL, 2, || None), "unknown state of the device");
         assert!(!is_no_device(Errno::BUSY, 2, connected));
     }
 
     #[test]
-    fn foreign_messages_are_skipped_without_waiting() {
+    fn message_of_another_sender_is_skipped() {
         let (ours, theirs) = (open_socket().unwrap(), open_socket().unwrap());
         let address = rustix::net::getsockname(&ours).unwrap();
         let address = netlink::SocketAddrNetlink::try_from(address).unwrap();
         let (wake, _kept) = std::os::unix::net::UnixStream::pair().unwrap();
         let mut watch = LinkWatch { socket: ours, family: 0, datagram: vec![0; 4096] };
-        if rustix::net::sendto(&theirs, b"not the kernel's", SendFlags::empty(), &address).is_err() {
-            // Only the kernel can send to this socket.
+        if rustix::net::sendto(&theirs, b"from another sender", SendFlags::empty(), &address).is_err() {
+            // Only the kernel may send to this socket.
             return;
         }
         assert_eq!(watch.wait(Duration::from_secs(60), wake.as_fd()).unwrap(), Some(Vec::new()));
     }
 
     #[test]
-    fn kernel_reports_driver_or_module_hint() {
+    fn session_opens_or_reports_the_missing_module() {
         match Kernel::open() {
             Ok(mut kernel) => {
                 assert!(kernel.connected().is_ok());

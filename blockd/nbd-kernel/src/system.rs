@@ -1,4 +1,4 @@
-//! State of a `/dev/nbdN` device: its backend and its users. Read from `/sys`, `/proc` and the device itself.
+//! State of `/dev/nbdN` devices: backend, size, mounts and other users, from `/sys`, `/proc` and the device.
 
 use crate::KernelError;
 use crate::driver::{Driver, DriverSession};
@@ -20,7 +20,7 @@ use std::{
 
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Root of the system's files and the nbd driver; tests replace both.
+/// Host system: its root directory and nbd driver, which tests replace.
 #[derive(Clone, Debug)]
 pub struct System {
     root: PathBuf,
@@ -35,7 +35,7 @@ impl Default for System {
 }
 
 impl System {
-    /// Creates a system from the directory that stands for `/`, a driver, and the timeout of a disconnect.
+    /// Creates a system from its root directory, driver and disconnect timeout.
     pub fn new(root: PathBuf, driver: Arc<dyn Driver>, disconnect_timeout: Duration) -> Self {
         Self { root, driver, disconnect_timeout }
     }
@@ -46,6 +46,9 @@ impl System {
     }
 
     /// Opens a session with the driver.
+    ///
+    /// # Errors
+    /// See [`Driver::open`].
     pub fn open_driver(&self) -> Result<Box<dyn DriverSession>, KernelError> {
         self.driver.open()
     }
@@ -54,8 +57,8 @@ impl System {
         self.root.join("sys/block").join(device.name())
     }
 
-    /// Returns the kernel's connected devices by backend identifier. One backend may have several: a device
-    /// that was disconnected while open is listed until it is closed.
+    /// Returns the connected devices by backend identifier. A backend may have several devices: one that was
+    /// disconnected while open is listed until it is closed.
     pub fn backends(&self) -> BTreeMap<String, BTreeSet<NbdDevice>> {
         let entries = std::fs::read_dir(self.root.join("sys/block")).into_iter().flatten().flatten();
         let devices = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<NbdDevice>().ok());
@@ -71,7 +74,7 @@ impl System {
     /// Returns the backend identifier of a connected device.
     pub fn backend(&self, device: NbdDevice) -> Option<String> {
         let dir = self.block(device);
-        // The backend file outlives the connection for a moment.
+        // After a disconnect, the kernel removes `pid` before `backend`.
         if !dir.join("pid").exists() {
             return None;
         }
@@ -83,14 +86,14 @@ impl System {
         self.block(device).join("pid").exists()
     }
 
-    /// Returns the size of a device.
+    /// Returns the size of a device, in bytes.
     pub fn size_bytes(&self, device: NbdDevice) -> Option<u64> {
         let sectors: u64 =
             std::fs::read_to_string(self.block(device).join("size")).ok()?.trim().parse().ok()?;
         sectors.checked_mul(512)
     }
 
-    /// Returns a device and its partitions, by name.
+    /// Returns the name and sysfs directory of a device and its partitions.
     fn parts(&self, device: NbdDevice) -> Vec<(String, PathBuf)> {
         let dir = self.block(device);
         let mut parts = vec![(device.name(), dir.clone())];
@@ -104,13 +107,13 @@ impl System {
         parts
     }
 
-    /// Returns the mounts that this process sees; none if they cannot be read.
+    /// Returns the mounts in the namespace of this process; none if they cannot be read.
     fn mounts(&self) -> Vec<Mount> {
         mounts_below(&self.root).unwrap_or_default()
     }
 
-    /// Returns the filesystems mounted from a device and its partitions: one mount point of each, preferably
-    /// one that is not covered by another mount.
+    /// Returns one mount point of each mounted filesystem on a device and its partitions, preferably one that
+    /// no other mount covers.
     pub fn filesystems(&self, device: NbdDevice) -> Vec<MountPoint> {
         let mounts = self.mounts();
         let best_of = |(name, dir): (String, PathBuf)| {
@@ -121,7 +124,7 @@ impl System {
         self.parts(device).into_iter().filter_map(best_of).collect()
     }
 
-    /// Describes the users of a device and its partitions: mounts, swap, stacked devices.
+    /// Returns descriptions of the users of a device and its partitions: mounts, swap and stacked devices.
     pub fn users(&self, device: NbdDevice) -> Vec<String> {
         let parts = self.parts(device);
         let mounts = self.mounts();
@@ -143,11 +146,11 @@ impl System {
         users
     }
 
-    /// Opens a device exclusively, which prevents mounts while the descriptor is open. `None` if another
-    /// process has claimed it.
+    /// Opens a device exclusively, which prevents mounts while the descriptor is open. `None` if the device
+    /// is mounted or another process has claimed it.
     ///
     /// # Errors
-    /// The device cannot be opened at all.
+    /// The device cannot be opened for another reason.
     pub fn claim(&self, device: NbdDevice) -> io::Result<Option<OwnedFd>> {
         let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NONBLOCK;
         match rustix::fs::open(self.root.join("dev").join(device.name()), flags, Mode::empty()) {
@@ -161,14 +164,14 @@ impl System {
 /// Mount point of a filesystem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MountPoint {
-    /// The path.
+    /// Path of the mount point.
     pub path: PathBuf,
-    /// Another filesystem is mounted over the path.
+    /// True if another mount covers the path.
     pub is_hidden: bool,
 }
 
-/// Returns the mount points of a device, by its number or, for filesystems with device numbers of their own,
-/// by its path.
+/// Returns the mount points of a device, found by its number or, for filesystems with their own device
+/// numbers such as btrfs, by its path.
 fn mount_points(mounts: &[Mount], number: &str, path: &str) -> Vec<MountPoint> {
     let is_on_device = |mount: &&Mount| {
         let (major, minor) = mount.device;
@@ -182,13 +185,12 @@ fn mount_points(mounts: &[Mount], number: &str, path: &str) -> Vec<MountPoint> {
     found.map(point).collect()
 }
 
-/// Returns true if the path resolves to another mount than this one; false if the kernel does not report the
-/// mount id.
+/// Returns true if the path resolves to another mount. Returns false if the kernel does not report mount ids.
 fn is_covered(path: &Path, mount_id: u64) -> bool {
     let found = rustix::fs::statx(rustix::fs::CWD, path, AtFlags::NO_AUTOMOUNT, StatxFlags::MNT_ID);
     let Ok(found) = found else { return false };
-    let knows = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID);
-    knows && mount_id != found.stx_mnt_id
+    let has_mount_id = StatxFlags::from_bits_retain(found.stx_mask).contains(StatxFlags::MNT_ID);
+    has_mount_id && mount_id != found.stx_mnt_id
 }
 
 #[cfg(test)]
@@ -207,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn device_users_are_found_by_number_path_and_partition() {
+    fn device_users_include_mounts_swap_and_holders() {
         let (_dir, system) = system(&[
             ("sys/block/nbd3/dev", "43:96\n"),
             ("sys/block/nbd3/holders/dm-0", ""),
@@ -243,7 +245,7 @@ mod tests {
         assert_eq!(filesystems, [Path::new("/btr"), Path::new("/mnt/my data")]);
     }
 
-    /// The mount of `/` is visible at its path; any other mount at `/` is not.
+    /// The last mount of `/` is visible; an invented mount at `/` is covered by it.
     #[test]
     fn covered_mount_point_is_marked_hidden() {
         let own = std::fs::read_to_string("/proc/self/mountinfo").unwrap();

@@ -1,43 +1,43 @@
-//! Generic netlink messages as bytes: headers and attributes, both ways, without I/O.
+//! Encoding and parsing of generic netlink messages, without I/O.
 //!
-//! Everything is in the machine's byte order and padded to four bytes. What is parsed may be anything: a
-//! message that is cut short or lies about its length ends the parsing, it never reads beyond it.
+//! Numbers are in native byte order; messages and attributes are padded to four bytes. The parser accepts
+//! arbitrary input: a truncated message or invalid length ends it.
 
-/// `NLMSG_NOOP`: to be skipped.
+/// `NLMSG_NOOP`: no content.
 const NLMSG_NOOP: u16 = 1;
-/// `NLMSG_ERROR`: an acknowledgement, or why there is none.
+/// `NLMSG_ERROR`: an error, or an acknowledgement with error 0.
 const NLMSG_ERROR: u16 = 2;
-/// `NLMSG_DONE`: the end of a message in parts.
+/// `NLMSG_DONE`: the end of a multipart message.
 const NLMSG_DONE: u16 = 3;
 /// `NLM_F_REQUEST`: a request.
 const NLM_F_REQUEST: u16 = 1;
-/// `NLM_F_ACK`: an acknowledgement is wanted.
+/// `NLM_F_ACK`: requests an acknowledgement.
 const NLM_F_ACK: u16 = 4;
-/// Marks an attribute that holds attributes.
+/// `NLA_F_NESTED`: the attribute contains attributes.
 const NLA_F_NESTED: u16 = 1 << 15;
-/// The bits of an attribute's type that are its type.
+/// `NLA_TYPE_MASK`: the type without flags.
 const NLA_TYPE_MASK: u16 = 0x3fff;
 
 const HEADER_LEN_BYTES: usize = 16;
 const GENERIC_LEN_BYTES: usize = 4;
 const ATTRIBUTE_LEN_BYTES: usize = 4;
 
-/// A request that is being put together.
+/// Builder of a request.
 #[derive(Debug)]
 pub(crate) struct Request {
     bytes: Vec<u8>,
 }
 
 impl Request {
-    /// A request with an acknowledgement.
+    /// Creates a request that requires an acknowledgement.
     pub(crate) fn new(family: u16, command: u8, version: u8, sequence: u32) -> Self {
         let mut bytes = Vec::with_capacity(256);
-        // The length is known at the end.
+        // Length, set by `finish`.
         bytes.extend(0u32.to_ne_bytes());
         bytes.extend(family.to_ne_bytes());
         bytes.extend((NLM_F_REQUEST | NLM_F_ACK).to_ne_bytes());
         bytes.extend(sequence.to_ne_bytes());
-        // The port of the sender: the kernel fills it in.
+        // Port of the sender, set by the kernel.
         bytes.extend(0u32.to_ne_bytes());
         bytes.extend([command, version, 0, 0]);
         Self { bytes }
@@ -51,19 +51,19 @@ impl Request {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    /// A number of 32 bits.
+    /// Adds a 32-bit number.
     pub(crate) fn u32(mut self, kind: u16, value: u32) -> Self {
         self.attribute(kind, &value.to_ne_bytes());
         self
     }
 
-    /// A number of 64 bits.
+    /// Adds a 64-bit number.
     pub(crate) fn u64(mut self, kind: u16, value: u64) -> Self {
         self.attribute(kind, &value.to_ne_bytes());
         self
     }
 
-    /// A text, ended by a zero.
+    /// Adds a NUL-terminated string.
     pub(crate) fn text(mut self, kind: u16, value: &str) -> Self {
         let mut payload = value.as_bytes().to_vec();
         payload.push(0);
@@ -71,7 +71,7 @@ impl Request {
         self
     }
 
-    /// Attributes in an attribute.
+    /// Adds a nested attribute.
     pub(crate) fn nested(mut self, kind: u16, fill: impl FnOnce(Self) -> Self) -> Self {
         let start = self.bytes.len();
         self.attribute(kind | NLA_F_NESTED, &[]);
@@ -83,7 +83,7 @@ impl Request {
         filled
     }
 
-    /// The bytes to send.
+    /// Returns the encoded request.
     pub(crate) fn finish(mut self) -> Vec<u8> {
         let len_bytes = u32::try_from(self.bytes.len()).unwrap_or(u32::MAX);
         if let Some(place) = self.bytes.first_chunk_mut() {
@@ -93,32 +93,32 @@ impl Request {
     }
 }
 
-/// A message that was received.
+/// Received message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Message<'a> {
-    /// Result of a request: 0, or an error number.
+    /// Acknowledgement or error of a request.
     Outcome {
-        /// Request.
+        /// Sequence number of the request.
         sequence: u32,
-        /// The error number, positive; 0 if it succeeded.
+        /// Positive error number; 0 for success.
         errno: i32,
     },
-    /// A message of a family.
+    /// Message of a family.
     Generic {
-        /// The request that it answers; 0 for what was not asked for.
+        /// Sequence number of the request; 0 for notifications.
         sequence: u32,
-        /// Family.
+        /// Id of the family.
         family: u16,
-        /// File type.
+        /// Command.
         command: u8,
         /// Attributes.
         attributes: Attributes<'a>,
     },
-    /// The end of a message in parts, or one that says nothing.
+    /// Message without content.
     Other,
 }
 
-/// The messages in one datagram.
+/// Returns the messages in a datagram.
 pub(crate) fn messages(datagram: &[u8]) -> impl Iterator<Item = Message<'_>> {
     let mut rest = datagram;
     std::iter::from_fn(move || {
@@ -153,14 +153,14 @@ fn parse(message: &[u8]) -> Message<'_> {
     }
 }
 
-/// Attributes, one after the other.
+/// Sequence of attributes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Attributes<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Attributes<'a> {
-    /// The first attribute of a type.
+    /// Returns the first attribute of a type.
     pub(crate) fn find(self, kind: u16) -> Option<Attribute<'a>> {
         let mut all = self;
         all.find_map(|(found, attribute)| (found == kind).then_some(attribute))
@@ -185,28 +185,28 @@ pub(crate) struct Attribute<'a> {
 }
 
 impl<'a> Attribute<'a> {
-    /// A number of 8 bits.
+    /// Returns an 8-bit number.
     pub(crate) fn u8(self) -> Option<u8> {
         self.payload.first().copied()
     }
 
-    /// A number of 16 bits.
+    /// Returns a 16-bit number.
     pub(crate) fn u16(self) -> Option<u16> {
         u16_at(self.payload, 0)
     }
 
-    /// A number of 32 bits.
+    /// Returns a 32-bit number.
     pub(crate) fn u32(self) -> Option<u32> {
         u32_at(self.payload, 0)
     }
 
-    /// A text; without the zero at its end.
+    /// Returns a string up to its NUL.
     pub(crate) fn text(self) -> Option<&'a str> {
         let end = self.payload.iter().position(|byte| *byte == 0).unwrap_or(self.payload.len());
         std::str::from_utf8(self.payload.get(..end)?).ok()
     }
 
-    /// Attributes.
+    /// Returns the nested attributes.
     pub(crate) fn nested(self) -> Attributes<'a> {
         Attributes { rest: self.payload }
     }
@@ -233,8 +233,8 @@ mod tests {
         let expected = [
             40, 0, 0, 0, 0x1c, 0, 5, 0, 7, 0, 0, 0, 0, 0, 0, 0, // header
             1, 1, 0, 0, // command and version
-            8, 0, 2, 0, b'n', b'b', b'd', 0, // a text with its zero
-            12, 0, 7, 0x80, 8, 0, 1, 0, 5, 0, 0, 0, // attributes in an attribute
+            8, 0, 2, 0, b'n', b'b', b'd', 0, // a string with its NUL
+            12, 0, 7, 0x80, 8, 0, 1, 0, 5, 0, 0, 0, // a nested attribute
         ];
         assert_eq!(request, expected);
     }
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn error_differs_from_acknowledgement() {
+    fn acknowledgement_and_error_are_parsed() {
         let mut bytes = Vec::new();
         for (sequence, errno) in [(3u32, 0i32), (4, -16)] {
             bytes.extend(36u32.to_ne_bytes());
@@ -279,7 +279,7 @@ mod tests {
         );
     }
 
-    /// Replies with a family and with devices.
+    /// Encodes a family reply and a status reply.
     fn replies() -> Vec<u8> {
         let family = Request::new(16, 1, 2, 9)
             .text(2, "nbd")
@@ -292,7 +292,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn altered_datagram_is_never_read_beyond_its_end(
+        fn altered_datagram_is_parsed_within_its_bounds(
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
             garbage in prop::option::of(prop::collection::vec(any::<u8>(), 0..300)),
             len in 0_usize..300,
@@ -309,7 +309,7 @@ mod tests {
                 header_bytes += HEADER_LEN_BYTES;
                 let Message::Generic { attributes, .. } = message else { continue };
                 let _ = (family::family(attributes), family::index(attributes));
-                // A device takes two attributes of at least 4 bytes each.
+                // A device has two attributes of at least 4 bytes each.
                 prop_assert!(family::devices(attributes).len() * 8 <= bytes.len());
                 for (_, attribute) in attributes {
                     let _ = (attribute.u8(), attribute.u16());

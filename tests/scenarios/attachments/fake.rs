@@ -149,7 +149,7 @@ impl FakeDriver {
         self.changed.notify_all();
         if refused {
             let source = std::io::Error::from_raw_os_error(rustix::io::Errno::NOMEM.raw_os_error());
-            return Err(KernelError::Refused { doing: what, source });
+            return Err(KernelError::Refused { operation: "request", object: what, source });
         }
         Ok(())
     }
@@ -246,7 +246,7 @@ struct SilentWatch {
 impl Watch for SilentWatch {
     fn wait(&mut self, timeout: Duration, wake: BorrowedFd<'_>) -> Result<Option<Vec<u32>>, KernelError> {
         if self.broken {
-            return Err(KernelError::Socket { doing: "wait", source: std::io::Error::other("broken") });
+            return Err(KernelError::Socket { operation: "wait", source: std::io::Error::other("broken") });
         }
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: timeout.subsec_nanos().into() };
         poll(&mut [PollFd::from_borrowed_fd(wake, PollFlags::IN)], Some(&timeout)).unwrap();

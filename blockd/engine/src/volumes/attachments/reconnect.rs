@@ -65,7 +65,7 @@ impl ReconnectThread {
         kernel: &dyn DriverSession,
     ) -> Result<Self, KernelError> {
         let (watch, numbers) = (kernel.watch()?, kernel.numbers());
-        let failed = |source| KernelError::Socket { doing: "start the reconnect thread", source };
+        let failed = |source| KernelError::Socket { operation: "start of the reconnect thread", source };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| failed(errno.into()))?;
         let (stop, wake) = (Arc::new(AtomicBool::new(false)), Arc::new(wake));
