@@ -20,7 +20,7 @@ pub trait Driver: Debug + Send + Sync {
 pub trait DriverSession {
     /// Returns the ids of the driver's netlink family and of its multicast group. They change when the driver
     /// is reloaded, after which an earlier [`Watch`] receives no notifications.
-    fn numbers(&self) -> (u16, Option<u32>);
+    fn family_ids(&self) -> (u16, Option<u32>);
 
     /// Attaches connections to the device with this index, or to a free device, and returns its index. The
     /// kernel holds the sockets open.

@@ -142,7 +142,7 @@ impl Kernel {
 }
 
 impl DriverSession for Kernel {
-    fn numbers(&self) -> (u16, Option<u32>) {
+    fn family_ids(&self) -> (u16, Option<u32>) {
         (self.family, self.group)
     }
 

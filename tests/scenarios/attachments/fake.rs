@@ -176,7 +176,7 @@ fn cloned(sockets: &[OwnedFd]) -> Vec<OwnedFd> {
 }
 
 impl DriverSession for FakeSession {
-    fn numbers(&self) -> (u16, Option<u32>) {
+    fn family_ids(&self) -> (u16, Option<u32>) {
         (self.0.inner.lock().family, Some(7))
     }
 

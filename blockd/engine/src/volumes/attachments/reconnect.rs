@@ -64,7 +64,7 @@ impl ReconnectThread {
         shared: Arc<AttachmentTable>,
         kernel: &dyn DriverSession,
     ) -> Result<Self, KernelError> {
-        let (watch, numbers) = (kernel.watch()?, kernel.numbers());
+        let (watch, numbers) = (kernel.watch()?, kernel.family_ids());
         let failed = |source| KernelError::Socket { operation: "start of the reconnect thread", source };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| failed(errno.into()))?;
@@ -77,7 +77,7 @@ impl ReconnectThread {
 
     /// Returns true if the thread runs and the driver was not reloaded since its subscription.
     pub(crate) fn is_subscribed_to(&self, kernel: &dyn DriverSession) -> bool {
-        self.numbers == kernel.numbers() && !self.has_ended()
+        self.numbers == kernel.family_ids() && !self.has_ended()
     }
 
     /// Returns true if the thread ended because its subscription failed.
