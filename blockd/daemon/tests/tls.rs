@@ -146,9 +146,12 @@ fn unsafe_or_broken_tls_configuration_is_refused() {
     std::fs::write(&key, "nonsense").unwrap();
     // Also by the checks.
     let text = refused(&["--nbd-listen", "tcp://0.0.0.0:0", "--check-config"], &config, 2);
-    assert!(text.starts_with("blockd: TLS of NBD: the private key") && text.lines().count() == 1, "{text}");
+    assert!(
+        text.starts_with("blockd: TLS of NBD: load failed on private key") && text.lines().count() == 1,
+        "{text}"
+    );
     let text = refused(&["--nbd-listen", "tcp://0.0.0.0:0", "--check-start"], &config, 1);
-    assert!(text.starts_with("blockd: TLS of NBD: the private key"), "{text}");
+    assert!(text.starts_with("blockd: TLS of NBD: load failed on private key"), "{text}");
     let control = format!(
         "[control]\nlisten = \"127.0.0.1:0\"\ncertificate = {certificate:?}\nkey = {key:?}\nclient_ca = {:?}\n[control.roles]\na = \"admin\"\n",
         dir.path().join("missing.pem")
@@ -157,5 +160,5 @@ fn unsafe_or_broken_tls_configuration_is_refused() {
     assert!(text.contains("TLS of the control API: ") && text.contains("missing.pem"), "{text}");
     let text = refused(&["--nbd-listen", "tcp://0.0.0.0:0"], &config, 1);
     let last = text.trim_end().lines().last().unwrap();
-    assert!(last.starts_with("blockd: cannot serve NBD: the private key"), "{text}");
+    assert!(last.starts_with("blockd: cannot serve NBD: load failed on private key"), "{text}");
 }

@@ -1,8 +1,8 @@
-//! Latency of a reading client under a flood of TLS handshakes: `handshakes [SECONDS] [THREADS]`.
+//! Read latency of a client during a flood of TLS handshakes: `handshakes [SECONDS] [THREADS]`.
 //!
-//! The flood is cheap for its clients: each sends the same first message on new connections and disconnects
-//! after the answer, which costs the server a key exchange and a signature (RSA, 2048 bits, the slowest
-//! common one). One thread serves all sockets, so all its computing delays the reader.
+//! The flood is cheap for its clients: each sends the same `ClientHello` on new connections and disconnects
+//! after the first reply. The server computes a key exchange and a signature (RSA with 2048 bits, the slowest
+//! common one). One ring thread serves all sockets, so any computation on it delays the reader.
 
 use std::error::Error;
 use std::io::{Read, Write};
@@ -22,7 +22,7 @@ use blockd_nbd::{
 const SIZE_BYTES: u64 = 1 << 20;
 const READ_BYTES: usize = 4096;
 
-/// A device of zeroes.
+/// Device and catalog of zeroes.
 struct Zeroes;
 
 impl BlockDevice for Zeroes {
@@ -60,7 +60,7 @@ impl ExportCatalog for Zeroes {
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// A certificate that its own key has signed.
+/// Creates an identity with a self-signed certificate.
 fn identity(dir: &Path) -> Outcome<TlsIdentity> {
     let key = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?;
     let params = rcgen::CertificateParams::new(vec!["localhost".to_owned()])?;
@@ -76,7 +76,7 @@ fn identity(dir: &Path) -> Outcome<TlsIdentity> {
     Ok(TlsIdentity::load(files)?)
 }
 
-/// The first message of a handshake.
+/// Returns the `ClientHello` of a handshake.
 fn first_message() -> Outcome<Vec<u8>> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
@@ -89,7 +89,7 @@ fn first_message() -> Outcome<Vec<u8>> {
     Ok(message)
 }
 
-/// Client flags, and an option.
+/// Encodes client flags and one option.
 fn hello(option: u32, data: &[u8]) -> Vec<u8> {
     let mut out = 3_u32.to_be_bytes().to_vec();
     out.extend(b"IHAVEOPT");
@@ -99,7 +99,7 @@ fn hello(option: u32, data: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Begins one handshake, and leaves once the server has done its part.
+/// Starts a handshake, and disconnects after the first reply of the server.
 fn begin_handshake(address: SocketAddr, message: &[u8]) -> Outcome<()> {
     let mut stream = TcpStream::connect(address)?;
     stream.write_all(&hello(5, b""))?;
@@ -110,29 +110,30 @@ fn begin_handshake(address: SocketAddr, message: &[u8]) -> Outcome<()> {
     Ok(())
 }
 
-/// Reads one after the other; how long each took, in ascending order.
+/// Reads sequentially for `duration`; returns the latencies in ascending order.
 fn read_for(stream: &mut UnixStream, duration: Duration) -> Outcome<Vec<Duration>> {
     let mut request = [&0x2560_9513_u32.to_be_bytes()[..], &[0; 20]].concat();
     request.extend((READ_BYTES as u32).to_be_bytes());
     let mut reply = vec![0; 16 + READ_BYTES];
-    let mut took = Vec::new();
-    let began = Instant::now();
-    while began.elapsed() < duration {
-        let asked = Instant::now();
+    let mut latencies = Vec::new();
+    let start = Instant::now();
+    while start.elapsed() < duration {
+        let sent_at = Instant::now();
         stream.write_all(&request)?;
         stream.read_exact(&mut reply)?;
-        took.push(asked.elapsed());
+        latencies.push(sent_at.elapsed());
     }
-    took.sort_unstable();
-    Ok(took)
+    latencies.sort_unstable();
+    Ok(latencies)
 }
 
-fn show(what: &str, took: &[Duration], duration: Duration, handshakes: u64) {
-    let at = |share: f64| took.get((took.len() as f64 * share) as usize).or(took.last()).copied();
+fn show(load: &str, latencies: &[Duration], duration: Duration, handshakes: u64) {
+    let at =
+        |share: f64| latencies.get((latencies.len() as f64 * share) as usize).or(latencies.last()).copied();
     let micros = |share| at(share).unwrap_or_default().as_secs_f64() * 1e6;
     println!(
-        "{what:24} {:8.0} reads/s   p50 {:6.0} us   p99 {:6.0} us   p99.9 {:6.0} us   max {:7.0} us   {:6.0} handshakes/s",
-        took.len() as f64 / duration.as_secs_f64(),
+        "{load:24} {:8.0} reads/s   p50 {:6.0} us   p99 {:6.0} us   p99.9 {:6.0} us   max {:7.0} us   {:6.0} handshakes/s",
+        latencies.len() as f64 / duration.as_secs_f64(),
         micros(0.5),
         micros(0.99),
         micros(0.999),
@@ -161,25 +162,25 @@ fn main() -> Outcome<()> {
     reader.read_exact(&mut [0; 18 + 10])?;
 
     let duration = Duration::from_secs(seconds);
-    show("alone", &read_for(&mut reader, duration)?, duration, 0);
+    show("no handshakes", &read_for(&mut reader, duration)?, duration, 0);
     let (stop, handshakes) = (AtomicBool::new(false), AtomicU64::new(0));
     let message = first_message()?;
-    let beside = std::thread::scope(|scope| {
+    let latencies = std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    // One that is refused counts for nothing.
+                    // Failed handshakes are not counted.
                     if begin_handshake(address, &message).is_ok() {
                         handshakes.fetch_add(1, Ordering::Relaxed);
                     }
                 }
             });
         }
-        let took = read_for(&mut reader, duration);
+        let latencies = read_for(&mut reader, duration);
         stop.store(true, Ordering::Relaxed);
-        took
+        latencies
     });
-    show(&format!("beside {threads} others"), &beside?, duration, handshakes.load(Ordering::Relaxed));
+    show(&format!("{threads} handshake clients"), &latencies?, duration, handshakes.load(Ordering::Relaxed));
     drop(reader);
     server.shutdown()?;
     Ok(())

@@ -1,7 +1,7 @@
 //! RAM disk on a Unix socket: `ram_disk SOCKET SIZE_MIB [instant|blocking]`.
 //!
-//! `instant` (the default) answers on the threads that serve the sockets, `blocking` passes each request to
-//! the workers: the difference is the price of a thread switch.
+//! `instant` (the default) executes requests on the ring threads, `blocking` passes them to the workers. The
+//! difference is the cost of a thread switch.
 //!
 //! ```text
 //! $ cargo run --release -p blockd-nbd --example ram_disk -- /tmp/ram.sock 64 &
@@ -18,7 +18,7 @@ use blockd_nbd::{
 
 const STRIPE_BYTES: usize = 1 << 20;
 
-/// Memory in stripes, each with its own lock.
+/// RAM disk in stripes, each with its own lock.
 struct RamDisk {
     stripes: Vec<parking_lot::RwLock<Vec<u8>>>,
     instant: bool,

@@ -1,4 +1,4 @@
-//! Settings of a server.
+//! Server settings and their validation.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -17,37 +17,39 @@ pub struct ServerConfig {
     pub tcp: Vec<SocketAddr>,
     /// Threads that serve sockets. Default: one per core.
     pub ring_threads: usize,
-    /// Threads for requests that may block, and as many again for those that make data durable. Default 8.
+    /// Threads for requests that may block. The same number of further threads serves flushes and FUA
+    /// requests. Default 8.
     pub worker_threads: usize,
-    /// Connections beyond this many are closed at once; a quarter of them, at most 64, is kept for the unix
-    /// socket. Default 1024.
+    /// Maximum number of connections; further ones are closed at once. A quarter, at most 64, is reserved for
+    /// the Unix socket. Default 1024.
     pub max_connections: usize,
-    /// Timeout from connect to transmission. Default 10 s.
+    /// Timeout of the negotiation, from accept to the transmission phase. Default 10 s.
     pub handshake_timeout: Duration,
-    /// Idle time after which a connection in transmission is closed, except on Unix sockets, which may be
-    /// this host's devices. Default: no limit.
+    /// Idle timeout of a TCP connection in the transmission phase. Unix socket connections have none: kernel
+    /// devices of this host may be idle. Default: no limit.
     pub idle_timeout: Option<Duration>,
-    /// Time for a disconnecting client's last requests and replies. Default 30 s.
+    /// Timeout for the requests in flight of an ending connection and their replies. Default 30 s.
     pub drain_timeout: Duration,
-    /// Time for a client to read 1 MiB of its replies, or the rest, while others wait for the memory. Default
-    /// 60 s.
+    /// Timeout for a client to read 1 MiB of its replies, or the rest, while other connections wait for
+    /// memory. Default 60 s.
     pub stalled_send_timeout: Duration,
-    /// Time for a client to send 1 MiB of an announced payload, or the rest, while others wait for the
-    /// memory. Default 10 s.
+    /// Timeout for a client to send 1 MiB of an announced payload, or the rest, while other connections wait
+    /// for memory. Default 10 s.
     pub stalled_receive_timeout: Duration,
-    /// Time for requests in flight at [`Server::shutdown`](crate::Server::shutdown). Default 10 s.
+    /// Timeout for requests in flight at [`Server::shutdown`](crate::Server::shutdown). Default 10 s.
     pub shutdown_timeout: Duration,
-    /// Payload bytes, plus 4 KiB a request, that one connection may have in flight; it is not received from
-    /// beyond that. A single request of any size is always taken. Default 64 MiB.
+    /// Limit of payload bytes in flight, plus 4 KiB for each request, of one connection; at the limit the
+    /// server stops receiving from it. A single larger request is admitted alone. Default 64 MiB.
     pub in_flight_bytes_per_connection: u64,
-    /// The same for all connections together; each may have 256 KiB beyond it. Those to devices that may be
-    /// far away have at most half of it, and those to one source an eighth. Default 512 MiB.
+    /// Limit of bytes in flight of all connections; the first 256 KiB of each connection are not counted.
+    /// Connections to remote-backed devices have at most half of it, those to one source an eighth. Default
+    /// 512 MiB.
     pub in_flight_bytes_total: u64,
-    /// Certificates for TLS.
+    /// TLS identity; required unless both TLS modes are [`TlsMode::Off`].
     pub tls: Option<Arc<TlsIdentity>>,
-    /// TLS mode of TCP. Default: none, so each client that can connect has full access.
+    /// TLS mode of TCP. Default: off, so each client that can connect has full access.
     pub tcp_tls: TlsMode,
-    /// TLS mode of the Unix socket. Default: none.
+    /// TLS mode of the Unix socket. Default: off.
     pub unix_tls: TlsMode,
 }
 
@@ -86,15 +88,15 @@ impl ServerConfig {
                 return Err(NbdError::InvalidConfig {
                     setting,
                     value: value.to_string(),
-                    wanted: if max == 1024 { "set it to 1 to 1024" } else { "set it to 1 to 1048576" },
+                    wanted: if max == 1024 { "the range is 1 to 1024" } else { "the range is 1 to 1048576" },
                 });
             }
         }
         if self.unix_path.is_none() && self.tcp.is_empty() {
             return Err(NbdError::InvalidConfig {
                 setting: "unix_path",
-                value: "not set, and neither is tcp".to_owned(),
-                wanted: "set at least one of them",
+                value: "not set".to_owned(),
+                wanted: "set unix_path or tcp",
             });
         }
         for (setting, mode) in [("tcp_tls", self.tcp_tls), ("unix_tls", self.unix_tls)] {
@@ -102,7 +104,7 @@ impl ServerConfig {
                 return Err(NbdError::InvalidConfig {
                     setting,
                     value: format!("{mode:?}"),
-                    wanted: "give it a certificate",
+                    wanted: "set tls",
                 });
             }
         }

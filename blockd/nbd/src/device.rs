@@ -1,4 +1,4 @@
-//! Interfaces of exports: [`BlockDevice`] is the data of an export, [`ExportCatalog`] finds it by name.
+//! Interfaces of exports: [`BlockDevice`] serves the data of an export, [`ExportCatalog`] opens it by name.
 
 use std::fmt;
 use std::sync::Arc;
@@ -7,16 +7,15 @@ use crate::protocol::constants::{
     BASE_ALLOCATION, NBD_EINVAL, NBD_EIO, NBD_ENOSPC, NBD_ENOTSUP, NBD_EPERM, NBD_ESHUTDOWN,
 };
 
-/// Result of a non-blocking attempt.
+/// Result of a read, or of a non-blocking write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Completed.
     Done,
-    /// Completed; every byte of the range is zero. Only returned by [`BlockDevice::try_read`] and
-    /// [`BlockDevice::read`], which may then leave `buf` unchanged: clients that support holes receive no
-    /// data.
+    /// Completed; every byte of the range is zero. Only [`BlockDevice::try_read`] and [`BlockDevice::read`]
+    /// return it, and may leave `buf` unchanged: clients with structured replies receive a hole without data.
     Zeroes,
-    /// The request would wait for storage or network; nothing was done.
+    /// The request would wait for storage or network; it had no effect.
     WouldBlock,
 }
 
@@ -29,7 +28,8 @@ pub enum Access {
     Write,
 }
 
-/// Called once, when the data of a request is local or failed. May block as long as the request itself.
+/// Completion callback of [`BlockDevice::prefetch_async`]: called once, when the data of a request is local
+/// or its fetch has failed. It executes the request, so it may block as long as the request itself.
 pub type OnFetched = Box<dyn FnOnce(Result<(), DeviceError>) + Send>;
 
 /// Options of [`BlockDevice::write_zeroes`].
@@ -37,9 +37,9 @@ pub type OnFetched = Box<dyn FnOnce(Result<(), DeviceError>) + Send>;
 pub struct ZeroFlags {
     /// Keep the space allocated.
     pub no_hole: bool,
-    /// Fail with [`DeviceErrorKind::NotSupported`] instead of writing zeroes slowly.
+    /// Fail with [`DeviceErrorKind::NotSupported`] if zeroing is not faster than writing zeroes.
     pub fast: bool,
-    /// Durable on return.
+    /// Force unit access: the zeroes are durable on return.
     pub fua: bool,
 }
 
@@ -60,30 +60,30 @@ pub struct Client {
     pub peer: String,
     /// Names in the verified certificate of the client; empty without one.
     pub certificate_names: Vec<String>,
-    /// Connected through a Unix socket, which admits only the server's user and root.
+    /// True for a client of a Unix socket, which admits only the server's user and root.
     pub is_local: bool,
 }
 
-/// Device behind one or more connections.
+/// Block device served to one or more connections.
 ///
-/// The server checks every request first: ranges are within `size_bytes()`, reads and writes are 1 byte to 64
-/// MiB long, read-only devices are never written. Requests run concurrently, in any order and on any number
-/// of threads. The `Arc` of a device is held from the start of transmission until the connection is gone and
-/// its last request has finished; it may be dropped on any thread of the server, so dropping must not block.
+/// The server validates requests: ranges are within `size_bytes()`, reads and writes are 1 byte to 64 MiB
+/// long, read-only devices are never written. Requests run concurrently, in any order and on any number of
+/// threads. The server holds the `Arc` of a device from the start of transmission until the connection and
+/// its last request have ended. It may drop the `Arc` on any of its threads, so dropping must not block.
 ///
-/// Buffers of [`read`](Self::read) and [`write`](Self::write) are aligned to 4096 in memory if the request's
-/// offset is, as required for direct I/O. Buffers of [`try_read`](Self::try_read) and
-/// [`try_write`](Self::try_write) are not aligned.
+/// For request offsets that are multiples of 4096, buffers of [`read`](Self::read) and
+/// [`write`](Self::write) are aligned to 4096 in memory, as required for direct I/O. Buffers of
+/// [`try_read`](Self::try_read) and [`try_write`](Self::try_write) need not be aligned.
 pub trait BlockDevice: Send + Sync + 'static {
-    /// Returns the size in bytes. It may grow while connections hold the device, but never shrink: requests
-    /// beyond the announced size are served as soon as the device has grown.
+    /// Returns the size in bytes. It may grow while connections hold the device, but never shrink. Requests
+    /// beyond the negotiated size are served once the device has grown.
     fn size_bytes(&self) -> u64;
 
     /// Returns true if writes are refused.
     fn is_read_only(&self) -> bool;
 
     /// Reads into `buf` without waiting for storage or network, or returns [`Progress::WouldBlock`] with
-    /// unspecified content of `buf`. Called on the thread that serves the sockets.
+    /// unspecified content of `buf`. Called on a ring thread, which serves sockets.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
@@ -92,12 +92,12 @@ pub trait BlockDevice: Send + Sync + 'static {
         Ok(Progress::WouldBlock)
     }
 
-    /// Fetches remote data of a request, so that no thread waits for it: `then` is kept and called from any
-    /// thread when the request can be executed, or with an error. If no fetch is needed, `then` is returned,
-    /// which is the default. Must not block.
+    /// Starts to fetch remote data of a request without blocking, and keeps `then` until the request can be
+    /// executed or the fetch has failed; any thread may call it. Returns `then` if no fetch is needed, which
+    /// is the default.
     ///
-    /// The server keeps such requests within the connection's limits and serves others meanwhile. If the
-    /// client disconnects, the server ends them by itself, and later calls of `then` have no effect.
+    /// Waiting requests occupy no thread and count against the limits of their connection. If the client
+    /// disconnects, the server ends them, and later calls of `then` have no effect.
     fn prefetch_async(
         &self,
         access: Access,
@@ -109,14 +109,15 @@ pub trait BlockDevice: Send + Sync + 'static {
         Some(then)
     }
 
-    /// Returns true if [`prefetch_async`](Self::prefetch_async) may keep requests.
+    /// Returns true for a remote-backed device, whose [`prefetch_async`](Self::prefetch_async) may keep
+    /// requests.
     fn may_be_remote(&self) -> bool {
         false
     }
 
-    /// Returns the source of remote data: devices with the same key share a part of the server's in-flight
-    /// budget. Called at the start of transmission for devices that [may be remote](Self::may_be_remote). By
-    /// default all share one key.
+    /// Returns the key of the remote data source: devices with the same key share a part of the server's
+    /// in-flight budget. Called at the start of transmission for devices that [may be
+    /// remote](Self::may_be_remote). By default all share one key.
     fn source_key(&self) -> u128 {
         0
     }
@@ -124,11 +125,11 @@ pub trait BlockDevice: Send + Sync + 'static {
     /// Reads into `buf`; may block. Never returns [`Progress::WouldBlock`].
     ///
     /// # Errors
-    /// The data cannot be read; the client receives the kind.
+    /// The data cannot be read; the client receives the error number of the kind.
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError>;
 
     /// Writes `data` without waiting for storage or network, or returns [`Progress::WouldBlock`] without
-    /// effect. Never called for FUA writes. Called on the thread that serves the sockets.
+    /// effect. Never called for FUA writes. Called on a ring thread, which serves sockets.
     ///
     /// # Errors
     /// As for [`write`](Self::write).
@@ -137,29 +138,31 @@ pub trait BlockDevice: Send + Sync + 'static {
         Ok(Progress::WouldBlock)
     }
 
-    /// Writes `data`; with `fua`, durable on return. May block. The default refuses it, as those of
-    /// [`trim`](Self::trim) and [`write_zeroes`](Self::write_zeroes) do, for read-only devices.
+    /// Writes `data`; with `fua` the data is durable on return. May block. The defaults of this method,
+    /// [`trim`](Self::trim) and [`write_zeroes`](Self::write_zeroes) suit read-only devices: they fail with
+    /// [`DeviceErrorKind::Permission`].
     ///
     /// # Errors
-    /// The data cannot be written; the client receives the kind.
+    /// The data cannot be written; the client receives the error number of the kind.
     fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
         let _ = (offset_bytes, data, fua);
         Err(DeviceError::read_only())
     }
 
-    /// Returns the key of shared storage: one [`flush`](Self::flush) covers all devices with the same key, so
-    /// their waiting flushes are coalesced. By default only flushes of the same `Arc` are.
+    /// Returns the key of shared storage. One [`flush`](Self::flush) covers all devices with the same key, so
+    /// the server coalesces their pending flushes. Without a key, the default, it coalesces flushes of one
+    /// `Arc` only.
     fn flush_key(&self) -> Option<u128> {
         None
     }
 
-    /// Makes every write that returned before this call durable, for all connections.
+    /// Makes every write that returned before this call durable, for all connections. May block.
     ///
     /// # Errors
-    /// Durability is not certain.
+    /// Some writes may not be durable.
     fn flush(&self) -> Result<(), DeviceError>;
 
-    /// Discards a range; its later content is up to the device.
+    /// Discards a range, whose content is then unspecified; with `fua` durable on return. May block.
     ///
     /// # Errors
     /// The device failed.
@@ -168,7 +171,7 @@ pub trait BlockDevice: Send + Sync + 'static {
         Err(DeviceError::read_only())
     }
 
-    /// Zeroes a range.
+    /// Zeroes a range. May block.
     ///
     /// # Errors
     /// The range cannot be zeroed.
@@ -177,7 +180,8 @@ pub trait BlockDevice: Send + Sync + 'static {
         Err(DeviceError::read_only())
     }
 
-    /// Prefetches a range that the client will read, as far as useful. May block. The default does nothing.
+    /// Prefetches a range that the client intends to read (`NBD_CMD_CACHE`). May block. The default does
+    /// nothing.
     ///
     /// # Errors
     /// The device failed.
@@ -186,19 +190,19 @@ pub trait BlockDevice: Send + Sync + 'static {
         Ok(())
     }
 
-    /// Returns the metadata contexts of [`block_status`](Self::block_status), each as `namespace:name`, at
-    /// most 4096 bytes long. May block. The default has only `base:allocation`. A name keeps its meaning as
-    /// long as the device is held: a device with reusable names binds them when it is opened.
+    /// Returns the metadata contexts of [`block_status`](Self::block_status), each as `namespace:name` of at
+    /// most 4096 bytes. May block. The default has only `base:allocation`. A name keeps its meaning while the
+    /// device is held: a device with reusable names must bind them when it is opened.
     fn meta_contexts(&self) -> Vec<String> {
         vec![BASE_ALLOCATION.to_owned()]
     }
 
-    /// Appends the status of a range in one metadata context: at least one and at most `max_extents`
-    /// ascending extents from `offset_bytes` within the range, possibly not up to its end. Neighbours of the
-    /// same status should be joined. May block. The default reports data.
+    /// Appends the status of a range in one metadata context: one to `max_extents` consecutive extents that
+    /// start at `offset_bytes` and may end before the range. Adjacent extents with the same status should be
+    /// merged. May block. The default reports allocated data.
     ///
     /// # Errors
-    /// The context is unknown (any more), or the device failed.
+    /// The context does not exist or no longer exists, or the device failed.
     fn block_status(
         &self,
         context: &str,
@@ -223,7 +227,7 @@ pub enum DeviceErrorKind {
     NoSpace,
     /// The request is invalid for the device: `NBD_EINVAL`.
     InvalidInput,
-    /// The device does not allow it: `NBD_EPERM`.
+    /// The device does not permit the request: `NBD_EPERM`.
     Permission,
     /// The device is being removed: `NBD_ESHUTDOWN`.
     Shutdown,
@@ -245,7 +249,7 @@ impl DeviceErrorKind {
     }
 }
 
-/// Failure of a device. The message is for the log: simple replies contain only the kind.
+/// Failure of a device. The message is for the server's log; clients receive the error number of the kind.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct DeviceError {
@@ -254,7 +258,7 @@ pub struct DeviceError {
 }
 
 impl DeviceError {
-    /// Creates an error of `kind` with one line: operation, object and cause.
+    /// Creates an error from its kind and a one-line message with operation, object and cause.
     pub fn new(kind: DeviceErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
@@ -269,45 +273,46 @@ impl DeviceError {
         self.kind
     }
 
-    /// Returns the message, one line.
+    /// Returns the one-line message.
     #[must_use]
     pub fn message(&self) -> &str {
         &self.message
     }
 }
 
-/// Export in a client's list.
+/// Entry of an export list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportInfo {
     /// Name, at most 4096 bytes.
     pub name: String,
-    /// Human-readable line; may be empty.
+    /// One-line description; may be empty.
     pub description: String,
     /// Size in bytes.
     pub size_bytes: u64,
-    /// Returns true if writes are refused.
+    /// True if the server refuses writes.
     pub read_only: bool,
 }
 
-/// Lookup of exports. Called on threads that may block.
+/// Catalog of exports. Its methods are called on threads that may block.
 pub trait ExportCatalog: Send + Sync + 'static {
     /// Opens the device of `name`; the empty name is the default export.
     ///
     /// # Errors
-    /// It does not exist or is not available; the client receives the reason.
+    /// The export does not exist, is not available or not accessible to the client, which receives the
+    /// reason.
     fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError>;
 
     /// Returns all exports visible to the client.
     fn list(&self, client: &Client) -> Vec<ExportInfo>;
 
-    /// Returns a part of [`list`](Self::list): at most `max` exports behind the first `skip`, fewer only at
-    /// the end. Implement it for large catalogs.
+    /// Returns a page of [`list`](Self::list): at most `max` exports after the first `skip`, fewer only at
+    /// the end. Override it for large catalogs.
     fn list_part(&self, client: &Client, skip: usize, max: usize) -> Vec<ExportInfo> {
         self.list(client).into_iter().skip(skip).take(max).collect()
     }
 
-    /// Returns the entry of one export in [`list`](Self::list); for the empty name, that of the default
-    /// export if listed. Implement it for large catalogs.
+    /// Returns the entry of one export in [`list`](Self::list). By default the empty name also denotes the
+    /// only export of a catalog. Override it for large catalogs.
     fn describe(&self, name: &str, client: &Client) -> Option<ExportInfo> {
         let mut list = self.list(client);
         let position = list.iter().position(|info| info.name == name);
@@ -323,16 +328,16 @@ pub enum ExportError {
     /// Unknown name, or no default export.
     #[error("no such export")]
     Unknown,
-    /// It exists, but is not available.
-    #[error("the export cannot be served now: {reason}")]
+    /// The export exists, but is not available.
+    #[error("the export is not available: {reason}")]
     Unavailable {
-        /// Reason, in one line shown to the client.
+        /// One-line reason for the client.
         reason: String,
     },
-    /// The client has no access.
-    #[error("this client may not open the export: {reason}")]
+    /// The client has no access to the export.
+    #[error("access to the export is denied: {reason}")]
     Denied {
-        /// Requirement, in one line shown to the client.
+        /// One-line requirement for the client.
         reason: String,
     },
 }

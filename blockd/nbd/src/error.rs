@@ -1,4 +1,4 @@
-//! Errors of starting and stopping a server. Errors of a connection end it and are logged.
+//! Errors of server start and shutdown. Errors of a connection end that connection and are logged.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,10 +9,10 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NbdError {
-    /// The kernel refused an io_uring.
+    /// The kernel refused to create an io_uring.
     #[error(
-        "io_uring cannot be used here: it needs Linux 5.11 or newer, kernel.io_uring_disabled = 0 and a \
-         sandbox that allows io_uring_setup"
+        "io_uring setup failed; requirements: Linux 5.11 or newer, kernel.io_uring_disabled = 0 and a sandbox \
+        that permits io_uring_setup"
     )]
     RingSetup {
         /// Error of the kernel.
@@ -20,60 +20,60 @@ pub enum NbdError {
         source: io::Error,
     },
     /// A setting is out of range.
-    #[error("the NBD server setting {setting} is {value}: {wanted}")]
+    #[error("invalid NBD server setting {setting} ({value}): {wanted}")]
     InvalidConfig {
-        /// Setting.
+        /// Name of the setting.
         setting: &'static str,
         /// Given value.
         value: String,
-        /// Valid range.
+        /// Requirement, such as the valid range.
         wanted: &'static str,
     },
-    /// The path of the socket exists and is not a socket.
-    #[error("cannot listen on {path}: there is a file that is not a socket, move it away")]
+    /// The socket path is a file of another type.
+    #[error("listen failed on {path}: the file is not a socket; move it away")]
     NotASocket {
         /// Path.
         path: PathBuf,
     },
-    /// Another server answers on the socket.
-    #[error("cannot listen on {path}: another server answers there, stop it or choose another path")]
+    /// Another server listens on the socket.
+    #[error("listen failed on {path}: another server listens there; stop it or choose another path")]
     SocketInUse {
         /// Path.
         path: PathBuf,
     },
     /// The Unix socket could not be created.
-    #[error("cannot listen on the unix socket {path}: {doing}")]
+    #[error("listen failed on unix socket {path}: {reason}")]
     BindUnix {
         /// Path.
         path: PathBuf,
-        /// Failed step.
-        doing: &'static str,
+        /// Requirement or failed step.
+        reason: &'static str,
         /// Error of the kernel.
         #[source]
         source: io::Error,
     },
     /// The TCP address could not be bound.
-    #[error("cannot listen on tcp://{addr}")]
+    #[error("listen failed on tcp://{addr}")]
     BindTcp {
-        /// Path.
+        /// Address.
         addr: SocketAddr,
         /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// A thread could not be started.
-    #[error("cannot start the thread {name}")]
+    /// A thread, or its wake-up descriptor, could not be created.
+    #[error("start failed on thread {name}")]
     Thread {
-        /// Name.
+        /// Name of the thread.
         name: String,
         /// Error of the kernel.
         #[source]
         source: io::Error,
     },
-    /// Requests were still running after the shutdown timeout.
-    #[error("the NBD server did not stop within {timeout:?}: {running} threads still wait for a device")]
+    /// Threads still ran after the shutdown timeout, usually in a call of a device.
+    #[error("shutdown failed on the NBD server: {running} threads still run after {timeout:?}")]
     ShutdownTimeout {
-        /// Timeout.
+        /// Elapsed timeout.
         timeout: Duration,
         /// Number of running threads.
         running: usize,
@@ -81,7 +81,7 @@ pub enum NbdError {
 }
 
 impl NbdError {
-    /// Returns true if a retry can succeed.
+    /// Returns true if a retry without a change of the configuration can succeed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         match self {

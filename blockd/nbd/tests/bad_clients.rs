@@ -1,5 +1,5 @@
-//! Clients that break the protocol or die: they get the protocol's error or are dropped, and the server goes
-//! on.
+//! Clients that violate the protocol or disconnect: they get an error or are dropped, and the server serves
+//! others.
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,7 @@ use blockd_nbd::constants::*;
 
 const MIB: usize = 1 << 20;
 
-/// A session with a bit of everything, as the client sends it.
+/// Encodes a session with all kinds of requests.
 fn session(mode: ReplyMode) -> Vec<u8> {
     let request = |command, flags, offset_bytes, len_bytes: u64| {
         let request = Request { flags, command, cookie: 1, offset_bytes, len_bytes };
@@ -52,7 +52,7 @@ fn session(mode: ReplyMode) -> Vec<u8> {
 }
 
 #[test]
-fn sessions_cut_at_every_byte() {
+fn session_cut_at_any_byte_releases_the_device() {
     let server = TestServer::start(MemDevice::new(MIB, Mood::Mixed));
     for mode in [ReplyMode::Simple, ReplyMode::Structured, ReplyMode::Extended] {
         cut_at_every_byte(&server, &session(mode));
@@ -61,7 +61,7 @@ fn sessions_cut_at_every_byte() {
     server.wait_until_detached();
 }
 
-/// Cuts a session at every byte, except within the long payload, where it samples.
+/// Cuts a session at every byte, and at samples within the long payload.
 fn cut_at_every_byte(server: &TestServer, session: &[u8]) {
     let (long, end) = (session.len() - 40_000, session.len() - 40);
     let cuts = (0..long).chain((long..end).step_by(997)).chain(end..=session.len());
@@ -70,13 +70,13 @@ fn cut_at_every_byte(server: &TestServer, session: &[u8]) {
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(&session[..cut.min(session.len())]).unwrap();
         if index % 2 == 0 {
-            // Says that it is done, and listens to the end.
+            // Closes its side and receives until the end.
             stream.shutdown(Shutdown::Write).unwrap();
             let mut rest = Vec::new();
             let _ = stream.read_to_end(&mut rest);
             assert!(rest.starts_with(b"NBDMAGICIHAVEOPT"));
         }
-        // Otherwise it vanishes without a word.
+        // Otherwise the client closes the socket.
     }
 }
 
@@ -94,7 +94,7 @@ fn pipelined_session_is_answered_completely() {
 }
 
 #[test]
-fn client_vanishing_with_requests_in_flight_is_cleaned_up() {
+fn disconnect_with_requests_in_flight_is_cleaned_up() {
     let server = TestServer::start(MemDevice::new(8 * MIB, Mood::Blocking));
     server.device.gate.close();
     let mut clients = Vec::new();

@@ -1,6 +1,6 @@
-//! Tests of the server with real sockets and clients.
+//! Integration tests of the server with real sockets and clients.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panics")]
 
 mod bad_clients;
 #[path = "common/certs.rs"]

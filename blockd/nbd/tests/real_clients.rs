@@ -1,4 +1,4 @@
-//! The clients that people use, against a server on a unix socket: they must be installed.
+//! Common NBD clients with a server on a Unix socket. The clients must be installed.
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::net::UnixStream;
 use std::process::Command;
@@ -7,12 +7,12 @@ use crate::common::*;
 
 const MIB: usize = 1 << 20;
 
-/// Runs a program to its end; what it printed.
+/// Runs a program to a successful end; returns its output.
 fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program)
         .args(args)
         .output()
-        .unwrap_or_else(|error| panic!("{program} cannot be run ({error}): install the tests' packages"));
+        .unwrap_or_else(|error| panic!("running {program} failed ({error}): install the tests' packages"));
     let text =
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program} {args:?} failed: {text}");
@@ -26,7 +26,7 @@ fn servers() -> impl Iterator<Item = TestServer> {
 }
 
 #[test]
-fn nbdinfo_sees_the_export() {
+fn nbdinfo_shows_the_export_properties() {
     let server = TestServer::instant(64 * MIB);
     let text = run("nbdinfo", &["--json", &server.uri()]);
     for expected in [
@@ -81,7 +81,7 @@ fn qemu_io_reads_back_its_writes() {
 }
 
 #[test]
-fn libnbd_reads_maps_and_holes() {
+fn libnbd_receives_block_status_and_holes() {
     let server = TestServer::instant(4 * MIB);
     server.device.data.lock().unwrap()[MIB..MIB + 8192].fill(7);
     let map = run("nbdinfo", &["--map", &server.uri()]);
@@ -122,19 +122,19 @@ h.cache(1 << 20, 0)
 h.zero(8192, 1 << 20, nbd.CMD_FLAG_FAST_ZERO)
 try:
     h.zero(8192, 1, nbd.CMD_FLAG_FAST_ZERO)
-    assert False, 'it was not refused'
+    assert False, 'a slow fast-zero request succeeded'
 except nbd.Error as error:
     assert error.errno == 'ENOTSUP', error
 assert h.pread(8192, 1 << 20) == bytearray(8192)
 h.shutdown()
 ";
     let script = script.replace("SOCKET", &format!("{:?}", server.socket));
-    // Debian's own interpreter: another one that comes first on the path does not have the module.
+    // Debian's interpreter: another one on the path does not have the module.
     run("/usr/bin/python3", &["-c", &script]);
 }
 
 #[test]
-fn nbdsh_sets_every_flag() {
+fn nbdsh_requests_with_flags_succeed() {
     let server = TestServer::instant(4 * MIB);
     let script = "
 h.set_opt_mode(True)
@@ -161,22 +161,22 @@ h.flush()
 h.shutdown()
 ";
     let script = script.replace("SOCKET", &format!("{:?}", server.socket));
-    // With Debian's own interpreter: another one that comes first on the path does not have the module.
+    // With Debian's interpreter: another one on the path does not have the module.
     run("env", &["PATH=/usr/bin:/bin", "nbdsh", "-c", &script]);
     server.wait_until_detached();
 }
 
-/// The negotiated features are in the client's trace.
+/// The client's trace shows the negotiation.
 #[test]
-fn qemu_takes_extended_headers() {
+fn qemu_negotiates_extended_headers() {
     let server = TestServer::instant(4 * MIB);
     let uri = server.uri();
     let commands = ["-c", "write -P 3 0 1M", "-c", "read -P 3 0 1M", "-c", "write -z 0 4M"];
     let trace = ["-T", "nbd_send_option_request", "-T", "nbd_receive_*", "-f", "raw"];
     let text = run("qemu-io", &[&trace[..], &commands, &[&uri]].concat());
-    let asked = text.lines().find(|line| line.contains("Sending option request 11 (extended headers)"));
+    let requested = text.lines().find(|line| line.contains("Sending option request 11 (extended headers)"));
     let replied = text.lines().find(|line| line.contains("option reply 11 (extended headers)"));
-    assert!(asked.is_some() && replied.is_some_and(|line| line.contains("type 1 (ack)")), "{text}");
+    assert!(requested.is_some() && replied.is_some_and(|line| line.contains("type 1 (ack)")), "{text}");
     assert!(text.contains("read 1048576/1048576 bytes") && !text.contains("failed"), "{text}");
 }
 
@@ -189,7 +189,7 @@ fn qemu_img_maps_and_copies() {
         map.contains("\"start\": 1048576, \"length\": 65536") && map.contains("\"data\": false"),
         "{map}"
     );
-    // With x-dirty-bitmap, qemu takes a dirty bitmap for the map: what is dirty is shown as holes.
+    // With x-dirty-bitmap, qemu maps the dirty bitmap and shows dirty extents as holes.
     let options = format!(
         "driver=nbd,export=vol,server.type=unix,server.path={},x-dirty-bitmap=qemu:dirty-bitmap:7",
         server.socket.display()
@@ -203,10 +203,10 @@ fn qemu_img_maps_and_copies() {
 }
 
 #[test]
-fn nbdcopy_there_and_back() {
+fn nbdcopy_round_trip_preserves_data() {
     let dir = tempfile::tempdir().unwrap();
     let (image, copy) = (dir.path().join("image"), dir.path().join("copy"));
-    // A hole in the middle, so that it also writes zeroes.
+    // A hole, so that nbdcopy sends WRITE_ZEROES too.
     let mut data = pattern(3, 64 * MIB);
     data[20 * MIB..40 * MIB].fill(0);
     std::fs::write(&image, &data).unwrap();
@@ -246,7 +246,7 @@ fn fio_verification_succeeds() {
             .args(["--verify_fatal=1", "--fsync=64", "--verify_state_save=0"])
             .arg(format!("--uri={}", server.uri()))
             .output()
-            .expect("fio cannot be run: install the tests' packages");
+            .expect("running fio failed: install the tests' packages");
         let text =
             String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{text}");

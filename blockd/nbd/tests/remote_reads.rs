@@ -1,4 +1,4 @@
-//! Tests of requests with remote data: they wait without a thread and delay no other.
+//! Requests that wait for remote data: they occupy no thread and delay no others.
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -12,42 +12,43 @@ use blockd_nbd::{
 };
 
 const SIZE_BYTES: u64 = 64 << 20;
-/// From here on the data is far away.
-const FAR_BYTES: u64 = 32 << 20;
-/// The source of a device that has nothing far away.
-const NEAR: u128 = u128::MAX;
-/// So many reads of so many bytes are more than the tests let be in flight.
-const MUCH: u64 = 32;
-const PIECE_BYTES: u32 = 512 << 10;
+/// Offset from which the data is remote.
+const REMOTE_OFFSET_BYTES: u64 = 32 << 20;
+/// Source key of a device without remote data.
+const LOCAL_SOURCE: u128 = u128::MAX;
+/// Number of reads whose bytes exceed the in-flight limits of the tests.
+const READS_ABOVE_LIMIT: u64 = 32;
+/// Length of these reads, in bytes.
+const READ_BYTES: u32 = 512 << 10;
 
-/// Reads of its second half wait until the test lets them go; in the first half everything is near.
+/// Device whose second half is remote: the test completes its reads.
 #[derive(Default)]
-struct FarDevice {
+struct RemoteDevice {
     source: u128,
     waiting: Mutex<Vec<OnFetched>>,
-    /// Number of connections that released it.
+    /// Number of connections that have dropped the device.
     left: Mutex<usize>,
     changed: Condvar,
 }
 
-impl FarDevice {
+impl RemoteDevice {
     fn take_waiting(&self, count: usize) -> Vec<OnFetched> {
         let waiting = self.waiting.lock().unwrap();
         let (mut waiting, timeout) =
             self.changed.wait_timeout_while(waiting, TIMEOUT, |waiting| waiting.len() < count).unwrap();
-        assert!(!timeout.timed_out(), "{count} requests never came");
+        assert!(!timeout.timed_out(), "timeout: fewer than {count} requests wait");
         std::mem::take(&mut *waiting)
     }
 
     fn wait_until_left(&self) {
         let left = self.left.lock().unwrap();
         let (_left, timeout) = self.changed.wait_timeout_while(left, TIMEOUT, |left| *left == 0).unwrap();
-        assert!(!timeout.timed_out(), "a connection that is gone keeps its device");
+        assert!(!timeout.timed_out(), "timeout: an ended connection keeps its device");
     }
 }
 
-/// Handle of a connection.
-struct Opened(Arc<FarDevice>);
+/// Device of a connection.
+struct Opened(Arc<RemoteDevice>);
 
 impl Drop for Opened {
     fn drop(&mut self) {
@@ -66,7 +67,7 @@ impl BlockDevice for Opened {
     }
 
     fn may_be_remote(&self) -> bool {
-        self.0.source != NEAR
+        self.0.source != LOCAL_SOURCE
     }
 
     fn source_key(&self) -> u128 {
@@ -80,7 +81,7 @@ impl BlockDevice for Opened {
         _: u64,
         then: OnFetched,
     ) -> Option<OnFetched> {
-        if access == Access::Write || offset_bytes < FAR_BYTES {
+        if access == Access::Write || offset_bytes < REMOTE_OFFSET_BYTES {
             return Some(then);
         }
         self.0.waiting.lock().unwrap().push(then);
@@ -102,8 +103,8 @@ impl BlockDevice for Opened {
     }
 }
 
-/// Devices by the names of their exports.
-struct Named(Vec<(&'static str, Arc<FarDevice>)>);
+/// Catalog of devices by export name.
+struct Named(Vec<(&'static str, Arc<RemoteDevice>)>);
 
 impl ExportCatalog for Named {
     fn open(&self, name: &str, _: &blockd_nbd::Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
@@ -116,11 +117,11 @@ impl ExportCatalog for Named {
     }
 }
 
-fn device(source: u128) -> Arc<FarDevice> {
-    Arc::new(FarDevice { source, ..FarDevice::default() })
+fn device(source: u128) -> Arc<RemoteDevice> {
+    Arc::new(RemoteDevice { source, ..RemoteDevice::default() })
 }
 
-fn serve(dir: &Path, in_flight_bytes_total: u64, devices: Vec<(&'static str, Arc<FarDevice>)>) -> Server {
+fn serve(dir: &Path, in_flight_bytes_total: u64, devices: Vec<(&'static str, Arc<RemoteDevice>)>) -> Server {
     let config = ServerConfig {
         unix_path: Some(dir.join("nbd.sock")),
         tcp: vec!["127.0.0.1:0".parse().unwrap()],
@@ -138,69 +139,68 @@ fn connect(dir: &Path, name: &str) -> Client {
     client
 }
 
-fn start(dir: &Path) -> (Server, Arc<FarDevice>, Client) {
+fn start(dir: &Path) -> (Server, Arc<RemoteDevice>, Client) {
     let device = device(1);
     let server = serve(dir, 512 << 20, vec![("vol", Arc::clone(&device))]);
     (server, device, connect(dir, "vol"))
 }
 
-/// Asks for more of what is far than may be in flight.
-fn ask_for_much(client: &mut Client) {
-    for n in 0..MUCH {
-        client.request(NBD_CMD_READ, 0, FAR_BYTES + n * u64::from(PIECE_BYTES), PIECE_BYTES);
+/// Requests more remote data than the in-flight limits.
+fn exceed_limit(client: &mut Client) {
+    for n in 0..READS_ABOVE_LIMIT {
+        client.request(NBD_CMD_READ, 0, REMOTE_OFFSET_BYTES + n * u64::from(READ_BYTES), READ_BYTES);
     }
 }
 
 #[test]
 fn silent_source_is_limited_to_its_budget() {
     let dir = tempfile::tempdir().unwrap();
-    let (silent, other, near) = (device(1), device(2), device(NEAR));
-    let devices = vec![("silent", silent.clone()), ("other", other.clone()), ("near", near)];
+    let (silent, other, local) = (device(1), device(2), device(LOCAL_SOURCE));
+    let devices = vec![("silent", silent.clone()), ("other", other.clone()), ("local", local)];
     let _server = serve(dir.path(), 8 << 20, devices);
     let mut client = connect(dir.path(), "silent");
-    ask_for_much(&mut client);
+    exceed_limit(&mut client);
     let mut waiting = silent.take_waiting(2);
-    // Most of the budget is free for requests that do not need that source.
-    assert_eq!(connect(dir.path(), "near").read(0, 6 << 20).0, 0);
-    let mut elsewhere = connect(dir.path(), "other");
-    elsewhere.request(NBD_CMD_READ, 0, FAR_BYTES, PIECE_BYTES);
+    // Other devices have the rest of the budget.
+    assert_eq!(connect(dir.path(), "local").read(0, 6 << 20).0, 0);
+    let mut other_client = connect(dir.path(), "other");
+    other_client.request(NBD_CMD_READ, 0, REMOTE_OFFSET_BYTES, READ_BYTES);
     other.take_waiting(1).into_iter().for_each(|then| then(Ok(())));
-    assert_eq!(elsewhere.reply().0, 0);
-    elsewhere.receive(PIECE_BYTES as usize);
-    // When it speaks again, all of it comes.
+    assert_eq!(other_client.reply().0, 0);
+    other_client.receive(READ_BYTES as usize);
+    // All reads complete once the source responds.
     let mut answered = 0;
     loop {
         for then in waiting {
             then(Ok(()));
             assert_eq!(client.reply().0, 0);
-            client.receive(PIECE_BYTES as usize);
+            client.receive(READ_BYTES as usize);
             answered += 1;
         }
-        if answered == MUCH {
+        if answered == READS_ABOVE_LIMIT {
             break;
         }
         waiting = silent.take_waiting(1);
     }
-    // It was watched for its end while nothing was received; it ends all the same, and its place is another
-    // one's.
+    // The connection ends after its hang-up poll, and another one can use its index.
     client.disconnect();
     silent.wait_until_left();
     assert_eq!(connect(dir.path(), "silent").read(0, 4096).0, 0);
 }
 
 #[test]
-fn leaving_client_returns_its_budget() {
+fn disconnected_client_releases_its_budget() {
     let dir = tempfile::tempdir().unwrap();
     let silent = device(1);
     let _server = serve(dir.path(), 8 << 20, vec![("silent", silent.clone())]);
-    let mut gone = connect(dir.path(), "silent");
-    ask_for_much(&mut gone);
+    let mut disconnected = connect(dir.path(), "silent");
+    exceed_limit(&mut disconnected);
     let kept = silent.take_waiting(2);
-    drop(gone);
-    // Though nothing has come that its requests wait for.
+    drop(disconnected);
+    // The remote data has not arrived.
     silent.wait_until_left();
     let mut client = connect(dir.path(), "silent");
-    ask_for_much(&mut client);
+    exceed_limit(&mut client);
     let waiting = silent.take_waiting(2);
     kept.into_iter().for_each(|then| then(Ok(())));
     waiting.into_iter().for_each(|then| then(Ok(())));
@@ -208,7 +208,7 @@ fn leaving_client_returns_its_budget() {
 }
 
 #[test]
-fn half_closed_client_gets_early_remote_errors() {
+fn half_closed_client_gets_errors_for_remote_reads() {
     let dir = tempfile::tempdir().unwrap();
     let (by_unix, by_tcp) = (device(1), device(2));
     let server = serve(dir.path(), 8 << 20, vec![("unix", by_unix.clone()), ("tcp", by_tcp.clone())]);
@@ -223,12 +223,12 @@ fn half_closed_client_gets_early_remote_errors() {
     ];
     for (mut client, name, silent, close_writing) in clients {
         client.go(name);
-        ask_for_much(&mut client);
+        exceed_limit(&mut client);
         let kept = silent.take_waiting(2);
-        // The end is behind requests that are not received as long as these wait.
+        // The end of the stream follows requests that the server does not receive yet.
         close_writing();
-        // One of this host that closes its side is gone.
-        let answers = if name == "unix" { 0 } else { MUCH };
+        // A local client that closes its side has disconnected.
+        let answers = if name == "unix" { 0 } else { READS_ABOVE_LIMIT };
         for _ in 0..answers {
             assert_eq!(client.reply().0, NBD_ESHUTDOWN);
         }
@@ -244,17 +244,17 @@ fn remote_reads_do_not_block_local_requests() {
     let dir = tempfile::tempdir().unwrap();
     let (_server, device, mut client) = start(dir.path());
     let cookies: Vec<u64> =
-        (0..READS).map(|n| client.request(NBD_CMD_READ, 0, FAR_BYTES + n * 4096, 4096)).collect();
+        (0..READS).map(|n| client.request(NBD_CMD_READ, 0, REMOTE_OFFSET_BYTES + n * 4096, 4096)).collect();
     let waiting = device.take_waiting(READS as usize);
-    // Both workers would be kept long since.
+    // More requests wait than there are workers.
     assert_eq!(client.write(NBD_CMD_FLAG_FUA, 0, &[1; 4096]), 0);
     assert_eq!(client.command(NBD_CMD_FLUSH, 0, 0, 0), 0);
     assert_eq!(client.read(0, 4096).0, 0);
-    // They come in any order; half of them not at all.
+    // Half of the reads fail; they complete in reverse order.
     for (n, then) in waiting.into_iter().enumerate().rev() {
         match n % 2 {
             0 => then(Ok(())),
-            _ => then(Err(DeviceError::new(DeviceErrorKind::Io, "it cannot be had"))),
+            _ => then(Err(DeviceError::new(DeviceErrorKind::Io, "injected failure"))),
         }
     }
     let mut answered = [0, 0];
@@ -262,23 +262,23 @@ fn remote_reads_do_not_block_local_requests() {
         let (errno, cookie) = client.reply();
         let n = cookies.iter().position(|known| *known == cookie).unwrap() as u64;
         if errno == 0 {
-            assert_eq!(client.receive(4096), vec![((FAR_BYTES >> 12) + n) as u8; 4096]);
+            assert_eq!(client.receive(4096), vec![((REMOTE_OFFSET_BYTES >> 12) + n) as u8; 4096]);
             answered[0] += 1;
         } else {
             assert_eq!(errno, NBD_EIO);
             answered[1] += 1;
         }
     }
-    // Two workers may have left their first requests in either order, so that it is not known which failed.
+    // Two workers may have started the prefetches in any order, so the failed cookies are unknown.
     assert_eq!(answered, [READS / 2; 2]);
     client.disconnect();
 }
 
 #[test]
-fn disconnected_client_is_not_waited_for() {
+fn fetch_after_a_disconnect_has_no_effect() {
     let dir = tempfile::tempdir().unwrap();
     let (mut server, device, mut client) = start(dir.path());
-    client.request(NBD_CMD_READ, 0, FAR_BYTES, 4096);
+    client.request(NBD_CMD_READ, 0, REMOTE_OFFSET_BYTES, 4096);
     let waiting = device.take_waiting(1);
     drop(client);
     drop(UnixStream::connect(dir.path().join("nbd.sock")).unwrap());

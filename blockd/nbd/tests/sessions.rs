@@ -1,4 +1,4 @@
-//! Whole sessions against a running server, with a client of our own.
+//! Complete sessions of the test client with a running server.
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,10 +9,10 @@ use blockd_nbd::constants::*;
 use blockd_nbd::{DeviceErrorKind, NbdError, Server, ServerConfig};
 
 const MIB: usize = 1 << 20;
-const ALL_GOOD_MOODS: [Mood; 3] = [Mood::Instant, Mood::Blocking, Mood::Mixed];
+const SUCCESSFUL_MOODS: [Mood; 3] = [Mood::Instant, Mood::Blocking, Mood::Mixed];
 
 #[test]
-fn export_name_with_and_without_zeroes() {
+fn export_name_sends_zeroes_unless_disabled() {
     let server = TestServer::instant(MIB);
     for (flags, zeroes) in [(1, 124), (3, 0), (0, 124), (2, 0)] {
         let mut client = server.connect();
@@ -33,7 +33,7 @@ fn export_name_with_and_without_zeroes() {
 }
 
 #[test]
-fn list_info_go_abort_and_unknown_options() {
+fn negotiation_options_get_specified_replies() {
     let server = TestServer::instant(MIB);
     let mut client = server.connect();
     client.hello(3);
@@ -73,8 +73,8 @@ fn list_info_go_abort_and_unknown_options() {
 }
 
 #[test]
-fn commands_in_all_moods_are_answered() {
-    for mood in ALL_GOOD_MOODS {
+fn simple_mode_commands_succeed_on_any_thread() {
+    for mood in SUCCESSFUL_MOODS {
         let server = TestServer::start(MemDevice::new(64 * MIB, mood));
         let mut client = server.attach();
         for (index, len) in
@@ -103,7 +103,7 @@ fn commands_in_all_moods_are_answered() {
         let expected = [&[7; 1000][..], &[0; 1000], &[7; 500], &[0; 500]].concat();
         assert!(client.read(0, 3000).1 == expected);
         for command in [NBD_CMD_READ, NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES] {
-            assert_eq!(client.command(command, 0, 17, 0), 0, "nothing to do succeeds");
+            assert_eq!(client.command(command, 0, 17, 0), 0, "length 0 succeeds");
         }
         client.disconnect();
         server.wait_until_detached();
@@ -112,8 +112,8 @@ fn commands_in_all_moods_are_answered() {
 }
 
 #[test]
-fn concurrent_requests_are_all_answered() {
-    for mood in ALL_GOOD_MOODS {
+fn pipelined_requests_are_all_answered() {
+    for mood in SUCCESSFUL_MOODS {
         let server = TestServer::start(MemDevice::new(8 * MIB, mood));
         let mut client = server.attach();
         let data = pattern(1, 8 * MIB);
@@ -126,7 +126,7 @@ fn concurrent_requests_are_all_answered() {
         }
         while !wanted.is_empty() {
             let (errno, cookie) = client.reply();
-            let (offset, len) = wanted.remove(&cookie).expect("a reply to a request that was made, once");
+            let (offset, len) = wanted.remove(&cookie).expect("a cookie without a pending request");
             assert_eq!(errno, 0);
             assert!(client.receive(len) == data[offset..offset + len], "{mood:?}");
         }
@@ -147,7 +147,7 @@ fn slow_request_does_not_delay_others() {
 }
 
 #[test]
-fn device_errors_reach_their_client_only() {
+fn device_failure_is_reported_with_its_errno() {
     let kinds = [
         (DeviceErrorKind::Io, NBD_EIO),
         (DeviceErrorKind::NoSpace, NBD_ENOSPC),
@@ -174,7 +174,7 @@ fn device_errors_reach_their_client_only() {
 }
 
 #[test]
-fn tcp_and_several_connections_to_one_export() {
+fn connections_to_one_export_share_its_data() {
     let addr: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let server = TestServer::with(MemDevice::new(MIB, Mood::Mixed), |config| config.tcp = vec![addr, addr]);
     let mut clients = vec![server.attach(), server.attach(), server.attach()];
@@ -195,7 +195,7 @@ fn tcp_and_several_connections_to_one_export() {
 }
 
 #[test]
-fn device_is_held_exactly_while_used() {
+fn device_is_held_until_its_last_request_ends() {
     let server = TestServer::start(MemDevice::new(MIB, Mood::Blocking));
     assert_eq!(Arc::strong_count(&server.device), 2);
     let mut client = server.attach();
@@ -217,7 +217,7 @@ fn connections_beyond_the_limit_are_closed() {
     server.connect().assert_closed();
     first.disconnect();
     server.wait_until_count(1);
-    // The connection is gone from the device's view a moment before its place is free again.
+    // The connection drops its device shortly before its connection count.
     let deadline = std::time::Instant::now() + TIMEOUT;
     loop {
         let mut client = server.connect();
@@ -225,12 +225,12 @@ fn connections_beyond_the_limit_are_closed() {
         if std::io::Read::read(&mut client.stream, &mut byte).is_ok_and(|len| len == 1) {
             break;
         }
-        assert!(std::time::Instant::now() < deadline, "no connection is taken any more");
+        assert!(std::time::Instant::now() < deadline, "timeout: the connection limit is still reached");
     }
 }
 
 #[test]
-fn all_connections_share_one_bound_and_none_starves() {
+fn connections_at_the_total_limit_all_progress() {
     let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Mixed), |config| {
         config.in_flight_bytes_total = 1 << 20;
     });
@@ -256,14 +256,14 @@ fn client_holding_memory_is_dropped_under_pressure() {
         config.in_flight_bytes_total = 4 << 20;
         config.stalled_send_timeout = Duration::from_millis(300);
     });
-    let mut greedy = server.attach();
-    greedy.request(NBD_CMD_READ, 0, 0, 4 << 20);
-    greedy.receive(16);
+    let mut stalled = server.attach();
+    stalled.request(NBD_CMD_READ, 0, 0, 4 << 20);
+    stalled.receive(16);
     let mut other = server.attach();
     assert_eq!(other.read(0, 2 << 20).0, 0);
     let mut rest = Vec::new();
-    let end = greedy.stream.read_to_end(&mut rest);
-    assert!(end.is_err() || rest.len() < 4 << 20, "the greedy one was dropped");
+    let end = stalled.stream.read_to_end(&mut rest);
+    assert!(end.is_err() || rest.len() < 4 << 20, "the stalled client was not dropped");
 }
 
 #[test]
@@ -289,13 +289,13 @@ fn shutdown_answers_requests_in_flight() {
     assert!(!server.socket.exists());
     assert_eq!(&device.data.lock().unwrap()[..5], b"hello");
     drop(device);
-    assert_eq!(Arc::strong_count(&server.device), 1, "the catalog is gone as well");
-    inner.shutdown().expect("a second time is nothing");
+    assert_eq!(Arc::strong_count(&server.device), 1, "the catalog is dropped");
+    inner.shutdown().expect("a second shutdown has no effect");
     server.server = inner;
 }
 
 #[test]
-fn shutdown_does_not_wait_for_ever() {
+fn shutdown_with_a_blocked_device_times_out() {
     let mut server = TestServer::with(MemDevice::new(MIB, Mood::Blocking), |config| {
         config.shutdown_timeout = Duration::from_millis(100);
     });
@@ -311,10 +311,10 @@ fn shutdown_does_not_wait_for_ever() {
 }
 
 #[test]
-fn settings_and_addresses_are_checked() {
+fn invalid_setting_or_used_address_is_refused() {
     let catalog = || Arc::new(Catalog(Vec::new()));
-    let nowhere = Server::start(ServerConfig::default(), catalog()).unwrap_err();
-    assert!(matches!(nowhere, NbdError::InvalidConfig { .. }), "{nowhere}");
+    let no_address = Server::start(ServerConfig::default(), catalog()).unwrap_err();
+    assert!(matches!(no_address, NbdError::InvalidConfig { .. }), "{no_address}");
     let dir = tempfile::tempdir().unwrap();
     let unix_path = Some(dir.path().join("s"));
     for broken in [
@@ -336,17 +336,17 @@ fn settings_and_addresses_are_checked() {
 }
 
 #[test]
-fn replies_are_sent_while_the_client_keeps_sending() {
+fn disconnect_with_unread_input_keeps_replies() {
     let server = TestServer::instant(MIB);
     let mut client = server.attach();
     client.request(NBD_CMD_READ, 0, 0, 4096);
     client.request(NBD_CMD_DISC, 0, 0, 0);
-    // More than is received with the requests, and than the socket holds.
+    // More than one receive, and more than the socket buffer.
     client.send(&pattern(1, MIB / 2));
     assert_eq!(client.reply().0, 0);
     client.receive(4096);
     let mut rest = [0];
     let end = std::io::Read::read(&mut client.stream, &mut rest).unwrap();
-    assert_eq!(end, 0, "the end, not a reset");
+    assert_eq!(end, 0, "an orderly end, not a reset");
     server.wait_until_detached();
 }

@@ -1,4 +1,4 @@
-//! Structured replies, extended headers and metadata contexts, over a socket.
+//! Structured replies, extended headers and metadata contexts over a socket.
 use std::sync::atomic::Ordering;
 
 use crate::common::*;
@@ -8,7 +8,7 @@ use blockd_nbd::constants::*;
 const MIB: usize = 1 << 20;
 const BOTH: [ReplyMode; 2] = [ReplyMode::Structured, ReplyMode::Extended];
 
-/// One chunk of a structured reply.
+/// Chunk of a structured reply.
 #[derive(Debug, PartialEq, Eq)]
 struct Chunk {
     done: bool,
@@ -17,7 +17,7 @@ struct Chunk {
     payload: Vec<u8>,
 }
 
-/// A client that has asked for more than simple replies.
+/// Client with structured replies or extended headers.
 struct Structured {
     client: Client,
     mode: ReplyMode,
@@ -25,7 +25,7 @@ struct Structured {
 }
 
 impl Structured {
-    /// In transmission, with these contexts; their ids in the order of the server.
+    /// Returns a client in transmission with selected contexts, and the contexts with their ids.
     fn attach(server: &TestServer, mode: ReplyMode, queries: &[&str]) -> (Self, Vec<(u32, String)>) {
         let mut client = server.connect();
         client.hello(3);
@@ -64,9 +64,9 @@ impl Structured {
         let number = |bytes: &[u8]| bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
         let magic = number(&self.client.receive(4)) as u32;
         if magic == SIMPLE_REPLY_MAGIC {
-            assert_eq!(self.mode, ReplyMode::Structured, "extended replies only");
+            assert_eq!(self.mode, ReplyMode::Structured, "a simple reply with extended headers");
             let rest = self.client.receive(12);
-            assert_eq!(number(&rest[..4]), 0, "errors come with their text");
+            assert_eq!(number(&rest[..4]), 0, "a simple error with structured replies");
             return Chunk { done: true, chunk_type: 0, cookie: number(&rest[4..]), payload: Vec::new() };
         }
         let rest = self.client.receive(12);
@@ -86,7 +86,7 @@ impl Structured {
         }
     }
 
-    /// All chunks of the reply to one request.
+    /// Sends a request; returns all chunks of its reply.
     fn run(
         &mut self,
         command: u16,
@@ -119,7 +119,7 @@ impl Structured {
     /// Returns the assembled data of a read, and the number of bytes sent as holes.
     fn read(&mut self, flags: u16, offset_bytes: u64, len_bytes: u64) -> (Vec<u8>, usize) {
         let chunks = self.run(NBD_CMD_READ, flags, offset_bytes, len_bytes, b"");
-        assert!(flags & NBD_CMD_FLAG_DF == 0 || chunks.len() == 1, "in one piece");
+        assert!(flags & NBD_CMD_FLAG_DF == 0 || chunks.len() == 1, "one chunk with DF");
         let mut data = vec![0xdd; len_bytes as usize];
         let (mut covered, mut holes) = (0, 0);
         for chunk in chunks {
@@ -140,11 +140,11 @@ impl Structured {
             };
             covered += len;
         }
-        assert_eq!(covered, len_bytes as usize, "every byte once");
+        assert_eq!(covered, len_bytes as usize, "chunks cover each byte once");
         (data, holes)
     }
 
-    /// Extents by context.
+    /// Queries the block status; returns the extents by context.
     fn status(
         &mut self,
         flags: u16,
@@ -172,12 +172,12 @@ impl Structured {
     }
 }
 
-/// Zero for success.
+/// Returns the error number of a reply, 0 for success.
 fn errno(chunks: &[Chunk]) -> u32 {
     let last = chunks.last().unwrap();
     if last.chunk_type == NBD_REPLY_TYPE_ERROR {
         let message_len = u16::from_be_bytes(last.payload[4..6].try_into().unwrap()) as usize;
-        assert!(message_len > 0 && last.payload.len() == 6 + message_len, "an error says something");
+        assert!(message_len > 0 && last.payload.len() == 6 + message_len, "an error has a message");
         return u32::from_be_bytes(last.payload[..4].try_into().unwrap());
     }
     assert_eq!(last.chunk_type, NBD_REPLY_TYPE_NONE);
@@ -195,7 +195,7 @@ fn context_replies(replies: &[OptionReply]) -> Vec<(u32, String)> {
 }
 
 #[test]
-fn commands_in_both_modes_and_all_moods_are_answered() {
+fn structured_commands_succeed_on_any_thread() {
     for (mode, mood) in BOTH
         .into_iter()
         .flat_map(|mode| [Mood::Instant, Mood::Blocking, Mood::Mixed].map(|mood| (mode, mood)))
@@ -224,11 +224,14 @@ fn commands_in_both_modes_and_all_moods_are_answered() {
                 let (data, holes) = client.read(flags, offset as u64, len as u64);
                 assert!(data == expected[offset..offset + len], "{mode:?} {mood:?} {offset} {len}");
                 let all_zero = data.iter().all(|byte| *byte == 0);
-                assert!(!all_zero || holes == len, "{mode:?} {mood:?} {offset} {len}: zeroes were sent");
+                assert!(
+                    !all_zero || holes == len,
+                    "{mode:?} {mood:?} {offset} {len}: zeroes were sent as data"
+                );
             }
         }
         let holes = client.read(0, 0, 8 * MIB as u64).1;
-        assert!(holes > 5 * MIB, "only {holes} bytes were told as holes");
+        assert!(holes > 5 * MIB, "only {holes} bytes were sent as holes");
         assert_eq!(client.command(NBD_CMD_FLUSH, 0, 0, 0), 0);
         assert_eq!(client.command(NBD_CMD_TRIM, 0, 0, 4096), 0);
         assert_eq!(client.command(NBD_CMD_CACHE, 0, 4096, 8192), 0);
@@ -239,7 +242,7 @@ fn commands_in_both_modes_and_all_moods_are_answered() {
         assert_eq!(client.command(NBD_CMD_WRITE_ZEROES, fast, 1, 4096), NBD_ENOTSUP);
         assert_eq!(client.read(0, 8192, 4096).0, vec![0; 4096]);
         expected[8192..12288].fill(0);
-        // What is of no length, or cannot be had.
+        // Requests of length 0, and invalid requests.
         assert_eq!(client.command(NBD_CMD_READ, 0, 5, 0), 0);
         assert_eq!(client.command(NBD_CMD_READ, 0, 8 * MIB as u64, 1), NBD_EINVAL);
         assert_eq!(client.command(NBD_CMD_READ, 0, 0, u64::from(MAX_PAYLOAD_BYTES) + 1), NBD_EINVAL);
@@ -247,12 +250,12 @@ fn commands_in_both_modes_and_all_moods_are_answered() {
         assert_eq!(client.write(8 * MIB as u64, &[1; 100]), NBD_ENOSPC);
         server.device.misaligned.store(false, Ordering::SeqCst);
         assert!(client.read(0, 4096, 8 * MIB as u64 - 4096).0 == expected[4096..]);
-        assert!(!server.device.misaligned.load(Ordering::SeqCst), "an aligned read, hole or not");
+        assert!(!server.device.misaligned.load(Ordering::SeqCst), "buffers of an aligned read are aligned");
     }
 }
 
 #[test]
-fn device_errors_are_returned_with_text() {
+fn device_failure_has_errno_and_message() {
     for (mode, later) in BOTH.into_iter().flat_map(|mode| [(mode, false), (mode, true)]) {
         for (kind, expected) in [(DeviceErrorKind::Io, NBD_EIO), (DeviceErrorKind::NoSpace, NBD_ENOSPC)] {
             let mood = if later { Mood::FailingLater(kind) } else { Mood::Failing(kind) };
@@ -270,13 +273,13 @@ fn device_errors_are_returned_with_text() {
 }
 
 #[test]
-fn contexts_are_listed_chosen_and_reported() {
+fn selected_contexts_are_reported() {
     let server = TestServer::instant(MIB);
     let mut client = server.connect();
     client.hello(3);
     let all = meta_request(b"vol", &[]);
     for option in [NBD_OPT_LIST_META_CONTEXT, NBD_OPT_SET_META_CONTEXT] {
-        assert_eq!(client.option(option, &all)[0].0, NBD_REP_ERR_INVALID, "structured replies come first");
+        assert_eq!(client.option(option, &all)[0].0, NBD_REP_ERR_INVALID, "structured replies are required");
     }
     assert_eq!(client.option(NBD_OPT_STRUCTURED_REPLY, b"x")[0].0, NBD_REP_ERR_INVALID);
     assert_eq!(client.option(NBD_OPT_STRUCTURED_REPLY, b"")[0].0, NBD_REP_ACK);
@@ -286,10 +289,10 @@ fn contexts_are_listed_chosen_and_reported() {
     };
     assert_eq!(names(&mut client, &[]), ["base:allocation", "qemu:dirty-bitmap:7"]);
     assert_eq!(names(&mut client, &["qemu:dirty-bitmap:"]), ["qemu:dirty-bitmap:7"]);
-    assert_eq!(names(&mut client, &["base:", "what:ever"]), ["base:allocation"]);
+    assert_eq!(names(&mut client, &["base:", "no:such"]), ["base:allocation"]);
     let unknown = client.option(NBD_OPT_LIST_META_CONTEXT, &meta_request(b"nope", &[]));
     assert_eq!(unknown[0].0, NBD_REP_ERR_UNKNOWN);
-    // Chosen for one export, they do not hold for another; here: the same one under its other name.
+    // A selection applies to its export name only; the empty name is another name.
     let set = client.option(NBD_OPT_SET_META_CONTEXT, &meta_request(b"", &["base:allocation"]));
     assert_eq!(context_replies(&set).len(), 1);
     let replies = client.option(NBD_OPT_GO, &info_request(b"vol", &[]));
@@ -337,7 +340,7 @@ fn extended_client_selects_contexts() {
         let reply = client.run(NBD_CMD_BLOCK_STATUS, 0, 0, wrong.len() as u64, &wrong);
         assert_eq!(errno(&reply), NBD_EINVAL, "{wrong:?}");
     }
-    // A payload where none belongs is thrown away, and the stream is in step.
+    // An unexpected payload is discarded, and the next request is parsed.
     let reply = client.run(NBD_CMD_READ, 0, 0, 5000, &[7; 5000]);
     assert_eq!(errno(&reply), NBD_EINVAL);
     assert_eq!(client.read(0, 0, 100).0, [0; 100]);

@@ -1,5 +1,5 @@
-//! Requests that make data durable, and requests of clients that are gone, on a device that the test holds
-//! up.
+//! Flushes, FUA writes, and requests of disconnected clients, on a device that blocks until the test releases
+//! it.
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 
@@ -14,17 +14,17 @@ const FLUSHES: usize = 10;
 
 #[derive(Default)]
 struct State {
-    /// Flushes, and writes with FUA, that began.
-    syncs_begun: usize,
-    /// Number of syncs that may end.
+    /// Number of started flushes and FUA writes.
+    syncs_started: usize,
+    /// Number of syncs that may complete.
     syncs_allowed: usize,
     sync_fails: bool,
-    writes_begun: usize,
+    writes_started: usize,
     writes_held: bool,
     connections: usize,
 }
 
-/// A device whose syncs end when the test lets them.
+/// Gate of a device: syncs and writes wait at it.
 #[derive(Default)]
 struct Gate {
     state: Mutex<State>,
@@ -37,32 +37,32 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    fn wait(&self, what: &str, mut is_so: impl FnMut(&State) -> bool) {
+    fn wait(&self, failure: &str, mut is_met: impl FnMut(&State) -> bool) {
         let state = self.state.lock().unwrap();
         let (_state, waited) =
-            self.changed.wait_timeout_while(state, TIMEOUT, |state| !is_so(state)).unwrap();
-        assert!(!waited.timed_out(), "{what}");
+            self.changed.wait_timeout_while(state, TIMEOUT, |state| !is_met(state)).unwrap();
+        assert!(!waited.timed_out(), "timeout: {failure}");
     }
 
-    fn syncs_begun(&self) -> usize {
-        self.state.lock().unwrap().syncs_begun
+    fn syncs_started(&self) -> usize {
+        self.state.lock().unwrap().syncs_started
     }
 
     fn sync(&self) -> Result<(), DeviceError> {
         let mut number = 0;
         self.change(|state| {
-            state.syncs_begun += 1;
-            number = state.syncs_begun;
+            state.syncs_started += 1;
+            number = state.syncs_started;
         });
-        self.wait("a sync was never released", |state| state.syncs_allowed >= number);
+        self.wait("a sync was not released", |state| state.syncs_allowed >= number);
         match self.state.lock().unwrap().sync_fails {
-            true => Err(DeviceError::new(DeviceErrorKind::NoSpace, "the test wants it")),
+            true => Err(DeviceError::new(DeviceErrorKind::NoSpace, "injected failure")),
             false => Ok(()),
         }
     }
 }
 
-/// One connection's device; all of them share their storage.
+/// Device of a connection; all devices share the gate.
 struct Opened(Arc<Gate>);
 
 impl Drop for Opened {
@@ -89,8 +89,8 @@ impl BlockDevice for Opened {
     }
 
     fn write(&self, _: u64, _: &[u8], fua: bool) -> Result<(), DeviceError> {
-        self.0.change(|state| state.writes_begun += 1);
-        self.0.wait("a write was never released", |state| !state.writes_held);
+        self.0.change(|state| state.writes_started += 1);
+        self.0.wait("a write was not released", |state| !state.writes_held);
         if fua { self.0.sync() } else { Ok(()) }
     }
 
@@ -116,7 +116,7 @@ impl ExportCatalog for One {
     }
 }
 
-/// A server with one thread for syncs and one for other requests.
+/// Starts a server with one sync thread and one request thread.
 fn start(dir: &Path) -> (Server, Arc<Gate>) {
     let gate = Arc::<Gate>::default();
     let config = ServerConfig {
@@ -134,27 +134,27 @@ fn connect(dir: &Path) -> Client {
     client
 }
 
-/// Returns when the server has queued what the client sent: a read that needs no thread is answered then, and
-/// nothing else is.
+/// Waits until the server has queued the client's requests: it then replies to a read on the ring thread, and
+/// to no other request.
 fn wait_until_queued(client: &mut Client) {
     let cookie = client.request(NBD_CMD_READ, 0, 0, 512);
-    assert_eq!(client.reply(), (0, cookie), "another request was answered");
+    assert_eq!(client.reply(), (0, cookie), "a queued request was answered");
     client.receive(512);
 }
 
-fn begin_flush(client: &mut Client, gate: &Gate) -> u64 {
+fn start_flush(client: &mut Client, gate: &Gate) -> u64 {
     let cookie = client.request(NBD_CMD_FLUSH, 0, 0, 0);
-    gate.wait("the flush never began", |state| state.syncs_begun == 1);
+    gate.wait("the flush did not start", |state| state.syncs_started == 1);
     cookie
 }
 
 #[test]
-fn queued_flushes_share_one_that_begins_after_them() {
+fn queued_flushes_share_one_that_starts_later() {
     for fails in [false, true] {
         let dir = tempfile::tempdir().unwrap();
         let (_server, gate) = start(dir.path());
         let (mut one, mut other) = (connect(dir.path()), connect(dir.path()));
-        let first = begin_flush(&mut one, &gate);
+        let first = start_flush(&mut one, &gate);
         for client in [&mut one, &mut other] {
             for _ in 0..FLUSHES {
                 client.request(NBD_CMD_FLUSH, 0, 0, 0);
@@ -163,8 +163,8 @@ fn queued_flushes_share_one_that_begins_after_them() {
         }
         gate.change(|state| state.syncs_allowed = 1);
         assert_eq!(one.reply(), (0, first));
-        gate.wait("the second flush never began", |state| state.syncs_begun == 2);
-        // The flush that was under way has not answered them.
+        gate.wait("the second flush did not start", |state| state.syncs_started == 2);
+        // The first flush started earlier and has not answered them.
         wait_until_queued(&mut one);
         wait_until_queued(&mut other);
         gate.change(|state| {
@@ -177,29 +177,29 @@ fn queued_flushes_share_one_that_begins_after_them() {
                 assert_eq!(client.reply().0, expected);
             }
         }
-        assert_eq!(gate.syncs_begun(), 2);
+        assert_eq!(gate.syncs_started(), 2);
     }
 }
 
 #[test]
-fn writes_go_on_while_every_sync_thread_waits_for_the_disk() {
+fn blocked_syncs_do_not_delay_writes() {
     let dir = tempfile::tempdir().unwrap();
     let (_server, gate) = start(dir.path());
     let (mut one, mut other) = (connect(dir.path()), connect(dir.path()));
-    let flush = begin_flush(&mut one, &gate);
+    let flush = start_flush(&mut one, &gate);
     let fua = other.request(NBD_CMD_WRITE, NBD_CMD_FLAG_FUA, 0, 512);
     other.send(&[1; 512]);
     for client in [&mut one, &mut other] {
         assert_eq!(client.write(0, 4096, &[2; 512]), 0);
     }
-    assert_eq!(gate.syncs_begun(), 1);
+    assert_eq!(gate.syncs_started(), 1);
     gate.change(|state| state.syncs_allowed = 2);
     assert_eq!((one.reply(), other.reply()), ((0, flush), (0, fua)));
 }
 
 #[test]
 fn queued_writes_of_a_disconnected_client_are_dropped() {
-    // More than a connection may have queued: nothing is received then.
+    // More than the job limit of a connection, at which the server stops receiving.
     const WRITES: usize = 100;
     let dir = tempfile::tempdir().unwrap();
     let (_server, gate) = start(dir.path());
@@ -209,18 +209,18 @@ fn queued_writes_of_a_disconnected_client_are_dropped() {
         client.request(NBD_CMD_WRITE, 0, 0, 512);
         client.send(&[1; 512]);
     }
-    gate.wait("the first write never began", |state| state.writes_begun == 1);
+    gate.wait("the first write did not start", |state| state.writes_started == 1);
     drop(client);
-    // Requests that are younger than a client can be replaced may be carried out.
+    // The server checks only requests above a minimum age for a disconnect.
     std::thread::sleep(std::time::Duration::from_millis(1));
     gate.change(|state| state.writes_held = false);
-    gate.wait("the connection never ended", |state| state.connections == 0);
-    assert_eq!(gate.state.lock().unwrap().writes_begun, 1);
+    gate.wait("the connection did not end", |state| state.connections == 0);
+    assert_eq!(gate.state.lock().unwrap().writes_started, 1);
     assert_eq!(connect(dir.path()).write(0, 0, &[1; 512]), 0);
 }
 
 #[test]
-fn queued_writes_of_a_client_that_took_its_leave_are_done() {
+fn queued_writes_before_a_disc_are_executed() {
     let dir = tempfile::tempdir().unwrap();
     let (_server, gate) = start(dir.path());
     gate.change(|state| state.writes_held = true);
@@ -231,11 +231,11 @@ fn queued_writes_of_a_client_that_took_its_leave_are_done() {
     }
     wait_until_queued(&mut client);
     client.request(NBD_CMD_DISC, 0, 0, 0);
-    gate.wait("the first write never began", |state| state.writes_begun == 1);
-    // The server says nothing when it has taken up a DISC; it takes up what another client sends after it.
+    gate.wait("the first write did not start", |state| state.writes_started == 1);
+    // DISC has no reply. The server processes it before the later input of another client.
     drop(connect(dir.path()));
     drop(client);
     gate.change(|state| state.writes_held = false);
-    gate.wait("the connection never ended", |state| state.connections == 0);
-    assert_eq!(gate.state.lock().unwrap().writes_begun, FLUSHES);
+    gate.wait("the connection did not end", |state| state.connections == 0);
+    assert_eq!(gate.state.lock().unwrap().writes_started, FLUSHES);
 }

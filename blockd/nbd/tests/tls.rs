@@ -1,5 +1,5 @@
-//! Tests of TLS over sockets: admission, errors of real clients, and isolation of misbehaving ones. They need
-//! libnbd's and qemu's tools.
+//! TLS over sockets: authentication, real clients, and isolation of misbehaving clients. The tools of libnbd
+//! and qemu must be installed.
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -44,14 +44,14 @@ impl TlsServer {
         format!("nbds://localhost:{}/vol?tls-certificates={}", self.addr().port(), dir.display())
     }
 
-    /// A client that has started TLS, or tried to.
+    /// Connects a client and starts TLS.
     fn try_connect(&self, config: Arc<rustls::ClientConfig>) -> Result<Client, std::io::Error> {
         let mut client = Client::tcp(self.addr());
         client.hello(3);
         self.start_tls(client, config)
     }
 
-    /// Starts TLS on a connection that is in its negotiation.
+    /// Starts TLS on a connection in negotiation.
     fn start_tls(
         &self,
         mut client: Client,
@@ -61,7 +61,7 @@ impl TlsServer {
         let session = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
         let mut stream =
             rustls::StreamOwned::new(session, std::mem::replace(&mut client.stream, Box::new(Nothing)));
-        // The server's verdict on our certificate comes with the first answer.
+        // The first reply shows if the server accepts the client certificate.
         stream.write_all(&option_request(NBD_OPT_LIST, b""))?;
         let mut first = [0; 8];
         stream.read_exact(&mut first)?;
@@ -83,7 +83,7 @@ impl TlsServer {
     }
 }
 
-/// Stands in for a stream that is being wrapped.
+/// Placeholder for a stream that is being wrapped.
 struct Nothing;
 
 impl Read for Nothing {
@@ -105,7 +105,7 @@ fn run(program: &str, args: &[&str]) -> Output {
     Command::new(program)
         .args(args)
         .output()
-        .unwrap_or_else(|error| panic!("{program} cannot be run ({error}): install the tests' packages"))
+        .unwrap_or_else(|error| panic!("running {program} failed ({error}): install the tests' packages"))
 }
 
 fn text(output: &Output) -> String {
@@ -113,7 +113,7 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn libnbd_is_let_in_with_a_good_certificate_only() {
+fn libnbd_requires_a_valid_certificate() {
     let server = TlsServer::start(MemDevice::new(64 * MIB, Mood::Instant), TlsMode::Require, true);
     let good = server.authority.client_dir("alice", false);
     let output = run("nbdinfo", &["--json", &server.uri(&good)]);
@@ -123,21 +123,21 @@ fn libnbd_is_let_in_with_a_good_certificate_only() {
     let stranger = Authority::new();
     let strange = stranger.client_dir("alice", false);
     std::fs::copy(server.authority.ca(), strange.join("ca-cert.pem")).unwrap();
-    for (uri, what) in [
-        (plain, "in clear"),
-        (server.uri(&server.authority.anonymous_dir()), "without a certificate"),
-        (server.uri(&server.authority.client_dir("old", true)), "with an expired certificate"),
-        (server.uri(&strange), "with another authority's certificate"),
-        (server.uri(&stranger.client_dir("bob", false)), "trusting another authority"),
+    for (uri, case) in [
+        (plain, "plaintext"),
+        (server.uri(&server.authority.anonymous_dir()), "no certificate"),
+        (server.uri(&server.authority.client_dir("old", true)), "expired certificate"),
+        (server.uri(&strange), "certificate of another CA"),
+        (server.uri(&stranger.client_dir("bob", false)), "client that trusts another CA"),
     ] {
         let output = run("nbdinfo", &[&uri]);
-        assert!(!output.status.success(), "{what}: {}", text(&output));
+        assert!(!output.status.success(), "{case}: {}", text(&output));
     }
     server.server.assert_serves();
 }
 
 #[test]
-fn nbdcopy_there_and_back() {
+fn nbdcopy_round_trip_preserves_data() {
     let server = TlsServer::start(MemDevice::new(256 * MIB, Mood::Mixed), TlsMode::Require, true);
     let uri = server.uri(&server.authority.client_dir("alice", false));
     let dir = tempfile::tempdir().unwrap();
@@ -155,7 +155,7 @@ fn nbdcopy_there_and_back() {
 }
 
 #[test]
-fn qemu_reads_and_writes() {
+fn qemu_reads_back_its_writes_over_tls() {
     let server = TlsServer::start(MemDevice::new(8 * MIB, Mood::Mixed), TlsMode::Require, true);
     let dir = server.authority.client_dir("alice", false);
     let secret = format!("tls-creds-x509,id=t,endpoint=client,dir={}", dir.display());
@@ -172,7 +172,7 @@ fn qemu_reads_and_writes() {
 }
 
 #[test]
-fn without_an_authority_any_client_is_let_in_encrypted() {
+fn server_without_client_ca_admits_any_client() {
     let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Allow, false);
     for versions in [&[&rustls::version::TLS12][..], &[&rustls::version::TLS13]] {
         let config = server.authority.client_config_of(None, versions);
@@ -187,15 +187,11 @@ fn without_an_authority_any_client_is_let_in_encrypted() {
     assert_eq!(plain.read(100, 2), (0, vec![9; 2]), "TLS is allowed, not required");
     let mut local = server.server.connect();
     local.hello(3);
-    assert_eq!(
-        local.option(NBD_OPT_STARTTLS, b"")[0].0,
-        NBD_REP_ERR_POLICY,
-        "there is none on the unix socket"
-    );
+    assert_eq!(local.option(NBD_OPT_STARTTLS, b"")[0].0, NBD_REP_ERR_POLICY, "the Unix socket has no TLS");
 }
 
 #[test]
-fn many_idle_sessions_and_one_that_does_not_read() {
+fn idle_or_stalled_sessions_do_not_block_others() {
     let server = TlsServer::start(MemDevice::new(8 * MIB, Mood::Mixed), TlsMode::Require, true);
     let dir = server.authority.client_dir("alice", false);
     let mut idle: Vec<Client> = (0..200).map(|_| server.attach(Some(&dir))).collect();
@@ -220,19 +216,19 @@ fn many_idle_sessions_and_one_that_does_not_read() {
 }
 
 #[test]
-fn renewed_certificates_are_taken_up() {
+fn reloaded_certificates_apply_to_new_connections() {
     let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Require, true);
     let alice = server.authority.client_dir("alice", false);
     let mut before = server.attach(Some(&alice));
     assert!(!server.identity.has_changed());
-    // Another authority takes over, for the server and its clients.
+    // Another CA replaces the first, for the server and its clients.
     let next = Authority::new();
     let (certificate, key) = next.server();
     std::fs::copy(certificate, server.authority.dir.path().join("server-cert.pem")).unwrap();
     assert!(server.identity.has_changed());
     let error = server.identity.reload().unwrap_err();
     assert!(matches!(error, TlsError::Pair { .. }), "{error}");
-    assert!(!server.identity.has_changed(), "it was tried");
+    assert!(!server.identity.has_changed(), "a failed reload records the stamps");
     server.attach(Some(&alice)).disconnect();
     std::fs::copy(key, server.authority.dir.path().join("server-key.pem")).unwrap();
     std::fs::copy(next.ca(), server.authority.ca()).unwrap();
@@ -240,7 +236,7 @@ fn renewed_certificates_are_taken_up() {
     assert!(server.try_connect(server.authority.client_config(Some(&alice))).is_err());
     let bob = next.client_config(Some(&next.client_dir("bob", false)));
     server.try_connect(bob).unwrap().option(NBD_OPT_ABORT, b"");
-    assert_eq!(before.read(0, 1).0, 0, "who is there stays");
+    assert_eq!(before.read(0, 1).0, 0, "an established connection stays");
 }
 
 #[test]
@@ -268,7 +264,7 @@ fn revoked_certificate_is_refused() {
     let error = refused(Arc::clone(&mallory));
     assert!(error.contains("CertificateRevoked"), "{error}");
 
-    // A renewed list applies to later connections; one of another authority has no effect.
+    // A renewed CRL applies to later connections. With a CRL of another CA only, all clients are refused.
     server.authority.revoke(&["mallory", "alice"]);
     assert!(server.identity.has_changed());
     server.identity.reload().unwrap();
@@ -279,18 +275,18 @@ fn revoked_certificate_is_refused() {
     refused(alice);
     std::fs::write(server.authority.dir.path().join("crl.pem"), "nothing").unwrap();
     let error = server.identity.reload().unwrap_err();
-    assert!(error.to_string().contains("there is no X509 CRL in it"), "{error}");
+    assert!(error.to_string().contains("it contains no X509 CRL"), "{error}");
 }
 
 #[test]
-fn files_are_checked() {
+fn invalid_tls_files_are_refused() {
     use std::os::unix::fs::PermissionsExt;
     let authority = Authority::new();
     let (certificate, key) = authority.server();
     let files = TlsFiles { certificate, key, client_ca: Some(authority.ca()), client_crl: None };
     let load = |files: TlsFiles| TlsIdentity::load(files).map(|_| ()).unwrap_err();
     let error = load(TlsFiles { certificate: "/nowhere/cert.pem".into(), ..files.clone() });
-    assert_eq!(error.to_string(), "cannot read the server certificate /nowhere/cert.pem");
+    assert_eq!(error.to_string(), "read failed on server certificate /nowhere/cert.pem");
     let error = load(TlsFiles { certificate: files.key.clone(), ..files.clone() });
     assert!(error.to_string().contains("no CERTIFICATE"), "{error}");
     let error = load(TlsFiles { key: files.certificate.clone(), ..files.clone() });
@@ -315,7 +311,7 @@ fn plaintext_negotiation_is_reset_by_tls() {
     assert_eq!(client.option(NBD_OPT_STRUCTURED_REPLY, b"")[0].0, NBD_REP_ACK);
     let mut client = server.start_tls(client, server.authority.client_config(None)).unwrap();
     client.option(NBD_OPT_GO, &info_request(b"vol", &[]));
-    // A simple reply, which `read` checks: no other one was negotiated within TLS.
+    // `read` requires a simple reply: structured replies were not negotiated over TLS.
     assert_eq!(client.read(0, 7), (0, vec![0; 7]));
     client.disconnect();
 }
@@ -328,20 +324,20 @@ fn client_without_a_certificate_is_refused() {
 }
 
 #[test]
-fn clients_that_vanish_in_the_middle_of_a_session() {
+fn disconnect_at_any_point_releases_the_session() {
     let server = TlsServer::start(MemDevice::new(MIB, Mood::Mixed), TlsMode::Require, true);
     let dir = server.authority.client_dir("alice", false);
     for cut in (0..400).step_by(7) {
         let mut stream = TcpStream::connect(server.addr()).unwrap();
-        let mut said = 3_u32.to_be_bytes().to_vec();
-        said.extend(option_request(NBD_OPT_STARTTLS, b""));
-        stream.write_all(&said).unwrap();
+        let mut sent = 3_u32.to_be_bytes().to_vec();
+        sent.extend(option_request(NBD_OPT_STARTTLS, b""));
+        stream.write_all(&sent).unwrap();
         stream.read_exact(&mut [0; 38]).unwrap();
         let config = server.authority.client_config(Some(&dir));
         let mut session = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
-        let mut flight = Vec::new();
-        session.write_tls(&mut flight).unwrap();
-        stream.write_all(&flight[..cut.min(flight.len())]).unwrap();
+        let mut client_hello = Vec::new();
+        session.write_tls(&mut client_hello).unwrap();
+        stream.write_all(&client_hello[..cut.min(client_hello.len())]).unwrap();
     }
     let mut client = server.attach(Some(&dir));
     for _ in 0..20 {

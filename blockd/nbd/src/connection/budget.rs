@@ -1,18 +1,18 @@
-//! Budget of the bytes in flight of all connections, beyond the guaranteed share of each.
+//! Budget of bytes in flight, shared by connections beyond the guaranteed share of each.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
-/// Wakes the thread of a connection that waits for budget.
+/// Callback that wakes the thread of a waiting connection.
 pub(crate) type Wake = Box<dyn Fn() + Send>;
 
-/// Budget of bytes in flight. Requests beyond it wait for releases in order of arrival: while one waits, no
-/// other takes budget, so that the first one's bytes fit eventually, however many they are.
+/// Budget of bytes in flight. Requests beyond it wait for releases in order of arrival. While one waits,
+/// others get no budget, so even a large request is admitted eventually.
 ///
 /// No release is missed: it either precedes the last attempt of the first waiter, which then succeeds, or
-/// finds and wakes the waiter.
+/// wakes that waiter.
 pub(crate) struct Budget {
     limit_bytes: u64,
     used_bytes: AtomicU64,
@@ -29,7 +29,7 @@ struct Waiter {
     ticket: Ticket,
     bytes: u64,
     wake: Wake,
-    /// Woken, without an attempt since.
+    /// The waiter was woken and has made no attempt since.
     is_woken: bool,
 }
 
@@ -47,15 +47,15 @@ impl Budget {
         }
     }
 
-    /// Takes `bytes` if they fit and there is no earlier waiter; otherwise the caller waits with a ticket
-    /// until it succeeds or [leaves](Self::leave). If nothing is in flight, any number fits.
+    /// Charges `bytes` if they fit and no earlier waiter exists; otherwise queues the caller with a ticket
+    /// until a later call succeeds or it [leaves](Self::leave). An unused budget fits any charge.
     pub(crate) fn charge(
         &self,
         bytes: u64,
         ticket: &mut Option<Ticket>,
         wake: impl FnOnce() -> Wake,
     ) -> bool {
-        assert!(bytes > 0, "a charge has bytes");
+        assert!(bytes > 0, "a charge is not zero");
         if ticket.is_none() && !self.has_waiters.load(Ordering::SeqCst) && self.try_charge(bytes) {
             return true;
         }
@@ -67,7 +67,7 @@ impl Budget {
             queue.waiters.push_back(Waiter { ticket, bytes, wake: wake(), is_woken: false });
             ticket
         });
-        // Before the attempt: a release after it finds the waiter.
+        // Precedes the attempt, so that a later release sees the waiter.
         self.has_waiters.store(true, Ordering::SeqCst);
         let Some(first) = queue.waiters.front_mut().filter(|first| first.ticket == mine) else {
             return false;
@@ -95,7 +95,7 @@ impl Budget {
         used == 0 || used.saturating_add(bytes) <= self.limit_bytes
     }
 
-    /// Releases `bytes` and wakes the first waiter.
+    /// Releases `bytes`, and wakes the first waiter if its charge fits.
     pub(crate) fn release(&self, bytes: u64) {
         if bytes == 0 {
             return;
@@ -107,7 +107,7 @@ impl Budget {
         }
     }
 
-    /// Removes a waiter.
+    /// Removes the caller from the queue, if it waits.
     pub(crate) fn leave(&self, ticket: &mut Option<Ticket>) {
         let Some(left) = ticket.take() else {
             return;
@@ -139,7 +139,7 @@ impl Budget {
         self.used_bytes.load(Ordering::SeqCst)
     }
 
-    /// Returns true if another ticket waits for a release.
+    /// Returns true if a waiter other than `ticket` exists.
     pub(crate) fn is_short_for_others(&self, ticket: Option<Ticket>) -> bool {
         self.has_waiters.load(Ordering::SeqCst)
             && self.queue.lock().waiters.iter().any(|waiter| Some(waiter.ticket) != ticket)
@@ -152,12 +152,12 @@ impl Budget {
         self.is_short_for_others(None)
     }
 
-    /// Takes all budget for another connection.
+    /// Charges the whole budget, as other connections would.
     pub(crate) fn exhaust(&self) {
         self.used_bytes.fetch_add(self.limit_bytes, Ordering::SeqCst);
     }
 
-    /// Adds a waiter that never succeeds.
+    /// Adds a waiter whose charge never fits.
     pub(crate) fn wait_for_ever(&self, wake: Wake) {
         let ticket = Ticket(u64::MAX);
         self.queue.lock().waiters.push_back(Waiter { ticket, bytes: u64::MAX, wake, is_woken: true });
@@ -172,7 +172,7 @@ mod tests {
 
     use super::*;
 
-    /// Requester and its number of wake-ups.
+    /// Requester, and the number of its wake-ups.
     #[derive(Default)]
     struct Asker {
         ticket: Option<Ticket>,
@@ -194,19 +194,19 @@ mod tests {
     }
 
     #[test]
-    fn budget_is_bounded_and_wakes_waiters_that_fit() {
+    fn release_wakes_a_waiter_whose_charge_fits() {
         let budget = Budget::new(100);
         let mut asker = Asker::default();
-        assert!(asker.ask(&budget, 1000), "an empty budget takes anything");
+        assert!(asker.ask(&budget, 1000), "an unused budget fits any charge");
         assert!(!asker.ask(&budget, 60));
-        assert!(!asker.ask(&budget, 60), "it may ask again");
+        assert!(!asker.ask(&budget, 60), "a waiter may retry");
         assert!(budget.is_exhausted());
         assert!(!budget.is_short_for_others(asker.ticket));
         budget.release(950);
-        assert_eq!(asker.woken(), 0, "not yet");
+        assert_eq!(asker.woken(), 0, "the charge does not fit yet");
         budget.release(10);
         budget.release(1);
-        assert_eq!(asker.woken(), 1, "and not again");
+        assert_eq!(asker.woken(), 1, "a waiter is woken once");
         assert!(asker.ask(&budget, 60));
         assert!(!budget.is_exhausted());
         budget.release(1);
@@ -215,18 +215,18 @@ mod tests {
     }
 
     #[test]
-    fn small_requests_do_not_overtake_a_large_one() {
+    fn small_charge_does_not_overtake_a_large_one() {
         let budget = Budget::new(100);
         let (mut large, mut small, mut other) = (Asker::default(), Asker::default(), Asker::default());
         assert!(small.ask(&budget, 50));
         assert!(!large.ask(&budget, 80));
-        assert!(!small.ask(&budget, 10), "it would fit, but another one was first");
+        assert!(!small.ask(&budget, 10), "an earlier waiter exists");
         assert!(!other.ask(&budget, 10));
         budget.release(50);
         assert_eq!([large.woken(), small.woken(), other.woken()], [1, 0, 0]);
         assert!(!small.ask(&budget, 10));
         assert!(large.ask(&budget, 80));
-        assert_eq!([small.woken(), other.woken()], [1, 0], "the next one's turn");
+        assert_eq!([small.woken(), other.woken()], [1, 0], "the next waiter is woken");
         assert!(!other.ask(&budget, 10));
         assert!(small.ask(&budget, 10));
         assert!(other.ask(&budget, 10));
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn leaving_client_delays_no_other() {
+    fn leaving_waiter_unblocks_the_next() {
         let budget = Budget::new(100);
         let (mut first, mut second) = (Asker::default(), Asker::default());
         budget.exhaust();

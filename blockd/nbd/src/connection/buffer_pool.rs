@@ -2,16 +2,16 @@
 
 /// Alignment of a payload in memory, as required for direct I/O.
 const ALIGN_BYTES: usize = 4096;
-/// Space before the payload for the reply's header, so that both are sent together.
+/// Space before the payload for a reply header, so that one send has both.
 pub(crate) const HEADROOM_BYTES: usize = 64;
-/// Smallest buffer, 4 KiB; each class is twice the previous one, up to 64 MiB.
+/// Capacity of the smallest class; each class doubles it, up to 64 MiB.
 const SMALLEST_BYTES: usize = 4096;
 const CLASSES: usize = 15;
 
-/// Memory of a payload, aligned to 4096 with 64 bytes of headroom.
+/// Payload buffer, aligned to 4096 in memory, with 64 bytes of headroom.
 ///
-/// A `Vec` that never grows: its memory stays in place when the buffer is moved, and unlike a `Box` it claims
-/// no unique access while the kernel uses it.
+/// The `Vec` never grows, so its memory stays in place when the buffer is moved. Unlike a `Box`, it asserts
+/// no unique access while the kernel uses the memory.
 pub(crate) struct Buffer {
     memory: Vec<u8>,
     payload_start: usize,
@@ -24,7 +24,7 @@ impl Buffer {
         let first = memory.as_ptr().addr() + HEADROOM_BYTES;
         let payload_start = HEADROOM_BYTES + (first.next_multiple_of(ALIGN_BYTES) - first);
         assert!((memory.as_ptr().addr() + payload_start).is_multiple_of(ALIGN_BYTES), "payloads are aligned");
-        assert!(payload_start + capacity_bytes <= memory.len(), "the payload fits behind the headroom");
+        assert!(payload_start + capacity_bytes <= memory.len(), "the payload follows the headroom");
         Self { memory, payload_start }
     }
 
@@ -55,7 +55,7 @@ impl Buffer {
     }
 }
 
-/// Pool of unused buffers by size, of bounded total size.
+/// Pool of unused buffers by size class, of bounded total size.
 pub(crate) struct BufferPool {
     classes: [Vec<Buffer>; CLASSES],
     kept_bytes: usize,
@@ -67,13 +67,13 @@ impl BufferPool {
         Self { classes: [const { Vec::new() }; CLASSES], kept_bytes: 0, max_kept_bytes }
     }
 
-    /// Takes a buffer for at least `len_bytes` of payload, with unspecified content.
+    /// Returns a buffer for at least `len_bytes` of payload, with unspecified content.
     pub(crate) fn take(&mut self, len_bytes: usize) -> Buffer {
         let capacity_bytes = len_bytes.max(SMALLEST_BYTES).next_power_of_two();
         match self.classes.get_mut(class_of(capacity_bytes)).and_then(Vec::pop) {
             Some(buffer) => {
                 assert!(self.kept_bytes >= buffer.capacity_bytes(), "kept buffers are counted");
-                assert!(buffer.capacity_bytes() >= len_bytes, "a buffer is as long as its class");
+                assert!(buffer.capacity_bytes() >= len_bytes, "a buffer has the capacity of its class");
                 self.kept_bytes -= buffer.capacity_bytes();
                 buffer
             }
@@ -105,7 +105,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn payloads_are_aligned_and_framed() {
+    fn buffer_payload_is_aligned_after_headroom() {
         for len_bytes in [1, 4096, 4097, 1 << 20, 64 << 20] {
             let mut buffer = BufferPool::new(0).take(len_bytes);
             assert!(buffer.payload().len() >= len_bytes);
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_are_pooled_up_to_the_bound() {
+    fn pool_keeps_buffers_up_to_its_limit() {
         let mut pool = BufferPool::new(20_000);
         let mut buffer = pool.take(8000);
         buffer.payload_mut()[0] = 42;
@@ -128,7 +128,7 @@ mod tests {
         assert_eq!(pool.kept_bytes, 0);
         pool.give(again);
         pool.give(Buffer::new(16384));
-        assert_eq!(pool.kept_bytes, 8192, "the second one would exceed the bound");
+        assert_eq!(pool.kept_bytes, 8192, "the second buffer would exceed the limit");
         pool.give(Buffer::new(8192));
         assert_eq!(pool.kept_bytes, 16384);
         assert_eq!(pool.take(16384).payload()[0], 0);

@@ -11,15 +11,15 @@ use crate::connection::remote_reads::RemoteReads;
 use crate::protocol::reply::{ReplyTo, errno_text};
 use crate::server::worker::{Job, Work};
 
-/// Charge of each request beside its payload: bounds the number of requests in flight.
+/// Charge of each request in addition to its payload, in bytes: it bounds the number of requests in flight.
 pub(crate) const REQUEST_OVERHEAD_BYTES: u64 = 4096;
-/// Guaranteed in-flight bytes of a connection, even if the total budget is exhausted: slow connections cannot
-/// stall others.
+/// In-flight bytes of a connection that are not charged to shared budgets, so slow connections cannot stall
+/// others.
 pub(crate) const GUARANTEED_BYTES: u64 = 256 << 10;
-/// Maximum number of a connection's requests that wait for or occupy workers. Some take long and cost few
-/// bytes: more of them would occupy all workers.
+/// Maximum number of requests of a connection that workers execute or have queued. It keeps slow requests
+/// with a small charge from occupying all workers.
 pub(crate) const MAX_JOBS: usize = 64;
-/// The same for remote-backed devices: requests for remote data occupy no worker and must not delay others.
+/// Maximum number for remote-backed devices, where waiting requests occupy no worker.
 pub(crate) const MAX_REMOTE_JOBS: usize = 512;
 
 /// Resources for handling an event of a connection.
@@ -27,18 +27,19 @@ pub(crate) struct Context<'a> {
     pub(crate) pool: &'a mut BufferPool,
     pub(crate) budget: &'a Budget,
     pub(crate) remote_budgets: &'a RemoteBudgets,
-    /// Wakes this thread when a connection can take budget.
+    /// Creates callbacks that wake this thread when a waiting charge fits.
     pub(crate) wake: &'a dyn Fn() -> Wake,
     /// Work for threads that may block.
     pub(crate) work: &'a mut Vec<Work>,
     /// Number of accepted requests.
     pub(crate) requests: &'a mut usize,
     pub(crate) now: Instant,
-    /// Lower bound of the arrival of input received at `now`, unless it waited in the socket.
+    /// End of the previous wait for completions: the earliest arrival of input received at `now`, unless it
+    /// waited in the socket.
     pub(crate) looked_before: Instant,
 }
 
-/// Additional budget.
+/// Shared budget of remote data, with the ticket of a wait.
 struct Reservation {
     budget: Arc<Budget>,
     ticket: Option<Ticket>,
@@ -47,20 +48,20 @@ struct Reservation {
 /// Flow control of a connection.
 pub(crate) struct Flow {
     pub(crate) outbox: Outbox,
-    /// Outstanding work.
+    /// Number of outstanding jobs.
     pub(crate) jobs: usize,
     most_jobs: usize,
-    /// Requests waiting for remote data.
+    /// Requests that wait for remote data.
     pub(crate) remote_reads: Arc<RemoteReads<Job>>,
     charged_bytes: u64,
     /// Ticket while a request waits for the total budget.
     ticket: Option<Ticket>,
-    /// Additional budgets, charged before the total one.
+    /// Budgets of remote data, charged before the total budget.
     levies: Vec<Reservation>,
-    /// Number of additional budgets that the waiting request has charged, and the bytes.
+    /// Number of remote budgets that the waiting request has charged, and the bytes.
     paid: (usize, u64),
     limit_bytes: u64,
-    /// Lower bound of the receipt of the processed input.
+    /// Earliest possible arrival of the processed input.
     pub(crate) received_at: Instant,
 }
 
@@ -80,12 +81,12 @@ impl Flow {
         }
     }
 
-    /// Returns true if the maximum of work is outstanding.
+    /// Returns true if the maximum number of jobs is outstanding.
     pub(crate) fn has_all_jobs(&self) -> bool {
         self.jobs >= self.most_jobs
     }
 
-    /// Adds budgets for remote data. Call it before the first request.
+    /// Adds the budgets of a remote-backed device. Must precede the first request.
     pub(crate) fn extend_for_remote_data(&mut self, budgets: Vec<Arc<Budget>>) {
         assert!(self.charged_bytes == 0 && self.levies.is_empty(), "budgets precede the first request");
         self.most_jobs = MAX_REMOTE_JOBS;
@@ -97,8 +98,8 @@ impl Flow {
         !self.levies.is_empty() && !self.remote_reads.is_recalled()
     }
 
-    /// Charges a request, or returns false: then it waits for a release. Up to the guaranteed share it never
-    /// waits.
+    /// Charges a request. Returns false if it must wait for a release; a charge within the guaranteed share
+    /// waits only for releases of its own connection.
     pub(crate) fn admit(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
         assert!(bytes >= REQUEST_OVERHEAD_BYTES, "a request is charged");
         let after = self.charged_bytes.saturating_add(bytes);
@@ -114,21 +115,21 @@ impl Flow {
         self.paid = (0, 0);
         assert!(
             after <= self.limit_bytes.max(bytes),
-            "a connection has its limit, or one request, in flight"
+            "a connection stays within its limit, except for a single request"
         );
         assert!(self.ticket.is_none(), "an admitted request does not wait");
         self.charged_bytes = after;
         true
     }
 
-    /// Charges the additional budgets in order, or waits at one of them. Charges are kept during the wait:
-    /// holders of the later budget do not wait for the earlier one.
+    /// Charges the remote budgets in order; returns false if one must be waited for. Earlier charges are kept
+    /// during the wait, without a deadlock: holders of a later budget do not wait for an earlier one.
     fn pay(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
         let (count, paid_bytes) = self.paid;
-        assert!(count <= self.levies.len(), "each additional budget is charged once");
+        assert!(count <= self.levies.len(), "each remote budget is charged once");
         if paid_bytes != bytes {
-            // Replies sent meanwhile have reduced the request's shared part. It cannot have grown: the charge
-            // of a request is fixed at its first attempt.
+            // Replies sent since the last attempt have reduced the shared part of the charge. It cannot have
+            // grown, because the charge of a request is fixed at its first attempt.
             assert!(count == 0 || bytes <= paid_bytes, "the charge of a waiting request is fixed");
             for levy in self.levies.iter().take(count) {
                 levy.budget.release(paid_bytes.saturating_sub(bytes));
@@ -159,7 +160,7 @@ impl Flow {
         self.release_shared(shared(before) - shared(self.charged_bytes), cx.budget);
     }
 
-    /// Stops waiting for budget.
+    /// Leaves the queues of all budgets, and releases the charges of the waiting request.
     pub(crate) fn stop_waiting(&mut self, budget: &Budget) {
         budget.leave(&mut self.ticket);
         let (count, bytes) = std::mem::take(&mut self.paid);
@@ -169,7 +170,7 @@ impl Flow {
                 levy.budget.release(bytes);
             }
         }
-        debug_assert!(self.levies.iter().all(|levy| levy.ticket.is_none()), "no budget is waited for");
+        debug_assert!(self.levies.iter().all(|levy| levy.ticket.is_none()), "no wait is left");
     }
 
     /// Returns true if other connections wait for budget.
@@ -178,7 +179,7 @@ impl Flow {
             || self.levies.iter().any(|levy| levy.budget.is_short_for_others(levy.ticket))
     }
 
-    /// Releases everything.
+    /// Ends waiting requests and releases all charges.
     pub(crate) fn release_all(&mut self, budget: &Budget) {
         self.remote_reads.abandon();
         self.stop_waiting(budget);
@@ -186,8 +187,8 @@ impl Flow {
         self.release_shared(shared(charged_bytes), budget);
     }
 
-    /// Returns true if the memory of queued replies is bounded by their charges: the buffer of a large reply
-    /// is up to twice as long as its data, batches and the negotiation take a few buffers more.
+    /// Returns true if the charges bound the memory of queued replies. The buffer of a large reply is up to
+    /// twice as long as its data; batches and the negotiation use a few additional buffers.
     pub(crate) fn is_bounded(&self) -> bool {
         self.outbox.held_bytes() as u64 <= 2 * self.charged_bytes + 4 * BATCH_BYTES as u64
     }
@@ -197,9 +198,9 @@ impl Flow {
         self.charged_bytes
     }
 
-    /// Starts work.
+    /// Queues a job.
     pub(crate) fn start(&mut self, work: Work, cx: &mut Context<'_>) {
-        debug_assert!(self.jobs < self.most_jobs, "requests at the workers are bounded");
+        debug_assert!(self.jobs < self.most_jobs, "the number of jobs is bounded");
         self.jobs += 1;
         cx.work.push(work);
     }
@@ -214,7 +215,7 @@ impl Flow {
     }
 }
 
-/// Returns the part of a connection's charge that counts against the total budget.
+/// Returns the part of a connection's charge that counts against shared budgets.
 fn shared(charged_bytes: u64) -> u64 {
     charged_bytes.saturating_sub(GUARANTEED_BYTES)
 }

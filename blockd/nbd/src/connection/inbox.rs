@@ -3,10 +3,10 @@
 use crate::connection::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
 use crate::server::ring::Transfer;
 
-/// Capacity of the receive buffer, in bytes: for the longest option, and many small writes.
+/// Capacity in bytes: for the longest option, and for many small writes.
 pub(crate) const INBOX_BYTES: usize = 128 << 10;
 
-/// Received, unconsumed bytes. During a receive the buffer is away.
+/// Received, unconsumed bytes. A receive in progress owns the buffer.
 pub(crate) struct Inbox {
     buffer: Option<Buffer>,
     start: usize,
@@ -20,11 +20,14 @@ impl Inbox {
 
     /// Returns the unconsumed bytes; empty during a receive.
     pub(crate) fn unread(&self) -> &[u8] {
-        debug_assert!(self.start <= self.end && self.end <= INBOX_BYTES, "unread bytes lie in the buffer");
+        debug_assert!(
+            self.start <= self.end && self.end <= INBOX_BYTES,
+            "unread bytes are within the buffer"
+        );
         self.buffer.as_ref().map_or(&[], |buffer| &buffer.payload()[self.start..self.end])
     }
 
-    /// Drops `len_bytes` from the front.
+    /// Removes `len_bytes` from the front.
     pub(crate) fn consume(&mut self, len_bytes: usize) {
         assert!(self.start + len_bytes <= self.end, "only received bytes are consumed");
         self.start += len_bytes;
@@ -34,7 +37,7 @@ impl Inbox {
         }
     }
 
-    /// Starts a receive of at most `max_bytes` behind the unread bytes. `None` without space, or during a
+    /// Starts a receive of at most `max_bytes` after the unread bytes; `None` without free space or during a
     /// receive.
     pub(crate) fn start_receive(&mut self, max_bytes: usize) -> Option<Transfer> {
         let mut buffer = self.buffer.take()?;
@@ -43,20 +46,20 @@ impl Inbox {
             self.end -= self.start;
             self.start = 0;
         }
-        let room = max_bytes.min(INBOX_BYTES - self.end);
-        if room == 0 {
+        let free_bytes = max_bytes.min(INBOX_BYTES - self.end);
+        if free_bytes == 0 {
             self.buffer = Some(buffer);
             return None;
         }
-        assert!(self.start == 0 && self.end + room <= INBOX_BYTES, "a receive stays in the buffer");
+        assert!(self.start == 0 && self.end + free_bytes <= INBOX_BYTES, "a receive is within the buffer");
         let from = HEADROOM_BYTES + self.end;
-        Some(Transfer { buffer, range: from..from + room, all: false })
+        Some(Transfer { buffer, range: from..from + free_bytes, all: false })
     }
 
     /// Ends a receive of `len_bytes`.
     pub(crate) fn end_receive(&mut self, buffer: Buffer, len_bytes: usize) {
-        assert!(self.buffer.is_none(), "the buffer is away during a receive");
-        assert!(self.end + len_bytes <= INBOX_BYTES, "a receive stays in the buffer");
+        assert!(self.buffer.is_none(), "a receive owns the buffer");
+        assert!(self.end + len_bytes <= INBOX_BYTES, "a receive is within the buffer");
         self.buffer = Some(buffer);
         self.end += len_bytes;
     }
@@ -76,12 +79,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_queue_up_and_make_room() {
+    fn consumed_bytes_free_the_buffer() {
         let mut pool = BufferPool::new(0);
         let mut inbox = Inbox::new(&mut pool);
         let put = |inbox: &mut Inbox, bytes: &[u8]| {
             let mut transfer = inbox.start_receive(usize::MAX).unwrap();
-            assert!(inbox.start_receive(1).is_none(), "under way");
+            assert!(inbox.start_receive(1).is_none(), "a receive is in progress");
             transfer.buffer.framed_mut()[transfer.range][..bytes.len()].copy_from_slice(bytes);
             inbox.end_receive(transfer.buffer, bytes.len());
         };
@@ -92,7 +95,7 @@ mod tests {
         put(&mut inbox, b"g");
         assert_eq!(inbox.unread(), b"cdefg");
         put(&mut inbox, &vec![7; INBOX_BYTES - 5]);
-        assert!(inbox.start_receive(usize::MAX).is_none(), "no room");
+        assert!(inbox.start_receive(usize::MAX).is_none(), "the buffer is full");
         inbox.consume(5);
         assert_eq!(inbox.start_receive(usize::MAX).unwrap().range.len(), 5);
     }

@@ -1,5 +1,6 @@
-//! State machine of a connection from greeting to end, without I/O: it requests receives and sends, and takes
-//! their results. Receives pause while too much is in flight, so that a client that does not read is bounded.
+//! State machine of a connection from greeting to end, without I/O: it requests receives and sends, and
+//! processes their results. It stops receiving at the in-flight limits, which bound the memory of clients
+//! that do not read.
 
 pub(crate) mod budget;
 pub(crate) mod buffer_pool;
@@ -43,16 +44,16 @@ use crate::tls::identity::TlsMode;
 enum Phase {
     Handshake(Handshake),
     Transmission(Box<Transmission>),
-    /// No more input is processed.
+    /// Input is no longer processed.
     Over,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Life {
     Open,
-    /// Accepts no requests; ends when the requests in flight are answered.
+    /// Accepts no new requests; ends when the requests in flight are answered.
     Draining,
-    /// Ends as soon as its buffers are unused.
+    /// Sends nothing; ends when no operation is in progress.
     Aborted,
 }
 
@@ -62,7 +63,7 @@ struct Sending {
     charge_bytes: u64,
 }
 
-/// Connection.
+/// Connection of one client.
 pub(crate) struct Connection {
     span: tracing::Span,
     client: Arc<Client>,
@@ -72,21 +73,21 @@ pub(crate) struct Connection {
     security: Security,
     inbox: Inbox,
     flow: Flow,
-    /// A receive is in progress. It ends with the first bytes.
+    /// A receive is in progress. It completes with the first bytes.
     is_receiving: bool,
     payload: Option<Payload>,
     sending: Option<Sending>,
-    /// Deadline for the client to read its replies.
+    /// Deadline for the client to read its replies, while some are unsent.
     send_deadline: Option<TransferDeadline>,
-    /// Rest of a short send.
+    /// Unsent rest of a short send.
     rest: Option<Chunk>,
     /// The client has closed its side.
     has_ended: bool,
-    /// No input is processed until everything is sent: the negotiation is strictly sequential.
+    /// Input is not processed until everything is sent: the negotiation is strictly sequential.
     in_step: bool,
-    /// A request waits for others to finish.
+    /// A request waits for the completion of others or for budget.
     full: bool,
-    /// A request waited since the last receive: the next input may have waited in the socket.
+    /// A request has waited since the last receive, so the next input may have waited in the socket.
     was_full: bool,
     deadline: Option<Instant>,
     /// Time of the last receive or send.
@@ -134,8 +135,8 @@ impl Connection {
         }
     }
 
-    /// Registers the socket of a local client, which is gone when it closes its side. Call it before the
-    /// first request.
+    /// Registers the socket of a local client, which has disconnected when it closes its side. Must precede
+    /// the first request.
     pub(crate) fn watch_local_peer(&mut self, socket: &Arc<OwnedFd>) {
         if self.client.is_local {
             self.flow.remote_reads = Arc::new(RemoteReads::of_local(Arc::clone(socket)));
@@ -161,8 +162,8 @@ impl Connection {
             Security::Tls(_) | Security::Away => None,
             Security::Plain | Security::Starting => self.place_for_input(),
         }?;
-        // A receive of nothing would look like the end of the stream.
-        assert!(!transfer.range.is_empty(), "a receive has room");
+        // The result of an empty receive is the same as the end of the stream.
+        assert!(!transfer.range.is_empty(), "a receive is not empty");
         self.is_receiving = true;
         Some(transfer)
     }
@@ -176,7 +177,7 @@ impl Connection {
         }
     }
 
-    /// Returns the destination of the next input.
+    /// Returns the buffer range for the next input of the current phase.
     fn place_for_input(&mut self) -> Option<Transfer> {
         match &mut self.phase {
             Phase::Handshake(_) if self.flow.jobs > 0 => None,
@@ -221,16 +222,15 @@ impl Connection {
             return;
         }
         match result {
-            // Either the kernel, which resends the requests on another connection, or a process that has
-            // ended.
+            // The kernel resends the requests on another connection; a process has ended.
             Ok(0) if self.client.is_local => self.abort("the client closed the connection", cx),
             Ok(0) => {
-                // Requests on local data are still answered, for clients that close one side only.
+                // Requests on local data are still answered: the client may have closed one side only.
                 self.flow.remote_reads.recall();
                 self.drain("the client closed the connection", cx);
             }
             Ok(_) => self.take_input(cx),
-            Err(error) => self.abort(&format!("receiving failed: {error}"), cx),
+            Err(error) => self.abort(&format!("receive failed: {error}"), cx),
         }
     }
 
@@ -240,7 +240,7 @@ impl Connection {
         if matches!(self.security, Security::Tls(_)) {
             self.decrypt(cx);
         }
-        debug_assert!(self.flow.is_bounded(), "the memory of replies is bounded by their charges");
+        debug_assert!(self.flow.is_bounded(), "the charges bound the memory of replies");
     }
 
     /// Returns the send to start now, if any.
@@ -263,7 +263,7 @@ impl Connection {
         Some(Transfer { buffer: chunk.buffer, range: chunk.range, all: true })
     }
 
-    /// Returns true if everything is being sent or was sent.
+    /// Returns true if no bytes are queued for a send.
     fn is_flushed(&self) -> bool {
         self.rest.is_none()
             && self.flow.outbox.is_empty()
@@ -278,11 +278,11 @@ impl Connection {
         };
         self.active_at = cx.now;
         let len_bytes = *result.as_ref().unwrap_or(&0);
-        assert!(len_bytes <= range.len(), "the kernel sent too much");
+        assert!(len_bytes <= range.len(), "a send moves at most its range");
         if let Some(deadline) = &mut self.send_deadline {
-            // Short replies release more than their length.
-            let given_back = if len_bytes < range.len() { 0 } else { charge_bytes };
-            deadline.moved(given_back.max(len_bytes as u64), cx.now);
+            // The charge of short replies exceeds their length.
+            let released_bytes = if len_bytes < range.len() { 0 } else { charge_bytes };
+            deadline.moved(released_bytes.max(len_bytes as u64), cx.now);
         }
         match result {
             Ok(_) if len_bytes < range.len() => {
@@ -308,8 +308,8 @@ impl Connection {
             Err(error) => {
                 cx.pool.give(buffer);
                 self.flow.release(charge_bytes, cx);
-                let why = format!("sending failed: {error}");
-                // A client that sent DISC may have closed the socket: its requests are executed anyway.
+                let why = format!("send failed: {error}");
+                // A client may close its socket after DISC; its requests are executed.
                 if self.flow.remote_reads.has_taken_leave() && self.life == Life::Draining {
                     self.flow.remote_reads.recall();
                     self.drop_replies(&why, cx.pool);
@@ -355,13 +355,14 @@ impl Connection {
         }
     }
 
-    /// Stops accepting requests and ends when those in flight are answered, or after the drain timeout.
+    /// Stops accepting requests; the connection ends when those in flight are answered, or after the drain
+    /// timeout.
     pub(crate) fn drain(&mut self, why: &str, cx: &mut Context<'_>) {
         if self.life != Life::Open {
             return;
         }
         if !matches!(self.phase, Phase::Over) {
-            tracing::debug!(parent: &self.span, reason = why, "the connection ends");
+            tracing::debug!(parent: &self.span, reason = why, "draining the connection");
         }
         self.life = Life::Draining;
         self.phase = Phase::Over;
@@ -370,7 +371,7 @@ impl Connection {
         self.deadline = cx.now.checked_add(self.config.drain_timeout);
     }
 
-    /// Ends at once, without answering requests in flight.
+    /// Aborts the connection without answering requests in flight.
     pub(crate) fn abort(&mut self, why: &str, cx: &mut Context<'_>) {
         self.flow.stop_waiting(cx.budget);
         self.drop_all(why, cx.pool);
@@ -382,12 +383,12 @@ impl Connection {
         self.drop_replies(why, pool);
     }
 
-    /// Stops sending.
+    /// Aborts the connection, but lets its requests run.
     fn drop_replies(&mut self, why: &str, pool: &mut BufferPool) {
         if self.life == Life::Aborted {
             return;
         }
-        tracing::debug!(parent: &self.span, reason = why, "the connection is dropped");
+        tracing::debug!(parent: &self.span, reason = why, "aborting the connection");
         self.life = Life::Aborted;
         self.phase = Phase::Over;
         self.full = false;
@@ -399,7 +400,7 @@ impl Connection {
         debug_assert!(self.is_flushed(), "an aborted connection sends nothing more");
     }
 
-    /// Returns true if the client has not closed its side and may still have to read its replies.
+    /// Returns true if the client has not closed its side and may still read replies.
     pub(crate) fn may_linger(&self) -> bool {
         self.life == Life::Draining && !self.has_ended
     }
@@ -414,7 +415,7 @@ impl Connection {
         self.life == Life::Aborted
     }
 
-    /// Returns true if nothing is in progress or left to do.
+    /// Returns true if nothing is in progress and nothing remains to be sent.
     pub(crate) fn is_finished(&self) -> bool {
         let idle = !self.is_receiving && self.sending.is_none() && self.flow.jobs == 0;
         let closed = if let Security::Tls(session) = &self.security { session.is_over() } else { true };
@@ -446,7 +447,7 @@ impl Connection {
         self.flow.release_all(budget);
     }
 
-    /// Processes the inbox as far as possible.
+    /// Processes received bytes as far as possible.
     fn advance(&mut self, cx: &mut Context<'_>) {
         if self.life != Life::Open || self.in_step {
             return;

@@ -44,24 +44,24 @@ impl Connection {
         match step {
             Step::NeedInput | Step::Continue => {}
             Step::Lookup(lookup) => self.flow.start(Work::Lookup(lookup, Arc::clone(&self.client)), cx),
-            // Plaintext behind the option is injected or erroneous.
+            // Plaintext after STARTTLS may be injected.
             Step::StartTls if !self.inbox.unread().is_empty() => {
-                self.abort("bytes came between STARTTLS and its acknowledgement", cx);
+                self.abort("plaintext was received between STARTTLS and its acknowledgement", cx);
             }
             Step::StartTls => self.security = Security::Starting,
             Step::Close(reason) => self.drain(&reason, cx),
             Step::Transmit(opened, agreed) => {
                 let Some(device) = opened.device else {
-                    return self.drain("the export came without its device", cx);
+                    return self.drain("internal error: an opened export has no device", cx);
                 };
                 self.span.record("export", opened.name.as_str());
                 tracing::info!(
                     parent: &self.span,
                     size_bytes = opened.size_bytes,
                     read_only = opened.read_only,
-                    "the client entered transmission"
+                    "transmission started"
                 );
-                assert!(self.flow.jobs == 0, "transmission begins when the negotiation has ended");
+                assert!(self.flow.jobs == 0, "transmission starts after the last lookup");
                 self.deadline = None;
                 if device.may_be_remote() {
                     self.flow.extend_for_remote_data(cx.remote_budgets.of(device.source_key()));

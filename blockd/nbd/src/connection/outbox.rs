@@ -1,5 +1,5 @@
-//! Replies that wait to be sent on one connection: small ones are gathered into batches, large ones go out
-//! from the buffer that they were read into. Small and large take turns, as replies may go out in any order.
+//! Queue of unsent replies of a connection. Small replies are copied into batches, large ones are sent from
+//! the buffer of their data. Sends alternate between both, because replies may be sent in any order.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -9,19 +9,19 @@ use crate::connection::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
 /// Capacity of a batch, in bytes.
 pub(crate) const BATCH_BYTES: usize = 128 << 10;
 
-/// Bytes that go out in one send.
+/// Bytes of one send.
 pub(crate) struct Chunk {
     pub(crate) buffer: Buffer,
     /// Range of the buffer's frame to send.
     pub(crate) range: Range<usize>,
-    /// Bytes charged by its replies.
+    /// Bytes to release after the send.
     pub(crate) charge_bytes: u64,
 }
 
-/// Replies in waiting. Their number is bounded by what their requests charged.
+/// Queue of unsent replies. The charges of their requests bound their number.
 #[derive(Default)]
 pub(crate) struct Outbox {
-    /// The batch that small replies are appended to.
+    /// Batch for further small replies.
     open: Option<Chunk>,
     full: VecDeque<Chunk>,
     large: VecDeque<Chunk>,
@@ -35,8 +35,8 @@ impl Outbox {
             && self.open.as_ref().is_none_or(|chunk| chunk.range.is_empty())
     }
 
-    /// Room for `len_bytes`, at most [`BATCH_BYTES`], at the end of the open batch. It is sent once it is
-    /// committed.
+    /// Reserves `len_bytes`, at most [`BATCH_BYTES`], at the end of the open batch. Only committed bytes are
+    /// sent.
     pub(crate) fn reserve(&mut self, len_bytes: usize, pool: &mut BufferPool) -> &mut [u8] {
         assert!(len_bytes <= BATCH_BYTES, "a small reply fits a batch");
         if let Some(chunk) = self.open.take_if(|chunk| chunk.range.end + len_bytes > BATCH_BYTES) {
@@ -50,7 +50,7 @@ impl Outbox {
         &mut chunk.buffer.framed_mut()[chunk.range.end..][..len_bytes]
     }
 
-    /// Makes the first `len_bytes` of the last reservation part of the batch.
+    /// Commits the first `len_bytes` of the last reservation.
     pub(crate) fn commit(&mut self, len_bytes: usize, charge_bytes: u64) {
         assert!(self.open.is_some(), "a reservation precedes its commit");
         if let Some(chunk) = &mut self.open {
@@ -60,18 +60,18 @@ impl Outbox {
         }
     }
 
-    /// Appends a reply, or a chunk of one, of at most [`BATCH_BYTES`]: by copying, all in one batch.
+    /// Copies a reply or chunk of at most [`BATCH_BYTES`] into one batch.
     pub(crate) fn push_small(&mut self, parts: [&[u8]; 2], charge_bytes: u64, pool: &mut BufferPool) {
         let [header, data] = parts;
         let len_bytes = header.len() + data.len();
-        let (header_room, data_room) = self.reserve(len_bytes, pool).split_at_mut(header.len());
-        header_room.copy_from_slice(header);
-        data_room.copy_from_slice(data);
+        let (header_part, data_part) = self.reserve(len_bytes, pool).split_at_mut(header.len());
+        header_part.copy_from_slice(header);
+        data_part.copy_from_slice(data);
         self.commit(len_bytes, charge_bytes);
     }
 
-    /// Appends a successful read's reply that goes out from `buffer`, which holds `len_bytes` of data. The
-    /// header takes the room before the payload, so it is at most [`HEADROOM_BYTES`] long.
+    /// Appends the reply to a read with `len_bytes` of data in `buffer`. The header, of at most
+    /// [`HEADROOM_BYTES`], is copied into the headroom.
     pub(crate) fn push_large(
         &mut self,
         header: &[u8],
@@ -85,14 +85,14 @@ impl Outbox {
         self.push_framed(buffer, start..HEADROOM_BYTES + len_bytes, charge_bytes);
     }
 
-    /// Appends a reply that stands ready in a buffer's frame.
+    /// Appends a complete reply in a range of a buffer's frame.
     pub(crate) fn push_framed(&mut self, buffer: Buffer, range: Range<usize>, charge_bytes: u64) {
-        assert!(!range.is_empty(), "a reply has bytes");
-        assert!(range.end <= HEADROOM_BYTES + buffer.capacity_bytes(), "a reply lies in its buffer");
+        assert!(!range.is_empty(), "a reply is not empty");
+        assert!(range.end <= HEADROOM_BYTES + buffer.capacity_bytes(), "a reply is within its buffer");
         self.large.push_back(Chunk { buffer, range, charge_bytes });
     }
 
-    /// Appends bytes of the negotiation; they go out in order.
+    /// Appends bytes of the negotiation, which are sent in order.
     pub(crate) fn push_bytes(&mut self, bytes: &[u8], pool: &mut BufferPool) {
         for part in bytes.chunks(BATCH_BYTES) {
             self.reserve(part.len(), pool).copy_from_slice(part);
@@ -100,10 +100,10 @@ impl Outbox {
         }
     }
 
-    /// The next bytes to send.
+    /// Removes the bytes of the next send.
     pub(crate) fn pop(&mut self) -> Option<Chunk> {
         self.large_is_next = !self.large_is_next;
-        // The first chunk of all is the greeting, which is small.
+        // The first pop prefers small replies: it sends the greeting.
         let chunk = if self.large_is_next {
             self.pop_small().or_else(|| self.large.pop_front())
         } else {
@@ -123,7 +123,7 @@ impl Outbox {
         chunks.map(|chunk| chunk.buffer.capacity_bytes()).sum()
     }
 
-    /// Forgets everything.
+    /// Drops all replies.
     pub(crate) fn clear(&mut self, pool: &mut BufferPool) {
         for chunk in self.open.take().into_iter().chain(self.full.drain(..)).chain(self.large.drain(..)) {
             pool.give(chunk.buffer);
@@ -141,12 +141,12 @@ mod tests {
     }
 
     #[test]
-    fn small_replies_share_a_send() {
+    fn small_replies_share_one_send() {
         let mut pool = BufferPool::new(1 << 20);
         let mut outbox = Outbox::default();
         assert!(outbox.is_empty());
         outbox.reserve(100, &mut pool);
-        assert!(outbox.is_empty(), "reserved is not committed");
+        assert!(outbox.is_empty(), "reserved bytes are not committed");
         assert!(sent(&mut outbox).is_none());
         outbox.push_small([b"error", b""], 10, &mut pool);
         outbox.push_small([b"header", b"data"], 20, &mut pool);
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn large_and_small_take_turns() {
+    fn large_and_small_replies_alternate() {
         let mut pool = BufferPool::new(1 << 20);
         let mut outbox = Outbox::default();
         for cookie in 0..3 {
@@ -172,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn large_transfers_keep_byte_order() {
+    fn negotiation_bytes_keep_their_order() {
         let mut pool = BufferPool::new(0);
         let mut outbox = Outbox::default();
         let bytes: Vec<u8> = (0..3 * BATCH_BYTES + 17).map(|index| (index % 251) as u8).collect();

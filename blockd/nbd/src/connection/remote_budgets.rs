@@ -1,5 +1,5 @@
-//! In-flight budgets of connections to remote-backed devices: a part of the total budget, and a part of that
-//! for each source. So a silent source cannot stall other connections.
+//! In-flight budgets of connections to remote-backed devices: one for all of them, and one for each source,
+//! both shares of the total budget. An unresponsive source cannot stall other connections.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -21,7 +21,7 @@ pub(crate) struct RemoteBudgets {
 }
 
 impl RemoteBudgets {
-    /// Creates budgets from the total limit in bytes.
+    /// Creates the budgets as shares of the total limit, in bytes.
     pub(crate) fn new(limit_bytes: u64) -> Self {
         Self {
             all: Arc::new(Budget::new(limit_bytes / ALL_SHARE)),
@@ -30,12 +30,12 @@ impl RemoteBudgets {
         }
     }
 
-    /// Returns the additional budgets of a connection to this source, in the order of charging.
+    /// Returns the budgets of a connection to this source, in the order of charging.
     pub(crate) fn of(&self, source: u128) -> Vec<Arc<Budget>> {
         let mut by_source = self.by_source.lock();
         let known = by_source.get(&source).and_then(Weak::upgrade);
         let budget = known.unwrap_or_else(|| {
-            // Bounded by the number of connections.
+            // The number of connections bounds the size of the map.
             by_source.retain(|_, budget| budget.strong_count() > 0);
             let budget = Arc::new(Budget::new(self.source_limit_bytes));
             by_source.insert(source, Arc::downgrade(&budget));
@@ -57,7 +57,7 @@ mod tests {
         assert!(Arc::ptr_eq(&one[1], &other[1]));
         drop((one, same));
         let third = budgets.of(3);
-        assert_eq!(budgets.by_source.lock().len(), 2, "the first one is forgotten");
+        assert_eq!(budgets.by_source.lock().len(), 2, "the unused budget was removed");
         drop((other, third));
     }
 }

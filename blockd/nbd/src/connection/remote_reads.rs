@@ -1,4 +1,4 @@
-//! Requests of a connection that wait for remote data, and the liveness of their client.
+//! Requests of a connection that wait for remote data, and detection of a disconnected client.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -9,27 +9,27 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Minimum time in which a client can be replaced by another: three round trips for connection and
-/// negotiation take some 100 us. The system call that checks the socket costs 0.3 us, a tenth of a small
-/// write.
+/// Minimum age of a request before its socket is checked. A client cannot reconnect and resend it earlier:
+/// three round trips for connection and negotiation take about 100 us. The check is a system call of
+/// 0.3 us, a tenth of a small write.
 const MIN_REPLACEMENT_TIME: Duration = Duration::from_micros(250);
-/// Age of input after which a local client may have resent its requests on another connection: shorter than
-/// any request timeout of the kernel, and longer than a client that sends DISC and closes waits for a ring
-/// thread.
+/// Age of input after which a local client may have resent its requests on another connection. It is below
+/// any request timeout of the kernel, and above the delay of a ring thread in which a client sends DISC and
+/// closes its socket.
 pub(crate) const LATE_AFTER: Duration = Duration::from_millis(500);
 
-/// Request that can wait for remote data.
+/// Request that may wait for remote data.
 pub(crate) trait WaitingRequest {
-    /// Ends the request without its data.
+    /// Ends the request with an error.
     fn end_unwanted(self);
 }
 
-/// Requests waiting for remote data; shared by a connection, which bounds their number, and its requests.
+/// Requests that wait for remote data. A connection, which bounds their number, shares it with its requests.
 pub(crate) struct RemoteReads<R> {
     is_abandoned: AtomicBool,
-    /// Socket of a local client, which is gone when it has closed its side.
+    /// Socket of a local client, which has disconnected when its side is closed.
     local_peer: Option<Arc<OwnedFd>>,
-    /// The client sent DISC: its requests are executed although it closes the socket.
+    /// The client sent DISC: its requests are executed even if it closes the socket.
     is_orderly: AtomicBool,
     state: Mutex<RemoteReadState<R>>,
 }
@@ -37,7 +37,7 @@ pub(crate) struct RemoteReads<R> {
 struct RemoteReadState<R> {
     waiting: HashMap<u64, R>,
     next: u64,
-    /// The client is gone: nothing waits any more.
+    /// The client has disconnected: requests no longer wait.
     is_recalled: bool,
 }
 
@@ -58,22 +58,22 @@ impl<R> Default for RemoteReads<R> {
 }
 
 impl<R: WaitingRequest> RemoteReads<R> {
-    /// Creates the table for a local client on this socket. The kernel closes the socket of a connection
-    /// whose request timed out and resends the request on another one; the first copy must not be executed
-    /// afterwards. Such a client never closes only one side.
+    /// Creates the table for a local client on this socket. After a request timeout the kernel closes the
+    /// socket and resends the request on another connection; then the first copy must not be executed. The
+    /// kernel never closes one side only.
     pub(crate) fn of_local(socket: Arc<OwnedFd>) -> Self {
         Self { local_peer: Some(socket), ..Self::default() }
     }
 
-    /// Returns true if the result of a request received at `received` is no longer useful. Checks the socket
-    /// of requests that waited long, because the ring thread may be busy.
+    /// Returns true if a request received at `received` must not be executed. Checks the socket for requests
+    /// above the minimum age, because the ring thread may be busy.
     pub(crate) fn is_abandoned(&self, received: Instant) -> bool {
         self.is_abandoned.load(Ordering::Relaxed)
             || received.elapsed() >= MIN_REPLACEMENT_TIME && self.has_hung_up()
     }
 
-    /// Returns true if the local client has closed the connection and had enough time since `received` to
-    /// replace it.
+    /// Returns true if the local client has closed the connection and may have resent requests received at
+    /// `received`.
     pub(crate) fn is_stale(&self, received: Instant) -> bool {
         self.local_peer.is_some() && received.elapsed() >= LATE_AFTER && self.has_hung_up()
     }
@@ -89,7 +89,7 @@ impl<R: WaitingRequest> RemoteReads<R> {
         poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready > 0)
     }
 
-    /// Records DISC: the end of the stream is then orderly.
+    /// Records DISC: the following end of the stream is orderly.
     pub(crate) fn take_leave(&self) {
         self.is_orderly.store(true, Ordering::Relaxed);
     }
@@ -98,13 +98,13 @@ impl<R: WaitingRequest> RemoteReads<R> {
         self.is_orderly.load(Ordering::Relaxed)
     }
 
-    /// Ends all waiting requests without replies.
+    /// Ends all waiting requests, and prevents the execution of queued ones.
     pub(crate) fn abandon(&self) {
         self.is_abandoned.store(true, Ordering::Relaxed);
         self.recall();
     }
 
-    /// Ends all requests that wait for remote data.
+    /// Ends all requests that wait for remote data, and lets no further ones wait.
     pub(crate) fn recall(&self) {
         let waiting = {
             let mut state = self.state.lock();
@@ -124,11 +124,11 @@ impl<R: WaitingRequest> RemoteReads<R> {
         let key = state.next;
         state.next += 1;
         let replaced = state.waiting.insert(key, request);
-        assert!(replaced.is_none(), "a request waits under its own key");
+        assert!(replaced.is_none(), "keys of waiting requests are unique");
         RemoteReadKey(key)
     }
 
-    /// Takes a request, unless it was already taken.
+    /// Removes a request; `None` if it was removed earlier.
     pub(crate) fn take(&self, key: RemoteReadKey) -> Option<R> {
         self.state.lock().waiting.remove(&key.0)
     }
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn local_peer_that_closes_its_side_has_hung_up() {
+    fn local_client_closing_its_side_abandons_requests() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let requests = RemoteReads::<()>::of_local(Arc::new(ours.into()));
         let old = Instant::now().checked_sub(MIN_REPLACEMENT_TIME).unwrap();
@@ -154,7 +154,7 @@ mod tests {
         let not_yet_received = Instant::now() + Duration::from_secs(3600);
         assert!(!requests.is_abandoned(not_yet_received));
         requests.take_leave();
-        assert!(!requests.is_abandoned(old), "it has announced that");
+        assert!(!requests.is_abandoned(old), "the client sent DISC");
         assert!(!RemoteReads::<()>::default().is_abandoned(old));
     }
 }

@@ -1,5 +1,5 @@
-//! Connections driven without sockets: for any receive and send boundaries and any order of work the replies
-//! are the same.
+//! Connections driven without sockets: replies are independent of receive and send boundaries and of the
+//! order of jobs.
 
 use std::collections::BTreeMap;
 use std::net::Shutdown;
@@ -42,7 +42,7 @@ fn device() -> Arc<MemDevice> {
     Arc::new(device)
 }
 
-/// Catalog with one device, and a long list.
+/// Catalog with one device and a long export list.
 struct Single(Arc<MemDevice>);
 
 impl ExportCatalog for Single {
@@ -60,7 +60,7 @@ impl ExportCatalog for Single {
     }
 }
 
-/// Generates requests on disjoint areas, so that their order does not matter.
+/// Generates requests on disjoint areas, which may be executed in any order.
 fn any_requests() -> impl Strategy<Value = Vec<(u16, u16, usize)>> {
     let command = prop_oneof![3 => Just(NBD_CMD_READ), 3 => Just(NBD_CMD_WRITE), 1 => 3_u16..9];
     let flags = prop_oneof![4 => Just(0_u16), 1 => 0_u16..32];
@@ -68,14 +68,14 @@ fn any_requests() -> impl Strategy<Value = Vec<(u16, u16, usize)>> {
     proptest::collection::vec((command, flags, len), 1..24)
 }
 
-/// Encodes requests with their payloads; returns the lengths of the reads too.
+/// Encodes requests with their payloads; returns the bytes, and the lengths of the reads by cookie.
 fn conversation(mode: ReplyMode, requests: &[(u16, u16, usize)]) -> (Vec<u8>, BTreeMap<u64, usize>) {
     let (mut input, mut reads) = (Vec::new(), BTreeMap::new());
     for (index, (command, flags, len)) in requests.iter().enumerate() {
         if *command == NBD_CMD_DISC {
             continue;
         }
-        // Every 7th one is beyond the end.
+        // Every 7th request is beyond the end.
         let area = if index % 7 == 6 { DEVICE_BYTES } else { index * (DEVICE_BYTES / 24) };
         let cookie = index as u64;
         let offset_bytes = (area + shift_of(cookie)) as u64;
@@ -104,7 +104,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(80))]
 
     #[test]
-    fn replies_do_not_depend_on_timing(
+    fn replies_are_independent_of_timing(
         requests in any_requests(),
         mode in prop_oneof![Just(ReplyMode::Simple), Just(ReplyMode::Structured), Just(ReplyMode::Extended)],
         steps in proptest::collection::vec(prop_oneof![1_usize..50, 1_usize..200_000], 1..20),
@@ -134,26 +134,26 @@ fn read_request(cookie: u64, len_bytes: u32) -> [u8; REQUEST_LEN_BYTES] {
 }
 
 #[test]
-fn request_refused_before_the_volume_grows_stays_refused() {
+fn request_refused_before_growth_stays_refused() {
     let mut driver = Driver::attached(limits());
     let len_bytes = IN_FLIGHT_BYTES - REQUEST_OVERHEAD_BYTES;
     let offset_bytes = DEVICE_BYTES as u64;
     let beyond = Request { flags: 0, command: NBD_CMD_READ, cookie: 2, offset_bytes, len_bytes: 512 };
     let input = [read_request(1, len_bytes as u32), beyond.encode()].concat();
     assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
-    assert_eq!(driver.connection.charged_bytes(), IN_FLIGHT_BYTES, "the second one waits for the first");
+    assert_eq!(driver.connection.charged_bytes(), IN_FLIGHT_BYTES, "the second request waits for the first");
     driver.catalog.0.data.lock().unwrap().resize(2 * DEVICE_BYTES, 7);
     while driver.send_some(usize::MAX) || driver.work_some(0) {}
     let answers = replies(&driver.sent, &[(1, len_bytes as usize), (2, 512)].into());
     assert_eq!((answers[&1].0, answers[&2].0), (0, NBD_EINVAL));
-    // The next one is judged by the new size.
+    // The next request is validated against the new size.
     driver.sent.clear();
     driver.run(&Request { cookie: 3, ..beyond }.encode(), &[1 << 20]);
     assert_eq!(replies(&driver.sent, &[(3, 512)].into())[&3], (0, vec![7; 512]));
 }
 
 #[test]
-fn request_of_a_local_client_that_closed_its_side_is_dropped() {
+fn request_of_a_disconnected_local_client_is_dropped() {
     for is_local in [true, false] {
         let client = Client { is_local, ..Client::default() };
         let mut driver = Driver::of_client(limits(), TlsMode::Off, client);
@@ -173,12 +173,12 @@ fn request_of_a_local_client_that_closed_its_side_is_dropped() {
     }
 }
 
-/// A write processed a second after its possible receipt is dropped if its local client is gone: the kernel
-/// has resent it on another connection, with newer writes behind it.
+/// A write processed a second after its earliest possible receipt is dropped if its local client has
+/// disconnected: the kernel may have resent it on another connection, followed by newer writes.
 #[test]
 fn late_write_of_a_disconnected_local_client_is_dropped() {
     let second_ago = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
-    for (waited_in_inbox, is_gone) in [(true, true), (true, false), (false, true), (false, false)] {
+    for (waited_in_inbox, is_disconnected) in [(true, true), (true, false), (false, true), (false, false)] {
         let client = Client { is_local: true, ..Client::default() };
         let mut driver = Driver::of_client(limits(), TlsMode::Off, client);
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -195,21 +195,25 @@ fn late_write_of_a_disconnected_local_client_is_dropped() {
         input.extend(write.encode());
         input.extend([99; 100]);
         driver.looked_before = second_ago;
-        if is_gone && !waited_in_inbox {
+        if is_disconnected && !waited_in_inbox {
             theirs.shutdown(Shutdown::Both).unwrap();
         }
         assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
-        if is_gone && waited_in_inbox {
+        if is_disconnected && waited_in_inbox {
             theirs.shutdown(Shutdown::Both).unwrap();
         }
         while driver.work_some(0) {}
         let is_written = driver.catalog.0.data.lock().unwrap()[512..612] == [99; 100];
-        assert_eq!((is_written, driver.connection.is_aborted()), (!is_gone, is_gone), "{waited_in_inbox}");
+        assert_eq!(
+            (is_written, driver.connection.is_aborted()),
+            (!is_disconnected, is_disconnected),
+            "{waited_in_inbox}"
+        );
     }
 }
 
 #[test]
-fn after_a_large_write_only_the_next_header_is_received() {
+fn receive_after_a_large_write_is_one_header() {
     let mut driver = Driver::attached(limits());
     let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 300_000 };
     driver.run(&[&write.encode()[..], &vec![1; 300_000]].concat(), &[1 << 20]);
@@ -221,17 +225,19 @@ fn after_a_large_write_only_the_next_header_is_received() {
         connection.end_receive(buffer, Ok(REQUEST_LEN_BYTES), cx);
     });
     let payload = driver.connection.start_receive(driver.now).unwrap();
-    assert_eq!(payload.range.len(), 300_000, "straight into its own buffer");
+    assert_eq!(payload.range.len(), 300_000, "the payload is received into its own buffer");
 }
 
 #[test]
-fn leaving_client_gets_every_reply() {
+fn disconnecting_client_gets_every_reply() {
     let mut driver = Driver::attached(limits());
-    let bye = Request { flags: 0, command: NBD_CMD_DISC, cookie: 9, offset_bytes: 0, len_bytes: 0 }.encode();
-    let requests = [read_request(1, 200_000), read_request(2, 200_000), read_request(3, 10), bye].concat();
+    let disconnect =
+        Request { flags: 0, command: NBD_CMD_DISC, cookie: 9, offset_bytes: 0, len_bytes: 0 }.encode();
+    let requests =
+        [read_request(1, 200_000), read_request(2, 200_000), read_request(3, 10), disconnect].concat();
     assert_eq!(driver.receive_some(&requests, usize::MAX), Some(requests.len()));
     while !driver.connection.is_finished() {
-        assert!(driver.send_some(70_000) || driver.work_some(0), "stuck");
+        assert!(driver.send_some(70_000) || driver.work_some(0), "no progress");
     }
     assert_eq!(driver.sent.len(), 3 * SIMPLE_REPLY_LEN_BYTES + 400_010);
 }
@@ -241,7 +247,7 @@ fn negotiation_reply_precedes_requests() {
     let mut driver = Driver::new();
     assert!(driver.send_some(usize::MAX), "the greeting");
     let mut input = hello(&[(NBD_OPT_EXPORT_NAME, b"")]);
-    // Answered at once from its own buffer: it must not overtake.
+    // A large read has its own buffer, which is sent before small replies.
     input.extend(read_request(1, 200_000));
     assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
     while driver.work_some(0) {}
@@ -253,20 +259,20 @@ fn negotiation_reply_precedes_requests() {
 }
 
 #[test]
-fn dropped_connection_gets_no_more_work() {
+fn aborted_connection_executes_no_request() {
     let zeroes =
         Request { flags: 0, command: NBD_CMD_WRITE_ZEROES, cookie: 1, offset_bytes: 0, len_bytes: 4096 };
     let mut driver = Driver::attached(limits());
     let before = driver.catalog.0.data.lock().unwrap().clone();
     driver.receive_some(&zeroes.encode(), usize::MAX);
-    driver.tell(|connection, cx| connection.abort("the test ends it", cx));
-    assert!(driver.work_some(0), "it was handed out already");
+    driver.tell(|connection, cx| connection.abort("requested by the test", cx));
+    assert!(driver.work_some(0), "the job is queued");
     assert!(*driver.catalog.0.data.lock().unwrap() == before);
     assert!(driver.connection.is_finished());
 }
 
 #[test]
-fn block_status_with_payload_sees_growth() {
+fn block_status_with_payload_accepts_growth() {
     let mut driver = Driver::attached_in(ReplyMode::Extended, limits());
     driver.catalog.0.data.lock().unwrap().extend([0; 40_000]);
     let offset_bytes = DEVICE_BYTES as u64 - 20_000;
@@ -279,7 +285,7 @@ fn block_status_with_payload_sees_growth() {
 }
 
 #[test]
-fn oversized_context_selection_leaves_none() {
+fn oversized_context_selection_clears_the_previous() {
     let mut driver = Driver::new();
     let options: [(u32, &[u8]); 4] = [
         (NBD_OPT_STRUCTURED_REPLY, b""),
@@ -296,7 +302,7 @@ fn oversized_context_selection_leaves_none() {
 }
 
 #[test]
-fn long_listing_is_streamed() {
+fn long_export_list_is_sent_in_pages() {
     let mut driver = Driver::new();
     let hello = hello(&[(NBD_OPT_LIST, b"")]);
     assert!(driver.send_some(usize::MAX), "the greeting");
@@ -304,7 +310,7 @@ fn long_listing_is_streamed() {
     assert_eq!(driver.receive_some(&hello, usize::MAX), Some(hello.len()));
     let mut parts = 0;
     while driver.work_some(0) {
-        assert!(driver.work.is_empty(), "nothing more is asked for before that is sent");
+        assert!(driver.work.is_empty(), "the next lookup waits for the send");
         let before = driver.sent.len();
         while driver.send_some(50_000) {}
         assert!(driver.sent.len() - before < 140 << 10);
@@ -321,5 +327,5 @@ fn long_listing_is_streamed() {
     assert_eq!(number(&rest[12..16]), NBD_REP_ACK as usize);
     assert_eq!(rest.len(), 20);
     assert!(names.into_iter().eq((0..EXPORTS).map(|number| format!("export {number}"))));
-    assert!(driver.connection.start_receive(driver.now).is_some(), "the next option");
+    assert!(driver.connection.start_receive(driver.now).is_some(), "the next option is accepted");
 }

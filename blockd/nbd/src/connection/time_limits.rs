@@ -1,4 +1,4 @@
-//! Time limits of a connection, and the watch for clients that disconnect while nothing is received.
+//! Timeouts of a connection, and the detection of a disconnect while no receive is in progress.
 
 use std::io;
 use std::time::Instant;
@@ -7,7 +7,7 @@ use super::flow::Context;
 use super::transfer_deadline::TransferDeadline;
 use super::{Connection, Life, Phase};
 
-/// Payload being received, whose memory others may wait for.
+/// Awaited payload, whose memory other connections may wait for.
 pub(super) struct Payload {
     pub(super) number: u64,
     pub(super) deadline: TransferDeadline,
@@ -18,17 +18,14 @@ impl Connection {
     pub(crate) fn check_time(&mut self, cx: &mut Context<'_>) {
         let now = cx.now;
         if self.deadline.is_some_and(|deadline| deadline <= now) {
-            let what = if self.life == Life::Open {
-                "the negotiation took too long"
-            } else {
-                "the end took too long"
-            };
-            self.abort(what, cx);
+            let reason =
+                if self.life == Life::Open { "the negotiation timed out" } else { "the drain timed out" };
+            self.abort(reason, cx);
             return;
         }
         if self.idle_until().is_some_and(|until| until <= now) {
             if self.is_idle() {
-                self.drain("it was idle for too long", cx);
+                self.drain("the connection was idle", cx);
             } else {
                 self.active_at = now;
             }
@@ -38,11 +35,11 @@ impl Connection {
         let transfers = [
             (
                 self.send_deadline.as_mut().filter(|_| sending),
-                "the client does not read its replies, and others wait for their memory",
+                "the client does not read its replies while other connections wait for memory",
             ),
             (
                 payload_deadline.filter(|_| receiving),
-                "the client does not send the payload that it announced, and others wait for its memory",
+                "the client does not send an announced payload while other connections wait for memory",
             ),
         ];
         let stalled = transfers.into_iter().find_map(|(deadline, why)| {
@@ -73,7 +70,7 @@ impl Connection {
 
     /// Returns the end of the idle timeout.
     fn idle_until(&self) -> Option<Instant> {
-        // Kernel devices of this host may be idle and must stay connected.
+        // Idle kernel devices of this host must stay connected.
         let is_waiting =
             self.life == Life::Open && matches!(self.phase, Phase::Transmission(_)) && !self.client.is_local;
         let timeout = self.config.idle_timeout.filter(|_| is_waiting)?;
@@ -84,23 +81,24 @@ impl Connection {
         self.flow.jobs == 0 && self.sending.is_none() && !self.full && self.is_flushed()
     }
 
-    /// Returns true if no receive is in progress because too much is in flight: the disconnect of a local
-    /// client, or of one with remote data, must be detected in another way.
+    /// Returns true if an in-flight limit has stopped receives, and the disconnect of the client must be
+    /// detected by a poll: for local clients, and for requests that may wait for remote data.
     pub(crate) fn is_to_be_watched(&self) -> bool {
-        let is_awaited = self.client.is_local || self.flow.may_wait_for_remote_data();
-        self.life == Life::Open && self.full && is_awaited
+        let needs_poll = self.client.is_local || self.flow.may_wait_for_remote_data();
+        self.life == Life::Open && self.full && needs_poll
     }
 
-    /// Processes a hang-up. A local client is gone; another one may be, so its remote data is not waited for.
+    /// Processes a hang-up. A local client has disconnected. Another client may have closed one side only, so
+    /// only its requests for remote data end.
     pub(crate) fn hung_up(&mut self, result: io::Result<()>, cx: &mut Context<'_>) {
-        // If input follows, the end of the stream follows behind it.
+        // A resumed receive reaches the end of the stream after the remaining input.
         if !self.is_to_be_watched() {
             return;
         }
         match result {
             Ok(()) if self.client.is_local => self.abort("the client closed the connection", cx),
             Ok(()) => self.flow.remote_reads.recall(),
-            Err(error) => self.abort(&format!("it cannot be seen whether the client goes: {error}"), cx),
+            Err(error) => self.abort(&format!("poll for a disconnect failed: {error}"), cx),
         }
     }
 }

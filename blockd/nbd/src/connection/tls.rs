@@ -1,4 +1,5 @@
-//! TLS of a connection: decryption of its input, encryption of its replies, and handshakes on another thread.
+//! TLS of a connection: decryption of its input, encryption of its replies, handshakes on the handshake
+//! thread.
 
 use std::sync::Arc;
 
@@ -13,29 +14,29 @@ use crate::tls::session::{Opened, TlsSession};
 /// Encryption state of a connection.
 pub(super) enum Security {
     Plain,
-    /// TLS starts when the acknowledgement has been sent.
+    /// TLS starts once the acknowledgement of STARTTLS is sent.
     Starting,
     Tls(Box<TlsSession>),
-    /// The handshake thread has the session: nothing is received or sent until it is back.
+    /// The handshake thread owns the session; the connection neither receives nor sends.
     Away,
 }
 
 impl Connection {
-    /// Decrypts as long as the phase accepts input.
+    /// Decrypts and processes input while the phase accepts it.
     pub(super) fn decrypt(&mut self, cx: &mut Context<'_>) {
         while self.life == Life::Open && !self.full && !self.in_step {
             if self.start_handshake_job(cx) {
                 return;
             }
-            let Some(mut place) = self.place_for_input() else {
+            let Some(mut target) = self.place_for_input() else {
                 return;
             };
             let Security::Tls(session) = &mut self.security else {
                 return;
             };
-            let opened = session.open(&mut place.buffer.framed_mut()[place.range]);
+            let opened = session.open(&mut target.buffer.framed_mut()[target.range]);
             let len_bytes = if let Ok(Opened::Plain(len_bytes)) = opened { len_bytes } else { 0 };
-            self.put_input(place.buffer, len_bytes, cx);
+            self.put_input(target.buffer, len_bytes, cx);
             match self.opened(opened, cx) {
                 true => self.advance(cx),
                 false => return,
@@ -43,13 +44,14 @@ impl Connection {
         }
     }
 
-    /// Hands an incomplete handshake to another thread: its computation would delay other connections.
+    /// Passes the session to the handshake thread if its handshake has new input. Its computation would delay
+    /// other connections of the ring thread. Returns true while the handshake is incomplete.
     fn start_handshake_job(&mut self, cx: &mut Context<'_>) -> bool {
         match std::mem::replace(&mut self.security, Security::Away) {
             Security::Tls(session) if session.is_handshaking() && session.has_news() => {
                 assert!(
                     !self.is_receiving && self.sending.is_none(),
-                    "nothing moves while the session is away"
+                    "no transfer is in progress during a handshake job"
                 );
                 self.flow.start(Work::Handshake(session), cx);
                 true
@@ -62,14 +64,14 @@ impl Connection {
         }
     }
 
-    /// Takes the session back.
+    /// Processes the end of a handshake job.
     pub(super) fn handshake_done(
         &mut self,
         session: Box<TlsSession>,
         opened: Result<Opened, rustls::Error>,
         cx: &mut Context<'_>,
     ) {
-        assert!(matches!(self.security, Security::Away), "a session returns to its connection");
+        assert!(matches!(self.security, Security::Away), "the handshake thread owned the session");
         self.security = Security::Tls(session);
         match self.life {
             Life::Open => {
@@ -87,7 +89,7 @@ impl Connection {
         }
     }
 
-    /// Processes the result of the TLS session; returns true if there is plaintext.
+    /// Processes a decryption result; returns true for plaintext.
     pub(super) fn opened(&mut self, opened: Result<Opened, rustls::Error>, cx: &mut Context<'_>) -> bool {
         let Security::Tls(session) = &mut self.security else {
             return false;
@@ -95,19 +97,19 @@ impl Connection {
         if let Some(certificate_names) = session.established() {
             let suite = session.describe();
             let span = &self.span;
-            tracing::debug!(parent: span, suite, names = ?certificate_names, "TLS is in use");
+            tracing::debug!(parent: span, suite, names = ?certificate_names, "TLS handshake completed");
             self.client = Arc::new(Client { certificate_names, ..Client::clone(&self.client) });
         }
         match opened {
             Ok(Opened::Plain(_)) => return true,
             Ok(Opened::NeedInput) if session.is_clogged() => {
-                self.abort("a TLS handshake message is too long", cx);
+                self.abort("a TLS handshake message exceeds the buffer", cx);
             }
             Ok(Opened::NeedInput) => {}
             Ok(Opened::Closed) => self.drain("the client closed the TLS session", cx),
             Err(error) => {
                 tracing::info!(parent: &self.span, %error, "the TLS session failed");
-                // The alert is still sent; replies cannot be.
+                // Only the alert can be sent.
                 self.flow.outbox.clear(cx.pool);
                 self.drain("the TLS session failed", cx);
             }
@@ -115,7 +117,7 @@ impl Connection {
         false
     }
 
-    /// Encrypts the next replies; the last ones of an ending connection are followed by a close alert.
+    /// Encrypts the next send; `close_notify` follows the last replies of an ending connection.
     pub(super) fn encrypt(&mut self, pool: &mut BufferPool) -> Option<Chunk> {
         let Security::Tls(session) = &mut self.security else {
             return None;
@@ -130,11 +132,11 @@ impl Connection {
         }
     }
 
-    /// Starts TLS after its acknowledgement.
+    /// Starts the TLS session after the acknowledgement of STARTTLS.
     pub(super) fn start_tls(&mut self, cx: &mut Context<'_>) {
-        assert!(self.is_flushed() && !self.is_receiving, "TLS starts behind its acknowledgement");
+        assert!(self.is_flushed() && !self.is_receiving, "TLS starts after its acknowledgement");
         let Some(identity) = &self.config.tls else {
-            return self.abort("there is no TLS here", cx);
+            return self.abort("internal error: TLS was offered without an identity", cx);
         };
         match identity.accept() {
             Ok(session) => {
@@ -143,7 +145,7 @@ impl Connection {
                     handshake.secured();
                 }
             }
-            Err(error) => self.abort(&format!("TLS could not be started: {error}"), cx),
+            Err(error) => self.abort(&format!("start of the TLS session failed: {error}"), cx),
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Deadline of a transfer that holds memory which other connections wait for. It is extended by progress of
-//! at least 1 MiB only: single bytes or short sends must not hold the memory for ever.
+//! Deadline of a transfer that holds memory which other connections wait for. Only progress of 1 MiB extends
+//! it, so a client cannot hold memory with single bytes.
 
 use std::time::{Duration, Instant};
 
-/// Progress that extends the deadline, in bytes, unless the transfer is complete.
-const HEADWAY_BYTES: u64 = 1 << 20;
+/// Progress that extends the deadline, in bytes.
+const MIN_PROGRESS_BYTES: u64 = 1 << 20;
 
 /// Deadline of a transfer.
 #[derive(Debug)]
@@ -22,10 +22,10 @@ impl TransferDeadline {
     /// Records progress in bytes.
     pub(crate) fn moved(&mut self, bytes: u64, now: Instant) {
         self.moved_bytes = self.moved_bytes.saturating_add(bytes);
-        if self.moved_bytes >= HEADWAY_BYTES {
+        if self.moved_bytes >= MIN_PROGRESS_BYTES {
             self.renew(now);
         }
-        debug_assert!(self.moved_bytes < HEADWAY_BYTES, "headway renews the deadline");
+        debug_assert!(self.moved_bytes < MIN_PROGRESS_BYTES, "progress renews the deadline");
     }
 
     /// Restarts the deadline.
@@ -48,16 +48,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_headway_gives_more_time() {
+    fn deadline_is_extended_by_progress_only() {
         let start = Instant::now();
         let (minute, second) = (Duration::from_secs(60), Duration::from_secs(1));
         let mut deadline = TransferDeadline::new(minute, start);
         deadline.moved(1, start + second);
-        deadline.moved(HEADWAY_BYTES - 2, start + 2 * second);
+        deadline.moved(MIN_PROGRESS_BYTES - 2, start + 2 * second);
         assert_eq!(deadline.ends_at(), start + minute);
         deadline.moved(1, start + 3 * second);
         assert_eq!(deadline.ends_at(), start + 3 * second + minute);
-        deadline.moved(HEADWAY_BYTES - 1, start + 4 * second);
+        deadline.moved(MIN_PROGRESS_BYTES - 1, start + 4 * second);
         assert_eq!(deadline.ends_at(), start + 3 * second + minute);
     }
 }

@@ -12,10 +12,10 @@ use crate::protocol::options::{self, InfoRequest, Refusal};
 use crate::protocol::reply::ReplyMode;
 use crate::protocol::tls_option::{self, TlsStage, TlsVerdict};
 
-/// Length of a part of an export list, exceeded by at most one export.
+/// Length of the replies prepared for one page of the list, exceeded by at most one export.
 const LIST_PART_BYTES: usize = 128 << 10;
-/// EXPORT_NAME has no error reply.
-const EXPORT_REFUSED: &str = "the export asked for by EXPORT_NAME cannot be served";
+/// Reason for closing: `NBD_OPT_EXPORT_NAME` has no error reply.
+const EXPORT_REFUSED: &str = "the export of NBD_OPT_EXPORT_NAME is not available";
 
 /// Negotiation of a connection.
 #[derive(Debug)]
@@ -39,12 +39,12 @@ enum State {
         len_bytes: u32,
         remaining_bytes: u32,
     },
-    /// Waiting for the catalog.
+    /// Waiting for a page of the list from the catalog.
     List {
         /// Number of listed exports.
         skip: usize,
     },
-    /// A part of the list was written; the next one is requested when it is sent.
+    /// A page of the list was written; the next one is requested once it is sent.
     ListMore {
         skip: usize,
     },
@@ -65,15 +65,15 @@ enum State {
 pub enum Step {
     /// More bytes are needed; nothing was consumed.
     NeedInput,
-    /// Bytes were consumed and replies may have been written: call again once these are sent.
+    /// Bytes were consumed and replies may have been written: call again once the replies are sent.
     Continue,
-    /// Resolve this and pass the result to [`Handshake::answer`]; no input is accepted until then.
+    /// Resolve the lookup and pass its result to [`Handshake::answer`]; no input is accepted until then.
     Lookup(Lookup),
     /// Send the output, then enter transmission.
     Transmit(Opened, NegotiatedExport),
     /// Send the output, start TLS, and call [`Handshake::secured`].
     StartTls,
-    /// Send the output, then close for this reason.
+    /// Send the output, then close the connection for this reason.
     Close(Cow<'static, str>),
 }
 
@@ -100,14 +100,10 @@ impl Handshake {
         }
     }
 
-    /// Records the start of TLS: everything negotiated before, except the client flags, may be injected and
-    /// is dropped.
+    /// Restarts the negotiation over TLS. Earlier options may be injected, so only the client flags are kept.
     pub fn secured(&mut self) {
-        assert!(matches!(self.state, State::Over), "no input is accepted until TLS is active");
-        assert!(
-            matches!(self.tls, TlsStage::Offered | TlsStage::Required),
-            "TLS is offered, and starts once"
-        );
+        assert!(matches!(self.state, State::Over), "TLS starts after STARTTLS");
+        assert!(matches!(self.tls, TlsStage::Offered | TlsStage::Required), "TLS starts once, if offered");
         let (no_zeroes, fixed_newstyle) = (self.no_zeroes, self.fixed_newstyle);
         *self = Self { state: State::Option, no_zeroes, fixed_newstyle, ..Self::with_tls(TlsStage::Active) };
     }
@@ -122,9 +118,9 @@ impl Handshake {
         bytes
     }
 
-    /// Takes at most one message from the front of `input`, appends the replies to `out`, and returns how
-    /// many bytes were consumed. A message is up to [`MAX_OPTION_LEN_BYTES`] + 16 bytes long: `input` must be
-    /// able to grow that far.
+    /// Processes at most one message at the front of `input` and appends the replies to `out`; returns the
+    /// number of consumed bytes. Messages have up to [`MAX_OPTION_LEN_BYTES`] + 16 bytes, so `input` must be
+    /// able to hold as many.
     pub fn feed(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Step) {
         match &mut self.state {
             State::ClientFlags => match input.first_chunk::<4>() {
@@ -137,12 +133,12 @@ impl Handshake {
                     return (0, Step::NeedInput);
                 }
                 let consumed = input.len().min(*remaining_bytes as usize);
-                // At most `remaining_bytes`, which is a u32.
                 assert!(consumed > 0, "an option without data is not discarded");
+                // At most `remaining_bytes`, which is a u32.
                 *remaining_bytes -= consumed as u32;
                 if *remaining_bytes == 0 {
                     let message = format!(
-                        "the option's data is {len_bytes} bytes long: at most {MAX_OPTION_LEN_BYTES} are allowed"
+                        "option data of {len_bytes} bytes exceeds the limit of {MAX_OPTION_LEN_BYTES} bytes"
                     );
                     options::put_refusal(out, *option, &Refusal::new(NBD_REP_ERR_TOO_BIG, message));
                     self.state = State::Option;
@@ -178,20 +174,20 @@ impl Handshake {
             return (0, Step::NeedInput);
         };
         let Some((option, len_bytes)) = options::decode_header(header) else {
-            return (OPTION_HEADER_LEN_BYTES, self.close("an option did not start with its magic"));
+            return (OPTION_HEADER_LEN_BYTES, self.close("wrong magic in an option request"));
         };
         if !self.fixed_newstyle && option != NBD_OPT_EXPORT_NAME {
             return (
                 OPTION_HEADER_LEN_BYTES,
-                self.close(format!("option {option} from a client that does not speak fixed newstyle")),
+                self.close(format!("option {option} requires fixed newstyle negotiation")),
             );
         }
         if len_bytes > MAX_OPTION_LEN_BYTES {
-            // EXPORT_NAME has no error reply.
+            // NBD_OPT_EXPORT_NAME has no error reply.
             if option == NBD_OPT_EXPORT_NAME || len_bytes > MAX_OPTION_DISCARD_BYTES {
                 return (
                     OPTION_HEADER_LEN_BYTES,
-                    self.close(format!("an option announced {len_bytes} bytes")),
+                    self.close(format!("option data of {len_bytes} bytes is too long")),
                 );
             }
             self.forget_contexts(option);
@@ -215,7 +211,9 @@ impl Handshake {
                 self.state = State::Over;
                 return Ok(Step::StartTls);
             }
-            TlsVerdict::Close => return Ok(self.close("EXPORT_NAME without the TLS that is required here")),
+            TlsVerdict::Close => {
+                return Ok(self.close("NBD_OPT_EXPORT_NAME was sent before the required TLS"));
+            }
         }
         Ok(match option {
             NBD_OPT_EXPORT_NAME => {
@@ -227,7 +225,7 @@ impl Handshake {
             }
             NBD_OPT_ABORT => {
                 options::put_reply(out, option, NBD_REP_ACK, &[]);
-                self.close("the client ended the negotiation")
+                self.close("the client aborted the negotiation")
             }
             NBD_OPT_LIST if data.is_empty() => {
                 self.state = State::List { skip: 0 };
@@ -255,7 +253,7 @@ impl Handshake {
                 self.state = State::Contexts { option, request };
                 Step::Lookup(lookup)
             }
-            _ => return Err(Refusal::new(NBD_REP_ERR_UNSUP, format!("option {option} is not served"))),
+            _ => return Err(Refusal::new(NBD_REP_ERR_UNSUP, format!("option {option} is not supported"))),
         })
     }
 
@@ -266,7 +264,7 @@ impl Handshake {
         match (option, self.mode) {
             (NBD_OPT_EXTENDED_HEADERS, _) => self.mode = ReplyMode::Extended,
             (_, ReplyMode::Extended) => {
-                let message = "extended headers were agreed on, which include structured replies";
+                let message = "extended headers are negotiated and include structured replies";
                 return Err(Refusal::new(NBD_REP_ERR_EXT_HEADER_REQD, message));
             }
             _ => self.mode = ReplyMode::Structured,
@@ -277,14 +275,13 @@ impl Handshake {
     fn meta_request(&mut self, option: u32, data: &[u8]) -> Result<MetaRequest, Refusal> {
         self.forget_contexts(option);
         if self.mode == ReplyMode::Simple {
-            let message =
-                "metadata contexts need structured replies or extended headers: ask for those first";
+            let message = "metadata contexts require structured replies or extended headers";
             return Err(Refusal::new(NBD_REP_ERR_INVALID, message));
         }
         meta_context::decode_meta_request(data)
     }
 
-    /// A new selection always ends the previous one.
+    /// Ends the previous context selection, even if the new one fails.
     fn forget_contexts(&mut self, option: u32) {
         if option == NBD_OPT_SET_META_CONTEXT {
             self.contexts = None;
@@ -314,7 +311,7 @@ impl Handshake {
         Ok(Step::Continue)
     }
 
-    /// Returns the terms for an export. Contexts selected for another export do not apply.
+    /// Returns the negotiated terms for an export. Contexts selected for another export do not apply.
     fn agreed(&mut self, name: &str) -> NegotiatedExport {
         let chosen = self.contexts.take().filter(|(chosen_for, _)| chosen_for == name);
         NegotiatedExport {
@@ -323,7 +320,7 @@ impl Handshake {
         }
     }
 
-    /// Continues with the result of the last [`Step::Lookup`]. An unexpected result has no effect.
+    /// Continues with the result of the last [`Step::Lookup`]. A result of another kind has no effect.
     pub fn answer(&mut self, answer: Answer, out: &mut Vec<u8>) -> Step {
         match (std::mem::replace(&mut self.state, State::Option), answer) {
             (State::List { skip }, Answer::List(list)) => {
@@ -335,7 +332,7 @@ impl Handshake {
                     options::put_server(out, info);
                     listed += 1;
                 }
-                assert!(listed > 0 || list.is_empty(), "a listing advances");
+                assert!(listed > 0 || list.is_empty(), "each page of a list writes an export");
                 if listed < list.len() || list.len() >= LIST_PART {
                     self.state = State::ListMore { skip: skip + listed };
                 } else {
@@ -389,7 +386,7 @@ impl Handshake {
         options::put_info_block_size(out, option);
         options::put_reply(out, option, NBD_REP_ACK, &[]);
         if option == NBD_OPT_GO {
-            debug_assert!(self.fixed_newstyle, "other clients have no options");
+            debug_assert!(self.fixed_newstyle, "only fixed newstyle clients send NBD_OPT_GO");
             self.state = State::Over;
             let agreed = self.agreed(&opened.name);
             return Ok(Step::Transmit(opened, agreed));
@@ -403,7 +400,7 @@ impl Handshake {
     }
 }
 
-/// Replies to a refused option.
+/// Writes the error reply of a refused option.
 fn or_refuse(result: Result<Step, Refusal>, option: u32, out: &mut Vec<u8>) -> Step {
     result.unwrap_or_else(|refusal| {
         options::put_refusal(out, option, &refusal);
@@ -414,14 +411,14 @@ fn or_refuse(result: Result<Step, Refusal>, option: u32, out: &mut Vec<u8>) -> S
 fn refuse_export(name: &str, error: &ExportError) -> Refusal {
     match error {
         ExportError::Unknown if name.is_empty() => {
-            Refusal::new(NBD_REP_ERR_UNKNOWN, "there is no default export: name one")
+            Refusal::new(NBD_REP_ERR_UNKNOWN, "no default export: specify a name")
         }
-        ExportError::Unknown => Refusal::new(NBD_REP_ERR_UNKNOWN, format!("there is no export {name:?}")),
+        ExportError::Unknown => Refusal::new(NBD_REP_ERR_UNKNOWN, format!("no export {name:?}")),
         ExportError::Denied { reason } => {
-            Refusal::new(NBD_REP_ERR_POLICY, format!("the export {name:?} may not be opened: {reason}"))
+            Refusal::new(NBD_REP_ERR_POLICY, format!("access to export {name:?} is denied: {reason}"))
         }
         ExportError::Unavailable { reason } => {
-            Refusal::new(NBD_REP_ERR_POLICY, format!("export {name:?} cannot be served now: {reason}"))
+            Refusal::new(NBD_REP_ERR_POLICY, format!("export {name:?} is not available: {reason}"))
         }
     }
 }

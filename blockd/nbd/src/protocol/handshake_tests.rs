@@ -1,4 +1,5 @@
-//! Tests of the negotiation without sockets: any bytes in any pieces give the same answers and no panic.
+//! Tests of the negotiation without sockets: replies are independent of receive boundaries, and no input
+//! panics.
 
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::protocol::tls_option::TlsStage;
 use crate::test_device::{Catalog, MemDevice, Mood};
 use crate::test_wire::{info_request, meta_request, option_request};
 
-/// Feeds `input` in pieces; what was answered, how many bytes were taken, and how it ended.
+/// Feeds `input` in steps of `cuts`; returns the replies, the number of consumed bytes and the result.
 fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, String) {
     let device = MemDevice::new(4096, Mood::Instant);
     let catalog = Catalog(vec![("vol".to_owned(), Arc::new(device))]);
@@ -31,7 +32,7 @@ fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, 
                 seen = (seen + cuts().max(1)).min(input.len());
             }
             Step::Continue => assert!(consumed > 0 || taken > 0),
-            Step::Lookup(_) => panic!("an answer leads to no other question"),
+            Step::Lookup(_) => panic!("a lookup result causes no further lookup"),
             Step::Transmit(opened, _) => return (out, taken, format!("transmit {}", opened.name)),
             Step::StartTls => panic!("TLS was not offered"),
             Step::Close(reason) => return (out, taken, reason.into_owned()),
@@ -98,7 +99,7 @@ proptest! {
                     NBD_OPT_ABORT | NBD_OPT_STARTTLS => [NBD_REP_ACK, NBD_REP_ERR_INVALID].contains(&number(12)),
                     _ => number(12) == NBD_REP_ERR_TLS_REQD,
                 };
-                prop_assert!(is_allowed || number(12) == NBD_REP_ERR_TOO_BIG, "{:#x} in clear", number(12));
+                prop_assert!(is_allowed || number(12) == NBD_REP_ERR_TOO_BIG, "{:#x} before TLS", number(12));
                 prop_assert_eq!(number(16) as usize, out.len() - 20, "one reply");
             }
             match step {
@@ -106,7 +107,7 @@ proptest! {
                 Step::NeedInput => seen = (seen + cut * if input.len() > 60_000 { 1000 } else { 1 }).min(input.len()),
                 Step::Continue => {}
                 Step::StartTls | Step::Close(_) => break,
-                Step::Lookup(_) | Step::Transmit(..) => prop_assert!(false, "an export is opened in clear"),
+                Step::Lookup(_) | Step::Transmit(..) => prop_assert!(false, "an export is opened before TLS"),
             }
         }
     }
@@ -123,24 +124,24 @@ fn negotiation_ends_on_invalid_options() {
     assert_eq!(end(&4_u32.to_be_bytes()), "unknown client flags 0x4");
     assert_eq!(
         end(&[0, 0, 0, 3, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]),
-        "an option did not start with its magic"
+        "wrong magic in an option request"
     );
     let option = |flags: u32, option, data: &[u8]| {
         let bytes = [&flags.to_be_bytes()[..], &option_request(option, data)].concat();
         end(&bytes)
     };
-    assert_eq!(option(0, NBD_OPT_GO, b""), "option 7 from a client that does not speak fixed newstyle");
-    assert_eq!(option(3, NBD_OPT_EXPORT_NAME, &[b'x'; 65_537]), "an option announced 65537 bytes");
+    assert_eq!(option(0, NBD_OPT_GO, b""), "option 7 requires fixed newstyle negotiation");
+    assert_eq!(option(3, NBD_OPT_EXPORT_NAME, &[b'x'; 65_537]), "option data of 65537 bytes is too long");
     assert_eq!(
         option(3, NBD_OPT_EXPORT_NAME, &[b'x'; 4097]),
-        "the export asked for by EXPORT_NAME cannot be served"
+        "the export of NBD_OPT_EXPORT_NAME is not available"
     );
-    assert_eq!(option(3, NBD_OPT_ABORT, b""), "the client ended the negotiation");
+    assert_eq!(option(3, NBD_OPT_ABORT, b""), "the client aborted the negotiation");
     assert_eq!(option(1, NBD_OPT_EXPORT_NAME, b"vol"), "transmit vol");
 }
 
 #[test]
-fn golden_session() {
+fn negotiation_matches_golden_bytes() {
     let mut input = 3_u32.to_be_bytes().to_vec();
     input.extend(option_request(NBD_OPT_GO, &info_request(b"vol", &[])));
     let (out, taken, end) = negotiate(&input, || 1);

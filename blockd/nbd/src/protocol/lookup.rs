@@ -1,17 +1,17 @@
-//! Queries of a negotiation to the export catalog. A list is requested in parts, so that one with many
-//! exports needs no more memory, however slowly it is read.
+//! Queries of a negotiation to the export catalog. A list is requested in pages, which bounds its memory even
+//! if the client reads slowly.
 
 use std::sync::Arc;
 
 use crate::device::{BlockDevice, Client, ExportCatalog, ExportError, ExportInfo};
 
-/// The most exports of one part of a list.
+/// Maximum number of exports in a page of the list.
 pub(crate) const LIST_PART: usize = 1024;
 
-/// A question to the export catalog.
+/// Query to the export catalog.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lookup {
-    /// Some of the exports: the first of them, or those behind as many as were listed already.
+    /// One page of the export list.
     List {
         /// Number of exports to skip.
         skip: usize,
@@ -20,9 +20,9 @@ pub enum Lookup {
     Open {
         /// Name.
         name: String,
-        /// The device is wanted, not only its description.
+        /// Return the device, not only its properties.
         keep_device: bool,
-        /// The entry of the list is wanted too.
+        /// Return the entry in the export list too.
         describe: bool,
     },
     /// The metadata contexts of one export.
@@ -32,34 +32,34 @@ pub enum Lookup {
     },
 }
 
-/// Answer of the catalog.
+/// Result of a [`Lookup`].
 #[derive(Debug)]
 pub enum Answer {
-    /// To [`Lookup::List`].
+    /// Result of [`Lookup::List`].
     List(Vec<ExportInfo>),
-    /// To [`Lookup::Open`].
+    /// Result of [`Lookup::Open`].
     Open(Result<Opened, ExportError>),
-    /// To [`Lookup::Contexts`].
+    /// Result of [`Lookup::Contexts`].
     Contexts(Result<Vec<String>, ExportError>),
 }
 
-/// An export that can be had.
+/// Opened export.
 #[derive(Debug)]
 pub struct Opened {
-    /// The device, if it is to be kept.
+    /// The device, if requested.
     pub device: Option<Arc<dyn BlockDevice>>,
-    /// The name that was asked for.
+    /// The requested name.
     pub name: String,
     /// Size in bytes.
     pub size_bytes: u64,
-    /// Returns true if writes are refused.
+    /// True if the server refuses writes.
     pub read_only: bool,
-    /// The export's entry in the list, if it was wanted and is there.
+    /// The entry in the export list, if requested and listed.
     pub info: Option<ExportInfo>,
 }
 
 impl Lookup {
-    /// Asks the catalog; may block.
+    /// Queries the catalog; may block.
     #[must_use]
     pub fn resolve(self, catalog: &dyn ExportCatalog, client: &Client) -> Answer {
         match self {
@@ -82,7 +82,7 @@ impl Lookup {
         }
     }
 
-    /// The answer when the catalog could not be asked.
+    /// Returns the result of a query that failed for `reason`.
     #[must_use]
     pub fn fail(self, reason: &str) -> Answer {
         let error = ExportError::Unavailable { reason: reason.to_owned() };

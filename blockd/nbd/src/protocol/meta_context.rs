@@ -1,7 +1,7 @@
-//! Metadata contexts in the negotiation: what a client asks for, and which of an export's contexts it means.
+//! Metadata contexts in the negotiation: queries of a client, and the contexts of an export that match them.
 //!
-//! A query is the full name of a context, `namespace:name`. In a list it may also end with a colon, and then
-//! means everything that begins with it: `base:`, `qemu:`, `qemu:dirty-bitmap:`.
+//! A query is the full name of a context, `namespace:name`. A list query that ends with a colon is a prefix:
+//! `base:`, `qemu:`, `qemu:dirty-bitmap:`.
 
 use std::collections::HashSet;
 
@@ -9,59 +9,58 @@ use crate::protocol::constants::*;
 use crate::protocol::options::{Refusal, put_reply, take_name};
 use crate::protocol::wire::Reader;
 
-/// A metadata context that a client has chosen.
+/// Metadata context selected by a client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MetaContext {
     /// Id in replies.
     pub id: u32,
-    /// Its full name.
+    /// Full name.
     pub name: String,
 }
 
-/// The data of `NBD_OPT_LIST_META_CONTEXT` and `NBD_OPT_SET_META_CONTEXT`.
+/// Data of `NBD_OPT_LIST_META_CONTEXT` or `NBD_OPT_SET_META_CONTEXT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct MetaRequest {
-    /// The export's name; empty for the default one.
+    /// Export name; empty for the default export.
     pub(crate) name: String,
     pub(crate) queries: Vec<String>,
 }
 
-/// Decodes the data of the two options: u32 length, name, u32 count, (u32 length, query) × count.
+/// Decodes the data of both options: u32 length, name, u32 count, (u32 length, query) × count.
 pub(crate) fn decode_meta_request(data: &[u8]) -> Result<MetaRequest, Refusal> {
     let mut reader = Reader::new(data);
     let name = take_name(&mut reader)?;
     let count = reader.u32().ok_or_else(Refusal::malformed)?;
     if count as usize > MAX_CONTEXTS {
-        let message = format!("{count} contexts are asked for: at most {MAX_CONTEXTS} are allowed");
+        let message = format!("{count} context queries exceed the limit of {MAX_CONTEXTS}");
         return Err(Refusal::new(NBD_REP_ERR_TOO_BIG, message));
     }
     let queries = (0..count).map(|_| take_name(&mut reader)).collect::<Result<_, _>>()?;
     if reader.is_empty() { Ok(MetaRequest { name, queries }) } else { Err(Refusal::malformed()) }
 }
 
-/// The contexts that a list shows: all of them if nothing in particular is asked for.
+/// Returns the contexts that match a query, or all contexts without queries.
 pub(crate) fn list<'a>(contexts: &'a [String], queries: &[String]) -> Vec<&'a str> {
-    let wanted = |context: &&String| {
+    let is_match = |context: &&String| {
         let matches = |query: &String| {
             *query == **context || (query.ends_with(':') && context.starts_with(query.as_str()))
         };
         queries.is_empty() || queries.iter().any(matches)
     };
-    contexts.iter().filter(wanted).map(String::as_str).collect()
+    contexts.iter().filter(is_match).map(String::as_str).collect()
 }
 
-/// The contexts that are chosen: those whose full name is asked for, at most [`MAX_CONTEXTS`].
+/// Returns the contexts whose full name is queried, at most [`MAX_CONTEXTS`], numbered from 1.
 pub(crate) fn select(contexts: Vec<String>, queries: &[String]) -> Vec<MetaContext> {
     let wanted: HashSet<&String> = queries.iter().collect();
     let chosen = contexts.into_iter().filter(|context| wanted.contains(context)).take(MAX_CONTEXTS);
-    // Their number is bounded, so it fits. Zero is left out: it tells a forgotten id from a real one.
+    // Id 0 is unused: it indicates a missing id.
     let selected: Vec<_> = (1..).zip(chosen).map(|(id, name)| MetaContext { id, name }).collect();
-    assert!(selected.len() <= MAX_CONTEXTS, "chosen contexts are bounded");
+    assert!(selected.len() <= MAX_CONTEXTS, "selected contexts are bounded");
     selected
 }
 
-/// Appends the `NBD_REP_META_CONTEXT` of one context. One with a name that the protocol cannot carry is left
-/// out.
+/// Appends the `NBD_REP_META_CONTEXT` of a context; omits one with a name above the protocol's limit.
 pub(crate) fn put_context(out: &mut Vec<u8>, option: u32, id: u32, name: &str) {
     if name.len() <= MAX_NAME_LEN_BYTES {
         put_reply(out, option, NBD_REP_META_CONTEXT, &[&id.to_be_bytes(), name.as_bytes()]);
@@ -85,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_decoded() {
+    fn meta_request_is_decoded_or_refused() {
         let request = decode_meta_request(&data("vol", &["base:", "x:y"])).unwrap();
         assert_eq!(request, MetaRequest { name: "vol".into(), queries: vec!["base:".into(), "x:y".into()] });
         let good = data("vol", &["base:"]);
@@ -106,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn lists_know_wildcards_and_choices_do_not() {
+    fn prefix_query_matches_in_lists_only() {
         let contexts = contexts();
         let listed = |queries: &[&str]| {
             let queries: Vec<String> = queries.iter().map(ToString::to_string).collect();

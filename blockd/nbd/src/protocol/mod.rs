@@ -1,4 +1,4 @@
-//! The wire protocol, without I/O: messages, and the state machine of the negotiation.
+//! Wire protocol, without I/O: messages, and the state machine of the negotiation.
 
 pub mod constants;
 pub(crate) mod handshake;

@@ -1,4 +1,4 @@
-//! Options of the negotiation: decoding their data and encoding their replies.
+//! Decoding of option data and encoding of option replies.
 
 use crate::device::ExportInfo;
 use crate::protocol::constants::*;
@@ -8,15 +8,15 @@ use crate::protocol::wire::Reader;
 /// Request of `NBD_OPT_INFO` or `NBD_OPT_GO`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InfoRequest {
-    /// The export's name; empty for the default one.
+    /// Export name; empty for the default export.
     pub(crate) name: String,
-    /// The client wants `NBD_INFO_NAME`.
+    /// The client requests `NBD_INFO_NAME`.
     pub(crate) wants_name: bool,
-    /// The client wants `NBD_INFO_DESCRIPTION`.
+    /// The client requests `NBD_INFO_DESCRIPTION`.
     pub(crate) wants_description: bool,
 }
 
-/// Refusal of an option: the reply's type and message.
+/// Error reply to an option: type and message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) reply_type: u32,
@@ -29,12 +29,11 @@ impl Refusal {
     }
 
     pub(crate) fn malformed() -> Self {
-        Self::new(NBD_REP_ERR_INVALID, "the lengths in the option's data do not add up to its length")
+        Self::new(NBD_REP_ERR_INVALID, "malformed option data: inconsistent lengths")
     }
 }
 
-/// The number of an option's request header: its type and the length of the data that follows.
-/// `None` if the magic is wrong.
+/// Decodes the header of an option request into option and data length, in bytes; `None` for a wrong magic.
 pub(crate) fn decode_header(bytes: &[u8; OPTION_HEADER_LEN_BYTES]) -> Option<(u32, u32)> {
     let mut reader = Reader::new(bytes);
     if reader.u64()? != OPTION_MAGIC {
@@ -43,18 +42,18 @@ pub(crate) fn decode_header(bytes: &[u8; OPTION_HEADER_LEN_BYTES]) -> Option<(u3
     Some((reader.u32()?, reader.u32()?))
 }
 
-/// Checks an export's name as it came over the wire.
+/// Decodes a string of the protocol: UTF-8 of at most [`MAX_NAME_LEN_BYTES`].
 pub(crate) fn decode_name(bytes: &[u8]) -> Result<String, Refusal> {
     if bytes.len() > MAX_NAME_LEN_BYTES {
         let message =
-            format!("the name is {} bytes long: at most {MAX_NAME_LEN_BYTES} are allowed", bytes.len());
+            format!("name of {} bytes exceeds the limit of {MAX_NAME_LEN_BYTES} bytes", bytes.len());
         return Err(Refusal::new(NBD_REP_ERR_TOO_BIG, message));
     }
     let name = std::str::from_utf8(bytes);
     name.map(str::to_owned).map_err(|_| Refusal::new(NBD_REP_ERR_INVALID, "the name is not UTF-8"))
 }
 
-/// Takes a name behind its u32 length.
+/// Reads a u32 length and a string of this length.
 pub(crate) fn take_name(reader: &mut Reader<'_>) -> Result<String, Refusal> {
     let len_bytes = reader.u32().ok_or_else(Refusal::malformed)?;
     decode_name(reader.take(len_bytes as usize).ok_or_else(Refusal::malformed)?)
@@ -70,14 +69,14 @@ pub(crate) fn decode_info_request(data: &[u8]) -> Result<InfoRequest, Refusal> {
         match reader.u16().ok_or_else(Refusal::malformed)? {
             NBD_INFO_NAME => request.wants_name = true,
             NBD_INFO_DESCRIPTION => request.wants_description = true,
-            // The export and its block sizes are always told; a type that is not known is passed over.
+            // Replies always contain NBD_INFO_EXPORT and NBD_INFO_BLOCK_SIZE; unknown types are ignored.
             _ => {}
         }
     }
     if reader.is_empty() { Ok(request) } else { Err(Refusal::malformed()) }
 }
 
-/// Appends one option reply: magic, option, type, length, data (given in parts).
+/// Appends an option reply: magic, option, type, length, and the concatenated parts of its data.
 pub(crate) fn put_reply(out: &mut Vec<u8>, option: u32, reply_type: u32, parts: &[&[u8]]) {
     let len_bytes: usize = parts.iter().map(|part| part.len()).sum();
     out.extend_from_slice(&OPTION_REPLY_MAGIC.to_be_bytes());
@@ -91,12 +90,12 @@ pub(crate) fn put_reply(out: &mut Vec<u8>, option: u32, reply_type: u32, parts: 
     assert!(out.len() - start == len_bytes, "a reply has its announced length");
 }
 
-/// Appends an error reply with its message.
+/// Appends an error reply.
 pub(crate) fn put_refusal(out: &mut Vec<u8>, option: u32, refusal: &Refusal) {
     put_reply(out, option, refusal.reply_type, &[clip(&refusal.message).as_bytes()]);
 }
 
-/// Appends the `NBD_REP_SERVER` of one export. One with a name that the protocol cannot carry is left out.
+/// Appends the `NBD_REP_SERVER` of an export; omits one with a name above the protocol's limit.
 pub(crate) fn put_server(out: &mut Vec<u8>, info: &ExportInfo) {
     if info.name.len() > MAX_NAME_LEN_BYTES {
         return;
@@ -112,7 +111,7 @@ pub(crate) fn put_info_export(out: &mut Vec<u8>, option: u32, size_bytes: u64, f
     put_reply(out, option, NBD_REP_INFO, &parts);
 }
 
-/// Appends the `NBD_INFO_BLOCK_SIZE` that every export has.
+/// Appends the `NBD_INFO_BLOCK_SIZE`, which is the same for all exports.
 pub(crate) fn put_info_block_size(out: &mut Vec<u8>, option: u32) {
     let parts = [
         &NBD_INFO_BLOCK_SIZE.to_be_bytes()[..],
@@ -123,7 +122,7 @@ pub(crate) fn put_info_block_size(out: &mut Vec<u8>, option: u32) {
     put_reply(out, option, NBD_REP_INFO, &parts);
 }
 
-/// Appends an information that is text: `NBD_INFO_NAME` or `NBD_INFO_DESCRIPTION`.
+/// Appends a text item: `NBD_INFO_NAME` or `NBD_INFO_DESCRIPTION`.
 pub(crate) fn put_info_text(out: &mut Vec<u8>, option: u32, info_type: u16, text: &str) {
     put_reply(out, option, NBD_REP_INFO, &[&info_type.to_be_bytes(), clip(text).as_bytes()]);
 }
@@ -147,7 +146,7 @@ pub(crate) fn transmission_flags(read_only: bool, mode: ReplyMode) -> u16 {
     always | writing | negotiated
 }
 
-/// Strings of the protocol are at most 4096 bytes long.
+/// Truncates a text to the protocol's limit of 4096 bytes, at a character boundary.
 fn clip(text: &str) -> &str {
     let mut end = text.len().min(MAX_NAME_LEN_BYTES);
     while !text.is_char_boundary(end) {
@@ -156,7 +155,7 @@ fn clip(text: &str) -> &str {
     &text[..end]
 }
 
-/// Every part of a reply is at most a few clipped strings long.
+/// Converts the length of a reply, which has at most a few truncated strings.
 fn wire_len(len_bytes: usize) -> u32 {
     debug_assert!(len_bytes <= 4 * MAX_NAME_LEN_BYTES);
     len_bytes as u32
@@ -186,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn info_request_of_wrong_shape_is_refused() {
+    fn malformed_info_request_is_refused() {
         let good = info_data(b"vol", &[NBD_INFO_NAME]);
         for len in 0..good.len() {
             let refusal = decode_info_request(&good[..len]).unwrap_err();
@@ -206,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn golden_replies() {
+    fn option_replies_match_golden_bytes() {
         let mut out = Vec::new();
         put_info_export(&mut out, NBD_OPT_GO, 0x0102_0304, 0x016d);
         assert_eq!(
@@ -231,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn long_text_is_clipped_at_a_character() {
+    fn long_text_is_truncated_at_a_character() {
         let text = "é".repeat(3000);
         assert_eq!(clip(&text).len(), 4096);
         let shifted = format!("a{text}");

@@ -1,6 +1,5 @@
-//! Replies of the transmission phase, byte for byte: simple ones, and the chunks of structured ones with
-//! compact or extended headers. Which kind a client gets was negotiated; [`ReplyTo`] carries that with the
-//! request's cookie.
+//! Encoding of transmission replies: simple replies, and chunks of structured replies with compact or
+//! extended headers. [`ReplyTo`] has the negotiated kind and the request's cookie.
 
 use std::ops::Deref;
 
@@ -19,21 +18,21 @@ pub enum ReplyMode {
     Extended,
 }
 
-/// The longest reply without data or message, in bytes.
+/// Capacity of a [`Header`], in bytes.
 const MAX_HEADER_BYTES: usize = 48;
 
-/// Whom a reply is for.
+/// Address of a reply: the fields that it repeats from its request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyTo {
     /// Negotiated mode.
     pub mode: ReplyMode,
     /// The request's cookie.
     pub cookie: u64,
-    /// The request's offset, which extended replies repeat.
+    /// The request's offset, which extended replies contain.
     pub offset_bytes: u64,
 }
 
-/// A few bytes of a reply, on the stack.
+/// Header of a reply or chunk, on the stack.
 #[derive(Clone, Copy, Debug)]
 pub struct Header {
     bytes: [u8; MAX_HEADER_BYTES],
@@ -54,7 +53,7 @@ impl Header {
     }
 
     fn put(mut self, bytes: &[u8]) -> Self {
-        // Every caller's parts are of fixed length: 32 bytes of a chunk's header and at most 12 more.
+        // All callers append fixed lengths: 32 bytes of a chunk header and at most 12 more.
         assert!(self.len + bytes.len() <= MAX_HEADER_BYTES, "a header is bounded");
         self.bytes[self.len..self.len + bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len();
@@ -63,7 +62,7 @@ impl Header {
 }
 
 impl ReplyMode {
-    /// Length of the header of a request, in bytes.
+    /// Returns the length of a request header, in bytes.
     #[must_use]
     pub fn request_len_bytes(self) -> usize {
         match self {
@@ -72,7 +71,7 @@ impl ReplyMode {
         }
     }
 
-    /// Bytes that stand before the data of a read that is answered in one piece.
+    /// Returns the length of the header before the data of a read with one chunk, in bytes.
     #[must_use]
     pub fn data_header_len_bytes(self) -> usize {
         match self {
@@ -84,17 +83,17 @@ impl ReplyMode {
 }
 
 impl ReplyTo {
-    /// Success, without data.
+    /// Returns the reply to a successful request without data.
     #[must_use]
     pub fn success(&self) -> Header {
         match self.mode {
-            // A client that knows structured replies takes simple ones for all but reads and block status.
+            // Structured replies are mandatory for reads and block status only.
             ReplyMode::Simple | ReplyMode::Structured => self.simple(0),
             ReplyMode::Extended => self.chunk(true, NBD_REPLY_TYPE_NONE, 0),
         }
     }
 
-    /// Success of a read of no bytes, which a structured client is owed a structured reply for.
+    /// Returns the reply to a read of length 0, which is structured if structured replies are negotiated.
     #[must_use]
     pub fn empty_read(&self) -> Header {
         match self.mode {
@@ -103,7 +102,7 @@ impl ReplyTo {
         }
     }
 
-    /// An error; `message` is for people, and cut at 200 bytes.
+    /// Returns an error reply; `message` is truncated to 200 bytes and omitted from simple replies.
     #[must_use]
     pub fn error(&self, errno: u32, message: &str) -> Vec<u8> {
         if self.mode == ReplyMode::Simple {
@@ -114,18 +113,18 @@ impl ReplyTo {
             end -= 1;
         }
         let message = &message.as_bytes()[..end];
-        assert!(errno != 0 && message.len() <= 200, "an error has a number, and a short message");
+        assert!(errno != 0 && message.len() <= 200, "an error has a number and a short message");
         let message_len = message.len() as u16;
         let mut bytes = self.chunk(true, NBD_REPLY_TYPE_ERROR, 6 + u64::from(message_len)).to_vec();
         bytes.extend_from_slice(&errno.to_be_bytes());
         bytes.extend_from_slice(&message_len.to_be_bytes());
         bytes.extend_from_slice(message);
-        debug_assert!(std::str::from_utf8(message).is_ok(), "a message is cut between characters");
+        debug_assert!(std::str::from_utf8(message).is_ok(), "a message is truncated between characters");
         bytes
     }
 
-    /// Returns the header before `len_bytes` of read data at `offset_bytes`; `done` for the last. A simple
-    /// reply has one header for all its data.
+    /// Returns the header before `len_bytes` of read data at `offset_bytes`; `done` marks the last chunk. A
+    /// simple reply has one header for all its data.
     #[must_use]
     pub fn data(&self, offset_bytes: u64, len_bytes: usize, done: bool) -> Header {
         match self.mode {
@@ -136,26 +135,29 @@ impl ReplyTo {
         }
     }
 
-    /// Says that `len_bytes` of a read are zeroes. Not for simple replies.
+    /// Returns the chunk of a hole of `len_bytes`. Not for simple replies.
     #[must_use]
     pub fn hole(&self, offset_bytes: u64, len_bytes: u32, done: bool) -> Header {
-        assert!(self.mode != ReplyMode::Simple && len_bytes > 0, "a hole is a chunk, and not empty");
+        assert!(self.mode != ReplyMode::Simple && len_bytes > 0, "a hole is a non-empty chunk");
         self.chunk(done, NBD_REPLY_TYPE_OFFSET_HOLE, 12)
             .put(&offset_bytes.to_be_bytes())
             .put(&len_bytes.to_be_bytes())
     }
 
-    /// Returns the header of one metadata context. Not for simple replies.
+    /// Returns the block status chunk of a metadata context. Not for simple replies.
     #[must_use]
     pub fn block_status(&self, context_id: u32, extents: &[StatusExtent], done: bool) -> Vec<u8> {
         assert!(self.mode != ReplyMode::Simple, "block status is a chunk");
-        assert!((1..=MAX_STATUS_EXTENTS).contains(&extents.len()), "extents of a context are bounded");
+        assert!(
+            (1..=MAX_STATUS_EXTENTS).contains(&extents.len()),
+            "a context has 1 to MAX_STATUS_EXTENTS extents"
+        );
         let mut bytes = Vec::with_capacity(64 + 16 * extents.len());
         if self.mode == ReplyMode::Extended {
             let len_bytes = 8 + 16 * extents.len() as u64;
             bytes.extend_from_slice(&self.chunk(done, NBD_REPLY_TYPE_BLOCK_STATUS_EXT, len_bytes));
             bytes.extend_from_slice(&context_id.to_be_bytes());
-            // Their number is bounded far below 2^32 (`MAX_STATUS_EXTENTS`).
+            // At most `MAX_STATUS_EXTENTS`.
             bytes.extend_from_slice(&(extents.len() as u32).to_be_bytes());
             for extent in extents {
                 bytes.extend_from_slice(&extent.len_bytes.to_be_bytes());
@@ -166,7 +168,10 @@ impl ReplyTo {
             bytes.extend_from_slice(&self.chunk(done, NBD_REPLY_TYPE_BLOCK_STATUS, len_bytes));
             bytes.extend_from_slice(&context_id.to_be_bytes());
             for extent in extents {
-                debug_assert!(u32::try_from(extent.len_bytes).is_ok(), "a request has 32 bits here");
+                debug_assert!(
+                    u32::try_from(extent.len_bytes).is_ok(),
+                    "compact requests have 32-bit lengths"
+                );
                 let len_bytes = u32::try_from(extent.len_bytes).unwrap_or(u32::MAX);
                 bytes.extend_from_slice(&len_bytes.to_be_bytes());
                 bytes.extend_from_slice(&extent.flags.to_be_bytes());
@@ -194,7 +199,7 @@ impl ReplyTo {
         if extended {
             header.put(&self.offset_bytes.to_be_bytes()).put(&len_bytes.to_be_bytes())
         } else {
-            assert!(u32::try_from(len_bytes).is_ok(), "no chunk is longer than a payload and its header");
+            assert!(u32::try_from(len_bytes).is_ok(), "compact chunks have 32-bit lengths");
             header.put(&(len_bytes as u32).to_be_bytes())
         }
     }
@@ -204,14 +209,14 @@ impl ReplyTo {
 #[must_use]
 pub fn errno_text(errno: u32) -> &'static str {
     match errno {
-        NBD_EPERM => "not permitted: the export is read-only",
-        NBD_EIO => "input/output error: the server's log says more",
-        NBD_EINVAL => "invalid request: unknown command or flag, or a range that the export does not have",
-        NBD_ENOSPC => "no space left: the server's disk is full, or the write ends beyond the export",
-        NBD_EOVERFLOW => "too large for one piece",
-        NBD_ENOTSUP => "not supported in the way that was asked for",
-        NBD_ESHUTDOWN => "the export is being taken away",
-        _ => "failed",
+        NBD_EPERM => "operation not permitted, for example because the export is read-only",
+        NBD_EIO => "input/output error; see the server's log",
+        NBD_EINVAL => "invalid request: unknown command or flag, or a range beyond the export",
+        NBD_ENOSPC => "no space left: the server's storage is full, or the range ends beyond the export",
+        NBD_EOVERFLOW => "value too large",
+        NBD_ENOTSUP => "operation not supported with these flags",
+        NBD_ESHUTDOWN => "the export or its connection is shutting down",
+        _ => "request failed",
     }
 }
 
@@ -224,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn golden_simple_replies() {
+    fn simple_replies_match_golden_bytes() {
         let to = to(ReplyMode::Simple);
         assert_eq!(to.error(22, "no"), [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 22, 1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(to.success()[4..8], [0; 4]);
@@ -233,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn golden_structured_replies() {
+    fn structured_replies_match_golden_bytes() {
         let to = to(ReplyMode::Structured);
         assert_eq!(to.success().len(), SIMPLE_REPLY_LEN_BYTES);
         assert_eq!(
@@ -271,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn golden_extended_replies() {
+    fn extended_replies_match_golden_bytes() {
         let to = to(ReplyMode::Extended);
         let start = |flags: u8, chunk_type: [u8; 2], len_bytes: u8| {
             let mut bytes = vec![0x6e, 0x8a, 0x27, 0x8c, 0, flags, chunk_type[0], chunk_type[1]];

@@ -1,20 +1,19 @@
-//! Requests of the transmission phase: decoding their headers, and deciding whether they may be carried out.
-//! The decision needs nothing but the export's size, whether it is read-only, and what was negotiated, so it
-//! can be tested without an export.
+//! Decoding and validation of transmission requests. Validation depends only on [`Terms`]: the size and
+//! access of the export, and the negotiated options.
 
 use crate::device::ZeroFlags;
 use crate::protocol::constants::*;
 use crate::protocol::reply::ReplyMode;
 use crate::protocol::wire::Reader;
 
-/// A request's header, decoded and not yet judged.
+/// Decoded header of a request, before its validation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// `NBD_CMD_FLAG_*`.
     pub flags: u16,
     /// `NBD_CMD_*`.
     pub command: u16,
-    /// Chosen by the client, given back with the reply.
+    /// Identifier of the request, repeated in its reply.
     pub cookie: u64,
     /// Offset, in bytes.
     pub offset_bytes: u64,
@@ -22,16 +21,16 @@ pub struct Request {
     pub len_bytes: u64,
 }
 
-/// Terms of the negotiation, against which requests are checked.
+/// Negotiated terms for the validation of requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Terms {
     /// The export's size, in bytes.
     pub size_bytes: u64,
-    /// Returns true if writes are refused.
+    /// True if the server refuses writes.
     pub read_only: bool,
     /// Negotiated headers and replies.
     pub mode: ReplyMode,
-    /// Metadata contexts were chosen.
+    /// True if metadata contexts are selected.
     pub has_contexts: bool,
 }
 
@@ -44,8 +43,8 @@ impl Terms {
 }
 
 impl Request {
-    /// Decodes a header of [the mode's length](ReplyMode::request_len_bytes), or returns `None` if the magic
-    /// is wrong (the stream is out of step and cannot be used on).
+    /// Decodes a header of [the mode's length](ReplyMode::request_len_bytes). Returns `None` for a wrong
+    /// magic, after which the stream has no known message boundary.
     #[must_use]
     pub fn decode(header: &[u8], mode: ReplyMode) -> Option<Self> {
         debug_assert!(header.len() == mode.request_len_bytes(), "a header is complete");
@@ -63,10 +62,10 @@ impl Request {
         })
     }
 
-    /// Bytes of data that follow the request on the wire.
+    /// Returns the length of the payload that follows the header, in bytes.
     ///
-    /// With extended headers that is what `NBD_CMD_FLAG_PAYLOAD_LEN` says, but a write's data is there
-    /// without it as well: qemu 10.0 leaves the flag out.
+    /// With extended headers, `NBD_CMD_FLAG_PAYLOAD_LEN` announces a payload. A write has one without the
+    /// flag too, because qemu 10.0 omits it.
     #[must_use]
     pub fn payload_len_bytes(&self, mode: ReplyMode) -> u64 {
         let has_payload = match mode {
@@ -78,7 +77,7 @@ impl Request {
         if has_payload { self.len_bytes } else { 0 }
     }
 
-    /// Judges the request.
+    /// Validates the request.
     #[must_use]
     pub fn judge(&self, terms: &Terms) -> Verdict {
         if self.command == NBD_CMD_DISC {
@@ -133,7 +132,7 @@ impl Request {
         })
     }
 
-    /// The flags that the command may have. FUA may come with any: clients are known to set it on reads.
+    /// Returns the valid flags of the command. FUA is valid with all: some clients set it on reads.
     fn known_flags(&self, terms: &Terms) -> Result<u16, u32> {
         let extended = terms.mode == ReplyMode::Extended;
         let own = match self.command {
@@ -154,9 +153,10 @@ impl Request {
             return Err(NBD_EINVAL);
         }
         if has_payload {
-            // The range is in the payload, and is checked when that is there.
-            let makes_sense = (STATUS_PAYLOAD_MIN_BYTES..=MAX_STATUS_PAYLOAD_BYTES).contains(&self.len_bytes);
-            return if makes_sense {
+            // The payload has the range, which is checked after its receipt.
+            let is_valid_len =
+                (STATUS_PAYLOAD_MIN_BYTES..=MAX_STATUS_PAYLOAD_BYTES).contains(&self.len_bytes);
+            return if is_valid_len {
                 Ok(Operation::BlockStatus { one, chosen: true })
             } else {
                 Err(NBD_EINVAL)
@@ -169,28 +169,28 @@ impl Request {
     }
 }
 
-/// Action for a request.
+/// Result of the validation of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Carry it out.
+    /// Execute the request.
     Execute(Operation),
-    /// Throw its payload away, then answer with this error.
+    /// Discard the payload, then reply with this error.
     Refuse {
         /// `NBD_E*`.
         errno: u32,
     },
-    /// It cannot be carried out and its payload is too long to throw away: close the connection.
+    /// Close the connection: the request is invalid and its payload is too long to discard.
     PayloadTooLong,
-    /// The client takes its leave.
+    /// `NBD_CMD_DISC`: end the session.
     Disconnect,
 }
 
-/// A request that may be carried out, less its place and length.
+/// Operation of a valid request, without its range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// Read data.
     Read {
-        /// In one piece.
+        /// Reply with one chunk (`NBD_CMD_FLAG_DF`).
         whole: bool,
     },
     /// Write the payload.
@@ -198,7 +198,7 @@ pub enum Operation {
         /// Durable before the reply.
         fua: bool,
     },
-    /// Make all answered writes durable.
+    /// Make all answered writes durable (`NBD_CMD_FLUSH`).
     Flush,
     /// Discard.
     Trim {
@@ -209,22 +209,22 @@ pub enum Operation {
     WriteZeroes(ZeroFlags),
     /// Prefetch.
     Cache,
-    /// Report what the metadata contexts say.
+    /// Report the status in the metadata contexts.
     BlockStatus {
-        /// Of one extent only.
+        /// One extent for each context (`NBD_CMD_FLAG_REQ_ONE`).
         one: bool,
-        /// Length and contexts are in the payload.
+        /// The payload has the length of the range and the context ids.
         chosen: bool,
     },
 }
 
 impl Operation {
-    /// Returns true for a command that changes data.
+    /// Returns true for an operation that changes data.
     pub(crate) fn writes(self) -> bool {
         matches!(self, Self::Write { .. } | Self::Trim { .. } | Self::WriteZeroes(_))
     }
 
-    /// Returns true for a command that syncs data to the disk.
+    /// Returns true for a flush and for operations with FUA.
     pub(crate) fn syncs(self) -> bool {
         match self {
             Self::Flush => true,
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn golden_request() {
+    fn compact_request_matches_golden_bytes() {
         let bytes = [
             0x25, 0x60, 0x95, 0x13, 0, 1, 0, 6, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 2, 0,
         ];
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn good_requests_are_executed() {
+    fn valid_requests_are_executed() {
         assert_eq!(judge(NBD_CMD_READ, 0, 0, 4096), Verdict::Execute(Operation::Read { whole: false }));
         assert_eq!(
             judge(NBD_CMD_READ, NBD_CMD_FLAG_FUA, 1, 1),
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn ranges_beyond_the_end_are_refused() {
+    fn range_beyond_the_end_is_refused() {
         assert_eq!(judge(NBD_CMD_READ, 0, 128 * MIB - 1, 2), refuse(NBD_EINVAL));
         assert_eq!(judge(NBD_CMD_READ, 0, 1 << 63, 1), refuse(NBD_EINVAL));
         assert_eq!(judge(NBD_CMD_READ, 0, u64::MAX, 1), refuse(NBD_EINVAL));
@@ -307,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_commands_and_lengths_are_checked() {
+    fn invalid_flag_command_or_length_is_refused() {
         assert_eq!(judge(NBD_CMD_READ, NBD_CMD_FLAG_NO_HOLE, 0, 1), refuse(NBD_EINVAL));
         assert_eq!(judge(NBD_CMD_READ, 1 << 2, 0, 1), refuse(NBD_EINVAL));
         assert_eq!(judge(NBD_CMD_WRITE_ZEROES, 1 << 2, 0, 1), refuse(NBD_EINVAL));
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn negotiated_options_decide() {
+    fn validity_depends_on_negotiated_options() {
         let judge = |mode, has_contexts, command, flags, offset_bytes, len_bytes| {
             let terms = Terms { size_bytes: 8 << 40, read_only: false, mode, has_contexts };
             Request { flags, command, cookie: 7, offset_bytes, len_bytes }.judge(&terms)
@@ -344,7 +344,7 @@ mod tests {
         assert_eq!(judge(structured, true, NBD_CMD_WRITE, has_payload, 0, 8), refuse(NBD_EINVAL));
         let write = Verdict::Execute(Operation::Write { fua: false });
         assert_eq!(judge(extended, false, NBD_CMD_WRITE, has_payload, 0, 8), write);
-        assert_eq!(judge(extended, false, NBD_CMD_WRITE, 0, 0, 8), write, "as qemu sends it");
+        assert_eq!(judge(extended, false, NBD_CMD_WRITE, 0, 0, 8), write, "qemu 10.0 omits the flag");
         assert_eq!(judge(extended, false, NBD_CMD_READ, has_payload, 0, 8), refuse(NBD_EINVAL));
         assert_eq!(judge(extended, false, NBD_CMD_READ, has_payload, 0, 1 << 40), Verdict::PayloadTooLong);
         let zeroes = judge(extended, false, NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_FAST_ZERO, 4096, 6 << 40);
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn golden_extended_request() {
+    fn extended_request_matches_golden_bytes() {
         let bytes = [
             0x21, 0xe4, 0x1c, 0x71, 0, 0x10, 0, 6, 1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0,
             1, 0, 0, 0, 2, 0,

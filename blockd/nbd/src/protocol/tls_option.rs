@@ -1,5 +1,5 @@
-//! `NBD_OPT_STARTTLS`, and what is refused until it has been used: the modes `NOTLS`, `SELECTIVETLS` and
-//! `FORCEDTLS` of the protocol document.
+//! `NBD_OPT_STARTTLS`, and the refusal of other options before TLS: the modes `NOTLS`, `SELECTIVETLS` and
+//! `FORCEDTLS` of the NBD protocol document.
 
 use crate::protocol::constants::*;
 use crate::protocol::options::Refusal;
@@ -7,40 +7,42 @@ use crate::protocol::options::Refusal;
 /// TLS stage of a negotiation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsStage {
-    /// It cannot be had here.
+    /// The socket has no TLS (`NOTLS`).
     Unavailable,
-    /// The client may start it.
+    /// The client may start TLS (`SELECTIVETLS`).
     Offered,
-    /// The client must start it before anything else.
+    /// The client must start TLS before other options (`FORCEDTLS`).
     Required,
-    /// It is in use.
+    /// The negotiation runs over TLS.
     Active,
 }
 
 /// TLS decision about an option.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum TlsVerdict {
-    /// Serve it.
+    /// Process the option.
     Pass,
-    /// Acknowledge it, and go on encrypted.
+    /// Acknowledge the option, then start the TLS handshake.
     Start,
-    /// It knows no reply that could refuse it.
+    /// Close the connection: the option has no error reply.
     Close,
 }
 
-/// Judges one option, whose data is `data_len_bytes` long.
+/// Decides on an option with `data_len_bytes` of data.
 pub(crate) fn judge(stage: TlsStage, option: u32, data_len_bytes: usize) -> Result<TlsVerdict, Refusal> {
     let refuse = |reply_type, message| Err(Refusal::new(reply_type, message));
     match (option, stage) {
-        (NBD_OPT_STARTTLS, TlsStage::Unavailable) => refuse(NBD_REP_ERR_POLICY, "this address has no TLS"),
-        (NBD_OPT_STARTTLS, TlsStage::Active) => refuse(NBD_REP_ERR_INVALID, "TLS is in use already"),
+        (NBD_OPT_STARTTLS, TlsStage::Unavailable) => {
+            refuse(NBD_REP_ERR_POLICY, "TLS is not available on this socket")
+        }
+        (NBD_OPT_STARTTLS, TlsStage::Active) => refuse(NBD_REP_ERR_INVALID, "TLS is already active"),
         (NBD_OPT_STARTTLS, _) if data_len_bytes > 0 => {
             refuse(NBD_REP_ERR_INVALID, "NBD_OPT_STARTTLS takes no data")
         }
         (NBD_OPT_STARTTLS, _) => Ok(TlsVerdict::Start),
         (NBD_OPT_EXPORT_NAME, TlsStage::Required) => Ok(TlsVerdict::Close),
         (NBD_OPT_ABORT, _) => Ok(TlsVerdict::Pass),
-        (_, TlsStage::Required) => refuse(NBD_REP_ERR_TLS_REQD, "this address is served over TLS only"),
+        (_, TlsStage::Required) => refuse(NBD_REP_ERR_TLS_REQD, "TLS is required on this socket"),
         _ => Ok(TlsVerdict::Pass),
     }
 }

@@ -1,6 +1,6 @@
-//! Reading big-endian numbers from bytes that may end too early.
+//! Reader of big-endian numbers with bounds checks.
 
-/// Takes numbers and slices from the front of `bytes`; every method returns `None` once they run out.
+/// Reader from the front of a byte slice; its methods return `None` if too few bytes remain.
 #[derive(Clone, Copy)]
 pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_big_endian_and_end_with_none() {
+    fn reader_past_the_end_returns_none() {
         let mut reader = Reader::new(&[1, 2, 3, 4, 5, 6, 9]);
         assert_eq!(reader.u16(), Some(0x0102));
         assert_eq!(reader.u32(), Some(0x0304_0506));

@@ -1,17 +1,17 @@
-//! Limit of connections. Some are reserved for Unix sockets: clients that fill the others over TCP, possibly
-//! without any privilege, must not lock out kernel devices of this host.
+//! Limit of connections. Some are reserved for Unix sockets: TCP clients, possibly unprivileged, must not
+//! lock out kernel devices of this host.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Connections reserved for Unix sockets; at most a quarter of all.
+/// Number of connections reserved for Unix sockets, at most a quarter of the limit.
 const RESERVED_FOR_LOCAL: usize = 64;
-/// Interval of reports of refusals.
+/// Minimum interval between reports of refused connections.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// Connections of a server.
+/// Number of open connections of a server, and its limits.
 pub(crate) struct Connections {
     max: usize,
     max_tcp: usize,
@@ -30,7 +30,7 @@ impl Connections {
         Self { max, max_tcp: max.saturating_sub(reserved).max(1), open: Mutex::default() }
     }
 
-    /// Reserves a connection within the limit.
+    /// Reserves a connection; `None` at the limit.
     pub(crate) fn enter(self: &Arc<Self>, is_tcp: bool) -> Option<Place> {
         let mut open = self.open.lock();
         let is_free = open.tcp + open.local < self.max && !(is_tcp && open.tcp >= self.max_tcp);
@@ -38,7 +38,10 @@ impl Connections {
             return None;
         }
         *open.of(is_tcp) += 1;
-        assert!(open.tcp <= self.max_tcp && open.tcp + open.local <= self.max, "connections are bounded");
+        assert!(
+            open.tcp <= self.max_tcp && open.tcp + open.local <= self.max,
+            "the number of connections is bounded"
+        );
         Some(Place { connections: Arc::clone(self), is_tcp })
     }
 }
@@ -59,12 +62,12 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.connections.open.lock();
         let count = open.of(self.is_tcp);
-        assert!(*count > 0, "a connection is counted until it ends");
+        assert!(*count > 0, "each reservation is counted");
         *count -= 1;
     }
 }
 
-/// Rate limit of reports: refused clients reconnect at once and would flood the log.
+/// Rate limiter of reports: refused clients that reconnect at once would flood the log.
 #[derive(Default)]
 pub(crate) struct Reports {
     last: Option<Instant>,
@@ -88,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tcp_leaves_places_to_unix_sockets() {
+    fn tcp_connections_leave_the_unix_socket_reserve() {
         for (max, max_tcp) in [(1, 1), (2, 1), (4, 3), (100, 75), (1024, 960)] {
             let connections = Arc::new(Connections::new(max));
             let tcp: Vec<_> = std::iter::from_fn(|| connections.enter(true)).collect();
@@ -97,7 +100,7 @@ mod tests {
             assert_eq!(local.len(), max - max_tcp, "of {max}");
             drop(tcp);
             local.extend(std::iter::from_fn(|| connections.enter(false)));
-            assert_eq!(local.len(), max, "a unix socket may take any place");
+            assert_eq!(local.len(), max, "Unix sockets may use all connections");
             assert!(connections.enter(true).is_none());
             drop(local);
             assert!(connections.enter(true).is_some());
@@ -105,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_are_reported_now_and_then() {
+    fn refusals_are_reported_once_per_interval() {
         let mut reports = Reports::default();
         let now = Instant::now();
         assert_eq!(reports.count(now), Some(1));

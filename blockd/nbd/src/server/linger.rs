@@ -1,6 +1,6 @@
-//! Lingering close of connections: they are shut down for writing, and further input is discarded until the
-//! client closes, up to a timeout. Closing a socket with unread input resets the connection, and the client
-//! could lose replies in flight.
+//! Lingering close of connections: the server shuts them down for writing, and discards input until the
+//! client closes or a timeout. A close with unread input would reset the connection, and the client could
+//! lose replies.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::server::connection_count::Place;
 
 /// Timeout for the client to close its side.
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// Length of a discarding receive.
+/// Buffer size of a discarding receive, in bytes.
 pub(crate) const SCRAP_BYTES: usize = 16 << 10;
 
 struct Entry {
@@ -37,7 +37,7 @@ impl Lingering {
         (self.0.insert(Entry { socket, until, is_over: false, _place: place }), until)
     }
 
-    /// Ends a receive; returns the socket if another one is needed.
+    /// Ends a receive; returns the socket if another receive is needed.
     pub(crate) fn received(&mut self, index: usize, has_ended: bool, now: Instant) -> Option<&Arc<OwnedFd>> {
         let entry = self.0.get(index);
         assert!(entry.is_some(), "a receive ends once");
@@ -48,7 +48,7 @@ impl Lingering {
         self.0.get(index).map(|entry| &entry.socket)
     }
 
-    /// Returns sockets past their deadline, or all, each once, to be shut down.
+    /// Returns the sockets past their deadline, or all, for a shutdown; each is returned once.
     pub(crate) fn overdue(&mut self, now: Instant, all: bool) -> Vec<Arc<OwnedFd>> {
         let entries = self.0.iter_mut().map(|(_, entry)| entry);
         let overdue = entries.filter(|entry| !entry.is_over && (all || entry.until <= now)).map(|entry| {
@@ -80,18 +80,18 @@ mod tests {
         };
         let (first, until) = add(&mut lingering);
         let (second, _) = add(&mut lingering);
-        assert!(lingering.received(first, false, now).is_some(), "thrown away");
+        assert!(lingering.received(first, false, now).is_some(), "input is discarded");
         assert_eq!(lingering.next_check(), Some(until));
         assert!(lingering.received(first, true, now).is_none());
         assert_eq!(add(&mut lingering).0, first);
         assert!(lingering.overdue(now, false).is_empty());
         assert_eq!(lingering.overdue(until, false).len(), 2);
-        assert!(lingering.overdue(until, true).is_empty(), "once");
+        assert!(lingering.overdue(until, true).is_empty(), "each socket is returned once");
         assert_eq!(lingering.next_check(), None);
         assert!(lingering.received(first, false, now).is_none());
         assert!(lingering.received(second, false, now).is_none());
         assert!(lingering.is_empty());
         let places: Vec<_> = std::iter::from_fn(|| connections.enter(false)).collect();
-        assert_eq!(places.len(), 4, "their places are free again");
+        assert_eq!(places.len(), 4, "the connections are released");
     }
 }

@@ -19,11 +19,11 @@ use rustix::net::{
 use crate::error::NbdError;
 
 const BACKLOG: i32 = 1024;
-/// Keep-alive idle time: a vanished TCP peer is dropped after about two minutes.
+/// Keep-alive idle time: with four probes, an unreachable TCP peer is dropped after two minutes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_PROBES: u32 = 4;
-/// Timeout for unacknowledged data: there is no keep-alive while data is in flight.
+/// Timeout of unacknowledged data, during which TCP sends no keep-alive probes.
 const UNACKNOWLEDGED_MS: u32 = 120_000;
 
 /// Listening socket.
@@ -50,9 +50,8 @@ impl fmt::Display for Peer {
 }
 
 impl Listener {
-    /// Listens on a TCP address; returns the address that it got. It is tried once: after a kill the kernel
-    /// takes the ring of the dead process down some time later, and until then its sockets keep their
-    /// addresses.
+    /// Listens on a TCP address; returns the bound address. It makes one attempt: a caller that replaces a
+    /// killed process must retry, because the kernel releases the sockets of a dead ring with a delay.
     pub(crate) fn tcp(addr: SocketAddr) -> Result<(Self, SocketAddr), NbdError> {
         let bound = TcpListener::bind(addr);
         let bound = bound.and_then(|socket| Ok((socket.local_addr()?, socket)));
@@ -60,33 +59,32 @@ impl Listener {
         Ok((Self { socket: Arc::new(OwnedFd::from(socket)), is_tcp: true }, local_addr))
     }
 
-    /// Listens on a Unix socket for its owner only. A stale socket at the path is replaced.
+    /// Listens on a Unix socket with mode 0600. Replaces a stale socket at the path.
     pub(crate) fn unix(path: &Path) -> Result<(Self, UnixSocketFile), NbdError> {
-        let failed = |doing| move |source| bind_error(path, doing, source);
-        let addr = SocketAddrUnix::new(path)
-            .map_err(failed("a path of a socket is at most 107 bytes long and without NUL"))?;
+        let failed = |reason| move |source| bind_error(path, reason, source);
+        let addr =
+            SocketAddrUnix::new(path).map_err(failed("a socket path has at most 107 bytes and no NUL"))?;
         make_way(path)?;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
-            .map_err(failed("no socket could be made"))?;
-        // The file takes its mode from the socket, so it is never open to others, not even for a moment.
-        fchmod(&socket, Mode::RUSR | Mode::WUSR)
-            .map_err(failed("the socket's mode could not be set to 0600"))?;
+            .map_err(failed("socket creation failed"))?;
+        // The file inherits its mode from the socket, so it is never accessible to others.
+        fchmod(&socket, Mode::RUSR | Mode::WUSR).map_err(failed("chmod to 0600 failed"))?;
         bind(&socket, &addr).map_err(failed("the directory must exist and be writable"))?;
         let metadata = path
             .symlink_metadata()
-            .map_err(|source| bind_error(path, "the new socket could not be looked at", source))?;
+            .map_err(|source| bind_error(path, "lookup of the new socket failed", source))?;
         let file = UnixSocketFile { path: path.to_owned(), identity: identity(&metadata) };
-        listen(&socket, BACKLOG).map_err(failed("listening failed"))?;
+        listen(&socket, BACKLOG).map_err(failed("listen failed"))?;
         Ok((Self { socket: Arc::new(socket), is_tcp: false }, file))
     }
 
-    /// Sets an accepted connection up; says who it is.
+    /// Sets the options of an accepted connection; returns its peer.
     pub(crate) fn prepare(&self, socket: &OwnedFd) -> Peer {
         if !self.is_tcp {
             return Peer::Unix;
         }
         if let Err(error) = set_tcp_options(socket) {
-            tracing::debug!(%error, "a connection's options could not be set");
+            tracing::debug!(%error, "setting TCP options failed on a connection");
         }
         let addr = rustix::net::getpeername(socket).ok().flatten();
         Peer::Tcp(addr.and_then(|addr| SocketAddr::try_from(addr).ok()))
@@ -103,29 +101,29 @@ fn set_tcp_options(socket: &OwnedFd) -> rustix::io::Result<()> {
     sockopt::set_socket_keepalive(socket, true)
 }
 
-fn bind_error(path: &Path, doing: &'static str, source: impl Into<io::Error>) -> NbdError {
-    NbdError::BindUnix { path: path.to_owned(), doing, source: source.into() }
+fn bind_error(path: &Path, reason: &'static str, source: impl Into<io::Error>) -> NbdError {
+    NbdError::BindUnix { path: path.to_owned(), reason, source: source.into() }
 }
 
-/// Removes what an earlier server left at `path`.
+/// Removes the socket that an earlier server left at `path`.
 fn make_way(path: &Path) -> Result<(), NbdError> {
-    let failed = |doing| move |source: io::Error| bind_error(path, doing, source);
+    let failed = |reason| move |source: io::Error| bind_error(path, reason, source);
     let metadata = match path.symlink_metadata() {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed("the path cannot be looked at")(error)),
+        Err(error) => return Err(failed("lookup of the path failed")(error)),
     };
     if !metadata.file_type().is_socket() {
         return Err(NbdError::NotASocket { path: path.to_owned() });
     }
     match is_answered(path) {
         Ok(true) => Err(NbdError::SocketInUse { path: path.to_owned() }),
-        Ok(false) => std::fs::remove_file(path).map_err(failed("a stale socket could not be removed")),
-        Err(error) => Err(failed("it could not be found out whether another server answers there")(error)),
+        Ok(false) => std::fs::remove_file(path).map_err(failed("removal of the stale socket failed")),
+        Err(error) => Err(failed("probe for another server failed")(error)),
     }
 }
 
-/// Returns true if a Unix socket has a listener, without waiting for a slow one.
+/// Returns true if a Unix socket has a listener, without waiting for an accept.
 fn is_answered(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
@@ -136,14 +134,14 @@ fn is_answered(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// The file of a unix socket; removed when dropped, if it is still the one that was made.
+/// File of a Unix socket, removed on drop unless the path has been replaced.
 #[derive(Debug)]
 pub(crate) struct UnixSocketFile {
     path: PathBuf,
     identity: [i64; 4],
 }
 
-/// Returns the identity of a file, which differs from a successor with the same inode.
+/// Returns the identity of a file. The modification time tells it from a later file with the same inode.
 fn identity(metadata: &Metadata) -> [i64; 4] {
     [metadata.dev().cast_signed(), metadata.ino().cast_signed(), metadata.mtime(), metadata.mtime_nsec()]
 }
@@ -152,7 +150,7 @@ impl Drop for UnixSocketFile {
     fn drop(&mut self) {
         let is_ours = self.path.symlink_metadata().is_ok_and(|found| identity(&found) == self.identity);
         if is_ours && let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "the socket could not be removed");
+            tracing::warn!(path = %self.path.display(), %error, "removing the socket failed");
         }
     }
 }
@@ -164,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn unix_socket_is_private_and_removed() {
+    fn unix_socket_is_private_and_removed_on_drop() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("nbd.sock");
         let (listener, file) = Listener::unix(&path).unwrap();
@@ -172,17 +170,17 @@ mod tests {
         assert!(matches!(Listener::unix(&path), Err(NbdError::SocketInUse { .. })));
         drop(listener);
         assert!(path.exists());
-        // Keeps the inode, so that the second file cannot get it.
+        // Keeps the inode in use, so that the second file gets another one.
         std::fs::hard_link(&path, dir.path().join("kept")).unwrap();
         let (_listener, second) = Listener::unix(&path).expect("the socket is stale");
         drop(file);
-        assert!(path.exists(), "the file is the second one's");
+        assert!(path.exists(), "the file belongs to the second listener");
         drop(second);
         assert!(!path.exists());
     }
 
     #[test]
-    fn vanished_tcp_peer_is_dropped() {
+    fn tcp_connection_has_keepalive_and_timeout() {
         let (listener, addr) = Listener::tcp(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
         let client = std::net::TcpStream::connect(addr).unwrap();
         let socket = rustix::net::accept(&listener.socket).unwrap();

@@ -1,4 +1,4 @@
-//! Mailbox of a ring thread: messages, a queue, and an eventfd that wakes a sleeping thread.
+//! Mailbox of a ring thread: a message queue, and an eventfd that wakes the thread.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,20 +15,20 @@ use crate::server::worker::Done;
 
 /// Message to a ring thread.
 pub(crate) enum Message {
-    /// Serve this connection.
+    /// Serve an accepted connection.
     Adopt(NewConnection),
-    /// Work is done.
+    /// A job of a connection has ended.
     Done(ConnectionKey, Done),
-    /// Bytes in flight were released.
+    /// Budget was released: retry waiting requests.
     Retry,
-    /// Stop: end all connections, by this time.
+    /// Shut down, and end all connections by this time.
     Stop(Instant),
-    /// Panic.
+    /// Panic of the thread, for tests.
     #[cfg(test)]
     Die,
 }
 
-/// Connection of one ring thread; its number tells it from earlier ones with the same index.
+/// Key of a connection on its ring thread. The id tells it from earlier connections with the same index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ConnectionKey {
     pub(super) index: usize,
@@ -42,8 +42,8 @@ pub(crate) struct NewConnection {
     pub(super) place: Place,
 }
 
-/// Queue into a ring thread. Senders bound it: by the in-flight budget (results of requests) and by the limit
-/// of connections (sockets).
+/// Message queue of a ring thread. The in-flight budget bounds its results, and the connection limit its
+/// sockets.
 pub(crate) struct Mailbox<M> {
     queue: SegQueue<M>,
     /// The thread is awake, or its eventfd was written.
@@ -55,7 +55,7 @@ pub(crate) struct Mailbox<M> {
 
 impl<M> Mailbox<M> {
     pub(crate) fn new() -> io::Result<Self> {
-        // A blocking one: io_uring completes a read of a non-blocking one at once.
+        // Blocking, because io_uring completes a read of a non-blocking eventfd at once.
         let eventfd = Arc::new(eventfd(0, EventfdFlags::CLOEXEC)?);
         Ok(Self {
             queue: SegQueue::new(),
@@ -79,11 +79,11 @@ impl<M> Mailbox<M> {
         if !self.awake.swap(true, Ordering::SeqCst)
             && let Err(error) = rustix::io::write(&self.eventfd, &1_u64.to_ne_bytes())
         {
-            tracing::error!(%error, "a server thread could not be woken");
+            tracing::error!(%error, "waking a server thread failed");
         }
     }
 
-    /// Closes the mailbox: later messages are dropped.
+    /// Closes the mailbox and drops its messages; later messages are dropped too.
     pub(crate) fn close(&self) {
         self.dead.store(true, Ordering::SeqCst);
         self.discard();
@@ -101,7 +101,7 @@ impl<M> Mailbox<M> {
         self.queue.pop()
     }
 
-    /// Announces sleep: from here on, messages wake the thread. Returns false if there are messages.
+    /// Prepares for a wait: later messages wake the thread. Returns false if messages are queued.
     pub(crate) fn may_sleep(&self) -> bool {
         self.awake.store(false, Ordering::SeqCst);
         if self.queue.is_empty() {
@@ -111,7 +111,7 @@ impl<M> Mailbox<M> {
         false
     }
 
-    /// Announces that the thread is awake and will check its queue before it sleeps.
+    /// Records that the thread is awake and checks its queue before the next wait.
     pub(crate) fn woke(&self) {
         self.awake.store(true, Ordering::SeqCst);
     }
@@ -134,11 +134,11 @@ mod tests {
     }
 
     #[test]
-    fn only_a_sleeping_thread_is_woken_and_only_once() {
+    fn waiting_thread_is_woken_once() {
         let mailbox = Mailbox::new().unwrap();
         mailbox.post(1);
-        assert_eq!(wakes(&mailbox), 0, "awake");
-        assert!(!mailbox.may_sleep(), "there is something to do");
+        assert_eq!(wakes(&mailbox), 0, "the thread is awake");
+        assert!(!mailbox.may_sleep(), "a message is queued");
         assert_eq!(mailbox.take(), Some(1));
         assert!(mailbox.may_sleep());
         mailbox.post(2);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn dead_thread_keeps_no_connections() {
+    fn closed_mailbox_drops_messages() {
         let mailbox = Mailbox::new().unwrap();
         mailbox.post(1);
         assert!(!mailbox.is_dead());

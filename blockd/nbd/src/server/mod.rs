@@ -1,4 +1,4 @@
-//! Starting and stopping a server.
+//! Start and shutdown of a server.
 
 mod connection_count;
 mod linger;
@@ -35,13 +35,13 @@ use crate::server::spin::SpinPermit;
 use crate::server::thread_end::{Failure, FailureListener, ThreadEnd};
 use crate::server::worker::Job;
 
-/// The most that buffer pools keep for reuse on one ring thread, in bytes.
+/// Maximum size of the buffer pool of a ring thread, in bytes.
 const MAX_POOL_BYTES: u64 = 64 << 20;
-/// Threads that look exports up.
+/// Number of threads that query the export catalog.
 const LOOKUP_THREADS: usize = 2;
-/// Threads that compute TLS handshakes: what clients that only connect can take from the others.
+/// Number of threads that compute TLS handshakes: it bounds the processor time of clients that only connect.
 const HANDSHAKE_THREADS: usize = 1;
-/// Time beyond the shutdown timeout in which threads drop aborted connections.
+/// Time after the shutdown timeout in which threads drop aborted connections.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(3);
 
 /// A running server. Dropping it shuts it down.
@@ -57,7 +57,7 @@ struct Running {
     mailboxes: Vec<Arc<Mailbox<Message>>>,
     queues: Queues,
     threads: Vec<JoinHandle<()>>,
-    /// Each thread holds a sender: the receiver reports the end of all.
+    /// Each thread holds a sender; the receiver disconnects when all threads have ended.
     alive: (Sender<Infallible>, Receiver<Infallible>),
 }
 
@@ -74,8 +74,7 @@ impl Server {
     /// Starts listening and serving.
     ///
     /// # Errors
-    /// When a setting makes no sense, an address cannot be listened on, or the system gives no io_uring or
-    /// threads.
+    /// A setting is invalid, an address is not available, or the system refuses an io_uring or a thread.
     pub fn start(config: ServerConfig, catalog: Arc<dyn ExportCatalog>) -> Result<Self, NbdError> {
         config.check()?;
         let config = Arc::new(config);
@@ -114,7 +113,7 @@ impl Server {
             }),
             failure: Arc::default(),
         };
-        // From here on, dropping the server ends the threads that were started.
+        // From here on, a drop of the server ends the started threads.
         let work = |jobs: Receiver<Job>| {
             let catalog = Arc::clone(&catalog);
             move || worker::work(&jobs, &*catalog)
@@ -129,17 +128,17 @@ impl Server {
             tracing::info!(%addr, "serving NBD over TCP");
         }
         if let Some(path) = &server.config.unix_path {
-            tracing::info!(path = %path.display(), "serving NBD on a unix socket");
+            tracing::info!(path = %path.display(), "serving NBD on a Unix socket");
         }
         Ok(server)
     }
 
     fn start_rings(&mut self, shared: &Arc<Shared>, listeners: Vec<Listener>) -> Result<(), NbdError> {
-        // The server holds the only other senders: dropping it after an error ends the worker threads.
+        // Only the server has other senders, so its drop after an error ends the worker threads.
         let Some(queues) = self.running.as_ref().map(|running| running.queues.clone()) else { return Ok(()) };
-        assert!(!shared.mailboxes.is_empty(), "a server has a ring thread");
+        assert!(!shared.mailboxes.is_empty(), "a server has ring threads");
         let (ready_sender, ready) = bounded(shared.mailboxes.len());
-        // The first thread accepts for all.
+        // The first thread accepts the connections of all threads.
         let mut listeners = Some(listeners);
         for (index, mailbox) in shared.mailboxes.iter().enumerate() {
             let (shared, mailbox, queues) = (Arc::clone(shared), Arc::clone(mailbox), queues.clone());
@@ -154,13 +153,13 @@ impl Server {
             self.spawn(format!("nbd-ring-{index}"), move || {
                 match RingThread::new(index, shared, mailbox, queues, listeners) {
                     Ok(mut thread) => {
-                        // The starting thread waits for this, or has given up.
+                        // The receiver is gone if the start has failed.
                         let _ = ready.send(Ok(()));
                         drop(ready);
                         end.is_expected = false;
                         match thread.run() {
                             Ok(()) => end.is_expected = true,
-                            Err(error) => tracing::error!(thread = index, %error, "the ring failed"),
+                            Err(error) => tracing::error!(thread = index, %error, "a server thread failed"),
                         }
                     }
                     Err(source) => {
@@ -176,7 +175,7 @@ impl Server {
                 Ok(Ok(())) => {}
                 Ok(Err(source)) => return Err(NbdError::RingSetup { source }),
                 Err(_) => {
-                    let source = std::io::Error::other("it died while starting");
+                    let source = std::io::Error::other("the thread ended during its start");
                     return Err(NbdError::Thread { name: format!("nbd-ring-{index}"), source });
                 }
             }
@@ -206,30 +205,30 @@ impl Server {
         Ok(())
     }
 
-    /// The TCP addresses that are listened on, in the order of the settings, with the ports that were taken.
+    /// Returns the bound TCP addresses with their ports, in the order of [`ServerConfig::tcp`].
     #[must_use]
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.tcp_addrs
     }
 
-    /// Registers a callback for an unexpected end of accepts; it is called at once if that has happened. The
-    /// server should be shut down then: it only serves its remaining connections.
+    /// Registers a callback for a failure of the thread that accepts connections; calls it at once if the
+    /// thread has failed. The server then serves existing connections of other threads only and should be
+    /// shut down.
     pub fn on_failure(&self, listener: FailureListener) {
         self.failure.listen(listener);
     }
 
-    /// Stops: accepts no more connections and takes no more requests, lets those in flight finish and be
-    /// answered until the shutdown timeout, closes the connections, ends the threads and removes the unix
-    /// socket. Does nothing when called again.
+    /// Shuts the server down: removes the Unix socket, stops accepting connections and requests, answers the
+    /// requests in flight within the shutdown timeout, closes the connections and ends the threads. A second
+    /// call has no effect.
     ///
     /// # Errors
-    /// When a device still keeps a thread busy after the timeout; the thread ends by itself once the device
-    /// lets it.
+    /// A thread still runs after the timeout, usually in a call of a device; it ends when the call returns.
     pub fn shutdown(&mut self) -> Result<(), NbdError> {
         let Some(running) = self.running.take() else {
             return Ok(());
         };
-        // Before the listening sockets are closed, so that no other process can have taken the path.
+        // Precedes the close of the listening sockets, after which another process may replace the file.
         self.socket_file = None;
         let started = Instant::now();
         let stop_at = started.checked_add(self.config.shutdown_timeout).unwrap_or(started);
@@ -259,13 +258,16 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         if let Err(error) = self.shutdown() {
-            tracing::error!(%error, "the NBD server was dropped");
+            tracing::error!(%error, "shutdown of a dropped NBD server failed");
         }
     }
 }
 
 fn share(config: Arc<ServerConfig>, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared {
-    assert!(mailboxes.len() == config.ring_threads && !mailboxes.is_empty(), "a thread has a mailbox");
+    assert!(
+        mailboxes.len() == config.ring_threads && !mailboxes.is_empty(),
+        "each ring thread has a mailbox"
+    );
     let per_thread = config.in_flight_bytes_total / mailboxes.len() as u64;
     Shared {
         budget: Budget::new(config.in_flight_bytes_total),
@@ -289,7 +291,7 @@ mod tests {
     use crate::test_device::{Catalog, TIMEOUT};
 
     #[test]
-    fn dead_thread_gets_no_connections() {
+    fn failed_ring_thread_gets_no_connections() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("nbd.sock");
         let config =
@@ -301,7 +303,7 @@ mod tests {
         mailboxes[1].post(Message::Die);
         let deadline = Instant::now() + TIMEOUT;
         while !mailboxes[1].is_dead() {
-            assert!(Instant::now() < deadline, "it lives");
+            assert!(Instant::now() < deadline, "the thread still runs");
             std::thread::yield_now();
         }
         for _ in 0..6 {
@@ -312,7 +314,7 @@ mod tests {
         assert!(failed.try_recv().is_err());
         mailboxes[0].post(Message::Die);
         failed.recv_timeout(TIMEOUT).unwrap();
-        // A late registration is called as well.
+        // A later registration is called at once.
         let (sender, failed) = bounded(1);
         server.on_failure(Box::new(move || sender.send(()).unwrap()));
         failed.recv_timeout(TIMEOUT).unwrap();

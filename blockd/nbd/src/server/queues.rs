@@ -1,9 +1,8 @@
-//! Queues of the worker threads. That of the sync threads holds flushes by device and other requests that
-//! sync.
+//! Job queues of the worker threads. The sync queue holds pending flushes by device, and requests with FUA.
 //!
-//! A flush covers everything that was answered before it started. So a device has one running flush for all
-//! its connections; flushes that arrive meanwhile wait without a thread, and the next one answers all of
-//! them. A flush is answered only by one that started after its arrival.
+//! A flush covers all writes answered before it starts. So a device runs one flush at a time for all its
+//! connections. Flushes that arrive during its run wait without a thread, and the next run, which starts
+//! after their arrival, answers them all.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,14 +17,14 @@ use crate::server::worker::{self, Job, Work};
 #[derive(Clone)]
 pub(crate) struct Queues {
     pub(crate) requests: Sender<Job>,
-    /// Flushes, and requests with FUA.
+    /// Queue of flushes and requests with FUA.
     pub(crate) syncs: Arc<SyncQueue>,
     pub(crate) lookups: Sender<Job>,
     pub(crate) handshakes: Sender<Job>,
 }
 
 impl Queues {
-    /// Passes a job to its threads, which outlive every sender.
+    /// Queues a job for its threads, which outlive the senders.
     pub(crate) fn send(&self, job: Job) {
         let is_sent = match &job.work {
             Work::Request(request) if request.request.operation.syncs() => {
@@ -37,17 +36,17 @@ impl Queues {
             Work::Handshake(_) => self.handshakes.send(job).is_ok(),
         };
         if !is_sent {
-            tracing::error!("the worker threads are gone");
+            tracing::error!("internal error: the worker threads have ended");
         }
     }
 }
 
-/// Devices whose flushes are coalesced.
+/// Key of devices whose flushes are coalesced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum FlushKey {
     /// Devices with the same [`BlockDevice::flush_key`].
     Shared(u128),
-    /// One device, by its address: waiting flushes hold it.
+    /// One device, by its address, which is stable because waiting flushes hold the device.
     Own(usize),
 }
 
@@ -59,13 +58,13 @@ impl FlushKey {
 
 /// Item of the queue.
 enum SyncItem {
-    /// A request other than a flush.
+    /// A request with FUA.
     Job(Job),
     /// Waiting flushes of a device.
     Flushes(FlushKey),
 }
 
-/// Consumer side of the queue.
+/// Consumer side of the sync queue.
 #[derive(Default)]
 pub(crate) struct SyncItems {
     state: Mutex<FlushState>,
@@ -75,8 +74,8 @@ pub(crate) struct SyncItems {
 #[derive(Default)]
 struct FlushState {
     items: VecDeque<SyncItem>,
-    /// Waiting flushes. An entry exists from the first flush until none waits at the end of one. Connections
-    /// bound their number.
+    /// Waiting flushes by key. An entry exists until a run ends without new flushes. The job limits of
+    /// connections bound their number.
     waiting: HashMap<FlushKey, Vec<Job>>,
     /// The queue is closed.
     is_closed: bool,
@@ -102,13 +101,14 @@ impl SyncItems {
         }
     }
 
-    /// Runs one flush for all waiting ones. Flushes that arrived meanwhile queue behind the other items.
+    /// Runs one flush for all waiting flushes of a key, and queues another run for those that arrived during
+    /// it.
     fn flush(&self, key: FlushKey) {
         let jobs = self.state.lock().waiting.get_mut(&key).map(std::mem::take).unwrap_or_default();
-        assert!(!jobs.is_empty(), "a queued flush answers requests");
+        assert!(!jobs.is_empty(), "a queued run has waiting flushes");
         worker::flush_for_all(jobs);
         let mut state = self.state.lock();
-        assert!(state.waiting.contains_key(&key), "a running flush is listed until its end");
+        assert!(state.waiting.contains_key(&key), "a running flush has an entry");
         if state.waiting.get(&key).is_some_and(Vec::is_empty) {
             state.waiting.remove(&key);
         } else {
@@ -116,7 +116,7 @@ impl SyncItems {
         }
     }
 
-    /// Serves requests that sync, until the queue is closed and empty.
+    /// Executes items until the queue is closed and empty.
     pub(crate) fn serve(&self, catalog: &dyn ExportCatalog) {
         while let Some(item) = self.next() {
             match item {
@@ -127,7 +127,7 @@ impl SyncItems {
     }
 }
 
-/// Producer side of the queue; closes it on drop.
+/// Producer side of the sync queue; closes the queue on drop.
 #[derive(Default)]
 pub(crate) struct SyncQueue(Arc<SyncItems>);
 
@@ -139,7 +139,7 @@ impl SyncQueue {
     pub(crate) fn send(&self, job: Job) {
         let device = job.flushed_device();
         let mut state = self.0.state.lock();
-        assert!(!state.is_closed, "the queue is closed by its producer");
+        assert!(!state.is_closed, "only the producer closes the queue");
         let Some(device) = device else { return self.0.push(&mut state, SyncItem::Job(job)) };
         let key = FlushKey::of(&device);
         let is_first = !state.waiting.contains_key(&key);

@@ -1,9 +1,9 @@
-//! A safe face of io_uring for sockets: every operation takes its buffer and gives it back with the
-//! completion. All `unsafe` code of the server is here.
+//! Safe wrapper of io_uring for sockets: an operation owns its buffer until the completion returns it. All
+//! `unsafe` code of the server is in this module.
 //!
-//! An operation's buffer and descriptor are put in the in-flight table before the operation is pushed, and
-//! leave it when its completion has been reaped. A ring that is dropped cancels what is in flight and waits
-//! for it; should that fail, the table is leaked rather than freed under the kernel.
+//! The in-flight table owns the buffer and descriptor of an operation from before its submission until its
+//! completion has been reaped. A dropped ring cancels its operations and waits for them. If the wait fails,
+//! it leaks the table, because the kernel may still use the buffers.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -23,36 +23,36 @@ const SUBMISSIONS: u32 = 256;
 const COMPLETIONS: u32 = 2048;
 /// User data of cancellations, whose completions are ignored.
 const CANCELLATION: u64 = u64::MAX;
-/// Number of waits of a dropped ring for the last completions, and the time of each.
+/// Maximum number of waits of a dropped ring for the last completions, and the timeout of each.
 const DRAIN_ROUNDS: usize = 50;
 const DRAIN_WAIT: Duration = Duration::from_millis(100);
 
-/// Bytes to be moved between a socket and a range of a buffer's frame (see [`Buffer::framed`]).
+/// Transfer between a socket and a range of a buffer's frame (see [`Buffer::framed_mut`]).
 pub(crate) struct Transfer {
     pub(crate) buffer: Buffer,
     pub(crate) range: Range<usize>,
-    /// A send is complete only when all of the range was moved, or the connection failed. A receive never
-    /// waits for all of it: that would hide whether anything comes.
+    /// A send completes only when the whole range is sent or the connection fails. Receives ignore it and
+    /// complete with the first bytes.
     pub(crate) all: bool,
 }
 
 /// Completion of an operation.
 pub(crate) struct Completion {
-    /// As given when it was started.
+    /// Tag of the operation.
     pub(crate) tag: u64,
     pub(crate) outcome: Outcome,
 }
 
 pub(crate) enum Outcome {
-    /// Bytes moved; the buffer is the operation's.
+    /// Result of a transfer in bytes, with its buffer.
     Transferred { buffer: Buffer, result: io::Result<usize> },
-    /// A new connection.
+    /// Result of an accept.
     Accepted(io::Result<OwnedFd>),
-    /// The peer has closed its side.
+    /// Result of a hang-up poll.
     HungUp(io::Result<()>),
 }
 
-/// Subject of an operation.
+/// Kind of an operation, with its buffer.
 enum Subject {
     Transfer(Buffer),
     Accept,
@@ -62,43 +62,46 @@ enum Subject {
 struct InFlight {
     tag: u64,
     subject: Subject,
-    /// Kept open until the kernel is done with it, so that its number cannot come to mean another file.
+    /// Held open until the completion, so that its number is not reused.
     _fd: Arc<OwnedFd>,
 }
 
-/// An io_uring with its in-flight table. To be used on the thread that made it.
+/// An io_uring with its in-flight table, for use on the thread that created it.
 pub(crate) struct Ring {
     uring: IoUring,
     in_flight: ManuallyDrop<Vec<Option<InFlight>>>,
     free: Vec<usize>,
-    /// Operations that could not be handed to the kernel; they complete with an error at the next wait.
+    /// Operations that could not be submitted; they complete with an error at the next wait.
     refused: Vec<Completion>,
 }
 
 impl Ring {
-    /// Sets a ring up.
+    /// Creates a ring.
     ///
     /// # Errors
-    /// When the kernel has no io_uring, forbids it, or is too old for it.
+    /// The kernel has no io_uring, forbids it or lacks a required feature.
     pub(crate) fn new() -> io::Result<Self> {
         let uring = setup()?;
         let params = uring.params();
         if !params.is_feature_nodrop() || !params.is_feature_ext_arg() {
-            return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring is too old"));
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the kernel's io_uring lacks NODROP or EXT_ARG",
+            ));
         }
         Ok(Self { uring, in_flight: ManuallyDrop::new(Vec::new()), free: Vec::new(), refused: Vec::new() })
     }
 
-    /// Receives into the transfer's range, as much as there is.
+    /// Starts a receive into the transfer's range, which completes with the available bytes.
     pub(crate) fn recv(&mut self, fd: &Arc<OwnedFd>, transfer: Transfer, tag: u64) {
         self.transfer(fd, transfer, tag, |fd, pointer, len| opcode::Recv::new(fd, pointer, len).build());
     }
 
-    /// Sends the transfer's range; a peer that is gone is an error, not a signal.
+    /// Starts a send of the transfer's range. A disconnected peer causes an error, not a signal.
     pub(crate) fn send(&mut self, fd: &Arc<OwnedFd>, transfer: Transfer, tag: u64) {
         let mut flags = SendFlags::NOSIGNAL;
         if transfer.all {
-            // io_uring takes the flag on sends too (Linux 5.19); older kernels make short sends.
+            // Linux 5.19 and newer support the flag for sends; older kernels make short sends.
             flags |= SendFlags::from_bits_retain(RecvFlags::WAITALL.bits());
         }
         self.transfer(fd, transfer, tag, |fd, pointer, len| {
@@ -106,12 +109,12 @@ impl Ring {
         });
     }
 
-    /// Reads from a descriptor that is no socket into the transfer's range.
+    /// Starts a read from a descriptor other than a socket.
     pub(crate) fn read(&mut self, fd: &Arc<OwnedFd>, transfer: Transfer, tag: u64) {
         self.transfer(fd, transfer, tag, |fd, pointer, len| opcode::Read::new(fd, pointer, len).build());
     }
 
-    /// Waits for one connection on a listening socket.
+    /// Starts an accept of one connection.
     pub(crate) fn accept(&mut self, fd: &Arc<OwnedFd>, tag: u64) {
         let flags = SocketFlags::CLOEXEC.bits().cast_signed();
         let entry = opcode::Accept::new(Fd(fd.as_raw_fd()), std::ptr::null_mut(), std::ptr::null_mut())
@@ -121,7 +124,7 @@ impl Ring {
         self.push(index, entry);
     }
 
-    /// Waits until the peer of a socket has closed its side, regardless of unread data.
+    /// Starts a poll that completes when the peer of a socket closes its side, regardless of unread data.
     pub(crate) fn hang_up(&mut self, fd: &Arc<OwnedFd>, tag: u64) {
         let events = u32::from(PollFlags::RDHUP.bits());
         let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events).build();
@@ -129,8 +132,7 @@ impl Ring {
         self.push(index, entry);
     }
 
-    /// Asks the kernel to give up the operations with this tag; they complete with an error, if they still
-    /// can.
+    /// Cancels the operations with this tag; they complete with an error unless they have already completed.
     pub(crate) fn cancel(&mut self, tag: u64) {
         for index in 0..self.in_flight.len() {
             if self.in_flight[index].as_ref().is_some_and(|operation| operation.tag == tag) {
@@ -139,11 +141,11 @@ impl Ring {
         }
     }
 
-    /// Hands everything that was started to the kernel, and returns what tells, at the cost of a look into
-    /// memory, whether a wait would end at once.
+    /// Submits the started operations. Returns a check without a system call, which is true if a wait would
+    /// end at once.
     ///
     /// # Errors
-    /// When the kernel refuses to go on with this ring.
+    /// The kernel refuses the submission.
     pub(crate) fn start_and_poll(&mut self) -> io::Result<impl FnMut() -> bool> {
         match self.uring.submit() {
             Err(error) if !is_passing(&error) => return Err(error),
@@ -154,11 +156,10 @@ impl Ring {
         Ok(move || has_refused || !uring.completion().is_empty() || uring.submission().taskrun())
     }
 
-    /// Hands everything that was started to the kernel, waits until something completes or the time is over,
-    /// and appends the completions.
+    /// Submits the started operations, waits for a completion or the timeout, and appends the completions.
     ///
     /// # Errors
-    /// When the kernel refuses to go on with this ring.
+    /// The kernel refuses the submission or the wait.
     pub(crate) fn wait(
         &mut self,
         timeout: Option<Duration>,
@@ -188,10 +189,10 @@ impl Ring {
         tag: u64,
         build: impl FnOnce(Fd, *mut u8, u32) -> squeue::Entry,
     ) {
-        assert!(!transfer.range.is_empty(), "a transfer of nothing would look like the end of the stream");
-        // Slicing checks the range, so pointer and length stay inside the buffer.
+        assert!(!transfer.range.is_empty(), "an empty transfer has the same result as the end of the stream");
+        // Slicing checks the range, so pointer and length are within the buffer.
         let bytes = &mut transfer.buffer.framed_mut()[transfer.range];
-        // Longer ones are moved in several steps.
+        // A longer transfer is short.
         let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         let entry = build(Fd(fd.as_raw_fd()), bytes.as_mut_ptr(), len);
         let subject = Subject::Transfer(transfer.buffer);
@@ -202,7 +203,7 @@ impl Ring {
     fn insert(&mut self, operation: InFlight) -> usize {
         match self.free.pop() {
             Some(index) => {
-                // Its buffer would be freed under the kernel.
+                // An overwritten operation would free a buffer that the kernel uses.
                 assert!(self.in_flight[index].is_none(), "a slot has one operation");
                 self.in_flight[index] = Some(operation);
                 index
@@ -233,7 +234,7 @@ impl Ring {
         // SAFETY: a cancellation refers to no memory.
         let pushed = unsafe { push_or_submit(&mut self.uring, &entry) };
         if let Err(error) = pushed {
-            tracing::debug!(%error, "an operation could not be cancelled");
+            tracing::debug!(%error, "cancelling an operation failed");
         }
     }
 
@@ -285,7 +286,7 @@ impl Drop for Ring {
             // SAFETY: the table is not used again; this is the end of `drop`.
             unsafe { ManuallyDrop::drop(&mut self.in_flight) };
         } else {
-            tracing::error!("operations did not end with their ring: their buffers are leaked");
+            tracing::error!("operations of a dropped ring did not complete; their buffers are leaked");
         }
     }
 }
@@ -293,7 +294,7 @@ impl Drop for Ring {
 fn complete(operation: InFlight, result: io::Result<i32>) -> Completion {
     let outcome = match operation.subject {
         Subject::Transfer(buffer) => {
-            // The kernel's result is not negative here.
+            // Errors are mapped, so the result is not negative.
             Outcome::Transferred { buffer, result: result.map(|len| len.unsigned_abs() as usize) }
         }
         Subject::HangUp => Outcome::HungUp(result.map(|_| ())),
@@ -305,10 +306,10 @@ fn complete(operation: InFlight, result: io::Result<i32>) -> Completion {
     Completion { tag: operation.tag, outcome }
 }
 
-/// Pushes an entry; if the queue is full, hands it to the kernel first.
+/// Pushes an entry; submits the queue first if it is full.
 ///
 /// # Safety
-/// What the entry points to must stay valid until its completion.
+/// The memory that the entry refers to must stay valid until its completion.
 unsafe fn push_or_submit(uring: &mut IoUring, entry: &squeue::Entry) -> io::Result<()> {
     // SAFETY: the caller's promise.
     if unsafe { uring.submission().push(entry) }.is_ok() {
@@ -317,10 +318,10 @@ unsafe fn push_or_submit(uring: &mut IoUring, entry: &squeue::Entry) -> io::Resu
     uring.submit()?;
     // SAFETY: the caller's promise.
     unsafe { uring.submission().push(entry) }
-        .map_err(|_| io::Error::new(io::ErrorKind::WouldBlock, "the submission queue stays full"))
+        .map_err(|_| io::Error::new(io::ErrorKind::WouldBlock, "the submission queue is full after a submit"))
 }
 
-/// Creates a ring whose completions cause no interrupts, if the kernel supports that.
+/// Creates a ring whose completions do not interrupt the thread, if the kernel supports it.
 fn setup() -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
     builder.setup_cqsize(COMPLETIONS).dontfork();
@@ -335,7 +336,7 @@ fn setup() -> io::Result<IoUring> {
     if cooperative.is_ok() { cooperative } else { builder.build(SUBMISSIONS) }
 }
 
-/// Returns true for a wait error that only means that nothing completed, or that completions must be reaped
+/// Returns true for an error without consequences: a timeout, a signal, or completions that must be reaped
 /// first.
 fn is_passing(error: &io::Error) -> bool {
     let passing =
@@ -368,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn moves_bytes_and_returns_the_buffers() {
+    fn transfers_return_their_buffers() {
         let mut ring = Ring::new().unwrap();
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let ours = Arc::new(OwnedFd::from(ours));
@@ -391,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn disconnected_peer_is_an_error() {
+    fn transfer_with_disconnected_peer_fails() {
         let mut ring = Ring::new().unwrap();
         let (ours, theirs) = UnixStream::pair().unwrap();
         let ours = Arc::new(OwnedFd::from(ours));
@@ -409,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn accepts_and_cancels() {
+    fn cancelled_accept_completes_with_an_error() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = Arc::new(OwnedFd::from(UnixListener::bind(&path).unwrap()));
@@ -424,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn tells_when_the_peer_has_closed_its_side() {
+    fn hang_up_poll_completes_when_the_peer_closes() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let ours = Arc::new(OwnedFd::from(ours));
         let mut ring = Ring::new().unwrap();
@@ -432,13 +433,13 @@ mod tests {
         ring.hang_up(&ours, 1);
         theirs.write_all(b"data").unwrap();
         ring.wait(Some(Duration::ZERO), &mut completions).unwrap();
-        assert!(completions.is_empty(), "bytes are no end");
+        assert!(completions.is_empty(), "received bytes are no hang-up");
         theirs.shutdown(Shutdown::Write).unwrap();
         assert!(matches!(wait_one(&mut ring), Completion { tag: 1, outcome: Outcome::HungUp(Ok(())) }));
         ring.hang_up(&ours, 2);
         assert!(
             matches!(wait_one(&mut ring), Completion { tag: 2, outcome: Outcome::HungUp(Ok(())) }),
-            "again"
+            "a later poll completes too"
         );
 
         let (ours, _theirs) = UnixStream::pair().unwrap();
@@ -450,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn more_operations_than_the_queue_holds() {
+    fn operations_beyond_the_queue_size_complete() {
         let mut ring = Ring::new().unwrap();
         let pairs: Vec<_> = (0..3 * u64::from(SUBMISSIONS))
             .map(|tag| {
@@ -478,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn dropped_ring_ends_its_operations() {
+    fn dropped_ring_cancels_its_operations() {
         let (ours, mut theirs) = UnixStream::pair().unwrap();
         let ours = Arc::new(OwnedFd::from(ours));
         let mut ring = Ring::new().unwrap();
@@ -488,6 +489,6 @@ mod tests {
         drop(ring);
         assert_eq!(Arc::strong_count(&ours), 1, "the table was freed");
         drop(ours);
-        assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "and the kernel released the socket");
+        assert_eq!(theirs.read(&mut [0]).unwrap(), 0, "the kernel released the socket");
     }
 }

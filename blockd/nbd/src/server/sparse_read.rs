@@ -1,8 +1,8 @@
-//! Long reads for clients with structured replies: zeroes are sent as holes.
+//! Long reads for clients with structured replies: zero extents are sent as holes.
 //!
-//! The data is read to its normal position and then compacted in the same buffer, each chunk after its own
-//! header. A header is smaller than the hole before it, and the first one uses the buffer's headroom, so no
-//! unmoved data is overwritten.
+//! The data is read to its position in the buffer and then compacted there, each chunk after its header.
+//! Headers are smaller than the hole before them, and the first one uses the headroom, so data is not
+//! overwritten before it is moved.
 
 use crate::connection::buffer_pool::{Buffer, HEADROOM_BYTES};
 use crate::device::{BlockDevice, DeviceError, Progress, StatusExtent};
@@ -10,14 +10,14 @@ use crate::protocol::constants::{BASE_ALLOCATION, STATE_ZERO};
 use crate::protocol::reply::{ReplyMode, ReplyTo};
 use crate::server::worker::Success;
 
-/// Shorter reads are answered in one piece.
+/// Minimum length of a read with holes, in bytes; shorter reads are sent as one chunk.
 const MIN_READ_BYTES: u64 = 32 << 10;
-/// Shorter runs of zeroes are sent as data.
+/// Minimum length of a hole, in bytes; shorter zero extents are sent as data.
 const MIN_HOLE_BYTES: u64 = 16 << 10;
-/// As far as holes are looked for in one read.
+/// Maximum number of extents that one read queries; the rest of the range is sent as data.
 const MAX_EXTENTS: usize = 1024;
 
-/// A piece of a read: where it begins in the payload, and how long it is.
+/// Part of a read that becomes one chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Piece {
     start: usize,
@@ -25,8 +25,8 @@ struct Piece {
     is_hole: bool,
 }
 
-/// Reads `len_bytes` from `to`'s offset on into chunks, if there are holes worth telling of; `None` if there
-/// are not, or the client would not understand: then nothing was read.
+/// Reads `len_bytes` at the offset of `to` into chunks. Returns `None`, without a read, if the range has no
+/// long hole or the client has no structured replies.
 pub(crate) fn read_with_holes(
     device: &dyn BlockDevice,
     to: &ReplyTo,
@@ -44,7 +44,7 @@ pub(crate) fn read_with_holes(
         [Piece { is_hole: true, .. }] => return Ok(Some(Success::Zeroes)),
         _ => {}
     }
-    assert!(len_bytes as usize <= buffer.capacity_bytes(), "the data of a read lies in its buffer");
+    assert!(len_bytes as usize <= buffer.capacity_bytes(), "the data of a read is within its buffer");
     for piece in pieces.iter().filter(|piece| !piece.is_hole) {
         let part = &mut buffer.payload_mut()[piece.start..piece.start + piece.len];
         if device.read(to.offset_bytes + piece.start as u64, part)? == Progress::Zeroes {
@@ -58,7 +58,7 @@ pub(crate) fn read_with_holes(
         let is_last = index + 1 == pieces.len();
         let at = to.offset_bytes + piece.start as u64;
         let header = if piece.is_hole {
-            // No read is longer than 64 MiB.
+            // Reads are at most 64 MiB long.
             to.hole(at, piece.len as u32, is_last)
         } else {
             to.data(at, piece.len, is_last)
@@ -67,7 +67,7 @@ pub(crate) fn read_with_holes(
         end += header.len();
         if !piece.is_hole {
             let from = HEADROOM_BYTES + piece.start;
-            assert!(end <= from, "a chunk must not overwrite data that is not moved yet");
+            assert!(end <= from, "a chunk does not overwrite unmoved data");
             frame.copy_within(from..from + piece.len, end);
             end += piece.len;
         }
@@ -75,13 +75,13 @@ pub(crate) fn read_with_holes(
     Ok(Some(Success::Framed(start..end)))
 }
 
-/// Cuts a read into data and holes that are worth it. What the extents do not cover is data.
+/// Splits a read into data and long holes. The range after the last extent is data.
 fn pieces(extents: &[StatusExtent], len_bytes: u64) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     let mut at = 0;
     let mut add = |at: u64, len_bytes: u64, is_hole: bool| match pieces.last_mut() {
         Some(last) if last.is_hole == is_hole => last.len += len_bytes as usize,
-        // No read is longer than 64 MiB.
+        // Reads are at most 64 MiB long.
         _ => pieces.push(Piece { start: at as usize, len: len_bytes as usize, is_hole }),
     };
     for extent in extents {
@@ -96,7 +96,10 @@ fn pieces(extents: &[StatusExtent], len_bytes: u64) -> Vec<Piece> {
     if at < len_bytes {
         add(at, len_bytes - at, false);
     }
-    debug_assert!(pieces.iter().map(|piece| piece.len as u64).sum::<u64>() == len_bytes, "all of the read");
+    debug_assert!(
+        pieces.iter().map(|piece| piece.len as u64).sum::<u64>() == len_bytes,
+        "the segments cover the read"
+    );
     pieces
 }
 
@@ -105,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_cover_the_read() {
+    fn short_holes_are_merged_into_data() {
         let extent = |len_bytes, flags| StatusExtent { len_bytes, flags };
         let piece = |start, len, is_hole| Piece { start, len, is_hole };
         assert_eq!(pieces(&[], 100), [piece(0, 100, false)]);

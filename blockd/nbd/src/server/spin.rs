@@ -1,21 +1,22 @@
-//! Busy-polling before blocking: on an idle machine, waking a processor costs more than a request.
+//! Busy-polling before a blocking wait: on an idle machine, the wake-up of a core takes longer than a
+//! request.
 //!
-//! It helps only clients that wait for each reply before the next request: with several requests in flight a
-//! wake-up serves many, and a polling thread takes the processor from their sender. So a thread polls only
-//! while requests arrive one by one, only one thread of a server polls at a time, and after each failed poll
-//! twice as many sleeps skip it. `kernel-notes/nbd-server.md` has the figures.
+//! Only clients with one request in flight benefit. With several requests, one wake-up serves many, and the
+//! polling thread takes processor time from the client. So a thread polls only while requests arrive one by
+//! one, one thread of a server polls at a time, and each failed poll doubles the number of waits without a
+//! poll. Measurements are in `kernel-notes/nbd-server.md`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Duration of a poll: longer than a local client takes from a reply to its next request.
+/// Duration of a poll: longer than the time between a reply and the next request of a local client.
 const SPIN_TIME: Duration = Duration::from_micros(30);
-/// Maximum number of sleeps without a poll.
+/// Maximum number of waits without a poll.
 const MAX_SKIPPED: u32 = 1024;
-/// Number of sleeps without a poll after concurrent requests.
+/// Number of waits without a poll after concurrent requests.
 const SKIPPED_WHEN_BUSY: u32 = 64;
 
-/// Ensures that one thread polls at a time.
+/// Permit that limits a server to one polling thread.
 #[derive(Debug, Default)]
 pub(crate) struct SpinPermit {
     is_spinning: AtomicBool,
@@ -24,20 +25,20 @@ pub(crate) struct SpinPermit {
 /// Polling state of a thread.
 #[derive(Debug, Default)]
 pub(crate) struct SpinPoller {
-    /// Remaining sleeps without a poll.
+    /// Remaining waits without a poll.
     to_skip: u32,
-    /// Number of sleeps skipped before the last poll.
+    /// Number of waits without a poll after the last failed poll.
     skipped: u32,
 }
 
-/// Running poll.
+/// Poll in progress; holds the permit.
 pub(crate) struct Spin<'a> {
     poller: &'a mut SpinPoller,
     permit: &'a SpinPermit,
 }
 
 impl SpinPoller {
-    /// Decides before a sleep whether to poll, given the number of requests since the last one.
+    /// Returns a poll if one is due before a wait, from the number of requests since the last wait.
     pub(crate) fn begin<'a>(&'a mut self, requests: usize, spin_permit: &'a SpinPermit) -> Option<Spin<'a>> {
         if requests > 1 {
             self.to_skip = self.to_skip.max(SKIPPED_WHEN_BUSY);
@@ -46,14 +47,14 @@ impl SpinPoller {
             self.to_skip -= 1;
             return None;
         }
-        // Lazily: a dropped `Spin` returns the permit.
+        // Only with the permit: a dropped `Spin` releases it.
         (!spin_permit.is_spinning.swap(true, Ordering::Acquire))
             .then(|| Spin { poller: self, permit: spin_permit })
     }
 }
 
 impl Spin<'_> {
-    /// Polls until something has arrived or the time is over.
+    /// Polls until `is_ready` returns true or the poll duration has elapsed.
     pub(crate) fn until(self, mut is_ready: impl FnMut() -> bool) {
         let start = Instant::now();
         while !is_ready() {
@@ -71,7 +72,7 @@ impl Spin<'_> {
 impl Drop for Spin<'_> {
     fn drop(&mut self) {
         let was_spinning = self.permit.is_spinning.swap(false, Ordering::Release);
-        debug_assert!(was_spinning, "a poll holds the permit to its end");
+        debug_assert!(was_spinning, "a poll holds the permit");
     }
 }
 
@@ -79,13 +80,13 @@ impl Drop for Spin<'_> {
 mod tests {
     use super::*;
 
-    /// Polls if one is due, and returns whether one was.
-    fn poll(spin: &mut SpinPoller, requests: usize, comes: bool) -> bool {
-        spin.begin(requests, &SpinPermit::default()).map(|spin| spin.until(|| comes)).is_some()
+    /// Runs a poll if one is due; returns true if it was.
+    fn poll(spin: &mut SpinPoller, requests: usize, is_ready: bool) -> bool {
+        spin.begin(requests, &SpinPermit::default()).map(|spin| spin.until(|| is_ready)).is_some()
     }
 
     #[test]
-    fn failing_attempts_back_off() {
+    fn failed_poll_backs_off() {
         let mut spin = SpinPoller::default();
         let polls = (0..10_000).filter(|_| poll(&mut spin, 1, false)).count();
         assert!((10..=20).contains(&polls), "{polls}");
@@ -95,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn no_thread_spins_for_concurrent_requests() {
+    fn concurrent_requests_prevent_polls() {
         let mut spin = SpinPoller::default();
         assert!((0..10_000).all(|_| !poll(&mut spin, 2, true)));
         assert!((1..SKIPPED_WHEN_BUSY).all(|_| !poll(&mut spin, 1, true)));
@@ -103,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn poll_is_refused_while_another_runs() {
+    fn poll_is_refused_while_another_thread_polls() {
         let (spin_permit, mut first, mut second) = Default::default();
         let poll = SpinPoller::begin(&mut first, 1, &spin_permit);
         assert!(poll.is_some());

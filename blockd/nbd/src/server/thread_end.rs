@@ -1,5 +1,5 @@
-//! Detection of the end of a ring thread, by a failed ring or a panic. It gets no more connections, and if it
-//! was the accepting one, the owner of the server is notified.
+//! Detection of a failed ring thread: its ring failed, or it panicked. It gets no more connections. If it was
+//! the accepting thread, the server's owner is notified.
 
 use std::sync::Arc;
 
@@ -7,10 +7,11 @@ use parking_lot::Mutex;
 
 use crate::server::mailbox::{Mailbox, Message};
 
-/// Callback for the end of accepts. It must be quick: it runs on an ending thread.
+/// Callback of [`Server::on_failure`](crate::Server::on_failure). It must not block: it may run on the failed
+/// thread.
 pub type FailureListener = Box<dyn FnOnce() + Send>;
 
-/// State of a server's accepts, and the callback for their end.
+/// Failure state of the accepting thread, and the callback.
 #[derive(Default)]
 pub(crate) struct Failure(Mutex<State>);
 
@@ -21,7 +22,7 @@ struct State {
 }
 
 impl Failure {
-    /// Has `listener` called when the server fails, or at once if it has failed.
+    /// Registers the callback, or calls it at once after a failure.
     pub(crate) fn listen(&self, listener: FailureListener) {
         let mut state = self.0.lock();
         if state.has_failed {
@@ -44,13 +45,13 @@ impl Failure {
     }
 }
 
-/// To be dropped at the end of a ring thread, behind all that the thread has.
+/// Guard of a ring thread, dropped after the other values of the thread.
 pub(crate) struct ThreadEnd {
     pub(crate) thread: usize,
     pub(crate) mailbox: Arc<Mailbox<Message>>,
-    /// The first thread accepts for all.
+    /// Notified by the first thread, which accepts the connections of all.
     pub(crate) failure: Arc<Failure>,
-    /// The end was requested, or the thread was never started.
+    /// True unless the thread runs: its start failed, or it was shut down.
     pub(crate) is_expected: bool,
 }
 
@@ -61,7 +62,7 @@ impl Drop for ThreadEnd {
             return;
         }
         let panicked = std::thread::panicking();
-        tracing::error!(thread = self.thread, panicked, "a server thread died; its connections are dropped");
+        tracing::error!(thread = self.thread, panicked, "a server thread failed; its connections are lost");
         if self.thread == 0 {
             self.failure.happen();
         }

@@ -1,11 +1,10 @@
-//! Worker threads: for requests that may block; for syncs, so that no other request waits behind the slowest
-//! disk operation; for lookups of exports; and one for TLS handshakes. They are separate, so that clients can
-//! connect while all workers wait for a slow device, and so that connecting clients use at most one thread.
-//! Connections bound the queues: each has a limited number of requests, lookups and handshakes in them.
+//! Jobs of the worker threads. Separate threads execute requests that may block, syncs, export lookups and
+//! TLS handshakes: other requests do not wait for syncs, clients can connect while a slow device blocks all
+//! request workers, and connecting clients use at most one thread. Each connection has a limited number of
+//! queued jobs.
 //!
-//! A request for remote data occupies no worker: the device keeps it and returns it when the data has
-//! arrived, on the thread that then executes it. It counts as in flight on its connection until the client is
-//! gone.
+//! A request that waits for remote data occupies no worker: the device keeps a callback, and the thread that
+//! calls it executes the request. The request is in flight until then, or until the client disconnects.
 
 use std::any::Any;
 use std::ops::Range;
@@ -30,20 +29,20 @@ use crate::server::mailbox::{ConnectionKey, Mailbox, Message};
 use crate::server::sparse_read::read_with_holes;
 use crate::tls::session::{Opened, TlsSession};
 
-/// Work that may block or take long.
+/// Job that may block or needs much processor time.
 pub(crate) enum Work {
     Request(RequestWork),
-    /// Lookup with its client.
+    /// Export lookup of a client.
     Lookup(Lookup, Arc<Client>),
     /// Next step of a TLS handshake.
     Handshake(Box<TlsSession>),
 }
 
-/// Admitted request.
+/// Validated request whose charge is taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Admitted {
     pub(crate) operation: Operation,
-    /// Address of the reply, with the offset of the request.
+    /// Address of the reply, which has the offset of the request.
     pub(crate) to: ReplyTo,
     pub(crate) len_bytes: u64,
     pub(crate) charge_bytes: u64,
@@ -57,21 +56,21 @@ pub(crate) struct RequestWork {
     pub(crate) buffer: Option<Buffer>,
     /// Contexts of block status.
     pub(crate) contexts: Arc<[MetaContext]>,
-    /// Lower bound of the time of receipt.
+    /// Earliest possible time of receipt.
     pub(crate) received_at: Instant,
-    /// Requests of its connection that wait for remote data.
+    /// Table of the connection's requests that wait for remote data.
     pub(crate) remote_reads: Arc<RemoteReads<Job>>,
 }
 
-/// Result of work.
+/// Result of a job.
 pub(crate) enum Done {
     Request(RequestDone),
     Answer(Answer),
-    /// Result of the received bytes.
+    /// Session, with the result of its handshake step.
     Handshake(Box<TlsSession>, Result<Opened, rustls::Error>),
 }
 
-/// Result of a request; the device is no longer held.
+/// Result of a request, without its device.
 pub(crate) struct RequestDone {
     pub(crate) request: Admitted,
     pub(crate) buffer: Option<Buffer>,
@@ -81,13 +80,13 @@ pub(crate) struct RequestDone {
 /// Output of a successful request.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Success {
-    /// None, or the data in the buffer.
+    /// No output, or the data in the buffer.
     Plain,
-    /// The whole range is zeroes, independent of the buffer.
+    /// The range is zero; the buffer's content is unspecified.
     Zeroes,
-    /// Prepared chunks in this range of the buffer's frame.
+    /// Encoded chunks in this range of the buffer's frame.
     Framed(Range<usize>),
-    /// Separate chunks, to be sent in this order.
+    /// Encoded chunks, to be sent in this order.
     Chunks(Vec<Vec<u8>>),
 }
 
@@ -105,20 +104,20 @@ impl From<DeviceError> for DeviceFailure {
 }
 
 impl DeviceFailure {
-    /// Creates the failure of a request whose client is gone.
+    /// Returns the failure of a request whose client has disconnected.
     fn gone() -> Self {
-        Self { errno: NBD_ESHUTDOWN, message: "the connection was dropped".to_owned() }
+        Self { errno: NBD_ESHUTDOWN, message: "the client disconnected".to_owned() }
     }
 }
 
 /// Calls a device; a panic becomes an I/O error.
 pub(crate) fn call_device<T>(call: impl FnOnce() -> Result<T, DeviceError>) -> Result<T, DeviceFailure> {
-    // State left by the panic is inside of the device, which is responsible for it.
+    // Only the device's own state may be inconsistent after a panic, and the device is responsible for it.
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(DeviceFailure::from),
         Err(panic) => {
             let message = format!("the device panicked: {}", panic_message(panic.as_ref()));
-            tracing::error!(message, "a request failed");
+            tracing::error!(message, "a device request panicked");
             Err(DeviceFailure { errno: NBD_EIO, message })
         }
     }
@@ -126,13 +125,13 @@ pub(crate) fn call_device<T>(call: impl FnOnce() -> Result<T, DeviceError>) -> R
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
 }
 
 impl RequestWork {
     pub(crate) fn run(mut self) -> RequestDone {
         let mut buffer = self.buffer.take();
-        // A slow device has other waiting requests: those of gone clients are skipped.
+        // A request may have waited long for a slow device; the client may have disconnected since.
         let result = if self.remote_reads.is_abandoned(self.received_at) {
             Err(DeviceFailure::gone())
         } else {
@@ -141,12 +140,12 @@ impl RequestWork {
         RequestDone { request: self.request, buffer, result }
     }
 
-    /// Ends the request without a call of its device.
+    /// Ends the request with a result, without a call of its device.
     fn ended(self, result: Result<Success, DeviceFailure>) -> RequestDone {
         RequestDone { request: self.request, buffer: self.buffer, result }
     }
 
-    /// Returns the access of the request, if it may need remote data.
+    /// Returns the access of a request that may need remote data.
     fn access(&self) -> Option<Access> {
         match self.request.operation {
             _ if !self.device.may_be_remote() || self.remote_reads.is_abandoned(self.received_at) => None,
@@ -161,13 +160,13 @@ impl RequestWork {
         let (device, offset_bytes) = (&*self.device, to.offset_bytes);
         debug_assert!(
             offset_bytes.checked_add(len_bytes).is_some_and(|end| end <= device.size_bytes()),
-            "a request lies in its device"
+            "a request is within its device"
         );
-        // Reads and writes are at most 64 MiB long; others have no buffer.
+        // Only reads and writes have a buffer; they are at most 64 MiB long.
         let payload_len = len_bytes as usize;
         assert!(
             buffer.as_ref().is_none_or(|buffer| payload_len <= buffer.capacity_bytes()),
-            "the payload lies in its buffer"
+            "the payload is within its buffer"
         );
         match (operation, buffer) {
             (Operation::Read { whole }, Some(buffer)) => {
@@ -175,14 +174,14 @@ impl RequestWork {
                     return Ok(success);
                 }
                 let progress = device.read(offset_bytes, &mut buffer.payload_mut()[..payload_len])?;
-                assert!(progress != Progress::WouldBlock, "a read that may block completes");
+                assert!(progress != Progress::WouldBlock, "BlockDevice::read does not return WouldBlock");
                 return Ok(if progress == Progress::Zeroes { Success::Zeroes } else { Success::Plain });
             }
             (Operation::Write { fua }, Some(buffer)) => {
                 device.write(offset_bytes, &buffer.payload()[..payload_len], fua)?;
             }
             (Operation::Read { .. } | Operation::Write { .. }, None) => {
-                return Err(DeviceError::new(DeviceErrorKind::Io, "a request came without its buffer"));
+                return Err(DeviceError::new(DeviceErrorKind::Io, "internal error: a request has no buffer"));
             }
             (Operation::Flush, _) => device.flush()?,
             (Operation::Trim { fua }, _) => device.trim(offset_bytes, len_bytes, fua)?,
@@ -194,7 +193,7 @@ impl RequestWork {
     }
 
     fn block_status(&self, one: bool) -> Result<Success, DeviceError> {
-        assert!(!self.contexts.is_empty(), "block status has a context");
+        assert!(!self.contexts.is_empty(), "block status has contexts");
         let Admitted { to, len_bytes, .. } = self.request;
         let max_extents = if one { 1 } else { (MAX_STATUS_EXTENTS / self.contexts.len().max(1)).max(1) };
         let mut chunks = Vec::with_capacity(self.contexts.len());
@@ -203,7 +202,10 @@ impl RequestWork {
             extents.clear();
             self.device.block_status(&context.name, to.offset_bytes, len_bytes, max_extents, &mut extents)?;
             if !lie_within(&extents, len_bytes) || extents.len() > max_extents {
-                let message = format!("the device gave wrong extents for {}", context.name);
+                let message = format!(
+                    "block status failed on context {}: the device returned invalid extents",
+                    context.name
+                );
                 return Err(DeviceError::new(DeviceErrorKind::Io, message));
             }
             let is_last = index + 1 == self.contexts.len();
@@ -214,7 +216,7 @@ impl RequestWork {
     }
 }
 
-/// Returns true for at least one extent, none empty, all within `len_bytes`.
+/// Returns true for one or more non-empty extents of at most `len_bytes` in total.
 fn lie_within(extents: &[StatusExtent], len_bytes: u64) -> bool {
     let total = extents.iter().try_fold(0_u64, |total, extent| total.checked_add(extent.len_bytes));
     !extents.is_empty()
@@ -230,14 +232,14 @@ impl Work {
                 let answer = catch_unwind(AssertUnwindSafe(|| lookup.clone().resolve(catalog, &client)));
                 Done::Answer(answer.unwrap_or_else(|panic| {
                     tracing::error!(message = panic_message(panic.as_ref()), "the export catalog panicked");
-                    lookup.fail("the server failed to look it up")
+                    lookup.fail("internal error of the server")
                 }))
             }
             Self::Handshake(mut session) => {
                 let step = catch_unwind(AssertUnwindSafe(|| session.shake_hands()));
                 let opened = step.unwrap_or_else(|panic| {
                     let message = format!("the TLS handshake panicked: {}", panic_message(panic.as_ref()));
-                    tracing::error!(message, "a connection is lost");
+                    tracing::error!(message, "closing a connection");
                     session.abandon();
                     Err(rustls::Error::General(message))
                 });
@@ -247,7 +249,7 @@ impl Work {
     }
 }
 
-/// Work with the return path to its connection.
+/// Work with the mailbox and key of its connection.
 pub(crate) struct Job {
     pub(crate) work: Work,
     pub(crate) key: ConnectionKey,
@@ -269,14 +271,15 @@ impl Job {
         matches!(&self.work, Work::Request(request) if request.remote_reads.is_abandoned(request.received_at))
     }
 
-    /// Leaves the job with its device if remote data must be fetched first; otherwise returns it.
+    /// Starts the prefetch of remote data for a request. Returns the job if it can run at once; otherwise the
+    /// completion callback runs it.
     fn leave_with_device(self) -> Option<Self> {
         let Work::Request(request) = &self.work else { return Some(self) };
         let Some(access) = request.access() else { return Some(self) };
         let (device, range) = (Arc::clone(&request.device), request.request);
         let remote_reads = Arc::clone(&request.remote_reads);
         let key = remote_reads.keep(self);
-        // Weak: a long fetch must not keep the socket of a closed connection open.
+        // Weak, so that a slow fetch does not keep the socket of a closed connection open.
         let left = Arc::downgrade(&remote_reads);
         let then = move |result: Result<(), DeviceError>| {
             if let Some(job) = left.upgrade().and_then(|left| left.take(key)) {
@@ -289,7 +292,7 @@ impl Job {
             Ok(device.prefetch_async(access, range.to.offset_bytes, range.len_bytes, then))
         });
         match asked {
-            // The client may have disconnected before the request was stored.
+            // The client disconnected before the request was stored.
             Ok(None) if remote_reads.is_recalled() => {
                 if let Some(job) = remote_reads.take(key) {
                     job.end_unwanted();
@@ -298,7 +301,7 @@ impl Job {
             }
             Ok(None) => None,
             Ok(Some(_)) => remote_reads.take(key),
-            // It panicked, and no other thread will reply.
+            // The device panicked and has no callback.
             Err(failure) => {
                 if let Some(job) = remote_reads.take(key) {
                     job.end(|request| request.ended(Err(failure)));
@@ -308,7 +311,7 @@ impl Job {
         }
     }
 
-    /// Continues when the data has arrived, or failed.
+    /// Executes the request after its prefetch, or ends it with the error of the prefetch.
     fn go_on(self, result: Result<(), DeviceError>) {
         match result {
             Ok(()) => self.end(RequestWork::run),
@@ -329,28 +332,28 @@ impl WaitingRequest for Job {
     }
 }
 
-/// Runs jobs until every sender is gone and the queue is empty.
+/// Executes jobs until the queue is disconnected and empty.
 pub(crate) fn work(jobs: &Receiver<Job>, catalog: &dyn ExportCatalog) {
     for job in jobs {
         serve(job, catalog);
     }
 }
 
-/// Executes a job, or leaves it with its device.
+/// Executes a job, or starts the prefetch that it needs.
 pub(crate) fn serve(job: Job, catalog: &dyn ExportCatalog) {
     let Some(job) = job.leave_with_device() else { return };
     let done = job.work.run(catalog);
     job.mailbox.post(Message::Done(job.key, done));
 }
 
-/// Runs one flush for flushes with the same flush key.
+/// Executes one flush for all jobs, which are flushes with the same key.
 pub(crate) fn flush_for_all(jobs: Vec<Job>) {
     let (gone, wanted): (Vec<_>, Vec<_>) = jobs.into_iter().partition(Job::is_abandoned);
     gone.into_iter().for_each(Job::end_unwanted);
     let Some(device) = wanted.first().and_then(Job::flushed_device) else { return };
-    debug_assert!(wanted.iter().all(|job| job.flushed_device().is_some()), "one flush answers flushes only");
+    debug_assert!(wanted.iter().all(|job| job.flushed_device().is_some()), "coalesced jobs are flushes");
     let result = call_device(|| device.flush());
-    // A finished job no longer holds its device.
+    // A finished job must not hold its device.
     drop(device);
     for job in wanted {
         let result = result.clone().map(|()| Success::Plain);

@@ -1,5 +1,4 @@
-//! TLS identity of the server: certificate, key and client authorities from PEM files, reloaded after a
-//! renewal.
+//! TLS identity of the server: certificate, key and client CAs from PEM files, which can be reloaded.
 
 use std::fs::Metadata;
 use std::io;
@@ -18,42 +17,41 @@ use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls::{InconsistentKeys, RootCertStore, SupportedCipherSuite};
 use zeroize::Zeroizing;
 
-/// The longest file that is read for a private key, in bytes.
+/// Maximum size of a private key file, in bytes.
 const MAX_KEY_FILE_LEN: u64 = 64 << 10;
 
-/// Paths of the server's certificate, key and trusted authorities; all PEM.
+/// Paths of the server's certificate, key, client CAs and CRLs, all in PEM format.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// The server's certificate, followed by those that lead to an authority.
+    /// Certificate chain: the server's certificate, then the intermediate certificates.
     pub certificate: PathBuf,
-    /// The certificate's private key; others must not be able to read it.
+    /// Private key of the certificate. Its mode must give no access to other users.
     pub key: PathBuf,
-    /// The authorities of client certificates. If set, a client must have a certificate of one of them.
+    /// CAs of client certificates. If set, each client must present a certificate of one of them.
     pub client_ca: Option<PathBuf>,
-    /// Their revocation lists, if clients are to be looked up in them. Then there must be one of each
-    /// authority that signed a client's certificate, or one that leads to it; one that is out of date counts
-    /// all the same.
+    /// CRLs of the client CAs. If set, a CRL of each CA on the path from a client certificate to a trusted CA
+    /// is required. Outdated CRLs are applied too. Ignored without `client_ca`.
     pub client_crl: Option<PathBuf>,
 }
 
 /// TLS mode of a listening socket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TlsMode {
-    /// Never.
+    /// No TLS.
     #[default]
     Off,
-    /// If the client asks for it.
+    /// Clients may start TLS.
     Allow,
-    /// Always.
+    /// Clients must start TLS.
     Require,
 }
 
-/// Certificates or keys cannot be used.
+/// Failure to load certificates or keys.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsError {
     /// A file cannot be read.
-    #[error("cannot read the {what} {path}")]
+    #[error("read failed on {what} {path}")]
     Read {
         /// Expected content.
         what: &'static str,
@@ -63,16 +61,16 @@ pub enum TlsError {
         #[source]
         source: io::Error,
     },
-    /// Others can read the private key.
-    #[error("the private key {path} has mode {mode:04o}, so others may read it: chmod 600 it")]
+    /// The mode of the private key gives access to other users.
+    #[error("load failed on private key {path}: mode {mode:04o} gives other users access; run chmod 600")]
     KeyMode {
         /// Path.
         path: PathBuf,
-        /// Its mode.
+        /// Mode of the file.
         mode: u32,
     },
-    /// A file does not hold what it should.
-    #[error("the {what} {path} cannot be used: {reason}")]
+    /// The content of a file is invalid.
+    #[error("load failed on {what} {path}: {reason}")]
     Content {
         /// Expected content.
         what: &'static str,
@@ -81,12 +79,12 @@ pub enum TlsError {
         /// Violation.
         reason: String,
     },
-    /// Certificate and key are fine, but not together.
-    #[error("the certificate {certificate} cannot be used with the private key {key}: {source}")]
+    /// The private key does not match the certificate, or cannot be checked against it.
+    #[error("load failed on certificate {certificate} with private key {key}")]
     Pair {
-        /// The certificate.
+        /// Path of the certificate.
         certificate: PathBuf,
-        /// The key.
+        /// Path of the private key.
         key: PathBuf,
         /// Violation.
         #[source]
@@ -102,21 +100,21 @@ impl TlsError {
     }
 }
 
-/// TLS identity of a server. Connections use the last loaded files.
+/// TLS identity of a server. New connections use the last loaded files.
 #[derive(Debug)]
 pub struct TlsIdentity(RwLock<Loaded>);
 
 #[derive(Debug)]
 struct Loaded {
     files: TlsFiles,
-    /// Stamps of the files at the last attempt to load them.
+    /// Stamps of the files before the last attempt to load them.
     stamps: Vec<Option<FileStamp>>,
     config: Arc<rustls::ServerConfig>,
 }
 
 impl Loaded {
     fn read(files: TlsFiles) -> Result<Self, TlsError> {
-        // Taken first: a file that changes meanwhile looks new the next time.
+        // Precedes the read, so that a concurrent change is seen by the next check.
         let stamps = stamps(&files);
         let config = Arc::new(read(&files)?);
         Ok(Self { files, stamps, config })
@@ -126,33 +124,33 @@ impl Loaded {
 type FileStamp = (u64, u64, i64, i64, u64);
 
 impl TlsIdentity {
-    /// Reads the files.
+    /// Loads the files.
     ///
     /// # Errors
-    /// When one cannot be read or used, or others can read the key.
+    /// A file cannot be read or is invalid, or the mode of the key gives access to other users.
     pub fn load(files: TlsFiles) -> Result<Self, TlsError> {
         Ok(Self(RwLock::new(Loaded::read(files)?)))
     }
 
-    /// Reads the files again, for new connections. Established ones are unaffected.
+    /// Reloads the files for new connections. Established connections are unaffected.
     ///
     /// # Errors
     /// As [`load`](Self::load); then the previous content stays in use.
     pub fn reload(&self) -> Result<(), TlsError> {
         let files = self.0.read().files.clone();
-        // Taken first: a file that changes meanwhile looks new the next time.
+        // Precedes the read, so that a concurrent change is seen by the next check.
         let stamps = stamps(&files);
         let config = read(&files);
         let mut loaded = self.0.write();
         if loaded.files != files {
-            return Ok(()); // A concurrent `reload_from` has loaded others.
+            return Ok(()); // A concurrent `reload_from` has loaded other files.
         }
         loaded.stamps = stamps;
         loaded.config = Arc::new(config?);
         Ok(())
     }
 
-    /// Checks that the files can be loaded.
+    /// Loads the files without applying them.
     ///
     /// # Errors
     /// See [`load`](Self::load).
@@ -181,19 +179,19 @@ impl TlsIdentity {
         seen != stamps(&files)
     }
 
-    /// Returns true if clients need certificates.
+    /// Returns true if clients must present certificates.
     #[must_use]
     pub fn wants_client_certificates(&self) -> bool {
         self.0.read().files.client_ca.is_some()
     }
 
-    /// Returns the last loaded configuration, for a server of another protocol with the same files.
+    /// Returns the last loaded configuration, for a server of another protocol with the same identity.
     #[must_use]
     pub fn server_config(&self) -> Arc<rustls::ServerConfig> {
         Arc::clone(&self.0.read().config)
     }
 
-    /// The server's side of a new session.
+    /// Creates the server side of a session.
     pub(crate) fn accept(&self) -> Result<UnbufferedServerConnection, rustls::Error> {
         UnbufferedServerConnection::new(self.server_config())
     }
@@ -206,8 +204,9 @@ fn stamps(files: &TlsFiles) -> Vec<Option<FileStamp>> {
     paths.into_iter().map(|path| path?.metadata().ok().map(stamp)).collect()
 }
 
-/// Returns the cipher suites. TLS 1.2 cannot change keys, and AES-GCM keys last for 2^24 records, 256 GiB:
-/// only ChaCha20 is offered there. TLS 1.3 updates keys by itself.
+/// Returns the provider with the offered cipher suites. TLS 1.2 has no key update, and AES-GCM keys are
+/// exhausted after 2^24 records (256 GiB), so only ChaCha20-Poly1305 is offered there. With TLS 1.3, rustls
+/// updates keys.
 fn provider() -> CryptoProvider {
     let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider.cipher_suites.retain(|suite| match suite {
@@ -233,13 +232,13 @@ fn read(files: &TlsFiles) -> Result<rustls::ServerConfig, TlsError> {
     };
     let certified = CertifiedKey::new(chain, private_key(&files.key)?);
     match certified.keys_match() {
-        // Not every kind of key tells.
+        // Some key types cannot be compared.
         Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
         Err(source) => return Err(pair(source)),
     }
     let mut config = builder.with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
-    // Connections last, so resumption saves little; and who resumes would not be asked for a certificate
-    // again.
+    // Without resumption each connection proves its client certificate. It would save little, because
+    // connections are long-lived.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
@@ -251,7 +250,7 @@ fn verifier(
     revoked: Option<&Path>,
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
-    let what = "clients' authority";
+    let what = "client CA";
     let unusable =
         |what, path: &Path, reason: String| TlsError::Content { what, path: path.to_owned(), reason };
     let mut roots = RootCertStore::empty();
@@ -262,7 +261,7 @@ fn verifier(
     let (builder, what, path) = match revoked {
         None => (builder, what, authorities),
         Some(path) => {
-            let what = "revocation list";
+            let what = "client CRL";
             (builder.with_crls(pem_of(what, "X509 CRL", path)?), what, path)
         }
     };
@@ -273,7 +272,7 @@ fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
     pem_of(what, "CERTIFICATE", path)
 }
 
-/// Returns all sections of one kind of a PEM file, at least one.
+/// Returns all sections of a kind in a PEM file, at least one.
 fn pem_of<T: PemObject>(what: &'static str, kind: &str, path: &Path) -> Result<Vec<T>, TlsError> {
     let text =
         std::fs::read(path).map_err(|source| TlsError::Read { what, path: path.to_owned(), source })?;
@@ -281,12 +280,12 @@ fn pem_of<T: PemObject>(what: &'static str, kind: &str, path: &Path) -> Result<V
     let found: Vec<_> =
         T::pem_slice_iter(&text).collect::<Result<_, _>>().map_err(|error| unusable(error.to_string()))?;
     if found.is_empty() {
-        return Err(unusable(format!("there is no {kind} in it")));
+        return Err(unusable(format!("it contains no {kind}")));
     }
     Ok(found)
 }
 
-/// The key, in the form in which it signs. What was read of it is wiped.
+/// Loads the private key. Buffers with its encoded form are zeroized.
 fn private_key(path: &Path) -> Result<Arc<dyn SigningKey>, TlsError> {
     let what = "private key";
     let failed = |source| TlsError::Read { what, path: path.to_owned(), source };
@@ -299,9 +298,12 @@ fn private_key(path: &Path) -> Result<Arc<dyn SigningKey>, TlsError> {
     }
     let unusable = |reason: String| TlsError::Content { what, path: path.to_owned(), reason };
     if found.len() > MAX_KEY_FILE_LEN {
-        return Err(unusable(format!("it has {} bytes, which no key has", found.len())));
+        return Err(unusable(format!(
+            "it has {} bytes, at most {MAX_KEY_FILE_LEN} are allowed",
+            found.len()
+        )));
     }
-    // All of it at once: a buffer that grows leaves copies behind.
+    // With full capacity: a growing buffer would leave copies in freed memory.
     let mut text = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE_LEN as usize));
     io::Read::read_to_end(&mut io::Read::take(&mut file, MAX_KEY_FILE_LEN), &mut text).map_err(failed)?;
     let key = PrivateKeyDer::from_pem_slice(&text).map_err(|error| unusable(error.to_string()))?;

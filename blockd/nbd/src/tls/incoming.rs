@@ -1,16 +1,15 @@
-//! Received bytes of a session.
+//! Receive buffer of a TLS session.
 
 use std::ops::Range;
 
 use crate::connection::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
 use crate::server::ring::Transfer;
 
-/// Capacity of the buffer for received bytes: more than the longest handshake message that rustls takes.
+/// Capacity in bytes: above the longest handshake message that rustls accepts.
 pub(super) const CIPHER_INBOX_BYTES: usize = 128 << 10;
 
-/// Received bytes that the session has not used up. It must see them whenever it is asked for anything, also
-/// while the buffer is away for a receive: then from a copy, which is no longer than one record or handshake
-/// message.
+/// Received, unconsumed bytes. The session needs them for every call, also while a receive owns the buffer.
+/// Then it uses a copy, which has at most one record or handshake message.
 pub(super) struct Incoming {
     buffer: Option<Buffer>,
     range: Range<usize>,
@@ -37,7 +36,7 @@ impl Incoming {
     }
 
     pub(super) fn consume(&mut self, len_bytes: usize) {
-        assert!(len_bytes <= self.unread().len(), "only received bytes are used up");
+        assert!(len_bytes <= self.unread().len(), "only received bytes are consumed");
         if self.buffer.is_none() {
             self.copy.drain(..len_bytes);
             return;
@@ -57,15 +56,15 @@ impl Incoming {
         self.copy.extend_from_slice(&buffer.payload()[self.range.clone()]);
         buffer.payload_mut().copy_within(self.range.clone(), 0);
         self.range = 0..self.copy.len();
-        assert!(self.range.end < CIPHER_INBOX_BYTES, "a receive has room");
+        assert!(self.range.end < CIPHER_INBOX_BYTES, "a receive is not empty");
         let from = HEADROOM_BYTES + self.range.end;
         Some(Transfer { buffer, range: from..HEADROOM_BYTES + CIPHER_INBOX_BYTES, all: false })
     }
 
     pub(super) fn end_receive(&mut self, mut buffer: Buffer, len_bytes: usize) {
-        assert!(self.buffer.is_none(), "the buffer is away during a receive");
-        assert!(self.range.end + len_bytes <= CIPHER_INBOX_BYTES, "a receive stays in the buffer");
-        // The session may have used up some of the copy, and worked on the rest.
+        assert!(self.buffer.is_none(), "a receive owns the buffer");
+        assert!(self.range.end + len_bytes <= CIPHER_INBOX_BYTES, "a receive is within the buffer");
+        // The session may have consumed a part of the copy, and changed the rest.
         let start = self.range.end - self.copy.len().min(self.range.end);
         buffer.payload_mut()[start..self.range.end].copy_from_slice(&self.copy);
         self.copy.clear();

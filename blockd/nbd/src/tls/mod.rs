@@ -1,4 +1,4 @@
-//! TLS: the server's identity, the session of a connection without I/O, and the names in certificates.
+//! TLS: the server's identity, I/O-free sessions of connections, and names in client certificates.
 
 pub(crate) mod identity;
 mod incoming;

@@ -1,7 +1,7 @@
-//! Names in a client's certificate: its common name, and its alternative names of type DNS, e-mail or URI.
-//! The certificate is verified before, so invalid names are skipped, not reported.
+//! Names in a client certificate: the common name of the subject, and alternative names of type DNS, e-mail
+//! or URI. The certificate is already verified, so invalid names are skipped, not reported.
 
-/// DER tags.
+// DER tags
 const BOOLEAN: u8 = 0x01;
 const OCTET_STRING: u8 = 0x04;
 const OBJECT_ID: u8 = 0x06;
@@ -12,7 +12,7 @@ const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
-/// Kinds of alternative names.
+// Tags of alternative names (GeneralName)
 const EMAIL: u8 = 0x81;
 const DNS: u8 = 0x82;
 const URI: u8 = 0x86;
@@ -22,15 +22,15 @@ const COMMON_NAME: &[u8] = &[0x55, 4, 3];
 /// id-ce-subjectAltName, 2.5.29.17.
 const SUBJECT_ALT_NAME: &[u8] = &[0x55, 0x1d, 17];
 
-/// A certificate that names more is cut off here.
+/// Maximum number of names; further ones are ignored.
 const MAX_NAMES: usize = 64;
 
-/// The names in a certificate (DER), each once and at most 64 of them: the common name of its subject, and
-/// its alternative names that are DNS names, e-mail addresses or URIs.
+/// Returns the distinct names in a certificate (DER), at most 64: common names of the subject, and
+/// alternative names that are DNS names, e-mail addresses or URIs. A malformed part ends the search.
 #[must_use]
 pub fn certificate_names(der: &[u8]) -> Vec<String> {
     let mut names = Vec::new();
-    // A part that cannot be read ends the search; the names before it are as good as they were.
+    // A malformed part ends the search; the names before it are valid.
     let _ = collect(der, &mut names);
     debug_assert!(names.len() <= MAX_NAMES, "the names of a certificate are bounded");
     names
@@ -42,7 +42,7 @@ fn collect(der: &[u8], names: &mut Vec<String>) -> Option<()> {
     if fields.peek() == Some(VERSION) {
         fields.next()?;
     }
-    // Serial number, signature algorithm, issuer, validity.
+    // Skips serial number, signature algorithm, issuer and validity.
     for _ in 0..4 {
         fields.next()?;
     }
@@ -58,7 +58,7 @@ fn collect(der: &[u8], names: &mut Vec<String>) -> Option<()> {
             }
         }
     }
-    // The public key, unique identifiers, extensions.
+    // Public key, unique identifiers, extensions.
     while let Some((tag, value)) = fields.next() {
         if tag == EXTENSIONS {
             alternative_names(Der(Der(value).expect(SEQUENCE)?), names)?;
@@ -87,7 +87,7 @@ fn alternative_names(mut extensions: Der<'_>, names: &mut Vec<String>) -> Option
     Some(())
 }
 
-/// Adds a name, unless it has characters that would make it look like another one.
+/// Adds a name, unless it is known, not UTF-8, empty or has control characters, which could disguise it.
 fn add(names: &mut Vec<String>, value: &[u8]) {
     let Ok(name) = std::str::from_utf8(value) else {
         return;
@@ -98,7 +98,7 @@ fn add(names: &mut Vec<String>, value: &[u8]) {
     }
 }
 
-/// Reads elements of DER: a tag, a length in its shortest form, and that many bytes.
+/// Reader of DER elements: tag, length of up to three bytes, value.
 struct Der<'a>(&'a [u8]);
 
 impl<'a> Der<'a> {
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_found_and_others_left_out() {
+    fn names_are_found_and_other_fields_skipped() {
         let names = certificate_names(&certificate());
         assert_eq!(names, ["Bärbel", "db.example", "a@b.example", "spiffe://x/db"]);
         let mut params = CertificateParams::default();

@@ -1,8 +1,7 @@
-//! TLS session of a connection, without I/O: it converts received bytes to plaintext and replies to bytes to
-//! send.
+//! TLS session of a connection, without I/O: it decrypts received bytes and encrypts replies.
 //!
-//! Plaintext is decrypted only on demand, and replies are encrypted only into the next send buffer; so a
-//! session holds one buffer of each kind for any client.
+//! Input is decrypted on demand only, and replies are encrypted into the next send buffer only, so a session
+//! holds at most one buffer for each direction.
 
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
@@ -13,51 +12,50 @@ use crate::server::ring::Transfer;
 use crate::tls::incoming::{CIPHER_INBOX_BYTES, Incoming};
 use crate::tls::names::certificate_names;
 
-/// Maximum size of one send, and of the buffer for small replies.
+/// Maximum size of a send in bytes, and the size of a send with few bytes.
 const SEALED_BYTES: usize = 256 << 10;
 const SEALED_FEW_BYTES: usize = 16 << 10;
-/// The most plaintext of one record.
+/// Maximum plaintext of a record, in bytes.
 const RECORD_BYTES: usize = 16 << 10;
-/// Room for what a record has beside its plaintext, and for a key update before it.
+/// Maximum size of a record in addition to its plaintext, and of a key update before it, in bytes.
 const RECORD_OVERHEAD_BYTES: usize = 128;
 
-/// Result of received bytes.
+/// Result of a decryption.
 #[derive(Debug)]
 pub(crate) enum Opened {
-    /// So many bytes of plaintext.
+    /// Plaintext of this length, in bytes.
     Plain(usize),
-    /// More bytes are needed.
+    /// More input is needed.
     NeedInput,
-    /// The client has said that it sends nothing more.
+    /// The client sent `close_notify`.
     Closed,
 }
 
-/// Replies cannot be encrypted.
+/// Failure to encrypt replies, with its reason.
 #[derive(Debug)]
 pub(crate) struct SealError(pub(crate) &'static str);
 
-/// One session.
+/// TLS session of a connection.
 pub(crate) struct TlsSession {
     session: UnbufferedServerConnection,
     incoming: Incoming,
-    /// Plaintext that had to be decrypted and was not taken yet: never more than was received into one
-    /// buffer.
+    /// Decrypted plaintext that is not consumed yet, at most the content of the receive buffer.
     plain: Vec<u8>,
     plain_start: usize,
-    /// Records of the session itself, to be sent before anything that is encrypted later.
+    /// Records of the TLS protocol itself, to be sent before later encrypted data.
     records: Vec<u8>,
-    /// Rest of a chunk that did not fit into one send.
+    /// Rest of a chunk that exceeds one send.
     sealing: Option<Chunk>,
     is_established: bool,
-    /// Bytes were received that the handshake has not seen.
+    /// Input was received since the last handshake step.
     has_news: bool,
-    /// The client has closed its side. The session reports that once, at the next call.
+    /// The client has closed its side; rustls reports that once.
     peer_closed: bool,
-    /// Nothing more can be encrypted: our end was announced, or the session is broken.
+    /// Nothing more can be encrypted: `close_notify` was queued, or the session failed.
     is_over: bool,
 }
 
-/// Data to encrypt.
+/// Encryption requested from [`TlsSession::drive`].
 enum Seal<'a> {
     Nothing,
     Data(&'a [u8], &'a mut [u8]),
@@ -69,11 +67,11 @@ enum Driven {
     Plain(usize),
     Idle,
     Closed,
-    /// So many bytes were written.
+    /// Encrypted data of this length, in bytes.
     Sealed(usize),
-    /// Records must be sent first.
+    /// Protocol records must be sent first.
     Records,
-    /// It does not fit.
+    /// The data does not fit into the send.
     NoRoom,
     Exhausted,
 }
@@ -94,46 +92,45 @@ impl TlsSession {
         }
     }
 
-    /// Starts a receive, unless what was received last is still to be taken.
+    /// Starts a receive, unless decrypted plaintext is unconsumed.
     pub(crate) fn start_receive(&mut self) -> Option<Transfer> {
         if self.plain_start < self.plain.len() { None } else { self.incoming.start_receive() }
     }
 
-    /// A receive is over.
+    /// Ends a receive.
     pub(crate) fn end_receive(&mut self, buffer: Buffer, len_bytes: usize) {
         self.incoming.end_receive(buffer, len_bytes);
         self.has_news = true;
     }
 
-    /// The handshake is not done: what was received is for [`shake_hands`](Self::shake_hands), if there is
-    /// anything new.
+    /// Returns true while the handshake is incomplete: input is for [`shake_hands`](Self::shake_hands).
     pub(crate) fn is_handshaking(&self) -> bool {
         self.session.is_handshaking() && !self.is_over
     }
 
-    /// Returns true if [`shake_hands`](Self::shake_hands) would make progress.
+    /// Returns true if [`shake_hands`](Self::shake_hands) has new input.
     pub(crate) fn has_news(&self) -> bool {
         self.has_news
     }
 
-    /// Takes the handshake as far as what was received goes. This computes keys and signatures, for a
-    /// millisecond and more.
+    /// Advances the handshake with the received bytes. It computes keys and signatures, which may take more
+    /// than a millisecond.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub(crate) fn shake_hands(&mut self) -> Result<Opened, rustls::Error> {
         self.has_news = false;
-        // Requests that came with the end of the handshake are kept for `open`.
+        // Requests received together with the end of the handshake are kept for later calls of `open`.
         self.open(&mut [])
     }
 
-    /// The session cannot be used any more; nothing is said about it.
+    /// Ends the session without an alert.
     pub(crate) fn abandon(&mut self) {
         self.is_over = true;
         self.records.clear();
     }
 
-    /// The session needs more bytes than there is room for: a handshake message without end.
+    /// Returns true if the receive buffer is full of unconsumed bytes: a handshake message is too long.
     pub(crate) fn is_clogged(&self) -> bool {
         self.incoming.unread().len() == CIPHER_INBOX_BYTES
     }
@@ -141,9 +138,9 @@ impl TlsSession {
     /// Decrypts up to one record into `plain`.
     ///
     /// # Errors
-    /// The client broke the protocol or is refused; the alert is sent next.
+    /// The client violated the protocol or is refused; the next send has the alert.
     pub(crate) fn open(&mut self, plain: &mut [u8]) -> Result<Opened, rustls::Error> {
-        assert!(self.plain_start <= self.plain.len(), "plaintext is taken once");
+        assert!(self.plain_start <= self.plain.len(), "plaintext is consumed once");
         let kept = &self.plain[self.plain_start..];
         if !kept.is_empty() {
             let len_bytes = kept.len().min(plain.len());
@@ -163,19 +160,19 @@ impl TlsSession {
             Err(error) => {
                 self.take_alert();
                 self.is_over = true;
-                // The rest of a reply cannot be encrypted any more, and must not keep the alert back.
+                // The rest of a reply can no longer be encrypted, and must not delay the alert.
                 self.sealing = None;
                 Err(error)
             }
         }
     }
 
-    /// Puts what the session has to say about its failure to the records. It must not see its input again for
-    /// that: it would fail again.
+    /// Moves the alert of a failed session to the records. rustls yields it before it processes input, which
+    /// would fail again.
     fn take_alert(&mut self) {
         while self.session.wants_write() {
             let UnbufferedStatus { state, .. } = self.session.process_tls_records(self.incoming.unread_mut());
-            // What is to be sent comes before any input.
+            // Pending output precedes the processing of input.
             let Ok(ConnectionState::EncodeTlsData(mut data)) = state else {
                 return;
             };
@@ -183,7 +180,7 @@ impl TlsSession {
         }
     }
 
-    /// Returns the names in the client's certificate once the handshake is complete.
+    /// Returns the names in the client certificate, once, after the handshake.
     pub(crate) fn established(&mut self) -> Option<Vec<String>> {
         if self.is_established || self.session.is_handshaking() {
             return None;
@@ -193,7 +190,7 @@ impl TlsSession {
         Some(certificate.map(|der| certificate_names(der)).unwrap_or_default())
     }
 
-    /// Version and cipher suite, for the log.
+    /// Returns version and cipher suite, for the log.
     pub(crate) fn describe(&self) -> String {
         let version = self.session.protocol_version();
         let suite = self.session.negotiated_cipher_suite().map(|suite| suite.suite());
@@ -204,11 +201,10 @@ impl TlsSession {
         )
     }
 
-    /// The next bytes to send: as many replies as one send takes. With `finish`, the announcement of our end
-    /// goes behind the last of them.
+    /// Encrypts the next send: as many replies as fit. With `finish`, `close_notify` follows the last reply.
     ///
     /// # Errors
-    /// When nothing can be encrypted any more.
+    /// The session can no longer encrypt.
     pub(crate) fn seal(
         &mut self,
         outbox: &mut Outbox,
@@ -233,7 +229,7 @@ impl TlsSession {
             pool.give(sealed.buffer);
             return Err(error);
         }
-        assert!(sealed.len_bytes <= sealed.capacity_bytes, "a send stays in its buffer");
+        assert!(sealed.len_bytes <= sealed.capacity_bytes, "a send is within its buffer");
         if sealed.len_bytes == 0 {
             pool.give(sealed.buffer);
             return Ok(None);
@@ -257,7 +253,7 @@ impl TlsSession {
         while let Some(mut chunk) = next.take().or_else(|| if self.is_over { None } else { outbox.pop() }) {
             let mut written = self.seal_some(sealed, &mut chunk)?;
             if written.is_none() && !self.records.is_empty() {
-                // The session had something to say first.
+                // Protocol records, such as a key update, precede the data.
                 self.flush_records(sealed);
                 written = self.seal_some(sealed, &mut chunk)?;
             }
@@ -266,23 +262,26 @@ impl TlsSession {
                 pool.give(chunk.buffer);
                 continue;
             }
-            assert!(self.sealing.is_none(), "one reply is sealed at a time");
+            assert!(self.sealing.is_none(), "one chunk is encrypted at a time");
             self.sealing = Some(chunk);
             if written.is_none() {
-                return if sealed.len_bytes == 0 { Err(SealError("a record does not fit")) } else { Ok(()) };
+                return if sealed.len_bytes == 0 {
+                    Err(SealError("internal error: a TLS record does not fit into an empty send"))
+                } else {
+                    Ok(())
+                };
             }
             next = self.sealing.take();
         }
         if finish && self.records.is_empty() {
-            // Before the handshake is done there is nothing that could be closed.
+            // Before the end of the handshake there is no session to close.
             self.is_over = !matches!(self.seal_into(sealed, Seal::Close), Ok(None));
         }
         self.flush_records(sealed);
         Ok(())
     }
 
-    /// Encrypts as much of a chunk as there is room for, behind what is there; `None` if there is none, or
-    /// records must go first.
+    /// Appends as much of a chunk as fits; `None` if nothing fits or records must precede it.
     fn seal_some(&mut self, sealed: &mut Sealed, chunk: &mut Chunk) -> Result<Option<usize>, SealError> {
         let len_bytes = sealed.plain_room_bytes().min(chunk.range.len());
         if len_bytes == 0 || !self.records.is_empty() {
@@ -292,30 +291,33 @@ impl TlsSession {
         let plain = &chunk.buffer.framed_mut()[range];
         let written = self.seal_into(sealed, |room| Seal::Data(plain, room))?;
         if written.is_some() {
-            assert!(chunk.range.start + len_bytes <= chunk.range.end, "a reply is sealed once");
+            assert!(chunk.range.start + len_bytes <= chunk.range.end, "a chunk is encrypted once");
             chunk.range.start += len_bytes;
         }
         Ok(written)
     }
 
-    /// Encrypts behind what is there; `None` if it does not fit.
+    /// Appends encrypted data; `None` if it does not fit or records must precede it.
     fn seal_into<'a>(
         &mut self,
         sealed: &'a mut Sealed,
-        what: impl Fn(&'a mut [u8]) -> Seal<'a>,
+        seal: impl Fn(&'a mut [u8]) -> Seal<'a>,
     ) -> Result<Option<usize>, SealError> {
         let Sealed { buffer, capacity_bytes, len_bytes, .. } = sealed;
         let room = &mut buffer.framed_mut()[*len_bytes..*capacity_bytes];
-        match self.drive(None, what(room)) {
+        match self.drive(None, seal(room)) {
             Ok(Driven::Sealed(written)) => {
-                assert!(written > 0 && *len_bytes + written <= *capacity_bytes, "a record lies in the send");
+                assert!(
+                    written > 0 && *len_bytes + written <= *capacity_bytes,
+                    "a record is within the send"
+                );
                 *len_bytes += written;
                 Ok(Some(written))
             }
             Ok(Driven::NoRoom | Driven::Records) => Ok(None),
-            Ok(Driven::Exhausted) => Err(SealError("the session's keys are used up")),
-            Ok(_) => Err(SealError("the session is not established")),
-            Err(_) => Err(SealError("the client broke the session")),
+            Ok(Driven::Exhausted) => Err(SealError("the TLS session keys are exhausted")),
+            Ok(_) => Err(SealError("the TLS session is not established")),
+            Err(_) => Err(SealError("the TLS session failed")),
         }
     }
 
@@ -328,17 +330,17 @@ impl TlsSession {
         sealed.len_bytes += len_bytes;
     }
 
-    /// Nothing more can be encrypted: our end was announced, or the session is broken.
+    /// Returns true if nothing more can be encrypted.
     pub(crate) fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// Everything that was to be sent has been handed out.
+    /// Returns true if no encrypted or partially encrypted output is pending.
     pub(crate) fn is_flushed(&self) -> bool {
         self.sealing.is_none() && self.records.is_empty()
     }
 
-    /// Forgets what is to be sent.
+    /// Ends the session and drops its pending output.
     pub(crate) fn clear(&mut self, pool: &mut BufferPool) {
         self.is_over = true;
         self.records.clear();
@@ -347,14 +349,13 @@ impl TlsSession {
         }
     }
 
-    /// Gives the buffers up.
+    /// Returns the buffers to the pool.
     pub(crate) fn discard(mut self, pool: &mut BufferPool) {
         self.clear(pool);
         self.incoming.discard(pool);
     }
 
-    /// Lets the session work on what was received until there is plaintext, or it can encrypt, or it needs
-    /// more.
+    /// Processes received records until plaintext is available, data is encrypted, or more input is needed.
     fn drive(&mut self, mut plain: Option<&mut [u8]>, mut seal: Seal<'_>) -> Result<Driven, rustls::Error> {
         loop {
             let UnbufferedStatus { mut discard, state } =
@@ -373,13 +374,13 @@ impl TlsSession {
                         taken_bytes += len_bytes;
                         self.plain.extend_from_slice(later);
                     }
-                    // An empty record is nothing.
+                    // Empty records are skipped.
                     if taken_bytes > 0 {
                         driven = Some(Driven::Plain(taken_bytes));
                     }
                 }
                 ConnectionState::EncodeTlsData(mut data) => put_record(&mut data, &mut self.records),
-                // The records go out before anything that is encrypted from now on.
+                // `records` precede later encrypted data.
                 ConnectionState::TransmitTlsData(data) => data.done(),
                 ConnectionState::WriteTraffic(mut traffic) => {
                     driven = Some(match &mut seal {
@@ -396,7 +397,7 @@ impl TlsSession {
                     }
                 }
                 ConnectionState::Closed => driven = Some(Driven::Closed),
-                // Early data is not offered.
+                // More input is needed; early data is not offered.
                 _ => driven = Some(Driven::Idle),
             }
             self.incoming.consume(discard);
@@ -411,7 +412,7 @@ fn put_record(data: &mut EncodeTlsData<'_, ServerConnectionData>, records: &mut 
     let start = records.len();
     if let Err(EncodeError::InsufficientSize(size)) = data.encode(&mut []) {
         records.resize(start + size.required_size, 0);
-        // Zeroes would be sent in its place.
+        // A failed encode would send zeroes.
         let encoded = data.encode(&mut records[start..]);
         assert!(encoded.is_ok_and(|len| len == size.required_size), "a record has the announced length");
     }
@@ -425,19 +426,19 @@ fn sealed(result: &Result<usize, EncryptError>) -> Driven {
     }
 }
 
-/// A send in the making.
+/// Send that is being filled.
 struct Sealed {
     buffer: Buffer,
     capacity_bytes: usize,
     len_bytes: usize,
-    /// Bytes charged by the replies that are completely in it or end in it.
+    /// Bytes charged by the replies whose end is in this send.
     charge_bytes: u64,
 }
 
 impl Sealed {
-    /// Returns the size of plaintext that fits, in bytes.
+    /// Returns the length of plaintext that fits, in bytes.
     fn plain_room_bytes(&self) -> usize {
-        assert!(self.len_bytes <= self.capacity_bytes, "a send stays in its buffer");
+        assert!(self.len_bytes <= self.capacity_bytes, "a send is within its buffer");
         let room_bytes = self.capacity_bytes - self.len_bytes;
         let whole = room_bytes / (RECORD_BYTES + RECORD_OVERHEAD_BYTES);
         let rest = room_bytes % (RECORD_BYTES + RECORD_OVERHEAD_BYTES);

@@ -1,7 +1,6 @@
-//! Certificates for tests, made on the spot: an authority, a server, and clients in directories as libnbd and
-//! qemu want them.
-#![allow(dead_code, reason = "every test binary uses some of it")]
-#![allow(missing_docs, clippy::unwrap_used, reason = "these are tests")]
+//! Generated certificates: a CA, a server, and client directories in the layout of libnbd and qemu.
+#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "test code")]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -14,7 +13,7 @@ use rcgen::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-/// An authority, with a directory for what it signs.
+/// CA, with a directory for its certificates.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -26,7 +25,7 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name = DistinguishedName::new();
-        params.distinguished_name.push(DnType::CommonName, "an authority for tests");
+        params.distinguished_name.push(DnType::CommonName, "test CA");
         let key = KeyPair::generate().unwrap();
         let pem = params.self_signed(&key).unwrap().pem();
         let this = Self { issuer: Issuer::new(params, key), pem, dir: tempfile::tempdir().unwrap() };
@@ -38,7 +37,7 @@ impl Authority {
         self.dir.path().join("ca-cert.pem")
     }
 
-    /// Signs a certificate; as PEM, with its key.
+    /// Signs a certificate; returns it and its key in PEM format.
     pub fn sign(&self, common_name: &str, alternative_names: &[&str], is_expired: bool) -> (String, String) {
         let names: Vec<String> = alternative_names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).unwrap();
@@ -52,7 +51,7 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// A list of the certificates that it takes back, by their names.
+    /// Writes a CRL that revokes the certificates with these names; returns its path.
     pub fn revoke(&self, names: &[&str]) -> PathBuf {
         let revoked = names.iter().map(|name| RevokedCertParams {
             serial_number: serial(name),
@@ -62,7 +61,7 @@ impl Authority {
         });
         let list = CertificateRevocationListParams {
             this_update: date_time_ymd(2021, 1, 1),
-            // Long over: a list that is out of date counts all the same.
+            // Outdated: the server applies outdated CRLs too.
             next_update: date_time_ymd(2021, 2, 1),
             crl_number: SerialNumber::from(1_u64),
             issuing_distribution_point: None,
@@ -74,7 +73,7 @@ impl Authority {
         path
     }
 
-    /// Puts the server's certificate and key there; the paths of both.
+    /// Writes the server's certificate and key; returns their paths.
     pub fn server(&self) -> (PathBuf, PathBuf) {
         let (certificate, key) = self.sign("the server", &["localhost", "127.0.0.1"], false);
         let paths = (self.dir.path().join("server-cert.pem"), self.dir.path().join("server-key.pem"));
@@ -83,7 +82,7 @@ impl Authority {
         paths
     }
 
-    /// A directory with what a client of this name needs.
+    /// Creates a directory with the CA, and certificate and key of a client.
     pub fn client_dir(&self, name: &str, is_expired: bool) -> PathBuf {
         let dir = self.dir.path().join(format!("client-{name}"));
         std::fs::create_dir_all(&dir).unwrap();
@@ -94,7 +93,7 @@ impl Authority {
         dir
     }
 
-    /// A directory with the authority only.
+    /// Creates a directory with the CA only.
     pub fn anonymous_dir(&self) -> PathBuf {
         let dir = self.dir.path().join("anonymous");
         std::fs::create_dir_all(&dir).unwrap();
@@ -102,7 +101,7 @@ impl Authority {
         dir
     }
 
-    /// The settings of a rustls client with the certificate in `dir`, or with none.
+    /// Returns the configuration of a rustls client with the certificate in `dir`, or without one.
     pub fn client_config(&self, dir: Option<&Path>) -> Arc<rustls::ClientConfig> {
         self.client_config_of(dir, &[&rustls::version::TLS13, &rustls::version::TLS12])
     }
@@ -130,7 +129,7 @@ impl Authority {
     }
 }
 
-/// The name, as the number of its certificate.
+/// Returns the serial number of a certificate, derived from its name.
 fn serial(name: &str) -> SerialNumber {
     SerialNumber::from_slice(&name.as_bytes()[..name.len().min(20)])
 }

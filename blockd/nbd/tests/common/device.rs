@@ -1,6 +1,6 @@
-//! Memory device with moods, a gate for its requests, and a catalog of such devices.
-#![allow(dead_code, reason = "each test uses a part of this")]
-#![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "these are tests")]
+//! Memory device with configurable behaviour, a gate for its requests, and a catalog of such devices.
+#![allow(dead_code, reason = "each test uses a part")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "test code")]
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -11,26 +11,26 @@ use blockd_nbd::{
     StatusExtent, ZeroFlags,
 };
 
-/// Far beyond what any step takes: a test that would hang fails instead.
+/// Timeout of each step of a test.
 pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mood {
-    /// Answers at once.
+    /// Completes on the ring thread.
     Instant,
-    /// Everything would block.
+    /// Completes on worker threads.
     Blocking,
-    /// Answers two thirds of the places at once; the others would block.
+    /// Completes requests in two thirds of the sectors on the ring thread, others on worker threads.
     Mixed,
-    /// Fails, at once where it can.
+    /// Fails on the ring thread, if called there, or on worker threads.
     Failing(DeviceErrorKind),
-    /// Fails on the worker threads.
+    /// Fails on worker threads.
     FailingLater(DeviceErrorKind),
     Panicking,
     PanickingLater,
 }
 
-/// A gate that requests on worker threads wait at while it is closed.
+/// Gate: while closed, requests on worker threads wait at it.
 #[derive(Default)]
 pub struct Gate {
     closed: Mutex<bool>,
@@ -66,7 +66,7 @@ impl Gate {
             .changed
             .wait_timeout_while(closed, TIMEOUT, |_| self.waiting.load(Ordering::SeqCst) < count)
             .unwrap();
-        assert!(!timeout.timed_out(), "{count} requests never came to the gate");
+        assert!(!timeout.timed_out(), "fewer than {count} requests at the gate");
     }
 }
 
@@ -105,18 +105,16 @@ impl MemDevice {
             Mood::Blocking | Mood::FailingLater(_) | Mood::PanickingLater => Ok(Progress::WouldBlock),
             Mood::Mixed if !(offset_bytes / 512).is_multiple_of(3) => Ok(Progress::Done),
             Mood::Mixed => Ok(Progress::WouldBlock),
-            Mood::Failing(kind) => Err(DeviceError::new(kind, "a failure that was asked for")),
-            Mood::Panicking => panic!("a panic that was asked for"),
+            Mood::Failing(kind) => Err(DeviceError::new(kind, "injected failure")),
+            Mood::Panicking => panic!("injected panic"),
         }
     }
 
     fn later(&self) -> Result<(), DeviceError> {
         self.gate.pass();
         match self.mood {
-            Mood::Failing(kind) | Mood::FailingLater(kind) => {
-                Err(DeviceError::new(kind, "a failure that was asked for"))
-            }
-            Mood::Panicking | Mood::PanickingLater => panic!("a panic that was asked for"),
+            Mood::Failing(kind) | Mood::FailingLater(kind) => Err(DeviceError::new(kind, "injected failure")),
+            Mood::Panicking | Mood::PanickingLater => panic!("injected panic"),
             Mood::Instant | Mood::Blocking | Mood::Mixed => Ok(()),
         }
     }
@@ -157,7 +155,7 @@ impl BlockDevice for MemDevice {
         if progress == Progress::Done && !self.is_zero(offset_bytes, buf.len()) {
             self.copy_out(offset_bytes, buf);
         } else {
-            // What is in the buffer must not reach the client.
+            // Unspecified content, which must not reach the client.
             buf.fill(0xee);
             if progress == Progress::Done {
                 return Ok(Progress::Zeroes);
@@ -206,7 +204,10 @@ impl BlockDevice for MemDevice {
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
         self.later()?;
         if flags.fast && !offset_bytes.is_multiple_of(4096) {
-            return Err(DeviceError::new(DeviceErrorKind::NotSupported, "that would be slow"));
+            return Err(DeviceError::new(
+                DeviceErrorKind::NotSupported,
+                "zeroing an unaligned range is slow",
+            ));
         }
         let from = offset_bytes as usize;
         self.data.lock().unwrap()[from..from + len_bytes as usize].fill(0);
@@ -226,7 +227,7 @@ impl BlockDevice for MemDevice {
         vec!["base:allocation".to_owned(), "qemu:dirty-bitmap:7".to_owned()]
     }
 
-    /// By blocks of 4 KiB: zeroes are holes, and every third block is dirty.
+    /// In blocks of 4 KiB: zeroes are holes, and every third block is dirty.
     fn block_status(
         &self,
         context: &str,
@@ -260,12 +261,12 @@ impl BlockDevice for MemDevice {
     }
 }
 
-/// Exports by name; the empty name is the only one's. The name "busy" cannot be had, "panic" panics.
+/// Exports by name. The empty name is the only export, "busy" is unavailable, "panic" panics.
 pub struct Catalog(pub Vec<(String, Arc<MemDevice>)>);
 
 impl ExportCatalog for Catalog {
     fn open(&self, name: &str, _: &blockd_nbd::Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
-        assert!(name != "panic", "a panic that was asked for");
+        assert!(name != "panic", "injected panic");
         if name == "busy" {
             return Err(ExportError::Unavailable { reason: "it is being restored".to_owned() });
         }

@@ -1,6 +1,6 @@
-//! Catalog, server on a socket of its own, and a small blocking client.
-#![allow(dead_code, unused_imports, reason = "each test uses a part of this")]
-#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
+//! Test server on its own socket, and a small blocking client.
+#![allow(dead_code, unused_imports, reason = "each test uses a part")]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test code")]
 
 mod device;
 mod wire;
@@ -18,7 +18,7 @@ use blockd_nbd::{Server, ServerConfig};
 pub use device::{Catalog, MemDevice, Mood, TIMEOUT};
 pub use wire::{ReplyMode, Request, info_request, meta_request, option_request, pattern};
 
-/// A server with a socket in a directory of its own.
+/// Server with a socket in a temporary directory.
 pub struct TestServer {
     pub server: Server,
     pub socket: PathBuf,
@@ -38,7 +38,7 @@ impl TestServer {
             unix_path: Some(socket.clone()),
             ring_threads: 2,
             worker_threads: 4,
-            // So that a connection that ought to be closed is not closed by this.
+            // Long, so that it does not hide a missing close.
             handshake_timeout: Duration::from_secs(3600),
             ..ServerConfig::default()
         };
@@ -61,30 +61,30 @@ impl TestServer {
         Client::unix(&self.socket)
     }
 
-    /// A client in transmission.
+    /// Returns a client in transmission.
     pub fn attach(&self) -> Client {
         let mut client = self.connect();
         client.go("vol");
         client
     }
 
-    /// The server still serves.
+    /// Asserts that the server accepts and serves a connection.
     pub fn assert_serves(&self) {
         let mut client = self.attach();
         assert_eq!(client.read(0, 1).0, 0);
         client.disconnect();
     }
 
-    /// Waits until the server holds the device no more.
+    /// Waits until the server has dropped the device.
     pub fn wait_until_detached(&self) {
         self.wait_until_count(0);
     }
 
-    /// Waits until the server holds the device so many times, beside the test's and the catalog's references.
+    /// Waits until the server holds `count` references to the device, without those of the test and catalog.
     pub fn wait_until_count(&self, count: usize) {
         let deadline = std::time::Instant::now() + TIMEOUT;
         while Arc::strong_count(&self.device) != 2 + count {
-            assert!(std::time::Instant::now() < deadline, "the server keeps the device");
+            assert!(std::time::Instant::now() < deadline, "timeout: the server keeps the device");
             std::thread::yield_now();
         }
     }
@@ -98,7 +98,7 @@ pub struct Client {
     next_cookie: u64,
 }
 
-/// An option reply: type and data.
+/// Option reply: type and data.
 pub type OptionReply = (u32, Vec<u8>);
 
 impl Client {
@@ -132,12 +132,12 @@ impl Client {
         bytes
     }
 
-    /// The server has closed the connection, with nothing more to say.
+    /// Asserts that the server closes the connection without further bytes.
     pub fn assert_closed(&mut self) {
         match self.stream.read(&mut [0; 64]) {
             Ok(0) => {}
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
-            other => panic!("the connection is not closed: {other:?}"),
+            other => panic!("connection still open: {other:?}"),
         }
     }
 
@@ -160,7 +160,7 @@ impl Client {
         (reply_type, self.receive(len as usize))
     }
 
-    /// All replies to an option, up to the ACK or the error.
+    /// Sends an option; returns all replies, up to the ACK or error.
     pub fn option(&mut self, option: u32, data: &[u8]) -> Vec<OptionReply> {
         self.send_option(option, data);
         let mut replies = Vec::new();
@@ -189,7 +189,7 @@ impl Client {
         cookie
     }
 
-    /// Error number and cookie of the next reply.
+    /// Receives a simple reply; returns its error number and cookie.
     pub fn reply(&mut self) -> (u32, u64) {
         let bytes = self.receive(16);
         assert_eq!(bytes[0..4], SIMPLE_REPLY_MAGIC.to_be_bytes());
@@ -197,7 +197,7 @@ impl Client {
         (errno, u64::from_be_bytes(bytes[8..16].try_into().unwrap()))
     }
 
-    /// Sends a request without payload and takes its reply.
+    /// Sends a request without payload; returns the error number of its reply.
     pub fn command(&mut self, command: u16, flags: u16, offset_bytes: u64, len_bytes: u32) -> u32 {
         let cookie = self.request(command, flags, offset_bytes, len_bytes);
         let (errno, got) = self.reply();
@@ -205,7 +205,7 @@ impl Client {
         errno
     }
 
-    /// Takes the replies to `count` reads of the same length; the last one's error number.
+    /// Receives the replies to `count` reads of the same length; returns the error number of the last.
     pub fn command_among(&mut self, count: usize, len_bytes: u32) -> u32 {
         let mut last = 0;
         for _ in 0..count {

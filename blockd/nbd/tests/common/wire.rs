@@ -1,5 +1,5 @@
-//! Messages of a client, encoded independently of the server.
-#![allow(dead_code, reason = "each test uses a part of this")]
+//! Encoding of client messages, independent of the server's code.
+#![allow(dead_code, reason = "each test uses a part")]
 
 /// Negotiated headers and replies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub fn option_request(option: u32, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The client's flags, and options.
+/// Encodes client flags and options.
 pub fn hello(options: &[(u32, &[u8])]) -> Vec<u8> {
     let options = options.iter().flat_map(|(option, data)| option_request(*option, data));
     3_u32.to_be_bytes().into_iter().chain(options).collect()
@@ -75,7 +75,7 @@ pub fn info_request(name: &[u8], infos: &[u16]) -> Vec<u8> {
     data
 }
 
-/// Bytes that differ from place to place.
+/// Returns pseudo-random bytes.
 pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {

@@ -1,8 +1,8 @@
-//! Decoding of replies.
+//! Decoding of transmission replies.
 
 use super::*;
 
-/// Decodes structured replies by cookie: error number and joined data, or other content.
+/// Decodes structured replies into error number and assembled data, or other content, by cookie.
 pub(super) fn chunks(
     mut sent: &[u8],
     extended: bool,
@@ -51,7 +51,7 @@ pub(super) fn chunks(
             open.insert(cookie, (errno, data));
         }
     }
-    assert!(open.is_empty(), "replies without an end");
+    assert!(open.is_empty(), "incomplete replies");
     replies
 }
 
@@ -60,7 +60,7 @@ pub(super) fn shift_of(cookie: u64) -> usize {
     (cookie as usize * 397) % 1200
 }
 
-/// Decodes replies by cookie.
+/// Decodes simple replies into error number and data, by cookie.
 pub(super) fn replies(mut sent: &[u8], reads: &BTreeMap<u64, usize>) -> BTreeMap<u64, (u32, Vec<u8>)> {
     let mut replies = BTreeMap::new();
     while !sent.is_empty() {

@@ -1,4 +1,4 @@
-//! Driver of a connection without sockets, with any receive and send boundaries and any order of work.
+//! Driver of a connection without sockets, with arbitrary receive and send boundaries and order of jobs.
 
 use super::*;
 use crate::connection::budget::Budget;
@@ -7,7 +7,7 @@ use crate::connection::flow::Context;
 use crate::connection::remote_budgets::RemoteBudgets;
 use crate::server::worker::{Done, Work};
 
-/// Connection with its surroundings.
+/// Connection with the resources of its ring thread.
 pub(super) struct Driver {
     pub(super) connection: Connection,
     pub(super) catalog: Single,
@@ -17,7 +17,7 @@ pub(super) struct Driver {
     pub(super) work: Vec<Work>,
     pub(super) sent: Vec<u8>,
     pub(super) now: Instant,
-    /// Time of the thread's last check for completions.
+    /// End of the thread's previous wait for completions.
     pub(super) looked_before: Instant,
 }
 
@@ -138,7 +138,7 @@ impl Driver {
                 },
             };
             idle = if progress { 0 } else { idle + 1 };
-            // Every kind of event has been tried.
+            // Each kind of event has been tried.
             if idle > 3 * steps.len() + 3 {
                 let more = self.send_some(step) || self.work_some(step);
                 if !more && (input.is_empty() || self.connection.is_finished()) {
@@ -147,7 +147,7 @@ impl Driver {
                 if !more && let Some(len) = self.receive_some(input, step) {
                     input = &input[len..];
                 } else {
-                    assert!(more, "stuck with {} bytes to receive", input.len());
+                    assert!(more, "no progress with {} bytes to receive", input.len());
                 }
                 idle = 0;
             }

@@ -1,8 +1,8 @@
-//! Limits of a connection: bytes in flight, requests at the workers, and times.
+//! Limits of a connection: bytes in flight, jobs and timeouts.
 
 use super::*;
 
-/// Sends `request` until the connection accepts no more, without sending replies; returns accepted and
+/// Repeats `request` until the connection stops receiving, without sending replies; returns the received and
 /// charged bytes.
 fn flood(driver: &mut Driver, request: &[u8]) -> (usize, u64) {
     let mut taken_bytes = 0;
@@ -10,26 +10,26 @@ fn flood(driver: &mut Driver, request: &[u8]) -> (usize, u64) {
     while let Some(len) = driver.receive_some(&input, usize::MAX) {
         taken_bytes += len;
         while driver.work_some(0) {}
-        assert!(taken_bytes < 100 << 20, "it takes for ever");
+        assert!(taken_bytes < 100 << 20, "the connection does not stop receiving");
     }
     (taken_bytes, driver.connection.charged_bytes())
 }
 
 #[test]
-fn client_not_reading_is_bounded() {
+fn client_not_reading_is_limited() {
     for len_bytes in [1, 4096, 100_000, 300_000] {
         let mut driver = Driver::attached(limits());
         let (_, charged) = flood(&mut driver, &read_request(1, len_bytes));
         let one = u64::from(len_bytes) + REQUEST_OVERHEAD_BYTES;
         assert!(charged <= IN_FLIGHT_BYTES && charged > IN_FLIGHT_BYTES - one, "{charged}");
-        // Once it reads, the rest is served.
+        // Once the client reads, the rest is served.
         while driver.send_some(usize::MAX) || driver.work_some(0) {}
         assert!(driver.connection.start_receive(driver.now).is_some());
     }
-    // Refusals are charged too.
+    // Invalid requests are charged too.
     let mut driver = Driver::attached(limits());
-    let nonsense = Request { flags: 0, command: 77, cookie: 0, offset_bytes: 0, len_bytes: 0 }.encode();
-    assert_eq!(flood(&mut driver, &nonsense).1, IN_FLIGHT_BYTES);
+    let invalid = Request { flags: 0, command: 77, cookie: 0, offset_bytes: 0, len_bytes: 0 }.encode();
+    assert_eq!(flood(&mut driver, &invalid).1, IN_FLIGHT_BYTES);
 }
 
 #[test]
@@ -42,7 +42,7 @@ fn request_above_limit_is_served_alone() {
 }
 
 #[test]
-fn times_are_kept() {
+fn connection_past_a_timeout_is_aborted() {
     let mut driver = Driver::new();
     let at = |driver: &mut Driver, seconds: u64| {
         driver.now += Duration::from_secs(seconds);
@@ -50,7 +50,7 @@ fn times_are_kept() {
         driver.connection.is_aborted()
     };
     assert!(!at(&mut driver, 9));
-    assert!(at(&mut driver, 2), "negotiating for 11 s");
+    assert!(at(&mut driver, 2), "the negotiation takes 11 s");
 
     let mut driver = Driver::attached(limits());
     assert!(!at(&mut driver, 3600));
@@ -58,12 +58,12 @@ fn times_are_kept() {
     let transfer = driver.receive_some(&read_request(2, 100), 1000);
     assert_eq!(transfer, Some(28));
     let _sending = driver.connection.start_send(driver.now, &mut driver.pool).unwrap();
-    assert!(!at(&mut driver, 61), "a slow reader delays no other");
+    assert!(!at(&mut driver, 61), "no connection waits for memory");
     driver.budget.wait_for_ever(Box::new(|| {}));
     assert!(!at(&mut driver, 59));
-    assert!(at(&mut driver, 2), "others wait for it");
+    assert!(at(&mut driver, 2), "another connection waits for memory");
 
-    // Reading a little now and then does not help.
+    // Single bytes do not extend the deadline.
     let mut driver = Driver::attached(limits());
     driver.receive_some(&read_request(1, 300_000), 1000);
     driver.work_some(0);
@@ -75,11 +75,11 @@ fn times_are_kept() {
 
     let mut driver = Driver::attached(limits());
     driver.receive_some(&read_request(1, 300_000), 1000);
-    driver.tell(|connection, cx| connection.drain("the test ends it", cx));
+    driver.tell(|connection, cx| connection.drain("requested by the test", cx));
     assert!(!at(&mut driver, 29));
     assert!(!driver.connection.is_finished(), "a request is in flight");
     assert!(at(&mut driver, 2));
-    assert!(!driver.connection.is_finished(), "and still is");
+    assert!(!driver.connection.is_finished(), "the request is still in flight");
     driver.work_some(0);
     assert!(driver.connection.is_finished());
 }
@@ -91,7 +91,7 @@ fn stalled_payload_is_dropped_when_others_wait() {
         driver.tell(Connection::check_time);
         driver.connection.is_aborted()
     };
-    // One payload is kept in its own buffer, the other is discarded.
+    // The first payload has its own buffer, the second is discarded.
     for offset_bytes in [0, DEVICE_BYTES as u64] {
         let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes, len_bytes: 300_000 };
         let mut driver = Driver::attached(limits());
@@ -99,10 +99,10 @@ fn stalled_payload_is_dropped_when_others_wait() {
         let _first = driver.connection.start_receive(driver.now).unwrap();
         let soon = driver.now + Duration::from_secs(10);
         assert_eq!(driver.connection.next_check(), Some(soon));
-        assert!(!at(&mut driver, 11), "no request waits");
+        assert!(!at(&mut driver, 11), "no connection waits for memory");
         driver.budget.wait_for_ever(Box::new(|| {}));
         assert!(!at(&mut driver, 9));
-        assert!(at(&mut driver, 1), "others wait");
+        assert!(at(&mut driver, 1), "another connection waits for memory");
         assert_eq!(driver.connection.next_check(), None);
 
         let mut driver = Driver::attached(limits());
@@ -111,7 +111,7 @@ fn stalled_payload_is_dropped_when_others_wait() {
         for second in 0..10 {
             let mut slow = driver.connection.start_receive(driver.now).unwrap();
             slow.buffer.framed_mut()[slow.range.start] = 7;
-            assert_eq!(at(&mut driver, 1), second == 9, "a byte a second, for {second} s");
+            assert_eq!(at(&mut driver, 1), second == 9, "one byte each second, after {second} s");
             driver.tell(|connection, cx| connection.end_receive(slow.buffer, Ok(1), cx));
         }
     }
@@ -124,7 +124,7 @@ fn stalled_payload_is_dropped_when_others_wait() {
         assert_eq!(driver.receive_some(&[7; 1 << 19], usize::MAX), Some(1 << 19));
         assert!(!at(&mut driver, 4));
     }
-    // Between requests nothing is held that others could wait for.
+    // An idle connection holds no charged memory.
     let mut driver = Driver::attached(limits());
     driver.budget.wait_for_ever(Box::new(|| {}));
     let _idle = driver.connection.start_receive(driver.now).unwrap();
@@ -133,13 +133,13 @@ fn stalled_payload_is_dropped_when_others_wait() {
 }
 
 #[test]
-fn beyond_the_bound_of_all_only_a_little_is_taken() {
+fn connection_at_the_total_limit_has_its_guaranteed_share() {
     let mut driver = Driver::attached(limits());
-    // Others have used all budget.
+    // Other connections have charged the whole budget.
     driver.budget.exhaust();
     assert_eq!(driver.receive_some(&read_request(1, 300_000), 100), Some(28));
     assert!(driver.work.is_empty());
-    assert!(driver.connection.start_receive(driver.now).is_none(), "it waits");
+    assert!(driver.connection.start_receive(driver.now).is_none(), "the request waits");
     driver.budget.release(1 << 30);
     driver.tell(Connection::retry);
     while driver.send_some(usize::MAX) || driver.work_some(0) {}
@@ -149,9 +149,9 @@ fn beyond_the_bound_of_all_only_a_little_is_taken() {
     driver.budget.exhaust();
     let (_, charged) = flood(&mut driver, &read_request(1, 4096));
     assert_eq!(charged, crate::connection::flow::GUARANTEED_BYTES);
-    assert!(driver.budget.is_exhausted(), "it waits for more");
-    // A leaving client stops waiting and delays no other.
-    driver.tell(|connection, cx| connection.abort("the test ends it", cx));
+    assert!(driver.budget.is_exhausted(), "the next request waits");
+    // An aborted connection leaves the queue.
+    driver.tell(|connection, cx| connection.abort("requested by the test", cx));
     assert!(!driver.budget.is_exhausted());
 }
 
@@ -162,9 +162,9 @@ fn single_connection_does_not_occupy_all_workers() {
     let input = trim.encode().repeat(3 * MAX_JOBS);
     assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
     assert_eq!(driver.work.len(), MAX_JOBS);
-    assert!(driver.connection.start_receive(driver.now).is_none(), "it waits");
+    assert!(driver.connection.start_receive(driver.now).is_none(), "the request waits");
     driver.work_some(0);
-    assert_eq!(driver.work.len(), MAX_JOBS, "one was done, the next one came");
+    assert_eq!(driver.work.len(), MAX_JOBS, "the next request follows a completed one");
     while driver.work_some(0) || driver.send_some(usize::MAX) {}
     assert_eq!(driver.sent.len(), 3 * MAX_JOBS * SIMPLE_REPLY_LEN_BYTES);
     assert!(driver.connection.start_receive(driver.now).is_some());
@@ -184,7 +184,7 @@ fn idle_local_device_stays_connected() {
 }
 
 #[test]
-fn idle_connection_times_out_if_configured() {
+fn idle_connection_is_closed_if_configured() {
     let limits = ServerConfig { idle_timeout: Some(Duration::from_secs(60)), ..limits() };
     let wait = |driver: &mut Driver, seconds: u64| {
         driver.now += Duration::from_secs(seconds);
@@ -194,16 +194,16 @@ fn idle_connection_times_out_if_configured() {
     wait(&mut driver, 59);
     driver.run(&read_request(1, 100), &[1000]);
     wait(&mut driver, 59);
-    assert!(driver.connection.start_receive(driver.now).is_some(), "it was not idle");
+    assert!(driver.connection.start_receive(driver.now).is_some(), "the connection was not idle");
     assert_eq!(driver.connection.next_check(), Some(driver.now + Duration::from_secs(1)));
     wait(&mut driver, 1);
     assert!(driver.connection.refuses_input());
 
-    // A request that takes long is not idleness.
+    // A connection with a request in flight is not idle.
     let mut driver = Driver::attached(limits);
     driver.receive_some(&read_request(1, 300_000), 1000);
     wait(&mut driver, 61);
     assert!(!driver.work.is_empty());
     assert!(driver.connection.start_receive(driver.now).is_some());
-    assert!(driver.connection.next_check() > Some(driver.now), "or it would be looked at again and again");
+    assert!(driver.connection.next_check() > Some(driver.now), "the next check is later");
 }

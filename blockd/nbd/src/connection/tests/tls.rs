@@ -1,4 +1,4 @@
-//! Connections over TLS: the same guarantees as without TLS.
+//! Connections over TLS: replies, limits and errors.
 
 use std::io::Write;
 
@@ -9,20 +9,20 @@ use crate::test_wire::option_request;
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// The replies over TLS, cut anywhere, with new keys now and then, are those without TLS.
+    /// Replies over TLS equal plaintext replies, for any transfer boundaries and with a key update.
     #[test]
-    fn replies_are_those_without_tls(
+    fn replies_equal_plaintext_replies(
         requests in any_requests(),
         steps in proptest::collection::vec(prop_oneof![1 => 1_usize..50, 2 => 1_usize..200_000], 8..20),
         is_old in any::<bool>(),
-        new_keys_at in 0_usize..300_000,
+        key_update_at in 0_usize..300_000,
     ) {
         let (input, reads) = conversation(ReplyMode::Simple, &requests);
         let mut plain = Driver::attached(limits());
         plain.run(&input, &[1 << 20]);
         let version = if is_old { &rustls::version::TLS12 } else { &rustls::version::TLS13 };
         let mut secure = TlsDriver::attached(version);
-        let (before, after) = input.split_at(new_keys_at.min(input.len()));
+        let (before, after) = input.split_at(key_update_at.min(input.len()));
         secure.run(before, &steps);
         if !is_old {
             secure.client.refresh_traffic_keys().unwrap();
@@ -33,11 +33,11 @@ proptest! {
         prop_assert!(*plain.catalog.0.data.lock().unwrap() == *secure.driver.catalog.0.data.lock().unwrap(), "contents differ");
         secure.client.send_close_notify();
         secure.run(&[], &steps);
-        prop_assert!(secure.peer_closed, "our end was not announced");
+        prop_assert!(secure.peer_closed, "the server sent no close_notify");
         secure.assert_ends();
     }
 
-    /// A bit that was changed on the way ends the connection, and nothing of it is carried out.
+    /// A flipped bit ends the connection before the request is executed.
     #[test]
     fn tampered_requests_are_not_executed(at in 0_usize..9_000, step in 1_usize..3_000) {
         let mut secure = TlsDriver::attached(&rustls::version::TLS13);
@@ -64,18 +64,18 @@ fn sessions_cut_at_every_byte_release_their_budget() {
     for cut in 0.. {
         let mut secure = TlsDriver::started(&rustls::version::TLS13);
         secure.client.writer().write_all(&input).unwrap();
-        let mut said_bytes = 0;
+        let mut sent_bytes = 0;
         let mut is_whole = true;
         loop {
-            while secure.client_turn() {}
+            while secure.client_step() {}
             let len = secure.to_server.len();
-            if said_bytes + len > cut {
-                secure.to_server.truncate(cut - said_bytes);
+            if sent_bytes + len > cut {
+                secure.to_server.truncate(cut - sent_bytes);
                 is_whole = false;
             }
-            said_bytes += secure.to_server.len();
+            sent_bytes += secure.to_server.len();
             let mut progress = false;
-            while secure.server_turn(usize::MAX)
+            while secure.server_step(usize::MAX)
                 || secure.driver.send_some(usize::MAX)
                 || secure.driver.work_some(0)
             {
@@ -87,7 +87,7 @@ fn sessions_cut_at_every_byte_release_their_budget() {
         }
         secure.assert_ends();
         if is_whole {
-            assert!(cut > 1200, "the session was over after {cut} bytes");
+            assert!(cut > 1200, "the session ended after {cut} bytes");
             return;
         }
     }
@@ -111,36 +111,37 @@ fn random_bytes_instead_of_tls_get_an_alert() {
 }
 
 #[test]
-fn client_not_reading_is_bounded_over_tls() {
+fn client_not_reading_is_limited_over_tls() {
     for len_bytes in [1, 4096, 300_000] {
         let mut secure = TlsDriver::attached(&rustls::version::TLS13);
-        // One send is under way for ever.
+        // One send never completes.
         secure.client.writer().write_all(&read_request(0, len_bytes)).unwrap();
-        secure.client_turn();
-        while secure.server_turn(usize::MAX) || secure.driver.work_some(0) {}
-        let stuck = secure.driver.connection.start_send(secure.driver.now, &mut secure.driver.pool).unwrap();
-        assert!(secure.driver.connection.charged_bytes() > 0, "what is being sent is charged");
+        secure.client_step();
+        while secure.server_step(usize::MAX) || secure.driver.work_some(0) {}
+        let stalled =
+            secure.driver.connection.start_send(secure.driver.now, &mut secure.driver.pool).unwrap();
+        assert!(secure.driver.connection.charged_bytes() > 0, "a send in progress is charged");
         let mut taken_bytes = 0;
         loop {
             secure.client.writer().write_all(&read_request(1, len_bytes).repeat(100)).unwrap();
-            secure.client_turn();
+            secure.client_step();
             let before = taken_bytes;
             let waiting_bytes = secure.to_server.len();
-            while secure.server_turn(usize::MAX) {
+            while secure.server_step(usize::MAX) {
                 while secure.driver.work_some(0) {}
             }
             taken_bytes += waiting_bytes - secure.to_server.len();
             if taken_bytes == before {
                 break;
             }
-            assert!(taken_bytes < 10 << 20, "it takes for ever");
+            assert!(taken_bytes < 10 << 20, "the connection does not stop receiving");
         }
         let charged = secure.driver.connection.charged_bytes();
         assert!(charged <= IN_FLIGHT_BYTES, "{charged}");
-        // It reads: everything that was taken is answered.
-        let len = stuck.range.len();
-        secure.driver.sent.extend_from_slice(&stuck.buffer.framed()[stuck.range]);
-        secure.driver.tell(|connection, cx| connection.end_send(stuck.buffer, Ok(len), cx));
+        // The client reads: all received requests are answered.
+        let len = stalled.range.len();
+        secure.driver.sent.extend_from_slice(&stalled.buffer.framed()[stalled.range]);
+        secure.driver.tell(|connection, cx| connection.end_send(stalled.buffer, Ok(len), cx));
         secure.run(&[], &[1 << 20]);
         assert!(secure.failure.is_none());
         assert_eq!(secure.received.len() % (SIMPLE_REPLY_LEN_BYTES + len_bytes as usize), 0);
@@ -149,8 +150,8 @@ fn client_not_reading_is_bounded_over_tls() {
     }
 }
 
-/// One that takes no second request, and was sent two, each with a reply that needs several sends.
-fn with_a_request_that_waits(version: &'static rustls::SupportedProtocolVersion) -> TlsDriver {
+/// Creates a driver whose limit admits one request, with two sent requests that need several sends each.
+fn with_waiting_request(version: &'static rustls::SupportedProtocolVersion) -> TlsDriver {
     let limits = ServerConfig { in_flight_bytes_per_connection: 1, ..limits() };
     let mut secure = TlsDriver::attached_with(limits, version);
     for cookie in 1..=2 {
@@ -160,13 +161,13 @@ fn with_a_request_that_waits(version: &'static rustls::SupportedProtocolVersion)
 }
 
 #[test]
-fn disconnect_behind_waiting_request_is_kept() {
+fn close_notify_after_waiting_request_is_processed() {
     for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
-        let mut secure = with_a_request_that_waits(version);
+        let mut secure = with_waiting_request(version);
         secure.client.send_close_notify();
-        secure.client_turn();
-        assert!(secure.server_turn(usize::MAX));
-        assert!(secure.to_server.is_empty(), "all of it in one receive");
+        secure.client_step();
+        assert!(secure.server_step(usize::MAX));
+        assert!(secure.to_server.is_empty(), "one receive takes all bytes");
         secure.run(&[], &[1 << 20]);
         assert_eq!(secure.received.len(), 2 * (SIMPLE_REPLY_LEN_BYTES + 300_000));
         assert!(secure.peer_closed);
@@ -176,12 +177,12 @@ fn disconnect_behind_waiting_request_is_kept() {
 }
 
 #[test]
-fn key_update_behind_waiting_request_is_answered_first() {
-    let mut secure = with_a_request_that_waits(&rustls::version::TLS13);
+fn key_update_after_waiting_request_is_processed() {
+    let mut secure = with_waiting_request(&rustls::version::TLS13);
     secure.client.refresh_traffic_keys().unwrap();
-    secure.client_turn();
-    assert!(secure.server_turn(usize::MAX));
-    assert!(secure.to_server.is_empty(), "all of it in one receive");
+    secure.client_step();
+    assert!(secure.server_step(usize::MAX));
+    assert!(secure.to_server.is_empty(), "one receive takes all bytes");
     secure.run(&[], &[1 << 20]);
     assert!(secure.failure.is_none());
     assert_eq!(secure.received.len(), 2 * (SIMPLE_REPLY_LEN_BYTES + 300_000));
@@ -192,9 +193,9 @@ fn key_update_behind_waiting_request_is_answered_first() {
 fn tls_alert_follows_half_sent_reply() {
     let mut secure = TlsDriver::attached(&rustls::version::TLS13);
     secure.client.writer().write_all(&read_request(1, 600_000)).unwrap();
-    secure.client_turn();
-    while secure.server_turn(usize::MAX) || secure.driver.work_some(0) {}
-    assert!(secure.driver.send_some(usize::MAX), "the first part");
+    secure.client_step();
+    while secure.server_step(usize::MAX) || secure.driver.work_some(0) {}
+    assert!(secure.driver.send_some(usize::MAX), "the first part of the reply");
     let noise = [&[23, 3, 3, 0, 40][..], &[0; 40]].concat();
     assert_eq!(secure.driver.receive_some(&noise, usize::MAX), Some(noise.len()));
     secure.run(&[], &[1 << 20]);
@@ -204,7 +205,7 @@ fn tls_alert_follows_half_sent_reply() {
 }
 
 #[test]
-fn keys_that_cannot_be_changed_do_not_wear_out() {
+fn tls12_session_uses_chacha20() {
     let secure = TlsDriver::attached(&rustls::version::TLS12);
     let suite = secure.client.negotiated_cipher_suite().unwrap().suite();
     assert!(suite.as_str().unwrap().contains("CHACHA20"), "{suite:?}");
@@ -212,12 +213,12 @@ fn keys_that_cannot_be_changed_do_not_wear_out() {
 }
 
 #[test]
-fn replies_share_a_send() {
+fn small_replies_share_one_tls_send() {
     let mut secure = TlsDriver::attached(&rustls::version::TLS13);
-    // At places that are answered at once.
+    // At an offset that is read on the ring thread.
     secure.client.writer().write_all(&read_request(1, 30_000).repeat(8)).unwrap();
-    secure.client_turn();
-    while secure.server_turn(usize::MAX) {}
+    secure.client_step();
+    while secure.server_step(usize::MAX) {}
     let before = secure.driver.sent.len();
     assert!(secure.driver.send_some(usize::MAX));
     let len = secure.driver.sent.len() - before;
@@ -225,22 +226,22 @@ fn replies_share_a_send() {
 }
 
 #[test]
-fn plaintext_behind_starttls_is_refused() {
+fn plaintext_after_starttls_is_refused() {
     let mut driver = offered();
     let hello = hello(&[(NBD_OPT_STARTTLS, b""), (NBD_OPT_LIST, b"")]);
     assert!(driver.send_some(usize::MAX));
     driver.receive_some(&hello, usize::MAX);
     assert!(driver.connection.is_aborted());
     assert!(!driver.send_some(usize::MAX));
-    // So it is when it comes one after the other, before the acknowledgement is sent.
+    // Before the acknowledgement is sent, the connection receives nothing.
     let mut driver = offered();
     assert!(driver.send_some(usize::MAX));
     driver.receive_some(&hello[..20], usize::MAX);
-    assert!(driver.connection.start_receive(driver.now).is_none(), "nothing is taken in clear any more");
+    assert!(driver.connection.start_receive(driver.now).is_none(), "no plaintext is received");
 }
 
 #[test]
-fn tls_cannot_be_started_twice() {
+fn starttls_within_tls_is_refused() {
     let mut secure = TlsDriver::started(&rustls::version::TLS13);
     secure.run(&option_request(NBD_OPT_STARTTLS, b""), &[7]);
     assert_eq!(secure.received[12..16], NBD_REP_ERR_INVALID.to_be_bytes());
@@ -252,9 +253,9 @@ fn tls_cannot_be_started_twice() {
 }
 
 #[test]
-fn slow_tls_handshake_hits_deadline() {
+fn slow_tls_handshake_times_out() {
     let mut secure = TlsDriver::started(&rustls::version::TLS13);
-    secure.client_turn();
+    secure.client_step();
     secure.driver.receive_some(&secure.to_server, 100);
     secure.driver.now += Duration::from_secs(9);
     secure.driver.tell(Connection::check_time);
@@ -264,44 +265,44 @@ fn slow_tls_handshake_hits_deadline() {
     assert!(secure.driver.connection.is_aborted());
 }
 
-/// A connection whose session is with the thread that computes its handshake.
-fn shaking_hands() -> TlsDriver {
+/// Creates a driver with a queued handshake job.
+fn during_handshake_job() -> TlsDriver {
     let mut secure = TlsDriver::started(&rustls::version::TLS13);
-    secure.client_turn();
-    assert!(secure.server_turn(usize::MAX));
-    assert_eq!(secure.driver.work.len(), 1, "the computation is for another thread");
+    secure.client_step();
+    assert!(secure.server_step(usize::MAX));
+    assert_eq!(secure.driver.work.len(), 1, "the handshake is a job");
     assert!(!secure.driver.send_some(usize::MAX));
     assert!(secure.driver.connection.start_receive(secure.driver.now).is_none());
     secure
 }
 
 #[test]
-fn handshake_is_computed_once_on_another_thread() {
-    let mut secure = shaking_hands();
+fn handshake_step_runs_as_one_job() {
+    let mut secure = during_handshake_job();
     secure.driver.work_some(0);
-    assert!(secure.driver.work.is_empty(), "there is nothing more to compute until more comes");
+    assert!(secure.driver.work.is_empty(), "no job without new input");
     while secure.driver.send_some(usize::MAX) {}
-    // The end of the handshake and the first request come together.
-    secure.client_turn();
+    // One receive has the end of the handshake and the first option.
+    secure.client_step();
     secure.client.writer().write_all(&option_request(NBD_OPT_EXPORT_NAME, b"")).unwrap();
-    secure.client_turn();
-    assert!(secure.server_turn(usize::MAX));
-    assert!(secure.to_server.is_empty(), "all of it in one receive");
+    secure.client_step();
+    assert!(secure.server_step(usize::MAX));
+    assert!(secure.to_server.is_empty(), "one receive takes all bytes");
     secure.run(&[], &[1 << 20]);
-    assert_eq!(secure.received.len(), 10, "what came with the end of the handshake was taken up");
+    assert_eq!(secure.received.len(), 10, "the option after the handshake is processed");
     secure.assert_ends();
 }
 
 #[test]
-fn connection_ending_in_handshake_waits_for_session() {
+fn connection_ending_in_a_handshake_waits_for_its_job() {
     for is_dropped in [true, false] {
-        let mut secure = shaking_hands();
+        let mut secure = during_handshake_job();
         if is_dropped {
             secure.driver.now += Duration::from_secs(10);
             secure.driver.tell(Connection::check_time);
             assert!(secure.driver.connection.is_aborted());
         } else {
-            secure.driver.tell(|connection, cx| connection.drain("the server stops", cx));
+            secure.driver.tell(|connection, cx| connection.drain("requested by the test", cx));
         }
         assert!(!secure.driver.connection.is_finished() && !secure.driver.send_some(usize::MAX));
         secure.driver.work_some(0);

@@ -1,4 +1,4 @@
-//! A connection over TLS without sockets, with a rustls client at the other end.
+//! Driver of a connection over TLS without sockets, with a rustls client.
 
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -26,15 +26,15 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
     World { authority, identity, alice }
 });
 
-/// The client's side of a connection.
+/// Connection over TLS with its client.
 pub(super) struct TlsDriver {
     pub(super) driver: Driver,
     pub(super) client: ClientConnection,
-    /// Sealed, and not yet received by the connection.
+    /// Encrypted bytes that the connection has not received.
     pub(super) to_server: Vec<u8>,
-    /// Data read by the client.
+    /// Plaintext received by the client.
     pub(super) received: Vec<u8>,
-    /// Sent by the connection, and already read.
+    /// Number of sent bytes that the client has received.
     pub(super) seen_bytes: usize,
     pub(super) client_reads: bool,
     pub(super) failure: Option<rustls::Error>,
@@ -51,7 +51,7 @@ pub(super) fn offered_with(limits: ServerConfig) -> Driver {
 }
 
 impl TlsDriver {
-    /// One whose client has been told to go ahead.
+    /// Creates a driver after the acknowledgement of STARTTLS.
     pub(super) fn started(version: &'static rustls::SupportedProtocolVersion) -> Self {
         Self::started_with(limits(), version)
     }
@@ -81,7 +81,7 @@ impl TlsDriver {
         }
     }
 
-    /// One in transmission.
+    /// Creates a driver in transmission.
     pub(super) fn attached(version: &'static rustls::SupportedProtocolVersion) -> Self {
         Self::attached_with(limits(), version)
     }
@@ -97,7 +97,7 @@ impl TlsDriver {
         this
     }
 
-    pub(super) fn client_turn(&mut self) -> bool {
+    pub(super) fn client_step(&mut self) -> bool {
         let mut progress = false;
         while self.client.wants_write() {
             progress |= self.client.write_tls(&mut self.to_server).unwrap() > 0;
@@ -122,7 +122,7 @@ impl TlsDriver {
         progress
     }
 
-    pub(super) fn server_turn(&mut self, step: usize) -> bool {
+    pub(super) fn server_step(&mut self, step: usize) -> bool {
         if self.to_server.is_empty() {
             return false;
         }
@@ -135,14 +135,14 @@ impl TlsDriver {
         }
     }
 
-    pub(super) fn say(&mut self, input: &mut &[u8], step: usize) -> bool {
+    pub(super) fn client_write(&mut self, input: &mut &[u8], step: usize) -> bool {
         let (now, later) = input.split_at(input.len().min(step));
         self.client.writer().write_all(now).unwrap();
         *input = later;
         !now.is_empty()
     }
 
-    /// Has the client say `input`, in pieces, and runs both until nothing more happens.
+    /// Writes `input` at the client in steps of the given sizes, and runs both sides until nothing happens.
     pub(super) fn run(&mut self, mut input: &[u8], steps: &[usize]) {
         let mut idle = 0;
         for index in 0.. {
@@ -150,18 +150,18 @@ impl TlsDriver {
             let progress = match (index + step) % 5 {
                 0 => self.driver.send_some(step),
                 1 => self.driver.work_some(step),
-                2 => self.client_turn(),
-                3 => self.say(&mut input, step),
-                _ => self.server_turn(step),
+                2 => self.client_step(),
+                3 => self.client_write(&mut input, step),
+                _ => self.server_step(step),
             };
             idle = if progress { 0 } else { idle + 1 };
-            // Every kind of event has been tried.
+            // Each kind of event has been tried.
             if idle > 5 * steps.len() + 5 {
                 let more = self.driver.send_some(step)
                     || self.driver.work_some(step)
-                    || self.client_turn()
-                    || self.server_turn(step)
-                    || self.say(&mut input, step);
+                    || self.client_step()
+                    || self.server_step(step)
+                    || self.client_write(&mut input, step);
                 if !more {
                     return;
                 }
@@ -170,7 +170,7 @@ impl TlsDriver {
         }
     }
 
-    /// The connection is at its end, or gets there once the client is gone, and has kept nothing.
+    /// Asserts that the connection has ended, or ends when the client closes, and releases all resources.
     pub(super) fn assert_ends(mut self) {
         if !self.driver.connection.is_finished() {
             if let Some(transfer) = self.driver.connection.start_receive(self.driver.now) {

@@ -1,4 +1,5 @@
-//! Execution of requests, at once on the ring thread where the device can, else by a worker; their replies.
+//! Execution of requests, on the ring thread if the device can complete them at once or else by a worker, and
+//! their replies.
 
 use std::sync::Arc;
 
@@ -15,11 +16,11 @@ use crate::server::worker::{Admitted, DeviceFailure, RequestDone, RequestWork, S
 
 /// Maximum length of a request executed on the ring thread; a longer one would delay others.
 const INLINE_BYTES: usize = 256 << 10;
-/// Maximum length of a read answered from a batch; a longer one gets its own buffer.
+/// Maximum length of a read into a reply batch; a longer one gets its own buffer.
 const BATCH_READ_BYTES: usize = 32 << 10;
 
 impl Transmission {
-    /// Executes a request whose payload, if it has one, begins the inbox.
+    /// Executes a request whose payload, if any, is at the front of the receive buffer.
     pub(super) fn execute(&mut self, request: Admitted, scope: &mut Scope<'_, '_>) {
         match request.operation {
             Operation::Write { .. } => self.write(request, scope),
@@ -68,7 +69,7 @@ impl Transmission {
 
     pub(super) fn write_buffer(&mut self, request: Admitted, buffer: Buffer, scope: &mut Scope<'_, '_>) {
         let len = request.len_bytes as usize;
-        assert!(len <= buffer.capacity_bytes(), "the payload of a write lies in its buffer");
+        assert!(len <= buffer.capacity_bytes(), "the payload of a write is within its buffer");
         match self.try_write(&request, &buffer.payload()[..len]) {
             Ok(Progress::WouldBlock) => self.start(request, Some(buffer), scope),
             result => {
@@ -78,7 +79,7 @@ impl Transmission {
         }
     }
 
-    /// Writes without waiting, unless the write is long or syncs.
+    /// Attempts a write on the ring thread, unless it is long or has FUA.
     fn try_write(&self, request: &Admitted, data: &[u8]) -> Result<Progress, DeviceFailure> {
         if data.is_empty() {
             return Ok(Progress::Done);
@@ -93,9 +94,9 @@ impl Transmission {
         let Admitted { to, charge_bytes, .. } = request;
         let len = request.len_bytes as usize;
         let header_len = to.mode.data_header_len_bytes();
-        let room = scope.flow.outbox.reserve(header_len + len, scope.cx.pool);
-        assert!(room.len() == header_len + len, "a batch has room for header and data");
-        let (header, payload) = room.split_at_mut(header_len);
+        let reserved = scope.flow.outbox.reserve(header_len + len, scope.cx.pool);
+        assert!(reserved.len() == header_len + len, "a batch has room for header and data");
+        let (header, payload) = reserved.split_at_mut(header_len);
         match call_device(|| self.device.try_read(to.offset_bytes, payload)) {
             Ok(Progress::Zeroes) if to.mode != ReplyMode::Simple => {
                 push_zeroes(&request, scope.flow, scope.cx);
@@ -117,7 +118,7 @@ impl Transmission {
 
     fn read(&mut self, request: Admitted, scope: &mut Scope<'_, '_>) {
         let len = request.len_bytes as usize;
-        assert!(0 < len && len <= MAX_PAYLOAD_BYTES as usize, "the length of a read is judged");
+        assert!(0 < len && len <= MAX_PAYLOAD_BYTES as usize, "the length of a read is validated");
         let mut buffer = scope.cx.pool.take(len);
         let at_once = if len > INLINE_BYTES {
             Ok(Progress::WouldBlock)
@@ -159,7 +160,7 @@ impl Transmission {
         scope.flow.start(Work::Request(work), scope.cx);
     }
 
-    /// Answers a request without data.
+    /// Queues a reply without data.
     fn answer(
         &mut self,
         request: &Admitted,
@@ -176,8 +177,7 @@ impl Transmission {
         scope.flow.reply(&request.to, errno, request.charge_bytes, scope.cx);
     }
 
-    /// Executes a block status request whose payload in the inbox has the length of the range and the
-    /// contexts.
+    /// Executes a block status request with a payload: the length of the range and the context ids.
     fn chosen_block_status(&mut self, request: Admitted, scope: &mut Scope<'_, '_>) {
         // At most `MAX_STATUS_PAYLOAD_BYTES`.
         let payload_len = request.len_bytes as usize;
@@ -191,7 +191,7 @@ impl Transmission {
         }
     }
 
-    /// Parses the payload of a block status; `None` if it is invalid or a context was not negotiated.
+    /// Parses the payload of a block status request; `None` if it is invalid or has an unselected context.
     fn choose(&self, payload: &[u8]) -> Option<(u64, Arc<[MetaContext]>)> {
         let mut reader = Reader::new(payload);
         let len_bytes = reader.u64()?;
@@ -199,10 +199,10 @@ impl Transmission {
         let mut is_chosen = vec![false; self.contexts.len()];
         while !reader.is_empty() {
             let id = reader.u32()?;
-            // Numbered from 1.
+            // Context ids are numbered from 1.
             let index = (id as usize).checked_sub(1)?;
             let context = self.contexts.get(index).filter(|context| context.id == id)?;
-            debug_assert!(context.id as usize == index + 1, "contexts are numbered from 1");
+            debug_assert!(context.id as usize == index + 1, "context ids are numbered from 1");
             if !std::mem::replace(is_chosen.get_mut(index)?, true) {
                 contexts.push(context.clone());
             }
@@ -211,17 +211,17 @@ impl Transmission {
     }
 }
 
-/// Queues the reply to a structured read of zeroes.
+/// Queues the structured reply to a read of zeroes: one hole.
 fn push_zeroes(request: &Admitted, flow: &mut Flow, cx: &mut Context<'_>) {
     // No read is longer than 64 MiB.
     let hole = request.to.hole(request.to.offset_bytes, request.len_bytes as u32, true);
     flow.outbox.push_small([&hole, &[]], request.charge_bytes, cx.pool);
 }
 
-/// Queues the reply to a read with its data in `buffer`, unless it is all zeroes.
+/// Queues the reply to a read with its data in `buffer`, whose content is unspecified for zeroes.
 fn push_read(request: &Admitted, mut buffer: Buffer, is_zero: bool, flow: &mut Flow, cx: &mut Context<'_>) {
     let (to, len) = (request.to, request.len_bytes as usize);
-    assert!(len <= buffer.capacity_bytes(), "the data of a read lies in its buffer");
+    assert!(len <= buffer.capacity_bytes(), "the data of a read is within its buffer");
     if is_zero && to.mode != ReplyMode::Simple {
         push_zeroes(request, flow, cx);
         cx.pool.give(buffer);
@@ -256,12 +256,9 @@ pub(in crate::connection) fn finish(done: RequestDone, flow: &mut Flow, cx: &mut
         (result, buffer) => {
             match result {
                 Ok(Success::Chunks(chunks)) => {
-                    assert!(
-                        !chunks.is_empty(),
-                        "a block status has a context, whose chunk releases the charge"
-                    );
+                    assert!(!chunks.is_empty(), "the chunk of the first context releases the charge");
                     for chunk in &chunks {
-                        // The whole charge belongs to the first one.
+                        // The first chunk has the whole charge.
                         flow.outbox.push_small([chunk, &[]], std::mem::take(&mut charge_bytes), cx.pool);
                     }
                 }

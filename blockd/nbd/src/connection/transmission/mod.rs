@@ -1,5 +1,5 @@
-//! Transmission phase of a connection, without I/O: parses requests, executes them at once where possible,
-//! and passes the others to threads that may block.
+//! Transmission phase of a connection, without I/O: parses requests, executes them at once if possible, and
+//! passes the others to threads that may block.
 
 mod execution;
 
@@ -19,7 +19,7 @@ use crate::server::worker::{Admitted, DeviceFailure};
 
 pub(super) use execution::finish;
 
-/// Maximum length of a write received into the inbox; a longer one gets its own buffer.
+/// Maximum payload of a write that is executed from the receive buffer; longer ones get their own buffer.
 const INBOX_PAYLOAD_BYTES: usize = 32 << 10;
 
 /// Transmission phase of a connection.
@@ -28,21 +28,21 @@ pub(crate) struct Transmission {
     terms: Terms,
     contexts: Arc<[MetaContext]>,
     input: Input,
-    /// The last request was a write with its own buffer, and the next one likely is: receive only its header,
-    /// so that its payload need not be copied from the inbox.
+    /// The last request was a write with its own buffer, and the next one probably is: receive only its
+    /// header, which avoids a copy of its payload.
     expects_large: bool,
     warned: bool,
-    /// Number of awaited payloads.
+    /// Number of payloads awaited so far.
     payloads: u64,
-    /// Verdict on the next request, which waits for admission: it must not change once part of its charge is
-    /// paid.
+    /// Verdict on the next request, which waits for admission. It is kept because a part of its charge may be
+    /// taken.
     judged: Option<Verdict>,
 }
 
-/// Kind of the next input.
+/// Content of the next input.
 enum Input {
     Requests,
-    /// Payload of a write; its buffer is away during a receive.
+    /// Payload of a write; the receive in progress owns its buffer.
     Payload {
         request: Admitted,
         buffer: Option<Buffer>,
@@ -63,16 +63,16 @@ pub(crate) struct Scope<'a, 'c> {
     pub(crate) cx: &'a mut Context<'c>,
 }
 
-/// Reason for not accepting requests.
+/// Reason for a pause in the processing of requests.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Pause {
-    /// More bytes are needed.
+    /// More input is needed.
     Input,
-    /// Too much is in flight.
+    /// An in-flight limit is reached.
     Full,
-    /// The client takes its leave.
+    /// The client sent DISC.
     Disconnect,
-    /// The client is gone without DISC.
+    /// The client disconnected without DISC.
     Gone,
     /// Protocol violation without a possible reply.
     Broken(&'static str),
@@ -86,7 +86,10 @@ impl Transmission {
         agreed: NegotiatedExport,
     ) -> Self {
         let NegotiatedExport { mode, contexts } = agreed;
-        debug_assert!((1..).zip(&contexts).all(|(id, context)| context.id == id), "contexts are numbered");
+        debug_assert!(
+            (1..).zip(&contexts).all(|(id, context)| context.id == id),
+            "context ids are numbered from 1"
+        );
         let terms = Terms { size_bytes, read_only, mode, has_contexts: !contexts.is_empty() };
         Self {
             device,
@@ -116,17 +119,20 @@ impl Transmission {
         }
     }
 
-    /// Returns the number of the admitted payload that is awaited, if any.
+    /// Returns the number of the awaited payload, if any.
     pub(crate) fn awaited_payload(&self) -> Option<u64> {
         (!matches!(self.input, Input::Requests)).then_some(self.payloads)
     }
 
-    /// A receive is over.
+    /// Ends a receive.
     pub(crate) fn end_receive(&mut self, inbox: &mut Inbox, received: Buffer, len_bytes: usize) {
         match &mut self.input {
             Input::Payload { request, buffer, filled_bytes, .. } => {
-                assert!((*filled_bytes + len_bytes) as u64 <= request.len_bytes, "a payload has its length");
-                assert!(buffer.is_none(), "the buffer is away during a receive");
+                assert!(
+                    (*filled_bytes + len_bytes) as u64 <= request.len_bytes,
+                    "a payload has its announced length"
+                );
+                assert!(buffer.is_none(), "a receive owns the buffer");
                 *buffer = Some(received);
                 *filled_bytes += len_bytes;
             }
@@ -161,7 +167,7 @@ impl Transmission {
                     if *remaining_bytes > 0 {
                         return Pause::Input;
                     }
-                    assert!(*errno != 0, "a refused request gets an error");
+                    assert!(*errno != 0, "a refused request has an error number");
                     scope.flow.reply(to, *errno, REQUEST_OVERHEAD_BYTES, scope.cx);
                     self.input = Input::Requests;
                     None
@@ -195,24 +201,26 @@ impl Transmission {
             return Some(Pause::Input);
         };
         let Some(request) = Request::decode(header, mode) else {
-            return Some(Pause::Broken("a request did not start with its magic"));
+            return Some(Pause::Broken("wrong magic in a request"));
         };
         let verdict = self.judged.take().unwrap_or_else(|| self.judge(&request));
         let payload_len_bytes = request.payload_len_bytes(mode);
-        let is_taken_whole = match verdict {
+        let needs_whole_payload = match verdict {
             Verdict::Execute(Operation::Write { .. }) => payload_len_bytes <= INBOX_PAYLOAD_BYTES as u64,
             Verdict::Execute(Operation::BlockStatus { .. }) => true,
             _ => false,
         };
-        // A payload received with its header is short and fits into the inbox.
-        if is_taken_whole
+        // Such payloads fit into the receive buffer together with their header.
+        if needs_whole_payload
             && scope.inbox.unread().len() < mode.request_len_bytes() + payload_len_bytes as usize
         {
             return Some(Pause::Input);
         }
         let charge_bytes = match verdict {
             Verdict::Disconnect => return Some(Pause::Disconnect),
-            Verdict::PayloadTooLong => return Some(Pause::Broken("a payload is too long to be refused")),
+            Verdict::PayloadTooLong => {
+                return Some(Pause::Broken("the payload of an invalid request is too long"));
+            }
             Verdict::Execute(operation) => charge(&request, operation),
             Verdict::Refuse { .. } => REQUEST_OVERHEAD_BYTES,
         };
@@ -230,14 +238,14 @@ impl Transmission {
                 let range_is_in_payload = matches!(operation, Operation::BlockStatus { chosen: true, .. });
                 assert!(
                     range_is_in_payload || self.terms.contain(to.offset_bytes, request.len_bytes),
-                    "a request lies in its export"
+                    "a request is within its export"
                 );
                 assert!(!self.terms.read_only || !operation.writes(), "a read-only export is not written");
                 self.execute(Admitted { operation, to, len_bytes: request.len_bytes, charge_bytes }, scope);
             }
             Verdict::Refuse { errno } => {
                 self.payloads += 1;
-                // A payload too long to discard has ended the connection.
+                // A longer payload has ended the connection.
                 assert!(payload_len_bytes <= u64::from(MAX_DISCARD_BYTES), "a discarded payload is bounded");
                 self.input = Input::Discard { remaining_bytes: payload_len_bytes as usize, errno, to };
             }
@@ -249,18 +257,18 @@ impl Transmission {
     /// Logs the first failure of a device on this connection; others would flood the log.
     pub(crate) fn report(&mut self, failure: &DeviceFailure) {
         if std::mem::replace(&mut self.warned, true) {
-            tracing::trace!(errno = failure.errno, error = failure.message, "the device refused a request");
+            tracing::trace!(errno = failure.errno, error = failure.message, "a device request failed");
         } else {
             tracing::warn!(
                 errno = failure.errno,
                 error = failure.message,
-                "the device refused a request; further ones of this connection are logged at level trace"
+                "a device request failed; further failures on this connection are logged at level trace"
             );
         }
     }
 }
 
-/// Returns the charge of a request: the maximum memory of it and its reply.
+/// Returns the charge of a request in bytes: the maximum memory of the request and its reply.
 fn charge(request: &Request, operation: Operation) -> u64 {
     REQUEST_OVERHEAD_BYTES
         + match operation {

@@ -1,4 +1,4 @@
-//! Accepts of a ring thread, and the choice of the thread that serves a new connection.
+//! Accepts, and distribution of new connections to the ring threads.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -11,7 +11,7 @@ use super::RingThread;
 use super::tag::Tag;
 use crate::server::mailbox::{Message, NewConnection};
 
-/// Pause of accepts when the system has no resources for another connection.
+/// Pause of accepts after an error of the listening socket, such as a lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 impl RingThread {
@@ -23,7 +23,7 @@ impl RingThread {
     }
 
     pub(super) fn accepted(&mut self, index: usize, result: io::Result<OwnedFd>) {
-        assert!(self.accepting > 0, "accepts under way are counted");
+        assert!(self.accepting > 0, "accepts in progress are counted");
         self.accepting -= 1;
         if self.stop_at.is_some() {
             return;
@@ -34,11 +34,11 @@ impl RingThread {
                 self.accept(index);
             }
             Err(error) if is_about_one_connection(&error) => {
-                tracing::debug!(%error, "a connection was not accepted");
+                tracing::debug!(%error, "accepting a connection failed");
                 self.accept(index);
             }
             Err(error) => {
-                tracing::warn!(%error, "connections cannot be accepted now");
+                tracing::warn!(%error, "accepting connections failed; retrying");
                 self.paused.push(index);
                 if let Some(later) = self.resources.now.checked_add(ACCEPT_PAUSE) {
                     self.check_at(later);
@@ -47,7 +47,7 @@ impl RingThread {
         }
     }
 
-    /// Gives a new connection to the next thread that lives.
+    /// Passes a new connection to the next running thread.
     fn hand_out(&mut self, index: usize, socket: OwnedFd) {
         let Some(listener) = self.listeners.get(index) else {
             return;
@@ -55,7 +55,7 @@ impl RingThread {
         let peer = listener.prepare(&socket);
         let Some(place) = self.resources.shared.connections.enter(listener.is_tcp) else {
             if let Some(refused) = self.refusals.count(self.resources.now) {
-                tracing::warn!(%peer, refused, "connections are refused: no more are allowed");
+                tracing::warn!(%peer, refused, "connections were refused at the connection limit");
             }
             return;
         };
@@ -77,7 +77,7 @@ impl RingThread {
     }
 }
 
-/// Returns true for an accept error that concerns one connection only.
+/// Returns true for an accept error of a single connection.
 fn is_about_one_connection(error: &io::Error) -> bool {
     let about_one = [Errno::CONNABORTED, Errno::INTR, Errno::PROTO, Errno::AGAIN];
     error.raw_os_error().is_some_and(|code| about_one.iter().any(|errno| errno.raw_os_error() == code))

@@ -1,5 +1,5 @@
-//! The loop of one ring thread: waits for completions and messages, tells the connections, and starts what
-//! they ask for.
+//! Event loop of a ring thread: waits for completions and messages, passes them to the connections, and
+//! starts the operations that the connections request.
 
 mod accept;
 mod tag;
@@ -30,7 +30,7 @@ use crate::server::ring::{Completion, Outcome, Ring, Transfer};
 use crate::server::spin::{SpinPermit, SpinPoller};
 use crate::server::worker::{Job, Work};
 
-/// Time for aborted connections to release the ring at the end of a shutdown.
+/// Time after the shutdown deadline for the operations of aborted connections to end.
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
 /// State shared by the threads of a server.
@@ -41,32 +41,32 @@ pub(crate) struct Shared {
     pub(crate) mailboxes: Vec<Arc<Mailbox<Message>>>,
     pub(crate) connections: Arc<Connections>,
     pub(crate) next_id: AtomicUsize,
-    /// Size of each ring thread's buffer pool, in bytes.
+    /// Maximum size of the buffer pool of each ring thread, in bytes.
     pub(crate) pool_bytes: usize,
-    /// Selects the thread that busy-polls.
+    /// Permit to busy-poll.
     pub(crate) spin_permit: SpinPermit,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         let is_released = self.budget.used_bytes() == 0;
-        debug_assert!(is_released || std::thread::panicking(), "ended connections have released their bytes");
+        debug_assert!(is_released || std::thread::panicking(), "ended connections release their bytes");
     }
 }
 
 struct Entry {
-    /// Number of the connection.
+    /// Id of the connection.
     id: usize,
     connection: Connection,
     socket: Arc<OwnedFd>,
-    /// Its receive was cancelled.
+    /// The receive was cancelled.
     is_cancelled: bool,
     is_shut_down: bool,
     watch: Watch,
     place: Place,
 }
 
-/// State of the operation that ends when the client closes its side.
+/// State of the hang-up poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Watch {
     None,
@@ -74,20 +74,20 @@ enum Watch {
     Cancelled,
 }
 
-/// Resources that connections use.
+/// Resources for the connections of a ring thread.
 struct Resources {
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox<Message>>,
     pool: BufferPool,
     work: Vec<Work>,
-    /// Requests that were taken up since the last wait.
+    /// Number of requests accepted since the last wait.
     requests: usize,
     now: Instant,
-    /// When the wait before the last one ended.
+    /// End of the wait before the last one.
     looked_before: Instant,
 }
 
-/// One ring thread.
+/// State of a ring thread.
 pub(crate) struct RingThread {
     id: usize,
     ring: Ring,
@@ -97,13 +97,13 @@ pub(crate) struct RingThread {
     entries: Slab<Entry>,
     lingering: Lingering,
     listeners: Vec<Listener>,
-    /// Accepts under way.
+    /// Number of accepts in progress.
     accepting: usize,
-    /// Listeners to be taken up again, and when.
+    /// Listeners whose accepts are paused.
     paused: Vec<usize>,
     next_thread: usize,
     refusals: Reports,
-    /// The earliest moment at which something has to be looked at.
+    /// Earliest time of the next check of deadlines.
     next_check: Option<Instant>,
     stop_at: Option<Instant>,
 }
@@ -129,10 +129,10 @@ impl Resources {
 }
 
 impl RingThread {
-    /// A thread's state; to be called on the thread itself, as the ring belongs to it.
+    /// Creates the state; must be called on the thread itself, which owns the ring.
     ///
     /// # Errors
-    /// When the kernel gives no ring.
+    /// The kernel refuses a ring.
     pub(crate) fn new(
         id: usize,
         shared: Arc<Shared>,
@@ -168,10 +168,10 @@ impl RingThread {
         })
     }
 
-    /// Serves until told to stop.
+    /// Serves connections until a stop message.
     ///
     /// # Errors
-    /// The ring failed; its connections are lost.
+    /// The ring failed; the connections of the thread are lost.
     pub(crate) fn run(&mut self) -> io::Result<()> {
         self.listen_for_messages(Buffer::new(8));
         for index in 0..self.listeners.len() {
@@ -193,9 +193,9 @@ impl RingThread {
             };
             let requests = std::mem::take(&mut self.resources.requests);
             if timeout != Some(Duration::ZERO)
-                && let Some(kept) = self.spin.begin(requests, &self.resources.shared.spin_permit)
+                && let Some(spin) = self.spin.begin(requests, &self.resources.shared.spin_permit)
             {
-                kept.until(self.ring.start_and_poll()?);
+                spin.until(self.ring.start_and_poll()?);
             }
             let result = self.ring.wait(timeout, &mut completions);
             self.resources.mailbox.woke();
@@ -229,7 +229,7 @@ impl RingThread {
                 self.lingered(index, buffer, !result.is_ok_and(|len_bytes| len_bytes > 0));
             }
             (Tag::HangUp(index), Outcome::HungUp(result)) => self.hung_up(index, result),
-            (tag, _) => tracing::error!(?tag, "a completion of the wrong kind"),
+            (tag, _) => tracing::error!(?tag, "internal error: a completion does not match its tag"),
         }
     }
 
@@ -244,7 +244,7 @@ impl RingThread {
             Message::Retry => self.with_each_connection(Connection::retry),
             Message::Stop(by) => self.stop(by),
             #[cfg(test)]
-            Message::Die => std::panic::resume_unwind(Box::new("the test wants it")),
+            Message::Die => std::panic::resume_unwind(Box::new("requested by the test")),
         }
     }
 
@@ -255,7 +255,7 @@ impl RingThread {
         for index in 0..self.listeners.len() {
             self.ring.cancel(Tag::Accept(index).pack());
         }
-        self.with_each_connection(|connection, cx| connection.drain("the server stops", cx));
+        self.with_each_connection(|connection, cx| connection.drain("the server is shutting down", cx));
     }
 
     fn listen_for_messages(&mut self, buffer: Buffer) {
@@ -279,7 +279,10 @@ impl RingThread {
             Connection::new(span, client, tls, config, self.resources.now, &mut self.resources.pool);
         let socket = Arc::new(socket);
         connection.watch_local_peer(&socket);
-        assert!(self.entries.len() < self.resources.shared.config.max_connections, "connections are bounded");
+        assert!(
+            self.entries.len() < self.resources.shared.config.max_connections,
+            "the number of connections is bounded"
+        );
         let index = self.entries.insert(Entry {
             id,
             connection,
@@ -292,16 +295,16 @@ impl RingThread {
         self.pump(index);
     }
 
-    /// Tells a connection something, and does what it wants then.
+    /// Passes an event to a connection, and starts the operations that it requests.
     fn with_connection(&mut self, index: usize, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
         if let Some(entry) = self.entries.get_mut(index) {
-            assert!(self.resources.work.is_empty(), "work belongs to the connection that requests it");
+            assert!(self.resources.work.is_empty(), "queued jobs belong to one connection");
             self.resources.with_context(|cx| act(&mut entry.connection, cx));
             self.pump(index);
         }
     }
 
-    /// Does the same for each connection.
+    /// Passes an event to each connection.
     fn with_each_connection(&mut self, act: impl Fn(&mut Connection, &mut Context<'_>)) {
         let indexes: Vec<usize> = self.entries.iter().map(|(index, _)| index).collect();
         for index in indexes {
@@ -309,7 +312,7 @@ impl RingThread {
         }
     }
 
-    /// Starts what a connection wants; removes it if it is at its end.
+    /// Starts the operations that a connection requests; removes a finished connection.
     fn pump(&mut self, index: usize) {
         let Some(entry) = self.entries.get_mut(index) else {
             return;
@@ -327,7 +330,7 @@ impl RingThread {
         }
         if connection.is_aborted() {
             if !std::mem::replace(&mut entry.is_shut_down, true) {
-                // Ends what is under way on the socket; if the peer has done so already, all the better.
+                // Ends the operations of the socket. Fails if the peer has disconnected, which ends them too.
                 let _ = shutdown(&entry.socket, Shutdown::Both);
             }
         } else if connection.refuses_input() && !std::mem::replace(&mut entry.is_cancelled, true) {
@@ -335,7 +338,7 @@ impl RingThread {
         }
         debug_assert!(
             !connection.is_aborted() || entry.is_shut_down,
-            "an aborted connection ends its operations"
+            "the socket of an aborted connection is shut down"
         );
         if entry.watch == Watch::None && connection.is_to_be_watched() {
             self.ring.hang_up(&entry.socket, Tag::HangUp(index).pack());
@@ -344,7 +347,7 @@ impl RingThread {
         if connection.is_finished() {
             match entry.watch {
                 Watch::None => self.remove(index),
-                // The place is not for the next one before this has ended.
+                // The index is reused only after the poll has ended.
                 Watch::UnderWay => {
                     self.ring.cancel(Tag::HangUp(index).pack());
                     entry.watch = Watch::Cancelled;
@@ -360,7 +363,7 @@ impl RingThread {
         let entry = self.entries.remove(index);
         assert!(
             entry.watch == Watch::None && entry.connection.is_finished(),
-            "a connection ends with its operations"
+            "a connection ends after its operations"
         );
         let may_linger = entry.connection.may_linger();
         entry.connection.release(&mut self.resources.pool, &self.resources.shared.budget);
@@ -373,7 +376,7 @@ impl RingThread {
         }
     }
 
-    /// Receives and discards data.
+    /// Starts a discarding receive.
     fn throw_away(&mut self, socket: &Arc<OwnedFd>, buffer: Buffer, index: usize) {
         let transfer = Transfer { buffer, range: 0..SCRAP_BYTES, all: false };
         self.ring.recv(socket, transfer, Tag::Linger(index).pack());
@@ -388,7 +391,7 @@ impl RingThread {
 
     fn hung_up(&mut self, index: usize, result: io::Result<()>) {
         if let Some(entry) = self.entries.get_mut(index) {
-            assert!(entry.watch != Watch::None, "a watch ends once");
+            assert!(entry.watch != Watch::None, "a hang-up poll ends once");
             entry.watch = Watch::None;
         }
         self.with_connection(index, |connection, cx| connection.hung_up(result, cx));
@@ -413,7 +416,7 @@ impl RingThread {
         }
         let over = stop_at.is_some_and(|stop_at| stop_at <= self.resources.now);
         for socket in self.lingering.overdue(self.resources.now, over) {
-            // Ends its receive; if the peer has done so already, all the better.
+            // Ends the receive. Fails if the peer has disconnected, which ends it too.
             let _ = shutdown(&socket, Shutdown::Both);
         }
         if let Some(check) = self.lingering.next_check() {
@@ -421,7 +424,7 @@ impl RingThread {
         }
         self.with_each_connection(|connection, cx| {
             if over {
-                connection.abort("the server does not wait any longer", cx);
+                connection.abort("the shutdown timed out", cx);
             } else {
                 connection.check_time(cx);
             }
@@ -433,9 +436,9 @@ impl Drop for RingThread {
     fn drop(&mut self) {
         let left = self.entries.iter().filter(|(_, entry)| entry.connection.has_work()).count();
         if left > 0 {
-            tracing::warn!(connections = left, "a server thread ends while devices still work for it");
+            tracing::warn!(connections = left, "a server thread ends with requests in progress");
         }
-        // Other threads' connections wait for what these have charged.
+        // Connections of other threads may wait for the charged bytes.
         for entry in self.entries.drain() {
             entry.connection.release(&mut self.resources.pool, &self.resources.shared.budget);
         }

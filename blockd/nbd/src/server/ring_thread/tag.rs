@@ -1,13 +1,13 @@
-//! Owners of completions.
+//! Tags of io_uring operations.
 
-/// Owner of a completion, packed into its tag.
+/// Kind of an operation with the index of its owner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tag {
     Wake,
     Accept(usize),
     Receive(usize),
     Send(usize),
-    /// A receive of a connection that is otherwise gone.
+    /// Discarding receive of a lingering socket.
     Linger(usize),
     HangUp(usize),
 }
@@ -22,7 +22,7 @@ impl Tag {
             Self::Linger(index) => (4, index),
             Self::HangUp(index) => (5, index),
         };
-        debug_assert!(kind < 8 && (index as u64) < 1 << 61, "kind and index fit the tag");
+        debug_assert!(kind < 8 && (index as u64) < 1 << 61, "kind and index fit into the tag");
         (index as u64) << 3 | kind
     }
 
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_survive_packing() {
+    fn packed_tag_unpacks_unchanged() {
         for tag in [
             Tag::Wake,
             Tag::Accept(1),
