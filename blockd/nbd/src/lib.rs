@@ -2,7 +2,7 @@
 
 // server      listener (unix, TCP) ──► ring_thread 0..N ── ring (io_uring)      I/O and threads
 //                 worker 0..M ── BlockDevice, ExportCatalog
-// connection      connection ── transmission ── outbox                          state of a connection
+// connection      connection ── transmission ── reply_queue                     state of a connection
 // tls                 └── session ── identity                                   after STARTTLS
 // protocol                └── handshake ── options, request, reply              messages, negotiation
 

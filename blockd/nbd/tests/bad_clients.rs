@@ -53,7 +53,7 @@ fn session(mode: ReplyMode) -> Vec<u8> {
 
 #[test]
 fn session_cut_at_any_byte_releases_the_device() {
-    let server = TestServer::start(MemDevice::new(MIB, Mood::Mixed));
+    let server = TestServer::start(MemDevice::new(MIB, Behaviour::Mixed));
     for mode in [ReplyMode::Simple, ReplyMode::Structured, ReplyMode::Extended] {
         cut_at_every_byte(&server, &session(mode));
     }
@@ -82,7 +82,7 @@ fn cut_at_every_byte(server: &TestServer, session: &[u8]) {
 
 #[test]
 fn pipelined_session_is_answered_completely() {
-    let server = TestServer::start(MemDevice::new(MIB, Mood::Mixed));
+    let server = TestServer::start(MemDevice::new(MIB, Behaviour::Mixed));
     let mut stream = UnixStream::connect(&server.socket).unwrap();
     stream.set_read_timeout(Some(TIMEOUT)).unwrap();
     stream.write_all(&session(ReplyMode::Simple)).unwrap();
@@ -95,7 +95,7 @@ fn pipelined_session_is_answered_completely() {
 
 #[test]
 fn disconnect_with_requests_in_flight_is_cleaned_up() {
-    let server = TestServer::start(MemDevice::new(8 * MIB, Mood::Blocking));
+    let server = TestServer::start(MemDevice::new(8 * MIB, Behaviour::Blocking));
     server.device.gate.close();
     let mut clients = Vec::new();
     for _ in 0..8 {
@@ -116,7 +116,7 @@ fn disconnect_with_requests_in_flight_is_cleaned_up() {
 
 #[test]
 fn stalled_partial_header_holds_no_budget() {
-    let server = TestServer::with(MemDevice::new(MIB, Mood::Instant), |config| config.ring_threads = 1);
+    let server = TestServer::with(MemDevice::new(MIB, Behaviour::Instant), |config| config.ring_threads = 1);
     let mut silent: Vec<Client> = (0..20).map(|_| server.attach()).collect();
     for (index, client) in silent.iter_mut().enumerate() {
         let request = Request { flags: 0, command: 1, cookie: 9, offset_bytes: 0, len_bytes: 100_000 };

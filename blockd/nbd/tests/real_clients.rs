@@ -20,9 +20,9 @@ fn run(program: &str, args: &[&str]) -> String {
 }
 
 fn servers() -> impl Iterator<Item = TestServer> {
-    [Mood::Instant, Mood::Blocking, Mood::Mixed]
+    [Behaviour::Instant, Behaviour::Blocking, Behaviour::Mixed]
         .into_iter()
-        .map(|mood| TestServer::start(MemDevice::new(64 * MIB, mood)))
+        .map(|behaviour| TestServer::start(MemDevice::new(64 * MIB, behaviour)))
 }
 
 #[test]

@@ -9,7 +9,7 @@ use blockd_nbd::constants::*;
 use blockd_nbd::{DeviceErrorKind, NbdError, Server, ServerConfig};
 
 const MIB: usize = 1 << 20;
-const SUCCESSFUL_MOODS: [Mood; 3] = [Mood::Instant, Mood::Blocking, Mood::Mixed];
+const SUCCESSFUL_BEHAVIOURS: [Behaviour; 3] = [Behaviour::Instant, Behaviour::Blocking, Behaviour::Mixed];
 
 #[test]
 fn export_name_sends_zeroes_unless_disabled() {
@@ -74,8 +74,8 @@ fn negotiation_options_get_specified_replies() {
 
 #[test]
 fn simple_mode_commands_succeed_on_any_thread() {
-    for mood in SUCCESSFUL_MOODS {
-        let server = TestServer::start(MemDevice::new(64 * MIB, mood));
+    for behaviour in SUCCESSFUL_BEHAVIOURS {
+        let server = TestServer::start(MemDevice::new(64 * MIB, behaviour));
         let mut client = server.attach();
         for (index, len) in
             [1, 511, 4096, 32 << 10, (32 << 10) + 1, 100_000, 131_072, 256 << 10, MIB, 32 * MIB]
@@ -89,7 +89,7 @@ fn simple_mode_commands_succeed_on_any_thread() {
                 assert_eq!(client.write(flags, offset, &data), 0);
                 let (errno, got) = client.read(offset, len as u32);
                 assert_eq!(errno, 0);
-                assert!(got == data, "{mood:?}, {len} bytes");
+                assert!(got == data, "{behaviour:?}, {len} bytes");
             }
         }
         assert_eq!(server.device.fua_writes.load(Ordering::SeqCst), 10);
@@ -113,8 +113,8 @@ fn simple_mode_commands_succeed_on_any_thread() {
 
 #[test]
 fn pipelined_requests_are_all_answered() {
-    for mood in SUCCESSFUL_MOODS {
-        let server = TestServer::start(MemDevice::new(8 * MIB, mood));
+    for behaviour in SUCCESSFUL_BEHAVIOURS {
+        let server = TestServer::start(MemDevice::new(8 * MIB, behaviour));
         let mut client = server.attach();
         let data = pattern(1, 8 * MIB);
         *server.device.data.lock().unwrap() = data.clone();
@@ -128,7 +128,7 @@ fn pipelined_requests_are_all_answered() {
             let (errno, cookie) = client.reply();
             let (offset, len) = wanted.remove(&cookie).expect("a cookie without a pending request");
             assert_eq!(errno, 0);
-            assert!(client.receive(len) == data[offset..offset + len], "{mood:?}");
+            assert!(client.receive(len) == data[offset..offset + len], "{behaviour:?}");
         }
     }
 }
@@ -155,15 +155,17 @@ fn device_failure_is_reported_with_its_errno() {
         (DeviceErrorKind::Permission, NBD_EPERM),
         (DeviceErrorKind::Shutdown, NBD_ESHUTDOWN),
     ];
-    let moods = kinds
-        .into_iter()
-        .flat_map(|(kind, errno)| [(Mood::Failing(kind), errno), (Mood::FailingLater(kind), errno)]);
-    for (mood, errno) in moods.chain([(Mood::Panicking, NBD_EIO), (Mood::PanickingLater, NBD_EIO)]) {
-        let server = TestServer::start(MemDevice::new(MIB, mood));
+    let behaviours = kinds.into_iter().flat_map(|(kind, errno)| {
+        [(Behaviour::Failing(kind), errno), (Behaviour::FailingOnWorker(kind), errno)]
+    });
+    for (behaviour, errno) in
+        behaviours.chain([(Behaviour::Panicking, NBD_EIO), (Behaviour::PanickingOnWorker, NBD_EIO)])
+    {
+        let server = TestServer::start(MemDevice::new(MIB, behaviour));
         let mut client = server.attach();
         for len in [1, 40_000, 300_000] {
-            assert_eq!(client.read(0, len as u32).0, errno, "{mood:?}");
-            assert_eq!(client.write(0, 0, &vec![1; len]), errno, "{mood:?}");
+            assert_eq!(client.read(0, len as u32).0, errno, "{behaviour:?}");
+            assert_eq!(client.write(0, 0, &vec![1; len]), errno, "{behaviour:?}");
         }
         assert_eq!(client.command(NBD_CMD_FLUSH, 0, 0, 0), errno);
         assert_eq!(client.command(NBD_CMD_TRIM, 0, 0, 512), errno);
@@ -176,7 +178,8 @@ fn device_failure_is_reported_with_its_errno() {
 #[test]
 fn connections_to_one_export_share_its_data() {
     let addr: SocketAddr = "127.0.0.1:0".parse().unwrap();
-    let server = TestServer::with(MemDevice::new(MIB, Mood::Mixed), |config| config.tcp = vec![addr, addr]);
+    let server =
+        TestServer::with(MemDevice::new(MIB, Behaviour::Mixed), |config| config.tcp = vec![addr, addr]);
     let mut clients = vec![server.attach(), server.attach(), server.attach()];
     for addr in server.server.local_addrs() {
         assert_ne!(addr.port(), 0);
@@ -196,7 +199,7 @@ fn connections_to_one_export_share_its_data() {
 
 #[test]
 fn device_is_held_until_its_last_request_ends() {
-    let server = TestServer::start(MemDevice::new(MIB, Mood::Blocking));
+    let server = TestServer::start(MemDevice::new(MIB, Behaviour::Blocking));
     assert_eq!(Arc::strong_count(&server.device), 2);
     let mut client = server.attach();
     assert_eq!(client.read(0, 1).0, 0);
@@ -212,7 +215,8 @@ fn device_is_held_until_its_last_request_ends() {
 
 #[test]
 fn connections_beyond_the_limit_are_closed() {
-    let server = TestServer::with(MemDevice::new(MIB, Mood::Instant), |config| config.max_connections = 2);
+    let server =
+        TestServer::with(MemDevice::new(MIB, Behaviour::Instant), |config| config.max_connections = 2);
     let (first, _second) = (server.attach(), server.attach());
     server.connect().assert_closed();
     first.disconnect();
@@ -231,7 +235,7 @@ fn connections_beyond_the_limit_are_closed() {
 
 #[test]
 fn connections_at_the_total_limit_all_progress() {
-    let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Mixed), |config| {
+    let server = TestServer::with(MemDevice::new(8 * MIB, Behaviour::Mixed), |config| {
         config.in_flight_bytes_total = 1 << 20;
     });
     std::thread::scope(|scope| {
@@ -252,7 +256,7 @@ fn connections_at_the_total_limit_all_progress() {
 
 #[test]
 fn client_holding_memory_is_dropped_under_pressure() {
-    let server = TestServer::with(MemDevice::new(8 * MIB, Mood::Blocking), |config| {
+    let server = TestServer::with(MemDevice::new(8 * MIB, Behaviour::Blocking), |config| {
         config.in_flight_bytes_total = 4 << 20;
         config.stalled_send_timeout = Duration::from_millis(300);
     });
@@ -268,7 +272,7 @@ fn client_holding_memory_is_dropped_under_pressure() {
 
 #[test]
 fn shutdown_answers_requests_in_flight() {
-    let mut server = TestServer::start(MemDevice::new(MIB, Mood::Blocking));
+    let mut server = TestServer::start(MemDevice::new(MIB, Behaviour::Blocking));
     server.device.gate.close();
     let mut client = server.attach();
     let mut idle = server.attach();
@@ -296,7 +300,7 @@ fn shutdown_answers_requests_in_flight() {
 
 #[test]
 fn shutdown_with_a_blocked_device_times_out() {
-    let mut server = TestServer::with(MemDevice::new(MIB, Mood::Blocking), |config| {
+    let mut server = TestServer::with(MemDevice::new(MIB, Behaviour::Blocking), |config| {
         config.shutdown_timeout = Duration::from_millis(100);
     });
     server.device.gate.close();

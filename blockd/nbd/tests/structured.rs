@@ -196,11 +196,10 @@ fn context_replies(replies: &[OptionReply]) -> Vec<(u32, String)> {
 
 #[test]
 fn structured_commands_succeed_on_any_thread() {
-    for (mode, mood) in BOTH
-        .into_iter()
-        .flat_map(|mode| [Mood::Instant, Mood::Blocking, Mood::Mixed].map(|mood| (mode, mood)))
-    {
-        let server = TestServer::start(MemDevice::new(8 * MIB, mood));
+    for (mode, behaviour) in BOTH.into_iter().flat_map(|mode| {
+        [Behaviour::Instant, Behaviour::Blocking, Behaviour::Mixed].map(|behaviour| (mode, behaviour))
+    }) {
+        let server = TestServer::start(MemDevice::new(8 * MIB, behaviour));
         let (mut client, _) = Structured::attach(&server, mode, &[]);
         let mut expected = vec![0; 8 * MIB];
         for (offset, len) in [(100, 50), (8192, 4096), (70_001, 40_000), (2 * MIB, 700_000), (7 * MIB, MIB)] {
@@ -222,11 +221,11 @@ fn structured_commands_succeed_on_any_thread() {
         ] {
             for flags in [0, NBD_CMD_FLAG_DF] {
                 let (data, holes) = client.read(flags, offset as u64, len as u64);
-                assert!(data == expected[offset..offset + len], "{mode:?} {mood:?} {offset} {len}");
+                assert!(data == expected[offset..offset + len], "{mode:?} {behaviour:?} {offset} {len}");
                 let all_zero = data.iter().all(|byte| *byte == 0);
                 assert!(
                     !all_zero || holes == len,
-                    "{mode:?} {mood:?} {offset} {len}: zeroes were sent as data"
+                    "{mode:?} {behaviour:?} {offset} {len}: zeroes were sent as data"
                 );
             }
         }
@@ -258,8 +257,8 @@ fn structured_commands_succeed_on_any_thread() {
 fn device_failure_has_errno_and_message() {
     for (mode, later) in BOTH.into_iter().flat_map(|mode| [(mode, false), (mode, true)]) {
         for (kind, expected) in [(DeviceErrorKind::Io, NBD_EIO), (DeviceErrorKind::NoSpace, NBD_ENOSPC)] {
-            let mood = if later { Mood::FailingLater(kind) } else { Mood::Failing(kind) };
-            let server = TestServer::start(MemDevice::new(MIB, mood));
+            let behaviour = if later { Behaviour::FailingOnWorker(kind) } else { Behaviour::Failing(kind) };
+            let server = TestServer::start(MemDevice::new(MIB, behaviour));
             let (mut client, _) = Structured::attach(&server, mode, &["base:allocation"]);
             for len in [1, 5000, 50_000, 300_000] {
                 assert_eq!(client.command(NBD_CMD_READ, 0, 0, len), expected);

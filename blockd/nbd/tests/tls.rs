@@ -114,7 +114,7 @@ fn text(output: &Output) -> String {
 
 #[test]
 fn libnbd_requires_a_valid_certificate() {
-    let server = TlsServer::start(MemDevice::new(64 * MIB, Mood::Instant), TlsMode::Require, true);
+    let server = TlsServer::start(MemDevice::new(64 * MIB, Behaviour::Instant), TlsMode::Require, true);
     let good = server.authority.client_dir("alice", false);
     let output = run("nbdinfo", &["--json", &server.uri(&good)]);
     assert!(output.status.success(), "{}", text(&output));
@@ -138,7 +138,7 @@ fn libnbd_requires_a_valid_certificate() {
 
 #[test]
 fn nbdcopy_round_trip_preserves_data() {
-    let server = TlsServer::start(MemDevice::new(256 * MIB, Mood::Mixed), TlsMode::Require, true);
+    let server = TlsServer::start(MemDevice::new(256 * MIB, Behaviour::Mixed), TlsMode::Require, true);
     let uri = server.uri(&server.authority.client_dir("alice", false));
     let dir = tempfile::tempdir().unwrap();
     let (image, copy) = (dir.path().join("image"), dir.path().join("copy"));
@@ -156,7 +156,7 @@ fn nbdcopy_round_trip_preserves_data() {
 
 #[test]
 fn qemu_reads_back_its_writes_over_tls() {
-    let server = TlsServer::start(MemDevice::new(8 * MIB, Mood::Mixed), TlsMode::Require, true);
+    let server = TlsServer::start(MemDevice::new(8 * MIB, Behaviour::Mixed), TlsMode::Require, true);
     let dir = server.authority.client_dir("alice", false);
     let secret = format!("tls-creds-x509,id=t,endpoint=client,dir={}", dir.display());
     let image = format!(
@@ -173,7 +173,7 @@ fn qemu_reads_back_its_writes_over_tls() {
 
 #[test]
 fn server_without_client_ca_admits_any_client() {
-    let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Allow, false);
+    let server = TlsServer::start(MemDevice::new(MIB, Behaviour::Instant), TlsMode::Allow, false);
     for versions in [&[&rustls::version::TLS12][..], &[&rustls::version::TLS13]] {
         let config = server.authority.client_config_of(None, versions);
         let mut client = server.try_connect(config).unwrap();
@@ -192,7 +192,7 @@ fn server_without_client_ca_admits_any_client() {
 
 #[test]
 fn idle_or_stalled_sessions_do_not_block_others() {
-    let server = TlsServer::start(MemDevice::new(8 * MIB, Mood::Mixed), TlsMode::Require, true);
+    let server = TlsServer::start(MemDevice::new(8 * MIB, Behaviour::Mixed), TlsMode::Require, true);
     let dir = server.authority.client_dir("alice", false);
     let mut idle: Vec<Client> = (0..200).map(|_| server.attach(Some(&dir))).collect();
     let mut slow = server.attach(Some(&dir));
@@ -217,7 +217,7 @@ fn idle_or_stalled_sessions_do_not_block_others() {
 
 #[test]
 fn reloaded_certificates_apply_to_new_connections() {
-    let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Require, true);
+    let server = TlsServer::start(MemDevice::new(MIB, Behaviour::Instant), TlsMode::Require, true);
     let alice = server.authority.client_dir("alice", false);
     let mut before = server.attach(Some(&alice));
     assert!(!server.identity.has_changed());
@@ -251,7 +251,7 @@ fn revoked_certificate_is_refused() {
     };
     let identity = Arc::new(TlsIdentity::load(files).unwrap());
     let tls = Arc::clone(&identity);
-    let server = TestServer::with(MemDevice::new(MIB, Mood::Instant), |config| {
+    let server = TestServer::with(MemDevice::new(MIB, Behaviour::Instant), |config| {
         config.tcp = vec!["127.0.0.1:0".parse().unwrap()];
         config.tls = Some(tls);
         config.tcp_tls = TlsMode::Require;
@@ -305,7 +305,7 @@ fn invalid_tls_files_are_refused() {
 
 #[test]
 fn plaintext_negotiation_is_reset_by_tls() {
-    let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Allow, false);
+    let server = TlsServer::start(MemDevice::new(MIB, Behaviour::Instant), TlsMode::Allow, false);
     let mut client = Client::tcp(server.addr());
     client.hello(3);
     assert_eq!(client.option(NBD_OPT_STRUCTURED_REPLY, b"")[0].0, NBD_REP_ACK);
@@ -318,14 +318,14 @@ fn plaintext_negotiation_is_reset_by_tls() {
 
 #[test]
 fn client_without_a_certificate_is_refused() {
-    let server = TlsServer::start(MemDevice::new(MIB, Mood::Instant), TlsMode::Require, true);
+    let server = TlsServer::start(MemDevice::new(MIB, Behaviour::Instant), TlsMode::Require, true);
     let error = server.try_connect(server.authority.client_config(None)).map(|_| ()).unwrap_err();
     assert!(error.to_string().contains("CertificateRequired"), "{error}");
 }
 
 #[test]
 fn disconnect_at_any_point_releases_the_session() {
-    let server = TlsServer::start(MemDevice::new(MIB, Mood::Mixed), TlsMode::Require, true);
+    let server = TlsServer::start(MemDevice::new(MIB, Behaviour::Mixed), TlsMode::Require, true);
     let dir = server.authority.client_dir("alice", false);
     for cut in (0..400).step_by(7) {
         let mut stream = TcpStream::connect(server.addr()).unwrap();

@@ -158,7 +158,7 @@ impl Budget {
     }
 
     /// Adds a waiter whose charge never fits.
-    pub(crate) fn wait_for_ever(&self, wake: Wake) {
+    pub(crate) fn add_stuck_waiter(&self, wake: Wake) {
         let ticket = Ticket(u64::MAX);
         self.queue.lock().waiters.push_back(Waiter { ticket, bytes: u64::MAX, wake, is_woken: true });
         self.has_waiters.store(true, Ordering::SeqCst);
@@ -174,13 +174,13 @@ mod tests {
 
     /// Requester, and the number of its wake-ups.
     #[derive(Default)]
-    struct Asker {
+    struct Requester {
         ticket: Option<Ticket>,
         woken: Arc<AtomicUsize>,
     }
 
-    impl Asker {
-        fn ask(&mut self, budget: &Budget, bytes: u64) -> bool {
+    impl Requester {
+        fn request(&mut self, budget: &Budget, bytes: u64) -> bool {
             let woken = Arc::clone(&self.woken);
             let wake = move || {
                 woken.fetch_add(1, Ordering::SeqCst);
@@ -196,50 +196,51 @@ mod tests {
     #[test]
     fn release_wakes_a_waiter_whose_charge_fits() {
         let budget = Budget::new(100);
-        let mut asker = Asker::default();
-        assert!(asker.ask(&budget, 1000), "an unused budget fits any charge");
-        assert!(!asker.ask(&budget, 60));
-        assert!(!asker.ask(&budget, 60), "a waiter may retry");
+        let mut requester = Requester::default();
+        assert!(requester.request(&budget, 1000), "an unused budget fits any charge");
+        assert!(!requester.request(&budget, 60));
+        assert!(!requester.request(&budget, 60), "a waiter may retry");
         assert!(budget.is_exhausted());
-        assert!(!budget.is_short_for_others(asker.ticket));
+        assert!(!budget.is_short_for_others(requester.ticket));
         budget.release(950);
-        assert_eq!(asker.woken(), 0, "the charge does not fit yet");
+        assert_eq!(requester.woken(), 0, "the charge does not fit yet");
         budget.release(10);
         budget.release(1);
-        assert_eq!(asker.woken(), 1, "a waiter is woken once");
-        assert!(asker.ask(&budget, 60));
+        assert_eq!(requester.woken(), 1, "a waiter is woken once");
+        assert!(requester.request(&budget, 60));
         assert!(!budget.is_exhausted());
         budget.release(1);
-        assert_eq!(asker.woken(), 1);
+        assert_eq!(requester.woken(), 1);
         assert_eq!(budget.used_bytes(), 98);
     }
 
     #[test]
     fn small_charge_does_not_overtake_a_large_one() {
         let budget = Budget::new(100);
-        let (mut large, mut small, mut other) = (Asker::default(), Asker::default(), Asker::default());
-        assert!(small.ask(&budget, 50));
-        assert!(!large.ask(&budget, 80));
-        assert!(!small.ask(&budget, 10), "an earlier waiter exists");
-        assert!(!other.ask(&budget, 10));
+        let (mut large, mut small, mut other) =
+            (Requester::default(), Requester::default(), Requester::default());
+        assert!(small.request(&budget, 50));
+        assert!(!large.request(&budget, 80));
+        assert!(!small.request(&budget, 10), "an earlier waiter exists");
+        assert!(!other.request(&budget, 10));
         budget.release(50);
         assert_eq!([large.woken(), small.woken(), other.woken()], [1, 0, 0]);
-        assert!(!small.ask(&budget, 10));
-        assert!(large.ask(&budget, 80));
+        assert!(!small.request(&budget, 10));
+        assert!(large.request(&budget, 80));
         assert_eq!([small.woken(), other.woken()], [1, 0], "the next waiter is woken");
-        assert!(!other.ask(&budget, 10));
-        assert!(small.ask(&budget, 10));
-        assert!(other.ask(&budget, 10));
+        assert!(!other.request(&budget, 10));
+        assert!(small.request(&budget, 10));
+        assert!(other.request(&budget, 10));
         assert!(!budget.is_exhausted());
     }
 
     #[test]
     fn leaving_waiter_unblocks_the_next() {
         let budget = Budget::new(100);
-        let (mut first, mut second) = (Asker::default(), Asker::default());
+        let (mut first, mut second) = (Requester::default(), Requester::default());
         budget.exhaust();
-        assert!(!first.ask(&budget, 80));
-        assert!(!second.ask(&budget, 20));
+        assert!(!first.request(&budget, 80));
+        assert!(!second.request(&budget, 20));
         budget.release(20);
         assert_eq!([first.woken(), second.woken()], [0, 0]);
         budget.leave(&mut first.ticket);

@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use crate::connection::budget::{Budget, Ticket, Wake};
 use crate::connection::buffer_pool::BufferPool;
-use crate::connection::outbox::{BATCH_BYTES, Outbox};
 use crate::connection::remote_budgets::RemoteBudgets;
 use crate::connection::remote_reads::RemoteReads;
+use crate::connection::reply_queue::{BATCH_BYTES, ReplyQueue};
 use crate::protocol::reply::{ReplyTo, errno_text};
 use crate::server::worker::{Job, Work};
 
@@ -36,7 +36,7 @@ pub(crate) struct Context<'a> {
     pub(crate) now: Instant,
     /// End of the previous wait for completions: the earliest arrival of input received at `now`, unless it
     /// waited in the socket.
-    pub(crate) looked_before: Instant,
+    pub(crate) previous_wait_at: Instant,
 }
 
 /// Shared budget of remote data, with the ticket of a wait.
@@ -47,19 +47,19 @@ struct Reservation {
 
 /// Flow control of a connection.
 pub(crate) struct Flow {
-    pub(crate) outbox: Outbox,
+    pub(crate) reply_queue: ReplyQueue,
     /// Number of outstanding jobs.
     pub(crate) jobs: usize,
-    most_jobs: usize,
+    max_jobs: usize,
     /// Requests that wait for remote data.
     pub(crate) remote_reads: Arc<RemoteReads<Job>>,
     charged_bytes: u64,
     /// Ticket while a request waits for the total budget.
     ticket: Option<Ticket>,
     /// Budgets of remote data, charged before the total budget.
-    levies: Vec<Reservation>,
+    remote_budgets: Vec<Reservation>,
     /// Number of remote budgets that the waiting request has charged, and the bytes.
-    paid: (usize, u64),
+    remote_charge: (usize, u64),
     limit_bytes: u64,
     /// Earliest possible arrival of the processed input.
     pub(crate) received_at: Instant,
@@ -68,34 +68,38 @@ pub(crate) struct Flow {
 impl Flow {
     pub(crate) fn new(limit_bytes: u64, now: Instant) -> Self {
         Self {
-            outbox: Outbox::default(),
+            reply_queue: ReplyQueue::default(),
             jobs: 0,
-            most_jobs: MAX_JOBS,
+            max_jobs: MAX_JOBS,
             remote_reads: Arc::default(),
             charged_bytes: 0,
             ticket: None,
-            levies: Vec::new(),
-            paid: (0, 0),
+            remote_budgets: Vec::new(),
+            remote_charge: (0, 0),
             limit_bytes,
             received_at: now,
         }
     }
 
     /// Returns true if the maximum number of jobs is outstanding.
-    pub(crate) fn has_all_jobs(&self) -> bool {
-        self.jobs >= self.most_jobs
+    pub(crate) fn is_at_job_limit(&self) -> bool {
+        self.jobs >= self.max_jobs
     }
 
     /// Adds the budgets of a remote-backed device. Must precede the first request.
     pub(crate) fn extend_for_remote_data(&mut self, budgets: Vec<Arc<Budget>>) {
-        assert!(self.charged_bytes == 0 && self.levies.is_empty(), "budgets precede the first request");
-        self.most_jobs = MAX_REMOTE_JOBS;
-        self.levies = budgets.into_iter().map(|budget| Reservation { budget, ticket: None }).collect();
+        assert!(
+            self.charged_bytes == 0 && self.remote_budgets.is_empty(),
+            "budgets precede the first request"
+        );
+        self.max_jobs = MAX_REMOTE_JOBS;
+        self.remote_budgets =
+            budgets.into_iter().map(|budget| Reservation { budget, ticket: None }).collect();
     }
 
     /// Returns true if requests may wait for remote data.
     pub(crate) fn may_wait_for_remote_data(&self) -> bool {
-        !self.levies.is_empty() && !self.remote_reads.is_recalled()
+        !self.remote_budgets.is_empty() && !self.remote_reads.is_closed()
     }
 
     /// Charges a request. Returns false if it must wait for a release; a charge within the guaranteed share
@@ -109,10 +113,12 @@ impl Flow {
         let shared_bytes = shared(after) - shared(self.charged_bytes);
         if shared_bytes == 0 {
             self.stop_waiting(cx.budget);
-        } else if !self.pay(shared_bytes, cx) || !cx.budget.charge(shared_bytes, &mut self.ticket, cx.wake) {
+        } else if !self.charge_remote(shared_bytes, cx)
+            || !cx.budget.charge(shared_bytes, &mut self.ticket, cx.wake)
+        {
             return false;
         }
-        self.paid = (0, 0);
+        self.remote_charge = (0, 0);
         assert!(
             after <= self.limit_bytes.max(bytes),
             "a connection stays within its limit, except for a single request"
@@ -124,31 +130,31 @@ impl Flow {
 
     /// Charges the remote budgets in order; returns false if one must be waited for. Earlier charges are kept
     /// during the wait, without a deadlock: holders of a later budget do not wait for an earlier one.
-    fn pay(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
-        let (count, paid_bytes) = self.paid;
-        assert!(count <= self.levies.len(), "each remote budget is charged once");
-        if paid_bytes != bytes {
+    fn charge_remote(&mut self, bytes: u64, cx: &Context<'_>) -> bool {
+        let (count, taken_bytes) = self.remote_charge;
+        assert!(count <= self.remote_budgets.len(), "each remote budget is charged once");
+        if taken_bytes != bytes {
             // Replies sent since the last attempt have reduced the shared part of the charge. It cannot have
             // grown, because the charge of a request is fixed at its first attempt.
-            assert!(count == 0 || bytes <= paid_bytes, "the charge of a waiting request is fixed");
-            for levy in self.levies.iter().take(count) {
-                levy.budget.release(paid_bytes.saturating_sub(bytes));
+            assert!(count == 0 || bytes <= taken_bytes, "the charge of a waiting request is fixed");
+            for reservation in self.remote_budgets.iter().take(count) {
+                reservation.budget.release(taken_bytes.saturating_sub(bytes));
             }
-            self.paid = (count, bytes);
+            self.remote_charge = (count, bytes);
         }
-        while let Some(levy) = self.levies.get_mut(self.paid.0) {
-            if !levy.budget.charge(bytes, &mut levy.ticket, cx.wake) {
+        while let Some(reservation) = self.remote_budgets.get_mut(self.remote_charge.0) {
+            if !reservation.budget.charge(bytes, &mut reservation.ticket, cx.wake) {
                 return false;
             }
-            self.paid.0 += 1;
+            self.remote_charge.0 += 1;
         }
         true
     }
 
     fn release_shared(&self, bytes: u64, budget: &Budget) {
         budget.release(bytes);
-        for levy in &self.levies {
-            levy.budget.release(bytes);
+        for reservation in &self.remote_budgets {
+            reservation.budget.release(bytes);
         }
     }
 
@@ -163,20 +169,26 @@ impl Flow {
     /// Leaves the queues of all budgets, and releases the charges of the waiting request.
     pub(crate) fn stop_waiting(&mut self, budget: &Budget) {
         budget.leave(&mut self.ticket);
-        let (count, bytes) = std::mem::take(&mut self.paid);
-        for (index, levy) in self.levies.iter_mut().enumerate() {
-            levy.budget.leave(&mut levy.ticket);
+        let (count, bytes) = std::mem::take(&mut self.remote_charge);
+        for (index, reservation) in self.remote_budgets.iter_mut().enumerate() {
+            reservation.budget.leave(&mut reservation.ticket);
             if index < count {
-                levy.budget.release(bytes);
+                reservation.budget.release(bytes);
             }
         }
-        debug_assert!(self.levies.iter().all(|levy| levy.ticket.is_none()), "no wait is left");
+        debug_assert!(
+            self.remote_budgets.iter().all(|reservation| reservation.ticket.is_none()),
+            "no wait is left"
+        );
     }
 
     /// Returns true if other connections wait for budget.
     pub(crate) fn others_wait(&self, budget: &Budget) -> bool {
         budget.is_short_for_others(self.ticket)
-            || self.levies.iter().any(|levy| levy.budget.is_short_for_others(levy.ticket))
+            || self
+                .remote_budgets
+                .iter()
+                .any(|reservation| reservation.budget.is_short_for_others(reservation.ticket))
     }
 
     /// Ends waiting requests and releases all charges.
@@ -190,7 +202,7 @@ impl Flow {
     /// Returns true if the charges bound the memory of queued replies. The buffer of a large reply is up to
     /// twice as long as its data; batches and the negotiation use a few additional buffers.
     pub(crate) fn is_bounded(&self) -> bool {
-        self.outbox.held_bytes() as u64 <= 2 * self.charged_bytes + 4 * BATCH_BYTES as u64
+        self.reply_queue.held_bytes() as u64 <= 2 * self.charged_bytes + 4 * BATCH_BYTES as u64
     }
 
     #[cfg(test)]
@@ -200,7 +212,7 @@ impl Flow {
 
     /// Queues a job.
     pub(crate) fn start(&mut self, work: Work, cx: &mut Context<'_>) {
-        debug_assert!(self.jobs < self.most_jobs, "the number of jobs is bounded");
+        debug_assert!(self.jobs < self.max_jobs, "the number of jobs is bounded");
         self.jobs += 1;
         cx.work.push(work);
     }
@@ -208,9 +220,9 @@ impl Flow {
     /// Queues a reply without data.
     pub(crate) fn reply(&mut self, to: &ReplyTo, errno: u32, charge_bytes: u64, cx: &mut Context<'_>) {
         if errno == 0 {
-            self.outbox.push_small([&to.success(), &[]], charge_bytes, cx.pool);
+            self.reply_queue.push_small([&to.success(), &[]], charge_bytes, cx.pool);
         } else {
-            self.outbox.push_small([&to.error(errno, errno_text(errno)), &[]], charge_bytes, cx.pool);
+            self.reply_queue.push_small([&to.error(errno, errno_text(errno)), &[]], charge_bytes, cx.pool);
         }
     }
 }

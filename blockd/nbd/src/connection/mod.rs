@@ -5,11 +5,11 @@
 pub(crate) mod budget;
 pub(crate) mod buffer_pool;
 pub(crate) mod flow;
-mod inbox;
 mod negotiation;
-pub(crate) mod outbox;
+mod receive_buffer;
 pub(crate) mod remote_budgets;
 pub(crate) mod remote_reads;
+pub(crate) mod reply_queue;
 #[cfg(test)]
 mod tests;
 mod time_limits;
@@ -27,9 +27,9 @@ use crate::config::ServerConfig;
 use crate::connection::budget::Budget;
 use crate::connection::buffer_pool::{Buffer, BufferPool};
 use crate::connection::flow::{Context, Flow};
-use crate::connection::inbox::{INBOX_BYTES, Inbox};
-use crate::connection::outbox::Chunk;
+use crate::connection::receive_buffer::{RECEIVE_BUFFER_BYTES, ReceiveBuffer};
 use crate::connection::remote_reads::{LATE_AFTER, RemoteReads};
+use crate::connection::reply_queue::Chunk;
 use crate::connection::time_limits::Payload;
 use crate::connection::tls::Security;
 use crate::connection::transfer_deadline::TransferDeadline;
@@ -45,7 +45,7 @@ enum Phase {
     Handshake(Handshake),
     Transmission(Box<Transmission>),
     /// Input is no longer processed.
-    Over,
+    Ended,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,7 +71,7 @@ pub(crate) struct Connection {
     life: Life,
     phase: Phase,
     security: Security,
-    inbox: Inbox,
+    receive_buffer: ReceiveBuffer,
     flow: Flow,
     /// A receive is in progress. It completes with the first bytes.
     is_receiving: bool,
@@ -82,13 +82,13 @@ pub(crate) struct Connection {
     /// Unsent rest of a short send.
     rest: Option<Chunk>,
     /// The client has closed its side.
-    has_ended: bool,
+    peer_closed: bool,
     /// Input is not processed until everything is sent: the negotiation is strictly sequential.
-    in_step: bool,
+    awaits_flush: bool,
     /// A request waits for the completion of others or for budget.
-    full: bool,
+    is_throttled: bool,
     /// A request has waited since the last receive, so the next input may have waited in the socket.
-    was_full: bool,
+    was_throttled: bool,
     deadline: Option<Instant>,
     /// Time of the last receive or send.
     active_at: Instant,
@@ -111,24 +111,24 @@ impl Connection {
         };
         assert!(tls == TlsMode::Off || config.tls.is_some(), "offered TLS has a certificate");
         let mut flow = Flow::new(config.in_flight_bytes_per_connection, now);
-        flow.outbox.push_bytes(&Handshake::greeting(), pool);
+        flow.reply_queue.push_bytes(&Handshake::greeting(), pool);
         Self {
             span,
             client: Arc::new(client),
             life: Life::Open,
             phase: Phase::Handshake(Handshake::with_tls(stage)),
             security: Security::Plain,
-            inbox: Inbox::new(pool),
+            receive_buffer: ReceiveBuffer::new(pool),
             flow,
             is_receiving: false,
             payload: None,
             sending: None,
             send_deadline: None,
             rest: None,
-            has_ended: false,
-            in_step: true,
-            full: false,
-            was_full: false,
+            peer_closed: false,
+            awaits_flush: true,
+            is_throttled: false,
+            was_throttled: false,
             deadline: now.checked_add(config.handshake_timeout),
             active_at: now,
             config,
@@ -137,7 +137,7 @@ impl Connection {
 
     /// Registers the socket of a local client, which has disconnected when it closes its side. Must precede
     /// the first request.
-    pub(crate) fn watch_local_peer(&mut self, socket: &Arc<OwnedFd>) {
+    pub(crate) fn register_local_socket(&mut self, socket: &Arc<OwnedFd>) {
         if self.client.is_local {
             self.flow.remote_reads = Arc::new(RemoteReads::of_local(Arc::clone(socket)));
         }
@@ -145,22 +145,22 @@ impl Connection {
 
     /// Returns the receive to start now, if any.
     pub(crate) fn start_receive(&mut self, now: Instant) -> Option<Transfer> {
-        if self.life != Life::Open || self.is_receiving || self.full || self.in_step {
+        if self.life != Life::Open || self.is_receiving || self.is_throttled || self.awaits_flush {
             return None;
         }
         let awaited = match &self.phase {
             Phase::Transmission(transmission) => transmission.awaited_payload(),
-            Phase::Handshake(_) | Phase::Over => None,
+            Phase::Handshake(_) | Phase::Ended => None,
         };
         if self.payload.as_ref().map(|payload| payload.number) != awaited {
             let deadline = TransferDeadline::new(self.config.stalled_receive_timeout, now);
             self.payload = awaited.map(|number| Payload { number, deadline });
         }
-        let wants_input = self.wants_input();
+        let accepts_input = self.accepts_input();
         let transfer = match &mut self.security {
-            Security::Tls(session) if wants_input => session.start_receive(),
-            Security::Tls(_) | Security::Away => None,
-            Security::Plain | Security::Starting => self.place_for_input(),
+            Security::Tls(session) if accepts_input => session.start_receive(),
+            Security::Tls(_) | Security::InHandshakeJob => None,
+            Security::Plain | Security::Starting => self.input_target(),
         }?;
         // The result of an empty receive is the same as the end of the stream.
         assert!(!transfer.range.is_empty(), "a receive is not empty");
@@ -169,21 +169,21 @@ impl Connection {
     }
 
     /// Returns true if the current phase accepts input.
-    fn wants_input(&self) -> bool {
+    fn accepts_input(&self) -> bool {
         match &self.phase {
             Phase::Handshake(_) => self.flow.jobs == 0,
             Phase::Transmission(_) => true,
-            Phase::Over => false,
+            Phase::Ended => false,
         }
     }
 
     /// Returns the buffer range for the next input of the current phase.
-    fn place_for_input(&mut self) -> Option<Transfer> {
+    fn input_target(&mut self) -> Option<Transfer> {
         match &mut self.phase {
             Phase::Handshake(_) if self.flow.jobs > 0 => None,
-            Phase::Handshake(_) => self.inbox.start_receive(INBOX_BYTES),
-            Phase::Transmission(transmission) => transmission.start_receive(&mut self.inbox),
-            Phase::Over => None,
+            Phase::Handshake(_) => self.receive_buffer.start_receive(RECEIVE_BUFFER_BYTES),
+            Phase::Transmission(transmission) => transmission.start_receive(&mut self.receive_buffer),
+            Phase::Ended => None,
         }
     }
 
@@ -191,10 +191,10 @@ impl Connection {
     fn put_input(&mut self, buffer: Buffer, len_bytes: usize, cx: &mut Context<'_>) {
         match &mut self.phase {
             Phase::Transmission(transmission) => {
-                transmission.end_receive(&mut self.inbox, buffer, len_bytes);
+                transmission.end_receive(&mut self.receive_buffer, buffer, len_bytes);
             }
-            Phase::Handshake(_) => self.inbox.end_receive(buffer, len_bytes),
-            Phase::Over => cx.pool.give(buffer),
+            Phase::Handshake(_) => self.receive_buffer.end_receive(buffer, len_bytes),
+            Phase::Ended => cx.pool.give(buffer),
         }
     }
 
@@ -203,11 +203,11 @@ impl Connection {
         assert!(self.is_receiving, "a receive ends once");
         self.is_receiving = false;
         self.active_at = cx.now;
-        if !std::mem::take(&mut self.was_full) {
-            let is_late = cx.now.duration_since(cx.looked_before) >= LATE_AFTER;
-            self.flow.received_at = if is_late { cx.looked_before } else { cx.now };
+        if !std::mem::take(&mut self.was_throttled) {
+            let is_late = cx.now.duration_since(cx.previous_wait_at) >= LATE_AFTER;
+            self.flow.received_at = if is_late { cx.previous_wait_at } else { cx.now };
         }
-        self.has_ended |= matches!(result, Ok(0));
+        self.peer_closed |= matches!(result, Ok(0));
         let len_bytes = *result.as_ref().unwrap_or(&0);
         if let Some(payload) = &mut self.payload {
             payload.deadline.moved(len_bytes as u64, cx.now);
@@ -216,7 +216,7 @@ impl Connection {
             Security::Tls(session) => session.end_receive(buffer, len_bytes),
             Security::Plain | Security::Starting => self.put_input(buffer, len_bytes, cx),
             // No receive is in progress then.
-            Security::Away => cx.pool.give(buffer),
+            Security::InHandshakeJob => cx.pool.give(buffer),
         }
         if self.life != Life::Open {
             return;
@@ -226,7 +226,7 @@ impl Connection {
             Ok(0) if self.client.is_local => self.abort("the client closed the connection", cx),
             Ok(0) => {
                 // Requests on local data are still answered: the client may have closed one side only.
-                self.flow.remote_reads.recall();
+                self.flow.remote_reads.close_waiting();
                 self.drain("the client closed the connection", cx);
             }
             Ok(_) => self.take_input(cx),
@@ -252,8 +252,8 @@ impl Connection {
             Some(rest) => rest,
             None => match self.security {
                 Security::Tls(_) => self.encrypt(pool)?,
-                Security::Away => return None,
-                Security::Plain | Security::Starting => self.flow.outbox.pop()?,
+                Security::InHandshakeJob => return None,
+                Security::Plain | Security::Starting => self.flow.reply_queue.pop()?,
             },
         };
         self.send_deadline
@@ -266,7 +266,7 @@ impl Connection {
     /// Returns true if no bytes are queued for a send.
     fn is_flushed(&self) -> bool {
         self.rest.is_none()
-            && self.flow.outbox.is_empty()
+            && self.flow.reply_queue.is_empty()
             && if let Security::Tls(session) = &self.security { session.is_flushed() } else { true }
     }
 
@@ -295,13 +295,13 @@ impl Connection {
                 if self.is_flushed() {
                     self.send_deadline = None;
                 }
-                if self.in_step && self.is_flushed() {
-                    self.in_step = false;
+                if self.awaits_flush && self.is_flushed() {
+                    self.awaits_flush = false;
                     if matches!(self.security, Security::Starting) {
                         self.start_tls(cx);
                     }
                     self.take_input(cx);
-                } else if self.full {
+                } else if self.is_throttled {
                     self.take_input(cx);
                 }
             }
@@ -310,8 +310,8 @@ impl Connection {
                 self.flow.release(charge_bytes, cx);
                 let why = format!("send failed: {error}");
                 // A client may close its socket after DISC; its requests are executed.
-                if self.flow.remote_reads.has_taken_leave() && self.life == Life::Draining {
-                    self.flow.remote_reads.recall();
+                if self.flow.remote_reads.has_sent_disconnect() && self.life == Life::Draining {
+                    self.flow.remote_reads.close_waiting();
                     self.drop_replies(&why, cx.pool);
                 } else {
                     self.abort(&why, cx);
@@ -333,24 +333,24 @@ impl Connection {
                 transmission::finish(done, &mut self.flow, cx);
                 let is_over = match &self.security {
                     Security::Tls(session) => session.is_over(),
-                    Security::Plain | Security::Starting | Security::Away => false,
+                    Security::Plain | Security::Starting | Security::InHandshakeJob => false,
                 };
                 if is_over || self.life == Life::Aborted {
-                    self.flow.outbox.clear(cx.pool);
+                    self.flow.reply_queue.clear(cx.pool);
                 }
-                if self.full {
+                if self.is_throttled {
                     self.take_input(cx);
                 }
             }
-            Done::Answer(answer) if self.life == Life::Open => self.answer(answer, cx),
-            Done::Answer(_) => {}
+            Done::LookupResult(result) if self.life == Life::Open => self.lookup_done(result, cx),
+            Done::LookupResult(_) => {}
             Done::Handshake(session, opened) => self.handshake_done(session, opened, cx),
         }
     }
 
     /// Retries requests that waited for budget.
     pub(crate) fn retry(&mut self, cx: &mut Context<'_>) {
-        if self.full {
+        if self.is_throttled {
             self.take_input(cx);
         }
     }
@@ -361,12 +361,12 @@ impl Connection {
         if self.life != Life::Open {
             return;
         }
-        if !matches!(self.phase, Phase::Over) {
+        if !matches!(self.phase, Phase::Ended) {
             tracing::debug!(parent: &self.span, reason = why, "draining the connection");
         }
         self.life = Life::Draining;
-        self.phase = Phase::Over;
-        self.full = false;
+        self.phase = Phase::Ended;
+        self.is_throttled = false;
         self.flow.stop_waiting(cx.budget);
         self.deadline = cx.now.checked_add(self.config.drain_timeout);
     }
@@ -390,23 +390,23 @@ impl Connection {
         }
         tracing::debug!(parent: &self.span, reason = why, "aborting the connection");
         self.life = Life::Aborted;
-        self.phase = Phase::Over;
-        self.full = false;
+        self.phase = Phase::Ended;
+        self.is_throttled = false;
         if let Some(rest) = self.rest.take() {
             pool.give(rest.buffer);
         }
-        self.flow.outbox.clear(pool);
+        self.flow.reply_queue.clear(pool);
         self.clear_session(pool);
         debug_assert!(self.is_flushed(), "an aborted connection sends nothing more");
     }
 
     /// Returns true if the client has not closed its side and may still read replies.
     pub(crate) fn may_linger(&self) -> bool {
-        self.life == Life::Draining && !self.has_ended
+        self.life == Life::Draining && !self.peer_closed
     }
 
     /// Returns true if the receive should be cancelled.
-    pub(crate) fn refuses_input(&self) -> bool {
+    pub(crate) fn should_cancel_receive(&self) -> bool {
         self.life != Life::Open && self.is_receiving
     }
 
@@ -439,17 +439,17 @@ impl Connection {
 
     /// Releases all resources of the connection.
     pub(crate) fn release(mut self, pool: &mut BufferPool, budget: &Budget) {
-        self.inbox.discard(pool);
+        self.receive_buffer.discard(pool);
         if let Security::Tls(session) = self.security {
             session.discard(pool);
         }
-        self.flow.outbox.clear(pool);
+        self.flow.reply_queue.clear(pool);
         self.flow.release_all(budget);
     }
 
     /// Processes received bytes as far as possible.
     fn advance(&mut self, cx: &mut Context<'_>) {
-        if self.life != Life::Open || self.in_step {
+        if self.life != Life::Open || self.awaits_flush {
             return;
         }
         match &mut self.phase {
@@ -457,22 +457,22 @@ impl Connection {
             Phase::Transmission(transmission) => {
                 let pause = {
                     let _entered = self.span.enter();
-                    let (inbox, flow) = (&mut self.inbox, &mut self.flow);
-                    transmission.consume(&mut Scope { inbox, flow, cx })
+                    let (receive_buffer, flow) = (&mut self.receive_buffer, &mut self.flow);
+                    transmission.consume(&mut Scope { receive_buffer, flow, cx })
                 };
-                self.full = pause == Pause::Full;
-                self.was_full |= self.full;
+                self.is_throttled = pause == Pause::Throttled;
+                self.was_throttled |= self.is_throttled;
                 match pause {
-                    Pause::Input | Pause::Full => {}
+                    Pause::Input | Pause::Throttled => {}
                     Pause::Disconnect => {
-                        self.flow.remote_reads.take_leave();
+                        self.flow.remote_reads.record_disconnect();
                         self.drain("the client disconnected", cx);
                     }
-                    Pause::Gone => self.abort("the client closed the connection", cx),
-                    Pause::Broken(why) => self.drain(why, cx),
+                    Pause::HungUp => self.abort("the client closed the connection", cx),
+                    Pause::Violation(why) => self.drain(why, cx),
                 }
             }
-            Phase::Over => {}
+            Phase::Ended => {}
         }
     }
 }

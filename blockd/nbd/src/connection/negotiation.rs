@@ -6,19 +6,19 @@ use super::flow::Context;
 use super::tls::Security;
 use super::transmission::Transmission;
 use super::{Connection, Life, Phase};
-use crate::protocol::handshake::{Answer, Step};
+use crate::protocol::handshake::{LookupResult, Step};
 use crate::server::worker::Work;
 
 impl Connection {
     pub(super) fn negotiate(&mut self, cx: &mut Context<'_>) {
         while let Phase::Handshake(handshake) = &mut self.phase {
-            if self.life != Life::Open || self.in_step || self.flow.jobs > 0 {
+            if self.life != Life::Open || self.awaits_flush || self.flow.jobs > 0 {
                 return;
             }
             let mut out = Vec::new();
-            let (consumed_bytes, step) = handshake.feed(self.inbox.unread(), &mut out);
+            let (consumed_bytes, step) = handshake.feed(self.receive_buffer.unread(), &mut out);
             debug_assert!(consumed_bytes > 0 || !matches!(step, Step::Continue), "the negotiation advances");
-            self.inbox.consume(consumed_bytes);
+            self.receive_buffer.consume(consumed_bytes);
             if matches!(step, Step::NeedInput) {
                 return;
             }
@@ -26,11 +26,11 @@ impl Connection {
         }
     }
 
-    pub(super) fn answer(&mut self, answer: Answer, cx: &mut Context<'_>) {
+    pub(super) fn lookup_done(&mut self, result: LookupResult, cx: &mut Context<'_>) {
         assert!(self.flow.jobs == 0, "the negotiation has one lookup at a time");
         if let Phase::Handshake(handshake) = &mut self.phase {
             let mut out = Vec::new();
-            let step = handshake.answer(answer, &mut out);
+            let step = handshake.resume(result, &mut out);
             self.step(step, &out, cx);
             self.take_input(cx);
         }
@@ -38,19 +38,19 @@ impl Connection {
 
     fn step(&mut self, step: Step, out: &[u8], cx: &mut Context<'_>) {
         if !out.is_empty() {
-            self.flow.outbox.push_bytes(out, cx.pool);
-            self.in_step = true;
+            self.flow.reply_queue.push_bytes(out, cx.pool);
+            self.awaits_flush = true;
         }
         match step {
             Step::NeedInput | Step::Continue => {}
             Step::Lookup(lookup) => self.flow.start(Work::Lookup(lookup, Arc::clone(&self.client)), cx),
             // Plaintext after STARTTLS may be injected.
-            Step::StartTls if !self.inbox.unread().is_empty() => {
+            Step::StartTls if !self.receive_buffer.unread().is_empty() => {
                 self.abort("plaintext was received between STARTTLS and its acknowledgement", cx);
             }
             Step::StartTls => self.security = Security::Starting,
             Step::Close(reason) => self.drain(&reason, cx),
-            Step::Transmit(opened, agreed) => {
+            Step::Transmit(opened, negotiated) => {
                 let Some(device) = opened.device else {
                     return self.drain("internal error: an opened export has no device", cx);
                 };
@@ -66,7 +66,7 @@ impl Connection {
                 if device.may_be_remote() {
                     self.flow.extend_for_remote_data(cx.remote_budgets.of(device.source_key()));
                 }
-                let transmission = Transmission::new(device, opened.size_bytes, opened.read_only, agreed);
+                let transmission = Transmission::new(device, opened.size_bytes, opened.read_only, negotiated);
                 self.phase = Phase::Transmission(Box::new(transmission));
             }
         }

@@ -21,7 +21,7 @@ pub(crate) const LATE_AFTER: Duration = Duration::from_millis(500);
 /// Request that may wait for remote data.
 pub(crate) trait WaitingRequest {
     /// Ends the request with an error.
-    fn end_unwanted(self);
+    fn cancel(self);
 }
 
 /// Requests that wait for remote data. A connection, which bounds their number, shares it with its requests.
@@ -38,7 +38,7 @@ struct RemoteReadState<R> {
     waiting: HashMap<u64, R>,
     next: u64,
     /// The client has disconnected: requests no longer wait.
-    is_recalled: bool,
+    is_closed: bool,
 }
 
 /// Key of a waiting request.
@@ -47,7 +47,7 @@ pub(crate) struct RemoteReadKey(u64);
 
 impl<R> Default for RemoteReads<R> {
     fn default() -> Self {
-        let state = RemoteReadState { waiting: HashMap::new(), next: 0, is_recalled: false };
+        let state = RemoteReadState { waiting: HashMap::new(), next: 0, is_closed: false };
         Self {
             is_abandoned: AtomicBool::new(false),
             local_peer: None,
@@ -90,36 +90,36 @@ impl<R: WaitingRequest> RemoteReads<R> {
     }
 
     /// Records DISC: the following end of the stream is orderly.
-    pub(crate) fn take_leave(&self) {
+    pub(crate) fn record_disconnect(&self) {
         self.is_orderly.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn has_taken_leave(&self) -> bool {
+    pub(crate) fn has_sent_disconnect(&self) -> bool {
         self.is_orderly.load(Ordering::Relaxed)
     }
 
     /// Ends all waiting requests, and prevents the execution of queued ones.
     pub(crate) fn abandon(&self) {
         self.is_abandoned.store(true, Ordering::Relaxed);
-        self.recall();
+        self.close_waiting();
     }
 
     /// Ends all requests that wait for remote data, and lets no further ones wait.
-    pub(crate) fn recall(&self) {
+    pub(crate) fn close_waiting(&self) {
         let waiting = {
             let mut state = self.state.lock();
-            state.is_recalled = true;
+            state.is_closed = true;
             std::mem::take(&mut state.waiting)
         };
-        waiting.into_values().for_each(R::end_unwanted);
+        waiting.into_values().for_each(R::cancel);
     }
 
-    pub(crate) fn is_recalled(&self) -> bool {
-        self.state.lock().is_recalled
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.lock().is_closed
     }
 
-    /// Stores a request until it is taken.
-    pub(crate) fn keep(&self, request: R) -> RemoteReadKey {
+    /// Stores a request until it is removed.
+    pub(crate) fn insert(&self, request: R) -> RemoteReadKey {
         let mut state = self.state.lock();
         let key = state.next;
         state.next += 1;
@@ -129,7 +129,7 @@ impl<R: WaitingRequest> RemoteReads<R> {
     }
 
     /// Removes a request; `None` if it was removed earlier.
-    pub(crate) fn take(&self, key: RemoteReadKey) -> Option<R> {
+    pub(crate) fn remove(&self, key: RemoteReadKey) -> Option<R> {
         self.state.lock().waiting.remove(&key.0)
     }
 }
@@ -140,7 +140,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     impl WaitingRequest for () {
-        fn end_unwanted(self) {}
+        fn cancel(self) {}
     }
 
     #[test]
@@ -153,7 +153,7 @@ mod tests {
         assert!(requests.is_abandoned(old));
         let not_yet_received = Instant::now() + Duration::from_secs(3600);
         assert!(!requests.is_abandoned(not_yet_received));
-        requests.take_leave();
+        requests.record_disconnect();
         assert!(!requests.is_abandoned(old), "the client sent DISC");
         assert!(!RemoteReads::<()>::default().is_abandoned(old));
     }

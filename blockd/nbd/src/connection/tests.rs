@@ -15,7 +15,7 @@ use crate::connection::flow::{MAX_JOBS, REQUEST_OVERHEAD_BYTES};
 use crate::device::{BlockDevice, Client, ExportCatalog, ExportError, ExportInfo};
 use crate::protocol::constants::*;
 use crate::protocol::reply::ReplyMode;
-use crate::test_device::{MemDevice, Mood};
+use crate::test_device::{Behaviour, MemDevice};
 use crate::test_wire::{Request, hello, meta_request};
 use crate::tls::identity::TlsMode;
 
@@ -29,7 +29,7 @@ use decode::{chunks, replies, shift_of};
 use driver::Driver;
 
 const DEVICE_BYTES: usize = 4 << 20;
-const EXPORTS: usize = 3000;
+const EXPORT_COUNT: usize = 3000;
 const IN_FLIGHT_BYTES: u64 = 1 << 20;
 
 fn limits() -> ServerConfig {
@@ -37,7 +37,7 @@ fn limits() -> ServerConfig {
 }
 
 fn device() -> Arc<MemDevice> {
-    let device = MemDevice::new(DEVICE_BYTES, Mood::Mixed);
+    let device = MemDevice::new(DEVICE_BYTES, Behaviour::Mixed);
     *device.data.lock().unwrap() = (0..DEVICE_BYTES).map(|index| (index / 7 % 251) as u8).collect();
     Arc::new(device)
 }
@@ -56,7 +56,7 @@ impl ExportCatalog for Single {
             size_bytes: DEVICE_BYTES as u64,
             read_only: false,
         };
-        (0..EXPORTS).map(export).collect()
+        (0..EXPORT_COUNT).map(export).collect()
     }
 }
 
@@ -178,28 +178,28 @@ fn request_of_a_disconnected_local_client_is_dropped() {
 #[test]
 fn late_write_of_a_disconnected_local_client_is_dropped() {
     let second_ago = Instant::now().checked_sub(Duration::from_secs(1)).unwrap();
-    for (waited_in_inbox, is_disconnected) in [(true, true), (true, false), (false, true), (false, false)] {
+    for (waited_in_buffer, is_disconnected) in [(true, true), (true, false), (false, true), (false, false)] {
         let client = Client { is_local: true, ..Client::default() };
         let mut driver = Driver::of_client(limits(), TlsMode::Off, client);
         let (ours, theirs) = UnixStream::pair().unwrap();
-        driver.connection.watch_local_peer(&Arc::new(ours.into()));
+        driver.connection.register_local_socket(&Arc::new(ours.into()));
         driver.run(&hello(&[(NBD_OPT_EXPORT_NAME, b"")]), &[1 << 20]);
         let write =
             Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 512, len_bytes: 100 };
         let flush = Request { command: NBD_CMD_FLUSH, offset_bytes: 0, len_bytes: 0, ..write };
         let mut input = Vec::new();
-        if waited_in_inbox {
+        if waited_in_buffer {
             driver.now = second_ago;
             (0..MAX_JOBS).for_each(|_| input.extend(flush.encode()));
         }
         input.extend(write.encode());
         input.extend([99; 100]);
-        driver.looked_before = second_ago;
-        if is_disconnected && !waited_in_inbox {
+        driver.previous_wait_at = second_ago;
+        if is_disconnected && !waited_in_buffer {
             theirs.shutdown(Shutdown::Both).unwrap();
         }
         assert_eq!(driver.receive_some(&input, usize::MAX), Some(input.len()));
-        if is_disconnected && waited_in_inbox {
+        if is_disconnected && waited_in_buffer {
             theirs.shutdown(Shutdown::Both).unwrap();
         }
         while driver.work_some(0) {}
@@ -207,7 +207,7 @@ fn late_write_of_a_disconnected_local_client_is_dropped() {
         assert_eq!(
             (is_written, driver.connection.is_aborted()),
             (!is_disconnected, is_disconnected),
-            "{waited_in_inbox}"
+            "{waited_in_buffer}"
         );
     }
 }
@@ -219,7 +219,7 @@ fn receive_after_a_large_write_is_one_header() {
     driver.run(&[&write.encode()[..], &vec![1; 300_000]].concat(), &[1 << 20]);
     let transfer = driver.connection.start_receive(driver.now).unwrap();
     assert_eq!(transfer.range.len(), REQUEST_LEN_BYTES);
-    driver.tell(|connection, cx| {
+    driver.with_context(|connection, cx| {
         let mut buffer = transfer.buffer;
         buffer.framed_mut()[transfer.range].copy_from_slice(&write.encode());
         connection.end_receive(buffer, Ok(REQUEST_LEN_BYTES), cx);
@@ -265,7 +265,7 @@ fn aborted_connection_executes_no_request() {
     let mut driver = Driver::attached(limits());
     let before = driver.catalog.0.data.lock().unwrap().clone();
     driver.receive_some(&zeroes.encode(), usize::MAX);
-    driver.tell(|connection, cx| connection.abort("requested by the test", cx));
+    driver.with_context(|connection, cx| connection.abort("requested by the test", cx));
     assert!(driver.work_some(0), "the job is queued");
     assert!(*driver.catalog.0.data.lock().unwrap() == before);
     assert!(driver.connection.is_finished());
@@ -326,6 +326,6 @@ fn long_export_list_is_sent_in_pages() {
     }
     assert_eq!(number(&rest[12..16]), NBD_REP_ACK as usize);
     assert_eq!(rest.len(), 20);
-    assert!(names.into_iter().eq((0..EXPORTS).map(|number| format!("export {number}"))));
+    assert!(names.into_iter().eq((0..EXPORT_COUNT).map(|number| format!("export {number}"))));
     assert!(driver.connection.start_receive(driver.now).is_some(), "the next option is accepted");
 }

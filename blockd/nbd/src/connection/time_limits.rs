@@ -78,26 +78,26 @@ impl Connection {
     }
 
     fn is_idle(&self) -> bool {
-        self.flow.jobs == 0 && self.sending.is_none() && !self.full && self.is_flushed()
+        self.flow.jobs == 0 && self.sending.is_none() && !self.is_throttled && self.is_flushed()
     }
 
     /// Returns true if an in-flight limit has stopped receives, and the disconnect of the client must be
     /// detected by a poll: for local clients, and for requests that may wait for remote data.
-    pub(crate) fn is_to_be_watched(&self) -> bool {
+    pub(crate) fn needs_hang_up_poll(&self) -> bool {
         let needs_poll = self.client.is_local || self.flow.may_wait_for_remote_data();
-        self.life == Life::Open && self.full && needs_poll
+        self.life == Life::Open && self.is_throttled && needs_poll
     }
 
     /// Processes a hang-up. A local client has disconnected. Another client may have closed one side only, so
     /// only its requests for remote data end.
     pub(crate) fn hung_up(&mut self, result: io::Result<()>, cx: &mut Context<'_>) {
         // A resumed receive reaches the end of the stream after the remaining input.
-        if !self.is_to_be_watched() {
+        if !self.needs_hang_up_poll() {
             return;
         }
         match result {
             Ok(()) if self.client.is_local => self.abort("the client closed the connection", cx),
-            Ok(()) => self.flow.remote_reads.recall(),
+            Ok(()) => self.flow.remote_reads.close_waiting(),
             Err(error) => self.abort(&format!("poll for a disconnect failed: {error}"), cx),
         }
     }

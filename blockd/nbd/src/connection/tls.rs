@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::buffer_pool::BufferPool;
 use super::flow::Context;
-use super::outbox::Chunk;
+use super::reply_queue::Chunk;
 use super::{Connection, Life, Phase};
 use crate::device::Client;
 use crate::server::worker::Work;
-use crate::tls::session::{Opened, TlsSession};
+use crate::tls::session::{Decrypted, TlsSession};
 
 /// Encryption state of a connection.
 pub(super) enum Security {
@@ -18,24 +18,24 @@ pub(super) enum Security {
     Starting,
     Tls(Box<TlsSession>),
     /// The handshake thread owns the session; the connection neither receives nor sends.
-    Away,
+    InHandshakeJob,
 }
 
 impl Connection {
     /// Decrypts and processes input while the phase accepts it.
     pub(super) fn decrypt(&mut self, cx: &mut Context<'_>) {
-        while self.life == Life::Open && !self.full && !self.in_step {
+        while self.life == Life::Open && !self.is_throttled && !self.awaits_flush {
             if self.start_handshake_job(cx) {
                 return;
             }
-            let Some(mut target) = self.place_for_input() else {
+            let Some(mut target) = self.input_target() else {
                 return;
             };
             let Security::Tls(session) = &mut self.security else {
                 return;
             };
             let opened = session.open(&mut target.buffer.framed_mut()[target.range]);
-            let len_bytes = if let Ok(Opened::Plain(len_bytes)) = opened { len_bytes } else { 0 };
+            let len_bytes = if let Ok(Decrypted::Plain(len_bytes)) = opened { len_bytes } else { 0 };
             self.put_input(target.buffer, len_bytes, cx);
             match self.opened(opened, cx) {
                 true => self.advance(cx),
@@ -47,8 +47,8 @@ impl Connection {
     /// Passes the session to the handshake thread if its handshake has new input. Its computation would delay
     /// other connections of the ring thread. Returns true while the handshake is incomplete.
     fn start_handshake_job(&mut self, cx: &mut Context<'_>) -> bool {
-        match std::mem::replace(&mut self.security, Security::Away) {
-            Security::Tls(session) if session.is_handshaking() && session.has_news() => {
+        match std::mem::replace(&mut self.security, Security::InHandshakeJob) {
+            Security::Tls(session) if session.is_handshaking() && session.has_new_input() => {
                 assert!(
                     !self.is_receiving && self.sending.is_none(),
                     "no transfer is in progress during a handshake job"
@@ -68,10 +68,10 @@ impl Connection {
     pub(super) fn handshake_done(
         &mut self,
         session: Box<TlsSession>,
-        opened: Result<Opened, rustls::Error>,
+        opened: Result<Decrypted, rustls::Error>,
         cx: &mut Context<'_>,
     ) {
-        assert!(matches!(self.security, Security::Away), "the handshake thread owned the session");
+        assert!(matches!(self.security, Security::InHandshakeJob), "the handshake thread owned the session");
         self.security = Security::Tls(session);
         match self.life {
             Life::Open => {
@@ -90,7 +90,7 @@ impl Connection {
     }
 
     /// Processes a decryption result; returns true for plaintext.
-    pub(super) fn opened(&mut self, opened: Result<Opened, rustls::Error>, cx: &mut Context<'_>) -> bool {
+    pub(super) fn opened(&mut self, opened: Result<Decrypted, rustls::Error>, cx: &mut Context<'_>) -> bool {
         let Security::Tls(session) = &mut self.security else {
             return false;
         };
@@ -101,16 +101,16 @@ impl Connection {
             self.client = Arc::new(Client { certificate_names, ..Client::clone(&self.client) });
         }
         match opened {
-            Ok(Opened::Plain(_)) => return true,
-            Ok(Opened::NeedInput) if session.is_clogged() => {
+            Ok(Decrypted::Plain(_)) => return true,
+            Ok(Decrypted::NeedInput) if session.is_input_full() => {
                 self.abort("a TLS handshake message exceeds the buffer", cx);
             }
-            Ok(Opened::NeedInput) => {}
-            Ok(Opened::Closed) => self.drain("the client closed the TLS session", cx),
+            Ok(Decrypted::NeedInput) => {}
+            Ok(Decrypted::Closed) => self.drain("the client closed the TLS session", cx),
             Err(error) => {
                 tracing::info!(parent: &self.span, %error, "the TLS session failed");
                 // Only the alert can be sent.
-                self.flow.outbox.clear(cx.pool);
+                self.flow.reply_queue.clear(cx.pool);
                 self.drain("the TLS session failed", cx);
             }
         }
@@ -123,7 +123,7 @@ impl Connection {
             return None;
         };
         let is_last = self.life == Life::Draining && self.flow.jobs == 0;
-        match session.seal(&mut self.flow.outbox, pool, is_last) {
+        match session.seal(&mut self.flow.reply_queue, pool, is_last) {
             Ok(chunk) => chunk,
             Err(error) => {
                 self.drop_all(error.0, pool);

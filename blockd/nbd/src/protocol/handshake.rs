@@ -1,12 +1,12 @@
-//! State machine of the negotiation, without I/O: bytes in, replies and decisions out. Requests to the export
-//! catalog are returned as a [`Lookup`], which may be resolved on another thread.
+//! State machine of the negotiation, without I/O: bytes in, replies and decisions out. Requests to
+//! the export catalog are returned as a [`Lookup`], which may be resolved on another thread.
 
 use std::borrow::Cow;
 
 use crate::device::ExportError;
 use crate::protocol::constants::*;
 use crate::protocol::lookup::LIST_PART;
-pub use crate::protocol::lookup::{Answer, Lookup, Opened};
+pub use crate::protocol::lookup::{Lookup, LookupResult, OpenedExport};
 use crate::protocol::meta_context::{self, MetaContext, MetaRequest};
 use crate::protocol::options::{self, InfoRequest, Refusal};
 use crate::protocol::reply::ReplyMode;
@@ -15,12 +15,12 @@ use crate::protocol::tls_option::{self, TlsStage, TlsVerdict};
 /// Length of the replies prepared for one page of the list, exceeded by at most one export.
 const LIST_PART_BYTES: usize = 128 << 10;
 /// Reason for closing: `NBD_OPT_EXPORT_NAME` has no error reply.
-const EXPORT_REFUSED: &str = "the export of NBD_OPT_EXPORT_NAME is not available";
+const EXPORT_UNAVAILABLE: &str = "the export of NBD_OPT_EXPORT_NAME is not available";
 
 /// Negotiation of a connection.
 #[derive(Debug)]
 pub struct Handshake {
-    state: State,
+    state: HandshakeState,
     no_zeroes: bool,
     fixed_newstyle: bool,
     mode: ReplyMode,
@@ -30,7 +30,7 @@ pub struct Handshake {
 }
 
 #[derive(Debug)]
-enum State {
+enum HandshakeState {
     ClientFlags,
     Option,
     /// Discarding the data of an oversized option.
@@ -57,7 +57,7 @@ enum State {
         option: u32,
         request: MetaRequest,
     },
-    Over,
+    Ended,
 }
 
 /// Next step of a negotiation.
@@ -67,10 +67,10 @@ pub enum Step {
     NeedInput,
     /// Bytes were consumed and replies may have been written: call again once the replies are sent.
     Continue,
-    /// Resolve the lookup and pass its result to [`Handshake::answer`]; no input is accepted until then.
+    /// Resolve the lookup and pass its result to [`Handshake::resume`]; no input is accepted until then.
     Lookup(Lookup),
     /// Send the output, then enter transmission.
-    Transmit(Opened, NegotiatedExport),
+    Transmit(OpenedExport, NegotiatedExport),
     /// Send the output, start TLS, and call [`Handshake::secured`].
     StartTls,
     /// Send the output, then close the connection for this reason.
@@ -91,7 +91,7 @@ impl Handshake {
     #[must_use]
     pub fn with_tls(tls: TlsStage) -> Self {
         Self {
-            state: State::ClientFlags,
+            state: HandshakeState::ClientFlags,
             no_zeroes: false,
             fixed_newstyle: false,
             mode: ReplyMode::Simple,
@@ -102,10 +102,15 @@ impl Handshake {
 
     /// Restarts the negotiation over TLS. Earlier options may be injected, so only the client flags are kept.
     pub fn secured(&mut self) {
-        assert!(matches!(self.state, State::Over), "TLS starts after STARTTLS");
+        assert!(matches!(self.state, HandshakeState::Ended), "TLS starts after STARTTLS");
         assert!(matches!(self.tls, TlsStage::Offered | TlsStage::Required), "TLS starts once, if offered");
         let (no_zeroes, fixed_newstyle) = (self.no_zeroes, self.fixed_newstyle);
-        *self = Self { state: State::Option, no_zeroes, fixed_newstyle, ..Self::with_tls(TlsStage::Active) };
+        *self = Self {
+            state: HandshakeState::Option,
+            no_zeroes,
+            fixed_newstyle,
+            ..Self::with_tls(TlsStage::Active)
+        };
     }
 
     /// Returns the greeting of the server.
@@ -123,12 +128,12 @@ impl Handshake {
     /// able to hold as many.
     pub fn feed(&mut self, input: &[u8], out: &mut Vec<u8>) -> (usize, Step) {
         match &mut self.state {
-            State::ClientFlags => match input.first_chunk::<4>() {
+            HandshakeState::ClientFlags => match input.first_chunk::<4>() {
                 None => (0, Step::NeedInput),
                 Some(bytes) => (4, self.client_flags(u32::from_be_bytes(*bytes))),
             },
-            State::Option => self.option(input, out),
-            State::Discard { option, len_bytes, remaining_bytes } => {
+            HandshakeState::Option => self.option(input, out),
+            HandshakeState::Discard { option, len_bytes, remaining_bytes } => {
                 if input.is_empty() {
                     return (0, Step::NeedInput);
                 }
@@ -141,20 +146,20 @@ impl Handshake {
                         "option data of {len_bytes} bytes exceeds the limit of {MAX_OPTION_LEN_BYTES} bytes"
                     );
                     options::put_refusal(out, *option, &Refusal::new(NBD_REP_ERR_TOO_BIG, message));
-                    self.state = State::Option;
+                    self.state = HandshakeState::Option;
                 }
                 (consumed, Step::Continue)
             }
-            State::ListMore { skip } => {
+            HandshakeState::ListMore { skip } => {
                 let skip = *skip;
-                self.state = State::List { skip };
+                self.state = HandshakeState::List { skip };
                 (0, Step::Lookup(Lookup::List { skip }))
             }
-            State::List { .. }
-            | State::ExportName
-            | State::Info { .. }
-            | State::Contexts { .. }
-            | State::Over => (0, Step::NeedInput),
+            HandshakeState::List { .. }
+            | HandshakeState::ExportName
+            | HandshakeState::Info { .. }
+            | HandshakeState::Contexts { .. }
+            | HandshakeState::Ended => (0, Step::NeedInput),
         }
     }
 
@@ -165,7 +170,7 @@ impl Handshake {
         }
         self.fixed_newstyle = flags & NBD_FLAG_C_FIXED_NEWSTYLE != 0;
         self.no_zeroes = flags & NBD_FLAG_C_NO_ZEROES != 0;
-        self.state = State::Option;
+        self.state = HandshakeState::Option;
         Step::Continue
     }
 
@@ -190,25 +195,25 @@ impl Handshake {
                     self.close(format!("option data of {len_bytes} bytes is too long")),
                 );
             }
-            self.forget_contexts(option);
+            self.clear_contexts(option);
             assert!(len_bytes <= MAX_OPTION_DISCARD_BYTES, "a longer option ends the connection");
-            self.state = State::Discard { option, len_bytes, remaining_bytes: len_bytes };
+            self.state = HandshakeState::Discard { option, len_bytes, remaining_bytes: len_bytes };
             return (OPTION_HEADER_LEN_BYTES, Step::Continue);
         }
         let total_len_bytes = OPTION_HEADER_LEN_BYTES + len_bytes as usize;
         let Some(data) = input.get(OPTION_HEADER_LEN_BYTES..total_len_bytes) else {
             return (0, Step::NeedInput);
         };
-        (total_len_bytes, or_refuse(self.whole_option(option, data, out), option, out))
+        (total_len_bytes, or_refuse(self.process_option(option, data, out), option, out))
     }
 
-    fn whole_option(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) -> Result<Step, Refusal> {
-        match tls_option::judge(self.tls, option, data.len())? {
+    fn process_option(&mut self, option: u32, data: &[u8], out: &mut Vec<u8>) -> Result<Step, Refusal> {
+        match tls_option::validate(self.tls, option, data.len())? {
             TlsVerdict::Pass => {}
             TlsVerdict::Start => {
                 options::put_reply(out, option, NBD_REP_ACK, &[]);
                 // No input is accepted until TLS is active.
-                self.state = State::Over;
+                self.state = HandshakeState::Ended;
                 return Ok(Step::StartTls);
             }
             TlsVerdict::Close => {
@@ -218,9 +223,9 @@ impl Handshake {
         Ok(match option {
             NBD_OPT_EXPORT_NAME => {
                 let Ok(name) = options::decode_name(data) else {
-                    return Ok(self.close(EXPORT_REFUSED));
+                    return Ok(self.close(EXPORT_UNAVAILABLE));
                 };
-                self.state = State::ExportName;
+                self.state = HandshakeState::ExportName;
                 Step::Lookup(Lookup::Open { name, keep_device: true, describe: false })
             }
             NBD_OPT_ABORT => {
@@ -228,7 +233,7 @@ impl Handshake {
                 self.close("the client aborted the negotiation")
             }
             NBD_OPT_LIST if data.is_empty() => {
-                self.state = State::List { skip: 0 };
+                self.state = HandshakeState::List { skip: 0 };
                 Step::Lookup(Lookup::List { skip: 0 })
             }
             NBD_OPT_LIST => return Err(Refusal::new(NBD_REP_ERR_INVALID, "NBD_OPT_LIST takes no data")),
@@ -239,25 +244,25 @@ impl Handshake {
                     keep_device: option == NBD_OPT_GO,
                     describe: request.wants_name || request.wants_description,
                 };
-                self.state = State::Info { option, request };
+                self.state = HandshakeState::Info { option, request };
                 Step::Lookup(lookup)
             }
             NBD_OPT_STRUCTURED_REPLY | NBD_OPT_EXTENDED_HEADERS => {
-                self.agree_on_mode(option, data)?;
+                self.negotiate_mode(option, data)?;
                 options::put_reply(out, option, NBD_REP_ACK, &[]);
                 Step::Continue
             }
             NBD_OPT_LIST_META_CONTEXT | NBD_OPT_SET_META_CONTEXT => {
                 let request = self.meta_request(option, data)?;
                 let lookup = Lookup::Contexts { name: request.name.clone() };
-                self.state = State::Contexts { option, request };
+                self.state = HandshakeState::Contexts { option, request };
                 Step::Lookup(lookup)
             }
             _ => return Err(Refusal::new(NBD_REP_ERR_UNSUP, format!("option {option} is not supported"))),
         })
     }
 
-    fn agree_on_mode(&mut self, option: u32, data: &[u8]) -> Result<(), Refusal> {
+    fn negotiate_mode(&mut self, option: u32, data: &[u8]) -> Result<(), Refusal> {
         if !data.is_empty() {
             return Err(Refusal::new(NBD_REP_ERR_INVALID, "the option takes no data"));
         }
@@ -273,7 +278,7 @@ impl Handshake {
     }
 
     fn meta_request(&mut self, option: u32, data: &[u8]) -> Result<MetaRequest, Refusal> {
-        self.forget_contexts(option);
+        self.clear_contexts(option);
         if self.mode == ReplyMode::Simple {
             let message = "metadata contexts require structured replies or extended headers";
             return Err(Refusal::new(NBD_REP_ERR_INVALID, message));
@@ -282,13 +287,13 @@ impl Handshake {
     }
 
     /// Ends the previous context selection, even if the new one fails.
-    fn forget_contexts(&mut self, option: u32) {
+    fn clear_contexts(&mut self, option: u32) {
         if option == NBD_OPT_SET_META_CONTEXT {
             self.contexts = None;
         }
     }
 
-    fn contexts_answer(
+    fn contexts_reply(
         &mut self,
         option: u32,
         request: MetaRequest,
@@ -312,7 +317,7 @@ impl Handshake {
     }
 
     /// Returns the negotiated terms for an export. Contexts selected for another export do not apply.
-    fn agreed(&mut self, name: &str) -> NegotiatedExport {
+    fn negotiated(&mut self, name: &str) -> NegotiatedExport {
         let chosen = self.contexts.take().filter(|(chosen_for, _)| chosen_for == name);
         NegotiatedExport {
             mode: self.mode,
@@ -321,9 +326,9 @@ impl Handshake {
     }
 
     /// Continues with the result of the last [`Step::Lookup`]. A result of another kind has no effect.
-    pub fn answer(&mut self, answer: Answer, out: &mut Vec<u8>) -> Step {
-        match (std::mem::replace(&mut self.state, State::Option), answer) {
-            (State::List { skip }, Answer::List(list)) => {
+    pub fn resume(&mut self, result: LookupResult, out: &mut Vec<u8>) -> Step {
+        match (std::mem::replace(&mut self.state, HandshakeState::Option), result) {
+            (HandshakeState::List { skip }, LookupResult::List(list)) => {
                 let mut listed = 0;
                 for info in &list {
                     if out.len() >= LIST_PART_BYTES {
@@ -334,29 +339,29 @@ impl Handshake {
                 }
                 assert!(listed > 0 || list.is_empty(), "each page of a list writes an export");
                 if listed < list.len() || list.len() >= LIST_PART {
-                    self.state = State::ListMore { skip: skip + listed };
+                    self.state = HandshakeState::ListMore { skip: skip + listed };
                 } else {
                     options::put_reply(out, NBD_OPT_LIST, NBD_REP_ACK, &[]);
                 }
                 Step::Continue
             }
-            (State::ExportName, Answer::Open(Ok(opened))) => {
+            (HandshakeState::ExportName, LookupResult::Open(Ok(opened))) => {
                 out.extend_from_slice(&opened.size_bytes.to_be_bytes());
                 let flags = options::transmission_flags(opened.read_only, self.mode);
                 out.extend_from_slice(&flags.to_be_bytes());
                 if !self.no_zeroes {
                     out.extend_from_slice(&[0; EXPORT_NAME_ZEROES_LEN_BYTES]);
                 }
-                self.state = State::Over;
-                let agreed = self.agreed(&opened.name);
-                Step::Transmit(opened, agreed)
+                self.state = HandshakeState::Ended;
+                let negotiated = self.negotiated(&opened.name);
+                Step::Transmit(opened, negotiated)
             }
-            (State::ExportName, Answer::Open(Err(_))) => self.close(EXPORT_REFUSED),
-            (State::Info { option, request }, Answer::Open(result)) => {
-                or_refuse(self.info_answer(option, &request, result, out), option, out)
+            (HandshakeState::ExportName, LookupResult::Open(Err(_))) => self.close(EXPORT_UNAVAILABLE),
+            (HandshakeState::Info { option, request }, LookupResult::Open(result)) => {
+                or_refuse(self.info_reply(option, &request, result, out), option, out)
             }
-            (State::Contexts { option, request }, Answer::Contexts(result)) => {
-                or_refuse(self.contexts_answer(option, request, result, out), option, out)
+            (HandshakeState::Contexts { option, request }, LookupResult::Contexts(result)) => {
+                or_refuse(self.contexts_reply(option, request, result, out), option, out)
             }
             (state, _) => {
                 self.state = state;
@@ -365,11 +370,11 @@ impl Handshake {
         }
     }
 
-    fn info_answer(
+    fn info_reply(
         &mut self,
         option: u32,
         request: &InfoRequest,
-        result: Result<Opened, ExportError>,
+        result: Result<OpenedExport, ExportError>,
         out: &mut Vec<u8>,
     ) -> Result<Step, Refusal> {
         let opened = result.map_err(|error| refuse_export(&request.name, &error))?;
@@ -387,15 +392,15 @@ impl Handshake {
         options::put_reply(out, option, NBD_REP_ACK, &[]);
         if option == NBD_OPT_GO {
             debug_assert!(self.fixed_newstyle, "only fixed newstyle clients send NBD_OPT_GO");
-            self.state = State::Over;
-            let agreed = self.agreed(&opened.name);
-            return Ok(Step::Transmit(opened, agreed));
+            self.state = HandshakeState::Ended;
+            let negotiated = self.negotiated(&opened.name);
+            return Ok(Step::Transmit(opened, negotiated));
         }
         Ok(Step::Continue)
     }
 
     fn close(&mut self, reason: impl Into<Cow<'static, str>>) -> Step {
-        self.state = State::Over;
+        self.state = HandshakeState::Ended;
         Step::Close(reason.into())
     }
 }

@@ -9,12 +9,12 @@ use crate::device::Client;
 use crate::protocol::constants::*;
 use crate::protocol::handshake::{Handshake, Step};
 use crate::protocol::tls_option::TlsStage;
-use crate::test_device::{Catalog, MemDevice, Mood};
+use crate::test_device::{Behaviour, Catalog, MemDevice};
 use crate::test_wire::{info_request, meta_request, option_request};
 
 /// Feeds `input` in steps of `cuts`; returns the replies, the number of consumed bytes and the result.
 fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, String) {
-    let device = MemDevice::new(4096, Mood::Instant);
+    let device = MemDevice::new(4096, Behaviour::Instant);
     let catalog = Catalog(vec![("vol".to_owned(), Arc::new(device))]);
     let mut handshake = Handshake::with_tls(TlsStage::Unavailable);
     let (mut out, mut taken, mut seen) = (Vec::new(), 0, 0);
@@ -23,7 +23,7 @@ fn negotiate(input: &[u8], mut cuts: impl FnMut() -> usize) -> (Vec<u8>, usize, 
         assert!(consumed <= seen - taken);
         taken += consumed;
         if let Step::Lookup(lookup) = step {
-            step = handshake.answer(lookup.resolve(&catalog, &Client::default()), &mut out);
+            step = handshake.resume(lookup.resolve(&catalog, &Client::default()), &mut out);
         }
         match step {
             Step::NeedInput if seen == input.len() => return (out, taken, "more".to_owned()),

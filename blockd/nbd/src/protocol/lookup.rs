@@ -34,18 +34,18 @@ pub enum Lookup {
 
 /// Result of a [`Lookup`].
 #[derive(Debug)]
-pub enum Answer {
+pub enum LookupResult {
     /// Result of [`Lookup::List`].
     List(Vec<ExportInfo>),
     /// Result of [`Lookup::Open`].
-    Open(Result<Opened, ExportError>),
+    Open(Result<OpenedExport, ExportError>),
     /// Result of [`Lookup::Contexts`].
     Contexts(Result<Vec<String>, ExportError>),
 }
 
 /// Opened export.
 #[derive(Debug)]
-pub struct Opened {
+pub struct OpenedExport {
     /// The device, if requested.
     pub device: Option<Arc<dyn BlockDevice>>,
     /// The requested name.
@@ -61,13 +61,13 @@ pub struct Opened {
 impl Lookup {
     /// Queries the catalog; may block.
     #[must_use]
-    pub fn resolve(self, catalog: &dyn ExportCatalog, client: &Client) -> Answer {
+    pub fn resolve(self, catalog: &dyn ExportCatalog, client: &Client) -> LookupResult {
         match self {
-            Self::List { skip } => Answer::List(catalog.list_part(client, skip, LIST_PART)),
+            Self::List { skip } => LookupResult::List(catalog.list_part(client, skip, LIST_PART)),
             Self::Open { name, keep_device, describe } => {
-                Answer::Open(catalog.open(&name, client).map(|device| {
+                LookupResult::Open(catalog.open(&name, client).map(|device| {
                     let info = if describe { catalog.describe(&name, client) } else { None };
-                    Opened {
+                    OpenedExport {
                         size_bytes: device.size_bytes(),
                         read_only: device.is_read_only(),
                         device: keep_device.then_some(device),
@@ -77,19 +77,19 @@ impl Lookup {
                 }))
             }
             Self::Contexts { name } => {
-                Answer::Contexts(catalog.open(&name, client).map(|device| device.meta_contexts()))
+                LookupResult::Contexts(catalog.open(&name, client).map(|device| device.meta_contexts()))
             }
         }
     }
 
     /// Returns the result of a query that failed for `reason`.
     #[must_use]
-    pub fn fail(self, reason: &str) -> Answer {
+    pub fn fail(self, reason: &str) -> LookupResult {
         let error = ExportError::Unavailable { reason: reason.to_owned() };
         match self {
-            Self::List { .. } => Answer::List(Vec::new()),
-            Self::Open { .. } => Answer::Open(Err(error)),
-            Self::Contexts { .. } => Answer::Contexts(Err(error)),
+            Self::List { .. } => LookupResult::List(Vec::new()),
+            Self::Open { .. } => LookupResult::Open(Err(error)),
+            Self::Contexts { .. } => LookupResult::Contexts(Err(error)),
         }
     }
 }

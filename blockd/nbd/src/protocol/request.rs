@@ -79,7 +79,7 @@ impl Request {
 
     /// Validates the request.
     #[must_use]
-    pub fn judge(&self, terms: &Terms) -> Verdict {
+    pub fn validate(&self, terms: &Terms) -> Verdict {
         if self.command == NBD_CMD_DISC {
             return Verdict::Disconnect;
         }
@@ -120,7 +120,7 @@ impl Request {
         }
         let has = |flag| self.flags & flag != 0;
         Ok(match self.command {
-            NBD_CMD_READ => Operation::Read { whole: has(NBD_CMD_FLAG_DF) },
+            NBD_CMD_READ => Operation::Read { dont_fragment: has(NBD_CMD_FLAG_DF) },
             NBD_CMD_WRITE => Operation::Write { fua: has(NBD_CMD_FLAG_FUA) },
             NBD_CMD_TRIM => Operation::Trim { fua: has(NBD_CMD_FLAG_FUA) },
             NBD_CMD_CACHE => Operation::Cache,
@@ -157,7 +157,7 @@ impl Request {
             let is_valid_len =
                 (STATUS_PAYLOAD_MIN_BYTES..=MAX_STATUS_PAYLOAD_BYTES).contains(&self.len_bytes);
             return if is_valid_len {
-                Ok(Operation::BlockStatus { one, chosen: true })
+                Ok(Operation::BlockStatus { one, has_payload: true })
             } else {
                 Err(NBD_EINVAL)
             };
@@ -165,7 +165,7 @@ impl Request {
         if self.len_bytes == 0 || !terms.contain(self.offset_bytes, self.len_bytes) {
             return Err(NBD_EINVAL);
         }
-        Ok(Operation::BlockStatus { one, chosen: false })
+        Ok(Operation::BlockStatus { one, has_payload: false })
     }
 }
 
@@ -191,7 +191,7 @@ pub enum Operation {
     /// Read data.
     Read {
         /// Reply with one chunk (`NBD_CMD_FLAG_DF`).
-        whole: bool,
+        dont_fragment: bool,
     },
     /// Write the payload.
     Write {
@@ -214,7 +214,7 @@ pub enum Operation {
         /// One extent for each context (`NBD_CMD_FLAG_REQ_ONE`).
         one: bool,
         /// The payload has the length of the range and the context ids.
-        chosen: bool,
+        has_payload: bool,
     },
 }
 
@@ -249,8 +249,8 @@ mod tests {
         Request { flags, command, cookie: 7, offset_bytes, len_bytes: u64::from(len_bytes) }
     }
 
-    fn judge(command: u16, flags: u16, offset_bytes: u64, len_bytes: u32) -> Verdict {
-        request(command, flags, offset_bytes, len_bytes).judge(&terms(128 * MIB, false))
+    fn validate(command: u16, flags: u16, offset_bytes: u64, len_bytes: u32) -> Verdict {
+        request(command, flags, offset_bytes, len_bytes).validate(&terms(128 * MIB, false))
     }
 
     const fn refuse(errno: u32) -> Verdict {
@@ -277,84 +277,93 @@ mod tests {
 
     #[test]
     fn valid_requests_are_executed() {
-        assert_eq!(judge(NBD_CMD_READ, 0, 0, 4096), Verdict::Execute(Operation::Read { whole: false }));
         assert_eq!(
-            judge(NBD_CMD_READ, NBD_CMD_FLAG_FUA, 1, 1),
-            Verdict::Execute(Operation::Read { whole: false })
+            validate(NBD_CMD_READ, 0, 0, 4096),
+            Verdict::Execute(Operation::Read { dont_fragment: false })
         );
-        assert_eq!(judge(NBD_CMD_WRITE, 1, 5, 64 << 20), Verdict::Execute(Operation::Write { fua: true }));
-        assert_eq!(judge(NBD_CMD_FLUSH, 0, 0, 0), Verdict::Execute(Operation::Flush));
-        assert_eq!(judge(NBD_CMD_TRIM, 0, 0, 128 << 20), Verdict::Execute(Operation::Trim { fua: false }));
         assert_eq!(
-            judge(NBD_CMD_WRITE_ZEROES, 3, 0, 128 << 20),
+            validate(NBD_CMD_READ, NBD_CMD_FLAG_FUA, 1, 1),
+            Verdict::Execute(Operation::Read { dont_fragment: false })
+        );
+        assert_eq!(validate(NBD_CMD_WRITE, 1, 5, 64 << 20), Verdict::Execute(Operation::Write { fua: true }));
+        assert_eq!(validate(NBD_CMD_FLUSH, 0, 0, 0), Verdict::Execute(Operation::Flush));
+        assert_eq!(validate(NBD_CMD_TRIM, 0, 0, 128 << 20), Verdict::Execute(Operation::Trim { fua: false }));
+        assert_eq!(
+            validate(NBD_CMD_WRITE_ZEROES, 3, 0, 128 << 20),
             Verdict::Execute(Operation::WriteZeroes(ZeroFlags { no_hole: true, fast: false, fua: true }))
         );
-        let huge = request(NBD_CMD_WRITE_ZEROES, 0, 0, u32::MAX).judge(&terms(64 << 40, false));
+        let huge = request(NBD_CMD_WRITE_ZEROES, 0, 0, u32::MAX).validate(&terms(64 << 40, false));
         assert_eq!(huge, Verdict::Execute(Operation::WriteZeroes(ZeroFlags::default())));
-        assert_eq!(judge(NBD_CMD_READ, 0, 128 * MIB, 0), Verdict::Execute(Operation::Read { whole: false }));
-        assert_eq!(judge(NBD_CMD_DISC, 0xffff, 9, 9), Verdict::Disconnect);
+        assert_eq!(
+            validate(NBD_CMD_READ, 0, 128 * MIB, 0),
+            Verdict::Execute(Operation::Read { dont_fragment: false })
+        );
+        assert_eq!(validate(NBD_CMD_DISC, 0xffff, 9, 9), Verdict::Disconnect);
     }
 
     #[test]
     fn range_beyond_the_end_is_refused() {
-        assert_eq!(judge(NBD_CMD_READ, 0, 128 * MIB - 1, 2), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_READ, 0, 1 << 63, 1), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_READ, 0, u64::MAX, 1), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_READ, 0, 128 * MIB + 1, 0), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_WRITE, 0, u64::MAX - 1, 4096), refuse(NBD_ENOSPC));
-        assert_eq!(judge(NBD_CMD_WRITE_ZEROES, 0, 128 * MIB, 1), refuse(NBD_ENOSPC));
-        assert_eq!(judge(NBD_CMD_TRIM, 0, 1 << 63, u32::MAX), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_READ, 0, 128 * MIB - 1, 2), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_READ, 0, 1 << 63, 1), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_READ, 0, u64::MAX, 1), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_READ, 0, 128 * MIB + 1, 0), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_WRITE, 0, u64::MAX - 1, 4096), refuse(NBD_ENOSPC));
+        assert_eq!(validate(NBD_CMD_WRITE_ZEROES, 0, 128 * MIB, 1), refuse(NBD_ENOSPC));
+        assert_eq!(validate(NBD_CMD_TRIM, 0, 1 << 63, u32::MAX), refuse(NBD_EINVAL));
     }
 
     #[test]
     fn invalid_flag_command_or_length_is_refused() {
-        assert_eq!(judge(NBD_CMD_READ, NBD_CMD_FLAG_NO_HOLE, 0, 1), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_READ, 1 << 2, 0, 1), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_WRITE_ZEROES, 1 << 2, 0, 1), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_FLUSH, 0, 0, 1), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_FLUSH, 0, 512, 0), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_READ, NBD_CMD_FLAG_NO_HOLE, 0, 1), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_READ, 1 << 2, 0, 1), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_WRITE_ZEROES, 1 << 2, 0, 1), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_FLUSH, 0, 0, 1), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_FLUSH, 0, 512, 0), refuse(NBD_EINVAL));
         for command in [7, 8, 0x7fff, 0xffff] {
-            assert_eq!(judge(command, 0, 0, u32::MAX), refuse(NBD_EINVAL));
+            assert_eq!(validate(command, 0, 0, u32::MAX), refuse(NBD_EINVAL));
         }
-        assert_eq!(judge(NBD_CMD_READ, 0, 0, MAX_PAYLOAD_BYTES + 1), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_WRITE, 0, 0, MAX_PAYLOAD_BYTES + 1), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_WRITE, 0, 0, MAX_DISCARD_BYTES), refuse(NBD_EINVAL));
-        assert_eq!(judge(NBD_CMD_WRITE, 0, 0, MAX_DISCARD_BYTES + 1), Verdict::PayloadTooLong);
+        assert_eq!(validate(NBD_CMD_READ, 0, 0, MAX_PAYLOAD_BYTES + 1), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_WRITE, 0, 0, MAX_PAYLOAD_BYTES + 1), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_WRITE, 0, 0, MAX_DISCARD_BYTES), refuse(NBD_EINVAL));
+        assert_eq!(validate(NBD_CMD_WRITE, 0, 0, MAX_DISCARD_BYTES + 1), Verdict::PayloadTooLong);
     }
 
     #[test]
     fn validity_depends_on_negotiated_options() {
-        let judge = |mode, has_contexts, command, flags, offset_bytes, len_bytes| {
+        let validate = |mode, has_contexts, command, flags, offset_bytes, len_bytes| {
             let terms = Terms { size_bytes: 8 << 40, read_only: false, mode, has_contexts };
-            Request { flags, command, cookie: 7, offset_bytes, len_bytes }.judge(&terms)
+            Request { flags, command, cookie: 7, offset_bytes, len_bytes }.validate(&terms)
         };
         let (simple, structured, extended) = (ReplyMode::Simple, ReplyMode::Structured, ReplyMode::Extended);
-        assert_eq!(judge(simple, false, NBD_CMD_READ, NBD_CMD_FLAG_DF, 0, 1), refuse(NBD_EINVAL));
+        assert_eq!(validate(simple, false, NBD_CMD_READ, NBD_CMD_FLAG_DF, 0, 1), refuse(NBD_EINVAL));
         for mode in [structured, extended] {
-            let whole = Verdict::Execute(Operation::Read { whole: true });
-            assert_eq!(judge(mode, false, NBD_CMD_READ, NBD_CMD_FLAG_DF, 0, 1), whole);
-            let status = judge(mode, true, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 5, 7);
-            assert_eq!(status, Verdict::Execute(Operation::BlockStatus { one: true, chosen: false }));
-            assert_eq!(judge(mode, false, NBD_CMD_BLOCK_STATUS, 0, 0, 1), refuse(NBD_EINVAL));
-            assert_eq!(judge(mode, true, NBD_CMD_BLOCK_STATUS, 0, 0, 0), refuse(NBD_EINVAL));
-            assert_eq!(judge(mode, true, NBD_CMD_BLOCK_STATUS, 0, (8 << 40) - 1, 2), refuse(NBD_EINVAL));
+            let dont_fragment = Verdict::Execute(Operation::Read { dont_fragment: true });
+            assert_eq!(validate(mode, false, NBD_CMD_READ, NBD_CMD_FLAG_DF, 0, 1), dont_fragment);
+            let status = validate(mode, true, NBD_CMD_BLOCK_STATUS, NBD_CMD_FLAG_REQ_ONE, 5, 7);
+            assert_eq!(status, Verdict::Execute(Operation::BlockStatus { one: true, has_payload: false }));
+            assert_eq!(validate(mode, false, NBD_CMD_BLOCK_STATUS, 0, 0, 1), refuse(NBD_EINVAL));
+            assert_eq!(validate(mode, true, NBD_CMD_BLOCK_STATUS, 0, 0, 0), refuse(NBD_EINVAL));
+            assert_eq!(validate(mode, true, NBD_CMD_BLOCK_STATUS, 0, (8 << 40) - 1, 2), refuse(NBD_EINVAL));
         }
         let has_payload = NBD_CMD_FLAG_PAYLOAD_LEN;
-        assert_eq!(judge(structured, true, NBD_CMD_BLOCK_STATUS, has_payload, 0, 8), refuse(NBD_EINVAL));
-        assert_eq!(judge(structured, true, NBD_CMD_WRITE, has_payload, 0, 8), refuse(NBD_EINVAL));
+        assert_eq!(validate(structured, true, NBD_CMD_BLOCK_STATUS, has_payload, 0, 8), refuse(NBD_EINVAL));
+        assert_eq!(validate(structured, true, NBD_CMD_WRITE, has_payload, 0, 8), refuse(NBD_EINVAL));
         let write = Verdict::Execute(Operation::Write { fua: false });
-        assert_eq!(judge(extended, false, NBD_CMD_WRITE, has_payload, 0, 8), write);
-        assert_eq!(judge(extended, false, NBD_CMD_WRITE, 0, 0, 8), write, "qemu 10.0 omits the flag");
-        assert_eq!(judge(extended, false, NBD_CMD_READ, has_payload, 0, 8), refuse(NBD_EINVAL));
-        assert_eq!(judge(extended, false, NBD_CMD_READ, has_payload, 0, 1 << 40), Verdict::PayloadTooLong);
-        let zeroes = judge(extended, false, NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_FAST_ZERO, 4096, 6 << 40);
+        assert_eq!(validate(extended, false, NBD_CMD_WRITE, has_payload, 0, 8), write);
+        assert_eq!(validate(extended, false, NBD_CMD_WRITE, 0, 0, 8), write, "qemu 10.0 omits the flag");
+        assert_eq!(validate(extended, false, NBD_CMD_READ, has_payload, 0, 8), refuse(NBD_EINVAL));
+        assert_eq!(validate(extended, false, NBD_CMD_READ, has_payload, 0, 1 << 40), Verdict::PayloadTooLong);
+        let zeroes = validate(extended, false, NBD_CMD_WRITE_ZEROES, NBD_CMD_FLAG_FAST_ZERO, 4096, 6 << 40);
         let fast = ZeroFlags { fast: true, ..ZeroFlags::default() };
         assert_eq!(zeroes, Verdict::Execute(Operation::WriteZeroes(fast)));
-        assert_eq!(judge(extended, false, NBD_CMD_CACHE, 0, 0, 8 << 40), Verdict::Execute(Operation::Cache));
-        let chosen = Verdict::Execute(Operation::BlockStatus { one: false, chosen: true });
-        assert_eq!(judge(extended, true, NBD_CMD_BLOCK_STATUS, has_payload, 0, 12), chosen);
+        assert_eq!(
+            validate(extended, false, NBD_CMD_CACHE, 0, 0, 8 << 40),
+            Verdict::Execute(Operation::Cache)
+        );
+        let chosen = Verdict::Execute(Operation::BlockStatus { one: false, has_payload: true });
+        assert_eq!(validate(extended, true, NBD_CMD_BLOCK_STATUS, has_payload, 0, 12), chosen);
         for wrong_len in [0, 7, 4 << 20] {
-            let verdict = judge(extended, true, NBD_CMD_BLOCK_STATUS, has_payload, 0, wrong_len);
+            let verdict = validate(extended, true, NBD_CMD_BLOCK_STATUS, has_payload, 0, wrong_len);
             assert_eq!(verdict, refuse(NBD_EINVAL), "{wrong_len}");
         }
     }
@@ -381,14 +390,14 @@ mod tests {
     #[test]
     fn read_only_export_refuses_writes() {
         for command in [NBD_CMD_WRITE, NBD_CMD_TRIM, NBD_CMD_WRITE_ZEROES] {
-            assert_eq!(request(command, 0, 0, 512).judge(&terms(MIB, true)), refuse(NBD_EPERM));
+            assert_eq!(request(command, 0, 0, 512).validate(&terms(MIB, true)), refuse(NBD_EPERM));
         }
         assert_eq!(
-            request(NBD_CMD_READ, 0, 0, 1).judge(&terms(MIB, true)),
-            Verdict::Execute(Operation::Read { whole: false })
+            request(NBD_CMD_READ, 0, 0, 1).validate(&terms(MIB, true)),
+            Verdict::Execute(Operation::Read { dont_fragment: false })
         );
         assert_eq!(
-            request(NBD_CMD_FLUSH, 0, 0, 0).judge(&terms(MIB, true)),
+            request(NBD_CMD_FLUSH, 0, 0, 0).validate(&terms(MIB, true)),
             Verdict::Execute(Operation::Flush)
         );
     }

@@ -29,7 +29,7 @@ pub(crate) enum TlsVerdict {
 }
 
 /// Decides on an option with `data_len_bytes` of data.
-pub(crate) fn judge(stage: TlsStage, option: u32, data_len_bytes: usize) -> Result<TlsVerdict, Refusal> {
+pub(crate) fn validate(stage: TlsStage, option: u32, data_len_bytes: usize) -> Result<TlsVerdict, Refusal> {
     let refuse = |reply_type, message| Err(Refusal::new(reply_type, message));
     match (option, stage) {
         (NBD_OPT_STARTTLS, TlsStage::Unavailable) => {
@@ -53,7 +53,7 @@ mod tests {
 
     #[test]
     fn stages_have_defined_replies() {
-        let code = |stage, option, len| match judge(stage, option, len) {
+        let code = |stage, option, len| match validate(stage, option, len) {
             Err(refusal) => refusal.reply_type,
             Ok(TlsVerdict::Pass) => 0,
             Ok(TlsVerdict::Start) => 1,

@@ -31,7 +31,7 @@ impl Connections {
     }
 
     /// Reserves a connection; `None` at the limit.
-    pub(crate) fn enter(self: &Arc<Self>, is_tcp: bool) -> Option<Place> {
+    pub(crate) fn enter(self: &Arc<Self>, is_tcp: bool) -> Option<ConnectionSlot> {
         let mut open = self.open.lock();
         let is_free = open.tcp + open.local < self.max && !(is_tcp && open.tcp >= self.max_tcp);
         if !is_free {
@@ -42,7 +42,7 @@ impl Connections {
             open.tcp <= self.max_tcp && open.tcp + open.local <= self.max,
             "the number of connections is bounded"
         );
-        Some(Place { connections: Arc::clone(self), is_tcp })
+        Some(ConnectionSlot { connections: Arc::clone(self), is_tcp })
     }
 }
 
@@ -53,12 +53,12 @@ impl Open {
 }
 
 /// Reservation of a connection, returned on drop.
-pub(crate) struct Place {
+pub(crate) struct ConnectionSlot {
     connections: Arc<Connections>,
     is_tcp: bool,
 }
 
-impl Drop for Place {
+impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         let mut open = self.connections.open.lock();
         let count = open.of(self.is_tcp);

@@ -8,23 +8,23 @@ use std::time::{Duration, Instant};
 
 use slab::Slab;
 
-use crate::server::connection_count::Place;
+use crate::server::connection_count::ConnectionSlot;
 
 /// Timeout for the client to close its side.
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// Buffer size of a discarding receive, in bytes.
-pub(crate) const SCRAP_BYTES: usize = 16 << 10;
+pub(crate) const DISCARD_BUFFER_BYTES: usize = 16 << 10;
 
-struct Entry {
+struct LingeringSocket {
     socket: Arc<OwnedFd>,
     until: Instant,
     is_over: bool,
-    _place: Place,
+    _slot: ConnectionSlot,
 }
 
 /// Lingering sockets; each has a receive in progress.
 #[derive(Default)]
-pub(crate) struct Lingering(Slab<Entry>);
+pub(crate) struct Lingering(Slab<LingeringSocket>);
 
 impl Lingering {
     pub(crate) fn is_empty(&self) -> bool {
@@ -32,9 +32,14 @@ impl Lingering {
     }
 
     /// Adds a socket; returns its index and deadline.
-    pub(crate) fn insert(&mut self, socket: Arc<OwnedFd>, place: Place, now: Instant) -> (usize, Instant) {
+    pub(crate) fn insert(
+        &mut self,
+        socket: Arc<OwnedFd>,
+        slot: ConnectionSlot,
+        now: Instant,
+    ) -> (usize, Instant) {
         let until = now.checked_add(TIMEOUT).unwrap_or(now);
-        (self.0.insert(Entry { socket, until, is_over: false, _place: place }), until)
+        (self.0.insert(LingeringSocket { socket, until, is_over: false, _slot: slot }), until)
     }
 
     /// Ends a receive; returns the socket if another receive is needed.
@@ -91,7 +96,7 @@ mod tests {
         assert!(lingering.received(first, false, now).is_none());
         assert!(lingering.received(second, false, now).is_none());
         assert!(lingering.is_empty());
-        let places: Vec<_> = std::iter::from_fn(|| connections.enter(false)).collect();
-        assert_eq!(places.len(), 4, "the connections are released");
+        let slots: Vec<_> = std::iter::from_fn(|| connections.enter(false)).collect();
+        assert_eq!(slots.len(), 4, "the connections are released");
     }
 }

@@ -64,7 +64,7 @@ impl Listener {
         let failed = |reason| move |source| bind_error(path, reason, source);
         let addr =
             SocketAddrUnix::new(path).map_err(failed("a socket path has at most 107 bytes and no NUL"))?;
-        make_way(path)?;
+        remove_stale_socket(path)?;
         let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
             .map_err(failed("socket creation failed"))?;
         // The file inherits its mode from the socket, so it is never accessible to others.
@@ -106,7 +106,7 @@ fn bind_error(path: &Path, reason: &'static str, source: impl Into<io::Error>) -
 }
 
 /// Removes the socket that an earlier server left at `path`.
-fn make_way(path: &Path) -> Result<(), NbdError> {
+fn remove_stale_socket(path: &Path) -> Result<(), NbdError> {
     let failed = |reason| move |source: io::Error| bind_error(path, reason, source);
     let metadata = match path.symlink_metadata() {
         Ok(metadata) => metadata,
@@ -116,7 +116,7 @@ fn make_way(path: &Path) -> Result<(), NbdError> {
     if !metadata.file_type().is_socket() {
         return Err(NbdError::NotASocket { path: path.to_owned() });
     }
-    match is_answered(path) {
+    match has_listener(path) {
         Ok(true) => Err(NbdError::SocketInUse { path: path.to_owned() }),
         Ok(false) => std::fs::remove_file(path).map_err(failed("removal of the stale socket failed")),
         Err(error) => Err(failed("probe for another server failed")(error)),
@@ -124,7 +124,7 @@ fn make_way(path: &Path) -> Result<(), NbdError> {
 }
 
 /// Returns true if a Unix socket has a listener, without waiting for an accept.
-fn is_answered(path: &Path) -> io::Result<bool> {
+fn has_listener(path: &Path) -> io::Result<bool> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     match connect(&socket, &SocketAddrUnix::new(path)?) {

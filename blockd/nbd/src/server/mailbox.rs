@@ -9,7 +9,7 @@ use std::time::Instant;
 use crossbeam::queue::SegQueue;
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::server::connection_count::Place;
+use crate::server::connection_count::ConnectionSlot;
 use crate::server::listener::Peer;
 use crate::server::worker::Done;
 
@@ -39,7 +39,7 @@ pub(crate) struct ConnectionKey {
 pub(crate) struct NewConnection {
     pub(super) socket: OwnedFd,
     pub(super) peer: Peer,
-    pub(super) place: Place,
+    pub(super) slot: ConnectionSlot,
 }
 
 /// Message queue of a ring thread. The in-flight budget bounds its results, and the connection limit its

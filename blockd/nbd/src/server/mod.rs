@@ -30,7 +30,7 @@ use crate::server::connection_count::Connections;
 use crate::server::listener::{Listener, UnixSocketFile};
 use crate::server::mailbox::{Mailbox, Message};
 use crate::server::queues::{Queues, SyncQueue};
-use crate::server::ring_thread::{RingThread, Shared};
+use crate::server::ring_thread::{RingThread, ServerState};
 use crate::server::spin::SpinPermit;
 use crate::server::thread_end::{Failure, FailureListener, ThreadEnd};
 use crate::server::worker::Job;
@@ -123,7 +123,7 @@ impl Server {
         server.spawn_many("nbd-lookup", LOOKUP_THREADS, &work(lookup_queue))?;
         server.spawn_many("nbd-tls", handshake_threads, &work(handshake_queue))?;
         server.spawn_many("nbd-sync", config.worker_threads, &move || sync_items.serve(&*catalog))?;
-        server.start_rings(&Arc::new(share(config, mailboxes)), listeners)?;
+        server.start_rings(&Arc::new(server_state(config, mailboxes)), listeners)?;
         for addr in &server.tcp_addrs {
             tracing::info!(%addr, "serving NBD over TCP");
         }
@@ -133,7 +133,7 @@ impl Server {
         Ok(server)
     }
 
-    fn start_rings(&mut self, shared: &Arc<Shared>, listeners: Vec<Listener>) -> Result<(), NbdError> {
+    fn start_rings(&mut self, shared: &Arc<ServerState>, listeners: Vec<Listener>) -> Result<(), NbdError> {
         // Only the server has other senders, so its drop after an error ends the worker threads.
         let Some(queues) = self.running.as_ref().map(|running| running.queues.clone()) else { return Ok(()) };
         assert!(!shared.mailboxes.is_empty(), "a server has ring threads");
@@ -263,13 +263,13 @@ impl Drop for Server {
     }
 }
 
-fn share(config: Arc<ServerConfig>, mailboxes: Vec<Arc<Mailbox<Message>>>) -> Shared {
+fn server_state(config: Arc<ServerConfig>, mailboxes: Vec<Arc<Mailbox<Message>>>) -> ServerState {
     assert!(
         mailboxes.len() == config.ring_threads && !mailboxes.is_empty(),
         "each ring thread has a mailbox"
     );
     let per_thread = config.in_flight_bytes_total / mailboxes.len() as u64;
-    Shared {
+    ServerState {
         budget: Budget::new(config.in_flight_bytes_total),
         remote_budgets: RemoteBudgets::new(config.in_flight_bytes_total),
         mailboxes,

@@ -106,7 +106,7 @@ impl SyncItems {
     fn flush(&self, key: FlushKey) {
         let jobs = self.state.lock().waiting.get_mut(&key).map(std::mem::take).unwrap_or_default();
         assert!(!jobs.is_empty(), "a queued run has waiting flushes");
-        worker::flush_for_all(jobs);
+        worker::flush_coalesced(jobs);
         let mut state = self.state.lock();
         assert!(state.waiting.contains_key(&key), "a running flush has an entry");
         if state.waiting.get(&key).is_some_and(Vec::is_empty) {

@@ -148,7 +148,7 @@ impl Ring {
     /// The kernel refuses the submission.
     pub(crate) fn start_and_poll(&mut self) -> io::Result<impl FnMut() -> bool> {
         match self.uring.submit() {
-            Err(error) if !is_passing(&error) => return Err(error),
+            Err(error) if !is_transient(&error) => return Err(error),
             _ => {}
         }
         let has_refused = !self.refused.is_empty();
@@ -177,7 +177,7 @@ impl Ring {
         self.reap(completions);
         match result {
             Ok(_) => Ok(()),
-            Err(error) if is_passing(&error) => Ok(()),
+            Err(error) if is_transient(&error) => Ok(()),
             Err(error) => Err(error),
         }
     }
@@ -338,7 +338,7 @@ fn setup() -> io::Result<IoUring> {
 
 /// Returns true for an error without consequences: a timeout, a signal, or completions that must be reaped
 /// first.
-fn is_passing(error: &io::Error) -> bool {
+fn is_transient(error: &io::Error) -> bool {
     let passing =
         [rustix::io::Errno::INTR, rustix::io::Errno::TIME, rustix::io::Errno::BUSY, rustix::io::Errno::AGAIN];
     error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))

@@ -13,10 +13,10 @@ pub type FailureListener = Box<dyn FnOnce() + Send>;
 
 /// Failure state of the accepting thread, and the callback.
 #[derive(Default)]
-pub(crate) struct Failure(Mutex<State>);
+pub(crate) struct Failure(Mutex<FailureState>);
 
 #[derive(Default)]
-struct State {
+struct FailureState {
     has_failed: bool,
     listener: Option<FailureListener>,
 }
@@ -33,7 +33,7 @@ impl Failure {
         }
     }
 
-    fn happen(&self) {
+    fn notify(&self) {
         let listener = {
             let mut state = self.0.lock();
             state.has_failed = true;
@@ -64,7 +64,7 @@ impl Drop for ThreadEnd {
         let panicked = std::thread::panicking();
         tracing::error!(thread = self.thread, panicked, "a server thread failed; its connections are lost");
         if self.thread == 0 {
-            self.failure.happen();
+            self.failure.notify();
         }
     }
 }

@@ -21,13 +21,13 @@ use crate::device::{
     StatusExtent,
 };
 use crate::protocol::constants::{MAX_STATUS_EXTENTS, NBD_EIO, NBD_ESHUTDOWN};
-use crate::protocol::handshake::{Answer, Lookup};
+use crate::protocol::handshake::{Lookup, LookupResult};
 use crate::protocol::meta_context::MetaContext;
 use crate::protocol::reply::ReplyTo;
 use crate::protocol::request::Operation;
 use crate::server::mailbox::{ConnectionKey, Mailbox, Message};
 use crate::server::sparse_read::read_with_holes;
-use crate::tls::session::{Opened, TlsSession};
+use crate::tls::session::{Decrypted, TlsSession};
 
 /// Job that may block or needs much processor time.
 pub(crate) enum Work {
@@ -65,9 +65,9 @@ pub(crate) struct RequestWork {
 /// Result of a job.
 pub(crate) enum Done {
     Request(RequestDone),
-    Answer(Answer),
+    LookupResult(LookupResult),
     /// Session, with the result of its handshake step.
-    Handshake(Box<TlsSession>, Result<Opened, rustls::Error>),
+    Handshake(Box<TlsSession>, Result<Decrypted, rustls::Error>),
 }
 
 /// Result of a request, without its device.
@@ -105,7 +105,7 @@ impl From<DeviceError> for DeviceFailure {
 
 impl DeviceFailure {
     /// Returns the failure of a request whose client has disconnected.
-    fn gone() -> Self {
+    fn client_disconnected() -> Self {
         Self { errno: NBD_ESHUTDOWN, message: "the client disconnected".to_owned() }
     }
 }
@@ -133,7 +133,7 @@ impl RequestWork {
         let mut buffer = self.buffer.take();
         // A request may have waited long for a slow device; the client may have disconnected since.
         let result = if self.remote_reads.is_abandoned(self.received_at) {
-            Err(DeviceFailure::gone())
+            Err(DeviceFailure::client_disconnected())
         } else {
             call_device(|| self.carry_out(buffer.as_mut()))
         };
@@ -169,8 +169,8 @@ impl RequestWork {
             "the payload is within its buffer"
         );
         match (operation, buffer) {
-            (Operation::Read { whole }, Some(buffer)) => {
-                if !whole && let Some(success) = read_with_holes(device, &to, len_bytes, buffer)? {
+            (Operation::Read { dont_fragment }, Some(buffer)) => {
+                if !dont_fragment && let Some(success) = read_with_holes(device, &to, len_bytes, buffer)? {
                     return Ok(success);
                 }
                 let progress = device.read(offset_bytes, &mut buffer.payload_mut()[..payload_len])?;
@@ -201,7 +201,7 @@ impl RequestWork {
         for (index, context) in self.contexts.iter().enumerate() {
             extents.clear();
             self.device.block_status(&context.name, to.offset_bytes, len_bytes, max_extents, &mut extents)?;
-            if !lie_within(&extents, len_bytes) || extents.len() > max_extents {
+            if !are_within(&extents, len_bytes) || extents.len() > max_extents {
                 let message = format!(
                     "block status failed on context {}: the device returned invalid extents",
                     context.name
@@ -217,7 +217,7 @@ impl RequestWork {
 }
 
 /// Returns true for one or more non-empty extents of at most `len_bytes` in total.
-fn lie_within(extents: &[StatusExtent], len_bytes: u64) -> bool {
+fn are_within(extents: &[StatusExtent], len_bytes: u64) -> bool {
     let total = extents.iter().try_fold(0_u64, |total, extent| total.checked_add(extent.len_bytes));
     !extents.is_empty()
         && extents.iter().all(|extent| extent.len_bytes > 0)
@@ -230,13 +230,13 @@ impl Work {
             Self::Request(request) => Done::Request(request.run()),
             Self::Lookup(lookup, client) => {
                 let answer = catch_unwind(AssertUnwindSafe(|| lookup.clone().resolve(catalog, &client)));
-                Done::Answer(answer.unwrap_or_else(|panic| {
+                Done::LookupResult(answer.unwrap_or_else(|panic| {
                     tracing::error!(message = panic_message(panic.as_ref()), "the export catalog panicked");
                     lookup.fail("internal error of the server")
                 }))
             }
             Self::Handshake(mut session) => {
-                let step = catch_unwind(AssertUnwindSafe(|| session.shake_hands()));
+                let step = catch_unwind(AssertUnwindSafe(|| session.advance_handshake()));
                 let opened = step.unwrap_or_else(|panic| {
                     let message = format!("the TLS handshake panicked: {}", panic_message(panic.as_ref()));
                     tracing::error!(message, "closing a connection");
@@ -273,37 +273,37 @@ impl Job {
 
     /// Starts the prefetch of remote data for a request. Returns the job if it can run at once; otherwise the
     /// completion callback runs it.
-    fn leave_with_device(self) -> Option<Self> {
+    fn start_prefetch(self) -> Option<Self> {
         let Work::Request(request) = &self.work else { return Some(self) };
         let Some(access) = request.access() else { return Some(self) };
         let (device, range) = (Arc::clone(&request.device), request.request);
         let remote_reads = Arc::clone(&request.remote_reads);
-        let key = remote_reads.keep(self);
+        let key = remote_reads.insert(self);
         // Weak, so that a slow fetch does not keep the socket of a closed connection open.
-        let left = Arc::downgrade(&remote_reads);
+        let table = Arc::downgrade(&remote_reads);
         let then = move |result: Result<(), DeviceError>| {
-            if let Some(job) = left.upgrade().and_then(|left| left.take(key)) {
-                job.go_on(result);
+            if let Some(job) = table.upgrade().and_then(|table| table.remove(key)) {
+                job.resume(result);
             }
         };
         let mut then = Some(Box::new(then) as OnFetched);
-        let asked = call_device(|| {
+        let started = call_device(|| {
             let Some(then) = then.take() else { return Ok(None) };
             Ok(device.prefetch_async(access, range.to.offset_bytes, range.len_bytes, then))
         });
-        match asked {
+        match started {
             // The client disconnected before the request was stored.
-            Ok(None) if remote_reads.is_recalled() => {
-                if let Some(job) = remote_reads.take(key) {
-                    job.end_unwanted();
+            Ok(None) if remote_reads.is_closed() => {
+                if let Some(job) = remote_reads.remove(key) {
+                    job.cancel();
                 }
                 None
             }
             Ok(None) => None,
-            Ok(Some(_)) => remote_reads.take(key),
+            Ok(Some(_)) => remote_reads.remove(key),
             // The device panicked and has no callback.
             Err(failure) => {
-                if let Some(job) = remote_reads.take(key) {
+                if let Some(job) = remote_reads.remove(key) {
                     job.end(|request| request.ended(Err(failure)));
                 }
                 None
@@ -312,7 +312,7 @@ impl Job {
     }
 
     /// Executes the request after its prefetch, or ends it with the error of the prefetch.
-    fn go_on(self, result: Result<(), DeviceError>) {
+    fn resume(self, result: Result<(), DeviceError>) {
         match result {
             Ok(()) => self.end(RequestWork::run),
             Err(error) => self.end(|request| request.ended(Err(error.into()))),
@@ -327,8 +327,8 @@ impl Job {
 }
 
 impl WaitingRequest for Job {
-    fn end_unwanted(self) {
-        self.end(|request| request.ended(Err(DeviceFailure::gone())));
+    fn cancel(self) {
+        self.end(|request| request.ended(Err(DeviceFailure::client_disconnected())));
     }
 }
 
@@ -341,21 +341,21 @@ pub(crate) fn work(jobs: &Receiver<Job>, catalog: &dyn ExportCatalog) {
 
 /// Executes a job, or starts the prefetch that it needs.
 pub(crate) fn serve(job: Job, catalog: &dyn ExportCatalog) {
-    let Some(job) = job.leave_with_device() else { return };
+    let Some(job) = job.start_prefetch() else { return };
     let done = job.work.run(catalog);
     job.mailbox.post(Message::Done(job.key, done));
 }
 
 /// Executes one flush for all jobs, which are flushes with the same key.
-pub(crate) fn flush_for_all(jobs: Vec<Job>) {
-    let (gone, wanted): (Vec<_>, Vec<_>) = jobs.into_iter().partition(Job::is_abandoned);
-    gone.into_iter().for_each(Job::end_unwanted);
-    let Some(device) = wanted.first().and_then(Job::flushed_device) else { return };
-    debug_assert!(wanted.iter().all(|job| job.flushed_device().is_some()), "coalesced jobs are flushes");
+pub(crate) fn flush_coalesced(jobs: Vec<Job>) {
+    let (cancelled, active): (Vec<_>, Vec<_>) = jobs.into_iter().partition(Job::is_abandoned);
+    cancelled.into_iter().for_each(Job::cancel);
+    let Some(device) = active.first().and_then(Job::flushed_device) else { return };
+    debug_assert!(active.iter().all(|job| job.flushed_device().is_some()), "coalesced jobs are flushes");
     let result = call_device(|| device.flush());
     // A finished job must not hold its device.
     drop(device);
-    for job in wanted {
+    for job in active {
         let result = result.clone().map(|()| Success::Plain);
         job.end(|request| request.ended(result));
     }

@@ -6,7 +6,7 @@ use crate::connection::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
 use crate::server::ring::Transfer;
 
 /// Capacity in bytes: above the longest handshake message that rustls accepts.
-pub(super) const CIPHER_INBOX_BYTES: usize = 128 << 10;
+pub(super) const ENCRYPTED_INPUT_BYTES: usize = 128 << 10;
 
 /// Received, unconsumed bytes. The session needs them for every call, also while a receive owns the buffer.
 /// Then it uses a copy, which has at most one record or handshake message.
@@ -18,7 +18,7 @@ pub(super) struct Incoming {
 
 impl Incoming {
     pub(super) fn new(pool: &mut BufferPool) -> Self {
-        Self { buffer: Some(pool.take(CIPHER_INBOX_BYTES)), range: 0..0, copy: Vec::new() }
+        Self { buffer: Some(pool.take(ENCRYPTED_INPUT_BYTES)), range: 0..0, copy: Vec::new() }
     }
 
     pub(super) fn unread(&self) -> &[u8] {
@@ -48,7 +48,7 @@ impl Incoming {
     }
 
     pub(super) fn start_receive(&mut self) -> Option<Transfer> {
-        if self.range.len() == CIPHER_INBOX_BYTES {
+        if self.range.len() == ENCRYPTED_INPUT_BYTES {
             return None;
         }
         let mut buffer = self.buffer.take()?;
@@ -56,19 +56,19 @@ impl Incoming {
         self.copy.extend_from_slice(&buffer.payload()[self.range.clone()]);
         buffer.payload_mut().copy_within(self.range.clone(), 0);
         self.range = 0..self.copy.len();
-        assert!(self.range.end < CIPHER_INBOX_BYTES, "a receive is not empty");
+        assert!(self.range.end < ENCRYPTED_INPUT_BYTES, "a receive is not empty");
         let from = HEADROOM_BYTES + self.range.end;
-        Some(Transfer { buffer, range: from..HEADROOM_BYTES + CIPHER_INBOX_BYTES, all: false })
+        Some(Transfer { buffer, range: from..HEADROOM_BYTES + ENCRYPTED_INPUT_BYTES, all: false })
     }
 
     pub(super) fn end_receive(&mut self, mut buffer: Buffer, len_bytes: usize) {
         assert!(self.buffer.is_none(), "a receive owns the buffer");
-        assert!(self.range.end + len_bytes <= CIPHER_INBOX_BYTES, "a receive is within the buffer");
+        assert!(self.range.end + len_bytes <= ENCRYPTED_INPUT_BYTES, "a receive is within the buffer");
         // The session may have consumed a part of the copy, and changed the rest.
         let start = self.range.end - self.copy.len().min(self.range.end);
         buffer.payload_mut()[start..self.range.end].copy_from_slice(&self.copy);
         self.copy.clear();
-        self.range = start..(self.range.end + len_bytes).min(CIPHER_INBOX_BYTES);
+        self.range = start..(self.range.end + len_bytes).min(ENCRYPTED_INPUT_BYTES);
         self.buffer = Some(buffer);
     }
 

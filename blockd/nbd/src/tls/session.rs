@@ -7,14 +7,14 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
 
 use crate::connection::buffer_pool::{Buffer, BufferPool};
-use crate::connection::outbox::{Chunk, Outbox};
+use crate::connection::reply_queue::{Chunk, ReplyQueue};
 use crate::server::ring::Transfer;
-use crate::tls::incoming::{CIPHER_INBOX_BYTES, Incoming};
+use crate::tls::incoming::{ENCRYPTED_INPUT_BYTES, Incoming};
 use crate::tls::names::certificate_names;
 
 /// Maximum size of a send in bytes, and the size of a send with few bytes.
-const SEALED_BYTES: usize = 256 << 10;
-const SEALED_FEW_BYTES: usize = 16 << 10;
+const SEND_BYTES: usize = 256 << 10;
+const SMALL_SEND_BYTES: usize = 16 << 10;
 /// Maximum plaintext of a record, in bytes.
 const RECORD_BYTES: usize = 16 << 10;
 /// Maximum size of a record in addition to its plaintext, and of a key update before it, in bytes.
@@ -22,7 +22,7 @@ const RECORD_OVERHEAD_BYTES: usize = 128;
 
 /// Result of a decryption.
 #[derive(Debug)]
-pub(crate) enum Opened {
+pub(crate) enum Decrypted {
     /// Plaintext of this length, in bytes.
     Plain(usize),
     /// More input is needed.
@@ -48,7 +48,7 @@ pub(crate) struct TlsSession {
     sealing: Option<Chunk>,
     is_established: bool,
     /// Input was received since the last handshake step.
-    has_news: bool,
+    has_new_input: bool,
     /// The client has closed its side; rustls reports that once.
     peer_closed: bool,
     /// Nothing more can be encrypted: `close_notify` was queued, or the session failed.
@@ -86,7 +86,7 @@ impl TlsSession {
             records: Vec::new(),
             sealing: None,
             is_established: false,
-            has_news: false,
+            has_new_input: false,
             peer_closed: false,
             is_over: false,
         }
@@ -100,17 +100,18 @@ impl TlsSession {
     /// Ends a receive.
     pub(crate) fn end_receive(&mut self, buffer: Buffer, len_bytes: usize) {
         self.incoming.end_receive(buffer, len_bytes);
-        self.has_news = true;
+        self.has_new_input = true;
     }
 
-    /// Returns true while the handshake is incomplete: input is for [`shake_hands`](Self::shake_hands).
+    /// Returns true while the handshake is incomplete: input is for
+    /// [`advance_handshake`](Self::advance_handshake).
     pub(crate) fn is_handshaking(&self) -> bool {
         self.session.is_handshaking() && !self.is_over
     }
 
-    /// Returns true if [`shake_hands`](Self::shake_hands) has new input.
-    pub(crate) fn has_news(&self) -> bool {
-        self.has_news
+    /// Returns true if [`advance_handshake`](Self::advance_handshake) has new input.
+    pub(crate) fn has_new_input(&self) -> bool {
+        self.has_new_input
     }
 
     /// Advances the handshake with the received bytes. It computes keys and signatures, which may take more
@@ -118,8 +119,8 @@ impl TlsSession {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub(crate) fn shake_hands(&mut self) -> Result<Opened, rustls::Error> {
-        self.has_news = false;
+    pub(crate) fn advance_handshake(&mut self) -> Result<Decrypted, rustls::Error> {
+        self.has_new_input = false;
         // Requests received together with the end of the handshake are kept for later calls of `open`.
         self.open(&mut [])
     }
@@ -131,32 +132,32 @@ impl TlsSession {
     }
 
     /// Returns true if the receive buffer is full of unconsumed bytes: a handshake message is too long.
-    pub(crate) fn is_clogged(&self) -> bool {
-        self.incoming.unread().len() == CIPHER_INBOX_BYTES
+    pub(crate) fn is_input_full(&self) -> bool {
+        self.incoming.unread().len() == ENCRYPTED_INPUT_BYTES
     }
 
     /// Decrypts up to one record into `plain`.
     ///
     /// # Errors
     /// The client violated the protocol or is refused; the next send has the alert.
-    pub(crate) fn open(&mut self, plain: &mut [u8]) -> Result<Opened, rustls::Error> {
+    pub(crate) fn open(&mut self, plain: &mut [u8]) -> Result<Decrypted, rustls::Error> {
         assert!(self.plain_start <= self.plain.len(), "plaintext is consumed once");
         let kept = &self.plain[self.plain_start..];
         if !kept.is_empty() {
             let len_bytes = kept.len().min(plain.len());
             plain[..len_bytes].copy_from_slice(&kept[..len_bytes]);
             self.plain_start += len_bytes;
-            return Ok(Opened::Plain(len_bytes));
+            return Ok(Decrypted::Plain(len_bytes));
         }
         self.plain.clear();
         self.plain_start = 0;
         if self.peer_closed {
-            return Ok(Opened::Closed);
+            return Ok(Decrypted::Closed);
         }
         match self.drive(Some(plain), Seal::Nothing) {
-            Ok(Driven::Plain(len_bytes)) => Ok(Opened::Plain(len_bytes)),
-            Ok(Driven::Closed) => Ok(Opened::Closed),
-            Ok(_) => Ok(Opened::NeedInput),
+            Ok(Driven::Plain(len_bytes)) => Ok(Decrypted::Plain(len_bytes)),
+            Ok(Driven::Closed) => Ok(Decrypted::Closed),
+            Ok(_) => Ok(Decrypted::NeedInput),
             Err(error) => {
                 self.take_alert();
                 self.is_over = true;
@@ -207,24 +208,24 @@ impl TlsSession {
     /// The session can no longer encrypt.
     pub(crate) fn seal(
         &mut self,
-        outbox: &mut Outbox,
+        reply_queue: &mut ReplyQueue,
         pool: &mut BufferPool,
         finish: bool,
     ) -> Result<Option<Chunk>, SealError> {
         let mut next = self.sealing.take();
         if !self.is_over && next.is_none() {
-            next = outbox.pop();
+            next = reply_queue.pop();
         }
         let finish = finish && !self.is_over;
         if next.is_none() && self.records.is_empty() && !finish {
             return Ok(None);
         }
-        let few_bytes = self.records.len() + next.as_ref().map_or(0, |chunk| chunk.range.len());
-        let is_few = few_bytes + 3 * RECORD_OVERHEAD_BYTES <= SEALED_FEW_BYTES && outbox.is_empty();
-        let capacity_bytes = if is_few { SEALED_FEW_BYTES } else { SEALED_BYTES };
+        let small_bytes = self.records.len() + next.as_ref().map_or(0, |chunk| chunk.range.len());
+        let is_small = small_bytes + 3 * RECORD_OVERHEAD_BYTES <= SMALL_SEND_BYTES && reply_queue.is_empty();
+        let capacity_bytes = if is_small { SMALL_SEND_BYTES } else { SEND_BYTES };
         let mut sealed =
             Sealed { buffer: pool.take(capacity_bytes), capacity_bytes, len_bytes: 0, charge_bytes: 0 };
-        let result = self.fill(&mut sealed, next, outbox, pool, finish);
+        let result = self.fill(&mut sealed, next, reply_queue, pool, finish);
         if let Err(error) = result {
             pool.give(sealed.buffer);
             return Err(error);
@@ -245,12 +246,14 @@ impl TlsSession {
         &mut self,
         sealed: &mut Sealed,
         mut next: Option<Chunk>,
-        outbox: &mut Outbox,
+        reply_queue: &mut ReplyQueue,
         pool: &mut BufferPool,
         finish: bool,
     ) -> Result<(), SealError> {
         self.flush_records(sealed);
-        while let Some(mut chunk) = next.take().or_else(|| if self.is_over { None } else { outbox.pop() }) {
+        while let Some(mut chunk) =
+            next.take().or_else(|| if self.is_over { None } else { reply_queue.pop() })
+        {
             let mut written = self.seal_some(sealed, &mut chunk)?;
             if written.is_none() && !self.records.is_empty() {
                 // Protocol records, such as a key update, precede the data.

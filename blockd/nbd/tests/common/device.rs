@@ -15,7 +15,7 @@ use blockd_nbd::{
 pub const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mood {
+pub enum Behaviour {
     /// Completes on the ring thread.
     Instant,
     /// Completes on worker threads.
@@ -25,9 +25,9 @@ pub enum Mood {
     /// Fails on the ring thread, if called there, or on worker threads.
     Failing(DeviceErrorKind),
     /// Fails on worker threads.
-    FailingLater(DeviceErrorKind),
+    FailingOnWorker(DeviceErrorKind),
     Panicking,
-    PanickingLater,
+    PanickingOnWorker,
 }
 
 /// Gate: while closed, requests on worker threads wait at it.
@@ -72,7 +72,7 @@ impl Gate {
 
 pub struct MemDevice {
     pub data: Mutex<Vec<u8>>,
-    pub mood: Mood,
+    pub behaviour: Behaviour,
     pub read_only: bool,
     pub gate: Gate,
     pub flushes: AtomicUsize,
@@ -84,10 +84,10 @@ pub struct MemDevice {
 }
 
 impl MemDevice {
-    pub fn new(size_bytes: usize, mood: Mood) -> Self {
+    pub fn new(size_bytes: usize, behaviour: Behaviour) -> Self {
         Self {
             data: Mutex::new(vec![0; size_bytes]),
-            mood,
+            behaviour,
             read_only: false,
             gate: Gate::default(),
             flushes: AtomicUsize::new(0),
@@ -99,23 +99,27 @@ impl MemDevice {
         }
     }
 
-    fn at_once(&self, offset_bytes: u64) -> Result<Progress, DeviceError> {
-        match self.mood {
-            Mood::Instant => Ok(Progress::Done),
-            Mood::Blocking | Mood::FailingLater(_) | Mood::PanickingLater => Ok(Progress::WouldBlock),
-            Mood::Mixed if !(offset_bytes / 512).is_multiple_of(3) => Ok(Progress::Done),
-            Mood::Mixed => Ok(Progress::WouldBlock),
-            Mood::Failing(kind) => Err(DeviceError::new(kind, "injected failure")),
-            Mood::Panicking => panic!("injected panic"),
+    fn non_blocking(&self, offset_bytes: u64) -> Result<Progress, DeviceError> {
+        match self.behaviour {
+            Behaviour::Instant => Ok(Progress::Done),
+            Behaviour::Blocking | Behaviour::FailingOnWorker(_) | Behaviour::PanickingOnWorker => {
+                Ok(Progress::WouldBlock)
+            }
+            Behaviour::Mixed if !(offset_bytes / 512).is_multiple_of(3) => Ok(Progress::Done),
+            Behaviour::Mixed => Ok(Progress::WouldBlock),
+            Behaviour::Failing(kind) => Err(DeviceError::new(kind, "injected failure")),
+            Behaviour::Panicking => panic!("injected panic"),
         }
     }
 
-    fn later(&self) -> Result<(), DeviceError> {
+    fn blocking(&self) -> Result<(), DeviceError> {
         self.gate.pass();
-        match self.mood {
-            Mood::Failing(kind) | Mood::FailingLater(kind) => Err(DeviceError::new(kind, "injected failure")),
-            Mood::Panicking | Mood::PanickingLater => panic!("injected panic"),
-            Mood::Instant | Mood::Blocking | Mood::Mixed => Ok(()),
+        match self.behaviour {
+            Behaviour::Failing(kind) | Behaviour::FailingOnWorker(kind) => {
+                Err(DeviceError::new(kind, "injected failure"))
+            }
+            Behaviour::Panicking | Behaviour::PanickingOnWorker => panic!("injected panic"),
+            Behaviour::Instant | Behaviour::Blocking | Behaviour::Mixed => Ok(()),
         }
     }
 
@@ -151,7 +155,7 @@ impl BlockDevice for MemDevice {
     }
 
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        let progress = self.at_once(offset_bytes)?;
+        let progress = self.non_blocking(offset_bytes)?;
         if progress == Progress::Done && !self.is_zero(offset_bytes, buf.len()) {
             self.copy_out(offset_bytes, buf);
         } else {
@@ -166,7 +170,7 @@ impl BlockDevice for MemDevice {
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         self.check_alignment(buf);
-        self.later()?;
+        self.blocking()?;
         if self.is_zero(offset_bytes, buf.len()) {
             buf.fill(0xee);
             return Ok(Progress::Zeroes);
@@ -176,7 +180,7 @@ impl BlockDevice for MemDevice {
     }
 
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
-        let progress = self.at_once(offset_bytes)?;
+        let progress = self.non_blocking(offset_bytes)?;
         if progress == Progress::Done {
             self.copy_in(offset_bytes, data);
         }
@@ -185,14 +189,14 @@ impl BlockDevice for MemDevice {
 
     fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
         self.check_alignment(data);
-        self.later()?;
+        self.blocking()?;
         self.copy_in(offset_bytes, data);
         self.fua_writes.fetch_add(usize::from(fua), Ordering::SeqCst);
         Ok(())
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.later()?;
+        self.blocking()?;
         self.flushes.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
@@ -202,7 +206,7 @@ impl BlockDevice for MemDevice {
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
-        self.later()?;
+        self.blocking()?;
         if flags.fast && !offset_bytes.is_multiple_of(4096) {
             return Err(DeviceError::new(
                 DeviceErrorKind::NotSupported,
@@ -218,7 +222,7 @@ impl BlockDevice for MemDevice {
     }
 
     fn cache(&self, _: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        self.later()?;
+        self.blocking()?;
         self.cached_bytes.fetch_add(len_bytes as usize, Ordering::SeqCst);
         Ok(())
     }
@@ -236,7 +240,7 @@ impl BlockDevice for MemDevice {
         max_extents: usize,
         extents: &mut Vec<StatusExtent>,
     ) -> Result<(), DeviceError> {
-        self.later()?;
+        self.blocking()?;
         let end = offset_bytes + len_bytes;
         let size = self.data.lock().unwrap().len() as u64;
         let mut at = offset_bytes;

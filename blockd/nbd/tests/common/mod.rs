@@ -15,7 +15,7 @@ use std::time::Duration;
 use blockd_nbd::constants::*;
 use blockd_nbd::{Server, ServerConfig};
 
-pub use device::{Catalog, MemDevice, Mood, TIMEOUT};
+pub use device::{Behaviour, Catalog, MemDevice, TIMEOUT};
 pub use wire::{ReplyMode, Request, info_request, meta_request, option_request, pattern};
 
 /// Server with a socket in a temporary directory.
@@ -50,7 +50,7 @@ impl TestServer {
     }
 
     pub fn instant(size_bytes: usize) -> Self {
-        Self::start(MemDevice::new(size_bytes, Mood::Instant))
+        Self::start(MemDevice::new(size_bytes, Behaviour::Instant))
     }
 
     pub fn uri(&self) -> String {

@@ -18,7 +18,7 @@ pub(super) struct Driver {
     pub(super) sent: Vec<u8>,
     pub(super) now: Instant,
     /// End of the thread's previous wait for completions.
-    pub(super) looked_before: Instant,
+    pub(super) previous_wait_at: Instant,
 }
 
 impl Driver {
@@ -39,7 +39,7 @@ impl Driver {
             work: Vec::new(),
             sent: Vec::new(),
             now,
-            looked_before: now,
+            previous_wait_at: now,
         }
     }
 
@@ -65,7 +65,7 @@ impl Driver {
         driver
     }
 
-    pub(super) fn tell(&mut self, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
+    pub(super) fn with_context(&mut self, act: impl FnOnce(&mut Connection, &mut Context<'_>)) {
         act(
             &mut self.connection,
             &mut Context {
@@ -76,7 +76,7 @@ impl Driver {
                 work: &mut self.work,
                 requests: &mut 0,
                 now: self.now,
-                looked_before: self.looked_before,
+                previous_wait_at: self.previous_wait_at,
             },
         );
     }
@@ -87,7 +87,7 @@ impl Driver {
         };
         let len = transfer.range.len().min(max_bytes);
         self.sent.extend_from_slice(&transfer.buffer.framed()[transfer.range][..len]);
-        self.tell(|connection, cx| connection.end_send(transfer.buffer, Ok(len), cx));
+        self.with_context(|connection, cx| connection.end_send(transfer.buffer, Ok(len), cx));
         true
     }
 
@@ -98,13 +98,13 @@ impl Driver {
         let work = self.work.swap_remove(choice % self.work.len());
         let done = match work {
             Work::Request(request) => Done::Request(request.run()),
-            Work::Lookup(lookup, client) => Done::Answer(lookup.resolve(&self.catalog, &client)),
+            Work::Lookup(lookup, client) => Done::LookupResult(lookup.resolve(&self.catalog, &client)),
             Work::Handshake(mut session) => {
-                let opened = session.shake_hands();
+                let opened = session.advance_handshake();
                 Done::Handshake(session, opened)
             }
         };
-        self.tell(|connection, cx| connection.work_done(done, cx));
+        self.with_context(|connection, cx| connection.work_done(done, cx));
         true
     }
 
@@ -116,7 +116,7 @@ impl Driver {
             return None;
         }
         transfer.buffer.framed_mut()[transfer.range][..len].copy_from_slice(&input[..len]);
-        self.tell(|connection, cx| connection.end_receive(transfer.buffer, Ok(len), cx));
+        self.with_context(|connection, cx| connection.end_receive(transfer.buffer, Ok(len), cx));
         Some(len)
     }
 

@@ -46,7 +46,7 @@ fn connection_past_a_timeout_is_aborted() {
     let mut driver = Driver::new();
     let at = |driver: &mut Driver, seconds: u64| {
         driver.now += Duration::from_secs(seconds);
-        driver.tell(Connection::check_time);
+        driver.with_context(Connection::check_time);
         driver.connection.is_aborted()
     };
     assert!(!at(&mut driver, 9));
@@ -59,7 +59,7 @@ fn connection_past_a_timeout_is_aborted() {
     assert_eq!(transfer, Some(28));
     let _sending = driver.connection.start_send(driver.now, &mut driver.pool).unwrap();
     assert!(!at(&mut driver, 61), "no connection waits for memory");
-    driver.budget.wait_for_ever(Box::new(|| {}));
+    driver.budget.add_stuck_waiter(Box::new(|| {}));
     assert!(!at(&mut driver, 59));
     assert!(at(&mut driver, 2), "another connection waits for memory");
 
@@ -67,7 +67,7 @@ fn connection_past_a_timeout_is_aborted() {
     let mut driver = Driver::attached(limits());
     driver.receive_some(&read_request(1, 300_000), 1000);
     driver.work_some(0);
-    driver.budget.wait_for_ever(Box::new(|| {}));
+    driver.budget.add_stuck_waiter(Box::new(|| {}));
     for second in 0..60 {
         assert!(driver.send_some(1));
         assert_eq!(at(&mut driver, 1), second == 59);
@@ -75,7 +75,7 @@ fn connection_past_a_timeout_is_aborted() {
 
     let mut driver = Driver::attached(limits());
     driver.receive_some(&read_request(1, 300_000), 1000);
-    driver.tell(|connection, cx| connection.drain("requested by the test", cx));
+    driver.with_context(|connection, cx| connection.drain("requested by the test", cx));
     assert!(!at(&mut driver, 29));
     assert!(!driver.connection.is_finished(), "a request is in flight");
     assert!(at(&mut driver, 2));
@@ -88,7 +88,7 @@ fn connection_past_a_timeout_is_aborted() {
 fn stalled_payload_is_dropped_when_others_wait() {
     let at = |driver: &mut Driver, seconds: u64| {
         driver.now += Duration::from_secs(seconds);
-        driver.tell(Connection::check_time);
+        driver.with_context(Connection::check_time);
         driver.connection.is_aborted()
     };
     // The first payload has its own buffer, the second is discarded.
@@ -100,33 +100,33 @@ fn stalled_payload_is_dropped_when_others_wait() {
         let soon = driver.now + Duration::from_secs(10);
         assert_eq!(driver.connection.next_check(), Some(soon));
         assert!(!at(&mut driver, 11), "no connection waits for memory");
-        driver.budget.wait_for_ever(Box::new(|| {}));
+        driver.budget.add_stuck_waiter(Box::new(|| {}));
         assert!(!at(&mut driver, 9));
         assert!(at(&mut driver, 1), "another connection waits for memory");
         assert_eq!(driver.connection.next_check(), None);
 
         let mut driver = Driver::attached(limits());
         assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
-        driver.budget.wait_for_ever(Box::new(|| {}));
+        driver.budget.add_stuck_waiter(Box::new(|| {}));
         for second in 0..10 {
             let mut slow = driver.connection.start_receive(driver.now).unwrap();
             slow.buffer.framed_mut()[slow.range.start] = 7;
             assert_eq!(at(&mut driver, 1), second == 9, "one byte each second, after {second} s");
-            driver.tell(|connection, cx| connection.end_receive(slow.buffer, Ok(1), cx));
+            driver.with_context(|connection, cx| connection.end_receive(slow.buffer, Ok(1), cx));
         }
     }
     // A client that makes progress is not dropped.
     let write = Request { flags: 0, command: NBD_CMD_WRITE, cookie: 1, offset_bytes: 0, len_bytes: 3 << 20 };
     let mut driver = Driver::attached(limits());
     assert_eq!(driver.receive_some(&write.encode(), usize::MAX), Some(REQUEST_LEN_BYTES));
-    driver.budget.wait_for_ever(Box::new(|| {}));
+    driver.budget.add_stuck_waiter(Box::new(|| {}));
     for _ in 0..6 {
         assert_eq!(driver.receive_some(&[7; 1 << 19], usize::MAX), Some(1 << 19));
         assert!(!at(&mut driver, 4));
     }
     // An idle connection holds no charged memory.
     let mut driver = Driver::attached(limits());
-    driver.budget.wait_for_ever(Box::new(|| {}));
+    driver.budget.add_stuck_waiter(Box::new(|| {}));
     let _idle = driver.connection.start_receive(driver.now).unwrap();
     assert_eq!(driver.connection.next_check(), None);
     assert!(!at(&mut driver, 3600));
@@ -141,7 +141,7 @@ fn connection_at_the_total_limit_has_its_guaranteed_share() {
     assert!(driver.work.is_empty());
     assert!(driver.connection.start_receive(driver.now).is_none(), "the request waits");
     driver.budget.release(1 << 30);
-    driver.tell(Connection::retry);
+    driver.with_context(Connection::retry);
     while driver.send_some(usize::MAX) || driver.work_some(0) {}
     assert_eq!(driver.sent.len(), SIMPLE_REPLY_LEN_BYTES + 300_000);
 
@@ -151,7 +151,7 @@ fn connection_at_the_total_limit_has_its_guaranteed_share() {
     assert_eq!(charged, crate::connection::flow::GUARANTEED_BYTES);
     assert!(driver.budget.is_exhausted(), "the next request waits");
     // An aborted connection leaves the queue.
-    driver.tell(|connection, cx| connection.abort("requested by the test", cx));
+    driver.with_context(|connection, cx| connection.abort("requested by the test", cx));
     assert!(!driver.budget.is_exhausted());
 }
 
@@ -178,7 +178,7 @@ fn idle_local_device_stays_connected() {
         let mut driver = Driver::of_client(limits.clone(), TlsMode::Off, client);
         driver.run(&hello(&[(NBD_OPT_EXPORT_NAME, b"")]), &[1 << 20]);
         driver.now += Duration::from_secs(61);
-        driver.tell(Connection::check_time);
+        driver.with_context(Connection::check_time);
         assert_eq!(driver.connection.start_receive(driver.now).is_some(), is_local);
     }
 }
@@ -188,7 +188,7 @@ fn idle_connection_is_closed_if_configured() {
     let limits = ServerConfig { idle_timeout: Some(Duration::from_secs(60)), ..limits() };
     let wait = |driver: &mut Driver, seconds: u64| {
         driver.now += Duration::from_secs(seconds);
-        driver.tell(Connection::check_time);
+        driver.with_context(Connection::check_time);
     };
     let mut driver = Driver::attached(limits.clone());
     wait(&mut driver, 59);
@@ -197,7 +197,7 @@ fn idle_connection_is_closed_if_configured() {
     assert!(driver.connection.start_receive(driver.now).is_some(), "the connection was not idle");
     assert_eq!(driver.connection.next_check(), Some(driver.now + Duration::from_secs(1)));
     wait(&mut driver, 1);
-    assert!(driver.connection.refuses_input());
+    assert!(driver.connection.should_cancel_receive());
 
     // A connection with a request in flight is not idle.
     let mut driver = Driver::attached(limits);

@@ -141,7 +141,7 @@ fn client_not_reading_is_limited_over_tls() {
         // The client reads: all received requests are answered.
         let len = stalled.range.len();
         secure.driver.sent.extend_from_slice(&stalled.buffer.framed()[stalled.range]);
-        secure.driver.tell(|connection, cx| connection.end_send(stalled.buffer, Ok(len), cx));
+        secure.driver.with_context(|connection, cx| connection.end_send(stalled.buffer, Ok(len), cx));
         secure.run(&[], &[1 << 20]);
         assert!(secure.failure.is_none());
         assert_eq!(secure.received.len() % (SIMPLE_REPLY_LEN_BYTES + len_bytes as usize), 0);
@@ -258,10 +258,10 @@ fn slow_tls_handshake_times_out() {
     secure.client_step();
     secure.driver.receive_some(&secure.to_server, 100);
     secure.driver.now += Duration::from_secs(9);
-    secure.driver.tell(Connection::check_time);
+    secure.driver.with_context(Connection::check_time);
     assert!(!secure.driver.connection.is_aborted());
     secure.driver.now += Duration::from_secs(1);
-    secure.driver.tell(Connection::check_time);
+    secure.driver.with_context(Connection::check_time);
     assert!(secure.driver.connection.is_aborted());
 }
 
@@ -299,10 +299,10 @@ fn connection_ending_in_a_handshake_waits_for_its_job() {
         let mut secure = during_handshake_job();
         if is_dropped {
             secure.driver.now += Duration::from_secs(10);
-            secure.driver.tell(Connection::check_time);
+            secure.driver.with_context(Connection::check_time);
             assert!(secure.driver.connection.is_aborted());
         } else {
-            secure.driver.tell(|connection, cx| connection.drain("requested by the test", cx));
+            secure.driver.with_context(|connection, cx| connection.drain("requested by the test", cx));
         }
         assert!(!secure.driver.connection.is_finished() && !secure.driver.send_some(usize::MAX));
         secure.driver.work_some(0);

@@ -11,19 +11,19 @@ use crate::test_certs::Authority;
 use crate::test_wire::option_request;
 use crate::tls::identity::{TlsFiles, TlsIdentity};
 
-struct World {
+struct Fixture {
     authority: Authority,
     identity: Arc<TlsIdentity>,
     alice: PathBuf,
 }
 
-static WORLD: LazyLock<World> = LazyLock::new(|| {
+static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
     let authority = Authority::new();
     let (certificate, key) = authority.server();
     let files = TlsFiles { certificate, key, client_ca: Some(authority.ca()), client_crl: None };
     let identity = Arc::new(TlsIdentity::load(files).unwrap());
     let alice = authority.client_dir("alice", false);
-    World { authority, identity, alice }
+    Fixture { authority, identity, alice }
 });
 
 /// Connection over TLS with its client.
@@ -46,7 +46,7 @@ pub(super) fn offered() -> Driver {
 }
 
 pub(super) fn offered_with(limits: ServerConfig) -> Driver {
-    let config = ServerConfig { tls: Some(Arc::clone(&WORLD.identity)), ..limits };
+    let config = ServerConfig { tls: Some(Arc::clone(&FIXTURE.identity)), ..limits };
     Driver::of_client(config, TlsMode::Require, Client::default())
 }
 
@@ -66,7 +66,7 @@ impl TlsDriver {
         let reply = &driver.sent[GREETING_LEN_BYTES..];
         assert_eq!(reply[12..], [0, 0, 0, 1, 0, 0, 0, 0], "ACK");
         driver.sent.clear();
-        let config = WORLD.authority.client_config_of(Some(&WORLD.alice), &[version]);
+        let config = FIXTURE.authority.client_config_of(Some(&FIXTURE.alice), &[version]);
         let mut client = ClientConnection::new(config, "localhost".try_into().unwrap()).unwrap();
         client.set_buffer_limit(None);
         Self {
@@ -174,7 +174,7 @@ impl TlsDriver {
     pub(super) fn assert_ends(mut self) {
         if !self.driver.connection.is_finished() {
             if let Some(transfer) = self.driver.connection.start_receive(self.driver.now) {
-                self.driver.tell(|connection, cx| connection.end_receive(transfer.buffer, Ok(0), cx));
+                self.driver.with_context(|connection, cx| connection.end_receive(transfer.buffer, Ok(0), cx));
             }
             while self.driver.send_some(usize::MAX) || self.driver.work_some(0) {}
         }

@@ -26,22 +26,22 @@ impl Transmission {
             Operation::Write { .. } => self.write(request, scope),
             Operation::Read { .. } if request.len_bytes == 0 => {
                 let header = request.to.empty_read();
-                scope.flow.outbox.push_small([&header, &[]], request.charge_bytes, scope.cx.pool);
+                scope.flow.reply_queue.push_small([&header, &[]], request.charge_bytes, scope.cx.pool);
             }
             Operation::Read { .. } if request.len_bytes <= BATCH_READ_BYTES as u64 => {
                 self.read_into_batch(request, scope);
             }
             Operation::Read { .. } => self.read(request, scope),
-            Operation::BlockStatus { chosen: true, .. } => self.chosen_block_status(request, scope),
+            Operation::BlockStatus { has_payload: true, .. } => self.selected_block_status(request, scope),
             Operation::Flush => self.start(request, None, scope),
-            _ if request.len_bytes == 0 => self.answer(&request, Ok(Progress::Done), scope),
+            _ if request.len_bytes == 0 => self.reply(&request, Ok(Progress::Done), scope),
             _ => self.start(request, None, scope),
         }
     }
 
     fn write(&mut self, request: Admitted, scope: &mut Scope<'_, '_>) {
         let len = request.len_bytes as usize;
-        let unread = scope.inbox.unread();
+        let unread = scope.receive_buffer.unread();
         let Some(data) = unread.get(..len) else {
             let mut buffer = scope.cx.pool.take(len);
             let filled_bytes = unread.len();
@@ -50,7 +50,7 @@ impl Transmission {
                 "the rest of the payload follows"
             );
             buffer.payload_mut()[..filled_bytes].copy_from_slice(unread);
-            scope.inbox.consume(filled_bytes);
+            scope.receive_buffer.consume(filled_bytes);
             self.expects_large = true;
             self.payloads += 1;
             self.input = Input::Payload { request, buffer: Some(buffer), filled_bytes };
@@ -62,9 +62,9 @@ impl Transmission {
                 buffer.payload_mut()[..len].copy_from_slice(data);
                 self.start(request, Some(buffer), scope);
             }
-            result => self.answer(&request, result, scope),
+            result => self.reply(&request, result, scope),
         }
-        scope.inbox.consume(len);
+        scope.receive_buffer.consume(len);
     }
 
     pub(super) fn write_buffer(&mut self, request: Admitted, buffer: Buffer, scope: &mut Scope<'_, '_>) {
@@ -73,7 +73,7 @@ impl Transmission {
         match self.try_write(&request, &buffer.payload()[..len]) {
             Ok(Progress::WouldBlock) => self.start(request, Some(buffer), scope),
             result => {
-                self.answer(&request, result, scope);
+                self.reply(&request, result, scope);
                 scope.cx.pool.give(buffer);
             }
         }
@@ -94,7 +94,7 @@ impl Transmission {
         let Admitted { to, charge_bytes, .. } = request;
         let len = request.len_bytes as usize;
         let header_len = to.mode.data_header_len_bytes();
-        let reserved = scope.flow.outbox.reserve(header_len + len, scope.cx.pool);
+        let reserved = scope.flow.reply_queue.reserve(header_len + len, scope.cx.pool);
         assert!(reserved.len() == header_len + len, "a batch has room for header and data");
         let (header, payload) = reserved.split_at_mut(header_len);
         match call_device(|| self.device.try_read(to.offset_bytes, payload)) {
@@ -106,13 +106,13 @@ impl Transmission {
                     payload.fill(0);
                 }
                 header.copy_from_slice(&to.data(to.offset_bytes, len, true));
-                scope.flow.outbox.commit(header_len + len, charge_bytes);
+                scope.flow.reply_queue.commit(header_len + len, charge_bytes);
             }
             Ok(Progress::WouldBlock) => {
                 let buffer = scope.cx.pool.take(len);
                 self.start(request, Some(buffer), scope);
             }
-            failed => self.answer(&request, failed, scope),
+            failed => self.reply(&request, failed, scope),
         }
     }
 
@@ -120,20 +120,20 @@ impl Transmission {
         let len = request.len_bytes as usize;
         assert!(0 < len && len <= MAX_PAYLOAD_BYTES as usize, "the length of a read is validated");
         let mut buffer = scope.cx.pool.take(len);
-        let at_once = if len > INLINE_BYTES {
+        let attempt = if len > INLINE_BYTES {
             Ok(Progress::WouldBlock)
         } else {
             let data = &mut buffer.payload_mut()[..len];
             call_device(|| self.device.try_read(request.to.offset_bytes, data))
         };
-        match at_once {
+        match attempt {
             Ok(Progress::WouldBlock) => self.start(request, Some(buffer), scope),
             Ok(progress) => {
                 push_read(&request, buffer, progress == Progress::Zeroes, scope.flow, scope.cx);
             }
             failed => {
                 scope.cx.pool.give(buffer);
-                self.answer(&request, failed, scope);
+                self.reply(&request, failed, scope);
             }
         }
     }
@@ -161,7 +161,7 @@ impl Transmission {
     }
 
     /// Queues a reply without data.
-    fn answer(
+    fn reply(
         &mut self,
         request: &Admitted,
         result: Result<Progress, DeviceFailure>,
@@ -178,11 +178,12 @@ impl Transmission {
     }
 
     /// Executes a block status request with a payload: the length of the range and the context ids.
-    fn chosen_block_status(&mut self, request: Admitted, scope: &mut Scope<'_, '_>) {
+    fn selected_block_status(&mut self, request: Admitted, scope: &mut Scope<'_, '_>) {
         // At most `MAX_STATUS_PAYLOAD_BYTES`.
         let payload_len = request.len_bytes as usize;
-        let chosen = scope.inbox.unread().get(..payload_len).and_then(|payload| self.choose(payload));
-        scope.inbox.consume(payload_len);
+        let chosen =
+            scope.receive_buffer.unread().get(..payload_len).and_then(|payload| self.choose(payload));
+        scope.receive_buffer.consume(payload_len);
         match chosen {
             Some((len_bytes, contexts)) if len_bytes > 0 && self.fits(request.to.offset_bytes, len_bytes) => {
                 self.start_with(Admitted { len_bytes, ..request }, None, contexts, scope);
@@ -215,7 +216,7 @@ impl Transmission {
 fn push_zeroes(request: &Admitted, flow: &mut Flow, cx: &mut Context<'_>) {
     // No read is longer than 64 MiB.
     let hole = request.to.hole(request.to.offset_bytes, request.len_bytes as u32, true);
-    flow.outbox.push_small([&hole, &[]], request.charge_bytes, cx.pool);
+    flow.reply_queue.push_small([&hole, &[]], request.charge_bytes, cx.pool);
 }
 
 /// Queues the reply to a read with its data in `buffer`, whose content is unspecified for zeroes.
@@ -232,9 +233,9 @@ fn push_read(request: &Admitted, mut buffer: Buffer, is_zero: bool, flow: &mut F
     }
     let header = to.data(to.offset_bytes, len, true);
     if len > BATCH_READ_BYTES {
-        flow.outbox.push_large(&header, buffer, len, request.charge_bytes);
+        flow.reply_queue.push_large(&header, buffer, len, request.charge_bytes);
     } else {
-        flow.outbox.push_small([&header, &buffer.payload()[..len]], request.charge_bytes, cx.pool);
+        flow.reply_queue.push_small([&header, &buffer.payload()[..len]], request.charge_bytes, cx.pool);
         cx.pool.give(buffer);
     }
 }
@@ -251,7 +252,7 @@ pub(in crate::connection) fn finish(done: RequestDone, flow: &mut Flow, cx: &mut
             push_read(&request, buffer, success == Success::Zeroes, flow, cx);
         }
         (Ok(Success::Framed(range)), Some(buffer)) => {
-            flow.outbox.push_framed(buffer, range, charge_bytes);
+            flow.reply_queue.push_framed(buffer, range, charge_bytes);
         }
         (result, buffer) => {
             match result {
@@ -259,7 +260,7 @@ pub(in crate::connection) fn finish(done: RequestDone, flow: &mut Flow, cx: &mut
                     assert!(!chunks.is_empty(), "the chunk of the first context releases the charge");
                     for chunk in &chunks {
                         // The first chunk has the whole charge.
-                        flow.outbox.push_small([chunk, &[]], std::mem::take(&mut charge_bytes), cx.pool);
+                        flow.reply_queue.push_small([chunk, &[]], std::mem::take(&mut charge_bytes), cx.pool);
                     }
                 }
                 Ok(_) => flow.reply(&to, 0, charge_bytes, cx),

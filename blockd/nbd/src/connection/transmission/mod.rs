@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::connection::buffer_pool::{Buffer, HEADROOM_BYTES};
 use crate::connection::flow::{Context, Flow, REQUEST_OVERHEAD_BYTES};
-use crate::connection::inbox::{INBOX_BYTES, Inbox};
+use crate::connection::receive_buffer::{RECEIVE_BUFFER_BYTES, ReceiveBuffer};
 use crate::device::BlockDevice;
 use crate::protocol::constants::*;
 use crate::protocol::handshake::NegotiatedExport;
@@ -20,7 +20,7 @@ use crate::server::worker::{Admitted, DeviceFailure};
 pub(super) use execution::finish;
 
 /// Maximum payload of a write that is executed from the receive buffer; longer ones get their own buffer.
-const INBOX_PAYLOAD_BYTES: usize = 32 << 10;
+const BUFFERED_PAYLOAD_BYTES: usize = 32 << 10;
 
 /// Transmission phase of a connection.
 pub(crate) struct Transmission {
@@ -36,7 +36,7 @@ pub(crate) struct Transmission {
     payloads: u64,
     /// Verdict on the next request, which waits for admission. It is kept because a part of its charge may be
     /// taken.
-    judged: Option<Verdict>,
+    pending_verdict: Option<Verdict>,
 }
 
 /// Content of the next input.
@@ -58,7 +58,7 @@ enum Input {
 
 /// Parts of a connection that its requests use.
 pub(crate) struct Scope<'a, 'c> {
-    pub(crate) inbox: &'a mut Inbox,
+    pub(crate) receive_buffer: &'a mut ReceiveBuffer,
     pub(crate) flow: &'a mut Flow,
     pub(crate) cx: &'a mut Context<'c>,
 }
@@ -69,13 +69,13 @@ pub(crate) enum Pause {
     /// More input is needed.
     Input,
     /// An in-flight limit is reached.
-    Full,
+    Throttled,
     /// The client sent DISC.
     Disconnect,
     /// The client disconnected without DISC.
-    Gone,
+    HungUp,
     /// Protocol violation without a possible reply.
-    Broken(&'static str),
+    Violation(&'static str),
 }
 
 impl Transmission {
@@ -83,9 +83,9 @@ impl Transmission {
         device: Arc<dyn BlockDevice>,
         size_bytes: u64,
         read_only: bool,
-        agreed: NegotiatedExport,
+        negotiated: NegotiatedExport,
     ) -> Self {
-        let NegotiatedExport { mode, contexts } = agreed;
+        let NegotiatedExport { mode, contexts } = negotiated;
         debug_assert!(
             (1..).zip(&contexts).all(|(id, context)| context.id == id),
             "context ids are numbered from 1"
@@ -99,12 +99,12 @@ impl Transmission {
             expects_large: false,
             warned: false,
             payloads: 0,
-            judged: None,
+            pending_verdict: None,
         }
     }
 
     /// Starts the next receive.
-    pub(crate) fn start_receive(&mut self, inbox: &mut Inbox) -> Option<Transfer> {
+    pub(crate) fn start_receive(&mut self, receive_buffer: &mut ReceiveBuffer) -> Option<Transfer> {
         match &mut self.input {
             Input::Payload { request, buffer, filled_bytes, .. } => {
                 let buffer = buffer.take()?;
@@ -112,10 +112,10 @@ impl Transmission {
                 let range = HEADROOM_BYTES + *filled_bytes..HEADROOM_BYTES + request.len_bytes as usize;
                 Some(Transfer { buffer, range, all: false })
             }
-            Input::Requests if self.expects_large && inbox.unread().is_empty() => {
-                inbox.start_receive(self.terms.mode.request_len_bytes())
+            Input::Requests if self.expects_large && receive_buffer.unread().is_empty() => {
+                receive_buffer.start_receive(self.terms.mode.request_len_bytes())
             }
-            Input::Requests | Input::Discard { .. } => inbox.start_receive(INBOX_BYTES),
+            Input::Requests | Input::Discard { .. } => receive_buffer.start_receive(RECEIVE_BUFFER_BYTES),
         }
     }
 
@@ -125,7 +125,12 @@ impl Transmission {
     }
 
     /// Ends a receive.
-    pub(crate) fn end_receive(&mut self, inbox: &mut Inbox, received: Buffer, len_bytes: usize) {
+    pub(crate) fn end_receive(
+        &mut self,
+        receive_buffer: &mut ReceiveBuffer,
+        received: Buffer,
+        len_bytes: usize,
+    ) {
         match &mut self.input {
             Input::Payload { request, buffer, filled_bytes, .. } => {
                 assert!(
@@ -136,7 +141,7 @@ impl Transmission {
                 *buffer = Some(received);
                 *filled_bytes += len_bytes;
             }
-            Input::Requests | Input::Discard { .. } => inbox.end_receive(received, len_bytes),
+            Input::Requests | Input::Discard { .. } => receive_buffer.end_receive(received, len_bytes),
         }
     }
 
@@ -144,7 +149,7 @@ impl Transmission {
     pub(crate) fn consume(&mut self, scope: &mut Scope<'_, '_>) -> Pause {
         loop {
             if scope.flow.remote_reads.is_stale(scope.flow.received_at) {
-                return Pause::Gone;
+                return Pause::HungUp;
             }
             let pause = match &mut self.input {
                 Input::Requests => self.next_request(scope),
@@ -161,8 +166,8 @@ impl Transmission {
                     None
                 }
                 Input::Discard { remaining_bytes, errno, to } => {
-                    let len_bytes = scope.inbox.unread().len().min(*remaining_bytes);
-                    scope.inbox.consume(len_bytes);
+                    let len_bytes = scope.receive_buffer.unread().len().min(*remaining_bytes);
+                    scope.receive_buffer.consume(len_bytes);
                     *remaining_bytes -= len_bytes;
                     if *remaining_bytes > 0 {
                         return Pause::Input;
@@ -179,9 +184,9 @@ impl Transmission {
         }
     }
 
-    fn judge(&mut self, request: &Request) -> Verdict {
+    fn validate(&mut self, request: &Request) -> Verdict {
         self.fits(request.offset_bytes, request.len_bytes);
-        request.judge(&self.terms)
+        request.validate(&self.terms)
     }
 
     /// Returns true if a range is within the device, which may have grown since the negotiation.
@@ -193,49 +198,50 @@ impl Transmission {
     }
 
     fn next_request(&mut self, scope: &mut Scope<'_, '_>) -> Option<Pause> {
-        if scope.flow.has_all_jobs() {
-            return Some(Pause::Full);
+        if scope.flow.is_at_job_limit() {
+            return Some(Pause::Throttled);
         }
         let mode = self.terms.mode;
-        let Some(header) = scope.inbox.unread().get(..mode.request_len_bytes()) else {
+        let Some(header) = scope.receive_buffer.unread().get(..mode.request_len_bytes()) else {
             return Some(Pause::Input);
         };
         let Some(request) = Request::decode(header, mode) else {
-            return Some(Pause::Broken("wrong magic in a request"));
+            return Some(Pause::Violation("wrong magic in a request"));
         };
-        let verdict = self.judged.take().unwrap_or_else(|| self.judge(&request));
+        let verdict = self.pending_verdict.take().unwrap_or_else(|| self.validate(&request));
         let payload_len_bytes = request.payload_len_bytes(mode);
         let needs_whole_payload = match verdict {
-            Verdict::Execute(Operation::Write { .. }) => payload_len_bytes <= INBOX_PAYLOAD_BYTES as u64,
+            Verdict::Execute(Operation::Write { .. }) => payload_len_bytes <= BUFFERED_PAYLOAD_BYTES as u64,
             Verdict::Execute(Operation::BlockStatus { .. }) => true,
             _ => false,
         };
         // Such payloads fit into the receive buffer together with their header.
         if needs_whole_payload
-            && scope.inbox.unread().len() < mode.request_len_bytes() + payload_len_bytes as usize
+            && scope.receive_buffer.unread().len() < mode.request_len_bytes() + payload_len_bytes as usize
         {
             return Some(Pause::Input);
         }
         let charge_bytes = match verdict {
             Verdict::Disconnect => return Some(Pause::Disconnect),
             Verdict::PayloadTooLong => {
-                return Some(Pause::Broken("the payload of an invalid request is too long"));
+                return Some(Pause::Violation("the payload of an invalid request is too long"));
             }
             Verdict::Execute(operation) => charge(&request, operation),
             Verdict::Refuse { .. } => REQUEST_OVERHEAD_BYTES,
         };
         if !scope.flow.admit(charge_bytes, scope.cx) {
-            self.judged = Some(verdict);
-            return Some(Pause::Full);
+            self.pending_verdict = Some(verdict);
+            return Some(Pause::Throttled);
         }
-        scope.inbox.consume(mode.request_len_bytes());
+        scope.receive_buffer.consume(mode.request_len_bytes());
         *scope.cx.requests += 1;
         tracing::trace!(?request, ?verdict, "request");
         let to = ReplyTo { mode, cookie: request.cookie, offset_bytes: request.offset_bytes };
         self.expects_large = false;
         match verdict {
             Verdict::Execute(operation) => {
-                let range_is_in_payload = matches!(operation, Operation::BlockStatus { chosen: true, .. });
+                let range_is_in_payload =
+                    matches!(operation, Operation::BlockStatus { has_payload: true, .. });
                 assert!(
                     range_is_in_payload || self.terms.contain(to.offset_bytes, request.len_bytes),
                     "a request is within its export"

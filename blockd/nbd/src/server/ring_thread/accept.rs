@@ -30,7 +30,7 @@ impl RingThread {
         }
         match result {
             Ok(socket) => {
-                self.hand_out(index, socket);
+                self.dispatch(index, socket);
                 self.accept(index);
             }
             Err(error) if is_about_one_connection(&error) => {
@@ -48,19 +48,19 @@ impl RingThread {
     }
 
     /// Passes a new connection to the next running thread.
-    fn hand_out(&mut self, index: usize, socket: OwnedFd) {
+    fn dispatch(&mut self, index: usize, socket: OwnedFd) {
         let Some(listener) = self.listeners.get(index) else {
             return;
         };
         let peer = listener.prepare(&socket);
-        let Some(place) = self.resources.shared.connections.enter(listener.is_tcp) else {
+        let Some(slot) = self.resources.shared.connections.enter(listener.is_tcp) else {
             if let Some(refused) = self.refusals.count(self.resources.now) {
                 tracing::warn!(%peer, refused, "connections were refused at the connection limit");
             }
             return;
         };
         let shared = Arc::clone(&self.resources.shared);
-        let newcomer = NewConnection { socket, peer, place };
+        let new_connection = NewConnection { socket, peer, slot };
         for _ in 0..shared.mailboxes.len() {
             self.next_thread = (self.next_thread + 1) % shared.mailboxes.len();
             if self.next_thread == self.id {
@@ -69,11 +69,11 @@ impl RingThread {
             if let Some(mailbox) = shared.mailboxes.get(self.next_thread)
                 && !mailbox.is_dead()
             {
-                mailbox.post(Message::Adopt(newcomer));
+                mailbox.post(Message::Adopt(new_connection));
                 return;
             }
         }
-        self.adopt(newcomer);
+        self.adopt(new_connection);
     }
 }
 

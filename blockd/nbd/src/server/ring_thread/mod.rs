@@ -21,8 +21,8 @@ use crate::connection::buffer_pool::{Buffer, BufferPool};
 use crate::connection::flow::Context;
 use crate::connection::remote_budgets::RemoteBudgets;
 use crate::device::Client;
-use crate::server::connection_count::{Connections, Place, Reports};
-use crate::server::linger::{Lingering, SCRAP_BYTES};
+use crate::server::connection_count::{ConnectionSlot, Connections, Reports};
+use crate::server::linger::{DISCARD_BUFFER_BYTES, Lingering};
 use crate::server::listener::{Listener, Peer};
 use crate::server::mailbox::{ConnectionKey, Mailbox, Message, NewConnection};
 use crate::server::queues::Queues;
@@ -34,7 +34,7 @@ use crate::server::worker::{Job, Work};
 const ABORT_GRACE: Duration = Duration::from_secs(1);
 
 /// State shared by the threads of a server.
-pub(crate) struct Shared {
+pub(crate) struct ServerState {
     pub(crate) budget: Budget,
     pub(crate) remote_budgets: RemoteBudgets,
     pub(crate) config: Arc<ServerConfig>,
@@ -47,14 +47,14 @@ pub(crate) struct Shared {
     pub(crate) spin_permit: SpinPermit,
 }
 
-impl Drop for Shared {
+impl Drop for ServerState {
     fn drop(&mut self) {
         let is_released = self.budget.used_bytes() == 0;
         debug_assert!(is_released || std::thread::panicking(), "ended connections release their bytes");
     }
 }
 
-struct Entry {
+struct ConnectionEntry {
     /// Id of the connection.
     id: usize,
     connection: Connection,
@@ -62,21 +62,21 @@ struct Entry {
     /// The receive was cancelled.
     is_cancelled: bool,
     is_shut_down: bool,
-    watch: Watch,
-    place: Place,
+    hang_up_poll: HangUpPoll,
+    slot: ConnectionSlot,
 }
 
 /// State of the hang-up poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Watch {
+enum HangUpPoll {
     None,
-    UnderWay,
+    InProgress,
     Cancelled,
 }
 
 /// Resources for the connections of a ring thread.
 struct Resources {
-    shared: Arc<Shared>,
+    shared: Arc<ServerState>,
     mailbox: Arc<Mailbox<Message>>,
     pool: BufferPool,
     work: Vec<Work>,
@@ -84,7 +84,7 @@ struct Resources {
     requests: usize,
     now: Instant,
     /// End of the wait before the last one.
-    looked_before: Instant,
+    previous_wait_at: Instant,
 }
 
 /// State of a ring thread.
@@ -94,7 +94,7 @@ pub(crate) struct RingThread {
     resources: Resources,
     queues: Queues,
     spin: SpinPoller,
-    entries: Slab<Entry>,
+    entries: Slab<ConnectionEntry>,
     lingering: Lingering,
     listeners: Vec<Listener>,
     /// Number of accepts in progress.
@@ -123,7 +123,7 @@ impl Resources {
             work: &mut self.work,
             requests: &mut self.requests,
             now: self.now,
-            looked_before: self.looked_before,
+            previous_wait_at: self.previous_wait_at,
         });
     }
 }
@@ -135,7 +135,7 @@ impl RingThread {
     /// The kernel refuses a ring.
     pub(crate) fn new(
         id: usize,
-        shared: Arc<Shared>,
+        shared: Arc<ServerState>,
         mailbox: Arc<Mailbox<Message>>,
         queues: Queues,
         listeners: Vec<Listener>,
@@ -148,7 +148,7 @@ impl RingThread {
             work: Vec::new(),
             requests: 0,
             now,
-            looked_before: now,
+            previous_wait_at: now,
         };
         Ok(Self {
             id,
@@ -182,7 +182,7 @@ impl RingThread {
             while let Some(message) = self.resources.mailbox.take() {
                 self.message(message);
             }
-            self.check_times();
+            self.check_deadlines();
             if self.is_done() {
                 return Ok(());
             }
@@ -199,7 +199,7 @@ impl RingThread {
             }
             let result = self.ring.wait(timeout, &mut completions);
             self.resources.mailbox.woke();
-            self.resources.looked_before = std::mem::replace(&mut self.resources.now, Instant::now());
+            self.resources.previous_wait_at = std::mem::replace(&mut self.resources.now, Instant::now());
             result?;
             for completion in completions.drain(..) {
                 self.completion(completion);
@@ -235,7 +235,7 @@ impl RingThread {
 
     fn message(&mut self, message: Message) {
         match message {
-            Message::Adopt(newcomer) => self.adopt(newcomer),
+            Message::Adopt(new_connection) => self.adopt(new_connection),
             Message::Done(key, done) => {
                 if self.entries.get(key.index).is_some_and(|entry| entry.id == key.id) {
                     self.with_connection(key.index, |connection, cx| connection.work_done(done, cx));
@@ -263,8 +263,8 @@ impl RingThread {
         self.ring.read(self.resources.mailbox.eventfd(), transfer, Tag::Wake.pack());
     }
 
-    fn adopt(&mut self, newcomer: NewConnection) {
-        let NewConnection { socket, peer, place } = newcomer;
+    fn adopt(&mut self, new_connection: NewConnection) {
+        let NewConnection { socket, peer, slot } = new_connection;
         if self.stop_at.is_some() {
             return;
         }
@@ -278,19 +278,19 @@ impl RingThread {
         let mut connection =
             Connection::new(span, client, tls, config, self.resources.now, &mut self.resources.pool);
         let socket = Arc::new(socket);
-        connection.watch_local_peer(&socket);
+        connection.register_local_socket(&socket);
         assert!(
             self.entries.len() < self.resources.shared.config.max_connections,
             "the number of connections is bounded"
         );
-        let index = self.entries.insert(Entry {
+        let index = self.entries.insert(ConnectionEntry {
             id,
             connection,
             socket,
             is_cancelled: false,
             is_shut_down: false,
-            watch: Watch::None,
-            place,
+            hang_up_poll: HangUpPoll::None,
+            slot,
         });
         self.pump(index);
     }
@@ -333,26 +333,26 @@ impl RingThread {
                 // Ends the operations of the socket. Fails if the peer has disconnected, which ends them too.
                 let _ = shutdown(&entry.socket, Shutdown::Both);
             }
-        } else if connection.refuses_input() && !std::mem::replace(&mut entry.is_cancelled, true) {
+        } else if connection.should_cancel_receive() && !std::mem::replace(&mut entry.is_cancelled, true) {
             self.ring.cancel(Tag::Receive(index).pack());
         }
         debug_assert!(
             !connection.is_aborted() || entry.is_shut_down,
             "the socket of an aborted connection is shut down"
         );
-        if entry.watch == Watch::None && connection.is_to_be_watched() {
+        if entry.hang_up_poll == HangUpPoll::None && connection.needs_hang_up_poll() {
             self.ring.hang_up(&entry.socket, Tag::HangUp(index).pack());
-            entry.watch = Watch::UnderWay;
+            entry.hang_up_poll = HangUpPoll::InProgress;
         }
         if connection.is_finished() {
-            match entry.watch {
-                Watch::None => self.remove(index),
+            match entry.hang_up_poll {
+                HangUpPoll::None => self.remove(index),
                 // The index is reused only after the poll has ended.
-                Watch::UnderWay => {
+                HangUpPoll::InProgress => {
                     self.ring.cancel(Tag::HangUp(index).pack());
-                    entry.watch = Watch::Cancelled;
+                    entry.hang_up_poll = HangUpPoll::Cancelled;
                 }
-                Watch::Cancelled => {}
+                HangUpPoll::Cancelled => {}
             }
         } else if let Some(check) = connection.next_check() {
             self.check_at(check);
@@ -362,37 +362,37 @@ impl RingThread {
     fn remove(&mut self, index: usize) {
         let entry = self.entries.remove(index);
         assert!(
-            entry.watch == Watch::None && entry.connection.is_finished(),
+            entry.hang_up_poll == HangUpPoll::None && entry.connection.is_finished(),
             "a connection ends after its operations"
         );
         let may_linger = entry.connection.may_linger();
         entry.connection.release(&mut self.resources.pool, &self.resources.shared.budget);
         if may_linger && shutdown(&entry.socket, Shutdown::Write).is_ok() {
             let socket = Arc::clone(&entry.socket);
-            let (index, until) = self.lingering.insert(entry.socket, entry.place, self.resources.now);
-            let buffer = self.resources.pool.take(SCRAP_BYTES);
-            self.throw_away(&socket, buffer, index);
+            let (index, until) = self.lingering.insert(entry.socket, entry.slot, self.resources.now);
+            let buffer = self.resources.pool.take(DISCARD_BUFFER_BYTES);
+            self.start_discard(&socket, buffer, index);
             self.check_at(until);
         }
     }
 
     /// Starts a discarding receive.
-    fn throw_away(&mut self, socket: &Arc<OwnedFd>, buffer: Buffer, index: usize) {
-        let transfer = Transfer { buffer, range: 0..SCRAP_BYTES, all: false };
+    fn start_discard(&mut self, socket: &Arc<OwnedFd>, buffer: Buffer, index: usize) {
+        let transfer = Transfer { buffer, range: 0..DISCARD_BUFFER_BYTES, all: false };
         self.ring.recv(socket, transfer, Tag::Linger(index).pack());
     }
 
     fn lingered(&mut self, index: usize, buffer: Buffer, has_ended: bool) {
         match self.lingering.received(index, has_ended, self.resources.now).map(Arc::clone) {
-            Some(socket) => self.throw_away(&socket, buffer, index),
+            Some(socket) => self.start_discard(&socket, buffer, index),
             None => self.resources.pool.give(buffer),
         }
     }
 
     fn hung_up(&mut self, index: usize, result: io::Result<()>) {
         if let Some(entry) = self.entries.get_mut(index) {
-            assert!(entry.watch != Watch::None, "a hang-up poll ends once");
-            entry.watch = Watch::None;
+            assert!(entry.hang_up_poll != HangUpPoll::None, "a hang-up poll ends once");
+            entry.hang_up_poll = HangUpPoll::None;
         }
         self.with_connection(index, |connection, cx| connection.hung_up(result, cx));
     }
@@ -401,7 +401,7 @@ impl RingThread {
         self.next_check = Some(self.next_check.map_or(at, |check| check.min(at)));
     }
 
-    fn check_times(&mut self) {
+    fn check_deadlines(&mut self) {
         if self.next_check.is_none_or(|check| check > self.resources.now) {
             return;
         }

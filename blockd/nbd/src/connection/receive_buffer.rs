@@ -4,24 +4,24 @@ use crate::connection::buffer_pool::{Buffer, BufferPool, HEADROOM_BYTES};
 use crate::server::ring::Transfer;
 
 /// Capacity in bytes: for the longest option, and for many small writes.
-pub(crate) const INBOX_BYTES: usize = 128 << 10;
+pub(crate) const RECEIVE_BUFFER_BYTES: usize = 128 << 10;
 
 /// Received, unconsumed bytes. A receive in progress owns the buffer.
-pub(crate) struct Inbox {
+pub(crate) struct ReceiveBuffer {
     buffer: Option<Buffer>,
     start: usize,
     end: usize,
 }
 
-impl Inbox {
+impl ReceiveBuffer {
     pub(crate) fn new(pool: &mut BufferPool) -> Self {
-        Self { buffer: Some(pool.take(INBOX_BYTES)), start: 0, end: 0 }
+        Self { buffer: Some(pool.take(RECEIVE_BUFFER_BYTES)), start: 0, end: 0 }
     }
 
     /// Returns the unconsumed bytes; empty during a receive.
     pub(crate) fn unread(&self) -> &[u8] {
         debug_assert!(
-            self.start <= self.end && self.end <= INBOX_BYTES,
+            self.start <= self.end && self.end <= RECEIVE_BUFFER_BYTES,
             "unread bytes are within the buffer"
         );
         self.buffer.as_ref().map_or(&[], |buffer| &buffer.payload()[self.start..self.end])
@@ -46,12 +46,15 @@ impl Inbox {
             self.end -= self.start;
             self.start = 0;
         }
-        let free_bytes = max_bytes.min(INBOX_BYTES - self.end);
+        let free_bytes = max_bytes.min(RECEIVE_BUFFER_BYTES - self.end);
         if free_bytes == 0 {
             self.buffer = Some(buffer);
             return None;
         }
-        assert!(self.start == 0 && self.end + free_bytes <= INBOX_BYTES, "a receive is within the buffer");
+        assert!(
+            self.start == 0 && self.end + free_bytes <= RECEIVE_BUFFER_BYTES,
+            "a receive is within the buffer"
+        );
         let from = HEADROOM_BYTES + self.end;
         Some(Transfer { buffer, range: from..from + free_bytes, all: false })
     }
@@ -59,7 +62,7 @@ impl Inbox {
     /// Ends a receive of `len_bytes`.
     pub(crate) fn end_receive(&mut self, buffer: Buffer, len_bytes: usize) {
         assert!(self.buffer.is_none(), "a receive owns the buffer");
-        assert!(self.end + len_bytes <= INBOX_BYTES, "a receive is within the buffer");
+        assert!(self.end + len_bytes <= RECEIVE_BUFFER_BYTES, "a receive is within the buffer");
         self.buffer = Some(buffer);
         self.end += len_bytes;
     }
@@ -81,22 +84,22 @@ mod tests {
     #[test]
     fn consumed_bytes_free_the_buffer() {
         let mut pool = BufferPool::new(0);
-        let mut inbox = Inbox::new(&mut pool);
-        let put = |inbox: &mut Inbox, bytes: &[u8]| {
-            let mut transfer = inbox.start_receive(usize::MAX).unwrap();
-            assert!(inbox.start_receive(1).is_none(), "a receive is in progress");
+        let mut receive_buffer = ReceiveBuffer::new(&mut pool);
+        let put = |receive_buffer: &mut ReceiveBuffer, bytes: &[u8]| {
+            let mut transfer = receive_buffer.start_receive(usize::MAX).unwrap();
+            assert!(receive_buffer.start_receive(1).is_none(), "a receive is in progress");
             transfer.buffer.framed_mut()[transfer.range][..bytes.len()].copy_from_slice(bytes);
-            inbox.end_receive(transfer.buffer, bytes.len());
+            receive_buffer.end_receive(transfer.buffer, bytes.len());
         };
-        put(&mut inbox, b"abc");
-        put(&mut inbox, b"def");
-        inbox.consume(2);
-        assert_eq!(inbox.unread(), b"cdef");
-        put(&mut inbox, b"g");
-        assert_eq!(inbox.unread(), b"cdefg");
-        put(&mut inbox, &vec![7; INBOX_BYTES - 5]);
-        assert!(inbox.start_receive(usize::MAX).is_none(), "the buffer is full");
-        inbox.consume(5);
-        assert_eq!(inbox.start_receive(usize::MAX).unwrap().range.len(), 5);
+        put(&mut receive_buffer, b"abc");
+        put(&mut receive_buffer, b"def");
+        receive_buffer.consume(2);
+        assert_eq!(receive_buffer.unread(), b"cdef");
+        put(&mut receive_buffer, b"g");
+        assert_eq!(receive_buffer.unread(), b"cdefg");
+        put(&mut receive_buffer, &vec![7; RECEIVE_BUFFER_BYTES - 5]);
+        assert!(receive_buffer.start_receive(usize::MAX).is_none(), "the buffer is full");
+        receive_buffer.consume(5);
+        assert_eq!(receive_buffer.start_receive(usize::MAX).unwrap().range.len(), 5);
     }
 }

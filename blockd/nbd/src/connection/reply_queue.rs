@@ -20,7 +20,7 @@ pub(crate) struct Chunk {
 
 /// Queue of unsent replies. The charges of their requests bound their number.
 #[derive(Default)]
-pub(crate) struct Outbox {
+pub(crate) struct ReplyQueue {
     /// Batch for further small replies.
     open: Option<Chunk>,
     full: VecDeque<Chunk>,
@@ -28,7 +28,7 @@ pub(crate) struct Outbox {
     large_is_next: bool,
 }
 
-impl Outbox {
+impl ReplyQueue {
     pub(crate) fn is_empty(&self) -> bool {
         self.large.is_empty()
             && self.full.is_empty()
@@ -135,51 +135,51 @@ impl Outbox {
 mod tests {
     use super::*;
 
-    fn sent(outbox: &mut Outbox) -> Option<(Vec<u8>, u64)> {
-        let chunk = outbox.pop()?;
+    fn sent(reply_queue: &mut ReplyQueue) -> Option<(Vec<u8>, u64)> {
+        let chunk = reply_queue.pop()?;
         Some((chunk.buffer.framed()[chunk.range].to_vec(), chunk.charge_bytes))
     }
 
     #[test]
     fn small_replies_share_one_send() {
         let mut pool = BufferPool::new(1 << 20);
-        let mut outbox = Outbox::default();
-        assert!(outbox.is_empty());
-        outbox.reserve(100, &mut pool);
-        assert!(outbox.is_empty(), "reserved bytes are not committed");
-        assert!(sent(&mut outbox).is_none());
-        outbox.push_small([b"error", b""], 10, &mut pool);
-        outbox.push_small([b"header", b"data"], 20, &mut pool);
-        assert!(!outbox.is_empty());
-        assert_eq!(sent(&mut outbox), Some((b"errorheaderdata".to_vec(), 30)));
-        assert!(outbox.is_empty());
-        assert_eq!(sent(&mut outbox), None);
+        let mut reply_queue = ReplyQueue::default();
+        assert!(reply_queue.is_empty());
+        reply_queue.reserve(100, &mut pool);
+        assert!(reply_queue.is_empty(), "reserved bytes are not committed");
+        assert!(sent(&mut reply_queue).is_none());
+        reply_queue.push_small([b"error", b""], 10, &mut pool);
+        reply_queue.push_small([b"header", b"data"], 20, &mut pool);
+        assert!(!reply_queue.is_empty());
+        assert_eq!(sent(&mut reply_queue), Some((b"errorheaderdata".to_vec(), 30)));
+        assert!(reply_queue.is_empty());
+        assert_eq!(sent(&mut reply_queue), None);
     }
 
     #[test]
     fn large_and_small_replies_alternate() {
         let mut pool = BufferPool::new(1 << 20);
-        let mut outbox = Outbox::default();
+        let mut reply_queue = ReplyQueue::default();
         for cookie in 0..3 {
             let mut buffer = pool.take(4096);
             buffer.payload_mut()[..4].copy_from_slice(b"full");
-            outbox.push_large(&[cookie; 16], buffer, 4, 1);
+            reply_queue.push_large(&[cookie; 16], buffer, 4, 1);
         }
-        outbox.push_small([&[7; 16], b""], 2, &mut pool);
+        reply_queue.push_small([&[7; 16], b""], 2, &mut pool);
         let lens: Vec<usize> =
-            std::iter::from_fn(|| sent(&mut outbox)).map(|(bytes, _)| bytes.len()).collect();
+            std::iter::from_fn(|| sent(&mut reply_queue)).map(|(bytes, _)| bytes.len()).collect();
         assert_eq!(lens, [16, 20, 20, 20]);
     }
 
     #[test]
     fn negotiation_bytes_keep_their_order() {
         let mut pool = BufferPool::new(0);
-        let mut outbox = Outbox::default();
+        let mut reply_queue = ReplyQueue::default();
         let bytes: Vec<u8> = (0..3 * BATCH_BYTES + 17).map(|index| (index % 251) as u8).collect();
-        outbox.push_bytes(b"first", &mut pool);
-        outbox.push_bytes(&bytes, &mut pool);
+        reply_queue.push_bytes(b"first", &mut pool);
+        reply_queue.push_bytes(&bytes, &mut pool);
         let mut got = Vec::new();
-        while let Some((part, _)) = sent(&mut outbox) {
+        while let Some((part, _)) = sent(&mut reply_queue) {
             got.extend(part);
         }
         assert_eq!(&got[..5], b"first");
