@@ -1,6 +1,6 @@
 //! Replay of the fuzz corpus (`tests/fuzz/corpus`).
 
-use blockd_testkit::{cloud::fuzz, ext4, replay};
+use blockd_testkit::{cloud::fuzz, replay};
 use std::cell::Cell;
 
 #[test]
@@ -14,12 +14,12 @@ fn cloud() {
 }
 
 #[test]
-fn ext() {
+fn ext4() {
     let seen = Cell::new(0);
-    replay("ext", |data| seen.set(seen.get() + ext4::fuzz(data)));
-    assert!(seen.get() > 20, "the inputs show {} files", seen.get());
+    replay("ext4", |data| seen.set(seen.get() + blockd_testkit::ext4::fuzz(data)));
+    assert!(seen.get() > 20, "the inputs reach {} files", seen.get());
     for data in [&b""[..], b"\x01", b"\xff\xff", b"\x01\0\xff\xff\xff\xff\x01", b"\x01\0\0\0\xff\xff\x01"] {
-        ext4::fuzz(data);
+        blockd_testkit::ext4::fuzz(data);
     }
 }
 
