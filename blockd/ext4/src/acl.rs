@@ -1,16 +1,16 @@
-//! Access control lists: ext4 stores them in a shorter form (section "POSIX ACLs") than the one that programs
-//! see.
+//! Access control lists: conversion from the on-disk format (section "POSIX ACLs") to the longer format of
+//! `getxattr`.
 
 use crate::bytes::{le16, le32};
 
 const STORED_VERSION: u32 = 1;
 const KERNEL_VERSION: u32 = 2;
-/// Entries for a named user and a named group; only these say which one.
+/// Tags of entries for a named user and a named group; only these entries have an id.
 const USER: u16 = 0x02;
 const GROUP: u16 = 0x08;
 const NO_ID: u32 = !0;
 
-/// The form that the kernel gives to programs (`struct posix_acl_xattr_header`), if it is a list.
+/// Returns the list in the format of `struct posix_acl_xattr_header`; `None` if it is malformed.
 pub(crate) fn to_kernel(stored: &[u8]) -> Option<Vec<u8>> {
     let mut rest = stored.strip_prefix(&STORED_VERSION.to_le_bytes())?;
     let mut list = KERNEL_VERSION.to_le_bytes().to_vec();
@@ -33,14 +33,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn named_entries_have_ids() {
+    fn named_acl_entries_keep_their_ids() {
         let stored = [1, 0, 0, 0, 1, 0, 6, 0, 2, 0, 4, 0, 0xe8, 3, 0, 0, 0x20, 0, 4, 0];
         let list = to_kernel(&stored).unwrap();
         assert_eq!(list[..4], [2, 0, 0, 0]);
         assert_eq!(list[4..12], [1, 0, 6, 0, 0xff, 0xff, 0xff, 0xff]);
         assert_eq!(list[12..20], [2, 0, 4, 0, 0xe8, 3, 0, 0]);
         assert_eq!(list.len(), 28);
-        assert_eq!(to_kernel(&stored[..14]), None, "cut off");
-        assert_eq!(to_kernel(&[2, 0, 0, 0]), None, "another version");
+        assert_eq!(to_kernel(&stored[..14]), None, "truncated");
+        assert_eq!(to_kernel(&[2, 0, 0, 0]), None, "unknown version");
     }
 }

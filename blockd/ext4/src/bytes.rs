@@ -1,5 +1,5 @@
-//! Numbers in bytes from outside. What would lie behind the end reads as zero, so that a length that was
-//! checked too loosely makes a wrong number and ends no process.
+//! Integers of untrusted bytes. Reads beyond the end return zero, so that an insufficient length check
+//! results in a wrong value instead of a panic.
 
 macro_rules! number {
     ($name:ident, $kind:ty, $from:ident, $doc:literal) => {
@@ -10,13 +10,18 @@ macro_rules! number {
     };
 }
 
-number!(le16, u16, from_le_bytes, "Two bytes, the lowest first.");
-number!(le32, u32, from_le_bytes, "Four bytes, the lowest first.");
-number!(be16, u16, from_be_bytes, "Two bytes, the highest first, as in the journal.");
-number!(be32, u32, from_be_bytes, "Four bytes, the highest first, as in the journal.");
-number!(be64, u64, from_be_bytes, "Eight bytes, the highest first, as in the journal.");
+number!(le16, u16, from_le_bytes, "Returns the little-endian `u16` at a byte offset.");
+number!(le32, u32, from_le_bytes, "Returns the little-endian `u32` at a byte offset.");
+number!(
+    be16,
+    u16,
+    from_be_bytes,
+    "Returns the big-endian `u16` at a byte offset; the journal is big-endian."
+);
+number!(be32, u32, from_be_bytes, "Returns the big-endian `u32` at a byte offset.");
+number!(be64, u64, from_be_bytes, "Returns the big-endian `u64` at a byte offset.");
 
-/// A number whose halves lie in two places.
+/// Joins the high and the low half of a number.
 pub(crate) fn join(high: impl Into<u64>, low: u32) -> u64 {
     high.into() << 32 | u64::from(low)
 }
@@ -26,12 +31,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn inode_numbers_resolve_to_their_blocks_only() {
+    fn integers_beyond_the_end_are_zero() {
         let bytes = [1, 2, 3, 4, 5, 6, 7, 8];
         assert_eq!((le16(&bytes, 6), le32(&bytes, 1)), (0x0807, 0x0504_0302));
         assert_eq!((be16(&bytes, 0), be32(&bytes, 4)), (0x0102, 0x0506_0708));
         assert_eq!(be64(&bytes, 0), 0x0102_0304_0506_0708);
-        assert_eq!((le16(&bytes, 7), le32(&bytes, 100), be64(&bytes, 1)), (0, 0, 0), "behind the end");
+        assert_eq!((le16(&bytes, 7), le32(&bytes, 100), be64(&bytes, 1)), (0, 0, 0), "beyond the end");
         assert_eq!(join(2u16, 5), 0x2_0000_0005);
     }
 }

@@ -1,7 +1,7 @@
-//! The checksums of ext4 and its journal (section "Checksums").
+//! Checksums of ext4 and its journal (section "Checksums").
 //!
-//! The kernel continues one checksum over several pieces and never inverts the result, so the parameters are
-//! the usual ones without the last step.
+//! The kernel continues a CRC over several buffers and never inverts the result, so the parameters are the
+//! standard ones without the final XOR.
 
 use crc::{Algorithm, CRC_16_MODBUS, CRC_32_ISCSI, CRC_32_MPEG_2, Crc, Table};
 
@@ -13,28 +13,28 @@ static CRC16: Crc<u16> = Crc::<u16>::new(&CRC_16_MODBUS);
 /// Initial value of a checksum.
 pub(crate) const START: u32 = !0;
 
-/// The CRC-32C of some pieces, one behind the other, continued from `seed`.
-pub(crate) fn crc32c(seed: u32, pieces: &[&[u8]]) -> u32 {
-    // The library takes the first value with its bits the other way round.
+/// Returns the CRC-32C of consecutive buffers, continued from `seed`.
+pub(crate) fn crc32c(seed: u32, buffers: &[&[u8]]) -> u32 {
+    // The crate `crc` expects the initial value bit-reversed.
     let mut digest = CRC32C.digest_with_initial(seed.reverse_bits());
-    for piece in pieces {
-        digest.update(piece);
+    for buffer in buffers {
+        digest.update(buffer);
     }
     digest.finalize()
 }
 
-/// The older checksum of a journal's transactions.
+/// Returns the CRC-32 of journals with the feature `checksum`, continued from `seed`.
 pub(crate) fn crc32_big_endian(seed: u32, bytes: &[u8]) -> u32 {
     let mut digest = CRC32_BIG_ENDIAN.digest_with_initial(seed);
     digest.update(bytes);
     digest.finalize()
 }
 
-/// The older checksum of group descriptors.
-pub(crate) fn crc16(pieces: &[&[u8]]) -> u16 {
+/// Returns the CRC-16 of group descriptors with the feature `gdt_csum`.
+pub(crate) fn crc16(buffers: &[&[u8]]) -> u16 {
     let mut digest = CRC16.digest();
-    for piece in pieces {
-        digest.update(piece);
+    for buffer in buffers {
+        digest.update(buffer);
     }
     digest.finalize()
 }
@@ -44,8 +44,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_values_and_continuation() {
-        // The check values of the catalogue of CRCs, without the last inversion.
+    fn checksums_match_check_values_when_continued() {
+        // The check values of the CRC catalogue, without the final inversion.
         assert_eq!(crc32c(START, &[b"123456789"]), !0xe306_9283);
         assert_eq!(crc32_big_endian(START, b"123456789"), 0x0376_e6e7);
         assert_eq!(crc16(&[b"1234", b"56789"]), 0x4b37);

@@ -1,5 +1,5 @@
-//! Directories (section "Directory Entries"). Hash trees are read as the lists that they are made to look
-//! like.
+//! Directories (section "Directory Entries"). Hash trees are read as linear directories, which their format
+//! permits.
 
 use crate::{
     ExtError, Filesystem, Inode, InodeNumber,
@@ -10,29 +10,28 @@ use crate::{
 use std::ops::ControlFlow;
 
 const HEADER_LEN: usize = 8;
-/// Length of the entry with a block's checksum.
+/// Length and file type of `struct ext4_dir_entry_tail`, which holds a block's checksum.
 const TAIL_LEN: usize = 12;
 const TAIL_KIND: u8 = 0xde;
-/// Bytes of a directory that are read at most.
+/// Maximum size of a directory, in bytes.
 const MAX_BYTES: u64 = 1 << 30;
-/// Bytes of directories that are read for one question at most.
+/// Maximum number of directory bytes read by one lookup or path resolution.
 pub(crate) const MAX_LOOKUP_BYTES: u64 = 256 << 20;
-/// The words in front of the table of a hash tree's node: in the root, behind its two entries; in others,
-/// behind the one that covers the block.
+/// Offsets of `limit` and `count` in hash tree nodes: in the root after `.` and `..` and the root info, in
+/// other nodes after the fake entry that spans the block.
 const ROOT_TABLE_AT: usize = 32;
 const NODE_TABLE_AT: usize = 8;
 
-/// A name in a directory.
+/// Entry of a directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DirEntry {
-    /// The name: any bytes but `/` and zero, never `.` or `..`.
+    /// Name: any bytes except `/` and zero; never empty, `.` or `..`.
     pub name: Vec<u8>,
-    /// Inode of the name.
+    /// Inode number.
     pub inode: InodeNumber,
 }
 
-/// The length of an entry: where blocks are of 64 KiB, one that fills its block does not fit into its two
-/// bytes.
+/// Returns the length of an entry. With blocks of 64 KiB, the 16-bit field encodes lengths up to 65536.
 fn entry_len(stored: u16, block_len: usize) -> usize {
     let len = usize::from(stored);
     match block_len {
@@ -50,18 +49,19 @@ fn is_name(name: &[u8]) -> bool {
 type Visit<'a> = dyn FnMut(&[u8], InodeNumber) -> ControlFlow<()> + 'a;
 
 impl Filesystem {
-    /// Returns the names in a directory in storage order, up to a maximum. Names that no system call could
-    /// have created are skipped, as no lookup could find them.
+    /// Returns the entries of a directory in storage order, without `.` and `..`. Entries whose names no
+    /// system call can create are skipped.
     ///
     /// # Errors
-    /// It is no directory, is encrypted, has more entries, is damaged, or the image cannot be read.
-    pub fn read_dir(&self, dir: &Inode, most: usize) -> Result<Vec<DirEntry>, ExtError> {
+    /// The inode is no directory, is encrypted, has more than `max_entries` entries, is damaged, or the image
+    /// cannot be read.
+    pub fn read_dir(&self, dir: &Inode, max_entries: usize) -> Result<Vec<DirEntry>, ExtError> {
         let (mut entries, mut left) = (Vec::new(), MAX_BYTES);
         let flow = self.each_entry(dir, &mut left, &mut |name, inode| {
             if !is_name(name) {
                 return ControlFlow::Continue(());
             }
-            if entries.len() >= most {
+            if entries.len() >= max_entries {
                 return ControlFlow::Break(());
             }
             entries.push(DirEntry { name: name.to_vec(), inode });
@@ -69,7 +69,7 @@ impl Filesystem {
         })?;
         match flow {
             ControlFlow::Continue(()) => Ok(entries),
-            ControlFlow::Break(()) => Err(ExtError::TooManyEntries { max_entries: most }),
+            ControlFlow::Break(()) => Err(ExtError::TooManyEntries { max_entries }),
         }
     }
 
@@ -82,7 +82,7 @@ impl Filesystem {
         self.lookup_within(dir, name, &mut left)
     }
 
-    /// The same; so many bytes are left to be read for it.
+    /// Looks up a name and subtracts the bytes read from `left`, the remaining budget.
     pub(crate) fn lookup_within(
         &self,
         dir: &Inode,
@@ -100,8 +100,8 @@ impl Filesystem {
         found
     }
 
-    /// Visits them all, as long as there are bytes left to be read for it. The same blocks may stand in many
-    /// directories, and many times in one, so what they take together is no bound.
+    /// Visits all entries until `left`, the remaining budget in bytes, is used up. The image's size is no
+    /// bound: an image may map the same block into many directories, and many times into one.
     fn each_entry(
         &self,
         dir: &Inode,
@@ -113,39 +113,39 @@ impl Filesystem {
                 *left = rest;
                 Ok(())
             }
-            None => Err(ExtError::unsupported("directories that are too long to look for a name in them")),
+            None => Err(ExtError::unsupported("directories beyond the read limit")),
         };
         if dir.kind != FileKind::Directory {
             return Err(ExtError::NotADirectory);
         }
         if dir.is_encrypted() {
-            return Err(ExtError::unsupported("encryption of names (fscrypt)"));
+            return Err(ExtError::unsupported("encrypted directory (fscrypt)"));
         }
         let block_len = self.disk().block_len() as u64;
         if dir.has(flag::INLINE_DATA) {
             spend(block_len)?;
-            // In front of the entries in the inode stands the number of the directory above. Behind them is
-            // another block.
+            // The inode number of the parent precedes the entries in `i_block`. The rest of the inline data
+            // is laid out like a second block.
             let flow = self.each_in_block(dir, &dir.block[4..], visit)?;
             return if flow.is_break() {
                 Ok(flow)
             } else {
-                self.each_in_block(dir, &self.inline_rest(dir)?, visit)
+                self.each_in_block(dir, &self.inline_xattr_data(dir)?, visit)
             };
         }
         if dir.size_bytes > MAX_BYTES || dir.size_bytes > self.disk().blocks().saturating_mul(block_len) {
-            return dir.damaged("it is larger than a directory can be");
+            return dir.damaged("directory size exceeds the limit");
         }
         let (mut block, end) = (0, dir.size_bytes.div_ceil(block_len));
         while block < end {
-            let run = self.block_run(dir, block)?;
-            let run_end = end.min(block.saturating_add(run.len));
-            if run.stored.is_none() {
-                // Finding out that nothing is there takes a block or more.
+            let mapping = self.mapping(dir, block)?;
+            let mapping_end = end.min(block.saturating_add(mapping.len));
+            if mapping.physical.is_none() {
+                // The lookup of a hole may read a block of the mapping.
                 spend(block_len)?;
             }
-            if let Some(first) = run.stored {
-                for at in block..run_end {
+            if let Some(first) = mapping.physical {
+                for at in block..mapping_end {
                     spend(block_len)?;
                     let bytes = self.disk().block(first + (at - block))?;
                     self.check_dir_block(dir, at, &bytes)?;
@@ -155,7 +155,7 @@ impl Filesystem {
                     }
                 }
             }
-            block = run_end;
+            block = mapping_end;
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -167,13 +167,13 @@ impl Filesystem {
         visit: &mut Visit<'_>,
     ) -> Result<ControlFlow<()>, ExtError> {
         let mut rest = block;
-        // Each turn goes at least an entry's header forward.
+        // Each iteration advances by at least the header of an entry.
         while rest.len() >= HEADER_LEN {
             let len = entry_len(le16(rest, 4), self.disk().block_len());
-            // Its upper half is the kind of the file, or zero where no kinds are stored.
+            // The next byte is the file type, or zero without the feature `filetype`.
             let name_len = usize::from(rest[6]);
             if len < HEADER_LEN + name_len || !len.is_multiple_of(4) || len > rest.len() {
-                return dir.damaged("one of its entries is not as long as it can be");
+                return dir.damaged("invalid length of a directory entry");
             }
             let inode = le32(rest, 0);
             if inode != 0 {
@@ -187,15 +187,15 @@ impl Filesystem {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Checks a block of a directory against its checksum: that of a list (section "Linear Directories"), or
-    /// that of a node of a hash tree (section "Hash Tree Directories").
+    /// Verifies the checksum of a directory block: of a leaf (section "Linear Directories") or of a hash tree
+    /// node (section "Hash Tree Directories").
     fn check_dir_block(&self, dir: &Inode, number: u64, block: &[u8]) -> Result<(), ExtError> {
         if !self.superblock().has_checksums() {
             return Ok(());
         }
-        let wrong = || dir.damaged("one of its blocks does not match its checksum");
-        // Other nodes than the root begin with an entry that covers the block. What ends like a list may be
-        // one that became a node: that is no sign.
+        let mismatch = || dir.damaged("checksum mismatch of a directory block");
+        // Nodes other than the root begin with an entry that spans the block. A checksum tail does not prove
+        // a leaf: a block that was a leaf before may still end with one.
         let is_node = number == 0 || entry_len(le16(block, 4), block.len()) == block.len();
         if !dir.has(flag::INDEX) || !is_node {
             let tail_at = block.len() - TAIL_LEN;
@@ -203,17 +203,17 @@ impl Filesystem {
             let is_tail =
                 le32(tail, 0) == 0 && usize::from(le16(tail, 4)) == TAIL_LEN && tail[7] == TAIL_KIND;
             let sum = crc32c(dir.checksum_seed, &[&block[..tail_at]]);
-            return if is_tail && sum == le32(tail, 8) { Ok(()) } else { wrong() };
+            return if is_tail && sum == le32(tail, 8) { Ok(()) } else { mismatch() };
         }
         let table_at = if number == 0 { ROOT_TABLE_AT } else { NODE_TABLE_AT };
-        let (most, count) = (usize::from(le16(block, table_at)), usize::from(le16(block, table_at + 2)));
-        let tail_at = table_at + most * 8;
-        if count > most || tail_at + 8 > block.len() {
-            return wrong();
+        let (limit, count) = (usize::from(le16(block, table_at)), usize::from(le16(block, table_at + 2)));
+        let tail_at = table_at + limit * 8;
+        if count > limit || tail_at + 8 > block.len() {
+            return mismatch();
         }
         let (used, tail) = (&block[..table_at + count * 8], &block[tail_at..tail_at + 8]);
         let sum = crc32c(dir.checksum_seed, &[used, &tail[..4], &[0; 4]]);
-        if sum == le32(tail, 4) { Ok(()) } else { wrong() }
+        if sum == le32(tail, 4) { Ok(()) } else { mismatch() }
     }
 }
 
@@ -222,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_of_entries() {
+    fn entry_length_in_64k_blocks_is_decoded() {
         assert_eq!((entry_len(12, 4096), entry_len(0, 4096)), (12, 0));
         assert_eq!(
             (entry_len(65_535, 65_536), entry_len(0, 65_536), entry_len(65_533, 65_536)),
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_no_system_call_makes() {
+    fn invalid_entry_names_are_rejected() {
         for name in [&b""[..], b".", b"..", b"a/b", b"a\0b", b"/"] {
             assert!(!is_name(name));
         }

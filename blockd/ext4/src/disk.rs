@@ -1,7 +1,7 @@
-//! The blocks of a filesystem: those of the image, or those that the journal has in their place.
+//! Blocks of a filesystem: from the image, or from the journal overlay.
 
 use crate::{
-    ExtError, Place,
+    ExtError, Structure,
     error::damaged,
     journal::{Overlay, Patch},
 };
@@ -9,32 +9,33 @@ use hashlink::LruCache;
 use parking_lot::Mutex;
 use std::{io, sync::Arc};
 
-/// Size of the cache of metadata, in bytes: directories, inodes and trees are read block by block, again and
-/// again.
+/// Size of the metadata cache, in bytes: directories, inodes and trees read the same blocks repeatedly.
 const CACHE_BYTES: usize = 2 << 20;
 /// Minimum number of cached blocks.
 const MIN_CACHED: usize = 16;
 
-/// Blocks of metadata by number, each with the seed that its checksum, found right, continued.
+/// Metadata blocks by number, each with the seed of its verified checksum, if any.
 type BlockCache = Mutex<LruCache<u64, (Arc<[u8]>, Option<u32>)>>;
 
 fn new_cache(block_len_bytes: usize) -> BlockCache {
     Mutex::new(LruCache::new((CACHE_BYTES / block_len_bytes.max(1)).max(MIN_CACHED)))
 }
 
-/// Bytes at random places. What they are must not change while they are read.
+/// Random access to the bytes of an image, which must not change while a [`Filesystem`](crate::Filesystem) is
+/// open.
 pub trait ReadAt: Send + Sync {
-    /// Returns the size, in bytes.
+    /// Returns the size of the image, in bytes.
     fn size_bytes(&self) -> u64;
 
-    /// Fills `buf` from `offset_bytes` on; the range is inside the image.
+    /// Fills `buf` with the bytes from `offset_bytes` on; the caller ensures that the range is inside the
+    /// image.
     ///
     /// # Errors
-    /// They cannot be read, temporarily or permanently.
+    /// The bytes cannot be read, temporarily or permanently.
     fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()>;
 }
 
-/// Reads from an image.
+/// Reads from an image; a range beyond its end is an error.
 pub(crate) fn read(source: &dyn ReadAt, offset_bytes: u64, buf: &mut [u8]) -> Result<(), ExtError> {
     let inside = offset_bytes.checked_add(buf.len() as u64).is_some_and(|end| end <= source.size_bytes());
     let result = if inside {
@@ -45,7 +46,7 @@ pub(crate) fn read(source: &dyn ReadAt, offset_bytes: u64, buf: &mut [u8]) -> Re
     result.map_err(|source| ExtError::Read { offset_bytes, len_bytes: buf.len(), source })
 }
 
-/// The blocks of one filesystem.
+/// Blocks of one filesystem.
 pub(crate) struct Disk {
     source: Arc<dyn ReadAt>,
     block_len: u32,
@@ -56,19 +57,19 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// So many blocks, which lie inside the image, as they are there.
+    /// Creates a disk of `blocks` blocks, all inside the image, without an overlay.
     pub fn new(source: Arc<dyn ReadAt>, block_len: u32, blocks: u64) -> Self {
         let cache = new_cache(block_len as usize);
         Self { source, block_len, blocks, overlay: Overlay::default(), cache }
     }
 
-    /// From now on blocks that the journal has are taken from there.
+    /// Redirects reads of the blocks in the overlay to the journal.
     pub fn set_overlay(&mut self, overlay: Overlay) {
         self.cache.get_mut().clear();
         self.overlay = overlay;
     }
 
-    /// The image.
+    /// Returns the image.
     pub fn source(&self) -> &dyn ReadAt {
         &*self.source
     }
@@ -78,7 +79,7 @@ impl Disk {
         self.blocks = blocks;
     }
 
-    /// Length of a block in bytes.
+    /// Returns the block size, in bytes.
     pub fn block_len(&self) -> usize {
         self.block_len as usize
     }
@@ -89,11 +90,11 @@ impl Disk {
     }
 
     /// Returns true if these blocks exist; block 0 holds no file data.
-    pub fn has(&self, block: u64, count: u64) -> bool {
+    pub fn contains(&self, block: u64, count: u64) -> bool {
         block > 0 && block.checked_add(count).is_some_and(|end| end <= self.blocks)
     }
 
-    /// One block of metadata.
+    /// Returns a metadata block through the cache.
     pub fn block(&self, block: u64) -> Result<Arc<[u8]>, ExtError> {
         if let Some((bytes, _)) = self.cache.lock().get(&block) {
             return Ok(Arc::clone(bytes));
@@ -105,27 +106,26 @@ impl Disk {
         Ok(bytes)
     }
 
-    /// One block of metadata that was found right before, if it is still there.
+    /// Returns a cached block whose checksum was verified with this seed.
     pub fn checked_block(&self, block: u64, seed: u32) -> Option<Arc<[u8]>> {
         let mut cache = self.cache.lock();
-        cache.get(&block).filter(|(_, by)| *by == Some(seed)).map(|(bytes, _)| Arc::clone(bytes))
+        cache.get(&block).filter(|(_, known)| *known == Some(seed)).map(|(bytes, _)| Arc::clone(bytes))
     }
 
-    /// Remembers that a block was found right, by checksums that continue that seed. Blocks never change, so
-    /// it still is if it was read again since.
+    /// Records that the checksum of a block was verified with this seed. The image never changes, so this
+    /// holds even if the block was evicted and read again since.
     pub fn set_checked(&self, block: u64, seed: u32) {
-        if let Some((_, by)) = self.cache.lock().get_mut(&block) {
-            *by = Some(seed);
+        if let Some((_, known)) = self.cache.lock().get_mut(&block) {
+            *known = Some(seed);
         }
     }
 
-    /// Fills `buf` from `within` bytes behind the beginning of a block on; it may reach into the blocks
-    /// behind it.
+    /// Fills `buf` from the byte `within` of a block on; it may extend into the following blocks.
     pub fn read(&self, block: u64, within: usize, buf: &mut [u8]) -> Result<(), ExtError> {
         let len = self.block_len();
         let last = block.saturating_add(((within + buf.len()).saturating_sub(1) / len) as u64);
         if last >= self.blocks {
-            return damaged(Place::Block(block), "it lies behind the end of the filesystem");
+            return damaged(Structure::Block(block), "beyond the end of the filesystem");
         }
         if !self.overlay.has_any(block, last) {
             return read(&*self.source, block * u64::from(self.block_len) + within as u64, buf);
@@ -134,25 +134,25 @@ impl Disk {
         number += (within / len) as u64;
         within %= len;
         while !rest.is_empty() {
-            let now = rest.len().min(len - within);
-            let (piece, behind) = rest.split_at_mut(now);
+            let part_len = rest.len().min(len - within);
+            let (part, after) = rest.split_at_mut(part_len);
             match self.overlay.get(number) {
                 Some(patch) => {
-                    piece.copy_from_slice(&self.patched(number, patch)?[within..within + now]);
+                    part.copy_from_slice(&self.patched(number, patch)?[within..within + part_len]);
                 }
-                None => read(&*self.source, number * u64::from(self.block_len) + within as u64, piece)?,
+                None => read(&*self.source, number * u64::from(self.block_len) + within as u64, part)?,
             }
-            (number, within, rest) = (number + 1, 0, behind);
+            (number, within, rest) = (number + 1, 0, after);
         }
         Ok(())
     }
 
-    /// A block as the journal has it.
+    /// Reads the copy of a block in the journal.
     fn patched(&self, block: u64, patch: Patch) -> Result<Vec<u8>, ExtError> {
         let mut bytes = vec![0; self.block_len()];
         read(&*self.source, patch.log_block * u64::from(self.block_len), &mut bytes)?;
-        if !self.overlay.finish(patch, &mut bytes) {
-            return damaged(Place::Block(block), "what the journal has of it does not match its checksum");
+        if !self.overlay.unescape(patch, &mut bytes) {
+            return damaged(Structure::Block(block), "checksum mismatch of its copy in the journal");
         }
         Ok(bytes)
     }

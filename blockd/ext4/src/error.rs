@@ -3,30 +3,30 @@
 use crate::InodeNumber;
 use std::{fmt, io};
 
-/// A part of a filesystem, as messages name it.
+/// On-disk structure that an error refers to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
-pub enum Place {
-    /// The superblock.
+pub enum Structure {
+    /// Superblock.
     Superblock,
-    /// The descriptor of a block group.
-    Group(u32),
-    /// An inode, or what hangs on it.
+    /// Descriptor of a block group.
+    GroupDescriptor(u32),
+    /// Inode, or the blocks that it references.
     Inode(InodeNumber),
-    /// A block of the filesystem.
+    /// Block of the filesystem.
     Block(u64),
-    /// The journal.
+    /// Journal.
     Journal,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for Structure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Superblock => f.write_str("the superblock"),
-            Self::Group(group) => write!(f, "the descriptor of group {group}"),
+            Self::Superblock => f.write_str("superblock"),
+            Self::GroupDescriptor(group) => write!(f, "descriptor of block group {group}"),
             Self::Inode(number) => write!(f, "inode {number}"),
             Self::Block(block) => write!(f, "block {block}"),
-            Self::Journal => f.write_str("the journal"),
+            Self::Journal => f.write_str("journal"),
         }
     }
 }
@@ -35,25 +35,25 @@ impl fmt::Display for Place {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ExtError {
-    /// There is no such filesystem.
-    #[error("there is no ext2, ext3 or ext4 filesystem")]
+    /// The image holds no ext2, ext3 or ext4 filesystem.
+    #[error("no ext2, ext3 or ext4 filesystem found")]
     NoFilesystem,
-    /// It is well, as far as one can tell, but not read here.
-    #[error("it uses {what}, which is not read here")]
+    /// The filesystem or file uses a feature that this crate does not read.
+    #[error("unsupported: {feature}")]
     Unsupported {
         /// Unsupported feature.
-        what: String,
+        feature: String,
     },
-    /// Something is not as it should be.
-    #[error("{place} is damaged: {what}")]
+    /// A structure violates the format or does not match its checksum.
+    #[error("{structure} is damaged: {reason}")]
     Damaged {
-        /// Damaged place.
-        place: Place,
-        /// Cause.
-        what: &'static str,
+        /// Damaged structure.
+        structure: Structure,
+        /// Violation.
+        reason: &'static str,
     },
     /// The image could not be read.
-    #[error("cannot read {len_bytes} bytes at {offset_bytes}: {source}")]
+    #[error("read failed on {len_bytes} bytes at offset {offset_bytes}: {source}")]
     Read {
         /// Offset in the image, in bytes.
         offset_bytes: u64,
@@ -62,26 +62,26 @@ pub enum ExtError {
         /// Error of the image.
         source: io::Error,
     },
-    /// There is no file of that name.
-    #[error("it is not there")]
+    /// No file has this path.
+    #[error("no such file or directory")]
     NotFound,
     /// Not a directory.
-    #[error("it is not a directory")]
+    #[error("not a directory")]
     NotADirectory,
     /// A directory was used as a file.
-    #[error("it is a directory")]
+    #[error("is a directory")]
     IsADirectory,
     /// Not a regular file.
-    #[error("it is not a regular file")]
+    #[error("not a regular file")]
     NotAFile,
     /// Not a symbolic link.
-    #[error("it is not a symbolic link")]
+    #[error("not a symbolic link")]
     NotALink,
-    /// A path leads through more links than any system follows.
-    #[error("the path leads through too many symbolic links")]
+    /// Path resolution exceeded the limit of symbolic links or of path components.
+    #[error("too many levels of symbolic links")]
     TooManyLinks,
-    /// A directory has more entries than were asked for.
-    #[error("the directory has more than {max_entries} entries")]
+    /// A directory has more entries than the caller's limit.
+    #[error("directory has more than {max_entries} entries")]
     TooManyEntries {
         /// The limit.
         max_entries: usize,
@@ -94,12 +94,12 @@ impl ExtError {
         matches!(self, Self::Read { .. })
     }
 
-    pub(crate) fn unsupported(what: impl Into<String>) -> Self {
-        Self::Unsupported { what: what.into() }
+    pub(crate) fn unsupported(feature: impl Into<String>) -> Self {
+        Self::Unsupported { feature: feature.into() }
     }
 }
 
-/// An error that says that something is damaged.
-pub(crate) fn damaged<T>(place: Place, what: &'static str) -> Result<T, ExtError> {
-    Err(ExtError::Damaged { place, what })
+/// Returns [`ExtError::Damaged`].
+pub(crate) fn damaged<T>(structure: Structure, reason: &'static str) -> Result<T, ExtError> {
+    Err(ExtError::Damaged { structure, reason })
 }

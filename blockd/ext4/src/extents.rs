@@ -4,21 +4,21 @@ use crate::{
     ExtError, Filesystem, Inode,
     bytes::{join, le16, le32},
     checksum::crc32c,
-    map::BlockRun,
+    map::Mapping,
 };
 use std::sync::Arc;
 
 const MAGIC: u16 = 0xf30a;
 const HEADER_LEN: usize = 12;
 const ENTRY_LEN: usize = 12;
-/// Deeper than this no tree is that holds 2³² blocks.
+/// Maximum depth of a tree that maps 2³² blocks.
 const MAX_DEPTH: u16 = 5;
-/// Longer extents are those that were allocated and never written, by so much.
+/// Maximum length of a written extent. Longer values encode unwritten extents, offset by this length.
 const MAX_WRITTEN_LEN: u16 = 1 << 15;
-/// Blocks of a file are numbered up to here.
+/// Maximum number of logical blocks of a file.
 const MAX_BLOCKS: u64 = 1 << 32;
 
-/// A node, checked.
+/// Extent tree node with a verified header.
 struct Node<'a> {
     depth: u16,
     entries: &'a [u8],
@@ -28,29 +28,30 @@ impl<'a> Node<'a> {
     /// Parses an extent node; `depth` is its expected depth, if known.
     fn parse(inode: &Inode, bytes: &'a [u8], depth: Option<u16>) -> Result<Self, ExtError> {
         if le16(bytes, 0) != MAGIC {
-            return inode.damaged("a node of its extent tree is none");
+            return inode.damaged("invalid magic number of an extent tree node");
         }
-        let (count, most, own_depth) =
+        let (count, max, own_depth) =
             (usize::from(le16(bytes, 2)), usize::from(le16(bytes, 4)), le16(bytes, 6));
-        if count > most || most > (bytes.len() - HEADER_LEN) / ENTRY_LEN {
-            return inode.damaged("a node of its extent tree is longer than it can be");
+        if count > max || max > (bytes.len() - HEADER_LEN) / ENTRY_LEN {
+            return inode.damaged("invalid number of entries of an extent tree node");
         }
         if own_depth > MAX_DEPTH || depth.is_some_and(|depth| depth != own_depth) {
-            return inode.damaged("a node of its extent tree is deeper than it can be");
+            return inode.damaged("invalid depth of an extent tree node");
         }
         if count == 0 && own_depth > 0 {
-            return inode.damaged("a node of its extent tree leads nowhere");
+            return inode.damaged("extent tree index node without entries");
         }
         Ok(Self { depth: own_depth, entries: &bytes[HEADER_LEN..HEADER_LEN + count * ENTRY_LEN] })
     }
 
-    /// The last entry that begins at a block or before it, and where the next one begins, or `end`.
+    /// Returns the last entry that starts at or before a logical block, and the start of the next one or
+    /// `end`.
     fn find(&self, inode: &Inode, block: u64, end: u64) -> Result<(Option<&'a [u8]>, u64), ExtError> {
         let mut found: Option<&[u8]> = None;
         for entry in self.entries.chunks_exact(ENTRY_LEN) {
             let first = u64::from(le32(entry, 0));
             if found.is_some_and(|found| u64::from(le32(found, 0)) >= first) {
-                return inode.damaged("its extents are not in order");
+                return inode.damaged("extent tree entries out of order");
             }
             if first > block {
                 return Ok((found, first.min(end)));
@@ -62,14 +63,14 @@ impl<'a> Node<'a> {
 }
 
 impl Filesystem {
-    pub(crate) fn extent_run(&self, inode: &Inode, block: u64) -> Result<BlockRun, ExtError> {
-        let hole = |end: u64| Ok(BlockRun { stored: None, len: end - block });
+    pub(crate) fn extent_mapping(&self, inode: &Inode, block: u64) -> Result<Mapping, ExtError> {
+        let hole = |end: u64| Ok(Mapping { physical: None, len: end - block });
         if block >= MAX_BLOCKS {
             return hole(u64::MAX);
         }
         let mut held: Option<Arc<[u8]>> = None;
         let (mut depth, mut end) = (None, MAX_BLOCKS);
-        // Each turn is one level deeper, so there are few.
+        // Each iteration descends one level, so the depth bounds the loop.
         loop {
             let bytes = held.as_deref().unwrap_or(&inode.block);
             let node = Node::parse(inode, bytes, depth)?;
@@ -85,34 +86,34 @@ impl Filesystem {
             let start = join(le16(entry, 6), le32(entry, 8));
             let (len, written) =
                 if len > MAX_WRITTEN_LEN { (len - MAX_WRITTEN_LEN, false) } else { (len, true) };
-            if len == 0 || !self.disk().has(start, len.into()) {
-                return inode.damaged("one of its extents lies where there is nothing");
+            if len == 0 || !self.disk().contains(start, len.into()) {
+                return inode.damaged("extent outside of the filesystem");
             }
             let extent_end = first + u64::from(len);
             if block >= extent_end {
                 return hole(end);
             }
-            let stored = written.then(|| start + (block - first));
-            return Ok(BlockRun { stored, len: extent_end.min(end) - block });
+            let physical = written.then(|| start + (block - first));
+            return Ok(Mapping { physical, len: extent_end.min(end) - block });
         }
     }
 
-    /// A node that has a block of its own.
+    /// Reads a node outside of the inode and verifies its checksum.
     fn extent_node(&self, inode: &Inode, block: u64) -> Result<Arc<[u8]>, ExtError> {
-        if !self.disk().has(block, 1) {
-            return inode.damaged("its extent tree leads to where there is nothing");
+        if !self.disk().contains(block, 1) {
+            return inode.damaged("extent tree node outside of the filesystem");
         }
-        // Only nodes are remembered so, each with the seed of its inode: what is not checked again was
-        // checked as one.
+        // Only extent tree nodes are recorded as verified, each with the seed of its inode: a hit was
+        // verified as a node of this inode.
         if let Some(bytes) = self.disk().checked_block(block, inode.checksum_seed) {
             return Ok(bytes);
         }
         let bytes = self.disk().block(block)?;
         if self.superblock().has_checksums() {
-            // The checksum stands behind as many entries as the node has room for.
+            // The checksum follows the entries up to `eh_max`.
             let at = HEADER_LEN + usize::from(le16(&bytes, 4)) * ENTRY_LEN;
             if at + 4 > bytes.len() || crc32c(inode.checksum_seed, &[&bytes[..at]]) != le32(&bytes, at) {
-                return inode.damaged("a node of its extent tree does not match its checksum");
+                return inode.damaged("checksum mismatch of an extent tree node");
             }
             self.disk().set_checked(block, inode.checksum_seed);
         }

@@ -3,7 +3,7 @@
 
 use crate::ExtError;
 
-/// Features that matter here, as bits of the three words.
+/// Feature bits that change how a filesystem is read.
 pub(crate) mod bit {
     pub const COMPAT_HAS_JOURNAL: u32 = 0x4;
     pub const COMPAT_SPARSE_SUPER2: u32 = 0x200;
@@ -20,7 +20,7 @@ pub(crate) mod bit {
     pub const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 }
 
-/// Features without which nothing can be read rightly: bit, name, and whether it is read here.
+/// Known incompatible features: bit, name, and true if supported.
 const INCOMPATIBLE: [(u32, &str, bool); 16] = [
     (0x1, "compression", false),
     (0x2, "filetype", true),
@@ -36,13 +36,13 @@ const INCOMPATIBLE: [(u32, &str, bool); 16] = [
     (0x2000, "metadata_csum_seed", true),
     (0x4000, "large_dir", true),
     (0x8000, "inline_data", true),
-    // Each encrypted file is refused by itself.
+    // Encrypted inodes are refused one by one.
     (0x1_0000, "encrypt", true),
-    // Names are bytes here: they are shown as they were given, and found so.
+    // Lookups compare names byte by byte, so they are case-sensitive here.
     (0x2_0000, "casefold", true),
 ];
 
-/// The three words.
+/// Feature words of the superblock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Features {
     pub compat: u32,
@@ -59,14 +59,14 @@ impl Features {
         self.incompat & bit != 0
     }
 
-    /// Returns true for a feature that concerns writers only; unknown ones are ignored.
+    /// Returns true if a read-only compatible feature is set. Readers may ignore unknown ones.
     pub fn has_ro_compat(self, bit: u32) -> bool {
         self.ro_compat & bit != 0
     }
 
-    /// Checks that all features needed for reading are supported.
+    /// Checks that all incompatible features are supported.
     pub fn check(self) -> Result<(), ExtError> {
-        let mut unread = Vec::new();
+        let mut unsupported = Vec::new();
         for at in 0..u32::BITS {
             let bit = 1 << at;
             if !self.has_incompat(bit) {
@@ -74,11 +74,11 @@ impl Features {
             }
             match INCOMPATIBLE.iter().find(|(known, ..)| *known == bit) {
                 Some((_, _, true)) => {}
-                Some((_, name, false)) => unread.push((*name).to_owned()),
-                None => unread.push(format!("a feature that is unknown here (incompatible, {bit:#x})")),
+                Some((_, name, false)) => unsupported.push((*name).to_owned()),
+                None => unsupported.push(format!("unknown incompatible feature {bit:#x}")),
             }
         }
-        if unread.is_empty() { Ok(()) } else { Err(ExtError::unsupported(unread.join(" and "))) }
+        if unsupported.is_empty() { Ok(()) } else { Err(ExtError::unsupported(unsupported.join(" and "))) }
     }
 }
 
@@ -86,15 +86,15 @@ impl Features {
 mod tests {
     use super::*;
 
-    fn said(incompat: u32) -> String {
+    fn message(incompat: u32) -> String {
         Features { compat: 0, incompat, ro_compat: !0 }.check().unwrap_err().to_string()
     }
 
     #[test]
-    fn unsupported_filesystem_is_named() {
+    fn unsupported_incompatible_feature_is_named() {
         assert!(Features { compat: !0, incompat: 0x3_e7d6, ro_compat: !0 }.check().is_ok());
-        assert!(said(0x1).contains("compression") && said(0x8).contains("journal_dev"));
-        assert!(said(0x1000 | 0x2).contains("dirdata"));
-        assert!(said(0x20).contains("0x20") && said(0x8000_0000).contains("0x80000000"));
+        assert!(message(0x1).contains("compression") && message(0x8).contains("journal_dev"));
+        assert!(message(0x1000 | 0x2).contains("dirdata"));
+        assert!(message(0x20).contains("0x20") && message(0x8000_0000).contains("0x80000000"));
     }
 }

@@ -1,7 +1,7 @@
-//! A filesystem that is open, and the contents of its files.
+//! Open filesystems and the contents of their files.
 
 use crate::{
-    ExtError, FileKind, Inode, InodeNumber, ReadAt, Run,
+    ExtError, FileExtent, FileKind, Inode, InodeNumber, ReadAt, Structure,
     disk::Disk,
     error::damaged,
     features::bit,
@@ -11,27 +11,27 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// The longest target of a link (`PATH_MAX`).
+/// Maximum length of a symbolic link's target (`PATH_MAX`).
 const MAX_LINK_LEN: u64 = 4096;
-/// A shorter target stands in `i_block`.
+/// Shorter targets are stored in `i_block` (fast symbolic links).
 const FAST_LINK_LEN: u64 = 60;
 
 /// Information about a filesystem.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Info {
-    /// Length of a block in bytes.
+    /// Block size, in bytes.
     pub block_len_bytes: u32,
     /// Size, in bytes.
     pub size_bytes: u64,
-    /// Its name.
+    /// Volume label (`s_volume_name`); any bytes except zero.
     pub label: Vec<u8>,
     /// UUID.
     pub uuid: [u8; 16],
-    /// State of its journal.
+    /// State of the journal.
     pub journal: JournalState,
 }
 
-/// A filesystem that is open for reading. Several threads can read at once.
+/// Filesystem open for reading, also by several threads concurrently.
 pub struct Filesystem {
     disk: Disk,
     superblock: Superblock,
@@ -45,7 +45,7 @@ impl std::fmt::Debug for Filesystem {
 }
 
 impl Filesystem {
-    /// Opens it without journal replay, which suffices to find [the metadata](Self::metadata).
+    /// Opens a filesystem without journal replay, which suffices to locate its [metadata](Self::metadata).
     ///
     /// # Errors
     /// See [`open`](Self::open).
@@ -55,11 +55,12 @@ impl Filesystem {
         Ok(Self { disk, superblock, journal: JournalState::None })
     }
 
-    /// Opens it. If its journal was not played back, that is read here: the part of it that is in use.
+    /// Opens a filesystem. If its journal needs recovery, this reads the used part of the journal and replays
+    /// it in memory.
     ///
     /// # Errors
-    /// There is none, it uses what is not read here, it is damaged in a place that everything hangs on, or
-    /// the image cannot be read.
+    /// The image holds no filesystem or cannot be read, a feature is unsupported, or the superblock or the
+    /// journal is damaged.
     pub fn open(source: Arc<dyn ReadAt>) -> Result<Self, ExtError> {
         let mut this = Self::open_as_is(source)?;
         if !this.superblock.features.has_compat(bit::COMPAT_HAS_JOURNAL) {
@@ -67,27 +68,26 @@ impl Filesystem {
         }
         this.journal = JournalState::Clean;
         if !this.superblock.features.has_incompat(bit::INCOMPAT_RECOVER) {
-            // As in the kernel: what such a journal holds is stale.
+            // As in the kernel: the contents of such a journal are stale.
             return Ok(this);
         }
         if this.superblock.journal_inode == 0 {
-            let what = match this.superblock.journal_device {
-                0 => return damaged(crate::Place::Journal, "it was not played back, and is nowhere"),
-                _ => "a journal on another device, which was not played back",
+            return match this.superblock.journal_device {
+                0 => damaged(Structure::Journal, "recovery needed, but neither inode nor device recorded"),
+                _ => Err(ExtError::unsupported("recovery from an external journal")),
             };
-            return Err(ExtError::unsupported(what));
         }
         let number = InodeNumber(this.superblock.journal_inode);
         let (overlay, state) = journal::replay(&this, this.disk.source(), number)?;
         this.disk.set_overlay(overlay);
         this.journal = state;
-        // The journal may have another superblock: that of a filesystem that has just grown, for example.
-        let (block, within) = superblock::place(this.superblock.block_len);
+        // The journal may contain a newer superblock, such as after a resize.
+        let (block, within) = superblock::location(this.superblock.block_len);
         let mut bytes = [0; superblock::LEN];
         this.disk.read(block, within, &mut bytes)?;
         let replayed = superblock::parse(&bytes, this.disk.source().size_bytes())?;
         if replayed.block_len != this.superblock.block_len {
-            return damaged(crate::Place::Journal, "it changes the length of blocks");
+            return damaged(Structure::Journal, "its superblock copy has another block size");
         }
         this.disk.set_blocks(replayed.blocks);
         this.superblock = replayed;
@@ -116,7 +116,7 @@ impl Filesystem {
     fn check_file(inode: &Inode) -> Result<(), ExtError> {
         match inode.kind {
             FileKind::Regular if inode.is_encrypted() => {
-                Err(ExtError::unsupported("encryption of files (fscrypt)"))
+                Err(ExtError::unsupported("encrypted file (fscrypt)"))
             }
             FileKind::Regular => Ok(()),
             FileKind::Directory => Err(ExtError::IsADirectory),
@@ -124,11 +124,12 @@ impl Filesystem {
         }
     }
 
-    /// Fills `buf` with the bytes of a regular file from `offset_bytes` on; says how many there are, fewer
-    /// than asked for only at its end. What was never written reads as zeroes.
+    /// Fills `buf` with the bytes of a regular file from `offset_bytes` on. Returns the number of bytes read,
+    /// which is less than the length of `buf` only at the end of the file. Holes and unwritten extents read
+    /// as zeroes.
     ///
     /// # Errors
-    /// It is no regular file, is encrypted, is damaged, or the image cannot be read.
+    /// The inode is no regular file, is encrypted, is damaged, or the image cannot be read.
     pub fn read(&self, inode: &Inode, offset_bytes: u64, buf: &mut [u8]) -> Result<usize, ExtError> {
         Self::check_file(inode)?;
         let left = inode.size_bytes.saturating_sub(offset_bytes);
@@ -142,36 +143,37 @@ impl Filesystem {
         Ok(len)
     }
 
-    /// The run of a regular file that holds the byte at `offset_bytes`.
+    /// Returns the extent or hole of a regular file at `offset_bytes`. At or beyond the end of the file, the
+    /// result is no data and ends at the end of the file.
     ///
     /// # Errors
-    /// It is no regular file, is encrypted, is damaged, or the image cannot be read.
-    pub fn run_at(&self, inode: &Inode, offset_bytes: u64) -> Result<Run, ExtError> {
+    /// The inode is no regular file, is encrypted, is damaged, or the image cannot be read.
+    pub fn run_at(&self, inode: &Inode, offset_bytes: u64) -> Result<FileExtent, ExtError> {
         Self::check_file(inode)?;
         let size = inode.size_bytes;
         if inode.has(flag::INLINE_DATA) || offset_bytes >= size {
-            return Ok(Run { is_data: offset_bytes < size, end_bytes: size });
+            return Ok(FileExtent { is_data: offset_bytes < size, end_bytes: size });
         }
         let block_len = self.disk.block_len() as u64;
         let block = offset_bytes / block_len;
-        let run = self.block_run(inode, block)?;
-        let end_bytes = block.saturating_add(run.len).saturating_mul(block_len).min(size);
-        Ok(Run { is_data: run.stored.is_some(), end_bytes })
+        let mapping = self.mapping(inode, block)?;
+        let end_bytes = block.saturating_add(mapping.len).saturating_mul(block_len).min(size);
+        Ok(FileExtent { is_data: mapping.physical.is_some(), end_bytes })
     }
 
-    /// Returns the target of a symbolic link.
+    /// Returns the target of a symbolic link: any bytes except zero, at most 4096.
     ///
     /// # Errors
-    /// It is no link, is encrypted, is damaged, or the image cannot be read.
+    /// The inode is no symbolic link, is encrypted, is damaged, or the image cannot be read.
     pub fn read_link(&self, inode: &Inode) -> Result<Vec<u8>, ExtError> {
         if inode.kind != FileKind::Symlink {
             return Err(ExtError::NotALink);
         }
         if inode.is_encrypted() {
-            return Err(ExtError::unsupported("encryption of links (fscrypt)"));
+            return Err(ExtError::unsupported("encrypted symbolic link (fscrypt)"));
         }
         if inode.size_bytes == 0 || inode.size_bytes > MAX_LINK_LEN {
-            return inode.damaged("its target is longer than any, or empty");
+            return inode.damaged("invalid length of a symbolic link's target");
         }
         let len = inode.size_bytes as usize;
         let mut target = vec![0; len];
@@ -183,7 +185,7 @@ impl Filesystem {
             self.read_blocks(inode, 0, &mut target)?;
         }
         if target.contains(&0) {
-            return inode.damaged("its target has a zero byte in it");
+            return inode.damaged("zero byte in a symbolic link's target");
         }
         Ok(target)
     }

@@ -1,7 +1,7 @@
 //! Inodes (section "Index Nodes").
 
 use crate::{
-    ExtError, Filesystem, Place,
+    ExtError, Filesystem, Structure,
     bytes::{join, le16, le32},
     checksum::crc32c,
     error::damaged,
@@ -12,11 +12,12 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+/// Length of the original ext2 inode (`EXT2_GOOD_OLD_INODE_SIZE`).
 const OLD_LEN: usize = 128;
 const CHECKSUM_LOW_AT: usize = 0x7c;
 const CHECKSUM_HIGH_AT: usize = 0x82;
 
-/// Flags of an inode that matter here (`i_flags`).
+/// Inode flags (`i_flags`) that change how a file is read.
 pub(crate) mod flag {
     pub const ENCRYPTED: u32 = 0x800;
     pub const INDEX: u32 = 0x1000;
@@ -26,12 +27,12 @@ pub(crate) mod flag {
     pub const INLINE_DATA: u32 = 0x1000_0000;
 }
 
-/// The number of an inode.
+/// Inode number, from 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct InodeNumber(pub u32);
 
 impl InodeNumber {
-    /// The directory that all others are in.
+    /// Root directory.
     pub const ROOT: Self = Self(2);
 }
 
@@ -44,23 +45,23 @@ impl fmt::Display for InodeNumber {
 /// File type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileKind {
-    /// A regular file.
+    /// Regular file.
     Regular,
-    /// A directory.
+    /// Directory.
     Directory,
-    /// A symbolic link.
+    /// Symbolic link.
     Symlink,
-    /// A device with blocks.
+    /// Block device.
     BlockDevice,
-    /// A device with characters.
+    /// Character device.
     CharDevice,
-    /// A named pipe.
+    /// Named pipe.
     Fifo,
-    /// A socket.
+    /// Socket.
     Socket,
 }
 
-/// The device that a device node stands for.
+/// Device number of a block or character device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Device {
     /// Major number.
@@ -69,18 +70,18 @@ pub struct Device {
     pub minor: u32,
 }
 
-/// A point in time.
+/// Time with nanosecond resolution.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct Timestamp {
-    /// Seconds since the beginning of 1970, or before it.
+    /// Seconds since 1970-01-01 00:00 UTC; negative before it.
     pub seconds: i64,
-    /// Nanoseconds behind that second, less than a second.
+    /// Nanoseconds after that second, less than one second.
     pub nanoseconds: u32,
 }
 
 impl Timestamp {
-    /// The seconds as they were stored first, and the word with two more bits of them and the nanoseconds
-    /// (section "Inode Timestamps").
+    /// Decodes the 32-bit seconds and the extra word, which holds two high bits of the seconds and the
+    /// nanoseconds (section "Inode Timestamps").
     fn decode(seconds: u32, extra: u32) -> Self {
         let seconds = i64::from(seconds.cast_signed()) + (i64::from(extra & 3) << 32);
         let nanoseconds = extra >> 2;
@@ -93,7 +94,7 @@ impl From<Timestamp> for SystemTime {
         let whole = Duration::from_secs(time.seconds.unsigned_abs());
         let whole =
             if time.seconds < 0 { UNIX_EPOCH.checked_sub(whole) } else { UNIX_EPOCH.checked_add(whole) };
-        // Every time that can be stored lies well within what the system knows.
+        // 34-bit seconds are inside the range of `SystemTime` on Unix.
         whole
             .and_then(|whole| whole.checked_add(Duration::from_nanos(time.nanoseconds.into())))
             .unwrap_or(UNIX_EPOCH)
@@ -103,45 +104,45 @@ impl From<Timestamp> for SystemTime {
 /// Inode.
 #[derive(Clone, Debug)]
 pub struct Inode {
-    /// Its number.
+    /// Inode number.
     pub number: InodeNumber,
     /// File type.
     pub kind: FileKind,
-    /// The permission bits, with those above them (07777).
+    /// Permission bits with set-user-ID, set-group-ID and sticky bit (mask 07777).
     pub mode: u16,
-    /// Owner.
+    /// User ID of the owner.
     pub uid: u32,
-    /// The group that owns it.
+    /// Group ID.
     pub gid: u32,
-    /// Number of links.
+    /// Number of hard links.
     pub links: u16,
-    /// Its length in bytes.
+    /// Size, in bytes.
     pub size_bytes: u64,
     /// Allocated space, in bytes.
     pub allocated_bytes: u64,
-    /// When it was read.
+    /// Last access (`i_atime`).
     pub accessed: Timestamp,
-    /// When its content was changed.
+    /// Last modification of the content (`i_mtime`).
     pub modified: Timestamp,
-    /// When it was changed, content or not.
+    /// Last change of the inode (`i_ctime`).
     pub changed: Timestamp,
-    /// When it was made, if that is known.
+    /// Creation (`i_crtime`), if the inode stores it.
     pub created: Option<Timestamp>,
-    /// The device that it stands for, if it is a device node.
+    /// Device number of a block or character device.
     pub device: Option<Device>,
     pub(crate) flags: u32,
-    /// `i_block`: where its content is, or its content.
+    /// `i_block`: block map, extent tree root, inline data, or link target.
     pub(crate) block: [u8; 60],
-    /// The block of its extended attributes; 0 if there is none.
+    /// Extended attribute block (`i_file_acl`); 0 without one.
     pub(crate) xattr_block: u64,
     /// Bytes after the fixed fields: extended attributes.
-    pub(crate) behind: Box<[u8]>,
+    pub(crate) xattr_region: Box<[u8]>,
     /// Seed of dependent checksums.
     pub(crate) checksum_seed: u32,
 }
 
 impl Inode {
-    /// Returns true for encrypted content and names.
+    /// Returns true if the content or, in a directory, the names are encrypted (`fscrypt`).
     pub fn is_encrypted(&self) -> bool {
         self.flags & flag::ENCRYPTED != 0
     }
@@ -150,9 +151,9 @@ impl Inode {
         self.flags & flag != 0
     }
 
-    /// An error that says that it is damaged.
-    pub(crate) fn damaged<T>(&self, what: &'static str) -> Result<T, ExtError> {
-        damaged(Place::Inode(self.number), what)
+    /// Returns [`ExtError::Damaged`] of this inode.
+    pub(crate) fn damaged<T>(&self, reason: &'static str) -> Result<T, ExtError> {
+        damaged(Structure::Inode(self.number), reason)
     }
 }
 
@@ -169,7 +170,8 @@ fn kind_of(mode: u16) -> Option<FileKind> {
     })
 }
 
-/// The device in `i_block`: the old form in its first word, or else the new form in its second.
+/// Decodes the device number in `i_block`: the old 16-bit format in the first word, otherwise the new format
+/// in the second.
 fn device_of(block: &[u8; 60]) -> Device {
     match (le32(block, 0), le32(block, 4)) {
         (0, new) => Device { major: new >> 8 & 0xfff, minor: new & 0xff | new >> 12 & 0xf_ff00 },
@@ -186,7 +188,7 @@ fn fields_end(raw: &[u8]) -> usize {
 fn max_size(flags: u32, block_len: u64) -> u64 {
     let pointers = block_len / 4;
     let blocks = if flags & flag::INLINE_DATA != 0 {
-        // An inode is no longer than a block.
+        // An inode does not exceed a block.
         1
     } else if flags & flag::EXTENTS != 0 {
         1 << 32
@@ -196,10 +198,10 @@ fn max_size(flags: u32, block_len: u64) -> u64 {
     blocks * block_len
 }
 
-/// The checksum that an inode should have.
+/// Computes the checksum of an inode.
 fn checksum(raw: &[u8], seed: u32) -> u32 {
-    let (low, behind_low) = (&raw[..CHECKSUM_LOW_AT], &raw[CHECKSUM_LOW_AT + 2..OLD_LEN]);
-    let sum = crc32c(seed, &[low, &[0; 2], behind_low]);
+    let (before, after) = (&raw[..CHECKSUM_LOW_AT], &raw[CHECKSUM_LOW_AT + 2..OLD_LEN]);
+    let sum = crc32c(seed, &[before, &[0; 2], after]);
     if raw.len() == OLD_LEN {
         sum & 0xffff
     } else if fields_end(raw) >= CHECKSUM_HIGH_AT + 2 {
@@ -213,12 +215,12 @@ impl Filesystem {
     /// Reads an inode.
     ///
     /// # Errors
-    /// There is none of that number, it is damaged, or the image cannot be read.
+    /// The number is invalid, the inode is damaged, or the image cannot be read.
     pub fn inode(&self, number: InodeNumber) -> Result<Inode, ExtError> {
         let sb = self.superblock();
-        let wrong = |what| damaged(Place::Inode(number), what);
+        let invalid = |reason| damaged(Structure::Inode(number), reason);
         if number.0 == 0 || number.0 > sb.inodes {
-            return wrong("there is none of that number");
+            return invalid("number out of range");
         }
         let index = number.0 - 1;
         let table = self.inode_table(index / sb.inodes_per_group)?;
@@ -226,17 +228,17 @@ impl Filesystem {
         let block = self.disk().block(table + at / u64::from(sb.block_len))?;
         let within = (at % u64::from(sb.block_len)) as usize;
         let Some(raw) = block.get(within..within + usize::from(sb.inode_len)) else {
-            return wrong("it lies behind the end of its block");
+            return invalid("beyond the end of its block");
         };
         self.parse_inode(number, raw)
     }
 
     fn parse_inode(&self, number: InodeNumber, raw: &[u8]) -> Result<Inode, ExtError> {
         let sb = self.superblock();
-        let wrong = |what| damaged(Place::Inode(number), what);
+        let invalid = |reason| damaged(Structure::Inode(number), reason);
         let end = fields_end(raw);
         if end > raw.len() {
-            return wrong("its fields would be longer than it is");
+            return invalid("its extra fields exceed the inode size");
         }
         let checksum_seed =
             crc32c(sb.checksum_seed, &[&number.0.to_le_bytes(), raw.get(0x64..0x68).unwrap_or_default()]);
@@ -244,29 +246,29 @@ impl Filesystem {
             let high = if end >= CHECKSUM_HIGH_AT + 2 { le16(raw, CHECKSUM_HIGH_AT) } else { 0 };
             let stored = u32::from(high) << 16 | u32::from(le16(raw, CHECKSUM_LOW_AT));
             if checksum(raw, checksum_seed) != stored {
-                return wrong("it does not match its checksum");
+                return invalid("checksum mismatch");
             }
         }
         let mode = le16(raw, 0);
-        let Some(kind) = kind_of(mode) else { return wrong("it is in use and no kind of file") };
+        let Some(kind) = kind_of(mode) else { return invalid("unknown file type") };
         let flags = le32(raw, 0x20);
         let has_high_size = kind == FileKind::Regular
             || (kind == FileKind::Directory && sb.features.has_incompat(bit::INCOMPAT_LARGEDIR));
         let size_bytes = join(if has_high_size { le32(raw, 0x6c) } else { 0 }, le32(raw, 0x4));
-        let reaches = kind == FileKind::Regular || kind == FileKind::Directory;
-        if reaches && size_bytes > max_size(flags, sb.block_len.into()) {
-            return wrong("it is longer than it can be");
+        let has_blocks = kind == FileKind::Regular || kind == FileKind::Directory;
+        if has_blocks && size_bytes > max_size(flags, sb.block_len.into()) {
+            return invalid("its size exceeds the maximum");
         }
         let huge = sb.features.has_ro_compat(bit::RO_COMPAT_HUGE_FILE);
         let units = join(if huge { le16(raw, 0x74) } else { 0 }, le32(raw, 0x1c));
         let unit = if huge && flags & flag::HUGE_FILE != 0 { u64::from(sb.block_len) } else { 512 };
-        // What lies in the inode takes room too, as the kernel tells it: who sees none takes the file for one
-        // hole.
+        // Inline data counts as allocated, as in the kernel: programs take a file without allocated blocks
+        // for a single hole.
         let inline =
             if flags & flag::INLINE_DATA != 0 { size_bytes.div_ceil(512).saturating_mul(512) } else { 0 };
         let mut block = [0; 60];
         block.copy_from_slice(&raw[0x28..0x64]);
-        // A field is there if the inode says that its fields reach behind it.
+        // A field is present if `i_extra_isize` includes it.
         let extra = |at: usize| if end >= at + 4 { le32(raw, at) } else { 0 };
         let time = |at, extra_at| Timestamp::decode(le32(raw, at), extra(extra_at));
         let is_device = matches!(kind, FileKind::BlockDevice | FileKind::CharDevice);
@@ -287,7 +289,7 @@ impl Filesystem {
             flags,
             block,
             xattr_block: join(le16(raw, 0x76), le32(raw, 0x68)),
-            behind: raw[end..].into(),
+            xattr_region: raw[end..].into(),
             checksum_seed,
         })
     }
@@ -298,8 +300,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_from_1901_to_2446() {
-        // The table of section "Inode Timestamps".
+    fn timestamps_from_1901_to_2446_are_decoded() {
+        // Table of section "Inode Timestamps".
         for (extra, low, seconds) in [
             (0, 0x8000_0000u32, -0x8000_0000i64),
             (0, 0xffff_ffff, -1),
@@ -310,13 +312,13 @@ mod tests {
         ] {
             assert_eq!(Timestamp::decode(low, extra | 7 << 2), Timestamp { seconds, nanoseconds: 7 });
         }
-        assert_eq!(Timestamp::decode(1, !0).nanoseconds, 0, "no such number of them");
+        assert_eq!(Timestamp::decode(1, !0).nanoseconds, 0, "out of range");
         let before = SystemTime::from(Timestamp { seconds: -2, nanoseconds: 500_000_000 });
         assert_eq!(UNIX_EPOCH.duration_since(before).unwrap(), Duration::from_millis(1500));
     }
 
     #[test]
-    fn files_are_as_long_as_their_maps_reach() {
+    fn max_file_size_follows_from_block_mapping() {
         assert_eq!(max_size(flag::EXTENTS, 4096), 1 << 44);
         assert_eq!(max_size(flag::INLINE_DATA | flag::EXTENTS, 4096), 4096);
         assert_eq!(max_size(0, 1024), (12 + 256 + 65_536 + 16_777_216) * 1024);
@@ -324,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn devices_in_both_forms() {
+    fn device_numbers_in_both_formats_are_decoded() {
         let mut block = [0; 60];
         block[..2].copy_from_slice(&[1, 8]);
         assert_eq!(device_of(&block), Device { major: 8, minor: 1 });

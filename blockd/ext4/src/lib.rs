@@ -1,24 +1,24 @@
 //! Reader of ext2, ext3 and ext4: files, directories, links and extended attributes of an untrusted image.
 //!
-//! It is pure: it only reads through [`ReadAt`]. A journal that was not replayed is replayed in memory
-//! ([`JournalState`]): a table selects the blocks from the journal.
+//! [`Filesystem::open`] opens an image through the trait [`ReadAt`], the only source of bytes. The crate
+//! never writes. It replays a journal in memory ([`JournalState`]): an overlay redirects reads of a block to
+//! its last committed copy in the journal.
 //!
-//! The image is untrusted. Each number is checked against the image's limits before use, each step goes
-//! deeper into a tree of bounded depth or forward in a list of bounded length, and each violation is an
-//! [`ExtError`] that names the place. Metadata with checksums is checked against them.
+//! The image is untrusted. Each number is checked against the image's limits before use, each walk is bounded
+//! in depth or length, and each violation is an [`ExtError`] that names the damaged [`Structure`]. Metadata
+//! checksums are verified. Names, link targets and attributes are arbitrary bytes.
 //!
 //! The terms are those of the kernel's documentation, "ext4 Data Structures and Algorithms"
 //! (`Documentation/filesystems/ext4`); comments name its sections.
 //!
-//! # What it does not read
+//! # Limits
 //!
-//! - Encrypted files, links and directories (`fscrypt`): [`ExtError::Unsupported`]; their inodes can be
-//!   looked at.
-//! - Compressed files, and directories with data in them (`dirdata`): the filesystem is refused.
-//! - A journal on another device that was not played back: the filesystem is refused.
-//! - Fast commits that a journal ends with. What is shown is the filesystem as of the last full commit, which
-//!   is whole; e2fsck and the kernel would also play back what was synced since. [`JournalState`] tells that
-//!   there are some.
+//! - Encrypted files, links and directories (`fscrypt`) return [`ExtError::Unsupported`]; their inodes can be
+//!   read.
+//! - Filesystems with compressed files (`compression`) or data in directory entries (`dirdata`) are refused.
+//! - Filesystems with an external journal that needs recovery are refused.
+//! - Fast commits are not replayed: the result is the consistent state of the last full commit, without
+//!   changes synced later, which e2fsck and the kernel would replay. [`JournalState`] reports them.
 
 #![forbid(unsafe_code)]
 
@@ -44,14 +44,14 @@ mod xattr;
 
 pub use dir::DirEntry;
 pub use disk::ReadAt;
-pub use error::{ExtError, Place};
+pub use error::{ExtError, Structure};
 pub use filesystem::{Filesystem, Info};
 pub use inode::{Device, FileKind, Inode, InodeNumber, Timestamp};
 pub use journal::JournalState;
-pub use map::Run;
+pub use map::FileExtent;
 pub use xattr::Xattr;
 
-/// Returns true for an ext filesystem, by its magic.
+/// Returns true if the image holds an ext2, ext3 or ext4 superblock, by its magic number.
 ///
 /// # Errors
 /// [`ExtError::Read`].

@@ -2,28 +2,32 @@
 
 use crate::{ExtError, Filesystem, Inode, inode::flag};
 
-/// A run of bytes of a file that are all stored somewhere, or all zeroes that are stored nowhere.
+/// Range of a file that is either data or a hole.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Run {
-    /// The blocks have data. Unwritten allocated blocks have none.
+pub struct FileExtent {
+    /// True for data; false for holes and unwritten (preallocated) extents, which read as zeroes.
     pub is_data: bool,
-    /// End of the extent in the file, in bytes. An extent of the same kind may follow.
+    /// End of the range in the file, in bytes. A range of the same kind may follow.
     pub end_bytes: u64,
 }
 
-/// A run of blocks of a file, of one at least.
+/// Mapping of consecutive logical blocks of a file; at least one block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct BlockRun {
-    /// The first of them in the filesystem; none if they are zeroes that are stored nowhere.
-    pub stored: Option<u64>,
+pub(crate) struct Mapping {
+    /// First physical block; `None` for a hole or an unwritten extent.
+    pub physical: Option<u64>,
     /// Number of blocks.
     pub len: u64,
 }
 
 impl Filesystem {
-    /// Returns the extent at a block of a file. There are fewer than 2³² × 2³² of them in any image.
-    pub(crate) fn block_run(&self, inode: &Inode, block: u64) -> Result<BlockRun, ExtError> {
-        if inode.has(flag::EXTENTS) { self.extent_run(inode, block) } else { self.indirect_run(inode, block) }
+    /// Returns the mapping from a logical block of a file on.
+    pub(crate) fn mapping(&self, inode: &Inode, block: u64) -> Result<Mapping, ExtError> {
+        if inode.has(flag::EXTENTS) {
+            self.extent_mapping(inode, block)
+        } else {
+            self.indirect_mapping(inode, block)
+        }
     }
 
     /// Fills `buf` with bytes of a file from `offset_bytes` on, without a check of its size.
@@ -37,15 +41,15 @@ impl Filesystem {
         let (mut at, mut rest) = (offset_bytes, buf);
         while !rest.is_empty() {
             let (block, within) = (at / block_len, at % block_len);
-            let run = self.block_run(inode, block)?;
-            let in_run = run.len.saturating_mul(block_len) - within;
-            let now = rest.len().min(usize::try_from(in_run).unwrap_or(usize::MAX));
-            let (piece, behind) = rest.split_at_mut(now);
-            match run.stored {
-                Some(first) => self.disk().read(first, within as usize, piece)?,
-                None => piece.fill(0),
+            let mapping = self.mapping(inode, block)?;
+            let mapped_len = mapping.len.saturating_mul(block_len) - within;
+            let len = rest.len().min(usize::try_from(mapped_len).unwrap_or(usize::MAX));
+            let (part, after) = rest.split_at_mut(len);
+            match mapping.physical {
+                Some(first) => self.disk().read(first, within as usize, part)?,
+                None => part.fill(0),
             }
-            (at, rest) = (at + now as u64, behind);
+            (at, rest) = (at + len as u64, after);
         }
         Ok(())
     }

@@ -3,31 +3,31 @@
 use crate::{ExtError, Filesystem, InodeNumber, features::bit};
 use std::ops::Range;
 
-/// The superblock and the boot block before it.
+/// End of the range with the boot block and the superblock.
 const SUPERBLOCK_END_BYTES: u64 = 4096;
-/// Maximum number of journal extents; more only in a crafted image.
-const MAX_JOURNAL_RUNS: usize = 4096;
+/// Maximum number of journal extents; only a crafted image has more.
+const MAX_JOURNAL_EXTENTS: usize = 4096;
 
 impl Filesystem {
-    /// Ranges of bytes that hold metadata, in the order in which they are likely to be wanted: superblock,
-    /// journal (all of it only if it was not played back), group descriptors, then the inodes in use and the
-    /// bitmaps, group by group. Not more than `most` of them, nor of more groups; blocks that a directory or
-    /// an extent tree is made of are found through files only, and are not among them.
+    /// Returns byte ranges of metadata in the order of their probable use: superblock, journal (as a whole
+    /// only if it needs recovery), group descriptors, then the initialized part of the inode table and the
+    /// bitmaps of each group. At most `max_ranges` ranges, of at most as many groups. Directory blocks and
+    /// extent tree nodes are not included.
     ///
-    /// Only a hint: a group that is damaged is left out, what cannot be read ends the list, and nothing is
-    /// said of what the journal would change.
-    pub fn metadata(&self, most: usize) -> Vec<Range<u64>> {
-        let mut found = Ranges { ranges: Vec::new(), most };
+    /// The result is a hint, such as for prefetch: damaged groups are skipped, a read error ends the list,
+    /// and the journal is not applied.
+    pub fn metadata(&self, max_ranges: usize) -> Vec<Range<u64>> {
+        let mut found = Ranges { ranges: Vec::new(), max: max_ranges };
         found.add(Some(0..SUPERBLOCK_END_BYTES));
-        // A damaged superblock may say that each block is a group.
-        let groups = self.groups().min(u32::try_from(most).unwrap_or(u32::MAX));
+        // A damaged superblock may declare as many groups as blocks.
+        let groups = self.groups().min(u32::try_from(max_ranges).unwrap_or(u32::MAX));
         let sb = self.superblock();
         let block_len = u64::from(sb.block_len);
         let blocks = |first: u64, count: u64| {
-            let inside = self.disk().has(first, count);
+            let inside = self.disk().contains(first, count);
             inside.then(|| first * block_len..(first + count) * block_len)
         };
-        self.journal_runs(&mut found);
+        self.add_journal(&mut found);
         let mut descriptors = None;
         for group in 0..groups {
             let block = self.descriptor_block(group);
@@ -59,45 +59,45 @@ impl Filesystem {
         found.ranges
     }
 
-    fn journal_runs(&self, found: &mut Ranges) {
+    fn add_journal(&self, found: &mut Ranges) {
         let number = self.superblock().journal_inode;
         if number == 0 {
             return;
         }
         let block_len = u64::from(self.superblock().block_len);
-        let runs = self.inode(InodeNumber(number)).and_then(|journal| {
+        let ranges = self.inode(InodeNumber(number)).and_then(|journal| {
             // Only the superblock of a clean journal is read.
             let is_needed = self.superblock().features.has_incompat(bit::INCOMPAT_RECOVER);
             let len = if is_needed { journal.size_bytes.div_ceil(block_len) } else { 1 };
-            let (mut runs, mut at) = (Vec::new(), 0);
-            for _ in 0..MAX_JOURNAL_RUNS {
+            let (mut ranges, mut at) = (Vec::new(), 0);
+            for _ in 0..MAX_JOURNAL_EXTENTS {
                 if at >= len {
                     break;
                 }
-                let run = self.block_run(&journal, at)?;
-                if let Some(stored) = run.stored {
-                    let count = run.len.min(len - at);
-                    runs.push(stored * block_len..(stored + count) * block_len);
+                let mapping = self.mapping(&journal, at)?;
+                if let Some(first) = mapping.physical {
+                    let count = mapping.len.min(len - at);
+                    ranges.push(first * block_len..(first + count) * block_len);
                 }
-                at = at.saturating_add(run.len.max(1));
+                at = at.saturating_add(mapping.len.max(1));
             }
-            Ok::<_, ExtError>(runs)
+            Ok::<_, ExtError>(ranges)
         });
-        for run in runs.unwrap_or_default() {
-            found.add(Some(run));
+        for range in ranges.unwrap_or_default() {
+            found.add(Some(range));
         }
     }
 }
 
-/// Ranges as they come; one that continues the last one makes that longer.
+/// Collected ranges; adjacent ones are merged.
 struct Ranges {
     ranges: Vec<Range<u64>>,
-    most: usize,
+    max: usize,
 }
 
 impl Ranges {
     fn is_full(&self) -> bool {
-        self.ranges.len() >= self.most
+        self.ranges.len() >= self.max
     }
 
     fn add(&mut self, range: Option<Range<u64>>) {

@@ -1,62 +1,64 @@
-//! From paths to inodes. Links lead nowhere out of the filesystem: what they are absolute to is its root.
+//! Path resolution. Symbolic links cannot leave the filesystem: absolute targets start at its root.
 
 use crate::{ExtError, Filesystem, Inode, InodeNumber, dir::MAX_LOOKUP_BYTES, inode::FileKind};
 
-/// Links that one path leads through at most, as in Linux.
+/// Maximum number of symbolic links followed for one path, as in Linux (`MAXSYMLINKS`).
 const MAX_LINKS: usize = 40;
-/// Parts of a path, with those of links, at most.
-const MAX_PARTS: usize = 4096;
+/// Maximum number of components of a path, including those of followed links.
+const MAX_COMPONENTS: usize = 4096;
 
 impl Filesystem {
-    /// The file at a path from the root. If its last part is a link, it is that link.
+    /// Resolves a path from the root, with `/` between its components. A symbolic link as the last component
+    /// is not followed.
     ///
     /// # Errors
-    /// It is not there, something on the way is damaged, or the image cannot be read.
+    /// The path does not exist, follows too many links, leads through a damaged or encrypted directory or a
+    /// file, or the image cannot be read.
     pub fn resolve(&self, path: &[u8]) -> Result<Inode, ExtError> {
         Ok(self.resolve_with_above(path)?.0)
     }
 
-    /// The same, and the directories above it, the root first.
+    /// Resolves a path and returns the inode with its ancestor directories, from the root on.
     ///
     /// # Errors
     /// Those of [`resolve`](Self::resolve).
     pub fn resolve_with_above(&self, path: &[u8]) -> Result<(Inode, Vec<InodeNumber>), ExtError> {
-        // Only their numbers: an inode may be as long as a block.
-        let mut above: Vec<InodeNumber> = Vec::new();
+        // Numbers only: an inode may take a whole block.
+        let mut ancestors: Vec<InodeNumber> = Vec::new();
         let mut bytes_left = MAX_LOOKUP_BYTES;
-        let mut here = self.inode(InodeNumber::ROOT)?;
-        let parts = |path: &[u8]| -> Vec<Vec<u8>> {
+        let mut current = self.inode(InodeNumber::ROOT)?;
+        let components = |path: &[u8]| -> Vec<Vec<u8>> {
             path.split(|byte| *byte == b'/')
-                .filter(|part| !matches!(*part, b"" | b"."))
+                .filter(|component| !matches!(*component, b"" | b"."))
                 .map(<[u8]>::to_vec)
                 .rev()
                 .collect()
         };
-        let (mut left, mut links, mut taken) = (parts(path), 0, 0);
-        while let Some(part) = left.pop() {
-            taken += 1;
-            if taken > MAX_PARTS {
+        let (mut left, mut links, mut count) = (components(path), 0, 0);
+        while let Some(component) = left.pop() {
+            count += 1;
+            if count > MAX_COMPONENTS {
                 return Err(ExtError::TooManyLinks);
             }
-            if here.kind != FileKind::Directory {
+            if current.kind != FileKind::Directory {
                 return Err(ExtError::NotADirectory);
             }
-            if part == b".." {
-                // Above the root there is the root.
-                if let Some(number) = above.pop() {
-                    here = self.inode(number)?;
+            if component == b".." {
+                // The parent of the root is the root.
+                if let Some(number) = ancestors.pop() {
+                    current = self.inode(number)?;
                 }
                 continue;
             }
-            let next = self.inode(self.lookup_within(&here, &part, &mut bytes_left)?)?;
+            let next = self.inode(self.lookup_within(&current, &component, &mut bytes_left)?)?;
             if next.kind != FileKind::Symlink || left.is_empty() {
-                // Such a path would never end.
+                // A walk below a directory that contains itself does not terminate.
                 if next.kind == FileKind::Directory
-                    && (next.number == here.number || above.contains(&next.number))
+                    && (next.number == current.number || ancestors.contains(&next.number))
                 {
-                    return here.damaged("a name in it leads to a directory above");
+                    return current.damaged("directory loop");
                 }
-                above.push(std::mem::replace(&mut here, next).number);
+                ancestors.push(std::mem::replace(&mut current, next).number);
                 continue;
             }
             links += 1;
@@ -65,11 +67,11 @@ impl Filesystem {
             }
             let target = self.read_link(&next)?;
             if target.first() == Some(&b'/') {
-                above.clear();
-                here = self.inode(InodeNumber::ROOT)?;
+                ancestors.clear();
+                current = self.inode(InodeNumber::ROOT)?;
             }
-            left.extend(parts(&target));
+            left.extend(components(&target));
         }
-        Ok((here, above))
+        Ok((current, ancestors))
     }
 }

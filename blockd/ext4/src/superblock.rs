@@ -1,7 +1,7 @@
 //! The superblock (section "The Super Block").
 
 use crate::{
-    ExtError, Place, ReadAt,
+    ExtError, ReadAt, Structure,
     bytes::{join, le16, le32},
     checksum::{START, crc32c},
     disk,
@@ -15,7 +15,7 @@ const MAGIC_AT: usize = 0x38;
 const MAGIC: u16 = 0xef53;
 const CHECKSUM_AT: usize = 0x3fc;
 const CHECKSUM_TYPE_CRC32C: u8 = 1;
-/// Blocks of 64 KiB are the largest.
+/// `s_log_block_size` of the maximum block size, 64 KiB.
 const MAX_LOG_BLOCK_LEN: u32 = 6;
 const INODE_LEN_OLD: u16 = 128;
 const DESC_LEN_32: u16 = 32;
@@ -43,7 +43,7 @@ pub(crate) struct Superblock {
     pub checksum_seed: u32,
 }
 
-/// Returns true if the magic matches.
+/// Returns true if the magic number matches.
 pub(crate) fn is_there(source: &dyn ReadAt) -> Result<bool, ExtError> {
     if source.size_bytes() < OFFSET_BYTES + LEN as u64 {
         return Ok(false);
@@ -53,7 +53,7 @@ pub(crate) fn is_there(source: &dyn ReadAt) -> Result<bool, ExtError> {
     Ok(u16::from_le_bytes(magic) == MAGIC)
 }
 
-/// Reads it.
+/// Reads the primary superblock.
 pub(crate) fn read(source: &dyn ReadAt) -> Result<Superblock, ExtError> {
     if !is_there(source)? {
         return Err(ExtError::NoFilesystem);
@@ -63,38 +63,38 @@ pub(crate) fn read(source: &dyn ReadAt) -> Result<Superblock, ExtError> {
     parse(&bytes, source.size_bytes())
 }
 
-/// The block that it is in, and where in that block, in bytes.
-pub(crate) fn place(block_len: u32) -> (u64, usize) {
+/// Returns the block that holds the primary superblock, and the byte offset in that block.
+pub(crate) fn location(block_len: u32) -> (u64, usize) {
     match block_len {
         1024 => (1, 0),
         _ => (0, OFFSET_BYTES as usize),
     }
 }
 
-/// Returns true if it has features, and a size of inodes: the first revision has neither.
+/// Returns true for revision 1 (`EXT4_DYNAMIC_REV`); revision 0 has no features and a fixed inode size.
 fn is_dynamic(bytes: &[u8; LEN]) -> bool {
     le32(bytes, 0x4c) > 0
 }
 
-/// Returns the features after a check of the checksum, if there is one.
+/// Returns the features, after a check of the superblock's checksum with the feature `metadata_csum`.
 fn features(bytes: &[u8; LEN]) -> Result<Features, ExtError> {
     let field = |at| if is_dynamic(bytes) { le32(bytes, at) } else { 0 };
     let features = Features { compat: field(0x5c), incompat: field(0x60), ro_compat: field(0x64) };
     features.check()?;
     if features.has_ro_compat(bit::RO_COMPAT_METADATA_CSUM) {
         if bytes[0x175] != CHECKSUM_TYPE_CRC32C {
-            return Err(ExtError::unsupported("checksums of an unknown kind"));
+            return Err(ExtError::unsupported("unknown checksum type"));
         }
         if crc32c(START, &[&bytes[..CHECKSUM_AT]]) != le32(bytes, CHECKSUM_AT) {
-            return damaged(Place::Superblock, "it does not match its checksum");
+            return damaged(Structure::Superblock, "checksum mismatch");
         }
     }
     Ok(features)
 }
 
-/// Parses a superblock of a filesystem that fits into an image of `size_bytes`.
+/// Parses a superblock and checks it against the size of the image.
 pub(crate) fn parse(bytes: &[u8; LEN], size_bytes: u64) -> Result<Superblock, ExtError> {
-    let wrong = |what| damaged(Place::Superblock, what);
+    let invalid = |reason| damaged(Structure::Superblock, reason);
     if le16(bytes, MAGIC_AT) != MAGIC {
         return Err(ExtError::NoFilesystem);
     }
@@ -102,37 +102,38 @@ pub(crate) fn parse(bytes: &[u8; LEN], size_bytes: u64) -> Result<Superblock, Ex
     let features = features(bytes)?;
     let log_block_len = le32(bytes, 0x18);
     if log_block_len > MAX_LOG_BLOCK_LEN {
-        return wrong("its blocks are larger than any");
+        return invalid("invalid block size");
     }
     let block_len = 1024u32 << log_block_len;
-    let wide = features.has_incompat(bit::INCOMPAT_64BIT);
-    let blocks = join(if wide { le32(bytes, 0x150) } else { 0 }, le32(bytes, 0x4));
+    let is_64bit = features.has_incompat(bit::INCOMPAT_64BIT);
+    let blocks = join(if is_64bit { le32(bytes, 0x150) } else { 0 }, le32(bytes, 0x4));
     if blocks.checked_mul(block_len.into()).is_none_or(|len| len > size_bytes) {
-        return wrong("it is larger than where it lies");
+        return invalid("filesystem larger than the image");
     }
     let first_data_block = le32(bytes, 0x14);
     if u64::from(first_data_block) >= blocks || first_data_block > u32::from(block_len == 1024) {
-        return wrong("its first block is not where it can be");
+        return invalid("invalid first data block");
     }
     let (blocks_per_group, inodes_per_group) = (le32(bytes, 0x20), le32(bytes, 0x28));
     if blocks_per_group == 0 || inodes_per_group == 0 {
-        return wrong("its groups are empty");
+        return invalid("block groups without blocks or inodes");
     }
     let groups = (blocks - u64::from(first_data_block)).div_ceil(blocks_per_group.into());
     if u32::try_from(groups).is_err() {
-        return wrong("it has too many groups");
+        return invalid("too many block groups");
     }
     let inodes = le32(bytes, 0x0);
     if u64::from(inodes) > groups.saturating_mul(inodes_per_group.into()) {
-        return wrong("it has more inodes than its groups hold");
+        return invalid("more inodes than its block groups hold");
     }
     let inode_len = if dynamic { le16(bytes, 0x58) } else { INODE_LEN_OLD };
     if !inode_len.is_power_of_two() || inode_len < INODE_LEN_OLD || u32::from(inode_len) > block_len {
-        return wrong("its inodes have a length that none have");
+        return invalid("invalid inode size");
     }
-    let desc_len = if wide { le16(bytes, 0xfe) } else { DESC_LEN_32 };
-    if !desc_len.is_power_of_two() || u32::from(desc_len) > block_len || (wide && desc_len < DESC_LEN_64) {
-        return wrong("its group descriptors have a length that none have");
+    let desc_len = if is_64bit { le16(bytes, 0xfe) } else { DESC_LEN_32 };
+    if !desc_len.is_power_of_two() || u32::from(desc_len) > block_len || (is_64bit && desc_len < DESC_LEN_64)
+    {
+        return invalid("invalid group descriptor size");
     }
     let mut uuid = [0; 16];
     uuid.copy_from_slice(&bytes[0x68..0x78]);
@@ -164,7 +165,7 @@ pub(crate) fn parse(bytes: &[u8; LEN], size_bytes: u64) -> Result<Superblock, Ex
 }
 
 impl Superblock {
-    /// Returns true for metadata with checksums.
+    /// Returns true with the feature `metadata_csum`.
     pub fn has_checksums(&self) -> bool {
         self.features.has_ro_compat(bit::RO_COMPAT_METADATA_CSUM)
     }

@@ -1,4 +1,4 @@
-//! Images that were damaged on purpose: nothing panics, and nothing goes on for ever.
+//! Damaged images: operations end with a result or an error, without a panic.
 use crate::common::{Bytes, debugfs, make, noise};
 use blockd_ext4::{Filesystem, ReadAt};
 use blockd_testkit::ext4::explore;
@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-/// Images without checksums of metadata, so that what is wrong in them is believed.
+/// Options of mke2fs. Most sets have no metadata checksums, which would detect the damage early.
 const KINDS: [&str; 4] = [
     "-t ext2 -b 1024 -O ext_attr,filetype,sparse_super,dir_index -I 256",
     "-t ext4 -b 1024 -O ext_attr,extents,64bit,flex_bg,^metadata_csum,has_journal,ea_inode -J size=1 -I 256",
@@ -40,7 +40,7 @@ fn image(kind: &str) -> Vec<u8> {
     std::os::unix::fs::symlink("x/".repeat(100), source.join("slow")).unwrap();
     let path: PathBuf = make(dir.path(), "image", kind, Some(&source), 4096);
     if kind.contains("has_journal") {
-        // Over and over the same block, and its own inodes.
+        // Writes and revocations of data blocks.
         let bytes = dir.path().join("bytes");
         fs::write(&bytes, noise(3, 8 * 1024)).unwrap();
         let commands = [
@@ -69,16 +69,16 @@ fn damaged_images_are_errors_without_a_panic() {
     for (number, kind) in KINDS.into_iter().enumerate() {
         let good = image(kind);
         assert!(explore(good.clone()) >= 60, "{kind}");
-        // Where metadata lies, and some data: what is not zero in the first half.
-        let places: Vec<usize> = (1024..good.len() / 2).filter(|at| good[*at] != 0).collect();
+        // Metadata and some data: the nonzero bytes of the first half.
+        let offsets: Vec<usize> = (1024..good.len() / 2).filter(|at| good[*at] != 0).collect();
         let mut random = Random(0x1234_5678_9abc_def1 + number as u64);
         for _ in 0..250 {
             let mut image = good.clone();
             for _ in 0..1 + random.below(20) {
-                // The superblock and the descriptors above all: they say where everything else is.
+                // Preferably the superblock and the group descriptors, which locate all other structures.
                 let at = match random.below(4) {
                     0 => 1024 + random.below(2048),
-                    _ => places[random.below(places.len())],
+                    _ => offsets[random.below(offsets.len())],
                 };
                 image[at] = match random.below(3) {
                     0 => 0xff,
@@ -91,7 +91,7 @@ fn damaged_images_are_errors_without_a_panic() {
     }
 }
 
-/// Fake image whose reads fail after some, until it is repaired.
+/// Fake image with a switchable outage.
 struct Failing {
     image: Bytes,
     failing: AtomicBool,
@@ -130,9 +130,8 @@ fn image_error_is_returned_and_not_cached() {
     assert_eq!(buf[..30], noise(7, 30));
 }
 
-/// A filesystem of 1 TiB costs no more to open than a small one.
 #[test]
-fn open_reads_little_at_any_size() {
+fn open_of_1_tib_filesystem_reads_less_than_64_kib() {
     let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let path = dir.path().join("image");
     File::create(&path).unwrap().set_len(1 << 40).unwrap();
@@ -172,7 +171,7 @@ fn directory_cycle_is_reported_as_damage() {
         &["ln /a /a/b/up".to_owned(), "ln /a/b /a/b/itself".to_owned(), "ln /a /beside".to_owned()],
     );
     let fs = crate::common::open(&path);
-    for (path, is_there) in [
+    for (path, is_valid) in [
         ("/a/b", true),
         ("/beside/b", true),
         ("/a/b/../b", true),
@@ -180,12 +179,15 @@ fn directory_cycle_is_reported_as_damage() {
         ("/a/b/itself/c", false),
     ] {
         let found = fs.resolve(path.as_bytes());
-        assert_eq!(found.is_ok(), is_there, "{path}");
-        assert!(is_there || matches!(found, Err(blockd_ext4::ExtError::Damaged { .. })), "{path}");
+        assert_eq!(found.is_ok(), is_valid, "{path}");
+        assert!(is_valid || matches!(found, Err(blockd_ext4::ExtError::Damaged { .. })), "{path}");
     }
-    let (inode, above) = fs.resolve_with_above(b"/a/b").unwrap();
+    let (inode, ancestors) = fs.resolve_with_above(b"/a/b").unwrap();
     let numbers = [fs.resolve(b"/").unwrap().number, fs.resolve(b"/a").unwrap().number];
-    assert_eq!((above.as_slice(), inode.number), (&numbers[..], fs.resolve(b"/beside/b").unwrap().number));
+    assert_eq!(
+        (ancestors.as_slice(), inode.number),
+        (&numbers[..], fs.resolve(b"/beside/b").unwrap().number)
+    );
 }
 
 #[test]
@@ -198,7 +200,7 @@ fn invalid_acl_hides_no_other_attribute() {
     let set = |name: &str| format!("ea_set /file {name} abcdefgh");
     debugfs(&path, &[set("user.posix_acl_access"), set("user.note")]);
     let mut image = fs::read(&path).unwrap();
-    // The name of a list is that it has none.
+    // Changes the name index to that of access lists; the value is no valid list.
     let name = b"posix_acl_access";
     let at = image.windows(name.len()).position(|bytes| bytes == name).unwrap();
     image[at - 15] = 2;

@@ -1,7 +1,7 @@
-//! Tests with filesystems written by the kernel: the reader returns the same as the kernel, also from a copy
-//! taken with a live journal.
+//! Filesystems written by the kernel: the reader returns the same as the kernel, also from a copy of a
+//! mounted filesystem.
 //!
-//! They need root and a loop device, and are skipped with a message otherwise.
+//! The tests need root and a loop device, and are skipped with a message otherwise.
 use crate::common::{Compare, compare, content, make, noise, open, run, tool};
 use blockd_ext4::{InodeNumber, JournalState};
 use rustix::fs::{FallocateFlags, XattrFlags, fallocate};
@@ -12,7 +12,8 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-const ALL: Compare = Compare { nanoseconds: true, dir_times: true, xattrs: true, owners: true, room: true };
+const ALL: Compare =
+    Compare { nanoseconds: true, dir_times: true, xattrs: true, owners: true, allocation: true };
 
 /// Directory of images, in memory if possible, as they are synced often.
 fn scratch() -> tempfile::TempDir {
@@ -21,7 +22,7 @@ fn scratch() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("blockd-ext4-").tempdir_in(dir).unwrap()
 }
 
-/// A mounted image, until it is dropped.
+/// Mounted image, unmounted on drop.
 struct Mounted {
     at: PathBuf,
 }
@@ -32,8 +33,8 @@ impl Mounted {
         fs::create_dir_all(&at).unwrap();
         let output = tool("mount").args(["-o", options]).arg(image).arg(&at).output().unwrap();
         if !output.status.success() {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            eprintln!("=== SKIPPED: this wants root and a loop device: {} ===", said.trim());
+            let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+            eprintln!("=== SKIPPED: needs root and a loop device: {} ===", stderr.trim());
             return None;
         }
         Some(Self { at })
@@ -50,8 +51,8 @@ fn set_xattr(path: &Path, name: &str, value: &[u8]) {
     rustix::fs::setxattr(path, name, value, XattrFlags::empty()).unwrap();
 }
 
-/// Creates structures that only a kernel makes: preallocated ranges, punched holes, deep trees, large
-/// directories, access lists.
+/// Creates structures that e2fsprogs do not: preallocated extents, punched holes, extent trees with several
+/// levels, large directories, access lists.
 fn fill(root: &Path, has_extents: bool) {
     fs::create_dir_all(root.join("many")).unwrap();
     for number in 0..2000 {
@@ -66,13 +67,13 @@ fn fill(root: &Path, has_extents: bool) {
     let scattered = File::create(root.join("scattered")).unwrap();
     for index in 0..1500u64 {
         scattered.write_all_at(&noise(index, 1024), index * 8192).unwrap();
-        // Each piece gets its place before the next one, so that they are extents of their own.
+        // Forces the allocation of blocks, so that the file has many extents.
         if index % 100 == 0 {
             scattered.sync_all().unwrap();
         }
     }
     if has_extents {
-        // First what lies there is not zeroes, so that to show it would be seen.
+        // Fills blocks that are freed again, so that unwritten extents contain stale data.
         let before = root.join("before");
         fs::write(&before, noise(99, 3 << 20)).unwrap();
         File::open(&before).unwrap().sync_all().unwrap();
@@ -100,7 +101,7 @@ fn fill(root: &Path, has_extents: bool) {
     set_xattr(&with, "user.long", &noise(8, 500));
     set_xattr(&with, "security.something", b"\0\x01");
     set_xattr(&with, "trusted.overlay", b"y");
-    // Read and write for the owner, a named user and a named group, as programs see it.
+    // In the format of `setxattr`, with a named user and a named group.
     let entries: [(u16, u16, u32); 6] =
         [(1, 6, !0), (2, 4, 1000), (4, 4, !0), (8, 6, 2000), (16, 6, !0), (32, 0, !0)];
     let mut list = 2u32.to_le_bytes().to_vec();
@@ -125,18 +126,18 @@ fn check_holes(fs: &blockd_ext4::Filesystem, root: &Path) {
         let bytes = content(fs, &inode);
         let (mut at, mut holes) = (0, 0);
         while at < inode.size_bytes {
-            let run = fs.run_at(&inode, at).unwrap();
-            assert!(run.end_bytes > at);
-            if !run.is_data {
+            let extent = fs.run_at(&inode, at).unwrap();
+            assert!(extent.end_bytes > at);
+            if !extent.is_data {
                 holes += 1;
                 assert!(
-                    bytes[at as usize..run.end_bytes as usize].iter().all(|byte| *byte == 0),
+                    bytes[at as usize..extent.end_bytes as usize].iter().all(|byte| *byte == 0),
                     "{name} at {at}"
                 );
                 let data = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at));
-                assert!(data.is_err() || data.is_ok_and(|data| data >= run.end_bytes), "{name} at {at}");
+                assert!(data.is_err() || data.is_ok_and(|data| data >= extent.end_bytes), "{name} at {at}");
             }
-            at = run.end_bytes;
+            at = extent.end_bytes;
         }
         assert!(holes > 0, "{name}");
     }
@@ -144,15 +145,15 @@ fn check_holes(fs: &blockd_ext4::Filesystem, root: &Path) {
 
 const KINDS: [(&str, &str); 5] = [
     (
-        "ext4 of 1k",
+        "ext4, 1k",
         "-t ext4 -b 1024 -I 256 -O has_journal,ext_attr,extents,64bit,flex_bg,metadata_csum,dir_index,extra_isize,huge_file,dir_nlink,filetype -J size=4",
     ),
     (
-        "ext4 of 4k with much",
+        "ext4, 4k, inline_data, ea_inode, large_dir",
         "-t ext4 -b 4096 -I 512 -O has_journal,ext_attr,extents,64bit,metadata_csum,metadata_csum_seed,dir_index,extra_isize,inline_data,ea_inode,large_dir,filetype -J size=4",
     ),
     (
-        "ext4 of 4k with clusters",
+        "ext4, 4k, bigalloc",
         "-t ext4 -b 4096 -C 16384 -I 256 -O has_journal,ext_attr,extents,64bit,metadata_csum,bigalloc,dir_index,extra_isize,filetype -J size=4",
     ),
     (
@@ -163,7 +164,7 @@ const KINDS: [(&str, &str); 5] = [
 ];
 
 #[test]
-fn kernel_written_files_are_read() {
+fn files_written_by_kernel_match() {
     for (name, options) in KINDS {
         let dir = scratch();
         let image = make(dir.path(), "image", options, None, 48 << 10);
@@ -180,17 +181,16 @@ fn kernel_written_files_are_read() {
         };
         let fs = open(&image);
         assert!(matches!(fs.info().journal, JournalState::Clean | JournalState::None), "{name}");
-        // Before anything is read there: what is in the page cache counts as data, written or not.
+        // Before the first read: SEEK_DATA reports unwritten extents with cached pages as data.
         check_holes(&fs, &mounted.at);
         assert!(compare(&fs, InodeNumber::ROOT, &mounted.at, ALL) > 2010, "{name}");
     }
 }
 
 #[test]
-fn copy_of_mounted_filesystem_is_read_as_by_kernel() {
-    // With journaled data, blocks of files are in the journal too. Fast commits are left out, so there are
-    // none. Nothing else writes: what the kernel does in the background to new filesystems would go on while
-    // the copy is taken.
+fn copy_of_mounted_filesystem_matches_kernel() {
+    // With `data=journal`, the journal also contains file data. The feature `fast_commit` is off. Without
+    // `noinit_itable`, the kernel would initialize inode tables while the copy is made.
     for (kind, mount) in [
         (0, "loop,noinit_itable"),
         (0, "loop,noinit_itable,data=journal"),
@@ -208,7 +208,7 @@ fn copy_of_mounted_filesystem_is_read_as_by_kernel() {
                 fs::write(below.join(format!("file {number}")), noise(round, number * 100)).unwrap();
             }
             if round > 1 {
-                // What was metadata becomes free, and data of others: revocations.
+                // Freed metadata blocks become file data, which causes revocations.
                 fs::remove_dir_all(mounted.at.join(format!("round-{}", round - 2))).unwrap();
             }
             rustix::fs::syncfs(File::open(&mounted.at).unwrap()).unwrap();
@@ -222,12 +222,12 @@ fn copy_of_mounted_filesystem_is_read_as_by_kernel() {
             "{mount}: {:?}",
             fs.info()
         );
-        let played = dir.path().join("played");
-        fs::copy(&copy, &played).unwrap();
+        let replayed = dir.path().join("replayed");
+        fs::copy(&copy, &replayed).unwrap();
 
-        let Some(mounted) = Mounted::new(&played, dir.path().join("at"), "loop") else { return };
+        let Some(mounted) = Mounted::new(&replayed, dir.path().join("at"), "loop") else { return };
         assert!(compare(&fs, InodeNumber::ROOT, &mounted.at, ALL) > 200, "{mount}");
         drop(mounted);
-        run(tool("e2fsck").args(["-fn"]).arg(&played));
+        run(tool("e2fsck").args(["-fn"]).arg(&replayed));
     }
 }

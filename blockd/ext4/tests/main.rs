@@ -1,11 +1,11 @@
-//! Tests with images of real filesystems.
+//! Tests with images created by e2fsprogs and the kernel.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
 
 mod common;
+mod features;
 mod hostile;
 mod journal;
 mod kernel;
-mod made;
 mod metadata;
 mod readme;

@@ -1,15 +1,15 @@
-//! Tests of the metadata location against dumpe2fs.
+//! Location of metadata, compared with dumpe2fs.
 use crate::common::{make, open, run, tool};
 use std::{collections::BTreeSet, fs, path::Path};
 
-/// The number behind `name` in what dumpe2fs says of the filesystem as a whole.
-fn field(said: &str, name: &str) -> u64 {
-    let line = said.lines().find(|line| line.starts_with(name)).unwrap();
+/// Returns the number after `name` in the output of dumpe2fs.
+fn field(output: &str, name: &str) -> u64 {
+    let line = output.lines().find(|line| line.starts_with(name)).unwrap();
     line[name.len()..].trim_start_matches(':').trim().parse().unwrap()
 }
 
-/// The number that begins behind `name`.
-fn number_behind(text: &str, name: &str) -> Option<u64> {
+/// Returns the number that follows `name`.
+fn number_after(text: &str, name: &str) -> Option<u64> {
     let rest = &text[text.find(name)? + name.len()..];
     let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
     digits.parse().ok()
@@ -20,14 +20,14 @@ fn number_before(text: &str, name: &str) -> Option<u64> {
     before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// The blocks of inodes in use, bitmaps and group descriptors.
+/// Returns the blocks of inodes in use and of bitmaps.
 fn expected(image: &Path) -> BTreeSet<u64> {
-    let said = run(tool("dumpe2fs").arg(image));
-    let (block_len, inode_len) = (field(&said, "Block size"), field(&said, "Inode size"));
-    let per_group = field(&said, "Inodes per group");
+    let output = run(tool("dumpe2fs").arg(image));
+    let (block_len, inode_len) = (field(&output, "Block size"), field(&output, "Inode size"));
+    let per_group = field(&output, "Inodes per group");
     let mut blocks = BTreeSet::new();
     let mut groups: Vec<String> = Vec::new();
-    for line in said.lines() {
+    for line in output.lines() {
         if line.starts_with("Group ") && line.contains("(Blocks") {
             groups.push(String::new());
         }
@@ -42,9 +42,9 @@ fn expected(image: &Path) -> BTreeSet<u64> {
         if unused == per_group {
             continue;
         }
-        blocks.extend(number_behind(group, "Block bitmap at "));
-        blocks.extend(number_behind(group, "Inode bitmap at "));
-        let table = number_behind(group, "Inode table at ").unwrap();
+        blocks.extend(number_after(group, "Block bitmap at "));
+        blocks.extend(number_after(group, "Inode bitmap at "));
+        let table = number_after(group, "Inode table at ").unwrap();
         let len = ((per_group - unused) * inode_len).div_ceil(block_len);
         blocks.extend(table..table + len);
     }
@@ -52,7 +52,7 @@ fn expected(image: &Path) -> BTreeSet<u64> {
 }
 
 #[test]
-fn metadata_is_where_dumpe2fs_finds_it() {
+fn metadata_ranges_match_dumpe2fs() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     for number in 0..120 {
@@ -76,13 +76,13 @@ fn metadata_is_where_dumpe2fs_finds_it() {
         assert!(ranges.iter().all(|range| range.start < range.end && range.end <= fs.info().size_bytes));
         let found: BTreeSet<u64> =
             ranges.iter().flat_map(|range| range.start / block_len..range.end.div_ceil(block_len)).collect();
-        let wanted = expected(&image);
-        assert!(wanted.len() > 3, "{options}");
-        let missing: Vec<_> = wanted.difference(&found).collect();
+        let expected = expected(&image);
+        assert!(expected.len() > 3, "{options}");
+        let missing: Vec<_> = expected.difference(&found).collect();
         assert!(missing.is_empty(), "{options}: {missing:?}");
         // The rest is the superblock, the descriptors and the journal.
-        let most = 4096 / block_len + 64;
-        assert!((found.len() - wanted.len()) as u64 <= most, "{options}: {}", found.len() - wanted.len());
+        let rest = found.len() - expected.len();
+        assert!(rest as u64 <= 4096 / block_len + 64, "{options}: {rest}");
         assert!(fs.metadata(3).len() <= 3);
     }
 }

@@ -1,4 +1,4 @@
-//! The journal, and playing it back in memory (section "Journal (jbd2)").
+//! Journal replay in memory (section "Journal (jbd2)").
 
 mod log;
 mod overlay;
@@ -12,25 +12,24 @@ use log::Log;
 /// State of a filesystem's journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum JournalState {
-    /// There is none.
+    /// The filesystem has no journal, or was opened without replay.
     None,
-    /// There was nothing in it to play back.
+    /// The journal needed no recovery.
     Clean,
-    /// It was played back in memory.
+    /// The journal was replayed in memory.
     Replayed {
-        /// Number of transactions.
+        /// Number of replayed transactions.
         transactions: u32,
-        /// Number of replayed blocks.
+        /// Number of blocks that the journal replaces.
         blocks: u32,
-        /// The journal ends in a damaged transaction, which was skipped with those after it.
+        /// The journal ends with a damaged transaction, which was skipped with those after it.
         damaged: bool,
-        /// Fast commits follow, which are not replayed: the last synced data is missing.
+        /// Fast commits follow, which are not replayed: the changes synced last are missing.
         fast_commits: bool,
     },
 }
 
-/// Plays the journal back: a table of the blocks that are to be taken from it. It was not played back, says
-/// the superblock.
+/// Scans a journal that needs recovery, and returns the overlay of the blocks that it replaces.
 pub(crate) fn replay(
     fs: &Filesystem,
     source: &dyn ReadAt,
@@ -41,7 +40,7 @@ pub(crate) fn replay(
     };
     let scanned = scan::scan(&log)?;
     let (transactions, damaged) = (scanned.transactions, scanned.damaged);
-    // Those of an earlier round name another transaction.
+    // Stale fast commits of an earlier lap of the ring have another transaction id.
     let fast_commits = !damaged && log.fast_tid == Some(scanned.next);
     let overlay = scanned.into_overlay(&log);
     let blocks = overlay.len();

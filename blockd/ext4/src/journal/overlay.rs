@@ -1,45 +1,45 @@
-//! Overlay of blocks from the journal.
+//! Overlay of blocks that the journal replaces.
 
 use crate::checksum::crc32c;
 
-/// Journal magic, which the journal escapes at the start of a block.
+/// Journal magic number, which is escaped at the start of a data block.
 const ESCAPED: [u8; 4] = 0xc03b_3998_u32.to_be_bytes();
 
-/// The checksum of a block in the journal.
+/// Checksum of a block in the journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum BlockChecksum {
-    /// None, or that of the whole transaction, which was checked.
+    /// No checksum per block.
     None,
-    /// The lower half of it.
-    Half(u16),
-    /// All of it.
-    Whole(u32),
+    /// Low half of the CRC-32C (checksum v2).
+    Low(u16),
+    /// CRC-32C (checksum v3).
+    Full(u32),
 }
 
-/// Position of a block in the journal.
+/// Copy of a block in the journal.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Patch {
-    /// The block of the filesystem that it lies in.
+    /// Physical block of the copy.
     pub log_block: u64,
-    /// The transaction that it belongs to.
+    /// Sequence number of its transaction.
     pub sequence: u32,
-    /// Its checksum, which is checked when it is read.
+    /// Checksum, verified on read.
     pub checksum: BlockChecksum,
-    /// The first four bytes must be restored.
+    /// The first four bytes, the magic number, must be restored.
     pub escaped: bool,
 }
 
-/// The blocks that are to be taken from the journal.
+/// Blocks that the journal replaces.
 #[derive(Default)]
 pub(crate) struct Overlay {
-    /// By their numbers, in order. A table without gaps: there may be many, and they are kept.
+    /// Sorted by block number, in an array without spare capacity: it is kept while the filesystem is open.
     patches: Box<[(u64, Patch)]>,
     /// Seed of the checksums of journal blocks.
     checksum_seed: u32,
 }
 
 impl Overlay {
-    /// Of blocks that are all different ones.
+    /// Creates an overlay of distinct blocks.
     pub fn new(checksum_seed: u32, patches: impl Iterator<Item = (u64, Patch)>) -> Self {
         let mut patches: Box<[_]> = patches.collect();
         patches.sort_unstable_by_key(|(block, _)| *block);
@@ -55,27 +55,27 @@ impl Overlay {
         self.patches.get(index).map(|(_, patch)| *patch)
     }
 
-    /// Returns true for a block from `first` to `last`.
+    /// Returns true if the overlay has a block from `first` to `last`, inclusive.
     pub fn has_any(&self, first: u64, last: u64) -> bool {
         let from = self.patches.partition_point(|(block, _)| *block < first);
         self.patches.get(from).is_some_and(|(block, _)| *block <= last)
     }
 
-    /// Makes of a block as it is in the journal the block that it stands for; says whether its checksum is
-    /// right.
-    pub fn finish(&self, patch: Patch, bytes: &mut [u8]) -> bool {
+    /// Converts a copy in the journal to the block that it replaces. Returns false if its checksum does not
+    /// match.
+    pub fn unescape(&self, patch: Patch, bytes: &mut [u8]) -> bool {
         let sum = || crc32c(self.checksum_seed, &[&patch.sequence.to_be_bytes(), bytes]);
-        let sound = match patch.checksum {
+        let is_valid = match patch.checksum {
             BlockChecksum::None => true,
-            BlockChecksum::Half(stored) => sum() & 0xffff == u32::from(stored),
-            BlockChecksum::Whole(stored) => sum() == stored,
+            BlockChecksum::Low(stored) => sum() & 0xffff == u32::from(stored),
+            BlockChecksum::Full(stored) => sum() == stored,
         };
-        if sound
+        if is_valid
             && patch.escaped
             && let Some(first) = bytes.first_chunk_mut()
         {
             *first = ESCAPED;
         }
-        sound
+        is_valid
     }
 }

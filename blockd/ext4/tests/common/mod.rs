@@ -1,4 +1,4 @@
-//! Images made by e2fsprogs, and comparing what is read of them with a directory of the system.
+//! Images created by e2fsprogs, and comparison of their files with a directory of the host.
 #![allow(dead_code, reason = "each test uses a part of this")]
 
 use blockd_ext4::{FileKind, Filesystem, Inode, InodeNumber, ReadAt};
@@ -18,7 +18,7 @@ use std::{
     },
 };
 
-/// An image in a file; what is read of it is counted.
+/// Image in a file. Counts the bytes read.
 pub struct ImageFile {
     file: File,
     size_bytes: u64,
@@ -44,7 +44,7 @@ impl ReadAt for ImageFile {
     }
 }
 
-/// An image in memory.
+/// Image in memory.
 pub struct Bytes(pub Vec<u8>);
 
 impl ReadAt for Bytes {
@@ -63,7 +63,7 @@ pub fn open(path: &Path) -> Filesystem {
     Filesystem::open(Arc::new(ImageFile::open(path))).unwrap()
 }
 
-/// A program of e2fsprogs and such, which may lie where only root looks.
+/// Finds a program of e2fsprogs or util-linux, also outside of an unprivileged user's `PATH`.
 pub fn tool(name: &str) -> Command {
     let dirs = ["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(|dir| Path::new(dir).join(name));
     let found = dirs.into_iter().find(|path| path.exists());
@@ -72,13 +72,13 @@ pub fn tool(name: &str) -> Command {
     command
 }
 
-/// Runs a program, which must succeed, and gives what it prints.
+/// Runs a program, which must succeed, and returns its standard output.
 pub fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{command:?}: {said}{stderr}");
-    said
+    assert!(output.status.success(), "{command:?}: {stdout}{stderr}");
+    stdout
 }
 
 pub fn debugfs(image: &Path, commands: &[String]) -> String {
@@ -87,11 +87,11 @@ pub fn debugfs(image: &Path, commands: &[String]) -> String {
     run(tool("debugfs").arg("-w").arg("-f").arg(&script).arg(image))
 }
 
-/// Makes an image of so many KiB with these options, filled from a directory.
+/// Creates an image with these options of mke2fs, filled from a directory.
 pub fn make(dir: &Path, name: &str, options: &str, source: Option<&Path>, size_kib: u64) -> PathBuf {
     let image = dir.join(name);
     let mut command = tool("mke2fs");
-    // Nothing of this depends on how this system makes filesystems.
+    // Ignores the host's defaults of mke2fs.
     command.env("MKE2FS_CONFIG", "/dev/null").args(["-q", "-F"]).args(options.split_whitespace());
     if let Some(source) = source {
         command.arg("-d").arg(source);
@@ -101,7 +101,7 @@ pub fn make(dir: &Path, name: &str, options: &str, source: Option<&Path>, size_k
     image
 }
 
-/// Bytes that look like nothing, the same for the same number.
+/// Returns pseudo-random bytes, reproducible by the seed.
 pub fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(len + 8);
@@ -128,7 +128,7 @@ pub fn kind_of(meta: &fs::Metadata) -> FileKind {
     }
 }
 
-/// The extended attributes that the system gives.
+/// Returns the extended attributes of a file of the host.
 pub fn system_xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut names = vec![0; 65_536];
     let len = rustix::fs::llistxattr(path, &mut names[..]).unwrap();
@@ -144,17 +144,17 @@ pub fn system_xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
 /// Compared properties of a file, in addition to its content.
 #[derive(Clone, Copy)]
 pub struct Compare {
-    /// Times with their nanoseconds, and not to the second.
+    /// Nanoseconds of times.
     pub nanoseconds: bool,
-    /// Times of directories: what fills an image changes them.
+    /// Times of directories, which mke2fs changes when it fills an image.
     pub dir_times: bool,
     pub xattrs: bool,
     pub owners: bool,
     /// Allocated space of regular files.
-    pub room: bool,
+    pub allocation: bool,
 }
 
-/// Reads a whole file, in pieces of odd lengths.
+/// Reads a file with reads of various lengths.
 pub fn content(fs: &Filesystem, inode: &Inode) -> Vec<u8> {
     let mut content = vec![0x55; inode.size_bytes as usize];
     let mut at = 0;
@@ -169,7 +169,7 @@ pub fn content(fs: &Filesystem, inode: &Inode) -> Vec<u8> {
     content
 }
 
-/// Compares everything below a directory with what is read. How many files that were is returned.
+/// Compares a file with the host's, and recursively the files below. Returns the number of files.
 pub fn compare(fs: &Filesystem, number: InodeNumber, system: &Path, how: Compare) -> usize {
     let inode = fs.inode(number).unwrap();
     let meta = fs::symlink_metadata(system).unwrap();
@@ -193,7 +193,7 @@ pub fn compare(fs: &Filesystem, number: InodeNumber, system: &Path, how: Compare
     match inode.kind {
         FileKind::Regular => {
             assert_eq!(inode.size_bytes, meta.len(), "{at}");
-            if how.room {
+            if how.allocation {
                 assert_eq!(inode.allocated_bytes, meta.blocks() * 512, "{at}");
             }
             assert!(content(fs, &inode) == fs::read(system).unwrap(), "{at}: content");

@@ -1,7 +1,7 @@
-//! Images that e2fsprogs make, with many sets of features, filled from a directory: what is read is what that
-//! directory holds.
+//! Images created by e2fsprogs with many combinations of features: the reader returns the files of their
+//! source directory.
 use crate::common::{Bytes, Compare, ImageFile, compare, debugfs, make, noise, open};
-use blockd_ext4::{Device, ExtError, FileKind, Filesystem, InodeNumber, JournalState, Place, Timestamp};
+use blockd_ext4::{Device, ExtError, FileKind, Filesystem, InodeNumber, JournalState, Structure, Timestamp};
 use std::{
     fs::{self, File},
     os::unix::{ffi::OsStrExt, fs::FileExt},
@@ -10,33 +10,30 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-/// Sets of features: name, and options of mke2fs.
+/// Combinations of features: name, and options of mke2fs.
 const SETS: [(&str, &str); 20] = [
-    ("ext2 of 1k", "-t ext2 -b 1024 -O ^resize_inode,^dir_index -I 128"),
-    ("ext2 of 4k", "-t ext2 -b 4096 -O ext_attr -I 256"),
-    ("the first revision", "-t ext2 -b 1024 -r 0 -O none"),
-    ("ext3 of 2k", "-t ext3 -b 2048 -O ext_attr,has_journal,filetype,dir_index,sparse_super -I 256"),
-    ("ext3 of 1k with small inodes", "-t ext3 -b 1024 -O ext_attr,has_journal -I 128"),
+    ("ext2, 1k", "-t ext2 -b 1024 -O ^resize_inode,^dir_index -I 128"),
+    ("ext2, 4k", "-t ext2 -b 4096 -O ext_attr -I 256"),
+    ("revision 0", "-t ext2 -b 1024 -r 0 -O none"),
+    ("ext3, 2k", "-t ext3 -b 2048 -O ext_attr,has_journal,filetype,dir_index,sparse_super -I 256"),
+    ("ext3, 1k, 128-byte inodes", "-t ext3 -b 1024 -O ext_attr,has_journal -I 128"),
     (
-        "ext4 of 1k",
+        "ext4, 1k",
         "-t ext4 -b 1024 -O ext_attr,extents,64bit,flex_bg,metadata_csum,extra_isize,huge_file,dir_nlink,dir_index -I 256",
     ),
     (
-        "ext4 of 2k",
+        "ext4, 2k",
         "-t ext4 -b 2048 -O ext_attr,extents,64bit,flex_bg,metadata_csum,extra_isize,huge_file -I 256",
     ),
     (
-        "ext4 of 4k",
+        "ext4, 4k",
         "-t ext4 -b 4096 -O ext_attr,ext_attr,has_journal,extents,64bit,flex_bg,metadata_csum,extra_isize,huge_file,dir_index -I 256",
     ),
-    ("ext4 of 64k", "-t ext4 -b 65536 -O ext_attr,extents,64bit,metadata_csum,extra_isize -I 512"),
+    ("ext4, 64k", "-t ext4 -b 65536 -O ext_attr,extents,64bit,metadata_csum,extra_isize -I 512"),
     ("no extents", "-t ext4 -b 1024 -O ext_attr,^extents,^64bit,^flex_bg,metadata_csum,extra_isize -I 256"),
     ("no 64bit", "-t ext4 -b 1024 -O ext_attr,extents,^64bit,flex_bg,metadata_csum -I 256"),
-    ("crc16 of groups", "-t ext4 -b 1024 -O ext_attr,extents,^64bit,flex_bg,^metadata_csum,uninit_bg -I 256"),
-    (
-        "crc16 of wide groups",
-        "-t ext4 -b 1024 -O ext_attr,extents,64bit,flex_bg,^metadata_csum,uninit_bg -I 256",
-    ),
+    ("gdt_csum", "-t ext4 -b 1024 -O ext_attr,extents,^64bit,flex_bg,^metadata_csum,uninit_bg -I 256"),
+    ("gdt_csum, 64bit", "-t ext4 -b 1024 -O ext_attr,extents,64bit,flex_bg,^metadata_csum,uninit_bg -I 256"),
     (
         "no flex_bg",
         "-t ext4 -b 1024 -g 1024 -O ext_attr,extents,64bit,^flex_bg,metadata_csum,^resize_inode -I 256",
@@ -61,7 +58,7 @@ const SETS: [(&str, &str); 20] = [
     ),
 ];
 
-/// A directory with some of everything.
+/// Fills a directory with files, links, times and attributes that mke2fs copies.
 fn fill(root: &Path) {
     fs::create_dir_all(root.join("dir/deeper/still")).unwrap();
     for number in 0..300 {
@@ -96,7 +93,7 @@ fn fill(root: &Path) {
 }
 
 fn filled() -> (tempfile::TempDir, PathBuf) {
-    // Not where files lie in memory only: there may be no extended attributes there.
+    // Not in /tmp: a tmpfs may lack user extended attributes.
     let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let source = dir.path().join("source");
     fill(&source);
@@ -115,7 +112,7 @@ fn feature_combinations_are_read() {
             dir_times: false,
             xattrs: options.contains("ext_attr"),
             owners: true,
-            room: false,
+            allocation: false,
         };
         let count = compare(&fs, InodeNumber::ROOT, &source, how);
         assert!(count > 330, "{name}: {count}");
@@ -140,16 +137,19 @@ fn unsupported_feature_is_refused_by_name() {
     };
     assert!(refused(0x60, &[1, 0x10, 0, 0]).to_string().contains("compression and dirdata"));
     assert!(
-        matches!(refused(0x60, &[0, 0, 0, 0x40]), ExtError::Unsupported { what } if what.contains("0x40000000"))
+        matches!(refused(0x60, &[0, 0, 0, 0x40]), ExtError::Unsupported { feature } if feature.contains("0x40000000"))
     );
     assert!(matches!(refused(0x38, &[0]), ExtError::NoFilesystem));
     for (at, bytes) in [(0x4, &[0xff; 4][..]), (0x18, &[7]), (0x20, &[0; 4]), (0x28, &[0; 4]), (0x58, &[129])]
     {
         let error = refused(at, bytes);
-        assert!(matches!(error, ExtError::Damaged { place: Place::Superblock, .. }), "{at:#x}: {error}");
+        assert!(
+            matches!(error, ExtError::Damaged { structure: Structure::Superblock, .. }),
+            "{at:#x}: {error}"
+        );
         assert!(!error.is_retryable());
     }
-    // A journal on another device, that was not played back.
+    // An external journal that needs recovery.
     let compat = fs::read(&image).unwrap()[1024 + 0x5c] | 4;
     let copy = make(dir.path(), "external", "-t ext2 -b 1024", None, 256);
     let file = File::options().write(true).open(&copy).unwrap();
@@ -157,7 +157,7 @@ fn unsupported_feature_is_refused_by_name() {
         file.write_all_at(&[byte], 1024 + at).unwrap();
     }
     let error = Filesystem::open(Arc::new(ImageFile::open(&copy))).unwrap_err();
-    assert!(error.to_string().contains("another device"), "{error}");
+    assert!(error.to_string().contains("external journal"), "{error}");
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn paths_resolve_links_within_the_filesystem() {
 }
 
 #[test]
-fn device_nodes_times_and_owners_that_debugfs_makes() {
+fn device_nodes_times_and_owners_set_by_debugfs_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let image = make(dir.path(), "image", "-t ext4 -b 1024 -I 256", None, 1024);
     let commands = [
@@ -199,7 +199,7 @@ fn device_nodes_times_and_owners_that_debugfs_makes() {
         "sif d uid 70000",
         "sif d gid 4000000000",
         "sif pipe mode 010640",
-        // Half a second behind a time after 2038 and before 1970.
+        // Half a second after a time beyond 2038, and before 1970.
         "sif block mtime_lo 0x80000001",
         "sif block mtime_extra 0x77359401",
         "sif wide mtime_lo 0xfffffffe",
@@ -233,16 +233,15 @@ fn encrypted_directory_is_refused_alone() {
     assert_eq!(fs.read_dir(&fs.resolve(b"/open").unwrap(), 10).unwrap(), []);
 }
 
-/// Every place of metadata with a checksum is checked: one flipped bit, and what hangs on it is not shown.
 #[test]
-fn flipped_bits_do_not_pass_checksums() {
+fn flipped_bit_in_any_checksummed_metadata_is_damage() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("source");
     fs::create_dir_all(source.join("many")).unwrap();
     for number in 0..200 {
         fs::write(source.join(format!("many/a name that is rather long {number}")), b"").unwrap();
     }
-    // An extent tree with a node of its own: every second block is a hole.
+    // Every second block is a hole, so that the extents need a node outside of the inode.
     let file = File::create(source.join("holes")).unwrap();
     for index in 0..50u64 {
         file.write_all_at(&[7; 1024], index * 2048).unwrap();
@@ -252,11 +251,11 @@ fn flipped_bits_do_not_pass_checksums() {
     let options = "-t ext4 -b 1024 -I 256 -O ext_attr,extents,metadata_csum,64bit,dir_index";
     let image = make(dir.path(), "image", options, Some(&source), 4096);
     let good = fs::read(&image).unwrap();
-    let block_of = |question: &str| -> usize {
-        let said = debugfs(&image, &[question.to_owned()]);
-        let number =
-            said.split_whitespace().filter_map(|word| word.trim_end_matches(')').parse().ok()).next_back();
-        number.unwrap_or_else(|| unreachable!("{said}"))
+    let block_of = |command: &str| -> usize {
+        let output = debugfs(&image, &[command.to_owned()]);
+        let mut words = output.split_whitespace().rev();
+        let number = words.find_map(|word| word.trim_end_matches(')').parse().ok());
+        number.unwrap_or_else(|| unreachable!("{output}"))
     };
     let directory = block_of("bmap many 0") * 1024;
     let attributes = good.windows(600).position(|window| window == [9; 600]).unwrap() / 1024 * 1024;
@@ -271,7 +270,7 @@ fn flipped_bits_do_not_pass_checksums() {
         Ok(())
     };
     walk(good.clone()).unwrap();
-    for (what, at) in [
+    for (structure, at) in [
         ("superblock", 1024 + 0x78),
         ("group", 2048 + 0x10),
         ("directory", directory + 600),
@@ -281,6 +280,6 @@ fn flipped_bits_do_not_pass_checksums() {
     ] {
         let mut image = good.clone();
         image[at] ^= 0x10;
-        assert!(matches!(walk(image), Err(ExtError::Damaged { .. })), "{what}");
+        assert!(matches!(walk(image), Err(ExtError::Damaged { .. })), "{structure}");
     }
 }
