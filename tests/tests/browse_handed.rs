@@ -319,12 +319,12 @@ fn invalid_mount_descriptor_is_refused_and_closed() {
         error => panic!("{error}"),
     };
     // What a first request makes stays.
-    refused(File::open("/dev/null").unwrap().into(), "no descriptor of /dev/fuse");
+    refused(File::open("/dev/null").unwrap().into(), "not /dev/fuse");
     let (files, began) = (process::open_files(pid), Instant::now());
-    refused(File::open(bed.dir()).unwrap().into(), "no descriptor of /dev/fuse");
-    refused(UnixStream::pair().unwrap().0.into(), "no descriptor of /dev/fuse");
+    refused(File::open(bed.dir()).unwrap().into(), "not /dev/fuse");
+    refused(UnixStream::pair().unwrap().0.into(), "not /dev/fuse");
     let unmounted = || fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
-    refused(unmounted().into(), "nothing that waits to be served");
+    refused(unmounted().into(), "no mount waits for a server");
 
     // A sender that took the kernel's first request itself.
     let mount = Mount(bed.path("mnt"));
@@ -332,14 +332,14 @@ fn invalid_mount_descriptor_is_refused_and_closed() {
     let descriptor = unserved.take_descriptor().unwrap();
     let mut stolen = File::from(descriptor.try_clone().unwrap());
     assert!(stolen.read(&mut [0; 1 << 16]).unwrap() > 0);
-    refused(descriptor, "nothing that waits to be served");
+    refused(descriptor, "no mount waits for a server");
     drop(stolen);
     drop(unserved);
     // One that was taken away before it was handed over.
     let mut unserved = UnservedMount::make(&mount.0, false).unwrap();
     let descriptor = unserved.take_descriptor().unwrap();
     drop(unserved);
-    refused(descriptor, "nothing that waits to be served");
+    refused(descriptor, "no mount waits for a server");
     assert!(began.elapsed() < TIMEOUT);
     wait_for("nothing to be left", || (process::open_files(pid) <= files).then_some(()));
     let names = || {

@@ -3,7 +3,7 @@
 use blockd_extent::BlockSource;
 use std::{fmt, io, sync::Arc, time::SystemTime};
 
-/// Names a snapshot to the catalog that it came from; never shown.
+/// Opaque key of a snapshot in its catalog; never shown.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SnapshotKey(pub Arc<str>);
 
@@ -13,20 +13,20 @@ impl fmt::Display for SnapshotKey {
     }
 }
 
-/// A snapshot in the list.
+/// Snapshot in the list.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SnapshotEntry {
-    /// Names it to the catalog.
+    /// Key in the catalog.
     pub key: SnapshotKey,
-    /// The directory that it is in: any text, escaped where it is shown.
+    /// Name of its volume: any text, escaped on display.
     pub volume: String,
     /// Id after the time in the name: any text, escaped on display, unique in a volume.
     pub id: String,
-    /// When it was taken.
+    /// Point in time.
     pub created: SystemTime,
     /// Size of its image, in bytes.
     pub size_bytes: u64,
-    /// About how many bytes of it are data.
+    /// Approximate amount of data, in bytes.
     pub data_bytes: u64,
 }
 
@@ -43,12 +43,12 @@ pub trait Catalog: Send + Sync + 'static {
     /// Opens a snapshot.
     ///
     /// # Errors
-    /// It is gone, or cannot be read.
+    /// The snapshot was deleted, or cannot be read.
     fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn BlockSource>>;
 
     /// Returns the manifest of a snapshot as JSON.
     ///
     /// # Errors
-    /// It is gone or unreadable.
+    /// The snapshot was deleted, or cannot be read.
     fn manifest_json(&self, key: &SnapshotKey) -> io::Result<Vec<u8>>;
 }

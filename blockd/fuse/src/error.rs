@@ -6,74 +6,75 @@ use std::{io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FuseError {
-    /// The directory to mount at cannot be used.
-    #[error("cannot {action} {}: {source}", path.display())]
+    /// The mount point cannot be used.
+    #[error("{operation} failed on {}: {source}", path.display())]
     Mountpoint {
         /// Operation.
-        action: &'static str,
-        /// The directory.
+        operation: &'static str,
+        /// Mount point.
         path: PathBuf,
         /// System error.
         source: io::Error,
     },
-    /// There are files in the directory, which a mount would hide.
-    #[error("{} is not empty: choose an empty directory, or one that does not exist yet", path.display())]
+    /// The mount point contains files, which a mount would hide.
+    #[error("mount failed on {}: the directory is not empty; use an empty or a new one", path.display())]
     NotEmpty {
-        /// The directory.
+        /// Mount point.
         path: PathBuf,
     },
-    /// Snapshots are mounted there already.
-    #[error("snapshots are mounted at {} already", path.display())]
+    /// Snapshots are already mounted there.
+    #[error("mount failed on {}: snapshots are already mounted there", path.display())]
     Mounted {
-        /// The directory.
+        /// Mount point.
         path: PathBuf,
     },
     /// `fusermount3` refused to mount.
-    #[error("cannot mount at {}: {said}", path.display())]
+    #[error("mount failed on {}: {message}", path.display())]
     Refused {
-        /// The directory.
+        /// Mount point.
         path: PathBuf,
-        /// Message.
-        said: String,
+        /// Output of `fusermount3`.
+        message: String,
     },
-    /// The descriptor is not of `/dev/fuse`.
-    #[error("what was handed over is no descriptor of /dev/fuse")]
+    /// The passed descriptor is not `/dev/fuse`.
+    #[error("mount failed on the passed descriptor: it is not /dev/fuse")]
     NotFuse,
-    /// The descriptor has no mount that waits for a server.
-    #[error("nothing that waits to be served is mounted with the descriptor that was handed over")]
+    /// The passed descriptor has no mount that waits for a server.
+    #[error("mount failed on the passed descriptor: no mount waits for a server there")]
     NotMounted,
-    /// The descriptor that was handed over does not work.
-    #[error("the descriptor that was handed over cannot be used: {0}")]
+    /// The passed descriptor does not work.
+    #[error("mount failed on the passed descriptor: {0}")]
     Descriptor(io::Error),
-    /// The sender of the descriptor would share its flags, and this process may not open its own.
+    /// The descriptor would share its flags with another user's process, and this process cannot open its
+    /// own.
     #[error(
-        "mounts of other users than root are served only through a descriptor of blockd's own, and it cannot open /dev/fuse ({0}): give its unit DeviceAllow=/dev/fuse rw, and its user the right to open it"
+        "mount failed on the passed descriptor: for users other than root, blockd must open /dev/fuse itself ({0}); set DeviceAllow=/dev/fuse rw in its unit, and permit its user to open the device"
     )]
     Shared(io::Error),
     /// The kernel or `fusermount3` refused.
-    #[error("cannot mount at {}: {source}; fusermount3 (Debian package fuse3) and /dev/fuse are needed", path.display())]
+    #[error("mount failed on {}: {source}; fusermount3 (Debian package fuse3) and /dev/fuse are required", path.display())]
     Mount {
-        /// The directory.
+        /// Mount point.
         path: PathBuf,
         /// System error.
         source: io::Error,
     },
     /// The mount has open files.
-    #[error("{} is in use: close its open files, or unmount with --force", path.display())]
+    #[error("unmount failed on {}: it is in use; close its open files, or unmount with --force", path.display())]
     Busy {
-        /// The directory.
+        /// Mount point.
         path: PathBuf,
     },
     /// `fusermount3` failed.
-    #[error("cannot unmount {}: {said}", path.display())]
+    #[error("unmount failed on {}: {message}", path.display())]
     Unmount {
-        /// The directory.
+        /// Mount point.
         path: PathBuf,
-        /// Message.
-        said: String,
+        /// Output of `fusermount3`.
+        message: String,
     },
     /// A thread could not be started.
-    #[error("cannot start a thread: {0}")]
+    #[error("thread creation failed: {0}")]
     Thread(io::Error),
 }
 

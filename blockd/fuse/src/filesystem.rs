@@ -1,7 +1,7 @@
-//! The tree as a filesystem of the kernel.
+//! FUSE operations on the tree.
 
 use crate::{
-    dirs::Listed,
+    dirs::OpenDir,
     inside::FileXattr,
     nodes::{Node, Nodes},
     open_file::Open,
@@ -28,11 +28,12 @@ use std::{
     },
 };
 
-/// The longest read that is answered: what the kernel asks for at most.
+/// Maximum length of a read, in bytes: the largest request of the kernel.
 const MAX_READ: u32 = 1 << 20;
-/// Requests that the kernel has under way in the background, such as its own readahead.
+/// Maximum number of background requests of the kernel, such as readahead.
 const MAX_BACKGROUND: u16 = 64;
-/// Maximum number of open files: a second server of a mount can hide closes from this process.
+/// Maximum number of open files: a process with a copy of the descriptor can hide `RELEASE` requests from
+/// this one.
 const MAX_OPEN: usize = 4096;
 
 struct Shared {
@@ -40,7 +41,8 @@ struct Shared {
     nodes: Nodes,
     open: Mutex<HashMap<u64, Arc<Open>>>,
     next_handle: AtomicU64,
-    listed: Arc<AtomicUsize>,
+    /// Number of entries of open directories.
+    dir_entries: Arc<AtomicUsize>,
 }
 
 /// The filesystem of one mount.
@@ -111,27 +113,26 @@ impl Shared {
 }
 
 thread_local! {
-    /// A buffer for reads, kept between them.
+    /// Buffer for reads, reused.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
 impl BrowseFilesystem {
-    /// The tree, with so many threads for what may have to wait. If others than the mounter may look, the
-    /// kernel checks who may do what, by modes and access lists.
+    /// Creates the filesystem with this many threads for requests that may block. With `checks_access`, for
+    /// mounts of several users, the kernel checks permissions by modes and access lists.
     pub fn new(tree: Tree, threads: usize, checks_access: bool) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             tree,
             nodes: Nodes::new(),
             open: Mutex::default(),
             next_handle: AtomicU64::new(1),
-            listed: Arc::default(),
+            dir_entries: Arc::default(),
         });
         Ok(Self { shared, pool: Pool::new(threads, 256)?, checks_access })
     }
 
-    /// Answers with what there is of a node's extended attributes, or with how long that is if `size` is
-    /// zero.
-    fn answer_xattr(
+    /// Replies with a selection of a node's extended attributes, or with its length if `size` is zero.
+    fn reply_xattr(
         &self,
         ino: INodeNo,
         size: u32,
@@ -152,9 +153,9 @@ impl BrowseFilesystem {
         });
     }
 
-    /// Does it here if it is quick, and elsewhere if it may have to wait.
-    fn run(&self, here: bool, work: impl FnOnce(&Shared) + Send + 'static) {
-        if here {
+    /// Runs quick work on the session's thread, and work that may block in the pool.
+    fn run(&self, is_quick: bool, work: impl FnOnce(&Shared) + Send + 'static) {
+        if is_quick {
             work(&self.shared);
         } else {
             let shared = self.shared.clone();
@@ -165,7 +166,7 @@ impl BrowseFilesystem {
 
 impl Filesystem for BrowseFilesystem {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each of them is a gain where the kernel has it, and none is needed.
+        // Optional features, for performance.
         let wanted = [
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -174,15 +175,15 @@ impl Filesystem for BrowseFilesystem {
         for flag in wanted {
             let _ = config.add_capabilities(flag);
         }
-        // With an access list, the group bits are the mask of the list. As group permissions they would admit
-        // users that the list refuses.
+        // The group bits of a file with an access list are the mask of the list. Taken as group permissions
+        // they would admit users that the list refuses.
         if self.checks_access && config.add_capabilities(InitFlags::FUSE_POSIX_ACL).is_err() {
-            tracing::error!("the kernel cannot check access lists, so other users are not let in");
+            tracing::error!("mount for other users refused: the kernel does not support FUSE_POSIX_ACL");
             return Err(io::ErrorKind::Unsupported.into());
         }
         let _ = config.set_max_background(MAX_BACKGROUND);
-        if let Err(most) = config.set_max_readahead(MAX_READ) {
-            let _ = config.set_max_readahead(most);
+        if let Err(max) = config.set_max_readahead(MAX_READ) {
+            let _ = config.set_max_readahead(max);
         }
         Ok(())
     }
@@ -233,9 +234,9 @@ impl Filesystem for BrowseFilesystem {
             Err(error) => return reply.error(errno(&error)),
         };
         self.run(false, move |shared| match shared.open_node(&node).and_then(|open| shared.add(open)) {
-            // It may be another text each time.
+            // The text can change between opens.
             Ok(handle) if node == Node::Unlisted => reply.opened(handle, FopenFlags::FOPEN_DIRECT_IO),
-            // What a snapshot holds never changes, so what the kernel has of it stays right.
+            // Snapshots are immutable, so the kernel's page cache stays valid.
             Ok(handle) => reply.opened(handle, FopenFlags::FOPEN_KEEP_CACHE),
             Err(error) => reply.error(errno(&error)),
         });
@@ -257,7 +258,7 @@ impl Filesystem for BrowseFilesystem {
             Err(error) => return reply.error(errno(&error)),
         };
         let len = size.min(MAX_READ) as usize;
-        // What is in memory is answered without waking another thread.
+        // Cached data needs no thread of the pool.
         let reply = BUFFER.with_borrow_mut(|buf| match open.try_read(offset, len, buf) {
             Ok(true) => {
                 reply.data(buf);
@@ -279,7 +280,7 @@ impl Filesystem for BrowseFilesystem {
     }
 
     fn flush(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
-        // There is nothing to write. The kernel does not ask again after this.
+        // Read-only: after ENOSYS the kernel sends no further FLUSH requests.
         reply.error(Errno::ENOSYS);
     }
 
@@ -287,7 +288,7 @@ impl Filesystem for BrowseFilesystem {
         reply.error(Errno::ENOSYS);
     }
 
-    // What follows is asked for by ordinary tools, is not there, and is worth no line in the log.
+    // Ordinary tools send the following requests; the defaults of `fuser` would log each as unsupported.
 
     fn ioctl(
         &self,
@@ -313,7 +314,7 @@ impl Filesystem for BrowseFilesystem {
         _flags: PollFlags,
         reply: ReplyPoll,
     ) {
-        // The kernel says itself that it can be read, from then on.
+        // After ENOSYS the kernel reports files as always ready.
         reply.error(Errno::ENOSYS);
     }
 
@@ -331,14 +332,14 @@ impl Filesystem for BrowseFilesystem {
 
     fn getxattr(&self, _req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
         let name = name.as_bytes().to_vec();
-        self.answer_xattr(ino, size, reply, move |xattrs| {
+        self.reply_xattr(ino, size, reply, move |xattrs| {
             let found = xattrs.into_iter().find(|xattr| xattr.name == name);
             found.map(|xattr| xattr.value).ok_or_else(|| io::Error::from(SystemError::NODATA))
         });
     }
 
     fn listxattr(&self, _req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        self.answer_xattr(ino, size, reply, |xattrs| {
+        self.reply_xattr(ino, size, reply, |xattrs| {
             Ok(xattrs.into_iter().flat_map(|xattr| xattr.name.into_iter().chain([0])).collect())
         });
     }
@@ -383,8 +384,9 @@ impl Filesystem for BrowseFilesystem {
         };
         let quick = matches!(node, Node::Root | Node::Volume(_) | Node::Snapshot(_));
         self.run(quick, move |shared| {
-            let listed = shared.tree.children(&node).and_then(|found| Listed::new(found, &shared.listed));
-            match listed.and_then(|listed| shared.add(Open::Dir(listed))) {
+            let children = shared.tree.children(&node);
+            let dir = children.and_then(|children| OpenDir::new(children, &shared.dir_entries));
+            match dir.and_then(|dir| shared.add(Open::Dir(dir))) {
                 Ok(handle) => reply.opened(handle, FopenFlags::empty()),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -396,8 +398,8 @@ impl Filesystem for BrowseFilesystem {
             Ok(open) => open,
             Err(error) => return reply.error(errno(&error)),
         };
-        let Open::Dir(listed) = &*open else { return reply.error(Errno::ENOTDIR) };
-        listed.tell(&self.shared.nodes, ino.0, offset, |ino, next, kind, name| {
+        let Open::Dir(dir) = &*open else { return reply.error(Errno::ENOTDIR) };
+        dir.fill(&self.shared.nodes, ino.0, offset, |ino, next, kind, name| {
             reply.add(INodeNo(ino), next, kind, OsStr::from_bytes(name))
         });
         reply.ok();
@@ -416,12 +418,12 @@ impl Filesystem for BrowseFilesystem {
             Err(error) => return reply.error(errno(&error)),
         };
         self.run(false, move |shared| {
-            let Open::Dir(listed) = &*open else { return reply.error(Errno::ENOTDIR) };
-            let told = listed.tell_all(&shared.tree, &shared.nodes, ino.0, offset, |entry| {
+            let Open::Dir(dir) = &*open else { return reply.error(Errno::ENOTDIR) };
+            let filled = dir.fill_plus(&shared.tree, &shared.nodes, ino.0, offset, |entry| {
                 let name = OsStr::from_bytes(entry.name);
                 reply.add(INodeNo(entry.ino), entry.next, name, &entry.ttl, &entry.attr, Generation(0))
             });
-            match told {
+            match filled {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&error)),
             }

@@ -1,4 +1,4 @@
-//! Mount of this process for another server.
+//! Mounts that this process makes for a server in another process.
 
 use crate::{
     FuseError, fusermount,
@@ -10,11 +10,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// As [`crate::mount`] has them, for `fusermount3`.
+/// Mount options of [`crate::mount`], in the syntax of `fusermount3`.
 const OPTIONS: &str = "ro,nosuid,nodev,noatime,fsname=blockd,subtype=blockd";
 const OPTIONS_FOR_OTHERS: &str = "allow_other,default_permissions";
 
-/// Mount without a server: access blocks. Drop unmounts it.
+/// Mount without a server: access to it blocks. Drop unmounts it.
 #[derive(Debug)]
 pub struct UnservedMount {
     mountpoint: PathBuf,
@@ -23,11 +23,11 @@ pub struct UnservedMount {
 }
 
 impl UnservedMount {
-    /// Mounts at an empty directory, which is made if it is not there, as the user of this process. A mount
-    /// there whose server died is taken away first.
+    /// Mounts at an empty directory, which is created if missing, as the user of this process. A mount there
+    /// whose server died is unmounted first.
     ///
     /// # Errors
-    /// The directory cannot be used, or the mount is refused.
+    /// The mount point cannot be used, or the mount is refused.
     pub fn make(mountpoint: &Path, allow_other: bool) -> Result<Self, FuseError> {
         let mountpoint = prepare(mountpoint)?;
         let options = match allow_other {
@@ -44,27 +44,28 @@ impl UnservedMount {
         &self.mountpoint
     }
 
-    /// Takes the descriptor for the server. There is only one, so that the mount ends with its server.
+    /// Takes the descriptor for the server. This process keeps no copy, so that the mount ends with its
+    /// server.
     pub fn take_descriptor(&mut self) -> Option<OwnedFd> {
         self.descriptor.take()
     }
 
-    /// Leaves it to who serves it now.
+    /// Keeps the mount, which another process serves now.
     pub fn keep(mut self) {
         self.is_kept = true;
-        // Who serves it may have no right to.
+        // The server may lack the permission.
         raise_readahead(&self.mountpoint);
     }
 }
 
 impl Drop for UnservedMount {
     fn drop(&mut self) {
-        // First, so that no request waits for an answer.
+        // Closed first, so that pending requests fail instead of blocking.
         drop(self.descriptor.take());
         if !self.is_kept
             && let Err(error) = fusermount::unmount(&self.mountpoint, true)
         {
-            tracing::warn!(%error, "a mount is left behind");
+            tracing::warn!(%error, "unmount failed on a mount without a server; it stays");
         }
     }
 }
@@ -79,7 +80,7 @@ pub fn take_away(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
 
 /// Refuses to mount over a mount of snapshots.
 pub(crate) fn refuse_second(mountpoint: &Path) -> Result<(), FuseError> {
-    match find_mount(mountpoint).map_err(failed("look for mounts at", mountpoint))? {
+    match find_mount(mountpoint).map_err(failed("mount table lookup", mountpoint))? {
         Some(_) => Err(FuseError::Mounted { path: mountpoint.to_owned() }),
         None => Ok(()),
     }

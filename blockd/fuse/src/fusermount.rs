@@ -1,7 +1,6 @@
-//! `fusermount3`, which mounts and unmounts for unprivileged users.
+//! Mount and unmount by `fusermount3`, for unprivileged users.
 //!
-//! To mount, it gets one end of a socket pair, and sends the descriptor of `/dev/fuse` through it, from which
-//! the server reads.
+//! A mount returns the descriptor of `/dev/fuse` through a socket pair, whose other end the program inherits.
 
 use crate::FuseError;
 use rustix::{
@@ -18,66 +17,66 @@ use std::{
 };
 
 const PROGRAM: &str = "fusermount3";
-/// Timeout.
+/// Timeout of a mount or unmount.
 const TIMEOUT: Duration = Duration::from_secs(20);
-/// The most of what it says that is passed on, in bytes.
-const MAX_SAID: u64 = 4096;
+/// Maximum length of an error message of the program, in bytes.
+const MAX_MESSAGE_LEN: u64 = 4096;
 
-/// The program with nothing but the search path in its environment, which may hold secrets. So its messages
-/// are in English.
+/// Returns the program with only `PATH` in its environment: this process's environment may contain secrets,
+/// and the messages must be in English.
 fn program() -> Command {
     let mut command = Command::new(PROGRAM);
     command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
     command
 }
 
-/// Mounts at an empty directory, by these options.
+/// Mounts at an empty directory with these options.
 pub(crate) fn mount(mountpoint: &Path, options: &str) -> Result<OwnedFd, FuseError> {
     let failed = |source| FuseError::Mount { path: mountpoint.to_owned(), source };
-    let refused = |said| FuseError::Refused { path: mountpoint.to_owned(), said };
+    let refused = |message| FuseError::Refused { path: mountpoint.to_owned(), message };
     let (ours, theirs) = UnixStream::pair().map_err(failed)?;
     ours.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
     let mut command = program();
     command.arg("-o").arg(options).arg("--").arg(mountpoint);
-    // The standard input is the one descriptor that a child is given without more ado.
+    // Standard input is the only descriptor that `Command` passes to a child without unsafe code.
     command.env("_FUSE_COMMFD", "0").stdin(OwnedFd::from(theirs));
     let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().map_err(failed)?;
-    // With it goes this process's copy of the other end: if the child ends without a word, that is seen.
+    // Closes this process's copy of the other end, so that `receive` sees the end of the child.
     drop(command);
     let received = receive(&ours);
-    // What it says tells more than that it sent nothing.
-    end(child).map_err(refused)?;
+    // The message of the program is more specific than a missing descriptor.
+    wait(child).map_err(refused)?;
     received.map_err(|error| {
-        // It is mounted without a possible server.
+        // The mount exists, but cannot be served.
         let left = unmount(mountpoint, true).err().map(|left| format!("; {left}")).unwrap_or_default();
-        refused(format!("{PROGRAM} gave no descriptor: {error}{left}"))
+        refused(format!("{PROGRAM} passed no descriptor: {error}{left}"))
     })
 }
 
 /// Unmounts; with `force` also with open files.
 pub(crate) fn unmount(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
-    let failed = |said: String| FuseError::Unmount { path: mountpoint.to_owned(), said };
+    let failed = |message: String| FuseError::Unmount { path: mountpoint.to_owned(), message };
     let mut command = program();
     command.arg("-u").args(force.then_some("-z")).arg("--").arg(mountpoint);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     let child = command.spawn().map_err(|error| failed(format!("{PROGRAM}: {error}")))?;
-    end(child).map_err(|said| match said.contains("busy") {
+    wait(child).map_err(|message| match message.contains("busy") {
         true => FuseError::Busy { path: mountpoint.to_owned() },
-        false => failed(said),
+        false => failed(message),
     })
 }
 
-/// Waits for it, and gives what it said if it failed, in one line.
-fn end(mut child: Child) -> Result<(), String> {
+/// Waits for the program. After a failure, returns its error output in one line.
+fn wait(mut child: Child) -> Result<(), String> {
     let until = Instant::now() + TIMEOUT;
     let status = loop {
         match child.try_wait().map_err(|error| error.to_string())? {
             Some(status) => break status,
             None if Instant::now() > until => {
-                // It may have ended just now.
+                // Both fail only if the program has ended meanwhile.
                 let _ = child.kill();
                 let _ = child.wait();
-                return Err(format!("{PROGRAM} takes too long"));
+                return Err(format!("{PROGRAM} timed out"));
             }
             None => std::thread::sleep(Duration::from_millis(5)),
         }
@@ -85,17 +84,17 @@ fn end(mut child: Child) -> Result<(), String> {
     if status.success() {
         return Ok(());
     }
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     if let Some(stderr) = child.stderr.take() {
-        // What it says is for people; without it there is still the status.
-        let _ = stderr.take(MAX_SAID).read_to_end(&mut said);
+        // Without a message, the error is the exit status.
+        let _ = stderr.take(MAX_MESSAGE_LEN).read_to_end(&mut output);
     }
-    let said = String::from_utf8_lossy(&said);
-    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let output = String::from_utf8_lossy(&output);
+    let lines: Vec<&str> = output.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     Err(if lines.is_empty() { format!("{PROGRAM}: {status}") } else { lines.join("; ") })
 }
 
-/// The one descriptor that comes with one byte.
+/// Receives a descriptor, which is sent with one byte of data.
 fn receive(socket: &UnixStream) -> io::Result<OwnedFd> {
     let mut byte = [0];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

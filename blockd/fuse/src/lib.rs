@@ -2,17 +2,18 @@
 //!
 //! ```text
 //! DIR/<volume>/<time>-<id>/disk.img        the image, sparse
-//!                          manifest.json   what is known of the snapshot
+//!                          manifest.json   the manifest of the snapshot
 //!                          files/…         the files of its ext2, ext3 or ext4 filesystem, or
-//!                          files/p1/…      those of its first partition
-//! DIR/<volume>/latest                      a link to the newest
+//!                          files/p1/…      the files of its first partition
+//! DIR/<volume>/latest                      a symbolic link to the newest snapshot
 //! ```
 //!
-//! The server of a mount may differ from its maker: [`UnservedMount`] is made with the maker's rights and in
-//! its namespace, and [`serve_handed`] serves it in another process, which needs no right to mount.
+//! A mount and its server may belong to different processes: [`UnservedMount`] mounts with the privileges and
+//! in the namespace of one process, and [`serve_handed`] serves the mount in another, which needs no
+//! privilege to mount.
 //!
-//! The source of snapshots is abstract: a [`Catalog`] lists them and opens their images. Requests that may
-//! wait for a store run on separate threads, so that listings continue during an outage.
+//! A [`Catalog`] lists the snapshots and opens their images. Requests that may wait for a store run on
+//! separate threads, so that listings continue during an outage.
 
 mod catalog;
 mod dirs;

@@ -10,7 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970; 0 for earlier times.
 fn unix_seconds(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
@@ -18,16 +18,16 @@ fn unix_seconds(time: SystemTime) -> i64 {
     }
 }
 
-/// The snapshots of one volume.
+/// Snapshots of one volume.
 #[derive(Default)]
 pub(crate) struct VolumeDir {
-    /// By the names of their directories, which sort by time.
+    /// Indexes of the snapshots by directory name, which sorts by time.
     pub snapshots: BTreeMap<Arc<str>, usize>,
-    /// The newest one.
+    /// Directory name of the newest snapshot.
     pub latest: Option<Arc<str>>,
 }
 
-/// One list of the catalog, sorted into directories.
+/// List of the catalog, grouped into directories.
 pub(crate) struct Listing {
     entries: Arc<Vec<SnapshotEntry>>,
     pub volumes: BTreeMap<Arc<str>, VolumeDir>,
@@ -57,7 +57,7 @@ impl Listing {
         Self { entries, volumes, by_key }
     }
 
-    /// Returns true for a listing of these entries.
+    /// Returns true if the listing was built from this list.
     pub fn is_of(&self, entries: &Arc<Vec<SnapshotEntry>>) -> bool {
         Arc::ptr_eq(&self.entries, entries)
     }
@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn snapshots_are_sorted_by_time_and_the_newest_is_the_latest() {
+    fn snapshots_sort_by_time_and_latest_is_the_newest() {
         let entries =
             vec![entry("a", "2", 86_400), entry("a", "9", 0), entry("../b", "1/x", 5), entry("a", "1", 60)];
         let listing = Listing::new(Arc::new(entries));

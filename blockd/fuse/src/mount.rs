@@ -1,7 +1,7 @@
 //! Mount and unmount of the tree.
 //!
 //! `fusermount3` does both for an unprivileged process. A mount whose server died returns `ENOTCONN` until it
-//! is unmounted: a restarted server calls [`clean_stale`].
+//! is unmounted, which [`clean_stale`] does for a restarted server.
 
 use crate::{
     Catalog, FuseError, filesystem::BrowseFilesystem, foreign_mount::refuse_second, fusermount,
@@ -19,20 +19,20 @@ use std::{
     },
 };
 
-/// Subtype of the mount: its type is `fuse.` and this.
+/// Subtype of the mount, whose type is `fuse.blockd`.
 const SUBTYPE: &str = "blockd";
-/// Threads that take requests from the kernel.
+/// Number of threads that receive requests from the kernel.
 pub(crate) const SESSION_THREADS: usize = 2;
-/// Readahead of the kernel, where it can be set: the size of one request.
+/// Readahead of the kernel, if permitted: the size of one request.
 const READAHEAD_KIB: u32 = 1024;
 
 /// Mount options.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MountOptions {
-    /// Other users may access it, by the shown modes and owners. Except for root, this needs
+    /// Admits other users, according to modes, owners and access lists. Users other than root need
     /// `user_allow_other` in `/etc/fuse.conf`.
     pub allow_other: bool,
-    /// Threads for requests that wait for a store.
+    /// Number of threads for requests that wait for a store.
     pub threads: usize,
 }
 
@@ -42,23 +42,23 @@ impl Default for MountOptions {
     }
 }
 
-/// Mounted tree. Drop unmounts it, also with open files.
+/// Mounted tree. Drop unmounts it, even with open files.
 #[derive(Debug)]
 pub struct Mounted {
     mountpoint: PathBuf,
     session: Option<BackgroundSession>,
-    /// It is unmounted already, perhaps with open files.
-    gone: AtomicBool,
+    /// [`Mounted::unmount`] succeeded; the session may still have open files.
+    is_unmounted: AtomicBool,
 }
 
-pub(crate) fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FuseError {
-    move |source| FuseError::Mountpoint { action, path: path.to_owned(), source }
+pub(crate) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FuseError {
+    move |source| FuseError::Mountpoint { operation, path: path.to_owned(), source }
 }
 
-/// Mounts the tree of a catalog at an empty directory, which is made if it is not there.
+/// Mounts the tree of a catalog at an empty directory, which is created if missing.
 ///
 /// # Errors
-/// The directory cannot be used, or the mount is refused.
+/// The mount point cannot be used, or the mount is refused.
 pub fn mount(
     catalog: Arc<dyn Catalog>,
     mountpoint: &Path,
@@ -82,41 +82,44 @@ pub fn mount(
     }
     config.n_threads = Some(SESSION_THREADS);
     config.clone_fd = true;
-    // What fusermount3 says ends with the line.
+    // The output of fusermount3 may have several lines.
     let refused = |error: io::Error| {
         let source = io::Error::new(error.kind(), error.to_string().trim().replace('\n', "; "));
         FuseError::Mount { path: mountpoint.clone(), source }
     };
     let session = Session::new(filesystem, &mountpoint, &config).map_err(refused)?;
     let session = session.spawn().map_err(refused)?;
-    let mounted =
-        Mounted { mountpoint: mountpoint.clone(), session: Some(session), gone: AtomicBool::new(false) };
+    let mounted = Mounted {
+        mountpoint: mountpoint.clone(),
+        session: Some(session),
+        is_unmounted: AtomicBool::new(false),
+    };
     raise_readahead(&mountpoint);
     Ok(mounted)
 }
 
-/// Makes sure of an empty directory to mount at, and says where it is without links. A mount there whose
-/// process died is taken away.
+/// Creates the mount point if missing, unmounts a mount there whose server died, checks that the directory is
+/// empty, and returns its path without symbolic links.
 pub(crate) fn prepare(mountpoint: &Path) -> Result<PathBuf, FuseError> {
     clean_stale(mountpoint)?;
-    // First, as it may be one that is not to be looked into.
+    // Checked before any access to the directory, which could block on a mount without a server.
     refuse_second(&resolve(mountpoint))?;
-    fs::create_dir_all(mountpoint).map_err(failed("make", mountpoint))?;
-    let mountpoint = mountpoint.canonicalize().map_err(failed("find", mountpoint))?;
+    fs::create_dir_all(mountpoint).map_err(failed("directory creation", mountpoint))?;
+    let mountpoint = mountpoint.canonicalize().map_err(failed("path resolution", mountpoint))?;
     refuse_second(&mountpoint)?;
-    if fs::read_dir(&mountpoint).map_err(failed("list", &mountpoint))?.next().is_some() {
+    if fs::read_dir(&mountpoint).map_err(failed("directory listing", &mountpoint))?.next().is_some() {
         return Err(FuseError::NotEmpty { path: mountpoint });
     }
     Ok(mountpoint)
 }
 
-/// Has the kernel ask for more at once, where that may be set: it begins with 128 KiB.
+/// Raises the kernel's readahead from its default of 128 KiB, if permitted.
 pub(crate) fn raise_readahead(mountpoint: &Path) {
     let Ok(meta) = fs::metadata(mountpoint) else { return };
     let (major, minor) = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
     let path = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
     if let Err(error) = fs::write(&path, READAHEAD_KIB.to_string()) {
-        tracing::debug!(%path, %error, "the kernel's readahead stays as it is");
+        tracing::debug!(%path, %error, "setting the kernel's readahead failed");
     }
 }
 
@@ -129,19 +132,19 @@ impl Mounted {
     /// Returns true while it is mounted; other processes may unmount it.
     pub fn is_alive(&self) -> bool {
         let ended = |session: &BackgroundSession| session.guard.is_finished();
-        !self.gone.load(Relaxed) && !self.session.as_ref().is_none_or(ended)
+        !self.is_unmounted.load(Relaxed) && !self.session.as_ref().is_none_or(ended)
     }
 
-    /// Unmounts it; with `force` also with open files, which return errors then.
+    /// Unmounts; with `force` even with open files, whose reads then fail.
     ///
     /// # Errors
-    /// [`FuseError::Busy`]; the mount is unchanged then.
+    /// [`FuseError::Busy`] with open files, or `fusermount3` failed; the mount stays.
     pub fn unmount(&self, force: bool) -> Result<(), FuseError> {
         if !self.is_alive() {
             return Ok(());
         }
         fusermount::unmount(&self.mountpoint, force)?;
-        self.gone.store(true, Relaxed);
+        self.is_unmounted.store(true, Relaxed);
         Ok(())
     }
 }
@@ -151,23 +154,23 @@ impl Drop for Mounted {
         if self.is_alive()
             && let Err(error) = fusermount::unmount(&self.mountpoint, true)
         {
-            tracing::warn!(%error, "a mount is left behind");
+            tracing::warn!(%error, "unmount failed at the end of the server; the mount stays");
         }
-        // Not joined: its threads end with the last open file.
+        // Not joined: the threads of the session end with the last open file.
         drop(self.session.take());
     }
 }
 
-/// Takes away a mount whose process died; says whether there was one.
+/// Unmounts a mount whose server died. Returns true if there was one.
 ///
 /// # Errors
-/// It cannot be taken away.
+/// The unmount failed.
 pub fn clean_stale(mountpoint: &Path) -> Result<bool, FuseError> {
-    // Not stat: the kernel may still know the answer to that.
+    // Not stat, whose reply the kernel may have cached.
     match rustix::fs::statfs(mountpoint) {
         Err(Errno::NOTCONN) => {
             fusermount::unmount(mountpoint, true)?;
-            tracing::info!(mountpoint = %mountpoint.display(), "a mount that an earlier process left was taken away");
+            tracing::info!(mountpoint = %mountpoint.display(), "unmounted the mount of an earlier process");
             Ok(true)
         }
         _ => Ok(false),

@@ -9,23 +9,24 @@ use std::{
 /// Filesystem type.
 const TYPE: &str = "fuse.blockd";
 
-/// A mount of snapshots.
+/// Mount of snapshots.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SeenMount {
-    /// Returns the mount point.
+    /// Mount point.
     pub mountpoint: PathBuf,
-    /// Owner, who can unmount it like root.
+    /// User ID of the owner, who may unmount it, as may root.
     pub uid: u32,
 }
 
-/// Resolves the parent of a path, without access to the path itself, which may be a mount without a server.
+/// Resolves the parent of a path without access to the path itself, which may be a mount without a server.
 #[must_use]
 pub fn resolve(path: &Path) -> PathBuf {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { return path.to_owned() };
     parent.canonicalize().map_or_else(|_| path.to_owned(), |parent| parent.join(name))
 }
 
-/// Returns the snapshot mount at this path, which is no link, without access to its server.
+/// Returns the snapshot mount at this path, without access to its server. The last component of the path is
+/// not resolved if it is a symbolic link.
 ///
 /// # Errors
 /// The mount table is unreadable.
@@ -33,7 +34,7 @@ pub fn find_mount(path: &Path) -> io::Result<Option<SeenMount>> {
     Ok(last_at(mounts()?, path))
 }
 
-/// Returns the mount that was made there last, which hides the others, if it is of snapshots.
+/// Returns the topmost mount at a path, if it is a mount of snapshots.
 fn last_at(mounts: Vec<Mount>, path: &Path) -> Option<SeenMount> {
     let mount = mounts.into_iter().rfind(|mount| mount.mount_point == path)?;
     let options = mount.super_options.split(|byte| *byte == b',');
@@ -58,7 +59,7 @@ mod tests {
 ";
 
     #[test]
-    fn mounts_are_found_with_their_owner() {
+    fn topmost_snapshot_mount_is_found_with_its_owner() {
         let uid = |path: &str| last_at(parse_mounts(SEEN), Path::new(path)).map(|seen| seen.uid);
         assert_eq!(uid("/mnt/a b\\"), Some(1000));
         assert_eq!(uid("/mnt/twice"), Some(7));
@@ -68,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn host_kernel_replies_are_parsed() {
+    fn mountinfo_of_host_is_parsed() {
         assert_eq!(find_mount(Path::new("/")).unwrap(), None);
     }
 }

@@ -1,13 +1,13 @@
-//! Directory names from untrusted texts.
+//! Names of directories from untrusted text.
 
 use std::fmt::Write as _;
 
-/// The longest name that is made, in bytes: there is room for more behind it.
+/// Maximum length of an escaped name, in bytes: `NAME_MAX` less space for prefixes and suffixes.
 const MAX_NAME_LEN: usize = 200;
 
-/// A text as a name: what would mean something to the system, a terminal or a careless script becomes `%` and
-/// two hexadecimal digits, and so does `%` itself. Two different texts get two different names, unless they
-/// are longer than any name of ours.
+/// Escapes text for use as a file name: each byte of characters with a meaning to the system, a terminal or a
+/// shell becomes `%` and two hexadecimal digits, as does `%` itself. Different texts have different names
+/// unless they are truncated to 200 bytes.
 pub fn escape(text: &str) -> String {
     let mut name = String::with_capacity(text.len());
     for (at, c) in text.char_indices() {
@@ -36,9 +36,9 @@ pub fn escape(text: &str) -> String {
     name
 }
 
-/// A point in time as the names of snapshots begin with it: `20261121T110605Z`, so that they sort by it.
+/// Formats a time as the sortable prefix of snapshot names, such as `20261121T110605Z`. The year is limited
+/// to 1970 to 9999.
 pub fn time_name(unix_seconds: i64) -> String {
-    // Years that have no four digits are no times of snapshots.
     let seconds = unix_seconds.clamp(0, 253_402_300_799);
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
@@ -46,7 +46,7 @@ pub fn time_name(unix_seconds: i64) -> String {
     format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
 }
 
-/// The date of a day since 1970, by the calendar of 400 years that begins with March.
+/// Returns year, month and day for a number of days since 1970, by eras of 400 years that start in March.
 fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
@@ -64,7 +64,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn names_are_harmless() {
+    fn special_characters_are_escaped() {
         for (text, name) in [
             ("pgdata", "pgdata"),
             ("a.b_c-d@e", "a.b_c-d@e"),
@@ -86,12 +86,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn two_texts_have_two_names(a in "\\PC{0,12}|[./%~\\x00-\\x1f-]{0,6}", b in "\\PC{0,12}|[./%~\\x00-\\x1f-]{0,6}") {
+        fn different_texts_have_different_names(a in "\\PC{0,12}|[./%~\\x00-\\x1f-]{0,6}", b in "\\PC{0,12}|[./%~\\x00-\\x1f-]{0,6}") {
             prop_assert_eq!(a == b, escape(&a) == escape(&b));
         }
 
         #[test]
-        fn no_text_makes_a_name_that_means_something(text in any::<String>()) {
+        fn arbitrary_text_has_a_valid_file_name(text in any::<String>()) {
             let name = escape(&text);
             prop_assert!(!name.is_empty() && name.len() <= MAX_NAME_LEN);
             prop_assert!(!name.contains(['/', '\0']) && !name.starts_with(['.', '-']));
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn times_sort() {
+    fn times_are_formatted_and_clamped() {
         for (seconds, name) in [
             (0, "19700101T000000Z"),
             (951_826_799, "20000229T121959Z"),

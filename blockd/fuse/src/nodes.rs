@@ -1,4 +1,4 @@
-//! Inode numbers: which node of the tree each one is, for as long as the kernel remembers it.
+//! Inode numbers of the tree's nodes, valid until the kernel forgets them.
 
 use crate::{SnapshotKey, inside::FileId};
 use parking_lot::Mutex;
@@ -12,8 +12,8 @@ use std::{
     },
 };
 
-/// Maximum number of nodes known to the kernel in all mounts of this process: about 48 MiB. A second server
-/// of a mount can hide forgets from this process.
+/// Maximum number of nodes known to the kernel in all mounts of this process: about 48 MiB. A process with a
+/// copy of the descriptor can hide `FORGET` requests from this one.
 const MAX_NODES: usize = 1 << 18;
 /// Number of nodes known to the kernel.
 static REMEMBERED: AtomicUsize = AtomicUsize::new(0);
@@ -21,26 +21,26 @@ static REMEMBERED: AtomicUsize = AtomicUsize::new(0);
 /// its filesystem, the high bits the filesystem.
 const INSIDE_SHIFT: u32 = 32;
 
-/// A place in the tree.
+/// Node of the tree.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Node {
-    /// The mount itself.
+    /// Root of the mount.
     Root,
-    /// Text about unlistable stores.
+    /// Text about stores that could not be listed.
     Unlisted,
-    /// The snapshots of one volume, by the name of its directory.
+    /// Directory of a volume, by its name.
     Volume(Arc<str>),
-    /// The link to the newest snapshot of a volume.
+    /// Symbolic link to the newest snapshot of a volume.
     Latest(Arc<str>),
     /// Directory of a snapshot.
     Snapshot(SnapshotKey),
-    /// Its image.
+    /// Image of a snapshot.
     Image(SnapshotKey),
     /// Manifest of a snapshot.
     Manifest(SnapshotKey),
-    /// The files in it.
+    /// Root of the files inside an image.
     Files(SnapshotKey),
-    /// One of them.
+    /// File inside an image.
     Inside(SnapshotKey, FileId),
 }
 
@@ -71,22 +71,22 @@ impl Table {
     }
 }
 
-/// All nodes that the kernel knows.
+/// Nodes known to the kernel.
 pub(crate) struct Nodes {
     table: Mutex<Table>,
     /// Maximum and current number in all mounts.
-    most: usize,
+    max: usize,
     remembered: &'static AtomicUsize,
 }
 
-/// The number of the root, by the protocol.
+/// Inode number of the root, by the protocol (`FUSE_ROOT_ID`).
 pub(crate) const ROOT_INO: u64 = 1;
 
 fn inside(tree: u32, number: u32) -> u64 {
     u64::from(tree) << INSIDE_SHIFT | u64::from(number)
 }
 
-/// The tree and the number in it of a file inside an image.
+/// Splits the inode number of a file inside an image into the number of its filesystem and the number there.
 fn split(ino: u64) -> Option<(u32, u32)> {
     let tree = (ino >> INSIDE_SHIFT) as u32;
     (tree > 0).then_some((tree, ino as u32))
@@ -97,7 +97,7 @@ impl Nodes {
         Self::within(MAX_NODES, &REMEMBERED)
     }
 
-    fn within(most: usize, remembered: &'static AtomicUsize) -> Self {
+    fn within(max: usize, remembered: &'static AtomicUsize) -> Self {
         let root = Known { node: Node::Root, lookups: 1 };
         remembered.fetch_add(1, Relaxed);
         Self {
@@ -110,14 +110,17 @@ impl Nodes {
                 #[cfg(test)]
                 lookups: 0,
             }),
-            most,
+            max,
             remembered,
         }
     }
 
-    /// Takes a place for one more.
-    fn take_place(&self) -> io::Result<()> {
-        if self.remembered.fetch_add(1, Relaxed) >= self.most {
+    /// Counts one more node.
+    ///
+    /// # Errors
+    /// `ENOMEM` at the maximum.
+    fn reserve(&self) -> io::Result<()> {
+        if self.remembered.fetch_add(1, Relaxed) >= self.max {
             self.remembered.fetch_sub(1, Relaxed);
             return Err(SystemError::NOMEM.into());
         }
@@ -151,8 +154,8 @@ impl Nodes {
             if let Some(tree) = table.trees.get(&tree_key) {
                 return Ok(inside(*tree, file.number));
             }
-            self.take_place()?;
-            // As many as there are places, at most.
+            self.reserve()?;
+            // At most `max` trees, so the number fits.
             let tree = u32::try_from(table.trees.len() + 1).map_err(|_| SystemError::NOMEM)?;
             table.by_tree.insert(tree, tree_key.clone());
             table.trees.insert(tree_key, tree);
@@ -164,11 +167,11 @@ impl Nodes {
             }
             return Ok(ino);
         }
-        // What is above belongs to files inside images.
+        // Higher numbers belong to files inside images.
         if split(table.next).is_some() {
             return Err(SystemError::NOMEM.into());
         }
-        self.take_place()?;
+        self.reserve()?;
         let ino = table.next;
         table.next += 1;
         table.by_ino.insert(ino, Known { node: node.clone(), lookups: 1 });
@@ -231,7 +234,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_live_as_long_as_the_kernel_remembers_them() {
+    fn inode_numbers_are_valid_until_forgotten() {
         let nodes = Nodes::new();
         let volume = Node::Volume("a".into());
         let ino = nodes.remember(&volume).unwrap();
@@ -241,13 +244,13 @@ mod tests {
         nodes.forget(ino, 5);
         assert_eq!(nodes.get(ino), None);
         let again = nodes.remember(&volume).unwrap();
-        assert!(again > ino, "no number comes twice");
+        assert!(again > ino, "numbers are not reused");
         nodes.forget(ROOT_INO, 100);
         assert_eq!((nodes.get(ROOT_INO), nodes.len()), (Some(Node::Root), 2));
     }
 
     #[test]
-    fn limit_is_shared_by_all_mounts() {
+    fn node_limit_is_shared_by_all_mounts() {
         let all: &'static AtomicUsize = Box::leak(Box::default());
         let (nodes, others) = (Nodes::within(4, all), Nodes::within(4, all));
         let first = nodes.remember(&Node::Volume("a".into())).unwrap();
@@ -256,7 +259,7 @@ mod tests {
         assert_eq!(
             nodes.remember(&Node::Volume("a".into())).unwrap(),
             first,
-            "known nodes are returned again"
+            "known nodes need no further capacity"
         );
         nodes.forget(first, 2);
         nodes.remember(&Node::Volume("b".into())).unwrap();
@@ -265,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn hard_links_share_inode_numbers_without_memory() {
+    fn files_inside_images_have_numbers_without_state() {
         let all: &'static AtomicUsize = Box::leak(Box::default());
         let nodes = Nodes::within(10, all);
         let file = |key: &str, part, number| Node::Inside(SnapshotKey(key.into()), FileId { part, number });

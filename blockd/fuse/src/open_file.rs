@@ -1,47 +1,47 @@
-//! Reads of open files.
+//! Open files: reads and seeks.
 
 use crate::{
-    dirs::Listed,
+    dirs::OpenDir,
     inside::{FileId, ImageFiles},
 };
 use blockd_extent::{BlockSource, DataRange};
 use rustix::io::Errno as SystemError;
 use std::{io, sync::Arc};
 
-/// Names that are used for `lseek`.
+/// Values of `whence` of `lseek`.
 const SEEK_DATA: i32 = 3;
 const SEEK_HOLE: i32 = 4;
-/// After how many runs a search for data or a hole gives up, and says that there is data.
-const MAX_RUNS: usize = 1 << 16;
+/// Maximum number of ranges examined by a seek.
+const MAX_RANGES: usize = 1 << 16;
 
-/// Something that is open.
+/// Open file or directory.
 pub(crate) enum Open {
     Image(Arc<dyn BlockSource>),
     File { files: Arc<ImageFiles>, file: FileId, size_bytes: u64 },
     Text(Vec<u8>),
-    Dir(Listed),
+    Dir(OpenDir),
 }
 
-/// Cuts a read off at the end of an image.
-fn image_part(image: &dyn BlockSource, offset_bytes: u64, len: usize, buf: &mut Vec<u8>) {
+/// Resizes a buffer to the length of a read, which ends at the end of the image.
+fn resize_for(image: &dyn BlockSource, offset_bytes: u64, len: usize, buf: &mut Vec<u8>) {
     let left = image.size_bytes().saturating_sub(offset_bytes);
     buf.resize(len.min(usize::try_from(left).unwrap_or(len)), 0);
 }
 
 impl Open {
-    /// Reads from memory only; false if that is not possible.
+    /// Reads without waiting; returns false if that is not possible.
     pub fn try_read(&self, offset_bytes: u64, len: usize, buf: &mut Vec<u8>) -> io::Result<bool> {
         let Open::Image(image) = self else { return Ok(false) };
-        image_part(&**image, offset_bytes, len, buf);
+        resize_for(&**image, offset_bytes, len, buf);
         image.try_read_at(offset_bytes, buf)
     }
 
-    /// Reads into a buffer that may hold what was read before: to clear it each time takes as long as to fill
-    /// it.
+    /// Reads into `buf` and sets its length. The old content of `buf` is not cleared first, which would take
+    /// as long as the copy.
     pub fn read(&self, offset_bytes: u64, len: usize, buf: &mut Vec<u8>) -> io::Result<()> {
         match self {
             Open::Image(image) => {
-                image_part(&**image, offset_bytes, len, buf);
+                resize_for(&**image, offset_bytes, len, buf);
                 image.read_at(offset_bytes, buf)
             }
             Open::File { files, file, .. } => {
@@ -58,7 +58,7 @@ impl Open {
         }
     }
 
-    /// Answers `lseek`.
+    /// Seeks like `lseek` with `SEEK_DATA` or `SEEK_HOLE`.
     pub fn seek(&self, offset: i64, whence: i32) -> io::Result<i64> {
         let beyond = || io::Error::from(SystemError::NXIO);
         let at = u64::try_from(offset).map_err(|_| beyond())?;
@@ -86,24 +86,24 @@ impl Open {
     }
 }
 
-/// The first byte from `at` on that is data, or is none.
+/// Returns the offset of the first data or hole from `at` on.
 fn seek_range(
     size: u64,
     mut at: u64,
     data: bool,
     range_at: impl Fn(u64) -> io::Result<DataRange>,
 ) -> io::Result<Option<u64>> {
-    for _ in 0..MAX_RUNS {
+    for _ in 0..MAX_RANGES {
         if at >= size {
-            // Behind the end there is a hole, and no data.
+            // A file ends with an implicit hole.
             return Ok((!data).then_some(size));
         }
-        let run = range_at(at)?;
-        if run.is_data == data {
+        let range = range_at(at)?;
+        if range.is_data == data {
             return Ok(Some(at));
         }
-        at = run.end_bytes.max(at + 1);
+        at = range.end_bytes.max(at + 1);
     }
-    // To say that there is data where there may be none is allowed.
+    // At the limit the rest counts as data, which `lseek` permits for holes.
     Ok(Some(if data { at } else { size }))
 }

@@ -1,17 +1,17 @@
-//! Threads for requests that may have to wait for a store, so that no request waits for another one's.
+//! Thread pool for requests that may wait for a store, so that they do not block the threads of the session.
 
 use crossbeam::channel::{Sender, bounded};
 use std::io;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A number of threads. They end when this is dropped and the last request is done.
+/// Thread pool. Its threads end after drop and the last request.
 pub(crate) struct Pool {
     send: Sender<Work>,
 }
 
 impl Pool {
-    /// So many threads, for which up to `queue` requests wait.
+    /// Starts `threads` threads with a queue of up to `queue` requests.
     pub fn new(threads: usize, queue: usize) -> io::Result<Self> {
         let (send, receive) = bounded::<Work>(queue);
         for number in 0..threads {
@@ -20,7 +20,7 @@ impl Pool {
                 while let Ok(work) = receive.recv() {
                     // A panicking request fails: its reply reports that on drop.
                     if std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err() {
-                        tracing::error!("a request for a browsed file panicked");
+                        tracing::error!("a FUSE request panicked");
                     }
                 }
             })?;
@@ -28,9 +28,9 @@ impl Pool {
         Ok(Self { send })
     }
 
-    /// Has one of the threads do it. Waits if too many requests wait already.
+    /// Queues work for a thread. Blocks while the queue is full.
     pub fn run(&self, work: impl FnOnce() + Send + 'static) {
-        // The threads live as long as the pool. Otherwise the reply reports the failure on drop.
+        // Never fails while a thread runs; otherwise the reply reports an error on drop.
         let _ = self.send.send(Box::new(work));
     }
 }

@@ -17,9 +17,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-/// Images, and filesystems in them, that are kept open for the next one who asks.
+/// Maximum number of images kept open for reuse, and of their filesystems.
 const MAX_OPEN: usize = 32;
-/// Time to live of attributes that can change: the existence of a snapshot.
+/// Time to live of attributes that can change, such as the existence of a snapshot.
 pub(crate) const TTL_CHANGING: Duration = Duration::from_secs(1);
 /// Time to live of constant attributes.
 pub(crate) const TTL_FIXED: Duration = Duration::from_secs(3600);
@@ -28,17 +28,17 @@ const IMAGE_NAME: &[u8] = b"disk.img";
 const MANIFEST_NAME: &[u8] = b"manifest.json";
 const FILES_NAME: &[u8] = b"files";
 const LATEST_NAME: &[u8] = b"latest";
-/// The file that stands beside the volumes if a store could not be listed.
+/// File next to the volumes if a store could not be listed.
 const UNLISTED_NAME: &str = "STORES-NOT-LISTED.txt";
 
-/// An entry of a directory.
+/// Entry of a directory.
 pub(crate) struct Child {
     pub name: Vec<u8>,
     pub node: Node,
     pub kind: FileType,
-    /// Known attributes.
+    /// Attributes, if known without a lookup.
     pub stat: Option<FileStat>,
-    /// Known damage.
+    /// The attributes are damaged.
     pub damaged: bool,
 }
 
@@ -55,7 +55,7 @@ struct Opened {
     roots: HashMap<SnapshotKey, Option<FileStat>>,
 }
 
-/// The tree of one mount.
+/// Tree of one mount.
 pub(crate) struct Tree {
     catalog: Arc<dyn Catalog>,
     listing: Mutex<Arc<Listing>>,
@@ -96,7 +96,7 @@ impl Tree {
         Self { catalog, listing, opened, since: SystemTime::now(), uid, gid }
     }
 
-    /// The list as it is now. What is gone from it is closed.
+    /// Returns the current listing. Images of snapshots that vanished from it are closed.
     pub fn listing(&self) -> Arc<Listing> {
         let entries = self.catalog.snapshots();
         let mut listing = self.listing.lock();
@@ -121,7 +121,7 @@ impl Tree {
         Ok(image)
     }
 
-    /// The files of a snapshot. May block.
+    /// Opens the files inside a snapshot's image. May block.
     pub fn files(&self, key: &SnapshotKey) -> io::Result<Arc<ImageFiles>> {
         if let Some(files) = self.opened.lock().files.get(key) {
             return Ok(files.clone());
@@ -154,8 +154,7 @@ impl Tree {
         )
     }
 
-    /// The node of a name below another one. May block, unless the parent is the root, a volume or a
-    /// snapshot.
+    /// Looks up a name below a node. May block, unless the parent is the root, a volume or a snapshot.
     pub fn lookup(&self, parent: &Node, name: &[u8]) -> io::Result<Node> {
         let listing = self.listing();
         let text = || std::str::from_utf8(name).map_err(|_| gone());
@@ -253,7 +252,7 @@ impl Tree {
         self.catalog.manifest_json(key)
     }
 
-    /// Text about unlistable stores.
+    /// Returns the text about stores that could not be listed.
     pub fn unlisted(&self) -> io::Result<Vec<u8>> {
         self.catalog.unlisted().map(String::into_bytes).ok_or_else(gone)
     }
@@ -271,10 +270,11 @@ impl Tree {
         }
     }
 
-    /// The extended attributes of a node: only files inside images have some, and their root. May block.
+    /// Returns the extended attributes of a node. Only files inside images and their root have any. May
+    /// block.
     pub fn xattrs(&self, node: &Node) -> io::Result<Vec<FileXattr>> {
         match node {
-            // Who may do what to the root is said there, too.
+            // The root may have an access list.
             Node::Files(key) => self.files(key)?.xattrs_of(FileId::ROOT),
             Node::Inside(key, file) => self.files(key)?.xattrs_of(*file),
             _ => Ok(Vec::new()),
@@ -340,10 +340,10 @@ impl Tree {
                 let created = listing.find(key).ok_or_else(gone)?.created;
                 Ok((self.file_attr(stat, ino, created), TTL_FIXED))
             }
-            // It exists; further access returns an error for the damage.
+            // The entry is listed; further access to it returns an error.
             _ if child.damaged => Ok((self.make_attr(ino, child.kind, 0, 0, self.since), Duration::ZERO)),
-            // A listing opens no image. It grants no access, as the kernel asks again before it uses the
-            // attributes.
+            // A listing opens no image. Mode 0 without a time to live grants no access: the kernel requests
+            // the attributes before it uses them.
             (None, Node::Files(key)) if !self.opened.lock().roots.contains_key(key) => {
                 Ok((self.make_attr(ino, child.kind, 0, 0, self.since), Duration::ZERO))
             }

@@ -1,9 +1,9 @@
 //! Mounts made by another process that passed its descriptor of `/dev/fuse`.
 //!
-//! The sender owns the mount: it is in the sender's namespace, the kernel restricts access to the sender or
-//! those it admits, and the sender unmounts it. The sender may keep a copy of the descriptor and steal or
-//! answer requests of the mount, including those that report closed or forgotten files: so the state of a
-//! mount is bounded. It must not block threads here for ever or keep them busy either.
+//! The sender owns the mount: it is in the sender's mount namespace, the kernel restricts access to the
+//! sender or the users that its mount options admit, and the sender unmounts it. The sender may keep a copy
+//! of the descriptor and take or answer requests, including `RELEASE` and `FORGET`, so the state of a mount
+//! is bounded. The sender also must not be able to block threads of this process or keep them busy.
 
 use crate::{
     Catalog, FuseError, MountOptions, filesystem::BrowseFilesystem, fusermount, mount::SESSION_THREADS,
@@ -26,23 +26,23 @@ use std::{
     time::Duration,
 };
 
-/// The number of `/dev/fuse`: character devices are of the major number 10, MISC.
+/// Device number of `/dev/fuse`; major number 10 is MISC.
 const FUSE_DEVICE: (u32, u32) = (10, 229);
 /// `FUSE_DEV_IOC_CLONE`.
 const CLONE: Opcode = opcode::read::<u32>(229, 0);
-/// Timeout of the kernel's first request, which is pending if the mount exists.
+/// Timeout of the kernel's `INIT` request, which is pending if the mount exists.
 const FIRST_REQUEST_TIMEOUT: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
-/// Timeout of its answer.
+/// Timeout of the session's reply to it.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A mount that was handed over.
+/// Mount whose descriptor was passed by another process.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HandedMount {
-    /// Mount point as given by the maker.
+    /// Mount point as reported by the sender.
     pub mountpoint: PathBuf,
-    /// User who made it and owns all nodes except files inside images.
+    /// User ID of the sender, who owns all nodes except files inside images.
     pub uid: u32,
-    /// Group of the maker.
+    /// Group ID of the sender.
     pub gid: u32,
 }
 
@@ -54,7 +54,7 @@ pub struct Served {
 }
 
 impl Served {
-    /// The mount.
+    /// Returns the mount.
     #[must_use]
     pub fn mount(&self) -> &HandedMount {
         &self.mount
@@ -66,13 +66,13 @@ impl Served {
         !self.ended.load(Relaxed)
     }
 
-    /// Returns true if the user of this process made it and may unmount it.
+    /// Returns true if it belongs to the user of this process, who may unmount it.
     #[must_use]
     pub fn is_own(&self) -> bool {
         self.mount.uid == rustix::process::geteuid().as_raw()
     }
 
-    /// Unmounts it, also with open files, if it belongs to the own user and is visible to this process.
+    /// Unmounts it, even with open files, if it belongs to the user of this process and is in its namespace.
     pub fn take_away_own(&self) {
         let mountpoint = &self.mount.mountpoint;
         let is_seen =
@@ -82,12 +82,12 @@ impl Served {
             && is_seen()
             && let Err(error) = fusermount::unmount(mountpoint, true)
         {
-            tracing::warn!(%error, "a mount is left behind");
+            tracing::warn!(%error, "unmount failed on a user mount; it stays");
         }
     }
 }
 
-/// Callback on drop, at any end of its owner.
+/// Callback on drop.
 struct OnEnd<F: FnOnce()>(Option<F>);
 
 impl<F: FnOnce()> Drop for OnEnd<F> {
@@ -102,8 +102,8 @@ impl<F: FnOnce()> Drop for OnEnd<F> {
 /// all readers of the descriptor have ended, also after an error.
 ///
 /// # Errors
-/// It is no descriptor of `/dev/fuse`, has no mount, has another server, or would have to be shared with a
-/// process that could keep threads here busy.
+/// The descriptor is not `/dev/fuse`, has no mount, has another server, or would share its flags with a
+/// process of another user.
 pub fn serve_handed(
     catalog: Arc<dyn Catalog>,
     descriptor: OwnedFd,
@@ -114,13 +114,13 @@ pub fn serve_handed(
     let on_end = OnEnd(Some(on_end));
     check_handed(descriptor.as_fd())?;
     wait_for_kernel(&descriptor)?;
-    let Description { descriptor, is_at_hand } = own_description(descriptor, mount.uid)?;
+    let Description { descriptor, can_clone } = own_description(descriptor, mount.uid)?;
     let tree = Tree::of_owner(catalog, mount.uid, mount.gid);
     let filesystem =
         BrowseFilesystem::new(tree, options.threads, options.allow_other).map_err(FuseError::Thread)?;
     let mut config = Config::default();
     config.n_threads = Some(SESSION_THREADS);
-    config.clone_fd = is_at_hand;
+    config.clone_fd = can_clone;
 
     let ended = Arc::new(AtomicBool::new(false));
     let (send, receive) = mpsc::sync_channel(1);
@@ -128,11 +128,11 @@ pub fn serve_handed(
     let run = move || {
         let on_end = on_end;
         let flag = OnEnd(Some(move || flag.store(true, Relaxed)));
-        // Who may look is the kernel's to say: this process does not know whom the mount is for.
+        // The kernel checks access by the mount options, which this process does not know.
         let session = match Session::from_fd(filesystem, descriptor, SessionACL::All, config) {
             Ok(session) => session,
             Err(error) => {
-                // No request may wait any more.
+                // The caller may have given up.
                 let _ = send.send(Err(error));
                 return;
             }
@@ -140,7 +140,7 @@ pub fn serve_handed(
         if send.send(Ok(())).is_ok()
             && let Err(error) = session.run()
         {
-            tracing::debug!(%error, "a mount that was handed over ended");
+            tracing::debug!(%error, "session of a user mount ended");
         }
         drop((flag, on_end));
     };
@@ -148,15 +148,15 @@ pub fn serve_handed(
     match receive.recv_timeout(HANDSHAKE_TIMEOUT) {
         Ok(Ok(())) => Ok(Served { mount, ended }),
         Ok(Err(error)) => Err(FuseError::Descriptor(error)),
-        // Another server took the request since it was seen.
+        // Another process took the INIT request meanwhile.
         Err(_) => Err(FuseError::NotMounted),
     }
 }
 
-/// Refuses what is not `/dev/fuse`, without asking the filesystem that it is on, which may never answer.
+/// Checks that a descriptor is `/dev/fuse`, without a request to the filesystem of the file, which may hang.
 ///
 /// # Errors
-/// It is something else.
+/// It is another file.
 pub fn check_handed(descriptor: BorrowedFd<'_>) -> Result<(), FuseError> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let found = rustix::fs::statx(descriptor, "", flags, StatxFlags::TYPE)
@@ -167,68 +167,69 @@ pub fn check_handed(descriptor: BorrowedFd<'_>) -> Result<(), FuseError> {
     if is_fuse { Ok(()) } else { Err(FuseError::NotFuse) }
 }
 
-/// Waits for the request with which the kernel begins.
+/// Waits for the kernel's `INIT` request.
 fn wait_for_kernel(descriptor: &OwnedFd) -> Result<(), FuseError> {
     let mut polled = [PollFd::new(descriptor, PollFlags::IN)];
     let found = rustix::io::retry_on_intr(|| rustix::event::poll(&mut polled, Some(&FIRST_REQUEST_TIMEOUT)));
     found.map_err(|error| FuseError::Descriptor(error.into()))?;
     let events = polled[0].revents();
-    // An error stands for nothing that is mounted, and for what is mounted no more.
+    // POLLERR means that the descriptor has no mount, or no longer has one.
     match events.contains(PollFlags::IN) && !events.contains(PollFlags::ERR) {
         true => Ok(()),
         false => Err(FuseError::NotMounted),
     }
 }
 
-/// A descriptor with which a mount is served.
+/// Descriptor that serves a mount.
 struct Description {
     descriptor: OwnedFd,
-    /// This process can open `/dev/fuse`, and so have a description for each thread.
-    is_at_hand: bool,
+    /// This process can open `/dev/fuse`, so that each thread can have its own descriptor.
+    can_clone: bool,
 }
 
-/// Returns a descriptor of the same mount that shares no flags with the sender's: in non-blocking mode,
-/// threads here would poll without end. It opens `/dev/fuse`, or the passed device if that is not visible. If
-/// both are refused, the descriptor is used as it is if its sender has full power over this process anyway.
+/// Returns a descriptor of the same mount that shares no flags with the sender's: if the sender set
+/// non-blocking mode, threads here would busy-poll. Opens `/dev/fuse`, or the passed device if that path is
+/// not available. If both fail, the passed descriptor itself is used, but only for root and the user of this
+/// process, who control this process anyway.
 ///
 /// # Errors
-/// It belongs to another user, or cannot be used.
+/// The descriptor belongs to another user, or cannot be used.
 fn own_description(descriptor: OwnedFd, uid: u32) -> Result<Description, FuseError> {
     let error = match fresh_description("/dev/fuse", &descriptor) {
-        Ok(descriptor) => return Ok(Description { descriptor, is_at_hand: true }),
+        Ok(descriptor) => return Ok(Description { descriptor, can_clone: true }),
         Err(error) => error,
     };
-    // It was seen to be that device, and no other.
-    let handed = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
-    if let Ok(descriptor) = fresh_description(&handed, &descriptor) {
-        return Ok(Description { descriptor, is_at_hand: false });
+    // Safe to open: the caller has checked that it is /dev/fuse.
+    let passed = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+    if let Ok(descriptor) = fresh_description(&passed, &descriptor) {
+        return Ok(Description { descriptor, can_clone: false });
     }
     if uid != 0 && uid != rustix::process::geteuid().as_raw() {
         return Err(FuseError::Shared(error.into()));
     }
-    tracing::debug!(%error, "a descriptor that was handed over is shared");
+    tracing::debug!(%error, "sharing the descriptor of a user mount with its sender");
     let shared = || -> rustix::io::Result<()> {
         let flags = rustix::fs::fcntl_getfl(&descriptor)?;
         rustix::fs::fcntl_setfl(&descriptor, flags - OFlags::NONBLOCK)
     };
     shared().map_err(|error| FuseError::Descriptor(error.into()))?;
-    Ok(Description { descriptor, is_at_hand: false })
+    Ok(Description { descriptor, can_clone: false })
 }
 
-/// Opens the device there, and has that belong to the mount of a descriptor.
+/// Opens the device at a path, and clones the mount of a descriptor into it.
 fn fresh_description(path: &str, descriptor: &OwnedFd) -> rustix::io::Result<OwnedFd> {
     let own = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
     clone_into(&own, descriptor)?;
     Ok(own)
 }
 
-/// Has a fresh descriptor of `/dev/fuse` belong to the mount of another one.
+/// Attaches a newly opened descriptor of `/dev/fuse` to the mount of another one (`FUSE_DEV_IOC_CLONE`).
 fn clone_into(own: &OwnedFd, descriptor: &OwnedFd) -> rustix::io::Result<()> {
-    // A descriptor that is open is not negative.
+    // An open descriptor is not negative.
     let number = descriptor.as_fd().as_raw_fd().cast_unsigned();
-    // SAFETY: FUSE_DEV_IOC_CLONE reads one u32, the number of a descriptor, from where its argument points,
-    // and writes nothing.
+    // SAFETY: FUSE_DEV_IOC_CLONE reads one u32, the number of a descriptor, through its argument pointer, and
+    // writes nothing.
     let request = unsafe { Setter::<CLONE, u32>::new(number) };
-    // SAFETY: the request is one that `/dev/fuse` understands, which `own` was opened as.
+    // SAFETY: `/dev/fuse`, which `own` refers to, implements the request.
     unsafe { rustix::ioctl::ioctl(own, request) }
 }

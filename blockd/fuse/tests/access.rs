@@ -1,4 +1,4 @@
-//! Tests of access to a mount by other users: modes, owners and access lists of the image.
+//! Access to a mount by other users, according to modes, owners and access lists of the image.
 use blockd_extent::BlockSource;
 use blockd_fuse::{Catalog, MountOptions, Mounted, SnapshotEntry, SnapshotKey, mount};
 use blockd_testkit::Image;
@@ -11,7 +11,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-/// Images, each the only snapshot of a volume of its name.
+/// Catalog of images, each the only snapshot of a volume with its name.
 struct Images(Vec<(&'static str, Arc<Image>)>);
 
 impl Catalog for Images {
@@ -45,10 +45,10 @@ fn tool(name: &str) -> Command {
     command
 }
 
-/// An access list, as the kernel gives it: tag, rights and who.
+/// Encodes an access list in the format of `setxattr`, from tags, permissions and ids.
 fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
-    let entry = |(tag, rights, who): &(u16, u16, u32)| {
-        [&tag.to_le_bytes()[..], &rights.to_le_bytes(), &who.to_le_bytes()].concat()
+    let entry = |(tag, permissions, id): &(u16, u16, u32)| {
+        [&tag.to_le_bytes()[..], &permissions.to_le_bytes(), &id.to_le_bytes()].concat()
     };
     [2u32.to_le_bytes().to_vec()].into_iter().chain(entries.iter().map(entry)).flatten().collect()
 }
@@ -60,34 +60,34 @@ const MASK: u16 = 16;
 const OTHER: u16 = 32;
 const NO_ID: u32 = u32::MAX;
 
-/// A filesystem whose root has such a mode.
+/// Creates a filesystem whose root has this mode.
 fn image(dir: &Path, root_mode: u16) -> Vec<u8> {
     let (source, image) = (dir.join("source"), dir.join("image"));
     fs::create_dir_all(&source).unwrap();
-    for name in ["plain", "given", "refused"] {
+    for name in ["plain", "granted", "denied"] {
         fs::write(source.join(name), "content").unwrap();
     }
     let made =
         tool("mke2fs").args(["-q", "-F", "-t", "ext4", "-d"]).arg(&source).arg(&image).arg("8M").status();
     assert!(made.unwrap().success());
-    // One user may read and write; the group, with another user, has no access.
-    let given =
+    // One named user has access; the group has none.
+    let granted =
         acl(&[(OWNER, 6, NO_ID), (USER, 6, 7000), (GROUP, 0, NO_ID), (MASK, 6, NO_ID), (OTHER, 0, NO_ID)]);
-    // All may read but one.
-    let refused =
+    // All users except one have read access.
+    let denied =
         acl(&[(OWNER, 6, NO_ID), (USER, 0, 8000), (GROUP, 4, NO_ID), (MASK, 4, NO_ID), (OTHER, 4, NO_ID)]);
     let (a, b) = (dir.join("acl a"), dir.join("acl b"));
-    fs::write(&a, given).unwrap();
-    fs::write(&b, refused).unwrap();
+    fs::write(&a, granted).unwrap();
+    fs::write(&b, denied).unwrap();
     let commands = [
-        "set_inode_field given uid 6000".to_owned(),
-        "set_inode_field given gid 6500".to_owned(),
-        "set_inode_field given mode 0100660".to_owned(),
-        "set_inode_field refused mode 0100644".to_owned(),
+        "set_inode_field granted uid 6000".to_owned(),
+        "set_inode_field granted gid 6500".to_owned(),
+        "set_inode_field granted mode 0100660".to_owned(),
+        "set_inode_field denied mode 0100644".to_owned(),
         "set_inode_field plain mode 0100644".to_owned(),
         "set_inode_field plain mtime @-86400".to_owned(),
-        format!("ea_set -f \"{}\" given system.posix_acl_access", a.display()),
-        format!("ea_set -f \"{}\" refused system.posix_acl_access", b.display()),
+        format!("ea_set -f \"{}\" granted system.posix_acl_access", a.display()),
+        format!("ea_set -f \"{}\" denied system.posix_acl_access", b.display()),
         format!("set_inode_field / mode 0{:o}", 0o040_000 | root_mode),
         "set_inode_field / uid 6000".to_owned(),
         "set_inode_field / gid 6500".to_owned(),
@@ -99,7 +99,7 @@ fn image(dir: &Path, root_mode: u16) -> Vec<u8> {
     fs::read(image).unwrap()
 }
 
-fn on_a_disk(part: &[u8]) -> Vec<u8> {
+fn partitioned_disk(part: &[u8]) -> Vec<u8> {
     let mut disk = vec![0; 1 << 20];
     disk[510..512].copy_from_slice(&[0x55, 0xaa]);
     let entry = &mut disk[446..462];
@@ -126,7 +126,7 @@ impl World {
         };
         let (open, closed) = (make("open image", 0o755), make("closed image", 0o700));
         let images = Images(vec![
-            ("disk", Arc::new(Image(on_a_disk(&closed)))),
+            ("disk", Arc::new(Image(partitioned_disk(&closed)))),
             ("open", Arc::new(Image(open))),
             ("closed", Arc::new(Image(closed))),
         ]);
@@ -141,14 +141,14 @@ impl World {
 }
 
 fn reads(uid: u32, gid: u32, path: &Path) -> bool {
-    let who = [format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into(), "--".into()];
-    tool("setpriv").args(who).arg("cat").arg(path).status().unwrap().success()
+    let ids = [format!("--reuid={uid}"), format!("--regid={gid}"), "--clear-groups".into(), "--".into()];
+    tool("setpriv").args(ids).arg("cat").arg(path).status().unwrap().success()
 }
 
 fn is_root() -> bool {
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        eprintln!("LEFT OUT: whether other users are let in; that needs root");
+        eprintln!("=== SKIPPED: access of other users needs root ===");
     }
     is_root
 }
@@ -166,7 +166,7 @@ fn root_mode_denies_other_users() {
         fs::read_dir(world.path(volume, "")).unwrap().for_each(drop);
         let plain = world.path(volume, root).join("plain");
         assert_eq!(reads(9000, 9000, &plain), volume == "open", "{volume}");
-        assert!(reads(6000, 9000, &plain), "its owner may enter {volume}");
+        assert!(reads(6000, 9000, &plain), "the owner has access to {volume}");
         let meta = fs::metadata(world.path(volume, root)).unwrap();
         assert_eq!((meta.mode() & 0o7777, meta.uid(), meta.gid()), (mode, 6000, 6500), "{volume}");
         assert_eq!(fs::metadata(plain).unwrap().mtime(), -86_400, "a day before 1970");
@@ -174,33 +174,32 @@ fn root_mode_denies_other_users() {
 }
 
 #[test]
-fn access_lists_hold() {
+fn access_lists_grant_and_deny_users() {
     if !is_root() {
         return;
     }
     let world = World::new(true);
-    let (given, refused) = (world.path("open", "given"), world.path("open", "refused"));
-    assert_eq!(fs::metadata(&given).unwrap().mode() & 0o7777, 0o660);
-    for (uid, gid, may) in [(6000, 1, true), (7000, 1, true), (9000, 6500, false), (9000, 1, false)] {
-        assert_eq!(reads(uid, gid, &given), may, "{uid}:{gid}");
+    let (granted, denied) = (world.path("open", "granted"), world.path("open", "denied"));
+    assert_eq!(fs::metadata(&granted).unwrap().mode() & 0o7777, 0o660);
+    for (uid, gid, expected) in [(6000, 1, true), (7000, 1, true), (9000, 6500, false), (9000, 1, false)] {
+        assert_eq!(reads(uid, gid, &granted), expected, "{uid}:{gid}");
     }
-    for (uid, may) in [(8000, false), (9000, true), (0, true)] {
-        assert_eq!(reads(uid, 1, &refused), may, "{uid}");
+    for (uid, expected) in [(8000, false), (9000, true), (0, true)] {
+        assert_eq!(reads(uid, 1, &denied), expected, "{uid}");
     }
 }
 
-/// The owner of a private mount can read everything, regardless of modes.
 #[test]
-fn mount_owner_can_read_everything() {
+fn private_mount_is_readable_by_its_owner_only() {
     if !Path::new("/dev/fuse").exists() {
-        eprintln!("LEFT OUT: access of the mount's owner; it needs FUSE");
+        eprintln!("=== SKIPPED: a private mount needs /dev/fuse ===");
         return;
     }
     let world = World::new(false);
-    for path in [world.path("closed", "given"), world.path("disk", "p1/given")] {
+    for path in [world.path("closed", "granted"), world.path("disk", "p1/granted")] {
         assert_eq!(fs::read(path).unwrap(), b"content");
     }
     if is_root() {
-        assert!(!reads(9000, 9000, &world.path("open", "plain")), "other users cannot");
+        assert!(!reads(9000, 9000, &world.path("open", "plain")), "another user has access");
     }
 }

@@ -1,4 +1,4 @@
-//! The files inside real images of ext2, ext3 and ext4, in partitions and damaged at random.
+//! Files inside images of ext2, ext3 and ext4: in partitions, damaged, and during store outages.
 use blockd_extent::BlockSource;
 use blockd_fuse::inside::{FileKind, FileTree, FileXattr, ImageFiles};
 use blockd_testkit::Image;
@@ -14,29 +14,29 @@ use std::{
     time::Duration,
 };
 
-/// Fake catalog with a switchable outage.
-struct Away {
+/// Fake image with a switchable outage. Counts failed reads.
+struct Outage {
     image: Image,
-    away: AtomicBool,
-    asked: AtomicU64,
+    is_active: AtomicBool,
+    failed_reads: AtomicU64,
 }
 
-impl BlockSource for Away {
+impl BlockSource for Outage {
     fn size_bytes(&self) -> u64 {
         self.image.size_bytes()
     }
 
     fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
-        if self.away.load(Relaxed) {
-            self.asked.fetch_add(1, Relaxed);
+        if self.is_active.load(Relaxed) {
+            self.failed_reads.fetch_add(1, Relaxed);
             return Err(io::ErrorKind::TimedOut.into());
         }
         self.image.read_at(offset_bytes, buf)
     }
 }
 
-/// Notes where it is read, and does not answer the read at one place before the test comes to the barrier a
-/// second time.
+/// Fake image that records the offsets of reads, and holds the first read at one offset between two waits of
+/// the test at the barrier.
 struct Gated {
     image: Image,
     noted: Mutex<Vec<u64>>,
@@ -76,7 +76,7 @@ fn tool(name: &str) -> Command {
     command
 }
 
-/// An image with some files; `kind` is ext2, ext3 or ext4.
+/// Creates an image with some files; `kind` is ext2, ext3 or ext4.
 fn make(kind: &str) -> Vec<u8> {
     let dir = tempfile::tempdir().unwrap();
     let (source, image) = (dir.path().join("source"), dir.path().join("image"));
@@ -156,7 +156,7 @@ fn partitions_are_directories() {
 }
 
 #[test]
-fn hidden_entries_are_reported() {
+fn unsupported_content_has_a_notice() {
     let mut xfs = vec![0; 1 << 20];
     xfs[..4].copy_from_slice(b"XFSB");
     let files = open(xfs);
@@ -167,7 +167,7 @@ fn hidden_entries_are_reported() {
     assert!(open(vec![0; 100]).unreadable_reason(b"/").unwrap().is_some());
 }
 
-/// Everything that can be reached, but not for ever.
+/// Reads all reachable files, up to a limit.
 fn explore(files: &dyn FileTree) {
     let mut left = vec![b"/".to_vec()];
     for _ in 0..60 {
@@ -192,8 +192,8 @@ fn explore(files: &dyn FileTree) {
 #[test]
 fn damaged_images_are_errors_without_a_panic() {
     let good = make("ext4");
-    // Where metadata lies: what is not zero in the first part.
-    let places: Vec<usize> = (1024..good.len().min(3 << 20)).filter(|at| good[*at] != 0).collect();
+    // Metadata: the nonzero bytes of the first part.
+    let offsets: Vec<usize> = (1024..good.len().min(3 << 20)).filter(|at| good[*at] != 0).collect();
     let mut state = 0x1234_5678_9abc_def1u64;
     let mut next = move || {
         state ^= state << 13;
@@ -204,14 +204,14 @@ fn damaged_images_are_errors_without_a_panic() {
     for round in 0..16 {
         let mut image = good.clone();
         for _ in 0..1 + next() % 20 {
-            // The superblock above all: it says where everything else is.
+            // Preferably the superblock, which locates all other structures.
             let at = match next() % 3 {
                 0 => 1024 + next() as usize % 512,
-                _ => places[next() as usize % places.len()],
+                _ => offsets[next() as usize % offsets.len()],
             };
             image[at] = next() as u8;
         }
-        // Without checksums of metadata, so that what is wrong is believed.
+        // Without the feature metadata_csum, so that checksums do not detect the damage.
         if round % 2 == 0 {
             let flags = 1024 + 0x64;
             image[flags + 1] &= !0x04;
@@ -230,35 +230,34 @@ fn filesystem_claiming_huge_size_takes_no_memory() {
     assert!(open(image).unreadable_reason(b"/").unwrap().is_some());
 }
 
-/// While the store is gone a listing fails after one question, and nothing of it is called damaged; when it
-/// is back, all is well.
+/// During an outage, an operation fails after one read, reports no damage, and succeeds afterwards.
 #[test]
 fn store_outage_is_not_damage_and_not_cached() {
-    let away = AtomicBool::new(true);
-    let image = Arc::new(Away { image: Image(make("ext4")), away, asked: AtomicU64::new(0) });
+    let is_active = AtomicBool::new(true);
+    let image = Arc::new(Outage { image: Image(make("ext4")), is_active, failed_reads: AtomicU64::new(0) });
     let open = || ImageFiles::open(image.clone());
     assert_eq!(open().err().unwrap().kind(), io::ErrorKind::TimedOut);
-    image.away.store(false, Relaxed);
+    image.is_active.store(false, Relaxed);
     let files = open().unwrap();
     assert_eq!(files.read_dir(b"/", 1000).unwrap().len(), 6);
-    for what in ["/a/b", "/a/b/77", "/long"] {
-        image.away.store(true, Relaxed);
-        image.asked.store(0, Relaxed);
-        let path = what.as_bytes();
-        let error = match what {
+    for text in ["/a/b", "/a/b/77", "/long"] {
+        image.is_active.store(true, Relaxed);
+        image.failed_reads.store(0, Relaxed);
+        let path = text.as_bytes();
+        let error = match text {
             "/a/b" => files.read_dir(path, 1000).unwrap_err(),
             "/long" => files.read_link(path).unwrap_err(),
             _ => files.read(path, 0, 100).unwrap_err(),
         };
-        assert_eq!((error.kind(), image.asked.load(Relaxed)), (io::ErrorKind::TimedOut, 1), "{what}");
-        image.away.store(false, Relaxed);
-        assert!(files.stat(path).is_ok(), "{what}");
+        assert_eq!((error.kind(), image.failed_reads.load(Relaxed)), (io::ErrorKind::TimedOut, 1), "{text}");
+        image.is_active.store(false, Relaxed);
+        assert!(files.stat(path).is_ok(), "{text}");
     }
     check(&files, "");
 }
 
 #[test]
-fn slow_image_does_not_hold_up_large_directories_of_others() {
+fn slow_image_does_not_delay_large_directories_of_others() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
     fs::write(&path, make("ext4")).unwrap();
@@ -281,6 +280,6 @@ fn slow_image_does_not_hold_up_large_directories_of_others() {
         scope.spawn(move || done.send(open(bytes).read_dir(b"/a/b", 1000)));
         let listed = listed.recv_timeout(Duration::from_secs(120));
         slow.gate.wait();
-        drop(listed.expect("the listing of another image waits for the slow one"));
+        drop(listed.expect("the listing of another image waited for the slow one"));
     });
 }

@@ -1,5 +1,5 @@
-//! ext2, ext3 and ext4, through `blockd-ext4`, which believes nothing that it reads and bounds what each
-//! question costs.
+//! Files of ext2, ext3 and ext4, read by `blockd-ext4`, which checks untrusted input and bounds the cost of
+//! each operation.
 
 use super::{FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, NumberedFiles, large};
 use blockd_ext4::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt};
@@ -8,16 +8,17 @@ use hashlink::LruCache;
 use parking_lot::Mutex;
 use std::{collections::VecDeque, io, ops::Range, sync::Arc};
 
-/// Most entries of a directory that a mount shows.
+/// Maximum number of entries of a directory in a mount.
 const MAX_MOUNT_ENTRIES: usize = 1_000_000;
-/// Inodes that are kept for the next read: of the files that were read last.
+/// Number of cached inodes of recently read files.
 const MAX_INODES: usize = 64;
 /// Maximum size of cached names, in bytes.
 const MAX_NAMES_BYTES: usize = 4 << 20;
-/// Maximum size of the names of the last listed directory, which always stay cached.
+/// Maximum size of the cached names of the last listed directory, in bytes. They stay cached beyond
+/// [`MAX_NAMES_BYTES`].
 const MAX_NEWEST_BYTES: usize = 64 << 20;
 
-/// An image, as the reader wants it.
+/// Adapter of an image.
 struct Source(Arc<dyn BlockSource>);
 
 impl ReadAt for Source {
@@ -30,42 +31,42 @@ impl ReadAt for Source {
     }
 }
 
-/// Returns true for such a filesystem, by its magic.
+/// Returns true if the image holds an ext2, ext3 or ext4 filesystem, by its magic number.
 pub(super) fn is_there(image: &Arc<dyn BlockSource>) -> io::Result<bool> {
     blockd_ext4::is_there(&Source(Arc::clone(image))).map_err(|error| convert(&error))
 }
 
-/// Opens it.
+/// Opens the filesystem of an image.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] or [`io::ErrorKind::Unsupported`] if it cannot be made sense of; what
-/// reading reports.
+/// [`io::ErrorKind::InvalidData`] if it is damaged, [`io::ErrorKind::Unsupported`] for unsupported features;
+/// other kinds are errors of the image.
 pub(super) fn open(image: Arc<dyn BlockSource>) -> io::Result<Arc<dyn Files>> {
     let fs = Filesystem::open(Arc::new(Source(image))).map_err(|error| convert(&error))?;
     let info = fs.info();
     if let JournalState::Replayed { fast_commits: true, .. } = info.journal {
         tracing::warn!(
-            "a browsed filesystem ends with fast commits, which are not played back: what was synced last may be missing"
+            "fast commits of a browsed filesystem are not replayed: the changes synced last may be missing"
         );
     }
     if let JournalState::Replayed { transactions, damaged: true, .. } = info.journal {
         tracing::warn!(
             transactions,
-            "the journal of a browsed filesystem breaks off in a damaged transaction"
+            "journal of a browsed filesystem ends with a damaged transaction, which is not replayed"
         );
     }
-    tracing::debug!(?info, "a filesystem is browsed");
+    tracing::debug!(?info, "opened a filesystem for browsing");
     let (inodes, names) = (Mutex::new(LruCache::new(MAX_INODES)), Mutex::default());
     let (numbered, numbered_names) = (Mutex::new(LruCache::new(MAX_INODES)), Mutex::default());
     Ok(Arc::new(ExtTree { fs, large: Mutex::new(()), inodes, names, numbered, numbered_names }))
 }
 
-/// Returns the byte ranges of its metadata without journal replay, up to a maximum.
+/// Returns at most `max_ranges` byte ranges of metadata, without journal replay.
 ///
 /// # Errors
 /// See [`open`].
-pub(super) fn metadata(image: Arc<dyn BlockSource>, most: usize) -> io::Result<Vec<Range<u64>>> {
-    let found = Filesystem::open_as_is(Arc::new(Source(image))).map(|fs| fs.metadata(most));
+pub(super) fn metadata(image: Arc<dyn BlockSource>, max_ranges: usize) -> io::Result<Vec<Range<u64>>> {
+    let found = Filesystem::open_as_is(Arc::new(Source(image))).map(|fs| fs.metadata(max_ranges));
     found.map_err(|error| convert(&error))
 }
 
@@ -79,7 +80,7 @@ fn convert(error: &ExtError) -> io::Error {
         | ExtError::TooManyLinks
         | ExtError::TooManyEntries { .. } => io::ErrorKind::InvalidInput,
         ExtError::Unsupported { .. } => io::ErrorKind::Unsupported,
-        // What the image said, with its kind.
+        // Errors of the image keep their kind.
         ExtError::Read { source, .. } => source.kind(),
         _ => io::ErrorKind::InvalidData,
     };
@@ -115,16 +116,16 @@ fn stat_of(inode: &Inode) -> FileStat {
     }
 }
 
-/// The names of a directory, sorted.
+/// Names of a directory, sorted.
 type Names = Arc<Vec<(Vec<u8>, InodeNumber)>>;
 
-/// Names of the last listed directories: lookups follow a listing.
-struct KnownNames<K> {
+/// Cache of the names of recently listed directories, as lookups follow a listing.
+struct NameCache<K> {
     dirs: VecDeque<(K, Names)>,
     len_bytes: usize,
 }
 
-impl<K> Default for KnownNames<K> {
+impl<K> Default for NameCache<K> {
     fn default() -> Self {
         Self { dirs: VecDeque::new(), len_bytes: 0 }
     }
@@ -135,7 +136,7 @@ fn names_len<K: AsRef<[u8]>>(key: &K, names: &Names) -> usize {
     key.as_ref().len() + names.iter().map(each).sum::<usize>()
 }
 
-impl<K: AsRef<[u8]> + PartialEq> KnownNames<K> {
+impl<K: AsRef<[u8]> + PartialEq> NameCache<K> {
     fn insert(&mut self, key: K, names: Names) {
         let len = names_len(&key, &names);
         if len > MAX_NEWEST_BYTES || self.dirs.iter().any(|(known, _)| *known == key) {
@@ -157,16 +158,17 @@ impl<K: AsRef<[u8]> + PartialEq> KnownNames<K> {
     }
 }
 
-/// A filesystem that is open. Several threads can ask at once.
+/// Open filesystem, usable by several threads concurrently.
 struct ExtTree {
     fs: Filesystem,
-    /// Held while a large directory is listed.
+    /// Serializes listings of large directories.
     large: Mutex<()>,
+    /// Caches of access by path.
     inodes: Mutex<LruCache<Vec<u8>, Arc<Inode>>>,
-    names: Mutex<KnownNames<Vec<u8>>>,
-    /// The same for those who ask by numbers.
+    names: Mutex<NameCache<Vec<u8>>>,
+    /// Caches of access by inode number.
     numbered: Mutex<LruCache<u32, Arc<Inode>>>,
-    numbered_names: Mutex<KnownNames<[u8; 4]>>,
+    numbered_names: Mutex<NameCache<[u8; 4]>>,
 }
 
 impl ExtTree {
@@ -176,7 +178,7 @@ impl ExtTree {
             let known = self.names.lock().find(dir);
             if let Some(names) = known {
                 let found = names.binary_search_by(|(other, _)| other.as_slice().cmp(name));
-                // What is not among them may be a name that means something else, such as `..`.
+                // A miss is no proof that the name does not exist, such as for `..`.
                 if let Some((_, number)) = found.ok().and_then(|index| names.get(index)) {
                     return self.fs.inode(*number);
                 }
@@ -185,7 +187,7 @@ impl ExtTree {
         self.fs.resolve(path)
     }
 
-    /// The inode of a file that is read piece by piece.
+    /// Returns the inode of a path through the cache, for a sequence of reads.
     fn inode_to_read(&self, path: &[u8]) -> Result<Arc<Inode>, ExtError> {
         if let Some(inode) = self.inodes.lock().get(path) {
             return Ok(Arc::clone(inode));
@@ -196,44 +198,45 @@ impl ExtTree {
     }
 
     fn entries(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>> {
-        let (dir, above) = self.fs.resolve_with_above(path).map_err(|error| convert(&error))?;
-        // A walk down there would never end.
-        let is_above = |number: &InodeNumber| *number == dir.number || above.contains(number);
-        let (found, names) = self.listed(&dir, max_entries, is_above)?;
+        let (dir, ancestors) = self.fs.resolve_with_above(path).map_err(|error| convert(&error))?;
+        // A recursive walk into an ancestor would not terminate.
+        let is_loop = |number: &InodeNumber| *number == dir.number || ancestors.contains(number);
+        let (found, names) = self.listed(&dir, max_entries, is_loop)?;
         self.names.lock().insert(path.to_vec(), names);
         Ok(found)
     }
 
-    /// Returns the entries of a directory, without `.` and `..`.
+    /// Returns the sorted entries of a directory, without `.` and `..`, and their names for the cache.
+    /// Entries for which `is_loop` returns true have no attributes.
     fn listed(
         &self,
         dir: &Inode,
         max_entries: usize,
-        is_above: impl Fn(&InodeNumber) -> bool,
+        is_loop: impl Fn(&InodeNumber) -> bool,
     ) -> io::Result<(Vec<FileEntry>, Names)> {
         let is_large = dir.size_bytes > large::LARGE_DIR_BYTES;
         let _listing = is_large.then(|| large::begin(&self.large)).transpose()?;
         let mut entries = self.fs.read_dir(dir, max_entries).map_err(|error| convert(&error))?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
-        // Entries with equal names cannot be distinguished.
+        // A lookup finds only the first of several entries with the same name.
         entries.dedup_by(|b, a| a.name == b.name);
         let mut names: Vec<_> = entries.into_iter().map(|entry| (entry.name, entry.inode)).collect();
         let mut found = Vec::with_capacity(names.len());
         for (name, number) in &names {
             let stat = match self.fs.inode(*number) {
-                _ if is_above(number) => None,
+                _ if is_loop(number) => None,
                 Ok(inode) => Some(stat_of(&inode)),
-                // Each of them would have to be waited for, and none is known to be damaged.
+                // An outage is no damage, and each further entry would wait for its timeout.
                 Err(error) if is_outage(&error) => return Err(convert(&error)),
                 Err(_) => None,
             };
             found.push(FileEntry { name: name.clone(), number: number.0, stat });
         }
-        names.retain(|(_, number)| !is_above(number));
+        names.retain(|(_, number)| !is_loop(number));
         Ok((found, Arc::new(names)))
     }
 
-    /// The inode of a number, which may be read piece by piece.
+    /// Returns an inode by number through the cache, for a sequence of reads.
     fn numbered(&self, number: u32) -> Result<Arc<Inode>, ExtError> {
         if let Some(inode) = self.numbered.lock().get(&number) {
             return Ok(Arc::clone(inode));
@@ -247,7 +250,7 @@ impl ExtTree {
         let known = self.numbered_names.lock().find(&dir.to_le_bytes());
         if let Some(names) = known {
             let found = names.binary_search_by(|(other, _)| other.as_slice().cmp(name));
-            // What is not among them may be a name that leads above.
+            // A miss is no proof that the name does not exist: the cache omits directory loops.
             if let Some((_, number)) = found.ok().and_then(|index| names.get(index)) {
                 return Ok(*number);
             }
@@ -263,13 +266,18 @@ impl ExtTree {
         bytes.truncate(read);
         Ok(bytes)
     }
+
+    fn range(&self, inode: &Inode, offset_bytes: u64) -> Result<DataRange, ExtError> {
+        let extent = self.fs.run_at(inode, offset_bytes)?;
+        Ok(DataRange { is_data: extent.is_data, end_bytes: extent.end_bytes })
+    }
 }
 
 fn file_xattr(xattr: blockd_ext4::Xattr) -> FileXattr {
     FileXattr { name: xattr.name, value: xattr.value }
 }
 
-/// Returns true for an outage of the store.
+/// Returns true if a read of the image timed out.
 fn is_outage(error: &ExtError) -> bool {
     matches!(error, ExtError::Read { source, .. } if source.kind() == io::ErrorKind::TimedOut)
 }
@@ -293,9 +301,8 @@ impl FileTree for ExtTree {
     }
 
     fn range_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<DataRange> {
-        let run = self.inode_to_read(path).and_then(|inode| self.fs.run_at(&inode, offset_bytes));
-        run.map(|run| DataRange { is_data: run.is_data, end_bytes: run.end_bytes })
-            .map_err(|error| convert(&error))
+        let inode = self.inode_to_read(path);
+        inode.and_then(|inode| self.range(&inode, offset_bytes)).map_err(|error| convert(&error))
     }
 
     fn xattrs(&self, path: &[u8]) -> io::Result<Vec<FileXattr>> {
@@ -313,15 +320,15 @@ impl NumberedFiles for ExtTree {
     fn lookup_in(&self, dir: u32, name: &[u8]) -> io::Result<u32> {
         let number = self.number_in(dir, name).map_err(|error| convert(&error))?.0;
         match number == dir || number == InodeNumber::ROOT.0 {
-            true => Err(io::Error::new(io::ErrorKind::InvalidData, "the name leads to a directory above")),
+            true => Err(io::Error::new(io::ErrorKind::InvalidData, "directory loop")),
             false => Ok(number),
         }
     }
 
     fn entries_of(&self, dir: u32) -> io::Result<Vec<FileEntry>> {
-        let is_above = |number: &InodeNumber| number.0 == dir || *number == InodeNumber::ROOT;
+        let is_loop = |number: &InodeNumber| number.0 == dir || *number == InodeNumber::ROOT;
         let inode = self.fs.inode(InodeNumber(dir)).map_err(|error| convert(&error))?;
-        let (entries, names) = self.listed(&inode, MAX_MOUNT_ENTRIES, is_above)?;
+        let (entries, names) = self.listed(&inode, MAX_MOUNT_ENTRIES, is_loop)?;
         self.numbered_names.lock().insert(dir.to_le_bytes(), names);
         Ok(entries)
     }
@@ -337,9 +344,8 @@ impl NumberedFiles for ExtTree {
     }
 
     fn range_of(&self, number: u32, offset_bytes: u64) -> io::Result<DataRange> {
-        let run = self.numbered(number).and_then(|inode| self.fs.run_at(&inode, offset_bytes));
-        run.map(|run| DataRange { is_data: run.is_data, end_bytes: run.end_bytes })
-            .map_err(|error| convert(&error))
+        let inode = self.numbered(number);
+        inode.and_then(|inode| self.range(&inode, offset_bytes)).map_err(|error| convert(&error))
     }
 
     fn xattrs_of(&self, number: u32) -> io::Result<Vec<FileXattr>> {

@@ -1,4 +1,4 @@
-//! All files of an image under one root: those of its filesystem, or a directory for each partition.
+//! Files of an image under one root: those of its filesystem, or a directory for each partition.
 
 use super::{
     Content, FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, Inside, inspect, inspect_partition,
@@ -12,30 +12,30 @@ use std::{
     sync::Arc,
 };
 
-/// The file that stands where files cannot be shown.
+/// File that takes the place of an unsupported filesystem's files.
 pub(super) const NOTICE: &[u8] = b"/NO-FILES.txt";
 
-/// Partitions that stay open: each keeps what its filesystem remembers.
+/// Maximum number of open partitions, each with the caches of its filesystem.
 const MAX_PARTS: usize = 4;
 
 /// Files of an image. Partitions are opened on first access.
 pub struct ImageFiles {
     image: Arc<dyn BlockSource>,
     pub(super) inside: Inside,
-    /// Those that were looked at last, the last one behind the others.
+    /// Open partitions, the most recently used last.
     parts: Mutex<VecDeque<(u32, Content)>>,
     /// Attributes of the roots of accessed partitions.
     part_roots: Mutex<HashMap<u32, FileStat>>,
 }
 
 /// Target of a path.
-enum Place<'a> {
-    /// The directory of all partitions.
+enum PathTarget<'a> {
+    /// Directory of all partitions.
     Parts(&'a [Partition]),
-    /// Into a filesystem.
+    /// Path in a filesystem.
     Files(Arc<dyn Files>, &'a [u8]),
-    /// To where there are no files.
-    Nothing(String, &'a [u8]),
+    /// Path in an image or partition without supported files, and the reason.
+    NoFiles(String, &'a [u8]),
 }
 
 pub(super) fn gone<T>() -> io::Result<T> {
@@ -59,20 +59,26 @@ pub(super) fn dir() -> FileStat {
     }
 }
 
-pub(super) fn notice(why: &str) -> Vec<u8> {
+pub(super) fn notice(reason: &str) -> Vec<u8> {
     format!(
-        "{why}\nThe image as a whole is there all the same. What the kernel knows can be mounted from it, as root:\n  \
+        "{reason}\nThe image itself is available. Filesystems that the kernel supports can be mounted from it, as root:\n  \
          mount -o ro,loop,norecovery DIR/VOLUME/SNAPSHOT/disk.img /mnt\n\
-         (XFS and ext4; for btrfs -o ro,loop,rescue=nologreplay; for a partition add offset=BYTES, which `fdisk -l disk.img` tells as sectors).\n"
+         (XFS and ext4; for btrfs -o ro,loop,rescue=nologreplay; for a partition add offset=BYTES: `fdisk -l disk.img` prints its first sector).\n"
     )
     .into_bytes()
 }
 
-pub(super) fn notice_stat(why: &str) -> FileStat {
-    FileStat { kind: FileKind::Regular, size_bytes: notice(why).len() as u64, mode: 0o444, links: 1, ..dir() }
+pub(super) fn notice_stat(reason: &str) -> FileStat {
+    FileStat {
+        kind: FileKind::Regular,
+        size_bytes: notice(reason).len() as u64,
+        mode: 0o444,
+        links: 1,
+        ..dir()
+    }
 }
 
-/// The number of the partition that a path leads into.
+/// Returns the partition number in the first component of a path, such as 1 for `/p1/etc`.
 fn part_number(path: &[u8]) -> Option<u32> {
     let below = path.strip_prefix(b"/").unwrap_or(path);
     let name = below.split(|byte| *byte == b'/').next()?;
@@ -81,7 +87,7 @@ fn part_number(path: &[u8]) -> Option<u32> {
 }
 
 impl ImageFiles {
-    /// Looks at what an image holds. May block, but not for ever.
+    /// Opens the files of an image. May block for a bounded time.
     ///
     /// # Errors
     /// The image cannot be read.
@@ -90,19 +96,19 @@ impl ImageFiles {
         Ok(Self { image, inside, parts: Mutex::default(), part_roots: Mutex::default() })
     }
 
-    /// Returns the reason why a path has no files, if there is no supported filesystem.
+    /// Returns the reason if the image or partition of a path has no supported filesystem.
     ///
     /// # Errors
     /// The image cannot be read.
     pub fn unreadable_reason(&self, path: &[u8]) -> io::Result<Option<String>> {
-        Ok(match self.place(path)? {
-            Place::Nothing(why, _) => Some(why),
+        Ok(match self.target(path)? {
+            PathTarget::NoFiles(reason, _) => Some(reason),
             _ => None,
         })
     }
 
-    /// Returns the attributes of the filesystem's root, if the image has one and no partitions: they restrict
-    /// access to everything below.
+    /// Returns the attributes of the root directory, if the image is one filesystem without partitions. They
+    /// restrict access to all files below.
     ///
     /// # Errors
     /// The image cannot be read, or is damaged there.
@@ -120,7 +126,7 @@ impl ImageFiles {
         }
         let stat = match self.part(part)? {
             Content::Files(files) => files.stat(b"/")?,
-            Content::Nothing(_) => dir(),
+            Content::NoFiles(_) => dir(),
         };
         self.part_roots.lock().insert(part.number, stat);
         Ok(stat)
@@ -131,7 +137,7 @@ impl ImageFiles {
             return Ok(content);
         }
         let content = inspect_partition(&self.image, part)?;
-        // Another thread may have been faster.
+        // Another thread may have opened it meanwhile.
         if let Some(content) = self.open_part(part.number) {
             return Ok(content);
         }
@@ -143,7 +149,7 @@ impl ImageFiles {
         Ok(content)
     }
 
-    /// A partition that is open, which from now on is the one that was looked at last.
+    /// Returns an open partition and marks it as the most recently used.
     fn open_part(&self, number: u32) -> Option<Content> {
         let mut parts = self.parts.lock();
         let at = parts.iter().position(|(other, _)| *other == number)?;
@@ -161,13 +167,13 @@ impl ImageFiles {
         }
     }
 
-    fn place<'a>(&'a self, path: &'a [u8]) -> io::Result<Place<'a>> {
+    fn target<'a>(&'a self, path: &'a [u8]) -> io::Result<PathTarget<'a>> {
         let (content, rest) = match &self.inside {
             Inside::Whole(content) => (content.clone(), path),
             Inside::Parts(parts) => {
                 let below = path.strip_prefix(b"/").unwrap_or(path);
                 if below.is_empty() {
-                    return Ok(Place::Parts(parts));
+                    return Ok(PathTarget::Parts(parts));
                 }
                 let end = below.iter().position(|byte| *byte == b'/').unwrap_or(below.len());
                 let number = part_number(path);
@@ -177,33 +183,33 @@ impl ImageFiles {
             }
         };
         Ok(match content {
-            Content::Files(files) => Place::Files(files, rest),
-            Content::Nothing(why) => Place::Nothing(why, rest),
+            Content::Files(files) => PathTarget::Files(files, rest),
+            Content::NoFiles(reason) => PathTarget::NoFiles(reason, rest),
         })
     }
 }
 
 impl FileTree for ImageFiles {
     fn stat(&self, path: &[u8]) -> io::Result<FileStat> {
-        match self.place(path)? {
-            Place::Parts(_) => Ok(dir()),
-            Place::Files(files, below) => {
+        match self.target(path)? {
+            PathTarget::Parts(_) => Ok(dir()),
+            PathTarget::Files(files, below) => {
                 let stat = files.stat(below)?;
                 Ok(FileStat { number: self.part_bits(path) | stat.number, ..stat })
             }
-            Place::Nothing(_, b"/") => Ok(dir()),
-            Place::Nothing(why, path) if path == NOTICE => Ok(notice_stat(&why)),
-            Place::Nothing(..) => gone(),
+            PathTarget::NoFiles(_, b"/") => Ok(dir()),
+            PathTarget::NoFiles(reason, path) if path == NOTICE => Ok(notice_stat(&reason)),
+            PathTarget::NoFiles(..) => gone(),
         }
     }
 
     fn read_dir(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>> {
-        match self.place(path)? {
-            Place::Parts(parts) => {
+        match self.target(path)? {
+            PathTarget::Parts(parts) => {
                 let entry = |part: &Partition| {
                     let stat = match self.part_root(*part) {
                         Ok(stat) => Some(stat),
-                        // Each of them would have to be waited for, and none is known to be damaged.
+                        // An outage is no damage, and each further partition would wait for its timeout.
                         Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
                         Err(_) => None,
                     };
@@ -211,7 +217,7 @@ impl FileTree for ImageFiles {
                 };
                 parts.iter().map(entry).collect()
             }
-            Place::Files(files, below) => {
+            PathTarget::Files(files, below) => {
                 let bits = self.part_bits(path);
                 let mut entries = files.read_dir(below, max_entries)?;
                 for stat in entries.iter_mut().filter_map(|entry| entry.stat.as_mut()) {
@@ -219,47 +225,49 @@ impl FileTree for ImageFiles {
                 }
                 Ok(entries)
             }
-            Place::Nothing(why, b"/") => {
-                Ok(vec![FileEntry { name: NOTICE[1..].to_vec(), number: 0, stat: Some(notice_stat(&why)) }])
-            }
-            Place::Nothing(..) => gone(),
+            PathTarget::NoFiles(reason, b"/") => Ok(vec![FileEntry {
+                name: NOTICE[1..].to_vec(),
+                number: 0,
+                stat: Some(notice_stat(&reason)),
+            }]),
+            PathTarget::NoFiles(..) => gone(),
         }
     }
 
     fn read_link(&self, path: &[u8]) -> io::Result<Vec<u8>> {
-        match self.place(path)? {
-            Place::Files(files, path) => files.read_link(path),
+        match self.target(path)? {
+            PathTarget::Files(files, path) => files.read_link(path),
             _ => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
 
     fn read(&self, path: &[u8], offset_bytes: u64, len: usize) -> io::Result<Vec<u8>> {
-        match self.place(path)? {
-            Place::Files(files, path) => files.read(path, offset_bytes, len),
-            Place::Nothing(why, path) if path == NOTICE => {
-                let text = notice(&why);
+        match self.target(path)? {
+            PathTarget::Files(files, path) => files.read(path, offset_bytes, len),
+            PathTarget::NoFiles(reason, path) if path == NOTICE => {
+                let text = notice(&reason);
                 let from = usize::try_from(offset_bytes).unwrap_or(text.len()).min(text.len());
                 Ok(text[from..text.len().min(from.saturating_add(len))].to_vec())
             }
-            Place::Nothing(..) => gone(),
-            Place::Parts(_) => Err(io::ErrorKind::IsADirectory.into()),
+            PathTarget::NoFiles(..) => gone(),
+            PathTarget::Parts(_) => Err(io::ErrorKind::IsADirectory.into()),
         }
     }
 
     fn range_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<DataRange> {
-        match self.place(path)? {
-            Place::Files(files, path) => files.range_at(path, offset_bytes),
-            Place::Nothing(why, path) if path == NOTICE => {
-                Ok(DataRange { is_data: true, end_bytes: notice(&why).len() as u64 })
+        match self.target(path)? {
+            PathTarget::Files(files, path) => files.range_at(path, offset_bytes),
+            PathTarget::NoFiles(reason, path) if path == NOTICE => {
+                Ok(DataRange { is_data: true, end_bytes: notice(&reason).len() as u64 })
             }
-            Place::Nothing(..) => gone(),
-            Place::Parts(_) => Err(io::ErrorKind::IsADirectory.into()),
+            PathTarget::NoFiles(..) => gone(),
+            PathTarget::Parts(_) => Err(io::ErrorKind::IsADirectory.into()),
         }
     }
 
     fn xattrs(&self, path: &[u8]) -> io::Result<Vec<FileXattr>> {
-        match self.place(path)? {
-            Place::Files(files, path) => files.xattrs(path),
+        match self.target(path)? {
+            PathTarget::Files(files, path) => files.xattrs(path),
             _ => Ok(Vec::new()),
         }
     }

@@ -1,4 +1,4 @@
-//! Listings of large directories: each takes hundreds of megabytes, so their number is limited.
+//! Limit on concurrent listings of large directories: each takes hundreds of megabytes.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::{
@@ -6,22 +6,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A directory that is longer is large: a listing of a million names takes hundreds of megabytes.
+/// Size from which a directory counts as large, in bytes.
 pub(super) const LARGE_DIR_BYTES: u64 = 4 << 20;
-/// Large directories of all of the process that are listed at a time; one at a time of each image, so that an
-/// image whose store is slow does not hold up the others.
+/// Limit of the process. Each image has at most one listing, so that one with a slow store does not delay the
+/// others.
 static LISTINGS: LargeListings = LargeListings::new(2);
-/// Time limit of the wait for the end of another listing.
+/// Timeout of the wait for another listing.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Number of listings of large directories, and its bound.
+/// Number of active listings, and its limit.
 struct LargeListings {
     active: Mutex<usize>,
     ended: Condvar,
     max: usize,
 }
 
-/// A listing of a large directory. Its end lets the next one begin.
+/// Active listing. Drop admits the next one.
 pub(super) struct LargeListing<'a> {
     all: &'a LargeListings,
     _of_image: MutexGuard<'a, ()>,
@@ -32,7 +32,7 @@ impl LargeListings {
         Self { active: Mutex::new(0), ended: Condvar::new(), max }
     }
 
-    /// `None` if it cannot begin until the deadline.
+    /// Waits for a free slot; `None` after the deadline.
     fn begin<'a>(&'a self, of_image: &'a Mutex<()>, deadline: Instant) -> Option<LargeListing<'a>> {
         let of_image = of_image.try_lock_until(deadline)?;
         let mut active = self.active.lock();
@@ -53,14 +53,14 @@ impl Drop for LargeListing<'_> {
     }
 }
 
-/// Waits until a large directory of an image can be listed.
+/// Waits until a large directory of an image may be listed.
 ///
 /// # Errors
-/// [`io::ErrorKind::ResourceBusy`] if others are listed for too long.
+/// [`io::ErrorKind::ResourceBusy`] after the timeout.
 pub(super) fn begin(of_image: &Mutex<()>) -> io::Result<LargeListing<'_>> {
     LISTINGS.begin(of_image, Instant::now() + TIMEOUT).ok_or_else(|| {
-        let what = "other large directories are being listed: try again later";
-        io::Error::new(io::ErrorKind::ResourceBusy, what)
+        let message = "too many concurrent listings of large directories; try again later";
+        io::Error::new(io::ErrorKind::ResourceBusy, message)
     })
 }
 
@@ -69,14 +69,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn slow_image_does_not_hold_up_large_listings_of_others() {
+    fn slow_image_does_not_delay_listings_of_other_images() {
         let listings = LargeListings::new(2);
         let [slow, other, third] = [(); 3].map(|()| Mutex::new(()));
         let begin = |image| listings.begin(image, Instant::now());
         let of_slow = begin(&slow).unwrap();
-        assert!(begin(&slow).is_none(), "two at a time in one image");
+        assert!(begin(&slow).is_none(), "two listings of one image");
         let of_other = begin(&other).unwrap();
-        assert!(begin(&third).is_none(), "more than the bound");
+        assert!(begin(&third).is_none(), "more listings than the limit");
         drop(of_other);
         let of_third = begin(&third).unwrap();
         drop((of_slow, of_third));

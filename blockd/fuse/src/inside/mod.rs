@@ -1,7 +1,7 @@
-//! Files inside an image: detection and reading of filesystems.
+//! Files inside an image: detection of filesystems and read access.
 //!
-//! Images are untrusted, as their volumes had arbitrary writers. Readers may fail, but never write, never
-//! leave the image, and keep their limits of memory and time.
+//! Images are untrusted, as their volumes had arbitrary writers. A reader may fail, but it never writes,
+//! never leaves the image, and bounds its memory and time.
 
 mod ext;
 mod image_files;
@@ -19,90 +19,91 @@ use std::{io, ops::Range, sync::Arc, time::SystemTime};
 /// File type.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileKind {
-    /// A regular file.
+    /// Regular file.
     Regular,
-    /// A directory.
+    /// Directory.
     Directory,
-    /// A symbolic link.
+    /// Symbolic link.
     Symlink,
-    /// A device with blocks.
+    /// Block device.
     BlockDevice,
-    /// A device with characters.
+    /// Character device.
     CharDevice,
-    /// A named pipe.
+    /// Named pipe.
     Fifo,
-    /// A socket.
+    /// Socket.
     Socket,
 }
 
-/// Inode.
+/// Attributes of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FileStat {
     /// File type.
     pub kind: FileKind,
-    /// Its number in its filesystem, which all its names have in common; 0 if it is in none. Where an image
-    /// has partitions, that of its partition stands above the lowest 32 bits.
+    /// Inode number, equal for all hard links; 0 outside of a filesystem. Access by path adds the partition
+    /// number in the high 32 bits.
     pub number: u64,
-    /// Its length in bytes.
+    /// Size, in bytes.
     pub size_bytes: u64,
     /// Allocated space, in bytes.
     pub allocated_bytes: u64,
-    /// The permission bits, with those above them (07777).
+    /// Permission bits with set-user-ID, set-group-ID and sticky bit (mask 07777).
     pub mode: u16,
-    /// Owner.
+    /// User ID of the owner.
     pub uid: u32,
-    /// The group that owns it.
+    /// Group ID.
     pub gid: u32,
-    /// Number of links.
+    /// Number of hard links.
     pub links: u32,
-    /// The device that it stands for, as major and minor number, if it is a device node.
+    /// Major and minor number of a block or character device.
     pub device: Option<(u32, u32)>,
-    /// When its content was changed, if that is known.
+    /// Last modification of the content, if known.
     pub modified: Option<SystemTime>,
-    /// When it was read, if that is known.
+    /// Last access, if known.
     pub accessed: Option<SystemTime>,
-    /// When it was changed, content or not, if that is known.
+    /// Last change of the inode, if known.
     pub changed: Option<SystemTime>,
 }
 
-/// An extended attribute of a file.
+/// Extended attribute of a file.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FileXattr {
-    /// Its name with what it begins with, such as `user.comment`; no zero byte is in it.
+    /// Name with its namespace prefix, such as `user.comment`; any bytes except zero.
     pub name: Vec<u8>,
-    /// Its value, as the kernel would give it.
+    /// Value in the format of `getxattr`.
     pub value: Vec<u8>,
 }
 
-/// An entry of a directory.
+/// Entry of a directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FileEntry {
-    /// Its name: any bytes but `/` and zero, never `.` or `..`.
+    /// Name: any bytes except `/` and zero; never empty, `.` or `..`.
     pub name: Vec<u8>,
-    /// The number of what it is the name of.
+    /// Inode number; 0 outside of a filesystem.
     pub number: u32,
     /// Attributes; `None` if they are damaged.
     pub stat: Option<FileStat>,
 }
 
-/// Filesystem accessed by file numbers instead of paths.
+/// Filesystem with access by inode numbers instead of paths.
 pub trait NumberedFiles: Send + Sync {
     /// Returns the attributes of a file.
     ///
     /// # Errors
-    /// See [`FileTree::stat`], here and below.
+    /// See [`FileTree::stat`].
     fn stat_of(&self, number: u32) -> io::Result<FileStat>;
 
     /// Looks up a name in a directory.
     ///
     /// # Errors
-    /// It does not exist, or is part of a loop.
+    /// The name does not exist, or leads to the directory itself or the root.
     fn lookup_in(&self, dir: u32, name: &[u8]) -> io::Result<u32>;
 
-    /// The entries of a directory, sorted by name. Those that lead to itself or to the root are damaged.
+    /// Returns the entries of a directory, sorted by name. Entries that lead to the directory itself or to
+    /// the root count as damaged.
     ///
     /// # Errors
-    /// As [`FileTree::read_dir`].
+    /// See [`FileTree::read_dir`].
     fn entries_of(&self, dir: u32) -> io::Result<Vec<FileEntry>>;
 
     /// Returns the target of a symbolic link.
@@ -111,68 +112,68 @@ pub trait NumberedFiles: Send + Sync {
     /// See [`FileTree::read_link`].
     fn link_of(&self, number: u32) -> io::Result<Vec<u8>>;
 
-    /// Bytes of a regular file.
+    /// Reads bytes of a regular file.
     ///
     /// # Errors
-    /// As [`FileTree::read`].
+    /// See [`FileTree::read`].
     fn read_of(&self, number: u32, offset_bytes: u64, len: usize) -> io::Result<Vec<u8>>;
 
-    /// A run of a regular file.
+    /// Returns the data range or hole of a regular file at `offset_bytes`.
     ///
     /// # Errors
-    /// As [`FileTree::range_at`].
+    /// See [`FileTree::range_at`].
     fn range_of(&self, number: u32, offset_bytes: u64) -> io::Result<DataRange>;
 
-    /// Extended attributes.
+    /// Returns the extended attributes of a file.
     ///
     /// # Errors
-    /// As [`FileTree::xattrs`].
+    /// See [`FileTree::xattrs`].
     fn xattrs_of(&self, number: u32) -> io::Result<Vec<FileXattr>>;
 }
 
-/// A filesystem that is open for reading. Paths begin with `/`, and their last parts are not followed if they
-/// are links.
+/// Filesystem with access by paths. Paths begin with `/`; a symbolic link as the last component is not
+/// followed.
 pub trait FileTree: Send + Sync {
     /// Returns the attributes of a file.
     ///
     /// # Errors
-    /// It does not exist, or the filesystem is damaged there.
+    /// The file does not exist, or the filesystem is damaged there.
     fn stat(&self, path: &[u8]) -> io::Result<FileStat>;
 
-    /// The entries of a directory, sorted by name.
+    /// Returns the entries of a directory, sorted by name.
     ///
     /// # Errors
-    /// It is not there, is no directory, or the filesystem is damaged there; [`io::ErrorKind::InvalidInput`]
-    /// if it has more than `max_entries`, before its entries are looked at; [`io::ErrorKind::ResourceBusy`]
-    /// if other large directories are listed.
+    /// The file does not exist, is no directory, or the filesystem is damaged there.
+    /// [`io::ErrorKind::InvalidInput`] if the directory has more than `max_entries` entries, before their
+    /// inodes are read; [`io::ErrorKind::ResourceBusy`] if other large directories are being listed.
     fn read_dir(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>>;
 
     /// Returns the target of a symbolic link.
     ///
     /// # Errors
-    /// It does not exist, is no link, or the filesystem is damaged there.
+    /// The file does not exist, is no symbolic link, or the filesystem is damaged there.
     fn read_link(&self, path: &[u8]) -> io::Result<Vec<u8>>;
 
-    /// The bytes of a regular file from `offset_bytes` on, fewer than `len` only at its end.
+    /// Reads bytes of a regular file from `offset_bytes` on, fewer than `len` only at its end.
     ///
     /// # Errors
-    /// It is not there, is no regular file, or the filesystem is damaged there.
+    /// The file does not exist, is no regular file, or the filesystem is damaged there.
     fn read(&self, path: &[u8], offset_bytes: u64, len: usize) -> io::Result<Vec<u8>>;
 
-    /// The run of a regular file that holds the byte at `offset_bytes`, which lies inside.
+    /// Returns the data range or hole of a regular file at `offset_bytes`, which is inside the file.
     ///
     /// # Errors
-    /// It is not there, is no regular file, or the filesystem is damaged there.
+    /// The file does not exist, is no regular file, or the filesystem is damaged there.
     fn range_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<DataRange>;
 
-    /// The extended attributes of a file.
+    /// Returns the extended attributes of a file.
     ///
     /// # Errors
-    /// It is not there, or the filesystem is damaged there.
+    /// The file does not exist, or the filesystem is damaged there.
     fn xattrs(&self, path: &[u8]) -> io::Result<Vec<FileXattr>>;
 }
 
-/// A filesystem that can be asked both ways.
+/// Filesystem with access by paths and by inode numbers.
 pub trait Files: FileTree + NumberedFiles {}
 
 /// Content of an image or partition.
@@ -180,26 +181,26 @@ pub trait Files: FileTree + NumberedFiles {}
 pub enum Content {
     /// Files.
     Files(Arc<dyn Files>),
-    /// Nothing that is shown as files, and why.
-    Nothing(String),
+    /// No supported filesystem, and the reason.
+    NoFiles(String),
 }
 
 /// Content of an image.
 #[derive(Clone)]
 pub enum Inside {
-    /// A filesystem, or nothing, without partitions.
+    /// No partition table.
     Whole(Content),
     /// Partitions.
     Parts(Vec<Partition>),
 }
 
-/// A part of an image as an image.
-struct Part {
+/// Partition as an image.
+struct PartitionImage {
     image: Arc<dyn BlockSource>,
     part: Partition,
 }
 
-impl BlockSource for Part {
+impl BlockSource for PartitionImage {
     fn size_bytes(&self) -> u64 {
         self.part.len_bytes
     }
@@ -214,13 +215,14 @@ impl BlockSource for Part {
     }
 
     fn range_at(&self, offset_bytes: u64) -> io::Result<DataRange> {
-        let run = self.image.range_at(self.part.offset_bytes + offset_bytes)?;
-        let end_bytes = (run.end_bytes - self.part.offset_bytes).min(self.part.len_bytes);
-        Ok(DataRange { end_bytes, ..run })
+        let range = self.image.range_at(self.part.offset_bytes + offset_bytes)?;
+        let end_bytes = (range.end_bytes - self.part.offset_bytes).min(self.part.len_bytes);
+        Ok(DataRange { end_bytes, ..range })
     }
 }
 
-/// Looks at what an image holds. A filesystem at its beginning goes before a partition table.
+/// Inspects the content of an image. A filesystem at the start of the image takes precedence over a partition
+/// table.
 ///
 /// # Errors
 /// The image cannot be read.
@@ -234,22 +236,22 @@ pub fn inspect(image: &Arc<dyn BlockSource>) -> io::Result<Inside> {
     Ok(Inside::Whole(content(image.clone())?))
 }
 
-/// Looks at what a partition holds.
+/// Inspects the content of a partition.
 ///
 /// # Errors
 /// The image cannot be read.
 pub fn inspect_partition(image: &Arc<dyn BlockSource>, part: Partition) -> io::Result<Content> {
-    content(Arc::new(Part { image: image.clone(), part }))
+    content(Arc::new(PartitionImage { image: image.clone(), part }))
 }
 
-/// Returns the byte ranges of an image's filesystem metadata, at most `most` for each: a mount reads them
-/// first. Unsupported and damaged filesystems are skipped.
+/// Returns the byte ranges of the metadata in an image's filesystems, which a mount reads first; at most
+/// `max_ranges` per filesystem. Unsupported and damaged filesystems are skipped.
 ///
 /// # Errors
 /// The image cannot be read.
-pub fn metadata(image: &Arc<dyn BlockSource>, most: usize) -> io::Result<Vec<Range<u64>>> {
+pub fn metadata(image: &Arc<dyn BlockSource>, max_ranges: usize) -> io::Result<Vec<Range<u64>>> {
     let found = |image: Arc<dyn BlockSource>| match ext::is_there(&image)? {
-        true => ext::metadata(image, most).or_else(|error| match is_about_content(&error) {
+        true => ext::metadata(image, max_ranges).or_else(|error| match is_about_content(&error) {
             true => Ok(Vec::new()),
             false => Err(error),
         }),
@@ -262,7 +264,7 @@ pub fn metadata(image: &Arc<dyn BlockSource>, most: usize) -> io::Result<Vec<Ran
     let mut ranges = Vec::new();
     for part in partitions::partitions(&**image)? {
         let start = part.offset_bytes;
-        let inside = found(Arc::new(Part { image: image.clone(), part }))?;
+        let inside = found(Arc::new(PartitionImage { image: image.clone(), part }))?;
         ranges.extend(inside.into_iter().map(|range| start + range.start..start + range.end));
     }
     Ok(ranges)
@@ -272,25 +274,25 @@ fn content(image: Arc<dyn BlockSource>) -> io::Result<Content> {
     if ext::is_there(&image)? {
         return Ok(match ext::open(image) {
             Ok(tree) => Content::Files(tree),
-            Err(error) if is_about_content(&error) => Content::Nothing(format!(
-                "There is an ext2, ext3 or ext4 filesystem here that cannot be read: {error}."
-            )),
+            Err(error) if is_about_content(&error) => {
+                Content::NoFiles(format!("The ext2, ext3 or ext4 filesystem cannot be read: {error}."))
+            }
             Err(error) => return Err(error),
         });
     }
-    let what = match other_kind(&*image)? {
-        Some(kind) => format!("There is {kind} here, which is not shown as files."),
-        None => "No filesystem that is shown as files was found here (ext2, ext3 and ext4 are).".into(),
+    let reason = match other_kind(&*image)? {
+        Some(kind) => format!("The content is {kind}; only files of ext2, ext3 and ext4 are shown."),
+        None => "No ext2, ext3 or ext4 filesystem was found.".into(),
     };
-    Ok(Content::Nothing(what))
+    Ok(Content::NoFiles(reason))
 }
 
-/// Returns true for an error in the content, not of reading it.
+/// Returns true if the content of the image caused the error, not a read of it.
 fn is_about_content(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::Unsupported)
 }
 
-/// Returns the kind of other content by its magic.
+/// Returns the kind of unsupported content, by its magic number.
 fn other_kind(image: &dyn BlockSource) -> io::Result<Option<&'static str>> {
     let kinds: [(u64, &[u8], &str); 7] = [
         (0, b"XFSB", "an XFS filesystem"),

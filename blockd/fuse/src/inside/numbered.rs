@@ -1,4 +1,4 @@
-//! Files of an image by number instead of path; hard links have the same number.
+//! Access to the files of an image by inode number instead of path; hard links have the same number.
 
 use super::{
     Content, FileStat, FileXattr, Files, ImageFiles, Inside,
@@ -8,46 +8,50 @@ use super::{
 use blockd_extent::DataRange;
 use std::{io, sync::Arc};
 
-/// The number of a root, in ext2, ext3 and ext4, and of the directory of all partitions.
+/// Inode number of the root in ext2, ext3 and ext4, also used for the directory of all partitions.
 const ROOT: u32 = 2;
-/// That of the file that stands where files cannot be shown.
+/// Number of the file [`NOTICE`].
 const NOTICE_NUMBER: u32 = 1;
 
-/// A file of an image.
+/// File of an image.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct FileId {
-    /// The number of its partition; 0 if there are none, and for the directory of all of them.
+    /// Partition number; 0 in an image without partitions, and for the directory of all partitions.
     pub part: u32,
-    /// Its number in the filesystem there.
+    /// Inode number in the filesystem.
     pub number: u32,
 }
 
 impl FileId {
-    /// The root of all files of an image.
+    /// Root of all files of an image.
     pub const ROOT: Self = Self { part: 0, number: ROOT };
 }
 
-/// A name in a directory, and what it is the name of.
+/// Entry of a directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NamedFile {
-    /// The name.
+    /// Name.
     pub name: Vec<u8>,
-    /// The file.
+    /// File.
     pub file: FileId,
     /// Attributes; `None` if they are damaged.
     pub stat: Option<FileStat>,
 }
 
-enum Spot<'a> {
+/// Target of a file id.
+enum FileTarget<'a> {
+    /// Directory of all partitions.
     Parts(&'a [Partition]),
+    /// Filesystem of the file.
     Files(Arc<dyn Files>),
-    Nothing(String),
+    /// Image or partition without supported files, and the reason.
+    NoFiles(String),
 }
 
 impl ImageFiles {
-    fn spot(&self, file: FileId) -> io::Result<Spot<'_>> {
+    fn target_of(&self, file: FileId) -> io::Result<FileTarget<'_>> {
         let content = match (&self.inside, file) {
-            (Inside::Parts(parts), FileId::ROOT) => return Ok(Spot::Parts(parts)),
+            (Inside::Parts(parts), FileId::ROOT) => return Ok(FileTarget::Parts(parts)),
             (Inside::Parts(parts), FileId { part, .. }) => {
                 let Some(part) = parts.iter().find(|other| other.number == part) else { return gone() };
                 self.part(*part)?
@@ -55,54 +59,51 @@ impl ImageFiles {
             (Inside::Whole(content), _) => content.clone(),
         };
         Ok(match content {
-            Content::Files(files) => Spot::Files(files),
-            Content::Nothing(why) => Spot::Nothing(why),
+            Content::Files(files) => FileTarget::Files(files),
+            Content::NoFiles(reason) => FileTarget::NoFiles(reason),
         })
     }
 
     /// Returns the attributes of a file.
     ///
     /// # Errors
-    /// It does not exist, or the image is damaged there.
+    /// The file does not exist, or the filesystem is damaged there.
     pub fn stat_of(&self, file: FileId) -> io::Result<FileStat> {
-        match self.spot(file)? {
-            Spot::Parts(_) => Ok(dir()),
-            Spot::Files(files) => files.stat_of(file.number),
-            Spot::Nothing(why) if file.number == NOTICE_NUMBER => Ok(notice_stat(&why)),
-            Spot::Nothing(_) => Ok(dir()),
+        match self.target_of(file)? {
+            FileTarget::Parts(_) => Ok(dir()),
+            FileTarget::Files(files) => files.stat_of(file.number),
+            FileTarget::NoFiles(reason) if file.number == NOTICE_NUMBER => Ok(notice_stat(&reason)),
+            FileTarget::NoFiles(_) => Ok(dir()),
         }
     }
 
     /// Looks up a name in a directory.
     ///
     /// # Errors
-    /// It does not exist, or the image is damaged there.
+    /// The name does not exist, or the filesystem is damaged there.
     pub fn lookup_in(&self, dir: FileId, name: &[u8]) -> io::Result<FileId> {
-        match self.spot(dir)? {
-            Spot::Parts(parts) => {
-                let is_it = |part: &&Partition| part_name(part) == name;
-                match parts.iter().find(is_it) {
-                    Some(part) => Ok(FileId { part: part.number, number: ROOT }),
-                    None => gone(),
-                }
-            }
-            Spot::Files(files) => Ok(FileId { number: files.lookup_in(dir.number, name)?, ..dir }),
-            Spot::Nothing(_) if name == &NOTICE[1..] => Ok(FileId { number: NOTICE_NUMBER, ..dir }),
-            Spot::Nothing(_) => gone(),
+        match self.target_of(dir)? {
+            FileTarget::Parts(parts) => match parts.iter().find(|part| part_name(part) == name) {
+                Some(part) => Ok(FileId { part: part.number, number: ROOT }),
+                None => gone(),
+            },
+            FileTarget::Files(files) => Ok(FileId { number: files.lookup_in(dir.number, name)?, ..dir }),
+            FileTarget::NoFiles(_) if name == &NOTICE[1..] => Ok(FileId { number: NOTICE_NUMBER, ..dir }),
+            FileTarget::NoFiles(_) => gone(),
         }
     }
 
     /// Returns the entries of a directory, sorted by name.
     ///
     /// # Errors
-    /// It is no directory, or the image is damaged there.
+    /// The file is no directory, or the filesystem is damaged there.
     pub fn entries_of(&self, dir: FileId) -> io::Result<Vec<NamedFile>> {
-        match self.spot(dir)? {
-            Spot::Parts(parts) => {
+        match self.target_of(dir)? {
+            FileTarget::Parts(parts) => {
                 let entry = |part: &Partition| {
                     let stat = match self.part_root(*part) {
                         Ok(stat) => Some(stat),
-                        // Each of them would have to be waited for, and none is known to be damaged.
+                        // An outage is no damage, and each further partition would wait for its timeout.
                         Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
                         Err(_) => None,
                     };
@@ -111,7 +112,7 @@ impl ImageFiles {
                 };
                 parts.iter().map(entry).collect()
             }
-            Spot::Files(files) => {
+            FileTarget::Files(files) => {
                 let entries = files.entries_of(dir.number)?.into_iter();
                 let named = entries.map(|entry| NamedFile {
                     name: entry.name,
@@ -120,9 +121,9 @@ impl ImageFiles {
                 });
                 Ok(named.collect())
             }
-            Spot::Nothing(why) => {
+            FileTarget::NoFiles(reason) => {
                 let file = FileId { number: NOTICE_NUMBER, ..dir };
-                Ok(vec![NamedFile { name: NOTICE[1..].to_vec(), file, stat: Some(notice_stat(&why)) }])
+                Ok(vec![NamedFile { name: NOTICE[1..].to_vec(), file, stat: Some(notice_stat(&reason)) }])
             }
         }
     }
@@ -130,23 +131,23 @@ impl ImageFiles {
     /// Returns the target of a symbolic link.
     ///
     /// # Errors
-    /// It is no link, or the image is damaged there.
+    /// The file is no symbolic link, or the filesystem is damaged there.
     pub fn link_of(&self, file: FileId) -> io::Result<Vec<u8>> {
-        match self.spot(file)? {
-            Spot::Files(files) => files.link_of(file.number),
+        match self.target_of(file)? {
+            FileTarget::Files(files) => files.link_of(file.number),
             _ => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
 
-    /// The bytes of a regular file from `offset_bytes` on, fewer than `len` only at its end.
+    /// Reads bytes of a regular file from `offset_bytes` on, fewer than `len` only at its end.
     ///
     /// # Errors
-    /// It is none, or the image is damaged there.
+    /// The file is no regular file, or the filesystem is damaged there.
     pub fn read_of(&self, file: FileId, offset_bytes: u64, len: usize) -> io::Result<Vec<u8>> {
-        match self.spot(file)? {
-            Spot::Files(files) => files.read_of(file.number, offset_bytes, len),
-            Spot::Nothing(why) if file.number == NOTICE_NUMBER => {
-                let text = notice(&why);
+        match self.target_of(file)? {
+            FileTarget::Files(files) => files.read_of(file.number, offset_bytes, len),
+            FileTarget::NoFiles(reason) if file.number == NOTICE_NUMBER => {
+                let text = notice(&reason);
                 let from = usize::try_from(offset_bytes).unwrap_or(text.len()).min(text.len());
                 Ok(text[from..text.len().min(from.saturating_add(len))].to_vec())
             }
@@ -154,27 +155,27 @@ impl ImageFiles {
         }
     }
 
-    /// The run of a regular file that holds the byte at `offset_bytes`, which lies inside.
+    /// Returns the data range or hole of a regular file at `offset_bytes`, which is inside the file.
     ///
     /// # Errors
-    /// It is none, or the image is damaged there.
+    /// The file is no regular file, or the filesystem is damaged there.
     pub fn range_of(&self, file: FileId, offset_bytes: u64) -> io::Result<DataRange> {
-        match self.spot(file)? {
-            Spot::Files(files) => files.range_of(file.number, offset_bytes),
-            Spot::Nothing(why) if file.number == NOTICE_NUMBER => {
-                Ok(DataRange { is_data: true, end_bytes: notice(&why).len() as u64 })
+        match self.target_of(file)? {
+            FileTarget::Files(files) => files.range_of(file.number, offset_bytes),
+            FileTarget::NoFiles(reason) if file.number == NOTICE_NUMBER => {
+                Ok(DataRange { is_data: true, end_bytes: notice(&reason).len() as u64 })
             }
             _ => Err(io::ErrorKind::IsADirectory.into()),
         }
     }
 
-    /// The extended attributes of a file.
+    /// Returns the extended attributes of a file.
     ///
     /// # Errors
-    /// The image is damaged there.
+    /// The filesystem is damaged there.
     pub fn xattrs_of(&self, file: FileId) -> io::Result<Vec<FileXattr>> {
-        match self.spot(file)? {
-            Spot::Files(files) => files.xattrs_of(file.number),
+        match self.target_of(file)? {
+            FileTarget::Files(files) => files.xattrs_of(file.number),
             _ => Ok(Vec::new()),
         }
     }

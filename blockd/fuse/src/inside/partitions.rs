@@ -1,18 +1,18 @@
-//! The partitions of an image, from a GPT or an MBR; anything may stand there, and nothing is believed.
+//! Partitions of an image, from an untrusted GPT or MBR.
 
 use blockd_extent::BlockSource;
 use std::io;
 
-/// Most partitions that are shown.
+/// Maximum number of partitions.
 const MAX_PARTITIONS: usize = 128;
 const MBR_LEN: usize = 512;
-/// The sizes of sectors that disks have.
+/// Sector sizes of disks, in bytes.
 const SECTOR_SIZES: [u64; 2] = [512, 4096];
 
-/// A part of an image.
+/// Partition of an image.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Partition {
-    /// Its number in the table, from 1, as the kernel numbers it.
+    /// Number from 1, the same as in the kernel.
     pub number: u32,
     /// Start, in bytes.
     pub offset_bytes: u64,
@@ -28,7 +28,7 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }
 
-/// The bytes there, if they lie inside the image.
+/// Reads a range; `None` if it is not inside the image.
 fn read(image: &dyn BlockSource, offset_bytes: u64, len: usize) -> io::Result<Option<Vec<u8>>> {
     match offset_bytes.checked_add(len as u64) {
         Some(end) if end <= image.size_bytes() => {
@@ -40,8 +40,7 @@ fn read(image: &dyn BlockSource, offset_bytes: u64, len: usize) -> io::Result<Op
     }
 }
 
-/// The partitions of an image, by number; none if it has no table. Those that do not lie inside it are left
-/// out.
+/// Returns the partitions of an image by number, without those that are not inside the image.
 ///
 /// # Errors
 /// The image cannot be read.
@@ -65,7 +64,7 @@ pub fn partitions(image: &dyn BlockSource) -> io::Result<Vec<Partition>> {
 
 fn gpt(image: &dyn BlockSource) -> io::Result<Vec<Partition>> {
     for sector in SECTOR_SIZES {
-        // The backup at the end is for repairs, which are not our business.
+        // The backup GPT at the end of the disk is for repairs only.
         let Some(header) = read(image, sector, 92)? else { continue };
         if !header.starts_with(b"EFI PART") {
             continue;
@@ -96,7 +95,7 @@ fn gpt(image: &dyn BlockSource) -> io::Result<Vec<Partition>> {
     Ok(Vec::new())
 }
 
-/// First sector and length of what an entry names, if it names anything.
+/// Returns type, first sector and number of sectors of an entry; `None` if it is unused.
 fn mbr_entry(entry: &[u8]) -> Option<(u8, u64, u64)> {
     let (kind, start, sectors) = (*entry.get(4)?, u32_at(entry, 8)?, u32_at(entry, 12)?);
     (kind != 0 && sectors != 0).then_some((kind, start.into(), sectors.into()))
@@ -121,11 +120,10 @@ fn mbr_partitions<'a>(
         }
     }
     let Some(base) = extended else { return Ok(found) };
-    // Each record names a partition and the next record. Records that do not come one behind the other are a
-    // loop.
+    // Each extended boot record names a logical partition and the next record. The records must be in
+    // ascending order, which excludes loops.
     let (mut at, mut number) = (base, 5);
-    // Records without a partition count too: there may be as many as the image has sectors, and each is a
-    // fetch.
+    // The limit includes records without a partition: each record may be a request to a store.
     for _ in 0..MAX_PARTITIONS {
         if found.len() >= MAX_PARTITIONS {
             break;
@@ -182,9 +180,9 @@ mod tests {
         assert_eq!(
             found(&image),
             [(1, 10, 50), (5, 102, 20), (6, 302, 30)],
-            "the third reaches beyond the end"
+            "the third partition exceeds the image"
         );
-        // A loop of records ends.
+        // Loops of records.
         record(&mut image, 300, &[entry(0x83, 2, 30), entry(0x05, 0, 100)]);
         assert_eq!(found(&image).len(), 3);
         record(&mut image, 300, &[entry(0x83, 2, 30), entry(0x05, 200, 100)]);
@@ -220,7 +218,7 @@ mod tests {
 
     #[test]
     fn gpt_partitions_are_listed() {
-        assert_eq!(found(&gpt_image()), [(1, 40, 60), (3, 100, 800)], "what lies outside is left out");
+        assert_eq!(found(&gpt_image()), [(1, 40, 60), (3, 100, 800)], "invalid entries are skipped");
         assert_eq!(found(&[0; 4096]), []);
         assert_eq!(found(&[0; 100]), []);
     }
