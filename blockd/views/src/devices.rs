@@ -37,17 +37,17 @@ pub(crate) fn progress(content: Content) -> Progress {
     }
 }
 
-pub(crate) fn allocation_extent(run: AllocationRun) -> StatusExtent {
-    let flags = match run.allocation {
+pub(crate) fn allocation_extent(extent: AllocationRun) -> StatusExtent {
+    let flags = match extent.allocation {
         Allocation::Data => 0,
         Allocation::Hole => STATE_HOLE | STATE_ZERO,
         Allocation::Zero => STATE_ZERO,
     };
-    StatusExtent { len_bytes: run.len_bytes, flags }
+    StatusExtent { len_bytes: extent.len_bytes, flags }
 }
 
-fn dirty_extent(run: DirtyRun) -> StatusExtent {
-    StatusExtent { len_bytes: run.len_bytes, flags: if run.dirty { STATE_DIRTY } else { 0 } }
+fn dirty_extent(extent: DirtyRun) -> StatusExtent {
+    StatusExtent { len_bytes: extent.len_bytes, flags: if extent.dirty { STATE_DIRTY } else { 0 } }
 }
 
 pub(crate) fn contexts(points: &[SnapshotPoint]) -> Vec<String> {
@@ -89,26 +89,26 @@ impl VolumeDevice {
         })
     }
 
-    /// Counts a request as in flight while it runs, and records its latency if it was carried out.
+    /// Counts a request as in flight while it runs, and records its latency if it failed or is done.
     fn timed<T>(
         &self,
         operation: Operation,
         is_done: impl FnOnce(&T) -> bool,
         work: impl FnOnce() -> Result<T, DeviceError>,
     ) -> Result<T, DeviceError> {
-        let began = Instant::now();
+        let start = Instant::now();
         let in_flight = self.entry().traffic.begin(operation);
         let result = work();
         drop(in_flight);
         if result.as_ref().map_or(true, is_done) {
-            self.entry().traffic.note(operation, began);
+            self.entry().traffic.note(operation, start);
         }
         result
     }
 
-    /// Fails a request that asks for durability if a loss has not been reported to its client yet.
-    fn check_durable(&self, is_asked: bool) -> Result<(), DeviceError> {
-        if is_asked { self.loss.report(&self.volume) } else { Ok(()) }
+    /// Fails a flush or FUA request if a data loss has not been reported to the client yet.
+    fn check_durable(&self, is_durable: bool) -> Result<(), DeviceError> {
+        if is_durable { self.loss.report(&self.volume) } else { Ok(()) }
     }
 
     /// Refuses writes to a read-only volume, also for clients that connected while it was writable.
@@ -116,7 +116,7 @@ impl VolumeDevice {
         if !self.entry().is_read_only() {
             return Ok(());
         }
-        let message = format!("volume {} is read-only", self.entry().name);
+        let message = format!("write failed on volume {}: the volume is read-only", self.entry().name);
         Err(DeviceError::new(DeviceErrorKind::Permission, message))
     }
 }
@@ -129,25 +129,26 @@ fn always(_: &()) -> bool {
     true
 }
 
-/// Starts fetching the blocks that a request needs; `ask` calls the volume or the snapshot.
+/// Starts fetching the missing blocks of a request; `fetch` calls the volume or the snapshot. Returns the
+/// callback if no block is missing.
 fn prefetch_async(
     access: nbd::Access,
     then: OnFetched,
-    ask: impl FnOnce(volume::Access, volume::OnFetched) -> Option<volume::OnFetched>,
+    fetch: impl FnOnce(volume::Access, volume::OnFetched) -> Option<volume::OnFetched>,
 ) -> Option<OnFetched> {
     let access = match access {
         nbd::Access::Read => volume::Access::Read,
         nbd::Access::Write => volume::Access::Write,
     };
     let then = Arc::new(Mutex::new(Some(then)));
-    let kept = Arc::clone(&then);
-    let told = move |result: Result<(), VolumeError>| {
-        if let Some(then) = kept.lock().take() {
+    let shared = Arc::clone(&then);
+    let on_fetched = move |result: Result<(), VolumeError>| {
+        if let Some(then) = shared.lock().take() {
             then(result.map_err(|error| device_error(&error)));
         }
     };
-    // The value returned is only the wrapper of the callback.
-    ask(access, Box::new(told)).and_then(|_| then.lock().take())
+    // `fetch` returns the wrapper; the caller gets its own callback.
+    fetch(access, Box::new(on_fetched)).and_then(|_| then.lock().take())
 }
 
 impl BlockDevice for VolumeDevice {
@@ -207,8 +208,9 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn flush_key(&self) -> Option<u128> {
-        // A loss is reported to each connection by a flush of its own. Otherwise the key is the open volume,
-        // not its id: a reopened volume must not flush for connections to its predecessor.
+        // A pending loss is reported to each connection by a separate flush. The key is the address of the
+        // open volume, not its id: a flush of a reopened volume does not cover connections to its
+        // predecessor.
         (!self.loss.is_pending()).then_some(Arc::as_ptr(&self.volume) as usize as u128)
     }
 
@@ -252,12 +254,12 @@ impl BlockDevice for VolumeDevice {
         extents: &mut Vec<StatusExtent>,
     ) -> Result<(), DeviceError> {
         if context == BASE_ALLOCATION {
-            let runs = self.done(self.volume.allocation(offset_bytes, len_bytes, max_extents))?;
-            extents.extend(runs.into_iter().map(allocation_extent));
+            let found = self.done(self.volume.allocation(offset_bytes, len_bytes, max_extents))?;
+            extents.extend(found.into_iter().map(allocation_extent));
         } else {
             let since = snapshot_of(context, &self.points)?;
-            let runs = self.done(self.volume.dirty_since(since, offset_bytes, len_bytes, max_extents))?;
-            extents.extend(runs.into_iter().map(dirty_extent));
+            let found = self.done(self.volume.dirty_since(since, offset_bytes, len_bytes, max_extents))?;
+            extents.extend(found.into_iter().map(dirty_extent));
         }
         Ok(())
     }
@@ -331,12 +333,12 @@ impl BlockDevice for SnapshotDevice {
         extents: &mut Vec<StatusExtent>,
     ) -> Result<(), DeviceError> {
         if context == BASE_ALLOCATION {
-            let runs = self.view.allocation(offset_bytes, len_bytes, max_extents);
-            extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(allocation_extent));
+            let found = self.view.allocation(offset_bytes, len_bytes, max_extents);
+            extents.extend(found.map_err(|error| device_error(&error))?.into_iter().map(allocation_extent));
         } else {
             let since = snapshot_of(context, &self.older)?;
-            let runs = self.view.dirty_since(since, offset_bytes, len_bytes, max_extents);
-            extents.extend(runs.map_err(|error| device_error(&error))?.into_iter().map(dirty_extent));
+            let found = self.view.dirty_since(since, offset_bytes, len_bytes, max_extents);
+            extents.extend(found.map_err(|error| device_error(&error))?.into_iter().map(dirty_extent));
         }
         Ok(())
     }

@@ -50,7 +50,7 @@ impl Exports {
 
     /// Returns the cloud exports if the name has their prefix.
     fn cloud(&self, name: &str) -> Option<&CloudExports> {
-        self.cloud.as_ref().filter(|_| CloudExports::has_name(name))
+        self.cloud.as_ref().filter(|_| CloudExports::has_prefix(name))
     }
 
     fn volume_entry(&self, name: &str) -> Option<Arc<VolumeEntry>> {

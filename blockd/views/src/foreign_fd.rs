@@ -1,7 +1,7 @@
-//! Close of foreign descriptors.
+//! Descriptors passed by other processes, and their close.
 //!
-//! A close may block on the filesystem of the file, without a way to interrupt it. So one thread closes them,
-//! with a bounded queue.
+//! A close may block on the filesystem of the file and cannot be interrupted, so a separate thread with a
+//! bounded queue closes them.
 
 use std::{
     io,
@@ -15,38 +15,39 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Maximum number of foreign descriptors, in requests and in the queue.
-const MOST: usize = 64;
+const MAX_DESCRIPTORS: usize = 64;
 
 type Queued = (OwnedFd, OwnedSemaphorePermit);
 
 /// Thread that closes descriptors.
 pub struct Closer {
-    room: Arc<Semaphore>,
+    capacity: Arc<Semaphore>,
     queue: SyncSender<Queued>,
 }
 
 impl Closer {
-    /// Starts a closer with this capacity, which ends with its last user.
-    pub fn new(most: usize) -> io::Result<Self> {
-        let (queue, queued) = sync_channel::<Queued>(most);
+    /// Starts a closer for at most `max` descriptors. Its thread ends after the last reference.
+    pub fn new(max: usize) -> io::Result<Self> {
+        let (queue, queued) = sync_channel::<Queued>(max);
         std::thread::Builder::new().name("close-passed".into()).spawn(move || {
-            for (descriptor, room) in queued {
+            for (descriptor, permit) in queued {
                 drop(descriptor);
-                drop(room);
+                drop(permit);
             }
         })?;
-        Ok(Self { room: Arc::new(Semaphore::new(most)), queue })
+        Ok(Self { capacity: Arc::new(Semaphore::new(max)), queue })
     }
 
     /// Returns the closer of this process, if its thread could be started.
     pub fn shared() -> Option<Arc<Self>> {
-        static SHARED: LazyLock<Option<Arc<Closer>>> = LazyLock::new(|| Closer::new(MOST).map(Arc::new).ok());
+        static SHARED: LazyLock<Option<Arc<Closer>>> =
+            LazyLock::new(|| Closer::new(MAX_DESCRIPTORS).map(Arc::new).ok());
         SHARED.clone()
     }
 
     /// Reserves capacity for descriptors.
     pub fn room_for(&self, count: u32) -> Option<Room> {
-        let permits = Arc::clone(&self.room).try_acquire_many_owned(count).ok()?;
+        let permits = Arc::clone(&self.capacity).try_acquire_many_owned(count).ok()?;
         Some(Room { permits, queue: self.queue.clone() })
     }
 }
@@ -58,7 +59,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// Wraps a received descriptor. `None` without capacity; the descriptor stays open then.
+    /// Wraps a received descriptor. Returns `None` without capacity, and leaks the descriptor.
     pub fn take(&mut self, descriptor: OwnedFd) -> Option<Foreign> {
         let descriptor = ManuallyDrop::new(descriptor);
         let permit = self.permits.split(1)?;
@@ -67,7 +68,7 @@ impl Room {
     }
 }
 
-/// Foreign descriptor, which a thread that may block closes on drop.
+/// Foreign descriptor. After drop, the thread of the closer closes it.
 pub struct Foreign {
     held: Option<Queued>,
     queue: SyncSender<Queued>,
@@ -79,7 +80,7 @@ impl Foreign {
         self.held.as_ref().map(|(descriptor, _)| descriptor.as_fd())
     }
 
-    /// Returns the descriptor, after a check that its close does not block.
+    /// Returns the descriptor, for a caller that has checked that its close does not block.
     pub fn into_owned(mut self) -> Option<OwnedFd> {
         self.held.take().map(|(descriptor, _)| descriptor)
     }
@@ -88,7 +89,7 @@ impl Foreign {
 impl Drop for Foreign {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
-            // The queue has capacity for all; otherwise a leaked descriptor is the lesser harm.
+            // The queue has capacity for all. A failure leaks the descriptor, as a close here could block.
             let _ = self.queue.try_send(held).map_err(ManuallyDrop::new);
         }
     }
@@ -109,7 +110,7 @@ mod tests {
         drop(room);
         assert!(closer.room_for(2).is_none() && closer.room_for(1).is_some());
         drop(first);
-        assert_eq!(far.read(&mut [0]).unwrap(), 0, "it is closed");
+        assert_eq!(far.read(&mut [0]).unwrap(), 0, "the descriptor is closed");
         while closer.room_for(2).is_none() {
             std::thread::yield_now();
         }

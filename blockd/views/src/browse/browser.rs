@@ -47,7 +47,7 @@ impl std::fmt::Debug for Browser {
 
 type OpenSnapshot = ((Uuid, CloudSnapshotId), SnapshotReader, Arc<Manifest>);
 
-/// Open snapshots, mounts and caches of the browse feature.
+/// Open snapshots, images and mounts, and the cache of cloud snapshots.
 #[derive(Default)]
 pub struct Browse {
     cache: Mutex<Option<SnapshotCache>>,
@@ -85,7 +85,7 @@ impl Browse {
         });
     }
 
-    /// Closes everything that is open, for a stop of the daemon.
+    /// Closes all snapshots and images, at the stop of the daemon.
     pub(super) fn clear(&self) {
         self.files.lock().clear();
         self.open.lock().clear();
@@ -127,7 +127,7 @@ impl SnapshotReaders for Browse {
 }
 
 impl Browser {
-    /// Creates the browser of an engine that was opened with `browse` as its readers.
+    /// Creates the browser of an engine whose snapshot readers are `browse`.
     pub fn new(browse: Arc<Browse>, engine: &Engine) -> Arc<Self> {
         Arc::new(Self {
             browse,
@@ -212,7 +212,7 @@ impl Browser {
         for credential in credentials {
             match self.open_of_credential(runtime, credential.uuid, id) {
                 Ok(found) => return Ok(found),
-                // "Not found" in one store is less informative than any other error.
+                // Any other error is more informative than "not found" in one store.
                 Err(error) => match &first_error {
                     Some(first) if !blockd_engine::cloud_snapshots::is_not_found(first) => {}
                     _ => first_error = Some(error),
@@ -220,7 +220,7 @@ impl Browser {
             }
         }
         Err(first_error.unwrap_or_else(|| {
-            let message = format!("there is no cloud snapshot {id}");
+            let message = format!("open failed on cloud snapshot {id}: not found");
             ServiceError::refused(blockd_api::ErrorCode::CloudsnapNotFound, message)
         }))
     }

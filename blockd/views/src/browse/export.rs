@@ -16,8 +16,8 @@ use tokio::runtime::Handle;
 
 /// Prefix of the export names; no volume name has it.
 const PREFIX: &str = "cloud:";
-/// Maximum number of runs examined for one block status reply.
-const MAX_RUNS: usize = 1 << 16;
+/// Maximum number of ranges examined for one block status reply.
+const MAX_RANGES: usize = 1 << 16;
 
 /// NBD exports of the cloud snapshots of all credentials.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ impl CloudExports {
     }
 
     /// Returns true if a name has the prefix of these exports.
-    pub fn has_name(name: &str) -> bool {
+    pub fn has_prefix(name: &str) -> bool {
         name.starts_with(PREFIX)
     }
 
@@ -46,8 +46,8 @@ impl CloudExports {
         let unavailable = |reason: String| ExportError::Unavailable { reason };
         let id: CloudSnapshotId =
             name.strip_prefix(PREFIX).and_then(|id| id.parse().ok()).ok_or(ExportError::Unknown)?;
-        // A repository also holds snapshots of other clusters and of renamed volumes, which no list of
-        // volumes names.
+        // A repository also contains snapshots of other clusters and of renamed volumes, which the access
+        // lists of volumes do not cover.
         access.check_listed(name, client)?;
         let browser = self.browser.upgrade().ok_or_else(|| unavailable("the daemon is stopping".into()))?;
         match browser.open_cloudsnap(&self.runtime, &id, None) {
@@ -131,24 +131,25 @@ impl BlockDevice for CloudDevice {
         extents: &mut Vec<StatusExtent>,
     ) -> Result<(), DeviceError> {
         if context != BASE_ALLOCATION {
-            let message = format!("there is no metadata context {context}");
+            let message =
+                format!("block status failed on {context}: the export has no such metadata context");
             return Err(DeviceError::new(DeviceErrorKind::InvalidInput, message));
         }
         let (mut at, end, first) = (offset_bytes, offset_bytes + len_bytes, extents.len());
-        for _ in 0..MAX_RUNS {
+        for _ in 0..MAX_RANGES {
             if at >= end {
                 break;
             }
-            let run = self.image.range_at(at).map_err(|error| device_error(&error))?;
-            let until = run.end_bytes.clamp(at + 1, end);
-            let flags = if run.is_data { 0 } else { STATE_HOLE | STATE_ZERO };
+            let range = self.image.range_at(at).map_err(|error| device_error(&error))?;
+            let range_end = range.end_bytes.clamp(at + 1, end);
+            let flags = if range.is_data { 0 } else { STATE_HOLE | STATE_ZERO };
             let found = extents.len() - first;
             match extents[first..].last_mut() {
-                Some(last) if last.flags == flags => last.len_bytes += until - at,
+                Some(last) if last.flags == flags => last.len_bytes += range_end - at,
                 _ if found >= max_extents => break,
-                _ => extents.push(StatusExtent { len_bytes: until - at, flags }),
+                _ => extents.push(StatusExtent { len_bytes: range_end - at, flags }),
             }
-            at = until;
+            at = range_end;
         }
         Ok(())
     }

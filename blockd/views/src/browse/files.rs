@@ -22,9 +22,9 @@ const MAX_READ_BYTES: u64 = 8 << 20;
 /// Maximum number of entries returned for a directory.
 const MAX_ENTRIES: usize = 100_000;
 /// Maximum number of data extents of a file in one response.
-const MAX_RUNS: usize = 1024;
-/// Maximum number of lookups for one response: many short runs may form one extent.
-const MAX_RUN_STEPS: usize = 1 << 16;
+const MAX_EXTENTS: usize = 1024;
+/// Maximum number of ranges examined for one response: many short ranges may form one extent.
+const MAX_RANGES: usize = 1 << 16;
 
 /// File tree of a cloud snapshot.
 pub struct FileReader {
@@ -106,9 +106,9 @@ impl FileReader {
     pub fn list(&self, query: &ListFiles) -> Result<FileList, ServiceError> {
         let path = &query.path;
         let bytes = path.as_bytes();
-        let why = self.files.unreadable_reason(bytes).map_err(|error| refused(&error, path))?;
-        if let Some(why) = why {
-            return Err(with_image_hint(ServiceError::refused(ErrorCode::NoFiles, why)));
+        let reason = self.files.unreadable_reason(bytes).map_err(|error| refused(&error, path))?;
+        if let Some(reason) = reason {
+            return Err(with_image_hint(ServiceError::refused(ErrorCode::NoFiles, reason)));
         }
         let stat = self.files.stat(bytes).map_err(|error| refused(&error, path))?;
         let mut entries = Vec::new();
@@ -172,15 +172,15 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
     let size_bytes = stat.size_bytes;
     let mut data: Vec<FileRun> = Vec::new();
     let mut at = from_bytes.min(size_bytes);
-    for _ in 0..MAX_RUN_STEPS {
+    for _ in 0..MAX_RANGES {
         if at >= size_bytes {
             break;
         }
-        let run = files.range_at(path, at)?;
+        let range = files.range_at(path, at)?;
         // A damaged image must not cause a loop: each step advances, at most to the end of the file.
-        let end = run.end_bytes.clamp(at + 1, size_bytes);
-        if run.is_data {
-            let is_full = data.len() >= MAX_RUNS;
+        let end = range.end_bytes.clamp(at + 1, size_bytes);
+        if range.is_data {
+            let is_full = data.len() >= MAX_EXTENTS;
             match data.last_mut() {
                 Some(last) if last.offset_bytes + last.len_bytes == at => last.len_bytes += end - at,
                 _ if is_full => break,
@@ -204,15 +204,16 @@ mod tests {
     use blockd_extent::DataRange;
     use blockd_fuse::inside::FileEntry;
 
-    /// File with data runs of `data` bytes at every multiple of `step`, reported in ranges of `piece` bytes.
-    struct Holey {
+    /// Fake file with `data` bytes of data at each multiple of `step`, reported in ranges of up to
+    /// `max_range` bytes.
+    struct SparseFile {
         size: u64,
         step: u64,
         data: u64,
-        piece: u64,
+        max_range: u64,
     }
 
-    impl FileTree for Holey {
+    impl FileTree for SparseFile {
         fn stat(&self, path: &[u8]) -> io::Result<FileStat> {
             let kind = match path {
                 b"/file" => inside::FileKind::Regular,
@@ -248,14 +249,14 @@ mod tests {
         }
 
         fn read(&self, _: &[u8], _: u64, _: usize) -> io::Result<Vec<u8>> {
-            unimplemented!("extents are known without reads")
+            unimplemented!()
         }
 
         fn range_at(&self, _: &[u8], offset_bytes: u64) -> io::Result<DataRange> {
             let within = offset_bytes % self.step;
             let (is_data, border) = if within < self.data { (true, self.data) } else { (false, self.step) };
-            let piece_end = (offset_bytes / self.piece + 1) * self.piece;
-            Ok(DataRange { is_data, end_bytes: (offset_bytes - within + border).min(piece_end) })
+            let max_end = (offset_bytes / self.max_range + 1) * self.max_range;
+            Ok(DataRange { is_data, end_bytes: (offset_bytes - within + border).min(max_end) })
         }
 
         fn xattrs(&self, _: &[u8]) -> io::Result<Vec<FileXattr>> {
@@ -265,7 +266,7 @@ mod tests {
 
     #[test]
     fn data_extents_are_joined_clamped_and_bounded() {
-        let file = Holey { size: 1000, step: 300, data: 100, piece: 40 };
+        let file = SparseFile { size: 1000, step: 300, data: 100, max_range: 40 };
         let run = |offset_bytes, len_bytes| FileRun { offset_bytes, len_bytes };
         let found = data_runs(&file, b"/file", 0).unwrap();
         let data = vec![run(0, 100), run(300, 100), run(600, 100), run(900, 100)];
@@ -275,19 +276,19 @@ mod tests {
         assert_eq!(data_runs(&file, b"/file", 5000).unwrap().until_bytes, 1000);
 
         // Further extents come with the next request, without duplicates.
-        let file = Holey { size: 1 << 24, step: 4096, data: 1024, piece: 1 << 30 };
-        let (mut at, mut total, mut questions) = (0, 0, 0);
+        let file = SparseFile { size: 1 << 24, step: 4096, data: 1024, max_range: 1 << 30 };
+        let (mut at, mut total, mut requests) = (0, 0, 0);
         while at < file.size {
             let found = data_runs(&file, b"/file", at).unwrap();
-            assert!(found.data.len() <= MAX_RUNS && found.until_bytes > at);
+            assert!(found.data.len() <= MAX_EXTENTS && found.until_bytes > at);
             total += found.data.iter().map(|run| run.len_bytes).sum::<u64>();
-            (at, questions) = (found.until_bytes, questions + 1);
+            (at, requests) = (found.until_bytes, requests + 1);
         }
-        assert_eq!((total, questions), ((1 << 24) / 4, 4));
+        assert_eq!((total, requests), ((1 << 24) / 4, 4));
 
         // An image without progress is abandoned after a bounded number of steps.
-        let file = Holey { size: u64::MAX, step: u64::MAX, data: u64::MAX, piece: 1 };
-        assert_eq!(data_runs(&file, b"/file", 0).unwrap().until_bytes, MAX_RUN_STEPS as u64);
+        let file = SparseFile { size: u64::MAX, step: u64::MAX, data: u64::MAX, max_range: 1 };
+        assert_eq!(data_runs(&file, b"/file", 0).unwrap().until_bytes, MAX_RANGES as u64);
         assert_eq!(data_runs(&file, b"/dir", 0).unwrap_err().kind(), io::ErrorKind::IsADirectory);
         assert_eq!(data_runs(&file, b"/pipe", 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }

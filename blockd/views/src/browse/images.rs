@@ -13,7 +13,7 @@ use std::{
 /// Idle time after which a local snapshot is closed: while open, its volume cannot be deleted.
 pub(super) const IDLE: Duration = Duration::from_secs(2);
 
-/// Open snapshot, and the reference that prevents the deletion of its volume.
+/// Open snapshot, with the attachment that prevents the deletion of its volume.
 struct OpenView {
     view: SnapshotView,
     _attachment: Attachment,
@@ -45,12 +45,12 @@ impl LocalImage {
         self.entry.id
     }
 
-    /// Closes the snapshot if it was idle for that long and has no read in flight.
+    /// Closes the snapshot if it has been idle for `idle` and has no read in flight.
     pub fn close(&self, idle: Duration) {
         let mut open = self.open.lock();
-        let over =
+        let is_idle =
             |(view, used): &(Arc<OpenView>, Instant)| Arc::strong_count(view) == 1 && used.elapsed() >= idle;
-        if open.as_ref().is_some_and(over) {
+        if open.as_ref().is_some_and(is_idle) {
             *open = None;
         }
     }
@@ -92,11 +92,11 @@ impl BlockSource for LocalImage {
 
     fn range_at(&self, offset_bytes: u64) -> io::Result<DataRange> {
         let len_bytes = self.size_bytes - offset_bytes;
-        let runs = self.view()?.view.allocation(offset_bytes, len_bytes, 1);
-        match runs.map_err(|error| volume_error(&error))?.first() {
-            Some(run) => Ok(DataRange {
-                is_data: run.allocation == Allocation::Data,
-                end_bytes: offset_bytes + run.len_bytes,
+        let extents = self.view()?.view.allocation(offset_bytes, len_bytes, 1);
+        match extents.map_err(|error| volume_error(&error))?.first() {
+            Some(extent) => Ok(DataRange {
+                is_data: extent.allocation == Allocation::Data,
+                end_bytes: offset_bytes + extent.len_bytes,
             }),
             None => Ok(DataRange { is_data: true, end_bytes: self.size_bytes }),
         }

@@ -1,7 +1,7 @@
 //! Listing of all local and cloud snapshots for a mount.
 //!
-//! Stores are listed on access, and at most once per configured interval. An access waits a moment for the
-//! new listings; for a slower store it shows the last known one, and the new one once it has arrived.
+//! Stores are listed on access, and at most once per configured interval. An access waits up to 1.5 s for the
+//! new listings; of a slower store it shows the last known listing until the new one arrives.
 
 use super::{
     browser::{Browser, Listing},
@@ -24,7 +24,7 @@ use std::{
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-/// Timeout of an access for new listings.
+/// Timeout of an access that waits for new listings.
 const LISTING_TIMEOUT: Duration = Duration::from_millis(1500);
 /// Minimum interval between listings of local snapshots.
 const LOCAL_INTERVAL: Duration = Duration::from_millis(250);
@@ -95,7 +95,8 @@ fn system_time(time: Timestamp) -> SystemTime {
 }
 
 impl BrowseCatalog {
-    /// Creates the catalog of the local snapshots and those of these credentials; empty: all credentials.
+    /// Creates the catalog of the local snapshots and of the cloud snapshots of these credentials; of all
+    /// credentials if empty.
     pub fn new(browser: &Arc<Browser>, credentials: Vec<CredentialRef>, runtime: Handle) -> Self {
         let shared = SharedListing {
             browser: Arc::downgrade(browser),
@@ -116,7 +117,7 @@ impl BrowseCatalog {
 }
 
 impl SharedListing {
-    /// Lists the stores without a pending request concurrently. Each listing is shown on arrival, and the
+    /// Lists all stores without a pending request concurrently. A listing is shown when it arrives, and the
     /// last known one until then.
     async fn list(&self, browser: &Browser) {
         let rows = browser.repositories.credential_rows().await;
@@ -126,7 +127,7 @@ impl SharedListing {
             let rows = match rows {
                 Ok(rows) => rows,
                 Err(error) => {
-                    tracing::warn!(%error, "the credentials cannot be read");
+                    tracing::warn!(%error, "reading the credentials failed; stores are not listed");
                     self.changed.notify_all();
                     return;
                 }
@@ -141,29 +142,30 @@ impl SharedListing {
             let wanted = rows.into_iter().filter(wanted).map(|row| (row.uuid, row.name.to_string()));
             state.stores.begin(wanted)
         };
-        let fresh: Vec<&ListRequest> = begun.iter().filter(|asked| asked.is_first).collect();
-        for asked in &fresh {
-            let known = DbManifestCache::new(Arc::clone(&browser.db), asked.credential).all();
+        let first: Vec<&ListRequest> = begun.iter().filter(|request| request.is_first).collect();
+        for request in &first {
+            let known = DbManifestCache::new(Arc::clone(&browser.db), request.credential).all();
             let known = known.unwrap_or_else(|error| {
-                tracing::warn!(%error, "cached manifests are not shown");
+                tracing::warn!(%error, "reading cached manifests failed; they are not shown");
                 Vec::new()
             });
-            let known = known.iter().map(|manifest| ListedSnapshot::of(asked.credential, manifest)).collect();
-            self.state.lock().stores.remember(asked, known);
+            let known =
+                known.iter().map(|manifest| ListedSnapshot::of(request.credential, manifest)).collect();
+            self.state.lock().stores.remember(request, known);
         }
-        if !fresh.is_empty() {
+        if !first.is_empty() {
             self.publish_cloud(browser);
         }
-        let each = begun.iter().map(|asked| async move {
-            let listed = list_store(browser, asked.credential).await.map_err(|error| {
-                tracing::warn!(%error, credential = %asked.credential, "listing the store failed; its last known snapshots are shown");
+        let each = begun.iter().map(|request| async move {
+            let listed = list_store(browser, request.credential).await.map_err(|error| {
+                tracing::warn!(%error, credential = %request.credential, "listing the store failed; its last known snapshots are shown");
                 error.to_string()
             });
-            self.state.lock().stores.end(asked, listed);
+            self.state.lock().stores.end(request, listed);
             self.publish_cloud(browser);
         });
         futures::future::join_all(each).await;
-        // Also if no store was listed.
+        // Wakes waiting accesses even if no store was listed.
         self.changed.notify_all();
     }
 
@@ -178,7 +180,7 @@ impl SharedListing {
         self.changed.notify_all();
     }
 
-    /// Rebuilds the combined listing only after a change: it may be long, and this runs often.
+    /// Rebuilds the combined listing if it changed; an unchanged list must stay the same `Arc`.
     fn publish(&self, browser: &Browser, state: &mut ListingState, cloud_changed: bool) {
         let local = local_entries(browser);
         state.local_at = Some(Instant::now());
@@ -232,7 +234,7 @@ impl Catalog for BrowseCatalog {
         let mut state = shared.state.lock();
         let due = state.cloud_at.is_none_or(|at| at.elapsed() >= shared.refresh);
         let begins = due && !state.beginning;
-        // Accesses during the first listings wait for them, too.
+        // All accesses during the first listings wait for them.
         let since = if state.has_waited { state.stores.next() } else { 0 };
         if begins {
             state.beginning = true;
@@ -242,9 +244,9 @@ impl Catalog for BrowseCatalog {
             self.runtime.spawn_blocking(move || runtime.block_on(shared.list(&browser)));
         }
         if begins || !state.has_waited {
-            let until = Instant::now() + LISTING_TIMEOUT;
-            let is_done = |state: &ListingState| !state.beginning && state.stores.is_answered(since);
-            while !is_done(&state) && !shared.changed.wait_until(&mut state, until).timed_out() {}
+            let deadline = Instant::now() + LISTING_TIMEOUT;
+            let is_done = |state: &ListingState| !state.beginning && state.stores.is_complete(since);
+            while !is_done(&state) && !shared.changed.wait_until(&mut state, deadline).timed_out() {}
             // The next access does not wait for a slow store again.
             state.has_waited = true;
         }

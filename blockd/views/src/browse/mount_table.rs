@@ -1,7 +1,8 @@
-//! Mounts that the daemon made or serves, and their list, by which a start cleans up after a killed daemon.
+//! Mounts that the daemon made or serves, and their persistent list, by which the next start cleans up after
+//! a killed daemon.
 //!
-//! The list is the file `browse-mounts` in the data directory: one path per line. Paths with line breaks
-//! are refused.
+//! The list is the file `browse-mounts` in the data directory: one path per line. Paths with line breaks are
+//! refused.
 
 use super::mount_quota::MountQuota;
 use blockd_api::{CredentialRef, browse::BrowseMount};
@@ -47,15 +48,15 @@ pub(super) struct Mounts {
 }
 
 impl Mounts {
-    /// Unmounts all and refuses new mounts. User mounts are unmounted by their users: they end with this
-    /// process.
+    /// Unmounts all mounts of the daemon's user and refuses new ones. Mounts of other users lose their server
+    /// when this process ends.
     pub fn stop(&self) {
         let handed = self.handed.lock().take();
         handed.iter().flatten().for_each(UserMount::stop);
         drop(self.own.lock().take());
     }
 
-    /// Writes the list.
+    /// Writes the list, with a lock of the daemon's own mounts.
     pub fn save(&self, data_dir: &Path) {
         self.write(data_dir, self.own.lock().as_deref().unwrap_or_default());
     }
@@ -77,7 +78,7 @@ impl Mounts {
             std::fs::rename(&temp, &path)
         };
         if let Err(error) = write() {
-            tracing::warn!(path = %path.display(), %error, "writing the list of mounts failed: a killed daemon would leave them behind");
+            tracing::warn!(path = %path.display(), %error, "writing the list of mounts failed; after a kill of the daemon they stay mounted");
         }
     }
 }
@@ -104,13 +105,13 @@ impl UserMount {
         self.served.is_alive()
     }
 
-    /// Returns the mount point if the next start may clean it up after a crash: paths chosen by other users
-    /// are never accessed.
+    /// Returns the mount point if the next start may clean it up after a crash: the daemon never accesses
+    /// paths that other users chose.
     pub fn path_to_save(&self) -> Option<&Path> {
         (self.is_alive() && self.served.is_own()).then_some(&self.served.mount().mountpoint)
     }
 
-    /// Unmounts the mounts of the daemon's own user at shutdown. Other users unmount theirs.
+    /// Unmounts it if it belongs to the daemon's user. Other users unmount theirs.
     pub fn stop(&self) {
         self.served.take_away_own();
     }

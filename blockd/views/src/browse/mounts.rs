@@ -1,4 +1,4 @@
-//! Browse mounts: made at the start by the configuration, and by requests.
+//! Browse mounts: created at the start from the configuration, and by requests.
 
 use super::{
     browser::Browser,
@@ -16,10 +16,10 @@ use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
 use tokio::runtime::Handle;
 
-/// Maximum number of mounts.
+/// Maximum number of mounts that the daemon creates.
 const MAX_MOUNTS: usize = 64;
 
-/// Converts a failure of a mount.
+/// Converts an error of a mount.
 pub(super) fn mount_failed(error: &FuseError) -> ServiceError {
     let code = match error {
         FuseError::Busy { .. } => ErrorCode::DeviceInUse,
@@ -37,8 +37,8 @@ pub(super) fn mount_failed(error: &FuseError) -> ServiceError {
 fn clean(browser: &Browser) {
     use std::os::unix::ffi::OsStrExt;
     let path = list_path(&browser.host.data_dir);
-    let note = std::fs::read(&path).unwrap_or_default();
-    for line in note.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+    let list = std::fs::read(&path).unwrap_or_default();
+    for line in list.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
         let mountpoint = Path::new(std::ffi::OsStr::from_bytes(line));
         if let Err(error) = blockd_fuse::clean_stale(mountpoint) {
             tracing::warn!(%error, "cleaning up a mount of an earlier daemon failed");
@@ -93,28 +93,30 @@ impl Browser {
         for wanted in &credentials {
             runtime.block_on(self.repositories.credential(Some(wanted)))?;
         }
-        let invalid = |what: &str| Err(ServiceError::refused(ErrorCode::InvalidRequest, what));
+        let invalid = |message: String| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         if !mountpoint.is_absolute() || mountpoint.as_os_str().as_encoded_bytes().contains(&b'\n') {
-            return invalid("the mount point must be an absolute path without line breaks");
+            let message = "mount failed: the mount point must be an absolute path without line breaks";
+            return invalid(message.to_owned());
         }
+        let failed = |reason: &str| invalid(format!("mount failed on {}: {reason}", mountpoint.display()));
         let mut mounts = self.browse.mounts.own.lock();
         let Some(all) = &mut *mounts else { return Err(ServiceError::Stopping) };
         all.retain(|mount| mount.mounted.is_alive());
         if all.len() >= MAX_MOUNTS {
-            return invalid("there are too many mounts: unmount one first (blockctl browse umount)");
+            return failed("too many mounts; unmount one first (blockctl browse umount)");
         }
-        // Checked before any access to the directory: an access to one of the daemon's own mounts would wait
-        // for this very thread.
+        // Checked before any access to the directory, which inside one of the daemon's own mounts would be a
+        // request to this process itself.
         let taken = |mount: &Mount| mountpoint.starts_with(mount.mounted.mountpoint());
         if all.iter().any(taken) {
-            return invalid("snapshots are already mounted there");
+            return failed("snapshots are already mounted there");
         }
         let catalog = Arc::new(BrowseCatalog::new(self, credentials.clone(), runtime));
         let options =
             MountOptions { allow_other: self.host.settings.browse.allow_other, ..MountOptions::default() };
         let mounted =
             blockd_fuse::mount(catalog, mountpoint, options).map_err(|error| mount_failed(&error))?;
-        tracing::info!(mountpoint = %mounted.mountpoint().display(), "snapshots can be browsed");
+        tracing::info!(mountpoint = %mounted.mountpoint().display(), "snapshots mounted");
         let mount = Mount { mounted, credentials, since: Timestamp::now() };
         let reply = mount.describe();
         all.push(mount);
@@ -125,7 +127,7 @@ impl Browser {
     /// Mounts snapshots. Blocks.
     ///
     /// # Errors
-    /// The directory cannot be used, or the kernel refuses.
+    /// The mount point cannot be used, a credential is unknown, or the mount is refused.
     pub fn mount_browse(self: &Arc<Self>, request: &MountBrowse) -> Result<BrowseMount, ServiceError> {
         self.mount(&request.mountpoint, request.cred_ids.clone())
     }
@@ -133,7 +135,7 @@ impl Browser {
     /// Unmounts a browse mount. Blocks.
     ///
     /// # Errors
-    /// There is none, or a process has files open there.
+    /// No snapshots are mounted there, the mount belongs to another user, or a process has open files in it.
     pub fn unmount_browse(&self, request: &UnmountBrowse) -> Result<Unmounted, ServiceError> {
         let wanted = resolve(&request.mountpoint);
         let mut mounts = self.browse.mounts.own.lock();
@@ -142,12 +144,12 @@ impl Browser {
         let Some(at) = found else {
             if let Some(uid) = self.user_of_mount(&wanted) {
                 let message = format!(
-                    "{} was mounted by user {uid}: only that user and root can unmount it",
+                    "unmount failed on {}: it belongs to user {uid}; only that user and root can unmount it",
                     wanted.display()
                 );
                 return Err(ServiceError::refused(ErrorCode::NotPermitted, message));
             }
-            let message = format!("no snapshots are mounted at {}", wanted.display());
+            let message = format!("unmount failed on {}: no snapshots are mounted there", wanted.display());
             return Err(ServiceError::refused(ErrorCode::MountNotFound, message));
         };
         all[at].mounted.unmount(request.force).map_err(|error| mount_failed(&error))?;

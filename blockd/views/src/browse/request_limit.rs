@@ -1,8 +1,7 @@
 //! Limit on concurrent browse requests.
 //!
-//! Each request holds a blocking thread while it waits for work of the runtime, which may need a blocking
-//! thread too: if requests held all of them, there would be a deadlock. The limit leaves most threads to that
-//! work.
+//! A request holds a blocking thread while it waits for work of the runtime, which may itself need a blocking
+//! thread: requests that held all of them would deadlock. The limit leaves most threads to that work.
 
 use blockd_engine::error::{ServiceError, blocking};
 use std::sync::Arc;
@@ -45,7 +44,7 @@ mod tests {
     use std::time::Duration;
     use tokio::{runtime::Handle, task::JoinSet};
 
-    /// Runs more requests than there are threads; each waits for work that needs one.
+    /// Runs more requests than the runtime has threads; each waits for work that needs a thread.
     #[test]
     fn blocking_requests_leave_threads_to_their_dependencies() {
         let threads = MAX_CONCURRENT + 4;
@@ -61,11 +60,11 @@ mod tests {
                     limit.run(move || handle.block_on(blocking(move || Ok::<_, ServiceError>(number)))).await
                 });
             }
-            // A generous bound: without the limit this would never end.
+            // Without the limit, this deadlocks.
             tokio::time::timeout(Duration::from_secs(120), requests.join_all()).await
         });
         runtime.shutdown_background();
-        let numbers = done.expect("it goes on").into_iter().map(Result::unwrap);
+        let numbers = done.expect("the requests deadlocked").into_iter().map(Result::unwrap);
         assert_eq!(numbers.sum::<usize>(), (0..threads * 4).sum::<usize>());
     }
 }

@@ -61,9 +61,9 @@ struct StoreList {
     name: String,
     known: Vec<ListedSnapshot>,
     /// Number of the newest request while it is pending.
-    asked: Option<u64>,
+    pending: Option<u64>,
     /// Number of the newest completed request.
-    answered: Option<u64>,
+    completed: Option<u64>,
     /// Cause of its failure, if it failed.
     failure: Option<String>,
 }
@@ -86,12 +86,12 @@ impl Stores {
             let mut list = match at {
                 Some(at) => StoreList { name, ..before.remove(at) },
                 None => {
-                    let (known, asked, answered, failure) = (Vec::new(), None, None, None);
-                    StoreList { credential, name, known, asked, answered, failure }
+                    let (known, pending, completed, failure) = (Vec::new(), None, None, None);
+                    StoreList { credential, name, known, pending, completed, failure }
                 }
             };
-            if list.asked.is_none() {
-                list.asked = Some(self.next);
+            if list.pending.is_none() {
+                list.pending = Some(self.next);
                 begun.push(ListRequest { credential, number: self.next, is_first });
                 self.next += 1;
             }
@@ -105,9 +105,9 @@ impl Stores {
     }
 
     /// Sets the cached listing of a store, unless a request has completed since.
-    pub fn remember(&mut self, asked: &ListRequest, known: Vec<ListedSnapshot>) {
-        if let Some(list) = self.list(asked.credential)
-            && list.answered.is_none()
+    pub fn remember(&mut self, request: &ListRequest, known: Vec<ListedSnapshot>) {
+        if let Some(list) = self.list(request.credential)
+            && list.completed.is_none()
         {
             list.known = known;
         }
@@ -115,25 +115,25 @@ impl Stores {
 
     /// Completes a request, unless a later one has completed already. After a failure the last known listing
     /// stays.
-    pub fn end(&mut self, asked: &ListRequest, answer: Result<Vec<ListedSnapshot>, String>) {
-        let Some(list) = self.list(asked.credential) else { return };
-        if list.asked == Some(asked.number) {
-            list.asked = None;
+    pub fn end(&mut self, request: &ListRequest, result: Result<Vec<ListedSnapshot>, String>) {
+        let Some(list) = self.list(request.credential) else { return };
+        if list.pending == Some(request.number) {
+            list.pending = None;
         }
-        if list.answered > Some(asked.number) {
+        if list.completed > Some(request.number) {
             return;
         }
-        list.answered = Some(asked.number);
-        match answer {
+        list.completed = Some(request.number);
+        match result {
             Ok(known) => (list.known, list.failure) = (known, None),
-            Err(why) => list.failure = Some(why),
+            Err(reason) => list.failure = Some(reason),
         }
     }
 
     /// Marks a pending request as stale after a change in the store: its response may lack that change.
     pub fn renew(&mut self, credential: Uuid) {
         if let Some(list) = self.list(credential) {
-            list.asked = None;
+            list.pending = None;
         }
     }
 
@@ -143,20 +143,20 @@ impl Stores {
     }
 
     /// Returns true if all requests from `since` on have completed.
-    pub fn is_answered(&self, since: u64) -> bool {
-        self.lists.iter().all(|list| list.asked.is_none_or(|number| number < since))
+    pub fn is_complete(&self, since: u64) -> bool {
+        self.lists.iter().all(|list| list.pending.is_none_or(|number| number < since))
     }
 
     /// Returns a text about the stores that could not be listed.
     pub fn unlisted(&self) -> Option<String> {
         let mut text = String::new();
         for list in &self.lists {
-            let why = match (&list.failure, list.answered) {
-                (Some(why), _) => why.as_str(),
+            let reason = match (&list.failure, list.completed) {
+                (Some(reason), _) => reason.as_str(),
                 (None, None) => "no response yet",
                 (None, Some(_)) => continue,
             };
-            let one_line: String = why.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+            let one_line: String = reason.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
             // Writing to a string does not fail.
             let _ = writeln!(text, "{}: {one_line}", list.name);
         }
@@ -234,29 +234,29 @@ mod tests {
 
     #[test]
     fn unresponsive_store_hides_no_snapshots() {
-        let (silent, well) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let names = || [(silent, "silent".to_owned()), (well, "well".to_owned())].into_iter();
+        let (slow, fast) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        let names = || [(slow, "slow".to_owned()), (fast, "fast".to_owned())].into_iter();
         let mut stores = Stores::default();
         let begun = stores.begin(names());
-        assert!(begun.len() == 2 && begun.iter().all(|asked| asked.is_first));
-        stores.remember(&begun[0], vec![known("of the silent one")]);
-        assert_eq!(ids(&stores), ["of the silent one"], "the cached listing is shown at once");
-        stores.end(&begun[1], Ok(vec![known("a"), known("of the silent one")]));
-        assert_eq!(ids(&stores), ["of the silent one", "a"], "each once");
+        assert!(begun.len() == 2 && begun.iter().all(|request| request.is_first));
+        stores.remember(&begun[0], vec![known("cached")]);
+        assert_eq!(ids(&stores), ["cached"], "the cached listing is shown at once");
+        stores.end(&begun[1], Ok(vec![known("a"), known("cached")]));
+        assert_eq!(ids(&stores), ["cached", "a"], "without duplicates");
         let text = stores.unlisted().unwrap();
-        assert!(text.contains("silent: no response yet\n") && !text.contains("well"), "{text}");
+        assert!(text.contains("slow: no response yet\n") && !text.contains("fast"), "{text}");
 
         // The next round skips the store with a pending request, and does not wait for it.
         let since = stores.next();
         let again = stores.begin(names());
-        assert!(again.len() == 1 && again[0].credential == well && !again[0].is_first);
-        assert!(!stores.is_answered(since));
+        assert!(again.len() == 1 && again[0].credential == fast && !again[0].is_first);
+        assert!(!stores.is_complete(since));
         stores.end(&again[0], Ok(vec![known("a"), known("b")]));
-        assert!(stores.is_answered(since) && !stores.is_answered(0));
+        assert!(stores.is_complete(since) && !stores.is_complete(0));
 
         stores.end(&begun[0], Err("no\nanswer".into()));
-        assert_eq!(ids(&stores), ["of the silent one", "a", "b"]);
-        assert!(stores.unlisted().unwrap().ends_with(":\nsilent: no answer\n"));
+        assert_eq!(ids(&stores), ["cached", "a", "b"]);
+        assert!(stores.unlisted().unwrap().ends_with(":\nslow: no answer\n"));
         let last = stores.begin(names());
         stores.end(&last[0], Ok(Vec::new()));
         assert!(stores.unlisted().is_none());
@@ -275,7 +275,7 @@ mod tests {
         assert!(begin(&mut stores).is_empty());
         stores.renew(store);
         let new = begin(&mut stores);
-        assert_eq!(new.len(), 1, "it is asked again");
+        assert_eq!(new.len(), 1, "the store is listed again");
         stores.end(&new[0], Ok(vec![known("new")]));
         stores.end(&old[0], Ok(Vec::new()));
         assert_eq!(ids(&stores), ["new"]);

@@ -1,5 +1,5 @@
-//! User mounts: local users mount and hand the FUSE descriptor to the daemon, which needs no mount privilege.
-//! The mount appears in the mount namespace of its user.
+//! User mounts: a local user mounts and passes the FUSE descriptor to the daemon, which needs no privilege to
+//! mount. The mount is in the mount namespace of its user.
 
 use super::{browser::Browser, listing::BrowseCatalog, mount_table::UserMount, mounts::mount_failed};
 use crate::foreign_fd::Foreign;
@@ -23,13 +23,13 @@ fn check_mount_path(mountpoint: &Path) -> Result<(), ServiceError> {
         true => Ok(()),
         false => Err(ServiceError::refused(
             ErrorCode::InvalidRequest,
-            "the path of the mount must be absolute and without control characters",
+            "mount failed: the mount point must be an absolute path of at most 4096 bytes without control characters",
         )),
     }
 }
 
 impl Browser {
-    /// Serves a mount that a local user has created. Blocks.
+    /// Serves a mount that a local user created. Blocks.
     ///
     /// # Errors
     /// The descriptor is not a FUSE mount that waits for its server, a credential is unknown, or there are
@@ -50,7 +50,7 @@ impl Browser {
             descriptor.into_owned().ok_or(FuseError::NotFuse).map_err(|error| mount_failed(&error))?;
         let Some(User { uid, gid }) = user else {
             return Err(ServiceError::Internal(
-                "the kernel does not report the user of the connection".to_owned(),
+                "mount failed: the kernel does not report the user of the connection".to_owned(),
             ));
         };
         let runtime = Handle::current();
@@ -62,7 +62,7 @@ impl Browser {
             return Err(ServiceError::Stopping);
         }
         let Some(slot) = mounts.quota.take(uid) else {
-            let message = "too many mounts are served: unmount one first (blockctl browse umount)";
+            let message = "mount failed: too many mounts; unmount one first (blockctl browse umount)";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         };
         let catalog = Arc::new(BrowseCatalog::new(self, request.cred_ids.clone(), runtime));

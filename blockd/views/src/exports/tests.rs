@@ -1,9 +1,8 @@
-//! Tests of this module.
+//! Tests of the exports.
 
 use super::*;
 use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow, VolumeState};
 use blockd_engine::volumes::registry::VolumeEntry;
-
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_nbd::{
     DeviceErrorKind, Progress, ZeroFlags,
@@ -49,11 +48,11 @@ fn volume_exports_are_listed_counted_and_served() {
     add(&registry, dir.path(), 2, "two");
     assert!(matches!(exports.open("", &Client::default()), Err(ExportError::Unknown)));
     assert!(matches!(exports.open("three", &Client::default()), Err(ExportError::Unknown)));
-    first.set_state(EntryState::Failed("its disk is gone".into()));
+    first.set_state(EntryState::Failed("disk removed".into()));
     let Err(ExportError::Unavailable { reason }) = exports.open("one", &Client::default()) else {
         panic!("a failed volume was served")
     };
-    assert!(reason.contains("its disk is gone"), "{reason}");
+    assert!(reason.contains("disk removed"), "{reason}");
     let names: Vec<_> = exports.list(&Client::default()).into_iter().map(|export| export.name).collect();
     assert_eq!(names, ["two"]);
 }
@@ -251,8 +250,8 @@ fn exports_obey_access_lists_and_connection_limits() {
     };
     assert!(reason.contains("2 NBD connections"), "{reason}");
     let local = Client { is_local: true, ..Client::default() };
-    let this_hosts = [(); 3].map(|()| exports.open("one", &local).unwrap());
-    drop((first, this_hosts));
+    let of_this_host = [(); 3].map(|()| exports.open("one", &local).unwrap());
+    drop((first, of_this_host));
     assert!(exports.open("one", &client("alice")).is_ok());
     assert!(exports.open("two", &client("bob")).is_ok(), "each volume has its own limit");
 }
