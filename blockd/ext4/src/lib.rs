@@ -55,6 +55,6 @@ pub use xattr::Xattr;
 ///
 /// # Errors
 /// [`ExtError::Read`].
-pub fn is_there(source: &dyn ReadAt) -> Result<bool, ExtError> {
-    superblock::is_there(source)
+pub fn probe(source: &dyn ReadAt) -> Result<bool, ExtError> {
+    superblock::probe(source)
 }

@@ -44,7 +44,7 @@ pub(crate) struct Superblock {
 }
 
 /// Returns true if the magic number matches.
-pub(crate) fn is_there(source: &dyn ReadAt) -> Result<bool, ExtError> {
+pub(crate) fn probe(source: &dyn ReadAt) -> Result<bool, ExtError> {
     if source.size_bytes() < OFFSET_BYTES + LEN as u64 {
         return Ok(false);
     }
@@ -55,7 +55,7 @@ pub(crate) fn is_there(source: &dyn ReadAt) -> Result<bool, ExtError> {
 
 /// Reads the primary superblock.
 pub(crate) fn read(source: &dyn ReadAt) -> Result<Superblock, ExtError> {
-    if !is_there(source)? {
+    if !probe(source)? {
         return Err(ExtError::NoFilesystem);
     }
     let mut bytes = [0; LEN];

@@ -32,8 +32,8 @@ impl ReadAt for Source {
 }
 
 /// Returns true if the image holds an ext2, ext3 or ext4 filesystem, by its magic number.
-pub(super) fn is_there(image: &Arc<dyn BlockSource>) -> io::Result<bool> {
-    blockd_ext4::is_there(&Source(Arc::clone(image))).map_err(|error| convert(&error))
+pub(super) fn probe(image: &Arc<dyn BlockSource>) -> io::Result<bool> {
+    blockd_ext4::probe(&Source(Arc::clone(image))).map_err(|error| convert(&error))
 }
 
 /// Opens the filesystem of an image.

@@ -227,7 +227,7 @@ impl BlockSource for PartitionImage {
 /// # Errors
 /// The image cannot be read.
 pub fn inspect(image: &Arc<dyn BlockSource>) -> io::Result<Inside> {
-    if !ext::is_there(image)? {
+    if !ext::probe(image)? {
         let parts = partitions::partitions(&**image)?;
         if !parts.is_empty() {
             return Ok(Inside::Parts(parts));
@@ -250,7 +250,7 @@ pub fn inspect_partition(image: &Arc<dyn BlockSource>, part: Partition) -> io::R
 /// # Errors
 /// The image cannot be read.
 pub fn metadata(image: &Arc<dyn BlockSource>, max_ranges: usize) -> io::Result<Vec<Range<u64>>> {
-    let found = |image: Arc<dyn BlockSource>| match ext::is_there(&image)? {
+    let found = |image: Arc<dyn BlockSource>| match ext::probe(&image)? {
         true => ext::metadata(image, max_ranges).or_else(|error| match is_about_content(&error) {
             true => Ok(Vec::new()),
             false => Err(error),
@@ -271,7 +271,7 @@ pub fn metadata(image: &Arc<dyn BlockSource>, max_ranges: usize) -> io::Result<V
 }
 
 fn content(image: Arc<dyn BlockSource>) -> io::Result<Content> {
-    if ext::is_there(&image)? {
+    if ext::probe(&image)? {
         return Ok(match ext::open(image) {
             Ok(tree) => Content::Files(tree),
             Err(error) if is_about_content(&error) => {
