@@ -148,7 +148,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// The inode is no regular file, is encrypted, is damaged, or the image cannot be read.
-    pub fn run_at(&self, inode: &Inode, offset_bytes: u64) -> Result<FileExtent, ExtError> {
+    pub fn extent_at(&self, inode: &Inode, offset_bytes: u64) -> Result<FileExtent, ExtError> {
         Self::check_file(inode)?;
         let size = inode.size_bytes;
         if inode.has(flag::INLINE_DATA) || offset_bytes >= size {

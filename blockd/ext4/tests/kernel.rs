@@ -126,7 +126,7 @@ fn check_holes(fs: &blockd_ext4::Filesystem, root: &Path) {
         let bytes = content(fs, &inode);
         let (mut at, mut holes) = (0, 0);
         while at < inode.size_bytes {
-            let extent = fs.run_at(&inode, at).unwrap();
+            let extent = fs.extent_at(&inode, at).unwrap();
             assert!(extent.end_bytes > at);
             if !extent.is_data {
                 holes += 1;

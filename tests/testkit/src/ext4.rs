@@ -7,7 +7,7 @@ use std::sync::Arc;
 /// Limits per image: files, bytes of each, extents of each.
 const MAX_FILES: usize = 60;
 const MAX_FILE_LEN: usize = 100_000;
-const MAX_RUNS: usize = 64;
+const MAX_EXTENTS: usize = 64;
 /// Entries of a directory.
 const MAX_ENTRIES: usize = 10_000;
 
@@ -54,11 +54,11 @@ pub fn explore(image: Vec<u8>) -> usize {
                 let _ = fs.read(&inode, 0, &mut buf);
                 let _ = fs.read(&inode, inode.size_bytes.saturating_sub(100), &mut buf);
                 let mut at = 0;
-                for _ in 0..MAX_RUNS {
-                    match fs.run_at(&inode, at) {
-                        Ok(run) if at < inode.size_bytes => {
-                            assert!(run.end_bytes > at, "a run goes forward");
-                            at = run.end_bytes;
+                for _ in 0..MAX_EXTENTS {
+                    match fs.extent_at(&inode, at) {
+                        Ok(extent) if at < inode.size_bytes => {
+                            assert!(extent.end_bytes > at, "an extent without progress");
+                            at = extent.end_bytes;
                         }
                         _ => break,
                     }

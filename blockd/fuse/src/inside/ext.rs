@@ -268,7 +268,7 @@ impl ExtTree {
     }
 
     fn range(&self, inode: &Inode, offset_bytes: u64) -> Result<DataRange, ExtError> {
-        let extent = self.fs.run_at(inode, offset_bytes)?;
+        let extent = self.fs.extent_at(inode, offset_bytes)?;
         Ok(DataRange { is_data: extent.is_data, end_bytes: extent.end_bytes })
     }
 }
