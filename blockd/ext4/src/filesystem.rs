@@ -49,7 +49,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// See [`open`](Self::open).
-    pub fn open_as_is(source: Arc<dyn ReadAt>) -> Result<Self, ExtError> {
+    pub fn open_without_replay(source: Arc<dyn ReadAt>) -> Result<Self, ExtError> {
         let superblock = superblock::read(&*source)?;
         let disk = Disk::new(source, superblock.block_len, superblock.blocks);
         Ok(Self { disk, superblock, journal: JournalState::None })
@@ -62,7 +62,7 @@ impl Filesystem {
     /// The image holds no filesystem or cannot be read, a feature is unsupported, or the superblock or the
     /// journal is damaged.
     pub fn open(source: Arc<dyn ReadAt>) -> Result<Self, ExtError> {
-        let mut this = Self::open_as_is(source)?;
+        let mut this = Self::open_without_replay(source)?;
         if !this.superblock.features.has_compat(bit::COMPAT_HAS_JOURNAL) {
             return Ok(this);
         }

@@ -66,7 +66,7 @@ pub(super) fn open(image: Arc<dyn BlockSource>) -> io::Result<Arc<dyn Files>> {
 /// # Errors
 /// See [`open`].
 pub(super) fn metadata(image: Arc<dyn BlockSource>, max_ranges: usize) -> io::Result<Vec<Range<u64>>> {
-    let found = Filesystem::open_as_is(Arc::new(Source(image))).map(|fs| fs.metadata(max_ranges));
+    let found = Filesystem::open_without_replay(Arc::new(Source(image))).map(|fs| fs.metadata(max_ranges));
     found.map_err(|error| convert(&error))
 }
 
