@@ -15,14 +15,14 @@ impl Filesystem {
     /// The path does not exist, follows too many links, leads through a damaged or encrypted directory or a
     /// file, or the image cannot be read.
     pub fn resolve(&self, path: &[u8]) -> Result<Inode, ExtError> {
-        Ok(self.resolve_with_above(path)?.0)
+        Ok(self.resolve_with_ancestors(path)?.0)
     }
 
     /// Resolves a path and returns the inode with its ancestor directories, from the root on.
     ///
     /// # Errors
     /// Those of [`resolve`](Self::resolve).
-    pub fn resolve_with_above(&self, path: &[u8]) -> Result<(Inode, Vec<InodeNumber>), ExtError> {
+    pub fn resolve_with_ancestors(&self, path: &[u8]) -> Result<(Inode, Vec<InodeNumber>), ExtError> {
         // Numbers only: an inode may take a whole block.
         let mut ancestors: Vec<InodeNumber> = Vec::new();
         let mut bytes_left = MAX_LOOKUP_BYTES;

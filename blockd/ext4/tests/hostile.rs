@@ -182,7 +182,7 @@ fn directory_cycle_is_reported_as_damage() {
         assert_eq!(found.is_ok(), is_valid, "{path}");
         assert!(is_valid || matches!(found, Err(blockd_ext4::ExtError::Damaged { .. })), "{path}");
     }
-    let (inode, ancestors) = fs.resolve_with_above(b"/a/b").unwrap();
+    let (inode, ancestors) = fs.resolve_with_ancestors(b"/a/b").unwrap();
     let numbers = [fs.resolve(b"/").unwrap().number, fs.resolve(b"/a").unwrap().number];
     assert_eq!(
         (ancestors.as_slice(), inode.number),

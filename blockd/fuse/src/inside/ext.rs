@@ -198,7 +198,7 @@ impl ExtTree {
     }
 
     fn entries(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>> {
-        let (dir, ancestors) = self.fs.resolve_with_above(path).map_err(|error| convert(&error))?;
+        let (dir, ancestors) = self.fs.resolve_with_ancestors(path).map_err(|error| convert(&error))?;
         // A recursive walk into an ancestor would not terminate.
         let is_loop = |number: &InodeNumber| *number == dir.number || ancestors.contains(number);
         let (found, names) = self.listed(&dir, max_entries, is_loop)?;
