@@ -74,7 +74,7 @@ impl Drop for UnservedMount {
 ///
 /// # Errors
 /// [`FuseError::Busy`], or it belongs to another user.
-pub fn take_away(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
+pub fn unmount(mountpoint: &Path, force: bool) -> Result<(), FuseError> {
     fusermount::unmount(mountpoint, force)
 }
 

@@ -34,7 +34,7 @@ mod user_mount;
 
 pub use catalog::{Catalog, SnapshotEntry, SnapshotKey};
 pub use error::FuseError;
-pub use foreign_mount::{UnservedMount, take_away};
+pub use foreign_mount::{UnservedMount, unmount};
 pub use mount::{MountOptions, Mounted, clean_stale, mount};
 pub use mountinfo::{SeenMount, find_mount, resolve};
 pub use names::{escape, time_name};

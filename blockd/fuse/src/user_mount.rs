@@ -73,7 +73,7 @@ impl Served {
     }
 
     /// Unmounts it, even with open files, if it belongs to the user of this process and is in its namespace.
-    pub fn take_away_own(&self) {
+    pub fn unmount_own(&self) {
         let mountpoint = &self.mount.mountpoint;
         let is_seen =
             || find_mount(mountpoint).is_ok_and(|seen| seen.is_some_and(|seen| seen.uid == self.mount.uid));

@@ -113,7 +113,7 @@ impl UserMount {
 
     /// Unmounts it if it belongs to the daemon's user. Other users unmount theirs.
     pub fn stop(&self) {
-        self.served.take_away_own();
+        self.served.unmount_own();
     }
 
     pub fn is_at(&self, mountpoint: &Path) -> bool {

@@ -13,7 +13,7 @@ use blockd_api::{
     browse::{HandMount, UnmountBrowse, Unmounted},
     format_time, operations,
 };
-use blockd_fuse::{FuseError, SeenMount, UnservedMount, find_mount, resolve, take_away};
+use blockd_fuse::{FuseError, SeenMount, UnservedMount, find_mount, resolve, unmount};
 use clap::{Args, Subcommand};
 use std::{
     path::{Path, PathBuf},
@@ -189,7 +189,7 @@ async fn umount(context: &Context<'_>, args: UmountArgs) -> Exit {
     let own = if is_here { find_own(&dir)? } else { None };
     let gone = match own {
         Some(own) => {
-            take_away(&own.mountpoint, args.force).map_err(|error| refused(&error))?;
+            unmount(&own.mountpoint, args.force).map_err(|error| refused(&error))?;
             notice(context, &own).await;
             Unmounted { mountpoint: own.mountpoint }
         }
