@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Returns true if the daemon recovered a volume after a kill.
 fn recovered(daemon: &Daemon) -> bool {
-    daemon.log().contains("took over the unsynced blocks")
+    daemon.log().contains("recovered unflushed blocks")
 }
 
 /// Restores the cloud snapshot and compares it with the volume as it is.

@@ -1,10 +1,10 @@
-//! Memory of a frozen layer of 1 TiB after it was opened, in the worst case: every other block of 4 KiB was
-//! written. Prints it for 1 and for 8 layers, which also have the union of their sets, and for one with
-//! zeroes in half of its blocks.
+//! Memory of frozen layers of 1 TiB after the open, in the worst case: every other block is held.
+//! Prints it for 1 and for 8 layers, which also have the union of their sets, and for one with zeroes
+//! in half of its blocks.
 //!
-//! Another process creates the set files, as `layer/set.rs` describes them: writing half a terabyte would
-//! show no more.
-#![allow(clippy::unwrap_used, reason = "an example that cannot measure ends with a panic")]
+//! Another process creates the volume, with set files in the format of `layer/set.rs` instead of half a
+//! terabyte of writes.
+#![allow(clippy::unwrap_used, reason = "a failed measurement panics")]
 
 use blockd_extent::{BlockIndex, BlockSet, SnapshotId, VolumeId};
 use blockd_volume::{OpenOptions, Volume};

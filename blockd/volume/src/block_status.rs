@@ -1,11 +1,10 @@
 //! Block status: allocation of a range, and blocks dirtied since a snapshot, without reading data.
 //!
-//! Both come from the block sets of the layers, exact to the block, extent by extent and only as far as
-//! requested.
+//! Both are derived from the block sets of the layers, exact to the block, and only for the requested range.
 //!
-//! A block without data in any layer is a hole, with one exception: the head remembers blocks that were
-//! zeroed with their space kept, until it is frozen or the process ends. In a frozen layer kept space has no
-//! use, because the next write goes to another file.
+//! A block without data in any layer is a hole, with one exception: until the head is frozen or the process
+//! ends, it records blocks that were zeroed with their space kept. Kept space is useless in a frozen layer,
+//! because the next write goes to another file.
 
 use crate::{
     error::VolumeError,
@@ -16,8 +15,8 @@ use crate::{
 };
 use blockd_extent::{Epoch, Extent, SnapshotId};
 
-/// Maximum number of layer extents examined by a call, which bounds its duration.
-const STEPS: usize = 1 << 16;
+/// Maximum number of layer extents examined by one call, to bound its duration.
+const MAX_STEPS: usize = 1 << 16;
 /// Maximum length of one readahead request.
 const PREFETCH_BYTES: u64 = 64 << 20;
 
@@ -26,13 +25,13 @@ const PREFETCH_BYTES: u64 = 64 << 20;
 pub enum Allocation {
     /// Data.
     Data,
-    /// Zeroes without space.
+    /// Zeroes without allocated space.
     Hole,
     /// Zeroes with allocated space.
     Zero,
 }
 
-/// Byte range of one allocation state.
+/// Byte range in one allocation state, relative to the end of the previous one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AllocationRun {
     /// Length, in bytes.
@@ -41,7 +40,7 @@ pub struct AllocationRun {
     pub allocation: Allocation,
 }
 
-/// Byte range that is dirty, or not.
+/// Dirty or clean byte range, relative to the end of the previous one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DirtyRun {
     /// Length, in bytes.
@@ -50,39 +49,39 @@ pub struct DirtyRun {
     pub dirty: bool,
 }
 
-/// Signal that enough was found.
+/// Early end of a search: the limit of results or steps was reached.
 pub(crate) struct LimitReached;
 
-/// Joins extents to maximal byte ranges, clipped to the requested range.
-pub(crate) struct Runs<T> {
+/// Joins adjacent extents of equal state to maximal byte ranges, clipped to the requested range.
+pub(crate) struct RangeCollector<T> {
     pub(crate) found: Vec<(u64, T)>,
     offset_bytes: u64,
     end_bytes: u64,
-    most: usize,
+    max_ranges: usize,
     steps: usize,
 }
 
-impl<T: Copy + PartialEq> Runs<T> {
-    pub(crate) fn new(offset_bytes: u64, len_bytes: u64, most: usize) -> Self {
-        Self { found: Vec::new(), offset_bytes, end_bytes: offset_bytes + len_bytes, most, steps: 0 }
+impl<T: Copy + PartialEq> RangeCollector<T> {
+    pub(crate) fn new(offset_bytes: u64, len_bytes: u64, max_ranges: usize) -> Self {
+        Self { found: Vec::new(), offset_bytes, end_bytes: offset_bytes + len_bytes, max_ranges, steps: 0 }
     }
 
     pub(crate) fn range(&self) -> Extent {
         Extent::touching(self.offset_bytes, self.end_bytes - self.offset_bytes)
     }
 
-    pub(crate) fn add(&mut self, run: Extent, what: T) -> Result<(), LimitReached> {
-        let from = run.offset_bytes().max(self.offset_bytes);
-        let len_bytes = (run.offset_bytes() + run.len_bytes()).min(self.end_bytes) - from;
-        debug_assert!(len_bytes > 0, "only extents of the range are found");
+    pub(crate) fn add(&mut self, extent: Extent, state: T) -> Result<(), LimitReached> {
+        let from = extent.offset_bytes().max(self.offset_bytes);
+        let len_bytes = (extent.offset_bytes() + extent.len_bytes()).min(self.end_bytes) - from;
+        debug_assert!(len_bytes > 0, "extents are inside the range");
         self.steps += 1;
-        let full = self.found.len() >= self.most;
+        let full = self.found.len() >= self.max_ranges;
         match self.found.last_mut() {
-            Some(last) if last.1 == what => last.0 += len_bytes,
+            Some(last) if last.1 == state => last.0 += len_bytes,
             _ if full => return Err(LimitReached),
-            _ => self.found.push((len_bytes, what)),
+            _ => self.found.push((len_bytes, state)),
         }
-        if self.steps >= STEPS { Err(LimitReached) } else { Ok(()) }
+        if self.steps >= MAX_STEPS { Err(LimitReached) } else { Ok(()) }
     }
 }
 
@@ -92,37 +91,41 @@ fn allocation(
     len_bytes: u64,
     max_runs: usize,
 ) -> impl Iterator<Item = AllocationRun> {
-    let mut runs = Runs::new(offset_bytes, len_bytes, max_runs);
+    let mut ranges = RangeCollector::new(offset_bytes, len_bytes, max_runs);
     let head = match stack.layers().first() {
         Some(Layer::Open(head)) => Some(head),
         _ => None,
     };
     // Reaching the limit is not a failure.
-    let _ = stack.resolve(runs.range(), &mut |run, source| match source {
+    let _ = stack.resolve(ranges.range(), &mut |extent, source| match source {
         Some(data) => match data.lazy() {
-            // Missing blocks of a lazy volume may be data.
-            Some(base) => base.cut(run, &mut |part, is_zero| {
-                runs.add(part, if is_zero { Allocation::Hole } else { Allocation::Data })
+            // Missing blocks of a lazy volume may have data.
+            Some(base) => base.split_zeroes(extent, &mut |part, is_zero| {
+                ranges.add(part, if is_zero { Allocation::Hole } else { Allocation::Data })
             }),
-            None => runs.add(run, Allocation::Data),
+            None => ranges.add(extent, Allocation::Data),
         },
-        None => add_zeroes(&mut runs, head.map(AsRef::as_ref), run),
+        None => add_zeroes(&mut ranges, head.map(AsRef::as_ref), extent),
     });
-    runs.found.into_iter().map(|(len_bytes, allocation)| AllocationRun { len_bytes, allocation })
+    ranges.found.into_iter().map(|(len_bytes, allocation)| AllocationRun { len_bytes, allocation })
 }
 
 /// Splits an extent of zeroes by allocated space.
-fn add_zeroes(runs: &mut Runs<Allocation>, head: Option<&Head>, run: Extent) -> Result<(), LimitReached> {
-    let Some(head) = head else { return runs.add(run, Allocation::Hole) };
-    let mut at = run.start;
-    for kept in head.kept_space(run).extents() {
+fn add_zeroes(
+    ranges: &mut RangeCollector<Allocation>,
+    head: Option<&Head>,
+    extent: Extent,
+) -> Result<(), LimitReached> {
+    let Some(head) = head else { return ranges.add(extent, Allocation::Hole) };
+    let mut at = extent.start;
+    for kept in head.allocated_zeroes(extent).extents() {
         if kept.start > at {
-            runs.add(Extent::between(at, kept.start), Allocation::Hole)?;
+            ranges.add(Extent::between(at, kept.start), Allocation::Hole)?;
         }
-        runs.add(kept, Allocation::Zero)?;
+        ranges.add(kept, Allocation::Zero)?;
         at = kept.end();
     }
-    if at < run.end() { runs.add(Extent::between(at, run.end()), Allocation::Hole) } else { Ok(()) }
+    if at < extent.end() { ranges.add(Extent::between(at, extent.end()), Allocation::Hole) } else { Ok(()) }
 }
 
 fn dirty_after(
@@ -132,15 +135,16 @@ fn dirty_after(
     len_bytes: u64,
     max_runs: usize,
 ) -> impl Iterator<Item = DirtyRun> {
-    let mut runs = Runs::new(offset_bytes, len_bytes, max_runs);
+    let mut ranges = RangeCollector::new(offset_bytes, len_bytes, max_runs);
     // Reaching the limit is not a failure.
-    let _ = stack.dirtied_after(epoch, runs.range(), &mut |run, dirty| runs.add(run, dirty));
-    runs.found.into_iter().map(|(len_bytes, dirty)| DirtyRun { len_bytes, dirty })
+    let _ = stack.dirtied_after(epoch, ranges.range(), &mut |extent, dirty| ranges.add(extent, dirty));
+    ranges.found.into_iter().map(|(len_bytes, dirty)| DirtyRun { len_bytes, dirty })
 }
 
 impl Volume {
     /// Returns the allocation of a range, ascending from `offset_bytes`. The result may end before the range:
-    /// after `max_runs` entries, or after many examined extents; it has at least one entry.
+    /// after `max_runs` entries, or after 65,536 examined extents. It has at least one entry unless the range
+    /// is empty.
     ///
     /// # Errors
     /// The range is not inside the volume, or the volume is closed or has failed.
@@ -171,9 +175,10 @@ impl Volume {
         self.check_usable()?;
         self.check_range(offset_bytes, len_bytes)?;
         // The stack first: a snapshot that still exists afterwards has kept the layers above it separate.
-        // `admin` would also work, but it is held while a freeze waits for its disk.
+        // Not under `admin`: a freeze holds it while it waits for the disk.
         let stack = self.current();
-        let found = self.kept.read().iter().find(|point| point.0 == snapshot).map(|point| point.1);
+        let found =
+            self.committed_snapshots.read().iter().find(|point| point.0 == snapshot).map(|point| point.1);
         let epoch = found.ok_or(VolumeError::NoSuchSnapshot { volume: self.id, snapshot })?;
         Ok(dirty_after(&stack, epoch, offset_bytes, len_bytes, max_runs).collect())
     }
@@ -234,8 +239,8 @@ impl SnapshotView {
 
 fn prefetch(stack: &Stack, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
     let range = Extent::touching(offset_bytes, len_bytes.min(PREFETCH_BYTES));
-    stack.resolve(range, &mut |run, source| match source {
-        Some(data) => data.will_need(run.offset_bytes(), run.len_bytes()),
+    stack.resolve(range, &mut |extent, source| match source {
+        Some(data) => data.will_need(extent.offset_bytes(), extent.len_bytes()),
         None => Ok(()),
     })
 }

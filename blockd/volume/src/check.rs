@@ -1,15 +1,15 @@
 //! Consistency check of an open volume.
 //!
-//! Everything except data is read and compared with memory: `volume.meta`, the block sets, lengths and
-//! identities of the data files, and the head's map with the tracked blocks. Data has no checksums. Reads and
-//! writes continue; a merge pauses.
+//! All metadata is read and compared with memory: `volume.meta`, the block sets, lengths and inodes of the
+//! data files, and the head's map with the tracked blocks. Data has no checksums. Reads and writes continue;
+//! a merge pauses.
 
 use crate::{
     io::files,
     layer::set::{LayerSet, SetIdentity},
     layer::stack::Layer,
     meta::Meta,
-    open::unnamed_files,
+    open::unreferenced_files,
     volume::Volume,
 };
 
@@ -23,26 +23,26 @@ pub struct Checked {
     pub shared_layers: u64,
     /// Checked interval sets.
     pub intervals: u64,
-    /// Errors, one per line.
+    /// Errors, one line each.
     pub findings: Vec<String>,
-    /// Remains of interruptions that the next start removes, one per line.
+    /// Files and torn log records of interrupted operations, which the next start removes; one line each.
     pub leftovers: Vec<String>,
 }
 
 impl Volume {
-    /// Checks everything except data.
+    /// Checks all metadata of the volume.
     pub fn check(&self) -> Checked {
-        let _no_merge = self.keep_merges_out();
+        let _no_merge = self.pause_merges();
         let admin = self.admin.lock();
         let mut found = Checked::default();
         if let Some(reason) = self.failure() {
-            found.findings.push(format!("it acknowledges nothing more: {reason}"));
+            found.findings.push(format!("volume stopped after a failed sync: {reason}"));
         }
         match Meta::load(&self.dir) {
             Err(error) => found.findings.push(error.to_string()),
             Ok(meta) if meta != *admin && !self.is_in_doubt() => {
                 let path = self.dir.join(files::META);
-                found.findings.push(format!("{} is not what the open volume stored", path.display()));
+                found.findings.push(format!("{} differs from the state of the open volume", path.display()));
             }
             Ok(_) => {}
         }
@@ -58,14 +58,14 @@ impl Volume {
                 found.findings.push(error.to_string());
             }
         }
-        match unnamed_files(&self.dir, &admin) {
+        match unreferenced_files(&self.dir, &admin) {
             Err(error) => found.findings.push(error.to_string()),
-            // An uncertain commit may name them.
+            // An in-doubt commit may reference them.
             Ok(_) if self.is_in_doubt() => {}
-            Ok(unnamed) => found.findings.extend(
-                unnamed
+            Ok(unreferenced) => found.findings.extend(
+                unreferenced
                     .iter()
-                    .map(|path| format!("{} belongs to nothing; the next start removes it", path.display())),
+                    .map(|path| format!("{} is unreferenced; the next start removes it", path.display())),
             ),
         }
         found
@@ -77,7 +77,7 @@ impl Volume {
             Layer::Frozen(layer) if layer.data.lazy().is_some() => {
                 let path = files::log_path(&self.dir, layer.file);
                 if let Err(error) = crate::io::storage::metadata(&path) {
-                    findings.push(format!("cannot look at {}: {error}", path.display()));
+                    findings.push(format!("stat failed on {}: {error}", path.display()));
                 }
             }
             Layer::Frozen(layer) => {
@@ -85,7 +85,10 @@ impl Volume {
                     Err(error) => findings.push(error.to_string()),
                     Ok(set) if set != layer.set => {
                         let path = files::set_path(&self.dir, layer.file, layer.generation);
-                        findings.push(format!("{} is not the set that the open volume uses", path.display()));
+                        findings.push(format!(
+                            "{} differs from the block set of the open volume",
+                            path.display()
+                        ));
                     }
                     Ok(_) => {}
                 }
@@ -93,14 +96,14 @@ impl Volume {
             Layer::Open(head) => {
                 for path in [files::map_path(&self.dir, head.epoch), files::log_path(&self.dir, head.epoch)] {
                     if let Err(error) = crate::io::storage::metadata(&path) {
-                        findings.push(format!("cannot look at {}: {error}", path.display()));
+                        findings.push(format!("stat failed on {}: {error}", path.display()));
                     }
                 }
-                let blocks = head.disagreements();
+                let blocks = head.count_mismatches();
                 if blocks > 0 {
                     let path = files::map_path(&self.dir, head.epoch);
-                    let what = "does not agree with what is noted for the log";
-                    findings.push(format!("{} {what}: {blocks} blocks", path.display()));
+                    findings
+                        .push(format!("{} differs from the tracked set in {blocks} blocks", path.display()));
                 }
             }
         }

@@ -1,42 +1,41 @@
-//! Read-only consistency check of a closed volume: what the next start would find.
+//! Read-only consistency check of a closed volume, for the errors that the next start would find.
 //!
-//! It reads `volume.meta`, the block sets, the logs of open layers, the headers of their maps and the lengths
-//! of the data files. Data has no checksums, and a live map needs none: where it is not believed, the log
-//! decides.
+//! It reads `volume.meta`, the block sets, the logs and maps of open layers, and the lengths of the data
+//! files. Data has no checksums. A live map needs none: recovery uses the log instead of a rejected map.
 
 use crate::{
     Checked,
     error::VolumeError,
     head::live_map::{Inspection, LiveMap},
     head::log::HeadLog,
-    head::place::Identity,
+    head::volume_dir::Identity,
     io::files,
     layer::data_files::DataFiles,
     layer::set::{LayerSet, SetIdentity},
     meta::{LayerEntry, Meta},
-    open::unnamed_files,
+    open::unreferenced_files,
     volume::Volume,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, VolumeId};
 use std::path::Path;
 
 impl Volume {
-    /// Returns id and size in bytes of the volume in a directory, if readable; it need not be open.
+    /// Returns id and size in bytes of the volume in a directory, open or closed; `None` on any error.
     pub fn identity_of(dir: &Path) -> Option<(VolumeId, u64)> {
         Meta::load(dir).ok().map(|meta| (meta.volume, meta.size_bytes))
     }
 
-    /// Reads id and size of the volume in a directory; it may be open elsewhere.
+    /// Reads id and size in bytes of the volume in a directory, open or closed.
     ///
     /// # Errors
-    /// There is no volume, it is damaged, or its format is newer than this program.
+    /// `volume.meta` is missing, unreadable, damaged, or of a newer format.
     pub fn read_identity(dir: &Path) -> Result<(VolumeId, u64), VolumeError> {
         Meta::load(dir).map(|meta| (meta.volume, meta.size_bytes))
     }
 
-    /// Checks the files of a closed volume, except data, and changes nothing.
+    /// Checks all metadata of a closed volume, read-only.
     ///
-    /// The caller ensures that the volume stays closed. Remains of interruptions are not errors.
+    /// The caller ensures that the volume stays closed. Leftovers of interrupted operations are not errors.
     pub fn check_files(dir: &Path) -> Checked {
         let mut found = Checked::default();
         let meta = match Meta::load(dir) {
@@ -65,7 +64,7 @@ impl Volume {
             let is_of_layer =
                 |layer: &LayerEntry| !layer.open && (layer.file, layer.generation) == (epoch, 0);
             if meta.layers.iter().any(is_of_layer) {
-                // Already checked.
+                // Checked with its layer.
                 continue;
             }
             let blocks = meta.size_bytes / BLOCK_SIZE_BYTES;
@@ -73,27 +72,28 @@ impl Volume {
             let loaded = LayerSet::load_of_any_size(dir, identity);
             found.findings.extend(loaded.err().map(|error| error.to_string()));
         }
-        match unnamed_files(dir, &meta) {
+        match unreferenced_files(dir, &meta) {
             Err(error) => found.findings.push(error.to_string()),
-            Ok(unnamed) => found.leftovers.extend(
-                unnamed
+            Ok(unreferenced) => found.leftovers.extend(
+                unreferenced
                     .iter()
-                    .map(|path| format!("{} belongs to nothing; the next start removes it", path.display())),
+                    .map(|path| format!("{} is unreferenced; the next start removes it", path.display())),
             ),
         }
         found
     }
 }
 
-/// Returns what the next start discards because the map of an open layer is missing or damaged.
+/// Returns an error if the map of an open layer is missing or damaged, so that the next start
+/// discards writes.
 fn check_map(dir: &Path, meta: &Meta, layer: &LayerEntry) -> Option<String> {
     let path = files::map_path(dir, layer.file);
     let what = match LiveMap::inspect(&path, identity_of(meta, layer)) {
-        Ok(Inspection::Believed(_) | Inspection::Outlived) => return None,
-        Ok(Inspection::Doubtful(what)) => what,
+        Ok(Inspection::Trusted(_) | Inspection::Stale) => return None,
+        Ok(Inspection::Suspect(what)) => what,
         Err(error) => error.to_string(),
     };
-    Some(format!("{what}; the next start discards writes that were answered and not flushed"))
+    Some(format!("{what}; the next start discards acknowledged, unflushed writes"))
 }
 
 fn check_log(
@@ -105,8 +105,8 @@ fn check_log(
     let path = files::log_path(dir, layer.file);
     let torn_bytes = HeadLog::inspect(&path, identity_of(meta, layer))?.torn_bytes;
     if torn_bytes > 0 {
-        let what = "of a record that was never answered; the next start cuts them off";
-        leftovers.push(format!("{} ends in {torn_bytes} bytes {what}", path.display()));
+        let what = "bytes of a torn record, which no flush acknowledged; the next start truncates them";
+        leftovers.push(format!("{} ends in {torn_bytes} {what}", path.display()));
     }
     Ok(())
 }

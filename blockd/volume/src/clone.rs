@@ -1,15 +1,15 @@
 //! Clones: a new volume from a snapshot, without copying data.
 //!
-//! The clone's frozen layers are those of the snapshot. Their data files are hard links, so source and clone
-//! can be deleted in any order, and the space is freed with the last link; the block sets are copied. The
-//! clone is built beside its final directory and becomes a volume by one rename. No operation writes to a
-//! file that two volumes read: a merge checks that first.
+//! The clone has the frozen layers of the snapshot. Their data files are hard links, so source and clone can
+//! be deleted in any order, and the space is freed with the last link; the block sets are copied. The clone
+//! is built in a sibling of its final directory and becomes a volume by one rename. No operation writes to a
+//! file that two volumes read: merges check for sharing first.
 
 use crate::{
     error::{IoContext, VolumeError},
     head::Head,
-    head::place::OpenOptions,
-    head::place::Place,
+    head::volume_dir::OpenOptions,
+    head::volume_dir::VolumeDir,
     io::files,
     io::storage,
     layer::set::SetIdentity,
@@ -30,14 +30,14 @@ impl Volume {
     /// can be changed and deleted in any order.
     ///
     /// # Errors
-    /// The snapshot does not exist, the directory exists, files cannot be shared there, or the disk is full
-    /// or fails; no clone is made then.
+    /// The snapshot does not exist, the directory exists, the filesystem does not support sharing, or the
+    /// disk is full or fails. Then no clone exists.
     pub fn clone_to(&self, snapshot: SnapshotId, dir: &Path, id: VolumeId) -> Result<Arc<Self>, VolumeError> {
-        // No merge may start on a file with one link while it gets its second.
-        let _no_merge = self.keep_merges_out();
+        // A merge could otherwise write to a file that gains its second link.
+        let _no_merge = self.pause_merges();
         self.check_usable()?;
         if dir.exists() {
-            return Err(VolumeError::Busy(format!("{} exists already", dir.display())));
+            return Err(VolumeError::Busy(format!("clone failed on {}: directory exists", dir.display())));
         }
         let view = self.view(snapshot)?;
         RestoreTarget::discard(dir)?;
@@ -72,16 +72,16 @@ fn build(view: &SnapshotView, building: &Path, id: VolumeId) -> Result<(), Volum
         layer.data.link_to(&files::data_path(building, layer.file))?;
         let entry = LayerEntry { generation: 0, ..layer.entry() };
         match layer.data.lazy() {
-            // Both volumes fill the shared file from the same source, each according to its own log.
+            // Both volumes fill the shared file from the same source; each has its own log.
             Some(base) => {
-                let place = Place { dir: building, volume: id, size_bytes: layer.size_bytes };
-                LazyBase::create_log(place, layer.file, &base.logged())?;
+                let volume_dir = VolumeDir { path: building, volume: id, size_bytes: layer.size_bytes };
+                LazyBase::create_log(volume_dir, layer.file, &base.logged())?;
             }
             None => layer.set.store(building, SetIdentity::of(id, &entry))?,
         }
         layers.push(entry);
     }
-    drop(Head::create(Place { dir: building, volume: id, size_bytes }, head)?);
-    // Also makes the names durable: it syncs the directory.
+    drop(Head::create(VolumeDir { path: building, volume: id, size_bytes }, head)?);
+    // Also syncs the directory, which makes the file names durable.
     Meta::new(id, layers).store(building)
 }

@@ -1,7 +1,7 @@
 //! Difference between two points of a volume: two snapshots, or a snapshot and the current content.
 //!
-//! The layers between the points hold exactly the blocks that were written, trimmed or zeroed. No data is
-//! read: a block overwritten with the same content counts as changed.
+//! The layers between the points hold exactly the blocks that were written, trimmed or zeroed. Data is not
+//! compared: a block overwritten with equal content counts as changed.
 
 use crate::{error::VolumeError, layer::set::LayerSet, layer::stack::Layer, volume::Volume};
 use blockd_extent::{Extent, SnapshotId};
@@ -16,7 +16,7 @@ pub struct Difference {
     pub to_size_bytes: u64,
 }
 
-/// Changed extent.
+/// Changed extent of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DifferenceRun {
     /// Blocks.
@@ -38,11 +38,11 @@ impl Difference {
 
     /// Returns the maximal extents of one kind, clipped to a range.
     pub fn runs_in(&self, range: Extent) -> impl Iterator<Item = DifferenceRun> + '_ {
-        self.set.held.extents_in(range).flat_map(|run| {
-            let mut zero = self.set.zero.extents_in(run).peekable();
-            let mut at = run.start;
+        self.set.held.extents_in(range).flat_map(|held| {
+            let mut zero = self.set.zero.extents_in(held).peekable();
+            let mut at = held.start;
             std::iter::from_fn(move || {
-                if at >= run.end() {
+                if at >= held.end() {
                     return None;
                 }
                 let next_zero = zero.peek().copied();
@@ -52,12 +52,12 @@ impl Difference {
                         DifferenceRun { extent, has_data: false }
                     }
                     next => {
-                        let end = next.map_or(run.end(), |extent| extent.start);
+                        let end = next.map_or(held.end(), |extent| extent.start);
                         DifferenceRun { extent: Extent::between(at, end), has_data: true }
                     }
                 };
                 debug_assert!(
-                    !found.extent.is_empty() && found.extent.end() <= run.end(),
+                    !found.extent.is_empty() && found.extent.end() <= held.end(),
                     "parts of the extent"
                 );
                 at = found.extent.end();
@@ -74,7 +74,7 @@ impl Volume {
     /// A snapshot does not exist, or the second is not newer than the first.
     pub fn difference(&self, from: SnapshotId, to: Option<SnapshotId>) -> Result<Difference, VolumeError> {
         let (from, to, stack) = {
-            // The stack under the same lock: a later merge could remove a layer of the result.
+            // The stack under the same lock: otherwise a merge could remove a layer in between.
             let admin = self.admin.lock();
             let from = self.find_snapshot(&admin, from)?;
             let to = to.map(|to| self.find_snapshot(&admin, to)).transpose()?;
@@ -84,7 +84,7 @@ impl Volume {
             && to.epoch <= from.epoch
         {
             return Err(VolumeError::InvalidInput(format!(
-                "snapshot {} is not older than snapshot {}: name the older one first",
+                "difference failed on snapshot {}: it is not older than snapshot {}",
                 from.id, to.id
             )));
         }

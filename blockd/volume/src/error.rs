@@ -1,4 +1,4 @@
-//! Errors of volume operations, and whether a retry can help.
+//! Errors of volume operations and their classification.
 
 use crate::lazy::FetchFailure;
 use blockd_extent::{BlockIndex, Epoch, SnapshotId, VolumeId};
@@ -15,21 +15,21 @@ pub enum VolumeErrorKind {
     NoSpace,
     /// The filesystem of the volume failed.
     Io,
-    /// A file of the volume is missing, truncated or altered.
+    /// A file of the volume is truncated, corrupted, or of a newer format.
     Damaged,
     /// Unknown snapshot.
     NotFound,
-    /// The object is in use.
+    /// The object is in use or exists.
     Busy,
-    /// The volume was closed.
+    /// The volume is closed.
     Closed,
     /// An earlier sync failed; the volume acknowledges no writes until it is opened again.
     Failed,
-    /// The block sets of the requested interval are no longer kept.
+    /// A block set of the requested interval was deleted.
     IntervalsGone,
     /// The filesystem of the volume does not support the request.
     Unsupported,
-    /// The source of a lazy volume did not deliver.
+    /// Fetch from the source of a lazy volume failed.
     NotFetched,
 }
 
@@ -41,10 +41,10 @@ pub enum VolumeError {
     #[error("{0}")]
     InvalidInput(String),
     /// A system call on a file of the volume failed.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("{operation} failed on {}: {source}", path.display())]
     Io {
         /// Operation.
-        action: &'static str,
+        operation: &'static str,
         /// File.
         path: PathBuf,
         /// System error.
@@ -59,7 +59,7 @@ pub enum VolumeError {
         what: String,
     },
     /// A file has a newer format.
-    #[error("{} has format version {found}, this blockd reads up to {known}: use a newer blockd", path.display())]
+    #[error("open failed on {}: format version {found} is newer than {known}, the newest supported one; use a newer blockd", path.display())]
     NewerFormat {
         /// File.
         path: PathBuf,
@@ -69,7 +69,7 @@ pub enum VolumeError {
         known: u32,
     },
     /// A data file cannot be shared with a clone.
-    #[error("cannot share {} with a clone: {source}; a clone must be in the same filesystem, and that must allow hard links", path.display())]
+    #[error("clone failed on {}: {source}; source and clone must be on one filesystem that supports hard links", path.display())]
     NotShareable {
         /// File.
         path: PathBuf,
@@ -84,22 +84,22 @@ pub enum VolumeError {
         /// Requested snapshot.
         snapshot: SnapshotId,
     },
-    /// The object is in use.
+    /// The object is in use or exists.
     #[error("{0}")]
     Busy(String),
-    /// The volume was closed before the request.
+    /// The volume is closed.
     #[error("volume {0} is closed")]
     Closed(VolumeId),
-    /// An earlier sync failed: later writes may be lost, and no write may be acknowledged.
-    #[error("volume {volume} stopped after a failed sync ({reason}); mend the disk and restart blockd")]
+    /// An earlier sync failed: acknowledged writes may be lost, so the volume acknowledges no further ones.
+    #[error("volume {volume} stopped after a failed sync: {reason}; repair the disk and restart blockd")]
     Failed {
         /// Volume.
         volume: VolumeId,
-        /// Cause of that failure.
+        /// Cause of the failed sync.
         reason: String,
     },
     /// Missing blocks of a lazy volume could not be fetched.
-    #[error("block {start} of volume {volume} and what follows it could not be fetched: {failure}")]
+    #[error("fetch failed on volume {volume} from block {start} on: {failure}")]
     NotFetched {
         /// Volume.
         volume: VolumeId,
@@ -109,16 +109,16 @@ pub enum VolumeError {
         failure: FetchFailure,
     },
     /// The content of blocks of a damaged volume cannot be proven.
-    #[error("block {start} and what follows it cannot be had: {why}")]
+    #[error("read failed from block {start} on: unproven content: {why}")]
     Unproven {
         /// First of the blocks.
         start: BlockIndex,
-        /// Damage that hides them, in one line.
+        /// Damage that affects them, in one line.
         why: String,
     },
-    /// The block sets since the base of an incremental are gone.
+    /// A block set since the base of an incremental backup was deleted.
     #[error(
-        "the blocks changed in epochs {after} to {until} of volume {volume} are no longer known: a full backup is needed"
+        "incremental backup failed on volume {volume}: a block set of epochs {after} to {until} was deleted; take a full backup"
     )]
     IntervalsGone {
         /// Volume.
@@ -155,8 +155,8 @@ impl VolumeError {
                 FetchFailure::Closed => VolumeErrorKind::Closed,
                 FetchFailure::NoSource
                 | FetchFailure::Source(_)
-                | FetchFailure::Late
-                | FetchFailure::TooMany => VolumeErrorKind::NotFetched,
+                | FetchFailure::TimedOut
+                | FetchFailure::TooManyWaiters => VolumeErrorKind::NotFetched,
             },
         }
     }
@@ -175,18 +175,18 @@ pub(crate) fn check_range(offset_bytes: u64, len_bytes: u64, size_bytes: u64) ->
     match offset_bytes.checked_add(len_bytes) {
         Some(end) if end <= size_bytes => Ok(()),
         _ => Err(VolumeError::InvalidInput(format!(
-            "{len_bytes} bytes at offset {offset_bytes} do not lie inside the {size_bytes} bytes of the volume"
+            "{len_bytes} bytes at offset {offset_bytes} exceed the volume size of {size_bytes} bytes"
         ))),
     }
 }
 
 /// Adds operation and file to a system error.
 pub(crate) trait IoContext<T> {
-    fn during(self, action: &'static str, path: &std::path::Path) -> Result<T, VolumeError>;
+    fn during(self, operation: &'static str, path: &std::path::Path) -> Result<T, VolumeError>;
 }
 
 impl<T, E: Into<io::Error>> IoContext<T> for Result<T, E> {
-    fn during(self, action: &'static str, path: &std::path::Path) -> Result<T, VolumeError> {
-        self.map_err(|source| VolumeError::Io { action, path: path.to_owned(), source: source.into() })
+    fn during(self, operation: &'static str, path: &std::path::Path) -> Result<T, VolumeError> {
+        self.map_err(|source| VolumeError::Io { operation, path: path.to_owned(), source: source.into() })
     }
 }

@@ -1,8 +1,8 @@
-//! Growth of a volume in use.
+//! Online growth of a volume.
 //!
-//! Data files, map and log of a head have its size. So a growth is a freeze without a snapshot and with a
-//! longer head: the commit of that head commits the new size, writers pass the same barrier, and the layers
-//! below keep their lengths, because none holds a block beyond its end.
+//! Data files, map and log of a head have the size of the volume. So growth is a freeze without a snapshot,
+//! with a larger head: the commit of that head commits the new size, and writers pass the same barrier. Lower
+//! layers keep their sizes, because none holds a block beyond its end.
 
 use crate::{
     error::{VolumeError, VolumeErrorKind},
@@ -14,7 +14,7 @@ impl Volume {
     /// Grows the volume; the new part reads as zeroes. The new size is durable when the call returns. Reads
     /// and writes continue. Snapshots keep their sizes.
     ///
-    /// A failed call may have grown the volume if the disk failed: check [`size_bytes`](Self::size_bytes).
+    /// After a disk error the volume may have grown: check [`size_bytes`](Self::size_bytes).
     ///
     /// # Errors
     /// The size is smaller than the current one, or not a multiple of 4096 up to 64 TiB; the volume is closed
@@ -26,13 +26,12 @@ impl Volume {
         let old_size_bytes = self.size_bytes();
         if new_size_bytes < old_size_bytes {
             return Err(VolumeError::InvalidInput(format!(
-                "volume {} has {old_size_bytes} bytes and cannot shrink to {new_size_bytes}",
+                "grow failed on volume {}: new size of {new_size_bytes} bytes is below the current {old_size_bytes}",
                 self.id
             )));
         }
         if new_size_bytes == old_size_bytes {
-            // The commit of an earlier, failed growth may stand: it must not grow the volume after this
-            // reply.
+            // The commit of a failed growth may be on disk and must not take effect after this reply.
             return self.settle(&admin);
         }
         self.finish_open_layers(&mut admin)?;
@@ -40,10 +39,9 @@ impl Volume {
         let (old_head, _) = self.begin_epoch(new_head);
         assert!(self.size_bytes() == new_size_bytes, "the new head has the new size");
         match self.finish_open_layer(&mut admin, &old_head, None) {
-            // The volume has its new size. An old head that stays open is frozen by the next freeze, growth
-            // or start.
+            // The volume has its new size. The next freeze, growth or start freezes the old head.
             Err(error) if error.kind() == VolumeErrorKind::NoSpace && self.failure().is_none() => {
-                tracing::warn!(volume = %self.id, %error, "the head of before the growth is not frozen yet");
+                tracing::warn!(volume = %self.id, %error, "freeze failed on the previous head after growth: will be retried");
                 Ok(())
             }
             other => other.map(|_| ()),

@@ -1,9 +1,9 @@
-//! Volumes as stacks of layers: writes go to the head, a freeze starts a new head, and the blocks of a layer
-//! *are* the blocks that changed while it was the head.
+//! Volumes as stacks of layers: writes go to the head, a freeze starts a new head, and the block set of a
+//! layer *is* the set of blocks dirtied while it was the head.
 //!
-//! This crate is independent of NBD and the cloud: a volume reads, writes, flushes, trims, freezes, reports
+//! This crate is independent of NBD and the cloud. A volume reads, writes, flushes, trims, freezes, reports
 //! changed blocks between two freezes, and merges layers that no snapshot needs. `FORMAT.md` describes the
-//! files; `DURABILITY.md` argues why neither the death of the process nor a power cut breaks a guarantee.
+//! files; `DURABILITY.md` argues why neither a process crash nor a power cut breaks a guarantee.
 
 mod block_status;
 mod check;
@@ -37,7 +37,7 @@ pub use freeze::group::{GroupError, GroupFrozen, freeze_group, freeze_group_with
 pub use freeze::intervals::Changes;
 pub use freeze::{Frozen, SnapshotInfo};
 pub use head::discarded::{DiscardCause, DiscardedWrites, SurvivingClients};
-pub use head::place::{OpenOptions, Recovery};
+pub use head::volume_dir::{OpenOptions, Recovery};
 pub use io::closer::wait_for_removed_files;
 pub use io::reserve::{Released, Reserve};
 pub use io::storage::{Op, Storage, attach_storage, detach_storage};

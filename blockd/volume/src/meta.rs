@@ -4,29 +4,29 @@
 //!
 //! All integers little-endian.
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! |---|---|
 //! | 0–7 | magic `BLKDVOL1` |
 //! | 8–11 | version, 1 |
 //! | 12–15 | zero |
 //! | 16–23 | volume id |
 //! | 24–31 | size in bytes, which is the size of the topmost layer |
-//! | 32–39 | the epoch that the next freeze begins, at most 2^63 - 1 |
+//! | 32–39 | epoch that the next freeze starts, at most 2^63 - 1 |
 //! | 40–43 | number of layers |
 //! | 44–47 | number of snapshots |
 //! | 48–51 | number of kept intervals |
 //! | 52–55 | zero |
-//! | 32 a layer, top first | epoch u64, file epoch u64, generation u32, state u32 (below), size (bytes) u64 |
-//! | 32 a snapshot | id u64, epoch u64, made at (unix ms) u64, stall in ns u64 |
-//! | 8 an interval | epoch u64, whose set is generation 0 of the layer made in that epoch |
+//! | 32 per layer, top first | epoch u64, file epoch u64, generation u32, state u32, size in bytes u64 |
+//! | 32 per snapshot | id u64, epoch u64, creation time (unix ms) u64, stall in ns u64 |
+//! | 8 per interval | epoch u64; its set is generation 0 of the layer created in that epoch |
 //! | 8 | xxh3-64 of everything before it |
 //!
 //! States: 0 open, with a map and a log; 1 frozen, with a set; 2 lazy, with a log.
 //!
-//! A snapshot is the layer with its epoch and all below it, and has that layer's size. Layers' epochs
-//! descend, and so do their sizes, because a volume only grows; of the open layers the topmost is the head,
-//! and those below it were heads at a freeze or a growth that did not finish. Only the bottom layer can be
-//! lazy ([`crate::lazy::base`]).
+//! A snapshot consists of the layer with its epoch and all layers below, and has that layer's size. The
+//! epochs of layers descend. Sizes never ascend, because a volume only grows. The topmost open layer is the
+//! head; open layers below it are former heads of an unfinished freeze or growth. Only the bottom layer can
+//! be lazy ([`crate::lazy::base`]).
 
 use crate::{
     error::{IoContext, VolumeError},
@@ -41,7 +41,7 @@ const MAGIC: &[u8; 8] = b"BLKDVOL1";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 56;
 
-/// Epochs that no volume reaches by freezes, so that the next one never overflows.
+/// Maximum next epoch, far above what freezes reach, so that epochs never overflow.
 const MAX_EPOCH: Epoch = Epoch(u64::MAX >> 1);
 
 /// Content of the file.
@@ -50,13 +50,14 @@ pub(crate) struct Meta {
     pub(crate) volume: VolumeId,
     pub(crate) size_bytes: u64,
     pub(crate) next_epoch: Epoch,
-    /// Top first.
+    /// Layers, top first.
     pub(crate) layers: Vec<LayerEntry>,
     pub(crate) snapshots: Vec<SnapshotEntry>,
     /// Epochs whose interval sets are kept, ascending.
     pub(crate) intervals: Vec<Epoch>,
 }
 
+/// Entry of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LayerEntry {
     /// Last epoch whose writes are in the layer.
@@ -65,12 +66,13 @@ pub(crate) struct LayerEntry {
     pub(crate) file: Epoch,
     pub(crate) generation: u32,
     pub(crate) open: bool,
-    /// Holds every block; missing ones come from a source.
+    /// True for a lazy base: it holds every block and fetches missing ones.
     pub(crate) lazy: bool,
     /// Size of the volume while the layer was its head.
     pub(crate) size_bytes: u64,
 }
 
+/// Entry of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SnapshotEntry {
     pub(crate) id: SnapshotId,
@@ -97,7 +99,7 @@ impl LayerEntry {
 }
 
 impl Meta {
-    /// Returns the state of a new volume with these layers, top first, and no snapshots.
+    /// Creates the metadata of a new volume with these layers, top first, and no snapshots.
     pub(crate) fn new(volume: VolumeId, layers: Vec<LayerEntry>) -> Self {
         assert!(layers.first().is_some_and(|head| head.open), "the topmost layer of a volume is its head");
         let (size_bytes, epoch) = layers.first().map_or((0, Epoch(0)), |head| (head.size_bytes, head.epoch));
@@ -135,20 +137,20 @@ impl Meta {
         seal(out)
     }
 
-    /// Decodes the file; the error describes the violation.
+    /// Decodes the file; the error is the failed check.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
         if bytes.len() < HEADER_BYTES + 8 || !bytes.len().is_multiple_of(8) {
-            return Err("it is cut short".into());
+            return Err("file is truncated".into());
         }
-        let body = unseal(bytes).ok_or("its checksum does not hold")?;
+        let body = unseal(bytes).ok_or("checksum mismatch")?;
         let mut words = body.as_chunks().0.iter().copied().map(u64::from_le_bytes);
-        let mut word = || words.next().ok_or("it is cut short");
+        let mut word = || words.next().ok_or("file is truncated");
         if word()?.to_le_bytes() != *MAGIC {
-            return Err("it is not a volume".into());
+            return Err("magic is not that of a volume".into());
         }
         let version = word()?;
         if version != u64::from(VERSION) {
-            return Err(format!("its version {version} is invalid"));
+            return Err(format!("version {version} is invalid"));
         }
         let volume = VolumeId::from_u64(word()?);
         let size_bytes = word()?;
@@ -162,7 +164,7 @@ impl Meta {
             let (epoch, file, rest, size_bytes) = (Epoch(word()?), Epoch(word()?), word()?, word()?);
             let (generation, state) = (rest as u32, rest >> 32);
             if state > 2 {
-                return Err(format!("the state {state} of a layer is invalid"));
+                return Err(format!("layer state {state} is invalid"));
             }
             let (open, lazy) = (state == 0, state == 2);
             meta.layers.push(LayerEntry { epoch, file, generation, open, lazy, size_bytes });
@@ -179,30 +181,30 @@ impl Meta {
             meta.intervals.push(Epoch(word()?));
         }
         if word().is_ok() {
-            return Err("its lengths are wrong".into());
+            return Err("file length does not match the counts".into());
         }
         meta.check()?;
         Ok(meta)
     }
 
-    /// Checks the consistency of the parts.
+    /// Checks the consistency of the entries; the error is the failed check.
     fn check(&self) -> Result<(), String> {
         check_size(self.size_bytes)?;
         let descending = self.layers.windows(2).all(|pair| pair[0].epoch > pair[1].epoch);
-        let head = self.layers.first().ok_or("it has no head")?;
+        let head = self.layers.first().ok_or("head is missing")?;
         if !descending || !head.open || head.epoch >= self.next_epoch {
-            return Err("its layers are out of order".into());
+            return Err("layers are out of order".into());
         }
         if self.next_epoch > MAX_EPOCH {
-            return Err(format!("its next epoch {} is too large", self.next_epoch));
+            return Err(format!("next epoch {} is too large", self.next_epoch));
         }
-        let (_, above) = self.layers.split_last().ok_or("it has no head")?;
+        let (_, above) = self.layers.split_last().ok_or("head is missing")?;
         if above.iter().any(|layer| layer.lazy) {
-            return Err("a layer is lazy that is not at the bottom".into());
+            return Err("a layer above the bottom is lazy".into());
         }
-        let shrinking = self.layers.windows(2).all(|pair| pair[0].size_bytes >= pair[1].size_bytes);
-        if !shrinking || head.size_bytes != self.size_bytes {
-            return Err("its layers' sizes are wrong".into());
+        let descending_sizes = self.layers.windows(2).all(|pair| pair[0].size_bytes >= pair[1].size_bytes);
+        if !descending_sizes || head.size_bytes != self.size_bytes {
+            return Err("layer sizes are inconsistent".into());
         }
         self.layers.iter().try_for_each(|layer| check_size(layer.size_bytes))?;
         let frozen = |epoch| self.layers.iter().any(|layer| layer.epoch == epoch && !layer.open);
@@ -213,11 +215,14 @@ impl Meta {
     }
 
     pub(crate) fn store(&self, dir: &Path) -> Result<(), VolumeError> {
-        // The next start would refuse it as damaged.
-        assert!(self.check().is_ok(), "the committed state of a volume is consistent");
+        // Otherwise the next start fails with `Damaged`.
+        assert!(self.check().is_ok(), "committed metadata is consistent");
         assert!(self.intervals.is_sorted(), "intervals ascend");
-        assert!(self.intervals.last().is_none_or(|last| *last < self.next_epoch), "an interval has ended");
-        debug_assert!(Self::decode(&self.encode()).as_ref() == Ok(self), "the committed state reads back");
+        assert!(
+            self.intervals.last().is_none_or(|last| *last < self.next_epoch),
+            "intervals are of ended epochs"
+        );
+        debug_assert!(Self::decode(&self.encode()).as_ref() == Ok(self), "committed metadata reads back");
         files::write_whole(&dir.join(files::META), &self.encode())
     }
 
@@ -229,11 +234,11 @@ impl Meta {
     }
 }
 
-/// Checks the size: a positive number of whole blocks, up to 64 TiB.
+/// Returns an error unless a size is a positive multiple of the block size, up to 64 TiB.
 pub(crate) fn check_size(size_bytes: u64) -> Result<(), String> {
     if size_bytes == 0 || size_bytes > MAX_VOLUME_BYTES || !size_bytes.is_multiple_of(BLOCK_SIZE_BYTES) {
         return Err(format!(
-            "a volume's size must be a multiple of 4096 bytes up to 64 TiB, not {size_bytes} bytes"
+            "volume size must be a positive multiple of 4096 bytes up to 64 TiB, not {size_bytes} bytes"
         ));
     }
     Ok(())
@@ -304,7 +309,7 @@ mod tests {
         assert_eq!(Meta::decode(&grown().encode()), Ok(grown()));
         let mut shrunk = grown();
         shrunk.layers[2].size_bytes = 5 << 30;
-        assert!(Meta::decode(&shrunk.encode()).unwrap_err().contains("sizes"));
+        assert!(Meta::decode(&shrunk.encode()).unwrap_err().contains("layer sizes"));
         let mut odd = grown();
         odd.layers[2].size_bytes = 4097;
         assert!(Meta::decode(&odd.encode()).is_err());
@@ -319,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn parts_that_contradict_each_other_are_refused() {
+    fn inconsistent_entries_are_refused() {
         let mut no_layer = example();
         no_layer.snapshots[0].epoch = Epoch(6);
         assert!(Meta::decode(&no_layer.encode()).unwrap_err().contains("has no layer"));

@@ -1,13 +1,13 @@
-//! Creating, opening and deleting volumes.
+//! Creation, opening and deletion of volumes, and acknowledgement of discarded writes.
 //!
-//! Opening trusts `volume.meta` and removes all files, but no directories, that it does not name: remains of
-//! interrupted freezes, merges and deletions. Heads with an unfinished freeze are frozen.
+//! An open removes all files, but no directories, that `volume.meta` does not reference: garbage of
+//! interrupted freezes, merges and deletions. It finishes interrupted freezes.
 
 use crate::{
     error::{IoContext, VolumeError},
     head::Head,
     head::discarded::{self, DiscardedWrites},
-    head::place::{OpenOptions, Place},
+    head::volume_dir::{OpenOptions, VolumeDir},
     io::files,
     io::storage,
     layer::data::LayerData,
@@ -15,7 +15,7 @@ use crate::{
     layer::set::{LayerSet, SetIdentity},
     layer::stack::{FrozenLayer, Layer, Stack},
     lazy::base::LazyBase,
-    merge::note::Progress,
+    merge::note::MergeNote,
     meta::{self, LayerEntry, Meta},
     volume::Volume,
 };
@@ -36,8 +36,8 @@ impl Volume {
         meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
         storage::create_dir(dir).during("create", dir)?;
         let first = Epoch(1);
-        let place = Place { dir, volume: id, size_bytes };
-        let made = Head::create(place, first).and_then(|head| {
+        let volume_dir = VolumeDir { path: dir, volume: id, size_bytes };
+        let made = Head::create(volume_dir, first).and_then(|head| {
             let meta = Meta::new(id, vec![LayerEntry::head(first, size_bytes)]);
             meta.store(dir)?;
             sync_parent(dir)?;
@@ -55,83 +55,84 @@ impl Volume {
     /// A file is missing, damaged or of a newer format, or the filesystem fails; the error names the file.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Arc<Self>, VolumeError> {
         let meta = Meta::load(dir)?;
-        // Renames of the previous process, including that of the directory, may not be durable yet, and the
-        // following steps depend on them.
+        // Renames by the previous process, including that of the directory, may not be durable; the following
+        // steps depend on them.
         files::sync_dir(dir)?;
         sync_parent(dir)?;
-        remove_unnamed_files(dir, &meta)?;
-        let place = |entry: &LayerEntry| Place { dir, volume: meta.volume, size_bytes: entry.size_bytes };
+        remove_unreferenced_files(dir, &meta)?;
+        let volume_dir =
+            |entry: &LayerEntry| VolumeDir { path: dir, volume: meta.volume, size_bytes: entry.size_bytes };
         // Recovery truncates torn logs and syncs, which destroys evidence for `Salvage`. So all other checks
-        // that can prevent opening come first.
+        // that can fail the open come first.
         let mut frozen = meta
             .layers
             .iter()
             .filter(|entry| !entry.open)
-            .map(|entry| Ok(Layer::Frozen(Arc::new(load_frozen(place(entry), *entry)?))))
+            .map(|entry| Ok(Layer::Frozen(Arc::new(load_frozen(volume_dir(entry), *entry)?))))
             .collect::<Result<Vec<_>, VolumeError>>()?
             .into_iter();
         for entry in meta.layers.iter().filter(|entry| entry.open) {
-            Head::check_recoverable(place(entry), entry.file)?;
+            Head::check_recoverable(volume_dir(entry), entry.file)?;
         }
         let layers = meta
             .layers
             .iter()
             .filter_map(|entry| match entry.open {
                 true => {
-                    let head = Head::recover(place(entry), entry.file, options);
+                    let head = Head::recover(volume_dir(entry), entry.file, options);
                     Some(head.map(|head| Layer::Open(Arc::new(head))))
                 }
                 false => frozen.next().map(Ok),
             })
             .collect::<Result<Vec<_>, VolumeError>>()?;
         assert!(frozen.next().is_none(), "each frozen layer is in the stack");
-        let progress = Progress::load(dir, &meta);
+        let note = MergeNote::load(dir, &meta);
         let volume = Self::assemble(dir.to_owned(), meta, Stack::new(layers, &Stack::default()));
-        *volume.merging.lock() = progress;
+        *volume.merging.lock() = note;
         *volume.discarded.lock() = DiscardedWrites::load(dir)?;
         let finished = volume.finish_open_layers(&mut volume.admin.lock());
         if let Err(error) = finished {
-            tracing::warn!(volume = %volume.id, %error, "a freeze that was interrupted could not be finished yet");
+            tracing::warn!(volume = %volume.id, %error, "freeze failed on an open layer of an interrupted freeze: will be retried");
         }
         Ok(volume)
     }
 
-    /// Deletes a volume's directory. It is renamed first, so that remains of an interruption cannot be
+    /// Deletes a volume's directory. Renames it first, so that the rest of an interrupted deletion cannot be
     /// opened.
     ///
     /// # Errors
-    /// The filesystem fails; another call continues.
+    /// The filesystem fails; another call resumes the deletion.
     pub fn delete_files(dir: &Path) -> Result<(), VolumeError> {
-        let doomed = sibling(dir, "deleted");
-        match storage::rename(dir, &doomed) {
+        let renamed = sibling(dir, "deleted");
+        match storage::rename(dir, &renamed) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             other => {
                 other.during("rename", dir)?;
                 sync_parent(dir)?;
             }
         }
-        match storage::remove_dir_all(&doomed) {
+        match storage::remove_dir_all(&renamed) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             other => {
-                other.during("remove", &doomed)?;
+                other.during("remove", &renamed)?;
                 sync_parent(dir)
             }
         }
     }
 
-    /// Returns the loss of acknowledged writes that no administrator has acknowledged yet.
+    /// Returns the record of discarded writes, unless an administrator has acknowledged it.
     pub fn discarded_writes(&self) -> Option<DiscardedWrites> {
         *self.discarded.lock()
     }
 
-    /// Forgets the loss, durably: clients are no longer told.
+    /// Removes the record of discarded writes, durably.
     ///
     /// # Errors
-    /// If the record cannot be removed; it stays then.
+    /// The filesystem fails; the record stays.
     pub fn acknowledge_discarded_writes(&self) -> Result<(), VolumeError> {
         let mut discarded = self.discarded.lock();
         if discarded.is_some() {
-            files::remove_if_there(&discarded::path(self.dir()))?;
+            files::remove_if_exists(&discarded::path(self.dir()))?;
             files::sync_dir(self.dir())?;
             *discarded = None;
         }
@@ -139,7 +140,7 @@ impl Volume {
     }
 }
 
-/// Returns `<dir>.<suffix>`, beside `dir`.
+/// Returns the sibling `<dir>.<suffix>` of a directory.
 pub(crate) fn sibling(dir: &Path, suffix: &str) -> PathBuf {
     let mut name = dir.as_os_str().to_owned();
     name.push(".");
@@ -154,62 +155,61 @@ pub(crate) fn sync_parent(dir: &Path) -> Result<(), VolumeError> {
     }
 }
 
-fn load_frozen(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, VolumeError> {
+fn load_frozen(volume_dir: VolumeDir<'_>, entry: LayerEntry) -> Result<FrozenLayer, VolumeError> {
     if entry.lazy {
-        return load_lazy(place, entry);
+        return load_lazy(volume_dir, entry);
     }
-    assert!(!entry.open, "an open layer has no set yet");
-    let data = DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?;
-    let set = LayerSet::load(place.dir, SetIdentity::of(place.volume, &entry))?;
+    assert!(!entry.open, "an open layer has no set file");
+    let data = DataFiles::open(&files::data_path(volume_dir.path, entry.file), volume_dir.size_bytes)?;
+    let set = LayerSet::load(volume_dir.path, SetIdentity::of(volume_dir.volume, &entry))?;
     Ok(FrozenLayer::new(&entry, data.into(), set))
 }
 
-/// Loads a lazy base. For the layers above it holds every block.
-pub(crate) fn load_lazy(place: Place<'_>, entry: LayerEntry) -> Result<FrozenLayer, VolumeError> {
+/// Loads a lazy base, which holds every block for the layers above.
+pub(crate) fn load_lazy(volume_dir: VolumeDir<'_>, entry: LayerEntry) -> Result<FrozenLayer, VolumeError> {
     assert!(entry.lazy && !entry.open, "a lazy base is not the head");
-    let base = LazyBase::open(place, entry.file)?;
-    let data = DataFiles::open(&files::data_path(place.dir, entry.file), place.size_bytes)?;
-    let held = BlockSet::from_iter([Extent::whole(place.size_bytes)]);
+    let base = LazyBase::open(volume_dir, entry.file)?;
+    let data = DataFiles::open(&files::data_path(volume_dir.path, entry.file), volume_dir.size_bytes)?;
+    let held = BlockSet::from_iter([Extent::whole(volume_dir.size_bytes)]);
     Ok(FrozenLayer::new(&entry, LayerData::lazy_over(data, base), LayerSet { held, ..LayerSet::default() }))
 }
 
-/// Returns unnamed files of the directory: never committed, or replaced and not yet removed.
-pub(crate) fn unnamed_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, VolumeError> {
-    let mut named: HashSet<PathBuf> = HashSet::from([dir.join(files::META), discarded::path(dir)]);
+/// Returns the files of the directory that `volume.meta` does not reference: never committed, or replaced.
+pub(crate) fn unreferenced_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>, VolumeError> {
+    let mut referenced: HashSet<PathBuf> = HashSet::from([dir.join(files::META), discarded::path(dir)]);
     for layer in &meta.layers {
-        named.extend(DataFiles::paths(&files::data_path(dir, layer.file), layer.size_bytes));
+        referenced.extend(DataFiles::paths(&files::data_path(dir, layer.file), layer.size_bytes));
         if layer.open {
-            named.insert(files::map_path(dir, layer.file));
-            named.insert(files::log_path(dir, layer.file));
+            referenced.insert(files::map_path(dir, layer.file));
+            referenced.insert(files::log_path(dir, layer.file));
         } else if layer.lazy {
-            named.insert(files::log_path(dir, layer.file));
+            referenced.insert(files::log_path(dir, layer.file));
         } else {
-            named.insert(files::set_path(dir, layer.file, layer.generation));
+            referenced.insert(files::set_path(dir, layer.file, layer.generation));
         }
     }
-    if Progress::load(dir, meta).is_some() {
-        named.insert(Progress::path(dir));
+    if MergeNote::load(dir, meta).is_some() {
+        referenced.insert(MergeNote::path(dir));
     }
-    named.extend(meta.intervals.iter().map(|&epoch| files::set_path(dir, epoch, 0)));
-    let mut unnamed = Vec::new();
+    referenced.extend(meta.intervals.iter().map(|&epoch| files::set_path(dir, epoch, 0)));
+    let mut unreferenced = Vec::new();
     for entry in std::fs::read_dir(dir).during("list", dir)? {
         let entry = entry.during("list", dir)?;
         let path = entry.path();
-        if entry.file_type().during("look at", &path)?.is_dir() {
-            // No operation creates directories; these come from backup tools or administrators
-            // (`lost+found`).
-            tracing::warn!(volume = %meta.volume, path = %path.display(), "a directory in a volume's folder is left alone");
-        } else if !named.contains(&path) {
-            unnamed.push(path);
+        if entry.file_type().during("stat", &path)?.is_dir() {
+            // Not created by blockd, but by backup tools or administrators (`lost+found`).
+            tracing::warn!(volume = %meta.volume, path = %path.display(), "ignoring a foreign directory in the directory of a volume");
+        } else if !referenced.contains(&path) {
+            unreferenced.push(path);
         }
     }
-    Ok(unnamed)
+    Ok(unreferenced)
 }
 
-fn remove_unnamed_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
-    for path in unnamed_files(dir, meta)? {
-        tracing::debug!(file = %path.display(), "removing what an interrupted operation left");
-        files::remove_if_there(&path)?;
+fn remove_unreferenced_files(dir: &Path, meta: &Meta) -> Result<(), VolumeError> {
+    for path in unreferenced_files(dir, meta)? {
+        tracing::debug!(file = %path.display(), "removing an unreferenced file");
+        files::remove_if_exists(&path)?;
     }
     Ok(())
 }
@@ -219,7 +219,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn directory_in_a_volume_folder_is_left_alone() {
+    fn foreign_directory_in_a_volume_directory_is_kept() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().join("v");
         let volume = Volume::create(&dir, VolumeId::from_u64(5), 1 << 20).unwrap();

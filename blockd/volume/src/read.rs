@@ -9,12 +9,12 @@ use crate::{
 use blockd_extent::Extent;
 use std::sync::{Arc, atomic::Ordering};
 
-/// Content of a range.
+/// Kind of content of a range.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Content {
     /// Data, in the buffer.
     Data,
-    /// Only zeroes, known without reading data; the buffer is unchanged.
+    /// Zeroes, known from the block sets; the buffer is unchanged.
     Zeroes,
 }
 
@@ -30,7 +30,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Reads like [`read`](Self::read), but only reports a range without data and leaves `buf` unchanged.
+    /// Reads like [`read`](Self::read), but leaves `buf` unchanged for a range without data.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
@@ -40,8 +40,8 @@ impl Volume {
         Ok(content.unwrap_or(Content::Data))
     }
 
-    /// Runs [`read_or_zeroes`](Self::read_or_zeroes) from memory only; `None`, with `buf` in an unspecified
-    /// state, if the disk would be needed.
+    /// Reads like [`read_or_zeroes`](Self::read_or_zeroes), from memory only. Returns `None`, with `buf` in
+    /// an unspecified state, if disk I/O or a fetch is needed.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
@@ -70,25 +70,25 @@ impl Volume {
     }
 }
 
-/// Reads from a layer, waiting for the disk.
+/// Reads from a layer; may wait for the disk.
 pub(crate) fn from_disk(data: &LayerData, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
     data.read(offset_bytes, buf).map(|()| true)
 }
 
-/// Reads from a layer's page cache.
+/// Reads from a layer's page cache; returns false if that does not suffice.
 pub(crate) fn from_memory(data: &LayerData, offset_bytes: u64, buf: &mut [u8]) -> Result<bool, VolumeError> {
     data.try_read(offset_bytes, buf)
 }
 
-/// Start of a read in a stack.
+/// Layer at which a read starts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
     Top,
     BelowHead,
 }
 
-/// Reads from the layers of a stack into `buf`; `None` as soon as `fetch` returns it. A buffer of zeroes only
-/// is left unchanged.
+/// Reads from the layers of a stack into `buf`. Returns `None` if a call of `fetch` returned false. Leaves
+/// `buf` unchanged if the range has no data.
 pub(crate) fn read_stack(
     stack: &Stack,
     start: Start,
@@ -101,12 +101,12 @@ pub(crate) fn read_stack(
     let mut content = Content::Zeroes;
     let range = Extent::touching(offset_bytes, end - offset_bytes);
     let mut next = range.start;
-    let mut copy = |run: Extent, source: Source<'_>| {
-        debug_assert!(run.start == next && !run.is_empty(), "sources come in order and without gaps");
-        next = run.end();
+    let mut copy = |extent: Extent, source: Source<'_>| {
+        debug_assert!(extent.start == next && !extent.is_empty(), "sources are contiguous");
+        next = extent.end();
         // The first and last block can be partial.
-        let from = run.offset_bytes().max(offset_bytes);
-        let to = (run.offset_bytes() + run.len_bytes()).min(end);
+        let from = extent.offset_bytes().max(offset_bytes);
+        let to = (extent.offset_bytes() + extent.len_bytes()).min(end);
         if source.is_some() && content == Content::Zeroes {
             content = Content::Data;
             buf[..(from - offset_bytes) as usize].fill(0);
@@ -128,29 +128,33 @@ pub(crate) fn read_stack(
     Ok(complete.then_some(content))
 }
 
-/// Part of a list of extents: its position in the buffer and its source.
-pub(crate) struct Piece {
+/// Part of a list of extents with one source, and its position in the buffer.
+pub(crate) struct ReadPart {
     pub(crate) data: Arc<LayerData>,
     pub(crate) offset_bytes: u64,
     pub(crate) at: usize,
     pub(crate) len_bytes: usize,
 }
 
-/// Splits extents, stored consecutively in `buf`, into parts to read; zeroes are filled in.
-pub(crate) fn plan(stack: &Stack, extents: &[Extent], buf: &mut [u8]) -> Result<Vec<Piece>, VolumeError> {
-    let mut pieces: Vec<Piece> = Vec::with_capacity(extents.len());
+/// Splits extents, stored consecutively in `buf`, into parts to read; fills zeroes into `buf`.
+pub(crate) fn plan_reads(
+    stack: &Stack,
+    extents: &[Extent],
+    buf: &mut [u8],
+) -> Result<Vec<ReadPart>, VolumeError> {
+    let mut parts: Vec<ReadPart> = Vec::with_capacity(extents.len());
     let mut at = 0;
     for &extent in extents {
         let end = at + extent.len_bytes() as usize;
         assert!(end <= buf.len(), "the buffer holds all extents");
-        stack.resolve(extent, &mut |run, source| {
-            let len_bytes = run.len_bytes() as usize;
+        stack.resolve(extent, &mut |part, source| {
+            let len_bytes = part.len_bytes() as usize;
             match source {
                 None => buf[at..at + len_bytes].fill(0),
                 Some(data) => {
-                    pieces.push(Piece {
+                    parts.push(ReadPart {
                         data: data.clone(),
-                        offset_bytes: run.offset_bytes(),
+                        offset_bytes: part.offset_bytes(),
                         at,
                         len_bytes,
                     });
@@ -161,5 +165,5 @@ pub(crate) fn plan(stack: &Stack, extents: &[Extent], buf: &mut [u8]) -> Result<
         })?;
         assert!(at == end, "each block of an extent has a source");
     }
-    Ok(pieces)
+    Ok(parts)
 }

@@ -1,13 +1,14 @@
-//! Volume under construction by a restore.
+//! Target volume of a restore.
 //!
-//! It is built beside its final directory, so that a partial one is never taken for a volume, and becomes one
-//! by a rename. Restored data goes to its base layer, not its head: a restored volume has no dirty blocks.
+//! The volume is built in a sibling of its final directory and becomes visible by a rename, so that a partial
+//! restore is never opened as a volume. Restored data goes to the base layer, not the head: a restored volume
+//! has no dirty blocks.
 
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
     head::Head,
-    head::place::OpenOptions,
-    head::place::Place,
+    head::volume_dir::OpenOptions,
+    head::volume_dir::VolumeDir,
     io::files,
     io::reserve,
     io::storage,
@@ -27,7 +28,7 @@ use std::{
 const BASE: Epoch = Epoch(1);
 const HEAD: Epoch = Epoch(2);
 
-/// Volume under construction; all zeroes at first.
+/// Target volume of a restore; initially all zeroes.
 pub struct RestoreTarget {
     dir: PathBuf,
     building: PathBuf,
@@ -38,14 +39,14 @@ pub struct RestoreTarget {
 }
 
 impl RestoreTarget {
-    /// Starts a volume for `dir`; removes the remains of an earlier attempt.
+    /// Creates a target for `dir`; discards an earlier one.
     ///
     /// # Errors
     /// The size is not a positive multiple of 4096 up to 64 TiB, `dir` exists, or the filesystem fails.
     pub fn create(dir: &Path, id: VolumeId, size_bytes: u64) -> Result<Self, VolumeError> {
         meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
         if dir.exists() {
-            return Err(VolumeError::Busy(format!("{} exists already", dir.display())));
+            return Err(VolumeError::Busy(format!("restore failed on {}: directory exists", dir.display())));
         }
         let building = Self::building_dir(dir);
         remove_tree(&building)?;
@@ -54,11 +55,11 @@ impl RestoreTarget {
         Ok(Self { dir: dir.to_owned(), building, id, size_bytes, data, held: Mutex::default() })
     }
 
-    /// Resumes a volume of an earlier run; `held` are the blocks that it wrote and made durable with
-    /// [`sync`](Self::sync). `None` if there is no such volume, or another one.
+    /// Reopens the target of an interrupted restore, with the blocks that it wrote and made durable with
+    /// [`sync`](Self::sync) in `held`. Returns `None` if there is no target or its files do not fit the size.
     ///
     /// # Errors
-    /// `dir` exists, `held` is beyond the volume, or the filesystem fails.
+    /// The size is invalid, `dir` exists, `held` has blocks beyond the volume, or the filesystem fails.
     pub fn reopen(
         dir: &Path,
         id: VolumeId,
@@ -67,10 +68,12 @@ impl RestoreTarget {
     ) -> Result<Option<Self>, VolumeError> {
         meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
         if dir.exists() {
-            return Err(VolumeError::Busy(format!("{} exists already", dir.display())));
+            return Err(VolumeError::Busy(format!("restore failed on {}: directory exists", dir.display())));
         }
         if held.last().is_some_and(|last| last >= Extent::whole(size_bytes).end()) {
-            return Err(VolumeError::InvalidInput("blocks beyond the end of the volume are held".to_owned()));
+            return Err(VolumeError::InvalidInput(
+                "resume of a restore failed: blocks are beyond the end of the volume".to_owned(),
+            ));
         }
         let building = Self::building_dir(dir);
         if !building.exists() {
@@ -81,7 +84,7 @@ impl RestoreTarget {
                 let held = Mutex::new(held);
                 Ok(Some(Self { dir: dir.to_owned(), building, id, size_bytes, data, held }))
             }
-            // Its files had not been created yet.
+            // The earlier restore stopped before it created its files.
             Err(VolumeError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) if error.kind() == VolumeErrorKind::Damaged => Ok(None),
             Err(error) => Err(error),
@@ -109,20 +112,23 @@ impl RestoreTarget {
         let end = start.0.checked_add(len_blocks);
         let inside = end.is_some_and(|end| end <= self.size_bytes / BLOCK_SIZE_BYTES);
         if !inside || !(data.len() as u64).is_multiple_of(BLOCK_SIZE_BYTES) {
-            let message = format!("{} bytes at block {start} are no whole blocks of the volume", data.len());
+            let message = format!(
+                "restore failed on block {start}: {} bytes are not whole blocks inside the volume",
+                data.len()
+            );
             return Err(VolumeError::InvalidInput(message));
         }
-        reserve::check_free("restore to", &self.building)?;
+        reserve::check_free("restore", &self.building)?;
         let extent = Extent::new(start, len_blocks);
         self.data.write(extent.offset_bytes(), data)?;
         self.held.lock().insert_extent(extent);
         Ok(())
     }
 
-    /// Makes all data durable, turns it into a volume, and opens it.
+    /// Makes all data durable, turns the target into a volume, and opens it.
     ///
     /// # Errors
-    /// The disk is full or fails; there is no volume then.
+    /// The disk is full or fails; no volume exists then.
     pub fn finish(self) -> Result<Arc<Volume>, VolumeError> {
         self.data.sync()?;
         let mut held = self.held.into_inner();
@@ -130,8 +136,8 @@ impl RestoreTarget {
         held.optimize();
         let base = LayerEntry::frozen(BASE, self.size_bytes);
         LayerSet { held, ..LayerSet::default() }.store(&self.building, SetIdentity::of(self.id, &base))?;
-        let place = Place { dir: &self.building, volume: self.id, size_bytes: self.size_bytes };
-        drop(Head::create(place, HEAD)?);
+        let volume_dir = VolumeDir { path: &self.building, volume: self.id, size_bytes: self.size_bytes };
+        drop(Head::create(volume_dir, HEAD)?);
         Meta::new(self.id, vec![LayerEntry::head(HEAD, self.size_bytes), base]).store(&self.building)?;
         storage::rename(&self.building, &self.dir).during("rename", &self.building)?;
         let opened = sync_parent(&self.dir).and_then(|()| Volume::open(&self.dir, &OpenOptions::default()));
@@ -142,7 +148,7 @@ impl RestoreTarget {
         opened
     }
 
-    /// Discards the volume.
+    /// Discards the target.
     ///
     /// # Errors
     /// The filesystem fails.
@@ -150,7 +156,7 @@ impl RestoreTarget {
         remove_tree(&self.building)
     }
 
-    /// Discards the remains of a restore to `dir`, if any.
+    /// Discards the target of an earlier restore to `dir`, if any.
     ///
     /// # Errors
     /// The filesystem fails.
@@ -173,8 +179,8 @@ mod tests {
     #[test]
     fn partial_restore_is_resumed_with_its_blocks() {
         const SIZE_BYTES: u64 = 1 << 20;
-        let folder = tempfile::tempdir().unwrap();
-        let (dir, id) = (folder.path().join("7"), VolumeId::from_u64(7));
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, id) = (parent.path().join("7"), VolumeId::from_u64(7));
         assert!(RestoreTarget::reopen(&dir, id, SIZE_BYTES, BlockSet::new()).unwrap().is_none());
         let target = RestoreTarget::create(&dir, id, SIZE_BYTES).unwrap();
         target.write_blocks(BlockIndex(3), &[3; 4096]).unwrap();
@@ -183,7 +189,7 @@ mod tests {
 
         let held = |block, len| BlockSet::from_iter([Extent::new(BlockIndex(block), len)]);
         assert!(RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(255, 2)).is_err());
-        // Files of another size belong to another volume.
+        // The files have another size.
         assert!(RestoreTarget::reopen(&dir, id, 2 * SIZE_BYTES, held(3, 1)).unwrap().is_none());
         let target = RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(3, 1)).unwrap().unwrap();
         assert!(target.write_blocks(BlockIndex(255), &[9; 8192]).is_err());

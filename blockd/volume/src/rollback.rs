@@ -1,14 +1,14 @@
 //! Rollback of a volume to a snapshot.
 //!
 //! No layer is discarded. A new frozen layer on top holds every block changed since the snapshot, with its
-//! content at that time; zeroes cost nothing. So the restored blocks are dirty relative to every earlier
+//! content in the snapshot; zeroes need no copy. So the restored blocks are dirty relative to every earlier
 //! point, and the next incremental backup contains them without a scan. One commit adds the layer and a new
 //! head; before it, the volume is unchanged, and new files are garbage.
 
 use crate::{
     error::VolumeError,
     head::Head,
-    head::place::Place,
+    head::volume_dir::VolumeDir,
     io::files,
     io::reserve,
     layer::data_files::DataFiles,
@@ -34,21 +34,21 @@ pub struct RolledBack {
     pub copied_blocks: u64,
 }
 
-/// Allows new epochs again on drop.
+/// Running rollback; allows new epochs again on drop.
 struct RollbackGuard<'a>(&'a Volume);
 
 impl Drop for RollbackGuard<'_> {
     fn drop(&mut self) {
-        self.0.rollback_shown.end();
+        self.0.rollback_progress.end();
         let _admin = self.0.admin.lock();
         self.0.rolling_back.store(false, Ordering::Relaxed);
     }
 }
 
-/// Files of a rollback and the head that they replace.
+/// Epochs of a rollback's files and of the head that they replace.
 #[derive(Clone, Copy)]
 struct Plan {
-    /// Empty head that the layer replaces.
+    /// Epoch of the empty head that is replaced.
     old_head: Epoch,
     layer: Epoch,
     new_head: Epoch,
@@ -56,25 +56,27 @@ struct Plan {
 }
 
 impl Volume {
-    /// Restores the content of a snapshot; durable when the call returns. A grown volume keeps its size and
-    /// reads as zeroes there. All snapshots stay; the previous state is lost unless it was frozen.
+    /// Rolls the volume back to a snapshot; durable when the call returns. A volume that has grown since
+    /// keeps its size, and the added part reads as zeroes. All snapshots stay; the previous state is lost
+    /// unless frozen.
     ///
-    /// Writes during the rollback make it fail at its end; reads continue. `go_on` is called now and then.
+    /// A write during the rollback makes it fail at its end; reads continue. `should_continue` is called
+    /// before each copied part.
     ///
     /// # Errors
-    /// The snapshot does not exist, `go_on` returned false or a write occurred ([`VolumeError::Busy`]), or
-    /// the disk is full or fails; the volume is unchanged. If the commit is uncertain, the volume
-    /// acknowledges nothing until it is opened again ([`VolumeError::Failed`]).
+    /// The snapshot does not exist, `should_continue` returned false or a write occurred
+    /// ([`VolumeError::Busy`]), or the disk is full or fails; the volume is unchanged. If the commit is in
+    /// doubt, the volume acknowledges nothing until it is opened again ([`VolumeError::Failed`]).
     pub fn roll_back(
         &self,
         snapshot: SnapshotId,
-        go_on: &dyn Fn() -> bool,
+        should_continue: &dyn Fn() -> bool,
     ) -> Result<RolledBack, VolumeError> {
-        let _no_merge = self.keep_merges_out();
+        let _no_merge = self.pause_merges();
         // Keeps the layers' files open.
         let view = self.view(snapshot)?;
         let (plan, _rolling) = self.begin_rollback()?;
-        let made = self.make_rollback(plan, &view, go_on).and_then(|(layer, head)| {
+        let made = self.make_rollback(plan, &view, should_continue).and_then(|(layer, head)| {
             let done = RolledBack {
                 epoch: layer.epoch,
                 changed_blocks: layer.set.held.len_blocks(),
@@ -83,18 +85,18 @@ impl Volume {
             self.commit_rollback(plan, layer, head).map(|()| done)
         });
         let garbage = match &made {
-            Ok(_) => Head::remove_files(self.place(), plan.old_head),
-            // Files that an uncertain commit may name stay for the next start.
+            Ok(_) => Head::remove_files(self.volume_dir(), plan.old_head),
+            // An in-doubt commit may reference the files; the next start removes them if not.
             Err(_) if self.failure().is_some() => Ok(()),
             Err(_) => self.remove_rollback(plan),
         };
         if let Err(error) = garbage {
-            tracing::warn!(volume = %self.id, %error, "files of a rollback stay until the next start");
+            tracing::warn!(volume = %self.id, %error, "removal failed on the files of a rollback: left to the next start");
         }
         made
     }
 
-    /// Replaces the head by an empty one and prevents further replacements.
+    /// Ensures an empty head and prevents new epochs.
     fn begin_rollback(&self) -> Result<(Plan, RollbackGuard<'_>), VolumeError> {
         let mut admin = self.admin.lock();
         self.check_usable()?;
@@ -105,23 +107,23 @@ impl Volume {
             let (old, _) = self.begin_epoch(new_head);
             self.finish_open_layer(&mut admin, &old, None)?;
         }
-        // The commit of an earlier attempt may stand and name the files about to be created.
+        // An in-doubt commit may reference the files about to be created.
         self.settle(&admin)?;
         self.rolling_back.store(true, Ordering::Relaxed);
         let layer = admin.next_epoch;
         let old_head = head_of(&self.current()).epoch;
-        assert!(old_head < layer, "the layer lies above the old head");
+        assert!(old_head < layer, "the layer is above the old head");
         let plan = Plan { old_head, layer, new_head: layer.next(), size_bytes: self.size_bytes() };
         drop(admin);
         Ok((plan, RollbackGuard(self)))
     }
 
-    /// Creates the layer and the head for the top, complete and synced.
+    /// Creates the new layer and the new head, complete and synced.
     fn make_rollback(
         &self,
         plan: Plan,
         view: &SnapshotView,
-        go_on: &dyn Fn() -> bool,
+        should_continue: &dyn Fn() -> bool,
     ) -> Result<(FrozenLayer, Head), VolumeError> {
         let mut set = LayerSet::default();
         for layer in self.current().layers().iter().filter(|layer| layer.epoch() > view.epoch()) {
@@ -130,26 +132,26 @@ impl Volume {
             }
         }
         let data = DataFiles::create(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?.into();
-        let go_on = |_| go_on();
-        let shown = &self.rollback_shown;
-        shown.begin(0, set.held.len_bytes());
-        let mut copier = Copier::new(&go_on, shown);
+        let should_continue = |_| should_continue();
+        let progress = &self.rollback_progress;
+        progress.begin(0, set.held.len_bytes());
+        let mut copier = Copier::new(&should_continue, progress);
         // Blocks beyond the snapshot's end did not exist.
         let end = Extent::whole(view.size_bytes()).end();
         let beyond = BlockIndex(plan.size_bytes / BLOCK_SIZE_BYTES).max(end);
         set.zero = set.held.slice(Extent::between(end, beyond));
         let (held, zero) = (&set.held, &mut set.zero);
-        for run in held.extents_in(Extent::whole(view.size_bytes())) {
-            view.stack.resolve(run, &mut |part, source| {
+        for extent in held.extents_in(Extent::whole(view.size_bytes())) {
+            view.stack.resolve(extent, &mut |part, source| {
                 let Some(from) = source else {
                     zero.insert_extent(part);
-                    shown.add(part.len_bytes());
+                    progress.add(part.len_bytes());
                     return Ok(());
                 };
-                reserve::check_free("roll back", &self.dir)?;
+                reserve::check_free("rollback", &self.dir)?;
                 match copier.copy(from, part, &data)? {
                     true => Ok(()),
-                    false => Err(self.interrupted("it was stopped")),
+                    false => Err(self.interrupted("stopped on request")),
                 }
             })?;
         }
@@ -161,32 +163,32 @@ impl Volume {
         set.store(&self.dir, identity(plan.layer))?;
         // No block was dirtied in the epoch of the old head.
         LayerSet::default().store(&self.dir, identity(plan.old_head))?;
-        let head = Head::create(Place { size_bytes: plan.size_bytes, ..self.place() }, plan.new_head)?;
+        let head =
+            Head::create(VolumeDir { size_bytes: plan.size_bytes, ..self.volume_dir() }, plan.new_head)?;
         files::sync_dir(&self.dir)?;
         Ok((FrozenLayer::new(&LayerEntry::frozen(plan.layer, plan.size_bytes), data, set), head))
     }
 
     fn interrupted(&self, why: &str) -> VolumeError {
         VolumeError::Busy(format!(
-            "volume {} was not rolled back, because {why}: nothing has changed, try again",
+            "rollback failed on volume {}: {why}; the volume is unchanged, try again",
             self.id
         ))
     }
 
-    /// Replaces the old head by both.
+    /// Commits the layer and the new head in place of the old head, unless that was written.
     fn commit_rollback(&self, plan: Plan, layer: FrozenLayer, head: Head) -> Result<(), VolumeError> {
         let mut admin = self.admin.lock();
         let mut current = self.stack.write();
         self.check_usable()?;
         let old_head = head_of(&current).clone();
-        // No write enters while the stack is locked. Writes to the old head would be lost below the new
-        // layer.
+        // No write enters while the stack is locked. The new layer would hide writes in the old head.
         let is_untouched = old_head.writers.are_done() && old_head.dirty_blocks() == 0;
         if old_head.epoch != plan.old_head || !is_untouched {
-            return Err(self.interrupted("it was written meanwhile"));
+            return Err(self.interrupted("a write occurred"));
         }
         let top = [LayerEntry::head(plan.new_head, plan.size_bytes), layer.entry()];
-        assert!(admin.next_epoch == plan.layer, "no epoch began meanwhile");
+        assert!(admin.next_epoch == plan.layer, "no epoch started during the rollback");
         let mut meta: Meta = admin.clone();
         meta.next_epoch = plan.new_head.next();
         meta.layers.retain(|layer| layer.epoch != plan.old_head);
@@ -194,10 +196,10 @@ impl Volume {
         meta.intervals.extend([plan.old_head, plan.layer]);
         meta.intervals.sort_unstable();
         if let Err(error) = self.commit(&mut admin, meta) {
-            // The commit may stand. Until that is known, nothing may be written: the next start might find
-            // that head below the layer, or not at all.
+            // The commit may be on disk. While it is in doubt, no write may be acknowledged: the next start
+            // might find the old head hidden by the layer, or not at all.
             if let Err(settling) = self.settle(&admin) {
-                self.fail(format!("a rollback was cut off by an error ({error}), and then {settling}"));
+                self.fail(format!("commit of a rollback is in doubt: {error}; then {settling}"));
             }
             return Err(error);
         }
@@ -212,12 +214,12 @@ impl Volume {
 
     /// Removes the files of a failed rollback.
     fn remove_rollback(&self, plan: Plan) -> Result<(), VolumeError> {
-        // No other epoch has these names: none starts before this ends.
+        // No other layer uses these names: no epoch starts before the rollback ends.
         let _admin = self.admin.lock();
-        Head::remove_files(Place { size_bytes: plan.size_bytes, ..self.place() }, plan.new_head)?;
+        Head::remove_files(VolumeDir { size_bytes: plan.size_bytes, ..self.volume_dir() }, plan.new_head)?;
         DataFiles::remove(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?;
         for file in [plan.layer, plan.old_head] {
-            files::remove_if_there(&files::set_path(&self.dir, file, 0))?;
+            files::remove_if_exists(&files::set_path(&self.dir, file, 0))?;
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! Space of snapshots: exclusive and shared data.
 //!
-//! Snapshots divide the layers of a volume into slices: one for each snapshot, from the previous one, and one
-//! from the newest snapshot to the head. Only a snapshot itself needs those blocks of its slice that the next
-//! slice holds again: the next snapshot, or the head, no longer sees them, and the previous one does not see
-//! them yet. So one pass over the block sets computes all snapshots, without reading data.
+//! Snapshots divide the layers of a volume into slices: one for each snapshot, of the layers since the
+//! previous snapshot, and one of the layers above the newest. A block of a snapshot's slice is exclusive if
+//! the next slice holds it again: newer points read the newer version, and older ones an older version. So
+//! one pass over the block sets computes the space of all snapshots, without reading data.
 
 use crate::{layer::set::LayerSet, layer::stack::Layer, volume::Volume};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, SnapshotId};
@@ -15,14 +15,14 @@ use std::sync::Arc;
 pub struct SnapshotSpace {
     /// The snapshot.
     pub id: SnapshotId,
-    /// Bytes freed by deleting only this snapshot, in whole blocks.
+    /// Bytes freed by deleting this snapshot alone, in whole blocks.
     pub exclusive_bytes: u64,
     /// Bytes shared with other snapshots or the volume.
     pub shared_bytes: u64,
 }
 
-/// Snapshot whose next slice is not known yet.
-struct Waiting {
+/// Snapshot before the scan of the next slice.
+struct PendingSnapshot {
     id: SnapshotId,
     /// Data of its slice.
     own: BlockSet,
@@ -30,8 +30,8 @@ struct Waiting {
     data_blocks: u64,
 }
 
-impl Waiting {
-    fn priced(mut self, held_next: &BlockSet) -> SnapshotSpace {
+impl PendingSnapshot {
+    fn finish(mut self, held_next: &BlockSet) -> SnapshotSpace {
         self.own.intersect_with(held_next);
         let exclusive_blocks = self.own.len_blocks();
         assert!(exclusive_blocks <= self.data_blocks, "a snapshot holds its exclusive blocks");
@@ -48,7 +48,7 @@ impl Volume {
     /// of the data.
     pub fn snapshot_space(&self) -> Vec<SnapshotSpace> {
         let (mut points, layers): (Vec<_>, Vec<Layer>) = {
-            // The stack under the same lock: a merge could otherwise remove a snapshot's layer in between.
+            // The stack under the same lock: otherwise a merge could remove a snapshot's layer in between.
             let admin = self.admin.lock();
             let points = admin.snapshots.iter().map(|entry| (entry.epoch, entry.id)).collect();
             (points, Arc::clone(&self.current()).layers().to_vec())
@@ -56,7 +56,7 @@ impl Volume {
         points.sort_unstable();
         let mut layers = layers.iter().rev().peekable();
         let (mut total, mut found) = (LayerSet::default(), Vec::with_capacity(points.len()));
-        let mut waiting: Option<Waiting> = None;
+        let mut pending: Option<PendingSnapshot> = None;
         for (epoch, id) in points {
             let mut slice = LayerSet::default();
             while let Some(layer) = layers.next_if(|layer| layer.epoch() <= epoch) {
@@ -66,13 +66,15 @@ impl Volume {
             let own = slice.data();
             let data_blocks = total.held.len_blocks() - total.zero.len_blocks();
             found.extend(
-                waiting.replace(Waiting { id, own, data_blocks }).map(|last| last.priced(&slice.held)),
+                pending
+                    .replace(PendingSnapshot { id, own, data_blocks })
+                    .map(|last| last.finish(&slice.held)),
             );
         }
-        if let Some(last) = waiting {
+        if let Some(last) = pending {
             let mut held = BlockSet::new();
             layers.for_each(|layer| held.union_with(&layer.set().held));
-            found.push(last.priced(&held));
+            found.push(last.finish(&held));
         }
         found
     }

@@ -1,10 +1,10 @@
-//! Snapshot views.
+//! Snapshot views: read access to a snapshot.
 
 use crate::{
     error::{VolumeError, check_range},
     io::ring_reader::RingReader,
     layer::stack::{Layer, Stack},
-    read::{Content, Start, from_disk, from_memory, plan, read_stack},
+    read::{Content, Start, from_disk, from_memory, plan_reads, read_stack},
     volume::{Pins, Volume},
 };
 use blockd_extent::{Epoch, Extent, SnapshotId, VolumeId};
@@ -19,11 +19,11 @@ pub struct SnapshotView {
     pub(crate) stack: Stack,
     pub(crate) volume: VolumeId,
     epoch: Epoch,
-    /// Snapshots up to this one, at the time the view was opened.
+    /// Snapshots up to this one when the view was opened.
     pub(crate) points: Vec<(SnapshotId, Epoch)>,
     size_bytes: u64,
     blocks_read: AtomicU64,
-    /// Idle rings.
+    /// Idle readers.
     rings: Mutex<Vec<RingReader>>,
     pins: Arc<Pins>,
 }
@@ -41,7 +41,7 @@ impl Volume {
         let current = self.current();
         let layers: Vec<Layer> =
             current.layers().iter().filter(|layer| layer.epoch() <= epoch).cloned().collect();
-        // The snapshot's own layer is the topmost one; the volume may have grown since.
+        // The topmost layer has the size of the snapshot; the volume may have grown since.
         assert!(layers.first().is_some_and(|top| top.epoch() == epoch), "a snapshot has its own layer");
         let size_bytes = layers.first().map_or(0, Layer::size_bytes);
         let points = admin.snapshots.iter().map(|entry| (entry.id, entry.epoch));
@@ -69,12 +69,12 @@ impl SnapshotView {
         self.epoch
     }
 
-    /// Returns the number of requested blocks since the view was opened.
+    /// Returns the number of blocks requested by [`read_extents`](Self::read_extents).
     pub fn blocks_read(&self) -> u64 {
         self.blocks_read.load(Ordering::Relaxed)
     }
 
-    /// Reads at `offset_bytes`, any alignment, into `buf`; a range without data is only reported.
+    /// Reads at `offset_bytes`, any alignment, into `buf`; leaves `buf` unchanged for a range without data.
     ///
     /// # Errors
     /// The range is not inside the snapshot, or the disk fails.
@@ -84,7 +84,8 @@ impl SnapshotView {
         Ok(content.unwrap_or(Content::Data))
     }
 
-    /// Reads from memory only; `None` if the disk would be needed.
+    /// Reads like [`read`](Self::read), from memory only. Returns `None`, with `buf` in an unspecified state,
+    /// if disk I/O or a fetch is needed.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
@@ -97,32 +98,35 @@ impl SnapshotView {
         check_range(offset_bytes, len_bytes, self.size_bytes)
     }
 
-    /// Reads extents consecutively into `buf`, concurrently through io_uring: one call with many extents is
-    /// faster than many calls.
+    /// Reads extents concurrently through io_uring, stored consecutively in `buf`. One call with many extents
+    /// is faster than many calls.
     ///
     /// # Errors
-    /// `buf` is not exactly as long as the extents, an extent is outside of the volume, or the disk fails.
+    /// `buf` is not exactly as long as the extents, an extent is outside of the snapshot, or the disk fails.
     pub fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> Result<(), VolumeError> {
         let end_block = Extent::whole(self.size_bytes).end();
         let inside = |extent: &Extent| {
             extent.start.0.checked_add(extent.len_blocks).is_some_and(|end| end <= end_block.0)
         };
         if !extents.iter().all(inside) {
-            return Err(VolumeError::InvalidInput("an extent lies outside of the volume".into()));
+            return Err(VolumeError::InvalidInput(
+                "read failed: an extent is outside of the snapshot".into(),
+            ));
         }
         let wanted: u64 = extents.iter().map(|extent| extent.len_bytes()).sum();
         if wanted != buf.len() as u64 {
-            let message = format!("the buffer has {} bytes, the extents have {wanted}", buf.len());
+            let message =
+                format!("read failed: buffer has {} bytes for extents of {wanted} bytes", buf.len());
             return Err(VolumeError::InvalidInput(message));
         }
-        let pieces = plan(&self.stack, extents, buf)?;
-        debug_assert!(pieces.is_sorted_by(|a, b| a.at + a.len_bytes <= b.at), "reads do not overlap");
-        for piece in &pieces {
-            piece.data.fetch_extents(piece.offset_bytes, piece.len_bytes as u64)?;
+        let parts = plan_reads(&self.stack, extents, buf)?;
+        debug_assert!(parts.is_sorted_by(|a, b| a.at + a.len_bytes <= b.at), "reads do not overlap");
+        for part in &parts {
+            part.data.fetch_extents(part.offset_bytes, part.len_bytes as u64)?;
         }
         let idle = self.rings.lock().pop();
         let mut ring = idle.unwrap_or_else(RingReader::new);
-        let result = ring.read(&pieces, buf);
+        let result = ring.read(&parts, buf);
         self.rings.lock().push(ring);
         self.blocks_read.fetch_add(wanted / blockd_extent::BLOCK_SIZE_BYTES, Ordering::Relaxed);
         result

@@ -1,17 +1,17 @@
-//! Open volume: its stack of layers and their locking.
+//! Open volume: stack of layers and locking.
 //!
-//! The data path holds only a read lock, for the few instructions that load the stack and enter the head's
-//! writers. Every change of layers holds `admin`, writes `volume.meta`, and then replaces the stack.
+//! The data path holds only a read lock, for the few instructions that load the stack and register a write in
+//! the head. Every change of layers holds `admin`, commits `volume.meta`, and then replaces the stack.
 
 use crate::{
     error::{VolumeError, check_range},
     head::discarded::DiscardedWrites,
-    head::place::Place,
+    head::volume_dir::VolumeDir,
     head::{Head, SyncFailure},
     io::flusher::{Flusher, SharedFailure},
     layer::stack::{Layer, Stack},
-    merge::copy::Shown,
-    merge::note::Progress,
+    merge::copy::CopyProgress,
+    merge::note::MergeNote,
     meta::Meta,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, SnapshotId, VolumeId};
@@ -28,36 +28,39 @@ use std::{
 
 /// Volume open for reading and writing.
 ///
-/// All methods may be called from any thread; those not named `try_…` may wait for the disk.
+/// Methods may be called from any thread. `try_…` methods never wait for the disk; others may.
 pub struct Volume {
     pub(crate) dir: PathBuf,
     pub(crate) id: VolumeId,
-    /// Only grows, under the write lock of `stack`: a thread that has seen a size enters a head of that size.
+    /// Only grows, under the write lock of `stack`, so that a thread that has read a size enters a head of at
+    /// least that size.
     size_bytes: AtomicU64,
-    /// Replaced, never changed. Writers enter the head under the read lock, so after the write lock was held
-    /// no write enters the old head: this is the barrier of a freeze.
+    /// Immutable stack, replaced on changes. Writers enter the head under the read lock, so no write enters
+    /// the old head after the write lock was held: the barrier of a freeze.
     pub(crate) stack: RwLock<Arc<Stack>>,
+    /// Committed metadata; the lock serializes all changes of layers and snapshots.
     pub(crate) admin: Mutex<Meta>,
     /// Held by a merge, or to exclude merges; taken before `admin`. Contains the progress of a stopped merge.
-    pub(crate) merging: Mutex<Option<Progress>>,
+    pub(crate) merging: Mutex<Option<MergeNote>>,
     /// Number of operations waiting for a merge to pause.
-    pub(crate) merge_makes_way: AtomicU64,
-    pub(crate) merge_shown: Shown,
-    pub(crate) rollback_shown: Shown,
-    /// Last committed snapshots, readable without waiting for a freeze and its disk. Read the stack first:
-    /// the layer of a snapshot exists as long as the snapshot is listed here.
-    pub(crate) kept: RwLock<Vec<(SnapshotId, Epoch)>>,
+    pub(crate) merge_pause_requests: AtomicU64,
+    pub(crate) merge_progress: CopyProgress,
+    pub(crate) rollback_progress: CopyProgress,
+    /// Committed snapshots, readable while a freeze holds `admin` and waits for the disk. Read the stack
+    /// first: while a snapshot is listed here, the stack has its layer.
+    pub(crate) committed_snapshots: RwLock<Vec<(SnapshotId, Epoch)>>,
     pub(crate) pins: Arc<Pins>,
     pub(crate) counters: Counters,
     pub(crate) discarded: Mutex<Option<DiscardedWrites>>,
     flusher: Flusher,
-    /// A failed commit may have replaced `volume.meta`; accessed under `admin`.
+    /// True if a failed commit may have replaced `volume.meta`. Written under `admin`.
     meta_in_doubt: AtomicBool,
-    /// A rollback builds its layer: no new epoch may start. Accessed under `admin`.
+    /// True during a rollback: no new epoch may start. Accessed under `admin`.
     pub(crate) rolling_back: AtomicBool,
     closed: AtomicBool,
-    /// The close was completed.
+    /// True after a completed close.
     closed_cleanly: AtomicBool,
+    /// Cause, once the volume has failed.
     failed: OnceLock<String>,
 }
 
@@ -99,21 +102,21 @@ pub struct VolumeStats {
     pub rollback_done_bytes: u64,
     /// Total bytes of a running rollback; 0 without one.
     pub rollback_total_bytes: u64,
-    /// Disk space of its layers that is not shared with other volumes, in bytes.
+    /// Disk space of the layers that is not shared with other volumes, in bytes.
     pub allocated_bytes: u64,
     /// Disk space shared with clones or the source volume, in bytes.
     pub shared_bytes: u64,
-    /// Approximate memory of its block sets, in bytes.
+    /// Approximate memory of the block sets, in bytes.
     pub tracking_bytes: u64,
-    /// Reads since it was opened.
+    /// Reads since the volume was opened.
     pub reads: u64,
-    /// Writes, trims and zeroings since it was opened.
+    /// Writes, trims and zeroings since the volume was opened.
     pub writes: u64,
-    /// Flushes since it was opened, including FUA writes.
+    /// Flushes since the volume was opened, including FUA writes.
     pub flushes: u64,
-    /// Bytes read since it was opened.
+    /// Bytes read since the volume was opened.
     pub bytes_read: u64,
-    /// Bytes written since it was opened, without trimmed and zeroed ones.
+    /// Bytes written since the volume was opened, without trimmed and zeroed ones.
     pub bytes_written: u64,
 }
 
@@ -121,15 +124,15 @@ pub struct VolumeStats {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct MergeStats {
-    /// Number of layers to be merged into their neighbours, one after the other.
+    /// Number of remaining merges of two adjacent layers.
     pub layers: u64,
-    /// Bytes copied by the running merge, including earlier processes.
+    /// Bytes copied by the running merge, including by earlier processes.
     pub done_bytes: u64,
     /// Total bytes of the running merge; 0 without one.
     pub total_bytes: u64,
 }
 
-/// Write in progress: the freeze of its stack cannot finish before it ends.
+/// Guard of a write in progress, with its stack. The freeze of the head waits until it is dropped.
 pub(crate) struct StackGuard(Arc<Stack>);
 
 impl StackGuard {
@@ -152,12 +155,12 @@ impl Drop for StackGuard {
 pub(crate) fn head_of(stack: &Stack) -> &Arc<Head> {
     match stack.layers().first() {
         Some(Layer::Open(head)) => head,
-        // The stack is built only by `open`, `freeze` and `merge`, which all put an open layer on top.
+        // Every stack of a volume is built with an open layer on top.
         _ => unreachable!("the topmost layer of a volume is its head"),
     }
 }
 
-fn kept(meta: &Meta) -> Vec<(SnapshotId, Epoch)> {
+fn snapshot_points(meta: &Meta) -> Vec<(SnapshotId, Epoch)> {
     meta.snapshots.iter().map(|snapshot| (snapshot.id, snapshot.epoch)).collect()
 }
 
@@ -170,12 +173,12 @@ impl Volume {
             id: meta.volume,
             size_bytes: AtomicU64::new(meta.size_bytes),
             stack: RwLock::new(Arc::new(stack)),
-            kept: RwLock::new(kept(&meta)),
-            merge_shown: Shown::default(),
-            rollback_shown: Shown::default(),
+            committed_snapshots: RwLock::new(snapshot_points(&meta)),
+            merge_progress: CopyProgress::default(),
+            rollback_progress: CopyProgress::default(),
             admin: Mutex::new(meta),
             merging: Mutex::new(None),
-            merge_makes_way: AtomicU64::new(0),
+            merge_pause_requests: AtomicU64::new(0),
             pins: Arc::default(),
             counters: Counters::default(),
             discarded: Mutex::new(None),
@@ -203,22 +206,22 @@ impl Volume {
         &self.dir
     }
 
-    pub(crate) fn place(&self) -> Place<'_> {
-        Place { dir: &self.dir, volume: self.id, size_bytes: self.size_bytes() }
+    pub(crate) fn volume_dir(&self) -> VolumeDir<'_> {
+        VolumeDir { path: &self.dir, volume: self.id, size_bytes: self.size_bytes() }
     }
 
     /// Replaces the stack by one with a new head: the barrier. Returns the stall time.
     pub(crate) fn exchange(&self, new: Arc<Stack>) -> Duration {
         let size_bytes = head_of(&new).size_bytes;
         assert!(size_bytes >= self.size_bytes(), "a volume never shrinks");
-        let asked = Instant::now();
+        let requested_at = Instant::now();
         let old = {
             let mut current = self.stack.write();
             let old = std::mem::replace(&mut *current, new);
             self.size_bytes.store(size_bytes, Ordering::Release);
             old
         };
-        let stall = asked.elapsed();
+        let stall = requested_at.elapsed();
         drop(old);
         stall
     }
@@ -227,16 +230,16 @@ impl Volume {
         self.stack.read().clone()
     }
 
-    /// Starts a write: enters the head, so that its freeze waits for the end of the write.
+    /// Registers a write in the head, so that its freeze waits for the write.
     pub(crate) fn enter(&self) -> Result<StackGuard, VolumeError> {
         let stack = self.stack.read();
-        // Under the lock, so that `close` can wait for earlier writes.
+        // Under the lock, so that `close` waits for all writes that passed this check.
         self.check_usable()?;
         head_of(&stack).writers.enter();
         Ok(StackGuard(stack.clone()))
     }
 
-    /// Returns the reason of a failed volume, which acknowledges nothing.
+    /// Returns the cause if the volume has failed.
     pub fn failure(&self) -> Option<&str> {
         self.failed.get().map(String::as_str)
     }
@@ -260,8 +263,9 @@ impl Volume {
     /// Makes every write, trim and zeroing acknowledged before the call durable.
     ///
     /// # Errors
-    /// After a failed sync the volume acknowledges nothing ([`VolumeError::Failed`]): the kernel drops pages
-    /// that it could not write, so a later successful sync proves nothing. A full disk is not such a failure.
+    /// After a failed sync the volume acknowledges nothing more ([`VolumeError::Failed`]): the kernel drops
+    /// pages that it could not write, so a later successful sync would not prove durability. A full disk is
+    /// not such a failure if only the log could not grow.
     pub fn flush(&self) -> Result<(), VolumeError> {
         self.check_usable()?;
         self.counters.flushes.fetch_add(1, Ordering::Relaxed);
@@ -278,9 +282,9 @@ impl Volume {
         }
     }
 
-    /// Fails the volume: it acknowledges nothing until it is opened again.
+    /// Marks the volume as failed: it acknowledges nothing until it is opened again.
     pub(crate) fn fail(&self, reason: String) {
-        tracing::error!(volume = %self.id, reason, "the volume stops");
+        tracing::error!(volume = %self.id, reason, "volume stopped");
         let _ = self.failed.set(reason);
     }
 
@@ -289,7 +293,7 @@ impl Volume {
             return Err(VolumeError::Failed { volume: self.id, reason: reason.clone() });
         }
         let stack = self.current();
-        // Bottom up, so that no block of a newer layer is durable before those of older layers.
+        // Bottom up, so that no block of a newer layer is logged before those of older layers.
         for layer in stack.layers().iter().rev() {
             if let Layer::Open(head) = layer {
                 self.sync_head(head)?;
@@ -299,23 +303,23 @@ impl Volume {
     }
 
     /// Excludes merges; a running one pauses and continues later.
-    pub(crate) fn keep_merges_out(&self) -> MutexGuard<'_, Option<Progress>> {
-        self.merge_makes_way.fetch_add(1, Ordering::Relaxed);
-        let alone = self.merging.lock();
-        self.merge_makes_way.fetch_sub(1, Ordering::Relaxed);
-        alone
+    pub(crate) fn pause_merges(&self) -> MutexGuard<'_, Option<MergeNote>> {
+        self.merge_pause_requests.fetch_add(1, Ordering::Relaxed);
+        let guard = self.merging.lock();
+        self.merge_pause_requests.fetch_sub(1, Ordering::Relaxed);
+        guard
     }
 
     pub(crate) fn sync_head(&self, head: &Head) -> Result<(), VolumeError> {
         self.stop_if_lost(head.sync())
     }
 
-    /// Syncs the maps of open layers. Call it about once a minute: a map whose writeback failed is written
-    /// again before the kernel drops its pages.
+    /// Syncs the live maps of open layers. Call it about once a minute: a map whose writeback failed is then
+    /// rewritten before the kernel drops its pages.
     ///
     /// # Errors
-    /// A map cannot be written again. On a full disk the next call retries; after another error the volume
-    /// acknowledges nothing.
+    /// A map cannot be rewritten. On a full disk the next call retries; after any other error the volume
+    /// acknowledges nothing more.
     pub fn sync_maps(&self) -> Result<(), VolumeError> {
         self.check_usable()?;
         for layer in self.current().layers() {
@@ -331,7 +335,7 @@ impl Volume {
             Ok(()) => Ok(()),
             Err(SyncFailure::Refused(error)) => Err(error),
             Err(SyncFailure::Lost(error)) => {
-                tracing::error!(volume = %self.id, %error, "a sync failed; the volume stops");
+                tracing::error!(volume = %self.id, %error, "sync failed: volume stopped");
                 let _ = self.failed.set(error.to_string());
                 Err(error)
             }
@@ -345,13 +349,13 @@ impl Volume {
         self.meta_in_doubt.store(true, Ordering::Relaxed);
         new.store(&self.dir)?;
         self.meta_in_doubt.store(false, Ordering::Relaxed);
-        *self.kept.write() = kept(&new);
+        *self.committed_snapshots.write() = snapshot_points(&new);
         *admin = new;
         Ok(())
     }
 
-    /// Ensures that `volume.meta` equals `admin`; call it before creating or changing files that a failed
-    /// commit may name.
+    /// Ensures that `volume.meta` equals `admin`. Call it before creating or changing files that an in-doubt
+    /// commit may reference.
     pub(crate) fn settle(&self, admin: &Meta) -> Result<(), VolumeError> {
         if self.meta_in_doubt.load(Ordering::Relaxed) {
             admin.store(&self.dir)?;
@@ -365,16 +369,16 @@ impl Volume {
         self.meta_in_doubt.load(Ordering::Relaxed)
     }
 
-    /// Flushes and closes the volume; the next open finds all block sets exact without the map.
+    /// Flushes and closes the volume. The next open needs no map: the log has all blocks.
     ///
     /// # Errors
     /// The flush fails. The volume is closed anyway; another call retries the flush.
     pub fn close(&self) -> Result<(), VolumeError> {
         self.closed.store(true, Ordering::Release);
-        // All writes have entered before; no further ones enter.
+        // Waits for writes that are entering; no further ones can enter.
         drop(self.stack.write());
         // A running merge or freeze ends first; later ones are refused.
-        let _no_merge = self.keep_merges_out();
+        let _no_merge = self.pause_merges();
         let _no_freeze = self.admin.lock();
         if self.closed_cleanly.load(Ordering::Relaxed) {
             return Ok(());
@@ -400,8 +404,7 @@ impl Volume {
         Ok(())
     }
 
-    /// Disables or enables tracking until the next freeze, to measure its cost. Writes without tracking are
-    /// lost.
+    /// Disables or enables tracking until the next freeze, to measure its cost. Untracked writes are lost.
     #[cfg(feature = "untracked")]
     pub fn set_tracking(&self, tracked: bool) {
         head_of(&self.current()).untracked.store(!tracked, Ordering::Relaxed);
@@ -423,10 +426,11 @@ impl Volume {
             let is_shared = data.are_shared().unwrap_or(false);
             *(if is_shared { &mut shared_bytes } else { &mut allocated_bytes }) += data.allocated_bytes();
         }
-        let (rollback_done_bytes, rollback_total_bytes) = self.rollback_shown.read();
-        // One after the other: taking the read lock of `kept` recursively deadlocks with a waiting writer.
+        let (rollback_done_bytes, rollback_total_bytes) = self.rollback_progress.read();
+        // One after the other: taking the read lock of `committed_snapshots` recursively deadlocks with a
+        // waiting writer.
         let merge = self.merge_stats(&stack);
-        let snapshots = self.kept.read().len() as u64;
+        let snapshots = self.committed_snapshots.read().len() as u64;
         VolumeStats {
             size_bytes: self.size_bytes(),
             head_dirty_bytes: head_of(&stack).dirty_blocks() * BLOCK_SIZE_BYTES,

@@ -1,17 +1,17 @@
-//! Writes: into the head only.
+//! Writes, trims and zeroing; all go to the head.
 //!
-//! A partially written block that the head does not hold is first copied up from below, exclusively in its
-//! region. Right after a freeze an earlier write may still be in progress in the old head; the copy-up waits
-//! for it, or it could copy the content from before that write and lose its bytes. In a lazy volume the block
-//! may have to be fetched: that happens before any entry or lock, so that neither a freeze nor another write
-//! waits for it.
+//! A partially written block that the head does not hold is first copied up from the layers below, under the
+//! exclusive lock of its region. Right after a freeze an earlier write may still be in progress in the old
+//! head. The copy-up waits for it; otherwise it could copy older content and lose that write. In a lazy
+//! volume the block may need a fetch, which happens before the write enters the head or takes a lock, so that
+//! neither a freeze nor another write waits for it.
 
 use crate::{
     error::VolumeError,
     head::Head,
     head::live_map::BlockState,
     io::reserve,
-    layer::data_files::{self, ZeroHow},
+    layer::data_files::{self, ZeroOptions},
     layer::stack::{Layer, Stack},
     read::{Start, from_disk, read_stack},
     volume::{StackGuard, Volume},
@@ -19,22 +19,22 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, ByteOffset, Extent};
 use std::sync::atomic::Ordering;
 
-/// Maximum length zeroed at once: bounds the memory of the extent list and the time that regions are locked.
-const ZERO_AT_ONCE_BLOCKS: u64 = (1 << 30) / BLOCK_SIZE_BYTES;
+/// Maximum length zeroed under one lock: bounds the lock time and the memory of the extent list.
+const MAX_ZERO_BLOCKS: u64 = (1 << 30) / BLOCK_SIZE_BYTES;
 
 impl Volume {
     /// Writes `data` at `offset_bytes`, any alignment. With `fua` it is durable when the call returns;
     /// otherwise it survives the death of the process, and a power cut after the next [`flush`](Self::flush).
     ///
     /// # Errors
-    /// The range is not inside the volume, the volume is closed or has failed, or the disk is full or fails;
-    /// then each block of the range is either old or new.
+    /// The range is not inside the volume, the volume is closed or has failed, or the disk is full or fails.
+    /// Then each block of the range has its old or its new content.
     pub fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), VolumeError> {
         self.write_if(offset_bytes, data, true)?;
         if fua { self.flush() } else { Ok(()) }
     }
 
-    /// Writes if no read or wait is needed; returns false otherwise, without writing.
+    /// Writes if that needs no copy-up, fetch or contended lock; otherwise returns false without writing.
     ///
     /// # Errors
     /// As for [`write`](Self::write).
@@ -47,7 +47,7 @@ impl Volume {
         if data.is_empty() {
             return self.check_usable().map(|()| true);
         }
-        if !self.fetch_edges(offset_bytes, data.len() as u64, may_wait)? {
+        if !self.fetch_partial_blocks(offset_bytes, data.len() as u64, may_wait)? {
             return Ok(false);
         }
         let entered = self.enter()?;
@@ -81,26 +81,26 @@ impl Volume {
         Ok(true)
     }
 
-    /// Refuses writes that take space while the reserve is released.
+    /// Returns an error for a write that needs space while the space reserve is released.
     pub(crate) fn check_space(&self, head: &Head, blocks: Extent) -> Result<(), VolumeError> {
         if !reserve::is_released() || head.states(blocks).all(|(_, state)| state == BlockState::Data) {
             return Ok(());
         }
-        Err(self.no_space("write to"))
+        Err(self.no_space("write"))
     }
 
-    pub(crate) fn no_space(&self, action: &'static str) -> VolumeError {
-        reserve::no_space(action, &self.dir)
+    pub(crate) fn no_space(&self, operation: &'static str) -> VolumeError {
+        reserve::no_space(operation, &self.dir)
     }
 
-    /// Frees the space of all whole blocks of a range; they read as zeroes afterwards. Partial blocks at the
+    /// Frees the space of all whole blocks of a range, which read as zeroes afterwards. Partial blocks at the
     /// ends keep their content, as the NBD protocol allows.
     ///
     /// # Errors
     /// As for [`write`](Self::write).
     pub fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
-        self.zero_blocks(Extent::inside(offset_bytes, len_bytes), ZeroHow::default())?;
+        self.zero_blocks(Extent::inside(offset_bytes, len_bytes), ZeroOptions::default())?;
         if fua { self.flush() } else { Ok(()) }
     }
 
@@ -115,7 +115,7 @@ impl Volume {
         no_hole: bool,
         fua: bool,
     ) -> Result<(), VolumeError> {
-        self.zero_range(offset_bytes, len_bytes, ZeroHow { keep_space: no_hole, fast: false })?;
+        self.zero_range(offset_bytes, len_bytes, ZeroOptions { keep_space: no_hole, fast: false })?;
         if fua { self.flush() } else { Ok(()) }
     }
 
@@ -131,44 +131,44 @@ impl Volume {
         no_hole: bool,
         fua: bool,
     ) -> Result<(), VolumeError> {
-        self.zero_range(offset_bytes, len_bytes, ZeroHow { keep_space: no_hole, fast: true })?;
+        self.zero_range(offset_bytes, len_bytes, ZeroOptions { keep_space: no_hole, fast: true })?;
         if fua { self.flush() } else { Ok(()) }
     }
 
-    fn zero_range(&self, offset_bytes: u64, len_bytes: u64, how: ZeroHow) -> Result<(), VolumeError> {
+    fn zero_range(&self, offset_bytes: u64, len_bytes: u64, options: ZeroOptions) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
-        // First, because `fast` may refuse it.
-        self.zero_blocks(Extent::inside(offset_bytes, len_bytes), how)?;
+        // First, because with `fast` it may fail.
+        self.zero_blocks(Extent::inside(offset_bytes, len_bytes), options)?;
         let end = offset_bytes + len_bytes;
         for edge in partial_blocks(offset_bytes, len_bytes) {
             let from = edge.offset().0.max(offset_bytes);
             let to = (edge.offset().0 + BLOCK_SIZE_BYTES).min(end);
             assert!(
                 from < to && to - from < BLOCK_SIZE_BYTES,
-                "the edge of a zeroed range is a part of a block"
+                "the end of a zeroed range is a partial block"
             );
             self.write_if(from, &vec![0; (to - from) as usize], true)?;
         }
         Ok(())
     }
 
-    fn zero_blocks(&self, extent: Extent, how: ZeroHow) -> Result<(), VolumeError> {
+    fn zero_blocks(&self, extent: Extent, options: ZeroOptions) -> Result<(), VolumeError> {
         let mut at = extent.start;
         while at < extent.end() {
-            let end = BlockIndex(at.0 + ZERO_AT_ONCE_BLOCKS).min(extent.end());
-            let piece = Extent::between(at, end);
+            let end = BlockIndex(at.0 + MAX_ZERO_BLOCKS).min(extent.end());
+            let part = Extent::between(at, end);
             let entered = self.enter()?;
             let head = entered.head();
-            let _alone = head.regions.exclusive(piece);
-            if how.keep_space {
-                self.check_space(head, piece)?;
+            let _alone = head.regions.exclusive(part);
+            if options.keep_space {
+                self.check_space(head, part)?;
             }
-            let marked = not_yet_zero(&entered, piece)?;
+            let marked = maybe_nonzero(&entered, part)?;
             debug_assert!(
-                marked.iter().all(|run| run.intersection(piece) == *run),
+                marked.iter().all(|zeroed| zeroed.intersection(part) == *zeroed),
                 "zeroes beyond the range"
             );
-            head.zero(piece, &marked, how)?;
+            head.zero(part, &marked, options)?;
             at = end;
         }
         self.check_usable()?;
@@ -188,7 +188,7 @@ pub(crate) fn partial_blocks(offset_bytes: u64, len_bytes: u64) -> impl Iterator
     [(first, first_is_partial), (last, last_is_partial)].into_iter().filter(|pair| pair.1).map(|pair| pair.0)
 }
 
-/// Copies a block with its content up into the head.
+/// Copies a block up into the head, unless the head holds it.
 fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeError> {
     for layer in &stack.layers()[1..] {
         if let Layer::Open(old_head) = layer {
@@ -201,7 +201,7 @@ fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeEr
         return Ok(());
     }
     let mut content = [0; BLOCK_SIZE_BYTES as usize];
-    // Reported zeroes are already in `content`.
+    // `read_stack` leaves `content` zero for a block without data.
     let found = read_stack(stack, Start::BelowHead, one.offset_bytes(), &mut content, from_disk)?;
     assert!(found.is_some(), "a block is copied up completely");
     head.write(one.offset_bytes(), &content)?;
@@ -209,18 +209,18 @@ fn copy_up(stack: &Stack, head: &Head, block: BlockIndex) -> Result<(), VolumeEr
     Ok(())
 }
 
-/// Returns the extents of a range that may be nonzero. The others are zeroes in every layer, at the last
-/// freeze and now, so they are not dirty.
-fn not_yet_zero(entered: &StackGuard, range: Extent) -> Result<Vec<Extent>, VolumeError> {
-    let mut runs: Vec<Extent> = Vec::new();
-    let mut add = |run: Extent| match runs.last_mut() {
-        Some(last) if last.end() == run.start => last.len_blocks += run.len_blocks,
-        _ => runs.push(run),
+/// Returns the extents of a range that may be nonzero or are held by the head. The others are zeroes now and
+/// at the last freeze, so zeroing does not dirty them.
+fn maybe_nonzero(entered: &StackGuard, range: Extent) -> Result<Vec<Extent>, VolumeError> {
+    let mut extents: Vec<Extent> = Vec::new();
+    let mut add = |extent: Extent| match extents.last_mut() {
+        Some(last) if last.end() == extent.start => last.len_blocks += extent.len_blocks,
+        _ => extents.push(extent),
     };
-    for (run, state) in entered.head().states(range) {
+    for (extent, state) in entered.head().states(range) {
         match state {
-            BlockState::Data | BlockState::Zero => add(run),
-            BlockState::Absent => entered.stack().resolve_below_head(run, &mut |below, source| {
+            BlockState::Data | BlockState::Zero => add(extent),
+            BlockState::Absent => entered.stack().resolve_below_head(extent, &mut |below, source| {
                 if source.is_some() {
                     add(below);
                 }
@@ -228,7 +228,7 @@ fn not_yet_zero(entered: &StackGuard, range: Extent) -> Result<Vec<Extent>, Volu
             })?,
         }
     }
-    Ok(runs)
+    Ok(extents)
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ fn offline_check_of_crashed_volume_is_clean() {
     assert_eq!((checked.layers, checked.shared_layers, checked.intervals), (3, 0, 2));
     assert_eq!(checked.leftovers.len(), 2, "{:?}", checked.leftovers);
     assert!(checked.leftovers[0].contains("9 bytes"), "{:?}", checked.leftovers);
-    assert!(checked.leftovers[1].contains("belongs to nothing"), "{:?}", checked.leftovers);
+    assert!(checked.leftovers[1].contains("is unreferenced"), "{:?}", checked.leftovers);
     assert!(files(&dir) == before);
 }
 

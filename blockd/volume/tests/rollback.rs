@@ -142,7 +142,7 @@ fn rollback_with_writes_or_stop_changes_nothing() {
         true
     };
     let error = volume.roll_back(POINT, &write_once).unwrap_err();
-    assert!(error.to_string().contains("it was written meanwhile"), "{error}");
+    assert!(error.to_string().contains("a write occurred"), "{error}");
     let mut expected = bed.before.clone();
     expected[..10].fill(8);
     assert!(content(volume) == expected);

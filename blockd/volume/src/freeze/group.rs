@@ -1,14 +1,13 @@
 //! Freeze of several volumes at one point in time.
 //!
-//! The barrier of a [freeze](crate::freeze) is the exchange of a pointer under a lock. The barrier of a group
-//! is the same for all of its volumes, while all locks are held: if a write was acknowledged before another
-//! one was issued, it entered its head before the other one entered its own, so the later one cannot be
-//! before the barrier and the earlier one behind it, on any volumes and connections.
+//! The barrier of a [freeze](crate::freeze) is the exchange of a pointer under a lock. A group exchanges the
+//! pointers of all its volumes while all locks are held. If write A was acknowledged before write B was
+//! issued, A entered its head before B entered its own. So no barrier separates them with B before and A
+//! after it, on any volumes and connections.
 //!
-//! Slow work happens before or after the barrier: the new heads are created and committed before, several at
-//! a time, and the old heads are finished after. A failure before the barrier leaves everything unchanged; a
-//! failure after it undoes the snapshots of the others, whose layers are merged later like all layers without
-//! a snapshot.
+//! Slow work happens before or after the barrier: the new heads are created and committed before it,
+//! concurrently, and the old heads are frozen after it. A failure before the barrier changes nothing; a
+//! failure after it deletes the snapshots of the other members, and merges later remove their layers.
 //!
 //! Locks are taken in the order of the volumes' ids, so that two groups that share volumes cannot deadlock.
 //! Other operations hold the `admin` of one volume at a time and wait for no other volume's.
@@ -17,7 +16,7 @@ use crate::{
     error::VolumeError,
     freeze::Frozen,
     head::Head,
-    head::place::Place,
+    head::volume_dir::VolumeDir,
     io::closer,
     layer::stack::Stack,
     meta::{Meta, SnapshotEntry},
@@ -38,8 +37,8 @@ use std::{
 /// Maximum number of members whose files are created or synced concurrently.
 const MAX_THREADS: usize = 16;
 
-/// Number of attempts to take all locks without queueing; afterwards the barrier queues, so that a freeze
-/// succeeds against any number of writers.
+/// Maximum number of attempts to take all locks without queueing; afterwards the barrier queues, so that a
+/// freeze succeeds under any number of writers.
 const MAX_TRIES: u32 = 256;
 
 /// Result of a group freeze.
@@ -48,7 +47,7 @@ const MAX_TRIES: u32 = 256;
 pub struct GroupFrozen {
     /// Result for each member, in the given order.
     pub members: Vec<Frozen>,
-    /// Time from the first lock request to the last release.
+    /// Stall time: from the first lock request to the last release.
     pub stall: Duration,
     /// Time of the freeze, in milliseconds since 1970.
     pub created_unix_ms: u64,
@@ -60,7 +59,7 @@ pub struct GroupFrozen {
 pub struct GroupError {
     /// Volume that failed.
     pub volume: VolumeId,
-    /// Its error.
+    /// Error of the volume.
     pub source: VolumeError,
 }
 
@@ -69,28 +68,28 @@ pub struct GroupError {
 /// snapshots are durable when the call returns.
 ///
 /// # Errors
-/// A volume is given twice, is closed or has failed, has a snapshot of that id, or its disk is full or fails.
-/// Then no member has its snapshot, and all continue without lost writes or dirty blocks. If the disk refuses
-/// even the removal of a committed snapshot, that one stays listed and can be deleted later.
+/// A volume is listed twice, is closed or has failed, has a snapshot of that id, or its disk is full or
+/// fails. Then no member has its snapshot, and no write or dirty block is lost. If a committed snapshot
+/// cannot be removed either, it stays listed and can be deleted later.
 pub fn freeze_group(members: &[(&Volume, SnapshotId)]) -> Result<GroupFrozen, GroupError> {
     freeze_group_with(members, || Ok(()), || ())
 }
 
-/// Runs [`freeze_group`] with callbacks right before and right after the barrier, when all slow preparation
-/// is done, so that applications and filesystems are quiesced as briefly as possible.
+/// Runs [`freeze_group`] with callbacks right before and right after the barrier, after all slow preparation,
+/// so that applications and filesystems are quiesced as briefly as possible.
 ///
-/// `after` is called if `before` succeeded, before the snapshots are durable.
+/// `after` runs only if `before` succeeded, and before the snapshots are durable.
 ///
 /// # Errors
-/// As for [`freeze_group`], or `before` fails; then nothing changes. A panic of `before` or `after` is passed
-/// on after the group was undone or finished.
+/// As for [`freeze_group`], or `before` fails; then nothing changes. A panic of `before` or `after` is
+/// resumed after the group was undone or finished.
 pub fn freeze_group_with<E: From<GroupError>>(
     members: &[(&Volume, SnapshotId)],
     before: impl FnOnce() -> Result<(), E>,
     after: impl FnOnce(),
 ) -> Result<GroupFrozen, E> {
     let order = lock_order(members)?;
-    closer::wait_for_room();
+    closer::wait_for_capacity();
     let mut locks: Vec<_> = order.iter().map(|&at| members[at].0.admin.lock()).collect();
     let mut group = Vec::with_capacity(order.len());
     for (&at, admin) in order.iter().zip(&mut locks) {
@@ -108,12 +107,12 @@ pub fn freeze_group_with<E: From<GroupError>>(
         .zip(&prepared)
         .map(|(member, (_, head))| Exchange {
             volume: member.volume,
-            stack: stack_under(member.volume, head),
-            asked: now,
+            stack: stack_with_head(member.volume, head),
+            requested_at: now,
             stall: Duration::ZERO,
         })
         .collect();
-    // A panic must not leave a head in `admin` that the stack does not have.
+    // A panic must not leave `admin` with a head that the stack lacks.
     let failure = match catch_unwind(AssertUnwindSafe(before)) {
         Ok(Ok(())) => None,
         Ok(Err(error)) => Some(Ok(error)),
@@ -122,7 +121,7 @@ pub fn freeze_group_with<E: From<GroupError>>(
     if let Some(failure) = failure {
         drop(exchanges);
         for (member, (meta, head)) in group.iter_mut().zip(prepared) {
-            take_back_head(member, meta, &head);
+            undo_head(member, meta, &head);
         }
         return Err(failure.unwrap_or_else(|panic| resume_unwind(panic)));
     }
@@ -155,57 +154,57 @@ struct Exchange<'a> {
     volume: &'a Volume,
     /// The new stack before the barrier, the old one after it.
     stack: Arc<Stack>,
-    asked: Instant,
+    requested_at: Instant,
     stall: Duration,
 }
 
-/// Exchanges all stacks together; returns the time from the first lock request to the last release, or the
-/// longest failed attempt, if that is longer.
+/// Exchanges all stacks under one barrier. Returns the stall time: from the first lock request to the last
+/// release, or the longest failed attempt if that is longer.
 ///
-/// Writers wait meanwhile: nothing is allocated, freed or read here.
+/// Writers wait during this call, so it allocates, frees and reads nothing.
 ///
-/// A writer may be preempted while it holds a lock, and queueing for that lock would stall all other writers:
+/// A writer can be preempted while it holds a lock, and queueing for that lock would stall all other writers:
 /// 3.8 ms were measured with as many busy writers as CPUs. So the locks are first tried without queueing,
-/// starting over after each failure.
+/// from the start after each failure.
 fn barrier(exchanges: &mut [Exchange<'_>]) -> Duration {
     let mut held = Vec::with_capacity(exchanges.len());
     let mut longest_try = Duration::ZERO;
     for _ in 0..MAX_TRIES {
         let began = Instant::now();
         let free = exchanges.iter_mut().all(|exchange| {
-            exchange.asked = Instant::now();
+            exchange.requested_at = Instant::now();
             exchange.volume.stack.try_write().map(|current| held.push(current)).is_some()
         });
         if free {
             return exchange_held(held, exchanges, began).max(longest_try);
         }
-        // Writers also waited during failed attempts.
+        // Failed attempts stall writers, too.
         held.clear();
         longest_try = longest_try.max(began.elapsed());
         thread::yield_now();
     }
     let began = Instant::now();
     for exchange in exchanges.iter_mut() {
-        exchange.asked = Instant::now();
+        exchange.requested_at = Instant::now();
         held.push(exchange.volume.stack.write());
     }
     exchange_held(held, exchanges, began).max(longest_try)
 }
 
-/// Exchanges stacks whose locks are held since the given time.
+/// Exchanges stacks under locks that were requested at `began`.
 fn exchange_held(
     mut held: Vec<RwLockWriteGuard<'_, Arc<Stack>>>,
     exchanges: &mut [Exchange<'_>],
     began: Instant,
 ) -> Duration {
     assert!(held.len() == exchanges.len(), "each member is locked at the barrier");
-    // This is the barrier.
+    // The barrier.
     for (current, exchange) in held.iter_mut().zip(exchanges.iter_mut()) {
         std::mem::swap(&mut **current, &mut exchange.stack);
     }
     for (current, exchange) in held.into_iter().zip(exchanges) {
         drop(current);
-        exchange.stall = exchange.asked.elapsed();
+        exchange.stall = exchange.requested_at.elapsed();
     }
     began.elapsed()
 }
@@ -218,7 +217,7 @@ fn lock_order(members: &[(&Volume, SnapshotId)]) -> Result<Vec<usize>, GroupErro
         Some(pair) => {
             let volume = members[pair[0]].0.id;
             let source =
-                VolumeError::InvalidInput("it is given twice: name each volume of a group once".into());
+                VolumeError::InvalidInput("freeze failed: the volume is listed twice in the group".into());
             Err(GroupError { volume, source })
         }
         None => Ok(order),
@@ -229,7 +228,10 @@ fn check(member: &Member<'_>) -> Result<(), VolumeError> {
     let Member { volume, snapshot, admin } = member;
     volume.check_usable()?;
     match admin.snapshots.iter().any(|entry| entry.id == *snapshot) {
-        true => Err(VolumeError::Busy(format!("volume {} has a snapshot {snapshot} already", volume.id))),
+        true => Err(VolumeError::Busy(format!(
+            "freeze failed on volume {}: snapshot {snapshot} exists",
+            volume.id
+        ))),
         false => Ok(()),
     }
 }
@@ -245,35 +247,35 @@ fn prepare(group: &mut [Member<'_>]) -> Result<Vec<Prepared>, GroupError> {
         let head = member.volume.prepare_head(member.admin, member.volume.size_bytes())?;
         Ok((before, head))
     });
-    all_or_undo(group, prepared, |member, (before, head)| take_back_head(member, before, &head))
+    all_or_undo(group, prepared, |member, (before, head)| undo_head(member, before, &head))
 }
 
-/// Removes a head without writes. Its epoch number is reused: each used number has a block set.
-fn take_back_head(member: &mut Member<'_>, before: Meta, head: &Head) {
+/// Removes a head without writes. Its epoch is reused, because each ended epoch must have an interval set.
+fn undo_head(member: &mut Member<'_>, before: Meta, head: &Head) {
     let volume = member.volume;
-    // If the disk refuses, the commit may still name the head, so its files stay. It is empty, so a start
-    // that finds it reads the same content; the next commit, before the number is reused, no longer names it.
+    // If this commit fails, `volume.meta` may still reference the head, so its files stay. The head is empty,
+    // so reads after a start are unchanged. The next commit, before the epoch is reused, drops the reference.
     let restored = volume.commit(member.admin, before.clone());
     *member.admin = before;
     match restored {
         Ok(()) => {
-            let place = Place { size_bytes: head.size_bytes, ..volume.place() };
-            if let Err(error) = Head::remove_files(place, head.epoch) {
-                tracing::warn!(volume = %volume.id, %error, "files of an unused head stay until the next freeze or start");
+            let volume_dir = VolumeDir { size_bytes: head.size_bytes, ..volume.volume_dir() };
+            if let Err(error) = Head::remove_files(volume_dir, head.epoch) {
+                tracing::warn!(volume = %volume.id, %error, "removal failed on the files of an unused head: left to the next freeze or start");
             }
         }
         Err(error) => {
-            tracing::warn!(volume = %volume.id, %error, "an unused head stays until the next freeze or start");
+            tracing::warn!(volume = %volume.id, %error, "removal failed on an unused head: left to the next freeze or start");
         }
     }
 }
 
-/// Returns the stack with a new head on top. It stays valid: only holders of `admin` replace the stack.
-fn stack_under(volume: &Volume, head: &Arc<Head>) -> Arc<Stack> {
+/// Returns the stack with a new head on top. It stays current: only holders of `admin` replace the stack.
+fn stack_with_head(volume: &Volume, head: &Arc<Head>) -> Arc<Stack> {
     Arc::new(volume.current().below(Arc::clone(head)))
 }
 
-/// Finishes the old heads and commits the snapshots: all or none.
+/// Freezes the old heads and commits the snapshots: all or none.
 fn finish(
     group: &mut [Member<'_>],
     exchanges: &[Exchange<'_>],
@@ -291,14 +293,14 @@ fn finish(
         let dirty_blocks = member.volume.finish_open_layer(member.admin, old_head, Some(entry))?;
         Ok(Frozen { epoch: old_head.epoch, stall: exchange.stall, dirty_blocks })
     });
-    all_or_undo(group, finished, |member, _| take_back_snapshot(member))
+    all_or_undo(group, finished, |member, _| undo_snapshot(member))
 }
 
-/// Deletes a committed snapshot of a failed group. Its epoch and interval stay.
-fn take_back_snapshot(member: &mut Member<'_>) {
+/// Deletes a committed snapshot of a failed group. Its epoch and interval set stay.
+fn undo_snapshot(member: &mut Member<'_>) {
     let (volume, snapshot) = (member.volume, member.snapshot);
     if let Err(error) = volume.forget_snapshot(member.admin, snapshot) {
-        tracing::warn!(volume = %volume.id, %snapshot, %error, "a snapshot of a group that failed stays until it is deleted");
+        tracing::warn!(volume = %volume.id, %snapshot, %error, "removal failed on a snapshot of a failed group: delete it manually");
     }
 }
 
@@ -341,7 +343,7 @@ fn in_parallel<T: Send, R: Send>(items: &mut [T], work: impl Fn(&mut T) -> R + S
     };
     thread::scope(|scope| {
         for _ in 1..threads {
-            // Without further threads, the others do more.
+            // The threads that did start share the work.
             if thread::Builder::new().name("freeze".into()).spawn_scoped(scope, do_some).is_err() {
                 break;
             }
@@ -365,10 +367,10 @@ mod tests {
             let members = [(&*volume, SnapshotId::from_u64(2))];
             let panicked = catch_unwind(AssertUnwindSafe(|| {
                 let before = || {
-                    assert!(!is_before, "the test wants it");
+                    assert!(!is_before, "injected");
                     Ok::<(), GroupError>(())
                 };
-                freeze_group_with(&members, before, || panic!("the test wants it"))
+                freeze_group_with(&members, before, || panic!("injected"))
             }));
             assert!(panicked.is_err());
             assert_eq!(volume.snapshots().len(), 1 + usize::from(!is_before));

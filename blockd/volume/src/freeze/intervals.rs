@@ -1,8 +1,8 @@
 //! Changes between two freezes.
 //!
-//! Each freeze stores the blocks dirtied in its epoch, the interval set, which stays when the layer is
-//! merged: an incremental backup is planned from these sets in memory, without reading data and without an
-//! old snapshot.
+//! Each freeze stores the set of blocks dirtied in its epoch, the interval set, which outlives the
+//! merge of the layer. An incremental backup is planned from these sets, without reading data and
+//! without an older snapshot.
 
 use crate::{
     error::VolumeError,
@@ -14,24 +14,25 @@ use crate::{
 };
 use blockd_extent::{BlockSet, Epoch};
 
-/// Blocks of a backup; the two sets are disjoint.
+/// Blocks of a backup, in two disjoint sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     /// Blocks whose data must be read.
     pub data: BlockSet,
-    /// Blocks that became zeroes; no data to read.
+    /// Blocks that became zeroes and need no read.
     pub zero: BlockSet,
 }
 
 impl Volume {
     /// Returns the blocks of a backup of the end of epoch `until`, based on the end of epoch `since`, if any.
     ///
-    /// Without `since` these are all blocks with data (`zero` is empty: everything else is zeroes). For a
-    /// lazy volume the source is asked where needed.
+    /// Without `since`, returns all blocks with data and an empty `zero`. For a lazy volume this may
+    /// query the source.
     ///
     /// # Errors
-    /// [`VolumeError::IntervalsGone`] if a required set is no longer kept; [`VolumeError::InvalidInput`] if
-    /// `until` is not the epoch of a layer (full), or not after `since`; or the disk fails.
+    /// [`VolumeError::IntervalsGone`] if a required interval set was deleted;
+    /// [`VolumeError::InvalidInput`] if `until` is not the epoch of a frozen layer (full), or not
+    /// after `since`; or the disk or source fails.
     pub fn changes(&self, since: Option<Epoch>, until: Epoch) -> Result<Changes, VolumeError> {
         match since {
             None => self.all_data(until),
@@ -46,7 +47,7 @@ impl Volume {
         for layer in stack.layers().iter().rev().filter(|layer| layer.epoch() <= until) {
             if let Layer::Frozen(layer) = layer {
                 match layer.data.lazy() {
-                    // Only the source knows where it has data.
+                    // The source determines which blocks have data.
                     Some(base) => {
                         total.cover_with(&LayerSet { held: base.data_set()?, ..LayerSet::default() });
                     }
@@ -57,7 +58,7 @@ impl Volume {
         }
         if !found {
             return Err(VolumeError::InvalidInput(format!(
-                "volume {} has no frozen layer of epoch {until}",
+                "full backup failed on volume {}: no frozen layer ends in epoch {until}",
                 self.id
             )));
         }
@@ -66,9 +67,12 @@ impl Volume {
 
     fn changes_after(&self, since: Epoch, until: Epoch) -> Result<Changes, VolumeError> {
         if since >= until {
-            return Err(VolumeError::InvalidInput(format!("epoch {until} is not after epoch {since}")));
+            return Err(VolumeError::InvalidInput(format!(
+                "incremental backup failed on volume {}: epoch {until} is not after {since}",
+                self.id
+            )));
         }
-        // Under the lock, so that no interval is dropped in between.
+        // Under the lock, so that no interval set is deleted in between.
         let admin = self.admin.lock();
         let mut total = LayerSet::default();
         for epoch in (since.0 + 1..=until.0).map(Epoch) {
@@ -85,7 +89,7 @@ impl Volume {
         SetIdentity::of(self.id, &LayerEntry::frozen(epoch, self.size_bytes()))
     }
 
-    /// Drops the interval sets of epochs up to `keep_after`, or all.
+    /// Deletes the interval sets of epochs up to `keep_after`, or all.
     ///
     /// # Errors
     /// The disk fails.
@@ -97,14 +101,14 @@ impl Volume {
         if meta.intervals == admin.intervals {
             return Ok(());
         }
-        let dropped: Vec<Epoch> =
+        let deleted: Vec<Epoch> =
             admin.intervals.iter().copied().filter(|epoch| !meta.intervals.contains(epoch)).collect();
         self.commit(&mut admin, meta)?;
-        for epoch in dropped {
-            // A layer that was never merged uses the same file.
+        for epoch in deleted {
+            // The set of a frozen layer that was never merged is the same file.
             let in_use = admin.layers.iter().any(|layer| layer.file == epoch && layer.generation == 0);
             if !in_use {
-                files::remove_if_there(&files::set_path(&self.dir, epoch, 0))?;
+                files::remove_if_exists(&files::set_path(&self.dir, epoch, 0))?;
             }
         }
         Ok(())

@@ -1,9 +1,9 @@
-//! Freeze of a volume: from one instant on, writes go to a new head.
+//! Freeze of a volume: writes after one point in time go to a new head.
 //!
-//! The new head is created and committed to `volume.meta` before the barrier, so acknowledged writes in it
-//! are found after any crash. The barrier exchanges one pointer under a lock that writers hold for a few
-//! instructions: nothing is copied, read or waited for. Writes in progress finish in the old head; then it is
-//! synced, its block sets are written, and the snapshot is committed.
+//! The new head is created and committed to `volume.meta` before the barrier, so recovery finds acknowledged
+//! writes in it after any crash. The barrier exchanges one pointer under a lock that writers hold for a few
+//! instructions; it does no I/O. Writes in progress finish in the old head. Then the old head is synced, its
+//! block sets are written, and the snapshot is committed.
 
 pub(crate) mod group;
 pub(crate) mod intervals;
@@ -12,7 +12,7 @@ use crate::{
     error::VolumeError,
     freeze::group::freeze_group,
     head::Head,
-    head::place::Place,
+    head::volume_dir::VolumeDir,
     io::files,
     layer::set::SetIdentity,
     layer::stack::{FrozenLayer, Layer, Stack},
@@ -30,7 +30,7 @@ use std::{
 pub struct Frozen {
     /// Epoch that ended; the snapshot contains its writes and all earlier ones.
     pub epoch: Epoch,
-    /// Stall time of writers: from the request of the barrier to its release.
+    /// Stall time of writers: from the lock request of the barrier to its release.
     pub stall: Duration,
     /// Blocks dirtied in that epoch.
     pub dirty_blocks: u64,
@@ -42,7 +42,7 @@ pub struct Frozen {
 pub struct SnapshotInfo {
     /// Id.
     pub id: SnapshotId,
-    /// Last epoch that it contains.
+    /// Last epoch of the snapshot.
     pub epoch: Epoch,
     /// Creation time, in milliseconds since 1970.
     pub created_unix_ms: u64,
@@ -50,7 +50,7 @@ pub struct SnapshotInfo {
     pub size_bytes: u64,
     /// Stall time of its freeze.
     pub stall: Duration,
-    /// Data of its own layer, in bytes: the cost of the snapshot until a layer is merged into it.
+    /// Data of its own layer, in bytes.
     pub layer_bytes: u64,
 }
 
@@ -89,8 +89,8 @@ impl Volume {
     pub fn freeze(&self, snapshot: SnapshotId) -> Result<Frozen, VolumeError> {
         // A group of one member.
         let frozen = freeze_group(&[(self, snapshot)]).map_err(|error| error.source)?;
-        let unheard_of = || VolumeError::Busy(format!("volume {} was not frozen: try again", self.id));
-        frozen.members.first().copied().ok_or_else(unheard_of)
+        let missing = || VolumeError::Busy(format!("freeze failed on volume {}: try again", self.id));
+        frozen.members.first().copied().ok_or_else(missing)
     }
 
     /// Redirects writes to a new head; returns the old one and the stall time. The caller holds `admin`.
@@ -104,18 +104,19 @@ impl Volume {
         (head_of(&old).clone(), stall)
     }
 
-    /// Creates and commits the next head of this size. An empty head on top changes no read.
+    /// Creates and commits the next head of this size. Reads do not change: the head is empty.
     pub(crate) fn prepare_head(&self, admin: &mut Meta, size_bytes: u64) -> Result<Arc<Head>, VolumeError> {
         if self.rolling_back.load(Ordering::Relaxed) {
-            let what = format!("volume {} is being rolled back to a snapshot: try again later", self.id);
-            return Err(VolumeError::Busy(what));
+            let message =
+                format!("freeze failed on volume {}: rollback in progress, try again later", self.id);
+            return Err(VolumeError::Busy(message));
         }
-        // The commit of an earlier attempt may stand and name the files created here.
+        // An in-doubt commit may reference the files created here.
         self.settle(admin)?;
         let epoch = admin.next_epoch;
         assert!(admin.layers.iter().all(|layer| layer.epoch < epoch), "an epoch is used once");
-        let place = Place { size_bytes, ..self.place() };
-        let made = Head::create(place, epoch).and_then(|head| {
+        let volume_dir = VolumeDir { size_bytes, ..self.volume_dir() };
+        let made = Head::create(volume_dir, epoch).and_then(|head| {
             files::sync_dir(&self.dir)?;
             let mut meta = admin.clone();
             meta.next_epoch = epoch.next();
@@ -124,14 +125,14 @@ impl Volume {
             self.commit(admin, meta)?;
             Ok(Arc::new(head))
         });
-        // The failed commit may be on the disk: its files are removed only once the old one is certain.
+        // The failed commit may be on disk: remove its files only once the previous one is restored.
         if made.is_err() && self.settle(admin).is_ok() {
-            let _ = Head::remove_files(place, epoch);
+            let _ = Head::remove_files(volume_dir, epoch);
         }
         made
     }
 
-    /// Freezes layers that a failed or interrupted freeze left open below the head.
+    /// Freezes open layers below the head, left by a failed or interrupted freeze.
     pub(crate) fn finish_open_layers(&self, admin: &mut Meta) -> Result<(), VolumeError> {
         let stack = self.current();
         for layer in stack.layers()[1..].iter().rev() {
@@ -142,8 +143,8 @@ impl Volume {
         Ok(())
     }
 
-    /// Turns an old head into a frozen layer after its last write and commits it, with its snapshot if any;
-    /// returns the number of dirtied blocks.
+    /// Freezes an old head after its last write and commits the layer, with its snapshot if any. Returns the
+    /// number of blocks dirtied in its epoch.
     pub(crate) fn finish_open_layer(
         &self,
         admin: &mut Meta,
@@ -183,12 +184,12 @@ impl Volume {
             false => Some(layer.clone()),
         });
         Head::remove_tracking_files(&self.dir, head.epoch).unwrap_or_else(|error| {
-            tracing::warn!(volume = %self.id, %error, "files of an old head stay until the next start");
+            tracing::warn!(volume = %self.id, %error, "removal failed on the map and log of an old head: left to the next start");
         });
         Ok(dirty_blocks)
     }
 
-    /// Replaces the layers of the stack by the result of `change`. The caller holds `admin`.
+    /// Replaces or removes (`None`) each layer of the stack by `change`. The caller holds `admin`.
     pub(crate) fn replace_layers(&self, change: impl FnMut(&Layer) -> Option<Layer>) {
         let old = self.current();
         let layers = old.layers().iter().filter_map(change).collect();
@@ -211,14 +212,14 @@ impl Volume {
     /// Deletes a snapshot, durably. Its layer stays until [`merge_next`](Self::merge_next) has merged it.
     ///
     /// # Errors
-    /// The snapshot does not exist, is being read, or the disk fails.
+    /// The snapshot does not exist or is open for reading, or the disk fails.
     pub fn delete_snapshot(&self, snapshot: SnapshotId) -> Result<(), VolumeError> {
         let mut admin = self.admin.lock();
         self.check_usable()?;
         let entry = self.find_snapshot(&admin, snapshot)?;
         if self.pins.are_on(entry.epoch) {
             return Err(VolumeError::Busy(format!(
-                "snapshot {snapshot} of volume {} is being read",
+                "delete failed on snapshot {snapshot} of volume {}: it is open for reading",
                 self.id
             )));
         }

@@ -1,8 +1,8 @@
-//! The record of acknowledged writes that a start may have discarded.
+//! Record of acknowledged writes that a start may have discarded.
 //!
-//! A start that cannot believe the live map goes by the log: writes that were answered and not flushed are
-//! gone. A client that outlives the daemon cannot know that, and would take the next answered FLUSH as a
-//! promise for them. The record is durable before the start replaces the map, which is the evidence, and
+//! A start that rejects the live map recovers from the log, which discards acknowledged, unflushed writes. A
+//! client that outlives the daemon cannot detect that, and would take the next acknowledged FLUSH as covering
+//! them. The record is durable before the start replaces the map, which is the evidence of the loss, and
 //! stays until an administrator acknowledges it.
 //!
 //! # File `volume.discarded`
@@ -13,7 +13,7 @@
 //! |---|---|
 //! | 0–7 | magic `BLKDDISC` |
 //! | 8–11 | version, 1 |
-//! | 12–15 | clients that may have survived: 1 remote ones, 2 all |
+//! | 12–15 | clients that may have survived: 1 remote clients, 2 all clients |
 //! | 16–19 | cause: 1 map missing, 2 other boot, 3 other mount, 4 map unreadable, 5 writeback failed |
 //! | 20–23 | zero |
 //! | 24–31 | time of the start, in milliseconds since 1970 |
@@ -35,12 +35,12 @@ const MAGIC: &[u8; 8] = b"BLKDDISC";
 const VERSION: u32 = 1;
 const LEN_BYTES: usize = 40;
 
-/// Clients that may hold state from before the loss. The numbers are those of the file.
+/// Clients that may have survived the loss without an error. The discriminants are those of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SurvivingClients {
-    /// Clients on other hosts: this host has booted since.
+    /// Clients on other hosts: this host was booted since.
     Remote = 1,
-    /// All clients, those of this host and its kernel included.
+    /// All clients, including those on this host and in its kernel.
     All,
 }
 
@@ -48,7 +48,7 @@ impl SurvivingClients {
     const ALL: [Self; 2] = [Self::Remote, Self::All];
 }
 
-/// Reason why acknowledged writes may be gone. The numbers are those of the file.
+/// Cause of the loss of acknowledged writes. The discriminants are those of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DiscardCause {
     /// The live map was missing or unfinished.
@@ -74,8 +74,8 @@ impl fmt::Display for DiscardCause {
             Self::MapMissing => "the record of unflushed writes was missing",
             Self::OtherBoot => "the host was booted without a clean stop",
             Self::OtherMount => "the filesystem was unmounted without a clean stop",
-            Self::MapUnreadable => "the record of unflushed writes could not be read",
-            Self::WritebackFailed => "the kernel could not write data to the disk",
+            Self::MapUnreadable => "the record of unflushed writes was unreadable",
+            Self::WritebackFailed => "writeback to the disk failed",
         })
     }
 }
@@ -85,9 +85,9 @@ impl fmt::Display for DiscardCause {
 pub struct DiscardedWrites {
     /// Clients that may have survived without an error.
     pub clients: SurvivingClients,
-    /// Reason of the last loss.
+    /// Cause of the last loss.
     pub cause: DiscardCause,
-    /// Time of the start that found the loss, in milliseconds since 1970.
+    /// Time of the start that detected the loss, in milliseconds since 1970.
     pub found_unix_ms: u64,
 }
 
@@ -124,7 +124,7 @@ impl DiscardedWrites {
         Some(Self { clients, cause, found_unix_ms: word_at(body, 24) })
     }
 
-    /// Makes the loss durable, together with one that is recorded already.
+    /// Stores the loss, durably; keeps the wider set of clients of an earlier record.
     pub(crate) fn record(mut self, dir: &Path) -> Result<(), VolumeError> {
         if let Some(earlier) = Self::load(dir)? {
             self.clients = self.clients.max(earlier.clients);
@@ -132,7 +132,7 @@ impl DiscardedWrites {
         files::write_whole(&path(dir), &self.encode())
     }
 
-    /// Reads the record of a volume. A damaged one counts as a loss of the widest kind.
+    /// Loads the record of a volume. A damaged record counts as a loss for all clients.
     pub(crate) fn load(dir: &Path) -> Result<Option<Self>, VolumeError> {
         let path = path(dir);
         match storage::read(&path) {

@@ -1,33 +1,33 @@
 //! Log of the head's blocks, for recovery after a power cut.
 //!
-//! A record has blocks whose data was synced *before* the record was written, so a block in the log has its
-//! data on disk in every case. A flush appends at most one record: the blocks that the head has acquired
-//! since the last one. Records never change; an oversized log is rewritten and renamed.
+//! A record names blocks whose data was synced *before* the record was written, so the data of every block in
+//! the log is on disk. A flush appends at most one record, with the blocks added to the head since the last
+//! record. Records never change; compaction replaces the log by a rename.
 //!
 //! # File
 //!
 //! A header of 64 bytes: magic `BLKDLOG1`, version u32 (1), zero u32, volume id u64, epoch u64, blocks u64,
 //! zero 16 bytes, xxh3-64 of the 56 bytes before it. Then records, each:
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! |---|---|
 //! | 0–3 | magic `BREC` |
 //! | 4–7 | length of the payload |
 //! | 8–15 | number of the record, from 0 |
 //! | 16–23 | xxh3-64, seeded with the volume id xor the epoch, of bytes 0–15 and the payload |
-//! | 24– | the payload: a block set in its own encoding |
+//! | 24– | payload: an encoded block set |
 //!
 //! All integers are little-endian. The last valid record is followed by preallocated zeroes, or by the torn
-//! end of a record whose flush was never answered, which is cut off; but a valid record after a damaged one
-//! means that the file was altered. At least one zero follows, unless the disk was full: a file that ends
-//! with a record may have been truncated.
+//! end of a record whose flush was never acknowledged, which the next start truncates. A valid record after a
+//! damaged one proves corruption. At least one zero follows the last record, unless the disk was full: a file
+//! that ends with a record may be truncated.
 //!
-//! The zeroes are for speed: a record within the file's size that overwrites written blocks needs only a sync
-//! of data, where a growing file would cost a commit of the filesystem's journal.
+//! The zeroes are for speed: overwriting written blocks within the file's size needs only a data sync,
+//! whereas a growing file costs a commit of the filesystem's journal.
 
 use crate::{
     error::{IoContext, VolumeError},
-    head::place::Identity,
+    head::volume_dir::Identity,
     io::record::{check_version, half_at, seal, word_at},
     io::storage::{self, File},
 };
@@ -42,13 +42,13 @@ pub(crate) const HEADER_BYTES: usize = 64;
 const RECORD_HEADER_BYTES: usize = 24;
 /// Minimum size of a log for compaction.
 const COMPACT_ABOVE_BYTES: u64 = 1 << 20;
-/// Space preallocated beyond the end of the log.
-const ROOM_BYTES: u64 = 256 << 10;
-/// Zeroes written ahead of the records: enough for some hundred flushes of scattered writes.
+/// Space preallocated after the end of the log.
+const PREALLOCATED_BYTES: u64 = 256 << 10;
+/// Zeroes written after the records: enough for some hundred flushes of scattered writes.
 const ZEROES_BYTES: usize = 64 << 10;
 
-/// Maximum number of false records examined in a damaged log.
-const RESCUE_TRIES: u32 = 1024;
+/// Maximum number of invalid records examined in a damaged log.
+const MAX_RESCUE_TRIES: u32 = 1024;
 
 /// Open log of a head.
 pub(crate) struct HeadLog {
@@ -56,21 +56,21 @@ pub(crate) struct HeadLog {
     path: PathBuf,
     identity: Identity,
     end_bytes: u64,
-    /// End of the zeroes written ahead.
+    /// End of the preallocated zeroes.
     zeroed_to_bytes: u64,
     next_record: u64,
-    /// The rename of the file is not known to be durable.
+    /// True if the rename of the file may not be durable.
     dir_unsynced: bool,
 }
 
-/// Content of a log that was only inspected.
+/// Content of an inspected log.
 pub(crate) struct InspectedLog {
     /// Blocks named by the log.
     pub(crate) named: BlockSet,
-    /// Length of its torn end.
+    /// Length of its torn end, in bytes.
     pub(crate) torn_bytes: u64,
-    /// True if zeroes follow the last record. Otherwise the log may have named more blocks.
-    pub(crate) ends_as_written: bool,
+    /// True if zeroes follow the last record. Otherwise the log may have had more records.
+    pub(crate) has_intact_end: bool,
 }
 
 impl Identity {
@@ -106,8 +106,7 @@ impl Identity {
         record
     }
 
-    /// Parses the record at the start of `bytes`: its blocks and length; `None` without a complete, valid
-    /// one.
+    /// Parses a record at the start of `bytes` into its blocks and length; `None` unless complete and valid.
     fn parse(self, bytes: &[u8], number: u64) -> Option<(BlockSet, usize)> {
         let head = bytes.get(..RECORD_HEADER_BYTES)?;
         if &head[..4] != RECORD_MAGIC || head[8..16] != number.to_le_bytes() {
@@ -127,7 +126,7 @@ impl Identity {
 /// Parsed log.
 struct Parsed {
     held: BlockSet,
-    /// Start and end of the last valid record; both are the end of the header if there is none.
+    /// Start and end of the last valid record; both are the end of the header without records.
     last_start_bytes: usize,
     end_bytes: usize,
     next_record: u64,
@@ -138,7 +137,7 @@ impl Parsed {
         let damaged = |what: String| VolumeError::Damaged { path: path.to_owned(), what };
         check_version(path, bytes, MAGIC, VERSION)?;
         if !bytes.starts_with(&identity.header()) {
-            return Err(damaged("its header is not that of this head's log".into()));
+            return Err(damaged("header does not match the head".into()));
         }
         let mut parsed = Self {
             held: BlockSet::new(),
@@ -152,20 +151,20 @@ impl Parsed {
             parsed.end_bytes += len;
             parsed.next_record += 1;
         }
-        assert!(parsed.end_bytes <= bytes.len(), "records end in the file");
-        parsed.refuse_hidden_records(&bytes[parsed.end_bytes..], identity).map_err(damaged)?;
+        assert!(parsed.end_bytes <= bytes.len(), "records end inside the file");
+        parsed.reject_later_records(&bytes[parsed.end_bytes..], identity).map_err(damaged)?;
         Ok(parsed)
     }
 
-    /// Searches for later records behind a damaged one: these prove damage instead of a torn end.
-    fn refuse_hidden_records(&self, rest: &[u8], identity: Identity) -> Result<(), String> {
+    /// Searches for valid records after an invalid one: they prove corruption instead of a torn end.
+    fn reject_later_records(&self, rest: &[u8], identity: Identity) -> Result<(), String> {
         let candidates = (1..rest.len().saturating_sub(RECORD_HEADER_BYTES))
             .filter(|&at| &rest[at..at + 4] == RECORD_MAGIC);
         for at in candidates {
             let number = word_at(rest, at + 8);
             if number > self.next_record && identity.parse(&rest[at..], number).is_some() {
                 return Err(format!(
-                    "record {} at byte {} is not valid, though record {number} behind it is",
+                    "record {} at byte {} is invalid, but later record {number} is valid",
                     self.next_record, self.end_bytes
                 ));
             }
@@ -187,21 +186,21 @@ impl HeadLog {
             next_record: 0,
             dir_unsynced: false,
         };
-        log.write_behind(&identity.header())?;
+        log.append_bytes(&identity.header())?;
         log.end_bytes = HEADER_BYTES as u64;
         log.file.sync_all().during("sync", path)?;
-        log.keep_room();
+        log.preallocate();
         Ok(log)
     }
 
-    /// Preallocates space for the next records, so that a full disk refuses writes instead of flushes.
-    fn keep_room(&self) {
-        if let Err(error) = self.file.reserve(self.end_bytes, ROOM_BYTES) {
-            tracing::debug!(%error, "no room could be kept for the log of the head");
+    /// Preallocates space for the next records, so that on a full disk writes fail instead of flushes.
+    fn preallocate(&self) {
+        if let Err(error) = self.file.reserve(self.end_bytes, PREALLOCATED_BYTES) {
+            tracing::debug!(%error, "preallocation failed on the log of the head");
         }
     }
 
-    /// Opens a log and returns all blocks that it names.
+    /// Opens a log and returns all blocks that it names; truncates a torn end.
     pub(crate) fn open(path: &Path, identity: Identity) -> Result<(Self, BlockSet), VolumeError> {
         let file = File::open(path).during("open", path)?;
         let bytes = storage::read(path).during("read", path)?;
@@ -216,32 +215,30 @@ impl HeadLog {
             dir_unsynced: false,
         };
         debug_assert!(found.held.last().is_none_or(|last| last.0 < identity.blocks), "blocks of the volume");
-        log.file.set_len(found.end_bytes as u64).during("cut the torn end off", path)?;
-        // The last record may exist in the page cache only: its process died before the sync, or the sync
-        // failed and the kernel treats the page as clean. Only rewritten data is certainly covered by this
-        // sync.
+        log.file.set_len(found.end_bytes as u64).during("truncate", path)?;
+        // The last record may exist only in the page cache: its process died before the sync, or the sync
+        // failed and the kernel treats the page as clean. Rewriting it ensures that this sync covers it.
         let last_record = &bytes[found.last_start_bytes..found.end_bytes];
-        log.write_behind(last_record)?;
+        log.append_bytes(last_record)?;
         log.end_bytes = found.end_bytes as u64;
         log.file.sync_all().during("sync", path)?;
-        log.keep_room();
+        log.preallocate();
         Ok((log, found.held))
     }
 
-    /// Reads a log without changes.
+    /// Inspects a log, read-only.
     pub(crate) fn inspect(path: &Path, identity: Identity) -> Result<InspectedLog, VolumeError> {
         let bytes = storage::read(path).during("read", path)?;
         let found = Parsed::from(path, &bytes, identity)?;
-        let behind = &bytes[found.end_bytes..];
-        debug_assert!(found.last_start_bytes <= found.end_bytes, "the last record lies before its end");
-        // Zeroes are written ahead.
-        let torn = behind.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        let ends_as_written = torn == 0 && !behind.is_empty();
-        Ok(InspectedLog { named: found.held, torn_bytes: torn as u64, ends_as_written })
+        let rest = &bytes[found.end_bytes..];
+        debug_assert!(found.last_start_bytes <= found.end_bytes, "a record ends after its start");
+        let torn = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let has_intact_end = torn == 0 && !rest.is_empty();
+        Ok(InspectedLog { named: found.held, torn_bytes: torn as u64, has_intact_end })
     }
 
-    /// Returns all blocks that a damaged log still names, without changes. A record with a valid checksum is
-    /// trusted, independent of its neighbours; the content of the others is unknown.
+    /// Returns the blocks of all valid records of a damaged log, read-only. A record with a valid checksum is
+    /// trusted independently of its neighbours.
     pub(crate) fn rescue(path: &Path, identity: Identity) -> BlockSet {
         let bytes = storage::read(path).unwrap_or_default();
         let mut named = BlockSet::new();
@@ -258,15 +255,16 @@ impl HeadLog {
                     tries -= 1;
                     len
                 }
-                None if tries >= RESCUE_TRIES => break,
+                None if tries >= MAX_RESCUE_TRIES => break,
                 None => 1,
             };
         }
         named
     }
 
-    /// Appends to the log, with new zeroes if none are left; `end_bytes` advances when that is durable.
-    fn write_behind(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
+    /// Writes at the end of the log, with new zeroes if none are left. The caller advances
+    /// `end_bytes` after a sync.
+    fn append_bytes(&mut self, bytes: &[u8]) -> Result<(), VolumeError> {
         assert!(self.end_bytes >= HEADER_BYTES as u64 || bytes.starts_with(MAGIC), "the header comes first");
         let end_bytes = self.end_bytes + bytes.len() as u64;
         if end_bytes >= self.zeroed_to_bytes {
@@ -277,9 +275,9 @@ impl HeadLog {
                 assert!(self.zeroed_to_bytes > end_bytes, "zeroes follow the record");
                 return Ok(());
             }
-            // There may still be space for the record itself.
+            // The disk may have space for the record alone.
         }
-        self.file.write_all_at(bytes, self.end_bytes).during("append to", &self.path)
+        self.file.write_all_at(bytes, self.end_bytes).during("append", &self.path)
     }
 
     /// Appends blocks whose data is synced, and syncs the log.
@@ -290,19 +288,20 @@ impl HeadLog {
             self.identity.parse(&record, self.next_record).is_some_and(|(named, _)| named == *blocks),
             "a record reads back"
         );
-        self.write_behind(&record)?;
+        self.append_bytes(&record)?;
         self.file.sync_data().during("sync", &self.path)?;
         self.sync_name()?;
         self.end_bytes += record.len() as u64;
         self.next_record += 1;
-        if self.end_bytes / ROOM_BYTES != (self.end_bytes - record.len() as u64) / ROOM_BYTES {
-            self.keep_room();
+        if self.end_bytes / PREALLOCATED_BYTES != (self.end_bytes - record.len() as u64) / PREALLOCATED_BYTES
+        {
+            self.preallocate();
         }
         Ok(())
     }
 
     /// Returns true if the log is much larger than `all` and should be compacted.
-    pub(crate) fn wants_compaction(&self, all: &BlockSet) -> bool {
+    pub(crate) fn needs_compaction(&self, all: &BlockSet) -> bool {
         self.end_bytes > COMPACT_ABOVE_BYTES && self.end_bytes / 4 > all.serialized_len() as u64
     }
 
@@ -313,14 +312,14 @@ impl HeadLog {
         new.append(all)?;
         assert!(new.next_record == 1, "a compacted log has one record");
         storage::rename(&new_path, &self.path).during("rename", &new_path)?;
-        // From here on the new file is the log: records appended to the old one would not be found.
+        // Even if the sync below fails: the name refers to the new file, so records must go there.
         new.path.clone_from(&self.path);
         new.dir_unsynced = true;
         *self = new;
         self.sync_name()
     }
 
-    /// Makes the file's name durable if needed: appended records would not be found otherwise.
+    /// Syncs the directory if the rename may not be durable, so that recovery finds appended records.
     fn sync_name(&mut self) -> Result<(), VolumeError> {
         if let Some(dir) = self.path.parent().filter(|_| self.dir_unsynced) {
             crate::io::files::sync_dir(dir)?;
@@ -360,7 +359,7 @@ mod tests {
 
         for cut in HEADER_BYTES..=whole.len() {
             std::fs::write(&path, &whole[..cut]).unwrap();
-            assert!(!HeadLog::inspect(&path, IDENTITY).unwrap().ends_as_written, "cut at {cut}");
+            assert!(!HeadLog::inspect(&path, IDENTITY).unwrap().has_intact_end, "cut at {cut}");
             let (mut log, found) = HeadLog::open(&path, IDENTITY).unwrap();
             let expected = if cut == whole.len() {
                 both.clone()
@@ -370,7 +369,7 @@ mod tests {
                 BlockSet::new()
             };
             assert_eq!(found, expected, "cut at {cut}");
-            assert!(HeadLog::inspect(&path, IDENTITY).unwrap().ends_as_written, "cut at {cut}, and opened");
+            assert!(HeadLog::inspect(&path, IDENTITY).unwrap().has_intact_end, "cut at {cut}, and opened");
             log.append(&set(7000, 1)).unwrap();
             assert!(HeadLog::open(&path, IDENTITY).unwrap().1.contains(BlockIndex(7000)));
         }
@@ -378,7 +377,7 @@ mod tests {
             let mut bytes = ahead.clone();
             bytes[at] ^= 0x10;
             std::fs::write(&path, &bytes).unwrap();
-            assert!(!HeadLog::inspect(&path, IDENTITY).unwrap().ends_as_written, "byte {at}");
+            assert!(!HeadLog::inspect(&path, IDENTITY).unwrap().has_intact_end, "byte {at}");
         }
         // A flipped bit before the last record is damage; in the last one it looks like a torn end.
         for at in 0..first_end {

@@ -1,17 +1,16 @@
-//! Telling one mount of a filesystem from the next one within the same boot.
+//! Identification of a filesystem's mount within a boot.
 //!
-//! A disk that is pulled, or a loop device or a LUN that goes back to an older state, loses what the page
-//! cache had, though the boot is the same. What a process leaves to the next one in the page cache is there
-//! only as long as the filesystem stays mounted, so it has to be known whether it did.
+//! The live map relies on the page cache of an earlier process, which is valid only while the filesystem
+//! stays mounted. A pulled disk, or a loop device or LUN rolled back to an older state, loses the page cache
+//! within one boot.
 //!
-//! ext4 and XFS show each mounted filesystem as a folder in `/sys/fs`, which comes and goes with it. The
-//! kernel counts the inode numbers of sysfs up, 64 bits of them, and never gives one out again, so the number
-//! of that folder stands for the time from one mount to the last unmount. It is the same in every mount
-//! namespace: a service that gets a new namespace at each start, or a bind mount, still finds the filesystem
-//! that it left. (`statx` has the number of a mount, `STATX_MNT_ID_UNIQUE`, but that is another one for each
-//! namespace and each bind mount.)
+//! ext4 and XFS represent each mounted filesystem by a directory in `/sys/fs`, which exists while it is
+//! mounted. The kernel assigns ascending 64-bit inode numbers in sysfs and never reuses one, so the inode
+//! number of the directory identifies the period from the first mount to the last unmount. It is equal in all
+//! mount namespaces and bind mounts, whereas `STATX_MNT_ID_UNIQUE` differs for each of them; a service may
+//! get a new namespace at each start.
 //!
-//! Other filesystems, and systems without `/sys`, have no such number; the boot id alone decides there.
+//! Other filesystems, and systems without `/sys`, have no such number: there only the boot id is checked.
 
 use crate::io::storage::File;
 use rustix::fs::{fstat, fstatfs, major, minor};
@@ -20,7 +19,7 @@ use std::{num::NonZeroU64, os::unix::fs::MetadataExt, path::Path};
 const EXT4_MAGIC: u64 = 0xef53;
 const XFS_MAGIC: u64 = 0x5846_5342;
 
-/// Returns the number of a mounted filesystem, constant while it stays mounted.
+/// Returns the mount number of a file's filesystem, constant while it stays mounted; `None` if unknown.
 pub(crate) fn mount_number(file: &File) -> Option<NonZeroU64> {
     let name = match fstatfs(file).ok()?.f_type as u64 {
         EXT4_MAGIC => "ext4",
@@ -30,20 +29,20 @@ pub(crate) fn mount_number(file: &File) -> Option<NonZeroU64> {
     let device = fstat(file).ok()?.st_dev;
     let link = format!("/sys/dev/block/{}:{}", major(device), minor(device));
     let target = std::fs::read_link(link).ok()?;
-    let folder = Path::new("/sys/fs").join(name).join(target.file_name()?);
-    NonZeroU64::new(std::fs::metadata(folder).ok()?.ino())
+    let dir = Path::new("/sys/fs").join(name).join(target.file_name()?);
+    NonZeroU64::new(std::fs::metadata(dir).ok()?.ino())
 }
 
-/// Returns true if page cache left under one number may still exist under another. Unknown counts as true:
-/// acknowledged writes must survive the death of the process.
-pub(crate) fn may_be_the_same(left: Option<NonZeroU64>, now: Option<NonZeroU64>) -> bool {
-    left.is_none() || now.is_none() || left == now
+/// Returns true if two mount numbers may identify the same mount. An unknown number counts as the same,
+/// because acknowledged writes must survive a process crash.
+pub(crate) fn may_be_same(stored: Option<NonZeroU64>, current: Option<NonZeroU64>) -> bool {
+    stored.is_none() || current.is_none() || stored == current
 }
 
-/// Returns true if a differing number is an altered copy or was never given out, instead of that of an
-/// earlier mount. Numbers only grow.
-pub(crate) fn may_be_altered(left: NonZeroU64, now: NonZeroU64) -> bool {
-    left > now || (left.get() ^ now.get()).is_power_of_two()
+/// Returns true if a stored number may be a corrupted copy of the current one instead of that of an earlier
+/// mount: it is larger than the current one, or differs in one bit.
+pub(crate) fn may_be_corrupted(stored: NonZeroU64, current: NonZeroU64) -> bool {
+    stored > current || (stored.get() ^ current.get()).is_power_of_two()
 }
 
 #[cfg(test)]
@@ -53,10 +52,10 @@ mod tests {
     #[test]
     fn only_two_known_numbers_can_differ() {
         let (one, two) = (NonZeroU64::new(1), NonZeroU64::new(2));
-        for (left, now, expected) in
+        for (stored, current, expected) in
             [(one, one, true), (one, two, false), (None, two, true), (one, None, true), (None, None, true)]
         {
-            assert_eq!(may_be_the_same(left, now), expected, "{left:?} {now:?}");
+            assert_eq!(may_be_same(stored, current), expected, "{stored:?} {current:?}");
         }
     }
 
@@ -64,10 +63,10 @@ mod tests {
     fn flipped_bit_is_not_another_mount() {
         let number = |number| NonZeroU64::new(number).unwrap();
         for bit in 0..64 {
-            assert!(may_be_altered(number(0x1234 ^ 1 << bit), number(0x1234)), "bit {bit}");
+            assert!(may_be_corrupted(number(0x1234 ^ 1 << bit), number(0x1234)), "bit {bit}");
         }
-        assert!(may_be_altered(number(0x1237), number(0x1234)));
-        assert!(!may_be_altered(number(0x1207), number(0x1234)));
+        assert!(may_be_corrupted(number(0x1237), number(0x1234)));
+        assert!(!may_be_corrupted(number(0x1207), number(0x1234)));
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Locks over regions of a head, so that copy-up, zeroing and large writes are exclusive.
+//! Region locks of a head, which make copy-up, zeroing and large writes exclusive.
 //!
-//! Writes of one call lock their regions shared: the lock of the file orders them. Larger ones lock
-//! exclusively, because they take several calls. A client that timed out repeats its write on another
-//! connection; the rest of the first copy would overwrite what is written after the answer of the second one.
-//! Copy-up and zeroing lock exclusively, because they access a block's state and data in several steps. A
-//! region is 1 MiB; regions share 256 locks.
+//! A write of one system call locks its regions shared: the inode lock of the file orders such writes. A
+//! larger write takes several calls and locks exclusively. Otherwise, after a client timed out and repeated
+//! its write on another connection, the rest of the first write could overwrite data that was written after
+//! the repeated write was acknowledged. Copy-up and zeroing lock exclusively, because they access a block's
+//! state and data in several steps. A region is 1 MiB; regions share 256 locks.
 
 use blockd_extent::{BLOCK_SHIFT, Extent};
 use parking_lot::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -17,7 +17,7 @@ pub(crate) struct Regions {
 }
 
 /// Locked regions, unlocked on drop.
-pub(crate) enum Held<G> {
+pub(crate) enum RegionGuards<G> {
     One { _guard: G },
     Many { _guards: Vec<G> },
 }
@@ -27,30 +27,34 @@ impl Regions {
         Self { stripes: (0..STRIPES).map(|_| RwLock::new(())).collect() }
     }
 
-    pub(crate) fn shared(&self, extent: Extent) -> Held<RwLockReadGuard<'_, ()>> {
-        self.lock(extent, |stripe| Some(stripe.read())).unwrap_or(Held::Many { _guards: Vec::new() })
+    pub(crate) fn shared(&self, extent: Extent) -> RegionGuards<RwLockReadGuard<'_, ()>> {
+        self.lock(extent, |stripe| Some(stripe.read())).unwrap_or(RegionGuards::Many { _guards: Vec::new() })
     }
 
-    pub(crate) fn try_shared(&self, extent: Extent) -> Option<Held<RwLockReadGuard<'_, ()>>> {
+    pub(crate) fn try_shared(&self, extent: Extent) -> Option<RegionGuards<RwLockReadGuard<'_, ()>>> {
         self.lock(extent, RwLock::try_read)
     }
 
-    pub(crate) fn exclusive(&self, extent: Extent) -> Held<RwLockWriteGuard<'_, ()>> {
-        self.lock(extent, |stripe| Some(stripe.write())).unwrap_or(Held::Many { _guards: Vec::new() })
+    pub(crate) fn exclusive(&self, extent: Extent) -> RegionGuards<RwLockWriteGuard<'_, ()>> {
+        self.lock(extent, |stripe| Some(stripe.write())).unwrap_or(RegionGuards::Many { _guards: Vec::new() })
     }
 
-    pub(crate) fn try_exclusive(&self, extent: Extent) -> Option<Held<RwLockWriteGuard<'_, ()>>> {
+    pub(crate) fn try_exclusive(&self, extent: Extent) -> Option<RegionGuards<RwLockWriteGuard<'_, ()>>> {
         self.lock(extent, RwLock::try_write)
     }
 
     /// Locks stripes in ascending order, each once, which avoids deadlocks.
-    fn lock<'a, G>(&'a self, extent: Extent, take: impl Fn(&'a RwLock<()>) -> Option<G>) -> Option<Held<G>> {
+    fn lock<'a, G>(
+        &'a self,
+        extent: Extent,
+        take: impl Fn(&'a RwLock<()>) -> Option<G>,
+    ) -> Option<RegionGuards<G>> {
         let first = extent.start.0 >> REGION_SHIFT;
         let last = extent.end().0.saturating_sub(1).max(extent.start.0) >> REGION_SHIFT;
         let (low, high) = (first % STRIPES, last % STRIPES);
         debug_assert!(first <= last, "regions ascend");
         if first == last {
-            return Some(Held::One { _guard: take(&self.stripes[low as usize])? });
+            return Some(RegionGuards::One { _guard: take(&self.stripes[low as usize])? });
         }
         let touched = |stripe: u64| {
             last - first >= STRIPES - 1
@@ -61,7 +65,7 @@ impl Regions {
             .map(|stripe| take(&self.stripes[stripe as usize]))
             .collect::<Option<Vec<G>>>()?;
         assert!(guards.len() > 1, "several regions have several locks");
-        Some(Held::Many { _guards: guards })
+        Some(RegionGuards::Many { _guards: guards })
     }
 }
 

@@ -1,19 +1,19 @@
 //! Thread that closes removed files.
 //!
 //! The last close of a removed file frees its blocks. On ext4 that takes tens of seconds for a large layer of
-//! scattered writes; on a filesystem mounted with `discard` and without a journal, each extent is discarded
-//! at once. The last user releases a stack of layers, often a thread that serves a flush, a write or a read,
-//! and its client counts that time as part of the request. So [`File`](crate::io::storage::File) passes such
-//! files to this thread on drop.
+//! scattered writes; on a filesystem mounted with `discard` and without a journal, the close also discards
+//! each extent. The last reference to a stack of layers is often dropped by a thread that serves a client's
+//! request, whose latency would include the close. So [`File`](crate::io::storage::File) passes removed files
+//! to this thread on drop.
 //!
-//! Merges produce these files, and the merge thread [waits](wait_for_removed_files) until they are closed. So
-//! the queue holds at most one removed layer of each merge thread, the removed files of freezes, which wait
-//! while there are more than [`MAX_WAITING`], and layers that a reader kept open.
+//! The merge thread [waits](wait_for_removed_files) until the files of a merged layer are closed. So the
+//! queue holds at most one removed layer of each merge thread, the removed files of freezes, which wait while
+//! it has more than [`MAX_WAITING`] entries, and layers that a reader kept open.
 
 use parking_lot::{Condvar, Mutex};
 use std::{collections::VecDeque, thread};
 
-/// Maximum number of waiting values when a freeze adds its own.
+/// Number of queued values above which a freeze waits.
 const MAX_WAITING: u64 = 1024;
 
 static CLOSER: Closer = Closer {
@@ -32,7 +32,7 @@ struct Queue {
     waiting: VecDeque<Box<dyn Send>>,
     /// Values added since the process started.
     added: u64,
-    /// Number of these that were dropped.
+    /// Values dropped since the process started.
     done: u64,
     has_thread: bool,
 }
@@ -45,7 +45,7 @@ pub(crate) fn drop_later(value: impl Send + 'static) {
             Ok(_) => queue.has_thread = true,
             Err(error) => {
                 drop(queue);
-                tracing::warn!(%error, "no thread closes removed files; the caller closes one and may wait for the disk");
+                tracing::warn!(%error, "start failed on the closer thread: the caller closes the removed file and may wait for the disk");
                 return;
             }
         }
@@ -56,21 +56,21 @@ pub(crate) fn drop_later(value: impl Send + 'static) {
     CLOSER.added.notify_one();
 }
 
-/// Waits until files removed and released before the call are closed, for all volumes, and their space is
-/// free. A merge may need that space, so a merge thread calls it between layers. It can take tens of seconds:
-/// hold no contended lock.
+/// Waits until all files that were removed and released before the call, of all volumes, are closed and their
+/// space is free. Merge threads call it between layers, because the next merge may need that space. It can
+/// take tens of seconds: hold no contended lock.
 pub fn wait_for_removed_files() {
     let added = CLOSER.queue.lock().added;
     wait_until(added);
 }
 
-/// Waits while more than [`MAX_WAITING`] values wait.
-pub(crate) fn wait_for_room() {
+/// Waits while the queue holds more than [`MAX_WAITING`] of the values added so far.
+pub(crate) fn wait_for_capacity() {
     let added = CLOSER.queue.lock().added;
     wait_until(added.saturating_sub(MAX_WAITING));
 }
 
-/// Waits until this number of values was dropped.
+/// Waits until this number of values was dropped since the process started.
 fn wait_until(number: u64) {
     let mut queue = CLOSER.queue.lock();
     while queue.done < number {
@@ -140,7 +140,7 @@ mod tests {
             volume.write(number * 4096, &[7; 4096], false).unwrap();
             volume.freeze(SnapshotId::from_u64(number)).unwrap();
         }
-        // As a flush does while it waits for the disk.
+        // A flush holds the stack while it waits for the disk.
         let held = volume.current();
         volume.delete_snapshot(SnapshotId::from_u64(1)).unwrap();
         assert!(volume.merge_next(&|_| true).unwrap());
@@ -152,7 +152,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path().canonicalize().unwrap().join("v");
         let (_volume, held) = merged(&dir);
-        assert_eq!(removed_files(&dir), 1, "the old stack has lost its file");
+        assert_eq!(removed_files(&dir), 1, "the old stack keeps the removed file open");
         let busy = block_closer();
         drop(held);
         assert_eq!(removed_files(&dir), 1, "the thread that released the stack closed the file");

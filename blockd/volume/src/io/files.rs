@@ -1,13 +1,16 @@
 //! Names of a volume's files, and atomic writes of small files.
 //!
-//! | file | what |
+//! | file | content |
 //! |---|---|
 //! | `volume.meta` | layers and snapshots ([`crate::meta`]); unreferenced files are garbage |
 //! | `layer-<file>.data` (`.data.1`, …) | a layer's data, sparse, with the offsets of the volume |
-//! | `layer-<file>.map`, `.log` | of the head only: [`crate::head::live_map`], [`crate::head::log`] |
+//! | `layer-<file>.map` | open layers: [`crate::head::live_map`] |
+//! | `layer-<file>.log` | open layers and the lazy base: [`crate::head::log`] |
 //! | `layer-<file>.g<n>.set` | frozen layers: [`crate::layer::set`], generation n; 0 is the interval set |
+//! | `volume.merge` | progress note of a merge: [`crate::merge::note`] |
+//! | `volume.discarded` | record of discarded writes: [`crate::head::discarded`] |
 //!
-//! `<file>` is the epoch in which the layer was made, as 16 hexadecimal digits.
+//! `<file>` is the epoch that created the layer's files, as 16 hexadecimal digits.
 
 use crate::{
     error::{IoContext, VolumeError},
@@ -34,13 +37,13 @@ pub(crate) fn set_path(dir: &Path, file: Epoch, generation: u32) -> PathBuf {
     dir.join(format!("layer-{:016x}.g{generation}.set", file.0))
 }
 
-/// Makes created, renamed and removed names in a directory durable.
+/// Syncs a directory: makes created, renamed and removed names durable.
 pub(crate) fn sync_dir(dir: &Path) -> Result<(), VolumeError> {
     storage::sync_dir(dir).during("sync", dir)
 }
 
-/// Removes a file, if it exists.
-pub(crate) fn remove_if_there(path: &Path) -> Result<(), VolumeError> {
+/// Removes a file if it exists.
+pub(crate) fn remove_if_exists(path: &Path) -> Result<(), VolumeError> {
     match storage::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error).during("remove", path),
         _ => Ok(()),

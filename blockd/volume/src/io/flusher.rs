@@ -1,16 +1,16 @@
 //! Coalescing of concurrent flushes into one sync.
 //!
 //! A flush must be covered by a sync that *started* after the request. While a sync runs, further flushes
-//! wait for the next one, which one of them carries out for all.
+//! wait for the next one, which one of the waiting threads runs for all.
 
 use parking_lot::{Condvar, Mutex};
 
 #[derive(Default)]
 struct State {
     /// Number of started syncs.
-    begun: u64,
+    started: u64,
     /// Number of the last completed sync.
-    ended: u64,
+    completed: u64,
     running: bool,
     /// Number of the last failed sync.
     failed: u64,
@@ -22,19 +22,19 @@ pub(crate) struct Flusher {
     changed: Condvar,
 }
 
-/// The shared sync of another flush failed.
+/// Failure of the sync of another flush that covered this one.
 pub(crate) struct SharedFailure;
 
 impl Flusher {
-    /// Runs `sync`, or waits for another caller's run; the inner result is that of an own run.
+    /// Runs `sync`, or waits for that of another caller. The inner result is that of an own run.
     pub(crate) fn flush<E>(
         &self,
         sync: impl FnOnce() -> Result<(), E>,
     ) -> Result<Result<(), E>, SharedFailure> {
         let mut state = self.state.lock();
-        let needed = state.begun + 1;
+        let needed = state.started + 1;
         loop {
-            if state.ended >= needed {
+            if state.completed >= needed {
                 // After a later failure it is unknown whether this data reached the disk: report an error.
                 return if state.failed >= needed { Err(SharedFailure) } else { Ok(Ok(())) };
             }
@@ -43,32 +43,32 @@ impl Flusher {
             }
             self.changed.wait(&mut state);
         }
-        assert!(state.begun == state.ended, "one sync runs at a time");
+        assert!(state.started == state.completed, "one sync runs at a time");
         state.running = true;
-        state.begun += 1;
-        let number = state.begun;
+        state.started += 1;
+        let number = state.started;
         drop(state);
-        let mut end = End { flusher: self, number, succeeded: false };
+        let mut running = RunningSync { flusher: self, number, succeeded: false };
         let result = sync();
-        end.succeeded = result.is_ok();
-        drop(end);
+        running.succeeded = result.is_ok();
+        drop(running);
         Ok(result)
     }
 }
 
-/// Ends a sync, also on a panic, so that no waiter waits for ever.
-struct End<'a> {
+/// Completes a sync on drop, so that a panic does not block the waiters forever.
+struct RunningSync<'a> {
     flusher: &'a Flusher,
     number: u64,
     succeeded: bool,
 }
 
-impl Drop for End<'_> {
+impl Drop for RunningSync<'_> {
     fn drop(&mut self) {
         let mut state = self.flusher.state.lock();
-        assert!(state.running && state.begun == self.number, "a sync ends once");
+        assert!(state.running && state.started == self.number, "a sync completes once");
         state.running = false;
-        state.ended = self.number;
+        state.completed = self.number;
         if !self.succeeded {
             state.failed = self.number;
         }
@@ -116,6 +116,6 @@ mod tests {
         for thread in threads {
             thread.join().unwrap();
         }
-        assert!(syncs.load(Ordering::SeqCst) < 4000, "nothing was shared");
+        assert!(syncs.load(Ordering::SeqCst) < 4000, "no sync was shared");
     }
 }

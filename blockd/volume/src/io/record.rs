@@ -1,10 +1,10 @@
-//! Parts that all file formats of a volume share: little-endian words, a version, a checksum at the end.
+//! Elements shared by the file formats of a volume: little-endian integers, versions, and a final checksum.
 
 use crate::error::VolumeError;
 use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
-/// Length of the checksum.
+/// Length of the checksum, in bytes.
 const SUM_BYTES: usize = 8;
 
 /// Appends the checksum of everything before it.
@@ -15,18 +15,18 @@ pub(crate) fn seal(mut record: Vec<u8>) -> Vec<u8> {
     record
 }
 
-/// Returns the record before the checksum, if that is right.
+/// Returns the record before the checksum, if the checksum is valid.
 pub(crate) fn unseal(bytes: &[u8]) -> Option<&[u8]> {
     let (body, sum) = bytes.split_at_checked(bytes.len().checked_sub(SUM_BYTES)?)?;
     (sum == xxh3_64(body).to_le_bytes()).then_some(body)
 }
 
-/// Returns the word at an offset; zero beyond the end.
+/// Returns the u64 at an offset; zero beyond the end.
 pub(crate) fn word_at(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..at + 8).and_then(|raw| raw.try_into().ok()).map_or(0, u64::from_le_bytes)
 }
 
-/// Returns the half word at an offset; zero beyond the end.
+/// Returns the u32 at an offset; zero beyond the end.
 pub(crate) fn half_at(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|raw| raw.try_into().ok()).map_or(0, u32::from_le_bytes)
 }

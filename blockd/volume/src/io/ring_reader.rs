@@ -1,27 +1,28 @@
 //! Concurrent file reads through io_uring.
 //!
 //! Dirty blocks of a frozen layer are scattered; with up to 64 reads in flight the disk can order them. Reads
-//! target slices of one borrowed buffer, so no call returns before all its reads have ended, also after
-//! errors. Without io_uring (seccomp, sysctl) the parts are read one after the other.
+//! target slices of one borrowed buffer, so no call returns before all of its reads have completed, also on
+//! errors. Without io_uring (disabled by seccomp or sysctl) parts are read sequentially.
 
 use crate::{
     error::{IoContext, VolumeError},
     layer::data_files::FilePart,
-    read::Piece,
+    read::ReadPart,
 };
 use io_uring::{IoUring, opcode, types};
 use std::os::fd::AsRawFd;
 
 /// Maximum number of reads in flight.
 const DEPTH: usize = 64;
-/// Maximum length of a read, so that one long extent keeps the disk as busy as many short ones.
+/// Maximum length of a read: splits a long extent into reads that run concurrently.
 const READ_MAX_BYTES: u64 = 256 << 10;
 
-/// Pause before a retry after a shortage in the kernel.
-const SHORTAGE_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
+/// Delay before a retry after a temporary shortage in the kernel.
+const RETRY_DELAY: std::time::Duration = std::time::Duration::from_millis(1);
 
-/// Ring, or `None` without kernel support.
+/// Reader through io_uring, with sequential reads as fallback.
 pub(crate) struct RingReader {
+    /// `None` without kernel support, or after an error.
     ring: Option<IoUring>,
 }
 
@@ -37,7 +38,7 @@ impl RingReader {
         let ring = match IoUring::new(DEPTH as u32) {
             Ok(ring) => Some(ring),
             Err(error) => {
-                tracing::debug!(%error, "no io_uring; reading one extent after the other");
+                tracing::debug!(%error, "io_uring setup failed: reading sequentially");
                 None
             }
         };
@@ -45,24 +46,24 @@ impl RingReader {
     }
 
     /// Reads all parts into their positions in `buf`.
-    pub(crate) fn read(&mut self, pieces: &[Piece], buf: &mut [u8]) -> Result<(), VolumeError> {
+    pub(crate) fn read(&mut self, parts: &[ReadPart], buf: &mut [u8]) -> Result<(), VolumeError> {
         match &mut self.ring {
-            // A single part gains nothing from the ring.
-            Some(ring) if pieces.len() > 1 || pieces.iter().any(|p| p.len_bytes as u64 > READ_MAX_BYTES) => {
-                let result = InFlightRead { ring, slots: [const { None }; DEPTH], busy: 0 }.run(pieces, buf);
+            // A single read gains nothing from the ring.
+            Some(ring) if parts.len() > 1 || parts.iter().any(|p| p.len_bytes as u64 > READ_MAX_BYTES) => {
+                let result = InFlightRead { ring, slots: [const { None }; DEPTH], busy: 0 }.run(parts, buf);
                 if result.is_err() {
                     self.ring = None;
                 }
                 result
             }
-            _ => pieces.iter().try_for_each(|piece| {
-                piece.data.read(piece.offset_bytes, &mut buf[piece.at..][..piece.len_bytes])
+            _ => parts.iter().try_for_each(|part| {
+                part.data.read(part.offset_bytes, &mut buf[part.at..][..part.len_bytes])
             }),
         }
     }
 }
 
-/// Reads of one call. The kernel owns `busy` slots.
+/// Reads of one call; the kernel owns `busy` slots.
 struct InFlightRead<'ring, 'a> {
     ring: &'ring mut IoUring,
     slots: [Option<Slot<'a>>; DEPTH],
@@ -70,8 +71,8 @@ struct InFlightRead<'ring, 'a> {
 }
 
 impl<'a> InFlightRead<'_, 'a> {
-    fn run(mut self, pieces: &'a [Piece], buf: &mut [u8]) -> Result<(), VolumeError> {
-        let mut wanted = pieces.iter().flat_map(slots_of).peekable();
+    fn run(mut self, parts: &'a [ReadPart], buf: &mut [u8]) -> Result<(), VolumeError> {
+        let mut wanted = parts.iter().flat_map(slots_of).peekable();
         while self.busy > 0 || wanted.peek().is_some() {
             while self.busy < DEPTH {
                 let Some(slot) = wanted.next() else { break };
@@ -81,7 +82,7 @@ impl<'a> InFlightRead<'_, 'a> {
             self.wait()?;
             self.reap(buf)?;
         }
-        assert!(self.slots.iter().all(Option::is_none), "each read has ended");
+        assert!(self.slots.iter().all(Option::is_none), "each read has completed");
         Ok(())
     }
 
@@ -89,9 +90,9 @@ impl<'a> InFlightRead<'_, 'a> {
     #[allow(unsafe_code)]
     fn submit(&mut self, slot: Slot<'a>, buf: &mut [u8]) {
         let free = self.slots.iter().position(Option::is_none);
-        assert!(free.is_some() && self.busy < DEPTH, "a read without a slot would be lost");
+        assert!(free.is_some() && self.busy < DEPTH, "each read has a slot");
         let Some(number) = free else { return };
-        assert!(slot.done_bytes < slot.part.len_bytes, "a read that is complete is not continued");
+        assert!(slot.done_bytes < slot.part.len_bytes, "only an incomplete read is submitted");
         let len = slot.part.len_bytes - slot.done_bytes;
         let target = &mut buf[slot.at + slot.done_bytes as usize..][..len as usize];
         let entry = opcode::Read::new(types::Fd(slot.part.file.as_raw_fd()), target.as_mut_ptr(), len as u32)
@@ -100,27 +101,25 @@ impl<'a> InFlightRead<'_, 'a> {
             .user_data(number as u64);
         self.slots[number] = Some(slot);
         self.busy += 1;
-        // SAFETY: `target` lies in `buf`, which is borrowed until `run` returns or unwinds, and both only
-        // happen after `Drop` has reaped every read that is under way; the pieces' byte ranges do not
-        // overlap, and no other code touches them. The file is kept open by the piece that the slot
-        // borrows.
+        // SAFETY: `target` is a slice of `buf`, which is borrowed until `run` returns or unwinds, and both
+        // only happen after `Drop` has reaped every read in flight; the byte ranges of the parts do not
+        // overlap, and no other code accesses them. The part that the slot borrows keeps the file open.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
-            // Unreachable: there are no more entries than slots. The kernel does not own the read, so it is
-            // dropped.
+            // Unreachable: the queue has an entry for each slot. The kernel does not own the read.
             self.slots[number] = None;
             self.busy -= 1;
         }
     }
 
-    /// Submits new reads and waits until one has ended.
+    /// Submits queued reads and waits for a completion.
     fn wait(&mut self) -> Result<(), VolumeError> {
         loop {
             match self.ring.submit_and_wait(1) {
                 Ok(_) => return Ok(()),
-                Err(error) if is_passing(&error) => std::thread::sleep(SHORTAGE_PAUSE),
+                Err(error) if is_transient(&error) => std::thread::sleep(RETRY_DELAY),
                 Err(error) => {
-                    return Err(error).during("wait for reads of", std::path::Path::new("the volume"));
+                    return Err(error).during("io_uring wait", std::path::Path::new("the data files"));
                 }
             }
         }
@@ -140,7 +139,10 @@ impl<'a> InFlightRead<'_, 'a> {
                     first_error = first_error.and(Err(error).during("read", slot.part.path));
                 }
                 Ok(count) => {
-                    assert!(count <= slot.part.len_bytes - slot.done_bytes, "the kernel read too much");
+                    assert!(
+                        count <= slot.part.len_bytes - slot.done_bytes,
+                        "a completion is within its read"
+                    );
                     slot.done_bytes += count;
                     if slot.done_bytes < slot.part.len_bytes {
                         self.submit(slot, buf);
@@ -158,31 +160,33 @@ impl<'a> InFlightRead<'_, 'a> {
 }
 
 impl Drop for InFlightRead<'_, '_> {
-    /// The kernel may still write into the borrowed buffer: wait until it has finished.
+    /// Waits for all reads in flight: the kernel may still write to the borrowed buffer.
     fn drop(&mut self) {
         while self.busy > 0 {
             let ended = self.ring.completion().count();
             self.busy = self.busy.saturating_sub(ended);
             if self.busy > 0 && self.wait().is_err() {
-                // Without the ring it is unknown when the buffer is free; continuing would corrupt memory.
-                tracing::error!("io_uring cannot be waited for; stopping before memory is corrupted");
+                // The kernel may write to the buffer at any later time: continuing could corrupt memory.
+                tracing::error!(
+                    "io_uring wait failed with reads in flight: aborting to prevent memory corruption"
+                );
                 std::process::abort();
             }
         }
     }
 }
 
-/// Returns true for interruptions and for shortages of memory or completion entries.
-fn is_passing(error: &std::io::Error) -> bool {
+/// Returns true for an interruption or a shortage of memory or completion entries.
+fn is_transient(error: &std::io::Error) -> bool {
     use rustix::io::Errno;
     let passing = [Errno::INTR, Errno::AGAIN, Errno::BUSY, Errno::NOMEM];
     error.raw_os_error().is_some_and(|code| passing.iter().any(|errno| errno.raw_os_error() == code))
 }
 
-/// Splits a part at segment boundaries and into reads of bounded length.
-fn slots_of(piece: &Piece) -> impl Iterator<Item = Slot<'_>> {
-    let mut at = piece.at;
-    piece.data.parts(piece.offset_bytes, piece.len_bytes as u64).flat_map(move |part| {
+/// Splits a part at segment boundaries and into reads of limited length.
+fn slots_of(part: &ReadPart) -> impl Iterator<Item = Slot<'_>> {
+    let mut at = part.at;
+    part.data.parts(part.offset_bytes, part.len_bytes as u64).flat_map(move |part| {
         let start = at;
         at += part.len_bytes as usize;
         (0..part.len_bytes.div_ceil(READ_MAX_BYTES)).map(move |n| {

@@ -1,8 +1,8 @@
-//! Lookup of a block's layer through groups: neighbouring frozen layers form groups of eight, recursively,
-//! and each group has the union of its members' block sets.
+//! Index over layers: adjacent frozen layers form groups of eight, recursively, and each group has the union
+//! of its members' block sets.
 //!
 //! A block that a group does not hold costs one lookup instead of eight, so 64 layers cost at most 17 lookups
-//! and 512 cost 25. Groups are counted from the bottom of the stack, where layers seldom change, and are
+//! and 512 cost 25. Groups are formed from the bottom of the stack, where layers seldom change, and are
 //! immutable: a new stack reuses the groups with unchanged members. A group costs the memory of one more
 //! block set.
 
@@ -17,7 +17,7 @@ use std::{collections::HashMap, sync::Arc};
 /// Members of a group.
 const GROUP_MEMBERS: usize = 8;
 
-/// A layer, or neighbouring frozen layers behind one block set.
+/// A layer, or adjacent frozen layers with a common block set.
 #[derive(Clone)]
 pub(crate) enum Cover {
     Open(Arc<Head>),
@@ -25,7 +25,7 @@ pub(crate) enum Cover {
     Group(Arc<Group>),
 }
 
-/// Neighbouring frozen layers, top first.
+/// Adjacent frozen layers, top first.
 pub(crate) struct Group {
     /// Union of the members' blocks.
     held: BlockSet,
@@ -36,7 +36,7 @@ impl Cover {
     /// Builds the covers of layers, top first, reusing groups of `old`.
     pub(crate) fn build(layers: &[Layer], old: &[Self]) -> Vec<Self> {
         let mut known = HashMap::new();
-        note_groups(old, &mut known);
+        collect_groups(old, &mut known);
         let mut covers = Vec::new();
         let mut frozen = Vec::new();
         for layer in layers {
@@ -52,7 +52,7 @@ impl Cover {
         covers
     }
 
-    /// Returns the identity of a live frozen layer or group.
+    /// Returns the identity of a layer or group: its address while it is referenced.
     fn address(&self) -> usize {
         match self {
             Self::Open(head) => Arc::as_ptr(head).addr(),
@@ -63,7 +63,7 @@ impl Cover {
 
     fn union_held_into(&self, union: &mut BlockSet) {
         match self {
-            // Only frozen layers are grouped.
+            // Open layers are never grouped.
             Self::Open(_) => {}
             Self::Frozen(layer) => union.union_with(&layer.set.held),
             Self::Group(group) => union.union_with(&group.held),
@@ -80,23 +80,23 @@ pub(crate) fn heap_bytes(covers: &[Cover]) -> u64 {
     groups.map(|group| group.held.heap_bytes_estimate() + heap_bytes(&group.members)).sum()
 }
 
-/// Groups by the addresses of their members.
+/// Existing groups by the addresses of their members.
 type Known = HashMap<Vec<usize>, Arc<Group>>;
 
 fn addresses(members: &[Cover]) -> Vec<usize> {
     members.iter().map(Cover::address).collect()
 }
 
-fn note_groups(covers: &[Cover], known: &mut Known) {
+fn collect_groups(covers: &[Cover], known: &mut Known) {
     for cover in covers {
         if let Cover::Group(group) = cover {
             known.insert(addresses(&group.members), group.clone());
-            note_groups(&group.members, known);
+            collect_groups(&group.members, known);
         }
     }
 }
 
-/// Groups covers recursively, counted from the bottom.
+/// Groups covers recursively, from the bottom.
 fn grouped(mut covers: Vec<Cover>, known: &Known) -> Vec<Cover> {
     let ungrouped = covers.len() % GROUP_MEMBERS;
     if ungrouped == covers.len() {
@@ -115,7 +115,7 @@ fn grouped(mut covers: Vec<Cover>, known: &Known) -> Vec<Cover> {
 fn group(members: &[Cover]) -> Group {
     let mut held = BlockSet::new();
     for member in members {
-        assert!(!matches!(member, Cover::Open(_)), "an open layer changes, and is in no group");
+        assert!(!matches!(member, Cover::Open(_)), "open layers are never grouped");
         member.union_held_into(&mut held);
     }
     held.optimize();
@@ -139,7 +139,7 @@ pub(crate) fn source_of(mut covers: &[Cover], block: BlockIndex) -> Source<'_> {
             }
             Cover::Group(group) => {
                 if group.held.contains(block) {
-                    // A member holds it, so the search ends in this group.
+                    // A member holds the block, so the lower layers are not searched.
                     covers = &group.members;
                 }
             }
@@ -163,32 +163,33 @@ pub(crate) fn resolve<'a, E>(
     let mut at = range.start;
     match first {
         Cover::Open(head) => {
-            for (run, state) in head.states(range) {
-                at = run.end();
+            for (extent, state) in head.states(range) {
+                at = extent.end();
                 match state {
-                    BlockState::Absent => resolve(below, run, found)?,
-                    BlockState::Data => found(run, Some(&head.data))?,
-                    BlockState::Zero => found(run, None)?,
+                    BlockState::Absent => resolve(below, extent, found)?,
+                    BlockState::Data => found(extent, Some(&head.data))?,
+                    BlockState::Zero => found(extent, None)?,
                 }
             }
-            // An open layer below the head may be shorter than the volume, which has grown.
+            // `at` may be before the end of the range: an open layer below the head may be shorter than the
+            // grown volume.
         }
         Cover::Frozen(layer) => {
-            for run in layer.set.held.extents_in(range) {
-                resolve(below, Extent::between(at, run.start), found)?;
-                at = run.end();
-                resolve_held(layer, run, found)?;
+            for extent in layer.set.held.extents_in(range) {
+                resolve(below, Extent::between(at, extent.start), found)?;
+                at = extent.end();
+                resolve_held(layer, extent, found)?;
             }
         }
         Cover::Group(group) => {
-            for run in group.held.extents_in(range) {
-                resolve(below, Extent::between(at, run.start), found)?;
-                at = run.end();
-                resolve(&group.members, run, found)?;
+            for extent in group.held.extents_in(range) {
+                resolve(below, Extent::between(at, extent.start), found)?;
+                at = extent.end();
+                resolve(&group.members, extent, found)?;
             }
         }
     }
-    debug_assert!(range.start <= at && at <= range.end(), "sources lie in the range");
+    debug_assert!(range.start <= at && at <= range.end(), "sources are inside the range");
     resolve(below, Extent::between(at, range.end()), found)
 }
 
@@ -220,8 +221,8 @@ mod tests {
         }))
     }
 
-    /// Returns the source of a block by asking every layer: the address of its data files.
-    fn asked(layers: &[Layer], block: BlockIndex) -> Option<usize> {
+    /// Returns the source of a block by a search in every layer: the address of its data files.
+    fn expected_source(layers: &[Layer], block: BlockIndex) -> Option<usize> {
         for layer in layers {
             let Layer::Frozen(layer) = layer else { unreachable!("all are frozen") };
             if layer.set.held.contains(block) {
@@ -235,10 +236,10 @@ mod tests {
     fn resolved(stack: &Stack, range: Extent) -> Vec<Option<usize>> {
         let mut found = Vec::new();
         stack
-            .resolve(range, &mut |run, source| {
-                assert_eq!(run.start.0, range.start.0 + found.len() as u64, "ascending and without a gap");
+            .resolve(range, &mut |extent, source| {
+                assert_eq!(extent.start.0, range.start.0 + found.len() as u64, "sources are contiguous");
                 let source = source.map(|data| Arc::as_ptr(data).addr());
-                found.extend((0..run.len_blocks).map(|_| source));
+                found.extend((0..extent.len_blocks).map(|_| source));
                 Ok::<(), ()>(())
             })
             .unwrap();
@@ -254,7 +255,7 @@ mod tests {
         #[test]
         fn covers_agree_with_every_layer(
             sets in prop::collection::vec((runs(), runs()), 1..80),
-            gone in 0..80usize,
+            removed in 0..80usize,
             start in 0..BLOCKS,
             len in 1..BLOCKS,
         ) {
@@ -266,13 +267,13 @@ mod tests {
                 .rev()
                 .collect();
             let whole = Stack::new(layers.clone(), &Stack::default());
-            layers.remove(gone % sets.len());
-            // Groups that contained the removed layer are not reused.
+            layers.remove(removed % sets.len());
+            // Groups with the removed layer are not reused.
             let shorter = Stack::new(layers.clone(), &whole);
             let range = Extent::new(BlockIndex(start), len.min(BLOCKS - start));
             for stack in [&whole, &shorter] {
                 let expected = |range: Extent| {
-                    (range.start.0..range.end().0).map(|block| asked(stack.layers(), BlockIndex(block))).collect::<Vec<_>>()
+                    (range.start.0..range.end().0).map(|block| expected_source(stack.layers(), BlockIndex(block))).collect::<Vec<_>>()
                 };
                 prop_assert_eq!(resolved(stack, range), expected(range));
                 for block in 0..BLOCKS {
@@ -296,6 +297,6 @@ mod tests {
         assert_eq!(old.last().map(Cover::address), new.last().map(Cover::address));
         assert!(heap_bytes(&new) > 0);
         layers.insert(0, layer(dir.path(), 71, &[(2, 1)], &[]));
-        assert_eq!(Cover::build(&layers, &new).len(), 2, "eight more make a group");
+        assert_eq!(Cover::build(&layers, &new).len(), 2, "eight layers form a group");
     }
 }

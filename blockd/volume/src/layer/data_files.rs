@@ -1,8 +1,7 @@
 //! Data of a layer: a sparse file with the offsets of the volume.
 //!
-//! ext4 limits files to 16 TiB and volumes have up to 64 TiB, so data is split into segments of 8 TiB; a
-//! volume of up to 8 TiB has one file. All I/O uses the page cache: see the measurements in
-//! `kernel-notes/page-cache.md`.
+//! ext4 limits files to 16 TiB and volumes have up to 64 TiB, so data is split into segment files of 8 TiB.
+//! All I/O uses the page cache; `kernel-notes/page-cache.md` has the measurements.
 
 mod holes;
 
@@ -10,7 +9,7 @@ pub(crate) use holes::data_ranges;
 
 use crate::{
     error::{IoContext, VolumeError, VolumeErrorKind},
-    io::files::remove_if_there,
+    io::files::remove_if_exists,
     io::storage::{self, File},
     layer::shared,
 };
@@ -20,13 +19,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Length of a volume covered by one data file.
+/// Length of the part of a volume in one data file.
 const SEGMENT_BYTES: u64 = 8 << 40;
-/// Maximum length of a single write. The page cache allocates folios as large as the write, and ext4 examines
-/// every block of a folio at each overwrite: 4 KiB into a folio of 1 MiB costs two to three times as much as
-/// into one of 64 KiB, and writing 1 MiB in 16 steps is not slower than in one
+/// Maximum length of a single write call. The page cache allocates folios as large as the write, and ext4
+/// examines every block of a folio at each overwrite: a write of 4 KiB to a folio of 1 MiB costs two to three
+/// times as much as to one of 64 KiB. Writing 1 MiB in 16 calls is not slower than in one
 /// (`kernel-notes/nbd-server.md`).
-const PIECE_BYTES: u64 = 64 << 10;
+const MAX_WRITE_BYTES: u64 = 64 << 10;
 
 /// Open data files of a layer.
 pub(crate) struct DataFiles {
@@ -36,21 +35,22 @@ pub(crate) struct DataFiles {
 struct Segment {
     file: File,
     path: PathBuf,
-    open: shared::Open,
+    registration: shared::OpenRegistration,
 }
 
 impl Segment {
     fn new(file: File, path: PathBuf) -> Result<Self, VolumeError> {
-        let found = file.metadata().during("look at", &path)?;
-        let open = shared::Open::new((found.dev(), found.ino()), path.parent().unwrap_or(Path::new("")));
-        Ok(Self { file, path, open })
+        let found = file.metadata().during("stat", &path)?;
+        let registration =
+            shared::OpenRegistration::new((found.dev(), found.ino()), path.parent().unwrap_or(Path::new("")));
+        Ok(Self { file, path, registration })
     }
 
-    /// Returns true if another volume may read the file: it has another link, or another volume has it open
-    /// after removing its link, because a snapshot there is still read.
+    /// Returns true if another volume may read the file: the file has another link, or another volume has
+    /// removed its link but still has the file open for an open snapshot.
     fn is_shared(&self) -> Result<bool, VolumeError> {
-        let found = self.file.metadata().during("look at", &self.path)?;
-        Ok(found.nlink() > 1 || self.open.by_others())
+        let found = self.file.metadata().during("stat", &self.path)?;
+        Ok(found.nlink() > 1 || self.registration.is_open_in_other_volume())
     }
 }
 
@@ -75,31 +75,31 @@ pub(crate) struct FilePart<'a> {
     pub(crate) len_bytes: u64,
 }
 
-/// Missing data.
+/// Range without data in a missing or truncated file.
 pub(crate) struct Gap {
     pub(crate) range: Range<u64>,
-    /// Reason, in one line.
+    /// Cause, in one line.
     pub(crate) what: String,
 }
 
 /// Options of zeroing.
 #[derive(Clone, Copy, Default)]
-pub(crate) struct ZeroHow {
+pub(crate) struct ZeroOptions {
     /// Keep the space allocated.
     pub(crate) keep_space: bool,
-    /// Fail instead of writing zeroes on filesystems that can neither punch nor zero a range.
+    /// Fail instead of writing zeroes on a filesystem without support for the operation.
     pub(crate) fast: bool,
 }
 
-/// Result of sharing extents.
+/// Outcome of an attempt to share extents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Shared {
+pub(crate) enum ShareOutcome {
     /// The range is shared.
-    Done,
+    Shared,
     /// This range must be copied.
-    NotThis,
+    MustCopy,
     /// These files cannot share extents.
-    Never,
+    Unsupported,
 }
 
 impl DataFiles {
@@ -108,28 +108,28 @@ impl DataFiles {
         Self::extend(base, 0, size_bytes)
     }
 
-    /// Opens existing files and checks that none is missing or too short. A file that is too long remains
-    /// from an interrupted merge of a larger layer; it is truncated, unless another volume shares it.
+    /// Opens existing files and checks that none is missing or too short. An interrupted merge of a larger
+    /// layer leaves too long files; they are truncated unless another volume shares them.
     pub(crate) fn open(base: &Path, size_bytes: u64) -> Result<Self, VolumeError> {
         let mut segments = Vec::new();
         for (number, len) in segment_lens(size_bytes).enumerate() {
             let path = segment_path(base, number as u64);
             let file = File::open(&path).during("open", &path)?;
-            let found = file.metadata().during("look at", &path)?.len();
+            let found = file.metadata().during("stat", &path)?.len();
             if found < len {
-                let what = format!("it is {found} bytes long, it must be {len}");
+                let what = format!("length is {found} bytes, expected {len}");
                 return Err(VolumeError::Damaged { path, what });
             }
             let segment = Segment::new(file, path)?;
             if found > len && !segment.is_shared()? {
-                segment.file.set_len(len).during("set the length of", &segment.path)?;
+                segment.file.set_len(len).during("truncate", &segment.path)?;
             }
             segments.push(segment);
         }
         Ok(Self { segments })
     }
 
-    /// Opens the existing files of a layer without changes; also returns missing ranges with reasons.
+    /// Opens the existing files of a layer read-only; also returns the missing ranges.
     pub(crate) fn open_for_salvage(base: &Path, size_bytes: u64) -> Result<(Self, Vec<Gap>), VolumeError> {
         let (mut segments, mut gaps) = (Vec::new(), Vec::new());
         for (number, len) in (0u64..).zip(segment_lens(size_bytes)) {
@@ -137,10 +137,11 @@ impl DataFiles {
             let opened = File::open_to_read(&path).and_then(|file| Ok((file.metadata()?.len(), file)));
             let (found, file, what) = match opened.during("open", &path) {
                 Ok((found, file)) => {
-                    let what = format!("{} is {found} bytes long, it must be {len}", path.display());
+                    let what =
+                        format!("{} is damaged: length is {found} bytes, expected {len}", path.display());
                     (found, file, what)
                 }
-                Err(error) => (0, File::nothing(&path).during("open", &path)?, error.to_string()),
+                Err(error) => (0, File::empty_substitute(&path).during("open", &path)?, error.to_string()),
             };
             if found < len {
                 let base = number * SEGMENT_BYTES;
@@ -154,7 +155,7 @@ impl DataFiles {
     /// Opens the files of a layer of `old_bytes` and extends them with zeroes to `new_bytes`. The caller
     /// syncs the directory.
     pub(crate) fn extend(base: &Path, old_bytes: u64, new_bytes: u64) -> Result<Self, VolumeError> {
-        assert!(old_bytes <= new_bytes, "files are extended, not cut");
+        assert!(old_bytes <= new_bytes, "files are never truncated");
         let old_segments = segment_lens(old_bytes).count();
         let mut segments = Vec::new();
         for (number, len) in segment_lens(new_bytes).enumerate() {
@@ -163,11 +164,11 @@ impl DataFiles {
                 true => File::create(&path).during("create", &path)?,
                 false => File::open(&path).during("open", &path)?,
             };
-            file.set_len(len).during("set the length of", &path)?;
+            file.set_len(len).during("truncate", &path)?;
             file.sync_all().during("sync", &path)?;
             segments.push(Segment::new(file, path)?);
         }
-        assert!(segments.len() >= old_segments, "files are extended, not cut");
+        assert!(segments.len() >= old_segments, "files are never truncated");
         Ok(Self { segments })
     }
 
@@ -176,12 +177,13 @@ impl DataFiles {
         for (segment, len) in self.segments.iter().zip(segment_lens(size_bytes)) {
             let path = segment.path.display();
             match (storage::metadata(&segment.path), segment.file.metadata()) {
-                (Err(error), _) | (_, Err(error)) => findings.push(format!("cannot look at {path}: {error}")),
+                (Err(error), _) | (_, Err(error)) => findings.push(format!("stat failed on {path}: {error}")),
                 (Ok(named), Ok(open)) if (named.dev(), named.ino()) != (open.dev(), open.ino()) => {
-                    findings.push(format!("{path} is another file than the one that the volume has open"));
+                    findings.push(format!("{path} is not the open file of the volume"));
                 }
                 (Ok(named), Ok(_)) if named.len() < len => {
-                    findings.push(format!("{path} is {} bytes long, it must be {len}", named.len()));
+                    findings
+                        .push(format!("{path} is damaged: length is {} bytes, expected {len}", named.len()));
                 }
                 _ => {}
             }
@@ -190,30 +192,30 @@ impl DataFiles {
 
     /// Reports missing or short files of a closed layer; returns the highest number of links.
     pub(crate) fn check_closed(base: &Path, size_bytes: u64, findings: &mut Vec<String>) -> u64 {
-        let mut most_links = 0;
+        let mut max_links = 0;
         for (number, len) in segment_lens(size_bytes).enumerate() {
             let path = segment_path(base, number as u64);
             match storage::metadata(&path) {
-                Err(error) => findings.push(format!("cannot look at {}: {error}", path.display())),
+                Err(error) => findings.push(format!("stat failed on {}: {error}", path.display())),
                 Ok(found) if found.len() < len => {
                     findings.push(format!(
-                        "{} is {} bytes long, it must be {len}",
+                        "{} is damaged: length is {} bytes, expected {len}",
                         path.display(),
                         found.len()
                     ));
                 }
-                Ok(found) => most_links = most_links.max(found.nlink()),
+                Ok(found) => max_links = max_links.max(found.nlink()),
             }
         }
-        most_links
+        max_links
     }
 
-    /// Returns true if another volume may read one of the files, which forbids writes.
+    /// Returns true if another volume may read one of the files. Shared files must not be written.
     pub(crate) fn are_shared(&self) -> Result<bool, VolumeError> {
         self.segments.iter().try_fold(false, |shared, segment| Ok(shared || segment.is_shared()?))
     }
 
-    /// Links the files into another volume; `base` is their path there.
+    /// Hard-links the files into another volume; `base` is the path of the first link.
     pub(crate) fn link_to(&self, base: &Path) -> Result<(), VolumeError> {
         for (number, segment) in self.segments.iter().enumerate() {
             let path = segment_path(base, number as u64);
@@ -223,7 +225,7 @@ impl DataFiles {
                     Some(rustix::io::Errno::XDEV | rustix::io::Errno::MLINK | rustix::io::Errno::PERM) => {
                         VolumeError::NotShareable { path: segment.path.clone(), source }
                     }
-                    _ => VolumeError::Io { action: "share with a clone", path: segment.path.clone(), source },
+                    _ => VolumeError::Io { operation: "hard link", path: segment.path.clone(), source },
                 }
             })?;
         }
@@ -237,7 +239,7 @@ impl DataFiles {
 
     /// Removes the existing files of a layer.
     pub(crate) fn remove(base: &Path, size_bytes: u64) -> Result<(), VolumeError> {
-        Self::paths(base, size_bytes).try_for_each(|path| remove_if_there(&path))
+        Self::paths(base, size_bytes).try_for_each(|path| remove_if_exists(&path))
     }
 
     /// Splits a range at segment boundaries.
@@ -268,7 +270,7 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Reads from the page cache; returns false if the disk would be needed.
+    /// Reads from the page cache; returns false if disk I/O is needed.
     pub(crate) fn try_read(&self, offset_bytes: u64, mut buf: &mut [u8]) -> Result<bool, VolumeError> {
         for part in self.parts(offset_bytes, buf.len() as u64) {
             let (now, rest) = buf.split_at_mut(part.len_bytes as usize);
@@ -289,11 +291,14 @@ impl DataFiles {
             let mut at = part.offset_bytes;
             let mut left = now;
             while !left.is_empty() {
-                let (piece, behind) = left.split_at(piece_len(at, left.len()));
-                assert!(!piece.is_empty() && piece.len() as u64 <= PIECE_BYTES, "a write advances in pieces");
-                part.file.write_all_at(piece, at).during("write", part.path)?;
-                at += piece.len() as u64;
-                left = behind;
+                let (chunk, after) = left.split_at(write_len(at, left.len()));
+                assert!(
+                    !chunk.is_empty() && chunk.len() as u64 <= MAX_WRITE_BYTES,
+                    "the length of a write call is bounded"
+                );
+                part.file.write_all_at(chunk, at).during("write", part.path)?;
+                at += chunk.len() as u64;
+                left = after;
             }
             data = rest;
         }
@@ -301,36 +306,41 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Shares a range of other files.
+    /// Shares a range of the files of another layer.
     pub(crate) fn share_from(
         &self,
         from: &Self,
         offset_bytes: u64,
         len_bytes: u64,
-    ) -> Result<Shared, VolumeError> {
+    ) -> Result<ShareOutcome, VolumeError> {
         let parts = self.parts(offset_bytes, len_bytes).zip(from.parts(offset_bytes, len_bytes));
         for (to, from) in parts {
             assert!(to.offset_bytes == from.offset_bytes && to.len_bytes == from.len_bytes, "equal parts");
             match to.file.share_from(from.file, to.offset_bytes, to.len_bytes) {
-                Err(error) if storage::cannot_share(&error) => return Ok(Shared::Never),
-                Err(error) if storage::cannot_share_range(&error) => return Ok(Shared::NotThis),
-                other => other.during("share extents with", to.path)?,
+                Err(error) if storage::cannot_share(&error) => return Ok(ShareOutcome::Unsupported),
+                Err(error) if storage::cannot_share_range(&error) => return Ok(ShareOutcome::MustCopy),
+                other => other.during("extent sharing", to.path)?,
             }
         }
-        Ok(Shared::Done)
+        Ok(ShareOutcome::Shared)
     }
 
     /// Punches a hole: the range reads as zeroes and its space is freed.
     pub(crate) fn punch(&self, offset_bytes: u64, len_bytes: u64, fast: bool) -> Result<(), VolumeError> {
-        self.zero(offset_bytes, len_bytes, ZeroHow { keep_space: false, fast })
+        self.zero(offset_bytes, len_bytes, ZeroOptions { keep_space: false, fast })
     }
 
     /// Zeroes a range.
-    pub(crate) fn zero(&self, offset_bytes: u64, len_bytes: u64, how: ZeroHow) -> Result<(), VolumeError> {
+    pub(crate) fn zero(
+        &self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        options: ZeroOptions,
+    ) -> Result<(), VolumeError> {
         for part in self.parts(offset_bytes, len_bytes) {
-            let done = part.file.zero(part.offset_bytes, part.len_bytes, how.keep_space);
-            match done.during("zero a range of", part.path) {
-                Err(error) if error.kind() == VolumeErrorKind::Unsupported && !how.fast => {
+            let done = part.file.zero(part.offset_bytes, part.len_bytes, options.keep_space);
+            match done.during("zeroing", part.path) {
+                Err(error) if error.kind() == VolumeErrorKind::Unsupported && !options.fast => {
                     write_zeroes(&part)?;
                 }
                 other => other?,
@@ -339,19 +349,19 @@ impl DataFiles {
         Ok(())
     }
 
-    /// Asks the kernel to read a range ahead; it may decline.
+    /// Advises the kernel to read a range ahead.
     pub(crate) fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         for part in self.parts(offset_bytes, len_bytes) {
-            part.file.will_need(part.offset_bytes, part.len_bytes).during("read ahead in", part.path)?;
+            part.file.will_need(part.offset_bytes, part.len_bytes).during("readahead", part.path)?;
         }
         Ok(())
     }
 
-    /// Makes all written data and the metadata needed to reach it durable. Syncs every segment, also after a
-    /// failure: an error left in the kernel would fail a later sync that has lost nothing.
+    /// Syncs all written data and the metadata needed to read it. Continues after a failure: a writeback
+    /// error left in the kernel would fail a later sync that lost nothing.
     ///
     /// # Errors
-    /// The first one.
+    /// The first error.
     pub(crate) fn sync(&self) -> Result<(), VolumeError> {
         let mut first = Ok(());
         for segment in &self.segments {
@@ -363,12 +373,12 @@ impl DataFiles {
     /// Drops clean pages from the page cache, so that reads use the disk.
     pub(crate) fn drop_cache(&self) -> Result<(), VolumeError> {
         for segment in &self.segments {
-            segment.file.drop_cache().during("drop the cache of", &segment.path)?;
+            segment.file.drop_cache().during("drop of the page cache", &segment.path)?;
         }
         Ok(())
     }
 
-    /// Returns the allocated bytes.
+    /// Returns the allocated disk space, in bytes.
     pub(crate) fn allocated_bytes(&self) -> u64 {
         let files = self.segments.iter().filter_map(|segment| segment.file.metadata().ok());
         files.map(|found| found.blocks() * 512).sum()
@@ -377,12 +387,12 @@ impl DataFiles {
 
 /// Returns true if a write takes several calls, between which another write can reach the file.
 pub(crate) fn is_split(offset_bytes: u64, len: usize) -> bool {
-    piece_len(offset_bytes, len) < len
+    write_len(offset_bytes, len) < len
 }
 
-/// Returns the length of one write call: up to the next multiple of [`PIECE_BYTES`].
-fn piece_len(offset_bytes: u64, len: usize) -> usize {
-    len.min((PIECE_BYTES - offset_bytes % PIECE_BYTES) as usize)
+/// Returns the length of one write call: up to the next multiple of [`MAX_WRITE_BYTES`].
+fn write_len(offset_bytes: u64, len: usize) -> usize {
+    len.min((MAX_WRITE_BYTES - offset_bytes % MAX_WRITE_BYTES) as usize)
 }
 
 /// Writes zeroes on filesystems that cannot punch holes.
@@ -391,7 +401,7 @@ fn write_zeroes(part: &FilePart<'_>) -> Result<(), VolumeError> {
     let mut done = 0;
     while done < part.len_bytes {
         let len = (part.len_bytes - done).min(zeroes.len() as u64) as usize;
-        assert!(len > 0 && done + len as u64 <= part.len_bytes, "zeroes stay in their part");
+        assert!(len > 0 && done + len as u64 <= part.len_bytes, "zeroes are inside the part");
         part.file.write_all_at(&zeroes[..len], part.offset_bytes + done).during("write", part.path)?;
         done += len as u64;
     }

@@ -1,4 +1,4 @@
-//! Layers: their data files and block sets, and the lookup of the layer that holds a block.
+//! Layers: data files, block sets, and the lookup of a block's layer.
 
 mod cover;
 pub(crate) mod data;

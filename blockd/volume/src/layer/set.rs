@@ -1,14 +1,14 @@
-//! The block sets of a frozen layer: which blocks it holds, and which of them are zeroes.
+//! Block sets of a frozen layer: its held blocks, and the zeroes among them.
 //!
-//! Written once, when the layer is frozen (generation 0) or has taken in another one (the next generation),
-//! and never changed. Generation 0 is also the layer's interval set, the blocks dirtied in its epoch, and may
-//! outlive the layer.
+//! A set file never changes. It is written when the layer is frozen (generation 0) and after each merge into
+//! the layer (the next generation). Generation 0 is also the interval set, the blocks dirtied in the layer's
+//! epoch, and may outlive the layer.
 //!
 //! # File
 //!
 //! All integers little-endian: magic `BLKDSET1`, version u32 (1), generation u32, volume id u64, file epoch
-//! u64, blocks of the volume u64, length of the held set u64, length of the zero set u64, then the two sets
-//! in their own encoding, then xxh3-64 of everything before it.
+//! u64, blocks of the volume u64, length of the held set u64, length of the zero set u64, then the two
+//! encoded sets, then xxh3-64 of everything before it.
 
 use crate::{
     error::{IoContext, VolumeError},
@@ -28,9 +28,9 @@ const BLOCKS_AT: usize = 32;
 /// Block sets of a layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LayerSet {
-    /// All blocks of the layer.
+    /// All blocks that the layer holds.
     pub(crate) held: BlockSet,
-    /// Blocks among them that are zeroes, without data.
+    /// Held blocks that are zeroes, without data.
     pub(crate) zero: BlockSet,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct SetIdentity {
     pub(crate) volume: VolumeId,
     pub(crate) file: Epoch,
     pub(crate) generation: u32,
-    /// Blocks of the volume at that time.
+    /// Blocks of the volume when the set was written.
     pub(crate) blocks: u64,
 }
 
@@ -73,31 +73,31 @@ impl LayerSet {
         out
     }
 
-    /// Decodes the file; the error describes the violation.
+    /// Decodes the file; the error is the failed check.
     pub(crate) fn decode(bytes: &[u8], id: SetIdentity) -> Result<Self, String> {
         if bytes.len() < HEADER_BYTES + 8 {
-            return Err("it is cut short".into());
+            return Err("file is truncated".into());
         }
-        let body = unseal(bytes).ok_or("its checksum does not hold")?;
+        let body = unseal(bytes).ok_or("checksum mismatch")?;
         let word = |at| word_at(body, at);
         let identity = [id.volume.as_u64(), id.file.0, id.blocks];
         if &body[..8] != MAGIC
             || [word(16), word(24), word(32)] != identity
             || body[12..16] != id.generation.to_le_bytes()
         {
-            return Err("it belongs to another layer".into());
+            return Err("header does not match the layer".into());
         }
-        let held_len = usize::try_from(word(40)).map_err(|_| "its lengths are wrong")?;
-        let zero_len = usize::try_from(word(48)).map_err(|_| "its lengths are wrong")?;
+        let held_len = usize::try_from(word(40)).map_err(|_| "section lengths are invalid")?;
+        let zero_len = usize::try_from(word(48)).map_err(|_| "section lengths are invalid")?;
         let sets = &body[HEADER_BYTES..];
         if held_len.checked_add(zero_len) != Some(sets.len()) {
-            return Err("its lengths are wrong".into());
+            return Err("section lengths are invalid".into());
         }
         let read = |raw: &[u8]| BlockSet::from_bytes(raw).map_err(|error| error.to_string());
         let set = Self { held: read(&sets[..held_len])?, zero: read(&sets[held_len..])? };
         let inside = set.held.last().is_none_or(|last| last.0 < id.blocks);
         if !inside || !set.is_consistent() {
-            return Err("it names blocks that cannot be".into());
+            return Err("block sets are inconsistent".into());
         }
         Ok(set)
     }
@@ -110,7 +110,7 @@ impl LayerSet {
         Self::load_with(dir, id, |_| id)
     }
 
-    /// Loads a set that may have been written when the volume had fewer blocks than `id` says.
+    /// Loads a set that may have been written when the volume had fewer blocks than `id` has.
     pub(crate) fn load_of_any_size(dir: &Path, id: SetIdentity) -> Result<Self, VolumeError> {
         Self::load_with(dir, id, |bytes| SetIdentity {
             blocks: word_at(bytes, BLOCKS_AT).min(id.blocks),
@@ -129,7 +129,7 @@ impl LayerSet {
         Self::decode(&bytes, identity(&bytes)).map_err(|what| VolumeError::Damaged { path, what })
     }
 
-    /// Merges the sets of an upper layer into this one: the upper layer wins.
+    /// Merges the sets of an upper layer into this one; the upper layer takes precedence.
     pub(crate) fn cover_with(&mut self, above: &Self) {
         self.zero.subtract(&above.held);
         self.zero.union_with(&above.zero);
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn upper_layer_wins() {
+    fn upper_layer_takes_precedence() {
         let mut below = example();
         let above = LayerSet {
             held: BlockSet::from_iter([Extent::new(BlockIndex(2), 2)]),

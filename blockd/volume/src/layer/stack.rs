@@ -8,7 +8,7 @@ use crate::{
     head::live_map::BlockState,
     layer::cover::{self, Cover},
     layer::data::LayerData,
-    layer::location_cache::{Found, LocationCache},
+    layer::location_cache::{Location, LocationCache},
     layer::set::LayerSet,
     lazy::base::LazyBase,
     meta::LayerEntry,
@@ -18,7 +18,7 @@ use std::{borrow::Cow, sync::Arc};
 
 /// Immutable layer.
 pub(crate) struct FrozenLayer {
-    /// Last epoch that it contains.
+    /// Last epoch whose writes are in the layer.
     pub(crate) epoch: Epoch,
     /// Epoch that names its files.
     pub(crate) file: Epoch,
@@ -42,7 +42,7 @@ impl FrozenLayer {
         }
     }
 
-    /// Returns the layer of a committed entry.
+    /// Creates the layer of an entry in `volume.meta`.
     pub(crate) fn new(entry: &LayerEntry, data: LayerData, set: LayerSet) -> Self {
         debug_assert!(set.held.last().is_none_or(|last| last.0 < entry.blocks()), "blocks beyond the layer");
         let LayerEntry { epoch, file, generation, size_bytes, .. } = *entry;
@@ -50,6 +50,7 @@ impl FrozenLayer {
     }
 }
 
+/// Layer of a stack.
 #[derive(Clone)]
 pub(crate) enum Layer {
     /// Head, or layer with an unfinished freeze.
@@ -76,7 +77,7 @@ impl Layer {
     /// Returns the current block sets of the layer; for a lazy base, the fetched blocks.
     pub(crate) fn set(&self) -> Cow<'_, LayerSet> {
         match self {
-            Self::Open(head) => Cow::Owned(head.present_set()),
+            Self::Open(head) => Cow::Owned(head.current_set()),
             Self::Frozen(layer) => match layer.data.lazy() {
                 Some(base) => Cow::Owned(LayerSet { held: base.present().0, ..LayerSet::default() }),
                 None => Cow::Borrowed(&layer.set),
@@ -92,39 +93,39 @@ impl Layer {
     }
 }
 
-/// Number of frozen layers from which caching of block locations pays off.
-const DEEP_LAYERS: usize = 3;
+/// Minimum number of frozen layers for a cache of block locations.
+const MIN_CACHED_LAYERS: usize = 3;
 
-/// Maximum number of blocks that are looked up one by one in the cache.
-const FEW_BLOCKS: u64 = 16;
+/// Maximum length of a range whose blocks are looked up one by one in the cache.
+const MAX_CACHED_BLOCKS: u64 = 16;
 
 /// Layers, top first.
 #[derive(Default)]
 pub(crate) struct Stack {
     layers: Vec<Layer>,
     covers: Vec<Cover>,
-    /// Cache of block locations, with enough frozen layers.
-    memo: Option<LocationCache>,
+    /// Cache of block locations, if there are enough frozen layers.
+    cache: Option<LocationCache>,
 }
 
 /// Source of an extent: a layer's data, or `None` for zeroes.
 pub(crate) type Source<'a> = Option<&'a Arc<LayerData>>;
 
 impl Stack {
-    /// Creates a stack of layers, top first, reusing derived data of `old`.
+    /// Creates a stack of layers, top first, reusing groups and cache of `old`.
     pub(crate) fn new(layers: Vec<Layer>, old: &Self) -> Self {
-        debug_assert!(are_ordered(&layers), "newer layers lie on older ones");
+        debug_assert!(are_ordered(&layers), "newer layers are above older ones");
         let covers = Cover::build(&layers, &old.covers);
         let open = layers.iter().take_while(|layer| matches!(layer, Layer::Open(_))).count();
-        // Only a failed freeze leaves an open layer, which could change, among them.
-        let is_deep = layers.len() - open >= DEEP_LAYERS
+        // An open layer among the frozen ones, left by a failed freeze, could change.
+        let is_deep = layers.len() - open >= MIN_CACHED_LAYERS
             && layers[open..].iter().all(|layer| matches!(layer, Layer::Frozen(_)));
         let blocks = layers.first().map_or(0, Layer::size_bytes) / BLOCK_SIZE_BYTES;
-        let memo = is_deep.then(|| match &old.memo {
-            Some(memo) => memo.next(blocks),
+        let cache = is_deep.then(|| match &old.cache {
+            Some(cache) => cache.next(blocks),
             None => LocationCache::new(blocks),
         });
-        Self { layers, covers, memo }
+        Self { layers, covers, cache }
     }
 
     /// Returns the same layers below a new head.
@@ -132,11 +133,11 @@ impl Stack {
         let mut layers = Vec::with_capacity(self.layers.len() + 1);
         layers.push(Layer::Open(head.clone()));
         layers.extend(self.layers.iter().cloned());
-        debug_assert!(are_ordered(&layers), "newer layers lie on older ones");
+        debug_assert!(are_ordered(&layers), "newer layers are above older ones");
         let mut covers = Vec::with_capacity(self.covers.len() + 1);
         covers.push(Cover::Open(head));
         covers.extend(self.covers.iter().cloned());
-        Self { layers, covers, memo: self.memo.clone() }
+        Self { layers, covers, cache: self.cache.clone() }
     }
 
     pub(crate) fn layers(&self) -> &[Layer] {
@@ -148,9 +149,9 @@ impl Stack {
         self.layers.last()?.data().lazy()
     }
 
-    /// Returns the approximate memory of data derived from several layers.
+    /// Returns the approximate memory of groups and cache, in bytes.
     pub(crate) fn cover_bytes(&self) -> u64 {
-        cover::heap_bytes(&self.covers) + self.memo.as_ref().map_or(0, LocationCache::heap_bytes)
+        cover::heap_bytes(&self.covers) + self.cache.as_ref().map_or(0, LocationCache::heap_bytes)
     }
 
     /// Reports the source of each extent of a range, ascending.
@@ -162,7 +163,7 @@ impl Stack {
         self.resolve_in(&self.covers, range, found)
     }
 
-    /// Resolves an extent without the topmost, open layer.
+    /// Reports the source of each extent of a range in the layers below the head, ascending.
     pub(crate) fn resolve_below_head<'a, E>(
         &'a self,
         range: Extent,
@@ -177,28 +178,29 @@ impl Stack {
         range: Extent,
         found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let Some(memo) = self.memo.as_ref().filter(|_| (1..=FEW_BLOCKS).contains(&range.len_blocks)) else {
+        let Some(cache) = self.cache.as_ref().filter(|_| (1..=MAX_CACHED_BLOCKS).contains(&range.len_blocks))
+        else {
             return cover::resolve(covers, range, found);
         };
-        let mut run = Extent::new(range.start, 1);
-        let mut source = self.source_of(covers, memo, range.start);
+        let mut extent = Extent::new(range.start, 1);
+        let mut source = self.source_of(covers, cache, range.start);
         for block in range.start.0 + 1..range.end().0 {
-            let next = self.source_of(covers, memo, BlockIndex(block));
+            let next = self.source_of(covers, cache, BlockIndex(block));
             if next.map(Arc::as_ptr) == source.map(Arc::as_ptr) {
-                run.len_blocks += 1;
+                extent.len_blocks += 1;
             } else {
-                found(run, source)?;
-                (run, source) = (Extent::new(BlockIndex(block), 1), next);
+                found(extent, source)?;
+                (extent, source) = (Extent::new(BlockIndex(block), 1), next);
             }
         }
-        found(run, source)
+        found(extent, source)
     }
 
     /// Returns the source of a block, cached unless it is in an open layer.
     fn source_of<'a>(
         &'a self,
         mut covers: &'a [Cover],
-        memo: &LocationCache,
+        cache: &LocationCache,
         block: BlockIndex,
     ) -> Source<'a> {
         while let Some((Cover::Open(head), below)) = covers.split_first() {
@@ -208,18 +210,18 @@ impl Stack {
                 BlockState::Zero => return None,
             }
         }
-        assert!(!self.layers.is_empty(), "only a stack with layers has a cache");
+        assert!(!self.layers.is_empty(), "a stack with a cache has layers");
         let bottom = self.layers.len() - 1;
-        match memo.get(block) {
-            Some(Found::Zeroes) => {
+        match cache.get(block) {
+            Some(Location::Zeroes) => {
                 debug_assert!(cover::source_of(covers, block).is_none(), "cached zeroes are zeroes");
                 return None;
             }
-            Some(Found::Layer(height)) if height <= bottom => {
+            Some(Location::Layer(height)) if height <= bottom => {
                 let data = self.layers[bottom - height].data();
                 debug_assert!(
                     cover::source_of(covers, block).is_some_and(|found| Arc::ptr_eq(found, data)),
-                    "a cached location is the location"
+                    "the cached location is current"
                 );
                 return Some(data);
             }
@@ -228,17 +230,17 @@ impl Stack {
         let source = cover::source_of(covers, block);
         let is_source = |layer: &Layer, data: &Arc<LayerData>| Arc::ptr_eq(layer.data(), data);
         match source {
-            None => memo.put(block, Found::Zeroes),
+            None => cache.put(block, Location::Zeroes),
             Some(data) => {
                 if let Some(at) = self.layers.iter().position(|layer| is_source(layer, data)) {
-                    memo.put(block, Found::Layer(bottom - at));
+                    cache.put(block, Location::Layer(bottom - at));
                 }
             }
         }
         source
     }
 
-    /// Reports, ascending, the extents of a range that were dirtied after an epoch.
+    /// Reports the extents of a range, ascending, with true if they were dirtied after an epoch.
     pub(crate) fn dirtied_after<E>(
         &self,
         epoch: Epoch,
@@ -262,19 +264,19 @@ impl Stack {
         match self.layers.get(level).filter(|layer| layer.epoch() > epoch) {
             None => return found(range, false),
             Some(Layer::Open(head)) => {
-                for (run, state) in head.states(range) {
-                    at = run.end();
+                for (extent, state) in head.states(range) {
+                    at = extent.end();
                     match state {
-                        BlockState::Absent => self.dirtied_from(level + 1, epoch, run, found)?,
-                        BlockState::Data | BlockState::Zero => found(run, true)?,
+                        BlockState::Absent => self.dirtied_from(level + 1, epoch, extent, found)?,
+                        BlockState::Data | BlockState::Zero => found(extent, true)?,
                     }
                 }
             }
             Some(Layer::Frozen(layer)) => {
-                for run in layer.set.held.extents_in(range) {
-                    self.dirtied_from(level + 1, epoch, Extent::between(at, run.start), found)?;
-                    at = run.end();
-                    found(run, true)?;
+                for extent in layer.set.held.extents_in(range) {
+                    self.dirtied_from(level + 1, epoch, Extent::between(at, extent.start), found)?;
+                    at = extent.end();
+                    found(extent, true)?;
                 }
             }
         }
@@ -282,30 +284,30 @@ impl Stack {
     }
 }
 
-/// Returns true if epochs descend, and no layer is longer than a newer one; for assertions.
+/// Returns true if epochs descend and no layer is larger than a newer one; for assertions.
 fn are_ordered(layers: &[Layer]) -> bool {
     layers
         .windows(2)
         .all(|pair| pair[0].epoch() > pair[1].epoch() && pair[0].size_bytes() >= pair[1].size_bytes())
 }
 
-/// Splits an extent of a frozen layer into zeroes and data.
+/// Reports the zeroes and data of an extent that a frozen layer holds, ascending.
 pub(crate) fn resolve_held<'a, E>(
     layer: &'a FrozenLayer,
-    run: Extent,
+    extent: Extent,
     found: &mut dyn FnMut(Extent, Source<'a>) -> Result<(), E>,
 ) -> Result<(), E> {
-    debug_assert!(layer.set.held.contains_extent(run), "only held blocks have a source here");
-    let mut at = run.start;
-    for zero in layer.set.zero.extents_in(run) {
+    debug_assert!(layer.set.held.contains_extent(extent), "only held blocks have a source here");
+    let mut at = extent.start;
+    for zero in layer.set.zero.extents_in(extent) {
         if zero.start > at {
             found(Extent::between(at, zero.start), Some(&layer.data))?;
         }
         found(zero, None)?;
         at = zero.end();
     }
-    if run.end() > at {
-        found(Extent::between(at, run.end()), Some(&layer.data))?;
+    if extent.end() > at {
+        found(Extent::between(at, extent.end()), Some(&layer.data))?;
     }
     Ok(())
 }

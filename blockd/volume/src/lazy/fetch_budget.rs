@@ -1,12 +1,13 @@
 //! Memory budget of all in-flight fetches of lazy volumes.
 //!
-//! Fetched data is held in memory until it is written. Each volume has its own limit; this one applies to
-//! several volumes together: they take turns, one fetch each, fetches with waiting readers first.
+//! Fetched data is held in memory until it is written. Each volume has its own limit; this budget limits all
+//! volumes together. When budget is free, waiting volumes get grants of one fetch each, round-robin, those
+//! with waiting readers first.
 //!
-//! No fetch waits while it holds budget: it ends by itself and returns its share, which starts the next turn.
-//! A volume that no longer needs its turn passes it on.
+//! A fetch that holds budget never waits for more. It returns its share when it ends, which issues the next
+//! grants. A volume releases a grant that it does not need.
 
-use crate::{lazy::Urgency, lazy::in_flight::MAX_FLIGHT_BLOCKS};
+use crate::{lazy::Urgency, lazy::in_flight::MAX_FETCH_BLOCKS};
 use blockd_extent::BLOCK_SIZE_BYTES;
 use parking_lot::Mutex;
 use std::{
@@ -19,22 +20,22 @@ use std::{
 
 /// Budget of all fetches of all volumes: 192 MiB.
 const MAX_BLOCKS: u64 = (192 << 20) / BLOCK_SIZE_BYTES;
-/// Share of background fetches: 160 MiB, so that readers need not wait for them.
+/// Part of the budget for background fetches: 160 MiB. The rest is reserved for readers.
 const MAX_BACKGROUND_BLOCKS: u64 = (160 << 20) / BLOCK_SIZE_BYTES;
 
 /// Starter of fetches.
-pub(crate) trait Starter: Send + Sync {
-    /// Called when there is budget for at least one fetch.
-    fn take_turn(self: Arc<Self>);
+pub(crate) trait FetchStarter: Send + Sync {
+    /// Starts fetches. Called after a grant of budget for one fetch.
+    fn on_grant(self: Arc<Self>);
 }
 
 /// Budget of fetches.
 pub(crate) struct FetchBudget {
-    most_blocks: u64,
-    background_most_blocks: u64,
-    books: Mutex<BudgetState>,
-    /// Number of granted, unused turns, readable without the lock.
-    turns: AtomicUsize,
+    max_blocks: u64,
+    max_background_blocks: u64,
+    state: Mutex<BudgetState>,
+    /// Number of unused grants, readable without the lock.
+    grants: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -42,26 +43,26 @@ struct BudgetState {
     taken_blocks: u64,
     /// Blocks of background fetches among them.
     background_blocks: u64,
-    urgent: VecDeque<Weak<dyn Starter>>,
-    background: VecDeque<Weak<dyn Starter>>,
-    /// Starters with a turn, and whether it is for background fetches only; each holds budget for the longest
-    /// fetch.
-    turns: Vec<(Weak<dyn Starter>, bool)>,
-    /// A thread is granting turns.
-    is_giving: bool,
+    urgent: VecDeque<Weak<dyn FetchStarter>>,
+    background: VecDeque<Weak<dyn FetchStarter>>,
+    /// Starters with an unused grant, with true for a background grant. Each holds budget for the
+    /// longest fetch.
+    grants: Vec<(Weak<dyn FetchStarter>, bool)>,
+    /// True while a thread issues grants.
+    is_granting: bool,
 }
 
 /// Budget of one fetch, returned on drop.
-pub(crate) struct Room {
+pub(crate) struct BudgetShare {
     budget: Arc<FetchBudget>,
     blocks: u64,
     is_background: bool,
 }
 
-impl Drop for Room {
+impl Drop for BudgetShare {
     fn drop(&mut self) {
-        self.budget.books.lock().free(self.blocks, self.is_background);
-        self.budget.give_turns();
+        self.budget.state.lock().free(self.blocks, self.is_background);
+        self.budget.issue_grants();
     }
 }
 
@@ -81,36 +82,38 @@ impl BudgetState {
         self.background_blocks -= if is_background { blocks } else { 0 };
     }
 
-    /// Ends a turn; returns true if there was one.
-    fn end_turn(&mut self, who: &Weak<dyn Starter>) -> bool {
-        let Some(at) = self.turns.iter().position(|(other, _)| is_same(other, who)) else { return false };
-        let (_, is_background) = self.turns.swap_remove(at);
-        self.free(MAX_FLIGHT_BLOCKS, is_background);
+    /// Ends the grant of a starter; returns true if it had one.
+    fn end_grant(&mut self, starter: &Weak<dyn FetchStarter>) -> bool {
+        let Some(at) = self.grants.iter().position(|(other, _)| is_same(other, starter)) else {
+            return false;
+        };
+        let (_, is_background) = self.grants.swap_remove(at);
+        self.free(MAX_FETCH_BLOCKS, is_background);
         true
     }
 
-    fn wait(&mut self, who: Weak<dyn Starter>, is_background: bool) {
+    fn enqueue(&mut self, starter: Weak<dyn FetchStarter>, is_background: bool) {
         let queue = if is_background { &mut self.background } else { &mut self.urgent };
-        if !queue.iter().any(|other| is_same(other, &who)) {
-            queue.push_back(who);
+        if !queue.iter().any(|other| is_same(other, &starter)) {
+            queue.push_back(starter);
         }
     }
 }
 
-/// The weak reference keeps the allocation, so its address is unique.
-fn is_same(one: &Weak<dyn Starter>, other: &Weak<dyn Starter>) -> bool {
+/// Compares starters by address, which is unique while a weak reference keeps the allocation.
+fn is_same(one: &Weak<dyn FetchStarter>, other: &Weak<dyn FetchStarter>) -> bool {
     std::ptr::addr_eq(one.as_ptr(), other.as_ptr())
 }
 
 impl FetchBudget {
-    pub(crate) fn new(most_blocks: u64, background_most_blocks: u64) -> Arc<Self> {
-        // Less could never hold the longest fetch.
-        let background_most_blocks = background_most_blocks.max(MAX_FLIGHT_BLOCKS);
+    pub(crate) fn new(max_blocks: u64, max_background_blocks: u64) -> Arc<Self> {
+        // At least the longest fetch, which could never start otherwise.
+        let max_background_blocks = max_background_blocks.max(MAX_FETCH_BLOCKS);
         Arc::new(Self {
-            most_blocks: most_blocks.max(background_most_blocks),
-            background_most_blocks,
-            books: Mutex::default(),
-            turns: AtomicUsize::new(0),
+            max_blocks: max_blocks.max(max_background_blocks),
+            max_background_blocks,
+            state: Mutex::default(),
+            grants: AtomicUsize::new(0),
         })
     }
 
@@ -121,77 +124,79 @@ impl FetchBudget {
         BUDGET.clone()
     }
 
-    fn has_room(&self, books: &BudgetState, blocks: u64, is_background: bool) -> bool {
-        books.taken_blocks + blocks <= self.most_blocks
-            && (!is_background || books.background_blocks + blocks <= self.background_most_blocks)
+    fn has_budget(&self, state: &BudgetState, blocks: u64, is_background: bool) -> bool {
+        state.taken_blocks + blocks <= self.max_blocks
+            && (!is_background || state.background_blocks + blocks <= self.max_background_blocks)
     }
 
-    /// Takes budget for a fetch; if there is none, or others wait, `who` gets a turn later.
+    /// Takes budget for a fetch. Without free budget, or while others wait, queues `starter` for a grant and
+    /// returns `None`.
     pub(crate) fn take(
         self: &Arc<Self>,
-        who: Weak<dyn Starter>,
+        starter: Weak<dyn FetchStarter>,
         blocks: u64,
         urgency: Urgency,
-    ) -> Option<Room> {
+    ) -> Option<BudgetShare> {
         let is_background = urgency == Urgency::Background;
-        assert!(blocks <= MAX_FLIGHT_BLOCKS, "a turn suffices for the longest fetch");
-        let mut books = self.books.lock();
-        let has_turn = books.end_turn(&who);
-        self.turns.store(books.turns.len(), Ordering::Release);
+        assert!(blocks <= MAX_FETCH_BLOCKS, "a grant suffices for the longest fetch");
+        let mut state = self.state.lock();
+        let has_grant = state.end_grant(&starter);
+        self.grants.store(state.grants.len(), Ordering::Release);
         let is_next =
-            has_turn || (books.urgent.is_empty() && (!is_background || books.background.is_empty()));
-        if !is_next || !self.has_room(&books, blocks, is_background) {
-            books.wait(who, is_background);
+            has_grant || (state.urgent.is_empty() && (!is_background || state.background.is_empty()));
+        if !is_next || !self.has_budget(&state, blocks, is_background) {
+            state.enqueue(starter, is_background);
             return None;
         }
-        books.take(blocks, is_background);
-        assert!(books.taken_blocks <= self.most_blocks, "fetches stay within the budget");
-        Some(Room { budget: self.clone(), blocks, is_background })
+        state.take(blocks, is_background);
+        assert!(state.taken_blocks <= self.max_blocks, "fetches stay within the budget");
+        Some(BudgetShare { budget: self.clone(), blocks, is_background })
     }
 
-    /// Passes the turn of `who` on, if it has one and nothing to start. Call it without locks that starters
-    /// need.
-    pub(crate) fn pass_on(&self, who: &Weak<dyn Starter>) {
-        if self.turns.load(Ordering::Acquire) == 0 {
+    /// Releases the grant of a starter with nothing to start, if it has one. Starters run inside: hold none
+    /// of their locks.
+    pub(crate) fn release_grant(&self, starter: &Weak<dyn FetchStarter>) {
+        if self.grants.load(Ordering::Acquire) == 0 {
             return;
         }
-        let had_turn = {
-            let mut books = self.books.lock();
-            let had_turn = books.end_turn(who);
-            self.turns.store(books.turns.len(), Ordering::Release);
-            had_turn
+        let had_grant = {
+            let mut state = self.state.lock();
+            let had_grant = state.end_grant(starter);
+            self.grants.store(state.grants.len(), Ordering::Release);
+            had_grant
         };
-        if had_turn {
-            self.give_turns();
+        if had_grant {
+            self.issue_grants();
         }
     }
 
-    /// Grants turns while there is budget. One thread at a time does so: a starter may return budget at once.
-    fn give_turns(&self) {
-        if std::mem::replace(&mut self.books.lock().is_giving, true) {
+    /// Issues grants while there is budget. Only one thread does so at a time, because a starter may return
+    /// budget immediately.
+    fn issue_grants(&self) {
+        if std::mem::replace(&mut self.state.lock().is_granting, true) {
             return;
         }
-        while let Some(next) = self.next_turn() {
-            next.take_turn();
+        while let Some(next) = self.next_grant() {
+            next.on_grant();
         }
     }
 
-    fn next_turn(&self) -> Option<Arc<dyn Starter>> {
-        let mut books = self.books.lock();
+    fn next_grant(&self) -> Option<Arc<dyn FetchStarter>> {
+        let mut state = self.state.lock();
         for is_background in [false, true] {
-            while self.has_room(&books, MAX_FLIGHT_BLOCKS, is_background) {
-                let queue = if is_background { &mut books.background } else { &mut books.urgent };
-                let Some(who) = queue.pop_front() else { break };
-                // Its volume may be closed.
-                let Some(next) = who.upgrade() else { continue };
-                books.take(MAX_FLIGHT_BLOCKS, is_background);
-                assert!(books.taken_blocks <= self.most_blocks, "turns stay within the budget");
-                books.turns.push((who, is_background));
-                self.turns.store(books.turns.len(), Ordering::Release);
+            while self.has_budget(&state, MAX_FETCH_BLOCKS, is_background) {
+                let queue = if is_background { &mut state.background } else { &mut state.urgent };
+                let Some(starter) = queue.pop_front() else { break };
+                // `None`: its volume was dropped.
+                let Some(next) = starter.upgrade() else { continue };
+                state.take(MAX_FETCH_BLOCKS, is_background);
+                assert!(state.taken_blocks <= self.max_blocks, "grants stay within the budget");
+                state.grants.push((starter, is_background));
+                self.grants.store(state.grants.len(), Ordering::Release);
                 return Some(next);
             }
         }
-        books.is_giving = false;
+        state.is_granting = false;
         None
     }
 }
@@ -200,94 +205,98 @@ impl FetchBudget {
 mod tests {
     use super::*;
 
-    /// Starts its fetches while it gets budget.
-    struct Double {
+    /// Fake that starts its fetches as budget permits.
+    struct FakeStarter {
         budget: Arc<FetchBudget>,
-        wants: Mutex<VecDeque<(u64, Urgency)>>,
-        under_way: Mutex<VecDeque<Room>>,
+        queued: Mutex<VecDeque<(u64, Urgency)>>,
+        active: Mutex<VecDeque<BudgetShare>>,
     }
 
-    impl Double {
-        fn new(budget: &Arc<FetchBudget>, wants: &[(u64, Urgency)]) -> Arc<Self> {
-            let wants = Mutex::new(wants.iter().copied().collect());
-            Arc::new(Self { budget: budget.clone(), wants, under_way: Mutex::default() })
+    impl FakeStarter {
+        fn new(budget: &Arc<FetchBudget>, queued: &[(u64, Urgency)]) -> Arc<Self> {
+            let queued = Mutex::new(queued.iter().copied().collect());
+            Arc::new(Self { budget: budget.clone(), queued, active: Mutex::default() })
         }
 
-        fn weak(self: &Arc<Self>) -> Weak<dyn Starter> {
+        fn weak(self: &Arc<Self>) -> Weak<dyn FetchStarter> {
             let weak: Weak<Self> = Arc::downgrade(self);
             weak
         }
 
-        fn land(&self) -> bool {
-            let first = self.under_way.lock().pop_front();
+        fn finish_one(&self) -> bool {
+            let first = self.active.lock().pop_front();
             first.is_some()
         }
 
         fn active(&self) -> usize {
-            self.under_way.lock().len()
+            self.active.lock().len()
         }
     }
 
-    impl Starter for Double {
-        fn take_turn(self: Arc<Self>) {
+    impl FetchStarter for FakeStarter {
+        fn on_grant(self: Arc<Self>) {
             loop {
-                let Some((blocks, urgency)) = self.wants.lock().front().copied() else { break };
-                let Some(room) = self.budget.take(self.weak(), blocks, urgency) else { return };
-                self.wants.lock().pop_front();
-                self.under_way.lock().push_back(room);
+                let Some((blocks, urgency)) = self.queued.lock().front().copied() else { break };
+                let Some(share) = self.budget.take(self.weak(), blocks, urgency) else { return };
+                self.queued.lock().pop_front();
+                self.active.lock().push_back(share);
             }
-            self.budget.pass_on(&self.weak());
+            self.budget.release_grant(&self.weak());
         }
     }
 
-    const LONG: (u64, Urgency) = (MAX_FLIGHT_BLOCKS, Urgency::Background);
+    const LONG: (u64, Urgency) = (MAX_FETCH_BLOCKS, Urgency::Background);
     const READ: (u64, Urgency) = (64, Urgency::Reader);
 
     #[test]
     fn waiters_are_served_fairly_with_readers_first() {
-        let budget = FetchBudget::new(5 * MAX_FLIGHT_BLOCKS, 4 * MAX_FLIGHT_BLOCKS);
-        let [one, other, third] = [[LONG; 9]; 3].map(|wants| Double::new(&budget, &wants));
-        for double in [&one, &other, &third] {
-            double.clone().take_turn();
+        let budget = FetchBudget::new(5 * MAX_FETCH_BLOCKS, 4 * MAX_FETCH_BLOCKS);
+        let [one, other, third] = [[LONG; 9]; 3].map(|queued| FakeStarter::new(&budget, &queued));
+        for starter in [&one, &other, &third] {
+            starter.clone().on_grant();
         }
-        assert_eq!([&one, &other, &third].map(|double| double.active()), [4, 0, 0], "it was the first");
-        // The share of readers suffices for sixteen short fetches.
-        let reader = Double::new(&budget, &[READ; 17]);
-        reader.clone().take_turn();
+        assert_eq!(
+            [&one, &other, &third].map(|starter| starter.active()),
+            [4, 0, 0],
+            "the first starter takes all budget"
+        );
+        // The budget reserved for readers suffices for sixteen short fetches.
+        let reader = FakeStarter::new(&budget, &[READ; 17]);
+        reader.clone().on_grant();
         assert_eq!(reader.active(), 16);
         // A waiting reader precedes background fetches that wait longer.
-        assert!(one.land());
-        assert_eq!([&one, &other, &third, &reader].map(|double| double.active()), [3, 0, 0, 17]);
-        while reader.land() {}
+        assert!(one.finish_one());
+        assert_eq!([&one, &other, &third, &reader].map(|starter| starter.active()), [3, 0, 0, 17]);
+        while reader.finish_one() {}
         assert_eq!(
-            [&one, &other, &third].map(|double| double.active()),
+            [&one, &other, &third].map(|starter| starter.active()),
             [4, 0, 0],
-            "it has waited the longest"
+            "the longest waiter gets the grant"
         );
         let mut seen = vec![];
-        while one.land() {
-            seen.push([&one, &other, &third].map(|double| double.active()));
+        while one.finish_one() {
+            seen.push([&one, &other, &third].map(|starter| starter.active()));
             if seen.len() == 4 {
                 break;
             }
         }
-        assert_eq!(seen, [[3, 1, 0], [2, 1, 1], [2, 1, 1], [1, 2, 1]], "turns go round");
+        assert_eq!(seen, [[3, 1, 0], [2, 1, 1], [2, 1, 1], [1, 2, 1]], "grants are round-robin");
     }
 
     #[test]
-    fn unused_turn_passes_to_next_starter() {
-        let budget = FetchBudget::new(MAX_FLIGHT_BLOCKS, MAX_FLIGHT_BLOCKS);
-        let [one, gone, idle, last] = [[LONG; 1]; 4].map(|wants| Double::new(&budget, &wants));
-        for double in [&one, &gone, &idle, &last] {
-            double.clone().take_turn();
+    fn unused_grant_passes_to_next_starter() {
+        let budget = FetchBudget::new(MAX_FETCH_BLOCKS, MAX_FETCH_BLOCKS);
+        let [one, dropped, idle, last] = [[LONG; 1]; 4].map(|queued| FakeStarter::new(&budget, &queued));
+        for starter in [&one, &dropped, &idle, &last] {
+            starter.clone().on_grant();
         }
-        drop(gone);
-        idle.wants.lock().clear();
-        assert!(one.land());
+        drop(dropped);
+        idle.queued.lock().clear();
+        assert!(one.finish_one());
         assert_eq!((last.active(), idle.active()), (1, 0));
-        assert!(last.land());
-        let books = budget.books.lock();
-        assert_eq!((books.taken_blocks, books.background_blocks, books.turns.len()), (0, 0, 0));
-        assert!(books.background.is_empty() && !books.is_giving);
+        assert!(last.finish_one());
+        let state = budget.state.lock();
+        assert_eq!((state.taken_blocks, state.background_blocks, state.grants.len()), (0, 0, 0));
+        assert!(state.background.is_empty() && !state.is_granting);
     }
 }

@@ -1,13 +1,13 @@
-//! Lazy volumes: usable at once, hydrated from their source on read and in the background.
+//! Lazy volumes: usable immediately, hydrated from their source on read and in the background.
 //!
 //! A lazy volume starts with a head above a [base](crate::lazy::base), which holds every block for the layers
-//! above and fetches missing ones. Everything else is as in any volume: writes go to the head only, so the
-//! dirty set is exact. When all blocks are present, one commit turns the base into a frozen layer.
+//! above and fetches missing ones. Writes go to the head only, as in any volume, so the dirty set is exact.
+//! When all blocks are present, one commit turns the base into a frozen layer.
 
 use crate::{
     error::{IoContext, VolumeError},
     head::Head,
-    head::place::Place,
+    head::volume_dir::VolumeDir,
     io::files,
     io::reserve,
     io::storage,
@@ -34,7 +34,7 @@ const HEAD: Epoch = Epoch(2);
 pub enum Access {
     /// Read of the whole range.
     Read,
-    /// Write of the whole range, which needs the partial blocks at its ends.
+    /// Write of the whole range, which reads the partial blocks at its ends.
     Write,
 }
 
@@ -52,15 +52,15 @@ impl Volume {
     ) -> Result<Arc<Self>, VolumeError> {
         meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
         storage::create_dir(dir).during("create", dir)?;
-        let place = Place { dir, volume: id, size_bytes };
+        let volume_dir = VolumeDir { path: dir, volume: id, size_bytes };
         let base_entry = LayerEntry { lazy: true, ..LayerEntry::frozen(BASE, size_bytes) };
         let make = || {
             drop(DataFiles::create(&files::data_path(dir, BASE), size_bytes)?);
-            LazyBase::create_log(place, BASE, &BlockSet::new())?;
-            let base = load_lazy(place, base_entry)?;
-            let head = Head::create(place, HEAD)?;
+            LazyBase::create_log(volume_dir, BASE, &BlockSet::new())?;
+            let base = load_lazy(volume_dir, base_entry)?;
+            let head = Head::create(volume_dir, HEAD)?;
             let meta = Meta::new(id, vec![LayerEntry::head(HEAD, size_bytes), base_entry]);
-            // Also makes the names durable: it syncs the directory.
+            // Also syncs the directory, which makes the file names durable.
             meta.store(dir)?;
             sync_parent(dir)?;
             let layers = vec![Layer::Open(Arc::new(head)), Layer::Frozen(Arc::new(base))];
@@ -90,28 +90,28 @@ impl Volume {
         self.stack.read().lazy().is_some_and(|base| !base.is_complete())
     }
 
-    /// Returns the hydration state; `None` if the volume is not lazy (any more).
+    /// Returns the hydration state; `None` if the volume is not lazy or its hydration has ended.
     pub fn hydration(&self) -> Option<Hydration> {
         self.current().lazy().map(|base| base.hydration())
     }
 
-    /// Fetches and waits for the next blocks of hydration, first around recent reads; returns the bytes, at
-    /// most 4 MiB, or `None` if all blocks are present, in flight or refused. Several threads may call it. A
-    /// permanent refusal of the source is an error once; the blocks are skipped afterwards.
+    /// Fetches the next blocks of hydration, first around recent reads, and waits for them. Returns the
+    /// bytes, at most 4 MiB, or `None` if all blocks are present, in flight or refused. Several threads may
+    /// call it. A permanent refusal by the source is an error once; later calls skip the blocks.
     ///
     /// # Errors
     /// The source or the disk fails; a retry is possible.
     pub fn hydrate_next(&self) -> Result<Option<u64>, VolumeError> {
         self.check_usable()?;
-        reserve::check_free("hydrate", &self.dir)?;
+        reserve::check_free("hydration", &self.dir)?;
         match self.current().lazy() {
             Some(base) => base.hydrate_next(),
             None => Ok(None),
         }
     }
 
-    /// Makes [`hydrate_next`](Self::hydrate_next) prefer these blocks, in this order, after recent reads and
-    /// their surroundings. It is a hint: some 100,000 extents are kept, and none across restarts.
+    /// Makes [`hydrate_next`](Self::hydrate_next) prefer these blocks, in this order, after the areas around
+    /// recent reads. A hint: at most 131,072 extents are queued, not persistently.
     pub fn prefer(&self, extents: &[Extent]) {
         if let Some(base) = self.current().lazy() {
             base.prefer(extents);
@@ -125,11 +125,11 @@ impl Volume {
         }
     }
 
-    /// Makes fetched blocks durable, so that the next start does not fetch them again. This also happens
-    /// after every 64 MiB.
+    /// Makes fetched blocks durable, so that the next start does not fetch them again. Fetches also do so
+    /// every 64 MiB.
     ///
     /// # Errors
-    /// The disk is full or fails; blocks that may not be durable are fetched again.
+    /// The disk is full or fails; blocks that may be lost are fetched again.
     pub fn sync_hydration(&self) -> Result<(), VolumeError> {
         match self.current().lazy() {
             Some(base) => base.write_log(),
@@ -143,7 +143,7 @@ impl Volume {
     /// # Errors
     /// The disk is full or fails; a retry is possible.
     pub fn end_hydration(&self) -> Result<bool, VolumeError> {
-        let _no_merge = self.keep_merges_out();
+        let _no_merge = self.pause_merges();
         self.check_usable()?;
         let stack = self.current();
         let Some(Layer::Frozen(old)) = stack.layers().last() else { return Ok(true) };
@@ -153,7 +153,7 @@ impl Volume {
         }
         base.write_log()?;
         let blocks = old.size_bytes / BLOCK_SIZE_BYTES;
-        // A failed sync has removed blocks.
+        // A failed sync has invalidated blocks.
         if base.logged().len_blocks() != blocks {
             return Ok(false);
         }
@@ -182,33 +182,34 @@ impl Volume {
             false => Some(layer.clone()),
         });
         drop(admin);
-        if let Err(error) = files::remove_if_there(&files::log_path(&self.dir, old.file)) {
-            tracing::warn!(volume = %self.id, %error, "the log of the hydration stays until the next start");
+        if let Err(error) = files::remove_if_exists(&files::log_path(&self.dir, old.file)) {
+            tracing::warn!(volume = %self.id, %error, "removal failed on the hydration log: left to the next start");
         }
         Ok(true)
     }
 
-    /// Prefetches the blocks of a request: returns `then` if none is missing. Otherwise they are fetched, and
-    /// another thread calls `then` when they are present or failed.
+    /// Fetches the missing blocks of a request without blocking. Returns `on_done` if none is missing;
+    /// otherwise another thread calls `on_done` when they are present or failed.
     ///
-    /// So a server needs no waiting thread per request. A request made afterwards does not wait for the
+    /// So a server needs no waiting thread per request. The request, made afterwards, does not wait for the
     /// source, except after a disk error.
     pub fn on_fetched(
         &self,
         access: Access,
         offset_bytes: u64,
         len_bytes: u64,
-        then: OnFetched,
+        on_done: OnFetched,
     ) -> Option<OnFetched> {
         if self.check_range(offset_bytes, len_bytes).is_err() {
-            // The request itself returns the error.
-            return Some(then);
+            // The request itself fails.
+            return Some(on_done);
         }
-        on_fetched(&self.current(), access, offset_bytes, len_bytes, then)
+        on_fetched(&self.current(), access, offset_bytes, len_bytes, on_done)
     }
 
-    /// Fetches missing blocks that a write covers in part; returns false if that would block and may not.
-    pub(crate) fn fetch_edges(
+    /// Fetches the missing blocks that a write covers partially. Returns false if that would block and
+    /// `may_wait` is false.
+    pub(crate) fn fetch_partial_blocks(
         &self,
         offset_bytes: u64,
         len_bytes: u64,
@@ -216,8 +217,8 @@ impl Volume {
     ) -> Result<bool, VolumeError> {
         let stack = self.current();
         let Some(base) = stack.lazy().filter(|base| !base.is_complete()) else { return Ok(true) };
-        for edge in partial_blocks(offset_bytes, len_bytes) {
-            let wanted = lazy_runs(&stack, Extent::new(edge, 1));
+        for block in partial_blocks(offset_bytes, len_bytes) {
+            let wanted = lazy_extents(&stack, Extent::new(block, 1));
             if wanted.is_empty() || base.has_all(&wanted) {
                 continue;
             }
@@ -225,7 +226,7 @@ impl Volume {
                 return Ok(false);
             }
             self.check_usable()?;
-            base.fetch_extents(&wanted).map_err(|failure| base.failed(edge, failure))?;
+            base.fetch_extents(&wanted).map_err(|failure| base.failed(block, failure))?;
         }
         Ok(true)
     }
@@ -238,11 +239,11 @@ impl SnapshotView {
     }
 
     /// Runs [`Volume::on_fetched`] for a read of the snapshot.
-    pub fn on_fetched(&self, offset_bytes: u64, len_bytes: u64, then: OnFetched) -> Option<OnFetched> {
+    pub fn on_fetched(&self, offset_bytes: u64, len_bytes: u64, on_done: OnFetched) -> Option<OnFetched> {
         if self.check_range(offset_bytes, len_bytes).is_err() {
-            return Some(then);
+            return Some(on_done);
         }
-        on_fetched(&self.stack, Access::Read, offset_bytes, len_bytes, then)
+        on_fetched(&self.stack, Access::Read, offset_bytes, len_bytes, on_done)
     }
 }
 
@@ -251,40 +252,40 @@ fn on_fetched(
     access: Access,
     offset_bytes: u64,
     len_bytes: u64,
-    then: OnFetched,
+    on_done: OnFetched,
 ) -> Option<OnFetched> {
-    let Some(base) = stack.lazy().filter(|base| !base.is_complete()) else { return Some(then) };
+    let Some(base) = stack.lazy().filter(|base| !base.is_complete()) else { return Some(on_done) };
     let wanted: Vec<Extent> = match access {
-        Access::Read => lazy_runs(stack, Extent::touching(offset_bytes, len_bytes)),
+        Access::Read => lazy_extents(stack, Extent::touching(offset_bytes, len_bytes)),
         Access::Write => partial_blocks(offset_bytes, len_bytes)
-            .flat_map(|edge| lazy_runs(stack, Extent::new(edge, 1)))
+            .flat_map(|block| lazy_extents(stack, Extent::new(block, 1)))
             .collect(),
     };
-    let Some(start) = wanted.first().map(|run| run.start).filter(|_| !base.has_all(&wanted)) else {
-        return Some(then);
+    let Some(start) = wanted.first().map(|extent| extent.start).filter(|_| !base.has_all(&wanted)) else {
+        return Some(on_done);
     };
-    let (told, then) = (base.clone(), Arc::new(Mutex::new(Some(then))));
-    let kept = then.clone();
-    let waiting = base.want(
+    let (failing_base, on_done) = (base.clone(), Arc::new(Mutex::new(Some(on_done))));
+    let shared = on_done.clone();
+    let unused = base.request(
         &wanted,
         Box::new(move |result| {
-            if let Some(then) = kept.lock().take() {
-                then(result.map_err(|failure| told.failed(start, failure)));
+            if let Some(on_done) = shared.lock().take() {
+                on_done(result.map_err(|failure| failing_base.failed(start, failure)));
             }
         }),
     );
-    // Only the wrapper was returned.
-    waiting.and_then(|_| then.lock().take())
+    // `request` returns the wrapper, not `on_done`.
+    unused.and_then(|_| on_done.lock().take())
 }
 
 /// Returns the extents of a range that are read from the lazy base.
-fn lazy_runs(stack: &Stack, range: Extent) -> Vec<Extent> {
-    let mut runs = Vec::new();
-    let _ = stack.resolve(range, &mut |run, source| {
+fn lazy_extents(stack: &Stack, range: Extent) -> Vec<Extent> {
+    let mut extents = Vec::new();
+    let _ = stack.resolve(range, &mut |extent, source| {
         if source.is_some_and(|data| data.lazy().is_some()) {
-            runs.push(run);
+            extents.push(extent);
         }
         Ok::<(), std::convert::Infallible>(())
     });
-    runs
+    extents
 }

@@ -1,11 +1,11 @@
-//! In-flight table of a lazy base: present blocks, running fetches and their waiters.
+//! In-flight table of a lazy base: present blocks, queued and running fetches, and their waiters.
 //!
-//! Pure state behind one lock (single-flight): at most one fetch at a time requests a block, and fetches do
-//! not overlap. Fetches with waiting readers start before background ones, and their number is bounded.
+//! Pure state behind one lock. Fetches never overlap, so readers of a block share one fetch (single-flight).
+//! Fetches with waiting readers start before background ones, and the number of running fetches is limited.
 
 use crate::{
     lazy::prefetch_queue::PrefetchQueue,
-    lazy::waiters::{Call, Then, WaiterId, Waiters},
+    lazy::waiters::{OnDone, PendingCallback, WaiterId, Waiters},
     lazy::{FetchFailure, Urgency},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, Readahead, ReadaheadLimits};
@@ -14,15 +14,15 @@ use std::{
     time::Instant,
 };
 
-/// Length fetched around a missed block: 256 KiB, two frames of a cloud snapshot.
+/// Length and alignment of a fetch for a missed block: 256 KiB, two frames of a cloud snapshot.
 pub(crate) const MISS_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
 /// Maximum length of a fetch: 4 MiB.
-pub(crate) const MAX_FLIGHT_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
-/// Maximum number of running fetches of a volume; each holds its blocks in memory, so at most 160 MiB. All
-/// volumes together have a [budget](super::fetch_budget).
+pub(crate) const MAX_FETCH_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
+/// Maximum number of running fetches of a volume. Each holds its blocks in memory, at most 160 MiB in total.
+/// A [budget](super::fetch_budget) limits all volumes together.
 const MAX_ACTIVE: usize = 40;
-/// Readahead of a lazy volume. The window is as large as what a restore has in flight, 128 MiB: with half of
-/// it, sequential readers wait for a slow store twice as often. A step is one fetch, 4 MiB.
+/// Readahead limits of a lazy volume. The window, 128 MiB, equals the data that a restore has in flight: with
+/// half of it, sequential readers wait for a slow store twice as often. A step is one fetch, 4 MiB.
 const READAHEAD: ReadaheadLimits = ReadaheadLimits {
     first_window_blocks: 256,
     max_window_blocks: 32_768,
@@ -30,14 +30,15 @@ const READAHEAD: ReadaheadLimits = ReadaheadLimits {
     slack_blocks: 256,
     min_reads: 2,
 };
-/// Maximum number of background fetches among them; others wait or are dropped. A whole readahead window is
-/// 32.
+/// Maximum number of background fetches, among the running and among the queued ones. A full
+/// readahead window is 32.
 const MAX_BACKGROUND: usize = 34;
-/// Maximum number of remembered hot places.
+/// Maximum number of hot areas.
 const MAX_HOT: usize = 256;
-/// Length of the hot area around a read: 4 MiB.
-const HOT_BLOCKS: u64 = MAX_FLIGHT_BLOCKS;
+/// Length and alignment of the hot area around a read: 4 MiB.
+const HOT_BLOCKS: u64 = MAX_FETCH_BLOCKS;
 
+/// Queued or running fetch.
 struct InFlightFetch {
     extent: Extent,
     urgency: Urgency,
@@ -48,39 +49,39 @@ struct InFlightFetch {
 /// Waiter of a fetch.
 struct Waiter {
     id: WaiterId,
-    /// The fetch was already running: its source may time out too early for this waiter.
-    came_late: bool,
+    /// True if the fetch was already running: its source may time out too early for this waiter.
+    joined_late: bool,
 }
 
-/// Result of a request.
+/// Result of a request for blocks.
 pub(crate) enum FetchRequest {
-    /// All blocks are present; `then` was not called.
-    Granted(Then),
-    /// `then` will be called.
-    Waits,
-    /// Too many waiters; `then` was not called.
-    Refused(Then),
+    /// All blocks are present; the callback was not called.
+    Present(OnDone),
+    /// The callback will be called.
+    Waiting,
+    /// Too many waiters; the callback was not called.
+    Refused(OnDone),
 }
 
 /// In-flight table of a lazy base.
 #[derive(Default)]
 pub(crate) struct InFlightTable {
     /// Blocks whose content is in the file (page cache).
-    pub(crate) there: BlockSet,
-    /// Blocks among them that the log does not name yet.
+    pub(crate) present: BlockSet,
+    /// Present blocks that the log does not name yet.
     pub(crate) unlogged: BlockSet,
-    /// Blocks among them that are known zeroes, holes of the file.
+    /// Present blocks that are known zeroes, holes of the file.
     pub(crate) zero: BlockSet,
     end: BlockIndex,
     by_start: BTreeMap<u64, InFlightFetch>,
     waiters: Waiters,
-    /// A timeout check is scheduled.
-    is_timed: bool,
+    /// True while a timeout check is scheduled.
+    is_check_scheduled: bool,
     urgent: VecDeque<u64>,
     background: VecDeque<u64>,
     active: usize,
     active_background: usize,
-    /// A thread is starting fetches.
+    /// True while a thread starts fetches.
     pub(crate) is_starting: bool,
     readahead: Readahead,
     pub(crate) preferred: PrefetchQueue,
@@ -88,51 +89,57 @@ pub(crate) struct InFlightTable {
     hot_known: HashSet<u64>,
     cursor: BlockIndex,
     pub(crate) fetched_blocks: u64,
-    /// Number of times that blocks were forgotten: data written meanwhile may be lost, too.
-    pub(crate) forgets: u64,
-    /// Blocks that the source refused permanently: hydration skips them.
+    /// Number of invalidations. Data that a fetch wrote across an invalidation may be lost, too.
+    pub(crate) invalidations: u64,
+    /// Blocks that the source refused permanently; hydration skips them.
     refused: BlockSet,
 }
 
 impl InFlightTable {
     /// Creates the table of a base with these durable blocks.
-    pub(crate) fn new(blocks: u64, there: BlockSet) -> Self {
-        Self { there, end: BlockIndex(blocks), ..Self::default() }
+    pub(crate) fn new(blocks: u64, present: BlockSet) -> Self {
+        Self { present, end: BlockIndex(blocks), ..Self::default() }
     }
 
-    pub(crate) fn is_all_there(&self) -> bool {
-        self.there.len_blocks() == self.end.0
+    pub(crate) fn is_complete(&self) -> bool {
+        self.present.len_blocks() == self.end.0
     }
 
     pub(crate) fn waiting(&self) -> u64 {
         self.waiters.len() as u64
     }
 
-    /// Requests blocks. `then` is kept until they are present or `until` has passed, unless all are present.
-    pub(crate) fn want(&mut self, wanted: &[Extent], until: Option<Instant>, then: Then) -> FetchRequest {
+    /// Requests blocks. Unless all are present, the callback runs when they are, when a fetch fails, or at
+    /// the deadline.
+    pub(crate) fn request(
+        &mut self,
+        wanted: &[Extent],
+        deadline: Option<Instant>,
+        on_done: OnDone,
+    ) -> FetchRequest {
         let gaps: Vec<Extent> = wanted
             .iter()
-            .flat_map(|&extent| self.there.gaps_in(extent.intersection(self.full_extent())))
+            .flat_map(|&extent| self.present.gaps_in(extent.intersection(self.full_extent())))
             .collect();
-        let Some(first) = gaps.first() else { return FetchRequest::Granted(then) };
+        let Some(first) = gaps.first() else { return FetchRequest::Present(on_done) };
         if self.waiters.is_full() {
-            return FetchRequest::Refused(then);
+            return FetchRequest::Refused(on_done);
         }
-        self.note_hot(first.start);
+        self.record_hot(first.start);
         for &gap in &gaps {
             self.launch(gap, MISS_BLOCKS, Urgency::Reader);
         }
         let mut starts: Vec<u64> = gaps.iter().flat_map(|&gap| self.overlapping(gap)).collect();
         starts.sort_unstable();
         starts.dedup();
-        assert!(!starts.is_empty(), "a fetch ends the wait for missing blocks");
-        let id = self.waiters.add(gaps, starts.len(), until, then);
+        assert!(!starts.is_empty(), "each missing block has a fetch");
+        let id = self.waiters.add(gaps, starts.len(), deadline, on_done);
         for start in starts {
-            if let Some(flight) = self.by_start.get_mut(&start) {
-                flight.waiters.push(Waiter { id, came_late: flight.is_active });
-                if flight.urgency == Urgency::Background {
-                    flight.urgency = Urgency::Reader;
-                    if flight.is_active {
+            if let Some(fetch) = self.by_start.get_mut(&start) {
+                fetch.waiters.push(Waiter { id, joined_late: fetch.is_active });
+                if fetch.urgency == Urgency::Background {
+                    fetch.urgency = Urgency::Reader;
+                    if fetch.is_active {
                         assert!(self.active_background > 0, "active background fetches are counted");
                         self.active_background -= 1;
                     } else {
@@ -142,37 +149,37 @@ impl InFlightTable {
                 }
             }
         }
-        FetchRequest::Waits
+        FetchRequest::Waiting
     }
 
-    /// Calls `then` when the running fetches of an extent have ended; returns false without a call if there
-    /// are none.
-    pub(crate) fn join(&mut self, stretch: Extent, then: Then) -> bool {
-        let starts = self.overlapping(stretch);
+    /// Waits for the fetches that overlap an extent: the callback runs after the last of them. Returns false,
+    /// and drops the callback, without such a fetch.
+    pub(crate) fn join(&mut self, extent: Extent, on_done: OnDone) -> bool {
+        let starts = self.overlapping(extent);
         if starts.is_empty() {
             return false;
         }
-        let id = self.waiters.add(vec![stretch], starts.len(), None, then);
+        let id = self.waiters.add(vec![extent], starts.len(), None, on_done);
         for start in starts {
-            if let Some(flight) = self.by_start.get_mut(&start) {
-                flight.waiters.push(Waiter { id, came_late: false });
+            if let Some(fetch) = self.by_start.get_mut(&start) {
+                fetch.waiters.push(Waiter { id, joined_late: false });
             }
         }
         true
     }
 
-    /// Forgets all blocks that are not in `sure`.
-    pub(crate) fn forget_all_but(&mut self, sure: &BlockSet) {
-        self.there.intersect_with(sure);
-        self.zero.intersect_with(sure);
+    /// Marks all blocks outside of `durable` as missing, after a failed sync.
+    pub(crate) fn invalidate_all_but(&mut self, durable: &BlockSet) {
+        self.present.intersect_with(durable);
+        self.zero.intersect_with(durable);
         self.unlogged = BlockSet::new();
-        self.forgets += 1;
+        self.invalidations += 1;
         debug_assert!(self.is_consistent(), "known zeroes are present");
     }
 
     /// Excludes blocks from hydration that the source refused permanently.
-    pub(crate) fn refuse(&mut self, stretch: Extent) {
-        self.refused.insert_extent(stretch);
+    pub(crate) fn refuse(&mut self, extent: Extent) {
+        self.refused.insert_extent(extent);
     }
 
     /// Includes refused blocks in hydration again.
@@ -180,14 +187,14 @@ impl InFlightTable {
         self.refused = BlockSet::new();
     }
 
-    /// Returns the number of refused, missing blocks.
+    /// Returns the number of missing blocks that the source refused permanently.
     pub(crate) fn refused_blocks(&self) -> u64 {
         let mut refused = self.refused.clone();
-        refused.subtract(&self.there);
+        refused.subtract(&self.present);
         refused.len_blocks()
     }
 
-    /// Returns true if so many background fetches wait that hints are dropped.
+    /// Returns true if the queue of background fetches is full: readahead and hints are dropped then.
     pub(crate) fn is_background_full(&self) -> bool {
         self.background.len() >= MAX_BACKGROUND
     }
@@ -197,7 +204,7 @@ impl InFlightTable {
     }
 
     /// Records a read and starts readahead for sequential readers.
-    pub(crate) fn note_read(&mut self, extent: Extent) {
+    pub(crate) fn record_read(&mut self, extent: Extent) {
         let Some(ahead) = self.readahead.record(&READAHEAD, extent) else { return };
         let ahead = ahead.intersection(self.full_extent());
         if ahead.is_empty() || self.is_background_full() {
@@ -206,35 +213,35 @@ impl InFlightTable {
         self.launch(ahead, MISS_BLOCKS, Urgency::Background);
     }
 
-    /// Creates fetches for the blocks of an extent that are neither present nor in flight, extended to
+    /// Queues fetches for the blocks of an extent that are neither present nor in flight, extended to
     /// multiples of `unit_blocks`.
-    pub(crate) fn launch(&mut self, stretch: Extent, unit_blocks: u64, urgency: Urgency) {
-        let from = stretch.start.0 / unit_blocks * unit_blocks;
-        let to = stretch.end().0.next_multiple_of(unit_blocks).min(self.end.0);
+    pub(crate) fn launch(&mut self, requested: Extent, unit_blocks: u64, urgency: Urgency) {
+        let from = requested.start.0 / unit_blocks * unit_blocks;
+        let to = requested.end().0.next_multiple_of(unit_blocks).min(self.end.0);
         let wide = Extent::between(BlockIndex(from), BlockIndex(to));
         let mut free = BlockSet::from_iter([wide]);
-        for present in self.there.extents_in(wide) {
+        for present in self.present.extents_in(wide) {
             free.remove_extent(present);
         }
         for start in self.overlapping(wide) {
-            if let Some(flight) = self.by_start.get(&start) {
-                free.remove_extent(flight.extent);
+            if let Some(fetch) = self.by_start.get(&start) {
+                free.remove_extent(fetch.extent);
             }
         }
         for run in free.extents() {
-            if run.intersection(stretch).is_empty() {
+            if run.intersection(requested).is_empty() {
                 continue;
             }
             let mut at = run.start;
             while at < run.end() {
-                let end = BlockIndex((at.0 / MAX_FLIGHT_BLOCKS + 1) * MAX_FLIGHT_BLOCKS).min(run.end());
+                let end = BlockIndex((at.0 / MAX_FETCH_BLOCKS + 1) * MAX_FETCH_BLOCKS).min(run.end());
                 let extent = Extent::between(at, end);
                 at = end;
                 assert!(
-                    (1..=MAX_FLIGHT_BLOCKS).contains(&extent.len_blocks),
+                    (1..=MAX_FETCH_BLOCKS).contains(&extent.len_blocks),
                     "the length of a fetch is bounded"
                 );
-                debug_assert!(self.overlapping(extent).is_empty(), "one fetch requests a block");
+                debug_assert!(self.overlapping(extent).is_empty(), "fetches do not overlap");
                 self.by_start.insert(
                     extent.start.0,
                     InFlightFetch { extent, urgency, is_active: false, waiters: vec![] },
@@ -248,23 +255,23 @@ impl InFlightTable {
     }
 
     /// Returns the starts of fetches that overlap an extent.
-    fn overlapping(&self, stretch: Extent) -> Vec<u64> {
-        let from = stretch.start.0.saturating_sub(MAX_FLIGHT_BLOCKS);
-        let near = self.by_start.range(from..stretch.end().0);
-        near.filter(|(_, flight)| flight.extent.end() > stretch.start).map(|(&start, _)| start).collect()
+    fn overlapping(&self, extent: Extent) -> Vec<u64> {
+        let from = extent.start.0.saturating_sub(MAX_FETCH_BLOCKS);
+        let near = self.by_start.range(from..extent.end().0);
+        near.filter(|(_, fetch)| fetch.extent.end() > extent.start).map(|(&start, _)| start).collect()
     }
 
-    /// Returns length and urgency of the next fetch to start, if allowed.
+    /// Returns length and urgency of the next fetch to start, if the limits allow one.
     pub(crate) fn peek_to_start(&self) -> Option<(u64, Urgency)> {
         if self.active >= MAX_ACTIVE {
             return None;
         }
         let may_hydrate = self.active_background < MAX_BACKGROUND;
         let start = self.urgent.front().or_else(|| self.background.front().filter(|_| may_hydrate))?;
-        self.by_start.get(start).map(|flight| (flight.extent.len_blocks, flight.urgency))
+        self.by_start.get(start).map(|fetch| (fetch.extent.len_blocks, fetch.urgency))
     }
 
-    /// Takes the next fetch to start, if allowed.
+    /// Marks the next fetch as running and returns it, if the limits allow one.
     pub(crate) fn next_to_start(&mut self) -> Option<(Extent, Urgency)> {
         if self.active >= MAX_ACTIVE {
             return None;
@@ -274,138 +281,143 @@ impl InFlightTable {
             None if self.active_background < MAX_BACKGROUND => self.background.pop_front()?,
             None => return None,
         };
-        let flight = self.by_start.get_mut(&start)?;
-        assert!(!flight.is_active, "a fetch starts once");
-        flight.is_active = true;
+        let fetch = self.by_start.get_mut(&start)?;
+        assert!(!fetch.is_active, "a fetch starts once");
+        fetch.is_active = true;
         self.active += 1;
-        self.active_background += usize::from(flight.urgency == Urgency::Background);
+        self.active_background += usize::from(fetch.urgency == Urgency::Background);
         assert!(
             self.active <= MAX_ACTIVE && self.active_background <= self.active,
-            "running fetches are bounded"
+            "running fetches are limited"
         );
-        Some((flight.extent, flight.urgency))
+        Some((fetch.extent, fetch.urgency))
     }
 
-    /// Ends a fetch: its blocks, with the zeroes among them, are present, or it failed. Returns the calls to
-    /// make.
-    pub(crate) fn landed(&mut self, extent: Extent, outcome: Result<&BlockSet, &FetchFailure>) -> Vec<Call> {
+    /// Ends a fetch, with success and its zero blocks, or a failure. Returns the callbacks to run.
+    pub(crate) fn finish_fetch(
+        &mut self,
+        extent: Extent,
+        outcome: Result<&BlockSet, &FetchFailure>,
+    ) -> Vec<PendingCallback> {
         match outcome {
-            Ok(zero) => self.landed_without(extent, zero, None),
+            Ok(zero) => self.finish_fetch_partially(extent, zero, None),
             Err(failure) => {
                 let all = BlockSet::from_iter([extent]);
-                self.landed_without(extent, &BlockSet::new(), Some((&all, failure)))
+                self.finish_fetch_partially(extent, &BlockSet::new(), Some((&all, failure)))
             }
         }
     }
 
-    /// Ends a partially failed fetch: an error for waiters of the failed blocks only. Permanently failed
-    /// blocks are excluded from hydration.
+    /// Ends a fetch with failed blocks, if any; only their waiters fail. Hydration skips permanently
+    /// refused blocks.
     ///
-    /// If a retry can succeed, the fetch runs once more for waiters that joined it while it was running.
-    pub(crate) fn landed_without(
+    /// If a retry can succeed, the fetch runs again for waiters that joined it while it was running.
+    pub(crate) fn finish_fetch_partially(
         &mut self,
         extent: Extent,
         zero: &BlockSet,
         loss: Option<(&BlockSet, &FetchFailure)>,
-    ) -> Vec<Call> {
-        let Some(flight) = self.by_start.remove(&extent.start.0) else { return vec![] };
-        assert!(flight.extent == extent, "a fetch ends as it began");
-        if flight.is_active {
+    ) -> Vec<PendingCallback> {
+        let Some(fetch) = self.by_start.remove(&extent.start.0) else { return vec![] };
+        assert!(fetch.extent == extent, "the extent of a fetch is constant");
+        if fetch.is_active {
             assert!(self.active > 0, "active fetches are counted");
             self.active -= 1;
-            self.active_background -= usize::from(flight.urgency == Urgency::Background);
+            self.active_background -= usize::from(fetch.urgency == Urgency::Background);
         }
         assert!(self.active_background <= self.active, "background fetches are among the active ones");
-        let mut came = BlockSet::from_iter([extent]);
+        let mut arrived = BlockSet::from_iter([extent]);
         if let Some((lost, failure)) = loss {
-            came.subtract(lost);
+            arrived.subtract(lost);
             if matches!(failure, FetchFailure::Source(error) if !error.is_retryable()) {
                 lost.extents_in(extent).for_each(|run| self.refuse(run));
             }
         }
-        for run in came.extents() {
+        for run in arrived.extents() {
             self.fetched_blocks += run.len_blocks;
-            self.have(run, &zero.slice(run));
+            self.mark_present(run, &zero.slice(run));
         }
         let may_succeed = loss.is_some_and(|(_, failure)| failure.is_retryable());
-        let mut calls = Vec::new();
-        let mut late = Vec::new();
-        for Waiter { id, came_late } in flight.waiters {
-            if came_late && may_succeed && self.waiters.contains(id) {
-                late.push(Waiter { id, came_late: false });
+        let mut callbacks = Vec::new();
+        let mut late_waiters = Vec::new();
+        for Waiter { id, joined_late } in fetch.waiters {
+            if joined_late && may_succeed && self.waiters.contains(id) {
+                late_waiters.push(Waiter { id, joined_late: false });
             } else {
-                calls.extend(self.waiters.landed(id, loss));
+                callbacks.extend(self.waiters.fetch_ended(id, loss));
             }
         }
-        // Nothing arrived: only a permanent loss leaves the other blocks present.
-        if !late.is_empty() {
-            let again = InFlightFetch { extent, urgency: Urgency::Reader, is_active: false, waiters: late };
-            self.by_start.insert(extent.start.0, again);
+        // The whole extent again: a retryable failure concerns all blocks of a fetch.
+        if !late_waiters.is_empty() {
+            let retry =
+                InFlightFetch { extent, urgency: Urgency::Reader, is_active: false, waiters: late_waiters };
+            self.by_start.insert(extent.start.0, retry);
             self.urgent.push_back(extent.start.0);
         }
-        calls
+        callbacks
     }
 
-    /// Returns the time of the next timeout check, unless one is scheduled; the caller schedules it.
-    pub(crate) fn next_poll_at(&mut self) -> Option<Instant> {
-        let next = if self.is_timed { None } else { self.waiters.next_end() };
-        self.is_timed |= next.is_some();
+    /// Returns the time of the next timeout check, which the caller must schedule; `None` if one is scheduled
+    /// or no waiter has a deadline.
+    pub(crate) fn next_check_at(&mut self) -> Option<Instant> {
+        let next = if self.is_check_scheduled { None } else { self.waiters.next_deadline() };
+        self.is_check_scheduled |= next.is_some();
         next
     }
 
-    /// Expires waiters and returns the calls to make. Fetches without waiters are not started.
-    pub(crate) fn poll(&mut self, now: Instant) -> Vec<Call> {
-        self.is_timed = false;
-        let calls = self.waiters.expire(now);
+    /// Expires waiters and returns their callbacks. Drops queued reader fetches without waiters.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<PendingCallback> {
+        self.is_check_scheduled = false;
+        let callbacks = self.waiters.expire(now);
         let Self { urgent, by_start, waiters, .. } = self;
-        if !calls.is_empty() {
+        if !callbacks.is_empty() {
             urgent.retain(|start| {
-                let flight = by_start.get(start);
+                let fetch = by_start.get(start);
                 let is_wanted =
-                    flight.is_some_and(|flight| flight.waiters.iter().any(|who| waiters.contains(who.id)));
+                    fetch.is_some_and(|fetch| fetch.waiters.iter().any(|waiter| waiters.contains(waiter.id)));
                 if !is_wanted {
                     by_start.remove(start);
                 }
                 is_wanted
             });
         }
-        calls
+        callbacks
     }
 
-    /// Records present blocks; those of `zero` are zeroes.
-    pub(crate) fn have(&mut self, extent: Extent, zero: &BlockSet) {
-        for gap in self.there.gaps_in(extent).collect::<Vec<_>>() {
-            self.there.insert_extent(gap);
+    /// Marks blocks as present; those of `zero` are zeroes.
+    pub(crate) fn mark_present(&mut self, extent: Extent, zero: &BlockSet) {
+        for gap in self.present.gaps_in(extent).collect::<Vec<_>>() {
+            self.present.insert_extent(gap);
             self.unlogged.insert_extent(gap);
         }
         self.zero.union_with(zero);
         debug_assert!(
-            self.there.last().is_none_or(|last| last < self.end),
+            self.present.last().is_none_or(|last| last < self.end),
             "blocks beyond the end of the base"
         );
         debug_assert!(self.is_consistent(), "known zeroes are present");
     }
 
-    /// Returns true if known zeroes and blocks to log are present; for assertions.
+    /// Returns true if known zeroes and unlogged blocks are present; for assertions.
     fn is_consistent(&self) -> bool {
         [&self.zero, &self.unlogged].iter().all(|set| {
             let mut missing = (*set).clone();
-            missing.subtract(&self.there);
+            missing.subtract(&self.present);
             missing.is_empty()
         })
     }
 
-    /// Fails all waiters with an error and drops fetches that are not running.
-    pub(crate) fn abandon(&mut self, failure: &FetchFailure) -> Vec<Call> {
+    /// Drops queued fetches and fails all waiters; returns their callbacks.
+    pub(crate) fn abandon(&mut self, failure: &FetchFailure) -> Vec<PendingCallback> {
         self.urgent.clear();
         self.background.clear();
-        self.by_start.retain(|_, flight| flight.is_active);
-        self.waiters.dismiss(failure)
+        self.by_start.retain(|_, fetch| fetch.is_active);
+        self.waiters.fail_all(failure)
     }
 
-    fn note_hot(&mut self, block: BlockIndex) {
-        let place = block.0 / HOT_BLOCKS;
-        if self.hot_known.insert(place) {
+    fn record_hot(&mut self, block: BlockIndex) {
+        let area = block.0 / HOT_BLOCKS;
+        if self.hot_known.insert(area) {
             self.hot.push_back(block);
             if self.hot.len() > MAX_HOT
                 && let Some(oldest) = self.hot.pop_front()
@@ -416,16 +428,16 @@ impl InFlightTable {
     }
 
     /// Returns the next extent for hydration: around recent reads, newest first, then preferred extents, then
-    /// the rest in order; `None` if all is present or in flight.
+    /// the rest in order. Returns `None` if each block is present, in flight or refused.
     pub(crate) fn next_in_background(&mut self) -> Option<Extent> {
         while let Some(hot) = self.hot.pop_back() {
-            let place = hot.0 / HOT_BLOCKS;
-            self.hot_known.remove(&place);
+            let area = hot.0 / HOT_BLOCKS;
+            self.hot_known.remove(&area);
             let around =
-                Extent::new(BlockIndex(place * HOT_BLOCKS), HOT_BLOCKS).intersection(self.full_extent());
+                Extent::new(BlockIndex(area * HOT_BLOCKS), HOT_BLOCKS).intersection(self.full_extent());
             if let Some(found) = self.first_missing(around) {
                 self.hot.push_back(hot);
-                self.hot_known.insert(place);
+                self.hot_known.insert(area);
                 return Some(found);
             }
         }
@@ -435,27 +447,27 @@ impl InFlightTable {
             }
             self.preferred.pop();
         }
-        let behind = Extent::between(self.cursor.min(self.end), self.end);
-        let found = self.first_missing(behind).or_else(|| self.first_missing(self.full_extent()))?;
+        let rest = Extent::between(self.cursor.min(self.end), self.end);
+        let found = self.first_missing(rest).or_else(|| self.first_missing(self.full_extent()))?;
         self.cursor = found.end();
         Some(found)
     }
 
-    /// Returns the first extent that is neither present nor in flight, clipped to one fetch.
-    fn first_missing(&self, stretch: Extent) -> Option<Extent> {
-        let gaps = self.there.gaps_in(stretch).flat_map(|gap| self.refused.gaps_in(gap));
+    /// Returns the first extent that is neither present, in flight nor refused, clipped to one fetch.
+    fn first_missing(&self, extent: Extent) -> Option<Extent> {
+        let gaps = self.present.gaps_in(extent).flat_map(|gap| self.refused.gaps_in(gap));
         for gap in gaps {
             let mut at = gap.start;
             while at < gap.end() {
-                let end = BlockIndex((at.0 / MAX_FLIGHT_BLOCKS + 1) * MAX_FLIGHT_BLOCKS).min(gap.end());
+                let end = BlockIndex((at.0 / MAX_FETCH_BLOCKS + 1) * MAX_FETCH_BLOCKS).min(gap.end());
                 let mut free = Extent::between(at, end);
                 for start in self.overlapping(free) {
-                    let Some(flight) = self.by_start.get(&start) else { continue };
-                    if flight.extent.start > free.start {
-                        free = Extent::between(free.start, flight.extent.start);
+                    let Some(fetch) = self.by_start.get(&start) else { continue };
+                    if fetch.extent.start > free.start {
+                        free = Extent::between(free.start, fetch.extent.start);
                         break;
                     }
-                    free = Extent::between(flight.extent.end().min(free.end()), free.end());
+                    free = Extent::between(fetch.extent.end().min(free.end()), free.end());
                 }
                 if !free.is_empty() {
                     return Some(free);

@@ -1,8 +1,7 @@
 //! Source of a lazy volume: the interface between a volume and its backing snapshot.
 //!
-//! The bottom layer of a lazy volume is empty at first. A block that no other layer holds is fetched when it
-//! is read, or by hydration, and stays. The content of the source never changes, so fetching twice is
-//! harmless.
+//! The bottom layer of a lazy volume is initially empty. A block that no other layer holds is fetched on read
+//! or by hydration and stored there. The content of the source never changes, so fetching twice is harmless.
 
 pub(crate) mod base;
 mod fetch_budget;
@@ -24,18 +23,19 @@ pub enum Urgency {
     Background,
 }
 
-/// Original content of a lazy volume.
+/// Backing content of a lazy volume.
 ///
-/// The content never changes; beyond its end there are zeroes.
+/// The content never changes; beyond its end it is zeroes.
 pub trait LazySource: Send + Sync {
-    /// Fetches whole blocks, at most 4 MiB, and passes them to the reply as they arrive, from threads that
-    /// may block.
+    /// Fetches an extent of at most 4 MiB and passes blocks to the reply as they arrive, from threads
+    /// that may block.
     ///
-    /// It must end by itself: waiters have no other bound.
+    /// Each fetch must complete its reply in limited time: without a [`time_limit`](Self::time_limit),
+    /// readers have no other timeout.
     fn fetch(&self, extent: Extent, urgency: Urgency, reply: FetchReply);
 
-    /// Returns the timeout of a reader, counted from its request; afterwards the read fails. By default it
-    /// waits until [`fetch`](Self::fetch) ends, also behind earlier fetches.
+    /// Returns the timeout of a read, counted from its request. By default a read waits until its
+    /// [`fetch`](Self::fetch) completes, including the time in the queue.
     fn time_limit(&self) -> Option<Duration> {
         None
     }
@@ -62,7 +62,7 @@ pub struct SourceError {
 }
 
 impl SourceError {
-    /// Creates an error from one line with operation and object, and whether a retry can help.
+    /// Creates an error from a message of one line, with operation and object.
     pub fn new(message: impl Into<String>, retryable: bool) -> Self {
         Self { message: message.into(), retryable }
     }
@@ -75,17 +75,17 @@ impl SourceError {
 }
 
 /// Receiver of the blocks of a fetch.
-pub(crate) trait Arrivals: Send + Sync {
-    /// Stores whole blocks, all within the fetch.
-    fn keep(&self, start: BlockIndex, data: &[u8]) -> Result<(), FetchFailure>;
+pub(crate) trait FetchReceiver: Send + Sync {
+    /// Stores whole blocks of the fetch.
+    fn store(&self, start: BlockIndex, data: &[u8]) -> Result<(), FetchFailure>;
 
-    /// Ends the fetch; after success, blocks that were not stored are zeroes.
-    fn ended(&self, result: Result<(), Loss>);
+    /// Completes the fetch. After success, blocks that were not stored are zeroes.
+    fn finish(&self, result: Result<(), Loss>);
 }
 
-/// Blocks that a fetch lost.
+/// Failure of a fetch, in part or completely.
 pub(crate) struct Loss {
-    /// Lost blocks; `None` for all.
+    /// Failed blocks; `None` for all.
     pub blocks: Option<BlockSet>,
     pub failure: FetchFailure,
 }
@@ -96,132 +96,130 @@ impl From<FetchFailure> for Loss {
     }
 }
 
-struct Answer {
+/// State of a reply, shared by its handles.
+struct ReplyState {
     extent: Extent,
-    arrivals: Box<dyn Arrivals>,
-    /// Read-locked while blocks are stored: the end of the fetch waits for that, and nothing is stored
-    /// afterwards, when another fetch may own the blocks.
-    is_over: RwLock<bool>,
+    receiver: Box<dyn FetchReceiver>,
+    /// Read-locked while blocks are stored, so that completion waits for it. Nothing is stored after
+    /// completion, because another fetch may then have requested the blocks.
+    is_complete: RwLock<bool>,
     /// First failure to store blocks.
     failure: Mutex<Option<FetchFailure>>,
 }
 
-/// Reply of a source. Dropping it without a result is a failure.
+/// Reply of a source to a fetch. Dropping it incomplete fails the fetch.
 pub struct FetchReply {
-    answer: Arc<Answer>,
+    state: Arc<ReplyState>,
 }
 
-/// Accepts requested blocks on any thread until the reply is complete.
+/// Sink for the blocks of a fetch, usable from any thread until the reply is complete.
 #[derive(Clone)]
 pub struct FetchSink {
-    answer: Arc<Answer>,
+    state: Arc<ReplyState>,
 }
 
 impl fmt::Debug for FetchReply {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FetchReply").field("extent", &self.answer.extent).finish_non_exhaustive()
+        f.debug_struct("FetchReply").field("extent", &self.state.extent).finish_non_exhaustive()
     }
 }
 
 impl fmt::Debug for FetchSink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FetchSink").field("extent", &self.answer.extent).finish_non_exhaustive()
+        f.debug_struct("FetchSink").field("extent", &self.state.extent).finish_non_exhaustive()
     }
 }
 
 impl FetchSink {
-    /// Passes whole blocks, which are written to the volume's files at once, so it may block. Blocks may be
-    /// passed repeatedly; zero blocks may be omitted.
+    /// Writes whole blocks to the volume's files; may block. Blocks may be passed repeatedly; zero
+    /// blocks may be omitted.
     ///
     /// # Errors
-    /// The blocks were not requested, the reply is complete, or they cannot be written: the source should
-    /// stop.
+    /// The blocks were not requested, the reply is complete, or the write fails. The source should stop then.
     pub fn put(&self, start: BlockIndex, data: &[u8]) -> Result<(), SourceError> {
-        let Answer { extent, arrivals, is_over, failure } = &*self.answer;
+        let ReplyState { extent, receiver, is_complete, failure } = &*self.state;
         let blocks = data.len() as u64 / BLOCK_SIZE_BYTES;
-        let is_asked_for = start >= extent.start
+        let is_requested = start >= extent.start
             && start.0.checked_add(blocks).is_some_and(|end| end <= extent.end().0)
             && (data.len() as u64).is_multiple_of(BLOCK_SIZE_BYTES);
-        if !is_asked_for {
+        if !is_requested {
             let message =
-                format!("the source of the volume gave {} bytes at block {start} for {extent:?}", data.len());
+                format!("fetch failed on {extent:?}: source returned {} bytes at block {start}", data.len());
             let error = SourceError::new(message, false);
             failure.lock().get_or_insert(error.clone().into());
             return Err(error);
         }
-        let is_over = is_over.read();
-        if *is_over {
-            return Err(SourceError::new("the answer is complete", false));
+        let is_complete = is_complete.read();
+        if *is_complete {
+            return Err(SourceError::new(format!("fetch failed on {extent:?}: reply is complete"), false));
         }
-        arrivals.keep(start, data).map_err(|error| {
+        receiver.store(start, data).map_err(|error| {
             let message = error.to_string();
             failure.lock().get_or_insert(error);
             SourceError::new(message, false)
         })
     }
 
-    /// Returns true if blocks could not be stored, so the source should stop.
+    /// Returns true if blocks could not be stored; the source should stop then.
     pub fn has_failed(&self) -> bool {
-        self.answer.failure.lock().is_some()
+        self.state.failure.lock().is_some()
     }
 }
 
 impl FetchReply {
-    pub(crate) fn new(extent: Extent, arrivals: Box<dyn Arrivals>) -> Self {
+    pub(crate) fn new(extent: Extent, receiver: Box<dyn FetchReceiver>) -> Self {
         assert!(!extent.is_empty(), "a fetch requests blocks");
-        let (is_over, failure) = (RwLock::new(false), Mutex::new(None));
-        Self { answer: Arc::new(Answer { extent, arrivals, is_over, failure }) }
+        let (is_complete, failure) = (RwLock::new(false), Mutex::new(None));
+        Self { state: Arc::new(ReplyState { extent, receiver, is_complete, failure }) }
     }
 
     /// Returns the sink of the blocks.
     pub fn sink(&self) -> FetchSink {
-        FetchSink { answer: Arc::clone(&self.answer) }
+        FetchSink { state: Arc::clone(&self.state) }
     }
 
-    /// Completes the reply: all nonzero blocks were passed, or the error. Calls waiters, so it may block.
+    /// Completes the reply with success, after all nonzero blocks were passed, or with an error. Runs the
+    /// callbacks of waiters, so it may block.
     pub fn end(self, result: Result<(), SourceError>) {
-        self.over(result.map_err(|error| FetchFailure::from(error).into()));
+        self.finish(result.map_err(|error| FetchFailure::from(error).into()));
     }
 
-    /// Completes the reply without some blocks: their waiters get the error, all others succeed. With a
-    /// retryable error none of the blocks counts as passed.
+    /// Completes the reply with an error for some blocks: only their waiters fail. A retryable error fails
+    /// the whole fetch.
     pub fn end_without(self, lost: BlockSet, error: SourceError) {
         let blocks = (!error.is_retryable()).then_some(lost);
-        self.over(Err(Loss { blocks, failure: error.into() }));
+        self.finish(Err(Loss { blocks, failure: error.into() }));
     }
 
     /// Passes all blocks and completes the reply, or fails it.
     pub fn complete(self, result: Result<Vec<u8>, SourceError>) {
-        let kept = result.and_then(|data| {
-            let wanted = self.answer.extent.len_bytes();
+        let stored = result.and_then(|data| {
+            let wanted = self.state.extent.len_bytes();
             if data.len() as u64 != wanted {
-                let message = format!(
-                    "the source of the volume gave {} bytes for {:?}",
-                    data.len(),
-                    self.answer.extent
-                );
+                let message =
+                    format!("fetch failed on {:?}: source returned {} bytes", self.state.extent, data.len());
                 return Err(SourceError::new(message, false));
             }
-            self.sink().put(self.answer.extent.start, &data)
+            self.sink().put(self.state.extent.start, &data)
         });
-        self.end(kept);
+        self.end(stored);
     }
 
     /// Completes the reply unless it is complete.
-    fn over(&self, result: Result<(), Loss>) {
-        if std::mem::replace(&mut *self.answer.is_over.write(), true) {
+    fn finish(&self, result: Result<(), Loss>) {
+        if std::mem::replace(&mut *self.state.is_complete.write(), true) {
             return;
         }
-        let failure = self.answer.failure.lock().take();
+        let failure = self.state.failure.lock().take();
         let result = failure.map_or(result, |failure| Err(failure.into()));
-        self.answer.arrivals.ended(result);
+        self.state.receiver.finish(result);
     }
 }
 
 impl Drop for FetchReply {
     fn drop(&mut self) {
-        let failure = FetchFailure::from(SourceError::new("the source of the volume gave no answer", true));
-        self.over(Err(failure.into()));
+        let failure = FetchFailure::from(SourceError::new("fetch failed: source dropped the request", true));
+        self.finish(Err(failure.into()));
     }
 }
 
@@ -230,20 +228,20 @@ impl Drop for FetchReply {
 #[non_exhaustive]
 pub enum FetchFailure {
     /// The volume has no source yet.
-    #[error("its source is not known yet")]
+    #[error("volume has no source yet")]
     NoSource,
-    /// The volume was closed during the wait.
-    #[error("the volume was closed")]
+    /// The volume was closed.
+    #[error("volume is closed")]
     Closed,
     /// The source failed.
     #[error(transparent)]
     Source(#[from] SourceError),
     /// The source did not reply within the reader's timeout.
-    #[error("its source gave no answer in time")]
-    Late,
+    #[error("timeout")]
+    TimedOut,
     /// Too many readers wait for the source.
-    #[error("too many wait for its source")]
-    TooMany,
+    #[error("too many readers wait for the source")]
+    TooManyWaiters,
     /// Fetched blocks could not be written.
     #[error(transparent)]
     Disk(std::sync::Arc<crate::VolumeError>),
@@ -255,7 +253,7 @@ impl FetchFailure {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Source(error) => error.is_retryable(),
-            Self::NoSource | Self::Late | Self::TooMany => true,
+            Self::NoSource | Self::TimedOut | Self::TooManyWaiters => true,
             Self::Closed => false,
             Self::Disk(error) => error.is_retryable(),
         }
@@ -268,11 +266,11 @@ impl FetchFailure {
 pub struct Hydration {
     /// Total bytes: the size of the volume at its creation.
     pub total_bytes: u64,
-    /// Bytes present, including known zeroes.
+    /// Present bytes, including known zeroes.
     pub done_bytes: u64,
     /// Bytes fetched since the volume was opened.
     pub fetched_bytes: u64,
-    /// Bytes that the source refused permanently to hydration.
+    /// Missing bytes that the source refused permanently; hydration skips them.
     pub refused_bytes: u64,
     /// Readers that wait for the source.
     pub waiting: u64,

@@ -1,4 +1,4 @@
-//! Extents of a lazy volume that hydration fetches first.
+//! Queue of extents of a lazy volume that hydration prefers.
 
 use crate::lazy::in_flight::MISS_BLOCKS;
 use blockd_extent::{BlockIndex, Extent};
@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 
 /// Unit of a fetch: the length fetched for a missed read, 256 KiB.
 pub(crate) const UNIT_BLOCKS: u64 = MISS_BLOCKS;
+/// Maximum number of queued extents.
 const MAX_PREFERRED: usize = 131_072;
 
 /// Bounded queue of extents.
@@ -33,7 +34,7 @@ impl PrefetchQueue {
         self.0.front().copied()
     }
 
-    /// Drops the first, complete extent.
+    /// Drops the first extent, after it was fetched.
     pub(crate) fn pop(&mut self) {
         self.0.pop_front();
     }

@@ -1,62 +1,61 @@
-//! Waiters for fetches of a lazy base, with their counts and timeouts.
+//! Waiters for fetches of a lazy base, with their outstanding fetches and deadlines.
 
 use crate::lazy::FetchFailure;
 use blockd_extent::{BlockSet, Extent};
 use std::{collections::BTreeMap, time::Instant};
 
-/// Maximum number of waiters. Each is small; callers that do not wait for the end must still not fill the
-/// memory.
+/// Maximum number of waiters: bounds memory, because callers may request without blocking.
 const MAX_WAITERS: usize = 1 << 16;
 
-/// Called once with the result of all awaited blocks.
-pub(crate) type Then = Box<dyn FnOnce(Result<(), FetchFailure>) + Send>;
+/// Callback of a waiter; runs once with the result for all awaited blocks.
+pub(crate) type OnDone = Box<dyn FnOnce(Result<(), FetchFailure>) + Send>;
 
 /// Id of a waiter, ascending.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct WaiterId(u64);
 
-struct Waiting {
-    flights: usize,
-    /// Awaited blocks: other losses of a fetch are irrelevant.
+struct Waiter {
+    fetches: usize,
+    /// Awaited blocks. Failures of other blocks of a fetch are ignored.
     wanted: Vec<Extent>,
     failure: Option<FetchFailure>,
-    until: Option<Instant>,
-    then: Then,
+    deadline: Option<Instant>,
+    on_done: OnDone,
 }
 
-/// Pending call of a waiter, to be made without locks.
-#[must_use = "a reader waits for it"]
-pub(crate) struct Call {
-    then: Then,
+/// Callback with its result, to be run without locks.
+#[must_use = "a reader waits for the callback"]
+pub(crate) struct PendingCallback {
+    on_done: OnDone,
     result: Result<(), FetchFailure>,
 }
 
-impl Call {
-    pub(crate) fn make(self) {
-        (self.then)(self.result);
+impl PendingCallback {
+    pub(crate) fn run(self) {
+        (self.on_done)(self.result);
     }
 }
 
 /// All waiters.
 #[derive(Default)]
 pub(crate) struct Waiters {
-    by_id: BTreeMap<WaiterId, Waiting>,
+    by_id: BTreeMap<WaiterId, Waiter>,
     next: u64,
 }
 
 impl Waiters {
-    /// Adds a waiter for blocks and a number of fetches, with a timeout.
+    /// Adds a waiter for blocks, with its number of outstanding fetches and its deadline.
     pub(crate) fn add(
         &mut self,
         wanted: Vec<Extent>,
-        flights: usize,
-        until: Option<Instant>,
-        then: Then,
+        fetches: usize,
+        deadline: Option<Instant>,
+        on_done: OnDone,
     ) -> WaiterId {
-        assert!(flights > 0 && !wanted.is_empty(), "a waiter without a fetch waits for ever");
+        assert!(fetches > 0 && !wanted.is_empty(), "a waiter has an outstanding fetch");
         let id = WaiterId(self.next);
         self.next += 1;
-        self.by_id.insert(id, Waiting { flights, wanted, failure: None, until, then });
+        self.by_id.insert(id, Waiter { fetches, wanted, failure: None, deadline, on_done });
         id
     }
 
@@ -72,46 +71,52 @@ impl Waiters {
         self.by_id.contains_key(&id)
     }
 
-    /// Records the end of a fetch, possibly with lost blocks; the last one ends the wait. No effect on
-    /// expired waiters.
-    pub(crate) fn landed(&mut self, id: WaiterId, loss: Option<(&BlockSet, &FetchFailure)>) -> Option<Call> {
+    /// Records the end of a fetch, with its failed blocks if any. Returns the callback after the waiter's
+    /// last fetch; `None` for an expired waiter.
+    pub(crate) fn fetch_ended(
+        &mut self,
+        id: WaiterId,
+        loss: Option<(&BlockSet, &FetchFailure)>,
+    ) -> Option<PendingCallback> {
         let waiting = self.by_id.get_mut(&id)?;
-        assert!(waiting.flights > 0, "a waiter whose fetches have ended was called");
-        waiting.flights -= 1;
+        assert!(waiting.fetches > 0, "a waiter has an outstanding fetch");
+        waiting.fetches -= 1;
         if let Some((lost, failure)) = loss
             && waiting.failure.is_none()
             && waiting.wanted.iter().any(|&wanted| lost.intersection_len(wanted) > 0)
         {
             waiting.failure = Some(failure.clone());
         }
-        if waiting.flights > 0 {
+        if waiting.fetches > 0 {
             return None;
         }
-        let Waiting { then, failure, .. } = self.by_id.remove(&id)?;
-        Some(Call { then, result: failure.map_or(Ok(()), Err) })
+        let Waiter { on_done, failure, .. } = self.by_id.remove(&id)?;
+        Some(PendingCallback { on_done, result: failure.map_or(Ok(()), Err) })
     }
 
-    /// Returns the next timeout. All timeouts are equal, so the first waiter expires first.
-    pub(crate) fn next_end(&self) -> Option<Instant> {
-        self.by_id.values().find_map(|waiting| waiting.until)
+    /// Returns the next deadline. All timeouts are equal, so waiters expire in order of their ids.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.by_id.values().find_map(|waiting| waiting.deadline)
     }
 
-    /// Expires waiters.
-    pub(crate) fn expire(&mut self, now: Instant) -> Vec<Call> {
-        let timed = self.by_id.iter().filter_map(|(&id, waiting)| Some((id, waiting.until?)));
-        let over: Vec<WaiterId> = timed.take_while(|&(_, until)| until <= now).map(|(id, _)| id).collect();
+    /// Removes the expired waiters and returns their callbacks.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<PendingCallback> {
+        let timed = self.by_id.iter().filter_map(|(&id, waiting)| Some((id, waiting.deadline?)));
+        let over: Vec<WaiterId> =
+            timed.take_while(|&(_, deadline)| deadline <= now).map(|(id, _)| id).collect();
         let over = over.iter().filter_map(|id| self.by_id.remove(id));
-        over.map(|waiting| Call {
-            then: waiting.then,
-            result: Err(waiting.failure.unwrap_or(FetchFailure::Late)),
+        over.map(|waiting| PendingCallback {
+            on_done: waiting.on_done,
+            result: Err(waiting.failure.unwrap_or(FetchFailure::TimedOut)),
         })
         .collect()
     }
 
-    /// Fails all waiters.
-    pub(crate) fn dismiss(&mut self, failure: &FetchFailure) -> Vec<Call> {
+    /// Removes all waiters and returns their callbacks, with a failure.
+    pub(crate) fn fail_all(&mut self, failure: &FetchFailure) -> Vec<PendingCallback> {
         let all = std::mem::take(&mut self.by_id).into_values();
-        all.map(|waiting| Call { then: waiting.then, result: Err(failure.clone()) }).collect()
+        all.map(|waiting| PendingCallback { on_done: waiting.on_done, result: Err(failure.clone()) })
+            .collect()
     }
 }
 
@@ -121,14 +126,14 @@ mod tests {
     use blockd_extent::BlockIndex;
 
     #[test]
-    fn so_many_may_wait_and_no_more() {
+    fn number_of_waiters_is_limited() {
         let mut waiters = Waiters::default();
         while !waiters.is_full() {
             assert!(waiters.len() < MAX_WAITERS);
             waiters.add(vec![Extent::new(BlockIndex(0), 1)], 1, None, Box::new(|_| {}));
         }
         assert_eq!(waiters.len(), MAX_WAITERS);
-        assert_eq!(waiters.dismiss(&FetchFailure::Closed).len(), MAX_WAITERS);
+        assert_eq!(waiters.fail_all(&FetchFailure::Closed).len(), MAX_WAITERS);
         assert_eq!(waiters.len(), 0);
     }
 }

@@ -1,86 +1,86 @@
-//! Copies of extents between data files of layers, in parts: by sharing extents where the filesystem supports
-//! it, else through a buffer.
+//! Copies of extents between data files of layers, in parts: by extent sharing where the filesystem supports
+//! it, otherwise through a buffer.
 
 use crate::{
     error::{VolumeError, VolumeErrorKind},
     layer::data::LayerData,
-    layer::data_files::Shared,
+    layer::data_files::ShareOutcome,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Length of a copy between two checks for a stop.
-const COPY_AT_ONCE_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
-/// Length shared by one call. Both files are locked for reads meanwhile.
-const SHARE_AT_ONCE_BLOCKS: u64 = (16 << 20) / BLOCK_SIZE_BYTES;
-/// Shorter extents are copied: sharing is a filesystem transaction that splits extents, which takes longer
+/// Maximum length of one copied part.
+const MAX_COPY_BLOCKS: u64 = (1 << 20) / BLOCK_SIZE_BYTES;
+/// Maximum length of one shared part. The call locks both files, also for reads.
+const MAX_SHARE_BLOCKS: u64 = (16 << 20) / BLOCK_SIZE_BYTES;
+/// Minimum length of a shared part. Sharing is a filesystem transaction that splits extents and takes longer
 /// than a short copy (`kernel-notes/sharing.md`).
 const MIN_SHARE_BLOCKS: u64 = (32 << 10) / BLOCK_SIZE_BYTES;
 
-/// Copies extents; calls back before each part with its length in bytes, to stop or to throttle the copy. A
-/// shared part counts as the shortest one.
+/// Copier of extents. Calls `should_continue` before each part with its length in bytes, to throttle or stop
+/// the copy. A shared part counts as the shortest one.
 pub(crate) struct Copier<'a> {
-    /// Allocated by the first copy.
+    /// Allocated on first use.
     buf: Vec<u8>,
-    go_on: &'a dyn Fn(u64) -> bool,
+    should_continue: &'a dyn Fn(u64) -> bool,
     can_share: bool,
-    shown: &'a Shown,
-    /// End of the copied blocks, which are requested in ascending order.
+    progress: &'a CopyProgress,
+    /// End of the copied blocks; extents are copied in ascending order.
     pub(crate) done_below: BlockIndex,
 }
 
 impl<'a> Copier<'a> {
-    pub(crate) fn new(go_on: &'a dyn Fn(u64) -> bool, shown: &'a Shown) -> Self {
-        Self { buf: vec![], go_on, can_share: true, shown, done_below: BlockIndex(0) }
+    pub(crate) fn new(should_continue: &'a dyn Fn(u64) -> bool, progress: &'a CopyProgress) -> Self {
+        Self { buf: vec![], should_continue, can_share: true, progress, done_below: BlockIndex(0) }
     }
 
-    /// Returns true if the copy continues.
+    /// Returns false if the copy should stop.
     pub(crate) fn may_continue(&self) -> bool {
-        (self.go_on)(0)
+        (self.should_continue)(0)
     }
 
     /// Copies an extent to the same offset; returns false if stopped.
     pub(crate) fn copy(
         &mut self,
         from: &LayerData,
-        run: Extent,
+        extent: Extent,
         to: &LayerData,
     ) -> Result<bool, VolumeError> {
-        let mut at = run.start;
-        while at < run.end() {
-            let piece = |blocks| Extent::between(at, BlockIndex(at.0 + blocks).min(run.end()));
-            let mut done = piece(SHARE_AT_ONCE_BLOCKS);
+        let mut at = extent.start;
+        while at < extent.end() {
+            let next_part = |blocks| Extent::between(at, BlockIndex(at.0 + blocks).min(extent.end()));
+            let mut done = next_part(MAX_SHARE_BLOCKS);
             let mut is_done = false;
             if self.can_share && done.len_blocks >= MIN_SHARE_BLOCKS {
-                if !(self.go_on)(MIN_SHARE_BLOCKS * BLOCK_SIZE_BYTES) {
+                if !(self.should_continue)(MIN_SHARE_BLOCKS * BLOCK_SIZE_BYTES) {
                     return Ok(false);
                 }
                 is_done = self.share(from, done, to)?;
             }
             if !is_done {
-                done = piece(COPY_AT_ONCE_BLOCKS);
-                if !(self.go_on)(done.len_bytes()) {
+                done = next_part(MAX_COPY_BLOCKS);
+                if !(self.should_continue)(done.len_bytes()) {
                     return Ok(false);
                 }
-                self.copy_piece(from, done, to)?;
+                self.copy_part(from, done, to)?;
             }
-            assert!(at < done.end() && done.end() <= run.end(), "a copy advances in its extent");
+            assert!(at < done.end() && done.end() <= extent.end(), "a copy advances in its extent");
             debug_assert!(self.done_below <= at, "blocks are copied in ascending order");
             at = done.end();
             self.done_below = at;
-            self.shown.add(done.len_bytes());
+            self.progress.add(done.len_bytes());
         }
         Ok(true)
     }
 
-    fn copy_piece(&mut self, from: &LayerData, piece: Extent, to: &LayerData) -> Result<(), VolumeError> {
-        self.buf.resize((COPY_AT_ONCE_BLOCKS * BLOCK_SIZE_BYTES) as usize, 0);
-        assert!(piece.len_blocks <= COPY_AT_ONCE_BLOCKS, "a part fits the buffer");
-        let part = &mut self.buf[..piece.len_bytes() as usize];
-        from.read(piece.offset_bytes(), part)?;
-        match to.write(piece.offset_bytes(), part) {
-            // Sharing takes no space, even where it is slow.
-            Err(error) if error.kind() == VolumeErrorKind::NoSpace => match self.share(from, piece, to)? {
+    fn copy_part(&mut self, from: &LayerData, part: Extent, to: &LayerData) -> Result<(), VolumeError> {
+        self.buf.resize((MAX_COPY_BLOCKS * BLOCK_SIZE_BYTES) as usize, 0);
+        assert!(part.len_blocks <= MAX_COPY_BLOCKS, "a part fits the buffer");
+        let buf = &mut self.buf[..part.len_bytes() as usize];
+        from.read(part.offset_bytes(), buf)?;
+        match to.write(part.offset_bytes(), buf) {
+            // Sharing allocates no data blocks.
+            Err(error) if error.kind() == VolumeErrorKind::NoSpace => match self.share(from, part, to)? {
                 true => Ok(()),
                 false => Err(error),
             },
@@ -89,25 +89,25 @@ impl<'a> Copier<'a> {
     }
 
     /// Tries to share a part.
-    fn share(&mut self, from: &LayerData, piece: Extent, to: &LayerData) -> Result<bool, VolumeError> {
+    fn share(&mut self, from: &LayerData, part: Extent, to: &LayerData) -> Result<bool, VolumeError> {
         if !self.can_share {
             return Ok(false);
         }
-        let shared = to.share_from(from, piece.offset_bytes(), piece.len_bytes())?;
-        self.can_share = shared != Shared::Never;
-        Ok(shared == Shared::Done)
+        let outcome = to.share_from(from, part.offset_bytes(), part.len_bytes())?;
+        self.can_share = outcome != ShareOutcome::Unsupported;
+        Ok(outcome == ShareOutcome::Shared)
     }
 }
 
-/// Progress of a copy in bytes, readable without waiting.
+/// Progress of a copy in bytes, readable without a lock.
 #[derive(Default)]
-pub(crate) struct Shown {
+pub(crate) struct CopyProgress {
     done: AtomicU64,
     total: AtomicU64,
 }
 
-impl Shown {
-    /// Starts or continues a copy.
+impl CopyProgress {
+    /// Starts or resumes a copy.
     pub(crate) fn begin(&self, done_bytes: u64, total_bytes: u64) {
         self.done.store(done_bytes, Ordering::Relaxed);
         self.total.store(total_bytes, Ordering::Relaxed);

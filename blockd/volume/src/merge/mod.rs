@@ -1,11 +1,11 @@
-//! Merge of two neighbouring layers that no snapshot separates.
+//! Merge of two adjacent layers that no snapshot separates.
 //!
-//! The lower layer of a pair must be neither a snapshot nor read as one; then either layer can take in the
-//! other, so that less is copied. *Down*: blocks of the upper layer overwrite those of the lower one,
-//! invisibly, because the upper layer hides them until the commit. *Up*: blocks that only the lower layer
-//! holds are copied into the upper one's file, whose block set does not name them until the commit. The
-//! commit is one `volume.meta`; before it, nothing has changed, and the merge continues from its last
-//! [note](crate::merge::note) or restarts; after it, the rest is garbage.
+//! The lower layer of a pair must not be a snapshot or open as one. Then the layer that needs the smaller
+//! copy is merged into the other. *Down*: blocks of the upper layer overwrite those of the lower one, which
+//! the upper layer hides until the commit. *Up*: blocks that only the lower layer holds are copied into the
+//! file of the upper one, whose block set does not name them until the commit. The commit replaces
+//! `volume.meta`. Before it, the volume is unchanged, and the merge resumes from its last
+//! [note] or restarts; after it, the files of the other layer are garbage.
 
 pub(crate) mod copy;
 pub(crate) mod note;
@@ -18,61 +18,61 @@ use crate::{
     layer::set::{LayerSet, SetIdentity},
     layer::stack::{FrozenLayer, Layer, Stack},
     merge::copy::Copier,
-    merge::note::{LayerVersion, Pair, Progress},
+    merge::note::{LayerVersion, MergeNote, Pair},
     volume::{MergeStats, Pins, Volume},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use std::sync::{Arc, atomic::Ordering};
 
-/// Copied bytes between two syncs and progress notes of a merge: the maximum that is copied twice. Small
-/// enough for a short wait of operations that pause the merge.
+/// Copied bytes between two syncs and progress notes of a merge: the maximum that is copied again after a
+/// crash. Small, because operations that pause the merge wait for the sync.
 const NOTE_EVERY_BYTES: u64 = 64 << 20;
 
 impl Volume {
     /// Merges one pair of layers that no snapshot separates; returns false if there is none. The removed
     /// layer's space is free when [`wait_for_removed_files`](crate::wait_for_removed_files) returns.
     ///
-    /// Blocks; meant for a background thread, which calls it until it returns false. `go_on` is called before
-    /// each part of at most 1 MiB with its length in bytes, and may delay it, or stop the merge by returning
-    /// false; with 0 it only checks for a stop.
+    /// Blocks: a background thread calls it until it returns false. `should_continue` is called before each
+    /// part of at most 1 MiB with its length in bytes, and may delay the part, or stop the merge by returning
+    /// false. A call with 0 only checks for a stop.
     ///
-    /// Also returns false to let a waiting operation proceed. A stopped merge continues where it was; after
-    /// the death of the process, up to 64 MiB earlier.
+    /// Also returns false if another operation pauses the merge. The next call resumes a stopped merge; after
+    /// a process crash it repeats up to 64 MiB.
     ///
     /// # Errors
-    /// The disk is full or fails; nothing is changed, and it may be called again. On a full disk the merge's
-    /// space is freed first.
-    pub fn merge_next(&self, go_on: &dyn Fn(u64) -> bool) -> Result<bool, VolumeError> {
-        self.merge_next_noting(go_on, NOTE_EVERY_BYTES)
+    /// The disk is full or fails; the volume is unchanged, and a retry is possible. On a full disk the space
+    /// of the copied blocks is freed first.
+    pub fn merge_next(&self, should_continue: &dyn Fn(u64) -> bool) -> Result<bool, VolumeError> {
+        self.merge_next_noting(should_continue, NOTE_EVERY_BYTES)
     }
 
-    /// Runs [`merge_next`](Self::merge_next) with a progress note after so many copied bytes.
+    /// Runs [`merge_next`](Self::merge_next) with a progress note after each `note_every_bytes` copied bytes.
     ///
     /// # Errors
     /// As for [`merge_next`](Self::merge_next).
     pub fn merge_next_noting(
         &self,
-        go_on: &dyn Fn(u64) -> bool,
+        should_continue: &dyn Fn(u64) -> bool,
         note_every_bytes: u64,
     ) -> Result<bool, VolumeError> {
-        let mut progress = self.merging.lock();
-        let go_on = |bytes| self.merge_makes_way.load(Ordering::Relaxed) == 0 && go_on(bytes);
+        let mut note = self.merging.lock();
+        let should_continue =
+            |bytes| self.merge_pause_requests.load(Ordering::Relaxed) == 0 && should_continue(bytes);
         self.check_usable()?;
-        let Some((upper, lower, is_bottom)) = self.find_pair(progress.map(|last| last.pair)) else {
-            self.merge_shown.end();
+        let Some((upper, lower, is_bottom)) = self.find_pair(note.map(|last| last.pair)) else {
+            self.merge_progress.end();
             return Ok(false);
         };
-        // After any failure from here on, the merge restarts.
-        let last = progress.take();
-        // The commit of an earlier attempt may stand; then other blocks are hidden.
+        // After a failure the merge restarts.
+        let last = note.take();
+        // An in-doubt commit of an earlier attempt changes which blocks the upper layer hides.
         self.settle(&self.admin.lock())?;
         let only_lower = {
             let mut only = lower.set.held.clone();
             only.subtract(&upper.set.held);
             only
         };
-        // Files shared with a clone must not be written; `find_pair` has found a pair with at least one
-        // unshared layer.
+        // Shared files must not be written; `find_pair` returns a pair with at least one unshared layer.
         let is_down = match (upper.data.are_shared()?, lower.data.are_shared()?) {
             (false, false) => upper.set.held.len_blocks() <= only_lower.len_blocks(),
             (upper_is_shared, _) => upper_is_shared,
@@ -82,28 +82,28 @@ impl Volume {
             false => (&lower, &upper, &only_lower),
         };
         let data = match is_down {
-            true => self.long_enough(&lower, upper.size_bytes)?,
+            true => self.extended_data(&lower, upper.size_bytes)?,
             false => upper.data.clone(),
         };
-        assert!(upper.epoch > lower.epoch && upper.size_bytes >= lower.size_bytes, "neighbours in order");
+        assert!(upper.epoch > lower.epoch && upper.size_bytes >= lower.size_bytes, "the layers are in order");
         assert!(!data.are_shared()?, "a merge writes no shared file");
         let pair = Pair { from: LayerVersion::of(from), to: LayerVersion::of(target) };
         let start = self.resume_at(last, pair, target)?;
-        let work = Work { volume: self, pair, from, blocks, data: &data, note_every_bytes };
-        let copied = work.copy(start, &go_on).and_then(|stopped| match stopped {
+        let merge_copy = MergeCopy { volume: self, pair, from, blocks, data: &data, note_every_bytes };
+        let copied = merge_copy.copy(start, &should_continue).and_then(|stopped| match stopped {
             None => data.sync().map(|()| None),
             stopped => Ok(stopped),
         });
         match copied {
             Ok(None) => {}
             Ok(Some(next)) => {
-                *progress = Some(Progress { pair, next });
+                *note = Some(MergeNote { pair, next });
                 return Ok(false);
             }
             Err(error) => {
-                self.merge_shown.end();
+                self.merge_progress.end();
                 if error.kind() == VolumeErrorKind::NoSpace {
-                    self.give_back(target, blocks, &data);
+                    self.free_copied_blocks(target, blocks, &data);
                 }
                 return Err(error);
             }
@@ -118,28 +118,28 @@ impl Volume {
             set,
         };
         let committed = self.commit_merge(&upper, &lower, merged);
-        self.merge_shown.end();
+        self.merge_progress.end();
         committed.map(|()| true)
     }
 
-    /// Returns the first block to copy: behind the last note of this merge, or 0.
+    /// Returns the first block to copy: the end of this merge's progress, or 0.
     fn resume_at(
         &self,
-        last: Option<Progress>,
+        last: Option<MergeNote>,
         pair: Pair,
         target: &FrozenLayer,
     ) -> Result<BlockIndex, VolumeError> {
         if let Some(last) = last.filter(|last| last.pair == pair) {
-            // Data beyond the target's own end was truncated when it was opened or extended.
+            // The open and the extension truncate data beyond the target's own size.
             return Ok(last.next.min(BlockIndex(target.size_bytes / BLOCK_SIZE_BYTES)));
         }
-        // A note of another merge covers blocks that this one may overwrite.
-        Progress::forget_if_there(&self.dir)?;
+        // This merge may overwrite blocks that the note of another merge covers.
+        MergeNote::remove_if_exists(&self.dir)?;
         Ok(BlockIndex(0))
     }
 
-    /// Returns the data files of a layer, extended to the size of the layer that it takes in.
-    fn long_enough(&self, layer: &FrozenLayer, size_bytes: u64) -> Result<Arc<LayerData>, VolumeError> {
+    /// Returns the data files of a layer, extended to the size of the upper layer.
+    fn extended_data(&self, layer: &FrozenLayer, size_bytes: u64) -> Result<Arc<LayerData>, VolumeError> {
         if layer.size_bytes == size_bytes {
             return Ok(layer.data.clone());
         }
@@ -149,10 +149,9 @@ impl Volume {
         Ok(Arc::new(data.into()))
     }
 
-    /// Returns the highest pair whose lower layer is needed by no snapshot or reader, with at most one layer
-    /// shared with another volume; the pair of a stopped merge comes first. Sharing is stable while `merging`
-    /// is held: only a clone adds to it.
-    fn find_pair(&self, begun: Option<Pair>) -> Option<(Arc<FrozenLayer>, Arc<FrozenLayer>, bool)> {
+    /// Returns the pair of a stopped merge if still mergeable, otherwise the topmost [mergeable] pair. While
+    /// `merging` is held, no layer becomes shared: clones take this lock.
+    fn find_pair(&self, stopped: Option<Pair>) -> Option<(Arc<FrozenLayer>, Arc<FrozenLayer>, bool)> {
         let admin = self.admin.lock();
         let stack = self.current();
         let is_kept = |epoch| admin.snapshots.iter().any(|snapshot| snapshot.epoch == epoch);
@@ -161,35 +160,35 @@ impl Volume {
             mergeable(&stack, &self.pins, &is_kept)
                 .map(move |(at, upper, lower)| (upper.clone(), lower.clone(), at + 1 == bottom))
         };
-        let is_begun = |upper: &FrozenLayer, lower: &FrozenLayer| {
+        let is_stopped = |upper: &FrozenLayer, lower: &FrozenLayer| {
             let (upper, lower) = (LayerVersion::of(upper), LayerVersion::of(lower));
-            begun
+            stopped
                 .is_some_and(|Pair { from, to }| (from, to) == (upper, lower) || (from, to) == (lower, upper))
         };
-        pairs().find(|(upper, lower, _)| is_begun(upper, lower)).or_else(|| pairs().next())
+        pairs().find(|(upper, lower, _)| is_stopped(upper, lower)).or_else(|| pairs().next())
     }
 
-    /// Returns the remaining merges, as far as known without waiting.
+    /// Returns the remaining merges, without waiting for a freeze or merge.
     pub(crate) fn merge_stats(&self, stack: &Stack) -> MergeStats {
-        let kept = self.kept.read();
+        let kept = self.committed_snapshots.read();
         let is_kept = |epoch| kept.iter().any(|point| point.1 == epoch);
         let layers = mergeable(stack, &self.pins, &is_kept).count() as u64;
-        let (done_bytes, total_bytes) = self.merge_shown.read();
+        let (done_bytes, total_bytes) = self.merge_progress.read();
         MergeStats { layers, done_bytes, total_bytes }
     }
 
-    /// Frees the space of copied blocks that the target of a merge does not hold yet: writers need it more.
-    fn give_back(&self, target: &FrozenLayer, blocks: &BlockSet, data: &LayerData) {
-        // A note claims that they are copied.
-        if let Err(error) = Progress::forget(&self.dir) {
-            tracing::warn!(volume = %self.id, %error, "space that a merge took is not given back");
+    /// Frees the space of copied blocks that the target of a merge does not hold yet, for writers.
+    fn free_copied_blocks(&self, target: &FrozenLayer, blocks: &BlockSet, data: &LayerData) {
+        // The note would claim that the blocks are copied.
+        if let Err(error) = MergeNote::remove(&self.dir) {
+            tracing::warn!(volume = %self.id, %error, "free failed on the copied blocks of a merge");
             return;
         }
         let mut taken = blocks.clone();
         taken.subtract(&target.set.held);
-        for run in taken.extents() {
-            if let Err(error) = data.punch(run.offset_bytes(), run.len_bytes(), true) {
-                tracing::warn!(volume = %self.id, %error, "space that a merge took is not given back");
+        for extent in taken.extents() {
+            if let Err(error) = data.punch(extent.offset_bytes(), extent.len_bytes(), true) {
+                tracing::warn!(volume = %self.id, %error, "free failed on the copied blocks of a merge");
                 return;
             }
         }
@@ -201,7 +200,7 @@ impl Volume {
         lower: &FrozenLayer,
         merged: FrozenLayer,
     ) -> Result<(), VolumeError> {
-        assert!(merged.epoch == upper.epoch, "the merged layer has the place of the upper one");
+        assert!(merged.epoch == upper.epoch, "the merged layer replaces the upper one");
         assert!([upper.file, lower.file].contains(&merged.file), "a merge creates no file");
         merged.set.store(&self.dir, SetIdentity::of(self.id, &merged.entry()))?;
 
@@ -213,7 +212,7 @@ impl Volume {
                 *entry = merged.entry();
             }
         }
-        let gone = if merged.file == upper.file { lower } else { upper };
+        let removed_layer = if merged.file == upper.file { lower } else { upper };
         self.commit(&mut admin, meta)?;
         let merged = Layer::Frozen(Arc::new(merged));
         self.replace_layers(|layer| match layer.epoch() {
@@ -221,36 +220,37 @@ impl Volume {
             epoch if epoch == lower.epoch => None,
             _ => Some(layer.clone()),
         });
-        // Open files of older stacks and views stay readable until these are dropped; the closer frees their
-        // space.
+        // Older stacks and views keep the removed files open and readable; the closer frees their space.
         let removed =
-            DataFiles::remove(&files::data_path(&self.dir, gone.file), gone.size_bytes).and_then(|()| {
-                files::remove_if_there(&Progress::path(&self.dir))?;
-                for old in [upper, lower] {
-                    let is_interval = old.generation == 0 && admin.intervals.contains(&old.file);
-                    if !is_interval {
-                        files::remove_if_there(&files::set_path(&self.dir, old.file, old.generation))?;
+            DataFiles::remove(&files::data_path(&self.dir, removed_layer.file), removed_layer.size_bytes)
+                .and_then(|()| {
+                    files::remove_if_exists(&MergeNote::path(&self.dir))?;
+                    for old in [upper, lower] {
+                        let is_interval = old.generation == 0 && admin.intervals.contains(&old.file);
+                        if !is_interval {
+                            files::remove_if_exists(&files::set_path(&self.dir, old.file, old.generation))?;
+                        }
                     }
-                }
-                Ok(())
-            });
+                    Ok(())
+                });
         if let Err(error) = removed {
-            tracing::warn!(volume = %self.id, %error, "files of a merged layer stay until the next start");
+            tracing::warn!(volume = %self.id, %error, "removal failed on the files of a merged layer: left to the next start");
         }
         Ok(())
     }
 }
 
-/// Returns mergeable pairs of neighbours, top first, with the index of the upper one: the lower one is not
-/// needed according to `is_kept` and `pins`, and at most one is shared.
+/// Returns the mergeable pairs of adjacent frozen layers, top first, with the index of the upper one:
+/// the lower layer is not a snapshot (`is_kept`), pinned or lazy, and at most one layer is shared
+/// with another volume.
 fn mergeable<'a>(
     stack: &'a Stack,
     pins: &'a Pins,
     is_kept: &'a dyn Fn(Epoch) -> bool,
 ) -> impl Iterator<Item = (usize, &'a Arc<FrozenLayer>, &'a Arc<FrozenLayer>)> {
-    // An incomplete lazy base cannot take part in a merge.
+    // A lazy base cannot be merged.
     let is_lazy = |layer: &FrozenLayer| layer.data.lazy().is_some();
-    // If sharing is unknown, the file is not written.
+    // Unknown counts as shared: the file must not be written.
     let is_shared = |layer: &FrozenLayer| layer.data.are_shared().unwrap_or(true);
     stack.layers().windows(2).enumerate().filter_map(move |(at, two)| match two {
         [Layer::Frozen(upper), Layer::Frozen(lower)]
@@ -265,8 +265,8 @@ fn mergeable<'a>(
     })
 }
 
-/// Data copied by a merge.
-struct Work<'a> {
+/// Copy phase of a merge.
+struct MergeCopy<'a> {
     volume: &'a Volume,
     pair: Pair,
     from: &'a FrozenLayer,
@@ -275,38 +275,38 @@ struct Work<'a> {
     note_every_bytes: u64,
 }
 
-impl Work<'_> {
-    /// Copies the blocks into the target's files, data from `start` on; returns the position if stopped.
+impl MergeCopy<'_> {
+    /// Copies the blocks into the target's files, data from `start` on. Returns the next block if stopped.
     fn copy(
         &self,
         start: BlockIndex,
-        go_on: &dyn Fn(u64) -> bool,
+        should_continue: &dyn Fn(u64) -> bool,
     ) -> Result<Option<BlockIndex>, VolumeError> {
-        let shown = &self.volume.merge_shown;
-        let mut copier = Copier::new(go_on, shown);
+        let progress = &self.volume.merge_progress;
+        let mut copier = Copier::new(should_continue, progress);
         copier.done_below = start;
         let mut zero = self.from.set.zero.clone();
         zero.intersect_with(self.blocks);
-        for run in zero.extents() {
+        for extent in zero.extents() {
             if !copier.may_continue() {
                 return Ok(Some(start));
             }
-            self.data.punch(run.offset_bytes(), run.len_bytes(), false)?;
+            self.data.punch(extent.offset_bytes(), extent.len_bytes(), false)?;
         }
         let mut data = self.blocks.clone();
         data.subtract(&zero);
         let end = BlockIndex(self.from.size_bytes / BLOCK_SIZE_BYTES).max(start);
         let rest = Extent::between(start, end);
         let total_bytes = data.len_bytes();
-        shown.begin(total_bytes - data.intersection_len(rest) * BLOCK_SIZE_BYTES, total_bytes);
+        progress.begin(total_bytes - data.intersection_len(rest) * BLOCK_SIZE_BYTES, total_bytes);
         let note_every_blocks = (self.note_every_bytes / BLOCK_SIZE_BYTES).max(1);
         let mut unnoted_blocks = 0;
-        for run in data.extents_in(rest) {
-            let mut at = run.start;
-            while at < run.end() {
+        for extent in data.extents_in(rest) {
+            let mut at = extent.start;
+            while at < extent.end() {
                 let room = BlockIndex(at.0 + (note_every_blocks - unnoted_blocks));
-                let part = Extent::between(at, room.min(run.end()));
-                assert!(!part.is_empty(), "a note is due before the room for it is used up");
+                let part = Extent::between(at, room.min(extent.end()));
+                assert!(!part.is_empty(), "a part ends at the next note");
                 if !copier.copy(&self.from.data, part, self.data)? {
                     return Ok(Some(copier.done_below));
                 }
@@ -321,18 +321,19 @@ impl Work<'_> {
         Ok(None)
     }
 
-    /// Syncs copied data and stores the progress. A failed note only costs time.
+    /// Syncs the copied data and stores a progress note. A failed note only means more repeated copying.
     fn note(&self, next: BlockIndex) -> Result<(), VolumeError> {
         self.data.sync()?;
-        let note = Progress { pair: self.pair, next };
+        let note = MergeNote { pair: self.pair, next };
         if let Err(error) = note.store(&self.volume.dir, self.volume.id) {
-            tracing::debug!(volume = %self.volume.id, %error, "how far a merge is was not written down");
+            tracing::debug!(volume = %self.volume.id, %error, "write failed on the progress note of a merge");
         }
         Ok(())
     }
 }
 
-/// Returns the block sets of two layers as one. At the bottom there are no layers that zeroes must hide.
+/// Merges the block sets of two layers. At the bottom of the stack, zeroes need not be held: they
+/// hide no layer.
 fn merged_set(upper: &LayerSet, lower: &LayerSet, is_bottom: bool) -> LayerSet {
     let mut set = lower.clone();
     set.cover_with(upper);

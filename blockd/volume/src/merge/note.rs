@@ -1,24 +1,24 @@
-//! Progress note of a merge, from which the next process resumes.
+//! Progress note of a merge: checkpoint from which the next process resumes.
 //!
-//! A hint only: without it, blocks are copied again. It is trusted only as long as `volume.meta` has both
-//! layers in these generations; the commit of the merge gives the target another one, so a stale note is
-//! garbage. Its statement is true when it is written: the data of those blocks was synced before.
+//! Without the note, blocks are copied again. It is valid only while `volume.meta` has both layers in the
+//! noted generations; the commit of the merge changes the target's generation, so a stale note is garbage.
+//! The data of the noted blocks is synced before the note is written.
 //!
 //! # File
 //!
 //! `volume.merge`, 72 bytes, all integers little-endian:
 //!
-//! | at | what |
+//! | offset | content |
 //! |---|---|
 //! | 0 | magic `BLKDMRG1` |
 //! | 8 | version u32 (1) |
-//! | 12 | generation u32 of the layer whose blocks are copied |
+//! | 12 | generation u32 of the source layer |
 //! | 16 | volume id u64 |
-//! | 24 | file epoch u64 of that layer |
-//! | 32 | file epoch u64 of the layer that takes them in |
-//! | 40 | generation u32 of that layer |
+//! | 24 | file epoch u64 of the source layer |
+//! | 32 | file epoch u64 of the target layer |
+//! | 40 | generation u32 of the target layer |
 //! | 44 | 0 u32 |
-//! | 48 | block u64: all blocks below it that are to be copied are durable in the target's file |
+//! | 48 | block u64: all blocks of the copy below it are durable in the target's file |
 //! | 56 | 0 u64 |
 //! | 64 | xxh3-64 of everything before it |
 
@@ -38,7 +38,7 @@ const VERSION: u32 = 1;
 const LEN_BYTES: usize = 72;
 const NAME: &str = "volume.merge";
 
-/// Version of a layer until it takes in another one.
+/// Version of a layer: its files and their generation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct LayerVersion {
     pub(crate) file: Epoch,
@@ -50,7 +50,7 @@ impl LayerVersion {
         Self { file: layer.file, generation: layer.generation }
     }
 
-    fn is(self, entry: &LayerEntry) -> bool {
+    fn matches(self, entry: &LayerEntry) -> bool {
         !entry.open && (entry.file, entry.generation) == (self.file, self.generation)
     }
 }
@@ -64,13 +64,13 @@ pub(crate) struct Pair {
 
 /// Progress of a merge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Progress {
+pub(crate) struct MergeNote {
     pub(crate) pair: Pair,
     /// End of the copied blocks.
     pub(crate) next: BlockIndex,
 }
 
-impl Progress {
+impl MergeNote {
     fn encode(&self, volume: VolumeId) -> Vec<u8> {
         let Pair { from, to } = self.pair;
         assert!(from.file != to.file, "a merge has two layers");
@@ -104,26 +104,26 @@ impl Progress {
         Some(Self { pair: Pair { from, to }, next: BlockIndex(word(48)) })
     }
 
-    /// Stores the note. All data that it covers must be synced.
+    /// Stores the note, durably. The caller has synced the data that it covers.
     pub(crate) fn store(&self, dir: &Path, volume: VolumeId) -> Result<(), VolumeError> {
         files::write_whole(&Self::path(dir), &self.encode(volume))
     }
 
-    /// Loads the note about two neighbouring layers; an unreadable one counts as none.
+    /// Loads the note if it is valid for two adjacent layers; an unreadable note counts as missing.
     pub(crate) fn load(dir: &Path, meta: &Meta) -> Option<Self> {
         let path = Self::path(dir);
         let bytes = match storage::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "the note of a merge is unreadable: the merge restarts");
+                tracing::warn!(path = %path.display(), %error, "read failed on the progress note of a merge: the merge restarts");
                 return None;
             }
         };
         let fits = |note: &Self| {
             meta.layers.windows(2).any(|two| {
                 let Pair { from, to } = note.pair;
-                from.is(&two[0]) && to.is(&two[1]) || from.is(&two[1]) && to.is(&two[0])
+                from.matches(&two[0]) && to.matches(&two[1]) || from.matches(&two[1]) && to.matches(&two[0])
             })
         };
         Self::decode(&bytes, meta.volume).filter(fits)
@@ -134,17 +134,17 @@ impl Progress {
         dir.join(NAME)
     }
 
-    /// Removes the note durably if it exists; free otherwise.
-    pub(crate) fn forget_if_there(dir: &Path) -> Result<(), VolumeError> {
+    /// Removes the note durably if it exists; otherwise does no sync.
+    pub(crate) fn remove_if_exists(dir: &Path) -> Result<(), VolumeError> {
         match Self::path(dir).exists() {
-            true => Self::forget(dir),
+            true => Self::remove(dir),
             false => Ok(()),
         }
     }
 
     /// Removes the note durably.
-    pub(crate) fn forget(dir: &Path) -> Result<(), VolumeError> {
-        files::remove_if_there(&Self::path(dir))?;
+    pub(crate) fn remove(dir: &Path) -> Result<(), VolumeError> {
+        files::remove_if_exists(&Self::path(dir))?;
         files::sync_dir(dir)
     }
 }
@@ -155,29 +155,29 @@ mod tests {
 
     const VOLUME: VolumeId = VolumeId::from_u64(0x0102_0304_0506_0708);
 
-    fn example() -> Progress {
+    fn example() -> MergeNote {
         let from = LayerVersion { file: Epoch(7), generation: 1 };
         let to = LayerVersion { file: Epoch(2), generation: 3 };
-        Progress { pair: Pair { from, to }, next: BlockIndex(1 << 33) }
+        MergeNote { pair: Pair { from, to }, next: BlockIndex(1 << 33) }
     }
 
     #[test]
     fn flipped_bits_and_truncations_are_detected() {
         let bytes = example().encode(VOLUME);
-        assert_eq!(Progress::decode(&bytes, VOLUME), Some(example()));
+        assert_eq!(MergeNote::decode(&bytes, VOLUME), Some(example()));
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 1;
-            assert_eq!(Progress::decode(&bad, VOLUME), None, "byte {at}");
-            assert_eq!(Progress::decode(&bytes[..at], VOLUME), None, "cut at {at}");
+            assert_eq!(MergeNote::decode(&bad, VOLUME), None, "byte {at}");
+            assert_eq!(MergeNote::decode(&bytes[..at], VOLUME), None, "cut at {at}");
         }
-        assert_eq!(Progress::decode(&bytes, VolumeId::from_u64(1)), None);
+        assert_eq!(MergeNote::decode(&bytes, VolumeId::from_u64(1)), None);
     }
 
     #[test]
     fn golden_file_round_trips() {
         let golden = include_bytes!("../../tests/golden/merge-v1.note");
-        assert_eq!(Progress::decode(golden, VOLUME), Some(example()));
+        assert_eq!(MergeNote::decode(golden, VOLUME), Some(example()));
         assert_eq!(example().encode(VOLUME), golden);
     }
 
@@ -200,16 +200,16 @@ mod tests {
             snapshots: vec![],
             intervals: vec![],
         };
-        assert_eq!(Progress::load(dir.path(), &meta), None, "there is none");
+        assert_eq!(MergeNote::load(dir.path(), &meta), None, "no note");
         example().store(dir.path(), VOLUME).unwrap();
-        assert_eq!(Progress::load(dir.path(), &meta), Some(example()));
+        assert_eq!(MergeNote::load(dir.path(), &meta), Some(example()));
         meta.layers[2].generation = 4;
-        assert_eq!(Progress::load(dir.path(), &meta), None, "the merge was committed");
+        assert_eq!(MergeNote::load(dir.path(), &meta), None, "the merge was committed");
         meta.layers[2].generation = 3;
         meta.layers.insert(2, layer(6, 6, 0, false));
-        assert_eq!(Progress::load(dir.path(), &meta), None, "they are no neighbours");
-        Progress::forget(dir.path()).unwrap();
-        Progress::forget(dir.path()).unwrap();
+        assert_eq!(MergeNote::load(dir.path(), &meta), None, "the layers are not adjacent");
+        MergeNote::remove(dir.path()).unwrap();
+        MergeNote::remove(dir.path()).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

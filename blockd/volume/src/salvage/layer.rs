@@ -1,11 +1,11 @@
-//! Remains of a layer.
+//! Salvage of a layer.
 
 use super::repair::Repairer;
 use crate::{
     error::VolumeError,
     head::live_map::{Inspection, LiveMap},
     head::log::HeadLog,
-    head::place::Place,
+    head::volume_dir::VolumeDir,
     io::files,
     layer::data_files::{DataFiles, Gap},
     layer::set::{LayerSet, SetIdentity},
@@ -15,24 +15,25 @@ use crate::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use std::{path::Path, sync::Arc};
 
-/// Maximum number of data ranges examined for zeroes of an open layer; the rest counts as data.
-const MAX_RANGES: usize = 4096;
+/// Maximum number of data ranges examined for zeroes of an open layer or a lazy base; the rest counts
+/// as data.
+const MAX_DATA_RANGES: usize = 4096;
 
-/// Layer, as far as it can be proven.
-pub(super) struct Rescued {
-    /// Known blocks, including those with lost data.
+/// Layer with its proven and unproven blocks.
+pub(super) struct SalvagedLayer {
+    /// Layer with its known blocks, including those with lost data.
     pub(super) layer: Arc<FrozenLayer>,
-    /// Blocks that it holds or may hold but cannot deliver, by cause.
+    /// Blocks that the layer holds or may hold, without proven content, by cause.
     pub(super) unproven: Vec<(BlockSet, String)>,
 }
 
-/// Blocks of a layer, and blocks that it may hold, by cause.
+/// Known blocks of a layer, and blocks that it may hold, by cause.
 struct Tracked {
     set: LayerSet,
     unknown: Vec<(BlockSet, String)>,
 }
 
-impl Rescued {
+impl SalvagedLayer {
     pub(super) fn epoch(&self) -> Epoch {
         self.layer.epoch
     }
@@ -41,22 +42,22 @@ impl Rescued {
         dir: &Path,
         meta: &Meta,
         entry: &LayerEntry,
-        believe_map: bool,
-        mender: &mut Repairer,
+        trust_map: bool,
+        repairer: &mut Repairer,
     ) -> Result<Self, VolumeError> {
-        let place = Place { dir, volume: meta.volume, size_bytes: entry.size_bytes };
+        let volume_dir = VolumeDir { path: dir, volume: meta.volume, size_bytes: entry.size_bytes };
         let base = files::data_path(dir, entry.file);
         let (data, gaps) = DataFiles::open_for_salvage(&base, entry.size_bytes)?;
         let mut tracked = match (entry.open, entry.lazy) {
-            (true, _) => open_layer(place, entry.file, believe_map),
-            (false, true) => lazy_base(place, entry.file),
-            (false, false) => frozen_layer(place, entry, mender),
+            (true, _) => open_layer(volume_dir, entry.file, trust_map),
+            (false, true) => lazy_base(volume_dir, entry.file),
+            (false, false) => frozen_layer(volume_dir, entry, repairer),
         };
         if entry.open || entry.lazy {
-            // A file that was truncated since its length was read has false holes.
-            for hole in data.holes(entry.size_bytes, MAX_RANGES).unwrap_or_default() {
-                for run in tracked.set.held.extents_in(Extent::inside(hole.start, hole.end - hole.start)) {
-                    tracked.set.zero.insert_extent(run);
+            // Errors leave zeroes as data. Missing ranges count as holes here; `lost_in` corrects that.
+            for hole in data.holes(entry.size_bytes, MAX_DATA_RANGES).unwrap_or_default() {
+                for zero in tracked.set.held.extents_in(Extent::inside(hole.start, hole.end - hole.start)) {
+                    tracked.set.zero.insert_extent(zero);
                 }
             }
         }
@@ -65,17 +66,17 @@ impl Rescued {
             let lost = lost_in(&gap, &mut tracked.set, !entry.open && !entry.lazy);
             if !lost.is_empty() {
                 unproven.push((lost, gap.what));
-            } else if !mender.notes.contains(&gap.what) {
-                // Nothing is missing, but this prevents opening the volume.
-                mender.notes.push(gap.what);
+            } else if !repairer.notes.contains(&gap.what) {
+                // No block is lost, but the damage prevents the open.
+                repairer.notes.push(gap.what);
             }
         }
         Ok(Self { layer: Arc::new(FrozenLayer::new(entry, data.into(), tracked.set)), unproven })
     }
 }
 
-/// Returns the blocks of a gap that should have data, without zeroes that are proven by more than holes of
-/// the file.
+/// Returns the held blocks in a gap of the files, without proven zeroes. Removes zeroes that only the holes
+/// of the files indicate.
 fn lost_in(gap: &Gap, set: &mut LayerSet, zeroes_are_proven: bool) -> BlockSet {
     let first = BlockIndex(gap.range.start / BLOCK_SIZE_BYTES);
     let extent = Extent::between(first, BlockIndex(gap.range.end / BLOCK_SIZE_BYTES));
@@ -89,54 +90,54 @@ fn lost_in(gap: &Gap, set: &mut LayerSet, zeroes_are_proven: bool) -> BlockSet {
     lost
 }
 
-fn every_block_but(known: &BlockSet, blocks: u64) -> BlockSet {
+fn complement(known: &BlockSet, blocks: u64) -> BlockSet {
     let mut others = BlockSet::from_iter([Extent::new(BlockIndex(0), blocks)]);
     others.subtract(known);
     others
 }
 
-fn frozen_layer(place: Place<'_>, entry: &LayerEntry, mender: &mut Repairer) -> Tracked {
-    match mender.set(place.dir, SetIdentity::of(place.volume, entry)) {
+fn frozen_layer(volume_dir: VolumeDir<'_>, entry: &LayerEntry, repairer: &mut Repairer) -> Tracked {
+    match repairer.set(volume_dir.path, SetIdentity::of(volume_dir.volume, entry)) {
         Ok(set) => Tracked { set, unknown: vec![] },
         Err(error) => {
-            let all = every_block_but(&BlockSet::new(), entry.blocks());
+            let all = complement(&BlockSet::new(), entry.blocks());
             Tracked { set: LayerSet::default(), unknown: vec![(all, error.to_string())] }
         }
     }
 }
 
-/// Returns the blocks of a log, and its damage if it may have named others.
-fn logged(place: Place<'_>, file: Epoch) -> (BlockSet, Option<String>) {
-    let (path, identity) = (files::log_path(place.dir, file), place.identity(file));
+/// Returns the blocks of a log, and its damage if it may have named more blocks.
+fn logged(volume_dir: VolumeDir<'_>, file: Epoch) -> (BlockSet, Option<String>) {
+    let (path, identity) = (files::log_path(volume_dir.path, file), volume_dir.identity(file));
     match HeadLog::inspect(&path, identity) {
-        Ok(log) if log.ends_as_written => (log.named, None),
+        Ok(log) if log.has_intact_end => (log.named, None),
         Ok(log) => {
             let what = match log.torn_bytes {
-                0 => "it ends with its last record, where zeroes should follow".to_owned(),
-                torn => format!("it ends in {torn} bytes that are no record"),
+                0 => "no zeroes follow the last record".to_owned(),
+                torn => format!("the last {torn} bytes are not a valid record"),
             };
-            let doubt = "what it named there may have been flushed, unless the power was cut just then";
-            (log.named, Some(format!("{} is unproven at its end: {what}; {doubt}", path.display())))
+            let doubt = "it may have named flushed blocks there";
+            (log.named, Some(format!("{} has an unproven end: {what}; {doubt}", path.display())))
         }
         Err(error) => (HeadLog::rescue(&path, identity), Some(error.to_string())),
     }
 }
 
-/// Rescues a head, or a layer with an unfinished freeze. Blocks of its log have their data; blocks of its map
-/// only were acknowledged and never flushed: their writeback may have failed, which only the sync of the next
-/// start would report.
-fn open_layer(place: Place<'_>, file: Epoch, believe_map: bool) -> Tracked {
-    let blocks = place.blocks();
-    let (held, log_damage) = logged(place, file);
+/// Salvages a head, or a layer with an unfinished freeze. Blocks of the log have their data on disk. Blocks
+/// only in the map were acknowledged but not flushed, and are unproven: their writeback may have failed,
+/// which only the sync of the next start would report.
+fn open_layer(volume_dir: VolumeDir<'_>, file: Epoch, trust_map: bool) -> Tracked {
+    let blocks = volume_dir.blocks();
+    let (held, log_damage) = logged(volume_dir, file);
     let mut unknown = Vec::new();
-    let map_path = files::map_path(place.dir, file);
-    let map = if believe_map {
-        LiveMap::inspect(&map_path, place.identity(file))
+    let map_path = files::map_path(volume_dir.path, file);
+    let map = if trust_map {
+        LiveMap::inspect(&map_path, volume_dir.identity(file))
     } else {
-        Ok(Inspection::Outlived)
+        Ok(Inspection::Stale)
     };
     match map {
-        Ok(Inspection::Believed(map)) => {
+        Ok(Inspection::Trusted(map)) => {
             let readable = Extent::between(BlockIndex(0), map.unread.unwrap_or(BlockIndex(blocks)));
             let mut missed = held.slice(readable);
             missed.subtract(&map.held);
@@ -144,38 +145,39 @@ fn open_layer(place: Place<'_>, file: Epoch, believe_map: bool) -> Tracked {
                 let mut unflushed = map.held;
                 unflushed.subtract(&held);
                 let why = log_damage.unwrap_or_else(|| {
-                    let what = "what was written and not flushed is unproven: only the page cache has it for certain";
-                    format!("{} names more than the log: {what}", map_path.display())
+                    let what = "unflushed writes are unproven, because their writeback may have failed";
+                    format!("{} has blocks that the log lacks: {what}", map_path.display())
                 });
                 unknown.push((unflushed, why));
             } else {
-                // It names all blocks of the log (unless it was altered).
-                let what = "it lacks blocks that the log names";
-                unknown.push((every_block_but(&held, blocks), format!("{}: {what}", map_path.display())));
+                // A sound map names all blocks of the log, so it is corrupted.
+                let what = "blocks of the log are missing";
+                unknown
+                    .push((complement(&held, blocks), format!("{} is damaged: {what}", map_path.display())));
             }
             if let Some(unread) = map.unread {
-                let mut behind = BlockSet::from_iter([Extent::between(unread, BlockIndex(blocks))]);
-                behind.subtract(&held);
-                unknown.push((behind, format!("{} is cut short", map_path.display())));
+                let mut rest = BlockSet::from_iter([Extent::between(unread, BlockIndex(blocks))]);
+                rest.subtract(&held);
+                unknown.push((rest, format!("{} is damaged: file is truncated", map_path.display())));
             }
         }
-        Ok(Inspection::Outlived) => {
+        Ok(Inspection::Stale) => {
             if let Some(what) = log_damage {
-                unknown.push((every_block_but(&held, blocks), what));
+                unknown.push((complement(&held, blocks), what));
             }
         }
-        Ok(Inspection::Doubtful(what)) => unknown.push((every_block_but(&held, blocks), what)),
-        Err(error) => unknown.push((every_block_but(&held, blocks), error.to_string())),
+        Ok(Inspection::Suspect(what)) => unknown.push((complement(&held, blocks), what)),
+        Err(error) => unknown.push((complement(&held, blocks), error.to_string())),
     }
     unknown.retain(|(blocks, _)| !blocks.is_empty());
     Tracked { set: LayerSet { held, zero: BlockSet::new() }, unknown }
 }
 
-/// Rescues a lazy base: it holds every block, and delivers present ones.
-fn lazy_base(place: Place<'_>, file: Epoch) -> Tracked {
-    let (there, log_damage) = logged(place, file);
-    let missing = every_block_but(&there, place.blocks());
-    let why = log_damage.unwrap_or_else(|| "it was not fetched from the cloud yet".into());
+/// Salvages a lazy base: it holds every block, and the logged ones have their data.
+fn lazy_base(volume_dir: VolumeDir<'_>, file: Epoch) -> Tracked {
+    let (logged_blocks, log_damage) = logged(volume_dir, file);
+    let missing = complement(&logged_blocks, volume_dir.blocks());
+    let why = log_damage.unwrap_or_else(|| "block was not fetched from the cloud snapshot yet".into());
     let unknown = if missing.is_empty() { vec![] } else { vec![(missing, why)] };
-    Tracked { set: LayerSet { held: there, zero: BlockSet::new() }, unknown }
+    Tracked { set: LayerSet { held: logged_blocks, zero: BlockSet::new() }, unknown }
 }

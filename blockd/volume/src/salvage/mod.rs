@@ -1,15 +1,15 @@
-//! Reader of volumes that cannot be opened, because files are missing, truncated or altered.
+//! Salvage: read-only recovery of volumes that cannot be opened because files are missing, truncated
+//! or corrupted.
 //!
-//! Nothing is written below the volume's directory. A read returns what the volume would have returned, or an
-//! error if that cannot be proven:
+//! A read returns the content that the undamaged volume would return, or an error if that content cannot be
+//! proven:
 //!
-//! * A held block without its data is lost, unless the layer's set declares it as zeroes.
-//! * A layer with unknown blocks hides every block below it that no newer layer holds: it may hold it.
+//! * A held block without its data is unproven, unless the layer's set marks it as zeroes.
+//! * A layer with unknown blocks may hold any of them, so each is unproven unless a newer layer holds it.
 //! * Blocks that a layer does not hold, or that are beyond its end, are read from the layers below.
 //!
-//! `volume.meta` says which layers there are, and nothing is proven without it. One flipped bit in it, or in
-//! a small set, is found by trying each ([`mend`]). Data has no checksums of its own, so what a disk alters
-//! in it is not noticed here.
+//! `volume.meta` lists the layers; without it no content can be proven. One flipped bit in it, or in a small
+//! set, is [corrected](repair) by trial. Data has no checksums, so corruption of data is not detected.
 
 mod layer;
 mod repair;
@@ -26,25 +26,25 @@ use crate::{
     read::{Content, Start, from_disk, read_stack},
 };
 use blockd_extent::{BlockSet, Epoch, Extent, SnapshotId, VolumeId};
-use layer::Rescued;
+use layer::SalvagedLayer;
 use repair::Repairer;
 use std::path::Path;
 
-/// Remains of a damaged volume.
+/// Salvage of a damaged volume.
 pub struct Salvage {
     meta: Meta,
-    /// Top first.
-    layers: Vec<Rescued>,
+    /// Layers, top first.
+    layers: Vec<SalvagedLayer>,
     notes: Vec<String>,
 }
 
-/// Readable point of a damaged volume: the latest one, or a snapshot.
+/// View of a damaged volume: its latest state, or a snapshot.
 pub struct SalvageView {
     stack: Stack,
     size_bytes: u64,
     /// Blocks whose content cannot be proven.
     unproven: BlockSet,
-    /// The same, by cause.
+    /// Unproven blocks by cause.
     causes: Vec<(BlockSet, String)>,
 }
 
@@ -53,7 +53,7 @@ pub struct SalvageView {
 pub struct UnprovenRun<'a> {
     /// Blocks.
     pub extent: Extent,
-    /// Damage that hides them, in one line.
+    /// Cause, in one line.
     pub why: &'a str,
 }
 
@@ -61,17 +61,17 @@ impl Salvage {
     /// Examines a volume, which must not be open.
     ///
     /// # Errors
-    /// `volume.meta` is missing, damaged beyond one bit or of a newer format: then nothing can be proven.
+    /// `volume.meta` is missing, has more than one flipped bit, or is of a newer format.
     pub fn open(dir: &Path, options: &OpenOptions) -> Result<Self, VolumeError> {
-        let believe_map = options.recovery == Recovery::Auto;
-        let mut mender = Repairer::new();
-        let meta = mender.meta(dir)?;
+        let trust_map = options.recovery == Recovery::Auto;
+        let mut repairer = Repairer::new();
+        let meta = repairer.meta(dir)?;
         let layers = meta
             .layers
             .iter()
-            .map(|entry| Rescued::load(dir, &meta, entry, believe_map, &mut mender))
+            .map(|entry| SalvagedLayer::load(dir, &meta, entry, trust_map, &mut repairer))
             .collect::<Result<_, _>>()?;
-        Ok(Self { meta, layers, notes: mender.notes })
+        Ok(Self { meta, layers, notes: repairer.notes })
     }
 
     /// Returns the volume's id.
@@ -84,7 +84,7 @@ impl Salvage {
         self.meta.size_bytes
     }
 
-    /// Returns errors of the volume's files, one per line; empty if none prevents opening.
+    /// Returns the errors of the volume's files, one line each.
     pub fn findings(&self) -> Vec<String> {
         let causes = self.layers.iter().flat_map(|layer| &layer.unproven);
         let mut all = self.notes.clone();
@@ -101,12 +101,12 @@ impl Salvage {
         SnapshotInfo::list(&self.meta, &self.layers.iter().map(|layer| &layer.layer))
     }
 
-    /// Opens the latest point for reading.
+    /// Returns a view of the latest state.
     pub fn latest(&self) -> SalvageView {
         self.view_at(None)
     }
 
-    /// Opens a snapshot for reading.
+    /// Returns a view of a snapshot.
     ///
     /// # Errors
     /// The snapshot does not exist.
@@ -117,31 +117,31 @@ impl Salvage {
     }
 
     fn view_at(&self, until: Option<Epoch>) -> SalvageView {
-        let is_within = |layer: &&Rescued| until.is_none_or(|until| layer.epoch() <= until);
-        let layers: Vec<&Rescued> = self.layers.iter().filter(is_within).collect();
+        let is_within = |layer: &&SalvagedLayer| until.is_none_or(|until| layer.epoch() <= until);
+        let layers: Vec<&SalvagedLayer> = self.layers.iter().filter(is_within).collect();
         let size_bytes = layers.first().map_or(0, |layer| layer.layer.size_bytes);
         let damaged = layers.iter().rposition(|layer| !layer.unproven.is_empty());
         let mut causes = Vec::new();
         let mut unproven = BlockSet::new();
-        // Blocks that no layer decided yet.
-        let mut left = BlockSet::from_iter([Extent::whole(size_bytes)]);
+        // Blocks that no layer has provided or hidden yet.
+        let mut undecided = BlockSet::from_iter([Extent::whole(size_bytes)]);
         for layer in layers.iter().take(damaged.map_or(0, |last| last + 1)) {
             for (blocks, why) in &layer.unproven {
                 let mut hidden = blocks.clone();
-                hidden.intersect_with(&left);
+                hidden.intersect_with(&undecided);
                 unproven.union_with(&hidden);
                 if !hidden.is_empty() {
                     causes.push((hidden, why.clone()));
                 }
             }
-            left.subtract(&layer.layer.set.held);
+            undecided.subtract(&layer.layer.set.held);
             for (blocks, _) in &layer.unproven {
-                left.subtract(blocks);
+                undecided.subtract(blocks);
             }
         }
         debug_assert!(
             unproven.last().is_none_or(|last| last < Extent::whole(size_bytes).end()),
-            "in the view"
+            "unproven blocks are inside the view"
         );
         unproven.optimize();
         let layers = layers.into_iter().map(|layer| Layer::Frozen(layer.layer.clone())).collect();
@@ -150,7 +150,7 @@ impl Salvage {
 }
 
 impl SalvageView {
-    /// Returns the size at that point, in bytes.
+    /// Returns the size of the view, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
@@ -160,7 +160,7 @@ impl SalvageView {
         self.unproven.len_bytes()
     }
 
-    /// Returns the bytes of readable data; all other readable bytes are zeroes.
+    /// Returns the number of readable bytes with data; other readable bytes are zeroes.
     pub fn data_bytes(&self) -> u64 {
         let mut data = BlockSet::new();
         let mut above = LayerSet::default();
@@ -175,7 +175,7 @@ impl SalvageView {
         data.len_bytes()
     }
 
-    /// Returns the unproven extents of a range, ascending.
+    /// Returns the unproven extents of a range with their causes, ascending.
     pub fn unproven_in(&self, range: Extent) -> impl Iterator<Item = UnprovenRun<'_>> {
         let mut at = range.start;
         std::iter::from_fn(move || {
@@ -189,10 +189,10 @@ impl SalvageView {
         })
     }
 
-    /// Reads at `offset_bytes`, any alignment, into `buf`; a range without data is only reported.
+    /// Reads at `offset_bytes`, any alignment, into `buf`; leaves `buf` unchanged for a range without data.
     ///
     /// # Errors
-    /// The range is not inside the volume, the content of a block cannot be proven, or the disk fails.
+    /// The range is not inside the view, the content of a block is unproven, or the disk fails.
     pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Content, VolumeError> {
         self.check_proven(offset_bytes, buf.len() as u64)?;
         let content = read_stack(&self.stack, Start::Top, offset_bytes, buf, from_disk)?;

@@ -1,6 +1,7 @@
-//! Correction of one flipped bit in files with a checksum, by trying each.
+//! Correction of one flipped bit in files with a checksum, by trial of each bit.
 //!
-//! The probability of a false match of the 64-bit checksum is below 2^-45 for the largest file that is tried.
+//! The probability of a false match of the 64-bit checksum is at most 2^-45 for the largest file that
+//! is tried.
 
 use crate::{
     error::VolumeError,
@@ -11,19 +12,19 @@ use crate::{
 };
 use std::path::Path;
 
-/// Maximum length of a file that is tried: takes seconds at most.
+/// Maximum length of a file for correction, which takes seconds at most.
 const MAX_BYTES: usize = 64 << 10;
-/// Maximum number of bits tried for a volume: those of two such files.
+/// Maximum number of bits tried per volume: those of two files of the maximum length.
 const MAX_TRIES: usize = 2 * 8 * MAX_BYTES;
 
-/// Reader of a volume's files with checksums.
+/// Reader of a volume's checksummed files, with correction.
 pub(super) struct Repairer {
-    /// Corrected errors.
+    /// Corrected errors, one line each.
     pub(super) notes: Vec<String>,
     tries_left: usize,
 }
 
-/// Decodes a file after flipping the one bit that makes its checksum valid.
+/// Decodes a file after flipping the bit that makes it valid; `None` if there is none.
 fn one_bit<T>(bytes: &mut [u8], decode: impl Fn(&[u8]) -> Option<T>) -> Option<T> {
     if bytes.len() > MAX_BYTES {
         return None;
@@ -43,7 +44,7 @@ impl Repairer {
         Self { notes: vec![], tries_left: MAX_TRIES }
     }
 
-    fn mended<T>(
+    fn repair<T>(
         &mut self,
         path: &Path,
         error: VolumeError,
@@ -53,26 +54,26 @@ impl Repairer {
             return Err(error);
         }
         let mut bytes = storage::read(path).unwrap_or_default();
-        // Files that are too large cost nothing.
+        // Too large files are not tried.
         let tries = if bytes.len() > MAX_BYTES { 0 } else { bytes.len() * 8 };
-        let Some(left) = self.tries_left.checked_sub(tries) else { return Err(error) };
-        self.tries_left = left;
+        let Some(rest) = self.tries_left.checked_sub(tries) else { return Err(error) };
+        self.tries_left = rest;
         let found = one_bit(&mut bytes, decode).ok_or(error)?;
-        self.notes.push(format!("one bit in {} was wrong, and what it must be is certain", path.display()));
+        self.notes.push(format!("{} had one flipped bit, corrected by its checksum", path.display()));
         Ok(found)
     }
 
-    /// Reads `volume.meta`.
+    /// Loads `volume.meta`.
     pub(super) fn meta(&mut self, dir: &Path) -> Result<Meta, VolumeError> {
         let path = dir.join(files::META);
-        Meta::load(dir).or_else(|error| self.mended(&path, error, |bytes| Meta::decode(bytes).ok()))
+        Meta::load(dir).or_else(|error| self.repair(&path, error, |bytes| Meta::decode(bytes).ok()))
     }
 
-    /// Reads the block sets of a frozen layer.
+    /// Loads the block sets of a frozen layer.
     pub(super) fn set(&mut self, dir: &Path, id: SetIdentity) -> Result<LayerSet, VolumeError> {
         let path = files::set_path(dir, id.file, id.generation);
         LayerSet::load(dir, id)
-            .or_else(|error| self.mended(&path, error, |bytes| LayerSet::decode(bytes, id).ok()))
+            .or_else(|error| self.repair(&path, error, |bytes| LayerSet::decode(bytes, id).ok()))
     }
 }
 
@@ -97,21 +98,21 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_bits_are_tried_for_one_volume() {
+    fn number_of_tried_bits_is_limited_per_volume() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("f");
         std::fs::write(&path, vec![0; MAX_BYTES]).unwrap();
         let tried = std::cell::Cell::new(0);
-        let mut mender = Repairer::new();
+        let mut repairer = Repairer::new();
         for _ in 0..5 {
             let damaged = VolumeError::Damaged { path: path.clone(), what: String::new() };
             let count = |_: &[u8]| {
                 tried.set(tried.get() + 1);
                 None::<()>
             };
-            mender.mended(&path, damaged, count).unwrap_err();
+            repairer.repair(&path, damaged, count).unwrap_err();
         }
         assert_eq!(tried.get(), MAX_TRIES);
-        assert!(mender.notes.is_empty());
+        assert!(repairer.notes.is_empty());
     }
 }

@@ -1,10 +1,10 @@
-//! Random volumes with random damage: delivered content is right, and refused content was damaged or is
-//! unknowable.
+//! Property tests of random volumes with random damage: returned content is correct, and refused content was
+//! damaged or is unknown.
 
 use super::*;
 use crate::{
     FetchReply, LazySource, OpenOptions, SourceError, Urgency, Volume, head::log::HeadLog,
-    head::place::Identity, io::files, layer::stack::Layer,
+    head::volume_dir::Identity, io::files, layer::stack::Layer,
 };
 use blockd_extent::BLOCK_SIZE_BYTES;
 use blockd_extent::BlockIndex;
@@ -114,7 +114,7 @@ impl Model {
     }
 }
 
-/// Layer before the damage, and its damage.
+/// Layer before the damage, with the applied damage.
 struct Truth {
     epoch: Epoch,
     blocks: u64,
@@ -122,7 +122,7 @@ struct Truth {
     open: bool,
     /// Start of the lost data.
     data_until_bytes: u64,
-    /// True if its blocks are unknowable.
+    /// True if the damage makes its blocks unknown.
     is_unknown: bool,
     /// Blocks of an open layer's log; all blocks of a frozen one.
     proven: BlockSet,
@@ -158,7 +158,7 @@ fn damage_data(layer: &mut Truth, damage: Damage) {
             layer.data_until_bytes = 0;
         }
         Damage::Cut(part) | Damage::Flip(part) | Damage::FlipTwo(part) => {
-            // Data has no checksums: alterations go unnoticed.
+            // Data has no checksums: flipped bits are not detected, so truncate instead.
             layer.data_until_bytes = at_part(&layer.data, part);
             cut(&layer.data, layer.data_until_bytes);
         }
@@ -184,7 +184,7 @@ fn damage_tracking(layer: &mut Truth, damage: Damage, map_damage: Option<Damage>
     // Preallocated zeroes only mark the end of the log.
     let used = fs::read(&path).unwrap().iter().rposition(|byte| *byte != 0).unwrap() as u64 + 1;
     match damage {
-        // Only the map.
+        // Damages only the map.
         _ if !log_is_damaged => {}
         Damage::Remove => fs::remove_file(&path).unwrap(),
         Damage::Cut(part) => cut(&path, used * part / 1000),
@@ -203,12 +203,12 @@ fn damage_tracking(layer: &mut Truth, damage: Damage, map_damage: Option<Damage>
     if log_is_damaged {
         layer.proven = BlockSet::new();
     }
-    // The log alone suffices after a power cut; a believed map shows the blocks that are not held.
+    // After a power cut only the log is used; otherwise a trusted map determines the held blocks.
     layer.is_unknown = if is_power_loss { log_is_damaged } else { map_damage.is_some() };
 }
 
-/// Returns names and content of all files.
-fn folder(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+/// Returns names and content of all files of a directory.
+fn content_of(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     names.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
@@ -217,10 +217,10 @@ fn folder(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 fn may_be_refused(layers: &[Truth], until: Option<Epoch>, block: u64) -> bool {
     for layer in layers.iter().filter(|layer| until.is_none_or(|until| layer.epoch <= until)) {
         if layer.set.held.contains(BlockIndex(block)) {
-            let is_gone = (block + 1) * BLOCK_SIZE_BYTES > layer.data_until_bytes;
+            let is_lost = (block + 1) * BLOCK_SIZE_BYTES > layer.data_until_bytes;
             let is_zero = !layer.open && layer.set.zero.contains(BlockIndex(block));
             let is_unflushed = !layer.proven.contains(BlockIndex(block));
-            return layer.is_unknown || is_unflushed || is_gone && !is_zero;
+            return layer.is_unknown || is_unflushed || is_lost && !is_zero;
         }
         if layer.is_unknown && block < layer.blocks {
             return true;
@@ -243,8 +243,8 @@ fn check(view: &SalvageView, expected: &[u8], may_be_refused: impl Fn(u64) -> bo
             }
             Err(error) => {
                 assert!(matches!(error, VolumeError::Unproven { .. }), "block {block}: {error}");
-                assert!(may_be_refused(block), "block {block} is refused and sound: {error}");
-                assert!(named.contains(BlockIndex(block)), "block {block} is refused and not named");
+                assert!(may_be_refused(block), "block {block} is refused and undamaged: {error}");
+                assert!(named.contains(BlockIndex(block)), "block {block} is refused and not listed");
                 refused += BLOCK_SIZE_BYTES;
             }
         }
@@ -269,7 +269,7 @@ proptest! {
         for step in &steps {
             model.take(step);
         }
-        // Unflushed data may or may not survive a power cut: both are right.
+        // Without a flush, old or new data would be correct after a power cut.
         if is_flushed || is_power_loss {
             model.volume.flush().unwrap();
         }
@@ -297,7 +297,7 @@ proptest! {
             }
         }
         let path = dir.join(files::META);
-        let is_gone = match meta_damage {
+        let is_lost = match meta_damage {
             None => false,
             Some(Damage::Remove) => fs::remove_file(&path).is_ok(),
             Some(Damage::Cut(part)) => {
@@ -306,12 +306,12 @@ proptest! {
             }
             Some(damage) => flip_some(&path, damage) > 1,
         };
-        let before = folder(&dir);
+        let before = content_of(&dir);
         let recovery = if is_power_loss { Recovery::AfterPowerLoss } else { Recovery::Auto };
         match Salvage::open(&dir, &OpenOptions { recovery, ..OpenOptions::default() }) {
-            Err(error) => prop_assert!(is_gone, "{error}"),
+            Err(error) => prop_assert!(is_lost, "{error}"),
             Ok(salvage) => {
-                prop_assert!(!is_gone, "volume.meta is damaged");
+                prop_assert!(!is_lost, "volume.meta is damaged");
                 prop_assert_eq!(salvage.snapshots().len(), snapshots.len());
                 check(&salvage.latest(), &now, |block| may_be_refused(&layers, None, block));
                 for (id, expected) in &snapshots {
@@ -321,7 +321,7 @@ proptest! {
                 }
             }
         }
-        prop_assert!(folder(&dir) == before, "something was changed");
+        prop_assert!(content_of(&dir) == before, "salvage changed a file");
     }
 }
 
@@ -349,18 +349,18 @@ fn lazy_volume_salvage_shows_fetched_and_written_blocks() {
     volume.write(20 * BLOCK_SIZE_BYTES, &[99; BLOCK], false).unwrap();
     volume.sync_hydration().unwrap();
     volume.flush().unwrap();
-    let there = volume.current().layers().last().unwrap().set().held.clone();
-    assert!(there.contains(BlockIndex(3)));
+    let present = volume.current().layers().last().unwrap().set().held.clone();
+    assert!(present.contains(BlockIndex(3)));
     volume.close().unwrap();
     drop(volume);
     let mut expected: Vec<u8> = (1..=BLOCKS as u8).collect();
     expected[20] = 99;
-    let is_missing = |block| block != 20 && !there.contains(BlockIndex(block));
+    let is_missing = |block| block != 20 && !present.contains(BlockIndex(block));
     let salvage = Salvage::open(&dir, &OpenOptions::default()).unwrap();
     check(&salvage.latest(), &expected, is_missing);
     let why = salvage.findings();
     assert!(is_missing(BLOCKS - 1) != why.is_empty(), "{why:?}");
-    // Its own log decides which blocks are present.
+    // The log of the base determines the present blocks.
     fs::remove_file(files::log_path(&dir, salvage.layers.last().unwrap().layer.file)).unwrap();
     check(&Salvage::open(&dir, &OpenOptions::default()).unwrap().latest(), &expected, |block| block != 20);
 }
@@ -383,7 +383,7 @@ fn partly_flushed(dir: &Path) -> PathBuf {
     model.dir
 }
 
-/// Returns the refused blocks and the findings; delivered content must be right.
+/// Returns the refused blocks and the findings; checks the returned content.
 fn refused(dir: &Path, recovery: Recovery, expected: &[u8]) -> (Vec<u64>, String) {
     let salvage = Salvage::open(dir, &OpenOptions { recovery, ..OpenOptions::default() }).unwrap();
     let view = salvage.latest();
@@ -408,7 +408,7 @@ fn unflushed_blocks_are_unproven() {
     let (blocks, why) = refused(&dir, Recovery::Auto, &now([2, 0]));
     assert_eq!(blocks, [4, 5]);
     assert!(why.contains("unproven"), "{why}");
-    // After a declared power cut only flushed data is delivered.
+    // After a declared power cut only flushed data is returned.
     assert_eq!(refused(&dir, Recovery::AfterPowerLoss, &now([1, 1])), (vec![], String::new()));
     // Without the map, further blocks of the head are unknown.
     let head = Meta::load(&dir).unwrap().layers[0].file;
@@ -436,17 +436,17 @@ fn log_with_unknown_end_hides_lower_layers() {
         // The map names them.
         assert_eq!(refused(&dir, Recovery::Auto, &now([2, 0])).0, [2, 3, 4, 5]);
     }
-    // A start that is refused because of another file leaves the log unchanged.
+    // A start that fails because of another file leaves the log unchanged.
     let frozen = Meta::load(&dir).unwrap().layers[1];
     let set = files::set_path(&dir, frozen.file, frozen.generation);
     let kept = fs::read(&set).unwrap();
     fs::remove_file(&set).unwrap();
-    let before = folder(&dir);
+    let before = content_of(&dir);
     Volume::open(&dir, &OpenOptions::default()).map(drop).unwrap_err();
-    // Except for unnamed files.
+    // Except for unreferenced files, which it removes.
     assert!(
-        folder(&dir).iter().all(|(path, content)| before[path] == *content),
-        "a start that failed changed it"
+        content_of(&dir).iter().all(|(path, content)| before[path] == *content),
+        "a failed start changed a file"
     );
     fs::write(&set, kept).unwrap();
     assert_eq!(refused(&dir, Recovery::AfterPowerLoss, &now([1, 1])).0, (2..BLOCKS).collect::<Vec<_>>());

@@ -1,10 +1,10 @@
-//! Header of a map's file: the head that the map belongs to, and the boot and mount in which it is valid.
+//! Header of a map file: identity of the head, and the boot and mount in which the map is valid.
 
 use super::boot_id;
 use crate::{
     error::VolumeError,
-    head::mount::{may_be_altered, may_be_the_same, mount_number},
-    head::place::Identity,
+    head::mount::{may_be_corrupted, may_be_same, mount_number},
+    head::volume_dir::Identity,
     io::record::word_at,
     io::storage::File,
 };
@@ -14,37 +14,37 @@ const MAGIC: &[u8; 8] = b"BLKDMAP1";
 const VERSION: u32 = 1;
 /// Bytes of the header; the bitmap follows.
 pub(super) const HEADER_BYTES: u64 = 4096;
-/// Bytes of the header that are read: all fields, and some of the zeroes behind them.
+/// Bytes of the header that are read: all fields and part of the zeroes after them.
 pub(super) const HEADER_READ_BYTES: usize = 128;
 pub(super) const CLEAN_AT: usize = 12;
 pub(super) const VOLUME_AT: usize = 16;
 pub(super) const BOOT_ID_AT: usize = 40;
 pub(super) const BOOT_ID_BYTES: usize = 36;
 pub(super) const MOUNT_AT: usize = 80;
-/// Maximum number of differing bits of an altered boot id; two boots differ in more.
+/// Maximum number of bits in which a corrupted boot id differs; ids of two boots differ in more.
 const MAX_ALTERED_BITS: u32 = 8;
 
-/// Reason to reject a map.
+/// Reason for rejecting a map.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Rejection {
-    #[error("it is missing, or its header is not that of this head")]
+    #[error("map is missing, or its header is not that of this head")]
     NotOurs,
-    #[error("an earlier process died while it created it")]
+    #[error("creation was interrupted")]
     Unfinished,
-    #[error("another boot of the kernel wrote it")]
+    #[error("map was written in another boot")]
     OtherBoot,
-    #[error("the filesystem was unmounted since it was written")]
+    #[error("filesystem was unmounted since the map was written")]
     OtherMount,
-    #[error("the start was given --after-power-loss")]
+    #[error("option --after-power-loss is set")]
     PowerLoss,
-    #[error("its header cannot be read: {0}")]
+    #[error("read failed on the header: {0}")]
     Unreadable(std::io::Error),
-    #[error("the kernel could not write it to the disk: {0}")]
+    #[error("writeback failed: {0}")]
     WritebackFailed(std::io::Error),
 }
 
 impl Rejection {
-    /// Returns whether no later start can believe the map either.
+    /// Returns true if every later start rejects the map, too.
     pub(crate) fn is_final(&self) -> bool {
         match self {
             Self::NotOurs | Self::Unfinished | Self::OtherBoot | Self::OtherMount => true,
@@ -57,11 +57,11 @@ impl Rejection {
 pub(super) struct Header(pub(super) [u8; HEADER_READ_BYTES]);
 
 impl Header {
-    /// Composes the header of a map of this head and mount; no boot owns it yet.
+    /// Composes the header of a map of this head and mount, invalid until it has a boot id.
     pub(super) fn compose(identity: Identity, file: &File) -> Vec<u8> {
         let mut header = vec![0u8; HEADER_BYTES as usize];
         header[..BOOT_ID_AT].copy_from_slice(&identity_of(identity));
-        debug_assert!(header[BOOT_ID_AT..].iter().all(|byte| *byte == 0), "no boot owns a new map");
+        debug_assert!(header[BOOT_ID_AT..].iter().all(|byte| *byte == 0), "a new header has no boot id");
         let mount = mount_number(file).map_or(0, NonZeroU64::get);
         header[MOUNT_AT..MOUNT_AT + 8].copy_from_slice(&mount.to_le_bytes());
         header
@@ -80,13 +80,13 @@ impl Header {
         self.0[..CLEAN_AT] == expected[..CLEAN_AT] && self.0[VOLUME_AT..BOOT_ID_AT] == expected[VOLUME_AT..]
     }
 
-    /// Returns whether the volume was closed cleanly.
+    /// Returns true if the volume was closed cleanly.
     pub(super) fn is_clean(&self) -> bool {
         self.0[CLEAN_AT] == 1
     }
 
-    /// Returns why the map is not to be believed, unless it is of this head, was written in this boot, and
-    /// its filesystem was mounted ever since.
+    /// Returns the reason for rejecting the map, or `None` if it belongs to this head, was written in this
+    /// boot, and its filesystem was not unmounted since.
     pub(super) fn rejection(
         &self,
         identity: Identity,
@@ -99,15 +99,22 @@ impl Header {
             Some(Rejection::Unfinished)
         } else if !self.boot().iter().eq(boot.as_bytes()) {
             Some(Rejection::OtherBoot)
-        } else if !may_be_the_same(self.mount(), mount_number(file)) {
+        } else if !may_be_same(self.mount(), mount_number(file)) {
             Some(Rejection::OtherMount)
         } else {
             None
         })
     }
 
-    /// Returns why a header that names another boot or mount than this one may be altered instead.
-    pub(super) fn doubt(&self, identity: Identity, file: &File) -> Result<Option<&'static str>, VolumeError> {
+    /// Returns a defect of the header, or `None` for a well-formed header of this or an earlier boot
+    /// and mount.
+    ///
+    /// A boot id or mount number that differs from the current one in few bits counts as corrupted.
+    pub(super) fn defect(
+        &self,
+        identity: Identity,
+        file: &File,
+    ) -> Result<Option<&'static str>, VolumeError> {
         let is_zero = |range: std::ops::Range<usize>| self.0[range].iter().all(|byte| *byte == 0);
         let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f' | b'-');
         let now = boot_id()?;
@@ -116,29 +123,28 @@ impl Header {
             || self.0[CLEAN_AT] > 1
             || !(is_zero(CLEAN_AT + 1..VOLUME_AT) && is_zero(76..MOUNT_AT) && is_zero(88..HEADER_READ_BYTES))
         {
-            return Ok(Some("its header is not that of this head's map"));
+            return Ok(Some("header does not match the head"));
         }
         if self.boot().iter().all(|byte| *byte == 0) {
-            return Ok(Some("it was not finished"));
+            return Ok(Some("creation was interrupted"));
         }
         if !self.boot().iter().all(is_hex) {
-            return Ok(Some("its boot id is none"));
+            return Ok(Some("boot id is malformed"));
         }
-        // Two boots differ in far more bits.
         Ok(match differing.sum() {
             0 => match (self.mount(), mount_number(file)) {
-                (Some(left), Some(now)) if left != now && may_be_altered(left, now) => {
-                    Some("the number of its mount is none that an earlier mount had for certain")
+                (Some(stored), Some(current)) if stored != current && may_be_corrupted(stored, current) => {
+                    Some("mount number may be corrupted")
                 }
                 _ => None,
             },
-            1..=MAX_ALTERED_BITS => Some("its boot id is altered"),
+            1..=MAX_ALTERED_BITS => Some("boot id is corrupted"),
             _ => None,
         })
     }
 }
 
-/// Returns the header up to the boot id, of a map that is not closed.
+/// Returns the header up to the boot id, without the clean mark.
 fn identity_of(identity: Identity) -> [u8; BOOT_ID_AT] {
     let mut header = [0; BOOT_ID_AT];
     header[..8].copy_from_slice(MAGIC);

@@ -43,7 +43,7 @@ proptest! {
         }
         let mut both = zero.clone();
         both.intersect_with(&held);
-        prop_assert_eq!(map.snapshot_of_held(), held.clone());
+        prop_assert_eq!(map.held_set(), held.clone());
         let mut found = map.zero_set();
         found.intersect_with(&held);
         prop_assert_eq!(found, both);
@@ -64,21 +64,21 @@ proptest! {
         // The next process reads the same bits from the file.
         drop(map);
         let found = LiveMap::open(&dir.path().join("m"), IDENTITY, true).unwrap().unwrap();
-        prop_assert_eq!(found.map.snapshot_of_held(), held);
+        prop_assert_eq!(found.map.held_set(), held);
     }
 }
 
 #[test]
-fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
+fn invalid_map_is_rejected_and_valid_one_can_be_inspected() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m");
     let inspect = || match LiveMap::inspect(&path, IDENTITY).unwrap() {
-        Inspection::Believed(found) => Some(found),
-        Inspection::Doubtful(_) => None,
-        Inspection::Outlived => panic!("it is of this boot and mount"),
+        Inspection::Trusted(found) => Some(found),
+        Inspection::Suspect(_) => None,
+        Inspection::Stale => panic!("the map is of this boot and mount"),
     };
     assert!(inspect().is_none());
-    let map = LiveMap::create_unowned(&path, IDENTITY).unwrap();
+    let map = LiveMap::create_invalid(&path, IDENTITY).unwrap();
     let runs = [extent(3, 70), extent(BLOCKS_PER_CHUNK * 2, 1), extent(BLOCKS - 1, 1)];
     for run in runs {
         map.set_held(run, || (), |(), _| {}).unwrap();
@@ -86,13 +86,13 @@ fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
     assert!(inspect().is_none());
     let opened = LiveMap::open(&path, IDENTITY, true).unwrap();
     assert!(matches!(opened, Err(Rejected { why: Rejection::Unfinished, clean: false })));
-    map.own().unwrap();
+    map.mark_valid().unwrap();
     let found = inspect().unwrap();
     assert_eq!((found.held, found.unread), (BlockSet::from_iter(runs), None));
     drop(map);
     let before = std::fs::read(&path).unwrap();
     inspect();
-    assert!(std::fs::read(&path).unwrap() == before, "a look changed it");
+    assert!(std::fs::read(&path).unwrap() == before, "the inspection changed the file");
     // No flipped bit makes it a header of another boot or mount; all fields but two are checked.
     for bit in 0..HEADER_READ_BYTES * 8 {
         let mut bad = before.clone();
@@ -104,7 +104,7 @@ fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
     let mut other = before.clone();
     other[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES].copy_from_slice(b"01234567-89ab-cdef-0123-456789abcdef");
     std::fs::write(&path, other).unwrap();
-    assert!(matches!(LiveMap::inspect(&path, IDENTITY), Ok(Inspection::Outlived)));
+    assert!(matches!(LiveMap::inspect(&path, IDENTITY), Ok(Inspection::Stale)));
     std::fs::write(&path, &before).unwrap();
     File::open(&path).unwrap().set_len(HEADER_BYTES + 8).unwrap();
     let found = inspect().unwrap();
@@ -114,7 +114,7 @@ fn unowned_map_is_rejected_and_owned_one_can_be_inspected() {
 }
 
 #[test]
-fn map_of_a_dead_process_is_believed_in_its_boot_and_mount_only() {
+fn map_of_a_dead_process_is_trusted_in_its_boot_and_mount_only() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m");
     let first = map(&dir);
@@ -127,7 +127,7 @@ fn map_of_a_dead_process_is_believed_in_its_boot_and_mount_only() {
     };
     let found = open(7, 3).unwrap();
     assert!(!found.clean);
-    assert_eq!(found.map.snapshot_of_held(), BlockSet::from_iter([far]));
+    assert_eq!(found.map.held_set(), BlockSet::from_iter([far]));
     found.map.set_clean(true).unwrap();
     drop(found);
     for (volume, epoch) in [(8, 3), (7, 4)] {
@@ -135,7 +135,7 @@ fn map_of_a_dead_process_is_believed_in_its_boot_and_mount_only() {
         assert!(matches!(rejected, Rejected { why: Rejection::NotOurs, clean: false }), "{rejected:?}");
     }
     assert!(open(7, 3).unwrap().clean);
-    assert!(!open(7, 3).unwrap().clean, "opening it must take the clean mark away");
+    assert!(!open(7, 3).unwrap().clean, "opening clears the clean mark");
     open(7, 3).unwrap().map.set_clean(true).unwrap();
     let file = File::open(&path).unwrap();
     // Without a mount number, a stored one cannot be compared.
@@ -179,5 +179,5 @@ fn threads_that_set_bits_of_one_word_lose_none_in_the_file() {
     });
     drop(map);
     let found = LiveMap::open(&dir.path().join("m"), IDENTITY, true).unwrap();
-    assert_eq!(found.unwrap().map.snapshot_of_held(), BlockSet::from_iter([extent(0, 4096)]));
+    assert_eq!(found.unwrap().map.held_set(), BlockSet::from_iter([extent(0, 4096)]));
 }

@@ -1,7 +1,7 @@
-//! All system calls that read, change or sync a volume's files.
+//! System calls that read, change or sync a volume's files.
 //!
-//! The kernel makes them, unless another [`Storage`] is attached to the directory: a disk that fails, or that
-//! loses power. Reads through io_uring bypass this module; [`File::before_read`] announces them.
+//! The kernel performs them, unless a [`Storage`] is attached to the directory, such as a fake disk for fault
+//! injection. Reads through io_uring bypass this module; [`File::before_read`] announces them.
 
 mod share;
 
@@ -20,13 +20,12 @@ use std::{
     sync::Arc,
 };
 
-/// Storage of the files below a directory, in place of the kernel's: it sees each call and decides its
-/// outcome.
+/// Interceptor of the system calls on files below a directory; decides the outcome of each call.
 pub trait Storage: Send + Sync {
-    /// Returns the number of the file that a path names, which stays its own when it is renamed.
+    /// Returns the number of the file at a path; a rename does not change it.
     fn file_at(&self, path: &Path) -> Option<usize>;
 
-    /// Performs a call on an open file, or on a path; `kernel` lets the kernel perform it.
+    /// Performs a call on an open file or a path; `kernel` passes it to the kernel.
     ///
     /// # Errors
     /// Those of the call.
@@ -100,12 +99,12 @@ pub enum Op<'a> {
 /// Attached storages, by directory.
 static ATTACHED: RwLock<Vec<(PathBuf, Arc<dyn Storage>)>> = RwLock::new(Vec::new());
 
-/// Puts a directory on another storage: files that are opened from now on, and names, are its.
+/// Attaches a storage to a directory, for all later calls on paths and on files opened later.
 pub fn attach_storage(dir: &Path, storage: Arc<dyn Storage>) {
     ATTACHED.write().push((dir.to_owned(), storage));
 }
 
-/// Puts a directory back on the kernel's storage, except for open files.
+/// Detaches the storage of a directory. Files that are open keep it.
 pub fn detach_storage(dir: &Path) {
     ATTACHED.write().retain(|(attached, _)| attached != dir);
 }
@@ -117,7 +116,7 @@ struct Attached {
     file: Option<usize>,
 }
 
-/// Maker of the calls on a path or an open file: the kernel, or the attached storage.
+/// Executor of the calls on a path or an open file: the kernel (`None`), or an attached storage.
 struct Calls(Option<Box<Attached>>);
 
 impl Calls {
@@ -144,7 +143,7 @@ impl Calls {
         }
     }
 
-    /// Runs a call whose result only the kernel has.
+    /// Runs a call with a result that only the kernel returns.
     fn get<T>(&self, op: Op<'_>, mut kernel: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         let mut value = None;
         self.run(op, || kernel().map(|result| value = Some(result)))?;
@@ -152,7 +151,7 @@ impl Calls {
     }
 }
 
-/// Open file.
+/// Open file; see [`Storage`].
 pub(crate) struct File {
     /// Taken by `drop` only.
     inner: ManuallyDrop<std::fs::File>,
@@ -161,9 +160,9 @@ pub(crate) struct File {
 
 impl Drop for File {
     fn drop(&mut self) {
-        // SAFETY: the field is private to this module, nothing else takes the file out, and `drop` runs once.
+        // SAFETY: the field is private to this module, no other code takes the file, and `drop` runs once.
         let file = unsafe { ManuallyDrop::take(&mut self.inner) };
-        // Closing a linked file frees nothing.
+        // Closing a linked file frees no space.
         if file.metadata().is_ok_and(|found| found.nlink() == 0) {
             closer::drop_later(file);
         }
@@ -173,8 +172,8 @@ impl Drop for File {
 impl File {
     /// Creates an empty file; an existing one is truncated.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
-        let mut how = OpenOptions::new();
-        Self::open_with(path, Op::Create, how.read(true).write(true).create(true).truncate(true))
+        let mut options = OpenOptions::new();
+        Self::open_with(path, Op::Create, options.read(true).write(true).create(true).truncate(true))
     }
 
     /// Creates a file that must not exist.
@@ -192,15 +191,15 @@ impl File {
         Self::open_with(path, Op::Open, OpenOptions::new().read(true))
     }
 
-    /// Creates an unlinked empty file in place of a missing one.
-    pub(crate) fn nothing(path: &Path) -> io::Result<Self> {
+    /// Creates an unlinked, empty substitute for a missing file.
+    pub(crate) fn empty_substitute(path: &Path) -> io::Result<Self> {
         let inner = rustix::fs::memfd_create("missing", rustix::fs::MemfdFlags::CLOEXEC)?;
         Ok(Self { inner: ManuallyDrop::new(inner.into()), calls: Calls::on(path) })
     }
 
-    fn open_with(path: &Path, op: Op<'_>, how: &OpenOptions) -> io::Result<Self> {
+    fn open_with(path: &Path, op: Op<'_>, options: &OpenOptions) -> io::Result<Self> {
         let calls = Calls::on(path);
-        let inner = calls.get(op, || how.open(path))?;
+        let inner = calls.get(op, || options.open(path))?;
         Ok(Self { inner: ManuallyDrop::new(inner), calls: calls.opened() })
     }
 
@@ -215,13 +214,13 @@ impl File {
         self.calls.run(Op::Read, || self.inner.read_exact_at(buf, offset_bytes))
     }
 
-    /// Reads from the page cache.
+    /// Reads from the page cache; returns the number of bytes.
     #[inline]
     pub(crate) fn read_cached_at(&self, buf: &mut [u8], offset_bytes: u64) -> rustix::io::Result<usize> {
         let flags = rustix::io::ReadWriteFlags::NOWAIT;
         let len = buf.len();
         let count = rustix::io::preadv2(&*self.inner, &mut [IoSliceMut::new(buf)], offset_bytes, flags)?;
-        assert!(count <= len, "the kernel read too much");
+        assert!(count <= len, "a read fits its buffer");
         Ok(count)
     }
 
@@ -235,16 +234,16 @@ impl File {
         self.calls.run(Op::SetLen(len_bytes), || self.inner.set_len(len_bytes))
     }
 
-    /// Allocates space for a range; content and length stay.
+    /// Allocates space for a range without changing content or length.
     pub(crate) fn reserve(&self, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
         let flags = FallocateFlags::KEEP_SIZE;
         self.calls.run(Op::Reserve, || Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?))
     }
 
-    /// Zeroes a range; its space is kept, or freed.
+    /// Zeroes a range; keeps or frees its space.
     pub(crate) fn zero(&self, offset_bytes: u64, len_bytes: u64, keep_space: bool) -> io::Result<()> {
-        let how = if keep_space { FallocateFlags::ZERO_RANGE } else { FallocateFlags::PUNCH_HOLE };
-        let flags = how | FallocateFlags::KEEP_SIZE;
+        let mode = if keep_space { FallocateFlags::ZERO_RANGE } else { FallocateFlags::PUNCH_HOLE };
+        let flags = mode | FallocateFlags::KEEP_SIZE;
         self.calls.run(Op::Zero { offset_bytes, len_bytes }, || {
             Ok(fallocate(&*self.inner, flags, offset_bytes, len_bytes)?)
         })
@@ -257,12 +256,12 @@ impl File {
         self.calls.run(op, || share::share_range(&from.inner, &self.inner, offset_bytes, len_bytes))
     }
 
-    /// Makes the content and the metadata needed to reach it durable.
+    /// Syncs the content and the metadata needed to read it (`fdatasync`).
     pub(crate) fn sync_data(&self) -> io::Result<()> {
         self.calls.run(Op::Sync, || self.inner.sync_data())
     }
 
-    /// Makes content and all metadata durable, except the name.
+    /// Syncs content and all metadata, but not the name (`fsync`).
     pub(crate) fn sync_all(&self) -> io::Result<()> {
         self.calls.run(Op::Sync, || self.inner.sync_all())
     }
@@ -273,14 +272,14 @@ impl File {
         Ok(rustix::fs::fadvise(&*self.inner, offset_bytes, len, rustix::fs::Advice::WillNeed)?)
     }
 
-    /// Drops clean pages, so that the next read uses the disk.
+    /// Drops clean pages from the page cache, so that the next read uses the disk.
     pub(crate) fn drop_cache(&self) -> io::Result<()> {
         self.calls.run(Op::DropCache(&self.inner), || {
             Ok(rustix::fs::fadvise(&*self.inner, 0, None, rustix::fs::Advice::DontNeed)?)
         })
     }
 
-    /// Returns the offset of the next data, at or after an offset.
+    /// Returns the offset of the next data at or after an offset.
     pub(crate) fn seek_data(&self, offset_bytes: u64) -> io::Result<Option<u64>> {
         match rustix::fs::seek(&*self.inner, SeekFrom::Data(offset_bytes)) {
             Err(rustix::io::Errno::NXIO) => Ok(None),
@@ -288,7 +287,7 @@ impl File {
         }
     }
 
-    /// Returns the offset of the next hole, at or after an offset; at the latest the end of the file.
+    /// Returns the offset of the next hole at or after an offset; the end of the file counts as a hole.
     pub(crate) fn seek_hole(&self, offset_bytes: u64) -> io::Result<u64> {
         Ok(rustix::fs::seek(&*self.inner, SeekFrom::Hole(offset_bytes))?)
     }
@@ -310,17 +309,17 @@ impl AsRawFd for File {
     }
 }
 
-/// Returns true if an error of [`File::share_from`] means that these files can never share.
+/// Returns true if an error of [`File::share_from`] means that these files can never share extents.
 pub(crate) fn cannot_share(error: &io::Error) -> bool {
     use rustix::io::Errno;
-    // Kernels and filesystems without the call return one of the middle three.
+    // Kernels and filesystems without support return OPNOTSUPP, NOTTY or NOSYS.
     let never = [Errno::XDEV, Errno::OPNOTSUPP, Errno::NOTTY, Errno::NOSYS, Errno::PERM];
     never.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// Returns true if an error of [`File::share_from`] means that this range must be copied: it is not aligned
-/// to the filesystem's blocks, or the metadata reserve of XFS is exhausted, which it reports as a full disk
-/// although there is space for data.
+/// Returns true if an error of [`File::share_from`] means that this range must be copied, for example because
+/// it is not aligned to the filesystem's blocks, or because XFS has exhausted its metadata reserve and
+/// reports a full disk although it has space for data.
 pub(crate) fn cannot_share_range(error: &io::Error) -> bool {
     error.raw_os_error() != Some(rustix::io::Errno::IO.raw_os_error())
 }
@@ -356,7 +355,7 @@ pub(crate) fn remove_dir_all(path: &Path) -> io::Result<()> {
     Calls::on(path).run(Op::RemoveTree, || std::fs::remove_dir_all(path))
 }
 
-/// Makes created, renamed and removed names in a directory durable.
+/// Syncs a directory: makes created, renamed and removed names durable.
 pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     let handle = Calls::on(dir).get(Op::Open, || std::fs::File::open(dir))?;
     Calls::on(dir).run(Op::SyncDir, || handle.sync_all())

@@ -14,7 +14,7 @@ struct FileCloneRange {
 
 const FICLONERANGE: Opcode = opcode::write::<FileCloneRange>(0x94, 13);
 
-/// Shares a range of two files on disk until one of them is written.
+/// Shares a range of two files on disk until either is written.
 pub(super) fn share_range(from: &File, to: &File, offset_bytes: u64, len_bytes: u64) -> io::Result<()> {
     let range = FileCloneRange {
         src_fd: from.as_raw_fd().into(),
@@ -22,8 +22,8 @@ pub(super) fn share_range(from: &File, to: &File, offset_bytes: u64, len_bytes: 
         src_len_bytes: len_bytes,
         dest_offset_bytes: offset_bytes,
     };
-    // SAFETY: the number is that of FICLONERANGE, which reads a `struct file_clone_range`, as `range` is laid
-    // out, and writes to no memory of ours. Both files stay open until it returns.
+    // SAFETY: FICLONERANGE reads a `struct file_clone_range`, whose layout `range` has, and writes to no
+    // memory of this process. Both files stay open until it returns.
     #[allow(unsafe_code)]
     unsafe {
         ioctl(to, Setter::<FICLONERANGE, _>::new(range))?;
@@ -36,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mount_number_equals_sysfs_inode() {
+    fn opcode_equals_ficlonerange() {
         assert_eq!(FICLONERANGE, 0x4020_940d);
     }
 }

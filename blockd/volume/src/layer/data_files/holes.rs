@@ -8,10 +8,11 @@ use crate::{
 use std::{ops::Range, path::Path};
 
 impl DataFiles {
-    /// Returns holes, ascending, up to data range number `most`.
-    pub(crate) fn holes(&self, size_bytes: u64, most: usize) -> Result<Vec<Range<u64>>, VolumeError> {
+    /// Returns the holes before the first `max_ranges` data ranges, ascending; all holes with fewer
+    /// data ranges.
+    pub(crate) fn holes(&self, size_bytes: u64, max_ranges: usize) -> Result<Vec<Range<u64>>, VolumeError> {
         let mut holes = Vec::new();
-        let mut left = most;
+        let mut left = max_ranges;
         for ((number, segment), len) in (0u64..).zip(&self.segments).zip(segment_lens(size_bytes)) {
             let base = number * SEGMENT_BYTES;
             let mut at = 0;
@@ -45,11 +46,11 @@ pub(crate) fn data_ranges<'a>(
         let start = match file.seek_data(at) {
             Ok(Some(start)) if start < within.end => start,
             Ok(_) => return None,
-            Err(error) => return Some(Err(error).during("find the data of", path)),
+            Err(error) => return Some(Err(error).during("seek", path)),
         };
         let end = match file.seek_hole(start) {
             Ok(end) => end.min(within.end),
-            Err(error) => return Some(Err(error).during("find the holes of", path)),
+            Err(error) => return Some(Err(error).during("seek", path)),
         };
         debug_assert!(at <= start && start < end, "data ranges ascend");
         at = end;

@@ -3,21 +3,21 @@ use std::sync::Arc;
 use storage::{Op, Storage};
 
 #[test]
-fn write_is_split_at_piece_boundaries() {
-    let pieces = |mut at: u64, mut len: usize| {
+fn write_is_split_at_multiples_of_the_maximum() {
+    let lens_of = |mut at: u64, mut len: usize| {
         let mut lens = Vec::new();
         while len > 0 {
-            let piece = piece_len(at, len);
-            lens.push(piece);
-            at += piece as u64;
-            len -= piece;
+            let written = write_len(at, len);
+            lens.push(written);
+            at += written as u64;
+            len -= written;
         }
         lens
     };
-    assert_eq!(pieces(0, 4096), [4096]);
-    assert_eq!(pieces(4096, 65536), [61440, 4096]);
-    assert_eq!(pieces(65536, 131_072), [65536, 65536]);
-    assert_eq!(pieces(65535, 3), [1, 2]);
+    assert_eq!(lens_of(0, 4096), [4096]);
+    assert_eq!(lens_of(4096, 65536), [61440, 4096]);
+    assert_eq!(lens_of(65536, 131_072), [65536, 65536]);
+    assert_eq!(lens_of(65535, 3), [1, 2]);
 }
 
 #[test]
@@ -49,11 +49,11 @@ fn range_across_segments_reads_back() {
     assert!(DataFiles::open(&base, size).is_ok());
     std::fs::OpenOptions::new().write(true).open(&base).unwrap().set_len(5).unwrap();
     let message = DataFiles::open(&base, size).err().unwrap().to_string();
-    assert!(message.contains("5 bytes long"), "{message}");
+    assert!(message.contains("length is 5 bytes"), "{message}");
 }
 
 #[test]
-fn holes_are_found_across_a_segment_border() {
+fn holes_are_found_across_a_segment_boundary() {
     let dir = tempfile::tempdir().unwrap();
     let size = SEGMENT_BYTES + (1 << 20);
     let files = DataFiles::create(&dir.path().join("d"), size).unwrap();
@@ -66,8 +66,8 @@ fn holes_are_found_across_a_segment_border() {
     let is_hole = |at: u64| holes.iter().any(|hole| hole.contains(&at));
     assert!(is_hole(0) && is_hole(SEGMENT_BYTES - 4096) && is_hole(SEGMENT_BYTES) && is_hole(size - 1));
     assert!(!is_hole(first) && !is_hole(first + 4095) && !is_hole(second));
-    let cut_short = files.holes(size, 1).unwrap();
-    assert_eq!((cut_short.len(), cut_short[0].clone()), (1, 0..first));
+    let limited = files.holes(size, 1).unwrap();
+    assert_eq!((limited.len(), limited[0].clone()), (1, 0..first));
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn extended_files_are_truncated_without_commit() {
     assert_eq!(back, [0; 20]);
 }
 
-/// Storage that counts syncs, and fails all of them.
+/// Fake storage that counts and fails all syncs.
 struct FailingSyncs(std::sync::atomic::AtomicUsize);
 
 impl Storage for FailingSyncs {

@@ -1,102 +1,102 @@
-//! Fetches: their start within the budget, the writes of their replies, and their end.
+//! Fetches of a lazy base: start within the budget, writes of replies, and completion.
 
-use super::{BLOCK, LOG_EVERY_BLOCKS, LazyBase, tell};
+use super::{BLOCK, LOG_EVERY_BLOCKS, LazyBase, run_callbacks};
 use crate::{
-    lazy::fetch_budget::{Room, Starter},
-    lazy::{Arrivals, FetchFailure, FetchReply, Loss, SourceError},
+    lazy::fetch_budget::{BudgetShare, FetchStarter},
+    lazy::{FetchFailure, FetchReceiver, FetchReply, Loss, SourceError},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
 
 impl LazyBase {
-    /// Starts as many fetches as allowed. One thread at a time does so; a source that replies at once calls
-    /// back into this.
-    pub(super) fn start_flights(self: &Arc<Self>) {
+    /// Starts as many fetches as limits and budget allow. Only one thread does so at a time: a source that
+    /// replies immediately calls this recursively.
+    pub(super) fn start_fetches(self: &Arc<Self>) {
         {
-            let mut flights = self.flights.lock();
-            if std::mem::replace(&mut flights.is_starting, true) {
+            let mut in_flight = self.in_flight.lock();
+            if std::mem::replace(&mut in_flight.is_starting, true) {
                 return;
             }
         }
         loop {
-            let (next, room) = {
-                let mut flights = self.flights.lock();
-                let wanted = flights.peek_to_start();
-                let room =
+            let (next, share) = {
+                let mut in_flight = self.in_flight.lock();
+                let wanted = in_flight.peek_to_start();
+                let share =
                     wanted.and_then(|(blocks, urgency)| self.budget.take(self.starter(), blocks, urgency));
-                let next = room.as_ref().and_then(|_| flights.next_to_start());
+                let next = share.as_ref().and_then(|_| in_flight.next_to_start());
                 let is_peeked =
                     |(extent, _): &(Extent, _)| Some(extent.len_blocks) == wanted.map(|(len, _)| len);
                 assert!(next.as_ref().is_none_or(is_peeked), "the fetch that starts is the one with budget");
-                flights.is_starting = next.is_some();
-                (next, room)
+                in_flight.is_starting = next.is_some();
+                (next, share)
             };
-            let (Some((extent, urgency)), Some(room)) = (next, room) else {
-                self.budget.pass_on(&self.starter());
+            let (Some((extent, urgency)), Some(share)) = (next, share) else {
+                self.budget.release_grant(&self.starter());
                 return;
             };
             let source = match self.source_for_fetch() {
                 Ok(source) => source,
                 Err(failure) => {
-                    drop(room);
-                    self.landed(extent, Err(failure), None);
+                    drop(share);
+                    self.finish_fetch(extent, Err(failure), None);
                     continue;
                 }
             };
-            let flight = BaseFlight {
+            let fetch = BaseFetch {
                 base: self.clone(),
                 extent,
-                // Before the first block is written.
-                forgets: self.flights.lock().forgets,
+                invalidations: self.in_flight.lock().invalidations,
                 data: Mutex::default(),
-                room: Mutex::new(Some(room)),
+                share: Mutex::new(Some(share)),
             };
-            source.fetch(extent, urgency, FetchReply::new(extent, Box::new(flight)));
+            source.fetch(extent, urgency, FetchReply::new(extent, Box::new(fetch)));
         }
     }
 
-    fn starter(self: &Arc<Self>) -> Weak<dyn Starter> {
+    fn starter(self: &Arc<Self>) -> Weak<dyn FetchStarter> {
         let base: Weak<Self> = Arc::downgrade(self);
         base
     }
 
-    /// Ends a fetch with the zeroes among its blocks, the number of forgets before its first write, and lost
-    /// blocks if any.
-    pub(super) fn landed(
+    /// Ends a fetch, with the zeroes among its blocks and the number of invalidations before its first write,
+    /// and with failed blocks if any.
+    pub(super) fn finish_fetch(
         self: &Arc<Self>,
         extent: Extent,
-        kept: Result<(BlockSet, u64), FetchFailure>,
+        stored: Result<(BlockSet, u64), FetchFailure>,
         lost: Option<&(BlockSet, FetchFailure)>,
     ) {
-        let (calls, is_time) = {
-            let mut flights = self.flights.lock();
-            let kept = kept.and_then(|(zero, forgets)| match flights.forgets == forgets {
-                true => Ok(zero),
-                // A sync failed during the write. The kernel may have dropped part of it, and the next sync
-                // does not report that.
-                false => {
-                    let message = "the disk failed while the blocks were written; they have to come again";
-                    Err(SourceError::new(message, true).into())
-                }
-            });
-            let calls = match (&kept, lost) {
+        let (callbacks, is_log_due) = {
+            let mut in_flight = self.in_flight.lock();
+            let stored = stored.and_then(|(zero, invalidations)| match in_flight.invalidations == invalidations {
+                    true => Ok(zero),
+                // A sync failed since the fetch started. The kernel may have dropped part of the written
+                // data, and the next sync does not report that.
+                    false => {
+                        let message =
+                            "fetch failed: a concurrent sync of the data failed; the blocks will be fetched again";
+                        Err(SourceError::new(message, true).into())
+                    }
+                });
+            let callbacks = match (&stored, lost) {
                 (Ok(zero), Some((lost, failure))) => {
-                    flights.landed_without(extent, zero, Some((lost, failure)))
+                    in_flight.finish_fetch_partially(extent, zero, Some((lost, failure)))
                 }
-                _ => flights.landed(extent, kept.as_ref()),
+                _ => in_flight.finish_fetch(extent, stored.as_ref()),
             };
-            (calls, flights.unlogged.len_blocks() >= LOG_EVERY_BLOCKS)
+            (callbacks, in_flight.unlogged.len_blocks() >= LOG_EVERY_BLOCKS)
         };
-        tell(calls);
-        if is_time && let Err(error) = self.try_log() {
-            tracing::warn!(volume = %self.volume, %error, "how far the hydration is cannot be written down for now");
+        run_callbacks(callbacks);
+        if is_log_due && let Err(error) = self.try_log() {
+            tracing::warn!(volume = %self.volume, %error, "write failed on the hydration log: will be retried");
         }
-        self.start_flights();
+        self.start_fetches();
     }
 
-    /// Writes fetched blocks to the files; reports extents that are not zeroes.
-    pub(super) fn keep(
+    /// Writes the nonzero blocks of a reply to the files and reports their extents to `has_data`.
+    pub(super) fn store_blocks(
         &self,
         start: BlockIndex,
         data: &[u8],
@@ -111,9 +111,9 @@ impl LazyBase {
         let mut write = |from: usize, to: usize| -> Result<(), FetchFailure> {
             if from < to {
                 let offset_bytes = start.0 * BLOCK_SIZE_BYTES + from as u64;
-                let turn = self.writing.lock();
+                let guard = self.writing.lock();
                 let written = self.files.write(offset_bytes, &data[from..to]);
-                drop(turn);
+                drop(guard);
                 written.map_err(|error| FetchFailure::Disk(Arc::new(error)))?;
                 has_data(Extent::inside(offset_bytes, (to - from) as u64));
             }
@@ -121,7 +121,7 @@ impl LazyBase {
         };
         let mut run_start = 0;
         for (number, block) in data.chunks_exact(BLOCK).enumerate() {
-            // The file has a hole there and keeps it: only replies of the source are written.
+            // Zeroes stay a hole: no other data is written to the file.
             if block.iter().all(|&byte| byte == 0) {
                 write(run_start, number * BLOCK)?;
                 run_start = (number + 1) * BLOCK;
@@ -132,24 +132,24 @@ impl LazyBase {
 }
 
 /// Running fetch of a lazy base and its progress.
-struct BaseFlight {
+struct BaseFetch {
     base: Arc<LazyBase>,
     extent: Extent,
-    /// Number of forgets before the first write.
-    forgets: u64,
-    /// Written blocks.
+    /// Number of invalidations before the first write.
+    invalidations: u64,
+    /// Blocks written with data.
     data: Mutex<BlockSet>,
-    room: Mutex<Option<Room>>,
+    share: Mutex<Option<BudgetShare>>,
 }
 
-impl Arrivals for BaseFlight {
-    fn keep(&self, start: BlockIndex, data: &[u8]) -> Result<(), FetchFailure> {
-        self.base.keep(start, data, |run| self.data.lock().insert_extent(run))
+impl FetchReceiver for BaseFetch {
+    fn store(&self, start: BlockIndex, data: &[u8]) -> Result<(), FetchFailure> {
+        self.base.store_blocks(start, data, |run| self.data.lock().insert_extent(run))
     }
 
-    fn ended(&self, result: Result<(), Loss>) {
-        // Others precede this one's next fetch.
-        drop(self.room.lock().take());
+    fn finish(&self, result: Result<(), Loss>) {
+        // First, so that other volumes get the budget before the next fetch of this one.
+        drop(self.share.lock().take());
         let zero = || {
             let mut zero = BlockSet::from_iter([self.extent]);
             let data = self.data.lock();
@@ -157,17 +157,19 @@ impl Arrivals for BaseFlight {
             zero.subtract(&data);
             zero
         };
-        let (kept, lost) = match result {
-            Ok(()) => (Ok((zero(), self.forgets)), None),
-            Err(Loss { blocks: Some(lost), failure }) => (Ok((zero(), self.forgets)), Some((lost, failure))),
+        let (stored, lost) = match result {
+            Ok(()) => (Ok((zero(), self.invalidations)), None),
+            Err(Loss { blocks: Some(lost), failure }) => {
+                (Ok((zero(), self.invalidations)), Some((lost, failure)))
+            }
             Err(Loss { blocks: None, failure }) => (Err(failure), None),
         };
-        self.base.landed(self.extent, kept, lost.as_ref());
+        self.base.finish_fetch(self.extent, stored, lost.as_ref());
     }
 }
 
-impl Starter for LazyBase {
-    fn take_turn(self: Arc<Self>) {
-        self.start_flights();
+impl FetchStarter for LazyBase {
+    fn on_grant(self: Arc<Self>) {
+        self.start_fetches();
     }
 }

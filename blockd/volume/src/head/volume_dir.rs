@@ -3,7 +3,7 @@
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, VolumeId};
 use std::path::Path;
 
-/// Identity of the map and the log of a layer: they belong to no other one.
+/// Identity in the headers of a layer's map and log; ties the files to their layer.
 #[derive(Clone, Copy)]
 pub(crate) struct Identity {
     pub(crate) volume: VolumeId,
@@ -13,13 +13,13 @@ pub(crate) struct Identity {
 
 /// Directory and identity of a volume's files.
 #[derive(Clone, Copy)]
-pub(crate) struct Place<'a> {
-    pub(crate) dir: &'a Path,
+pub(crate) struct VolumeDir<'a> {
+    pub(crate) path: &'a Path,
     pub(crate) volume: VolumeId,
     pub(crate) size_bytes: u64,
 }
 
-impl Place<'_> {
+impl VolumeDir<'_> {
     pub(crate) fn blocks(&self) -> u64 {
         self.size_bytes / BLOCK_SIZE_BYTES
     }
@@ -34,16 +34,16 @@ impl Place<'_> {
 pub struct OpenOptions {
     /// Recovery after an unclean stop.
     pub recovery: Recovery,
-    /// Clients of other hosts are or were served, and may survive this host.
+    /// True if clients on other hosts are or were served: they can survive a crash of this host.
     pub serves_remote: bool,
 }
 
 /// Kind of an unclean stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recovery {
-    /// Decided by boot id and mount: if both are unchanged, only the process died.
+    /// Detected by boot id and mount: if both are unchanged, only the process died.
     #[default]
     Auto,
-    /// A power cut, independent of the boot id: for a directory from an image or a disk that lost its cache.
+    /// Power loss, independent of the boot id: for a directory from an image or a disk that lost its cache.
     AfterPowerLoss,
 }
