@@ -13,7 +13,7 @@ use blockd_nbd::{
     constants::{BASE_ALLOCATION, DIRTY_BITMAP_PREFIX, STATE_DIRTY, STATE_HOLE, STATE_ZERO},
 };
 use blockd_volume::{
-    self as volume, Allocation, AllocationRun, Content, DirtyRun, SnapshotView, Volume, VolumeError,
+    self as volume, Allocation, AllocationExtent, Content, DirtyExtent, SnapshotView, Volume, VolumeError,
     VolumeErrorKind,
 };
 use parking_lot::Mutex;
@@ -37,7 +37,7 @@ pub(crate) fn progress(content: Content) -> Progress {
     }
 }
 
-pub(crate) fn allocation_extent(extent: AllocationRun) -> StatusExtent {
+pub(crate) fn allocation_extent(extent: AllocationExtent) -> StatusExtent {
     let flags = match extent.allocation {
         Allocation::Data => 0,
         Allocation::Hole => STATE_HOLE | STATE_ZERO,
@@ -46,7 +46,7 @@ pub(crate) fn allocation_extent(extent: AllocationRun) -> StatusExtent {
     StatusExtent { len_bytes: extent.len_bytes, flags }
 }
 
-fn dirty_extent(extent: DirtyRun) -> StatusExtent {
+fn dirty_extent(extent: DirtyExtent) -> StatusExtent {
     StatusExtent { len_bytes: extent.len_bytes, flags: if extent.dirty { STATE_DIRTY } else { 0 } }
 }
 

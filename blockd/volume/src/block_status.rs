@@ -33,7 +33,7 @@ pub enum Allocation {
 
 /// Byte range in one allocation state, relative to the end of the previous one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct AllocationRun {
+pub struct AllocationExtent {
     /// Length, in bytes.
     pub len_bytes: u64,
     /// Allocation state.
@@ -42,7 +42,7 @@ pub struct AllocationRun {
 
 /// Dirty or clean byte range, relative to the end of the previous one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct DirtyRun {
+pub struct DirtyExtent {
     /// Length, in bytes.
     pub len_bytes: u64,
     /// True if the blocks were written, trimmed or zeroed.
@@ -89,9 +89,9 @@ fn allocation(
     stack: &Stack,
     offset_bytes: u64,
     len_bytes: u64,
-    max_runs: usize,
-) -> impl Iterator<Item = AllocationRun> {
-    let mut ranges = RangeCollector::new(offset_bytes, len_bytes, max_runs);
+    max_extents: usize,
+) -> impl Iterator<Item = AllocationExtent> {
+    let mut ranges = RangeCollector::new(offset_bytes, len_bytes, max_extents);
     let head = match stack.layers().first() {
         Some(Layer::Open(head)) => Some(head),
         _ => None,
@@ -107,7 +107,7 @@ fn allocation(
         },
         None => add_zeroes(&mut ranges, head.map(AsRef::as_ref), extent),
     });
-    ranges.found.into_iter().map(|(len_bytes, allocation)| AllocationRun { len_bytes, allocation })
+    ranges.found.into_iter().map(|(len_bytes, allocation)| AllocationExtent { len_bytes, allocation })
 }
 
 /// Splits an extent of zeroes by allocated space.
@@ -133,18 +133,18 @@ fn dirty_after(
     epoch: Epoch,
     offset_bytes: u64,
     len_bytes: u64,
-    max_runs: usize,
-) -> impl Iterator<Item = DirtyRun> {
-    let mut ranges = RangeCollector::new(offset_bytes, len_bytes, max_runs);
+    max_extents: usize,
+) -> impl Iterator<Item = DirtyExtent> {
+    let mut ranges = RangeCollector::new(offset_bytes, len_bytes, max_extents);
     // Reaching the limit is not a failure.
     let _ = stack.dirtied_after(epoch, ranges.range(), &mut |extent, dirty| ranges.add(extent, dirty));
-    ranges.found.into_iter().map(|(len_bytes, dirty)| DirtyRun { len_bytes, dirty })
+    ranges.found.into_iter().map(|(len_bytes, dirty)| DirtyExtent { len_bytes, dirty })
 }
 
 impl Volume {
     /// Returns the allocation of a range, ascending from `offset_bytes`. The result may end before the range:
-    /// after `max_runs` entries, or after 65,536 examined extents. It has at least one entry unless the range
-    /// is empty.
+    /// after `max_extents` entries, or after 65,536 examined extents. It has at least one entry unless the
+    /// range is empty.
     ///
     /// # Errors
     /// The range is not inside the volume, or the volume is closed or has failed.
@@ -152,11 +152,11 @@ impl Volume {
         &self,
         offset_bytes: u64,
         len_bytes: u64,
-        max_runs: usize,
-    ) -> Result<Vec<AllocationRun>, VolumeError> {
+        max_extents: usize,
+    ) -> Result<Vec<AllocationExtent>, VolumeError> {
         self.check_usable()?;
         self.check_range(offset_bytes, len_bytes)?;
-        Ok(allocation(&self.current(), offset_bytes, len_bytes, max_runs).collect())
+        Ok(allocation(&self.current(), offset_bytes, len_bytes, max_extents).collect())
     }
 
     /// Returns the parts of a range that were written, trimmed or zeroed since a snapshot, exact to the
@@ -170,8 +170,8 @@ impl Volume {
         snapshot: SnapshotId,
         offset_bytes: u64,
         len_bytes: u64,
-        max_runs: usize,
-    ) -> Result<Vec<DirtyRun>, VolumeError> {
+        max_extents: usize,
+    ) -> Result<Vec<DirtyExtent>, VolumeError> {
         self.check_usable()?;
         self.check_range(offset_bytes, len_bytes)?;
         // The stack first: a snapshot that still exists afterwards has kept the layers above it separate.
@@ -180,10 +180,10 @@ impl Volume {
         let found =
             self.committed_snapshots.read().iter().find(|point| point.0 == snapshot).map(|point| point.1);
         let epoch = found.ok_or(VolumeError::NoSuchSnapshot { volume: self.id, snapshot })?;
-        Ok(dirty_after(&stack, epoch, offset_bytes, len_bytes, max_runs).collect())
+        Ok(dirty_after(&stack, epoch, offset_bytes, len_bytes, max_extents).collect())
     }
 
-    /// Asks the kernel to read up to 64 MiB of a range ahead; does not wait.
+    /// Starts readahead of the first 64 MiB of a range, with fetches in a lazy volume; does not wait.
     ///
     /// # Errors
     /// As for [`allocation`](Self::allocation), or the disk fails.
@@ -203,10 +203,10 @@ impl SnapshotView {
         &self,
         offset_bytes: u64,
         len_bytes: u64,
-        max_runs: usize,
-    ) -> Result<Vec<AllocationRun>, VolumeError> {
+        max_extents: usize,
+    ) -> Result<Vec<AllocationExtent>, VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
-        Ok(allocation(&self.stack, offset_bytes, len_bytes, max_runs).collect())
+        Ok(allocation(&self.stack, offset_bytes, len_bytes, max_extents).collect())
     }
 
     /// Returns [`Volume::dirty_since`] of the snapshot: blocks dirtied between an older snapshot and this
@@ -219,12 +219,12 @@ impl SnapshotView {
         snapshot: SnapshotId,
         offset_bytes: u64,
         len_bytes: u64,
-        max_runs: usize,
-    ) -> Result<Vec<DirtyRun>, VolumeError> {
+        max_extents: usize,
+    ) -> Result<Vec<DirtyExtent>, VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
         let point = self.points.iter().find(|point| point.0 == snapshot);
         let epoch = point.ok_or(VolumeError::NoSuchSnapshot { volume: self.volume, snapshot })?.1;
-        Ok(dirty_after(&self.stack, epoch, offset_bytes, len_bytes, max_runs).collect())
+        Ok(dirty_after(&self.stack, epoch, offset_bytes, len_bytes, max_extents).collect())
     }
 
     /// Runs [`Volume::prefetch`] on the snapshot.

@@ -18,7 +18,7 @@ pub struct Difference {
 
 /// Changed extent of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DifferenceRun {
+pub struct DifferenceExtent {
     /// Blocks.
     pub extent: Extent,
     /// True for data at the newer point; false for zeroes.
@@ -37,7 +37,7 @@ impl Difference {
     }
 
     /// Returns the maximal extents of one kind, clipped to a range.
-    pub fn runs_in(&self, range: Extent) -> impl Iterator<Item = DifferenceRun> + '_ {
+    pub fn extents_in(&self, range: Extent) -> impl Iterator<Item = DifferenceExtent> + '_ {
         self.set.held.extents_in(range).flat_map(|held| {
             let mut zero = self.set.zero.extents_in(held).peekable();
             let mut at = held.start;
@@ -49,11 +49,11 @@ impl Difference {
                 let found = match next_zero {
                     Some(extent) if extent.start == at => {
                         zero.next();
-                        DifferenceRun { extent, has_data: false }
+                        DifferenceExtent { extent, has_data: false }
                     }
                     next => {
                         let end = next.map_or(held.end(), |extent| extent.start);
-                        DifferenceRun { extent: Extent::between(at, end), has_data: true }
+                        DifferenceExtent { extent: Extent::between(at, end), has_data: true }
                     }
                 };
                 debug_assert!(

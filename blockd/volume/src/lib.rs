@@ -29,9 +29,9 @@ mod view;
 mod volume;
 mod write;
 
-pub use block_status::{Allocation, AllocationRun, DirtyRun};
+pub use block_status::{Allocation, AllocationExtent, DirtyExtent};
 pub use check::Checked;
-pub use diff::{Difference, DifferenceRun};
+pub use diff::{Difference, DifferenceExtent};
 pub use error::{VolumeError, VolumeErrorKind};
 pub use freeze::group::{GroupError, GroupFrozen, freeze_group, freeze_group_with};
 pub use freeze::intervals::Changes;
@@ -46,7 +46,7 @@ pub use lazy::{FetchFailure, FetchReply, FetchSink, Hydration, LazySource, OnFet
 pub use read::Content;
 pub use restore::RestoreTarget;
 pub use rollback::RolledBack;
-pub use salvage::{Salvage, SalvageView, UnprovenRun};
+pub use salvage::{Salvage, SalvageView, UnprovenExtent};
 pub use space::SnapshotSpace;
 pub use view::SnapshotView;
 pub use volume::{MergeStats, Volume, VolumeStats};

@@ -67,7 +67,7 @@ impl Snapshots {
             diff.zero_bytes = found.zero_bytes();
             let end = Extent::whole(found.to_size_bytes).end();
             if start < end {
-                let mut runs = found.runs_in(Extent::between(start, end));
+                let mut runs = found.extents_in(Extent::between(start, end));
                 diff.extents.extend(runs.by_ref().take(MAX_EXTENTS).map(|run| DiffExtent {
                     offset_bytes: run.extent.offset_bytes(),
                     length_bytes: run.extent.len_bytes(),

@@ -50,7 +50,7 @@ pub struct SalvageView {
 
 /// Extent whose content cannot be proven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UnprovenRun<'a> {
+pub struct UnprovenExtent<'a> {
     /// Blocks.
     pub extent: Extent,
     /// Cause, in one line.
@@ -176,16 +176,16 @@ impl SalvageView {
     }
 
     /// Returns the unproven extents of a range with their causes, ascending.
-    pub fn unproven_in(&self, range: Extent) -> impl Iterator<Item = UnprovenRun<'_>> {
+    pub fn unproven_in(&self, range: Extent) -> impl Iterator<Item = UnprovenExtent<'_>> {
         let mut at = range.start;
         std::iter::from_fn(move || {
             let next = self.causes.iter().filter_map(|(blocks, why)| {
                 let extent = blocks.extents_in(Extent::between(at, range.end())).next()?;
-                Some(UnprovenRun { extent, why })
+                Some(UnprovenExtent { extent, why })
             });
-            let run = next.min_by_key(|run| run.extent.start)?;
-            at = run.extent.end();
-            Some(run)
+            let unproven = next.min_by_key(|unproven| unproven.extent.start)?;
+            at = unproven.extent.end();
+            Some(unproven)
         })
     }
 
@@ -203,7 +203,9 @@ impl SalvageView {
         check_range(offset_bytes, len_bytes, self.size_bytes)?;
         match self.unproven_in(Extent::touching(offset_bytes, len_bytes)).next() {
             None => Ok(()),
-            Some(run) => Err(VolumeError::Unproven { start: run.extent.start, why: run.why.to_owned() }),
+            Some(unproven) => {
+                Err(VolumeError::Unproven { start: unproven.extent.start, why: unproven.why.to_owned() })
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Block;
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
-use blockd_volume::{Allocation, AllocationRun, Content, Difference, DirtyRun, VolumeError};
+use blockd_volume::{Allocation, AllocationExtent, Content, Difference, DirtyExtent, VolumeError};
 use std::fs::File;
 
 pub fn check_difference(found: &Difference, changed: &[bool], then: &[Block]) {
@@ -12,7 +12,7 @@ pub fn check_difference(found: &Difference, changed: &[bool], then: &[Block]) {
     }
     let mut named = vec![None; changed.len()];
     let (mut data_bytes, mut zero_bytes, mut last) = (0, 0, None);
-    for run in found.runs_in(Extent::whole(changed.len() as u64 * BLOCK_SIZE_BYTES)) {
+    for run in found.extents_in(Extent::whole(changed.len() as u64 * BLOCK_SIZE_BYTES)) {
         let range = run.extent.start.0 as usize..run.extent.end().0 as usize;
         let is_next =
             |(end, kind): (usize, bool)| end < range.start || (end == range.start && kind != run.has_data);
@@ -28,11 +28,11 @@ pub fn check_difference(found: &Difference, changed: &[bool], then: &[Block]) {
 /// Extents of an answer.
 pub type FoundRuns<T> = Vec<(u64, T)>;
 
-pub fn allocation(runs: Result<Vec<AllocationRun>, VolumeError>) -> FoundRuns<Allocation> {
+pub fn allocation(runs: Result<Vec<AllocationExtent>, VolumeError>) -> FoundRuns<Allocation> {
     runs.unwrap().into_iter().map(|run| (run.len_bytes, run.allocation)).collect()
 }
 
-pub fn dirty(runs: Result<Vec<DirtyRun>, VolumeError>) -> FoundRuns<bool> {
+pub fn dirty(runs: Result<Vec<DirtyExtent>, VolumeError>) -> FoundRuns<bool> {
     runs.unwrap().into_iter().map(|run| (run.len_bytes, run.dirty)).collect()
 }
 
