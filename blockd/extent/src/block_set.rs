@@ -7,14 +7,14 @@
 use crate::{BlockIndex, Extent, ExtentError, MAX_VOLUME_BLOCKS};
 use roaring::RoaringBitmap;
 
-const SHARDS_MAX: usize = (MAX_VOLUME_BLOCKS >> 32) as usize;
+const MAX_SHARDS: usize = (MAX_VOLUME_BLOCKS >> 32) as usize;
 
 /// Size of a bitmap container, which covers 256 MiB.
-const CONTAINER_MAX_BYTES: u64 = 8 << 10;
+const MAX_CONTAINER_BYTES: u64 = 8 << 10;
 /// Number of changes, plus some for each container, between two checks for run containers that are too long.
 /// The growth in between is small beside the containers.
-const LOOK_EVERY: u32 = 4096;
-const LOOK_EVERY_PER_CONTAINER: u32 = 16;
+const CHECK_INTERVAL: u32 = 4096;
+const CHECK_INTERVAL_PER_CONTAINER: u32 = 16;
 
 /// Set of blocks of a volume.
 ///
@@ -30,8 +30,8 @@ const fn split(block: u64) -> (usize, u32) {
     ((block >> 32) as usize, block as u32)
 }
 
-/// Splits an extent by shard: shard, first member, last member.
-fn pieces(extent: Extent) -> impl Iterator<Item = (usize, u32, u32)> {
+/// Splits an extent by shard; returns the shard, the first and the last member of each part.
+fn shard_parts(extent: Extent) -> impl Iterator<Item = (usize, u32, u32)> {
     let start = extent.start.0;
     let end = start.saturating_add(extent.len_blocks).min(MAX_VOLUME_BLOCKS);
     let first_shard = start >> 32;
@@ -57,7 +57,7 @@ impl BlockSet {
         &mut self.shards[shard]
     }
 
-    /// Counts a change of one run; call it after each.
+    /// Counts a change of one extent.
     fn note_change(&mut self) {
         match self.changes_left.checked_sub(1) {
             Some(left) => self.changes_left = left,
@@ -65,15 +65,15 @@ impl BlockSet {
         }
     }
 
-    /// Converts long run containers to bitmaps. A container that started as a run stays a list of runs, four
-    /// bytes each, up to sixteen times the size of a bitmap.
+    /// Converts long run containers to bitmaps: roaring lets a run container, with four bytes a run, grow to
+    /// sixteen times the size of a bitmap.
     fn bound_runs(&mut self) {
-        self.changes_left = LOOK_EVERY;
+        self.changes_left = CHECK_INTERVAL;
         for bitmap in &mut self.shards {
             let found = bitmap.statistics();
-            let more = found.n_containers.saturating_mul(LOOK_EVERY_PER_CONTAINER);
+            let more = found.n_containers.saturating_mul(CHECK_INTERVAL_PER_CONTAINER);
             self.changes_left = self.changes_left.saturating_add(more);
-            if found.n_bytes_run_containers > u64::from(found.n_run_containers) * CONTAINER_MAX_BYTES {
+            if found.n_bytes_run_containers > u64::from(found.n_run_containers) * MAX_CONTAINER_BYTES {
                 bitmap.optimize();
             }
         }
@@ -89,7 +89,7 @@ impl BlockSet {
         self.shards.iter().map(RoaringBitmap::len).sum()
     }
 
-    /// Returns the bytes of the blocks.
+    /// Returns the length of the blocks, in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.len_blocks() * crate::BLOCK_SIZE_BYTES
     }
@@ -107,7 +107,7 @@ impl BlockSet {
 
     /// Adds an extent.
     pub fn insert_extent(&mut self, extent: Extent) {
-        for (shard, low, high) in pieces(extent) {
+        for (shard, low, high) in shard_parts(extent) {
             self.shard_mut(shard).insert_range(low..=high);
         }
         self.note_change();
@@ -116,14 +116,14 @@ impl BlockSet {
     /// Removes a block; returns true if it was a member.
     pub fn remove(&mut self, block: BlockIndex) -> bool {
         let (shard, member) = split(block.0);
-        let was_there = self.shards.get_mut(shard).is_some_and(|bitmap| bitmap.remove(member));
+        let was_member = self.shards.get_mut(shard).is_some_and(|bitmap| bitmap.remove(member));
         self.note_change();
-        was_there
+        was_member
     }
 
     /// Removes an extent.
     pub fn remove_extent(&mut self, extent: Extent) {
-        for (shard, low, high) in pieces(extent) {
+        for (shard, low, high) in shard_parts(extent) {
             if let Some(bitmap) = self.shards.get_mut(shard) {
                 bitmap.remove_range(low..=high);
             }
@@ -140,7 +140,7 @@ impl BlockSet {
     /// Returns true if every block of an extent is a member, also for the empty extent.
     pub fn contains_extent(&self, extent: Extent) -> bool {
         extent.end().0 <= MAX_VOLUME_BLOCKS
-            && pieces(extent).all(|(shard, low, high)| {
+            && shard_parts(extent).all(|(shard, low, high)| {
                 self.shards.get(shard).is_some_and(|bitmap| bitmap.contains_range(low..=high))
             })
     }
@@ -187,7 +187,7 @@ impl BlockSet {
 
     /// Returns the number of members in an extent.
     pub fn intersection_len(&self, extent: Extent) -> u64 {
-        pieces(extent)
+        shard_parts(extent)
             .map(|(shard, low, high)| {
                 self.shards.get(shard).map_or(0, |bitmap| bitmap.range_cardinality(low..=high))
             })
@@ -247,7 +247,7 @@ impl BlockSet {
         self.bound_runs();
     }
 
-    /// Returns the members in a range.
+    /// Returns the set of the members in a range.
     #[must_use]
     pub fn slice(&self, range: Extent) -> Self {
         let mut out = Self::new();
@@ -307,34 +307,34 @@ impl BlockSet {
         let damaged = |what, at_bytes| ExtentError::DamagedSet { what, at_bytes };
         let word = |at: usize| {
             let end = at.checked_add(4).ok_or_else(|| damaged("length overflows", at))?;
-            let raw = bytes.get(at..end).ok_or_else(|| damaged("cut short", at))?;
+            let raw = bytes.get(at..end).ok_or_else(|| damaged("truncated", at))?;
             Ok(u32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]) as usize)
         };
         let count = word(0)?;
-        if count > SHARDS_MAX {
-            return Err(damaged("more shards than the largest volume has", 0));
+        if count > MAX_SHARDS {
+            return Err(damaged("too many shards", 0));
         }
         let mut set = Self::new();
         let mut at = 4;
         for _ in 0..count {
             let shard = word(at)?;
             let len = word(at + 4)?;
-            if shard >= SHARDS_MAX || shard < set.shards.len() {
+            if shard >= MAX_SHARDS || shard < set.shards.len() {
                 return Err(damaged("shard numbers do not ascend", at));
             }
             let body = at + 8;
             let end = body.checked_add(len).ok_or_else(|| damaged("length overflows", at + 4))?;
-            let mut raw = bytes.get(body..end).ok_or_else(|| damaged("cut short", body))?;
-            let bitmap = RoaringBitmap::deserialize_from(&mut raw)
-                .map_err(|_| damaged("the bitmap is not valid", body))?;
+            let mut raw = bytes.get(body..end).ok_or_else(|| damaged("truncated", body))?;
+            let bitmap =
+                RoaringBitmap::deserialize_from(&mut raw).map_err(|_| damaged("invalid bitmap", body))?;
             if !raw.is_empty() || bitmap.is_empty() {
-                return Err(damaged("the bitmap's length is wrong", body));
+                return Err(damaged("wrong length of a bitmap", body));
             }
             *set.shard_mut(shard) = bitmap;
             at = end;
         }
         if at != bytes.len() {
-            return Err(damaged("bytes after the end", at));
+            return Err(damaged("trailing bytes", at));
         }
         Ok(set)
     }
@@ -389,7 +389,7 @@ impl ExtentsIn<'_> {
         }
     }
 
-    /// Returns the next run within one shard.
+    /// Returns the next extent, which ends at the end of its shard at the latest.
     fn next_in_shards(&mut self) -> Option<Extent> {
         while self.next < self.end {
             let Some((shard, runs)) = &mut self.current else {
@@ -418,7 +418,7 @@ impl Iterator for ExtentsIn<'_> {
 
     fn next(&mut self) -> Option<Extent> {
         let mut extent = self.next_in_shards()?;
-        // A run at the end of a shard may continue in the next one.
+        // An extent at the end of a shard may continue in the next one.
         while split(extent.end().0).1 == 0 && self.next < self.end {
             let (shard, _) = split(extent.end().0);
             let continues = self.set.shards.get(shard).is_some_and(|bitmap| bitmap.contains(0));

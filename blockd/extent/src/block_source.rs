@@ -1,13 +1,13 @@
-//! Reading the blocks of a frozen point.
+//! Read access to the blocks of a snapshot or image.
 //!
-//! Three contracts differ and stay apart: the NBD server's device also writes and suspends requests, the
-//! source of a lazy volume delivers blocks in any order until a deadline, and `blockd-ext4` has no
-//! dependency on this crate.
+//! Three similar interfaces stay separate: the NBD server's device also writes and suspends requests, the
+//! source of a lazy volume delivers blocks in any order until a deadline, and `blockd-ext4` does not depend
+//! on this crate.
 
 use crate::Extent;
 use std::io;
 
-/// Range of bytes that are all data, or are all zeroes.
+/// Byte range that is either data or known zeroes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct DataRange {
     /// The range has data.
@@ -37,8 +37,8 @@ pub trait BlockSource: Send + Sync {
         Ok(false)
     }
 
-    /// Returns the range that holds the byte at `offset_bytes`, which lies inside. May block for a bounded
-    /// time.
+    /// Returns the range around the byte at `offset_bytes`, which must be inside the source. May block for a
+    /// bounded time.
     ///
     /// # Errors
     /// The allocation is unavailable.
@@ -68,7 +68,7 @@ pub trait BlockSource: Send + Sync {
         Ok(())
     }
 
-    /// Returns true if a read may wait for more than local disks. Then it does not run on shared threads.
+    /// Returns true if a read may wait for more than local disks: it must not run on shared threads then.
     fn may_wait(&self) -> bool {
         false
     }

@@ -12,7 +12,7 @@ const MAX_GIVEN_CHARS: usize = 200;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct CloudSnapshotId {
-    /// Installation that made it.
+    /// Cluster that created it.
     pub cluster: Uuid,
     /// Source volume.
     pub volume: VolumeId,

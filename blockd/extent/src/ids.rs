@@ -122,7 +122,7 @@ mod tests {
     fn id_has_one_text_form() {
         assert_eq!("590114184663672482".parse(), Ok(VolumeId::from_u64(590_114_184_663_672_482)));
         for bad in ["", "0", "01", "+1", "-1", " 1", "1 ", "x", "18446744073709551616", "1/2"] {
-            assert!(bad.parse::<SnapshotId>().is_err(), "{bad:?} was taken");
+            assert!(bad.parse::<SnapshotId>().is_err(), "{bad:?} was accepted");
         }
     }
 }

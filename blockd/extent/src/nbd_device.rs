@@ -54,7 +54,7 @@ impl FromStr for NbdDevice {
         let number = text.strip_prefix("/dev/").unwrap_or(text).strip_prefix("nbd").ok_or_else(wrong)?;
         let plain =
             number.bytes().all(|byte| byte.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
-        // The kernel's minor numbers are far smaller.
+        // The kernel's minor numbers have 20 bits.
         match number.parse() {
             Ok(index) if plain && index < 1 << 20 => Ok(Self { index }),
             _ => Err(wrong()),
@@ -62,9 +62,9 @@ impl FromStr for NbdDevice {
     }
 }
 
-/// Text that names no device.
+/// Text that is not the name of an NBD device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is no NBD device: write /dev/nbd0, /dev/nbd1, …")]
+#[error("{given:?} is not an NBD device: expected /dev/nbd0, /dev/nbd1, …")]
 pub struct NbdDeviceError {
     /// Given text.
     pub given: String,
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn devices_are_written_in_one_way() {
+    fn device_parses_with_and_without_dev_prefix() {
         assert_eq!("/dev/nbd12".parse::<NbdDevice>().unwrap(), NbdDevice::new(12));
         assert_eq!("nbd0".parse::<NbdDevice>().unwrap().to_string(), "/dev/nbd0");
         for wrong in

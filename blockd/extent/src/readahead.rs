@@ -114,13 +114,13 @@ mod tests {
         let (mut ahead, mut largest) = (0, 0);
         for at in (0..100_000).step_by(32) {
             if let Some(next) = readahead.record(&LIMITS, extent(at, 32)) {
-                assert!(next.start.0 >= at + 32 && next.start.0 >= ahead, "nothing is asked for twice");
-                assert!(next.start.0 == ahead || ahead == 0, "nothing is left out");
+                assert!(next.start.0 >= at + 32 && next.start.0 >= ahead, "a block was requested twice");
+                assert!(next.start.0 == ahead || ahead == 0, "a block was skipped");
                 ahead = next.end().0;
                 largest = largest.max(next.len_blocks);
                 assert!(ahead - (at + 32) <= LIMITS.max_window_blocks);
             }
-            assert!(at < 96 || ahead > at + 32, "at {at} there is nothing ahead");
+            assert!(at < 96 || ahead > at + 32, "no readahead at {at}");
         }
         assert!(largest >= 512, "the largest step is {largest} blocks");
     }

@@ -1,5 +1,5 @@
 //! Properties of block sets.
-#![allow(clippy::unwrap_used, reason = "these are tests")]
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BLOCKS};
 use proptest::prelude::*;
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 const EDGE: u64 = 1 << 32;
 
 /// Extents near the boundaries: zero, containers, shards, the end.
-fn run() -> impl Strategy<Value = Extent> {
+fn extent_near_boundary() -> impl Strategy<Value = Extent> {
     let base = prop_oneof![Just(0), Just(65_000), Just(EDGE - 300), Just(MAX_VOLUME_BLOCKS - 700)];
     (base, 0u64..600, 0u64..400).prop_map(|(base, offset, len)| {
         let start = (base + offset).min(MAX_VOLUME_BLOCKS - 1);
@@ -16,23 +16,23 @@ fn run() -> impl Strategy<Value = Extent> {
     })
 }
 
-fn model_runs(model: &BTreeSet<u64>, range: Extent) -> Vec<Extent> {
-    let mut runs: Vec<Extent> = Vec::new();
+fn model_extents(model: &BTreeSet<u64>, range: Extent) -> Vec<Extent> {
+    let mut extents: Vec<Extent> = Vec::new();
     for &block in model.range(range.start.0..range.end().0) {
-        match runs.last_mut() {
-            Some(run) if run.end().0 == block => run.len_blocks += 1,
-            _ => runs.push(Extent::new(BlockIndex(block), 1)),
+        match extents.last_mut() {
+            Some(extent) if extent.end().0 == block => extent.len_blocks += 1,
+            _ => extents.push(Extent::new(BlockIndex(block), 1)),
         }
     }
-    runs
+    extents
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
-    fn behaves_like_a_set_of_numbers(
-        steps in prop::collection::vec((any::<bool>(), run()), 1..20),
-        probe in run(),
+    fn block_set_matches_a_set_of_numbers(
+        steps in prop::collection::vec((any::<bool>(), extent_near_boundary()), 1..20),
+        probe in extent_near_boundary(),
         optimize in any::<bool>(),
     ) {
         let mut set = BlockSet::new();
@@ -48,8 +48,8 @@ proptest! {
         prop_assert_eq!(set.len_blocks(), model.len() as u64);
         prop_assert_eq!(set.first().map(|b| b.0), model.first().copied());
         prop_assert_eq!(set.last().map(|b| b.0), model.last().copied());
-        prop_assert_eq!(set.extents().collect::<Vec<_>>(), model_runs(&model, everything));
-        prop_assert_eq!(set.extents_in(probe).collect::<Vec<_>>(), model_runs(&model, probe));
+        prop_assert_eq!(set.extents().collect::<Vec<_>>(), model_extents(&model, everything));
+        prop_assert_eq!(set.extents_in(probe).collect::<Vec<_>>(), model_extents(&model, probe));
         let mut complement = BlockSet::from_iter([probe]);
         complement.subtract(&set);
         prop_assert_eq!(set.gaps_in(probe).collect::<Vec<_>>(), complement.extents().collect::<Vec<_>>());
@@ -58,7 +58,7 @@ proptest! {
             set.contains_extent(probe),
             (probe.start.0..probe.end().0).all(|block| model.contains(&block))
         );
-        prop_assert_eq!(set.slice(probe).extents().collect::<Vec<_>>(), model_runs(&model, probe));
+        prop_assert_eq!(set.slice(probe).extents().collect::<Vec<_>>(), model_extents(&model, probe));
         for (rank, &block) in model.iter().enumerate().step_by(97) {
             prop_assert_eq!(set.rank(BlockIndex(block)), rank as u64);
             prop_assert_eq!(set.select(rank as u64), Some(BlockIndex(block)));
@@ -71,20 +71,21 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_decode_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         if let Ok(set) = BlockSet::from_bytes(&bytes) {
             prop_assert!(set.last().is_none_or(|last| last.0 < MAX_VOLUME_BLOCKS));
         }
     }
 
     #[test]
-    fn damaged_encodings_never_panic(run in run(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
-        let mut bytes = BlockSet::from_iter([run, Extent::new(BlockIndex(7), 1)]).to_bytes();
+    fn damaged_encodings_never_panic(extent in extent_near_boundary(), at in any::<prop::sample::Index>(), bit in 0u8..8) {
+        let set = BlockSet::from_iter([extent, Extent::new(BlockIndex(7), 1)]);
+        let mut bytes = set.to_bytes();
         let at = at.index(bytes.len());
         bytes[at] ^= 1 << bit;
         let _ = BlockSet::from_bytes(&bytes);
         for cut in 0..bytes.len() {
-            prop_assert!(BlockSet::from_bytes(&bytes[..cut]) != Ok(BlockSet::from_iter([run, Extent::new(BlockIndex(7), 1)])));
+            prop_assert!(BlockSet::from_bytes(&bytes[..cut]).as_ref() != Ok(&set));
         }
     }
 }
@@ -102,24 +103,24 @@ fn worst_case_memory_is_a_bitmap() {
     // The first write of each container is a run.
     (0..part).step_by(1 << 16).for_each(|block| added.insert_extent(Extent::new(BlockIndex(block), 3)));
     every_other(0).for_each(|one| added.insert_extent(one));
-    let mut taken_out = BlockSet::from_iter([Extent::new(BlockIndex(0), part)]);
-    every_other(1).for_each(|one| taken_out.remove_extent(one));
+    let mut removed = BlockSet::from_iter([Extent::new(BlockIndex(0), part)]);
+    every_other(1).for_each(|one| removed.remove_extent(one));
     let mut subtracted = BlockSet::from_iter([Extent::new(BlockIndex(0), part)]);
     subtracted.subtract(&BlockSet::from_iter(every_other(1)));
     let mut united = BlockSet::from_iter(every_other(0).step_by(2));
     united.optimize();
     united.union_with(&BlockSet::from_iter(every_other(2).step_by(2)));
     for (name, set) in
-        [("added", &added), ("taken out", &taken_out), ("subtracted", &subtracted), ("united", &united)]
+        [("added", &added), ("removed", &removed), ("subtracted", &subtracted), ("united", &united)]
     {
         assert!(set.len_blocks() >= part / 2, "{name}");
-        let taken = set.heap_bytes_estimate();
-        assert!(taken <= TERABYTE_MAX_BYTES / 16, "{name}: {taken} bytes");
+        let used = set.heap_bytes_estimate();
+        assert!(used <= TERABYTE_MAX_BYTES / 16, "{name}: {used} bytes");
     }
 }
 
 #[test]
-fn blocks_beyond_the_largest_volume_are_no_members() {
+fn block_beyond_max_volume_is_never_a_member() {
     let mut set = BlockSet::new();
     assert!(!set.insert(BlockIndex(MAX_VOLUME_BLOCKS)));
     set.insert_extent(Extent::new(BlockIndex(MAX_VOLUME_BLOCKS - 1), 10));
