@@ -1,4 +1,4 @@
-//! Files: small durable operations, and the reader of the mount table.
+//! Small durable file operations, and the reader of the mount table.
 
 mod mountinfo;
 
@@ -51,7 +51,7 @@ pub fn make_dir(dir: &Path) -> io::Result<()> {
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let dir = path
         .parent()
-        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "no directory in the path"))?;
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the path has no parent directory"))?;
     let temporary = path.with_extension("new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(content)?;

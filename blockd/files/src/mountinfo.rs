@@ -1,6 +1,6 @@
 //! Reader of `/proc/self/mountinfo`, see proc_pid_mountinfo(5).
 //!
-//! It works on bytes: one mount point that is not UTF-8 must not hide all others.
+//! It parses bytes: a mount point that is not UTF-8 must not hide the others.
 
 use std::{
     ffi::OsString,
@@ -34,7 +34,7 @@ pub fn mounts() -> io::Result<Vec<Mount>> {
     mounts_below(Path::new("/"))
 }
 
-/// [`mounts`] of a directory that stands for `/`.
+/// Reads the mounts from the `proc` filesystem under another root directory.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -42,7 +42,7 @@ pub fn mounts_below(root: &Path) -> io::Result<Vec<Mount>> {
     Ok(parse_mounts(&std::fs::read(root.join("proc/self/mountinfo"))?))
 }
 
-/// Parses the content of the file; lines of another form are left out.
+/// Parses the content of the file; skips malformed lines.
 pub fn parse_mounts(text: &[u8]) -> Vec<Mount> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()
 }
@@ -70,7 +70,7 @@ fn number<T: std::str::FromStr>(digits: &[u8]) -> Option<T> {
     str::from_utf8(digits).ok()?.parse().ok()
 }
 
-/// Decodes blanks and the like, which are a backslash and three octal digits.
+/// Decodes octal escapes: a space is `\040`.
 fn unescaped(field: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
