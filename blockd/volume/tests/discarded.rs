@@ -1,6 +1,7 @@
-//! The record of acknowledged writes that a start discarded: when it is made, and that no crash loses it.
+//! Record of acknowledged writes that a start may have discarded.
 
 use crate::sim::disk::{Disk, Fault, FaultError, OpKind, Rng};
+use crate::support::paths_in;
 use blockd_extent::VolumeId;
 use blockd_volume::{DiscardCause, OpenOptions, Recovery, SurvivingClients, Volume, VolumeErrorKind};
 use std::{
@@ -27,8 +28,7 @@ fn open(dir: &Path, serves_remote: bool) -> Arc<Volume> {
 }
 
 fn map(dir: &Path) -> PathBuf {
-    let mut names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    names.find(|path| path.extension().is_some_and(|end| end == "map")).unwrap()
+    paths_in(dir).into_iter().find(|path| path.extension().is_some_and(|end| end == "map")).unwrap()
 }
 
 fn alter(dir: &Path, offset_bytes: u64, bytes: &[u8]) {
@@ -36,7 +36,8 @@ fn alter(dir: &Path, offset_bytes: u64, bytes: &[u8]) {
     file.write_all_at(bytes, offset_bytes).unwrap();
 }
 
-fn other_boot(dir: &Path) {
+/// Makes the map that of another boot.
+fn set_other_boot(dir: &Path) {
     alter(dir, BOOT_ID_AT, b"01234567-89ab-cdef-0123-456789abcdef");
 }
 
@@ -45,17 +46,17 @@ fn found(volume: &Volume) -> Option<(SurvivingClients, DiscardCause)> {
 }
 
 #[test]
-fn start_after_the_death_of_the_process_discards_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path().join("v");
+fn start_after_a_process_crash_records_no_loss() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("v");
     drop(create(&dir));
     assert_eq!(found(&open(&dir, true)), None);
 }
 
 #[test]
 fn start_without_the_map_records_a_loss_until_acknowledged() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path().join("v");
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("v");
     drop(create(&dir));
     std::fs::remove_file(map(&dir)).unwrap();
     let lost = Some((SurvivingClients::All, DiscardCause::MapMissing));
@@ -63,7 +64,7 @@ fn start_without_the_map_records_a_loss_until_acknowledged() {
     assert_eq!(found(&volume), lost);
     volume.close().unwrap();
     let volume = open(&dir, false);
-    assert_eq!(found(&volume), lost, "a clean stop says nothing of clients");
+    assert_eq!(found(&volume), lost, "a clean stop removed the record");
     volume.acknowledge_discarded_writes().unwrap();
     assert_eq!(found(&volume), None);
     drop(volume);
@@ -75,18 +76,18 @@ fn start_in_another_boot_records_a_loss_for_remote_clients() {
     for (serves_remote, expected) in
         [(true, Some((SurvivingClients::Remote, DiscardCause::OtherBoot))), (false, None)]
     {
-        let dir = tempfile::tempdir().unwrap();
-        let dir = dir.path().join("v");
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("v");
         drop(create(&dir));
-        other_boot(&dir);
+        set_other_boot(&dir);
         assert_eq!(found(&open(&dir, serves_remote)), expected);
     }
 }
 
 #[test]
 fn start_in_another_mount_records_a_loss_for_all_clients() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path().join("v");
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("v");
     drop(create(&dir));
     alter(&dir, MOUNT_AT, &u64::MAX.to_le_bytes());
     // Filesystems without a mount id cannot be distinguished.
@@ -95,11 +96,11 @@ fn start_in_another_mount_records_a_loss_for_all_clients() {
 }
 
 #[test]
-fn start_after_a_clean_stop_discards_nothing_in_any_boot() {
-    let dir = tempfile::tempdir().unwrap();
-    let dir = dir.path().join("v");
+fn start_after_a_clean_stop_records_no_loss_in_any_boot() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("v");
     create(&dir).close().unwrap();
-    other_boot(&dir);
+    set_other_boot(&dir);
     let volume = open(&dir, true);
     assert_eq!(found(&volume), None);
     volume.close().unwrap();
@@ -121,10 +122,10 @@ fn start_with_a_failed_writeback_records_a_loss() {
     }
 }
 
-/// The first start cannot sync that the volume is open; the kernel then calls the page clean, and the disk
-/// has the mark of the clean stop.
+/// The first start fails to sync the removal of the mark of a clean stop: the kernel treats the page as
+/// clean, and the disk keeps the mark.
 #[test]
-fn mark_of_a_clean_stop_that_could_not_be_removed_hides_no_loss() {
+fn stale_mark_of_a_clean_stop_hides_no_loss() {
     for seed in 0..8 {
         let root = tempfile::tempdir().unwrap();
         let dir = root.path().join("v");
@@ -135,18 +136,18 @@ fn mark_of_a_clean_stop_that_could_not_be_removed_hides_no_loss() {
         assert!(Volume::open(&dir, &OpenOptions::default()).is_err());
         let volume = open(&dir, true);
         volume.write(0, &[3; 4096], false).unwrap();
-        let left = tempfile::tempdir().unwrap();
-        let left = left.path().join("left");
-        disk.power_cut(&mut Rng::new(seed), &left).unwrap();
-        let dir = left.join("v");
-        other_boot(&dir);
+        let survived = tempfile::tempdir().unwrap();
+        let survived = survived.path().join("disk");
+        disk.power_cut(&mut Rng::new(seed), &survived).unwrap();
+        let dir = survived.join("v");
+        set_other_boot(&dir);
         let loss = found(&open(&dir, true));
         assert_eq!(loss, Some((SurvivingClients::Remote, DiscardCause::OtherBoot)), "seed {seed}");
     }
 }
 
 #[test]
-fn map_that_finds_the_disk_full_is_written_later() {
+fn map_on_a_full_disk_is_written_later() {
     let root = tempfile::tempdir().unwrap();
     let disk = Disk::attach(root.path(), 1).unwrap();
     let dir = root.path().join("v");
@@ -157,7 +158,7 @@ fn map_that_finds_the_disk_full_is_written_later() {
         assert_eq!(volume.sync_maps().unwrap_err().kind(), VolumeErrorKind::NoSpace);
         volume.write(4096, &[3; 4096], true).unwrap();
     }
-    disk.mend();
+    disk.clear_faults();
     disk.evict().unwrap();
     volume.sync_maps().unwrap();
     volume.write(0, &[4; 4096], false).unwrap();
@@ -169,7 +170,7 @@ fn map_that_finds_the_disk_full_is_written_later() {
     assert_eq!(content, [2; 4096]);
 }
 
-/// Crashes a start of a prepared volume at each of its calls; the next start finds this loss.
+/// Crashes a start of a prepared volume before each of its calls; the next start must find this loss.
 fn crash_at_each_call(
     prepare: impl Fn(&Path),
     serves_remote: bool,
@@ -183,20 +184,20 @@ fn crash_at_each_call(
         disk.cut_power_before(call);
         let opened = Volume::open(&dir, &OpenOptions::default());
         if opened.is_ok() && !disk.is_off() {
-            assert!(call > 10, "the start makes more calls than that");
+            assert!(call > 10, "a start with {call} calls");
             return;
         }
         drop(opened);
-        disk.go_on_without_the_process();
+        disk.restart_process();
         assert_eq!(found(&open(&dir, serves_remote)), loss, "call {call}");
     }
 }
 
 #[test]
-fn crash_at_any_call_of_a_start_neither_adds_nor_loses_a_loss() {
+fn start_crashed_at_any_call_keeps_loss_record_exact() {
     let closed = |dir: &Path| {
         create(dir).close().unwrap();
-        other_boot(dir);
+        set_other_boot(dir);
     };
     crash_at_each_call(closed, true, None);
     let without_map = |dir: &Path| {

@@ -1,31 +1,32 @@
-//! Fault injection: each call on a volume's files fails once, or permanently, during a scripted life.
+//! Fault injection: each call on a volume's files fails, once or permanently, during a script.
 //!
-//! A run counts the calls; then the same life runs again for each of them on a disk that fails this call, or
-//! all calls from it on until two steps have failed. After any failure: no panic, an error that names the
-//! file, no answered write is lost, and the step can be repeated once the disk is repaired.
+//! A run without faults counts the calls; then the script runs again for each of them on a disk that fails
+//! this call, or all calls from it on until two steps have failed. After any failure: no panic, an error that
+//! names the file, no lost answered write, and the step can be repeated once the faults are cleared.
 
-use crate::sim::disk::{Fault, FaultError, Lie, OpKind, Operation, Rng};
-use crate::sim::{BLOCKS, ID, LIFE, Sim, Step, assert_sticky, names_in, seed_of_test};
+use crate::sim::disk::{DiskBug, Fault, FaultError, OpKind, Operation, Rng};
+use crate::sim::{BLOCKS, ID, SCRIPT, Sim, Step, assert_sticky, seed_of_test};
+use crate::support::{content, names_in};
 use blockd_extent::{BlockIndex, SnapshotId};
 use blockd_volume::{Recovery, RestoreTarget, Volume, VolumeError, VolumeErrorKind};
 use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct FaultRun {
     fault: Option<(u64, FaultError)>,
     persistent: bool,
-    /// After a failed sync the power is cut; otherwise just the process is started again.
+    /// Cuts the power after a failed sync; otherwise the process restarts.
     cut_power: bool,
     seed: u64,
-    lie: Option<Lie>,
+    bug: Option<DiskBug>,
 }
 
-impl Run {
-    /// Leads the life; all calls that it made.
-    fn lead(self) -> Vec<Operation> {
+impl FaultRun {
+    /// Runs the script and returns its calls.
+    fn run_script(self) -> Vec<Operation> {
         let mut sim = Sim::new(self.seed);
-        if let Some(lie) = self.lie {
-            sim.plant(lie);
+        if let Some(bug) = self.bug {
+            sim.add_bug(bug);
         }
         if let Some((number, error)) = self.fault {
             let partial_bytes = sim.rng.below(12) as usize * 512;
@@ -36,52 +37,53 @@ impl Run {
         while let Err(error) = sim.create(BLOCKS) {
             self.failed(&mut sim, &error, &mut failures);
             if sim.dir().exists() {
-                sim.disk.aside(|| Volume::delete_files(&sim.dir())).unwrap();
+                sim.disk.bypass(|| Volume::delete_files(&sim.dir())).unwrap();
             }
         }
-        for &step in LIFE {
+        for &step in SCRIPT {
             while let Err(error) = sim.apply(step) {
-                let is_gone = matches!(step, Step::Delete(_)) && error.kind() == VolumeErrorKind::NotFound;
-                if is_gone {
+                let is_deleted = matches!(step, Step::Delete(_)) && error.kind() == VolumeErrorKind::NotFound;
+                if is_deleted {
                     break;
                 }
                 self.failed(&mut sim, &error, &mut failures);
-                self.open_again(&mut sim, &mut failures);
+                self.reopen(&mut sim, &mut failures);
             }
-            self.look(&mut sim);
+            self.check(&mut sim);
         }
-        sim.disk.mend();
+        sim.disk.clear_faults();
         let operations = sim.disk.operations();
         sim.check();
-        self.end(&mut sim);
+        self.finish(&mut sim);
         operations
     }
 
+    /// Checks the error of a failed step and clears the faults when they are due to end.
     fn failed(self, sim: &mut Sim, error: &VolumeError, failures: &mut u64) {
         assert!(!sim.disk.failed().is_empty(), "{error}");
         let message = error.to_string();
         let names_a_file = message.contains(&*sim.disk_root().to_string_lossy());
         assert!(names_a_file || error.kind() == VolumeErrorKind::Failed, "{message}");
         *failures += 1;
-        assert!(*failures < 20, "it cannot be repeated: {message}");
+        assert!(*failures < 20, "the step fails again without faults: {message}");
         if !self.persistent || *failures >= 2 {
-            let hits = sim.disk.mend();
+            let failed_calls = sim.disk.clear_faults();
             let is_full = self.fault.is_some_and(|(_, error)| error != FaultError::Io);
-            if is_full && !hits.iter().any(|hit| hit.kind.is_sync()) {
+            if is_full && !failed_calls.iter().any(|call| call.kind.is_sync()) {
                 assert_eq!(error.kind(), VolumeErrorKind::NoSpace, "{message}");
                 let failure = sim.volume.as_ref().and_then(|volume| volume.failure());
-                assert_eq!(failure, None, "a full disk is no failed sync");
+                assert_eq!(failure, None, "a full disk stopped the volume");
             }
         }
     }
 
-    /// Opens a volume again that has failed, or that could not be opened.
-    fn open_again(self, sim: &mut Sim, failures: &mut u64) {
+    /// Reopens a volume that has failed or could not be opened.
+    fn reopen(self, sim: &mut Sim, failures: &mut u64) {
         let has_failed = sim.volume.as_ref().is_some_and(|volume| volume.failure().is_some());
         if has_failed {
             assert_sticky(sim.volume());
-            assert!(sim.volume().close().is_err(), "what failed is not closed cleanly");
-            sim.disk.mend();
+            assert!(sim.volume().close().is_err(), "a failed volume was closed cleanly");
+            sim.disk.clear_faults();
             if self.cut_power {
                 sim.cut_power();
                 sim.open(Recovery::AfterPowerLoss, true).unwrap();
@@ -89,36 +91,35 @@ impl Run {
                 sim.volume = None;
                 sim.open(Recovery::Auto, true).unwrap();
             }
-            sim.decide();
+            sim.resolve();
         }
         while sim.volume.is_none() {
             match sim.open(Recovery::Auto, false) {
-                Ok(()) => sim.decide(),
+                Ok(()) => sim.resolve(),
                 Err(error) => self.failed(sim, &error, failures),
             }
         }
-        self.look(sim);
+        self.check(sim);
     }
 
-    /// Looks at what can be read.
-    fn look(self, sim: &mut Sim) {
+    /// Compares the volume with the model, also after an eviction of clean pages.
+    fn check(self, sim: &mut Sim) {
         if sim.volume().failure().is_none() {
             sim.observe();
-            // Clean state in memory equals the disk.
             sim.disk.evict().unwrap();
             sim.check();
         }
     }
 
-    /// Flushed writes survive, and the volume works.
-    fn end(self, sim: &mut Sim) {
+    /// Checks that flushed writes survive a power cut and that the volume works afterwards.
+    fn finish(self, sim: &mut Sim) {
         if sim.volume().failure().is_some() {
-            self.open_again(sim, &mut 0);
+            self.reopen(sim, &mut 0);
         }
         sim.apply(Step::Flush).unwrap();
         sim.cut_power();
         sim.open(Recovery::AfterPowerLoss, true).unwrap();
-        sim.decide();
+        sim.resolve();
         sim.check();
         sim.check_for_leaks();
         let rest = [
@@ -138,82 +139,82 @@ impl Run {
     }
 }
 
-/// Fails each call in turn. A panic tells which.
+/// Fails each call in turn; panics with the calls that broke a guarantee.
 fn fail_each_call(name: &str, error: FaultError, persistent: bool) {
     let seed = seed_of_test(name);
-    let calm = Run { fault: None, persistent, cut_power: false, seed, lie: None };
-    let calls = calm.lead();
-    // With one of six seeds the filesystem shares extents, and merges are not cut short by notes.
-    assert!(seed % 6 != 5 || calls.iter().any(|call| call.kind == OpKind::Share), "no extent is shared");
+    let without_fault = FaultRun { fault: None, persistent, cut_power: false, seed, bug: None };
+    let calls = without_fault.run_script();
+    // For one of six seeds the filesystem shares extents, and notes do not split them.
+    assert!(seed % 6 != 5 || calls.iter().any(|call| call.kind == OpKind::Share), "no extent was shared");
     let calls = calls.iter().filter(|call| error == FaultError::Io || call.kind.takes_space()).count() as u64;
     let mut rng = Rng::new(seed);
     let mut failed = Vec::new();
     let thorough = std::env::var_os("BLOCKD_SOAK_DRAWS").is_some();
     for number in 0..calls {
-        // One of the two ends, or both where there is time.
+        // One of both, drawn at random, except in a soak test.
         let ends = if thorough { vec![false, true] } else { vec![rng.one_in(2)] };
         for cut_power in ends {
-            let run = Run { fault: Some((number, error)), cut_power, ..calm };
-            if std::panic::catch_unwind(|| run.lead()).is_err() {
-                eprintln!("that was {run:?}");
+            let run = FaultRun { fault: Some((number, error)), cut_power, ..without_fault };
+            if std::panic::catch_unwind(|| run.run_script()).is_err() {
+                eprintln!("failed: {run:?}");
                 failed.push((number, cut_power));
             }
         }
     }
     assert!(
         failed.is_empty(),
-        "{} of {calls} calls, and whether the power was cut: {failed:?}",
+        "{} of {calls} calls broke a guarantee (call, power cut): {failed:?}",
         failed.len()
     );
 }
 
 #[test]
 fn single_failed_call_loses_no_data() {
-    fail_each_call("call_failing_once_breaks_nothing", FaultError::Io, false);
+    fail_each_call("single_failed_call_loses_no_data", FaultError::Io, false);
 }
 
 #[test]
 fn persistently_failing_disk_loses_no_data() {
-    fail_each_call("disk_failing_persistently_breaks_nothing", FaultError::Io, true);
+    fail_each_call("persistently_failing_disk_loses_no_data", FaultError::Io, true);
 }
 
 #[test]
 fn full_disk_in_one_call_loses_no_data() {
-    fail_each_call("disk_full_for_one_call_breaks_nothing", FaultError::NoSpace, false);
+    fail_each_call("full_disk_in_one_call_loses_no_data", FaultError::NoSpace, false);
 }
 
 #[test]
 fn full_disk_loses_no_data_and_volume_resumes() {
-    let name = "full_disk_breaks_nothing_and_volume_resumes";
-    fail_each_call(name, FaultError::Quota, true);
+    fail_each_call("full_disk_loses_no_data_and_volume_resumes", FaultError::Quota, true);
 }
 
-/// A test that finds nothing proves nothing.
+/// Proves that the tests above detect a violated guarantee.
 #[test]
 fn hidden_failed_sync_is_detected() {
     let seed = seed_of_test("hidden_failed_sync_is_detected");
-    let calm = Run { fault: None, persistent: false, cut_power: true, seed, lie: None };
-    assert!(is_noticed(Run { lie: Some(Lie::HidesFailedSync(".data")), ..calm }, "data"));
-    assert!(is_noticed(Run { lie: Some(Lie::HidesFailedSync(".map")), cut_power: false, ..calm }, "map"));
+    let run = FaultRun { fault: None, persistent: false, cut_power: true, seed, bug: None };
+    let hides = |end| Some(DiskBug::HidesFailedSync(end));
+    assert!(is_detected(FaultRun { bug: hides(".data"), ..run }, "data"));
+    assert!(is_detected(FaultRun { bug: hides(".map"), cut_power: false, ..run }, "map"));
 }
 
-/// Fails each sync of files with this extension in turn, and returns whether a run fails because of it.
-fn is_noticed(calm: Run, extension: &str) -> bool {
-    let calls = calm.lead();
-    let is_meant = |call: &Operation| call.path.extension().is_some_and(|end| end == extension);
-    let syncs = (0..).zip(&calls).filter(|(_, call)| call.kind == OpKind::Sync && is_meant(call));
+/// Fails each sync of files with this extension in turn; returns true if a run detects it.
+fn is_detected(run: FaultRun, extension: &str) -> bool {
+    let calls = run.run_script();
+    let matches = |call: &Operation| call.path.extension().is_some_and(|end| end == extension);
+    let syncs = (0..).zip(&calls).filter(|(_, call)| call.kind == OpKind::Sync && matches(call));
     let syncs: Vec<u64> = syncs.map(|(number, _)| number).collect();
-    // What a failed sync leaves is drawn; it may be everything.
+    // The effect of a failed sync is random: it may lose nothing.
     (0..30).any(|draw| {
         syncs.iter().any(|&number| {
-            let seed = calm.seed.wrapping_add(draw);
-            let run = Run { fault: Some((number, FaultError::Io)), seed, ..calm };
-            std::panic::catch_unwind(|| run.lead()).is_err()
+            let seed = run.seed.wrapping_add(draw);
+            let faulty = FaultRun { fault: Some((number, FaultError::Io)), seed, ..run };
+            std::panic::catch_unwind(|| faulty.run_script()).is_err()
         })
     })
 }
 
-/// Holds one flushed block and one that is not, each in a head above a frozen layer that holds both.
+/// Creates a volume whose head has one flushed and one unflushed block above a frozen layer with both.
 fn with_unflushed_block(name: &str) -> Sim {
     let mut sim = Sim::new(seed_of_test(name));
     sim.create(BLOCKS).unwrap();
@@ -231,50 +232,50 @@ fn fail_map(sim: &Sim, kind: OpKind, persistent: bool) {
 
 #[test]
 fn map_is_rewritten_after_a_writeback_error() {
-    let mut sim = with_unflushed_block("map_after_a_writeback_error_is_written_again");
+    let mut sim = with_unflushed_block("map_is_rewritten_after_a_writeback_error");
     fail_map(&sim, OpKind::Sync, false);
     sim.volume().sync_maps().unwrap();
-    assert_eq!(sim.disk.mend().len(), 1);
+    assert_eq!(sim.disk.clear_faults().len(), 1);
     sim.disk.evict().unwrap();
     sim.apply(Step::Kill).unwrap();
     sim.check();
 }
 
 #[test]
-fn map_that_cannot_be_rewritten_stops_the_volume() {
-    let mut sim = with_unflushed_block("map_that_cannot_be_written_again_stops_the_volume");
+fn map_failing_persistently_stops_the_volume() {
+    let mut sim = with_unflushed_block("map_failing_persistently_stops_the_volume");
     fail_map(&sim, OpKind::Sync, true);
     sim.volume().sync_maps().unwrap_err();
     assert_sticky(sim.volume());
-    sim.disk.mend();
+    sim.disk.clear_faults();
     sim.volume = None;
     sim.open(Recovery::Auto, true).unwrap();
-    sim.decide();
+    sim.resolve();
     sim.check();
 }
 
 #[test]
-fn map_with_a_writeback_error_at_a_start_is_not_believed() {
-    let mut sim = with_unflushed_block("map_with_a_writeback_error_at_a_start_is_not_believed");
+fn map_with_a_writeback_error_at_a_start_is_rejected() {
+    let mut sim = with_unflushed_block("map_with_a_writeback_error_at_a_start_is_rejected");
     sim.volume = None;
     fail_map(&sim, OpKind::Sync, false);
     sim.open(Recovery::Auto, false).unwrap();
-    assert_eq!(sim.disk.mend().len(), 1);
+    assert_eq!(sim.disk.clear_faults().len(), 1);
     sim.disk.evict().unwrap();
-    // The model: the flushed block is there, and the other one is as it was frozen.
-    sim.decide();
+    // In the model the flushed block is new, and the other one has its content at the freeze.
+    sim.resolve();
     sim.check();
 }
 
 #[test]
-fn map_whose_bits_cannot_be_read_refuses_the_start_only() {
-    let mut sim = with_unflushed_block("map_whose_bits_cannot_be_read_refuses_the_start_only");
+fn map_with_unreadable_bits_fails_the_start_only() {
+    let mut sim = with_unflushed_block("map_with_unreadable_bits_fails_the_start_only");
     sim.volume = None;
     let fault = Fault { path_contains: ".map".into(), skip: 1, ..Fault::at(1, FaultError::Io) };
     sim.disk.inject(Fault { kinds: vec![OpKind::Read], ..fault });
     let error = sim.open(Recovery::Auto, false).unwrap_err();
     assert!(error.kind() == VolumeErrorKind::Io && error.to_string().contains(".map"), "{error}");
-    sim.disk.mend();
+    sim.disk.clear_faults();
     sim.apply(Step::Kill).unwrap();
     sim.check();
 }
@@ -287,12 +288,10 @@ fn restore(sim: &Sim) -> Result<Arc<Volume>, VolumeError> {
 }
 
 fn assert_restored(volume: &Volume) {
-    let mut found = vec![0; (BLOCKS * 4096) as usize];
-    volume.read(0, &mut found).unwrap();
-    let mut expected = vec![0; found.len()];
+    let mut expected = vec![0; (BLOCKS * 4096) as usize];
     expected[8192..16384].fill(7);
     expected[9 * 4096..10 * 4096].fill(8);
-    assert!(found == expected);
+    assert!(content(volume) == expected);
     assert_eq!(volume.stats().head_dirty_bytes, 0);
 }
 
@@ -313,12 +312,12 @@ fn failed_restore_leaves_no_volume_and_can_be_retried() {
         let mut sim = Sim::new(seed);
         sim.disk.inject(Fault { persistent, ..Fault::at(number, error) });
         let result = restore(&sim);
-        sim.disk.mend();
+        sim.disk.clear_faults();
         if let Err(error) = result {
             assert!(error.to_string().contains("disk-0"), "{error}");
-            // A disk that is dead for good leaves what it leaves.
+            // The removal of files fails, too, on a persistently failing disk.
             if sim.dir().exists() {
-                assert!(persistent, "call {number}: there is a volume all the same: {error}");
+                assert!(persistent, "call {number}: a failed restore left a volume: {error}");
                 Volume::delete_files(&sim.dir()).unwrap();
             }
             restore(&sim).unwrap();
@@ -336,7 +335,7 @@ fn interrupted_restore_leaves_all_or_nothing() {
     for (call, draw) in (0..calls_of_a_restore(seed)).flat_map(|call| (0..4).map(move |draw| (call, draw))) {
         let mut sim = Sim::new(seed.wrapping_add(call * 4 + draw));
         sim.disk.cut_power_before(call);
-        // The last calls are optional; their failure is not reported.
+        // The restore succeeds if only its last, optional calls fail.
         let _ = restore(&sim);
         assert!(sim.disk.is_off());
         sim.cut_power();
@@ -349,16 +348,15 @@ fn interrupted_restore_leaves_all_or_nothing() {
     }
 }
 
-/// The kernel reports lost data once. An open that gets the report and then fails must not leave a trusted
-/// map.
+/// The kernel reports a writeback error once. A failed open that received it must not leave a trusted map.
 #[test]
-fn lost_data_is_not_forgotten_by_an_open_that_fails() {
-    let seed = seed_of_test("lost_data_is_not_forgotten_by_an_open_that_fails");
+fn failed_open_with_lost_data_leaves_no_trusted_map() {
+    let seed = seed_of_test("failed_open_with_lost_data_leaves_no_trusted_map");
     for draw in 0..16 {
         let mut sim = Sim::new(seed.wrapping_add(draw));
         sim.create(BLOCKS).unwrap();
         sim.apply(Step::Write { start: 0, len: 80, fua: false }).unwrap();
-        // Where the new head has lost a block and says that it holds it, that reads as zeroes.
+        // A block that the new head holds without its data reads as zeroes.
         sim.apply(Step::Freeze(1)).unwrap();
         sim.apply(Step::Write { start: 8, len: 64, fua: false }).unwrap();
         sim.volume = None;
@@ -366,9 +364,9 @@ fn lost_data_is_not_forgotten_by_an_open_that_fails() {
         sim.disk.inject(Fault { kinds: vec![OpKind::Sync], ..data });
         sim.disk.inject(Fault { kinds: vec![OpKind::Remove], ..Fault::every(FaultError::Io) });
         assert!(sim.open(Recovery::Auto, false).is_err());
-        sim.disk.mend();
+        sim.disk.clear_faults();
         sim.open(Recovery::Auto, false).unwrap();
-        sim.decide();
+        sim.resolve();
         sim.disk.evict().unwrap();
         sim.check();
     }
@@ -384,12 +382,12 @@ fn failed_close_can_be_retried() {
     for _ in 0..2 {
         assert_eq!(sim.volume().close().unwrap_err().kind(), VolumeErrorKind::NoSpace);
     }
-    sim.disk.mend();
+    sim.disk.clear_faults();
     sim.volume().close().unwrap();
     sim.model.flush();
     sim.cut_power();
     sim.open(Recovery::AfterPowerLoss, true).unwrap();
-    sim.decide();
+    sim.resolve();
     sim.check();
 }
 
@@ -413,7 +411,7 @@ fn snapshot_view_reports_read_errors() {
     let extents = [0, 2, 4].map(|start| blockd_extent::Extent::new(BlockIndex(start), 1));
     let error = view.read_extents(&extents, &mut [0; 3 * 4096]).unwrap_err();
     assert!(error.to_string().contains(".data"), "{error}");
-    sim.disk.mend();
+    sim.disk.clear_faults();
     view.read_extents(&extents, &mut [0; 3 * 4096]).unwrap();
     drop(view);
     sim.check();

@@ -1,55 +1,62 @@
-//! Process crashes at each call without a power cut: the next process finds all answered writes, and its
-//! durable state does not depend on unsynced data.
+//! Process crashes at each call: the next process finds all answered writes, and a power cut after its next
+//! flush loses none of them.
 
-use crate::sim::{BLOCKS, ID, LIFE, Sim, Step, seed_of_test};
+use crate::sim::{BLOCKS, ID, SCRIPT, Sim, Step, seed_of_test};
+use crate::support::{content, open, open_after_power_loss, snapshot_content};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, SnapshotId};
-use blockd_volume::{OpenOptions, Recovery, RestoreTarget, Volume, VolumeError};
-use std::panic::catch_unwind;
+use blockd_volume::{Recovery, RestoreTarget, VolumeError};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// The next process of the same boot opens the volume.
+/// Opens the volume in the next process of the same boot.
 fn reopen(sim: &mut Sim) -> Result<(), VolumeError> {
-    sim.volume = None;
-    sim.disk.go_on_without_the_process();
+    crash(sim);
     sim.open(Recovery::Auto, false)
 }
 
-/// Something is written and flushed, and then the power is cut.
-fn flush_and_lose_power(sim: &mut Sim) {
+/// Crashes the process.
+fn crash(sim: &mut Sim) {
+    sim.volume = None;
+    sim.disk.restart_process();
+}
+
+/// Writes, flushes, cuts the power and checks the volume.
+fn flush_and_cut_power(sim: &mut Sim) {
     sim.apply(Step::Write { start: 11, len: 30, fua: false }).unwrap();
     sim.apply(Step::Flush).unwrap();
     sim.cut_power();
     sim.open(Recovery::AfterPowerLoss, true).unwrap();
-    sim.decide();
+    sim.resolve();
     sim.check();
     sim.check_for_leaks();
 }
 
-/// Leads the scripted life; the process dies right before the call with this number. How many calls it took.
-fn die_before(call: u64, seed: u64) -> u64 {
+/// Runs the script and crashes the process right before the call with this number; returns the number of
+/// calls.
+fn crash_before(call: u64, seed: u64) -> u64 {
     let mut sim = Sim::new(seed);
     sim.disk.cut_power_before(call);
-    sim.lead(
-        LIFE,
+    sim.run_script(
+        SCRIPT,
         |_, _| {},
         reopen,
         |sim| {
             reopen(sim).unwrap();
-            sim.decide();
+            sim.resolve();
             sim.check();
-            flush_and_lose_power(sim);
+            flush_and_cut_power(sim);
         },
     )
 }
 
 #[test]
-fn process_death_at_any_call_leaves_consistent_state() {
-    let name = "process_death_at_any_call_leaves_consistent_state";
+fn process_crash_at_any_call_leaves_consistent_state() {
+    let name = "process_crash_at_any_call_leaves_consistent_state";
     let seed = seed_of_test(name);
-    let calls = die_before(u64::MAX, seed);
+    let calls = crash_before(u64::MAX, seed);
     for call in 0..calls {
         let seed = seed.wrapping_add(call);
-        let result = catch_unwind(|| die_before(call, seed));
-        assert!(result.is_ok(), "dead before call {call} of {calls}, seed {seed}");
+        let result = catch_unwind(|| crash_before(call, seed));
+        assert!(result.is_ok(), "crash before call {call} of {calls}, seed {seed}");
     }
     eprintln!("{name}: {calls} calls");
 }
@@ -59,50 +66,60 @@ const DRAWS: u64 = 4;
 /// Content of a restore or clone.
 const CONTENT: [u8; BLOCK_SIZE_BYTES as usize] = [7; BLOCK_SIZE_BYTES as usize];
 
-/// Crashes the creation of a volume that appears by a rename: if the next process finds it, a power cut must
-/// not remove it.
-fn die_while_a_volume_is_made(name: &str, make: impl Fn(&Sim) -> Option<()> + std::panic::RefUnwindSafe) {
+/// Crashes the creation of a volume by a rename at each call: a volume that the next process finds must
+/// survive a power cut.
+fn crash_creations(name: &str, create: impl Fn(&Sim) -> Option<()>) {
     let seed = seed_of_test(name);
-    let (mut found, mut calls) = (0, u64::MAX);
+    let found = std::cell::Cell::new(0);
+    crash_at_each_call(seed, |call, seed| {
+        let (exists, calls) = crash_creation(call, seed, &create);
+        found.set(found.get() + u64::from(exists));
+        calls
+    });
+    assert!(found.get() > DRAWS, "no crash between the rename and the end");
+}
+
+/// Runs an operation several times with a crash before each of its calls; it returns the number of its
+/// calls if it completed. Returns the lowest of these numbers.
+fn crash_at_each_call(seed: u64, run: impl Fn(u64, u64) -> Option<u64>) -> u64 {
+    let mut calls = u64::MAX;
     for (call, draw) in (0..).flat_map(|call| (0..DRAWS).map(move |draw| (call, draw))) {
         if call > calls {
             break;
         }
         let seed = seed.wrapping_add(call * DRAWS + draw);
-        let result = catch_unwind(|| die_while_making(call, seed, &make));
-        let (is_there, took) = result.unwrap_or_else(|_| panic!("dead before call {call}, seed {seed}"));
-        found += u64::from(is_there);
-        calls = took.map_or(calls, |took| took.min(calls));
+        let completed = catch_unwind(AssertUnwindSafe(|| run(call, seed)))
+            .unwrap_or_else(|_| panic!("crash before call {call}, seed {seed}"));
+        calls = completed.map_or(calls, |completed| completed.min(calls));
     }
-    assert!(found > DRAWS, "no crash between the rename and the end");
+    calls
 }
 
-/// Returns true if the volume exists after the crash, and the number of calls without a crash.
-fn die_while_making(call: u64, seed: u64, make: impl Fn(&Sim) -> Option<()>) -> (bool, Option<u64>) {
+/// Crashes a creation before a call; returns true if the volume exists afterwards, and the number of calls
+/// if the creation completed.
+fn crash_creation(call: u64, seed: u64, create: impl Fn(&Sim) -> Option<()>) -> (bool, Option<u64>) {
     let mut sim = Sim::new(seed);
     sim.create(BLOCKS).unwrap();
     sim.volume().write(0, &CONTENT, false).unwrap();
     sim.volume().freeze(SnapshotId::from_u64(1)).unwrap();
     let before = sim.disk.operations().len() as u64;
     sim.disk.cut_power_before(before + call);
-    let is_done = make(&sim).is_some();
-    let took = sim.disk.operations().len() as u64 - before;
-    sim.volume = None;
-    sim.disk.go_on_without_the_process();
-    let is_there = new_dir(&sim).exists();
-    assert!(is_there || !is_done);
-    if is_there {
-        let volume = Volume::open(&new_dir(&sim), &OpenOptions::default()).unwrap();
+    let is_done = create(&sim).is_some();
+    let calls = sim.disk.operations().len() as u64 - before;
+    crash(&mut sim);
+    let exists = new_dir(&sim).exists();
+    assert!(exists || !is_done);
+    if exists {
+        let volume = open(&new_dir(&sim));
         volume.write(BLOCK_SIZE_BYTES, &CONTENT, true).unwrap();
         drop(volume);
         sim.cut_power();
-        let options = OpenOptions { recovery: Recovery::AfterPowerLoss, ..OpenOptions::default() };
-        let volume = Volume::open(&new_dir(&sim), &options).unwrap();
+        let volume = open_after_power_loss(&new_dir(&sim));
         let mut bytes = [0; 2 * BLOCK_SIZE_BYTES as usize];
         volume.read(0, &mut bytes).unwrap();
-        assert!(bytes.iter().all(|&byte| byte == 7), "what was flushed is gone");
+        assert!(bytes.iter().all(|&byte| byte == 7), "flushed data was lost");
     }
-    (is_there, is_done.then_some(took))
+    (exists, is_done.then_some(calls))
 }
 
 fn new_dir(sim: &Sim) -> std::path::PathBuf {
@@ -111,7 +128,7 @@ fn new_dir(sim: &Sim) -> std::path::PathBuf {
 
 #[test]
 fn restored_volume_found_after_crash_is_kept() {
-    die_while_a_volume_is_made("restored_volume_found_after_crash_stays", |sim| {
+    crash_creations("restored_volume_found_after_crash_is_kept", |sim| {
         let target = RestoreTarget::create(&new_dir(sim), ID, 4 * BLOCK_SIZE_BYTES).ok()?;
         target.write_blocks(BlockIndex(0), &CONTENT).ok()?;
         target.finish().ok().map(|_| ())
@@ -120,20 +137,14 @@ fn restored_volume_found_after_crash_is_kept() {
 
 #[test]
 fn clone_found_after_crash_is_kept() {
-    die_while_a_volume_is_made("clone_found_after_crash_stays", |sim| {
+    crash_creations("clone_found_after_crash_is_kept", |sim| {
         sim.volume().clone_to(SnapshotId::from_u64(1), &new_dir(sim), ID).ok().map(|_| ())
     });
 }
 
-fn content_of(volume: &Volume) -> Vec<u8> {
-    let mut bytes = vec![0; volume.size_bytes() as usize];
-    volume.read(0, &mut bytes).unwrap();
-    bytes
-}
-
 /// Crashes a rollback before a call: the volume has its old or its new content, and keeps it. Returns the
-/// number of calls without a crash.
-fn die_while_rolling_back(call: u64, seed: u64) -> Option<u64> {
+/// number of calls if the rollback completed.
+fn crash_rollback(call: u64, seed: u64) -> Option<u64> {
     const BLOCK: u64 = BLOCK_SIZE_BYTES;
     let mut sim = Sim::new(seed);
     sim.create(BLOCKS).unwrap();
@@ -143,53 +154,37 @@ fn die_while_rolling_back(call: u64, seed: u64) -> Option<u64> {
     let snapshot = SnapshotId::from_u64(1);
     write(&sim, 0, 1, 6);
     sim.volume().freeze(snapshot).unwrap();
-    let then = content_of(sim.volume());
+    let at_snapshot = content(sim.volume());
     write(&sim, 4, 2, 6);
     sim.volume().freeze(SnapshotId::from_u64(2)).unwrap();
     sim.volume().grow((BLOCKS + 4) * BLOCK).unwrap();
     sim.volume().trim(0, 2 * BLOCK, false).unwrap();
     write(&sim, BLOCKS, 3, 2);
-    let before = content_of(sim.volume());
-    let mut after = then.clone();
+    let before = content(sim.volume());
+    let mut after = at_snapshot.clone();
     after.resize(before.len(), 0);
 
     let first = sim.disk.operations().len() as u64;
     sim.disk.cut_power_before(first + call);
     let is_done = sim.volume().roll_back(snapshot, &|| true).is_ok();
-    let took = sim.disk.operations().len() as u64 - first;
-    sim.volume = None;
-    sim.disk.go_on_without_the_process();
-    let volume = Volume::open(&sim.dir(), &OpenOptions::default()).unwrap();
-    let mut found = content_of(&volume);
-    assert!(found == after || (found == before && !is_done), "neither before nor after");
+    let calls = sim.disk.operations().len() as u64 - first;
+    crash(&mut sim);
+    let volume = open(&sim.dir());
+    let mut found = content(&volume);
+    assert!(found == after || (found == before && !is_done), "neither the old nor the new content");
     volume.write(7 * BLOCK, &[9; BLOCK as usize], true).unwrap();
     found[7 * BLOCK as usize..8 * BLOCK as usize].fill(9);
     drop(volume);
     sim.cut_power();
-    let volume = Volume::open(
-        &sim.dir(),
-        &OpenOptions { recovery: Recovery::AfterPowerLoss, ..OpenOptions::default() },
-    )
-    .unwrap();
-    assert!(content_of(&volume) == found, "what was flushed is gone");
-    let mut frozen = vec![0; then.len()];
-    volume.view(snapshot).unwrap().read(0, &mut frozen).unwrap();
-    assert!(frozen == then, "a snapshot changed");
-    is_done.then_some(took)
+    let volume = open_after_power_loss(&sim.dir());
+    assert!(content(&volume) == found, "flushed data was lost");
+    assert!(snapshot_content(&volume, snapshot) == at_snapshot, "the snapshot changed");
+    is_done.then_some(calls)
 }
 
 #[test]
 fn rollback_interrupted_by_crash_is_done_or_not() {
     let seed = seed_of_test("rollback_interrupted_by_crash_is_done_or_not");
-    let mut calls = u64::MAX;
-    for (call, draw) in (0..).flat_map(|call| (0..DRAWS).map(move |draw| (call, draw))) {
-        if call > calls {
-            break;
-        }
-        let seed = seed.wrapping_add(call * DRAWS + draw);
-        let took = catch_unwind(|| die_while_rolling_back(call, seed))
-            .unwrap_or_else(|_| panic!("dead before call {call}, seed {seed}"));
-        calls = took.map_or(calls, |took| took.min(calls));
-    }
+    let calls = crash_at_each_call(seed, crash_rollback);
     assert!(calls > 20, "a rollback of {calls} calls");
 }

@@ -1,11 +1,12 @@
-//! Lazy volumes: usable before anything was fetched, whole in the end.
+//! Lazy volumes: usable at once, complete after hydration.
 
 mod source;
 
 use crate::sim::disk::{Disk, Fault, FaultError, OpKind, Rng};
+use crate::support::{merge_all, open, snapshot_content};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_volume::{
-    Access, Allocation, FetchReply, LazySource, OpenOptions, SourceError, Urgency, Volume, VolumeErrorKind,
+    Access, Allocation, FetchReply, LazySource, SourceError, Urgency, Volume, VolumeErrorKind,
 };
 use parking_lot::{Condvar, Mutex};
 use std::{
@@ -26,56 +27,56 @@ const BLOCKS: u64 = 3000;
 const SIZE_BYTES: u64 = BLOCKS * BLOCK_SIZE_BYTES;
 const TIMEOUT: Duration = Duration::from_secs(120);
 
-fn assert_reads(volume: &Volume, wanted: &[u8]) {
-    let mut found = vec![0xee; wanted.len()];
+fn assert_reads(volume: &Volume, expected: &[u8]) {
+    let mut found = vec![0xee; expected.len()];
     volume.read(0, &mut found).unwrap();
-    let wrong = found.chunks(BLOCK).zip(wanted.chunks(BLOCK)).position(|(a, b)| a != b);
-    assert_eq!(wrong, None, "the first block that differs");
+    let first_difference = found.chunks(BLOCK).zip(expected.chunks(BLOCK)).position(|(a, b)| a != b);
+    assert_eq!(first_difference, None, "first block that differs");
 }
 
-/// Requests a block; the result comes later.
-fn ask(volume: &Volume, block: u64) -> mpsc::Receiver<Result<(), VolumeErrorKind>> {
-    let (told, hears) = mpsc::channel();
+/// Requests a missing block; the receiver gets the result.
+fn request(volume: &Volume, block: u64) -> mpsc::Receiver<Result<(), VolumeErrorKind>> {
+    let (sender, receiver) = mpsc::channel();
     let then = Box::new(move |result: Result<(), blockd_volume::VolumeError>| {
-        told.send(result.map_err(|error| error.kind())).unwrap();
+        sender.send(result.map_err(|error| error.kind())).unwrap();
     });
     let kept = volume.on_fetched(Access::Read, block * BLOCK_SIZE_BYTES, BLOCK_SIZE_BYTES, then);
-    assert!(kept.is_none(), "block {block} was there");
-    hears
+    assert!(kept.is_none(), "block {block} was present");
+    receiver
 }
 
 #[test]
 fn readers_time_out_independent_of_earlier_fetches() {
-    // More than are fetched at once.
+    // More than the maximum number of concurrent fetches.
     const MANY: u64 = 45;
     let lazy = Lazy::new(Memory::new(8));
     lazy.source.hold();
-    let take_wakes = || std::mem::take(&mut lazy.source.mood.lock().wakes);
-    // The limit of these expires at the first check. Not all of their blocks are in flight.
-    lazy.source.mood.lock().time_limit = Some(Duration::ZERO);
-    // In an order without a sequential pattern.
-    let places: Vec<u64> = (0..MANY).map(|n| n * 17 % MANY * 64).collect();
-    let impatient: Vec<_> = places.iter().map(|place| ask(&lazy.volume, *place)).collect();
-    let under_way = lazy.source.mood.lock().held.len();
-    assert!((1..MANY as usize).contains(&under_way));
+    let take_wakes = || std::mem::take(&mut lazy.source.state.lock().wakes);
+    // These readers time out at the first check. Some of their blocks are not in flight.
+    lazy.source.state.lock().time_limit = Some(Duration::ZERO);
+    // A non-sequential order.
+    let blocks: Vec<u64> = (0..MANY).map(|n| n * 17 % MANY * 64).collect();
+    let expiring: Vec<_> = blocks.iter().map(|block| request(&lazy.volume, *block)).collect();
+    let in_flight = lazy.source.state.lock().held.len();
+    assert!((1..MANY as usize).contains(&in_flight));
     let wakes = take_wakes();
-    assert_eq!(wakes.len(), 1, "one call for all of them");
-    assert!(impatient.iter().all(|hears| hears.try_recv().is_err()));
+    assert_eq!(wakes.len(), 1, "one timeout check for all readers");
+    assert!(expiring.iter().all(|reader| reader.try_recv().is_err()));
     wakes.into_iter().for_each(|wake| wake());
-    for hears in &impatient {
-        assert_eq!(hears.try_recv(), Ok(Err(VolumeErrorKind::NotFetched)));
+    for reader in &expiring {
+        assert_eq!(reader.try_recv(), Ok(Err(VolumeErrorKind::NotFetched)));
     }
-    // This one waits for the same as one of them did, and longer.
-    lazy.source.mood.lock().time_limit = Some(Duration::from_secs(3600));
-    let patient = ask(&lazy.volume, places[0] + 1);
+    // A reader of the same fetch with a longer limit.
+    lazy.source.state.lock().time_limit = Some(Duration::from_secs(3600));
+    let waiting = request(&lazy.volume, blocks[0] + 1);
     take_wakes().into_iter().for_each(|wake| wake());
-    assert!(patient.try_recv().is_err(), "its time is not over");
-    assert_eq!(take_wakes().len(), 1, "a reader checks again");
-    let for_readers = lazy.source.mood.lock().for_readers;
-    lazy.source.let_go();
-    assert_eq!(patient.try_recv(), Ok(Ok(())));
+    assert!(waiting.try_recv().is_err(), "the reader timed out before its limit");
+    assert_eq!(take_wakes().len(), 1, "one further timeout check");
+    let for_readers = lazy.source.state.lock().for_readers;
+    lazy.source.release();
+    assert_eq!(waiting.try_recv(), Ok(Ok(())));
     // Blocks without a waiter were not fetched.
-    assert_eq!(lazy.source.mood.lock().for_readers, for_readers);
+    assert_eq!(lazy.source.state.lock().for_readers, for_readers);
     lazy.check();
 }
 
@@ -91,7 +92,7 @@ fn read_blocks_are_kept_and_others_fetched_once() {
     assert!(lazy.volume.try_read_or_zeroes(1500 * BLOCK_SIZE_BYTES, &mut block).unwrap().is_none());
     lazy.check();
     lazy.volume.close().unwrap();
-    // A clean stop has written down what is there.
+    // A clean stop logs all present blocks.
     lazy.open(None);
     assert_eq!(lazy.volume.hydration().unwrap().done_bytes, SIZE_BYTES);
     lazy.check();
@@ -112,7 +113,7 @@ fn hydration_skips_known_zeroes() {
     lazy.volume.read(2900 * BLOCK_SIZE_BYTES, &mut block).unwrap();
     let first = lazy.volume.hydrate_next().unwrap().unwrap();
     assert!(first > 0);
-    // Around what was read, before what stands at the beginning.
+    // Hydration prefers the blocks around a read to those at the start.
     assert_eq!(lazy.source.fetched[0].load(Ordering::Relaxed), 0);
     assert_eq!(lazy.source.fetched[2600].load(Ordering::Relaxed), 1);
     lazy.hydrate();
@@ -123,50 +124,48 @@ fn hydration_skips_known_zeroes() {
     lazy.check();
     let runs = lazy.volume.allocation(1999 * BLOCK_SIZE_BYTES, 501 * BLOCK_SIZE_BYTES, 9).unwrap();
     let found: Vec<_> = runs.iter().map(|run| (run.len_bytes / BLOCK_SIZE_BYTES, run.allocation)).collect();
-    // Block 2500 is zeroes, too.
+    // 500 known zeroes and block 2500.
     assert_eq!(found, [(1, Allocation::Data), (500, Allocation::Hole)]);
 }
 
 #[test]
-fn guests_write_and_freeze_while_the_source_keeps_silent() {
+fn writes_and_freezes_do_not_wait_for_the_source() {
     let mut lazy = Lazy::new(Memory::new(3));
     lazy.source.hold();
     lazy.write(8 * BLOCK, &[7; 3 * BLOCK]);
-    // Into a block that was just written whole.
+    // A partial write to a block that the head holds.
     lazy.write(9 * BLOCK + 100, b"more");
-    let (tell, told) = mpsc::channel();
+    let (sender, written) = mpsc::channel();
     let volume = lazy.volume.clone();
     let partial = std::thread::spawn(move || {
         volume.write(500 * BLOCK_SIZE_BYTES + 10, b"a part of a block", false).unwrap();
-        tell.send(()).unwrap();
+        sender.send(()).unwrap();
     });
     lazy.source.wait_for_held(1);
-    // Beside it, in the same region.
+    // A whole block in the same region.
     lazy.write(501 * BLOCK, &[9; BLOCK]);
     assert!(!lazy.volume.try_write(502 * BLOCK_SIZE_BYTES + 1, b"x").unwrap());
     let one = SnapshotId::from_u64(1);
     assert_eq!(lazy.volume.freeze(one).unwrap().dirty_blocks, 4);
     lazy.volume.flush().unwrap();
-    assert!(told.try_recv().is_err(), "it did not wait");
+    assert!(written.try_recv().is_err(), "the partial write did not wait for the source");
     let frozen = lazy.model.clone();
-    lazy.source.let_go();
-    told.recv_timeout(TIMEOUT).unwrap();
+    lazy.source.release();
+    written.recv_timeout(TIMEOUT).unwrap();
     partial.join().unwrap();
     let from = 500 * BLOCK + 10;
     lazy.model[from..from + 17].copy_from_slice(b"a part of a block");
     lazy.check();
-    let view = lazy.volume.view(one).unwrap();
-    let mut found = vec![0; frozen.len()];
-    view.read(0, &mut found).unwrap();
-    assert!(found == frozen);
-    // What was written is what a backup carries, and nothing of what was fetched.
-    let changes = lazy.volume.changes(Some(Volume::LAZY_BASE_EPOCH), view.epoch()).unwrap();
-    let wanted = BlockSet::from_iter([Extent::new(BlockIndex(8), 3), Extent::new(BlockIndex(501), 1)]);
-    assert_eq!((changes.data, changes.zero), (wanted, BlockSet::new()));
+    assert!(snapshot_content(&lazy.volume, one) == frozen);
+    // The interval has the written blocks only.
+    let epoch = lazy.volume.view(one).unwrap().epoch();
+    let changes = lazy.volume.changes(Some(Volume::LAZY_BASE_EPOCH), epoch).unwrap();
+    let expected = BlockSet::from_iter([Extent::new(BlockIndex(8), 3), Extent::new(BlockIndex(501), 1)]);
+    assert_eq!((changes.data, changes.zero), (expected, BlockSet::new()));
 }
 
 #[test]
-fn full_backup_of_lazy_volume_fetches_no_data() {
+fn changes_of_lazy_volume_fetch_no_data() {
     let mut lazy = Lazy::new(Memory::new(4));
     lazy.write(2100 * BLOCK, &[1; BLOCK]);
     let frozen = lazy.volume.freeze(SnapshotId::from_u64(1)).unwrap();
@@ -177,13 +176,13 @@ fn full_backup_of_lazy_volume_fetches_no_data() {
     let extents: Vec<Extent> = changes.data.extents().collect();
     let mut found = vec![0; changes.data.len_bytes() as usize];
     view.read_extents(&extents, &mut found).unwrap();
-    let wanted: Vec<u8> = extents
+    let expected: Vec<u8> = extents
         .iter()
         .flat_map(|extent| {
             lazy.model[extent.offset_bytes() as usize..][..extent.len_bytes() as usize].to_vec()
         })
         .collect();
-    assert!(found == wanted);
+    assert!(found == expected);
 }
 
 #[test]
@@ -194,7 +193,7 @@ fn failing_source_fails_only_its_readers() {
     let mut block = [0; BLOCK];
     let error = lazy.volume.read(4096, &mut block).unwrap_err();
     assert_eq!(error.kind(), VolumeErrorKind::NotFetched);
-    assert!(error.is_retryable() && error.to_string().contains("the store is gone"), "{error}");
+    assert!(error.is_retryable() && error.to_string().contains("the store is unavailable"), "{error}");
     assert_eq!(lazy.volume.write(8192 + 1, b"x", false).unwrap_err().kind(), VolumeErrorKind::NotFetched);
     assert!(lazy.volume.hydrate_next().is_err());
     lazy.volume.read(0, &mut block).unwrap();
@@ -212,16 +211,16 @@ fn damage_fails_only_reads_of_damaged_blocks() {
         let mut rng = Rng::new(1000 + seed);
         let source = Memory::with(seed, seed % 2 == 0);
         let bad = Extent::new(BlockIndex(rng.below(1900)), 1 + rng.below(32));
-        source.mood.lock().bad.insert_extent(bad);
+        source.state.lock().bad.insert_extent(bad);
         let lazy = Lazy::new(source.clone());
         let read = |extent: Extent| {
             let mut found = vec![0xee; extent.len_bytes() as usize];
             let result = lazy.volume.read(extent.offset_bytes(), &mut found);
             let is_sound = extent.intersection(bad).is_empty();
-            assert_eq!(result.is_ok(), is_sound, "{extent:?} while {bad:?} is damaged: {result:?}");
+            assert_eq!(result.is_ok(), is_sound, "{extent:?} with damage in {bad:?}: {result:?}");
             assert!(!is_sound || found == source.blocks(extent), "{extent:?}");
         };
-        // Each for the first time, most of them close to the damage, and again.
+        // Most reads are near the damage; each is repeated.
         for _ in 0..60 {
             let near = bad.start.0.saturating_sub(100) + rng.below(200);
             let start = if rng.one_in(4) { rng.below(BLOCKS - 40) } else { near };
@@ -230,7 +229,7 @@ fn damage_fails_only_reads_of_damaged_blocks() {
             read(extent);
         }
         lazy.volume.retry_refused();
-        // What was read ahead may still be on its way when nothing is left to be asked for.
+        // Readahead may still be in flight when no block is left to request.
         let began = std::time::Instant::now();
         let hydration = loop {
             if let Err(error) = lazy.volume.hydrate_next() {
@@ -248,7 +247,7 @@ fn damage_fails_only_reads_of_damaged_blocks() {
         for block in 0..BLOCKS {
             read(Extent::new(BlockIndex(block), 1));
         }
-        source.mood.lock().bad = BlockSet::new();
+        source.state.lock().bad = BlockSet::new();
         lazy.volume.retry_refused();
         lazy.hydrate();
         lazy.check();
@@ -290,28 +289,28 @@ fn lazy_volume_supports_all_volume_operations() {
     lazy.volume.freeze(id(3)).unwrap();
     lazy.volume.grow(SIZE_BYTES + (1 << 20)).unwrap();
     lazy.model.resize(lazy.model.len() + (1 << 20), 0);
-    lazy.write(SIZE_BYTES as usize + 5, b"behind the end of before");
+    lazy.write(SIZE_BYTES as usize + 5, b"beyond the previous end");
     lazy.volume.delete_snapshot(id(2)).unwrap();
-    while lazy.volume.merge_next(&|_| true).unwrap() {}
+    merge_all(&lazy.volume);
     lazy.check();
-    // Half of it, and then the source goes away from the parent for good.
+    // The clone hydrates a part; the parent hydrates completely and drops its source.
     assert!(clone.hydrate_next().unwrap().is_some());
     lazy.hydrate();
-    while lazy.volume.merge_next(&|_| true).unwrap() {}
+    merge_all(&lazy.volume);
     lazy.check();
     lazy.volume.roll_back(id(1), &|| true).unwrap();
-    let mut back = first;
-    back.resize(lazy.model.len(), 0);
-    assert_reads(&lazy.volume, &back);
+    let mut rolled_back = first;
+    rolled_back.resize(lazy.model.len(), 0);
+    assert_reads(&lazy.volume, &rolled_back);
     lazy.volume.close().unwrap();
     Volume::delete_files(&lazy.dir).unwrap();
     assert_reads(&clone, &of_clone);
     clone.close().unwrap();
     drop(clone);
-    let clone = Volume::open(&clone_dir, &OpenOptions::default()).unwrap();
+    let clone = open(&clone_dir);
     assert_reads(&clone, &of_clone);
     assert!(clone.end_hydration().unwrap());
-    while clone.merge_next(&|_| true).unwrap() {}
+    merge_all(&clone);
     assert_reads(&clone, &of_clone);
     assert_eq!(clone.check().findings, Vec::<String>::new());
 }
@@ -326,7 +325,7 @@ fn rollback_of_lazy_volume_fetches_overwritten_blocks() {
     assert_reads(&lazy.volume, &before);
 }
 
-/// A process that dies: nothing of it but its files is left. A power cut in all places is for `power.rs`.
+/// Process crash; `power.rs` has the power cuts.
 #[test]
 fn unlogged_blocks_are_fetched_again() {
     let mut lazy = Lazy::new(Memory::new(9));
@@ -338,14 +337,14 @@ fn unlogged_blocks_are_fetched_again() {
     lazy.check();
     let copy = lazy.dir.with_file_name("copy");
     copy_dir(&lazy.dir, &copy);
-    let volume = Volume::open(&copy, &OpenOptions::default()).unwrap();
-    let there = volume.hydration().unwrap().done_bytes;
-    assert!(there >= logged && there < SIZE_BYTES, "{there}");
+    let volume = open(&copy);
+    let present = volume.hydration().unwrap().done_bytes;
+    assert!(present >= logged && present < SIZE_BYTES, "{present}");
     volume.set_lazy_source(lazy.source.clone());
     assert_reads(&volume, &lazy.model);
 }
 
-/// The kernel marks pages with failed writeback as clean and drops them.
+/// The kernel marks pages with a failed writeback as clean and drops them.
 #[test]
 fn blocks_lost_by_failed_sync_are_fetched_again() {
     let source = Memory::new(12);
@@ -362,16 +361,16 @@ fn blocks_lost_by_failed_sync_are_fetched_again() {
     disk.inject(Fault { kinds: vec![OpKind::Sync], ..Fault::at(0, FaultError::Io) });
     assert!(volume.sync_hydration().is_err());
     assert_eq!(volume.hydration().unwrap().done_bytes, logged);
-    disk.mend();
+    disk.clear_faults();
     disk.evict().unwrap();
     assert_reads(&volume, &source.data);
-    // A guest gets no error, as no write was acknowledged as durable.
+    // Guest writes are not affected.
     volume.write(0, &[1; BLOCK], true).unwrap();
     assert!(volume.hydrate_next().unwrap().is_none() && volume.end_hydration().unwrap());
     disk.evict().unwrap();
-    let mut wanted = source.data.clone();
-    wanted[..BLOCK].fill(1);
-    assert_reads(&volume, &wanted);
+    let mut expected = source.data.clone();
+    expected[..BLOCK].fill(1);
+    assert_reads(&volume, &expected);
 }
 
 fn copy_dir(from: &Path, to: &Path) {
@@ -383,34 +382,37 @@ fn copy_dir(from: &Path, to: &Path) {
 }
 
 #[test]
-fn waiting_request_is_called_when_blocks_arrive() {
+fn waiting_request_is_completed_when_blocks_arrive() {
     let lazy = Lazy::new(Memory::new(10));
     lazy.source.hold();
-    let (tell, told) = mpsc::channel();
-    let ask = |access, offset, len| {
-        let tell = tell.clone();
-        let then = Box::new(move |result: Result<(), _>| tell.send(result.is_ok()).unwrap());
+    let (sender, results) = mpsc::channel();
+    let waits = |access, offset, len| {
+        let sender = sender.clone();
+        let then = Box::new(move |result: Result<(), _>| sender.send(result.is_ok()).unwrap());
         lazy.volume.on_fetched(access, offset, len, then).is_none()
     };
-    assert!(ask(Access::Read, 0, 4096));
-    assert!(ask(Access::Read, 100, 1 << 20));
-    assert!(!ask(Access::Write, 8192, 8192));
-    assert!(ask(Access::Write, 8192, 100));
-    assert!(ask(Access::Read, 4096, 100), "it joins what is on its way");
-    assert!(!ask(Access::Read, SIZE_BYTES, 1), "the request itself is refused");
-    assert!(told.try_recv().is_err());
-    lazy.source.let_go();
+    assert!(waits(Access::Read, 0, 4096));
+    assert!(waits(Access::Read, 100, 1 << 20));
+    assert!(!waits(Access::Write, 8192, 8192));
+    assert!(waits(Access::Write, 8192, 100));
+    assert!(waits(Access::Read, 4096, 100), "the request joins a fetch in flight");
+    assert!(!waits(Access::Read, SIZE_BYTES, 1), "an invalid request waits");
+    assert!(results.try_recv().is_err());
+    lazy.source.release();
     for _ in 0..4 {
-        assert!(told.recv_timeout(TIMEOUT).unwrap());
+        assert!(results.recv_timeout(TIMEOUT).unwrap());
     }
-    assert!(!ask(Access::Read, 0, 4096));
+    assert!(!waits(Access::Read, 0, 4096));
     lazy.source.hold();
-    assert!(ask(Access::Read, 2800 * BLOCK_SIZE_BYTES, 4096));
+    assert!(waits(Access::Read, 2800 * BLOCK_SIZE_BYTES, 4096));
     lazy.volume.close().unwrap();
-    assert!(!told.recv_timeout(TIMEOUT).unwrap(), "a closed volume fails its waiters");
+    assert!(!results.recv_timeout(TIMEOUT).unwrap(), "a waiter of a closed volume succeeded");
     let source = Arc::downgrade(&lazy.source);
     drop(lazy);
-    assert!(source.upgrade().is_none(), "the source that has not answered and the volume hold each other");
+    assert!(
+        source.upgrade().is_none(),
+        "reference cycle of the volume and a source with an outstanding request"
+    );
 }
 
 #[test]
@@ -427,7 +429,7 @@ fn readers_writers_and_hydrators_fetch_each_block_once() {
                     let (at, len) = (rng.below(BLOCKS - 40), 1 + rng.below(40));
                     let buf = &mut buf[..len as usize * BLOCK];
                     volume.read(at * BLOCK_SIZE_BYTES, buf).unwrap();
-                    // Each thread writes to places of its own, in part.
+                    // Partial writes to separate blocks of each thread.
                     let own = (rng.below(BLOCKS / 3) * 3 + thread) as usize;
                     let data = vec![rng.next_u64() as u8; 100 + rng.below(500) as usize];
                     volume.write((own * BLOCK + 77) as u64, &data, false).unwrap();

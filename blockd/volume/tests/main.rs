@@ -19,3 +19,4 @@ mod read_in_order;
 mod reflink;
 mod rollback;
 mod sim;
+mod support;

@@ -1,30 +1,34 @@
-//! Source of lazy volumes that holds its blocks in memory, and a volume with its expected content.
+//! Source in memory, and a lazy volume with its expected content.
 
 use super::*;
 
-/// Behavior of a source.
+/// Behaviour of a source, and its outstanding requests.
 #[derive(Default)]
-pub struct Mood {
+pub struct MemoryState {
+    /// Requests wait for [`Memory::release`].
     pub is_held: bool,
+    /// Requests fail with a retryable error.
     pub is_broken: bool,
-    /// Blocks that it can never give.
+    /// Blocks that fail permanently.
     pub bad: BlockSet,
     pub held: Vec<(Extent, FetchReply)>,
     /// Number of requests for waiting readers.
     pub for_readers: usize,
     pub time_limit: Option<Duration>,
-    /// Callbacks of expired readers.
+    /// Scheduled timeout checks.
     pub wakes: Vec<Wake>,
 }
 
 pub type Wake = Box<dyn FnOnce() + Send>;
 
-/// Holds blocks in memory, and counts what it is asked for.
+/// Source that counts the requests for each block.
 pub struct Memory {
     pub data: Vec<u8>,
-    pub mood: Mutex<Mood>,
+    pub state: Mutex<MemoryState>,
     pub changed: Condvar,
+    /// Number of requests for each block.
     pub fetched: Vec<AtomicU64>,
+    /// Each reply is sent by a separate thread.
     pub on_threads: bool,
 }
 
@@ -37,14 +41,14 @@ impl Memory {
         let mut rng = Rng::new(seed);
         let mut data = vec![0; SIZE_BYTES as usize];
         for (number, block) in data.chunks_exact_mut(BLOCK).enumerate() {
-            // A third is zeroes: single blocks, and all from 2000 to 2500.
+            // A third is zeroes: each fifth block, and blocks 2000 to 2499.
             if !number.is_multiple_of(5) && !(2000..2500).contains(&number) {
                 block.fill(rng.next_u64() as u8 | 1);
             }
         }
         Arc::new(Self {
             data,
-            mood: Mutex::default(),
+            state: Mutex::default(),
             changed: Condvar::new(),
             fetched: (0..BLOCKS).map(|_| AtomicU64::new(0)).collect(),
             on_threads,
@@ -57,14 +61,15 @@ impl Memory {
     }
 
     pub fn hold(&self) {
-        self.mood.lock().is_held = true;
+        self.state.lock().is_held = true;
     }
 
-    pub fn let_go(&self) {
+    /// Replies to all held requests.
+    pub fn release(&self) {
         let held = {
-            let mut mood = self.mood.lock();
-            mood.is_held = false;
-            std::mem::take(&mut mood.held)
+            let mut state = self.state.lock();
+            state.is_held = false;
+            std::mem::take(&mut state.held)
         };
         for (extent, reply) in held {
             reply.complete(Ok(self.blocks(extent)));
@@ -72,14 +77,14 @@ impl Memory {
     }
 
     pub fn set_broken(&self, is_broken: bool) {
-        self.mood.lock().is_broken = is_broken;
+        self.state.lock().is_broken = is_broken;
     }
 
-    /// Waits until a reader waits for the source.
+    /// Waits until this number of requests is held.
     pub fn wait_for_held(&self, count: usize) {
-        let mut mood = self.mood.lock();
-        while mood.held.len() < count {
-            assert!(!self.changed.wait_for(&mut mood, TIMEOUT).timed_out(), "no request came");
+        let mut state = self.state.lock();
+        while state.held.len() < count {
+            assert!(!self.changed.wait_for(&mut state, TIMEOUT).timed_out(), "timeout without a request");
         }
     }
 
@@ -93,27 +98,27 @@ impl LazySource for Memory {
         for block in extent.start.0..extent.end().0 {
             self.fetched[block as usize].fetch_add(1, Ordering::Relaxed);
         }
-        let mut mood = self.mood.lock();
-        mood.for_readers += usize::from(urgency == Urgency::Reader);
-        if mood.is_broken {
-            drop(mood);
-            return reply.complete(Err(SourceError::new("the store is gone", true)));
+        let mut state = self.state.lock();
+        state.for_readers += usize::from(urgency == Urgency::Reader);
+        if state.is_broken {
+            drop(state);
+            return reply.complete(Err(SourceError::new("the store is unavailable", true)));
         }
-        if mood.is_held {
-            mood.held.push((extent, reply));
+        if state.is_held {
+            state.held.push((extent, reply));
             self.changed.notify_all();
             return;
         }
-        let lost = mood.bad.slice(extent);
-        drop(mood);
+        let lost = state.bad.slice(extent);
+        drop(state);
         let data = self.blocks(extent);
         let answer = move || {
             if lost.is_empty() {
                 return reply.complete(Ok(data));
             }
-            for run in lost.gaps_in(extent) {
-                let from = (run.offset_bytes() - extent.offset_bytes()) as usize;
-                reply.sink().put(run.start, &data[from..from + run.len_bytes() as usize]).unwrap();
+            for found in lost.gaps_in(extent) {
+                let from = (found.offset_bytes() - extent.offset_bytes()) as usize;
+                reply.sink().put(found.start, &data[from..from + found.len_bytes() as usize]).unwrap();
             }
             reply.end_without(lost, SourceError::new("a frame is damaged", false));
         };
@@ -124,18 +129,18 @@ impl LazySource for Memory {
     }
 
     fn time_limit(&self) -> Option<Duration> {
-        self.mood.lock().time_limit
+        self.state.lock().time_limit
     }
 
     fn wake_after(&self, _: Duration, wake: Wake) {
-        self.mood.lock().wakes.push(wake);
+        self.state.lock().wakes.push(wake);
     }
 
     fn data_blocks(&self, extent: Extent) -> Result<BlockSet, SourceError> {
-        if self.mood.lock().is_broken {
-            return Err(SourceError::new("the store is gone", true));
+        if self.state.lock().is_broken {
+            return Err(SourceError::new("the store is unavailable", true));
         }
-        // It knows of the long run of zeroes only.
+        // Only the long extent of zeroes is known.
         let mut set = BlockSet::from_iter([extent]);
         set.remove_extent(Extent::new(BlockIndex(2000), 500));
         Ok(set)
@@ -161,7 +166,7 @@ impl Lazy {
     }
 
     pub fn open(&mut self, source: Option<Arc<Memory>>) {
-        self.volume = Volume::open(&self.dir, &OpenOptions::default()).unwrap();
+        self.volume = open(&self.dir);
         if let Some(source) = source {
             self.volume.set_lazy_source(source);
         }

@@ -1,22 +1,18 @@
 //! Volume on a simulated disk, with a model of its possible contents.
 
-#![allow(dead_code, reason = "each test uses its part")]
-
 pub mod disk;
 pub mod model;
 pub mod source;
 
+use crate::support::{memory_disk, names_in, open};
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
 use blockd_volume::{LazySource, OpenOptions, Recovery, Volume, VolumeError, VolumeErrorKind};
-use disk::{Attached, Disk, Lie, OpKind, Operation, Rng};
+use disk::{Attached, Disk, DiskBug, OpKind, Operation, Rng};
 use model::{Model, SECTOR_BYTES, content_of};
 use source::VersionSource;
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::PathBuf, sync::Arc};
 
-/// Something done to a volume; positions and lengths are sectors.
+/// Operation on a volume; positions and lengths in sectors, sizes in blocks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Step {
     Write {
@@ -34,40 +30,40 @@ pub enum Step {
         no_hole: bool,
     },
     Flush,
-    /// Makes the disk take the live map.
+    /// Syncs the live map.
     SyncMaps,
     Freeze(u64),
     Delete(u64),
-    /// Merges all that can be merged.
+    /// Merges all pairs of layers that can be merged.
     Merge,
-    /// To so many blocks.
+    /// Grows the volume to this number of blocks.
     Grow(u64),
-    /// Closes and opens again.
+    /// Closes and reopens the volume.
     Restart,
-    /// The process dies and another one opens the volume.
+    /// Crashes the process; another one opens the volume.
     Kill,
-    /// Reads, and compares with the model: of a lazy volume, what is not there is fetched.
+    /// Reads and compares with the model; a lazy volume fetches missing blocks.
     Read {
         start: u64,
         len: u64,
     },
     /// Runs one hydration step.
     Hydrate,
-    /// Makes durable what was fetched.
+    /// Makes fetched blocks durable.
     SyncHydration,
-    /// Makes the base an ordinary layer, if it is all there.
+    /// Turns a complete lazy base into a frozen layer.
     EndHydration,
 }
 
-/// After how many blocks a merge writes down how far it is: with each seed another one of these.
+/// Blocks between two progress notes of a merge; the seed selects one.
 const NOTE_EVERY_BLOCKS: [u64; 3] = [1, 3, 100];
 
-/// Initial number of blocks of the scripted life.
+/// Initial number of blocks of the script.
 pub const BLOCKS: u64 = 24;
 
-/// A life with everything in it, also a merge of an extent that is long enough to be shared. Sectors have 512
-/// bytes, blocks eight of them.
-pub const LIFE: &[Step] = &[
+/// Script with all operations except those of lazy volumes; one merge has an extent that is long enough to be
+/// shared.
+pub const SCRIPT: &[Step] = &[
     Step::Write { start: 0, len: 160, fua: false },
     Step::Write { start: 3, len: 2, fua: false },
     Step::Flush,
@@ -105,29 +101,29 @@ pub const LIFE: &[Step] = &[
     Step::Restart,
 ];
 
-/// A volume under test.
+/// Volume under test.
 pub struct Sim {
     root: tempfile::TempDir,
     generation: u64,
-    lies: Vec<Lie>,
-    /// The filesystem can share extents, for half of the seeds.
+    bugs: Vec<DiskBug>,
+    /// The filesystem can share extents: for odd seeds.
     shares_extents: bool,
     note_every_bytes: u64,
-    /// Since the volume was last open, data may have been lost,
+    /// Unflushed writes may have been lost since the volume was last open.
     lost_power: bool,
-    /// because the power was cut: what is found then is on the disk, and not just in memory.
+    /// The power was cut since then: the found content is durable.
     was_cut: bool,
     pub disk: Attached,
     pub volume: Option<Arc<Volume>>,
     pub model: Model,
     pub rng: Rng,
-    /// Of a lazy volume.
+    /// Source of a lazy volume.
     source: Option<Arc<VersionSource>>,
 }
 
 pub const ID: VolumeId = VolumeId::from_u64(77);
 
-/// The seed of a test, which it prints; `BLOCKD_TEST_SEED` repeats it.
+/// Returns and prints the random seed of a test; `BLOCKD_TEST_SEED` sets it.
 pub fn seed_of_test(name: &str) -> u64 {
     use std::hash::{BuildHasher, RandomState};
     let seed = match std::env::var("BLOCKD_TEST_SEED") {
@@ -139,21 +135,16 @@ pub fn seed_of_test(name: &str) -> u64 {
 }
 
 impl Sim {
-    /// A disk without a volume.
+    /// Creates a disk without a volume.
     pub fn new(seed: u64) -> Self {
-        // In memory where there is such a place: an ext4 writes a file out when another one is renamed over
-        // it.
-        let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let first = root.path().join("disk-0");
-        std::fs::create_dir(&first).unwrap();
-        let disk = Disk::attach(&first, seed).unwrap();
+        let (root, disk) = memory_disk(seed);
         let shares_extents = seed % 2 == 1;
         disk.set_shares_extents(shares_extents);
         let (model, rng) = (Model::default(), Rng::new(seed));
         Self {
             root,
             generation: 0,
-            lies: vec![],
+            bugs: vec![],
             shares_extents,
             note_every_bytes: NOTE_EVERY_BLOCKS[(seed / 2 % 3) as usize] * BLOCK_SIZE_BYTES,
             lost_power: false,
@@ -166,9 +157,10 @@ impl Sim {
         }
     }
 
-    pub fn plant(&mut self, lie: Lie) {
-        self.lies.push(lie);
-        self.disk.plant(lie);
+    /// Adds a bug to this disk and to those after power cuts.
+    pub fn add_bug(&mut self, bug: DiskBug) {
+        self.bugs.push(bug);
+        self.disk.add_bug(bug);
     }
 
     pub fn disk_root(&self) -> PathBuf {
@@ -190,7 +182,7 @@ impl Sim {
         Ok(())
     }
 
-    /// Makes a volume that begins as what a source holds.
+    /// Creates a lazy volume.
     pub fn create_lazy(&mut self, blocks: u64) -> Result<(), VolumeError> {
         let source = Arc::new(VersionSource::new(blocks));
         self.model = Model::of(source.sectors());
@@ -200,11 +192,11 @@ impl Sim {
         Ok(())
     }
 
-    /// Returns the volume to check: itself, or for a lazy one, whose check would fetch all of it, a copy of
-    /// its directory opened again.
-    fn looked_at(&self) -> Arc<Volume> {
+    /// Returns the volume to inspect. For a lazy one it is an opened copy of the directory, because an
+    /// inspection fetches all blocks.
+    fn inspected_volume(&self) -> Arc<Volume> {
         let Some(source) = &self.source else { return self.volume().clone() };
-        let copy = self.root.path().join("looked-at");
+        let copy = self.root.path().join("inspected");
         if copy.exists() {
             std::fs::remove_dir_all(&copy).unwrap();
         }
@@ -212,21 +204,20 @@ impl Sim {
         for name in names_in(&self.dir()) {
             std::fs::copy(self.dir().join(&name), copy.join(&name)).unwrap();
         }
-        let volume = Volume::open(&copy, &OpenOptions::default()).unwrap();
+        let volume = open(&copy);
         volume.set_lazy_source(source.clone());
         volume
     }
 
-    /// Opens the volume as it lies there; `lost_power` says that what was not flushed may be lost.
+    /// Opens the volume; with `lost_power`, unflushed writes may be lost.
     pub fn open(&mut self, recovery: Recovery, lost_power: bool) -> Result<(), VolumeError> {
         self.lost_power |= lost_power;
         let before = self.disk.failed().len();
         let result = Volume::open(&self.dir(), &OpenOptions { recovery, serves_remote: true });
         let error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
         let fails_on_map = error.contains(".map") && !error.contains(".map.new");
-        // What the process before could not write back, the first sync of the next one may be the first to
-        // hear of. A map whose header cannot be read is not believed; one whose bits cannot be read fails the
-        // start.
+        // The first sync of this process may report a failed writeback of the previous one. A start rejects a
+        // map with an unreadable header, and fails on one with unreadable bits.
         let discards = |call: &Operation| {
             let end = call.path.extension().and_then(|end| end.to_str());
             match call.kind {
@@ -236,7 +227,7 @@ impl Sim {
             }
         };
         self.lost_power |= self.disk.failed()[before..].iter().any(discards);
-        self.tell(|sim| {
+        self.trace(|sim| {
             let error = result.as_ref().err();
             eprintln!(
                 "opened {recovery:?}, lost power {}, failed {:?}: {error:?}",
@@ -255,41 +246,40 @@ impl Sim {
         Ok(())
     }
 
-    /// Cuts the power, and goes on with a disk that has what was left. The volume is not opened.
+    /// Cuts the power and continues on a disk with the surviving data. The volume is not opened.
     pub fn cut_power(&mut self) {
         self.volume = None;
         self.was_cut = true;
-        self.tell(|sim| eprintln!("power cut at call {}", sim.disk.operations().len()));
+        self.trace(|sim| eprintln!("power cut at call {}", sim.disk.operations().len()));
         self.generation += 1;
         let next = self.disk_root();
         self.disk.power_cut(&mut self.rng, &next).unwrap();
         self.disk = Disk::attach(&next, self.rng.next_u64()).unwrap();
         self.disk.set_shares_extents(self.shares_extents);
-        for &lie in &self.lies {
-            self.disk.plant(lie);
+        for &bug in &self.bugs {
+            self.disk.add_bug(bug);
         }
     }
 
-    /// Does something, and tells the model how it went. After a `Restart` or `Kill` that failed there is no
-    /// volume.
+    /// Runs a step and updates the model. After a failed `Restart` or `Kill` no volume is open.
     pub fn apply(&mut self, step: Step) -> Result<(), VolumeError> {
         let first_call = self.disk.operations().len();
-        let result = self.carry_out(step);
-        self.tell(|sim| {
+        let result = self.execute(step);
+        self.trace(|sim| {
             let calls = sim.disk.operations().len();
             eprintln!("{step:?}, calls {first_call} to {calls}: {:?}", result.as_ref().err());
         });
         result
     }
 
-    /// Prints a step if `BLOCKD_TEST_TRACE` is set.
-    fn tell(&self, what: impl FnOnce(&Self)) {
+    /// Calls `print` if `BLOCKD_TEST_TRACE` is set.
+    fn trace(&self, print: impl FnOnce(&Self)) {
         if std::env::var_os("BLOCKD_TEST_TRACE").is_some() {
-            what(self);
+            print(self);
         }
     }
 
-    fn carry_out(&mut self, step: Step) -> Result<(), VolumeError> {
+    fn execute(&mut self, step: Step) -> Result<(), VolumeError> {
         match step {
             Step::Write { start, len, fua } => self.write(start, len, fua),
             Step::Trim { start, len } => {
@@ -314,7 +304,7 @@ impl Sim {
             }
             Step::SyncMaps => {
                 let synced = self.volume().sync_maps();
-                // No later process believes the map until another call has written it.
+                // After a failure, the next start rejects the map.
                 self.lost_power = synced.is_err();
                 synced
             }
@@ -335,16 +325,16 @@ impl Sim {
             Step::Grow(blocks) => {
                 let result = self.volume().grow(blocks * BLOCK_SIZE_BYTES);
                 let found = self.volume().size_bytes() / SECTOR_BYTES;
-                let asked = blocks * BLOCK_SIZE_BYTES / SECTOR_BYTES;
-                assert!(result.is_err() || found == asked);
-                self.model.grow(asked, found, result.is_ok());
+                let requested = blocks * BLOCK_SIZE_BYTES / SECTOR_BYTES;
+                assert!(result.is_err() || found == requested);
+                self.model.grow(requested, found, result.is_ok());
                 result
             }
             Step::Restart => self.restart(),
             Step::Kill => {
                 self.volume = None;
                 self.open(Recovery::Auto, false)?;
-                self.decide();
+                self.resolve();
                 Ok(())
             }
             Step::Read { start, len } => {
@@ -380,37 +370,38 @@ impl Sim {
         }
         let has_failed = self.volume.take().is_some_and(|volume| volume.failure().is_some());
         self.open(Recovery::Auto, has_failed)?;
-        self.decide();
+        self.resolve();
         closed
     }
 
-    /// Leads a script that is cut off at some call, and repeats what was not done then; returns the number of
-    /// calls. `reopen` opens the volume after a creation that was cut off; `come_back` after a step.
-    pub fn lead(
+    /// Runs a script that is interrupted at some call, and repeats the interrupted step; returns the number
+    /// of calls. `reopen` opens the volume after an interrupted creation, `recover` after an interrupted
+    /// step.
+    pub fn run_script(
         &mut self,
-        life: &[Step],
+        script: &[Step],
         mut before: impl FnMut(&mut Self, Step),
         reopen: impl Fn(&mut Self) -> Result<(), VolumeError>,
-        come_back: impl Fn(&mut Self),
+        recover: impl Fn(&mut Self),
     ) -> u64 {
         if self.create(BLOCKS).is_err() {
-            // It was never answered, so there is nothing, or a part, or all of it.
+            // An unanswered creation leaves no, a partial or a complete volume.
             if reopen(self).is_err() {
                 Volume::delete_files(&self.dir()).unwrap();
                 self.create(BLOCKS).unwrap();
             }
-            self.decide();
+            self.resolve();
         }
         let mut calls = self.disk.operations().len() as u64;
-        for &step in life {
+        for &step in script {
             before(self, step);
             let failed = self.apply(step).is_err();
             if !self.disk.is_off() {
-                assert!(!failed, "{step:?} failed by itself");
+                assert!(!failed, "{step:?} failed without an interruption");
                 calls = self.disk.operations().len() as u64;
                 continue;
             }
-            come_back(self);
+            recover(self);
             let is_done = match step {
                 Step::Freeze(id) => self.model.snapshots.contains_key(&id),
                 Step::Delete(id) => !self.model.snapshots.contains_key(&id),
@@ -422,32 +413,33 @@ impl Sim {
             self.check();
         }
         self.check();
-        come_back(self);
+        recover(self);
         calls
     }
 
-    /// Compares everything that can be read with the model.
+    /// Compares the volume, its snapshots and its dirty sets with the model.
     pub fn check(&mut self) {
-        let volume = self.looked_at();
-        self.disk.aside(|| self.model.check(&volume));
+        let volume = self.inspected_volume();
+        self.disk.bypass(|| self.model.check(&volume));
     }
 
+    /// Compares the volume with the model.
     pub fn observe(&mut self) {
-        let volume = self.looked_at();
-        self.disk.aside(|| self.model.observe(&volume));
+        let volume = self.inspected_volume();
+        self.disk.bypass(|| self.model.observe(&volume));
     }
 
-    /// The volume was just opened.
-    pub fn decide(&mut self) {
+    /// Resolves the uncertainties of the model after an open.
+    pub fn resolve(&mut self) {
         if self.volume().failure().is_none() {
-            let volume = self.looked_at();
-            self.disk.aside(|| self.model.decide(&volume, self.was_cut));
+            let volume = self.inspected_volume();
+            self.disk.bypass(|| self.model.resolve(&volume, self.was_cut));
             (self.lost_power, self.was_cut) = (false, false);
         }
     }
 
-    /// Nothing lies in the folder that the volume does not need; it must have been opened since anything
-    /// failed.
+    /// Checks that the directory has no unreferenced files. The volume must have been opened after the last
+    /// failure.
     pub fn check_for_leaks(&self) {
         let stats = self.volume().stats();
         let files = names_in(&self.dir());
@@ -470,16 +462,7 @@ impl Sim {
     }
 }
 
-pub fn names_in(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(dir)
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort();
-    names
-}
-
-/// Once a sync has failed, nothing is acknowledged any more.
+/// Checks that a failed volume refuses all requests.
 pub fn assert_sticky(volume: &Volume) {
     let mut buf = [0; 512];
     let errors = [

@@ -8,14 +8,14 @@ use std::collections::BTreeMap;
 pub const SECTOR_BYTES: u64 = 512;
 pub const SECTORS_PER_BLOCK: u64 = BLOCK_SIZE_BYTES / SECTOR_BYTES;
 
-/// Content of a sector: 0 for zeroes, or the number of the write.
+/// Content of a sector: the number of its write, or 0 for zeroes.
 pub type Version = u64;
 
 #[derive(Clone)]
 struct Sector {
-    /// More than one after a write that failed.
+    /// Possible versions; several after a failed write.
     now: Vec<Version>,
-    /// A superset of `now`.
+    /// Possible versions after a power cut: a superset of `now`.
     after_cut: Vec<Version>,
 }
 
@@ -24,7 +24,8 @@ impl Sector {
         Self { now: vec![version], after_cut: vec![version] }
     }
 
-    fn may_be(&mut self, version: Version, is_answered: bool) {
+    /// Adds a version; an answered write rules out the earlier ones until a power cut.
+    fn add_version(&mut self, version: Version, is_answered: bool) {
         if is_answered {
             self.now.clear();
         }
@@ -40,17 +41,17 @@ impl Sector {
 pub struct Snapshot {
     /// Possible contents; several if a freeze with this id failed before.
     contents: Vec<Vec<Version>>,
-    /// It must be there.
+    /// It was found or its freeze was answered.
     is_certain: bool,
-    /// It must not have gone; `false` after its deletion was tried.
-    is_wanted: bool,
+    /// No deletion of it has failed.
+    is_kept: bool,
 }
 
-/// The model of a volume.
+/// Model of a volume.
 #[derive(Clone, Default)]
 pub struct Model {
     sectors: Vec<Sector>,
-    /// Sizes that a growth which failed may have brought about, in sectors.
+    /// Possible sizes after failed growths, in sectors.
     sizes: Vec<usize>,
     pub snapshots: BTreeMap<u64, Snapshot>,
     last_version: Version,
@@ -72,7 +73,7 @@ fn version_in(sector: u64, content: &[u8]) -> Version {
     let version = u64::from_le_bytes(content[8..16].try_into().unwrap());
     assert!(
         content == content_of(sector, version),
-        "sector {sector} holds no version of itself: it begins with {:?}",
+        "sector {sector} has the content of no version: it starts with {:?}",
         &content[..16]
     );
     version
@@ -84,18 +85,18 @@ impl Model {
         Self { sectors: vec![Sector::of(0); sectors], sizes: vec![sectors], ..Self::default() }
     }
 
-    /// A volume that begins with these versions.
+    /// Creates the model of a volume with these versions.
     pub fn of(versions: Vec<Version>) -> Self {
         let sizes = vec![versions.len()];
         Self { sectors: versions.into_iter().map(Sector::of).collect(), sizes, ..Self::default() }
     }
 
-    /// Compares a part of a volume's content with what it may be.
+    /// Compares a part of a volume's content with its possible versions.
     pub fn compare(&self, start: u64, content: &[u8]) {
         for (number, content) in (start..).zip(content.chunks_exact(SECTOR_BYTES as usize)) {
             let version = version_in(number, content);
             let now = &self.sectors[number as usize].now;
-            assert!(now.contains(&version), "sector {number} has version {version}, it may have {now:?}");
+            assert!(now.contains(&version), "sector {number} has version {version}, expected one of {now:?}");
         }
     }
 
@@ -110,18 +111,18 @@ impl Model {
 
     pub fn write(&mut self, start: u64, len: u64, version: Version, is_answered: bool) {
         for sector in &mut self.sectors[start as usize..(start + len) as usize] {
-            sector.may_be(version, is_answered);
+            sector.add_version(version, is_answered);
         }
     }
 
-    /// A flush was answered.
+    /// Records an answered flush.
     pub fn flush(&mut self) {
         for sector in &mut self.sectors {
             sector.after_cut.clone_from(&sector.now);
         }
     }
 
-    /// The power was cut, or a sync failed and the process was started again, which is no better.
+    /// Records a power cut, or a restart after a failed sync, which can lose the same writes.
     pub fn lose_power(&mut self) {
         for sector in &mut self.sectors {
             sector.now.clone_from(&sector.after_cut);
@@ -133,17 +134,20 @@ impl Model {
     }
 
     pub fn freeze(&mut self, id: u64, is_answered: bool) {
-        assert!(self.sectors.iter().all(|sector| sector.now.len() == 1), "look before a freeze");
+        assert!(
+            self.sectors.iter().all(|sector| sector.now.len() == 1),
+            "observe the volume before a freeze"
+        );
         let content = self.current();
         if is_answered {
             self.flush();
-            let snapshot = Snapshot { contents: vec![content], is_certain: true, is_wanted: true };
+            let snapshot = Snapshot { contents: vec![content], is_certain: true, is_kept: true };
             self.snapshots.insert(id, snapshot);
         } else {
             let snapshot = self.snapshots.entry(id).or_insert(Snapshot {
                 contents: vec![],
                 is_certain: false,
-                is_wanted: true,
+                is_kept: true,
             });
             snapshot.contents.push(content);
         }
@@ -153,7 +157,7 @@ impl Model {
         if is_answered {
             self.snapshots.remove(&id);
         } else if let Some(snapshot) = self.snapshots.get_mut(&id) {
-            snapshot.is_wanted = false;
+            snapshot.is_kept = false;
             snapshot.is_certain = false;
         }
     }
@@ -162,20 +166,23 @@ impl Model {
         self.sectors.resize(sectors, Sector::of(0));
     }
 
-    /// A growth was answered, or it failed and the volume says now that it has so many sectors.
-    pub fn grow(&mut self, asked: u64, found: u64, is_answered: bool) {
-        let (asked, found) = (asked as usize, found as usize);
-        assert!(found == asked || found == self.sectors.len(), "neither old nor new: {found}");
-        // A size that shows is durable; that an earlier growth which failed stands is ruled out by an answer.
+    /// Records a growth to `requested` sectors, after which the volume reports `found` sectors.
+    pub fn grow(&mut self, requested: u64, found: u64, is_answered: bool) {
+        let (requested, found) = (requested as usize, found as usize);
+        assert!(
+            found == requested || found == self.sectors.len(),
+            "neither the old nor the new size: {found}"
+        );
+        // A visible new size is durable, and an answer rules out the sizes of earlier, failed growths.
         let is_certain = is_answered || found != self.sectors.len();
-        self.sizes = match found == asked && is_certain {
-            true => vec![asked],
-            false => [&self.sizes[..], &[asked]].concat(),
+        self.sizes = match found == requested && is_certain {
+            true => vec![requested],
+            false => [&self.sizes[..], &[requested]].concat(),
         };
         self.resize(found);
     }
 
-    /// Compares a volume with the model, and notes what it was found to hold.
+    /// Compares a volume with the model, and removes versions that it does not have.
     pub fn observe(&mut self, volume: &Volume) {
         let found = (volume.size_bytes() / SECTOR_BYTES) as usize;
         assert!(self.sizes.contains(&found), "{found} sectors, not one of {:?}", self.sizes);
@@ -187,7 +194,7 @@ impl Model {
             let sector = &mut self.sectors[number];
             assert!(
                 sector.now.contains(&version),
-                "sector {number} (block {}) has version {version}, it may have {:?}",
+                "sector {number} (block {}) has version {version}, expected one of {:?}",
                 number as u64 / SECTORS_PER_BLOCK,
                 sector.now
             );
@@ -195,8 +202,8 @@ impl Model {
         }
     }
 
-    /// The volume was opened again: what was in doubt is decided.
-    pub fn decide(&mut self, volume: &Volume, is_durable: bool) {
+    /// Resolves uncertain sizes, contents and snapshots from a volume that was just opened.
+    pub fn resolve(&mut self, volume: &Volume, is_durable: bool) {
         self.observe(volume);
         self.sizes = vec![self.sectors.len()];
         if is_durable {
@@ -204,14 +211,14 @@ impl Model {
         }
         let found: Vec<u64> = volume.snapshots().iter().map(|snapshot| snapshot.id.as_u64()).collect();
         for id in &found {
-            assert!(self.snapshots.contains_key(id), "snapshot {id} was never made");
+            assert!(self.snapshots.contains_key(id), "snapshot {id} was never taken");
         }
         self.snapshots.retain(|id, snapshot| {
-            let is_there = found.contains(id);
-            assert!(is_there || !snapshot.is_certain || !snapshot.is_wanted, "snapshot {id} is gone");
+            let exists = found.contains(id);
+            assert!(exists || !snapshot.is_certain || !snapshot.is_kept, "snapshot {id} is missing");
             snapshot.is_certain = true;
-            snapshot.is_wanted = true;
-            is_there
+            snapshot.is_kept = true;
+            exists
         });
     }
 
@@ -233,10 +240,10 @@ impl Model {
             let snapshot = self.snapshots.get_mut(&id).unwrap();
             assert!(
                 snapshot.contents.contains(&content),
-                "snapshot {id} is not what was frozen, first at sector {:?}",
+                "snapshot {id} differs from its freeze, first at sector {:?}",
                 snapshot.contents.last().unwrap().iter().zip(&content).position(|(a, b)| a != b)
             );
-            // From now on it never changes.
+            // A snapshot that was read once never changes.
             snapshot.contents = vec![content.clone()];
             let mut at = 0;
             while at < volume.size_bytes() {

@@ -7,7 +7,8 @@ use blockd_volume::{FetchReply, LazySource, SourceError, Urgency};
 /// Versions that no write has.
 const FIRST: Version = 1 << 40;
 
-/// Answers at once: every third block is zeroes, the others have versions of their own.
+/// Source that replies at once. Every third block is zeroes; the sectors of the others have distinct
+/// versions.
 pub struct VersionSource {
     blocks: u64,
 }
@@ -35,9 +36,9 @@ impl LazySource for VersionSource {
 
     fn data_blocks(&self, extent: Extent) -> Result<BlockSet, SourceError> {
         assert!(extent.end().0 * BLOCK_SIZE_BYTES <= self.blocks * BLOCK_SIZE_BYTES);
-        // Every other block of zeroes is not known to be one.
-        let zero = |block: u64| block.is_multiple_of(6);
-        let blocks = (extent.start.0..extent.end().0).filter(|&block| !zero(block));
+        // Half of the blocks of zeroes count as data.
+        let is_known_zero = |block: u64| block.is_multiple_of(6);
+        let blocks = (extent.start.0..extent.end().0).filter(|&block| !is_known_zero(block));
         Ok(blocks.map(|block| Extent::new(BlockIndex(block), 1)).collect())
     }
 }

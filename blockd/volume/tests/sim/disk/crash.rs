@@ -1,4 +1,4 @@
-//! State after a power cut.
+//! Disk state after a power cut.
 
 use super::{
     Rng,
@@ -16,19 +16,19 @@ impl Disk {
     /// # Errors
     /// The underlying filesystem fails.
     pub fn power_cut(&self, rng: &mut Rng, into: &Path) -> io::Result<()> {
-        self.state.lock().lay_down(0, into, rng)
+        self.state.lock().write_survivors(0, into, rng)
     }
 }
 
 impl State {
-    fn lay_down(&self, dir: usize, into: &Path, rng: &mut Rng) -> io::Result<()> {
+    fn write_survivors(&self, dir: usize, into: &Path, rng: &mut Rng) -> io::Result<()> {
         fs::create_dir(into)?;
         let Some(Node::Dir(names)) = self.nodes.get(dir) else { return Ok(()) };
-        // All names old, all new, or each by chance.
-        let all = rng.below(4);
+        // All names old, all new, or each at random.
+        let mode = rng.below(4);
         for (name, history) in names {
             let newest = history.len() - 1;
-            let version = match all {
+            let version = match mode {
                 0 => 0,
                 1 => newest,
                 _ => rng.below(newest as u64 + 1) as usize,
@@ -36,7 +36,7 @@ impl State {
             let Some(number) = history[version] else { continue };
             let into = into.join(name);
             match &self.nodes[number] {
-                Node::Dir(_) => self.lay_down(number, &into, rng)?,
+                Node::Dir(_) => self.write_survivors(number, &into, rng)?,
                 Node::File(file) => write_sparse(&into, &file.survivor(rng))?,
             }
         }

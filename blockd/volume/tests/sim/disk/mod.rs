@@ -2,8 +2,9 @@
 //!
 //! A [`Disk`] is attached to a directory. From then on every call on its files passes through it:
 //! [faults](Fault) replace calls, and beside the files, which model the page cache, the disk tracks durable
-//! data. A sync costs nothing and makes data durable; after a [power cut](Disk::power_cut), a random part of
-//! unsynced data survives in a separate directory. A [disk that lies](Lie) tests the tests.
+//! data. A sync does not reach the kernel and makes data durable; after a [power cut](Disk::power_cut), a
+//! random part of unsynced data survives in a separate directory. A [disk bug](DiskBug) proves that the
+//! tests detect it.
 //!
 //! Model: sectors and length of a file reach the disk at any time between write and sync, in any order, but
 //! never revert; a name is durable only after a sync of its directory, each name independently, and a rename
@@ -124,18 +125,18 @@ impl FaultError {
     }
 }
 
-/// Broken promise of a disk: a test that does not notice it proves nothing. Texts are parts of paths.
+/// Broken promise of a disk, which the tests must detect. Texts are parts of paths.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Lie {
+pub enum DiskBug {
     /// A sync of a file succeeds without effect.
     IgnoresSync(&'static str),
     /// Names never become durable by a sync of their directory.
     IgnoresDirSync,
-    /// A sync of a file takes effect right after the next sync of, or rename to, another one.
+    /// A sync of one file takes effect right after the next sync of, or rename to, another one.
     SyncsLate {
-        /// The file that is synced too late.
+        /// File with the delayed sync.
         late: &'static str,
-        /// The file that comes before it.
+        /// File whose sync, or rename to it, comes first.
         after: &'static str,
     },
     /// A failed sync of a file is reported as a success.

@@ -19,7 +19,7 @@ pub(super) enum Node {
 pub(super) struct FileNode {
     durable: Vec<u8>,
     pending: Vec<Change>,
-    /// After a failed sync: pages that the disk lacks are treated as clean.
+    /// After a failed sync, the kernel treats pages that the disk lacks as clean.
     pub(super) is_stale: bool,
 }
 
@@ -39,7 +39,7 @@ impl FileNode {
         self.pending.push(change);
     }
 
-    /// Returns the content once everything reaches the disk.
+    /// Returns the content with all changes.
     pub(super) fn newest(&self) -> Vec<u8> {
         let mut content = self.durable.clone();
         for change in &self.pending {
@@ -54,14 +54,14 @@ impl FileNode {
         }
     }
 
-    /// Fails a sync: some changes reach the disk, the others never will.
+    /// Applies a failed sync: a random part of the changes reaches the disk, the rest is lost.
     pub(super) fn lose(&mut self, rng: &mut Rng) {
         self.durable = self.survivor(rng);
         self.pending.clear();
         self.is_stale = true;
     }
 
-    /// Returns a possible content on disk: each sector, and the length, of some time since the last sync.
+    /// Returns a possible content on disk: each sector, and the length, at a random time since the last sync.
     pub(super) fn survivor(&self, rng: &mut Rng) -> Vec<u8> {
         let newest = self.pending.len();
         if newest == 0 {
@@ -73,20 +73,20 @@ impl FileNode {
             lens.push(change.len_after(len));
         }
         let longest = lens.iter().copied().max().unwrap_or_default();
-        let any = |rng: &mut Rng| match rng.below(3) {
+        let any_version = |rng: &mut Rng| match rng.below(3) {
             0 => 0,
             1 => newest,
             _ => rng.below(newest as u64 + 1) as usize,
         };
-        let whole = any(rng);
-        // Of one time for all, for each page, or for each sector.
+        let whole = any_version(rng);
+        // One time for the whole file, for each page, or for each sector.
         let unit_bytes = [None, Some(PAGE_BYTES), Some(SECTOR_BYTES)][rng.below(3) as usize];
         let versions: Vec<usize> = match unit_bytes {
             None => vec![whole],
-            Some(unit_bytes) => (0..longest.div_ceil(unit_bytes).max(1)).map(|_| any(rng)).collect(),
+            Some(unit_bytes) => (0..longest.div_ceil(unit_bytes).max(1)).map(|_| any_version(rng)).collect(),
         };
         let unit_bytes = unit_bytes.unwrap_or(usize::MAX);
-        let len = lens[if unit_bytes == usize::MAX { whole } else { any(rng) }];
+        let len = lens[if unit_bytes == usize::MAX { whole } else { any_version(rng) }];
         let mut content = self.durable.clone();
         content.resize(longest, 0);
         for (number, change) in self.pending.iter().enumerate() {
@@ -113,7 +113,7 @@ impl Change {
         content.resize(len, 0);
     }
 
-    /// Applies a change to chosen sectors.
+    /// Applies a change to the sectors that `chosen` selects by offset.
     fn apply_where(&self, content: &mut [u8], chosen: impl Fn(usize) -> bool) {
         let (start, end) = match self {
             Self::Write { offset_bytes, data } => (*offset_bytes, offset_bytes + data.len()),

@@ -1,7 +1,7 @@
-//! Simulated disk: counts calls, fails them, and tracks their effects.
+//! Simulated disk: counts and fails calls, and tracks their effects.
 
 use super::{
-    Fault, FaultError, Lie, OpKind, Rng, kind_of,
+    DiskBug, Fault, FaultError, OpKind, Rng, kind_of,
     node::{Change, FileNode, Node},
 };
 use blockd_volume::{Op, Storage, attach_storage, detach_storage};
@@ -35,20 +35,20 @@ pub struct Disk {
 pub(super) struct State {
     operations: Vec<Operation>,
     faults: Vec<Fault>,
-    hits: Vec<Operation>,
+    failed_calls: Vec<Operation>,
     cut_at: Option<u64>,
     is_off: bool,
-    is_aside: bool,
+    is_bypassed: bool,
     shares_extents: bool,
-    lies: Vec<Lie>,
-    /// Files whose syncs are late.
+    bugs: Vec<DiskBug>,
+    /// Files with delayed syncs.
     late: Vec<(PathBuf, usize)>,
     /// The first one is the root.
     pub(super) nodes: Vec<Node>,
     rng: Rng,
 }
 
-/// Attachment of a disk, ended on drop.
+/// Attached disk; detached on drop.
 pub struct Attached(Arc<Disk>);
 
 impl Deref for Attached {
@@ -76,12 +76,12 @@ impl Disk {
         let state = State {
             operations: vec![],
             faults: vec![],
-            hits: vec![],
+            failed_calls: vec![],
             cut_at: None,
             is_off: false,
-            is_aside: false,
+            is_bypassed: false,
             shares_extents: false,
-            lies: vec![],
+            bugs: vec![],
             late: vec![],
             nodes,
             rng: Rng::new(seed),
@@ -102,35 +102,34 @@ impl Disk {
     }
 
     /// Removes all faults and returns the failed calls.
-    pub fn mend(&self) -> Vec<Operation> {
+    pub fn clear_faults(&self) -> Vec<Operation> {
         let mut state = self.state.lock();
         state.faults.clear();
-        std::mem::take(&mut state.hits)
+        std::mem::take(&mut state.failed_calls)
     }
 
-    /// Returns the calls that failed since the last [`mend`](Self::mend).
+    /// Returns the calls that failed since the last [`clear_faults`](Self::clear_faults).
     pub fn failed(&self) -> Vec<Operation> {
-        self.state.lock().hits.clone()
+        self.state.lock().failed_calls.clone()
     }
 
-    /// Runs inspections of a test: their calls neither fail nor count.
-    pub fn aside<T>(&self, look: impl FnOnce() -> T) -> T {
-        self.state.lock().is_aside = true;
-        let found = look();
-        self.state.lock().is_aside = false;
+    /// Runs an inspection by the test: its calls neither fail nor count.
+    pub fn bypass<T>(&self, inspect: impl FnOnce() -> T) -> T {
+        self.state.lock().is_bypassed = true;
+        let found = inspect();
+        self.state.lock().is_bypassed = false;
         found
     }
 
-    /// Cuts the power right before a call, counted from 0 since the attachment: it and all later ones fail
-    /// without effect.
+    /// Cuts the power right before a call, counted from 0 since the attachment: that call and all later ones
+    /// fail without effect.
     pub fn cut_power_before(&self, number: u64) {
         self.state.lock().cut_at = Some(number);
     }
 
-    /// Continues with another process after the death of the first at
-    /// [`cut_power_before`](Self::cut_power_before), with the power on: the page cache stays. Files of the
-    /// dead process must be closed.
-    pub fn go_on_without_the_process(&self) {
+    /// Turns a cut at [`cut_power_before`](Self::cut_power_before) into a crash of the process: the power is
+    /// on and the page cache is kept. Files of the crashed process must be closed.
+    pub fn restart_process(&self) {
         let mut state = self.state.lock();
         (state.cut_at, state.is_off) = (None, false);
     }
@@ -140,17 +139,17 @@ impl Disk {
         self.state.lock().is_off
     }
 
-    /// Sets support for shared extents: on as on XFS, initially off as on ext4.
+    /// Sets support for shared extents: on as on XFS; off by default, as on ext4.
     pub fn set_shares_extents(&self, shares_extents: bool) {
         self.state.lock().shares_extents = shares_extents;
     }
 
-    /// Breaks a promise from now on.
-    pub fn plant(&self, lie: Lie) {
-        self.state.lock().lies.push(lie);
+    /// Adds a bug.
+    pub fn add_bug(&self, bug: DiskBug) {
+        self.state.lock().bugs.push(bug);
     }
 
-    /// Drops all clean pages: data dropped by a failed sync is then lost for readers, too.
+    /// Evicts all clean pages: data that a failed sync dropped is then lost for readers, too.
     ///
     /// # Errors
     /// The underlying filesystem fails.
@@ -171,7 +170,7 @@ impl Storage for Disk {
         self.state.lock().find(path.strip_prefix(&self.root).ok()?)
     }
 
-    /// Runs a call, or fails it. A sync costs nothing and space is not allocated.
+    /// Runs or fails a call. Syncs and space reservations do not reach the kernel.
     fn perform(
         &self,
         path: &Path,
@@ -182,7 +181,7 @@ impl Storage for Disk {
         match op {
             Op::Sync | Op::SyncDir | Op::Reserve => self.run(path, file, op, &mut || Ok(())),
             Op::Share { .. } if !self.state.lock().shares_extents => Err(rustix::io::Errno::OPNOTSUPP.into()),
-            // By copying: the tests run on any filesystem.
+            // A copy, so that the tests run on any filesystem.
             Op::Share { from, to, offset_bytes, len_bytes } => self.run(path, file, op, &mut || {
                 let mut data = vec![0; len_bytes as usize];
                 from.read_exact_at(&mut data, offset_bytes)?;
@@ -205,14 +204,15 @@ impl Disk {
         let name = relative(path).unwrap_or_default();
         let mut state = self.state.lock();
         let node = node.or_else(|| state.find(&name));
-        if let Some(kind) = kind_of(&op).filter(|_| !state.is_aside) {
+        if let Some(kind) = kind_of(&op).filter(|_| !state.is_bypassed) {
             state.count(kind, path)?;
             if !clears_page(&op)
                 && let Some(fault) = state.fault(kind, path)
             {
                 state.fail(node, &op, &fault)?;
-                let is_hidden = |lie: &Lie| matches!(lie, Lie::HidesFailedSync(file) if is_in(path, file));
-                return match kind == OpKind::Sync && state.lies.iter().any(is_hidden) {
+                let is_hidden =
+                    |bug: &DiskBug| matches!(bug, DiskBug::HidesFailedSync(file) if is_in(path, file));
+                return match kind == OpKind::Sync && state.bugs.iter().any(is_hidden) {
                     true => real(),
                     false => Err(fault.error.error()),
                 };
@@ -225,16 +225,16 @@ impl Disk {
             Op::Rename(to) | Op::Link(to) => relative(to),
             _ => None,
         };
-        if state.lies_about(&op, path, node) {
+        if state.skips_sync(&op, path, node) {
             return Ok(());
         }
-        state.follow(&name, node, &op, to.as_deref())?;
-        state.catch_up(&op, path)
+        state.record(&name, node, &op, to.as_deref())?;
+        state.run_late_syncs(&op, path)
     }
 }
 
 impl State {
-    /// Counts a call, before which the power may be cut.
+    /// Counts a call; fails it if the power is cut.
     fn count(&mut self, kind: OpKind, path: &Path) -> io::Result<()> {
         let number = self.operations.len() as u64;
         self.operations.push(Operation { kind, path: path.to_owned() });
@@ -242,27 +242,29 @@ impl State {
         if self.is_off { Err(FaultError::Io.error()) } else { Ok(()) }
     }
 
-    /// Returns true if a sync has no effect, or a later one.
-    fn lies_about(&mut self, op: &Op<'_>, path: &Path, node: Option<usize>) -> bool {
-        let lie = self.lies.iter().find(|lie| match (lie, op) {
-            (Lie::IgnoresDirSync, Op::SyncDir) => true,
-            (Lie::IgnoresSync(file) | Lie::SyncsLate { late: file, .. }, Op::Sync) => is_in(path, file),
+    /// Returns true if a bug skips or delays a sync.
+    fn skips_sync(&mut self, op: &Op<'_>, path: &Path, node: Option<usize>) -> bool {
+        let bug = self.bugs.iter().find(|bug| match (bug, op) {
+            (DiskBug::IgnoresDirSync, Op::SyncDir) => true,
+            (DiskBug::IgnoresSync(file) | DiskBug::SyncsLate { late: file, .. }, Op::Sync) => {
+                is_in(path, file)
+            }
             _ => false,
         });
-        if let (Some(Lie::SyncsLate { .. }), Some(node)) = (lie, node) {
+        if let (Some(DiskBug::SyncsLate { .. }), Some(node)) = (bug, node) {
             self.late.push((path.to_owned(), node));
         }
-        lie.is_some()
+        bug.is_some()
     }
 
-    /// Makes up for late syncs, as calls of their own.
-    fn catch_up(&mut self, op: &Op<'_>, path: &Path) -> io::Result<()> {
+    /// Runs delayed syncs, each as a separate call.
+    fn run_late_syncs(&mut self, op: &Op<'_>, path: &Path) -> io::Result<()> {
         let path = match op {
             Op::Sync => path,
             Op::Rename(to) => to,
             _ => return Ok(()),
         };
-        if self.lies.iter().any(|lie| matches!(lie, Lie::SyncsLate { after, .. } if is_in(path, after))) {
+        if self.bugs.iter().any(|bug| matches!(bug, DiskBug::SyncsLate { after, .. } if is_in(path, after))) {
             for (path, node) in std::mem::take(&mut self.late) {
                 self.count(OpKind::Sync, &path)?;
                 if let Some(file) = self.file(Some(node)) {
@@ -273,6 +275,7 @@ impl State {
         Ok(())
     }
 
+    /// Returns the fault that hits a call.
     fn fault(&mut self, kind: OpKind, path: &Path) -> Option<Fault> {
         let mut hit = None;
         for (number, fault) in self.faults.iter_mut().enumerate() {
@@ -284,7 +287,7 @@ impl State {
             }
         }
         let number = hit?;
-        self.hits.push(Operation { kind, path: path.to_owned() });
+        self.failed_calls.push(Operation { kind, path: path.to_owned() });
         Some(match self.faults[number].persistent {
             true => self.faults[number].clone(),
             false => self.faults.remove(number),
@@ -294,7 +297,7 @@ impl State {
     /// Applies the effects of a failing call.
     fn fail(&mut self, node: Option<usize>, op: &Op<'_>, fault: &Fault) -> io::Result<()> {
         match *op {
-            // The page cache takes a write inside one page completely or not at all.
+            // The page cache accepts a write within one page completely or not at all.
             Op::Write { offset_bytes, data, .. }
                 if offset_bytes % PAGE_BYTES + data.len() as u64 <= PAGE_BYTES =>
             {
@@ -303,7 +306,7 @@ impl State {
             Op::Write { file, offset_bytes, data } => {
                 let data = &data[..fault.partial_bytes.min(data.len())];
                 file.write_all_at(data, offset_bytes)?;
-                self.follow(Path::new(""), node, &Op::Write { file, offset_bytes, data }, None)
+                self.record(Path::new(""), node, &Op::Write { file, offset_bytes, data }, None)
             }
             Op::Sync => {
                 let mut rng = self.rng.clone();
@@ -317,25 +320,26 @@ impl State {
         }
     }
 
-    fn follow(&mut self, name: &Path, node: Option<usize>, op: &Op<'_>, to: Option<&Path>) -> io::Result<()> {
+    /// Records the effects of a call.
+    fn record(&mut self, name: &Path, node: Option<usize>, op: &Op<'_>, to: Option<&Path>) -> io::Result<()> {
         match *op {
             Op::Open | Op::Read | Op::Reserve => {}
-            Op::CreateDir => self.make(name, Node::Dir(BTreeMap::new())),
+            Op::CreateDir => self.add_node(name, Node::Dir(BTreeMap::new())),
             Op::Create => match self.file(node) {
                 Some(file) => file.push(Change::SetLen(0)),
-                None => self.make(name, Node::File(FileNode::new(vec![]))),
+                None => self.add_node(name, Node::File(FileNode::new(vec![]))),
             },
             Op::Write { file, offset_bytes, data } => {
                 if let Some(node) = self.file(node) {
                     let (offset, data) = match node.is_stale {
-                        // Dirty data is whole pages, including pages wrongly treated as clean.
+                        // The kernel writes whole pages, including data that it wrongly treats as clean.
                         true => pages_around(file, offset_bytes, data.len() as u64)?,
                         false => (offset_bytes, data.to_vec()),
                     };
                     node.push(Change::Write { offset_bytes: offset as usize, data });
                 }
             }
-            // Until the next sync, any sector may be the old one.
+            // Until the next sync, each sector may be old.
             Op::Share { to, offset_bytes, len_bytes, .. } => {
                 if let Some(file) = self.file(node) {
                     let mut data = vec![0; len_bytes as usize];
@@ -395,7 +399,7 @@ impl State {
         }
     }
 
-    fn make(&mut self, name: &Path, node: Node) {
+    fn add_node(&mut self, name: &Path, node: Node) {
         self.nodes.push(node);
         self.bind(name, Some(self.nodes.len() - 1));
     }
@@ -442,8 +446,8 @@ impl State {
     }
 }
 
-/// Returns true if a write clears the first page of a file: that needs only the page cache. A filesystem that
-/// refuses even that was shut down, and is mounted again before the next read.
+/// Returns true if a write clears the first page of a file. It never fails here: it needs only the page
+/// cache, and a filesystem that refuses it was shut down and is mounted again before the next read.
 fn clears_page(op: &Op<'_>) -> bool {
     matches!(op, Op::Write { offset_bytes: 0, data, .. }
         if data.len() as u64 == PAGE_BYTES && data.iter().all(|&byte| byte == 0))
