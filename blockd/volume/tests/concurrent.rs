@@ -1,7 +1,8 @@
-//! Writers that share blocks while the volume is frozen and merged under them.
+//! Concurrent writers of the same blocks during freezes, merges and growth.
 
+use crate::support::{memory_dir, merge_all, open, snapshot_content};
 use blockd_extent::{SnapshotId, VolumeId};
-use blockd_volume::{OpenOptions, Volume};
+use blockd_volume::Volume;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicU64, Ordering},
@@ -12,13 +13,7 @@ const LANE_BYTES: u64 = 4096 / LANES;
 const BLOCKS: u64 = 8;
 const FREEZES: u64 = 1500;
 
-/// In memory where possible: a freeze then takes microseconds instead of a disk's syncs, and the races come
-/// close.
-fn fast_dir() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
-}
-
-/// A small generator with a fixed seed: the same run every time, as far as the threads allow.
+/// Linear congruential generator with a fixed seed.
 struct Random(u64);
 
 impl Random {
@@ -28,13 +23,12 @@ impl Random {
     }
 }
 
-/// Every thread owns a part of each block and writes just that, so that no write overlaps another one, though
-/// they share blocks: each part must end as its owner left it, in the volume and, at each freeze, in a
-/// snapshot no older than what was acknowledged before the freeze and no newer than what was begun before its
-/// end.
+/// Each thread writes its own part of each block. Each part must have the content of its last write; in a
+/// snapshot, that of a write between the last one acknowledged before the freeze and the last one started
+/// before its end.
 #[test]
-fn concurrent_partial_writes_of_a_block_are_all_kept() {
-    let dir = fast_dir();
+fn concurrent_partial_writes_of_a_block_are_kept() {
+    let dir = memory_dir();
     let path = dir.path().join("v");
     let volume = Volume::create(&path, VolumeId::from_u64(1), BLOCKS * 4096).unwrap();
     let cells: Arc<Vec<[AtomicU64; 2]>> = Arc::new((0..BLOCKS * LANES).map(|_| Default::default()).collect());
@@ -50,8 +44,8 @@ fn concurrent_partial_writes_of_a_block_are_all_kept() {
                         break;
                     }
                     let block = random.next(BLOCKS);
-                    let [begun, acknowledged] = &cells[(block * LANES + lane) as usize];
-                    begun.store(round, Ordering::SeqCst);
+                    let [started, acknowledged] = &cells[(block * LANES + lane) as usize];
+                    started.store(round, Ordering::SeqCst);
                     let data = round.to_le_bytes().repeat(LANE_BYTES as usize / 8);
                     let at = block * 4096 + lane * LANE_BYTES;
                     if !volume.try_write(at, &data).unwrap() {
@@ -68,16 +62,14 @@ fn concurrent_partial_writes_of_a_block_are_all_kept() {
         let at_least: Vec<u64> = cells.iter().map(|cell| cell[1].load(Ordering::SeqCst)).collect();
         volume.freeze(id).unwrap();
         let at_most: Vec<u64> = cells.iter().map(|cell| cell[0].load(Ordering::SeqCst)).collect();
-        let mut content = vec![0; (BLOCKS * 4096) as usize];
-        let whole = blockd_extent::Extent::whole(BLOCKS * 4096);
-        volume.view(id).unwrap().read_extents(&[whole], &mut content).unwrap();
+        let content = snapshot_content(&volume, id);
         for (number, lane) in content.chunks_exact(LANE_BYTES as usize).enumerate() {
             let round = u64::from_le_bytes(lane[..8].try_into().unwrap());
             assert!(lane.chunks_exact(8).all(|word| word == round.to_le_bytes()), "part {number} is torn");
             assert!((at_least[number]..=at_most[number]).contains(&round), "part {number} in snapshot {id}");
         }
         volume.delete_snapshot(id).unwrap();
-        while volume.merge_next(&|_| true).unwrap() {}
+        merge_all(&volume);
     }
     stop.store(true, Ordering::SeqCst);
     for writer in writers {
@@ -93,19 +85,19 @@ fn concurrent_partial_writes_of_a_block_are_all_kept() {
     };
     check(&volume);
     drop(volume);
-    check(&Volume::open(&path, &OpenOptions::default()).unwrap());
+    check(&open(&path));
 }
 
-/// A write and a zeroing of the same block at the same moment: the block ends as one of them left it, and
-/// stays so when a part of it is written afterwards; nothing that the other one wrote may come back.
+/// After a concurrent write and zeroing of a block, it has the content of one of them, also after a partial
+/// write.
 #[test]
-fn zeroing_and_writing_the_same_block_leaves_one_or_the_other() {
+fn concurrent_write_and_zeroing_leave_one_of_both() {
     const ROUNDS: u64 = 400;
-    let dir = fast_dir();
+    let dir = memory_dir();
     let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 8 * 4096).unwrap();
     volume.write(0, &[0xaa; 8 * 4096], false).unwrap();
     volume.freeze(SnapshotId::from_u64(1)).unwrap();
-    // Both threads spin for the start of a round, so that they meet in the middle of each other's steps.
+    // Both threads spin until a round starts, so that their steps interleave.
     let started = Arc::new(AtomicU64::new(0));
     let ended = Arc::new(AtomicU64::new(0));
     let threads: Vec<_> = (0..2)
@@ -116,7 +108,7 @@ fn zeroing_and_writing_the_same_block_leaves_one_or_the_other() {
                     while started.load(Ordering::SeqCst) < round {
                         std::hint::spin_loop();
                     }
-                    // Shifts the two against each other a little more each round.
+                    // Shifts the two threads against each other, by another delay in each round.
                     for _ in 0..if kind == 0 { round % 97 } else { 0 } * 8 {
                         std::hint::spin_loop();
                     }
@@ -137,23 +129,22 @@ fn zeroing_and_writing_the_same_block_leaves_one_or_the_other() {
         }
         let (mut before, mut after) = ([1; 4096], [2; 4096]);
         volume.read(4096, &mut before).unwrap();
-        assert!(before == [0; 4096] || before == [0x55; 4096], "a torn block in round {round}");
+        assert!(before == [0; 4096] || before == [0x55; 4096], "torn block in round {round}");
         volume.write(4096 + 100, b"x", false).unwrap();
         volume.read(4096, &mut after).unwrap();
         before[100] = b'x';
-        assert!(before == after, "something came back in round {round}");
+        assert!(before == after, "overwritten content reappeared in round {round}");
     }
     for thread in threads {
         thread.join().unwrap();
     }
 }
 
-/// Writers go on in what is there while the volume grows block by block under freezes: nothing is refused,
-/// and nothing is lost at the end that was.
+/// Writes near the end of a volume that grows block by block are neither refused nor lost.
 #[test]
-fn writes_go_on_while_the_volume_grows() {
+fn writes_during_growth_are_kept() {
     const GROWTHS: u64 = 200;
-    let dir = fast_dir();
+    let dir = memory_dir();
     let path = dir.path().join("v");
     let volume = Volume::create(&path, VolumeId::from_u64(1), 4096).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
@@ -166,7 +157,7 @@ fn writes_go_on_while_the_volume_grows() {
                     if stop.load(Ordering::SeqCst) {
                         break;
                     }
-                    // The last block most often.
+                    // One of the last three blocks.
                     let blocks = volume.size_bytes() / 4096;
                     let block = blocks - 1 - (round % 3).min(blocks - 1);
                     let data = round.to_le_bytes().repeat(128);
@@ -184,7 +175,7 @@ fn writes_go_on_while_the_volume_grows() {
             volume.freeze(id).unwrap();
             assert_eq!(volume.view(id).unwrap().size_bytes(), (number + 1) * 4096);
             volume.delete_snapshot(id).unwrap();
-            while volume.merge_next(&|_| true).unwrap() {}
+            merge_all(&volume);
         }
     }
     stop.store(true, Ordering::SeqCst);
@@ -201,15 +192,14 @@ fn writes_go_on_while_the_volume_grows() {
     };
     check(&volume);
     drop(volume);
-    check(&Volume::open(&path, &OpenOptions::default()).unwrap());
+    check(&open(&path));
 }
 
-/// A client repeats a write on another connection after a timeout, while the first copy is still in progress.
-/// The first copy must not overwrite parts of what is written after the answer of the second one.
+/// A client may repeat a write on another connection after a timeout, while the first copy is in progress.
 #[test]
 fn overlapping_large_writes_do_not_interleave() {
     const LEN_BYTES: usize = 1 << 20;
-    let dir = fast_dir();
+    let dir = memory_dir();
     let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 4 << 20).unwrap();
     let barrier = std::sync::Barrier::new(2);
     for round in 0..100 {
@@ -228,6 +218,6 @@ fn overlapping_large_writes_do_not_interleave() {
         });
         let mut found = vec![0; LEN_BYTES];
         volume.read(at, &mut found).unwrap();
-        assert!(found.iter().all(|byte| *byte == found[0]), "round {round}: parts of both writes");
+        assert!(found.iter().all(|byte| *byte == found[0]), "parts of both writes in round {round}");
     }
 }

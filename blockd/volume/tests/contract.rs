@@ -1,7 +1,9 @@
-//! Single guarantees of a volume, by example.
+//! Single guarantees of a volume.
 
+use crate::support::{open, paths_in};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::{Allocation, OpenOptions, Volume, VolumeErrorKind};
+use std::path::Path;
 
 const SIZE_BYTES: u64 = 3 << 20;
 
@@ -12,7 +14,7 @@ fn sixteen_tebibyte_volume_uses_memory_for_data_only() {
     let volume = Volume::create(&path, VolumeId::from_u64(1), 16 << 40).unwrap();
     volume.write((16 << 40) - 4096, &[7; 4096], false).unwrap();
     volume.write(5 << 40, &[8; 4097], false).unwrap();
-    // What mkfs does: discard everything first.
+    // `mkfs` discards the whole device first.
     volume.trim(0, 16 << 40, false).unwrap();
     volume.write(9 << 40, &[9; 100], true).unwrap();
     let first = volume.freeze(SnapshotId::from_u64(1)).unwrap();
@@ -68,8 +70,7 @@ fn missing_or_altered_file_is_named() {
     volume.freeze(SnapshotId::from_u64(1)).unwrap();
     volume.close().unwrap();
     drop(volume);
-    let mut files: Vec<_> = std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()).collect();
-    files.sort();
+    let files = paths_in(&path);
     assert_eq!(files.len(), 6, "{files:?}");
     for file in files {
         if file.extension().is_some_and(|extension| extension == "map") {
@@ -77,34 +78,38 @@ fn missing_or_altered_file_is_named() {
         }
         let content = std::fs::read(&file).unwrap();
         std::fs::remove_file(&file).unwrap();
-        let message = Volume::open(&path, &OpenOptions::default()).err().unwrap().to_string();
-        assert!(message.contains(&*file.to_string_lossy()), "{message}");
-        // Half of a log without records is its header and some of the zeroes that were written ahead.
+        assert_open_names(&path, &file);
+        // Half of a log without records is a header and zeroes: a valid log.
         let is_log = file.extension().is_some_and(|extension| extension == "log");
         let half = if is_log { 20 } else { content.len() / 2 };
         std::fs::write(&file, &content[..half]).unwrap();
-        let message = Volume::open(&path, &OpenOptions::default()).err().unwrap().to_string();
-        assert!(message.contains(&*file.to_string_lossy()), "{message}");
+        assert_open_names(&path, &file);
         std::fs::write(&file, &content).unwrap();
-        Volume::open(&path, &OpenOptions::default()).unwrap();
+        open(&path);
     }
+}
+
+/// Checks that the open fails with an error that names the file.
+fn assert_open_names(dir: &Path, file: &Path) {
+    let message = Volume::open(dir, &OpenOptions::default()).err().unwrap().to_string();
+    assert!(message.contains(&*file.to_string_lossy()), "{message}");
 }
 
 #[test]
 fn preallocated_space_is_distinct_from_holes() {
     let dir = tempfile::tempdir().unwrap();
     let volume = Volume::create(&dir.path().join("v"), VolumeId::from_u64(1), 8 * 4096).unwrap();
-    let runs = || -> Vec<(u64, Allocation)> {
+    let allocation = || -> Vec<(u64, Allocation)> {
         let runs = volume.allocation(0, 8 * 4096, 9).unwrap();
         runs.into_iter().map(|run| (run.len_bytes, run.allocation)).collect()
     };
     volume.write_zeroes(4096, 3 * 4096, true, false).unwrap();
     let expected = [(4096, Allocation::Hole), (3 * 4096, Allocation::Zero), (4 * 4096, Allocation::Hole)];
-    assert_eq!(runs(), expected);
+    assert_eq!(allocation(), expected);
     volume.write(4096, &[1; 4096], false).unwrap();
     volume.trim(4096, 2 * 4096, false).unwrap();
     let expected = [(3 * 4096, Allocation::Hole), (4096, Allocation::Zero), (4 * 4096, Allocation::Hole)];
-    assert_eq!(runs(), expected);
+    assert_eq!(allocation(), expected);
     volume.freeze(SnapshotId::from_u64(1)).unwrap();
-    assert_eq!(runs(), [(8 * 4096, Allocation::Hole)]);
+    assert_eq!(allocation(), [(8 * 4096, Allocation::Hole)]);
 }

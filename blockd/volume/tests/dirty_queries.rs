@@ -1,6 +1,7 @@
-//! Asking what was dirtied, while snapshots come and go and their layers are merged: nothing that was written
-//! before the question is missing from the answer, and nothing is in it that was not written at all.
+//! Queries of the dirty set during writes, freezes, deletions and merges: a reply has every block written
+//! before the query and only written blocks.
 
+use crate::support::merge_all;
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
 use blockd_volume::{Volume, VolumeErrorKind};
 use std::{
@@ -9,16 +10,16 @@ use std::{
 };
 
 const BLOCKS: u64 = 4096;
-/// So many blocks are written for each snapshot that comes and goes, at most.
-const BLOCKS_A_ROUND: u64 = 256;
+/// Maximum number of blocks written per snapshot.
+const BLOCKS_PER_ROUND: u64 = 256;
 const BASE: SnapshotId = SnapshotId::from_u64(1);
 
-/// Dirty set since a snapshot, for sequential writes.
+/// Dirty set of sequential writes since a snapshot.
 #[derive(Debug, PartialEq, Eq)]
 struct Dirty {
-    /// So many of the first blocks, without a gap.
-    unbroken: u64,
-    /// The first block behind all that are dirty.
+    /// Number of dirty blocks before the first clean one.
+    contiguous: u64,
+    /// Block after the last dirty one.
     end: u64,
 }
 
@@ -26,11 +27,11 @@ fn dirty(volume: &Volume, snapshot: SnapshotId) -> Result<Dirty, VolumeErrorKind
     let runs = volume
         .dirty_since(snapshot, 0, BLOCKS * BLOCK_SIZE_BYTES, BLOCKS as usize)
         .map_err(|error| error.kind())?;
-    let (mut at, mut found) = (0, Dirty { unbroken: 0, end: 0 });
+    let (mut at, mut found) = (0, Dirty { contiguous: 0, end: 0 });
     for run in runs {
         let end = at + run.len_bytes / BLOCK_SIZE_BYTES;
-        if run.dirty && found.unbroken == at {
-            found.unbroken = end;
+        if run.dirty && found.contiguous == at {
+            found.contiguous = end;
         }
         if run.dirty {
             found.end = end;
@@ -40,10 +41,10 @@ fn dirty(volume: &Volume, snapshot: SnapshotId) -> Result<Dirty, VolumeErrorKind
     Ok(found)
 }
 
-/// Says that a thread has come to its end, however it has.
-struct Over<'a>(&'a AtomicBool);
+/// Sets a flag when a thread ends, also by a panic.
+struct SetOnDrop<'a>(&'a AtomicBool);
 
-impl Drop for Over<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, SeqCst);
     }
@@ -55,50 +56,50 @@ fn dirty_query_includes_all_earlier_writes() {
     let volume =
         Volume::create(&root.path().join("v"), VolumeId::from_u64(5), BLOCKS * BLOCK_SIZE_BYTES).unwrap();
     volume.freeze(BASE).unwrap();
-    let (begun, written, rounds) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let (writer_over, upkeep_over) = (AtomicBool::new(false), AtomicBool::new(false));
-    let asked = thread::scope(|scope| {
+    let (started, written, rounds) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let (writer_ended, maintenance_ended) = (AtomicBool::new(false), AtomicBool::new(false));
+    let queries = thread::scope(|scope| {
         let writer = scope.spawn(|| {
-            let _over = Over(&writer_over);
+            let _ended = SetOnDrop(&writer_ended);
             for block in 0..BLOCKS {
-                while rounds.load(SeqCst) < block / BLOCKS_A_ROUND && !upkeep_over.load(SeqCst) {
+                while rounds.load(SeqCst) < block / BLOCKS_PER_ROUND && !maintenance_ended.load(SeqCst) {
                     thread::yield_now();
                 }
-                begun.store(block + 1, SeqCst);
+                started.store(block + 1, SeqCst);
                 volume.write(block * BLOCK_SIZE_BYTES, &[7; BLOCK_SIZE_BYTES as usize], false).unwrap();
                 written.store(block + 1, SeqCst);
             }
         });
-        let upkeep = scope.spawn(|| {
-            let _over = Over(&upkeep_over);
+        let maintenance = scope.spawn(|| {
+            let _ended = SetOnDrop(&maintenance_ended);
             for number in 2.. {
                 let snapshot = SnapshotId::from_u64(number);
                 volume.freeze(snapshot).unwrap();
                 volume.delete_snapshot(snapshot).unwrap();
                 assert_eq!(dirty(&volume, snapshot), Err(VolumeErrorKind::NotFound));
-                while volume.merge_next(&|_| true).unwrap() {}
+                merge_all(&volume);
                 rounds.fetch_add(1, SeqCst);
-                if writer_over.load(SeqCst) {
+                if writer_ended.load(SeqCst) {
                     return;
                 }
             }
         });
-        let mut asked = 0;
-        while !upkeep.is_finished() {
+        let mut queries = 0;
+        while !maintenance.is_finished() {
             let before = written.load(SeqCst);
             let found = dirty(&volume, BASE).unwrap();
-            let after = begun.load(SeqCst);
-            // The answer is not of one moment: of what is written while it is made, anything may be in it.
+            let after = started.load(SeqCst);
+            // A reply may have any block written during the query.
             assert!(
-                before <= found.unbroken && found.end <= after,
-                "{found:?} of {before} to {after} blocks"
+                before <= found.contiguous && found.end <= after,
+                "{found:?}, expected {before} to {after} blocks"
             );
-            asked += 1;
+            queries += 1;
         }
         writer.join().unwrap();
-        upkeep.join().unwrap();
-        asked
+        maintenance.join().unwrap();
+        queries
     });
-    assert!(asked > 0);
-    assert_eq!(dirty(&volume, BASE), Ok(Dirty { unbroken: BLOCKS, end: BLOCKS }));
+    assert!(queries > 0);
+    assert_eq!(dirty(&volume, BASE), Ok(Dirty { contiguous: BLOCKS, end: BLOCKS }));
 }

@@ -1,10 +1,9 @@
-//! Volumes that are frozen together: causes come with their effects, and a group is frozen whole or not at
-//! all.
+//! Freezes of consistency groups: they preserve the order of dependent writes, and apply to all members or
+//! none.
 
+use crate::support::{content, memory_dir, merge_all, open, paths_in};
 use blockd_extent::{BlockIndex, Epoch, Extent, SnapshotId, VolumeId};
-use blockd_volume::{
-    GroupError, GroupFrozen, OpenOptions, Volume, VolumeErrorKind, freeze_group, freeze_group_with,
-};
+use blockd_volume::{GroupError, GroupFrozen, Volume, VolumeErrorKind, freeze_group, freeze_group_with};
 use std::{
     path::{Path, PathBuf},
     sync::{
@@ -16,14 +15,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// In memory where possible: a freeze then takes microseconds instead of a disk's syncs, and the races come
-/// close.
-fn fast_dir() -> tempfile::TempDir {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap()
-}
-
 fn make(dir: &Path, count: u64, blocks: u64) -> Vec<Arc<Volume>> {
-    // The ids run against the order in which the volumes are given.
+    // The ids descend, so that the lock order differs from the given order.
     (0..count)
         .map(|n| {
             Volume::create(&dir.join(n.to_string()), VolumeId::from_u64(1000 - n), blocks * 4096).unwrap()
@@ -39,8 +32,8 @@ const VOLUMES: u64 = 6;
 const CHAINS: u64 = 6;
 const LANE_BYTES: u64 = 512;
 
-/// A chain of writes over all volumes: each is issued after the one before was answered. Write number n goes
-/// to the volume whose turn it is and says n.
+/// Chain of writes over all volumes: each is issued after the previous one was answered, and contains its
+/// number.
 struct Chain {
     number: u64,
     issued: AtomicU64,
@@ -49,13 +42,11 @@ struct Chain {
 
 impl Chain {
     fn volume_of(&self, write: u64) -> usize {
-        // Up and down, in steps of different lengths, so that no order of freezing is right by luck.
-        let place = (write * [1, VOLUMES - 1][(self.number % 2) as usize] + self.number) % VOLUMES;
-        place as usize
+        // Ascending or descending, so that no order of separate freezes preserves all chains.
+        ((write * [1, VOLUMES - 1][(self.number % 2) as usize] + self.number) % VOLUMES) as usize
     }
 
-    /// Half of the chains have a block of their own; the others share one, whose parts are copied up by each
-    /// other.
+    /// Half of the chains have separate blocks; the others share one, which each of their writes may copy up.
     fn offset_bytes(&self) -> u64 {
         match self.number % 2 {
             0 => (1 + self.number) * 4096,
@@ -73,7 +64,7 @@ impl Chain {
         self.answered.store(number, Ordering::SeqCst);
     }
 
-    /// Checks the cells of a chain, one of each volume: they must be those of a prefix of its writes.
+    /// Checks the cells of a chain, one per volume: they must be those of a prefix of its writes.
     fn check(&self, cells: &[u64], at_least: u64, at_most: u64) -> Option<String> {
         let last = cells.iter().copied().max().unwrap_or(0);
         let mut expected = vec![0; cells.len()];
@@ -83,17 +74,17 @@ impl Chain {
         let number = self.number;
         if cells != expected {
             return Some(format!(
-                "chain {number} has an effect without its cause: {cells:?}, not {expected:?}"
+                "chain {number} has a write without the previous one: {cells:?}, expected {expected:?}"
             ));
         }
         if !(at_least..=at_most).contains(&last) {
-            return Some(format!("chain {number} ends with {last}, not with {at_least} to {at_most}"));
+            return Some(format!("chain {number} ends with {last}, expected {at_least} to {at_most}"));
         }
         None
     }
 }
 
-/// Starts the chains; two threads alternate in every third.
+/// Starts the chains; in every third one, two threads alternate.
 fn start(
     chains: &[Arc<Chain>],
     volumes: &Arc<Vec<Arc<Volume>>>,
@@ -101,21 +92,21 @@ fn start(
 ) -> Vec<JoinHandle<()>> {
     let mut threads = Vec::new();
     for chain in chains {
-        let people = if chain.number % 3 == 2 { 2 } else { 1 };
-        let (senders, receivers): (Vec<_>, Vec<_>) = (0..people).map(|_| mpsc::channel()).unzip();
+        let workers = if chain.number % 3 == 2 { 2 } else { 1 };
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..workers).map(|_| mpsc::channel()).unzip();
         senders[0].send(1).unwrap();
-        for (person, turns) in receivers.into_iter().enumerate() {
-            let next: mpsc::Sender<u64> = senders[(person + 1) % people].clone();
+        for (worker, numbers) in receivers.into_iter().enumerate() {
+            let next: mpsc::Sender<u64> = senders[(worker + 1) % workers].clone();
             let (chain, volumes, stop) = (chain.clone(), volumes.clone(), stop.clone());
             threads.push(thread::spawn(move || {
-                while let Ok(number) = turns.recv() {
+                while let Ok(number) = numbers.recv() {
                     if stop.load(Ordering::SeqCst) {
                         break;
                     }
                     chain.write(&volumes, number);
                     let _ = next.send(number + 1);
                 }
-                // A waiting thread learns that there is no turn.
+                // Wakes the other thread, which then finds `stop` set.
                 let _ = next.send(0);
             }));
         }
@@ -137,29 +128,28 @@ fn content_at(volume: &Volume, id: SnapshotId) -> Vec<u8> {
     content
 }
 
-/// Freezes the volumes again and again under the chains and looks into every snapshot; what was wrong in the
-/// first one in which something was.
+/// Freezes the volumes repeatedly during the chains and checks each snapshot; returns the first violation.
 fn find_torn_chain(freeze: Freeze, freezes: u64) -> Option<String> {
-    let dir = fast_dir();
+    let dir = memory_dir();
     let volumes = Arc::new(make(dir.path(), VOLUMES, 1 + CHAINS));
     let stop = Arc::new(AtomicBool::new(false));
     let chains: Vec<_> = (0..CHAINS)
         .map(|number| Arc::new(Chain { number, issued: AtomicU64::new(0), answered: AtomicU64::new(0) }))
         .collect();
     let mut threads = start(&chains, &volumes, &stop);
-    // Layers are merged under the freezes, as the daemon does.
+    // Merges run during the freezes, as in the daemon.
     let (merge, merges) = mpsc::channel::<usize>();
     threads.push({
         let volumes = volumes.clone();
         thread::spawn(move || {
             for volume in merges {
-                while volumes[volume].merge_next(&|_| true).unwrap() {}
+                merge_all(&volumes[volume]);
             }
         })
     });
 
     let mut before: Option<Vec<(Epoch, Vec<u8>)>> = None;
-    let mut wrong = None;
+    let mut violation = None;
     for number in 1..=freezes {
         let at_least: Vec<u64> = chains.iter().map(|chain| chain.answered.load(Ordering::SeqCst)).collect();
         let frozen = freeze(&with_id(&volumes, number));
@@ -169,18 +159,18 @@ fn find_torn_chain(freeze: Freeze, freezes: u64) -> Option<String> {
         for (at, chain) in chains.iter().enumerate() {
             let cells: Vec<u64> =
                 contents.iter().map(|content| cell(content, chain.offset_bytes())).collect();
-            wrong = wrong.or(chain.check(&cells, at_least[at], at_most[at]));
+            violation = violation.or(chain.check(&cells, at_least[at], at_most[at]));
         }
         let now: Vec<_> = frozen.into_iter().zip(contents).collect();
         for (volume, (old, new)) in volumes.iter().zip(before.iter().flatten().zip(&now)) {
-            wrong = wrong.or(check_changes(volume, old, new));
+            violation = violation.or(check_changes(volume, old, new));
         }
         before = Some(now);
         for (at, volume) in volumes.iter().enumerate() {
             volume.delete_snapshot(id).unwrap();
             merge.send(at).unwrap();
         }
-        if wrong.is_some() {
+        if violation.is_some() {
             break;
         }
     }
@@ -196,24 +186,24 @@ fn find_torn_chain(freeze: Freeze, freezes: u64) -> Option<String> {
             volume.read(chain.offset_bytes(), &mut lane).unwrap();
             cell(&lane, 0)
         });
-        wrong = wrong.or(chain.check(&cells.collect::<Vec<_>>(), answered, answered));
+        violation = violation.or(chain.check(&cells.collect::<Vec<_>>(), answered, answered));
         assert!(
-            wrong.is_some() || answered > freezes,
-            "chain {} hardly ran: {answered} writes",
+            violation.is_some() || answered > freezes,
+            "chain {} answered only {answered} writes",
             chain.number
         );
     }
-    wrong
+    violation
 }
 
 fn cell(content: &[u8], offset_bytes: u64) -> u64 {
     let lane = &content[offset_bytes as usize..][..LANE_BYTES as usize];
     let number = u64::from_le_bytes(lane[..8].try_into().unwrap());
-    assert!(lane.chunks_exact(8).all(|word| word == number.to_le_bytes()), "a torn write");
+    assert!(lane.chunks_exact(8).all(|word| word == number.to_le_bytes()), "torn write");
     number
 }
 
-/// Every block that differs between two snapshots must be among those that changed in between.
+/// Checks that the interval between two snapshots has each block that differs.
 fn check_changes(
     volume: &Volume,
     (since, old): &(Epoch, Vec<u8>),
@@ -223,35 +213,33 @@ fn check_changes(
     let differ = old.chunks_exact(4096).zip(new.chunks_exact(4096)).map(|(old, new)| old != new);
     let missed =
         differ.zip(0..).find(|(differ, block)| *differ && !changes.data.contains(BlockIndex(*block)));
-    missed.map(|(_, block)| format!("block {block} of volume {} changed and is not in the set", volume.id()))
+    missed.map(|(_, block)| {
+        format!("block {block} of volume {} changed and is not in the interval", volume.id())
+    })
 }
 
 #[test]
-fn no_snapshot_of_a_group_has_an_effect_without_its_cause() {
+fn group_snapshot_preserves_order_of_dependent_writes() {
     assert_eq!(find_torn_chain(freeze_together, 500), None);
 }
 
-/// The test above is worth something only if it finds a group whose volumes are frozen one after the other.
+/// Proves that the test above detects volumes that are frozen one after the other.
 #[test]
 fn separate_barriers_are_detected() {
     let one_by_one: Freeze = |members| members.chunks(1).flat_map(freeze_together).collect();
     let found = find_torn_chain(one_by_one, 5000).unwrap();
-    assert!(found.contains("an effect without its cause"), "{found}");
-}
-
-fn files(volume: &Volume) -> Vec<PathBuf> {
-    let mut all: Vec<_> =
-        std::fs::read_dir(volume.dir()).unwrap().map(|entry| entry.unwrap().path()).collect();
-    // Kept for the next head, should there be one; belongs to nothing.
-    all.sort_unstable();
-    all
+    assert!(found.contains("without the previous one"), "{found}");
 }
 
 /// State of a volume that a failed freeze must preserve.
 fn state(volume: &Volume) -> (Vec<PathBuf>, Vec<u8>, u64, u64) {
     let meta = std::fs::read(volume.dir().join("volume.meta")).unwrap();
     let stats = volume.stats();
-    (files(volume), meta, stats.layers, stats.snapshots)
+    (paths_in(volume.dir()), meta, stats.layers, stats.snapshots)
+}
+
+fn states(volumes: &[Arc<Volume>]) -> Vec<(Vec<PathBuf>, Vec<u8>, u64, u64)> {
+    volumes.iter().map(|volume| state(volume)).collect()
 }
 
 fn write_some(volumes: &[Arc<Volume>], block: u64, byte: u8) {
@@ -260,12 +248,12 @@ fn write_some(volumes: &[Arc<Volume>], block: u64, byte: u8) {
     }
 }
 
-/// The writes since snapshot 1, block 1 and later, must be in the next incremental of each volume, and the
-/// volumes must reopen unchanged.
-fn check_nothing_forgotten(mut volumes: Vec<Arc<Volume>>, base: &GroupFrozen, blocks: &[u64]) {
-    // As if the process had died: nothing is closed.
+/// Checks that the next interval of each volume has exactly these blocks, written since snapshot 1, and
+/// that the volumes have them after a reopen.
+fn check_interval(mut volumes: Vec<Arc<Volume>>, base: &GroupFrozen, blocks: &[u64]) {
+    // A process crash: no volume is closed.
     let dirs: Vec<_> = volumes.drain(..).map(|volume| volume.dir().to_owned()).collect();
-    volumes.extend(dirs.iter().map(|dir| Volume::open(dir, &OpenOptions::default()).unwrap()));
+    volumes.extend(dirs.iter().map(|dir| open(dir)));
     let frozen = freeze_group(&with_id(&volumes, 99)).unwrap();
     for (at, volume) in volumes.iter().enumerate() {
         let changes = volume.changes(Some(base.members[at].epoch), frozen.members[at].epoch).unwrap();
@@ -275,16 +263,15 @@ fn check_nothing_forgotten(mut volumes: Vec<Arc<Volume>>, base: &GroupFrozen, bl
         assert_eq!(ids, [1, 99]);
     }
     for volume in &volumes {
-        while volume.merge_next(&|_| true).unwrap() {}
+        merge_all(volume);
         volume.close().unwrap();
     }
     drop(volumes);
     for dir in dirs {
-        let volume = Volume::open(&dir, &OpenOptions::default()).unwrap();
-        let mut content = vec![0; 8 * 4096];
-        volume.read(0, &mut content).unwrap();
+        let volume = open(&dir);
+        let found = content(&volume);
         for block in blocks {
-            assert!(content[*block as usize * 4096..][..4096].iter().all(|byte| *byte == *block as u8));
+            assert!(found[*block as usize * 4096..][..4096].iter().all(|byte| *byte == *block as u8));
         }
         assert_eq!(volume.snapshots().len(), 2);
     }
@@ -292,47 +279,45 @@ fn check_nothing_forgotten(mut volumes: Vec<Arc<Volume>>, base: &GroupFrozen, bl
 
 #[test]
 fn failure_before_barrier_changes_no_volume() {
-    let dir = fast_dir();
+    let dir = memory_dir();
     let volumes = make(dir.path(), 4, 8);
     let base = freeze_group(&with_id(&volumes, 1)).unwrap();
     write_some(&volumes, 1, 1);
-    // The files of the next head of one of them cannot be made.
+    // A directory in place of a file of the next head.
     let in_the_way = volumes[2].dir().join("layer-0000000000000003.data");
     std::fs::create_dir(&in_the_way).unwrap();
-    let before: Vec<_> = volumes.iter().map(|volume| state(volume)).collect();
+    let before = states(&volumes);
     let error = freeze_group(&with_id(&volumes, 2)).unwrap_err();
     assert_eq!((error.volume, error.source.kind()), (volumes[2].id(), VolumeErrorKind::Io));
-    assert!(error.to_string().contains("volume 998: create failed on"), "{error}");
-    let after: Vec<_> = volumes.iter().map(|volume| state(volume)).collect();
-    assert_eq!(before, after);
+    assert!(error.to_string().contains("volume 998: cannot create"), "{error}");
+    assert_eq!(before, states(&volumes));
     write_some(&volumes, 2, 2);
     std::fs::remove_dir(in_the_way).unwrap();
-    check_nothing_forgotten(volumes, &base, &[1, 2]);
+    check_interval(volumes, &base, &[1, 2]);
 }
 
 #[test]
 fn failed_pre_callback_skips_post_callback() {
-    let dir = fast_dir();
+    let dir = memory_dir();
     let volumes = make(dir.path(), 3, 8);
     let base = freeze_group(&with_id(&volumes, 1)).unwrap();
     write_some(&volumes, 1, 1);
-    let before: Vec<_> = volumes.iter().map(|volume| state(volume)).collect();
-    let stopped = freeze_group_with(
+    let before = states(&volumes);
+    let failed = freeze_group_with(
         &with_id(&volumes, 2),
-        || Err(Stopped(None)),
-        || panic!("what comes after was done without what goes before"),
+        || Err(CallbackError(None)),
+        || panic!("the post-callback ran after a failed pre-callback"),
     );
-    assert!(matches!(stopped, Err(Stopped(None))));
-    assert_eq!(before, volumes.iter().map(|volume| state(volume)).collect::<Vec<_>>());
+    assert!(matches!(failed, Err(CallbackError(None))));
+    assert_eq!(before, states(&volumes));
 
-    // What is written between the two is in the snapshot if it was answered before the barrier, and not after
-    // it.
+    // The snapshot has the writes of the pre-callback and none of the post-callback.
     let write = |byte| write_some(&volumes, 2, byte);
     let frozen = freeze_group_with(
         &with_id(&volumes, 2),
         || {
             write(2);
-            Ok::<_, Stopped>(())
+            Ok::<_, CallbackError>(())
         },
         || write(3),
     );
@@ -345,13 +330,13 @@ fn failed_pre_callback_skips_post_callback() {
         volume.delete_snapshot(SnapshotId::from_u64(2)).unwrap();
     }
     write(2);
-    check_nothing_forgotten(volumes, &base, &[1, 2]);
+    check_interval(volumes, &base, &[1, 2]);
 }
 
 #[derive(Debug)]
-struct Stopped(Option<GroupError>);
+struct CallbackError(Option<GroupError>);
 
-impl From<GroupError> for Stopped {
+impl From<GroupError> for CallbackError {
     fn from(error: GroupError) -> Self {
         Self(Some(error))
     }
@@ -359,11 +344,11 @@ impl From<GroupError> for Stopped {
 
 #[test]
 fn failure_after_barrier_undoes_other_snapshots() {
-    let dir = fast_dir();
+    let dir = memory_dir();
     let volumes = make(dir.path(), 4, 8);
     let base = freeze_group(&with_id(&volumes, 1)).unwrap();
     write_some(&volumes, 1, 1);
-    // The set of the old head of one of them cannot be put in place.
+    // A directory in place of the set of an old head.
     let in_the_way = volumes[1].dir().join("layer-0000000000000002.g0.set");
     std::fs::create_dir(&in_the_way).unwrap();
     let error = freeze_group(&with_id(&volumes, 2)).unwrap_err();
@@ -374,27 +359,27 @@ fn failure_after_barrier_undoes_other_snapshots() {
     }
     write_some(&volumes, 2, 2);
     std::fs::remove_dir(in_the_way).unwrap();
-    check_nothing_forgotten(volumes, &base, &[1, 2]);
+    check_interval(volumes, &base, &[1, 2]);
 }
 
 #[test]
 fn invalid_group_is_refused_without_changes() {
-    let dir = fast_dir();
+    let dir = memory_dir();
     let volumes = make(dir.path(), 3, 8);
-    let before: Vec<_> = volumes.iter().map(|volume| state(volume)).collect();
+    let before = states(&volumes);
     let twice = [(&*volumes[0], SnapshotId::from_u64(1)), (&*volumes[0], SnapshotId::from_u64(2))];
     let error = freeze_group(&twice).unwrap_err();
     assert_eq!(error.source.kind(), VolumeErrorKind::InvalidInput);
-    assert!(error.to_string().contains("listed twice"), "{error}");
-    assert_eq!(before, volumes.iter().map(|volume| state(volume)).collect::<Vec<_>>());
+    assert!(error.to_string().contains("given twice"), "{error}");
+    assert_eq!(before, states(&volumes));
 
     volumes[1].freeze(SnapshotId::from_u64(1)).unwrap();
-    let before: Vec<_> = volumes.iter().map(|volume| state(volume)).collect();
+    let before = states(&volumes);
     assert_eq!(freeze_group(&with_id(&volumes, 1)).unwrap_err().source.kind(), VolumeErrorKind::Busy);
     volumes[2].close().unwrap();
     let error = freeze_group(&with_id(&volumes, 2)).unwrap_err();
     assert_eq!((error.volume, error.source.kind()), (volumes[2].id(), VolumeErrorKind::Closed));
-    assert_eq!(before, volumes.iter().map(|volume| state(volume)).collect::<Vec<_>>());
+    assert_eq!(before, states(&volumes));
 
     let empty = freeze_group(&[]).unwrap();
     assert!(empty.members.is_empty());
@@ -402,7 +387,7 @@ fn invalid_group_is_refused_without_changes() {
 
 #[test]
 fn freeze_reports_stall_of_volumes_and_group() {
-    let dir = fast_dir();
+    let dir = memory_dir();
     let volumes = make(dir.path(), 5, 8);
     for (at, volume) in volumes.iter().enumerate() {
         for block in 0..=at {
@@ -411,7 +396,7 @@ fn freeze_reports_stall_of_volumes_and_group() {
     }
     let frozen = freeze_group(&with_id(&volumes, 1)).unwrap();
     for (at, (member, volume)) in frozen.members.iter().zip(&volumes).enumerate() {
-        // In the order in which they were given.
+        // The results have the given order.
         assert_eq!(member.dirty_blocks, at as u64 + 1);
         assert!(Duration::ZERO < member.stall && member.stall <= frozen.stall);
         let info = volume.snapshots()[0];
@@ -419,17 +404,17 @@ fn freeze_reports_stall_of_volumes_and_group() {
     }
 }
 
-/// Groups that overlap, given in opposite orders, with merges, growth, single freezes, deletions and in the
-/// end a close between them: all of it comes to an end.
+/// Freezes overlapping groups in opposite orders, with merges, growth, deletions and finally a close in
+/// between.
 #[test]
-fn groups_that_overlap_do_not_wait_for_each_other_for_ever() {
+fn overlapping_groups_do_not_deadlock() {
     const ROUNDS: u64 = 150;
-    let dir = fast_dir();
+    let dir = memory_dir();
     let volumes = Arc::new(make(dir.path(), 4, 8));
     let next_id = Arc::new(AtomicU64::new(1));
-    let (ended, ends) = mpsc::channel();
+    let (end_sender, ends) = mpsc::channel();
     for worker in 0..4usize {
-        let (volumes, next_id, ended) = (volumes.clone(), next_id.clone(), ended.clone());
+        let (volumes, next_id, end_sender) = (volumes.clone(), next_id.clone(), end_sender.clone());
         thread::spawn(move || {
             for round in 0..ROUNDS {
                 let id = SnapshotId::from_u64(next_id.fetch_add(1, Ordering::Relaxed));
@@ -448,14 +433,14 @@ fn groups_that_overlap_do_not_wait_for_each_other_for_ever() {
                 let alone = &volumes[worker];
                 alone.grow(alone.size_bytes() + 4096).unwrap();
             }
-            ended.send(()).unwrap();
+            end_sender.send(()).unwrap();
         });
     }
     let deadline = Instant::now() + Duration::from_secs(120);
     for _ in 0..4 {
         ends.recv_timeout(deadline.saturating_duration_since(Instant::now())).unwrap();
     }
-    // A close in between leaves no waiter.
+    // A concurrent close ends the freezes with an error.
     let closer = {
         let volumes = volumes.clone();
         thread::spawn(move || volumes[1].close().unwrap())
@@ -463,7 +448,7 @@ fn groups_that_overlap_do_not_wait_for_each_other_for_ever() {
     let closed = loop {
         let id = next_id.fetch_add(1, Ordering::Relaxed);
         match freeze_group(&with_id(&volumes, id)) {
-            Ok(_) => assert!(Instant::now() < deadline, "the close never came through"),
+            Ok(_) => assert!(Instant::now() < deadline, "the close did not finish"),
             Err(error) => break error,
         }
     };

@@ -1,15 +1,17 @@
-//! A volume against the simplest model of it: an array of bytes and copies of that array.
+//! Comparison of a volume with its model: an array of bytes, with a copy for each snapshot.
 
 mod checks;
 
+use crate::support::paths_in;
 use blockd_extent::{BLOCK_SIZE_BYTES, Epoch, Extent, SnapshotId, VolumeId};
 use blockd_volume::{Content, OpenOptions, Recovery, Volume, VolumeErrorKind};
 use checks::*;
 use proptest::prelude::*;
 use std::{fs::File, path::PathBuf, sync::Arc};
 
-/// The size at the start, and the largest one.
+/// Initial size.
 const SIZE_BYTES: u64 = 3 << 20;
+/// Maximum size.
 const MAX_BYTES: u64 = 6 << 20;
 const BLOCKS: u64 = SIZE_BYTES / BLOCK_SIZE_BYTES;
 
@@ -31,22 +33,22 @@ enum Step {
         no_hole: bool,
     },
     Flush,
-    /// Makes the volume longer by so many blocks, if it may be.
+    /// Grows the volume by this number of blocks, up to the maximum size.
     Grow(u64),
     Freeze,
-    /// Deletes the snapshot with this number, modulo how many there are.
+    /// Deletes the snapshot with this number, modulo the number of snapshots.
     Delete(usize),
     Merge,
-    /// Rolls back to the snapshot with this number, modulo how many there are.
+    /// Rolls back to the snapshot with this number, modulo the number of snapshots.
     RollBack(usize),
     CleanRestart,
     Kill,
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    // Few places, so that writes overlap; ends at odd bytes, and some at block borders.
+    // Few positions, so that writes overlap; odd bytes and block boundaries.
     let at = prop_oneof![
-        // Beyond the end, it is taken from the start again.
+        // Wraps at the end of the volume.
         0..MAX_BYTES,
         (0..5u64).prop_map(|b| SIZE_BYTES - 4096 + b * 2048),
         (0..40u64).prop_map(|b| b * 4096),
@@ -69,15 +71,15 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-struct Frozen {
+struct FrozenModel {
     id: SnapshotId,
     epoch: Epoch,
     content: Vec<u8>,
     /// Blocks at the freeze.
     blocks: Vec<Block>,
-    /// Blocks dirtied since, those in front of the end.
+    /// Blocks of the volume dirtied since.
     dirty: Vec<bool>,
-    /// The same at the freezes of newer snapshots.
+    /// Blocks dirtied between this snapshot and newer ones.
     dirty_until: Vec<(SnapshotId, Vec<bool>)>,
 }
 
@@ -85,32 +87,33 @@ struct Frozen {
 #[derive(Clone, Copy, Default)]
 struct Block {
     has_data: bool,
-    /// It was zeroed with its space kept, and since then there was neither a freeze nor a restart.
+    /// It was zeroed with its space kept, since the last freeze and restart.
     kept: bool,
     /// The head holds it.
     in_head: bool,
-    /// Tells its data from all other data that was ever written, on the disk.
+    /// Identifies its data on the disk: copies of a block have different versions.
     version: u64,
 }
 
-struct Run {
+struct ModelRun {
     dir: PathBuf,
     volume: Arc<Volume>,
     model: Vec<u8>,
     blocks: Vec<Block>,
-    snapshots: Vec<Frozen>,
-    /// Contents at all freezes, deleted snapshots included: the interval sets must cover those too.
+    snapshots: Vec<FrozenModel>,
+    /// Contents at all freezes, including deleted snapshots.
     history: Vec<(Epoch, Vec<u8>)>,
     next_id: u64,
     last_version: u64,
 }
 
+/// Returns the bytes of the blocks inside a range.
 fn trimmed(at: u64, len: u64) -> std::ops::Range<usize> {
     let inside = Extent::inside(at, len);
     inside.offset_bytes() as usize..(inside.offset_bytes() + inside.len_bytes()) as usize
 }
 
-impl Run {
+impl ModelRun {
     fn new(dir: PathBuf) -> Self {
         let volume = Volume::create(&dir, VolumeId::from_u64(42), SIZE_BYTES).unwrap();
         Self {
@@ -160,7 +163,7 @@ impl Run {
         });
     }
 
-    /// A new head begins.
+    /// Replaces the head by an empty one.
     fn new_head(&mut self) {
         for block in &mut self.blocks {
             *block = Block { has_data: block.has_data, version: block.version, ..Block::default() };
@@ -191,8 +194,8 @@ impl Run {
             Step::Freeze => self.freeze(),
             Step::Delete(number) => {
                 if !self.snapshots.is_empty() {
-                    let gone = self.snapshots.remove(number % self.snapshots.len());
-                    self.volume.delete_snapshot(gone.id).unwrap();
+                    let deleted = self.snapshots.remove(number % self.snapshots.len());
+                    self.volume.delete_snapshot(deleted.id).unwrap();
                 }
             }
             Step::Merge => {
@@ -204,13 +207,9 @@ impl Run {
                 self.volume.close().unwrap();
                 assert_eq!(self.volume.write(0, b"x", false).unwrap_err().kind(), VolumeErrorKind::Closed);
                 self.reopen(Recovery::Auto);
-                assert_eq!(
-                    self.volume.stats().head_dirty_bytes,
-                    dirty,
-                    "a clean stop keeps the dirty set exact"
-                );
+                assert_eq!(self.volume.stats().head_dirty_bytes, dirty);
             }
-            // Dropping without closing is what the death of the process leaves: the map and the page cache.
+            // A drop without a close leaves the same files as a process crash.
             Step::Kill => {
                 let dirty = self.volume.stats().head_dirty_bytes;
                 self.reopen(Recovery::Auto);
@@ -237,7 +236,7 @@ impl Run {
 
     fn grow(&mut self, blocks: u64) {
         let new = self.size() + blocks * BLOCK_SIZE_BYTES;
-        assert_eq!(self.volume.grow(self.size()).ok(), Some(()), "to what it is");
+        assert_eq!(self.volume.grow(self.size()).ok(), Some(()), "growth to the same size");
         let error = self.volume.grow(self.size() - BLOCK_SIZE_BYTES).unwrap_err();
         assert_eq!(error.kind(), VolumeErrorKind::InvalidInput);
         if new <= MAX_BYTES {
@@ -258,7 +257,7 @@ impl Run {
         for older in &mut self.snapshots {
             older.dirty_until.push((id, older.dirty.clone()));
         }
-        self.snapshots.push(Frozen {
+        self.snapshots.push(FrozenModel {
             id,
             epoch: frozen.epoch,
             content: self.model.clone(),
@@ -283,7 +282,7 @@ impl Run {
                 true => self.model[range.clone()].copy_from_slice(&snapshot.content[range]),
                 false => self.model[range].fill(0),
             }
-            // The copy is data of its own.
+            // The rollback copies the data.
             let version = if was.has_data { self.last_version } else { 0 };
             self.blocks[block] = Block { version, ..was };
         }
@@ -291,10 +290,10 @@ impl Run {
         let blocks = || (0..changed.len()).filter(|&block| changed[block]);
         assert_eq!(done.changed_blocks, blocks().count() as u64);
         assert_eq!(done.copied_blocks, blocks().filter(has_data).count() as u64);
-        let then = &snapshot.content;
-        assert_eq!(first_difference(&self.model, then), None, "the model is what it was at the snapshot");
-        assert!(self.model[then.len()..].iter().all(|&byte| byte == 0));
-        // What went back is dirty since every earlier point.
+        let frozen = &snapshot.content;
+        assert_eq!(first_difference(&self.model, frozen), None, "the model differs from the snapshot");
+        assert!(self.model[frozen.len()..].iter().all(|&byte| byte == 0));
+        // The restored blocks are dirty relative to each snapshot.
         for snapshot in &mut self.snapshots {
             for (dirty, _) in snapshot.dirty.iter_mut().zip(&changed).filter(|pair| *pair.1) {
                 *dirty = true;
@@ -309,9 +308,9 @@ impl Run {
         let found = self.volume.snapshot_space();
         assert_eq!(found.len(), self.snapshots.len());
         for (space, snapshot) in found.iter().zip(&self.snapshots) {
-            assert_eq!(space.id, snapshot.id, "oldest first");
+            assert_eq!(space.id, snapshot.id, "snapshots out of order");
             let others = || self.snapshots.iter().filter(|other| other.id != snapshot.id);
-            let is_elsewhere = |at: usize, version| {
+            let is_shared = |at: usize, version| {
                 let has = |blocks: &[Block]| {
                     blocks.get(at).is_some_and(|block| block.has_data && block.version == version)
                 };
@@ -319,7 +318,7 @@ impl Run {
             };
             let (mut exclusive, mut shared) = (0, 0);
             for (at, block) in snapshot.blocks.iter().enumerate().filter(|pair| pair.1.has_data) {
-                match is_elsewhere(at, block.version) {
+                match is_shared(at, block.version) {
                     true => shared += BLOCK_SIZE_BYTES,
                     false => exclusive += BLOCK_SIZE_BYTES,
                 }
@@ -329,7 +328,7 @@ impl Run {
         }
     }
 
-    /// Checks the differences between any two points, block by block.
+    /// Checks the differences between any two snapshots, and to the volume, block by block.
     fn check_differences(&self) {
         for (number, from) in self.snapshots.iter().enumerate() {
             let now = self.volume.difference(from.id, None).unwrap();
@@ -350,7 +349,7 @@ impl Run {
         self.last_version += 1;
         let file = File::open(self.head_file()).unwrap();
         for (number, block) in self.blocks.iter_mut().enumerate() {
-            // Which blocks of the head are zeroes is not believed, but found out again from the file's holes.
+            // A start detects zeroes of the head by the holes of its data file.
             if block.in_head && !block.has_data && !is_hole(&file, number as u64) {
                 (block.has_data, block.version) = (true, self.last_version);
             }
@@ -358,10 +357,10 @@ impl Run {
         }
     }
 
-    /// The data file of the newest layer.
+    /// Returns the data file of the newest layer.
     fn head_file(&self) -> PathBuf {
-        let names = std::fs::read_dir(&self.dir).unwrap().map(|entry| entry.unwrap().path());
-        names.filter(|path| path.extension().is_some_and(|end| end == "data")).max().unwrap()
+        let is_data = |path: &PathBuf| path.extension().is_some_and(|end| end == "data");
+        paths_in(&self.dir).into_iter().rfind(is_data).unwrap()
     }
 
     fn check(&self) {
@@ -377,7 +376,7 @@ impl Run {
             assert!(found[..5000] == self.model[1000..6000]);
         }
         check_reads(&self.model, &self.blocks, |at, buf| self.volume.read_or_zeroes(at, buf));
-        check_runs(&self.blocks, |at, len, most| allocation(self.volume.allocation(at, len, most)));
+        check_extents(&self.blocks, |at, len, max| allocation(self.volume.allocation(at, len, max)));
         for snapshot in &self.snapshots {
             let view = self.volume.view(snapshot.id).unwrap();
             assert_eq!(view.size_bytes(), snapshot.content.len() as u64);
@@ -397,13 +396,13 @@ impl Run {
                 assert!(found[..10_000] == snapshot.content[500..10_500]);
             }
             assert!(view.read(view.size_bytes() - 1, &mut [0; 2]).is_err());
-            check_runs(&snapshot.blocks, |at, len, most| allocation(view.allocation(at, len, most)));
-            check_runs(&snapshot.dirty, |at, len, most| {
-                dirty(self.volume.dirty_since(snapshot.id, at, len, most))
+            check_extents(&snapshot.blocks, |at, len, max| allocation(view.allocation(at, len, max)));
+            check_extents(&snapshot.dirty, |at, len, max| {
+                dirty(self.volume.dirty_since(snapshot.id, at, len, max))
             });
             for (newer, then) in &snapshot.dirty_until {
                 if let Ok(view) = self.volume.view(*newer) {
-                    check_runs(then, |at, len, most| dirty(view.dirty_since(snapshot.id, at, len, most)));
+                    check_extents(then, |at, len, max| dirty(view.dirty_since(snapshot.id, at, len, max)));
                     assert!(view.dirty_since(SnapshotId::from_u64(u64::MAX), 0, 1, 1).is_err());
                 }
             }
@@ -431,7 +430,7 @@ proptest! {
     #[test]
     fn volume_behaves_as_byte_array(steps in prop::collection::vec(step(), 1..40)) {
         let dir = tempfile::tempdir().unwrap();
-        let mut run = Run::new(dir.path().join("v"));
+        let mut run = ModelRun::new(dir.path().join("v"));
         for step in &steps {
             run.apply(step);
         }
@@ -440,14 +439,14 @@ proptest! {
         run.check();
     }
 
-    /// Everything flushed is there; nothing reads as something that was never there.
+    /// A flushed block keeps its content; an unflushed one has its old or its new content.
     #[test]
     fn power_cut_keeps_flushed_data(
         before in prop::collection::vec(step(), 1..15),
         after in prop::collection::vec((0..60u64, 1..=255u8), 1..20),
     ) {
         let dir = tempfile::tempdir().unwrap();
-        let mut run = Run::new(dir.path().join("v"));
+        let mut run = ModelRun::new(dir.path().join("v"));
         for step in &before {
             run.apply(step);
         }

@@ -1,5 +1,6 @@
 //! Tests of the offline check.
 
+use crate::support::paths_in;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::Volume;
 use std::{
@@ -8,8 +9,8 @@ use std::{
     time::SystemTime,
 };
 
-/// A volume with two frozen layers and a head, which its process left without closing it.
-fn left_behind(root: &Path) -> PathBuf {
+/// Creates a volume with two frozen layers and a head, and crashes its process; returns the directory.
+fn crashed_volume(root: &Path) -> PathBuf {
     let dir = root.join("v");
     let volume = Volume::create(&dir, VolumeId::from_u64(8), 4 << 20).unwrap();
     for round in 0..3u64 {
@@ -23,9 +24,10 @@ fn left_behind(root: &Path) -> PathBuf {
     dir
 }
 
+/// Returns the content and modification time of each file.
 fn files(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
-    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-    entries
+    paths_in(dir)
+        .into_iter()
         .map(|path| {
             let changed = path.metadata().unwrap().modified().unwrap();
             (path.clone(), (std::fs::read(path).unwrap(), changed))
@@ -33,18 +35,19 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
         .collect()
 }
 
-fn the_one(dir: &Path, contains: &str) -> PathBuf {
-    files(dir).into_keys().find(|path| path.to_string_lossy().contains(contains)).unwrap()
+/// Returns the first file with this text in its path.
+fn find_file(dir: &Path, contains: &str) -> PathBuf {
+    paths_in(dir).into_iter().find(|path| path.to_string_lossy().contains(contains)).unwrap()
 }
 
 #[test]
 fn offline_check_of_crashed_volume_is_clean() {
     let root = tempfile::tempdir().unwrap();
-    let dir = left_behind(root.path());
-    std::fs::write(dir.join("layer-0000000000000009.g0.set"), b"begun").unwrap();
-    let log = the_one(&dir, ".log");
+    let dir = crashed_volume(root.path());
+    std::fs::write(dir.join("layer-0000000000000009.g0.set"), b"unfinished").unwrap();
+    let log = find_file(&dir, ".log");
     let whole = std::fs::read(&log).unwrap();
-    // Zeroes are written ahead of the records.
+    // Preallocated zeroes follow the records.
     let end = whole.iter().rposition(|byte| *byte != 0).unwrap() + 1;
     std::fs::write(&log, [&whole[..end], b"BREC torn", &[0; 512]].concat()).unwrap();
     let before = files(&dir);
@@ -60,8 +63,8 @@ fn offline_check_of_crashed_volume_is_clean() {
 #[test]
 fn missing_map_is_named() {
     let root = tempfile::tempdir().unwrap();
-    let dir = left_behind(root.path());
-    let map = the_one(&dir, ".map");
+    let dir = crashed_volume(root.path());
+    let map = find_file(&dir, ".map");
     std::fs::remove_file(&map).unwrap();
     let findings = Volume::check_files(&dir).findings;
     assert_eq!(findings.len(), 1, "{findings:?}");
@@ -74,7 +77,7 @@ fn damage_is_named() {
     type Damage = fn(&Path);
     let flip: Damage = |path| {
         let mut bytes = std::fs::read(path).unwrap();
-        // In the log this is the first record, and there is one behind it.
+        // In a log this byte belongs to the first of two records.
         let at = bytes.len().min(80) - 1;
         bytes[at] ^= 1;
         std::fs::write(path, bytes).unwrap();
@@ -94,11 +97,11 @@ fn damage_is_named() {
     ];
     for (name, damage) in cases {
         let root = tempfile::tempdir().unwrap();
-        let dir = left_behind(root.path());
-        let path = the_one(&dir, name);
+        let dir = crashed_volume(root.path());
+        let path = find_file(&dir, name);
         damage(&path);
         let findings = Volume::check_files(&dir).findings;
-        assert!(findings.iter().any(|line| line.contains(name)), "{name}: {findings:?}");
-        assert!(findings.iter().all(|line| line.contains(name)), "{name}: {findings:?}");
+        let all_name_it = findings.iter().all(|line| line.contains(name));
+        assert!(!findings.is_empty() && all_name_it, "{name}: {findings:?}");
     }
 }

@@ -1,6 +1,6 @@
-//! Tests of merges on a real XFS with shared extents: they take no space, as no data is copied.
+//! Merges on XFS with and without shared extents.
 //!
-//! They need root, loop devices and `mkfs.xfs`, and are skipped with a message otherwise.
+//! The tests need root, loop devices and `mkfs.xfs`; without them they are skipped with a message.
 
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::{OpenOptions, Volume, VolumeErrorKind};
@@ -10,16 +10,16 @@ use std::{
 };
 
 const MIB: u64 = 1 << 20;
-/// The smallest that `mkfs.xfs` makes.
+/// Minimum size for `mkfs.xfs`.
 const FILESYSTEM_BYTES: u64 = 300 * MIB;
 
-/// An XFS in a file, mounted while this lives.
+/// Mounted XFS image; unmounted on drop.
 struct Xfs {
     root: tempfile::TempDir,
 }
 
 impl Xfs {
-    /// `None` where it cannot be made, with a word about why.
+    /// Creates and mounts the image; prints the reason and returns `None` if that fails.
     fn mount(reflink: bool) -> Option<Self> {
         let root = tempfile::tempdir().unwrap();
         let image = root.path().join("image");
@@ -32,8 +32,8 @@ impl Xfs {
             .and_then(|()| run("mount", &["-o", "loop", image, fs.dir().to_str().unwrap()]));
         match mounted {
             Ok(()) => Some(fs),
-            Err(why) => {
-                eprintln!("skipped: no XFS can be mounted here: {why}");
+            Err(error) => {
+                eprintln!("skipped: mount of an XFS image failed: {error}");
                 None
             }
         }
@@ -48,7 +48,7 @@ impl Xfs {
         found.f_bavail * found.f_frsize
     }
 
-    /// Leaves only so much free.
+    /// Fills the filesystem up to this free space.
     fn fill_up_to(&self, free_bytes: u64) {
         let filler = std::fs::File::create(self.dir().join("filler")).unwrap();
         let flags = rustix::fs::FallocateFlags::empty();
@@ -70,8 +70,8 @@ fn run(program: &str, args: &[&str]) -> Result<(), String> {
     }
 }
 
-/// A volume whose lower layer holds 64 MiB that the upper one, with 80 MiB, does not: they can only be merged
-/// upwards.
+/// Creates a volume with a lower layer of 64 MiB and an upper one of 80 other MiB: a merge goes up, because
+/// it copies less.
 fn volume_in(dir: &Path) -> std::sync::Arc<Volume> {
     let volume = Volume::create(&dir.join("v"), VolumeId::from_u64(3), 256 * MIB).unwrap();
     fill(&volume, 0, 64, 1);
@@ -82,13 +82,13 @@ fn volume_in(dir: &Path) -> std::sync::Arc<Volume> {
     volume
 }
 
-fn piece(number: u64, round: u64) -> Vec<u8> {
+fn mebibyte(number: u64, round: u64) -> Vec<u8> {
     (0..MIB / 8).flat_map(|word| (number << 40 | word << 8 | round).to_le_bytes()).collect()
 }
 
 fn fill(volume: &Volume, start_mib: u64, len_mib: u64, round: u64) {
     for number in start_mib..start_mib + len_mib {
-        volume.write(number * MIB, &piece(number, round), false).unwrap();
+        volume.write(number * MIB, &mebibyte(number, round), false).unwrap();
     }
 }
 
@@ -96,7 +96,7 @@ fn check(volume: &Volume) {
     let mut found = vec![0; MIB as usize];
     for number in 0..144 {
         volume.read(number * MIB, &mut found).unwrap();
-        assert!(found == piece(number, if number < 64 { 1 } else { 2 }), "MiB {number}");
+        assert!(found == mebibyte(number, if number < 64 { 1 } else { 2 }), "MiB {number}");
     }
 }
 
@@ -111,25 +111,24 @@ fn merge_shares_extents_without_space() {
         true
     });
     assert!(merged.unwrap());
-    // A piece that is shared counts as little as the shortest one.
+    // A shared extent counts like the minimum length for sharing.
     assert!((1..=MIB).contains(&copied.get()), "{} bytes", copied.get());
     check(&volume);
-    // What is shared with a file that is gone belongs to one volume alone, and is not shared again.
+    // The removal of the source's file leaves the target as the only user of the extents.
     volume.close().unwrap();
     drop(volume);
     let volume = Volume::open(&xfs.dir().join("v"), &OpenOptions::default()).unwrap();
     check(&volume);
-    // On top of what was shared: the filesystem gives the block a place of its own.
+    // A write to a formerly shared extent.
     fill(&volume, 3, 1, 9);
     volume.flush().unwrap();
-    let back = volume.roll_back(SnapshotId::from_u64(2), &|| true).unwrap();
-    assert_eq!(back.changed_blocks, 256);
+    let rolled_back = volume.roll_back(SnapshotId::from_u64(2), &|| true).unwrap();
+    assert_eq!(rolled_back.changed_blocks, 256);
     check(&volume);
 }
 
-/// The same where extents cannot be shared: it is copied, and there is no room for that.
 #[test]
-fn without_sharing_there_is_no_room_for_a_copy() {
+fn merge_without_shared_extents_needs_space() {
     let Some(xfs) = Xfs::mount(false) else { return };
     let volume = volume_in(&xfs.dir());
     xfs.fill_up_to(24 * MIB);

@@ -1,4 +1,4 @@
-//! The space reserve, alone in its process: while it is released, every volume of the process refuses writes
+//! Space reserve. A separate process: while the reserve is released, all volumes of the process refuse writes
 //! that need space.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -30,10 +30,9 @@ fn released_reserve_refuses_new_blocks_until_it_is_refilled() {
     volume.write(0, &[3; 4096], true).unwrap();
     volume.write(100, &[3; 10], false).unwrap();
     volume.trim(0, 4096, false).unwrap();
-    // What needs space in another way: a copy from below, a block whose space was given back, a range that
-    // keeps its space.
-    let used = || volume.stats().bytes_written;
-    let before = used();
+    // A copy-up, a block with freed space, and zeroing that keeps space need space, too.
+    let bytes_written = || volume.stats().bytes_written;
+    let before = bytes_written();
     for refused in [
         volume.write(8200, &[2; 10], false),
         volume.write(0, &[3; 4096], false),
@@ -42,7 +41,7 @@ fn released_reserve_refuses_new_blocks_until_it_is_refilled() {
     ] {
         assert_eq!(refused.unwrap_err().kind(), VolumeErrorKind::NoSpace);
     }
-    assert_eq!((used(), volume.stats().head_dirty_bytes), (before, 4096));
+    assert_eq!((bytes_written(), volume.stats().head_dirty_bytes), (before, 4096));
     volume.write_zeroes(16384, 8192, false, false).unwrap();
     let roll_back = || overwritten.roll_back(SnapshotId::from_u64(2), &|| true).map(drop);
     for refused in [restored.write_blocks(BlockIndex(0), &[7; 4096]), roll_back()] {
@@ -52,10 +51,10 @@ fn released_reserve_refuses_new_blocks_until_it_is_refilled() {
     volume.delete_snapshot(SnapshotId::from_u64(1)).unwrap();
     assert_eq!(volume.failure(), None);
     drop(first);
-    assert!(!reserve.refill() && blocks() == 0, "filled while an operation uses the space");
+    assert!(!reserve.refill() && blocks() == 0, "refilled while an operation uses the space");
     drop(second);
-    // The next step of the operation needs the space before it is refilled.
-    let third = reserve.release().expect("released space that was not refilled");
+    // The next operation starts before the refill.
+    let third = reserve.release().expect("space that was not refilled");
     assert!(!reserve.refill() && blocks() == 0);
     drop(third);
     assert!(reserve.refill() && blocks() > 0);

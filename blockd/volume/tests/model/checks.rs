@@ -1,48 +1,49 @@
-//! Comparisons of answers with the model.
+//! Comparisons of query results with the model.
 
 use super::Block;
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
 use blockd_volume::{Allocation, AllocationExtent, Content, Difference, DirtyExtent, VolumeError};
 use std::fs::File;
 
-pub fn check_difference(found: &Difference, changed: &[bool], then: &[Block]) {
+/// Checks a difference: `changed` are its blocks, `newer` is the state of the newer point.
+pub fn check_difference(found: &Difference, changed: &[bool], newer: &[Block]) {
     let mut expected = vec![None; changed.len()];
-    for (at, block) in then.iter().enumerate().filter(|pair| changed[pair.0]) {
+    for (at, block) in newer.iter().enumerate().filter(|pair| changed[pair.0]) {
         expected[at] = Some(block.has_data);
     }
-    let mut named = vec![None; changed.len()];
+    let mut reported = vec![None; changed.len()];
     let (mut data_bytes, mut zero_bytes, mut last) = (0, 0, None);
     for run in found.extents_in(Extent::whole(changed.len() as u64 * BLOCK_SIZE_BYTES)) {
         let range = run.extent.start.0 as usize..run.extent.end().0 as usize;
         let is_next =
             |(end, kind): (usize, bool)| end < range.start || (end == range.start && kind != run.has_data);
-        assert!(last.is_none_or(is_next), "ascending, and as long as can be");
+        assert!(last.is_none_or(is_next), "extents are not ascending and maximal");
         last = Some((range.end, run.has_data));
-        named[range].fill(Some(run.has_data));
+        reported[range].fill(Some(run.has_data));
         *(if run.has_data { &mut data_bytes } else { &mut zero_bytes }) += run.extent.len_bytes();
     }
-    assert_eq!(named, expected);
+    assert_eq!(reported, expected);
     assert_eq!((found.data_bytes(), found.zero_bytes()), (data_bytes, zero_bytes));
 }
 
-/// Extents of an answer.
-pub type FoundRuns<T> = Vec<(u64, T)>;
+/// Extents of a query result: lengths in bytes and their kinds.
+pub type FoundExtents<T> = Vec<(u64, T)>;
 
-pub fn allocation(runs: Result<Vec<AllocationExtent>, VolumeError>) -> FoundRuns<Allocation> {
-    runs.unwrap().into_iter().map(|run| (run.len_bytes, run.allocation)).collect()
+pub fn allocation(extents: Result<Vec<AllocationRun>, VolumeError>) -> FoundExtents<Allocation> {
+    extents.unwrap().into_iter().map(|run| (run.len_bytes, run.allocation)).collect()
 }
 
-pub fn dirty(runs: Result<Vec<DirtyExtent>, VolumeError>) -> FoundRuns<bool> {
-    runs.unwrap().into_iter().map(|run| (run.len_bytes, run.dirty)).collect()
+pub fn dirty(extents: Result<Vec<DirtyRun>, VolumeError>) -> FoundExtents<bool> {
+    extents.unwrap().into_iter().map(|run| (run.len_bytes, run.dirty)).collect()
 }
 
-/// Answer of the model about a block.
-pub trait Says<T> {
-    fn says(&self) -> T;
+/// Expected result of a query for a block.
+pub trait Expected<T> {
+    fn expected(&self) -> T;
 }
 
-impl Says<Allocation> for Block {
-    fn says(&self) -> Allocation {
+impl Expected<Allocation> for Block {
+    fn expected(&self) -> Allocation {
         match (self.has_data, self.kept) {
             (true, _) => Allocation::Data,
             (false, true) => Allocation::Zero,
@@ -51,41 +52,44 @@ impl Says<Allocation> for Block {
     }
 }
 
-impl Says<bool> for bool {
-    fn says(&self) -> bool {
+impl Expected<bool> for bool {
+    fn expected(&self) -> bool {
         *self
     }
 }
 
-/// Asks for ranges of all alignments, for many and for few runs at once, and compares with what is said block
-/// by block.
-pub fn check_runs<T, B>(model: &[B], ask: impl Fn(u64, u64, usize) -> FoundRuns<T>)
+/// Queries ranges of different alignments, with many and with few extents per query, and compares each
+/// block with the model.
+pub fn check_extents<T, B>(model: &[B], query: impl Fn(u64, u64, usize) -> FoundExtents<T>)
 where
     T: Copy + PartialEq + std::fmt::Debug,
-    B: Says<T>,
+    B: Expected<T>,
 {
     let size = model.len() as u64 * BLOCK_SIZE_BYTES;
-    for (start, end, most) in [(0, size, usize::MAX), (1, size - 1, 3), (5000, 60_001, 1), (4095, 4097, 9)] {
+    for (start, end, max) in [(0, size, usize::MAX), (1, size - 1, 3), (5000, 60_001, 1), (4095, 4097, 9)] {
         let mut at = start;
         while at < end {
-            let runs = ask(at, end - at, most);
-            assert!(!runs.is_empty() && runs.len() <= most);
-            assert!(runs.windows(2).all(|pair| pair[0].1 != pair[1].1), "neighbours of the same kind");
-            for (len, what) in runs {
+            let extents = query(at, end - at, max);
+            assert!(!extents.is_empty() && extents.len() <= max);
+            assert!(
+                extents.windows(2).all(|pair| pair[0].1 != pair[1].1),
+                "two neighbouring extents of the same kind"
+            );
+            for (len, kind) in extents {
                 assert!(len > 0 && at + len <= end, "{len} bytes at {at} beyond {end}");
                 for block in at / 4096..(at + len).div_ceil(4096) {
-                    assert_eq!(what, model[block as usize].says(), "block {block}");
+                    assert_eq!(kind, model[block as usize].expected(), "block {block}");
                 }
                 at += len;
             }
         }
-        if most == usize::MAX {
-            assert_eq!(at, end, "with enough room, one call tells all");
+        if max == usize::MAX {
+            assert_eq!(at, end, "an unlimited query ended early");
         }
     }
 }
 
-/// Zeroes are reported exactly where no block has data, and the buffer is not touched then.
+/// Checks that reads report zeroes exactly where no block has data, and leave the buffer unchanged then.
 pub fn check_reads(
     content: &[u8],
     blocks: &[Block],
@@ -113,12 +117,12 @@ pub fn is_hole(file: &File, block: u64) -> bool {
     }
 }
 
-/// Returns the first difference before the end of the shorter one.
+/// Returns the position of the first difference, up to the end of the shorter slice.
 pub fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     a.iter().zip(b).position(|(x, y)| x != y)
 }
 
-/// Every block that differs is named, and a block that is named as zero is zero.
+/// Checks that the sets have each block that differs, and that each block of `zero` is zeroes.
 pub fn assert_covers(before: &[u8], after: &[u8], data: &BlockSet, zero: &BlockSet) {
     let before = [before, &vec![0; after.len().saturating_sub(before.len())]].concat();
     for block in 0..after.len() as u64 / BLOCK_SIZE_BYTES {
@@ -128,7 +132,7 @@ pub fn assert_covers(before: &[u8], after: &[u8], data: &BlockSet, zero: &BlockS
         assert!(!(in_data && in_zero));
         assert!(
             in_data || in_zero || before[range.clone()] == after[range.clone()],
-            "block {block} changed unnoticed"
+            "block {block} changed and is in no set"
         );
         assert!(!in_zero || after[range].iter().all(|&byte| byte == 0), "block {block} is not zero");
     }
