@@ -1,7 +1,7 @@
 //! Record of acknowledged writes that a start may have discarded.
 
 use crate::sim::disk::{Disk, Fault, FaultError, OpKind, Rng};
-use crate::support::paths_in;
+use crate::support::{paths_in, volume_dir};
 use blockd_extent::VolumeId;
 use blockd_volume::{DiscardCause, OpenOptions, Recovery, SurvivingClients, Volume, VolumeErrorKind};
 use std::{
@@ -47,16 +47,14 @@ fn found(volume: &Volume) -> Option<(SurvivingClients, DiscardCause)> {
 
 #[test]
 fn start_after_a_process_crash_records_no_loss() {
-    let root = tempfile::tempdir().unwrap();
-    let dir = root.path().join("v");
+    let (_root, dir) = volume_dir();
     drop(create(&dir));
     assert_eq!(found(&open(&dir, true)), None);
 }
 
 #[test]
 fn start_without_the_map_records_a_loss_until_acknowledged() {
-    let root = tempfile::tempdir().unwrap();
-    let dir = root.path().join("v");
+    let (_root, dir) = volume_dir();
     drop(create(&dir));
     std::fs::remove_file(map(&dir)).unwrap();
     let lost = Some((SurvivingClients::All, DiscardCause::MapMissing));
@@ -76,8 +74,7 @@ fn start_in_another_boot_records_a_loss_for_remote_clients() {
     for (serves_remote, expected) in
         [(true, Some((SurvivingClients::Remote, DiscardCause::OtherBoot))), (false, None)]
     {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("v");
+        let (_root, dir) = volume_dir();
         drop(create(&dir));
         set_other_boot(&dir);
         assert_eq!(found(&open(&dir, serves_remote)), expected);
@@ -86,19 +83,17 @@ fn start_in_another_boot_records_a_loss_for_remote_clients() {
 
 #[test]
 fn start_in_another_mount_records_a_loss_for_all_clients() {
-    let root = tempfile::tempdir().unwrap();
-    let dir = root.path().join("v");
+    let (_root, dir) = volume_dir();
     drop(create(&dir));
     alter(&dir, MOUNT_AT, &u64::MAX.to_le_bytes());
-    // Filesystems without a mount id cannot be distinguished.
+    // Filesystems without a mount number cannot be distinguished.
     let loss = found(&open(&dir, false));
     assert!(loss.is_none_or(|loss| loss == (SurvivingClients::All, DiscardCause::OtherMount)), "{loss:?}");
 }
 
 #[test]
 fn start_after_a_clean_stop_records_no_loss_in_any_boot() {
-    let root = tempfile::tempdir().unwrap();
-    let dir = root.path().join("v");
+    let (_root, dir) = volume_dir();
     create(&dir).close().unwrap();
     set_other_boot(&dir);
     let volume = open(&dir, true);
@@ -111,9 +106,8 @@ fn start_after_a_clean_stop_records_no_loss_in_any_boot() {
 #[test]
 fn start_with_a_failed_writeback_records_a_loss() {
     for end in [".map", ".data"] {
-        let root = tempfile::tempdir().unwrap();
+        let (root, dir) = volume_dir();
         let disk = Disk::attach(root.path(), 1).unwrap();
-        let dir = root.path().join("v");
         drop(create(&dir));
         let fault = Fault { path_contains: end.into(), ..Fault::at(0, FaultError::Io) };
         disk.inject(Fault { kinds: vec![OpKind::Sync], ..fault });
@@ -127,8 +121,7 @@ fn start_with_a_failed_writeback_records_a_loss() {
 #[test]
 fn stale_mark_of_a_clean_stop_hides_no_loss() {
     for seed in 0..8 {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("v");
+        let (root, dir) = volume_dir();
         create(&dir).close().unwrap();
         let disk = Disk::attach(root.path(), seed).unwrap();
         let fault = Fault { path_contains: ".map".into(), ..Fault::at(1, FaultError::Io) };
@@ -148,9 +141,8 @@ fn stale_mark_of_a_clean_stop_hides_no_loss() {
 
 #[test]
 fn map_on_a_full_disk_is_written_later() {
-    let root = tempfile::tempdir().unwrap();
+    let (root, dir) = volume_dir();
     let disk = Disk::attach(root.path(), 1).unwrap();
-    let dir = root.path().join("v");
     let volume = create(&dir);
     let full = Fault { path_contains: ".map".into(), ..Fault::every(FaultError::NoSpace) };
     disk.inject(Fault { kinds: vec![OpKind::Sync], ..full });
@@ -177,8 +169,7 @@ fn crash_at_each_call(
     loss: Option<(SurvivingClients, DiscardCause)>,
 ) {
     for call in 0.. {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("v");
+        let (root, dir) = volume_dir();
         prepare(&dir);
         let disk = Disk::attach(root.path(), 1).unwrap();
         disk.cut_power_before(call);

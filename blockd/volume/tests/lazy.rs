@@ -3,7 +3,7 @@
 mod source;
 
 use crate::sim::disk::{Disk, Fault, FaultError, OpKind, Rng};
-use crate::support::{merge_all, open, snapshot_content};
+use crate::support::{merge_all, open, snapshot_content, volume_dir};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_volume::{
     Access, Allocation, FetchReply, LazySource, SourceError, Urgency, Volume, VolumeErrorKind,
@@ -91,16 +91,14 @@ fn read_blocks_are_kept_and_others_fetched_once() {
     assert!(lazy.volume.try_read_or_zeroes(702 * BLOCK_SIZE_BYTES, &mut block).unwrap().is_some());
     assert!(lazy.volume.try_read_or_zeroes(1500 * BLOCK_SIZE_BYTES, &mut block).unwrap().is_none());
     lazy.check();
-    lazy.volume.close().unwrap();
     // A clean stop logs all present blocks.
-    lazy.open(None);
+    lazy.reopen();
     assert_eq!(lazy.volume.hydration().unwrap().done_bytes, SIZE_BYTES);
     lazy.check();
     assert!(lazy.source.fetched.iter().all(|count| count.load(Ordering::Relaxed) <= 1));
     lazy.hydrate();
     lazy.check();
-    lazy.volume.close().unwrap();
-    lazy.open(None);
+    lazy.reopen();
     assert_eq!(lazy.volume.hydration(), None);
     lazy.check();
     assert!(Volume::check_files(&lazy.dir).findings.is_empty());
@@ -199,9 +197,7 @@ fn failing_source_fails_only_its_readers() {
     lazy.volume.read(0, &mut block).unwrap();
     lazy.source.set_broken(false);
     lazy.check();
-    drop(lazy.volume.clone());
-    lazy.volume.close().unwrap();
-    lazy.open(None);
+    lazy.reopen();
     lazy.check();
 }
 
@@ -258,8 +254,7 @@ fn damage_fails_only_reads_of_damaged_blocks() {
 fn lazy_volume_without_its_source_serves_local_blocks() {
     let mut lazy = Lazy::new(Memory::new(6));
     lazy.write(77 * BLOCK, &[3; BLOCK]);
-    lazy.volume.close().unwrap();
-    lazy.open(None);
+    lazy.reopen();
     let mut block = [0; BLOCK];
     lazy.volume.read(77 * BLOCK_SIZE_BYTES, &mut block).unwrap();
     assert_eq!(block, [3; BLOCK]);
@@ -348,9 +343,8 @@ fn unlogged_blocks_are_fetched_again() {
 #[test]
 fn blocks_lost_by_failed_sync_are_fetched_again() {
     let source = Memory::new(12);
-    let root = tempfile::tempdir().unwrap();
+    let (root, dir) = volume_dir();
     let disk = Disk::attach(root.path(), 12).unwrap();
-    let dir = root.path().join("v");
     let volume = Volume::create_lazy(&dir, ID, SIZE_BYTES, source.clone()).unwrap();
     let mut found = vec![0; 200 * BLOCK];
     volume.read(0, &mut found).unwrap();

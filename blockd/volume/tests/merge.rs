@@ -1,7 +1,7 @@
 //! Merges that resume after a stop, a process crash or a full disk.
 
 use crate::sim::disk::{Attached, Disk, Fault, FaultError, OpKind};
-use crate::support::{content, names_in, open};
+use crate::support::{content, names_in, open, volume_dir};
 use blockd_extent::{BLOCK_SIZE_BYTES, SnapshotId, VolumeId};
 use blockd_volume::{MergeStats, Volume, VolumeErrorKind};
 use std::{cell::Cell, path::PathBuf, sync::Arc};
@@ -50,9 +50,8 @@ impl MergeFixture {
 
     /// Creates the same with extents of `extent_blocks` in the upper layer.
     fn with_extents(first_blocks: u64, step: u64, extent_blocks: u64) -> Self {
-        let root = tempfile::tempdir().unwrap();
+        let (root, dir) = volume_dir();
         let disk = Disk::attach(root.path(), 1).unwrap();
-        let dir = root.path().join("v");
         let volume = Volume::create(&dir, VolumeId::from_u64(5), first_blocks * BLOCK_SIZE_BYTES).unwrap();
         for block in (0..first_blocks).step_by(2) {
             volume.write(block * BLOCK_SIZE_BYTES, &block_content(block, 1), false).unwrap();
@@ -248,9 +247,8 @@ fn write(volume: &Volume, blocks: impl Iterator<Item = u64>, round: u8) {
 /// Another merge may overwrite blocks that a note covers.
 #[test]
 fn new_merge_removes_note_of_other_pair() {
-    let root = tempfile::tempdir().unwrap();
+    let (root, dir) = volume_dir();
     let disk = Disk::attach(root.path(), 1).unwrap();
-    let dir = root.path().join("v");
     let volume = Volume::create(&dir, VolumeId::from_u64(5), BLOCKS * BLOCK_SIZE_BYTES).unwrap();
     let id = SnapshotId::from_u64;
     write(&volume, 0..BLOCKS, 1);

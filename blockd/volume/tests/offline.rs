@@ -1,6 +1,6 @@
 //! Tests of the offline check.
 
-use crate::support::paths_in;
+use crate::support::{paths_in, volume_dir};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_volume::Volume;
 use std::{
@@ -10,8 +10,8 @@ use std::{
 };
 
 /// Creates a volume with two frozen layers and a head, and crashes its process; returns the directory.
-fn crashed_volume(root: &Path) -> PathBuf {
-    let dir = root.join("v");
+fn crashed_volume() -> (tempfile::TempDir, PathBuf) {
+    let (root, dir) = volume_dir();
     let volume = Volume::create(&dir, VolumeId::from_u64(8), 4 << 20).unwrap();
     for round in 0..3u64 {
         volume.write(round * 8192, &[round as u8 + 1; 12288], true).unwrap();
@@ -21,7 +21,7 @@ fn crashed_volume(root: &Path) -> PathBuf {
     }
     volume.write(1 << 20, &[9; 4096], false).unwrap();
     volume.flush().unwrap();
-    dir
+    (root, dir)
 }
 
 /// Returns the content and modification time of each file.
@@ -42,8 +42,7 @@ fn find_file(dir: &Path, contains: &str) -> PathBuf {
 
 #[test]
 fn offline_check_of_crashed_volume_is_clean() {
-    let root = tempfile::tempdir().unwrap();
-    let dir = crashed_volume(root.path());
+    let (_root, dir) = crashed_volume();
     std::fs::write(dir.join("layer-0000000000000009.g0.set"), b"unfinished").unwrap();
     let log = find_file(&dir, ".log");
     let whole = std::fs::read(&log).unwrap();
@@ -62,8 +61,7 @@ fn offline_check_of_crashed_volume_is_clean() {
 
 #[test]
 fn missing_map_is_named() {
-    let root = tempfile::tempdir().unwrap();
-    let dir = crashed_volume(root.path());
+    let (_root, dir) = crashed_volume();
     let map = find_file(&dir, ".map");
     std::fs::remove_file(&map).unwrap();
     let findings = Volume::check_files(&dir).findings;
@@ -96,8 +94,7 @@ fn damage_is_named() {
         ("0003.log", remove),
     ];
     for (name, damage) in cases {
-        let root = tempfile::tempdir().unwrap();
-        let dir = crashed_volume(root.path());
+        let (_root, dir) = crashed_volume();
         let path = find_file(&dir, name);
         damage(&path);
         let findings = Volume::check_files(&dir).findings;

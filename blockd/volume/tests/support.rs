@@ -23,6 +23,13 @@ pub fn memory_disk(seed: u64) -> (tempfile::TempDir, Attached) {
     (root, disk)
 }
 
+/// Returns a new directory and the path of a volume in it.
+pub fn volume_dir() -> (tempfile::TempDir, PathBuf) {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("v");
+    (root, dir)
+}
+
 pub fn open(dir: &Path) -> Arc<Volume> {
     Volume::open(dir, &OpenOptions::default()).unwrap()
 }

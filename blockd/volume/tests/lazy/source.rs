@@ -158,18 +158,16 @@ pub struct Lazy {
 
 impl Lazy {
     pub fn new(source: Arc<Memory>) -> Self {
-        let root = tempfile::tempdir().unwrap();
-        let dir = root.path().join("v");
+        let (root, dir) = volume_dir();
         let volume = Volume::create_lazy(&dir, ID, SIZE_BYTES, source.clone()).unwrap();
         let model = source.data.clone();
         Self { _root: root, dir, source, volume, model }
     }
 
-    pub fn open(&mut self, source: Option<Arc<Memory>>) {
+    /// Closes the volume and reopens it without its source.
+    pub fn reopen(&mut self) {
+        self.volume.close().unwrap();
         self.volume = open(&self.dir);
-        if let Some(source) = source {
-            self.volume.set_lazy_source(source);
-        }
     }
 
     pub fn write(&mut self, offset: usize, data: &[u8]) {
