@@ -289,7 +289,7 @@ fn failure_before_barrier_changes_no_volume() {
     let before = states(&volumes);
     let error = freeze_group(&with_id(&volumes, 2)).unwrap_err();
     assert_eq!((error.volume, error.source.kind()), (volumes[2].id(), VolumeErrorKind::Io));
-    assert!(error.to_string().contains("volume 998: cannot create"), "{error}");
+    assert!(error.to_string().contains("volume 998: create failed on"), "{error}");
     assert_eq!(before, states(&volumes));
     write_some(&volumes, 2, 2);
     std::fs::remove_dir(in_the_way).unwrap();
@@ -370,7 +370,7 @@ fn invalid_group_is_refused_without_changes() {
     let twice = [(&*volumes[0], SnapshotId::from_u64(1)), (&*volumes[0], SnapshotId::from_u64(2))];
     let error = freeze_group(&twice).unwrap_err();
     assert_eq!(error.source.kind(), VolumeErrorKind::InvalidInput);
-    assert!(error.to_string().contains("given twice"), "{error}");
+    assert!(error.to_string().contains("listed twice"), "{error}");
     assert_eq!(before, states(&volumes));
 
     volumes[1].freeze(SnapshotId::from_u64(1)).unwrap();

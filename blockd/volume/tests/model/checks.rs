@@ -29,11 +29,11 @@ pub fn check_difference(found: &Difference, changed: &[bool], newer: &[Block]) {
 /// Extents of a query result: lengths in bytes and their kinds.
 pub type FoundExtents<T> = Vec<(u64, T)>;
 
-pub fn allocation(extents: Result<Vec<AllocationRun>, VolumeError>) -> FoundExtents<Allocation> {
+pub fn allocation(extents: Result<Vec<AllocationExtent>, VolumeError>) -> FoundExtents<Allocation> {
     extents.unwrap().into_iter().map(|run| (run.len_bytes, run.allocation)).collect()
 }
 
-pub fn dirty(extents: Result<Vec<DirtyRun>, VolumeError>) -> FoundExtents<bool> {
+pub fn dirty(extents: Result<Vec<DirtyExtent>, VolumeError>) -> FoundExtents<bool> {
     extents.unwrap().into_iter().map(|run| (run.len_bytes, run.dirty)).collect()
 }
 
