@@ -135,7 +135,7 @@ pub struct VerifyReport {
     pub findings_total: u64,
     /// Number of checked deltas.
     pub deltas: u64,
-    /// Number of checked objects without manifests.
+    /// Number of checked objects without manifests: index and packs of each delta, including missing ones.
     pub objects: u64,
     /// Bytes of restored blocks.
     pub block_bytes: u64,
@@ -196,7 +196,8 @@ async fn run(
     });
     for (manifest, at) in deltas.values() {
         let alone = alone(manifest, *at);
-        report.objects += quick(repo, &alone, &mut found).await?;
+        report.objects += 1 + u64::from(nth(manifest, *at).pack_count);
+        quick(repo, &alone, &mut found).await?;
         if options.depth == VerifyDepth::Frames {
             let (damage, blocks) = frames(repo, &alone, options, Arc::new(|_, _| Ok(())), &progress).await?;
             found.merge(damage);
@@ -316,9 +317,8 @@ fn alone(manifest: &Manifest, at: usize) -> Manifest {
     Manifest { delta: nth(manifest, at).clone(), chain: Vec::new(), ..manifest.clone() }
 }
 
-/// Checks existence and lengths of the objects of a manifest's only delta; returns the number of listed
-/// objects.
-async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Result<u64, CloudError> {
+/// Checks existence and lengths of the objects of a manifest's only delta.
+async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Result<(), CloudError> {
     let delta = &alone.delta;
     let id = delta.id();
     let listed = repo.store().list(&id.prefix()).await?;
@@ -329,7 +329,7 @@ async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Resul
     // Also by name: a foreign object could hide a missing one of the same size.
     let has_all_packs = (0..delta.pack_count).all(|pack_no| lens.contains_key(&id.pack_key(pack_no)));
     if index_len == Some(delta.index.len_bytes) && total == delta.stored_bytes && has_all_packs {
-        return Ok(lens.len() as u64);
+        return Ok(());
     }
     let everything = Extent::whole(alone.size_bytes);
     let wrong = |key: &str, len: Option<u64>, expected: u64| match len {
@@ -341,14 +341,14 @@ async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Resul
     };
     if index_len != Some(delta.index.len_bytes) {
         found.add(wrong(&id.index_key(), index_len, delta.index.len_bytes), [everything]);
-        return Ok(lens.len() as u64);
+        return Ok(());
     }
     // The index determines which object is missing or has a wrong length.
     let packs = match packs(repo, delta).await {
         Ok(packs) => packs,
         Err(error @ CloudError::Damaged { .. }) => {
             found.add(error, [everything]);
-            return Ok(lens.len() as u64);
+            return Ok(());
         }
         Err(error) => return Err(error),
     };
@@ -359,7 +359,7 @@ async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Resul
             found.add(wrong(&key, len, *expected), blocks.extents());
         }
     }
-    Ok(packs.len() as u64 + 1)
+    Ok(())
 }
 
 /// Returns the length and the blocks of each stored pack of a delta.

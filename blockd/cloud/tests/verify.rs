@@ -138,6 +138,7 @@ async fn missing_or_truncated_objects_are_found_by_a_listing() {
                 sample.store.insert(&pack, body.slice(..len));
             }
             let report = sample.verify(&sample.ids(), depth).await;
+            assert_eq!((report.deltas, report.objects), (2, 4), "{depth:?} {cut:?}");
             assert!(report.findings.iter().all(|finding| finding.object == pack), "{depth:?} {cut:?}");
             assert_eq!(damaged(&report, sample.incremental.id()), [Extent::new(BlockIndex(0), 32)]);
             assert_eq!(damaged(&report, sample.full.id()), []);
@@ -148,6 +149,7 @@ async fn missing_or_truncated_objects_are_found_by_a_listing() {
         let body = sample.store.remove(&pack).unwrap();
         sample.store.insert(&pack.replace("pack-00000000", "pack-00000007"), body);
         let report = sample.verify(&sample.ids(), depth).await;
+        assert_eq!((report.deltas, report.objects), (2, 4), "{depth:?}");
         assert!(report.findings.iter().any(|finding| finding.object == pack), "{depth:?}");
         assert_eq!(damaged(&report, sample.incremental.id()), [Extent::new(BlockIndex(0), 32)]);
         // The index: blocks below it are unknown.
@@ -155,6 +157,7 @@ async fn missing_or_truncated_objects_are_found_by_a_listing() {
         let index = sample.pack_of(&sample.full).replace("pack-00000000", "index");
         sample.store.remove(&index).unwrap();
         let report = sample.verify(&sample.ids(), depth).await;
+        assert_eq!((report.deltas, report.objects), (2, 4), "{depth:?}");
         assert!(report.findings.iter().any(|finding| finding.object == index), "{depth:?}");
         assert!(!damaged(&report, sample.full.id()).is_empty());
         assert!(!damaged(&report, sample.incremental.id()).is_empty());
