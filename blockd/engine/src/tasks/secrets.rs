@@ -17,7 +17,7 @@ use tokio::{sync::SemaphorePermit, time::Instant};
 /// First pause between attempts; doubled up to `LONGEST_PAUSE`.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// Maximum number of attempts to get a slot while the secrets are available.
+/// Maximum number of attempts to take a slot while the secrets are available.
 const MAX_ROUNDS: u32 = 8;
 
 /// Waits for the secrets of a task's credential, at most
@@ -42,29 +42,48 @@ pub(super) async fn wait_for(tasks: &Tasks, live: &LiveTask) -> Result<(), Servi
 /// so that other tasks can use it.
 ///
 /// # Errors
-/// Those of [`wait_for`]; the daemon stops.
+/// Those of [`wait_for`]; a secret was unavailable again after each of `MAX_ROUNDS` waits for a slot; the
+/// daemon stops.
 pub(crate) async fn slot<'a>(tasks: &'a Tasks, live: &LiveTask) -> Result<SemaphorePermit<'a>, ServiceError> {
-    for _ in 1..MAX_ROUNDS {
-        wait_for(tasks, live).await?;
-        let slot = tasks.slot(&live.cancel).await?;
-        // The slot may have become free hours later.
-        if !is_secret_unavailable(tasks, live).await? {
-            return Ok(slot);
-        }
-    }
-    wait_for(tasks, live).await?;
-    tasks.slot(&live.cancel).await
+    let wait = || wait_for(tasks, live);
+    slot_after(wait, || tasks.slot(&live.cancel), || unavailable_secret(tasks, live)).await
 }
 
-/// Returns true if a secret is temporarily unavailable.
-async fn is_secret_unavailable(tasks: &Tasks, live: &LiveTask) -> Result<bool, ServiceError> {
-    let credential = tasks.repositories.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
-    for reference in references_of(&credential) {
-        if tasks.references.resolve(reference).await.is_err_and(|error| error.is_retryable()) {
-            return Ok(true);
+/// Repeats `wait` and `take` until `check` finds no unavailable secret, at most `MAX_ROUNDS` times.
+async fn slot_after<S, W, T, C>(
+    wait: impl Fn() -> W,
+    take: impl Fn() -> T,
+    check: impl Fn() -> C,
+) -> Result<S, ServiceError>
+where
+    W: Future<Output = Result<(), ServiceError>>,
+    T: Future<Output = Result<S, ServiceError>>,
+    C: Future<Output = Result<Option<ServiceError>, ServiceError>>,
+{
+    let mut round = 1;
+    loop {
+        wait().await?;
+        let slot = take().await?;
+        // The slot may have become free hours later.
+        match check().await? {
+            None => return Ok(slot),
+            Some(error) if round >= MAX_ROUNDS => return Err(error),
+            Some(_) => round += 1,
         }
     }
-    Ok(false)
+}
+
+/// Returns the error of a temporarily unavailable secret, if there is one.
+async fn unavailable_secret(tasks: &Tasks, live: &LiveTask) -> Result<Option<ServiceError>, ServiceError> {
+    let credential = tasks.repositories.credential(Some(&CredentialRef::Id(live.view().credential))).await?;
+    for reference in references_of(&credential) {
+        if let Err(error) = tasks.references.resolve(reference).await
+            && error.is_retryable()
+        {
+            return Ok(Some(unresolved(Some(&credential.name), reference, &error)));
+        }
+    }
+    Ok(None)
 }
 
 /// Opens the repository of a task, once its secrets are available.
@@ -125,4 +144,36 @@ async fn resolve(
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        cell::Cell,
+        future::{Ready, ready},
+    };
+
+    /// Takes slots while the secrets are unavailable in the first `failures` checks; returns the result with
+    /// the number of waits.
+    async fn rounds(failures: u32) -> (Result<u32, ServiceError>, u32) {
+        let (waits, slots) = (Cell::new(0), Cell::new(0));
+        let count = |of: &Cell<u32>| of.replace(of.get() + 1) + 1;
+        let wait = || {
+            count(&waits);
+            ready(Ok(()))
+        };
+        let check = || -> Ready<Result<Option<ServiceError>, ServiceError>> {
+            ready(Ok((slots.get() <= failures).then_some(ServiceError::Stopping)))
+        };
+        (slot_after(wait, || ready(Ok(count(&slots))), check).await, waits.get())
+    }
+
+    #[tokio::test]
+    async fn slot_without_secrets_is_taken_again_and_then_refused() {
+        assert!(matches!(rounds(0).await, (Ok(1), 1)));
+        assert!(matches!(rounds(2).await, (Ok(3), 3)));
+        assert!(matches!(rounds(MAX_ROUNDS - 1).await, (Ok(MAX_ROUNDS), MAX_ROUNDS)));
+        assert!(matches!(rounds(MAX_ROUNDS).await, (Err(ServiceError::Stopping), MAX_ROUNDS)));
+    }
 }
