@@ -8,29 +8,32 @@ use blockd_api::{ApiError, ErrorCode, SnapshotName, quiesce::QuiesceReport, snap
 use blockd_catalog::{BackupTask, Barrier, SnapshotRow, SnapshotState, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
 };
 use uuid::Uuid;
 
-/// Maximum number of remembered failed freezes. Tasks of older ones ended long ago.
-const MAX_FAILED: usize = 256;
+/// Returns the key of a freeze, which the backups of a group or of several locations share.
+fn freeze_key(barrier: Option<&Barrier>, id: SnapshotId) -> String {
+    match barrier {
+        Some(barrier) => format!("barrier {}", barrier.id),
+        None => format!("snapshot {id}"),
+    }
+}
 
-/// Failed freezes, each shared by several backups.
+/// Failed freezes by [key](freeze_key), until the backups that share them have ended.
 #[derive(Debug, Default)]
-pub(crate) struct FailedFreezes(VecDeque<(String, ApiError, Option<QuiesceReport>)>);
+pub(crate) struct FailedFreezes(HashMap<String, (ApiError, Option<QuiesceReport>)>);
 
 impl FailedFreezes {
-    fn note(&mut self, point: String, why: ApiError, report: Option<QuiesceReport>) {
-        if self.0.len() >= MAX_FAILED {
-            self.0.pop_front();
-        }
-        self.0.push_back((point, why, report));
+    /// Adds a failed freeze, and drops those whose backups have ended.
+    fn note(&mut self, key: String, why: ApiError, report: Option<QuiesceReport>, ended: &[String]) {
+        ended.iter().for_each(|key| drop(self.0.remove(key)));
+        self.0.insert(key, (why, report));
     }
 
-    fn find(&self, point: &str) -> Option<(ApiError, Option<QuiesceReport>)> {
-        let found = self.0.iter().find(|(failed, ..)| *failed == point);
-        found.map(|(_, why, report)| (why.clone(), report.clone()))
+    fn find(&self, key: &str) -> Option<(ApiError, Option<QuiesceReport>)> {
+        self.0.get(key).cloned()
     }
 }
 
@@ -43,12 +46,9 @@ pub(crate) async fn snapshot_for_backup(
     asked: &BackupTask,
 ) -> Result<SnapshotRow, ServiceError> {
     let volume = entry.id;
-    let point = match &asked.barrier {
-        Some(barrier) => format!("barrier {}", barrier.id),
-        None => format!("snapshot {id}"),
-    };
+    let key = freeze_key(asked.barrier.as_ref(), id);
     // Other freezes do not wait for the hooks of this one.
-    let _guard = work.freezing.take([point.clone()]).await;
+    let _guard = work.freezing.take([key.clone()]).await;
     if work.host.stopping.is_cancelled() {
         // A concurrent freeze may be incomplete; the next start handles it.
         return Err(ServiceError::Stopping);
@@ -57,7 +57,7 @@ pub(crate) async fn snapshot_for_backup(
     if let Some(row) = rows.into_iter().find(|row| row.id == id && row.state == SnapshotState::Ready) {
         return Ok(row);
     }
-    let failed_before = work.failed.lock().find(&point);
+    let failed_before = work.failed.lock().find(&key);
     if let Some((why, report)) = failed_before {
         live.detail(|detail| detail.quiesce = report);
         return Err(ServiceError::Refused(why));
@@ -89,10 +89,22 @@ pub(crate) async fn snapshot_for_backup(
                 Some(_) if report.is_none() => ErrorCode::VolumeFailed,
                 _ => why.code,
             };
-            work.failed.lock().note(point, ApiError { code, ..why }, report);
+            let ended = ended_failures(work).await;
+            work.failed.lock().note(key, ApiError { code, ..why }, report, &ended);
             Err(error)
         }
     }
+}
+
+/// Returns the keys of the failed freezes whose backups have ended; none if the database fails.
+async fn ended_failures(work: &BackupWork) -> Vec<String> {
+    // Before the tasks: those of a later failure may be missing among them.
+    let mut keys: Vec<_> = work.failed.lock().0.keys().cloned().collect();
+    let Ok(unfinished) = work.tasks.unfinished_tasks().await else { return Vec::new() };
+    let key_of = |task: &TaskRow| Some(freeze_key(task.spec.backup()?.barrier.as_ref(), task.snapshot?));
+    let unfinished: HashSet<_> = unfinished.iter().filter_map(key_of).collect();
+    keys.retain(|key| !unfinished.contains(key));
+    keys
 }
 
 /// Returns the name of the snapshot: the requested one if the snapshot is kept.
@@ -167,4 +179,26 @@ async fn group_freeze(
         quiesce_rules: asked.quiesce_rules.clone(),
         schedule: asked.schedule,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_freezes_are_kept_until_their_backups_end() {
+        let barrier = Barrier { id: Uuid::from_u128(1), volumes: 2 };
+        let keys: Vec<_> =
+            (0..1000).map(|id| freeze_key((id == 0).then_some(&barrier), SnapshotId::from_u64(id))).collect();
+        let mut failed = FailedFreezes::default();
+        for key in &keys {
+            failed.note(key.clone(), ApiError::new(ErrorCode::VolumeFailed, key), None, &[]);
+        }
+        assert!(keys.iter().all(|key| failed.find(key).is_some_and(|(why, _)| why.message == *key)));
+        let last = ApiError::new(ErrorCode::VolumeFailed, "last");
+        failed.note(keys[999].clone(), last.clone(), None, &keys[2..]);
+        let left: Vec<_> = keys.iter().filter(|key| failed.find(key).is_some()).collect();
+        assert_eq!(left, [&keys[0], &keys[1], &keys[999]]);
+        assert_eq!(failed.find(&keys[999]), Some((last, None)));
+    }
 }
