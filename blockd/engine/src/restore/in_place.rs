@@ -20,7 +20,7 @@ use crate::{
         hydrate::{PAUSE, wait},
         source::{CHUNK_BLOCKS, SnapshotSource},
     },
-    snapshots::{Snapshots, first, freeze::Wanted},
+    snapshots::{Snapshots, freeze::Wanted},
     tasks::{LiveTask, Tasks},
     volumes::{
         merger::Wake,
@@ -265,7 +265,7 @@ async fn frozen(
         quiesce_rules: Vec::new(),
         schedule: None,
     };
-    first(work.snapshots.freeze_together(wanted).await?)
+    work.snapshots.freeze_alone(wanted).await
 }
 
 /// Returns the blocks that may differ, and a note on how they were determined.

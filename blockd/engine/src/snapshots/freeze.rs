@@ -3,7 +3,7 @@
 use crate::{
     error::{ServiceError, blocking},
     quiesce::events_of_failures,
-    snapshots::{Snapshots, first, micros_up},
+    snapshots::{Snapshots, micros_up},
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
@@ -121,7 +121,13 @@ impl Snapshots {
     ) -> Result<SnapshotRow, ServiceError> {
         let (members, quiesce_rules) = (vec![(Arc::clone(entry), id)], Vec::new());
         let wanted = Wanted { members, name, internal: true, group: None, quiesce_rules, schedule: None };
-        first(self.freeze_together(wanted).await?)
+        self.freeze_alone(wanted).await
+    }
+
+    /// Takes a snapshot of the only member.
+    pub async fn freeze_alone(&self, wanted: Wanted) -> Result<SnapshotRow, ServiceError> {
+        assert!(wanted.members.len() == 1, "a snapshot of {} volumes", wanted.members.len());
+        Ok(self.freeze_together(wanted).await?.swap_remove(0))
     }
 
     /// Takes snapshots of one point in time.

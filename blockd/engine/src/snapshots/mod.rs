@@ -69,7 +69,7 @@ impl Snapshots {
         let quiesce_rules = self.quiescer.quiesce_for(&asked, &[Arc::clone(&entry)]).await?;
         let members = vec![(Arc::clone(&entry), id)];
         let wanted = Wanted { members, name, internal: false, group: None, quiesce_rules, schedule: None };
-        let row = first(self.freeze_together(wanted).await?)?;
+        let row = self.freeze_alone(wanted).await?;
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
         Ok(to_api(&row, &entry, None, &self.host.data_dir.nbd_socket()))
@@ -280,11 +280,6 @@ impl Snapshots {
             tracing::warn!(volume = %id, %error, "dropping unneeded block sets failed");
         }
     }
-}
-
-/// Returns the snapshot of a freeze of one volume.
-pub fn first(rows: Vec<SnapshotRow>) -> Result<SnapshotRow, ServiceError> {
-    rows.into_iter().next().ok_or_else(|| ServiceError::Internal("a freeze returned no snapshot".into()))
 }
 
 /// Returns the space of a volume's snapshots; empty if it is unknown.

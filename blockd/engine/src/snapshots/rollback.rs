@@ -7,7 +7,7 @@
 use crate::{
     error::{ServiceError, blocking},
     ids::random_id,
-    snapshots::{Snapshots, first, freeze::Wanted, to_api},
+    snapshots::{Snapshots, freeze::Wanted, to_api},
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
@@ -133,7 +133,7 @@ impl Snapshots {
                     quiesce_rules: Vec::new(),
                     schedule: None,
                 };
-                Some(first(self.freeze_together(wanted).await?)?)
+                Some(self.freeze_alone(wanted).await?)
             }
         };
         let (stopping, id) = (self.host.stopping.clone(), snapshot.id);
