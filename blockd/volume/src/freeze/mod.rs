@@ -89,8 +89,7 @@ impl Volume {
     pub fn freeze(&self, snapshot: SnapshotId) -> Result<Frozen, VolumeError> {
         // A group of one member.
         let frozen = freeze_group(&[(self, snapshot)]).map_err(|error| error.source)?;
-        let missing = || VolumeError::Busy(format!("freeze failed on volume {}: try again", self.id));
-        frozen.members.first().copied().ok_or_else(missing)
+        Ok(frozen.members[0])
     }
 
     /// Redirects writes to a new head; returns the old one and the stall time. The caller holds `admin`.
