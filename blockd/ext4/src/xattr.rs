@@ -14,10 +14,10 @@ const INODE_HEADER_LEN: usize = 4;
 const BLOCK_HEADER_LEN: usize = 32;
 const CHECKSUM_AT: usize = 16;
 const ENTRY_LEN: usize = 16;
-/// Maximum length of a value (`XATTR_SIZE_MAX`).
+/// Maximum length of a value in Linux (`XATTR_SIZE_MAX`), in bytes.
 const MAX_VALUE_LEN: u32 = 65_536;
-/// Maximum total length of the values of one file.
-const MAX_VALUES_LEN: usize = 1 << 20;
+/// Limit of this reader on all values of a file, in bytes: entries of a damaged image may share one value.
+const MAX_VALUES_LEN: usize = 16 * MAX_VALUE_LEN as usize;
 
 const POSIX_ACL_ACCESS: u8 = 2;
 const POSIX_ACL_DEFAULT: u8 = 3;
