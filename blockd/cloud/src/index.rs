@@ -26,13 +26,13 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     fn take(&mut self, len: usize) -> Result<&'a [u8], &'static str> {
-        let (head, rest) = self.rest.split_at_checked(len).ok_or("it is cut short")?;
+        let (head, rest) = self.rest.split_at_checked(len).ok_or("the data is truncated")?;
         self.rest = rest;
         Ok(head)
     }
 
     fn array<const N: usize>(&mut self) -> Result<[u8; N], &'static str> {
-        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or("it is cut short")?;
+        let (head, rest) = self.rest.split_first_chunk::<N>().ok_or("the data is truncated")?;
         self.rest = rest;
         Ok(*head)
     }
