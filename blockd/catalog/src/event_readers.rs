@@ -8,17 +8,17 @@ use rusqlite::{OptionalExtension, Transaction, params};
 pub struct EventReader {
     /// Its name.
     pub name: String,
-    /// Last processed event.
-    pub dealt_with_until: u64,
+    /// Id of the last processed event.
+    pub processed_until: u64,
 }
 
 impl EventReader {
-    /// Returns these readers at their positions. A new reader starts with future events, and readers that are
-    /// not named are removed.
+    /// Makes the stored readers match these names, and returns them at their positions. A new reader starts
+    /// with future events; other readers are removed.
     ///
     /// # Errors
     /// The database fails.
-    pub fn take_up(tx: &Transaction<'_>, names: &[String]) -> Result<Vec<Self>, DbError> {
+    pub fn reconcile(tx: &Transaction<'_>, names: &[String]) -> Result<Vec<Self>, DbError> {
         let newest: Option<u64> = tx
             .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'events'", [], |row| number(row, 0))
             .optional()?;
@@ -42,7 +42,7 @@ impl EventReader {
                 |row| number(row, 0),
             )?;
             // A database that was restored from a copy may have fewer events.
-            readers.push(Self { name: name.clone(), dealt_with_until: u64::min(until, newest) });
+            readers.push(Self { name: name.clone(), processed_until: u64::min(until, newest) });
         }
         Ok(readers)
     }
@@ -52,7 +52,7 @@ impl EventReader {
     /// # Errors
     /// The database fails.
     pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
-        let until = stored(self.dealt_with_until);
+        let until = stored(self.processed_until);
         tx.execute(
             "UPDATE event_readers SET dealt_with_until = ?2 WHERE reader = ?1",
             params![self.name, until],
@@ -77,17 +77,17 @@ mod tests {
         };
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         db.transaction::<_, DbError>(|tx| {
-            let reader = |name: &str, until| EventReader { name: name.to_owned(), dealt_with_until: until };
-            assert_eq!(EventReader::take_up(tx, &names(&["a"]))?, [reader("a", 0)]);
+            let reader = |name: &str, until| EventReader { name: name.to_owned(), processed_until: until };
+            assert_eq!(EventReader::reconcile(tx, &names(&["a"]))?, [reader("a", 0)]);
             tell(tx)?;
             tell(tx)?;
             reader("a", 1).put(tx)?;
-            assert_eq!(EventReader::take_up(tx, &names(&["b", "a"]))?, [reader("b", 2), reader("a", 1)]);
-            assert_eq!(EventReader::take_up(tx, &names(&["b"]))?, [reader("b", 2)]);
+            assert_eq!(EventReader::reconcile(tx, &names(&["b", "a"]))?, [reader("b", 2), reader("a", 1)]);
+            assert_eq!(EventReader::reconcile(tx, &names(&["b"]))?, [reader("b", 2)]);
             reader("b", 99).put(tx)?;
-            assert_eq!(EventReader::take_up(tx, &names(&["b"]))?, [reader("b", 2)]);
+            assert_eq!(EventReader::reconcile(tx, &names(&["b"]))?, [reader("b", 2)]);
             // The reader was removed, so it is new.
-            assert_eq!(EventReader::take_up(tx, &names(&["a"]))?, [reader("a", 2)]);
+            assert_eq!(EventReader::reconcile(tx, &names(&["a"]))?, [reader("a", 2)]);
             Ok(())
         })
         .unwrap();

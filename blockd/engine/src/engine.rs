@@ -332,5 +332,5 @@ fn event_readers(
     if logs_events {
         names.push(crate::events::LOG_READER.to_owned());
     }
-    db.transaction(|tx| EventReader::take_up(tx, &names))
+    db.transaction(|tx| EventReader::reconcile(tx, &names))
 }

@@ -90,12 +90,12 @@ pub async fn log_all(events: Arc<EventLog>, mut reader: EventReader) {
 
 /// Logs the next events, or waits for some.
 async fn log_next(log: &EventLog, reader: &mut EventReader) -> Result<(), ServiceError> {
-    let since = reader.dealt_with_until;
+    let since = reader.processed_until;
     let query = ListEvents { since: Some(since), max: Some(LOG_BATCH), wait_ms: Some(MAX_WAIT_MS) };
     let events = log.list_events(&query).await?.events;
     events.iter().for_each(log_event);
     if let Some(last) = events.last() {
-        reader.dealt_with_until = last.id;
+        reader.processed_until = last.id;
         let stored = reader.clone();
         log.db.run(move |tx| stored.put(tx)).await?;
     }

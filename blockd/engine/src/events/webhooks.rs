@@ -75,7 +75,7 @@ pub struct State {
 impl State {
     fn new(cursor: EventReader) -> Self {
         Self {
-            stored_until: cursor.dealt_with_until,
+            stored_until: cursor.processed_until,
             cursor,
             delivered: 0,
             failed_attempts: 0,
@@ -200,16 +200,16 @@ impl Webhook {
         webhook_delivery: &Arc<WebhookDelivery>,
         client: &Client,
     ) -> Result<(), ServiceError> {
-        let since = self.state.lock().cursor.dealt_with_until;
+        let since = self.state.lock().cursor.processed_until;
         let query = ListEvents { since: Some(since), max: Some(BATCH), wait_ms: Some(MAX_WAIT_MS) };
         for event in webhook_delivery.events.list_events(&query).await?.events {
             self.count_expired_before(&event);
             if self.config.wants(&event.kind, event.severity) {
                 self.deliver(webhook_delivery, client, &event).await;
-                self.state.lock().cursor.dealt_with_until = event.id;
+                self.state.lock().cursor.processed_until = event.id;
                 self.store_cursor(webhook_delivery).await?;
             }
-            self.state.lock().cursor.dealt_with_until = event.id;
+            self.state.lock().cursor.processed_until = event.id;
         }
         self.store_cursor(webhook_delivery).await
     }
@@ -217,7 +217,7 @@ impl Webhook {
     /// Counts the events that expired before this one: ids have no gaps, so missing ones have expired.
     fn count_expired_before(&self, event: &Event) {
         let mut state = self.state.lock();
-        let expired = event.id.saturating_sub(state.cursor.dealt_with_until).saturating_sub(1);
+        let expired = event.id.saturating_sub(state.cursor.processed_until).saturating_sub(1);
         if expired > 0 {
             state.count_undelivered(expired);
             tracing::error!(webhook = self.name(), events = expired, "events expired before their delivery");
@@ -229,7 +229,7 @@ impl Webhook {
             let state = self.state.lock();
             (state.cursor.clone(), state.stored_until)
         };
-        let until = cursor.dealt_with_until;
+        let until = cursor.processed_until;
         if until > stored_until {
             webhook_delivery.db.run(move |tx| cursor.put(tx)).await?;
             self.state.lock().stored_until = until;
@@ -347,7 +347,7 @@ impl Webhook {
     /// Returns the webhook's status; reads the number of waiting events from `tx`.
     pub fn status(&self, tx: &rusqlite::Transaction<'_>) -> Result<WebhookStatus, DbError> {
         let state = self.state();
-        let counts = count_events_after(tx, state.cursor.dealt_with_until)?;
+        let counts = count_events_after(tx, state.cursor.processed_until)?;
         let wanted = counts.iter().filter(|(kind, severity, _)| self.config.wants(kind, *severity));
         Ok(WebhookStatus {
             name: self.config.name.clone(),
