@@ -17,9 +17,9 @@ pub struct Doubt {
     pub since: Timestamp,
     /// The backup was abandoned; only the state of its cloud snapshot is unknown. Otherwise it is done, but
     /// an earlier attempt may have committed it.
-    pub given_up: bool,
+    pub abandoned: bool,
     /// It was verified once.
-    pub looked_at: bool,
+    pub checked: bool,
 }
 
 const COLUMNS: &str = "credential, cloudsnap, since, given_up, looked_at";
@@ -30,8 +30,8 @@ impl Doubt {
             credential: parsed(row, 0)?,
             cloudsnap: parsed(row, 1)?,
             since: parsed(row, 2)?,
-            given_up: row.get(3)?,
-            looked_at: row.get(4)?,
+            abandoned: row.get(3)?,
+            checked: row.get(4)?,
         })
     }
 
@@ -47,7 +47,7 @@ impl Doubt {
     ///
     /// # Errors
     /// The database fails.
-    pub fn given_up(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+    pub fn abandoned(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
         rows(tx, &format!("SELECT {COLUMNS} FROM doubts WHERE given_up = 1 ORDER BY since"), [], Self::read)
     }
 
@@ -74,8 +74,8 @@ impl Doubt {
                 self.credential.to_string(),
                 self.cloudsnap.to_string(),
                 self.since.to_string(),
-                self.given_up,
-                self.looked_at
+                self.abandoned,
+                self.checked
             ],
         )?;
         Ok(())
@@ -105,7 +105,7 @@ mod tests {
     use blockd_extent::{SnapshotId, VolumeId};
 
     #[test]
-    fn rows_read_back_and_those_without_a_credential_are_not_there() {
+    fn rows_read_back_and_need_a_credential() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let cloudsnap = CloudSnapshotId {
@@ -116,7 +116,7 @@ mod tests {
         };
         let credential = Uuid::from_u128(7);
         let doubt =
-            Doubt { credential, cloudsnap, since: Timestamp::UNIX_EPOCH, given_up: true, looked_at: false };
+            Doubt { credential, cloudsnap, since: Timestamp::UNIX_EPOCH, abandoned: true, checked: false };
         db.transaction::<_, DbError>(|tx| {
             doubt.put(tx)?;
             assert!(!Doubt::is_of(tx, &cloudsnap)?);
@@ -126,9 +126,9 @@ mod tests {
             )?;
             doubt.put(tx)?;
             assert!(Doubt::is_of(tx, &cloudsnap)?);
-            assert_eq!(Doubt::given_up(tx)?, vec![doubt.clone()]);
-            Doubt { given_up: false, looked_at: true, ..doubt.clone() }.put(tx)?;
-            assert!(Doubt::is_of(tx, &cloudsnap)? && Doubt::given_up(tx)?.is_empty());
+            assert_eq!(Doubt::abandoned(tx)?, vec![doubt.clone()]);
+            Doubt { abandoned: false, checked: true, ..doubt.clone() }.put(tx)?;
+            assert!(Doubt::is_of(tx, &cloudsnap)? && Doubt::abandoned(tx)?.is_empty());
             Doubt::remove(tx, credential, &cloudsnap)?;
             assert!(!Doubt::is_of(tx, &cloudsnap)?);
             Ok(())

@@ -18,7 +18,7 @@ impl Host {
     }
 
     fn doubts(&self) -> Vec<Doubt> {
-        self.engine().db.transaction(Doubt::given_up).unwrap()
+        self.engine().db.transaction(Doubt::abandoned).unwrap()
     }
 
     /// A full backup, and a volume that was written to since.
@@ -138,7 +138,7 @@ async fn abandoned_backup_is_verified_after_an_outage() {
     fs::remove_dir(host.store.path()).unwrap();
     host.stop().await;
     host.start().await;
-    assert!(host.doubts().iter().any(|doubt| !doubt.looked_at && doubt.cloudsnap.to_string() == left));
+    assert!(host.doubts().iter().any(|doubt| !doubt.checked && doubt.cloudsnap.to_string() == left));
     fs::rename(&away, host.store.path()).unwrap();
     host.lose(&base);
     // A store that failed is left alone for a while.
@@ -151,7 +151,7 @@ async fn abandoned_backup_is_verified_after_an_outage() {
     assert_eq!((failing.len(), host.result_of(&left).await), (1, None));
     host.check_once(Timestamp::now()).await;
     assert_eq!(host.result_of(&left).await.as_deref(), DAMAGED);
-    assert!(host.doubts().iter().all(|doubt| doubt.looked_at));
+    assert!(host.doubts().iter().all(|doubt| doubt.checked));
 }
 
 /// The manifest was deleted when the backup restarted; its put request is executed again after that.
@@ -168,7 +168,7 @@ async fn late_manifest_of_an_abandoned_backup_is_verified() {
     let full = host.backup("data", false).await;
     assert_eq!(full.backup_type, Some(BackupType::Full), "it restarted");
     let doubts = host.doubts();
-    assert!(doubts.len() == 1 && doubts[0].looked_at && doubts[0].cloudsnap.incremental, "{doubts:?}");
+    assert!(doubts.len() == 1 && doubts[0].checked && doubts[0].cloudsnap.incremental, "{doubts:?}");
 
     // The name of the manifest is bound to its content, so the one that is late has to be that of the row.
     host.sql(&format!("UPDATE doubts SET cloudsnap = '{lost}'"));

@@ -61,13 +61,13 @@ pub(crate) async fn may_be_listed(work: &BackupWork, row: &TaskRow) -> Option<Cl
 
 /// Returns the doubt about an abandoned backup.
 pub(crate) fn doubt(credential: Uuid, cloudsnap: CloudSnapshotId) -> Doubt {
-    Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: true, looked_at: false }
+    Doubt { credential, cloudsnap, since: Timestamp::now(), abandoned: true, checked: false }
 }
 
 /// Returns the doubt about the former name of a restarted backup: its manifest was deleted, but a late put
 /// may create it again.
-pub(crate) fn doubt_of_restart(credential: Uuid, given_up: CloudSnapshotId) -> Doubt {
-    Doubt { looked_at: true, ..doubt(credential, given_up) }
+pub(crate) fn doubt_of_restart(credential: Uuid, former: CloudSnapshotId) -> Doubt {
+    Doubt { checked: true, ..doubt(credential, former) }
 }
 
 impl BackupWork {
@@ -76,9 +76,9 @@ impl BackupWork {
     /// # Errors
     /// The database fails.
     pub async fn check_doubts(&self, now: Timestamp, failing: &mut Failing) -> Result<(), ServiceError> {
-        for doubt in self.db.run(Doubt::given_up).await? {
+        for doubt in self.db.run(Doubt::abandoned).await? {
             let age_s = now.as_second().saturating_sub(doubt.since.as_second());
-            if doubt.looked_at && age_s < LATE_S {
+            if doubt.checked && age_s < LATE_S {
                 continue;
             }
             let credential = doubt.credential;
@@ -88,7 +88,7 @@ impl BackupWork {
             }
             if age_s >= LIFETIME_S {
                 tracing::warn!(cloudsnap = %doubt.cloudsnap, "abandoned backup was not checked, because its store failed for too long");
-                self.db.run(move |tx| Doubt { given_up: false, ..doubt }.put(tx)).await?;
+                self.db.run(move |tx| Doubt { abandoned: false, ..doubt }.put(tx)).await?;
                 continue;
             }
             let id = doubt.cloudsnap;
@@ -130,8 +130,8 @@ impl BackupWork {
                 // A listed backup stays in doubt, so that it never becomes a base.
                 match (is_late, report.snapshots.is_empty()) {
                     (true, true) => Doubt::remove(tx, credential, &id),
-                    (true, false) => Doubt { given_up: false, looked_at: true, ..stored }.put(tx),
-                    (false, _) => Doubt { looked_at: true, ..stored }.put(tx),
+                    (true, false) => Doubt { abandoned: false, checked: true, ..stored }.put(tx),
+                    (false, _) => Doubt { checked: true, ..stored }.put(tx),
                 }
             })
             .await?;

@@ -192,7 +192,7 @@ impl Backups {
             }
             None => None,
         };
-        let (mut rows, mut given_up) = (Vec::new(), Vec::new());
+        let (mut rows, mut replaced) = (Vec::new(), Vec::new());
         for (member, entry) in members.iter().zip(&entries) {
             let mut credentials = Vec::new();
             for wanted in &member.credentials {
@@ -210,9 +210,9 @@ impl Backups {
                 }
             };
             rows.extend(self.rows_of(entry, &credentials, asked, point)?);
-            given_up.push((entry.id, credentials));
+            replaced.push((entry.id, credentials));
         }
-        self.abandon_older(&given_up, asked.owner()).await?;
+        self.abandon_older(&replaced, asked.owner()).await?;
         let Some((first, others)) = rows.split_first() else {
             return Err(ServiceError::Internal("backup without a location".into()));
         };

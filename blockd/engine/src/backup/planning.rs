@@ -218,9 +218,9 @@ pub(crate) async fn restart_as_full(
     let (repository, _) = work.repositories.task_repository(row.credential).await?;
     work.repositories.prove_location(row.credential, &repository).await?;
     // An earlier run may have committed it without checking its base.
-    let given_up = CloudSnapshotId { incremental: true, ..row.cloudsnap };
-    repository.store().delete(&given_up.manifest_key()).await?;
-    tracing::warn!(%base, %given_up, "the backup restarts as a full one, because its base is gone from the store");
+    let former = CloudSnapshotId { incremental: true, ..row.cloudsnap };
+    repository.store().delete(&former.manifest_key()).await?;
+    tracing::warn!(%base, %former, "the backup restarts as a full one, because its base is gone from the store");
     let name = CloudSnapshotId {
         cluster: work.host.cluster,
         volume,
@@ -242,7 +242,7 @@ pub(crate) async fn restart_as_full(
         .run(move |tx| -> Result<(), DbError> {
             forget_tip(tx, credential, base)?;
             // A put request may still be in flight.
-            doubt_of_restart(credential, given_up).put(tx)?;
+            doubt_of_restart(credential, former).put(tx)?;
             TaskRow::put(&stored, tx)
         })
         .await?;

@@ -344,7 +344,7 @@ fn put_mark(tx: &rusqlite::Transaction<'_>, asked: RetentionOverride) -> Result<
 
 /// Marks a cloud snapshot as no base for anything on this host, such as a volume restored from it.
 fn committed_in_doubt(credential: Uuid, cloudsnap: CloudSnapshotId) -> Doubt {
-    Doubt { credential, cloudsnap, since: Timestamp::now(), given_up: false, looked_at: false }
+    Doubt { credential, cloudsnap, since: Timestamp::now(), abandoned: false, checked: false }
 }
 
 /// Releases the snapshot of a backup, unless another backup needs it.
