@@ -1,6 +1,6 @@
 //! Rows of proofs: results of the last verification of each cloud snapshot.
 
-use crate::{DbError, parsed, repository_place::Aliases, rows};
+use crate::{DbError, parsed, repository_location::Aliases, rows};
 use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::BlockSet;
 use jiff::Timestamp;
@@ -73,7 +73,7 @@ impl Proof {
         let mut proofs = Self::all(tx, credential)?;
         for alias in Aliases::all(tx)?.of(credential) {
             let others = Self::all(tx, alias.credential)?.into_iter();
-            proofs.extend(others.filter(|proof| alias.is_same_place || !proof.sound));
+            proofs.extend(others.filter(|proof| alias.is_same_location || !proof.sound));
         }
         proofs.sort_by_key(|proof| proof.verified);
         Ok(proofs)
@@ -83,9 +83,9 @@ impl Proof {
     ///
     /// # Errors
     /// The database fails.
-    pub fn of_place(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<Self>, DbError> {
+    pub fn of_location(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<Self>, DbError> {
         let mut proofs = Self::all(tx, credential)?;
-        for alias in Aliases::all(tx)?.of(credential).iter().filter(|alias| alias.is_same_place) {
+        for alias in Aliases::all(tx)?.of(credential).iter().filter(|alias| alias.is_same_location) {
             proofs.extend(Self::all(tx, alias.credential)?);
         }
         proofs.sort_by_key(|proof| proof.verified);
@@ -102,7 +102,7 @@ impl Proof {
         credential: Uuid,
     ) -> Result<BTreeMap<CloudSnapshotId, Timestamp>, DbError> {
         let mut found = BTreeMap::new();
-        for alias in Aliases::all(tx)?.of(credential).iter().filter(|alias| !alias.is_same_place) {
+        for alias in Aliases::all(tx)?.of(credential).iter().filter(|alias| !alias.is_same_location) {
             for proof in Self::all(tx, alias.credential)?.into_iter().filter(|proof| !proof.sound) {
                 let last = found.entry(proof.cloudsnap).or_insert(proof.verified);
                 *last = proof.verified.max(*last);
@@ -147,7 +147,7 @@ impl Proof {
     ) -> Result<(), DbError> {
         let sql = "DELETE FROM proofs WHERE cloudsnap = ?1 AND credential = ?2";
         let aliases = Aliases::all(tx)?;
-        let same = aliases.of(credential).iter().filter(|alias| alias.is_same_place);
+        let same = aliases.of(credential).iter().filter(|alias| alias.is_same_location);
         for credential in same.map(|alias| alias.credential).chain([credential]) {
             tx.execute(sql, [cloudsnap.to_string(), credential.to_string()])?;
         }

@@ -1,6 +1,6 @@
 //! Rows of pins and expiry dates of cloud snapshots.
 
-use crate::{DbError, parsed, parsed_if_there, repository_place::Aliases};
+use crate::{DbError, parsed, parsed_if_there, repository_location::Aliases};
 use blockd_cloud::CloudSnapshotId;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};

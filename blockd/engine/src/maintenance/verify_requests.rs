@@ -173,7 +173,7 @@ impl Maintenance {
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
         let listed = Box::pin(repository.list_manifests(&ManifestFilter::default(), &catalog)).await?;
         let uuid = credential.uuid;
-        let proofs = self.db.run(move |tx| Proof::of_place(tx, uuid)).await?;
+        let proofs = self.db.run(move |tx| Proof::of_location(tx, uuid)).await?;
         // A quick verification does not read the content.
         let proofs: BTreeMap<CloudSnapshotId, Timestamp> = proofs
             .into_iter()

@@ -22,7 +22,7 @@ impl KnownHealth {
     /// # Errors
     /// The database fails.
     pub fn of(tx: &Transaction<'_>, credential: Uuid) -> Result<Self, DbError> {
-        let proofs = Proof::of_place(tx, credential)?;
+        let proofs = Proof::of_location(tx, credential)?;
         Ok(Self {
             proofs: proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect(),
             damaged_copies: Proof::damage_in_copies(tx, credential)?,

@@ -9,18 +9,18 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Server, bucket and prefix of a repository. Credentials with the same place have the same cloud snapshots,
-/// regardless of keys, roles and spellings of the endpoint.
+/// Server, bucket and prefix of a repository. Credentials with the same location have the same cloud
+/// snapshots, regardless of keys, roles and spellings of the endpoint.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct RepositoryPlace {
+pub(crate) struct RepositoryLocation {
     kind: ProviderKind,
     server: String,
     container: String,
     prefix: String,
 }
 
-impl RepositoryPlace {
-    /// Returns the place of a credential.
+impl RepositoryLocation {
+    /// Returns the location of a credential.
     pub(crate) fn of(row: &CredentialRow) -> Self {
         let host = |endpoint: Option<&str>| endpoint.map_or_else(String::new, server_of);
         let (server, container) = match &row.store.config {
@@ -46,7 +46,7 @@ pub struct Alias {
     pub credential: Uuid,
     /// Server, bucket and prefix are equal. Otherwise only a key id is: the location has another spelling, or
     /// is a copy.
-    pub is_same_place: bool,
+    pub is_same_location: bool,
 }
 
 /// Credentials of the same repository: their locations are equal, or they share a key id. Key ids are random
@@ -61,19 +61,19 @@ impl Aliases {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Self, DbError> {
-        let known: Vec<(Uuid, RepositoryPlace, BTreeSet<Uuid>)> = CredentialRow::all(tx)?
+        let known: Vec<(Uuid, RepositoryLocation, BTreeSet<Uuid>)> = CredentialRow::all(tx)?
             .iter()
             .map(|row| {
                 let keys = row.known_keys().key_ids().filter(|key_id| !key_id.is_nil()).collect();
-                (row.uuid, RepositoryPlace::of(row), keys)
+                (row.uuid, RepositoryLocation::of(row), keys)
             })
             .collect();
-        let aliases_of = |(own, own_place, own_keys): &(Uuid, RepositoryPlace, BTreeSet<Uuid>)| {
+        let aliases_of = |(own, own_location, own_keys): &(Uuid, RepositoryLocation, BTreeSet<Uuid>)| {
             let others =
-                known.iter().filter(|(other, ..)| other != own).filter_map(|(other, place, keys)| {
-                    let is_same_place = place == own_place;
-                    let is_same = is_same_place || !keys.is_disjoint(own_keys);
-                    is_same.then_some(Alias { credential: *other, is_same_place })
+                known.iter().filter(|(other, ..)| other != own).filter_map(|(other, location, keys)| {
+                    let is_same_location = location == own_location;
+                    let is_same = is_same_location || !keys.is_disjoint(own_keys);
+                    is_same.then_some(Alias { credential: *other, is_same_location })
                 });
             (*own, others.collect())
         };
