@@ -54,25 +54,25 @@ pub(crate) async fn serve(listener: TcpListener, api: Api, stop: CancellationTok
 struct Addresses(Mutex<HashMap<IpAddr, usize>>);
 
 /// Connection slot of an address.
-struct Place {
+struct AddressSlot {
     addresses: Arc<Addresses>,
     address: IpAddr,
 }
 
 impl Addresses {
     /// Takes a slot; `None` if the address has too many connections.
-    fn place(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+    fn take(self: &Arc<Self>, address: IpAddr) -> Option<AddressSlot> {
         let mut addresses = self.0.lock();
         let count = addresses.entry(address).or_default();
         if *count == MAX_PER_ADDRESS {
             return None;
         }
         *count += 1;
-        Some(Place { addresses: Arc::clone(self), address })
+        Some(AddressSlot { addresses: Arc::clone(self), address })
     }
 }
 
-impl Drop for Place {
+impl Drop for AddressSlot {
     fn drop(&mut self) {
         if let Entry::Occupied(mut count) = self.addresses.0.lock().entry(self.address) {
             *count.get_mut() -= 1;
@@ -90,9 +90,9 @@ async fn serve_router(listener: TcpListener, router: Router, stop: CancellationT
         let (router, stop) = (router.clone(), stop.clone());
         let caller = Caller { role: Some(Role::ReadOnly), name: "metrics".to_owned(), user: None };
         let peer = stream.peer_addr().ok();
-        let place = peer.and_then(|peer| addresses.place(peer.ip().to_canonical()));
+        let slot = peer.and_then(|peer| addresses.take(peer.ip().to_canonical()));
         async move {
-            let Some(_place) = place else {
+            let Some(_slot) = slot else {
                 tracing::debug!(?peer, "a metrics connection was closed: its address has too many");
                 return;
             };
@@ -173,11 +173,11 @@ mod tests {
         }
         // The end of a connection frees its slot.
         let addresses = Arc::new(Addresses::default());
-        let mut places: Vec<_> = (0..MAX_PER_ADDRESS).map(|_| addresses.place(address.ip())).collect();
-        assert!(places.iter().all(Option::is_some) && addresses.place(address.ip()).is_none());
-        places.pop();
-        assert!(addresses.place(address.ip()).is_some());
-        places.clear();
+        let mut slots: Vec<_> = (0..MAX_PER_ADDRESS).map(|_| addresses.take(address.ip())).collect();
+        assert!(slots.iter().all(Option::is_some) && addresses.take(address.ip()).is_none());
+        slots.pop();
+        assert!(addresses.take(address.ip()).is_some());
+        slots.clear();
         assert!(addresses.0.lock().is_empty());
         drop(idle);
         stop.cancel();

@@ -105,7 +105,7 @@ impl Remote {
         let names = certificate.map(|der| certificate_names(der)).unwrap_or_default();
         let role = self.roles.read().role_of(&names);
         let name = if names.is_empty() { format!("the certificate of {peer}") } else { names.join(", ") };
-        let Some(_place) = Place::take(&self.connected, &name) else {
+        let Some(_slot) = NameSlot::take(&self.connected, &name) else {
             return tracing::debug!(name, "too many control connections");
         };
         tracing::debug!(name, ?role, "a control connection");
@@ -115,12 +115,12 @@ impl Remote {
 }
 
 /// Connection slot of a name.
-struct Place<'a> {
+struct NameSlot<'a> {
     connected: &'a Mutex<HashMap<String, usize>>,
     name: String,
 }
 
-impl<'a> Place<'a> {
+impl<'a> NameSlot<'a> {
     fn take(connected: &'a Mutex<HashMap<String, usize>>, name: &str) -> Option<Self> {
         let mut counts = connected.lock();
         let all: usize = counts.values().sum();
@@ -133,7 +133,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for NameSlot<'_> {
     fn drop(&mut self) {
         let mut counts = self.connected.lock();
         match counts.get_mut(&self.name) {
@@ -145,10 +145,10 @@ impl Drop for Place<'_> {
 
 /// Running handshakes, oldest first.
 #[derive(Default)]
-struct Handshakes(Mutex<Waiting>);
+struct Handshakes(Mutex<HandshakeQueue>);
 
 #[derive(Default)]
-struct Waiting {
+struct HandshakeQueue {
     next: u64,
     queue: VecDeque<(u64, IpAddr, CancellationToken)>,
 }
@@ -204,12 +204,13 @@ mod tests {
     #[test]
     fn certificate_name_does_not_take_all_connections() {
         let connected = Mutex::default();
-        let mut places: Vec<_> = (0..MAX_CONNECTIONS_OF_ONE).map(|_| Place::take(&connected, "a")).collect();
-        assert!(places.iter().all(Option::is_some) && Place::take(&connected, "a").is_none());
-        assert!(Place::take(&connected, "b").is_some());
-        places.pop();
-        assert!(Place::take(&connected, "a").is_some());
-        places.clear();
+        let mut slots: Vec<_> =
+            (0..MAX_CONNECTIONS_OF_ONE).map(|_| NameSlot::take(&connected, "a")).collect();
+        assert!(slots.iter().all(Option::is_some) && NameSlot::take(&connected, "a").is_none());
+        assert!(NameSlot::take(&connected, "b").is_some());
+        slots.pop();
+        assert!(NameSlot::take(&connected, "a").is_some());
+        slots.clear();
         assert!(connected.lock().is_empty());
     }
 }
