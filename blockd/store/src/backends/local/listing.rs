@@ -1,6 +1,6 @@
 //! Directory walks of a store: listings, and removal of unfinished uploads.
 
-use super::{Place, open_at};
+use super::{ObjectLocation, open_at};
 use crate::{ListPage, ObjectInfo, StoreError, StoreErrorKind, check_key};
 use rustix::fs::{AtFlags, FileType, Statx, unlinkat};
 use std::{cmp::Ordering, os::fd::OwnedFd};
@@ -18,12 +18,17 @@ struct Level {
 
 impl Level {
     /// Opens a directory; `None` if it does not exist.
-    fn open(place: &Place, dir: &OwnedFd, name: &str, path: String) -> Result<Option<Self>, StoreError> {
+    fn open(
+        location: &ObjectLocation,
+        dir: &OwnedFd,
+        name: &str,
+        path: String,
+    ) -> Result<Option<Self>, StoreError> {
         let opened = open_at::open_dir(dir, name)
             .and_then(|dir| Ok((open_at::names(&dir, open_at::MAX_NAMES_BYTES)?, dir)));
         match opened {
             Ok((names, dir)) => Ok(Some(Self { dir, path, names: names.into_iter() })),
-            Err(error) => match place.io(error) {
+            Err(error) => match location.io(error) {
                 error if error.kind == StoreErrorKind::NotFound => Ok(None),
                 error => Err(error),
             },
@@ -31,11 +36,11 @@ impl Level {
     }
 
     /// Opens the directory of all keys with this prefix.
-    fn of_prefix(place: &Place, prefix: &str) -> Result<Option<Self>, StoreError> {
-        let root = place.open_root()?;
+    fn of_prefix(location: &ObjectLocation, prefix: &str) -> Result<Option<Self>, StoreError> {
+        let root = location.open_root()?;
         let above = prefix.rfind('/').map_or("", |at| &prefix[..at]);
         let path = if above.is_empty() { String::new() } else { format!("{above}/") };
-        Self::open(place, &root, above, path)
+        Self::open(location, &root, above, path)
     }
 }
 
@@ -52,10 +57,10 @@ fn object(key: String, found: &Statx) -> ObjectInfo {
 }
 
 /// Returns the objects after a key, in the [order](order) of the walk.
-pub(super) fn list_page(place: &Place, after: Option<&str>) -> Result<ListPage, StoreError> {
-    let prefix = place.key.as_str();
+pub(super) fn list_page(location: &ObjectLocation, after: Option<&str>) -> Result<ListPage, StoreError> {
+    let prefix = location.key.as_str();
     let mut page = ListPage::default();
-    let mut levels: Vec<Level> = Level::of_prefix(place, prefix)?.into_iter().collect();
+    let mut levels: Vec<Level> = Level::of_prefix(location, prefix)?.into_iter().collect();
     while let Some(level) = levels.last_mut() {
         let Some(name) = level.names.next() else {
             levels.pop();
@@ -68,13 +73,13 @@ pub(super) fn list_page(place: &Place, after: Option<&str>) -> Result<ListPage, 
         if !key.starts_with(prefix) || !check_key(&key) || (is_before && !is_above) {
             continue;
         }
-        let Some(found) = open_at::stat(&level.dir, &name).map_err(|error| place.io(error))? else {
+        let Some(found) = open_at::stat(&level.dir, &name).map_err(|error| location.io(error))? else {
             continue;
         };
         match open_at::type_of(&found) {
             FileType::Directory => {
                 let path = format!("{key}/");
-                let below = Level::open(place, &level.dir, &name, path)?;
+                let below = Level::open(location, &level.dir, &name, path)?;
                 levels.extend(below);
             }
             FileType::RegularFile if !is_before => {
@@ -97,10 +102,14 @@ fn is_unfinished(name: &str) -> bool {
 
 /// Removes hidden files and empty directories below a prefix that were last changed before a time; returns
 /// the number of files.
-pub(super) fn remove_unfinished(place: &Place, before_unix_s: i64, dry_run: bool) -> Result<u64, StoreError> {
-    let prefix = place.key.as_str();
+pub(super) fn remove_unfinished(
+    location: &ObjectLocation,
+    before_unix_s: i64,
+    dry_run: bool,
+) -> Result<u64, StoreError> {
+    let prefix = location.key.as_str();
     let mut removed = 0;
-    let mut levels: Vec<Level> = Level::of_prefix(place, prefix)?.into_iter().collect();
+    let mut levels: Vec<Level> = Level::of_prefix(location, prefix)?.into_iter().collect();
     while let Some(level) = levels.last_mut() {
         let Some(name) = level.names.next() else {
             let done = levels.pop();
@@ -109,21 +118,22 @@ pub(super) fn remove_unfinished(place: &Place, before_unix_s: i64, dry_run: bool
             }
             continue;
         };
-        let Some(found) = open_at::stat(&level.dir, &name).map_err(|error| place.io(error))? else {
+        let Some(found) = open_at::stat(&level.dir, &name).map_err(|error| location.io(error))? else {
             continue;
         };
         match open_at::type_of(&found) {
             FileType::Directory => {
                 let path = format!("{}{name}/", level.path);
                 if check_key(path.trim_end_matches('/')) && path.starts_with(prefix) {
-                    let below = Level::open(place, &level.dir, &name, path)?;
+                    let below = Level::open(location, &level.dir, &name, path)?;
                     levels.extend(below);
                 }
             }
             FileType::RegularFile if is_unfinished(&name) && found.stx_ctime.tv_sec < before_unix_s => {
                 removed += 1;
                 if !dry_run {
-                    unlinkat(&level.dir, &name, AtFlags::empty()).map_err(|error| place.io(error.into()))?;
+                    unlinkat(&level.dir, &name, AtFlags::empty())
+                        .map_err(|error| location.io(error.into()))?;
                 }
             }
             _ => {}

@@ -5,8 +5,8 @@
 //! name does the same; names that start with a dot are never listed.
 
 mod listing;
+mod location;
 mod open_at;
-mod place;
 
 use crate::Work;
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     check_key, check_prefix,
 };
 use bytes::Bytes;
-use place::{Place, kind_of, parts_file, sync_dir};
+use location::{ObjectLocation, kind_of, parts_file, sync_dir};
 use rustix::fs::{AtFlags, renameat, unlinkat};
 use std::{
     fs::{self},
@@ -67,25 +67,25 @@ impl LocalStore {
         Self { work: Some(work), ..self }
     }
 
-    fn place(&self, operation: &'static str, key: &str) -> Result<Place, StoreError> {
-        let place = Place {
+    fn location(&self, operation: &'static str, key: &str) -> Result<ObjectLocation, StoreError> {
+        let location = ObjectLocation {
             root: self.root.clone(),
             operation,
             key: key.to_owned(),
             store: self.description.clone(),
         };
-        if check_key(key) { Ok(place) } else { Err(place.error(StoreErrorKind::BadKey)) }
+        if check_key(key) { Ok(location) } else { Err(location.error(StoreErrorKind::BadKey)) }
     }
 
     fn run<'a, T: Send + 'static>(
         &'a self,
         operation: &'static str,
         key: &'a str,
-        work: impl FnOnce(Place) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(ObjectLocation) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
-            let place = self.place(operation, key)?;
-            blocking(operation, key, &self.description, move || work(place)).await
+            let location = self.location(operation, key)?;
+            blocking(operation, key, &self.description, move || work(location)).await
         })
     }
 
@@ -94,15 +94,15 @@ impl LocalStore {
         &'a self,
         operation: &'static str,
         prefix: &'a str,
-        work: impl FnOnce(&Place) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&ObjectLocation) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
             let (root, store) = (self.root.clone(), self.description.clone());
-            let place = Place { root, operation, key: prefix.to_owned(), store };
+            let location = ObjectLocation { root, operation, key: prefix.to_owned(), store };
             if !check_prefix(prefix) {
-                return Err(place.error(StoreErrorKind::BadKey));
+                return Err(location.error(StoreErrorKind::BadKey));
             }
-            blocking(operation, prefix, &self.description, move || work(&place)).await
+            blocking(operation, prefix, &self.description, move || work(&location)).await
         })
     }
 
@@ -111,11 +111,11 @@ impl LocalStore {
         &'a self,
         operation: &'static str,
         key: &'a str,
-        work: impl FnOnce(Place) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(ObjectLocation) -> Result<T, StoreError> + Send + 'static,
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
-            let place = self.place(operation, key)?;
-            let work = move || work(place);
+            let location = self.location(operation, key)?;
+            let work = move || work(location);
             let done = match &self.work {
                 Some(how) => how.run_yielding(work).await,
                 None => Err(work),
@@ -137,33 +137,33 @@ impl BlobStore for LocalStore {
     }
 
     fn put<'a>(&'a self, key: &'a str, body: Bytes, mode: PutMode) -> StoreFuture<'a, ()> {
-        self.write("PUT", key, move |place| place.put(&body, mode))
+        self.write("PUT", key, move |location| location.put(&body, mode))
     }
 
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.run("GET", key, move |place| {
-            let file = place.open_object()?;
-            let found = file.metadata().map_err(|e| place.io(e))?;
+        self.run("GET", key, move |location| {
+            let file = location.open_object()?;
+            let found = file.metadata().map_err(|e| location.io(e))?;
             if found.len() > max_len_bytes {
-                return Err(place
+                return Err(location
                     .error(StoreErrorKind::TooLarge)
                     .with_detail(format!("{} bytes, at most {max_len_bytes} are expected", found.len())));
             }
             let mut body = Vec::with_capacity(found.len() as usize);
-            file.take(max_len_bytes).read_to_end(&mut body).map_err(|e| place.io(e))?;
+            file.take(max_len_bytes).read_to_end(&mut body).map_err(|e| location.io(e))?;
             Ok(body.into())
         })
     }
 
     fn get_range<'a>(&'a self, key: &'a str, offset_bytes: u64, len_bytes: u64) -> StoreFuture<'a, Bytes> {
-        self.run("GET", key, move |place| {
-            let file = place.open_object()?;
-            let found_bytes = file.metadata().map_err(|e| place.io(e))?.len();
+        self.run("GET", key, move |location| {
+            let file = location.open_object()?;
+            let found_bytes = file.metadata().map_err(|e| location.io(e))?.len();
             let beyond = || {
                 let wanted = format!(
                     "{len_bytes} bytes from offset {offset_bytes} on were requested, the object has {found_bytes}"
                 );
-                place.error(StoreErrorKind::RangeBeyondEnd).with_detail(wanted)
+                location.error(StoreErrorKind::RangeBeyondEnd).with_detail(wanted)
             };
             if offset_bytes.checked_add(len_bytes).is_none_or(|end| end > found_bytes) {
                 return Err(beyond());
@@ -171,18 +171,19 @@ impl BlobStore for LocalStore {
             let mut body = vec![0; len_bytes as usize];
             file.read_exact_at(&mut body, offset_bytes).map_err(|error| match error.kind() {
                 io::ErrorKind::UnexpectedEof => beyond(),
-                _ => place.io(error),
+                _ => location.io(error),
             })?;
             Ok(body.into())
         })
     }
 
     fn delete<'a>(&'a self, key: &'a str) -> StoreFuture<'a, bool> {
-        self.run("DELETE", key, |place| {
+        self.run("DELETE", key, |location| {
             let remove = || {
-                let dir = place.open_parent()?;
-                unlinkat(&dir, place.name(), AtFlags::empty()).map_err(|error| place.io(error.into()))?;
-                sync_dir(&dir).map_err(|error| place.io(error))
+                let dir = location.open_parent()?;
+                unlinkat(&dir, location.name(), AtFlags::empty())
+                    .map_err(|error| location.io(error.into()))?;
+                sync_dir(&dir).map_err(|error| location.io(error))
             };
             match remove() {
                 Ok(()) => Ok(true),
@@ -194,7 +195,7 @@ impl BlobStore for LocalStore {
 
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         let after = page.map(str::to_owned);
-        self.walk("LIST", prefix, move |place| listing::list_page(place, after.as_deref()))
+        self.walk("LIST", prefix, move |location| listing::list_page(location, after.as_deref()))
     }
 
     fn remove_unfinished<'a>(
@@ -203,14 +204,16 @@ impl BlobStore for LocalStore {
         before_unix_s: i64,
         dry_run: bool,
     ) -> StoreFuture<'a, u64> {
-        self.walk("DELETE", prefix, move |place| listing::remove_unfinished(place, before_unix_s, dry_run))
+        self.walk("DELETE", prefix, move |location| {
+            listing::remove_unfinished(location, before_unix_s, dry_run)
+        })
     }
 
     fn multipart_start<'a>(&'a self, key: &'a str) -> StoreFuture<'a, String> {
-        self.run("MULTIPART", key, |place| {
+        self.run("MULTIPART", key, |location| {
             let id = Uuid::new_v4().to_string();
-            let dir = place.make_parent()?;
-            open_at::create_file(&dir, &parts_file(&place, &id)?).map_err(|e| place.io(e))?;
+            let dir = location.make_parent()?;
+            open_at::create_file(&dir, &parts_file(&location, &id)?).map_err(|e| location.io(e))?;
             Ok(id)
         })
     }
@@ -223,12 +226,12 @@ impl BlobStore for LocalStore {
         body: Bytes,
     ) -> StoreFuture<'a, String> {
         let upload_id = upload_id.to_owned();
-        self.write("MULTIPART", key, move |place| {
-            let dir = place.open_parent()?;
-            let name = parts_file(&place, &upload_id)?;
-            let file = open_at::open_file_to_write(&dir, &name).map_err(|e| place.io(e))?;
+        self.write("MULTIPART", key, move |location| {
+            let dir = location.open_parent()?;
+            let name = parts_file(&location, &upload_id)?;
+            let file = open_at::open_file_to_write(&dir, &name).map_err(|e| location.io(e))?;
             let offset = u64::from(part_no) * PART_LEN_BYTES as u64;
-            file.write_all_at(&body, offset).map_err(|e| place.io(e))?;
+            file.write_all_at(&body, offset).map_err(|e| location.io(e))?;
             Ok(format!("{part_no}:{}", body.len()))
         })
     }
@@ -241,36 +244,36 @@ impl BlobStore for LocalStore {
     ) -> StoreFuture<'a, ()> {
         let upload_id = upload_id.to_owned();
         let tags = tags.to_vec();
-        self.write("MULTIPART", key, move |place| {
-            let dir = place.open_parent()?;
-            let name = parts_file(&place, &upload_id)?;
-            let file = open_at::open_file_to_write(&dir, &name).map_err(|e| place.io(e))?;
+        self.write("MULTIPART", key, move |location| {
+            let dir = location.open_parent()?;
+            let name = parts_file(&location, &upload_id)?;
+            let file = open_at::open_file_to_write(&dir, &name).map_err(|e| location.io(e))?;
             let mut expected_bytes = 0;
             for (no, tag) in tags.iter().enumerate() {
                 let len = tag.strip_prefix(&format!("{no}:")).and_then(|len| len.parse::<u64>().ok());
                 expected_bytes += len.ok_or_else(|| {
-                    place.error(StoreErrorKind::Other).with_detail("the parts' tags are out of order")
+                    location.error(StoreErrorKind::Other).with_detail("the parts' tags are out of order")
                 })?;
             }
-            let found_bytes = file.metadata().map_err(|e| place.io(e))?.len();
+            let found_bytes = file.metadata().map_err(|e| location.io(e))?.len();
             if found_bytes != expected_bytes {
-                return Err(place
+                return Err(location
                     .error(StoreErrorKind::Other)
                     .with_detail(format!("{found_bytes} bytes were stored, {expected_bytes} were sent")));
             }
             file.sync_all()
-                .and_then(|()| Ok(renameat(&dir, &name, &dir, place.name())?))
+                .and_then(|()| Ok(renameat(&dir, &name, &dir, location.name())?))
                 .and_then(|()| sync_dir(&dir))
-                .map_err(|e| place.io(e))
+                .map_err(|e| location.io(e))
         })
     }
 
     fn multipart_abort<'a>(&'a self, key: &'a str, upload_id: &'a str) -> StoreFuture<'a, ()> {
         let upload_id = upload_id.to_owned();
-        self.run("MULTIPART", key, move |place| {
+        self.run("MULTIPART", key, move |location| {
             let remove = || {
-                let (dir, name) = (place.open_parent()?, parts_file(&place, &upload_id)?);
-                unlinkat(&dir, &name, AtFlags::empty()).map_err(|error| place.io(error.into()))
+                let (dir, name) = (location.open_parent()?, parts_file(&location, &upload_id)?);
+                unlinkat(&dir, &name, AtFlags::empty()).map_err(|error| location.io(error.into()))
             };
             match remove() {
                 Err(error) if error.kind != StoreErrorKind::NotFound => Err(error),

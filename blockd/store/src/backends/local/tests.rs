@@ -1,6 +1,6 @@
 //! Tests of this module.
 
-use super::{place::Temporary, *};
+use super::{location::Temporary, *};
 use crate::backends::direct::write_file;
 use rustix::{fs::CWD, io::Errno};
 use std::fs::File;
@@ -20,10 +20,10 @@ fn walk(dir: &std::path::Path) -> Vec<String> {
 #[test]
 fn error_of_a_full_directory_has_its_time() {
     let dir = tempfile::tempdir().unwrap();
-    let place = LocalStore::open(dir.path()).unwrap().place("PUT", "a/b").unwrap();
+    let location = LocalStore::open(dir.path()).unwrap().location("PUT", "a/b").unwrap();
     let old = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
     File::open(dir.path()).unwrap().set_times(old).unwrap();
-    let failed = |errno: Errno| place.with_time_if_full(place.io(errno.into()));
+    let failed = |errno: Errno| location.with_time_if_full(location.io(errno.into()));
     let before = jiff::Timestamp::now().as_second();
     for errno in [Errno::NOSPC, Errno::DQUOT] {
         let error = failed(errno);

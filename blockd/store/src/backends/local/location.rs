@@ -35,14 +35,14 @@ pub(super) fn kind_of(error: &io::Error, root: bool) -> StoreErrorKind {
 }
 
 /// Location of an object, with the context of its errors.
-pub(super) struct Place {
+pub(super) struct ObjectLocation {
     pub(super) root: Arc<PathBuf>,
     pub(super) operation: &'static str,
     pub(super) key: String,
     pub(super) store: Arc<str>,
 }
 
-impl Place {
+impl ObjectLocation {
     pub(super) fn error(&self, kind: StoreErrorKind) -> StoreError {
         StoreError::new(kind, self.operation, &self.key, &self.store)
     }
@@ -228,8 +228,9 @@ impl Drop for Temporary<'_> {
 }
 
 /// Returns the name of the file that collects the parts of an upload.
-pub(super) fn parts_file(place: &Place, upload_id: &str) -> Result<String, StoreError> {
-    let id: Uuid =
-        upload_id.parse().map_err(|_| place.error(StoreErrorKind::Other).with_detail("invalid upload id"))?;
+pub(super) fn parts_file(location: &ObjectLocation, upload_id: &str) -> Result<String, StoreError> {
+    let id: Uuid = upload_id
+        .parse()
+        .map_err(|_| location.error(StoreErrorKind::Other).with_detail("invalid upload id"))?;
     Ok(format!("{PARTS}{id}"))
 }
