@@ -2,7 +2,7 @@
 
 use super::{
     bucket::{BucketStore, no_retries},
-    endpoint::Endpoint,
+    endpoint::ServerAddress,
     http::{HttpOptions, misconfigured},
     secret_value,
 };
@@ -29,9 +29,9 @@ pub(super) fn open(config: &AzureConfig, http: &HttpOptions) -> Result<BucketSto
     if !special && !is_plain_name(container) {
         return Err(wrong("the container's name has up to 63 letters, digits and '-'".into()));
     }
-    let endpoint = config.endpoint.as_deref().map(|given| Endpoint::parse(given, config.disable_ssl));
+    let endpoint = config.endpoint.as_deref().map(|given| ServerAddress::parse(given, config.disable_ssl));
     let endpoint = endpoint.transpose().map_err(wrong)?;
-    let server = endpoint.as_ref().map_or_else(|| "Azure".to_owned(), Endpoint::url);
+    let server = endpoint.as_ref().map_or_else(|| "Azure".to_owned(), ServerAddress::url);
     let description = format!("container {container} of {account} at {server}");
     let allow_http = endpoint.as_ref().is_some_and(|endpoint| !endpoint.tls)
         || matches!(auth, AzureAuth::ManagedIdentity { .. });

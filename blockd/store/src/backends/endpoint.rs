@@ -2,12 +2,12 @@
 
 /// Host with an optional port, and the use of TLS.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub(super) struct Endpoint {
+pub(super) struct ServerAddress {
     host: String,
     pub(super) tls: bool,
 }
 
-impl Endpoint {
+impl ServerAddress {
     /// Parses `HOST` or `HOST:PORT`, optionally with `http://` or `https://`. The error is one line.
     pub(super) fn parse(given: &str, disable_ssl: bool) -> Result<Self, String> {
         let given = given.trim();
@@ -70,13 +70,13 @@ mod tests {
 
     #[test]
     fn endpoints_take_either_style() {
-        assert_eq!(Endpoint::parse("h:1", true).unwrap().url(), "http://h:1");
+        assert_eq!(ServerAddress::parse("h:1", true).unwrap().url(), "http://h:1");
         assert_eq!(
-            Endpoint::parse("h:1/", true).unwrap().url_of_host_below("bkt").unwrap(),
+            ServerAddress::parse("h:1/", true).unwrap().url_of_host_below("bkt").unwrap(),
             "http://bkt.h:1"
         );
-        assert_eq!(Endpoint::parse("http://h", false).unwrap().url(), "http://h");
-        let endpoint = Endpoint::parse("h", false).unwrap();
+        assert_eq!(ServerAddress::parse("http://h", false).unwrap().url(), "http://h");
+        let endpoint = ServerAddress::parse("h", false).unwrap();
         assert_eq!(
             (endpoint.url_of_host_below("bkt"), endpoint.url()),
             (Ok("https://bkt.h".into()), "https://h".into())
@@ -86,20 +86,20 @@ mod tests {
             ("s3.cn-north-1.amazonaws.com.cn:443", true),
             ("amazonaws.com.evil", false),
         ] {
-            assert_eq!(Endpoint::parse(host, false).unwrap().is_amazon(), amazons, "{host}");
+            assert_eq!(ServerAddress::parse(host, false).unwrap().is_amazon(), amazons, "{host}");
         }
         for bad in
             ["", "ftp://h", "h/path", "u@h", "http://", "a b", "h:99999", "h:x", "1.2.3.999", "[::1", "a:1:2"]
         {
-            assert!(Endpoint::parse(bad, false).is_err(), "{bad}");
+            assert!(ServerAddress::parse(bad, false).is_err(), "{bad}");
         }
-        assert!(Endpoint::parse("https://h", true).is_err());
+        assert!(ServerAddress::parse("https://h", true).is_err());
     }
 
     #[test]
     fn ip_address_endpoint_uses_path_style() {
         for address in ["127.0.0.1:8333", "[::1]:8333", "10.1"] {
-            let endpoint = Endpoint::parse(address, true).unwrap();
+            let endpoint = ServerAddress::parse(address, true).unwrap();
             let error = endpoint.url_of_host_below("bkt").unwrap_err();
             assert!(error.contains("--disable-path-style") && error.contains(address), "{error}");
         }

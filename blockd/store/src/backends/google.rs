@@ -2,7 +2,7 @@
 
 use super::{
     bucket::{BucketStore, no_retries},
-    endpoint::Endpoint,
+    endpoint::ServerAddress,
     http::{HttpOptions, misconfigured},
     secret_value,
 };
@@ -50,9 +50,9 @@ pub(super) fn open(config: &GoogleConfig, http: &HttpOptions) -> Result<BucketSt
     if bucket.is_empty() || !bucket.bytes().all(plain) {
         return Err(wrong("the bucket's name has letters, digits, '-', '.' and '_' only".into()));
     }
-    let endpoint = config.endpoint.as_deref().map(|given| Endpoint::parse(given, config.disable_ssl));
+    let endpoint = config.endpoint.as_deref().map(|given| ServerAddress::parse(given, config.disable_ssl));
     let endpoint = endpoint.transpose().map_err(wrong)?;
-    let server = endpoint.as_ref().map_or_else(|| "Google Cloud Storage".to_owned(), Endpoint::url);
+    let server = endpoint.as_ref().map_or_else(|| "Google Cloud Storage".to_owned(), ServerAddress::url);
     let allow_http = endpoint.as_ref().is_some_and(|endpoint| !endpoint.tls) || access.use_iam;
     let mut builder = GoogleCloudStorageBuilder::new()
         .with_bucket_name(bucket)

@@ -2,7 +2,7 @@
 
 use super::{
     bucket::{BucketStore, no_retries},
-    endpoint::Endpoint,
+    endpoint::ServerAddress,
     http::{HttpOptions, misconfigured},
     secret_value,
     sts::RoleCredentials,
@@ -36,7 +36,7 @@ pub(super) fn open(config: &S3Config, http: &HttpOptions) -> Result<BucketStore,
     }) {
         return Err(wrong("the storage class is a name like STANDARD_IA".into()));
     }
-    let endpoint = Endpoint::parse(&config.endpoint, config.disable_ssl).map_err(wrong)?;
+    let endpoint = ServerAddress::parse(&config.endpoint, config.disable_ssl).map_err(wrong)?;
     // The metadata service speaks plain HTTP.
     let allow_http = !endpoint.tls || access.use_iam;
     let mut builder = AmazonS3Builder::new()

@@ -1,7 +1,7 @@
 //! AWS roles: temporary credentials from the Security Token Service.
 
 use super::{
-    endpoint::Endpoint,
+    endpoint::ServerAddress,
     http::{HttpOptions, chain},
 };
 use blockd_store_config::AssumedRole;
@@ -75,7 +75,7 @@ pub(super) struct RoleCredentials {
     /// Credentials that assume the role.
     base: AwsCredentialProvider,
     client: reqwest::Client,
-    held: Mutex<Option<Held>>,
+    held: Mutex<Option<CachedCredential>>,
     /// Held during a renewal.
     renewal: tokio::sync::Mutex<()>,
     /// Time of the next renewal after a failure with valid credentials.
@@ -83,7 +83,7 @@ pub(super) struct RoleCredentials {
 }
 
 #[derive(Clone)]
-struct Held {
+struct CachedCredential {
     credential: Arc<AwsCredential>,
     until_unix_s: i64,
 }
@@ -104,13 +104,13 @@ impl RoleCredentials {
     /// One line on the invalid setting of the role.
     pub(super) fn of(
         role: &AssumedRole,
-        server: &Endpoint,
+        server: &ServerAddress,
         region: &str,
         base: AwsCredentialProvider,
         http: &HttpOptions,
     ) -> Result<Self, String> {
         check(role)?;
-        let given = role.endpoint.as_deref().map(|given| Endpoint::parse(given, false)).transpose()?;
+        let given = role.endpoint.as_deref().map(|given| ServerAddress::parse(given, false)).transpose()?;
         let service = given.or_else(|| (!server.is_amazon()).then(|| server.clone()));
         let client = http.client(service.as_ref().is_some_and(|service| !service.tls))?;
         let url = service.map_or_else(|| amazon_url(region), |service| service.url());
@@ -183,7 +183,7 @@ impl RoleCredentials {
         }
     }
 
-    async fn ask(&self) -> Result<Held, ClientError> {
+    async fn ask(&self) -> Result<CachedCredential, ClientError> {
         let base = self.base.get_credential().await?;
         let wrong_url = || self.failed("the address of the token service is not a URL");
         let url = Url::parse(&format!("{}/", self.url)).map_err(|_| wrong_url())?;
@@ -263,7 +263,7 @@ fn element<'a>(xml: &'a str, tag: &str) -> Option<&'a str> {
 }
 
 /// Parses the credentials of a response. Refuses values that are invalid in a header.
-fn parse(xml: &str) -> Option<Held> {
+fn parse(xml: &str) -> Option<CachedCredential> {
     let given = element(xml, "Credentials")?;
     let text = |tag| {
         let text = element(given, tag)?;
@@ -275,7 +275,7 @@ fn parse(xml: &str) -> Option<Held> {
         secret_key: text("SecretAccessKey")?,
         token: Some(text("SessionToken")?),
     };
-    Some(Held { credential: Arc::new(credential), until_unix_s: until.as_second() })
+    Some(CachedCredential { credential: Arc::new(credential), until_unix_s: until.as_second() })
 }
 
 #[cfg(test)]
