@@ -98,19 +98,19 @@ impl FreezeTarget {
 
 /// Filesystems of one freeze.
 pub(crate) struct Filesystems {
-    shared: Arc<Shared>,
+    shared: Arc<SharedFreeze>,
     wanted: Vec<FreezeTarget>,
     time_limit: Duration,
 }
 
-struct Shared {
+struct SharedFreeze {
     freezer: Arc<dyn Freezer>,
-    state: Mutex<State>,
+    state: Mutex<FreezeState>,
     changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct FreezeState {
     /// Frozen filesystems in freeze order.
     frozen: Vec<FreezeTarget>,
     steps: Vec<QuiesceStep>,
@@ -130,7 +130,7 @@ struct State {
 pub(crate) struct QuiesceFailed(String);
 
 /// Result of a freeze.
-pub(crate) struct Ended {
+pub(crate) struct FreezeEnd {
     /// Steps.
     pub(crate) steps: Vec<QuiesceStep>,
     /// All filesystems are thawed.
@@ -150,7 +150,7 @@ impl Filesystems {
     ) -> Self {
         // Optional filesystems first: required ones must not stay frozen while an optional one fails slowly.
         wanted.sort_by_key(|one| one.required);
-        let shared = Shared { freezer, state: Mutex::default(), changed: Condvar::new() };
+        let shared = SharedFreeze { freezer, state: Mutex::default(), changed: Condvar::new() };
         Self { shared: Arc::new(shared), wanted, time_limit }
     }
 
@@ -265,11 +265,11 @@ impl Filesystems {
     }
 
     /// Thaws all filesystems and returns the result.
-    pub(crate) fn end(self) -> Ended {
+    pub(crate) fn end(self) -> FreezeEnd {
         self.thaw();
         let mut state = self.shared.state.lock();
         let steps = std::mem::take(&mut state.steps);
-        Ended { steps, all_thawed: !state.stuck && state.late == 0, expired: state.expired }
+        FreezeEnd { steps, all_thawed: !state.stuck && state.late == 0, expired: state.expired }
     }
 
     fn watch(&self) -> io::Result<()> {
@@ -295,7 +295,7 @@ impl Drop for Filesystems {
     }
 }
 
-impl Shared {
+impl SharedFreeze {
     /// Thaws a filesystem whose freeze completed late.
     fn release(&self, mount: &Mounted, frozen: Result<(), FreezerError>) {
         let left = match frozen {
@@ -314,12 +314,12 @@ impl Shared {
     }
 
     /// Thaws the frozen filesystems in reverse order.
-    fn thaw(&self, state: &mut State) {
+    fn thaw(&self, state: &mut FreezeState) {
         self.thaw_as(state, false);
     }
 
     /// Thaws the frozen filesystems; reports it as a failure if `too_early`.
-    fn thaw_as(&self, state: &mut State, too_early: bool) {
+    fn thaw_as(&self, state: &mut FreezeState, too_early: bool) {
         state.ended = true;
         for FreezeTarget { mount, required } in std::mem::take(&mut state.frozen).into_iter().rev() {
             let began = Instant::now();

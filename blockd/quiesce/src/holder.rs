@@ -17,7 +17,7 @@
 
 use crate::{
     filesystems::{Freezer, FreezerError, Thawed},
-    kernel::{Kernel, Open},
+    kernel::{Kernel, OpenFilesystem},
     marker::Mounted,
 };
 use parking_lot::Mutex;
@@ -167,7 +167,7 @@ impl Drop for Holder {
 /// The pipes fail.
 pub fn hold_filesystem(mount: &Path, time_limit: Duration) -> io::Result<()> {
     let requests = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let open = |device| Open::at(&Mounted { path: mount.to_owned(), device });
+    let open = |device| OpenFilesystem::at(&Mounted { path: mount.to_owned(), device });
     hold(open, time_limit, requests, &mut io::stdout())
 }
 
@@ -277,7 +277,7 @@ mod tests {
 
     /// Fake filesystem that records calls.
     #[derive(Clone)]
-    struct Double {
+    struct FakeHandle {
         frozen: Arc<Mutex<bool>>,
         /// Number of thaws that fail.
         failures: Arc<Mutex<usize>>,
@@ -286,7 +286,7 @@ mod tests {
         calls: mpsc::Sender<&'static str>,
     }
 
-    impl Handle for Double {
+    impl Handle for FakeHandle {
         fn sync(&self) -> Result<(), FreezerError> {
             Err(io::Error::from_raw_os_error(5).into())
         }
@@ -329,7 +329,7 @@ mod tests {
             let (calls_in, calls) = mpsc::channel();
             let (failures, device) = (Arc::new(Mutex::new(failures)), Arc::new(Mutex::new(DEVICE)));
             let double =
-                Double { frozen: Arc::default(), failures, device: Arc::clone(&device), calls: calls_in };
+                FakeHandle { frozen: Arc::default(), failures, device: Arc::clone(&device), calls: calls_in };
             let open = move |expected| match *double.device.lock() == expected {
                 true => Ok(double.clone()),
                 false => Err(FreezerError::Elsewhere),

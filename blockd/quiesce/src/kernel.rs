@@ -23,9 +23,9 @@ pub(crate) struct Kernel;
 
 /// Filesystem by a descriptor, which is independent of later mounts at its path.
 #[derive(Debug)]
-pub(crate) struct Open(OwnedFd);
+pub(crate) struct OpenFilesystem(OwnedFd);
 
-impl Open {
+impl OpenFilesystem {
     /// Opens a mount.
     ///
     /// # Errors
@@ -40,7 +40,7 @@ impl Open {
     }
 }
 
-impl Handle for Open {
+impl Handle for OpenFilesystem {
     fn sync(&self) -> Result<(), FreezerError> {
         Ok(rustix::fs::syncfs(&self.0).map_err(io::Error::from)?)
     }
@@ -66,15 +66,15 @@ impl Handle for Open {
 
 impl Freezer for Kernel {
     fn sync(&self, mount: &Mounted) -> Result<(), FreezerError> {
-        Open::at(mount)?.sync()
+        OpenFilesystem::at(mount)?.sync()
     }
 
     fn freeze(&self, mount: &Mounted) -> Result<(), FreezerError> {
-        Open::at(mount)?.freeze()
+        OpenFilesystem::at(mount)?.freeze()
     }
 
     fn thaw(&self, mount: &Mounted) -> Result<Thawed, FreezerError> {
-        Open::at(mount)?.thaw()
+        OpenFilesystem::at(mount)?.thaw()
     }
 }
 

@@ -3,13 +3,13 @@ use std::{path::PathBuf, sync::mpsc};
 
 /// Fake that records calls. Freezing `bad` and thawing `stuck` fail; `loose` does not stay frozen.
 #[derive(Default)]
-struct Double {
+struct RecordingFreezer {
     calls: Mutex<Vec<String>>,
     /// Gate for freezing or syncing `slow`.
     gate: Mutex<Option<mpsc::Receiver<()>>>,
 }
 
-impl Double {
+impl RecordingFreezer {
     fn note(&self, what: &str, mount: &Mounted, fails: &str) -> Result<(), FreezerError> {
         self.calls.lock().push(format!("{what} {}", mount.path.display()));
         match mount.path.to_str() == Some(fails) {
@@ -38,7 +38,7 @@ impl Double {
     }
 }
 
-impl Freezer for Double {
+impl Freezer for RecordingFreezer {
     fn sync(&self, mount: &Mounted) -> Result<(), FreezerError> {
         self.pass(mount);
         self.note("sync", mount, "")
@@ -57,18 +57,18 @@ impl Freezer for Double {
 }
 
 /// Mounts that end in `?` are optional.
-fn with(mounts: &[&str], time_limit: Duration) -> (Arc<Double>, Filesystems) {
-    let double = Arc::new(Double::default());
+fn with(mounts: &[&str], time_limit: Duration) -> (Arc<RecordingFreezer>, Filesystems) {
+    let fake = Arc::new(RecordingFreezer::default());
     let wanted = |path: &&str| {
         let mount = Mounted { path: PathBuf::from(path.trim_end_matches('?')), device: 1 };
         FreezeTarget { mount, required: !path.ends_with('?') }
     };
     let wanted = mounts.iter().map(wanted).collect();
-    (double.clone(), Filesystems::new(double, wanted, time_limit))
+    (fake.clone(), Filesystems::new(fake, wanted, time_limit))
 }
 
 /// Returns the thawed mounts and their errors.
-fn thaws(ended: &Ended) -> Vec<(&str, Option<&str>)> {
+fn thaws(ended: &FreezeEnd) -> Vec<(&str, Option<&str>)> {
     let thaws = ended.steps.iter().filter(|step| step.kind == QuiesceKind::ThawFs);
     let mut found: Vec<_> = thaws.map(|step| (step.target.as_str(), step.error.as_deref())).collect();
     found.sort_unstable();
@@ -79,27 +79,27 @@ const LONG: Duration = Duration::from_secs(600);
 
 /// Freezes with a short time limit, so that the watchdog fires soon. On a busy machine it may fire before
 /// all are frozen; then the limit is raised.
-fn frozen_for_a_moment(mounts: &[&str]) -> (Arc<Double>, Filesystems) {
+fn frozen_for_a_moment(mounts: &[&str]) -> (Arc<RecordingFreezer>, Filesystems) {
     for timeout_ms in [20, 200, 2_000] {
-        let (double, filesystems) = with(mounts, Duration::from_millis(timeout_ms));
+        let (fake, filesystems) = with(mounts, Duration::from_millis(timeout_ms));
         if filesystems.freeze().is_ok() {
-            return (double, filesystems);
+            return (fake, filesystems);
         }
     }
-    let (double, filesystems) = with(mounts, Duration::from_secs(20));
+    let (fake, filesystems) = with(mounts, Duration::from_secs(20));
     filesystems.freeze().unwrap();
-    (double, filesystems)
+    (fake, filesystems)
 }
 
 #[test]
 fn all_are_synced_then_frozen_and_thawed_in_reverse_once() {
-    let (double, filesystems) = with(&["a", "b"], LONG);
+    let (fake, filesystems) = with(&["a", "b"], LONG);
     filesystems.sync();
     filesystems.freeze().unwrap();
     filesystems.thaw();
     filesystems.thaw();
     let ended = filesystems.end();
-    assert_eq!(double.calls(), ["sync a", "sync b", "freeze a", "freeze b", "thaw b", "thaw a"]);
+    assert_eq!(fake.calls(), ["sync a", "sync b", "freeze a", "freeze b", "thaw b", "thaw a"]);
     let steps: Vec<_> = ended.steps.iter().map(|step| format!("{} {}", step.kind, step.target)).collect();
     assert_eq!(steps, ["freeze-fs a", "freeze-fs b", "thaw-fs b", "thaw-fs a"]);
     assert!(ended.all_thawed && !ended.expired);
@@ -107,25 +107,25 @@ fn all_are_synced_then_frozen_and_thawed_in_reverse_once() {
 
 #[test]
 fn failed_freeze_thaws_the_other_filesystems() {
-    let (double, filesystems) = with(&["a", "bad", "c"], LONG);
+    let (fake, filesystems) = with(&["a", "bad", "c"], LONG);
     let error = filesystems.freeze().unwrap_err().to_string();
     assert!(error.starts_with("cannot freeze the filesystem at bad: "), "{error}");
-    assert_eq!(double.calls(), ["freeze a", "freeze bad", "thaw a"]);
+    assert_eq!(fake.calls(), ["freeze a", "freeze bad", "thaw a"]);
     assert!(filesystems.end().steps[1].error.is_some());
 }
 
 #[test]
 fn failed_optional_freeze_thaws_no_other() {
-    let (double, filesystems) = with(&["a", "bad?", "c?"], LONG);
+    let (fake, filesystems) = with(&["a", "bad?", "c?"], LONG);
     filesystems.freeze().unwrap();
     filesystems.thaw();
-    assert_eq!(double.calls(), ["freeze bad", "freeze c", "freeze a", "thaw a", "thaw c"]);
+    assert_eq!(fake.calls(), ["freeze bad", "freeze c", "freeze a", "thaw a", "thaw c"]);
     let ended = filesystems.end();
     assert!(ended.steps[0].error.is_some() && ended.all_thawed && !ended.expired);
     // Required filesystems still decide.
-    let (double, filesystems) = with(&["bad", "c?"], LONG);
+    let (fake, filesystems) = with(&["bad", "c?"], LONG);
     assert!(filesystems.freeze().unwrap_err().to_string().contains("at bad: "));
-    assert_eq!(double.calls(), ["freeze c", "freeze bad", "thaw c"]);
+    assert_eq!(fake.calls(), ["freeze c", "freeze bad", "thaw c"]);
     // An early thaw decides as well.
     for (mounts, expired) in [(["loose?", "a"], false), (["loose", "a?"], true)] {
         let (_, filesystems) = with(&mounts, LONG);
@@ -135,9 +135,9 @@ fn failed_optional_freeze_thaws_no_other() {
         assert_eq!(thaws(&ended), [("a", None), ("loose", Some(THAWED_EARLY))]);
     }
     // An optional filesystem has a part of the limit, which must suffice on a busy machine.
-    let (double, filesystems) = with(&["a?"], Duration::from_secs(6));
+    let (fake, filesystems) = with(&["a?"], Duration::from_secs(6));
     filesystems.freeze().unwrap();
-    double.wait_for("thaw a");
+    fake.wait_for("thaw a");
     let ended = filesystems.end();
     assert!(!ended.expired);
     assert_eq!(thaws(&ended), [("a", Some(THAWED_EARLY))]);
@@ -145,78 +145,78 @@ fn failed_optional_freeze_thaws_no_other() {
 
 #[test]
 fn killed_holder_may_leave_its_filesystem_frozen() {
-    let (double, filesystems) = with(&["a", "lost"], LONG);
+    let (fake, filesystems) = with(&["a", "lost"], LONG);
     assert!(filesystems.freeze().is_err());
-    assert_eq!(double.calls(), ["freeze a", "freeze lost", "thaw a"]);
+    assert_eq!(fake.calls(), ["freeze a", "freeze lost", "thaw a"]);
     assert!(!filesystems.end().all_thawed);
 }
 
 #[test]
 fn dropped_freeze_thaws() {
-    let (double, filesystems) = with(&["a"], LONG);
+    let (fake, filesystems) = with(&["a"], LONG);
     filesystems.freeze().unwrap();
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
         let _filesystems = filesystems;
         panic!("in between");
     }));
     assert!(panicked.is_err());
-    assert_eq!(double.calls(), ["freeze a", "thaw a"]);
+    assert_eq!(fake.calls(), ["freeze a", "thaw a"]);
 }
 
 #[test]
 fn watchdog_thaws_without_a_request() {
-    let (double, filesystems) = frozen_for_a_moment(&["a", "b"]);
+    let (fake, filesystems) = frozen_for_a_moment(&["a", "b"]);
     // Without a thaw: the task hangs here.
-    double.wait_for("thaw a");
+    fake.wait_for("thaw a");
     let ended = filesystems.end();
     assert!(ended.expired && ended.all_thawed);
-    assert_eq!(double.calls(), ["freeze a", "freeze b", "thaw b", "thaw a"]);
+    assert_eq!(fake.calls(), ["freeze a", "freeze b", "thaw b", "thaw a"]);
 }
 
 #[test]
 fn watchdog_thaws_the_others_while_one_hangs() {
-    let (double, filesystems) = with(&["a", "slow"], Duration::from_millis(500));
+    let (fake, filesystems) = with(&["a", "slow"], Duration::from_millis(500));
     let (open, gate) = mpsc::channel();
-    *double.gate.lock() = Some(gate);
+    *fake.gate.lock() = Some(gate);
     let hanging = std::thread::spawn(move || {
         let error = filesystems.freeze().unwrap_err().to_string();
         (error, filesystems.end().all_thawed)
     });
-    double.wait_for("thaw a");
+    fake.wait_for("thaw a");
     let (error, all_thawed) = hanging.join().unwrap();
     assert!(error.contains("timeout") && !all_thawed, "{error}");
     // Without a waiting caller it must not stay frozen.
     open.send(()).unwrap();
-    double.wait_for("thaw slow");
-    assert_eq!(double.calls(), ["freeze a", "thaw a", "freeze slow", "thaw slow"]);
+    fake.wait_for("thaw slow");
+    assert_eq!(fake.calls(), ["freeze a", "thaw a", "freeze slow", "thaw slow"]);
 }
 
 #[test]
 fn hanging_optional_freeze_is_given_up_and_others_are_frozen() {
-    let (double, filesystems) = with(&["a", "slow?", "b?"], Duration::from_secs(3));
+    let (fake, filesystems) = with(&["a", "slow?", "b?"], Duration::from_secs(3));
     let (open, gate) = mpsc::channel();
-    *double.gate.lock() = Some(gate);
+    *fake.gate.lock() = Some(gate);
     filesystems.freeze().unwrap();
     filesystems.thaw();
-    assert_eq!(double.calls(), ["freeze b", "freeze a", "thaw a", "thaw b"]);
+    assert_eq!(fake.calls(), ["freeze b", "freeze a", "thaw a", "thaw b"]);
     let ended = filesystems.end();
     let late = ended.steps.iter().find(|step| step.target == "slow").unwrap();
     assert!(late.error.as_ref().is_some_and(|error| error.contains("timeout")), "{late:?}");
     // It may freeze at any moment: a later thaw reports that.
     assert!(!ended.all_thawed && !ended.expired);
     open.send(()).unwrap();
-    double.wait_for("thaw slow");
+    fake.wait_for("thaw slow");
 }
 
 #[test]
 fn slow_writeback_is_not_awaited() {
-    let (double, filesystems) = with(&["slow", "a"], LONG);
+    let (fake, filesystems) = with(&["slow", "a"], LONG);
     let (open, gate) = mpsc::channel();
-    *double.gate.lock() = Some(gate);
+    *fake.gate.lock() = Some(gate);
     filesystems.sync_within(Duration::from_secs(1));
-    assert_eq!(double.calls(), ["sync a"]);
+    assert_eq!(fake.calls(), ["sync a"]);
     open.send(()).unwrap();
-    double.wait_for("sync slow");
+    fake.wait_for("sync slow");
 }
 
 #[test]
@@ -229,9 +229,9 @@ fn foreign_thaw_is_reported() {
 
 #[test]
 fn failed_thaw_is_reported_and_the_others_are_thawed() {
-    let (double, filesystems) = with(&["a", "stuck"], LONG);
+    let (fake, filesystems) = with(&["a", "stuck"], LONG);
     filesystems.freeze().unwrap();
     let ended = filesystems.end();
     assert!(!ended.all_thawed);
-    assert_eq!(double.calls().last().unwrap(), "thaw a");
+    assert_eq!(fake.calls().last().unwrap(), "thaw a");
 }

@@ -3,7 +3,7 @@ use parking_lot::Mutex;
 
 /// Fake filesystem with a foreign freeze, which ends after a number of polls.
 #[derive(Default)]
-struct Double {
+struct ReleaseFreezer {
     calls: Mutex<Vec<String>>,
     frozen: Mutex<bool>,
     busy_for: Mutex<usize>,
@@ -12,7 +12,7 @@ struct Double {
     refusals: Mutex<Vec<FreezerError>>,
 }
 
-impl Double {
+impl ReleaseFreezer {
     fn note(&self, what: &str, mount: &Path) {
         self.calls.lock().push(format!("{what} {}", mount.file_name().unwrap().display()));
     }
@@ -22,7 +22,7 @@ impl Double {
     }
 }
 
-impl Freezer for Double {
+impl Freezer for ReleaseFreezer {
     fn sync(&self, _: &Mounted) -> Result<(), FreezerError> {
         Ok(())
     }
@@ -80,11 +80,11 @@ fn next_start_resumes_quiesced_applications_once() {
     let posts = vec![post("echo $BLOCKD_SNAPSHOT"), post("echo second")];
     let marker = Marker { posts, ..marker(dir.path(), &["a", "b"]) };
     marker.write(dir.path()).unwrap();
-    let double = Double { frozen: Mutex::new(true), ..Double::default() };
-    release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
-    release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
-    assert_eq!(double.calls(), ["thaw b", "thaw a", "freeze a", "thaw a"]);
-    assert!(!*double.frozen.lock() && is_removed(dir.path()));
+    let fake = ReleaseFreezer { frozen: Mutex::new(true), ..ReleaseFreezer::default() };
+    release_among(dir.path(), &fake, &Vec::new, &mut |_| {}, || {});
+    release_among(dir.path(), &fake, &Vec::new, &mut |_| {}, || {});
+    assert_eq!(fake.calls(), ["thaw b", "thaw a", "freeze a", "thaw a"]);
+    assert!(!*fake.frozen.lock() && is_removed(dir.path()));
     assert_eq!(std::fs::read_to_string(&resumed).unwrap(), "monday\nsecond\n");
 }
 
@@ -104,7 +104,9 @@ fn post_commands_run_once_each_despite_failures() {
     let again = || std::fs::read_to_string(&resumed).unwrap();
     assert_eq!(again(), "one\ntwo\nthree\n");
     let mut open = false;
-    release_among(dir.path(), &Double::default(), &Vec::new, &mut |_| panic!("again"), || open = true);
+    release_among(dir.path(), &ReleaseFreezer::default(), &Vec::new, &mut |_| panic!("again"), || {
+        open = true;
+    });
     assert!(open && is_removed(dir.path()));
 }
 
@@ -125,7 +127,7 @@ fn marker_lock_is_empty_and_held_through_all_post_commands() {
     assert!(is_removed(dir.path()));
     // A lock without a marker is removed by the next start.
     make_lock(&lock_path(&path)).unwrap();
-    release_among(dir.path(), &Double::default(), &Vec::new, &mut |_| {}, || {});
+    release_among(dir.path(), &ReleaseFreezer::default(), &Vec::new, &mut |_| {}, || {});
     assert!(is_removed(dir.path()));
 }
 
@@ -134,10 +136,10 @@ fn marker_lock_is_empty_and_held_through_all_post_commands() {
 fn pending_freeze_is_awaited_and_thawed() {
     let dir = tempfile::tempdir().unwrap();
     marker(dir.path(), &["a"]).write(dir.path()).unwrap();
-    let double = Double { busy_for: Mutex::new(2), ..Double::default() };
-    release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
-    assert_eq!(double.calls(), ["thaw a", "freeze a", "thaw a", "freeze a", "thaw a"]);
-    assert!(!*double.frozen.lock() && is_removed(dir.path()));
+    let fake = ReleaseFreezer { busy_for: Mutex::new(2), ..ReleaseFreezer::default() };
+    release_among(dir.path(), &fake, &Vec::new, &mut |_| {}, || {});
+    assert_eq!(fake.calls(), ["thaw a", "freeze a", "thaw a", "freeze a", "thaw a"]);
+    assert!(!*fake.frozen.lock() && is_removed(dir.path()));
 }
 
 /// Another process may be freezing it nevertheless.
@@ -146,9 +148,9 @@ fn missing_holder_leaves_the_filesystem_state_unknown() {
     let dir = tempfile::tempdir().unwrap();
     marker(dir.path(), &["a"]).write(dir.path()).unwrap();
     let refusals = vec![FreezerError::HolderGone, FreezerError::NoHolder(Errno::AGAIN.into())];
-    let double = Double { refusals: Mutex::new(refusals), ..Double::default() };
-    release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
-    assert_eq!(double.calls(), ["thaw a", "freeze a", "freeze a", "freeze a", "thaw a"]);
+    let fake = ReleaseFreezer { refusals: Mutex::new(refusals), ..ReleaseFreezer::default() };
+    release_among(dir.path(), &fake, &Vec::new, &mut |_| {}, || {});
+    assert_eq!(fake.calls(), ["thaw a", "freeze a", "freeze a", "freeze a", "thaw a"]);
     assert!(is_removed(dir.path()));
 }
 
@@ -164,8 +166,8 @@ fn only_one_that_cannot_be_frozen_at_all_needs_no_marker() {
         let dir = tempfile::tempdir().unwrap();
         marker(dir.path(), &["a"]).write(dir.path()).unwrap();
         let refusals = Mutex::new(vec![FreezerError::Call(errno.into())]);
-        let double = Double { refusals, ..Double::default() };
-        release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
+        let fake = ReleaseFreezer { refusals, ..ReleaseFreezer::default() };
+        release_among(dir.path(), &fake, &Vec::new, &mut |_| {}, || {});
         assert_eq!(is_removed(dir.path()), removed, "{errno}");
     }
 }
@@ -178,9 +180,9 @@ fn resume_does_not_wait_for_a_blocked_filesystem() {
         let posts = vec![post(format!("echo >> {}", resumed.display()))];
         Marker { posts, ..marker(dir.path(), &[name]) }.write(dir.path()).unwrap();
     }
-    let double = Double { busy_for: Mutex::new(3), ..Double::default() };
-    release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
-    let calls = double.calls();
+    let fake = ReleaseFreezer { busy_for: Mutex::new(3), ..ReleaseFreezer::default() };
+    release_among(dir.path(), &fake, &Vec::new, &mut |_| {}, || {});
+    let calls = fake.calls();
     assert!(calls[..2].iter().all(|call| call.starts_with("thaw")), "{calls:?}");
     assert!(is_removed(dir.path()));
     assert_eq!(std::fs::read_to_string(resumed).unwrap(), "\n\n");
@@ -227,9 +229,9 @@ fn other_filesystem_at_the_mount_point_is_not_thawed() {
     marker.mounts[0].device += 1;
     std::fs::remove_dir(dir.path().join("gone")).unwrap();
     marker.write(dir.path()).unwrap();
-    let double = Double::default();
-    release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
-    assert_eq!(double.calls(), Vec::<String>::new());
+    let fake = ReleaseFreezer::default();
+    release_among(dir.path(), &fake, &Vec::new, &mut |_| {}, || {});
+    assert_eq!(fake.calls(), Vec::<String>::new());
     assert!(is_removed(dir.path()));
 }
 
@@ -238,10 +240,10 @@ fn failed_thaw_of_a_marker_is_retried() {
     let dir = tempfile::tempdir().unwrap();
     marker(dir.path(), &["stuck"]).write(dir.path()).unwrap();
     std::fs::write(dir.path().join("quiesce/broken.json"), "{").unwrap();
-    let double = Double { fails: true, ..Double::default() };
-    release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
-    release_among(dir.path(), &double, &Vec::new, &mut |_| {}, || {});
-    assert_eq!(double.calls(), ["thaw stuck", "thaw stuck"]);
+    let fake = ReleaseFreezer { fails: true, ..ReleaseFreezer::default() };
+    release_among(dir.path(), &fake, &Vec::new, &mut |_| {}, || {});
+    release_among(dir.path(), &fake, &Vec::new, &mut |_| {}, || {});
+    assert_eq!(fake.calls(), ["thaw stuck", "thaw stuck"]);
 }
 
 /// Returns a mount of the filesystem of a directory.
@@ -264,11 +266,11 @@ fn hidden_filesystem_is_thawed_at_another_mount_point() {
     let b = marker.mounts.pop().unwrap();
     marker.mounts[0].path = "/proc".into();
     marker.write(dir.path()).unwrap();
-    let double = Double { frozen: Mutex::new(true), ..Double::default() };
+    let fake = ReleaseFreezer { frozen: Mutex::new(true), ..ReleaseFreezer::default() };
     let mounts = vec![mount_at(&b, Path::new("/proc")), mount_at(&b, &b.path)];
-    release_among(dir.path(), &double, &|| mounts.clone(), &mut |_| {}, || {});
-    assert_eq!(double.calls(), ["thaw b"]);
-    assert!(!*double.frozen.lock() && is_removed(dir.path()));
+    release_among(dir.path(), &fake, &|| mounts.clone(), &mut |_| {}, || {});
+    assert_eq!(fake.calls(), ["thaw b"]);
+    assert!(!*fake.frozen.lock() && is_removed(dir.path()));
 }
 
 /// The freezing process may be gone: the filesystem is thawed when it can be reached.
@@ -279,7 +281,8 @@ fn hidden_filesystem_is_thawed_when_it_becomes_reachable() {
     let b = marker.mounts.pop().unwrap();
     marker.mounts[0].path = "/proc".into();
     marker.write(dir.path()).unwrap();
-    let double = Double { frozen: Mutex::new(true), busy_for: Mutex::new(1), ..Double::default() };
+    let fake =
+        ReleaseFreezer { frozen: Mutex::new(true), busy_for: Mutex::new(1), ..ReleaseFreezer::default() };
     let looks = std::cell::Cell::new(0);
     let mounts = || {
         looks.set(looks.get() + 1);
@@ -287,10 +290,10 @@ fn hidden_filesystem_is_thawed_when_it_becomes_reachable() {
         mounts.extend((looks.get() > 3).then(|| mount_at(&b, &b.path)));
         mounts
     };
-    release_among(dir.path(), &double, &mounts, &mut |_| {}, || {});
+    release_among(dir.path(), &fake, &mounts, &mut |_| {}, || {});
     assert!(looks.get() > 3);
-    assert_eq!(double.calls(), ["freeze b", "thaw b"]);
-    assert!(!*double.frozen.lock() && is_removed(dir.path()));
+    assert_eq!(fake.calls(), ["freeze b", "thaw b"]);
+    assert!(!*fake.frozen.lock() && is_removed(dir.path()));
 }
 
 #[test]
@@ -299,13 +302,13 @@ fn late_thaw_completes_in_the_background() {
     // The post-command ran before.
     let marker = marker(dir.path(), &["a"]);
     let path = marker.write(dir.path()).unwrap();
-    let double = Arc::new(Double { busy_for: Mutex::new(1), ..Double::default() });
-    release_later(path, &marker, Arc::clone(&double) as Arc<dyn Freezer>);
+    let fake = Arc::new(ReleaseFreezer { busy_for: Mutex::new(1), ..ReleaseFreezer::default() });
+    release_later(path, &marker, Arc::clone(&fake) as Arc<dyn Freezer>);
     let deadline = Instant::now() + Duration::from_secs(60);
     while !is_removed(dir.path()) {
-        assert!(Instant::now() < deadline, "never thawed: {:?}", double.calls());
+        assert!(Instant::now() < deadline, "never thawed: {:?}", fake.calls());
         std::thread::yield_now();
     }
-    assert_eq!(double.calls(), ["freeze a", "thaw a"]);
-    assert!(!*double.frozen.lock());
+    assert_eq!(fake.calls(), ["freeze a", "thaw a"]);
+    assert!(!*fake.frozen.lock());
 }
