@@ -18,9 +18,9 @@ use tokio::{io::AsyncReadExt, process::Command, time::timeout};
 use zeroize::Zeroizing;
 
 /// Process group of a program, which is killed on drop.
-struct Group(Option<Pid>);
+struct ProcessGroup(Option<Pid>);
 
-impl Drop for Group {
+impl Drop for ProcessGroup {
     fn drop(&mut self) {
         if let Some(leader) = self.0 {
             // Fails if all processes have ended.
@@ -71,7 +71,7 @@ async fn printed(program: &Path) -> Result<Zeroizing<String>, ReferenceError> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn().map_err(|error| failed(program, format!("start failed: {error}")))?;
     let leader = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
-    let group = Group(leader);
+    let group = ProcessGroup(leader);
     let output = child.stdout.take().ok_or_else(|| failed(program, "it has no output".to_owned()))?;
     // Sized to avoid a reallocation, which would leave an unerased copy.
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_SECRET_BYTES as usize + 1));

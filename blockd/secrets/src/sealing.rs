@@ -126,7 +126,7 @@ impl SealingKey {
     }
 }
 
-enum State {
+enum SealingKeyState {
     Ready(Box<SealingKey>),
     /// No key file yet: it is created for the first secret.
     Absent,
@@ -136,7 +136,7 @@ enum State {
 /// Sealer of secrets. Problems with the key fail only its use, so that volumes are served without it.
 pub struct Secrets {
     path: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<SealingKeyState>,
 }
 
 impl std::fmt::Debug for Secrets {
@@ -153,15 +153,16 @@ impl Secrets {
             && path.exists()
         {
             // systemd restricts the directory to the service; the mode shown is that of its access list.
-            let state =
-                read_key(&path, false).map_or_else(State::Unusable, |key| State::Ready(Box::new(key)));
+            let state = read_key(&path, false)
+                .map_or_else(SealingKeyState::Unusable, |key| SealingKeyState::Ready(Box::new(key)));
             return Self { path, state: Mutex::new(state) };
         }
         let path = data_dir.join("secret.key");
         let state = if path.exists() {
-            read_key(&path, true).map_or_else(State::Unusable, |key| State::Ready(Box::new(key)))
+            read_key(&path, true)
+                .map_or_else(SealingKeyState::Unusable, |key| SealingKeyState::Ready(Box::new(key)))
         } else {
-            State::Absent
+            SealingKeyState::Absent
         };
         Self { path, state: Mutex::new(state) }
     }
@@ -169,7 +170,7 @@ impl Secrets {
     /// Returns a problem of the key for the log at the start.
     pub fn problem(&self) -> Option<SecretsError> {
         match &*self.state.lock() {
-            State::Unusable(error) => Some(error.clone()),
+            SealingKeyState::Unusable(error) => Some(error.clone()),
             _ => None,
         }
     }
@@ -180,9 +181,9 @@ impl Secrets {
     /// The key is missing or unusable.
     pub fn must_not_be_new(&self) -> Result<(), SecretsError> {
         match &*self.state.lock() {
-            State::Ready(_) => Ok(()),
-            State::Unusable(error) => Err(error.clone()),
-            State::Absent => Err(SecretsError::KeyLost { path: self.path.clone() }),
+            SealingKeyState::Ready(_) => Ok(()),
+            SealingKeyState::Unusable(error) => Err(error.clone()),
+            SealingKeyState::Absent => Err(SecretsError::KeyLost { path: self.path.clone() }),
         }
     }
 
@@ -192,13 +193,13 @@ impl Secrets {
     /// The key is unusable or cannot be created.
     pub fn seal(&self, credential: Uuid, purpose: Purpose, secret: &[u8]) -> Result<Vec<u8>, SecretsError> {
         let mut state = self.state.lock();
-        if matches!(*state, State::Absent) {
-            *state = State::Ready(Box::new(make_key(&self.path)?));
+        if matches!(*state, SealingKeyState::Absent) {
+            *state = SealingKeyState::Ready(Box::new(make_key(&self.path)?));
         }
         let key = match &*state {
-            State::Ready(key) => key,
-            State::Unusable(error) => return Err(error.clone()),
-            State::Absent => return Err(SecretsError::KeyLost { path: self.path.clone() }),
+            SealingKeyState::Ready(key) => key,
+            SealingKeyState::Unusable(error) => return Err(error.clone()),
+            SealingKeyState::Absent => return Err(SecretsError::KeyLost { path: self.path.clone() }),
         };
         let mut sealed = Vec::with_capacity(HEADER_BYTES + NONCE_BYTES + secret.len() + 16);
         sealed.extend_from_slice(MAGIC);
@@ -235,9 +236,9 @@ impl Secrets {
         }
         let state = self.state.lock();
         let key = match &*state {
-            State::Ready(key) => key,
-            State::Unusable(error) => return Err(error.clone()),
-            State::Absent => return Err(SecretsError::KeyLost { path: self.path.clone() }),
+            SealingKeyState::Ready(key) => key,
+            SealingKeyState::Unusable(error) => return Err(error.clone()),
+            SealingKeyState::Absent => return Err(SecretsError::KeyLost { path: self.path.clone() }),
         };
         if header[8..16] != key.fingerprint {
             return Err(SecretsError::KeyChanged { path: self.path.clone() });
