@@ -19,17 +19,17 @@ const MAX_KEPT_BYTES: usize = 192 << 20;
 /// Pool of unused buffers.
 #[derive(Default)]
 pub(crate) struct Buffers {
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
 }
 
 #[derive(Default)]
-struct State {
+struct PoolState {
     free: Vec<Vec<u8>>,
     free_bytes: usize,
     in_use_bytes: usize,
 }
 
-impl State {
+impl PoolState {
     /// Frees pooled buffers to make room.
     fn make_room(&mut self, bytes: usize) {
         while self.in_use_bytes + self.free_bytes + bytes > MAX_KEPT_BYTES {

@@ -286,7 +286,7 @@ impl DeltaReader {
         sink: &BlockSink,
     ) -> Result<(), CloudError> {
         let mut reader = FrameReader::default();
-        let mut pending = Run::default();
+        let mut pending = PendingBlocks::default();
         for frame in frames {
             let damaged = |what: &str| self.damaged_frame(frame, what);
             let stored = frame.stored(start, fetched).ok_or_else(|| damaged(NOT_WHOLE))?;
@@ -417,12 +417,12 @@ const MAX_RUN_BYTES: usize = 512 << 10;
 
 /// Consecutive blocks that were not yet passed to the sink.
 #[derive(Default)]
-struct Run {
+struct PendingBlocks {
     start: BlockIndex,
     data: Vec<u8>,
 }
 
-impl Run {
+impl PendingBlocks {
     fn push(&mut self, at: BlockIndex, block: &[u8], sink: &BlockSink) -> Result<(), CloudError> {
         debug_assert_eq!(block.len(), BLOCK);
         if at.0 != self.start.0 + (self.data.len() / BLOCK) as u64 {

@@ -82,11 +82,11 @@ impl JournalBinding {
 #[derive(Debug)]
 pub struct FileJournal {
     path: PathBuf,
-    state: Mutex<State>,
+    state: Mutex<JournalFile>,
 }
 
 #[derive(Debug)]
-struct State {
+struct JournalFile {
     file: File,
     end: u64,
     /// Offset of each pack's record.
@@ -106,7 +106,7 @@ impl FileJournal {
         let file = options.open(path).map_err(failed("open"))?;
         let len = file.metadata().map_err(failed("stat"))?.len();
         let header = header(binding);
-        let mut state = State { file, end: HEADER_LEN as u64, records: BTreeMap::new() };
+        let mut state = JournalFile { file, end: HEADER_LEN as u64, records: BTreeMap::new() };
         let mut was_cut = false;
         if len < HEADER_LEN as u64 {
             // An earlier run stopped before the header was durable, so nothing was recorded.
@@ -211,7 +211,7 @@ impl Read for ReadAt<'_> {
     }
 }
 
-impl State {
+impl JournalFile {
     fn scan(&mut self) -> io::Result<()> {
         let mut reader = io::BufReader::new(ReadAt { file: &self.file, at: self.end });
         while let Some((pack_no, lens)) = read_record(&mut reader)? {

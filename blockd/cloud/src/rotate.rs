@@ -9,7 +9,7 @@ use crate::{
     keys::{DataKey, KeySlot, SlotTimes, create_slot, encode_slot},
     names::KEYS_PREFIX,
     repository::{run_blocking, seconds_since_1970},
-    slot_limits::{self, Budget, MAX_SLOTS},
+    slot_limits::{self, MAX_SLOTS, UnlockBudget},
     slots::{self, StoredSlot},
     unlock::{self, Candidates, Opened},
     write_key::WriteKey,
@@ -131,7 +131,7 @@ async fn unlock<'a>(
     stored: &'a [StoredSlot],
     request: &Rekey,
 ) -> Result<(Vec<Unlocked<'a>>, usize), CloudError> {
-    let mut budget = Budget::new(&request.known);
+    let mut budget = UnlockBudget::new(&request.known);
     let candidates =
         stored.iter().map(|stored| (stored, Candidates::of(stored, &request.known, &mut budget)));
     let encrypted: Vec<_> = candidates.filter(|(_, one)| one.is_encrypted()).collect();

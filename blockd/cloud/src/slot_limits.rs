@@ -38,14 +38,14 @@ pub(crate) fn select(listed: &BTreeMap<Uuid, i64>, known: &KnownKeys) -> (Vec<Uu
 
 /// Remaining work budget for unknown slots.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub(crate) struct UnlockBudget {
     max_memory_kib: u32,
     work: u64,
     /// Number of slots that were not tried.
     pub left_out: usize,
 }
 
-impl Budget {
+impl UnlockBudget {
     pub fn new(known: &KnownKeys) -> Self {
         let own = known.slots.iter().map(|slot| slot.kdf.m_kib).max();
         Self { max_memory_kib: MAX_MEMORY_KIB.max(own.unwrap_or(0)), work: MAX_WORK, left_out: 0 }

@@ -6,7 +6,7 @@ use crate::{
     names::{KEYS_PREFIX, MANIFESTS_PREFIX},
     repository::{SlotMemory, run_blocking, seconds_since_1970},
     seal::EncryptionMode,
-    slot_limits::{self, Budget},
+    slot_limits::{self, UnlockBudget},
     slots::{self, SlotCheck, StoredSlot},
 };
 use blockd_store::BlobStore;
@@ -113,7 +113,7 @@ pub(crate) struct Candidates {
 }
 
 impl Candidates {
-    pub fn of(stored: &StoredSlot, known: &KnownKeys, budget: &mut Budget) -> Self {
+    pub fn of(stored: &StoredSlot, known: &KnownKeys, budget: &mut UnlockBudget) -> Self {
         let in_store: Vec<KeySlot> = stored.variants().cloned().collect();
         let mut slots: Vec<KeySlot> =
             known.slots.iter().filter(|slot| slot.key_id == stored.key_id).cloned().collect();
@@ -161,7 +161,7 @@ async fn open_slots(
     known: &KnownKeys,
     passphrase: Option<&str>,
 ) -> Result<(Vec<Opened>, Vec<StoredSlot>), CloudError> {
-    let mut budget = Budget::new(known);
+    let mut budget = UnlockBudget::new(known);
     let candidates: Vec<Candidates> =
         stored.iter().map(|stored| Candidates::of(stored, known, &mut budget)).collect();
     let left_out = left_out + budget.left_out;

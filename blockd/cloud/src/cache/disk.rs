@@ -93,14 +93,14 @@ impl PieceKey {
     }
 }
 
-struct Piece {
+struct CachedFile {
     touched: SystemTime,
 }
 
 /// Disk cache below a directory, used by one process at a time.
 pub(crate) struct DiskCache {
     dir: PathBuf,
-    pieces: Mutex<Lru<PieceKey, Piece>>,
+    pieces: Mutex<Lru<PieceKey, CachedFile>>,
     last_warning: Mutex<Option<Instant>>,
     temp: AtomicU64,
     damaged: AtomicU64,
@@ -167,7 +167,9 @@ impl DiskCache {
             damaged: AtomicU64::new(0),
         };
         for (touched, key, len) in found {
-            for (gone, _) in pieces.insert(key, Piece { touched }, len.next_multiple_of(FILE_GRAIN_BYTES)) {
+            for (gone, _) in
+                pieces.insert(key, CachedFile { touched }, len.next_multiple_of(FILE_GRAIN_BYTES))
+            {
                 let _ = fs::remove_file(cache.path(&gone));
             }
         }
@@ -244,7 +246,7 @@ impl DiskCache {
             let mut pieces = self.pieces.lock();
             if pieces.contains(key) {
                 let len = fs::metadata(path).map_or(FILE_GRAIN_BYTES, |meta| meta.len());
-                pieces.insert(*key, Piece { touched: now }, len.next_multiple_of(FILE_GRAIN_BYTES));
+                pieces.insert(*key, CachedFile { touched: now }, len.next_multiple_of(FILE_GRAIN_BYTES));
             }
         }
     }
@@ -259,7 +261,7 @@ impl DiskCache {
             self.warn_rate_limited("write", &path, &error);
             return;
         }
-        let piece = Piece { touched: SystemTime::now() };
+        let piece = CachedFile { touched: SystemTime::now() };
         debug_assert!(
             fs::metadata(&path).map_or(true, |meta| meta.len() == (HEADER_LEN + bytes.len()) as u64)
         );

@@ -16,10 +16,10 @@ pub(crate) type FrameKey = (u64, u64);
 pub(crate) type FrameResult = Result<Arc<OwnedFrame>, Arc<CloudError>>;
 
 #[derive(Default)]
-struct Progress(Option<FrameResult>);
+struct FetchState(Option<FrameResult>);
 
 /// Handle to wait for a frame in flight.
-pub(crate) struct Wait(watch::Receiver<Progress>);
+pub(crate) struct Wait(watch::Receiver<FetchState>);
 
 impl Wait {
     /// Waits for the result.
@@ -45,20 +45,20 @@ pub(crate) enum Claim {
     Mine(Obligation, Wait),
 }
 
-struct Inner {
+struct FrameTable {
     ready: Lru<FrameKey, Arc<OwnedFrame>>,
-    flights: HashMap<FrameKey, watch::Receiver<Progress>>,
+    in_flight: HashMap<FrameKey, watch::Receiver<FetchState>>,
 }
 
 /// Frames of a cache.
 pub(crate) struct Frames {
-    inner: Mutex<Inner>,
+    inner: Mutex<FrameTable>,
 }
 
 impl Frames {
     /// Creates a cache of at most `max_bytes`.
     pub fn new(max_bytes: u64) -> Self {
-        Self { inner: Mutex::new(Inner { ready: Lru::new(max_bytes), flights: HashMap::new() }) }
+        Self { inner: Mutex::new(FrameTable { ready: Lru::new(max_bytes), in_flight: HashMap::new() }) }
     }
 
     /// Returns the state of a frame. If it is missing, the caller must fetch it.
@@ -67,12 +67,12 @@ impl Frames {
         if let Some(frame) = inner.ready.get(&key) {
             return Claim::Ready(frame.clone());
         }
-        if let Some(flight) = inner.flights.get(&key) {
-            return Claim::Wait(Wait(flight.clone()));
+        if let Some(fetch) = inner.in_flight.get(&key) {
+            return Claim::Wait(Wait(fetch.clone()));
         }
-        let (send, receive) = watch::channel(Progress::default());
-        let before = inner.flights.insert(key, receive.clone());
-        debug_assert!(before.is_none(), "frame {key:?} is in flight");
+        let (send, receive) = watch::channel(FetchState::default());
+        let before = inner.in_flight.insert(key, receive.clone());
+        debug_assert!(before.is_none(), "frame {key:?} is in flight twice");
         Claim::Mine(Obligation { frames: self.clone(), key, send, over: false }, Wait(receive))
     }
 
@@ -91,7 +91,7 @@ impl Frames {
 pub(crate) struct Obligation {
     frames: Arc<Frames>,
     key: FrameKey,
-    send: watch::Sender<Progress>,
+    send: watch::Sender<FetchState>,
     over: bool,
 }
 
@@ -100,8 +100,8 @@ impl Obligation {
     pub fn complete(mut self, result: FrameResult) {
         let gone = {
             let mut inner = self.frames.inner.lock();
-            let flight = inner.flights.remove(&self.key);
-            debug_assert!(flight.is_some(), "frame {:?} was fetched twice", self.key);
+            let fetch = inner.in_flight.remove(&self.key);
+            debug_assert!(fetch.is_some(), "frame {:?} was fetched twice", self.key);
             let frame = result.as_ref().ok();
             frame.map(|frame| {
                 inner.ready.insert(self.key, frame.clone(), frame.heap_bytes() + FRAME_OVERHEAD_BYTES)
@@ -110,14 +110,14 @@ impl Obligation {
         // Dropped outside of the lock.
         drop(gone);
         self.over = true;
-        self.send.send_replace(Progress(Some(result)));
+        self.send.send_replace(FetchState(Some(result)));
     }
 }
 
 impl Drop for Obligation {
     fn drop(&mut self) {
         if !self.over {
-            self.frames.inner.lock().flights.remove(&self.key);
+            self.frames.inner.lock().in_flight.remove(&self.key);
         }
     }
 }
@@ -129,13 +129,13 @@ mod tests {
     #[tokio::test]
     async fn fetch_is_shared_and_passed_on_if_the_fetcher_gives_up() {
         let frames = Arc::new(Frames::new(1 << 20));
-        let Claim::Mine(flight, wait) = frames.claim((1, 2)) else { panic!("it is nowhere yet") };
+        let Claim::Mine(obligation, wait) = frames.claim((1, 2)) else { panic!("it is nowhere yet") };
         let Claim::Wait(other) = frames.claim((1, 2)) else { panic!("it is on its way") };
-        drop(flight);
+        drop(obligation);
         assert!(wait.done().await.is_err() && other.done().await.is_err());
-        let Claim::Mine(flight, _) = frames.claim((1, 2)) else { panic!("no fetch is running") };
+        let Claim::Mine(obligation, _) = frames.claim((1, 2)) else { panic!("no fetch is running") };
         let Claim::Wait(other) = frames.claim((1, 2)) else { panic!("it is on its way") };
-        flight.complete(Err(gone()));
+        obligation.complete(Err(gone()));
         assert!(other.done().await.is_err());
         assert!(matches!(frames.claim((1, 2)), Claim::Mine(..)), "a failure is not remembered");
     }

@@ -117,7 +117,7 @@ pub struct CacheCounters {
 /// Cache shared by readers of any number of snapshots. Clones share it.
 #[derive(Clone)]
 pub struct SnapshotCache {
-    shared: Arc<Shared>,
+    shared: Arc<CacheShared>,
 }
 
 impl std::fmt::Debug for SnapshotCache {
@@ -136,7 +136,7 @@ struct Counters {
     from_disk: AtomicU64,
 }
 
-pub(crate) struct Shared {
+pub(crate) struct CacheShared {
     pub options: CacheOptions,
     pub disk: Option<Arc<DiskCache>>,
     pub frames: Arc<Frames>,
@@ -200,7 +200,7 @@ impl SnapshotCache {
         open_concurrency: usize,
     ) -> Self {
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(CacheShared {
                 disk,
                 frames: Arc::new(Frames::new(options.memory_bytes)),
                 memory: Arc::default(),
@@ -251,7 +251,7 @@ impl SnapshotCache {
 
     /// Returns the counters.
     pub fn counters(&self) -> CacheCounters {
-        let Shared { counters, disk, frames, .. } = &*self.shared;
+        let CacheShared { counters, disk, frames, .. } = &*self.shared;
         CacheCounters {
             frames_fetched: counters.fetched.load(Relaxed),
             frame_requests: counters.requests.load(Relaxed),
@@ -263,7 +263,7 @@ impl SnapshotCache {
     }
 }
 
-impl Shared {
+impl CacheShared {
     /// Awaits a request to the store, up to the stall timeout.
     async fn with_stall_timeout<T>(
         &self,

@@ -17,7 +17,7 @@ pub(crate) use bulk::BulkRead;
 use crate::{
     CloudError, CloudSnapshotId, Manifest, Repository, SnapshotCache,
     backup::cpu_threads,
-    cache::{Shared, SharedDelta},
+    cache::{CacheShared, SharedDelta},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent, Readahead, ReadaheadLimits};
 use blockd_store::Work;
@@ -36,7 +36,7 @@ struct Inner {
     size_bytes: u64,
     /// Newest first.
     deltas: Vec<Arc<SharedDelta>>,
-    cache: Arc<Shared>,
+    cache: Arc<CacheShared>,
     limits: ReadaheadLimits,
     readahead: Mutex<Readahead>,
     /// Data blocks of one extent.
@@ -71,7 +71,7 @@ impl SnapshotReader {
     }
 
     pub(crate) fn new(
-        cache: Arc<Shared>,
+        cache: Arc<CacheShared>,
         repo: &Repository,
         manifest: &Manifest,
         deltas: Vec<Arc<SharedDelta>>,

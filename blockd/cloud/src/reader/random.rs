@@ -4,7 +4,7 @@ use super::{Inner, SnapshotReader};
 use crate::{
     CloudError,
     cache::{
-        INDEX_CONCURRENCY, Shared, SharedDelta,
+        CacheShared, INDEX_CONCURRENCY, SharedDelta,
         frames::{Claim, FrameResult, Obligation, Wait},
     },
     fetch::WantedFrame,
@@ -34,7 +34,7 @@ const DISK_THREADS: usize = 4;
 const MIN_FRAMES_PER_THREAD: usize = 4;
 
 /// Source of a frame needed by a read.
-enum Source {
+enum FrameSource {
     Ready(Arc<OwnedFrame>),
     /// Fetched for this read.
     Mine(Wait),
@@ -53,7 +53,7 @@ impl SnapshotReader {
         clear_gaps(plan.iter().flat_map(|(_, frames)| frames), extent, buf);
         for (level, frame, source) in self.inner.claim(plan, true) {
             let opened = match source {
-                Source::Ready(opened) => opened,
+                FrameSource::Ready(opened) => opened,
                 source => self.inner.runtime.block_on(self.inner.opened(level, &frame, source))?,
             };
             copy(&frame, &opened, offset_bytes, buf);
@@ -266,18 +266,18 @@ impl Inner {
 
     /// Requests all frames of a plan and returns their sources. With `here`, frames in the disk cache are
     /// read on this thread.
-    fn claim(&self, plan: Vec<Wanted>, here: bool) -> Vec<(usize, WantedFrame, Source)> {
+    fn claim(&self, plan: Vec<Wanted>, here: bool) -> Vec<(usize, WantedFrame, FrameSource)> {
         let mut sources = Vec::new();
         for (level, frames) in plan {
             let delta = &self.deltas[level];
             let mut mine: Vec<(WantedFrame, Obligation)> = Vec::new();
             for frame in frames {
                 let source = match self.cache.frames.claim((delta.number, frame.ordinal())) {
-                    Claim::Ready(opened) => Source::Ready(opened),
-                    Claim::Wait(wait) => Source::Theirs(wait),
+                    Claim::Ready(opened) => FrameSource::Ready(opened),
+                    Claim::Wait(wait) => FrameSource::Theirs(wait),
                     Claim::Mine(flight, wait) => {
                         mine.push((frame.clone(), flight));
-                        Source::Mine(wait)
+                        FrameSource::Mine(wait)
                     }
                 };
                 sources.push((level, frame, source));
@@ -298,18 +298,18 @@ impl Inner {
 
     /// Waits for a frame. A fetch that started before the read and failed is repeated: the store may be
     /// available again.
-    async fn opened(&self, level: usize, frame: &WantedFrame, source: Source) -> FrameResult {
+    async fn opened(&self, level: usize, frame: &WantedFrame, source: FrameSource) -> FrameResult {
         let error = match source {
-            Source::Ready(opened) => return Ok(opened),
-            Source::Mine(wait) => return wait.done().await,
-            Source::Theirs(wait) => match wait.done().await {
+            FrameSource::Ready(opened) => return Ok(opened),
+            FrameSource::Mine(wait) => return wait.done().await,
+            FrameSource::Theirs(wait) => match wait.done().await {
                 Ok(opened) => return Ok(opened),
                 Err(error) => error,
             },
         };
         match self.claim(vec![(level, vec![frame.clone()])], false).pop() {
-            Some((_, _, Source::Ready(opened))) => Ok(opened),
-            Some((_, _, Source::Mine(wait) | Source::Theirs(wait))) => wait.done().await,
+            Some((_, _, FrameSource::Ready(opened))) => Ok(opened),
+            Some((_, _, FrameSource::Mine(wait) | FrameSource::Theirs(wait))) => wait.done().await,
             None => Err(error),
         }
     }
@@ -357,7 +357,7 @@ impl Inner {
 /// Loads frames from the disk cache and returns the missing ones, ascending. Several threads do it, because
 /// decryption takes longer than reading: a sequential reader gets the throughput of more than one core.
 async fn load_from_disk(
-    shared: &Arc<Shared>,
+    shared: &Arc<CacheShared>,
     delta: &Arc<SharedDelta>,
     mut mine: FramesToFetch,
 ) -> FramesToFetch {
