@@ -26,7 +26,7 @@ pub struct FreeSpace {
 
 /// Level of free space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Room {
+pub enum SpaceLevel {
     /// Enough.
     Enough,
     /// Nearly full.
@@ -35,7 +35,7 @@ pub enum Room {
     Full,
 }
 
-impl Room {
+impl SpaceLevel {
     /// Classifies free space: nearly full below one percent of a large filesystem, or ten percent of a tiny
     /// one.
     pub fn of(space: DataSpace) -> Self {
@@ -84,22 +84,22 @@ impl FreeSpace {
         let todo = format!(
             "delete unneeded snapshots, free space on the filesystem of {dir} or enlarge it; failed tasks are retried automatically"
         );
-        let (severity, what) = match Room::of(space) {
-            Room::Enough => {
+        let (severity, what) = match SpaceLevel::of(space) {
+            SpaceLevel::Enough => {
                 self.health.clear(DATA_DIR, "scarce");
                 if self.health.clear(DATA_DIR, "full") {
                     tracing::info!(%free, "the data directory has free space again");
                 }
                 return;
             }
-            Room::Scarce => {
+            SpaceLevel::Scarce => {
                 self.health.clear(DATA_DIR, "full");
                 (
                     Severity::Warning,
                     format!("the data directory {dir} is nearly full: {free} of {total} are free"),
                 )
             }
-            Room::Full => {
+            SpaceLevel::Full => {
                 self.health.clear(DATA_DIR, "scarce");
                 let what = format!(
                     "the data directory {dir} is full: {free} of {total} are free; writes of guests and backups fail"
@@ -140,20 +140,20 @@ mod tests {
     #[test]
     fn free_space_is_classified_by_filesystem_size() {
         const MIB: u64 = 1 << 20;
-        let room = |total_bytes, free_bytes| Room::of(DataSpace { total_bytes, free_bytes });
+        let level = |total_bytes, free_bytes| SpaceLevel::of(DataSpace { total_bytes, free_bytes });
         for (total, free, expected) in [
-            (24 * MIB, 24 * MIB, Room::Enough),
-            (24 * MIB, 3 * MIB, Room::Enough),
-            (24 * MIB, 2 * MIB, Room::Scarce),
-            (24 * MIB, 400 << 10, Room::Full),
-            (24 * MIB, 0, Room::Full),
-            (10 << 30, 101 * MIB, Room::Scarce),
-            (10 << 30, 103 * MIB, Room::Enough),
-            (10 << 30, 15 * MIB, Room::Full),
-            (1 << 40, 9 << 30, Room::Scarce),
-            (1 << 40, 11 << 30, Room::Enough),
+            (24 * MIB, 24 * MIB, SpaceLevel::Enough),
+            (24 * MIB, 3 * MIB, SpaceLevel::Enough),
+            (24 * MIB, 2 * MIB, SpaceLevel::Scarce),
+            (24 * MIB, 400 << 10, SpaceLevel::Full),
+            (24 * MIB, 0, SpaceLevel::Full),
+            (10 << 30, 101 * MIB, SpaceLevel::Scarce),
+            (10 << 30, 103 * MIB, SpaceLevel::Enough),
+            (10 << 30, 15 * MIB, SpaceLevel::Full),
+            (1 << 40, 9 << 30, SpaceLevel::Scarce),
+            (1 << 40, 11 << 30, SpaceLevel::Enough),
         ] {
-            assert_eq!(room(total, free), expected, "{free} of {total}");
+            assert_eq!(level(total, free), expected, "{free} of {total}");
         }
     }
 }

@@ -15,7 +15,7 @@ use axum::{
 };
 use blockd_api::{ErrorCode, operations, roles::Role};
 use blockd_catalog::DbError;
-use blockd_engine::{engine::Engine, error::ServiceError, free_space::Room, metrics::TEXT_FORMAT};
+use blockd_engine::{engine::Engine, error::ServiceError, free_space::SpaceLevel, metrics::TEXT_FORMAT};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -120,8 +120,8 @@ async fn readyz(State(engine): State<Arc<Engine>>) -> Result<&'static str, Failu
     if engine.host.stopping.is_cancelled() {
         return Err(Failure(ServiceError::Stopping));
     }
-    let room = engine.free_space.check_free_space().await.map(Room::of);
-    if room == Some(Room::Full) {
+    let level = engine.free_space.check_free_space().await.map(SpaceLevel::of);
+    if level == Some(SpaceLevel::Full) {
         let message = format!("the data directory {} is full", engine.host.data_dir.display());
         return Err(Failure(ServiceError::refused(ErrorCode::NoSpace, message)));
     }
@@ -130,7 +130,7 @@ async fn readyz(State(engine): State<Arc<Engine>>) -> Result<&'static str, Failu
         Ok(answer) => answer.map_err(Failure::from)?,
         Err(_) => return Err(Failure(ServiceError::Internal("the database does not answer".into()))),
     }
-    Ok(if room == Some(Room::Scarce) { "ok, but the data directory is nearly full\n" } else { "ok\n" })
+    Ok(if level == Some(SpaceLevel::Scarce) { "ok, but the data directory is nearly full\n" } else { "ok\n" })
 }
 
 #[cfg(test)]

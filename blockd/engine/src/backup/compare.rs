@@ -16,12 +16,12 @@ pub(crate) struct DiffBase {
     unchanged: BlockSet,
     /// Blocks that may hold data.
     data: BlockSet,
-    seen: Mutex<Seen>,
+    seen: Mutex<Comparison>,
 }
 
 /// Result of a comparison.
 #[derive(Default, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct Comparison {
     /// Blocks that the verification has passed to [`BlockCheck::blocks`].
     delivered: BlockSet,
     /// Differing blocks.
@@ -64,7 +64,7 @@ impl DiffBase {
     ///
     /// # Errors
     /// The volume cannot be read.
-    pub(crate) fn finish(&self) -> io::Result<Seen> {
+    pub(crate) fn finish(&self) -> io::Result<Comparison> {
         let mut rest = self.unchanged.clone();
         rest.intersect_with(&self.data);
         rest.subtract(&self.seen.lock().delivered);

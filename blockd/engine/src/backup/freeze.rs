@@ -1,7 +1,7 @@
 //! Snapshot of a backup: that of an earlier run, or a new one; for all volumes of a group at once.
 
 use crate::{
-    backup::work::BackupWork, error::ServiceError, snapshots::freeze::Wanted, tasks::LiveTask,
+    backup::work::BackupWork, error::ServiceError, snapshots::freeze::FreezeRequest, tasks::LiveTask,
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{ApiError, ErrorCode, SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
@@ -121,8 +121,8 @@ fn volume_freeze(
     entry: &Arc<VolumeEntry>,
     id: SnapshotId,
     asked: &BackupTask,
-) -> Result<Wanted, ServiceError> {
-    Ok(Wanted {
+) -> Result<FreezeRequest, ServiceError> {
+    Ok(FreezeRequest {
         members: vec![(Arc::clone(entry), id)],
         name: name_of(asked, live.id)?,
         internal: asked.keep_local.is_none(),
@@ -137,7 +137,7 @@ async fn group_freeze(
     work: &BackupWork,
     barrier: &Barrier,
     asked: &BackupTask,
-) -> Result<Wanted, ServiceError> {
+) -> Result<FreezeRequest, ServiceError> {
     let of_barrier = |task: &TaskRow| {
         let other = task.spec.backup().and_then(|backup| backup.barrier.as_ref());
         other.is_some_and(|other| other.id == barrier.id)
@@ -171,7 +171,7 @@ async fn group_freeze(
     members.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     let group =
         SnapshotGroup { group_id: barrier.id, group: None, members: barrier.volumes, group_stall_micros: 0 };
-    Ok(Wanted {
+    Ok(FreezeRequest {
         members,
         name: name_of(asked, barrier.id)?,
         internal: asked.keep_local.is_none(),

@@ -8,7 +8,7 @@ use crate::{
     backup::{
         doubts::doubt_of_restart,
         plan::{Decision, Plan, decide},
-        task::{Frozen, ids},
+        task::{FrozenBackup, ids},
         work::BackupWork,
     },
     error::{ServiceError, blocking},
@@ -30,7 +30,7 @@ use uuid::Uuid;
 pub(crate) async fn planned(
     work: &BackupWork,
     live: &LiveTask,
-    frozen: &Frozen<'_>,
+    frozen: &FrozenBackup<'_>,
     repository: &Repository,
     catalog: &DbManifestCache,
 ) -> Result<(Plan, Option<Manifest>), ServiceError> {
@@ -96,7 +96,7 @@ async fn base_manifest(
 async fn make_plan(
     work: &BackupWork,
     live: &LiveTask,
-    Frozen { asked, volume, snapshot, .. }: &Frozen<'_>,
+    FrozenBackup { asked, volume, snapshot, .. }: &FrozenBackup<'_>,
     repository: &Repository,
     catalog: &DbManifestCache,
 ) -> Result<(Plan, Option<Manifest>, &'static str), ServiceError> {

@@ -37,7 +37,7 @@ struct SharedView {
 }
 
 /// Reader of one backup.
-pub(crate) struct Reader {
+pub(crate) struct SharedReader {
     readers: Arc<Readers>,
     snapshot: SnapshotId,
     point: Arc<SharedView>,
@@ -52,7 +52,7 @@ impl Readers {
         self: &Arc<Self>,
         snapshot: SnapshotId,
         open: impl FnOnce() -> Result<SnapshotView, VolumeError>,
-    ) -> Result<Reader, VolumeError> {
+    ) -> Result<SharedReader, VolumeError> {
         let mut all = self.open.lock();
         let point = match all.get_mut(&snapshot) {
             Some((users, point)) => {
@@ -67,7 +67,7 @@ impl Readers {
                 point
             }
         };
-        Ok(Reader { readers: Arc::clone(self), snapshot, point })
+        Ok(SharedReader { readers: Arc::clone(self), snapshot, point })
     }
 
     fn is_shared(&self, snapshot: SnapshotId) -> bool {
@@ -75,7 +75,7 @@ impl Readers {
     }
 }
 
-impl Reader {
+impl SharedReader {
     /// Closes this reader; the last one closes the snapshot.
     pub(crate) fn close(&self) {
         let mut all = self.readers.open.lock();
@@ -116,7 +116,7 @@ impl SharedView {
     }
 }
 
-impl BlockSource for Reader {
+impl BlockSource for SharedReader {
     fn size_bytes(&self) -> u64 {
         self.point.size_bytes
     }

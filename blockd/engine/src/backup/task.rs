@@ -80,7 +80,7 @@ pub(crate) async fn run(
         .await?
         .capabilities
         .conditional_put;
-    let frozen = Frozen { asked, entry, volume, snapshot, write_once };
+    let frozen = FrozenBackup { asked, entry, volume, snapshot, write_once };
     let first = attempt(work, live, &frozen).await;
     let (manifest, in_doubt) = match first {
         Err(ServiceError::Cloud(error)) => match *error {
@@ -103,7 +103,7 @@ pub(crate) async fn run(
 }
 
 /// Frozen snapshot with its request and store settings.
-pub(crate) struct Frozen<'a> {
+pub(crate) struct FrozenBackup<'a> {
     pub(crate) asked: &'a BackupTask,
     entry: Arc<VolumeEntry>,
     pub(crate) volume: Arc<Volume>,
@@ -117,9 +117,9 @@ pub(crate) struct Frozen<'a> {
 async fn attempt(
     work: &BackupWork,
     live: &LiveTask,
-    frozen: &Frozen<'_>,
+    frozen: &FrozenBackup<'_>,
 ) -> Result<(Manifest, bool), ServiceError> {
-    let Frozen { asked, entry, volume, snapshot, write_once } = frozen;
+    let FrozenBackup { asked, entry, volume, snapshot, write_once } = frozen;
     let row = live.view();
     let (volume_id, snapshot_id) = ids(&row)?;
     let (repository, requests) = work.repositories.task_repository(row.credential).await?;
@@ -282,7 +282,7 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
 async fn commit(
     work: &BackupWork,
     live: &LiveTask,
-    Frozen { asked, snapshot, .. }: &Frozen<'_>,
+    FrozenBackup { asked, snapshot, .. }: &FrozenBackup<'_>,
     manifest: Manifest,
     in_doubt: bool,
 ) -> Result<TaskRow, ServiceError> {

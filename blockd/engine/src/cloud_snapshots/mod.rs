@@ -91,13 +91,13 @@ fn show_mark(metadata: &mut CloudsnapMetadata, mark: Option<&RetentionOverride>)
 
 /// Listed cloud snapshots of all stores.
 #[derive(Default)]
-struct Found {
+struct ListedCloudsnaps {
     entries: Vec<Cloudsnap>,
     damaged: Vec<DamagedCloudsnap>,
 }
 
 /// Part of a store that is listed.
-struct Scope {
+struct ListScope {
     filter: ManifestFilter,
     whole_store: bool,
 }
@@ -116,7 +116,7 @@ impl CloudSnapshots {
         let ManifestFilter { cluster, volume } = scope.filter;
         let status = query.status.unwrap_or_default();
         let mut list = CloudsnapList::default();
-        let mut found = Found::default();
+        let mut found = ListedCloudsnaps::default();
         if matches!(status, CloudsnapStatus::Done | CloudsnapStatus::Damaged) {
             list.failed_credentials = self.list_stores(&credentials, &scope, &mut found).await?;
         } else {
@@ -153,7 +153,7 @@ impl CloudSnapshots {
         Ok(list)
     }
 
-    fn scope_of(&self, query: &ListCloudsnaps) -> Result<Scope, ServiceError> {
+    fn scope_of(&self, query: &ListCloudsnaps) -> Result<ListScope, ServiceError> {
         let cluster = match (&query.cloudsnap_id, query.cluster) {
             (Some(id), _) => Some(id.cluster),
             // No cluster: the bucket and the passphrase are sufficient to list all of it.
@@ -169,7 +169,7 @@ impl CloudSnapshots {
             },
             _ => None,
         };
-        Ok(Scope {
+        Ok(ListScope {
             filter: ManifestFilter { cluster, volume },
             whole_store: cluster.is_none() && volume.is_none(),
         })
@@ -180,14 +180,14 @@ impl CloudSnapshots {
     async fn list_stores(
         &self,
         credentials: &[CredentialRow],
-        scope: &Scope,
-        found: &mut Found,
+        scope: &ListScope,
+        found: &mut ListedCloudsnaps,
     ) -> Result<Vec<FailedCredential>, ServiceError> {
         let alone = credentials.len() == 1;
         let mut each = Vec::new();
         for credential in credentials {
             each.push(async move {
-                let mut found = Found::default();
+                let mut found = ListedCloudsnaps::default();
                 let work = Box::pin(self.list_store(credential, scope, &mut found));
                 let listed = if alone { work.await } else { in_reader_time(&self.host.settings, work).await };
                 (credential, listed.map(|()| found))
@@ -214,8 +214,8 @@ impl CloudSnapshots {
     async fn list_store(
         &self,
         credential: &CredentialRow,
-        scope: &Scope,
-        found: &mut Found,
+        scope: &ListScope,
+        found: &mut ListedCloudsnaps,
     ) -> Result<(), ServiceError> {
         let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
@@ -257,7 +257,7 @@ impl CloudSnapshots {
         &self,
         credential: &CredentialRow,
         status: CloudsnapStatus,
-        found: &mut Found,
+        found: &mut ListedCloudsnaps,
     ) -> Result<(), ServiceError> {
         for row in self.db.run(TaskRow::all).await? {
             let matches = match row.state {

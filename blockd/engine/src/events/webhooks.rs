@@ -51,12 +51,12 @@ pub struct WebhookDelivery {
 #[derive(Debug)]
 pub struct Webhook {
     config: WebhookConfig,
-    state: Mutex<State>,
+    state: Mutex<WebhookState>,
 }
 
 /// Progress of a webhook. Counters start with the daemon.
 #[derive(Clone, Debug)]
-pub struct State {
+pub struct WebhookState {
     cursor: EventReader,
     /// Position of the cursor in the database.
     stored_until: u64,
@@ -72,7 +72,7 @@ pub struct State {
     error: Option<String>,
 }
 
-impl State {
+impl WebhookState {
     fn new(cursor: EventReader) -> Self {
         Self {
             stored_until: cursor.processed_until,
@@ -137,7 +137,7 @@ pub fn all(webhooks: &[WebhookConfig], readers: &[EventReader]) -> Vec<Arc<Webho
     let known = webhooks.iter().filter_map(|hook| Some((hook, reader(reader_name(hook))?)));
     known
         .map(|(config, reader)| {
-            Arc::new(Webhook { config: config.clone(), state: Mutex::new(State::new(reader)) })
+            Arc::new(Webhook { config: config.clone(), state: Mutex::new(WebhookState::new(reader)) })
         })
         .collect()
 }
@@ -172,7 +172,7 @@ impl Webhook {
         &self.config.name
     }
 
-    pub(crate) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> WebhookState {
         self.state.lock().clone()
     }
 
@@ -317,7 +317,7 @@ impl Webhook {
         self.recovered(&mut state);
     }
 
-    fn recovered(&self, state: &mut State) {
+    fn recovered(&self, state: &mut WebhookState) {
         state.error = None;
         if state.failing_since.take().is_some() {
             tracing::info!(webhook = self.name(), "webhook delivery works again");

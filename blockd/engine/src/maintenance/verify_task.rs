@@ -5,7 +5,7 @@
 
 use crate::{
     backup::{
-        compare::{DiffBase, Seen},
+        compare::{Comparison, DiffBase},
         task,
     },
     error::{ServiceError, blocking, spawned},
@@ -96,9 +96,12 @@ pub(crate) async fn run(
 }
 
 /// Ends the comparison with the volume; returns its result if the verification is done.
-async fn finish_comparison(against: Option<Arc<DiffBase>>, done: bool) -> Result<Option<Seen>, ServiceError> {
+async fn finish_comparison(
+    against: Option<Arc<DiffBase>>,
+    done: bool,
+) -> Result<Option<Comparison>, ServiceError> {
     let Some(against) = against else { return Ok(None) };
-    blocking(move || -> Result<Option<Seen>, ServiceError> {
+    blocking(move || -> Result<Option<Comparison>, ServiceError> {
         let seen = against.finish();
         if !done {
             return Ok(None);
@@ -117,7 +120,7 @@ async fn record(
     live: &LiveTask,
     depth: VerifyDepth,
     mut report: VerifyReport,
-    seen: Option<Seen>,
+    seen: Option<Comparison>,
 ) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let compared_blocks = match seen {

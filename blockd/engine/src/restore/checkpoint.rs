@@ -129,7 +129,7 @@ pub(crate) fn load(
 }
 
 /// Open checkpoint file, with the blocks since its last record.
-struct Record {
+struct CheckpointFile {
     file: File,
     pending: RestoredBlocks,
     pending_bytes: u64,
@@ -141,7 +141,7 @@ struct Record {
 /// the last thread drops it.
 pub(crate) struct Writer {
     target: RwLock<Option<RestoreTarget>>,
-    record: Mutex<Record>,
+    record: Mutex<CheckpointFile>,
 }
 
 impl Writer {
@@ -169,7 +169,8 @@ impl Writer {
     pub(crate) fn append(target: RestoreTarget, path: &Path, end: u64, every_bytes: u64) -> io::Result<Self> {
         let file = OpenOptions::new().append(true).open(path)?;
         file.set_len(end)?;
-        let record = Record { file, pending: RestoredBlocks::default(), pending_bytes: 0, every_bytes };
+        let record =
+            CheckpointFile { file, pending: RestoredBlocks::default(), pending_bytes: 0, every_bytes };
         Ok(Self { target: RwLock::new(Some(target)), record: Mutex::new(record) })
     }
 
@@ -188,7 +189,7 @@ impl Writer {
         self.checkpoint_of(target, &mut self.record.lock())
     }
 
-    fn checkpoint_of(&self, target: &RestoreTarget, record: &mut Record) -> io::Result<()> {
+    fn checkpoint_of(&self, target: &RestoreTarget, record: &mut CheckpointFile) -> io::Result<()> {
         if record.pending_bytes == 0 {
             return Ok(());
         }

@@ -20,7 +20,7 @@ use crate::{
         hydrate::{PAUSE, wait},
         source::{CHUNK_BLOCKS, SnapshotSource},
     },
-    snapshots::{Snapshots, freeze::Wanted},
+    snapshots::{Snapshots, freeze::FreezeRequest},
     tasks::{LiveTask, Tasks},
     volumes::{
         merger::Wake,
@@ -257,7 +257,7 @@ async fn frozen(
     if let Some(row) = rows.into_iter().find(is_it) {
         return Ok(row);
     }
-    let wanted = Wanted {
+    let wanted = FreezeRequest {
         members: vec![(Arc::clone(entry), before)],
         name: SnapshotName::before_restore(Timestamp::now()),
         internal: false,

@@ -12,7 +12,7 @@ use crate::{
         runner::{Delays, ScheduleRunner},
         transactions::{self, Batch, failures_of},
     },
-    snapshots::freeze::Wanted,
+    snapshots::freeze::FreezeRequest,
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
@@ -126,7 +126,7 @@ impl ScheduleRunner {
         let StartedRun { runs, entries, name, group, quiesce_rules } = record_start;
         let members: Vec<_> = entries.iter().map(|(entry, id)| (Arc::clone(entry), *id)).collect();
         let wanted =
-            Wanted { members, name, internal: false, group, quiesce_rules, schedule: Some(schedule) };
+            FreezeRequest { members, name, internal: false, group, quiesce_rules, schedule: Some(schedule) };
         let mut report = None;
         match self.snapshots.freeze_with_report(wanted, &mut report).await {
             Ok(rows) => {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 /// Request of snapshots of one point in time.
-pub struct Wanted {
+pub struct FreezeRequest {
     /// Volumes with the ids of their snapshots.
     pub members: Vec<(Arc<VolumeEntry>, SnapshotId)>,
     /// Name of each snapshot.
@@ -35,7 +35,7 @@ pub struct Wanted {
     pub schedule: Option<Uuid>,
 }
 
-impl Wanted {
+impl FreezeRequest {
     fn row(&self, entry: &VolumeEntry, id: SnapshotId) -> SnapshotRow {
         SnapshotRow {
             id,
@@ -120,12 +120,13 @@ impl Snapshots {
         name: SnapshotName,
     ) -> Result<SnapshotRow, ServiceError> {
         let (members, quiesce_rules) = (vec![(Arc::clone(entry), id)], Vec::new());
-        let wanted = Wanted { members, name, internal: true, group: None, quiesce_rules, schedule: None };
+        let wanted =
+            FreezeRequest { members, name, internal: true, group: None, quiesce_rules, schedule: None };
         self.freeze_alone(wanted).await
     }
 
     /// Takes a snapshot of the only member.
-    pub async fn freeze_alone(&self, wanted: Wanted) -> Result<SnapshotRow, ServiceError> {
+    pub async fn freeze_alone(&self, wanted: FreezeRequest) -> Result<SnapshotRow, ServiceError> {
         assert!(wanted.members.len() == 1, "a snapshot of {} volumes", wanted.members.len());
         Ok(self.freeze_together(wanted).await?.swap_remove(0))
     }
@@ -134,14 +135,14 @@ impl Snapshots {
     ///
     /// Rows, then freeze, then rows, each time in one transaction: a crash in between leaves rows that tell
     /// what to undo, and after the last transaction all snapshots exist.
-    pub async fn freeze_together(&self, wanted: Wanted) -> Result<Vec<SnapshotRow>, ServiceError> {
+    pub async fn freeze_together(&self, wanted: FreezeRequest) -> Result<Vec<SnapshotRow>, ServiceError> {
         self.freeze_with_report(wanted, &mut None).await
     }
 
     /// [`freeze_together`](Self::freeze_together), with the quiesce report also after a failure.
     pub async fn freeze_with_report(
         &self,
-        wanted: Wanted,
+        wanted: FreezeRequest,
         report: &mut Option<QuiesceReport>,
     ) -> Result<Vec<SnapshotRow>, ServiceError> {
         let mut volumes = Vec::with_capacity(wanted.members.len());
@@ -211,7 +212,7 @@ impl Snapshots {
     /// Reports failures around a freeze.
     pub(crate) async fn report_failures(
         &self,
-        wanted: &Wanted,
+        wanted: &FreezeRequest,
         report: Option<&QuiesceReport>,
         is_taken: bool,
     ) {
@@ -247,7 +248,7 @@ impl Snapshots {
     /// Adds the rows of snapshots that are about to be taken: all of them, or none.
     pub(crate) async fn insert_snapshots(
         &self,
-        wanted: &Wanted,
+        wanted: &FreezeRequest,
         rows: Vec<SnapshotRow>,
     ) -> Result<(), ServiceError> {
         let names: Vec<_> = wanted.members.iter().map(|(entry, _)| entry.name.clone()).collect();

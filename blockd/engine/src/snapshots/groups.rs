@@ -4,7 +4,7 @@ use crate::{
     error::ServiceError,
     ids::random_id,
     quiesce::rules::QuiesceRequest,
-    snapshots::{Snapshots, freeze::Wanted, space_of, to_api},
+    snapshots::{Snapshots, freeze::FreezeRequest, space_of, to_api},
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
@@ -41,7 +41,7 @@ impl Snapshots {
         for entry in &entries {
             members.push((Arc::clone(entry), SnapshotId::from_u64(random_id()?)));
         }
-        let wanted = Wanted {
+        let wanted = FreezeRequest {
             members,
             name: name.clone(),
             internal: false,

@@ -12,7 +12,7 @@ use crate::{
     quiesce::{Quiescer, rules::QuiesceRequest},
     readers::SnapshotReaders,
     schedules::wake::Scheduler,
-    snapshots::freeze::{Wanted, show},
+    snapshots::freeze::{FreezeRequest, show},
     tasks::Tasks,
     volumes::{
         attachments::Attachments,
@@ -68,7 +68,8 @@ impl Snapshots {
         self.quiescer.check_hooks(&asked).await?;
         let quiesce_rules = self.quiescer.quiesce_for(&asked, &[Arc::clone(&entry)]).await?;
         let members = vec![(Arc::clone(&entry), id)];
-        let wanted = Wanted { members, name, internal: false, group: None, quiesce_rules, schedule: None };
+        let wanted =
+            FreezeRequest { members, name, internal: false, group: None, quiesce_rules, schedule: None };
         let row = self.freeze_alone(wanted).await?;
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");

@@ -7,7 +7,7 @@
 use crate::{
     error::{ServiceError, blocking},
     ids::random_id,
-    snapshots::{Snapshots, freeze::Wanted, to_api},
+    snapshots::{Snapshots, freeze::FreezeRequest, to_api},
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
@@ -125,7 +125,7 @@ impl Snapshots {
             true => None,
             false => {
                 let id = SnapshotId::from_u64(random_id()?);
-                let wanted = Wanted {
+                let wanted = FreezeRequest {
                     members: vec![(Arc::clone(&entry), id)],
                     name: SnapshotName::before_restore(Timestamp::now()),
                     internal: false,

@@ -21,7 +21,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 /// Counters of a run, and totals of earlier runs of the task.
-struct Run {
+struct RunCounters {
     progress: Arc<Progress>,
     since: Instant,
     before_uploaded: u64,
@@ -29,9 +29,9 @@ struct Run {
     before_requests: RequestCounts,
 }
 
-struct State {
+struct LiveState {
     row: TaskRow,
-    run: Option<Run>,
+    run: Option<RunCounters>,
 }
 
 /// Unfinished task.
@@ -42,7 +42,7 @@ pub struct LiveTask {
     pub cancel: CancelToken,
     stop_wanted: AtomicBool,
     bandwidth: Arc<Bandwidth>,
-    state: Mutex<State>,
+    state: Mutex<LiveState>,
     version: watch::Sender<u64>,
     over: watch::Sender<bool>,
 }
@@ -65,7 +65,7 @@ fn add(a: RequestCounts, b: RequestCounts) -> RequestCounts {
     }
 }
 
-impl State {
+impl LiveState {
     /// Copies the run's counters to the row; returns true after a change.
     fn refresh(&mut self) -> bool {
         let Some(run) = &self.run else { return false };
@@ -94,7 +94,7 @@ impl LiveTask {
                 row.detail.limits.limit_upload_bytes_per_s,
                 row.detail.limits.limit_download_bytes_per_s,
             )),
-            state: Mutex::new(State { row, run: None }),
+            state: Mutex::new(LiveState { row, run: None }),
             version,
             over: watch::Sender::new(false),
         }
@@ -137,7 +137,7 @@ impl LiveTask {
         state.row.clone()
     }
 
-    fn bump(&self, state: &mut State) {
+    fn bump(&self, state: &mut LiveState) {
         state.row.detail.version += 1;
         self.version.send_replace(state.row.detail.version);
     }
@@ -159,7 +159,7 @@ impl LiveTask {
         let mut state = self.state.lock();
         state.row.state = TaskStage::Active;
         let detail = &state.row.detail;
-        state.run = Some(Run {
+        state.run = Some(RunCounters {
             progress,
             since: Instant::now(),
             before_uploaded: detail.bytes_uploaded,

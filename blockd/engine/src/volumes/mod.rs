@@ -222,15 +222,15 @@ impl Volumes {
         Ok(self.to_api(entry, &facts))
     }
 
-    async fn facts(&self, volume: Option<VolumeId>) -> Result<Facts, ServiceError> {
+    async fn facts(&self, volume: Option<VolumeId>) -> Result<VolumeFacts, ServiceError> {
         let mut in_place_restores = Vec::new();
         if !self.in_place_work.fences.lock().is_empty() {
             let tasks =
                 self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
             in_place_restores.extend(tasks.filter(|task| task.spec.is_in_place()));
         }
-        let facts = self.db.run(move |tx| -> Result<Facts, DbError> {
-            Ok(Facts {
+        let facts = self.db.run(move |tx| -> Result<VolumeFacts, DbError> {
+            Ok(VolumeFacts {
                 in_place_restores,
                 snapshots: SnapshotRow::all(tx, volume)?,
                 chains: Chain::all(tx, volume)?,
@@ -242,7 +242,7 @@ impl Volumes {
         Ok(facts.await?)
     }
 
-    fn to_api(&self, entry: &VolumeEntry, facts: &Facts) -> api::Volume {
+    fn to_api(&self, entry: &VolumeEntry, facts: &VolumeFacts) -> api::Volume {
         let (view, tags) = (entry.view(), entry.tags());
         let hydration = match &view.state {
             EntryState::Up(volume) => self.lazy.hydration(volume, &facts.lazy),
@@ -385,7 +385,7 @@ impl Volumes {
 }
 
 /// Facts about volumes, read in one transaction.
-struct Facts {
+struct VolumeFacts {
     /// Tasks of in-place restores.
     in_place_restores: Vec<TaskRow>,
     snapshots: Vec<SnapshotRow>,
@@ -395,7 +395,7 @@ struct Facts {
     rules: BTreeMap<VolumeId, RuleName>,
 }
 
-impl Facts {
+impl VolumeFacts {
     /// Returns the newest backup of a volume in each repository.
     fn last_backups_of(&self, volume: VolumeId) -> Vec<LastBackup> {
         let chains = self.chains.iter().filter(|chain| chain.volume == volume);
