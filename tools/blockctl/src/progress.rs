@@ -22,7 +22,7 @@ pub enum Progress {
 }
 
 /// Current phase and progress.
-pub struct Seen<'a> {
+pub struct Measured<'a> {
     /// Prefix of a plain line.
     pub head: String,
     /// Name of the phase; a change prints a line.
@@ -54,7 +54,7 @@ impl Progress {
 
     /// Shows the state of a task.
     pub fn update(&mut self, task: &Task) {
-        self.show(&Seen {
+        self.show(&Measured {
             head: format!("{}: {}", task.state, phase(task)),
             phase: phase(task),
             done_bytes: task.bytes_processed,
@@ -63,7 +63,7 @@ impl Progress {
     }
 
     /// Shows a state.
-    pub fn show(&mut self, seen: &Seen<'_>) {
+    pub fn show(&mut self, seen: &Measured<'_>) {
         match self {
             Self::Silent => {}
             Self::Bar(bar) => {
@@ -130,7 +130,7 @@ fn phase(task: &Task) -> &str {
 }
 
 /// Formats a plain line: `Backup-Active: uploading 12% (1.2 GiB of 10 GiB, 120 MiB/s, ETA 1m20s)`.
-fn line(seen: &Seen<'_>, bytes_per_second: f64) -> String {
+fn line(seen: &Measured<'_>, bytes_per_second: f64) -> String {
     let done = ByteSize::from_bytes(seen.done_bytes);
     let head = printable(&seen.head);
     match (seen.total_bytes, seen.done_bytes) {
@@ -154,8 +154,8 @@ fn line(seen: &Seen<'_>, bytes_per_second: f64) -> String {
 mod tests {
     use super::*;
 
-    fn seen(total_bytes: u64, done_bytes: u64) -> Seen<'static> {
-        Seen { head: "Backup-Active: uploading".to_owned(), phase: "uploading", done_bytes, total_bytes }
+    fn seen(total_bytes: u64, done_bytes: u64) -> Measured<'static> {
+        Measured { head: "Backup-Active: uploading".to_owned(), phase: "uploading", done_bytes, total_bytes }
     }
 
     #[test]

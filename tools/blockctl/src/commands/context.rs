@@ -78,7 +78,7 @@ pub fn absolute(path: Option<&PathBuf>) -> Option<PathBuf> {
 /// Entry of `context list`.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Listed {
+struct ListedContext {
     name: String,
     current: bool,
     #[serde(flatten)]
@@ -149,10 +149,10 @@ fn list(output: &Output, contexts: Contexts) -> Exit {
     let Contexts { current, contexts } = contexts;
     let listed: Vec<_> = contexts
         .into_iter()
-        .map(|(name, entry)| Listed { current: current.as_ref() == Some(&name), name, entry })
+        .map(|(name, entry)| ListedContext { current: current.as_ref() == Some(&name), name, entry })
         .collect();
     output.show(&serde_json::json!({ "contexts": listed }), || {
-        let row = |Listed { name, current, entry }: &Listed| {
+        let row = |ListedContext { name, current, entry }: &ListedContext| {
             let socket = || entry.socket.as_ref().map(|path| path.display().to_string());
             let by = entry.endpoint.clone().or_else(socket);
             [name.clone(), or_dash(current.then_some("yes")), or_dash(by)]

@@ -14,7 +14,7 @@ const SNAPSHOT_PREFIX: &str = "clone-";
 
 /// Backup of a restore.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Source<'a> {
+pub enum RestoreSource<'a> {
     /// Backup of this name, and of this volume if several volumes have one.
     Backup(&'a ObjectName, Option<&'a VolumeName>),
     /// Cloud snapshot with this id.
@@ -54,9 +54,10 @@ pub struct Restore {
 
 impl Restore {
     /// Returns the backup.
-    pub fn source(&self) -> Option<Source<'_>> {
-        let by_name = self.backup_name.as_ref().map(|name| Source::Backup(name, self.source_volume.as_ref()));
-        by_name.or(self.cloudsnap_id.map(Source::Cloudsnap))
+    pub fn source(&self) -> Option<RestoreSource<'_>> {
+        let by_name =
+            self.backup_name.as_ref().map(|name| RestoreSource::Backup(name, self.source_volume.as_ref()));
+        by_name.or(self.cloudsnap_id.map(RestoreSource::Cloudsnap))
     }
 }
 

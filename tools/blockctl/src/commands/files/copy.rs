@@ -9,8 +9,8 @@ use super::{
     args::CpArgs,
     copied::{Copied, readable, set_xattrs},
     dir_handle::{DirHandle, Original, Staged, raise_open_files},
-    source::{Source, check_depth, typed_or_escaped},
-    sparse_reader::{Piece, Pieces},
+    source::{FileSource, check_depth, typed_or_escaped},
+    sparse_reader::{SparsePart, SparseParts},
 };
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
@@ -43,7 +43,7 @@ use std::{
 const HOLE_BYTES: usize = 4096;
 
 pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
-    let source = Source::new(context, &args.snap, args.credential.cred_id).await?;
+    let source = FileSource::new(context, &args.snap, args.credential.cred_id).await?;
     raise_open_files();
     let (top, new_name) = open_destination(&args.to)?;
     if args.paths.len() > 1 && new_name.is_some() {
@@ -67,8 +67,8 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
             (None, b"") => None,
             (None, name) => Some(OsStr::from_bytes(name).to_owned()),
         };
-        let to = Target { dir: Arc::clone(&top), name };
-        Tree { source: &source, top: &top, existing, copied: &mut copied }.copy(file, to).await?;
+        let to = Destination { dir: Arc::clone(&top), name };
+        TreeCopy { source: &source, top: &top, existing, copied: &mut copied }.copy(file, to).await?;
     }
     let output = context.output;
     if output.is_json() {
@@ -119,12 +119,12 @@ fn open_destination(to: &Path) -> Result<(Arc<DirHandle>, Option<OsString>), Fai
 
 /// Entry of a destination directory; without a name, the directory itself.
 #[derive(Debug)]
-struct Target {
+struct Destination {
     dir: Arc<DirHandle>,
     name: Option<OsString>,
 }
 
-impl Target {
+impl Destination {
     fn path(&self) -> PathBuf {
         match &self.name {
             Some(name) => self.dir.path_of(name),
@@ -140,9 +140,9 @@ impl Target {
 
 /// Step of a copy. Steps are popped from the end, so only directories of one path are open at a time.
 #[derive(Debug)]
-enum Step {
+enum CopyStep {
     /// Copies a file, link or directory.
-    Copy(SnapshotFile, Target),
+    Copy(SnapshotFile, Destination),
     /// Sets the attributes of a directory that was created here, when all its entries are complete.
     Finish(SnapshotFile, Arc<DirHandle>),
 }
@@ -150,7 +150,7 @@ enum Step {
 /// Appends the entries of a directory to the steps and counts them: a directory that contains itself would
 /// exhaust the memory long before that many files are copied.
 fn queue_entries(
-    left: &mut Vec<Step>,
+    left: &mut Vec<CopyStep>,
     entries: Vec<SnapshotFile>,
     to: &Arc<DirHandle>,
     from: &FilePath,
@@ -159,30 +159,30 @@ fn queue_entries(
     copied.count_found(entries.len(), from)?;
     left.extend(entries.into_iter().map(|entry| {
         let name = OsStr::from_bytes(entry.path.name()).to_owned();
-        Step::Copy(entry, Target { dir: Arc::clone(to), name: Some(name) })
+        CopyStep::Copy(entry, Destination { dir: Arc::clone(to), name: Some(name) })
     }));
     Ok(())
 }
 
 /// Copy of a tree.
-struct Tree<'a> {
-    source: &'a Source<'a>,
+struct TreeCopy<'a> {
+    source: &'a FileSource<'a>,
     top: &'a DirHandle,
     existing: Existing,
     copied: &'a mut Copied,
 }
 
-impl Tree<'_> {
+impl TreeCopy<'_> {
     /// Copies a file, link or directory with its entries. Directories that were created here get their modes
     /// and times when their entries are complete; existing ones keep theirs.
-    async fn copy(mut self, first: SnapshotFile, to: Target) -> Result<(), Failure> {
+    async fn copy(mut self, first: SnapshotFile, to: Destination) -> Result<(), Failure> {
         let from = first.path.clone();
         self.copied.count_found(1, &from)?;
-        let mut left = vec![Step::Copy(first, to)];
+        let mut left = vec![CopyStep::Copy(first, to)];
         while let Some(step) = left.pop() {
             let (file, to) = match step {
-                Step::Copy(file, to) => (file, to),
-                Step::Finish(file, dir) => {
+                CopyStep::Copy(file, to) => (file, to),
+                CopyStep::Finish(file, dir) => {
                     self.finish_dir(&file, &dir).await?;
                     continue;
                 }
@@ -199,7 +199,7 @@ impl Tree<'_> {
                     self.copied.directories += 1;
                     let entries = self.source.list(&file.path, true).await?.entries;
                     if is_new {
-                        left.push(Step::Finish(file, Arc::clone(&dir)));
+                        left.push(CopyStep::Finish(file, Arc::clone(&dir)));
                     }
                     queue_entries(&mut left, entries, &dir, &from, self.copied)?;
                 }
@@ -218,7 +218,7 @@ impl Tree<'_> {
     ///
     /// # Errors
     /// The entry exists and may be neither kept nor replaced.
-    fn is_skipped(&self, to: &Target) -> io::Result<bool> {
+    fn is_skipped(&self, to: &Destination) -> io::Result<bool> {
         let there = to.dir.stat(to.name()?);
         match self.existing {
             Existing::Refuse if there.is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
@@ -233,7 +233,7 @@ impl Tree<'_> {
         self.existing == Existing::Replace
     }
 
-    fn copy_symlink(&mut self, file: &SnapshotFile, to: &Target) -> io::Result<()> {
+    fn copy_symlink(&mut self, file: &SnapshotFile, to: &Destination) -> io::Result<()> {
         let target = file.target.as_ref().map(FilePath::as_bytes).unwrap_or_default();
         let staged = Staged::new(&to.dir, to.name()?);
         let link = staged.create_symlink(OsStr::from_bytes(target), file.uid, file.gid)?;
@@ -245,7 +245,7 @@ impl Tree<'_> {
         Ok(())
     }
 
-    async fn copy_file(&mut self, file: &SnapshotFile, to: &Target) -> Result<(), Failure> {
+    async fn copy_file(&mut self, file: &SnapshotFile, to: &Destination) -> Result<(), Failure> {
         let failed = |source| Failure::Write { path: to.path(), source };
         let (name, replaces) = (to.name().map_err(failed)?, self.replaces());
         let several = file.inode.filter(|_| file.links.is_some_and(|links| links > 1));
@@ -306,7 +306,7 @@ fn set_link_time(link: &OwnedFd, modified: Timestamp) -> io::Result<()> {
 
 /// Copies the content and the attributes of a file; `to` is for messages.
 async fn copy_content(
-    source: &Source<'_>,
+    source: &FileSource<'_>,
     file: &SnapshotFile,
     out: &File,
     to: &Path,
@@ -314,11 +314,11 @@ async fn copy_content(
 ) -> Result<u64, Failure> {
     let failed = |source| Failure::Write { path: to.to_owned(), source };
     let mut offset_bytes = 0;
-    let mut pieces = Pieces::new(source, &file.path);
+    let mut pieces = SparseParts::new(source, &file.path);
     while let Some(piece) = pieces.next().await? {
         match piece {
-            Piece::Hole(len_bytes) => offset_bytes += len_bytes,
-            Piece::Data(bytes) => {
+            SparsePart::Hole(len_bytes) => offset_bytes += len_bytes,
+            SparsePart::Data(bytes) => {
                 write_sparsely(out, offset_bytes, &bytes).map_err(failed)?;
                 offset_bytes += bytes.len() as u64;
             }
@@ -371,7 +371,7 @@ mod tests {
         let at = tempfile::tempdir().unwrap();
         let (mut left, to) = (Vec::new(), Arc::new(DirHandle::open(at.path()).unwrap()));
         queue_entries(&mut left, vec![file(b"a"), file(b"b")], &to, &from, &mut copied).unwrap();
-        let Step::Copy(_, target) = &left[1] else { panic!("{left:?}") };
+        let CopyStep::Copy(_, target) = &left[1] else { panic!("{left:?}") };
         assert_eq!(target.path(), at.path().join("b"));
         let refused = queue_entries(&mut left, vec![file(b"c")], &to, &from, &mut copied);
         assert!(matches!(refused, Err(Failure::TooManyFiles { most: MAX_FILES, .. })), "{refused:?}");

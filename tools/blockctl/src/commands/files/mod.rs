@@ -18,8 +18,8 @@ use blockd_api::{
 };
 use copied::readable;
 use serde::Serialize;
-use source::{PIECE_BYTES, Source, check_count, check_depth, typed, typed_or_escaped};
-use sparse_reader::{Pieces, Stream};
+use source::{FileSource, PIECE_BYTES, check_count, check_depth, typed, typed_or_escaped};
+use sparse_reader::{SparseOutput, SparseParts};
 use std::{
     cmp::Ordering,
     collections::BTreeMap,
@@ -65,7 +65,7 @@ fn line(file: &SnapshotFile) -> String {
 
 /// Visits all files below a path, directories before their entries.
 async fn walk(
-    source: &Source<'_>,
+    source: &FileSource<'_>,
     path: FilePath,
     depth: Option<u32>,
     mut tell: impl FnMut(SnapshotFile) -> Result<(), Failure>,
@@ -104,7 +104,7 @@ struct CatalogDocument<'a> {
 }
 
 pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
-    let source = Source::new(context, &args.snap, args.credential.cred_id).await?;
+    let source = FileSource::new(context, &args.snap, args.credential.cred_id).await?;
     let path = typed(&args.path);
     let output = context.output;
     let failed = |source| match &args.output {
@@ -147,11 +147,11 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Exit {
     if context.output.is_json() {
         return Err(Failure::usage("cat writes raw bytes, which are not JSON: omit --json"));
     }
-    let source = Source::new(context, &args.snap, args.credential.cred_id).await?;
-    let mut stdout = Stream::stdout().map_err(|source| Failure::Stdout { source })?;
+    let source = FileSource::new(context, &args.snap, args.credential.cred_id).await?;
+    let mut stdout = SparseOutput::stdout().map_err(|source| Failure::Stdout { source })?;
     for path in &args.paths {
         let path = typed_or_escaped(path, args.escaped)?;
-        let mut pieces = Pieces::new(&source, &path);
+        let mut pieces = SparseParts::new(&source, &path);
         while let Some(piece) = pieces.next().await? {
             match stdout.write(&piece) {
                 // The reader closed the pipe, as `head` does.
@@ -165,7 +165,7 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Exit {
 
 #[derive(Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-enum Change {
+enum ChangeKind {
     Added,
     Removed,
     Changed,
@@ -174,7 +174,7 @@ enum Change {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct ChangedFile {
-    change: Change,
+    change: ChangeKind,
     path: FilePath,
     kind: FileKind,
     /// Differing properties of a file that is in both.
@@ -217,7 +217,7 @@ fn differences(a: &SnapshotFile, b: &SnapshotFile) -> Vec<&'static str> {
     what
 }
 
-async fn same_content(a: &Source<'_>, b: &Source<'_>, path: &FilePath) -> Result<bool, Failure> {
+async fn same_content(a: &FileSource<'_>, b: &FileSource<'_>, path: &FilePath) -> Result<bool, Failure> {
     let mut offset_bytes = 0;
     loop {
         let left = a.read(path, offset_bytes, PIECE_BYTES).await?;
@@ -234,7 +234,11 @@ async fn same_content(a: &Source<'_>, b: &Source<'_>, path: &FilePath) -> Result
 
 /// Returns true if extended attributes, with access lists and capabilities, are equal. Damaged ones never
 /// are.
-async fn same_attributes(a: &Source<'_>, b: &Source<'_>, file: &SnapshotFile) -> Result<bool, Failure> {
+async fn same_attributes(
+    a: &FileSource<'_>,
+    b: &FileSource<'_>,
+    file: &SnapshotFile,
+) -> Result<bool, Failure> {
     if file.kind == FileKind::Damaged {
         return Ok(true);
     }
@@ -248,8 +252,8 @@ async fn same_attributes(a: &Source<'_>, b: &Source<'_>, file: &SnapshotFile) ->
 
 pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
     let cred_id = args.credential.cred_id;
-    let from = Source::new(context, &args.from, cred_id.clone()).await?;
-    let to = Source::new(context, &args.to, cred_id).await?;
+    let from = FileSource::new(context, &args.from, cred_id.clone()).await?;
+    let to = FileSource::new(context, &args.to, cred_id).await?;
     let output = context.output;
     let mut changes = Vec::new();
     let mut seen = 0;
@@ -263,8 +267,8 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
             seen += 1;
             check_count(seen, &top)?;
             let (change, file, what) = match pair {
-                (Some(a), None) => (Change::Removed, a, Vec::new()),
-                (None, Some(b)) => (Change::Added, b, Vec::new()),
+                (Some(a), None) => (ChangeKind::Removed, a, Vec::new()),
+                (None, Some(b)) => (ChangeKind::Added, b, Vec::new()),
                 (Some(a), Some(b)) => {
                     let what = changed(&from, &to, &a, &b, args.content).await?;
                     if a.kind == FileKind::Directory && b.kind == FileKind::Directory {
@@ -273,7 +277,7 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
                     if what.is_empty() {
                         continue;
                     }
-                    (Change::Changed, b, what)
+                    (ChangeKind::Changed, b, what)
                 }
                 (None, None) => continue,
             };
@@ -287,9 +291,9 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
     }
     for change in &changes {
         let (sign, what) = match change.change {
-            Change::Added => ('+', String::new()),
-            Change::Removed => ('-', String::new()),
-            Change::Changed => ('M', format!(" ({})", change.what.join(", "))),
+            ChangeKind::Added => ('+', String::new()),
+            ChangeKind::Removed => ('-', String::new()),
+            ChangeKind::Changed => ('M', format!(" ({})", change.what.join(", "))),
         };
         let slash = if change.kind == FileKind::Directory { "/" } else { "" };
         output.line(format!("{sign} {}{slash}{what}", change.path))?;
@@ -316,8 +320,8 @@ fn pairs(
 
 /// Names the differences of a file.
 async fn changed(
-    from: &Source<'_>,
-    to: &Source<'_>,
+    from: &FileSource<'_>,
+    to: &FileSource<'_>,
     a: &SnapshotFile,
     b: &SnapshotFile,
     content: bool,

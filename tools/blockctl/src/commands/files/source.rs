@@ -17,13 +17,13 @@ pub const MAX_FILES: usize = 5_000_000;
 const MAX_DEPTH: usize = 1024;
 
 /// Cloud snapshot whose files are read.
-pub struct Source<'a> {
+pub struct FileSource<'a> {
     pub context: &'a Context<'a>,
     pub snap: CloudSnapshotId,
     pub cred_id: Option<CredentialRef>,
 }
 
-impl<'a> Source<'a> {
+impl<'a> FileSource<'a> {
     /// Resolves the cloud snapshot of a command.
     pub async fn new(
         context: &'a Context<'_>,

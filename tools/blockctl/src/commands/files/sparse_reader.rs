@@ -1,6 +1,6 @@
 //! Streaming of a file of a snapshot: holes are neither fetched nor, where possible, written.
 
-use super::source::{PIECE_BYTES, Source};
+use super::source::{FileSource, PIECE_BYTES};
 use crate::failure::Failure;
 use blockd_api::browse::{FilePath, FileRun, FileRuns};
 use rustix::fs::OFlags;
@@ -19,7 +19,7 @@ const MIN_HOLE_BYTES: u64 = 256 << 10;
 
 /// Part of a file.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Piece {
+pub enum SparsePart {
     /// Length of a hole.
     Hole(u64),
     /// Bytes.
@@ -28,7 +28,7 @@ pub enum Piece {
 
 /// Next action of a reader.
 #[derive(Debug, PartialEq, Eq)]
-enum Step {
+enum ReadStep {
     /// Request data ranges from this offset.
     Ask(u64),
     /// Read this range.
@@ -41,7 +41,7 @@ enum Step {
 
 /// Position in a file and the known data ranges behind it.
 #[derive(Default)]
-struct Plan {
+struct ReadPlan {
     at_bytes: u64,
     /// `None` until requested.
     size_bytes: Option<u64>,
@@ -50,20 +50,20 @@ struct Plan {
     until_bytes: u64,
 }
 
-impl Plan {
-    fn next(&self) -> Step {
+impl ReadPlan {
+    fn next(&self) -> ReadStep {
         let at = self.at_bytes;
         if self.size_bytes.is_some_and(|size| at >= size) {
-            return Step::End;
+            return ReadStep::End;
         }
         match self.runs.front() {
-            Some(run) if at < run.offset_bytes => Step::Skip(run.offset_bytes - at),
+            Some(run) if at < run.offset_bytes => ReadStep::Skip(run.offset_bytes - at),
             Some(run) => {
                 let left = (run.offset_bytes + run.len_bytes).saturating_sub(at);
-                Step::Read(FileRun { offset_bytes: at, len_bytes: left.min(PIECE_BYTES) })
+                ReadStep::Read(FileRun { offset_bytes: at, len_bytes: left.min(PIECE_BYTES) })
             }
-            None if at < self.until_bytes => Step::Skip(self.until_bytes - at),
-            None => Step::Ask(at),
+            None if at < self.until_bytes => ReadStep::Skip(self.until_bytes - at),
+            None => ReadStep::Ask(at),
         }
     }
 
@@ -95,36 +95,36 @@ impl Plan {
 }
 
 /// Sequential reader of a file.
-pub struct Pieces<'a> {
-    source: &'a Source<'a>,
+pub struct SparseParts<'a> {
+    source: &'a FileSource<'a>,
     path: &'a FilePath,
-    plan: Plan,
+    plan: ReadPlan,
 }
 
-impl<'a> Pieces<'a> {
+impl<'a> SparseParts<'a> {
     /// Creates a reader; sends no request.
-    pub fn new(source: &'a Source<'a>, path: &'a FilePath) -> Self {
-        Self { source, path, plan: Plan::default() }
+    pub fn new(source: &'a FileSource<'a>, path: &'a FilePath) -> Self {
+        Self { source, path, plan: ReadPlan::default() }
     }
 
     /// Returns the next part; `None` at the end.
-    pub async fn next(&mut self) -> Result<Option<Piece>, Failure> {
+    pub async fn next(&mut self) -> Result<Option<SparsePart>, Failure> {
         loop {
             match self.plan.next() {
-                Step::End => return Ok(None),
-                Step::Skip(len_bytes) => {
+                ReadStep::End => return Ok(None),
+                ReadStep::Skip(len_bytes) => {
                     self.plan.pass(len_bytes);
-                    return Ok(Some(Piece::Hole(len_bytes)));
+                    return Ok(Some(SparsePart::Hole(len_bytes)));
                 }
-                Step::Read(run) => {
+                ReadStep::Read(run) => {
                     let bytes = self.source.read(self.path, run.offset_bytes, run.len_bytes).await?;
                     if bytes.is_empty() {
                         return Err(self.ends_early());
                     }
                     self.plan.pass(bytes.len() as u64);
-                    return Ok(Some(Piece::Data(bytes)));
+                    return Ok(Some(SparsePart::Data(bytes)));
                 }
-                Step::Ask(at_bytes) => {
+                ReadStep::Ask(at_bytes) => {
                     let found = self.source.runs(self.path, at_bytes).await?;
                     if found.until_bytes <= at_bytes && at_bytes < found.size_bytes {
                         return Err(self.ends_early());
@@ -141,12 +141,12 @@ impl<'a> Pieces<'a> {
 }
 
 /// Inherited output stream: holes stay holes beyond the end of a regular file.
-pub struct Stream {
+pub struct SparseOutput {
     file: File,
     appends: bool,
 }
 
-impl Stream {
+impl SparseOutput {
     /// Returns the standard output.
     pub fn stdout() -> io::Result<Self> {
         Self::new(File::from(io::stdout().as_fd().try_clone_to_owned()?))
@@ -158,10 +158,10 @@ impl Stream {
     }
 
     /// Writes a part.
-    pub fn write(&mut self, piece: &Piece) -> io::Result<()> {
+    pub fn write(&mut self, piece: &SparsePart) -> io::Result<()> {
         match piece {
-            Piece::Data(bytes) => self.file.write_all(bytes),
-            Piece::Hole(len_bytes) => self.pass(*len_bytes),
+            SparsePart::Data(bytes) => self.file.write_all(bytes),
+            SparsePart::Hole(len_bytes) => self.pass(*len_bytes),
         }
     }
 
@@ -207,12 +207,12 @@ mod tests {
     fn sparse_read_returns_each_data_byte_once() {
         let size = 40 << 20;
         let data = [run(0, 10), run(1 << 20, 6 << 20), run(39 << 20, 1 << 20)];
-        let mut plan = Plan::default();
+        let mut plan = ReadPlan::default();
         let (mut at, mut read, mut asked) = (0, 0, 0);
         loop {
             match plan.next() {
-                Step::End => break,
-                Step::Ask(from) => {
+                ReadStep::End => break,
+                ReadStep::Ask(from) => {
                     assert_eq!(from, at);
                     asked += 1;
                     // The last range is returned only by the request for the following offset.
@@ -220,11 +220,11 @@ mod tests {
                     let until_bytes = if asked == 1 { 10 << 20 } else { size };
                     plan.learn(FileRuns { size_bytes: size, until_bytes, data: told.to_vec() });
                 }
-                Step::Skip(len) => {
+                ReadStep::Skip(len) => {
                     plan.pass(len);
                     at += len;
                 }
-                Step::Read(piece) => {
+                ReadStep::Read(piece) => {
                     assert!(piece.offset_bytes == at && piece.len_bytes <= PIECE_BYTES);
                     // A short read is not the end.
                     let came = piece.len_bytes.min(1_500_000);
@@ -234,14 +234,14 @@ mod tests {
             }
         }
         assert_eq!((at, read, asked), (size, 10 + (6 << 20) + (1 << 20), 2));
-        let nothing = Plan { size_bytes: Some(0), ..Plan::default() };
-        assert_eq!(nothing.next(), Step::End);
+        let nothing = ReadPlan { size_bytes: Some(0), ..ReadPlan::default() };
+        assert_eq!(nothing.next(), ReadStep::End);
     }
 
     #[test]
     fn short_holes_are_read_and_long_ones_are_not() {
         let kib = |from: u64, len: u64| run(from << 10, len << 10);
-        let mut plan = Plan::default();
+        let mut plan = ReadPlan::default();
         // Holes of 255 KiB, 0 and 256 KiB between the ranges.
         let data = vec![kib(0, 4), kib(259, 1), kib(260, 4), kib(520, 4)];
         plan.learn(FileRuns { size_bytes: 1 << 20, until_bytes: 1 << 20, data });
@@ -249,17 +249,17 @@ mod tests {
         loop {
             let step = plan.next();
             match &step {
-                Step::Read(run) => plan.pass(run.len_bytes),
-                Step::Skip(len_bytes) => plan.pass(*len_bytes),
-                Step::End | Step::Ask(_) => break,
+                ReadStep::Read(run) => plan.pass(run.len_bytes),
+                ReadStep::Skip(len_bytes) => plan.pass(*len_bytes),
+                ReadStep::End | ReadStep::Ask(_) => break,
             }
             steps.push(step);
         }
         let expected = [
-            Step::Read(kib(0, 264)),
-            Step::Skip(256 << 10),
-            Step::Read(kib(520, 4)),
-            Step::Skip((1024 - 524) << 10),
+            ReadStep::Read(kib(0, 264)),
+            ReadStep::Skip(256 << 10),
+            ReadStep::Read(kib(520, 4)),
+            ReadStep::Skip((1024 - 524) << 10),
         ];
         assert_eq!(steps, expected);
     }
@@ -267,11 +267,13 @@ mod tests {
     const HOLE: u64 = 4 << 20;
 
     fn write_all(file: File) {
-        let mut stream = Stream::new(file).unwrap();
-        for piece in [Piece::Data(b"begin".to_vec()), Piece::Hole(HOLE), Piece::Data(b"end".to_vec())] {
+        let mut stream = SparseOutput::new(file).unwrap();
+        for piece in
+            [SparsePart::Data(b"begin".to_vec()), SparsePart::Hole(HOLE), SparsePart::Data(b"end".to_vec())]
+        {
             stream.write(&piece).unwrap();
         }
-        stream.write(&Piece::Hole(4096)).unwrap();
+        stream.write(&SparsePart::Hole(4096)).unwrap();
     }
 
     #[test]
@@ -299,16 +301,16 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("there");
         std::fs::write(&path, vec![b'x'; 9000]).unwrap();
-        let mut stream = Stream::new(OpenOptions::new().write(true).open(&path).unwrap()).unwrap();
-        stream.write(&Piece::Data(b"ab".to_vec())).unwrap();
-        stream.write(&Piece::Hole(5000)).unwrap();
+        let mut stream = SparseOutput::new(OpenOptions::new().write(true).open(&path).unwrap()).unwrap();
+        stream.write(&SparsePart::Data(b"ab".to_vec())).unwrap();
+        stream.write(&SparsePart::Hole(5000)).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         assert!(bytes[2..5002].iter().all(|byte| *byte == 0) && bytes.len() == 9000 && bytes[5002] == b'x');
 
         let (mut reader, writer) = io::pipe().unwrap();
         let writer = std::thread::spawn(move || {
-            let mut stream = Stream::new(File::from(OwnedFd::from(writer))).unwrap();
-            stream.write(&Piece::Hole(200_000)).unwrap();
+            let mut stream = SparseOutput::new(File::from(OwnedFd::from(writer))).unwrap();
+            stream.write(&SparsePart::Hole(200_000)).unwrap();
         });
         let mut bytes = Vec::new();
         reader.read_to_end(&mut bytes).unwrap();

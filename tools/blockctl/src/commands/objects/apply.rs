@@ -2,7 +2,7 @@
 
 use super::{
     args::ApplyArgs,
-    plan::{Change, Plan, RESUMED, UNDER_WAY, plan},
+    plan::{FieldChange, Plan, RESUMED, UNDER_WAY, plan},
     record::{Record, show_warnings, warn},
     resources::ResourceSet,
 };
@@ -261,7 +261,7 @@ impl Apply<'_> {
         Ok(tasks)
     }
 
-    async fn update(&self, object: &Object, changes: &[Change]) -> Result<(), Failure> {
+    async fn update(&self, object: &Object, changes: &[FieldChange]) -> Result<(), Failure> {
         let (client, name) = (&self.context.client, object.name.as_str());
         match &object.body {
             Body::Location(location) => self.update_location(name, location, changes).await?,
@@ -299,7 +299,7 @@ impl Apply<'_> {
         &self,
         name: &str,
         location: &Location,
-        changes: &[Change],
+        changes: &[FieldChange],
     ) -> Result<(), Failure> {
         let Some(current) = self.resources.credential(name) else { return Ok(()) };
         let credential = CredentialRef::Name(current.name.clone());

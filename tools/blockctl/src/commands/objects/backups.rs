@@ -5,7 +5,7 @@ use crate::{
     failure::Failure,
     objects::{
         backup::Backup,
-        volumes::{Restore, Source},
+        volumes::{Restore, RestoreSource},
     },
     output::Context,
     wait::follow,
@@ -125,8 +125,8 @@ impl ResourceSet {
     /// Returns the cloud snapshot of a restore.
     pub fn source(&self, restore: &Restore) -> Result<CloudSnapshotId, ApiError> {
         let (name, volume) = match restore.source() {
-            Some(Source::Cloudsnap(id)) => return Ok(id),
-            Some(Source::Backup(name, volume)) => (name, volume),
+            Some(RestoreSource::Cloudsnap(id)) => return Ok(id),
+            Some(RestoreSource::Backup(name, volume)) => (name, volume),
             None => return Err(ApiError::new(ErrorCode::InvalidRequest, "the restore names no backup")),
         };
         let (location, missing) = (Some(&restore.location), ErrorCode::CloudsnapNotFound);
@@ -173,7 +173,7 @@ pub enum DeleteScope {
 
 /// Backups to delete.
 #[derive(Debug)]
-pub struct Target {
+pub struct BackupTarget {
     pub name: String,
     /// Id, if the name is one.
     pub id: Option<CloudSnapshotId>,
@@ -182,7 +182,7 @@ pub struct Target {
     pub scope: DeleteScope,
 }
 
-impl Target {
+impl BackupTarget {
     fn stored<'a>(&'a self, resources: &'a ResourceSet) -> Vec<&'a Cloudsnap> {
         let Self { name, id, location, .. } = self;
         let is_meant = |one: &&Cloudsnap| match id {

@@ -2,7 +2,7 @@
 
 use super::{
     args::DeleteArgs,
-    backups::{DeleteScope, Target},
+    backups::{BackupTarget, DeleteScope},
     record::Record,
     resources::{ResourceSet, Scope, missing},
 };
@@ -14,22 +14,22 @@ use crate::{
 use blockd_api::{CredentialRef, RuleName, operations};
 
 /// Object to delete.
-struct Wanted {
+struct Deletion {
     kind: Kind,
     name: String,
     /// Backups to delete, if a backup was named or has `reclaimPolicy: Delete`.
-    backups: Option<Target>,
+    backups: Option<BackupTarget>,
     /// Assignments to remove with a rule.
     rule: Option<Hook>,
 }
 
-impl From<Object> for Wanted {
+impl From<Object> for Deletion {
     fn from(object: Object) -> Self {
         let (kind, name) = (object.kind, object.name.to_string());
         let (backups, rule) = match object.body {
             Body::Backup(backup) if backup.reclaim_policy == ReclaimPolicy::Delete => {
                 let (location, scope) = (backup.location().cloned(), DeleteScope::All(backup.selector()));
-                (Some(Target { name: name.clone(), id: None, location, scope }), None)
+                (Some(BackupTarget { name: name.clone(), id: None, location, scope }), None)
             }
             Body::Rule(hook) => (None, Some(hook)),
             _ => (None, None),
@@ -48,7 +48,8 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Exit {
             let (id, location) = (name.parse().ok(), args.location);
             let scope = Scope { locations: location.clone().map(|location| vec![location]), id };
             let resources = ResourceSet::load_kind(context, kind, &scope).await?;
-            let target = Target { name: name.clone(), id, location, scope: DeleteScope::One(args.volume) };
+            let target =
+                BackupTarget { name: name.clone(), id, location, scope: DeleteScope::One(args.volume) };
             let exists = match kind {
                 Kind::VolumeBackup => target.exists(&resources)?,
                 _ => resources.find(kind, &name).is_some(),
@@ -56,12 +57,12 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Exit {
             if !exists {
                 return Err(missing(kind, &name));
             }
-            (vec![Wanted { kind, name, backups: Some(target), rule: None }], resources)
+            (vec![Deletion { kind, name, backups: Some(target), rule: None }], resources)
         }
         _ => {
             let objects = read_all(&args.file)?;
             let resources = ResourceSet::load_for(context, &objects, None).await?;
-            (objects.into_iter().map(Wanted::from).collect(), resources)
+            (objects.into_iter().map(Deletion::from).collect(), resources)
         }
     };
     wanted.sort_by_key(|one| std::cmp::Reverse(one.kind));
@@ -72,7 +73,7 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Exit {
 
 async fn delete_all(
     context: &Context<'_>,
-    wanted: &[Wanted],
+    wanted: &[Deletion],
     resources: &ResourceSet,
     dry_run: bool,
     record: &mut Record,
@@ -91,7 +92,7 @@ async fn delete_all(
 
 async fn delete(
     context: &Context<'_>,
-    one: &Wanted,
+    one: &Deletion,
     resources: &ResourceSet,
     dry_run: bool,
 ) -> Result<&'static str, Failure> {

@@ -8,7 +8,7 @@ use crate::objects::{
     location_table::is_access,
     schedule::fixed,
     view,
-    volumes::{CLONED_FROM, Restore, Source, VolumeClone},
+    volumes::{CLONED_FROM, Restore, RestoreSource, VolumeClone},
 };
 use blockd_api::{
     ApiError, ErrorCode, VolumeName,
@@ -28,7 +28,7 @@ pub const RESUMED: &str = "resumed";
 
 /// Difference of a field.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Change {
+pub struct FieldChange {
     pub path: String,
     /// Current value.
     pub is: Option<Value>,
@@ -50,9 +50,9 @@ pub enum Plan {
     /// Create the resource.
     Create,
     /// Change these fields.
-    Update(Vec<Change>),
+    Update(Vec<FieldChange>),
     /// The changes are impossible.
-    Refused(Vec<Change>, ApiError),
+    Refused(Vec<FieldChange>, ApiError),
 }
 
 impl Plan {
@@ -70,7 +70,7 @@ impl Plan {
     }
 
     /// Returns the changes.
-    pub fn changes(&self) -> &[Change] {
+    pub fn changes(&self) -> &[FieldChange] {
         match self {
             Self::Update(changes) | Self::Refused(changes, _) => changes,
             _ => &[],
@@ -83,7 +83,7 @@ impl Plan {
 }
 
 /// Returns the fields that differ. With `given_only`, fields that are not given may have any value.
-pub fn changes(is: &Value, should: &Value, given_only: bool) -> Vec<Change> {
+pub fn changes(is: &Value, should: &Value, given_only: bool) -> Vec<FieldChange> {
     let mut found = Vec::new();
     compare("", Some(is), Some(should), given_only, &mut found);
     found
@@ -94,7 +94,7 @@ fn compare(
     is: Option<&Value>,
     should: Option<&Value>,
     given_only: bool,
-    found: &mut Vec<Change>,
+    found: &mut Vec<FieldChange>,
 ) {
     // Another or a missing prefix is another location.
     if is == should || (given_only && should.is_none() && path != "location.prefix") {
@@ -105,7 +105,7 @@ fn compare(
         return;
     }
     let (Some(Value::Object(has)), Some(Value::Object(wants))) = (is, should) else {
-        found.push(Change { path: path.to_owned(), is: is.cloned(), should: should.cloned() });
+        found.push(FieldChange { path: path.to_owned(), is: is.cloned(), should: should.cloned() });
         return;
     };
     let mut names: Vec<&String> = has.keys().chain(wants.keys()).collect();
@@ -148,7 +148,7 @@ fn plan_resource(object: &Object, resources: &ResourceSet) -> Result<Plan, ApiEr
     let refused = match &object.body {
         Body::Location(location) => {
             let moved = resources.credential(name).map(|one| location.moved(one)).unwrap_or_default();
-            changes.extend(moved.into_iter().map(|(path, was)| Change {
+            changes.extend(moved.into_iter().map(|(path, was)| FieldChange {
                 path: path.to_owned(),
                 is: Some(was.into()),
                 should: Some("kept on this host".into()),
@@ -238,7 +238,7 @@ fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> 
     let source = resources.source(restore);
     let target = restore.destination_volume.as_ref();
     let Some(volume) = target.and_then(|name| resources.volume(name)) else {
-        let Some(Source::Backup(name, volume)) = restore.source() else { return Plan::Create };
+        let Some(RestoreSource::Backup(name, volume)) = restore.source() else { return Plan::Create };
         if let Some(error) = resources.unlisted(&object.to_string(), Some(&restore.location)) {
             return Plan::Refused(Vec::new(), error);
         }

@@ -6,7 +6,7 @@ use super::rules;
 use crate::{
     failure::Exit,
     output::Context,
-    progress::{Progress, Seen},
+    progress::{Measured, Progress},
     table::{Facts, Table, counted, or_dash},
 };
 use args::{CreateArgs, CreateGroupArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand};
@@ -222,7 +222,7 @@ async fn watched<T>(
         let asked =
             tokio::time::timeout(SHOW_AFTER, context.client.call_at(operations::GET_VOLUME, volume, &()));
         if let Some(now) = asked.await.ok().and_then(Result::ok).and_then(|volume| volume.rolling_back) {
-            progress.show(&Seen {
+            progress.show(&Measured {
                 head: "Rolling back:".to_owned(),
                 phase: "rolling back",
                 done_bytes: now.done_bytes,
