@@ -11,10 +11,9 @@ use std::collections::BTreeMap;
 const SCHEMAS: &str = "/components/schemas";
 
 const DESCRIPTION: &str = "\
-HTTP/1.1 with JSON bodies, over the daemon's unix socket, or over TCP with TLS and a certificate of the caller's. \
-`x-role` is the least role that may do something; a role may do what those before it may: read-only, operator, admin. \
-An empty body stands for `{}`. Fields of requests that are not known are refused. Every reply that is no success has \
-the same body, `ErrorBody`.";
+HTTP/1.1 with JSON bodies, over the daemon's unix socket, or over TCP with TLS and a client certificate. \
+`x-role` is the minimum role of an operation. The roles are read-only, operator and admin; each includes those before it. \
+An empty body stands for `{}`. Requests with unknown fields are refused. All error replies have the body `ErrorBody`.";
 
 /// Generates the document.
 #[must_use]
@@ -47,7 +46,7 @@ pub fn document() -> Value {
             "securitySchemes": {
                 "certificate": {
                     "type": "mutualTLS",
-                    "description": "Over TCP; the daemon's configuration gives roles to names in certificates"
+                    "description": "Over TCP; the daemon's configuration assigns roles to names in certificates"
                 }
             },
             "schemas": schemas.take_definitions(true)

@@ -47,19 +47,19 @@ text_schema! {
     SnapshotRef: "A snapshot, by its id (a decimal number) or as VOLUME@NAME",
         "pattern": "^([1-9][0-9]{0,19}|[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._-]*)$";
     CredentialRef: "A credential, by its UUID or its name", "pattern": NAME, "maxLength": NAME_MAX_LEN;
-    GroupRef: "Snapshots that were taken together, by the UUID of that one time or by the name of their group",
+    GroupRef: "A group snapshot, by its UUID or by the name of its group",
         "pattern": NAME, "maxLength": NAME_MAX_LEN;
     LabelSelector: "Label selector: key=value pairs separated by commas",
         "examples": ["app=shop,tier=db"];
-    TaskState: "What a task does and how far it is",
+    TaskState: "Type and state of a task",
         "pattern": "^(Backup|Restore|Delete|Verify)-(Pending|Active|Done|Failed|Stopped)$";
     FilePath: "A path inside a snapshot; bytes that are not UTF-8, control characters and % are escaped as % and two hexadecimal digits",
         "examples": ["/etc/passwd"];
-    LimitWindow: "What may move in a part of each day: bytes a second, and from when until when",
+    LimitWindow: "Bandwidth limit, in bytes per second, in a window of each day",
         "examples": ["20MiB@08:00-18:00"];
-    DailyLimit: "What may move, by the time of day: windows, and what holds outside of them, separated by commas",
+    DailyLimit: "Bandwidth limit by the time of day: windows, and the limit outside of them, separated by commas",
         "examples": ["20MiB@08:00-18:00,100MiB"];
-    ErrorCode: "What went wrong, for programs; later versions may have further ones", "enum": ErrorCode::ALL;
+    ErrorCode: "Cause of a failure, for programs; later versions may add codes", "enum": ErrorCode::ALL;
 }
 
 impl JsonSchema for Labels {
