@@ -22,7 +22,7 @@ pub struct SnapRef(String);
 /// Text that is neither.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{given:?} is not the id of a cloud snapshot: expected <cluster uuid>/<volume id>-<snapshot id>[-incr], as `cloudsnap list` shows it, or at least {MIN_LEN} characters that the id or what is behind its / begins with"
+    "{given:?} is not the id of a cloud snapshot: expected <cluster uuid>/<volume id>-<snapshot id>[-incr], as `cloudsnap list` shows it, or a prefix of the id, or of its part after the /, of at least {MIN_LEN} characters"
 )]
 pub struct BadSnapRef {
     given: String,
@@ -132,7 +132,7 @@ mod tests {
     const ID: &str = "591d4b67-95d7-481e-aec5-14223ac55170/1819154262174038911-4745512035340000001-incr";
 
     #[test]
-    fn beginnings_of_all_parts_are_taken() {
+    fn prefixes_of_all_parts_are_accepted() {
         for text in [
             ID,
             "591d4b",

@@ -1,4 +1,4 @@
-//! Progress of a task: a bar on a terminal, plain lines elsewhere.
+//! Progress of a task: a bar on a terminal, plain lines otherwise.
 
 use crate::table::printable;
 use blockd_api::{ByteSize, format_duration, tasks::Task};
@@ -41,7 +41,7 @@ pub struct Lines {
 }
 
 impl Progress {
-    /// Creates a bar on a terminal, lines elsewhere, or nothing if `silent`.
+    /// Creates a bar on a terminal, plain lines otherwise, or nothing if `silent`.
     pub fn new(silent: bool) -> Self {
         if silent {
             Self::Silent

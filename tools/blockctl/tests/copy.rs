@@ -1,4 +1,4 @@
-//! Copies from snapshots into directories that other users change meanwhile.
+//! Copies from snapshots into directories that other users change concurrently.
 
 use crate::support::{Fake, Ran, Reply, ok, snap};
 use serde_json::{Value, json};

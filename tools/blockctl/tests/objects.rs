@@ -1,4 +1,4 @@
-//! `apply`, `diff` and `get` of objects: what is asked of the daemon, in which order, and what is not.
+//! `apply`, `diff` and `get` of objects: requests to the daemon and their order.
 
 use crate::support::{Fake, Reply, cloudsnap, fail, ok, reply, snap, volume};
 use serde_json::{Value, json};
@@ -66,7 +66,7 @@ fn volumes_get_a_rule_before_others_lose_it() {
     let fake = Fake::start(script);
     let ran = fake.run(&format!("apply -f {}", path.display()));
     assert_ne!(ran.status, 0, "{ran:?}");
-    assert_eq!(changes(&fake), ["POST /v1/rules/pg/assign"], "a keeps what it has");
+    assert_eq!(changes(&fake), ["POST /v1/rules/pg/assign"], "a keeps its rule");
 
     // From one rule to another one of the same call: never without one.
     let path = file(&dir, &[("pg", ""), ("other", "a")]);
@@ -182,9 +182,9 @@ fn location_with_new_keys_updates_credential() {
         assert_eq!(asked.unwrap()["access"], access, "{config}");
     }
     // A key in a file replaces a reference.
-    let mut elsewhere = credential.clone();
-    elsewhere["storeKeyFrom"] = json!("systemd:k");
-    let (ran, asked) = apply("accessKeyID: OLD, secretAccessKey: {file: key}", &elsewhere);
+    let mut with_reference = credential.clone();
+    with_reference["storeKeyFrom"] = json!("systemd:k");
+    let (ran, asked) = apply("accessKeyID: OLD, secretAccessKey: {file: key}", &with_reference);
     assert!(ran.status == 0 && asked.unwrap()["access"]["secretKey"] == "planted", "{ran:?}");
     // A secret that cannot be compared is reported; another location is refused.
     let (ran, asked) = apply("accessKeyID: OLD, secretAccessKey: {file: key}", &credential);

@@ -1,4 +1,4 @@
-//! Snapshots of requests and output: each command line with what it sends to the daemon and what it prints.
+//! Snapshots of requests and output: each command line with its requests and its output.
 //!
 //! `INSTA_UPDATE=always cargo test -p blockctl` rewrites them; the diff shows what users will see.
 

@@ -39,7 +39,7 @@ fn watch_ends_at_ctrl_c_in_each_phase() {
                 assert_eq!(fake.arrival(), TASKS);
             }
             kill_process(Pid::from_child(&child), signal).unwrap();
-            // The pipe is not read meanwhile.
+            // The pipe is not read during the wait.
             let until = Instant::now() + Duration::from_secs(120);
             let status = loop {
                 if let Some(status) = child.try_wait().unwrap() {

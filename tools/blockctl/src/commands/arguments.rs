@@ -39,7 +39,7 @@ impl TaskArg {
 
 /// Parses the UUID of a task, or a prefix of it.
 pub fn parse_task(text: &str) -> Result<String, String> {
-    parse_prefix(text, "expected the id of a task, or the beginning of one, as `cloudsnap status` shows it")
+    parse_prefix(text, "expected the id of a task, or a prefix of one, as `cloudsnap status` shows it")
 }
 
 /// Parses the UUID of a schedule, or a prefix of it.

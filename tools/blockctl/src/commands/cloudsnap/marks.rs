@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_taken_as_people_write_them() {
+    fn dates_are_accepted_in_common_forms() {
         let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
         for (text, at) in [
             ("2027-01-31", "2027-01-31T00:00:00Z"),

@@ -278,7 +278,7 @@ impl TreeCopy<'_> {
     }
 }
 
-/// Sets owner, mode and time of a complete file, by its descriptor: the name may point elsewhere by now.
+/// Sets owner, mode and time of a complete file, by its descriptor: the name may lead to another file by now.
 fn finish(open: &File, file: &SnapshotFile) -> io::Result<()> {
     // Only root can change owners, and a change clears some bits of the mode.
     let _ = fchown(open, Some(file.uid), Some(file.gid));
@@ -375,11 +375,11 @@ mod tests {
         assert_eq!(target.path(), at.path().join("b"));
         let refused = queue_entries(&mut left, vec![file(b"c")], &to, &from, &mut copied);
         assert!(matches!(refused, Err(Failure::TooManyFiles { most: MAX_FILES, .. })), "{refused:?}");
-        assert_eq!(left.len(), 2, "what is too much is not kept");
+        assert_eq!(left.len(), 2, "entries beyond the limit are not queued");
     }
 
     #[test]
-    fn zeroes_are_not_written_and_all_else_is() {
+    fn zeroes_become_holes_and_other_bytes_are_written() {
         let dir = tempfile::tempdir().unwrap();
         let mut bytes = vec![0; 10 * HOLE_BYTES + 77];
         for at in [0, 1, 5, 9] {

@@ -1,6 +1,6 @@
 //! Directories of the destination of a copy, held by descriptor.
 //!
-//! A copy can take hours, and meanwhile the owner of a destination directory may rename its entries. Every
+//! A copy can take hours, in which the owner of a destination directory may rename its entries. Every
 //! name is therefore resolved below the descriptor of its directory, as one component and without following
 //! symbolic links.
 

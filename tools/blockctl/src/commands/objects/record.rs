@@ -45,7 +45,7 @@ impl Record {
         &mut self.done[last]
     }
 
-    /// Writes the document of the command, or as text what the lines of the objects lack.
+    /// Writes the document of the command, or as text the parts that the lines of the objects lack.
     pub fn finish(mut self, context: &Context<'_>, ended: Exit) -> Exit {
         let output = context.output;
         let failed = usize::from(self.is_begun).min(self.left.len());

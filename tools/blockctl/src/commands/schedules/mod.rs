@@ -200,7 +200,7 @@ async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> 
         [uuid] => Ok(uuid),
         [] => {
             let message = format!(
-                "there is no schedule whose UUID begins with {}(for a deleted schedule give the complete UUID)",
+                "there is no schedule whose UUID begins with {} (for a deleted schedule give the complete UUID)",
                 wanted.uuid()
             );
             Err(ApiError::new(ErrorCode::ScheduleNotFound, message).into())
