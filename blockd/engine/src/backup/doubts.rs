@@ -4,7 +4,7 @@
 //! resumes. An abandoned one never does, so its objects are checked here: as soon as the store answers, and
 //! again an hour later, because the store may execute an abandoned request or a running deletion late.
 //! Nothing is deleted. An incomplete backup is shown as damaged, like other findings of a verification;
-//! complete or not, it is no base on this host.
+//! complete or not, this host does not use it as a base.
 
 use crate::{
     backup::{plan::Plan, work::BackupWork},

@@ -1,16 +1,15 @@
 //! A backup: freeze, decide, plan, upload, commit.
 //!
-//! What is durable after each step, and where a run that was cut off goes on:
+//! Durable state after each step, from which an interrupted run resumes:
 //!
-//! 1. the task's row, with the id of the snapshot to be taken: nothing else happened yet, so freeze;
-//! 2. the snapshot's row, `ready`: the point in time is fixed, so decide and plan;
-//! 3. the plan's file: what is uploaded is fixed, byte for byte, so upload what the journal does not have;
-//! 4. the manifest in the store: the backup exists; putting the same one again is found to be no conflict;
-//! 5. one transaction: chain, catalog, task done, snapshot `deleting`; what is left is cleaned up by every
-//!    start.
+//! 1. the task's row, with the id of the future snapshot: resume with the freeze;
+//! 2. the snapshot's row, `ready`: the point in time is fixed; resume with the decision and the plan;
+//! 3. the plan's file: the uploaded bytes are fixed; resume with the packs that the journal lacks;
+//! 4. the manifest in the store: the backup exists; a repeated put of the same manifest is no conflict;
+//! 5. one transaction: chain, catalog, task done, snapshot `deleting`; each start removes the leftovers.
 //!
-//! An incremental whose base turns out to be gone after step 4 goes back to step 2 under another name, and is
-//! a full one.
+//! If the base of an incremental is gone after step 4, the backup repeats step 2 as a full one under another
+//! name.
 
 use crate::{
     backup::{
@@ -278,7 +277,7 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
 /// database has it, and the next start completes it if the daemon stops.
 ///
 /// Another host may be deleting a backup whose commit is in doubt, together with the deltas of backups based
-/// on it. So it is no base: the next backup uses the last backup before it.
+/// on it. So it is not used as a base: the next backup uses the last backup before it.
 async fn commit(
     work: &BackupWork,
     live: &LiveTask,
@@ -298,7 +297,7 @@ async fn commit(
         finished: snapshot.created,
     };
     if in_doubt {
-        tracing::info!(cloudsnap = %id, "commit of the backup is in doubt; it is no base for the next one");
+        tracing::info!(cloudsnap = %id, "commit of the backup is in doubt; the next one does not use it as its base");
     }
     let mark = RetentionOverride {
         cloudsnap: id,
@@ -327,7 +326,7 @@ async fn commit(
         .await
 }
 
-/// Stores the requested pin and expiry date. A pin or date that was set meanwhile stays.
+/// Stores the requested pin and expiry date. A pin or date that was set during the backup stays.
 fn put_mark(tx: &rusqlite::Transaction<'_>, asked: RetentionOverride) -> Result<(), DbError> {
     match RetentionOverride::find(tx, &asked.cloudsnap, asked.credential)? {
         Some(existing) => {

@@ -144,7 +144,7 @@ impl Restores {
     ) -> Result<(), ServiceError> {
         let volume = entry.volume()?;
         if !volume.is_lazy() {
-            // The parent was hydrated meanwhile.
+            // The parent was hydrated before the clone was attached.
             return Ok(self.db.run(move |tx| LazyRow::remove(tx, row.volume)).await?);
         }
         self.lazy.attach_source(&volume, row);

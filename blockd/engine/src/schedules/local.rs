@@ -106,7 +106,7 @@ impl ScheduleRunner {
         });
         match stored.await {
             Ok(()) => {}
-            // The schedule was deleted meanwhile.
+            // The schedule was deleted concurrently.
             Err(DbError::NotQueued(_)) => return Ok(()),
             Err(error) => return Err(error.into()),
         }

@@ -149,7 +149,7 @@ impl RetentionChecks {
     /// Marks the run of a missing backup as expired.
     ///
     /// # Errors
-    /// The location cannot be proven: its disk may have been unmounted meanwhile.
+    /// The location cannot be proven: its disk may have been unmounted since the listing.
     pub(super) async fn expire_run_of_deleted(
         &self,
         credential: Uuid,

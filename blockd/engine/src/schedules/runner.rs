@@ -48,7 +48,7 @@ const MAX_RETRY_PAUSE_S: u64 = 3_600;
 
 /// Descriptions of the scheduler's steps.
 const ADDING: &str = "adding due runs";
-const BEGINNING: &str = "starting runs";
+const STARTING: &str = "starting runs";
 const DELETING_LOCAL: &str = "deleting surplus local snapshots";
 const DELETING: &str = "deleting surplus cloud snapshots";
 
@@ -258,8 +258,8 @@ impl ScheduleRunner {
             }
         }
         match failing {
-            Some(error) => failed(self, BEGINNING, &error.to_string()),
-            None => succeeded(self, BEGINNING),
+            Some(error) => failed(self, STARTING, &error.to_string()),
+            None => succeeded(self, STARTING),
         }
         self.events.report_degraded_volumes(now).await?;
         Ok(next)

@@ -161,7 +161,7 @@ impl Runner {
         Ok(self.tasks.task_to_api(&row))
     }
 
-    /// Refuses a resume next to a conflicting task that was started meanwhile.
+    /// Refuses a resume next to a conflicting task that was started since the stop.
     async fn refuse_if_busy(&self, row: &TaskRow) -> Result<(), ServiceError> {
         let is_of_same_volume = |other: &TaskRow| row.volume.is_some() && other.volume == row.volume;
         let conflicts = |other: &TaskRow| match &row.spec {

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn slot_without_secrets_is_taken_again_and_then_refused() {
+    async fn slot_without_secrets_is_retried_and_then_refused() {
         assert!(matches!(rounds(0).await, (Ok(1), 1)));
         assert!(matches!(rounds(2).await, (Ok(3), 3)));
         assert!(matches!(rounds(MAX_ROUNDS - 1).await, (Ok(MAX_ROUNDS), MAX_ROUNDS)));
