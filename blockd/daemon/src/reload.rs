@@ -119,12 +119,12 @@ fn compare(prefix: &str, a: &toml::Table, b: &toml::Table, found: &mut Vec<Strin
 
 /// Reloads the configuration on SIGHUP. A failure is in the log, the events and the status.
 pub async fn on_hangup(daemon: &Daemon, running: &mut Config, new: Result<Config, ConfigError>) {
-    let taken_up = match new {
+    let reloaded = match new {
         Ok(new) => daemon.reload(running, new).await,
         Err(error) => Err(error.into()),
     };
     let engine = &daemon.engine;
-    let Err(error) = taken_up else {
+    let Err(error) = reloaded else {
         *daemon.served.reload_failed.lock() = None;
         return;
     };

@@ -182,7 +182,7 @@ mod tests {
     const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: blockd\r\n\r\n";
 
     /// Returns an accepted connection and its server task, which is stopping.
-    async fn taken_and_told_to_stop() -> (UnixStream, tokio::task::JoinHandle<()>) {
+    async fn accepted_before_the_stop() -> (UnixStream, tokio::task::JoinHandle<()>) {
         let (near, far) = UnixStream::pair().unwrap();
         let router = Router::new().route("/", get(async || "still here"));
         let stop = CancellationToken::new();
@@ -238,7 +238,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn connection_from_before_the_stop_is_answered() {
-        let (mut near, served) = taken_and_told_to_stop().await;
+        let (mut near, served) = accepted_before_the_stop().await;
         near.write_all(REQUEST).await.unwrap();
         let mut answer = String::new();
         near.read_to_string(&mut answer).await.unwrap();
@@ -284,7 +284,7 @@ mod tests {
     async fn silent_or_partial_request_does_not_delay_the_stop() {
         for said in [&b""[..], &REQUEST[..20]] {
             let began = Instant::now();
-            let (mut near, served) = taken_and_told_to_stop().await;
+            let (mut near, served) = accepted_before_the_stop().await;
             near.write_all(said).await.unwrap();
             served.await.unwrap();
             assert!(began.elapsed() <= 2 * LAST_REQUEST_TIMEOUT, "{:?}", began.elapsed());

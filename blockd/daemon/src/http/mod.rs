@@ -270,8 +270,8 @@ mod tests {
             begins.store(true, Ordering::SeqCst);
             Ok(())
         };
-        let given_up = tokio::time::timeout(Duration::from_millis(20), detached(change)).await;
-        assert!(given_up.is_err());
+        let cancelled = tokio::time::timeout(Duration::from_millis(20), detached(change)).await;
+        assert!(cancelled.is_err());
         let _ = answer.send(());
         // The request ends in either way.
         while Arc::strong_count(&begun) > 1 {
