@@ -10,11 +10,11 @@ enum Attempt<R> {
     /// Done, with a waiting caller.
     Done(R),
     /// Abandoned by the caller.
-    GivenUp,
+    Abandoned,
 }
 
-/// Runs work on a thread of its own and waits for it until the deadline; `None` after it. `given_up` is
-/// called here at the deadline, and `late` on the thread with the result of late work.
+/// Runs work on a thread of its own and waits for it until the deadline; `None` after it. Calls `expired`
+/// on the caller's thread at the deadline, and `late` on the new one with the result of late work.
 ///
 /// # Errors
 /// A thread cannot be started.
@@ -22,7 +22,7 @@ pub(crate) fn with_deadline<R: Send + 'static>(
     until: Instant,
     work: impl FnOnce() -> R + Send + 'static,
     late: impl FnOnce(R) + Send + 'static,
-    given_up: impl FnOnce(),
+    expired: impl FnOnce(),
 ) -> io::Result<Option<R>> {
     let shared = Arc::new((Mutex::new(Attempt::Running), Condvar::new()));
     let there = Arc::clone(&shared);
@@ -30,7 +30,7 @@ pub(crate) fn with_deadline<R: Send + 'static>(
         let result = work();
         let (attempt, done) = &*there;
         let mut attempt = attempt.lock();
-        if matches!(*attempt, Attempt::GivenUp) {
+        if matches!(*attempt, Attempt::Abandoned) {
             drop(attempt);
             return late(result);
         }
@@ -44,11 +44,11 @@ pub(crate) fn with_deadline<R: Send + 'static>(
         done.wait_until(&mut attempt, until);
     }
     if matches!(*attempt, Attempt::Running) {
-        given_up();
+        expired();
     }
-    match std::mem::replace(&mut *attempt, Attempt::GivenUp) {
+    match std::mem::replace(&mut *attempt, Attempt::Abandoned) {
         Attempt::Done(result) => Ok(Some(result)),
-        Attempt::Running | Attempt::GivenUp => Ok(None),
+        Attempt::Running | Attempt::Abandoned => Ok(None),
     }
 }
 

@@ -47,7 +47,7 @@ pub(crate) enum FreezerError {
     HolderGone,
     /// Another filesystem is mounted at the path; nothing was done.
     #[error("another filesystem is mounted there")]
-    Elsewhere,
+    OtherFilesystem,
     /// Timeout; the operation may complete later.
     #[error("timeout after {waited_ms} ms")]
     TooLong {
@@ -64,7 +64,7 @@ impl FreezerError {
     pub(crate) fn errno(&self) -> Option<rustix::io::Errno> {
         match self {
             Self::Call(error) => rustix::io::Errno::from_io_error(error),
-            Self::NoHolder(_) | Self::HolderGone | Self::Elsewhere | Self::TooLong { .. } => None,
+            Self::NoHolder(_) | Self::HolderGone | Self::OtherFilesystem | Self::TooLong { .. } => None,
         }
     }
 }

@@ -140,7 +140,7 @@ impl Holder {
         match answer.trim_end() {
             "ok" => Ok(Thawed::Now),
             "before" => Ok(Thawed::Before),
-            "elsewhere" => Err(FreezerError::Elsewhere),
+            "elsewhere" => Err(FreezerError::OtherFilesystem),
             number => Err(number
                 .parse()
                 .map_or(FreezerError::HolderGone, |number| io::Error::from_raw_os_error(number).into())),
@@ -202,7 +202,7 @@ fn hold<H: Handle>(
         let answer = match held.serve(request[0], time_limit) {
             Ok(Thawed::Now) => "ok\n".to_owned(),
             Ok(Thawed::Before) => "before\n".to_owned(),
-            Err(FreezerError::Elsewhere) => "elsewhere\n".to_owned(),
+            Err(FreezerError::OtherFilesystem) => "elsewhere\n".to_owned(),
             Err(error) => format!("{}\n", error.errno().unwrap_or(rustix::io::Errno::IO).raw_os_error()),
         };
         // A write error means that the daemon died, which the end of the request pipe reports.
@@ -332,7 +332,7 @@ mod tests {
                 FakeHandle { frozen: Arc::default(), failures, device: Arc::clone(&device), calls: calls_in };
             let open = move |expected| match *double.device.lock() == expected {
                 true => Ok(double.clone()),
-                false => Err(FreezerError::Elsewhere),
+                false => Err(FreezerError::OtherFilesystem),
             };
             let reader = File::from(std::os::fd::OwnedFd::from(reader));
             let holder = std::thread::spawn(move || hold(open, time_limit, reader, &mut writer));
@@ -365,7 +365,7 @@ mod tests {
         assert_eq!(bed.ask(b'x'), "22");
         bed.requests = None;
         bed.holder.join().unwrap().unwrap();
-        assert!(bed.calls.recv().is_err(), "it thawed what was not frozen");
+        assert!(bed.calls.recv().is_err(), "it thawed a filesystem that was not frozen");
     }
 
     #[test]
@@ -445,6 +445,6 @@ mod tests {
         let apart = apart("/no/such/program");
         assert!(matches!(apart.freeze(&mount), Err(FreezerError::NoHolder(_))));
         // The check of the mount was reached.
-        assert!(matches!(apart.thaw(&mount), Err(FreezerError::Elsewhere)));
+        assert!(matches!(apart.thaw(&mount), Err(FreezerError::OtherFilesystem)));
     }
 }

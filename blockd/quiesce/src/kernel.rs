@@ -35,7 +35,7 @@ impl OpenFilesystem {
         let directory = rustix::fs::open(&mount.path, flags, Mode::empty()).map_err(io::Error::from)?;
         match rustix::fs::fstat(&directory).map_err(io::Error::from)?.st_dev == mount.device {
             true => Ok(Self(directory)),
-            false => Err(FreezerError::Elsewhere),
+            false => Err(FreezerError::OtherFilesystem),
         }
     }
 }
@@ -103,8 +103,8 @@ mod tests {
     fn other_filesystem_at_the_mount_point_is_not_thawed() {
         let mut mount = Mounted::at("/proc".into()).unwrap();
         mount.device += 1;
-        assert!(matches!(Kernel.sync(&mount), Err(FreezerError::Elsewhere)));
-        assert!(matches!(Kernel.freeze(&mount), Err(FreezerError::Elsewhere)));
-        assert!(matches!(Kernel.thaw(&mount), Err(FreezerError::Elsewhere)));
+        assert!(matches!(Kernel.sync(&mount), Err(FreezerError::OtherFilesystem)));
+        assert!(matches!(Kernel.freeze(&mount), Err(FreezerError::OtherFilesystem)));
+        assert!(matches!(Kernel.thaw(&mount), Err(FreezerError::OtherFilesystem)));
     }
 }

@@ -149,7 +149,7 @@ impl Mounted {
             }
             Ok(Thawed::Before) => ReleaseReason::NotFrozen,
             // The caller repeats the lookup.
-            Err(FreezerError::Elsewhere) => ReleaseReason::Hidden,
+            Err(FreezerError::OtherFilesystem) => ReleaseReason::Hidden,
             Err(error) => {
                 tracing::error!(mount = %self.path.display(), %error, "a filesystem may still be frozen: try `fsfreeze --unfreeze`");
                 ReleaseReason::Failed
@@ -167,7 +167,7 @@ impl Mounted {
         let Err(error) = freezer.freeze(&place) else { return self.thaw(freezer, mounts) };
         match (&error, error.errno()) {
             (_, Some(Errno::BUSY)) => self.thaw(freezer, mounts),
-            (FreezerError::Elsewhere, _) => ReleaseReason::NotFrozen,
+            (FreezerError::OtherFilesystem, _) => ReleaseReason::NotFrozen,
             (_, Some(Errno::OPNOTSUPP | Errno::NOTTY | Errno::NOENT)) => {
                 tracing::debug!(mount = %self.path.display(), %error, "the filesystem cannot be frozen, so no other freeze is in progress");
                 ReleaseReason::Done
@@ -299,7 +299,7 @@ pub(crate) fn release_later(path: PathBuf, marker: &Marker, freezer: Arc<dyn Fre
     }
 }
 
-/// Removes a marker. If that fails, the next start resumes what is already resumed, which is harmless.
+/// Removes a marker. If that fails, the next start resumes the applications again, which is harmless.
 pub(crate) fn remove(path: &Path) {
     remove_file(path);
     // The lock last: the next start removes a lock without a marker.
@@ -314,8 +314,8 @@ fn remove_file(path: &Path) {
     }
 }
 
-/// Resumes what a dead daemon left quiesced: thaws, then runs the post-commands and reports each. Then it
-/// calls `done` and waits for filesystems that cannot be thawed yet. Blocks.
+/// Resumes applications that a dead daemon left quiesced: thaws, then runs the post-commands and reports
+/// each. Then it calls `done` and waits for filesystems that cannot be thawed yet. Blocks.
 pub(crate) fn release(
     data_dir: &Path,
     freezer: &dyn Freezer,
@@ -334,7 +334,7 @@ fn release_among(
 ) {
     let entries = std::fs::read_dir(dir(data_dir)).into_iter().flatten().flatten();
     std::thread::scope(|scope| {
-        // Waits come last, so that they do not delay what can be resumed immediately.
+        // Waits come last, so that they do not delay the others.
         let left = entries.filter_map(|entry| Left::release(entry.path(), freezer, &mounts(), scope, ended));
         let (prompt, late): (Vec<Left>, Vec<Left>) = left.partition(|left| left.late.is_empty());
         done();

@@ -121,7 +121,7 @@ fn command_has_no_capabilities_of_the_daemon() {
     let mut sets = capabilities(None).unwrap();
     let given = CapabilitySet::KILL;
     if !sets.permitted.contains(given) {
-        eprintln!("=== SKIPPED: only who has capabilities can give them to commands ===");
+        eprintln!("=== SKIPPED: capabilities are needed to pass them to commands ===");
         return;
     }
     let own = User::from_uid(geteuid()).unwrap().unwrap().name;

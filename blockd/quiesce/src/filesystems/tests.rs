@@ -192,7 +192,7 @@ fn watchdog_thaws_the_others_while_one_hangs() {
 }
 
 #[test]
-fn hanging_optional_freeze_is_given_up_and_others_are_frozen() {
+fn hanging_optional_freeze_expires_and_others_are_frozen() {
     let (fake, filesystems) = with(&["a", "slow?", "b?"], Duration::from_secs(3));
     let (open, gate) = mpsc::channel();
     *fake.gate.lock() = Some(gate);
