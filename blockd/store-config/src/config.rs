@@ -104,7 +104,7 @@ impl StoreConfig {
         self.secret().and_then(SecretInput::reference)
     }
 
-    /// Removes the value of the secret, which is stored elsewhere; a reference stays.
+    /// Removes the value of the secret, which is sealed and stored separately; a reference stays.
     pub fn take_secret_value(&mut self) -> Option<Secret> {
         let (_, secret) = secret_field!(self, mut)?;
         secret.take_if(|secret| secret.value().is_some()).and_then(|secret| secret.value().cloned())

@@ -145,7 +145,7 @@ async fn meter_of_a_meter_adds_an_observer() {
     assert_eq!((all.snapshot().get, of_task.snapshot().get), (2, 1));
 }
 
-/// Notes what is asked, by operation and key, with the lengths of what went either way.
+/// Records requests: operation, key, and the lengths of both bodies.
 #[derive(Default)]
 struct Noting {
     inner: Arc<MemoryStore>,
@@ -219,7 +219,7 @@ async fn next_request_uses_the_new_client() {
 /// A store and the client that it gets at its next failure.
 type Renewal = (Arc<ReloadStore>, Arc<dyn BlobStore>);
 
-/// Fake store whose credentials are replaced and revoked while a request is under way.
+/// Fake store whose credentials are replaced and revoked during a request.
 #[derive(Default)]
 struct Revoked {
     asked: Mutex<u32>,

@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bodies_that_stall_or_end_early_are_given_up() {
+    async fn stalled_or_truncated_bodies_are_errors() {
         for (reply, kind) in [
             (HttpReply { stall: Duration::from_secs(60), ..object() }, StoreErrorKind::Timeout),
             (HttpReply { cut_bytes: 2, ..object() }, StoreErrorKind::ShortBody),
@@ -484,10 +484,10 @@ mod tests {
     #[tokio::test]
     async fn redirections_are_not_followed() {
         // They would send credentials to another host.
-        let elsewhere = HttpDouble::start(|_| object()).await;
-        let to = format!("{}/bkt/a/b", elsewhere.url());
+        let other = HttpDouble::start(|_| object()).await;
+        let to = format!("{}/bkt/a/b", other.url());
         let server = HttpDouble::start(move |_| HttpReply::status(307).header("Location", to.clone())).await;
         assert!(store_at(&server.url()).get("a/b", 100).await.is_err());
-        assert!(elsewhere.seen().is_empty());
+        assert!(other.seen().is_empty());
     }
 }

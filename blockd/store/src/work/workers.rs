@@ -124,11 +124,11 @@ mod tests {
     async fn abandoned_work_is_completed() {
         let workers = Workers::start("test", 1, || {}).unwrap();
         let (tell, told) = oneshot::channel();
-        let mut given_up = Box::pin(workers.run(move || {
+        let mut abandoned = Box::pin(workers.run(move || {
             let _ = tell.send(());
         }));
-        let _ = futures::poll!(given_up.as_mut());
-        drop(given_up);
+        let _ = futures::poll!(abandoned.as_mut());
+        drop(abandoned);
         told.await.unwrap();
     }
 }

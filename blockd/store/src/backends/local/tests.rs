@@ -79,7 +79,7 @@ async fn symbolic_link_on_the_way_is_refused() {
     assert_eq!(store.list("").await.unwrap(), []);
     assert_eq!(store.remove_unfinished("", i64::MAX, false).await.unwrap(), 0);
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
-    // The link itself is no object's content: it is replaced.
+    // A link is not an object: it is replaced.
     store.put("object", body(), PutMode::Overwrite).await.unwrap();
     assert_eq!(fs::read(outside.path().join("victim")).unwrap(), b"content");
     assert_eq!(store.get("object", 100).await.unwrap(), b"x"[..]);

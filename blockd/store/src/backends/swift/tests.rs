@@ -170,7 +170,7 @@ async fn bodies_that_are_altered_cut_or_late_are_found() {
         let pause = (kind == StoreErrorKind::Throttled).then_some(7);
         assert_eq!(error.retry_after_s, pause);
     }
-    // What was altered on its way there is refused by the server, which is given the checksum.
+    // The server compares the checksum, and refuses data that was altered on its way.
     let server = cloud(|request| {
         assert_eq!(request.header("etag"), "5d41402abc4b2a76b9719d911017c592");
         HttpReply::status(422)
