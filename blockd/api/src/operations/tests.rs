@@ -50,7 +50,7 @@ fn operations_of_operators_are_reviewed_for_deletions() {
 fn operations_are_unique_and_read_only_role_reads() {
     let mut seen = HashSet::new();
     for one in OPERATIONS {
-        assert!(seen.insert((one.method, one.path)), "{one:?} is there twice");
+        assert!(seen.insert((one.method, one.path)), "{one:?} is listed twice");
         assert!(!one.summary.is_empty() && !one.summary.ends_with('.'), "{one:?}");
         assert!(one.role > ReadOnly || one.method == Get, "{one:?}");
     }
