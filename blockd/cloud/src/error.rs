@@ -298,7 +298,7 @@ pub enum CloudError {
         source: io::Error,
     },
     /// The backup journal belongs to another backup.
-    #[error("backup journal {} belongs to another backup or its header is damaged: remove it to start the backup from its beginning", path.display())]
+    #[error("backup journal {} belongs to another backup or its header is damaged: remove it to restart the backup", path.display())]
     ForeignJournal {
         /// File.
         path: PathBuf,

@@ -245,7 +245,7 @@ impl Page {
             return Err("blocks are both data and zero");
         }
         if data.len_blocks() != u64::from(page.data_blocks) || u64::from(count) != page.frames() {
-            return Err("the number of its blocks or frames is not what the root says");
+            return Err("the number of its blocks or frames differs from the root");
         }
         let most = (PACK_FRAMES as usize * MAX_STORED_LEN + OBJECT_HEADER_LEN) as u32;
         let starts_pack = page.frame_base.is_multiple_of(PACK_FRAMES);

@@ -394,7 +394,7 @@ mod tests {
                 let mut flipped = bytes.clone();
                 flipped[bit / 8] ^= 1 << (bit % 8);
                 assert!(KeySlot::parse(&object(&key), &flipped).is_err(), "bit {bit}");
-                // An adversary makes the checksum right; what is left is the wrap's tag.
+                // An attacker can fix the checksum; then only the tag of the wrapped key detects the change.
                 let end = bytes.len() - 8;
                 if bit / 8 < end && passphrase.is_some() {
                     let checksum = xxh3_64(&flipped[..end]).to_le_bytes();

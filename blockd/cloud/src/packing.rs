@@ -125,7 +125,7 @@ impl Job {
 
     /// Reads the blocks of consecutive frames.
     async fn read(&self, pack_no: u32, first_frame: u64, sizes: &[usize]) -> Result<Buffer, CloudError> {
-        let elsewhere = self.reader.may_wait().then(Work::default);
+        let waiting_work = self.reader.may_wait().then(Work::default);
         let len_bytes = sizes.iter().sum::<usize>() * BLOCK;
         let extents =
             self.layout.frame_extents(&self.spec.data, first_frame, first_frame + sizes.len() as u64);
@@ -142,7 +142,7 @@ impl Job {
             })?;
             Ok(raw)
         };
-        elsewhere.as_ref().unwrap_or(&self.work).run(read).await?
+        waiting_work.as_ref().unwrap_or(&self.work).run(read).await?
     }
 }
 

@@ -19,7 +19,7 @@ struct Bed {
     memory: Arc<MemoryStore>,
     store: Arc<FaultStore>,
     repo: Repository,
-    /// Oldest first, each with what it holds.
+    /// Oldest first, each with its content.
     snapshots: Vec<(Manifest, Vec<u8>)>,
 }
 
@@ -198,9 +198,9 @@ fn disk_cache_survives_a_restart_and_refetches_damage() {
         if counters.frames_from_disk > 10 && counters.frames_fetched == 0 {
             break;
         }
-        assert!(Instant::now() < until, "the pieces do not get to disk");
+        assert!(Instant::now() < until, "the frames are not written to disk");
     }
-    // The store is gone, and everything is there all the same.
+    // The store fails, and all frames come from disk.
     bed.store.fail_all(Fault::BeforeApply);
     let counters = counters_of_a_read();
     assert!(counters.frames_fetched == 0 && counters.frames_from_disk > 10, "{counters:?}");
@@ -258,7 +258,7 @@ async fn damaged_frame_fails_its_range_only() {
     }
     assert_eq!(failed.len(), 1, "{failed:?}");
 
-    // A pack that was cut loses what is behind the cut.
+    // A truncated pack loses the frames behind the cut.
     bed.memory.insert(&key, pack.slice(..pack.len() / 2));
     let cache = self::cache(None);
     let snapshot = cache.snapshot(&bed.repo, manifest).await.unwrap();

@@ -174,7 +174,7 @@ async fn chain_across_volumes_keeps_the_deltas_it_needs() {
     assert_eq!(since(2).await.unwrap(), Some(set([9])));
     assert_eq!(since(3).await.unwrap(), Some(set([])));
     assert_eq!(since(4).await.unwrap(), None);
-    // Both of the other volume go; what they brought is still needed.
+    // Both snapshots of the other volume are deleted; their deltas are still needed.
     for gone in [&full, &second] {
         let report =
             delete_snapshot(&repo, &gone.id(), &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
@@ -212,7 +212,7 @@ async fn deltas_of_running_backups_are_kept() {
             .await
             .unwrap();
     assert_eq!((report.deltas_deleted, report.kept), (0, vec![SnapshotId::from_u64(1)]));
-    // What an interrupted deletion left goes with the manifest at hand.
+    // The leftovers of an interrupted deletion are deleted with the known manifest.
     let report = blockd_cloud::delete_with_manifest(&repo, &full, &[], &NoCache, UnreadableSiblings::Refuse)
         .await
         .unwrap();
@@ -272,11 +272,11 @@ async fn long_index_is_uploaded_in_parts() {
         let next = || spec(2, 3 << 40, set([]), zero.clone(), Some(&full));
         faults.fail_at(faults.operations() + 3, Fault::BeforeApply);
         assert!(run(&repo, next(), &live).await.is_err());
-        // The answer to the completion gets lost: the object is there all the same.
+        // The reply to the completion is lost, and the object exists.
         faults.fail_at(faults.operations() + 1 + 7, Fault::AfterApply);
         let done = run(&repo, next(), &live).await.unwrap();
         assert_eq!((done.requests.put, done.requests.multipart), (1, 1 + 7 + 1));
-        assert_eq!(done.requests.get, 1 + 1, "a look at the object's end, and one at the base");
+        assert_eq!(done.requests.get, 1 + 1, "one request of the object's end, and one of the base");
         assert!(done.manifest.delta.index.len_bytes > 96 << 20);
         assert_eq!(restored(&repo, &done.manifest).await.unwrap(), live.content());
     }

@@ -40,7 +40,7 @@ async fn incompressible_incremental_uploads_dirty_bytes_only() {
         assert_eq!(
             (done.requests.list, done.requests.get, done.requests.delete),
             (0, 1, 0),
-            "one look at the base"
+            "one request of the base"
         );
         assert_eq!(done.manifest.dirty_bytes, dirty_bytes);
         let (_, requests) = restored_with(&repo, &done.manifest).await.unwrap();
@@ -51,7 +51,7 @@ async fn incompressible_incremental_uploads_dirty_bytes_only() {
     }
 }
 
-/// Asking for a condition in vain is no reason to doubt the commit.
+/// A refused condition does not put the commit in doubt.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn store_without_conditional_put_gets_no_request_per_pack() {
     let repo = fixed(Arc::new(MemoryStore::refusing_conditions()), EncryptionMode::Aes256GcmSiv);

@@ -44,7 +44,7 @@ async fn sample(passphrase: Option<&'static str>, packs: u64) -> Sample {
 }
 
 impl Sample {
-    /// Reads everything from a damaged store; what comes back must be right, what does not is returned.
+    /// Reads all snapshots from a damaged store; compares the content of readable ones, returns the errors.
     async fn errors(&self, damaged: MemoryStore) -> Vec<CloudError> {
         let repo = match open(Arc::new(damaged), self.passphrase).await {
             Ok(repo) => repo,
@@ -141,12 +141,12 @@ async fn truncated_and_missing_objects() {
             let damaged = sample.store.fork();
             damaged.remove(&key);
             if key.starts_with("blockd/keys") {
-                // The other copy is there.
+                // The other copy exists.
                 assert_eq!(sample.errors(damaged.fork()).await.len(), 0, "{key} missing");
                 for key in sample.store.objects().keys().filter(|key| key.starts_with("blockd/keys")) {
                     damaged.remove(key);
                 }
-                // No new slot is made, which would not open what is there.
+                // No new slot is created: it would not open the stored objects.
                 let errors = sample.errors(damaged).await;
                 assert!(matches!(errors[..], [CloudError::KeySlotsGone { .. }]), "{errors:?}");
             } else if key.starts_with("blockd/manifests/") {
@@ -277,7 +277,7 @@ async fn concurrent_initialisation_creates_one_key() {
         let manifest = both.manifest(&manifest.id()).await.unwrap();
         assert_eq!(restored(&both, &manifest).await.unwrap(), live.content());
     }
-    // The plain slot opens nothing here, and what is made with it is not taken.
+    // The plain slot opens nothing here, and snapshots under its key are rejected.
     let error = open(store.clone(), None).await.unwrap_err();
     assert!(matches!(error, CloudError::EncryptedRepository { .. }), "{error}");
     let planted = Repository::open(plain, None, &crate::common::options()).await.unwrap().with_store(store);

@@ -97,9 +97,8 @@ impl Middleware for Between {
     }
 }
 
-/// Does something on a thread of its own, as another host would: these futures borrow more than a task may
-/// hold.
-async fn elsewhere<T, F>(work: impl FnOnce() -> F + Send + 'static) -> T
+/// Runs work of another host on a separate thread: these futures borrow, so that no task can run them.
+async fn on_other_host<T, F>(work: impl FnOnce() -> F + Send + 'static) -> T
 where
     T: Send + 'static,
     F: Future<Output = T>,
@@ -111,7 +110,7 @@ async fn delete(repo: &Repository, manifest: &Manifest) {
     delete_with_manifest(repo, manifest, &[], &NoCache, UnreadableSiblings::Refuse).await.unwrap();
 }
 
-/// Three generations: the second on the first; what the third is to hold is in the volume.
+/// Three generations: the second is based on the first; the volume has the content of the third.
 async fn generations(repo: &Repository) -> (MemoryVolume, Manifest, Manifest) {
     let live = MemoryVolume::default();
     (0..40).for_each(|block| live.set(block, &[block as u8 + 1; BLOCK]));
@@ -123,8 +122,7 @@ async fn generations(repo: &Repository) -> (MemoryVolume, Manifest, Manifest) {
 }
 
 /// While the first snapshot is deleted and the manifests were listed, another host makes a snapshot on the
-/// second one and deletes that: its manifest is gone when it is read, and the listing does not have the new
-/// one.
+/// second one and deletes that: its manifest is missing when it is read, and the listing lacks the new one.
 #[tokio::test]
 async fn snapshot_on_an_unlisted_base_keeps_its_deltas() {
     let store = Arc::new(MemoryStore::default());
@@ -133,7 +131,7 @@ async fn snapshot_on_an_unlisted_base_keeps_its_deltas() {
     let third = Arc::new(Mutex::new(None));
     let between = Arc::new(Between::new(&store));
     let (other, frozen, made, base) = (repo.clone(), live.fork(), third.clone(), second.clone());
-    let others = elsewhere(move || async move {
+    let others = on_other_host(move || async move {
         let spec = spec(3, SIZE, set([5]), set([]), Some(&base));
         *made.lock() = Some(run(&other, spec, &frozen).await.unwrap().manifest);
         delete(&other, &base).await;
@@ -186,7 +184,7 @@ async fn outage_during_a_listing_stops_deletions() {
     assert_eq!(restored(&repo, &second).await.unwrap(), live.content());
 }
 
-/// The listing lags behind (Swift): what was deleted stays in it, and cannot be read.
+/// The listing is stale (Swift): it still has deleted objects, which cannot be read.
 #[tokio::test(start_paused = true)]
 async fn stale_listing_of_a_manifest_does_not_block_deletions() {
     for own in [true, false] {
@@ -213,7 +211,7 @@ async fn stale_listing_of_a_manifest_does_not_block_deletions() {
     }
 }
 
-/// Its delta stays because it is used; its manifest was put again meanwhile.
+/// Its delta stays because it is used; its manifest was put again during the deletion.
 #[tokio::test]
 async fn manifest_restored_after_its_deletion_is_deleted() {
     let store = Arc::new(MemoryStore::default());
@@ -230,8 +228,7 @@ async fn manifest_restored_after_its_deletion_is_deleted() {
     assert!(repo.manifest(&first.id()).await.is_err(), "it is listed again");
 }
 
-/// A backup whose commit was carried out and not answered, taken up again by the host that does not know of
-/// it.
+/// Backup whose commit succeeded without a reply, and which its host resumes in doubt.
 struct Doubted {
     store: Arc<MemoryStore>,
     repo: Repository,
@@ -261,7 +258,7 @@ impl Doubted {
         Self { store, repo, spec, live, journal, manifest }
     }
 
-    /// Goes on with it; another host comes in between at this moment of it.
+    /// Resumes it, with an action of another host before this request.
     async fn go_on(&self, before: Moment, act: BoxFuture<'static, ()>) -> Result<Manifest, CloudError> {
         let between = Arc::new(Between::new(&self.store));
         *between.before.lock() = Some((before, act));
@@ -274,7 +271,7 @@ impl Doubted {
 
     fn delete(&self) -> BoxFuture<'static, ()> {
         let (repo, manifest) = (self.repo.clone(), self.manifest.clone());
-        Box::pin(elsewhere(move || async move { delete(&repo, &manifest).await }))
+        Box::pin(on_other_host(move || async move { delete(&repo, &manifest).await }))
     }
 
     async fn check_listed(&self) {
@@ -292,7 +289,7 @@ async fn snapshot_deleted_in_doubt_is_not_committed_again() {
     let error = doubted.go_on(COMMIT, doubted.delete()).await.unwrap_err();
     assert!(matches!(error, CloudError::DeletedMeanwhile { .. }), "{error}");
     assert!(doubted.repo.manifest(&doubted.spec.id()).await.is_err(), "it is not listed");
-    // Taken up once more, everything is sent again.
+    // Another resume uploads everything again.
     let reader = Arc::new(doubted.live.fork());
     let cancel = CancelToken::new();
     let (repo, spec) = (&doubted.repo, doubted.spec.clone());
@@ -316,8 +313,8 @@ async fn earlier_run_causes_a_check_of_its_objects() {
     assert!(doubted.repo.manifest(&doubted.spec.id()).await.is_err(), "it is not listed");
 }
 
-/// The other host deletes in two halves: the manifest goes before the commit is repeated, the objects go
-/// after its writer looked at them.
+/// The other host deletes in two steps: the manifest before the commit is repeated, the objects after the
+/// check of the writer.
 #[tokio::test]
 async fn deletion_covers_a_repeated_commit() {
     let doubted = Doubted::new().await;
@@ -334,7 +331,7 @@ async fn deletion_covers_a_repeated_commit() {
     *deletes.before.lock() = Some((first_object, Box::pin(pause)));
     let repo = doubted.repo.with_store(Arc::new(deletes));
     let manifest = doubted.manifest.clone();
-    let deletion = elsewhere(move || async move { delete(&repo, &manifest).await });
+    let deletion = on_other_host(move || async move { delete(&repo, &manifest).await });
     let deletion = tokio::spawn(deletion);
     waiting.notified().await;
     let reader = Arc::new(doubted.live.fork());
@@ -343,14 +340,14 @@ async fn deletion_covers_a_repeated_commit() {
     run_with(repo, spec, reader, doubted.journal.clone(), &cancel).await.unwrap();
     assert!(
         doubted.repo.manifest(&doubted.spec.id()).await.is_ok(),
-        "it was put again, and its objects were there"
+        "it was put again, and its objects existed"
     );
     goes_on.notify_one();
     deletion.await.unwrap();
-    assert!(doubted.repo.manifest(&doubted.spec.id()).await.is_err(), "what is left of it is not listed");
+    assert!(doubted.repo.manifest(&doubted.spec.id()).await.is_err(), "its leftovers are not listed");
 }
 
-/// The base is gone or not, and the store does not tell, or does not take the new manifest back.
+/// The base exists or not, and the store does not reply to its check, or to the deletion of the manifest.
 #[tokio::test]
 async fn backup_that_cannot_check_its_base_checks_it_when_resumed() {
     for (is_gone, answers) in [(false, 0), (true, 0), (true, 1)] {
@@ -369,7 +366,7 @@ async fn backup_that_cannot_check_its_base_checks_it_when_resumed() {
             let (reader, cancel) = (Arc::new(live.fork()), CancelToken::new());
             run_with(repo, spec.clone(), reader, journal.clone(), &cancel).await
         };
-        // A pack, the index and the manifest are stored; then that many answers more.
+        // A pack, the index and the manifest are stored; then the store sends this many more replies.
         let faults = Arc::new(FaultStore::new(store.clone()));
         faults.fail_from(3 + answers, Fault::Unauthorized);
         let error = go_on(&repo.with_store(faults)).await.err().expect("a backup in doubt");
@@ -378,13 +375,13 @@ async fn backup_that_cannot_check_its_base_checks_it_when_resumed() {
             _ => assert!(matches!(error, CloudError::NotTakenBack { .. }), "{error}"),
         }
         assert!(error.is_retryable() && error.to_string().contains("is in the store"), "{error}");
-        assert!(repo.manifest(&spec.id()).await.is_ok(), "it is listed meanwhile");
+        assert!(repo.manifest(&spec.id()).await.is_ok(), "it is listed until the resume");
         assert!(journal.may_be_committed());
         let resumed = go_on(&repo).await;
         if is_gone {
             let error = resumed.err().expect("a backup without its base");
             assert!(matches!(error, CloudError::BaseDeleted { .. }), "{error}");
-            assert!(repo.manifest(&spec.id()).await.is_err(), "it was taken back");
+            assert!(repo.manifest(&spec.id()).await.is_err(), "its manifest is still listed");
         } else {
             let manifest = resumed.unwrap().manifest;
             assert_eq!(restored(&repo, &manifest).await.unwrap(), live.content());
@@ -416,11 +413,11 @@ async fn backup_cut_off_before_its_base_check_checks_when_resumed() {
     *between.before.lock() = Some((question, Box::pin(death)));
     let error = go_on(&repo.with_store(Arc::new(between)), &cancel).await.err();
     assert!(matches!(error, Some(CloudError::Cancelled)), "{error:?}");
-    assert!(repo.manifest(&spec.id()).await.is_ok(), "it is listed meanwhile");
+    assert!(repo.manifest(&spec.id()).await.is_ok(), "it is listed until the resume");
     delete(&repo, &base).await;
     let error = go_on(&repo, &CancelToken::new()).await.err();
     assert!(matches!(error, Some(CloudError::BaseDeleted { .. })), "{error:?}");
-    assert!(repo.manifest(&spec.id()).await.is_err(), "it was taken back");
+    assert!(repo.manifest(&spec.id()).await.is_err(), "its manifest is still listed");
 }
 
 fn old(snapshot: u64, age_s: i64) -> BackupSpec {
@@ -430,7 +427,7 @@ fn old(snapshot: u64, age_s: i64) -> BackupSpec {
 
 /// A collector whose clock is days ahead deletes a pack that this run stored.
 #[tokio::test]
-async fn commit_of_an_old_run_with_a_lost_pack_is_taken_back() {
+async fn commit_of_an_old_run_with_a_lost_pack_is_undone() {
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);
     let live = MemoryVolume::default();
@@ -452,9 +449,9 @@ async fn commit_of_an_old_run_with_a_lost_pack_is_taken_back() {
     assert!(store.objects().keys().all(|key| !key.starts_with("blockd/manifests/")));
 }
 
-/// The host sleeps between the last look at the clock and the put of the manifest.
+/// The host is suspended between the last check of the clock and the put of the manifest.
 #[tokio::test]
-async fn commit_that_expires_during_its_put_is_taken_back() {
+async fn commit_that_expires_during_its_put_is_undone() {
     const LIFETIME_S: i64 = 7 * 24 * 3600;
     let store = Arc::new(MemoryStore::default());
     let repo = with_slot(&store, EncryptionMode::Aes256GcmSiv);

@@ -19,7 +19,7 @@ use std::{
 const VOLUMES: u64 = 5;
 const EACH: u64 = 1_000;
 
-/// Counts what is asked of it.
+/// Cache that counts requests.
 #[derive(Default)]
 struct Counting {
     inner: MemoryCache,

@@ -1,4 +1,4 @@
-//! Creations whose answer is lost: the second attempt finds what the first one made, perhaps badly.
+//! Creations whose reply is lost: the second attempt finds the object of the first one, complete or damaged.
 use crate::common::open;
 use blockd_store::{
     BlobStore, Middleware, PutMode, Request, Response, StoreError, StoreErrorKind, StoreFuture, probe,
@@ -68,14 +68,14 @@ impl Middleware for LostAnswers {
     }
 }
 
-/// The only copy of the key to everything that will be stored: what arrived badly is put there again.
+/// A slot with the only key of a new repository: one that arrived damaged is written again.
 #[tokio::test]
 async fn key_slot_damaged_in_transit_is_rewritten() {
     for (first, replaced) in [(First::Whole, 0), (First::Cut, 1), (First::Refused, 1)] {
         let inner = Arc::new(MemoryStore::default());
         let store = LostAnswers::new(&inner, first, 1);
         let made = open(store.clone(), Some("correct horse")).await.unwrap();
-        assert_eq!(store.replaced.load(SeqCst), replaced, "what is right stays as it is");
+        assert_eq!(store.replaced.load(SeqCst), replaced, "only a damaged slot is written again");
         let found = open(inner, Some("correct horse")).await.unwrap();
         found.prove_key_slot().await.unwrap();
         let ids = |keys: &[blockd_cloud::DataKey]| keys.iter().map(|key| key.key_id()).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! A restore that was cut off goes on with what is left, and nothing is fetched twice that is in place.
+//! Resume of an interrupted restore: restored blocks are not fetched again.
 use crate::common::{BLOCK, fixed, requests, run, set};
 use blockd_cloud::{
     BlockWriter, CancelToken, EncryptionMode, Progress, RestoreOptions, RestoreRequest, restore_damaged,
@@ -11,7 +11,7 @@ use std::{io, sync::Arc};
 
 const SIZE: u64 = 200_000 * BLOCK as u64;
 
-/// A volume that remembers what is in place.
+/// Volume that records its restored blocks.
 #[derive(Default)]
 struct Target {
     volume: MemoryVolume,

@@ -1,5 +1,5 @@
-//! Interrupted at every operation, in every way: what is there afterwards is no snapshot, and the next run
-//! goes on.
+//! Backups interrupted at each operation, by each fault: the stored objects are no snapshot, and the next run
+//! resumes.
 use crate::common::{BLOCK, fixed, restored, run, run_with, set};
 use blockd_cloud::{CancelToken, CloudError, EncryptionMode, FileJournal, JournalBinding, Repository};
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent};
@@ -92,7 +92,7 @@ async fn interrupted_backup_resumes() {
                     if key.starts_with("blockd/data/") {
                         assert!(
                             clean.objects()[&key] == object,
-                            "{label}: {key} is not what it would have been"
+                            "{label}: {key} differs from that of an uninterrupted run"
                         );
                     }
                 }
@@ -112,7 +112,7 @@ async fn packs_missing_on_resume_are_uploaded_again() {
         let repo = fixed(faults.clone(), EncryptionMode::Aes256GcmSiv);
         let spec = spec(7, SIZE, data.clone(), set([]), None);
         let cancel = CancelToken::new();
-        // All packs and the index are there, the manifest is not.
+        // All packs and the index are stored, the manifest is not.
         faults.fail_from(4, Fault::BeforeApply);
         let first = journal(&path, &repo, &spec);
         run_with(&repo, spec.clone(), Arc::new(live.fork()), first, &cancel).await.err().unwrap();
@@ -125,8 +125,8 @@ async fn packs_missing_on_resume_are_uploaded_again() {
         }
         let second = journal(&path, &repo, &spec);
         let done = run_with(&repo, spec, Arc::new(live.fork()), second, &cancel).await.unwrap();
-        // One look at each pack before the commit; and as the first run came to the commit, one at each pack
-        // and the index after it.
+        // One request of each pack before the commit; and, because the first run reached the commit, one of
+        // each pack and the index after it.
         assert_eq!((done.requests.get, done.requests.put), (3 + 4, gone.len() as u64 + 2), "{gone:?}");
         assert_eq!(restored(&repo, &done.manifest).await.unwrap(), live.content(), "{gone:?}");
     }

@@ -1,4 +1,4 @@
-//! Changing the passphrase and the data key: what was stored stays readable, and interruptions lose nothing.
+//! Changing the passphrase and the data key: stored snapshots stay readable, and interruptions lose nothing.
 use crate::common::{BLOCK, open, restored, run, set};
 use blockd_cloud::{CloudError, KnownKeys, Rekey, Rekeyed, rekey};
 use blockd_store::BlobStore;

@@ -1,4 +1,4 @@
-//! The first byte of a full terabyte: its index is as long as it gets, and little of it is needed.
+//! First byte of a full terabyte: its index has the maximum length, and the read needs little of it.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a failed test panics")]
 
 mod common;
@@ -20,7 +20,7 @@ use std::{
 /// Latency of each request, in the test's paused time.
 const DELAY: Duration = Duration::from_secs(1);
 
-/// A store that takes its time and counts what it is asked for.
+/// Store with latency that counts requests.
 struct SlowStore {
     inner: Arc<MemoryStore>,
     is_slow: AtomicBool,
@@ -83,7 +83,7 @@ fn most_memory_bytes() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// The only test here: nothing else in this process is to take memory meanwhile.
+/// The only test of this program, because it measures the memory of the process.
 #[tokio::test(flavor = "current_thread")]
 async fn first_byte_of_a_terabyte_takes_four_requests() {
     let store = Arc::new(SlowStore::new());
@@ -145,6 +145,6 @@ async fn first_byte_of_a_terabyte_takes_four_requests() {
         mib(first),
         mib(most)
     );
-    // The store is in there, too, and what the backup left behind.
+    // Includes the store and the memory that the backup has not returned.
     assert!(first < 192 << 20 && most < 256 << 20, "{before} {first} {most}");
 }

@@ -1,5 +1,5 @@
-//! Verification finds every damage that a restore would meet, names it, and says which snapshots lose what; a
-//! restore can go on past it.
+//! Verification finds each damage that affects a restore, names it, and lists the lost blocks of each
+//! snapshot; a restore can skip it.
 use crate::common::{BLOCK, Noise, requests, run, set, with_slot};
 use blockd_cloud::{
     BlockCheck, CancelToken, CloudSnapshotId, EncryptionMode, Manifest, ManifestKey, NoCache, Progress,
@@ -82,7 +82,7 @@ async fn sound_backup_is_verified_with_one_read() {
             VerifyDepth::Quick => 0,
             // The delta that both share is read once.
             VerifyDepth::Frames => 96 + 32,
-            // What is visible of each: 96, and 96 without the one that was freed.
+            // Visible blocks of each: 96, and 96 without the freed one.
             VerifyDepth::Deep => 96 + 95,
         };
         assert_eq!(report.block_bytes, blocks * BLOCK as u64, "{depth:?}");
@@ -122,7 +122,7 @@ async fn damaged_frame_is_named_with_the_lost_extents() {
     let report = sample.verify(&sample.ids(), VerifyDepth::Frames).await;
     assert_eq!(damaged(&report, sample.full.id()), [Extent::new(BlockIndex(0), 32)]);
     assert_eq!(damaged(&report, sample.incremental.id()), []);
-    // So it does not matter to the incremental, and nothing is found of it where just that is brought back.
+    // A deep verification of the incremental alone finds nothing.
     let report = sample.verify(&[sample.incremental.id()], VerifyDepth::Deep).await;
     assert_eq!(report.findings_total, 0);
 }
@@ -143,7 +143,7 @@ async fn missing_or_truncated_objects_are_found_by_a_listing() {
             assert_eq!(damaged(&report, sample.incremental.id()), [Extent::new(BlockIndex(0), 32)]);
             assert_eq!(damaged(&report, sample.full.id()), []);
         }
-        // An object that does not belong there has the size of the one that is gone.
+        // A foreign object has the size of the missing one.
         let sample = sample().await;
         let pack = sample.pack_of(&sample.incremental);
         let body = sample.store.remove(&pack).unwrap();
@@ -173,7 +173,7 @@ async fn missing_or_truncated_objects_are_found_by_a_listing() {
     }
 }
 
-/// Compares with what a volume holds.
+/// Compares with the content of a volume.
 struct Against {
     live: MemoryVolume,
     differing: parking_lot::Mutex<Vec<u64>>,

@@ -40,7 +40,7 @@ fn first_key(repo: &Repository) -> Uuid {
     repo.keys()[0].key_id()
 }
 
-/// A repository with a second data key, a backup under each, and what the host remembers.
+/// A repository with a second data key, and a backup under each.
 async fn sample() -> (Arc<MemoryStore>, Repository, [CloudSnapshotId; 2]) {
     let store = Arc::new(MemoryStore::default());
     let old = open(store.clone(), Some(PASSPHRASE)).await.unwrap();

@@ -377,7 +377,7 @@ mod tests {
         let cache = DiskCache::open(dir.path(), 10 * 4096).unwrap();
         for number in 0..30 {
             cache.put(&key(number), &[number as u8; 1000]);
-            assert_eq!(cache.get(&key(0)).unwrap(), [0; 1000], "what is used stays");
+            assert_eq!(cache.get(&key(0)).unwrap(), [0; 1000], "an entry in use stays");
             assert!(cache.bytes() <= 10 * 4096);
         }
         assert_eq!(files(dir.path()).len(), 10);
@@ -389,7 +389,7 @@ mod tests {
         let cache = DiskCache::open(dir.path(), 4 * 4096).unwrap();
         assert_eq!(files(dir.path()).len(), 4);
         cache.put(&key(99), &vec![1; 5 * 4096]);
-        assert_eq!(cache.get(&key(99)), None, "what is larger than all of it is not kept");
+        assert_eq!(cache.get(&key(99)), None, "an entry larger than the cache is not kept");
         assert_eq!(files(dir.path()).len(), 4);
     }
 

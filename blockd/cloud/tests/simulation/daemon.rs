@@ -34,10 +34,10 @@ pub struct Daemon {
     cluster: Uuid,
     pub net: Arc<Net>,
     repo: Repository,
-    /// To the store, by all that it does: one thing at a time.
+    /// Requests of all actions, which run one at a time.
     requests: Arc<Requests>,
     live: MemoryVolume,
-    /// Blocks changed since the tip was frozen; and since the backup that is under way was.
+    /// Blocks changed since the freeze of the tip or of the running backup.
     dirty: BlockSet,
     tip: Option<CloudSnapshotId>,
     pub kept: Option<Kept>,
@@ -153,7 +153,7 @@ impl Daemon {
             Err(CloudError::Store(_) | CloudError::Cancelled) if self.net.dice(4) != 0 => {
                 self.kept = Some(kept);
             }
-            // Given up: what it was to carry is carried by a full one.
+            // Abandoned: the next backup is a full one.
             Err(_) => {
                 let _ = self.repo.store().delete(&id.manifest_key()).await;
                 self.tip = None;
@@ -185,7 +185,7 @@ impl Daemon {
         self.delete(manifest, expected).await;
     }
 
-    /// Makes a backup and deletes what it was made on, as a policy that keeps only the last one does.
+    /// Makes a backup and deletes its base, like a policy that keeps the last one only.
     pub async fn replace(&mut self, now_s: i64, expected: &Mutex<Expected>) {
         let base = self.base().await;
         self.back_up(now_s, expected).await;
@@ -202,7 +202,7 @@ impl Daemon {
         }
         expected.lock().deleted.insert(manifest.id());
         *self.net.deletion.lock() = Some(Deletion::default());
-        // What an interruption leaves is garbage.
+        // The leftovers of an interruption are garbage.
         let _ = delete_with_manifest(&self.repo, manifest, &protected, &NoCache, UnreadableSiblings::Refuse)
             .await;
         *self.net.deletion.lock() = None;

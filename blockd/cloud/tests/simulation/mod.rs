@@ -53,7 +53,8 @@ impl Planted {
 
     /// Chooses the next actions of the daemons, with a bias to those that reveal the planted bug.
     fn choice(self, dice: &mut Noise) -> [u64; 2] {
-        // What one deletes is what the other one's new backup rests on, or what it is about to complete.
+        // One daemon deletes the base of the other's new backup, or the snapshot that the other is about to
+        // commit.
         let crossed = match (self, dice.next() % 2) {
             (Self::VanishedPassedOver, 0) => [4, 7],
             (Self::VanishedPassedOver, _) => [7, 4],
@@ -71,10 +72,10 @@ impl Planted {
     }
 }
 
-/// Looks at everything in the bucket; the first thing that does not hold.
+/// Checks all snapshots in the bucket; the error is the first violation.
 ///
-/// A backup that was cut off between its commit and the look at its base is listed, and may have lost that
-/// base; its daemon finds out when it takes it up again. `unconfirmed` are those.
+/// A backup interrupted between its commit and the check of its base is listed and may lack the base; its
+/// daemon repeats the check on resume. `unconfirmed` are such backups.
 async fn look(
     bucket: &Arc<MemoryStore>,
     expected: &Expected,
@@ -91,13 +92,13 @@ async fn look(
         }
         let content = restored(&repo, &manifest).await.map_err(|error| format!("{id}: {error}"))?;
         if content != expected.content[&id] {
-            return Err(format!("{id} restores to something else"));
+            return Err(format!("{id} restores to other content"));
         }
         ids.push(id);
     }
     for id in expected.committed.difference(&expected.deleted) {
         if !ids.contains(id) {
-            return Err(format!("{id} was committed and is gone"));
+            return Err(format!("{id} was committed and is not listed"));
         }
     }
     let options = VerifyOptions { depth: VerifyDepth::Frames, ..VerifyOptions::default() };

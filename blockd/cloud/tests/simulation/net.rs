@@ -52,7 +52,7 @@ impl Pace {
     }
 }
 
-/// One request that waits, until it goes on or its daemon is killed.
+/// Request that waits until it is released or its daemon is killed.
 struct Waits<'a>(&'a AtomicU64);
 
 impl<'a> Waits<'a> {
