@@ -128,7 +128,7 @@ impl Job {
         }
         let Some(object) = gone else { return Ok(()) };
         self.delete_manifest(manifest).await?;
-        Err(CloudError::DeletedMeanwhile { id: manifest.id(), object })
+        Err(CloudError::DeletedConcurrently { id: manifest.id(), object })
     }
 
     /// Deletes the manifest of a committed snapshot that must not stay.

@@ -194,7 +194,7 @@ pub enum CloudError {
     #[error(
         "cloud snapshot {id} was deleted from another host while it was being committed ({object} is gone): start the backup again"
     )]
-    DeletedMeanwhile {
+    DeletedConcurrently {
         /// Snapshot; it does not exist.
         id: CloudSnapshotId,
         /// First missing object.

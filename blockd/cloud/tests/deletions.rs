@@ -287,7 +287,7 @@ const COMMIT: Moment = Moment { operation: "PUT", prefix: "blockd/manifests/", s
 async fn snapshot_deleted_in_doubt_is_not_committed_again() {
     let doubted = Doubted::new().await;
     let error = doubted.go_on(COMMIT, doubted.delete()).await.unwrap_err();
-    assert!(matches!(error, CloudError::DeletedMeanwhile { .. }), "{error}");
+    assert!(matches!(error, CloudError::DeletedConcurrently { .. }), "{error}");
     assert!(doubted.repo.manifest(&doubted.spec.id()).await.is_err(), "it is not listed");
     // Another resume uploads everything again.
     let reader = Arc::new(doubted.live.fork());
@@ -309,7 +309,7 @@ async fn earlier_run_causes_a_check_of_its_objects() {
     assert!(!forgetful.may_be_committed());
     doubted.journal = forgetful;
     let error = doubted.go_on(COMMIT, doubted.delete()).await.unwrap_err();
-    assert!(matches!(error, CloudError::DeletedMeanwhile { .. }), "{error}");
+    assert!(matches!(error, CloudError::DeletedConcurrently { .. }), "{error}");
     assert!(doubted.repo.manifest(&doubted.spec.id()).await.is_err(), "it is not listed");
 }
 
@@ -442,7 +442,7 @@ async fn commit_of_an_old_run_with_a_lost_pack_is_undone() {
     *between.after.lock() = Some((index, Box::pin(collected)));
     let ended = run(&repo.with_store(Arc::new(between)), old(1, 2 * 3600), &live).await;
     assert!(
-        matches!(ended, Err(CloudError::DeletedMeanwhile { .. })),
+        matches!(ended, Err(CloudError::DeletedConcurrently { .. })),
         "{:?}",
         ended.map(|run| run.manifest.id())
     );

@@ -206,7 +206,7 @@ pub fn cloud_code(error: &CloudError) -> ErrorCode {
         CloudError::Damaged { .. } | CloudError::UnsupportedVersion { .. } => ErrorCode::CloudsnapDamaged,
         CloudError::SnapshotNotFound { .. }
         | CloudError::BaseDeleted { .. }
-        | CloudError::DeletedMeanwhile { .. } => ErrorCode::CloudsnapNotFound,
+        | CloudError::DeletedConcurrently { .. } => ErrorCode::CloudsnapNotFound,
         CloudError::InvalidRequest { .. } => ErrorCode::InvalidRequest,
         CloudError::TooManyKeys { .. }
         | CloudError::KeySlotsLeftOut { .. }
