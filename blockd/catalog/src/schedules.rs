@@ -202,11 +202,11 @@ impl ScheduleRow {
         &self,
         tx: &Transaction<'_>,
         rule: &Recurrence,
-        dealt_with_until: Timestamp,
+        processed_until: Timestamp,
     ) -> Result<(), DbError> {
         tx.execute(
             "INSERT OR REPLACE INTO schedule_cursors (schedule, rule, dealt_with_until) VALUES (?1, ?2, ?3)",
-            params![self.uuid.to_string(), rule.to_string(), dealt_with_until.to_string()],
+            params![self.uuid.to_string(), rule.to_string(), processed_until.to_string()],
         )?;
         Ok(())
     }

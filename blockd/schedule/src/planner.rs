@@ -53,32 +53,32 @@ pub enum Tick {
         /// Lateness, in seconds.
         late_s: i64,
         /// Instant up to which all runs are handled once this run is accepted.
-        dealt_with_until: Timestamp,
+        processed_until: Timestamp,
     },
     /// The clock was set back beyond the tolerance.
     ClockSetBack {
         /// New instant up to which all runs are handled.
-        dealt_with_until: Timestamp,
+        processed_until: Timestamp,
     },
     /// No run will ever be due again.
     Never,
 }
 
-/// Decides at `now` for a schedule whose runs up to `dealt_with_until` are handled and start `delay_s`
+/// Decides at `now` for a schedule whose runs up to `processed_until` are handled and start `delay_s`
 /// seconds after their time.
-pub fn tick(recurrence: &Recurrence, dealt_with_until: Timestamp, delay_s: u32, now: Timestamp) -> Tick {
+pub fn tick(recurrence: &Recurrence, processed_until: Timestamp, delay_s: u32, now: Timestamp) -> Tick {
     let delay = SignedDuration::from_secs(delay_s.into());
     let came_until = now.checked_sub(delay).unwrap_or(Timestamp::MIN);
-    if dealt_with_until.as_second().saturating_sub(now.as_second()) > CLOCK_BACK_TOLERANCE_S {
-        return Tick::ClockSetBack { dealt_with_until: came_until };
+    if processed_until.as_second().saturating_sub(now.as_second()) > CLOCK_BACK_TOLERANCE_S {
+        return Tick::ClockSetBack { processed_until: came_until };
     }
-    let Some(first) = recurrence.next_after(dealt_with_until) else {
+    let Some(first) = recurrence.next_after(processed_until) else {
         return Tick::Never;
     };
     if first > came_until {
         return Tick::Wait { due: first.checked_add(delay).unwrap_or(Timestamp::MAX) };
     }
-    let nominal = recurrence.last_until(dealt_with_until, came_until).unwrap_or(first);
+    let nominal = recurrence.last_until(processed_until, came_until).unwrap_or(first);
     let mut missed = 0;
     let mut at = first;
     while at < nominal && missed < MAX_MISSED_COUNTED {
@@ -89,7 +89,7 @@ pub fn tick(recurrence: &Recurrence, dealt_with_until: Timestamp, delay_s: u32, 
         }
     }
     let late_s = came_until.as_second().saturating_sub(nominal.as_second());
-    Tick::Run { nominal, missed, late_s, dealt_with_until: nominal }
+    Tick::Run { nominal, missed, late_s, processed_until: nominal }
 }
 
 #[cfg(test)]
@@ -110,7 +110,7 @@ mod tests {
         let daily = schedule("daily @03:00");
         let slept = tick(&daily, at("2026-01-01T03:00:00Z"), 0, at("2026-01-11T12:00:00Z"));
         let nominal = at("2026-01-11T03:00:00Z");
-        assert_eq!(slept, Tick::Run { nominal, missed: 9, late_s: 9 * 3600, dealt_with_until: nominal });
+        assert_eq!(slept, Tick::Run { nominal, missed: 9, late_s: 9 * 3600, processed_until: nominal });
         let then = tick(&daily, nominal, 0, at("2026-01-11T12:00:01Z"));
         assert_eq!(then, Tick::Wait { due: at("2026-01-12T03:00:00Z") });
         let years = tick(&schedule("periodic 1"), at("2020-01-01T00:00:00Z"), 0, at("2026-01-01T00:00:30Z"));
@@ -123,7 +123,7 @@ mod tests {
     fn clock_set_back_from_future_resumes_backups() {
         let daily = schedule("daily @03:00");
         let back = tick(&daily, at("2038-01-19T03:00:00Z"), 0, at("2026-01-11T12:00:00Z"));
-        assert_eq!(back, Tick::ClockSetBack { dealt_with_until: at("2026-01-11T12:00:00Z") });
+        assert_eq!(back, Tick::ClockSetBack { processed_until: at("2026-01-11T12:00:00Z") });
         // A step of NTP repeats no run.
         let step = tick(&daily, at("2026-01-11T03:00:00Z"), 0, at("2026-01-11T02:59:50Z"));
         assert_eq!(step, Tick::Wait { due: at("2026-01-12T03:00:00Z") });
@@ -190,13 +190,13 @@ mod tests {
                     next = schedule.next_after(at);
                 }
                 match tick(&schedule, until, delay_s, now) {
-                    Tick::Run { nominal, missed, late_s, dealt_with_until } => {
+                    Tick::Run { nominal, missed, late_s, processed_until } => {
                         prop_assert_eq!(Some(&nominal), waiting.last());
                         let expected = (waiting.len() - 1).min(MAX_MISSED_COUNTED as usize);
                         prop_assert_eq!(missed as usize, expected);
                         prop_assert_eq!(late_s, came_until.as_second() - nominal.as_second());
                         covered += waiting.len();
-                        until = dealt_with_until;
+                        until = processed_until;
                     }
                     Tick::Wait { due } => {
                         prop_assert!(waiting.is_empty(), "{waiting:?}");

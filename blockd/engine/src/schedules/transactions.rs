@@ -171,15 +171,15 @@ pub fn fire(
     for schedule in ScheduleRow::all(tx)?.iter().filter(|schedule| !schedule.paused) {
         let delay_s = schedule.spec.jitter.delay_s(schedule.uuid.as_u128());
         for rule in schedule.rules(tx)? {
-            let Some(dealt_with_until) = schedule.cursor(tx, &rule.when)? else {
+            let Some(processed_until) = schedule.cursor(tx, &rule.when)? else {
                 // A new rule starts now.
                 schedule.set_cursor(tx, &rule.when, now)?;
                 wake_at(now);
                 continue;
             };
-            match tick(&rule.when, dealt_with_until, delay_s, now) {
+            match tick(&rule.when, processed_until, delay_s, now) {
                 Tick::Wait { due } => wake_at(due),
-                Tick::Run { nominal, missed, late_s, dealt_with_until } => {
+                Tick::Run { nominal, missed, late_s, processed_until } => {
                     if missed > 0 {
                         tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, missed, late_s, "runs were missed: one run replaces them");
                         let message = format!(
@@ -197,13 +197,13 @@ pub fn fire(
                             NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)?;
                         }
                     }
-                    schedule.set_cursor(tx, &rule.when, dealt_with_until)?;
+                    schedule.set_cursor(tx, &rule.when, processed_until)?;
                     wake_at(now);
                 }
-                Tick::ClockSetBack { dealt_with_until } => {
+                Tick::ClockSetBack { processed_until } => {
                     tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, "clock was set back: the rule starts again from the current time");
                     RunRow::free_later(tx, schedule.uuid, &rule.when, now)?;
-                    schedule.set_cursor(tx, &rule.when, dealt_with_until)?;
+                    schedule.set_cursor(tx, &rule.when, processed_until)?;
                     wake_at(now);
                 }
                 _ => {}
@@ -235,8 +235,8 @@ pub fn next_run(
     let delay_s = schedule.spec.jitter.delay_s(schedule.uuid.as_u128());
     let mut next: Option<Timestamp> = None;
     for rule in schedule.rules(tx)? {
-        let dealt_with_until = schedule.cursor(tx, &rule.when)?.unwrap_or(now);
-        let due = match tick(&rule.when, dealt_with_until, delay_s, now) {
+        let processed_until = schedule.cursor(tx, &rule.when)?.unwrap_or(now);
+        let due = match tick(&rule.when, processed_until, delay_s, now) {
             Tick::Wait { due } => due,
             Tick::Run { .. } | Tick::ClockSetBack { .. } => now,
             _ => continue,
@@ -258,8 +258,8 @@ pub fn overdue_since(
     let delay = SignedDuration::from_secs(schedule.spec.jitter.delay_s(schedule.uuid.as_u128()).into());
     let mut since: Option<Timestamp> = None;
     for rule in schedule.rules(tx)? {
-        let Some(dealt_with_until) = schedule.cursor(tx, &rule.when)? else { continue };
-        let Some(next) = rule.when.next_after(dealt_with_until) else { continue };
+        let Some(processed_until) = schedule.cursor(tx, &rule.when)? else { continue };
+        let Some(next) = rule.when.next_after(processed_until) else { continue };
         let due = next.checked_add(delay).unwrap_or(Timestamp::MAX);
         if due.checked_add(OVERDUE_AFTER).is_ok_and(|late| late < now) {
             since = Some(since.map_or(due, |since| since.min(due)));
