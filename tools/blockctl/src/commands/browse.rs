@@ -154,7 +154,7 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Exit {
 /// Finds the mount at a directory if this user may unmount it. Reads no entry of it: its daemon may be gone.
 fn find_own(dir: &Path) -> Result<Option<SeenMount>, Failure> {
     let found = |path: &Path| {
-        find_mount(path).map_err(|error| Failure::usage(format!("cannot look for mounts: {error}")))
+        find_mount(path).map_err(|error| Failure::usage(format!("reading the mount table failed: {error}")))
     };
     let mut seen = found(&resolve(dir))?;
     // The directory may be a symbolic link to a mount.
