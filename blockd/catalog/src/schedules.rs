@@ -43,7 +43,7 @@ pub struct ScheduleSpec {
 
 impl ScheduleSpec {
     /// Returns the credentials of the copies, with [`LOCAL`] first for local snapshots.
-    pub fn places(&self) -> impl Iterator<Item = Uuid> {
+    pub fn locations(&self) -> impl Iterator<Item = Uuid> {
         self.local.is_some().then_some(LOCAL).into_iter().chain(self.credentials.iter().copied())
     }
 }

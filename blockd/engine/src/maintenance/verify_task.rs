@@ -321,7 +321,11 @@ mod tests {
         both.union_with(&blocks(7));
         let proof = proofs(&report, &known, credential, VerifyDepth::Quick, later).remove(0);
         let told = (proof.sound, proof.damaged, proof.depth, proof.verified);
-        assert_eq!(told, (false, both, VerifyDepth::Frames, now), "it adds to what was read");
+        assert_eq!(
+            told,
+            (false, both, VerifyDepth::Frames, now),
+            "a quick verification only adds damage to a deeper one"
+        );
         let proof = proofs(&report, &known, credential, VerifyDepth::Frames, later).remove(0);
         assert_eq!((proof.damaged, proof.verified), (blocks(7), later));
         let others = vec![AffectedSnapshot { id: id(3), blocks: blocks(8) }];

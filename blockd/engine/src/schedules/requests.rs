@@ -68,7 +68,7 @@ fn to_api(
             last_state: count.last_state,
         }
     };
-    let copies = spec.places().map(copy).collect();
+    let copies = spec.locations().map(copy).collect();
     let retain_at = spec
         .retain_at
         .iter()

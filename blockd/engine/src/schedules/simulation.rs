@@ -198,7 +198,7 @@ impl World {
         self.retain(now);
     }
 
-    /// Deletes what the schedules do not keep.
+    /// Applies the retention of the schedules.
     fn retain(&mut self, now: Timestamp) {
         for schedule in self.tx(ScheduleRow::all) {
             for judgement in self.tx(|tx| judgement::judge_local(tx, &schedule, now)) {
@@ -230,17 +230,17 @@ impl World {
     /// Asserts that each scheduled time has one run, or a later one that replaces it.
     fn assert_each_run_once(&self, schedule: &ScheduleRow, begin: Timestamp, seed: u64) {
         let runs = self.tx(|tx| RunRow::history(tx, None, None, u32::MAX >> 1));
-        let last_look = self.now();
+        let now = self.now();
         let delay_s = i64::from(schedule.spec.jitter.delay_s(schedule.uuid.as_u128()));
-        let came = Timestamp::from_second(last_look.as_second() - delay_s).unwrap();
+        let came = Timestamp::from_second(now.as_second() - delay_s).unwrap();
         for rule in &schedule.spec.rules {
             let named = named(&rule.when, begin, came);
             let both =
-                self.volumes.iter().flat_map(|volume| schedule.spec.places().map(move |at| (volume, at)));
-            for (volume, place) in both {
+                self.volumes.iter().flat_map(|volume| schedule.spec.locations().map(move |at| (volume, at)));
+            for (volume, location) in both {
                 let is_its = |run: &&RunRow| {
                     run.rule.as_ref() == Some(&rule.when)
-                        && (run.volume, run.credential) == (Some(volume.id), Some(place))
+                        && (run.volume, run.credential) == (Some(volume.id), Some(location))
                 };
                 let of: Vec<&RunRow> = runs.iter().rev().filter(is_its).collect();
                 let nominal: Vec<Timestamp> = of.iter().map(|run| run.nominal).collect();
@@ -255,7 +255,7 @@ impl World {
         }
     }
 
-    /// Asserts that the store and the host hold what the retention keeps, and the database knows all of it.
+    /// Asserts that the store and the host have the kept backups, and the database has their rows.
     fn assert_kept(&self, schedule: &ScheduleRow) {
         let kept = self.tx(|tx| RunRow::kept(tx, schedule.uuid));
         for volume in &self.volumes {

@@ -119,7 +119,7 @@ fn add_runs(
     let mut runs = Vec::new();
     let meant = volumes.iter().filter(|volume| is_selected(&schedule.spec.selector, volume));
     for volume in meant {
-        for credential in schedule.spec.places() {
+        for credential in schedule.spec.locations() {
             let (id, name) = (Some(volume.id), Some(volume.name.clone()));
             let mut run =
                 RunRow { volume: id, volume_name: name, credential: Some(credential), ..run.clone() };

@@ -237,7 +237,7 @@ impl Snapshots {
         Ok(())
     }
 
-    /// Runs an operation that frees space, or a step of one; on a full disk once more with the space reserve
+    /// Runs an operation that frees space, or a step of one; on a full disk again with the space reserve
     /// released, which the merger fills again.
     async fn with_space_reserve<T, E, F>(&self, step: impl Fn() -> F) -> Result<T, ServiceError>
     where
