@@ -1,4 +1,4 @@
-//! Reading at random through the caches: right, in few requests, once for all, and in spite of damage.
+//! Random reads through the caches: content, number of requests, shared fetches, and damage.
 use crate::common::{BLOCK, Noise, open, run, set};
 use blockd_cloud::{CacheOptions, CloudError, Manifest, Repository, SnapshotCache, SnapshotReader};
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent};
@@ -80,7 +80,7 @@ async fn read(snapshot: &SnapshotReader, extent: Extent) -> Result<Vec<u8>, Arc<
     read.await.unwrap().map_err(cause)
 }
 
-/// One that waits for its store no longer than it takes on a busy machine.
+/// Returns a cache with a timeout for its store that a busy machine can meet.
 fn impatient() -> SnapshotCache {
     let stall_timeout = Duration::from_secs(6);
     SnapshotCache::open(CacheOptions { stall_timeout, ..CacheOptions::default() }).unwrap()
@@ -107,13 +107,13 @@ async fn reads_match_the_model_with_and_without_a_disk_cache() {
                     assert!(snapshot.try_read_at(at as u64, &mut buf).unwrap(), "it is in memory now");
                     assert!(buf == expected[at..at + len], "{len} bytes at {at} of memory");
                 }
-                // From end to end, so that it is read ahead.
+                // Sequential, so that it triggers readahead.
                 for (at, expected) in expected.chunks(128 << 10).enumerate() {
                     let mut buf = vec![0xee; expected.len()];
                     snapshot.read_at((at * (128 << 10)) as u64, &mut buf).unwrap();
                     assert!(buf == expected);
                 }
-                // Where there is data.
+                // In an extent with data.
                 let mut from = 0;
                 while from < expected.len() {
                     let range = snapshot.range_at(from as u64).unwrap();
@@ -164,7 +164,7 @@ async fn concurrent_readers_fetch_a_frame_once() {
     }
     assert_eq!(cache.counters().frames_fetched, 10);
     assert!(cache.counters().frame_requests <= 2);
-    // Another snapshot of the same chain has them too.
+    // Another snapshot of the same chain shares the frames.
     let other = cache.snapshot(&bed.repo, &bed.snapshots[1].0).await.unwrap();
     let again = read(&other, extent).await.unwrap();
     assert!(again == bed.snapshots[1].1[3 * BLOCK..323 * BLOCK]);
@@ -172,8 +172,8 @@ async fn concurrent_readers_fetch_a_frame_once() {
     assert!(full < 20, "{full} frames were fetched: those of the full backup came again");
 }
 
-/// Runs `work` in a runtime that ends before this returns, and with it all that works in its background:
-/// pieces are written when the reader already has its answer.
+/// Runs `work` in a runtime that ends before this returns, with its background work: frames are written to
+/// disk after the reply to the reader.
 fn in_own_runtime<T>(work: impl Future<Output = T>) -> T {
     tokio::runtime::Runtime::new().unwrap().block_on(work)
 }
@@ -204,7 +204,7 @@ fn disk_cache_survives_a_restart_and_refetches_damage() {
     bed.store.fail_all(Fault::BeforeApply);
     let counters = counters_of_a_read();
     assert!(counters.frames_fetched == 0 && counters.frames_from_disk > 10, "{counters:?}");
-    // Nothing in it is in clear.
+    // No file contains plain text.
     for file in files(dir.path()) {
         let bytes = std::fs::read(file).unwrap();
         assert!(!bytes.windows(64).any(|window| window.iter().all(|byte| *byte == window[0] && *byte != 0)));
@@ -300,7 +300,7 @@ async fn read_survives_a_fetch_started_during_an_outage() {
     let (manifest, expected) = &bed.snapshots[0];
     let cache = impatient();
     let snapshot = cache.snapshot(&bed.repo, manifest).await.unwrap();
-    // So that the index is in memory.
+    // Loads the index into memory.
     snapshot.data_blocks(Extent::whole(snapshot.size_bytes())).await.unwrap();
     bed.store.fail_all(Fault::Hang);
     let extent = Extent::new(BlockIndex(13_000), 100);
@@ -315,7 +315,7 @@ async fn read_survives_a_fetch_started_during_an_outage() {
     bed.store.heal();
     let late = read(&snapshot, extent).await.unwrap();
     assert!(late == expected[13_000 * BLOCK..13_100 * BLOCK]);
-    // This one had to wait, or came just in time.
+    // This read waited for the fetch, or was in time.
     let _ = early.await.unwrap();
 }
 
@@ -326,7 +326,7 @@ async fn first_byte_takes_three_round_trips_after_the_manifest() {
     let (manifest, _) = bed.snapshots.last().unwrap();
     let before = bed.store.operations();
     let snapshot = cache.snapshot(&bed.repo, manifest).await.unwrap();
-    assert_eq!(bed.store.operations() - before, 5, "one for each delta, side by side");
+    assert_eq!(bed.store.operations() - before, 5, "one for each delta, concurrently");
     read(&snapshot, Extent::new(BlockIndex(100), 1)).await.unwrap();
-    assert!(bed.store.operations() - before <= 6, "small indexes came whole");
+    assert!(bed.store.operations() - before <= 6, "small indexes are fetched whole");
 }

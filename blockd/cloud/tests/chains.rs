@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 const TIB_BLOCKS: u64 = 1 << 28;
 
-/// One step of a generation: what happens to a run of blocks.
+/// One step of a generation: change of an extent.
 #[derive(Clone, Debug)]
 enum Step {
     Write { start: u64, len: u64, kind: u8 },
@@ -115,7 +115,7 @@ async fn packs_cross_the_borders_of_pages() {
     assert_eq!(full.manifest.delta.pack_count, (3u32 + 4375 + 313).div_ceil(256));
     assert_eq!(restored(&repo, &full.manifest).await.unwrap(), live.content());
 
-    // A trim of half a terabyte is nothing to read and little to store.
+    // A trim of half a terabyte costs no reads and few stored bytes.
     let trimmed = Extent::new(BlockIndex(TIB_BLOCKS), TIB_BLOCKS / 2);
     (trimmed.start.0..trimmed.start.0 + 140_000).for_each(|block| live.clear(block));
     let trim = spec(2, size, BlockSet::new(), BlockSet::from_iter([trimmed]), Some(&full.manifest));
@@ -151,7 +151,7 @@ async fn specs_that_make_no_sense_are_refused() {
     assert!(matches!(error, CloudError::Conflict { .. }), "{error}");
 }
 
-/// A volume that began as a snapshot of another one, and whose first backup builds on that.
+/// Lazy volume, whose first backup is based on the cloud snapshot of another volume.
 #[tokio::test]
 async fn chain_across_volumes_keeps_the_deltas_it_needs() {
     let repo = with_slot(&Arc::new(MemoryStore::default()), EncryptionMode::Aes256GcmSiv);

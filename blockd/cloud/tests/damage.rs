@@ -1,4 +1,4 @@
-//! Damage of every kind to every object: an error that names it, and never wrong data.
+//! Damage of each kind to each object: reads return an error that names the object, and no wrong data.
 use crate::common::{BLOCK, Noise, fixed, open, restored, run, set};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, EncryptionMode, ManifestFilter, ManifestKey, NoCache, Repository,
@@ -18,7 +18,7 @@ struct Sample {
     snapshots: Vec<(CloudSnapshotId, Content)>,
 }
 
-/// A full backup, and an incremental with a trim on it. With `packs`, the full one has so many packs.
+/// A full backup, and an incremental with a trim on it. With `packs`, the full one has that number of packs.
 async fn sample(passphrase: Option<&'static str>, packs: u64) -> Sample {
     let store = Arc::new(MemoryStore::default());
     let repo = open(store.clone(), passphrase).await.unwrap();
@@ -183,7 +183,7 @@ async fn swapped_objects() {
 
 #[tokio::test]
 async fn frames_that_trade_places_within_a_pack() {
-    // Two frames of the same length, so that only their place tells them apart.
+    // Two frames of the same length, which differ in their positions only.
     for mode in [EncryptionMode::Checksummed, EncryptionMode::Aes256GcmSiv] {
         let store = Arc::new(MemoryStore::default());
         let repo = fixed(store.clone(), mode);
@@ -244,7 +244,7 @@ async fn damaged_manifest_is_listed_with_its_error_and_deletable() {
     let refused = delete_snapshot(&repo, &incremental, &[], &NoCache, UnreadableSiblings::Refuse).await;
     assert!(matches!(refused, Err(CloudError::SiblingUnreadable { key, .. }) if key == full.manifest_key()));
     assert!(repo.manifest(&incremental).await.is_ok());
-    // The deltas that the damaged one needs are not known: nothing of the other's deltas goes.
+    // The deltas of the damaged one are unknown, so no delta of the other one is deleted.
     let report =
         delete_snapshot(&repo, &incremental, &[], &NoCache, UnreadableSiblings::KeepDeltas).await.unwrap();
     assert_eq!(report.deltas_deleted, 0);

@@ -1,4 +1,4 @@
-//! Deletions between the steps of others, on other hosts: each moment that once lost something, by name.
+//! Deletions interleaved with the steps of other hosts: regression tests by the moment of the loss.
 use crate::common::{BLOCK, restored, run, run_with, set, with_slot};
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestKey, MemoryJournal,
@@ -27,11 +27,11 @@ struct Moment {
 /// Store that runs a concurrent action at a chosen moment.
 struct Between {
     inner: Arc<MemoryStore>,
-    /// Done after the operation at the moment, once.
+    /// Action after the operation, once.
     after: Mutex<Option<(Moment, BoxFuture<'static, ()>)>>,
-    /// Done before it.
+    /// Action before the operation, once.
     before: Mutex<Option<(Moment, BoxFuture<'static, ()>)>>,
-    /// Stays in listings of manifests, be it there or not.
+    /// Object that listings of manifests always contain.
     still_listed: Mutex<Option<ObjectInfo>>,
 }
 
@@ -247,7 +247,7 @@ impl Doubted {
         let spec = spec(1, 10 * SIZE, set(0..9000), set([]), None);
         let journal = Arc::new(MemoryJournal::default());
         let faults = Arc::new(FaultStore::new(store.clone()));
-        // Two packs, the index, then the manifest; nothing is answered from there on.
+        // Two packs, the index, then the manifest; later requests get no reply.
         faults.fail_from(3, Fault::AfterApply);
         let cut_off = repo.with_store(faults);
         let cancel = CancelToken::new();
@@ -298,7 +298,7 @@ async fn snapshot_deleted_in_doubt_is_not_committed_again() {
     doubted.check_listed().await;
 }
 
-/// The journal is of a program that did not record the commit, or lost that record.
+/// The journal lacks the record of the commit.
 #[tokio::test]
 async fn earlier_run_causes_a_check_of_its_objects() {
     let mut doubted = Doubted::new().await;
@@ -389,7 +389,7 @@ async fn backup_that_cannot_check_its_base_checks_it_when_resumed() {
     }
 }
 
-/// The host dies after the commit and before the question.
+/// The host dies after the commit and before the check of the base.
 #[tokio::test]
 async fn backup_cut_off_before_its_base_check_checks_when_resumed() {
     let store = Arc::new(MemoryStore::default());

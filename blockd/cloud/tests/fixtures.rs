@@ -13,7 +13,7 @@ const PASSPHRASE: &str = "correct horse battery staple";
 enum Damage {
     Missing,
     Flip(usize),
-    /// From the end.
+    /// Offset from the end.
     FlipLast(usize),
     Cut(usize),
     Version(u16),
@@ -64,7 +64,7 @@ fn spoil(store: &MemoryStore, part: &str, damage: Damage) -> String {
     key
 }
 
-/// Everything that is said of a repository.
+/// All messages about a repository.
 async fn said(store: Arc<MemoryStore>, mode: EncryptionMode) -> Vec<String> {
     let passphrase = (mode == EncryptionMode::Aes256GcmSiv).then_some(PASSPHRASE);
     let repo = match open(store, passphrase).await {
@@ -78,7 +78,7 @@ async fn said(store: Arc<MemoryStore>, mode: EncryptionMode) -> Vec<String> {
     let report = verify(&repo, &ids, &options, &|_| None, &NoCache, progress, &cancel).await.unwrap();
     let findings = report.findings.into_iter();
     let found = findings.map(|found| format!("{} at {}: {}", found.object, found.offset_bytes, found.what));
-    // Those that were repaired when the repository was opened.
+    // Copies that the open of the repository repaired.
     found.chain(repo.take_slot_findings().iter().map(ToString::to_string)).collect()
 }
 

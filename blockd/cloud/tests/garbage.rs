@@ -25,7 +25,7 @@ async fn collect(repo: &Repository, after_s: i64, dry_run: bool, protected: &[u6
     collect_garbage(repo, &options, &NoCache).await.unwrap()
 }
 
-/// A full backup, an incremental on it whose base was deleted since, and an abandoned one; all stored at
+/// A full backup, an incremental whose base was deleted later, and an abandoned backup; all stored at
 /// second 1000.
 async fn sample(store: &Arc<MemoryStore>) -> (Repository, MemoryVolume, blockd_cloud::Manifest) {
     store.set_clock(1000);
@@ -99,7 +99,7 @@ async fn unreadable_manifest_keeps_all_objects() {
     body[70] ^= 1;
     store.insert(&tip.id().manifest_key(), body);
     let report = collect(&repo, i64::from(i32::MAX), false, &[]).await;
-    assert_eq!((report.garbage.len(), report.objects_deleted), (0, 1), "just the probe");
+    assert_eq!((report.garbage.len(), report.objects_deleted), (0, 1), "only the probe");
     assert!(report.unknown[0].2.contains(&tip.id().manifest_key()), "{:?}", report.unknown);
 }
 
@@ -111,7 +111,7 @@ async fn leftovers_named_by_a_manifest_are_kept() {
     let remove = async |snapshot| {
         remove_leftovers_of(&repo, id.cluster, id.volume, SnapshotId::from_u64(snapshot)).await.unwrap()
     };
-    assert_eq!(remove(2).await, 0, "the tip's own");
+    assert_eq!(remove(2).await, 0, "the delta of the tip");
     assert_eq!(remove(1).await, 0, "the tip builds on it");
     let key = id.manifest_key();
     let body = store.objects()[&key].to_vec();
@@ -123,7 +123,7 @@ async fn leftovers_named_by_a_manifest_are_kept() {
     let foreign = format!("blockd/data/{}/{}/3/notes.txt", id.cluster, id.volume);
     store.insert(&foreign, "?");
     assert_eq!(remove(3).await, 2);
-    assert!(store.objects().contains_key(&foreign), "an object that no backup made is gone");
+    assert!(store.objects().contains_key(&foreign), "a foreign object was deleted");
     assert_eq!(restored(&repo, &tip).await.unwrap(), live.content());
 }
 

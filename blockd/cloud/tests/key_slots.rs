@@ -142,7 +142,7 @@ async fn open_with_one_copy_left_repairs_the_other() {
             assert_eq!(repaired(&repo.take_slot_findings()), [true]);
             assert_eq!(sample.slots(), whole);
         }
-        // A store that takes nothing: the repository opens all the same.
+        // The repository of a read-only store opens.
         sample.store.remove(&sample.slot(0));
         let faults = Arc::new(FaultStore::new(sample.store.clone()));
         faults.fail_writes(Fault::BeforeApply);
@@ -176,7 +176,7 @@ async fn slot_without_any_copy_is_restored_by_its_host() {
     }
 }
 
-/// The mount point of a disk that is away is an empty directory.
+/// The mount point of an unmounted disk is an empty directory.
 #[tokio::test]
 async fn slot_is_not_restored_into_another_store() {
     for passphrase in MODES {

@@ -1,4 +1,4 @@
-//! Listing thousands of snapshots: how often the store and the cache are asked.
+//! Listing of thousands of snapshots: number of requests to the store and the cache.
 use crate::common::fixed;
 use blockd_cloud::{
     CloudSnapshotId, EncryptionMode, Manifest, ManifestCache, ManifestFilter, MemoryCache, NoCache,
@@ -78,7 +78,7 @@ async fn thousands_are_listed_with_one_request_and_one_question() {
 
     let before = store.operations();
     let again = repo.list_manifests(&everything, &cache).await.unwrap();
-    assert_eq!(store.operations() - before, 1, "just the listing");
+    assert_eq!(store.operations() - before, 1, "only the listing");
     assert_eq!(cache.take(), (0, 1, 0));
     let ids = |listed: &[blockd_cloud::ListedManifest]| -> Vec<Option<CloudSnapshotId>> {
         listed.iter().map(|one| one.id).collect()
@@ -104,7 +104,7 @@ async fn interrupted_listing_resumes_at_its_position() {
     let repo = fixed(store.clone(), EncryptionMode::Checksummed);
     put_many_snapshots(&repo, 1, EACH).await.unwrap();
     let (cache, everything) = (Counting::default(), ManifestFilter::default());
-    // It gives no answer any more after half of them.
+    // The store stops replying after half of them.
     let half = store.operations() + 1 + EACH / 2;
     store.fail_from(half, Fault::Hang);
     tokio::select! {

@@ -13,15 +13,15 @@ use std::sync::{
 /// Fate of a creation.
 #[derive(Clone, Copy, PartialEq)]
 enum First {
-    /// It is carried out, and its answer is lost.
+    /// It succeeds, and its reply is lost.
     Whole,
-    /// It arrives without its last byte, and its answer is lost.
+    /// It arrives without its last byte, and its reply is lost.
     Cut,
     /// Refused: the object exists.
     Refused,
 }
 
-/// Store whose first creations run twice, with a lost answer.
+/// Store whose first creations run twice, with a lost reply.
 struct LostAnswers {
     inner: Arc<MemoryStore>,
     first: First,

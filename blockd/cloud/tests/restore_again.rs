@@ -73,7 +73,7 @@ async fn restored_blocks_are_not_fetched_again() {
         let mut again = target.written.lock().clone();
         again.intersect_with(&in_place);
         assert!(again.is_empty(), "written twice after {operation}");
-        // Each pack that was in place is spared.
+        // Restored packs are not fetched.
         let spared = operation.saturating_sub(2);
         assert_eq!(faults.operations() - before, operations - spared, "{operation}");
         assert_eq!(target.volume.content(), live.content(), "{operation}");

@@ -10,7 +10,7 @@ use std::{io, path::Path, sync::Arc};
 
 const SIZE: u64 = 200_000 * BLOCK as u64;
 
-/// Four packs' worth of blocks that compress well, the third pack all zero.
+/// Compressible blocks of four packs, the third pack all zero.
 fn volume() -> (MemoryVolume, BlockSet) {
     let live = MemoryVolume::default();
     let data = Extent::new(BlockIndex(50), 8192 * 4 - 100);
@@ -65,7 +65,7 @@ async fn interrupted_backup_resumes() {
                 let committed = operation == operations - 1 && fault == Fault::AfterApply;
                 assert_eq!(manifests(&inner), usize::from(committed), "{label}");
                 match outcome {
-                    // The commit's answer was lost, and the writer looked.
+                    // The reply to the commit was lost, and the writer read the manifest.
                     Ok(_) => assert!(committed && !network_gone, "{label}"),
                     Err(error) => {
                         assert!(!committed || network_gone, "{label}: {error}");
@@ -76,12 +76,12 @@ async fn interrupted_backup_resumes() {
                 }
 
                 faults.heal();
-                // A new process: nothing but the file is left of the journal.
+                // A new process: only the file of the journal is left.
                 let second = journal(&path, &repo, &spec);
                 let kept = blockd_cloud::BackupJournal::completed(&*second);
                 let reader = Arc::new(live.fork());
                 let resumed = run_with(&repo, spec.clone(), reader.clone(), second, &cancel).await.unwrap();
-                // Neither read nor sent again.
+                // Stored packs are neither read nor sent again.
                 let read = reader.blocks_read().len_blocks();
                 let full_packs = kept.iter().filter(|pack| **pack != 3).count() as u64;
                 assert!(read <= data.len_blocks() - full_packs * 8192, "{label}: {read}");

@@ -1,4 +1,4 @@
-//! The suite of repositories over stores that need nothing installed, and over an S3 server if there is one.
+//! Test suite of repositories over stores without an installation, and over a configured S3 server.
 use blockd_store::{HttpOptions, LocalStore, RetryPolicy, probe, task_store};
 use blockd_testkit::cloud::repository_suite;
 use blockd_testkit::store::{Fault, FaultStore, Has, MemoryStore, object_store_suite, store_suite};
@@ -37,8 +37,8 @@ async fn flaky_store_behind_retries_passes_the_suite() {
     assert!(requests.snapshot().total() > 100);
 }
 
-/// Runs where `BLOCKD_TEST_S3_ENDPOINT`, `_BUCKET`, `_ACCESS_KEY` and `_SECRET_KEY` say where; the bucket
-/// must hold nothing below `blockd/`, `suite/` and `integration/`.
+/// Runs if `BLOCKD_TEST_S3_ENDPOINT`, `_BUCKET`, `_ACCESS_KEY` and `_SECRET_KEY` name a server; the bucket
+/// must be empty below `blockd/`, `suite/` and `integration/`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_server() {
     let setting = |name: &str| std::env::var(format!("BLOCKD_TEST_S3_{name}")).ok();

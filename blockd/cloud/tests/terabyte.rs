@@ -96,7 +96,7 @@ async fn first_byte_of_a_terabyte_takes_four_requests() {
     };
     let dir = tempfile::tempdir().unwrap();
     store.is_slow.store(true, Relaxed);
-    // From here on time stands still, but for the store's delays.
+    // From here on only the delays of the store advance the time.
     tokio::time::pause();
     std::fs::write("/proc/self/clear_refs", "5").unwrap();
     let (before, mut slowest) = (most_memory_bytes(), Duration::ZERO);
@@ -107,7 +107,7 @@ async fn first_byte_of_a_terabyte_takes_four_requests() {
         let reader = SnapshotReader::open(&repo, &manifest).await.unwrap();
         let read = reader.read_blocks(Extent::new(block, 1)).await.unwrap();
         slowest = slowest.max(real.elapsed());
-        // The manifest, the root, a page and a frame: one after the other, and no other one.
+        // The manifest, the root, a page and a frame: one after the other.
         assert_eq!(began.elapsed().as_secs(), 4, "block {block}");
         store.check_first_byte(block, &read);
     }

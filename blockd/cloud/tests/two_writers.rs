@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 const SIZE: u64 = 40_000 * BLOCK as u64;
 
-/// Blocks that do not compress, so that the packs of two volumes have the same lengths and other bytes.
+/// Blocks that do not compress, so that the packs of two volumes have equal lengths and different bytes.
 fn volume(seed: u64) -> (MemoryVolume, BlockSet) {
     let live = MemoryVolume::default();
     let mut state = seed;
@@ -57,7 +57,7 @@ async fn concurrent_backups_restore_on_every_store() {
     {
         let repo = fixed(Arc::new(store), EncryptionMode::Aes256GcmSiv);
         let ((left, data), (right, _)) = (volume(1), volume(2));
-        // The same cluster and volume; each task gave its snapshot an id of its own.
+        // The same cluster and volume; each task chose a different snapshot id.
         let both = futures::join!(
             run(&repo, spec(7, SIZE, data.clone(), BlockSet::new(), None), &left, false),
             run(&repo, spec(8, SIZE, data.clone(), BlockSet::new(), None), &right, false),
@@ -76,8 +76,7 @@ async fn concurrent_runs_of_a_task_never_mix() {
     for round in 0..12u32 {
         let store: Arc<dyn BlobStore> = Arc::new(MemoryStore::default());
         let repo = fixed(store, EncryptionMode::Aes256GcmSiv);
-        // The same id, salt and keys: a daemon and a copy of it whose frozen points should be the same, and
-        // are not.
+        // The same id, salt and keys: a daemon and its copy, whose frozen points differ.
         let task = || spec(7, SIZE, data.clone(), BlockSet::new(), None);
         let slow = async {
             for _ in 0..round {

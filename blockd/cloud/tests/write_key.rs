@@ -1,4 +1,4 @@
-//! The data key of new backups: hidden, forged and foreign keys do not become it, and restores go on.
+//! The data key of new backups: hidden, forged and foreign keys are not chosen, and restores continue.
 use crate::common::{BLOCK, open, put_slot, restored, run, set};
 use blockd_cloud::{CloudError, CloudSnapshotId, KnownKeys, Manifest, Rekey, Repository, rekey};
 use blockd_testkit::cloud::{FAST_KDF, MemoryVolume, spec};
@@ -68,7 +68,7 @@ async fn write_key_missing_or_damaged_refuses_writes_only() {
                 store.insert(&key, body);
             }
         }
-        // The slot is not among those that the host remembers, so that it cannot put it back.
+        // The host does not remember the slot, so it cannot restore it.
         let known = KnownKeys { slots: Vec::new(), ..repo.known_keys() };
         let repo = reopened(&store, &known).await;
         let error = refused(&repo, &store).await;
@@ -77,7 +77,7 @@ async fn write_key_missing_or_damaged_refuses_writes_only() {
         let manifest = repo.manifest(&first).await.unwrap();
         restored(&repo, &manifest).await.unwrap();
         assert_eq!(repo.known_keys().write_key, known.write_key, "the key stays pinned");
-        // Both ways out.
+        // Both remedies.
         let accept = Rekey { accept_key: Some(newest), ..request(repo.known_keys()) };
         let fork = Arc::new(store.fork());
         backup(&rekey(fork, &accept).await.unwrap().0, 3).await;
@@ -101,8 +101,8 @@ async fn write_key_that_the_host_remembers_is_put_back() {
 async fn foreign_slot_does_not_become_the_write_key() {
     let (store, repo, [first, second]) = sample().await;
     let known = repo.known_keys();
-    // Of other repositories with the same passphrase: one that is older than the keys of this one only adds a
-    // key to read with.
+    // Keys of other repositories with the same passphrase: one older than the keys of this repository is used
+    // for reads only.
     put_slot(&store, "older");
     let again = reopened(&store, &known).await;
     assert_eq!((first_key(&again), again.keys().len()), (first_key(&repo), 3));
@@ -117,7 +117,7 @@ async fn foreign_slot_does_not_become_the_write_key() {
         let manifest = again.manifest(&id).await.unwrap();
         restored(&again, &manifest).await.unwrap();
     }
-    // It stays refused although the slot is remembered by now, also by a host that keeps the keys.
+    // It stays refused although the hosts remember the slot now.
     let known = again.known_keys();
     assert!(reopened(&store, &known).await.check_writable().is_err());
     let saved = Repository::from_saved_keys(store.clone(), again.keys().to_vec(), &known).unwrap();
@@ -139,7 +139,7 @@ async fn key_of_another_host_is_written_under_once_accepted() {
     let wrong = Rekey { accept_key: Some(first_key(&repo)), ..request(known.clone()) };
     let error = rekey(store.clone(), &wrong).await.unwrap_err();
     assert!(error.to_string().contains(&first_key(&other).to_string()), "{error}");
-    // Without a word about the key it is only read with.
+    // Without an acceptance the key is used for reads only.
     let (looked, _) = rekey(store.clone(), &request(known.clone())).await.unwrap();
     assert!(looked.check_writable().is_err());
     let accept = Rekey { accept_key: Some(first_key(&other)), ..request(known) };

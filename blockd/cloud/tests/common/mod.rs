@@ -32,7 +32,7 @@ pub fn fixed(store: Arc<dyn BlobStore>, mode: EncryptionMode) -> Repository {
     Repository::from_saved_keys(store, vec![key], &KnownKeys::default()).unwrap()
 }
 
-/// The same with both copies of its key slot.
+/// A repository with both copies of its key slot.
 pub fn with_slot(store: &Arc<MemoryStore>, mode: EncryptionMode) -> Repository {
     put_slot(store, mode.name());
     fixed(store.clone(), mode)
@@ -81,7 +81,7 @@ pub async fn run(repo: &Repository, spec: BackupSpec, live: &MemoryVolume) -> Re
     run_with(repo, spec, reader, journal, &CancelToken::new()).await
 }
 
-/// Restores a snapshot and gives its blocks that are not zero.
+/// Restores a snapshot and returns its nonzero blocks.
 pub async fn restored(
     repo: &Repository,
     manifest: &Manifest,

@@ -22,7 +22,7 @@ use std::{
 };
 use uuid::Uuid;
 
-/// A backup that was cut off, as its daemon keeps it.
+/// Interrupted backup that its daemon keeps.
 pub struct Kept {
     pub spec: BackupSpec,
     began_s: i64,
@@ -95,7 +95,7 @@ impl Daemon {
         }
     }
 
-    /// The base of the next backup, if it is still there.
+    /// The base of the next backup, if it still exists.
     async fn base(&self) -> Option<Manifest> {
         self.repo.manifest(&self.tip?).await.ok()
     }
@@ -174,7 +174,7 @@ impl Daemon {
         let newest_of_other: Vec<&Manifest> =
             whole.iter().rfind(|manifest| manifest.cluster != self.cluster).into_iter().collect();
         let some: Vec<&Manifest> = match self.net.dice(4) {
-            // The last one that is needed is needed by one only.
+            // The last needed one has only one user.
             0 | 1 if !needed.is_empty() && !self.net.planted.is_of_doubts() => {
                 needed.split_off(needed.len() - 1)
             }

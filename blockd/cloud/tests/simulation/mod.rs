@@ -1,8 +1,8 @@
-//! Simulation of two daemons on one bucket: backups, resumes, deletions, garbage collections and
-//! verifications at the same time, through a store that fails, is slow, and is cut off, day after day. Each
-//! listed snapshot must restore to its frozen content.
+//! Simulation of two daemons on one bucket: concurrent backups, resumes, deletions, garbage collections and
+//! verifications for several days, through a network with failures, latency and disconnections. Each listed
+//! snapshot must restore to its frozen content.
 //!
-//! `BLOCKD_SIMULATION_SEEDS` is the number of lives (24); `BLOCKD_SIMULATION_FIRST` is the first seed.
+//! `BLOCKD_SIMULATION_SEEDS` is the number of runs (24); `BLOCKD_SIMULATION_FIRST` is the first seed.
 mod daemon;
 mod net;
 
@@ -37,7 +37,7 @@ enum Planted {
     LaggingListings,
     /// Stored data sometimes differs from the sent data.
     RottenWrites,
-    /// Deletions list the manifests once, and skip those that are gone when they are read.
+    /// Deletions list the manifests once, and skip those that are missing when they are read.
     VanishedPassedOver,
     /// A manifest is not deleted again after its objects, though its writer may put it again.
     DeletedOnce,
@@ -112,7 +112,7 @@ async fn look(
 
 async fn live(seed: u64, planted: Planted) -> Result<(), String> {
     let bucket = Arc::new(MemoryStore::default());
-    // Nothing is deleted where it is not.
+    // Without a key slot nothing is deleted.
     with_slot(&bucket, EncryptionMode::Aes256GcmSiv);
     let pace = Arc::new(Pace::default());
     let mut daemons = [0, 1].map(|number| Daemon::new(&bucket, &pace, number, seed, planted));
@@ -174,7 +174,7 @@ async fn planted_bugs_are_found() {
         Planted::PresenceTakenForGranted,
     ] {
         let mut found = None;
-        // The rarest shows in one life of some dozens; threads make each life another one.
+        // The rarest bug appears in one of several dozen runs; thread scheduling makes each run different.
         for seed in 1..2000 {
             if let Err(what) = live(seed, planted).await {
                 found = Some(what);

@@ -1,4 +1,4 @@
-//! Fake network between a daemon and the bucket: it fails, is slow, and is cut off.
+//! Fake network between a daemon and the bucket: with failures, latency and disconnections.
 
 use super::Planted;
 use crate::common::Noise;
@@ -22,7 +22,7 @@ use std::{
 /// Observations and actions of one deletion or collection, for planted bugs.
 #[derive(Default)]
 pub struct Deletion {
-    /// The manifests as they were first listed, without those that were gone when they were read.
+    /// The manifests as they were first listed, without those that were missing when they were read.
     pub first_listing: Option<Vec<ObjectInfo>>,
     /// The manifests that it deleted.
     pub deleted: BTreeSet<String>,
@@ -77,9 +77,9 @@ pub struct Net {
     pub planted: Planted,
     /// Operations until the daemon is killed.
     pub dies_after: Mutex<Option<(u64, CancelToken)>>,
-    /// The bucket takes nothing more for now.
+    /// The bucket refuses writes for now.
     pub is_full: Mutex<bool>,
-    /// While something is being deleted.
+    /// Running deletion.
     pub deletion: Mutex<Option<Deletion>>,
 }
 
@@ -95,7 +95,7 @@ impl Net {
     ) -> StoreFuture<'a, T> {
         Box::pin(async move {
             let error = |kind| Err(request.failed(kind, "simulated store"));
-            // Where a deletion is to be overtaken, it is the one that is slow.
+            // A deletion that another action must overtake is slow.
             let may_wait = match self.planted {
                 Planted::VanishedPassedOver | Planted::DeletedOnce => self.deletion.lock().is_some(),
                 _ => true,
