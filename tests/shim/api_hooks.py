@@ -1,6 +1,6 @@
 """Hooks of schemathesis: names of existing resources, and the errors that count as faults.
 
-Read by tools/fuzz-api; API_FUZZ_KNOWN is a JSON object of what was made before.
+Used by tools/fuzz-api; API_FUZZ_KNOWN is a JSON object with the names of existing resources.
 """
 
 import json
@@ -15,19 +15,19 @@ FAULTS = {"internal", "unknown", "volume_failed"}
 
 
 def often(value):
-    """Whether a value is replaced: always the same for the same value, so that a seed repeats a run."""
+    """Selects two thirds of the values, by their hash, so that a seed repeats a run."""
     return zlib.crc32(repr(value).encode()) % 3 != 0
 
 
 def known(fields, method):
-    """Puts what is there in the place of what was made up."""
+    """Replaces generated values by names of existing resources."""
     if not isinstance(fields, dict):
         return fields
     for name, value in fields.items():
         if name in KNOWN and isinstance(value, str) and often(value) and method != "DELETE":
             fields[name] = KNOWN[name]
         elif name == "waitMs" and isinstance(value, int):
-            # A long poll is as right as a short one.
+            # Long polls would slow the run down.
             fields[name] = value % 20
         elif isinstance(value, dict):
             known(value, method)
@@ -58,7 +58,7 @@ def no_fault(context, response, case):
 
 @schemathesis.check
 def one_shape(context, response, case):
-    """Every error is a code, a line and maybe a hint."""
+    """Checks that every error has a code, a message of one line, and a hint or null."""
     if response.status_code < 400 or case.method.upper() == "HEAD":
         return
     error = response.json()["error"]

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What an administrator would do at Azure, for Azurite: makes a container, or a shared access signature for it.
+"""Creates a container in Azurite, or a shared access signature for a container.
 
 usage: azure_admin.py create PORT ACCOUNT KEY CONTAINER
        azure_admin.py sas ACCOUNT KEY CONTAINER

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A Ceph cluster of one monitor and one OSD that keeps everything in memory, with its S3 gateway, all on loopback.
+# In-memory Ceph cluster of one monitor and one OSD with its S3 gateway, on loopback.
 #
 # usage: ceph_gateway.sh DIR BUCKET ACCESS_KEY SECRET_KEY MON_PORT GATEWAY_PORT
 #
-# Makes DIR/ready once the gateway serves the bucket, and runs until it is killed; everything goes with it. Wants Debian's
-# radosgw, ceph-mon, ceph-osd, ceph-common and curl.
+# Creates DIR/ready when the gateway serves the bucket, and runs until it is killed, with all its processes.
+# Requires Debian's radosgw, ceph-mon, ceph-osd, ceph-common and curl.
 set -euo pipefail
 
 dir=$1 bucket=$2 access_key=$3 secret_key=$4 mon_port=$5 gateway_port=$6
@@ -55,7 +55,7 @@ EOT
 export CEPH_CONF=$dir/ceph.conf CEPH_ARGS=
 : >"$dir/keyring"
 
-# Nothing outlives this script, however it ends.
+# The processes end with this script.
 start() { setpriv --pdeathsig KILL "$@" & }
 
 monmaptool --create --fsid $fsid --addv a "[v1:127.0.0.1:$mon_port]" "$dir/monmap"
@@ -71,5 +71,5 @@ curl --silent --show-error --fail --retry 60 --retry-delay 1 --retry-connrefused
     --request PUT "http://127.0.0.1:$gateway_port/$bucket"
 touch "$dir/ready"
 wait -n
-echo "one of the parts of the cluster ended" >&2
+echo "a process of the cluster ended" >&2
 exit 1

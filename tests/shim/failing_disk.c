@@ -1,8 +1,8 @@
-/* A disk that fails on request: preloaded into a process, it makes system calls on files fail as a control file says.
+/* Fault injection for disks: this preloaded library makes system calls on files fail as a control file selects.
  *
  * BLOCKD_TEST_FAULTS names the control file. Each of its lines is OPERATION ERRNO PART: the operation (pwrite, fdatasync
- * or fsync) fails with the number ERRNO on files whose path contains PART; with 0, it does nothing and says that it
- * succeeded. Without such a line the real call is made. */
+ * or fsync) fails with the number ERRNO on files whose path contains PART; with 0, it does nothing and reports
+ * success. Other calls are passed to libc. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -12,7 +12,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The error that a call must fail with, 0 if it must do nothing, or -1 for the real call. */
+/* Returns the errno of an injected failure, 0 for no operation, or -1 for the real call. */
 static int fault(const char *operation, int fd)
 {
     const char *control = getenv("BLOCKD_TEST_FAULTS");

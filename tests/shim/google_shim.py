@@ -1,10 +1,9 @@
 #!/usr/bin/env python3
-"""Stands between blockd and fake-gcs-server, which is an emulator: neither of them is Google Cloud Storage.
+"""Shim between blockd and fake-gcs-server, an emulator of Google Cloud Storage.
 
-The emulator refuses the puts of the XML API, so they are turned into those of the JSON API; it answers 500 where a bucket is
-missing, which becomes what Google says; and it needs no
-password, so tokens are looked at here: the key they were signed with must be the one that is named on the command line
-(the signature itself is not checked).
+The emulator does not support PUT of the XML API: the shim translates it to the JSON API. The emulator replies 500 for a missing
+bucket: the shim replies as Google does. The emulator needs no authentication: the shim checks that the token names the key of
+the command line, but not its signature.
 
 usage: google_shim.py PORT EMULATOR_PORT KEY_ID
 """
@@ -32,7 +31,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-    def answer(self, status, headers, body):
+    def reply(self, status, headers, body):
         self.send_response_only(status)
         for name, value in headers:
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
@@ -52,16 +51,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if key_of(self.headers.get("Authorization", "")) != KEY_ID:
             error = b"<Error><Code>AuthenticationRequired</Code><Message>Authentication required.</Message></Error>"
-            return self.answer(401, [("Content-Type", "application/xml")], error)
+            return self.reply(401, [("Content-Type", "application/xml")], error)
         if self.command == "PUT":
             return self.put(body)
         headers = {name: value for name, value in self.headers.items() if name.lower() in ("range", "accept")}
         status, headers, reply = self.forward(self.command, self.path, headers, body)
         if status == 500 and b"no bucket named" in reply:
-            # Google says it like this.
+            # Google's reply.
             error = b"<Error><Code>NoSuchBucket</Code><Message>The specified bucket does not exist.</Message></Error>"
             status, headers, reply = 404, [("Content-Type", "application/xml")], error
-        return self.answer(status, headers, reply)
+        return self.reply(status, headers, reply)
 
     def put(self, body):
         bucket, _, key = urllib.parse.unquote(self.path.split("?")[0]).lstrip("/").partition("/")
@@ -78,10 +77,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         headers = {"Content-Type": f"multipart/related; boundary={border}"}
         status, headers, reply = self.forward("POST", path, headers, whole)
         if status != 200:
-            return self.answer(status, headers, reply)
+            return self.reply(status, headers, reply)
         stored = json.loads(reply)
         headers = [("ETag", f'"{stored["etag"]}"'), ("x-goog-hash", f"md5={stored['md5Hash']}")]
-        return self.answer(200, headers, b"")
+        return self.reply(200, headers, b"")
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_one
 

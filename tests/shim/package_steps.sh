@@ -1,21 +1,22 @@
-# What is done with the package on a system that systemd runs; begun by systemd_host.sh, with one.deb and two.deb in /tmp.
+# Steps with the package on a system that systemd runs; started by systemd_host.sh, with one.deb and two.deb
+# in /tmp.
 # shellcheck shell=bash
 cd /tmp || exit
 main_pid() { systemctl show --property MainPID --value blockd.service; }
 state() { systemctl is-active blockd.socket blockd.service | tr '\n' ' '; }
-is() { [ "$1" = "$2" ] || { echo "it is '$1' and not '$2'"; exit 1; }; }
-until_is() { # until_is WANTED COMMAND…: waits for at most two minutes
+is() { [ "$1" = "$2" ] || { echo "'$1' instead of '$2'"; exit 1; }; }
+until_is() { # until_is WANTED COMMAND…: waits until the command prints WANTED, at most two minutes
     local wanted=$1
     shift
     for _ in $(seq 1200); do
         [ "$("$@" 2>&1)" != "$wanted" ] || return 0
         sleep 0.1
     done
-    echo "never '$wanted': $*"
+    echo "timeout while waiting for '$wanted': $*"
     exit 1
 }
 
-# A log that can be read where no journal is.
+# The log goes to a file, as no journal runs.
 mkdir -p /etc/systemd/system/blockd.service.d /srv/backups
 printf '[Service]\nStandardError=append:/tmp/out/blockd.log\nReadWritePaths=/srv/backups\n' >/etc/systemd/system/blockd.service.d/test.conf
 
@@ -34,7 +35,7 @@ is "$(awk '$1 == "NoNewPrivs:" || $1 == "Seccomp:" { printf "%s ", $2 }' /proc/"
 
 is "$(awk '/^Max core file size/ { print $5, $6 }' /proc/"$(main_pid)"/limits)" "0 0"
 
-# With all that the unit forbids, it does its work.
+# Volumes, backups and restores work in the unit's sandbox.
 uri=$(blockctl volume uri kept)
 nbdcopy --flush /bin/bash "$uri"
 chown blockd: /srv/backups
@@ -43,28 +44,28 @@ blockctl cloudsnap backup kept --wait
 blockctl cloudsnap restore --snap "$(blockctl cloudsnap list | awk 'NR == 2 { print $3 }')" --volume restored --wait
 nbdcopy "$(blockctl volume uri restored)" restored.img
 cmp --bytes="$(stat --format=%s /bin/bash)" restored.img /bin/bash
-# So do commands around snapshots, such as those of the examples.
+# Hooks of snapshots work as well, such as those of the examples.
 blockctl snapshot create kept --pre-command 'mkdir -m 0700 /run/blockd/hold && mkfifo /run/blockd/hold/pipe' \
     --post-command 'rm -r /run/blockd/hold'
 systemctl reload blockd.service
 blockctl volume list
 
-# Commands get none of the daemon's capabilities as any user, so none of them becomes root.
+# Hooks have no capabilities as any user, so they cannot become root.
 no_capabilities() { # no_capabilities [FLAG…]
     is "$(blockctl -j snapshot create kept "$@" --pre-command "awk '/^Cap(Prm|Eff|Amb)/ { print \$2 }' /proc/self/status" |
         jq -r '.quiesce.steps[0].output' | tr '\n' ' ')" "0000000000000000 0000000000000000 0000000000000000  "
-    if said=$(blockctl snapshot create kept "$@" --pre-command 'setpriv --reuid 0 --regid 0 --clear-groups id' 2>&1); then exit 1; fi
-    [[ $said == *setpriv:* ]]
+    if output=$(blockctl snapshot create kept "$@" --pre-command 'setpriv --reuid 0 --regid 0 --clear-groups id' 2>&1); then exit 1; fi
+    [[ $output == *setpriv:* ]]
 }
 no_capabilities
 no_capabilities --user blockd
 
-# As other users they run with the drop-in that comes with the package, and are refused at once without it.
+# Hooks of other users require the package's drop-in and are refused at once without it.
 getent passwd postgres || useradd --system postgres
 example=/usr/share/doc/blockd/examples/systemd/blockd-rule-users.conf
 must_be_refused() {
-    if said=$("$@" 2>&1); then exit 1; fi
-    [[ $said == *"cannot run commands as user postgres"*"$example"* ]]
+    if output=$("$@" 2>&1); then exit 1; fi
+    [[ $output == *"cannot run commands as user postgres"*"$example"* ]]
 }
 must_be_refused blockctl rule create pg --pre-command 'id -un' --user postgres --timeout 30s
 blockctl rule create pg --pre-command 'id -un' --user blockd --timeout 30s
@@ -81,15 +82,15 @@ no_capabilities
 no_capabilities --user blockd
 no_capabilities --user postgres
 blockctl rule update pg --pre-command 'sleep 600' --timeout 1s
-if said=$(blockctl snapshot create kept 2>&1); then exit 1; fi
-[[ $said == *"killed after 1 s"* ]]
-# What was killed may still be on its way out.
+if output=$(blockctl snapshot create kept 2>&1); then exit 1; fi
+[[ $output == *"killed after 1 s"* ]]
+# The killed processes may need a moment to end.
 until_is "" pgrep --euid postgres
-# A rule that became impossible is reported at the start.
+# The daemon reports rules that it cannot run at its start.
 rm /etc/systemd/system/blockd.service.d/rule-users.conf
 systemctl daemon-reload
 systemctl restart blockd.service
-# A program of its own: what a function says of its steps would be among what it prints.
+# bash -c, as the trace of a function (set -x) would be part of its output.
 until_is true bash -c 'blockctl -j rule inspect pg | jq ".problem != null"'
 until_is true bash -c "blockctl events | grep -q 'the commands of rule pg cannot be run' && echo true"
 must_be_refused blockctl rule assign pg --group shop
@@ -105,7 +106,7 @@ wait
 [ "$(main_pid)" != "$before" ]
 [ -e /run/blockd/left-by-a-command ]
 
-# One that stands still is replaced, soon, so that the test is short; all other steps have more time.
+# The watchdog replaces a stopped daemon; its timeout is short in this step only.
 short=/etc/systemd/system/blockd.service.d/short.conf
 printf '[Service]\nWatchdogSec=3s\n' >"$short"
 systemctl daemon-reload
@@ -119,7 +120,7 @@ rm "$short"
 systemctl daemon-reload
 systemctl restart blockd.service
 
-# Nothing is started by an upgrade but what ran; what ran is the new one.
+# An upgrade restarts a running daemon and starts no stopped one.
 before=$(main_pid)
 dpkg --install two.deb
 is "$(state)" "active active "
@@ -129,7 +130,7 @@ systemctl stop blockd.socket blockd.service
 dpkg --install one.deb
 is "$(state)" "inactive inactive "
 
-# One unit enables both; a removal stops both, and is remembered.
+# Enabling the service enables the socket. A removal stops both; a new installation restores the enablement.
 systemctl enable blockd.service
 is "$(systemctl is-enabled blockd.service blockd.socket | tr '\n' ' ')" "enabled enabled "
 systemctl start blockd.service

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Runs a real OpenStack Swift on loopback: one replica, tempauth, one container. Ends when it is killed, with all its parts.
+"""Runs a real OpenStack Swift on loopback: one replica, tempauth, one container. Its processes end with it.
 
 usage: swift_server.py DIR CONTAINER PROXY_PORT ACCOUNT_PORT CONTAINER_PORT OBJECT_PORT MEMCACHED_PORT
-       swift_server.py serve SWIFT_CONF SERVER SERVER_CONF        (one part of it, for itself)
+       swift_server.py serve SWIFT_CONF SERVER SERVER_CONF        (runs one of its servers)
 """
 import ctypes
 import http.client
@@ -20,7 +20,7 @@ MODULES = {"object": "obj"}
 def serve(conf, server, server_conf):
     from swift.common import utils
 
-    # Swift knows one place for this file, which belongs to root.
+    # The default path of this file is writable by root only.
     utils.SWIFT_CONF_FILE = conf
     sys.argv = [server, server_conf]
     sys.exit(importlib.import_module(f"swift.{MODULES.get(server, server)}.server").main())
@@ -97,7 +97,7 @@ def make_container(port, container):
         except OSError as error:
             status = error
         if time.monotonic() > until:
-            sys.exit(f"no container: {status}")
+            sys.exit(f"creation of the container failed: {status}")
         time.sleep(0.1)
 
 

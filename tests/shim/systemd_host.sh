@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Boots this machine's systemd over this machine's own files, with all changes in memory, to install packages under it:
+# Boots systemd on an overlay of this machine's files, with all changes in memory, to install packages:
 #   tests/shim/systemd_host.sh DIR STEPS FILE…
-# STEPS runs there as root, with the FILEs in /tmp; what it says is in DIR/said when this ends, which it does when STEPS ends.
-# Nothing of the host can be changed from there: no settings of its kernel, no devices, no network.
+# The script STEPS runs there as root, with the FILEs in /tmp; its output is DIR/said. The system ends
+# with STEPS. The system cannot change the host: kernel settings, devices and the network are out of its
+# reach.
 set -euo pipefail
 
 if [ "${1:-}" != --inside ]; then
-    # A control group for all of it, which is removed at the end.
+    # A control group of its own, removed at the end.
     hierarchy=$(findmnt --noheadings --first-only --types cgroup2 --output TARGET)
     ours=$(sed -n 's/^0:://p' /proc/self/cgroup)
     group=$hierarchy${ours%/}/blockd-test-$$
@@ -24,7 +25,7 @@ dir=$2 steps=$3
 shift 3
 
 mount --make-rprivate /
-# The overlay may not be on what it is over; what is said is to be seen from outside.
+# The upper directory of an overlay cannot be on its lower filesystem.
 mount -t tmpfs -o mode=0755 tmpfs "$dir/system"
 mkdir "$dir"/system/{changes,work,root}
 mount -t overlay -o "lowerdir=/,upperdir=$dir/system/changes,workdir=$dir/system/work" overlay "$dir/system/root"
@@ -45,9 +46,8 @@ ln -s /proc/self/fd "$root/dev/fd"
 mount -t tmpfs -o mode=0755 tmpfs "$root/run"
 mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 
-# Nothing but what is tested: no services of this machine, no kernel modules; and no policy that forbids packages to start services, as
-# containers do.
-# Links that lead out of a root lead nowhere else from inside of it.
+# Removes the services of this machine, and the policy of containers that forbids packages to start services.
+# The removal runs in the new root, where symbolic links cannot lead to the host.
 chroot "$root" /bin/bash -c 'rm -rf /{etc,lib,usr/lib}/systemd/system/*.{wants,requires} /etc/systemd/system/*.service.d \
     /{etc,lib,usr/lib}/systemd/system-generators/*; rm -f /usr/sbin/policy-rc.d'
 printf '[Service]\nType=oneshot\nExecStart=/bin/true\n' >"$root/etc/systemd/system/modprobe@.service"
@@ -76,6 +76,6 @@ mkdir "$root/tmp/out"
 mount --bind "$dir" "$root/tmp/out"
 hostname blockd-test
 cd "$root"
-# The start of a machine logs some 10,000 messages, all irrelevant.
+# Without this level the boot logs some 10,000 messages.
 exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin chroot "$root" \
     /lib/systemd/systemd --system --unit=steps.target --log-target=console --log-level=warning --show-status=no

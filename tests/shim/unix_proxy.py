@@ -1,6 +1,6 @@
-"""Listens on a TCP port of the loopback and passes everything on to a unix socket.
+"""Forwards a TCP port of loopback to a unix socket, for HTTP clients without support of unix sockets.
 
-For clients of HTTP that know no unix sockets. Prints the port when it listens, and ends when its stdin does.
+Prints the port when it listens, and ends at the end of its standard input.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ async def copy(reader, writer):
 async def main(path):
     async def serve(reader, writer):
         try:
-            there, back = await asyncio.open_unix_connection(path)
+            upstream, upstream_writer = await asyncio.open_unix_connection(path)
         except OSError:
             writer.close()
             return
-        await asyncio.gather(copy(reader, back), copy(there, writer))
+        await asyncio.gather(copy(reader, upstream_writer), copy(upstream, writer))
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     print(server.sockets[0].getsockname()[1], flush=True)
