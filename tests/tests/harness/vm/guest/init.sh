@@ -1,6 +1,6 @@
 #!/bin/busybox sh
-# The first process of the guest: it mounts the disk and runs a script there. nbd.ko is left for the script to load.
-# The scripts run in bash: busybox's shell takes its own mke2fs and such before those of the disk.
+# The guest's init: mounts the disk and runs a script from it. The script loads nbd.ko.
+# The scripts run in bash: busybox's shell prefers its own mke2fs to that of the disk.
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -9,7 +9,7 @@ mount -t devtmpfs dev /dev
 for module in $(cat /modules); do
     [ "$module" = nbd.ko ] || insmod "/lib/$module" || echo "VM-FAILED: insmod $module"
 done
-mount -t ext4 /dev/vda /disk || echo "VM-FAILED: the disk cannot be mounted"
+mount -t ext4 /dev/vda /disk || echo "VM-FAILED: mount failed on /dev/vda"
 for dir in dev proc sys; do mount --bind "/$dir" "/disk/$dir"; done
 chroot /disk /bin/busybox --install -s /busybox
 script=

@@ -1,4 +1,4 @@
-# First boot: the life of an attached volume, until the power is cut.
+# First boot: an attached volume under load, until the power is cut.
 VM_BOOT=1
 start_daemon
 blockctl volume create data --size 1GiB || fail create
@@ -6,13 +6,13 @@ blockctl credentials create here --provider local --path /store >/dev/null || fa
 
 step "without the module"
 refused "modprobe nbd" blockctl volume attach data
-[ -z "$(field data device)" ] || fail "what was refused is listed as attached"
+[ -z "$(field data device)" ] || fail "a refused attachment is listed"
 insmod /nbd.ko || fail "insmod nbd.ko"
 
 step "attach"
-# The timeout decides how long a request that was under way when the daemon died takes: short here, to be quick.
+# Requests in flight when the daemon dies take this timeout.
 blockctl volume attach data --persistent --timeout 2s || fail attach
-[ "$(field data device)" = /dev/nbd0 ] && [ "$(field data connected)" = true ] || fail "not shown: $(blockctl -j volume inspect data)"
+[ "$(field data device)" = /dev/nbd0 ] && [ "$(field data connected)" = true ] || fail "attachment not listed: $(blockctl -j volume inspect data)"
 blockctl volume attach data --persistent --timeout 2s >/dev/null || fail "attaching again in the same way"
 refused "with other options" blockctl volume attach data --read-only
 [ "$(cat /sys/block/nbd0/queue/logical_block_size)" = 4096 ] || fail "block size"
@@ -26,7 +26,7 @@ refused "/dev/nbd0 is mounted at /mnt" blockctl volume detach data
 refused "is mounted at" blockctl volume detach /dev/nbd0
 refused "attached at /dev/nbd0: detach it first" blockctl volume delete data
 
-step "another volume on another device, read-only, and gone again"
+step "another volume is attached read-only and detached"
 blockctl volume create other --size 64MiB >/dev/null
 blockctl volume attach other --read-only --connections 1 --block-size 512 --device /dev/nbd3 >/dev/null || fail "attach other"
 [ "$(cat /sys/block/nbd3/ro) $(cat /sys/block/nbd3/queue/logical_block_size)" = "1 512" ] || fail "read-only"
@@ -61,24 +61,25 @@ end_load $load || fail "fio: $(cat /fio.out)"
 grep -E 'err=' /fio.out
 check_kernel_log
 [ "$(sums /mnt/files)" = "$(cat /sums-1)" ] || fail "files changed"
-grep -l 'dead connections of the device replaced\|attached again' /log-1-* || fail "no daemon took the device up"
+grep -l 'dead connections of the device replaced\|attached again' /log-1-* || fail "no daemon reconnected the device"
 
 step "unmount and check"
 umount /mnt || fail umount
 e2fsck -fn /dev/nbd0 >/tmp/fsck 2>&1 || fail "e2fsck: $(cat /tmp/fsck)"
 
-step "more is dirtied than there is memory"
+step "more dirty data than memory"
 mount -t ext4 /dev/nbd0 /mnt || fail mount
 rm -f /mnt/load.*
 total_kib=$(awk '/^MemTotal/ { print $2 }' /proc/meminfo)
 dirty_mib=$((total_kib / 1024 + 64))
-# Through the page cache, and half of it through memory maps, whose writers the kernel does not hold back.
+# One half is written through the page cache, the other through memory maps, whose writers the kernel
+# throttles less.
 fio --directory=/mnt --bs=64k --rw=write --verify=crc32c --verify_fatal=1 --size=$((dirty_mib / 2))M --output=/fio2.out \
     --name=cached --ioengine=psync --name=mapped --ioengine=mmap >/dev/null 2>&1 || fail "fio: $(cat /fio2.out)"
 echo "dirtied $dirty_mib MiB in a guest of $((total_kib / 1024)) MiB"
 # PF_MEMALLOC_NOIO and PF_LOCAL_THROTTLE, which PR_SET_IO_FLUSHER sets and threads inherit.
 for thread in /proc/$daemon/task/*; do
-    # One that has just ended is none.
+    # The thread may have ended.
     stat=$(cat "$thread/stat" 2>/dev/null) && [ -n "$stat" ] || continue
     flags=$(echo "${stat##*) }" | cut -d ' ' -f 7)
     [ $((flags & 0x180000)) = $((0x180000)) ] || fail "$(cat "$thread/comm") is no I/O flusher: $flags"
@@ -93,7 +94,7 @@ snap=$(blockctl --json cloudsnap list | tr -d '\n ' | sed -n 's/.*"ID":"\([^"]*\
 blockctl cloudsnap restore --snap "$snap" --volume back --wait >/tmp/restore 2>&1 || fail "restore: $(cat /tmp/restore)"
 blockctl volume attach back --device /dev/nbd1 >/dev/null || fail "attach back"
 mount -t ext4 /dev/nbd1 /mnt2 || fail "mount back"
-[ "$(sums /mnt2/files)" = "$(cat /sums-1)" ] || fail "the restored files are others"
+[ "$(sums /mnt2/files)" = "$(cat /sums-1)" ] || fail "the restored files differ"
 umount /mnt2
 e2fsck -fn /dev/nbd1 >/tmp/fsck 2>&1 || fail "e2fsck: $(cat /tmp/fsck)"
 blockctl volume detach back >/dev/null || fail "detach back"
@@ -106,7 +107,7 @@ fio --name=noise --directory=/mnt --size=32M --rw=randwrite --bs=16k --ioengine=
 for number in $(seq 100000); do
     { echo "file $number"; dd if=/usr/bin/blockctl bs=1k skip=$((number % 4096)) count=40 2>/dev/null; } >/tmp/content
     dd if=/tmp/content of=/mnt/synced/$number bs=64k conv=fsync 2>/dev/null || fail "write $number"
-    # The name is durable when its directory is.
+    # The sync of the directory makes the name durable.
     sync /mnt/synced || fail "sync $number"
     echo "VM-SYNCED $number"
 done
