@@ -45,6 +45,12 @@ becomes_true() {
     return 1
 }
 
+# nbd0_writes: completed writes of /dev/nbd0
+nbd0_writes() { awk '{ print $5 }' /sys/block/nbd0/stat; }
+
+# writes_or_ends PID COUNT: /dev/nbd0 has completed this number of writes, or the process has ended
+writes_or_ends() { [ "$(nbd0_writes)" -ge "$2" ] || ! kill -0 "$1" 2>/dev/null; }
+
 # wait_load PID: waits for its end, returns its exit status; reports the progress of the device, fails if it
 # stalls
 wait_load() {

@@ -51,7 +51,7 @@ step "kill -9 of the daemon under load"
 load 4M 2 &
 load=$!
 for signal in KILL KILL TERM KILL; do
-    sleep 2
+    becomes_true writes_or_ends $load $(($(nbd0_writes) + 500)) || fail "the load stalls: $(cat /fio.out)"
     kill -0 $load 2>/dev/null || fail "the load ended too early: $(cat /fio.out)"
     stop_daemon $signal
     start_daemon
