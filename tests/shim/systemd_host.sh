@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Boots systemd on an overlay of this machine's files, with all changes in memory, to install packages:
 #   tests/shim/systemd_host.sh DIR STEPS FILE…
-# The script STEPS runs there as root, with the FILEs in /tmp; its output is DIR/said. The system ends
+# The script STEPS runs there as root, with the FILEs in /tmp; its output is DIR/steps.log. The system ends
 # with STEPS. The system cannot change the host: kernel settings, devices and the network are out of its
 # reach.
 set -euo pipefail
@@ -67,7 +67,7 @@ Type=oneshot
 TimeoutStartSec=15min
 Environment=HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive PATH=/usr/sbin:/usr/bin:/sbin:/bin
 ExecStart=/bin/bash -eux -o pipefail /tmp/steps
-StandardOutput=append:/tmp/out/said
+StandardOutput=append:/tmp/out/steps.log
 StandardError=inherit
 UNIT
 cp "$steps" "$root/tmp/steps"

@@ -1,4 +1,4 @@
-//! Tests of block status and changed blocks with foreign tools: exact to the block, against a model.
+//! Block status and changed-block tracking, read by libnbd and QEMU and compared block by block with a model.
 
 use crate::harness::{
     BLOCK, Bed, Daemon, MIB, Nbd, Rng, assert_same, nbd::command, nbd::flag, process::must_run,
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 const SIZE: u64 = 16 * MIB;
 const BLOCKS: usize = (SIZE / BLOCK) as usize;
 
-/// Extent types of the tools.
+/// Flags of `base:allocation` extents.
 const DATA: u64 = 0;
 const HOLE: u64 = 3;
 const ZERO: u64 = 2;
@@ -18,7 +18,7 @@ const ZERO: u64 = 2;
 struct Model {
     content: Vec<u8>,
     allocation: Vec<u64>,
-    /// By snapshot: its content, and what was dirtied since.
+    /// Content and the blocks dirtied since, by snapshot.
     snapshots: BTreeMap<String, (Vec<u8>, Vec<bool>)>,
 }
 
@@ -43,7 +43,7 @@ impl Model {
             self.content[bytes].fill(0);
         }
         for block in blocks.clone() {
-            // What is zeroes already does not change by being made zeroes.
+            // Zeroing zeroes dirties no block.
             if what == DATA || self.allocation[block] == DATA {
                 self.snapshots.values_mut().for_each(|(_, dirty)| dirty[block] = true);
             }
@@ -54,52 +54,52 @@ impl Model {
     fn snapshot(&mut self, daemon: &Daemon, name: &str) {
         daemon.ctl().json(&["snapshot", "create", "vol", "--name", name]);
         self.snapshots.insert(name.to_owned(), (self.content.clone(), vec![false; BLOCKS]));
-        // Allocated zeroes are of no use in a frozen layer.
+        // A freeze drops the allocation of zeroes.
         self.allocation.iter_mut().filter(|what| **what == ZERO).for_each(|what| *what = HOLE);
     }
 }
 
-/// The runs of a tool's map, as one value for each block; fails if they do not tile the volume at block
-/// borders.
+/// Converts the extents of a map to one value per block; fails unless they cover the volume in whole blocks.
 fn blocks_of(map: &Value, start: &str, value: impl Fn(&Value) -> u64) -> Vec<u64> {
     let mut blocks = Vec::new();
-    for run in map.as_array().unwrap() {
-        let (at, len) = (run[start].as_u64().unwrap(), run["length"].as_u64().unwrap());
+    for extent in map.as_array().unwrap() {
+        let (at, len) = (extent[start].as_u64().unwrap(), extent["length"].as_u64().unwrap());
         assert_eq!(at, blocks.len() as u64 * BLOCK, "a gap in {map:#}");
-        assert!(len > 0 && len.is_multiple_of(BLOCK), "{run:#}");
-        blocks.extend(std::iter::repeat_n(value(run), (len / BLOCK) as usize));
+        assert!(len > 0 && len.is_multiple_of(BLOCK), "{extent:#}");
+        blocks.extend(std::iter::repeat_n(value(extent), (len / BLOCK) as usize));
     }
     assert_eq!(blocks.len(), BLOCKS, "the end is missing in {map:#}");
     blocks
 }
 
 fn nbdinfo_map(daemon: &Daemon, export: &str, context: &str) -> Vec<u64> {
-    let said = must_run("nbdinfo", &[&format!("--map={context}"), "--json", &daemon.uri(export)]);
-    blocks_of(&serde_json::from_str(&said).unwrap(), "offset", |run| run["type"].as_u64().unwrap())
+    let map = must_run("nbdinfo", &[&format!("--map={context}"), "--json", &daemon.uri(export)]);
+    blocks_of(&serde_json::from_str(&map).unwrap(), "offset", |extent| extent["type"].as_u64().unwrap())
 }
 
-/// qemu reads the bits of a dirty bitmap as those of `base:allocation`: what is dirty has no data.
+/// Returns the dirty blocks by QEMU, which reads a dirty bitmap as `base:allocation`: dirty blocks have no
+/// data.
 fn qemu_dirty_map(daemon: &Daemon, snapshot: &str) -> Vec<u64> {
     let socket = daemon.nbd_socket();
     let image = format!(
         "driver=nbd,server.type=unix,server.path={},export=vol,x-dirty-bitmap=qemu:dirty-bitmap:{snapshot}",
         socket.display()
     );
-    let said = must_run("qemu-img", &["map", "--output=json", "--image-opts", &image]);
-    blocks_of(&serde_json::from_str(&said).unwrap(), "start", |run| u64::from(run["data"] == false))
+    let map = must_run("qemu-img", &["map", "--output=json", "--image-opts", &image]);
+    blocks_of(&serde_json::from_str(&map).unwrap(), "start", |extent| u64::from(extent["data"] == false))
 }
 
 fn qemu_map(daemon: &Daemon) -> Vec<u64> {
-    let said = must_run("qemu-img", &["map", "--output=json", "-f", "raw", &daemon.uri("vol")]);
-    let value = |run: &Value| if run["zero"] == true { HOLE } else { DATA };
-    blocks_of(&serde_json::from_str(&said).unwrap(), "start", value)
+    let map = must_run("qemu-img", &["map", "--output=json", "-f", "raw", &daemon.uri("vol")]);
+    let value = |extent: &Value| if extent["zero"] == true { HOLE } else { DATA };
+    blocks_of(&serde_json::from_str(&map).unwrap(), "start", value)
 }
 
 fn assert_blocks(what: &str, got: &[u64], wanted: &[u64]) {
     let differing: Vec<usize> = (0..BLOCKS).filter(|block| got[*block] != wanted[*block]).collect();
     let Some(first) = differing.first() else { return };
     panic!(
-        "{what}: {} blocks differ, the first is {first}: {} and should be {}",
+        "{what}: {} blocks differ, the first is {first}: {} instead of {}",
         differing.len(),
         got[*first],
         wanted[*first]
@@ -109,7 +109,7 @@ fn assert_blocks(what: &str, got: &[u64], wanted: &[u64]) {
 fn check(bed: &Bed, daemon: &Daemon, model: &Model) {
     assert_same("the content", &daemon.content("vol"), &model.content);
     assert_blocks("base:allocation", &nbdinfo_map(daemon, "vol", "base:allocation"), &model.allocation);
-    // qemu tells data from zeroes, and no kinds of zeroes apart.
+    // QEMU does not distinguish holes from allocated zeroes.
     let as_qemu: Vec<u64> =
         model.allocation.iter().map(|what| if *what == DATA { DATA } else { HOLE }).collect();
     assert_blocks("qemu-img map", &qemu_map(daemon), &as_qemu);
@@ -121,7 +121,7 @@ fn check(bed: &Bed, daemon: &Daemon, model: &Model) {
         let copy = bed.path("copy");
         must_run("nbdcopy", &[&daemon.uri(&format!("vol@{name}")), copy.to_str().unwrap()]);
         assert_same(&format!("nbdcopy of vol@{name}"), &std::fs::read(&copy).unwrap(), content);
-        // A snapshot has no data where it reads as zeroes, and data everywhere else.
+        // A snapshot has holes exactly where it reads as zeroes.
         let map = nbdinfo_map(daemon, &format!("vol@{name}"), "base:allocation");
         for (block, what) in map.iter().enumerate() {
             let bytes = &content[block * BLOCK as usize..][..BLOCK as usize];
@@ -160,8 +160,7 @@ fn maps_are_exact_to_the_block() {
     client.close();
     let setup = daemon.stop();
     let daemon = setup.start();
-    // Which blocks were zeroed is forgotten with the process, for those that hide others: they may be called
-    // data.
+    // After a restart, zeroed blocks that hide blocks of lower layers may be reported as data.
     let found = nbdinfo_map(&daemon, "vol", "base:allocation");
     for (what, found) in model.allocation.iter_mut().zip(found).filter(|(what, _)| **what != DATA) {
         assert!([DATA, HOLE].contains(&found));

@@ -1,8 +1,10 @@
-//! Looking into snapshots: a real daemon, a real mount of the kernel, a real ext4.
+//! Browsing of snapshots: a real daemon, a real FUSE mount, a real ext4.
 
 mod files;
 
-use crate::harness::{Bed, Ctl, Daemon, MIB, Setup, Store, announce, ctl::clean, process, wait_for};
+use crate::harness::{
+    Bed, Ctl, Daemon, MIB, Setup, Store, announce, ctl::clean, fuse::FuseMount, process, wait_for, wait_until,
+};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 use std::{
     fs::{self, File},
@@ -13,23 +15,13 @@ use std::{
 
 const IMAGE_BYTES: u64 = 64 * MIB;
 
-/// Mount, which is unmounted on drop.
-struct Mount(PathBuf);
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let path = self.0.to_str().unwrap();
-        drop(process::run_tool("fusermount3", &["-u", "-z", "--", path]));
-    }
-}
-
 struct World {
     store: Store,
     daemon: Daemon,
     source: PathBuf,
     image: PathBuf,
-    mount: Mount,
-    /// Last, as what is mounted cannot be removed.
+    mount: FuseMount,
+    /// Last, as its removal requires the unmount.
     bed: Bed,
 }
 
@@ -74,14 +66,12 @@ fn world() -> World {
     fill(&source);
     make_image(&source, &image);
     let store = bed.store("store");
-    let daemon = setup(&bed).start();
+    let daemon = setup(&bed).start_with_volume(&store, Some("correct horse"), "64MiB");
     let ctl = daemon.ctl();
-    ctl.add_local("nas", store.dir(), Some("correct horse"));
-    ctl.create_volume("vol", "64MiB");
     process::must_run("nbdcopy", &[image.to_str().unwrap(), &daemon.uri("vol")]);
     ctl.backup("vol");
-    let mount = Mount(bed.path("mnt"));
-    ctl.json(&["browse", "mount", mount.0.to_str().unwrap()]);
+    let mount = FuseMount(bed.path("mnt"));
+    ctl.json(&["browse", "mount", mount.dir()]);
     World { bed, store, daemon, source, image, mount }
 }
 
@@ -102,7 +92,7 @@ impl World {
         self.mount.0.join("vol").join(name)
     }
 
-    /// The first list may be there a moment after the mount.
+    /// Waits for the first list of snapshots. Returns the directory of the only one.
     fn only(&self) -> PathBuf {
         let names = wait_for("a snapshot", || Some(self.snapshots()).filter(|names| !names.is_empty()));
         assert_eq!(names.len(), 1, "{names:?}");
@@ -110,12 +100,12 @@ impl World {
     }
 }
 
-/// Every path below a directory, with what is to be compared.
+/// Returns each path below a directory with its mode and content.
 fn tree(dir: &Path) -> Vec<(PathBuf, u32, Vec<u8>)> {
     let mut found = Vec::new();
-    let mut left = vec![dir.to_owned()];
-    while let Some(here) = left.pop() {
-        for entry in fs::read_dir(&here).unwrap() {
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(next) = dirs.pop() {
+        for entry in fs::read_dir(&next).unwrap() {
             let path = entry.unwrap().path();
             let meta = fs::symlink_metadata(&path).unwrap();
             let name = path.strip_prefix(dir).unwrap().to_owned();
@@ -123,7 +113,7 @@ fn tree(dir: &Path) -> Vec<(PathBuf, u32, Vec<u8>)> {
                 continue;
             }
             let content = if meta.is_dir() {
-                left.push(path);
+                dirs.push(path);
                 Vec::new()
             } else if meta.is_symlink() {
                 fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
@@ -152,15 +142,15 @@ fn same_file(a: &Path, b: &Path) -> bool {
     }
 }
 
-/// Runs of data, by `lseek`.
-fn data_runs(path: &Path) -> Vec<(u64, u64)> {
+/// Returns the extents of data, by `lseek`.
+fn data_extents(path: &Path) -> Vec<(u64, u64)> {
     let file = File::open(path).unwrap();
-    let (mut at, mut runs) = (0, Vec::new());
+    let (mut at, mut extents) = (0, Vec::new());
     while let Ok(start) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
         at = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(start)).unwrap();
-        runs.push((start, at));
+        extents.push((start, at));
     }
-    runs
+    extents
 }
 
 #[test]
@@ -170,16 +160,16 @@ fn images_and_files_match_the_backup() {
     let disk = snapshot.join("disk.img");
     assert_eq!(fs::metadata(&disk).unwrap().len(), IMAGE_BYTES);
     assert!(same_file(&world.image, &disk));
-    let runs = data_runs(&disk);
-    let data: u64 = runs.iter().map(|(start, end)| end - start).sum();
-    assert!(runs.len() > 1 && data < IMAGE_BYTES / 2, "{runs:?}");
+    let extents = data_extents(&disk);
+    let data: u64 = extents.iter().map(|(start, end)| end - start).sum();
+    assert!(extents.len() > 1 && data < IMAGE_BYTES / 2, "{extents:?}");
     let mut image = File::open(&world.image).unwrap();
     let mut at = 0;
-    for (start, end) in runs.iter().copied().chain([(IMAGE_BYTES, IMAGE_BYTES)]) {
+    for (start, end) in extents.iter().copied().chain([(IMAGE_BYTES, IMAGE_BYTES)]) {
         let mut hole = vec![1; (start - at) as usize];
         image.seek(SeekFrom::Start(at)).unwrap();
         image.read_exact(&mut hole).unwrap();
-        assert!(hole.iter().all(|byte| *byte == 0), "there is data in the hole before {start}");
+        assert!(hole.iter().all(|byte| *byte == 0), "data in the hole before {start}");
         at = end;
     }
     let blocks = fs::metadata(&disk).unwrap().blocks() * 512;
@@ -188,7 +178,7 @@ fn images_and_files_match_the_backup() {
     let copy = world.bed.path("copy");
     process::must_run("cp", &["--sparse=auto", disk.to_str().unwrap(), copy.to_str().unwrap()]);
     assert!(same_file(&world.image, &copy));
-    assert!(fs::metadata(&copy).unwrap().blocks() * 512 < IMAGE_BYTES / 2, "the copy is sparse");
+    assert!(fs::metadata(&copy).unwrap().blocks() * 512 < IMAGE_BYTES / 2, "the copy is not sparse");
     process::must_run("e2fsck", &["-fn", disk.to_str().unwrap()]);
 
     let (expected, found) = (tree(&world.source), tree(&snapshot.join("files")));
@@ -201,13 +191,13 @@ fn images_and_files_match_the_backup() {
     assert_eq!(time(&snapshot.join("files/noise")), time(&world.source.join("noise")));
     let names =
         ["one name", "another name"].map(|name| fs::metadata(snapshot.join("files").join(name)).unwrap());
-    assert!(names[0].ino() == names[1].ino() && names[0].nlink() == 2, "two names of one file");
-    // What ordinary tools ask for, and is not there.
+    assert!(names[0].ino() == names[1].ino() && names[0].nlink() == 2, "hard links differ");
+    // An unsupported ioctl fails without an error in the log.
     let noise = File::open(snapshot.join("files/noise")).unwrap();
     assert!(rustix::fs::ioctl_getflags(&noise).is_err());
     noise.sync_all().unwrap();
     assert!(!world.daemon.log().contains("Not Implemented"));
-    // Nothing can be changed.
+    // The mount is read-only.
     let error = fs::write(snapshot.join("files/new"), "x").unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ReadOnlyFilesystem);
     let manifest: serde_json::Value =
@@ -233,17 +223,17 @@ fn snapshots_appear_and_vanish_while_mounted() {
         fs::read(world.source.join("noise")).unwrap()
     );
     assert_eq!(fs::read_link(world.dir("latest")).unwrap(), Path::new(&local));
-    // What was just read can be deleted all the same.
+    // A snapshot that was just read can be deleted.
     ctl.json(&["snapshot", "delete", "vol@here"]);
-    wait_for("the local snapshot to vanish", || (world.snapshots() == [first.clone()]).then_some(()));
+    wait_until("the local snapshot to vanish", || world.snapshots() == [first.clone()]);
 
     let second = ctl.backup("vol");
     let name = wait_for("the second backup", || world.snapshots().into_iter().find(|name| *name != first));
     assert!(name.ends_with("-incr") && same_file(&world.image, &world.dir(&name).join("disk.img")));
     assert_eq!(fs::read_link(world.dir("latest")).unwrap(), Path::new(&name));
     ctl.json(&["cloudsnap", "delete", "--snap", second.snap(), "--wait"]);
-    wait_for("the second backup to vanish", || (world.snapshots() == [first.clone()]).then_some(()));
-    wait_for("its directory to vanish", || fs::metadata(world.dir(&name)).is_err().then_some(()));
+    wait_until("the second backup to vanish", || world.snapshots() == [first.clone()]);
+    wait_until("its directory to vanish", || fs::metadata(world.dir(&name)).is_err());
 }
 
 #[test]
@@ -261,31 +251,31 @@ fn unlistable_store_is_reported_as_an_error() {
         names.sort();
         names
     };
-    wait_for("both", || (names(&world) == ["elsewhere", "vol"]).then_some(()));
+    wait_until("both volumes", || names(&world) == ["elsewhere", "vol"]);
 
     let away = world.bed.path("away");
     fs::rename(other.dir(), &away).unwrap();
     let World { store, daemon, source, image, mount, bed } = world;
     drop(daemon.stop());
-    // Lists are not asked for again during this test, unless there is reason to.
+    // The mount refreshes its lists only after events.
     let setup = bed.daemon("one").config("store_attempts = 2").config("[browse]");
     let daemon = setup.config("refresh_ms = 600000").start();
-    daemon.ctl().json(&["browse", "mount", mount.0.to_str().unwrap()]);
+    daemon.ctl().json(&["browse", "mount", mount.dir()]);
     let world = World { store, daemon, source, image, mount, bed };
     let expected = ["STORES-NOT-LISTED.txt", "elsewhere", "vol"];
-    wait_for("what was known of it", || (names(&world) == expected).then_some(()));
-    let said = fs::read_to_string(world.mount.0.join("STORES-NOT-LISTED.txt")).unwrap();
-    assert!(said.contains("\nother: ") && !said.contains("nas: "), "{said}");
+    wait_until("the volume known from the last list", || names(&world) == expected);
+    let report = fs::read_to_string(world.mount.0.join("STORES-NOT-LISTED.txt")).unwrap();
+    assert!(report.contains("\nother: ") && !report.contains("nas: "), "{report}");
     let list = world.ctl().run(&["cloudsnap", "list"]);
     assert!(list.stdout.contains("vol") && list.stderr.contains("other"), "{} {}", list.stdout, list.stderr);
 
     let before = fs::read_link(world.dir("latest")).unwrap();
     world.ctl().backup_with("vol", &["--cred-id", "nas"]);
-    assert_ne!(fs::read_link(world.dir("latest")).unwrap(), before, "the new one is there at once");
+    assert_ne!(fs::read_link(world.dir("latest")).unwrap(), before, "the new backup is not listed at once");
 }
 
-/// The pieces that are whole.
-fn pieces(dir: &Path) -> Vec<PathBuf> {
+/// Returns the complete cache entries.
+fn cache_entries(dir: &Path) -> Vec<PathBuf> {
     let shards = fs::read_dir(dir).unwrap().map(|shard| shard.unwrap().path());
     let files = shards.flat_map(|shard| fs::read_dir(shard).unwrap().map(|file| file.unwrap().path()));
     files.filter(|path| path.extension().is_none()).collect()
@@ -297,12 +287,12 @@ fn cache_survives_kills_and_no_dead_mount_is_left() {
     assert!(same_file(&world.image, &world.only().join("disk.img")));
     let World { bed, store, daemon, image, mount, .. } = world;
     let cache = daemon.seen_data_dir().join("cache");
-    wait_for("pieces on disk", || (pieces(&cache).len() > 20).then_some(()));
+    wait_until("cache entries on disk", || cache_entries(&cache).len() > 20);
     drop(daemon.kill());
-    // What was being written is there under another name.
-    let before = pieces(&cache);
-    // The mount has no server now; the next daemon unmounts it.
-    wait_for("the mount to be dead", || fs::read_dir(&mount.0).is_err().then_some(()));
+    // Incomplete entries have an extension.
+    let before = cache_entries(&cache);
+    // The mount has no server until the next daemon unmounts it.
+    wait_until("the mount to be dead", || fs::read_dir(&mount.0).is_err());
     for path in before.iter().step_by(2) {
         let mut bytes = fs::read(path).unwrap();
         let middle = bytes.len() / 2;
@@ -310,14 +300,14 @@ fn cache_survives_kills_and_no_dead_mount_is_left() {
         fs::write(path, bytes).unwrap();
     }
     let daemon = setup(&bed).start();
-    assert!(fs::read_dir(&mount.0).unwrap().next().is_none(), "the dead mount is gone");
+    assert!(fs::read_dir(&mount.0).unwrap().next().is_none(), "the dead mount is left");
     let ctl = daemon.ctl();
-    ctl.json(&["browse", "mount", mount.0.to_str().unwrap()]);
+    ctl.json(&["browse", "mount", mount.dir()]);
     let world = World { bed, store, daemon, source: PathBuf::new(), image, mount };
     assert!(same_file(&world.image, &world.only().join("disk.img")));
     assert!(world.daemon.log().contains("cache entry is damaged"));
 
-    // A clean stop takes the mount away.
+    // A clean stop unmounts.
     let World { daemon, mount, .. } = world;
     drop(daemon.stop());
     assert!(fs::read_dir(&mount.0).unwrap().next().is_none());
@@ -327,12 +317,12 @@ fn cache_survives_kills_and_no_dead_mount_is_left() {
 fn mounts_are_listed_refused_over_files_and_removed() {
     let world = world();
     let ctl = world.ctl();
-    let dir = world.mount.0.to_str().unwrap();
+    let dir = world.mount.dir();
     let list = ctl.json(&["browse", "list"]);
     assert_eq!(list[0]["mountpoint"], dir);
     ctl.fails(&["browse", "mount", dir], 2);
     ctl.fails(&["browse", "mount", world.source.to_str().unwrap()], 2);
-    ctl.fails(&["browse", "mount", world.bed.path("x").to_str().unwrap(), "--cred-id", "nobody"], 4);
+    ctl.fails(&["browse", "mount", world.bed.path("x").to_str().unwrap(), "--cred-id", "unknown"], 4);
     let open = File::open(world.only().join("disk.img")).unwrap();
     assert_eq!(ctl.fails(&["browse", "umount", dir], 5)["code"], "device_in_use");
     drop(open);
@@ -354,8 +344,8 @@ fn cloud_snapshot_is_served_as_an_export() {
         serde_json::from_str(&process::must_run("nbdinfo", &["--json", "--map", &uri])).unwrap();
     let data = |entry: &&serde_json::Value| entry["type"] == 0;
     let found: u64 = map.as_array().unwrap().iter().filter(data).map(|e| e["length"].as_u64().unwrap()).sum();
-    let runs = data_runs(&world.only().join("disk.img"));
-    assert_eq!(found, runs.iter().map(|(start, end)| end - start).sum::<u64>());
+    let extents = data_extents(&world.only().join("disk.img"));
+    assert_eq!(found, extents.iter().map(|(start, end)| end - start).sum::<u64>());
     let info = process::must_run("nbdinfo", &["--json", &uri]);
     let info: serde_json::Value = serde_json::from_str(&info).unwrap();
     assert_eq!(info["exports"][0]["is_read_only"], true);
@@ -363,10 +353,10 @@ fn cloud_snapshot_is_served_as_an_export() {
     assert!(!process::run_tool("nbdinfo", &[&unknown]).status.success());
 }
 
-/// Returns true if the user `nobody` can read this.
+/// Returns true if the user `nobody` can read a file.
 fn is_readable_by_others(path: &Path) -> bool {
-    let who = ["--reuid=65534", "--regid=65534", "--clear-groups", "--", "cat", "--"];
-    let args: Vec<&str> = who.into_iter().chain([path.to_str().unwrap()]).collect();
+    let user = ["--reuid=65534", "--regid=65534", "--clear-groups", "--", "cat", "--"];
+    let args: Vec<&str> = user.into_iter().chain([path.to_str().unwrap()]).collect();
     process::run_tool("setpriv", &args).status.success()
 }
 
@@ -385,22 +375,19 @@ fn configured_mount_exists_at_start_and_honors_allow_other() {
     }
     make_image(&source, &image);
     let store = bed.store("store");
-    let mount = Mount(bed.path("mnt"));
+    let mount = FuseMount(bed.path("mnt"));
     let setup = |allow_other: bool, mountpoint: &Path| {
         let setup = setup(&bed).config(&format!("mountpoint = {mountpoint:?}"));
         setup.config(&format!("allow_other = {allow_other}"))
     };
-    let daemon = bed.daemon("one").start();
-    let ctl = daemon.ctl();
-    ctl.add_local("nas", store.dir(), None);
-    ctl.create_volume("vol", "64MiB");
+    let daemon = bed.daemon("one").start_with_volume(&store, None, "64MiB");
     process::must_run("nbdcopy", &[image.to_str().unwrap(), &daemon.uri("vol")]);
-    ctl.backup("vol");
+    daemon.ctl().backup("vol");
     drop(daemon.stop());
 
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
-        announce("NOT TESTED: mounts that other users see; that needs root");
+        announce("NOT TESTED: mounts for other users, which require root");
     }
     for allow_other in [false, true] {
         if allow_other && !is_root {
@@ -410,23 +397,23 @@ fn configured_mount_exists_at_start_and_honors_allow_other() {
         let dir = mount.0.join("vol/latest");
         wait_for("the snapshot", || fs::read(dir.join("files/secret")).ok());
         let seen = |name: &str| !is_root || is_readable_by_others(&dir.join(name)) == allow_other;
-        assert!(seen("files/plain") && seen("manifest.json"), "others: {allow_other}");
+        assert!(seen("files/plain") && seen("manifest.json"), "allow_other: {allow_other}");
         if is_root {
             for name in ["files/secret", "files/closed/plain", "disk.img"] {
                 assert!(
                     !is_readable_by_others(&dir.join(name)),
-                    "{name} is for its owner, others: {allow_other}"
+                    "{name} is readable by others, allow_other: {allow_other}"
                 );
             }
         }
-        assert_eq!(daemon.ctl().json(&["browse", "list"])[0]["mountpoint"], mount.0.to_str().unwrap());
-        // The next start unmounts the dead one and mounts again.
+        assert_eq!(daemon.ctl().json(&["browse", "list"])[0]["mountpoint"], mount.dir());
+        // The next start unmounts the dead mount and mounts again.
         drop(daemon.kill());
     }
 
-    // What cannot be mounted is said, and everything else goes on.
+    // A failed mount is logged, and the daemon serves.
     let daemon = setup(false, &source).start();
-    wait_for("the log message", || daemon.log().contains("is not empty").then_some(()));
+    wait_until("the log message", || daemon.log().contains("is not empty"));
     assert_eq!(daemon.ctl().json(&["browse", "list"]).as_array().map(Vec::len), Some(0));
     assert!(fs::metadata(source.join("plain")).is_ok());
 }

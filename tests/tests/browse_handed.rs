@@ -1,7 +1,10 @@
-//! Mounts that a user makes and hands to a daemon which may not mount: it is another user, in a mount
-//! namespace of its own, without `/dev/fuse` and `fusermount3`.
+//! Mounts that a user makes and hands to an unprivileged daemon: another user in its own mount namespace,
+//! without `/dev/fuse` and `fusermount3`.
 
-use crate::harness::{Bed, Ctl, Daemon, Setup, Store, TIMEOUT, announce, ctl::clean, process, wait_for};
+use crate::harness::{
+    Bed, Ctl, Daemon, Setup, Store, TIMEOUT, announce, ctl::clean, fuse::FuseMount, process, wait_for,
+    wait_until,
+};
 use blockd_api::{Client, ClientError, ErrorCode, browse::HandMount};
 use blockd_fuse::UnservedMount;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
@@ -18,30 +21,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Users of the daemon, of a group member and of a stranger: each Debian has them, as `fusermount3` looks up
-/// their names.
+/// User ids of the daemon, a group member and another user. All exist on Debian: `fusermount3` looks up their
+/// names.
 const DAEMON: u32 = 2;
 const MEMBER: u32 = 1;
 const OTHER: u32 = 65534;
-/// `/dev/fuse` as users find it on an ordinary host.
+/// Prepares `/dev/fuse` as on an ordinary host.
 const ORDINARY: &str =
     "mount -t tmpfs tmpfs /mnt\nmknod -m 666 /mnt/fuse c 10 229\nmount --bind /mnt/fuse /dev/fuse";
-/// As the packaged unit has it: no `/dev/fuse`, and nothing that could mount.
+/// Prepares the environment of the packaged unit: no `/dev/fuse` and no program that mounts.
 const CONFINED: &str = "mount --bind /dev/null /dev/fuse\nexport PATH=/nonexistent";
 
-/// Unmounted on drop.
-struct Mount(PathBuf);
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        drop(process::run_tool("fusermount3", &["-u", "-z", "--", self.0.to_str().unwrap()]));
-    }
-}
-
 /// Returns true if the test can run here, in a namespace where users may mount.
-fn is_here(test: &str, what: &str) -> bool {
+fn can_run(test: &str, what: &str) -> bool {
     if !rustix::process::geteuid().is_root() {
-        announce(&format!("NOT TESTED: {what}; that needs root"));
+        announce(&format!("NOT TESTED: {what}, which requires root"));
         return false;
     }
     process::in_own_mounts(test, ORDINARY)
@@ -52,11 +46,11 @@ fn give(path: &Path, uid: u32, gid: u32, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Runs a program as a user who is in no group but one.
+/// Runs a program as a user in one group.
 fn as_user(uid: u32, args: &[&str]) -> Output {
     let (reuid, regid) = (format!("--reuid={uid}"), format!("--regid={uid}"));
-    let who = [reuid.as_str(), regid.as_str(), "--clear-groups", "--"];
-    process::run_tool("setpriv", &[&who[..], args].concat())
+    let user = [reuid.as_str(), regid.as_str(), "--clear-groups", "--"];
+    process::run_tool("setpriv", &[&user[..], args].concat())
 }
 
 fn reads(uid: u32, path: &Path) -> bool {
@@ -67,11 +61,11 @@ struct World {
     _store: Store,
     daemon: Daemon,
     home: PathBuf,
-    /// Last: it is removed when nothing writes to it any more.
+    /// Last: the directory is removed after the daemon has ended.
     bed: Bed,
 }
 
-/// A daemon with a backup of a small ext4.
+/// Starts a daemon with a backup of a small ext4.
 fn world(script: &str, more: impl Fn(&Bed, Setup) -> Setup) -> World {
     let bed = Bed::new();
     give(bed.dir(), 0, 0, 0o755);
@@ -90,46 +84,44 @@ fn world(script: &str, more: impl Fn(&Bed, Setup) -> Setup) -> World {
     process::must_run("mke2fs", &["-q", "-F", "-t", "ext4", "-d", from, to, "16M"]);
     let store = bed.store("store");
     give(store.dir(), DAEMON, DAEMON, 0o700);
-    let setup = bed.daemon("one").apart(DAEMON, script).config("[browse]").config("refresh_ms = 200");
+    let setup = bed.daemon("one").isolated(DAEMON, script).config("[browse]").config("refresh_ms = 200");
     let setup = more(&bed, setup);
     let socket = bed.path("sockets/members");
     let setup = setup.config("[[control.sockets]]").config(&format!("path = {socket:?}"));
-    let daemon = setup.config(&format!("group = \"{MEMBER}\"")).config("role = \"operator\"").start();
-    let ctl = daemon.ctl();
-    ctl.add_local("nas", store.dir(), Some("correct horse"));
-    ctl.create_volume("vol", "16MiB");
+    let setup = setup.config(&format!("group = \"{MEMBER}\"")).config("role = \"operator\"");
+    let daemon = setup.start_with_volume(&store, Some("correct horse"), "16MiB");
     process::must_run("nbdcopy", &[to, &daemon.uri("vol")]);
-    ctl.backup("vol");
+    daemon.ctl().backup("vol");
     World { bed, _store: store, daemon, home }
 }
 
 impl World {
-    /// As a user of the group, or of another one.
+    /// Returns a `blockctl` as this user on the socket of the group.
     fn ctl_of(&self, uid: u32) -> Ctl {
         Ctl::new(&self.bed.path("sockets/members")).user(uid, MEMBER)
     }
 
-    /// Waits for the daemon to serve so many mounts.
+    /// Waits until the daemon serves this number of mounts.
     fn wait_for_mounts(&self, count: usize) {
         let list = || self.daemon.ctl().json(&["browse", "list"]).as_array().map(Vec::len);
-        wait_for("the mounts to be as many as they should", || (list() == Some(count)).then_some(()));
+        wait_until(&format!("{count} mounts"), || list() == Some(count));
     }
 }
 
 #[test]
 fn mount_belongs_to_its_user_and_daemon_needs_no_privilege() {
-    if !is_here(
+    if !can_run(
         "mount_belongs_to_its_user_and_daemon_needs_no_privilege",
         "mounts of other users than the daemon's",
     ) {
         return;
     }
     let world = world(CONFINED, |_, setup| setup);
-    let (roots, theirs) = (Mount(world.bed.path("mnt")), Mount(world.home.join("snap shots")));
-    let (at_root, at_home) = (roots.0.to_str().unwrap(), theirs.0.to_str().unwrap());
-    let latest = |mount: &Mount| mount.0.join("vol/latest");
+    let (roots, theirs) = (FuseMount(world.bed.path("mnt")), FuseMount(world.home.join("snap shots")));
+    let (at_root, at_home) = (roots.dir(), theirs.dir());
+    let latest = |mount: &FuseMount| mount.0.join("vol/latest");
 
-    // A mount of root for root only.
+    // A mount by root is readable by root only.
     let mount = world.daemon.ctl().json(&["browse", "mount", at_root]);
     assert_eq!((mount["mountpoint"].as_str(), mount["uid"].as_u64()), (Some(at_root), Some(0)));
     wait_for("the snapshot", || fs::read(latest(&roots).join("files/plain")).ok());
@@ -146,11 +138,11 @@ fn mount_belongs_to_its_user_and_daemon_needs_no_privilege() {
     );
     assert_eq!(fs::read_to_string(readahead).unwrap().trim(), "1024");
 
-    // A user's, in a directory of theirs: also for root and the daemon's user there is nothing to be seen.
+    // A mount by a user is unreadable for root and the daemon's user.
     let member = world.ctl_of(MEMBER);
     let mount = member.json(&["browse", "mount", at_home]);
     assert_eq!(mount["uid"], MEMBER);
-    wait_for("the snapshot", || reads(MEMBER, &latest(&theirs).join("files/plain")).then_some(()));
+    wait_until("the snapshot", || reads(MEMBER, &latest(&theirs).join("files/plain")));
     assert!(reads(MEMBER, &latest(&theirs).join("disk.img")));
     let owner = as_user(MEMBER, &["stat", "--format=%u:%g", "--", at_home]);
     assert_eq!(String::from_utf8_lossy(&owner.stdout).trim(), format!("{MEMBER}:{MEMBER}"));
@@ -167,38 +159,38 @@ fn mount_belongs_to_its_user_and_daemon_needs_no_privilege() {
     let log = world.daemon.log();
     assert!(log.contains("serving a user mount"), "{log}");
     member.json(&["browse", "umount", at_home]);
-    // The kernel tells the daemon.
+    // The kernel notifies the daemon.
     world.wait_for_mounts(1);
     assert!(fs::read_dir(&theirs.0).unwrap().next().is_none());
-    wait_for("the log message", || world.daemon.log().contains("user mount ended").then_some(()));
-    // What is refused leaves no mount behind.
-    member.fails(&["browse", "mount", at_home, "--cred-id", "nobody"], 4);
+    wait_until("the log message", || world.daemon.log().contains("user mount ended"));
+    // A refused request leaves no mount.
+    member.fails(&["browse", "mount", at_home, "--cred-id", "unknown"], 4);
     assert!(fs::read_dir(&theirs.0).unwrap().next().is_none());
 }
 
 #[test]
 fn user_mount_outlives_its_daemon_and_is_removed_without() {
-    if !is_here(
+    if !can_run(
         "user_mount_outlives_its_daemon_and_is_removed_without",
         "mounts of other users than the daemon's",
     ) {
         return;
     }
     let mut world = world(CONFINED, |_, setup| setup);
-    let (roots, theirs) = (Mount(world.bed.path("mnt")), Mount(world.home.join("snap shots")));
-    let (at_root, at_home) = (roots.0.to_str().unwrap(), theirs.0.to_str().unwrap());
-    let latest = |mount: &Mount| mount.0.join("vol/latest");
+    let (roots, theirs) = (FuseMount(world.bed.path("mnt")), FuseMount(world.home.join("snap shots")));
+    let (at_root, at_home) = (roots.dir(), theirs.dir());
+    let latest = |mount: &FuseMount| mount.0.join("vol/latest");
     world.daemon.ctl().json(&["browse", "mount", at_root]);
     let member = world.ctl_of(MEMBER);
     member.json(&["browse", "mount", at_home]);
-    wait_for("the snapshot", || reads(MEMBER, &latest(&theirs).join("files/plain")).then_some(()));
+    wait_until("the snapshot", || reads(MEMBER, &latest(&theirs).join("files/plain")));
     world.daemon = world.daemon.kill().start();
-    wait_for("the mount to be dead", || (!reads(MEMBER, &latest(&theirs).join("files/plain"))).then_some(()));
+    wait_until("the mount to be dead", || !reads(MEMBER, &latest(&theirs).join("files/plain")));
     let member = world.ctl_of(MEMBER);
     member.json(&["browse", "mount", at_home]);
-    wait_for("the snapshot", || reads(MEMBER, &latest(&theirs).join("files/plain")).then_some(()));
+    wait_until("the snapshot", || reads(MEMBER, &latest(&theirs).join("files/plain")));
 
-    // Without a daemon, a mount is taken away all the same, and none is made.
+    // Without a daemon, mounts can be removed but not made.
     let _setup = world.daemon.stop();
     member.json(&["browse", "umount", at_home]);
     let root = Ctl::new(&world.bed.path("one/data/blockd.sock"));
@@ -212,23 +204,22 @@ fn user_mount_outlives_its_daemon_and_is_removed_without() {
 
 #[test]
 fn other_users_see_the_mount_with_allow_other() {
-    if !is_here("other_users_see_the_mount_with_allow_other", "mounts for other users") {
+    if !can_run("other_users_see_the_mount_with_allow_other", "mounts for other users") {
         return;
     }
     let world = world(CONFINED, |_, setup| setup);
-    let (roots, theirs) = (Mount(world.bed.path("mnt")), Mount(world.home.join("mnt")));
-    let at_root = roots.0.to_str().unwrap();
+    let (roots, theirs) = (FuseMount(world.bed.path("mnt")), FuseMount(world.home.join("mnt")));
+    let at_root = roots.dir();
     world.daemon.ctl().json(&["browse", "mount", at_root, "--allow-other"]);
     let latest = roots.0.join("vol/latest");
-    wait_for("the snapshot", || reads(OTHER, &latest.join("files/plain")).then_some(()));
+    wait_until("the snapshot", || reads(OTHER, &latest.join("files/plain")));
     for name in ["files/secret", "disk.img"] {
-        assert!(!reads(OTHER, &latest.join(name)), "{name} is for its owner");
+        assert!(!reads(OTHER, &latest.join(name)), "{name} is readable by others");
     }
 
-    // A user needs /etc/fuse.conf for that, or a separate namespace without the daemon.
-    let at_home = theirs.0.to_str().unwrap();
-    let error = world.ctl_of(MEMBER).fails(&["browse", "mount", at_home, "--allow-other"], 1);
-    assert!(error["message"].as_str().unwrap().contains("user_allow_other"), "{error:#}");
+    // A user needs `user_allow_other` in /etc/fuse.conf.
+    let at_home = theirs.dir();
+    world.ctl_of(MEMBER).fails_with(&["browse", "mount", at_home, "--allow-other"], 1, "user_allow_other");
     let conf = world.bed.path("fuse.conf");
     fs::write(&conf, "user_allow_other\n").unwrap();
     let script = format!(
@@ -246,7 +237,7 @@ fn other_users_see_the_mount_with_allow_other() {
     let output = process::die_with_parent(&mut command).output().unwrap();
     assert!(output.status.success(), "{}", process::both(&output));
     assert_eq!(output.stdout, b"content");
-    // With its namespace it is gone, and the daemon knows.
+    // The mount ends with its namespace, and the daemon notices.
     world.wait_for_mounts(1);
     drop(roots);
     world.wait_for_mounts(0);
@@ -254,9 +245,9 @@ fn other_users_see_the_mount_with_allow_other() {
 
 #[test]
 fn unprivileged_daemon_mounts_for_others_where_permitted() {
-    if !is_here(
+    if !can_run(
         "unprivileged_daemon_mounts_for_others_where_permitted",
-        "allow_other of a daemon that is not root's",
+        "allow_other of an unprivileged daemon",
     ) {
         return;
     }
@@ -273,8 +264,8 @@ fn unprivileged_daemon_mounts_for_others_where_permitted() {
     });
     let list = world.daemon.ctl().json(&["browse", "list"]);
     assert_eq!(list[0]["mountpoint"], mount(&world.bed).to_str().unwrap(), "{}", world.daemon.log());
-    assert!(list[0]["uid"].is_null(), "it is the daemon's own");
-    // It is in the daemon's namespace.
+    assert!(list[0]["uid"].is_null(), "a mount by the daemon has a uid");
+    // The mount is in the daemon's namespace.
     let pid = world.daemon.pid();
     let reads = |uid: u32, name: &str| {
         let path = mount(&world.bed).join("vol/latest").join(name);
@@ -284,15 +275,15 @@ fn unprivileged_daemon_mounts_for_others_where_permitted() {
             [&namespace, "setpriv", &reuid, &regid, "--clear-groups", "--", "cat", path.to_str().unwrap()];
         process::run_tool("nsenter", &args).status.success()
     };
-    wait_for("the snapshot", || reads(OTHER, "files/plain").then_some(()));
+    wait_until("the snapshot", || reads(OTHER, "files/plain"));
     assert!(!reads(OTHER, "files/secret") && !reads(OTHER, "disk.img") && reads(DAEMON, "disk.img"));
-    // Who is not in there has it taken away by the daemon.
+    // From another namespace, the daemon unmounts it.
     let dir = mount(&world.bed);
     world.daemon.ctl().json(&["browse", "umount", dir.to_str().unwrap()]);
     world.wait_for_mounts(0);
 }
 
-/// Hands this over as the descriptor of a mount.
+/// Hands a descriptor to the daemon as that of a mount.
 fn hand(socket: &Path, descriptor: OwnedFd) -> Result<(), ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let request = HandMount { mountpoint: "/somewhere".into(), cred_ids: Vec::new(), allow_other: false };
@@ -305,7 +296,7 @@ fn threads(pid: u32) -> usize {
 
 #[test]
 fn invalid_mount_descriptor_is_refused_and_closed() {
-    if !is_here("invalid_mount_descriptor_is_refused_and_closed", "mounts that are handed over wrongly") {
+    if !can_run("invalid_mount_descriptor_is_refused_and_closed", "invalid descriptors of mounts") {
         return;
     }
     let bed = Bed::new();
@@ -318,7 +309,7 @@ fn invalid_mount_descriptor_is_refused_and_closed() {
         }
         error => panic!("{error}"),
     };
-    // What a first request makes stays.
+    // The first request opens files that stay open.
     refused(File::open("/dev/null").unwrap().into(), "not /dev/fuse");
     let (files, began) = (process::open_files(pid), Instant::now());
     refused(File::open(bed.dir()).unwrap().into(), "not /dev/fuse");
@@ -326,8 +317,8 @@ fn invalid_mount_descriptor_is_refused_and_closed() {
     let unmounted = || fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").unwrap();
     refused(unmounted().into(), "no mount waits for a server");
 
-    // A sender that took the kernel's first request itself.
-    let mount = Mount(bed.path("mnt"));
+    // The sender has read the kernel's first request.
+    let mount = FuseMount(bed.path("mnt"));
     let mut unserved = UnservedMount::make(&mount.0, false).unwrap();
     let descriptor = unserved.take_descriptor().unwrap();
     let mut stolen = File::from(descriptor.try_clone().unwrap());
@@ -335,50 +326,49 @@ fn invalid_mount_descriptor_is_refused_and_closed() {
     refused(descriptor, "no mount waits for a server");
     drop(stolen);
     drop(unserved);
-    // One that was taken away before it was handed over.
+    // The mount was removed before the hand-over.
     let mut unserved = UnservedMount::make(&mount.0, false).unwrap();
     let descriptor = unserved.take_descriptor().unwrap();
     drop(unserved);
     refused(descriptor, "no mount waits for a server");
     assert!(began.elapsed() < TIMEOUT);
-    wait_for("nothing to be left", || (process::open_files(pid) <= files).then_some(()));
+    wait_until("the descriptors to be closed", || process::open_files(pid) <= files);
     let names = || {
         let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
         let names = tasks.filter_map(|task| fs::read_to_string(task.path().join("comm")).ok());
         names.filter(|name| name.starts_with("browse-") || name.starts_with("fuser")).count()
     };
-    wait_for("no thread to be left", || (names() == 0).then_some(()));
+    wait_until("the threads to end", || names() == 0);
 
-    // And that it still serves what is right, whose threads end with it, however often.
+    // Valid mounts are served, and their threads end with them.
     let root = daemon.ctl();
-    let at = mount.0.to_str().unwrap();
+    let at = mount.dir();
     for _ in 0..20 {
         root.json(&["browse", "mount", at]);
         assert!(fs::read_dir(&mount.0).unwrap().next().is_none());
         root.json(&["browse", "umount", at]);
     }
-    wait_for("no thread to be left", || (names() == 0 && threads(pid) < 100).then_some(()));
-    wait_for("no file to be left", || (process::open_files(pid) <= files).then_some(()));
+    wait_until("the threads to end", || names() == 0 && threads(pid) < 100);
+    wait_until("the files to be closed", || process::open_files(pid) <= files);
 }
 
 #[test]
 fn unrequested_descriptor_is_closed() {
     let bed = Bed::new();
     let daemon = bed.daemon("one").start();
-    // A request that is answered only after a while.
+    // The daemon waits for the body of this request.
     let head = b"POST /v1/browse/unmount HTTP/1.1\r\nhost: blockd\r\ncontent-length: 20\r\n\r\n";
-    let (mut far, near) = std::io::pipe().unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
     let stream = UnixStream::connect(daemon.socket()).unwrap();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let descriptors = [near.as_fd()];
+    let descriptors = [writer.as_fd()];
     assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
     rustix::net::sendmsg(&stream, &[IoSlice::new(head)], &mut control, SendFlags::NOSIGNAL).unwrap();
-    drop(near);
-    // The daemon waits for the body, and has the request and nothing else; when it has that, too, it closes
-    // what it was given.
+    drop(writer);
+    // The daemon closes the descriptor when it has the whole request.
     rustix::net::send(&stream, b"{\"mountpoint\": \"/x\"}", SendFlags::NOSIGNAL).unwrap();
-    assert_eq!(far.read(&mut [0]).unwrap(), 0);
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
     let mut reply = String::new();
     (&stream).read_to_string(&mut reply).unwrap();
     assert!(reply.starts_with("HTTP/1.1 404"), "{reply}");
@@ -393,11 +383,11 @@ fn cpu_ticks(pid: u32) -> u64 {
 
 #[test]
 fn nonblocking_descriptor_causes_no_busy_loop() {
-    if !is_here("nonblocking_descriptor_causes_no_busy_loop", "descriptors that change") {
+    if !can_run("nonblocking_descriptor_causes_no_busy_loop", "mounts with a nonblocking descriptor") {
         return;
     }
     let world = world(CONFINED, |_, setup| setup);
-    let mount = Mount(world.bed.path("mnt"));
+    let mount = FuseMount(world.bed.path("mnt"));
     let mut unserved = UnservedMount::make(&mount.0, false).unwrap();
     let descriptor = unserved.take_descriptor().unwrap();
     let kept = descriptor.try_clone().unwrap();
@@ -405,32 +395,32 @@ fn nonblocking_descriptor_causes_no_busy_loop() {
     wait_for("the snapshot", || fs::read(mount.0.join("vol/latest/files/plain")).ok());
     let flags = rustix::fs::fcntl_getfl(&kept).unwrap();
     rustix::fs::fcntl_setfl(&kept, flags | rustix::fs::OFlags::NONBLOCK).unwrap();
-    // A request makes a waiting thread poll once.
+    // A request wakes a waiting thread.
     assert!(fs::read_dir(&mount.0).unwrap().next().is_some());
     let (began, before) = (Instant::now(), cpu_ticks(world.daemon.pid()));
-    wait_for("two seconds", || (began.elapsed() > Duration::from_secs(2)).then_some(()));
+    wait_until("the interval of the measurement", || began.elapsed() > Duration::from_secs(2));
     let ticks = cpu_ticks(world.daemon.pid()) - before;
-    // The interval may have been longer; a busy thread uses all of it.
-    let most = began.elapsed().as_millis() as u64 / 10 * 3 / 10;
-    assert!(ticks < most, "{ticks} hundredths of a second in {:?}", began.elapsed());
+    // A busy thread uses the whole interval, which may be longer than two seconds.
+    let limit = began.elapsed().as_millis() as u64 / 10 * 3 / 10;
+    assert!(ticks < limit, "{ticks} ticks of 10 ms in {:?}", began.elapsed());
     assert!(fs::read_dir(&mount.0).unwrap().next().is_some());
     drop(unserved);
 }
 
 #[test]
 fn inaccessible_fuse_device_serves_mounts_of_root_only() {
-    if !is_here("inaccessible_fuse_device_serves_mounts_of_root_only", "descriptors that are shared") {
+    if !can_run("inaccessible_fuse_device_serves_mounts_of_root_only", "an inaccessible /dev/fuse") {
         return;
     }
     let world = world(CONFINED, |_, setup| setup);
-    // The user may still, by their group, and the daemon's may not.
+    // The member's group may open the device, the daemon may not.
     give(Path::new("/dev/fuse"), 0, MEMBER, 0o660);
-    let (roots, theirs) = (Mount(world.bed.path("mnt")), Mount(world.home.join("mnt")));
-    let error = world.ctl_of(MEMBER).fails(&["browse", "mount", theirs.0.to_str().unwrap()], 1);
+    let (roots, theirs) = (FuseMount(world.bed.path("mnt")), FuseMount(world.home.join("mnt")));
+    let error = world.ctl_of(MEMBER).fails(&["browse", "mount", theirs.dir()], 1);
     assert_eq!(error["code"], "not_permitted", "{error:#}");
     assert!(error["message"].as_str().unwrap().contains("DeviceAllow=/dev/fuse rw"), "{error:#}");
     assert!(fs::read_dir(&theirs.0).unwrap().next().is_none(), "a mount is left");
-    world.daemon.ctl().json(&["browse", "mount", roots.0.to_str().unwrap()]);
+    world.daemon.ctl().json(&["browse", "mount", roots.dir()]);
     wait_for("the snapshot", || fs::read(roots.0.join("vol/latest/files/plain")).ok());
     world.wait_for_mounts(1);
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 const SIZE: u64 = 32 * MIB;
 
-fn served(bed: &Bed) -> Daemon {
+fn daemon_with_volume(bed: &Bed) -> Daemon {
     let daemon = bed.daemon("a").start();
     daemon.ctl().create_volume("vol", "32MiB");
     daemon
@@ -16,7 +16,7 @@ fn served(bed: &Bed) -> Daemon {
 #[test]
 fn nbdinfo() {
     let bed = Bed::new();
-    let daemon = served(&bed);
+    let daemon = daemon_with_volume(&bed);
     let printed = daemon.ctl().run(&["volume", "uri", "vol"]).stdout;
     let info: Value = serde_json::from_str(&must_run("nbdinfo", &["--json", printed.trim_end()])).unwrap();
     assert_eq!(info["protocol"], "newstyle-fixed");
@@ -26,7 +26,7 @@ fn nbdinfo() {
         assert_eq!(export[field], true, "{field}: {info:#}");
     }
     assert_eq!(export["is_read_only"], false);
-    // The empty name is the only volume, as long as it is the only one.
+    // The empty name selects the volume while there is only one.
     let nameless = daemon.uri("");
     let info: Value = serde_json::from_str(&must_run("nbdinfo", &["--json", &nameless])).unwrap();
     assert_eq!(info["exports"][0]["export-size"], SIZE);
@@ -42,13 +42,13 @@ fn nbdinfo() {
 #[test]
 fn fio_verifies() {
     let bed = Bed::new();
-    let daemon = served(&bed);
+    let daemon = daemon_with_volume(&bed);
     let uri = daemon.uri("vol");
     let common = ["--size=32M", "--verify=crc32c", "--do_verify=1", "--randseed=5"];
     let run = |more: &[&str]| fio(bed.dir(), &uri, &[&common[..], more].concat());
     run(&["--rw=randwrite", "--bsrange=4k-128k", "--iodepth=32", "--verify_backlog=256", "--fsync=64"]);
     run(&["--rw=randwrite", "--bs=512", "--iodepth=16", "--io_size=4M"]);
-    // With more in flight fio itself lets a trim and a write of one block overtake each other.
+    // With more requests in flight, fio reorders a trim and a write of the same block.
     run(&["--rw=trimwrite", "--bs=4k", "--iodepth=1", "--io_size=8M"]);
     run(&["--rw=write", "--bs=1M", "--iodepth=8"]);
 }
@@ -70,7 +70,7 @@ fn tcp_and_many_connections() {
     let mut by_tcp = Nbd::try_open_tcp(address, "vol").unwrap();
     let mut by_socket = daemon.nbd("vol");
     let mut by_further = Nbd::open(&further, "vol");
-    // What was acknowledged on one connection is seen on every other at once.
+    // Unix sockets and TCP show the same data.
     for nth in 0..200 {
         let data = rng.bytes(4096);
         let offset = rng.below(SIZE - 4096);
@@ -87,7 +87,7 @@ fn tcp_and_many_connections() {
     let copy = bed.path("copy");
     must_run("nbdcopy", &["--connections=4", &format!("nbd://{address}/vol"), copy.to_str().unwrap()]);
     assert_same("copied over TCP", &std::fs::read(&copy).unwrap(), &by_socket.read_all());
-    // The longest request there is, and one that is longer.
+    // The longest request, and a longer one.
     let data = rng.bytes(32 * MIB);
     by_tcp.write(0, &data);
     assert_same("32 MiB at once", &by_socket.try_read(0, 32 * MIB).unwrap(), &data);

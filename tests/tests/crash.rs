@@ -1,7 +1,10 @@
-//! The daemon is killed, or stopped, at random moments: nothing that was acknowledged is lost, and what was
-//! begun goes on.
+//! The daemon is killed or stopped at random moments: no acknowledged write is lost, and tasks resume.
 
-use crate::harness::{BLOCK, Bed, Ctl, Daemon, MIB, Rng, assert_same, crash::Region, wait_for};
+use crate::harness::{
+    BLOCK, Bed, Ctl, Daemon, MIB, Rng, assert_same,
+    crash::{Region, check_regions, spawn_writers},
+    wait_until,
+};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Returns true if the daemon recovered a volume after a kill.
@@ -9,10 +12,10 @@ fn recovered(daemon: &Daemon) -> bool {
     daemon.log().contains("recovered unflushed blocks")
 }
 
-/// Restores the cloud snapshot and compares it with the volume as it is.
-fn restores_as_it_is(ctl: &Ctl, daemon: &Daemon, snap: &str, volume: &str) {
+/// Restores a cloud snapshot and compares it with the current volume.
+fn assert_restore_equals_volume(ctl: &Ctl, daemon: &Daemon, snap: &str, volume: &str) {
     ctl.restore(snap, "compare");
-    assert_same("what was restored", &daemon.content("compare"), &daemon.content(volume));
+    assert_same("restored volume", &daemon.content("compare"), &daemon.content(volume));
     ctl.json(&["volume", "delete", "compare"]);
 }
 
@@ -32,51 +35,41 @@ fn acknowledged_writes_survive_kills() {
             ctl.add_local("nas", store.dir(), Some("passphrase"));
             ctl.create_volume("vol", &format!("{}MiB", WRITERS * REGION / MIB));
         } else {
-            assert!(recovered(&daemon), "a recovery goes without saying:\n{}", daemon.log());
-            let mut client = daemon.nbd("vol");
-            regions.iter_mut().for_each(|region| region.check(&mut client));
-            client.close();
-            // Done or not when the daemon was killed: a backup that was begun comes to its end.
+            assert!(recovered(&daemon), "the recovery is not logged:\n{}", daemon.log());
+            check_regions(&daemon, "vol", &mut regions);
+            // Interrupted backups complete.
             for task in ctl.json(&["cloudsnap", "status"]).as_array().unwrap() {
                 let task = ctl.wait_task(task["name"].as_str().unwrap());
                 assert!(task.state().ends_with("-Done"), "{task:?}");
             }
             let task = ctl.backup("vol");
-            restores_as_it_is(&ctl, &daemon, task.snap(), "vol");
+            assert_restore_equals_volume(&ctl, &daemon, task.snap(), "vol");
         }
         let count = AtomicU64::new(0);
         let (socket, until) = (daemon.nbd_socket(), rng.between(100, 2500));
         setup = std::thread::scope(|scope| {
-            for region in &mut regions {
-                let mut rng = Rng::fixed(rng.next_u64());
-                let (socket, count) = (&socket, &count);
-                scope.spawn(move || region.write_until_broken(socket, "vol", &mut rng, count));
-            }
+            spawn_writers(scope, &mut regions, (&socket, "vol"), &mut rng, &count);
             if round % 3 == 1 {
-                wait_for("some writes", || (count.load(Ordering::SeqCst) > until / 2).then_some(()));
+                wait_until("some writes", || count.load(Ordering::SeqCst) > until / 2);
                 ctl.json(&["snapshot", "create", "vol"]);
             }
             if round % 3 == 2 {
-                wait_for("some writes", || (count.load(Ordering::SeqCst) > until / 2).then_some(()));
+                wait_until("some writes", || count.load(Ordering::SeqCst) > until / 2);
                 ctl.start_backup("vol");
             }
-            wait_for("the writes", || (count.load(Ordering::SeqCst) >= until).then_some(()));
+            wait_until("the writes", || count.load(Ordering::SeqCst) >= until);
             daemon.kill()
         });
     }
-    let daemon = setup.start();
-    let mut client = daemon.nbd("vol");
-    regions.iter_mut().for_each(|region| region.check(&mut client));
+    check_regions(&setup.start(), "vol", &mut regions);
 }
 
 #[test]
 fn killed_backups_and_restores_complete_after_restart() {
-    let mut rng = Rng::of_test("backups_and_restores_killed_anywhere_come_to_their_end");
+    let mut rng = Rng::of_test("killed_backups_and_restores_complete_after_restart");
     let bed = Bed::new();
     let store = bed.store("store");
-    let mut daemon = bed.daemon("a").start();
-    daemon.ctl().add_local("nas", store.dir(), None);
-    daemon.ctl().create_volume("vol", "40MiB");
+    let mut daemon = bed.daemon("a").start_with_volume(&store, None, "40MiB");
     for round in 0..6 {
         let mut client = daemon.nbd("vol");
         for _ in 0..rng.between(1, 12) {
@@ -86,7 +79,7 @@ fn killed_backups_and_restores_complete_after_restart() {
         client.close();
         let ctl = daemon.ctl();
         let backup = ctl.start_backup("vol");
-        // An answer of the daemon, not a clock, determines the moment.
+        // Replies of the daemon, not a clock, set the moment of the kill.
         for _ in 0..rng.below(6) {
             ctl.task(&backup);
         }
@@ -95,7 +88,7 @@ fn killed_backups_and_restores_complete_after_restart() {
         let backup = ctl.wait_task(&backup);
         assert_eq!(backup.state(), "Backup-Done", "round {round}: {backup:?}");
         let listed = ctl.done_cloudsnaps();
-        assert_eq!(listed.len(), round + 1, "one backup, one cloud snapshot");
+        assert_eq!(listed.len(), round + 1, "a backup has other than one cloud snapshot");
         assert!(listed.iter().any(|id| id == backup.snap()));
 
         let started = ctl.json(&["cloudsnap", "restore", "--snap", backup.snap(), "--volume", "compare"]);
@@ -107,7 +100,7 @@ fn killed_backups_and_restores_complete_after_restart() {
         let ctl = daemon.ctl();
         let restore = ctl.wait_task(&restore);
         assert_eq!(restore.state(), "Restore-Done", "round {round}: {restore:?}");
-        assert_same("what was restored", &daemon.content("compare"), &daemon.content("vol"));
+        assert_same("restored volume", &daemon.content("compare"), &daemon.content("vol"));
         let volumes = ctl.json(&["volume", "list"]);
         assert_eq!(volumes.as_array().map(Vec::len), Some(2), "{volumes:#}");
         ctl.json(&["volume", "delete", "compare"]);
@@ -123,26 +116,24 @@ fn clean_stop_keeps_the_dirty_set_exact() {
     let mut rng = Rng::of_test("clean_stop_keeps_the_dirty_set_exact");
     let bed = Bed::new();
     let store = bed.store("store");
-    let mut daemon = bed.daemon("a").start();
-    daemon.ctl().add_local("nas", store.dir(), None);
-    daemon.ctl().create_volume("vol", "256MiB");
+    let mut daemon = bed.daemon("a").start_with_volume(&store, None, "256MiB");
     for _ in 0..3 {
         daemon.ctl().backup("vol");
         let mut client = daemon.nbd("vol");
         let mut blocks = std::collections::BTreeSet::new();
         for _ in 0..200 {
             let block = rng.below(256 * MIB / BLOCK);
-            // A few bytes of a block make it dirty, and no other one.
+            // A partial write dirties its block only.
             client.write(block * BLOCK + rng.below(BLOCK - 8), &rng.bytes(8));
             blocks.insert(block);
         }
         let dirty = blocks.len() as u64 * BLOCK;
         assert_eq!(daemon.ctl().volume("vol")["dirtyBytes"], dirty, "while it runs");
-        // The client is still there: the stop does not wait for it for ever.
+        // The stop does not wait for the connected client.
         let before = client.read_all();
         daemon = daemon.stop().start();
         drop(client);
-        assert!(!recovered(&daemon), "a clean stop needs no recovery:\n{}", daemon.log());
+        assert!(!recovered(&daemon), "recovery after a clean stop:\n{}", daemon.log());
         assert_eq!(daemon.ctl().volume("vol")["dirtyBytes"], dirty, "after the stop");
         assert_same("after the stop", &daemon.content("vol"), &before);
         let task = daemon.ctl().backup("vol");
@@ -155,28 +146,21 @@ fn stop_under_load_loses_no_writes() {
     let mut rng = Rng::of_test("stop_under_load_loses_no_writes");
     let bed = Bed::new();
     let store = bed.store("store");
-    let daemon = bed.daemon("a").start();
-    daemon.ctl().add_local("nas", store.dir(), None);
-    daemon.ctl().create_volume("vol", "16MiB");
+    let daemon = bed.daemon("a").start_with_volume(&store, None, "16MiB");
     daemon.ctl().backup("vol");
     let mut regions = [Region::new(0, 8 * MIB), Region::new(8 * MIB, 8 * MIB)];
     let (socket, count) = (daemon.nbd_socket(), AtomicU64::new(0));
     let setup = std::thread::scope(|scope| {
-        for region in &mut regions {
-            let mut rng = Rng::fixed(rng.next_u64());
-            let (socket, count) = (&socket, &count);
-            scope.spawn(move || region.write_until_broken(socket, "vol", &mut rng, count));
-        }
-        wait_for("some writes", || (count.load(Ordering::SeqCst) > 500).then_some(()));
+        spawn_writers(scope, &mut regions, (&socket, "vol"), &mut rng, &count);
+        wait_until("some writes", || count.load(Ordering::SeqCst) > 500);
         daemon.stop()
     });
     let daemon = setup.start();
-    assert!(!recovered(&daemon), "a clean stop needs no recovery:\n{}", daemon.log());
-    let mut client = daemon.nbd("vol");
-    regions.iter_mut().for_each(|region| region.check(&mut client));
+    assert!(!recovered(&daemon), "recovery after a clean stop:\n{}", daemon.log());
+    check_regions(&daemon, "vol", &mut regions);
     let task = daemon.ctl().backup("vol");
     assert!(task.is_incremental());
-    restores_as_it_is(&daemon.ctl(), &daemon, task.snap(), "vol");
+    assert_restore_equals_volume(&daemon.ctl(), &daemon, task.snap(), "vol");
 }
 
 #[test]
@@ -184,18 +168,16 @@ fn stopped_backup_resumes() {
     let mut rng = Rng::of_test("stopped_backup_resumes");
     let bed = Bed::new();
     let store = bed.store("store");
-    let daemon = bed.daemon("a").config("upload_concurrency = 1").start();
-    daemon.ctl().add_local("nas", store.dir(), None);
-    daemon.ctl().create_volume("vol", "128MiB");
+    let daemon = bed.daemon("a").config("upload_concurrency = 1").start_with_volume(&store, None, "128MiB");
     let mut client = daemon.nbd("vol");
     client.write_long(0, &rng.bytes(128 * MIB));
     let task = daemon.ctl().start_backup("vol");
-    wait_for("a pack in the store", || (!store.packs().is_empty()).then_some(()));
+    wait_until("a pack in the store", || !store.packs().is_empty());
     let setup = daemon.stop();
     drop(client);
     let daemon = setup.start();
     let ctl = daemon.ctl();
     let task = ctl.wait_task(&task);
     assert_eq!(task.state(), "Backup-Done", "{task:?}");
-    restores_as_it_is(&ctl, &daemon, task.snap(), "vol");
+    assert_restore_equals_volume(&ctl, &daemon, task.snap(), "vol");
 }

@@ -1,4 +1,4 @@
-//! Damaged volumes.
+//! Damaged volumes: refusal and salvage.
 
 use crate::harness::{Bed, Daemon, KIB, Nbd, Rng, Setup, assert_same};
 use serde_json::Value;
@@ -13,66 +13,62 @@ fn assert_names(error: &Value, parts: &[&str]) {
     }
 }
 
-/// A volume of three layers, in pieces of 64 KiB, and what two of its points hold.
+/// A volume of three layers, in units of 64 KiB, and the content of two of its points.
 struct Layers {
     name: &'static str,
     now: Vec<u8>,
     first: Vec<u8>,
 }
 
-const PIECE: u64 = 64 * KIB;
+const UNIT: u64 = 64 * KIB;
 
 impl Layers {
-    /// The first holds pieces 0 to 31, the second 8 to 15 and 40 to 47, and the head 12 and 13.
+    /// Creates the volume: the first layer has units 0 to 31, the second 8 to 15 and 40 to 47, the head 12
+    /// and 13.
     fn make(daemon: &Daemon, name: &'static str, rng: &mut Rng) -> Self {
         let ctl = daemon.ctl();
         ctl.create_volume(name, "4MiB");
         let mut client = daemon.nbd(name);
-        client.write_long(0, &rng.bytes(32 * PIECE));
+        client.write_long(0, &rng.bytes(32 * UNIT));
         ctl.json(&["snapshot", "create", name, "--name", "first"]);
         let first = client.read_all();
-        for piece in [8, 40] {
-            client.write(piece * PIECE, &rng.bytes(8 * PIECE));
+        for unit in [8, 40] {
+            client.write(unit * UNIT, &rng.bytes(8 * UNIT));
         }
         ctl.json(&["snapshot", "create", name, "--name", "second"]);
-        client.write(12 * PIECE, &rng.bytes(2 * PIECE));
+        client.write(12 * UNIT, &rng.bytes(2 * UNIT));
         client.flush();
         let now = client.read_all();
         client.close();
         Self { name, now, first }
     }
 
-    /// Exports a point; what can be read of it is what it held. Returns the pieces that cannot be read.
+    /// Exports a point and compares the readable units. Returns the unreadable units.
     fn lost(&self, setup: &Setup, point: Option<&str>, expected: &[u8]) -> Vec<u64> {
         let image = setup.data_dir().with_file_name("image");
         let image_arg = image.to_str().unwrap();
         let mut args = vec!["--check-volumes", self.name, "--export", image_arg, "--json"];
         args.extend(point.map(|name| ["--snapshot", name]).into_iter().flatten());
-        let (code, said, error) = setup.check(&args);
-        assert_eq!(code, 1, "{said}{error}");
-        let report: Value = serde_json::from_str(&said).unwrap();
+        let (code, stdout, stderr) = setup.check(&args);
+        assert_eq!(code, 1, "{stdout}{stderr}");
+        let report: Value = serde_json::from_str(&stdout).unwrap();
         let exported = &report["volumes"][0]["exported"];
         let number = |range: &Value, field: &str| range[field].as_u64().unwrap();
         let mut lost = Vec::new();
         for range in exported["unreadable"].as_array().unwrap() {
             assert!(!range["why"].as_str().unwrap().is_empty(), "{report:#}");
             let start = number(range, "offsetBytes");
-            lost.extend(start / PIECE..(start + number(range, "lengthBytes")) / PIECE);
+            lost.extend(start / UNIT..(start + number(range, "lengthBytes")) / UNIT);
         }
-        assert_eq!(number(exported, "unreadableBytes"), lost.len() as u64 * PIECE);
+        assert_eq!(number(exported, "unreadableBytes"), lost.len() as u64 * UNIT);
         let mut held = expected.to_vec();
-        for &piece in &lost {
-            held[(piece * PIECE) as usize..][..PIECE as usize].fill(0);
+        for &unit in &lost {
+            held[(unit * UNIT) as usize..][..UNIT as usize].fill(0);
         }
         assert_same(&format!("{} {point:?}", self.name), &std::fs::read(&image).unwrap(), &held);
         std::fs::remove_file(image).unwrap();
         lost
     }
-}
-
-/// Returns the files of a volume's directory.
-fn files_of(daemon: &std::path::Path, id: &str) -> std::path::PathBuf {
-    daemon.join("volumes").join(id)
 }
 
 fn alter(path: &std::path::Path, at: usize, bits: u8) {
@@ -83,19 +79,19 @@ fn alter(path: &std::path::Path, at: usize, bits: u8) {
 
 #[test]
 fn damaged_volume_is_refused_and_salvageable() {
-    let mut rng = Rng::of_test("damaged_volume_is_refused_and_what_can_be_read_is_exported");
+    let mut rng = Rng::of_test("damaged_volume_is_refused_and_salvageable");
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     let names = ["sound", "missing", "short", "bit", "set", "meta", "lost"];
     let volumes = names.map(|name| Layers::make(&daemon, name, &mut rng));
-    let ids = names.map(|name| daemon.ctl().volume(name)["id"].to_string().replace('"', ""));
+    let ids = names.map(|name| daemon.ctl().volume_id(name));
     let data_dir = daemon.seen_data_dir();
     let setup = daemon.stop();
-    let file = |nth: usize, name: &str| files_of(&data_dir, &ids[nth]).join(name);
+    let file = |nth: usize, name: &str| data_dir.join("volumes").join(&ids[nth]).join(name);
     let layer = |number: u32, end: &str| format!("layer-{number:016x}.{end}");
     std::fs::remove_file(file(1, &layer(2, "data"))).unwrap();
     let short = std::fs::File::options().write(true).open(file(2, &layer(1, "data"))).unwrap();
-    short.set_len(20 * PIECE + 1).unwrap();
+    short.set_len(20 * UNIT + 1).unwrap();
     alter(&file(3, &layer(2, "g0.set")), 60, 4);
     alter(&file(4, &layer(2, "g0.set")), 60, 5);
     alter(&file(5, "volume.meta"), 33, 64);
@@ -114,26 +110,26 @@ fn damaged_volume_is_refused_and_salvageable() {
         let error = ctl.fails(&["snapshot", "create", volume.name], 1);
         assert_names(&error, &[&culprit, "blockd --check-volumes"]);
     }
-    // The rest is served.
+    // The undamaged volume is served.
     assert_same("the sound volume", &daemon.content("sound"), &volumes[0].now);
     let setup = daemon.stop();
 
     let [_, missing, short, bit, set, meta, lost] = &volumes;
-    let pieces = |ranges: &[std::ops::Range<u64>]| ranges.iter().cloned().flatten().collect::<Vec<_>>();
-    assert_eq!(missing.lost(&setup, None, &missing.now), pieces(&[8..12, 14..16, 40..48]));
-    assert_eq!(missing.lost(&setup, Some("first"), &missing.first), pieces(&[]));
-    assert_eq!(short.lost(&setup, None, &short.now), pieces(&[20..26, 26..32]));
-    assert_eq!(short.lost(&setup, Some("first"), &short.first), pieces(&[20..26, 26..32]));
-    // One bit can be put right. Where that is not enough, only what lies above the layer is certain.
-    assert_eq!(bit.lost(&setup, None, &bit.now), pieces(&[]));
-    assert_eq!(set.lost(&setup, None, &set.now), pieces(&[0..12, 14..64]));
-    assert_eq!(set.lost(&setup, Some("first"), &set.first), pieces(&[]));
-    assert_eq!(meta.lost(&setup, None, &meta.now), pieces(&[]));
+    let units = |ranges: &[std::ops::Range<u64>]| ranges.iter().cloned().flatten().collect::<Vec<_>>();
+    assert_eq!(missing.lost(&setup, None, &missing.now), units(&[8..12, 14..16, 40..48]));
+    assert_eq!(missing.lost(&setup, Some("first"), &missing.first), units(&[]));
+    assert_eq!(short.lost(&setup, None, &short.now), units(&[20..26, 26..32]));
+    assert_eq!(short.lost(&setup, Some("first"), &short.first), units(&[20..26, 26..32]));
+    // One flipped bit is corrected. With more damage, only blocks above the layer are readable.
+    assert_eq!(bit.lost(&setup, None, &bit.now), units(&[]));
+    assert_eq!(set.lost(&setup, None, &set.now), units(&[0..12, 14..64]));
+    assert_eq!(set.lost(&setup, Some("first"), &set.first), units(&[]));
+    assert_eq!(meta.lost(&setup, None, &meta.now), units(&[]));
     let image = bed.path("image");
     let refused = |args: &[&str], word: &str| {
         let args = [args, &["--export", image.to_str().unwrap()]].concat();
-        let (code, said, error) = setup.check(&args);
-        assert!(code == 3 && error.contains(word), "{code} {said}{error}");
+        let (code, stdout, stderr) = setup.check(&args);
+        assert!(code == 3 && stderr.contains(word), "{code} {stdout}{stderr}");
     };
     refused(&["--check-volumes", lost.name], "volume.meta");
     refused(&["--check-volumes", "set", "--snapshot", "never"], "no snapshot never");
@@ -142,8 +138,8 @@ fn damaged_volume_is_refused_and_salvageable() {
     refused(&["--check-volumes", "sound"], "File exists");
     assert_eq!(std::fs::read(&image).unwrap(), b"mine");
 
-    // Nothing was changed: without the damage it is the volume that it was.
+    // The checks changed no file: the repaired volume has its content.
     alter(&file(4, &layer(2, "g0.set")), 60, 5);
     let daemon = setup.start();
-    assert_same("the mended volume", &daemon.content("set"), &set.now);
+    assert_same("the repaired volume", &daemon.content("set"), &set.now);
 }

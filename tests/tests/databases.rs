@@ -1,13 +1,13 @@
-//! The examples for databases: real servers under load on volumes of a group, frozen at one instant,
-//! restored, and checked by their own tools. Left out where a server is not installed, or filesystems cannot
-//! be mounted.
+//! The examples for databases: real servers under load on volumes of a consistency group, frozen together,
+//! restored, and checked by their own tools. Skipped where a server is missing or filesystems cannot be
+//! mounted.
 
 use crate::harness::{
-    Bed, Ctl, Daemon, announce,
-    database::{Disk, Server, as_user, keep_a_ledger, programs, run},
-    process::repository,
-    replay::filesystem::{Filesystem, missing, private_mounts},
-    time_of_another_half_day, wait_for,
+    Bed, Ctl, Daemon,
+    database::{Disk, as_user, programs, run, run_ledger_client, start_server},
+    process::{Process, repository},
+    replay::filesystem::{Filesystem, missing, with_private_mounts},
+    skip, time_of_another_half_day, wait_until,
 };
 use rustix::process::Signal;
 use serde_json::Value;
@@ -20,50 +20,46 @@ use std::{
     thread,
 };
 
-/// Clients that keep ledgers.
+/// Number of ledger clients.
 const CLIENTS: usize = 3;
-/// Entries of each ledger before anything is frozen.
+/// Entries of each ledger before the freeze.
 const ENTRIES_BEFORE: u64 = 50;
 
-/// Runs in a thread with mounts of its own, or says why not.
+/// Runs a test in a mount namespace of its own, or prints why it is skipped.
 fn with_mounts(
     name: &str,
     programs: Result<Vec<PathBuf>, String>,
     act: impl FnOnce(&Bed, &[PathBuf]) + Send,
 ) {
-    let skip = |what: String| announce(&format!("{name} is SKIPPED: it wants {what}"));
     let programs = match programs {
         Ok(programs) => programs,
-        Err(program) => return skip(format!("{program}: install the Debian package of the database")),
+        Err(program) => return skip(name, &format!("{program}: install the Debian package of the database")),
     };
     if let Some(what) = missing() {
-        return skip(what);
+        return skip(name, &what);
     }
     let act = || {
         let bed = Bed::on_disk();
-        // The database's own user comes through here.
+        // The database's user needs access to the directory.
         fs::set_permissions(bed.dir(), fs::Permissions::from_mode(0o755)).unwrap();
-        if let Err(what) = private_mounts() {
-            return skip(what);
-        }
-        if let Some(what) = Filesystem::Ext4.why_not(bed.dir()) {
-            return skip(what);
+        if let Some(what) = Filesystem::Ext4.mount_failure(bed.dir()) {
+            return skip(name, &what);
         }
         act(&bed, &programs);
     };
-    if let Err(panic) = thread::scope(|scope| scope.spawn(act).join()) {
-        std::panic::resume_unwind(panic);
+    if let Err(what) = with_private_mounts(act) {
+        skip(name, &what);
     }
 }
 
 /// Paths of a database's two volumes and its socket.
-struct Places {
+struct Paths {
     data: PathBuf,
     log: PathBuf,
     run: PathBuf,
 }
 
-impl Places {
+impl Paths {
     fn new(bed: &Bed, user: &str) -> Self {
         let this = Self { data: bed.path("data-of"), log: bed.path("log-of"), run: bed.path("run") };
         fs::create_dir(&this.run).unwrap();
@@ -96,8 +92,8 @@ fn answered_of(ledgers: &[AtomicU64]) -> Vec<u64> {
     ledgers.iter().map(|ledger| ledger.load(Ordering::SeqCst)).collect()
 }
 
-/// Checks the ledgers found, as lines `CLIENT COUNT LAST`: they have all entries answered before, none
-/// requested after the end, and no gaps.
+/// Checks ledgers, given as lines `CLIENT COUNT LAST`: they have all entries answered before, none requested
+/// after the end, and no gaps.
 fn assert_ledgers(found: &str, before: &[u64], after: &[u64]) {
     let lines: Vec<Vec<u64>> = found
         .lines()
@@ -107,7 +103,7 @@ fn assert_ledgers(found: &str, before: &[u64], after: &[u64]) {
     for (nth, line) in lines.iter().enumerate() {
         let [client, count, last] = line[..] else { panic!("{found}") };
         assert_eq!((client, count), (nth as u64, last), "entries are missing: {found}");
-        // One more may have been on its way.
+        // One more request may have been in flight.
         assert!(
             before[nth] <= last && last <= after[nth] + 1,
             "client {nth} has {last} entries; {} were answered before, {} after",
@@ -117,8 +113,8 @@ fn assert_ledgers(found: &str, before: &[u64], after: &[u64]) {
     }
 }
 
-/// Runs the ledgers, and what `act` does when all of them have some entries; gives what was answered before
-/// and after that.
+/// Runs `act` while the ledger clients run, after each has some entries. Returns the answered counts before
+/// and after.
 fn under_load<T>(
     client: impl Fn() -> Command + Sync,
     statement: impl Fn(usize, u64) -> String + Sync,
@@ -126,7 +122,7 @@ fn under_load<T>(
 ) -> (T, Vec<u64>, Vec<u64>) {
     let ledgers: Vec<AtomicU64> = (0..CLIENTS).map(|_| AtomicU64::new(0)).collect();
     let stop = AtomicBool::new(false);
-    /// Also when something panics.
+    /// Stops the clients on drop, so also on a panic.
     struct Stop<'a>(&'a AtomicBool);
     impl Drop for Stop<'_> {
         fn drop(&mut self) {
@@ -139,28 +135,28 @@ fn under_load<T>(
         for (nth, ledger) in ledgers.iter().enumerate() {
             let (client, statement, stop) = (&client, &statement, &stop);
             running.push(scope.spawn(move || {
-                keep_a_ledger(&mut client(), |number| statement(nth, number), stop, ledger);
+                run_ledger_client(&mut client(), |number| statement(nth, number), stop, ledger);
             }));
         }
         let wait_for_more = |more: u64| {
             let wanted: Vec<u64> = answered_of(&ledgers).iter().map(|count| count + more).collect();
-            wait_for("the ledgers to grow", || {
+            wait_until("the ledgers to grow", || {
                 assert!(!running.iter().any(|client| client.is_finished()), "a client has ended");
-                answered_of(&ledgers).iter().zip(&wanted).all(|(now, wanted)| now >= wanted).then_some(())
+                answered_of(&ledgers).iter().zip(&wanted).all(|(now, wanted)| now >= wanted)
             });
         };
         wait_for_more(ENTRIES_BEFORE);
         let before = answered_of(&ledgers);
         let done = act();
         let after = answered_of(&ledgers);
-        // What comes after the instant must not be in what is restored.
+        // The restored ledgers must not contain later entries.
         wait_for_more(2);
         drop(stop_at_end);
         (done, before, after)
     })
 }
 
-/// Runs a new schedule once until a number of runs without failed rules is done, and returns them.
+/// Creates a schedule, runs it once and waits for its runs, which must succeed. Returns the history.
 fn run_scheduled(ctl: &Ctl, of: &[&str], runs: usize) -> Value {
     let time = time_of_another_half_day();
     let create = ["cloudsnap", "schedules", "create", "--daily", &time];
@@ -168,11 +164,14 @@ fn run_scheduled(ctl: &Ctl, of: &[&str], runs: usize) -> Value {
     let uuid = schedule["uuid"].as_str().unwrap();
     ctl.json(&["cloudsnap", "schedules", "run-now", "--uuid", uuid]);
     let history = || ctl.json(&["cloudsnap", "history", "--uuid", uuid]);
-    wait_for("the runs to end", || {
-        let told = history();
-        let runs_of = told["runs"].as_array().unwrap().clone();
-        assert!(runs_of.iter().all(|run| run["state"] != "failed" && run["reason"].is_null()), "{told:#}");
-        (runs_of.iter().filter(|run| run["state"] == "done").count() == runs).then_some(())
+    wait_until("the runs to end", || {
+        let document = history();
+        let runs_of = document["runs"].as_array().unwrap().clone();
+        assert!(
+            runs_of.iter().all(|run| run["state"] != "failed" && run["reason"].is_null()),
+            "{document:#}"
+        );
+        runs_of.iter().filter(|run| run["state"] == "done").count() == runs
     });
     for task in ctl.json(&["cloudsnap", "status"]).as_array().unwrap() {
         let steps = task["quiesce"]["steps"].as_array().unwrap();
@@ -196,16 +195,16 @@ fn postgres_programs() -> Result<Vec<PathBuf>, String> {
 
 const POSTGRES: &str = "postgres";
 
-/// PostgreSQL on two volumes, with the programs of its newest installed version.
+/// PostgreSQL on two volumes, with the programs of the newest installed version.
 struct Postgres<'a> {
-    places: Places,
+    paths: Paths,
     log: PathBuf,
     programs: &'a [PathBuf],
 }
 
 impl<'a> Postgres<'a> {
     fn new(bed: &Bed, programs: &'a [PathBuf]) -> Self {
-        Self { places: Places::new(bed, POSTGRES), log: bed.path("postgres.log"), programs }
+        Self { paths: Paths::new(bed, POSTGRES), log: bed.path("postgres.log"), programs }
     }
 
     fn program(&self, name: &str) -> &Path {
@@ -213,19 +212,19 @@ impl<'a> Postgres<'a> {
     }
 
     fn data(&self) -> PathBuf {
-        self.places.data.join("files/main")
+        self.paths.data.join("files/main")
     }
 
     fn init(&self) {
         let mut command = as_user(POSTGRES, self.program("initdb"));
         command.args(["--auth", "trust", "--data-checksums", "--pgdata"]).arg(self.data());
-        run(command.arg("--waldir").arg(self.places.log.join("files/main")));
+        run(command.arg("--waldir").arg(self.paths.log.join("files/main")));
     }
 
     /// Returns a command with the environment of a client.
     fn as_client(&self, program: &Path) -> Command {
         let mut command = as_user(POSTGRES, program);
-        command.env("PGHOST", &self.places.run).env("PGDATABASE", "postgres").env("PGUSER", POSTGRES);
+        command.env("PGHOST", &self.paths.run).env("PGDATABASE", "postgres").env("PGUSER", POSTGRES);
         command
     }
 
@@ -233,16 +232,14 @@ impl<'a> Postgres<'a> {
         self.as_client(self.program(name))
     }
 
-    fn start(&self) -> Server {
+    fn start(&self) -> Process {
         let mut command = as_user(POSTGRES, self.program("postgres"));
-        command.arg("-D").arg(self.data()).arg("-k").arg(&self.places.run).args(["-c", "listen_addresses="]);
-        let mut server = Server::start(&mut command, &self.log);
-        server.wait_until(|| {
+        command.arg("-D").arg(self.data()).arg("-k").arg(&self.paths.run).args(["-c", "listen_addresses="]);
+        start_server(&mut command, &self.log, || {
             let mut command = self.client("psql");
             command.args(["--command", "SELECT 1"]);
             command
-        });
-        server
+        })
     }
 
     fn ask(&self, sql: &str) -> String {
@@ -251,7 +248,7 @@ impl<'a> Postgres<'a> {
         run(self.client("psql").args(plain))
     }
 
-    /// Returns a client that prints each answer at once.
+    /// Returns a client that prints each reply at once.
     fn ledger_client(&self) -> Command {
         let mut command = self.as_client(Path::new("stdbuf"));
         command.arg("--output=L").arg(self.program("psql"));
@@ -265,28 +262,28 @@ fn postgresql_is_restored_from_a_backup_made_under_load() {
     let name = "postgresql_is_restored_from_a_backup_made_under_load";
     with_mounts(name, postgres_programs(), |bed, programs| {
         let postgres = Postgres::new(bed, programs);
-        let places = &postgres.places;
+        let paths = &postgres.paths;
         let daemon = bed.daemon("a").start();
         let ctl = daemon.ctl();
         for (volume, size) in [("pgdata", "768MiB"), ("pgwal", "512MiB")] {
             ctl.json(&["volume", "create", volume, "--size", size, "--group", "pg"]);
         }
         ctl.add_local("nas", bed.store("store").dir(), Some("planted"));
-        let disks = places.mount(&daemon, ["pgdata", "pgwal"], Some(POSTGRES));
+        let disks = paths.mount(&daemon, ["pgdata", "pgwal"], Some(POSTGRES));
         postgres.init();
         let server = postgres.start();
         postgres.ask("CREATE TABLE ledger (client int, entry int, PRIMARY KEY (client, entry))");
         run(postgres.client("pgbench").args(["--initialize", "--quiet", "--scale", "5"]));
         let mut bench = postgres.client("pgbench");
         bench.args(["--client", "3", "--time", "3600"]);
-        let bench = Server::start(&mut bench, &bed.path("pgbench.log"));
+        let bench = Process::start_logged(&mut bench, &bed.path("pgbench.log"));
         let (tasks, before, after) = under_load(
             || postgres.ledger_client(),
             |client, entry| format!("INSERT INTO ledger VALUES ({client}, {entry}) RETURNING entry;\n"),
             || {
-                // The ready-made command, as the server's own user, in the rule of a schedule's group.
+                // The example's command runs as the server's user, by the rule of the schedule's group.
                 let command = repository().join("examples/postgresql/checkpoint");
-                let command = format!("PGHOST={} {}", places.run.display(), command.display());
+                let command = format!("PGHOST={} {}", paths.run.display(), command.display());
                 ctl.json(&["rule", "create", "pg", "--pre-command", &command, "--user", POSTGRES]);
                 ctl.json(&["rule", "assign", "pg", "--group", "pg"]);
                 run_scheduled(&ctl, &["--group", "pg", "--cred-id", "nas"], 2)
@@ -295,7 +292,7 @@ fn postgresql_is_restored_from_a_backup_made_under_load() {
         bench.end(Signal::KILL);
         let checkpoints = fs::read_to_string(&postgres.log).unwrap();
         assert!(checkpoints.contains("checkpoint starting: immediate force wait"), "{checkpoints}");
-        // As a power cut would end it.
+        // An immediate shutdown, as after a power cut.
         server.end(Signal::QUIT);
         disks.into_iter().for_each(Disk::unmount);
 
@@ -303,20 +300,20 @@ fn postgresql_is_restored_from_a_backup_made_under_load() {
         for volume in ["pgdata", "pgwal"] {
             restore(&ctl, volume);
         }
-        let disks = places.mount(&daemon, ["pgdata-restored", "pgwal-restored"], None);
+        let disks = paths.mount(&daemon, ["pgdata-restored", "pgwal-restored"], None);
         let server = postgres.start();
         let found =
             postgres.ask("SELECT client, count(*), max(entry) FROM ledger GROUP BY client ORDER BY client");
         assert_ledgers(&found, &before, &after);
-        // pgbench moves money: what went into accounts, tellers and branches is what its history says.
+        // pgbench adds each delta of its history to an account, a teller and a branch.
         let sums = postgres.ask(
             "SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(tbalance) FROM pgbench_tellers), \
                         (SELECT sum(bbalance) FROM pgbench_branches), (SELECT sum(delta) FROM pgbench_history)",
         );
         let sums: Vec<&str> = sums.trim().split('|').collect();
         assert!(sums.len() == 4 && sums.iter().all(|sum| *sum == sums[0] && !sum.is_empty()), "{sums:?}");
-        let thorough = ["--all", "--install-missing", "--heapallindexed", "--parent-check"];
-        run(postgres.client("pg_amcheck").args(thorough));
+        let checks = ["--all", "--install-missing", "--heapallindexed", "--parent-check"];
+        run(postgres.client("pg_amcheck").args(checks));
         server.end(Signal::INT);
         let checksums = postgres.program("pg_checksums");
         run(as_user(POSTGRES, checksums).arg("--check").arg("--pgdata").arg(postgres.data()));
@@ -326,7 +323,7 @@ fn postgresql_is_restored_from_a_backup_made_under_load() {
 
 /// Restores the backup of a volume.
 fn restore(ctl: &Ctl, volume: &str) {
-    let id = ctl.volume(volume)["id"].as_str().unwrap().to_owned();
+    let id = ctl.volume_id(volume);
     let snaps = ctl.done_cloudsnaps();
     let snap = snaps.iter().find(|snap| snap.contains(&format!("/{id}-"))).unwrap();
     ctl.restore(snap, &format!("{volume}-restored"));
@@ -336,7 +333,7 @@ const MYSQL: &str = "mysql";
 
 /// MariaDB on two volumes.
 struct MariaDb<'a> {
-    places: Places,
+    paths: Paths,
     socket: PathBuf,
     defaults: String,
     log: PathBuf,
@@ -345,20 +342,20 @@ struct MariaDb<'a> {
 
 impl<'a> MariaDb<'a> {
     fn new(bed: &Bed, programs: &'a [PathBuf]) -> Self {
-        let places = Places::new(bed, MYSQL);
-        let socket = places.run.join("db.sock");
+        let paths = Paths::new(bed, MYSQL);
+        let socket = paths.run.join("db.sock");
         let options = bed.path("options.cnf");
         let text = format!(
             "[mariadbd]\ndatadir={data}\ninnodb_log_group_home_dir={log}\nsocket={socket}\npid-file={run}/db.pid\n\
              skip-networking\ninnodb_log_file_size=32M\ninnodb_buffer_pool_size=64M\n",
-            data = places.data.join("files").display(),
-            log = places.log.join("files").display(),
+            data = paths.data.join("files").display(),
+            log = paths.log.join("files").display(),
             socket = socket.display(),
-            run = places.run.display(),
+            run = paths.run.display(),
         );
         fs::write(&options, text).unwrap();
         let defaults = format!("--defaults-file={}", options.display());
-        Self { places, socket, defaults, log: bed.path("mariadb.log"), programs }
+        Self { paths, socket, defaults, log: bed.path("mariadb.log"), programs }
     }
 
     fn program(&self, name: &str) -> &Path {
@@ -380,23 +377,21 @@ impl<'a> MariaDb<'a> {
         run(self.client("mariadb").args(["--batch", "--skip-column-names", "--execute", sql]))
     }
 
-    fn start(&self) -> Server {
+    fn start(&self) -> Process {
         let mut command = as_user(MYSQL, self.program("mariadbd"));
-        let mut server = Server::start(command.arg(&self.defaults), &self.log);
-        server.wait_until(|| {
+        start_server(command.arg(&self.defaults), &self.log, || {
             let mut command = self.client("mariadb");
             command.args(["--execute", "SELECT 1"]);
             command
-        });
-        server
+        })
     }
 
-    /// Returns the example's command that holds all tables.
+    /// Returns the example's command that locks all tables.
     fn hold(&self, bed: &Bed) -> String {
         format!(
             "HOLD_DIR={} SYNC_DIR={} MARIADB_OPTS='--no-defaults --user=root --socket={}' {}",
             bed.dir().display(),
-            self.places.data.display(),
+            self.paths.data.display(),
             self.socket.display(),
             repository().join("examples/mariadb/hold").display()
         )
@@ -409,14 +404,14 @@ fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
     let wanted = ["mariadb-install-db", "mariadbd", "mariadb", "mariadb-check"];
     with_mounts(name, programs(&["/usr/bin", "/usr/sbin"], &wanted), |bed, programs| {
         let mariadb = MariaDb::new(bed, programs);
-        let places = &mariadb.places;
+        let paths = &mariadb.paths;
         let daemon = bed.daemon("a").start();
         let ctl = daemon.ctl();
         for (volume, size) in [("dbdata", "768MiB"), ("dblog", "384MiB")] {
             ctl.json(&["volume", "create", volume, "--size", size, "--group", "db"]);
         }
         ctl.add_local("nas", bed.store("store").dir(), Some("planted"));
-        let disks = places.mount(&daemon, ["dbdata", "dblog"], Some(MYSQL));
+        let disks = paths.mount(&daemon, ["dbdata", "dblog"], Some(MYSQL));
         mariadb.install();
         let server = mariadb.start();
         mariadb.ask(
@@ -439,7 +434,7 @@ fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
             || {
                 let (begin, end) = (format!("{hold} begin"), format!("{hold} end"));
                 ctl.json(&["rule", "create", "db", "--pre-command", &begin, "--post-command", &end]);
-                // Both the backups of the schedule and the local snapshots that it keeps are of one freeze.
+                // The backups of the schedule and its local snapshots have the same freeze.
                 let of = ["--group", "db", "--rule", "db", "--cred-id", "nas", "--local-keep-last", "2"];
                 run_scheduled(&ctl, &of, 4)
             },
@@ -447,12 +442,12 @@ fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
         server.end(Signal::KILL);
         disks.into_iter().for_each(Disk::unmount);
 
-        // One volume from the store, and the other one from the local snapshot of the same freeze.
+        // One volume comes from the store, the other one from the local snapshot of the same freeze.
         restore(&ctl, "dbdata");
         let local = ctl.json(&["snapshot", "list", "dblog"])[0]["name"].as_str().unwrap().to_owned();
         assert!(local.starts_with("sched-"), "{local}");
         ctl.json(&["volume", "clone", "dblog-restored", "--from", &format!("dblog@{local}")]);
-        let disks = places.mount(&daemon, ["dbdata-restored", "dblog-restored"], None);
+        let disks = paths.mount(&daemon, ["dbdata-restored", "dblog-restored"], None);
         let server = mariadb.start();
         let ledgers = |table: &str| {
             mariadb.ask(&format!(
@@ -460,7 +455,7 @@ fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
             ))
         };
         assert_ledgers(&ledgers("ledger"), &before, &after);
-        // What the hold is for: tables that no crash is good for are whole, without having been repaired.
+        // The lock keeps tables consistent that do not recover from a crash.
         let checked = run(mariadb.client("mariadb-check").args(["--all-databases", "--check", "--extended"]));
         for line in checked.lines() {
             assert!(line.trim_end().ends_with("OK"), "{checked}");

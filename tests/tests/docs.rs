@@ -1,12 +1,10 @@
-//! Executes the commands of README.md and docs/: each page in a private mount namespace with a daemon of its
-//! own.
+//! Executes the commands of README.md and docs/, each page in a mount namespace with a daemon of its own.
 //!
 //! A page's `console` blocks are one shell session. Lines that begin with `$ ` are commands; the lines below
 //! are their output, where `...` matches any number of lines and words with digits match each other. A
 //! comment `# exits with N` promises another exit status than 0. Blocks of `console,host` (systemd, root or
-//! hardware) and `console,account` (a cloud account) are not carried out; their `blockctl` commands run
-//! without a daemon, which shows that the command line is valid. `<!-- test … -->` holds commands that a page
-//! takes for granted.
+//! hardware) and `console,account` (a cloud account) are not executed; their `blockctl` commands run without
+//! a daemon, which shows that the command line is valid. `<!-- test … -->` contains the setup of a page.
 
 use crate::harness::process::{both, die_with_parent, program, repository, tool};
 use std::{
@@ -44,7 +42,7 @@ struct Step {
     line: usize,
     command: String,
     expected: Vec<String>,
-    /// Of a comment: the session ends if it fails.
+    /// Setup from a comment, which ends at its first failing command.
     is_setup: bool,
     runs: bool,
 }
@@ -59,7 +57,7 @@ impl Step {
     }
 }
 
-/// Reads the commands of a page. Of blocks that are not carried out, only those of `blockctl` are kept.
+/// Reads the commands of a page. Of blocks that are not executed, only `blockctl` commands are kept.
 fn steps_of(page: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut block: Option<&str> = None;

@@ -1,12 +1,12 @@
-//! Disks that are full and disks that fail, under a daemon that runs: clients get the error that it was,
-//! nothing that was flushed is lost, and nothing is called flushed that may not be.
+//! Full and failing disks below a running daemon: clients get the errno of the disk, flushed writes are kept,
+//! and no failed flush is acknowledged.
 
 use crate::harness::{
     Bed, Daemon, MIB, Nbd, Rng, assert_same,
     fault::FailingDisk,
-    nbd::{Failure, command, errno, flag},
+    nbd::{Failure, command, errno, flag, refused},
     process::{both, die_with_parent},
-    wait_for,
+    wait_for, wait_until,
 };
 use std::process::Command;
 
@@ -23,16 +23,13 @@ fn libnbd_errno(daemon: &Daemon, calls: &str) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-fn refused(done: Result<(), Failure>) -> u32 {
-    match done {
-        Err(Failure::Refused(errno)) => errno,
-        Err(Failure::Broken(error)) => panic!("the connection broke: {error}"),
-        Ok(()) => panic!("not refused"),
-    }
-}
-
-fn flush(client: &mut Nbd) -> Result<(), Failure> {
-    client.call(command::FLUSH, 0, 0, 0, &[])
+/// Starts a daemon with a failing disk and the volume `vol`. Returns the id of the volume as well.
+fn daemon_on_failing_disk(bed: &Bed) -> (FailingDisk, Daemon, String) {
+    let disk = FailingDisk::build(bed.dir());
+    let daemon = disk.under(bed.daemon("a")).start();
+    daemon.ctl().create_volume("vol", "8MiB");
+    let id = daemon.ctl().volume_id("vol");
+    (disk, daemon, id)
 }
 
 fn write(client: &mut Nbd, flags: u16, offset: u64, data: &[u8]) -> Result<(), Failure> {
@@ -42,23 +39,20 @@ fn write(client: &mut Nbd, flags: u16, offset: u64, data: &[u8]) -> Result<(), F
 #[test]
 fn failed_sync_stops_the_volume_until_a_restart() {
     let bed = Bed::new();
-    let disk = FailingDisk::build(bed.dir());
-    let daemon = disk.under(bed.daemon("a")).start();
-    daemon.ctl().create_volume("vol", "8MiB");
+    let (disk, daemon, volume) = daemon_on_failing_disk(&bed);
     daemon.ctl().create_volume("other", "1MiB");
     let flushed = Rng::fixed(6).bytes(2 * MIB);
     let (mut one, mut two, mut other) = (daemon.nbd("vol"), daemon.nbd("vol"), daemon.nbd("other"));
     one.write_long(0, &flushed);
     one.flush();
 
-    let volume = daemon.ctl().volume("vol")["id"].as_str().unwrap().to_owned();
     disk.fail("fdatasync", errno::EIO, &volume);
-    write(&mut one, 0, 4 * MIB, &[1; 4096]).expect("nothing says yet that it cannot be kept");
-    assert_eq!(refused(flush(&mut one)), errno::EIO);
-    // The kernel drops what it could not write and calls the next sync a success: that proves nothing.
+    write(&mut one, 0, 4 * MIB, &[1; 4096]).expect("the write is not synced yet");
+    assert_eq!(refused(one.try_flush()), errno::EIO);
+    // After a failed sync the kernel drops the pages, and the next sync succeeds without them.
     disk.heal();
     for (client, name) in [(&mut one, "the same connection"), (&mut two, "another one")] {
-        assert_eq!(refused(flush(client)), errno::EIO, "FLUSH on {name}");
+        assert_eq!(refused(client.try_flush()), errno::EIO, "FLUSH on {name}");
         assert_eq!(refused(write(client, flag::FUA, 0, &[2; 4096])), errno::EIO, "FUA on {name}");
     }
     for calls in
@@ -74,7 +68,7 @@ fn failed_sync_stops_the_volume_until_a_restart() {
         let reason = volume["stateReason"].as_str().unwrap_or_default();
         assert!(reason.contains("sync") && reason.contains("Input/output error"), "{volume:#}");
     }
-    // Another volume on the same disk goes on.
+    // Another volume on the same disk is up.
     other.write(0, &[3; 4096]);
     other.flush();
     assert_eq!(daemon.ctl().volume("other")["state"], "up");
@@ -83,9 +77,9 @@ fn failed_sync_stops_the_volume_until_a_restart() {
     assert_eq!(daemon.ctl().volume("vol")["state"], "up");
     let mut client = daemon.nbd("vol");
     let kept = client.read(0, flushed.len() as u64);
-    assert_same("what was flushed before", &kept, &flushed);
+    assert_same("data flushed before", &kept, &flushed);
     client.write(0, &[4; 4096]);
-    assert_eq!(refused(flush(&mut client)), errno::EIO, "the client may have survived the loss");
+    assert_eq!(refused(client.try_flush()), errno::EIO, "the client may have survived the loss");
     client.flush();
     assert_same("after the restart", &client.read(0, 4096), &[4; 4096]);
     assert_same("the other volume", &daemon.nbd("other").read(0, 4096), &[3; 4096]);
@@ -109,14 +103,14 @@ fn requests_waiting_for_the_disk_get_the_sync_error() {
     ];
     for (name, command, flags, len, payload) in requests {
         daemon.ctl().create_volume(name, "1MiB");
-        let volume = daemon.ctl().volume(name)["id"].as_str().unwrap().to_owned();
+        let volume = daemon.ctl().volume_id(name);
         let mut client = daemon.nbd(name);
         client.write(0, &[1; 8192]);
         disk.fail("fdatasync", errno::EIO, &volume);
-        // The first one that could know.
+        // The first request that waits for the sync gets the error.
         assert_eq!(refused(client.call(command, flags, 0, len, payload)), errno::EIO, "{name}");
         disk.heal();
-        assert_eq!(refused(flush(&mut client)), errno::EIO, "after {name}");
+        assert_eq!(refused(client.try_flush()), errno::EIO, "after {name}");
         assert_eq!(daemon.ctl().volume(name)["state"], "failed", "after {name}");
     }
     drop(daemon.kill());
@@ -128,14 +122,14 @@ fn discarded_writes_fail_the_first_flush_of_each_connection() {
     let daemon = bed.daemon("a").start();
     daemon.ctl().create_volume("vol", "8MiB");
     daemon.ctl().create_volume("other", "8MiB");
-    let volume = daemon.ctl().volume("vol")["id"].as_str().unwrap().to_owned();
+    let volume = daemon.ctl().volume_id("vol");
     let mut client = daemon.nbd("vol");
     client.write(0, &[1; 4096]);
     client.flush();
     client.write(8192, &[2; 4096]);
     let dir = daemon.seen_data_dir().join("volumes").join(volume);
     let setup = daemon.kill();
-    // The page cache still has the write; without the map, the start cannot know of it.
+    // The page cache still has the write; without the map, the daemon cannot find it.
     for file in std::fs::read_dir(dir).unwrap() {
         let path = file.unwrap().path();
         if path.extension().is_some_and(|end| end == "map") {
@@ -145,11 +139,11 @@ fn discarded_writes_fail_the_first_flush_of_each_connection() {
     let daemon = setup.start();
     let (mut one, mut two) = (daemon.nbd("vol"), daemon.nbd("vol"));
     assert_same("the last flush", &one.read(0, 12288), &[vec![1; 4096], vec![0; 8192]].concat());
-    assert_eq!(refused(flush(&mut one)), errno::EIO);
-    flush(&mut one).expect("the client got the error");
+    assert_eq!(refused(one.try_flush()), errno::EIO);
+    one.try_flush().expect("the client got the error");
     assert_eq!(refused(write(&mut two, flag::FUA, 0, &[3; 4096])), errno::EIO);
     write(&mut two, flag::FUA, 0, &[3; 4096]).expect("the client got the error");
-    flush(&mut daemon.nbd("other")).expect("nothing of it was lost");
+    daemon.nbd("other").try_flush().expect("no write of the other volume was lost");
 
     let shown = daemon.ctl().volume("vol");
     assert_eq!(shown["discardedWrites"]["clients"], "all", "{shown:#}");
@@ -163,20 +157,17 @@ fn discarded_writes_fail_the_first_flush_of_each_connection() {
     assert!(daemon.ctl().volume("vol")["discardedWrites"].is_null());
     let status = daemon.ctl().json(&["status"]);
     assert!(status["problems"].as_array().is_none_or(Vec::is_empty), "{status:#}");
-    flush(&mut daemon.nbd("vol")).expect("the loss was acknowledged");
+    daemon.nbd("vol").try_flush().expect("the loss was acknowledged");
     let daemon = daemon.kill().start();
-    flush(&mut daemon.nbd("vol")).expect("the loss was acknowledged");
+    daemon.nbd("vol").try_flush().expect("the loss was acknowledged");
     let _ = daemon.stop();
 }
 
 #[test]
 fn map_that_cannot_be_synced_at_a_start_fails_its_volume_only() {
     let bed = Bed::new();
-    let disk = FailingDisk::build(bed.dir());
-    let daemon = disk.under(bed.daemon("a")).start();
-    daemon.ctl().create_volume("vol", "8MiB");
+    let (disk, daemon, volume) = daemon_on_failing_disk(&bed);
     daemon.ctl().create_volume("other", "8MiB");
-    let volume = daemon.ctl().volume("vol")["id"].as_str().unwrap().to_owned();
     let mut client = daemon.nbd("vol");
     client.write(0, &[1; 4096]);
     client.flush();
@@ -191,34 +182,31 @@ fn map_that_cannot_be_synced_at_a_start_fails_its_volume_only() {
     let daemon = daemon.kill().start();
     let mut client = daemon.nbd("vol");
     assert_same("the last flush", &client.read(0, 12288), &[vec![1; 4096], vec![0; 8192]].concat());
-    assert_eq!(refused(flush(&mut client)), errno::EIO);
+    assert_eq!(refused(client.try_flush()), errno::EIO);
     let _ = daemon.stop();
 }
 
 #[test]
 fn failed_write_is_reported_and_the_volume_continues() {
     let bed = Bed::new();
-    let disk = FailingDisk::build(bed.dir());
-    let daemon = disk.under(bed.daemon("a")).start();
-    daemon.ctl().create_volume("vol", "8MiB");
+    let (disk, daemon, volume) = daemon_on_failing_disk(&bed);
     let mut client = daemon.nbd("vol");
     client.write(0, &[1; 8192]);
     client.flush();
-    let volume = daemon.ctl().volume("vol")["id"].as_str().unwrap().to_owned();
     let map = format!("{volume}/layer-0000000000000001.map");
     let errors = [(errno::EIO, "EIO"), (errno::ENOSPC, "ENOSPC")];
     let failures = errors.map(|error| [&volume, &map].map(|part| (error, part)));
     for (nth, ((code, name), part)) in (1..).zip(failures.into_iter().flatten()) {
-        // Blocks that the map does not have.
+        // The map does not have these blocks yet.
         let at = nth * MIB;
         disk.fail("pwrite", code, part);
         assert_eq!(refused(write(&mut client, 0, at, &[2; 65536])), code, "{part}");
         assert_eq!(libnbd_errno(&daemon, &format!("h.pwrite(bytes([5]) * 4096, {at})")), name, "{part}");
         disk.heal();
-        assert_same("what was there", &client.read(0, 8192), &[1; 8192]);
+        assert_same("data from before", &client.read(0, 8192), &[1; 8192]);
         client.write(at, &[3; 65536]);
         client.flush();
-        assert_same("what was written again", &client.read(at, 65536), &[3; 65536]);
+        assert_same("data written after the failure", &client.read(at, 65536), &[3; 65536]);
     }
     assert_eq!(daemon.ctl().volume("vol")["state"], "up");
     client.close();
@@ -228,13 +216,12 @@ fn failed_write_is_reported_and_the_volume_continues() {
     let _ = daemon.stop();
 }
 
-/// Has a file that is not blockd's take the rest of the data directory's filesystem, to the last piece of
-/// this size.
-fn fill(daemon: &Daemon, piece: u64) -> std::path::PathBuf {
+/// Fills the data directory's filesystem with another file, up to this granularity.
+fn fill(daemon: &Daemon, granularity: u64) -> std::path::PathBuf {
     let other = daemon.seen_data_dir().join("others");
     let mut room = 64 * MIB;
     let file = std::fs::File::create(&other).unwrap();
-    while room >= piece {
+    while room >= granularity {
         let at = file.metadata().unwrap().len();
         match rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), at, room) {
             Ok(()) => {}
@@ -264,8 +251,8 @@ fn full_disk_lets_snapshots_be_deleted_and_merged() {
     let more = Rng::fixed(9).bytes(4 * MIB);
     assert_eq!(refused(write(&mut client, 0, 32 * MIB, &more[..1 << 20])), errno::ENOSPC);
     ctl.json(&["snapshot", "delete", "vol@old"]);
-    wait_for("the merge", || (ctl.volume("vol")["layers"] == 2).then_some(()));
-    // The reserve is filled first.
+    wait_until("the merge", || ctl.volume("vol")["layers"] == 2);
+    // The daemon refills its reserve first.
     wait_for("room", || write(&mut client, 0, 32 * MIB, &more[..1 << 20]).ok());
     client.write_long(32 * MIB, &more);
     client.flush();
@@ -275,7 +262,7 @@ fn full_disk_lets_snapshots_be_deleted_and_merged() {
     let _ = daemon.stop();
 }
 
-/// A restore that does not fit fails with an error and leaves no volume.
+/// Checks that a restore without enough space fails and leaves no volume.
 fn assert_large_restore_fails(bed: &Bed, daemon: &Daemon) {
     let store = bed.store("store");
     let other = bed.daemon("b").start();
@@ -303,25 +290,25 @@ fn full_disk_refuses_writes_until_space_is_free() {
     let full =
         (8..64).find_map(|nth| write(&mut client, 0, nth * MIB, &content[..1 << 20]).err().map(|e| (nth, e)));
     let (nth, failure) = full.expect("the disk is full");
-    assert_eq!(refused(Err(failure)), errno::ENOSPC);
+    assert_eq!(refused::<()>(Err(failure)), errno::ENOSPC);
     let calls = format!("h.pwrite(bytes([9]) * 1048576, {})", nth * MIB);
     assert_eq!(libnbd_errno(&daemon, &calls), "ENOSPC");
-    assert_same("what was flushed", &client.read(0, content.len() as u64), &content);
+    assert_same("flushed data", &client.read(0, content.len() as u64), &content);
     client.flush();
-    assert_eq!(daemon.ctl().volume("vol")["state"], "up", "a full disk is no failure");
+    assert_eq!(daemon.ctl().volume("vol")["state"], "up", "a full disk failed the volume");
 
-    // Trimmed space can be written again.
+    // Trimmed space is writable.
     assert!(client.call(command::TRIM, 0, 4 * MIB, 4 * MIB, &[]).is_ok());
     wait_for("room after the trim", || write(&mut client, 0, 4 * MIB, &content[4 << 20..]).ok());
     std::fs::remove_file(&other).unwrap();
-    // On a busy machine the kernel needs a moment to give the room back.
-    for (nth, piece) in (16..).zip(content.chunks(1 << 20)) {
-        wait_for("room", || write(&mut client, 0, nth * MIB, piece).ok());
+    // On a busy machine the kernel frees the space with a delay.
+    for (nth, chunk) in (16..).zip(content.chunks(1 << 20)) {
+        wait_for("room", || write(&mut client, 0, nth * MIB, chunk).ok());
     }
     client.flush();
     assert_eq!(libnbd_errno(&daemon, &calls), "none");
-    assert_same("without a restart", &client.read(16 * MIB, content.len() as u64), &content);
-    assert_same("and before", &client.read(0, content.len() as u64), &content);
+    assert_same("data written after the deletion", &client.read(16 * MIB, content.len() as u64), &content);
+    assert_same("data flushed before", &client.read(0, content.len() as u64), &content);
     client.close();
     let _ = daemon.stop();
 }

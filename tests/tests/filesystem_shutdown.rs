@@ -1,9 +1,9 @@
-//! A filesystem below one volume's data directory that shuts down, as ext4 and XFS do after a failed metadata
-//! write. Skipped where filesystems cannot be mounted.
+//! Shutdown of the filesystem below the data directory, as by ext4 and XFS after a failed metadata write.
+//! Skipped where filesystems cannot be mounted.
 
 use crate::harness::{
-    MIB, Nbd, Setup, assert_same,
-    nbd::{Failure, command, errno},
+    MIB, Setup, assert_same,
+    nbd::{command, errno, refused},
     process::{both, die_with_parent},
     replay::filesystem::{Filesystem, Mount, with_mounts},
 };
@@ -16,11 +16,8 @@ fn shut_down(mount: &Path) {
     assert!(output.status.success(), "{}", both(&output));
 }
 
-fn flush(client: &mut Nbd) -> Result<(), Failure> {
-    client.call(command::FLUSH, 0, 0, 0, &[])
-}
-
-/// The volume fails with EIO; the daemon lives, and goes on with the last flush after the next mount.
+/// Checks that the volume fails with EIO, that the daemon survives, and that the next mount has the last
+/// flush.
 fn shutdown_fails_the_volume_only(filesystem: Filesystem, dir: &Path) {
     let image = dir.join("fs.img");
     filesystem.make(&image);
@@ -35,14 +32,11 @@ fn shutdown_fails_the_volume_only(filesystem: Filesystem, dir: &Path) {
     client.write(0, &[2; 4096]);
     client.write(32 * MIB, &[2; 4096]);
     shut_down(&data_dir);
-    match flush(&mut client) {
-        Err(Failure::Refused(errno::EIO)) => {}
-        other => panic!("a flush on a filesystem that was shut down: {other:?}"),
-    }
-    // On pages that the kernel has not mapped or has made read-only again.
+    assert_eq!(refused(client.try_flush()), errno::EIO, "a flush after the shutdown");
+    // The kernel has not mapped these pages, or has made them read-only.
     for block in [1, 5000, 9000] {
         let written = client.call(command::WRITE, 0, block * 4096, 4096, &[3; 4096]);
-        assert!(matches!(written, Err(Failure::Refused(errno::EIO))), "block {block}: {written:?}");
+        assert_eq!(refused(written), errno::EIO, "block {block}");
     }
     assert_eq!(daemon.ctl().volume("vol")["state"], "failed");
     drop(client);
@@ -52,8 +46,7 @@ fn shutdown_fails_the_volume_only(filesystem: Filesystem, dir: &Path) {
     let daemon = setup.start();
     let mut client = daemon.nbd("vol");
     assert_same("the last flush", &client.read(0, 4096), &[1; 4096]);
-    let flushed = flush(&mut client);
-    assert!(matches!(flushed, Err(Failure::Refused(errno::EIO))), "a client that reconnects: {flushed:?}");
+    assert_eq!(refused(client.try_flush()), errno::EIO, "the first flush of a reconnected client");
     drop(client);
     drop(daemon.kill());
     mount.end().unwrap();

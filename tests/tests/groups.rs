@@ -1,7 +1,6 @@
-//! Volumes that are frozen together: real writers on many connections, a real disk that fills up, and a
-//! daemon that dies.
+//! Consistency groups: real writers on many connections, and a daemon that dies.
 
-use crate::harness::{BLOCK, Bed, Ctl, Daemon, Nbd, wait_for};
+use crate::harness::{BLOCK, Bed, Ctl, Daemon, Nbd, wait_for, wait_until};
 use serde_json::Value;
 use std::{
     path::Path,
@@ -19,8 +18,8 @@ fn name(volume: u64) -> String {
     format!("v{volume}")
 }
 
-/// A chain of writes over all volumes, each issued after the one before was answered, each volume on a
-/// connection of its own: write number n goes to the volume whose turn it is and says n.
+/// Sends a chain of writes to all volumes in turn, each after the reply to the one before, each volume on its
+/// own connection. Write n has the content n.
 fn write_chain(socket: &Path, chain: u64, stop: &AtomicBool, answered: &AtomicU64) {
     let mut clients: Vec<Nbd> = (0..VOLUMES).map(|volume| Nbd::open(socket, &name(volume))).collect();
     for number in 1u64.. {
@@ -38,7 +37,7 @@ fn volume_of(chain: u64, write: u64) -> usize {
     ((write * step + chain) % VOLUMES) as usize
 }
 
-/// Returns the cells of a chain in each volume after this last write.
+/// Returns the number of the chain's last write in each volume.
 fn cells_after(chain: u64, last: u64) -> Vec<u64> {
     let mut cells = vec![0; VOLUMES as usize];
     for write in last.saturating_sub(VOLUMES - 1).max(1)..=last {
@@ -85,7 +84,7 @@ fn events_over_many_connections_keep_causal_order() {
                 .map(|client| u64::from_le_bytes(client.read(chain * BLOCK, 8)[..8].try_into().unwrap()))
                 .collect();
             let last = cells.iter().copied().max().unwrap();
-            assert_eq!(cells, cells_after(chain, last), "chain {chain} has an effect without its cause");
+            assert_eq!(cells, cells_after(chain, last), "chain {chain} has a write without its predecessor");
             let (at_least, at_most) = (before[chain as usize], after[chain as usize] + 1);
             assert!((at_least..=at_most).contains(&last), "chain {chain}: {last} of {at_least} to {at_most}");
         }
@@ -94,19 +93,22 @@ fn events_over_many_connections_keep_causal_order() {
             ctl.json(&["snapshot", "delete", &format!("{}@{snap}", name(volume))]);
         }
     }
-    // They run as fast as they may, which on a busy machine is no faster than this.
-    wait_for("the writers to have done more than a few writes", || {
+    // On a busy machine the writers may be slow.
+    wait_until("more writes than freezes by each writer", || {
         assert!(writers.iter().all(|writer| !writer.is_finished()), "a writer has ended");
-        answered.iter().all(|last| last.load(Ordering::SeqCst) > FREEZES).then_some(())
+        answered.iter().all(|last| last.load(Ordering::SeqCst) > FREEZES)
     });
     stop.store(true, Ordering::SeqCst);
     writers.into_iter().for_each(|writer| writer.join().unwrap());
 }
 
 fn assert_invalid_groups_are_refused(ctl: &Ctl) {
-    // One that has a snapshot of that name already keeps all of them from being taken.
-    let error = ctl.fails(&["snapshot", "create-group", "--group", "shop", "--name", "two"], 5);
-    assert!(error["message"].as_str().unwrap().contains("volume db has a snapshot two already"), "{error}");
+    // One member with a snapshot of that name prevents the whole group snapshot.
+    ctl.fails_with(
+        &["snapshot", "create-group", "--group", "shop", "--name", "two"],
+        5,
+        "volume db has a snapshot two already",
+    );
     for (args, code, part) in [
         (vec!["--group", "empty"], 4, "no volume is in group empty"),
         (vec!["--label", "app=none"], 4, "no volume has the labels app=none"),
@@ -163,7 +165,7 @@ fn group_members_survive_a_restart() {
         assert_eq!(of(&["wal", "--group", "shop"]), ["wal@one"]);
         assert_eq!(of(&[]), ["db@one", "db@two", "other@three", "wal@one", "wal@three"]);
         let shown = ctl.json(&["snapshot", "inspect", "wal@one"]);
-        assert_eq!(as_made(&shown), as_made(&by_group["snapshots"][1]));
+        assert_eq!(without_space(&shown), without_space(&by_group["snapshots"][1]));
         assert_eq!(shown["takenWith"]["groupId"], by_group["groupId"]);
         assert!(shown["freezeStallMicros"].as_u64().unwrap() > 0);
         assert!(shown["takenWith"]["groupStallMicros"].as_u64() >= shown["freezeStallMicros"].as_u64());
@@ -185,37 +187,36 @@ fn group_members_survive_a_restart() {
     assert_eq!(alone["members"], 1);
 }
 
-/// A snapshot without what it costs, which changes with what is written.
-fn as_made(snapshot: &Value) -> Value {
+/// Returns a snapshot without its space, which later writes change.
+fn without_space(snapshot: &Value) -> Value {
     let mut snapshot = snapshot.clone();
     let fields = snapshot.as_object_mut().unwrap();
     fields.retain(|name, _| !["exclusiveBytes", "sharedBytes"].contains(&name.as_str()));
     snapshot
 }
 
-/// A daemon that is killed while an application is at rest lets it go at its next start, and nothing of the
-/// command before runs beside that.
+/// At its next start the daemon ends the pre-hook and runs the post-hook.
 #[test]
 fn killed_daemon_resumes_quiesced_applications_at_start() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     daemon.ctl().json(&["volume", "create", "db", "--size", "1MiB"]);
-    let (begun, resumed) = (bed.path("begun"), bed.path("resumed"));
-    let pre = format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 600", begun.display());
-    // A process that has ended without being reaped exists as well.
+    let (started, resumed) = (bed.path("started"), bed.path("resumed"));
+    let pre = format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 600", started.display());
+    // A zombie counts as ended.
     let post = format!(
-        "grep -q '^State:.[^ZX]' /proc/$(head -n 1 {})/status && echo beside > {1}.new || echo alone > {1}.new; mv {1}.new {1}",
-        begun.display(),
+        "grep -q '^State:.[^ZX]' /proc/$(head -n 1 {})/status && echo running > {1}.new || echo ended > {1}.new; mv {1}.new {1}",
+        started.display(),
         resumed.display()
     );
     let ctl = daemon.ctl();
-    let asking = thread::spawn(move || {
+    let client = thread::spawn(move || {
         ctl.run(&["snapshot", "create", "db", "--pre-command", &pre, "--post-command", &post])
     });
-    wait_for("the command before", || begun.exists().then_some(()));
+    wait_until("the pre-hook", || started.exists());
     let daemon = daemon.kill().start();
-    assert_ne!(asking.join().unwrap().code, 0);
-    let how = wait_for("the command after", || std::fs::read_to_string(&resumed).ok());
-    assert_eq!(how, "alone\n", "the command before still runs beside the one after");
+    assert_ne!(client.join().unwrap().code, 0);
+    let pre_hook = wait_for("the post-hook", || std::fs::read_to_string(&resumed).ok());
+    assert_eq!(pre_hook, "ended\n", "the pre-hook runs during the post-hook");
     assert_eq!(daemon.ctl().json(&["snapshot", "list"]).as_array().unwrap().len(), 0);
 }

@@ -1,17 +1,18 @@
-//! A restore is identical: ten generations of random requests, each restored to its own content.
+//! Restores of ten generations of random requests, each compared with its content.
 
-use crate::harness::{BLOCK, Bed, Ctl, MIB, Model, Rng, Task, assert_same, wait_for};
+use crate::harness::{BLOCK, Bed, Daemon, MIB, Model, Rng, Task, assert_same, wait_until};
 
 const GENERATIONS: usize = 10;
 const STEPS: usize = 120;
-/// Not a whole number of anything but blocks.
+/// A multiple of the block size only.
 const SIZE: u64 = 12 * MIB + 7 * BLOCK;
 
-fn restore_and_compare(ctl: &Ctl, daemon: &crate::harness::Daemon, snaps: &[(Task, Model)], where_to: &str) {
+fn restore_and_compare(daemon: &Daemon, snaps: &[(Task, Model)], target: &str) {
+    let ctl = daemon.ctl();
     for (nth, (task, model)) in snaps.iter().enumerate() {
         let name = format!("gen-{nth}");
         ctl.restore(task.snap(), &name);
-        assert_same(&format!("generation {nth} restored {where_to}"), &daemon.content(&name), &model.bytes);
+        assert_same(&format!("generation {nth} restored {target}"), &daemon.content(&name), &model.bytes);
         ctl.json(&["volume", "delete", &name]);
     }
 }
@@ -22,11 +23,8 @@ fn ten_generations_are_restored_on_a_fresh_daemon() {
     let mut rng = Rng::of_test("ten_generations_are_restored_on_a_fresh_daemon");
     let bed = Bed::new();
     let store = bed.store("store");
-    let daemon = bed.daemon("a").start();
+    let daemon = bed.daemon("a").start_with_volume(&store, passphrase, &format!("{SIZE}B"));
     let ctl = daemon.ctl();
-    ctl.add_local("nas", store.dir(), passphrase);
-    let size = SIZE.to_string();
-    ctl.create_volume("vol", &format!("{size}B"));
     let mut client = daemon.nbd("vol");
     assert_eq!(client.size_bytes(), SIZE);
     let mut model = Model::new(SIZE);
@@ -37,8 +35,8 @@ fn ten_generations_are_restored_on_a_fresh_daemon() {
         }
         let frozen = model.clone();
         let id = ctl.start_backup("vol");
-        wait_for("the freeze", || ctl.task(&id).is_frozen().then_some(()));
-        // What is written from here on is not in the snapshot, though it is read while this goes on.
+        wait_until("the freeze", || ctl.task(&id).is_frozen());
+        // Later writes, during the upload, are not in the snapshot.
         for _ in 0..STEPS / 4 {
             model.step(&mut client, &mut rng);
         }
@@ -49,13 +47,13 @@ fn ten_generations_are_restored_on_a_fresh_daemon() {
         assert_same("the volume itself", &client.read_all(), &model.bytes);
     }
     client.close();
-    restore_and_compare(&ctl, &daemon, &snaps, "on the same daemon");
+    restore_and_compare(&daemon, &snaps, "on the same daemon");
     drop(daemon);
 
     let fresh = bed.daemon("b").start();
     let ctl = fresh.ctl();
     ctl.add_local("nas", store.dir(), passphrase);
     let known: Vec<&str> = snaps.iter().map(|(task, _)| task.snap()).collect();
-    assert_eq!(ctl.done_cloudsnaps(), known, "what a fresh daemon lists");
-    restore_and_compare(&ctl, &fresh, &snaps, "on a fresh daemon");
+    assert_eq!(ctl.done_cloudsnaps(), known, "list of a fresh daemon");
+    restore_and_compare(&fresh, &snaps, "on a fresh daemon");
 }

@@ -1,14 +1,14 @@
-//! The kernel's own NBD client, `/dev/nbdN`, in a virtual machine: attach, file systems, crashes of the
-//! daemon under load, more dirty data than memory, a power cut, filesystems that are frozen for a snapshot
-//! (`--freeze-fs`) by a daemon that dies meanwhile; with `BLOCKD_TEST_LAZY_VM=1`, which takes some minutes
-//! more, a lazy volume that is mounted and used while it hydrates.
+//! The kernel's NBD client, `/dev/nbdN`, in a virtual machine: attach, filesystems, crashes of the daemon
+//! under load, more dirty data than memory, a power cut, and filesystems frozen for a snapshot
+//! (`--freeze-fs`) by a daemon that dies. `BLOCKD_TEST_LAZY_VM=1` adds a lazy volume that is mounted while it
+//! hydrates, which takes some minutes.
 
 use crate::harness::{
     Bed,
     vm::{Machine, Parts},
 };
 
-/// The guest's memory: little, so that more is soon dirtied than there is.
+/// The guest's memory, small, so that dirty data soon exceeds it.
 const MEMORY_MIB: u32 = 320;
 /// Number of files synced before the power cut.
 const SYNCED: usize = 20;
@@ -23,9 +23,9 @@ fn attached_volume_survives_crashes_pressure_and_power_cut() {
     guest.wait_for("VM-STEP the power is cut");
     guest.wait_for(&format!("VM-SYNCED {SYNCED}"));
     let console = guest.cut_power();
-    // Lines that were on their way when the power was cut count: the guest had written them after its sync.
+    // The guest prints a line after its sync: lines read after the power cut count as well.
     let synced = console.iter().filter_map(|line| line.strip_prefix("VM-SYNCED ")?.parse().ok()).max();
-    let synced: usize = synced.expect("files that were synced");
+    let synced: usize = synced.expect("synced files");
     let mut arguments = vec![format!("VM_SYNCED={synced}")];
     if std::env::var_os("BLOCKD_TEST_LAZY_VM").is_some() {
         arguments.push("VM_LAZY=1".to_owned());

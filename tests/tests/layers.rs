@@ -1,8 +1,8 @@
-//! Tests of layers: snapshot comparison, space, and rollback.
+//! Layers: snapshot comparison, space, and rollback.
 
-use crate::harness::{BLOCK, Bed, Ctl, MIB, Rng, wait_for};
+use crate::harness::{BLOCK, Bed, Ctl, MIB, Rng};
 
-/// The extents of a diff: offset, length, kind.
+/// Returns the extents of a diff: offset, length, kind.
 fn diff(ctl: &Ctl, args: &[&str]) -> Vec<(u64, u64, String)> {
     let mut all = vec!["snapshot", "diff", "vol"];
     all.extend(args);
@@ -14,6 +14,7 @@ fn diff(ctl: &Ctl, args: &[&str]) -> Vec<(u64, u64, String)> {
     extents.collect()
 }
 
+/// Returns name, exclusive bytes and shared bytes of each snapshot.
 fn space(ctl: &Ctl) -> Vec<(String, u64, u64)> {
     let list = ctl.json(&["snapshot", "list", "vol"]);
     let snapshots = list.as_array().unwrap().iter().map(|snapshot| {
@@ -29,10 +30,8 @@ fn rolled_back_volume_has_a_correct_next_backup() {
     let mut rng = Rng::of_test("rolled_back_volume_has_a_correct_next_backup");
     let bed = Bed::new();
     let store = bed.store("store");
-    let daemon = bed.daemon("a").start();
+    let daemon = bed.daemon("a").start_with_volume(&store, None, "64MiB");
     let ctl = daemon.ctl();
-    ctl.add_local("nas", store.dir(), None);
-    ctl.create_volume("vol", "64MiB");
     let mut client = daemon.nbd("vol");
     let first = rng.bytes(4 * MIB);
     client.write_long(0, &first);
@@ -55,15 +54,13 @@ fn rolled_back_volume_has_a_correct_next_backup() {
     ctl.fails(&["volume", "uri", "vol@never"], 4);
     ctl.fails(&["snapshot", "diff", "vol", "bad", "good"], 2);
     ctl.fails(&["snapshot", "diff", "vol", "never"], 4);
-    // A backup may keep a snapshot of its own of the same content: what is exclusive to `bad` is not shared
-    // with it.
+    // The snapshot of a backup may share blocks with `bad`, but not its exclusive block.
     let bad = space(&ctl).into_iter().find(|found| found.0 == "bad").unwrap();
     assert_eq!((bad.1, bad.1 + bad.2), (BLOCK, 4 * MIB + BLOCK));
 
-    let refused = ctl.fails(&["snapshot", "restore", "vol", "--snapshot", "good"], 5);
-    assert!(refused["message"].as_str().unwrap().contains("NBD connection"), "{refused:#}");
+    ctl.fails_with(&["snapshot", "restore", "vol", "--snapshot", "good"], 5, "NBD connection");
     drop(client);
-    wait_for("the end of the connection", || (ctl.volume("vol")["connections"] == 0).then_some(()));
+    ctl.wait_for_connections("vol", 0);
     ctl.fails(&["snapshot", "restore", "vol", "--snapshot", "never"], 4);
     let restored = ctl.json(&["snapshot", "restore", "vol", "--snapshot", "good"]);
     assert_eq!(
@@ -81,8 +78,8 @@ fn rolled_back_volume_has_a_correct_next_backup() {
     ctl.restore(task.snap(), "copy");
     assert!(daemon.nbd("copy").read_all() == expected);
 
-    // And forward again.
-    wait_for("the end of the connection", || (ctl.volume("vol")["connections"] == 0).then_some(()));
+    // A rollback to the kept snapshot undoes the first one.
+    ctl.wait_for_connections("vol", 0);
     let names = |ctl: &Ctl| space(ctl).into_iter().map(|found| found.0).collect::<Vec<_>>();
     let before = names(&ctl);
     let forward = ctl.json(&["snapshot", "restore", "vol", "--snapshot", &kept, "--discard"]);

@@ -1,4 +1,4 @@
-//! Many clients: each costs a bounded amount, and the others do not notice.
+//! Many clients: the cost of each is bounded, and others are not affected.
 
 use crate::harness::{
     Bed, KIB, MIB, Nbd, Rng, assert_same, ports,
@@ -22,7 +22,7 @@ fn thousand_idle_connections_do_not_block_others() {
     let setup = bed.daemon("a").open_files(256).config("nbd_connections = 1100");
     let daemon = setup.config("nbd_connections_per_volume = 1100").start();
     let (soft, hard) = limit_of_open_files(daemon.pid());
-    assert_eq!(soft, hard, "the daemon has raised its own limit");
+    assert_eq!(soft, hard, "the daemon did not raise its soft limit");
     daemon.ctl().create_volume("vol", "16MiB");
     let mut active = daemon.nbd("vol");
     let content = Rng::fixed(4).bytes(16 * MIB);
@@ -30,7 +30,7 @@ fn thousand_idle_connections_do_not_block_others() {
     let before = memory_bytes(daemon.pid(), "VmRSS");
     let idle: Vec<Nbd> = (0..CONNECTIONS).map(|_| daemon.nbd("vol")).collect();
     assert_eq!(daemon.ctl().volume("vol")["connections"], CONNECTIONS + 1);
-    assert_same("beside them", &active.read_all(), &content);
+    assert_same("content during idle connections", &active.read_all(), &content);
     active.write_long(0, &content);
     active.flush();
     let after = memory_bytes(daemon.pid(), "VmRSS");
@@ -41,8 +41,8 @@ fn thousand_idle_connections_do_not_block_others() {
     );
     assert!(each <= 64 * KIB, "an idle connection takes {each} bytes");
     drop(idle);
-    wait_for("the idle ones to be gone", || (daemon.ctl().volume("vol")["connections"] == 1).then_some(()));
-    assert_same("after them", &active.read_all(), &content);
+    daemon.ctl().wait_for_connections("vol", 1);
+    assert_same("content after idle connections", &active.read_all(), &content);
     active.close();
     let _ = daemon.stop();
 }
@@ -57,30 +57,30 @@ fn connections_of_one_volume_and_in_all_have_their_limits() {
     daemon.ctl().create_volume("other", "4MiB");
     let by_tcp = |name: &str| Nbd::try_open_tcp(address, name);
     let mut of_one: Vec<Nbd> = (0..3).map(|_| by_tcp("vol").unwrap()).collect();
-    let refused = by_tcp("vol").err().expect("more than one volume may have").to_string();
+    let refused = by_tcp("vol").err().expect("a connection beyond the limit per volume").to_string();
     assert!(
         refused.contains("refuses with 0x80000002") && refused.contains("nbd_connections_per_volume"),
         "{refused}"
     );
-    // The place of who was refused is free when its end has been seen, here and below.
+    // The daemon frees a slot when it has seen the end of a connection, so retry here and below.
     let open = |what: &str, open: &dyn Fn() -> std::io::Result<Nbd>| wait_for(what, || open().ok());
-    let further: Vec<Nbd> = (0..3).map(|_| open("another volume's place", &|| by_tcp("other"))).collect();
-    // A quarter of all is for unix sockets, which may have as many of one volume as they like.
-    let closed = by_tcp("other").err().expect("more than TCP may have");
+    let further: Vec<Nbd> = (0..3).map(|_| open("a slot for another volume", &|| by_tcp("other"))).collect();
+    // A quarter of all slots is for unix sockets, without a limit per volume.
+    let closed = by_tcp("other").err().expect("a connection beyond the limit of TCP");
     let ends = [ErrorKind::UnexpectedEof, ErrorKind::ConnectionReset, ErrorKind::BrokenPipe];
     assert!(ends.contains(&closed.kind()), "{closed}");
     let by_unix = || Nbd::try_open(&daemon.nbd_socket(), "vol");
-    let local: Vec<Nbd> = (0..2).map(|_| open("a place for unix sockets", &by_unix)).collect();
-    let closed = by_unix().err().expect("more than all may be");
+    let local: Vec<Nbd> = (0..2).map(|_| open("a slot for unix sockets", &by_unix)).collect();
+    let closed = by_unix().err().expect("a connection beyond the limit in total");
     assert!(ends.contains(&closed.kind()), "{closed}");
     assert_eq!(daemon.ctl().volume("vol")["connections"], 5);
-    // Who goes makes room, for its volume as well.
+    // A closed connection frees its slot, also that of its volume.
     drop(local);
     of_one.pop().unwrap().close();
-    of_one.push(open("the place of who went", &|| by_tcp("vol")));
+    of_one.push(open("the slot of the closed connection", &|| by_tcp("vol")));
     for mut client in of_one.into_iter().chain(further) {
         client.write(0, &[7; 4096]);
-        assert_same("behind the limits", &client.read(0, 4096), &[7; 4096]);
+        assert_same("content below the limits", &client.read(0, 4096), &[7; 4096]);
         client.close();
     }
     let _ = daemon.stop();
@@ -91,7 +91,7 @@ fn low_open_file_limit_is_reported() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").max_open_files(2000).config("nbd_connections = 1000").start();
     let log = daemon.log();
-    let said = log.lines().find(|line| line.contains("the limit of open files is too low"));
-    assert!(said.is_some_and(|line| line.contains("WARN") && line.contains("LimitNOFILE")), "{log}");
+    let line = log.lines().find(|line| line.contains("the limit of open files is too low"));
+    assert!(line.is_some_and(|line| line.contains("WARN") && line.contains("LimitNOFILE")), "{log}");
     let _ = daemon.stop();
 }

@@ -1,5 +1,5 @@
-//! End-to-end tests, one module a subject: `cargo build -p blockd -p blockctl && cargo test -p blockd-tests
-//! MODULE::` runs one with the programs of this tree.
+//! End-to-end tests, one module per subject: `cargo build -p blockd -p blockctl && cargo test -p blockd-tests
+//! MODULE::` runs one module with the programs of this tree.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "these are tests")]
 
 mod block_status;

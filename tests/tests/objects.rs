@@ -1,4 +1,4 @@
-//! Objects in files: applied, applied again, looked at, changed, deleted.
+//! Objects in files: apply, get, describe, diff, delete.
 
 mod locations;
 mod tasks;
@@ -13,7 +13,7 @@ use std::{
 
 const PASSPHRASE: &str = "correct horse battery";
 
-/// The example, in a directory with what it wants.
+/// Prepares the directory of the example. Returns the example's text.
 fn example(dir: &Path) -> String {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/objects.yaml");
     fs::create_dir_all(dir.join("backups")).unwrap();
@@ -37,7 +37,7 @@ fn get(ctl: &Ctl, kind: &str) -> Vec<Value> {
     ctl.json(&["get", kind])["items"].as_array().unwrap().clone()
 }
 
-/// Daemon with the example's objects applied.
+/// A daemon with the example's objects applied.
 struct Applied {
     _bed: Bed,
     daemon: Daemon,
@@ -72,7 +72,7 @@ impl Applied {
         Self { _bed: bed, daemon, dir, text, file }
     }
 
-    /// Applies the file with another number, a pause and other targets.
+    /// Changes retention, suspension and targets in the file. Returns its text.
     fn change(&self) -> String {
         let changed =
             self.text.replace("retain: 7", "retain: 9").replace("  jitterSeconds: 60", "  suspend: true");
@@ -106,7 +106,7 @@ fn applied_file_is_unchanged_and_exported() {
     assert!(again.iter().all(|line| line.ends_with(" unchanged")), "{again:?}");
     assert_eq!(ctl.document(&["diff", "-f", file]).0, 0);
 
-    // What there is can be applied as it is shown, and has no secrets.
+    // Exported objects can be applied and contain no secrets.
     for kind in ["bl", "sp", "rules", "vb", "vbs", "vr", "vc"] {
         let shown = ctl.run(&["get", kind, "-o", "yaml"]);
         assert!(shown.code == 0 && !shown.stdout.contains(PASSPHRASE), "{shown:?}");
@@ -123,7 +123,7 @@ fn applied_file_is_unchanged_and_exported() {
     let described = ctl.run(&["describe", "VolumeBackup", "before-upgrade"]);
     assert!(described.stdout.contains("cloudSnapID: "), "{described:?}");
 
-    // Others made these.
+    // Objects that `apply` did not create are listed as well.
     ctl.json(&["sched-policy", "create", "by-hand", "--daily", "01:00,3"]);
     ctl.json(&["cloudsnap", "schedules", "create", "pgdata", "--policy", "by-hand"]);
     ctl.backup("pgdata");
@@ -134,7 +134,7 @@ fn applied_file_is_unchanged_and_exported() {
 fn changed_file_configures_objects_or_is_refused() {
     let applied = Applied::new();
     let (ctl, file) = (applied.daemon.ctl(), applied.file.as_str());
-    // Another number and a pause are changes; another place is none.
+    // Retention and suspension can be changed.
     let changed = applied.change();
     let differs = ctl.run(&["diff", "-f", file]);
     assert_eq!(differs.code, 1, "{differs:?}");
@@ -162,13 +162,12 @@ fn changed_file_configures_objects_or_is_refused() {
     assert_eq!(ctl.document(&["diff", "-f", file]).0, 0);
 
     fs::write(file, changed.replace("path: backups", "path: elsewhere")).unwrap();
-    let error = ctl.fails(&["apply", "-f", file], 5);
-    assert!(error["message"].as_str().unwrap().contains("location.path cannot be changed"), "{error}");
+    ctl.fails_with(&["apply", "-f", file], 5, "location.path cannot be changed");
     fs::write(file, changed.replace("date: 14", "date: 32").replace("app: shop", "app: [shop]")).unwrap();
     let error = ctl.fails(&["apply", "-f", file], 2);
     let message = error["message"].as_str().unwrap();
     assert!(message.contains(": policy: monthly: ") && message.contains(".selectors.app: "), "{message}");
-    assert_eq!(ctl.fails(&["get", "vbs", "nobody"], 4)["code"], "schedule_not_found");
+    assert_eq!(ctl.fails(&["get", "vbs", "unknown"], 4)["code"], "schedule_not_found");
 }
 
 #[test]
@@ -196,14 +195,14 @@ fn deleted_file_keeps_volumes() {
     assert_eq!(ctl.fails(&["delete", "SchedulePolicy", "gold"], 4)["code"], "policy_not_found");
 }
 
-/// A file of objects, and its path.
+/// Writes a file. Returns its path.
 fn file(dir: &Path, name: &str, text: &str) -> String {
     let path = dir.join(name);
     fs::write(&path, text).unwrap();
     path.to_str().unwrap().to_owned()
 }
 
-/// A location at a directory.
+/// Returns a backup location in a directory.
 fn location(name: &str, dir: &Path) -> String {
     let dir = dir.to_str().unwrap();
     format!(
@@ -222,10 +221,10 @@ fn object_name_belongs_to_its_host() {
     let (a, b) = (bed.daemon("a").start(), bed.daemon("b").start());
     let (a, b) = (a.ctl(), b.ctl());
     let dir = bed.store("shared").dir().to_owned();
-    let place = location("vault", &dir);
+    let vault = location("vault", &dir);
     let backup =
         object("VolumeBackup", "before", "backupLocation: vault, volume: pgdata, reclaimPolicy: Delete");
-    let backup = file(bed.dir(), "backup.yaml", &(place + &backup));
+    let backup = file(bed.dir(), "backup.yaml", &(vault + &backup));
     let restore = object("VolumeRestore", "back", "backupLocation: vault, backupName: before");
     let restore = file(bed.dir(), "restore.yaml", &restore);
     for ctl in [&a, &b] {
@@ -236,7 +235,7 @@ fn object_name_belongs_to_its_host() {
     assert_eq!(results(&a.json(&["apply", "-f", &backup, "--wait"])), started);
     let of_a = a.done_cloudsnaps().remove(0);
 
-    // What the other host stored is not what the name means here.
+    // On host b the name does not refer to the backup of host a.
     assert!(get(&b, "vb").is_empty());
     assert_eq!(b.fails(&["apply", "-f", &restore], 4)["code"], "cloudsnap_not_found");
     b.fails(&["delete", "VolumeBackup", "before"], 4);
@@ -249,13 +248,13 @@ fn object_name_belongs_to_its_host() {
     let source = b.json(&["get", "vr", "back"])["status"]["cloudSnapID"].clone();
     assert!(source.is_string() && source != of_a.as_str(), "{source}");
 
-    // Its id is.
+    // The id refers to that backup on all hosts.
     let spec = format!("backupLocation: vault, cloudSnapID: {of_a}");
     let foreign = file(bed.dir(), "foreign.yaml", &object("VolumeRestore", "foreign", &spec));
     b.json(&["apply", "-f", &foreign, "--wait"]);
     assert_eq!(b.json(&["describe", "vb", &of_a])["items"][0]["status"]["cloudSnapID"], of_a.as_str());
 
-    // Each takes back its own.
+    // Each host deletes its own backup by name.
     b.json(&["delete", "VolumeBackup", "before"]);
     assert_eq!(a.done_cloudsnaps(), [of_a.as_str()]);
     b.json(&["delete", "VolumeBackup", &of_a]);
@@ -286,15 +285,15 @@ fn ambiguous_backup_name_deletes_none() {
     assert!(message.contains("--volume") && message.contains("--location"), "{message}");
     assert_eq!(ctl.done_cloudsnaps().len(), 2);
 
-    // Each location that leads to it shows it, and an object of either is done.
+    // Both locations of the store list the backups, and objects of both are unchanged.
     assert_eq!(get(&ctl, "vb").len(), 4);
-    for place in ["here", "again"] {
-        let spec = format!("backupLocation: {place}, volume: db");
+    for name in ["here", "again"] {
+        let spec = format!("backupLocation: {name}, volume: db");
         let same = file(bed.dir(), "same.yaml", &object("VolumeBackup", "before", &spec));
         assert_eq!(results(&ctl.json(&["apply", "-f", &same])), ["VolumeBackup/before unchanged"]);
     }
 
-    // An object deletes what is of its volume; another volume of the same name has none.
+    // An object deletes the backup of its volume, and none of an older volume of the same name.
     assert_eq!(results(&ctl.json(&["delete", "-f", &mine])), ["VolumeBackup/before deleted"]);
     let left = ctl.json(&["cloudsnap", "list"]);
     assert_eq!((left.as_array().unwrap().len(), &left[0]["SrcVolumeName"]), (1, &"log".into()), "{left:#}");
@@ -304,13 +303,12 @@ fn ambiguous_backup_name_deletes_none() {
     let log = file(bed.dir(), "log.yaml", &object("VolumeBackup", "before", log));
     assert_eq!(results(&ctl.json(&["delete", "-f", &log])), ["VolumeBackup/before not there"]);
     assert_eq!(results(&ctl.json(&["apply", "-f", &log, "--wait"])), ["VolumeBackup/before started"]);
-    let error = ctl.fails(&["delete", "VolumeBackup", "before", "--volume", "log"], 2);
-    assert!(error["message"].as_str().unwrap().contains(" of log in "), "{error}");
+    ctl.fails_with(&["delete", "VolumeBackup", "before", "--volume", "log"], 2, " of log in ");
     ctl.json(&["delete", "VolumeBackup", left[0]["ID"].as_str().unwrap(), "--location", "again"]);
     ctl.json(&["delete", "VolumeBackup", "before", "--volume", "log"]);
     assert!(ctl.done_cloudsnaps().is_empty());
 
-    // Who comes to a group later is backed up later.
+    // A volume that gets the label later is backed up later.
     for (volume, count) in [("one", 2), ("two", 1)] {
         ctl.json(&["volume", "create", volume, "--size", "8MiB", "--label", "app=shop"]);
         let applied = ctl.json(&["apply", "-f", &both, "--wait"]);
@@ -325,7 +323,7 @@ fn clone_starts_with_current_content() {
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
     ctl.create_volume("db", "8MiB");
-    // A foreign volume, which is not used.
+    // A user's snapshot, which the clone does not use.
     ctl.json(&["snapshot", "create", "db", "--name", "clone-test"]);
     let clone = file(bed.dir(), "clone.yaml", &object("VolumeClone", "test", "sourceVolume: db"));
     let mut origins = vec!["clone-test".to_owned()];
@@ -338,7 +336,7 @@ fn clone_starts_with_current_content() {
         origins.push(origin);
         ctl.json(&["volume", "delete", "test"]);
     }
-    // Who names one gets it.
+    // A named snapshot is used.
     let named = object("VolumeClone", "test", "sourceVolume: db, snapshot: clone-test");
     let named = file(bed.dir(), "named.yaml", &named);
     ctl.json(&["apply", "-f", &named]);
@@ -375,13 +373,13 @@ fn file_can_be_applied_concurrently() {
     }
     assert!(results(&ctl.json(&["apply", "-f", &all])).iter().all(|line| line.ends_with(" unchanged")));
 
-    // What keeps how many is said where the schedule itself does not say it.
+    // Retention by the policy is shown for a schedule without its own.
     let listed = ctl.run(&["cloudsnap", "schedules", "list"]).stdout;
     assert!(listed.contains("7/5 by policy"), "{listed}");
     let shown = ctl.json(&["get", "vbs", "nightly"]);
     assert!(shown["spec"].get("retain").is_none() && shown["status"]["kept"] == "7/5 by policy", "{shown:#}");
 
-    // A run that is asked for is waited for, and the beginning of what it made is enough to find it.
+    // `--wait` waits for the run; a prefix of the cloud snapshot's id locates it.
     let uuid = shown["status"]["uuid"].as_str().unwrap();
     let ran = ctl.json(&["cloudsnap", "schedules", "run-now", &uuid[..8], "--wait"]);
     assert_eq!(ran["runs"][0]["state"], "done", "{ran:#}");
@@ -397,7 +395,7 @@ fn file_can_be_applied_concurrently() {
     assert_eq!(ctl.run(&["cloudsnap", "delete", "--snap", &id[..9]]).code, 2);
     ctl.json(&["cloudsnap", "restore", "--snap", &rest[..8], "--volume", "back", "--wait"]);
 
-    // Backups without a name are left out of what can be applied, which can be.
+    // Backups without a name are left out of the export, which can be applied.
     let nameless = ctl.backup("vol");
     let named = object("VolumeBackup", "named", "backupLocation: nas, volume: vol");
     ctl.json(&["apply", "--wait", "-f", &file(bed.dir(), "named.yaml", &named)]);

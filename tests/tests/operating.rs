@@ -1,4 +1,4 @@
-//! Tests of operation: events, group backups, the support bundle, and notifications of systemd.
+//! Operation: events, group backups, the support bundle, and notification of systemd.
 
 use crate::harness::{BLOCK, Bed, Nbd, wait_for};
 use serde_json::Value;
@@ -8,19 +8,19 @@ use std::os::unix::net::UnixDatagram;
 fn group_backup_raises_events_and_bundle_has_no_secret() {
     let bed = Bed::new();
     let daemon = bed.daemon("a").env("PLANTED", "planted-in-the-environment").start();
-    let (ctl, near, far) = (daemon.ctl(), bed.store("near"), bed.store("far"));
-    ctl.add_local("near", near.dir(), Some("planted-passphrase-of-near"));
-    ctl.add_local("far", far.dir(), Some("planted-passphrase-of-far"));
+    let (ctl, one, two) = (daemon.ctl(), bed.store("one"), bed.store("two"));
+    ctl.add_local("one", one.dir(), Some("planted-passphrase-of-one"));
+    ctl.add_local("two", two.dir(), Some("planted-passphrase-of-two"));
     for name in ["db", "wal"] {
         ctl.json(&["volume", "create", name, "--size", "8MiB", "--group", "shop"]);
         let mut client = Nbd::open(&daemon.nbd_socket(), name);
         client.write(0, &vec![7; BLOCK as usize]);
     }
-    let ended = ctl.json(&["cs", "bg", "--group", "shop", "--cred-id", "near", "--cred-id", "far", "--wait"]);
+    let ended = ctl.json(&["cs", "bg", "--group", "shop", "--cred-id", "one", "--cred-id", "two", "--wait"]);
     let ended = ended.as_array().unwrap();
     assert_eq!(ended.len(), 4);
     assert!(ended.iter().all(|task| task["error"].is_null()), "{ended:?}");
-    let started = ctl.json(&["cloudsnap", "backup-group", "--volumes", "db,wal", "--cred-id", "far"]);
+    let started = ctl.json(&["cloudsnap", "backup-group", "--volumes", "db,wal", "--cred-id", "two"]);
     let group = started["groupId"].as_str().unwrap().to_owned();
     let tasks = wait_for("the backups of the group to end", || {
         let tasks = ctl.json(&["cloudsnap", "status", "--name", &group]);
@@ -39,7 +39,7 @@ fn group_backup_raises_events_and_bundle_has_no_secret() {
     ctl.json(&["support-bundle", "--output", path]);
     let text = std::fs::read_to_string(path).unwrap();
     assert!(!text.contains("planted"), "{text}");
-    // Not the key that seals secrets either, however it might be written.
+    // Nor does the bundle have the sealing key in hexadecimal.
     let key = std::fs::read(daemon.seen_data_dir().join("secret.key")).unwrap();
     let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
     assert!(key.len() >= 32 && !text.contains(&hex[..32]));
@@ -53,7 +53,7 @@ fn group_backup_raises_events_and_bundle_has_no_secret() {
     }
     ctl.fails(&["support-bundle", "--output", path], 1);
 
-    // Without a daemon the bundle has the properties of the host.
+    // Without a daemon the bundle describes the host.
     let stopped = daemon.stop();
     std::fs::remove_file(path).unwrap();
     let made = ctl.run(&["support-bundle", "--output", path]);
@@ -76,19 +76,20 @@ fn systemd_is_notified_when_ready() {
         .arg("--log-format")
         .arg("json")
         .start();
-    let mut told = String::new();
-    let mut hear = |wanted: &str| {
-        while !told.contains(wanted) {
+    let mut received = String::new();
+    let mut wait_for_message = |wanted: &str| {
+        while !received.contains(wanted) {
             let mut message = [0; 4096];
-            let len =
-                socket.recv(&mut message).unwrap_or_else(|error| panic!("no {wanted} but {told:?}: {error}"));
-            told += std::str::from_utf8(&message[..len]).unwrap();
+            let len = socket
+                .recv(&mut message)
+                .unwrap_or_else(|error| panic!("no {wanted} in {received:?}: {error}"));
+            received += std::str::from_utf8(&message[..len]).unwrap();
         }
     };
-    hear("READY=1");
+    wait_for_message("READY=1");
     for line in daemon.log().lines() {
         serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("not JSON ({error}): {line}"));
     }
     drop(daemon.stop());
-    hear("STOPPING=1");
+    wait_for_message("STOPPING=1");
 }

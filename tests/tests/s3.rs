@@ -1,8 +1,8 @@
-//! Keys of a real S3 server, and a network that fails.
+//! A real S3 server: rotation of its keys, and network faults.
 
 use crate::harness::{
-    Bed, Ctl, Daemon, MIB, Rng, assert_same,
-    proxy::{Fault, Proxy, Seen},
+    Bed, Ctl, Daemon, MIB, Rng, assert_no_secret_in_files, assert_same,
+    proxy::{Fault, Proxy, Request},
     put_program, put_secret,
     seaweed::{self, Seaweed},
     servers, wait_for,
@@ -17,22 +17,7 @@ fn add(ctl: &Ctl, name: &str, endpoint: SocketAddr) {
     assert_eq!(code, 0, "{document:#}");
 }
 
-/// No file below a directory has the secret key.
-fn assert_no_file_has_the_key(dir: std::path::PathBuf) {
-    let has_key = |path: &std::path::Path| {
-        let bytes = std::fs::read(path).unwrap_or_default();
-        bytes.windows(seaweed::SECRET_KEY.len()).any(|part| part == seaweed::SECRET_KEY.as_bytes())
-    };
-    let mut left = vec![dir];
-    while let Some(path) = left.pop() {
-        match std::fs::read_dir(&path) {
-            Ok(entries) => left.extend(entries.map(|entry| entry.unwrap().path())),
-            Err(_) => assert!(!has_key(&path), "the secret key is in {}", path.display()),
-        }
-    }
-}
-
-/// The secret key rests in a file that the daemon reads when it needs it, and nowhere else.
+/// The daemon reads the secret key from its file when needed and stores no copy.
 #[test]
 fn secret_key_file_opens_the_bucket_and_is_not_stored() {
     if servers::is_switched_off("S3") {
@@ -71,7 +56,7 @@ fn secret_key_file_opens_the_bucket_and_is_not_stored() {
         servers::BUCKET,
     ];
     assert_eq!(ctl.fails(&create, 1)["code"], "store_unauthorized");
-    // Some editors end the last line.
+    // Editors add a newline.
     put(&format!("{}\n", seaweed::SECRET_KEY));
     let made = ctl.json(&create);
     assert_eq!(made["storeKeyFrom"], from.as_str(), "{made:#}");
@@ -85,7 +70,7 @@ fn secret_key_file_opens_the_bucket_and_is_not_stored() {
     ctl.restore(backup.snap(), "again");
     assert_same("again", &daemon.content("again"), &content);
 
-    // A key that the store takes no more is one that the daemon does not go on with.
+    // The daemon reads the file again and does not use the old key.
     put("another one");
     assert_eq!(ctl.fails(&["credentials", "validate", "s3"], 1)["code"], "store_unauthorized");
     put(seaweed::SECRET_KEY);
@@ -97,14 +82,14 @@ fn secret_key_file_opens_the_bucket_and_is_not_stored() {
     assert_eq!(
         ctl.json(&["credentials", "inspect", &uuid[..8]])["name"],
         "s3",
-        "by the beginning of its UUID"
+        "a UUID prefix does not locate the credentials"
     );
 
-    let stopped = daemon.stop();
-    assert_no_file_has_the_key(stopped.data_dir());
+    assert_no_secret_in_files(&daemon.stop().data_dir(), &[seaweed::SECRET_KEY]);
 }
 
-fn filled(ctl: &Ctl, daemon: &Daemon, rng: &mut Rng, packs: u64) -> Vec<u8> {
+/// Creates the volume `vol` with random content, enough for this number of packs. Returns the content.
+fn create_filled_volume(ctl: &Ctl, daemon: &Daemon, rng: &mut Rng, packs: u64) -> Vec<u8> {
     ctl.create_volume("vol", &format!("{}MiB", packs * 32));
     let content = rng.bytes(packs * 32 * MIB);
     let mut client = daemon.nbd("vol");
@@ -125,33 +110,33 @@ fn network_faults_are_survived() {
     let daemon = bed.daemon("a").start();
     let ctl = daemon.ctl();
     add(&ctl, "s3", proxy.address());
-    let content = filled(&ctl, &daemon, &mut rng, 2);
-    // Every first PUT fails, before it is carried out or after: the manifest's as well.
-    proxy.judge(|seen, nth| match (seen.method.as_str(), nth % 3) {
+    let content = create_filled_volume(&ctl, &daemon, &mut rng, 2);
+    // PUT requests fail before or after their execution, the manifest's included.
+    proxy.inject(|request, nth| match (request.method.as_str(), nth % 3) {
         ("PUT", 0) => Some(Fault::Unavailable),
         ("PUT", 1) => Some(Fault::LostReply),
         _ => None,
     });
     let task = ctl.backup("vol");
-    proxy.judge(|seen, _| {
-        (seen.method == "PUT" && seen.path.contains("/manifests/")).then_some(Fault::LostReply)
+    proxy.inject(|request, _| {
+        (request.method == "PUT" && request.path.contains("/manifests/")).then_some(Fault::LostReply)
     });
     daemon.nbd("vol").write(0, &content[MIB as usize..MIB as usize + 4096]);
     let wanted = daemon.content("vol");
     // The reply to the commit is always lost: the listing must match the result of the task.
     let (code, document) = ctl.document(&["cloudsnap", "backup", "vol", "--wait"]);
-    proxy.judge(|_, _| None);
+    proxy.inject(|_, _| None);
     let listed = ctl.done_cloudsnaps();
-    assert_eq!(listed.len() == 2, code == 0, "the task says {document:#}, the list {listed:?}");
-    proxy.judge(|seen, nth| match (seen.method.as_str(), nth % 4) {
+    assert_eq!(listed.len() == 2, code == 0, "task: {document:#}, list: {listed:?}");
+    proxy.inject(|request, nth| match (request.method.as_str(), nth % 4) {
         ("GET", 0) => Some(Fault::CutReply),
         ("GET", 1) => Some(Fault::Unavailable),
         _ => None,
     });
     ctl.restore(task.snap(), "again");
-    assert_same("what was restored", &daemon.content("again"), &content);
-    // A store that always fails: the backup fails, says why, and the next one carries what it should have.
-    proxy.judge(|seen, _| (seen.method == "PUT").then_some(Fault::Unavailable));
+    assert_same("restored volume", &daemon.content("again"), &content);
+    // The store always fails: the backup fails with the reason, and the next one includes its changes.
+    proxy.inject(|request, _| (request.method == "PUT").then_some(Fault::Unavailable));
     drop(ctl);
     let daemon = daemon.stop().config("store_attempts = 2").start();
     let ctl = daemon.ctl();
@@ -163,20 +148,20 @@ fn network_faults_are_survived() {
         "{document:#}"
     );
     assert_eq!(ctl.volume("vol")["lastBackups"], before);
-    proxy.judge(|_, _| None);
+    proxy.inject(|_, _| None);
     let last = ctl.backup("vol");
     ctl.restore(last.snap(), "last");
-    assert_same("the last one", &daemon.content("last"), &wanted);
+    assert_same("the last backup", &daemon.content("last"), &wanted);
 }
 
-fn is_pack(seen: &Seen) -> bool {
-    seen.method == "PUT" && seen.path.contains("/pack-")
+fn is_pack(request: &Request) -> bool {
+    request.method == "PUT" && request.path.contains("/pack-")
 }
 
 const UPDATE: [&str; 3] = ["credentials", "update", "s3"];
 const NEW: (&str, &str) = ("secondadmin", "planted-s3-second-secret-93ad");
 
-/// A wrong key is refused by its flag, and the daemon keeps the old one.
+/// Checks that a wrong key is refused with its flag and that the daemon keeps the old one.
 fn assert_wrong_key_changes_nothing(ctl: &Ctl) {
     let before = ctl.json(&["credentials", "inspect", "s3"]);
     let wrong = ["--s3-access-key", NEW.0, "--s3-secret-key", "planted-wrong"];
@@ -199,14 +184,14 @@ fn access_key_is_rotated_during_a_backup() {
     let proxy = Proxy::start(server.address());
     let secrets = bed.path("secrets");
     std::fs::create_dir(&secrets).unwrap();
-    // Held requests are dropped and sent again, however long the server takes to restart.
+    // The daemon retries held requests for longer than the server takes to restart.
     let table = format!("upload_concurrency = 2\nstore_attempts = 30\n[secrets]\nfile_dir = {secrets:?}");
     let daemon = bed.daemon("a").config(&table).start();
     let ctl = daemon.ctl();
     add(&ctl, "s3", proxy.address());
-    // Stays with the old key, to see when that is revoked.
+    // These credentials keep the old key, to show its revocation.
     add(&ctl, "old", server.address());
-    let mut content = filled(&ctl, &daemon, &mut rng, 2);
+    let mut content = create_filled_volume(&ctl, &daemon, &mut rng, 2);
     ctl.backup_with("vol", &["--cred-id", "s3"]);
     assert_wrong_key_changes_nothing(&ctl);
     let mut write = |content: &mut [u8], at: u64, len_bytes: u64| {
@@ -220,22 +205,21 @@ fn access_key_is_rotated_during_a_backup() {
     let second = ctl.backup_with("vol", &["--cred-id", "s3"]);
     assert!(second.is_incremental());
 
-    // The key changes under a backup that has sent a request which the server never sees before the old one
-    // is revoked.
+    // The key changes during a backup whose request reaches the server after the revocation of the old key.
     write(&mut content, 0, 40 * MIB);
-    server.take_also(&[NEW]);
+    server.accept_also(&[NEW]);
     let file = bed.path("new-key");
     put_secret(&file, NEW.1);
-    proxy.judge(|seen, _| is_pack(seen).then_some(Fault::Hold));
+    proxy.inject(|request, _| is_pack(request).then_some(Fault::Hold));
     let task = ctl.start_backup_with("vol", &["--cred-id", "s3"]);
     proxy.wait_for_held(1);
     let with_file = ["--s3-access-key", NEW.0, "--s3-secret-key-file", file.to_str().unwrap()];
-    let updated = wait_for("the server to take the new key", || {
+    let updated = wait_for("the server to accept the new key", || {
         let (code, document) = ctl.document(&[&UPDATE[..], &with_file].concat());
         (code == 0).then_some(document)
     });
     assert_eq!(updated["accessKey"], NEW.0, "{updated:#}");
-    let _server = server.take_only(&[NEW]);
+    let _server = server.accept_only(&[NEW]);
     let error = ctl.fails(&["credentials", "validate", "old"], 1);
     assert_eq!(error["code"], "store_unauthorized", "{error:#}");
     ctl.json(&["credentials", "delete", "old"]);
@@ -244,7 +228,7 @@ fn access_key_is_rotated_during_a_backup() {
     assert_eq!((task.state(), task.is_incremental()), ("Backup-Done", true), "{task:?}");
     ctl.json(&["credentials", "validate", "s3"]);
 
-    // To where the daemon finds it itself, and with a restart between; the history goes on.
+    // The key moves to an external secret; after a restart backups are incremental.
     let reference = format!("command:{}", secrets.join("key").display());
     put_program(&secrets.join("key"), &format!("echo {}", NEW.1));
     let updated = ctl.json(&[&UPDATE[..], &["--s3-secret-key-from", &reference]].concat());
@@ -256,6 +240,6 @@ fn access_key_is_rotated_during_a_backup() {
     let last = ctl.backup_with("vol", &["--cred-id", "s3"]);
     assert!(last.is_incremental());
     ctl.restore(last.snap(), "again");
-    assert_same("what was restored", &daemon.content("again"), &content);
+    assert_same("restored volume", &daemon.content("again"), &content);
     assert!(!daemon.log().contains("planted"), "{}", daemon.log());
 }

@@ -1,7 +1,7 @@
-//! Secrets are in no output, log or file.
+//! Absence of secrets from output, logs and files.
 
-use crate::harness::{Bed, Ctl};
-use std::{fs, path::Path};
+use crate::harness::{Bed, Ctl, assert_no_secret_in_files};
+use std::fs;
 
 const PASSPHRASE: &str = "planted-passphrase-7f3a91";
 const SECRET: &str = "planted-secret-key-c0ffee";
@@ -9,18 +9,7 @@ const SECRET: &str = "planted-secret-key-c0ffee";
 fn assert_free_of_secrets(what: &str, bytes: &[u8]) {
     for secret in [PASSPHRASE, SECRET] {
         let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
-        assert!(!found, "{secret} stands in {what}");
-    }
-}
-
-fn assert_tree_is_free_of_secrets(dir: &Path) {
-    for entry in fs::read_dir(dir).unwrap().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            assert_tree_is_free_of_secrets(&path);
-        } else if let Ok(bytes) = fs::read(&path) {
-            assert_free_of_secrets(&path.display().to_string(), &bytes);
-        }
+        assert!(!found, "{what} contains {secret}");
     }
 }
 
@@ -31,17 +20,17 @@ fn secrets_are_absent_from_all_output() {
     let setup = bed.daemon("a").arg("--log-level").arg("trace").config("store_attempts = 1");
     let daemon = setup.start();
     let ctl = daemon.ctl();
-    // From a file, from the environment, and in a command that fails.
+    // The passphrase comes from a file, from the environment, and from a failing command.
     let file = bed.path("passphrase");
     fs::write(&file, format!("{PASSPHRASE}\n")).unwrap();
     let dir = store.dir().to_str().unwrap();
-    let mut said = String::new();
+    let mut output = String::new();
     let mut run = |ctl: &Ctl, args: &[&str], code: i32| {
         for json in [false, true] {
             let run = ctl.run(&[if json { &["-j"][..] } else { &[] }, args].concat());
-            said += &run.stdout;
-            said += &run.stderr;
-            // The second time the credentials may be there already.
+            output += &run.stdout;
+            output += &run.stderr;
+            // On the second run the credentials may exist.
             assert!(run.code == code || (json && run.code == 5), "{args:?}: {run:?}");
         }
     };
@@ -85,13 +74,13 @@ fn secrets_are_absent_from_all_output() {
     ] {
         run(&ctl, args, 0);
     }
-    assert_free_of_secrets("the output of blockctl", said.as_bytes());
-    let cmdline = fs::read(format!("/proc/{}/environ", daemon.pid())).unwrap();
-    assert_free_of_secrets("the daemon's environment", &cmdline);
+    assert_free_of_secrets("the output of blockctl", output.as_bytes());
+    let environment = fs::read(format!("/proc/{}/environ", daemon.pid())).unwrap();
+    assert_free_of_secrets("the daemon's environment", &environment);
     assert_free_of_secrets("the log", daemon.log().as_bytes());
-    let data_dir = daemon.seen_data_dir();
     drop(daemon.stop());
-    assert_tree_is_free_of_secrets(&data_dir);
-    assert_tree_is_free_of_secrets(store.dir());
-    assert_tree_is_free_of_secrets(&bed.path("a"));
+    // The home of the daemon includes its data directory.
+    for dir in [store.dir(), &bed.path("a")] {
+        assert_no_secret_in_files(dir, &[PASSPHRASE, SECRET]);
+    }
 }

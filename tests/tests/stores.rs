@@ -1,5 +1,5 @@
-//! The main job on each store, and the tests of the `object_store` library with our clients of them:
-//! SeaweedFS, Azurite, OpenStack Swift, and an emulator of Google's behind a shim.
+//! Backup and restore on each store, and the tests of the `object_store` library with blockd's clients:
+//! SeaweedFS, Azurite, Ceph, OpenStack Swift, and an emulator of Google Cloud Storage behind a shim.
 
 use crate::harness::{
     Bed, Ctl, KIB, MIB, Model, Rng, Task, assert_same,
@@ -31,13 +31,13 @@ fn refused(ctl: &Ctl, server: &Server, changes: &[(&str, &str)]) -> Value {
     assert_eq!(
         ctl.json(&["credentials", "list"]).as_array().unwrap().len(),
         0,
-        "kept though it does not work"
+        "refused credentials were kept"
     );
     document["error"].clone()
 }
 
-/// A full backup and incrementals, listed and restored by a host that only has the bucket, then deleted.
-fn main_job(test: &str, bed: &Bed, server: &Server) {
+/// Makes a full and incremental backups, restores them on a fresh host from the bucket, and deletes them.
+fn back_up_and_restore(test: &str, bed: &Bed, server: &Server) {
     let mut rng = Rng::of_test(test);
     let daemon = bed.daemon("a").config("store_attempts = 2").start();
     let ctl = daemon.ctl();
@@ -47,7 +47,7 @@ fn main_job(test: &str, bed: &Bed, server: &Server) {
     assert_eq!(error["code"], "store_unauthorized", "{error:#}");
     assert!(
         error["hint"].as_str().is_some_and(|hint| hint.contains(flag)),
-        "it does not name {flag}: {error:#}"
+        "the hint does not name {flag}: {error:#}"
     );
     let error = refused(&ctl, server, &[("--bucket", "no-such-bucket")]);
     assert_eq!(error["code"], "bucket_missing", "{error:#}");
@@ -65,7 +65,7 @@ fn main_job(test: &str, bed: &Bed, server: &Server) {
             model.step(&mut client, &mut rng);
         }
         if server.memcached.is_some() {
-            // The daemon's token is worth nothing any more: it must get itself another one.
+            // The daemon's token is invalid: it must request another one.
             server.forget_tokens();
         }
         let task = ctl.backup("vol");
@@ -76,8 +76,8 @@ fn main_job(test: &str, bed: &Bed, server: &Server) {
         snaps.push((task, model.clone()));
     }
     client.close();
-    let (gone, _) = snaps.remove(1);
-    ctl.json(&["cloudsnap", "delete", "--snap", gone.snap(), "--wait"]);
+    let (deleted, _) = snaps.remove(1);
+    ctl.json(&["cloudsnap", "delete", "--snap", deleted.snap(), "--wait"]);
     ctl.json(&["credentials", "validate", "store"]);
 
     let fresh = bed.daemon("b").start();
@@ -94,7 +94,7 @@ fn main_job(test: &str, bed: &Bed, server: &Server) {
         let name = format!("again-{nth}");
         other.restore(task.snap(), &name);
         assert_same(&name, &fresh.content(&name), &model.bytes);
-        assert_eq!(other.volume(&name)["labels"]["tier"], "gold", "labels come back");
+        assert_eq!(other.volume(&name)["labels"]["tier"], "gold", "the labels are lost");
     }
     for (task, _) in &snaps {
         other.json(&["cloudsnap", "delete", "--snap", task.snap(), "--wait"]);
@@ -105,10 +105,10 @@ fn main_job(test: &str, bed: &Bed, server: &Server) {
     }
 }
 
-/// Runs the library's tests with our client of a store. They delete everything in the bucket.
+/// Runs the library's tests with blockd's client of a store. They delete all objects of the bucket.
 fn run_suite(server: &Server, config: Value, parts: bool) {
     let store = open(&serde_json::from_value(config).unwrap(), &HttpOptions::default(), None).unwrap();
-    // As tasks have it.
+    // The store stack of tasks.
     let (store, requests) = task_store(store, RetryPolicy::default());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(object_store_suite(store, Has { create_if_absent: server.conditional_put, parts }));
@@ -133,13 +133,13 @@ fn s3() {
     let bed = Bed::new();
     let weed = Seaweed::start(&bed.path("weed"));
     let server = Seaweed::reached_at(weed.address());
-    main_job("s3", &bed, &server);
+    back_up_and_restore("s3", &bed, &server);
     run_suite(&server, s3_config(&server), true);
 }
 
-/// A data directory is copied, and both daemons continue with the same volume and store: each backup has the
-/// content of its own volume.
-fn two_copies(test: &str, bed: &Bed, add: &dyn Fn(&Ctl)) {
+/// Copies a data directory; both daemons continue with the same volume and store. Checks that each backup has
+/// the content of its own volume.
+fn back_up_from_copies(test: &str, bed: &Bed, add: &dyn Fn(&Ctl)) {
     let mut rng = Rng::of_test(test);
     let first = bed.daemon("first").start();
     let ctl = first.ctl();
@@ -177,9 +177,9 @@ fn two_copies(test: &str, bed: &Bed, add: &dyn Fn(&Ctl)) {
     let ctl = fresh.ctl();
     add(&ctl);
     assert_eq!(ctl.done_cloudsnaps().len(), snaps.len());
-    // One of them deletes what both build on: what is left needs nothing of it.
-    let (gone, _) = snaps.remove(0);
-    daemons[0].0.ctl().json(&["cloudsnap", "delete", "--snap", &gone, "--wait"]);
+    // One daemon deletes the common base; the other backups do not need it.
+    let (deleted, _) = snaps.remove(0);
+    daemons[0].0.ctl().json(&["cloudsnap", "delete", "--snap", &deleted, "--wait"]);
     for (nth, (snap, model)) in snaps.iter().enumerate() {
         let name = format!("again-{nth}");
         ctl.restore(snap, &name);
@@ -191,7 +191,7 @@ fn two_copies(test: &str, bed: &Bed, add: &dyn Fn(&Ctl)) {
 fn two_copies_of_a_daemon() {
     let bed = Bed::new();
     let store = bed.store("store");
-    two_copies("two_copies_of_a_daemon", &bed, &|ctl| {
+    back_up_from_copies("two_copies_of_a_daemon", &bed, &|ctl| {
         ctl.add_local("nas", store.dir(), Some(PASSPHRASE));
     });
 }
@@ -203,8 +203,8 @@ fn azure() {
     }
     let bed = Bed::new();
     let server = Server::azure(&bed.path("azurite"));
-    main_job("azure", &bed, &server);
-    // The same container by a shared access signature, and by one that was tampered with.
+    back_up_and_restore("azure", &bed, &server);
+    // The container is also accessible by a shared access signature, but not by an altered one.
     let sas = Server::azure_sas();
     let daemon = bed.daemon("c").start();
     let ctl = daemon.ctl();
@@ -231,7 +231,7 @@ fn azure() {
     run_suite(&server, config, true);
 }
 
-/// Optional: where there is a gateway.
+/// Runs only with a gateway.
 #[test]
 fn ceph() {
     if !servers::has_ceph() {
@@ -239,8 +239,8 @@ fn ceph() {
     }
     let bed = Bed::new();
     let server = Server::ceph(&bed.path("ceph"));
-    main_job("ceph", &bed, &server);
-    two_copies("ceph", &bed, &|ctl| add(ctl, &server));
+    back_up_and_restore("ceph", &bed, &server);
+    back_up_from_copies("ceph", &bed, &|ctl| add(ctl, &server));
     run_suite(&server, s3_config(&server), true);
 }
 
@@ -251,9 +251,9 @@ fn swift() {
     }
     let bed = Bed::new();
     let server = Server::swift(&bed.path("swift"));
-    main_job("swift", &bed, &server);
-    // On a store that replaces objects without a word.
-    two_copies("swift", &bed, &|ctl| add(ctl, &server));
+    back_up_and_restore("swift", &bed, &server);
+    // Swift replaces objects without an error.
+    back_up_from_copies("swift", &bed, &|ctl| add(ctl, &server));
     let config = json!({
         "type": "swift", "container": servers::BUCKET, "key": servers::SWIFT_KEY,
         "auth": { "kind": "v1", "authUrl": server.value_of("--swift-auth-url"), "user": servers::SWIFT_USER }
@@ -261,7 +261,7 @@ fn swift() {
     run_suite(&server, config, true);
 }
 
-/// fake-gcs-server behind a shim: an emulator, and not Google Cloud Storage.
+/// Uses fake-gcs-server, an emulator of Google Cloud Storage, behind a shim.
 #[test]
 fn google_emulator() {
     if servers::is_switched_off("GOOGLE") {
@@ -269,12 +269,12 @@ fn google_emulator() {
     }
     let bed = Bed::new();
     let server = Server::google(&bed.path("google"));
-    main_job("google_emulator", &bed, &server);
+    back_up_and_restore("google_emulator", &bed, &server);
     let key = std::fs::read_to_string(server.value_of("--google-json-key-file")).unwrap();
     let config = json!({
         "type": "google", "bucket": servers::BUCKET, "jsonKey": key,
         "endpoint": server.value_of("--google-endpoint"), "disableSsl": true
     });
-    // The shim translates no uploads in parts.
+    // The shim does not support multipart uploads.
     run_suite(&server, config, false);
 }

@@ -1,4 +1,4 @@
-//! Files of snapshots without a mount.
+//! Access to files of snapshots without a mount.
 
 use super::*;
 
@@ -41,19 +41,19 @@ fn files_are_copied_out_without_a_mount() {
     let out = world.bed.path("out");
     ctl.json(&["cloudsnap", "cp", "--snap", &first, "/", out.to_str().unwrap()]);
     let plain = |tree: Vec<(PathBuf, u32, Vec<u8>)>| -> Vec<_> {
-        // Programs do not become ones that run with their owner's rights.
+        // Copies have no set-user-ID and set-group-ID bits.
         tree.into_iter().map(|(path, mode, content)| (path, mode & !0o6000, content)).collect()
     };
     assert!(plain(tree(&out)) == plain(tree(&world.source)));
     assert!(fs::metadata(out.join("sparse")).unwrap().blocks() * 512 < MIB);
     let (code, _) =
         ctl.document(&["cloudsnap", "cp", "--snap", &first, "/noise", out.join("noise").to_str().unwrap()]);
-    assert_ne!(code, 0, "nothing that is there is replaced");
+    assert_ne!(code, 0, "an existing file was replaced");
     let names = ["one name", "another name"].map(|name| fs::metadata(out.join(name)).unwrap());
-    assert!(names[0].ino() == names[1].ino() && names[0].nlink() == 2, "two names of one file");
+    assert!(names[0].ino() == names[1].ino() && names[0].nlink() == 2, "hard links differ");
     let time = |dir: &Path| fs::symlink_metadata(dir.join("link")).unwrap().mtime();
     assert_eq!(time(&out), time(&world.source));
-    // It goes on with what is not there yet.
+    // A second copy adds the missing files.
     fs::remove_file(out.join("noise")).unwrap();
     fs::write(out.join("deep/er/file 7"), "mine").unwrap();
     let into = out.to_str().unwrap();
@@ -68,7 +68,7 @@ fn files_are_copied_out_without_a_mount() {
     assert_eq!(fs::read(out.join("deep/er/file 7")).unwrap(), b"mine");
     copy("--overwrite");
     assert!(plain(tree(&out)) == plain(tree(&world.source)));
-    // As the catalog shows it.
+    // `--escaped` takes paths as the catalog shows them.
     let odd = "/control%0Aname%1B[31m";
     assert_eq!(ctl.run(&["cloudsnap", "cat", "--snap", &first, "--escaped", odd]).stdout, "x");
     ctl.json(&[
@@ -83,7 +83,7 @@ fn files_are_copied_out_without_a_mount() {
     assert_eq!(fs::read(world.bed.path("odd")).unwrap(), b"x");
 }
 
-/// Far more than could be read: only what is data may be.
+/// The file is too large to be read in full: only its data may be read.
 #[test]
 fn holes_are_copied_out_without_being_read() {
     const HUGE: u64 = 3 << 40;
@@ -97,10 +97,8 @@ fn holes_are_copied_out_without_being_read() {
     huge.write_all_at(&noise, HUGE / 2).unwrap();
     make_image(&source, &image);
     let store = bed.store("store");
-    let daemon = bed.daemon("one").config("log_level = \"debug\"").start();
+    let daemon = bed.daemon("one").config("log_level = \"debug\"").start_with_volume(&store, None, "64MiB");
     let ctl = daemon.ctl();
-    ctl.add_local("nas", store.dir(), None);
-    ctl.create_volume("vol", "64MiB");
     process::must_run("nbdcopy", &[image.to_str().unwrap(), &daemon.uri("vol")]);
     let snap = ctl.backup("vol").snap().to_owned();
 
@@ -121,7 +119,8 @@ fn holes_are_copied_out_without_being_read() {
         assert_eq!(&found[..8], b"begin\0\0\0");
     }
     let log = daemon.log();
-    let asked = log.lines().filter(|line| line.contains("/v1/cloudsnaps/file") && line.contains("answered"));
-    let asked = asked.count();
-    assert!((6..20).contains(&asked), "{asked} requests");
+    let requests =
+        log.lines().filter(|line| line.contains("/v1/cloudsnaps/file") && line.contains("answered"));
+    let requests = requests.count();
+    assert!((6..20).contains(&requests), "{requests} requests");
 }

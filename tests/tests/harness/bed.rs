@@ -1,9 +1,9 @@
-//! A directory for one test, with the daemons and stores in it.
+//! Test bed: a directory for the daemons and stores of one test.
 
 use crate::harness::{Setup, Store};
 use std::path::{Path, PathBuf};
 
-/// A directory that goes with the test.
+/// A directory that is removed on drop.
 pub struct Bed {
     dir: tempfile::TempDir,
 }
@@ -15,12 +15,12 @@ impl Default for Bed {
 }
 
 impl Bed {
-    /// A fresh directory; its path is short, since paths of sockets must be.
+    /// Creates a directory with a short path, as the length of socket paths is limited.
     pub fn new() -> Self {
         Self { dir: tempfile::Builder::new().prefix("bt").tempdir().expect("a temporary directory") }
     }
 
-    /// As [`new`](Self::new), but in a place that is kept on a disk, where reads can be counted.
+    /// As [`new`](Self::new), but on a disk, where reads can be counted.
     pub fn on_disk() -> Self {
         let dir = tempfile::Builder::new().prefix("bt").tempdir_in("/var/tmp");
         Self { dir: dir.expect("a temporary directory in /var/tmp") }
@@ -31,17 +31,17 @@ impl Bed {
         self.dir.path()
     }
 
-    /// A path in it.
+    /// A path in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// A daemon of this name.
+    /// The setup of a daemon in the directory.
     pub fn daemon(&self, name: &str) -> Setup {
         Setup::new(&self.path(name))
     }
 
-    /// A directory that serves as object store.
+    /// Creates an object store in the directory.
     pub fn store(&self, name: &str) -> Store {
         Store::create(&self.path(name))
     }

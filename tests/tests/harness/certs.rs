@@ -1,4 +1,4 @@
-//! Certificates of an authority of the tests' own.
+//! Certificates of a private certificate authority.
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair, date_time_ymd,
@@ -9,14 +9,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// An authority, with a directory for what it signs.
+/// A certificate authority with a directory for its certificates and keys.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     dir: PathBuf,
 }
 
 impl Authority {
-    /// A new authority that keeps its files in this directory.
+    /// Creates an authority with its files in this directory.
     pub fn new(dir: &Path) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -29,17 +29,18 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), dir: dir.to_owned() }
     }
 
-    /// Its own certificate.
+    /// The authority's own certificate.
     pub fn ca(&self) -> PathBuf {
         self.dir.join("ca.pem")
     }
 
-    /// Signs a certificate for this common name and these alternative names; where it and its key are.
+    /// Signs a certificate for a common name and alternative names. Returns the paths of the certificate and
+    /// its key.
     pub fn sign(&self, name: &str, alternative_names: &[&str]) -> (PathBuf, PathBuf) {
         self.sign_until(2049, name, alternative_names)
     }
 
-    /// The same for a certificate that is good until the beginning of this year.
+    /// As [`sign`](Self::sign), for a certificate that expires at the start of this year.
     pub fn sign_until(&self, year: i32, name: &str, alternative_names: &[&str]) -> (PathBuf, PathBuf) {
         let names: Vec<String> = alternative_names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names");

@@ -1,6 +1,9 @@
-//! `blockctl` as a user of scripts sees it: arguments in, one JSON document and an exit status out.
+//! `blockctl` as scripts use it: arguments in, one JSON document and an exit status out.
 
-use crate::harness::process::{die_with_parent, program, tool};
+use crate::harness::{
+    process::{die_with_parent, program, tool},
+    wait_until,
+};
 use serde_json::Value;
 use std::{
     ffi::OsStr,
@@ -27,7 +30,7 @@ pub struct Run {
     pub stderr: String,
 }
 
-/// Creates a command without the caller's environment variables.
+/// Creates a command without the environment variables that `blockd` and `blockctl` read.
 pub fn clean(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     for name in [
@@ -60,30 +63,30 @@ pub fn clean(program: impl AsRef<OsStr>) -> Command {
     ] {
         command.env_remove(name);
     }
-    // No contexts.
+    // The user's contexts must not apply.
     command.env("XDG_CONFIG_HOME", "/nonexistent");
     command
 }
 
 impl Ctl {
-    /// Drives the daemon behind this socket.
+    /// Creates a `blockctl` for the daemon at this socket.
     pub fn new(socket: &Path) -> Self {
         Self { socket: socket.to_owned(), env: Vec::new(), user: None }
     }
 
-    /// The same with a variable set.
+    /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// The same as another user, in one group. Only root can become that.
+    /// Runs `blockctl` as another user in one group. Requires root.
     pub fn user(mut self, uid: u32, gid: u32) -> Self {
         self.user = Some((uid, gid));
         self
     }
 
-    /// Runs it with these arguments.
+    /// Runs `blockctl` with these arguments.
     pub fn run(&self, args: &[&str]) -> Run {
         let mut command = match self.user {
             None => clean(program("blockctl")),
@@ -107,7 +110,7 @@ impl Ctl {
         }
     }
 
-    /// Runs it with `--json`; returns the exit status and the document.
+    /// Runs `blockctl --json`. Returns the exit status and the document.
     pub fn document(&self, args: &[&str]) -> (i32, Value) {
         let mut all = vec!["--json"];
         all.extend(args);
@@ -118,34 +121,56 @@ impl Ctl {
         (run.code, document)
     }
 
-    /// Runs it with `--json`; it must succeed.
+    /// Runs `blockctl --json`, which must succeed. Returns the document.
     pub fn json(&self, args: &[&str]) -> Value {
         let (code, document) = self.document(args);
         assert_eq!(code, 0, "blockctl {args:?} failed: {document:#}");
         document
     }
 
-    /// Runs it with `--json`; it must fail with this status. Gives the error.
+    /// Runs `blockctl --json`, which must fail with this status. Returns the error.
     pub fn fails(&self, args: &[&str], code: i32) -> Value {
         let (got, document) = self.document(args);
         assert_eq!(got, code, "blockctl {args:?}: {document:#}");
         let error = &document["error"];
         let message = error["message"].as_str().unwrap_or_else(|| panic!("no error.message in {document:#}"));
-        assert!(!message.is_empty() && !message.contains('\n'), "not one line: {message:?}");
+        assert!(!message.is_empty() && !message.contains('\n'), "error message is not one line: {message:?}");
         error.clone()
     }
 
-    /// Makes a volume.
+    /// As [`fails`](Self::fails); the error message must contain `part`.
+    pub fn fails_with(&self, args: &[&str], code: i32, part: &str) -> Value {
+        let error = self.fails(args, code);
+        assert!(
+            error["message"].as_str().is_some_and(|message| message.contains(part)),
+            "no {part:?}: {error:#}"
+        );
+        error
+    }
+
+    /// Creates a volume.
     pub fn create_volume(&self, name: &str, size: &str) -> Value {
         self.json(&["volume", "create", name, "--size", size])
     }
 
-    /// A volume.
+    /// Returns the document of a volume.
     pub fn volume(&self, name: &str) -> Value {
         self.json(&["volume", "inspect", name])
     }
 
-    /// A directory as a store, encrypted if there is a passphrase.
+    /// Returns the id of a volume.
+    pub fn volume_id(&self, name: &str) -> String {
+        self.volume(name)["id"].as_str().expect("the id of a volume").to_owned()
+    }
+
+    /// Waits until a volume has this number of NBD connections.
+    pub fn wait_for_connections(&self, volume: &str, count: usize) {
+        wait_until(&format!("{count} connections of {volume}"), || {
+            self.volume(volume)["connections"] == count
+        });
+    }
+
+    /// Adds a directory as a backup location, encrypted if there is a passphrase.
     pub fn add_local(&self, name: &str, dir: &Path, passphrase: Option<&str>) -> Value {
         let dir = dir.to_str().expect("UTF-8");
         let mut args = vec!["credentials", "create", name, "--provider", "local", "--path", dir];
@@ -153,12 +178,12 @@ impl Ctl {
         self.json(&args)
     }
 
-    /// Backs a volume up and waits; it must succeed.
+    /// Backs up a volume and waits; the backup must succeed.
     pub fn backup(&self, volume: &str) -> Task {
         self.backup_with(volume, &[])
     }
 
-    /// The same with further flags.
+    /// As [`backup`](Self::backup), with further flags.
     pub fn backup_with(&self, volume: &str, flags: &[&str]) -> Task {
         let mut args = vec!["cloudsnap", "backup", volume, "--wait"];
         args.extend(flags);
@@ -167,48 +192,48 @@ impl Ctl {
         task
     }
 
-    /// Starts a backup, and gives the id of its task.
+    /// Starts a backup. Returns the id of its task.
     pub fn start_backup(&self, volume: &str) -> String {
         self.start_backup_with(volume, &[])
     }
 
-    /// The same with further flags.
+    /// As [`start_backup`](Self::start_backup), with further flags.
     pub fn start_backup_with(&self, volume: &str, flags: &[&str]) -> String {
         let started = self.json(&[&["cloudsnap", "backup", volume], flags].concat());
         started["task"].as_str().expect("the id of the task").to_owned()
     }
 
-    /// A task as it is now.
+    /// Returns the current state of a task.
     pub fn task(&self, id: &str) -> Task {
         let list = self.json(&["cloudsnap", "status", "--name", id]);
         assert_eq!(list.as_array().map(Vec::len), Some(1), "{list:#}");
         Task(list[0].clone())
     }
 
-    /// Waits for a task to end, however it ends.
+    /// Waits for the end of a task, successful or not.
     pub fn wait_task(&self, id: &str) -> Task {
         let (code, document) = self.document(&["cloudsnap", "status", "--name", id, "--wait"]);
         let task = Task(document);
         assert_eq!(
             code == 0,
             task.state().ends_with("-Done"),
-            "the exit status {code} is not the task's: {task:?}"
+            "exit status {code} contradicts the state of the task: {task:?}"
         );
         task
     }
 
-    /// Restores into a new volume and waits; it must succeed.
+    /// Restores into a new volume and waits; the restore must succeed.
     pub fn restore(&self, snap: &str, volume: &str) -> Task {
         let task = Task(self.json(&["cloudsnap", "restore", "--snap", snap, "--volume", volume, "--wait"]));
         assert_eq!(task.state(), "Restore-Done", "{task:?}");
         task
     }
 
-    /// Restores into a new volume, which must fail; the error. There is no such volume afterwards.
+    /// Restores into a new volume, which must fail and leave no volume. Returns the error.
     pub fn restore_fails(&self, snap: &str, volume: &str) -> Value {
         let (code, document) =
             self.document(&["cloudsnap", "restore", "--snap", snap, "--volume", volume, "--wait"]);
-        assert_ne!(code, 0, "a restore that must fail did not: {document:#}");
+        assert_ne!(code, 0, "a restore succeeded: {document:#}");
         self.fails(&["volume", "inspect", volume], 4);
         let error = &document["error"];
         assert!(error["message"].is_string(), "no error in {document:#}");
@@ -223,17 +248,17 @@ impl Ctl {
     }
 }
 
-/// A task as JSON has it.
+/// JSON document of a task.
 #[derive(Clone, Debug)]
 pub struct Task(pub Value);
 
 impl Task {
-    /// `Backup-Done` and such.
+    /// The state, such as `Backup-Done`.
     pub fn state(&self) -> &str {
         self.text("state")
     }
 
-    /// The cloud snapshot that it is about.
+    /// The cloud snapshot of the task.
     pub fn snap(&self) -> &str {
         self.text("sourceVolume")
     }
@@ -243,17 +268,17 @@ impl Task {
         self.text("backupType") == "incremental"
     }
 
-    /// A field of text.
+    /// Returns a text field.
     pub fn text(&self, field: &str) -> &str {
         self.0[field].as_str().unwrap_or_else(|| panic!("no text {field} in {:#}", self.0))
     }
 
-    /// A field that is a number.
+    /// Returns a number field.
     pub fn number(&self, field: &str) -> u64 {
         self.0[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {:#}", self.0))
     }
 
-    /// Requests of one kind.
+    /// Returns the number of store requests of one kind.
     pub fn requests(&self, kind: &str) -> u64 {
         self.0["requests"][kind].as_u64().unwrap_or_else(|| panic!("no requests.{kind} in {:#}", self.0))
     }

@@ -1,20 +1,21 @@
 //! A real `blockd` process with a data directory of its own.
 
 use crate::harness::{
-    Ctl, Nbd,
+    Ctl, Nbd, Store, TIMEOUT,
     ctl::clean,
-    process::{die_with_parent, limit_open_files, program, tool},
+    files_below,
+    process::{Process, die_with_parent, limit_open_files, program, tool},
     wait_for,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use std::{
     fs::File,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Command, ExitStatus, Stdio},
 };
 
-/// Setup of a daemon.
+/// Configuration of a daemon and its environment.
 #[derive(Clone, Debug)]
 pub struct Setup {
     home: PathBuf,
@@ -23,12 +24,12 @@ pub struct Setup {
     env: Vec<(String, String)>,
     tmpfs: Option<(PathBuf, u64)>,
     open_files: Option<(u64, Option<u64>)>,
-    apart: Option<(u32, String)>,
+    isolated: Option<(u32, String)>,
     starts: u32,
 }
 
 impl Setup {
-    /// A daemon whose data directory is `home/data`, with its logs and configuration beside it.
+    /// A daemon with the data directory `home/data`; its logs and configuration are in `home`.
     pub fn new(home: &Path) -> Self {
         std::fs::create_dir_all(home).expect("the home of a daemon");
         Self {
@@ -38,7 +39,7 @@ impl Setup {
             env: Vec::new(),
             tmpfs: None,
             open_files: None,
-            apart: None,
+            isolated: None,
             starts: 0,
         }
     }
@@ -50,50 +51,50 @@ impl Setup {
         self
     }
 
-    /// Adds an argument.
+    /// Adds a command-line argument.
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_owned());
         self
     }
 
-    /// Sets a variable.
+    /// Sets an environment variable.
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
         self
     }
 
-    /// Mounts a small private filesystem at this directory, which can be filled.
+    /// Mounts a tmpfs of this size, private to the daemon, which a test can fill.
     pub fn tmpfs(mut self, dir: &Path, size_bytes: u64) -> Self {
         self.tmpfs = Some((dir.to_owned(), size_bytes));
         self
     }
 
-    /// Starts it with this soft limit of open files, which it may raise.
+    /// Sets the soft limit of open files, which the daemon may raise.
     pub fn open_files(mut self, soft: u64) -> Self {
         self.open_files = Some((soft, None));
         self
     }
 
-    /// Starts it with this limit of open files, which it cannot raise.
+    /// Sets the hard limit of open files, which the daemon cannot raise.
     pub fn max_open_files(mut self, hard: u64) -> Self {
         self.open_files = Some((hard, Some(hard)));
         self
     }
 
-    /// Runs it as another user, in a mount namespace of its own, which the lines of this script make ready as
-    /// root. Only root can do that.
-    pub fn apart(mut self, uid: u32, script: &str) -> Self {
-        self.apart = Some((uid, script.to_owned()));
+    /// Runs the daemon as another user in its own mount namespace, which a shell script prepares as root.
+    /// Requires root.
+    pub fn isolated(mut self, uid: u32, script: &str) -> Self {
+        self.isolated = Some((uid, script.to_owned()));
         self
     }
 
-    /// Its data directory.
+    /// The data directory.
     pub fn data_dir(&self) -> PathBuf {
         self.home.join("data")
     }
 
-    /// Runs `blockd` with these options on the data directory instead of starting the daemon: exit status,
-    /// standard output and error.
+    /// Runs `blockd` with these options on the data directory instead of starting the daemon. Returns the
+    /// exit status, standard output and standard error.
     pub fn check(&self, args: &[&str]) -> (i32, String, String) {
         let mut command = clean(program("blockd"));
         command.arg("--data-dir").arg(self.data_dir()).args(args).stdin(Stdio::null());
@@ -105,21 +106,20 @@ impl Setup {
     fn command(&mut self) -> (Command, PathBuf) {
         self.starts += 1;
         let config = self.home.join("blockd.toml");
-        // A client that gets no processor for a while is not to be taken for one that says nothing, unless a
-        // test is about those.
+        // On a busy host the handshake of a client may take longer than the default timeout.
         let handshake = "nbd_handshake_timeout_ms";
-        let unhurried = match self.config.contains(handshake) {
+        let handshake = match self.config.contains(handshake) {
             true => String::new(),
-            false => format!("{handshake} = {}\n", crate::harness::TIMEOUT.as_millis()),
+            false => format!("{handshake} = {}\n", TIMEOUT.as_millis()),
         };
-        // Who is not root looks into the daemon as one of its user.
-        let open = if rustix::process::geteuid().is_root() { "" } else { "core_dumps = true\n" };
-        // Background verification would add tasks and requests to those of a test.
+        // Without root, /proc/<pid> of the daemon is readable only if it permits core dumps.
+        let dumpable = if rustix::process::geteuid().is_root() { "" } else { "core_dumps = true\n" };
+        // Background verification would add tasks and requests.
         let verify = "verify_bytes_per_day = 0\n";
-        std::fs::write(&config, format!("{unhurried}{open}{verify}{}", self.config))
+        std::fs::write(&config, format!("{handshake}{dumpable}{verify}{}", self.config))
             .expect("the configuration");
         let log = self.home.join(format!("log-{}", self.starts));
-        let mut command = match (&self.tmpfs, &self.apart) {
+        let mut command = match (&self.tmpfs, &self.isolated) {
             (None, None) => clean(program("blockd")),
             (None, Some((uid, script))) => {
                 let data = self.data_dir();
@@ -129,7 +129,7 @@ impl Setup {
                 let script = format!("set -e\n{script}\nexec \"$@\"");
                 command.args(["--mount", "/bin/sh", "-c", &script, "sh"]).arg(tool("setpriv"));
                 command.args([format!("--reuid={uid}"), format!("--regid={uid}")]);
-                // That it dies with the test is forgotten with the user that it began as.
+                // The kernel clears the parent-death signal when the user changes.
                 command.args(["--clear-groups", "--pdeathsig=KILL", "--"]).arg(program("blockd"));
                 command
             }
@@ -152,23 +152,31 @@ impl Setup {
         (command, log)
     }
 
-    /// Starts it and waits until it serves.
+    /// Starts the daemon and waits until it serves.
     pub fn start(self) -> Daemon {
         self.try_start()
             .unwrap_or_else(|(status, log)| panic!("blockd ended with {status} instead of serving:\n{log}"))
     }
 
-    /// Starts it; if it ends before it serves, how and with what on stderr.
+    /// Starts the daemon with the backup location `nas` and the volume `vol`.
+    pub fn start_with_volume(self, store: &Store, passphrase: Option<&str>, size: &str) -> Daemon {
+        let daemon = self.start();
+        daemon.ctl().add_local("nas", store.dir(), passphrase);
+        daemon.ctl().create_volume("vol", size);
+        daemon
+    }
+
+    /// Starts the daemon and waits until it serves. Returns the exit status and the log if it ends before.
     pub fn try_start(mut self) -> Result<Daemon, (ExitStatus, String)> {
         let (mut command, log) = self.command();
-        let child = command.spawn().expect("blockd");
-        let mut daemon = Daemon { child, log, setup: self };
+        let process = Process::start(&mut command).with_log(&log);
+        let mut daemon = Daemon { process, setup: self };
         let ended = wait_for("blockd to serve", || {
-            if let Some(status) = daemon.child.try_wait().expect("wait") {
+            if let Some(status) = daemon.process.status() {
                 return Some(Some(status));
             }
             let serves = |socket: &Path| UnixStream::connect(socket).is_ok();
-            // Another daemon may serve the very same sockets: only who has the lock is asked.
+            // Another daemon may serve the same sockets: the lock file names the owner.
             let owner =
                 std::fs::read_to_string(daemon.seen_data_dir().join("blockd.lock")).unwrap_or_default();
             let is_owner = owner.trim() == daemon.pid().to_string();
@@ -181,24 +189,23 @@ impl Setup {
     }
 }
 
-/// A running daemon; it dies with this value.
+/// A running daemon, killed on drop.
 pub struct Daemon {
-    child: Child,
-    log: PathBuf,
+    process: Process,
     setup: Setup,
 }
 
 impl Daemon {
-    /// Its process id.
+    /// The process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.process.id()
     }
 
-    /// Its data directory as others see it.
+    /// The data directory as seen outside of the daemon's mount namespace.
     pub fn seen_data_dir(&self) -> PathBuf {
         let data = self.setup.data_dir();
         match &self.setup.tmpfs {
-            // What is mounted for the daemon alone can be reached through the daemon.
+            // A mount in the daemon's namespace is reachable through /proc.
             Some((dir, _)) if data.starts_with(dir) => {
                 let inside = data.strip_prefix("/").expect("an absolute path").to_owned();
                 PathBuf::from(format!("/proc/{}/root", self.pid())).join(inside)
@@ -207,17 +214,17 @@ impl Daemon {
         }
     }
 
-    /// Its control socket.
+    /// The control socket.
     pub fn socket(&self) -> PathBuf {
         self.seen_data_dir().join("blockd.sock")
     }
 
-    /// Its NBD socket.
+    /// The NBD socket.
     pub fn nbd_socket(&self) -> PathBuf {
         self.seen_data_dir().join("nbd.sock")
     }
 
-    /// Drives it.
+    /// A `blockctl` for this daemon.
     pub fn ctl(&self) -> Ctl {
         Ctl::new(&self.socket())
     }
@@ -240,68 +247,42 @@ impl Daemon {
         bytes
     }
 
-    /// Makes the kernel forget what it has cached of the volumes' files, so that every read of them is one of
-    /// the disk.
+    /// Drops the volumes' files from the page cache, so that reads go to the disk.
     pub fn drop_caches(&self) {
-        let mut dirs = vec![self.seen_data_dir().join("volumes")];
-        while let Some(dir) = dirs.pop() {
-            for entry in std::fs::read_dir(&dir).expect("the volumes").flatten() {
-                let path = entry.path();
-                if path.is_dir() {
-                    dirs.push(path);
-                    continue;
-                }
-                // A file may be merged away while the tree is walked.
-                let Ok(file) = File::open(&path) else { continue };
-                file.sync_all().expect("sync");
-                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("fadvise");
-            }
+        for path in files_below(&self.seen_data_dir().join("volumes")) {
+            // A merge may remove a file meanwhile.
+            let Ok(file) = File::open(&path) else { continue };
+            file.sync_all().expect("sync");
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("fadvise");
         }
     }
 
-    /// Returns its log since the start.
+    /// Returns the log since the start.
     pub fn log(&self) -> String {
-        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+        self.process.log()
     }
 
-    /// Kills it as the kernel's memory killer would; gives how to start it again.
+    /// Kills the daemon with SIGKILL. Returns its setup.
     pub fn kill(mut self) -> Setup {
-        self.child.kill().expect("kill");
-        self.child.wait().expect("wait");
-        self.setup.clone()
+        self.process.kill();
+        self.setup
     }
 
-    /// Asks it to stop and waits until it has; gives how to start it again.
+    /// Stops the daemon with SIGTERM and waits for its end. Returns its setup.
     pub fn stop(mut self) -> Setup {
         self.terminate();
-        let status = wait_for("blockd to stop", || self.child.try_wait().expect("wait"));
+        let status = wait_for("blockd to stop", || self.process.status());
         assert!(status.success(), "blockd stopped with {status}:\n{}", self.log());
-        self.setup.clone()
+        self.setup
     }
 
     /// Sends SIGTERM.
     pub fn terminate(&self) {
-        self.signal(Signal::TERM);
+        self.process.signal(Signal::TERM);
     }
 
-    /// Has it read its configuration again.
+    /// Sends SIGHUP: the daemon reloads its configuration.
     pub fn hang_up(&self) {
-        self.signal(Signal::HUP);
-    }
-
-    fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("a process id");
-        kill_process(pid, signal).expect("a signal");
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // Both fail only if it is gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            eprintln!("--- log of blockd {}:\n{}---", self.pid(), self.log());
-        }
+        self.process.signal(Signal::HUP);
     }
 }

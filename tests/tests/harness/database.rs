@@ -1,16 +1,15 @@
-//! Real databases on volumes: each volume is an ext4 on a loop device on nbdfuse, so that no NBD in the
-//! kernel is needed.
+//! Real databases on volumes. Each volume is an ext4 on a loop device on nbdfuse, which needs no NBD driver
+//! in the kernel.
 
 use crate::harness::{
     Daemon,
-    process::{both, die_with_parent},
+    process::{Process, both, die_with_parent},
     replay::filesystem::{ExportFile, Mount},
-    wait_for,
 };
 use std::{
     io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
@@ -21,8 +20,8 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// Mounts a volume, which has an ext4 already unless it is `new`; the mounts of this thread must be its
-    /// own ones.
+    /// Mounts the ext4 of a volume, which is created first if the volume is `new`. The thread must have its
+    /// own mount namespace.
     pub fn mount(daemon: &Daemon, volume: &str, at: &Path, new: bool) -> Self {
         let file = ExportFile::of(&daemon.uri(volume), &at.with_extension(format!("{volume}-disk")));
         if new {
@@ -41,7 +40,7 @@ impl Disk {
     }
 }
 
-/// Runs a command that must succeed; gives its stdout.
+/// Runs a command that must succeed. Returns its standard output.
 pub fn run(command: &mut Command) -> String {
     let shown = format!("{command:?}");
     let output = die_with_parent(command.stdin(Stdio::null())).output();
@@ -50,7 +49,7 @@ pub fn run(command: &mut Command) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// A command that runs as another user, without anything of this one's environment.
+/// Creates a command that runs as another user with a minimal environment.
 pub fn as_user(user: &str, program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--reuid", user, "--regid", user, "--clear-groups", "--"]).arg(program);
@@ -62,55 +61,20 @@ pub fn as_user(user: &str, program: &Path) -> Command {
     command
 }
 
-/// A server that is killed when the test ends, however it does.
-pub struct Server {
-    child: Child,
-    log: PathBuf,
+/// Starts a server and waits until the probe command succeeds.
+pub fn start_server(command: &mut Command, log: &Path, mut probe: impl FnMut() -> Command) -> Process {
+    let mut server = Process::start_logged(command, log);
+    server.wait_until("the server to be ready", || {
+        let mut command = probe();
+        let output = die_with_parent(command.stdin(Stdio::null())).output().expect("a client");
+        output.status.success()
+    });
+    server
 }
 
-impl Server {
-    /// Starts it; it is not ready yet.
-    pub fn start(command: &mut Command, log: &Path) -> Self {
-        let file = std::fs::File::options().create(true).append(true).open(log).expect("a log");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file);
-        Self { child: die_with_parent(command).spawn().expect("a server"), log: log.to_owned() }
-    }
-
-    /// Waits until this command succeeds.
-    pub fn wait_until(&mut self, mut probe: impl FnMut() -> Command) {
-        wait_for("the server to be ready", || {
-            let ended = self.child.try_wait().expect("wait");
-            let said = || std::fs::read_to_string(&self.log).unwrap_or_default();
-            assert!(ended.is_none(), "the server ended with {ended:?}: {}", said());
-            let mut command = probe();
-            let output = die_with_parent(command.stdin(Stdio::null())).output().expect("a client");
-            output.status.success().then_some(())
-        });
-    }
-
-    /// Sends a signal and waits for its end.
-    pub fn end(mut self, signal: rustix::process::Signal) {
-        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal)
-            .expect("a signal");
-        self.child.wait().expect("wait");
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-            eprintln!("--- log of the server:\n{log}---");
-        }
-    }
-}
-
-/// Has a client of the database say one statement after the other, each when the one before was answered;
-/// `answered` is the number of the last one that was. The answer to the statement of number n is a line with
-/// n.
-pub fn keep_a_ledger(
+/// Runs a database client that executes numbered statements one after the other. The reply to statement n is
+/// a line with n; `answered` is the number of the last reply.
+pub fn run_ledger_client(
     command: &mut Command,
     statement: impl Fn(u64) -> String,
     stop: &AtomicBool,
@@ -118,22 +82,22 @@ pub fn keep_a_ledger(
 ) {
     let mut child =
         die_with_parent(command.stdin(Stdio::piped()).stdout(Stdio::piped())).spawn().expect("a client");
-    let mut says = child.stdin.take().expect("its input");
-    let mut hears = BufReader::new(child.stdout.take().expect("its output")).lines();
+    let mut input = child.stdin.take().expect("its input");
+    let mut replies = BufReader::new(child.stdout.take().expect("its output")).lines();
     let mut number = 0;
     while !stop.load(Ordering::SeqCst) {
         number += 1;
-        says.write_all(statement(number).as_bytes()).and_then(|()| says.flush()).expect("a statement");
-        let line = hears.next().expect("an answer").expect("an answer");
-        assert_eq!(line, number.to_string(), "another answer");
+        input.write_all(statement(number).as_bytes()).and_then(|()| input.flush()).expect("a statement");
+        let line = replies.next().expect("a reply").expect("a reply");
+        assert_eq!(line, number.to_string(), "reply to statement {number}");
         answered.store(number, Ordering::SeqCst);
     }
-    drop(says);
+    drop(input);
     let status = child.wait().expect("wait");
     assert!(status.success(), "the client ended with {status}");
 }
 
-/// The database's own programs, or the first that is missing.
+/// Finds programs in these directories; fails with the first missing name.
 pub fn programs(dirs: &[&str], names: &[&str]) -> Result<Vec<PathBuf>, String> {
     let found = |name: &&str| {
         let mut paths = dirs.iter().map(|dir| Path::new(dir).join(name));

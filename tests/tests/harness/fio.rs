@@ -6,7 +6,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Runs fio on a URI with further arguments; its writes have checksums that it verifies.
+/// Runs fio on a URI with further arguments; a verification failure is fatal.
 pub fn fio(dir: &Path, uri: &str, args: &[&str]) {
     let mut command = Command::new(tool("fio"));
     command.current_dir(dir).args(["--name=v", "--ioengine=nbd", "--verify_fatal=1"]);

@@ -13,7 +13,7 @@ pub struct Model {
 }
 
 impl Model {
-    /// All zeroes.
+    /// A volume of zeroes.
     pub fn new(size_bytes: u64) -> Self {
         Self { bytes: vec![0; size_bytes as usize] }
     }
@@ -22,8 +22,8 @@ impl Model {
         &mut self.bytes[offset_bytes as usize..(offset_bytes + len_bytes) as usize]
     }
 
-    /// A place in the volume, of any alignment and of a size as clients choose them.
-    fn place(&self, rng: &mut Rng) -> (u64, u64) {
+    /// Returns a random offset and length, aligned or not.
+    fn random_range(&self, rng: &mut Rng) -> (u64, u64) {
         let size = self.bytes.len() as u64;
         let len = match rng.below(8) {
             0 => rng.between(1, 16),
@@ -40,24 +40,24 @@ impl Model {
         match rng.below(4) {
             0 => (offset, len),
             1 => (offset / 512 * 512, len),
-            // The very end, where the last block may be a partial one.
+            // The end, where the last block may be partial.
             2 if rng.one_in(8) => (size - len, len),
             _ => (offset / BLOCK * BLOCK, len),
         }
     }
 
-    /// One random request on the volume and on the model.
+    /// Sends a random request and applies it to the model.
     pub fn step(&mut self, client: &mut Nbd, rng: &mut Rng) {
-        let (offset, len) = self.place(rng);
+        let (offset, len) = self.random_range(rng);
         let fua = if rng.one_in(16) { flag::FUA } else { 0 };
         match rng.below(16) {
             0 => {
-                // What a trim leaves behind is the server's choice byte by byte: the old content or zero.
+                // After a trim each byte may have its old value or zero.
                 let before = self.range(offset, len).to_vec();
                 client.call(command::TRIM, fua, offset, len, &[]).expect("trim");
                 let after = client.read(offset, len);
                 let fits = before.iter().zip(&after).all(|(old, new)| new == old || *new == 0);
-                assert!(fits, "a trim of {len} bytes at {offset} made up content");
+                assert!(fits, "a trim of {len} bytes at {offset} wrote other content than zeroes");
                 self.range(offset, len).copy_from_slice(&after);
             }
             1 | 2 => {
@@ -70,7 +70,7 @@ impl Model {
                 let got = client.read(offset, len);
                 assert!(
                     got == *self.range(offset, len),
-                    "a read of {len} bytes at {offset} gave other content than was written"
+                    "a read of {len} bytes at {offset} returned other content than was written"
                 );
             }
             kind => {
@@ -86,9 +86,9 @@ impl Model {
     }
 }
 
-/// Fails with the first block that differs.
+/// Compares content; panics with the first difference.
 pub fn assert_same(what: &str, got: &[u8], wanted: &[u8]) {
-    assert_eq!(got.len(), wanted.len(), "{what}: another size");
+    assert_eq!(got.len(), wanted.len(), "{what}: size");
     if got == wanted {
         return;
     }
@@ -103,7 +103,7 @@ pub fn assert_same(what: &str, got: &[u8], wanted: &[u8]) {
     let first = differing[0] * block;
     let at = first + got[first..].iter().zip(&wanted[first..]).take_while(|(g, w)| g == w).count();
     panic!(
-        "{what}: {} blocks differ, the first is {}: byte {at} is {:#04x} and should be {:#04x}",
+        "{what}: {} blocks differ, the first is {}: byte {at} is {:#04x} instead of {:#04x}",
         differing.len(),
         differing[0],
         got[at],

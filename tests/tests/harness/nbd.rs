@@ -1,4 +1,4 @@
-//! A small blocking NBD client, and the protocol's numbers as the protocol document has them.
+//! Small blocking NBD client with the constants of the NBD protocol document.
 
 use std::{
     io::{self, Read, Write},
@@ -9,39 +9,39 @@ use std::{
 
 /// Commands of the transmission phase.
 pub mod command {
-    /// Reads.
+    /// `NBD_CMD_READ`.
     pub const READ: u16 = 0;
-    /// Writes.
+    /// `NBD_CMD_WRITE`.
     pub const WRITE: u16 = 1;
-    /// Takes leave.
+    /// `NBD_CMD_DISC`.
     pub const DISC: u16 = 2;
-    /// Makes durable.
+    /// `NBD_CMD_FLUSH`.
     pub const FLUSH: u16 = 3;
-    /// Gives space back.
+    /// `NBD_CMD_TRIM`.
     pub const TRIM: u16 = 4;
-    /// Writes zeroes.
+    /// `NBD_CMD_WRITE_ZEROES`.
     pub const WRITE_ZEROES: u16 = 6;
 }
 
 /// Flags of a command.
 pub mod flag {
-    /// Durable before the reply.
+    /// `NBD_CMD_FLAG_FUA`: the data is durable before the reply.
     pub const FUA: u16 = 1;
-    /// Zeroes that keep their space.
+    /// `NBD_CMD_FLAG_NO_HOLE`: the zeroes stay allocated.
     pub const NO_HOLE: u16 = 2;
-    /// Zeroes at once, or not at all.
+    /// `NBD_CMD_FLAG_FAST_ZERO`: fails unless zeroing is fast.
     pub const FAST_ZERO: u16 = 16;
 }
 
-/// Errors of a reply.
+/// Error numbers of a reply.
 pub mod errno {
-    /// Storage failed.
+    /// I/O error.
     pub const EIO: u32 = 5;
-    /// Wrong in itself.
+    /// Invalid argument.
     pub const EINVAL: u32 = 22;
-    /// No room.
+    /// No space left.
     pub const ENOSPC: u32 = 28;
-    /// Too long.
+    /// Value too large.
     pub const EOVERFLOW: u32 = 75;
 }
 
@@ -54,7 +54,7 @@ const REPLY_MAGIC: u32 = 0x6744_6698;
 trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
 
-/// A connection.
+/// A connection to an NBD server.
 pub struct Nbd {
     stream: Box<dyn Stream>,
     next_cookie: u64,
@@ -71,13 +71,22 @@ pub enum Failure {
     Broken(io::Error),
 }
 
+/// Returns the error number of a request that must be refused.
+pub fn refused<T>(result: Result<T, Failure>) -> u32 {
+    match result {
+        Err(Failure::Refused(errno)) => errno,
+        Err(Failure::Broken(error)) => panic!("the connection broke: {error}"),
+        Ok(_) => panic!("the request succeeded"),
+    }
+}
+
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         Self::Broken(error)
     }
 }
 
-/// An option as it is sent.
+/// Returns the bytes of an option request.
 pub fn option_request(option: u32, data: &[u8]) -> Vec<u8> {
     let mut bytes = b"IHAVEOPT".to_vec();
     bytes.extend(option.to_be_bytes());
@@ -86,7 +95,7 @@ pub fn option_request(option: u32, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The data of an INFO or GO option without information requests.
+/// Returns the data of an INFO or GO option without information requests.
 pub fn info_data(export: &str) -> Vec<u8> {
     let mut data = (export.len() as u32).to_be_bytes().to_vec();
     data.extend(export.as_bytes());
@@ -94,7 +103,7 @@ pub fn info_data(export: &str) -> Vec<u8> {
     data
 }
 
-/// A request as it is sent, without payload.
+/// Returns the bytes of a request without payload.
 pub fn request(command: u16, flags: u16, cookie: u64, offset_bytes: u64, len_bytes: u32) -> Vec<u8> {
     let mut bytes = REQUEST_MAGIC.to_be_bytes().to_vec();
     bytes.extend(flags.to_be_bytes());
@@ -110,7 +119,7 @@ impl Nbd {
         Self { stream, next_cookie: 1, size_bytes: 0, flags: 0 }
     }
 
-    /// Connects without a word.
+    /// Connects over a unix socket and sends nothing.
     pub fn raw(socket: &Path) -> io::Result<Self> {
         let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(crate::harness::TIMEOUT))?;
@@ -121,10 +130,10 @@ impl Nbd {
     /// Connects over a unix socket and enters transmission.
     pub fn open(socket: &Path, export: &str) -> Self {
         Self::try_open(socket, export)
-            .unwrap_or_else(|error| panic!("cannot open export {export:?}: {error}"))
+            .unwrap_or_else(|error| panic!("open failed on export {export:?}: {error}"))
     }
 
-    /// As [`open`](Self::open), with an error.
+    /// As [`open`](Self::open), but returns the error.
     pub fn try_open(socket: &Path, export: &str) -> io::Result<Self> {
         let mut client = Self::raw(socket)?;
         client.go(export)?;
@@ -140,34 +149,34 @@ impl Nbd {
         Ok(client)
     }
 
-    /// Sends bytes as they are.
+    /// Sends raw bytes.
     pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
     }
 
-    /// Receives so many bytes.
+    /// Receives this number of bytes.
     pub fn receive(&mut self, len_bytes: usize) -> io::Result<Vec<u8>> {
         let mut bytes = vec![0; len_bytes];
         self.stream.read_exact(&mut bytes)?;
         Ok(bytes)
     }
 
-    /// Receives all there is until the server closes the connection.
+    /// Receives until the server closes the connection.
     pub fn drain(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        // A reset after the last byte is a way to close, too.
+        // A reset after the last byte also ends the connection.
         let _ = self.stream.read_to_end(&mut bytes);
         bytes
     }
 
-    /// Takes the greeting and answers it.
+    /// Receives the greeting and sends the client flags.
     pub fn hello(&mut self) -> io::Result<()> {
         let greeting = self.receive(18)?;
         assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT", "not the greeting of a fixed newstyle server");
         self.send(&3u32.to_be_bytes())
     }
 
-    /// One reply to an option: its type and data.
+    /// Receives one reply to an option: its type and data.
     pub fn option_reply(&mut self) -> io::Result<(u32, Vec<u8>)> {
         let header = self.receive(20)?;
         assert_eq!(&header[..8], &0x0003_e889_0455_65a9u64.to_be_bytes(), "not the reply to an option");
@@ -195,12 +204,12 @@ impl Nbd {
         }
     }
 
-    /// Size of the export.
+    /// The size of the export, in bytes.
     pub fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    /// Sends a request and does not wait for its reply; gives its cookie.
+    /// Sends a request without waiting for its reply. Returns its cookie.
     pub fn start(
         &mut self,
         command: u16,
@@ -217,7 +226,7 @@ impl Nbd {
         Ok(cookie)
     }
 
-    /// Error number and cookie of the next reply, which has no payload.
+    /// Receives the next simple reply, without payload: its error number and cookie.
     pub fn reply(&mut self) -> io::Result<(u32, u64)> {
         let bytes = self.receive(16)?;
         assert_eq!(&bytes[..4], &REPLY_MAGIC.to_be_bytes(), "not a simple reply");
@@ -225,7 +234,7 @@ impl Nbd {
         Ok((errno, u64::from_be_bytes(bytes[8..16].try_into().unwrap())))
     }
 
-    /// Sends a request and takes its reply.
+    /// Sends a request and receives its reply.
     pub fn call(
         &mut self,
         command: u16,
@@ -240,19 +249,19 @@ impl Nbd {
         if errno == 0 { Ok(()) } else { Err(Failure::Refused(errno)) }
     }
 
-    /// Reads at most [`MAX_REQUEST_BYTES`].
+    /// Reads in one request.
     pub fn try_read(&mut self, offset_bytes: u64, len_bytes: u64) -> Result<Vec<u8>, Failure> {
         self.call(command::READ, 0, offset_bytes, len_bytes, &[])?;
         Ok(self.receive(len_bytes as usize)?)
     }
 
-    /// Reads any length.
+    /// Reads any length, in requests of 4 MiB.
     pub fn read(&mut self, offset_bytes: u64, len_bytes: u64) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(len_bytes as usize);
         while (bytes.len() as u64) < len_bytes {
             let done = bytes.len() as u64;
-            let piece = (len_bytes - done).min(4 << 20);
-            bytes.extend(self.try_read(offset_bytes + done, piece).expect("read"));
+            let len = (len_bytes - done).min(4 << 20);
+            bytes.extend(self.try_read(offset_bytes + done, len).expect("read"));
         }
         bytes
     }
@@ -262,21 +271,26 @@ impl Nbd {
         self.read(0, self.size_bytes)
     }
 
-    /// Writes at most [`MAX_REQUEST_BYTES`].
+    /// Writes in one request.
     pub fn write(&mut self, offset_bytes: u64, data: &[u8]) {
         self.call(command::WRITE, 0, offset_bytes, data.len() as u64, data).expect("write");
     }
 
     /// Writes any length, in requests of 1 MiB.
     pub fn write_long(&mut self, offset_bytes: u64, data: &[u8]) {
-        for (nth, piece) in data.chunks(1 << 20).enumerate() {
-            self.write(offset_bytes + ((nth as u64) << 20), piece);
+        for (nth, chunk) in data.chunks(1 << 20).enumerate() {
+            self.write(offset_bytes + ((nth as u64) << 20), chunk);
         }
     }
 
-    /// Makes durable what was written.
+    /// Flushes: completed writes are durable afterwards.
     pub fn flush(&mut self) {
-        self.call(command::FLUSH, 0, 0, 0, &[]).expect("flush");
+        self.try_flush().expect("flush");
+    }
+
+    /// As [`flush`](Self::flush), but returns the error.
+    pub fn try_flush(&mut self) -> Result<(), Failure> {
+        self.call(command::FLUSH, 0, 0, 0, &[])
     }
 
     /// Writes zeroes.
@@ -284,7 +298,7 @@ impl Nbd {
         self.call(command::WRITE_ZEROES, 0, offset_bytes, len_bytes, &[]).expect("write zeroes");
     }
 
-    /// Takes leave and waits until the server has closed the connection.
+    /// Disconnects and waits until the server has closed the connection.
     pub fn close(mut self) {
         self.start(command::DISC, 0, 0, 0, &[]).expect("disconnect");
         self.drain();

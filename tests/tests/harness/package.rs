@@ -1,21 +1,17 @@
-//! The Debian package, and a system to install it on: this machine's own, with all changes in memory.
+//! The Debian package, and a system to install it on: an overlay of this machine's root filesystem in memory.
 
-use crate::harness::process::{both, die_with_parent, program, repository};
+use crate::harness::process::{Process, both, die_with_parent, find_program, program, repository};
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, Output, Stdio},
+    process::{Command, Output, Stdio},
 };
 
-/// The first of these tools that is not here.
+/// Returns the first of these tools that is missing.
 pub fn missing_tool(tools: &[&str]) -> Option<String> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let places: Vec<PathBuf> =
-        std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).collect();
-    let is_there = |tool: &&&str| !places.iter().any(|dir| dir.join(tool).is_file());
-    tools.iter().find(is_there).map(|tool| (*tool).to_owned())
+    tools.iter().find(|tool| find_program(tool).is_none()).map(|tool| (*tool).to_owned())
 }
 
-/// Makes the package of the programs beside the test, as fast as can be, in this directory.
+/// Builds an uncompressed package of this build's programs in a directory.
 pub fn make_package(dir: &Path, version: &str) -> PathBuf {
     let programs = program("blockd");
     program("blockctl");
@@ -35,12 +31,12 @@ pub struct System {
 }
 
 impl System {
-    /// Over this machine's own; the mounts of this thread must be its own ones. Why not, if it cannot be.
+    /// Creates the view; fails with the reason. The thread must have its own mount namespace.
     ///
-    /// It is below a directory that no test deletes: what is mounted there is partly this machine's.
+    /// The view is below a directory that no test deletes, as it shows this machine's files.
     pub fn over_this_one() -> Result<Self, String> {
         let this = Self { dir: PathBuf::from("/mnt") };
-        // Not on the disk that it is over, which is not allowed.
+        // The upper directory of an overlay cannot be on its lower filesystem.
         this.mount(&["-t", "tmpfs", "-o", "mode=0755", "tmpfs"], &this.dir)?;
         for name in ["changes", "work", "root"] {
             std::fs::create_dir(this.dir.join(name)).expect("a directory");
@@ -53,7 +49,7 @@ impl System {
         }
         this.mount(&["-t", "proc", "proc"], &this.path("/proc"))?;
         for device in ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"] {
-            std::fs::File::create(this.path(device)).expect("a place for a device");
+            std::fs::File::create(this.path(device)).expect("a mount point");
             this.mount(&["--bind", device], &this.path(device))?;
         }
         Ok(this)
@@ -69,12 +65,12 @@ impl System {
         }
     }
 
-    /// Returns the host path of a path of the system.
+    /// Returns the host path of a path in the system.
     pub fn path(&self, path: &str) -> PathBuf {
         self.dir.join("root").join(path.trim_start_matches('/'))
     }
 
-    /// A command that runs on it.
+    /// Creates a command that runs in the system.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("chroot");
         command.arg(self.path("/")).args(args).env_clear().stdin(Stdio::null());
@@ -84,20 +80,20 @@ impl System {
         command
     }
 
-    /// Runs a command on it.
+    /// Runs a command in the system.
     pub fn run(&self, args: &[&str]) -> Output {
         self.command(args).output().expect("chroot")
     }
 
-    /// Runs one that must succeed; gives what it said.
+    /// Runs a command that must succeed. Returns its output.
     pub fn must(&self, args: &[&str]) -> String {
         let output = self.run(args);
         assert!(output.status.success(), "{args:?}: {}: {}", output.status, both(&output));
         both(&output)
     }
 
-    /// The command line that a unit starts, run as the unit's user.
-    pub fn start_unit(&self, unit: &str) -> Started {
+    /// Runs the command line of a unit as the unit's user.
+    pub fn start_unit(&self, unit: &str) -> Process {
         let text = std::fs::read_to_string(self.path("/lib/systemd/system").join(unit)).expect("the unit");
         let value = |key: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
@@ -108,31 +104,6 @@ impl System {
             vec!["setpriv", "--reuid", &user, "--regid", &group, "--init-groups", "--no-new-privs", "--"];
         args.extend(line.split_whitespace());
         let mut command = self.command(&args);
-        Started(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("chroot"))
-    }
-}
-
-/// A process that dies with this value.
-pub struct Started(Child);
-
-impl Started {
-    /// Returns true if it has ended.
-    pub fn has_ended(&mut self) -> bool {
-        self.0.try_wait().expect("wait").is_some()
-    }
-
-    /// Asks it to stop, and waits.
-    pub fn stop(mut self) {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
-        let status = self.0.wait().expect("wait");
-        assert!(status.success(), "{status}");
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        Process::start(command.stdout(Stdio::null()).stderr(Stdio::null()))
     }
 }

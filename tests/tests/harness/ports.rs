@@ -8,34 +8,35 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-/// Start of the search, and number of ports.
+/// First port of the search.
 const FIRST: u16 = 10_240;
+/// Number of ports.
 const COUNT: u16 = 12_000;
 
 /// Number of ports tried in this process.
-static LOOKED_AT: AtomicU32 = AtomicU32::new(0);
+static TRIED: AtomicU32 = AtomicU32::new(0);
 
 /// Returns a free port, unique in this process; with `above`, the port at this distance is free as well.
 pub fn free(above: u16) -> u16 {
-    // Processes that run beside this one begin elsewhere.
-    let begin = std::process::id().wrapping_mul(61);
+    // Concurrent test processes start at different ports.
+    let start = std::process::id().wrapping_mul(61);
     for _ in 0..COUNT {
-        let nth = begin.wrapping_add(LOOKED_AT.fetch_add(1, Ordering::Relaxed)) % u32::from(COUNT);
+        let nth = start.wrapping_add(TRIED.fetch_add(1, Ordering::Relaxed)) % u32::from(COUNT);
         let port = FIRST + nth as u16;
         let is_free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();
         if is_free(port) && is_free(port + above) {
             return port;
         }
     }
-    panic!("no port of {FIRST} to {} is free", FIRST + COUNT);
+    panic!("no free port from {FIRST} to {}", FIRST + COUNT);
 }
 
-/// As [`free`], several.
+/// Returns several free ports.
 pub fn several<const N: usize>() -> [u16; N] {
     [(); N].map(|()| free(0))
 }
 
-/// An address of loopback.
+/// Returns a loopback address.
 pub fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }

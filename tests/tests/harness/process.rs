@@ -1,12 +1,102 @@
-//! Child processes that never outlive the test, and the tools that the tests need.
+//! Child processes, which end with the test, and the tools of the tests.
 
+use crate::harness::wait_until;
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
+    fs::File,
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio},
 };
 
-/// Makes the child die with the thread that starts it: a test that is killed leaves nothing behind.
+/// A child process that is killed on drop.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    log: Option<PathBuf>,
+}
+
+impl Process {
+    /// Starts a command.
+    pub fn start(command: &mut Command) -> Self {
+        let name = command.get_program().to_owned();
+        let child = die_with_parent(command).spawn();
+        Self { child: child.unwrap_or_else(|error| panic!("start failed on {name:?}: {error}")), log: None }
+    }
+
+    /// Starts a command that appends its output to a log.
+    pub fn start_logged(command: &mut Command, log: &Path) -> Self {
+        let file = File::options().create(true).append(true).open(log).expect("the log of a process");
+        command.stdin(Stdio::null()).stdout(file.try_clone().expect("the log")).stderr(file);
+        Self::start(command).with_log(log)
+    }
+
+    /// Sets the log, which is printed if the test fails.
+    pub fn with_log(mut self, log: &Path) -> Self {
+        self.log = Some(log.to_owned());
+        self
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Takes the standard output, which must be piped.
+    pub fn take_stdout(&mut self) -> ChildStdout {
+        self.child.stdout.take().expect("a piped standard output")
+    }
+
+    /// Returns the exit status; `None` while the process runs.
+    pub fn status(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().expect("wait")
+    }
+
+    /// Returns the log.
+    pub fn log(&self) -> String {
+        let bytes = self.log.as_ref().and_then(|log| std::fs::read(log).ok());
+        String::from_utf8_lossy(&bytes.unwrap_or_default()).into_owned()
+    }
+
+    /// Waits until a condition holds; panics if the process ends before.
+    pub fn wait_until(&mut self, what: &str, mut condition: impl FnMut() -> bool) {
+        wait_until(what, || {
+            let ended = self.status();
+            assert!(ended.is_none(), "a process ended with {ended:?} instead of {what}:\n{}", self.log());
+            condition()
+        });
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("a signal");
+    }
+
+    /// Sends a signal and waits for the end.
+    pub fn end(mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        self.child.wait().expect("wait")
+    }
+
+    /// Kills the process and waits for its end.
+    pub fn kill(&mut self) {
+        self.child.kill().expect("kill");
+        self.child.wait().expect("wait");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail only if the process has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(log) = self.log.as_ref().filter(|_| std::thread::panicking()) {
+            eprintln!("--- {}:\n{}---", log.display(), self.log());
+        }
+    }
+}
+
+/// Makes the kernel kill the child when the thread that starts it ends: a killed test leaves no process.
 pub fn die_with_parent(command: &mut Command) -> &mut Command {
     let bind = || {
         rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
@@ -17,7 +107,7 @@ pub fn die_with_parent(command: &mut Command) -> &mut Command {
     unsafe { command.pre_exec(bind) }
 }
 
-/// Has the child begin with this soft limit of open files, and this hard one if it is given.
+/// Sets the child's soft limit of open files, and its hard limit if one is given.
 pub fn limit_open_files(command: &mut Command, soft: u64, hard: Option<u64>) -> &mut Command {
     let limit = move || {
         let hard = hard.or(rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum);
@@ -29,14 +119,14 @@ pub fn limit_open_files(command: &mut Command, soft: u64, hard: Option<u64>) -> 
     unsafe { command.pre_exec(limit) }
 }
 
-/// Lets this process have as many files open as the system allows.
+/// Raises this process's soft limit of open files to the hard limit.
 pub fn raise_open_files() {
     let hard = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     let limit = rustix::process::Rlimit { current: hard, maximum: hard };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("the limit of open files");
 }
 
-/// A number of kibibytes from `/proc/<pid>/status`, such as `VmRSS` and `VmHWM`, in bytes.
+/// Returns a size from `/proc/<pid>/status`, such as `VmRSS` or `VmHWM`, in bytes.
 pub fn memory_bytes(pid: u32, field: &str) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("/proc/<pid>/status");
     let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("a field of /proc/<pid>/status");
@@ -67,7 +157,7 @@ pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the parent of tests/").to_owned()
 }
 
-/// A tool that is found in the search path.
+/// Returns the path of a tool; panics with the Debian package if it is missing.
 pub fn tool(name: &str) -> PathBuf {
     let package = match name {
         "fio" => "fio",
@@ -79,32 +169,40 @@ pub fn tool(name: &str) -> PathBuf {
         "cp" => "coreutils",
         _ => panic!("no package is known for {name}"),
     };
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    // Not in each user's PATH.
-    let places = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    let found = places.map(|dir: PathBuf| dir.join(name)).find(|path| path.is_file());
-    found.unwrap_or_else(|| {
-        panic!("{name} is missing: install the Debian package {package}, or run tools/test, which does")
+    find_program(name).unwrap_or_else(|| {
+        panic!("{name} is missing: install the Debian package {package} or run tools/test, which installs it")
     })
 }
 
-/// Runs a tool to its end.
+/// Finds a program in `PATH` and in the directories of system programs, which not all users have in `PATH`.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    dirs.map(|dir| dir.join(name)).find(|path| path.is_file())
+}
+
+/// Returns the path of a file in `tests/shim`.
+pub fn shim(name: &str) -> PathBuf {
+    repository().join("tests/shim").join(name)
+}
+
+/// Runs a tool and waits for its end.
 pub fn run_tool(name: &str, args: &[&str]) -> Output {
     let mut command = Command::new(tool(name));
     die_with_parent(command.args(args).stdin(Stdio::null()))
         .output()
-        .unwrap_or_else(|error| panic!("cannot start {name}: {error}"))
+        .unwrap_or_else(|error| panic!("start failed on {name}: {error}"))
 }
 
-/// Runs a tool that must succeed; gives its stdout.
+/// Runs a tool that must succeed. Returns its standard output.
 pub fn must_run(name: &str, args: &[&str]) -> String {
     let output = run_tool(name, args);
     assert!(output.status.success(), "{name} {args:?} failed with {}:\n{}", output.status, both(&output));
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs a test again, in a mount namespace of its own that this script makes ready, and is true in there. The
-/// caller returns where it is false: what the test had to say was said.
+/// Runs a test again in its own mount namespace, which a shell script prepares. Returns true in that
+/// namespace; the caller returns on false, because the test has run.
 pub fn in_own_mounts(test: &str, script: &str) -> bool {
     const INSIDE: &str = "BLOCKD_TEST_INSIDE";
     if std::env::var_os(INSIDE).is_some_and(|inside| inside == test) {
@@ -115,7 +213,7 @@ pub fn in_own_mounts(test: &str, script: &str) -> bool {
     command.args(["--mount", "/bin/sh", "-c", &script, "sh"]).arg(std::env::current_exe().expect("the test"));
     command.args([test, "--nocapture"]).env(INSIDE, test).stdin(Stdio::null());
     let output = die_with_parent(&mut command).output().expect("unshare");
-    assert!(output.status.success(), "{test} failed in its own namespace:\n{}", both(&output));
+    assert!(output.status.success(), "{test} failed in its own mount namespace:\n{}", both(&output));
     false
 }
 
@@ -124,7 +222,7 @@ pub fn both(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-/// Returns the bytes that the process read: by system calls, and from disks.
+/// Returns the sum of the bytes that a process read by system calls and from disks.
 pub fn bytes_read(pid: u32) -> u64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/io")).expect("/proc/<pid>/io");
     let field = |name: &str| -> u64 {

@@ -1,7 +1,7 @@
-//! An HTTP proxy in front of a store that counts requests and plays the faults of networks.
+//! HTTP proxy in front of a store that records requests and injects network faults.
 //!
-//! One request a connection: what it forwards asks both sides to close after the reply, so that the end of a
-//! reply is the end of its stream.
+//! Each connection carries one request: forwarded requests have `Connection: close`, so that the end of the
+//! stream is the end of the reply.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
@@ -9,29 +9,29 @@ use std::{
     sync::{Arc, Condvar, Mutex},
 };
 
-/// Fault of a request.
+/// Fault to inject into a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// It is answered with 503 and not forwarded.
+    /// The proxy replies with 503 and does not forward the request.
     Unavailable,
-    /// It is carried out, but the reply is lost.
+    /// The request is forwarded, but its reply is dropped.
     LostReply,
-    /// The reply breaks off in the middle of its body.
+    /// The reply ends in the middle of its body.
     CutReply,
-    /// Neither forwarded nor answered until the proxy releases it.
+    /// The request is held until the proxy releases it.
     Hold,
 }
 
-/// A request as it went by.
+/// Method and path of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// Its method.
+pub struct Request {
+    /// The method.
     pub method: String,
-    /// Its path, without the query.
+    /// The path, without the query.
     pub path: String,
 }
 
-type Judge = dyn Fn(&Seen, usize) -> Option<Fault> + Send + Sync;
+type FaultPlan = dyn Fn(&Request, usize) -> Option<Fault> + Send + Sync;
 
 struct Shared {
     target: SocketAddr,
@@ -40,11 +40,11 @@ struct Shared {
 }
 
 struct State {
-    seen: Vec<Seen>,
+    seen: Vec<Request>,
     held: usize,
-    letting_go: bool,
+    released: bool,
     closed: bool,
-    judge: Arc<Judge>,
+    plan: Arc<FaultPlan>,
 }
 
 /// A running proxy.
@@ -54,17 +54,12 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts one in front of `target`.
+    /// Starts a proxy in front of `target`.
     pub fn start(target: SocketAddr) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let address = listener.local_addr().expect("its address");
-        let state = State {
-            seen: Vec::new(),
-            held: 0,
-            letting_go: false,
-            closed: false,
-            judge: Arc::new(|_, _| None),
-        };
+        let state =
+            State { seen: Vec::new(), held: 0, released: false, closed: false, plan: Arc::new(|_, _| None) };
         let shared = Arc::new(Shared { target, state: Mutex::new(state), changed: Condvar::new() });
         let accepting = Arc::clone(&shared);
         std::thread::spawn(move || {
@@ -74,7 +69,7 @@ impl Proxy {
                 }
                 let Ok(stream) = stream else { continue };
                 let shared = Arc::clone(&accepting);
-                // A broken connection is what the other side is tested against.
+                // An I/O error closes the connection, which the client must survive.
                 std::thread::spawn(move || drop(shared.serve(&stream)));
             }
         });
@@ -86,27 +81,27 @@ impl Proxy {
         self.address
     }
 
-    /// From now on `judge` is asked what to do with each request; its second argument counts the requests of
-    /// that method on paths that contain `blockd/` since then, this one not counted.
-    pub fn judge(&self, judge: impl Fn(&Seen, usize) -> Option<Fault> + Send + Sync + 'static) {
+    /// Sets the plan that selects the fault of each request. Its second argument is the number of earlier
+    /// requests since this call with the same method and `blockd/` in the path.
+    pub fn inject(&self, plan: impl Fn(&Request, usize) -> Option<Fault> + Send + Sync + 'static) {
         let mut state = self.shared.lock();
-        state.judge = Arc::new(judge);
+        state.plan = Arc::new(plan);
         state.seen.clear();
     }
 
-    /// Waits until so many requests are held.
+    /// Waits until this number of requests is held.
     pub fn wait_for_held(&self, count: usize) {
         let state = self.shared.lock();
         let waited = self
             .shared
             .changed
             .wait_timeout_while(state, crate::harness::TIMEOUT, |state| state.held < count);
-        assert!(!waited.expect("the lock").1.timed_out(), "{count} requests never came to be held");
+        assert!(!waited.expect("the lock").1.timed_out(), "timeout while waiting for {count} held requests");
     }
 
-    /// Lets those that are held go on, and holds no more.
+    /// Releases held requests and holds no more.
     pub fn release(&self) {
-        self.shared.lock().letting_go = true;
+        self.shared.lock().released = true;
         self.shared.changed.notify_all();
     }
 }
@@ -115,7 +110,7 @@ impl Drop for Proxy {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.release();
-        // Wakes the thread that accepts; if that fails it is gone already.
+        // Wakes the accepting thread; this fails only if the thread has ended.
         let _ = TcpStream::connect(self.address);
     }
 }
@@ -130,10 +125,10 @@ impl Shared {
         let (head, seen, body_bytes) = read_head(&mut from_client)?;
         let fault = {
             let mut state = self.lock();
-            let same = |known: &&Seen| known.method == seen.method && known.path.contains("blockd/");
+            let same = |known: &&Request| known.method == seen.method && known.path.contains("blockd/");
             let before = state.seen.iter().filter(same).count();
-            let judge = Arc::clone(&state.judge);
-            let fault = judge(&seen, before);
+            let plan = Arc::clone(&state.plan);
+            let fault = plan(&seen, before);
             state.seen.push(seen);
             fault
         };
@@ -169,14 +164,14 @@ impl Shared {
         let mut state = self.lock();
         state.held += 1;
         self.changed.notify_all();
-        while !state.letting_go {
+        while !state.released {
             state = self.changed.wait(state).expect("no thread panics with the lock");
         }
     }
 }
 
-/// The head of a request as it is forwarded, what it asks for, and the length of its body.
-fn read_head(from: &mut impl BufRead) -> io::Result<(Vec<u8>, Seen, usize)> {
+/// Reads the head of a request: the bytes to forward, method and path, and the length of the body.
+fn read_head(from: &mut impl BufRead) -> io::Result<(Vec<u8>, Request, usize)> {
     let mut line = String::new();
     from.read_line(&mut line)?;
     let mut words = line.split_whitespace().map(str::to_owned);
@@ -203,5 +198,5 @@ fn read_head(from: &mut impl BufRead) -> io::Result<(Vec<u8>, Seen, usize)> {
         }
     }
     head.extend_from_slice(b"Connection: close\r\n\r\n");
-    Ok((head, Seen { method, path }, body_bytes))
+    Ok((head, Request { method, path }, body_bytes))
 }

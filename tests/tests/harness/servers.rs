@@ -1,47 +1,45 @@
-//! Object stores beside SeaweedFS, each on free ports of loopback: Azurite, OpenStack Swift, and an emulator
-//! of Google's.
+//! Object stores other than SeaweedFS, each on free ports of loopback: Azurite, Ceph's gateway, OpenStack
+//! Swift, and an emulator of Google Cloud Storage.
 //!
-//! `tools/test-stores` installs them. Each can be switched off; it then says that it was not tested.
+//! `tools/test-stores` installs them. A store that is switched off is reported as not tested.
 
 use crate::harness::{
     Ctl, announce,
     ports::{self, local},
-    process::{die_with_parent, repository},
-    wait_for,
+    process::{Process, die_with_parent, repository, shim},
 };
 use serde_json::Value;
 use std::{
-    fs::File,
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
 /// The container or bucket that exists.
 pub const BUCKET: &str = "backups";
-/// Azurite's account of the tests.
+/// The account in Azurite.
 pub const AZURE_ACCOUNT: &str = "testacct";
-/// Its key, as Azure shows keys.
+/// The key of the account, in base64.
 pub const AZURE_KEY: &str = "cGxhbnRlZC1henVyZS1rZXktNWYxYy1wbGFudGVkLWF6dXJlLWtleS01ZjFj";
-/// The access key of the user of Ceph's gateway that the tests start.
+/// The access key at the Ceph gateway that the tests start.
 pub const CEPH_ACCESS_KEY: &str = "cephtester";
-/// Its secret key.
+/// The secret key at that gateway.
 pub const CEPH_SECRET_KEY: &str = "planted-ceph-secret-3e8d";
 /// The user of Swift.
 pub const SWIFT_USER: &str = "test:tester";
-/// That user's key.
+/// The key of that user.
 pub const SWIFT_KEY: &str = "planted-swift-key-77aa";
 
-/// A running store, and how credentials for it are made; it dies with this value.
+/// A running store, killed on drop, with the flags of its credentials.
 pub struct Server {
-    children: Vec<Child>,
-    /// The provider, and what else is always given.
+    _processes: Vec<Process>,
+    /// Flags of all credentials, the provider first.
     pub flags: Vec<(&'static str, String)>,
     /// Wrong value that the store refuses, and the flag that the error must name.
     pub wrong: (&'static str, String),
-    /// Text that no message may hold.
+    /// Secret that no message may contain.
     pub secret: String,
     /// The store supports create-if-absent.
     pub conditional_put: bool,
@@ -54,49 +52,51 @@ pub fn is_switched_off(name: &str) -> bool {
     let variable = format!("BLOCKD_TEST_WITHOUT_{name}");
     let off = std::env::var_os(&variable).is_some_and(|value| value == "1");
     if off {
-        announce(&format!("NOT TESTED: {variable}=1 switches the tests with this store off"));
+        announce(&format!("NOT TESTED: {variable}=1 switches off the tests with this store"));
     }
     off
 }
 
-/// Returns a variable of the tests with Ceph's gateway.
+/// Returns the environment variable `BLOCKD_TEST_CEPH_<name>`, unless it is empty.
 fn ceph_setting(name: &str) -> Option<String> {
     std::env::var(format!("BLOCKD_TEST_CEPH_{name}")).ok().filter(|value| !value.is_empty())
 }
 
-/// Returns true with a Ceph gateway to test; otherwise prints how to get one.
+/// Returns true if a Ceph gateway is available; otherwise prints how to get one.
 pub fn has_ceph() -> bool {
     let has = ceph_setting("ENDPOINT").is_some()
         || std::env::var_os("BLOCKD_TEST_WITH_CEPH").is_some_and(|value| value == "1");
     if !has {
         announce(
-            "NOT TESTED: Ceph's gateway. `tools/test-stores ceph` installs one, and BLOCKD_TEST_WITH_CEPH=1 tests with it; \
-             BLOCKD_TEST_CEPH_ENDPOINT=http://HOST:PORT, _BUCKET, _ACCESS_KEY and _SECRET_KEY test with one that runs",
+            "NOT TESTED: Ceph's gateway. `tools/test-stores ceph` installs one, BLOCKD_TEST_WITH_CEPH=1 tests with it; \
+             BLOCKD_TEST_CEPH_ENDPOINT=http://HOST:PORT, _BUCKET, _ACCESS_KEY and _SECRET_KEY name a running one",
         );
     }
     has
 }
 
-/// A file that `tools/test-stores` brings.
+/// Returns the path of a file that `tools/test-stores` installs.
 fn installed(path: &str) -> PathBuf {
     let path = repository().join("target").join(path);
     assert!(
         path.exists(),
-        "{} is missing: run tools/test-stores, or switch these tests off (BLOCKD_TEST_WITHOUT_AZURE, …_SWIFT, …_GOOGLE =1)",
+        "{} is missing: run tools/test-stores, or switch off these tests (BLOCKD_TEST_WITHOUT_AZURE, …_SWIFT, …_GOOGLE =1)",
         path.display()
     );
     path
 }
 
-fn shim(name: &str) -> PathBuf {
-    repository().join("tests/shim").join(name)
-}
-
-fn start(command: &mut Command, dir: &Path, log: &str) -> Child {
-    let log = File::create(dir.join(log)).expect("the log of a server");
-    command.current_dir(dir).stdin(Stdio::null()).stdout(log.try_clone().expect("the log")).stderr(log);
-    let name = command.get_program().to_owned();
-    die_with_parent(command).spawn().unwrap_or_else(|error| panic!("cannot start {name:?}: {error}"))
+/// Starts a server in its directory and waits until it serves.
+pub(super) fn start(
+    what: &str,
+    command: &mut Command,
+    dir: &Path,
+    log: &str,
+    serves: impl FnMut() -> bool,
+) -> Process {
+    let mut process = Process::start_logged(command.current_dir(dir), &dir.join(log));
+    process.wait_until(&format!("{what} to serve"), serves);
+    process
 }
 
 fn run(command: &mut Command) -> String {
@@ -105,7 +105,7 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).expect("UTF-8").trim().to_owned()
 }
 
-/// Returns the status of a request; `None` without an answer.
+/// Returns the status of an HTTP request; `None` without a reply.
 fn status(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<u16> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(60))).ok()?;
@@ -119,9 +119,9 @@ fn status(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<u
 }
 
 impl Server {
-    pub(crate) fn new(provider: &str, children: Vec<Child>) -> Self {
+    pub(crate) fn new(provider: &str, processes: Vec<Process>) -> Self {
         Self {
-            children,
+            _processes: processes,
             flags: vec![("--provider", provider.to_owned()), ("--bucket", BUCKET.to_owned())],
             wrong: ("", String::new()),
             secret: String::new(),
@@ -135,20 +135,7 @@ impl Server {
         self
     }
 
-    /// Waits for something, and fails with the log if a server ends before.
-    fn wait(&mut self, what: &str, dir: &Path, mut probe: impl FnMut() -> bool) {
-        wait_for(what, || {
-            for child in &mut self.children {
-                if child.try_wait().expect("wait").is_some() {
-                    let log = std::fs::read_to_string(dir.join("log")).unwrap_or_default();
-                    panic!("a server ended while waiting for {what}:\n{log}");
-                }
-            }
-            probe().then_some(())
-        });
-    }
-
-    /// Azurite, the emulator that Microsoft gives out for Azure Blob Storage.
+    /// Starts Azurite, Microsoft's emulator of Azure Blob Storage.
     pub fn azure(dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("the directory of Azurite");
         let port = ports::free(0);
@@ -157,8 +144,8 @@ impl Server {
         command.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string(), "--location"]).arg(dir);
         command.args(["--silent", "--disableTelemetry", "--skipApiVersionCheck"]);
         command.env("AZURITE_ACCOUNTS", format!("{AZURE_ACCOUNT}:{AZURE_KEY}"));
-        let mut server = Self::new("azure", vec![start(&mut command, dir, "log")]);
-        server.wait("Azurite to serve", dir, || status(local(port), "GET", "/", "").is_some());
+        let serves = || status(local(port), "GET", "/", "").is_some();
+        let mut server = Self::new("azure", vec![start("Azurite", &mut command, dir, "log", serves)]);
         let mut create = Command::new("python3");
         create.arg(shim("azure_admin.py")).args([
             "create",
@@ -176,19 +163,19 @@ impl Server {
             .flag("--azure-account-key", AZURE_KEY)
     }
 
-    /// A shared access signature for the container of [`Server::azure`].
+    /// Returns a shared access signature for the container of [`Server::azure`].
     pub fn azure_sas() -> String {
         let mut sign = Command::new("python3");
         run(sign.arg(shim("azure_admin.py")).args(["sas", AZURE_ACCOUNT, AZURE_KEY, BUCKET]))
     }
 
-    /// Ceph's gateway for S3: the one that variables name, or one of Debian's packages that keeps everything
-    /// in memory. See [`has_ceph`].
+    /// Ceph's S3 gateway: the one that environment variables name, or an in-memory one from Debian's
+    /// packages. See [`has_ceph`].
     pub fn ceph(dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("the directory of Ceph");
         let setting =
             |name: &str| ceph_setting(name).unwrap_or_else(|| panic!("BLOCKD_TEST_CEPH_{name} is missing"));
-        let mut children = Vec::new();
+        let mut processes = Vec::new();
         let (endpoint, bucket, access_key, secret_key) = match ceph_setting("ENDPOINT") {
             Some(endpoint) => (endpoint, setting("BUCKET"), setting("ACCESS_KEY"), setting("SECRET_KEY")),
             None => {
@@ -196,18 +183,14 @@ impl Server {
                 let mut command = Command::new(shim("ceph_gateway.sh"));
                 command.arg(dir).args([BUCKET, CEPH_ACCESS_KEY, CEPH_SECRET_KEY]);
                 command.args(ports.map(|port| port.to_string()));
-                let path = std::env::var("PATH").unwrap_or_default();
-                command.env("PATH", format!("{path}:/usr/sbin:/usr/bin"));
-                children.push(start(&mut command, dir, "log"));
+                add_system_path(&mut command);
+                let serves = || dir.join("ready").exists();
+                processes.push(start("Ceph's gateway", &mut command, dir, "log", serves));
                 let endpoint = format!("http://{}", local(ports[1]));
                 (endpoint, BUCKET.to_owned(), CEPH_ACCESS_KEY.to_owned(), CEPH_SECRET_KEY.to_owned())
             }
         };
-        let is_ours = !children.is_empty();
-        let mut server = Self::new("s3", children);
-        if is_ours {
-            server.wait("Ceph's gateway to serve", dir, || dir.join("ready").exists());
-        }
+        let mut server = Self::new("s3", processes);
         server.flags.retain(|(flag, _)| *flag != "--bucket");
         server.wrong = ("--s3-secret-key", "another one".into());
         server.secret.clone_from(&secret_key);
@@ -219,17 +202,16 @@ impl Server {
             .flag("--s3-secret-key", secret_key)
     }
 
-    /// OpenStack Swift with its own auth service.
+    /// Starts OpenStack Swift with its own auth service.
     pub fn swift(dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("the directory of Swift");
         let ports: [u16; 5] = ports::several();
         installed("venv/swift-version");
         let mut command = Command::new(installed("venv/bin/python"));
         command.arg(shim("swift_server.py")).arg(dir).arg(BUCKET).args(ports.map(|port| port.to_string()));
-        let path = std::env::var("PATH").unwrap_or_default();
-        command.env("PATH", format!("{path}:/usr/sbin:/usr/bin"));
-        let mut server = Self::new("swift", vec![start(&mut command, dir, "log")]);
-        server.wait("Swift to serve", dir, || dir.join("ready").exists());
+        add_system_path(&mut command);
+        let serves = || dir.join("ready").exists();
+        let mut server = Self::new("swift", vec![start("Swift", &mut command, dir, "log", serves)]);
         server.wrong = ("--swift-key", "another one".into());
         server.secret = SWIFT_KEY.into();
         server.conditional_put = false;
@@ -240,7 +222,7 @@ impl Server {
             .flag("--swift-key", SWIFT_KEY)
     }
 
-    /// Swift forgets every token that it gave out.
+    /// Makes Swift forget all tokens that it issued.
     pub fn forget_tokens(&self) {
         let mut memcached = TcpStream::connect(self.memcached.expect("a Swift")).expect("memcached");
         memcached.write_all(b"flush_all\r\n").expect("memcached");
@@ -249,8 +231,7 @@ impl Server {
         assert_eq!(&reply, b"OK\r\n");
     }
 
-    /// An emulator of Google Cloud Storage, fake-gcs-server, behind a shim that translates; neither is the
-    /// real one.
+    /// Starts fake-gcs-server, an emulator of Google Cloud Storage, behind a translating shim.
     pub fn google(dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("the directory of the emulator");
         let [emulator_port, port] = ports::several();
@@ -267,16 +248,15 @@ impl Server {
         });
         let mut command = Command::new(emulator.expect("a fake-gcs-server for this machine"));
         command.args(["-scheme", "http", "-host", "127.0.0.1", "-backend", "memory"]);
-        // It serves the paths of the XML API under this name only.
+        // The emulator serves the paths of the XML API under this name only.
         command.args([
             "-port",
             &emulator_port.to_string(),
             "-public-host",
             &local(emulator_port).to_string(),
         ]);
-        let mut server = Self::new("google", vec![start(&mut command, dir, "log")]);
         let bucket = format!(r#"{{"name":"{BUCKET}"}}"#);
-        server.wait("the emulator to serve", dir, || {
+        let emulator = start("the emulator", &mut command, dir, "log", || {
             status(local(emulator_port), "POST", "/storage/v1/b?project=p", &bucket) == Some(200)
         });
         let mut command = Command::new("python3");
@@ -285,8 +265,10 @@ impl Server {
             &emulator_port.to_string(),
             "right-key",
         ]);
-        server.children.push(start(&mut command, dir, "shim.log"));
-        server.wait("the shim to serve", dir, || status(local(port), "GET", "/", "") == Some(401));
+        let shim = start("the shim", &mut command, dir, "shim.log", || {
+            status(local(port), "GET", "/", "") == Some(401)
+        });
+        let mut server = Self::new("google", vec![emulator, shim]);
         let mut key = Command::new("openssl");
         let pem =
             run(key.args(["genpkey", "-quiet", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"]));
@@ -307,14 +289,14 @@ impl Server {
             .flag("--google-json-key-file", key_file("key.json", "right-key"))
     }
 
-    /// The value of a flag that is always given.
+    /// Returns the value of a flag of all credentials.
     pub fn value_of(&self, flag: &str) -> &str {
         let found = self.flags.iter().find(|(known, _)| *known == flag);
         found.map(|(_, value)| value.as_str()).unwrap_or_else(|| panic!("no {flag}: {:?}", self.flags))
     }
 
-    /// Makes credentials for this store, with some flags replaced (or left away, if the value is empty); the
-    /// document, or the error, with the exit status.
+    /// Creates credentials for this store with some flags replaced, or omitted if the value is empty. Returns
+    /// the exit status and the document.
     pub fn add_credentials(&self, ctl: &Ctl, name: &str, changes: &[(&str, &str)]) -> (i32, Value) {
         let mut flags: Vec<(&str, &str)> =
             self.flags.iter().map(|(flag, value)| (*flag, value.as_str())).collect();
@@ -330,12 +312,8 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            // Both fail only if it is gone already.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+/// Adds the directories of system programs to the command's `PATH`.
+fn add_system_path(command: &mut Command) {
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{path}:/usr/sbin:/usr/bin"));
 }

@@ -1,5 +1,4 @@
-//! A directory that serves as object store, seen from outside: which objects there are, and ways to damage
-//! them.
+//! Object store in a directory, inspected from outside of the daemon.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +13,7 @@ pub struct Store {
     dir: PathBuf,
 }
 
-/// Version of an object's file.
+/// Identity of an object's content: inode and modification time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Version {
     inode: u64,
@@ -29,7 +28,7 @@ impl Version {
 }
 
 impl Store {
-    /// Makes the directory.
+    /// Creates the directory.
     pub fn create(dir: &Path) -> Self {
         fs::create_dir_all(dir).expect("the directory of a store");
         Self { dir: dir.to_owned() }
@@ -40,19 +39,19 @@ impl Store {
         &self.dir
     }
 
-    /// The file of an object.
+    /// Returns the path of an object's file.
     pub fn path(&self, key: &str) -> PathBuf {
         self.dir.join(key)
     }
 
-    /// Every object under a prefix, with what tells its version.
+    /// Returns the objects under a prefix and their versions.
     pub fn objects(&self, prefix: &str) -> BTreeMap<String, Version> {
         let mut found = BTreeMap::new();
         let mut dirs = vec![self.dir.clone()];
         while let Some(dir) = dirs.pop() {
             for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
                 let path = entry.path();
-                // A file may go while the tree is walked: then it is no object.
+                // A file removed meanwhile is no object.
                 let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
                 if metadata.is_dir() {
                     dirs.push(path);
@@ -74,17 +73,17 @@ impl Store {
         found
     }
 
-    /// Keys of the objects under a prefix.
+    /// Returns the keys of the objects under a prefix.
     pub fn keys(&self, prefix: &str) -> Vec<String> {
         self.objects(prefix).into_keys().collect()
     }
 
-    /// Keys of the finished packs.
+    /// Returns the keys of the packs.
     pub fn packs(&self) -> Vec<String> {
         self.keys("blockd/data/").into_iter().filter(|key| name(key).starts_with("pack-")).collect()
     }
 
-    /// Bytes of all objects.
+    /// Returns the total size of the objects, in bytes.
     pub fn len_bytes(&self) -> u64 {
         self.keys("")
             .iter()
@@ -93,7 +92,7 @@ impl Store {
     }
 }
 
-/// The last part of a key.
+/// Returns the last component of a key.
 pub fn name(key: &str) -> &str {
     key.rsplit('/').next().unwrap_or(key)
 }

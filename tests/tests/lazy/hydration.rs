@@ -1,13 +1,17 @@
 //! Hydration of lazy volumes.
 
 use super::*;
-use crate::harness::{Setup, crash::Region, fio::fio};
+use crate::harness::{
+    Setup,
+    crash::{Region, check_regions, spawn_writers},
+    fio::fio,
+};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Size of a frame.
 const FRAME: u64 = 128 << 10;
 
-/// Reads from the filesystem until the connection breaks or it is stopped.
+/// Reads from the filesystem until the connection breaks or `stop` is set.
 fn read_files(socket: &Path, content: &[u8], rng: &mut Rng, stop: &AtomicBool, count: &AtomicU64) {
     let Ok(mut client) = Nbd::try_open(socket, "now") else { return };
     while !stop.load(Ordering::SeqCst) {
@@ -16,16 +20,18 @@ fn read_files(socket: &Path, content: &[u8], rng: &mut Rng, stop: &AtomicBool, c
         match client.try_read(offset, len) {
             Ok(found) => {
                 let wanted = &content[offset as usize..][..len as usize];
-                assert!(found == wanted, "{len} bytes at {offset} are not what was backed up");
+                assert!(found == wanted, "{len} bytes at {offset} differ from the backup");
                 count.fetch_add(1, Ordering::SeqCst);
             }
             Err(Failure::Broken(_)) => return,
-            Err(Failure::Refused(errno)) => panic!("a read was refused with {errno} though reads stall"),
+            Err(Failure::Refused(errno)) => {
+                panic!("a read failed with {errno} instead of waiting for the store")
+            }
         }
     }
 }
 
-/// Writes and reads while the volume hydrates, and kills the daemon, whose store may go away before that.
+/// Reads and writes while the volume hydrates, with a store outage on request, and kills the daemon.
 fn use_and_kill(
     origin: &Origin,
     daemon: Daemon,
@@ -37,34 +43,28 @@ fn use_and_kill(
     let socket = daemon.nbd_socket();
     let until = rng.between(100, 800);
     let setup = std::thread::scope(|scope| {
-        for region in regions {
-            let mut rng = Rng::fixed(rng.next_u64());
-            let (socket, writes) = (&socket, &writes);
-            scope.spawn(move || region.write_until_broken(socket, "now", &mut rng, writes));
-        }
+        spawn_writers(scope, regions, (&socket, "now"), rng, &writes);
         for _ in 0..2 {
             let mut rng = Rng::fixed(rng.next_u64());
             let (socket, reads, stop, content) = (&socket, &reads, &stop, &origin.content);
             scope.spawn(move || read_files(socket, content, &mut rng, stop, reads));
         }
-        wait_for("some writes", || (writes.load(Ordering::SeqCst) > until / 2).then_some(()));
-        wait_for("some reads", || (reads.load(Ordering::SeqCst) > 10).then_some(()));
+        wait_until("some writes", || writes.load(Ordering::SeqCst) > until / 2);
+        wait_until("some reads", || reads.load(Ordering::SeqCst) > 10);
         if loses_store {
-            origin.take_store_away();
+            origin.disconnect_store();
             let before = writes.load(Ordering::SeqCst);
-            // Writes of whole blocks continue while readers wait.
-            wait_for("writes without a store", || {
-                (writes.load(Ordering::SeqCst) > before + 50).then_some(())
-            });
+            // Writes of whole blocks complete while reads wait.
+            wait_until("writes without a store", || writes.load(Ordering::SeqCst) > before + 50);
         } else {
             daemon.ctl().json(&["snapshot", "create", "now"]);
         }
-        wait_for("the writes", || (writes.load(Ordering::SeqCst) >= until).then_some(()));
+        wait_until("the writes", || writes.load(Ordering::SeqCst) >= until);
         stop.store(true, Ordering::SeqCst);
         daemon.kill()
     });
     if loses_store {
-        origin.bring_store_back();
+        origin.reconnect_store();
     }
     setup
 }
@@ -74,13 +74,13 @@ fn used_while_it_hydrates_the_store_fails_and_the_daemon_dies() {
     const WRITERS: u64 = 2;
     let mut rng = Rng::of_test("used_while_it_hydrates_the_store_fails_and_the_daemon_dies");
     let origin = Origin::new(&mut rng);
-    // Slow enough to be at it all the time.
+    // At this rate the hydration lasts throughout the test.
     let slow = "hydration_limit_bytes_per_s = 4194304";
     let daemon = origin.fresh(&[slow]);
-    let asked = Instant::now();
+    let requested = Instant::now();
     let task = lazy(&daemon.ctl(), &origin.snap, "now", &[]);
-    let took = asked.elapsed();
-    assert!(took < TIMEOUT, "the volume was there after {took:?}");
+    let took = requested.elapsed();
+    assert!(took < TIMEOUT, "the restore took {took:?}");
     let mut first = daemon.nbd("now");
     first.write(FILES, &[1; 512]);
     first.write(FILES, &[0; 512]);
@@ -105,9 +105,7 @@ fn used_while_it_hydrates_the_store_fails_and_the_daemon_dies() {
         let ctl = daemon.ctl();
         let state = ctl.task(&task);
         assert!(!state.state().ends_with("-Failed"), "{state:?}");
-        let mut client = daemon.nbd("now");
-        regions.iter_mut().for_each(|region| region.check(&mut client));
-        client.close();
+        check_regions(&daemon, "now", &mut regions);
         setup = use_and_kill(&origin, daemon, &mut regions, &mut rng, round % 2 == 0);
     }
     let daemon = setup.start();
@@ -115,11 +113,9 @@ fn used_while_it_hydrates_the_store_fails_and_the_daemon_dies() {
     let ended = ctl.wait_task(&task);
     assert_eq!(ended.state(), "Restore-Done", "{ended:?}");
     assert!(ctl.volume("now")["hydration"].is_null());
-    // It needs its store no more.
-    origin.take_store_away();
-    let mut client = daemon.nbd("now");
-    regions.iter_mut().for_each(|region| region.check(&mut client));
-    client.close();
+    // The hydrated volume needs no store.
+    origin.disconnect_store();
+    check_regions(&daemon, "now", &mut regions);
     origin.check_files(&daemon, "now");
     let check = ctl.json(&["volume", "check", "now"]);
     assert_eq!(check["sound"], true, "{check:#}");
@@ -133,10 +129,10 @@ fn hydrating_volume_can_be_deleted() {
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&[]);
     let ctl = daemon.ctl();
-    // It would take minutes.
+    // The hydration would take minutes.
     limit_download(&ctl, Some("64KiB"));
     let task = lazy(&ctl, &origin.snap, "now", &[]);
-    wait_for("the hydration to begin", || (done_bytes(&ctl, "now") > 0).then_some(()));
+    wait_until("the hydration to start", || done_bytes(&ctl, "now") > 0);
     ctl.json(&["volume", "delete", "now"]);
     limit_download(&ctl, None);
     assert_eq!(ctl.wait_task(&task).state(), "Restore-Failed");
@@ -144,12 +140,12 @@ fn hydrating_volume_can_be_deleted() {
     drop(daemon.stop());
 }
 
-/// Waits until a hydration has fetched so much since it began.
+/// Waits until a hydration has fetched this number of bytes since its start.
 fn wait_for_fetched(ctl: &Ctl, volume: &str, bytes: u64) {
-    // What need not be fetched counts as done from the beginning.
-    let began = wait_for("the hydration to begin", || Some(done_bytes(ctl, volume)).filter(|&done| done > 0));
-    wait_for("what is fetched first", || (done_bytes(ctl, volume) >= began + bytes).then_some(()));
-    assert!(done_bytes(ctl, volume) < SIZE - 8 * MIB, "all of it is there");
+    // Blocks that need no fetch count as done at the start.
+    let start = wait_for("the hydration to start", || Some(done_bytes(ctl, volume)).filter(|&done| done > 0));
+    wait_until("the first fetches", || done_bytes(ctl, volume) >= start + bytes);
+    assert!(done_bytes(ctl, volume) < SIZE - 8 * MIB, "the volume is nearly hydrated");
 }
 
 #[test]
@@ -158,28 +154,28 @@ fn filesystem_metadata_is_fetched_before_files() {
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 1048576"]);
     let ctl = daemon.ctl();
-    // Slow enough that the files are missing for half a minute.
+    // At this rate the hydration of the files takes half a minute.
     limit_download(&ctl, Some("512KiB"));
     let image = origin.bed.path("origin");
     fs::write(&image, &origin.content).unwrap();
-    let said = must_run("dumpe2fs", &[image.to_str().unwrap()]);
+    let output = must_run("dumpe2fs", &[image.to_str().unwrap()]);
     let number = |name: &str| -> u64 {
-        let at = said.rfind(name).unwrap_or_else(|| panic!("{name} in {said}")) + name.len();
-        let digits: String = said[at..].trim_start().chars().take_while(char::is_ascii_digit).collect();
+        let at = output.rfind(name).unwrap_or_else(|| panic!("no {name} in {output}")) + name.len();
+        let digits: String = output[at..].trim_start().chars().take_while(char::is_ascii_digit).collect();
         digits.parse().unwrap()
     };
-    // Of the last group, which lies behind most files.
+    // The inode table of the last block group is behind most files.
     let (block, table) = (number("Block size:"), number("Inode table at "));
     lazy(&ctl, &origin.snap, "now", &["--on-store-loss", "error"]);
     // One fetch of 4 MiB may be in flight before the metadata is located; in block order the last inodes
     // follow after 16 MiB.
     wait_for_fetched(&ctl, "now", 9 * MIB);
-    origin.take_store_away();
+    origin.disconnect_store();
     let mut client = daemon.nbd("now");
-    let found = client.try_read(table * block, BLOCK).expect("inodes are there before files");
+    let found = client.try_read(table * block, BLOCK).expect("an inode table before the files");
     assert!(found == origin.content[(table * block) as usize..][..BLOCK as usize]);
     client.close();
-    origin.bring_store_back();
+    origin.reconnect_store();
 }
 
 #[test]
@@ -188,30 +184,30 @@ fn stopped_or_failed_hydration_resumes() {
     let origin = Origin::new(&mut rng);
     let daemon = origin.fresh(&["hydration_limit_bytes_per_s = 1048576"]);
     let ctl = daemon.ctl();
-    // So slow that it is stopped long before its end, however late the request comes.
+    // At this rate the stop precedes the end of the hydration.
     limit_download(&ctl, Some("64KiB"));
     let task = lazy(&ctl, &origin.snap, "now", &[]);
-    wait_for("the hydration to begin", || (done_bytes(&ctl, "now") > 0).then_some(()));
+    wait_until("the hydration to start", || done_bytes(&ctl, "now") > 0);
     let stopped = ctl.json(&["cloudsnap", "stop", "--name", &task]);
     assert_eq!(stopped["resumable"], true, "{stopped:#}");
-    // Stopped is stopped, across restarts too.
+    // The task stays stopped after a restart.
     drop(daemon.stop());
     let daemon = origin.bed.daemon("b").config("hydration_limit_bytes_per_s = 16777216").start();
     let ctl = daemon.ctl();
     assert_eq!(ctl.wait_task(&task).state(), "Restore-Stopped");
     assert!(!ctl.volume("now")["hydration"].is_null());
     limit_download(&ctl, None);
-    let whole = damage(origin.store.dir());
+    let intact = damage(&origin.store);
     ctl.json(&["cloudsnap", "resume", "--name", &task]);
     let failed = ctl.wait_task(&task);
     assert_eq!(failed.state(), "Restore-Failed", "{failed:?}");
-    // All but the damaged frames came: one or two of 128 KiB in each of three places.
-    let most_lost = whole.len() as u64 * 3 * 2 * FRAME;
+    // Only damaged frames are missing: one or two of 128 KiB at each of three offsets of a pack.
+    let max_missing = intact.len() as u64 * 3 * 2 * FRAME;
     let missing = SIZE - done_bytes(&ctl, "now");
-    assert!(missing > 0 && missing <= most_lost, "{missing} bytes did not come");
+    assert!(missing > 0 && missing <= max_missing, "{missing} bytes are missing");
     assert!(format!("{failed:?}").contains(&format!("{missing} bytes of the cloud snapshot")), "{failed:?}");
-    mend(&whole);
+    repair(&intact);
     let daemon = daemon.stop().start();
-    wait_for("the hydration", || daemon.ctl().volume("now")["hydration"].is_null().then_some(()));
+    wait_until("the hydration", || daemon.ctl().volume("now")["hydration"].is_null());
     origin.check_files(&daemon, "now");
 }

@@ -6,7 +6,7 @@ use super::*;
 fn in_place_restore_fetches_differing_blocks_only() {
     let mut rng = Rng::of_test("in_place_restore_fetches_differing_blocks_only");
     let origin = Origin::new(&mut rng);
-    // Where the volume was backed up, its block sets say what differs.
+    // On the host of the backup, the block sets show the differing blocks.
     let daemon = origin.bed.daemon("a").start();
     let ctl = daemon.ctl();
     let mut content = origin.content.clone();
@@ -28,25 +28,28 @@ fn in_place_restore_fetches_differing_blocks_only() {
         ctl.json(&args)
     };
     let client = daemon.nbd("vol");
-    let error = ctl.fails(&["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol"], 5);
-    assert!(error["message"].as_str().unwrap().contains("1 NBD connection"), "{error:#}");
+    ctl.fails_with(
+        &["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol"],
+        5,
+        "1 NBD connection",
+    );
     client.close();
     let task = in_place(&origin.snap, &[]);
-    assert_same("what went back", &daemon.content("vol"), &origin.content);
+    assert_same("restored volume", &daemon.content("vol"), &origin.content);
     let total = task["bytesTotal"].as_u64().unwrap();
     assert!(total > 0 && total <= 40 * 4 * BLOCK, "{task:#}");
-    // What it was before is a snapshot.
+    // A snapshot keeps the content before the restore.
     let list = ctl.json(&["snapshot", "list", "vol"]);
     let name = list[0]["name"].as_str().unwrap_or_else(|| panic!("{list:#}")).to_owned();
-    assert_same("what it was before", &daemon.content(&format!("vol@{name}")), &content);
-    // The next backup knows what went back.
+    assert_same("snapshot of the content before", &daemon.content(&format!("vol@{name}")), &content);
+    // Changed-block tracking covers the restored blocks.
     let task = ctl.backup("vol");
     assert!(task.is_incremental(), "{task:?}");
     ctl.restore(task.snap(), "again");
-    assert_same("backed up after going back", &daemon.content("again"), &origin.content);
+    assert_same("backup after the restore", &daemon.content("again"), &origin.content);
     drop(daemon);
 
-    // Elsewhere, everything is compared, and what is the same stays as it is.
+    // Another host compares all blocks and keeps equal ones.
     let daemon = origin.fresh(&[]);
     let ctl = daemon.ctl();
     ctl.create_volume("vol", &format!("{}B", SIZE + MIB));
@@ -59,7 +62,7 @@ fn in_place_restore_fetches_differing_blocks_only() {
     ctl.json(&args);
     let mut wanted = origin.content.clone();
     wanted.resize((SIZE + MIB) as usize, 0);
-    assert_same("what went back elsewhere", &daemon.content("vol"), &wanted);
+    assert_same("volume restored on another host", &daemon.content("vol"), &wanted);
     assert_eq!(ctl.json(&["snapshot", "list", "vol"]).as_array().map(Vec::len), Some(0));
     assert!(ctl.volume("vol")["dirtyBytes"].as_u64().unwrap() <= MIB + 4 * BLOCK);
 }
@@ -71,32 +74,31 @@ fn failed_in_place_restore_fences_clients_until_resumed() {
     let daemon = origin.fresh(&[]);
     let ctl = daemon.ctl();
     ctl.create_volume("vol", &format!("{SIZE}B"));
-    let whole = damage(origin.store.dir());
+    let intact = damage(&origin.store);
     let args = ["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol"];
     let limited = [&args[..], &["--limit-download", "100MiB"]].concat();
     let task = ctl.json(&limited)["task"].as_str().unwrap().to_owned();
     let failed = ctl.wait_task(&task);
     assert_eq!(failed.state(), "Restore-Failed", "{failed:?}");
     assert!(format!("{failed:?}").contains("mixture"), "{failed:?}");
-    // The next daemon knows it, too.
+    // The state survives a restart.
     let daemon = daemon.stop().start();
     let ctl = daemon.ctl();
-    let error = ctl.fails(&["volume", "delete", "vol"], 5);
-    assert!(error["message"].as_str().unwrap().contains("partially restored"), "{error:#}");
+    ctl.fails_with(&["volume", "delete", "vol"], 5, "partially restored");
     let resume = format!("blockctl cloudsnap resume --name {task}");
     let listed = ctl.run(&["volume", "list"]).stdout;
     assert!(listed.contains(&format!("up - restored in part: resume it, `{resume}`")), "{listed}");
     assert_eq!(ctl.volume("vol")["goingBack"]["inPart"], true);
-    let Err(refused) = Nbd::try_open(&daemon.nbd_socket(), "vol") else { panic!("a mixture is served") };
+    let Err(refused) = Nbd::try_open(&daemon.nbd_socket(), "vol") else {
+        panic!("a partially restored volume is served")
+    };
     assert!(format!("{refused:?}").contains(&resume), "{refused:?}");
-    let error = ctl.fails(&["cloudsnap", "backup", "vol"], 5);
-    assert!(error["message"].as_str().unwrap().contains("partially restored"), "{error:#}");
-    let error = ctl.fails(&args, 5);
-    assert!(error["message"].as_str().unwrap().contains("resume"), "{error:#}");
-    mend(&whole);
+    ctl.fails_with(&["cloudsnap", "backup", "vol"], 5, "partially restored");
+    ctl.fails_with(&args, 5, "resume");
+    repair(&intact);
     ctl.json(&["cloudsnap", "resume", "--name", &task]);
     let done = ctl.wait_task(&task);
     assert_eq!(done.state(), "Restore-Done", "{done:?}");
-    assert_same("what went back", &daemon.content("vol"), &origin.content);
+    assert_same("restored volume", &daemon.content("vol"), &origin.content);
     assert!(ctl.volume("vol")["goingBack"].is_null());
 }

@@ -32,7 +32,7 @@ fn unlistable_location_is_an_error() {
             "{error}"
         );
     }
-    assert_eq!(get(&ctl, "bl").len(), 2, "its location is not gone");
+    assert_eq!(get(&ctl, "bl").len(), 2, "the location was deleted");
     ctl.fails(&["delete", "VolumeBackup", "old", "--location", "other"], 4);
     fs::rename(&away, store.dir()).unwrap();
     assert_eq!(ctl.done_cloudsnaps().len(), 1);
@@ -80,7 +80,7 @@ fn location_passphrase_reference_is_applied_in_place() {
     assert_eq!(result(&there), ["BackupLocation/nas unchanged"]);
     ctl.backup("vol");
 
-    // What does not open it changes nothing, nor does another place.
+    // A wrong passphrase and another path change nothing.
     let error = ctl.fails(&["apply", "-f", &apply(store.dir(), &from(&wrong))], 1);
     assert!(
         error["code"] == "wrong_passphrase" && error["message"].to_string().contains("nothing was changed"),
@@ -92,7 +92,7 @@ fn location_passphrase_reference_is_applied_in_place() {
         "{error}"
     );
     assert_eq!(kept(), format!("file:{right}"));
-    // And back.
+    // The change can be reverted.
     assert_eq!(result(&apply(store.dir(), &here)), ["BackupLocation/nas configured"]);
     assert!(kept().is_null());
     assert_eq!(result(&apply(store.dir(), &here)), ["BackupLocation/nas unchanged"]);
@@ -134,16 +134,15 @@ fn prefix_is_part_of_a_location_and_ignored_fields_warn() {
     assert_eq!(shown["location"]["prefix"], "demo");
     let listed = ctl.run(&["credentials", "list"]).stdout;
     assert!(listed.contains(&format!("{}/demo", dir.display())), "{listed}");
-    // Another prefix, or none, is another place.
+    // The prefix cannot be changed or removed.
     for prefix in ["prefix: other", ""] {
-        let error = ctl.fails(&["apply", "-f", &pasted(prefix)], 5);
-        assert!(error["message"].as_str().unwrap().contains("location.prefix"), "{error}");
+        ctl.fails_with(&["apply", "-f", &pasted(prefix)], 5, "location.prefix");
     }
     ctl.create_volume("vol", "8MiB");
     let task = ctl.backup("vol");
     ctl.json(&["cloudsnap", "restore", "--snap", task.snap(), "--volume", "back", "--no-labels", "--wait"]);
     ctl.json(&["credentials", "create", "whole", "--provider", "local", "--path", dir.to_str().unwrap()]);
-    assert_eq!(ctl.done_cloudsnaps().len(), 1, "what lies below a prefix is not in the whole");
+    assert_eq!(ctl.done_cloudsnaps().len(), 1, "a location without a prefix lists snapshots below a prefix");
     ctl.fails(&["cloudsnap", "inspect", task.snap(), "--cred-id", "whole"], 4);
     ctl.json(&["cloudsnap", "verify", "--snap", task.snap(), "--wait"]);
     ctl.json(&["cloudsnap", "delete", "--snap", task.snap(), "--wait"]);

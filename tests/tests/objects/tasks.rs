@@ -92,7 +92,7 @@ fn restore_of_a_running_backup_waits_and_the_rest_applies() {
     let (code, differs) = ctl.document(&["diff", "-f", &all]);
     assert_eq!((code, results(&differs)[1].as_str()), (1, "VolumeRestore/rest1 waiting"));
 
-    // One limit is lifted, and the other one stays.
+    // One limit is removed, and the other one stays.
     let limited = ctl.json(&["credentials", "limit", "nas", "--limit-upload", "none"]);
     assert!(limited["limitUploadBytesPerS"].is_null() && limited["limitDownloadBytesPerS"] == 1u64 << 30);
     ctl.fails(&["credentials", "limit", "nas"], 2);

@@ -1,38 +1,37 @@
-//! Backups in a recorded life: the power is cut between freeze, upload, commit and clean-up, while the store
-//! keeps all that it was given. The daemon that comes back must bring what it had begun to its end, every
-//! backup that is listed then must hold what was written up to one instant while it was being started, byte
-//! for byte, and the next incrementals what the volume holds.
+//! Recorded backups: the power is cut between freeze, upload, commit and clean-up, while the store keeps its
+//! objects. The restarted daemon must complete its tasks. Every listed backup must equal the volume at one
+//! point in time between its request and its end, and the next incremental backups the current volume.
 
 use super::{
     filesystem::{ExportFile, Filesystem, Mount},
     history::{SECTOR_BYTES, Span, sector_content},
     image::Image,
-    load::{Files, Omission},
-    recorder::{Recorder, Recording},
+    load::{Files, Omission, start_recorder},
+    recorder::Recording,
     store::StoreHistory,
     verify::{finding, on},
 };
-use crate::harness::{BLOCK, Ctl, Daemon, KIB, Nbd, Rng, Setup, Task, fault::FailingDisk, wait_for};
+use crate::harness::{BLOCK, Ctl, Daemon, KIB, Nbd, Rng, Setup, Task, fault::FailingDisk, wait_until};
 use std::{ops::Range, path::Path};
 
 const VOLUME: &str = "vol";
 const SECTORS: u64 = (2 << 20) / SECTOR_BYTES;
-/// Findings that say that a backup holds something else than what was written.
-pub const WRONG: &str = "holds what the volume never held while it was made";
-/// The same of one that was made after a power cut.
+/// Finding of a backup that equals no content of the volume between its request and its end.
+pub const WRONG: &str = "equals no content of the volume while it was made";
+/// Finding of a wrong backup after a power cut.
 pub const DIFFERS: &str = "differs first";
-/// Finding of lost change tracking.
-pub const FORGOTTEN: &str = "what changed since the last backup was forgotten";
-/// Writes between two backups, at most.
+/// Finding of lost changed-block tracking.
+pub const FORGOTTEN: &str = "changed-block tracking was lost: the next backup is full";
+/// Maximum number of writes between two backups.
 const MAX_WRITES: u64 = 12;
 
-/// A recorded life.
-pub struct BackupLife {
+/// A recorded workload of backups.
+pub struct BackupWorkload {
     /// Recorded requests of the disk.
     pub recording: Recording,
     /// Recorded states of the store.
     pub store: StoreHistory,
-    /// From this position on there are a volume and a place to back it up to.
+    /// Position from which on the volume and its backup location exist.
     pub ready: usize,
     backups: Vec<Backup>,
 }
@@ -42,7 +41,7 @@ struct Backup {
     snap: String,
     /// Acknowledged content at the request.
     before: Vec<u8>,
-    /// Writes until its end, in order.
+    /// Writes until the end of the backup, in order.
     changes: Vec<Change>,
 }
 
@@ -85,7 +84,7 @@ impl Backup {
             return false;
         }
         for change in &self.changes {
-            // One that is done wholly is what the next one begins with.
+            // A complete change is the base of the next one.
             if change.is_half_done(&state, content) {
                 return true;
             }
@@ -102,12 +101,12 @@ struct Load {
     last_version: u64,
     /// Acknowledged content.
     content: Vec<u8>,
-    /// Since the last backup was asked for.
+    /// Writes since the request of the last backup.
     changes: Vec<Change>,
 }
 
-/// Leads a life of so many backups, in `dir`, which is empty. The mounts of this thread must be its own. What
-/// is omitted is so from the end of the first backup on, and cuts before the end of the second one are not
+/// Records a workload of backups in the empty directory `dir`. The thread must have its own mount namespace.
+/// An omission starts at the end of the first backup; then cuts before the end of the second one are not
 /// ready.
 pub fn record(
     filesystem: Filesystem,
@@ -115,15 +114,11 @@ pub fn record(
     backups: u64,
     seed: u64,
     omission: Option<Omission>,
-) -> BackupLife {
-    let base = dir.join("base");
-    filesystem.make(&base);
-    let image = Image::of_file(&base).expect("the image of an empty filesystem");
-    std::fs::remove_file(&base).expect("remove the image");
-    let recorder = Recorder::start(image, &dir.join("recorder.sock")).expect("the recording disk");
+) -> BackupWorkload {
+    let recorder = start_recorder(filesystem, dir);
     let store = StoreHistory::new(dir);
     let observer = store.clone();
-    recorder.observe(Box::new(move |position| observer.look(position)));
+    recorder.observe(Box::new(move |position| observer.observe(position)));
     let file = ExportFile::of(&recorder.uri(), &dir.join("fuse"));
     let setup = setup(&dir.join("live"));
     let mount = Mount::of(&file.path(), &setup.data_dir()).expect("the filesystem on the recorded disk");
@@ -143,7 +138,7 @@ pub fn record(
     let mut ready = recorder.position();
     let mut made = Vec::new();
     for nth in 0..backups {
-        // The first fills the volume, so that what is forgotten later shows.
+        // The volume is full of data, so that untracked changes show.
         if nth == 0 {
             load.write(0, SECTORS);
         }
@@ -153,7 +148,7 @@ pub fn record(
         let task = load.daemon.ctl().start_backup(VOLUME);
         load.write_some();
         if load.rng.one_in(3) {
-            load = load.killed();
+            load = load.restarted();
         }
         let task = load.daemon.ctl().wait_task(&task);
         let span = Span { asked, answered: recorder.position() };
@@ -161,7 +156,7 @@ pub fn record(
         let changes = std::mem::take(&mut load.changes);
         made.push(Backup { span, snap: task.snap().to_owned(), before, changes });
         if let Some((disk, omission)) = &disk {
-            // From the first one on, where there is something to forget; the second one forgets.
+            // The first backup has no earlier state to lose.
             match (nth, omission.files) {
                 (0, Files::With(part)) => disk.omit(omission.operation, part),
                 (0, files) => panic!("{files:?}: there is one volume"),
@@ -174,11 +169,11 @@ pub fn record(
     drop((client, daemon));
     mount.end().expect("unmount the recorded disk");
     drop(file);
-    store.look(recorder.position());
-    BackupLife { recording: recorder.end(), store, ready, backups: made }
+    store.observe(recorder.position());
+    BackupWorkload { recording: recorder.end(), store, ready, backups: made }
 }
 
-/// No backup is full but the first one.
+/// Only the first backup is full.
 fn setup(home: &Path) -> Setup {
     Setup::new(home).config("full_every = 1000")
 }
@@ -208,7 +203,7 @@ impl Load {
         self.note(offset, vec![0; len as usize]);
     }
 
-    /// It was answered.
+    /// Notes an acknowledged write.
     fn note(&mut self, offset: u64, data: Vec<u8>) {
         let change = Change { offset: offset as usize, data };
         change.apply(&mut self.content);
@@ -227,56 +222,56 @@ impl Load {
         }
     }
 
-    /// As the daemon is killed and started again on the same disk.
-    fn killed(self) -> Self {
+    /// Kills the daemon and starts it again on the same disk.
+    fn restarted(self) -> Self {
         let Self { daemon, client, .. } = self;
         drop(client);
         Self { daemon: daemon.kill().start(), client: None, ..self }
     }
 }
 
-impl BackupLife {
-    /// Checks what a power cut at `cut` left; the first thing that is wrong. `dir` is used for mount points.
+impl BackupWorkload {
+    /// Checks the state after a power cut at `cut`; returns the first finding. `dir` holds the mount points.
     pub fn verify(&self, cut: usize, image: &Image, dir: &Path) -> Result<(), String> {
         finding(|| {
-            self.store.lay_down(cut);
+            self.store.restore_at(cut);
             on(setup(&dir.join("after")), image, dir, |daemon| self.verify_daemon(cut, daemon))
         })
     }
 
     fn verify_daemon(&self, cut: usize, daemon: &Daemon) -> Result<(), String> {
         let ctl = daemon.ctl();
-        wait_for("the tasks that were cut off to end", || {
+        wait_until("the interrupted tasks to end", || {
             let tasks = ctl.json(&["cloudsnap", "status"]);
             let mut tasks = tasks.as_array().expect("a list of tasks").iter().cloned().map(Task);
-            tasks.all(|task| task.is_over()).then_some(())
+            tasks.all(|task| task.is_over())
         });
         for task in ctl.json(&["cloudsnap", "status"]).as_array().into_iter().flatten() {
             if task["state"] != "Backup-Done" {
-                return Err(format!("a task did not come to its end: {task:#}"));
+                return Err(format!("a task failed: {task:#}"));
             }
         }
         let listed = ctl.done_cloudsnaps();
         let certain = self.backups.iter().filter(|backup| backup.span.is_certain(cut));
         if let Some(lost) = certain.clone().find(|backup| !listed.contains(&backup.snap)) {
-            return Err(format!("backup {} was answered and is not listed", lost.snap));
+            return Err(format!("backup {} was done and is not listed", lost.snap));
         }
         let mut now = daemon.content(VOLUME);
         for (nth, snap) in listed.iter().enumerate() {
             let content = content_of(daemon, &ctl, snap, nth);
-            let of_life = self.backups.iter().find(|backup| backup.snap == *snap);
-            let was_there = self.store.has(snap, cut);
-            let is_known = match of_life {
+            let recorded = self.backups.iter().find(|backup| backup.snap == *snap);
+            let was_stored = self.store.has(snap, cut);
+            let is_known = match recorded {
                 Some(backup) => backup.may_hold(&content),
-                // Another name belongs to a running backup that restarted.
+                // An unknown id belongs to an interrupted backup that restarted.
                 None => self
                     .backups
                     .iter()
                     .any(|backup| !backup.span.is_certain(cut) && backup.may_hold(&content)),
             };
-            // A backup missing in the store by then may have been frozen after the power cut, without later
+            // A backup without a manifest at the power cut may have been frozen after it, without later
             // writes.
-            if !is_known && (was_there || content != now) {
+            if !is_known && (was_stored || content != now) {
                 return Err(format!("backup {snap} {WRONG}"));
             }
         }

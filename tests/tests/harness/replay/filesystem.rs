@@ -1,37 +1,38 @@
-//! Real filesystems on images and recorded disks, in a mount namespace of one thread: no mount outlives the
-//! test, and loop devices end with their mounts.
+//! Real filesystems on images and recorded disks, mounted in the namespace of one thread: mounts and their
+//! loop devices end with the test.
 
 use crate::harness::{
-    Rng, announce,
-    process::{both, die_with_parent},
+    Rng,
+    process::{Process, both, die_with_parent},
+    skip,
 };
 use rustix::thread::UnshareFlags;
 use std::{
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
-/// The least that mkfs.xfs makes is 300 MiB.
+/// Size of a filesystem; mkfs.xfs requires at least 300 MiB.
 const SIZE_BYTES: u64 = 320 << 20;
 
 /// A filesystem under a data directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Filesystem {
-    /// ext4 as mke2fs makes it.
+    /// ext4.
     Ext4,
-    /// XFS as mkfs.xfs makes it.
+    /// XFS.
     Xfs,
 }
 
 /// Returns a missing requirement for mounts, if any.
 pub fn missing() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
-        return Some("root: only it may mount".into());
+        return Some("root, which may mount".into());
     }
     for device in ["/dev/fuse", "/dev/loop-control"] {
         if !Path::new(device).exists() {
-            return Some(format!("{device}: the kernel or the container has none"));
+            return Some(format!("{device}, which the kernel or the container lacks"));
         }
     }
     let tools =
@@ -42,40 +43,45 @@ pub fn missing() -> Option<String> {
     missing.map(|(tool, package)| format!("{tool}: install the Debian package {package}"))
 }
 
-/// Gives this thread, and those that it starts, mounts of their own; why not, if that is not allowed.
-pub fn private_mounts() -> Result<(), String> {
-    // SAFETY: the table of open files stays shared; only what paths mean changes, and for this thread alone.
+/// Moves this thread, and the threads that it starts, to a new mount namespace.
+fn private_mounts() -> Result<(), String> {
+    // SAFETY: the file descriptor table stays shared; only the path lookup of this thread changes.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
-        .map_err(|errno| format!("a mount namespace: {errno}"))?;
+        .map_err(|errno| format!("a mount namespace ({errno})"))?;
     run("mount", &["--make-rprivate", "/"])
 }
 
-/// Runs a test in a thread with mounts of its own, in a temporary directory, or prints why it cannot.
-pub fn with_mounts(name: &str, filesystem: Filesystem, act: impl FnOnce(&Path, &mut Rng) + Send) {
-    let skip = |what: String| announce(&format!("{name} is SKIPPED: it wants {what}"));
-    if let Some(what) = missing() {
-        return skip(what);
-    }
-    let act = || {
-        if let Err(what) = private_mounts() {
-            return skip(what);
-        }
-        // In memory where there is such a place.
-        let mut builder = tempfile::Builder::new();
-        let dir = builder.prefix("bt").tempdir_in("/dev/shm").or_else(|_| builder.tempdir());
-        let dir = dir.expect("a temporary directory");
-        if let Some(what) = filesystem.why_not(dir.path()) {
-            return skip(what);
-        }
-        act(dir.path(), &mut Rng::of_test(name));
-    };
-    if let Err(panic) = std::thread::scope(|scope| scope.spawn(act).join()) {
-        std::panic::resume_unwind(panic);
+/// Runs a function in a thread with its own mount namespace; fails if the kernel denies that.
+pub fn with_private_mounts(act: impl FnOnce() + Send) -> Result<(), String> {
+    let thread = || private_mounts().map(|()| act());
+    match std::thread::scope(|scope| scope.spawn(thread).join()) {
+        Ok(result) => result,
+        Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
-/// Takes the folders away in which ext4 and XFS show what is mounted: who wants to tell one mount from the
-/// next cannot. For this thread and those that it starts.
+/// Runs a test in a temporary directory and a mount namespace of its own, or prints why it is skipped.
+pub fn with_mounts(name: &str, filesystem: Filesystem, act: impl FnOnce(&Path, &mut Rng) + Send) {
+    if let Some(what) = missing() {
+        return skip(name, &what);
+    }
+    let act = || {
+        // In memory if possible.
+        let mut builder = tempfile::Builder::new();
+        let dir = builder.prefix("bt").tempdir_in("/dev/shm").or_else(|_| builder.tempdir());
+        let dir = dir.expect("a temporary directory");
+        if let Some(what) = filesystem.mount_failure(dir.path()) {
+            return skip(name, &what);
+        }
+        act(dir.path(), &mut Rng::of_test(name));
+    };
+    if let Err(what) = with_private_mounts(act) {
+        skip(name, &what);
+    }
+}
+
+/// Hides the sysfs directories of mounted ext4 and XFS filesystems from this thread and the threads that it
+/// starts, so that blockd cannot distinguish one mount from the next.
 pub fn hide_mount_numbers() {
     for dir in ["/sys/fs/ext4", "/sys/fs/xfs"] {
         must("mount", &["-t", "tmpfs", "none", dir]);
@@ -91,7 +97,7 @@ fn must(tool: &str, args: &[&str]) {
 fn run(tool: &str, args: &[&str]) -> Result<(), String> {
     let mut command = Command::new(tool);
     let output = die_with_parent(command.args(args).stdin(Stdio::null())).output();
-    let output = output.map_err(|error| format!("cannot start {tool}: {error}"))?;
+    let output = output.map_err(|error| format!("start failed on {tool}: {error}"))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(format!("{tool} {args:?}: {}: {}", output.status, both(&output).trim())),
@@ -103,24 +109,24 @@ fn text(path: &Path) -> &str {
 }
 
 impl Filesystem {
-    /// Returns the reason why this filesystem cannot be mounted here, if any. The thread must have its own
-    /// mount namespace.
-    pub fn why_not(self, dir: &Path) -> Option<String> {
+    /// Mounts this filesystem once; returns the failure, if any. The thread must have its own mount
+    /// namespace.
+    pub fn mount_failure(self, dir: &Path) -> Option<String> {
         let image = dir.join("probe.img");
         self.make(&image);
         let mounted = Mount::of(&image, &dir.join("probe")).and_then(Mount::end);
-        // It takes the space of its journal.
+        // The image takes the space of its journal.
         std::fs::remove_file(&image).expect("remove an image");
         mounted.err()
     }
 
-    /// Makes an empty filesystem in a new file.
+    /// Creates an empty filesystem in a new file.
     pub fn make(self, path: &Path) {
         let file = std::fs::File::create(path).expect("an image");
         file.set_len(SIZE_BYTES).expect("the length of an image");
         match self {
-            // A small journal wraps, and its inodes are there from the start, so that nothing is written
-            // behind our back.
+            // A small journal wraps soon. With initialized inodes the kernel writes nothing in the
+            // background.
             Self::Ext4 => must(
                 "mkfs.ext4",
                 &["-q", "-F", "-J", "size=4", "-E", "nodiscard,lazy_itable_init=0", "-N", "1024", text(path)],
@@ -134,7 +140,7 @@ impl Filesystem {
 pub struct Mount(PathBuf);
 
 impl Mount {
-    /// Mounts the filesystem in a file, which replays its journal.
+    /// Mounts the filesystem in a file, which replays the journal.
     pub fn of(image: &Path, at: &Path) -> Result<Self, String> {
         std::fs::create_dir_all(at).map_err(|error| error.to_string())?;
         run("mount", &["-o", "loop,noatime", text(image), text(at)])?;
@@ -146,7 +152,7 @@ impl Mount {
         self.unmount()
     }
 
-    /// The kernel closes the last files of a process that used io_uring a little after its end.
+    /// Unmounts with retries: the kernel closes files of io_uring shortly after the end of a process.
     fn unmount(&self) -> Result<(), String> {
         let mut last = Ok(());
         for _ in 0..500 {
@@ -162,7 +168,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // It was ended, or the test fails for a better reason.
+        // After `end` nothing is mounted; otherwise the test fails already.
         if rustix::fs::stat(self.0.join(".."))
             .is_ok_and(|above| rustix::fs::stat(&self.0).is_ok_and(|here| here.st_dev != above.st_dev))
         {
@@ -173,27 +179,22 @@ impl Drop for Mount {
 
 /// An NBD export as a file.
 pub struct ExportFile {
-    child: Child,
+    _nbdfuse: Process,
     dir: PathBuf,
 }
 
 impl ExportFile {
-    /// Presents the export as `dir/disk`.
+    /// Mounts the export as `dir/disk` and waits for it.
     pub fn of(uri: &str, dir: &Path) -> Self {
         std::fs::create_dir_all(dir).expect("a mount point");
         let mut command = Command::new("nbdfuse");
         command.arg(dir.join("disk")).arg(uri).stdin(Stdio::null());
-        let mut file =
-            Self { child: die_with_parent(&mut command).spawn().expect("nbdfuse"), dir: dir.to_owned() };
-        crate::harness::wait_for("nbdfuse to present the disk", || {
-            let ended = file.child.try_wait().expect("wait");
-            assert!(ended.is_none(), "nbdfuse ended with {ended:?}");
-            file.path().exists().then_some(())
-        });
-        file
+        let mut nbdfuse = Process::start(&mut command);
+        nbdfuse.wait_until("nbdfuse to mount the export", || dir.join("disk").exists());
+        Self { _nbdfuse: nbdfuse, dir: dir.to_owned() }
     }
 
-    /// The file.
+    /// The path of the file.
     pub fn path(&self) -> PathBuf {
         self.dir.join("disk")
     }
@@ -202,7 +203,5 @@ impl ExportFile {
 impl Drop for ExportFile {
     fn drop(&mut self) {
         let _ = run("umount", &[text(&self.dir)]);
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }

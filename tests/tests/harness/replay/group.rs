@@ -1,5 +1,5 @@
-//! Group snapshots in a recorded life: a chain of writes over both members runs meanwhile, each sent after
-//! the one before was answered.
+//! Group snapshots in a recorded workload, during a chain of writes to both members: each write is sent after
+//! the reply to the one before.
 
 use super::{
     history::{SECTOR_BYTES, VolumeHistory, sector_content},
@@ -10,20 +10,19 @@ use std::{
     thread,
 };
 
-/// Sector of the last link of the chain in both members.
+/// Sector of the chain in both members.
 const CHAIN_SECTOR: u64 = 300;
-/// The most rounds of the chain during a snapshot.
+/// Maximum number of rounds of the chain during a snapshot.
 const MAX_ROUNDS: u64 = 30;
 
 impl Load<'_> {
-    /// The number of the second member.
+    /// Returns the id of the second member.
     pub(super) fn peer_id(&self) -> String {
-        let shown = self.ctl().volume(&self.volumes[1].name);
-        shown["id"].as_str().expect("an id").to_owned()
+        self.ctl().volume_id(&self.volumes[1].name)
     }
 
-    /// Freezes both members while the chain grows: round n is written to the first one and, when that was
-    /// answered, to the second one.
+    /// Freezes both members while the chain grows: round n is written to the first member and, after its
+    /// reply, to the second one.
     pub(super) fn group_snapshot(&mut self) {
         for member in 0..MEMBERS {
             let snapshots = self.volumes[member].present_snapshots();
@@ -42,7 +41,7 @@ impl Load<'_> {
             })
             .collect();
         let (recorder, first) = (self.recorder, self.last_version + 1);
-        let (begun, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (started, stop) = (AtomicBool::new(false), AtomicBool::new(false));
         let (sent, made) = thread::scope(|scope| {
             let chain = scope.spawn(|| {
                 let mut sent = Vec::new();
@@ -51,15 +50,15 @@ impl Load<'_> {
                         sent.push((member, version, recorder.position()));
                         client.write(CHAIN_SECTOR * SECTOR_BYTES, &sector_content(CHAIN_SECTOR, version));
                     }
-                    begun.store(true, Ordering::Release);
+                    started.store(true, Ordering::Release);
                     if stop.load(Ordering::Acquire) {
                         break;
                     }
                 }
                 sent
             });
-            // The first round is in the snapshots for certain.
-            while !begun.load(Ordering::Acquire) && !chain.is_finished() {
+            // The snapshots must contain the first round.
+            while !started.load(Ordering::Acquire) && !chain.is_finished() {
                 thread::yield_now();
             }
             let args = ["snapshot", "create-group", "--group", GROUP, "--name", &name];
@@ -82,12 +81,12 @@ impl Load<'_> {
             .filter_map(|volume| Some(volume.snapshots.last()?.versions[CHAIN_SECTOR as usize]))
             .collect();
         let is_chain = links[0] >= first && (links[0] == links[1] || links[0] == links[1] + 1);
-        assert!(is_chain, "group snapshot {name} has an effect without its cause: {links:?}");
+        assert!(is_chain, "group snapshot {name} has a write without its predecessor: {links:?}");
     }
 }
 
-/// Checks that group snapshots exist for all members or none after a power cut: `found` are the snapshot
-/// names of each volume. Individually deleted ones are ignored.
+/// Checks that after a power cut each group snapshot exists for all members or none; `found` has the snapshot
+/// names of each volume. Individually deleted snapshots are ignored.
 pub(super) fn all_or_none(
     volumes: &[VolumeHistory],
     found: &[Vec<String>],
@@ -103,9 +102,9 @@ pub(super) fn all_or_none(
         if members.len() < MEMBERS || may_be_deleted {
             continue;
         }
-        let there = found.iter().filter(|names| names.contains(name)).count();
-        if there != 0 && there != MEMBERS {
-            return Err(format!("group snapshot {name} is there for {there} of {MEMBERS} members"));
+        let present = found.iter().filter(|names| names.contains(name)).count();
+        if present != 0 && present != MEMBERS {
+            return Err(format!("group snapshot {name} exists for {present} of {MEMBERS} members"));
         }
     }
     Ok(())
@@ -132,12 +131,12 @@ mod tests {
             volume
         };
         let both = [volume(None), volume(None)];
-        let (there, gone) = (vec!["g1".to_owned()], vec![]);
-        assert_eq!(all_or_none(&both, &[there.clone(), there.clone()], 6), Ok(()));
-        assert_eq!(all_or_none(&both, &[gone.clone(), gone.clone()], 6), Ok(()));
-        assert!(all_or_none(&both, &[there.clone(), gone.clone()], 6).is_err());
+        let (present, absent) = (vec!["g1".to_owned()], vec![]);
+        assert_eq!(all_or_none(&both, &[present.clone(), present.clone()], 6), Ok(()));
+        assert_eq!(all_or_none(&both, &[absent.clone(), absent.clone()], 6), Ok(()));
+        assert!(all_or_none(&both, &[present.clone(), absent.clone()], 6).is_err());
         let one = [volume(None), volume(Some(8))];
-        assert!(all_or_none(&one, &[there.clone(), gone.clone()], 8).is_err());
-        assert_eq!(all_or_none(&one, &[there, gone], 9), Ok(()));
+        assert!(all_or_none(&one, &[present.clone(), absent.clone()], 8).is_err());
+        assert_eq!(all_or_none(&one, &[present, absent], 9), Ok(()));
     }
 }

@@ -1,51 +1,51 @@
-//! History of a daemon's volumes: the model for states after a power cut.
+//! History of a daemon's volumes: the model of states after a power cut.
 //!
-//! Time is the length of the recorded disk's log. An operation answered at a length depends on these requests
-//! only; one requested at a length cannot affect earlier requests.
+//! Time is the number of requests in the recorded disk's log. An operation that was answered at time t
+//! depends on the first t requests only; an operation requested at time t cannot affect them.
 
-/// The unit that may be torn, and that holds one version.
+/// The unit of torn writes, which holds one version.
 pub const SECTOR_BYTES: u64 = 512;
-/// Not yet.
+/// Time of an event that has not happened.
 pub const NEVER: usize = usize::MAX;
 
-/// When something was asked for, and when it was answered.
+/// Time of a request and of its reply.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Span {
     /// Length of the log before the request.
     pub asked: usize,
-    /// Length of the log after the answer.
+    /// Length of the log after the reply.
     pub answered: usize,
 }
 
 impl Span {
-    /// Returns true if it must survive a power cut at `cut`.
+    /// Returns true if the operation must survive a power cut at `cut`.
     pub fn is_certain(self, cut: usize) -> bool {
         self.answered <= cut
     }
 
-    /// Returns true if it may survive a power cut at `cut`.
+    /// Returns true if the operation may survive a power cut at `cut`.
     pub fn is_possible(self, cut: usize) -> bool {
         self.asked < cut
     }
 }
 
-/// Content that a write put into a sector.
+/// Content of a sector by one write.
 #[derive(Clone, Copy, Debug)]
 pub struct Content {
     /// Number of the write; 0 for zeroes.
     pub version: u64,
-    /// Length of the log before it was sent.
+    /// Length of the log before the write.
     pub sent: usize,
-    /// Length of the log after its flush was answered.
+    /// Length of the log after the reply to its flush.
     pub flushed: usize,
 }
 
-/// A snapshot.
+/// History of a snapshot.
 #[derive(Clone, Debug)]
 pub struct SnapshotHistory {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its making.
+    /// Its creation.
     pub made: Span,
     /// Its deletion.
     pub deleted: Option<Span>,
@@ -53,41 +53,41 @@ pub struct SnapshotHistory {
     pub versions: Vec<u64>,
 }
 
-/// A volume.
+/// History of a volume.
 #[derive(Clone, Debug)]
 pub struct VolumeHistory {
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Its making.
+    /// Its creation.
     pub made: Span,
     /// Its deletion.
     pub deleted: Option<Span>,
-    /// The sizes that it was given, and when; the first when it was made.
+    /// Its sizes and the times of their changes, the first at its creation.
     pub sizes: Vec<(Span, u64)>,
-    /// Contents of each sector, oldest first; the first is the initial one.
+    /// Contents of each sector, oldest first, from the initial one.
     pub sectors: Vec<Vec<Content>>,
     /// Its snapshots, oldest first.
     pub snapshots: Vec<SnapshotHistory>,
-    /// Answered but unflushed contents: the sector, and the index of its content.
+    /// Acknowledged, unflushed contents: the sector and the index of its content.
     unflushed: Vec<(usize, usize)>,
 }
 
 /// Presence after a power cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Presence {
-    /// It must be there.
+    /// It must exist.
     Must,
-    /// It may be there.
+    /// It may exist.
     May,
-    /// It cannot be there.
+    /// It cannot exist.
     Cannot,
 }
 
 fn presence(made: Span, deleted: Option<Span>, cut: usize) -> Presence {
-    let gone = |test: fn(Span, usize) -> bool| deleted.is_some_and(|span| test(span, cut));
-    if !made.is_possible(cut) || gone(Span::is_certain) {
+    let is_deleted = |test: fn(Span, usize) -> bool| deleted.is_some_and(|span| test(span, cut));
+    if !made.is_possible(cut) || is_deleted(Span::is_certain) {
         Presence::Cannot
-    } else if made.is_certain(cut) && !gone(Span::is_possible) {
+    } else if made.is_certain(cut) && !is_deleted(Span::is_possible) {
         Presence::Must
     } else {
         Presence::May
@@ -95,7 +95,7 @@ fn presence(made: Span, deleted: Option<Span>, cut: usize) -> Presence {
 }
 
 impl VolumeHistory {
-    /// A volume that begins with these versions.
+    /// Creates the history of a volume with these initial versions.
     pub fn new(name: &str, made: Span, versions: &[u64]) -> Self {
         let first = |&version| vec![Content { version, sent: made.asked, flushed: 0 }];
         Self {
@@ -114,7 +114,7 @@ impl VolumeHistory {
         self.sectors.len() as u64
     }
 
-    /// Notes a write that is about to be sent.
+    /// Notes a write before it is sent.
     pub fn write(&mut self, from: u64, to: u64, version: u64, sent: usize) {
         for (number, contents) in self.sectors.iter_mut().enumerate().take(to as usize).skip(from as usize) {
             self.unflushed.push((number, contents.len()));
@@ -122,7 +122,7 @@ impl VolumeHistory {
         }
     }
 
-    /// Notes that a range, whose last write was answered, is durable.
+    /// Notes that the acknowledged writes of a range are durable.
     pub fn flushed_range(&mut self, from: u64, to: u64, at: usize) {
         for contents in &mut self.sectors[from as usize..to as usize] {
             if let Some(last) = contents.last_mut() {
@@ -131,12 +131,12 @@ impl VolumeHistory {
         }
     }
 
-    /// Returns the position of unflushed writes, for [`flushed`](Self::flushed).
+    /// Returns the number of unflushed writes, for [`flushed`](Self::flushed).
     pub fn written(&self) -> usize {
         self.unflushed.len()
     }
 
-    /// Notes that the first `written` of the writes that no flush covered are durable.
+    /// Notes that the first `written` unflushed writes are durable.
     pub fn flushed(&mut self, written: usize, at: usize) {
         for (number, nth) in self.unflushed.drain(..written) {
             let content = &mut self.sectors[number][nth];
@@ -150,8 +150,8 @@ impl VolumeHistory {
         self.sectors.resize(sectors as usize, vec![Content { version: 0, sent: span.asked, flushed: 0 }]);
     }
 
-    /// Notes that the volume went back to these versions; what lies beyond them is zeroes.
-    pub fn went_back(&mut self, versions: &[u64], span: Span) {
+    /// Notes a rollback to these versions; sectors beyond them are zeroes.
+    pub fn rolled_back(&mut self, versions: &[u64], span: Span) {
         for (number, contents) in self.sectors.iter_mut().enumerate() {
             let version = versions.get(number).copied().unwrap_or(0);
             contents.push(Content { version, sent: span.asked, flushed: span.answered });
@@ -159,7 +159,7 @@ impl VolumeHistory {
         self.unflushed.clear();
     }
 
-    /// The snapshots that there are now.
+    /// Returns the indexes of the existing snapshots.
     pub fn present_snapshots(&self) -> Vec<usize> {
         let all = self.snapshots.iter().enumerate();
         all.filter(|(_, snapshot)| snapshot.deleted.is_none()).map(|(nth, _)| nth).collect()
@@ -170,14 +170,14 @@ impl VolumeHistory {
         presence(self.made, self.deleted, cut)
     }
 
-    /// The sizes that it may have after a power cut at `cut`.
+    /// Returns the possible sizes after a power cut at `cut`, in bytes.
     pub fn possible_sizes(&self, cut: usize) -> Vec<u64> {
         let certain = self.sizes.iter().rposition(|(span, _)| span.is_certain(cut)).unwrap_or(0);
         let later = self.sizes[certain + 1..].iter().filter(|(span, _)| span.is_possible(cut));
         std::iter::once(&self.sizes[certain]).chain(later).map(|(_, size)| *size).collect()
     }
 
-    /// The versions that a sector may hold after a power cut at `cut`.
+    /// Returns the possible versions of a sector after a power cut at `cut`.
     pub fn possible_versions(&self, sector: usize, cut: usize) -> impl Iterator<Item = u64> + '_ {
         let contents = &self.sectors[sector];
         let certain = contents.iter().rposition(|content| content.flushed <= cut).unwrap_or(0);
@@ -207,7 +207,7 @@ pub fn sector_content(sector: u64, version: u64) -> [u8; SECTOR_BYTES as usize] 
     content
 }
 
-/// The versions of the sectors of some content, which must hold nothing else.
+/// Returns the version of each sector; fails on other content.
 pub fn versions_in(bytes: &[u8]) -> Result<Vec<u64>, String> {
     let mut versions = Vec::with_capacity(bytes.len() / SECTOR_BYTES as usize);
     for (number, sector) in bytes.chunks_exact(SECTOR_BYTES as usize).enumerate() {
@@ -215,7 +215,7 @@ pub fn versions_in(bytes: &[u8]) -> Result<Vec<u64>, String> {
         first.copy_from_slice(&sector[..8]);
         let version = u64::from_le_bytes(first);
         if *sector != sector_content(number as u64, version) {
-            return Err(format!("sector {number} holds no version of itself: {:02x?}…", &sector[..16]));
+            return Err(format!("sector {number} holds no version: {:02x?}…", &sector[..16]));
         }
         versions.push(version);
     }

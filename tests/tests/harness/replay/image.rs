@@ -1,4 +1,4 @@
-//! The content of a disk in memory: what was written of it, and nothing for the rest.
+//! Sparse content of a disk in memory.
 
 use crate::harness::BLOCK;
 use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::Path, sync::Arc};
@@ -6,23 +6,23 @@ use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::Path
 const PAGE: usize = BLOCK as usize;
 type Page = [u8; PAGE];
 
-/// A disk's content. Copies share what they have in common.
+/// Content of a disk. Copies share their pages.
 #[derive(Clone, Default)]
 pub struct Image {
     size_bytes: u64,
-    /// Pages that are not all zeroes, by their number.
+    /// Pages by their number; missing pages are zeroes.
     pages: BTreeMap<u64, Arc<Page>>,
 }
 
 impl Image {
-    /// The content of a file.
+    /// Reads the content of a file.
     pub fn of_file(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         let mut image = Self { size_bytes: file.metadata()?.len(), pages: BTreeMap::new() };
         let mut page = [0; PAGE];
         let mut at = 0;
         while at < image.size_bytes {
-            // Holes need not be read.
+            // Holes are skipped.
             let Ok(start) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) else { break };
             let end = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(start))?;
             at = start / BLOCK * BLOCK;
@@ -40,7 +40,7 @@ impl Image {
         self.size_bytes
     }
 
-    /// Copies a range out.
+    /// Reads a range.
     pub fn read(&self, offset_bytes: u64, buf: &mut [u8]) {
         for (number, within, part) in parts(offset_bytes, buf.len()) {
             let to = &mut buf[part];
@@ -51,7 +51,7 @@ impl Image {
         }
     }
 
-    /// Changes a range.
+    /// Writes a range.
     pub fn write(&mut self, offset_bytes: u64, data: &[u8]) {
         for (number, within, part) in parts(offset_bytes, data.len()) {
             let from = &data[part];
@@ -63,7 +63,7 @@ impl Image {
         }
     }
 
-    /// Makes a range zeroes.
+    /// Zeroes a range.
     pub fn zero(&mut self, offset_bytes: u64, len_bytes: u64) {
         let (mut at, end) = (offset_bytes, offset_bytes + len_bytes);
         while at < end {
@@ -77,26 +77,26 @@ impl Image {
         }
     }
 
-    /// Lays it down in a sparse file, in the place of an old one.
+    /// Writes the content to a sparse file, which replaces an older one.
     pub fn store(&self, path: &Path) -> io::Result<()> {
         let file = File::create(path)?;
         file.set_len(self.size_bytes)?;
-        let mut run = Vec::new();
-        let mut run_at = 0;
+        let mut extent = Vec::new();
+        let mut extent_at = 0;
         for (&number, page) in &self.pages {
             let at = number * BLOCK;
-            if run_at + run.len() as u64 != at {
-                file.write_all_at(&run, run_at)?;
-                run.clear();
-                run_at = at;
+            if extent_at + extent.len() as u64 != at {
+                file.write_all_at(&extent, extent_at)?;
+                extent.clear();
+                extent_at = at;
             }
-            run.extend_from_slice(&page[..]);
+            extent.extend_from_slice(&page[..]);
         }
-        file.write_all_at(&run, run_at)
+        file.write_all_at(&extent, extent_at)
     }
 }
 
-/// Cuts a range at the borders of pages: the page's number, where in it, and which part of the range.
+/// Splits a range at page boundaries: page number, offset in the page, and part of the range.
 fn parts(offset_bytes: u64, len: usize) -> impl Iterator<Item = (u64, usize, std::ops::Range<usize>)> {
     let mut done = 0;
     std::iter::from_fn(move || {

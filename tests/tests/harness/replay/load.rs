@@ -1,4 +1,4 @@
-//! A random life of volumes in a real daemon whose data directory lies on a recorded disk.
+//! Random workload on volumes of a real daemon with its data directory on a recorded disk.
 
 use super::{
     filesystem::{ExportFile, Filesystem, Mount},
@@ -10,7 +10,6 @@ use crate::harness::{
     Ctl, Daemon, KIB, Nbd, Rng, Setup,
     fault::FailingDisk,
     nbd::{command, flag},
-    wait_for,
 };
 use std::{
     fs::File,
@@ -20,40 +19,40 @@ use std::{
 const FIRST_SECTORS: u64 = (3 << 20) / SECTOR_BYTES;
 const MAX_SECTORS: u64 = (5 << 20) / SECTOR_BYTES;
 const SECTORS_PER_BLOCK: u64 = 8;
-/// The first volumes, which are frozen together.
+/// Number of volumes in the consistency group; they come first.
 pub(super) const MEMBERS: usize = 2;
 pub(super) const GROUP: &str = "pair";
 const PEER_SECTORS: u64 = (256 << 10) / SECTOR_BYTES;
 pub(super) const MAX_SNAPSHOTS: usize = 4;
 const BATCH: u64 = 8;
 
-/// A recorded life.
-pub struct Life {
+/// A recorded workload.
+pub struct Workload {
     /// Recorded requests of the disk.
     pub recording: Recording,
     /// Histories of the volumes.
     pub volumes: Vec<VolumeHistory>,
     /// Number of steps of each kind.
     pub steps: Vec<(&'static str, u64)>,
-    /// Positions right after a live map was written out with bits whose data was not.
+    /// Positions after a write-back of a live map before its data.
     pub early_maps: Vec<usize>,
 }
 
-/// Calls that do nothing and say that they succeeded: which, on which files.
+/// System calls that do nothing and report success.
 #[derive(Clone, Copy, Debug)]
 pub struct Omission {
-    /// `fdatasync` or `fsync`.
+    /// The system call: `fdatasync` or `fsync`.
     pub operation: &'static str,
-    /// Files.
+    /// The affected files.
     pub files: Files,
 }
 
 /// Files of a data directory.
 #[derive(Clone, Copy, Debug)]
 pub enum Files {
-    /// Those whose path has this in it.
+    /// Files whose path contains this text.
     With(&'static str),
-    /// Those of the second member of the group, from when it was made on.
+    /// Files of the group's second member, after its creation.
     OfPeer,
 }
 
@@ -70,9 +69,9 @@ pub(super) struct Load<'a> {
     pub(super) rng: Rng,
     daemon: Option<Daemon>,
     data_dir: PathBuf,
-    /// The group's two first.
+    /// The members of the group, then clones.
     pub(super) volumes: Vec<VolumeHistory>,
-    /// A connection to each volume that is in use.
+    /// Open connections by volume.
     pub(super) clients: Vec<Option<Nbd>>,
     pub(super) last_version: u64,
     last_name: u64,
@@ -80,13 +79,25 @@ pub(super) struct Load<'a> {
     early_maps: Vec<usize>,
 }
 
-/// Leads a life of so many steps, in `dir`, which is empty. The mounts of this thread must be its own.
-pub fn record(filesystem: Filesystem, dir: &Path, steps: u64, seed: u64, omission: Option<Omission>) -> Life {
+/// Starts a recorded disk with an empty filesystem in the empty directory `dir`.
+pub(super) fn start_recorder(filesystem: Filesystem, dir: &Path) -> Recorder {
     let base = dir.join("base");
     filesystem.make(&base);
     let image = Image::of_file(&base).expect("the image of an empty filesystem");
     std::fs::remove_file(&base).expect("remove the image");
-    let recorder = Recorder::start(image, &dir.join("recorder.sock")).expect("the recording disk");
+    Recorder::start(image, &dir.join("recorder.sock")).expect("the recorded disk")
+}
+
+/// Records a workload of random steps in the empty directory `dir`. The thread must have its own mount
+/// namespace.
+pub fn record(
+    filesystem: Filesystem,
+    dir: &Path,
+    steps: u64,
+    seed: u64,
+    omission: Option<Omission>,
+) -> Workload {
+    let recorder = start_recorder(filesystem, dir);
     let file = ExportFile::of(&recorder.uri(), &dir.join("fuse"));
     let setup = Setup::new(&dir.join("live"));
     let data_dir = setup.data_dir();
@@ -128,7 +139,7 @@ pub fn record(filesystem: Filesystem, dir: &Path, steps: u64, seed: u64, omissio
     drop((clients, daemon));
     mount.end().expect("unmount the recorded disk");
     drop(file);
-    Life { recording: recorder.end(), volumes, steps, early_maps }
+    Workload { recording: recorder.end(), volumes, steps, early_maps }
 }
 
 impl Load<'_> {
@@ -137,7 +148,7 @@ impl Load<'_> {
     }
 
     fn daemon(&self) -> &Daemon {
-        self.daemon.as_ref().expect("a daemon, but within a restart")
+        self.daemon.as_ref().expect("no restart is in progress")
     }
 
     pub(super) fn count(&mut self, what: &'static str) {
@@ -147,7 +158,7 @@ impl Load<'_> {
         }
     }
 
-    /// When something was asked for and answered.
+    /// Runs an operation and returns its span.
     pub(super) fn span<T>(&self, act: impl FnOnce() -> T) -> (T, Span) {
         let asked = self.recorder.position();
         let done = act();
@@ -207,24 +218,24 @@ impl Load<'_> {
         self.clients[volume].as_mut().expect("it was just opened")
     }
 
-    /// A volume to be written or flushed: mostly the first one.
-    fn draw_volume(&mut self) -> usize {
+    /// Selects the volume of a request, mostly the first one.
+    fn pick_volume(&mut self) -> usize {
         match self.clone_in_use() {
             Some(clone) if self.rng.one_in(4) => clone,
             _ => usize::from(self.rng.one_in(5)),
         }
     }
 
-    /// Sends some requests that do not overlap.
+    /// Sends requests that do not overlap.
     fn send_batch(&mut self) -> Vec<Request> {
-        let volume = self.draw_volume();
+        let volume = self.pick_volume();
         let mut batch: Vec<Request> = Vec::new();
         let sectors = self.volumes[volume].len();
         for _ in 0..self.rng.between(1, BATCH) {
             let is_whole = self.rng.one_in(2);
             let (unit, most) = if is_whole { (SECTORS_PER_BLOCK, 12) } else { (1, 20) };
             let len = unit * self.rng.between(1, most);
-            // A few places are written again and again, so that writes meet each other.
+            // Half of the writes go to the first sectors, so that writes overlap earlier ones.
             let reach = if self.rng.one_in(2) { 256 } else { sectors };
             let from = self.rng.below(reach - len) / unit * unit;
             let to = from + len;
@@ -259,7 +270,7 @@ impl Load<'_> {
             let volume = first.volume;
             let (errno, cookie) = self.client(volume).reply().expect("a reply");
             let now = self.recorder.position();
-            assert_eq!(errno, 0, "a request was refused");
+            assert_eq!(errno, 0, "a request failed");
             let at = batch.iter().position(|request| request.cookie == cookie).expect("a reply to a request");
             let request = batch.swap_remove(at);
             if request.fua {
@@ -270,19 +281,19 @@ impl Load<'_> {
 
     fn flush(&mut self) {
         self.count("flushes");
-        let volume = self.draw_volume();
+        let volume = self.pick_volume();
         self.client(volume).flush();
         let written = self.volumes[volume].written();
         self.volumes[volume].flushed(written, self.recorder.position());
     }
 
-    /// The versions that an export holds.
+    /// Returns the versions of an export's sectors.
     fn versions_of(&self, export: &str) -> Vec<u64> {
         versions_in(&self.daemon().content(export)).unwrap_or_else(|what| panic!("{export}: {what}"))
     }
 
-    /// Notes a snapshot that was just made; each of its sectors holds one of its last contents, so many as
-    /// `last` says: more than one where requests were under way.
+    /// Notes a new snapshot. Each sector must have one of its last `last(sector)` contents: more than one if
+    /// requests were in flight.
     pub(super) fn note_snapshot(
         &mut self,
         volume: usize,
@@ -305,7 +316,7 @@ impl Load<'_> {
         self.count("snapshots");
         let name = self.new_name("s");
         let written = self.volumes[0].written();
-        // Requests are under way meanwhile.
+        // Requests are in flight during the freeze.
         let batch = self.send_batch();
         let (_, made) = self.span(|| self.ctl().json(&["snapshot", "create", "vol", "--name", &name]));
         self.volumes[0].flushed(written, made.answered);
@@ -313,14 +324,14 @@ impl Load<'_> {
         self.note_snapshot(0, &name, made, |_| 2);
     }
 
-    fn draw(&mut self, volume: usize, snapshots: &[usize]) -> (usize, String) {
+    fn pick_snapshot(&mut self, volume: usize, snapshots: &[usize]) -> (usize, String) {
         let nth = snapshots[self.rng.below(snapshots.len() as u64) as usize];
         (nth, self.volumes[volume].snapshots[nth].name.clone())
     }
 
     pub(super) fn delete_snapshot(&mut self, volume: usize, snapshots: &[usize]) {
         self.count("snapshots deleted");
-        let (nth, name) = self.draw(volume, snapshots);
+        let (nth, name) = self.pick_snapshot(volume, snapshots);
         let full_name = format!("{}@{name}", self.volumes[volume].name);
         let (_, span) = self.span(|| self.ctl().json(&["snapshot", "delete", &full_name]));
         self.volumes[volume].snapshots[nth].deleted = Some(span);
@@ -328,7 +339,7 @@ impl Load<'_> {
 
     fn clone_volume(&mut self, snapshots: &[usize]) {
         self.count("clones");
-        let (nth, snapshot) = self.draw(0, snapshots);
+        let (nth, snapshot) = self.pick_snapshot(0, snapshots);
         let name = self.new_name("copy");
         let from = format!("vol@{snapshot}");
         let (_, made) = self.span(|| self.ctl().json(&["volume", "clone", &name, "--from", &from]));
@@ -337,15 +348,12 @@ impl Load<'_> {
         self.clients.push(None);
     }
 
-    /// Ends the connection to a volume.
+    /// Closes the connection to a volume and waits for its end.
     fn disconnect(&mut self, volume: usize) {
         if let Some(client) = self.clients[volume].take() {
             client.close();
         }
-        let name = &self.volumes[volume].name;
-        wait_for("the end of all connections", || {
-            (self.ctl().volume(name)["connections"] == 0).then_some(())
-        });
+        self.ctl().wait_for_connections(&self.volumes[volume].name, 0);
     }
 
     fn delete_volume(&mut self, volume: usize) {
@@ -359,7 +367,7 @@ impl Load<'_> {
     fn roll_back(&mut self, snapshots: &[usize]) {
         self.count("rollbacks");
         self.disconnect(0);
-        let (nth, name) = self.draw(0, snapshots);
+        let (nth, name) = self.pick_snapshot(0, snapshots);
         let mut args = vec!["snapshot", "restore", "vol", "--snapshot", &name];
         if self.rng.one_in(2) {
             args.push("--discard");
@@ -369,7 +377,7 @@ impl Load<'_> {
             self.note_snapshot(0, kept, span, |_| 2);
         }
         let versions = self.volumes[0].snapshots[nth].versions.clone();
-        self.volumes[0].went_back(&versions, span);
+        self.volumes[0].rolled_back(&versions, span);
     }
 
     fn grow(&mut self) {
@@ -384,12 +392,11 @@ impl Load<'_> {
         self.volumes[0].grown(new, span);
     }
 
-    /// Stops the daemon, or kills it, and starts it again on the same mount: nothing that was answered may be
-    /// missing.
+    /// Stops or kills the daemon and starts it again on the same mount: no acknowledged write may be lost.
     fn restart(&mut self, kill: bool) {
         self.count(if kill { "kills" } else { "stops" });
         self.clients.iter_mut().for_each(|client| *client = None);
-        let daemon = self.daemon.take().expect("a daemon, but within a restart");
+        let daemon = self.daemon.take().expect("no restart is in progress");
         let setup = match kill {
             true => daemon.kill(),
             false => {
@@ -415,7 +422,7 @@ impl Load<'_> {
         }
     }
 
-    /// The files of all volumes.
+    /// Returns the files of all volumes.
     fn files(&self) -> Vec<PathBuf> {
         let mut files = Vec::new();
         for volume in std::fs::read_dir(self.data_dir.join("volumes")).expect("the volumes").flatten() {
@@ -426,7 +433,7 @@ impl Load<'_> {
         files
     }
 
-    /// Does what the kernel may do at any time: writes a file out, or all of them.
+    /// Writes back one file or all of them, as the kernel may at any time.
     fn write_back(&mut self) {
         self.count("write-backs");
         if self.rng.one_in(4) {
@@ -435,13 +442,13 @@ impl Load<'_> {
         }
         let files = self.files();
         let path = &files[self.rng.below(files.len() as u64) as usize];
-        // It may have been merged away meanwhile.
+        // A merge may have removed the file.
         if let Ok(file) = File::open(path) {
             file.sync_all().expect("sync");
         }
     }
 
-    /// The same in the most dangerous order: bits of blocks that were just written, before their data.
+    /// Writes back the most dangerous way: the map bits of new blocks before their data.
     fn write_maps_early(&mut self) {
         self.count("maps written early");
         let batch = self.send_batch();

@@ -1,9 +1,9 @@
-//! Crash-state replay: everything that a filesystem under a data directory asked its disk for is recorded,
-//! with the life of the volumes beside it; then the disk is laid down as a power cut at any request may have
-//! left it, mounted, and a daemon started on it is held to what it had answered by then.
+//! Crash-state replay. The tests record all requests of the filesystem below a data directory to its disk,
+//! and the history of the volumes. They then rebuild the disk as a power cut at any request may have left it,
+//! mount it, start a daemon on it, and check the daemon against its acknowledgements before the cut.
 //!
-//! The recorded disk is an NBD server of this process, made a file by `nbdfuse` and a block device by a loop
-//! device on that. Mounting needs root.
+//! The recorded disk is an NBD server in this process, which `nbdfuse` presents as a file and a loop device
+//! as a block device. Mounting requires root.
 
 pub mod backups;
 pub mod filesystem;

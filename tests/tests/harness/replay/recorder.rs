@@ -1,8 +1,7 @@
-//! A disk that remembers in which order it was written and flushed: an NBD server for one export, in memory.
+//! A disk that records its requests: an NBD server for one export in memory.
 //!
-//! Requests are carried out one after the other, so that their order in the log is the order in which a real
-//! disk took them. What came before a flush is durable once that was answered; of what came since, a power
-//! cut may leave anything.
+//! The server executes requests one after the other; the log has them in this order. Requests before an
+//! answered flush are durable; a power cut may keep any part of later ones.
 
 use super::image::Image;
 use crate::harness::{Rng, nbd::command};
@@ -24,35 +23,35 @@ const OPT_GO: u32 = 7;
 const REP_ACK: u32 = 1;
 const REP_INFO: u32 = 3;
 const REP_ERR_UNSUP: u32 = 0x8000_0001;
-/// Has flags, takes flushes, trims and zeroes.
+/// Transmission flags: has flags, flush, trim, write zeroes.
 const FLAGS: u16 = 1 | 1 << 2 | 1 << 5 | 1 << 6;
 const EINVAL: u32 = 22;
-/// No client of ours asks for more at once.
+/// Maximum length of a read or write; no client of the tests exceeds it.
 const MAX_BYTES: u64 = 64 << 20;
 const SECTOR_BYTES: u64 = 512;
 
-/// Recorded requests of the disk.
+/// Recorded request.
 #[derive(Debug)]
 pub enum Entry {
-    /// New content.
+    /// Write.
     Write {
         /// Offset, in bytes.
         offset_bytes: u64,
         /// Data.
         data: Vec<u8>,
     },
-    /// Zeroes.
+    /// Zeroes or a trim.
     Zero {
         /// Offset, in bytes.
         offset_bytes: u64,
         /// Length, in bytes.
         len_bytes: u64,
     },
-    /// All before it is durable.
+    /// Flush: earlier requests are durable.
     Flush,
 }
 
-/// Looks at something else whenever the disk is asked for a change.
+/// Callback before each change of the disk, with its position in the log.
 pub type Observer = Box<dyn FnMut(usize) + Send>;
 
 #[derive(Default)]
@@ -78,7 +77,7 @@ struct Shared {
 
 impl Shared {
     fn state(&self) -> MutexGuard<'_, State> {
-        // A thread that panicked has left the log as it was.
+        // A panic leaves the log unchanged.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -102,7 +101,7 @@ impl Recorder {
             for stream in listening.incoming() {
                 let (Ok(stream), false) = (stream, for_thread.ended.load(Ordering::SeqCst)) else { return };
                 let shared = Arc::clone(&for_thread);
-                // It ends with its connection; an error is the end of that.
+                // The thread ends with its connection; errors end the connection.
                 std::thread::spawn(move || serve(stream, &shared));
             }
         });
@@ -119,13 +118,12 @@ impl Recorder {
         self.shared.state().log.len()
     }
 
-    /// Calls `observer` from now on with the position of each change that is asked for, before it is carried
-    /// out and answered.
+    /// Sets the callback that is called with the position of each change before its reply.
     pub fn observe(&self, observer: Observer) {
         self.shared.state().observer = Some(observer);
     }
 
-    /// All that was recorded so far.
+    /// Stops the server. Returns the recording.
     pub fn end(mut self) -> Recording {
         self.stop();
         Recording { base: self.base.clone(), log: std::mem::take(&mut self.shared.state().log) }
@@ -133,7 +131,7 @@ impl Recorder {
 
     fn stop(&mut self) {
         self.shared.ended.store(true, Ordering::SeqCst);
-        // Wakes the listener.
+        // Wakes the listening thread.
         drop(UnixStream::connect(&self.socket));
         if let Some(listener) = self.listener.take() {
             let _ = listener.join();
@@ -236,7 +234,7 @@ fn greet(stream: &mut UnixStream, size_bytes: u64) -> io::Result<()> {
     }
 }
 
-/// Initial state of a disk and its later requests.
+/// Initial content of a disk and its requests.
 pub struct Recording {
     base: Image,
     log: Vec<Entry>,
@@ -245,14 +243,14 @@ pub struct Recording {
 /// Fate of unflushed requests in a power cut.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Survivors {
-    /// All of them.
+    /// All requests.
     All,
-    /// Each request or not.
+    /// A random subset of the requests.
     Requests,
-    /// Of each request each page of 4 KiB or not.
+    /// A random subset of the 4 KiB pages of each request.
     Pages,
-    /// Of each request each sector or not; but the first page is not torn, because ext4 writes its superblock
-    /// there without its journal, and its checksum is in the second sector: it counts on disks that do not
+    /// A random subset of the sectors of each request. The first page is not torn: ext4 writes its
+    /// superblock, whose checksum is in another sector, without the journal and relies on disks that do not
     /// tear 1 KiB.
     Sectors,
 }
@@ -263,19 +261,19 @@ impl Recording {
         self.log.len()
     }
 
-    /// The positions right after each flush: a power cut there leaves just what is durable.
+    /// Returns the position after each flush: a power cut there leaves durable requests only.
     pub fn flush_boundaries(&self) -> Vec<usize> {
         let flushes = self.log.iter().enumerate().filter(|(_, entry)| matches!(entry, Entry::Flush));
         flushes.map(|(at, _)| at + 1).collect()
     }
 
-    /// Goes through the log.
+    /// Starts a replay of the log.
     pub fn replay(&self) -> Replay<'_> {
         Replay { recording: self, durable: self.base.clone(), durable_until: 0 }
     }
 }
 
-/// Builds what power cuts leave, from early to late ones.
+/// Builds the states after power cuts, in ascending order.
 pub struct Replay<'a> {
     recording: &'a Recording,
     durable: Image,
@@ -285,7 +283,7 @@ pub struct Replay<'a> {
 impl Replay<'_> {
     /// Returns the state after a power cut before the request at `position`. Positions must not decrease.
     pub fn cut(&mut self, position: usize, survivors: Survivors, rng: &mut Rng) -> Image {
-        assert!(position >= self.durable_until, "positions must not go back");
+        assert!(position >= self.durable_until, "positions must not decrease");
         let log = &self.recording.log;
         let flushes =
             log[self.durable_until..position].iter().rposition(|entry| matches!(entry, Entry::Flush));
@@ -323,17 +321,17 @@ fn apply_some(entry: &Entry, image: &mut Image, unit_bytes: u64, rng: &mut Rng) 
     apply(entry, image, |at| {
         let unit = if at < crate::harness::BLOCK { 0 } else { at / unit_bytes };
         match last {
-            Some((number, drawn)) if number == unit => drawn,
+            Some((number, kept)) if number == unit => kept,
             _ => {
-                let drawn = rng.one_in(2);
-                last = Some((unit, drawn));
-                drawn
+                let kept = rng.one_in(2);
+                last = Some((unit, kept));
+                kept
             }
         }
     });
 }
 
-/// Executes the chosen sectors of a request.
+/// Applies the chosen sectors of a request.
 fn apply(entry: &Entry, image: &mut Image, mut chosen: impl FnMut(u64) -> bool) {
     let (offset_bytes, len_bytes) = match entry {
         Entry::Write { offset_bytes, data } => (*offset_bytes, data.len() as u64),
@@ -348,7 +346,7 @@ fn apply(entry: &Entry, image: &mut Image, mut chosen: impl FnMut(u64) -> bool) 
             at = to;
             continue;
         }
-        // Neighbours go together: a page at a time is faster.
+        // Adjacent sectors of a page are applied together, which is faster.
         while to < end && !to.is_multiple_of(crate::harness::BLOCK) && chosen(to) {
             to = (to + SECTOR_BYTES).min(end);
         }

@@ -1,5 +1,4 @@
-//! A store that outlives the power cut, beside the recorded disk: which objects it held when the disk was
-//! asked for what.
+//! Recorded object store, which survives power cuts: its objects at each request of the recorded disk.
 
 use crate::harness::{Store, store};
 use std::{
@@ -10,21 +9,21 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-/// By key the name of what keeps the content.
+/// Name of the archived file by object key.
 type Objects = BTreeMap<String, String>;
 
-/// Remembers all that a store ever held.
+/// All states of a store.
 #[derive(Clone)]
 pub struct StoreHistory {
     store: Store,
-    /// Every version of every object, by its inode, which stays in use by that.
+    /// Hard links to all versions of all objects, named by inode, which keep the inodes in use.
     archive: PathBuf,
-    /// Objects by the number of disk requests from which on they existed.
+    /// States by the number of disk requests before them.
     states: Arc<Mutex<Vec<(usize, Objects)>>>,
 }
 
 impl StoreHistory {
-    /// Of a store in `dir`, which is made.
+    /// Creates a store in `dir`.
     pub fn new(dir: &Path) -> Self {
         let (store, archive) = (Store::create(&dir.join("store")), dir.join("archive"));
         fs::create_dir(&archive).expect("the archive of a store");
@@ -36,11 +35,11 @@ impl StoreHistory {
         &self.store
     }
 
-    /// Notes what is there now, before request `position` of the disk is carried out.
-    pub fn look(&self, position: usize) {
+    /// Records the current objects as the state before request `position` of the disk.
+    pub fn observe(&self, position: usize) {
         let mut now = Objects::new();
         for (key, version) in self.store.objects("") {
-            // What is still being written is no object yet.
+            // Temporary files are no objects.
             if store::name(&key).starts_with('.') {
                 continue;
             }
@@ -78,8 +77,8 @@ impl StoreHistory {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Makes the store what it was before request `cut` of the disk.
-    pub fn lay_down(&self, cut: usize) {
+    /// Restores the objects of the state before request `cut` of the disk.
+    pub fn restore_at(&self, cut: usize) {
         fs::remove_dir_all(self.store.dir()).expect("remove the store");
         fs::create_dir(self.store.dir()).expect("the store");
         for (key, name) in self.at(cut) {

@@ -1,4 +1,4 @@
-//! Starts a daemon on what a power cut left and holds it to the history.
+//! Starts a daemon on the state after a power cut and checks it against the history.
 
 use super::{
     filesystem::Mount,
@@ -17,9 +17,9 @@ use std::{
 
 const SECTORS_PER_BLOCK: usize = 8;
 
-/// Checks what a power cut at `cut` left; the first thing that is wrong.
+/// Checks the state after a power cut at `cut`; returns the first finding.
 ///
-/// `dir` is used for mount points, and is free again afterwards.
+/// `dir` holds the mount points, which are unmounted afterwards.
 pub fn verify(volumes: &[VolumeHistory], cut: usize, image: &Image, dir: &Path) -> Result<(), String> {
     let setup = Setup::new(&dir.join("after"));
     finding(|| on(setup, image, dir, |daemon| verify_daemon(volumes, cut, daemon)))
@@ -31,11 +31,11 @@ pub(super) fn finding(check: impl FnOnce() -> Result<(), String>) -> Result<(), 
     checked.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Err(text.unwrap_or_else(|| "a panic that says nothing".into()))
+        Err(text.unwrap_or_else(|| "a panic without a message".into()))
     })
 }
 
-/// Starts a daemon on a disk that holds its data directory, and has it checked.
+/// Starts a daemon with its data directory on a disk image and runs a check.
 pub(super) fn on(
     setup: Setup,
     image: &Image,
@@ -43,7 +43,7 @@ pub(super) fn on(
     check: impl FnOnce(&Daemon) -> Result<(), String>,
 ) -> Result<(), String> {
     let file = dir.join("image");
-    image.store(&file).map_err(|error| format!("cannot lay down an image: {error}"))?;
+    image.store(&file).map_err(|error| format!("write failed on the image: {error}"))?;
     let mount = Mount::of(&file, &setup.data_dir())?;
     let daemon = setup.try_start().map_err(|(status, log)| format!("blockd ended with {status}:\n{log}"))?;
     let checked = finding(|| check(&daemon));
@@ -58,7 +58,7 @@ fn names(list: &Value) -> Vec<String> {
     entries.map(|entry| entry["name"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
-/// Compares what is there with what may be; what is there of what was ever made.
+/// Compares the found names with the expected presence. Returns the items that were found.
 fn present<'a, T>(
     what: &str,
     all: impl Iterator<Item = (&'a str, Presence, T)>,
@@ -69,8 +69,8 @@ fn present<'a, T>(
     for (name, presence, item) in all {
         let is_there = found.iter().any(|found| found == name);
         match (presence, is_there) {
-            (Presence::Must, false) => return Err(format!("{what} {name} is gone")),
-            (Presence::Cannot, true) => return Err(format!("{what} {name} cannot be there")),
+            (Presence::Must, false) => return Err(format!("{what} {name} is missing")),
+            (Presence::Cannot, true) => return Err(format!("{what} {name} exists and must not")),
             _ => {}
         }
         if is_there {
@@ -80,7 +80,7 @@ fn present<'a, T>(
     }
     match known == found.len() {
         true => Ok(there),
-        false => Err(format!("not all of these were requested: {what} {found:?}")),
+        false => Err(format!("an unknown {what} is among {found:?}")),
     }
 }
 
@@ -103,18 +103,18 @@ fn verify_volume(volume: &VolumeHistory, cut: usize, daemon: &Daemon, ctl: &Ctl)
     let name = &volume.name;
     let shown = ctl.volume(name);
     if shown["state"] != "up" {
-        return Err(format!("it is not up: {shown:#}"));
+        return Err(format!("state is not up: {shown:#}"));
     }
     let sizes = volume.possible_sizes(cut);
     let current = daemon.content(name);
     if !sizes.contains(&(current.len() as u64)) {
-        return Err(format!("it has {} bytes, it may have {sizes:?}", current.len()));
+        return Err(format!("size is {} bytes instead of one of {sizes:?}", current.len()));
     }
     let current = versions_in(&current)?;
     for (sector, version) in current.iter().enumerate() {
         if !volume.possible_versions(sector, cut).any(|possible| possible == *version) {
             let possible: Vec<u64> = volume.possible_versions(sector, cut).collect();
-            return Err(format!("sector {sector} has version {version}, it may have {possible:?}"));
+            return Err(format!("sector {sector} has version {version} instead of one of {possible:?}"));
         }
     }
     let list = ctl.json(&["snapshot", "list", name]);
@@ -127,7 +127,7 @@ fn verify_volume(volume: &VolumeHistory, cut: usize, daemon: &Daemon, ctl: &Ctl)
         if found != snapshot.versions {
             let first = found.iter().zip(&snapshot.versions).position(|(a, b)| a != b);
             return Err(format!(
-                "snapshot {} is not what was frozen, first at sector {first:?}",
+                "snapshot {} differs from the frozen content, first at sector {first:?}",
                 snapshot.name
             ));
         }
@@ -140,11 +140,11 @@ fn verify_volume(volume: &VolumeHistory, cut: usize, daemon: &Daemon, ctl: &Ctl)
     let (code, checked) = ctl.document(&["volume", "check", name]);
     match (code, &checked["sound"]) {
         (0, Value::Bool(true)) => verify_use(daemon, name, &current),
-        _ => Err(format!("it is not sound: {checked:#}")),
+        _ => Err(format!("volume check failed: {checked:#}")),
     }
 }
 
-/// Checks that the tracked changes between two points cover all differences.
+/// Checks that changed-block tracking between two points covers all differences.
 fn covers(
     ctl: &Ctl,
     volume: &str,
@@ -174,8 +174,8 @@ fn covers(
     Ok(())
 }
 
-/// Checks that the volume takes writes. Acknowledges discarded writes first: the file system was mounted
-/// again without a reboot, so the start assumes that clients survived the power cut.
+/// Checks that the volume is writable. Acknowledges discarded writes first: without a reboot the daemon
+/// assumes that clients survived the power cut.
 fn verify_use(daemon: &Daemon, name: &str, current: &[u64]) -> Result<(), String> {
     let ctl = daemon.ctl();
     if !ctl.volume(name)["discardedWrites"].is_null() {
@@ -188,6 +188,6 @@ fn verify_use(daemon: &Daemon, name: &str, current: &[u64]) -> Result<(), String
     client.flush();
     match client.read(at, data.len() as u64) == data {
         true => Ok(()),
-        false => Err("what was just written does not read back".into()),
+        false => Err("a write does not read back".into()),
     }
 }

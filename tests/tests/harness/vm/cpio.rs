@@ -1,7 +1,6 @@
-//! The archive that a kernel takes as its first file system (`newc`), made by hand: it has no library and
-//! needs no tool.
+//! Writer of cpio archives (`newc`), the format of an initramfs.
 
-/// An archive that is being made.
+/// An archive under construction.
 #[derive(Debug, Default)]
 pub struct Archive {
     bytes: Vec<u8>,
@@ -30,7 +29,7 @@ impl Archive {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    /// Adds a directory; its parent comes first.
+    /// Adds a directory, whose parent must have been added before.
     pub fn dir(&mut self, name: &str) {
         self.entry(name, 0o040_755, &[]);
     }
@@ -40,7 +39,7 @@ impl Archive {
         self.entry(name, 0o100_755, data);
     }
 
-    /// The archive.
+    /// Returns the archive.
     pub fn finish(mut self) -> Vec<u8> {
         self.entry("TRAILER!!!", 0, &[]);
         self.bytes

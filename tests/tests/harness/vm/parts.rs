@@ -1,10 +1,10 @@
-//! Parts of a machine: the kernel, the emulator and busybox from `tools/test-vm-image`, and a disk with the
-//! programs under test.
+//! Parts of a machine: kernel, emulator and busybox from `tools/test-vm-image`, and a disk with the programs
+//! under test.
 
 use super::cpio::Archive;
 use crate::harness::{
     announce,
-    process::{die_with_parent, program, repository},
+    process::{die_with_parent, find_program, program, repository},
 };
 use std::{
     collections::BTreeSet,
@@ -13,12 +13,12 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Further programs of the guest.
+/// Programs of the guest from the host.
 const TOOLS: [&str; 5] = ["bash", "fio", "perl", "mke2fs", "e2fsck"];
 /// Size of the guest's disk; the file is sparse.
 const DISK_BYTES: u64 = 6 << 30;
-/// The exit status of `tools/test-vm-image` where there can be no machine.
-const CANNOT: i32 = 3;
+/// Exit status of `tools/test-vm-image` on hosts that cannot run the machine.
+const UNSUPPORTED: i32 = 3;
 
 /// Paths of the fetched parts.
 #[derive(Clone, Debug)]
@@ -27,34 +27,34 @@ pub struct Parts {
 }
 
 impl Parts {
-    /// Fetches what is missing; `None`, said loudly, where that is impossible.
+    /// Fetches missing parts. Announces the reason and returns `None` where that is impossible.
     pub fn fetch() -> Option<Self> {
         if std::env::var_os("BLOCKD_TEST_WITHOUT_VM").is_some_and(|value| value == "1") {
-            announce("NOT TESTED: BLOCKD_TEST_WITHOUT_VM=1 switches the test of the kernel's driver off");
+            announce("NOT TESTED: BLOCKD_TEST_WITHOUT_VM=1 switches off the test of the kernel's NBD driver");
             return None;
         }
         let mut command = Command::new(repository().join("tools/test-vm-image"));
         let output = die_with_parent(command.stdin(Stdio::null())).output().expect("tools/test-vm-image");
-        let said = crate::harness::process::both(&output);
-        if output.status.code() == Some(CANNOT) {
-            announce(&format!("NOT TESTED: the kernel's driver, without a virtual machine: {said}"));
+        let output_text = crate::harness::process::both(&output);
+        if output.status.code() == Some(UNSUPPORTED) {
+            announce(&format!("NOT TESTED: the kernel's NBD driver: no virtual machine: {output_text}"));
             return None;
         }
-        assert!(output.status.success(), "tools/test-vm-image failed with {}:\n{said}", output.status);
+        assert!(output.status.success(), "tools/test-vm-image failed with {}:\n{output_text}", output.status);
         Some(Self { dir: repository().join("target/vm") })
     }
 
-    /// The kernel.
+    /// The path of the kernel.
     pub fn kernel(&self) -> PathBuf {
         self.dir.join("kernel/vmlinuz")
     }
 
-    /// The emulator: the installed one, or the unpacked one with its libraries.
+    /// Creates a command of the emulator: the installed one, or the unpacked one with its libraries.
     pub fn emulator(&self) -> Command {
         let unpacked = self.dir.join("qemu/usr");
         let binary = unpacked.join("bin/qemu-system-x86_64");
         if !binary.exists() {
-            return Command::new(find("qemu-system-x86_64").expect("qemu-system-x86_64"));
+            return Command::new(find_program("qemu-system-x86_64").expect("qemu-system-x86_64"));
         }
         let libraries = unpacked.join("lib/x86_64-linux-gnu");
         let mut path = OsString::from(&libraries);
@@ -72,7 +72,7 @@ impl Parts {
         command
     }
 
-    /// Busybox, the modules, and the script that mounts the disk and goes on there.
+    /// Builds the initramfs: busybox, the modules, and the script that mounts the disk and runs from it.
     pub fn initramfs(&self) -> Vec<u8> {
         let read =
             |path: &Path| std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -90,7 +90,7 @@ impl Parts {
         archive.finish()
     }
 
-    /// A disk with the programs and the scripts on it.
+    /// Creates a disk image with the programs and scripts.
     pub fn make_disk(&self, work: &Path) -> PathBuf {
         let stage = work.join("stage");
         for dir in ["bin", "usr/bin", "busybox", "data", "store", "mnt", "mnt2", "dev", "proc", "sys", "tmp"]
@@ -101,17 +101,17 @@ impl Parts {
         copy(&self.dir.join("kernel/nbd.ko"), &stage.join("nbd.ko"));
         let mut programs = vec![program("blockd"), program("blockctl")];
         programs.extend(
-            TOOLS
-                .iter()
-                .map(|name| find(name).unwrap_or_else(|| panic!("{name} is missing: run tools/test"))),
+            TOOLS.iter().map(|name| {
+                find_program(name).unwrap_or_else(|| panic!("{name} is missing: run tools/test"))
+            }),
         );
         let mut libraries = BTreeSet::new();
         for path in programs {
-            let place = stage.join("usr/bin").join(path.file_name().expect("a name"));
-            // Without their debugging information they load several times as fast.
-            let stripped = Command::new("strip").arg("-o").arg(&place).arg(&path).status();
+            let target = stage.join("usr/bin").join(path.file_name().expect("a name"));
+            // Without debug information the programs load several times as fast.
+            let stripped = Command::new("strip").arg("-o").arg(&target).arg(&path).status();
             if !stripped.is_ok_and(|status| status.success()) {
-                copy(&path, &place);
+                copy(&path, &target);
             }
             libraries.extend(libraries_of(&path));
         }
@@ -129,25 +129,19 @@ impl Parts {
         }
         let disk = work.join("disk.img");
         std::fs::File::create(&disk).and_then(|file| file.set_len(DISK_BYTES)).expect("the disk");
-        let mut command = Command::new(find("mke2fs").expect("mke2fs"));
+        let mut command = Command::new(find_program("mke2fs").expect("mke2fs"));
         command.args(["-q", "-t", "ext4", "-d"]).arg(&stage).arg(&disk);
         assert!(die_with_parent(&mut command).status().expect("mke2fs").success(), "mke2fs failed");
         disk
     }
 }
 
-fn find(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-    dirs.map(|dir| dir.join(name)).find(|path| path.is_file())
-}
-
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to.parent().expect("a directory")).expect("a directory of the guest");
-    std::fs::copy(from, to).unwrap_or_else(|error| panic!("cannot copy {}: {error}", from.display()));
+    std::fs::copy(from, to).unwrap_or_else(|error| panic!("copy failed on {}: {error}", from.display()));
 }
 
-/// The libraries that a program is linked with, and its loader.
+/// Returns the shared libraries and the loader of a program.
 fn libraries_of(program: &Path) -> Vec<PathBuf> {
     let output = Command::new("ldd").arg(program).output().expect("ldd");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
