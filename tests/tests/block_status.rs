@@ -132,8 +132,8 @@ fn check(bed: &Bed, daemon: &Daemon, model: &Model) {
 }
 
 #[test]
-fn maps_are_exact_to_the_block() {
-    let mut rng = Rng::of_test("maps_are_exact_to_the_block");
+fn block_status_maps_are_exact_to_the_block() {
+    let mut rng = Rng::of_test("block_status_maps_are_exact_to_the_block");
     let bed = Bed::new();
     let daemon = bed.daemon("a").start();
     daemon.ctl().create_volume("vol", "16MiB");

@@ -14,7 +14,7 @@ fn daemon_with_volume(bed: &Bed) -> Daemon {
 }
 
 #[test]
-fn nbdinfo() {
+fn nbdinfo_shows_exports_and_flags() {
     let bed = Bed::new();
     let daemon = daemon_with_volume(&bed);
     let printed = daemon.ctl().run(&["volume", "uri", "vol"]).stdout;
@@ -40,7 +40,7 @@ fn nbdinfo() {
 }
 
 #[test]
-fn fio_verifies() {
+fn fio_writes_verify() {
     let bed = Bed::new();
     let daemon = daemon_with_volume(&bed);
     let uri = daemon.uri("vol");
@@ -54,8 +54,8 @@ fn fio_verifies() {
 }
 
 #[test]
-fn tcp_and_many_connections() {
-    let mut rng = Rng::of_test("tcp_and_many_connections");
+fn acknowledged_write_is_visible_on_every_connection() {
+    let mut rng = Rng::of_test("acknowledged_write_is_visible_on_every_connection");
     let bed = Bed::new();
     let address = ports::local(ports::free(0));
     let further = bed.path("further.sock");

@@ -164,7 +164,7 @@ fn discarded_writes_fail_the_first_flush_of_each_connection() {
 }
 
 #[test]
-fn map_that_cannot_be_synced_at_a_start_fails_its_volume_only() {
+fn failed_map_sync_at_start_fails_its_volume_only() {
     let bed = Bed::new();
     let (disk, daemon, volume) = daemon_on_failing_disk(&bed);
     daemon.ctl().create_volume("other", "8MiB");

@@ -68,8 +68,8 @@ fn incremental_reads_and_uploads_dirty_extents_only() {
 }
 
 #[test]
-fn sixteen_tebibytes_with_few_blocks() {
-    let mut rng = Rng::of_test("sixteen_tebibytes_with_few_blocks");
+fn sparse_16_tib_volume_backs_up_written_blocks_only() {
+    let mut rng = Rng::of_test("sparse_16_tib_volume_backs_up_written_blocks_only");
     let bed = Bed::on_disk();
     let store = bed.store("store");
     let daemon = bed.daemon("a").start();

@@ -48,7 +48,7 @@ fn thousand_idle_connections_do_not_block_others() {
 }
 
 #[test]
-fn connections_of_one_volume_and_in_all_have_their_limits() {
+fn connection_limits_per_volume_and_in_total_are_enforced() {
     let bed = Bed::new();
     let address = ports::local(ports::free(0));
     let setup = bed.daemon("a").config("nbd_connections = 8").config("nbd_connections_per_volume = 3");

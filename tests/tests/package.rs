@@ -191,9 +191,9 @@ fn bill_of_materials_lists_compiled_dependencies() {
 }
 
 #[test]
-fn lintian_finds_nothing() {
+fn package_has_no_lintian_findings() {
     let missing = cannot_package().or_else(|| missing_tool(&["lintian"]));
-    if is_skipped("lintian_finds_nothing", missing) {
+    if is_skipped("package_has_no_lintian_findings", missing) {
         return;
     }
     let bed = Bed::on_disk();
@@ -329,8 +329,8 @@ fn assert_used_volume_prevents_removal(host: &Host) {
 }
 
 #[test]
-fn installed_upgraded_removed_and_purged() {
-    with_host("installed_upgraded_removed_and_purged", |host, dir| {
+fn package_installs_upgrades_and_purges() {
+    with_host("package_installs_upgrades_and_purges", |host, dir| {
         let system = &host.system;
         let [first, second] = ["0.1.0", "0.1.1"].map(|version| make_package(&dir.join("packages"), version));
 
@@ -405,8 +405,8 @@ fn installed_upgraded_removed_and_purged() {
 }
 
 #[test]
-fn under_systemd() {
-    let name = "under_systemd";
+fn package_works_under_systemd() {
+    let name = "package_works_under_systemd";
     let missing = cannot_package()
         .or_else(|| missing_tool(&["dpkg", "unshare", "chroot", "findmnt", "nbdcopy", "jq", "pgrep"]))
         .or_else(|| (!Path::new("/lib/systemd/systemd").exists()).then(|| "systemd".to_owned()))

@@ -254,7 +254,7 @@ fn reload_replaces_roles_or_changes_nothing() {
 }
 
 #[test]
-fn reload_replaces_the_certificate_and_names_what_waits() {
+fn reload_replaces_the_certificate_and_names_restart_settings() {
     let bed = Bed::new();
     let remote = Remote::new(&bed, "alice = \"admin\"\n");
     let reload = Reload::of(&bed);

@@ -126,14 +126,14 @@ fn s3_config(server: &Server) -> Value {
 }
 
 #[test]
-fn s3() {
+fn s3_backups_restore_on_a_fresh_host() {
     if servers::is_switched_off("S3") {
         return;
     }
     let bed = Bed::new();
     let weed = Seaweed::start(&bed.path("weed"));
     let server = Seaweed::reached_at(weed.address());
-    back_up_and_restore("s3", &bed, &server);
+    back_up_and_restore("s3_backups_restore_on_a_fresh_host", &bed, &server);
     run_suite(&server, s3_config(&server), true);
 }
 
@@ -188,22 +188,22 @@ fn back_up_from_copies(test: &str, bed: &Bed, add: &dyn Fn(&Ctl)) {
 }
 
 #[test]
-fn two_copies_of_a_daemon() {
+fn copied_data_directory_keeps_backups_correct() {
     let bed = Bed::new();
     let store = bed.store("store");
-    back_up_from_copies("two_copies_of_a_daemon", &bed, &|ctl| {
+    back_up_from_copies("copied_data_directory_keeps_backups_correct", &bed, &|ctl| {
         ctl.add_local("nas", store.dir(), Some(PASSPHRASE));
     });
 }
 
 #[test]
-fn azure() {
+fn azure_backups_restore_on_a_fresh_host() {
     if servers::is_switched_off("AZURE") {
         return;
     }
     let bed = Bed::new();
     let server = Server::azure(&bed.path("azurite"));
-    back_up_and_restore("azure", &bed, &server);
+    back_up_and_restore("azure_backups_restore_on_a_fresh_host", &bed, &server);
     // The container is also accessible by a shared access signature, but not by an altered one.
     let sas = Server::azure_sas();
     let daemon = bed.daemon("c").start();
@@ -233,25 +233,25 @@ fn azure() {
 
 /// Runs only with a gateway.
 #[test]
-fn ceph() {
+fn ceph_backups_restore_on_a_fresh_host() {
     if !servers::has_ceph() {
         return;
     }
     let bed = Bed::new();
     let server = Server::ceph(&bed.path("ceph"));
-    back_up_and_restore("ceph", &bed, &server);
+    back_up_and_restore("ceph_backups_restore_on_a_fresh_host", &bed, &server);
     back_up_from_copies("ceph", &bed, &|ctl| add(ctl, &server));
     run_suite(&server, s3_config(&server), true);
 }
 
 #[test]
-fn swift() {
+fn swift_backups_restore_on_a_fresh_host() {
     if servers::is_switched_off("SWIFT") {
         return;
     }
     let bed = Bed::new();
     let server = Server::swift(&bed.path("swift"));
-    back_up_and_restore("swift", &bed, &server);
+    back_up_and_restore("swift_backups_restore_on_a_fresh_host", &bed, &server);
     // Swift replaces objects without an error.
     back_up_from_copies("swift", &bed, &|ctl| add(ctl, &server));
     let config = json!({
@@ -263,13 +263,13 @@ fn swift() {
 
 /// Uses fake-gcs-server, an emulator of Google Cloud Storage, behind a shim.
 #[test]
-fn google_emulator() {
+fn google_emulator_backups_restore_on_a_fresh_host() {
     if servers::is_switched_off("GOOGLE") {
         return;
     }
     let bed = Bed::new();
     let server = Server::google(&bed.path("google"));
-    back_up_and_restore("google_emulator", &bed, &server);
+    back_up_and_restore("google_emulator_backups_restore_on_a_fresh_host", &bed, &server);
     let key = std::fs::read_to_string(server.value_of("--google-json-key-file")).unwrap();
     let config = json!({
         "type": "google", "bucket": servers::BUCKET, "jsonKey": key,

@@ -70,9 +70,9 @@ fn use_and_kill(
 }
 
 #[test]
-fn used_while_it_hydrates_the_store_fails_and_the_daemon_dies() {
+fn lazy_volume_survives_store_loss_and_kills_while_used() {
     const WRITERS: u64 = 2;
-    let mut rng = Rng::of_test("used_while_it_hydrates_the_store_fails_and_the_daemon_dies");
+    let mut rng = Rng::of_test("lazy_volume_survives_store_loss_and_kills_while_used");
     let origin = Origin::new(&mut rng);
     // At this rate the hydration lasts throughout the test.
     let slow = "hydration_limit_bytes_per_s = 4194304";

@@ -116,7 +116,7 @@ mod tests {
     use crate::harness::replay::history::{SnapshotHistory, Span};
 
     #[test]
-    fn half_a_group_is_noticed_unless_the_other_half_was_deleted() {
+    fn partial_group_is_reported_unless_a_member_was_deleted() {
         let volume = |deleted: Option<usize>| {
             let span = |at| Span { asked: at, answered: at + 1 };
             let mut volume = VolumeHistory::new("v", span(0), &[0]);
