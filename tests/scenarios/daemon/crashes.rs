@@ -1,7 +1,7 @@
-//! Crashes at any step of a task, and database writes that fail.
+//! Crashes at each step of a task, and failed database writes.
 
 use super::*;
-use blockd_api::{lazy::StartInPlace, tasks::TaskLimits};
+use blockd_api::lazy::StartInPlace;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn backup_survives_a_crash_at_any_step() {
@@ -9,7 +9,7 @@ async fn backup_survives_a_crash_at_any_step() {
         "backup accepted",
         "backup frozen",
         "backup planned",
-        dying::COMMITTED,
+        crash_after_commit::COMMITTED,
         "backup stored",
         "backup committed",
     ] {
@@ -19,9 +19,9 @@ async fn backup_survives_a_crash_at_any_step() {
 
         host.die_at(step);
         let task = host.start_backup("data", false).await;
-        host.engine().host.stopping.cancelled().await;
+        host.crashed().await;
         if step != "backup accepted" {
-            // The point in time is fixed: later writes are not in it.
+            // The snapshot exists: later writes are not in it.
             model.write(&volume, 30 << 20, 3, 1 << 20);
         }
         drop(volume);
@@ -35,9 +35,9 @@ async fn backup_survives_a_crash_at_any_step() {
         assert_eq!(host.list().await.len(), 2, "{step}");
         frozen.assert_is(&*host.restore(&id, "copy").await);
 
-        // The next one builds on it, unless its commit was in doubt: then on the one before, and carries both
-        // changes.
-        let in_doubt = [dying::COMMITTED, "backup stored"].contains(&step);
+        // The next backup is based on it. If its commit was in doubt, it is based on the previous one and
+        // includes both changes.
+        let in_doubt = [crash_after_commit::COMMITTED, "backup stored"].contains(&step);
         let next = host.backup("data", false).await;
         assert_eq!(next.backup_type, Some(BackupType::Incremental), "{step}");
         assert_eq!(next.bytes_dirty > 1 << 20, in_doubt, "{step}: {}", next.bytes_dirty);
@@ -51,23 +51,15 @@ async fn in_place_restore_survives_a_crash_at_any_step() {
     for step in ["in-place restore frozen", "in-place restore written"] {
         let mut host = Host::new().await;
         let (_, volume, mut model) = host.one_backup().await;
-        let snap = host.backup("data", false).await.source_volume.unwrap().parse().unwrap();
+        let snap = host.backup("data", false).await.source_volume.unwrap();
         let backed_up = model.clone();
         model.write(&volume, 9 << 20, 5, 1 << 20);
         drop(volume);
 
         host.die_at(step);
-        let request = StartInPlace {
-            snap,
-            volume: "data".parse().unwrap(),
-            cred_id: None,
-            discard: true,
-            limits: TaskLimits::default(),
-        };
+        let request = StartInPlace { discard: true, ..in_place_restore(&snap, "data") };
         let task = host.call(START_IN_PLACE, &request).await.task;
-        host.engine().host.stopping.cancelled().await;
-        host.stop().await;
-        host.start().await;
+        host.die_and_start().await;
         let done = host.done(task).await;
         assert_eq!(done.resumed, 1, "{step}");
         backed_up.assert_is(&host.volume("data"));
@@ -87,13 +79,12 @@ async fn hydration_survives_a_crash_before_its_record() {
     host.die_and_start().await;
     host.done(task).await;
     // The volume needs neither the cloud snapshot nor the store.
-    let delete = StartDelete::of(snap.parse().unwrap());
-    host.done(host.call(START_DELETE, &delete).await.task).await;
-    std::fs::remove_dir_all(host.store.path()).unwrap();
+    host.delete_cloudsnap(&delete_of(&snap)).await;
+    fs::remove_dir_all(host.store.path()).unwrap();
     model.assert_is(&host.volume("copy"));
 }
 
-/// Trigger that refuses to store ends of tasks, like a full disk of the database.
+/// Trigger that makes storing the end of a task fail, as a full disk does.
 const NO_END: &str = "CREATE TRIGGER no_end BEFORE INSERT ON tasks WHEN NEW.state IN ('done', 'failed')
     BEGIN SELECT RAISE(ABORT, 'the disk is full'); END";
 
@@ -101,13 +92,7 @@ const NO_END: &str = "CREATE TRIGGER no_end BEFORE INSERT ON tasks WHEN NEW.stat
 async fn stored_backup_is_protected_until_it_is_recorded() {
     for restart in [false, true] {
         let mut host = Host::new().await;
-        let volume = host.create_volume("data").await;
-        host.create_credential().await;
-        let mut model = Model::new();
-        model.write(&volume, 0, 1, 1 << 20);
-        let base = host.backup("data", false).await.source_volume.unwrap();
-        model.write(&volume, 1 << 20, 2, 1 << 20);
-
+        let (base, volume, model) = host.one_backup().await;
         host.sql(NO_END);
         let task = host.start_backup("data", false).await;
         let mut seen = host.call_at(GET_TASK, &task, &WaitTask::default()).await;
@@ -118,13 +103,11 @@ async fn stored_backup_is_protected_until_it_is_recorded() {
         assert_eq!((seen.state.stage, seen.error), (TaskStage::Active, None));
         let made = seen.source_volume.unwrap();
         for id in [&base, &made] {
-            let request = StartDelete::of(id.parse().unwrap());
-            host.refused(ErrorCode::CloudsnapInUse, START_DELETE, &request).await;
+            host.refused(ErrorCode::CloudsnapInUse, START_DELETE, &delete_of(id)).await;
         }
         drop(volume);
         if restart {
-            host.stop().await;
-            host.start().await;
+            host.restart().await;
         }
         host.sql("DROP TRIGGER no_end");
         let done = host.done(task).await;
@@ -141,25 +124,23 @@ async fn failed_task_runs_until_its_result_is_stored() {
     let host = Host::new().await;
     host.create_volume("data").await;
     host.create_credential().await;
-    let away = host.store.path().with_extension("away");
-    std::fs::rename(host.store.path(), &away).unwrap();
+    let away = host.hide_store();
     host.sql(NO_END);
     let task = host.start_backup("data", false).await;
-    let again = StartBackup::of("data".parse().unwrap());
-    host.refused(ErrorCode::VolumeInUse, START_BACKUP, &again).await;
+    host.refused(ErrorCode::VolumeInUse, START_BACKUP, &backup_of("data")).await;
     host.sql("DROP TRIGGER no_end");
     assert_eq!(host.wait(task).await.state.stage, TaskStage::Failed);
     host.assert_tidy();
-    std::fs::rename(&away, host.store.path()).unwrap();
+    host.show_store(&away);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn task_in_the_database_protects_its_snapshots() {
+async fn active_task_row_protects_its_snapshots() {
     let host = Host::new().await;
     host.create_volume("data").await;
     host.create_credential().await;
     let task = host.backup("data", false).await;
-    let id: blockd_cloud::CloudSnapshotId = task.source_volume.unwrap().parse().unwrap();
+    let id = snap_id(task.source_volume.as_ref().unwrap());
     let snapshot = SnapshotId::from_u64(77);
     let store = |state| {
         let find = task.name;
@@ -174,18 +155,18 @@ async fn task_in_the_database_protects_its_snapshots() {
         })
     };
     store(TaskStage::Active).unwrap();
-    let delete = StartDelete::of(id.to_string().parse().unwrap());
+    let delete = StartDelete::of(id);
     host.refused(ErrorCode::CloudsnapInUse, START_DELETE, &delete).await;
     host.refused_at(ErrorCode::VolumeInUse, DELETE_VOLUME, &"data".parse().unwrap(), &Default::default())
         .await;
     host.refused_at(ErrorCode::CredentialInUse, DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
     store(TaskStage::Failed).unwrap();
-    host.done(host.call(START_DELETE, &delete).await.task).await;
-    host.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await;
+    host.delete_cloudsnap(&delete).await;
+    host.delete_volume("data").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn refused_database_write_is_undone() {
+async fn failed_database_write_is_rolled_back() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     let name = "data".parse().unwrap();
@@ -214,20 +195,15 @@ async fn unrecorded_volume_leaves_no_files() {
         "CREATE TRIGGER not_up BEFORE UPDATE ON volumes WHEN NEW.state = 'up'
          BEGIN SELECT RAISE(ABORT, 'the disk is full'); END",
     );
-    let request = CreateVolume {
-        name: "data".parse().unwrap(),
-        size_bytes: SIZE_BYTES,
-        labels: Default::default(),
-        group: None,
-    };
+    let request = new_volume("data");
     host.refused(ErrorCode::Internal, CREATE_VOLUME, &request).await;
-    assert_eq!(std::fs::read_dir(host.dir.path().join("data/volumes")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(host.dir.path().join("data/volumes")).unwrap().count(), 0);
     host.sql("DROP TRIGGER not_up");
     host.call(CREATE_VOLUME, &request).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn volume_in_deletion_refuses_writes() {
+async fn volume_whose_deletion_failed_refuses_writes() {
     let mut host = Host::new().await;
     let volume = host.create_volume("data").await;
     let mut model = Model::new();
@@ -243,19 +219,18 @@ async fn volume_in_deletion_refuses_writes() {
     drop(volume);
     host.sql("DROP TRIGGER no_change");
     // The row is unchanged: the volume exists with all writes.
-    host.stop().await;
-    host.start().await;
+    host.restart().await;
     model.assert_is(&host.volume("data"));
     host.call_at(DELETE_VOLUME, &name, &Default::default()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn growth_is_answered_if_its_row_fails_and_leaves_merges() {
+async fn growth_without_its_row_is_announced_and_retried() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     let sizes = Arc::new(parking_lot::Mutex::new(Vec::new()));
-    let told = Arc::clone(&sizes);
-    host.engine().registry.on_resized(Box::new(move |_, size_bytes| told.lock().push(size_bytes)));
+    let announced = Arc::clone(&sizes);
+    host.engine().registry.on_resized(Box::new(move |_, size_bytes| announced.lock().push(size_bytes)));
     let name = "data".parse().unwrap();
     let grow = |times| UpdateVolume { size_bytes: Some(SIZE_BYTES * times), ..UpdateVolume::default() };
     host.sql(
@@ -269,12 +244,8 @@ async fn growth_is_answered_if_its_row_fails_and_leaves_merges() {
         host.call_at(UPDATE_VOLUME, &name, &grow(times)).await;
     }
     assert_eq!(*sizes.lock(), [2, 2, 3].map(|times| SIZE_BYTES * times));
-    let merged = async {
-        while volume.stats().layers > 2 {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(std::time::Duration::from_secs(60), merged).await.unwrap();
+    // Each growth adds a layer and wakes the merge thread.
+    host.until_merged(&[&volume]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -289,8 +260,7 @@ async fn restore_survives_a_crash_at_any_step() {
         drop(volume);
 
         host.die_at(step);
-        let request = StartRestore::of(id.parse().unwrap());
-        let started = host.call(START_RESTORE, &request).await;
+        let started = host.call(START_RESTORE, &restore_of(&id)).await;
         assert_eq!(started.volume.as_str(), "data-restored-1");
         host.die_and_start().await;
         host.done(started.task).await;
@@ -310,14 +280,11 @@ async fn delete_survives_a_crash_at_any_step() {
         let id = host.backup("data", false).await.source_volume.unwrap();
         drop(volume);
         host.die_at(step);
-        let request = StartDelete::of(id.parse().unwrap());
-        let task = host.call(START_DELETE, &request).await.task;
+        let task = host.call(START_DELETE, &delete_of(&id)).await.task;
         host.die_and_start().await;
         host.done(task).await;
         assert_eq!(host.list().await, vec![]);
-        let data = host.store.path().join("blockd/data");
-        let left = walk(&data);
-        assert_eq!(left, Vec::<String>::new(), "{step}");
+        assert_eq!(walk(&host.store.path().join("blockd/data")), Vec::<String>::new(), "{step}");
         assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Full));
         host.assert_tidy();
     }

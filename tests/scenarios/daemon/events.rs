@@ -2,7 +2,7 @@
 
 use super::*;
 use blockd_api::{
-    cloudsnaps::StartVerify,
+    MAX_WAIT_MS,
     events::{Event, ListEvents, Severity},
 };
 
@@ -12,18 +12,34 @@ impl Host {
         self.call(LIST_EVENTS, &query).await.events
     }
 
-    /// Waits for an event of this kind.
-    pub(super) async fn event(&self, kind: &str) -> Event {
-        let mut since = 0;
-        for _ in 0..30 {
-            for event in self.events_since(since, 5_000).await {
-                since = event.id;
-                if event.kind == kind {
-                    return event;
+    /// Returns the stored events of a kind.
+    pub(super) async fn events_of(&self, kind: &str) -> Vec<Event> {
+        let mut events = self.events_since(0, 0).await;
+        events.retain(|event| event.kind == kind);
+        events
+    }
+
+    /// Waits for events of a kind; returns the last of them.
+    pub(super) async fn nth_event(&self, kind: &str, count: usize) -> Event {
+        let (mut since, mut seen) = (0, 0);
+        let waiting = async {
+            loop {
+                for event in self.events_since(since, MAX_WAIT_MS).await {
+                    since = event.id;
+                    seen += usize::from(event.kind == kind);
+                    if seen == count {
+                        return event;
+                    }
                 }
             }
-        }
-        panic!("there is no {kind}: {:?}", self.events_since(0, 0).await);
+        };
+        let found = tokio::time::timeout(TIMEOUT, waiting).await;
+        found.unwrap_or_else(|_| panic!("fewer than {count} {kind} within {TIMEOUT:?}"))
+    }
+
+    /// Waits for an event of a kind.
+    pub(super) async fn event(&self, kind: &str) -> Event {
+        self.nth_event(kind, 1).await
     }
 }
 
@@ -48,30 +64,26 @@ async fn events_reach_waiting_clients_and_survive_a_restart() {
     assert_eq!(events[0].volume.as_ref().map(ToString::to_string).as_deref(), Some("v"));
     assert_eq!(events[0].cloudsnap, done.source_volume);
 
-    // A pack of the backup is not what it was.
-    let pack = walk(host.store.path()).into_iter().find(|path| path.contains("/pack-")).unwrap();
-    let length = std::fs::metadata(&pack).unwrap().len() as usize;
-    std::fs::write(pack, vec![0; length]).unwrap();
-    let verify = host.call(START_VERIFY, &StartVerify::default()).await;
-    host.wait(verify.task).await;
+    let pack = host.packs().remove(0);
+    let length = fs::metadata(&pack).unwrap().len() as usize;
+    fs::write(pack, vec![0; length]).unwrap();
+    let verify = host.verify(&StartVerify::default()).await;
     let damage = host.event("damage-found").await;
-    assert_eq!((damage.severity, damage.task), (Severity::Error, Some(verify.task)));
+    assert_eq!((damage.severity, damage.task), (Severity::Error, Some(verify.name)));
 
-    let (place, away) = (host.store.path().to_owned(), host.store.path().with_extension("away"));
-    std::fs::rename(&place, &away).unwrap();
+    let away = host.hide_store();
     let failed = host.start_backup("v", false).await;
     host.wait(failed).await;
-    let told = host.event("backup-failed").await;
-    assert_eq!((told.severity, told.task), (Severity::Error, Some(failed)));
-    std::fs::rename(&away, &place).unwrap();
+    let event = host.event("backup-failed").await;
+    assert_eq!((event.severity, event.task), (Severity::Error, Some(failed)));
+    host.show_store(&away);
 
-    host.engine().registry.by_name("v").unwrap().note_fault("the disk is gone");
+    host.engine().registry.by_name("v").unwrap().note_fault("the disk was removed");
     host.engine().scheduler.wake();
     let degraded = host.event("volume-degraded").await;
-    assert!(degraded.message.contains("the disk is gone"), "{degraded:?}");
+    assert!(degraded.message.contains("the disk was removed"), "{degraded:?}");
     let before = host.events_since(0, 0).await;
-    host.stop().await;
-    host.start().await;
+    host.restart().await;
     assert_eq!(host.events_since(0, 0).await, before);
     host.stop().await;
 }

@@ -1,20 +1,14 @@
-//! Snapshots of groups: of all members or of none, whenever the daemon dies.
+//! Group snapshots: of all members or of none, also after a crash.
 
 use super::*;
 use blockd_api::snapshots::{CreateGroupSnapshot, GroupSnapshot};
 
 impl Host {
-    /// Volumes a, b and c in one group, with something in each.
-    async fn create_group(&self) -> Vec<Arc<Volume>> {
-        let mut volumes = Vec::new();
-        for name in ["a", "b", "c"] {
-            let group = Some("shop".parse().unwrap());
-            let labels = Default::default();
-            let request = CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels, group };
-            self.call(CREATE_VOLUME, &request).await;
-            volumes.push(self.volume(name));
-            volumes[volumes.len() - 1].write(0, &[7; 4096], false).unwrap();
-        }
+    /// Creates volumes a, b and c with data in one group.
+    async fn create_group(&self) -> [Arc<Volume>; 3] {
+        self.grouped_volumes().await;
+        let volumes = ["a", "b", "c"].map(|name| self.volume(name));
+        volumes.iter().for_each(|volume| volume.write(0, &[7; 4096], false).unwrap());
         volumes
     }
 
@@ -34,7 +28,7 @@ async fn group_freeze_is_atomic_across_a_crash() {
     drop(host.create_group().await);
     let first = host.freeze_group("first").await.unwrap();
     assert_eq!((first.snapshots.len(), first.group.members), (3, 3));
-    // All volumes have their snapshot, but no row has it yet.
+    // All volumes have their snapshot, but no row records it yet.
     host.die_at("group frozen");
     assert!(host.freeze_group("second").await.is_err());
     for entry in host.engine().registry.all() {
@@ -46,7 +40,7 @@ async fn group_freeze_is_atomic_across_a_crash() {
     for entry in host.engine().registry.all() {
         assert_eq!(entry.volume().unwrap().snapshots().len(), 1, "{}", entry.name);
     }
-    // The name is free again.
+    // The name is available again.
     host.freeze_group("second").await.unwrap();
 }
 
@@ -57,30 +51,30 @@ async fn failed_member_leaves_no_snapshot_of_the_group() {
     for (file, name) in
         [("layer-0000000000000002.data", "before"), ("layer-0000000000000001.g0.set", "after")]
     {
-        let in_the_way = volumes[1].dir().join(file);
-        std::fs::create_dir(&in_the_way).unwrap();
-        let Err(ClientError::Api(error)) = host.freeze_group(name).await else { panic!("it was frozen") };
+        let blocker = volumes[1].dir().join(file);
+        fs::create_dir(&blocker).unwrap();
+        let error = api_error(host.freeze_group(name).await);
         assert_eq!(error.code, ErrorCode::VolumeFailed);
         assert!(error.message.starts_with("group freeze failed on volume b: "), "{error}");
         host.assert_tidy();
-        std::fs::remove_dir(in_the_way).unwrap();
+        fs::remove_dir(blocker).unwrap();
     }
     volumes[2].close().unwrap();
     assert_eq!(api_code(host.freeze_group("closed").await), ErrorCode::ShuttingDown);
     host.assert_tidy();
 }
 
-/// A disk that is full when a freeze fails may keep its rows from being removed, too; and a volume whose disk
-/// hangs must not be waited for by the snapshots of the others.
+/// On a full disk, the rows of a failed freeze may remain. Snapshots of other volumes must not wait for a
+/// volume whose disk hangs.
 #[tokio::test(flavor = "multi_thread")]
 async fn failed_snapshot_is_removed_from_its_own_volume_only() {
     let host = Host::new().await;
     let volumes = host.create_group().await;
-    let in_the_way = volumes[1].dir().join("layer-0000000000000002.data");
-    std::fs::create_dir(&in_the_way).unwrap();
+    let blocker = volumes[1].dir().join("layer-0000000000000002.data");
+    fs::create_dir(&blocker).unwrap();
     host.sql("CREATE TRIGGER full BEFORE DELETE ON snapshots BEGIN SELECT RAISE(ABORT, 'full'); END");
     assert_eq!(api_code(host.freeze_group("failed").await), ErrorCode::VolumeFailed);
-    std::fs::remove_dir(in_the_way).unwrap();
+    fs::remove_dir(blocker).unwrap();
     assert_eq!(api_code(host.freeze_group("failed").await), ErrorCode::SnapshotExists);
     host.sql("DROP TRIGGER full");
     let left = || {
@@ -91,10 +85,9 @@ async fn failed_snapshot_is_removed_from_its_own_volume_only() {
     host.create_volume("other").await;
     let taken = [("other", [true, true, true]), ("b", [true, false, true]), ("a", [false, false, true])];
     for (volume, rest) in taken {
-        let request = CreateSnapshot { name: Some("taken".parse().unwrap()), ..Default::default() };
-        host.call_at(CREATE_SNAPSHOT, &volume.parse().unwrap(), &request).await;
+        host.take_snapshot(volume, &new_snapshot("taken")).await;
         assert_eq!(left(), rest, "after a snapshot of {volume}");
     }
-    // The name is free again.
+    // The name is available again.
     assert_eq!(host.freeze_group("failed").await.unwrap().snapshots.len(), 3);
 }

@@ -1,44 +1,38 @@
 //! Tests of the health report.
 
-use super::{Host, Model, api_code, config};
-use blockd::{check_start::check_start, daemon::Daemon};
+use super::*;
+use blockd::check_start::check_start;
 use blockd_api::{
-    CredentialRef, ErrorCode, VolumeRef,
+    CredentialRef,
     credential_update::UpdateCredential,
-    operations::*,
-    schedules::{CreateSchedule, Rule, Selector},
+    schedules::{CreateSchedule, Rule},
     status::Problem,
-    tasks::TaskStage,
 };
 use blockd_schedule::{Jitter, Recurrence, When};
-use std::time::Duration;
 
 impl Host {
     async fn problems(&self) -> Vec<Problem> {
         let problems = self.call(GET_STATUS, &()).await.problems;
-        // How much room this machine has is nothing of the tests.
+        // The free space of this machine does not concern the tests.
         problems.into_iter().filter(|problem| problem.kind != "data-directory").collect()
     }
 
-    /// Waits until as many things are wrong.
-    async fn wrong(&self, count: usize) -> Vec<Problem> {
-        for _ in 0..1200 {
+    /// Waits for a number of problems.
+    async fn problems_when(&self, count: usize) -> Vec<Problem> {
+        eventually(async || {
             let problems = self.problems().await;
-            if problems.len() == count {
-                return problems;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("{count} problems were to be: {:?}", self.problems().await);
+            if problems.len() == count { Ok(problems) } else { Err(problems) }
+        })
+        .await
+    }
+
+    async fn metrics_text(&self) -> String {
+        self.engine().monitor.metrics_text().await.unwrap()
     }
 }
 
 fn of_label(label: &str, when: &str) -> CreateSchedule {
-    CreateSchedule {
-        selector: Selector { label: Some(label.parse().unwrap()), ..Selector::default() },
-        rules: vec![Rule { when: when.parse().unwrap(), retain: None }],
-        ..CreateSchedule::default()
-    }
+    CreateSchedule { selector: select_label(label), rules: vec![rule(when)], ..CreateSchedule::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -55,26 +49,20 @@ async fn taken_metrics_address_does_not_block_volumes() {
     assert!(config.check_host().unwrap_err().to_string().contains("no-such-group"));
     let daemon = Daemon::start(config, false).await.unwrap();
     let engine = daemon.engine();
-    let wrong = || engine.health.problems().into_iter().filter(|problem| problem.kind != "data-directory");
-    let told: Vec<String> = wrong().map(|problem| problem.what).collect();
-    assert!(told.len() == 2 && told[0].contains("group no-such-group"), "{told:?}");
-    assert!(told[1].contains("metrics are not served"), "{told:?}");
+    let problems = || engine.health.problems().into_iter().filter(|problem| problem.kind != "data-directory");
+    let reported: Vec<String> = problems().map(|problem| problem.what).collect();
+    assert!(reported.len() == 2 && reported[0].contains("group no-such-group"), "{reported:?}");
+    assert!(reported[1].contains("metrics are not served"), "{reported:?}");
     let text = engine.monitor.metrics_text().await.unwrap();
     assert!(text.contains("blockd_problems{kind=\"metrics\"} 1\n"), "{text}");
     drop(taken);
-    for _ in 0..1200 {
-        if daemon.metrics_address().is_some() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    assert!(daemon.metrics_address().is_some(), "it is not tried again");
-    assert_eq!(wrong().count(), 1);
+    eventually(async || daemon.metrics_address().ok_or("the listener is not retried")).await;
+    assert_eq!(problems().count(), 1);
     daemon.stop().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn unreadable_schedules_are_reported_until_readable() {
+async fn failed_scheduler_pass_is_reported_until_it_works() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
@@ -86,11 +74,11 @@ async fn unreadable_schedules_are_reported_until_readable() {
     let long_ago = "UPDATE schedule_cursors SET dealt_with_until = '2020-01-01T00:00:00Z'";
     host.sql(long_ago);
     host.engine().scheduler.wake();
-    let problems = host.wrong(1).await;
+    let problems = host.problems_when(1).await;
     assert!(problems[0].kind == "schedules" && problems[0].what.contains("disk is full"), "{problems:?}");
     let listed = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
     assert!(listed.overdue_since.unwrap().to_string().starts_with("2020-01-01"), "{listed:?}");
-    let text = host.engine().monitor.metrics_text().await.unwrap();
+    let text = host.metrics_text().await;
     assert!(text.contains("blockd_schedules_overdue 1\n"), "{text}");
     assert!(
         text.contains("blockd_backup_wanted_since_timestamp_seconds{volume=\"v\",credential=\"nas\"}"),
@@ -98,17 +86,17 @@ async fn unreadable_schedules_are_reported_until_readable() {
     );
     host.sql("DROP TRIGGER no_room");
     host.engine().scheduler.wake();
-    host.wrong(0).await;
+    host.problems_when(0).await;
     let runs = host.settled().await;
     assert!(!runs.is_empty());
     let listed = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
     assert_eq!(listed.overdue_since, None);
-    // Backups of a schedule name it, in the store as well.
+    // The store records the backup as scheduled.
     let list = host.list().await;
     assert_eq!(list[0].metadata.cloudsnap_type, "Scheduled");
     host.backup("v", false).await;
     assert!(host.list().await.iter().any(|snap| snap.metadata.cloudsnap_type == "Manual"));
-    let text = host.engine().monitor.metrics_text().await.unwrap();
+    let text = host.metrics_text().await;
     for line in [
         "kind=\"backup\",state=\"done\"} 2",
         "kind=\"backup\",state=\"failed\"} 0",
@@ -135,15 +123,18 @@ async fn schedule_without_volumes_is_refused_or_reported() {
     assert!(early.without_volume && early.warnings[0].contains("app=mysql"), "{early:?}");
     let sample =
         |value: u8| format!("blockd_schedule_without_volume{{schedule=\"{}\"}} {value}\n", early.uuid);
-    let text = host.engine().monitor.metrics_text().await.unwrap();
+    let text = host.metrics_text().await;
     assert!(text.contains(&sample(1)), "{text}");
     host.create_volume("v").await;
     let listed = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
     assert!(!listed.without_volume && listed.warnings.is_empty(), "{listed:?}");
-    let text = host.engine().monitor.metrics_text().await.unwrap();
+    let text = host.metrics_text().await;
     assert!(text.contains(&sample(0)), "{text}");
-    let gone = host.call_at(DELETE_VOLUME, &"v".parse::<VolumeRef>().unwrap(), &Default::default()).await;
-    assert!(gone.warnings.len() == 1 && gone.warnings[0].contains(&early.uuid.to_string()), "{gone:?}");
+    let deleted = host.call_at(DELETE_VOLUME, &"v".parse::<VolumeRef>().unwrap(), &Default::default()).await;
+    assert!(
+        deleted.warnings.len() == 1 && deleted.warnings[0].contains(&early.uuid.to_string()),
+        "{deleted:?}"
+    );
     assert!(host.call(LIST_SCHEDULES, &()).await.schedules.remove(0).without_volume);
     host.stop().await;
 }
@@ -152,24 +143,23 @@ async fn schedule_without_volumes_is_refused_or_reported() {
 async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
     let mut host = Host::new().await;
     for (name, passphrase) in [("nas", None), ("safe", Some("a secret"))] {
-        let mut request = host.credential(name, passphrase);
-        let place = host.store.path().join(name);
-        std::fs::create_dir(&place).unwrap();
-        request.provider = blockd_api::credentials::StoreConfig::Local { path: place };
-        host.call(CREATE_CREDENTIAL, &request).await;
+        let path = host.store.path().join(name);
+        fs::create_dir(&path).unwrap();
+        let provider = StoreConfig::Local { path };
+        host.call(CREATE_CREDENTIAL, &CreateCredential { provider, ..host.credential(name, passphrase) })
+            .await;
     }
     host.create_volume("v").await;
     Model::new().write(&host.volume("v"), 0, 1, 4096);
     host.stop().await;
     assert_eq!(check_start(&config(host.dir.path())).unwrap(), Vec::<String>::new());
-    std::fs::remove_file(host.dir.path().join("data/secret.key")).unwrap();
+    fs::remove_file(host.dir.path().join("data/secret.key")).unwrap();
     let problems = check_start(&config(host.dir.path())).unwrap();
     assert!(problems.len() == 2 && problems[0].contains("credentials update"), "{problems:?}");
     host.start().await;
-    let problems = host.wrong(2).await;
+    let problems = host.problems_when(2).await;
     assert!(problems.iter().all(|problem| problem.kind == "credential"), "{problems:?}");
 
-    // In place, with the schedules that use them.
     let update = |name: &str, request: UpdateCredential| {
         let (client, wanted) = (&host.client, name.parse::<CredentialRef>().unwrap());
         async move { client.call_at(UPDATE_CREDENTIAL, &wanted, &request).await }
@@ -181,13 +171,11 @@ async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
     let right = UpdateCredential { encryption_passphrase: secret("a secret"), ..UpdateCredential::default() };
     update("safe", right).await.unwrap();
     assert_eq!(host.problems().await.len(), 1);
-    // What no passphrase protects needs none.
+    // A repository without encryption needs no passphrase.
     update("nas", UpdateCredential::default()).await.unwrap();
     assert!(host.problems().await.is_empty());
     for name in ["nas", "safe"] {
-        let request = serde_json::from_value(serde_json::json!({ "volume": "v", "credId": name })).unwrap();
-        let task = host.call(START_BACKUP, &request).await.task;
-        assert_eq!(host.wait(task).await.state.stage, TaskStage::Done, "{name}");
+        host.run_backup(&backup_to("v", &[name])).await;
     }
     host.stop().await;
     assert_eq!(check_start(&config(host.dir.path())).unwrap(), Vec::<String>::new());

@@ -1,12 +1,10 @@
-//! Key slots that are damaged, missing, or of another key than the host expects.
+//! Key slots that are damaged, missing, or hold another key than the host expects.
 
-use super::{updates::put, *};
+use super::{credential_updates::put_secret, *};
 use blockd_api::{
-    CredentialRef, Secret, SecretInput,
-    cloudsnaps::{StartVerify, VerifyDepth},
-    credentials::RekeyCredential,
+    CredentialRef, Secret, SecretInput, cloudsnaps::VerifyDepth, credentials::RekeyCredential,
+    events::Severity,
 };
-use std::fs;
 
 /// The directories of both copies of the key slots.
 const KEY_SLOTS: [&str; 2] = ["keys", "keys-copy"];
@@ -14,22 +12,28 @@ const KEY_SLOTS: [&str; 2] = ["keys", "keys-copy"];
 impl Host {
     /// Moves both copies of all key slots out of the store.
     pub(super) fn move_key_slots(&self, to: &Path) {
-        std::fs::create_dir(to).unwrap();
+        fs::create_dir(to).unwrap();
         for name in KEY_SLOTS {
-            std::fs::rename(self.store.path().join("blockd").join(name), to.join(name)).unwrap();
+            fs::rename(self.store.path().join("blockd").join(name), to.join(name)).unwrap();
         }
     }
 
-    /// Puts them back.
-    pub(super) fn upload_key_slots(&self, from: &Path) {
+    /// Removes key slots from the store and from the database.
+    pub(super) fn lose_slots(&self, slots: &[PathBuf]) {
+        slots.iter().for_each(|slot| fs::remove_file(slot).unwrap());
+        self.sql("UPDATE credentials SET key_slots = x''");
+    }
+
+    /// Moves both copies of all key slots back into the store.
+    pub(super) fn restore_key_slots(&self, from: &Path) {
         for name in KEY_SLOTS {
-            std::fs::rename(from.join(name), self.store.path().join("blockd").join(name)).unwrap();
+            fs::rename(from.join(name), self.store.path().join("blockd").join(name)).unwrap();
         }
     }
 }
 
-/// The files of all key slots.
-fn slots(host: &Host) -> Vec<std::path::PathBuf> {
+/// Returns the files of all key slots.
+pub(super) fn slots(host: &Host) -> Vec<PathBuf> {
     KEY_SLOTS
         .iter()
         .flat_map(|dir| walk(&host.store.path().join("blockd").join(dir)))
@@ -37,76 +41,73 @@ fn slots(host: &Host) -> Vec<std::path::PathBuf> {
         .collect()
 }
 
-/// Severity and message of all events of a kind.
-async fn events(host: &Host, kind: &str) -> Vec<(String, String)> {
-    let events = host.call(LIST_EVENTS, &Default::default()).await.events;
-    let of_kind = events.into_iter().filter(|event| event.kind == kind);
-    of_kind.map(|event| (event.severity.to_string(), event.message)).collect()
+fn read_slots(host: &Host) -> Vec<Vec<u8>> {
+    slots(host).iter().map(|slot| fs::read(slot).unwrap()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn verify_damaged_key_slot_fails_repairs_and_tells() {
+async fn damaged_key_slot_fails_verification_and_is_repaired() {
     let host = Host::new().await;
-    host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await;
-    host.create_volume("data").await;
-    host.backup("data", true).await;
+    host.encrypted_backup().await;
     let slots = slots(&host);
     assert_eq!(slots.len(), 2);
     for slot in &slots {
-        let whole = fs::read(slot).unwrap();
-        let mut damaged = whole.clone();
-        damaged[90] ^= 1;
-        fs::write(slot, damaged).unwrap();
-        let request = StartVerify { depth: VerifyDepth::Quick, ..StartVerify::default() };
-        let failed = host.wait(host.call(START_VERIFY, &request).await.task).await;
+        let intact = fs::read(slot).unwrap();
+        flip_bit(slot, 90);
+        let failed = host.verify(&StartVerify { depth: VerifyDepth::Quick, ..Default::default() }).await;
         let (error, findings) = (failed.error.unwrap(), failed.findings.unwrap());
         assert_eq!(error.code, ErrorCode::CloudsnapDamaged);
         let name = slot.strip_prefix(host.store.path()).unwrap().to_str().unwrap();
         assert!(error.message.contains(name), "{error:?}");
         assert_eq!((findings.damage[0].object.as_str(), findings.damaged_snapshots.len()), (name, 0));
-        assert_eq!(fs::read(slot).unwrap(), whole, "the host repaired it");
-        let told = events(&host, "key-slot-damaged").await;
-        assert!(
-            told.last().is_some_and(|(_, text)| text.contains(name) && text.ends_with("repaired")),
-            "{told:?}"
-        );
+        assert_eq!(fs::read(slot).unwrap(), intact);
+        let event = host.events_of("key-slot-damaged").await.pop().unwrap();
+        assert!(event.message.contains(name) && event.message.ends_with("repaired"), "{event:?}");
     }
-    let severities: Vec<_> = events(&host, "key-slot-damaged").await.into_iter().map(|one| one.0).collect();
-    assert_eq!(severities, ["warning", "warning"]);
+    let events = host.events_of("key-slot-damaged").await;
+    assert!(
+        events.len() == 2 && events.iter().all(|event| event.severity == Severity::Warning),
+        "{events:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn backup_without_any_key_slot_puts_it_back() {
+async fn backup_without_any_key_slot_uploads_it_again() {
     let mut host = Host::new().await;
-    host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await;
-    host.create_volume("data").await;
+    host.encrypted_backup().await;
+    let intact = read_slots(&host);
+    host.move_key_slots(&host.store.path().join("aside"));
+    host.restart().await;
     host.backup("data", true).await;
-    let whole: Vec<_> = slots(&host).iter().map(|slot| fs::read(slot).unwrap()).collect();
-    host.move_key_slots(&host.store.path().join("gone"));
-    host.stop().await;
-    host.start().await;
-    host.backup("data", true).await;
-    let back: Vec<_> = slots(&host).iter().map(|slot| fs::read(slot).unwrap()).collect();
-    assert_eq!(back, whole);
+    assert_eq!(read_slots(&host), intact);
     let other = Host::with_store(Arc::clone(&host.store)).await;
     other.call(CREATE_CREDENTIAL, &other.credential("nas", Some("first"))).await;
     assert_eq!(other.list().await.len(), 2);
 }
 
-/// A credential whose passphrase lies in a file, so that its keys are opened at each start.
-pub(super) async fn create_reopened(host: &Host) -> CredentialRef {
+/// Creates a credential with an external passphrase, so that its keys are opened at each start.
+pub(super) async fn create_with_external_passphrase(host: &Host) -> CredentialRef {
     let mut request = host.credential("nas", None);
-    request.encryption_passphrase = Some(SecretInput::From(put(host, "passphrase", "first")));
+    request.encryption_passphrase = Some(SecretInput::From(put_secret(host, "passphrase", "first")));
     host.call(CREATE_CREDENTIAL, &request).await;
     "nas".parse().unwrap()
 }
 
-fn rekey() -> RekeyCredential {
-    let passphrase = Some(Secret::new("first".into()));
-    RekeyCredential { passphrase, new_passphrase: None, new_data_key: false, accept_key: None }
+/// Returns a request that loads the keys of other hosts.
+pub(super) fn load_keys() -> RekeyCredential {
+    RekeyCredential { passphrase: Some(Secret::new("first".into())), new_data_key: false, ..new_data_key() }
 }
 
-/// The key that a host writes under, as it is stored.
+/// Returns a request for a new data key with the passphrase.
+pub(super) fn rotate_key() -> RekeyCredential {
+    RekeyCredential { new_data_key: true, ..load_keys() }
+}
+
+pub(super) async fn rekey(host: &Host, nas: &CredentialRef, request: RekeyCredential) {
+    host.engine().credentials.rekey_credential(nas, request).await.unwrap();
+}
+
+/// Returns the id of the stored key for new backups.
 async fn pinned(host: &Host) -> Uuid {
     host.engine().repositories.credential_rows().await.unwrap().pop().unwrap().write_key.key_id
 }
@@ -121,35 +122,26 @@ async fn refused_backup(host: &Host) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn backup_without_the_newest_key_slot_is_refused() {
     let mut host = Host::new().await;
-    let nas = create_reopened(&host).await;
+    let nas = create_with_external_passphrase(&host).await;
     host.create_volume("data").await;
     let first = host.backup("data", true).await.source_volume.unwrap();
-    host.engine()
-        .credentials
-        .rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() })
-        .await
-        .unwrap();
-    // Made here, so it needs no acceptance.
+    rekey(&host, &nas, rotate_key()).await;
+    // This host made the key: it needs no acceptance.
     host.backup("data", true).await;
     let newest = pinned(&host).await;
     let of_newest = slots(&host).into_iter().filter(|slot| slot.ends_with(newest.to_string()));
-    of_newest.for_each(|slot| fs::remove_file(slot).unwrap());
-    host.sql("UPDATE credentials SET key_slots = x''");
-    host.stop().await;
-    host.start().await;
+    host.lose_slots(&of_newest.collect::<Vec<_>>());
+    host.restart().await;
     let message = refused_backup(&host).await;
     assert!(message.contains(&newest.to_string()) && message.contains("--accept-key"), "{message}");
     refused_backup(&host).await;
-    let told = events(&host, "write-key-refused").await;
-    assert!(told.len() == 1 && told[0].0 == "error" && told[0].1.contains(&newest.to_string()), "{told:?}");
+    let events = host.events_of("write-key-refused").await;
+    assert!(events.len() == 1 && events[0].severity == Severity::Error, "{events:?}");
+    assert!(events[0].message.contains(&newest.to_string()), "{events:?}");
     let refused = host.engine().credentials.validate_credential(&nas).await.unwrap_err();
     assert_eq!(refused.to_api().code, ErrorCode::WriteKeyRefused);
     host.restore(&first, "copy").await;
-    host.engine()
-        .credentials
-        .rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() })
-        .await
-        .unwrap();
+    rekey(&host, &nas, rotate_key()).await;
     host.backup("data", true).await;
     assert_ne!(pinned(&host).await, newest);
 }
@@ -157,32 +149,25 @@ async fn backup_without_the_newest_key_slot_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn key_of_another_host_is_used_once_accepted() {
     let mut host = Host::new().await;
-    let nas = create_reopened(&host).await;
+    let nas = create_with_external_passphrase(&host).await;
     host.create_volume("data").await;
     host.backup("data", true).await;
     let before = pinned(&host).await;
     let other = Host::with_store(Arc::clone(&host.store)).await;
     other.call(CREATE_CREDENTIAL, &other.credential("nas", Some("first"))).await;
-    other
-        .engine()
-        .credentials
-        .rekey_credential(&nas, RekeyCredential { new_data_key: true, ..rekey() })
-        .await
-        .unwrap();
+    rekey(&other, &nas, rotate_key()).await;
     let made = pinned(&other).await;
-    host.stop().await;
-    host.start().await;
+    host.restart().await;
     let message = refused_backup(&host).await;
     assert!(message.contains(&made.to_string()) && message.contains(&before.to_string()), "{message}");
-    // A look for the keys of other hosts accepts none.
-    host.engine().credentials.rekey_credential(&nas, rekey()).await.unwrap();
+    // Loading the keys of other hosts accepts none for new backups.
+    rekey(&host, &nas, load_keys()).await;
     refused_backup(&host).await;
-    let accept = |key| RekeyCredential { accept_key: Some(key), ..rekey() };
+    let accept = |key| RekeyCredential { accept_key: Some(key), ..load_keys() };
     host.engine().credentials.rekey_credential(&nas, accept(before)).await.unwrap_err();
-    host.engine().credentials.rekey_credential(&nas, accept(made)).await.unwrap();
+    rekey(&host, &nas, accept(made)).await;
     host.backup("data", true).await;
-    host.stop().await;
-    host.start().await;
+    host.restart().await;
     host.backup("data", true).await;
     assert_eq!(pinned(&host).await, made);
 }

@@ -1,9 +1,8 @@
-//! Tests of locating cloud snapshots: prefixes as separate repositories, requests without a credential, and
-//! labels of restored volumes.
+//! Cloud snapshots in several locations: prefixes as separate repositories, requests without a credential,
+//! and labels of restored volumes.
 
 use super::*;
-use blockd_api::schedules::{CreateSchedule, Rule, Selector};
-use std::path::Path;
+use blockd_api::schedules::CreateSchedule;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn locations_with_different_prefixes_are_distinct() {
@@ -23,44 +22,32 @@ async fn locations_with_different_prefixes_are_distinct() {
     host.refused(ErrorCode::InvalidRequest, CREATE_CREDENTIAL, &wrong).await;
     assert!(host.store.path().join("hosts/a/blockd").is_dir() && !host.store.path().join("blockd").exists());
 
-    let backup = |places: &'static [&'static str]| StartBackup {
-        cred_id: Some(places[0].parse().unwrap()),
-        also: places[1..].iter().map(|place| place.parse().unwrap()).collect(),
-        ..StartBackup::of("data".parse().unwrap())
-    };
-    let started = host.call(START_BACKUP, &backup(&["two"])).await;
-    let alone = host.done(started.task).await.source_volume.unwrap();
-    let started = host.call(START_BACKUP, &backup(&["one", "two"])).await;
+    let alone = host.run_backup(&backup_to("data", &["two"])).await.source_volume.unwrap();
+    let started = host.call(START_BACKUP, &backup_to("data", &["one", "two"])).await;
     let both = host.done(started.task).await.source_volume.unwrap();
     host.done(started.also[0]).await;
 
-    // After a start each place is opened again from what is kept of it.
-    host.stop().await;
-    host.start().await;
-    // The first backup to a place is full: one point in time has another id there.
+    // After a restart each location is opened from its stored credential.
+    host.restart().await;
+    // The first backup to a location is full: a point in time has another id there.
     let in_two = host.list().await.into_iter().filter(|one| one.metadata.credential_name == "two").count();
     assert_eq!(in_two, 2);
     for id in [&alone, &both] {
-        let request = StartRestore::of(id.parse().unwrap());
-        let restored = host.call(START_RESTORE, &request).await;
-        host.done(restored.task).await;
-        model.assert_is(&host.volume(restored.volume.as_str()));
+        model.assert_is(&*host.run_restore(&restore_of(id)).await);
     }
-    let deleted = host.call(START_DELETE, &StartDelete::of(alone.parse().unwrap())).await;
-    host.done(deleted.task).await;
-    let gone = host.client.call(START_DELETE, &StartDelete::of(alone.parse().unwrap())).await;
-    assert_eq!(api_code(gone), ErrorCode::CloudsnapNotFound);
+    host.delete_cloudsnap(&delete_of(&alone)).await;
+    host.refused(ErrorCode::CloudsnapNotFound, START_DELETE, &delete_of(&alone)).await;
     host.stop().await;
 }
 
 fn copy_all(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());
         match entry.file_type().unwrap().is_dir() {
             true => copy_all(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+            false => drop(fs::copy(entry.path(), target).unwrap()),
         }
     }
 }
@@ -75,30 +62,24 @@ async fn snapshot_in_several_locations_needs_a_credential_to_delete() {
         request
     };
     host.call(CREATE_CREDENTIAL, &located("one")).await;
-    let started = host.call(START_BACKUP, &StartBackup::of("data".parse().unwrap())).await;
-    let id = host.done(started.task).await.source_volume.unwrap();
-    // The whole repository was copied.
+    let id = host.backup("data", false).await.source_volume.unwrap();
+    // The complete repository is copied.
     copy_all(&host.store.path().join("one"), &host.store.path().join("two"));
     host.call(CREATE_CREDENTIAL, &located("two")).await;
-    let request = StartDelete::of(id.parse().unwrap());
-    let Err(ClientError::Api(error)) = host.client.call(START_DELETE, &request).await else {
-        panic!("deleted")
-    };
+    let request = delete_of(&id);
+    let error = api_error(host.client.call(START_DELETE, &request).await);
     assert_eq!(error.code, ErrorCode::CredentialRequired);
     assert!(error.message.contains("one and two") && error.message.contains("--cred-id"), "{error}");
-    // If one is unreachable, the snapshot may be in both.
     let named = StartDelete { cred_id: Some("one".parse().unwrap()), ..request.clone() };
-    let deleted = host.call(START_DELETE, &named).await;
-    host.done(deleted.task).await;
-    let keys = host.store.path().join("one");
-    std::fs::rename(&keys, host.store.path().join("away")).unwrap();
-    std::fs::write(&keys, "no directory").unwrap();
-    let tried = host.client.call(START_DELETE, &request).await;
-    std::fs::remove_file(&keys).unwrap();
-    std::fs::rename(host.store.path().join("away"), &keys).unwrap();
-    assert_eq!(api_code(tried), ErrorCode::CredentialRequired);
-    let started = host.call(START_DELETE, &request).await;
-    host.done(started.task).await;
+    host.delete_cloudsnap(&named).await;
+    // If one location is unreachable, the snapshot may be in both.
+    let one = host.store.path().join("one");
+    let away = move_away(&one);
+    fs::write(&one, "no directory").unwrap();
+    host.refused(ErrorCode::CredentialRequired, START_DELETE, &request).await;
+    fs::remove_file(&one).unwrap();
+    fs::rename(away, &one).unwrap();
+    host.delete_cloudsnap(&request).await;
     host.stop().await;
 }
 
@@ -110,8 +91,8 @@ async fn restored_volume_has_given_labels_and_reports_schedules() {
     let id = host.backup("data", false).await.source_volume.unwrap();
     let schedule = |name: Option<&str>, label: &str| CreateSchedule {
         name: name.map(|name| name.parse().unwrap()),
-        selector: Selector { label: Some(label.parse().unwrap()), ..Selector::default() },
-        rules: vec![Rule { when: "calendar 2199-01-01 00:00".parse().unwrap(), retain: None }],
+        selector: select_label(label),
+        rules: vec![rule(NEVER)],
         ..CreateSchedule::default()
     };
     host.call(CREATE_SCHEDULE, &schedule(Some("nightly"), "app=mysql")).await;
@@ -120,29 +101,22 @@ async fn restored_volume_has_given_labels_and_reports_schedules() {
 
     let restore = |labels: Option<&str>| StartRestore {
         labels: labels.map(|labels| labels.parse().unwrap()),
-        ..StartRestore::of(id.parse().unwrap())
+        ..restore_of(&id)
     };
-    for (labels, has, schedules) in [
+    for (labels, expected, schedules) in [
         (None, "app=mysql,tier=db", vec!["nightly".to_owned(), nameless]),
         (Some("app=web"), "app=web", vec!["other".to_owned()]),
         (Some(""), "", Vec::new()),
     ] {
         let started = host.call(START_RESTORE, &restore(labels)).await;
-        let mut told = started.schedules.clone();
-        told.sort_by_key(|name| name != "nightly");
-        assert_eq!(told, schedules, "{labels:?}");
+        let mut reported = started.schedules.clone();
+        reported.sort_by_key(|name| name != "nightly");
+        assert_eq!(reported, schedules, "{labels:?}");
         host.done(started.task).await;
-        let volume = host.call_at(GET_VOLUME, &started.volume.as_str().parse().unwrap(), &()).await;
-        assert_eq!(volume.labels.to_string(), has);
+        let volume = host.inspect_volume(started.volume.as_str()).await;
+        assert_eq!(volume.labels.to_string(), expected);
     }
-    let lazy = StartLazyRestore {
-        snap: id.parse().unwrap(),
-        volume: None,
-        cred_id: None,
-        hydrate: false,
-        on_store_loss: Default::default(),
-        labels: Some("app=web".parse().unwrap()),
-    };
+    let lazy = StartLazyRestore { labels: Some("app=web".parse().unwrap()), ..lazy_restore(&id) };
     assert_eq!(host.call(START_LAZY_RESTORE, &lazy).await.schedules, ["other"]);
     host.stop().await;
 }

@@ -10,8 +10,10 @@ use blockd::{
     daemon::Daemon,
 };
 use blockd_api::{
-    Client, ClientError, ErrorCode,
-    cloudsnaps::{BackupOptions, Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore},
+    Client, ClientError, ErrorCode, VolumeRef,
+    cloudsnaps::{
+        BackupOptions, Cloudsnap, ListCloudsnaps, StartBackup, StartDelete, StartRestore, StartVerify,
+    },
     credentials::{Connection, CreateCredential, StoreConfig},
     lazy::{LazyRestored, StartLazyRestore},
     operations::*,
@@ -20,43 +22,51 @@ use blockd_api::{
     volumes::{CreateVolume, ListVolumes, UpdateVolume},
 };
 use blockd_catalog::{DbError, SnapshotRow, TaskRow};
+use blockd_cloud::ManifestKey;
 use blockd_engine::{engine::Engine, volumes::registry::EntryState};
 use blockd_extent::SnapshotId;
 use blockd_volume::{Volume, VolumeErrorKind};
+use fixtures::*;
 use serde::Serialize;
-use std::{fmt::Debug, path::Path, sync::Arc};
+use std::{
+    fmt::Debug,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use uuid::Uuid;
 
-mod copies;
+mod abandoned;
+mod conditional_put;
+mod crash_after_commit;
 mod crashes;
+mod credential_updates;
 mod damaged_manifests;
 mod deletions;
-pub(crate) mod dying;
 mod events;
+mod exposition;
+mod external_secrets;
 mod failures;
-mod given_up;
+mod fixtures;
 mod group_backups;
 mod groups;
 mod health;
 mod id_prefixes;
 mod key_slots;
 mod layers;
-mod local_copies;
+mod local_snapshots;
 mod locate;
 mod metrics;
-mod other_hosts;
 mod requests;
+mod resume;
 mod retention;
 mod retention_overrides;
 mod roles;
 mod rule_commands;
 mod rules;
 mod schedules;
-mod silent;
-mod strict;
+mod store_timeouts;
 mod task_limits;
-mod unsuccessful;
-mod updates;
 mod webhooks;
 
 const SIZE_BYTES: u64 = 64 << 20;
@@ -67,7 +77,7 @@ struct Host {
     client: Client,
     dir: tempfile::TempDir,
     store: Arc<tempfile::TempDir>,
-    /// Webhooks from the next start on.
+    /// Webhooks of the next daemon.
     webhooks: Vec<WebhookConfig>,
 }
 
@@ -104,6 +114,11 @@ impl Host {
 
     async fn stop(&mut self) {
         self.daemon.take().unwrap().stop().await.unwrap();
+    }
+
+    async fn restart(&mut self) {
+        self.stop().await;
+        self.start().await;
     }
 
     /// Calls an operation, which must succeed.
@@ -152,10 +167,24 @@ impl Host {
 
     async fn create_volume(&self, name: &str) -> Arc<Volume> {
         let labels = "app=mysql,tier=db".parse().unwrap();
-        let request =
-            CreateVolume { name: name.parse().unwrap(), size_bytes: SIZE_BYTES, labels, group: None };
-        self.call(CREATE_VOLUME, &request).await;
+        self.call(CREATE_VOLUME, &CreateVolume { labels, ..new_volume(name) }).await;
         self.volume(name)
+    }
+
+    async fn inspect_volume(&self, name: &str) -> blockd_api::volumes::Volume {
+        self.call_at(GET_VOLUME, &name.parse().unwrap(), &()).await
+    }
+
+    async fn delete_volume(&self, name: &str) {
+        self.call_at(DELETE_VOLUME, &name.parse().unwrap(), &Default::default()).await;
+    }
+
+    async fn take_snapshot(&self, volume: &str, request: &CreateSnapshot) -> Snapshot {
+        self.call_at(CREATE_SNAPSHOT, &volume.parse().unwrap(), request).await
+    }
+
+    async fn delete_snapshot(&self, snapshot: &str) {
+        self.call_at(DELETE_SNAPSHOT, &snapshot.parse().unwrap(), &Default::default()).await;
     }
 
     fn credential(&self, name: &str, passphrase: Option<&str>) -> CreateCredential {
@@ -171,15 +200,26 @@ impl Host {
         self.call(CREATE_CREDENTIAL, &self.credential("nas", None)).await.uuid
     }
 
-    async fn start_backup(&self, volume: &str, full: bool) -> Uuid {
-        let request = StartBackup {
-            options: BackupOptions { full, ..Default::default() },
-            ..StartBackup::of(volume.parse().unwrap())
-        };
-        self.call(START_BACKUP, &request).await.task
+    /// Creates a credential for another path.
+    async fn create_credential_at(&self, name: &str, path: impl Into<PathBuf>) -> Uuid {
+        let provider = StoreConfig::Local { path: path.into() };
+        let request = CreateCredential { provider, ..self.credential(name, None) };
+        self.call(CREATE_CREDENTIAL, &request).await.uuid
     }
 
-    /// Long polls until the task has ended.
+    /// Creates a repository with a passphrase, and a volume with a full backup in it.
+    async fn encrypted_backup(&self) {
+        self.call(CREATE_CREDENTIAL, &self.credential("nas", Some("first"))).await;
+        self.create_volume("data").await;
+        self.backup("data", true).await;
+    }
+
+    async fn start_backup(&self, volume: &str, full: bool) -> Uuid {
+        let options = BackupOptions { full, ..Default::default() };
+        self.call(START_BACKUP, &StartBackup { options, ..backup_of(volume) }).await.task
+    }
+
+    /// Waits for the end of a task.
     async fn wait(&self, task: Uuid) -> Task {
         let mut version = 0;
         loop {
@@ -203,25 +243,36 @@ impl Host {
         self.done(self.start_backup(volume, full).await).await
     }
 
+    /// Makes a backup that must succeed.
+    async fn run_backup(&self, request: &StartBackup) -> Task {
+        self.done(self.call(START_BACKUP, request).await.task).await
+    }
+
     async fn restore(&self, snap: &str, name: &str) -> Arc<Volume> {
-        let request =
-            StartRestore { volume: Some(name.parse().unwrap()), ..StartRestore::of(snap.parse().unwrap()) };
-        let started = self.call(START_RESTORE, &request).await;
+        self.run_restore(&restore_as(snap, name)).await
+    }
+
+    /// Makes a restore that must succeed; returns the new volume.
+    async fn run_restore(&self, request: &StartRestore) -> Arc<Volume> {
+        let started = self.call(START_RESTORE, request).await;
         self.done(started.task).await;
-        self.volume(name)
+        self.volume(started.volume.as_str())
     }
 
     /// Restores a cloud snapshot as a lazy volume.
     async fn restore_lazily(&self, snap: &str, name: &str, hydrate: bool) -> LazyRestored {
-        let request = StartLazyRestore {
-            snap: snap.parse().unwrap(),
-            volume: Some(name.parse().unwrap()),
-            cred_id: None,
-            hydrate,
-            on_store_loss: Default::default(),
-            labels: None,
-        };
-        self.call(START_LAZY_RESTORE, &request).await
+        let volume = Some(name.parse().unwrap());
+        self.call(START_LAZY_RESTORE, &StartLazyRestore { volume, hydrate, ..lazy_restore(snap) }).await
+    }
+
+    /// Verifies cloud snapshots, and waits for the end.
+    async fn verify(&self, request: &StartVerify) -> Task {
+        self.wait(self.call(START_VERIFY, request).await.task).await
+    }
+
+    /// Deletes a cloud snapshot.
+    async fn delete_cloudsnap(&self, request: &StartDelete) {
+        self.done(self.call(START_DELETE, request).await.task).await;
     }
 
     async fn list(&self) -> Vec<Cloudsnap> {
@@ -231,35 +282,72 @@ impl Host {
         list.cloudsnaps
     }
 
+    /// Returns the ids of the listed cloud snapshots.
+    async fn ids(&self) -> Vec<String> {
+        self.list().await.iter().map(|entry| entry.id.to_string()).collect()
+    }
+
+    /// Returns the path of a manifest.
+    fn manifest(&self, snap: &str) -> PathBuf {
+        self.store.path().join(snap_id(snap).manifest_key())
+    }
+
+    /// Returns the paths of all packs.
+    fn packs(&self) -> Vec<String> {
+        walk(self.store.path()).into_iter().filter(|path| path.contains("/pack-")).collect()
+    }
+
+    /// Moves the store away, so that requests fail; returns its new path.
+    fn hide_store(&self) -> PathBuf {
+        move_away(self.store.path())
+    }
+
+    /// Reverts [`hide_store`](Self::hide_store).
+    fn show_store(&self, away: &Path) {
+        fs::rename(away, self.store.path()).unwrap();
+    }
+
+    /// Replaces a manifest by an empty file: reading its first byte fails, but not with "not found". Returns
+    /// the path of the original.
+    fn make_unreadable(&self, snap: &str) -> PathBuf {
+        let (manifest, away) = (self.manifest(snap), self.store.path().join("away"));
+        fs::rename(&manifest, &away).unwrap();
+        fs::write(&manifest, []).unwrap();
+        away
+    }
+
     fn sql(&self, statements: &str) {
         let run = |tx: &rusqlite::Transaction<'_>| Ok::<_, DbError>(tx.execute_batch(statements)?);
         self.engine().db.transaction(run).unwrap();
     }
 
-    /// Lets the daemon die at a step.
+    /// Sets the step at which the daemon dies.
     fn die_at(&self, step: &'static str) {
         let engine = self.engine();
-        if step != dying::COMMITTED {
+        if step != crash_after_commit::COMMITTED {
             return engine.host.failpoints.die_at(step);
         }
         let stopping = engine.host.stopping.clone();
-        engine
-            .host
-            .failpoints
-            .wrap_store(move |inner| Arc::new(dying::Dying { inner, stopping: stopping.clone() }));
+        engine.host.failpoints.wrap_store(move |inner| {
+            Arc::new(crash_after_commit::CrashingStore { inner, stopping: stopping.clone() })
+        });
     }
 
     /// Sets the action of the next pass of a step.
-    fn meanwhile(&self, step: &'static str, action: impl FnOnce(&Engine) + Send + 'static) {
+    fn act_at(&self, step: &'static str, action: impl FnOnce(&Engine) + Send + 'static) {
         let engine = Arc::clone(self.engine());
         self.engine().host.failpoints.once(step, move || action(&engine));
     }
 
+    /// Waits for the crash at its step.
+    async fn crashed(&self) {
+        self.engine().host.stopping.cancelled().await;
+    }
+
     /// Waits for the crash at its step and the end of the tasks, and starts the next daemon.
     async fn die_and_start(&mut self) {
-        self.engine().host.stopping.cancelled().await;
-        self.stop().await;
-        self.start().await;
+        self.crashed().await;
+        self.restart().await;
     }
 
     /// Asserts that ended tasks left no snapshots, block sets or files.
@@ -269,22 +357,8 @@ impl Host {
         for entry in self.engine().registry.all() {
             assert_eq!(entry.volume().unwrap().snapshots().len(), 0, "{}", entry.name);
         }
-        assert_eq!(std::fs::read_dir(self.dir.path().join("data/tasks")).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(self.dir.path().join("data/tasks")).unwrap().count(), 0);
     }
-}
-
-/// Some content that differs from block to block, and compresses badly.
-fn pattern(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(len);
-    while bytes.len() < len {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(len);
-    bytes
 }
 
 /// A volume's expected content.
@@ -312,17 +386,7 @@ impl Model {
         let mut content = vec![0; self.0.len()];
         volume.read(0, &mut content).unwrap();
         let differs = content.iter().zip(&self.0).position(|(a, b)| a != b);
-        assert_eq!(differs, None, "the first byte that differs");
-    }
-}
-
-fn api_code<T: std::fmt::Debug>(result: Result<T, ClientError>) -> ErrorCode {
-    match result.unwrap_err() {
-        ClientError::Api(error) => {
-            assert!(!error.message.contains('\n'), "{}", error.message);
-            error.code
-        }
-        other => panic!("{other}"),
+        assert_eq!(differs, None, "first different byte");
     }
 }
 
@@ -347,7 +411,7 @@ async fn backup_and_restore_round_trip() {
     let full = host.backup("data", false).await;
     assert_eq!(full.backup_type, Some(BackupType::Full));
     assert!(full.bytes_uploaded >= 9 << 20 && full.freeze_stall_micros.is_some());
-    assert_eq!((full.requests.get, full.requests.list + full.requests.head), (1, 0), "the key slot");
+    assert_eq!((full.requests.get, full.requests.list + full.requests.head), (1, 0), "key slot");
     let first = model.clone();
     host.assert_tidy();
 
@@ -356,61 +420,49 @@ async fn backup_and_restore_round_trip() {
     let incremental = host.backup("data", false).await;
     assert_eq!(incremental.backup_type, Some(BackupType::Incremental));
     assert!(incremental.bytes_uploaded < 200_000, "{incremental:?}");
-    assert_eq!((incremental.requests.put, incremental.requests.get), (3, 1), "its base, afterwards");
-    let ids: Vec<String> = host.list().await.iter().map(|entry| entry.id.to_string()).collect();
+    assert_eq!((incremental.requests.put, incremental.requests.get), (3, 1), "manifest of the base");
+    let ids = host.ids().await;
     assert_eq!(ids, [full.source_volume.clone().unwrap(), incremental.source_volume.clone().unwrap()]);
     assert!(ids[1].ends_with("-incr"));
-    let seen = host.call_at(GET_VOLUME, &"data".parse().unwrap(), &()).await;
+    let seen = host.inspect_volume("data").await;
     assert_eq!(seen.last_backups[0].cloudsnap_id, ids[1]);
     assert_eq!(seen.last_backups[0].incrementals_since_full, 1);
 
     first.assert_is(&*host.restore(&ids[0], "one").await);
     model.assert_is(&*host.restore(&ids[1], "two").await);
-    let restored = host.call_at(GET_VOLUME, &"two".parse().unwrap(), &()).await;
+    let restored = host.inspect_volume("two").await;
     assert_eq!(restored.labels.to_string(), "app=mysql,tier=db");
 
     // After a clean stop the chain continues, and only written blocks are dirty.
-    host.stop().await;
-    host.start().await;
+    host.restart().await;
     let volume = host.volume("data");
     model.write(&volume, 5 * BLOCK, 4, 1);
     let third = host.backup("data", false).await;
     assert_eq!((third.backup_type, third.bytes_dirty), (Some(BackupType::Incremental), BLOCK));
     let third_id = third.source_volume.unwrap();
 
-    // Deleting in the middle of the chain takes nothing from the others; deleting its tip makes the next one
-    // full.
+    // Deleting an incremental backup leaves the others intact; deleting the tip makes the next backup full.
     for (id, next) in [(&ids[1], BackupType::Incremental), (&third_id, BackupType::Full)] {
-        let request = StartDelete::of(id.parse().unwrap());
+        let request = delete_of(id);
         if next == BackupType::Full {
             model.assert_is(&*host.restore(id, "three").await);
         }
-        host.done(host.call(START_DELETE, &request).await.task).await;
+        host.delete_cloudsnap(&request).await;
         host.refused(ErrorCode::CloudsnapNotFound, START_DELETE, &request).await;
     }
     first.assert_is(&*host.restore(&ids[0], "four").await);
     assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Full));
     host.assert_tidy();
 
-    // Another host with the same credential sees and restores everything.
+    // Another host with the same credential lists and restores all cloud snapshots.
     let other = Host::with_store(Arc::clone(&host.store)).await;
     let wrong = other.credential("wrong", Some("incorrect horse"));
     other.refused(ErrorCode::WrongPassphrase, CREATE_CREDENTIAL, &wrong).await;
     let none = other.credential("none", None);
     other.refused(ErrorCode::PassphraseRequired, CREATE_CREDENTIAL, &none).await;
     other.call(CREATE_CREDENTIAL, &other.credential("nas", Some("correct horse"))).await;
-    let list = other.list().await;
-    assert_eq!(list.len(), 2);
-    first.assert_is(&*other.restore(&list[0].id.to_string(), "here").await);
-    model.assert_is(&*other.restore(&list[1].id.to_string(), "there").await);
-}
-
-fn walk(dir: &Path) -> Vec<String> {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries
-        .flat_map(|entry| match entry.path().is_dir() {
-            true => walk(&entry.path()),
-            false => vec![entry.path().display().to_string()],
-        })
-        .collect()
+    let ids = other.ids().await;
+    assert_eq!(ids.len(), 2);
+    first.assert_is(&*other.restore(&ids[0], "here").await);
+    model.assert_is(&*other.restore(&ids[1], "there").await);
 }

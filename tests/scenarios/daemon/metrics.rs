@@ -1,56 +1,50 @@
 //! Tests of the metrics of a running daemon.
 
 use super::{
-    Host, Model, config,
-    strict::{self, Family},
+    exposition::{self, Family},
+    *,
 };
-use blockd::daemon::Daemon;
-use blockd_api::{
-    cloudsnaps::StartVerify,
-    operations::*,
-    quiesce::{HookOptions, OnFailure, Quiesce},
-    snapshots::CreateSnapshot,
-};
-use blockd_nbd::{Client, ExportCatalog};
+use blockd_api::quiesce::{HookOptions, OnFailure, Quiesce};
+use blockd_nbd::ExportCatalog;
 use blockd_views::exports::Exports;
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 type Families = BTreeMap<String, Family>;
 
-/// One answer of HTTP/1.1, its status and its body.
-async fn ask<S: AsyncReadExt + AsyncWriteExt + Unpin>(mut stream: S, path: &str) -> (String, String) {
+/// Sends an HTTP/1.1 request; returns head and body of the response.
+async fn get<S: AsyncReadExt + AsyncWriteExt + Unpin>(mut stream: S, path: &str) -> (String, String) {
     let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    let mut response = String::new();
+    stream.read_to_string(&mut response).await.unwrap();
+    let (head, body) = response.split_once("\r\n\r\n").unwrap();
     (head.to_owned(), body.to_owned())
 }
 
 impl Host {
-    async fn ask_locally(&self, path: &str) -> (String, String) {
+    async fn get_locally(&self, path: &str) -> (String, String) {
         let socket = self.engine().host.data_dir.control_socket();
-        ask(tokio::net::UnixStream::connect(socket).await.unwrap(), path).await
+        get(tokio::net::UnixStream::connect(socket).await.unwrap(), path).await
     }
 
     async fn families(&self) -> Families {
-        let (head, body) = self.ask_locally("/metrics").await;
+        let (head, body) = self.get_locally("/metrics").await;
         assert!(head.starts_with("HTTP/1.1 200") && head.contains("text/plain; version=0.0.4"), "{head}");
-        strict::parse(&body).unwrap_or_else(|error| panic!("{error}\n{body}"))
+        exposition::parse(&body).unwrap_or_else(|error| panic!("{error}\n{body}"))
     }
 }
 
-/// The value of the sample whose name and labels begin so.
+/// Returns the value of the only sample with this name and these labels.
 fn value(families: &Families, family: &str, name: &str, labels: &[(&str, &str)]) -> f64 {
-    let is_meant = |sample: &&strict::Sample| {
+    let matches = |sample: &&exposition::Sample| {
         sample.name == name
             && labels.iter().all(|(key, text)| sample.labels.get(*key).is_some_and(|found| found == text))
     };
-    let mut meant = families[family].samples.iter().filter(is_meant);
-    let found = meant.next().unwrap_or_else(|| panic!("no {name} {labels:?}"));
-    assert!(meant.next().is_none(), "several {name} {labels:?}");
-    found.value
+    let mut found = families[family].samples.iter().filter(matches);
+    let sample = found.next().unwrap_or_else(|| panic!("no {name} {labels:?}"));
+    assert!(found.next().is_none(), "several {name} {labels:?}");
+    sample.value
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -60,10 +54,10 @@ async fn metrics_count_the_requests_served() {
     host.create_credential().await;
     let volume = host.create_volume("v").await;
     let before = host.families().await;
-    assert!(!before.contains_key("blockd_backup_last_point_timestamp_seconds"), "there is no backup yet");
+    assert!(!before.contains_key("blockd_backup_last_point_timestamp_seconds"), "no backup exists");
 
     let exports = Exports::new(Arc::clone(&host.engine().registry));
-    let device = exports.open("v", &Client::default()).unwrap();
+    let device = exports.open("v", &blockd_nbd::Client::default()).unwrap();
     device.write(0, &[7; 8192], false).unwrap();
     device.write(1 << 20, &[7; 4096], true).unwrap();
     device.read(0, &mut [0; 4096]).unwrap();
@@ -98,7 +92,7 @@ async fn metrics_count_the_requests_served() {
     let tasks = "blockd_tasks";
     assert_eq!(value(&now, tasks, tasks, &[("kind", "backup"), ("state", "done")]), 1.0);
     for path in ["/healthz", "/readyz"] {
-        assert!(host.ask_locally(path).await.0.starts_with("HTTP/1.1 200"), "{path}");
+        assert!(host.get_locally(path).await.0.starts_with("HTTP/1.1 200"), "{path}");
     }
     host.stop().await;
 }
@@ -109,14 +103,13 @@ async fn store_failures_are_counted() {
     host.create_credential().await;
     host.create_volume("v").await;
     Model::new().write(&host.volume("v"), 0, 1, 4096);
-    let (place, away) = (host.store.path().to_owned(), host.store.path().with_extension("away"));
-    std::fs::rename(&place, &away).unwrap();
+    let away = host.hide_store();
     assert!(host.client.call_at(VALIDATE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.is_err());
     let errors = "blockd_store_request_errors_total";
     let failed =
         |families: &Families| -> f64 { families[errors].samples.iter().map(|sample| sample.value).sum() };
     assert!(failed(&host.families().await) >= 1.0);
-    std::fs::rename(away, place).unwrap();
+    host.show_store(&away);
     host.stop().await;
 }
 
@@ -129,7 +122,7 @@ async fn quiesce_failures_are_counted_by_phase() {
     let before = host.families().await;
     assert_eq!(before[failures].samples.len(), 4);
     assert_eq!(["pre", "freeze", "thaw", "post"].map(|phase| count(&before, phase)), [0.0; 4]);
-    let fails = |quiesce| CreateSnapshot {
+    let with_hooks = |quiesce| CreateSnapshot {
         hooks: HookOptions { quiesce, ..Default::default() },
         ..CreateSnapshot::default()
     };
@@ -140,10 +133,10 @@ async fn quiesce_failures_are_counted_by_phase() {
         ..Quiesce::default()
     };
     let volume = "v".parse().unwrap();
-    host.call_at(CREATE_SNAPSHOT, &volume, &fails(commands)).await;
-    // Nothing is mounted from it.
+    host.call_at(CREATE_SNAPSHOT, &volume, &with_hooks(commands)).await;
+    // No filesystem of the volume is mounted.
     let freeze = Quiesce { freeze_fs: true, ..Quiesce::default() };
-    assert!(host.client.call_at(CREATE_SNAPSHOT, &volume, &fails(freeze)).await.is_err());
+    assert!(host.client.call_at(CREATE_SNAPSHOT, &volume, &with_hooks(freeze)).await.is_err());
     let now = host.families().await;
     assert_eq!(["pre", "freeze", "thaw", "post"].map(|phase| count(&now, phase)), [1.0, 1.0, 0.0, 1.0]);
     host.stop().await;
@@ -160,7 +153,7 @@ async fn metrics_listener_serves_metrics_only() {
         [("/metrics", "200"), ("/readyz", "200"), ("/healthz", "200"), ("/v1/status", "404")]
     {
         let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-        let (head, body) = ask(stream, path).await;
+        let (head, body) = get(stream, path).await;
         assert!(head.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {head}");
         assert_eq!(body.contains("blockd_build_info"), path == "/metrics");
     }
@@ -170,9 +163,8 @@ async fn metrics_listener_serves_metrics_only() {
     drop(idle);
 }
 
-/// The alerts and the dashboard use existing metrics.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn alerts_and_dashboard_name_metrics_that_there_are() {
+async fn alerts_and_dashboard_use_existing_metrics() {
     let mut host = Host::new().await;
     host.stop().await;
     host.webhooks = vec![super::webhooks::hook("http://127.0.0.1:9/")];
@@ -180,8 +172,7 @@ async fn alerts_and_dashboard_name_metrics_that_there_are() {
     host.create_credential().await;
     host.create_volume("v").await;
     host.backup("v", false).await;
-    let verified = host.call(START_VERIFY, &StartVerify::default()).await;
-    host.done(verified.task).await;
+    assert_eq!(host.verify(&StartVerify::default()).await.state.stage, TaskStage::Done);
     host.schedule(1).await;
     let families = host.families().await;
     let files = [
@@ -189,14 +180,14 @@ async fn alerts_and_dashboard_name_metrics_that_there_are() {
         include_str!("../../../monitoring/grafana-dashboard.json"),
     ];
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let mut named = std::collections::BTreeSet::new();
+    let mut named = BTreeSet::new();
     for word in files.iter().flat_map(|text| text.split(|c| !is_part(c))) {
         if !word.starts_with("blockd_") && !word.starts_with("process_") {
             continue;
         }
         let parts = ["_bucket", "_count", "_sum"].into_iter().filter_map(|part| word.strip_suffix(part));
         let family = parts.chain([word]).find(|name| families.contains_key(*name));
-        named.insert(family.unwrap_or_else(|| panic!("there is no metric {word}")));
+        named.insert(family.unwrap_or_else(|| panic!("unknown metric {word}")));
     }
     assert!(named.len() > 10, "{named:?}");
     host.stop().await;

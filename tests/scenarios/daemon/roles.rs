@@ -1,26 +1,23 @@
-//! Tests of the table of operations against the served ones and their roles.
+//! Roles: permitted operations, and deletions and tasks of other owners.
 
 use super::*;
 use blockd::config::ControlSocket;
 use blockd_api::{
-    cloudsnaps::{BackupOptions, MarkCloudsnap, StartGroupBackup, StartRestore},
+    cloudsnaps::{MarkCloudsnap, StartGroupBackup},
     operations::OPERATIONS,
     quiesce::HookOptions,
     roles::Role,
-    snapshots::CreateSnapshot,
-    tasks::{StopTask, TaskLimits, TaskOwner, TaskStage},
+    tasks::{StopTask, TaskLimits, TaskOwner},
 };
-use blockd_catalog::TaskRow;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
-use std::path::Path;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
 };
 
-/// The status and the error's code of an answer.
-async fn asked(socket: &Path, method: &str, path: &str) -> (u16, String) {
+/// Sends a request; returns the status and the error code of the response.
+async fn send(socket: &Path, method: &str, path: &str) -> (u16, String) {
     let mut stream = UnixStream::connect(socket).await.unwrap();
     // The requests are invalid, so that permitted callers change nothing.
     let body = "[]";
@@ -29,11 +26,11 @@ async fn asked(socket: &Path, method: &str, path: &str) -> (u16, String) {
         "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
     );
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer).await.unwrap();
-    let answer = String::from_utf8_lossy(&answer);
-    let status = answer.split(' ').nth(1).unwrap().parse().unwrap();
-    let body = answer.split_once("\r\n\r\n").unwrap().1;
+    let mut response = Vec::new();
+    stream.read_to_end(&mut response).await.unwrap();
+    let response = String::from_utf8_lossy(&response);
+    let status = response.split(' ').nth(1).unwrap().parse().unwrap();
+    let body = response.split_once("\r\n\r\n").unwrap().1;
     let code = serde_json::from_str::<Value>(body)
         .ok()
         .and_then(|body| Some(body["error"]["code"].as_str()?.to_owned()));
@@ -59,26 +56,26 @@ async fn operations_are_served_to_permitted_roles_only() {
             .collect();
         let path = segments.join("/");
         for role in Role::ALL {
-            let (status, code) = asked(&dir.path().join(format!("{role}.sock")), method, &path).await;
-            let may = role >= operation.role;
-            assert_eq!(code != "forbidden", may, "{method} {path} as {role}: {status} {code}");
+            let (status, code) = send(&dir.path().join(format!("{role}.sock")), method, &path).await;
+            let is_permitted = role >= operation.role;
+            assert_eq!(code != "forbidden", is_permitted, "{method} {path} as {role}: {status} {code}");
             assert!(
                 !matches!(code.as_str(), "no_such_address" | "method_not_allowed"),
                 "{method} {path}: {code}"
             );
-            assert_eq!(status == 403, !may, "{method} {path} as {role}: {status} {code}");
+            assert_eq!(status == 403, !is_permitted, "{method} {path} as {role}: {status} {code}");
             assert!(status < 500, "{method} {path} as {role}: {status} {code}");
         }
     }
-    let (_, code) = asked(&dir.path().join("read-only.sock"), "GET", "/v1/nothing").await;
+    let (_, code) = send(&dir.path().join("read-only.sock"), "GET", "/v1/nothing").await;
     assert_eq!(code, "no_such_address");
-    let (_, code) = asked(&dir.path().join("read-only.sock"), "PUT", "/v1/volumes").await;
+    let (_, code) = send(&dir.path().join("read-only.sock"), "PUT", "/v1/volumes").await;
     assert!(matches!(code.as_str(), "method_not_allowed" | "forbidden"), "{code}");
     daemon.stop().await.unwrap();
 }
 
 /// Starts a daemon with a volume `data`, a credential, and a control socket for operators.
-async fn host_with_operator() -> (Host, Client, tempfile::TempDir) {
+pub(super) async fn host_with_operator() -> (Host, Client, tempfile::TempDir) {
     let sockets = tempfile::tempdir().unwrap();
     let path = sockets.path().join("operator.sock");
     let group = nix::unistd::getegid().to_string();
@@ -94,71 +91,70 @@ async fn host_with_operator() -> (Host, Client, tempfile::TempDir) {
         webhooks: Vec::new(),
     };
     let operator = Client::new(path);
-    host.call(CREATE_CREDENTIAL, &host.credential("nas", None)).await;
+    host.create_credential().await;
     host.create_volume("data").await;
     (host, operator, sockets)
 }
 
+/// Asserts that an operation is forbidden.
+pub(super) async fn forbidden<I: Serialize + 'static, R: Debug>(
+    client: &Client,
+    operation: Operation<(), I, R>,
+    input: &I,
+) {
+    forbidden_at(client, operation, &(), input).await;
+}
+
+/// Asserts that an operation on an object is forbidden.
+pub(super) async fn forbidden_at<P: PathParameter, I: Serialize + 'static, R: Debug>(
+    client: &Client,
+    operation: Operation<P, I, R>,
+    path: &P,
+    input: &I,
+) {
+    assert_eq!(api_code(client.call_at(operation, path, input).await), ErrorCode::Forbidden);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
+async fn operator_deletes_nothing_and_stops_only_own_tasks() {
     let (mut host, operator, _sockets) = host_with_operator().await;
     let expires = Some(Timestamp::now() + SignedDuration::from_hours(1));
-    let expiring = StartBackup {
-        options: BackupOptions { expires, ..Default::default() },
-        ..StartBackup::of("data".parse().unwrap())
-    };
-    assert_eq!(api_code(operator.call(START_BACKUP, &expiring).await), ErrorCode::Forbidden);
-    let volumes = || vec!["data".parse().unwrap()];
-    let group = StartGroupBackup {
-        volumes: volumes(),
-        options: BackupOptions { expires, ..Default::default() },
-        ..StartGroupBackup::default()
-    };
-    assert_eq!(api_code(operator.call(START_GROUP_BACKUP, &group).await), ErrorCode::Forbidden);
-    let unruled = StartBackup {
-        hooks: HookOptions { no_rule: true, ..Default::default() },
-        ..StartBackup::of("data".parse().unwrap())
-    };
-    assert_eq!(api_code(operator.call(START_BACKUP, &unruled).await), ErrorCode::Forbidden);
-    let unruled = CreateSnapshot {
-        hooks: HookOptions { no_rule: true, ..Default::default() },
-        ..CreateSnapshot::default()
-    };
-    let made = operator.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &unruled).await;
-    assert_eq!(api_code(made), ErrorCode::Forbidden);
+    let options = BackupOptions { expires, ..BackupOptions::default() };
+    let group = || StartGroupBackup { volumes: vec!["data".parse().unwrap()], ..StartGroupBackup::default() };
+    forbidden(&operator, START_BACKUP, &StartBackup { options: options.clone(), ..backup_of("data") }).await;
+    forbidden(&operator, START_GROUP_BACKUP, &StartGroupBackup { options, ..group() }).await;
+    let hooks = HookOptions { no_rule: true, ..HookOptions::default() };
+    forbidden(&operator, START_BACKUP, &StartBackup { hooks: hooks.clone(), ..backup_of("data") }).await;
+    let without_rule = CreateSnapshot { hooks, ..CreateSnapshot::default() };
+    forbidden_at(&operator, CREATE_SNAPSHOT, &"data".parse().unwrap(), &without_rule).await;
 
-    let of_admin = host.call(START_BACKUP, &StartBackup::of("data".parse().unwrap())).await;
-    let done = host.wait(of_admin.task).await;
+    let of_admin = host.start_backup("data", false).await;
+    let done = host.wait(of_admin).await;
     assert!(
         matches!(done.owner, TaskOwner::Caller { role: Role::Admin, uid: Some(_), .. }),
         "{:?}",
         done.owner
     );
     for discard in [false, true] {
-        let stop = StopTask { discard };
-        assert_eq!(api_code(operator.call_at(STOP_TASK, &of_admin.task, &stop).await), ErrorCode::Forbidden);
+        forbidden_at(&operator, STOP_TASK, &of_admin, &StopTask { discard }).await;
     }
-    let snap = host.list().await[0].id;
+    let snap = host.ids().await.remove(0);
     let limits = TaskLimits { limit_upload_bytes_per_s: Some(1 << 10), ..TaskLimits::default() };
-    let slow = StartBackup { limits, ..StartBackup::of("data".parse().unwrap()) };
-    assert_eq!(api_code(operator.call(START_BACKUP, &slow).await), ErrorCode::Forbidden);
-    let slow = StartGroupBackup { volumes: volumes(), limits, ..StartGroupBackup::default() };
-    assert_eq!(api_code(operator.call(START_GROUP_BACKUP, &slow).await), ErrorCode::Forbidden);
-    let slow = StartRestore { limits, ..StartRestore::of(snap) };
-    assert_eq!(api_code(operator.call(START_RESTORE, &slow).await), ErrorCode::Forbidden);
-    let mark = MarkCloudsnap { snap, cred_id: None, pinned: None, expires, never_expires: false };
-    assert_eq!(api_code(operator.call(MARK_CLOUDSNAP, &mark).await), ErrorCode::Forbidden);
+    forbidden(&operator, START_BACKUP, &StartBackup { limits, ..backup_of("data") }).await;
+    forbidden(&operator, START_GROUP_BACKUP, &StartGroupBackup { limits, ..group() }).await;
+    forbidden(&operator, START_RESTORE, &StartRestore { limits, ..restore_of(&snap) }).await;
+    forbidden(&operator, MARK_CLOUDSNAP, &MarkCloudsnap { expires, ..mark_of(&snap) }).await;
 
-    // A task of its own has ended, which is the only objection.
-    let own = operator.call(START_BACKUP, &StartBackup::of("data".parse().unwrap())).await.unwrap();
+    // An own task may be stopped; this one has ended.
+    let own = operator.call(START_BACKUP, &backup_of("data")).await.unwrap();
     let done = host.wait(own.task).await;
     assert!(matches!(done.owner, TaskOwner::Caller { role: Role::Operator, .. }), "{:?}", done.owner);
     assert_eq!(
         api_code(operator.call_at(STOP_TASK, &own.task, &StopTask::default()).await),
         ErrorCode::TaskEnded
     );
-    for task in [of_admin.task, own.task] {
-        assert_eq!(api_code(operator.call_at(LIMIT_TASK, &task, &limits).await), ErrorCode::Forbidden);
+    for task in [of_admin, own.task] {
+        forbidden_at(&operator, LIMIT_TASK, &task, &limits).await;
     }
 
     host.stop().await;
@@ -167,27 +163,23 @@ async fn operator_causes_no_deletion_and_stops_no_other_owners_task() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn backup_of_an_operator_discards_its_own_kept_tasks_only() {
     let (mut host, operator, _sockets) = host_with_operator().await;
-    let backup = StartBackup::of("data".parse().unwrap());
-    let of_admin = host.done(host.call(START_BACKUP, &backup).await.task).await;
+    let backup = backup_of("data");
+    let of_admin = host.run_backup(&backup).await;
     let own = operator.call(START_BACKUP, &backup).await.unwrap();
     let done = host.done(own.task).await;
     let other = TaskOwner::Caller { name: "other".to_owned(), role: Role::Operator, uid: None };
     let schedule = TaskOwner::Schedule { id: Uuid::new_v4() };
     let owners = [(of_admin.owner, false), (other, false), (schedule, false), (done.owner, true)];
     let kept = host.engine().tasks.task_row(own.task).await.unwrap();
-    for (owner, may) in owners {
+    for (owner, is_permitted) in owners {
         let mut kept = TaskRow { id: Uuid::new_v4(), state: TaskStage::Stopped, owner, ..kept.clone() };
         kept.detail.resumable = true;
         host.engine().db.transaction(|tx| kept.put(tx)).unwrap();
-        if !may {
-            assert_eq!(
-                api_code(operator.call(START_BACKUP, &backup).await),
-                ErrorCode::Forbidden,
-                "{kept:?}"
-            );
+        if !is_permitted {
+            forbidden(&operator, START_BACKUP, &backup).await;
             assert!(host.engine().tasks.task_row(kept.id).await.unwrap().detail.resumable);
         }
-        let client = if may { &operator } else { &host.client };
+        let client = if is_permitted { &operator } else { &host.client };
         host.done(client.call(START_BACKUP, &backup).await.unwrap().task).await;
         assert!(!host.engine().tasks.task_row(kept.id).await.unwrap().detail.resumable);
     }

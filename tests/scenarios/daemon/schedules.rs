@@ -1,34 +1,18 @@
 //! Schedules of a running daemon, through its control socket.
 
-use super::{Host, Model};
-use blockd_api::{
-    ClientError, ErrorCode,
-    cloudsnaps::{BackupOptions, StartBackup},
-    operations::*,
-    schedules::{
-        CreateSchedule, ListRuns, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
-        UpdateSchedule,
-    },
+use super::*;
+use blockd_api::schedules::{
+    CreateSchedule, ListRuns, Policy, Run, RunState, Schedule, UpdatePolicy, UpdateSchedule,
 };
 use blockd_schedule::{KeepReason, Retention, Verdict};
-use std::time::Duration;
-
-fn rule(when: &str) -> Rule {
-    Rule { when: when.parse().unwrap(), retain: None }
-}
-
-fn code(error: &ClientError) -> Option<ErrorCode> {
-    match error {
-        ClientError::Api(error) => Some(error.code),
-        _ => None,
-    }
-}
+use std::collections::BTreeSet;
 
 impl Host {
+    /// Creates a schedule of the volume `v` that runs only on request.
     pub(super) async fn schedule(&self, keep: u32) -> Schedule {
         let request = CreateSchedule {
-            selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
-            rules: vec![rule("calendar 2199-01-01 00:00")],
+            selector: select_volume("v"),
+            rules: vec![rule(NEVER)],
             retain: Retention::max(keep).unwrap(),
             ..CreateSchedule::default()
         };
@@ -39,16 +23,14 @@ impl Host {
         self.call(LIST_RUNS, &ListRuns::default()).await.runs
     }
 
-    /// Waits until all runs are over.
+    /// Waits for the end of all runs.
     pub(super) async fn settled(&self) -> Vec<Run> {
-        for _ in 0..2400 {
+        eventually(async || {
             let runs = self.runs().await;
-            if runs.iter().all(|run| !matches!(run.state, RunState::Queued | RunState::Active)) {
-                return runs;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("the runs do not end: {:?}", self.runs().await);
+            let is_over = |run: &Run| !matches!(run.state, RunState::Queued | RunState::Active);
+            if runs.iter().all(is_over) { Ok(runs) } else { Err(runs) }
+        })
+        .await
     }
 }
 
@@ -63,35 +45,29 @@ async fn runs_are_made_kept_and_deleted_across_restarts() {
     drop(volume);
     for round in 0..4 {
         model.write(&host.volume("v"), round << 20, round, 4096);
-        let begun = host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.runs;
-        assert_eq!((begun.len(), begun[0].state, begun[0].rule.clone()), (1, RunState::Queued, None));
+        let started = host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.runs;
+        assert_eq!((started.len(), started[0].state, started[0].rule.clone()), (1, RunState::Queued, None));
         if round == 2 {
-            // The run may be queued, begun or done by now.
-            host.stop().await;
-            host.start().await;
+            // The run may be queued, active or done.
+            host.restart().await;
         }
         let runs = host.settled().await;
         assert!(runs.iter().all(|run| run.reason.is_none() || run.state == RunState::Expired), "{runs:?}");
     }
-    // The two newest stay, in the database and in the store.
-    for _ in 0..2400 {
-        let expired = host.settled().await.iter().filter(|run| run.state == RunState::Expired).count();
-        if expired == 2 && host.list().await.len() == 2 {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    let states: Vec<RunState> = host.settled().await.iter().map(|run| run.state).collect();
-    assert_eq!(states, [RunState::Done, RunState::Done, RunState::Expired, RunState::Expired]);
+    // The two newest are kept, in the database and in the store.
+    let expected = [RunState::Done, RunState::Done, RunState::Expired, RunState::Expired];
+    eventually(async || {
+        let states: Vec<_> = host.settled().await.iter().map(|run| run.state).collect();
+        let stored = host.ids().await;
+        if states == expected && stored.len() == 2 { Ok(()) } else { Err((states, stored)) }
+    })
+    .await;
     let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.cloudsnaps;
     assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
-    let planned: std::collections::BTreeSet<_> = plan.iter().map(|judged| judged.cloudsnap).collect();
-    let stored: std::collections::BTreeSet<_> = host.list().await.iter().map(|entry| entry.id).collect();
+    let planned: BTreeSet<_> = plan.iter().map(|judged| judged.cloudsnap).collect();
+    let stored: BTreeSet<_> = host.list().await.iter().map(|entry| entry.id).collect();
     assert_eq!(planned, stored);
-    let restored = host.restore(&plan[0].cloudsnap.to_string(), "again").await;
-    let mut content = vec![0; model.0.len()];
-    restored.read(0, &mut content).unwrap();
-    assert!(content == model.0, "the newest backup is not what the volume was");
+    model.assert_is(&*host.restore(&plan[0].cloudsnap.to_string(), "again").await);
     host.stop().await;
 }
 
@@ -100,32 +76,23 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     let mut host = Host::new().await;
     host.create_credential().await;
     host.create_volume("v").await;
-    let selector = Selector { volume: Some("v".parse().unwrap()), ..Selector::default() };
-    let never = CreateSchedule { selector: selector.clone(), ..CreateSchedule::default() };
-    let error = host.client.call(CREATE_SCHEDULE, &never).await.unwrap_err();
+    let ruleless = CreateSchedule { selector: select_volume("v"), ..CreateSchedule::default() };
+    let error = host.client.call(CREATE_SCHEDULE, &ruleless).await.unwrap_err();
     assert!(error.to_string().contains("has no rules"), "{error}");
     assert_eq!(host.call(LIST_SCHEDULES, &()).await.schedules, []);
     let unselective = CreateSchedule { rules: vec![rule("periodic 5")], ..CreateSchedule::default() };
     let error = host.client.call(CREATE_SCHEDULE, &unselective).await.unwrap_err();
     assert!(error.to_string().contains("one of volume, group and label"), "{error}");
     let gold = "gold".parse().unwrap();
-    let wanting =
-        CreateSchedule { policy: Some("gold".parse().unwrap()), selector, ..CreateSchedule::default() };
-    let error = host.client.call(CREATE_SCHEDULE, &wanting).await.unwrap_err();
-    assert_eq!(code(&error), Some(ErrorCode::PolicyNotFound));
+    let by_policy = CreateSchedule { policy: Some("gold".parse().unwrap()), ..ruleless };
+    host.refused(ErrorCode::PolicyNotFound, CREATE_SCHEDULE, &by_policy).await;
 
     let policy = Policy { name: "gold".parse().unwrap(), rules: vec![rule("daily 03:00")] };
     host.call(CREATE_POLICY, &policy).await;
-    assert_eq!(
-        code(&host.client.call(CREATE_POLICY, &policy).await.unwrap_err()),
-        Some(ErrorCode::PolicyExists)
-    );
-    let schedule = host.call(CREATE_SCHEDULE, &wanting).await;
+    host.refused(ErrorCode::PolicyExists, CREATE_POLICY, &policy).await;
+    let schedule = host.call(CREATE_SCHEDULE, &by_policy).await;
     assert_eq!(schedule.schedule, "daily @03:00");
-    assert_eq!(
-        code(&host.client.call_at(DELETE_POLICY, &gold, &()).await.unwrap_err()),
-        Some(ErrorCode::PolicyInUse)
-    );
+    host.refused_at(ErrorCode::PolicyInUse, DELETE_POLICY, &gold, &()).await;
     let other = UpdatePolicy { rules: vec![rule("weekly sun@03:00"), rule("periodic 60")] };
     host.call_at(UPDATE_POLICY, &gold, &other).await;
 
@@ -137,24 +104,22 @@ async fn invalid_schedule_is_refused_with_its_cause() {
 
     // A paused schedule makes no scheduled runs; its history is available by id prefix, also after its
     // deletion.
-    let asleep = CreateSchedule { paused: true, ..wanting.clone() };
-    let asleep = host.call(CREATE_SCHEDULE, &asleep).await;
-    assert_eq!((asleep.paused, asleep.next_run), (true, None));
-    host.call_at(RUN_SCHEDULE, &asleep.uuid, &()).await;
+    let paused = host.call(CREATE_SCHEDULE, &CreateSchedule { paused: true, ..by_policy }).await;
+    assert_eq!((paused.paused, paused.next_run), (true, None));
+    host.call_at(RUN_SCHEDULE, &paused.uuid, &()).await;
     host.settled().await;
-    host.call_at(DELETE_SCHEDULE, &asleep.uuid, &()).await;
-    let told = |prefix: &str| ListRuns { schedule_prefix: Some(prefix.to_owned()), ..ListRuns::default() };
-    let id = asleep.uuid.to_string();
-    let runs = host.call(LIST_RUNS, &told(&id[..9].to_uppercase())).await.runs;
-    assert_eq!((runs.len(), runs[0].schedule), (1, asleep.uuid));
+    host.call_at(DELETE_SCHEDULE, &paused.uuid, &()).await;
+    let by_prefix =
+        |prefix: &str| ListRuns { schedule_prefix: Some(prefix.to_owned()), ..ListRuns::default() };
+    let id = paused.uuid.to_string();
+    let runs = host.call(LIST_RUNS, &by_prefix(&id[..9].to_uppercase())).await.runs;
+    assert_eq!((runs.len(), runs[0].schedule), (1, paused.uuid));
     let other = if id.starts_with('0') { "1" } else { "0" };
-    assert_eq!(host.call(LIST_RUNS, &told(other)).await.runs, []);
-    let error = host.client.call(LIST_RUNS, &told("%")).await.unwrap_err();
-    assert_eq!(code(&error), Some(ErrorCode::InvalidRequest));
+    assert_eq!(host.call(LIST_RUNS, &by_prefix(other)).await.runs, []);
+    host.refused(ErrorCode::InvalidRequest, LIST_RUNS, &by_prefix("%")).await;
 
     host.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await;
-    let error = host.client.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.unwrap_err();
-    assert_eq!(code(&error), Some(ErrorCode::ScheduleNotFound));
+    host.refused_at(ErrorCode::ScheduleNotFound, RUN_SCHEDULE, &schedule.uuid, &()).await;
     host.call_at(DELETE_POLICY, &gold, &()).await;
     host.stop().await;
 }
@@ -166,29 +131,24 @@ async fn schedule_names_are_unique_and_backup_names_are_stored() {
     host.create_volume("v").await;
     let named = CreateSchedule {
         name: Some("nightly".parse().unwrap()),
-        selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
+        selector: select_volume("v"),
         rules: vec![rule("daily 03:00")],
         ..CreateSchedule::default()
     };
     let schedule = host.call(CREATE_SCHEDULE, &named).await;
-    let error = host.client.call(CREATE_SCHEDULE, &named).await.unwrap_err();
-    assert_eq!(code(&error), Some(ErrorCode::ScheduleExists));
+    host.refused(ErrorCode::ScheduleExists, CREATE_SCHEDULE, &named).await;
     let pause = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
     host.call_at(UPDATE_SCHEDULE, &schedule.uuid, &pause).await;
 
     let name = "before-upgrade".parse().unwrap();
-    let backup = StartBackup {
-        options: BackupOptions { name: Some(name), ..Default::default() },
-        ..StartBackup::of("v".parse().unwrap())
-    };
-    let task = host.call(START_BACKUP, &backup).await.task;
-    assert_eq!(host.done(task).await.label, backup.options.name);
+    let options = BackupOptions { name: Some(name), ..Default::default() };
+    let backup = StartBackup { options, ..backup_of("v") };
+    assert_eq!(host.run_backup(&backup).await.label, backup.options.name);
     let unnamed = host.backup("v", false).await;
     assert_eq!(unnamed.label, None);
 
-    // Both outlive the daemon.
-    host.stop().await;
-    host.start().await;
+    // Both survive a restart.
+    host.restart().await;
     let schedules = host.call(LIST_SCHEDULES, &()).await.schedules;
     assert_eq!((&schedules[0].name, schedules[0].paused), (&named.name, true));
     let names: Vec<_> = host.list().await.into_iter().map(|entry| entry.metadata.snapshot_name).collect();
@@ -198,7 +158,7 @@ async fn schedule_names_are_unique_and_backup_names_are_stored() {
     host.stop().await;
 }
 
-/// Its time zone may be gone from this host.
+/// A schedule is unreadable if this host lacks its time zone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unreadable_schedule_does_not_block_other_backups() {
     let mut host = Host::new().await;

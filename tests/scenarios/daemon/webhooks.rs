@@ -1,38 +1,41 @@
-//! Webhooks of a running daemon, with a real HTTP server on the other side.
+//! Webhooks of a running daemon, delivered to a real HTTP server.
 
-use super::Host;
-use Answer::{Hold, Status};
+use super::*;
+use Reaction::{Hold, Reply};
 use axum::{
     Router,
     body::Bytes,
     extract::State,
     http::{HeaderMap, StatusCode},
 };
-use blockd::config::WebhookConfig;
 use blockd_api::{
-    events::{Event, ListEvents, Severity},
-    operations::*,
+    events::{Event, Severity},
     status::WebhookStatus,
 };
 use parking_lot::Mutex;
-use std::{collections::VecDeque, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc};
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    os::unix::fs::PermissionsExt,
+    time::{Duration, Instant},
+};
 use tokio::{
     net::TcpListener,
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     task::JoinHandle,
 };
 
-/// A webhook with default settings, but time for a slow machine.
+/// Returns a webhook with default settings and a timeout for slow machines.
 pub(super) fn hook(url: &str) -> WebhookConfig {
     toml::from_str(&format!("name = \"ops\"\nurl = \"{url}\"\ntimeout_ms = 20000\n")).unwrap()
 }
 
-/// Action of the receiver.
+/// Reaction of the receiver to a delivery.
 #[derive(Clone, Copy)]
-enum Answer {
-    /// Takes it, or not.
-    Status(u16),
-    /// Says nothing.
+enum Reaction {
+    /// Replies with this status.
+    Reply(u16),
+    /// Sends no reply.
     Hold,
 }
 
@@ -53,40 +56,40 @@ impl Delivery {
 
 struct Receiver {
     address: SocketAddr,
-    /// Actions for the next deliveries; later ones are accepted.
-    answers: Arc<Mutex<VecDeque<Answer>>>,
+    /// Reactions to the next deliveries; later ones are accepted.
+    reactions: Arc<Mutex<VecDeque<Reaction>>>,
     deliveries: UnboundedReceiver<Delivery>,
     server: JoinHandle<()>,
 }
 
-type Shared = (Arc<Mutex<VecDeque<Answer>>>, UnboundedSender<Delivery>);
+type Shared = (Arc<Mutex<VecDeque<Reaction>>>, UnboundedSender<Delivery>);
 
-async fn take((answers, sender): Shared, delivery: Delivery) -> StatusCode {
-    let answer = answers.lock().pop_front();
+async fn take((reactions, sender): Shared, delivery: Delivery) -> StatusCode {
+    let reaction = reactions.lock().pop_front();
     let _ = sender.send(delivery);
-    match answer {
+    match reaction {
         None => StatusCode::NO_CONTENT,
-        Some(Status(status)) => StatusCode::from_u16(status).unwrap(),
+        Some(Reply(status)) => StatusCode::from_u16(status).unwrap(),
         Some(Hold) => std::future::pending().await,
     }
 }
 
 impl Receiver {
-    async fn at(address: SocketAddr, answers: &[Answer]) -> Self {
+    async fn at(address: SocketAddr, reactions: &[Reaction]) -> Self {
         let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let answers = Arc::new(Mutex::new(answers.iter().copied().collect()));
+        let reactions = Arc::new(Mutex::new(reactions.iter().copied().collect()));
         let (sender, deliveries) = unbounded_channel();
         let handler = |State(shared): State<Shared>, headers: HeaderMap, body: Bytes| {
             take(shared, Delivery { headers, body })
         };
-        let router = Router::new().fallback(handler).with_state((Arc::clone(&answers), sender));
+        let router = Router::new().fallback(handler).with_state((Arc::clone(&reactions), sender));
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { address, answers, deliveries, server }
+        Self { address, reactions, deliveries, server }
     }
 
-    async fn new(answers: &[Answer]) -> Self {
-        Self::at("127.0.0.1:0".parse().unwrap(), answers).await
+    async fn new(reactions: &[Reaction]) -> Self {
+        Self::at("127.0.0.1:0".parse().unwrap(), reactions).await
     }
 
     fn url(&self) -> String {
@@ -97,7 +100,7 @@ impl Receiver {
         self.deliveries.recv().await.unwrap()
     }
 
-    /// It is gone when this is done.
+    /// Stops the server and returns its address.
     async fn stop(self) -> SocketAddr {
         self.server.abort();
         let _ = self.server.await;
@@ -126,24 +129,21 @@ impl Host {
         self.call(GET_STATUS, &()).await.webhooks.remove(0)
     }
 
-    /// Waits until the webhook is as it should be.
-    async fn webhook_when(&self, is_right: impl Fn(&WebhookStatus) -> bool) -> WebhookStatus {
-        for _ in 0..6000 {
+    /// Waits until a condition holds on the webhook.
+    async fn webhook_when(&self, condition: impl Fn(&WebhookStatus) -> bool) -> WebhookStatus {
+        eventually(async || {
             let status = self.webhook().await;
-            if is_right(&status) {
-                return status;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-        panic!("the webhook is otherwise: {:?}", self.webhook().await);
+            if condition(&status) { Ok(status) } else { Err(status) }
+        })
+        .await
     }
 }
 
 fn write_secret(host: &Host, secret: &str) -> PathBuf {
     let path = host.dir.path().join("secrets/webhook.secret");
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(&path, secret).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, secret).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     path
 }
 
@@ -159,8 +159,7 @@ async fn deliveries_hold_the_event_and_are_signed() {
     let done = host.backup("v", false).await;
     let delivery = receiver.next().await;
     assert_eq!((delivery.event().kind.as_str(), delivery.event().task), ("backup-done", Some(done.name)));
-    let query = ListEvents::default();
-    assert_eq!(host.call(LIST_EVENTS, &query).await.events, [delivery.event()]);
+    assert_eq!(host.events_since(0, 0).await, [delivery.event()]);
     assert_eq!(delivery.header("content-type"), "application/json");
     assert_eq!(
         delivery.header("webhook-id"),
@@ -173,10 +172,10 @@ async fn deliveries_hold_the_event_and_are_signed() {
     verified("whsec_cGxhbnRlZC1zZWNyZXQtb25l", &delivery).unwrap();
     verified("whsec_cGxhbnRlZC1zZWNyZXQtdHdv", &delivery).unwrap_err();
 
-    // Never without a signature. An acknowledgement that a stop interrupts would be repeated.
+    // Without its secret, no delivery is sent. A delivery that the stop interrupts would be repeated.
     host.webhook_when(|status| status.delivered == 1).await;
     host.stop().await;
-    std::fs::remove_file(&path).unwrap();
+    fs::remove_file(&path).unwrap();
     host.start().await;
     host.emit("run-skipped", Severity::Warning);
     let status = host.webhook_when(|status| status.error.is_some()).await;
@@ -196,7 +195,7 @@ async fn deliveries_hold_the_event_and_are_signed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failed_deliveries_are_retried_and_rejected_ones_skipped() {
-    let mut receiver = Receiver::new(&[Status(500), Status(429), Status(302), Status(422)]).await;
+    let mut receiver = Receiver::new(&[Reply(500), Reply(429), Reply(302), Reply(422)]).await;
     let webhook = WebhookConfig {
         kinds: vec!["*-failed".into(), "damage-found".into()],
         min_severity: Severity::Warning,
@@ -209,8 +208,8 @@ async fn failed_deliveries_are_retried_and_rejected_ones_skipped() {
     host.emit("damage-found", Severity::Warning);
     let mut seen = Vec::new();
     for _ in 0..5 {
-        let told = receiver.next().await;
-        seen.push((told.event().kind, told.header("webhook-id").to_owned()));
+        let delivery = receiver.next().await;
+        seen.push((delivery.event().kind, delivery.header("webhook-id").to_owned()));
     }
     let kinds: Vec<_> = seen.iter().map(|(kind, _)| kind.as_str()).collect();
     assert_eq!(kinds, ["backup-failed", "backup-failed", "backup-failed", "backup-failed", "damage-found"]);
@@ -221,37 +220,37 @@ async fn failed_deliveries_are_retried_and_rejected_ones_skipped() {
         "{status:?}"
     );
     assert_eq!((status.undelivered, status.waiting, status.error), (1, 0, None));
-    assert!(receiver.deliveries.try_recv().is_err(), "nothing else was wanted");
+    assert!(receiver.deliveries.try_recv().is_err(), "events that do not match are not delivered");
 
     host.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn slow_receiver_gets_its_events_after_a_restart() {
+async fn unresponsive_receiver_gets_its_events_after_a_restart() {
     let mut receiver = Receiver::new(&[Hold]).await;
-    // Time enough for an answer on a busy machine: what is answered late comes again.
+    // Long enough for a busy machine: a delivery with a late reply is repeated.
     let webhook = WebhookConfig { timeout_ms: 5_000, ..hook(&receiver.url()) };
     let mut host = Host::with_webhook(webhook.clone()).await;
     host.emit("run-failed", Severity::Error);
     receiver.next().await;
-    // It came again, because the first answer did not.
+    // Without a reply, the delivery is repeated.
     assert_eq!(receiver.next().await.event().kind, "run-failed");
     host.webhook_when(|status| status.delivered == 1).await;
 
-    // One that never answers.
+    // A receiver that never replies.
     host.stop().await;
     host.webhooks = vec![WebhookConfig { timeout_ms: 300_000, ..webhook.clone() }];
     host.start().await;
-    receiver.answers.lock().extend([Hold]);
+    receiver.reactions.lock().extend([Hold]);
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
     host.backup("v", false).await;
     assert_eq!(receiver.next().await.event().kind, "backup-done");
     host.backup("v", false).await;
-    let began = std::time::Instant::now();
+    let began = Instant::now();
     host.stop().await;
-    assert!(began.elapsed() < std::time::Duration::from_secs(120), "the stop waits for a receiver");
+    assert!(began.elapsed() < Duration::from_secs(120), "the stop waits for a receiver");
 
-    // One that is gone.
+    // A receiver that does not run.
     let address = receiver.stop().await;
     host.webhooks = vec![webhook];
     host.start().await;
@@ -263,11 +262,12 @@ async fn slow_receiver_gets_its_events_after_a_restart() {
     host.stop().await;
     let mut receiver = Receiver::at(address, &[]).await;
     host.start().await;
-    let mut told = Vec::new();
+    let mut delivered = Vec::new();
     for _ in 0..3 {
-        told.push(receiver.next().await.event());
+        delivered.push(receiver.next().await.event());
     }
-    assert!(told.iter().all(|event| event.kind == "backup-done") && told.is_sorted_by_key(|event| event.id));
+    assert!(delivered.iter().all(|event| event.kind == "backup-done"), "{delivered:?}");
+    assert!(delivered.is_sorted_by_key(|event| event.id), "{delivered:?}");
     host.webhook_when(|status| status.delivered == 3).await;
 
     // Deliveries are not repeated, and new receivers get no past events.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-/// One line.
+/// Sample of a metric.
 #[derive(Debug)]
 pub struct Sample {
     pub name: String,
@@ -11,7 +11,7 @@ pub struct Sample {
     pub value: f64,
 }
 
-/// All lines of one metric.
+/// Metric with its samples.
 #[derive(Debug)]
 pub struct Family {
     pub kind: String,
@@ -21,45 +21,48 @@ pub struct Family {
 /// Parses a complete response; the error names the line.
 pub fn parse(text: &str) -> Result<BTreeMap<String, Family>, String> {
     let mut families: BTreeMap<String, Family> = BTreeMap::new();
-    let (mut open, mut help): (Option<String>, Option<String>) = (None, None);
+    let (mut current, mut help): (Option<String>, Option<String>) = (None, None);
     if !text.is_empty() && !text.ends_with('\n') {
-        return Err("the last line has no end".into());
+        return Err("the last line lacks a line feed".into());
     }
     for (number, line) in text.lines().enumerate() {
-        let wrong = |what: &str| format!("line {}: {what}: {line}", number + 1);
+        let invalid = |reason: &str| format!("line {}: {reason}: {line}", number + 1);
         if let Some(rest) = line.strip_prefix("# HELP ") {
-            let (name, words) = rest.split_once(' ').ok_or_else(|| wrong("no help"))?;
+            let (name, words) = rest.split_once(' ').ok_or_else(|| invalid("the help is missing"))?;
             if words.trim() != words || !words.ends_with('.') {
-                return Err(wrong("help that is no sentence"));
+                return Err(invalid("the help is not a sentence"));
             }
             help = Some(name.to_owned());
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let (name, kind) = rest.split_once(' ').ok_or_else(|| wrong("no type"))?;
+            let (name, kind) = rest.split_once(' ').ok_or_else(|| invalid("the type is missing"))?;
             if help.take().as_deref() != Some(name) {
-                return Err(wrong("no help before it"));
+                return Err(invalid("the help line does not precede"));
             }
-            check_name(name, kind).map_err(|what| wrong(&what))?;
+            check_name(name, kind).map_err(|reason| invalid(&reason))?;
             if families.insert(name.to_owned(), Family { kind: kind.to_owned(), samples: vec![] }).is_some() {
-                return Err(wrong("the family is there already"));
+                return Err(invalid("duplicate family"));
             }
-            open = Some(name.to_owned());
+            current = Some(name.to_owned());
         } else {
-            let sample = sample(line).map_err(|what| wrong(&what))?;
-            let family = open.as_ref().ok_or_else(|| wrong("no family before it"))?;
-            let suffix = sample.name.strip_prefix(family.as_str()).ok_or_else(|| wrong("another family"))?;
-            let family = families.get_mut(family).ok_or_else(|| wrong("no family"))?;
+            let sample = sample(line).map_err(|reason| invalid(&reason))?;
+            let family = current.as_ref().ok_or_else(|| invalid("sample without a family"))?;
+            let suffix = sample
+                .name
+                .strip_prefix(family.as_str())
+                .ok_or_else(|| invalid("sample of another family"))?;
+            let family = families.get_mut(family).ok_or_else(|| invalid("unknown family"))?;
             let fits = match family.kind.as_str() {
                 "histogram" => ["_bucket", "_sum", "_count"].contains(&suffix),
                 _ => suffix.is_empty(),
             };
             if !fits {
-                return Err(wrong("a name that its type does not have"));
+                return Err(invalid("sample name does not fit the type"));
             }
             family.samples.push(sample);
         }
     }
     for (name, family) in &families {
-        check_family(family).map_err(|what| format!("{name}: {what}"))?;
+        check_family(family).map_err(|reason| format!("{name}: {reason}"))?;
     }
     Ok(families)
 }
@@ -67,55 +70,55 @@ pub fn parse(text: &str) -> Result<BTreeMap<String, Family>, String> {
 fn check_name(name: &str, kind: &str) -> Result<(), String> {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_';
     if !name.bytes().all(plain) || !(name.starts_with("blockd_") || name.starts_with("process_")) {
-        return Err("a name against the conventions".into());
+        return Err("metric name violates the conventions".into());
     }
     match kind {
-        "counter" if !name.ends_with("_total") => Err("a counter whose name does not end with _total".into()),
+        "counter" if !name.ends_with("_total") => Err("counter name lacks _total".into()),
         "gauge" if name.ends_with("_total") || name.ends_with("_count") => {
-            Err("a gauge that looks like a counter".into())
+            Err("gauge has the name of a counter".into())
         }
-        "histogram" if !name.ends_with("_seconds") => Err("a histogram without its unit".into()),
+        "histogram" if !name.ends_with("_seconds") => Err("histogram name lacks its unit".into()),
         "counter" | "gauge" | "histogram" => Ok(()),
-        _ => Err("a type that is not known".into()),
+        _ => Err("unknown type".into()),
     }
 }
 
 fn sample(line: &str) -> Result<Sample, String> {
-    let (head, value) = line.rsplit_once(' ').ok_or("no value")?;
-    let value: f64 = value.parse().map_err(|_| "a value that is no number")?;
+    let (head, value) = line.rsplit_once(' ').ok_or("the value is missing")?;
+    let value: f64 = value.parse().map_err(|_| "the value is not a number")?;
     if !value.is_finite() {
-        return Err("a value that is not finite".into());
+        return Err("the value is not finite".into());
     }
     let Some((name, rest)) = head.split_once('{') else {
         return Ok(Sample { name: head.to_owned(), labels: BTreeMap::new(), value });
     };
-    let mut rest = rest.strip_suffix('}').ok_or("labels without an end")?;
+    let mut rest = rest.strip_suffix('}').ok_or("unterminated labels")?;
     let mut labels = BTreeMap::new();
     while !rest.is_empty() {
-        let (label, after) = rest.split_once("=\"").ok_or("a label without a value")?;
+        let (label, after) = rest.split_once("=\"").ok_or("label without a value")?;
         if label.is_empty() || !label.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
-            return Err("a label's name against the conventions".into());
+            return Err("label name violates the conventions".into());
         }
         let (mut text, mut chars) = (String::new(), after.char_indices());
         let end = loop {
-            match chars.next().ok_or("a value without an end")? {
+            match chars.next().ok_or("unterminated label value")? {
                 (at, '"') => break at,
                 (_, '\\') => text.push(match chars.next() {
                     Some((_, 'n')) => '\n',
                     Some((_, c @ ('\\' | '"'))) => c,
-                    _ => return Err("an escape that there is not".into()),
+                    _ => return Err("unknown escape sequence".into()),
                 }),
                 (_, c) => text.push(c),
             }
         };
         if labels.insert(label.to_owned(), text).is_some() {
-            return Err("a label twice".into());
+            return Err("duplicate label".into());
         }
         rest = &after[end + 1..];
         match rest.strip_prefix(',') {
             Some(next) if !next.is_empty() => rest = next,
-            Some(_) => return Err("a comma at the end".into()),
-            None if !rest.is_empty() => return Err("no comma between labels".into()),
+            Some(_) => return Err("trailing comma".into()),
+            None if !rest.is_empty() => return Err("missing comma between labels".into()),
             None => {}
         }
     }
@@ -124,21 +127,21 @@ fn sample(line: &str) -> Result<Sample, String> {
 
 fn check_family(family: &Family) -> Result<(), String> {
     if family.samples.is_empty() {
-        return Err("no samples".into());
+        return Err("the family has no samples".into());
     }
     let mut seen = BTreeSet::new();
     let mut keys = BTreeSet::new();
     for sample in &family.samples {
         if !seen.insert((sample.name.clone(), sample.labels.clone())) {
-            return Err(format!("{:?} is there twice", sample.labels));
+            return Err(format!("duplicate sample {:?}", sample.labels));
         }
         if sample.value < 0.0 && family.kind != "gauge" {
-            return Err("a negative count".into());
+            return Err("negative count".into());
         }
         keys.insert(sample.labels.keys().filter(|key| *key != "le").cloned().collect::<Vec<_>>());
     }
     if keys.len() != 1 {
-        return Err("samples with different labels".into());
+        return Err("samples have different label names".into());
     }
     if family.kind != "histogram" {
         return Ok(());
@@ -151,10 +154,10 @@ fn check_family(family: &Family) -> Result<(), String> {
     for samples in series.values() {
         let (mut bound_before, mut count_before) = (f64::NEG_INFINITY, 0.0);
         for bucket in samples.iter().filter(|sample| sample.name.ends_with("_bucket")) {
-            let bound = bucket.labels.get("le").ok_or("a bucket without its bound")?;
-            let bound: f64 = bound.parse().map_err(|_| "a bound that is no number")?;
+            let bound = bucket.labels.get("le").ok_or("bucket without a bound")?;
+            let bound: f64 = bound.parse().map_err(|_| "bucket bound is not a number")?;
             if bound <= bound_before || bucket.value < count_before {
-                return Err("buckets that do not grow".into());
+                return Err("buckets are not cumulative".into());
             }
             (bound_before, count_before) = (bound, bucket.value);
         }
@@ -162,7 +165,7 @@ fn check_family(family: &Family) -> Result<(), String> {
         let has_sum = samples.iter().any(|sample| sample.name.ends_with("_sum"));
         if bound_before != f64::INFINITY || count.map(|sample| sample.value) != Some(count_before) || !has_sum
         {
-            return Err("a histogram that does not add up".into());
+            return Err("histogram is incomplete".into());
         }
     }
     Ok(())

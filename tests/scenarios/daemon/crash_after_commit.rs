@@ -1,20 +1,20 @@
-//! A daemon that dies right after the commit of a backup, before it asked anything about it.
+//! Crash right after the commit of a backup, before any further request.
 
 use blockd_store::{BlobStore, Middleware, PutMode, Request, Response, StoreFuture};
 use bytes::Bytes;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
-/// The step at which it does.
+/// Step of this crash.
 pub(crate) const COMMITTED: &str = "backup put";
 
-/// Store whose daemon dies when a manifest was put.
-pub(crate) struct Dying {
+/// Store that kills its daemon after the PUT of a manifest.
+pub(crate) struct CrashingStore {
     pub(crate) inner: Arc<dyn BlobStore>,
     pub(crate) stopping: CancellationToken,
 }
 
-impl Middleware for Dying {
+impl Middleware for CrashingStore {
     fn describe(&self) -> &str {
         self.inner.describe()
     }

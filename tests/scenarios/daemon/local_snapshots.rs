@@ -1,28 +1,22 @@
-//! Local snapshots that schedules keep: of the same freeze as the backups, by a retention of their own, and
-//! no others.
+//! Local snapshots of schedules: one freeze with the backups, and a retention of their own.
 
-use super::*;
+use super::{resume::DISCARD, *};
 use blockd_api::{
-    VolumeRef,
-    schedules::{
-        CreateSchedule, ListRuns, RetainAt, Rule, Run, RunState, Schedule, Selector, UpdateSchedule,
-    },
-    snapshots::{DeleteSnapshot, ListSnapshots, MarkSnapshot},
+    SnapshotRef,
+    schedules::{CreateSchedule, ListRuns, RetainAt, Run, RunState, Schedule, UpdateSchedule},
+    snapshots::{DeleteSnapshot, MarkSnapshot},
+    tasks::TaskLimits,
     volumes::{CloneVolume, DeleteVolume},
 };
 use blockd_schedule::{KeepReason, Retention, Verdict};
-use std::time::Duration;
-
-fn never() -> Vec<Rule> {
-    vec![Rule { when: "calendar 2199-01-01 00:00".parse().unwrap(), retain: None }]
-}
+use std::{collections::BTreeMap, time::Duration};
 
 impl Host {
-    async fn local_schedule(&self, volume: &str, keep: u32, places: &[&str]) -> Schedule {
+    async fn local_schedule(&self, volume: &str, keep: u32, credentials: &[&str]) -> Schedule {
         let request = CreateSchedule {
-            selector: Selector { volume: Some(volume.parse().unwrap()), ..Selector::default() },
-            cred_ids: places.iter().map(|name| name.parse().unwrap()).collect(),
-            rules: never(),
+            selector: select_volume(volume),
+            cred_ids: credentials.iter().map(|name| name.parse().unwrap()).collect(),
+            rules: vec![rule(NEVER)],
             local: Some(Retention::max(keep).unwrap()),
             ..CreateSchedule::default()
         };
@@ -39,22 +33,20 @@ impl Host {
         all
     }
 
+    /// Runs a schedule, and waits for the end.
     async fn ran(&self, schedule: &Schedule) -> Vec<Run> {
         self.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
         self.settled().await
     }
 
-    /// Waits until so many of the snapshots of schedules are left.
-    async fn left(&self, count: usize) -> Vec<Snapshot> {
-        for _ in 0..2400 {
+    /// Waits for a number of scheduled snapshots.
+    async fn scheduled_when(&self, count: usize) -> Vec<Snapshot> {
+        eventually(async || {
             self.engine().scheduler.wake();
-            let left = self.scheduled_snapshots().await;
-            if left.len() == count {
-                return left;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        panic!("not {count} are left but {:?}", self.scheduled_snapshots().await);
+            let found = self.scheduled_snapshots().await;
+            if found.len() == count { Ok(found) } else { Err(found) }
+        })
+        .await
     }
 }
 
@@ -66,41 +58,35 @@ async fn pinned_snapshot_stays_until_unpinned_or_forced() {
     host.ran(&schedule).await;
     let first = host.scheduled_snapshots().await.remove(0);
     assert!(!first.pinned);
-    let wanted = blockd_api::SnapshotRef::Id(first.id);
-    assert!(host.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: true }).await.pinned);
-    host.stop().await;
-    host.start().await;
+    let wanted = SnapshotRef::Id(first.id);
+    let pin = MarkSnapshot { pinned: true };
+    assert!(host.call_at(MARK_SNAPSHOT, &wanted, &pin).await.pinned);
+    host.restart().await;
     for _ in 0..3 {
         host.ran(&schedule).await;
     }
-    let left = host.left(3).await;
+    let left = host.scheduled_when(3).await;
     assert!(left[0].id == first.id && left[0].pinned && !left[1].pinned, "{left:?}");
     let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
     let pinned = plan.snapshots.iter().find(|one| one.snapshot == first.id).unwrap();
     assert_eq!(pinned.verdict, Verdict::Keep(vec![KeepReason::Pinned]));
     host.refused_at(ErrorCode::SnapshotPinned, DELETE_SNAPSHOT, &wanted, &Default::default()).await;
 
-    // Without the pin the retention holds again.
+    // Without the pin, retention applies again.
     host.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: false }).await;
-    assert!(host.left(2).await.iter().all(|one| one.id != first.id));
-    let gone = host.client.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: true }).await;
-    assert_eq!(api_code(gone), ErrorCode::SnapshotNotFound);
-    let by_hand = CreateSnapshot { name: Some("mine".parse().unwrap()), ..CreateSnapshot::default() };
-    host.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await;
+    assert!(host.scheduled_when(2).await.iter().all(|one| one.id != first.id));
+    host.refused_at(ErrorCode::SnapshotNotFound, MARK_SNAPSHOT, &wanted, &pin).await;
+    host.take_snapshot("v", &new_snapshot("mine")).await;
     let mine = "v@mine".parse().unwrap();
-    host.call_at(MARK_SNAPSHOT, &mine, &MarkSnapshot { pinned: true }).await;
+    host.call_at(MARK_SNAPSHOT, &mine, &pin).await;
     host.refused_at(ErrorCode::SnapshotPinned, DELETE_SNAPSHOT, &mine, &Default::default()).await;
     host.call_at(DELETE_SNAPSHOT, &mine, &DeleteSnapshot { force: true }).await;
 
-    // Nor does it go with its volume.
-    host.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await;
-    host.call_at(MARK_SNAPSHOT, &mine, &MarkSnapshot { pinned: true }).await;
+    // Nor is it deleted with its volume.
+    host.take_snapshot("v", &new_snapshot("mine")).await;
+    host.call_at(MARK_SNAPSHOT, &mine, &pin).await;
     let volume = "v".parse().unwrap();
-    let ClientError::Api(error) =
-        host.client.call_at(DELETE_VOLUME, &volume, &Default::default()).await.unwrap_err()
-    else {
-        panic!()
-    };
+    let error = api_error(host.client.call_at(DELETE_VOLUME, &volume, &Default::default()).await);
     assert!(error.code == ErrorCode::SnapshotPinned && error.message.contains("(mine)"), "{error}");
     host.call_at(DELETE_VOLUME, &volume, &DeleteVolume { force: true }).await;
     host.refused_at(ErrorCode::VolumeNotFound, GET_VOLUME, &volume, &()).await;
@@ -111,14 +97,13 @@ async fn pinned_snapshot_stays_until_unpinned_or_forced() {
 async fn copies_share_a_freeze_and_have_their_own_retention() {
     let (mut host, other) = (Host::new().await, tempfile::tempdir().unwrap());
     host.create_credential().await;
-    host.second_credential(&other).await;
+    host.create_credential_at("offsite", other.path()).await;
     let volume = host.create_volume("v").await;
-    let by_hand = CreateSnapshot { name: Some("mine".parse().unwrap()), ..CreateSnapshot::default() };
-    host.call_at(CREATE_SNAPSHOT, &"v".parse().unwrap(), &by_hand).await;
+    host.take_snapshot("v", &new_snapshot("mine")).await;
     let request = CreateSchedule {
-        selector: Selector { volume: Some("v".parse().unwrap()), ..Selector::default() },
+        selector: select_volume("v"),
         cred_ids: vec!["nas".parse().unwrap(), "offsite".parse().unwrap()],
-        rules: never(),
+        rules: vec![rule(NEVER)],
         retain: Retention::max(2).unwrap(),
         retain_at: vec![RetainAt { cred_id: "offsite".parse().unwrap(), retain: Retention::max(4).unwrap() }],
         local: Some(Retention::max(3).unwrap()),
@@ -139,23 +124,27 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
         assert_eq!(newest.iter().filter(|(_, local, _)| *local).count(), 1);
         then = model.clone();
     }
-    let left = host.left(3).await;
-    host.until_stored(6).await;
+    let left = host.scheduled_when(3).await;
+    eventually(async || {
+        let stored = host.ids().await;
+        if stored.len() == 6 { Ok(()) } else { Err(stored) }
+    })
+    .await;
     // Each location keeps its own retention, and manual backups belong to no schedule.
-    let mut stored = std::collections::BTreeMap::new();
+    let mut stored = BTreeMap::new();
     for entry in host.list().await {
         *stored.entry(entry.metadata.credential_name.clone()).or_insert(0) += 1;
     }
     assert_eq!(stored.into_iter().collect::<Vec<_>>(), [("nas".to_owned(), 2), ("offsite".to_owned(), 4)]);
     assert_eq!(host.snapshots().await.len(), 4);
     let newest = left.last().unwrap();
-    let instants: Vec<_> = host.list().await.iter().map(|entry| entry.timestamp).collect();
-    assert!(instants.contains(&newest.created), "{instants:?} without {}", newest.created);
-    // It is what the volume was.
+    let points: Vec<_> = host.list().await.iter().map(|entry| entry.timestamp).collect();
+    assert!(points.contains(&newest.created), "{points:?} without {}", newest.created);
+    // Its content is that of the last run.
     model.write(&volume, 0, 99, 4096);
     let clone = CloneVolume {
         name: "then".parse().unwrap(),
-        snapshot: blockd_api::SnapshotRef::Id(newest.id),
+        snapshot: SnapshotRef::Id(newest.id),
         labels: Default::default(),
     };
     host.call_at(CLONE_VOLUME, &"v".parse().unwrap(), &clone).await;
@@ -166,17 +155,16 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
     let last = &plan.snapshots[0];
     assert_eq!(last.verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
     assert_eq!((last.snapshot, last.name.as_ref()), (newest.id, Some(&newest.name)));
-    host.stop().await;
-    host.start().await;
+    host.restart().await;
     let schedule = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
-    let told: Vec<_> = schedule
+    let copies: Vec<_> = schedule
         .copies
         .iter()
         .map(|copy| (copy.credential.is_some(), copy.kept, copy.retain.keep_last, copy.last_state))
         .collect();
     let done = Some(RunState::Done);
-    assert_eq!(told, [(false, 3, 3, done), (true, 2, 2, done), (true, 4, 4, done)]);
-    // The backups still build on each other.
+    assert_eq!(copies, [(false, 3, 3, done), (true, 2, 2, done), (true, 4, 4, done)]);
+    // Later backups are still incremental.
     let runs = host.ran(&schedule).await;
     assert!(runs.iter().filter_map(|run| run.cloudsnap).any(|id| id.incremental), "{runs:?}");
 
@@ -185,26 +173,16 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
 }
 
 impl Host {
-    /// Waits until retention leaves so many cloud snapshots.
-    async fn until_stored(&self, count: usize) {
-        for _ in 0..2400 {
-            if self.list().await.len() == count {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Deletes a schedule: all of its backups and snapshots stay, and the plan still gives the reason.
+    /// Deletes a schedule; asserts that its backups and snapshots stay, with a reason in the plan.
     async fn assert_kept_without_schedule(&self, schedule: &Schedule) {
         let plan = self.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
         self.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await;
-        let gone = self.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
+        let after = self.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
         let kept = plan.snapshots.iter().filter(|judged| !judged.verdict.is_delete()).count();
-        assert!(gone.snapshots.len() >= kept && !gone.cloudsnaps.is_empty(), "{gone:?}");
+        assert!(after.snapshots.len() >= kept && !after.cloudsnaps.is_empty(), "{after:?}");
         let is_kept = |verdict: &Verdict| *verdict == Verdict::Keep(vec![KeepReason::ScheduleGone]);
-        assert!(gone.cloudsnaps.iter().all(|judged| is_kept(&judged.verdict)), "{gone:?}");
-        assert!(gone.snapshots.iter().all(|judged| is_kept(&judged.verdict)), "{gone:?}");
+        assert!(after.cloudsnaps.iter().all(|judged| is_kept(&judged.verdict)), "{after:?}");
+        assert!(after.snapshots.iter().all(|judged| is_kept(&judged.verdict)), "{after:?}");
     }
 }
 
@@ -213,8 +191,8 @@ async fn local_snapshot_schedule_freezes_a_group_without_location() {
     let mut host = Host::new().await;
     host.grouped_volumes().await;
     let request = CreateSchedule {
-        selector: Selector { group: Some("shop".parse().unwrap()), ..Selector::default() },
-        rules: never(),
+        selector: select_group("shop"),
+        rules: vec![rule(NEVER)],
         local: Some(Retention::max(1).unwrap()),
         ..CreateSchedule::default()
     };
@@ -224,11 +202,11 @@ async fn local_snapshot_schedule_freezes_a_group_without_location() {
         let runs = host.ran(&schedule).await;
         assert!(runs.iter().all(|run| matches!(run.state, RunState::Done | RunState::Expired)), "{runs:?}");
     }
-    let left = host.left(3).await;
+    let left = host.scheduled_when(3).await;
     assert!(left.iter().all(|snapshot| snapshot.created == left[0].created), "{left:?}");
     let group = left[0].taken_with.as_ref().unwrap();
     assert_eq!((group.members, group.group.as_ref().unwrap().as_str()), (3, "shop"));
-    // Neither place nor local snapshots: that protects nothing.
+    // A schedule without location and local snapshots protects nothing.
     let none = UpdateSchedule { local: Some(None), ..UpdateSchedule::default() };
     host.refused_at(ErrorCode::InvalidRequest, UPDATE_SCHEDULE, &schedule.uuid, &none).await;
     host.stop().await;
@@ -272,32 +250,28 @@ async fn local_snapshot_is_kept_after_a_failed_backup() {
     host.create_credential().await;
     host.create_volume("v").await;
     let schedule = host.local_schedule("v", 1, &["nas"]).await;
-    // The store is away.
-    let hidden = host.store.path().with_extension("away");
-    std::fs::rename(host.store.path(), &hidden).unwrap();
-    std::fs::write(host.store.path(), "").unwrap();
+    let away = host.hide_store();
+    fs::write(host.store.path(), "").unwrap();
     let runs = host.ran(&schedule).await;
     let state = |local: bool| runs.iter().find(|run| run.local == local).map(|run| run.state);
     assert_eq!((state(true), state(false)), (Some(RunState::Done), Some(RunState::Failed)), "{runs:?}");
     let first = host.scheduled_snapshots().await.remove(0);
-    std::fs::remove_file(host.store.path()).unwrap();
-    std::fs::rename(&hidden, host.store.path()).unwrap();
+    fs::remove_file(host.store.path()).unwrap();
+    host.show_store(&away);
 
     // A snapshot of a resumable task cannot be deleted.
-    let wanted = blockd_api::SnapshotRef::Id(first.id);
-    let stopped =
-        "UPDATE tasks SET state = 'stopped', detail = json_set(detail, '$.resumable', json('true'))";
-    host.sql(stopped);
+    let wanted = SnapshotRef::Id(first.id);
+    host.sql("UPDATE tasks SET state = 'stopped', detail = json_set(detail, '$.resumable', json('true'))");
     host.refused_at(ErrorCode::SnapshotInUse, DELETE_SNAPSHOT, &wanted, &Default::default()).await;
     let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.snapshots;
     assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::InUse]));
-    // The next backup gives the old one up.
+    // The next backup abandons the task.
     let runs = host.ran(&schedule).await;
     assert_eq!(runs.iter().filter(|run| run.state == RunState::Failed).count(), 1, "{runs:?}");
-    let left = host.left(1).await;
+    let left = host.scheduled_when(1).await;
     assert_ne!(left[0].id, first.id);
-    // What people delete counts no more.
-    host.call_at(DELETE_SNAPSHOT, &blockd_api::SnapshotRef::Id(left[0].id), &Default::default()).await;
+    // The run of a manually deleted snapshot expires.
+    host.delete_snapshot(&left[0].id.to_string()).await;
     host.engine().schedule_runner.scheduler_pass(jiff::Timestamp::now()).await.unwrap();
     let runs = host.settled().await;
     assert!(runs.iter().filter(|run| run.local).all(|run| run.state == RunState::Expired), "{runs:?}");
@@ -310,30 +284,25 @@ async fn slow_upload_does_not_delay_local_snapshots() {
     host.create_credential().await;
     let volume = host.create_volume("v").await;
     Model::new().write(&volume, 0, 1, 8 << 20);
-    let slow = StartBackup {
-        limits: blockd_api::tasks::TaskLimits {
-            limit_upload_bytes_per_s: Some(1 << 10),
-            limit_download_bytes_per_s: None,
-        },
-        ..StartBackup::of("v".parse().unwrap())
-    };
+    let limits = TaskLimits { limit_upload_bytes_per_s: Some(1 << 10), ..TaskLimits::default() };
+    let slow = StartBackup { limits, ..backup_of("v") };
     let task = host.call(START_BACKUP, &slow).await.task;
     let schedule = host.local_schedule("v", 9, &["nas"]).await;
     for round in 1..=3 {
         host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
-        host.left(round).await;
+        host.scheduled_when(round).await;
     }
     let query = ListRuns { volume: Some(VolumeRef::Name("v".parse().unwrap())), ..ListRuns::default() };
     let runs = host.call(LIST_RUNS, &query).await.runs;
     let waiting = runs.iter().filter(|run| !run.local && run.state == RunState::Queued).count();
     assert_eq!(waiting, 1, "{runs:?}");
-    host.call_at(STOP_TASK, &task, &blockd_api::tasks::StopTask { discard: true }).await;
+    host.call_at(STOP_TASK, &task, &DISCARD).await;
     let runs = host.settled().await;
     assert!(runs.iter().any(|run| !run.local && run.state == RunState::Done), "{runs:?}");
     host.stop().await;
 }
 
-/// With the store away, the backups of a few volumes hold all places for as long as it takes.
+/// Backups to an unreachable store may hold all slots.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn local_snapshots_are_taken_without_a_backup_slot() {
     let mut host = Host::new().await;
@@ -344,12 +313,11 @@ async fn local_snapshots_are_taken_without_a_backup_slot() {
     host.daemon = Some(Daemon::start(full, false).await.unwrap());
     let schedule = host.local_schedule("v", 3, &["nas"]).await;
     host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
-    host.left(1).await;
+    host.scheduled_when(1).await;
     let waits = |run: &&Run| run.state == RunState::Queued;
     assert_eq!(host.runs().await.iter().filter(waits).map(|run| run.local).collect::<Vec<_>>(), [false]);
-    // The backup is made when there is a place again.
-    host.stop().await;
-    host.start().await;
+    // The backup starts when a slot is available.
+    host.restart().await;
     assert!(host.settled().await.iter().all(|run| run.state == RunState::Done), "{:?}", host.runs().await);
     assert_eq!((host.list().await.len(), host.scheduled_snapshots().await.len()), (1, 1));
     host.stop().await;
@@ -370,6 +338,6 @@ async fn snapshot_of_a_running_rollback_is_not_deleted() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(host.scheduled_snapshots().await.len(), 2);
     drop(mark);
-    host.left(1).await;
+    host.scheduled_when(1).await;
     host.stop().await;
 }

@@ -1,6 +1,9 @@
-//! Credentials that get other keys.
+//! Updates of credentials: passphrases, references, and data keys that exist on one host only.
 
-use super::*;
+use super::{
+    key_slots::{rekey, rotate_key, slots},
+    *,
+};
 use blockd_api::{
     ApiError, CredentialRef, Secret, SecretInput, SecretRef,
     credential_update::UpdateCredential,
@@ -9,12 +12,12 @@ use blockd_api::{
 use blockd_cloud::{OpenOptions, Repository};
 use std::os::unix::fs::PermissionsExt;
 
-/// A secret in a file, and where it lies.
-pub(super) fn put(host: &Host, name: &str, text: &str) -> SecretRef {
+/// Writes a secret to a file; returns the reference to it.
+pub(super) fn put_secret(host: &Host, name: &str, text: &str) -> SecretRef {
     let path = host.dir.path().join("secrets").join(name);
-    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-    std::fs::write(&path, text).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     format!("file:{}", path.display()).parse().unwrap()
 }
 
@@ -33,18 +36,16 @@ async fn stored(host: &Host) -> (Vec<u8>, Option<SecretRef>) {
     (row.data_keys, row.passphrase_from)
 }
 
-/// The references of the only credential.
+/// Returns the references of the only credential.
 async fn references(host: &Host) -> Vec<SecretRef> {
     let row = host.engine().repositories.credential_rows().await.unwrap().pop().unwrap();
     blockd_engine::repositories::references::references_of(&row).cloned().collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn external_passphrase_and_back_keeps_the_history() {
+async fn passphrase_moved_outside_and_back_keeps_the_chain() {
     let mut host = Host::new().await;
-    host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await;
-    host.create_volume("data").await;
-    host.backup("data", true).await;
+    host.encrypted_backup().await;
     let next = async |host: &Host, seed| {
         let content = pattern(seed, 65_536);
         host.volume("data").write(0, &content, false).unwrap();
@@ -52,30 +53,28 @@ async fn external_passphrase_and_back_keeps_the_history() {
         assert_eq!(task.backup_type, Some(BackupType::Incremental));
     };
 
-    let reference = put(&host, "passphrase", "first");
+    let reference = put_secret(&host, "passphrase", "first");
     let nas: CredentialRef = "nas".parse().unwrap();
     let moved = host.call_at(UPDATE_CREDENTIAL, &nas, &passphrase(reference.clone())).await;
     assert_eq!(moved.encryption_key_from.as_ref(), Some(&reference));
-    assert_eq!(stored(&host).await, (Vec::new(), Some(reference.clone())), "no key rests here");
+    assert_eq!(stored(&host).await, (Vec::new(), Some(reference.clone())), "no key is stored on this host");
     assert_eq!(references(&host).await, std::slice::from_ref(&reference));
     next(&host, 1).await;
-    host.stop().await;
-    host.start().await;
+    host.restart().await;
     next(&host, 2).await;
 
-    // Another place, which holds the same; then that of before may go.
-    let other = put(&host, "other", "first");
+    // Another file with the same passphrase; the first file is not needed any more.
+    let other = put_secret(&host, "other", "first");
     update(&host, passphrase(other.clone())).await.unwrap();
-    std::fs::remove_file(host.dir.path().join("secrets/passphrase")).unwrap();
+    fs::remove_file(host.dir.path().join("secrets/passphrase")).unwrap();
     host.engine().credentials.validate_credential(&nas).await.unwrap();
 
     let back = update(&host, passphrase(Secret::new("first".into()))).await.unwrap();
     assert_eq!((back.encryption_key_from, references(&host).await), (None, vec![]));
     assert!(!stored(&host).await.0.is_empty());
-    std::fs::remove_file(host.dir.path().join("secrets/other")).unwrap();
+    fs::remove_file(host.dir.path().join("secrets/other")).unwrap();
     next(&host, 3).await;
-    host.stop().await;
-    host.start().await;
+    host.restart().await;
     next(&host, 4).await;
     assert_eq!(host.list().await.len(), 5);
 }
@@ -85,7 +84,7 @@ async fn failed_credential_update_changes_nothing() {
     let host = Host::new().await;
     host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await;
     let before = stored(&host).await;
-    let another = put(&host, "another", "planted-another");
+    let another = put_secret(&host, "another", "planted-another");
     for wrong in [passphrase(another), passphrase(Secret::new("planted-another".into()))] {
         let error = update(&host, wrong).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::WrongPassphrase);
@@ -109,10 +108,10 @@ async fn failed_credential_update_changes_nothing() {
     let error = update(&host, UpdateCredential::default()).await.unwrap_err();
     assert!(error.message.contains("at least one flag"), "{error}");
 
-    // The same passphrase, and another repository in the same place.
+    // Another repository with the same passphrase at the same path.
     let aside = host.store.path().join("aside");
     host.move_key_slots(&aside);
-    let right = put(&host, "right", "first");
+    let right = put_secret(&host, "right", "first");
     let error = update(&host, passphrase(right.clone())).await.unwrap_err();
     assert!(error.message.contains("does not hold the repository of credential nas"), "{error}");
     let store = blockd_store::LocalStore::open(host.store.path()).unwrap();
@@ -122,7 +121,7 @@ async fn failed_credential_update_changes_nothing() {
     assert_eq!(stored(&host).await, before);
 
     host.move_key_slots(&host.store.path().join("foreign"));
-    host.upload_key_slots(&aside);
+    host.restore_key_slots(&aside);
     update(&host, passphrase(right)).await.unwrap();
 }
 
@@ -130,26 +129,15 @@ async fn failed_credential_update_changes_nothing() {
 async fn local_keys_are_not_uploaded() {
     let host = Host::new().await;
     host.call(CREATE_CREDENTIAL, &host.credential("nas", Some("first"))).await;
-    let slots: Vec<String> =
-        walk(host.store.path()).into_iter().filter(|path| path.contains("key")).collect();
-    let nas: CredentialRef = "nas".parse().unwrap();
-    let rekey = blockd_api::credentials::RekeyCredential {
-        passphrase: Some(Secret::new("first".into())),
-        new_passphrase: None,
-        new_data_key: true,
-        accept_key: None,
-    };
-    host.engine().credentials.rekey_credential(&nas, rekey).await.unwrap();
-    slots.iter().for_each(|slot| std::fs::remove_file(host.store.path().join(slot)).unwrap());
-    host.sql("UPDATE credentials SET key_slots = x''");
+    let slots = slots(&host);
+    rekey(&host, &"nas".parse().unwrap(), rotate_key()).await;
+    host.lose_slots(&slots);
     let before = stored(&host).await;
-    let reference = put(&host, "passphrase", "first");
+    let reference = put_secret(&host, "passphrase", "first");
     let error = update(&host, passphrase(reference)).await.unwrap_err();
     assert!(error.message.contains("1 data keys of credential nas exist on this host only"), "{error}");
     assert_eq!(stored(&host).await, before);
-    // Sealed, they are all kept.
+    // A passphrase stored in the database keeps all keys.
     update(&host, passphrase(Secret::new("first".into()))).await.unwrap();
-    let opened =
-        host.engine().repositories.opened.lock().values().map(|(one, _)| one.keys().len()).sum::<usize>();
-    assert_eq!(opened, 2);
+    assert_eq!(host.open_keys(), 2);
 }

@@ -1,17 +1,25 @@
-//! Tasks that are stopped, fail in the middle, and are taken up again or given up; and what is done about
-//! damage.
+//! Tasks that are stopped or fail and are resumed or abandoned; damage; garbage collection.
 
 use super::*;
 use blockd_api::{
     CredentialRef,
-    cloudsnaps::{BackupOptions, CollectGarbage, StartVerify, VerifyDepth},
+    cloudsnaps::{CollectGarbage, VerifyDepth},
     tasks::StopTask,
 };
 use jiff::{SignedDuration, Timestamp};
 use std::os::unix::fs::PermissionsExt;
 
+/// Bandwidth at which a task is stopped long before its end, and ends soon if it continues.
+const SLOW_BYTES_PER_S: u64 = 8 << 20;
+
+const KEEP: StopTask = StopTask { discard: false };
+pub(super) const DISCARD: StopTask = StopTask { discard: true };
+
+/// Offset in a pack of a byte of its second frame, which holds bytes 128 KiB to 256 KiB of the volume.
+const IN_SECOND_FRAME: usize = 64 + (200 << 10);
+
 impl Host {
-    /// Writes so much that a backup has several packs.
+    /// Creates a volume with enough data for several packs.
     pub(super) async fn fill(&self, name: &str) -> (Arc<Volume>, Model) {
         let volume = self.create_volume(name).await;
         let mut model = Model::new();
@@ -19,75 +27,80 @@ impl Host {
         (volume, model)
     }
 
-    /// Waits for a task to have this much behind it.
-    pub(super) async fn until_processed(&self, task: Uuid, bytes: u64) {
+    /// Waits until a condition holds on a task, which must not end before.
+    pub(super) async fn until_active(&self, task: Uuid, condition: impl Fn(&Task) -> bool) {
+        let mut wait = WaitTask::default();
         loop {
-            let seen = self.call_at(GET_TASK, &task, &WaitTask::default()).await;
+            let seen = self.call_at(GET_TASK, &task, &wait).await;
             assert!(!seen.state.stage.is_over(), "{seen:?}");
-            if seen.bytes_processed >= bytes {
+            if condition(&seen) {
                 return;
             }
-            let wait = WaitTask { wait_ms: Some(1_000), since_version: Some(seen.version) };
-            self.call_at(GET_TASK, &task, &wait).await;
+            wait = WaitTask { wait_ms: Some(1_000), since_version: Some(seen.version) };
         }
     }
 
-    /// From now on a second moves no more than this.
-    pub(super) async fn limited(&self, up: Option<u64>, down: Option<u64>) {
+    /// Waits until a task has processed data.
+    pub(super) async fn until_processed(&self, task: Uuid) {
+        self.until_active(task, |seen| seen.bytes_processed > 0).await;
+    }
+
+    /// Waits until a task has processed data, and stops it.
+    async fn stop_in_progress(&self, task: Uuid) -> Task {
+        self.until_processed(task).await;
+        let stopped = self.call_at(STOP_TASK, &task, &KEEP).await;
+        assert!(stopped.resumable, "{stopped:?}");
+        stopped
+    }
+
+    /// Stops a backup to a slow store after its first pack.
+    pub(super) async fn stopped_backup(&self) -> (Uuid, Arc<Volume>, Model) {
+        let (volume, model) = self.fill("data").await;
+        self.limited(Some(SLOW_BYTES_PER_S), None).await;
+        let task = self.start_backup("data", false).await;
+        self.stop_in_progress(task).await;
+        (task, volume, model)
+    }
+
+    /// Creates a credential with bandwidth limits.
+    async fn limited(&self, up: Option<u64>, down: Option<u64>) {
         let mut request = self.credential("nas", None);
         request.connection.limit_upload_bytes_per_s = up;
         request.connection.limit_download_bytes_per_s = down;
         self.call(CREATE_CREDENTIAL, &request).await;
     }
 
-    /// From now on nothing is limited any more; takes effect for tasks that begin later.
-    pub(super) fn unlimited(&self) {
+    /// Removes the bandwidth limits of the credential for tasks that start later.
+    pub(super) fn remove_limits(&self) {
         self.sql(
             "UPDATE credentials SET store = json_remove(store,
              '$.connection.limitUploadBytesPerS', '$.connection.limitDownloadBytesPerS')",
         );
         self.engine().repositories.forget_all();
     }
-
-    pub(super) fn packs(&self) -> usize {
-        walk(self.store.path()).iter().filter(|path| path.contains("/pack-")).count()
-    }
 }
-
-/// So slow that a task is stopped long before it is done, and so fast that one that goes on at this rate is
-/// done soon.
-pub const SLOW_BYTES_PER_S: u64 = 8 << 20;
-
-pub const KEEP: StopTask = StopTask { discard: false };
-const DISCARD: StopTask = StopTask { discard: true };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stopped_backup_resumes_with_the_stored_packs() {
     for restart in [false, true] {
         let mut host = Host::new().await;
-        let (volume, mut model) = host.fill("data").await;
-        host.limited(Some(SLOW_BYTES_PER_S), None).await;
-        let task = host.start_backup("data", false).await;
-        host.until_processed(task, 1).await;
+        let (task, volume, mut model) = host.stopped_backup().await;
+        assert!(!host.packs().is_empty() && walk(&host.store.path().join("blockd/manifests")).is_empty());
+        // A repeated stop succeeds; later writes are not in the backup.
         let stopped = host.call_at(STOP_TASK, &task, &KEEP).await;
         assert_eq!((stopped.state.to_string().as_str(), stopped.resumable), ("Backup-Stopped", true));
-        let packs = host.packs();
-        assert!(packs >= 1 && walk(&host.store.path().join("blockd/manifests")).is_empty());
-        // Stopping it again is no error; what is written now is not in it.
-        assert!(host.call_at(STOP_TASK, &task, &KEEP).await.resumable);
         let frozen = model.clone();
         model.write(&volume, 5000, 9, 100_000);
         drop(volume);
         if restart {
-            host.stop().await;
-            host.start().await;
+            host.restart().await;
         }
-        host.unlimited();
+        host.remove_limits();
         let resumed = host.call_at(RESUME_TASK, &task, &()).await;
         assert_eq!(resumed.state.to_string(), "Backup-Pending");
         let done = host.done(task).await;
         assert_eq!(done.resumed, 1);
-        // What was in flight is sent again, what was there is not.
+        // Only packs in flight are uploaded again.
         assert!(done.bytes_uploaded < SIZE_BYTES + (34 << 20), "{}", done.bytes_uploaded);
         frozen.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
         assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
@@ -100,27 +113,22 @@ async fn stopped_backup_resumes_with_the_stored_packs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn abandoned_backup_leaves_no_objects() {
     let host = Host::new().await;
-    let (volume, model) = host.fill("data").await;
-    host.limited(Some(SLOW_BYTES_PER_S), None).await;
-    let stopped = async || {
-        let task = host.start_backup("data", false).await;
-        host.until_processed(task, 1).await;
-        assert!(host.call_at(STOP_TASK, &task, &KEEP).await.resumable);
-        assert_eq!(volume.snapshots().len(), 1);
-        task
-    };
-    let task = stopped().await;
-    assert!(host.packs() > 0);
-    let given_up = host.call_at(STOP_TASK, &task, &DISCARD).await;
-    assert!(!given_up.resumable);
+    let (task, volume, model) = host.stopped_backup().await;
+    assert_eq!(volume.snapshots().len(), 1);
+    assert!(!host.packs().is_empty());
+    assert!(!host.call_at(STOP_TASK, &task, &DISCARD).await.resumable);
     host.assert_tidy();
-    // Its objects are deleted too: no other run can commit it.
-    while host.packs() > 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    // Its objects are deleted in the background.
+    eventually(async || {
+        let packs = host.packs();
+        if packs.is_empty() { Ok(()) } else { Err(packs) }
+    })
+    .await;
 
-    let task = stopped().await;
-    host.unlimited();
+    let task = host.start_backup("data", false).await;
+    host.stop_in_progress(task).await;
+    assert_eq!(volume.snapshots().len(), 1);
+    host.remove_limits();
     let done = host.backup("data", false).await;
     host.refused_at(ErrorCode::TaskEnded, RESUME_TASK, &task, &()).await;
     host.assert_tidy();
@@ -129,32 +137,18 @@ async fn abandoned_backup_leaves_no_objects() {
     // A task that is not resumed for a week is abandoned.
     host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
     host.limited(Some(SLOW_BYTES_PER_S), None).await;
-    let request = StartBackup {
-        options: BackupOptions { full: true, ..Default::default() },
-        ..StartBackup::of("data".parse().unwrap())
-    };
-    let task = host.call(START_BACKUP, &request).await.task;
-    host.until_processed(task, 1).await;
-    host.call_at(STOP_TASK, &task, &KEEP).await;
-    let week = SignedDuration::from_hours(7 * 24);
-    host.engine()
-        .runner
-        .abandon_expired(Timestamp::now() + week - SignedDuration::from_hours(1))
-        .await
-        .unwrap();
+    let task = host.start_backup("data", true).await;
+    host.stop_in_progress(task).await;
+    let (runner, week) = (&host.engine().runner, SignedDuration::from_hours(7 * 24));
+    runner.abandon_expired(Timestamp::now() + week - SignedDuration::from_hours(1)).await.unwrap();
     assert_eq!(host.engine().tasks.resumable_tasks().await.unwrap().len(), 1);
-    host.engine()
-        .runner
-        .abandon_expired(Timestamp::now() + week + SignedDuration::from_secs(2))
-        .await
-        .unwrap();
+    runner.abandon_expired(Timestamp::now() + week + SignedDuration::from_secs(2)).await.unwrap();
     host.assert_tidy();
-    // A volume and a credential can go although tasks were kept that used them.
-    let task = host.call(START_BACKUP, &request).await.task;
-    host.until_processed(task, 1).await;
-    host.call_at(STOP_TASK, &task, &KEEP).await;
+    // A volume with a resumable task can be deleted.
+    let task = host.start_backup("data", true).await;
+    host.stop_in_progress(task).await;
     drop(volume);
-    host.call_at(DELETE_VOLUME, &"data".parse().unwrap(), &Default::default()).await;
+    host.delete_volume("data").await;
     assert_eq!(host.engine().tasks.resumable_tasks().await.unwrap().len(), 0);
 }
 
@@ -166,30 +160,25 @@ async fn stopped_restore_fetches_the_remainder_only() {
         host.limited(None, Some(SLOW_BYTES_PER_S)).await;
         let id = host.backup("data", false).await.source_volume.unwrap();
         drop(volume);
-        let request =
-            StartRestore { volume: Some("copy".parse().unwrap()), ..StartRestore::of(id.parse().unwrap()) };
-        let task = host.call(START_RESTORE, &request).await.task;
-        host.until_processed(task, 1).await;
-        let stopped = host.call_at(STOP_TASK, &task, &KEEP).await;
-        assert!(stopped.resumable && stopped.state.to_string() == "Restore-Stopped");
+        let task = host.call(START_RESTORE, &restore_as(&id, "copy")).await.task;
+        let stopped = host.stop_in_progress(task).await;
+        assert_eq!(stopped.state.to_string(), "Restore-Stopped");
         assert!(stopped.bytes_processed < SIZE_BYTES);
         if restart {
-            host.stop().await;
-            host.start().await;
+            host.restart().await;
         }
-        host.unlimited();
+        host.remove_limits();
         host.call_at(RESUME_TASK, &task, &()).await;
         let done = host.done(task).await;
-        // What was in flight when it was stopped is fetched twice, what was in place is not.
+        // Only data in flight at the stop is fetched twice.
         assert!(done.bytes_downloaded < 2 * SIZE_BYTES, "{}", done.bytes_downloaded);
         let fetched = done.bytes_downloaded - stopped.bytes_downloaded;
         assert!(fetched <= SIZE_BYTES - stopped.bytes_processed + (4 << 20), "{fetched}, {stopped:?}");
         model.assert_is(&host.volume("copy"));
         host.assert_tidy();
 
-        // Given up, it leaves no volume.
-        let request = StartRestore { volume: Some("third".parse().unwrap()), ..request };
-        let task = host.call(START_RESTORE, &request).await.task;
+        // An abandoned restore leaves no volume.
+        let task = host.call(START_RESTORE, &restore_as(&id, "third")).await.task;
         let stopped = host.client.call_at(STOP_TASK, &task, &DISCARD).await;
         if let Ok(stopped) = stopped
             && stopped.state.stage == TaskStage::Stopped
@@ -203,25 +192,21 @@ async fn stopped_restore_fetches_the_remainder_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn full_store_keeps_uploaded_packs() {
     let host = Host::new().await;
-    let (_, model) = host.fill("data").await;
-    host.limited(Some(SLOW_BYTES_PER_S), None).await;
-    let task = host.start_backup("data", false).await;
-    host.until_processed(task, 1).await;
-    assert!(host.call_at(STOP_TASK, &task, &KEEP).await.resumable);
-    host.unlimited();
-    // Nothing can be put there any more.
+    let (task, _, model) = host.stopped_backup().await;
+    host.remove_limits();
+    // The store refuses all further PUTs.
     let data = host.store.path().join("blockd/data");
     let dirs: Vec<_> = walk(&data).iter().map(|path| Path::new(path).parent().unwrap().to_owned()).collect();
     let set_mode = |mode| {
         for dir in &dirs {
-            std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).unwrap();
+            fs::set_permissions(dir, fs::Permissions::from_mode(mode)).unwrap();
         }
     };
     let is_root = rustix::process::geteuid().is_root();
     if is_root {
-        // Root may write anywhere: a file stands where the next packs would go.
-        std::fs::rename(&data, data.with_extension("away")).unwrap();
-        std::fs::write(&data, "in the way").unwrap();
+        // Permissions do not restrict root: a file replaces the directory of the packs.
+        move_away(&data);
+        fs::write(&data, "no directory").unwrap();
     } else {
         set_mode(0o500);
     }
@@ -230,8 +215,8 @@ async fn full_store_keeps_uploaded_packs() {
     assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", true), "{failed:?}");
     assert!(failed.error.is_some());
     if is_root {
-        std::fs::remove_file(&data).unwrap();
-        std::fs::rename(data.with_extension("away"), &data).unwrap();
+        fs::remove_file(&data).unwrap();
+        fs::rename(data.with_extension("away"), &data).unwrap();
     } else {
         set_mode(0o700);
     }
@@ -243,7 +228,7 @@ async fn full_store_keeps_uploaded_packs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn damage_is_found_shown_restored_past_and_healed() {
+async fn damage_is_found_listed_skipped_and_healed() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     host.create_credential().await;
@@ -252,8 +237,7 @@ async fn damage_is_found_shown_restored_past_and_healed() {
     let full = host.backup("data", false).await.source_volume.unwrap();
     let verify = async |snap: Option<&str>, depth| {
         let snap = snap.map(|snap| snap.parse().unwrap());
-        let request = StartVerify { snap, depth, cred_id: None };
-        host.wait(host.call(START_VERIFY, &request).await.task).await
+        host.verify(&StartVerify { snap, depth, cred_id: None }).await
     };
     for depth in [VerifyDepth::Quick, VerifyDepth::Frames, VerifyDepth::Deep] {
         let task = verify(Some(&full), depth).await;
@@ -268,11 +252,7 @@ async fn damage_is_found_shown_restored_past_and_healed() {
     }
     host.assert_tidy();
 
-    // Bytes 128 KiB to 256 KiB are in the second frame.
-    let pack = walk(host.store.path()).into_iter().find(|path| path.contains("/pack-")).unwrap();
-    let mut bytes = std::fs::read(&pack).unwrap();
-    bytes[64 + (200 << 10)] ^= 1;
-    std::fs::write(&pack, &bytes).unwrap();
+    flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
     assert_eq!(verify(None, VerifyDepth::Quick).await.state.stage, TaskStage::Done);
     let task = verify(None, VerifyDepth::Frames).await;
     assert_eq!(task.state.to_string(), "Verify-Failed");
@@ -284,12 +264,11 @@ async fn damage_is_found_shown_restored_past_and_healed() {
     let (offset, len) = (lost.ranges[0].offset_bytes as usize, lost.ranges[0].len_bytes as usize);
     assert_eq!((lost.ranges.len(), offset, len), (1, 128 << 10, 128 << 10));
     assert_eq!(host.list().await[0].metadata.verify_result.as_deref(), Some("Damaged"));
-    // A look at the listing does not make it sound again.
+    // A quick verification does not reset the result.
     assert_eq!(verify(Some(&full), VerifyDepth::Quick).await.state.stage, TaskStage::Done);
     assert_eq!(host.list().await[0].metadata.verify_result.as_deref(), Some("Damaged"));
 
-    let mut request =
-        StartRestore { volume: Some("past".parse().unwrap()), ..StartRestore::of(full.parse().unwrap()) };
+    let mut request = restore_as(&full, "past");
     let refused = host.wait(host.call(START_RESTORE, &request).await.task).await;
     assert_eq!((refused.state.stage, refused.resumable), (TaskStage::Failed, false));
     request.skip_damaged = true;
@@ -299,7 +278,7 @@ async fn damage_is_found_shown_restored_past_and_healed() {
     without.0[offset..offset + len].fill(0);
     without.assert_is(&host.volume("past"));
 
-    // The next backup carries what was lost, and is whole.
+    // The next backup includes the lost blocks and is complete.
     model.write(&volume, 10 << 20, 5, 4096);
     let next = host.backup("data", false).await;
     assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), (128 << 10) + 4096));
@@ -307,13 +286,13 @@ async fn damage_is_found_shown_restored_past_and_healed() {
     model.assert_is(&*host.restore(&next, "healed").await);
     let task = verify(Some(&next), VerifyDepth::Deep).await;
     assert_eq!(task.state.stage, TaskStage::Done, "{task:?}");
-    // The damaged frame is still there, and costs the older one what it did.
+    // The newer cloud snapshot does not need the damaged frame.
     let task = verify(Some(&next), VerifyDepth::Frames).await;
     assert_eq!(task.findings.unwrap().damaged_snapshots, Vec::<String>::new());
     host.assert_tidy();
 }
 
-/// A verification with another credential of the repository found the damage, after a sound one.
+/// Another credential of the same repository found the damage, after a verification without findings.
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_found_with_another_credential_is_healed() {
     let host = Host::new().await;
@@ -322,63 +301,54 @@ async fn damage_found_with_another_credential_is_healed() {
     let mut model = Model::new();
     model.write(&volume, 0, 1, 1 << 20);
     let full = host.backup("data", false).await.source_volume.unwrap();
-    let mut other = host.credential("other", None);
-    other.provider = StoreConfig::Local { path: host.store.path().join(".") };
-    let other = CredentialRef::Id(host.call(CREATE_CREDENTIAL, &other).await.uuid);
+    let other = CredentialRef::Id(host.create_credential_at("other", host.store.path().join(".")).await);
     let verify = async |cred_id: &CredentialRef| {
         let (snap, cred_id) = (Some(full.parse().unwrap()), Some(cred_id.clone()));
-        let request = StartVerify { snap, depth: VerifyDepth::Frames, cred_id };
-        host.wait(host.call(START_VERIFY, &request).await.task).await.state.stage
+        host.verify(&StartVerify { snap, depth: VerifyDepth::Frames, cred_id }).await.state.stage
     };
     assert_eq!(verify(&own).await, TaskStage::Done);
-    let pack = walk(host.store.path()).into_iter().find(|path| path.contains("/pack-")).unwrap();
-    let mut bytes = std::fs::read(&pack).unwrap();
-    bytes[64 + (200 << 10)] ^= 1;
-    std::fs::write(&pack, &bytes).unwrap();
+    flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
     assert_eq!(verify(&other).await, TaskStage::Failed);
     model.write(&volume, 10 << 20, 5, 4096);
-    let backup = StartBackup { cred_id: Some(own), ..StartBackup::of("data".parse().unwrap()) };
-    let next = host.done(host.call(START_BACKUP, &backup).await.task).await;
+    let next = host.run_backup(&StartBackup { cred_id: Some(own), ..backup_of("data") }).await;
     assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), (128 << 10) + 4096));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn content_that_is_not_the_volumes_is_found() {
+async fn deep_verification_finds_untracked_writes() {
     let host = Host::new().await;
     let volume = host.create_volume("data").await;
     host.create_credential().await;
     Model::new().write(&volume, 0, 1, 1 << 20);
     let id = host.backup("data", false).await.source_volume.unwrap();
-    // As if the tracking had missed this write: it is in no set of changed blocks.
+    // As if tracking had missed this write: no dirty set includes it.
     Model::new().write(&volume, 5 * BLOCK, 7, 2 * BLOCK as usize);
-    let taken =
-        host.client.call_at(CREATE_SNAPSHOT, &"data".parse().unwrap(), &CreateSnapshot::default()).await;
-    let epoch = taken.unwrap().epoch;
-    let tell = |epoch| host.sql(&format!("UPDATE chains SET epoch = {epoch}"));
+    let epoch = host.take_snapshot("data", &CreateSnapshot::default()).await.epoch;
+    let set_epoch = |epoch| host.sql(&format!("UPDATE chains SET epoch = {epoch}"));
     let before: i64 = host
         .engine()
         .db
         .transaction::<_, DbError>(|tx| Ok(tx.query_row("SELECT epoch FROM chains", [], |row| row.get(0))?))
         .unwrap();
-    tell(i64::try_from(epoch.0).unwrap());
+    set_epoch(i64::try_from(epoch.0).unwrap());
     let request = StartVerify { snap: Some(id.parse().unwrap()), depth: VerifyDepth::Deep, cred_id: None };
-    let task = host.wait(host.call(START_VERIFY, &request).await.task).await;
+    let task = host.verify(&request).await;
     assert_eq!(task.state.stage, TaskStage::Failed, "{task:?}");
     let damage = task.findings.unwrap().damage;
     assert!(damage[0].what.contains("2 blocks differ"), "{damage:?}");
     assert_eq!(damage[0].affects[0].ranges[0].offset_bytes, 5 * BLOCK);
-    tell(before);
+    set_epoch(before);
 
-    // What has changed is not compared; what was recorded is.
-    let request = StartVerify { snap: Some(id.parse().unwrap()), depth: VerifyDepth::Deep, cred_id: None };
-    let task = host.done(host.call(START_VERIFY, &request).await.task).await;
+    // Blocks that changed since are not compared.
+    let task = host.verify(&request).await;
+    assert_eq!(task.state.stage, TaskStage::Done, "{task:?}");
     assert_eq!(task.findings.unwrap().compared_bytes, (1 << 20) - 2 * BLOCK);
     let digest = host
         .engine()
         .db
         .transaction::<_, DbError>(|tx| Ok(tx.execute("UPDATE proofs SET digest = zeroblob(32)", [])?));
     assert_eq!(digest.unwrap(), 1);
-    let task = host.wait(host.call(START_VERIFY, &request).await.task).await;
+    let task = host.verify(&request).await;
     assert_eq!(task.state.stage, TaskStage::Failed);
     assert!(task.findings.unwrap().damage[0].what.contains("differs from that of an earlier verification"));
 }
@@ -386,29 +356,24 @@ async fn content_that_is_not_the_volumes_is_found() {
 #[tokio::test(flavor = "multi_thread")]
 async fn old_unreferenced_garbage_is_collected() {
     let host = Host::new().await;
-    let (volume, model) = host.fill("data").await;
-    host.limited(Some(SLOW_BYTES_PER_S), None).await;
-    let task = host.start_backup("data", false).await;
-    host.until_processed(task, 1).await;
-    host.call_at(STOP_TASK, &task, &KEEP).await;
-    let packs = host.packs();
+    let (_, volume, model) = host.stopped_backup().await;
+    let packs = host.packs().len();
     let credential = host.engine().repositories.credential(None).await.unwrap();
     let later = Timestamp::now() + SignedDuration::from_hours(9 * 24);
-    // It can be taken up again.
+    // Objects of a resumable task are not garbage.
     let report = host.engine().maintenance.collect_garbage_of(&credential, false, || later).await.unwrap();
-    assert_eq!((report.garbage.len(), host.packs()), (0, packs));
-    // It is unknown now.
+    assert_eq!((report.garbage.len(), host.packs().len()), (0, packs));
     host.sql("DELETE FROM tasks");
     let dry = host.call(COLLECT_GARBAGE, &CollectGarbage { dry_run: true, cred_id: None }).await;
     assert_eq!((dry.garbage.len(), dry.young.len(), dry.objects_deleted), (0, 1, 0));
     assert_eq!(dry.young[0].objects, packs as u64);
     let report = host.engine().maintenance.collect_garbage_of(&credential, true, || later).await.unwrap();
-    assert_eq!((report.garbage.len(), report.objects_deleted, host.packs()), (1, 0, packs));
-    host.unlimited();
+    assert_eq!((report.garbage.len(), report.objects_deleted, host.packs().len()), (1, 0, packs));
+    host.remove_limits();
     let id = host.backup("data", true).await.source_volume.unwrap();
-    // The age is judged by the time after the clocks were compared, which stores a probe object.
+    // The age is determined after the comparison of clocks, which stores a probe object.
     let probes = host.store.path().join("blockd/probe");
-    let _ = std::fs::remove_dir_all(&probes);
+    let _ = fs::remove_dir_all(&probes);
     let after_the_check = || {
         assert!(probes.is_dir(), "the clocks were not compared yet");
         later
@@ -421,67 +386,48 @@ async fn old_unreferenced_garbage_is_collected() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_places_get_one_point_and_each_ends_by_itself() {
+async fn backup_to_several_locations_shares_one_snapshot() {
     let mut host = Host::new().await;
     let (volume, mut model) = host.fill("data").await;
     host.create_credential().await;
     let second = tempfile::tempdir().unwrap();
-    let offsite = CreateCredential {
-        name: "offsite".parse().unwrap(),
-        provider: StoreConfig::Local { path: second.path().to_owned() },
-        ..host.credential("offsite", None)
-    };
-    host.call(CREATE_CREDENTIAL, &offsite).await;
-    let request = |names: &[&str]| StartBackup {
-        cred_id: Some(names[0].parse().unwrap()),
-        also: names[1..].iter().map(|name| name.parse().unwrap()).collect(),
-        ..StartBackup::of("data".parse().unwrap())
-    };
-    let both = request(&["nas", "offsite"]);
-    host.refused(ErrorCode::InvalidRequest, START_BACKUP, &request(&["nas", "nas"])).await;
+    host.create_credential_at("offsite", second.path()).await;
+    let both = backup_to("data", &["nas", "offsite"]);
+    host.refused(ErrorCode::InvalidRequest, START_BACKUP, &backup_to("data", &["nas", "nas"])).await;
     let started = host.call(START_BACKUP, &both).await;
     assert_eq!(started.also.len(), 1);
     let (one, two) = (host.done(started.task).await, host.done(started.also[0]).await);
     assert_ne!(one.source_volume, two.source_volume);
     host.assert_tidy();
     for (task, name) in [(&one, "one"), (&two, "two")] {
-        let request = StartRestore {
-            volume: Some(name.parse().unwrap()),
-            cred_id: Some(task.credential.to_string().parse().unwrap()),
-            ..StartRestore::of(task.source_volume.clone().unwrap().parse().unwrap())
-        };
-        host.done(host.call(START_RESTORE, &request).await.task).await;
-        model.assert_is(&host.volume(name));
+        let cred_id = Some(task.credential.to_string().parse().unwrap());
+        let request = StartRestore { cred_id, ..restore_as(task.source_volume.as_ref().unwrap(), name) };
+        model.assert_is(&*host.run_restore(&request).await);
     }
 
-    // One of the two places is gone: the other one has the point, and the failed one goes on with it later.
+    // One location fails: its task keeps the snapshot and resumes later.
     model.write(&volume, 1 << 20, 5, 9 << 20);
     let frozen = model.clone();
     let data = second.path().join("blockd/data");
-    std::fs::rename(&data, data.with_extension("away")).unwrap();
-    std::fs::write(&data, "in the way").unwrap();
+    move_away(&data);
+    fs::write(&data, "no directory").unwrap();
     let started = host.call(START_BACKUP, &both).await;
     assert_eq!(host.done(started.task).await.backup_type, Some(BackupType::Incremental));
     let failed = host.wait(started.also[0]).await;
     assert_eq!((failed.state.stage, failed.resumable), (TaskStage::Failed, true), "{failed:?}");
-    assert_eq!(volume.snapshots().len(), 1, "it reads the point still");
+    assert_eq!(volume.snapshots().len(), 1, "the failed task keeps the snapshot");
     model.write(&volume, 30 << 20, 6, 1 << 20);
-    std::fs::remove_file(&data).unwrap();
-    std::fs::rename(data.with_extension("away"), &data).unwrap();
+    fs::remove_file(&data).unwrap();
+    fs::rename(data.with_extension("away"), &data).unwrap();
     drop(volume);
-    host.stop().await;
-    host.start().await;
+    host.restart().await;
     host.call_at(RESUME_TASK, &started.also[0], &()).await;
     let done = host.done(started.also[0]).await;
     host.assert_tidy();
-    let request = StartRestore {
-        volume: Some("again".parse().unwrap()),
-        cred_id: Some("offsite".parse().unwrap()),
-        ..StartRestore::of(done.source_volume.unwrap().parse().unwrap())
-    };
-    host.done(host.call(START_RESTORE, &request).await.task).await;
-    frozen.assert_is(&host.volume("again"));
-    // The chains go on, each from where it is.
+    let cred_id = Some("offsite".parse().unwrap());
+    let request = StartRestore { cred_id, ..restore_as(&done.source_volume.unwrap(), "again") };
+    frozen.assert_is(&*host.run_restore(&request).await);
+    // Both chains continue.
     let started = host.call(START_BACKUP, &both).await;
     for task in [started.task, started.also[0]] {
         let done = host.done(task).await;

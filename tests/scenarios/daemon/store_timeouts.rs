@@ -1,0 +1,58 @@
+//! Unresponsive store: requests time out, and no task starts.
+
+use super::*;
+use blockd_api::cloudsnaps::InspectCloudsnap;
+use blockd_engine::error::ServiceError;
+use blockd_testkit::store::{Fault, FaultStore};
+
+/// Starts a host with a short store timeout, and a backup in a store with fault injection.
+async fn faulty_host() -> (Host, Arc<FaultStore>, Uuid, Cloudsnap) {
+    let mut host = Host::new().await;
+    host.stop().await;
+    let config = Config { store_answer_ms: 500, ..config(host.dir.path()) };
+    host.daemon = Some(Daemon::start(config, false).await.unwrap());
+    let credential = host.create_credential().await;
+    host.create_volume("data").await;
+    host.backup("data", true).await;
+    let snap = host.list().await.remove(0);
+    let faults = {
+        let mut opened = host.engine().repositories.opened.lock();
+        let (repository, _) = opened.get_mut(&credential).unwrap();
+        let faults = Arc::new(FaultStore::new(Arc::clone(repository.store())));
+        *repository = repository.with_store(faults.clone());
+        faults
+    };
+    (host, faults, credential, snap)
+}
+
+/// Returns the error of a request, which must not hang.
+async fn error_of<T>(request: impl Future<Output = Result<T, ServiceError>>) -> Option<ErrorCode> {
+    let result = tokio::time::timeout(TIMEOUT, request).await;
+    result.expect("the request has a timeout").err().map(|error| error.to_api().code)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unresponsive_store_times_out_and_starts_no_change() {
+    let (host, faults, credential, snap) = faulty_host().await;
+    let engine = host.engine();
+    let id = snap.id.to_string();
+    let lazy = StartLazyRestore { volume: Some("lazy".parse().unwrap()), ..lazy_restore(&id) };
+    let inspect = InspectCloudsnap { id: snap.id, cred_id: None };
+    faults.fail_all(Fault::Hang);
+    let timeout = Some(ErrorCode::StoreTimeout);
+    assert_eq!(error_of(engine.cloud_snapshots.inspect_cloudsnap(&inspect)).await, timeout);
+    assert_eq!(error_of(engine.deletions.start_delete(&delete_of(&id))).await, timeout);
+    // With a cached manifest, a lazy restore needs no request.
+    assert_eq!(error_of(engine.restores.start_lazy_restore(&lazy)).await, None);
+    assert!(engine.registry.by_name("lazy").is_some());
+    let lazy = StartLazyRestore { volume: Some("other".parse().unwrap()), ..lazy };
+    let key = snap.id.manifest_key();
+    engine.db.run(move |tx| blockd_catalog::DbManifestCache::remove(tx, credential, &key)).await.unwrap();
+    assert_eq!(error_of(engine.restores.start_lazy_restore(&lazy)).await, timeout);
+    assert_eq!(error_of(engine.restores.start_restore(&restore_as(&id, "plain"))).await, timeout);
+    assert_eq!(error_of(engine.restores.start_in_place(&in_place_restore(&id, "data"))).await, timeout);
+    faults.heal();
+    assert!(["other", "plain"].iter().all(|name| engine.registry.by_name(name).is_none()));
+    assert_eq!(engine.tasks.unfinished_tasks().await.unwrap().len(), 0);
+    assert_eq!(error_of(engine.cloud_snapshots.inspect_cloudsnap(&inspect)).await, None);
+}
