@@ -64,6 +64,19 @@ impl Host {
         self.engine().volumes.create_volume(request).await.unwrap();
     }
 
+    async fn update(&self, name: &str, request: UpdateVolume) {
+        self.engine().volumes.update_volume(&named(name), request).await.unwrap();
+    }
+
+    async fn grow(&self, name: &str, size_bytes: u64) {
+        self.update(name, UpdateVolume { size_bytes: Some(size_bytes), ..UpdateVolume::default() }).await;
+    }
+
+    async fn acknowledge_discarded_writes(&self, name: &str) {
+        let request = UpdateVolume { acknowledge_discarded_writes: true, ..UpdateVolume::default() };
+        self.update(name, request).await;
+    }
+
     async fn attach_with(&self, name: &str, request: AttachVolume) -> Result<Attachment, ApiError> {
         self.engine().devices.attach_volume(&named(name), request).await.map_err(|error| error.to_api())
     }
@@ -137,8 +150,7 @@ async fn device_older_than_a_loss_is_disconnected() {
     assert!(problem.contains(&format!("nbd{lost}")) && problem.contains("discarded"), "{problem}");
     let refused = host.attach("lost").await.unwrap_err();
     assert!(refused.message.contains("--acknowledge-discarded-writes"), "{refused:?}");
-    let acknowledge = UpdateVolume { acknowledge_discarded_writes: true, ..UpdateVolume::default() };
-    host.engine().volumes.update_volume(&named("lost"), acknowledge).await.unwrap();
+    host.acknowledge_discarded_writes("lost").await;
     host.attach("lost").await.unwrap();
 }
 
@@ -154,8 +166,7 @@ async fn mounted_device_older_than_a_loss_counts_as_disconnected() {
     let seen = host.seen("lost").unwrap();
     assert!(!seen.connected, "{seen:?}");
     assert!(seen.problem.is_some_and(|problem| problem.contains("discarded")));
-    let acknowledge = UpdateVolume { acknowledge_discarded_writes: true, ..UpdateVolume::default() };
-    host.engine().volumes.update_volume(&named("lost"), acknowledge).await.unwrap();
+    host.acknowledge_discarded_writes("lost").await;
     let refused = host.attach("lost").await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::DeviceInUse, "{refused}");
     host.kernel.mount(lost, false);
@@ -176,11 +187,9 @@ async fn stale_device_gets_no_sockets_when_its_volume_grows() {
     host.kernel.wait_for(&format!("refused: disconnect {lost}"));
     // A failed resize is repeated with new connections.
     host.kernel.refuse("resize", true);
-    let update = UpdateVolume { size_bytes: Some(SIZE_BYTES * 2), ..UpdateVolume::default() };
-    host.engine().volumes.update_volume(&named("lost"), update).await.unwrap();
+    host.grow("lost", SIZE_BYTES * 2).await;
     let kept = host.attach("kept").await.unwrap();
-    let update = UpdateVolume { size_bytes: Some(SIZE_BYTES * 2), ..UpdateVolume::default() };
-    host.engine().volumes.update_volume(&named("kept"), update).await.unwrap();
+    host.grow("kept", SIZE_BYTES * 2).await;
     host.kernel.wait_for(&format!("reconnect {kept}"));
     assert!(!host.kernel.take_done().contains(&format!("reconnect {lost}")));
     // A detach repeats the disconnect.
@@ -298,7 +307,7 @@ async fn pinned_device_is_not_given_to_another_volume_after_boot() {
         let request = AttachVolume { persistent: true, device, ..AttachVolume::default() };
         host.attach_with(name, request).await.unwrap();
     }
-    // Rows come in the order of the volumes' random ids: all but one want the same device.
+    // Rows are in the order of random volume ids; all but one request the same device.
     host.change_rows(|row| row.device = Some(40));
     for index in [0, 1, 2, 3, 40] {
         host.kernel.vanish(index);
@@ -370,8 +379,7 @@ async fn device_follows_the_growth_of_its_volume() {
     // A refused resize is retried.
     host.kernel.take_done();
     host.kernel.refuse("resize", true);
-    let update = |size_bytes| UpdateVolume { size_bytes: Some(size_bytes), ..UpdateVolume::default() };
-    host.engine().volumes.update_volume(&named("data"), update(LARGEST_BYTES)).await.unwrap();
+    host.grow("data", LARGEST_BYTES).await;
     host.kernel.wait_for(&format!("refused: resize 0 {LARGEST_BYTES}"));
     host.kernel.refuse("resize", false);
     host.kernel.wait_for(&format!("resize 0 {LARGEST_BYTES}"));
