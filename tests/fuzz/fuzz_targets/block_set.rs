@@ -1,4 +1,4 @@
-//! The encoding of block sets.
+//! Encoded block sets.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_testkit::block_set(data));

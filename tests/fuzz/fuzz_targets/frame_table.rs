@@ -1,4 +1,4 @@
-//! The index of a delta: its root, and a page, which is the table of frames.
+//! Index of a delta: root and page with frame tables.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_testkit::cloud::fuzz::frame_tables(data));

@@ -1,4 +1,4 @@
-//! Connections to the NBD server: the negotiation, and transmission in each of its modes.
+//! Connections to the NBD server: negotiation, and transmission in each reply mode.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| blockd_testkit::nbd(data));
