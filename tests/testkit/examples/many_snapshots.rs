@@ -1,5 +1,5 @@
-//! Puts the manifests of many snapshots into a directory, for measurements: they can be listed, and nothing
-//! can be read from them.
+//! Stores the manifests of many cloud snapshots in a directory, for benchmarks: they can be listed but not
+//! read.
 //!
 //! `cargo run -p blockd-testkit --example many_snapshots -- DIR VOLUMES SNAPSHOTS-OF-EACH`
 
@@ -12,7 +12,7 @@ use std::{error::Error, sync::Arc};
 async fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [dir, volumes, each] = args.as_slice() else {
-        return Err("give DIR VOLUMES SNAPSHOTS-OF-EACH".into());
+        return Err("usage: many_snapshots DIR VOLUMES SNAPSHOTS-OF-EACH".into());
     };
     let store = Arc::new(LocalStore::open(dir)?);
     let repo = Repository::open(store, None, &OpenOptions::default()).await?;

@@ -1,6 +1,5 @@
-//! Puts the snapshot of a full tebibyte into a directory, for measurements: its index is whole, of its blocks
-//! there are a few. Prints its id, and then where there is something to read, in bytes from the beginning of
-//! the volume.
+//! Stores the cloud snapshot of a full tebibyte in a directory, for benchmarks: a complete index and a few
+//! packs. Prints its id, and the offsets of readable blocks, in bytes.
 //!
 //! `cargo run -p blockd-testkit --example tebibyte -- DIR`
 
@@ -11,7 +10,7 @@ use std::{error::Error, sync::Arc};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let dir = std::env::args_os().nth(1).ok_or("give a directory")?;
+    let dir = std::env::args_os().nth(1).ok_or("usage: tebibyte DIR")?;
     let store = Arc::new(LocalStore::open(dir)?);
     let repo = Repository::open(store, None, &OpenOptions::default()).await?;
     let manifest = Tebibyte::put(&repo).await?;

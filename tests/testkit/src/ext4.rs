@@ -4,18 +4,17 @@ use crate::Image;
 use blockd_ext4::{FileKind, Filesystem, InodeNumber};
 use std::sync::Arc;
 
-/// Limits per image: files, bytes of each, extents of each.
+/// Limits of an image: files, bytes of each, extents of each.
 const MAX_FILES: usize = 60;
 const MAX_FILE_LEN: usize = 100_000;
 const MAX_EXTENTS: usize = 64;
 /// Entries of a directory.
 const MAX_ENTRIES: usize = 10_000;
 
-/// Opens an image and looks at what can be reached in it, but not for ever. How many files that were is
-/// returned.
+/// Opens an image and reads a limited number of reachable files; returns their number.
 ///
 /// # Panics
-/// If something does not hold.
+/// If a property is violated.
 pub fn explore(image: Vec<u8>) -> usize {
     let Ok(fs) = Filesystem::open(Arc::new(Image(image))) else { return 0 };
     let info = fs.info();
@@ -38,7 +37,7 @@ pub fn explore(image: Vec<u8>) -> usize {
                 for entry in fs.read_dir(&inode, MAX_ENTRIES).unwrap_or_default() {
                     assert!(!entry.name.iter().any(|byte| matches!(byte, 0 | b'/')));
                     assert!(!matches!(entry.name.as_slice(), b"" | b"." | b".."));
-                    // Two may have one name; the first is found.
+                    // Of two entries with the same name, the first is found.
                     assert!(fs.lookup(&inode, &entry.name).is_ok());
                     left.push(entry.inode);
                 }
@@ -70,28 +69,27 @@ pub fn explore(image: Vec<u8>) -> usize {
     seen
 }
 
-/// The unit in which `expand` lays pieces into an image, in bytes.
-const PIECE_LEN: usize = 1024;
-/// The longest image that is made, in pieces.
-const MAX_PIECES: usize = 4096;
+/// Granularity of sparse images.
+const CHUNK_LEN_BYTES: usize = 1024;
+/// Maximum length of an image, in chunks.
+const MAX_CHUNKS: usize = 4096;
 
 fn le16(bytes: &[u8], at: usize) -> u16 {
     bytes.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |two| u16::from_le_bytes(*two))
 }
 
-/// Makes an image of what a fuzzer can change well: the number of pieces of 1 KiB in two bytes, the lowest
-/// first; then for each piece that is not all zeroes its number and how many bytes of it follow, in two bytes
-/// each, and these bytes.
+/// Decodes a sparse image: the number of chunks of 1 KiB; then the number, length and bytes of each chunk
+/// that is not zero. Numbers and lengths have two bytes, little-endian.
 fn expand(data: &[u8]) -> Vec<u8> {
-    let pieces = usize::from(le16(data, 0)).min(MAX_PIECES);
-    let mut image = vec![0; pieces * PIECE_LEN];
+    let chunks = usize::from(le16(data, 0)).min(MAX_CHUNKS);
+    let mut image = vec![0; chunks * CHUNK_LEN_BYTES];
     let mut rest = data.get(2..).unwrap_or_default();
     while rest.len() >= 4 {
         let (number, len) = (le16(rest, 0), usize::from(le16(rest, 2)));
-        let bytes = &rest[4..rest.len().min(4 + len.min(PIECE_LEN))];
-        let at = usize::from(number) * PIECE_LEN;
-        if let Some(place) = image.get_mut(at..at + bytes.len()) {
-            place.copy_from_slice(bytes);
+        let bytes = &rest[4..rest.len().min(4 + len.min(CHUNK_LEN_BYTES))];
+        let at = usize::from(number) * CHUNK_LEN_BYTES;
+        if let Some(target) = image.get_mut(at..at + bytes.len()) {
+            target.copy_from_slice(bytes);
         }
         rest = &rest[4 + bytes.len()..];
     }

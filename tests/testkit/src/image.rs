@@ -1,7 +1,7 @@
 use blockd_extent::BlockSource;
 use std::io;
 
-/// An image in memory.
+/// Image in memory.
 pub struct Image(pub Vec<u8>);
 
 impl BlockSource for Image {

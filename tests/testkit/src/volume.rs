@@ -1,8 +1,8 @@
 //! Volumes with one file of arbitrary content.
 //!
-//! The first byte of an input selects the file and whether its checksum is corrected: with a wrong one no
-//! parser would be reached.
-#![allow(clippy::panic, clippy::expect_used, reason = "what does not hold is to be found")]
+//! The first byte of an input selects the file and whether its checksum is corrected: the parsers run only
+//! behind a valid one.
+#![allow(clippy::panic, clippy::expect_used, reason = "a violated property must be found")]
 
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, SnapshotId, VolumeId};
 use blockd_volume::{OpenOptions, Recovery, Salvage, Volume};
@@ -15,7 +15,7 @@ const BLOCKS: u64 = 1 << 28;
 const FIRST: Epoch = Epoch(1);
 const LOG_HEADER_BYTES: usize = 64;
 
-/// Puts `data` in the place of a file of a volume, and opens, checks and salvages the volume.
+/// Replaces a file of a volume by `data`, and opens, checks and salvages the volume.
 ///
 /// # Panics
 /// If a property is violated.
@@ -36,8 +36,8 @@ fn with_sum(body: &[u8]) -> Vec<u8> {
     [body, &xxh3_64(body).to_le_bytes()].concat()
 }
 
-/// Runs `look` on a closed volume with a frozen layer of two blocks.
-fn with_volume(look: impl FnOnce(&Path)) {
+/// Runs `test` on a closed volume with a frozen layer of two blocks.
+fn with_volume(test: impl FnOnce(&Path)) {
     let root = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).expect("a directory");
     let dir = root.path().join("v");
     let volume = Volume::create(&dir, ID, BLOCKS * BLOCK_SIZE_BYTES).expect("a volume");
@@ -45,7 +45,7 @@ fn with_volume(look: impl FnOnce(&Path)) {
     volume.freeze(SnapshotId::from_u64(1)).expect("frozen");
     volume.close().expect("closed");
     drop(volume);
-    look(&dir);
+    test(&dir);
 }
 
 /// Examines a directory without opening the volume.
@@ -58,7 +58,7 @@ fn examine(dir: &Path) {
     }
 }
 
-/// Opens the volume as after a power cut: no live map is believed.
+/// Opens the volume as after a power loss, without its live maps.
 fn open(dir: &Path) -> Option<Arc<Volume>> {
     Volume::open(dir, &OpenOptions { recovery: Recovery::AfterPowerLoss, serves_remote: false }).ok()
 }
@@ -71,17 +71,17 @@ fn meta(bytes: &[u8]) {
         if let Some(volume) = open(dir) {
             assert_eq!(identity.ok(), Some((volume.id(), volume.size_bytes())));
             drop(volume);
-            assert!(open(dir).is_some(), "what is written reads back");
+            assert!(open(dir).is_some(), "an opened volume opens again");
         }
     });
 }
 
-/// Makes bytes name the set of the frozen layer.
+/// Sets the identity of the frozen layer in the header of a set.
 fn of_first_layer(bytes: &[u8]) -> Vec<u8> {
     let identity = [0, ID.as_u64(), FIRST.0, BLOCKS].map(u64::to_le_bytes).concat();
     let mut bytes = bytes.to_vec();
-    if let Some(place) = bytes.get_mut(12..40) {
-        place.copy_from_slice(&identity[4..]);
+    if let Some(identity_field) = bytes.get_mut(12..40) {
+        identity_field.copy_from_slice(&identity[4..]);
     }
     bytes
 }
@@ -93,27 +93,27 @@ fn layer_set(bytes: &[u8]) {
         let Some(volume) = open(dir) else { return };
         let changes = volume.changes(None, FIRST).expect("the blocks of the layer");
         assert!(changes.data.last().is_none_or(|last| last.0 < BLOCKS));
-        assert_eq!(volume.check().findings, Vec::<String>::new(), "what opens is in order");
+        assert_eq!(volume.check().findings, Vec::<String>::new(), "an opened volume passes the check");
     });
 }
 
-/// Builds a log: a valid header, then parts of a tag byte, a length of two bytes and that many bytes, as a
-/// record's payload or raw.
-fn head_log(mut pieces: &[u8]) {
+/// Builds a log: a valid header, then parts with a tag byte, a length of two bytes and that many bytes, which
+/// are the payload of a record or raw.
+fn head_log(mut parts: &[u8]) {
     with_volume(|dir| {
         let (head, path) = (2, dir.join("layer-0000000000000002.log"));
         let mut log = std::fs::read(&path).expect("the empty log");
-        // Without the preallocated zeroes: nothing behind them would be read.
+        // Without the preallocated zeroes, which end the log.
         log.truncate(LOG_HEADER_BYTES);
-        let (mut expected, mut number, mut whole, mut certain) = (BlockSet::new(), 0_u64, true, true);
-        while let [tag, low, high, rest @ ..] = pieces {
+        let (mut expected, mut number, mut is_valid, mut is_known) = (BlockSet::new(), 0_u64, true, true);
+        while let [tag, low, high, rest @ ..] = parts {
             let len = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
             let (payload, after) = rest.split_at(len);
-            pieces = after;
+            parts = after;
             if tag % 4 == 0 {
                 log.extend_from_slice(payload);
                 // Only parsing shows whether this is, or starts, a record.
-                certain &= payload.is_empty();
+                is_known &= payload.is_empty();
                 continue;
             }
             // Some records have a wrong number.
@@ -127,31 +127,31 @@ fn head_log(mut pieces: &[u8]) {
             log.extend_from_slice(&record);
             let inside = |set: &BlockSet| set.last().is_none_or(|last| last.0 < BLOCKS);
             match BlockSet::from_bytes(payload) {
-                Ok(set) if whole && own == number && inside(&set) => {
+                Ok(set) if is_valid && own == number && inside(&set) => {
                     expected.union_with(&set);
                     number += 1;
                 }
-                _ => whole = false,
+                _ => is_valid = false,
             }
         }
         std::fs::write(&path, &log).expect("written");
         examine(dir);
         let Some(volume) = open(dir) else { return };
         let dirty_bytes = volume.stats().head_dirty_bytes;
-        assert!(!certain || dirty_bytes == expected.len_bytes(), "every record before the torn end counts");
+        assert!(!is_known || dirty_bytes == expected.len_bytes(), "the log is read up to its torn end");
         drop(volume);
-        let volume = open(dir).expect("opening changes nothing of what it says");
+        let volume = open(dir).expect("the volume opens again");
         assert_eq!(volume.stats().head_dirty_bytes, dirty_bytes);
         volume.write(77 * BLOCK_SIZE_BYTES, &[1; 3 * BLOCK_SIZE_BYTES as usize], true).expect("appended");
         drop(volume);
-        let volume = open(dir).expect("what was appended reads back");
+        let volume = open(dir).expect("the volume opens after an append");
         let frozen = volume.freeze(SnapshotId::from_u64(2)).expect("frozen");
         let changes = volume.changes(Some(FIRST), frozen.epoch).expect("the blocks of the log");
         let mut found = changes.data;
         found.union_with(&changes.zero);
         let added = Extent::new(BlockIndex(77), 3);
-        assert!(found.contains_extent(added), "what is appended is found");
+        assert!(found.contains_extent(added), "appended blocks are dirty");
         expected.insert_extent(added);
-        assert!(!certain || found == expected, "the dirty set is that of the log");
+        assert!(!is_known || found == expected, "the dirty set is that of the log");
     });
 }

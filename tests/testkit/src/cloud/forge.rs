@@ -1,5 +1,5 @@
-//! Objects of a repository without a passphrase, made as `FORMAT.md` of `blockd-cloud` describes them and not
-//! with its code: chosen content gets past the seals, and a manifest needs no backup.
+//! Objects of an unencrypted repository with arbitrary content, built from `FORMAT.md` of `blockd-cloud` and
+//! not with its code.
 
 use blockd_cloud::{CloudSnapshotId, DataKey, EncryptionMode, FORMAT_VERSION, Manifest, ManifestKey};
 use uuid::Uuid;
@@ -10,15 +10,15 @@ pub(super) const OBJECT_HEADER_LEN: usize = 64;
 /// Salt of forged manifests and deltas.
 pub(super) const SALT: [u8; 32] = [5; 32];
 
-/// Returns the data key with this secret; that of a repository without a passphrase is all zeroes.
+/// Returns the data key with this secret; an unencrypted repository uses zeroes.
 ///
 /// # Panics
-/// Never: the bytes are those of a key.
+/// Never: the bytes encode a key.
 #[allow(clippy::expect_used, reason = "a failed test panics")]
 pub fn data_key(id: u128, mode: EncryptionMode, secret: [u8; 32]) -> DataKey {
     let mode = u8::from(mode == EncryptionMode::Aes256GcmSiv);
     let bytes = [&[1, mode][..], &id.to_be_bytes(), &secret].concat();
-    DataKey::from_bytes(&bytes).expect("the bytes of a key")
+    DataKey::from_bytes(&bytes).expect("encoded key")
 }
 
 /// Returns the content with its tag.
@@ -55,26 +55,27 @@ pub(super) struct ForgedDelta {
 }
 
 impl ForgedDelta {
-    fn place(&self) -> Vec<u8> {
+    fn position(&self) -> Vec<u8> {
         let CloudSnapshotId { cluster, volume, snapshot, .. } = self.id;
         [cluster.as_bytes(), &volume.as_u64().to_le_bytes()[..], &snapshot.as_u64().to_le_bytes()].concat()
     }
 
-    /// Returns the header of its index, or of its first pack.
+    /// Returns the header of the index or of the first pack.
     pub fn header(&self, magic: &[u8; 8]) -> Vec<u8> {
         let version = FORMAT_VERSION.to_le_bytes();
-        let header = [magic, &version[..], &[0; 2], &[0; 4], self.key_id.as_bytes(), &self.place()].concat();
+        let header =
+            [magic, &version[..], &[0; 2], &[0; 4], self.key_id.as_bytes(), &self.position()].concat();
         assert_eq!(header.len(), OBJECT_HEADER_LEN);
         header
     }
 
-    /// Returns a part with its tag.
+    /// Returns a sealed part: its content and its tag.
     pub fn sealed(&self, domain: Domain, ordinal: u64, plain_len_bytes: u64, content: &[u8]) -> Vec<u8> {
         let associated = [
             &FORMAT_VERSION.to_le_bytes()[..],
             &[0],
             self.key_id.as_bytes(),
-            &self.place(),
+            &self.position(),
             &SALT,
             &(domain as u32).to_le_bytes(),
             &ordinal.to_le_bytes(),

@@ -1,9 +1,9 @@
-//! Fuzz entry points for the objects of a bucket, read as a repository reads them.
+//! Fuzz entry points for the objects of a repository.
 //!
-//! The first byte of an input selects the object, and whether it is sealed here: behind seals that do not
-//! open, no parser would be reached. [`objects`] takes all kinds; [`manifests`], [`frame_tables`] and
-//! [`key_slots`] take one each.
-#![allow(clippy::expect_used, clippy::panic, reason = "a violated property is to be found")]
+//! The first byte of an input selects the kind of object, and whether this module seals it: the parsers run
+//! only behind valid seals. [`objects`] takes all kinds; [`manifests`], [`frame_tables`] and [`key_slots`]
+//! one each.
+#![allow(clippy::expect_used, clippy::panic, reason = "a violated property must be found")]
 
 use super::{
     forge::{self, Domain, ForgedDelta, OBJECT_HEADER_LEN, SALT, data_key},
@@ -31,16 +31,16 @@ const DELTA: ForgedDelta = ForgedDelta { id: ID, key_id: Uuid::from_u128(KEY) };
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const FRAME_BLOCKS: usize = 32;
 const PACK_FRAMES: u32 = 256;
-/// Length of the head and of each entry of a root.
-const ROOT_HEAD_LEN: usize = 56;
+/// Lengths of the header and of each entry of an index root.
+const ROOT_HEADER_LEN: usize = 56;
 const ROOT_ENTRY_LEN: usize = 56;
-/// Pages of a root that are made, and blocks that are read of each.
+/// Limits: pages of a root, and blocks read of each page.
 const MAX_PAGES: usize = 8;
 const MAX_READ_BLOCKS: u64 = 64;
-/// Opening a key slot may take a gigabyte of memory; slots beyond these parameters are not opened.
+/// Maximum parameters of opened key slots; larger ones may need a gigabyte of memory.
 const CHEAP: KdfParams = KdfParams { m_kib: 64, t: 2, p: 2 };
 
-/// Reads `data` as one of the objects of a bucket.
+/// Reads `data` as an object of a repository.
 ///
 /// # Panics
 /// If a property is violated.
@@ -59,7 +59,7 @@ pub fn objects(data: &[u8]) {
     }
 }
 
-/// Reads `data` as a manifest: as it is, or sealed here.
+/// Reads `data` as a manifest, as given or sealed.
 ///
 /// # Panics
 /// If a property is violated.
@@ -73,7 +73,7 @@ pub fn manifests(data: &[u8]) {
     }
 }
 
-/// Reads `data` as a key slot: as it is, and with the checksum that it should have.
+/// Reads `data` as a key slot, as given and with a valid checksum.
 ///
 /// # Panics
 /// If a property is violated.
@@ -84,14 +84,14 @@ pub fn key_slots(data: &[u8]) {
 
 fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-    runtime.expect("a runtime").block_on(work)
+    runtime.expect("runtime").block_on(work)
 }
 
 fn repository() -> (Arc<MemoryStore>, Repository) {
     let store = Arc::new(MemoryStore::default());
     let key = data_key(KEY, EncryptionMode::Checksummed, [0; 32]);
     let opened = Repository::from_saved_keys(store.clone(), vec![key], &KnownKeys::default());
-    (store, opened.expect("one key"))
+    (store, opened.expect("repository"))
 }
 
 fn manifest(object: Vec<u8>) {
@@ -102,8 +102,8 @@ fn manifest(object: Vec<u8>) {
     };
     let Ok(manifest) = read(object) else { return };
     assert_eq!(manifest.id(), ID);
-    let again = forge::object_of(&manifest, DELTA.key_id).expect("it was read");
-    assert_eq!(read(again).expect("it was just written"), manifest);
+    let again = forge::object_of(&manifest, DELTA.key_id).expect("a manifest is serializable");
+    assert_eq!(read(again).expect("a written manifest is readable"), manifest);
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -114,11 +114,11 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(*bytes[at..].first_chunk().expect("the length was checked"))
 }
 
-/// Stores the index of a delta: this root, and this page in the place of each one that is not empty. Returns
-/// the manifest of the snapshot.
+/// Stores the index of a delta: this root, and this page for each entry that is not empty. Returns the
+/// manifest of the snapshot.
 fn put_index(store: &MemoryStore, mut root: Vec<u8>, page: &[u8]) -> Manifest {
     let mut object = DELTA.header(b"BLKDINDX");
-    for (number, entry) in (0..).zip(root[ROOT_HEAD_LEN..].chunks_exact_mut(ROOT_ENTRY_LEN)) {
+    for (number, entry) in (0..).zip(root[ROOT_HEADER_LEN..].chunks_exact_mut(ROOT_ENTRY_LEN)) {
         let offset = object.len() as u64;
         if u32_at(entry, 28) != 0 {
             object.extend(DELTA.sealed(Domain::IndexPage, number, page.len() as u64, page));
@@ -155,9 +155,9 @@ fn read(repo: &Repository, manifest: &Manifest, root: &[u8]) -> Option<Vec<u8>> 
     block_on(async {
         let reader = SnapshotReader::open(repo, manifest).await.ok()?;
         let mut first = None;
-        for entry in root[ROOT_HEAD_LEN..].chunks_exact(ROOT_ENTRY_LEN) {
+        for entry in root[ROOT_HEADER_LEN..].chunks_exact(ROOT_ENTRY_LEN) {
             let (start, end) = (u64_at(entry, 0), u64_at(entry, 8));
-            assert!(start < end, "the reader opened a root with empty pages");
+            assert!(start < end, "the reader accepted a root with empty pages");
             let extent = Extent::new(BlockIndex(start), (end - start).min(MAX_READ_BLOCKS));
             let blocks = reader.read_blocks(extent).await;
             if let Ok(blocks) = &blocks {
@@ -169,8 +169,8 @@ fn read(repo: &Repository, manifest: &Manifest, root: &[u8]) -> Option<Vec<u8>> 
     })
 }
 
-/// Reads `data` as the root of an index and a page, the table of its frames: a length of two bytes, a root of
-/// this length, and the page.
+/// Reads `data` as an index root and a page with frame tables: the length of the root in two bytes, the root,
+/// and the page.
 ///
 /// # Panics
 /// If a property is violated.
@@ -180,7 +180,7 @@ pub fn frame_tables(data: &[u8]) {
     };
     let len = usize::from(u16::from_le_bytes([*low, *high])).min(rest.len());
     let (root, page) = rest.split_at(len);
-    if !(ROOT_HEAD_LEN..=ROOT_HEAD_LEN + MAX_PAGES * ROOT_ENTRY_LEN).contains(&len)
+    if !(ROOT_HEADER_LEN..=ROOT_HEADER_LEN + MAX_PAGES * ROOT_ENTRY_LEN).contains(&len)
         || !(1..=MAX_VOLUME_BYTES).contains(&u64_at(root, 0))
     {
         return;
@@ -190,7 +190,7 @@ pub fn frame_tables(data: &[u8]) {
     read(&repo, &manifest, root);
 }
 
-/// A number of blocks and the content of a frame, which is sealed here.
+/// Reads `data` as a frame: its number of blocks, and its content, which is sealed.
 fn frame(data: &[u8]) {
     let Some((blocks, content)) = data.split_first() else {
         return;
@@ -214,7 +214,7 @@ fn frame(data: &[u8]) {
     for number in [1, blocks as u64, 0, 1, 0, blocks as u64, 0] {
         root.extend(number.to_le_bytes());
     }
-    // Its blocks, and its length, offset and tag, which follow from the page.
+    // Blocks of the page; length, offset and tag, which `put_index` sets.
     root.extend((blocks as u32).to_le_bytes());
     root.extend([1; 28]);
     let manifest = put_index(&store, root.clone(), &page);
@@ -248,7 +248,7 @@ fn key_slot(bytes: &[u8]) {
     }
 }
 
-/// A saved data key, and the text of an id.
+/// Reads `bytes` as a saved data key and as the text of an id.
 fn names(bytes: &[u8]) {
     if let Ok(key) = DataKey::from_bytes(bytes) {
         assert_eq!(key.to_bytes()[..], *bytes);
@@ -257,7 +257,7 @@ fn names(bytes: &[u8]) {
         return;
     };
     if let Ok(id) = text.parse::<CloudSnapshotId>() {
-        assert_eq!(id.to_string(), text, "an id has one text");
+        assert_eq!(id.to_string(), text, "the text of an id is unique");
         assert_eq!(CloudSnapshotId::from_manifest_key(&id.manifest_key()), Some(id));
     }
 }

@@ -1,4 +1,4 @@
-//! Repositories made to order, and the suite that any of them must pass.
+//! Generated repositories, and a test suite for repositories.
 
 mod forge;
 pub mod fuzz;
@@ -21,10 +21,10 @@ pub use snapshots::put_many_snapshots;
 pub use suite::{MemoryVolume, repository_suite};
 pub use tebibyte::Tebibyte;
 
-/// The least that Argon2 takes: it protects nothing.
+/// Minimum parameters of Argon2, without protection.
 pub const FAST_KDF: KdfParams = KdfParams { m_kib: 8, t: 1, p: 1 };
 
-/// Returns a backup of these blocks.
+/// Returns the specification of a backup of these blocks.
 pub fn spec(
     snapshot: u64,
     size_bytes: u64,
@@ -53,7 +53,7 @@ pub fn spec(
     }
 }
 
-/// Makes a backup with a new journal and without a way to cancel it.
+/// Makes a backup with a new journal; it cannot be cancelled.
 ///
 /// # Errors
 /// Those of [`backup`].

@@ -1,4 +1,4 @@
-//! Snapshots by the thousand: manifests as they would be, without what they name.
+//! Thousands of cloud snapshots: manifests without their objects.
 
 use super::forge::object_of;
 use blockd_cloud::{
@@ -11,12 +11,11 @@ use jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Every how many snapshots one is full.
+/// Interval of full backups.
 const FULL_EVERY: u64 = 7;
 
-/// Puts the manifests of `each` snapshots of each of `volumes` volumes into a repository without a
-/// passphrase, one an hour, and returns their total length in bytes. They can be listed, and nothing can be
-/// read from them.
+/// Stores the manifests of `each` hourly snapshots of each of `volumes` volumes in an unencrypted repository;
+/// returns their total length in bytes. The snapshots can be listed but not read.
 ///
 /// # Errors
 /// Those of the store.
@@ -41,7 +40,7 @@ pub async fn put_many_snapshots(repo: &Repository, volumes: u64, each: u64) -> R
             manifest.description.created += SignedDuration::from_hours(number as i64);
             manifest.base = base.as_ref().map(Manifest::id);
             manifest.chain = base.map(|base| base.deltas().cloned().collect()).unwrap_or_default();
-            let object = object_of(&manifest, key_id).expect("a manifest has a text");
+            let object = object_of(&manifest, key_id).expect("a manifest is serializable");
             len_bytes += object.len() as u64;
             repo.store().put(&id.manifest_key(), object.into(), PutMode::CreateIfAbsent).await?;
             last = Some(manifest);

@@ -12,7 +12,7 @@ use std::{collections::BTreeMap, io, sync::Arc};
 
 const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 
-/// A volume in memory: blocks by number; what is not there is zero. Reads and writes are recorded.
+/// Volume in memory: blocks by number; absent ones are zero. Records which blocks were read.
 #[derive(Default)]
 pub struct MemoryVolume {
     blocks: Mutex<BTreeMap<u64, Box<[u8]>>>,
@@ -20,7 +20,7 @@ pub struct MemoryVolume {
 }
 
 impl MemoryVolume {
-    /// The content of a block.
+    /// Returns the content of a block.
     pub fn block(&self, block: u64) -> Vec<u8> {
         self.blocks.lock().get(&block).map_or_else(|| vec![0; BLOCK], |data| data.to_vec())
     }
@@ -35,26 +35,26 @@ impl MemoryVolume {
         self.blocks.lock().remove(&block);
     }
 
-    /// Every block that is not zero.
+    /// Returns all blocks that are not zero.
     pub fn content(&self) -> BTreeMap<u64, Box<[u8]>> {
         let mut blocks = self.blocks.lock().clone();
         blocks.retain(|_, data| data.iter().any(|byte| *byte != 0));
         blocks
     }
 
-    /// A volume with the same content.
+    /// Returns a volume with the same content.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self { blocks: Mutex::new(self.blocks.lock().clone()), read: Mutex::default() }
     }
 
-    /// Every block that was read so far.
+    /// Returns all blocks read so far.
     pub fn blocks_read(&self) -> BlockSet {
         self.read.lock().clone()
     }
 }
 
-/// Reads whole blocks.
+/// Reads complete blocks.
 impl BlockSource for MemoryVolume {
     fn size_bytes(&self) -> u64 {
         MAX_VOLUME_BYTES
@@ -81,17 +81,17 @@ impl BlockWriter for MemoryVolume {
         let mut blocks = self.blocks.lock();
         for (block, data) in (start.0..).zip(data.chunks_exact(BLOCK)) {
             if blocks.insert(block, data.into()).is_some() {
-                return Err(io::Error::other(format!("block {block} is written twice")));
+                return Err(io::Error::other(format!("block {block} was written twice")));
             }
         }
         Ok(())
     }
 }
 
-/// Numbers that look random, from a seed.
-struct Numbers(u64);
+/// Xorshift generator of reproducible numbers.
+struct Random(u64);
 
-impl Numbers {
+impl Random {
     fn next(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
@@ -102,10 +102,10 @@ impl Numbers {
 
 const BLOCKS: u64 = 20_000;
 
-/// A full backup and incrementals, restored, read, listed and deleted, on a store that has no repository yet.
+/// Makes, restores, reads, lists and deletes a full backup and incremental ones on an empty store.
 ///
 /// # Panics
-/// If anything is not as it should be.
+/// If the repository misbehaves.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 pub async fn repository_suite(store: Arc<dyn BlobStore>, passphrase: Option<&str>) {
     let options = OpenOptions { kdf: FAST_KDF };
@@ -113,8 +113,8 @@ pub async fn repository_suite(store: Arc<dyn BlobStore>, passphrase: Option<&str
     let again = Repository::open(store.clone(), passphrase, &options).await.unwrap();
     assert_eq!(repo.keys()[0].key_id(), again.keys()[0].key_id());
     check_wrong_passphrases(&store, passphrase, &options).await;
-    let mut numbers = Numbers(0x5eed);
-    let made = back_up_chain(&repo, &mut numbers).await;
+    let mut random = Random(0x5eed);
+    let made = back_up_chain(&repo, &mut random).await;
     let listed = again.list_manifests(&ManifestFilter::default(), &MemoryCache::default()).await.unwrap();
     assert_eq!(listed.len(), made.len());
     for (manifest, expected) in &made {
@@ -123,15 +123,15 @@ pub async fn repository_suite(store: Arc<dyn BlobStore>, passphrase: Option<&str
     let (newest, expected) = made.last().unwrap();
     let reader = SnapshotReader::open(&again, newest).await.unwrap();
     for _ in 0..20 {
-        let extent = Extent::new(BlockIndex(numbers.next() % BLOCKS), 1 + numbers.next() % 100);
+        let extent = Extent::new(BlockIndex(random.next() % BLOCKS), 1 + random.next() % 100);
         let read = reader.read_blocks(extent).await.unwrap();
         for (block, content) in (extent.start.0..).zip(read.chunks_exact(BLOCK)) {
-            assert!(expected.block(block) == content, "block {block} reads wrong");
+            assert!(expected.block(block) == content, "wrong content of block {block}");
         }
     }
     check_deletions(&repo, &made).await;
     assert!(store.list("blockd/manifests/").await.unwrap().is_empty());
-    assert!(store.list("blockd/data/").await.unwrap().is_empty(), "unused deltas are left");
+    assert!(store.list("blockd/data/").await.unwrap().is_empty(), "orphaned objects");
 }
 
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
@@ -152,22 +152,22 @@ async fn check_wrong_passphrases(
     }
 }
 
-/// Writes to a volume; returns the blocks that were written, and those that became zero.
-fn change(live: &MemoryVolume, generation: u64, numbers: &mut Numbers) -> (BlockSet, BlockSet) {
+/// Writes to a volume; returns the written blocks and the zeroed ones.
+fn change(live: &MemoryVolume, generation: u64, random: &mut Random) -> (BlockSet, BlockSet) {
     let (mut data, mut zero) = (BlockSet::new(), BlockSet::new());
     let writes = if generation == 0 { 9_000 } else { 300 };
     for _ in 0..writes {
-        let block = numbers.next() % BLOCKS;
-        let content: Vec<u8> = match numbers.next() % 4 {
+        let block = random.next() % BLOCKS;
+        let content: Vec<u8> = match random.next() % 4 {
             0 => vec![0; BLOCK],
             1 => vec![block as u8; BLOCK],
-            _ => (0..BLOCK).map(|_| numbers.next() as u8).collect(),
+            _ => (0..BLOCK).map(|_| random.next() as u8).collect(),
         };
         live.set(block, &content);
         data.insert(BlockIndex(block));
     }
     for _ in 0..generation * 50 {
-        let block = BlockIndex(numbers.next() % BLOCKS);
+        let block = BlockIndex(random.next() % BLOCKS);
         live.clear(block.0);
         data.remove(block);
         zero.insert(block);
@@ -175,18 +175,18 @@ fn change(live: &MemoryVolume, generation: u64, numbers: &mut Numbers) -> (Block
     (data, zero)
 }
 
-/// Backs up a changing volume; returns each snapshot with its content, oldest first.
+/// Backs up a changing volume; returns the snapshots with their content, oldest first.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
-async fn back_up_chain(repo: &Repository, numbers: &mut Numbers) -> Vec<(Manifest, MemoryVolume)> {
+async fn back_up_chain(repo: &Repository, random: &mut Random) -> Vec<(Manifest, MemoryVolume)> {
     let live = MemoryVolume::default();
     let mut made: Vec<(Manifest, MemoryVolume)> = Vec::new();
     for generation in 0..4u64 {
-        let (data, zero) = change(&live, generation, numbers);
+        let (data, zero) = change(&live, generation, random);
         let base = made.last().map(|(manifest, _)| manifest);
         let spec = spec(generation + 1, BLOCKS * BLOCK_SIZE_BYTES, data.clone(), zero, base);
         let reader = Arc::new(live.fork());
         let manifest = back_up(repo, spec, reader.clone()).await.unwrap();
-        assert!(reader.blocks_read() == data, "other blocks were read than those of the spec");
+        assert!(reader.blocks_read() == data, "the backup read other blocks than those of its specification");
         made.push((manifest, live.fork()));
     }
     made
@@ -198,15 +198,15 @@ async fn check_restore(repo: &Repository, manifest: &Manifest, expected: &Memory
     let progress = Arc::new(Progress::new(Arc::new(Requests::default())));
     let options = RestoreOptions::default();
     restore(repo, manifest, target.clone(), &options, progress, &CancelToken::new()).await.unwrap();
-    assert!(target.content() == expected.content(), "{} is not what it was", manifest.id());
+    assert!(target.content() == expected.content(), "wrong content of {}", manifest.id());
 }
 
-/// Deletes the snapshots one by one; the others stay whole.
+/// Deletes the snapshots one by one; the others stay restorable.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 async fn check_deletions(repo: &Repository, made: &[(Manifest, MemoryVolume)]) {
     let mut left: Vec<_> = made.iter().collect();
-    for gone in [1, 0, 1, 0] {
-        let (manifest, _) = left.remove(gone);
+    for index in [1, 0, 1, 0] {
+        let (manifest, _) = left.remove(index);
         let id = manifest.id();
         let delete = || delete_snapshot(repo, &id, &[], &NoCache, UnreadableSiblings::Refuse);
         delete().await.unwrap();

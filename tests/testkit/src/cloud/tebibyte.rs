@@ -1,8 +1,6 @@
-//! The snapshot of a full tebibyte, with the index that a backup of it would make, and next to none of what
-//! that index names.
+//! Cloud snapshot of a full tebibyte: a complete index, and a few of its packs.
 //!
-//! It is made by a backup that is resumed after nearly all of its packs: those are in the journal and nowhere
-//! else.
+//! A resumed backup makes it, whose journal lists nearly all packs as uploaded.
 
 use super::spec;
 use blockd_cloud::{
@@ -24,8 +22,8 @@ const PACK_BLOCKS: u64 = PACK_FRAMES * FRAME_BLOCKS;
 const PACKS: u64 = BLOCKS / PACK_BLOCKS;
 /// Size of a frame of ordinary data.
 const FRAME_LEN: u32 = 70_001;
-/// Packs that are there: at the beginning, at the end, and within index pages.
-const MADE: [u64; 4] = [0, 12_345, 20_000, PACKS - 1];
+/// Existing packs: the first one, the last one, and some within index pages.
+const EXISTING_PACKS: [u64; 4] = [0, 12_345, 20_000, PACKS - 1];
 
 /// A full tebibyte.
 pub struct Tebibyte;
@@ -34,9 +32,9 @@ impl Tebibyte {
     /// Its size in bytes.
     pub const SIZE_BYTES: u64 = SIZE_BYTES;
 
-    /// Blocks, far from each other, that can be read. Others cannot: their packs are not there.
+    /// Returns distant blocks of the existing packs; the others cannot be read.
     pub fn places() -> impl Iterator<Item = BlockIndex> {
-        MADE.into_iter().zip(0..).map(|(pack, n)| BlockIndex(pack * PACK_BLOCKS + 1000 * n + 77))
+        EXISTING_PACKS.into_iter().zip(0..).map(|(pack, n)| BlockIndex(pack * PACK_BLOCKS + 1000 * n + 77))
     }
 
     /// Returns the content of a block: its number plus one, repeated.
@@ -46,18 +44,18 @@ impl Tebibyte {
         bytes
     }
 
-    /// Puts it into a repository.
+    /// Stores it in a repository.
     ///
     /// # Errors
     /// Those of a backup.
     pub async fn put(repo: &Repository) -> Result<Manifest, CloudError> {
         let journal = MemoryJournal::default();
-        for pack in (0..PACKS).filter(|pack| !MADE.contains(pack)) {
+        for pack in (0..PACKS).filter(|pack| !EXISTING_PACKS.contains(pack)) {
             journal.record(pack as u32, &[FRAME_LEN; PACK_FRAMES as usize])?;
         }
         let data = BlockSet::from_iter([Extent::new(BlockIndex(0), BLOCKS)]);
         let spec = spec(1, SIZE_BYTES, data, BlockSet::new(), None);
-        let repo = repo.with_store(Arc::new(Claiming(repo.store().clone())));
+        let repo = repo.with_store(Arc::new(ConfirmingStore(repo.store().clone())));
         let progress = Arc::new(Progress::new(Arc::<Requests>::default()));
         let (options, cancel) = (UploadOptions::default(), CancelToken::new());
         backup(&repo, Arc::new(spec), Arc::new(Numbered), Arc::new(journal), &options, progress, &cancel)
@@ -65,7 +63,7 @@ impl Tebibyte {
     }
 }
 
-/// A volume each of whose blocks says where it is.
+/// Volume whose blocks contain their number plus one.
 struct Numbered;
 
 impl BlockSource for Numbered {
@@ -81,10 +79,10 @@ impl BlockSource for Numbered {
     }
 }
 
-/// Fake store that confirms each object to a request for its first byte, as a resumed backup makes it.
-struct Claiming(Arc<dyn BlobStore>);
+/// Fake store that confirms each object when a resumed backup requests its first byte.
+struct ConfirmingStore(Arc<dyn BlobStore>);
 
-impl Middleware for Claiming {
+impl Middleware for ConfirmingStore {
     fn describe(&self) -> &str {
         self.0.describe()
     }

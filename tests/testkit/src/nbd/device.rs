@@ -1,5 +1,5 @@
-//! In-memory device of fuzzed connections: it logs changes, answers at once or not depending on the offset,
-//! and fails in some areas.
+//! In-memory device of fuzzed connections: it logs changes, completes requests at once or defers them
+//! depending on the offset, and fails in some areas.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -21,7 +21,7 @@ use super::TIMEOUT;
 pub(super) const SIZE_BYTES: usize = 320 << 10;
 /// Granularity.
 const BLOCK_BYTES: usize = 4096;
-/// Contexts beside `base:allocation`: a bitmap with every other block dirty, and a clean one.
+/// Contexts besides `base:allocation`: a bitmap with every other block dirty, and a clean one.
 pub(super) const BITMAPS: [&str; 2] = ["qemu:dirty-bitmap:odd", "qemu:dirty-bitmap:none"];
 /// Area where reads and trims fail.
 pub(super) const BAD: Range<usize> = 70 * BLOCK_BYTES..71 * BLOCK_BYTES;
@@ -46,8 +46,8 @@ fn first_state() -> Arc<Mutex<State>> {
 }
 
 /// Returns true if a range touches an area.
-pub(super) fn touches(place: &Range<usize>, offset_bytes: u64, len_bytes: u64) -> bool {
-    offset_bytes < place.end as u64 && offset_bytes + len_bytes > place.start as u64
+pub(super) fn touches(area: &Range<usize>, offset_bytes: u64, len_bytes: u64) -> bool {
+    offset_bytes < area.end as u64 && offset_bytes + len_bytes > area.start as u64
 }
 
 /// Change of content.
@@ -105,7 +105,7 @@ impl FuzzDevice {
     }
 }
 
-fn at_once(offset_bytes: u64) -> bool {
+fn completes_at_once(offset_bytes: u64) -> bool {
     !(offset_bytes / 512).is_multiple_of(3)
 }
 
@@ -133,7 +133,7 @@ impl BlockDevice for FuzzDevice {
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         // Old content of the buffer must not be visible.
         buf.fill(0xee);
-        if at_once(offset_bytes) { self.read(offset_bytes, buf) } else { Ok(Progress::WouldBlock) }
+        if completes_at_once(offset_bytes) { self.read(offset_bytes, buf) } else { Ok(Progress::WouldBlock) }
     }
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         assert!(!buf.is_empty() && offset_bytes + buf.len() as u64 <= SIZE_BYTES as u64);
@@ -150,7 +150,7 @@ impl BlockDevice for FuzzDevice {
         Ok(Progress::Done)
     }
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
-        if !at_once(offset_bytes) {
+        if !completes_at_once(offset_bytes) {
             return Ok(Progress::WouldBlock);
         }
         self.write(offset_bytes, data, false).map(|()| Progress::Done)
@@ -251,22 +251,22 @@ impl Exports {
     }
 }
 
-/// Exports by client.
+/// Exports by address of the client.
 #[derive(Default)]
 pub(super) struct Clients(Mutex<HashMap<String, Exports>>);
 
 impl Clients {
-    pub(super) fn enter(&self, peer: SocketAddr, exports: Exports) {
+    pub(super) fn add(&self, peer: SocketAddr, exports: Exports) {
         self.0.lock().insert(format!("tcp://{peer}"), exports);
     }
 
     /// Removes a client; returns the changes to its writable export in order, once no device is held.
-    pub(super) fn leave(&self, peer: SocketAddr, released: &Receiver<Infallible>) -> Vec<Change> {
+    pub(super) fn remove(&self, peer: SocketAddr, released: &Receiver<Infallible>) -> Vec<Change> {
         let exports = self.0.lock().remove(&format!("tcp://{peer}")).unwrap();
         let state = exports.state;
         drop(exports.held);
         let end = released.recv_timeout(TIMEOUT);
-        assert_eq!(end, Err(RecvTimeoutError::Disconnected), "a connection that ended keeps its device");
+        assert_eq!(end, Err(RecvTimeoutError::Disconnected), "a closed connection keeps its device");
         std::mem::take(&mut state.lock().log)
     }
 }

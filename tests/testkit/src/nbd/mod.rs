@@ -1,13 +1,13 @@
 //! Properties of the NBD server for arbitrary input of a client.
 //!
 //! The client connects to a running server over TCP. An independent parser, written from the protocol
-//! document and `PROTOCOL.md` of `blockd-nbd`, checks the replies: each request has one reply of the right
-//! form with an allowed error, and reads return content that the device held at some moment meanwhile.
+//! document and `PROTOCOL.md` of `blockd-nbd`, checks the replies: each request has one well-formed reply
+//! with an allowed error, and reads return content that the device held at some time.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
-    reason = "what does not hold is to be found"
+    reason = "a violated property must be found"
 )]
 
 mod device;
@@ -53,8 +53,8 @@ static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
 struct Plan<'a> {
     /// Bits that select the kind of input.
     choice: u8,
-    /// The client vanishes after half of its input; otherwise it closes its side and receives everything.
-    vanishes: bool,
+    /// The client disconnects after half of its input; otherwise it closes its side and receives all replies.
+    disconnects: bool,
     /// Sizes of receives and sends.
     steps: Vec<usize>,
     /// Rest of the input.
@@ -62,19 +62,19 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    /// Parses a byte of choices, one of end and number of steps, and two bytes per step.
+    /// Parses a byte of choices, one with the end and the number of steps, and two bytes for each step.
     fn of(data: &'a [u8]) -> Option<Self> {
         let [choice, shape, rest @ ..] = data else {
             return None;
         };
         let (raw, rest) = rest.split_at_checked(2 * (usize::from(shape % 16) + 1))?;
         let size = |raw: &[u8]| match u16::from_le_bytes([raw[0], raw[1]]) {
-            // Everything.
+            // All.
             0xff00.. => 1 << 20,
             size => usize::from(size) + 1,
         };
         let steps = raw.chunks_exact(2).map(size).collect();
-        Some(Self { choice: *choice, vanishes: shape >> 5 < 3, steps, rest })
+        Some(Self { choice: *choice, disconnects: shape >> 5 < 3, steps, rest })
     }
 
     /// Returns the bytes of the client.
@@ -136,31 +136,31 @@ pub fn nbd(data: &[u8]) {
     let socket = TcpStream::connect(server.local_addrs()[0]).unwrap();
     let peer = socket.local_addr().unwrap();
     let (exports, released) = Exports::new();
-    clients.enter(peer, exports);
-    let input = if plan.vanishes { &stream[..stream.len() / 2] } else { &stream };
+    clients.add(peer, exports);
+    let input = if plan.disconnects { &stream[..stream.len() / 2] } else { &stream };
     let sent = converse(socket, input, &plan);
-    let changes = clients.leave(peer, &released);
+    let changes = clients.remove(peer, &released);
 
-    let whole = !plan.vanishes;
+    let complete = !plan.disconnects;
     match (negotiation.check(&sent), &negotiation.next) {
         (Some(len), Next::Transmission { terms, .. }) => {
-            replies::check(&sent[len..], &asked, terms, &changes, whole);
+            replies::check(&sent[len..], &asked, terms, &changes, complete);
         }
-        (Some(len), Next::Nothing) => assert_eq!(sent.len(), len, "nothing more was asked for"),
-        (None, _) => assert!(!whole, "the negotiation is cut short"),
+        (Some(len), Next::Nothing) => assert_eq!(sent.len(), len, "unrequested bytes"),
+        (None, _) => assert!(!complete, "incomplete negotiation"),
     }
 }
 
-/// Sends `input` and receives in turns, in the steps of the plan; returns what was received.
+/// Sends `input` and receives alternately, in the steps of the plan; returns the received bytes.
 fn converse(mut socket: TcpStream, mut input: &[u8], plan: &Plan<'_>) -> Vec<u8> {
     socket.set_nodelay(true).unwrap();
     socket.set_nonblocking(true).unwrap();
-    let (mut sent, mut buffer) = (Vec::new(), vec![0; 1 << 20]);
+    let (mut received, mut buffer) = (Vec::new(), vec![0; 1 << 20]);
     let mut is_closed = false;
     for step in plan.steps.iter().cycle() {
         if input.is_empty() && !std::mem::replace(&mut is_closed, true) {
-            if plan.vanishes {
-                return sent;
+            if plan.disconnects {
+                return received;
             }
             // The server may have closed the connection.
             let _ = socket.shutdown(Shutdown::Write);
@@ -175,18 +175,18 @@ fn converse(mut socket: TcpStream, mut input: &[u8], plan: &Plan<'_>) -> Vec<u8>
             Err(_) => input = &[],
         }
         match socket.read(&mut buffer[..*step]) {
-            Ok(0) => return sent,
-            Ok(len) => sent.extend(&buffer[..len]),
+            Ok(0) => return received,
+            Ok(len) => received.extend(&buffer[..len]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 if is_blocked {
                     wait(&socket, !input.is_empty());
                 }
             }
-            // A reset; what was not received is missed later.
-            Err(_) => return sent,
+            // A reset: the check finds missing replies.
+            Err(_) => return received,
         }
     }
-    sent
+    received
 }
 
 /// Waits until the socket can be read, or written.

@@ -19,7 +19,7 @@ enum Due {
 /// Continuation of a negotiation.
 #[derive(Debug)]
 pub(super) enum Next {
-    /// The server closes, or waits for more.
+    /// The server closes the connection, or waits for more.
     Nothing,
     /// The transmission phase starts at this byte of the client.
     Transmission { at: usize, terms: Terms },
@@ -36,7 +36,7 @@ fn contexts() -> [&'static str; 3] {
     ["base:allocation", BITMAPS[0], BITMAPS[1]]
 }
 
-/// Reads a string with its length; the error is an allowed refusal.
+/// Reads a string with its length; sets `too_big` if it is too long.
 fn string(bytes: &mut Bytes<'_>, too_big: &mut bool) -> Option<String> {
     let len = bytes.number(4)? as usize;
     let raw = bytes.take(len)?;
@@ -207,13 +207,13 @@ impl Reader<'_> {
             return refusal;
         }
         let is_list = option == NBD_OPT_LIST_META_CONTEXT;
-        let meant = |context: &&'static str| {
+        let matches = |context: &&'static str| {
             let by = |query: &String| {
                 query == context || (is_list && query.ends_with(':') && context.starts_with(query))
             };
             (is_list && queries.is_empty()) || queries.iter().any(by)
         };
-        let names: Vec<&'static str> = contexts().into_iter().filter(meant).collect();
+        let names: Vec<&'static str> = contexts().into_iter().filter(matches).collect();
         if !is_list {
             self.chosen = Some((name, names.clone()));
         }
@@ -326,11 +326,11 @@ fn check_info(bytes: &mut Bytes<'_>, option: u32, name: &str, flags: u64, infos:
         seen.push(info);
     }
     seen.sort_unstable();
-    let told = |info: &u64| match info {
+    let expected = |info: &u64| match info {
         0 | 3 => true,
         _ => infos.contains(info) && LISTED.contains(&name),
     };
-    let due: Vec<u64> = (0..4).filter(told).collect();
+    let due: Vec<u64> = (0..4).filter(expected).collect();
     assert_eq!(seen, due, "for option {option} on {name}");
     Some(())
 }
@@ -366,9 +366,8 @@ pub(super) fn meta_data(name: &str, queries: &[&str]) -> Vec<u8> {
     data
 }
 
-/// Makes a client's bytes of a byte for the option, one for the length of what follows, and that: the
-/// option's data, or what it is to be put together from. The requests after it are
-/// [composed](super::requests::compose) of the last piece.
+/// Builds the bytes of a client from options: a byte for the option, one for a length, and that many bytes,
+/// which are its data or select it. The last part holds the requests, see [`super::requests::compose`].
 pub(super) fn compose(mut short: &[u8]) -> Vec<u8> {
     const NAMES: [&str; 8] = ["", "a", "ro", "busy", "secret", "b", "é", "\u{1}\""];
     const QUERIES: [&str; 8] = [
@@ -385,8 +384,8 @@ pub(super) fn compose(mut short: &[u8]) -> Vec<u8> {
     let (flags, rest) = short.split_first().unwrap_or((&3, &[]));
     let mut stream = u32::from(*flags).to_be_bytes().to_vec();
     short = rest;
-    while let [what, len, rest @ ..] = short {
-        let option = match what % 16 {
+    while let [kind, len, rest @ ..] = short {
+        let option = match kind % 16 {
             12 => 0,
             13 => 0x7fff_0001,
             14 => NBD_OPT_GO,
@@ -398,7 +397,7 @@ pub(super) fn compose(mut short: &[u8]) -> Vec<u8> {
         let name = NAMES[usize::from(raw.first().copied().unwrap_or(0) % 8)];
         let more = raw.get(1..).unwrap_or_default();
         let data = match option {
-            _ if what & 0x80 != 0 => raw.to_vec(),
+            _ if kind & 0x80 != 0 => raw.to_vec(),
             NBD_OPT_EXPORT_NAME => name.as_bytes().to_vec(),
             NBD_OPT_INFO | NBD_OPT_GO => {
                 go_data(name, &more.iter().map(|byte| u16::from(byte % 8)).collect::<Vec<_>>())

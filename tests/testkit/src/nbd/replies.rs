@@ -9,43 +9,43 @@ use super::requests::{Asked, Bytes, ReplyMode, Terms};
 
 /// Reply to a request.
 #[derive(Default)]
-struct Answer {
+struct Reply {
     is_over: bool,
     errno: Option<u32>,
     /// Data of a read by offset; zeroes for a hole.
-    pieces: Vec<(u64, Vec<u8>)>,
+    data: Vec<(u64, Vec<u8>)>,
     /// Extents of a block status by context id.
     statuses: Vec<(u32, Vec<(u64, u64)>)>,
     chunks: usize,
 }
 
-/// Parses the bytes of a server. With `whole`, no reply may be missing.
-pub(super) fn check(sent: &[u8], asked: &[Asked], terms: &Terms, changes: &[Change], whole: bool) {
-    let mut answers: Vec<Answer> = asked.iter().map(|_| Answer::default()).collect();
+/// Checks the bytes of a server. With `complete`, no reply may be missing.
+pub(super) fn check(sent: &[u8], asked: &[Asked], terms: &Terms, changes: &[Change], complete: bool) {
+    let mut replies: Vec<Reply> = asked.iter().map(|_| Reply::default()).collect();
     let mut bytes = Bytes(sent);
     while !bytes.0.is_empty() {
-        if next_reply(&mut bytes, asked, terms, &mut answers).is_none() {
-            assert!(!whole, "a reply is cut short");
+        if next_reply(&mut bytes, asked, terms, &mut replies).is_none() {
+            assert!(!complete, "incomplete reply");
             break;
         }
     }
-    for (request, answer) in asked.iter().zip(&answers) {
-        assert!(answer.is_over || !whole, "no reply to {request:?}");
-        if answer.is_over {
-            judge(request, answer);
+    for (request, reply) in asked.iter().zip(&replies) {
+        assert!(reply.is_over || !complete, "no reply to {request:?}");
+        if reply.is_over {
+            check_form(request, reply);
         }
     }
-    check_changes(asked, &answers, changes);
-    check_content(asked, &answers, terms, changes);
+    check_changes(asked, &replies, changes);
+    check_content(asked, &replies, terms, changes);
 }
 
-fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &mut [Answer]) -> Option<()> {
+fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, replies: &mut [Reply]) -> Option<()> {
     let magic = bytes.number(4)?;
     if magic == 0x6744_6698 {
         let (errno, cookie) = (bytes.number(4)? as u32, bytes.number(8)? as usize);
         let request = asked.get(cookie).expect("the cookie of a request");
-        let answer = &mut answers[cookie];
-        assert!(!answer.is_over && answer.chunks == 0, "two replies to {request:?}");
+        let reply = &mut replies[cookie];
+        assert!(!reply.is_over && reply.chunks == 0, "two replies to {request:?}");
         let is_data = [NBD_CMD_READ, NBD_CMD_BLOCK_STATUS].contains(&request.command);
         match terms.mode {
             ReplyMode::Simple => {}
@@ -53,28 +53,31 @@ fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &m
             ReplyMode::Extended => panic!("a simple reply with extended headers"),
         }
         if errno != 0 {
-            answer.errno = Some(errno);
+            reply.errno = Some(errno);
         } else if request.command == NBD_CMD_READ && request.len_bytes > 0 {
-            answer.pieces.push((request.offset_bytes, bytes.take(request.len_bytes as usize)?.to_vec()));
+            reply.data.push((request.offset_bytes, bytes.take(request.len_bytes as usize)?.to_vec()));
         }
-        answer.is_over = true;
+        reply.is_over = true;
         return Some(());
     }
     let extended = terms.mode == ReplyMode::Extended;
     assert_eq!(magic, if extended { 0x6e8a_278c } else { 0x668e_33ef }, "the magic of a reply");
-    assert!(terms.mode != ReplyMode::Simple, "a structured reply to a client that does not know them");
+    assert!(terms.mode != ReplyMode::Simple, "a structured reply without negotiation");
     let (flags, kind, cookie) = (bytes.number(2)?, bytes.number(2)?, bytes.number(8)? as usize);
     let offset_bytes = if extended { Some(bytes.number(8)?) } else { None };
     let len = bytes.number(if extended { 8 } else { 4 })?;
     let payload = Bytes(bytes.take(usize::try_from(len).expect("a length"))?);
     let request = asked.get(cookie).expect("the cookie of a request");
-    let answer = &mut answers[cookie];
-    assert!(!answer.is_over, "something behind the end of the reply to {request:?}");
-    assert!(offset_bytes.is_none_or(|offset| offset == request.offset_bytes), "the offset is repeated");
+    let reply = &mut replies[cookie];
+    assert!(!reply.is_over, "a chunk after the last one of {request:?}");
+    assert!(
+        offset_bytes.is_none_or(|offset| offset == request.offset_bytes),
+        "the reply has the offset of its request"
+    );
     assert!(flags <= 1, "the flags of a chunk");
-    answer.chunks += 1;
-    answer.is_over = flags == 1;
-    take_chunk(kind, payload, request, answer, extended);
+    reply.chunks += 1;
+    reply.is_over = flags == 1;
+    take_chunk(kind, payload, request, reply, extended);
     if kind == 0 {
         assert!(flags == 1, "a chunk without payload is the last one");
     }
@@ -82,13 +85,13 @@ fn next_reply(bytes: &mut Bytes<'_>, asked: &[Asked], terms: &Terms, answers: &m
 }
 
 /// Takes the payload of a chunk, which is complete.
-fn take_chunk(kind: u64, mut payload: Bytes<'_>, request: &Asked, answer: &mut Answer, extended: bool) {
+fn take_chunk(kind: u64, mut payload: Bytes<'_>, request: &Asked, reply: &mut Reply, extended: bool) {
     match kind {
         0 => assert!(payload.0.is_empty(), "a payload of a chunk without one"),
         1 => {
             let at = payload.number(8).expect("an offset");
             assert!(request.command == NBD_CMD_READ && !payload.0.is_empty(), "data for {request:?}");
-            answer.pieces.push((at, payload.0.to_vec()));
+            reply.data.push((at, payload.0.to_vec()));
         }
         2 => {
             let (at, hole) = (payload.number(8).expect("an offset"), payload.number(4).expect("a length"));
@@ -97,7 +100,7 @@ fn take_chunk(kind: u64, mut payload: Bytes<'_>, request: &Asked, answer: &mut A
                 "a hole for {request:?}"
             );
             assert!(hole <= request.len_bytes);
-            answer.pieces.push((at, vec![0; hole as usize]));
+            reply.data.push((at, vec![0; hole as usize]));
         }
         5 | 6 => {
             assert!(
@@ -108,94 +111,97 @@ fn take_chunk(kind: u64, mut payload: Bytes<'_>, request: &Asked, answer: &mut A
             let width = if extended { 8 } else { 4 };
             let count = if extended { Some(payload.number(4).expect("a number")) } else { None };
             assert!(payload.0.len().is_multiple_of(2 * width));
-            let mut runs = Vec::new();
+            let mut extents = Vec::new();
             while let (Some(len), Some(flags)) = (payload.number(width), payload.number(width)) {
-                runs.push((len, flags));
+                extents.push((len, flags));
             }
-            assert!(count.is_none_or(|count| count == runs.len() as u64), "the number of extents");
-            answer.statuses.push((id, runs));
+            assert!(count.is_none_or(|count| count == extents.len() as u64), "the number of extents");
+            reply.statuses.push((id, extents));
         }
         0x8001 => {
             let errno = payload.number(4).expect("an error") as u32;
             let len = payload.number(2).expect("a length") as usize;
             assert!(errno != 0 && payload.0.len() == len && std::str::from_utf8(payload.0).is_ok());
-            assert!(answer.errno.replace(errno).is_none(), "two errors for {request:?}");
+            assert!(reply.errno.replace(errno).is_none(), "two errors for {request:?}");
         }
         _ => panic!("a chunk of type {kind:#x}"),
     }
 }
 
-/// Checks that a reply is allowed for its request, independent of content.
-fn judge(request: &Asked, answer: &Answer) {
-    if let Some(errno) = answer.errno {
+/// Checks that a reply is allowed for its request, apart from its content.
+fn check_form(request: &Asked, reply: &Reply) {
+    if let Some(errno) = reply.errno {
         assert!(request.errors.contains(&errno), "error {errno} for {request:?}");
         return;
     }
     assert!(request.may_succeed, "success for {request:?}");
     if request.command == NBD_CMD_READ {
         let mut next = request.offset_bytes;
-        for (at, data) in &answer.pieces {
-            assert_eq!(*at, next, "pieces are in order and leave nothing out: {request:?}");
+        for (at, data) in &reply.data {
+            assert_eq!(*at, next, "the data is ordered and complete: {request:?}");
             next += data.len() as u64;
         }
         assert_eq!(next, request.offset_bytes + request.len_bytes, "{request:?}");
         assert!(
-            request.flags & NBD_CMD_FLAG_DF == 0 || answer.pieces.len() <= 1,
-            "{request:?} is not in one piece"
+            request.flags & NBD_CMD_FLAG_DF == 0 || reply.data.len() <= 1,
+            "{request:?} has several chunks"
         );
     }
     if request.command == NBD_CMD_BLOCK_STATUS {
-        let mut ids: Vec<u32> = answer.statuses.iter().map(|(id, _)| *id).collect();
+        let mut ids: Vec<u32> = reply.statuses.iter().map(|(id, _)| *id).collect();
         ids.sort_unstable();
         let mut wanted = request.contexts.clone();
         wanted.sort_unstable();
         assert_eq!(ids, wanted, "{request:?}");
-        let extents: usize = answer.statuses.iter().map(|(_, runs)| runs.len()).sum();
-        assert!(extents <= MAX_STATUS_EXTENTS.max(ids.len()));
-        for (_, runs) in &answer.statuses {
-            let covered: u64 = runs.iter().map(|(len, _)| len).sum();
-            assert!(!runs.is_empty() && runs.iter().all(|(len, _)| *len > 0));
+        let count: usize = reply.statuses.iter().map(|(_, extents)| extents.len()).sum();
+        assert!(count <= MAX_STATUS_EXTENTS.max(ids.len()));
+        for (_, extents) in &reply.statuses {
+            let covered: u64 = extents.iter().map(|(len, _)| len).sum();
+            assert!(!extents.is_empty() && extents.iter().all(|(len, _)| *len > 0));
             assert!(covered <= request.len_bytes, "beyond {request:?}");
             let is_one = request.flags & NBD_CMD_FLAG_REQ_ONE != 0;
-            assert!(if is_one { runs.len() == 1 } else { covered == request.len_bytes }, "{request:?}");
+            assert!(if is_one { extents.len() == 1 } else { covered == request.len_bytes }, "{request:?}");
         }
     }
 }
 
 /// Checks that the changes of the device are exactly the requested ones.
-fn check_changes(asked: &[Asked], answers: &[Answer], changes: &[Change]) {
+fn check_changes(asked: &[Asked], replies: &[Reply], changes: &[Change]) {
     let mut counts: HashMap<&Change, [usize; 3]> = HashMap::new();
     for change in changes {
         counts.entry(change).or_default()[0] += 1;
     }
-    for (request, answer) in asked.iter().zip(answers) {
+    for (request, reply) in asked.iter().zip(replies) {
         if let Some(change) = &request.change {
             let count = counts.entry(change).or_default();
-            count[1] += usize::from(answer.is_over && answer.errno.is_none());
+            count[1] += usize::from(reply.is_over && reply.errno.is_none());
             count[2] += 1;
         }
     }
     for (change, [happened, acknowledged, asked]) in counts {
-        let what = change.range();
-        assert!(happened <= asked, "{what:?} changed {happened} times, {asked} were asked for");
-        assert!(acknowledged <= happened, "{what:?} changed {happened} times, {acknowledged} were answered");
+        let range = change.range();
+        assert!(happened <= asked, "{range:?} changed {happened} times, {asked} were requested");
+        assert!(
+            acknowledged <= happened,
+            "{range:?} changed {happened} times, {acknowledged} were acknowledged"
+        );
     }
 }
 
-/// Checks that reads returned content that the device held at some moment.
-fn check_content(asked: &[Asked], answers: &[Answer], terms: &Terms, changes: &[Change]) {
+/// Checks that reads returned content that the device held at some time.
+fn check_content(asked: &[Asked], replies: &[Reply], terms: &Terms, changes: &[Change]) {
     let mut content = first_content();
-    let mut pending: Vec<(&Asked, &Answer)> = asked
+    let mut pending: Vec<(&Asked, &Reply)> = asked
         .iter()
-        .zip(answers)
-        .filter(|(_, answer)| answer.is_over && answer.errno.is_none())
-        .filter(|(_, answer)| !answer.pieces.is_empty() || !answer.statuses.is_empty())
+        .zip(replies)
+        .filter(|(_, reply)| reply.is_over && reply.errno.is_none())
+        .filter(|(_, reply)| !reply.data.is_empty() || !reply.statuses.is_empty())
         .collect();
-    let matches = |(request, answer): (&Asked, &Answer), content: &[u8]| {
-        let data = answer.pieces.iter().all(|(at, data)| content[*at as usize..].starts_with(data));
-        let status = answer.statuses.iter().all(|(id, runs)| {
+    let matches = |(request, reply): (&Asked, &Reply), content: &[u8]| {
+        let data = reply.data.iter().all(|(at, data)| content[*at as usize..].starts_with(data));
+        let status = reply.statuses.iter().all(|(id, extents)| {
             let context = &terms.contexts[*id as usize - 1];
-            is_status(context, request.offset_bytes, runs, content)
+            is_status(context, request.offset_bytes, extents, content)
         });
         data && status
     };
@@ -212,15 +218,15 @@ fn check_content(asked: &[Asked], answers: &[Answer], terms: &Terms, changes: &[
         pending.retain(|pair| !touched(pair.0) || !matches(*pair, &content));
     }
     if let Some((request, _)) = pending.first() {
-        panic!("the device never held what was read: {request:?}");
+        panic!("the device never held the content read by {request:?}");
     }
 }
 
 /// Returns true if extents are the maximal ones of a content in a context.
-fn is_status(context: &str, offset_bytes: u64, runs: &[(u64, u64)], content: &[u8]) -> bool {
+fn is_status(context: &str, offset_bytes: u64, extents: &[(u64, u64)], content: &[u8]) -> bool {
     let mut at = offset_bytes as usize;
     let mut before = None;
-    for (len, flags) in runs {
+    for (len, flags) in extents {
         let end = at + *len as usize;
         let mut blocks = at / 4096..end.div_ceil(4096);
         if before == Some(*flags)

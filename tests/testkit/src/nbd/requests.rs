@@ -4,7 +4,7 @@ use blockd_nbd::constants::*;
 
 use super::device::{BAD, Change, FAST_ZERO_BYTES, FULL, SIZE_BYTES, touches};
 
-/// Maximum total length of reads of an input; longer inputs are truncated.
+/// Maximum total length of the reads of an input; longer inputs are truncated.
 const MAX_READ_BYTES: u64 = 2 << 20;
 
 /// Negotiated headers and replies.
@@ -207,7 +207,7 @@ impl Asked {
         let mut bytes = Bytes(payload);
         self.len_bytes = bytes.number(8).unwrap();
         let known = std::mem::take(&mut self.contexts);
-        let makes_sense = bytes.0.len() % 4 == 0 && !bytes.0.is_empty() && self.len_bytes > 0 && self.fits();
+        let is_valid = bytes.0.len() % 4 == 0 && !bytes.0.is_empty() && self.len_bytes > 0 && self.fits();
         while let Some(id) = bytes.number(4) {
             let id = id as u32;
             if !known.contains(&id) {
@@ -216,36 +216,36 @@ impl Asked {
                 self.contexts.push(id);
             }
         }
-        if !makes_sense {
+        if !is_valid {
             self.fails_with(Some(NBD_EINVAL));
         }
     }
 }
 
-/// Makes a client's bytes of a few bytes for each request, so that most of them mean something: a command,
-/// flags, a place, a length and a number that the payload follows from.
+/// Builds mostly valid requests from seven bytes each: command, flags, offset, length, and a seed of the
+/// payload.
 pub(super) fn compose(mut short: &[u8], mode: ReplyMode) -> Vec<u8> {
     let mut stream = Vec::new();
-    while let [what, flags, place_low, place_high, len_low, len_high, seed, rest @ ..] = short {
+    while let [kind, flags, offset_low, offset_high, len_low, len_high, seed, rest @ ..] = short {
         short = rest;
         if stream.len() > 1 << 20 {
             break;
         }
-        let command = match what % 16 {
+        let command = match kind % 16 {
             8..=10 => NBD_CMD_READ,
             11..=13 => NBD_CMD_WRITE,
             14 => NBD_CMD_BLOCK_STATUS,
             15 => NBD_CMD_DISC,
             command => u16::from(command),
         };
-        let place = u64::from(u16::from_le_bytes([*place_low, *place_high]));
+        let offset = u64::from(u16::from_le_bytes([*offset_low, *offset_high]));
         let len = u64::from(u16::from_le_bytes([*len_low, *len_high]));
         // Fine and short, or coarse and long.
         let (offset_bytes, mut len_bytes) =
-            if what & 0x40 == 0 { (place * 8 + u64::from(seed % 8), len) } else { (place * 512, len * 8) };
+            if kind & 0x40 == 0 { (offset * 8 + u64::from(seed % 8), len) } else { (offset * 512, len * 8) };
         let mut flags = u16::from(*flags) & 0x3f;
         // Flags unknown to a mode are tried less often.
-        if what & 0x80 == 0 {
+        if kind & 0x80 == 0 {
             flags &= if mode == ReplyMode::Extended { 0x3d } else { 0x0d };
         }
         let is_write = command == NBD_CMD_WRITE;

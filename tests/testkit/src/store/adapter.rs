@@ -1,13 +1,12 @@
-//! Our stores behind the interface of the `object_store` library, so that the library's own integration tests
-//! run on them.
+//! Adapter of [`blockd_store::BlobStore`] to the `object_store` library, to run the integration tests of that
+//! library.
 //!
-//! Our interface has less, and what is made up for here tests ours by that: a listing with a delimiter is one
-//! without, sorted out here; what is known of an object comes from a listing; conditions on reads are judged
-//! by the versions that listings show; a copy is a read and a write; parts of any length are joined to parts
-//! of ours. Keys have only plain characters here, others are written as `_` and two hexadecimal digits.
+//! The adapter emulates missing features: it filters listings for delimiters, takes metadata from listings,
+//! evaluates read conditions against listed versions, copies by a read and a write, and joins parts of any
+//! length to parts of equal length. It escapes special characters of keys as `_` and two hexadecimal digits.
 //!
-//! Not run, because we have nothing like it: attributes, pages of listings, the library's low-level uploads
-//! (ours have parts of one length), extensions of responses, updates of a version that was seen.
+//! Not supported and not tested: attributes, pages of listings, low-level uploads, extensions of responses,
+//! conditional updates of a version.
 
 use async_trait::async_trait;
 use blockd_store::{ObjectInfo, PART_LEN_BYTES, StoreError, StoreErrorKind};
@@ -29,17 +28,17 @@ use std::{
     time::Duration,
 };
 
-/// Everything is below this.
+/// Prefix of all objects.
 const ROOT: &str = "integration/";
 const NAME: &str = "blockd";
-const LONGEST_BYTES: u64 = 1 << 30;
+const MAX_OBJECT_BYTES: u64 = 1 << 30;
 
 /// Optional capabilities of a store.
 #[derive(Clone, Copy, Debug)]
 pub struct Has {
-    /// It creates objects only if they are absent.
+    /// Create-if-absent.
     pub create_if_absent: bool,
-    /// It takes objects in parts.
+    /// Multipart uploads.
     pub parts: bool,
 }
 
@@ -52,7 +51,7 @@ pub async fn object_store_suite(store: Arc<dyn blockd_store::BlobStore>, has: Ha
     let adapter = Adapter { store };
     integration::put_get_delete_list(&adapter).await;
     integration::get_opts(&adapter).await;
-    adapter.clear().await.expect("delete what a test left");
+    adapter.clear().await.expect("cleanup");
     integration::list_uses_directories_correctly(&adapter).await;
     integration::list_with_delimiter(&adapter).await;
     integration::list_with_offset_exclusivity(&adapter).await;
@@ -62,7 +61,7 @@ pub async fn object_store_suite(store: Arc<dyn blockd_store::BlobStore>, has: Ha
         integration::put_opts(&adapter, false).await;
         integration::copy_if_not_exists(&adapter).await;
     }
-    adapter.clear().await.expect("delete what a test left");
+    adapter.clear().await.expect("cleanup");
     if has.parts {
         integration::stream_get(&adapter).await;
         integration::multipart_race_condition(&adapter, true).await;
@@ -72,7 +71,7 @@ pub async fn object_store_suite(store: Arc<dyn blockd_store::BlobStore>, has: Ha
         Err(Error::NotFound { .. }) => {}
         other => panic!("{other:?}"),
     }
-    adapter.clear().await.expect("delete what a test left");
+    adapter.clear().await.expect("cleanup");
 }
 
 #[derive(Clone)]
@@ -94,16 +93,16 @@ impl fmt::Debug for Adapter {
 
 fn key_of(path: &Path) -> String {
     let mut key = ROOT.to_owned();
-    let mut begins = true;
+    let mut is_first = true;
     for &byte in path.as_ref().as_bytes() {
         match byte {
             b'/' => key.push('/'),
             b'-' => key.push('-'),
-            b'.' if !begins => key.push('.'),
+            b'.' if !is_first => key.push('.'),
             plain if plain.is_ascii_alphanumeric() => key.push(plain.into()),
             other => key.push_str(&format!("_{other:02X}")),
         }
-        begins = byte == b'/';
+        is_first = byte == b'/';
     }
     key
 }
@@ -141,7 +140,7 @@ fn not_implemented(operation: &str) -> Error {
 }
 
 fn meta_of(info: &ObjectInfo) -> Result<ObjectMeta> {
-    // The type of a time is not ours to name.
+    // `chrono` is not a dependency: the type of the time cannot be named.
     let mut last_modified = empty_meta().last_modified;
     let since_1970_s = info.modified_unix_s.and_then(|seconds| u64::try_from(seconds).ok());
     last_modified += Duration::from_secs(since_1970_s.unwrap_or(0));
@@ -170,7 +169,7 @@ impl Adapter {
         let listed = self.store.list(&key).await.map_err(|error| error_of(path, error))?;
         match listed.iter().find(|info| info.key == key) {
             Some(info) => meta_of(info),
-            None => Err(Error::NotFound { path: path.to_string(), source: "it is not listed".into() }),
+            None => Err(Error::NotFound { path: path.to_string(), source: "not listed".into() }),
         }
     }
 
@@ -221,8 +220,8 @@ impl ObjectStore for Adapter {
         if !opts.attributes.is_empty() {
             return Err(not_implemented("attributes"));
         }
-        let begun = self.store.multipart_start(&key_of(location)).await;
-        let id = begun.map_err(|error| error_of(location, error))?;
+        let started = self.store.multipart_start(&key_of(location)).await;
+        let id = started.map_err(|error| error_of(location, error))?;
         Ok(Box::new(Upload {
             adapter: self.clone(),
             path: location.clone(),
@@ -238,8 +237,8 @@ impl ObjectStore for Adapter {
         if options.version.is_some() {
             return Err(not_implemented("versions"));
         }
-        // Both ways to read an object must tell of one that is not there.
-        let whole = self.store.get(&key, LONGEST_BYTES).await.map_err(failed)?;
+        // Both kinds of reads must report a missing object.
+        let body = self.store.get(&key, MAX_OBJECT_BYTES).await.map_err(failed)?;
         let meta = self.meta(location).await?;
         options.check_preconditions(&meta)?;
         let range = match &options.range {
@@ -249,7 +248,7 @@ impl ObjectStore for Adapter {
                 .map_err(|error| Error::Generic { store: NAME, source: Box::new(error) })?,
         };
         let bytes = match range.is_empty() {
-            true => whole,
+            true => body,
             false => {
                 self.store.get_range(&key, range.start, range.end - range.start).await.map_err(failed)?
             }
@@ -301,13 +300,13 @@ impl ObjectStore for Adapter {
             CopyMode::Overwrite => blockd_store::PutMode::Overwrite,
             CopyMode::Create => blockd_store::PutMode::CreateIfAbsent,
         };
-        let read = self.store.get(&key_of(from), LONGEST_BYTES).await;
+        let read = self.store.get(&key_of(from), MAX_OBJECT_BYTES).await;
         self.put_as(to, read.map_err(|error| error_of(from, error))?, mode).await?;
         Ok(())
     }
 }
 
-/// An upload whose parts have any length until it is completed.
+/// Multipart upload that buffers parts of any length until it is completed.
 #[derive(Debug)]
 struct Upload {
     adapter: Adapter,

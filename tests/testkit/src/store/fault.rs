@@ -1,4 +1,4 @@
-//! A store that fails at a chosen operation, in a chosen way.
+//! Store with fault injection.
 
 use blockd_store::{
     BlobStore, Middleware, Operation, Request, RequestKind, Response, StoreError, StoreErrorKind, StoreFuture,
@@ -15,30 +15,30 @@ use std::{
     },
 };
 
-/// A way to fail.
+/// Injected fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Fault {
-    /// Nothing is done, and an error is returned.
+    /// The operation fails without effect.
     BeforeApply,
-    /// Everything is done, and an error is returned all the same.
+    /// The operation fails after it took effect.
     AfterApply,
-    /// A body is returned without its last byte, as an error.
+    /// The operation fails as with a truncated body.
     ShortBody,
-    /// A body comes back with one bit changed (in the middle).
+    /// A returned body has a flipped bit in the middle.
     FlipBit,
     /// The store is full.
     NoSpace,
-    /// The same, and its answer has this time (seconds since 1970).
+    /// The store is full, and its reply has this time, in seconds since 1970.
     NoSpaceAt(i64),
-    /// The credentials are not good, or not any more.
+    /// The credentials are invalid.
     Unauthorized,
-    /// No answer, ever.
+    /// The store never replies.
     Hang,
-    /// Nothing is done, and the store asks to be left alone for so many seconds.
+    /// The store throttles the request and asks for a pause, in seconds.
     RetryAfter(u16),
 }
 
-/// A store in front of another one that fails on purpose; it counts its operations from 0.
+/// Store that injects faults into the operations of another store, which it counts from 0.
 pub struct FaultStore {
     inner: Arc<dyn BlobStore>,
     operations: AtomicU64,
@@ -54,7 +54,7 @@ struct Plan {
 }
 
 impl FaultStore {
-    /// A store that behaves, until told otherwise.
+    /// Creates a store without faults.
     pub fn new(inner: Arc<dyn BlobStore>) -> Self {
         Self { inner, operations: AtomicU64::new(0), planned: Mutex::default() }
     }
@@ -69,22 +69,22 @@ impl FaultStore {
         self.planned.lock().at.insert(operation, fault);
     }
 
-    /// Fails at one operation and at all that follow it, as a store does whose network went away.
+    /// Fails at one operation and at all later ones, as after a network failure.
     pub fn fail_from(&self, operation: u64, fault: Fault) {
         self.planned.lock().from = Some((operation, fault));
     }
 
-    /// Fails at every operation.
+    /// Fails at all operations.
     pub fn fail_all(&self, fault: Fault) {
         self.planned.lock().always = Some(fault);
     }
 
-    /// Fails at everything that stores something.
+    /// Fails at all PUTs and multipart operations.
     pub fn fail_writes(&self, fault: Fault) {
         self.planned.lock().writes = Some(fault);
     }
 
-    /// Fails no more.
+    /// Removes all faults.
     pub fn heal(&self) {
         *self.planned.lock() = Plan::default();
     }
@@ -153,7 +153,7 @@ impl Middleware for FaultStore {
         request: Request<'a>,
         ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
-        self.run(request, |answer| answer, ask(self.inner.clone()))
+        self.run(request, |response| response, ask(self.inner.clone()))
     }
 
     fn get<'a>(&'a self, key: &'a str, max_len_bytes: u64) -> StoreFuture<'a, Bytes> {

@@ -1,4 +1,4 @@
-//! An HTTP server that answers as a test tells it to, one request a connection.
+//! Fake HTTP server with one request per connection.
 
 use parking_lot::Mutex;
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -7,21 +7,21 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
-/// A request as it arrived.
+/// Received request.
 #[derive(Clone, Debug)]
 pub struct HttpRequest {
-    /// Its method.
+    /// Method.
     pub method: String,
-    /// Its path, with the query.
+    /// Path with the query.
     pub path: String,
-    /// Its headers; the names are in lower case.
+    /// Headers, with names in lower case.
     pub headers: Vec<(String, String)>,
-    /// Its body.
+    /// Body.
     pub body: Vec<u8>,
 }
 
 impl HttpRequest {
-    /// A header, or nothing.
+    /// Returns the value of a header; empty if it is absent.
     pub fn header(&self, name: &str) -> &str {
         let found = self.headers.iter().find(|(known, _)| known == name);
         found.map_or("", |(_, value)| value)
@@ -31,32 +31,32 @@ impl HttpRequest {
 /// Response.
 #[derive(Clone, Default, Debug)]
 pub struct HttpReply {
-    /// The status.
+    /// Status.
     pub status: u16,
     /// Headers.
     pub headers: Vec<(&'static str, String)>,
-    /// The body.
+    /// Body.
     pub body: Vec<u8>,
-    /// So many bytes of the body are not sent; the connection is closed instead.
+    /// Number of bytes at the end of the body that are not sent before the connection is closed.
     pub cut_bytes: usize,
-    /// The last byte of the body comes so late.
+    /// Delay of the last byte of the body.
     pub stall: Duration,
 }
 
 impl HttpReply {
-    /// An answer without a body.
+    /// Creates a response without a body.
     pub fn status(status: u16) -> Self {
         Self { status, ..Self::default() }
     }
 
-    /// The same with a header.
+    /// Adds a header.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    /// The same with a body.
+    /// Sets the body.
     #[must_use]
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
         self.body = body.into();
@@ -66,28 +66,28 @@ impl HttpReply {
 
 type Answer = dyn Fn(&HttpRequest) -> HttpReply + Send + Sync;
 
-/// A running server; it ends with the runtime of its test.
+/// Running server; it ends with the runtime of its test.
 pub struct HttpDouble {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<HttpRequest>>>,
 }
 
 impl HttpDouble {
-    /// Starts one on a free port of loopback.
+    /// Starts a server on a free loopback port.
     ///
     /// # Panics
-    /// If there is none.
+    /// If no port is free.
     #[allow(clippy::expect_used, reason = "a failed test panics")]
     pub async fn start(answer: impl Fn(&HttpRequest) -> HttpReply + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
-        let address = listener.local_addr().expect("its address");
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("free port");
+        let address = listener.local_addr().expect("local address");
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (answer, log): (Arc<Answer>, _) = (Arc::new(answer), Arc::clone(&seen));
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
                 tokio::spawn(async move {
-                    // A client that goes away in the middle is none of the server's business.
+                    // The client may disconnect.
                     let _ = serve(stream, &*answer, &log).await;
                 });
             }
@@ -95,12 +95,12 @@ impl HttpDouble {
         Self { address, seen }
     }
 
-    /// `http://HOST:PORT`
+    /// Returns `http://HOST:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    /// All requests so far.
+    /// Returns all requests so far.
     pub fn seen(&self) -> Vec<HttpRequest> {
         self.seen.lock().clone()
     }
@@ -137,7 +137,7 @@ async fn serve(mut stream: TcpStream, answer: &Answer, log: &Mutex<Vec<HttpReque
 
 async fn read(stream: &mut TcpStream) -> std::io::Result<Option<HttpRequest>> {
     let mut bytes = Vec::new();
-    let mut piece = vec![0; 16 << 10];
+    let mut buffer = vec![0; 16 << 10];
     let mut head_len = None;
     loop {
         if head_len.is_none() {
@@ -160,9 +160,9 @@ async fn read(stream: &mut TcpStream) -> std::io::Result<Option<HttpRequest>> {
                 return Ok(Some(HttpRequest { method, path, headers, body }));
             }
         }
-        match stream.read(&mut piece).await? {
+        match stream.read(&mut buffer).await? {
             0 => return Ok(None),
-            count => bytes.extend_from_slice(&piece[..count]),
+            count => bytes.extend_from_slice(&buffer[..count]),
         }
     }
 }

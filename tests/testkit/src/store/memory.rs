@@ -1,4 +1,4 @@
-//! A store in memory, with every object in reach of a test.
+//! Store in memory whose objects tests can read and change.
 
 use blockd_store::{
     BlobStore, ListPage, ObjectInfo, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind, StoreFuture,
@@ -13,7 +13,7 @@ use std::{
     sync::atomic::{AtomicI64, Ordering::Relaxed},
 };
 
-/// Objects of one page of a listing.
+/// Number of objects in a page of a listing.
 const PAGE_LEN: usize = 10_000;
 
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
@@ -24,36 +24,36 @@ enum Conditions {
     Refused,
 }
 
-/// The content's hash: the same content has the same version.
+/// Returns the version of a content: its hash.
 fn version_of(body: &[u8]) -> String {
     let mut hasher = DefaultHasher::new();
     hasher.write(body);
     format!("{:016x}", hasher.finish())
 }
 
-/// Objects in a map.
+/// Store in memory.
 #[derive(Default)]
 pub struct MemoryStore {
     objects: Mutex<BTreeMap<String, Bytes>>,
     uploads: Mutex<BTreeMap<String, BTreeMap<u32, Bytes>>>,
     conditions: Conditions,
-    /// When each object was stored, by a clock that tests set.
+    /// Modification times by the clock that tests set.
     stored_unix_s: Mutex<BTreeMap<String, i64>>,
     clock_unix_s: AtomicI64,
 }
 
 impl MemoryStore {
-    /// A store that takes create-if-absent and overwrites all the same.
+    /// Creates a store that accepts create-if-absent but overwrites objects.
     pub fn ignoring_conditions() -> Self {
         Self { conditions: Conditions::Ignored, ..Self::default() }
     }
 
-    /// A store that says that it cannot do create-if-absent.
+    /// Creates a store that refuses create-if-absent.
     pub fn refusing_conditions() -> Self {
         Self { conditions: Conditions::Refused, ..Self::default() }
     }
 
-    /// A copy of all objects.
+    /// Returns a copy of all objects.
     pub fn objects(&self) -> BTreeMap<String, Bytes> {
         self.objects.lock().clone()
     }
@@ -64,12 +64,12 @@ impl MemoryStore {
         self.stamp(key);
     }
 
-    /// Takes an object away.
+    /// Removes an object.
     pub fn remove(&self, key: &str) -> Option<Bytes> {
         self.objects.lock().remove(key)
     }
 
-    /// A second store with the same objects.
+    /// Creates a second store with the same objects.
     #[must_use]
     pub fn fork(&self) -> Self {
         Self {
@@ -80,8 +80,7 @@ impl MemoryStore {
         }
     }
 
-    /// Sets the clock by which objects are stored from now on, in seconds since 1970; it stands still, at
-    /// first at 0.
+    /// Sets the clock of the store, in seconds since 1970. It stands still; initially 0.
     pub fn set_clock(&self, unix_s: i64) {
         self.clock_unix_s.store(unix_s, Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Stores that fail on purpose, and suites that any store must pass; for tests only.
+//! Fake stores and servers, fault injection, and test suites for stores.
 
 mod adapter;
 mod fault;

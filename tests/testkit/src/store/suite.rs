@@ -3,10 +3,10 @@
 use blockd_store::{BlobStore, PART_LEN_BYTES, PutMode, StoreError, StoreErrorKind};
 use bytes::Bytes;
 
-/// Everything that is asked of a store; it must be empty below `suite/`.
+/// Tests all operations of a store; it must be empty below `suite/`.
 ///
 /// # Panics
-/// If it does anything else than it should.
+/// If the store misbehaves.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 pub async fn store_suite(store: &dyn BlobStore) {
     let key = "suite/a/object-1";
@@ -30,7 +30,7 @@ fn kind(result: Result<Bytes, StoreError>) -> StoreErrorKind {
     result.unwrap_err().kind
 }
 
-/// Puts, gets and replaces an object, which is empty at the end.
+/// Creates, reads and replaces an object, which is empty at the end.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 async fn objects(store: &dyn BlobStore, key: &str) {
     let body = Bytes::from((0..100_000u32).map(|i| (i % 251) as u8).collect::<Vec<u8>>());
@@ -56,7 +56,7 @@ async fn objects(store: &dyn BlobStore, key: &str) {
     assert_eq!(store.get(key, 100).await.unwrap(), b""[..]);
 }
 
-/// Lists by prefix, whole and sorted; returns the keys of all objects.
+/// Tests complete and sorted listings by prefix; returns the keys of all objects.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 async fn listings(store: &dyn BlobStore, key: &str) -> Vec<String> {
     let mut keys = vec![key.to_owned()];
@@ -82,7 +82,7 @@ async fn listings(store: &dyn BlobStore, key: &str) -> Vec<String> {
     keys
 }
 
-/// Stores an object of two parts and a bit, and gives up another upload; returns its key.
+/// Stores an object in three parts and aborts another upload; returns the key.
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
 async fn parts(store: &dyn BlobStore) -> String {
     let long = Bytes::from((0..PART_LEN_BYTES * 2 + 5).map(|i| (i % 253) as u8).collect::<Vec<u8>>());
