@@ -1,4 +1,4 @@
-"""What the benches share: arguments, builds, directories, servers and an NBD client. `tools/bench` puts it on the path."""
+"""Shared code of the benchmarks: arguments, builds, directories, servers, an NBD client. `tools/bench` sets PYTHONPATH."""
 
 import argparse
 import contextlib
@@ -20,21 +20,21 @@ MIB = 1 << 20
 
 
 class Failed(Exception):
-    """A tool did not do what it was asked for."""
+    """A tool failed."""
 
 
 def arguments(what, description, epilog):
-    """A parser with the options of every bench."""
+    """Returns a parser with the common options."""
     parser = argparse.ArgumentParser(
         prog=f"tools/bench {what}", formatter_class=argparse.RawDescriptionHelpFormatter, description=description, epilog=epilog
     )
-    parser.add_argument("--dir", help="where to work; a new directory below it is made and removed [$TMPDIR or /var/tmp]")
-    parser.add_argument("--json", help=f"where the figures go [{what}-bench.json below the build directory]")
+    parser.add_argument("--dir", help="parent of the temporary directory [$TMPDIR or /var/tmp]")
+    parser.add_argument("--json", help=f"output file [{what}-bench.json below the build directory]")
     return parser
 
 
 def build(*what):
-    """Builds parts of the workspace as they are measured; returns the daemon's path."""
+    """Makes a release build of packages; returns the path of the daemon."""
     command = ["cargo", "build", "--release", "--locked", *what]
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "CARGO_TARGET_DIR": str(TARGET.parent)})
     return TARGET / "blockd"
@@ -46,7 +46,7 @@ def build_blockd():
 
 @contextlib.contextmanager
 def directory(parent=None):
-    """A new directory, which is gone afterwards."""
+    """A temporary directory."""
     made = Path(tempfile.mkdtemp(prefix="blockd-bench-", dir=parent or os.environ.get("TMPDIR") or "/var/tmp"))
     try:
         yield made
@@ -62,13 +62,13 @@ def write_figures(given, what, document):
 
 
 class Process:
-    """A server; ends with the bench, however that ends."""
+    """A server that ends with the benchmark."""
 
     def __init__(self, command, log_path):
         self.log_path = Path(log_path)
         with open(log_path, "ab") as log:
-            # setpriv: if the bench itself is killed, the kernel ends the server. A session of its own: Ctrl-C
-            # reaches the bench alone, which ends its servers in order.
+            # setpriv: the kernel ends the server if the benchmark is killed. Own session: Ctrl-C reaches only
+            # the benchmark, which ends its servers in order.
             self.child = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *map(str, command)],
                 stdin=subprocess.DEVNULL,
@@ -105,7 +105,7 @@ class Process:
 
 
 class Blockd:
-    """A daemon with its data below a directory, and `blockctl` beside its binary."""
+    """A daemon with its data directory, and `blockctl` in the directory of its binary."""
 
     def __init__(self, blockd, directory, *options):
         self.command = [blockd, "--data-dir", directory / "blockd", *options]
@@ -124,7 +124,7 @@ class Blockd:
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True)
         if done.returncode:
             if parts == ("status",):
-                raise OSError("not there yet")
+                raise OSError("not ready")
             raise Failed(f"blockctl {' '.join(map(str, parts[:2]))}: {done.stderr or done.stdout}")
         return json.loads(done.stdout)
 
@@ -133,14 +133,14 @@ class Blockd:
 
 
 class Nbd:
-    """A client that copies nothing that it need not, as it shares the processors with what is measured."""
+    """NBD client with few copies, as it shares the CPUs with the server under measurement."""
 
     def __init__(self, path, export):
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(str(path))
-        self.room = memoryview(bytearray(MIB))
+        self.buffer = memoryview(bytearray(MIB))
         if bytes(self.take(18))[:16] != b"NBDMAGICIHAVEOPT":
-            raise Failed("the NBD server greets in a way that is not known")
+            raise Failed("unknown greeting of the NBD server")
         name = export.encode()
         data = struct.pack(">I", len(name)) + name + b"\0\0"
         self.socket.sendall(struct.pack(">I", 3) + b"IHAVEOPT" + struct.pack(">II", 7, len(data)) + data)
@@ -160,42 +160,42 @@ class Nbd:
         self.socket.close()
 
     def take(self, length):
-        """The next bytes, at most 1 MiB; good until the next call."""
-        whole = self.room[:length]
-        view = whole
+        """Returns the next bytes, at most 1 MiB, valid until the next call."""
+        result = self.buffer[:length]
+        view = result
         while view:
             count = self.socket.recv_into(view)
             if count == 0:
                 raise Failed("the NBD connection broke")
             view = view[count:]
-        return whole
+        return result
 
-    def ask(self, offset, length, kind=0, payload=b""):
+    def request(self, offset, length, kind=0, payload=b""):
         self.socket.sendall(struct.pack(">IHHQQI", 0x25609513, 0, kind, offset, offset, length) + payload)
 
-    def answer(self, length=0):
+    def reply(self, length=0):
         _, errno, cookie = struct.unpack(">IIQ", self.take(16))
         if errno:
             raise Failed(f"an NBD request at {cookie} failed with {errno}")
         return self.take(length)
 
     def read(self, offset, length):
-        self.ask(offset, length)
-        return self.answer(length)
+        self.request(offset, length)
+        return self.reply(length)
 
     def write(self, offset, payload):
-        self.ask(offset, len(payload), 1, payload)
-        self.answer()
+        self.request(offset, len(payload), 1, payload)
+        self.reply()
 
     def flush(self):
-        self.ask(0, 0, 3)
-        self.answer()
+        self.request(0, 0, 3)
+        self.reply()
 
     def read_in_order(self, length, depth=8):
         asked = done = 0
         while done < length:
             while asked < length and asked - done < depth * MIB:
-                self.ask(asked, MIB)
+                self.request(asked, MIB)
                 asked += MIB
-            self.answer(MIB)
+            self.reply(MIB)
             done += MIB

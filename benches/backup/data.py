@@ -1,4 +1,4 @@
-"""What is backed up: an ext4 filesystem with files of this machine, and the writes to it that an incremental carries."""
+"""Test data: an ext4 filesystem with files of this host, and the writes before the incremental backup."""
 
 import os
 import random
@@ -9,11 +9,11 @@ from pathlib import Path
 MIB = 1 << 20
 SOURCES = ("/usr", "/opt", "/var/lib", "/home", "/root")
 WRITES = 2000
-RUN_BYTES = 32 * MIB
+EXTENT_BYTES = 32 * MIB
 
 
 def stage(directory, length):
-    """Copies files of this machine until they are so many bytes together; random ones where there are not enough."""
+    """Copies files of this host up to a total length, and creates random ones if they do not suffice; returns their number."""
     left, number = length, 0
     for source in SOURCES:
         for folder, folders, names in os.walk(source):
@@ -42,14 +42,14 @@ def stage(directory, length):
 
 
 def make_image(directory, size_bytes, data_bytes):
-    """A sparse image of an ext4 that holds such files; returns its path and how many files it holds."""
+    """Creates a sparse image of an ext4 filesystem with these files; returns its path and the number of files."""
     image, files = directory / "image", directory / "files"
     files.mkdir()
     try:
         count = stage(files, data_bytes)
         with open(image, "wb") as out:
             out.truncate(size_bytes)
-        # Without discard the tools that look for holes find what the filesystem left as holes, no more.
+        # Without discard, only blocks that the filesystem never wrote are holes.
         command = ["mke2fs", "-q", "-F", "-t", "ext4", "-d", files, image]
         environment = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
         subprocess.run([str(part) for part in command], check=True, env=environment)
@@ -59,10 +59,10 @@ def make_image(directory, size_bytes, data_bytes):
 
 
 def changes(size_bytes):
-    """(offset, bytes) of 2,000 writes of 4 KiB to random blocks, and one run of 32 MiB; nothing of it compresses."""
+    """Yields (offset, bytes) of 2,000 random blocks of 4 KiB and an extent of 32 MiB, all incompressible."""
     noise = random.Random(2)
-    run = noise.randrange((size_bytes - RUN_BYTES) // 4096)
-    inside = range(run, run + RUN_BYTES // 4096)
+    run = noise.randrange((size_bytes - EXTENT_BYTES) // 4096)
+    inside = range(run, run + EXTENT_BYTES // 4096)
     blocks = set()
     while len(blocks) < WRITES:
         block = noise.randrange(size_bytes // 4096)
@@ -70,15 +70,15 @@ def changes(size_bytes):
             blocks.add(block)
     for block in sorted(blocks):
         yield block * 4096, noise.randbytes(4096)
-    for part in range(RUN_BYTES // MIB):
+    for part in range(EXTENT_BYTES // MIB):
         yield run * 4096 + part * MIB, noise.randbytes(MIB)
 
 
-DIRTY_BYTES = WRITES * 4096 + RUN_BYTES
+DIRTY_BYTES = WRITES * 4096 + EXTENT_BYTES
 
 
 def allocated(path):
-    """The bytes that a file, or all files below a directory, take on disk."""
+    """Returns the allocated bytes of a file, or the total length of all files below a directory."""
     if path.is_file():
         return path.stat().st_blocks * 512
     found = 0

@@ -1,4 +1,4 @@
-"""What the guest notices of a backup: the slowest writes with and without one."""
+"""Latency of guest writes with and without a backup."""
 
 import json
 import statistics
@@ -15,7 +15,7 @@ def p99_us(uri, seconds):
 
 
 def measure(blockd, volume, credential, seconds, rounds):
-    """Medians of the 99 % of both, taken in turns."""
+    """Returns the medians of both p99 latencies; the passes alternate."""
     alone, beside = [], []
     uri = blockd.uri(volume)
     for _ in range(rounds):

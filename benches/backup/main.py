@@ -21,8 +21,8 @@ import subject
 MIB = 1 << 20
 VOLUME_BYTES = 8 << 30
 LARGE_BYTES = 16 << 40
-# What all copies take together, in sizes of the data.
-ROOM_FACTOR = 14
+# Space for all copies, as a multiple of the data.
+SPACE_FACTOR = 14
 
 EPILOG = """\
 An ext4 filesystem on an 8 GiB device is filled with files of this host. Each tool makes a full backup; then 2,000 random 4 KiB blocks and one
@@ -46,7 +46,7 @@ def size(text):
 
 
 def arguments():
-    parser = shared.arguments("backup", "Measures full and incremental backups and restores, to a directory and to SeaweedFS, beside what people use.", EPILOG)
+    parser = shared.arguments("backup", "Measures full and incremental backups and restores, to a directory and to SeaweedFS, compared with other tools.", EPILOG)
     parser.add_argument("--data", type=size, default=4 << 30, help="data in the filesystem, such as 1G [4G]")
     parser.add_argument("--places", default="local,s3", help="backup locations [local,s3]")
     parser.add_argument("--guest-seconds", type=int, default=8, help="duration of each pass of guest writes; 0 for none [8]")
@@ -61,7 +61,7 @@ def say(text):
 
 
 def pack(image, target):
-    """The data of a sparse file without its holes."""
+    """Copies the data of a sparse file without its holes."""
     with open(image, "rb") as source, open(target, "wb") as out:
         end, at = os.fstat(source.fileno()).st_size, 0
         while at < end:
@@ -78,7 +78,7 @@ def pack(image, target):
 
 
 def seal_rate(packed):
-    """MiB/s of lz4 + AES-256-GCM-SIV on all cores."""
+    """Returns the rate of lz4 + AES-256-GCM-SIV on all cores."""
     command = ["cargo", "bench", "--locked", "-q", "-p", "blockd-benches", "--bench", "seal", "--", str(packed)]
     env = {**os.environ, "CARGO_TARGET_DIR": str(shared.TARGET.parent)}
     done = subprocess.run(command, cwd=shared.ROOT, env=env, check=True, capture_output=True, text=True)
@@ -101,7 +101,7 @@ class Bench:
                 if weed:
                     self.places.append(places.S3(dir, weed))
                 else:
-                    say("left out: SeaweedFS is missing: tools/test installs it, or name it with --weed")
+                    say("skipped: SeaweedFS is missing: tools/test installs it, or give --weed")
             else:
                 sys.exit(f"bench: --places: {name} is neither local nor s3")
         wanted = {"local": peers.LOCAL, "s3": peers.S3}
@@ -109,9 +109,9 @@ class Bench:
         classes = {peer for _, peer in chosen}
         missing = [peer.name for peer in classes if not peer.is_there()] if given.no_install else peers.install(classes)
         for name in missing:
-            say(f"left out: {name} is not there, and could not be installed")
+            say(f"skipped: {name} is missing and could not be installed")
         self.peers = [peer(place, dir) for place, peer in chosen if peer.is_there()]
-        say("making the filesystem")
+        say("creating the filesystem")
         self.image, self.files = data.make_image(dir, VOLUME_BYTES, given.data)
         self.data_bytes = data.allocated(self.image)
         pack(self.image, dir / "packed")
@@ -135,11 +135,11 @@ class Bench:
 
     @contextlib.contextmanager
     def tolerated(self, peer):
-        """A peer that fails is left out from there on; what it has measured stays."""
+        """Excludes a peer that fails from later steps; its earlier results stay."""
         try:
             yield
         except shared.Failed as error:
-            say(f"left out from here on: {peer.name}, {peer.place.name}: {error}")
+            say(f"excluded: {peer.name}, {peer.place.name}: {error}")
             self.peers.remove(peer)
 
     def note(self, step, tool, place, took):
@@ -191,11 +191,11 @@ class Bench:
     def compare(self, restored, tool):
         command = ["qemu-img", "compare", "-f", "raw", "-F", "raw", str(self.image), str(restored)]
         if subprocess.run(command, capture_output=True).returncode:
-            raise shared.Failed(f"what {tool} restored is not what was backed up")
+            raise shared.Failed(f"wrong content restored by {tool}")
 
     def guest(self):
         if self.given.guest_seconds and ("encrypted", "local") in self.ours and shutil.which("fio"):
-            say("the guest's writes")
+            say("measuring guest writes")
             return guest.measure(self.blockd, "vm", "local-encrypted", self.given.guest_seconds, 3)
         return None
 
@@ -209,8 +209,8 @@ class Bench:
 def print_report(bench, limit, found):
     names = {"encrypted": "blockd, encrypted", "plain": "blockd, plain", "16 TiB": "blockd, encrypted, 16 TiB"}
     print(f"{bench.files} files, {bench.data_bytes / MIB:.0f} MiB of data on {VOLUME_BYTES >> 30} GiB, {os.cpu_count()} cores; "
-          f"dirty before the second backup: {data.DIRTY_BYTES / MIB:.1f} MiB")
-    print(f"lz4 + AES-256-GCM-SIV from memory to memory on {limit['threads']} threads: {limit['mib_per_s']} MiB/s")
+          f"dirty before the incremental backup: {data.DIRTY_BYTES / MIB:.1f} MiB")
+    print(f"lz4 + AES-256-GCM-SIV in memory on {limit['threads']} threads: {limit['mib_per_s']} MiB/s")
     for place in bench.places:
         for step in ("full", "incremental", "restore"):
             rows = [(names.get(tool, tool), took) for (what, tool, where), took in bench.steps.items()
@@ -226,9 +226,9 @@ def main():
         if not shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
             sys.exit(f"bench: {program} is missing: apt-get install {package}")
     parent = given.dir or os.environ.get("TMPDIR", "/var/tmp")
-    room = shutil.disk_usage(parent).free
-    if room < ROOM_FACTOR * given.data:
-        sys.exit(f"bench: {parent} has {room >> 30} GiB free, {ROOM_FACTOR * given.data >> 30} are needed: --dir or --data")
+    free = shutil.disk_usage(parent).free
+    if free < SPACE_FACTOR * given.data:
+        sys.exit(f"bench: {parent} has {free >> 30} GiB free, {SPACE_FACTOR * given.data >> 30} are needed: --dir or --data")
     with shared.directory(given.dir) as dir:
         bench = Bench(given, dir)
         try:
@@ -238,21 +238,21 @@ def main():
             bench.write()
             bench.backups("incremental")
             bench.restores()
-            noticed = bench.guest()
+            latencies = bench.guest()
         except shared.Failed as error:
             sys.exit(f"bench: {error}")
         finally:
             bench.close()
     found = report.goals(bench.steps, bench.data_bytes / MIB / limit["mib_per_s"])
     print_report(bench, limit, found)
-    if noticed:
-        report.print_guest(noticed)
+    if latencies:
+        report.print_guest(latencies)
     document = {
         "data_bytes": bench.data_bytes,
         "seal": limit,
         "steps": [{"step": step, "tool": tool, "place": place, **took} for (step, tool, place), took in bench.steps.items()],
         "goals": [dict(zip(("what", "value", "goal", "met"), one)) for one in found],
-        "guest": noticed,
+        "guest": latencies,
     }
     shared.write_figures(given, "backup", document)
 

@@ -1,4 +1,4 @@
-"""Time, processor time and peak memory of what is measured."""
+"""Duration, CPU time and peak memory of commands and daemons."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def command(*parts, env=None, cwd=None):
-    """Runs a command and returns what it took, all processes that it waited for included."""
+    """Runs a command; returns duration, CPU time and peak memory, including its child processes."""
     parts = [str(part) for part in parts]
     began = time.monotonic()
     child = subprocess.Popen(
@@ -22,12 +22,12 @@ def command(*parts, env=None, cwd=None):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    said = child.stderr.read()
+    errors = child.stderr.read()
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     child.stderr.close()
     if child.returncode:
-        raise Failed(f"{' '.join(parts)}: {said.decode(errors='replace')[-600:]}")
+        raise Failed(f"{' '.join(parts)}: {errors.decode(errors='replace')[-600:]}")
     return {
         "seconds": time.monotonic() - began,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,
@@ -36,7 +36,7 @@ def command(*parts, env=None, cwd=None):
 
 
 class Daemon:
-    """What a running process takes between two moments: its processor time, and the most memory that it held."""
+    """Meter of the CPU time and peak memory of a running process."""
 
     def __init__(self, pid):
         self.pid = pid
@@ -52,12 +52,12 @@ class Daemon:
         return (int(fields[11]) + int(fields[12])) / CLOCK_TICKS
 
     def measure(self, act):
-        """Runs `act`; returns what it returned and what the process took meanwhile."""
-        # Sets the high-water mark of memory back to what is held now.
+        """Runs `act`; returns its result, and duration, CPU time and peak memory."""
+        # Resets the peak memory.
         Path(f"/proc/{self.pid}/clear_refs").write_text("5")
         cpu, began = self.cpu_seconds(), time.monotonic()
-        answer = act()
-        return answer, {
+        result = act()
+        return result, {
             "seconds": time.monotonic() - began,
             "cpu_seconds": self.cpu_seconds() - cpu,
             "peak_mib": self.status("VmHWM"),

@@ -1,4 +1,4 @@
-"""What people use today: each backs up the image of the device, as it would the device."""
+"""Other tools, which back up the image of the device."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ PASSWORD = "bench"
 
 
 def measured(parts, into=None, **more):
-    """Runs a command; `into` is the file that its output goes to, zeros left out as holes."""
+    """Runs a command; `into` is a sparse file for its output."""
     if into is None:
         return measure.command(*parts, **more)
     script = 'into=$1; shift; set -o pipefail; "$@" | dd of="$into" bs=1M conv=sparse iflag=fullblock status=none'
@@ -18,12 +18,12 @@ def measured(parts, into=None, **more):
 
 
 class Peer:
-    """One tool with one place that it stores to. Every step returns what it took."""
+    """One tool with one backup location. Each step returns its measurements."""
 
     name = ""
     package = ""
     program = ""
-    # Whether a second run carries only what changed.
+    # A second run stores only changes.
     is_incremental = True
 
     def __init__(self, place, directory):
@@ -38,7 +38,7 @@ class Peer:
         return self.name
 
     def begin(self):
-        """Makes the place ready; not measured."""
+        """Prepares the location; not measured."""
         self.directory.mkdir()
 
     def backup(self, image):
@@ -48,7 +48,7 @@ class Peer:
         raise NotImplementedError
 
     def stored(self):
-        """Bytes that it has stored so far."""
+        """Returns the number of stored bytes."""
         return data.allocated(self.directory)
 
     def end(self):
@@ -83,7 +83,7 @@ class Restic(Peer):
 
 
 class Borg(Peer):
-    """Fixed chunks, as its manual advises for disk images; lz4, which is its default, and no encryption."""
+    """Fixed-size chunks, as its manual recommends for disk images; lz4, its default; no encryption."""
 
     name, package, program = "borg", "borgbackup", "borg"
 
@@ -126,7 +126,7 @@ class QemuImg(Peer):
 
 
 class Cp(Peer):
-    """The floor: nothing is compressed, encrypted or found again."""
+    """Baseline without compression, encryption and deduplication."""
 
     name, package, program = "cp", "coreutils", "cp"
     is_incremental = False
@@ -142,7 +142,7 @@ class Cp(Peer):
 
 
 class Rclone(Peer):
-    """The floor of a bucket: just the data of the image, in one object."""
+    """Baseline of a bucket: the data of the image in one object."""
 
     name, package, program = "rclone", "rclone", "rclone"
     is_incremental = False
@@ -161,7 +161,7 @@ class Rclone(Peer):
         return self.copy(f":s3:{self.place.bucket}/rclone/packed", target)
 
     def copy(self, source, target):
-        # It cannot use such a file, and there is no TLS here.
+        # rclone fails on this file, and the connection has no TLS.
         return measure.command("rclone", "copyto", *self.options(), source, target, env={"AWS_CA_BUNDLE": ""})
 
     def stored(self):
@@ -173,7 +173,7 @@ S3 = (Restic, Rclone)
 
 
 def install(classes):
-    """Installs what is missing where that can be done; returns the names of what is not to be had."""
+    """Installs missing tools if possible; returns the names of those still missing."""
     missing = {peer for peer in classes if not peer.is_there()}
     if missing:
         packages = sorted({peer.package for peer in missing})

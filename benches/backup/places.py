@@ -1,4 +1,4 @@
-"""Where backups go: a directory, and a bucket of SeaweedFS."""
+"""Backup locations: a directory, and a bucket of SeaweedFS."""
 
 import json
 import shutil
@@ -33,7 +33,7 @@ class Local:
 
 
 def free_ports():
-    """Returns a free port whose neighbour 10000 above, which the server uses as well, is free too."""
+    """Returns a port that is free, like the port 10000 above it, which the server uses as well."""
     while True:
         with socket.socket() as first:
             first.bind(("127.0.0.1", 0))
@@ -48,7 +48,7 @@ def free_ports():
 
 
 class S3:
-    """Bucket of a SeaweedFS on this machine, whose CPU time is not counted."""
+    """Bucket of a SeaweedFS on this host, whose CPU time is not counted."""
 
     name = "s3"
     bucket = "bkt"
@@ -75,7 +75,7 @@ class S3:
         return f"{self.endpoint}/{self.bucket}/{folder}"
 
     def stored(self, _folder):
-        """What the server's files have grown by since this was last asked, which is right if one tool at a time stores."""
+        """Returns the size of the files of the server, for all tools."""
         return data.allocated(self.directory)
 
     def credential(self, _label):

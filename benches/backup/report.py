@@ -20,7 +20,7 @@ def table(title, rows, limit=None):
 
 
 def goals(steps, limit_seconds):
-    """(what, figure, goal, whether it is met), for what was measured."""
+    """Returns (name, value, goal, met) of all measured goals."""
 
     def seconds(step, tool, place):
         took = steps.get((step, tool, place))
@@ -32,9 +32,9 @@ def goals(steps, limit_seconds):
         if ours and theirs:
             found.append((what, theirs / ours, f">= {factor:g} x", theirs / ours >= factor))
 
-    def at_most(what, value, most, unit=""):
+    def at_most(what, value, limit, unit=""):
         if value is not None:
-            found.append((what, value, f"<= {most:g}{unit}", value <= most))
+            found.append((what, value, f"<= {limit:g}{unit}", value <= limit))
 
     for place in ("local", "s3"):
         ours = seconds("full", "encrypted", place)
@@ -72,6 +72,6 @@ def print_goals(found):
 
 def print_guest(guest):
     print("\n4k randwrite on the volume, depth 1: p99 in us")
-    print(f"  without a backup {guest['alone_us']:.0f}, while one runs {guest['beside_us']:.0f}: ", end="")
+    print(f"  without a backup {guest['alone_us']:.0f}, during backups {guest['beside_us']:.0f}: ", end="")
     ratio = guest["beside_us"] / guest["alone_us"]
     print(f"{ratio:.2f} x (goal <= 1.5: {'met' if ratio <= 1.5 else 'NOT MET'})")

@@ -1,4 +1,4 @@
-"""blockd: a daemon with the volume, and a credential for each way to store it."""
+"""blockd: a daemon with the volume, and a credential for each location and encryption mode."""
 
 import subprocess
 import time
@@ -27,7 +27,7 @@ class Blockd(bench.Blockd):
     def make_credential(self, name, place, is_encrypted):
         secret = ["--encryption-passphrase", "bench"] if is_encrypted else []
         options = place.credential(name)
-        # A server that has just started makes its bucket a little later than it answers.
+        # The server replies before its bucket exists.
         deadline = time.monotonic() + bench.START_TIMEOUT_S
         while True:
             try:

@@ -8,7 +8,7 @@ use std::hint::black_box;
 
 const TIB_BLOCKS: u64 = (1 << 40) / 4096;
 
-/// Block numbers that jump about, the same in every run.
+/// Returns random block numbers, the same in every run.
 fn scattered(count: u64, below: u64) -> Vec<BlockIndex> {
     let mut state = 42u64;
     (0..count)

@@ -1,15 +1,10 @@
-//! Sequential reads of `disk.img` through FUSE, beside a passthrough filesystem made with the same crate:
+//! Sequential reads of `disk.img` through FUSE, compared with a passthrough filesystem of the same crate:
 //! `tools/bench fuse`.
 //!
-//! Both have two threads for requests, and hold what is read in memory: ours as opened frames of a snapshot,
-//! the other one in a file that is in the page cache. What the kernel knows of either is dropped before each
-//! round; the rounds take turns.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a measurement ends at any surprise"
-)]
+//! Both have two request threads and hold the data in memory: `disk.img` as decoded frames of a snapshot, the
+//! passthrough file in the page cache. The page cache of the FUSE files is dropped before each round; the
+//! rounds alternate.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a benchmark fails by panicking")]
 
 use blockd_cloud::{CacheOptions, OpenOptions, Repository, SnapshotCache, SnapshotReader};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
@@ -44,7 +39,7 @@ thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// One file, as it is elsewhere.
+/// Filesystem with one file of another filesystem.
 struct Passthrough {
     file: File,
     len_bytes: u64,
@@ -76,8 +71,8 @@ impl Passthrough {
 impl Filesystem for Passthrough {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let _ = config.set_max_background(64);
-        if let Err(most) = config.set_max_readahead(MIB as u32) {
-            let _ = config.set_max_readahead(most);
+        if let Err(max) = config.set_max_readahead(MIB as u32) {
+            let _ = config.set_max_readahead(max);
         }
         Ok(())
     }
@@ -141,7 +136,7 @@ impl Catalog for One {
     }
 }
 
-/// Content that compresses to about half.
+/// Returns content that compresses to about half.
 fn content(len: usize) -> Vec<u8> {
     let mut state = 88_172_645_463_325_252u64;
     let mut bytes = Vec::with_capacity(len);
@@ -155,7 +150,7 @@ fn content(len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Backs the content up and opens it.
+/// Backs up content and opens the cloud snapshot.
 async fn snapshot(bytes: &[u8], dir: Option<&Path>, memory_bytes: u64) -> SnapshotReader {
     let store = Arc::new(MemoryStore::default());
     let options = OpenOptions { kdf: FAST_KDF };
@@ -184,7 +179,7 @@ fn mount_ours(snapshot: SnapshotReader, at: &Path) -> blockd_fuse::Mounted {
     blockd_fuse::mount(Arc::new(catalog), at, MountOptions::default()).unwrap()
 }
 
-/// Reads a file from its beginning to its end, without what the kernel knows of it; how many bytes a second.
+/// Reads a file sequentially without its page cache; returns the rate in bytes per second.
 fn rate(path: &Path) -> f64 {
     let mut file = File::open(path).unwrap();
     rustix::fs::fadvise(&file, 0, None, Advice::DontNeed).unwrap();
@@ -212,8 +207,8 @@ fn main() {
     std::fs::write(&source, &bytes).unwrap();
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let (most, cache_dir) = (2 * bytes.len() as u64, dir.path().join("cache"));
-    let in_memory = runtime.block_on(snapshot(&bytes, None, most));
+    let (memory_bytes, cache_dir) = (2 * bytes.len() as u64, dir.path().join("cache"));
+    let in_memory = runtime.block_on(snapshot(&bytes, None, memory_bytes));
     let on_disk = runtime.block_on(snapshot(&bytes, Some(&cache_dir), 16 << 20));
     let _guard = runtime.enter();
     let (ours_dir, disk_dir, other_dir) =
@@ -230,29 +225,29 @@ fn main() {
     let meta = std::fs::metadata(&other_dir).unwrap();
     let bdi = format!("{}:{}", rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
     if let Err(error) = std::fs::write(format!("/sys/class/bdi/{bdi}/read_ahead_kb"), "1024") {
-        println!("the kernel reads ahead 128 KiB only: {error}");
+        println!("the kernel's readahead is only 128 KiB: {error}");
     }
 
     let image = |dir: &Path| dir.join("vol/latest/disk.img");
-    let places = [
+    let files = [
         ("a passthrough filesystem, from the page cache", other_dir.join("file")),
         ("disk.img, from memory", image(&ours_dir)),
         ("disk.img, from the cache on disk", image(&disk_dir)),
     ];
-    for (what, path) in &places {
+    for (what, path) in &files {
         let mut found = Vec::new();
         File::open(path).unwrap().read_to_end(&mut found).unwrap();
-        assert!(found == bytes, "{what} reads wrong");
+        assert!(found == bytes, "wrong content of {what}");
     }
     let mut rates = [const { Vec::new() }; 3];
     for _ in 0..rounds {
-        for ((_, path), rates) in places.iter().zip(&mut rates) {
+        for ((_, path), rates) in files.iter().zip(&mut rates) {
             rates.push(rate(path));
         }
     }
     let medians = rates.map(median);
-    println!("{mib} MiB read from end to end, 1 MiB at a time; median of {rounds} rounds");
-    for ((what, _), rate) in places.iter().zip(medians) {
+    println!("sequential reads of {mib} MiB, 1 MiB at a time; median of {rounds} rounds");
+    for ((what, _), rate) in files.iter().zip(medians) {
         println!("{:>8.0} MB/s  {:>5.2} x  {what}", rate / 1e6, rate / medians[0]);
     }
     let is_met = medians[1] >= 1.5e9 || medians[1] >= 0.8 * medians[0];

@@ -1,4 +1,4 @@
-//! Reading through 1, 4 and 16 layers, beside a plain read of a file: what the layers themselves cost.
+//! Reads through 1, 4 and 16 layers, compared with a plain file: the cost of the layers.
 
 #![allow(missing_docs, clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
@@ -10,7 +10,7 @@ use std::{os::unix::fs::FileExt, sync::Arc};
 const SIZE_BYTES: u64 = 64 << 20;
 const BLOCKS: u64 = SIZE_BYTES / 4096;
 
-/// A volume whose blocks lie scattered over this many layers.
+/// Creates a volume whose blocks are scattered over this many layers.
 fn layered(dir: &std::path::Path, layers: u64) -> Arc<Volume> {
     let volume = Volume::create(&dir.join(format!("v{layers}")), VolumeId::from_u64(1), SIZE_BYTES).unwrap();
     volume.write(0, &vec![1; SIZE_BYTES as usize], false).unwrap();

@@ -1,5 +1,5 @@
 //! Rate of LZ4 and AES-256-GCM-SIV over a file from memory to memory, on all cores: the upper bound of a
-//! backup. It uses the ciphers' crates alone, so that losses of the backup do not lower the bound.
+//! backup. It uses the codec and cipher crates directly, so that the bound excludes losses of the backup.
 //!
 //! `cargo bench -p blockd-benches --bench seal -- FILE` prints JSON; `tools/bench backup` compares with it.
 
@@ -11,13 +11,13 @@ use aes_gcm_siv::{
 };
 use std::{fs::File, io::Read, time::Instant};
 
-/// As much of the file as is read, in bytes.
+/// Maximum number of bytes read from the file.
 const MAX_BYTES: u64 = 1 << 30;
 /// Length of a frame of the cloud format.
 const FRAME_BYTES: usize = 128 << 10;
 const ROUNDS: usize = 3;
 
-/// Compresses and, with a cipher, encrypts each frame; returns the bytes that result.
+/// Compresses and, with a cipher, encrypts each frame; returns the resulting number of bytes.
 fn seal(frames: &[u8], cipher: Option<&Aes256GcmSiv>) -> usize {
     let mut sealed = vec![0; lz4_flex::block::get_maximum_output_size(FRAME_BYTES)];
     let mut stored = 0;
@@ -38,7 +38,7 @@ fn seal(frames: &[u8], cipher: Option<&Aes256GcmSiv>) -> usize {
     stored
 }
 
-/// Seals the bytes on several threads; returns how long that took in seconds, and the resulting bytes.
+/// Seals the bytes on several threads; returns the duration in seconds and the resulting number of bytes.
 fn seal_all(raw: &[u8], cipher: Option<&Aes256GcmSiv>, threads: usize) -> (f64, usize) {
     let share = raw.len().div_ceil(threads).next_multiple_of(FRAME_BYTES);
     let began = Instant::now();

@@ -90,7 +90,7 @@ fn cpu() -> Duration {
     Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
 }
 
-/// Every block once, in random order.
+/// Writes each block once in random order.
 fn pass(socket: &Path) -> Pass {
     let before = cpu();
     let output = Command::new("fio")
@@ -132,7 +132,7 @@ fn main() {
     let dir = tempfile::tempdir_in(std::env::var_os("TMPDIR").unwrap_or("/var/tmp".into())).unwrap();
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for round in 0..rounds {
-        // The first pass of a round waits for the written pages of the other one.
+        // The first pass of a round waits for the writeback of the previous one.
         let order = if round % 2 == 0 { [true, false] } else { [false, true] };
         for tracked in order {
             let passes = passes(dir.path(), tracked);
@@ -142,9 +142,9 @@ fn main() {
     println!("4 KiB random writes over NBD, depth 32, {rounds} rounds, medians");
     println!(
         "{:<22}{:>14}{:>14}{:>9}{:>14}{:>14}{:>9}",
-        "", "tracked", "left out", "CPU", "tracked", "left out", "writes"
+        "", "tracked", "untracked", "CPU", "tracked", "untracked", "writes"
     );
-    for (index, name) in ["each block's first", "each block's second"].into_iter().enumerate() {
+    for (index, name) in ["first write", "second write"].into_iter().enumerate() {
         let of = |passes: &[[Pass; 2]], figure: fn(&Pass) -> f64| {
             median(passes.iter().map(|p| figure(&p[index])).collect())
         };

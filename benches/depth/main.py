@@ -35,11 +35,11 @@ class Daemon(bench.Blockd):
 
 
 def make(daemon, name, given, run_blocks, is_deep):
-    """Writes all of a volume, one run of blocks in so many in each round."""
+    """Writes all blocks of a volume in rounds; each round writes one extent of `run_blocks` out of `layers`."""
     daemon.ctl("volume", "create", name, "--size", f"{given.mib}M")
     run_bytes, rounds = run_blocks * 4096, given.layers
     for nth in range(rounds):
-        # Strided: this round's run, then those of all others are passed over.
+        # Strided: the extent of this round, then a gap for those of the other rounds.
         daemon.fio(
             name,
             f"--rw=write:{run_bytes * (rounds - 1)}",
@@ -69,7 +69,7 @@ def main():
                 passes = {name: [] for name, _, _ in volumes}
                 for _ in range(given.rounds):
                     for name in passes:
-                        # Hosts that reclaim what lies idle have taken some of it since it was written.
+                        # The host of a virtual machine may have reclaimed idle memory.
                         daemon.fio(name, "--rw=read", "--bs=1M", f"--size={given.mib}M")
                         options = ["--rw=randread", "--bs=4k", f"--iodepth={in_flight}", f"--size={given.mib}M", "--time_based"]
                         job = daemon.fio(name, *options, f"--runtime={given.seconds}", "--randseed=7")

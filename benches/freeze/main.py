@@ -10,8 +10,8 @@ import place
 import qemu
 
 GIB, TIB = 1 << 30, 1 << 40
-# What is to hold: the barrier by itself, for one volume and for a group; and what a write may be held back in addition,
-# on an idle machine and under full load.
+# Goals: the barrier of one volume and of a group; the stall time of writes on an idle machine and under full
+# load.
 HOLD_ONE_NS, HOLD_GROUP_NS = 100_000, 1_000_000
 ADDED_IDLE_NS, ADDED_LOADED_NS = 1_000_000, 5_000_000
 
@@ -19,7 +19,7 @@ EPILOG = """\
 Each freeze is one write barrier over all volumes, in one process, without sockets; writers overwrite 1024 random blocks of each
 volume. HOLD is the time from the first lock request to the last release; each kind ends with a complete freeze. QUIET-P99 is
 the p99 latency of 4 KiB writes outside of freezes, NEAR-P99 that of writes in flight at a barrier or started within 10 ms after
-it; the difference, ADDED, is the cost of a freeze. CALL is the duration of the whole freeze, mostly syncs, during which writers
+it; the difference, ADDED, is the cost of a freeze. CALL is the duration of the complete freeze, mostly syncs, during which writers
 continue: CALL-P99 is the p99 of these writes.
 
 WORST is the longest write in flight at a barrier, one per freeze; CONTROL-P99 is the same at as many random times without a
@@ -37,7 +37,7 @@ load, for each size.
 
 
 def arguments():
-    parser = bench.arguments("freeze", "Measures how long freezing groups of volumes holds writers back.", EPILOG)
+    parser = bench.arguments("freeze", "Measures the stall time of writers during group freezes.", EPILOG)
     parser.add_argument("--quick", action="store_true", help="3 seconds of each kind")
     parser.add_argument("--seconds", type=int, help="duration of each kind [10; qemu: half of that]")
     parser.add_argument("--volumes", default="1,8,32", help="group sizes, separated by commas [1,8,32]")
@@ -141,7 +141,7 @@ def main():
     finally:
         bench.write_figures(given, "freeze", all_found)
     if not peer:
-        print("qemu-storage-daemon is not there, so qemu is left out: apt-get install qemu-utils")
+        print("qemu skipped: qemu-storage-daemon is missing: apt-get install qemu-utils")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where the bench works: a filesystem of its own, if it can have one."""
+"""Working directory: an own filesystem, if possible."""
 
 import contextlib
 import os
@@ -7,16 +7,16 @@ import subprocess
 
 import bench
 
-# Sparse; what the bench writes is a small part of it.
+# Sparse: the benchmark writes a small part of it.
 IMAGE_BYTES = 64 << 30
 
 
 @contextlib.contextmanager
 def working_directory(parent):
-    """A new directory, which is gone afterwards, on an ext4 of its own where root can mount one.
+    """A temporary directory, as root on an own ext4 filesystem.
 
-    Layers of scattered blocks are in very many pieces. A host's filesystem that is mounted with `discard` may take
-    minutes to remove them, which is nothing that is measured here.
+    Layers of scattered blocks have very many extents. A filesystem that is mounted with `discard` may take minutes to
+    delete them, which is not measured.
     """
     with bench.directory(parent) as work:
         place = work / "mnt"
@@ -30,9 +30,9 @@ def working_directory(parent):
 
 
 def mount(image, place):
-    """Whether there is an own filesystem at that place now."""
+    """Mounts an own filesystem; returns false if that fails."""
     if os.geteuid() != 0 or not shutil.which("mkfs.ext4"):
-        print("no filesystem of its own (that needs root and mkfs.ext4): removing the volumes may take long")
+        print("no own filesystem (requires root and mkfs.ext4): deleting the volumes may take long")
         return False
     with open(image, "xb") as file:
         file.truncate(IMAGE_BYTES)
@@ -41,5 +41,5 @@ def mount(image, place):
         return False
     done = subprocess.run(["mount", "-o", "loop,nodiscard", str(image), str(place)], check=False)
     if done.returncode != 0:
-        print("no filesystem of its own (it cannot be mounted here): removing the volumes may take long")
+        print("no own filesystem (mount failed): deleting the volumes may take long")
     return done.returncode == 0

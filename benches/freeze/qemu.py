@@ -1,4 +1,4 @@
-"""What qemu takes to begin a new point of several disks at once: a transaction that adds a dirty bitmap to each."""
+"""The same measurement with qemu: a transaction that adds a dirty bitmap to several disks."""
 
 import json
 import multiprocessing
@@ -10,7 +10,7 @@ import time
 
 BLOCK = 4096
 BLOCKS = 1024
-# ext4 takes files of a little less than 16 TiB.
+# The maximum file size of ext4 is slightly less than 16 TiB.
 LARGEST_FILE = (16 << 40) - (1 << 20)
 START_TIMEOUT_S = 30
 
@@ -18,15 +18,15 @@ START_TIMEOUT_S = 30
 def receive(sock, length):
     data = b""
     while len(data) < length:
-        piece = sock.recv(length - len(data))
-        if not piece:
-            raise EOFError("the server hung up")
-        data += piece
+        chunk = sock.recv(length - len(data))
+        if not chunk:
+            raise EOFError("the server closed the connection")
+        data += chunk
     return data
 
 
 def nbd(path, export):
-    """A connection in transmission, by NBD_OPT_EXPORT_NAME."""
+    """Returns a connection in the transmission phase, by NBD_OPT_EXPORT_NAME."""
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(str(path))
     receive(sock, 18)
@@ -37,7 +37,7 @@ def nbd(path, export):
 
 
 def write(path, exports, size, seed, stop, results):
-    """Writes at random, one at a time, until told to stop; tells the writes that took longer than 20 us."""
+    """Makes random writes, one at a time, until `stop` is set; reports those longer than 20 us."""
     socks = [nbd(path, export) for export in exports]
     dice, long, count = random.Random(seed), [], 0
     data = bytes([seed % 256]) * BLOCK

@@ -19,8 +19,8 @@ from bench import MIB
 
 GOAL = 1.5
 PERCENTILES = ("50.000000", "99.000000", "99.900000")
-# How long a volume may take to come to rest after a backup.
-REST_TIMEOUT_S = 120
+# Timeout of merges after a backup.
+MERGE_TIMEOUT_S = 120
 
 EPILOG = """\
 A volume is filled, half of it with incompressible data. Then fio writes random 4 KiB blocks over NBD for SECONDS: alone, and during consecutive
@@ -57,7 +57,7 @@ def number(least):
 
 
 def arguments():
-    parser = shared.arguments("guest", "Measures 4k random writes of a guest alone and beside full backups of its volume.", EPILOG)
+    parser = shared.arguments("guest", "Measures 4k random writes of a guest, alone and during full backups of its volume.", EPILOG)
     parser.add_argument("--data", type=size, default=2 << 30, help="size of the volume, completely filled with data [2G]")
     parser.add_argument("--seconds", type=number(1), default=10, help="duration of each pass [10]")
     parser.add_argument("--rounds", type=number(1), default=5, help="passes of each kind [5]")
@@ -79,11 +79,11 @@ def drop_caches():
     try:
         Path("/proc/sys/vm/drop_caches").write_text("1")
     except OSError as error:
-        raise shared.Failed(f"--cold: the page cache cannot be dropped: {error}") from error
+        raise shared.Failed(f"--cold: dropping the page cache failed: {error}") from error
 
 
 def make_image(path, size_bytes):
-    """Chunks of 64 KiB, half of them incompressible."""
+    """Writes chunks of 64 KiB, half of them incompressible."""
     source = random.Random(7)
     with open(path, "wb") as out:
         for _ in range(size_bytes // (128 << 10)):
@@ -133,11 +133,11 @@ class Backups:
         self.thread = threading.Thread(target=self.run)
         self.thread.start()
         if not self.reads.wait(shared.START_TIMEOUT_S):
-            self.failed = self.failed or shared.Failed("a backup does not begin to read")
+            self.failed = self.failed or shared.Failed("the backup does not start to read")
         return self
 
     def __exit__(self, *_):
-        # The running task ends soon: no other load is left.
+        # Without other load, the running task ends soon.
         self.is_over.set()
         self.thread.join()
         if self.failed:
@@ -168,12 +168,12 @@ class Bench:
         return self.blockd.ctl("volume", "inspect", "vm")["layers"]
 
     def settle(self):
-        """Completes pending work, so that the next write to each block is the first one."""
+        """Completes merges and deletions, so that the next write to each block is the first one since a freeze."""
         for snap in self.blockd.ctl("cloudsnap", "list"):
             self.blockd.ctl("cloudsnap", "delete", "--snap", snap["ID"], "--wait")
         self.blockd.ctl("snapshot", "create", "vm", "--name", "settle")
         self.blockd.ctl("snapshot", "delete", "vm@settle")
-        deadline = time.monotonic() + REST_TIMEOUT_S
+        deadline = time.monotonic() + MERGE_TIMEOUT_S
         while self.layers() > 2:
             if time.monotonic() > deadline:
                 raise shared.Failed(f"the volume still has {self.layers()} layers: they are not merged")
@@ -213,7 +213,7 @@ class Bench:
         return {**found, "backups": backups.count, "backup_mib_per_s": backups.done_bytes / MIB / took}
 
     def round(self, nth):
-        # The same places in both, and others in each round.
+        # The same offsets in both passes, other ones in each round.
         kinds = [("alone", self.alone), ("beside", self.beside)]
         found = {name: act(nth + 1) for name, act in (kinds if nth % 2 == 0 else reversed(kinds))}
         found["ratio"] = found["beside"]["p99"] / found["alone"]["p99"]
@@ -234,14 +234,14 @@ def summary(rounds):
 
 
 def report(given, found):
-    rate = f"{given.iops} a second" if given.iops else "as fast as they are answered"
+    rate = f"{given.iops} a second" if given.iops else "at the maximum rate"
     print(f"4k randwrite over NBD, depth {given.depth}, {rate}; {given.rounds} rounds of {given.seconds} s; us")
     print(f"{'':8}{'p50':>10}{'p99':>10}{'p99.9':>10}{'mean':>10}{'writes/s':>10}")
     for kind in ("alone", "beside"):
         one = found[kind]
         print(f"{kind:8}{one['p50']:10.1f}{one['p99']:10.1f}{one['p99.9']:10.1f}{one['mean']:10.1f}{one['iops']:10.0f}")
     ratio = found["ratio"]
-    print(f"backups got on with {found['backup_mib_per_s']:.0f} MiB/s meanwhile")
+    print(f"backups: {found['backup_mib_per_s']:.0f} MiB/s")
     print(f"p99 beside / alone: {ratio['median']:.2f} x (best {ratio['best']:.2f}, worst {ratio['worst']:.2f}; "
           f"goal <= {GOAL:g}: {'met' if found['met'] else 'NOT MET'})")
 

@@ -1,4 +1,4 @@
-"""What a mounted image gives: its first bytes, and how fast it reads in order."""
+"""Measures of a mounted image: first bytes, and the rate of a sequential read."""
 
 import os
 import statistics
@@ -28,7 +28,8 @@ def read_all(file, buf):
 
 
 def look(name, at, mount, pattern, offsets, length, most_s):
-    """Mounts once for each offset, as `mount` does, which returns what takes the mount away; reads in order after the last one."""
+    """Mounts once for each offset and reads there, and reads sequentially after the last mount. `mount` returns a function
+    that unmounts."""
     at.mkdir(exist_ok=True)
     ready, first, rate = [], [], 0
     for nth, offset in enumerate(offsets):

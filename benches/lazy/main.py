@@ -34,7 +34,7 @@ with more than 256 MiB.
 
 
 def arguments():
-    parser = bench.arguments("lazy", "Measures restores that are usable at once, and images that are looked into.", EPILOG)
+    parser = bench.arguments("lazy", "Measures lazy restores and browsed images.", EPILOG)
     parser.add_argument("--data-mib", type=int, default=1024, help="data in the filesystem [1024]")
     parser.add_argument("--size-gib", type=int, default=16384, help="size of the volume [16384]")
     parser.add_argument("--delays-ms", default="0,20,100", help="delays of each request [0,20,100]")
@@ -48,22 +48,22 @@ def arguments():
 
 
 def fill_peers(given, dir, store, port, image):
-    found, said = [], []
+    found, skipped = [], []
     for kind in () if given.without_peers else mounts.ALL:
         if not kind.is_there():
-            said.append(f"{kind.name}: not installed")
+            skipped.append(f"{kind.name}: not installed")
             continue
         peer = kind(dir, store, port)
         try:
             peer.fill(image)
             found.append(peer)
         except (OSError, TimeoutError) as error:
-            said.append(f"{kind.name}: {error}")
-    return found, said
+            skipped.append(f"{kind.name}: {error}")
+    return found, skipped
 
 
 def with_data(image, length, count):
-    """Random offsets of the image with data: zeroes need no request."""
+    """Returns random offsets with data: zeroes need no request."""
     noise, found = random.Random(3), []
     with open(image, "rb") as file:
         while len(found) < count:
@@ -74,8 +74,8 @@ def with_data(image, length, count):
     return found
 
 
-def look_into(given, subject, peers, offsets, length, delay_ms, said):
-    # A daemon for each place takes its time.
+def look_into(given, subject, peers, offsets, length, delay_ms, skipped):
+    # Each offset needs a restart of the daemon.
     offsets = offsets[:3]
     found = [subject.browsed(offsets, length, given.look_s)]
     for peer in peers:
@@ -84,7 +84,7 @@ def look_into(given, subject, peers, offsets, length, delay_ms, said):
         try:
             found.append(peer.measure(offsets, length, given.look_s))
         except (OSError, TimeoutError) as error:
-            said.append(f"{peer.name} at {delay_ms} ms: {error}")
+            skipped.append(f"{peer.name} at {delay_ms} ms: {error}")
     return found
 
 
@@ -138,8 +138,8 @@ def main():
         bench.build("-p", "blockd-testkit", "--example", "tebibyte")
     weed = places.find_weed(given.weed)
     if not weed:
-        sys.exit("bench: SeaweedFS is missing: tools/test installs it, or name it with --weed")
-    said, found = [], []
+        sys.exit("bench: SeaweedFS is missing: tools/test installs it, or give --weed")
+    skipped, found = [], []
     with bench.directory(given.dir) as dir:
         subject = proxy = store = None
         try:
@@ -150,7 +150,7 @@ def main():
             length = (given.data_mib * 23 // 20 + 64) * MIB
             image, files = data.make_image(dir, length, given.data_mib * MIB)
             snap = subject.fill(image, given.size_gib)
-            peers, said = fill_peers(given, dir, store, proxy.port, image)
+            peers, skipped = fill_peers(given, dir, store, proxy.port, image)
             offsets = with_data(image, length, given.places)
             image.unlink()
             for delay_ms in (int(delay) for delay in given.delays_ms.split(",") if delay):
@@ -160,7 +160,7 @@ def main():
                 number = random.randrange(min(files, 500))
                 one["mounted"] = subject.mounted(snap, f"0/{number}")
                 one["memoryMiB"] = subject.peak_mib(subject.children[-1])
-                one["looks"] = look_into(given, subject, peers, offsets, length, delay_ms, said)
+                one["looks"] = look_into(given, subject, peers, offsets, length, delay_ms, skipped)
                 found.append(one)
         except bench.Failed as error:
             sys.exit(f"bench: {error}")
@@ -171,9 +171,9 @@ def main():
     report(found)
     if tebibyte:
         report_tebibyte(tebibyte)
-    for line in said:
+    for line in skipped:
         print(f"not measured: {line}")
-    document = {"delays": found, "tebibyte": tebibyte, "notMeasured": said}
+    document = {"delays": found, "tebibyte": tebibyte, "notMeasured": skipped}
     bench.write_figures(given, "lazy", document)
 
 

@@ -1,4 +1,4 @@
-"""What people use today to look into an image in a bucket: each has the image stored in its own way, and mounts that."""
+"""Other tools that mount an image in a bucket, each in its own format."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def run(*parts, env=None, **more):
 
 
 class Mount:
-    """Stores an image through the proxy, and mounts it in the foreground with nothing cached before."""
+    """Stores an image through the proxy, and mounts it in the foreground without a cache."""
 
     name = program = ""
     pattern = ""
@@ -43,7 +43,7 @@ class Mount:
         raise NotImplementedError
 
     def forget(self):
-        """Removes what it has cached."""
+        """Deletes the cache."""
 
     def mount(self, at):
         self.forget()
@@ -86,7 +86,7 @@ class Rclone(Mount):
     name, program, pattern = "rclone mount", "rclone", "image"
 
     def environment(self):
-        # It cannot use such a file, and there is no TLS here.
+        # rclone fails on this file, and the connection has no TLS.
         return {**super().environment(), "AWS_CA_BUNDLE": ""}
 
     def options(self):
@@ -130,7 +130,7 @@ class S3backer(Mount):
 
 
 class Borg(Mount):
-    """It stores to directories and by SSH only: its figures are those without a delay."""
+    """Stores only to directories and over SSH: measured without a delay."""
 
     name, program, pattern = "borg mount", "borg", "image"
     needs_directory = True

@@ -1,10 +1,10 @@
-"""A store that is far away: a proxy that holds each request back."""
+"""Proxy that delays each request to a store."""
 
 import subprocess
 
 
 class Proxy:
-    """Runs the program `delay_proxy`, which costs little beside what is measured."""
+    """Runs the program `delay_proxy`."""
 
     def __init__(self, program, target_port):
         self.child = subprocess.Popen(
@@ -17,7 +17,7 @@ class Proxy:
 
     @property
     def requests(self):
-        """How many went by so far."""
+        """Number of forwarded requests."""
         self.child.stdin.write("count\n")
         return int(self.child.stdout.readline())
 

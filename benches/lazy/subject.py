@@ -1,4 +1,4 @@
-"""blockd itself, with a store behind a proxy."""
+"""blockd with a store behind a proxy."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import bench
 import looks
 from bench import MIB
 
-# Of plain restores and of reading what is not there yet, in turns.
+# Passes of plain restores and of unhydrated reads, which alternate.
 PASSES = 5
 
 
@@ -32,7 +32,7 @@ class Subject:
         return self.children[-1]
 
     def wait(self, what, probe):
-        seen = "it did not answer"
+        seen = "no reply"
         for _ in range(600):
             try:
                 if probe():
@@ -44,10 +44,10 @@ class Subject:
             time.sleep(0.1)
         for log in self.dir.glob("*.log"):
             print(f"--- the end of {log.name}", *log.read_text(errors="replace").splitlines()[-5:], sep="\n", file=sys.stderr)
-        sys.exit(f"bench: waited for {what} in vain: {seen}")
+        sys.exit(f"bench: timeout of {what}: {seen}")
 
     def stop(self, child):
-        """Ends one of those that were started, and waits for it: it must not take time from what is measured next."""
+        """Ends a child process, so that it does not disturb the next measurement."""
         child.terminate()
         try:
             child.wait(timeout=60)
@@ -80,20 +80,20 @@ class Subject:
         return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024
 
     def fill(self, image, size_gib):
-        """Backs up a volume that begins with the image; what the proxy says is the store's is on the other side of it."""
+        """Backs up a volume that begins with the image, through the proxy; returns the cloud snapshot."""
         address = f"127.0.0.1:{self.port}"
         access, secret = self.store.keys
         create = ["credentials", "create", "s3", "--provider", "s3", "--s3-endpoint", address, "--s3-region", "us-east-1",
                   "--bucket", self.store.bucket, "--s3-access-key", access, "--s3-secret-key", secret, "--s3-disable-ssl",
                   "--encryption-passphrase", "bench"]
-        # The server answers before it has made its bucket.
+        # The server replies before its bucket exists.
         self.wait("the bucket", lambda: self.ctl(*create) is not None)
         self.ctl("volume", "create", "origin", "--size", f"{size_gib}GiB")
         subprocess.run(["nbdcopy", "--destination-is-zero", str(image), self.uri("origin")], check=True)
         return self.ctl("cloudsnap", "backup", "origin", "--wait")["sourceVolume"]
 
     def tebibyte(self):
-        """First bytes of a full TiB, in ms, and the most memory of the daemon that reads them, in MiB."""
+        """Measures first bytes of a full TiB, in ms, and the peak memory of the daemon, in MiB."""
         store = self.dir / "tebibyte"
         store.mkdir()
         made = subprocess.run([self.target / "examples/tebibyte", store], check=True, stdout=subprocess.PIPE, text=True)
@@ -111,7 +111,7 @@ class Subject:
                 with self.nbd(export) as reader:
                     read = bytes(reader.read(int(place), 4096))
                 if read != struct.pack("<Q", int(place) // 4096 + 1) * 512:
-                    sys.exit(f"bench: a wrong byte at {place} of {export}")
+                    sys.exit(f"bench: wrong content at {place} of {export}")
                 found[kind].append((time.monotonic() - began) * 1000)
         found["memoryMiB"] = self.peak_mib(daemon)
         self.stop(daemon)
@@ -121,7 +121,7 @@ class Subject:
         return found
 
     def first_bytes(self, snap, proxy, offsets):
-        """Of fresh clones: how long until they are there, until a block at an offset came, and in how many requests."""
+        """Measures new clones: time until available, time of the first read at an offset, and its requests."""
         there, first, requests = [], [], []
         for nth, offset in enumerate(offsets):
             began = time.monotonic()
@@ -142,11 +142,11 @@ class Subject:
         }
 
     def rates(self, snap, length, rounds):
-        """In MiB/s: a plain restore, reading a fresh clone in order, hydration, and reading what is there."""
+        """Measures, in MiB/s: a plain restore, a sequential read of a new clone, hydration, and a hydrated read."""
         mib, found = length / MIB, {}
         restored, unhydrated = [], []
         for _ in range(PASSES):
-            # What the one before has written must not be on its way to the disk yet.
+            # Dirty pages of the previous pass must not be written back during this one.
             os.sync()
             began = time.monotonic()
             self.ctl("cloudsnap", "restore", "--snap", snap, "--volume", "restored", "--wait")
@@ -203,13 +203,13 @@ class Subject:
         return {"seconds": seconds, "fileBytes": length}
 
     def browsed(self, offsets, length, most_s):
-        """disk.img of the newest snapshot, through FUSE; each place by a daemon that knows nothing yet."""
+        """Measures disk.img of the newest snapshot through FUSE, for each offset with a new daemon and an empty cache."""
 
         def mount(at):
             self.stop(self.children[-1])
             shutil.rmtree(self.dir / self.home / "cache", ignore_errors=True)
             self.start_daemon()
-            # The volume's name is shown by its cloud snapshots alone: they are what is read.
+            # Only cloud snapshots are shown below the name of the volume.
             self.ctl("browse", "mount", "--cred-id", "s3", at)
             return lambda: self.ctl("browse", "umount", at)
 

@@ -51,7 +51,7 @@ def measure(given, dir, wanted):
     (dir / "store").mkdir()
     made = [bench.TARGET / "examples/many_snapshots", dir / "store", str(given.volumes), str(given.each)]
     subprocess.run(made, check=True)
-    # Listed again each time.
+    # Short, so that each look lists again.
     (dir / "blockd.toml").write_text("[browse]\nrefresh_ms = 100\n")
     daemon = bench.Blockd(bench.TARGET / "blockd", dir, "--config", dir / "blockd.toml")
     try:
@@ -65,7 +65,7 @@ def measure(given, dir, wanted):
         found["firstLookMs"] = timed(lambda: look(mount), wanted)
         looks = []
         for _ in range(given.rounds):
-            # What the kernel believes runs out after a second.
+            # The caches of the kernel expire after a second.
             time.sleep(1.2)
             looks.append(timed(lambda: look(mount), wanted))
         found["lookMs"] = statistics.median(looks)

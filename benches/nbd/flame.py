@@ -1,7 +1,7 @@
-"""Flame graphs of a server's passes: where its CPU time went, as a picture that any browser shows.
+"""Flame graphs of the CPU time of a server, as SVG.
 
-`perf record` samples the process while fio loads it. The samples' stacks are put on top of each other, callers below, as wide
-as their share of the samples; what is narrower than a pixel is left out.
+`perf record` samples the process under the load of fio. Frames are as wide as their share of the samples, callers below;
+frames narrower than a pixel are omitted.
 """
 
 import re
@@ -59,31 +59,31 @@ class Recorder:
 
 
 def can_record():
-    """Whether perf is there."""
+    """Returns true if perf is installed."""
     return shutil.which("perf") is not None
 
 
 def short(name):
-    """A symbol without its crate's hash and its offsets."""
+    """Returns a symbol without the hash of its crate and its offset."""
     return re.sub(r"(::h[0-9a-f]{16}|\+0x[0-9a-f]+)$", "", name)
 
 
 def fold(text):
-    """All stacks of `perf script`, outermost caller first, below one root."""
+    """Returns the tree of all stacks of `perf script`, outermost caller first."""
     root = Frame("all")
     for sample in text.strip().split("\n\n"):
         lines = sample.splitlines()
         if len(lines) < 2:
             continue
         stack = [short(line.split(None, 1)[1]) if len(line.split(None, 1)) > 1 else "?" for line in lines[1:]]
-        # The threads of a pool are one.
+        # The threads of a pool are combined.
         thread = re.sub(r"-\d+$", "", lines[0].strip())
         root.add([thread, *reversed(stack)])
     return root
 
 
 def colour(name):
-    """The kernel's functions are blue, ours are orange: by what Rust's names look like."""
+    """Returns orange for Rust functions, by their names, and blue for others."""
     shade = sum(map(ord, name)) % 40
     if "::" in name or name.startswith("<"):
         return f"rgb({215 + shade},{140 + shade},{70 + shade // 2})"
@@ -91,7 +91,7 @@ def colour(name):
 
 
 def draw(root, title):
-    """An SVG picture; a rectangle says its function and share when the mouse is on it."""
+    """Returns an SVG image with the function and share of each frame as a tooltip."""
     total = max(root.samples, 1)
     least_samples = max(total / WIDTH_PX, 1)
     rows = root.depth(least_samples)
@@ -106,9 +106,9 @@ def draw(root, title):
     def place(frame, x_px, row):
         width_px = frame.samples / total * WIDTH_PX
         y_px = height_px - (row + 2) * ROW_PX
-        said = f"{escape(frame.name)} {100 * frame.samples / total:.1f} %"
+        tooltip = f"{escape(frame.name)} {100 * frame.samples / total:.1f} %"
         parts.append(
-            f'<g><title>{said}</title><rect x="{x_px:.1f}" y="{y_px}" width="{max(width_px - 0.3, 0.3):.1f}" '
+            f'<g><title>{tooltip}</title><rect x="{x_px:.1f}" y="{y_px}" width="{max(width_px - 0.3, 0.3):.1f}" '
             f'height="{ROW_PX - 1}" fill="{colour(frame.name)}"/>'
         )
         fits = int((width_px - 4) / CHARACTER_PX)

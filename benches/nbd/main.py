@@ -48,7 +48,7 @@ def arguments():
         blockd="blockd",
         peers=table((name, text) for name, (_, text) in servers.PEERS.items()),
     )
-    parser = bench.arguments("nbd", "Measures blockd's NBD server beside nbdkit and qemu-nbd, interleaved, on one disk.", epilog)
+    parser = bench.arguments("nbd", "Measures the NBD servers of blockd, nbdkit and qemu-nbd alternately on one disk.", epilog)
     parser.add_argument("--quick", action="store_true", help="short passes on a small disk: 2 rounds of 1 s, 256 MiB")
     parser.add_argument("--rounds", type=int, help="passes of each kind [3]")
     parser.add_argument("--seconds", type=float, help="maximum duration of a pass [2]")
@@ -98,11 +98,11 @@ def binaries(parser, specs):
         label, _, path = spec.rpartition("=")
         label = f"blockd-{label}" if label else "blockd"
         path = Path(path).resolve()
-        beside = path.with_name("blockctl")
-        blockctl = beside if beside.exists() else bench.TARGET / "blockctl"
+        sibling = path.with_name("blockctl")
+        blockctl = sibling if sibling.exists() else bench.TARGET / "blockctl"
         for binary in (path, blockctl):
             if not os.access(binary, os.X_OK):
-                parser.error(f"{binary} is not there: cargo build --release -p blockd -p blockctl")
+                parser.error(f"{binary} is missing: cargo build --release -p blockd -p blockctl")
         if label in found:
             parser.error(f"--blockd: two binaries are called {label}; give one as NAME={path}")
         found[label] = (path, blockctl)
@@ -174,7 +174,7 @@ def run(given, running, passes):
         if not taking_part:
             continue
         for round_number in range(given.rounds):
-            # Each round begins with another server: none always comes right after the same one.
+            # Each round starts with another server, so that none always follows the same one.
             first = round_number % len(taking_part)
             for server in taking_part[first:] + taking_part[:first]:
                 where = f"[{number + 1}/{len(plan)}] {workload.name}, {state}, round {round_number + 1}, {server.label}"
@@ -214,9 +214,9 @@ def about(given, directory):
     }
 
 
-def write_json(given, told, running, passes, table, found):
+def write_json(given, environment, running, passes, table, found):
     document = {
-        "about": told,
+        "about": environment,
         "servers": [
             {
                 "server": server.label,
@@ -241,23 +241,23 @@ def main():
     missing = servers.missing_packages()
     if missing:
         sys.exit(f"bench: these Debian packages are missing: apt-get install {' '.join(missing)}")
-    # As Ctrl-C: everything is stopped and removed, and what was measured so far is printed.
+    # Like Ctrl-C: stops the servers, deletes the files and prints the results so far.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     running, passes = [], []
     interrupted = False
     with bench.directory(given.dir) as directory:
         try:
-            told = about(given, directory)
-            if told["filesystem"].split()[:1] in (["tmpfs"], ["overlay"]):
-                print(f"bench: {directory} is on {told['filesystem']}: no disk is measured there", file=sys.stderr)
+            environment = about(given, directory)
+            if environment["filesystem"].split()[:1] in (["tmpfs"], ["overlay"]):
+                print(f"bench: {directory} is on {environment['filesystem']}: this measures no disk", file=sys.stderr)
             running = make_servers(given, directory)
-            print(", ".join(f"{name}: {value}" for name, value in told.items() if name != "blockd"))
+            print(", ".join(f"{name}: {value}" for name, value in environment.items() if name != "blockd"))
             report.print_durability(running)
             try:
                 run(given, running, passes)
             except KeyboardInterrupt:
                 interrupted = True
-                print("\ninterrupted; what there is so far:", file=sys.stderr)
+                print("\ninterrupted; results so far:", file=sys.stderr)
         except (bench.Failed, workloads.FioFailed, subprocess.CalledProcessError) as error:
             sys.exit(f"bench: {error}")
         finally:
@@ -267,7 +267,7 @@ def main():
     found = report.goals(table, running, subjects[0]) if subjects else []
     report.print_medians(table, running)
     report.print_goals(found)
-    write_json(given, told, running, passes, table, found)
+    write_json(given, environment, running, passes, table, found)
     if interrupted:
         sys.exit(130)
 

@@ -1,4 +1,4 @@
-"""Medians, ratios, and the goals that they are held against."""
+"""Medians, ratios and goals."""
 
 from statistics import median
 
@@ -31,7 +31,7 @@ def medians(passes):
 
 
 def goals(table, servers, subject):
-    """What is asked of `subject` in every workload and state, and what was found."""
+    """Returns the goals of `subject` and its results for each workload and state."""
     found = []
     for workload in workloads.WORKLOADS:
         for state in workloads.STATES:
@@ -70,7 +70,7 @@ def goal_of(table, servers, subject, workload, state, ours):
 
 
 def goal_of_snapshots(table, subject, workload, ours):
-    """A first touch takes new memory and disk space, as on a fresh disk; a read finds what is on an allocated one."""
+    """Compares first writes, which allocate memory and disk space, with a fresh disk, and reads with an allocated one."""
     against = [workloads.FRESH, workloads.ALLOCATED] if workload.writes else [workloads.ALLOCATED]
     ratios = {
         state: ours / table[workload.name, state, subject]["iops"]
@@ -120,8 +120,8 @@ def print_goals(found):
 
 
 def print_durability(servers):
-    print("What an answer means")
+    print("Durability")
     for server in servers:
         flush = "FLUSH is an fdatasync" if server.flush_is_durable else "FLUSH does nothing"
         kill = "keeps" if server.survives_kill else "may lose"
-        print(f"  {server.label:<16}{flush}; the death of the server {kill} what was answered before it")
+        print(f"  {server.label:<16}{flush}; a killed server {kill} acknowledged writes")

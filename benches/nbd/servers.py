@@ -1,4 +1,4 @@
-"""The servers that are compared. Each has one export under measurement at a time, made ready in a given state."""
+"""The compared servers, each with one export in a given state at a time."""
 
 import os
 import shutil
@@ -14,17 +14,17 @@ SNAPSHOT_COUNT = 8
 
 
 def cpu_us(pid):
-    """User and system time of a process, all its threads, those of io_uring included."""
+    """Returns user and system time of a process with all its threads, including those of io_uring."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) * 1_000_000 // CLOCK_TICKS
 
 
 class Server:
-    """What the bench asks of a server. `label` names it in the output."""
+    """Interface of a server; `label` is its name in the output."""
 
-    # Answers FLUSH with an fdatasync of what it wrote.
+    # FLUSH runs fdatasync.
     flush_is_durable = True
-    # What it acknowledged is found again when the process is killed.
+    # Acknowledged writes survive a kill of the process.
     survives_kill = True
     is_file_backed = True
     states = (workloads.FRESH, workloads.ALLOCATED)
@@ -36,12 +36,11 @@ class Server:
         self.process = None
 
     def prepare(self, state):
-        """Makes an export in this state and returns its URI; what the disk held before is gone, except that an
-        allocated disk may be used again."""
+        """Creates an export in this state and returns its URI; an allocated disk may be reused."""
         raise NotImplementedError
 
     def release(self, state):
-        """The pass is over."""
+        """Ends the pass."""
 
     def stop(self):
         if self.process:
@@ -53,7 +52,7 @@ class Server:
 
 
 class FileServer(Server):
-    """A peer that serves one file, in a process of its own for each pass."""
+    """A peer that serves one file, with a new process for each pass."""
 
     def command(self, socket, image):
         raise NotImplementedError
@@ -93,7 +92,7 @@ class NbdkitFile(FileServer):
 
 
 class NbdkitNull(FileServer):
-    """Neither disk nor memory behind it: what the protocol alone costs here."""
+    """Without disk and memory: the cost of the protocol."""
 
     flush_is_durable = False
     survives_kill = False
@@ -108,7 +107,7 @@ class NbdkitNull(FileServer):
 
 
 class QemuNbd(FileServer):
-    """`--persistent` keeps it when a client leaves, `--shared` lets several in at once."""
+    """`--persistent`: continues after a client disconnects; `--shared`: several clients."""
 
     image_format = "raw"
     cache = ("--cache=writeback",)
@@ -124,7 +123,7 @@ class QemuDirect(QemuNbd):
 
 class QemuQcow2(QemuNbd):
     image_format = "qcow2"
-    # Where a new block lies is known to the process alone until a flush.
+    # Until a flush, only the process knows the offsets of new blocks.
     survives_kill = False
 
     def create(self, image):
@@ -133,7 +132,7 @@ class QemuQcow2(QemuNbd):
 
 
 class Blockd(Server):
-    """One daemon for the whole run, a new volume for each pass that needs one."""
+    """One daemon for all passes, with a new volume for each pass that needs one."""
 
     states = tuple(workloads.STATES)
 
@@ -179,7 +178,7 @@ class Blockd(Server):
             self.delete(name)
 
     def delete(self, name):
-        # The last connection may be on its way out.
+        # The server may not have closed the last connection yet.
         for attempt in range(50):
             try:
                 self.blockctl("volume", "delete", name)
@@ -191,7 +190,7 @@ class Blockd(Server):
 
 
 PEERS = {
-    "nbdkit-null": (NbdkitNull, "nbdkit's null plugin: the protocol alone"),
+    "nbdkit-null": (NbdkitNull, "nbdkit's null plugin: only the protocol"),
     "nbdkit-file": (NbdkitFile, "nbdkit's file plugin, through the page cache"),
     "qemu-raw": (QemuNbd, "qemu-nbd, raw file, --cache=writeback"),
     "qemu-direct": (QemuDirect, "qemu-nbd, raw file, --cache=none --aio=io_uring"),

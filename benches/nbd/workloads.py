@@ -1,4 +1,4 @@
-"""What is measured: the workloads, the states of the disk under them, and one pass of fio."""
+"""Workloads, states of the disk, and one pass of fio."""
 
 import json
 import mmap
@@ -11,7 +11,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Workload:
-    """A load that fio's nbd engine puts on one export."""
+    """Load of fio's nbd engine on one export."""
 
     name: str
     text: str
@@ -41,7 +41,7 @@ WORKLOADS = [
     ),
 ]
 
-# The state of the disk when a pass begins.
+# State of the disk at the start of a pass.
 FRESH = "fresh"
 ALLOCATED = "allocated"
 SNAPSHOTS = "snapshots"
@@ -53,19 +53,18 @@ STATES = {
 }
 
 COMMON = ("--name=bench", "--ioengine=nbd", "--group_reporting", "--randrepeat=1", "--randseed=42")
-WARMTH_NOTE = "what was written before a pass is in the page cache, for every server alike"
 
 
 class FioFailed(Exception):
-    """fio could not do its load."""
+    """fio failed."""
 
 
 def fio(uri, options, size_bytes, seconds=None):
-    """Runs fio once and returns its group's figures; `seconds` bounds the time, `size_bytes` the range."""
+    """Runs fio and returns the figures of its group; `seconds` limits the duration, `size_bytes` the range."""
     command = ["fio", *COMMON, f"--uri={uri}", f"--size={size_bytes}", "--output-format=json", *options]
     if seconds:
         command.append(f"--runtime={seconds}")
-    # Its own session: Ctrl-C reaches the bench, which stops things in order.
+    # Own session: Ctrl-C reaches only the benchmark, which stops its processes in order.
     run = subprocess.run(command, capture_output=True, text=True, start_new_session=True, cwd="/")
     start = run.stdout.find("{")
     if run.returncode != 0 or start < 0:
@@ -75,26 +74,26 @@ def fio(uri, options, size_bytes, seconds=None):
 
 
 def touches_once(workload, state):
-    """Whether first touches are what is measured."""
+    """Returns true if the pass measures first writes of blocks."""
     return state in (FRESH, SNAPSHOTS) and workload.writes
 
 
 def measure(uri, workload, state, size_bytes, seconds):
-    """One pass. Where first touches count, it ends when every block was touched, or after `seconds`."""
+    """Runs one pass, which ends after `seconds`; one of first writes also when each block was written."""
     options = list(workload.fio)
     if not touches_once(workload, state):
         options.append("--time_based")
     elif "--numjobs=4" in options:
-        # Together the jobs touch as much as the disk holds.
+        # The jobs together write the size of the disk.
         options.append(f"--io_size={size_bytes // 4}")
     job = fio(uri, options, size_bytes, seconds)
     directions = [job["read"], job["write"]]
     operations = sum(direction["total_ios"] for direction in directions)
     runtime_ms = max(direction["runtime"] for direction in directions)
     if operations == 0 or runtime_ms == 0:
-        raise FioFailed(f"fio did nothing on {uri}")
+        raise FioFailed(f"fio made no requests to {uri}")
     bytes_moved = sum(direction["io_bytes"] for direction in directions)
-    # With group_reporting the share of the CPU is the mean of the jobs.
+    # With group_reporting, the CPU share is the mean of the jobs.
     jobs = 4 if "--numjobs=4" in options else 1
     client_us = (job["usr_cpu"] + job["sys_cpu"]) / 100 * job["job_runtime"] * 1000
     latency = max(directions, key=lambda direction: direction["total_ios"])["clat_ns"]
@@ -119,23 +118,23 @@ def fill(uri, size_bytes):
 
 
 def scatter(uri, size_bytes, seed):
-    """Overwrites scattered blocks: one in a hundred."""
+    """Overwrites random blocks, 1 % of the disk."""
     count = max(size_bytes // 4096 // 100, 1)
     options = ["--rw=randwrite", "--bs=4k", "--iodepth=32", f"--number_ios={count}", f"--randseed={seed}", "--end_fsync=1"]
     fio(uri, options, size_bytes)
 
 
 def warm_memory(size_bytes):
-    """Has the memory that a pass of first touches takes given to this machine beforehand.
+    """Allocates and frees the memory that a pass of first writes needs.
 
-    A virtual machine's host takes free memory back (free page reporting) and hands it out again slowly: 1.8 ms a MiB were
-    seen where memory used a moment before took 0.3. Without this the pass that happens to take more new page cache than
-    the one before it pays for that, with any server.
+    The host of a virtual machine reclaims free memory (free page reporting) and returns it slowly: 1.8 ms per MiB were
+    measured, and 0.3 ms for recently used memory. Without this, passes that need more page cache than the previous one
+    are slower, with any server.
     """
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
     mmap.mmap(-1, size_bytes * 5 // 4, flags=flags).close()
 
 
 def settle():
-    """Lets the disk come to rest: dirty pages of one pass must not be written back during the next."""
+    """Writes back dirty pages, so that this does not happen during the next pass."""
     os.sync()

@@ -1,9 +1,9 @@
-//! Times of many operations in little memory.
+//! Histogram of durations in little memory.
 
 /// Sub-buckets of each power of two: the resolution is 1/16.
 const SUB: usize = 16;
 
-/// Counts values by their size.
+/// Histogram with logarithmic buckets.
 pub struct Histogram {
     counts: Vec<u64>,
     max: u64,
@@ -21,7 +21,7 @@ fn bucket(value: u64) -> usize {
     power * SUB + (value >> (power - SUB.ilog2() as usize)) as usize % SUB
 }
 
-/// The largest value of a bucket.
+/// Returns the largest value of a bucket.
 fn top_of(bucket: usize) -> u64 {
     let (power, sub) = (bucket / SUB, (bucket % SUB) as u64);
     let step = 1u64 << (power - SUB.ilog2() as usize);
@@ -29,13 +29,13 @@ fn top_of(bucket: usize) -> u64 {
 }
 
 impl Histogram {
-    /// Counts a value.
+    /// Adds a value.
     pub fn add(&mut self, value: u64) {
         self.counts[bucket(value)] += 1;
         self.max = self.max.max(value);
     }
 
-    /// Counts what another one has.
+    /// Adds the values of another histogram.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
             *mine += theirs;
@@ -48,7 +48,7 @@ impl Histogram {
         self.counts.iter().sum()
     }
 
-    /// The value below which so many of a million lie, rounded up by at most 1/16; 0 if there are none.
+    /// Returns the value at a rank per million, rounded up by at most 1/16; 0 without values.
     pub fn at_per_million(&self, part: u64) -> u64 {
         let wanted = (self.count() * part).div_ceil(1_000_000).max(1);
         let mut seen = 0;
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn percentiles_are_those_of_the_values_to_a_sixteenth() {
+    fn percentiles_are_accurate_to_a_sixteenth() {
         let mut all = Histogram::default();
         assert_eq!(all.at_per_million(500_000), 0);
         for half in 0..2 {

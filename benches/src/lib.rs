@@ -1,4 +1,4 @@
-//! Benchmarks live in `benches/`; run them with `cargo bench -p blockd-benches`. Here is what the engines of
-//! `tools/bench` share.
+//! Code shared by the engines of `tools/bench`. The Criterion benchmarks are in `benches/`: `cargo bench -p
+//! blockd-benches`.
 
 pub mod histogram;

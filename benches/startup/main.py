@@ -33,7 +33,7 @@ GOAL_S = 10
 
 
 def arguments():
-    parser = bench.arguments("startup", "Measures how long the daemon takes from exec to ready.", EPILOG)
+    parser = bench.arguments("startup", "Measures the start time of the daemon, from exec to ready.", EPILOG)
     parser.add_argument("--volumes", type=int, default=1000, help="number of volumes [1000]")
     parser.add_argument("--size-gib", type=int, default=1024, help="size of each volume [1024]")
     parser.add_argument("--blocks", type=int, default=4000, help="scattered blocks in each head [4000]")
@@ -148,12 +148,11 @@ def main():
     given = arguments()
     blockd = given.blockd or bench.build_blockd()
     filler = given.filler or bench.build("-p", "blockd-benches", "--bin", "fill_heads").with_name("fill_heads")
-    # A thousand volumes take their time to go.
     with bench.directory(given.dir) as work:
         data_dir = work / "data"
         data_dir.mkdir()
         prepare(given, blockd, filler, data_dir)
-        # What was filled is not written back during the first start.
+        # The filled blocks must not be written back during the first start.
         os.sync()
         report(given, measure(given, blockd, data_dir))
 

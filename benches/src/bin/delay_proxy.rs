@@ -1,9 +1,8 @@
-//! For `tools/bench lazy`: stands before a store and holds each request back for a while, as a network that
-//! is far away would.
+//! Proxy of `tools/bench lazy` that delays each request to a store, as a distant network does.
 //!
-//! `delay_proxy TARGET_PORT` prints the port of its own on 127.0.0.1 and takes lines from its standard input:
-//! `delay MS`, and `count`, which it answers with how many requests came by. It is a program of its own so
-//! that what it costs is little beside what is measured. It ends with its input.
+//! `delay_proxy TARGET_PORT` prints its own port on 127.0.0.1 and reads commands from its standard input:
+//! `delay MS`, and `count`, which prints the number of forwarded requests. A separate program keeps its CPU
+//! time low. It ends with its input.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot measure ends with a panic")]
 
@@ -53,7 +52,7 @@ fn serve(client: TcpStream, target_port: u16, shared: &Arc<Shared>) -> io::Resul
     let (replies, reader) = (server.try_clone()?, client.try_clone()?);
     let shared = shared.clone();
     thread::spawn(move || drop(pump(reader, server, Some(&shared))));
-    // A connection that breaks is the client's to notice.
+    // The client detects a broken connection.
     thread::spawn(move || drop(pump(replies, client, None)));
     Ok(())
 }

@@ -2,12 +2,12 @@
 //! the same reads from as many plain files with the same blocks: the cost of depth, and the kernel's share of
 //! it. The volumes alternate, so that other load affects all of them.
 //!
-//! `run` is how many neighbouring blocks lie in one layer: with 1 each block is in another layer than its
-//! neighbours, the worst there can be, also for the kernel, whose page cache of a file then has one page a
-//! node; 64 blocks (256 KiB) are more like what writers leave.
+//! `run` is the length of extents in a layer, in blocks. With 1, adjacent blocks are in different layers: the
+//! worst case, also for the kernel, whose page cache then has one page in each node. 64 blocks (256 KiB) are
+//! typical.
 //!
-//! `first reads` are those of blocks that were not read since the volume was opened or frozen: they must be
-//! looked for.
+//! `first reads` are those of blocks that were not read since the volume was opened or frozen, whose layer
+//! must be searched.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
@@ -27,11 +27,11 @@ const BLOCKS: u64 = (256 << 20) / BLOCK;
 const DEPTHS: [u64; 4] = [1, 8, 64, 512];
 const RUNS: [u64; 2] = [1, 64];
 const ROUNDS: usize = 21;
-const READS_A_TURN: u64 = 20_000;
-/// Every block once, in an order without a pattern: odd, so that it has no divisor in common with the blocks.
+const READS_PER_PASS: u64 = 20_000;
+/// Step of a scattered order of all blocks: odd, and so coprime to their number, a power of two.
 const STRIDE: u64 = 40_503;
 
-/// A folder that goes with the run.
+/// Temporary directory.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {
@@ -73,12 +73,12 @@ impl Deep {
         Self { layers, run, volume, files, next: 0, first: vec![], later: vec![], plain: vec![] }
     }
 
-    /// Reads some blocks, twice, and from the plain files.
-    fn turn(&mut self) {
+    /// Reads the next blocks twice, and from the plain files.
+    fn pass(&mut self) {
         let mut buf = [0; BLOCK as usize];
         let start = self.next;
-        let blocks = || (start..start + READS_A_TURN).map(|nth| nth * STRIDE % BLOCKS);
-        // Where blocks are is not remembered beyond this.
+        let blocks = || (start..start + READS_PER_PASS).map(|nth| nth * STRIDE % BLOCKS);
+        // This drops the cached locations of blocks.
         self.volume.close().unwrap();
         self.volume = Volume::open(self.volume.dir(), &OpenOptions::default()).unwrap();
         for times in [&mut self.first, &mut self.later] {
@@ -86,7 +86,7 @@ impl Deep {
             blocks().for_each(|block| self.volume.read(block * BLOCK, &mut buf).unwrap());
             times.push(began.elapsed());
         }
-        // Here, too, what counts is the second time.
+        // As above, the second pass counts.
         for times in [None, Some(&mut self.plain)] {
             let began = Instant::now();
             for block in blocks() {
@@ -96,14 +96,14 @@ impl Deep {
             times.into_iter().for_each(|times| times.push(began.elapsed()));
         }
         black_box(&buf);
-        self.next += READS_A_TURN;
+        self.next += READS_PER_PASS;
     }
 }
 
-/// The median of a read, in nanoseconds.
+/// Returns the median duration of a read, in nanoseconds.
 fn median_ns(times: &mut [Duration]) -> f64 {
     times.sort_unstable();
-    times[times.len() / 2].as_nanos() as f64 / READS_A_TURN as f64
+    times[times.len() / 2].as_nanos() as f64 / READS_PER_PASS as f64
 }
 
 fn main() {
@@ -113,9 +113,9 @@ fn main() {
     let kinds = RUNS.iter().flat_map(|&run| DEPTHS.map(|layers| (layers, run)));
     let mut volumes: Vec<Deep> = kinds.map(|(layers, run)| Deep::new(&dir.0, layers, run)).collect();
     for _ in 0..ROUNDS {
-        volumes.iter_mut().for_each(Deep::turn);
+        volumes.iter_mut().for_each(Deep::pass);
     }
-    println!("4 KiB random reads, {ROUNDS} interleaved rounds of {READS_A_TURN} reads, medians");
+    println!("4 KiB random reads, {ROUNDS} interleaved rounds of {READS_PER_PASS} reads, medians");
     println!("run  layers  first reads  later reads  of one layer  plain files  of one file  tracking");
     let mut one = None;
     for deep in &mut volumes {

@@ -1,6 +1,6 @@
-//! For `tools/bench startup`: fills the heads of all volumes of a data directory, which no daemon may have
-//! open, with scattered blocks. So that a thousand volumes take little room, all of them share the data of
-//! the first one: what is tracked is each volume's own, and a start finds data where blocks are held.
+//! Engine of `tools/bench startup`: writes scattered blocks to the heads of all volumes of a data directory
+//! that no daemon uses. To save space, all volumes share the data file of the first one; each has its own
+//! tracking.
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot measure ends with a panic")]
 
@@ -8,16 +8,16 @@ use blockd_volume::{OpenOptions, Volume};
 use std::path::{Path, PathBuf};
 
 const BLOCK_BYTES: u64 = 4096;
-/// Odd, so that it has no divisor in common with a power of two.
+/// Step of a scattered order of blocks: odd, and so coprime to powers of two.
 const STRIDE: u64 = 2_654_435_761;
 
-/// The data files of a volume's head, which are its newest.
+/// Returns the data file of the head of a volume: the newest one.
 fn head_data(dir: &Path) -> PathBuf {
     let paths = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     paths.filter(|path| path.extension().is_some_and(|extension| extension == "data")).max().unwrap()
 }
 
-/// Writes so many blocks, spread over the first part of the volume.
+/// Writes scattered blocks to the first part of a volume.
 fn fill(dir: &Path, blocks: u64, spread_bytes: u64) {
     let volume = Volume::open(dir, &OpenOptions::default()).unwrap();
     let places = (spread_bytes.min(volume.size_bytes()) / BLOCK_BYTES).next_power_of_two() / 2;

@@ -1,15 +1,14 @@
-//! The engine of `tools/bench freeze`: freezes a group of volumes again and again under random writes, and
-//! prints one JSON document with what each freeze cost.
+//! Engine of `tools/bench freeze`: freezes a group of volumes repeatedly under random writes, and prints the
+//! cost of each freeze as a JSON document.
 //!
 //! For each freeze it reports the longest write in progress during its barrier, and the same for as many
-//! moments without a freeze, as the machine's own noise. It separates the times of all writes by whether a
-//! freeze was in progress, from its first file to its last commit, and whether its barrier was or had just
-//! been.
+//! times without a freeze, as the noise of the machine. It reports the latencies of writes separately:
+//! outside of freezes, during a freeze, from its first file to its last commit, and near its barrier.
 //!
-//! A writer that waits for a CPU waits in the middle of a write. So long writes are also reported without the
-//! thread's wait for a CPU, as the kernel measures it.
+//! A writer may wait for a CPU in the middle of a write. So long writes are also reported without the wait of
+//! their thread for a CPU, as the kernel measures it.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a bench that cannot measure ends with a panic")]
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark fails by panicking")]
 
 use blockd_benches::histogram::Histogram;
 use blockd_extent::{SnapshotId, VolumeId};
@@ -28,9 +27,9 @@ use std::{
 
 /// Number of written blocks per volume, spread over all of it.
 const BLOCKS: u64 = 1024;
-/// Writes that take less are not remembered one by one.
+/// Minimum latency of individually recorded writes.
 const SHORT: Duration = Duration::from_micros(20);
-/// For so long behind its barrier, a freeze is near: writers find new heads, whose files have no pages yet.
+/// Time after a barrier that counts as near: the files of the new heads have no pages yet.
 const NEAR: Duration = Duration::from_millis(10);
 const PAUSE: Duration = Duration::from_millis(20);
 /// Maximum number of freezes per volume.
@@ -38,7 +37,7 @@ const MAX_FREEZES: u64 = 500;
 /// Number of volumes created concurrently.
 const MAKERS: u64 = 8;
 
-/// From the start of the bench, in nanoseconds.
+/// Start and end, in nanoseconds since the origin.
 type Span = (u64, u64);
 
 /// State shared by the writers and the freezing thread.
@@ -47,7 +46,7 @@ struct Load {
     origin: Instant,
     stop: AtomicBool,
     freezing: AtomicBool,
-    /// When the last barrier was asked for, in nanoseconds from the origin; 0 before the first one.
+    /// Time of the last request for a barrier, in nanoseconds since the origin; 0 before the first one.
     barrier_ns: AtomicU64,
 }
 
@@ -60,11 +59,11 @@ struct Long {
 #[derive(Default)]
 struct Written {
     long: Vec<Long>,
-    /// Writes while nothing was frozen.
+    /// Writes outside of freezes.
     quiet: Histogram,
     /// Writes that overlapped a freeze.
     during: Histogram,
-    /// Those of them that were under way at a barrier or began soon after it.
+    /// Writes in flight at a barrier or started soon after it.
     near: Histogram,
 }
 
@@ -79,7 +78,7 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap()
 }
 
-/// Total wait for a CPU of a thread.
+/// Time a thread waited for a CPU.
 struct CpuWaits {
     file: File,
     last_ns: u64,
@@ -116,7 +115,7 @@ fn write_at_random(load: &Load, seed: u64) -> Written {
         let took = began.elapsed();
         if took >= SHORT {
             let start = nanos(began - load.origin);
-            // Writes that were not long have waited for nothing that counts.
+            // The wait includes that of shorter writes before.
             let waited_ns = waits.since_last_ns().min(nanos(took));
             written.long.push(Long { span: (start, start + nanos(took)), waited_ns });
         }
@@ -155,8 +154,8 @@ fn freeze(load: &Load, number: u64) -> Frozen {
     Frozen { hold_ns: nanos(frozen.stall), stall_ns: nanos(longest), barrier, call }
 }
 
-/// The longest write that was under way in a span, and the longest one without its waiting for a CPU; those
-/// that are not remembered took no time.
+/// Returns the longest write in flight in a span, and the longest one without its wait for a CPU; unrecorded
+/// writes count as 0.
 fn worst(written: &[Written], (from, to): Span) -> (u64, u64) {
     let long = written.iter().flat_map(|written| &written.long);
     let overlapping = long.filter(|long| long.span.0 <= to && long.span.1 >= from);
@@ -205,7 +204,7 @@ fn main() {
             thread::spawn(move || write_at_random(&load, seed + 1))
         })
         .collect();
-    // The first freeze of each volume finds everything new.
+    // The first freeze of each volume is not measured.
     freeze(&load, 1);
     let (mut frozen, mut controls) = (Vec::new(), Vec::new());
     while origin.elapsed() < lasts && (frozen.len() as u64) < MAX_FREEZES {
