@@ -317,7 +317,7 @@ impl BlobStore for BucketStore {
 mod tests {
     use super::*;
     use crate::{HttpOptions, backends::s3};
-    use blockd_testkit::store::{HttpDouble, HttpReply};
+    use blockd_testkit::store::{FakeHttpServer, HttpReply};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn store_at(endpoint: &str) -> BucketStore {
@@ -339,8 +339,8 @@ mod tests {
             .body("hello")
     }
 
-    async fn put(reply: HttpReply) -> (Result<(), StoreError>, HttpDouble) {
-        let server = HttpDouble::start(move |_| reply.clone()).await;
+    async fn put(reply: HttpReply) -> (Result<(), StoreError>, FakeHttpServer) {
+        let server = FakeHttpServer::start(move |_| reply.clone()).await;
         let store = store_at(&server.url());
         (store.put("a/b", Bytes::from_static(b"hello"), PutMode::Overwrite).await, server)
     }
@@ -418,7 +418,8 @@ mod tests {
     #[tokio::test]
     async fn error_response_without_code_is_classified_by_status() {
         for status in [401, 403] {
-            let server = HttpDouble::start(move |_| HttpReply::status(status).body("<html>no</html>")).await;
+            let server =
+                FakeHttpServer::start(move |_| HttpReply::status(status).body("<html>no</html>")).await;
             let store = store_at(&server.url());
             for error in [store.get("a", 100).await.unwrap_err(), store.list("a/").await.unwrap_err()] {
                 assert_eq!(error.kind, StoreErrorKind::Unauthorized, "{status} {error}");
@@ -426,7 +427,7 @@ mod tests {
             }
         }
         for status in [301, 302, 307, 308] {
-            let server = HttpDouble::start(move |_| {
+            let server = FakeHttpServer::start(move |_| {
                 HttpReply::status(status)
                     .header("Location", "https://eu.example:8443/b/a?X-Signature=planted")
             });
@@ -467,7 +468,7 @@ mod tests {
             (HttpReply { stall: Duration::from_secs(60), ..object() }, StoreErrorKind::Timeout),
             (HttpReply { cut_bytes: 2, ..object() }, StoreErrorKind::ShortBody),
         ] {
-            let server = HttpDouble::start(move |_| reply.clone()).await;
+            let server = FakeHttpServer::start(move |_| reply.clone()).await;
             let error = store_at(&server.url()).get("a", 100).await.unwrap_err();
             assert_eq!(error.kind, kind, "{error}");
         }
@@ -475,7 +476,7 @@ mod tests {
 
     #[tokio::test]
     async fn requests_go_through_the_proxy() {
-        let proxy = HttpDouble::start(|_| object()).await;
+        let proxy = FakeHttpServer::start(|_| object()).await;
         let store = store_through("http://store.example:9000", Some(proxy.url()));
         assert_eq!(store.get("a/b", 100).await.unwrap(), b"hello"[..]);
         assert_eq!(proxy.seen()[0].path, "http://store.example:9000/bkt/a/b");
@@ -484,9 +485,10 @@ mod tests {
     #[tokio::test]
     async fn redirections_are_not_followed() {
         // They would send credentials to another host.
-        let other = HttpDouble::start(|_| object()).await;
+        let other = FakeHttpServer::start(|_| object()).await;
         let to = format!("{}/bkt/a/b", other.url());
-        let server = HttpDouble::start(move |_| HttpReply::status(307).header("Location", to.clone())).await;
+        let server =
+            FakeHttpServer::start(move |_| HttpReply::status(307).header("Location", to.clone())).await;
         assert!(store_at(&server.url()).get("a/b", 100).await.is_err());
         assert!(other.seen().is_empty());
     }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{BlobStore, StoreErrorKind, backends::s3};
 use blockd_store_config::Secret;
-use blockd_testkit::store::{HttpDouble, HttpReply, HttpRequest as Seen};
+use blockd_testkit::store::{FakeHttpServer, HttpReply, HttpRequest as Seen};
 use sha2::{Digest, Sha256};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -66,7 +66,7 @@ fn role(endpoint: Option<String>) -> AssumedRole {
     AssumedRole { arn: ARN.into(), external_id: Some("our@customer/7".into()), endpoint }
 }
 
-fn credentials(double: &HttpDouble) -> RoleCredentials {
+fn credentials(double: &FakeHttpServer) -> RoleCredentials {
     let base = AwsCredential { key_id: "AKIABASE".into(), secret_key: SECRET.into(), token: None };
     let base = Arc::new(object_store::StaticCredentialProvider::new(base));
     let client = HttpOptions::default().client(true).unwrap();
@@ -74,9 +74,9 @@ fn credentials(double: &HttpDouble) -> RoleCredentials {
 }
 
 /// Gives ever new credentials that hold until an instant.
-async fn service(until: &'static str) -> HttpDouble {
+async fn service(until: &'static str) -> FakeHttpServer {
     let asked = AtomicU32::new(0);
-    HttpDouble::start(move |_| given(asked.fetch_add(1, Ordering::SeqCst), until)).await
+    FakeHttpServer::start(move |_| given(asked.fetch_add(1, Ordering::SeqCst), until)).await
 }
 
 fn unix_s(text: &str) -> i64 {
@@ -121,7 +121,7 @@ async fn credentials_are_renewed_before_they_expire() {
 #[tokio::test]
 async fn refused_role_renewal_is_reported_and_valid_keys_are_used() {
     let asked = AtomicU32::new(0);
-    let double = HttpDouble::start(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
+    let double = FakeHttpServer::start(move |_| match asked.fetch_add(1, Ordering::SeqCst) {
         0 => given(0, "2100-01-01T01:00:00Z"),
         _ => HttpReply::status(403).body(
             "<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code>\
@@ -156,7 +156,7 @@ async fn answers_that_hold_no_credentials_are_refused() {
         whole.replace("token0==", &"x".repeat(MAX_RESPONSE_LEN)),
     ];
     for body in bodies {
-        let double = HttpDouble::start(move |_| HttpReply::status(200).body(body.clone())).await;
+        let double = FakeHttpServer::start(move |_| HttpReply::status(200).body(body.clone())).await;
         let error = credentials(&double).get_credential().await.unwrap_err().to_string();
         assert!(error.contains(ARN) && !error.contains("secret0"), "{error}");
     }
@@ -164,7 +164,7 @@ async fn answers_that_hold_no_credentials_are_refused() {
 
 #[tokio::test]
 async fn requests_use_the_credentials_of_the_assumed_role() {
-    let double = HttpDouble::start(|request| match request.method.as_str() {
+    let double = FakeHttpServer::start(|request| match request.method.as_str() {
         "POST" => given(7, "2100-01-01T01:00:00Z"),
         _ => HttpReply::status(200)
             .header("ETag", "\"x\"")

@@ -67,12 +67,12 @@ impl HttpReply {
 type Answer = dyn Fn(&HttpRequest) -> HttpReply + Send + Sync;
 
 /// Running server; it ends with the runtime of its test.
-pub struct HttpDouble {
+pub struct FakeHttpServer {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<HttpRequest>>>,
 }
 
-impl HttpDouble {
+impl FakeHttpServer {
     /// Starts a server on a free loopback port.
     ///
     /// # Panics

@@ -8,6 +8,6 @@ mod suite;
 
 pub use adapter::{Has, object_store_suite};
 pub use fault::{Fault, FaultStore};
-pub use http::{HttpDouble, HttpReply, HttpRequest};
+pub use http::{FakeHttpServer, HttpReply, HttpRequest};
 pub use memory::MemoryStore;
 pub use suite::store_suite;

@@ -1,6 +1,6 @@
 use super::{listing::unix_seconds, *};
 use blockd_store_config::SwiftAccess;
-use blockd_testkit::store::{HttpDouble, HttpReply, HttpRequest};
+use blockd_testkit::store::{FakeHttpServer, HttpReply, HttpRequest};
 use parking_lot::Mutex;
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ const KEY: &str = "blockd/data/x";
 
 /// A Swift with one object, behind an identity service of all versions. Each login gives another token; the
 /// newest is good.
-async fn cloud(object: impl Fn(&HttpRequest) -> HttpReply + Send + Sync + 'static) -> HttpDouble {
+async fn cloud(object: impl Fn(&HttpRequest) -> HttpReply + Send + Sync + 'static) -> FakeHttpServer {
     let (logins, url) = (Mutex::new(0), Arc::new(Mutex::new(String::new())));
     let known = url.clone();
-    let server = HttpDouble::start(move |request| {
+    let server = FakeHttpServer::start(move |request| {
         let storage = format!("{}/v1/AUTH_x", known.lock());
         let mut logins = logins.lock();
         let token = |logins: u32| format!("token-{logins}");
@@ -62,7 +62,7 @@ fn store(auth: SwiftAuth, secret: &str) -> SwiftStore {
     open(&config(auth, secret), &http).unwrap()
 }
 
-fn v1(server: &HttpDouble, key: &str) -> SwiftStore {
+fn v1(server: &FakeHttpServer, key: &str) -> SwiftStore {
     let auth_url = format!("{}/auth/v1.0/", server.url());
     store(SwiftAuth::V1 { auth_url, user: "test:tester".into() }, key)
 }
