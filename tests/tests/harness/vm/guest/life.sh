@@ -35,7 +35,7 @@ blockctl volume detach /dev/nbd3 >/dev/null || fail "detach other"
 blockctl volume create third --size 64MiB >/dev/null
 blockctl volume attach third --device /dev/nbd3 >/dev/null || fail "attach a detached device"
 blockctl volume create fourth --size 64MiB >/dev/null
-refused "/dev/nbd3 is in use by another" blockctl volume attach fourth --device /dev/nbd3
+refused "/dev/nbd3: another NBD client uses it" blockctl volume attach fourth --device /dev/nbd3
 blockctl volume detach third >/dev/null || fail "detach third"
 for volume in other third fourth; do blockctl volume delete $volume >/dev/null || fail "delete $volume"; done
 
