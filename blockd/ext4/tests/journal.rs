@@ -249,7 +249,7 @@ fn unreplayed_fast_commits_are_reported() {
     assert!(!fast(&image), "empty fast commit area");
     let head = at + (len - area + 1) as usize * BLOCK;
     for (tid, expected) in [(sequence, false), (sequence + 1, true), (sequence + 2, false)] {
-        image[head..head + 4].copy_from_slice(&[0x0a, 0, 8, 0]);
+        image[head..head + 4].copy_from_slice(&[9, 0, 8, 0]);
         image[head + 8..head + 12].copy_from_slice(&tid.to_le_bytes());
         assert_eq!(fast(&image), expected, "{tid}");
     }

@@ -28,8 +28,9 @@ const FAST_COMMIT_BLOCKS: u32 = 256;
 const MIN_BLOCKS: u32 = 1024;
 /// Maximum length of a journal that mke2fs creates, in blocks.
 const MAX_BLOCKS: u32 = 10_240_000;
-/// Tag and value length that mark the first block of fast commits; little-endian.
-const FAST_HEAD: [u8; 4] = [0x0a, 0, 8, 0];
+/// Tag and value length that mark the first block of fast commits; little-endian (`EXT4_FC_TAG_HEAD`, Linux
+/// `fs/ext4/fast_commit.h`).
+const FAST_HEAD: [u8; 4] = [9, 0, 8, 0];
 /// Maximum number of extents of the journal file.
 const MAX_EXTENTS: usize = 1 << 16;
 
