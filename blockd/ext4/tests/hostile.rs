@@ -1,7 +1,12 @@
 //! Damaged images: operations end with a result or an error, without a panic.
-use crate::common::{Bytes, debugfs, make, noise};
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by a panic")]
+
+mod common;
+
 use blockd_ext4::{Filesystem, ReadAt};
 use blockd_testkit::ext4::explore;
+use common::{Bytes, debugfs, make, noise};
 use std::{
     fs::{self, File},
     io,

@@ -4,7 +4,6 @@
 
 mod common;
 mod features;
-mod hostile;
 mod journal;
 mod kernel;
 mod metadata;
