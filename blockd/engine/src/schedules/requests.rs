@@ -400,8 +400,10 @@ impl Schedules {
     /// # Errors
     /// There is no such schedule.
     pub async fn run_schedule(&self, uuid: Uuid) -> Result<RunList, ServiceError> {
-        let (now, volumes) = (Timestamp::now(), self.candidates());
+        let (now, volumes, scheduler) = (Timestamp::now(), self.candidates(), Arc::clone(&self.scheduler));
         let runs = self.db.run(move |tx| -> Result<_, ServiceError> {
+            // A run whose snapshot or task has ended must not block this one until the next pass.
+            scheduler.settle(tx, now)?;
             Ok(transactions::run_now(tx, &find(tx, uuid)?, &volumes, now)?)
         });
         let runs = runs.await?.iter().map(RunRow::to_api).collect();

@@ -225,12 +225,12 @@ fn record_starts(tx: &rusqlite::Transaction<'_>, runs: &[RunRow], tasks: &[TaskR
 impl ScheduleRunner {
     /// Runs one pass; returns the time of the next one.
     pub async fn scheduler_pass(self: &Arc<Self>, now: Timestamp) -> Result<Option<Timestamp>, ServiceError> {
-        let (volumes, freezing) = (self.schedules.candidates(), self.scheduler.freezing.lock().clone());
+        let (volumes, scheduler) = (self.schedules.candidates(), Arc::clone(&self.scheduler));
         let concurrency = self.host.settings.task_concurrency;
         let (next, Ready { batches, mut free_slots }) = self
             .db
             .run(move |tx| -> Result<_, DbError> {
-                transactions::settle(tx, &freezing, now)?;
+                scheduler.settle(tx, now)?;
                 let next = transactions::fire(tx, &volumes, now)?;
                 Ok((next, transactions::ready(tx, concurrency)?))
             })

@@ -1,7 +1,11 @@
-//! Wakes the scheduler.
+//! State that the scheduler shares with the requests of users.
 
+use crate::schedules::transactions;
+use blockd_catalog::DbError;
 use blockd_extent::SnapshotId;
+use jiff::Timestamp;
 use parking_lot::Mutex;
+use rusqlite::Transaction;
 use std::collections::HashSet;
 use tokio::sync::Notify;
 
@@ -20,5 +24,13 @@ impl Scheduler {
     pub fn wake(&self) {
         self.wake.notify_one();
         self.judge.notify_one();
+    }
+
+    /// Records the results of ended runs.
+    pub(super) fn settle(&self, tx: &Transaction<'_>, now: Timestamp) -> Result<(), DbError> {
+        // Read inside the transaction: a snapshot is registered before its run refers to it, so an older
+        // copy could take a run that has just started for one of a dead daemon.
+        let freezing = self.freezing.lock().clone();
+        transactions::settle(tx, &freezing, now).map(drop)
     }
 }
