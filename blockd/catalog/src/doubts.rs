@@ -22,7 +22,7 @@ pub struct Doubt {
     pub checked: bool,
 }
 
-const COLUMNS: &str = "credential, cloudsnap, since, given_up, looked_at";
+const COLUMNS: &str = "credential, cloudsnap, since, is_abandoned, is_checked";
 
 impl Doubt {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -48,7 +48,12 @@ impl Doubt {
     /// # Errors
     /// The database fails.
     pub fn abandoned(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        rows(tx, &format!("SELECT {COLUMNS} FROM doubts WHERE given_up = 1 ORDER BY since"), [], Self::read)
+        rows(
+            tx,
+            &format!("SELECT {COLUMNS} FROM doubts WHERE is_abandoned = 1 ORDER BY since"),
+            [],
+            Self::read,
+        )
     }
 
     /// Returns true for a doubt about this cloud snapshot in any location.

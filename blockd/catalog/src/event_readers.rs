@@ -33,14 +33,13 @@ impl EventReader {
         let mut readers = Vec::new();
         for name in names {
             tx.execute(
-                "INSERT OR IGNORE INTO event_readers (reader, dealt_with_until) VALUES (?1, ?2)",
+                "INSERT OR IGNORE INTO event_readers (reader, processed_until) VALUES (?1, ?2)",
                 params![name, stored(newest)],
             )?;
-            let until = tx.query_row(
-                "SELECT dealt_with_until FROM event_readers WHERE reader = ?1",
-                [name],
-                |row| number(row, 0),
-            )?;
+            let until =
+                tx.query_row("SELECT processed_until FROM event_readers WHERE reader = ?1", [name], |row| {
+                    number(row, 0)
+                })?;
             // A database that was restored from a copy may have fewer events.
             readers.push(Self { name: name.clone(), processed_until: u64::min(until, newest) });
         }
@@ -54,7 +53,7 @@ impl EventReader {
     pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         let until = stored(self.processed_until);
         tx.execute(
-            "UPDATE event_readers SET dealt_with_until = ?2 WHERE reader = ?1",
+            "UPDATE event_readers SET processed_until = ?2 WHERE reader = ?1",
             params![self.name, until],
         )?;
         Ok(())

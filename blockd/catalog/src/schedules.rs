@@ -189,7 +189,7 @@ impl ScheduleRow {
     /// # Errors
     /// The database fails.
     pub fn cursor(&self, tx: &Transaction<'_>, rule: &Recurrence) -> Result<Option<Timestamp>, DbError> {
-        let sql = "SELECT dealt_with_until FROM schedule_cursors WHERE schedule = ?1 AND rule = ?2";
+        let sql = "SELECT processed_until FROM schedule_cursors WHERE schedule = ?1 AND rule = ?2";
         let params = params![self.uuid.to_string(), rule.to_string()];
         Ok(tx.query_row(sql, params, |row| parsed(row, 0)).optional()?)
     }
@@ -205,7 +205,7 @@ impl ScheduleRow {
         processed_until: Timestamp,
     ) -> Result<(), DbError> {
         tx.execute(
-            "INSERT OR REPLACE INTO schedule_cursors (schedule, rule, dealt_with_until) VALUES (?1, ?2, ?3)",
+            "INSERT OR REPLACE INTO schedule_cursors (schedule, rule, processed_until) VALUES (?1, ?2, ?3)",
             params![self.uuid.to_string(), rule.to_string(), processed_until.to_string()],
         )?;
         Ok(())

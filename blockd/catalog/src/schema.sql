@@ -141,7 +141,7 @@ CREATE TABLE schedules (
 CREATE TABLE schedule_cursors (
     schedule         TEXT NOT NULL REFERENCES schedules (uuid) ON DELETE CASCADE,
     rule             TEXT NOT NULL,         -- its text: a changed rule is another one
-    dealt_with_until TEXT NOT NULL,
+    processed_until TEXT NOT NULL,
     PRIMARY KEY (schedule, rule)
 ) STRICT;
 
@@ -190,16 +190,16 @@ CREATE TABLE events (
 -- The last event that each reader (the journal, every webhook) has processed.
 CREATE TABLE event_readers (
     reader           TEXT PRIMARY KEY,
-    dealt_with_until INTEGER NOT NULL       -- id of the event
+    processed_until  INTEGER NOT NULL       -- id of the event
 ) STRICT;
 
 -- Cloud snapshots that may be listed without being whole, because the result of their commit is unknown.
 CREATE TABLE doubts (
-    credential TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
-    cloudsnap  TEXT NOT NULL,
-    since      TEXT NOT NULL,
-    given_up   INTEGER NOT NULL CHECK (given_up IN (0, 1)), -- its backup was abandoned: shown as damaged if it is not whole
-    looked_at  INTEGER NOT NULL CHECK (looked_at IN (0, 1)), -- checked once
+    credential   TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    cloudsnap    TEXT NOT NULL,
+    since        TEXT NOT NULL,
+    is_abandoned INTEGER NOT NULL CHECK (is_abandoned IN (0, 1)), -- its backup was abandoned: shown as damaged if it is not whole
+    is_checked   INTEGER NOT NULL CHECK (is_checked IN (0, 1)), -- checked once
     PRIMARY KEY (credential, cloudsnap)
 ) STRICT;
 

@@ -71,7 +71,7 @@ async fn failed_scheduler_pass_is_reported_until_it_works() {
     );
     let schedule = host.call(CREATE_SCHEDULE, &of_label("app=mysql", "daily 03:00")).await;
     assert!(schedule.warnings.is_empty() && !schedule.without_volume, "{schedule:?}");
-    let long_ago = "UPDATE schedule_cursors SET dealt_with_until = '2020-01-01T00:00:00Z'";
+    let long_ago = "UPDATE schedule_cursors SET processed_until = '2020-01-01T00:00:00Z'";
     host.sql(long_ago);
     host.engine().scheduler.wake();
     let problems = host.problems_when(1).await;
