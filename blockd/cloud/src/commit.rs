@@ -167,7 +167,7 @@ where
 ///
 /// # Errors
 /// [`CloudError::BaseDeleted`]; the snapshot's manifest is then deleted. [`CloudError::BaseUnknown`] if the
-/// store does not reply, [`CloudError::NotTakenBack`] if it does not delete the manifest: the snapshot is
+/// store does not reply, [`CloudError::CommitNotUndone`] if it does not delete the manifest: the snapshot is
 /// listed, but does not count yet.
 pub async fn check_base(
     store: &dyn BlobStore,
@@ -190,7 +190,7 @@ pub async fn check_base(
             let own_key = id.manifest_key();
             match retry(|| async { Ok(store.delete(&own_key).await?) }).await {
                 Ok(_) => Err(CloudError::BaseDeleted { base }),
-                Err(source) => Err(CloudError::NotTakenBack { id, base, source: Box::new(source) }),
+                Err(source) => Err(CloudError::CommitNotUndone { id, base, source: Box::new(source) }),
             }
         }
         Err(source) => Err(CloudError::BaseUnknown { id, base, source: Box::new(source) }),

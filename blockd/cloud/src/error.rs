@@ -182,7 +182,7 @@ pub enum CloudError {
     #[error(
         "cloud snapshot {id} is in the store, its base {base} was deleted, and its manifest could not be deleted yet: {source}; resume the backup when the store responds"
     )]
-    NotTakenBack {
+    CommitNotUndone {
         /// Snapshot; listed, but may lack deltas.
         id: CloudSnapshotId,
         /// Base.
@@ -363,7 +363,7 @@ impl CloudError {
             Self::Internal { .. }
             | Self::Unsettled { .. }
             | Self::BaseUnknown { .. }
-            | Self::NotTakenBack { .. } => true,
+            | Self::CommitNotUndone { .. } => true,
             _ => false,
         }
     }

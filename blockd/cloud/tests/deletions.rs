@@ -372,7 +372,7 @@ async fn backup_that_cannot_check_its_base_checks_it_when_resumed() {
         let error = go_on(&repo.with_store(faults)).await.err().expect("a backup in doubt");
         match answers {
             0 => assert!(matches!(error, CloudError::BaseUnknown { .. }), "{error}"),
-            _ => assert!(matches!(error, CloudError::NotTakenBack { .. }), "{error}"),
+            _ => assert!(matches!(error, CloudError::CommitNotUndone { .. }), "{error}"),
         }
         assert!(error.is_retryable() && error.to_string().contains("is in the store"), "{error}");
         assert!(repo.manifest(&spec.id()).await.is_ok(), "it is listed until the resume");

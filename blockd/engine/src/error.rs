@@ -194,7 +194,7 @@ fn volume_code(error: &VolumeError) -> ErrorCode {
 pub fn cloud_code(error: &CloudError) -> ErrorCode {
     match error {
         CloudError::Store(error) => store_code(error),
-        CloudError::BaseUnknown { source, .. } | CloudError::NotTakenBack { source, .. } => {
+        CloudError::BaseUnknown { source, .. } | CloudError::CommitNotUndone { source, .. } => {
             cloud_code(source)
         }
         CloudError::WrongPassphrase { .. } | CloudError::UnknownKey { .. } => ErrorCode::WrongPassphrase,

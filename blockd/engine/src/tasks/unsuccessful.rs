@@ -56,7 +56,7 @@ fn can_resume(error: &ServiceError) -> bool {
                 | CloudError::WriteKeyNotNewest { .. }
                 | CloudError::Unsettled { .. }
                 | CloudError::BaseUnknown { .. }
-                | CloudError::NotTakenBack { .. }
+                | CloudError::CommitNotUndone { .. }
                 | CloudError::Internal { .. }
         ),
         _ => false,
