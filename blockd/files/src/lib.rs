@@ -2,7 +2,7 @@
 
 mod mountinfo;
 
-pub use mountinfo::{Mount, mounts, mounts_below, parse_mounts};
+pub use mountinfo::{Mount, mounts, mounts_of_root, parse_mounts};
 
 use std::{
     fs::{File, OpenOptions},

@@ -31,14 +31,14 @@ pub struct Mount {
 /// # Errors
 /// The file cannot be read.
 pub fn mounts() -> io::Result<Vec<Mount>> {
-    mounts_below(Path::new("/"))
+    mounts_of_root(Path::new("/"))
 }
 
 /// Reads the mounts from the `proc` filesystem under another root directory.
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn mounts_below(root: &Path) -> io::Result<Vec<Mount>> {
+pub fn mounts_of_root(root: &Path) -> io::Result<Vec<Mount>> {
     Ok(parse_mounts(&std::fs::read(root.join("proc/self/mountinfo"))?))
 }
 

@@ -4,7 +4,7 @@ use crate::KernelError;
 use crate::driver::{Driver, DriverSession};
 use crate::netlink::KernelDriver;
 use blockd_extent::NbdDevice;
-use blockd_files::{Mount, mounts_below};
+use blockd_files::{Mount, mounts_of_root};
 use rustix::{
     fs::{AtFlags, Mode, OFlags, StatxFlags},
     io::Errno,
@@ -109,7 +109,7 @@ impl System {
 
     /// Returns the mounts in the namespace of this process; none if they cannot be read.
     fn mounts(&self) -> Vec<Mount> {
-        mounts_below(&self.root).unwrap_or_default()
+        mounts_of_root(&self.root).unwrap_or_default()
     }
 
     /// Returns one mount point of each mounted filesystem on a device and its partitions, preferably one that
