@@ -102,7 +102,7 @@ impl Shared {
             Node::Image(key) => Ok(Open::Image(self.tree.image(key)?)),
             Node::Manifest(key) => Ok(Open::Text(self.tree.manifest(key)?)),
             Node::Unlisted => Ok(Open::Text(self.tree.unlisted()?)),
-            Node::Inside(key, file) => {
+            Node::ImageFile(key, file) => {
                 let files = self.tree.files(key)?;
                 let size_bytes = files.stat_of(*file)?.size_bytes;
                 Ok(Open::File { files, file: *file, size_bytes })
@@ -143,7 +143,7 @@ impl BrowseFilesystem {
             Ok(node) => node,
             Err(error) => return reply.error(errno(&error)),
         };
-        self.run(!matches!(node, Node::Inside(..) | Node::Files(_)), move |shared| {
+        self.run(!matches!(node, Node::ImageFile(..) | Node::Files(_)), move |shared| {
             match shared.tree.xattrs(&node).and_then(pick) {
                 Ok(bytes) if size == 0 => reply.size(u32::try_from(bytes.len()).unwrap_or(u32::MAX)),
                 Ok(bytes) if bytes.len() > size as usize => reply.error(Errno::ERANGE),

@@ -73,7 +73,7 @@ fn wait(mut child: Child) -> Result<(), String> {
         match child.try_wait().map_err(|error| error.to_string())? {
             Some(status) => break status,
             None if Instant::now() > until => {
-                // Both fail only if the program has ended meanwhile.
+                // Both fail only if the program has ended.
                 let _ = child.kill();
                 let _ = child.wait();
                 return Err(format!("{PROGRAM} timed out"));

@@ -9,7 +9,7 @@
 //! ```
 //!
 //! A mount and its server may belong to different processes: [`UnservedMount`] mounts with the privileges and
-//! in the namespace of one process, and [`serve_handed`] serves the mount in another, which needs no
+//! in the namespace of one process, and [`serve_passed`] serves the mount in another, which needs no
 //! privilege to mount.
 //!
 //! A [`Catalog`] lists the snapshots and opens their images. Requests that may wait for a store run on
@@ -36,6 +36,6 @@ pub use catalog::{Catalog, SnapshotEntry, SnapshotKey};
 pub use error::FuseError;
 pub use foreign_mount::{UnservedMount, unmount};
 pub use mount::{MountOptions, Mounted, clean_stale, mount};
-pub use mountinfo::{SeenMount, find_mount, resolve};
+pub use mountinfo::{BrowseMountPoint, find_mount, resolve};
 pub use names::{escape, time_name};
-pub use user_mount::{HandedMount, Served, check_handed, serve_handed};
+pub use user_mount::{PassedMount, Served, check_passed, serve_passed};

@@ -11,7 +11,7 @@ const TYPE: &str = "fuse.blockd";
 
 /// Mount of snapshots.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct SeenMount {
+pub struct BrowseMountPoint {
     /// Mount point.
     pub mountpoint: PathBuf,
     /// User ID of the owner, who may unmount it, as may root.
@@ -30,17 +30,17 @@ pub fn resolve(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// The mount table is unreadable.
-pub fn find_mount(path: &Path) -> io::Result<Option<SeenMount>> {
+pub fn find_mount(path: &Path) -> io::Result<Option<BrowseMountPoint>> {
     Ok(last_at(mounts()?, path))
 }
 
 /// Returns the topmost mount at a path, if it is a mount of snapshots.
-fn last_at(mounts: Vec<Mount>, path: &Path) -> Option<SeenMount> {
+fn last_at(mounts: Vec<Mount>, path: &Path) -> Option<BrowseMountPoint> {
     let mount = mounts.into_iter().rfind(|mount| mount.mount_point == path)?;
     let options = mount.super_options.split(|byte| *byte == b',');
     let uid = options.filter_map(|option| option.strip_prefix(b"user_id=")).next()?;
     let uid = str::from_utf8(uid).ok()?.parse().ok()?;
-    (mount.kind == TYPE).then_some(SeenMount { mountpoint: mount.mount_point, uid })
+    (mount.kind == TYPE).then_some(BrowseMountPoint { mountpoint: mount.mount_point, uid })
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ pub(crate) enum Node {
     /// Root of the files inside an image.
     Files(SnapshotKey),
     /// File inside an image.
-    Inside(SnapshotKey, FileId),
+    ImageFile(SnapshotKey, FileId),
 }
 
 struct Known {
@@ -133,7 +133,7 @@ impl Nodes {
         match split(ino) {
             Some((tree, number)) => {
                 let (key, part) = table.by_tree.get(&tree)?;
-                Some(Node::Inside(key.clone(), FileId { part: *part, number }))
+                Some(Node::ImageFile(key.clone(), FileId { part: *part, number }))
             }
             None => table.by_ino.get(&ino).map(|known| known.node.clone()),
         }
@@ -149,7 +149,7 @@ impl Nodes {
         {
             table.lookups += 1;
         }
-        if let Node::Inside(key, file) = node {
+        if let Node::ImageFile(key, file) = node {
             let tree_key = (key.clone(), file.part);
             if let Some(tree) = table.trees.get(&tree_key) {
                 return Ok(inside(*tree, file.number));
@@ -187,7 +187,7 @@ impl Nodes {
         }
         let table = self.table.lock();
         match node {
-            Node::Inside(key, file) => {
+            Node::ImageFile(key, file) => {
                 let tree = table.trees.get(&(key.clone(), file.part))?;
                 Some(inside(*tree, file.number))
             }
@@ -271,7 +271,8 @@ mod tests {
     fn files_inside_images_have_numbers_without_state() {
         let all: &'static AtomicUsize = Box::leak(Box::default());
         let nodes = Nodes::within(10, all);
-        let file = |key: &str, part, number| Node::Inside(SnapshotKey(key.into()), FileId { part, number });
+        let file =
+            |key: &str, part, number| Node::ImageFile(SnapshotKey(key.into()), FileId { part, number });
         let mut seen = std::collections::HashSet::new();
         for (key, part) in [("a", 0), ("b", 0), ("b", 1), ("b", 2)] {
             for number in (2..100_000).chain([u32::MAX]) {

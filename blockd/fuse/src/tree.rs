@@ -185,7 +185,7 @@ impl Tree {
                 }
             }
             Node::Files(key) => self.lookup_file(key, FileId::ROOT, name),
-            Node::Inside(key, file) => self.lookup_file(key, *file, name),
+            Node::ImageFile(key, file) => self.lookup_file(key, *file, name),
             Node::Latest(_) | Node::Image(_) | Node::Manifest(_) | Node::Unlisted => {
                 Err(io::ErrorKind::NotADirectory.into())
             }
@@ -193,7 +193,7 @@ impl Tree {
     }
 
     fn lookup_file(&self, key: &SnapshotKey, dir: FileId, name: &[u8]) -> io::Result<Node> {
-        Ok(Node::Inside(key.clone(), self.files(key)?.lookup_in(dir, name)?))
+        Ok(Node::ImageFile(key.clone(), self.files(key)?.lookup_in(dir, name)?))
     }
 
     /// Returns the children of a node in display order. May block like [`lookup`](Self::lookup).
@@ -229,7 +229,7 @@ impl Tree {
                 ])
             }
             Node::Files(key) => self.files_below(key, FileId::ROOT),
-            Node::Inside(key, file) => self.files_below(key, *file),
+            Node::ImageFile(key, file) => self.files_below(key, *file),
             Node::Latest(_) | Node::Image(_) | Node::Manifest(_) | Node::Unlisted => {
                 Err(io::ErrorKind::NotADirectory.into())
             }
@@ -238,7 +238,7 @@ impl Tree {
 
     fn files_below(&self, key: &SnapshotKey, dir: FileId) -> io::Result<Vec<Child>> {
         let child = |entry: NamedFile| Child {
-            node: Node::Inside(key.clone(), entry.file),
+            node: Node::ImageFile(key.clone(), entry.file),
             kind: entry.stat.map_or(FileType::RegularFile, |stat| file_type(stat.kind)),
             damaged: entry.stat.is_none(),
             stat: entry.stat,
@@ -265,7 +265,7 @@ impl Tree {
                 let latest = listing.volumes.get(volume).and_then(|dir| dir.latest.clone());
                 Ok(latest.ok_or_else(gone)?.as_bytes().to_vec())
             }
-            Node::Inside(key, file) => self.files(key)?.link_of(*file),
+            Node::ImageFile(key, file) => self.files(key)?.link_of(*file),
             _ => Err(io::ErrorKind::InvalidInput.into()),
         }
     }
@@ -276,7 +276,7 @@ impl Tree {
         match node {
             // The root may have an access list.
             Node::Files(key) => self.files(key)?.xattrs_of(FileId::ROOT),
-            Node::Inside(key, file) => self.files(key)?.xattrs_of(*file),
+            Node::ImageFile(key, file) => self.files(key)?.xattrs_of(*file),
             _ => Ok(Vec::new()),
         }
     }
@@ -326,7 +326,7 @@ impl Tree {
                 let len = self.manifest(key)?.len() as u64;
                 (make(FileType::RegularFile, 0o444, len, of(key)?.created), TTL_FIXED)
             }
-            Node::Inside(key, file) => {
+            Node::ImageFile(key, file) => {
                 let created = of(key)?.created;
                 (self.file_attr(&self.files(key)?.stat_of(*file)?, ino, created), TTL_FIXED)
             }
@@ -336,7 +336,7 @@ impl Tree {
     /// Returns the attributes of a directory entry with a given listing. May block.
     pub fn child_attr(&self, listing: &Listing, child: &Child, ino: u64) -> io::Result<(FileAttr, Duration)> {
         match (&child.stat, &child.node) {
-            (Some(stat), Node::Inside(key, ..)) => {
+            (Some(stat), Node::ImageFile(key, ..)) => {
                 let created = listing.find(key).ok_or_else(gone)?.created;
                 Ok((self.file_attr(stat, ino, created), TTL_FIXED))
             }

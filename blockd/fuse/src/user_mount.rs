@@ -37,7 +37,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Mount whose descriptor was passed by another process.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct HandedMount {
+pub struct PassedMount {
     /// Mount point as reported by the sender.
     pub mountpoint: PathBuf,
     /// User ID of the sender, who owns all nodes except files inside images.
@@ -49,14 +49,14 @@ pub struct HandedMount {
 /// Served mount of another process. It is served until it is unmounted or this process ends.
 #[derive(Debug)]
 pub struct Served {
-    mount: HandedMount,
+    mount: PassedMount,
     ended: Arc<AtomicBool>,
 }
 
 impl Served {
     /// Returns the mount.
     #[must_use]
-    pub fn mount(&self) -> &HandedMount {
+    pub fn mount(&self) -> &PassedMount {
         &self.mount
     }
 
@@ -104,15 +104,15 @@ impl<F: FnOnce()> Drop for OnEnd<F> {
 /// # Errors
 /// The descriptor is not `/dev/fuse`, has no mount, has another server, or would share its flags with a
 /// process of another user.
-pub fn serve_handed(
+pub fn serve_passed(
     catalog: Arc<dyn Catalog>,
     descriptor: OwnedFd,
-    mount: HandedMount,
+    mount: PassedMount,
     options: MountOptions,
     on_end: impl FnOnce() + Send + 'static,
 ) -> Result<Served, FuseError> {
     let on_end = OnEnd(Some(on_end));
-    check_handed(descriptor.as_fd())?;
+    check_passed(descriptor.as_fd())?;
     wait_for_kernel(&descriptor)?;
     let Description { descriptor, can_clone } = own_description(descriptor, mount.uid)?;
     let tree = Tree::of_owner(catalog, mount.uid, mount.gid);
@@ -148,7 +148,7 @@ pub fn serve_handed(
     match receive.recv_timeout(HANDSHAKE_TIMEOUT) {
         Ok(Ok(())) => Ok(Served { mount, ended }),
         Ok(Err(error)) => Err(FuseError::Descriptor(error)),
-        // Another process took the INIT request meanwhile.
+        // Another process took the INIT request first.
         Err(_) => Err(FuseError::NotMounted),
     }
 }
@@ -157,7 +157,7 @@ pub fn serve_handed(
 ///
 /// # Errors
 /// It is another file.
-pub fn check_handed(descriptor: BorrowedFd<'_>) -> Result<(), FuseError> {
+pub fn check_passed(descriptor: BorrowedFd<'_>) -> Result<(), FuseError> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
     let found = rustix::fs::statx(descriptor, "", flags, StatxFlags::TYPE)
         .map_err(|error| FuseError::Descriptor(error.into()))?;

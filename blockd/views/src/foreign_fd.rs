@@ -46,35 +46,35 @@ impl Closer {
     }
 
     /// Reserves capacity for descriptors.
-    pub fn room_for(&self, count: u32) -> Option<Room> {
+    pub fn room_for(&self, count: u32) -> Option<ReservedFds> {
         let permits = Arc::clone(&self.capacity).try_acquire_many_owned(count).ok()?;
-        Some(Room { permits, queue: self.queue.clone() })
+        Some(ReservedFds { permits, queue: self.queue.clone() })
     }
 }
 
 /// Reserved capacity.
-pub struct Room {
+pub struct ReservedFds {
     permits: OwnedSemaphorePermit,
     queue: SyncSender<Queued>,
 }
 
-impl Room {
+impl ReservedFds {
     /// Wraps a received descriptor. Returns `None` without capacity, and leaks the descriptor.
-    pub fn take(&mut self, descriptor: OwnedFd) -> Option<Foreign> {
+    pub fn take(&mut self, descriptor: OwnedFd) -> Option<ForeignFd> {
         let descriptor = ManuallyDrop::new(descriptor);
         let permit = self.permits.split(1)?;
         let held = Some((ManuallyDrop::into_inner(descriptor), permit));
-        Some(Foreign { held, queue: self.queue.clone() })
+        Some(ForeignFd { held, queue: self.queue.clone() })
     }
 }
 
 /// Foreign descriptor. After drop, the thread of the closer closes it.
-pub struct Foreign {
+pub struct ForeignFd {
     held: Option<Queued>,
     queue: SyncSender<Queued>,
 }
 
-impl Foreign {
+impl ForeignFd {
     /// Returns the descriptor.
     pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
         self.held.as_ref().map(|(descriptor, _)| descriptor.as_fd())
@@ -86,7 +86,7 @@ impl Foreign {
     }
 }
 
-impl Drop for Foreign {
+impl Drop for ForeignFd {
     fn drop(&mut self) {
         if let Some(held) = self.held.take() {
             // The queue has capacity for all. A failure leaks the descriptor, as a close here could block.

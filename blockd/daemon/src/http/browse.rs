@@ -18,7 +18,7 @@ pub(super) fn routes() -> Routes {
         .on(operations::MOUNT, async |call| {
             in_turn(call.browser, move |browser| browser.mount_browse(&call.input)).await
         })
-        .raw(operations::HAND_MOUNT, serve_handed)
+        .raw(operations::HAND_MOUNT, serve_passed)
         .on(operations::UNMOUNT, async |call| {
             in_turn(call.browser, move |browser| browser.unmount_browse(&call.input)).await
         })
@@ -48,13 +48,13 @@ async fn in_turn<R: Send + 'static>(
     browser.browse.requests.run(move || work(&worker)).await
 }
 
-async fn serve_handed(
+async fn serve_passed(
     State(browser): State<Arc<Browser>>,
     caller: Caller,
     Descriptor(descriptor): Descriptor,
     Body(request): Body<HandMount>,
 ) -> Result<Reply<BrowseMount>, Failure> {
-    let serve = move |browser: &Arc<Browser>| browser.serve_handed(request, descriptor, caller.user);
+    let serve = move |browser: &Arc<Browser>| browser.serve_passed(request, descriptor, caller.user);
     Ok(Reply(in_turn(browser, serve).await?))
 }
 

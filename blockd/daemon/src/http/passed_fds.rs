@@ -7,7 +7,7 @@
 use super::{Failure, caller::Caller, invalid};
 use axum::{extract::FromRequestParts, http::request::Parts};
 use blockd_api::operations::HAND_MOUNT;
-use blockd_views::foreign_fd::{Closer, Foreign};
+use blockd_views::foreign_fd::{Closer, ForeignFd};
 use parking_lot::Mutex;
 use rustix::{
     io::Errno,
@@ -36,7 +36,7 @@ const MAX_FIT: u32 = (SPACE_LEN / size_of::<i32>()) as u32;
 
 #[derive(Default)]
 struct PassedFdsState {
-    descriptor: Option<Foreign>,
+    descriptor: Option<ForeignFd>,
     /// More than one descriptor came.
     were_more: bool,
     /// Descriptors were refused, as there are too many already.
@@ -46,7 +46,7 @@ struct PassedFdsState {
 }
 
 impl PassedFdsState {
-    fn add(&mut self, descriptor: Option<Foreign>) {
+    fn add(&mut self, descriptor: Option<ForeignFd>) {
         if self.descriptor.is_some() || descriptor.is_none() {
             self.were_more = true;
         } else {
@@ -69,7 +69,7 @@ impl PassedFds {
     }
 
     /// Returns the single descriptor.
-    fn only(&self) -> Result<Foreign, &'static str> {
+    fn only(&self) -> Result<ForeignFd, &'static str> {
         let mut kept = self.0.lock();
         match kept.descriptor.take() {
             Some(_) if kept.were_more => Err("more than one descriptor came with the request"),
@@ -86,7 +86,7 @@ impl PassedFds {
 }
 
 /// Descriptor passed with a request.
-pub(super) struct Descriptor(pub(super) Foreign);
+pub(super) struct Descriptor(pub(super) ForeignFd);
 
 impl<S: Send + Sync> FromRequestParts<S> for Descriptor {
     type Rejection = Failure;

@@ -1,8 +1,8 @@
 //! Files of an image under one root: those of its filesystem, or a directory for each partition.
 
 use super::{
-    Content, FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, Inside, inspect, inspect_partition,
-    partitions::Partition,
+    Content, FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, ImageLayout, inspect,
+    inspect_partition, partitions::Partition,
 };
 use blockd_extent::{BlockSource, DataRange};
 use parking_lot::Mutex;
@@ -21,7 +21,7 @@ const MAX_PARTS: usize = 4;
 /// Files of an image. Partitions are opened on first access.
 pub struct ImageFiles {
     image: Arc<dyn BlockSource>,
-    pub(super) inside: Inside,
+    pub(super) inside: ImageLayout,
     /// Open partitions, the most recently used last.
     parts: Mutex<VecDeque<(u32, Content)>>,
     /// Attributes of the roots of accessed partitions.
@@ -114,7 +114,7 @@ impl ImageFiles {
     /// The image cannot be read, or is damaged there.
     pub fn root(&self) -> io::Result<Option<FileStat>> {
         match &self.inside {
-            Inside::Whole(Content::Files(files)) => files.stat(b"/").map(Some),
+            ImageLayout::Whole(Content::Files(files)) => files.stat(b"/").map(Some),
             _ => Ok(None),
         }
     }
@@ -137,7 +137,7 @@ impl ImageFiles {
             return Ok(content);
         }
         let content = inspect_partition(&self.image, part)?;
-        // Another thread may have opened it meanwhile.
+        // Another thread may have opened it since.
         if let Some(content) = self.open_part(part.number) {
             return Ok(content);
         }
@@ -162,15 +162,15 @@ impl ImageFiles {
     /// Returns the high bits of the file numbers of a path's partition.
     fn part_bits(&self, path: &[u8]) -> u64 {
         match &self.inside {
-            Inside::Whole(_) => 0,
-            Inside::Parts(_) => u64::from(part_number(path).unwrap_or(0)) << 32,
+            ImageLayout::Whole(_) => 0,
+            ImageLayout::Parts(_) => u64::from(part_number(path).unwrap_or(0)) << 32,
         }
     }
 
     fn target<'a>(&'a self, path: &'a [u8]) -> io::Result<PathTarget<'a>> {
         let (content, rest) = match &self.inside {
-            Inside::Whole(content) => (content.clone(), path),
-            Inside::Parts(parts) => {
+            ImageLayout::Whole(content) => (content.clone(), path),
+            ImageLayout::Parts(parts) => {
                 let below = path.strip_prefix(b"/").unwrap_or(path);
                 if below.is_empty() {
                     return Ok(PathTarget::Parts(parts));

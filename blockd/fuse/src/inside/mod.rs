@@ -185,9 +185,9 @@ pub enum Content {
     NoFiles(String),
 }
 
-/// Content of an image.
+/// Layout of an image.
 #[derive(Clone)]
-pub enum Inside {
+pub enum ImageLayout {
     /// No partition table.
     Whole(Content),
     /// Partitions.
@@ -226,14 +226,14 @@ impl BlockSource for PartitionImage {
 ///
 /// # Errors
 /// The image cannot be read.
-pub fn inspect(image: &Arc<dyn BlockSource>) -> io::Result<Inside> {
+pub fn inspect(image: &Arc<dyn BlockSource>) -> io::Result<ImageLayout> {
     if !ext::probe(image)? {
         let parts = partitions::partitions(&**image)?;
         if !parts.is_empty() {
-            return Ok(Inside::Parts(parts));
+            return Ok(ImageLayout::Parts(parts));
         }
     }
-    Ok(Inside::Whole(content(image.clone())?))
+    Ok(ImageLayout::Whole(content(image.clone())?))
 }
 
 /// Inspects the content of a partition.

@@ -1,7 +1,7 @@
 //! Access to the files of an image by inode number instead of path; hard links have the same number.
 
 use super::{
-    Content, FileStat, FileXattr, Files, ImageFiles, Inside,
+    Content, FileStat, FileXattr, Files, ImageFiles, ImageLayout,
     image_files::{NOTICE, dir, gone, notice, notice_stat},
     partitions::Partition,
 };
@@ -51,12 +51,12 @@ enum FileTarget<'a> {
 impl ImageFiles {
     fn target_of(&self, file: FileId) -> io::Result<FileTarget<'_>> {
         let content = match (&self.inside, file) {
-            (Inside::Parts(parts), FileId::ROOT) => return Ok(FileTarget::Parts(parts)),
-            (Inside::Parts(parts), FileId { part, .. }) => {
+            (ImageLayout::Parts(parts), FileId::ROOT) => return Ok(FileTarget::Parts(parts)),
+            (ImageLayout::Parts(parts), FileId { part, .. }) => {
                 let Some(part) = parts.iter().find(|other| other.number == part) else { return gone() };
                 self.part(*part)?
             }
-            (Inside::Whole(content), _) => content.clone(),
+            (ImageLayout::Whole(content), _) => content.clone(),
         };
         Ok(match content {
             Content::Files(files) => FileTarget::Files(files),

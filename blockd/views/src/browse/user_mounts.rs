@@ -2,13 +2,13 @@
 //! mount. The mount is in the mount namespace of its user.
 
 use super::{browser::Browser, listing::BrowseCatalog, mount_table::UserMount, mounts::mount_failed};
-use crate::foreign_fd::Foreign;
+use crate::foreign_fd::ForeignFd;
 use blockd_api::{
     ErrorCode,
     browse::{BrowseMount, HandMount},
 };
 use blockd_engine::{error::ServiceError, owner::User};
-use blockd_fuse::{FuseError, HandedMount, MountOptions};
+use blockd_fuse::{FuseError, MountOptions, PassedMount};
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
 use tokio::runtime::Handle;
@@ -34,17 +34,17 @@ impl Browser {
     /// # Errors
     /// The descriptor is not a FUSE mount that waits for its server, a credential is unknown, or there are
     /// too many mounts.
-    pub fn serve_handed(
+    pub fn serve_passed(
         self: &Arc<Self>,
         request: HandMount,
-        descriptor: Foreign,
+        descriptor: ForeignFd,
         user: Option<User>,
     ) -> Result<BrowseMount, ServiceError> {
         check_mount_path(&request.mountpoint)?;
         // Checked before any other use: the descriptor may be a file of a filesystem that hangs.
         descriptor
             .as_fd()
-            .map_or(Err(FuseError::NotFuse), blockd_fuse::check_handed)
+            .map_or(Err(FuseError::NotFuse), blockd_fuse::check_passed)
             .map_err(|error| mount_failed(&error))?;
         let descriptor =
             descriptor.into_owned().ok_or(FuseError::NotFuse).map_err(|error| mount_failed(&error))?;
@@ -66,14 +66,14 @@ impl Browser {
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         };
         let catalog = Arc::new(BrowseCatalog::new(self, request.cred_ids.clone(), runtime));
-        let mount = HandedMount { mountpoint: request.mountpoint, uid, gid };
+        let mount = PassedMount { mountpoint: request.mountpoint, uid, gid };
         let shown = mount.mountpoint.display().to_string();
         let on_end = move || {
             drop(slot);
             tracing::info!(mountpoint = shown, uid, "user mount ended");
         };
         let options = MountOptions { allow_other: request.allow_other, ..MountOptions::default() };
-        let served = blockd_fuse::serve_handed(catalog, descriptor, mount, options, on_end)
+        let served = blockd_fuse::serve_passed(catalog, descriptor, mount, options, on_end)
             .map_err(|error| mount_failed(&error))?;
         tracing::info!(mountpoint = %served.mount().mountpoint.display(), uid, "serving a user mount");
         let handed = UserMount { served, credentials: request.cred_ids, since: Timestamp::now() };

@@ -13,7 +13,7 @@ use blockd_api::{
     browse::{HandMount, UnmountBrowse, Unmounted},
     format_time, operations,
 };
-use blockd_fuse::{FuseError, SeenMount, UnservedMount, find_mount, resolve, unmount};
+use blockd_fuse::{BrowseMountPoint, FuseError, UnservedMount, find_mount, resolve, unmount};
 use clap::{Args, Subcommand};
 use std::{
     path::{Path, PathBuf},
@@ -152,7 +152,7 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Exit {
 }
 
 /// Finds the mount at a directory if this user may unmount it. Reads no entry of it: its daemon may be gone.
-fn find_own(dir: &Path) -> Result<Option<SeenMount>, Failure> {
+fn find_own(dir: &Path) -> Result<Option<BrowseMountPoint>, Failure> {
     let found = |path: &Path| {
         find_mount(path).map_err(|error| Failure::usage(format!("reading the mount table failed: {error}")))
     };
@@ -168,7 +168,7 @@ fn find_own(dir: &Path) -> Result<Option<SeenMount>, Failure> {
 }
 
 /// Waits until the daemon no longer lists a mount. Open files can delay that.
-async fn notice(context: &Context<'_>, gone: &SeenMount) {
+async fn notice(context: &Context<'_>, gone: &BrowseMountPoint) {
     let lists = async || {
         let list = context.client.call(operations::LIST_MOUNTS, &()).await.ok()?;
         let is_it = |uid: Option<u32>| uid.is_none_or(|uid| uid == gone.uid);
