@@ -116,9 +116,9 @@ pub enum VolumeError {
         /// Damage that affects them, in one line.
         why: String,
     },
-    /// A block set since the base of an incremental backup was deleted.
+    /// A block set since the requested epoch was deleted.
     #[error(
-        "incremental backup failed on volume {volume}: a block set of epochs {after} to {until} was deleted; take a full backup"
+        "changed blocks of volume {volume} after epoch {after} are unknown: a block set up to epoch {until} was deleted"
     )]
     IntervalsGone {
         /// Volume.

@@ -28,7 +28,7 @@ fn merge(volume: &Volume, max_blocks: u64, note_blocks: u64) -> Result<(u64, boo
         copied.set(copied.get() + if may_continue { blocks } else { 0 });
         may_continue
     };
-    let done = volume.merge_next_noting(&go_on, note_blocks * BLOCK_SIZE_BYTES);
+    let done = volume.merge_next_with_progress(&go_on, note_blocks * BLOCK_SIZE_BYTES);
     done.map(|done| (copied.get(), done)).map_err(|error| error.kind())
 }
 
@@ -208,7 +208,7 @@ fn note_is_removed_with_freed_space() {
     assert_eq!(fixture.merge(9), (9, false));
     assert!(fixture.has_note());
     fixture.fill_disk();
-    let error = fixture.volume().merge_next_noting(&|_| true, BLOCK_SIZE_BYTES).unwrap_err();
+    let error = fixture.volume().merge_next_with_progress(&|_| true, BLOCK_SIZE_BYTES).unwrap_err();
     assert_eq!(error.kind(), VolumeErrorKind::NoSpace);
     assert!(!fixture.has_note(), "a note of punched blocks");
     assert_eq!(fixture.stats().total_bytes, 0);

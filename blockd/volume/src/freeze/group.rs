@@ -216,8 +216,7 @@ fn lock_order(members: &[(&Volume, SnapshotId)]) -> Result<Vec<usize>, GroupErro
     match order.windows(2).find(|pair| members[pair[0]].0.id == members[pair[1]].0.id) {
         Some(pair) => {
             let volume = members[pair[0]].0.id;
-            let source =
-                VolumeError::InvalidInput("freeze failed: the volume is listed twice in the group".into());
+            let source = VolumeError::InvalidInput("the volume is listed twice in the group".into());
             Err(GroupError { volume, source })
         }
         None => Ok(order),
@@ -228,10 +227,7 @@ fn check(member: &Member<'_>) -> Result<(), VolumeError> {
     let Member { volume, snapshot, admin } = member;
     volume.check_usable()?;
     match admin.snapshots.iter().any(|entry| entry.id == *snapshot) {
-        true => Err(VolumeError::Busy(format!(
-            "freeze failed on volume {}: snapshot {snapshot} exists",
-            volume.id
-        ))),
+        true => Err(VolumeError::Busy(format!("snapshot {snapshot} exists on volume {}", volume.id))),
         false => Ok(()),
     }
 }
@@ -300,7 +296,7 @@ fn finish(
 fn undo_snapshot(member: &mut Member<'_>) {
     let (volume, snapshot) = (member.volume, member.snapshot);
     if let Err(error) = volume.forget_snapshot(member.admin, snapshot) {
-        tracing::warn!(volume = %volume.id, %snapshot, %error, "removal failed on a snapshot of a failed group: delete it manually");
+        tracing::warn!(volume = %volume.id, %snapshot, %error, "the snapshot of a failed group was not removed: its removal is tried again");
     }
 }
 

@@ -58,7 +58,7 @@ impl Volume {
         }
         if !found {
             return Err(VolumeError::InvalidInput(format!(
-                "full backup failed on volume {}: no frozen layer ends in epoch {until}",
+                "data blocks of volume {} are unknown: no frozen layer ends in epoch {until}",
                 self.id
             )));
         }
@@ -68,7 +68,7 @@ impl Volume {
     fn changes_after(&self, since: Epoch, until: Epoch) -> Result<Changes, VolumeError> {
         if since >= until {
             return Err(VolumeError::InvalidInput(format!(
-                "incremental backup failed on volume {}: epoch {until} is not after {since}",
+                "changed blocks of volume {} are undefined: epoch {until} is not after {since}",
                 self.id
             )));
         }

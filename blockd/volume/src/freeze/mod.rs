@@ -106,8 +106,7 @@ impl Volume {
     /// Creates and commits the next head of this size. Reads do not change: the head is empty.
     pub(crate) fn prepare_head(&self, admin: &mut Meta, size_bytes: u64) -> Result<Arc<Head>, VolumeError> {
         if self.rolling_back.load(Ordering::Relaxed) {
-            let message =
-                format!("freeze failed on volume {}: rollback in progress, try again later", self.id);
+            let message = format!("rollback in progress on volume {}: try again later", self.id);
             return Err(VolumeError::Busy(message));
         }
         // An in-doubt commit may reference the files created here.

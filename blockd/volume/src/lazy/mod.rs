@@ -186,7 +186,7 @@ impl FetchReply {
 
     /// Completes the reply with an error for some blocks: only their waiters fail. A retryable error fails
     /// the whole fetch.
-    pub fn end_without(self, lost: BlockSet, error: SourceError) {
+    pub fn end_incomplete(self, lost: BlockSet, error: SourceError) {
         let blocks = (!error.is_retryable()).then_some(lost);
         self.finish(Err(Loss { blocks, failure: error.into() }));
     }

@@ -43,14 +43,14 @@ impl Volume {
     /// The disk is full or fails; the volume is unchanged, and a retry is possible. On a full disk the space
     /// of the copied blocks is freed first.
     pub fn merge_next(&self, should_continue: &dyn Fn(u64) -> bool) -> Result<bool, VolumeError> {
-        self.merge_next_noting(should_continue, NOTE_EVERY_BYTES)
+        self.merge_next_with_progress(should_continue, NOTE_EVERY_BYTES)
     }
 
     /// Runs [`merge_next`](Self::merge_next) with a progress note after each `note_every_bytes` copied bytes.
     ///
     /// # Errors
     /// As for [`merge_next`](Self::merge_next).
-    pub fn merge_next_noting(
+    pub fn merge_next_with_progress(
         &self,
         should_continue: &dyn Fn(u64) -> bool,
         note_every_bytes: u64,

@@ -120,7 +120,7 @@ impl LazySource for Memory {
                 let from = (found.offset_bytes() - extent.offset_bytes()) as usize;
                 reply.sink().put(found.start, &data[from..from + found.len_bytes() as usize]).unwrap();
             }
-            reply.end_without(lost, SourceError::new("a frame is damaged", false));
+            reply.end_incomplete(lost, SourceError::new("a frame is damaged", false));
         };
         match self.on_threads {
             true => drop(std::thread::spawn(answer)),

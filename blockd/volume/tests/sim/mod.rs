@@ -319,7 +319,7 @@ impl Sim {
                 result
             }
             Step::Merge => {
-                while self.volume().merge_next_noting(&|_| true, self.note_every_bytes)? {}
+                while self.volume().merge_next_with_progress(&|_| true, self.note_every_bytes)? {}
                 Ok(())
             }
             Step::Grow(blocks) => {

@@ -268,7 +268,7 @@ impl LazySource for SharedSource {
             // The end of a fetch executes the waiting requests, which may block.
             tokio::task::spawn_blocking(move || match result {
                 Ok(()) => reply.end(Ok(())),
-                Err(error) => reply.end_without(left, error),
+                Err(error) => reply.end_incomplete(left, error),
             });
         });
     }

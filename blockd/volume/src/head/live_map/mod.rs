@@ -339,7 +339,7 @@ impl LiveMap {
             let run = u64::from((same >> (at % 64)).trailing_ones());
             let to_boundary = 64 - at % 64;
             if run < to_boundary {
-                // `max`: another thread may have changed the block's state meanwhile.
+                // `max`: another thread may have changed the block's state since.
                 return (at + run).max(start + 1).min(end);
             }
             at += to_boundary;
