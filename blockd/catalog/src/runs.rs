@@ -185,6 +185,18 @@ impl RunRow {
         Ok(waits)
     }
 
+    /// Stores failures that did not prevent the snapshot of a run.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_reason(tx: &Transaction<'_>, snapshot: SnapshotId, reason: &str) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE schedule_runs SET reason = ?2 WHERE snapshot = ?1 AND state IN ('active', 'done')",
+            params![snapshot.to_string(), reason],
+        )?;
+        Ok(())
+    }
+
     /// Excludes the runs of a deleted cloud snapshot from retention.
     ///
     /// # Errors

@@ -21,7 +21,8 @@ fn freeze_key(barrier: Option<&Barrier>, id: SnapshotId) -> String {
     }
 }
 
-/// Failed freezes by [key](freeze_key), until the backups that share them have ended.
+/// Failed freezes by [key](freeze_key). Those whose backups have all ended, and cannot be resumed, are dropped
+/// with the next failure.
 #[derive(Debug, Default)]
 pub(crate) struct FailedFreezes(HashMap<String, (ApiError, Option<QuiesceReport>)>);
 
@@ -58,7 +59,9 @@ pub(crate) async fn snapshot_for_backup(
         return Ok(row);
     }
     let failed_before = work.failed.lock().find(&key);
-    if let Some((why, report)) = failed_before {
+    // A resumed backup of one volume tries again. One of a group cannot: its members are frozen together.
+    let tries_again = asked.barrier.is_none() && live.view().detail.resumed > 0;
+    if let Some((why, report)) = failed_before.filter(|_| !tries_again) {
         live.detail(|detail| detail.quiesce = report);
         return Err(ServiceError::Refused(why));
     }
@@ -101,9 +104,10 @@ async fn ended_failures(work: &BackupWork) -> Vec<String> {
     // Before the tasks: those of a later failure may be missing among them.
     let mut keys: Vec<_> = work.failed.lock().0.keys().cloned().collect();
     let Ok(unfinished) = work.tasks.unfinished_tasks().await else { return Vec::new() };
+    let Ok(resumable) = work.tasks.resumable_tasks().await else { return Vec::new() };
     let key_of = |task: &TaskRow| Some(freeze_key(task.spec.backup()?.barrier.as_ref(), task.snapshot?));
-    let unfinished: HashSet<_> = unfinished.iter().filter_map(key_of).collect();
-    keys.retain(|key| !unfinished.contains(key));
+    let needed: HashSet<_> = unfinished.iter().chain(&resumable).filter_map(key_of).collect();
+    keys.retain(|key| !needed.contains(key));
     keys
 }
 

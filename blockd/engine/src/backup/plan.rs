@@ -55,7 +55,7 @@ pub enum Decision<'a> {
 /// Decides between full and incremental: a full backup, then `full_every - 1` incrementals, and so on.
 pub fn decide(chain: Option<&Chain>, force_full: bool, full_every: u32, frozen: Epoch) -> Decision<'_> {
     let Some(base) = chain else {
-        return Decision::Full { why: "this host has no earlier backup to build on" };
+        return Decision::Full { why: "this host has no earlier backup of the volume in this location" };
     };
     if force_full {
         return Decision::Full { why: "full backup requested" };

@@ -18,7 +18,7 @@ use crate::{
 use blockd_api::{
     SnapshotName, SnapshotRef, events::Severity, schedules::RunState, snapshots::SnapshotGroup,
 };
-use blockd_catalog::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow};
+use blockd_catalog::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow, SnapshotRow};
 use blockd_extent::SnapshotId;
 use blockd_quiesce::QuiescePart;
 use jiff::Timestamp;
@@ -135,6 +135,12 @@ impl ScheduleRunner {
                 }
                 let failures = failures_of(report.as_ref());
                 tracing::info!(%schedule, snapshots = rows.len(), ?failures, "local snapshots taken");
+                // The runs may have ended before the last commands did.
+                if let Some(reason) = failures
+                    && let Err(error) = self.set_reason(rows, reason).await
+                {
+                    tracing::warn!(%error, "storing the failures of a run's commands failed");
+                }
             }
             // The next start repeats them.
             Err(ServiceError::Stopping) => {}
@@ -146,6 +152,10 @@ impl ScheduleRunner {
                 }
             }
         }
+    }
+
+    async fn set_reason(&self, rows: Vec<SnapshotRow>, reason: String) -> Result<(), DbError> {
+        self.db.run(move |tx| rows.iter().try_for_each(|row| RunRow::set_reason(tx, row.id, &reason))).await
     }
 
     async fn fail_local(&self, runs: Vec<RunRow>, reason: String) -> Result<(), ServiceError> {
