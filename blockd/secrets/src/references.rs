@@ -267,3 +267,29 @@ pub async fn run_expiry(references: Arc<References>) {
         references.drop_expired();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    #[tokio::test]
+    async fn changed_file_is_read_again_after_its_lifetime() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let put = |secret: &str| {
+            fs::write(&path, secret).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        };
+        let config = SecretsConfig { file_dir: dir.path().to_owned(), ..SecretsConfig::default() };
+        let references = References::new(&config, None);
+        let reference = format!("file:{}", path.display()).parse().unwrap();
+        put("first");
+        assert_eq!(references.resolve(&reference).await.unwrap().expose(), "first");
+        put("second");
+        for slot in references.slots.lock().values_mut() {
+            slot.cached.as_mut().unwrap().read -= LOCAL_CACHE;
+        }
+        assert_eq!(references.resolve(&reference).await.unwrap().expose(), "second");
+    }
+}
