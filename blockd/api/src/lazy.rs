@@ -138,7 +138,7 @@ pub struct StartInPlace {
 /// In-place restore that runs or ended before completion; the volume is unavailable until it completes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct GoingBack {
+pub struct InPlaceProgress {
     /// Task.
     pub task: Uuid,
     /// Cloud snapshot.
@@ -149,5 +149,5 @@ pub struct GoingBack {
     pub total_bytes: u64,
     /// True if the task was stopped or failed: the volume is partially restored until it is resumed or
     /// discarded.
-    pub in_part: bool,
+    pub is_partial: bool,
 }

@@ -329,9 +329,16 @@ mod tests {
         }
         for (name, property) in value["properties"].as_object().into_iter().flatten() {
             // A reference to an external secret is not secret, nor is a flag.
-            let is_harmless =
-                property.to_string().contains("schemas/SecretRef\"") || property["type"] == "boolean";
-            let is_secret = SECRET_NAMES.iter().any(|part| name.to_ascii_lowercase().contains(part));
+            let is_reference = |schema: &Value| {
+                schema["$ref"] == "#/components/schemas/SecretRef" || schema["type"] == "null"
+            };
+            let any_of = property["anyOf"].as_array();
+            let is_harmless = property["type"] == "boolean"
+                || is_reference(property)
+                || any_of.is_some_and(|schemas| schemas.iter().all(is_reference));
+            let name_lower = name.to_ascii_lowercase();
+            let is_secret = SECRET_NAMES.iter().any(|part| name_lower.contains(part))
+                || ["key", "token"].contains(&name_lower.as_str());
             if is_secret && !is_harmless {
                 found.push(format!("{place}.{name}"));
             }
@@ -367,6 +374,11 @@ mod tests {
         let properties = &mut document["components"]["schemas"]["LimitWindow"]["properties"];
         properties["planted"] = json!({ "type": "object", "properties": { "newPassphrase": {} } });
         assert!(secrets_in_replies(&document).iter().any(|place| place.ends_with("planted.newPassphrase")));
+        let properties = &mut document["components"]["schemas"]["LimitWindow"]["properties"];
+        let reference_or_secret =
+            [json!({ "$ref": "#/components/schemas/SecretRef" }), json!({ "type": "string" })];
+        properties["planted"] = json!({ "properties": { "token": { "anyOf": reference_or_secret } } });
+        assert!(secrets_in_replies(&document).iter().any(|place| place.ends_with("planted.token")));
     }
 
     #[test]

@@ -47,7 +47,7 @@ text_schema! {
     SnapshotRef: "A snapshot, by its id (a decimal number) or as VOLUME@NAME",
         "pattern": "^([1-9][0-9]{0,19}|[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._-]*)$";
     CredentialRef: "A credential, by its UUID or its name", "pattern": NAME, "maxLength": NAME_MAX_LEN;
-    GroupRef: "A group snapshot, by its UUID or by the name of its group",
+    GroupRef: "Group snapshots: one by its UUID, or all of a group by its name",
         "pattern": NAME, "maxLength": NAME_MAX_LEN;
     LabelSelector: "Label selector: key=value pairs separated by commas",
         "examples": ["app=shop,tier=db"];

@@ -178,7 +178,7 @@ pub struct Findings {
     pub snapshots: u64,
     /// Damaged cloud snapshots.
     pub damaged_snapshots: Vec<String>,
-    /// Verified objects.
+    /// Checked objects, found or not.
     pub objects: u64,
     /// Restored bytes of blocks.
     pub block_bytes: u64,

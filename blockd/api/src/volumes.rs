@@ -3,7 +3,7 @@
 use crate::{
     GroupName, LabelSelector, Labels, RuleName, SnapshotRef, VolumeId, VolumeName,
     attachments::Attachment,
-    lazy::{GoingBack, Hydration},
+    lazy::{Hydration, InPlaceProgress},
 };
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -194,7 +194,7 @@ pub struct Volume {
     pub rolling_back: Option<RollingBack>,
     /// Incomplete in-place restore; `None` without one.
     #[serde(default)]
-    pub going_back: Option<GoingBack>,
+    pub in_place_restore: Option<InPlaceProgress>,
     /// Hydration state of a lazy volume; `None` if complete.
     #[serde(default)]
     pub hydration: Option<Hydration>,

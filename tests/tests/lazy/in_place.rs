@@ -88,7 +88,7 @@ fn failed_in_place_restore_fences_clients_until_resumed() {
     let resume = format!("blockctl cloudsnap resume --name {task}");
     let listed = ctl.run(&["volume", "list"]).stdout;
     assert!(listed.contains(&format!("up - restored in part: resume it, `{resume}`")), "{listed}");
-    assert_eq!(ctl.volume("vol")["goingBack"]["inPart"], true);
+    assert_eq!(ctl.volume("vol")["inPlaceRestore"]["isPartial"], true);
     let Err(refused) = Nbd::try_open(&daemon.nbd_socket(), "vol") else {
         panic!("a partially restored volume is served")
     };
@@ -100,5 +100,5 @@ fn failed_in_place_restore_fences_clients_until_resumed() {
     let done = ctl.wait_task(&task);
     assert_eq!(done.state(), "Restore-Done", "{done:?}");
     assert_same("restored volume", &daemon.content("vol"), &origin.content);
-    assert!(ctl.volume("vol")["goingBack"].is_null());
+    assert!(ctl.volume("vol")["inPlaceRestore"].is_null());
 }

@@ -323,13 +323,13 @@ impl Monitor {
 
     fn of_caches(&self, text: &mut Exposition) {
         let counters = [self.readers.cache_counters().unwrap_or_default()];
-        let place = |name: &str| vec![("place", name.to_owned())];
+        let tier = |name: &str| vec![("tier", name.to_owned())];
         text.gauge(
             "blockd_cache_bytes",
             "Bytes of cloud snapshots in the browse cache.",
             counters
                 .iter()
-                .flat_map(|now| [(place("disk"), now.disk_bytes), (place("memory"), now.memory_bytes)]),
+                .flat_map(|now| [(tier("disk"), now.disk_bytes), (tier("memory"), now.memory_bytes)]),
         );
         text.counter(
             "blockd_cache_frames_total",

@@ -28,7 +28,7 @@ use crate::{
 };
 use blockd_api::{
     ByteSize, ErrorCode, GroupName, Labels, RuleName, VolumeRef, check_volume_size,
-    lazy::GoingBack,
+    lazy::InPlaceProgress,
     tasks::TaskStage,
     volumes::{
         self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList,
@@ -283,7 +283,7 @@ impl Volumes {
                 let (done_bytes, total_bytes) = (stats.rollback_done_bytes, stats.rollback_total_bytes);
                 api::RollingBack { done_bytes, total_bytes }
             }),
-            going_back: facts.in_place_restore_of(entry.id),
+            in_place_restore: facts.in_place_restore_of(entry.id),
             hydration,
             io: stats.as_ref().map_or_else(VolumeIo::default, |stats| VolumeIo {
                 reads: stats.reads,
@@ -410,14 +410,14 @@ impl VolumeFacts {
     }
 
     /// Returns the in-place restore of a volume, if there is one.
-    fn in_place_restore_of(&self, volume: VolumeId) -> Option<GoingBack> {
+    fn in_place_restore_of(&self, volume: VolumeId) -> Option<InPlaceProgress> {
         let task = self.in_place_restores.iter().find(|task| task.volume == Some(volume))?;
-        Some(GoingBack {
+        Some(InPlaceProgress {
             task: task.id,
             cloudsnap: task.cloudsnap.to_string(),
             done_bytes: task.detail.bytes_processed,
             total_bytes: task.detail.bytes_total,
-            in_part: matches!(task.state, TaskStage::Failed | TaskStage::Stopped),
+            is_partial: matches!(task.state, TaskStage::Failed | TaskStage::Stopped),
         })
     }
 

@@ -15,7 +15,7 @@ use blockd_api::{
     ApiError, ByteSize, ErrorCode, SnapshotId, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
     format_time,
-    lazy::{GoingBack, Hydration},
+    lazy::{Hydration, InPlaceProgress},
     operations,
     snapshots::{ListSnapshots, Snapshot},
     volumes::{
@@ -121,8 +121,8 @@ fn status(volume: &Volume) -> String {
 }
 
 fn use_of(volume: &Volume) -> String {
-    if let (VolumeState::Up, Some(going_back)) = (volume.state, &volume.going_back) {
-        return format!("up - {}", going_back_line(going_back));
+    if let (VolumeState::Up, Some(in_place_restore)) = (volume.state, &volume.in_place_restore) {
+        return format!("up - {}", in_place_line(in_place_restore));
     }
     match (volume.state, &volume.state_reason) {
         (VolumeState::Up, _) if volume.rolling_back.is_some() => "up - rolling back".to_owned(),
@@ -139,9 +139,9 @@ fn use_of(volume: &Volume) -> String {
 }
 
 /// Formats the progress of an in-place restore.
-fn going_back_line(going_back: &GoingBack) -> String {
-    let GoingBack { task, done_bytes, total_bytes, in_part, .. } = going_back;
-    match in_part {
+fn in_place_line(in_place_restore: &InPlaceProgress) -> String {
+    let InPlaceProgress { task, done_bytes, total_bytes, is_partial, .. } = in_place_restore;
+    match is_partial {
         true => format!("restored in part: resume it, `blockctl cloudsnap resume --name {task}`"),
         false if *total_bytes == 0 => "restoring".to_owned(),
         false => format!("restoring, {}%", u128::from(*done_bytes) * 100 / u128::from(*total_bytes)),
