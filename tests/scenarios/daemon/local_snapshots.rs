@@ -44,7 +44,12 @@ impl Host {
         eventually(async || {
             self.engine().scheduler.wake();
             let found = self.scheduled_snapshots().await;
-            if found.len() == count { Ok(found) } else { Err(found) }
+            if found.len() == count {
+                return Ok(found);
+            }
+            // Each wake is a pass of the scheduler.
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            Err(found)
         })
         .await
     }
@@ -299,6 +304,20 @@ async fn slow_upload_does_not_delay_local_snapshots() {
     host.call_at(STOP_TASK, &task, &DISCARD).await;
     let runs = host.settled().await;
     assert!(runs.iter().any(|run| !run.local && run.state == RunState::Done), "{runs:?}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ended_run_does_not_block_a_manual_one() {
+    let mut host = Host::new().await;
+    host.create_volume("v").await;
+    let schedule = host.local_schedule("v", 9, &[]).await;
+    host.ran(&schedule).await;
+    // As between the end of the snapshot and the next pass.
+    host.sql("UPDATE schedule_runs SET state = 'active', completed = NULL");
+    let runs = host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.runs;
+    assert_eq!(runs.iter().map(|run| run.state).collect::<Vec<_>>(), [RunState::Queued]);
+    assert!(host.settled().await.iter().all(|run| run.state == RunState::Done));
     host.stop().await;
 }
 

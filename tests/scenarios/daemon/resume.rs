@@ -49,7 +49,7 @@ impl Host {
     async fn stop_in_progress(&self, task: Uuid) -> Task {
         self.until_processed(task).await;
         let stopped = self.call_at(STOP_TASK, &task, &KEEP).await;
-        assert!(stopped.resumable, "{stopped:?}");
+        assert!(stopped.resumable && stopped.state.stage == TaskStage::Stopped, "{stopped:?}");
         stopped
     }
 

@@ -12,7 +12,7 @@ use blockd_api::{
     rules::{CreateRule, RuleTarget, UpdateRule},
     schedules::{CreateSchedule, UpdateSchedule},
 };
-use tokio::io::AsyncWriteExt;
+use std::{io::Write, os::unix::fs::OpenOptionsExt};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_of_an_unusable_user_are_refused_and_reported() {
@@ -85,12 +85,15 @@ async fn slow_command_delays_only_its_own_rule() {
     host.assign("r", Some("slow"), None).await;
     host.assign("r", Some("same"), None).await;
     let slow = host.start_backup("slow", false).await;
-    // Opening the FIFO waits for the command to open it.
-    let mut gate = tokio::fs::File::options().write(true).open(&gate).await.unwrap();
+    // Fails until the command has opened the FIFO.
+    let mut gate = eventually(async || {
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        fs::File::options().write(true).custom_flags(flags).open(&gate)
+    })
+    .await;
     let same = host.start_backup("same", false).await;
     host.backup("free", false).await;
-    gate.write_all(b"\n").await.unwrap();
-    gate.flush().await.unwrap();
+    gate.write_all(b"\n").unwrap();
     drop(gate);
     host.done(slow).await;
     host.done(same).await;

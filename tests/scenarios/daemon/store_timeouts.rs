@@ -9,7 +9,7 @@ use blockd_testkit::store::{Fault, FaultStore};
 async fn faulty_host() -> (Host, Arc<FaultStore>, Uuid, Cloudsnap) {
     let mut host = Host::new().await;
     host.stop().await;
-    let config = Config { store_answer_ms: 500, ..config(host.dir.path()) };
+    let config = Config { store_answer_ms: 2_000, ..config(host.dir.path()) };
     host.daemon = Some(Daemon::start(config, false).await.unwrap());
     let credential = host.create_credential().await;
     host.create_volume("data").await;
