@@ -50,6 +50,8 @@ def update(packed, directory):
 
 command, target, path = sys.argv[1:]
 packed = pathlib.Path(__file__).parent / "corpus" / f"{target}.hex"
-if not packed.is_file():
-    sys.exit(f"corpus.py: no target {target}: {packed} does not exist")
+source = pathlib.Path(__file__).parent / "fuzz_targets" / f"{target}.rs"
+if not source.is_file():
+    sys.exit(f"corpus.py: no target {target}: {source} does not exist")
+packed.touch()
 {"unpack": unpack, "update": update, "add": add}[command](packed, pathlib.Path(path))
