@@ -250,7 +250,7 @@ impl Daemon {
     /// Drops the volumes' files from the page cache, so that reads go to the disk.
     pub fn drop_caches(&self) {
         for path in files_below(&self.seen_data_dir().join("volumes")) {
-            // A merge may remove a file meanwhile.
+            // A merge may have removed a file since.
             let Ok(file) = File::open(&path) else { continue };
             file.sync_all().expect("sync");
             rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).expect("fadvise");

@@ -80,13 +80,13 @@ pub fn skip(test: &str, requirement: &str) {
     announce(&format!("SKIPPED: {test} requires {requirement}"));
 }
 
-/// Returns the files below a directory. Entries that vanish meanwhile are left out.
+/// Returns the files below a directory. Entries that a daemon removes during the walk are left out.
 pub fn files_below(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     let mut dirs = vec![dir.to_owned()];
     while let Some(dir) = dirs.pop() {
-        for entry in std::fs::read_dir(&dir).expect("read a directory").flatten() {
-            let path = entry.path();
+        for entry in std::fs::read_dir(&dir).expect("read a directory") {
+            let path = entry.expect("read an entry of a directory").path();
             if path.is_dir() { dirs.push(path) } else { files.push(path) }
         }
     }

@@ -51,7 +51,7 @@ impl Store {
         while let Some(dir) = dirs.pop() {
             for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
                 let path = entry.path();
-                // A file removed meanwhile is no object.
+                // A file removed since the listing is no object.
                 let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
                 if metadata.is_dir() {
                     dirs.push(path);
