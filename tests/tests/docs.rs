@@ -6,7 +6,10 @@
 //! hardware) and `console,account` (a cloud account) are not executed; their `blockctl` commands run without
 //! a daemon, which shows that the command line is valid. `<!-- test … -->` contains the setup of a page.
 
-use crate::harness::process::{both, die_with_parent, program, repository, tool};
+use crate::harness::{
+    files_below,
+    process::{both, die_with_parent, program, repository, tool},
+};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -217,13 +220,28 @@ fn documented_commands_print_the_documented_output() {
 }
 
 #[test]
-fn links_between_pages_lead_to_files() {
-    let link = regex::Regex::new(r"\]\(([^)#]+)(#[^)]*)?\)").unwrap();
-    for page in pages() {
+fn links_between_pages_lead_to_files_and_headings() {
+    let link = regex::Regex::new(r"\]\(([^)#]*)(?:#([^)]*))?\)").unwrap();
+    let folders = ["blockd", "docs", "examples", "kernel-notes", "tools"];
+    let files = folders.iter().flat_map(|folder| files_below(&repository().join(folder)));
+    let other = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"].map(|name| repository().join(name));
+    for page in files.chain(other).filter(|path| path.extension().is_some_and(|end| end == "md")) {
         for found in link.captures_iter(&fs::read_to_string(&page).unwrap()) {
-            let target = &found[1];
-            let exists = target.contains("://") || page.parent().unwrap().join(target).exists();
-            assert!(exists, "{}: link to {target}", page.display());
+            if found[1].contains("://") {
+                continue;
+            }
+            let target =
+                if found[1].is_empty() { page.clone() } else { page.parent().unwrap().join(&found[1]) };
+            assert!(target.exists(), "{}: link to {}", page.display(), &found[1]);
+            if let Some(anchor) = found.get(2) {
+                let text = fs::read_to_string(&target).unwrap();
+                let is_heading = text.lines().filter(|line| line.starts_with('#')).any(|line| {
+                    let words = line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+                    words.replace(|c: char| !c.is_alphanumeric() && c != '-' && c != '_', "")
+                        == anchor.as_str()
+                });
+                assert!(is_heading, "{}: link to {}", page.display(), &found[0]);
+            }
         }
     }
 }
