@@ -31,7 +31,7 @@ pub struct VolumeActivity {
     pub up: bool,
     /// NBD connections.
     pub connections: u64,
-    /// Bytes dirtied since the last freeze, in whole blocks; 0 if the volume is not open.
+    /// Bytes dirtied since the last freeze or growth, in whole blocks; 0 if the volume is not open.
     pub dirty_bytes: u64,
     /// Bytes read.
     pub read_bytes: u64,

@@ -379,7 +379,7 @@ pub struct Run {
     pub cloudsnap: Option<CloudSnapshotId>,
     /// End time.
     pub completed: Option<Timestamp>,
-    /// Reason of a failed or skipped run; for a completed one, failures of its hooks.
+    /// Reason of a failed, skipped or waiting run; for a completed one, failures of its hooks.
     pub reason: Option<String>,
 }
 

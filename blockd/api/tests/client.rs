@@ -90,7 +90,7 @@ async fn requests_are_http_with_json() {
 }
 
 #[tokio::test]
-async fn daemon_errors_are_reported_with_their_exit_status() {
+async fn daemon_errors_keep_their_code_and_hint() {
     let server =
         Server::saying("409 Conflict", r#"{"error":{"code":"volume_in_use","message":"m","hint":"h"}}"#);
     let error = server

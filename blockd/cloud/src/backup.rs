@@ -185,8 +185,8 @@ pub(crate) struct Job {
 ///
 /// # Errors
 /// [`CloudError::Cancelled`]; [`CloudError::InvalidRequest`]; [`CloudError::BaseDeleted`];
-/// [`CloudError::BaseUnknown`] and [`CloudError::CommitNotUndone`], after which the snapshot is listed and the
-/// backup must be resumed; [`CloudError::DeletedConcurrently`]; [`CloudError::ReadVolume`];
+/// [`CloudError::BaseUnknown`] and [`CloudError::CommitNotUndone`], after which the snapshot is listed and
+/// the backup must be resumed; [`CloudError::DeletedConcurrently`]; [`CloudError::ReadVolume`];
 /// [`CloudError::Journal`]; errors of the store. Stored objects stay for a resume, and do not count as a
 /// snapshot.
 pub async fn backup(

@@ -4,6 +4,23 @@
 //! which the backup builds the index.
 //!
 //! A record without frames for pack number 2^32 - 1, which no backup uses, marks the start of the commit.
+//! Records follow the header without gaps; the first incomplete or damaged one ends the file. All integers
+//! are little-endian.
+//!
+//! | offset | bytes | header |
+//! |---|---|---|
+//! | 0 | 8 | magic `BLKDJRNL` |
+//! | 8 | 2 | version, 1 |
+//! | 10 | 2 | zero |
+//! | 12 | 32 | [binding](JournalBinding) |
+//! | 44 | 8 | XXH3-64 of bytes 0 to 43 |
+//!
+//! | offset | bytes | record |
+//! |---|---|---|
+//! | 0 | 4 | number of the pack |
+//! | 4 | 4 | n, number of its frames |
+//! | 8 | 4 n | stored lengths of the frames |
+//! | 8 + 4 n | 8 | XXH3-64 of the bytes of the record before it |
 
 use crate::{BackupSpec, CloudError, Repository, frame::MAX_STORED_LEN, plan::PACK_FRAMES};
 use parking_lot::Mutex;

@@ -91,7 +91,7 @@ Keys of the configuration file (defaults in brackets):
                         journal if stderr is connected to it, otherwise text [\"auto\"]
   log_level             log level or filter [\"info\"]
   full_every            every n-th backup of a volume to a credential is full [7]
-  task_concurrency      backups and restores that move data concurrently; the others are queued [2]
+  task_concurrency      backups and restores that move data concurrently; the others stay Pending [2]
   task_priority         priority of these tasks: \"low\" = only idle CPU and I/O while guests are active, or \"normal\"
                         [\"low\"]
   hydration_limit_bytes_per_s  bandwidth limit of the hydration of one lazy volume; 0 = unlimited [0]

@@ -21,8 +21,8 @@ fn freeze_key(barrier: Option<&Barrier>, id: SnapshotId) -> String {
     }
 }
 
-/// Failed freezes by [key](freeze_key). Those whose backups have all ended, and cannot be resumed, are dropped
-/// with the next failure.
+/// Failed freezes by [key](freeze_key). The next failure drops those whose backups have ended and cannot be
+/// resumed.
 #[derive(Debug, Default)]
 pub(crate) struct FailedFreezes(HashMap<String, (ApiError, Option<QuiesceReport>)>);
 

@@ -361,7 +361,7 @@ fn of_volumes(text: &mut Exposition, seen: &[VolumeSample]) {
     text.gauge("blockd_volume_connections", "NBD connections to the volume.", all(|seen| seen.connections));
     text.gauge(
         "blockd_volume_dirty_bytes",
-        "Size of the dirty set since the last freeze, in whole blocks.",
+        "Size of the dirty set since the last freeze or growth, in whole blocks.",
         open(|stats| stats.head_dirty_bytes),
     );
     text.gauge(
