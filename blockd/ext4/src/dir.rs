@@ -13,7 +13,7 @@ const HEADER_LEN: usize = 8;
 /// Length and file type of `struct ext4_dir_entry_tail`, which holds a block's checksum.
 const TAIL_LEN: usize = 12;
 const TAIL_KIND: u8 = 0xde;
-/// Maximum size of a directory, in bytes.
+/// Limit of this reader on the size of a directory, in bytes.
 const MAX_BYTES: u64 = 1 << 30;
 /// Maximum number of directory bytes read by one lookup or path resolution.
 pub(crate) const MAX_LOOKUP_BYTES: u64 = 256 << 20;
@@ -133,8 +133,11 @@ impl Filesystem {
                 self.each_in_block(dir, &self.inline_xattr_data(dir)?, visit)
             };
         }
-        if dir.size_bytes > MAX_BYTES || dir.size_bytes > self.disk().blocks().saturating_mul(block_len) {
-            return dir.damaged("directory size exceeds the limit");
+        if dir.size_bytes > self.disk().blocks().saturating_mul(block_len) {
+            return dir.damaged("directory is larger than the filesystem");
+        }
+        if dir.size_bytes > MAX_BYTES {
+            return Err(ExtError::unsupported("directory of more than 1 GiB"));
         }
         let (mut block, end) = (0, dir.size_bytes.div_ceil(block_len));
         while block < end {

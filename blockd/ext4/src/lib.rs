@@ -15,6 +15,8 @@
 //!
 //! - Encrypted files, links and directories (`fscrypt`) return [`ExtError::Unsupported`]; their inodes can be
 //!   read.
+//! - Directories of more than 1 GiB, lookups that read more than 256 MiB of directories, and extended
+//!   attributes of more than 64 KiB each or 1 MiB per file return [`ExtError::Unsupported`].
 //! - Filesystems with compressed files (`compression`) or data in directory entries (`dirdata`) are refused.
 //! - Filesystems with an external journal that needs recovery are refused.
 //! - Fast commits are not replayed: the result is the consistent state of the last full commit, without

@@ -14,9 +14,13 @@ const INODE_HEADER_LEN: usize = 4;
 const BLOCK_HEADER_LEN: usize = 32;
 const CHECKSUM_AT: usize = 16;
 const ENTRY_LEN: usize = 16;
-/// Maximum length of a value in Linux (`XATTR_SIZE_MAX`), in bytes.
+/// Maximum length of a value on disk (`EXT4_XATTR_SIZE_MAX`), in bytes; the kernel takes longer ones for
+/// damage.
+const MAX_STORED_LEN: u32 = 1 << 24;
+/// Maximum length of a value that system calls can return (`XATTR_SIZE_MAX`), in bytes.
 const MAX_VALUE_LEN: u32 = 65_536;
 /// Limit of this reader on all values of a file, in bytes: entries of a damaged image may share one value.
+/// A sound file with values in inodes (`ea_inode`) can exceed it.
 const MAX_VALUES_LEN: usize = 16 * MAX_VALUE_LEN as usize;
 
 const POSIX_ACL_ACCESS: u8 = 2;
@@ -92,6 +96,9 @@ fn entries<'a>(inode: &Inode, region: &'a [u8], first: usize) -> Result<Vec<Entr
             return inode.damaged("extended attribute name out of bounds");
         };
         let (offset, holder, len) = (usize::from(le16(entry, 2)), le32(entry, 4), le32(entry, 8));
+        if len > MAX_STORED_LEN {
+            return inode.damaged("extended attribute value of more than 16 MiB");
+        }
         let value = if holder != 0 {
             Value::Inode(InodeNumber(holder), len)
         } else {
@@ -145,9 +152,11 @@ impl Filesystem {
             Value::Local(value) => Ok(value.to_vec()),
             Value::Inode(number, len) => {
                 let holder = self.inode(*number)?;
-                if !holder.has(flag::EA_INODE) || *len > MAX_VALUE_LEN || u64::from(*len) != holder.size_bytes
-                {
+                if !holder.has(flag::EA_INODE) || u64::from(*len) != holder.size_bytes {
                     return inode.damaged("invalid extended attribute inode");
+                }
+                if *len > MAX_VALUE_LEN {
+                    return Err(ExtError::unsupported("extended attribute of more than 64 KiB"));
                 }
                 let mut value = vec![0; *len as usize];
                 self.read_blocks(&holder, 0, &mut value)?;
@@ -161,7 +170,7 @@ impl Filesystem {
     /// namespaces are omitted.
     ///
     /// # Errors
-    /// The attributes are damaged, or the image cannot be read.
+    /// The attributes are damaged, one exceeds 64 KiB or all together 1 MiB, or the image cannot be read.
     pub fn xattrs(&self, inode: &Inode) -> Result<Vec<Xattr>, ExtError> {
         let mut stored = self.inode_xattr_entries(inode)?;
         let block = self.xattr_block(inode)?;
@@ -183,7 +192,7 @@ impl Filesystem {
             // Checked before the value is read or copied.
             len += entry.value.len();
             if len > MAX_VALUES_LEN {
-                return inode.damaged("extended attributes exceed the maximum total length");
+                return Err(ExtError::unsupported("extended attributes of more than 1 MiB in total"));
             }
             let value = self.xattr_value(inode, &entry)?;
             let value = match entry.index {

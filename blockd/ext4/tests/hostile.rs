@@ -4,7 +4,7 @@
 
 mod common;
 
-use blockd_ext4::{Filesystem, ReadAt};
+use blockd_ext4::{ExtError, Filesystem, ReadAt};
 use blockd_testkit::ext4::explore;
 use common::{Bytes, debugfs, make, noise};
 use std::{
@@ -185,7 +185,7 @@ fn directory_cycle_is_reported_as_damage() {
     ] {
         let found = fs.resolve(path.as_bytes());
         assert_eq!(found.is_ok(), is_valid, "{path}");
-        assert!(is_valid || matches!(found, Err(blockd_ext4::ExtError::Damaged { .. })), "{path}");
+        assert!(is_valid || matches!(found, Err(ExtError::Damaged { .. })), "{path}");
     }
     let (inode, ancestors) = fs.resolve_with_ancestors(b"/a/b").unwrap();
     let numbers = [fs.resolve(b"/").unwrap().number, fs.resolve(b"/a").unwrap().number];
@@ -215,4 +215,66 @@ fn invalid_acl_hides_no_other_attribute() {
         fs.xattrs(&inode).unwrap().into_iter().map(|xattr| xattr.name).collect()
     };
     assert_eq!(names(image), [b"user.note".to_vec()]);
+}
+
+#[test]
+fn directory_beyond_the_read_limit_is_unsupported() {
+    let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir_all(source.join("large/below")).unwrap();
+    let options =
+        "-t ext4 -b 4096 -O extents,64bit,^metadata_csum,^has_journal -E nodiscard,lazy_itable_init=1";
+    let path = make(dir.path(), "image", options, Some(&source), 2 << 20);
+    for (size_bytes, is_sound) in [((1_u64 << 30) + 4096, true), (3 << 30, false)] {
+        debugfs(&path, &[format!("sif /large size {size_bytes}")]);
+        let fs = crate::common::open(&path);
+        let large = fs.resolve(b"/large").unwrap();
+        assert_eq!(large.size_bytes, size_bytes);
+        for error in [fs.read_dir(&large, 10).unwrap_err(), fs.lookup(&large, b"below").unwrap_err()] {
+            let is_limit = matches!(error, ExtError::Unsupported { .. });
+            assert_eq!(is_limit, is_sound, "{size_bytes}: {error}");
+            assert_eq!(matches!(error, ExtError::Damaged { .. }), !is_sound, "{size_bytes}: {error}");
+        }
+    }
+}
+
+/// The kernel accepts values of up to 16 MiB (`EXT4_XATTR_SIZE_MAX`) and has no limit of the sum.
+#[test]
+fn xattrs_beyond_the_read_limits_are_unsupported() {
+    let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let source = dir.path().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("single"), "x").unwrap();
+    fs::write(source.join("many"), "x").unwrap();
+    // debugfs sets values of up to one block.
+    let options = "-t ext4 -b 65536 -O ext_attr,extents,64bit,^metadata_csum,ea_inode -I 256";
+    let path = make(dir.path(), "image", options, Some(&source), 64 << 10);
+    let set = |file: &str, name: &str, len: usize| {
+        let value = dir.path().join(format!("{name}.value"));
+        fs::write(&value, noise(len as u64, len)).unwrap();
+        format!("ea_set -f {} /{file} user.{name}", value.display())
+    };
+    let mut commands = vec![set("single", "enlarged", 65_536)];
+    commands.extend((0..17).map(|number| set("many", &format!("n{number}"), 65_536 - number)));
+    debugfs(&path, &commands);
+    let xattrs = |file: &str| {
+        let fs = crate::common::open(&path);
+        fs.xattrs(&fs.resolve(file.as_bytes()).unwrap())
+    };
+    assert_eq!(xattrs("/single").unwrap()[0].value.len(), 65_536);
+    assert!(matches!(xattrs("/many"), Err(ExtError::Unsupported { .. })), "{:?}", xattrs("/many").err());
+
+    let image = fs::read(&path).unwrap();
+    let name_at = image.windows(8).position(|bytes| bytes == b"enlarged").unwrap() as u64;
+    let mut holder = [0; 4];
+    holder.copy_from_slice(&image[name_at as usize - 12..][..4]);
+    let holder = u32::from_le_bytes(holder);
+    for (len, is_sound) in [(65_537_u32, true), (1 << 24, true), ((1 << 24) + 1, false)] {
+        let file = File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&len.to_le_bytes(), name_at - 8).unwrap();
+        debugfs(&path, &[format!("sif <{holder}> size {len}")]);
+        let error = xattrs("/single").unwrap_err();
+        assert_eq!(matches!(error, ExtError::Unsupported { .. }), is_sound, "{len}: {error}");
+        assert_eq!(matches!(error, ExtError::Damaged { .. }), !is_sound, "{len}: {error}");
+    }
 }
