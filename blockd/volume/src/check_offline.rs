@@ -6,6 +6,7 @@
 use crate::{
     Checked,
     error::VolumeError,
+    head::discarded::DiscardedWrites,
     head::live_map::{Inspection, LiveMap},
     head::log::HeadLog,
     head::volume_dir::Identity,
@@ -72,6 +73,7 @@ impl Volume {
             let loaded = LayerSet::load_of_any_size(dir, identity);
             found.findings.extend(loaded.err().map(|error| error.to_string()));
         }
+        found.findings.extend(DiscardedWrites::load(dir).err().map(|error| error.to_string()));
         match unreferenced_files(dir, &meta) {
             Err(error) => found.findings.push(error.to_string()),
             Ok(unreferenced) => found.leftovers.extend(
@@ -85,12 +87,13 @@ impl Volume {
 }
 
 /// Returns an error if the map of an open layer is missing or damaged, so that the next start
-/// discards writes.
+/// discards writes, or has a newer format, so that the next start fails.
 fn check_map(dir: &Path, meta: &Meta, layer: &LayerEntry) -> Option<String> {
     let path = files::map_path(dir, layer.file);
     let what = match LiveMap::inspect(&path, identity_of(meta, layer)) {
         Ok(Inspection::Trusted(_) | Inspection::Stale) => return None,
         Ok(Inspection::Suspect(what)) => what,
+        Err(error @ VolumeError::NewerFormat { .. }) => return Some(error.to_string()),
         Err(error) => error.to_string(),
     };
     Some(format!("{what}; the next start discards acknowledged, unflushed writes"))

@@ -71,6 +71,7 @@ impl Volume {
             .map(|entry| Ok(Layer::Frozen(Arc::new(load_frozen(volume_dir(entry), *entry)?))))
             .collect::<Result<Vec<_>, VolumeError>>()?
             .into_iter();
+        DiscardedWrites::load(dir)?;
         for entry in meta.layers.iter().filter(|entry| entry.open) {
             Head::check_recoverable(volume_dir(entry), entry.file)?;
         }

@@ -116,6 +116,33 @@ fn start_with_a_failed_writeback_records_a_loss() {
     }
 }
 
+#[test]
+fn newer_map_or_record_is_refused_without_a_change() {
+    for end in ["map", "discarded"] {
+        let (_root, dir) = volume_dir();
+        drop(create(&dir));
+        let file = match end {
+            "map" => map(&dir),
+            _ => {
+                std::fs::remove_file(map(&dir)).unwrap();
+                drop(open(&dir, false));
+                dir.join("volume.discarded")
+            }
+        };
+        set_other_boot(&dir);
+        File::options().write(true).open(&file).unwrap().write_all_at(&[2], 8).unwrap();
+        let content =
+            || -> Vec<_> { paths_in(&dir).into_iter().map(|path| std::fs::read(path).unwrap()).collect() };
+        let before = content();
+        let error = Volume::open(&dir, &OpenOptions::default()).err().unwrap().to_string();
+        let expected = format!("open failed on {}: format version 2 is newer than 1", file.display());
+        assert!(error.starts_with(&expected), "{error}");
+        assert!(content() == before, "{end}: a refused start changed a file");
+        let findings = Volume::check_files(&dir).findings;
+        assert_eq!(findings, [error], "{end}");
+    }
+}
+
 /// The first start fails to sync the removal of the mark of a clean stop: the kernel treats the page as
 /// clean, and the disk keeps the mark.
 #[test]

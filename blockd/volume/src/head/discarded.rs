@@ -22,7 +22,7 @@
 use crate::{
     error::{IoContext, VolumeError},
     io::files,
-    io::record::{half_at, seal, unseal, word_at},
+    io::record::{check_version, half_at, seal, unseal, word_at},
     io::storage,
 };
 use std::{
@@ -133,10 +133,14 @@ impl DiscardedWrites {
     }
 
     /// Loads the record of a volume. A damaged record counts as a loss for all clients.
+    ///
+    /// # Errors
+    /// The record has a newer format, or the file cannot be read.
     pub(crate) fn load(dir: &Path) -> Result<Option<Self>, VolumeError> {
         let path = path(dir);
         match storage::read(&path) {
             Ok(bytes) => {
+                check_version(&path, &bytes, MAGIC, VERSION)?;
                 Ok(Some(Self::decode(&bytes).unwrap_or_else(|| Self::now(DiscardCause::MapUnreadable))))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -170,13 +174,28 @@ mod tests {
     fn damaged_record_counts_as_a_loss_for_all() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(DiscardedWrites::load(dir.path()).unwrap(), None);
-        for at in 0..LEN_BYTES {
+        // An increased version is refused instead.
+        for at in (0..LEN_BYTES).filter(|at| !(9..12).contains(at)) {
             let mut bad = EXAMPLE.encode();
             bad[at] ^= 1;
             std::fs::write(path(dir.path()), &bad).unwrap();
             let found = DiscardedWrites::load(dir.path()).unwrap().unwrap();
             assert!(found.clients == SurvivingClients::All && found != EXAMPLE, "byte {at}");
         }
+    }
+
+    #[test]
+    fn record_of_a_newer_format_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut newer = EXAMPLE.encode();
+        newer[8] = 2;
+        std::fs::write(path(dir.path()), &newer).unwrap();
+        let loss = DiscardedWrites::now(DiscardCause::OtherBoot);
+        for refused in [DiscardedWrites::load(dir.path()).map(drop), loss.record(dir.path())] {
+            let error = refused.unwrap_err();
+            assert!(matches!(error, VolumeError::NewerFormat { found: 2, known: 1, .. }), "{error}");
+        }
+        assert_eq!(std::fs::read(path(dir.path())).unwrap(), newer);
     }
 
     #[test]

@@ -88,6 +88,7 @@ impl Head {
     /// from a power cut.
     pub(crate) fn check_recoverable(volume_dir: VolumeDir<'_>, epoch: Epoch) -> Result<(), VolumeError> {
         DataFiles::open(&files::data_path(volume_dir.path, epoch), volume_dir.size_bytes)?;
+        LiveMap::check_version(&files::map_path(volume_dir.path, epoch))?;
         HeadLog::inspect(&files::log_path(volume_dir.path, epoch), volume_dir.identity(epoch)).map(drop)
     }
 

@@ -5,10 +5,10 @@ use crate::{
     error::VolumeError,
     head::mount::{may_be_corrupted, may_be_same, mount_number},
     head::volume_dir::Identity,
-    io::record::word_at,
+    io::record::{check_version, word_at},
     io::storage::File,
 };
-use std::num::NonZeroU64;
+use std::{num::NonZeroU64, path::Path};
 
 const MAGIC: &[u8; 8] = b"BLKDMAP1";
 const VERSION: u32 = 1;
@@ -65,6 +65,11 @@ impl Header {
         let mount = mount_number(file).map_or(0, NonZeroU64::get);
         header[MOUNT_AT..MOUNT_AT + 8].copy_from_slice(&mount.to_le_bytes());
         header
+    }
+
+    /// Returns an error for a map of a newer format, whose other fields are unknown.
+    pub(super) fn check_version(&self, path: &Path) -> Result<(), VolumeError> {
+        check_version(path, &self.0, MAGIC, VERSION)
     }
 
     fn mount(&self) -> Option<NonZeroU64> {

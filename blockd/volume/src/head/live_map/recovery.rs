@@ -81,8 +81,8 @@ impl LiveMap {
     /// Without `trust_map` only the header is read, and the map is always rejected.
     ///
     /// # Errors
-    /// A map that would be trusted cannot be opened or read, or is damaged. A retry may succeed, whereas
-    /// recovery from the log would discard acknowledged writes.
+    /// The map has a newer format, or a map that would be trusted cannot be opened or read, or is damaged. A
+    /// retry may succeed, whereas recovery from the log would discard acknowledged writes.
     pub(crate) fn open(
         path: &Path,
         identity: Identity,
@@ -106,6 +106,7 @@ impl LiveMap {
             }
             Err(error) => return Err(error).during("read", path),
         };
+        header.check_version(path)?;
         if let Some(why) = header.rejection(identity, &file)? {
             let clean = header.is_clean() && !matches!(why, Rejection::NotOurs);
             return rejected(why, clean);
@@ -153,7 +154,17 @@ impl LiveMap {
         }
     }
 
+    /// Checks that the map of an earlier process has no newer format, read-only. Leaves other errors to
+    /// [`open`](Self::open).
+    pub(crate) fn check_version(path: &Path) -> Result<(), VolumeError> {
+        let header = File::open_to_read(path).and_then(|file| read_header(&file));
+        header.map_or(Ok(()), |header| header.check_version(path))
+    }
+
     /// Inspects the map of an earlier process, read-only.
+    ///
+    /// # Errors
+    /// The map has a newer format, or the file cannot be read.
     pub(crate) fn inspect(path: &Path, identity: Identity) -> Result<Inspection, VolumeError> {
         let blocks = identity.blocks;
         let suspect = |what: &str| Inspection::Suspect(format!("{} is damaged: {what}", path.display()));
@@ -167,6 +178,7 @@ impl LiveMap {
             }
             other => other.during("read", path)?,
         };
+        header.check_version(path)?;
         if let Some(what) = header.defect(identity, &file)? {
             return Ok(suspect(what));
         }
