@@ -189,9 +189,11 @@ fn map_on_a_full_disk_is_written_later() {
     assert_eq!(content, [2; 4096]);
 }
 
-/// Crashes a start of a prepared volume before each of its calls; the next start must find this loss.
+/// Crashes a start of a prepared volume before each of its calls, with this fault; the next start must find
+/// this loss.
 fn crash_at_each_call(
     prepare: impl Fn(&Path),
+    fault: Option<Fault>,
     serves_remote: bool,
     loss: Option<(SurvivingClients, DiscardCause)>,
 ) {
@@ -200,12 +202,16 @@ fn crash_at_each_call(
         prepare(&dir);
         let disk = Disk::attach(root.path(), 1).unwrap();
         disk.cut_power_before(call);
+        if let Some(fault) = &fault {
+            disk.inject(fault.clone());
+        }
         let opened = Volume::open(&dir, &OpenOptions::default());
         if opened.is_ok() && !disk.is_off() {
             assert!(call > 10, "a start with {call} calls");
             return;
         }
         drop(opened);
+        disk.clear_faults();
         disk.restart_process();
         assert_eq!(found(&open(&dir, serves_remote)), loss, "call {call}");
     }
@@ -217,10 +223,20 @@ fn start_crashed_at_any_call_keeps_loss_record_exact() {
         create(dir).close().unwrap();
         set_other_boot(dir);
     };
-    crash_at_each_call(closed, true, None);
+    crash_at_each_call(closed, None, true, None);
     let without_map = |dir: &Path| {
         drop(create(dir));
         std::fs::remove_file(map(dir)).unwrap();
     };
-    crash_at_each_call(without_map, false, Some((SurvivingClients::All, DiscardCause::MapMissing)));
+    crash_at_each_call(without_map, None, false, Some((SurvivingClients::All, DiscardCause::MapMissing)));
+}
+
+/// The failed sync makes the start replace the map. A start that finds no map records a loss.
+#[test]
+fn failed_sync_after_a_clean_stop_records_no_loss() {
+    for end in [".map", ".data"] {
+        let fault = Fault { path_contains: end.into(), ..Fault::at(0, FaultError::Io) };
+        let fault = Fault { kinds: vec![OpKind::Sync], ..fault };
+        crash_at_each_call(|dir| create(dir).close().unwrap(), Some(fault), true, None);
+    }
 }

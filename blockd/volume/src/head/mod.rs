@@ -93,7 +93,9 @@ impl Head {
     }
 
     /// Recovers a head after a clean stop, a process crash, or a power cut. Records a loss of acknowledged
-    /// writes before it replaces the map, which is the evidence.
+    /// writes before it replaces the map, which is the evidence. A map with the mark of a clean stop, the
+    /// evidence that nothing was lost, stays until it is replaced: the next start would take a missing map
+    /// for a loss.
     pub(crate) fn recover(
         volume_dir: VolumeDir<'_>,
         epoch: Epoch,
@@ -110,8 +112,9 @@ impl Head {
             Err(rejected) => {
                 rejected.report(volume_dir, options.serves_remote)?;
                 // Before the sync: it may be the only one that reports a failed writeback, so the next start
-                // must not trust the map.
-                if !rejected.why.is_final() {
+                // must not trust the map. The log names all blocks of a map with the clean mark, so trusting
+                // it loses nothing.
+                if !rejected.why.is_final() && !rejected.clean {
                     files::remove_if_exists(&map_path)?;
                 }
                 None
@@ -122,11 +125,9 @@ impl Head {
         // data, as after a power cut.
         if let Err(error) = data.sync() {
             tracing::error!(volume = %volume_dir.volume, %error, "sync failed on the data of a head: recovering to the last flush");
-            if let Some(lost) = found.take() {
+            if let Some(lost) = found.take().filter(|lost| !lost.clean) {
                 lost.map.invalidate();
-                if !lost.clean {
-                    DiscardedWrites::now(DiscardCause::WritebackFailed).record(volume_dir.path)?;
-                }
+                DiscardedWrites::now(DiscardCause::WritebackFailed).record(volume_dir.path)?;
             }
         }
         let mut unlogged = BlockSet::new();
@@ -141,6 +142,9 @@ impl Head {
                     tracing::info!(volume = %volume_dir.volume, blocks = unlogged.len_blocks(), "recovered unflushed blocks of a crashed process from the live map");
                 }
                 found.map.add_all(&logged)?;
+                // A start in another boot must not find the clean mark. Also if the mark is not set in the
+                // page cache: after a failed sync of an earlier start it may be set on disk.
+                found.map.set_clean(false)?;
                 found.map
             }
             None => {

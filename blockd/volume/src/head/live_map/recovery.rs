@@ -78,6 +78,9 @@ impl LiveMap {
     /// The sync comes first: after a failed writeback the kernel may have dropped pages of the map, and only
     /// the next sync reports that.
     ///
+    /// The caller removes the clean mark before the first acknowledged write. A map with the mark is not
+    /// invalidated: the mark is the evidence that no write was lost.
+    ///
     /// Without `trust_map` only the header is read, and the map is always rejected.
     ///
     /// # Errors
@@ -116,16 +119,14 @@ impl LiveMap {
             return rejected(Rejection::PowerLoss, clean);
         }
         if let Err(error) = file.sync_data() {
-            invalidate(&file, path);
+            if !clean {
+                invalidate(&file, path);
+            }
             return rejected(Rejection::WritebackFailed(error), clean);
         }
         let header = Header::compose(identity, &file);
         let map = Self::with(file, path, header, identity.blocks);
         map.load()?;
-        // Before the first acknowledged write: a start in another boot must not find the clean mark.
-        // Also if the mark is not set in the page cache: after a failed sync of an earlier start it
-        // may be set on disk.
-        map.set_clean(false)?;
         Ok(Ok(Found { map, clean }))
     }
 
