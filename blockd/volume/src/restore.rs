@@ -56,15 +56,18 @@ impl RestoreTarget {
     }
 
     /// Reopens the target of an interrupted restore, with the blocks that it wrote and made durable with
-    /// [`sync`](Self::sync) in `held`. Returns `None` if there is no target or its files do not fit the size.
+    /// [`sync`](Self::sync) in `held` and its [`fingerprint`](Self::fingerprint). Returns `None` if there is
+    /// no target or its files do not fit the size.
     ///
     /// # Errors
-    /// The size is invalid, `dir` exists, `held` has blocks beyond the volume, or the filesystem fails.
+    /// The size is invalid, `dir` exists, `held` has blocks beyond the volume, the target is another one, or
+    /// the filesystem fails.
     pub fn reopen(
         dir: &Path,
         id: VolumeId,
         size_bytes: u64,
         held: BlockSet,
+        fingerprint: u64,
     ) -> Result<Option<Self>, VolumeError> {
         meta::check_size(size_bytes).map_err(VolumeError::InvalidInput)?;
         if dir.exists() {
@@ -79,7 +82,13 @@ impl RestoreTarget {
         if !building.exists() {
             return Ok(None);
         }
-        match DataFiles::open(&files::data_path(&building, BASE), size_bytes) {
+        let path = files::data_path(&building, BASE);
+        match DataFiles::open(&path, size_bytes) {
+            // Its blocks are unknown.
+            Ok(data) if data.fingerprint()? != fingerprint => {
+                let what = "it is not the file that the interrupted restore wrote; start the restore again";
+                Err(VolumeError::Damaged { path, what: what.to_owned() })
+            }
             Ok(data) => {
                 let held = Mutex::new(held);
                 Ok(Some(Self { dir: dir.to_owned(), building, id, size_bytes, data, held }))
@@ -89,6 +98,14 @@ impl RestoreTarget {
             Err(error) if error.kind() == VolumeErrorKind::Damaged => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Returns a fingerprint of the target's files, by which [`reopen`](Self::reopen) recognizes them.
+    ///
+    /// # Errors
+    /// The filesystem fails.
+    pub fn fingerprint(&self) -> Result<u64, VolumeError> {
+        self.data.fingerprint()
     }
 
     /// Makes all written data durable.
@@ -181,17 +198,19 @@ mod tests {
         const SIZE_BYTES: u64 = 1 << 20;
         let parent = tempfile::tempdir().unwrap();
         let (dir, id) = (parent.path().join("7"), VolumeId::from_u64(7));
-        assert!(RestoreTarget::reopen(&dir, id, SIZE_BYTES, BlockSet::new()).unwrap().is_none());
+        assert!(RestoreTarget::reopen(&dir, id, SIZE_BYTES, BlockSet::new(), 0).unwrap().is_none());
         let target = RestoreTarget::create(&dir, id, SIZE_BYTES).unwrap();
         target.write_blocks(BlockIndex(3), &[3; 4096]).unwrap();
         target.sync().unwrap();
+        let fingerprint = target.fingerprint().unwrap();
         drop(target);
 
         let held = |block, len| BlockSet::from_iter([Extent::new(BlockIndex(block), len)]);
-        assert!(RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(255, 2)).is_err());
+        let reopen = |size_bytes, held| RestoreTarget::reopen(&dir, id, size_bytes, held, fingerprint);
+        assert!(reopen(SIZE_BYTES, held(255, 2)).is_err());
         // The files have another size.
-        assert!(RestoreTarget::reopen(&dir, id, 2 * SIZE_BYTES, held(3, 1)).unwrap().is_none());
-        let target = RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(3, 1)).unwrap().unwrap();
+        assert!(reopen(2 * SIZE_BYTES, held(3, 1)).unwrap().is_none());
+        let target = reopen(SIZE_BYTES, held(3, 1)).unwrap().unwrap();
         assert!(target.write_blocks(BlockIndex(255), &[9; 8192]).is_err());
         target.write_blocks(BlockIndex(9), &[9; 4096]).unwrap();
         let volume = target.finish().unwrap();
@@ -200,6 +219,28 @@ mod tests {
         let found: Vec<_> = (0..256).filter(|block| content[block * 4096] != 0).collect();
         assert_eq!(found, [3, 9]);
         assert_eq!((content[3 * 4096], content[9 * 4096]), (3, 9));
-        assert!(RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(3, 1)).is_err());
+        assert!(reopen(SIZE_BYTES, held(3, 1)).is_err());
+    }
+
+    #[test]
+    fn replaced_file_of_a_partial_restore_is_refused() {
+        const SIZE_BYTES: u64 = 1 << 20;
+        let parent = tempfile::tempdir().unwrap();
+        let (dir, id) = (parent.path().join("7"), VolumeId::from_u64(7));
+        let target = RestoreTarget::create(&dir, id, SIZE_BYTES).unwrap();
+        target.write_blocks(BlockIndex(3), &[3; 4096]).unwrap();
+        target.sync().unwrap();
+        let fingerprint = target.fingerprint().unwrap();
+        drop(target);
+        let held = || BlockSet::from_iter([Extent::new(BlockIndex(3), 1)]);
+        let reopen = || RestoreTarget::reopen(&dir, id, SIZE_BYTES, held(), fingerprint);
+        assert!(reopen().unwrap().is_some());
+        let path = files::data_path(&RestoreTarget::building_dir(&dir), BASE);
+        let copy = path.with_extension("copy");
+        std::fs::copy(&path, &copy).unwrap();
+        std::fs::rename(&copy, &path).unwrap();
+        let error = reopen().err().unwrap().to_string();
+        assert!(error.starts_with(&format!("{} is damaged: it is not the file", path.display())), "{error}");
+        assert!(path.exists());
     }
 }

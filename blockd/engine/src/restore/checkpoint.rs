@@ -10,7 +10,8 @@
 //! | 16 | 16 | the task |
 //! | 32 | 32 | salt of the cloud snapshot's own delta |
 //! | 64 | 8 | size of the volume in bytes |
-//! | 72 | 8 | xxh3-64 of all before |
+//! | 72 | 8 | fingerprint of the target's files |
+//! | 80 | 8 | xxh3-64 of all before |
 //!
 //! and then records, whose sets are united:
 //!
@@ -39,7 +40,9 @@ use xxhash_rust::xxh3::xxh3_64;
 
 const MAGIC: &[u8; 8] = b"BLKDRSTR";
 const VERSION: u16 = 1;
-const HEADER_BYTES: usize = 80;
+const HEADER_BYTES: usize = 88;
+const FINGERPRINT_AT: usize = 72;
+const SUM_AT: usize = 80;
 
 /// Returns the path of a task's file.
 pub(crate) fn path(task_dir: &Path) -> PathBuf {
@@ -55,15 +58,26 @@ pub(crate) struct RestoredBlocks {
     pub(crate) written: BlockSet,
 }
 
-fn header(task: Uuid, manifest: &Manifest) -> [u8; HEADER_BYTES] {
+/// State of an interrupted restore.
+#[derive(PartialEq, Debug)]
+pub(crate) struct Checkpoint {
+    pub(crate) restored: RestoredBlocks,
+    /// Fingerprint of the target's files.
+    pub(crate) fingerprint: u64,
+    /// End of the last complete record.
+    pub(crate) end: u64,
+}
+
+fn header(task: Uuid, manifest: &Manifest, fingerprint: u64) -> [u8; HEADER_BYTES] {
     let mut header = [0; HEADER_BYTES];
     header[..8].copy_from_slice(MAGIC);
     header[8..10].copy_from_slice(&VERSION.to_le_bytes());
     header[16..32].copy_from_slice(task.as_bytes());
     header[32..64].copy_from_slice(&manifest.delta.salt);
     header[64..72].copy_from_slice(&manifest.size_bytes.to_le_bytes());
-    let sum = xxh3_64(&header[..72]).to_le_bytes();
-    header[72..].copy_from_slice(&sum);
+    header[FINGERPRINT_AT..SUM_AT].copy_from_slice(&fingerprint.to_le_bytes());
+    let sum = xxh3_64(&header[..SUM_AT]).to_le_bytes();
+    header[SUM_AT..].copy_from_slice(&sum);
     header
 }
 
@@ -94,19 +108,16 @@ pub(crate) fn forget(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads the records of an earlier run and the end of its last complete record; `None` if there is nothing to
-/// resume.
-pub(crate) fn load(
-    path: &Path,
-    task: Uuid,
-    manifest: &Manifest,
-) -> io::Result<Option<(RestoredBlocks, u64)>> {
+/// Reads the checkpoint of an earlier run; `None` if there is nothing to resume.
+pub(crate) fn load(path: &Path, task: Uuid, manifest: &Manifest) -> io::Result<Option<Checkpoint>> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    let Some(mut rest) = bytes.strip_prefix(&header(task, manifest)) else {
+    let stored = bytes.get(FINGERPRINT_AT..SUM_AT).and_then(|raw| raw.try_into().ok());
+    let fingerprint = stored.map_or(0, u64::from_le_bytes);
+    let Some(mut rest) = bytes.strip_prefix(&header(task, manifest, fingerprint)) else {
         tracing::warn!(path = %path.display(), "checkpoint of the restore is damaged or of another task; restarting the restore");
         return Ok(None);
     };
@@ -125,7 +136,7 @@ pub(crate) fn load(
         found.written.union_with(&written);
         end = bytes.len() - rest.len();
     }
-    Ok(Some((found, end as u64)))
+    Ok(Some(Checkpoint { restored: found, fingerprint, end: end as u64 }))
 }
 
 /// Open checkpoint file, with the blocks since its last record.
@@ -148,7 +159,7 @@ impl Writer {
     /// Creates the checkpoint file of a new restore, which gets a record each `every_bytes` restored bytes.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// The file cannot be written, or the target cannot be inspected.
     pub(crate) fn begin(
         target: RestoreTarget,
         path: &Path,
@@ -158,7 +169,8 @@ impl Writer {
     ) -> io::Result<Self> {
         let dir = path.parent().unwrap_or(Path::new("."));
         blockd_files::make_dir(dir)?;
-        blockd_files::write_atomically(path, &header(task, manifest))?;
+        let fingerprint = target.fingerprint().map_err(to_io)?;
+        blockd_files::write_atomically(path, &header(task, manifest, fingerprint))?;
         Self::append(target, path, HEADER_BYTES as u64, every_bytes)
     }
 
@@ -301,7 +313,7 @@ mod tests {
         let writer = Writer::begin(target, &file, task, &manifest, 1 << 20).unwrap();
         writer.write_blocks(BlockIndex(3), &[1; 8192]).unwrap();
         writer.settled(&[blocks(0, 9), blocks(20, 1)]).unwrap();
-        assert_eq!(load(&file, task, &manifest).unwrap().unwrap().0, RestoredBlocks::default());
+        assert_eq!(load(&file, task, &manifest).unwrap().unwrap().restored, RestoredBlocks::default());
         writer.checkpoint().unwrap();
         // Enough for an automatic record, then less.
         writer.settled(&[blocks(256, 256)]).unwrap();
@@ -310,7 +322,7 @@ mod tests {
             settled: BlockSet::from_iter([blocks(0, 9), blocks(20, 1), blocks(256, 256)]),
             written: BlockSet::from_iter([blocks(3, 2)]),
         };
-        let (found, end) = load(&file, task, &manifest).unwrap().unwrap();
+        let Checkpoint { restored: found, fingerprint, end } = load(&file, task, &manifest).unwrap().unwrap();
         assert_eq!(found, expected);
 
         // A torn record is dropped, and the next one takes its place.
@@ -318,17 +330,19 @@ mod tests {
         assert_eq!(end, whole.len() as u64);
         for len in HEADER_BYTES..whole.len() {
             std::fs::write(&file, &whole[..len]).unwrap();
-            let (found, end) = load(&file, task, &manifest).unwrap().unwrap();
-            assert!(end <= len as u64 && found.settled.len_blocks() < expected.settled.len_blocks());
+            let found = load(&file, task, &manifest).unwrap().unwrap();
+            assert!(found.end <= len as u64);
+            assert!(found.restored.settled.len_blocks() < expected.settled.len_blocks());
         }
         let torn = [&whole[..], &whole[HEADER_BYTES..whole.len() - 3]].concat();
         std::fs::write(&file, &torn).unwrap();
         drop(writer.take());
-        let target = RestoreTarget::reopen(&dir, id, SIZE_BYTES, expected.written).unwrap().unwrap();
-        let (_, end) = load(&file, task, &manifest).unwrap().unwrap();
+        let target =
+            RestoreTarget::reopen(&dir, id, SIZE_BYTES, expected.written, fingerprint).unwrap().unwrap();
+        let end = load(&file, task, &manifest).unwrap().unwrap().end;
         let writer = Writer::append(target, &file, end, 1 << 20).unwrap();
         writer.settled(&[blocks(5000, 300)]).unwrap();
-        let (found, _) = load(&file, task, &manifest).unwrap().unwrap();
+        let found = load(&file, task, &manifest).unwrap().unwrap().restored;
         assert_eq!(found.settled.len_blocks(), expected.settled.len_blocks() + 300);
 
         // Records of another restore are ignored.

@@ -7,7 +7,7 @@ use crate::{
     error::{ServiceError, blocking, spawned},
     host::Host,
     repositories::Repositories,
-    restore::checkpoint::{self, RestoredBlocks, Writer},
+    restore::checkpoint::{self, Checkpoint, RestoredBlocks, Writer},
     tasks::{LiveTask, Tasks, clean_files, findings, secrets},
     volumes::{
         merger::Wake,
@@ -155,8 +155,10 @@ fn resume_or_create(
     manifest: &Manifest,
 ) -> Result<(Arc<Writer>, RestoredBlocks), ServiceError> {
     let failed = |action| move |source| ServiceError::File { action, path: file.to_owned(), source };
-    if let Some((restored, end)) = checkpoint::load(file, task, manifest).map_err(failed("read"))?
-        && let Some(target) = RestoreTarget::reopen(dir, id, manifest.size_bytes, restored.written.clone())?
+    if let Some(Checkpoint { restored, fingerprint, end }) =
+        checkpoint::load(file, task, manifest).map_err(failed("read"))?
+        && let Some(target) =
+            RestoreTarget::reopen(dir, id, manifest.size_bytes, restored.written.clone(), fingerprint)?
     {
         let writer = Writer::append(target, file, end, every_bytes).map_err(failed("open"))?;
         return Ok((Arc::new(writer), restored));

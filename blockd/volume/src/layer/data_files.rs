@@ -17,7 +17,9 @@ use std::{
     ops::Range,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::UNIX_EPOCH,
 };
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Length of the part of a volume in one data file.
 const SEGMENT_BYTES: u64 = 8 << 40;
@@ -376,6 +378,20 @@ impl DataFiles {
             segment.file.drop_cache().during("drop of the page cache", &segment.path)?;
         }
         Ok(())
+    }
+
+    /// Returns a fingerprint of the identity of the files: inode numbers and creation times, which, unlike
+    /// device numbers, survive a boot. A copy has another one.
+    pub(crate) fn fingerprint(&self) -> Result<u64, VolumeError> {
+        let mut identity = Vec::new();
+        for segment in &self.segments {
+            let found = segment.file.metadata().during("stat", &segment.path)?;
+            // Not every filesystem has creation times.
+            let created = found.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            identity.extend_from_slice(&found.ino().to_le_bytes());
+            identity.extend_from_slice(&created.unwrap_or_default().as_nanos().to_le_bytes());
+        }
+        Ok(xxh3_64(&identity))
     }
 
     /// Returns the allocated disk space, in bytes.
