@@ -36,21 +36,23 @@ pub enum KernelError {
         index: u32,
     },
     /// The kernel refused the request.
-    #[error("{operation} failed on {object}: {source}")]
+    #[error("{operation} failed on {object}")]
     Refused {
         /// Operation.
         operation: &'static str,
         /// Device, or the driver.
         object: String,
         /// Error of the kernel.
+        #[source]
         source: io::Error,
     },
     /// The netlink socket failed.
-    #[error("netlink: {operation} failed: {source}")]
+    #[error("{operation} failed on the netlink socket")]
     Socket {
         /// Operation.
         operation: &'static str,
         /// System error.
+        #[source]
         source: io::Error,
     },
     /// The reply of the kernel is malformed.
@@ -68,13 +70,14 @@ pub enum KernelError {
 #[non_exhaustive]
 pub enum DialError {
     /// The socket failed.
-    #[error("{operation} failed on {}: {source}", path.display())]
+    #[error("{operation} failed on {}", path.display())]
     Socket {
         /// Operation.
         operation: &'static str,
         /// Socket of the server.
         path: PathBuf,
         /// System error.
+        #[source]
         source: io::Error,
     },
     /// The server refuses the export.
@@ -93,4 +96,30 @@ pub enum DialError {
         /// Violation.
         violation: &'static str,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::error::Error;
+
+    #[test]
+    fn causes_are_sources_and_not_in_messages() {
+        let cause = || io::Error::from_raw_os_error(libc::EIO);
+        let path = PathBuf::from("/run/nbd.sock");
+        let errors: [Box<dyn Error>; 3] = [
+            Box::new(KernelError::Refused {
+                operation: "resize",
+                object: "/dev/nbd1".into(),
+                source: cause(),
+            }),
+            Box::new(KernelError::Socket { operation: "send", source: cause() }),
+            Box::new(DialError::Socket { operation: "connect", path, source: cause() }),
+        ];
+        for error in errors {
+            let (message, source) = (error.to_string(), error.source().unwrap().to_string());
+            assert_eq!(source, cause().to_string());
+            assert!(!message.contains(&source), "{message}");
+        }
+    }
 }

@@ -9,9 +9,12 @@ mod reconnect;
 pub mod requests;
 mod resume;
 
-use crate::volumes::{
-    attachments::reconnect::{ReconnectThread, RetrySchedule},
-    registry::Registry,
+use crate::{
+    error::with_sources,
+    volumes::{
+        attachments::reconnect::{ReconnectThread, RetrySchedule},
+        registry::Registry,
+    },
 };
 use blockd_api::{
     ApiError, ErrorCode, VolumeName,
@@ -66,16 +69,28 @@ impl HeldVolume {
 /// Reasons why an operation on a device failed.
 #[derive(Debug, thiserror::Error)]
 enum AttachError {
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    #[error(transparent)]
-    Dial(#[from] DialError),
+    #[error("{}", with_sources(.0))]
+    Kernel(KernelError),
+    #[error("{}", with_sources(.0))]
+    Dial(DialError),
     #[error(
         "attach failed on volume {name}: its size of {size_bytes} bytes is less than one block of {block_size_bytes}"
     )]
     TooSmall { name: VolumeName, size_bytes: u64, block_size_bytes: u32 },
     #[error("{device} no longer exists, or belongs to another volume")]
     Gone { device: NbdDevice },
+}
+
+impl From<KernelError> for AttachError {
+    fn from(error: KernelError) -> Self {
+        Self::Kernel(error)
+    }
+}
+
+impl From<DialError> for AttachError {
+    fn from(error: DialError) -> Self {
+        Self::Dial(error)
+    }
 }
 
 impl AttachError {

@@ -1,7 +1,10 @@
 //! Reconnect thread: replaces connections of devices that die while the daemon runs, such as one that timed
 //! out, or one of an earlier daemon that was closed after its successor had started.
 
-use crate::volumes::attachments::{AttachError, AttachmentTable, HeldVolume};
+use crate::{
+    error::with_sources,
+    volumes::attachments::{AttachError, AttachmentTable, HeldVolume},
+};
 use blockd_extent::VolumeId;
 use blockd_nbd_kernel::{DriverSession, KernelError, Watch};
 use rustix::{
@@ -118,7 +121,11 @@ fn run(shared: &AttachmentTable, mut watch: Box<dyn Watch>, stop: &AtomicBool, w
             Ok(Some(devices)) => volumes_of(shared, |device| devices.contains(&device)),
             Ok(None) => volumes_of(shared, |_| true),
             Err(error) => {
-                tracing::error!(%error, "subscription to dead connections failed: devices are not reconnected until a volume is attached");
+                let error = with_sources(&error);
+                tracing::error!(
+                    error,
+                    "subscription to dead connections failed: devices are not reconnected until a volume is attached"
+                );
                 return;
             }
         };

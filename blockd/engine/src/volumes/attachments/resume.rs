@@ -1,7 +1,7 @@
 //! Resumption of an earlier daemon's attachments at the start.
 
 use crate::{
-    error::{ServiceError, blocking},
+    error::{ServiceError, blocking, with_sources},
     volumes::attachments::{AttachError, AttachmentTable, HeldVolume, requests::Devices},
 };
 use blockd_api::attachments::NbdDevice;
@@ -46,7 +46,11 @@ impl Devices {
         if let Ok(kernel) = &kernel
             && let Err(error) = attachments.start_reconnecting(&**kernel)
         {
-            tracing::error!(%error, "starting the reconnect thread failed: dead connections of devices are not replaced");
+            let error = with_sources(&error);
+            tracing::error!(
+                error,
+                "starting the reconnect thread failed: dead connections of devices are not replaced"
+            );
         }
         let found = attachments.shared.system.backends();
         // Attachments pinned to a device come first, so that no other volume gets their device.
@@ -127,7 +131,7 @@ impl Devices {
         }
         let kernel = match kernel {
             Ok(kernel) => &mut **kernel,
-            Err(error) => return Resumed::Failed(error.to_string()),
+            Err(error) => return Resumed::Failed(with_sources(error)),
         };
         let resumed = match device {
             Some(device) if row.state == AttachmentState::Detaching => {
@@ -175,7 +179,8 @@ impl AttachmentTable {
         match kernel.disconnect(device.index()) {
             Ok(()) => over,
             Err(error) => {
-                tracing::warn!(%volume, %name, %device, %error, "the interrupted detach was not resumed; the volume stays attached");
+                let error = with_sources(&error);
+                tracing::warn!(%volume, %name, %device, error, "the interrupted detach was not resumed; the volume stays attached");
                 Resumed::Connected(device)
             }
         }
@@ -190,8 +195,8 @@ fn disconnect_stale(
     loss: &str,
 ) -> Resumed {
     let disconnected = match kernel {
-        Ok(kernel) => kernel.disconnect(device.index()).map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
+        Ok(kernel) => kernel.disconnect(device.index()).map_err(|error| with_sources(&error)),
+        Err(error) => Err(with_sources(error)),
     };
     match disconnected {
         Ok(()) => Resumed::Failed(format!("{device} was disconnected: {loss}")),
