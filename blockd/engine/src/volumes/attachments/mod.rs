@@ -24,7 +24,7 @@ use blockd_catalog::AttachmentRow;
 use blockd_extent::VolumeId;
 use blockd_nbd_kernel::{AttachOptions, DialError, DriverSession, KernelError, MountPoint, System, dial};
 use parking_lot::Mutex;
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc, time::Instant};
 use uuid::Uuid;
 
 /// Attachments of this host.
@@ -77,6 +77,8 @@ enum AttachError {
         "attach failed on volume {name}: its size of {size_bytes} bytes is less than one block of {block_size_bytes}"
     )]
     TooSmall { name: VolumeName, size_bytes: u64, block_size_bytes: u32 },
+    #[error("start failed on the reconnect thread: {0}")]
+    Thread(io::Error),
     #[error("{device} no longer exists, or belongs to another volume")]
     Gone { device: NbdDevice },
 }
@@ -196,7 +198,7 @@ impl Attachments {
     }
 
     /// Starts the reconnect thread, unless it runs and is subscribed to the driver that is loaded now.
-    fn start_reconnecting(&self, kernel: &dyn DriverSession) -> Result<(), KernelError> {
+    fn start_reconnecting(&self, kernel: &dyn DriverSession) -> Result<(), AttachError> {
         let mut thread = self.thread.lock();
         if thread.as_ref().is_none_or(|thread| !thread.is_subscribed_to(kernel)) {
             *thread = Some(ReconnectThread::start(Arc::clone(&self.shared), kernel)?);

@@ -6,7 +6,7 @@ use crate::{
     volumes::attachments::{AttachError, AttachmentTable, HeldVolume},
 };
 use blockd_extent::VolumeId;
-use blockd_nbd_kernel::{DriverSession, KernelError, Watch};
+use blockd_nbd_kernel::{DriverSession, Watch};
 use rustix::{
     event::{EventfdFlags, eventfd},
     io::Errno,
@@ -66,15 +66,17 @@ impl ReconnectThread {
     pub(crate) fn start(
         shared: Arc<AttachmentTable>,
         kernel: &dyn DriverSession,
-    ) -> Result<Self, KernelError> {
+    ) -> Result<Self, AttachError> {
         let (watch, numbers) = (kernel.watch()?, kernel.family_ids());
-        let failed = |source| KernelError::Socket { operation: "start of the reconnect thread", source };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-            .map_err(|errno| failed(errno.into()))?;
+            .map_err(|errno| AttachError::Thread(errno.into()))?;
         let (stop, wake) = (Arc::new(AtomicBool::new(false)), Arc::new(wake));
         let (seen, woken) = (Arc::clone(&stop), Arc::clone(&wake));
         let run = move || run(&shared, watch, &seen, &woken);
-        let thread = std::thread::Builder::new().name("blockd-links".into()).spawn(run).map_err(failed)?;
+        let thread = std::thread::Builder::new()
+            .name("blockd-links".into())
+            .spawn(run)
+            .map_err(AttachError::Thread)?;
         Ok(Self { stop, wake, numbers, thread: Some(thread) })
     }
 
@@ -200,6 +202,15 @@ fn reconnect(shared: &AttachmentTable, volume: VolumeId) -> Result<(), HeldVolum
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_api::ErrorCode;
+
+    #[test]
+    fn failed_start_of_the_thread_is_no_netlink_error() {
+        let error = AttachError::Thread(Errno::MFILE.into()).to_api();
+        assert_eq!(error.code, ErrorCode::DeviceFailed);
+        let expected = "start failed on the reconnect thread: Too many open files (os error 24)";
+        assert_eq!(error.message, expected);
+    }
 
     #[test]
     fn reconnect_attempts_back_off_and_end_at_the_dead_timeout() {

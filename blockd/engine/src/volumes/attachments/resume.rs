@@ -46,11 +46,7 @@ impl Devices {
         if let Ok(kernel) = &kernel
             && let Err(error) = attachments.start_reconnecting(&**kernel)
         {
-            let error = with_sources(&error);
-            tracing::error!(
-                error,
-                "starting the reconnect thread failed: dead connections of devices are not replaced"
-            );
+            tracing::error!(%error, "starting the reconnect thread failed: dead connections of devices are not replaced");
         }
         let found = attachments.shared.system.backends();
         // Attachments pinned to a device come first, so that no other volume gets their device.
