@@ -35,7 +35,7 @@ fn with_mounts(
         Ok(programs) => programs,
         Err(program) => return skip(name, &format!("{program}: install the Debian package of the database")),
     };
-    if let Some(what) = missing() {
+    if let Some(what) = missing(Filesystem::Ext4) {
         return skip(name, &what);
     }
     let act = || {

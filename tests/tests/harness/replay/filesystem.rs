@@ -25,8 +25,8 @@ pub enum Filesystem {
     Xfs,
 }
 
-/// Returns a missing requirement for mounts, if any.
-pub fn missing() -> Option<String> {
+/// Returns a missing requirement for mounts of this filesystem, if any.
+pub fn missing(filesystem: Filesystem) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("root, which may mount".into());
     }
@@ -35,10 +35,16 @@ pub fn missing() -> Option<String> {
             return Some(format!("{device}, which the kernel or the container lacks"));
         }
     }
-    let tools =
-        [("nbdfuse", "libnbd-bin"), ("mount", "mount"), ("mkfs.ext4", "e2fsprogs"), ("mkfs.xfs", "xfsprogs")];
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let is_there = |tool: &str| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
+    missing_tool(filesystem, |tool| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file()))
+}
+
+fn missing_tool(filesystem: Filesystem, is_there: impl Fn(&str) -> bool) -> Option<String> {
+    let mkfs = match filesystem {
+        Filesystem::Ext4 => ("mkfs.ext4", "e2fsprogs"),
+        Filesystem::Xfs => ("mkfs.xfs", "xfsprogs"),
+    };
+    let tools = [("nbdfuse", "libnbd-bin"), ("mount", "mount"), mkfs];
     let missing = tools.into_iter().find(|(tool, _)| !is_there(tool));
     missing.map(|(tool, package)| format!("{tool}: install the Debian package {package}"))
 }
@@ -62,7 +68,7 @@ pub fn with_private_mounts(act: impl FnOnce() + Send) -> Result<(), String> {
 
 /// Runs a test in a temporary directory and a mount namespace of its own, or prints why it is skipped.
 pub fn with_mounts(name: &str, filesystem: Filesystem, act: impl FnOnce(&Path, &mut Rng) + Send) {
-    if let Some(what) = missing() {
+    if let Some(what) = missing(filesystem) {
         return skip(name, &what);
     }
     let act = || {
@@ -204,4 +210,13 @@ impl Drop for ExportFile {
     fn drop(&mut self) {
         let _ = run("umount", &[text(&self.dir)]);
     }
+}
+
+#[test]
+fn mount_test_requires_mkfs_of_its_filesystem_only() {
+    let without = |absent: &'static str| move |tool: &str| tool != absent;
+    assert_eq!(missing_tool(Filesystem::Ext4, without("mkfs.xfs")), None);
+    assert_eq!(missing_tool(Filesystem::Xfs, without("mkfs.ext4")), None);
+    let missing = missing_tool(Filesystem::Xfs, without("mkfs.xfs")).expect("a missing tool");
+    assert!(missing.starts_with("mkfs.xfs: "), "{missing}");
 }
