@@ -78,14 +78,14 @@ DIRTY_BYTES = WRITES * 4096 + EXTENT_BYTES
 
 
 def allocated(path):
-    """Returns the allocated bytes of a file, or the total length of all files below a directory."""
+    """Returns the allocated bytes of a file, or of all files below a directory."""
     if path.is_file():
         return path.stat().st_blocks * 512
     found = 0
     for folder, _, names in os.walk(path):
         for name in names:
             try:
-                found += Path(folder, name).lstat().st_size
+                found += Path(folder, name).lstat().st_blocks * 512
             except FileNotFoundError:
                 pass
     return found

@@ -75,7 +75,7 @@ class S3:
         return f"{self.endpoint}/{self.bucket}/{folder}"
 
     def stored(self, _folder):
-        """Returns the size of the files of the server, for all tools."""
+        """Returns the allocated bytes of the files of the server, for all tools."""
         return data.allocated(self.directory)
 
     def credential(self, _label):
