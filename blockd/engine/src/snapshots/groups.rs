@@ -53,8 +53,8 @@ impl Snapshots {
         for entry in &entries {
             self.forget_intervals(entry).await;
         }
-        let first =
-            rows.first().ok_or_else(|| ServiceError::Internal("a freeze returned no snapshot".into()))?;
+        // A row per member, and `members` returns at least one.
+        let first = &rows[0];
         let (group, created) = (first.taken_with.clone().unwrap_or(group), first.created);
         tracing::info!(group = %group.group_id, %name, members = group.members, stall_micros = group.group_stall_micros, "group snapshot taken");
         let mut snapshots = Vec::with_capacity(rows.len());
