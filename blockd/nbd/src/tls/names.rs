@@ -120,6 +120,10 @@ impl<'a> Der<'a> {
             }
             let (digits, after) = rest.split_at_checked(count)?;
             len_bytes = digits.iter().fold(0, |len, digit| len << 8 | usize::from(*digit));
+            // DER requires the shortest form.
+            if digits[0] == 0 || len_bytes < 0x80 {
+                return None;
+            }
             rest = after;
         }
         let (value, after) = rest.split_at_checked(len_bytes)?;
@@ -159,6 +163,54 @@ mod tests {
         params.distinguished_name.push(DnType::CommonName, DnValue::Utf8String("admin\0.evil".to_owned()));
         let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
         assert_eq!(certificate_names(der.der()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn names_behind_long_lengths_are_found() {
+        for len in [127, 128, 255, 256, 65_535, 65_536] {
+            let name = "n".repeat(len);
+            let mut params = CertificateParams::default();
+            params.distinguished_name = DistinguishedName::new();
+            params.distinguished_name.push(DnType::OrganizationName, name.as_str());
+            params.distinguished_name.push(DnType::CommonName, name.as_str());
+            let uri = format!("spiffe://{name}");
+            params.subject_alt_names.push(SanType::URI(uri.as_str().try_into().unwrap()));
+            let der = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+            assert!(certificate_names(der.der()) == [name, uri], "{len}");
+        }
+    }
+
+    #[test]
+    fn malformed_length_of_an_element_is_rejected() {
+        let next = |header: &[u8], len: usize| {
+            let element = [header, &vec![7; len]].concat();
+            Der(&element).next().map(|(tag, value)| (tag, value.len()))
+        };
+        for (header, len) in [
+            (&[4, 0][..], 0),
+            (&[4, 0x7f], 127),
+            (&[4, 0x81, 0x80], 128),
+            (&[4, 0x82, 1, 0], 256),
+            (&[4, 0x83, 1, 0, 0], 65_536),
+        ] {
+            assert_eq!(next(header, len), Some((4, len)), "{header:x?}");
+            assert_eq!(len.checked_sub(1).and_then(|short| next(header, short)), None, "{header:x?}");
+        }
+        // Indefinite, reserved, longer than a certificate, truncated, and not in the shortest form.
+        for header in [
+            &[4, 0x80][..],
+            &[4, 0xff],
+            &[4, 0x84, 0, 0, 0, 9],
+            &[4, 0x81, 9],
+            &[4, 0x81, 0x7f],
+            &[4, 0x82, 0, 0x80],
+            &[4, 0x83, 0, 1, 0],
+        ] {
+            assert_eq!(next(header, 300), None, "{header:x?}");
+        }
+        for truncated in [&[4][..], &[4, 0x82, 1]] {
+            assert_eq!(next(truncated, 0), None, "{truncated:x?}");
+        }
     }
 
     #[test]
