@@ -57,11 +57,10 @@ impl RestoreTarget {
 
     /// Reopens the target of an interrupted restore, with the blocks that it wrote and made durable with
     /// [`sync`](Self::sync) in `held` and its [`fingerprint`](Self::fingerprint). Returns `None` if there is
-    /// no target or its files do not fit the size.
+    /// no target, its files do not fit the size, or they are other files.
     ///
     /// # Errors
-    /// The size is invalid, `dir` exists, `held` has blocks beyond the volume, the target is another one, or
-    /// the filesystem fails.
+    /// The size is invalid, `dir` exists, `held` has blocks beyond the volume, or the filesystem fails.
     pub fn reopen(
         dir: &Path,
         id: VolumeId,
@@ -84,10 +83,10 @@ impl RestoreTarget {
         }
         let path = files::data_path(&building, BASE);
         match DataFiles::open(&path, size_bytes) {
-            // Its blocks are unknown.
+            // A copy, or a file of another restore: its blocks are unknown.
             Ok(data) if data.fingerprint()? != fingerprint => {
-                let what = "it is not the file that the interrupted restore wrote; start the restore again";
-                Err(VolumeError::Damaged { path, what: what.to_owned() })
+                tracing::warn!(path = %path.display(), "the file is not that of the interrupted restore, which starts again");
+                Ok(None)
             }
             Ok(data) => {
                 let held = Mutex::new(held);
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn replaced_file_of_a_partial_restore_is_refused() {
+    fn replaced_file_of_a_partial_restore_is_not_resumed() {
         const SIZE_BYTES: u64 = 1 << 20;
         let parent = tempfile::tempdir().unwrap();
         let (dir, id) = (parent.path().join("7"), VolumeId::from_u64(7));
@@ -239,8 +238,6 @@ mod tests {
         let copy = path.with_extension("copy");
         std::fs::copy(&path, &copy).unwrap();
         std::fs::rename(&copy, &path).unwrap();
-        let error = reopen().err().unwrap().to_string();
-        assert!(error.starts_with(&format!("{} is damaged: it is not the file", path.display())), "{error}");
-        assert!(path.exists());
+        assert!(reopen().unwrap().is_none());
     }
 }
