@@ -157,9 +157,12 @@ impl RestoreTarget {
         Meta::new(self.id, vec![LayerEntry::head(HEAD, self.size_bytes), base]).store(&self.building)?;
         storage::rename(&self.building, &self.dir).during("rename", &self.building)?;
         let opened = sync_parent(&self.dir).and_then(|()| Volume::open(&self.dir, &OpenOptions::default()));
-        if opened.is_err() {
-            // After a failure the caller must be able to retry.
-            let _ = storage::rename(&self.dir, &self.building);
+        match &opened {
+            Ok(volume) => {
+                assert_eq!(volume.size_bytes(), self.size_bytes, "the size is that of the snapshot")
+            }
+            // The caller must be able to retry.
+            Err(_) => drop(storage::rename(&self.dir, &self.building)),
         }
         opened
     }

@@ -383,6 +383,7 @@ impl DataFiles {
     /// Returns a fingerprint of the identity of the files: inode numbers and creation times, which, unlike
     /// device numbers, survive a boot. A copy has another one.
     pub(crate) fn fingerprint(&self) -> Result<u64, VolumeError> {
+        assert!(!self.segments.is_empty(), "a volume has a data file");
         let mut identity = Vec::new();
         for segment in &self.segments {
             let found = segment.file.metadata().during("stat", &segment.path)?;
