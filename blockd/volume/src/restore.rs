@@ -159,7 +159,7 @@ impl RestoreTarget {
         let opened = sync_parent(&self.dir).and_then(|()| Volume::open(&self.dir, &OpenOptions::default()));
         match &opened {
             Ok(volume) => {
-                assert_eq!(volume.size_bytes(), self.size_bytes, "the size is that of the snapshot")
+                assert_eq!(volume.size_bytes(), self.size_bytes, "the size is that of the snapshot");
             }
             // The caller must be able to retry.
             Err(_) => drop(storage::rename(&self.dir, &self.building)),

@@ -193,7 +193,7 @@ fn map_on_a_full_disk_is_written_later() {
 /// this loss.
 fn crash_at_each_call(
     prepare: impl Fn(&Path),
-    fault: Option<Fault>,
+    fault: Option<&Fault>,
     serves_remote: bool,
     loss: Option<(SurvivingClients, DiscardCause)>,
 ) {
@@ -202,7 +202,7 @@ fn crash_at_each_call(
         prepare(&dir);
         let disk = Disk::attach(root.path(), 1).unwrap();
         disk.cut_power_before(call);
-        if let Some(fault) = &fault {
+        if let Some(fault) = fault {
             disk.inject(fault.clone());
         }
         let opened = Volume::open(&dir, &OpenOptions::default());
@@ -237,6 +237,6 @@ fn failed_sync_after_a_clean_stop_records_no_loss() {
     for end in [".map", ".data"] {
         let fault = Fault { path_contains: end.into(), ..Fault::at(0, FaultError::Io) };
         let fault = Fault { kinds: vec![OpKind::Sync], ..fault };
-        crash_at_each_call(|dir| create(dir).close().unwrap(), Some(fault), true, None);
+        crash_at_each_call(|dir| create(dir).close().unwrap(), Some(&fault), true, None);
     }
 }
