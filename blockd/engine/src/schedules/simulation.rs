@@ -75,7 +75,7 @@ impl World {
             now_s: START_S,
             random: seed,
             volumes: vec![volume(1), volume(2)],
-            credential: Uuid::new_v4(),
+            credential: Uuid::from_u64_pair(seed, 1),
             store: BTreeMap::new(),
             deaths: 0,
             freezing: HashSet::new(),
@@ -109,13 +109,15 @@ impl World {
         true
     }
 
-    fn schedule(&self, rules: &[(&str, Option<u32>)], keep: u32, local: Option<u32>) -> ScheduleRow {
+    fn schedule(&mut self, rules: &[(&str, Option<u32>)], keep: u32, local: Option<u32>) -> ScheduleRow {
         let rules = rules.iter().map(|(when, keep)| Rule {
             when: when.parse().unwrap(),
             retain: keep.map(|keep| Retention::max(keep).unwrap()),
         });
+        // Its jitter depends on it.
+        let uuid = Uuid::from_u64_pair(self.roll(1 << 30), self.roll(1 << 30));
         let row = ScheduleRow {
-            uuid: Uuid::new_v4(),
+            uuid,
             created: self.now(),
             paused: false,
             policy: None,
