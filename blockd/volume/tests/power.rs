@@ -229,7 +229,7 @@ fn assert_repeatable(failed: Option<u64>, test: &str) {
     let seed = failed.unwrap_or_default();
     assert_eq!(
         failed, None,
-        "to repeat it: BLOCKD_TEST_SEED={seed} cargo test -p blockd-volume power::{test}"
+        "to repeat it: BLOCKD_TEST_SEED={seed} cargo test -p blockd-volume --test integration power::{test}"
     );
 }
 

@@ -73,7 +73,7 @@ impl fmt::Display for DiscardCause {
         f.write_str(match self {
             Self::MapMissing => "the record of unflushed writes was missing",
             Self::OtherBoot => "the host was booted without a clean stop",
-            Self::OtherMount => "the filesystem was unmounted without a clean stop",
+            Self::OtherMount => "the filesystem was unmounted, or lost power, without a clean stop",
             Self::MapUnreadable => "the record of unflushed writes was unreadable",
             Self::WritebackFailed => "writeback to the disk failed",
         })
