@@ -145,7 +145,7 @@ impl Bandwidth {
 /// are not counted.
 pub struct LimitStore {
     inner: Arc<dyn BlobStore>,
-    /// Innermost limit last; waits start with the last one.
+    /// Outermost limit last; waits start with it.
     limits: Vec<Arc<Bandwidth>>,
 }
 
