@@ -78,6 +78,43 @@ impl SnapshotReader {
         Ok(true)
     }
 
+    /// Starts to fetch the frames of a range without blocking, and calls `then` on a blocking thread once they
+    /// are in memory or a fetch has failed. Returns `then` if no frame is missing, or the range is invalid.
+    pub fn prefetch<F>(&self, offset_bytes: u64, len: usize, then: F) -> Option<F>
+    where
+        F: FnOnce(io::Result<()>) + Send + 'static,
+    {
+        let extent = match self.touched(offset_bytes, len) {
+            Ok(extent) if !self.is_in_memory(extent) => extent,
+            _ => return Some(then),
+        };
+        let reader = self.clone();
+        self.inner.runtime.spawn(async move {
+            let fetched = reader.fetch(extent).await.map_err(shared_to_io);
+            tokio::task::spawn_blocking(move || then(fetched));
+        });
+        None
+    }
+
+    fn is_in_memory(&self, extent: Extent) -> bool {
+        let Some(plan) = self.ready_plan(extent) else { return false };
+        plan.iter().all(|(level, frames)| {
+            let delta = self.inner.deltas[*level].number;
+            frames.iter().all(|frame| self.inner.cache.frames.ready((delta, frame.ordinal())).is_some())
+        })
+    }
+
+    async fn fetch(&self, extent: Extent) -> Result<(), Arc<CloudError>> {
+        let plan = match self.ready_plan(extent) {
+            Some(plan) => plan,
+            None => self.plan(extent).await?,
+        };
+        for (level, frame, source) in self.inner.claim(plan, false) {
+            self.inner.opened(level, &frame, source).await?;
+        }
+        Ok(())
+    }
+
     fn touched(&self, offset_bytes: u64, len: usize) -> Result<Extent, Arc<CloudError>> {
         match offset_bytes.checked_add(len as u64) {
             Some(end) if end <= self.inner.size_bytes => Ok(Extent::touching(offset_bytes, len as u64)),

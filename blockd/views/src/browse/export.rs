@@ -1,13 +1,15 @@
 //! Cloud snapshots as read-only NBD exports, named `cloud:` and the id.
 
 use super::browser::Browser;
-use crate::access::Access;
+use crate::access;
 use blockd_cloud::{CloudSnapshotId, SnapshotReader};
 use blockd_extent::BlockSource;
 use blockd_nbd::{
-    BlockDevice, Client, DeviceError, DeviceErrorKind, ExportError, ExportInfo, Progress, StatusExtent,
+    Access, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportError, ExportInfo, OnFetched, Progress,
+    StatusExtent,
     constants::{BASE_ALLOCATION, STATE_HOLE, STATE_ZERO},
 };
+use parking_lot::Mutex;
 use std::{
     io,
     sync::{Arc, Weak},
@@ -40,7 +42,7 @@ impl CloudExports {
     fn snapshot(
         &self,
         name: &str,
-        access: &Access,
+        access: &access::Access,
         client: &Client,
     ) -> Result<(SnapshotReader, String), ExportError> {
         let unavailable = |reason: String| ExportError::Unavailable { reason };
@@ -68,7 +70,7 @@ impl CloudExports {
     pub fn open(
         &self,
         name: &str,
-        access: &Access,
+        access: &access::Access,
         client: &Client,
     ) -> Result<Arc<dyn BlockDevice>, ExportError> {
         let (image, _) = self.snapshot(name, access, client)?;
@@ -76,7 +78,7 @@ impl CloudExports {
     }
 
     /// Describes an export. Blocks.
-    pub fn describe(&self, name: &str, access: &Access, client: &Client) -> Option<ExportInfo> {
+    pub fn describe(&self, name: &str, access: &access::Access, client: &Client) -> Option<ExportInfo> {
         let (image, description) = self.snapshot(name, access, client).ok()?;
         Some(ExportInfo {
             name: name.to_owned(),
@@ -100,6 +102,37 @@ fn device_error(error: &io::Error) -> DeviceError {
 }
 
 impl BlockDevice for CloudDevice {
+    fn may_be_remote(&self) -> bool {
+        true
+    }
+
+    fn source_key(&self) -> u128 {
+        let id = self.image.id();
+        id.cluster.as_u128()
+            ^ u128::from(id.volume.as_u64())
+            ^ u128::from(id.snapshot.as_u64()).rotate_left(64)
+    }
+
+    fn prefetch_async(
+        &self,
+        _: Access,
+        offset_bytes: u64,
+        len_bytes: u64,
+        then: OnFetched,
+    ) -> Option<OnFetched> {
+        // At most the length of a request.
+        let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
+        let then = Arc::new(Mutex::new(Some(then)));
+        let shared = Arc::clone(&then);
+        let on_fetched = move |result: io::Result<()>| {
+            if let Some(then) = shared.lock().take() {
+                then(result.map_err(|error| device_error(&error)));
+            }
+        };
+        // The caller gets its own callback.
+        self.image.prefetch(offset_bytes, len, on_fetched).and_then(|_| then.lock().take())
+    }
+
     fn size_bytes(&self) -> u64 {
         self.image.size_bytes()
     }
