@@ -138,7 +138,7 @@ impl Head {
                 if found.clean && !unlogged.is_empty() {
                     tracing::error!(volume = %volume_dir.volume, blocks = unlogged.len_blocks(), "log of a cleanly closed head lacks blocks of the map: using the map");
                 }
-                if !found.clean {
+                if !found.clean && !unlogged.is_empty() {
                     tracing::info!(volume = %volume_dir.volume, blocks = unlogged.len_blocks(), "recovered unflushed blocks of a crashed process from the live map");
                 }
                 found.map.add_all(&logged)?;
