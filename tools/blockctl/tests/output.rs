@@ -98,7 +98,7 @@ blockctl volume clone new --from db@monday
 blockctl volume resize db --size 4GiB
 blockctl volume update db --read-only on
 blockctl volume update db --group shop --label a=b
-blockctl volume update db --no-group --label=
+blockctl volume update db --no-group --no-labels
 blockctl volume attach db --device /dev/nbd3 --read-only --persistent --timeout 1m --dead-timeout 2d --connections 2
 blockctl volume detach db
 blockctl volume detach /dev/nbd3 --force

@@ -84,9 +84,14 @@ pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
         None => new_passphrase.map(Into::into),
     };
     let (new_data_key, accept_key) = (args.new_data_key, args.accept_key);
+    let is_changed = new_passphrase.is_some() || new_data_key || accept_key.is_some();
     let request = RekeyCredential { passphrase, new_passphrase, new_data_key, accept_key };
     let rekeyed = client.call_at(operations::REKEY_CREDENTIAL, &args.credential, &request).await?;
     let exit = output.tell(&rekeyed, || {
+        if !is_changed {
+            let keys = counted(rekeyed.data_keys, "data key");
+            return format!("Credentials unchanged, UUID:{} ({keys} loaded)", rekeyed.uuid);
+        }
         format!(
             "Credentials rekeyed successfully, UUID:{} ({} with the new passphrase{}, {} in all)",
             rekeyed.uuid,

@@ -40,6 +40,15 @@ Examples:
   blockctl sched-policy create gold --periodic 60,24 --daily 22:14,7 --weekly Thursday@22:13,5 --monthly 14@20:05,12
   blockctl sched-policy create nights --cron '30 2 * * 1,3;10'";
 
+const POLICY_UPDATE_HELP: &str = "\
+Given times replace those of their kind (--daily the daily ones); rules of other kinds stay. A time \
+without a number of kept backups has the retention of the times that it replaces.
+
+Examples:
+  blockctl sched-policy update gold --daily 23:00
+  blockctl sched-policy update gold --weekly Sunday@03:00,8
+  blockctl sched-policy update gold --replace --daily 23:00,7";
+
 pub const HISTORY_HELP: &str = "\
 Examples:
   blockctl cloudsnap history
@@ -103,8 +112,8 @@ pub enum PolicyCommand {
     #[command(after_help = "Examples:\n  blockctl sched-policy inspect gold")]
     Inspect(PolicyNameArg),
     /// Change the rules of a schedule policy
-    #[command(visible_alias = "u", after_help = POLICY_HELP)]
-    Update(PolicyArgs),
+    #[command(visible_alias = "u", after_help = POLICY_UPDATE_HELP)]
+    Update(UpdatePolicyArgs),
     /// Delete an unused schedule policy
     #[command(visible_alias = "d", after_help = "Examples:\n  blockctl sched-policy delete gold")]
     Delete(PolicyNameArg),
@@ -260,6 +269,17 @@ pub struct PolicyArgs {
     /// Times.
     #[command(flatten)]
     pub times: TimeArgs,
+}
+
+/// `sched-policy update`
+#[derive(Debug, Args)]
+pub struct UpdatePolicyArgs {
+    /// Policy.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Remove all other rules of the policy
+    #[arg(long)]
+    pub replace: bool,
 }
 
 /// Policy name argument.

@@ -396,9 +396,21 @@ pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Exit {
             context.output.tell(&policy, || format!("Schedule policy {} created successfully", policy.name))
         }
         PolicyCommand::Update(args) => {
-            let request = UpdatePolicy { rules: rules(&args)? };
-            let policy = context.client.call_at(operations::UPDATE_POLICY, &args.name, &request).await?;
-            context.output.tell(&policy, || format!("Schedule policy {} updated successfully", policy.name))
+            let (name, given) = (&args.policy.name, rules(&args.policy)?);
+            let rules = match args.replace {
+                true => given,
+                false => {
+                    let policy = context.client.call_at(operations::GET_POLICY, name, &()).await?;
+                    merged(policy.rules, given)
+                }
+            };
+            let request = UpdatePolicy { rules };
+            let policy = context.client.call_at(operations::UPDATE_POLICY, name, &request).await?;
+            if context.output.is_json() {
+                return context.output.document(&policy);
+            }
+            context.output.line(format!("Schedule policy {} updated successfully", policy.name))?;
+            context.output.table(&policy_table(std::slice::from_ref(&policy)))
         }
         PolicyCommand::List => {
             let list = context.client.call(operations::LIST_POLICIES, &()).await?;
@@ -419,10 +431,44 @@ fn rules(args: &PolicyArgs) -> Result<Vec<Rule>, Failure> {
     args.times.rules(true).map_err(|error| Failure::usage(error.to_string()))
 }
 
+/// Replaces the rules of the given kinds. A rule without retention takes that of the replaced ones.
+fn merged(old: Vec<Rule>, given: Vec<Rule>) -> Vec<Rule> {
+    let kind = |rule: &Rule| std::mem::discriminant(&rule.when.when);
+    let replaced: Vec<_> = given.iter().map(kind).collect();
+    let given: Vec<Rule> = given
+        .into_iter()
+        .map(|rule| {
+            let same_kind = old.iter().find(|old| kind(old) == kind(&rule));
+            let retain = rule.retain.or_else(|| same_kind?.retain.clone());
+            Rule { retain, ..rule }
+        })
+        .collect();
+    old.into_iter().filter(|rule| !replaced.contains(&kind(rule))).chain(given).collect()
+}
+
 fn policy_table(policies: &[Policy]) -> Table {
     let rules = policies.iter().flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)));
     let row = |(policy, rule): (&Policy, &Rule)| {
         [policy.name.to_string(), rule.when.to_string(), or_dash(rule.retain.as_ref())]
     };
     Table::of("NAME|SCHEDULE|RETAIN", rules.map(row))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policy_update_replaces_rules_of_its_kinds_only() {
+        let rules = |texts: &[(&str, Option<u32>)]| -> Vec<Rule> {
+            let rule = |(when, keep): &(&str, Option<u32>)| Rule {
+                when: when.parse().unwrap(),
+                retain: keep.map(|keep| Retention::max(keep).unwrap()),
+            };
+            texts.iter().map(rule).collect()
+        };
+        let old = rules(&[("daily @21:00", Some(7)), ("weekly Sunday@03:00", Some(5))]);
+        let merged = merged(old, rules(&[("daily @23:00", None)]));
+        assert_eq!(merged, rules(&[("weekly Sunday@03:00", Some(5)), ("daily @23:00", Some(7))]));
+    }
 }

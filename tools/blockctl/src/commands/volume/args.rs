@@ -79,8 +79,7 @@ Examples:
   blockctl volume resize db --size 16GiB";
 
 const UPDATE_HELP: &str = "\
-Given labels replace all labels of the volume; an empty list removes all. A volume is in at most \
-one group; `snapshot create-group` freezes all volumes of a group together.
+Other labels than the given ones stay. A volume is in at most one group; `snapshot create-group` freezes all volumes of a group together.
 
 Connected clients are not notified when a volume becomes read-only; their writes fail with EPERM.
 
@@ -88,7 +87,8 @@ Examples:
   blockctl volume update db --read-only on
   blockctl volume update db --read-only off
   blockctl volume update db --group shop --label app=shop,tier=db
-  blockctl volume update db --no-group --label ''";
+  blockctl volume update db --label +tier=web,-app
+  blockctl volume update db --no-group --no-labels";
 
 const URI_HELP: &str = "\
 Examples:
@@ -282,15 +282,53 @@ pub struct Changes {
     /// Acknowledge discarded writes
     #[arg(long)]
     pub acknowledge_discarded_writes: bool,
-    /// New set of labels
-    #[arg(short, long, value_name = "K=V,…")]
-    pub label: Option<Labels>,
+    /// Set labels, or remove those with a minus
+    #[arg(short, long, value_name = "K=V|-K,…", allow_hyphen_values = true)]
+    pub label: Option<LabelChanges>,
+    /// Remove all labels
+    #[arg(long, conflicts_with = "label")]
+    pub no_labels: bool,
     /// Consistency group of the volume
     #[arg(short, long, conflicts_with = "no_group")]
     pub group: Option<GroupName>,
     /// Remove the volume from its group
     #[arg(long)]
     pub no_group: bool,
+}
+
+/// Changes of single labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelChanges(Vec<(String, Option<String>)>);
+
+impl LabelChanges {
+    /// Returns labels with these changes.
+    pub fn applied_to(&self, labels: &Labels) -> Result<Labels, blockd_api::PairsError> {
+        let mut map = labels.as_map().clone();
+        for (key, value) in &self.0 {
+            match value {
+                Some(value) => drop(map.insert(key.clone(), value.clone())),
+                None => drop(map.remove(key)),
+            }
+        }
+        Labels::try_from(map)
+    }
+}
+
+impl std::str::FromStr for LabelChanges {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let change = |part: &str| match part.strip_prefix('-') {
+            Some(key) if !key.is_empty() && !key.contains('=') => Ok((key.to_owned(), None)),
+            Some(_) => Err(format!("{part}: expected -KEY")),
+            None => {
+                let pair = part.strip_prefix('+').unwrap_or(part).split_once('=');
+                let (key, value) = pair.ok_or_else(|| format!("{part}: expected KEY=VALUE or -KEY"))?;
+                Ok((key.to_owned(), Some(value.to_owned())))
+            }
+        };
+        text.split(',').map(|part| change(part.trim())).collect::<Result<_, _>>().map(Self)
+    }
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {
@@ -350,4 +388,27 @@ fn parse_size(text: &str) -> Result<ByteSize, String> {
         return Err(format!("a size without a unit is in bytes: did you mean {text}GiB?"));
     }
     Ok(size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_changes_keep_other_labels() {
+        let labels: Labels = "app=shop,tier=db".parse().unwrap();
+        for (changes, expected) in [
+            ("tier=web", "app=shop,tier=web"),
+            ("+zone=a,-app", "tier=db,zone=a"),
+            ("-none", "app=shop,tier=db"),
+            ("-app,-tier", ""),
+        ] {
+            let changes: LabelChanges = changes.parse().unwrap();
+            assert_eq!(changes.applied_to(&labels).unwrap().to_string(), expected);
+        }
+        for bad in ["", "app", "-", "-app=shop", "a=b,,"] {
+            assert!(bad.parse::<LabelChanges>().is_err(), "{bad}");
+        }
+        assert!("=x".parse::<LabelChanges>().unwrap().applied_to(&labels).is_err());
+    }
 }

@@ -12,7 +12,7 @@ use args::{
     UpdateArgs, VolumeCommand,
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, SnapshotId, SnapshotRef, VolumeRef,
+    ApiError, ByteSize, ErrorCode, Labels, SnapshotId, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
     format_time,
     lazy::{Hydration, InPlaceProgress},
@@ -103,7 +103,8 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
                 volume.id.to_string(),
                 volume.name.to_string(),
                 ByteSize::from_bytes(volume.size_bytes).to_string(),
-                ByteSize::from_bytes(volume.allocated_bytes).to_string(),
+                // Shared bytes count for each volume that has them.
+                ByteSize::from_bytes(volume.allocated_bytes + volume.shared_bytes).to_string(),
                 ByteSize::from_bytes(volume.dirty_bytes).to_string(),
                 volume.snapshot_count.to_string(),
                 or_dash(volume.attachment.as_ref().and_then(|attachment| attachment.device)),
@@ -331,11 +332,19 @@ async fn resize(context: &Context<'_>, args: ResizeArgs) -> Exit {
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     let changes = args.changes;
     let group = if changes.no_group { Some(None) } else { changes.group.map(Some) };
+    let labels = match &changes.label {
+        Some(label) => {
+            let volume = context.client.call_at(operations::GET_VOLUME, &args.volume, &()).await?;
+            let labels = label.applied_to(&volume.labels);
+            Some(labels.map_err(|error| Failure::usage(error.to_string()))?)
+        }
+        None => changes.no_labels.then(Labels::default),
+    };
     let request = UpdateVolume {
         size_bytes: None,
         read_only: changes.read_only,
         acknowledge_discarded_writes: changes.acknowledge_discarded_writes,
-        labels: changes.label,
+        labels,
         group,
     };
     let volume = context.client.call_at(operations::UPDATE_VOLUME, &args.volume, &request).await?;
