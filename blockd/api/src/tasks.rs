@@ -61,6 +61,9 @@ pub struct Task {
     pub label: Option<ObjectName>,
     /// Cloud snapshot that it makes, restores or deletes; `None` while undecided.
     pub source_volume: Option<String>,
+    /// Group snapshot of a group backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_id: Option<Uuid>,
     /// Volume that is backed up or restored; `None` for a delete.
     pub volume: Option<VolumeName>,
     /// State: `Backup-Active`, `Restore-Done`, …

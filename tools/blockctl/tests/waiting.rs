@@ -1,4 +1,4 @@
-//! Interruption of `--wait` and `--watch`.
+//! Interruption of `--wait` and `--watch`, and stops of tasks.
 
 use crate::support::{Fake, Ran, Reply, TASK, ok, task};
 use rustix::process::{Pid, Signal, kill_process};
@@ -79,4 +79,32 @@ fn ctrl_c_stops_the_waiting_and_not_the_task() {
             assert!(ran.json()["error"]["hint"].as_str().unwrap().contains(&look));
         }
     }
+}
+
+#[test]
+fn stop_of_a_group_stops_its_unfinished_backups() {
+    const GROUP: &str = "aaaaaaaa-e12a-4d35-81ad-985657757352";
+    let ids = ["11111111", "22222222", "33333333"].map(|id| format!("{id}{}", &TASK[8..]));
+    let member = |id: &str, state| {
+        let mut task = task(state, 1);
+        (task["name"], task["groupId"]) = (json!(id), json!(GROUP));
+        task
+    };
+    let tasks =
+        [member(&ids[0], "Backup-Active"), member(&ids[1], "Backup-Done"), member(&ids[2], "Backup-Pending")];
+    let stops =
+        [&ids[0], &ids[2]].map(|id| (format!("POST /v1/tasks/{id}/stop"), member(id, "Backup-Stopped")));
+    let mut replies = vec![("GET /v1/tasks", ok(json!({ "tasks": tasks })))];
+    replies.extend(stops.iter().map(|(line, task)| (line.as_str(), ok(task.clone()))));
+    let fake = Fake::start(replies);
+    let ran = fake.run("cloudsnap stop --name aaaaaaaa");
+    assert_eq!((ran.status, ran.stdout.lines().count()), (0, 2), "{ran:?}");
+    let stopped: Vec<_> =
+        fake.seen().into_iter().map(|seen| seen.line).filter(|line| line.contains("/stop")).collect();
+    assert_eq!(stopped, stops.map(|(line, _)| line));
+    // A prefix of several tasks is no group.
+    let mut other = member(&ids[1], "Backup-Active");
+    other["groupId"] = json!(TASK);
+    let fake = Fake::start(vec![("GET /v1/tasks", ok(json!({ "tasks": [tasks[0], other] })))]);
+    assert_eq!(fake.run("cloudsnap stop --name aaaaaaaa").status, 2);
 }

@@ -81,6 +81,11 @@ impl Ended {
     }
 }
 
+/// Returns the group snapshot of a group backup.
+fn group_of(row: &TaskRow) -> Option<Uuid> {
+    row.spec.backup()?.barrier.as_ref().map(|barrier| barrier.id)
+}
+
 impl Tasks {
     /// Returns the unfinished tasks.
     pub fn running(&self) -> Vec<TaskRow> {
@@ -202,9 +207,7 @@ impl Tasks {
         let prefix = query.name.as_deref().unwrap_or_default();
         // The id of a group snapshot finds all its backups.
         let is_meant = |row: &&TaskRow| {
-            let barrier =
-                row.spec.backup().and_then(|backup| backup.barrier.as_ref()).map(|barrier| barrier.id);
-            [Some(row.id), barrier].iter().flatten().any(|id| id.to_string().starts_with(prefix))
+            [Some(row.id), group_of(row)].iter().flatten().any(|id| id.to_string().starts_with(prefix))
         };
         let wanted = rows.iter().filter(is_meant);
         Ok(TaskList { tasks: wanted.map(|row| self.task_to_api(row)).collect() })
@@ -217,6 +220,7 @@ impl Tasks {
             name: row.id,
             kind: row.kind(),
             source_volume: row.decided_cloudsnap().map(|id| id.to_string()),
+            group_id: group_of(row),
             volume: detail.volume_name.clone(),
             state: api::TaskState { kind: row.kind(), stage: row.state },
             node: self.host.node.clone(),

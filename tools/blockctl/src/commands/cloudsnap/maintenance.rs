@@ -19,7 +19,7 @@ use clap::Args;
 /// Help of `cloudsnap stop`.
 pub const STOP_HELP: &str = "\
 The task keeps its checkpoint: `cloudsnap resume` continues it within 7 days, until a newer backup \
-of the volume to the same location starts. --discard drops the checkpoint, also that of a task \
+of the volume to the same location starts. The id of a group stops all its backups. --discard drops the checkpoint, also that of a task \
 that was stopped or failed before.
 
 Examples:
@@ -149,34 +149,66 @@ pub struct GcArgs {
     pub credential: CredentialArg,
 }
 
-/// Resolves a task by its id prefix.
-async fn task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure> {
+/// Resolves tasks by a prefix of the id of one, or of its group.
+async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<Vec<Task>, Failure> {
     let name = name.ok_or_else(|| Failure::usage("name the task"))?;
     let query = ListTasks { name: Some(name.to_owned()) };
-    let mut tasks = context.client.call(operations::LIST_TASKS, &query).await?.tasks;
-    match (tasks.pop(), tasks.is_empty()) {
-        (Some(task), true) => Ok(task),
-        (Some(_), false) => Err(Failure::usage(format!(
-            "{} begin with {name}: give a longer prefix",
-            counted(tasks.len() as u64 + 1, "task")
-        ))),
-        (None, _) => {
+    let tasks = context.client.call(operations::LIST_TASKS, &query).await?.tasks;
+    let group = tasks.first().and_then(|first| first.group_id);
+    let is_group = group.is_some_and(|group| group.to_string().starts_with(name))
+        && tasks.iter().all(|task| task.group_id == group);
+    match tasks.len() {
+        0 => {
             let error =
                 ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
             Err(error.into())
         }
+        count if count > 1 && !is_group => Err(Failure::usage(format!(
+            "{} begin with {name}: give a longer prefix",
+            counted(count as u64, "task")
+        ))),
+        _ => Ok(tasks),
+    }
+}
+
+/// Resolves one task by its id prefix.
+async fn task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure> {
+    let mut found = tasks(context, name).await?;
+    match (found.pop(), found.is_empty()) {
+        (Some(task), true) => Ok(task),
+        _ => Err(Failure::usage("this is the id of a group: name one of its tasks")),
     }
 }
 
 pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
-    let id = task(context, args.task.name()).await?.name;
-    let task =
-        context.client.call_at(operations::STOP_TASK, &id, &StopTask { discard: args.discard }).await?;
+    let found = tasks(context, args.task.name()).await?;
+    let (request, mut stopped) = (StopTask { discard: args.discard }, Vec::new());
+    for task in &found {
+        // Of a group, the others may have ended.
+        if found.len() > 1 && task.state.stage.is_over() && !(args.discard && task.resumable) {
+            continue;
+        }
+        stopped.push(context.client.call_at(operations::STOP_TASK, &task.name, &request).await?);
+    }
     let output = context.output;
-    let noun = task.kind;
-    let stopped = match task.state.stage {
+    match stopped.as_slice() {
+        [one] if found.len() == 1 => output.tell(one, || stopped_line(one, args.discard)),
+        all if output.is_json() => output.document(&all),
+        [] => output.line("All backups of the group had ended before they could be stopped."),
+        all => {
+            for one in all {
+                output.line(stopped_line(one, args.discard))?;
+            }
+            Ok(EXIT_DONE)
+        }
+    }
+}
+
+fn stopped_line(task: &Task, is_discarded: bool) -> String {
+    let (noun, id) = (task.kind, task.name);
+    match task.state.stage {
         TaskStage::Done => format!("Cloudsnap {noun} {id} was done before it could be stopped."),
-        TaskStage::Failed if !args.discard => {
+        TaskStage::Failed if !is_discarded => {
             format!("Cloudsnap {noun} {id} failed before it could be stopped.")
         }
         _ if task.resumable => {
@@ -185,8 +217,7 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
             )
         }
         _ => format!("Cloudsnap {noun} discarded successfully: {id}"),
-    };
-    output.tell(&task, || stopped)
+    }
 }
 
 pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {

@@ -304,7 +304,8 @@ fn table(tasks: &[Task]) -> Table {
         let (rate, eta_s) = pace(task);
         let row = [
             task.name.to_string(),
-            or_dash(task.source_volume.as_ref()),
+            // Without a cloud snapshot, the volume tells what failed.
+            or_dash(task.source_volume.clone().or_else(|| task.volume.as_ref().map(ToString::to_string))),
             task.state.to_string(),
             task.node.clone(),
             task.bytes_processed.to_string(),
