@@ -8,8 +8,8 @@ mod listing;
 pub use listing::*;
 
 use crate::{
-    ApiError, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, VolumeId, VolumeName, VolumeRef,
-    quiesce::HookOptions, tasks::TaskLimits,
+    ApiError, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, SnapshotId, VolumeId, VolumeName,
+    VolumeRef, quiesce::HookOptions, tasks::TaskLimits,
 };
 pub use blockd_extent::{BadCloudSnapshotId, CloudSnapshotId};
 use jiff::Timestamp;
@@ -188,6 +188,9 @@ pub struct RestoreStarted {
     pub volume_id: VolumeId,
     /// Name of the new volume.
     pub volume: VolumeName,
+    /// Local snapshot that keeps the previous content after an in-place restore.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<SnapshotId>,
     /// Schedules that include the new volume by its labels, by name or id.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub schedules: Vec<String>,

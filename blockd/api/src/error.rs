@@ -120,6 +120,8 @@ error_codes! {
     CloudsnapInUse, "cloudsnap_in_use", 409, 5, true;
     /// The cloud snapshot is pinned.
     CloudsnapPinned, "cloudsnap_pinned", 409, 5, false;
+    /// Another host made the cloud snapshot.
+    CloudsnapOfOtherHost, "cloudsnap_of_other_host", 409, 5, false;
     /// The volume is still being restored.
     VolumeNotReady, "volume_not_ready", 409, 5, true;
     /// The volume could not be opened, or failed; its state has the reason.

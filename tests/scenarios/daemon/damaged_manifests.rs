@@ -1,4 +1,4 @@
-//! Deletions of cloud snapshots with damaged manifests.
+//! Deletions of cloud snapshots with damaged manifests, and of those that other hosts made.
 
 use super::*;
 
@@ -39,4 +39,18 @@ async fn damaged_manifest_deleted_beside_another_keeps_all_packs() {
     assert!(!host.manifest(&snaps[1]).exists());
     assert_eq!(host.packs(), packs);
     host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cloud_snapshot_of_another_host_is_deleted_by_force_only() {
+    let (host, other) = (Host::new().await, Host::new().await);
+    host.one_backup().await;
+    let snap = host.list().await[0].id.to_string();
+    other.create_credential_at("nas", host.store.path()).await;
+    let mut request = delete_of(&snap);
+    other.refused(ErrorCode::CloudsnapOfOtherHost, START_DELETE, &request).await;
+    assert_eq!(host.ids().await, [snap]);
+    request.force = true;
+    other.done(other.call(START_DELETE, &request).await.task).await;
+    assert_eq!(host.ids().await.len(), 0);
 }

@@ -3,7 +3,7 @@
 use super::*;
 use blockd_api::{
     CredentialRef,
-    cloudsnaps::{CollectGarbage, VerifyDepth},
+    cloudsnaps::{CloudsnapStatus, CollectGarbage, VerifyDepth},
     tasks::StopTask,
 };
 use jiff::{SignedDuration, Timestamp};
@@ -264,6 +264,11 @@ async fn damage_is_found_listed_skipped_and_healed() {
     let (offset, len) = (lost.ranges[0].offset_bytes as usize, lost.ranges[0].len_bytes as usize);
     assert_eq!((lost.ranges.len(), offset, len), (1, 128 << 10, 128 << 10));
     assert_eq!(host.list().await[0].metadata.verify_result.as_deref(), Some("Damaged"));
+    for (status, count) in [(CloudsnapStatus::Damaged, 1), (CloudsnapStatus::Done, 0)] {
+        let query = ListCloudsnaps { status: Some(status), ..ListCloudsnaps::default() };
+        let found = host.call(LIST_CLOUDSNAPS, &query).await.cloudsnaps;
+        assert!(found.len() == count && found.iter().all(|one| one.status == status), "{found:?}");
+    }
     // A quick verification does not reset the result.
     assert_eq!(verify(Some(&full), VerifyDepth::Quick).await.state.stage, TaskStage::Done);
     assert_eq!(host.list().await[0].metadata.verify_result.as_deref(), Some("Damaged"));

@@ -24,7 +24,7 @@ pub struct ListCloudsnaps {
     /// All clusters, as without `cluster`.
     #[serde(default)]
     pub all: bool,
-    /// Only this state; [`CloudsnapStatus::Done`] by default.
+    /// Only this state; [`CloudsnapStatus::Done`] and [`CloudsnapStatus::Damaged`] by default.
     #[serde(default)]
     pub status: Option<CloudsnapStatus>,
     /// Only volumes that had all these labels.
@@ -49,7 +49,7 @@ pub enum CloudsnapStatus {
     Active,
     /// A backup of this daemon failed; there is no cloud snapshot.
     Failed,
-    /// The manifest cannot be read.
+    /// The manifest cannot be read, or the last verification on this host found damage.
     Damaged,
 }
 

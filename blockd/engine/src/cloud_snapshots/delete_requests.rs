@@ -11,7 +11,7 @@ use crate::{
     },
     tasks::{Tasks, runner::Runner},
 };
-use blockd_api::{cloudsnaps::StartDelete, tasks::TaskStarted};
+use blockd_api::{ApiError, ErrorCode, cloudsnaps::StartDelete, tasks::TaskStarted};
 use blockd_catalog::{Db, DeleteTask, RetentionOverride, TaskRow, TaskSpec};
 use blockd_cloud::{CloudError, CloudSnapshotId};
 use std::sync::Arc;
@@ -58,7 +58,10 @@ impl Deletions {
         self.tasks.refuse_if_deleting(&id).await?;
         match judged_by {
             Some(mark) if !self.is_judged_by(&id, credential.uuid, mark).await? => return Ok(None),
-            None if !request.force => self.checks.refuse_if_pinned(&id, credential.uuid).await?,
+            None if !request.force => {
+                self.refuse_of_other_host(&id)?;
+                self.checks.refuse_if_pinned(&id, credential.uuid).await?;
+            }
             _ => {}
         }
         self.delete_work.refuse_if_used(&id).await?;
@@ -66,6 +69,17 @@ impl Deletions {
         let mut row = TaskRow::new(TaskSpec::Delete(spec), credential.uuid, id, crate::owner::current());
         row.detail.credential_name = credential.name.to_string();
         self.runner.store_and_launch(row, |_| Ok(())).await.map(Some)
+    }
+
+    /// Refuses to delete a cloud snapshot that another host made, and may still need.
+    fn refuse_of_other_host(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
+        if id.cluster == self.host.cluster {
+            return Ok(());
+        }
+        let message = format!("another host, of cluster {}, made cloud snapshot {id}", id.cluster);
+        let mut refused = ApiError::new(ErrorCode::CloudsnapOfOtherHost, message);
+        refused.hint = Some(format!("to delete it anyway, an administrator runs `{}`", delete_command(id)));
+        Err(ServiceError::Refused(refused))
     }
 
     /// Returns true if the manifest is damaged and `force` is set; refuses a damaged one otherwise.

@@ -74,9 +74,13 @@ fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
     }
 }
 
-/// Fills in the time and result of the last verification.
-fn show_proof(metadata: &mut CloudsnapMetadata, proof: Option<&Proof>) {
+/// Fills in the time and result of the last verification, which decides the status.
+fn show_proof(entry: &mut Cloudsnap, proof: Option<&Proof>) {
     let Some(proof) = proof else { return };
+    let metadata = &mut entry.metadata;
+    if !proof.sound {
+        (entry.status, metadata.status) = (CloudsnapStatus::Damaged, CloudsnapStatus::Damaged);
+    }
     metadata.verified = Some(format_time(proof.verified));
     metadata.verify_depth = Some(proof.depth.to_string());
     metadata.verify_result = Some(if proof.sound { "Sound" } else { "Damaged" }.to_owned());
@@ -114,22 +118,25 @@ impl CloudSnapshots {
         };
         let scope = self.scope_of(query)?;
         let ManifestFilter { cluster, volume } = scope.filter;
-        let status = query.status.unwrap_or_default();
         let mut list = CloudsnapList::default();
         let mut found = ListedCloudsnaps::default();
-        if matches!(status, CloudsnapStatus::Done | CloudsnapStatus::Damaged) {
-            list.failed_credentials = self.list_stores(&credentials, &scope, &mut found).await?;
-        } else {
-            for credential in &credentials {
-                self.tasks_as_entries(credential, status, &mut found).await?;
+        match query.status {
+            Some(status @ (CloudsnapStatus::Active | CloudsnapStatus::Failed)) => {
+                for credential in &credentials {
+                    self.tasks_as_entries(credential, status, &mut found).await?;
+                }
             }
+            _ => list.failed_credentials = self.list_stores(&credentials, &scope, &mut found).await?,
+        }
+        if query.status == Some(CloudsnapStatus::Done) {
+            found.damaged.clear();
         }
         let src_name = match &query.src {
             Some(VolumeRef::Name(name)) => Some(name.as_str()),
             _ => None,
         };
         found.entries.retain(|entry| {
-            status != CloudsnapStatus::Damaged
+            query.status.is_none_or(|status| status == entry.status)
                 && query.cloudsnap_id.is_none_or(|id| id == entry.id)
                 && cluster.is_none_or(|cluster| cluster == entry.id.cluster)
                 && volume.is_none_or(|volume| volume == entry.src_volume_id)
@@ -236,7 +243,7 @@ impl CloudSnapshots {
             match item.manifest {
                 Ok(manifest) => {
                     let mut entry = entry(&manifest, credential);
-                    show_proof(&mut entry.metadata, proofs.get(&manifest.id()));
+                    show_proof(&mut entry, proofs.get(&manifest.id()));
                     show_mark(&mut entry.metadata, marks.of(&manifest.id(), uuid, now).as_ref());
                     found.entries.push(entry);
                 }
@@ -333,7 +340,7 @@ impl CloudSnapshots {
             Ok((Proof::of_repository(tx, uuid)?, RetentionOverride::all(tx)?))
         });
         let (proofs, marks) = known.await?;
-        show_proof(&mut entry.metadata, proofs.iter().rfind(|proof| proof.cloudsnap == id));
+        show_proof(&mut entry, proofs.iter().rfind(|proof| proof.cloudsnap == id));
         show_mark(&mut entry.metadata, marks.of(&id, uuid, Timestamp::now()).as_ref());
         Ok(CloudsnapDetail { entry, detail })
     }

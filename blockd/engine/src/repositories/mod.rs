@@ -142,6 +142,15 @@ impl Repositories {
     }
 }
 
+/// Maximum number of credentials named in an error.
+const MAX_NAMED: usize = 8;
+
+/// Returns the names of the first credentials.
+fn names(rows: &[CredentialRow]) -> String {
+    let first: Vec<&str> = rows.iter().take(MAX_NAMED).map(|row| row.name.as_str()).collect();
+    first.join(", ") + if rows.len() > MAX_NAMED { ", …" } else { "" }
+}
+
 impl Repositories {
     /// Returns the rows of all credentials.
     ///
@@ -165,26 +174,31 @@ impl Repositories {
                     ErrorCode::CredentialRequired,
                     "no credentials exist: create one first (blockctl credentials create)",
                 )),
-                (Some(_), false) => Err(ServiceError::refused(
-                    ErrorCode::CredentialRequired,
-                    "several credentials exist: select one with --cred-id",
-                )),
+                (Some(last), false) => {
+                    rows.push(last);
+                    let message =
+                        format!("several credentials exist: select one with --cred-id ({})", names(&rows));
+                    Err(ServiceError::refused(ErrorCode::CredentialRequired, message))
+                }
             };
         };
         let is_wanted = |row: &CredentialRow| match wanted {
             CredentialRef::Id(uuid) => row.uuid == *uuid,
             CredentialRef::Name(name) => row.name == *name,
         };
+        let mut known = String::new();
         let found = match (rows.iter().position(is_wanted), wanted) {
             (Some(at), _) => Some(rows.swap_remove(at)),
             (None, CredentialRef::Name(name)) => {
+                known = names(&rows);
                 let all = rows.into_iter().map(|row| (row.uuid.to_string(), row));
                 only_one("credentials", name.as_str(), all)?
             }
             (None, CredentialRef::Id(_)) => None,
         };
         found.ok_or_else(|| {
-            ServiceError::refused(ErrorCode::CredentialNotFound, format!("no credential {wanted}"))
+            let others = if known.is_empty() { known } else { format!(": there are {known}") };
+            ServiceError::refused(ErrorCode::CredentialNotFound, format!("no credential {wanted}{others}"))
         })
     }
 

@@ -75,7 +75,9 @@ impl Restores {
         let (volume_id, volume) = (row.id, row.name.clone());
         let started = self.runner.store_and_launch(task, move |tx| row.insert(tx)).await;
         match started {
-            Ok(TaskStarted { task }) => Ok(RestoreStarted { task, volume_id, volume, schedules }),
+            Ok(TaskStarted { task }) => {
+                Ok(RestoreStarted { task, volume_id, volume, previous: None, schedules })
+            }
             Err(error) => {
                 self.registry.remove(&entry);
                 Err(error)

@@ -74,6 +74,7 @@ impl Restores {
                 task: started.task,
                 volume_id: entry.id,
                 volume: entry.name.clone(),
+                previous: (!request.discard).then_some(before),
                 schedules: Vec::new(),
             }),
             Err(error) => {

@@ -8,7 +8,7 @@ use blockd_api::{
     Deleted, ErrorCode,
     schedules::{MAX_RULES, Policy, PolicyList, PolicyName, Rule, UpdatePolicy},
 };
-use blockd_catalog::{DbError, PolicyRow, ScheduleRow};
+use blockd_catalog::{PolicyRow, ScheduleRow};
 use jiff::Timestamp;
 
 /// Refuses too many rules, and duplicates.
@@ -118,14 +118,20 @@ impl Schedules {
     /// There is no such policy, or a schedule uses it.
     pub async fn delete_policy(&self, name: PolicyName) -> Result<Deleted, ServiceError> {
         let wanted = name.clone();
-        match self.db.run(move |tx| -> Result<bool, DbError> { PolicyRow::delete(tx, &wanted) }).await {
-            Ok(true) => Ok(Deleted { id: name.to_string(), name: name.to_string(), warnings: Vec::new() }),
-            Ok(false) => Err(not_found(&name)),
-            Err(error) if error.is_conflict() => Err(ServiceError::refused(
-                ErrorCode::PolicyInUse,
-                format!("a schedule uses the policy {name}: delete that first, or update the policy"),
-            )),
-            Err(error) => Err(error.into()),
+        let deleted = self.db.run(move |tx| -> Result<bool, ServiceError> {
+            let user = ScheduleRow::all(tx)?.into_iter().find(|row| row.policy.as_ref() == Some(&wanted));
+            if let Some(user) = user {
+                let message = format!(
+                    "schedule {} uses the policy {wanted}: delete that first, or update the policy",
+                    user.uuid
+                );
+                return Err(ServiceError::refused(ErrorCode::PolicyInUse, message));
+            }
+            Ok(PolicyRow::delete(tx, &wanted)?)
+        });
+        match deleted.await? {
+            true => Ok(Deleted { id: name.to_string(), name: name.to_string(), warnings: Vec::new() }),
+            false => Err(not_found(&name)),
         }
     }
 }

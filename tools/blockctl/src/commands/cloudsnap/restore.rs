@@ -137,6 +137,12 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
     if let Some(volume) = args.how.in_place {
         let request = StartInPlace { snap, volume, cred_id, discard: args.how.discard, limits };
         let reply = client.call(operations::START_IN_PLACE, &request).await?;
+        if let Some(previous) = reply.previous.filter(|_| !context.output.is_json()) {
+            let volume = &reply.volume;
+            context
+                .output
+                .note(format!("note: the previous content of {volume} is kept as snapshot {previous}"));
+        }
         let line = started(reply.volume_id, reply.task);
         return report_start(context, reply.task, &reply, &line, args.wait.wait).await;
     }

@@ -38,8 +38,8 @@ Examples:
 
 pub const DELETE_HELP: &str = "\
 No cloud snapshot depends on another one: any of them can be deleted, and shared data stays. A \
-pinned one needs --force, as does one whose manifest, or that of another one of its volume, is \
-unreadable. One that a clone, a lazy volume or a \
+pinned one needs --force, as does one that another host made, or whose manifest, or that of another \
+one of its volume, is unreadable. One that a clone, a lazy volume or a \
 resumable task of this host needs is never deleted. Needs of other hosts are unknown here: their \
 lazy volumes would fail to read.
 
@@ -63,7 +63,7 @@ pub struct ListArgs {
     /// Only snapshots of this cluster
     #[arg(short, long, value_name = "UUID")]
     pub cluster: Option<Uuid>,
-    /// Only snapshots in this state [default: Done]; stopped ones are Failed
+    /// Only snapshots in this state [default: Done and Damaged]; stopped ones are Failed
     #[arg(short = 't', long, ignore_case = true, value_parser = status_parser())]
     pub status: Option<CloudsnapStatus>,
     /// Only snapshots whose volume had all these labels
@@ -104,7 +104,7 @@ pub struct DeleteArgs {
     /// Id of the cloud snapshot
     #[arg(short, long, value_name = "ID")]
     pub snap: CloudSnapshotId,
-    /// Delete it although it is pinned, or it or another one of its volume is unreadable
+    /// Delete it although it is pinned, of another host, or it or another one of its volume is unreadable
     #[arg(short, long)]
     pub force: bool,
     /// Credential option.
