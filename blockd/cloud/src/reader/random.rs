@@ -78,8 +78,9 @@ impl SnapshotReader {
         Ok(true)
     }
 
-    /// Starts to fetch the frames of a range without blocking, and calls `then` on a blocking thread once they
-    /// are in memory or a fetch has failed. Returns `then` if no frame is missing, or the range is invalid.
+    /// Starts to fetch the frames of a range without blocking, and calls `then` on a blocking thread once
+    /// they are in memory or a fetch has failed. Returns `then` if no frame is missing, or the range is
+    /// invalid.
     pub fn prefetch<F>(&self, offset_bytes: u64, len: usize, then: F) -> Option<F>
     where
         F: FnOnce(io::Result<()>) + Send + 'static,
