@@ -181,7 +181,7 @@ fn group_members_survive_a_restart() {
     let text = daemon.ctl().run(&["snapshot", "inspect", "wal@one"]).stdout;
     assert!(text.contains("Group          : shop\n") && text.contains("Freeze         : "), "{text}");
 
-    let left = daemon.ctl().json(&["volume", "update", "wal", "--no-group", "--label", ""]);
+    let left = daemon.ctl().json(&["volume", "update", "wal", "--no-group", "--no-labels"]);
     assert_eq!((&left["group"], &left["labels"]), (&Value::Null, &serde_json::json!({})));
     let alone = daemon.ctl().json(&["snapshot", "create-group", "--group", "shop"]);
     assert_eq!(alone["members"], 1);

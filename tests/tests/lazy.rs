@@ -152,13 +152,13 @@ fn backup_of_a_lazy_volume_uploads_written_blocks_only() {
     ctl.restore(full.snap(), "full");
     assert_same("a full backup of a lazy volume", &daemon.content("full"), &content);
 
-    let error = ctl.fails(&["cloudsnap", "delete", "--snap", &origin.snap], 5);
+    let error = ctl.fails(&["cloudsnap", "delete", "--snap", &origin.snap, "--force"], 5);
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("volume copy") && message.contains("delete the volume first"), "{error:#}");
     assert!(!message.contains("hydrated"), "a clone does not hydrate: {error:#}");
     ctl.fails_with(&["credentials", "delete", "nas"], 5, "copy");
     ctl.json(&["volume", "delete", "copy"]);
-    ctl.json(&["cloudsnap", "delete", "--snap", &origin.snap, "--wait"]);
+    ctl.json(&["cloudsnap", "delete", "--snap", &origin.snap, "--force", "--wait"]);
     // The incremental backup needs the deleted snapshot's data, which are kept.
     ctl.restore(&of_copy, "again");
     assert_same("an incremental on another volume's snapshot", &daemon.content("again"), &content);

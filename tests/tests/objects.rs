@@ -257,7 +257,9 @@ fn object_name_belongs_to_its_host() {
     // Each host deletes its own backup by name.
     b.json(&["delete", "VolumeBackup", "before"]);
     assert_eq!(a.done_cloudsnaps(), [of_a.as_str()]);
-    b.json(&["delete", "VolumeBackup", &of_a]);
+    let error = b.fails(&["delete", "VolumeBackup", &of_a], 5);
+    assert_eq!(error["code"], "cloudsnap_of_other_host");
+    b.json(&["cloudsnap", "delete", "--snap", &of_a, "--force", "--wait"]);
     assert!(a.done_cloudsnaps().is_empty());
 }
 

@@ -97,7 +97,7 @@ fn back_up_and_restore(test: &str, bed: &Bed, server: &Server) {
         assert_eq!(other.volume(&name)["labels"]["tier"], "gold", "the labels are lost");
     }
     for (task, _) in &snaps {
-        other.json(&["cloudsnap", "delete", "--snap", task.snap(), "--wait"]);
+        other.json(&["cloudsnap", "delete", "--snap", task.snap(), "--force", "--wait"]);
     }
     assert_eq!(other.done_cloudsnaps(), Vec::<String>::new());
     for daemon in [&daemon, &fresh] {

@@ -136,7 +136,7 @@ fn hydrating_volume_can_be_deleted() {
     ctl.json(&["volume", "delete", "now"]);
     limit_download(&ctl, None);
     assert_eq!(ctl.wait_task(&task).state(), "Restore-Failed");
-    ctl.json(&["cloudsnap", "delete", "--snap", &origin.snap, "--wait"]);
+    ctl.json(&["cloudsnap", "delete", "--snap", &origin.snap, "--force", "--wait"]);
     drop(daemon.stop());
 }
 
