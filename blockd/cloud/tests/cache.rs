@@ -332,32 +332,18 @@ async fn first_byte_takes_three_round_trips_after_the_manifest() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn prefetch_ends_with_the_fetch_and_blocks_no_thread() {
+async fn missing_frames_are_fetched_into_memory() {
     let bed = bed().await;
     let (manifest, expected) = bed.snapshots.last().unwrap();
-    let snapshot = impatient().snapshot(&bed.repo, manifest).await.unwrap();
-    let (sender, mut ended) = tokio::sync::mpsc::unbounded_channel();
+    let snapshot = cache(None).snapshot(&bed.repo, manifest).await.unwrap();
     let len = 300_000;
-    let prefetch = |offset_bytes| {
-        let sender = sender.clone();
-        let on_fetched = move |result: std::io::Result<()>| sender.send(result.is_ok()).unwrap();
-        snapshot.prefetch(offset_bytes, len, on_fetched).is_none()
-    };
-    bed.store.fail_all(Fault::Hang);
-    assert!((1..=20).all(|mib| prefetch(mib << 20)));
-    bed.store.heal();
-    for _ in 1..=20 {
-        ended.recv().await.unwrap();
-    }
-    bed.store.fail_all(Fault::BeforeApply);
     let at = 50 << 20;
-    assert!(prefetch(at));
-    assert_eq!(ended.recv().await, Some(false));
+    bed.store.fail_all(Fault::BeforeApply);
+    assert!(snapshot.fetch_missing(at, len).unwrap().await.is_err());
     bed.store.heal();
-    assert!(prefetch(at));
-    assert_eq!(ended.recv().await, Some(true));
+    snapshot.fetch_missing(at, len).unwrap().await.unwrap();
     let mut buf = vec![0xee; len];
     assert!(snapshot.try_read_at(at, &mut buf).unwrap(), "it is in memory");
     assert!(buf == expected[at as usize..][..len]);
-    assert!(!prefetch(at), "nothing is missing");
+    assert!(snapshot.fetch_missing(at, len).is_none());
 }

@@ -78,23 +78,16 @@ impl SnapshotReader {
         Ok(true)
     }
 
-    /// Starts to fetch the frames of a range without blocking, and calls `then` on a blocking thread once
-    /// they are in memory or a fetch has failed. Returns `then` if no frame is missing, or the range is
+    /// Returns a fetch of the frames of a range into memory; `None` if no frame is missing, or the range is
     /// invalid.
-    pub fn prefetch<F>(&self, offset_bytes: u64, len: usize, then: F) -> Option<F>
-    where
-        F: FnOnce(io::Result<()>) + Send + 'static,
-    {
-        let extent = match self.touched(offset_bytes, len) {
-            Ok(extent) if !self.is_in_memory(extent) => extent,
-            _ => return Some(then),
-        };
+    pub fn fetch_missing(
+        &self,
+        offset_bytes: u64,
+        len: usize,
+    ) -> Option<impl Future<Output = io::Result<()>> + Send + use<>> {
+        let extent = self.touched(offset_bytes, len).ok().filter(|extent| !self.is_in_memory(*extent))?;
         let reader = self.clone();
-        self.inner.runtime.spawn(async move {
-            let fetched = reader.fetch(extent).await.map_err(shared_to_io);
-            tokio::task::spawn_blocking(move || then(fetched));
-        });
-        None
+        Some(async move { reader.fetch(extent).await.map_err(shared_to_io) })
     }
 
     fn is_in_memory(&self, extent: Extent) -> bool {

@@ -9,7 +9,6 @@ use blockd_nbd::{
     StatusExtent,
     constants::{BASE_ALLOCATION, STATE_HOLE, STATE_ZERO},
 };
-use parking_lot::Mutex;
 use std::{
     io,
     sync::{Arc, Weak},
@@ -74,7 +73,7 @@ impl CloudExports {
         client: &Client,
     ) -> Result<Arc<dyn BlockDevice>, ExportError> {
         let (image, _) = self.snapshot(name, access, client)?;
-        Ok(Arc::new(CloudDevice { image }))
+        Ok(Arc::new(CloudDevice { image, runtime: self.runtime.clone() }))
     }
 
     /// Describes an export. Blocks.
@@ -91,6 +90,7 @@ impl CloudExports {
 
 struct CloudDevice {
     image: SnapshotReader,
+    runtime: Handle,
 }
 
 fn device_error(error: &io::Error) -> DeviceError {
@@ -122,15 +122,13 @@ impl BlockDevice for CloudDevice {
     ) -> Option<OnFetched> {
         // At most the length of a request.
         let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
-        let then = Arc::new(Mutex::new(Some(then)));
-        let shared = Arc::clone(&then);
-        let on_fetched = move |result: io::Result<()>| {
-            if let Some(then) = shared.lock().take() {
-                then(result.map_err(|error| device_error(&error)));
-            }
-        };
-        // The caller gets its own callback.
-        self.image.prefetch(offset_bytes, len, on_fetched).and_then(|_| then.lock().take())
+        let Some(fetch) = self.image.fetch_missing(offset_bytes, len) else { return Some(then) };
+        self.runtime.spawn(async move {
+            let fetched = fetch.await.map_err(|error| device_error(&error));
+            // It executes the request, which may block.
+            tokio::task::spawn_blocking(move || then(fetched));
+        });
+        None
     }
 
     fn size_bytes(&self) -> u64 {
