@@ -28,7 +28,8 @@ use std::{
 
 /// Volume open for reading and writing.
 ///
-/// Methods may be called from any thread. `try_…` methods never wait for the disk; others may.
+/// Methods may be called from any thread. `try_…` methods never sync or fetch, and read from the page cache
+/// only; a write to the page cache may wait for the disk. Other methods wait.
 pub struct Volume {
     pub(crate) dir: PathBuf,
     pub(crate) id: VolumeId,
@@ -210,7 +211,7 @@ impl Volume {
         VolumeDir { path: &self.dir, volume: self.id, size_bytes: self.size_bytes() }
     }
 
-    /// Replaces the stack by one with a new head: the barrier. Returns the stall time.
+    /// Replaces the stack for growth and rollback; snapshots use `freeze/group.rs`. Returns the stall time.
     pub(crate) fn exchange(&self, new: Arc<Stack>) -> Duration {
         let size_bytes = head_of(&new).size_bytes;
         assert!(size_bytes >= self.size_bytes(), "a volume never shrinks");

@@ -8,8 +8,8 @@
 //! 4. the manifest in the store: the backup exists; a repeated put of the same manifest is no conflict;
 //! 5. one transaction: chain, catalog, task done, snapshot `deleting`; each start removes the leftovers.
 //!
-//! If the base of an incremental is gone after step 4, the backup repeats step 2 as a full one under another
-//! name.
+//! If the base of an incremental is gone after step 4, the backup resumes from step 2 as a full one under
+//! another name.
 
 use crate::{
     backup::{

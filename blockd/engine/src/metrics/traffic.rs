@@ -1,4 +1,4 @@
-//! Durations of a volume's requests, and the ages of those in flight.
+//! Durations of a volume's requests, and the number of those in flight.
 
 use crate::metrics::histogram::{Counted, Histogram};
 use std::{

@@ -92,7 +92,8 @@ impl Volume {
         Ok(frozen.members[0])
     }
 
-    /// Redirects writes to a new head; returns the old one and the stall time. The caller holds `admin`.
+    /// Redirects writes to a new head, for growth and rollback; returns the old one and the stall time. The
+    /// caller holds `admin`.
     pub(crate) fn begin_epoch(&self, new_head: Arc<Head>) -> (Arc<Head>, Duration) {
         // Only holders of `admin` replace the stack, so it can be built before the barrier.
         let old = self.current();
