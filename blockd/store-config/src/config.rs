@@ -165,7 +165,13 @@ impl StoreConfig {
             (Self::Azure(azure), StoreAccess::Azure(access)) => azure.access.update(access),
             (Self::Google(google), StoreAccess::Google(access)) => google.access.update(access),
             (Self::Swift(swift), StoreAccess::Swift(access)) => swift.update(access),
-            (_, other) => Err(InvalidConfig(format!(
+            (
+                _,
+                other @ (StoreAccess::S3(_)
+                | StoreAccess::Azure(_)
+                | StoreAccess::Google(_)
+                | StoreAccess::Swift(_)),
+            ) => Err(InvalidConfig(format!(
                 "settings of {} are given for a credential of {kind}: create another credential for another location",
                 other.kind()
             ))),
