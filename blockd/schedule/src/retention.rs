@@ -34,7 +34,7 @@ pub struct Retention {
     /// Newest snapshot of each of the last years that have one.
     #[serde(skip_serializing_if = "is_zero")]
     pub keep_yearly: u32,
-    /// Time zone of days.
+    /// Time zone of hours, days, weeks, months and years.
     #[serde(skip_serializing_if = "is_utc")]
     pub zone: Zone,
 }
@@ -80,13 +80,16 @@ impl Retention {
     }
 
     fn parts(&self) -> [(&'static str, u32); 6] {
+        // A rule that is missing here would make `keeps_all` true: without `..`, the compiler finds it.
+        let &Self { keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly, zone: _ } =
+            self;
         [
-            ("last", self.keep_last),
-            ("hourly", self.keep_hourly),
-            ("daily", self.keep_daily),
-            ("weekly", self.keep_weekly),
-            ("monthly", self.keep_monthly),
-            ("yearly", self.keep_yearly),
+            ("last", keep_last),
+            ("hourly", keep_hourly),
+            ("daily", keep_daily),
+            ("weekly", keep_weekly),
+            ("monthly", keep_monthly),
+            ("yearly", keep_yearly),
         ]
     }
 }
