@@ -33,7 +33,23 @@ fn statistics_do_not_deadlock_with_a_commit() {
     }
 }
 
-/// A freeze holds `admin` while it waits for its disk.
+/// Does the work while a freeze holds `admin`, as it does while it waits for its disk.
+fn during_a_freeze<R: Send + 'static>(
+    volume: &Arc<Volume>,
+    work: impl FnOnce(&Volume) -> R + Send + 'static,
+) -> R {
+    let (sender, receiver) = mpsc::channel();
+    let freeze = volume.admin.lock();
+    let worker = {
+        let volume = volume.clone();
+        thread::spawn(move || sender.send(work(&volume)).unwrap())
+    };
+    let result = receiver.recv_timeout(Duration::from_secs(60)).expect("the request waits for the freeze");
+    drop(freeze);
+    worker.join().unwrap();
+    result
+}
+
 #[test]
 fn block_status_does_not_wait_for_a_freeze() {
     let root = tempfile::tempdir().unwrap();
@@ -41,21 +57,28 @@ fn block_status_does_not_wait_for_a_freeze() {
     let snapshot = SnapshotId::from_u64(1);
     volume.freeze(snapshot).unwrap();
     volume.write(8192, &[7; 4096], false).unwrap();
-    let (sender, receiver) = mpsc::channel();
-    let freeze = volume.admin.lock();
-    let reader = {
-        let volume = volume.clone();
-        thread::spawn(move || {
-            let dirty = volume.dirty_since(snapshot, 0, 1 << 20, 10).unwrap();
-            let allocated = volume.allocation(0, 1 << 20, 10).unwrap();
-            sender.send((dirty, allocated.len())).unwrap();
-        })
-    };
-    let (dirty, allocated_runs) =
-        receiver.recv_timeout(Duration::from_secs(60)).expect("block status waits for the freeze");
-    drop(freeze);
-    reader.join().unwrap();
+    let (dirty, allocated) = during_a_freeze(&volume, move |volume| {
+        let dirty = volume.dirty_since(snapshot, 0, 1 << 20, 10).unwrap();
+        (dirty, volume.allocation(0, 1 << 20, 10).unwrap())
+    });
     let dirty: Vec<_> = dirty.iter().map(|run| (run.len_bytes, run.dirty)).collect();
     assert_eq!(dirty, [(8192, false), (4096, true), ((1 << 20) - 12288, false)]);
-    assert_eq!(allocated_runs, 3);
+    assert_eq!(allocated.len(), 3);
+}
+
+#[test]
+fn reads_and_writes_do_not_wait_for_a_freeze() {
+    let root = tempfile::tempdir().unwrap();
+    let volume = Volume::create(&root.path().join("v"), VolumeId::from_u64(5), 1 << 20).unwrap();
+    volume.write(0, &[7; 4096], false).unwrap();
+    volume.freeze(SnapshotId::from_u64(1)).unwrap();
+    let read = during_a_freeze(&volume, |volume| {
+        // With a copy-up.
+        volume.write(0, &[8; 100], false).unwrap();
+        volume.trim(8192, 4096, false).unwrap();
+        let mut read = [0; 4096];
+        volume.read(0, &mut read).unwrap();
+        read
+    });
+    assert_eq!((&read[..100], &read[100..]), (&[8; 100][..], &[7; 3996][..]));
 }
