@@ -249,6 +249,9 @@ fn cloud_hint(error: &CloudError) -> Option<&'static str> {
                 "delete cloud snapshots with `blockctl cloudsnap delete`, or raise the quota of the store"
             }
         },
+        CloudError::UnknownKey { .. } => {
+            "run `blockctl credentials rekey` with the passphrase: it loads data keys of other hosts"
+        }
         CloudError::TooManyDeltas { .. } | CloudError::CollectionTimeout { .. } => ENDLESS_HINT,
         _ => return None,
     })

@@ -171,3 +171,20 @@ async fn key_of_another_host_is_used_once_accepted() {
     host.backup("data", true).await;
     assert_eq!(pinned(&host).await, made);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_under_a_key_of_another_host_restores_after_a_rekey() {
+    let host = Host::new().await;
+    host.encrypted_backup().await;
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.call(CREATE_CREDENTIAL, &other.credential("nas", Some("first"))).await;
+    let nas = "nas".parse().unwrap();
+    rekey(&other, &nas, rotate_key()).await;
+    other.create_volume("data").await;
+    let theirs = other.backup("data", true).await.source_volume.unwrap();
+    let error = api_error(host.client.call(START_RESTORE, &restore_as(&theirs, "copy")).await);
+    assert_eq!(error.code, ErrorCode::WrongPassphrase, "{error}");
+    assert!(error.hint.is_some_and(|hint| hint.contains("credentials rekey")));
+    rekey(&host, &nas, load_keys()).await;
+    host.restore(&theirs, "copy").await;
+}
