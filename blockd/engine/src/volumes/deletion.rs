@@ -17,7 +17,8 @@ impl Volumes {
     /// Deletes a volume with its snapshots; with pinned ones only by force. Its backups stay in the store.
     ///
     /// # Errors
-    /// Clients are connected, a task works on it, or a snapshot is pinned.
+    /// The volume is attached, clients are connected, a browse read is in flight, a task works on it, or a
+    /// snapshot is pinned.
     pub async fn delete_volume(
         self: &Arc<Self>,
         wanted: &VolumeRef,

@@ -306,7 +306,9 @@ impl VolumeEntry {
             return Ok(());
         }
         let plural = if clients == 1 { "" } else { "s" };
-        let message = format!("volume {name} has {clients} NBD connection{plural}: disconnect first");
+        let message = format!(
+            "volume {name} has {clients} NBD connection{plural} or browse read{plural}: disconnect first"
+        );
         Err(ApiError::new(ErrorCode::VolumeInUse, message))
     }
 

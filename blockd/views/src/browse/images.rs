@@ -10,7 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Idle time after which a local snapshot is closed: while open, its volume cannot be deleted.
+/// Idle time after which a local snapshot is closed. A deletion of its volume closes an idle one at once; a
+/// read in flight refuses the deletion.
 pub(super) const IDLE: Duration = Duration::from_secs(2);
 
 /// Open snapshot, with the attachment that prevents the deletion of its volume.
@@ -100,5 +101,45 @@ impl BlockSource for LocalImage {
             }),
             None => Ok(DataRange { is_data: true, end_bytes: self.size_bytes }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::browser::Browse;
+    use super::*;
+    use blockd_catalog::{VolumeRow, VolumeState};
+    use blockd_engine::{readers::SnapshotReaders, volumes::registry::EntryState};
+    use blockd_volume::Volume;
+
+    #[test]
+    fn deletion_closes_an_idle_image_and_is_refused_during_a_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (id, snapshot) = (VolumeId::from_u64(1), SnapshotId::from_u64(2));
+        let row = VolumeRow {
+            id,
+            name: "data".parse().unwrap(),
+            size_bytes: 1 << 20,
+            labels: Default::default(),
+            created: jiff::Timestamp::UNIX_EPOCH,
+            state: VolumeState::Up,
+            read_only: false,
+            group: None,
+        };
+        let volume = Volume::create(&dir.path().join("data"), id, 1 << 20).unwrap();
+        volume.freeze(snapshot).unwrap();
+        let entry = VolumeEntry::new(&row, EntryState::Up(volume));
+        let image = Arc::new(LocalImage::new(Arc::clone(&entry), snapshot, 1 << 20));
+        let browse = Browse::default();
+        browse.local.lock().push(Arc::downgrade(&image));
+        image.read_at(0, &mut [0; 4096]).unwrap();
+        let in_flight = image.view().unwrap();
+        // As a deletion does.
+        browse.release(id);
+        assert!(entry.begin_delete().err().unwrap().message.contains("1 NBD connection or browse read:"));
+        drop(in_flight);
+        assert!(entry.begin_delete().is_err(), "the idle image is open");
+        browse.release(id);
+        assert!(entry.begin_delete().is_ok());
     }
 }

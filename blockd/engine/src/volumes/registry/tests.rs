@@ -24,7 +24,10 @@ fn connected_volume_is_not_deleted_and_accepts_no_clients() {
     let entry = entry("data", EntryState::Up(volume));
     let (_, attachment) = entry.attach().unwrap();
     let error = entry.begin_delete().err().unwrap();
-    assert_eq!((error.code, error.message.contains("1 NBD connection:")), (ErrorCode::VolumeInUse, true));
+    assert_eq!(
+        (error.code, error.message.contains("1 NBD connection or browse read:")),
+        (ErrorCode::VolumeInUse, true)
+    );
     drop(attachment);
     let before = entry.begin_delete().unwrap();
     assert!(matches!(before, EntryState::Up(_)));
