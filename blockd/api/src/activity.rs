@@ -55,6 +55,6 @@ pub struct OperationActivity {
     pub requests: u64,
     /// Total latency of these, in microseconds.
     pub took_micros: u64,
-    /// Requests in flight.
+    /// Requests that the volume is executing; not those that wait for a thread or for remote data.
     pub under_way: u64,
 }

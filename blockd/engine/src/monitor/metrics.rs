@@ -333,7 +333,7 @@ impl Monitor {
         );
         text.counter(
             "blockd_cache_frames_total",
-            "Frames of cloud snapshots that were read, by source.",
+            "Frames loaded into the cache of browsing and `cloud:` exports, by source.",
             counters.iter().flat_map(|now| {
                 let source = |name: &str| vec![("source", name.to_owned())];
                 [(source("disk"), now.frames_from_disk), (source("store"), now.frames_fetched)]
@@ -392,7 +392,7 @@ fn of_volumes(text: &mut Exposition, seen: &[VolumeSample]) {
     );
     text.histogram(
         "blockd_volume_request_duration_seconds",
-        "Duration of the volume's NBD requests, after their payload was received.",
+        "Execution time of NBD requests by the volume, without queueing and remote fetches.",
         seen.iter().flat_map(|seen| {
             Operation::ALL.map(|operation| {
                 let mut labels = seen.labels();

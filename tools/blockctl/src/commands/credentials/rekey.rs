@@ -16,16 +16,16 @@ use uuid::Uuid;
 pub const REKEY_HELP: &str = "\
 The new passphrase opens the whole repository, the old one nothing; no data is uploaded again. An \
 attacker with a copy of the old key slots and the old passphrase still has the data key: \
---new-data-key creates another one for new backups. Without options, this host loads data keys \
-that other hosts made.
+--new-data-key creates another one for new backups. With the current passphrase alone, this \
+host loads data keys that other hosts made.
 
 The current passphrase is not needed if it is a reference (--encryption-passphrase-from of \
 `create`); --new-encryption-passphrase-from makes it one, also with the same passphrase. With \
 --new-encryption-passphrase-file the keys are stored on the host, sealed.
 
 After --new-data-key, other hosts read with the new key once they open the location again (`rekey` \
-without options does so), and refuse to write until they accept it: --accept-key with the id that \
-`blockctl events` shows.
+with the passphrase alone does so), and refuse to write until they accept it: --accept-key with the \
+id that `blockctl events` shows.
 
 Examples:
   blockctl credentials rekey nas --encryption-passphrase-file old --new-encryption-passphrase-file new

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 pub const TOP_HELP: &str = "\
 Rates are averages between two refreshes, latencies the mean of requests that ended in between, \
-measured in the volume. WAITING is the number of requests in flight, DIRTY the size of the next \
-backup. ETA uses the whole history of a task. On a terminal the screen refreshes until Ctrl-C; \
-elsewhere snapshots are printed one after the other, with --json as a document per line. --once \
-prints one snapshot of one interval.
+measured in the volume. WAITING is the number of requests that it is executing, DIRTY the size of \
+the next backup. ETA uses the whole history of a task. On a terminal the screen refreshes until \
+Ctrl-C; elsewhere snapshots are printed one after the other, with --json as a document per line. \
+--once prints one snapshot of one interval.
 
 Examples:
   blockctl top

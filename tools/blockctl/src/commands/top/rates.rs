@@ -48,7 +48,7 @@ pub struct Rate {
     pub per_second: f64,
     /// Mean latency; `None` without requests.
     pub latency_micros: Option<f64>,
-    /// Requests in flight.
+    /// Requests that the volume is executing.
     pub under_way: u64,
 }
 
