@@ -39,6 +39,8 @@ class Blockd(bench.Blockd):
 
     def task(self, *parts):
         task, took = self.meter.measure(lambda: self.ctl(*parts, "--wait"))
+        # A backup has a task for each location.
+        task = task["items"][0] if "items" in task else task
         requests = task["requests"]
         return task, {**took, "requests": sum(requests[kind] for kind in ("put", "get", "list", "delete", "head"))}
 
@@ -46,9 +48,9 @@ class Blockd(bench.Blockd):
         task, took = self.task("cloudsnap", "backup", volume, "--cred-id", credential, *more)
         return {
             **took,
-            "stored_bytes": task["bytesUploaded"],
+            "stored_bytes": task["uploadedBytes"],
             "puts": task["requests"]["put"],
-            "snap": task["sourceVolume"],
+            "snap": task["cloudSnapshotId"],
         }
 
     def restore(self, snap, credential, volume):

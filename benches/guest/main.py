@@ -103,14 +103,14 @@ class Backups:
         try:
             while not self.is_over.is_set():
                 started = self.blockd.ctl("cloudsnap", "backup", self.volume, "--cred-id", self.credential, "--full")
-                self.task = started["task"]
+                self.task = started["items"][0]["taskId"]
                 self.follow(self.task)
         except Exception as error:
             self.failed = error
             self.reads.set()
 
     def look(self, task):
-        return next(one for one in self.blockd.ctl("cloudsnap", "status", "--name", task) if one["name"] == task)
+        return self.blockd.ctl("cloudsnap", "status", "--name", task)["items"][0]
 
     def follow(self, task):
         """Adds the progress of a backup, up to the end of the pass."""
@@ -118,8 +118,8 @@ class Backups:
         while True:
             seen = self.look(task)
             if not self.is_over.is_set():
-                self.done_bytes += seen["bytesProcessed"] - before
-                before = seen["bytesProcessed"]
+                self.done_bytes += seen["processedBytes"] - before
+                before = seen["processedBytes"]
             if seen["phase"] == "data":
                 self.reads.set()
             if seen["completed"]:
@@ -169,8 +169,8 @@ class Bench:
 
     def settle(self):
         """Completes merges and deletions, so that the next write to each block is the first one since a freeze."""
-        for snap in self.blockd.ctl("cloudsnap", "list"):
-            self.blockd.ctl("cloudsnap", "delete", "--snap", snap["ID"], "--wait")
+        for snap in self.blockd.ctl("cloudsnap", "list")["items"]:
+            self.blockd.ctl("cloudsnap", "delete", "--snap", snap["cloudSnapshotId"], "--wait")
         self.blockd.ctl("snapshot", "create", "vm", "--name", "settle")
         self.blockd.ctl("snapshot", "delete", "vm@settle")
         deadline = time.monotonic() + MERGE_TIMEOUT_S

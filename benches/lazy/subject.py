@@ -90,7 +90,7 @@ class Subject:
         self.wait("the bucket", lambda: self.ctl(*create) is not None)
         self.ctl("volume", "create", "origin", "--size", f"{size_gib}GiB")
         subprocess.run(["nbdcopy", "--destination-is-zero", str(image), self.uri("origin")], check=True)
-        return self.ctl("cloudsnap", "backup", "origin", "--wait")["sourceVolume"]
+        return self.ctl("cloudsnap", "backup", "origin", "--wait")["items"][0]["cloudSnapshotId"]
 
     def tebibyte(self):
         """Measures first bytes of a full TiB, in ms, and the peak memory of the daemon, in MiB."""

@@ -26,7 +26,7 @@ def known(fields, method):
     for name, value in fields.items():
         if name in KNOWN and isinstance(value, str) and often(value) and method != "DELETE":
             fields[name] = KNOWN[name]
-        elif name == "waitMs" and isinstance(value, int):
+        elif name == "waitMillis" and isinstance(value, int):
             # Long polls would slow the run down.
             fields[name] = value % 20
         elif isinstance(value, dict):

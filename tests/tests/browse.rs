@@ -319,7 +319,7 @@ fn mounts_are_listed_refused_over_files_and_removed() {
     let ctl = world.ctl();
     let dir = world.mount.dir();
     let list = ctl.json(&["browse", "list"]);
-    assert_eq!(list[0]["mountpoint"], dir);
+    assert_eq!(list["items"][0]["mountpoint"], dir);
     ctl.fails(&["browse", "mount", dir], 2);
     ctl.fails(&["browse", "mount", world.source.to_str().unwrap()], 2);
     ctl.fails(&["browse", "mount", world.bed.path("x").to_str().unwrap(), "--cred-id", "unknown"], 4);
@@ -328,7 +328,7 @@ fn mounts_are_listed_refused_over_files_and_removed() {
     drop(open);
     ctl.json(&["browse", "umount", dir]);
     ctl.fails(&["browse", "umount", dir], 4);
-    assert_eq!(ctl.json(&["browse", "list"]).as_array().map(Vec::len), Some(0));
+    assert_eq!(ctl.json(&["browse", "list"])["items"].as_array().map(Vec::len), Some(0));
     assert!(fs::read_dir(&world.mount.0).unwrap().next().is_none());
 }
 
@@ -406,7 +406,7 @@ fn configured_mount_exists_at_start_and_honors_allow_other() {
                 );
             }
         }
-        assert_eq!(daemon.ctl().json(&["browse", "list"])[0]["mountpoint"], mount.dir());
+        assert_eq!(daemon.ctl().json(&["browse", "list"])["items"][0]["mountpoint"], mount.dir());
         // The next start unmounts the dead mount and mounts again.
         drop(daemon.kill());
     }
@@ -414,6 +414,6 @@ fn configured_mount_exists_at_start_and_honors_allow_other() {
     // A failed mount is logged, and the daemon serves.
     let daemon = setup(false, &source).start();
     wait_until("the log message", || daemon.log().contains("is not empty"));
-    assert_eq!(daemon.ctl().json(&["browse", "list"]).as_array().map(Vec::len), Some(0));
+    assert_eq!(daemon.ctl().json(&["browse", "list"])["items"].as_array().map(Vec::len), Some(0));
     assert!(fs::metadata(source.join("plain")).is_ok());
 }

@@ -103,7 +103,7 @@ impl World {
 
     /// Waits until the daemon serves this number of mounts.
     fn wait_for_mounts(&self, count: usize) {
-        let list = || self.daemon.ctl().json(&["browse", "list"]).as_array().map(Vec::len);
+        let list = || self.daemon.ctl().json(&["browse", "list"])["items"].as_array().map(Vec::len);
         wait_until(&format!("{count} mounts"), || list() == Some(count));
     }
 }
@@ -263,8 +263,8 @@ fn unprivileged_daemon_mounts_for_others_where_permitted() {
         setup.config(&format!("mountpoint = {:?}", mount(bed))).config("allow_other = true")
     });
     let list = world.daemon.ctl().json(&["browse", "list"]);
-    assert_eq!(list[0]["mountpoint"], mount(&world.bed).to_str().unwrap(), "{}", world.daemon.log());
-    assert!(list[0]["uid"].is_null(), "a mount by the daemon has a uid");
+    assert_eq!(list["items"][0]["mountpoint"], mount(&world.bed).to_str().unwrap(), "{}", world.daemon.log());
+    assert!(list["items"][0]["uid"].is_null(), "a mount by the daemon has a uid");
     // The mount is in the daemon's namespace.
     let pid = world.daemon.pid();
     let reads = |uid: u32, name: &str| {
@@ -286,7 +286,7 @@ fn unprivileged_daemon_mounts_for_others_where_permitted() {
 /// Hands a descriptor to the daemon as that of a mount.
 fn hand(socket: &Path, descriptor: OwnedFd) -> Result<(), ClientError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let request = HandMount { mountpoint: "/somewhere".into(), cred_ids: Vec::new(), allow_other: false };
+    let request = HandMount { mountpoint: "/somewhere".into(), credentials: Vec::new(), allow_other: false };
     runtime.block_on(Client::new(socket).hand_mount(&request, descriptor)).map(drop)
 }
 

@@ -38,8 +38,8 @@ fn acknowledged_writes_survive_kills() {
             assert!(recovered(&daemon), "the recovery is not logged:\n{}", daemon.log());
             check_regions(&daemon, "vol", &mut regions);
             // Interrupted backups complete.
-            for task in ctl.json(&["cloudsnap", "status"]).as_array().unwrap() {
-                let task = ctl.wait_task(task["name"].as_str().unwrap());
+            for task in ctl.json(&["cloudsnap", "status"])["items"].as_array().unwrap() {
+                let task = ctl.wait_task(task["taskId"].as_str().unwrap());
                 assert!(task.state().ends_with("-Done"), "{task:?}");
             }
             let task = ctl.backup("vol");
@@ -92,7 +92,7 @@ fn killed_backups_and_restores_complete_after_restart() {
         assert!(listed.iter().any(|id| id == backup.snap()));
 
         let started = ctl.json(&["cloudsnap", "restore", "--snap", backup.snap(), "--volume", "compare"]);
-        let restore = started["task"].as_str().unwrap().to_owned();
+        let restore = started["taskId"].as_str().unwrap().to_owned();
         for _ in 0..rng.below(4) {
             ctl.task(&restore);
         }
@@ -102,10 +102,10 @@ fn killed_backups_and_restores_complete_after_restart() {
         assert_eq!(restore.state(), "Restore-Done", "round {round}: {restore:?}");
         assert_same("restored volume", &daemon.content("compare"), &daemon.content("vol"));
         let volumes = ctl.json(&["volume", "list"]);
-        assert_eq!(volumes.as_array().map(Vec::len), Some(2), "{volumes:#}");
+        assert_eq!(volumes["items"].as_array().map(Vec::len), Some(2), "{volumes:#}");
         ctl.json(&["volume", "delete", "compare"]);
         assert!(
-            ctl.json(&["snapshot", "list"]).as_array().unwrap().is_empty(),
+            ctl.json(&["snapshot", "list"])["items"].as_array().unwrap().is_empty(),
             "a snapshot of a backup is left"
         );
     }
@@ -137,7 +137,7 @@ fn clean_stop_keeps_the_dirty_set_exact() {
         assert_eq!(daemon.ctl().volume("vol")["dirtyBytes"], dirty, "after the stop");
         assert_same("after the stop", &daemon.content("vol"), &before);
         let task = daemon.ctl().backup("vol");
-        assert_eq!((task.is_incremental(), task.number("bytesDirty")), (true, dirty));
+        assert_eq!((task.is_incremental(), task.number("dirtyBytes")), (true, dirty));
     }
 }
 

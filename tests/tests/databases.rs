@@ -161,19 +161,19 @@ fn run_scheduled(ctl: &Ctl, of: &[&str], runs: usize) -> Value {
     let time = time_of_another_half_day();
     let create = ["cloudsnap", "schedules", "create", "--daily", &time];
     let schedule = ctl.json(&[&create[..], of].concat());
-    let uuid = schedule["uuid"].as_str().unwrap();
+    let uuid = schedule["scheduleId"].as_str().unwrap();
     ctl.json(&["cloudsnap", "schedules", "run-now", "--uuid", uuid]);
     let history = || ctl.json(&["cloudsnap", "history", "--uuid", uuid]);
     wait_until("the runs to end", || {
         let document = history();
-        let runs_of = document["runs"].as_array().unwrap().clone();
+        let runs_of = document["items"].as_array().unwrap().clone();
         assert!(
             runs_of.iter().all(|run| run["state"] != "failed" && run["reason"].is_null()),
             "{document:#}"
         );
         runs_of.iter().filter(|run| run["state"] == "done").count() == runs
     });
-    for task in ctl.json(&["cloudsnap", "status"]).as_array().unwrap() {
+    for task in ctl.json(&["cloudsnap", "status"])["items"].as_array().unwrap() {
         let steps = task["quiesce"]["steps"].as_array().unwrap();
         assert!(!steps.is_empty() && steps.iter().all(|step| step["exitStatus"] == 0), "{task:#}");
     }
@@ -444,7 +444,7 @@ fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
 
         // One volume comes from the store, the other one from the local snapshot of the same freeze.
         restore(&ctl, "dbdata");
-        let local = ctl.json(&["snapshot", "list", "dblog"])[0]["name"].as_str().unwrap().to_owned();
+        let local = ctl.json(&["snapshot", "list", "dblog"])["items"][0]["name"].as_str().unwrap().to_owned();
         assert!(local.starts_with("sched-"), "{local}");
         ctl.json(&["volume", "clone", "dblog-restored", "--from", &format!("dblog@{local}")]);
         let disks = paths.mount(&daemon, ["dbdata-restored", "dblog-restored"], None);

@@ -62,7 +62,7 @@ fn failed_sync_stops_the_volume_until_a_restart() {
     }
     let shown = daemon.ctl().volume("vol");
     let list = daemon.ctl().json(&["volume", "list"]);
-    let listed = list.as_array().unwrap().iter().find(|volume| volume["name"] == "vol").unwrap();
+    let listed = list["items"].as_array().unwrap().iter().find(|volume| volume["name"] == "vol").unwrap();
     for volume in [&shown, listed] {
         assert_eq!(volume["state"], "failed", "{volume:#}");
         let reason = volume["stateReason"].as_str().unwrap_or_default();

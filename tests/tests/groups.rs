@@ -48,8 +48,8 @@ fn cells_after(chain: u64, last: u64) -> Vec<u64> {
 
 fn snapshots_of(taken: &Value) -> Vec<(String, String)> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    let all = taken["snapshots"].as_array().unwrap();
-    all.iter().map(|snapshot| (text(&snapshot["volume"]), text(&snapshot["name"]))).collect()
+    let all = taken["items"].as_array().unwrap();
+    all.iter().map(|snapshot| (text(&snapshot["volumeName"]), text(&snapshot["name"]))).collect()
 }
 
 #[test]
@@ -132,7 +132,8 @@ fn group_members_survive_a_restart() {
     let updated = ctl.json(&["volume", "update", "wal", "--group", "shop", "--label", "app=shop,tier=log"]);
     assert_eq!((updated["group"].as_str(), updated["labels"]["tier"].as_str()), (Some("shop"), Some("log")));
     let listed = ctl.json(&["volume", "list", "--group", "shop"]);
-    let names: Vec<_> = listed.as_array().unwrap().iter().map(|volume| volume["name"].clone()).collect();
+    let names: Vec<_> =
+        listed["items"].as_array().unwrap().iter().map(|volume| volume["name"].clone()).collect();
     assert_eq!(names, ["db", "wal"]);
 
     let by_group = ctl.json(&["snapshot", "create-group", "--group", "shop", "--name", "one"]);
@@ -140,7 +141,7 @@ fn group_members_survive_a_restart() {
         volumes.iter().map(|volume| ((*volume).to_owned(), snap.to_owned())).collect()
     };
     assert_eq!(snapshots_of(&by_group), expect(&["db", "wal"], "one"));
-    for snapshot in by_group["snapshots"].as_array().unwrap() {
+    for snapshot in by_group["items"].as_array().unwrap() {
         assert!(snapshot["exclusiveBytes"].is_u64() && snapshot["sharedBytes"].is_u64(), "{snapshot}");
     }
     let by_label = ctl.json(&["snapshot", "create-group", "--label", "app=shop,tier=db", "--name", "two"]);
@@ -156,16 +157,16 @@ fn group_members_survive_a_restart() {
         let of = |args: &[&str]| -> Vec<String> {
             let list = ctl.json(&[&["snapshot", "list"], args].concat());
             let named = |snapshot: &Value| {
-                format!("{}@{}", snapshot["volume"].as_str().unwrap(), snapshot["name"].as_str().unwrap())
+                format!("{}@{}", snapshot["volumeName"].as_str().unwrap(), snapshot["name"].as_str().unwrap())
             };
-            list.as_array().unwrap().iter().map(named).collect()
+            list["items"].as_array().unwrap().iter().map(named).collect()
         };
         assert_eq!(of(&["--group", "shop"]), ["db@one", "wal@one"]);
         assert_eq!(of(&["--group", by_name["groupId"].as_str().unwrap()]), ["other@three", "wal@three"]);
         assert_eq!(of(&["wal", "--group", "shop"]), ["wal@one"]);
         assert_eq!(of(&[]), ["db@one", "db@two", "other@three", "wal@one", "wal@three"]);
         let shown = ctl.json(&["snapshot", "inspect", "wal@one"]);
-        assert_eq!(without_space(&shown), without_space(&by_group["snapshots"][1]));
+        assert_eq!(without_space(&shown), without_space(&by_group["items"][1]));
         assert_eq!(shown["takenWith"]["groupId"], by_group["groupId"]);
         assert!(shown["freezeStallMicros"].as_u64().unwrap() > 0);
         assert!(shown["takenWith"]["groupStallMicros"].as_u64() >= shown["freezeStallMicros"].as_u64());
@@ -218,5 +219,5 @@ fn killed_daemon_resumes_quiesced_applications_at_start() {
     assert_ne!(client.join().unwrap().code, 0);
     let pre_hook = wait_for("the post-hook", || std::fs::read_to_string(&resumed).ok());
     assert_eq!(pre_hook, "ended\n", "the pre-hook runs during the post-hook");
-    assert_eq!(daemon.ctl().json(&["snapshot", "list"]).as_array().unwrap().len(), 0);
+    assert_eq!(daemon.ctl().json(&["snapshot", "list"])["items"].as_array().unwrap().len(), 0);
 }

@@ -45,10 +45,10 @@ fn incremental_reads_and_uploads_dirty_extents_only() {
         let read = bytes_read(daemon.pid()) - read_before;
         let stored = store.len_bytes() - stored_before;
         assert!(task.is_incremental(), "{task:?}");
-        assert_eq!(task.number("bytesDirty"), bytes, "{blocks} blocks: tracking is not exact");
-        assert_eq!(task.number("bytesProcessed"), bytes, "{blocks} blocks");
+        assert_eq!(task.number("dirtyBytes"), bytes, "{blocks} blocks: tracking is not exact");
+        assert_eq!(task.number("processedBytes"), bytes, "{blocks} blocks");
         let limit = bytes * 105 / 100 + 64 * KIB;
-        let uploaded = task.number("bytesUploaded");
+        let uploaded = task.number("uploadedBytes");
         assert!(uploaded <= limit, "{blocks} blocks: {uploaded} bytes were uploaded, more than {limit}");
         assert!(stored <= limit, "{blocks} blocks: {stored} bytes were stored, more than {limit}");
         // Both counters may count a read; the daemon also reads tasks, catalog and manifests.
@@ -92,15 +92,15 @@ fn sparse_16_tib_volume_backs_up_written_blocks_only() {
     daemon.drop_caches();
     let read_before = bytes_read(daemon.pid());
     let full = ctl.backup("huge");
-    assert_eq!(full.number("bytesDirty"), offsets.len() as u64 * BLOCK);
-    assert_eq!(full.number("bytesProcessed"), offsets.len() as u64 * BLOCK);
-    assert!(full.number("bytesUploaded") <= offsets.len() as u64 * BLOCK * 105 / 100 + 64 * KIB, "{full:?}");
+    assert_eq!(full.number("dirtyBytes"), offsets.len() as u64 * BLOCK);
+    assert_eq!(full.number("processedBytes"), offsets.len() as u64 * BLOCK);
+    assert!(full.number("uploadedBytes") <= offsets.len() as u64 * BLOCK * 105 / 100 + 64 * KIB, "{full:?}");
     let (at, data) = &mut contents[3];
     *data = rng.bytes(BLOCK);
     client.write(*at, data);
     let incremental = ctl.backup("huge");
-    assert_eq!((incremental.is_incremental(), incremental.number("bytesDirty")), (true, BLOCK));
-    assert!(incremental.number("bytesUploaded") <= BLOCK + 64 * KIB, "{incremental:?}");
+    assert_eq!((incremental.is_incremental(), incremental.number("dirtyBytes")), (true, BLOCK));
+    assert!(incremental.number("uploadedBytes") <= BLOCK + 64 * KIB, "{incremental:?}");
     let read = bytes_read(daemon.pid()) - read_before;
     assert!(read <= 32 * MIB, "two backups of a few blocks read {read} bytes");
     ctl.restore(incremental.snap(), "again");
@@ -140,12 +140,11 @@ fn full_backup_policy_is_followed() {
     ctl.add_local("other", other.dir(), None);
     assert!(!next(&["--cred-id", "other"]), "the first backup to a location is full");
     assert!(next(&["--cred-id", "other"]) && next(&["--cred-id", "nas"]));
-    let ids: Vec<String> = ctl
-        .json(&["cloudsnap", "list", "--cred-id", "nas"])
+    let ids: Vec<String> = ctl.json(&["cloudsnap", "list", "--cred-id", "nas"])["items"]
         .as_array()
         .unwrap()
         .iter()
-        .map(|entry| entry["ID"].as_str().unwrap().to_owned())
+        .map(|entry| entry["cloudSnapshotId"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(ids.len(), 13);
     assert_eq!(ids.iter().filter(|id| id.ends_with("-incr")).count(), 8, "{ids:?}");

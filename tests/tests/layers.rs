@@ -7,9 +7,9 @@ fn diff(ctl: &Ctl, args: &[&str]) -> Vec<(u64, u64, String)> {
     let mut all = vec!["snapshot", "diff", "vol"];
     all.extend(args);
     let document = ctl.json(&all);
-    let extents = document["extents"].as_array().unwrap().iter().map(|extent| {
+    let extents = document["items"].as_array().unwrap().iter().map(|extent| {
         let number = |field: &str| extent[field].as_u64().unwrap();
-        (number("offsetBytes"), number("lengthBytes"), extent["kind"].as_str().unwrap().to_owned())
+        (number("offsetBytes"), number("lenBytes"), extent["kind"].as_str().unwrap().to_owned())
     });
     extents.collect()
 }
@@ -17,7 +17,7 @@ fn diff(ctl: &Ctl, args: &[&str]) -> Vec<(u64, u64, String)> {
 /// Returns name, exclusive bytes and shared bytes of each snapshot.
 fn space(ctl: &Ctl) -> Vec<(String, u64, u64)> {
     let list = ctl.json(&["snapshot", "list", "vol"]);
-    let snapshots = list.as_array().unwrap().iter().map(|snapshot| {
+    let snapshots = list["items"].as_array().unwrap().iter().map(|snapshot| {
         let number = |field: &str| snapshot[field].as_u64().unwrap();
         let name = snapshot["name"].as_str().unwrap().to_owned();
         (name, number("exclusiveBytes"), number("sharedBytes"))
@@ -67,7 +67,7 @@ fn rolled_back_volume_has_a_correct_next_backup() {
         (restored["changedBytes"].as_u64(), restored["copiedBytes"].as_u64()),
         (Some(3 * BLOCK), Some(2 * BLOCK))
     );
-    let kept = restored["kept"]["name"].as_str().unwrap().to_owned();
+    let kept = restored["keptSnapshot"]["name"].as_str().unwrap().to_owned();
     assert!(kept.starts_with("before-restore-"), "{kept}");
     let mut expected = first;
     expected.resize(64 << 20, 0);
@@ -83,7 +83,7 @@ fn rolled_back_volume_has_a_correct_next_backup() {
     let names = |ctl: &Ctl| space(ctl).into_iter().map(|found| found.0).collect::<Vec<_>>();
     let before = names(&ctl);
     let forward = ctl.json(&["snapshot", "restore", "vol", "--snapshot", &kept, "--discard"]);
-    assert!(forward["kept"].is_null() && names(&ctl) == before);
+    assert!(forward["keptSnapshot"].is_null() && names(&ctl) == before);
     assert!(daemon.nbd("vol").read_all() != expected);
     let task = ctl.backup("vol");
     assert!(task.is_incremental());

@@ -111,13 +111,13 @@ impl Origin {
 fn lazy(ctl: &Ctl, snap: &str, volume: &str, flags: &[&str]) -> String {
     let mut args = vec!["cloudsnap", "restore", "--snap", snap, "--volume", volume, "--lazy"];
     args.extend(flags);
-    ctl.json(&args)["task"].as_str().expect("the task that hydrates it").to_owned()
+    ctl.json(&args)["taskId"].as_str().expect("the task that hydrates it").to_owned()
 }
 
 fn clone(ctl: &Ctl, snap: &str, volume: &str, flags: &[&str]) {
     let mut args = vec!["cloudsnap", "clone", "--snap", snap, "--volume", volume];
     args.extend(flags);
-    assert!(ctl.json(&args)["task"].is_null());
+    assert!(ctl.json(&args)["taskId"].is_null());
 }
 
 fn done_bytes(ctl: &Ctl, volume: &str) -> u64 {
@@ -143,8 +143,8 @@ fn backup_of_a_lazy_volume_uploads_written_blocks_only() {
     let task = ctl.backup("copy");
     assert!(task.is_incremental(), "{task:?}");
     // The writes touch one, one and four blocks.
-    assert_eq!(task.number("bytesDirty"), 6 * BLOCK);
-    assert!(task.number("bytesUploaded") < 8 * BLOCK + 16_384, "{task:?}");
+    assert_eq!(task.number("dirtyBytes"), 6 * BLOCK);
+    assert!(task.number("uploadedBytes") < 8 * BLOCK + 16_384, "{task:?}");
     assert!(done_bytes(&ctl, "copy") < SIZE / 4, "a backup fetched the volume");
     let of_copy = task.snap().to_owned();
     // A full backup fetches the whole volume.
@@ -213,7 +213,7 @@ fn outage_fails_or_blocks_reads_of_a_lazy_volume() {
     waiting.call(command::FLUSH, 0, 0, 0, &[]).expect("a flush while reads wait");
     ctl.json(&["snapshot", "create", "waits"]);
     wait_until("waiting reads", || {
-        ctl.volume("waits")["hydration"]["waiting"].as_u64() >= Some(cookies.len() as u64)
+        ctl.volume("waits")["hydration"]["waitingRequests"].as_u64() >= Some(cookies.len() as u64)
     });
     origin.reconnect_store();
     for _ in &cookies {

@@ -62,7 +62,7 @@ fn thousands_of_snapshots_are_listed_with_one_request() {
     ctl.add_local("nas", store.dir(), None);
     let listed = || {
         let list = ctl.json(&["cloudsnap", "list"]);
-        u64::try_from(list.as_array().unwrap().len()).unwrap()
+        u64::try_from(list["items"].as_array().unwrap().len()).unwrap()
     };
     let began = requests(&daemon);
     assert_eq!(listed(), ALL);
@@ -90,7 +90,7 @@ fn thousands_of_snapshots_are_listed_with_one_request() {
     let daemon = setup().start();
     let ctl = daemon.ctl();
     let list = ctl.json(&["cloudsnap", "list", "--max", "3"]);
-    assert_eq!(list.as_array().unwrap().len(), 3);
+    assert_eq!(list["items"].as_array().unwrap().len(), 3);
     let (lists, reads) = requests(&daemon);
     assert_eq!((lists, reads), (1, 0));
 }

@@ -23,7 +23,7 @@ fn example(dir: &Path) -> String {
 
 /// Returns the results as `KIND/NAME RESULT`.
 fn results(document: &Value) -> Vec<String> {
-    let objects = document["objects"].as_array().unwrap_or_else(|| panic!("{document:#}"));
+    let objects = document["items"].as_array().unwrap_or_else(|| panic!("{document:#}"));
     objects
         .iter()
         .map(|one| {
@@ -117,7 +117,7 @@ fn applied_file_is_unchanged_and_exported() {
         let table = ctl.run(&["get", kind]);
         assert!(table.stdout.starts_with("NAME "), "{table:?}");
     }
-    assert_eq!(ctl.json(&["rule", "inspect", "flush"])["volumes"][0], "pgdata");
+    assert_eq!(ctl.json(&["rule", "inspect", "flush"])["volumeNames"][0], "pgdata");
     let nights = ctl.json(&["get", "vbs", "pgdata-nights"]);
     assert_eq!(nights["spec"]["retainAt"][0]["retain"]["monthly"], 12, "{nights:#}");
     let described = ctl.run(&["describe", "VolumeBackup", "before-upgrade"]);
@@ -174,7 +174,8 @@ fn changed_file_configures_objects_or_is_refused() {
 fn deleted_file_keeps_volumes() {
     let applied = Applied::new();
     let (ctl, file) = (applied.daemon.ctl(), applied.file.as_str());
-    let uuid = ctl.json(&["cloudsnap", "schedules", "create", "pgdata", "--daily", "01:00"])["uuid"].clone();
+    let uuid =
+        ctl.json(&["cloudsnap", "schedules", "create", "pgdata", "--daily", "01:00"])["scheduleId"].clone();
     ctl.json(&["delete", "VolumeBackup", "before-upgrade"]);
     ctl.json(&["delete", "vbs", uuid.as_str().unwrap()]);
     assert_eq!(
@@ -245,14 +246,14 @@ fn object_name_belongs_to_its_host() {
     assert_eq!(a.done_cloudsnaps(), [of_a.as_str()]);
     assert_eq!(results(&b.json(&["apply", "-f", &backup, "--wait"])), started);
     b.json(&["apply", "-f", &restore, "--wait"]);
-    let source = b.json(&["get", "vr", "back"])["status"]["cloudSnapID"].clone();
+    let source = b.json(&["get", "vr", "back"])["status"]["cloudSnapshotId"].clone();
     assert!(source.is_string() && source != of_a.as_str(), "{source}");
 
     // The id refers to that backup on all hosts.
     let spec = format!("backupLocation: vault, cloudSnapID: {of_a}");
     let foreign = file(bed.dir(), "foreign.yaml", &object("VolumeRestore", "foreign", &spec));
     b.json(&["apply", "-f", &foreign, "--wait"]);
-    assert_eq!(b.json(&["describe", "vb", &of_a])["items"][0]["status"]["cloudSnapID"], of_a.as_str());
+    assert_eq!(b.json(&["describe", "vb", &of_a])["items"][0]["status"]["cloudSnapshotId"], of_a.as_str());
 
     // Each host deletes its own backup by name.
     b.json(&["delete", "VolumeBackup", "before"]);
@@ -298,7 +299,11 @@ fn ambiguous_backup_name_deletes_none() {
     // An object deletes the backup of its volume, and none of an older volume of the same name.
     assert_eq!(results(&ctl.json(&["delete", "-f", &mine])), ["VolumeBackup/before deleted"]);
     let left = ctl.json(&["cloudsnap", "list"]);
-    assert_eq!((left.as_array().unwrap().len(), &left[0]["SrcVolumeName"]), (1, &"log".into()), "{left:#}");
+    assert_eq!(
+        (left["items"].as_array().unwrap().len(), &left["items"][0]["volumeName"]),
+        (1, &"log".into()),
+        "{left:#}"
+    );
     ctl.json(&["volume", "delete", "log"]);
     ctl.create_volume("log", "8MiB");
     let log = "backupLocation: here, volume: log, reclaimPolicy: Delete";
@@ -306,7 +311,13 @@ fn ambiguous_backup_name_deletes_none() {
     assert_eq!(results(&ctl.json(&["delete", "-f", &log])), ["VolumeBackup/before not there"]);
     assert_eq!(results(&ctl.json(&["apply", "-f", &log, "--wait"])), ["VolumeBackup/before started"]);
     ctl.fails_with(&["delete", "VolumeBackup", "before", "--volume", "log"], 2, " of log in ");
-    ctl.json(&["delete", "VolumeBackup", left[0]["ID"].as_str().unwrap(), "--location", "again"]);
+    ctl.json(&[
+        "delete",
+        "VolumeBackup",
+        left["items"][0]["cloudSnapshotId"].as_str().unwrap(),
+        "--location",
+        "again",
+    ]);
     ctl.json(&["delete", "VolumeBackup", "before", "--volume", "log"]);
     assert!(ctl.done_cloudsnaps().is_empty());
 
@@ -314,7 +325,7 @@ fn ambiguous_backup_name_deletes_none() {
     for (volume, count) in [("one", 2), ("two", 1)] {
         ctl.json(&["volume", "create", volume, "--size", "8MiB", "--label", "app=shop"]);
         let applied = ctl.json(&["apply", "-f", &both, "--wait"]);
-        assert_eq!(applied["objects"][0]["tasks"].as_array().unwrap().len(), count, "{applied:#}");
+        assert_eq!(applied["items"][0]["taskIds"].as_array().unwrap().len(), count, "{applied:#}");
         assert_eq!(results(&ctl.json(&["apply", "-f", &both])), ["VolumeBackup/before unchanged"]);
     }
 }
@@ -382,15 +393,15 @@ fn file_can_be_applied_concurrently() {
     assert!(shown["spec"].get("retain").is_none() && shown["status"]["kept"] == "7/5 by policy", "{shown:#}");
 
     // `--wait` waits for the run; a prefix of the cloud snapshot's id locates it.
-    let uuid = shown["status"]["uuid"].as_str().unwrap();
+    let uuid = shown["status"]["scheduleId"].as_str().unwrap();
     let ran = ctl.json(&["cloudsnap", "schedules", "run-now", &uuid[..8], "--wait"]);
-    assert_eq!(ran["runs"][0]["state"], "done", "{ran:#}");
-    let id = ran["runs"][0]["cloudsnap"].as_str().unwrap();
+    assert_eq!(ran["items"][0]["state"], "done", "{ran:#}");
+    let id = ran["items"][0]["cloudSnapshotId"].as_str().unwrap();
     let (cluster, rest) = id.split_once('/').unwrap();
     for text in
         [&id[..9], &rest[..8], &format!("{}…/{}…", &cluster[..4], &rest[..6]), id.trim_end_matches("-incr")]
     {
-        assert_eq!(ctl.json(&["cloudsnap", "inspect", text])["ID"], id, "{text}");
+        assert_eq!(ctl.json(&["cloudsnap", "inspect", text])["cloudSnapshotId"], id, "{text}");
     }
     assert_eq!(ctl.json(&["cloudsnap", "list", "-i", &rest[..8]])[0]["ID"], id);
     ctl.fails(&["cloudsnap", "inspect", "0123456789abcdef0"], 4);

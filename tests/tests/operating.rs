@@ -17,7 +17,7 @@ fn group_backup_raises_events_and_bundle_has_no_secret() {
         client.write(0, &vec![7; BLOCK as usize]);
     }
     let ended = ctl.json(&["cs", "bg", "--group", "shop", "--cred-id", "one", "--cred-id", "two", "--wait"]);
-    let ended = ended.as_array().unwrap();
+    let ended = ended["items"].as_array().unwrap();
     assert_eq!(ended.len(), 4);
     assert!(ended.iter().all(|task| task["error"].is_null()), "{ended:?}");
     let started = ctl.json(&["cloudsnap", "backup-group", "--volumes", "db,wal", "--cred-id", "two"]);
@@ -25,14 +25,14 @@ fn group_backup_raises_events_and_bundle_has_no_secret() {
     let tasks = wait_for("the backups of the group to end", || {
         let tasks = ctl.json(&["cloudsnap", "status", "--name", &group]);
         let is_done = |task: &Value| task["state"] == "Backup-Done";
-        tasks.as_array().unwrap().iter().all(is_done).then_some(tasks)
+        tasks["items"].as_array().unwrap().iter().all(is_done).then_some(tasks)
     });
-    assert_eq!(tasks.as_array().unwrap().len(), 2);
+    assert_eq!(tasks["items"].as_array().unwrap().len(), 2);
 
-    let events = ctl.json(&["events"])["events"].clone();
+    let events = ctl.json(&["events"])["items"].clone();
     let done = events.as_array().unwrap().iter().filter(|event| event["kind"] == "backup-done");
     assert_eq!(done.count(), 6, "{events}");
-    assert_eq!(ctl.json(&["events", "--errors"])["events"], Value::Array(vec![]));
+    assert_eq!(ctl.json(&["events", "--errors"])["items"], Value::Array(vec![]));
 
     let path = bed.store("bundle").dir().join("bundle.json");
     let path = path.to_str().unwrap();
@@ -44,7 +44,7 @@ fn group_backup_raises_events_and_bundle_has_no_secret() {
     let hex: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
     assert!(key.len() >= 32 && !text.contains(&hex[..32]));
     let bundle: Value = serde_json::from_str(&text).unwrap();
-    assert_eq!(bundle["volumes"]["volumes"].as_array().unwrap().len(), 2);
+    assert_eq!(bundle["volumes"]["items"].as_array().unwrap().len(), 2);
     assert!(bundle["metrics"].as_str().unwrap().contains("blockd_volume_up{volume=\"db\"} 1"));
     for part in
         ["status", "snapshots", "credentials", "tasks", "schedules", "policies", "runs", "events", "mounts"]

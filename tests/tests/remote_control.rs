@@ -103,14 +103,14 @@ fn certificate_name_sets_the_role() {
     }
     let message = remote.run_as("stranger", &["status"], 1);
     assert!(message.contains("stranger has no role"), "{message}");
-    assert_eq!(remote.daemon.ctl().json(&["snapshot", "list", "db"]).as_array().unwrap().len(), 1);
+    assert_eq!(remote.daemon.ctl().json(&["snapshot", "list", "db"])["items"].as_array().unwrap().len(), 1);
     // A caller who may not start a deletion may neither resume nor stop one.
     let list = remote.daemon.ctl().json(&["cloudsnap", "list"]);
-    let snap = list[0]["ID"].as_str().unwrap_or_else(|| panic!("{list:#}")).to_owned();
+    let snap = list["items"][0]["cloudSnapshotId"].as_str().unwrap_or_else(|| panic!("{list:#}")).to_owned();
     remote.run_as("alice", &["cloudsnap", "delete", "--snap", &snap], 0);
     // The newest task is first.
     let tasks = remote.daemon.ctl().json(&["cloudsnap", "status"]);
-    let task = tasks[0]["name"].as_str().unwrap_or_else(|| panic!("{tasks:#}"));
+    let task = tasks["items"][0]["taskId"].as_str().unwrap_or_else(|| panic!("{tasks:#}"));
     for what in ["stop", "resume"] {
         let message = remote.run_as("backup", &["cloudsnap", what, "--name", task], 1);
         assert!(message.contains("is for admins, but backup is operator"), "{message}");
@@ -193,7 +193,7 @@ impl Reload {
 }
 
 fn reload_failure(remote: &Remote) -> Option<String> {
-    remote.daemon.ctl().json(&["status"])["reloadFailed"]["error"].as_str().map(str::to_owned)
+    remote.daemon.ctl().json(&["status"])["reloadFailure"]["cause"].as_str().map(str::to_owned)
 }
 
 #[test]
@@ -242,12 +242,12 @@ fn reload_replaces_roles_or_changes_nothing() {
     let is_last = |text: &String| text.contains("nowhere.pem");
     wait_for("the last failure in the status", || reload_failure(&remote).filter(is_last));
     let status = remote.daemon.ctl().json(&["status"]);
-    let troubles = status["troubles"].as_array().unwrap();
-    assert!(troubles.len() == 1 && troubles[0]["what"].to_string().contains("nowhere.pem"), "{troubles:?}");
+    let problems = status["problems"].as_array().unwrap();
+    assert!(problems.len() == 1 && problems[0]["cause"].to_string().contains("nowhere.pem"), "{problems:?}");
     wait_until("two events", || {
         let events = remote.daemon.ctl().json(&["events"]);
         let failures =
-            events["events"].as_array().unwrap().iter().filter(|one| one["kind"] == "reload-failed");
+            events["items"].as_array().unwrap().iter().filter(|one| one["kind"] == "reload-failed");
         failures.count() == 2
     });
     let _ = remote.daemon.stop();
@@ -289,7 +289,7 @@ fn group_socket_has_the_role_of_its_group() {
         assert!(run.code == 0 && run.stdout.contains("pre-command"), "{run:?}");
         assert!(!run.stdout.contains("the-secret"), "{run:?}");
     }
-    assert_eq!(readers.json(&["volume", "list"]).as_array().unwrap().len(), 1);
+    assert_eq!(readers.json(&["volume", "list"])["items"].as_array().unwrap().len(), 1);
     let error = readers.fails(&["volume", "create", "other", "--size", "1MiB"], 1);
     assert_eq!(error["code"], "forbidden");
     assert!(error["message"].as_str().unwrap().contains(&format!("group {group} is read-only")), "{error}");

@@ -78,7 +78,7 @@ fn secret_key_file_opens_the_bucket_and_is_not_stored() {
     let ctl = daemon.ctl();
     assert!(ctl.backup("vol").is_incremental());
     assert_eq!(ctl.done_cloudsnaps().len(), 2);
-    let uuid = made["uuid"].as_str().unwrap();
+    let uuid = made["credentialId"].as_str().unwrap();
     assert_eq!(
         ctl.json(&["credentials", "inspect", &uuid[..8]])["name"],
         "s3",
@@ -125,6 +125,7 @@ fn network_faults_are_survived() {
     let wanted = daemon.content("vol");
     // The reply to the commit is always lost: the listing must match the result of the task.
     let (code, document) = ctl.document(&["cloudsnap", "backup", "vol", "--wait"]);
+    let document = &document["items"][0];
     proxy.inject(|_, _| None);
     let listed = ctl.done_cloudsnaps();
     assert_eq!(listed.len() == 2, code == 0, "task: {document:#}, list: {listed:?}");
@@ -142,6 +143,7 @@ fn network_faults_are_survived() {
     let ctl = daemon.ctl();
     let before = ctl.volume("vol")["lastBackups"].clone();
     let (code, document) = ctl.document(&["cloudsnap", "backup", "vol", "--wait"]);
+    let document = &document["items"][0];
     assert_eq!((code, &document["state"]), (1, &"Backup-Failed".into()), "{document:#}");
     assert!(
         document["error"]["message"].as_str().unwrap().contains(&proxy.address().to_string()),

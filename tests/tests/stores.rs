@@ -18,7 +18,7 @@ fn add(ctl: &Ctl, server: &Server) {
     assert_eq!(code, 0, "{document:#}");
     assert_eq!(document["conditionalPut"], server.conditional_put, "{document:#}");
     let shown = ctl.json(&["credentials", "inspect", "store"]);
-    assert_eq!(shown, ctl.json(&["credentials", "list"])[0]);
+    assert_eq!(shown, ctl.json(&["credentials", "list"])["items"][0]);
     assert_eq!(shown["bucket"], server.value_of("--bucket"));
     assert!(!shown.to_string().contains(&server.secret), "{shown:#}");
 }
@@ -29,7 +29,7 @@ fn refused(ctl: &Ctl, server: &Server, changes: &[(&str, &str)]) -> Value {
     let text = document.to_string();
     assert!(!text.contains(&server.secret) && !text.contains(PASSPHRASE), "{text}");
     assert_eq!(
-        ctl.json(&["credentials", "list"]).as_array().unwrap().len(),
+        ctl.json(&["credentials", "list"])["items"].as_array().unwrap().len(),
         0,
         "refused credentials were kept"
     );
@@ -70,8 +70,8 @@ fn back_up_and_restore(test: &str, bed: &Bed, server: &Server) {
         }
         let task = ctl.backup("vol");
         assert!(task.is_incremental());
-        let limit = task.number("bytesDirty") * 105 / 100 + 64 * KIB;
-        assert!(task.number("bytesUploaded") <= limit, "{task:?}");
+        let limit = task.number("dirtyBytes") * 105 / 100 + 64 * KIB;
+        assert!(task.number("uploadedBytes") <= limit, "{task:?}");
         assert_eq!((task.requests("list"), task.requests("head")), (0, 0), "{task:?}");
         snaps.push((task, model.clone()));
     }
@@ -89,7 +89,7 @@ fn back_up_and_restore(test: &str, bed: &Bed, server: &Server) {
     add(&other, server);
     let known: Vec<&str> = snaps.iter().map(|(task, _)| task.snap()).collect();
     assert_eq!(other.done_cloudsnaps(), known);
-    assert_eq!(other.json(&["cloudsnap", "list", "--label", "app=db"]).as_array().unwrap().len(), 2);
+    assert_eq!(other.json(&["cloudsnap", "list", "--label", "app=db"])["items"].as_array().unwrap().len(), 2);
     for (nth, (task, model)) in snaps.iter().enumerate() {
         let name = format!("again-{nth}");
         other.restore(task.snap(), &name);

@@ -10,9 +10,9 @@ use uuid::Uuid;
 #[serde(rename_all = "camelCase")]
 pub struct Activity {
     /// Id of the daemon's run; all counters start at 0 with a new run.
-    pub run: Uuid,
+    pub daemon_run_id: Uuid,
     /// Time of the sample on the monotonic clock, in microseconds.
-    pub at_micros: u64,
+    pub monotonic_micros: u64,
     /// Volumes by name.
     pub volumes: Vec<VolumeActivity>,
     /// Active tasks, newest first.
@@ -24,7 +24,7 @@ pub struct Activity {
 #[serde(rename_all = "camelCase")]
 pub struct VolumeActivity {
     /// Id.
-    pub id: VolumeId,
+    pub volume_id: VolumeId,
     /// Name.
     pub name: VolumeName,
     /// True if the volume is open and serves requests.
@@ -54,7 +54,7 @@ pub struct OperationActivity {
     /// Number of completed requests.
     pub requests: u64,
     /// Total latency of these, in microseconds.
-    pub took_micros: u64,
+    pub latency_micros: u64,
     /// Requests that the volume is executing; not those that wait for a thread or for remote data.
-    pub under_way: u64,
+    pub in_flight: u64,
 }

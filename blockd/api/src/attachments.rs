@@ -9,9 +9,9 @@ pub const DEFAULT_CONNECTIONS: std::ops::RangeInclusive<u32> = 2..=4;
 /// Default logical block size of a device, in bytes.
 pub const DEFAULT_BLOCK_SIZE_BYTES: u32 = 4096;
 /// Default timeout before a request is sent again, in seconds.
-pub const DEFAULT_TIMEOUT_S: u64 = 30;
+pub const DEFAULT_TIMEOUT_SECONDS: u64 = 30;
 /// Default time that requests wait for an absent daemon, in seconds.
-pub const DEFAULT_DEAD_TIMEOUT_S: u64 = 600;
+pub const DEFAULT_DEAD_TIMEOUT_SECONDS: u64 = 600;
 
 /// Body of `POST /v1/volumes/{volume}/attach`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -26,12 +26,12 @@ pub struct AttachVolume {
     /// Attach again at each start of the daemon.
     #[serde(default)]
     pub persistent: bool,
-    /// See [`DEFAULT_TIMEOUT_S`]; 1 to 3600.
+    /// See [`DEFAULT_TIMEOUT_SECONDS`]; 1 to 3600.
     #[serde(default)]
-    pub timeout_s: Option<u64>,
-    /// See [`DEFAULT_DEAD_TIMEOUT_S`]; 1 to 604800.
+    pub timeout_seconds: Option<u64>,
+    /// See [`DEFAULT_DEAD_TIMEOUT_SECONDS`]; 1 to 604800.
     #[serde(default)]
-    pub dead_timeout_s: Option<u64>,
+    pub dead_timeout_seconds: Option<u64>,
     /// See [`DEFAULT_CONNECTIONS`]; 1 to 16.
     #[serde(default)]
     pub connections: Option<u32>,
@@ -46,10 +46,10 @@ impl AttachVolume {
     /// # Errors
     /// A description of the invalid value and the valid range.
     pub fn check(&self) -> Result<(), String> {
-        if self.timeout_s.is_some_and(|value| !(1..=3600).contains(&value)) {
+        if self.timeout_seconds.is_some_and(|value| !(1..=3600).contains(&value)) {
             return Err("the timeout must be 1 s to 1 h".into());
         }
-        if self.dead_timeout_s.is_some_and(|value| !(1..=604_800).contains(&value)) {
+        if self.dead_timeout_seconds.is_some_and(|value| !(1..=604_800).contains(&value)) {
             return Err("the dead timeout must be 1 s to 7 days".into());
         }
         if self.connections.is_some_and(|value| !(1..=16).contains(&value)) {
@@ -86,9 +86,9 @@ pub struct Attachment {
     /// Attach again at each start of the daemon.
     pub persistent: bool,
     /// Timeout before a request is sent again, in seconds.
-    pub timeout_s: u64,
+    pub timeout_seconds: u64,
     /// Time that requests wait for an absent daemon, in seconds.
-    pub dead_timeout_s: u64,
+    pub dead_timeout_seconds: u64,
     /// Number of connections.
     pub connections: u32,
     /// Logical block size.
@@ -100,7 +100,7 @@ pub struct Attachment {
 #[serde(rename_all = "camelCase")]
 pub struct Detached {
     /// Name of the volume.
-    pub name: String,
+    pub volume_name: String,
     /// Detached device.
     pub device: Option<NbdDevice>,
 }
@@ -113,8 +113,8 @@ mod tests {
     fn numbers_out_of_range_are_refused() {
         AttachVolume::default().check().unwrap();
         for wrong in [
-            AttachVolume { timeout_s: Some(0), ..Default::default() },
-            AttachVolume { dead_timeout_s: Some(604_801), ..Default::default() },
+            AttachVolume { timeout_seconds: Some(0), ..Default::default() },
+            AttachVolume { dead_timeout_seconds: Some(604_801), ..Default::default() },
             AttachVolume { connections: Some(17), ..Default::default() },
             AttachVolume { block_size_bytes: Some(8192), ..Default::default() },
         ] {

@@ -1,6 +1,6 @@
 //! Browsing: mounts of snapshots, and files of cloud snapshots.
 
-use crate::{CredentialRef, cloudsnaps::CloudSnapshotId, uri::encode};
+use crate::{CredentialRef, List, cloudsnaps::CloudSnapshotId, uri::encode};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ pub struct MountBrowse {
     pub mountpoint: PathBuf,
     /// Credentials whose cloud snapshots are shown; all if empty.
     #[serde(default)]
-    pub cred_ids: Vec<CredentialRef>,
+    pub credentials: Vec<CredentialRef>,
 }
 
 /// Body of `POST /v1/browse/handed`. The message with its head carries one descriptor (`SCM_RIGHTS`): that of
@@ -26,7 +26,7 @@ pub struct HandMount {
     pub mountpoint: PathBuf,
     /// Credentials whose cloud snapshots are shown; all if empty.
     #[serde(default)]
-    pub cred_ids: Vec<CredentialRef>,
+    pub credentials: Vec<CredentialRef>,
     /// True if the mount allows other users: the kernel then checks access lists.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_other: bool,
@@ -58,20 +58,12 @@ pub struct BrowseMount {
     /// Mount point.
     pub mountpoint: PathBuf,
     /// Credentials whose cloud snapshots are shown; all if empty.
-    pub cred_ids: Vec<CredentialRef>,
+    pub credentials: Vec<CredentialRef>,
     /// Time of the mount.
-    pub since: Timestamp,
+    pub mounted_at: Timestamp,
     /// User who created the mount and passed it to the daemon; absent for the daemon's own mounts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
-}
-
-/// Reply to `GET /v1/browse/mounts`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct BrowseMountList {
-    /// Mounts.
-    pub mounts: Vec<BrowseMount>,
 }
 
 /// Path inside a snapshot: any bytes. As text, invalid UTF-8, control characters and `%` are escaped as `%`
@@ -195,7 +187,7 @@ impl From<FilePath> for String {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListFiles {
     /// Cloud snapshot.
-    pub snap: CloudSnapshotId,
+    pub cloud_snapshot_id: CloudSnapshotId,
     /// File or directory.
     pub path: FilePath,
     /// Include the entries of a directory.
@@ -206,7 +198,7 @@ pub struct ListFiles {
     pub xattrs: bool,
     /// Credential; optional.
     #[serde(default)]
-    pub cred_id: Option<CredentialRef>,
+    pub credential: Option<CredentialRef>,
 }
 
 /// Query of `GET /v1/cloudsnaps/file`; the reply is at most 8 MiB of bytes.
@@ -214,7 +206,7 @@ pub struct ListFiles {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReadFile {
     /// Cloud snapshot.
-    pub snap: CloudSnapshotId,
+    pub cloud_snapshot_id: CloudSnapshotId,
     /// Regular file.
     pub path: FilePath,
     /// Start offset, in bytes.
@@ -223,7 +215,7 @@ pub struct ReadFile {
     pub len_bytes: u64,
     /// Credential; optional.
     #[serde(default)]
-    pub cred_id: Option<CredentialRef>,
+    pub credential: Option<CredentialRef>,
 }
 
 /// Query of `GET /v1/cloudsnaps/file/runs`.
@@ -231,7 +223,7 @@ pub struct ReadFile {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListFileRuns {
     /// Cloud snapshot.
-    pub snap: CloudSnapshotId,
+    pub cloud_snapshot_id: CloudSnapshotId,
     /// Regular file.
     pub path: FilePath,
     /// Start offset, in bytes.
@@ -239,7 +231,7 @@ pub struct ListFileRuns {
     pub offset_bytes: u64,
     /// Credential; optional.
     #[serde(default)]
-    pub cred_id: Option<CredentialRef>,
+    pub credential: Option<CredentialRef>,
 }
 
 /// Byte range of a file.
@@ -258,10 +250,10 @@ pub struct FileRun {
 pub struct FileRuns {
     /// Length of the file, in bytes.
     pub size_bytes: u64,
-    /// Ascending ranges that may hold data. Everything outside of them is a hole and reads as zeroes.
-    pub data: Vec<FileRun>,
-    /// End of the described part, in bytes: the end of the file, or less if the reply is truncated.
-    pub until_bytes: u64,
+    /// Ascending ranges that may hold data; `next` is the offset, in bytes, that they extend to if that is
+    /// not the end of the file. Everything outside of them is a hole and reads as zeroes.
+    #[serde(flatten)]
+    pub list: List<FileRun>,
 }
 
 /// Type of a file.
@@ -304,7 +296,7 @@ pub struct SnapshotFile {
     /// Group id.
     pub gid: u32,
     /// Modification time, if known.
-    pub modified: Option<Timestamp>,
+    pub modified_at: Option<Timestamp>,
     /// Inode number, if known; equal for all hard links.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub inode: Option<u64>,
@@ -323,7 +315,8 @@ pub struct FileList {
     /// Requested file or directory.
     pub file: SnapshotFile,
     /// Directory entries by name, if requested.
-    pub entries: Vec<SnapshotFile>,
+    #[serde(flatten)]
+    pub list: List<SnapshotFile>,
     /// Extended attributes, if requested.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub xattrs: Vec<SnapshotXattr>,

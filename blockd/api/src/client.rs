@@ -197,7 +197,7 @@ impl<R> PreparedCall<R> {
         let (method, pattern) = (operation.info.method.as_str(), operation.info.path);
         let bad = |source| ClientError::BadRequest { what: format!("{method} {pattern}"), source };
         let (address, body) = operation.request(path, input).map_err(bad)?;
-        let wait = (operation.wait_ms)(input).unwrap_or(0).min(crate::MAX_WAIT_MS);
+        let wait = (operation.wait_millis)(input).unwrap_or(0).min(crate::MAX_WAIT_MILLIS);
         let time_limit = operation.timeout + Duration::from_millis(wait);
         let what = format!("{method} {address}");
         Ok(Self { what, method, address, body, time_limit, decode: operation.decode })

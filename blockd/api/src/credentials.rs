@@ -53,7 +53,7 @@ pub struct RekeyCredential {
 #[serde(rename_all = "camelCase")]
 pub struct CredentialRekeyed {
     /// Id of the credential.
-    pub uuid: Uuid,
+    pub credential_id: Uuid,
     /// Name.
     pub name: CredentialName,
     /// Data keys newly wrapped with the new passphrase.
@@ -79,9 +79,9 @@ pub struct Connection {
     /// URL of a proxy, without a password; by default from the daemon's environment.
     pub proxy: Option<String>,
     /// Upload limit of all tasks, in bytes per second.
-    pub limit_upload_bytes_per_s: Option<u64>,
+    pub limit_upload_bytes_per_second: Option<u64>,
     /// Download limit of all tasks, in bytes per second.
-    pub limit_download_bytes_per_s: Option<u64>,
+    pub limit_download_bytes_per_second: Option<u64>,
     /// Upload limits by time of day, overriding the general one.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub limit_upload_windows: Vec<LimitWindow>,
@@ -116,20 +116,12 @@ fn some_limit<'de, D: serde::Deserializer<'de>>(from: D) -> Result<DailyLimit, D
     Ok(Option::<DailyLimit>::deserialize(from)?.unwrap_or_default())
 }
 
-/// Reply to `GET /v1/credentials`, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct CredentialList {
-    /// Credentials.
-    pub credentials: Vec<Credential>,
-}
-
 /// Credential without its secrets.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Credential {
     /// Id.
-    pub uuid: Uuid,
+    pub credential_id: Uuid,
     /// Name.
     pub name: CredentialName,
     /// Store.
@@ -144,9 +136,9 @@ pub struct Credential {
     #[serde(default)]
     pub has_ca_certificates: bool,
     /// Upload limit, in bytes per second.
-    pub limit_upload_bytes_per_s: Option<u64>,
+    pub limit_upload_bytes_per_second: Option<u64>,
     /// Download limit, in bytes per second.
-    pub limit_download_bytes_per_s: Option<u64>,
+    pub limit_download_bytes_per_second: Option<u64>,
     /// Upload limits by time of day.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limit_upload_windows: Vec<LimitWindow>,
@@ -157,16 +149,16 @@ pub struct Credential {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_time_zone: Option<String>,
     /// True if the repository is encrypted.
-    pub encryption: bool,
+    pub encrypted: bool,
     /// Reference to the passphrase, if external.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption_key_from: Option<SecretRef>,
     /// True if the store supports create-if-absent, as tested.
     pub conditional_put: bool,
     /// Creation time.
-    pub created: Timestamp,
-    /// Kilobytes per second of the last probe or backup; `None` if never measured.
-    pub write_throughput_kbps: Option<u64>,
+    pub created_at: Timestamp,
+    /// Write throughput of the last probe or backup, in bytes per second; `None` if never measured.
+    pub write_bytes_per_second: Option<u64>,
 }
 
 #[cfg(test)]
@@ -188,8 +180,8 @@ mod tests {
 
     #[test]
     fn store_is_part_of_the_reply() {
-        let json = r#"{"uuid":"af563a4d-afd7-48df-90f7-8e8f9414ff77","name":"weed","provider":"s3","bucket":"b",
-            "pathStyle":true,"encryption":false,"conditionalPut":true,"created":"2026-11-24T00:00:00Z","later":1}"#;
+        let json = r#"{"credentialId":"af563a4d-afd7-48df-90f7-8e8f9414ff77","name":"weed","provider":"s3","bucket":"b",
+            "pathStyle":true,"encrypted":false,"conditionalPut":true,"createdAt":"2026-11-24T00:00:00Z","later":1}"#;
         let reply: Credential = serde_json::from_str(json).unwrap();
         assert_eq!((reply.store.provider, reply.store.s3.path_style), (ProviderKind::S3, Some(true)));
         let again = serde_json::to_value(&reply).unwrap();

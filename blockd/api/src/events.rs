@@ -1,6 +1,6 @@
 //! Events of the daemon.
 
-use crate::VolumeName;
+use crate::{VolumeId, VolumeName};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -98,22 +98,28 @@ pub const KINDS: &[EventKind] = &[
 #[serde(rename_all = "camelCase")]
 pub struct Event {
     /// Sequence number, ascending.
-    pub id: u64,
+    pub event_id: u64,
     /// Time.
-    pub at: Timestamp,
+    pub occurred_at: Timestamp,
     /// Severity of an event.
     pub severity: Severity,
     /// Kind: one of [`KINDS`].
     pub kind: String,
+    /// Volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_id: Option<VolumeId>,
     /// Name of the volume at that time.
-    pub volume: Option<VolumeName>,
+    pub volume_name: Option<VolumeName>,
+    /// Credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential_id: Option<Uuid>,
     /// Name of the credential at that time.
-    pub credential: Option<String>,
+    pub credential_name: Option<String>,
     /// Task.
-    pub task: Option<Uuid>,
+    pub task_id: Option<Uuid>,
     /// Cloud snapshot that the task made, restored, deleted or verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cloudsnap: Option<String>,
+    pub cloud_snapshot_id: Option<String>,
     /// Message.
     pub message: String,
 }
@@ -128,17 +134,9 @@ pub struct ListEvents {
     /// Maximum number, up to [`MAX_EVENTS`]; 100 by default.
     #[serde(default)]
     pub max: Option<u32>,
-    /// Time to wait for an event, at most [`crate::MAX_WAIT_MS`].
+    /// Time to wait for an event, at most [`crate::MAX_WAIT_MILLIS`].
     #[serde(default)]
-    pub wait_ms: Option<u64>,
-}
-
-/// Reply to `GET /v1/events`, oldest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct EventList {
-    /// Events.
-    pub events: Vec<Event>,
+    pub wait_millis: Option<u64>,
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ mod fd_passing;
 mod labels;
 pub mod lazy;
 mod limits;
+mod list;
 mod names;
 pub mod openapi;
 pub mod operations;
@@ -42,6 +43,7 @@ pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use labels::{LabelSelector, Labels, PairsError};
 pub use limits::{DailyLimit, LimitError, LimitWindow, MAX_LIMIT_WINDOWS};
+pub use list::{Document, List, SCHEMA_VERSION};
 pub use names::{
     CredentialName, CredentialRef, GroupName, GroupRef, NameError, ObjectName, RuleName, SnapshotName,
     SnapshotRef, VolumeName, VolumeRef,
@@ -52,21 +54,32 @@ pub use uri::{nbd_tcp_uri, nbd_unix_uri};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// Maximum length of a request or reply body, in bytes.
 pub const MAX_BODY_BYTES: usize = 64 << 20;
 
 /// Maximum wait of a long poll, in milliseconds; the daemon lowers larger values.
-pub const MAX_WAIT_MS: u64 = 60_000;
+pub const MAX_WAIT_MILLIS: u64 = 60_000;
 
 /// Reply to a delete.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Deleted {
-    /// Id of the deleted object: decimal, or a UUID for a credential.
-    pub id: String,
-    /// Name of the deleted object.
-    pub name: String,
+    /// Id of a deleted volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_id: Option<VolumeId>,
+    /// Id of a deleted local snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_id: Option<SnapshotId>,
+    /// Id of a deleted credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential_id: Option<Uuid>,
+    /// Id of a deleted schedule; it may be invalid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule_id: Option<String>,
+    /// Name of the deleted object, if any.
+    pub name: Option<String>,
     /// Warnings, such as schedules that no longer protect a volume.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

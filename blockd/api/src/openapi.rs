@@ -1,7 +1,7 @@
 //! OpenAPI document of the control API, generated from the table of operations and the types.
 
 use crate::{
-    ErrorBody, ErrorCode,
+    ErrorBody, ErrorCode, SCHEMA_VERSION,
     operations::{ANY, OPERATIONS, OperationInfo, ReplyBody},
 };
 use schemars::{Schema, SchemaGenerator, generate::SchemaSettings};
@@ -10,10 +10,14 @@ use std::collections::BTreeMap;
 
 const SCHEMAS: &str = "/components/schemas";
 
+/// Name of the schema of [`SCHEMA_VERSION`].
+const VERSION: &str = "SchemaVersion";
+
 const DESCRIPTION: &str = "\
 HTTP/1.1 with JSON bodies, over the daemon's unix socket, or over TCP with TLS and a client certificate. \
 `x-role` is the minimum role of an operation. The roles are read-only, operator and admin; each includes those before it. \
-An empty body stands for `{}`. Requests with unknown fields are refused. All error replies have the body `ErrorBody`.";
+An empty body stands for `{}`. Requests with unknown fields are refused. All error replies have the body `ErrorBody`. \
+JSON replies have `schemaVersion`, and may have fields that are not described here.";
 
 /// Generates the document.
 #[must_use]
@@ -30,6 +34,8 @@ pub fn document() -> Value {
             .or_default()
             .insert(operation.method.as_str().to_ascii_lowercase(), described);
     }
+    let mut components = schemas.take_definitions(true);
+    components.insert(VERSION.to_owned(), version_schema());
     let mut document = json!({
         "openapi": "3.1.0",
         "info": {
@@ -49,11 +55,21 @@ pub fn document() -> Value {
                     "description": "Over TCP; the daemon's configuration assigns roles to names in certificates"
                 }
             },
-            "schemas": schemas.take_definitions(true)
+            "schemas": components
         }
     });
     plain_words(&mut document);
     document
+}
+
+/// Returns the schema of the version that each JSON reply has.
+pub(crate) fn version_schema() -> Value {
+    json!({
+        "description": "Version of the document",
+        "type": "object",
+        "properties": { "schemaVersion": { "const": SCHEMA_VERSION } },
+        "required": ["schemaVersion"]
+    })
 }
 
 /// Returns the document as indented JSON.
@@ -181,7 +197,8 @@ fn without_null(mut schema: Value) -> Value {
 /// Returns the reply and the errors by HTTP status.
 fn responses(operation: &OperationInfo, has_body: bool, schemas: &mut SchemaGenerator) -> Value {
     let content = match operation.reply {
-        ReplyBody::Json(reply) => json!({ "application/json": { "schema": reply(schemas) } }),
+        ReplyBody::Json(reply) => json!({ "application/json": { "schema": versioned(reply(schemas)) } }),
+        ReplyBody::ForeignJson => json!({ "application/json": { "schema": { "type": "object" } } }),
         ReplyBody::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
         ReplyBody::Bytes => json!({ "application/octet-stream": {} }),
     };
@@ -195,13 +212,18 @@ fn responses(operation: &OperationInfo, has_body: bool, schemas: &mut SchemaGene
             codes.push(*code);
         }
     }
-    let error = schemas.subschema_for::<ErrorBody>();
+    let error = versioned(schemas.subschema_for::<ErrorBody>());
     for (status, codes) in by_status {
         let names: Vec<String> = codes.iter().map(|code| format!("`{code}`")).collect();
         let content = json!({ "application/json": { "schema": error } });
         responses.insert(status.to_string(), json!({ "description": names.join(", "), "content": content }));
     }
     responses.into()
+}
+
+/// Adds the version of documents to the schema of a reply.
+fn versioned(content: Schema) -> Value {
+    json!({ "allOf": [{ "$ref": format!("#{SCHEMAS}/{VERSION}") }, content] })
 }
 
 /// Removes rustdoc links from descriptions.
@@ -261,10 +283,8 @@ mod tests {
             assert!(ids.insert(described["operationId"].as_str().unwrap()), "{operation:?}");
             for (status, response) in described["responses"].as_object().unwrap() {
                 let schema = &response["content"]["application/json"]["schema"];
-                assert!(
-                    status == "200" || schema["$ref"] == "#/components/schemas/ErrorBody",
-                    "{described:#}"
-                );
+                let content = &schema["allOf"][1]["$ref"];
+                assert!(status == "200" || content == "#/components/schemas/ErrorBody", "{described:#}");
             }
             let names = operation.path.matches('{').count();
             let parameters = described["parameters"].as_array().map_or(0, Vec::len);
@@ -385,8 +405,8 @@ mod tests {
     fn descriptions_have_no_links_of_rust() {
         for (text, plain) in [
             ("see [`crate::check_volume_size`]", "see `check_volume_size`"),
-            ("at most [`crate::MAX_WAIT_MS`].", "at most `MAX_WAIT_MS`."),
-            ("what [`SnapshotDiff::next_offset_bytes`] said", "what `SnapshotDiff::next_offset_bytes` said"),
+            ("at most [`crate::MAX_WAIT_MILLIS`].", "at most `MAX_WAIT_MILLIS`."),
+            ("what [`Task::version`] said", "what `Task::version` said"),
             ("a [`crate::cloudsnaps::Cloudsnap`]\nor two", "a `Cloudsnap` or two"),
             ("an open [`", "an open [`"),
         ] {

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Default timeout of a command, in seconds.
-pub const DEFAULT_COMMAND_TIMEOUT_S: u64 = 60;
+pub const DEFAULT_COMMAND_TIMEOUT_SECONDS: u64 = 60;
 /// Maximum timeout of a command, in seconds.
-pub const MAX_COMMAND_TIMEOUT_S: u64 = 600;
+pub const MAX_COMMAND_TIMEOUT_SECONDS: u64 = 600;
 /// Maximum length of a command, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 4096;
 /// Maximum kept output of a command, in bytes: its end.
@@ -57,7 +57,7 @@ pub struct HookOptions {
     pub quiesce: Quiesce,
     /// Rule used instead of those of the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<RuleName>,
+    pub rule_name: Option<RuleName>,
     /// Use no rule.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_rule: bool,
@@ -76,9 +76,9 @@ pub struct Quiesce {
     /// Post-command for `/bin/sh -c`. It always runs, also after a failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub post_command: Option<String>,
-    /// Timeout of each command, in seconds; [`DEFAULT_COMMAND_TIMEOUT_S`] by default.
+    /// Timeout of each command, in seconds; [`DEFAULT_COMMAND_TIMEOUT_SECONDS`] by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command_timeout_s: Option<u64>,
+    pub command_timeout_seconds: Option<u64>,
     /// User of the commands on the daemon's host; the daemon's by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
@@ -124,9 +124,9 @@ impl Quiesce {
                 return Err(format!("{user:?} is not a valid user name"));
             }
         }
-        match self.command_timeout_s {
-            Some(seconds) if !(1..=MAX_COMMAND_TIMEOUT_S).contains(&seconds) => Err(format!(
-                "{seconds} s is out of range for a command: give 1 s to {MAX_COMMAND_TIMEOUT_S} s"
+        match self.command_timeout_seconds {
+            Some(seconds) if !(1..=MAX_COMMAND_TIMEOUT_SECONDS).contains(&seconds) => Err(format!(
+                "{seconds} s is out of range for a command: give 1 s to {MAX_COMMAND_TIMEOUT_SECONDS} s"
             )),
             _ => Ok(()),
         }
@@ -167,10 +167,10 @@ pub struct QuiesceStep {
     pub target: String,
     /// Rule of the step, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<RuleName>,
+    pub rule_name: Option<RuleName>,
     /// Start time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub started: Option<Timestamp>,
+    pub started_at: Option<Timestamp>,
     /// Duration, in microseconds.
     pub duration_micros: u64,
     /// Exit status of a command that exited.
@@ -197,7 +197,7 @@ impl QuiesceStep {
     /// Returns step and error, visible to every role.
     pub fn failure(&self) -> Option<String> {
         let error = self.short_error()?;
-        let rule = self.rule.as_ref().map(|rule| format!(" of rule {rule}")).unwrap_or_default();
+        let rule = self.rule_name.as_ref().map(|rule| format!(" of rule {rule}")).unwrap_or_default();
         Some(match self.kind {
             QuiesceKind::FreezeFs => format!("the freeze of {} failed: {error}", self.target),
             QuiesceKind::ThawFs => format!("the thaw of {} failed: {error}", self.target),
@@ -247,7 +247,7 @@ mod tests {
     fn invalid_command_is_refused() {
         let with = |command: &str, seconds| Quiesce {
             pre_command: Some(command.to_owned()),
-            command_timeout_s: seconds,
+            command_timeout_seconds: seconds,
             ..Quiesce::default()
         };
         assert_eq!(with("true", None).check(), Ok(()));
@@ -270,8 +270,8 @@ mod tests {
         let step = QuiesceStep {
             kind: QuiesceKind::PostCommand,
             target: "unlock planted".to_owned(),
-            rule: Some("pg".parse().unwrap()),
-            started: None,
+            rule_name: Some("pg".parse().unwrap()),
+            started_at: None,
             duration_micros: 7,
             exit_status: Some(3),
             error: Some("exit status 3: planted".to_owned()),

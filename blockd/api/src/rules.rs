@@ -59,22 +59,14 @@ pub struct HookRule {
     pub quiesce: Quiesce,
     /// Volumes with this rule.
     #[serde(default)]
-    pub volumes: Vec<VolumeName>,
+    pub volume_names: Vec<VolumeName>,
     /// Groups with this rule.
     #[serde(default)]
     pub groups: Vec<GroupName>,
     /// Schedules with this rule.
     #[serde(default)]
-    pub schedules: Vec<Uuid>,
+    pub schedule_ids: Vec<Uuid>,
     /// Reason why its commands cannot run, as found at the daemon's start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-}
-
-/// Reply to `GET /v1/rules`, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RuleList {
-    /// Rules.
-    pub rules: Vec<HookRule>,
 }

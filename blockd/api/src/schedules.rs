@@ -1,14 +1,18 @@
 //! Backup schedules, schedule policies and runs.
 
+mod policies;
+
+pub use policies::*;
+
 use crate::{
-    CredentialRef, GroupName, LabelSelector, NameError, ObjectName, RuleName, SnapshotId, SnapshotName,
-    VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,
+    CredentialRef, GroupName, LabelSelector, List, ObjectName, RuleName, SnapshotId, SnapshotName, VolumeId,
+    VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,
 };
 use blockd_schedule::{Jitter, Recurrence, Retention, Verdict};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{fmt, str::FromStr};
+use std::fmt;
 use uuid::Uuid;
 
 /// Maximum number of rules of a schedule or policy.
@@ -17,44 +21,6 @@ pub const MAX_RULES: usize = 16;
 pub const MAX_TARGETS: usize = 8;
 /// Maximum number of runs in a reply.
 pub const MAX_HISTORY: u32 = 10_000;
-
-/// Name of a policy; the same rules as for a volume.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct PolicyName(SnapshotName);
-
-impl PolicyName {
-    /// Returns the name as text.
-    pub fn as_str(&self) -> &str {
-        self.0.as_str()
-    }
-}
-
-impl fmt::Display for PolicyName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for PolicyName {
-    type Err = NameError;
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        text.parse().map(Self)
-    }
-}
-
-impl TryFrom<String> for PolicyName {
-    type Error = NameError;
-    fn try_from(text: String) -> Result<Self, NameError> {
-        text.parse()
-    }
-}
-
-impl From<PolicyName> for String {
-    fn from(name: PolicyName) -> Self {
-        name.as_str().to_owned()
-    }
-}
 
 /// Recurrence of runs and retention of their backups.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -74,6 +40,24 @@ pub struct Selector {
     /// One volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeRef>,
+    /// Volumes of a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupName>,
+    /// Volumes with all these labels.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub label: Option<LabelSelector>,
+}
+
+/// Volumes of a schedule in replies: exactly one of volume, group and label is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SelectedVolumes {
+    /// One volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_id: Option<VolumeId>,
+    /// Its name; `None` if it is deleted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_name: Option<VolumeName>,
     /// Volumes of a group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
@@ -120,8 +104,18 @@ impl fmt::Display for Priority {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RetainAt {
     /// Credential of the schedule.
-    pub cred_id: CredentialRef,
+    pub credential: CredentialRef,
     /// Retention there, overriding the schedule and its rules.
+    pub retain: Retention,
+}
+
+/// Retention of the backups under one credential.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CredentialRetention {
+    /// Credential of the schedule.
+    pub credential_id: Uuid,
+    /// Retention there.
     pub retain: Retention,
 }
 
@@ -137,7 +131,7 @@ pub struct CreateSchedule {
     /// Credentials; optional if there is one. With `local` and without credentials, only local snapshots are
     /// made.
     #[serde(default)]
-    pub cred_ids: Vec<CredentialRef>,
+    pub credentials: Vec<CredentialRef>,
     /// Retention of local snapshots of the same freezes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Retention>,
@@ -149,7 +143,7 @@ pub struct CreateSchedule {
     pub rules: Vec<Rule>,
     /// Policy whose current rules apply too.
     #[serde(default)]
-    pub policy: Option<PolicyName>,
+    pub policy_name: Option<PolicyName>,
     /// Retention of backups whose rule has none.
     #[serde(default)]
     pub retain: Retention,
@@ -164,7 +158,7 @@ pub struct CreateSchedule {
     pub priority: Priority,
     /// Rule used instead of those of the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<RuleName>,
+    pub rule_name: Option<RuleName>,
     /// Paused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
@@ -179,7 +173,7 @@ pub struct UpdateSchedule {
     pub rules: Option<Vec<Rule>>,
     /// New policy.
     #[serde(default)]
-    pub policy: Option<PolicyName>,
+    pub policy_name: Option<PolicyName>,
     /// New retention.
     #[serde(default)]
     pub retain: Option<Retention>,
@@ -200,7 +194,7 @@ pub struct UpdateSchedule {
     pub priority: Option<Priority>,
     /// New rule; `null` for the volumes' rules.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::volumes::given")]
-    pub rule: Option<Option<RuleName>>,
+    pub rule_name: Option<Option<RuleName>>,
     /// Pause or resume; runs skipped while paused are not made up for.
     #[serde(default)]
     pub paused: Option<bool>,
@@ -211,27 +205,27 @@ pub struct UpdateSchedule {
 #[serde(rename_all = "camelCase")]
 pub struct Schedule {
     /// Id.
-    pub uuid: Uuid,
+    pub schedule_id: Uuid,
     /// Name, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
     /// Volumes.
-    pub selector: Selector,
+    pub selector: SelectedVolumes,
     /// Credentials.
-    pub credentials: Vec<Uuid>,
+    pub credential_ids: Vec<Uuid>,
     /// Retention of local snapshots; `None` makes none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub local: Option<Retention>,
     /// Retention of single credentials.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub retain_at: Vec<RetainAt>,
+    pub retain_at: Vec<CredentialRetention>,
     /// State of each copy: the local one first, then one for each credential.
     #[serde(default)]
     pub copies: Vec<CopyState>,
     /// Rules without those of the policy.
     pub rules: Vec<Rule>,
     /// Policy.
-    pub policy: Option<PolicyName>,
+    pub policy_name: Option<PolicyName>,
     /// Retention of backups whose rule has none.
     pub retain: Retention,
     /// Make full backups only.
@@ -242,18 +236,18 @@ pub struct Schedule {
     pub priority: Priority,
     /// Rule used instead of those of the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<RuleName>,
+    pub rule_name: Option<RuleName>,
     /// Paused.
     pub paused: bool,
     /// Creation time.
-    pub created: Timestamp,
+    pub created_at: Timestamp,
     /// Time of the next run; `None` if paused or finished.
-    pub next_run: Option<Timestamp>,
+    pub next_run_at: Option<Timestamp>,
     /// Time of the last started run.
-    pub last_run: Option<Timestamp>,
+    pub last_run_at: Option<Timestamp>,
     /// Time since which the next run is overdue by minutes: the scheduler is blocked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub overdue_since: Option<Timestamp>,
+    pub overdue_at: Option<Timestamp>,
     /// No volume is selected: nothing is protected.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub without_volume: bool,
@@ -264,18 +258,38 @@ pub struct Schedule {
     pub schedule: String,
 }
 
+/// Reference to a schedule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ScheduleSummary {
+    /// Id.
+    pub schedule_id: Uuid,
+    /// Name, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule_name: Option<ObjectName>,
+}
+
+impl fmt::Display for ScheduleSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.schedule_name {
+            Some(name) => write!(f, "{name}"),
+            None => write!(f, "{}", self.schedule_id),
+        }
+    }
+}
+
 /// State of one copy of a schedule, over all its volumes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CopyState {
     /// Credential; `None` for local snapshots.
-    pub credential: Option<Uuid>,
+    pub credential_id: Option<Uuid>,
     /// Retention, except for rules with their own.
     pub retain: Retention,
     /// Number of kept backups.
     pub kept: u64,
     /// Point in time of the newest.
-    pub newest: Option<Timestamp>,
+    pub newest_at: Option<Timestamp>,
     /// State of the last run.
     pub last_state: Option<RunState>,
 }
@@ -285,7 +299,8 @@ pub struct CopyState {
 #[serde(rename_all = "camelCase")]
 pub struct ScheduleList {
     /// Schedules, oldest first.
-    pub schedules: Vec<Schedule>,
+    #[serde(flatten)]
+    pub list: List<Schedule>,
     /// Schedules that this host cannot read. They make no backups, and none of their backups is deleted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<UnreadableSchedule>,
@@ -296,9 +311,9 @@ pub struct ScheduleList {
 #[serde(rename_all = "camelCase")]
 pub struct UnreadableSchedule {
     /// Id, for deletion.
-    pub uuid: String,
+    pub schedule_id: String,
     /// Description of the violation.
-    pub error: String,
+    pub cause: String,
 }
 
 /// State of a run.
@@ -348,37 +363,37 @@ impl fmt::Display for RunState {
 #[serde(rename_all = "camelCase")]
 pub struct Run {
     /// Sequence number, ascending.
-    pub id: u64,
+    pub run_id: u64,
     /// Schedule.
-    pub schedule: Uuid,
+    pub schedule_id: Uuid,
     /// Rule of the run; `None` for a manual run.
-    pub rule: Option<Recurrence>,
+    pub when: Option<Recurrence>,
     /// Scheduled time.
-    pub nominal: Timestamp,
+    pub planned_at: Timestamp,
     /// Start time.
-    pub started: Timestamp,
+    pub started_at: Timestamp,
     /// Number of missed runs that this one makes up for.
     pub missed: u32,
     /// Volume; `None` if the schedule selected none.
     pub volume_id: Option<VolumeId>,
     /// Name.
-    pub volume: Option<VolumeName>,
+    pub volume_name: Option<VolumeName>,
     /// Credential; `None` for a local snapshot.
-    pub credential: Option<Uuid>,
+    pub credential_id: Option<Uuid>,
     /// True for a local snapshot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub local: bool,
     /// Local snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub snapshot: Option<SnapshotId>,
+    pub snapshot_id: Option<SnapshotId>,
     /// State.
     pub state: RunState,
     /// Task, once started.
-    pub task: Option<Uuid>,
+    pub task_id: Option<Uuid>,
     /// Cloud snapshot.
-    pub cloudsnap: Option<CloudSnapshotId>,
+    pub cloud_snapshot_id: Option<CloudSnapshotId>,
     /// End time.
-    pub completed: Option<Timestamp>,
+    pub completed_at: Option<Timestamp>,
     /// Reason of a failed, skipped or waiting run; for a completed one, failures of its hooks.
     pub reason: Option<String>,
 }
@@ -389,10 +404,10 @@ pub struct Run {
 pub struct ListRuns {
     /// Only this schedule.
     #[serde(default)]
-    pub schedule: Option<Uuid>,
+    pub schedule_id: Option<Uuid>,
     /// Only schedules with this id prefix, including deleted ones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub schedule_prefix: Option<String>,
+    pub schedule_id_prefix: Option<String>,
     /// Only this volume.
     #[serde(default)]
     pub volume: Option<VolumeRef>,
@@ -401,33 +416,25 @@ pub struct ListRuns {
     pub max: Option<u32>,
 }
 
-/// Reply to `GET /v1/schedule-runs`, newest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RunList {
-    /// Runs.
-    pub runs: Vec<Run>,
-}
-
 /// Retention verdict on a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Judged {
     /// Run that made it.
-    pub run: u64,
+    pub run_id: u64,
     /// Backup.
-    pub cloudsnap: CloudSnapshotId,
+    pub cloud_snapshot_id: CloudSnapshotId,
     /// Volume.
-    pub volume: Option<VolumeName>,
+    pub volume_name: Option<VolumeName>,
     /// Credential of the backup.
-    pub credential: Uuid,
+    pub credential_id: Uuid,
     /// Point in time.
-    pub created: Timestamp,
+    pub created_at: Timestamp,
     /// Verdict and reason.
     pub verdict: Verdict,
     /// Former rule that made it, whose retention still applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub gone_rule: Option<String>,
+    pub former_rule: Option<String>,
 }
 
 /// Retention verdict on a local snapshot.
@@ -435,15 +442,15 @@ pub struct Judged {
 #[serde(rename_all = "camelCase")]
 pub struct JudgedSnapshot {
     /// Run that made it.
-    pub run: u64,
+    pub run_id: u64,
     /// Snapshot.
-    pub snapshot: SnapshotId,
+    pub snapshot_id: SnapshotId,
     /// Name.
-    pub name: Option<SnapshotName>,
+    pub snapshot_name: Option<SnapshotName>,
     /// Volume.
-    pub volume: Option<VolumeName>,
+    pub volume_name: Option<VolumeName>,
     /// Point in time.
-    pub created: Timestamp,
+    pub created_at: Timestamp,
     /// Verdict and reason.
     pub verdict: Verdict,
 }
@@ -454,34 +461,8 @@ pub struct JudgedSnapshot {
 #[serde(rename_all = "camelCase")]
 pub struct RetentionPlan {
     /// Existing backups of the schedule.
-    pub cloudsnaps: Vec<Judged>,
+    pub cloud_snapshots: Vec<Judged>,
     /// Local snapshots of the schedule.
     #[serde(default)]
     pub snapshots: Vec<JudgedSnapshot>,
-}
-
-/// Schedule policy; body of `POST /v1/sched-policies`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Policy {
-    /// Name.
-    pub name: PolicyName,
-    /// Rules.
-    pub rules: Vec<Rule>,
-}
-
-/// Body of `PATCH /v1/sched-policies/{policy}`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct UpdatePolicy {
-    /// New rules for all schedules of the policy.
-    pub rules: Vec<Rule>,
-}
-
-/// Reply to `GET /v1/sched-policies`, by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PolicyList {
-    /// Policies.
-    pub policies: Vec<Policy>,
 }

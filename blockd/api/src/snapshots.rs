@@ -1,8 +1,8 @@
 //! Local snapshots: create, list, inspect, compare, roll back, delete.
 
 use crate::{
-    Epoch, GroupName, GroupRef, LabelSelector, SnapshotId, SnapshotName, SnapshotRef, VolumeId, VolumeName,
-    VolumeRef,
+    Epoch, GroupName, GroupRef, LabelSelector, List, SnapshotId, SnapshotName, SnapshotRef, VolumeId,
+    VolumeName, VolumeRef,
     quiesce::{HookOptions, QuiesceReport},
 };
 use jiff::Timestamp;
@@ -57,9 +57,10 @@ pub struct GroupSnapshot {
     /// Name of each snapshot.
     pub name: SnapshotName,
     /// Time of the freeze.
-    pub created: Timestamp,
+    pub created_at: Timestamp,
     /// Snapshots by volume.
-    pub snapshots: Vec<Snapshot>,
+    #[serde(flatten)]
+    pub list: List<Snapshot>,
 }
 
 /// Common properties of a group snapshot.
@@ -88,28 +89,20 @@ pub struct ListSnapshots {
     pub group: Option<GroupRef>,
 }
 
-/// Reply to `GET /v1/snapshots`, by volume and time.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct SnapshotList {
-    /// Snapshots.
-    pub snapshots: Vec<Snapshot>,
-}
-
 /// Local snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
     /// Id.
-    pub id: SnapshotId,
+    pub snapshot_id: SnapshotId,
     /// Name of the volume.
-    pub volume: VolumeName,
+    pub volume_name: VolumeName,
     /// Id of the volume.
     pub volume_id: VolumeId,
     /// Name.
     pub name: SnapshotName,
     /// Time of the freeze.
-    pub created: Timestamp,
+    pub created_at: Timestamp,
     /// Epoch that it ended.
     pub epoch: Epoch,
     /// Stall time of the freeze, in microseconds.
@@ -165,7 +158,7 @@ pub struct DiffSnapshots {
     /// Newer snapshot; the current content by default.
     #[serde(default)]
     pub to: Option<SnapshotRef>,
-    /// Start offset; from [`SnapshotDiff::next_offset_bytes`].
+    /// Start offset; from [`List::next`].
     #[serde(default)]
     pub offset_bytes: Option<u64>,
 }
@@ -175,11 +168,11 @@ pub struct DiffSnapshots {
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotDiff {
     /// Name of the volume.
-    pub volume: VolumeName,
+    pub volume_name: VolumeName,
     /// Name of the older snapshot.
-    pub from: SnapshotName,
+    pub from_snapshot_name: SnapshotName,
     /// Name of the newer snapshot; `None` for the current content.
-    pub to: Option<SnapshotName>,
+    pub to_snapshot_name: Option<SnapshotName>,
     /// Size of the volume at the older point, in bytes.
     pub from_size_bytes: u64,
     /// Size of the volume at the newer point, in bytes.
@@ -188,11 +181,9 @@ pub struct SnapshotDiff {
     pub data_bytes: u64,
     /// Bytes that became zeroes, over all extents.
     pub zero_bytes: u64,
-    /// Changed extents, ascending, in whole blocks.
-    pub extents: Vec<DiffExtent>,
-    /// Start offset of the next request, if there are more extents.
-    #[serde(default)]
-    pub next_offset_bytes: Option<u64>,
+    /// Changed extents, ascending, in whole blocks; `next` is the start offset of the next request.
+    #[serde(flatten)]
+    pub list: List<DiffExtent>,
 }
 
 /// Changed extent.
@@ -202,7 +193,7 @@ pub struct DiffExtent {
     /// Start offset.
     pub offset_bytes: u64,
     /// Length.
-    pub length_bytes: u64,
+    pub len_bytes: u64,
     /// Content at the newer point.
     pub kind: DiffKind,
 }
@@ -243,11 +234,11 @@ pub struct RestoreSnapshot {
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotRestored {
     /// Name of the volume.
-    pub volume: VolumeName,
+    pub volume_name: VolumeName,
     /// Name of the restored snapshot.
-    pub snapshot: SnapshotName,
+    pub snapshot_name: SnapshotName,
     /// Snapshot of the previous state, unless discarded.
-    pub kept: Option<Snapshot>,
+    pub kept_snapshot: Option<Snapshot>,
     /// Bytes changed back.
     pub changed_bytes: u64,
     /// Copied bytes of data.

@@ -32,7 +32,7 @@ pub struct Status {
     pub webhooks: Vec<WebhookStatus>,
     /// Failure of the last reload, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub reload_failed: Option<ReloadFailure>,
+    pub reload_failure: Option<ReloadFailure>,
     /// Space on the filesystem of the data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_space: Option<DataSpace>,
@@ -46,9 +46,9 @@ pub struct Status {
 #[serde(rename_all = "camelCase")]
 pub struct ReloadFailure {
     /// Time of the attempt.
-    pub at: Timestamp,
+    pub failed_at: Timestamp,
     /// Cause, in one line.
-    pub error: String,
+    pub cause: String,
 }
 
 /// Space on a filesystem.
@@ -69,11 +69,11 @@ pub struct Problem {
     /// `control-socket`, `control-address` or `credential`.
     pub kind: String,
     /// Message.
-    pub what: String,
+    pub cause: String,
     /// Next action.
-    pub todo: String,
+    pub action: String,
     /// Time of detection.
-    pub since: Timestamp,
+    pub detected_at: Timestamp,
 }
 
 /// Status of a webhook. Its address may contain a secret: only the origin is shown. Counters and times start
@@ -92,11 +92,11 @@ pub struct WebhookStatus {
     /// Events that the receiver rejected for good, or that expired before their delivery.
     pub undelivered: u64,
     /// Time of the last accepted event.
-    pub last_delivered: Option<Timestamp>,
+    pub last_delivered_at: Option<Timestamp>,
     /// Time at which an event was last counted as undelivered.
-    pub last_undelivered: Option<Timestamp>,
+    pub last_undelivered_at: Option<Timestamp>,
     /// Time since which every attempt has failed; `None` if the last one succeeded.
-    pub failing_since: Option<Timestamp>,
+    pub first_failed_at: Option<Timestamp>,
     /// Error of the last attempt, if it failed.
     pub error: Option<String>,
 }

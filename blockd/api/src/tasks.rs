@@ -12,7 +12,7 @@ use uuid::Uuid;
 #[serde(rename_all = "camelCase")]
 pub struct TaskStarted {
     /// Task.
-    pub task: Uuid,
+    pub task_id: Uuid,
 }
 
 /// Query of `GET /v1/tasks`.
@@ -21,30 +21,22 @@ pub struct TaskStarted {
 pub struct ListTasks {
     /// Only tasks with this id prefix.
     #[serde(default)]
-    pub name: Option<String>,
+    pub id_prefix: Option<String>,
 }
 
 /// Query of `GET /v1/tasks/{task}`: a long poll.
 ///
-/// The reply is sent when the task's version exceeds `since_version`, at the latest after `wait_ms`; without
-/// both it is sent at once.
+/// The reply is sent when the task's version exceeds `since_version`, at the latest after `wait_millis`;
+/// without both it is sent at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WaitTask {
-    /// Maximum wait, in milliseconds, up to [`crate::MAX_WAIT_MS`].
+    /// Maximum wait, in milliseconds, up to [`crate::MAX_WAIT_MILLIS`].
     #[serde(default)]
-    pub wait_ms: Option<u64>,
+    pub wait_millis: Option<u64>,
     /// Known version.
     #[serde(default)]
     pub since_version: Option<u64>,
-}
-
-/// Reply to `GET /v1/tasks`, newest first.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct TaskList {
-    /// Tasks.
-    pub tasks: Vec<Task>,
 }
 
 /// Task.
@@ -52,40 +44,40 @@ pub struct TaskList {
 #[serde(rename_all = "camelCase")]
 pub struct Task {
     /// Id.
-    pub name: Uuid,
+    pub task_id: Uuid,
     /// Kind.
     #[serde(rename = "type")]
     pub kind: TaskKind,
     /// Name given by the caller; only for backups.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub label: Option<ObjectName>,
+    pub name: Option<ObjectName>,
     /// Cloud snapshot that it makes, restores or deletes; `None` while undecided.
-    pub source_volume: Option<String>,
+    pub cloud_snapshot_id: Option<String>,
     /// Group snapshot of a group backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_id: Option<Uuid>,
     /// Volume that is backed up or restored; `None` for a delete.
-    pub volume: Option<VolumeName>,
+    pub volume_name: Option<VolumeName>,
     /// State: `Backup-Active`, `Restore-Done`, …
     pub state: TaskState,
     /// Host that runs it.
     pub node: String,
     /// Credential.
-    pub credential: Uuid,
+    pub credential_id: Uuid,
     /// Name of the credential; `None` if deleted.
     pub credential_name: Option<CredentialName>,
     /// Phase: `planning`, `data`, `index`, `commit`, `done`, or `waiting for` and a secret reference.
     pub phase: String,
     /// Total bytes; 0 while unknown.
-    pub bytes_total: u64,
+    pub total_bytes: u64,
     /// Processed bytes.
-    pub bytes_processed: u64,
+    pub processed_bytes: u64,
     /// Bytes sent to the store.
-    pub bytes_uploaded: u64,
+    pub uploaded_bytes: u64,
     /// Bytes received from the store.
-    pub bytes_downloaded: u64,
+    pub downloaded_bytes: u64,
     /// Dirty bytes at the freeze, for a backup.
-    pub bytes_dirty: u64,
+    pub dirty_bytes: u64,
     /// Store requests.
     pub requests: Requests,
     /// Stall time of the freeze, in microseconds, for a backup.
@@ -97,11 +89,11 @@ pub struct Task {
     /// Caller, schedule or daemon that started it.
     pub owner: TaskOwner,
     /// Time of the request.
-    pub started: Timestamp,
+    pub started_at: Timestamp,
     /// End time.
-    pub completed: Option<Timestamp>,
+    pub completed_at: Option<Timestamp>,
     /// Seconds from start to end, or to now.
-    pub time_elapsed: f64,
+    pub elapsed_seconds: f64,
     /// Full or incremental, for a backup, once decided.
     pub backup_type: Option<BackupType>,
     /// Error of a failed task.
@@ -127,7 +119,7 @@ pub enum TaskOwner {
     /// Schedule.
     Schedule {
         /// Id.
-        id: Uuid,
+        schedule_id: Uuid,
     },
     /// A caller of the control API.
     Caller {
@@ -145,7 +137,7 @@ impl fmt::Display for TaskOwner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Daemon => f.write_str("daemon"),
-            Self::Schedule { id } => write!(f, "schedule {id}"),
+            Self::Schedule { schedule_id } => write!(f, "schedule {schedule_id}"),
             Self::Caller { name, role, uid: Some(uid) } => write!(f, "{name} (uid {uid}, {role})"),
             Self::Caller { name, role, uid: None } => write!(f, "{name} ({role})"),
         }
@@ -167,10 +159,10 @@ pub struct StopTask {
 pub struct TaskLimits {
     /// Upload limit, in bytes per second; `None` is unlimited.
     #[serde(default)]
-    pub limit_upload_bytes_per_s: Option<u64>,
+    pub limit_upload_bytes_per_second: Option<u64>,
     /// Download limit, in bytes per second; `None` is unlimited.
     #[serde(default)]
-    pub limit_download_bytes_per_s: Option<u64>,
+    pub limit_download_bytes_per_second: Option<u64>,
 }
 
 /// Findings of a verification, or of a restore that skips damage. Lists are truncated; counts are complete.
@@ -202,7 +194,7 @@ pub struct DamageFinding {
     /// Offset in the object, in bytes.
     pub offset_bytes: u64,
     /// Description.
-    pub what: String,
+    pub cause: String,
     /// Affected cloud snapshots.
     pub affects: Vec<AffectedCloudsnap>,
 }
@@ -212,7 +204,7 @@ pub struct DamageFinding {
 #[serde(rename_all = "camelCase")]
 pub struct AffectedCloudsnap {
     /// Cloud snapshot.
-    pub cloudsnap: String,
+    pub cloud_snapshot_id: String,
     /// Unreadable bytes; 0 if unknown.
     pub lost_bytes: u64,
     /// First unreadable ranges.

@@ -83,7 +83,7 @@ pub struct CloneVolume {
 #[serde(rename_all = "camelCase")]
 pub struct VolumeCheck {
     /// Name of the volume.
-    pub volume: VolumeName,
+    pub volume_name: VolumeName,
     /// True without findings.
     pub sound: bool,
     /// Checked layers.
@@ -108,14 +108,6 @@ pub struct ListVolumes {
     pub group: Option<GroupName>,
 }
 
-/// Reply to `GET /v1/volumes`, by name.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct VolumeList {
-    /// Volumes.
-    pub volumes: Vec<Volume>,
-}
-
 /// Clients that may hold state from before a loss of acknowledged writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -135,7 +127,7 @@ pub struct DiscardedWrites {
     /// Reason, in words.
     pub cause: String,
     /// Time of the start that found the loss.
-    pub found: Timestamp,
+    pub found_at: Timestamp,
 }
 
 /// Volume.
@@ -143,7 +135,7 @@ pub struct DiscardedWrites {
 #[serde(rename_all = "camelCase")]
 pub struct Volume {
     /// Id.
-    pub id: VolumeId,
+    pub volume_id: VolumeId,
     /// Name.
     pub name: VolumeName,
     /// Size in bytes.
@@ -158,9 +150,9 @@ pub struct Volume {
     pub group: Option<GroupName>,
     /// Own rule for freezes; that of the group by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rule: Option<RuleName>,
+    pub rule_name: Option<RuleName>,
     /// Creation time.
-    pub created: Timestamp,
+    pub created_at: Timestamp,
     /// State.
     pub state: VolumeState,
     /// Reason of a failure, in one line.
@@ -188,10 +180,10 @@ pub struct Volume {
     pub layers: u64,
     /// Running merges; `None` without any.
     #[serde(default)]
-    pub merging: Option<Merging>,
+    pub merge: Option<MergeProgress>,
     /// Running rollback; `None` without one.
     #[serde(default)]
-    pub rolling_back: Option<RollingBack>,
+    pub rollback: Option<RollbackProgress>,
     /// Incomplete in-place restore; `None` without one.
     #[serde(default)]
     pub in_place_restore: Option<InPlaceProgress>,
@@ -207,7 +199,7 @@ pub struct Volume {
 /// Layers being merged in the background, also across restarts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Merging {
+pub struct MergeProgress {
     /// Number of layers; merged one after the other.
     pub layers: u64,
     /// Bytes copied or moved by the running merge.
@@ -219,7 +211,7 @@ pub struct Merging {
 /// Running rollback to a snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct RollingBack {
+pub struct RollbackProgress {
     /// Bytes restored.
     pub done_bytes: u64,
     /// Total bytes to restore.
@@ -258,9 +250,9 @@ pub struct VolumeIo {
     /// Write requests, including trims and zeroes.
     pub writes: u64,
     /// Bytes read.
-    pub bytes_read: u64,
+    pub read_bytes: u64,
     /// Bytes written.
-    pub bytes_written: u64,
+    pub written_bytes: u64,
     /// Flushes.
     pub flushes: u64,
 }
@@ -270,13 +262,13 @@ pub struct VolumeIo {
 #[serde(rename_all = "camelCase")]
 pub struct LastBackup {
     /// Credential.
-    pub credential: Uuid,
+    pub credential_id: Uuid,
     /// Name.
     pub credential_name: String,
     /// Id of the cloud snapshot.
-    pub cloudsnap_id: String,
+    pub cloud_snapshot_id: String,
     /// Point in time.
-    pub time: Timestamp,
+    pub created_at: Timestamp,
     /// Incremental backups since the last full one; 0 if this one is full.
     pub incrementals_since_full: u64,
 }

@@ -71,10 +71,10 @@ async fn no_daemon_has_three_faces() {
 
 #[tokio::test]
 async fn requests_are_http_with_json() {
-    let server = Server::saying("200 OK", r#"{"id":"59","name":"db"}"#);
+    let server = Server::saying("200 OK", r#"{"schemaVersion":1,"volumeId":"59","name":"db"}"#);
     let deleted =
         server.client().call_at(DELETE_VOLUME, &"db".parse().unwrap(), &Default::default()).await.unwrap();
-    assert_eq!((deleted.id.as_str(), deleted.name.as_str()), ("59", "db"));
+    assert_eq!((deleted.volume_id.unwrap().as_u64(), deleted.name.as_deref()), (59, Some("db")));
     let head = server.heads.recv().unwrap().to_ascii_lowercase();
     assert!(
         head.starts_with("delete /v1/volumes/db http/1.1\r\n") && head.contains("host: blockd"),
@@ -107,25 +107,26 @@ async fn replies_of_another_kind_are_named() {
     for (status, body) in [
         ("200 OK", "no json"),
         ("200 OK", "{}"),
+        ("200 OK", r#"{"schemaVersion":2,"items":[],"next":null}"#),
         ("200 OK", ""),
         ("204 No Content", ""),
         ("502 Bad Gateway", "<html>"),
         ("302 Found", "{}"),
     ] {
-        let error = Server::saying(status, body).client().call(GET_STATUS, &()).await.unwrap_err();
+        let error = Server::saying(status, body).client().call(LIST_SCHEDULES, &()).await.unwrap_err();
         let code: u16 = status[..3].parse().unwrap();
         assert!(
             matches!(error, ClientError::BadReply { status, .. } if status == code),
             "{status}: {error:?}"
         );
-        assert!(error.to_string().contains("GET /v1/status") && !error.is_unreachable(), "{error}");
+        assert!(error.to_string().contains("GET /v1/schedules") && !error.is_unreachable(), "{error}");
     }
 }
 
 #[tokio::test]
 async fn only_a_success_is_a_success() {
     for status in ["302 Found", "404 Not Found"] {
-        let server = Server::saying(status, r#"{"id":"59","name":"db"}"#);
+        let server = Server::saying(status, r#"{"schemaVersion":1,"volumeId":"59","name":"db"}"#);
         let error = server
             .client()
             .call_at(DELETE_VOLUME, &"db".parse().unwrap(), &Default::default())
@@ -177,7 +178,7 @@ async fn silent_daemon_times_out() {
             thread::park();
         }
     });
-    let wait = WaitTask { wait_ms: Some(u64::MAX), since_version: Some(1) };
+    let wait = WaitTask { wait_millis: Some(u64::MAX), since_version: Some(1) };
     let error = server.client().call_at(GET_TASK, &Uuid::nil(), &wait).await.unwrap_err();
     assert!(matches!(&error, ClientError::Timeout { after, .. } if after.as_secs() == 120), "{error:?}");
 }

@@ -7,6 +7,7 @@ use blockd_api::{
     tasks::{TaskKind, TaskStage},
 };
 use blockd_cloud::CloudSnapshotId;
+use blockd_extent::VolumeId;
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params};
 use uuid::Uuid;
@@ -24,7 +25,11 @@ pub struct NewEvent {
     /// Kind.
     pub kind: String,
     /// The volume.
+    pub volume_id: Option<VolumeId>,
+    /// The name of the volume.
     pub volume: Option<VolumeName>,
+    /// The credential.
+    pub credential_id: Option<Uuid>,
     /// The name of the credential.
     pub credential: Option<String>,
     /// The task.
@@ -44,7 +49,18 @@ impl NewEvent {
         message: impl Into<String>,
     ) -> Self {
         let (kind, message) = (kind.into(), message.into());
-        Self { at, severity, kind, volume: None, credential: None, task: None, cloudsnap: None, message }
+        Self {
+            at,
+            severity,
+            kind,
+            volume_id: None,
+            volume: None,
+            credential_id: None,
+            credential: None,
+            task: None,
+            cloudsnap: None,
+            message,
+        }
     }
 
     /// Creates the event of a finished task.
@@ -68,7 +84,9 @@ impl NewEvent {
             _ => (Severity::Info, format!("{name}-done"), format!("{name} of {} done", task.cloudsnap)),
         };
         Self {
+            volume_id: task.volume,
             volume: task.detail.volume_name.clone(),
+            credential_id: Some(task.credential),
             credential: Some(task.detail.credential_name.clone()),
             task: Some(task.id),
             cloudsnap: task.decided_cloudsnap(),
@@ -82,7 +100,7 @@ impl NewEvent {
     /// The database fails.
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT INTO events (at, severity, kind, volume, credential, task, cloudsnap, message) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+            "INSERT INTO events (at, severity, kind, volume, credential, task, cloudsnap, message, volume_id, credential_id) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             params![
                 self.at.to_string(),
                 self.severity.as_str(),
@@ -92,6 +110,8 @@ impl NewEvent {
                 self.task.map(|id| id.to_string()),
                 self.cloudsnap.map(|id| id.to_string()),
                 self.message,
+                self.volume_id.map(|id| id.to_string()),
+                self.credential_id.map(|id| id.to_string()),
             ],
         )?;
         let id = tx.last_insert_rowid().unsigned_abs();
@@ -107,19 +127,22 @@ fn severity(word: &str) -> Severity {
 
 fn read(row: &Row<'_>) -> rusqlite::Result<Event> {
     Ok(Event {
-        id: number(row, 0)?,
-        at: parsed(row, 1)?,
+        event_id: number(row, 0)?,
+        occurred_at: parsed(row, 1)?,
         severity: severity(&row.get::<_, String>(2)?),
         kind: row.get(3)?,
-        volume: parsed_if_there(row, 4)?,
-        credential: row.get(5)?,
-        task: parsed_if_there(row, 6)?,
-        cloudsnap: row.get(7)?,
+        volume_id: parsed_if_there(row, 9)?,
+        volume_name: parsed_if_there(row, 4)?,
+        credential_id: parsed_if_there(row, 10)?,
+        credential_name: row.get(5)?,
+        task_id: parsed_if_there(row, 6)?,
+        cloud_snapshot_id: row.get(7)?,
         message: row.get(8)?,
     })
 }
 
-const COLUMNS: &str = "id, at, severity, kind, volume, credential, task, cloudsnap, message";
+const COLUMNS: &str =
+    "id, at, severity, kind, volume, credential, task, cloudsnap, message, volume_id, credential_id";
 
 /// Returns the next events after a number, oldest first.
 ///
@@ -172,8 +195,8 @@ mod tests {
                 NewEvent::new(at, Severity::Warning, "x", number.to_string()).insert(tx)?;
             }
             let all = events_after(tx, 0, u32::MAX >> 1)?;
-            assert_eq!((all.len() as u64, all[0].id), (MAX_KEPT, 4));
-            let ids = |events: Vec<Event>| events.iter().map(|event| event.id).collect::<Vec<_>>();
+            assert_eq!((all.len() as u64, all[0].event_id), (MAX_KEPT, 4));
+            let ids = |events: Vec<Event>| events.iter().map(|event| event.event_id).collect::<Vec<_>>();
             assert_eq!(ids(newest_events(tx, 2)?), [MAX_KEPT + 2, MAX_KEPT + 3]);
             assert_eq!(ids(events_after(tx, 7, 2)?), [8, 9]);
             assert_eq!(count_events_after(tx, MAX_KEPT)?, [("x".to_owned(), Severity::Warning, 3)]);

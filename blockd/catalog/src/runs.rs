@@ -378,21 +378,21 @@ impl RunRow {
     /// Converts to the API type.
     pub fn to_api(&self) -> Run {
         Run {
-            id: self.id,
-            schedule: self.schedule,
-            rule: self.rule.clone(),
-            nominal: self.nominal,
-            started: self.started,
+            run_id: self.id,
+            schedule_id: self.schedule,
+            when: self.rule.clone(),
+            planned_at: self.nominal,
+            started_at: self.started,
             missed: self.missed,
             volume_id: self.volume,
-            volume: self.volume_name.clone(),
-            credential: self.credential.filter(|credential| *credential != LOCAL),
+            volume_name: self.volume_name.clone(),
+            credential_id: self.credential.filter(|credential| *credential != LOCAL),
             local: self.is_local(),
-            snapshot: self.snapshot,
+            snapshot_id: self.snapshot,
             state: self.state,
-            task: self.task,
-            cloudsnap: self.cloudsnap,
-            completed: self.completed,
+            task_id: self.task,
+            cloud_snapshot_id: self.cloudsnap,
+            completed_at: self.completed,
             reason: self.reason.clone(),
         }
     }

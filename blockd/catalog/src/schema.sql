@@ -180,7 +180,9 @@ CREATE TABLE events (
     at         TEXT NOT NULL,
     severity   TEXT NOT NULL CHECK (severity IN ('info', 'warning', 'error')),
     kind       TEXT NOT NULL,
+    volume_id  TEXT,
     volume     TEXT,                        -- the name at the time of the event
+    credential_id TEXT,
     credential TEXT,                        -- the name at the time of the event
     task       TEXT,
     message    TEXT NOT NULL,

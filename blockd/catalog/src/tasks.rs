@@ -437,7 +437,10 @@ mod tests {
         let verify = VerifyTask { depth: VerifyDepth::Deep, all: true, background: false };
         let specs = [
             TaskSpec::Backup(BackupTask {
-                options: BackupOptions { expires: Some(Timestamp::UNIX_EPOCH), ..BackupOptions::default() },
+                options: BackupOptions {
+                    expires_at: Some(Timestamp::UNIX_EPOCH),
+                    ..BackupOptions::default()
+                },
                 barrier,
                 schedule: Some(Uuid::new_v4()),
                 keep_local: Some("daily".parse().unwrap()),

@@ -125,14 +125,14 @@ pub async fn on_hangup(daemon: &Daemon, running: &mut Config, new: Result<Config
     };
     let engine = &daemon.engine;
     let Err(error) = reloaded else {
-        *daemon.served.reload_failed.lock() = None;
+        *daemon.served.reload_failure.lock() = None;
         return;
     };
     // The parser's message has several lines.
     let (at, error) = (Timestamp::now(), one_line(&error.to_string()));
     tracing::error!(%error, "reload failed on configuration: no setting was changed");
     let message = format!("reload failed on configuration: {error}; no setting was changed");
-    *daemon.served.reload_failed.lock() = Some(ReloadFailure { at, error });
+    *daemon.served.reload_failure.lock() = Some(ReloadFailure { failed_at: at, cause: error });
     let event = NewEvent::new(at, Severity::Error, "reload-failed", message);
     if let Err(error) = engine.db.run(move |tx| event.insert(tx)).await {
         tracing::warn!(%error, "recording the event of a failed reload failed");

@@ -17,7 +17,7 @@ pub(crate) struct Served {
     /// TCP address of the control API, once it is bound.
     pub(crate) control_tcp: OnceLock<SocketAddr>,
     /// Failure of the last configuration reload, if it failed.
-    pub(crate) reload_failed: Mutex<Option<ReloadFailure>>,
+    pub(crate) reload_failure: Mutex<Option<ReloadFailure>>,
 }
 
 impl Served {
@@ -32,7 +32,7 @@ impl Served {
             nbd_unix: unix.collect(),
             metrics_tcp: OnceLock::new(),
             control_tcp: OnceLock::new(),
-            reload_failed: Mutex::default(),
+            reload_failure: Mutex::default(),
         }
     }
 }

@@ -105,7 +105,7 @@ async fn log_and_events_go_to_the_journal_behind_stderr() {
         "MESSAGE_ID=7093a1b723a24469bc3beaea9d45105f".to_owned(),
         "VOLUME=db".to_owned(),
         "CREDENTIAL=nas".to_owned(),
-        format!("TASK={}", started.task),
+        format!("TASK={}", started.items[0].task_id),
     ] {
         assert!(done.lines().any(|line| line == field), "{field} in {done}");
     }

@@ -120,13 +120,13 @@ impl Running {
 
     async fn start_backup(&self, volume: &str) -> Uuid {
         let request = StartBackup::of(volume.parse().unwrap());
-        self.client.call(START_BACKUP, &request).await.unwrap().task
+        self.client.call(START_BACKUP, &request).await.unwrap().items[0].task_id
     }
 
     async fn done(&self, task: Uuid) -> Task {
         let mut version = 0;
         loop {
-            let wait = WaitTask { wait_ms: Some(10_000), since_version: Some(version) };
+            let wait = WaitTask { wait_millis: Some(10_000), since_version: Some(version) };
             let seen = self.client.call_at(GET_TASK, &task, &wait).await.unwrap();
             if seen.state.stage.is_over() {
                 assert_eq!(seen.state.stage, TaskStage::Done, "{seen:?}");
@@ -137,9 +137,11 @@ impl Running {
     }
 
     async fn restore(&self, id: &str, name: &str) {
-        let request =
-            StartRestore { volume: Some(name.parse().unwrap()), ..StartRestore::of(id.parse().unwrap()) };
-        let task = self.client.call(START_RESTORE, &request).await.unwrap().task;
+        let request = StartRestore {
+            volume_name: Some(name.parse().unwrap()),
+            ..StartRestore::of(id.parse().unwrap())
+        };
+        let task = self.client.call(START_RESTORE, &request).await.unwrap().task_id;
         self.done(task).await;
     }
 
@@ -374,8 +376,8 @@ async fn acknowledged_writes_survive_a_kill() {
     running.nbd("data").assert_is(&content);
     let task = running.done(running.start_backup("data").await).await;
     assert_eq!(task.backup_type, Some(BackupType::Incremental));
-    assert!(task.bytes_dirty <= 110_592, "{}", task.bytes_dirty);
-    running.restore(&task.source_volume.unwrap(), "copy").await;
+    assert!(task.dirty_bytes <= 110_592, "{}", task.dirty_bytes);
+    running.restore(&task.cloud_snapshot_id.unwrap(), "copy").await;
     running.nbd("copy").assert_is(&content);
     running.kill();
 
@@ -434,7 +436,7 @@ async fn killed_backup_resumes_without_sending_committed_packs() {
     assert_eq!(after.len(), 6);
     let kept = before.iter().filter(|(path, inode)| after.get(*path) == Some(inode)).count();
     assert!(kept >= 1, "all packs were sent again");
-    running.restore(&task.source_volume.unwrap(), "copy").await;
+    running.restore(&task.cloud_snapshot_id.unwrap(), "copy").await;
     running.nbd("copy").assert_is(&content);
     running.terminate();
 }

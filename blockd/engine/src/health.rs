@@ -56,19 +56,20 @@ impl ComponentHealth {
         &self,
         kind: &'static str,
         of: &str,
-        what: impl Into<String>,
-        todo: impl Into<String>,
+        cause: impl Into<String>,
+        action: impl Into<String>,
     ) -> bool {
         let mut problems = self.problems.lock();
         let key = (kind, of.to_owned());
-        let since = problems.get(&key).map_or_else(Timestamp::now, |known| known.since);
-        let problem = Problem { kind: kind.to_owned(), what: what.into(), todo: todo.into(), since };
+        let detected_at = problems.get(&key).map_or_else(Timestamp::now, |known| known.detected_at);
+        let (cause, action) = (cause.into(), action.into());
+        let problem = Problem { kind: kind.to_owned(), cause, action, detected_at };
         problems.insert(key, problem).is_none()
     }
 
     /// Returns true if the problem is recorded with this text.
-    pub fn is_noted(&self, kind: &'static str, of: &str, what: &str) -> bool {
-        self.problems.lock().get(&(kind, of.to_owned())).is_some_and(|problem| problem.what == what)
+    pub fn is_noted(&self, kind: &'static str, of: &str, cause: &str) -> bool {
+        self.problems.lock().get(&(kind, of.to_owned())).is_some_and(|problem| problem.cause == cause)
     }
 
     /// Returns true if a problem of this kind is recorded.
@@ -101,7 +102,7 @@ mod tests {
     fn recorded_problem_is_new_only_once() {
         let health = ComponentHealth::default();
         assert!(health.note(SCHEDULES, "begin", "a", "b") && !health.note(SCHEDULES, "begin", "c", "b"));
-        assert_eq!(health.problems().first().unwrap().what, "c");
+        assert_eq!(health.problems().first().unwrap().cause, "c");
         assert!(health.counts().contains(&(SCHEDULES, 1)) && health.counts().contains(&(METRICS, 0)));
         assert!(health.clear(SCHEDULES, "begin") && !health.clear(SCHEDULES, "begin"));
         assert!(health.problems().is_empty());

@@ -114,8 +114,8 @@ impl Hook<'_> {
         QuiesceStep {
             kind: self.kind,
             target: self.command.to_owned(),
-            rule: self.rule.cloned(),
-            started: Some(started),
+            rule_name: self.rule.cloned(),
+            started_at: Some(started),
             duration_micros,
             exit_status,
             error,

@@ -351,8 +351,8 @@ fn step(kind: QuiesceKind, mount: &Path, began: Instant, error: Option<String>) 
     QuiesceStep {
         kind,
         target: mount.display().to_string(),
-        rule: None,
-        started: None,
+        rule_name: None,
+        started_at: None,
         duration_micros: u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX),
         exit_status: None,
         error,

@@ -377,8 +377,8 @@ fn hanging(mount: &Mounted) -> QuiesceStep {
     QuiesceStep {
         kind: QuiesceKind::ThawFs,
         target: mount.path.display().to_string(),
-        rule: None,
-        started: None,
+        rule_name: None,
+        started_at: None,
         duration_micros: timeout_s * 1_000_000,
         exit_status: None,
         error: Some(format!("no response for {timeout_s} s: check the device of the filesystem")),

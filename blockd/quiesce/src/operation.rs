@@ -316,7 +316,7 @@ mod tests {
                 freeze_fs: true,
                 pre_command: Some(format!("echo ${{BLOCKD_RULE}}$BLOCKD_PHASE >> {log}; {pre}")),
                 post_command: Some(format!("echo ${{BLOCKD_RULE}}$BLOCKD_PHASE $BLOCKD_TAKEN >> {log}")),
-                command_timeout_s: Some(600),
+                command_timeout_seconds: Some(600),
                 ..Quiesce::default()
             };
             QuiescePart { rule: name.parse().ok(), quiesce, volumes: vec![VolumeId::from_u64(1)] }

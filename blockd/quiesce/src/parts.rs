@@ -3,7 +3,7 @@
 use crate::marker::Post;
 use blockd_api::{
     RuleName,
-    quiesce::{DEFAULT_COMMAND_TIMEOUT_S, OnFailure, Quiesce},
+    quiesce::{DEFAULT_COMMAND_TIMEOUT_SECONDS, OnFailure, Quiesce},
 };
 use blockd_extent::VolumeId;
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,7 @@ impl QuiescePart {
     }
 
     pub(crate) fn timeout_s(&self) -> u64 {
-        self.quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S)
+        self.quiesce.command_timeout_seconds.unwrap_or(DEFAULT_COMMAND_TIMEOUT_SECONDS)
     }
 
     /// Returns the environment of the commands.

@@ -27,7 +27,7 @@ impl Host {
     pub(super) async fn back_up_and_write(&self, volume: &Volume) -> (String, Model) {
         let mut model = Model::new();
         model.write(volume, 0, 1, 3 << 20);
-        let base = self.backup("data", false).await.source_volume.unwrap();
+        let base = self.backup("data", false).await.cloud_snapshot_id.unwrap();
         model.write(volume, 1 << 20, 2, 1 << 20);
         (base, model)
     }
@@ -59,15 +59,18 @@ impl Host {
     }
 
     /// Returns the listed verification result of a cloud snapshot.
-    async fn result_of(&self, snap: &str) -> Option<String> {
+    async fn result_of(&self, snap: &str) -> Option<bool> {
         let listed = self.list().await;
-        let found = listed.into_iter().find(|listed| listed.id.to_string() == snap).expect("it is listed");
-        found.metadata.verify_result
+        let found = listed
+            .into_iter()
+            .find(|listed| listed.cloud_snapshot_id.to_string() == snap)
+            .expect("it is listed");
+        found.verification.map(|verification| verification.sound)
     }
 }
 
-const SOUND: Option<&str> = Some("Sound");
-const DAMAGED: Option<&str> = Some("Damaged");
+const SOUND: Option<bool> = Some(true);
+const DAMAGED: Option<bool> = Some(false);
 
 /// The check of the base fails, and the next scheduled backup precedes a resume.
 #[tokio::test(flavor = "multi_thread")]
@@ -80,7 +83,7 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
         let failed = host.wait(task).await;
         assert!(failed.resumable, "{failed:?}");
         let frozen = model.clone();
-        let abandoned = failed.source_volume.unwrap();
+        let abandoned = failed.cloud_snapshot_id.unwrap();
         fs::rename(&away, host.manifest(&base)).unwrap();
         assert_eq!(host.result_of(&abandoned).await, None);
         if is_deleted {
@@ -96,24 +99,25 @@ async fn abandoned_backup_is_listed_as_damaged_unless_complete() {
         let expected = if is_deleted { BackupType::Full } else { BackupType::Incremental };
         assert_eq!(next.backup_type, Some(expected));
         let result = host.result_of(&abandoned).await;
-        assert_eq!(result.as_deref(), if is_deleted { DAMAGED } else { SOUND });
+        assert_eq!(result, if is_deleted { DAMAGED } else { SOUND });
         let damage = host.events_of("damage-found").await;
-        let damage = damage.iter().filter(|event| event.cloudsnap.as_deref() == Some(&abandoned)).count();
+        let damage =
+            damage.iter().filter(|event| event.cloud_snapshot_id.as_deref() == Some(&abandoned)).count();
         assert_eq!(damage, usize::from(is_deleted), "it is reported once");
         if !is_deleted {
             frozen.assert_is(&*host.restore(&abandoned, "left").await);
         }
-        let next = next.source_volume.unwrap();
+        let next = next.cloud_snapshot_id.unwrap();
         model.assert_is(&*host.restore(&next, "copy").await);
 
         // The deletion of the base, or the PUT of the manifest, ends long after.
         if !is_deleted {
             host.lose(&base);
             host.check_once(Timestamp::now()).await;
-            assert_eq!(host.result_of(&abandoned).await.as_deref(), SOUND, "it is verified once until then");
+            assert_eq!(host.result_of(&abandoned).await, SOUND, "it is verified once until then");
         }
         host.check_once(Timestamp::now() + LATER).await;
-        assert_eq!(host.result_of(&abandoned).await.as_deref(), DAMAGED);
+        assert_eq!(host.result_of(&abandoned).await, DAMAGED);
         assert_eq!(host.doubts(), vec![], "no check is pending");
     }
 }
@@ -124,7 +128,7 @@ async fn abandoned_backup_is_verified_after_an_outage() {
     let mut host = Host::new().await;
     let (base, volume, _) = host.one_backup().await;
     let (task, away) = host.restart_committing_without_store(volume).await;
-    let abandoned = host.wait(task).await.source_volume.unwrap();
+    let abandoned = host.wait(task).await.cloud_snapshot_id.unwrap();
     host.call_at(STOP_TASK, &task, &DISCARD).await;
     host.check_once(Timestamp::now()).await;
     // An empty directory at the path of the store proves nothing.
@@ -144,7 +148,7 @@ async fn abandoned_backup_is_verified_after_an_outage() {
     host.engine().backup_work.check_doubts(Timestamp::now(), &mut failing).await.unwrap();
     assert_eq!((failing.len(), host.result_of(&abandoned).await), (1, None));
     host.check_once(Timestamp::now()).await;
-    assert_eq!(host.result_of(&abandoned).await.as_deref(), DAMAGED);
+    assert_eq!(host.result_of(&abandoned).await, DAMAGED);
     assert!(host.doubts().iter().all(|doubt| doubt.checked));
 }
 
@@ -154,7 +158,7 @@ async fn late_manifest_of_an_abandoned_backup_is_verified() {
     let host = Host::new().await;
     let (base, _volume, model) = host.one_backup().await;
     // Content of the delayed PUT: the manifest of another backup on the same base.
-    let lost = host.backup("data", false).await.source_volume.unwrap();
+    let lost = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     let body = fs::read(host.manifest(&lost)).unwrap();
     host.sql(&format!("UPDATE chains SET cloudsnap = '{base}'"));
     fs::remove_file(host.manifest(&lost)).unwrap();
@@ -170,9 +174,9 @@ async fn late_manifest_of_an_abandoned_backup_is_verified() {
     host.check_once(Timestamp::now()).await;
     assert_eq!(host.result_of(&lost).await, None, "it was checked once");
     host.check_once(Timestamp::now() + LATER).await;
-    assert_eq!(host.result_of(&lost).await.as_deref(), DAMAGED, "it lacks its base");
+    assert_eq!(host.result_of(&lost).await, DAMAGED, "it lacks its base");
     assert_eq!(host.doubts(), vec![]);
-    model.assert_is(&*host.restore(&full.source_volume.unwrap(), "copy").await);
+    model.assert_is(&*host.restore(&full.cloud_snapshot_id.unwrap(), "copy").await);
 }
 
 /// A deletion on another host may make the backup and those based on it incomplete.
@@ -187,13 +191,13 @@ async fn volume_of_a_doubtful_backup_starts_with_a_full_backup() {
         if dies_at.is_some() {
             host.die_and_start().await;
         }
-        let snap = host.done(task).await.source_volume.unwrap();
+        let snap = host.done(task).await.cloud_snapshot_id.unwrap();
         host.restore_lazily(&snap, "clone", false).await;
         model.write(&host.volume("clone"), 7 << 20, 5, 1 << 20);
         let first = host.backup("clone", false).await;
         let expected = if dies_at.is_some() { BackupType::Full } else { BackupType::Incremental };
         assert_eq!(first.backup_type, Some(expected), "{dies_at:?}");
-        model.assert_is(&*host.restore(&first.source_volume.unwrap(), "copy").await);
+        model.assert_is(&*host.restore(&first.cloud_snapshot_id.unwrap(), "copy").await);
         host.stop().await;
     }
 }
@@ -208,7 +212,7 @@ async fn first_backup_of_a_lazy_volume_resumes() {
             let (_, volume, mut model) = host.one_backup().await;
             let origin = volume.id();
             drop(volume);
-            let snap = host.backup("data", false).await.source_volume.unwrap();
+            let snap = host.backup("data", false).await.cloud_snapshot_id.unwrap();
             host.restore_lazily(&snap, "clone", false).await;
             let clone = host.volume("clone");
             model.write(&clone, 7 << 20, 5, 1 << 20);
@@ -232,14 +236,14 @@ async fn first_backup_of_a_lazy_volume_resumes() {
             let done = host.done(task).await;
             let case = format!("{step}, {forgets}: {done:?}");
             assert_eq!((done.backup_type, done.resumed), (Some(BackupType::Incremental), 1), "{case}");
-            assert!(done.bytes_dirty <= 2 << 20, "only written blocks are uploaded: {case}");
-            let id = done.source_volume.unwrap();
+            assert!(done.dirty_bytes <= 2 << 20, "only written blocks are uploaded: {case}");
+            let id = done.cloud_snapshot_id.unwrap();
             assert!(!id.contains(&origin.to_string()), "{case}");
             let frozen = if step == "backup frozen" { &model } else { &frozen };
             frozen.assert_is(&*host.restore(&id, "copy").await);
             let next = host.backup("clone", false).await;
             assert_eq!(next.backup_type, Some(BackupType::Incremental), "{case}");
-            model.assert_is(&*host.restore(&next.source_volume.unwrap(), "next").await);
+            model.assert_is(&*host.restore(&next.cloud_snapshot_id.unwrap(), "next").await);
             host.stop().await;
         }
     }
@@ -252,12 +256,12 @@ async fn abandoned_run_with_a_possible_commit_is_verified() {
     let (task, away) = host.restart_committing_without_store(volume).await;
     let failed = host.wait(task).await;
     assert!(failed.resumable, "{failed:?}");
-    let abandoned = failed.source_volume.unwrap();
+    let abandoned = failed.cloud_snapshot_id.unwrap();
     host.show_store(&away);
     assert!(host.manifest(&abandoned).is_file(), "it was committed");
     host.lose(&base);
-    let next = host.backup("data", false).await.source_volume.unwrap();
+    let next = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     host.check_once(Timestamp::now()).await;
-    assert_eq!(host.result_of(&abandoned).await.as_deref(), DAMAGED);
+    assert_eq!(host.result_of(&abandoned).await, DAMAGED);
     model.assert_is(&*host.restore(&next, "copy").await);
 }

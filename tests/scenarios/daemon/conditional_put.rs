@@ -42,9 +42,9 @@ async fn interrupted_backup_is_abandoned_without_conditional_put() {
         let next = host.backup("data", false).await;
         assert_eq!(next.backup_type, Some(BackupType::Incremental), "{step}");
         // A manifest found after the restart is not used as a base: the copy may have put it.
-        assert_eq!(next.bytes_dirty, 1 << 20, "{step}");
+        assert_eq!(next.dirty_bytes, 1 << 20, "{step}");
         host.assert_tidy();
-        model.assert_is(&*host.restore(&next.source_volume.unwrap(), "copy").await);
+        model.assert_is(&*host.restore(&next.cloud_snapshot_id.unwrap(), "copy").await);
         host.stop().await;
     }
 }

@@ -31,7 +31,7 @@ async fn backup_survives_a_crash_at_any_step() {
         let committed = step == "backup committed";
         assert_eq!(done.resumed, u64::from(!committed), "{step}");
         host.assert_tidy();
-        let id = done.source_volume.unwrap();
+        let id = done.cloud_snapshot_id.unwrap();
         assert_eq!(host.list().await.len(), 2, "{step}");
         frozen.assert_is(&*host.restore(&id, "copy").await);
 
@@ -40,9 +40,9 @@ async fn backup_survives_a_crash_at_any_step() {
         let in_doubt = [crash_after_commit::COMMITTED, "backup stored"].contains(&step);
         let next = host.backup("data", false).await;
         assert_eq!(next.backup_type, Some(BackupType::Incremental), "{step}");
-        assert_eq!(next.bytes_dirty > 1 << 20, in_doubt, "{step}: {}", next.bytes_dirty);
-        assert!(next.bytes_dirty <= 2 << 20, "{step}: {}", next.bytes_dirty);
-        model.assert_is(&*host.restore(&next.source_volume.unwrap(), "next").await);
+        assert_eq!(next.dirty_bytes > 1 << 20, in_doubt, "{step}: {}", next.dirty_bytes);
+        assert!(next.dirty_bytes <= 2 << 20, "{step}: {}", next.dirty_bytes);
+        model.assert_is(&*host.restore(&next.cloud_snapshot_id.unwrap(), "next").await);
     }
 }
 
@@ -51,14 +51,14 @@ async fn in_place_restore_survives_a_crash_at_any_step() {
     for step in ["in-place restore frozen", "in-place restore written"] {
         let mut host = Host::new().await;
         let (_, volume, mut model) = host.one_backup().await;
-        let snap = host.backup("data", false).await.source_volume.unwrap();
+        let snap = host.backup("data", false).await.cloud_snapshot_id.unwrap();
         let backed_up = model.clone();
         model.write(&volume, 9 << 20, 5, 1 << 20);
         drop(volume);
 
         host.die_at(step);
         let request = StartInPlace { discard: true, ..in_place_restore(&snap, "data") };
-        let task = host.call(START_IN_PLACE, &request).await.task;
+        let task = host.call(START_IN_PLACE, &request).await.task_id;
         host.die_and_start().await;
         let done = host.done(task).await;
         assert_eq!(done.resumed, 1, "{step}");
@@ -73,9 +73,9 @@ async fn hydration_survives_a_crash_before_its_record() {
     let mut host = Host::new().await;
     let (_, volume, model) = host.one_backup().await;
     drop(volume);
-    let snap = host.backup("data", false).await.source_volume.unwrap();
+    let snap = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     host.die_at("hydration ended");
-    let task = host.restore_lazily(&snap, "copy", true).await.task.unwrap();
+    let task = host.restore_lazily(&snap, "copy", true).await.task_id.unwrap();
     host.die_and_start().await;
     host.done(task).await;
     // The volume needs neither the cloud snapshot nor the store.
@@ -97,11 +97,11 @@ async fn stored_backup_is_protected_until_it_is_recorded() {
         let task = host.start_backup("data", false).await;
         let mut seen = host.call_at(GET_TASK, &task, &WaitTask::default()).await;
         while seen.phase != "done" {
-            let wait = WaitTask { wait_ms: Some(10_000), since_version: Some(seen.version) };
+            let wait = WaitTask { wait_millis: Some(10_000), since_version: Some(seen.version) };
             seen = host.call_at(GET_TASK, &task, &wait).await;
         }
         assert_eq!((seen.state.stage, seen.error), (TaskStage::Active, None));
-        let made = seen.source_volume.unwrap();
+        let made = seen.cloud_snapshot_id.unwrap();
         for id in [&base, &made] {
             host.refused(ErrorCode::CloudsnapInUse, START_DELETE, &delete_of(id)).await;
         }
@@ -111,7 +111,7 @@ async fn stored_backup_is_protected_until_it_is_recorded() {
         }
         host.sql("DROP TRIGGER no_end");
         let done = host.done(task).await;
-        assert_eq!((done.resumed, done.source_volume.as_ref()), (u64::from(restart), Some(&made)));
+        assert_eq!((done.resumed, done.cloud_snapshot_id.as_ref()), (u64::from(restart), Some(&made)));
         assert_eq!(host.list().await.len(), 2);
         model.assert_is(&*host.restore(&made, "copy").await);
         assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
@@ -140,10 +140,10 @@ async fn active_task_row_protects_its_snapshots() {
     host.create_volume("data").await;
     host.create_credential().await;
     let task = host.backup("data", false).await;
-    let id = snap_id(task.source_volume.as_ref().unwrap());
+    let id = snap_id(task.cloud_snapshot_id.as_ref().unwrap());
     let snapshot = SnapshotId::from_u64(77);
     let store = |state| {
-        let find = task.name;
+        let find = task.task_id;
         host.engine().db.transaction(move |tx| {
             let mut row = TaskRow::find(tx, find)?.unwrap();
             row.id = Uuid::from_u128(5);
@@ -256,16 +256,16 @@ async fn restore_survives_a_crash_at_any_step() {
         host.create_credential().await;
         let mut model = Model::new();
         model.write(&volume, 7, 1, 3 << 20);
-        let id = host.backup("data", false).await.source_volume.unwrap();
+        let id = host.backup("data", false).await.cloud_snapshot_id.unwrap();
         drop(volume);
 
         host.die_at(step);
         let started = host.call(START_RESTORE, &restore_of(&id)).await;
-        assert_eq!(started.volume.as_str(), "data-restored-1");
+        assert_eq!(started.volume_name.as_str(), "data-restored-1");
         host.die_and_start().await;
-        host.done(started.task).await;
+        host.done(started.task_id).await;
         model.assert_is(&host.volume("data-restored-1"));
-        assert_eq!(host.call(LIST_VOLUMES, &ListVolumes::default()).await.volumes.len(), 2);
+        assert_eq!(host.call(LIST_VOLUMES, &ListVolumes::default()).await.items.len(), 2);
         host.assert_tidy();
     }
 }
@@ -277,10 +277,10 @@ async fn delete_survives_a_crash_at_any_step() {
         let volume = host.create_volume("data").await;
         host.create_credential().await;
         Model::new().write(&volume, 0, 1, 3 << 20);
-        let id = host.backup("data", false).await.source_volume.unwrap();
+        let id = host.backup("data", false).await.cloud_snapshot_id.unwrap();
         drop(volume);
         host.die_at(step);
-        let task = host.call(START_DELETE, &delete_of(&id)).await.task;
+        let task = host.call(START_DELETE, &delete_of(&id)).await.task_id;
         host.die_and_start().await;
         host.done(task).await;
         assert_eq!(host.list().await, vec![]);

@@ -45,12 +45,12 @@ async fn damaged_manifest_deleted_beside_another_keeps_all_packs() {
 async fn cloud_snapshot_of_another_host_is_deleted_by_force_only() {
     let (host, other) = (Host::new().await, Host::new().await);
     host.one_backup().await;
-    let snap = host.list().await[0].id.to_string();
+    let snap = host.list().await[0].cloud_snapshot_id.to_string();
     other.create_credential_at("nas", host.store.path()).await;
     let mut request = delete_of(&snap);
     other.refused(ErrorCode::CloudsnapOfOtherHost, START_DELETE, &request).await;
     assert_eq!(host.ids().await, [snap]);
     request.force = true;
-    other.done(other.call(START_DELETE, &request).await.task).await;
+    other.done(other.call(START_DELETE, &request).await.task_id).await;
     assert_eq!(host.ids().await.len(), 0);
 }

@@ -11,7 +11,7 @@ impl Host {
         let (full, _, model) = self.one_backup().await;
         let incremental = self.backup("data", false).await;
         assert_eq!(incremental.backup_type, Some(BackupType::Incremental));
-        (full, incremental.source_volume.unwrap(), model)
+        (full, incremental.cloud_snapshot_id.unwrap(), model)
     }
 }
 
@@ -122,7 +122,7 @@ async fn stored_backup_whose_base_was_deleted_becomes_full() {
     host.start().await;
     let full = host.done(task).await;
     assert_eq!((full.backup_type, full.resumed), (Some(BackupType::Full), 1), "{full:?}");
-    let full = full.source_volume.unwrap();
+    let full = full.cloud_snapshot_id.unwrap();
     assert_eq!(host.ids().await, [full.as_str()], "the incomplete backup is not listed");
     model.assert_is(&*host.restore(&full, "copy").await);
     assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
@@ -141,10 +141,10 @@ async fn backup_with_an_unchecked_base_resumes_and_checks_it() {
         assert_eq!((failed.state.stage, failed.resumable), (TaskStage::Failed, true), "{failed:?}");
         let message = failed.error.unwrap().message;
         assert!(message.contains("could not be checked yet"), "{message}");
-        let made = failed.source_volume.unwrap();
+        let made = failed.cloud_snapshot_id.unwrap();
         assert!(host.manifest(&made).is_file(), "the manifest is in the store");
         let seen = host.inspect_volume("data").await;
-        assert_eq!(seen.last_backups[0].cloudsnap_id, base, "it is not the base of the next backup");
+        assert_eq!(seen.last_backups[0].cloud_snapshot_id, base, "it is not the base of the next backup");
 
         if is_deleted {
             fs::remove_file(host.manifest(&base)).unwrap();
@@ -155,7 +155,7 @@ async fn backup_with_an_unchecked_base_resumes_and_checks_it() {
         let done = host.done(task).await;
         let kind = if is_deleted { BackupType::Full } else { BackupType::Incremental };
         assert_eq!(done.backup_type, Some(kind), "{done:?}");
-        let id = done.source_volume.unwrap();
+        let id = done.cloud_snapshot_id.unwrap();
         assert_eq!(id == made, !is_deleted);
         assert_eq!(host.manifest(&made).exists(), !is_deleted, "an incomplete backup is not listed");
         model.assert_is(&*host.restore(&id, "copy").await);

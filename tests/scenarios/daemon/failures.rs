@@ -11,13 +11,13 @@ async fn failures_are_reported_and_leave_no_files() {
     host.create_credential().await;
     let mut model = Model::new();
     model.write(&volume, 0, 1, 1 << 20);
-    let id = host.backup("data", false).await.source_volume.unwrap();
+    let id = host.backup("data", false).await.cloud_snapshot_id.unwrap();
 
     // A restore from a damaged pack fails and leaves no volume.
     let pack = host.packs().remove(0);
     let good = fs::read(&pack).unwrap();
     damage(&pack);
-    let failed = host.wait(host.call(START_RESTORE, &restore_as(&id, "copy")).await.task).await;
+    let failed = host.wait(host.call(START_RESTORE, &restore_as(&id, "copy")).await.task_id).await;
     assert_eq!(failed.state.to_string(), "Restore-Failed");
     let error = failed.error.unwrap();
     assert!(error.code == ErrorCode::CloudsnapDamaged && error.message.contains("pack-"), "{error:?}");
@@ -36,11 +36,11 @@ async fn failures_are_reported_and_leave_no_files() {
     assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
 
     // Without the manifest of the base, the next backup is full.
-    let tip = host.backup("data", false).await.source_volume.unwrap();
+    let tip = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     fs::remove_file(host.manifest(&tip)).unwrap();
     let full = host.backup("data", false).await;
     assert_eq!(full.backup_type, Some(BackupType::Full));
-    model.assert_is(&*host.restore(&full.source_volume.unwrap(), "copy").await);
+    model.assert_is(&*host.restore(&full.cloud_snapshot_id.unwrap(), "copy").await);
     drop(volume);
     host.stop().await;
 }
@@ -75,7 +75,7 @@ async fn resources_in_use_are_not_deleted() {
     host.create_credential().await;
     let mut model = Model::new();
     model.write(&volume, 0, 1, 1 << 20);
-    let id = host.backup("data", false).await.source_volume.unwrap();
+    let id = host.backup("data", false).await.cloud_snapshot_id.unwrap();
 
     let entry = host.engine().registry.by_name("data").unwrap();
     let (_, attachment) = entry.attach().unwrap();
@@ -126,10 +126,10 @@ async fn snapshots_are_listed_and_deleted_by_name_and_id() {
     assert_eq!(first.dirty_bytes, 3 * BLOCK);
     host.refused_at(ErrorCode::SnapshotExists, CREATE_SNAPSHOT, &"data".parse().unwrap(), &by_name).await;
     let second = host.take_snapshot("data", &CreateSnapshot::default()).await;
-    let list = host.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.snapshots;
+    let list = host.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.items;
     assert_eq!(as_made(list), [first, second.clone()]);
     host.delete_snapshot("data@monday").await;
-    host.delete_snapshot(&second.id.to_string()).await;
+    host.delete_snapshot(&second.snapshot_id.to_string()).await;
     let deleted = "data@monday".parse().unwrap();
     host.refused_at(ErrorCode::SnapshotNotFound, DELETE_SNAPSHOT, &deleted, &Default::default()).await;
     assert_eq!(host.inspect_volume("data").await.snapshot_count, 0);
@@ -182,8 +182,8 @@ async fn second_daemon_is_refused_and_tasks_survive_a_restart() {
     host.create_credential().await;
     let task = host.backup("data", true).await;
     host.restart().await;
-    let query = ListTasks { name: Some(task.name.to_string()[..8].to_owned()) };
-    let tasks = host.call(LIST_TASKS, &query).await.tasks;
+    let query = ListTasks { id_prefix: Some(task.task_id.to_string()[..8].to_owned()) };
+    let tasks = host.call(LIST_TASKS, &query).await.items;
     assert_eq!(tasks, [task]);
 }
 
@@ -197,7 +197,7 @@ async fn grown_volume_is_backed_up_incrementally_and_restored() {
     model.write(&volume, 0, 1, 3 << 20);
     model.write(&volume, SIZE_BYTES - BLOCK, 2, BLOCK as usize);
     let before = model.clone();
-    let full = host.backup("data", false).await.source_volume.unwrap();
+    let full = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     // Dirtied after the backup and before the growth: the next incremental backup must include it.
     model.write(&volume, 5 << 20, 3, 10_000);
 
@@ -219,7 +219,7 @@ async fn grown_volume_is_backed_up_incrementally_and_restored() {
     model.write(&volume, GROWN_BYTES - BLOCK, 5, BLOCK as usize);
     let task = host.backup("data", false).await;
     assert_eq!(task.backup_type, Some(BackupType::Incremental));
-    let grown = task.source_volume.unwrap();
+    let grown = task.cloud_snapshot_id.unwrap();
     model.assert_is(&*host.restore(&grown, "grown").await);
     before.assert_is(&*host.restore(&full, "before").await);
 
@@ -235,6 +235,6 @@ async fn grown_volume_is_backed_up_incrementally_and_restored() {
     model.write(&host.volume("data"), GROWN_BYTES - 2 * BLOCK, 6, BLOCK as usize);
     let task = host.backup("data", false).await;
     assert_eq!(task.backup_type, Some(BackupType::Incremental));
-    model.assert_is(&*host.restore(&task.source_volume.unwrap(), "again").await);
+    model.assert_is(&*host.restore(&task.cloud_snapshot_id.unwrap(), "again").await);
     host.assert_tidy();
 }

@@ -41,8 +41,8 @@ pub(crate) fn backup_of(volume: &str) -> StartBackup {
 
 /// Returns a request for one backup in each of several locations.
 pub(crate) fn backup_to(volume: &str, credentials: &[&str]) -> StartBackup {
-    let mut credentials = credentials.iter().map(|name| name.parse().unwrap());
-    StartBackup { cred_id: credentials.next(), also: credentials.collect(), ..backup_of(volume) }
+    let credentials = credentials.iter().map(|name| name.parse().unwrap());
+    StartBackup { credentials: credentials.collect(), ..backup_of(volume) }
 }
 
 pub(crate) fn restore_of(snap: &str) -> StartRestore {
@@ -51,15 +51,15 @@ pub(crate) fn restore_of(snap: &str) -> StartRestore {
 
 /// Returns a request for a restore to a new volume of this name.
 pub(crate) fn restore_as(snap: &str, name: &str) -> StartRestore {
-    StartRestore { volume: Some(name.parse().unwrap()), ..restore_of(snap) }
+    StartRestore { volume_name: Some(name.parse().unwrap()), ..restore_of(snap) }
 }
 
 /// Returns a request for a lazy volume that is not hydrated.
 pub(crate) fn lazy_restore(snap: &str) -> StartLazyRestore {
     StartLazyRestore {
-        snap: snap.parse().unwrap(),
-        volume: None,
-        cred_id: None,
+        cloud_snapshot_id: snap.parse().unwrap(),
+        volume_name: None,
+        credential: None,
         hydrate: false,
         on_store_loss: Default::default(),
         labels: None,
@@ -68,9 +68,9 @@ pub(crate) fn lazy_restore(snap: &str) -> StartLazyRestore {
 
 pub(crate) fn in_place_restore(snap: &str, volume: &str) -> StartInPlace {
     StartInPlace {
-        snap: snap.parse().unwrap(),
+        cloud_snapshot_id: snap.parse().unwrap(),
         volume: volume.parse().unwrap(),
-        cred_id: None,
+        credential: None,
         discard: false,
         limits: TaskLimits::default(),
     }
@@ -82,8 +82,13 @@ pub(crate) fn delete_of(snap: &str) -> StartDelete {
 
 /// Returns a request that changes neither the pin nor the expiry date.
 pub(crate) fn mark_of(snap: &str) -> MarkCloudsnap {
-    let snap = snap.parse().unwrap();
-    MarkCloudsnap { snap, cred_id: None, pinned: None, expires: None, never_expires: false }
+    MarkCloudsnap {
+        cloud_snapshot_id: snap.parse().unwrap(),
+        credential: None,
+        pinned: None,
+        expires_at: None,
+        never_expires: false,
+    }
 }
 
 /// Returns a request for a new data key; the credential refers to its passphrase.

@@ -19,11 +19,10 @@ impl Host {
     }
 
     pub(super) async fn backup_group(&self, credentials: &[&str]) -> GroupBackupStarted {
-        let mut credentials = credentials.iter().map(|name| name.parse().unwrap());
+        let credentials = credentials.iter().map(|name| name.parse().unwrap());
         let request = StartGroupBackup {
             group: Some("shop".parse().unwrap()),
-            cred_id: credentials.next(),
-            also: credentials.collect(),
+            credentials: credentials.collect(),
             ..StartGroupBackup::default()
         };
         self.call(START_GROUP_BACKUP, &request).await
@@ -32,7 +31,7 @@ impl Host {
     /// Waits for the end of all tasks.
     pub(super) async fn ended(&self, started: &GroupBackupStarted) -> Vec<Task> {
         let mut ended = Vec::new();
-        for task in started.members.iter().flat_map(|member| &member.tasks) {
+        for task in started.list.items.iter().flat_map(|member| &member.task_ids) {
             ended.push(self.wait(*task).await);
         }
         ended
@@ -51,7 +50,7 @@ impl Host {
     async fn points_in_time(&self) -> BTreeMap<jiff::Timestamp, usize> {
         let mut points = BTreeMap::new();
         for entry in self.list().await {
-            *points.entry(entry.timestamp).or_default() += 1;
+            *points.entry(entry.created_at).or_default() += 1;
         }
         points
     }
@@ -96,11 +95,11 @@ async fn group_backup_has_one_point_in_time_in_each_location() {
     assert_eq!(host.points_in_time().await.into_values().collect::<Vec<_>>(), [6]);
     // Later writes are in the backup only with earlier ones.
     let mut numbers = Vec::new();
-    for member in &started.members {
-        let task = host.wait(member.tasks[0]).await;
-        let then = format!("{}-then", member.volume);
-        let cred_id = Some("nas".parse().unwrap());
-        let request = StartRestore { cred_id, ..restore_as(&task.source_volume.unwrap(), &then) };
+    for member in &started.list.items {
+        let task = host.wait(member.task_ids[0]).await;
+        let then = format!("{}-then", member.volume_name);
+        let credential = Some("nas".parse().unwrap());
+        let request = StartRestore { credential, ..restore_as(&task.cloud_snapshot_id.unwrap(), &then) };
         numbers.push(number_in(&*host.run_restore(&request).await));
     }
     assert!(numbers[0] - numbers[2] <= 1, "not one point in time: {numbers:?}");
@@ -154,13 +153,13 @@ async fn group_schedule_freezes_once_for_all_locations() {
     host.grouped_volumes().await;
     let schedule = CreateSchedule {
         selector: select_group("shop"),
-        cred_ids: vec!["nas".parse().unwrap(), "offsite".parse().unwrap()],
+        credentials: vec!["nas".parse().unwrap(), "offsite".parse().unwrap()],
         rules: vec![rule(NEVER)],
         ..CreateSchedule::default()
     };
     let schedule = host.call(CREATE_SCHEDULE, &schedule).await;
     for round in 1..=2 {
-        let begun = host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.runs;
+        let begun = host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await.items;
         assert_eq!(begun.len(), 6);
         let runs = host.settled().await;
         assert!(runs.iter().all(|run| run.state == RunState::Done), "{runs:?}");

@@ -27,7 +27,7 @@ async fn group_freeze_is_atomic_across_a_crash() {
     let mut host = Host::new().await;
     drop(host.create_group().await);
     let first = host.freeze_group("first").await.unwrap();
-    assert_eq!((first.snapshots.len(), first.group.members), (3, 3));
+    assert_eq!((first.list.items.len(), first.group.members), (3, 3));
     // All volumes have their snapshot, but no row records it yet.
     host.die_at("group frozen");
     assert!(host.freeze_group("second").await.is_err());
@@ -35,8 +35,8 @@ async fn group_freeze_is_atomic_across_a_crash() {
         assert_eq!(entry.volume().unwrap().snapshots().len(), 2, "{}", entry.name);
     }
     host.die_and_start().await;
-    let list = host.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.snapshots;
-    assert_eq!(as_made(list), as_made(first.snapshots));
+    let list = host.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.items;
+    assert_eq!(as_made(list), as_made(first.list.items));
     for entry in host.engine().registry.all() {
         assert_eq!(entry.volume().unwrap().snapshots().len(), 1, "{}", entry.name);
     }
@@ -89,5 +89,5 @@ async fn failed_snapshot_is_removed_from_its_own_volume_only() {
         assert_eq!(left(), rest, "after a snapshot of {volume}");
     }
     // The name is available again.
-    assert_eq!(host.freeze_group("failed").await.unwrap().snapshots.len(), 3);
+    assert_eq!(host.freeze_group("failed").await.unwrap().list.items.len(), 3);
 }

@@ -50,7 +50,7 @@ async fn taken_metrics_address_does_not_block_volumes() {
     let daemon = Daemon::start(config, false).await.unwrap();
     let engine = daemon.engine();
     let problems = || engine.health.problems().into_iter().filter(|problem| problem.kind != "data-directory");
-    let reported: Vec<String> = problems().map(|problem| problem.what).collect();
+    let reported: Vec<String> = problems().map(|problem| problem.cause).collect();
     assert!(reported.len() == 2 && reported[0].contains("group no-such-group"), "{reported:?}");
     assert!(reported[1].contains("metrics are not served"), "{reported:?}");
     let text = engine.monitor.metrics_text().await.unwrap();
@@ -75,9 +75,9 @@ async fn failed_scheduler_pass_is_reported_until_it_works() {
     host.sql(long_ago);
     host.engine().scheduler.wake();
     let problems = host.problems_when(1).await;
-    assert!(problems[0].kind == "schedules" && problems[0].what.contains("disk is full"), "{problems:?}");
-    let listed = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
-    assert!(listed.overdue_since.unwrap().to_string().starts_with("2020-01-01"), "{listed:?}");
+    assert!(problems[0].kind == "schedules" && problems[0].cause.contains("disk is full"), "{problems:?}");
+    let listed = host.call(LIST_SCHEDULES, &()).await.list.items.remove(0);
+    assert!(listed.overdue_at.unwrap().to_string().starts_with("2020-01-01"), "{listed:?}");
     let text = host.metrics_text().await;
     assert!(text.contains("blockd_schedules_overdue 1\n"), "{text}");
     assert!(
@@ -89,13 +89,13 @@ async fn failed_scheduler_pass_is_reported_until_it_works() {
     host.problems_when(0).await;
     let runs = host.settled().await;
     assert!(!runs.is_empty());
-    let listed = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
-    assert_eq!(listed.overdue_since, None);
+    let listed = host.call(LIST_SCHEDULES, &()).await.list.items.remove(0);
+    assert_eq!(listed.overdue_at, None);
     // The store records the backup as scheduled.
     let list = host.list().await;
-    assert_eq!(list[0].metadata.cloudsnap_type, "Scheduled");
+    assert_eq!(list[0].trigger, "Scheduled");
     host.backup("v", false).await;
-    assert!(host.list().await.iter().any(|snap| snap.metadata.cloudsnap_type == "Manual"));
+    assert!(host.list().await.iter().any(|snap| snap.trigger == "Manual"));
     let text = host.metrics_text().await;
     for line in [
         "kind=\"backup\",state=\"done\"} 2",
@@ -122,20 +122,20 @@ async fn schedule_without_volumes_is_refused_or_reported() {
     let early = host.call(CREATE_SCHEDULE, &of_label("app=mysql", "daily @21:00")).await;
     assert!(early.without_volume && early.warnings[0].contains("app=mysql"), "{early:?}");
     let sample =
-        |value: u8| format!("blockd_schedule_without_volume{{schedule=\"{}\"}} {value}\n", early.uuid);
+        |value: u8| format!("blockd_schedule_without_volume{{schedule=\"{}\"}} {value}\n", early.schedule_id);
     let text = host.metrics_text().await;
     assert!(text.contains(&sample(1)), "{text}");
     host.create_volume("v").await;
-    let listed = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
+    let listed = host.call(LIST_SCHEDULES, &()).await.list.items.remove(0);
     assert!(!listed.without_volume && listed.warnings.is_empty(), "{listed:?}");
     let text = host.metrics_text().await;
     assert!(text.contains(&sample(0)), "{text}");
     let deleted = host.call_at(DELETE_VOLUME, &"v".parse::<VolumeRef>().unwrap(), &Default::default()).await;
     assert!(
-        deleted.warnings.len() == 1 && deleted.warnings[0].contains(&early.uuid.to_string()),
+        deleted.warnings.len() == 1 && deleted.warnings[0].contains(&early.schedule_id.to_string()),
         "{deleted:?}"
     );
-    assert!(host.call(LIST_SCHEDULES, &()).await.schedules.remove(0).without_volume);
+    assert!(host.call(LIST_SCHEDULES, &()).await.list.items.remove(0).without_volume);
     host.stop().await;
 }
 

@@ -15,14 +15,14 @@ async fn id_prefix_is_refused_for_deletion() {
     let host = Host::new().await;
     let credential = host.create_credential().await.to_string();
     host.create_volume("data").await;
-    let snap = host.backup("data", true).await.source_volume.unwrap();
+    let snap = host.backup("data", true).await.cloud_snapshot_id.unwrap();
     let data: VolumeRef = "data".parse().unwrap();
     let snapshot = host.take_snapshot("data", &new_snapshot("before")).await;
-    let id = host.inspect_volume("data").await.id.to_string();
+    let id = host.inspect_volume("data").await.volume_id.to_string();
     let (client, delete) = (&host.client, Default::default());
 
     let short: VolumeRef = id[..8].parse().unwrap();
-    assert_eq!(host.call_at(GET_VOLUME, &short, &()).await.id.to_string(), id);
+    assert_eq!(host.call_at(GET_VOLUME, &short, &()).await.volume_id.to_string(), id);
     let not_found = ErrorCode::VolumeNotFound;
     assert_prefix_refused(client.call_at(DELETE_VOLUME, &short, &Default::default()).await, not_found, &id);
     let named = |text: &str| RestoreSnapshot { snapshot: text.parse().unwrap(), discard: false };
@@ -34,16 +34,16 @@ async fn id_prefix_is_refused_for_deletion() {
     let request = in_place_restore(&snap, &short.to_string());
     assert_prefix_refused(client.call(START_IN_PLACE, &request).await, not_found, &id);
 
-    let (complete, of_volume) = (snapshot.id.to_string(), of_short.parse::<SnapshotRef>().unwrap());
+    let (complete, of_volume) = (snapshot.snapshot_id.to_string(), of_short.parse::<SnapshotRef>().unwrap());
     let short: SnapshotRef = complete[..8].parse().unwrap();
-    assert_eq!(host.call_at(GET_SNAPSHOT, &short, &()).await.id, snapshot.id);
+    assert_eq!(host.call_at(GET_SNAPSHOT, &short, &()).await.snapshot_id, snapshot.snapshot_id);
     let refused = client.call_at(DELETE_SNAPSHOT, &short, &delete).await;
     assert_prefix_refused(refused, ErrorCode::SnapshotNotFound, &complete);
     assert_prefix_refused(client.call_at(DELETE_SNAPSHOT, &of_volume, &delete).await, not_found, &id);
 
     // With the hyphen: eight digits alone are not a name.
     let short = credential[..9].parse().unwrap();
-    assert_eq!(host.call_at(GET_CREDENTIAL, &short, &()).await.uuid.to_string(), credential);
+    assert_eq!(host.call_at(GET_CREDENTIAL, &short, &()).await.credential_id.to_string(), credential);
     let not_found = ErrorCode::CredentialNotFound;
     assert_prefix_refused(client.call_at(DELETE_CREDENTIAL, &short, &()).await, not_found, &credential);
     let refused = client.call_at(REKEY_CREDENTIAL, &short, &new_data_key()).await;

@@ -124,7 +124,7 @@ async fn backup_without_the_newest_key_slot_is_refused() {
     let mut host = Host::new().await;
     let nas = create_with_external_passphrase(&host).await;
     host.create_volume("data").await;
-    let first = host.backup("data", true).await.source_volume.unwrap();
+    let first = host.backup("data", true).await.cloud_snapshot_id.unwrap();
     rekey(&host, &nas, rotate_key()).await;
     // This host made the key: it needs no acceptance.
     host.backup("data", true).await;

@@ -15,7 +15,7 @@ impl Host {
     async fn local_schedule(&self, volume: &str, keep: u32, credentials: &[&str]) -> Schedule {
         let request = CreateSchedule {
             selector: select_volume(volume),
-            cred_ids: credentials.iter().map(|name| name.parse().unwrap()).collect(),
+            credentials: credentials.iter().map(|name| name.parse().unwrap()).collect(),
             rules: vec![rule(NEVER)],
             local: Some(Retention::max(keep).unwrap()),
             ..CreateSchedule::default()
@@ -24,7 +24,7 @@ impl Host {
     }
 
     async fn snapshots(&self) -> Vec<Snapshot> {
-        self.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.snapshots
+        self.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.items
     }
 
     async fn scheduled_snapshots(&self) -> Vec<Snapshot> {
@@ -35,7 +35,7 @@ impl Host {
 
     /// Runs a schedule, and waits for the end.
     async fn ran(&self, schedule: &Schedule) -> Vec<Run> {
-        self.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
+        self.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
         self.settled().await
     }
 
@@ -63,7 +63,7 @@ async fn pinned_snapshot_stays_until_unpinned_or_forced() {
     host.ran(&schedule).await;
     let first = host.scheduled_snapshots().await.remove(0);
     assert!(!first.pinned);
-    let wanted = SnapshotRef::Id(first.id);
+    let wanted = SnapshotRef::Id(first.snapshot_id);
     let pin = MarkSnapshot { pinned: true };
     assert!(host.call_at(MARK_SNAPSHOT, &wanted, &pin).await.pinned);
     host.restart().await;
@@ -71,15 +71,15 @@ async fn pinned_snapshot_stays_until_unpinned_or_forced() {
         host.ran(&schedule).await;
     }
     let left = host.scheduled_when(3).await;
-    assert!(left[0].id == first.id && left[0].pinned && !left[1].pinned, "{left:?}");
-    let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
-    let pinned = plan.snapshots.iter().find(|one| one.snapshot == first.id).unwrap();
+    assert!(left[0].snapshot_id == first.snapshot_id && left[0].pinned && !left[1].pinned, "{left:?}");
+    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await;
+    let pinned = plan.snapshots.iter().find(|one| one.snapshot_id == first.snapshot_id).unwrap();
     assert_eq!(pinned.verdict, Verdict::Keep(vec![KeepReason::Pinned]));
     host.refused_at(ErrorCode::SnapshotPinned, DELETE_SNAPSHOT, &wanted, &Default::default()).await;
 
     // Without the pin, retention applies again.
     host.call_at(MARK_SNAPSHOT, &wanted, &MarkSnapshot { pinned: false }).await;
-    assert!(host.scheduled_when(2).await.iter().all(|one| one.id != first.id));
+    assert!(host.scheduled_when(2).await.iter().all(|one| one.snapshot_id != first.snapshot_id));
     host.refused_at(ErrorCode::SnapshotNotFound, MARK_SNAPSHOT, &wanted, &pin).await;
     host.take_snapshot("v", &new_snapshot("mine")).await;
     let mine = "v@mine".parse().unwrap();
@@ -107,10 +107,13 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
     host.take_snapshot("v", &new_snapshot("mine")).await;
     let request = CreateSchedule {
         selector: select_volume("v"),
-        cred_ids: vec!["nas".parse().unwrap(), "offsite".parse().unwrap()],
+        credentials: vec!["nas".parse().unwrap(), "offsite".parse().unwrap()],
         rules: vec![rule(NEVER)],
         retain: Retention::max(2).unwrap(),
-        retain_at: vec![RetainAt { cred_id: "offsite".parse().unwrap(), retain: Retention::max(4).unwrap() }],
+        retain_at: vec![RetainAt {
+            credential: "offsite".parse().unwrap(),
+            retain: Retention::max(4).unwrap(),
+        }],
         local: Some(Retention::max(3).unwrap()),
         ..CreateSchedule::default()
     };
@@ -138,40 +141,40 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
     // Each location keeps its own retention, and manual backups belong to no schedule.
     let mut stored = BTreeMap::new();
     for entry in host.list().await {
-        *stored.entry(entry.metadata.credential_name.clone()).or_insert(0) += 1;
+        *stored.entry(entry.credential_name.clone()).or_insert(0) += 1;
     }
     assert_eq!(stored.into_iter().collect::<Vec<_>>(), [("nas".to_owned(), 2), ("offsite".to_owned(), 4)]);
     assert_eq!(host.snapshots().await.len(), 4);
     let newest = left.last().unwrap();
-    let points: Vec<_> = host.list().await.iter().map(|entry| entry.timestamp).collect();
-    assert!(points.contains(&newest.created), "{points:?} without {}", newest.created);
+    let points: Vec<_> = host.list().await.iter().map(|entry| entry.created_at).collect();
+    assert!(points.contains(&newest.created_at), "{points:?} without {}", newest.created_at);
     // Its content is that of the last run.
     model.write(&volume, 0, 99, 4096);
     let clone = CloneVolume {
         name: "then".parse().unwrap(),
-        snapshot: SnapshotRef::Id(newest.id),
+        snapshot: SnapshotRef::Id(newest.snapshot_id),
         labels: Default::default(),
     };
     host.call_at(CLONE_VOLUME, &"v".parse().unwrap(), &clone).await;
     then.assert_is(&host.volume("then"));
 
-    let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
-    assert_eq!((plan.snapshots.len(), plan.cloudsnaps.len()), (3, 6));
+    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await;
+    assert_eq!((plan.snapshots.len(), plan.cloud_snapshots.len()), (3, 6));
     let last = &plan.snapshots[0];
     assert_eq!(last.verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
-    assert_eq!((last.snapshot, last.name.as_ref()), (newest.id, Some(&newest.name)));
+    assert_eq!((last.snapshot_id, last.snapshot_name.as_ref()), (newest.snapshot_id, Some(&newest.name)));
     host.restart().await;
-    let schedule = host.call(LIST_SCHEDULES, &()).await.schedules.remove(0);
+    let schedule = host.call(LIST_SCHEDULES, &()).await.list.items.remove(0);
     let copies: Vec<_> = schedule
         .copies
         .iter()
-        .map(|copy| (copy.credential.is_some(), copy.kept, copy.retain.keep_last, copy.last_state))
+        .map(|copy| (copy.credential_id.is_some(), copy.kept, copy.retain.keep_last, copy.last_state))
         .collect();
     let done = Some(RunState::Done);
     assert_eq!(copies, [(false, 3, 3, done), (true, 2, 2, done), (true, 4, 4, done)]);
     // Later backups are still incremental.
     let runs = host.ran(&schedule).await;
-    assert!(runs.iter().filter_map(|run| run.cloudsnap).any(|id| id.incremental), "{runs:?}");
+    assert!(runs.iter().filter_map(|run| run.cloud_snapshot_id).any(|id| id.incremental), "{runs:?}");
 
     host.assert_kept_without_schedule(&schedule).await;
     host.stop().await;
@@ -180,13 +183,13 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
 impl Host {
     /// Deletes a schedule; asserts that its backups and snapshots stay, with a reason in the plan.
     async fn assert_kept_without_schedule(&self, schedule: &Schedule) {
-        let plan = self.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
-        self.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await;
-        let after = self.call_at(PLAN_RETENTION, &schedule.uuid, &()).await;
+        let plan = self.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await;
+        self.call_at(DELETE_SCHEDULE, &schedule.schedule_id, &()).await;
+        let after = self.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await;
         let kept = plan.snapshots.iter().filter(|judged| !judged.verdict.is_delete()).count();
-        assert!(after.snapshots.len() >= kept && !after.cloudsnaps.is_empty(), "{after:?}");
+        assert!(after.snapshots.len() >= kept && !after.cloud_snapshots.is_empty(), "{after:?}");
         let is_kept = |verdict: &Verdict| *verdict == Verdict::Keep(vec![KeepReason::ScheduleGone]);
-        assert!(after.cloudsnaps.iter().all(|judged| is_kept(&judged.verdict)), "{after:?}");
+        assert!(after.cloud_snapshots.iter().all(|judged| is_kept(&judged.verdict)), "{after:?}");
         assert!(after.snapshots.iter().all(|judged| is_kept(&judged.verdict)), "{after:?}");
     }
 }
@@ -202,18 +205,18 @@ async fn local_snapshot_schedule_freezes_a_group_without_location() {
         ..CreateSchedule::default()
     };
     let schedule = host.call(CREATE_SCHEDULE, &request).await;
-    assert!(schedule.credentials.is_empty());
+    assert!(schedule.credential_ids.is_empty());
     for _ in 0..2 {
         let runs = host.ran(&schedule).await;
         assert!(runs.iter().all(|run| matches!(run.state, RunState::Done | RunState::Expired)), "{runs:?}");
     }
     let left = host.scheduled_when(3).await;
-    assert!(left.iter().all(|snapshot| snapshot.created == left[0].created), "{left:?}");
+    assert!(left.iter().all(|snapshot| snapshot.created_at == left[0].created_at), "{left:?}");
     let group = left[0].taken_with.as_ref().unwrap();
     assert_eq!((group.members, group.group.as_ref().unwrap().as_str()), (3, "shop"));
     // A schedule without location and local snapshots protects nothing.
     let none = UpdateSchedule { local: Some(None), ..UpdateSchedule::default() };
-    host.refused_at(ErrorCode::InvalidRequest, UPDATE_SCHEDULE, &schedule.uuid, &none).await;
+    host.refused_at(ErrorCode::InvalidRequest, UPDATE_SCHEDULE, &schedule.schedule_id, &none).await;
     host.stop().await;
 }
 
@@ -224,7 +227,7 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
         host.create_volume("v").await;
         let schedule = host.local_schedule("v", 5, &[]).await;
         host.die_at(step);
-        host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
+        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
         host.die_and_start().await;
         let runs = host.settled().await;
         assert_eq!((runs.len(), runs[0].state), (1, RunState::Done), "{step}: {runs:?}");
@@ -238,13 +241,13 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
         host.create_volume("v").await;
         let schedule = host.local_schedule("v", 5, &["nas"]).await;
         host.die_at(step);
-        host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
+        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
         host.die_and_start().await;
         let runs = host.settled().await;
         assert!(runs.len() == 2 && runs.iter().all(|run| run.state == RunState::Done), "{step}: {runs:?}");
         let left = host.scheduled_snapshots().await;
         assert_eq!((left.len(), host.list().await.len()), (1, 1), "{step}");
-        assert_eq!(host.list().await[0].timestamp, left[0].created, "{step}");
+        assert_eq!(host.list().await[0].created_at, left[0].created_at, "{step}");
         host.stop().await;
     }
 }
@@ -265,18 +268,18 @@ async fn local_snapshot_is_kept_after_a_failed_backup() {
     host.show_store(&away);
 
     // A snapshot of a resumable task cannot be deleted.
-    let wanted = SnapshotRef::Id(first.id);
+    let wanted = SnapshotRef::Id(first.snapshot_id);
     host.sql("UPDATE tasks SET state = 'stopped', detail = json_set(detail, '$.resumable', json('true'))");
     host.refused_at(ErrorCode::SnapshotInUse, DELETE_SNAPSHOT, &wanted, &Default::default()).await;
-    let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.snapshots;
+    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.snapshots;
     assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::InUse]));
     // The next backup abandons the task.
     let runs = host.ran(&schedule).await;
     assert_eq!(runs.iter().filter(|run| run.state == RunState::Failed).count(), 1, "{runs:?}");
     let left = host.scheduled_when(1).await;
-    assert_ne!(left[0].id, first.id);
+    assert_ne!(left[0].snapshot_id, first.snapshot_id);
     // The run of a manually deleted snapshot expires.
-    host.delete_snapshot(&left[0].id.to_string()).await;
+    host.delete_snapshot(&left[0].snapshot_id.to_string()).await;
     host.engine().schedule_runner.scheduler_pass(jiff::Timestamp::now()).await.unwrap();
     let runs = host.settled().await;
     assert!(runs.iter().filter(|run| run.local).all(|run| run.state == RunState::Expired), "{runs:?}");
@@ -289,16 +292,16 @@ async fn slow_upload_does_not_delay_local_snapshots() {
     host.create_credential().await;
     let volume = host.create_volume("v").await;
     Model::new().write(&volume, 0, 1, 8 << 20);
-    let limits = TaskLimits { limit_upload_bytes_per_s: Some(1 << 10), ..TaskLimits::default() };
+    let limits = TaskLimits { limit_upload_bytes_per_second: Some(1 << 10), ..TaskLimits::default() };
     let slow = StartBackup { limits, ..backup_of("v") };
-    let task = host.call(START_BACKUP, &slow).await.task;
+    let task = host.call(START_BACKUP, &slow).await.items[0].task_id;
     let schedule = host.local_schedule("v", 9, &["nas"]).await;
     for round in 1..=3 {
-        host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
+        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
         host.scheduled_when(round).await;
     }
     let query = ListRuns { volume: Some(VolumeRef::Name("v".parse().unwrap())), ..ListRuns::default() };
-    let runs = host.call(LIST_RUNS, &query).await.runs;
+    let runs = host.call(LIST_RUNS, &query).await.items;
     let waiting = runs.iter().filter(|run| !run.local && run.state == RunState::Queued).count();
     assert_eq!(waiting, 1, "{runs:?}");
     host.call_at(STOP_TASK, &task, &DISCARD).await;
@@ -315,7 +318,7 @@ async fn ended_run_does_not_block_a_manual_one() {
     host.ran(&schedule).await;
     // As between the end of the snapshot and the next pass.
     host.sql("UPDATE schedule_runs SET state = 'active', completed = NULL");
-    let runs = host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.runs;
+    let runs = host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await.items;
     assert_eq!(runs.iter().map(|run| run.state).collect::<Vec<_>>(), [RunState::Queued]);
     assert!(host.settled().await.iter().all(|run| run.state == RunState::Done));
     host.stop().await;
@@ -331,7 +334,7 @@ async fn local_snapshots_are_taken_without_a_backup_slot() {
     let full = Config { task_concurrency: 0, ..config(host.dir.path()) };
     host.daemon = Some(Daemon::start(full, false).await.unwrap());
     let schedule = host.local_schedule("v", 3, &["nas"]).await;
-    host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
+    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
     host.scheduled_when(1).await;
     let waits = |run: &&Run| run.state == RunState::Queued;
     assert_eq!(host.runs().await.iter().filter(waits).map(|run| run.local).collect::<Vec<_>>(), [false]);
@@ -352,7 +355,7 @@ async fn snapshot_of_a_running_rollback_is_not_deleted() {
     }
     let (_, mark) = host.engine().registry.by_name("v").unwrap().begin_rollback().unwrap();
     let one = UpdateSchedule { local: Some(Some(Retention::max(1).unwrap())), ..UpdateSchedule::default() };
-    host.call_at(UPDATE_SCHEDULE, &schedule.uuid, &one).await;
+    host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &one).await;
     host.engine().scheduler.wake();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert_eq!(host.scheduled_snapshots().await.len(), 2);

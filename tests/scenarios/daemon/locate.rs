@@ -22,15 +22,15 @@ async fn locations_with_different_prefixes_are_distinct() {
     host.refused(ErrorCode::InvalidRequest, CREATE_CREDENTIAL, &wrong).await;
     assert!(host.store.path().join("hosts/a/blockd").is_dir() && !host.store.path().join("blockd").exists());
 
-    let alone = host.run_backup(&backup_to("data", &["two"])).await.source_volume.unwrap();
+    let alone = host.run_backup(&backup_to("data", &["two"])).await.cloud_snapshot_id.unwrap();
     let started = host.call(START_BACKUP, &backup_to("data", &["one", "two"])).await;
-    let both = host.done(started.task).await.source_volume.unwrap();
-    host.done(started.also[0]).await;
+    let both = host.done(started.items[0].task_id).await.cloud_snapshot_id.unwrap();
+    host.done(started.items[1].task_id).await;
 
     // After a restart each location is opened from its stored credential.
     host.restart().await;
     // The first backup to a location is full: a point in time has another id there.
-    let in_two = host.list().await.into_iter().filter(|one| one.metadata.credential_name == "two").count();
+    let in_two = host.list().await.into_iter().filter(|one| one.credential_name == "two").count();
     assert_eq!(in_two, 2);
     for id in [&alone, &both] {
         model.assert_is(&*host.run_restore(&restore_of(id)).await);
@@ -62,7 +62,7 @@ async fn snapshot_in_several_locations_needs_a_credential_to_delete() {
         request
     };
     host.call(CREATE_CREDENTIAL, &located("one")).await;
-    let id = host.backup("data", false).await.source_volume.unwrap();
+    let id = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     // The complete repository is copied.
     copy_all(&host.store.path().join("one"), &host.store.path().join("two"));
     host.call(CREATE_CREDENTIAL, &located("two")).await;
@@ -70,7 +70,7 @@ async fn snapshot_in_several_locations_needs_a_credential_to_delete() {
     let error = api_error(host.client.call(START_DELETE, &request).await);
     assert_eq!(error.code, ErrorCode::CredentialRequired);
     assert!(error.message.contains("one and two") && error.message.contains("--cred-id"), "{error}");
-    let named = StartDelete { cred_id: Some("one".parse().unwrap()), ..request.clone() };
+    let named = StartDelete { credential: Some("one".parse().unwrap()), ..request.clone() };
     host.delete_cloudsnap(&named).await;
     // If one location is unreachable, the snapshot may be in both.
     let one = host.store.path().join("one");
@@ -88,7 +88,7 @@ async fn restored_volume_has_given_labels_and_reports_schedules() {
     let mut host = Host::new().await;
     host.create_volume("data").await;
     host.create_credential().await;
-    let id = host.backup("data", false).await.source_volume.unwrap();
+    let id = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     let schedule = |name: Option<&str>, label: &str| CreateSchedule {
         name: name.map(|name| name.parse().unwrap()),
         selector: select_label(label),
@@ -96,7 +96,7 @@ async fn restored_volume_has_given_labels_and_reports_schedules() {
         ..CreateSchedule::default()
     };
     host.call(CREATE_SCHEDULE, &schedule(Some("nightly"), "app=mysql")).await;
-    let nameless = host.call(CREATE_SCHEDULE, &schedule(None, "tier=db")).await.uuid.to_string();
+    let nameless = host.call(CREATE_SCHEDULE, &schedule(None, "tier=db")).await.schedule_id.to_string();
     host.call(CREATE_SCHEDULE, &schedule(Some("other"), "app=web")).await;
 
     let restore = |labels: Option<&str>| StartRestore {
@@ -109,14 +109,14 @@ async fn restored_volume_has_given_labels_and_reports_schedules() {
         (Some(""), "", Vec::new()),
     ] {
         let started = host.call(START_RESTORE, &restore(labels)).await;
-        let mut reported = started.schedules.clone();
+        let mut reported: Vec<_> = started.schedules.iter().map(ToString::to_string).collect();
         reported.sort_by_key(|name| name != "nightly");
         assert_eq!(reported, schedules, "{labels:?}");
-        host.done(started.task).await;
-        let volume = host.inspect_volume(started.volume.as_str()).await;
+        host.done(started.task_id).await;
+        let volume = host.inspect_volume(started.volume_name.as_str()).await;
         assert_eq!(volume.labels.to_string(), expected);
     }
     let lazy = StartLazyRestore { labels: Some("app=web".parse().unwrap()), ..lazy_restore(&id) };
-    assert_eq!(host.call(START_LAZY_RESTORE, &lazy).await.schedules, ["other"]);
+    assert_eq!(host.call(START_LAZY_RESTORE, &lazy).await.schedules[0].to_string(), "other");
     host.stop().await;
 }

@@ -197,14 +197,14 @@ impl Host {
     }
 
     async fn create_credential(&self) -> Uuid {
-        self.call(CREATE_CREDENTIAL, &self.credential("nas", None)).await.uuid
+        self.call(CREATE_CREDENTIAL, &self.credential("nas", None)).await.credential_id
     }
 
     /// Creates a credential for another path.
     async fn create_credential_at(&self, name: &str, path: impl Into<PathBuf>) -> Uuid {
         let provider = StoreConfig::Local { path: path.into() };
         let request = CreateCredential { provider, ..self.credential(name, None) };
-        self.call(CREATE_CREDENTIAL, &request).await.uuid
+        self.call(CREATE_CREDENTIAL, &request).await.credential_id
     }
 
     /// Creates a repository with a passphrase, and a volume with a full backup in it.
@@ -216,14 +216,14 @@ impl Host {
 
     async fn start_backup(&self, volume: &str, full: bool) -> Uuid {
         let options = BackupOptions { full, ..Default::default() };
-        self.call(START_BACKUP, &StartBackup { options, ..backup_of(volume) }).await.task
+        self.call(START_BACKUP, &StartBackup { options, ..backup_of(volume) }).await.items[0].task_id
     }
 
     /// Waits for the end of a task.
     async fn wait(&self, task: Uuid) -> Task {
         let mut version = 0;
         loop {
-            let wait = WaitTask { wait_ms: Some(10_000), since_version: Some(version) };
+            let wait = WaitTask { wait_millis: Some(10_000), since_version: Some(version) };
             let seen = self.call_at(GET_TASK, &task, &wait).await;
             if seen.state.stage.is_over() {
                 return seen;
@@ -245,7 +245,7 @@ impl Host {
 
     /// Makes a backup that must succeed.
     async fn run_backup(&self, request: &StartBackup) -> Task {
-        self.done(self.call(START_BACKUP, request).await.task).await
+        self.done(self.call(START_BACKUP, request).await.items[0].task_id).await
     }
 
     async fn restore(&self, snap: &str, name: &str) -> Arc<Volume> {
@@ -255,36 +255,36 @@ impl Host {
     /// Makes a restore that must succeed; returns the new volume.
     async fn run_restore(&self, request: &StartRestore) -> Arc<Volume> {
         let started = self.call(START_RESTORE, request).await;
-        self.done(started.task).await;
-        self.volume(started.volume.as_str())
+        self.done(started.task_id).await;
+        self.volume(started.volume_name.as_str())
     }
 
     /// Restores a cloud snapshot as a lazy volume.
     async fn restore_lazily(&self, snap: &str, name: &str, hydrate: bool) -> LazyRestored {
-        let volume = Some(name.parse().unwrap());
-        self.call(START_LAZY_RESTORE, &StartLazyRestore { volume, hydrate, ..lazy_restore(snap) }).await
+        let volume_name = Some(name.parse().unwrap());
+        self.call(START_LAZY_RESTORE, &StartLazyRestore { volume_name, hydrate, ..lazy_restore(snap) }).await
     }
 
     /// Verifies cloud snapshots, and waits for the end.
     async fn verify(&self, request: &StartVerify) -> Task {
-        self.wait(self.call(START_VERIFY, request).await.task).await
+        self.wait(self.call(START_VERIFY, request).await.task_id).await
     }
 
     /// Deletes a cloud snapshot.
     async fn delete_cloudsnap(&self, request: &StartDelete) {
-        self.done(self.call(START_DELETE, request).await.task).await;
+        self.done(self.call(START_DELETE, request).await.task_id).await;
     }
 
     async fn list(&self) -> Vec<Cloudsnap> {
         let query = ListCloudsnaps { all: true, ..ListCloudsnaps::default() };
         let list = self.call(LIST_CLOUDSNAPS, &query).await;
         assert_eq!((list.damaged.len(), list.failed_credentials.len()), (0, 0), "{list:?}");
-        list.cloudsnaps
+        list.list.items
     }
 
     /// Returns the ids of the listed cloud snapshots.
     async fn ids(&self) -> Vec<String> {
-        self.list().await.iter().map(|entry| entry.id.to_string()).collect()
+        self.list().await.iter().map(|entry| entry.cloud_snapshot_id.to_string()).collect()
     }
 
     /// Returns the path of a manifest.
@@ -413,7 +413,7 @@ async fn backup_and_restore_round_trip() {
 
     let full = host.backup("data", false).await;
     assert_eq!(full.backup_type, Some(BackupType::Full));
-    assert!(full.bytes_uploaded >= 9 << 20 && full.freeze_stall_micros.is_some());
+    assert!(full.uploaded_bytes >= 9 << 20 && full.freeze_stall_micros.is_some());
     assert_eq!((full.requests.get, full.requests.list + full.requests.head), (1, 0), "key slot");
     let first = model.clone();
     host.assert_tidy();
@@ -422,13 +422,16 @@ async fn backup_and_restore_round_trip() {
     model.trim(&volume, 2 << 20, 1 << 20);
     let incremental = host.backup("data", false).await;
     assert_eq!(incremental.backup_type, Some(BackupType::Incremental));
-    assert!(incremental.bytes_uploaded < 200_000, "{incremental:?}");
+    assert!(incremental.uploaded_bytes < 200_000, "{incremental:?}");
     assert_eq!((incremental.requests.put, incremental.requests.get), (3, 1), "manifest of the base");
     let ids = host.ids().await;
-    assert_eq!(ids, [full.source_volume.clone().unwrap(), incremental.source_volume.clone().unwrap()]);
+    assert_eq!(
+        ids,
+        [full.cloud_snapshot_id.clone().unwrap(), incremental.cloud_snapshot_id.clone().unwrap()]
+    );
     assert!(ids[1].ends_with("-incr"));
     let seen = host.inspect_volume("data").await;
-    assert_eq!(seen.last_backups[0].cloudsnap_id, ids[1]);
+    assert_eq!(seen.last_backups[0].cloud_snapshot_id, ids[1]);
     assert_eq!(seen.last_backups[0].incrementals_since_full, 1);
 
     first.assert_is(&*host.restore(&ids[0], "one").await);
@@ -441,8 +444,8 @@ async fn backup_and_restore_round_trip() {
     let volume = host.volume("data");
     model.write(&volume, 5 * BLOCK, 4, 1);
     let third = host.backup("data", false).await;
-    assert_eq!((third.backup_type, third.bytes_dirty), (Some(BackupType::Incremental), BLOCK));
-    let third_id = third.source_volume.unwrap();
+    assert_eq!((third.backup_type, third.dirty_bytes), (Some(BackupType::Incremental), BLOCK));
+    let third_id = third.cloud_snapshot_id.unwrap();
 
     // Deleting an incremental backup leaves the others intact; deleting the tip makes the next backup full.
     for (id, next) in [(&ids[1], BackupType::Incremental), (&third_id, BackupType::Full)] {

@@ -42,7 +42,7 @@ impl Host {
 
 /// Returns the number of packs of a backup.
 fn packs_of(task: &Task) -> u64 {
-    task.bytes_dirty.div_ceil(256 * 32 * BLOCK)
+    task.dirty_bytes.div_ceil(256 * 32 * BLOCK)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,7 +75,7 @@ async fn backup_makes_three_requests_besides_its_packs() {
     model.write(&volume, 0, 9, 1);
     let last = host.backup("data", false).await;
     assert_eq!((last.backup_type, requests(&last)), (Some(BackupType::Incremental), (2, 2, 0)));
-    model.assert_is(&*host.restore(&last.source_volume.unwrap(), "copy").await);
+    model.assert_is(&*host.restore(&last.cloud_snapshot_id.unwrap(), "copy").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -107,14 +107,14 @@ async fn incremental_without_its_base_becomes_a_full_backup() {
         }
         let full = host.done(task).await;
         assert_eq!((full.backup_type, full.resumed), (Some(BackupType::Full), resumed), "{dies_at:?}");
-        let id = full.source_volume.unwrap();
+        let id = full.cloud_snapshot_id.unwrap();
         assert_eq!(host.ids().await, [id.as_str()], "the incremental backup is not listed: {dies_at:?}");
         assert_eq!(host.chain_tip().as_deref(), Some(id.as_str()));
         host.assert_tidy();
         frozen.assert_is(&*host.restore(&id, "copy").await);
         let next = host.backup("data", false).await;
         assert_eq!(next.backup_type, Some(BackupType::Incremental));
-        model.assert_is(&*host.restore(&next.source_volume.unwrap(), "last").await);
+        model.assert_is(&*host.restore(&next.cloud_snapshot_id.unwrap(), "last").await);
         host.stop().await;
     }
 }
@@ -138,7 +138,7 @@ async fn incremental_is_refused_in_another_directory() {
     host.mount(&away);
     let done = host.backup("data", false).await;
     assert_eq!(done.backup_type, Some(BackupType::Incremental));
-    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    model.assert_is(&*host.restore(&done.cloud_snapshot_id.unwrap(), "copy").await);
     assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
     host.assert_tidy();
 }
@@ -172,7 +172,7 @@ async fn swapped_repository_directory_is_detected_before_uploads() {
     swap(host.store.path(), other.store.path());
     let done = host.backup("data", false).await;
     assert_eq!(done.backup_type, Some(BackupType::Incremental));
-    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    model.assert_is(&*host.restore(&done.cloud_snapshot_id.unwrap(), "copy").await);
     host.assert_tidy();
 }
 
@@ -196,7 +196,7 @@ async fn interrupted_backup_waits_for_its_directory() {
     host.call_at(RESUME_TASK, &task, &()).await;
     let done = host.done(task).await;
     assert_eq!(done.backup_type, Some(BackupType::Incremental));
-    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    model.assert_is(&*host.restore(&done.cloud_snapshot_id.unwrap(), "copy").await);
     host.assert_tidy();
 }
 
@@ -205,7 +205,7 @@ async fn unknown_cloud_snapshot_is_searched_in_all_locations() {
     let (host, other) = (Host::new().await, tempfile::tempdir().unwrap());
     host.create_credential().await;
     let unknown = format!("{}/1-2", host.engine().host.cluster);
-    let query = InspectCloudsnap { id: unknown.parse().unwrap(), cred_id: None };
+    let query = InspectCloudsnap { cloud_snapshot_id: unknown.parse().unwrap(), credential: None };
     let inspect = || host.client.call(INSPECT_CLOUDSNAP, &query);
     let message = inspect().await.unwrap_err().to_string();
     assert!(!message.contains("any of the stores"), "{message}");

@@ -36,13 +36,13 @@ impl Host {
             if condition(&seen) {
                 return;
             }
-            wait = WaitTask { wait_ms: Some(1_000), since_version: Some(seen.version) };
+            wait = WaitTask { wait_millis: Some(1_000), since_version: Some(seen.version) };
         }
     }
 
     /// Waits until a task has processed data.
     pub(super) async fn until_processed(&self, task: Uuid) {
-        self.until_active(task, |seen| seen.bytes_processed > 0).await;
+        self.until_active(task, |seen| seen.processed_bytes > 0).await;
     }
 
     /// Waits until a task has processed data, and stops it.
@@ -65,8 +65,8 @@ impl Host {
     /// Creates a credential with bandwidth limits.
     async fn limited(&self, up: Option<u64>, down: Option<u64>) {
         let mut request = self.credential("nas", None);
-        request.connection.limit_upload_bytes_per_s = up;
-        request.connection.limit_download_bytes_per_s = down;
+        request.connection.limit_upload_bytes_per_second = up;
+        request.connection.limit_download_bytes_per_second = down;
         self.call(CREATE_CREDENTIAL, &request).await;
     }
 
@@ -101,8 +101,8 @@ async fn stopped_backup_resumes_with_the_stored_packs() {
         let done = host.done(task).await;
         assert_eq!(done.resumed, 1);
         // Only packs in flight are uploaded again.
-        assert!(done.bytes_uploaded < SIZE_BYTES + (34 << 20), "{}", done.bytes_uploaded);
-        frozen.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+        assert!(done.uploaded_bytes < SIZE_BYTES + (34 << 20), "{}", done.uploaded_bytes);
+        frozen.assert_is(&*host.restore(&done.cloud_snapshot_id.unwrap(), "copy").await);
         assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
         host.assert_tidy();
         host.refused_at(ErrorCode::TaskEnded, RESUME_TASK, &task, &()).await;
@@ -132,7 +132,7 @@ async fn abandoned_backup_leaves_no_objects() {
     let done = host.backup("data", false).await;
     host.refused_at(ErrorCode::TaskEnded, RESUME_TASK, &task, &()).await;
     host.assert_tidy();
-    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    model.assert_is(&*host.restore(&done.cloud_snapshot_id.unwrap(), "copy").await);
 
     // A task that is not resumed for a week is abandoned.
     host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
@@ -158,12 +158,12 @@ async fn stopped_restore_fetches_the_remainder_only() {
         let mut host = Host::new().await;
         let (volume, model) = host.fill("data").await;
         host.limited(None, Some(SLOW_BYTES_PER_S)).await;
-        let id = host.backup("data", false).await.source_volume.unwrap();
+        let id = host.backup("data", false).await.cloud_snapshot_id.unwrap();
         drop(volume);
-        let task = host.call(START_RESTORE, &restore_as(&id, "copy")).await.task;
+        let task = host.call(START_RESTORE, &restore_as(&id, "copy")).await.task_id;
         let stopped = host.stop_in_progress(task).await;
         assert_eq!(stopped.state.to_string(), "Restore-Stopped");
-        assert!(stopped.bytes_processed < SIZE_BYTES);
+        assert!(stopped.processed_bytes < SIZE_BYTES);
         if restart {
             host.restart().await;
         }
@@ -171,14 +171,14 @@ async fn stopped_restore_fetches_the_remainder_only() {
         host.call_at(RESUME_TASK, &task, &()).await;
         let done = host.done(task).await;
         // Only data in flight at the stop is fetched twice.
-        assert!(done.bytes_downloaded < 2 * SIZE_BYTES, "{}", done.bytes_downloaded);
-        let fetched = done.bytes_downloaded - stopped.bytes_downloaded;
-        assert!(fetched <= SIZE_BYTES - stopped.bytes_processed + (4 << 20), "{fetched}, {stopped:?}");
+        assert!(done.downloaded_bytes < 2 * SIZE_BYTES, "{}", done.downloaded_bytes);
+        let fetched = done.downloaded_bytes - stopped.downloaded_bytes;
+        assert!(fetched <= SIZE_BYTES - stopped.processed_bytes + (4 << 20), "{fetched}, {stopped:?}");
         model.assert_is(&host.volume("copy"));
         host.assert_tidy();
 
         // An abandoned restore leaves no volume.
-        let task = host.call(START_RESTORE, &restore_as(&id, "third")).await.task;
+        let task = host.call(START_RESTORE, &restore_as(&id, "third")).await.task_id;
         let stopped = host.client.call_at(STOP_TASK, &task, &DISCARD).await;
         if let Ok(stopped) = stopped
             && stopped.state.stage == TaskStage::Stopped
@@ -223,7 +223,7 @@ async fn full_store_keeps_uploaded_packs() {
     host.call_at(RESUME_TASK, &task, &()).await;
     let done = host.done(task).await;
     assert_eq!(done.error, None);
-    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    model.assert_is(&*host.restore(&done.cloud_snapshot_id.unwrap(), "copy").await);
     host.assert_tidy();
 }
 
@@ -234,10 +234,10 @@ async fn damage_is_found_listed_skipped_and_healed() {
     host.create_credential().await;
     let mut model = Model::new();
     model.write(&volume, 0, 1, 1 << 20);
-    let full = host.backup("data", false).await.source_volume.unwrap();
+    let full = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     let verify = async |snap: Option<&str>, depth| {
         let snap = snap.map(|snap| snap.parse().unwrap());
-        host.verify(&StartVerify { snap, depth, cred_id: None }).await
+        host.verify(&StartVerify { cloud_snapshot_id: snap, depth, credential: None }).await
     };
     for depth in [VerifyDepth::Quick, VerifyDepth::Frames, VerifyDepth::Deep] {
         let task = verify(Some(&full), depth).await;
@@ -246,9 +246,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
         assert_eq!((findings.snapshots, findings.damage_total, findings.objects), (1, 0, 2));
         let compared = if depth == VerifyDepth::Deep { 1 << 20 } else { 0 };
         assert_eq!(findings.compared_bytes, compared, "{depth:?}");
-        let metadata = &host.list().await[0].metadata;
-        assert_eq!(metadata.verify_result.as_deref(), Some("Sound"));
-        assert!(metadata.verified.is_some() && metadata.verify_depth.is_some());
+        assert!(host.list().await[0].verification.unwrap().sound);
     }
     host.assert_tidy();
 
@@ -260,24 +258,24 @@ async fn damage_is_found_listed_skipped_and_healed() {
     let findings = task.findings.unwrap();
     assert_eq!(findings.damaged_snapshots, std::slice::from_ref(&full));
     let lost = &findings.damage[0].affects[0];
-    assert!(findings.damage[0].object.ends_with("/pack-00000000") && lost.cloudsnap == full);
+    assert!(findings.damage[0].object.ends_with("/pack-00000000") && lost.cloud_snapshot_id == full);
     let (offset, len) = (lost.ranges[0].offset_bytes as usize, lost.ranges[0].len_bytes as usize);
     assert_eq!((lost.ranges.len(), offset, len), (1, 128 << 10, 128 << 10));
-    assert_eq!(host.list().await[0].metadata.verify_result.as_deref(), Some("Damaged"));
+    assert!(!host.list().await[0].verification.unwrap().sound);
     for (status, count) in [(CloudsnapStatus::Damaged, 1), (CloudsnapStatus::Done, 0)] {
         let query = ListCloudsnaps { status: Some(status), ..ListCloudsnaps::default() };
-        let found = host.call(LIST_CLOUDSNAPS, &query).await.cloudsnaps;
+        let found = host.call(LIST_CLOUDSNAPS, &query).await.list.items;
         assert!(found.len() == count && found.iter().all(|one| one.status == status), "{found:?}");
     }
     // A quick verification does not reset the result.
     assert_eq!(verify(Some(&full), VerifyDepth::Quick).await.state.stage, TaskStage::Done);
-    assert_eq!(host.list().await[0].metadata.verify_result.as_deref(), Some("Damaged"));
+    assert!(!host.list().await[0].verification.unwrap().sound);
 
     let mut request = restore_as(&full, "past");
-    let refused = host.wait(host.call(START_RESTORE, &request).await.task).await;
+    let refused = host.wait(host.call(START_RESTORE, &request).await.task_id).await;
     assert_eq!((refused.state.stage, refused.resumable), (TaskStage::Failed, false));
     request.skip_damaged = true;
-    let past = host.done(host.call(START_RESTORE, &request).await.task).await;
+    let past = host.done(host.call(START_RESTORE, &request).await.task_id).await;
     assert_eq!(past.findings.unwrap().damage[0].affects[0].lost_bytes, 128 << 10);
     let mut without = model.clone();
     without.0[offset..offset + len].fill(0);
@@ -286,8 +284,8 @@ async fn damage_is_found_listed_skipped_and_healed() {
     // The next backup includes the lost blocks and is complete.
     model.write(&volume, 10 << 20, 5, 4096);
     let next = host.backup("data", false).await;
-    assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), (128 << 10) + 4096));
-    let next = next.source_volume.unwrap();
+    assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), (128 << 10) + 4096));
+    let next = next.cloud_snapshot_id.unwrap();
     model.assert_is(&*host.restore(&next, "healed").await);
     let task = verify(Some(&next), VerifyDepth::Deep).await;
     assert_eq!(task.state.stage, TaskStage::Done, "{task:?}");
@@ -305,18 +303,21 @@ async fn damage_found_with_another_credential_is_healed() {
     let own = CredentialRef::Id(host.create_credential().await);
     let mut model = Model::new();
     model.write(&volume, 0, 1, 1 << 20);
-    let full = host.backup("data", false).await.source_volume.unwrap();
+    let full = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     let other = CredentialRef::Id(host.create_credential_at("other", host.store.path().join(".")).await);
-    let verify = async |cred_id: &CredentialRef| {
-        let (snap, cred_id) = (Some(full.parse().unwrap()), Some(cred_id.clone()));
-        host.verify(&StartVerify { snap, depth: VerifyDepth::Frames, cred_id }).await.state.stage
+    let verify = async |credential: &CredentialRef| {
+        let (cloud_snapshot_id, credential) = (Some(full.parse().unwrap()), Some(credential.clone()));
+        host.verify(&StartVerify { cloud_snapshot_id, depth: VerifyDepth::Frames, credential })
+            .await
+            .state
+            .stage
     };
     assert_eq!(verify(&own).await, TaskStage::Done);
     flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
     assert_eq!(verify(&other).await, TaskStage::Failed);
     model.write(&volume, 10 << 20, 5, 4096);
-    let next = host.run_backup(&StartBackup { cred_id: Some(own), ..backup_of("data") }).await;
-    assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), (128 << 10) + 4096));
+    let next = host.run_backup(&StartBackup { credentials: vec![own], ..backup_of("data") }).await;
+    assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), (128 << 10) + 4096));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -325,7 +326,7 @@ async fn deep_verification_finds_untracked_writes() {
     let volume = host.create_volume("data").await;
     host.create_credential().await;
     Model::new().write(&volume, 0, 1, 1 << 20);
-    let id = host.backup("data", false).await.source_volume.unwrap();
+    let id = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     // As if tracking had missed this write: no dirty set includes it.
     Model::new().write(&volume, 5 * BLOCK, 7, 2 * BLOCK as usize);
     let epoch = host.take_snapshot("data", &CreateSnapshot::default()).await.epoch;
@@ -336,11 +337,15 @@ async fn deep_verification_finds_untracked_writes() {
         .transaction::<_, DbError>(|tx| Ok(tx.query_row("SELECT epoch FROM chains", [], |row| row.get(0))?))
         .unwrap();
     set_epoch(i64::try_from(epoch.0).unwrap());
-    let request = StartVerify { snap: Some(id.parse().unwrap()), depth: VerifyDepth::Deep, cred_id: None };
+    let request = StartVerify {
+        cloud_snapshot_id: Some(id.parse().unwrap()),
+        depth: VerifyDepth::Deep,
+        credential: None,
+    };
     let task = host.verify(&request).await;
     assert_eq!(task.state.stage, TaskStage::Failed, "{task:?}");
     let damage = task.findings.unwrap().damage;
-    assert!(damage[0].what.contains("2 blocks differ"), "{damage:?}");
+    assert!(damage[0].cause.contains("2 blocks differ"), "{damage:?}");
     assert_eq!(damage[0].affects[0].ranges[0].offset_bytes, 5 * BLOCK);
     set_epoch(before);
 
@@ -355,7 +360,7 @@ async fn deep_verification_finds_untracked_writes() {
     assert_eq!(digest.unwrap(), 1);
     let task = host.verify(&request).await;
     assert_eq!(task.state.stage, TaskStage::Failed);
-    assert!(task.findings.unwrap().damage[0].what.contains("differs from that of an earlier verification"));
+    assert!(task.findings.unwrap().damage[0].cause.contains("differs from that of an earlier verification"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -369,13 +374,13 @@ async fn old_unreferenced_garbage_is_collected() {
     let report = host.engine().maintenance.collect_garbage_of(&credential, false, || later).await.unwrap();
     assert_eq!((report.garbage.len(), host.packs().len()), (0, packs));
     host.sql("DELETE FROM tasks");
-    let dry = host.call(COLLECT_GARBAGE, &CollectGarbage { dry_run: true, cred_id: None }).await;
-    assert_eq!((dry.garbage.len(), dry.young.len(), dry.objects_deleted), (0, 1, 0));
-    assert_eq!(dry.young[0].objects, packs as u64);
+    let dry = host.call(COLLECT_GARBAGE, &CollectGarbage { dry_run: true, credential: None }).await;
+    assert_eq!((dry.garbage.len(), dry.in_grace_period.len(), dry.objects_deleted), (0, 1, 0));
+    assert_eq!(dry.in_grace_period[0].objects, packs as u64);
     let report = host.engine().maintenance.collect_garbage_of(&credential, true, || later).await.unwrap();
     assert_eq!((report.garbage.len(), report.objects_deleted, host.packs().len()), (1, 0, packs));
     host.remove_limits();
-    let id = host.backup("data", true).await.source_volume.unwrap();
+    let id = host.backup("data", true).await.cloud_snapshot_id.unwrap();
     // The age is determined after the comparison of clocks, which stores a probe object.
     let probes = host.store.path().join("blockd/probe");
     let _ = fs::remove_dir_all(&probes);
@@ -400,13 +405,14 @@ async fn backup_to_several_locations_shares_one_snapshot() {
     let both = backup_to("data", &["nas", "offsite"]);
     host.refused(ErrorCode::InvalidRequest, START_BACKUP, &backup_to("data", &["nas", "nas"])).await;
     let started = host.call(START_BACKUP, &both).await;
-    assert_eq!(started.also.len(), 1);
-    let (one, two) = (host.done(started.task).await, host.done(started.also[0]).await);
-    assert_ne!(one.source_volume, two.source_volume);
+    assert_eq!(started.items.len(), 2);
+    let (one, two) = (host.done(started.items[0].task_id).await, host.done(started.items[1].task_id).await);
+    assert_ne!(one.cloud_snapshot_id, two.cloud_snapshot_id);
     host.assert_tidy();
     for (task, name) in [(&one, "one"), (&two, "two")] {
-        let cred_id = Some(task.credential.to_string().parse().unwrap());
-        let request = StartRestore { cred_id, ..restore_as(task.source_volume.as_ref().unwrap(), name) };
+        let credential = Some(task.credential_id.to_string().parse().unwrap());
+        let request =
+            StartRestore { credential, ..restore_as(task.cloud_snapshot_id.as_ref().unwrap(), name) };
         model.assert_is(&*host.run_restore(&request).await);
     }
 
@@ -417,8 +423,8 @@ async fn backup_to_several_locations_shares_one_snapshot() {
     move_away(&data);
     fs::write(&data, "no directory").unwrap();
     let started = host.call(START_BACKUP, &both).await;
-    assert_eq!(host.done(started.task).await.backup_type, Some(BackupType::Incremental));
-    let failed = host.wait(started.also[0]).await;
+    assert_eq!(host.done(started.items[0].task_id).await.backup_type, Some(BackupType::Incremental));
+    let failed = host.wait(started.items[1].task_id).await;
     assert_eq!((failed.state.stage, failed.resumable), (TaskStage::Failed, true), "{failed:?}");
     assert_eq!(volume.snapshots().len(), 1, "the failed task keeps the snapshot");
     model.write(&volume, 30 << 20, 6, 1 << 20);
@@ -426,17 +432,17 @@ async fn backup_to_several_locations_shares_one_snapshot() {
     fs::rename(data.with_extension("away"), &data).unwrap();
     drop(volume);
     host.restart().await;
-    host.call_at(RESUME_TASK, &started.also[0], &()).await;
-    let done = host.done(started.also[0]).await;
+    host.call_at(RESUME_TASK, &started.items[1].task_id, &()).await;
+    let done = host.done(started.items[1].task_id).await;
     host.assert_tidy();
-    let cred_id = Some("offsite".parse().unwrap());
-    let request = StartRestore { cred_id, ..restore_as(&done.source_volume.unwrap(), "again") };
+    let credential = Some("offsite".parse().unwrap());
+    let request = StartRestore { credential, ..restore_as(&done.cloud_snapshot_id.unwrap(), "again") };
     frozen.assert_is(&*host.run_restore(&request).await);
     // Both chains continue.
     let started = host.call(START_BACKUP, &both).await;
-    for task in [started.task, started.also[0]] {
+    for task in [started.items[0].task_id, started.items[1].task_id] {
         let done = host.done(task).await;
-        assert_eq!((done.backup_type, done.bytes_dirty), (Some(BackupType::Incremental), 1 << 20));
+        assert_eq!((done.backup_type, done.dirty_bytes), (Some(BackupType::Incremental), 1 << 20));
     }
     host.assert_tidy();
 }

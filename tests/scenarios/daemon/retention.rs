@@ -24,7 +24,7 @@ impl Host {
         for round in 0..2 {
             snaps.push(self.write_and_run(&schedule, round).await);
         }
-        (snaps, schedule.uuid)
+        (snaps, schedule.schedule_id)
     }
 
     pub(super) async fn keep(&self, schedule: Uuid, count: u32) {
@@ -67,7 +67,7 @@ impl Host {
     }
 
     pub(super) async fn delete_by_force(&self, snap: &str) -> Uuid {
-        self.call(START_DELETE, &StartDelete { force: true, ..delete_of(snap) }).await.task
+        self.call(START_DELETE, &StartDelete { force: true, ..delete_of(snap) }).await.task_id
     }
 }
 
@@ -92,7 +92,7 @@ async fn damage_of_the_newest_backup_stops_retention() {
         assert!(status.problems.iter().any(|problem| problem.kind == "retention"), "{:?}", status.problems);
         if expected == "cannot be read" {
             // A manual deletion must be forced.
-            let task = host.call(START_DELETE, &delete_of(&snaps[0])).await.task;
+            let task = host.call(START_DELETE, &delete_of(&snaps[0])).await.task_id;
             let error = host.wait(task).await.error.unwrap().message;
             assert!(error.contains("may be the last backup that can be restored"), "{error}");
         }
@@ -110,7 +110,7 @@ pub(super) fn set_back_clock(calls: &AtomicUsize) -> Timestamp {
 async fn backup_evaluated_before_the_clock_was_set_back_is_kept() {
     let mut host = Host::new().await;
     let (snaps, _) = host.two_kept().await;
-    host.call(MARK_CLOUDSNAP, &MarkCloudsnap { expires: Some(tomorrow()), ..mark_of(&snaps[0]) }).await;
+    host.call(MARK_CLOUDSNAP, &MarkCloudsnap { expires_at: Some(tomorrow()), ..mark_of(&snaps[0]) }).await;
     let calls = AtomicUsize::new(0);
     let now = || set_back_clock(&calls);
     host.engine().schedule_runner.delete_surplus(now, &mut Delays::new()).await.unwrap();
@@ -125,9 +125,9 @@ async fn backup_evaluated_before_the_clock_was_set_back_is_kept() {
 async fn pin_holds_under_another_credential_of_the_repository() {
     let mut host = Host::new().await;
     let credential = host.credential_and_volume().await;
-    let snap = host.backup("v", false).await.source_volume.unwrap();
-    let cred_id = Some(blockd_api::CredentialRef::Id(credential));
-    host.call(MARK_CLOUDSNAP, &MarkCloudsnap { pinned: Some(true), cred_id, ..mark_of(&snap) }).await;
+    let snap = host.backup("v", false).await.cloud_snapshot_id.unwrap();
+    let credential = Some(blockd_api::CredentialRef::Id(credential));
+    host.call(MARK_CLOUDSNAP, &MarkCloudsnap { pinned: Some(true), credential, ..mark_of(&snap) }).await;
     let delete = delete_of(&snap).under(host.symlink().await);
     let error = api_error(host.client.call(START_DELETE, &delete).await);
     assert_eq!(error.code, ErrorCode::CloudsnapPinned);
@@ -139,7 +139,7 @@ async fn pin_holds_under_another_credential_of_the_repository() {
 async fn missing_pack_of_the_newest_backup_stops_expiry() {
     let mut host = Host::new().await;
     let dated = host.one_dated().await;
-    let newest = host.backup("v", true).await.source_volume.unwrap();
+    let newest = host.backup("v", true).await.cloud_snapshot_id.unwrap();
     host.lose_pack(&newest);
     host.expire_at(later()).await;
     assert_eq!(host.ids().await, [dated, newest]);
@@ -147,7 +147,7 @@ async fn missing_pack_of_the_newest_backup_stops_expiry() {
     assert!(event.message.contains("missing"), "{event:?}");
     // With a newer complete backup, the old one expires.
     host.delete_by_force(&host.ids().await[1]).await;
-    let complete = host.backup("v", true).await.source_volume.unwrap();
+    let complete = host.backup("v", true).await.cloud_snapshot_id.unwrap();
     host.expire_at(later()).await;
     assert_eq!(host.ids().await, [complete]);
     assert!(host.call(GET_STATUS, &()).await.problems.iter().all(|problem| problem.kind != "retention"));
@@ -159,11 +159,12 @@ async fn missing_pack_of_the_newest_backup_stops_expiry() {
 async fn missing_pack_of_the_last_verified_backup_stops_expiry() {
     let mut host = Host::new().await;
     let dated = host.one_dated().await;
-    let verified = host.backup("v", true).await.source_volume.unwrap();
+    let verified = host.backup("v", true).await.cloud_snapshot_id.unwrap();
     let snap = Some(verified.parse().unwrap());
-    let verify = StartVerify { snap, depth: VerifyDepth::Frames, ..StartVerify::default() };
+    let verify =
+        StartVerify { cloud_snapshot_id: snap, depth: VerifyDepth::Frames, ..StartVerify::default() };
     assert_eq!(host.verify(&verify).await.state.stage, TaskStage::Done);
-    let newest = host.backup("v", true).await.source_volume.unwrap();
+    let newest = host.backup("v", true).await.cloud_snapshot_id.unwrap();
     host.lose_pack(&verified);
     host.expire_at(later()).await;
     assert_eq!(host.ids().await, [dated, verified, newest]);
@@ -176,7 +177,7 @@ async fn missing_pack_of_the_last_verified_backup_stops_expiry() {
 async fn repaired_key_slot_does_not_stop_expiry() {
     let mut host = Host::new().await;
     host.one_dated().await;
-    let newest = host.backup("v", true).await.source_volume.unwrap();
+    let newest = host.backup("v", true).await.cloud_snapshot_id.unwrap();
     damage(&walk(&host.store.path().join("blockd/keys-copy"))[0]);
     host.expire_at(later()).await;
     assert_eq!(host.ids().await, [newest]);
@@ -192,7 +193,7 @@ async fn expiry_keeps_the_base_of_a_resumable_doubtful_backup() {
     let task = host.start_backup("v", false).await;
     let failed = host.wait(task).await;
     assert!(failed.resumable, "{failed:?}");
-    let in_doubt = failed.source_volume.unwrap();
+    let in_doubt = failed.cloud_snapshot_id.unwrap();
     fs::rename(&away, host.manifest(&base)).unwrap();
     host.expire_at(later()).await;
     assert_eq!(host.ids().await, [base.clone(), in_doubt.clone()]);
@@ -200,7 +201,7 @@ async fn expiry_keeps_the_base_of_a_resumable_doubtful_backup() {
         host.refused(ErrorCode::CloudsnapInUse, START_DELETE, &delete_of(needed)).await;
     }
     host.call_at(RESUME_TASK, &task, &()).await;
-    assert_eq!(host.done(task).await.source_volume, Some(in_doubt));
+    assert_eq!(host.done(task).await.cloud_snapshot_id, Some(in_doubt));
     host.stop().await;
 }
 
@@ -211,10 +212,10 @@ async fn backup_with_a_doubtful_commit_is_not_the_last_good_one() {
     host.die_at(crash_after_commit::COMMITTED);
     let task = host.start_backup("v", true).await;
     host.die_and_start().await;
-    let in_doubt = host.done(task).await.source_volume.unwrap();
+    let in_doubt = host.done(task).await.cloud_snapshot_id.unwrap();
     host.expire_at(later()).await;
     assert_eq!(host.ids().await, [dated, in_doubt.clone()]);
-    let newest = host.backup("v", true).await.source_volume.unwrap();
+    let newest = host.backup("v", true).await.cloud_snapshot_id.unwrap();
     host.expire_at(later()).await;
     assert_eq!(host.ids().await, [in_doubt, newest]);
     host.stop().await;
@@ -243,8 +244,8 @@ async fn date_holds_under_another_credential_of_the_repository() {
     let expires = Some(tomorrow());
     store_override(host.engine(), RetentionOverride { cloudsnap, credential, pinned: false, expires });
     host.keep(schedule, 1).await;
-    let plan = host.call_at(PLAN_RETENTION, &schedule, &()).await.cloudsnaps;
-    let oldest = plan.iter().find(|planned| planned.cloudsnap.to_string() == snaps[0]).unwrap();
+    let plan = host.call_at(PLAN_RETENTION, &schedule, &()).await.cloud_snapshots;
+    let oldest = plan.iter().find(|planned| planned.cloud_snapshot_id.to_string() == snaps[0]).unwrap();
     assert_eq!(oldest.verdict, Verdict::Keep(vec![KeepReason::NotExpired]));
     host.stop().await;
 }
@@ -264,8 +265,10 @@ async fn damage_in_a_possible_copy_deletes_nothing() {
         host.engine().db.transaction(|tx| proof.put(tx)).unwrap();
     };
     let verdicts = async || {
-        let plan = host.call_at(PLAN_RETENTION, &schedule, &()).await.cloudsnaps;
-        let of = |snap: &String| plan.iter().find(|planned| planned.cloudsnap.to_string() == *snap).unwrap();
+        let plan = host.call_at(PLAN_RETENTION, &schedule, &()).await.cloud_snapshots;
+        let of = |snap: &String| {
+            plan.iter().find(|planned| planned.cloud_snapshot_id.to_string() == *snap).unwrap()
+        };
         snaps.iter().map(|snap| of(snap).verdict.clone()).collect::<Vec<_>>()
     };
     prove(own, &snaps[1], true);
@@ -330,7 +333,7 @@ async fn store_unmounted_within_a_pass_expires_no_run() {
 async fn deletion_by_retention_is_evaluated_again_after_a_restart() {
     let mut host = Host::new().await;
     let dated = host.one_dated().await;
-    let newest = host.backup("v", true).await.source_volume.unwrap();
+    let newest = host.backup("v", true).await.cloud_snapshot_id.unwrap();
     host.die_at("delete accepted");
     host.engine().deletions.delete_expired(later, &mut RecentListings::default()).await.unwrap();
     let task = host.engine().db.transaction(TaskRow::unfinished).unwrap().remove(0);

@@ -24,7 +24,7 @@ pub(super) fn store_override(engine: &Engine, mark: RetentionOverride) {
 
 /// Returns a backup request with an expiry date.
 fn expiring(expires: Option<Timestamp>) -> StartBackup {
-    StartBackup { options: BackupOptions { expires, ..Default::default() }, ..backup_of("v") }
+    StartBackup { options: BackupOptions { expires_at: expires, ..Default::default() }, ..backup_of("v") }
 }
 
 impl Host {
@@ -36,8 +36,8 @@ impl Host {
     /// Writes to the volume `v` and runs a schedule; returns the id of the cloud snapshot.
     pub(super) async fn write_and_run(&self, schedule: &Schedule, round: u64) -> String {
         self.volume("v").write(round << 20, &[7; 4096], false).unwrap();
-        self.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
-        self.settled().await[0].cloudsnap.unwrap().to_string()
+        self.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+        self.settled().await[0].cloud_snapshot_id.unwrap().to_string()
     }
 
     fn override_of(&self, id: &blockd_cloud::CloudSnapshotId, credential: Uuid) -> Option<RetentionOverride> {
@@ -48,7 +48,7 @@ impl Host {
     pub(super) async fn dated(&self, count: usize, expires: Timestamp) -> Vec<String> {
         let mut snaps = Vec::new();
         for _ in 0..count {
-            snaps.push(self.run_backup(&expiring(Some(expires))).await.source_volume.unwrap());
+            snaps.push(self.run_backup(&expiring(Some(expires))).await.cloud_snapshot_id.unwrap());
         }
         snaps
     }
@@ -70,35 +70,38 @@ impl Host {
 async fn pinned_backup_is_deleted_by_force_only() {
     let mut host = Host::new().await;
     let credential = host.credential_and_volume().await;
-    let snap = host.backup("v", false).await.source_volume.unwrap();
+    let snap = host.backup("v", false).await.cloud_snapshot_id.unwrap();
     let pinned = host.pin(&snap, true).await;
-    assert_eq!((pinned.id.to_string(), pinned.pinned, pinned.expires), (snap.clone(), true, None));
+    assert_eq!(
+        (pinned.cloud_snapshot_id.to_string(), pinned.pinned, pinned.expires_at),
+        (snap.clone(), true, None)
+    );
     host.restart().await;
     let listed = host.list().await;
-    assert_eq!((listed[0].metadata.pinned.as_deref(), &listed[0].metadata.expires), (Some("true"), &None));
+    assert_eq!((listed[0].pinned, listed[0].expires_at), (true, None));
     let delete = delete_of(&snap);
     host.refused(ErrorCode::CloudsnapPinned, START_DELETE, &delete).await;
 
     // An expiry date has no effect on a pinned backup.
     let tomorrow = tomorrow();
-    let dated = MarkCloudsnap { expires: Some(tomorrow), ..mark_of(&snap) };
+    let dated = MarkCloudsnap { expires_at: Some(tomorrow), ..mark_of(&snap) };
     let dated = host.call(MARK_CLOUDSNAP, &dated).await;
-    assert_eq!((dated.pinned, dated.expires), (true, Some(tomorrow)));
+    assert_eq!((dated.pinned, dated.expires_at), (true, Some(tomorrow)));
     host.backup("v", false).await;
     host.expire_at(later()).await;
     assert_eq!(host.ids().await.len(), 2);
     let never = MarkCloudsnap { never_expires: true, pinned: Some(true), ..mark_of(&snap) };
-    assert_eq!(host.call(MARK_CLOUDSNAP, &never).await.expires, None);
+    assert_eq!(host.call(MARK_CLOUDSNAP, &never).await.expires_at, None);
 
     for wrong in [
         mark_of(&snap),
-        MarkCloudsnap { expires: Some(Timestamp::now()), ..mark_of(&snap) },
-        MarkCloudsnap { expires: Some(tomorrow), never_expires: true, ..mark_of(&snap) },
+        MarkCloudsnap { expires_at: Some(Timestamp::now()), ..mark_of(&snap) },
+        MarkCloudsnap { expires_at: Some(tomorrow), never_expires: true, ..mark_of(&snap) },
     ] {
         host.refused(ErrorCode::InvalidRequest, MARK_CLOUDSNAP, &wrong).await;
     }
     let unknown = CloudSnapshotId { snapshot: "7".parse().unwrap(), ..snap_id(&snap) };
-    let unknown = MarkCloudsnap { snap: unknown, pinned: Some(true), ..mark_of(&snap) };
+    let unknown = MarkCloudsnap { cloud_snapshot_id: unknown, pinned: Some(true), ..mark_of(&snap) };
     host.refused(ErrorCode::CloudsnapNotFound, MARK_CLOUDSNAP, &unknown).await;
 
     host.done(host.delete_by_force(&snap).await).await;
@@ -123,7 +126,7 @@ async fn retention_of_schedules_keeps_pinned_backups() {
     host.until_deleted(1).await;
     assert_eq!(host.runs().await.iter().filter(|run| run.state == RunState::Expired).count(), 1);
     assert_eq!(host.ids().await, [snaps[0].clone(), snaps[2].clone()]);
-    let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.cloudsnaps;
+    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.cloud_snapshots;
     assert_eq!(plan[1].verdict, Verdict::Keep(vec![KeepReason::Pinned]));
     host.expire_at(Timestamp::now() + SignedDuration::from_hours(9000)).await;
     assert_eq!(host.ids().await.len(), 2);
@@ -142,7 +145,7 @@ async fn manual_backup_expires_unless_it_is_the_last_good_one() {
     let (tomorrow, later) = (tomorrow(), later());
     let snaps = host.dated(2, tomorrow).await;
     let listed = host.list().await;
-    assert!(listed.iter().all(|entry| entry.metadata.expires.is_some()), "{listed:?}");
+    assert!(listed.iter().all(|entry| entry.expires_at.is_some()), "{listed:?}");
     host.expire_at(tomorrow - SignedDuration::from_secs(1)).await;
     assert_eq!(host.ids().await, snaps);
     let calls = AtomicUsize::new(0);
@@ -156,12 +159,12 @@ async fn manual_backup_expires_unless_it_is_the_last_good_one() {
     assert_eq!(host.ids().await, snaps[1..]);
 
     // With a newer backup, the old one expires.
-    let newer = host.backup("v", false).await.source_volume.unwrap();
+    let newer = host.backup("v", false).await.cloud_snapshot_id.unwrap();
     host.expire_at(later).await;
     assert_eq!(host.ids().await, [newer.as_str()]);
 
     // Another host deletes one with a date here: the date is removed.
-    let dated = MarkCloudsnap { expires: Some(tomorrow), ..mark_of(&newer) };
+    let dated = MarkCloudsnap { expires_at: Some(tomorrow), ..mark_of(&newer) };
     host.call(MARK_CLOUDSNAP, &dated).await;
     let id = snap_id(&newer);
     fs::remove_file(host.manifest(&newer)).unwrap();
@@ -247,7 +250,7 @@ async fn refused_deletion_does_not_block_others() {
 async fn resumed_deletion_spares_snapshots_pinned_or_used_since() {
     let mut host = Host::new().await;
     let credential = host.credential_and_volume().await;
-    let snap = host.backup("v", false).await.source_volume.unwrap();
+    let snap = host.backup("v", false).await.cloud_snapshot_id.unwrap();
     let stopped = |force, by_retention| {
         let spec = TaskSpec::Delete(DeleteTask { force, by_retention, ..DeleteTask::default() });
         let mut row = task(spec, TaskStage::Stopped, &snap, credential);
@@ -282,7 +285,7 @@ async fn pin_of_a_running_backup_is_kept() {
             let cloudsnap = tasks[0].cloudsnap;
             store_override(engine, RetentionOverride { cloudsnap, credential, pinned: true, expires: None });
         });
-        let snap = host.run_backup(&expiring(expires)).await.source_volume.unwrap();
+        let snap = host.run_backup(&expiring(expires)).await.cloud_snapshot_id.unwrap();
         let mark = host.override_of(&snap_id(&snap), credential).unwrap();
         assert_eq!((mark.pinned, mark.expires), (true, expires));
     }

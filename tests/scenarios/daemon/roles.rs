@@ -119,7 +119,7 @@ pub(super) async fn forbidden_at<P: PathParameter, I: Serialize + 'static, R: De
 async fn operator_deletes_nothing_and_stops_only_own_tasks() {
     let (mut host, operator, _sockets) = host_with_operator().await;
     let expires = Some(Timestamp::now() + SignedDuration::from_hours(1));
-    let options = BackupOptions { expires, ..BackupOptions::default() };
+    let options = BackupOptions { expires_at: expires, ..BackupOptions::default() };
     let group = || StartGroupBackup { volumes: vec!["data".parse().unwrap()], ..StartGroupBackup::default() };
     forbidden(&operator, START_BACKUP, &StartBackup { options: options.clone(), ..backup_of("data") }).await;
     forbidden(&operator, START_GROUP_BACKUP, &StartGroupBackup { options, ..group() }).await;
@@ -139,21 +139,21 @@ async fn operator_deletes_nothing_and_stops_only_own_tasks() {
         forbidden_at(&operator, STOP_TASK, &of_admin, &StopTask { discard }).await;
     }
     let snap = host.ids().await.remove(0);
-    let limits = TaskLimits { limit_upload_bytes_per_s: Some(1 << 10), ..TaskLimits::default() };
+    let limits = TaskLimits { limit_upload_bytes_per_second: Some(1 << 10), ..TaskLimits::default() };
     forbidden(&operator, START_BACKUP, &StartBackup { limits, ..backup_of("data") }).await;
     forbidden(&operator, START_GROUP_BACKUP, &StartGroupBackup { limits, ..group() }).await;
     forbidden(&operator, START_RESTORE, &StartRestore { limits, ..restore_of(&snap) }).await;
-    forbidden(&operator, MARK_CLOUDSNAP, &MarkCloudsnap { expires, ..mark_of(&snap) }).await;
+    forbidden(&operator, MARK_CLOUDSNAP, &MarkCloudsnap { expires_at: expires, ..mark_of(&snap) }).await;
 
     // An own task may be stopped; this one has ended.
     let own = operator.call(START_BACKUP, &backup_of("data")).await.unwrap();
-    let done = host.wait(own.task).await;
+    let done = host.wait(own.items[0].task_id).await;
     assert!(matches!(done.owner, TaskOwner::Caller { role: Role::Operator, .. }), "{:?}", done.owner);
     assert_eq!(
-        api_code(operator.call_at(STOP_TASK, &own.task, &StopTask::default()).await),
+        api_code(operator.call_at(STOP_TASK, &own.items[0].task_id, &StopTask::default()).await),
         ErrorCode::TaskEnded
     );
-    for task in [of_admin, own.task] {
+    for task in [of_admin, own.items[0].task_id] {
         forbidden_at(&operator, LIMIT_TASK, &task, &limits).await;
     }
 
@@ -166,11 +166,11 @@ async fn backup_of_an_operator_discards_its_own_kept_tasks_only() {
     let backup = backup_of("data");
     let of_admin = host.run_backup(&backup).await;
     let own = operator.call(START_BACKUP, &backup).await.unwrap();
-    let done = host.done(own.task).await;
+    let done = host.done(own.items[0].task_id).await;
     let other = TaskOwner::Caller { name: "other".to_owned(), role: Role::Operator, uid: None };
-    let schedule = TaskOwner::Schedule { id: Uuid::new_v4() };
+    let schedule = TaskOwner::Schedule { schedule_id: Uuid::new_v4() };
     let owners = [(of_admin.owner, false), (other, false), (schedule, false), (done.owner, true)];
-    let kept = host.engine().tasks.task_row(own.task).await.unwrap();
+    let kept = host.engine().tasks.task_row(own.items[0].task_id).await.unwrap();
     for (owner, is_permitted) in owners {
         let mut kept = TaskRow { id: Uuid::new_v4(), state: TaskStage::Stopped, owner, ..kept.clone() };
         kept.detail.resumable = true;
@@ -180,7 +180,7 @@ async fn backup_of_an_operator_discards_its_own_kept_tasks_only() {
             assert!(host.engine().tasks.task_row(kept.id).await.unwrap().detail.resumable);
         }
         let client = if is_permitted { &operator } else { &host.client };
-        host.done(client.call(START_BACKUP, &backup).await.unwrap().task).await;
+        host.done(client.call(START_BACKUP, &backup).await.unwrap().items[0].task_id).await;
         assert!(!host.engine().tasks.task_row(kept.id).await.unwrap().detail.resumable);
     }
     host.stop().await;

@@ -51,11 +51,11 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
     let target = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
     host.refused_at(ErrorCode::InvalidRequest, ASSIGN_RULE, &name, &target).await;
     let schedule = host.schedule(1).await;
-    let with_rule = UpdateSchedule { rule: Some(Some(name.clone())), ..UpdateSchedule::default() };
-    host.refused_at(ErrorCode::InvalidRequest, UPDATE_SCHEDULE, &schedule.uuid, &with_rule).await;
+    let with_rule = UpdateSchedule { rule_name: Some(Some(name.clone())), ..UpdateSchedule::default() };
+    host.refused_at(ErrorCode::InvalidRequest, UPDATE_SCHEDULE, &schedule.schedule_id, &with_rule).await;
     let scheduled = CreateSchedule {
         selector: select_volume("v"),
-        rule: Some(name.clone()),
+        rule_name: Some(name.clone()),
         ..CreateSchedule::default()
     };
     let refused = host.client.call(CREATE_SCHEDULE, &scheduled).await.unwrap_err().to_string();
@@ -118,14 +118,14 @@ async fn commands_are_visible_to_admins_only() {
     forbidden(&operator, START_GROUP_BACKUP, &group).await;
     let scheduled = CreateSchedule {
         selector: select_volume("data"),
-        rule: Some("pg".parse().unwrap()),
+        rule_name: Some("pg".parse().unwrap()),
         ..CreateSchedule::default()
     };
     forbidden(&operator, CREATE_SCHEDULE, &scheduled).await;
 
     // A rule assigned by an admin applies to backups of all callers.
     host.assign("pg", Some("data"), None).await;
-    let task = operator.call(START_BACKUP, &backup_of("data")).await.unwrap().task;
+    let task = operator.call(START_BACKUP, &backup_of("data")).await.unwrap().items[0].task_id;
     let complete = format!("{:?}", host.wait(task).await);
     assert!(complete.contains("planted\\n"), "{complete}");
     let snapshot = operator

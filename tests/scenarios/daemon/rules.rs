@@ -47,9 +47,9 @@ impl Host {
     async fn run_of(&self, rule: Option<&str>) -> Run {
         let schedule = self.schedule(9).await;
         let rule = Some(rule.map(|rule| rule.parse().unwrap()));
-        let request = UpdateSchedule { rule, ..UpdateSchedule::default() };
-        self.call_at(UPDATE_SCHEDULE, &schedule.uuid, &request).await;
-        self.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
+        let request = UpdateSchedule { rule_name, ..UpdateSchedule::default() };
+        self.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &request).await;
+        self.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
         self.settled().await.remove(0)
     }
 }
@@ -60,7 +60,7 @@ fn own_user() -> String {
 
 /// Returns a backup request with a named rule.
 pub(super) fn with_rule(volume: &str, rule: &str) -> StartBackup {
-    let hooks = HookOptions { rule: Some(rule.parse().unwrap()), ..HookOptions::default() };
+    let hooks = HookOptions { rule_name: Some(rule.parse().unwrap()), ..HookOptions::default() };
     StartBackup { hooks, ..backup_of(volume) }
 }
 
@@ -79,13 +79,13 @@ async fn most_specific_rule_is_used() {
         host.rule(name, host.logging("true", "true")).await;
     }
     host.assign("mine", Some("v"), None).await;
-    assert_eq!(host.inspect_volume("v").await.rule.unwrap().as_str(), "mine");
+    assert_eq!(host.inspect_volume("v").await.rule_name.unwrap().as_str(), "mine");
     let task = host.backup("v", false).await;
     assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
     let steps = task.quiesce.unwrap().steps;
     let kinds: Vec<QuiesceKind> = steps.iter().map(|step| step.kind).collect();
     assert_eq!(kinds, [QuiesceKind::PreCommand, QuiesceKind::PostCommand]);
-    assert!(steps.iter().all(|step| step.exit_status == Some(0) && step.started.is_some()), "{steps:?}");
+    assert!(steps.iter().all(|step| step.exit_status == Some(0) && step.started_at.is_some()), "{steps:?}");
 
     assert_eq!(host.run_of(None).await.state, RunState::Done);
     assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
@@ -104,7 +104,7 @@ async fn most_specific_rule_is_used() {
     host.take_snapshot("v", &CreateSnapshot::default()).await;
     assert_eq!(host.log(), ["mine:pre v", "mine:post v yes"]);
 
-    let hooks = HookOptions { rule: Some("named".parse().unwrap()), ..inline.hooks.clone() };
+    let hooks = HookOptions { rule_name: Some("named".parse().unwrap()), ..inline.hooks.clone() };
     let both = StartBackup { hooks, ..inline };
     host.refused(ErrorCode::InvalidRequest, START_BACKUP, &both).await;
     host.refused(ErrorCode::RuleNotFound, START_BACKUP, &with_rule("v", "unknown")).await;
@@ -126,17 +126,18 @@ async fn rules_survive_a_restart_and_are_not_deleted_in_use() {
     host.assign("pg", Some("v"), None).await;
     host.assign("pg", None, Some("shop")).await;
     let schedule = host.schedule(1).await;
-    let with_rule = UpdateSchedule { rule: Some(Some("pg".parse().unwrap())), ..UpdateSchedule::default() };
-    host.call_at(UPDATE_SCHEDULE, &schedule.uuid, &with_rule).await;
-    let unknown = UpdateSchedule { rule: Some(Some("x".parse().unwrap())), ..UpdateSchedule::default() };
-    host.refused_at(ErrorCode::RuleNotFound, UPDATE_SCHEDULE, &schedule.uuid, &unknown).await;
+    let with_rule =
+        UpdateSchedule { rule_name: Some(Some("pg".parse().unwrap())), ..UpdateSchedule::default() };
+    host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &with_rule).await;
+    let unknown = UpdateSchedule { rule_name: Some(Some("x".parse().unwrap())), ..UpdateSchedule::default() };
+    host.refused_at(ErrorCode::RuleNotFound, UPDATE_SCHEDULE, &schedule.schedule_id, &unknown).await;
     host.restart().await;
-    let rule = host.call(LIST_RULES, &()).await.rules.remove(0);
+    let rule = host.call(LIST_RULES, &()).await.items.remove(0);
     assert_eq!(
-        (&rule.quiesce, rule.groups.len(), rule.schedules.as_slice()),
-        (&quiesce, 1, &[schedule.uuid][..])
+        (&rule.quiesce, rule.groups.len(), rule.schedule_ids.as_slice()),
+        (&quiesce, 1, &[schedule.schedule_id][..])
     );
-    assert_eq!(rule.volumes.iter().map(ToString::to_string).collect::<Vec<_>>(), ["v"]);
+    assert_eq!(rule.volume_names.iter().map(ToString::to_string).collect::<Vec<_>>(), ["v"]);
     let update = UpdateRule { quiesce: Quiesce { freeze_fs: true, ..quiesce } };
     assert_eq!(host.call_at(UPDATE_RULE, &name, &update).await.quiesce, update.quiesce);
 
@@ -154,14 +155,14 @@ async fn rules_survive_a_restart_and_are_not_deleted_in_use() {
     assert_eq!(host.call(LIST_SCHEDULES, &()).await.unreadable.len(), 1);
     let refused = host.client.call_at(DELETE_RULE, &name, &()).await.unwrap_err().to_string();
     assert!(refused.contains("(which cannot be read, but can be deleted)"), "{refused}");
-    assert_eq!(host.call_at(GET_RULE, &name, &()).await.schedules, [schedule.uuid]);
+    assert_eq!(host.call_at(GET_RULE, &name, &()).await.schedule_ids, [schedule.schedule_id]);
     // Its credentials cannot be deleted either.
     let refused =
         host.client.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await.unwrap_err().to_string();
     assert!(refused.contains("(which cannot be read, but can be deleted)"), "{refused}");
     host.sql("UPDATE schedules SET spec = '{\"rule\": \"pg\"'");
     host.refused_at(ErrorCode::RuleInUse, DELETE_RULE, &name, &()).await;
-    host.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await;
+    host.call_at(DELETE_SCHEDULE, &schedule.schedule_id, &()).await;
     host.call_at(DELETE_RULE, &name, &()).await;
     host.refused_at(ErrorCode::RuleNotFound, GET_RULE, &name, &()).await;
     // The deletion of a volume removes its assignment.

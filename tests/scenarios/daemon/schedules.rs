@@ -20,7 +20,7 @@ impl Host {
     }
 
     pub(super) async fn runs(&self) -> Vec<Run> {
-        self.call(LIST_RUNS, &ListRuns::default()).await.runs
+        self.call(LIST_RUNS, &ListRuns::default()).await.items
     }
 
     /// Waits for the end of all runs.
@@ -41,12 +41,12 @@ async fn runs_are_made_kept_and_deleted_across_restarts() {
     let volume = host.create_volume("v").await;
     let mut model = Model::new();
     let schedule = host.schedule(2).await;
-    assert!(schedule.next_run.unwrap().to_string().starts_with("2199-01-01T00:00"), "{schedule:?}");
+    assert!(schedule.next_run_at.unwrap().to_string().starts_with("2199-01-01T00:00"), "{schedule:?}");
     drop(volume);
     for round in 0..4 {
         model.write(&host.volume("v"), round << 20, round, 4096);
-        let started = host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await.runs;
-        assert_eq!((started.len(), started[0].state, started[0].rule.clone()), (1, RunState::Queued, None));
+        let started = host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await.items;
+        assert_eq!((started.len(), started[0].state, started[0].when.clone()), (1, RunState::Queued, None));
         if round == 2 {
             // The run may be queued, active or done.
             host.restart().await;
@@ -62,12 +62,12 @@ async fn runs_are_made_kept_and_deleted_across_restarts() {
         if states == expected && stored.len() == 2 { Ok(()) } else { Err((states, stored)) }
     })
     .await;
-    let plan = host.call_at(PLAN_RETENTION, &schedule.uuid, &()).await.cloudsnaps;
+    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.cloud_snapshots;
     assert_eq!(plan[0].verdict, Verdict::Keep(vec![KeepReason::LastGood, KeepReason::Last(1)]));
-    let planned: BTreeSet<_> = plan.iter().map(|judged| judged.cloudsnap).collect();
-    let stored: BTreeSet<_> = host.list().await.iter().map(|entry| entry.id).collect();
+    let planned: BTreeSet<_> = plan.iter().map(|judged| judged.cloud_snapshot_id).collect();
+    let stored: BTreeSet<_> = host.list().await.iter().map(|entry| entry.cloud_snapshot_id).collect();
     assert_eq!(planned, stored);
-    model.assert_is(&*host.restore(&plan[0].cloudsnap.to_string(), "again").await);
+    model.assert_is(&*host.restore(&plan[0].cloud_snapshot_id.to_string(), "again").await);
     host.stop().await;
 }
 
@@ -79,12 +79,12 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     let ruleless = CreateSchedule { selector: select_volume("v"), ..CreateSchedule::default() };
     let error = host.client.call(CREATE_SCHEDULE, &ruleless).await.unwrap_err();
     assert!(error.to_string().contains("has no rules"), "{error}");
-    assert_eq!(host.call(LIST_SCHEDULES, &()).await.schedules, []);
+    assert_eq!(host.call(LIST_SCHEDULES, &()).await.list.items, []);
     let unselective = CreateSchedule { rules: vec![rule("periodic 5")], ..CreateSchedule::default() };
     let error = host.client.call(CREATE_SCHEDULE, &unselective).await.unwrap_err();
     assert!(error.to_string().contains("one of volume, group and label"), "{error}");
     let gold = "gold".parse().unwrap();
-    let by_policy = CreateSchedule { policy: Some("gold".parse().unwrap()), ..ruleless };
+    let by_policy = CreateSchedule { policy_name: Some("gold".parse().unwrap()), ..ruleless };
     host.refused(ErrorCode::PolicyNotFound, CREATE_SCHEDULE, &by_policy).await;
 
     let policy = Policy { name: "gold".parse().unwrap(), rules: vec![rule("daily 03:00")] };
@@ -97,29 +97,29 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     host.call_at(UPDATE_POLICY, &gold, &other).await;
 
     let pause = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
-    let paused = host.call_at(UPDATE_SCHEDULE, &schedule.uuid, &pause).await;
-    assert_eq!((paused.next_run, paused.schedule.as_str()), (None, "weekly Sunday@03:00, periodic 60min"));
+    let paused = host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &pause).await;
+    assert_eq!((paused.next_run_at, paused.schedule.as_str()), (None, "weekly Sunday@03:00, periodic 60min"));
     let resume = UpdateSchedule { paused: Some(false), ..UpdateSchedule::default() };
-    assert!(host.call_at(UPDATE_SCHEDULE, &schedule.uuid, &resume).await.next_run.is_some());
+    assert!(host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &resume).await.next_run_at.is_some());
 
     // A paused schedule makes no scheduled runs; its history is available by id prefix, also after its
     // deletion.
     let paused = host.call(CREATE_SCHEDULE, &CreateSchedule { paused: true, ..by_policy }).await;
-    assert_eq!((paused.paused, paused.next_run), (true, None));
-    host.call_at(RUN_SCHEDULE, &paused.uuid, &()).await;
+    assert_eq!((paused.paused, paused.next_run_at), (true, None));
+    host.call_at(RUN_SCHEDULE, &paused.schedule_id, &()).await;
     host.settled().await;
-    host.call_at(DELETE_SCHEDULE, &paused.uuid, &()).await;
+    host.call_at(DELETE_SCHEDULE, &paused.schedule_id, &()).await;
     let by_prefix =
-        |prefix: &str| ListRuns { schedule_prefix: Some(prefix.to_owned()), ..ListRuns::default() };
-    let id = paused.uuid.to_string();
-    let runs = host.call(LIST_RUNS, &by_prefix(&id[..9].to_uppercase())).await.runs;
-    assert_eq!((runs.len(), runs[0].schedule), (1, paused.uuid));
+        |prefix: &str| ListRuns { schedule_id_prefix: Some(prefix.to_owned()), ..ListRuns::default() };
+    let id = paused.schedule_id.to_string();
+    let runs = host.call(LIST_RUNS, &by_prefix(&id[..9].to_uppercase())).await.items;
+    assert_eq!((runs.len(), runs[0].schedule_id), (1, paused.schedule_id));
     let other = if id.starts_with('0') { "1" } else { "0" };
-    assert_eq!(host.call(LIST_RUNS, &by_prefix(other)).await.runs, []);
+    assert_eq!(host.call(LIST_RUNS, &by_prefix(other)).await.items, []);
     host.refused(ErrorCode::InvalidRequest, LIST_RUNS, &by_prefix("%")).await;
 
-    host.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await;
-    host.refused_at(ErrorCode::ScheduleNotFound, RUN_SCHEDULE, &schedule.uuid, &()).await;
+    host.call_at(DELETE_SCHEDULE, &schedule.schedule_id, &()).await;
+    host.refused_at(ErrorCode::ScheduleNotFound, RUN_SCHEDULE, &schedule.schedule_id, &()).await;
     host.call_at(DELETE_POLICY, &gold, &()).await;
     host.stop().await;
 }
@@ -138,22 +138,22 @@ async fn schedule_names_are_unique_and_backup_names_are_stored() {
     let schedule = host.call(CREATE_SCHEDULE, &named).await;
     host.refused(ErrorCode::ScheduleExists, CREATE_SCHEDULE, &named).await;
     let pause = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
-    host.call_at(UPDATE_SCHEDULE, &schedule.uuid, &pause).await;
+    host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &pause).await;
 
     let name = "before-upgrade".parse().unwrap();
     let options = BackupOptions { name: Some(name), ..Default::default() };
     let backup = StartBackup { options, ..backup_of("v") };
-    assert_eq!(host.run_backup(&backup).await.label, backup.options.name);
+    assert_eq!(host.run_backup(&backup).await.name, backup.options.name);
     let unnamed = host.backup("v", false).await;
-    assert_eq!(unnamed.label, None);
+    assert_eq!(unnamed.name, None);
 
     // Both survive a restart.
     host.restart().await;
-    let schedules = host.call(LIST_SCHEDULES, &()).await.schedules;
+    let schedules = host.call(LIST_SCHEDULES, &()).await.list.items;
     assert_eq!((&schedules[0].name, schedules[0].paused), (&named.name, true));
-    let names: Vec<_> = host.list().await.into_iter().map(|entry| entry.metadata.snapshot_name).collect();
-    assert_eq!(names, [Some("before-upgrade".to_owned()), Some(format!("backup-{}", unnamed.name))]);
-    host.call_at(DELETE_SCHEDULE, &schedule.uuid, &()).await;
+    let names: Vec<_> = host.list().await.into_iter().map(|entry| entry.name).collect();
+    assert_eq!(names, [Some("before-upgrade".to_owned()), Some(format!("backup-{}", unnamed.task_id))]);
+    host.call_at(DELETE_SCHEDULE, &schedule.schedule_id, &()).await;
     host.call(CREATE_SCHEDULE, &named).await;
     host.stop().await;
 }
@@ -166,16 +166,16 @@ async fn unreadable_schedule_does_not_block_other_backups() {
     host.create_volume("v").await;
     let broken = host.schedule(2).await;
     let sound = host.schedule(2).await;
-    host.call_at(RUN_SCHEDULE, &broken.uuid, &()).await;
+    host.call_at(RUN_SCHEDULE, &broken.schedule_id, &()).await;
     host.settled().await;
     host.sql(&format!(
         "UPDATE schedules SET spec = '{{' WHERE uuid = '{0}';
          UPDATE schedule_runs SET state = 'queued', task = NULL, cloudsnap = NULL, completed = NULL WHERE schedule = '{0}'",
-        broken.uuid
+        broken.schedule_id
     ));
-    host.call_at(RUN_SCHEDULE, &sound.uuid, &()).await;
+    host.call_at(RUN_SCHEDULE, &sound.schedule_id, &()).await;
     let runs = host.settled().await;
-    let of = |schedule: &Schedule| runs.iter().find(|run| run.schedule == schedule.uuid).unwrap();
+    let of = |schedule: &Schedule| runs.iter().find(|run| run.schedule_id == schedule.schedule_id).unwrap();
     assert_eq!((of(&broken).state, of(&sound).state), (RunState::Failed, RunState::Done), "{runs:?}");
     let reason = of(&broken).reason.clone().unwrap();
     assert!(reason.starts_with("its schedule cannot be read: "), "{reason}");

@@ -35,9 +35,9 @@ async fn error_of<T>(request: impl Future<Output = Result<T, ServiceError>>) -> 
 async fn unresponsive_store_times_out_and_starts_no_change() {
     let (host, faults, credential, snap) = faulty_host().await;
     let engine = host.engine();
-    let id = snap.id.to_string();
-    let lazy = StartLazyRestore { volume: Some("lazy".parse().unwrap()), ..lazy_restore(&id) };
-    let inspect = InspectCloudsnap { id: snap.id, cred_id: None };
+    let id = snap.cloud_snapshot_id.to_string();
+    let lazy = StartLazyRestore { volume_name: Some("lazy".parse().unwrap()), ..lazy_restore(&id) };
+    let inspect = InspectCloudsnap { cloud_snapshot_id: snap.cloud_snapshot_id, credential: None };
     faults.fail_all(Fault::Hang);
     let timeout = Some(ErrorCode::StoreTimeout);
     assert_eq!(error_of(engine.cloud_snapshots.inspect_cloudsnap(&inspect)).await, timeout);
@@ -45,8 +45,8 @@ async fn unresponsive_store_times_out_and_starts_no_change() {
     // With a cached manifest, a lazy restore needs no request.
     assert_eq!(error_of(engine.restores.start_lazy_restore(&lazy)).await, None);
     assert!(engine.registry.by_name("lazy").is_some());
-    let lazy = StartLazyRestore { volume: Some("other".parse().unwrap()), ..lazy };
-    let key = snap.id.manifest_key();
+    let lazy = StartLazyRestore { volume_name: Some("other".parse().unwrap()), ..lazy };
+    let key = snap.cloud_snapshot_id.manifest_key();
     engine.db.run(move |tx| blockd_catalog::DbManifestCache::remove(tx, credential, &key)).await.unwrap();
     assert_eq!(error_of(engine.restores.start_lazy_restore(&lazy)).await, timeout);
     assert_eq!(error_of(engine.restores.start_restore(&restore_as(&id, "plain"))).await, timeout);

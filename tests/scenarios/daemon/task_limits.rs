@@ -4,7 +4,7 @@ use super::*;
 use blockd_api::{credentials::CredentialLimits, tasks::TaskLimits};
 
 fn limits(bytes_per_s: Option<u64>) -> TaskLimits {
-    TaskLimits { limit_upload_bytes_per_s: bytes_per_s, limit_download_bytes_per_s: bytes_per_s }
+    TaskLimits { limit_upload_bytes_per_second: bytes_per_s, limit_download_bytes_per_second: bytes_per_s }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -24,10 +24,10 @@ async fn credential_limit_update_applies_to_running_tasks() {
     host.restart().await;
     let kept = host.call_at(GET_CREDENTIAL, &nas, &()).await;
     assert_eq!(kept.limit_upload_windows.len(), 1);
-    assert_eq!(kept.limit_upload_bytes_per_s, Some(1 << 30));
+    assert_eq!(kept.limit_upload_bytes_per_second, Some(1 << 30));
     host.call_at(LIMIT_CREDENTIAL, &nas, &CredentialLimits::default()).await;
     let done = host.done(task).await;
-    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    model.assert_is(&*host.restore(&done.cloud_snapshot_id.unwrap(), "copy").await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -37,15 +37,15 @@ async fn tasks_start_with_their_own_limits() {
     host.create_credential().await;
     let backup = |bytes| StartBackup { limits: limits(bytes), ..backup_of("data") };
     host.refused(ErrorCode::InvalidRequest, START_BACKUP, &backup(Some(7))).await;
-    let task = host.call(START_BACKUP, &backup(Some(2048))).await.task;
+    let task = host.call(START_BACKUP, &backup(Some(2048))).await.items[0].task_id;
     host.until_processed(task).await;
     host.refused_at(ErrorCode::InvalidRequest, LIMIT_TASK, &task, &limits(Some(7))).await;
     host.call_at(LIMIT_TASK, &task, &limits(None)).await;
-    let id = host.done(task).await.source_volume.unwrap();
+    let id = host.done(task).await.cloud_snapshot_id.unwrap();
     host.refused_at(ErrorCode::TaskEnded, LIMIT_TASK, &task, &limits(None)).await;
     let restore = |bytes| StartRestore { limits: limits(bytes), ..restore_as(&id, "copy") };
     host.refused(ErrorCode::InvalidRequest, START_RESTORE, &restore(Some(7))).await;
-    let task = host.call(START_RESTORE, &restore(Some(2048))).await.task;
+    let task = host.call(START_RESTORE, &restore(Some(2048))).await.task_id;
     host.until_processed(task).await;
     host.call_at(LIMIT_TASK, &task, &limits(None)).await;
     host.done(task).await;
@@ -64,6 +64,6 @@ async fn limits_of_a_task_hold_and_are_lifted_while_it_runs() {
     host.until_active(task, |seen| seen.phase == "index" || seen.phase == "commit").await;
     host.call_at(LIMIT_TASK, &task, &limits(None)).await;
     let done = host.done(task).await;
-    model.assert_is(&*host.restore(&done.source_volume.unwrap(), "copy").await);
+    model.assert_is(&*host.restore(&done.cloud_snapshot_id.unwrap(), "copy").await);
     host.refused_at(ErrorCode::TaskEnded, LIMIT_TASK, &task, &limits(None)).await;
 }

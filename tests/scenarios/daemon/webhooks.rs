@@ -158,12 +158,15 @@ async fn deliveries_hold_the_event_and_are_signed() {
     host.create_volume("v").await.write(0, &[7; 4096], false).unwrap();
     let done = host.backup("v", false).await;
     let delivery = receiver.next().await;
-    assert_eq!((delivery.event().kind.as_str(), delivery.event().task), ("backup-done", Some(done.name)));
+    assert_eq!(
+        (delivery.event().kind.as_str(), delivery.event().task_id),
+        ("backup-done", Some(done.task_id))
+    );
     assert_eq!(host.events_since(0, 0).await, [delivery.event()]);
     assert_eq!(delivery.header("content-type"), "application/json");
     assert_eq!(
         delivery.header("webhook-id"),
-        format!("{}-{}", host.engine().host.cluster, delivery.event().id)
+        format!("{}-{}", host.engine().host.cluster, delivery.event().event_id)
     );
     assert_eq!(delivery.header("blockd-node"), host.engine().host.node);
     let verified = |secret: &str, delivery: &Delivery| {
@@ -185,7 +188,7 @@ async fn deliveries_hold_the_event_and_are_signed() {
     let delivery = receiver.next().await;
     verified("whsec_cGxhbnRlZC1zZWNyZXQtdHdv", &delivery).unwrap();
     let status = host.webhook_when(|status| status.delivered == 1).await;
-    assert_eq!((status.waiting, status.error, status.failing_since), (0, None, None));
+    assert_eq!((status.waiting, status.error, status.first_failed_at), (0, None, None));
     assert!(
         !format!("{:?}{:?}", host.engine().webhook_delivery.webhooks, host.webhook().await)
             .contains("planted")
@@ -216,7 +219,7 @@ async fn failed_deliveries_are_retried_and_rejected_ones_skipped() {
     assert!(seen[..4].iter().all(|(_, id)| *id == seen[0].1) && seen[4].1 != seen[0].1, "{seen:?}");
     let status = host.webhook_when(|status| status.delivered == 1).await;
     assert!(
-        status.last_undelivered.is_some() && status.last_undelivered <= status.last_delivered,
+        status.last_undelivered_at.is_some() && status.last_undelivered_at <= status.last_delivered_at,
         "{status:?}"
     );
     assert_eq!((status.undelivered, status.waiting, status.error), (1, 0, None));
@@ -268,7 +271,7 @@ async fn unresponsive_receiver_gets_its_events_after_a_restart() {
         delivered.push(receiver.next().await.event());
     }
     assert!(delivered.iter().all(|event| event.kind == "backup-done"), "{delivered:?}");
-    assert!(delivered.is_sorted_by_key(|event| event.id), "{delivered:?}");
+    assert!(delivered.is_sorted_by_key(|event| event.event_id), "{delivered:?}");
     host.webhook_when(|status| status.delivered == 3).await;
 
     // Deliveries are not repeated, and new receivers get no past events.
@@ -297,8 +300,8 @@ async fn expired_events_are_counted_as_undelivered() {
     host.stop().await;
     let mut receiver = Receiver::at(address, &[]).await;
     host.start().await;
-    assert_eq!(receiver.next().await.event().id, 4);
-    assert_eq!(receiver.next().await.event().id, 5);
+    assert_eq!(receiver.next().await.event().event_id, 4);
+    assert_eq!(receiver.next().await.event().event_id, 5);
     let status = host.webhook_when(|status| status.delivered == 2).await;
     assert_eq!(status.undelivered, 3);
     host.stop().await;

@@ -9,10 +9,10 @@ fn files_are_listed_and_compared_without_a_mount() {
     let first = ctl.done_cloudsnaps().remove(0);
     let catalog = ctl.json(&["cloudsnap", "catalog", "--snap", &first]);
     let paths: Vec<&str> =
-        catalog["files"].as_array().unwrap().iter().map(|f| f["path"].as_str().unwrap()).collect();
+        catalog["items"].as_array().unwrap().iter().map(|f| f["path"].as_str().unwrap()).collect();
     assert!(paths.contains(&"/deep/er/file 7") && paths.contains(&"/control%0Aname%1B[31m"));
     let top = ctl.json(&["cloudsnap", "catalog", "--snap", &first, "--path", "deep", "--depth", "1"]);
-    assert_eq!(top["files"].as_array().unwrap().len(), 2);
+    assert_eq!(top["items"].as_array().unwrap().len(), 2);
     let cat = ctl.run(&["cloudsnap", "cat", "--snap", &first, "/deep/er/file 3"]);
     assert_eq!(cat.stdout, "content 3\n".repeat(3));
     ctl.fails(&["cloudsnap", "catalog", "--snap", &first, "--path", "/nothing"], 4);
@@ -24,7 +24,7 @@ fn files_are_listed_and_compared_without_a_mount() {
     process::must_run("nbdcopy", &[world.image.to_str().unwrap(), &world.daemon.uri("vol")]);
     let second = ctl.backup("vol");
     let diff = ctl.json(&["cloudsnap", "diff", &first, second.snap(), "--files"]);
-    let changes: Vec<String> = diff["files"]
+    let changes: Vec<String> = diff["items"]
         .as_array()
         .unwrap()
         .iter()

@@ -110,14 +110,18 @@ impl Ctl {
         }
     }
 
-    /// Runs `blockctl --json`. Returns the exit status and the document.
+    /// Runs `blockctl --json`. Returns the exit status and the document without its version.
     pub fn document(&self, args: &[&str]) -> (i32, Value) {
         let mut all = vec!["--json"];
         all.extend(args);
         let run = self.run(&all);
-        let document = serde_json::from_str(&run.stdout).unwrap_or_else(|error| {
+        let mut document: Value = serde_json::from_str(&run.stdout).unwrap_or_else(|error| {
             panic!("blockctl {all:?}: stdout is not one JSON document ({error}): {run:?}")
         });
+        // Only documents in the form of pxctl are arrays.
+        if let Some(fields) = document.as_object_mut() {
+            assert_eq!(fields.remove("schemaVersion"), Some(1.into()), "blockctl {all:?}: {run:?}");
+        }
         (run.code, document)
     }
 
@@ -160,7 +164,7 @@ impl Ctl {
 
     /// Returns the id of a volume.
     pub fn volume_id(&self, name: &str) -> String {
-        self.volume(name)["id"].as_str().expect("the id of a volume").to_owned()
+        self.volume(name)["volumeId"].as_str().expect("the id of a volume").to_owned()
     }
 
     /// Waits until a volume has this number of NBD connections.
@@ -187,7 +191,7 @@ impl Ctl {
     pub fn backup_with(&self, volume: &str, flags: &[&str]) -> Task {
         let mut args = vec!["cloudsnap", "backup", volume, "--wait"];
         args.extend(flags);
-        let task = Task(self.json(&args));
+        let task = Task(self.json(&args)["items"][0].clone());
         assert_eq!(task.state(), "Backup-Done", "{task:?}");
         task
     }
@@ -200,13 +204,13 @@ impl Ctl {
     /// As [`start_backup`](Self::start_backup), with further flags.
     pub fn start_backup_with(&self, volume: &str, flags: &[&str]) -> String {
         let started = self.json(&[&["cloudsnap", "backup", volume], flags].concat());
-        started["task"].as_str().expect("the id of the task").to_owned()
+        started["items"][0]["taskId"].as_str().expect("the id of the task").to_owned()
     }
 
     /// Returns the current state of a task.
     pub fn task(&self, id: &str) -> Task {
-        let list = self.json(&["cloudsnap", "status", "--name", id]);
-        assert_eq!(list.as_array().map(Vec::len), Some(1), "{list:#}");
+        let list = items(self.json(&["cloudsnap", "status", "--name", id]));
+        assert_eq!(list.len(), 1, "{list:#?}");
         Task(list[0].clone())
     }
 
@@ -242,10 +246,16 @@ impl Ctl {
 
     /// Returns the Done cloud snapshots of all hosts, oldest first.
     pub fn done_cloudsnaps(&self) -> Vec<String> {
-        let list = self.json(&["cloudsnap", "list"]);
-        let done = list.as_array().expect("a list").iter().filter(|entry| entry["Status"] == "Done");
-        done.map(|entry| entry["ID"].as_str().expect("an ID").to_owned()).collect()
+        let list = items(self.json(&["cloudsnap", "list"]));
+        let done = list.iter().filter(|entry| entry["status"] == "Done");
+        done.map(|entry| entry["cloudSnapshotId"].as_str().expect("an id").to_owned()).collect()
     }
+}
+
+/// Returns the entries of a list.
+pub fn items(list: Value) -> Vec<Value> {
+    let Value::Array(items) = list["items"].clone() else { panic!("no items in {list:#}") };
+    items
 }
 
 /// JSON document of a task.
@@ -260,7 +270,7 @@ impl Task {
 
     /// The cloud snapshot of the task.
     pub fn snap(&self) -> &str {
-        self.text("sourceVolume")
+        self.text("cloudSnapshotId")
     }
 
     /// Returns true for an incremental backup.

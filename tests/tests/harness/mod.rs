@@ -27,7 +27,7 @@ pub mod store;
 pub mod vm;
 
 pub use bed::Bed;
-pub use ctl::{Ctl, Task};
+pub use ctl::{Ctl, Task, items};
 pub use daemon::{Daemon, Setup};
 pub use model::{Model, assert_same};
 pub use nbd::Nbd;

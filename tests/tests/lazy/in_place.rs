@@ -36,11 +36,11 @@ fn in_place_restore_fetches_differing_blocks_only() {
     client.close();
     let task = in_place(&origin.snap, &[]);
     assert_same("restored volume", &daemon.content("vol"), &origin.content);
-    let total = task["bytesTotal"].as_u64().unwrap();
+    let total = task["totalBytes"].as_u64().unwrap();
     assert!(total > 0 && total <= 40 * 4 * BLOCK, "{task:#}");
     // A snapshot keeps the content before the restore.
     let list = ctl.json(&["snapshot", "list", "vol"]);
-    let name = list[0]["name"].as_str().unwrap_or_else(|| panic!("{list:#}")).to_owned();
+    let name = list["items"][0]["name"].as_str().unwrap_or_else(|| panic!("{list:#}")).to_owned();
     assert_same("snapshot of the content before", &daemon.content(&format!("vol@{name}")), &content);
     // Changed-block tracking covers the restored blocks.
     let task = ctl.backup("vol");
@@ -63,7 +63,7 @@ fn in_place_restore_fetches_differing_blocks_only() {
     let mut wanted = origin.content.clone();
     wanted.resize((SIZE + MIB) as usize, 0);
     assert_same("volume restored on another host", &daemon.content("vol"), &wanted);
-    assert_eq!(ctl.json(&["snapshot", "list", "vol"]).as_array().map(Vec::len), Some(0));
+    assert_eq!(ctl.json(&["snapshot", "list", "vol"])["items"].as_array().map(Vec::len), Some(0));
     assert!(ctl.volume("vol")["dirtyBytes"].as_u64().unwrap() <= MIB + 4 * BLOCK);
 }
 
@@ -77,7 +77,7 @@ fn failed_in_place_restore_fences_clients_until_resumed() {
     let intact = damage(&origin.store);
     let args = ["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol"];
     let limited = [&args[..], &["--limit-download", "100MiB"]].concat();
-    let task = ctl.json(&limited)["task"].as_str().unwrap().to_owned();
+    let task = ctl.json(&limited)["taskId"].as_str().unwrap().to_owned();
     let failed = ctl.wait_task(&task);
     assert_eq!(failed.state(), "Restore-Failed", "{failed:?}");
     assert!(format!("{failed:?}").contains("mixture"), "{failed:?}");

@@ -115,12 +115,8 @@ fn prefix_is_part_of_a_location_and_ignored_fields_warn() {
     };
     let applied = ctl.json(&["apply", "-f", &pasted("prefix: demo")]);
     assert_eq!(results(&applied), ["BackupLocation/nas created"]);
-    let warnings: Vec<&str> = applied["objects"][0]["warnings"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| one.as_str().unwrap())
-        .collect();
+    let warnings: Vec<&str> =
+        applied["items"][0]["warnings"].as_array().unwrap().iter().map(|one| one.as_str().unwrap()).collect();
     for name in ["spec.databaseName", "spec.local.volumeSource", "spec.resources"] {
         assert!(warnings.iter().any(|warning| warning.contains(name)), "{name}: {warnings:?}");
     }

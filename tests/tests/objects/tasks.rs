@@ -23,7 +23,7 @@ fn running_tasks_are_awaited_and_stopped_ones_resume() {
     let apply = |path: &str, result: &str| -> String {
         let applied = ctl.json(&["apply", "-f", path]);
         assert!(results(&applied)[0].ends_with(&format!(" {result}")), "{applied:#}");
-        applied["objects"][0]["tasks"][0].as_str().unwrap().to_owned()
+        applied["items"][0]["taskIds"][0].as_str().unwrap().to_owned()
     };
 
     let backup = object("VolumeBackup", "slow", "backupLocation: up, volume: vol, reclaimPolicy: Delete");
@@ -83,7 +83,7 @@ fn restore_of_a_running_backup_waits_and_the_rest_applies() {
             ]
         )
     );
-    assert_eq!(applied["objects"][1]["waitsFor"], "VolumeBackup/bk1");
+    assert_eq!(applied["items"][1]["waitsFor"], "VolumeBackup/bk1");
     let ran = ctl.run(&["apply", "-f", &all]);
     assert!(
         ran.code == 6 && ran.stdout.contains("VolumeRestore/rest1 waiting for VolumeBackup/bk1"),
@@ -94,7 +94,10 @@ fn restore_of_a_running_backup_waits_and_the_rest_applies() {
 
     // One limit is removed, and the other one stays.
     let limited = ctl.json(&["credentials", "limit", "nas", "--limit-upload", "none"]);
-    assert!(limited["limitUploadBytesPerS"].is_null() && limited["limitDownloadBytesPerS"] == 1u64 << 30);
+    assert!(
+        limited["limitUploadBytesPerSecond"].is_null()
+            && limited["limitDownloadBytesPerSecond"] == 1u64 << 30
+    );
     ctl.fails(&["credentials", "limit", "nas"], 2);
     let restore = object("VolumeRestore", "rest1", "backupLocation: nas, backupName: bk1");
     let restore = file(bed.dir(), "restore.yaml", &restore);

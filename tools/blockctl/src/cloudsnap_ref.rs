@@ -87,7 +87,7 @@ impl SnapRef {
         if let Some(id) = self.whole() {
             return Ok(id);
         }
-        let query = ListCloudsnaps { cred_id: cred_id.cloned(), ..ListCloudsnaps::default() };
+        let query = ListCloudsnaps { credential: cred_id.cloned(), ..ListCloudsnaps::default() };
         let as_given = self.0.parse::<CloudSnapshotId>().ok();
         let list = match (context.client.call(operations::LIST_CLOUDSNAPS, &query).await, as_given) {
             (Ok(list), _) => list,
@@ -95,8 +95,9 @@ impl SnapRef {
             (Err(_), Some(id)) => return Ok(id),
             (Err(error), None) => return Err(error.into()),
         };
-        let damaged = list.damaged.iter().filter_map(|one| one.id.parse().ok());
-        let all: Vec<CloudSnapshotId> = list.cloudsnaps.iter().map(|one| one.id).chain(damaged).collect();
+        let damaged = list.damaged.iter().filter_map(|one| one.cloud_snapshot_id.parse().ok());
+        let readable = list.list.items.iter().map(|one| one.cloud_snapshot_id);
+        let all: Vec<CloudSnapshotId> = readable.chain(damaged).collect();
         if let Some(id) = as_given.filter(|id| all.contains(id)) {
             return Ok(id);
         }

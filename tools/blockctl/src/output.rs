@@ -4,7 +4,7 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     table::{Facts, Table, printable},
 };
-use blockd_api::Client;
+use blockd_api::{Client, Document};
 use clap::ValueEnum;
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
@@ -75,6 +75,15 @@ impl Output {
 
     /// Writes the one JSON document of a command.
     pub fn document<T: Serialize>(&self, document: &T) -> Exit {
+        self.json_text(&Document::new(document))
+    }
+
+    /// Writes a JSON document in the form of another tool, without a version.
+    pub fn foreign_document<T: Serialize>(&self, document: &T) -> Exit {
+        self.json_text(document)
+    }
+
+    fn json_text(&self, document: &impl Serialize) -> Exit {
         let mut text =
             serde_json::to_vec_pretty(document).map_err(|error| Failure::Stdout { source: error.into() })?;
         text.push(b'\n');
@@ -83,8 +92,8 @@ impl Output {
 
     /// Writes one of several JSON documents, on a line.
     pub fn document_line<T: Serialize>(&self, document: &T) -> Exit {
-        let text =
-            serde_json::to_string(document).map_err(|error| Failure::Stdout { source: error.into() })?;
+        let text = serde_json::to_string(&Document::new(document))
+            .map_err(|error| Failure::Stdout { source: error.into() })?;
         self.raw((text + "\n").as_bytes())
     }
 

@@ -57,8 +57,8 @@ impl Progress {
         self.show(&Measured {
             head: format!("{}: {}", task.state, phase(task)),
             phase: phase(task),
-            done_bytes: task.bytes_processed,
-            total_bytes: task.bytes_total,
+            done_bytes: task.processed_bytes,
+            total_bytes: task.total_bytes,
         });
     }
 

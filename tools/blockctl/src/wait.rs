@@ -9,7 +9,7 @@ use crate::{
     table::{Table, counted, or_dash},
 };
 use blockd_api::{
-    ByteSize, Client, format_duration, operations,
+    ByteSize, Client, List, format_duration, operations,
     quiesce::QuiesceReport,
     tasks::{Findings, Task, TaskKind, TaskStage, WaitTask},
 };
@@ -43,7 +43,7 @@ async fn poll(client: &Client, task: Uuid, progress: &mut Progress) -> Result<Ta
     let mut since_version = None;
     let mut away_since: Option<Instant> = None;
     loop {
-        let wait = WaitTask { wait_ms: since_version.map(|_| POLL_WAIT_MS), since_version };
+        let wait = WaitTask { wait_millis: since_version.map(|_| POLL_WAIT_MS), since_version };
         match client.call_at(operations::GET_TASK, &task, &wait).await {
             Ok(now) if now.state.stage.is_over() => return Ok(now),
             Ok(now) => {
@@ -98,7 +98,7 @@ pub async fn report_group_start<T: Serialize>(
         }
     }
     if output.is_json() {
-        output.document(&ended)?;
+        output.document(&List::from(ended))?;
     }
     Ok(exit)
 }
@@ -144,7 +144,7 @@ fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
     for failure in task.quiesce.iter().flat_map(QuiesceReport::failures) {
         output.note(format!("warning: {failure}"));
     }
-    let resume = format!("`blockctl cloudsnap resume --name {}` resumes it", task.name);
+    let resume = format!("`blockctl cloudsnap resume --name {}` resumes it", task.task_id);
     match task.state.stage {
         TaskStage::Done => {
             output.line(ending(task))?;
@@ -175,8 +175,8 @@ pub fn reason(task: &Task) -> (&str, Option<&str>) {
 /// Describes the result and cost of a completed task.
 fn ending(task: &Task) -> String {
     let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
-    let snap = task.source_volume.as_deref().unwrap_or("-");
-    let elapsed = format_duration(task.time_elapsed);
+    let snap = task.cloud_snapshot_id.as_deref().unwrap_or("-");
+    let elapsed = format_duration(task.elapsed_seconds);
     let requests = task.requests;
     let requests =
         counted(requests.put + requests.get + requests.list + requests.delete + requests.head, "request");
@@ -185,14 +185,14 @@ fn ending(task: &Task) -> String {
         TaskKind::Backup => format!(
             "Cloudsnap backup completed: {snap} ({}, {} processed, {} uploaded, {requests}{freeze}, {elapsed})",
             or_dash(task.backup_type),
-            size(task.bytes_processed),
-            size(task.bytes_uploaded),
+            size(task.processed_bytes),
+            size(task.uploaded_bytes),
         ),
         TaskKind::Restore => format!(
             "Cloudsnap restore completed: volume {} ({} processed, {} downloaded, {requests}, {elapsed})",
-            or_dash(task.volume.as_ref()),
-            size(task.bytes_processed),
-            size(task.bytes_downloaded),
+            or_dash(task.volume_name.as_ref()),
+            size(task.processed_bytes),
+            size(task.downloaded_bytes),
         ),
         TaskKind::Verify => {
             let found = task.findings.clone().unwrap_or_default();
@@ -217,11 +217,11 @@ fn show_findings(output: &Output, findings: &Findings) -> Result<(), Failure> {
     if findings.damage.is_empty() {
         return Ok(());
     }
-    let mut table = Table::new("OBJECT|OFFSET|CLOUD-SNAP-ID|LOST|RANGES|WHAT".split('|'));
+    let mut table = Table::new("OBJECT|OFFSET|CLOUD-SNAP-ID|LOST|RANGES|CAUSE".split('|'));
     for damage in &findings.damage {
         let mut row = |cloudsnap, lost, ranges| {
             let offset = damage.offset_bytes.to_string();
-            table.row([damage.object.clone(), offset, cloudsnap, lost, ranges, damage.what.clone()]);
+            table.row([damage.object.clone(), offset, cloudsnap, lost, ranges, damage.cause.clone()]);
         };
         if damage.affects.is_empty() {
             row("-".to_owned(), "-".to_owned(), "-".to_owned());
@@ -233,7 +233,7 @@ fn show_findings(output: &Output, findings: &Findings) -> Result<(), Failure> {
             let more = if affected.ranges.len() > 4 { " …" } else { "" };
             let lost = (affected.lost_bytes > 0).then(|| size(affected.lost_bytes));
             let ranges = (!ranges.is_empty()).then(|| format!("{}{more}", ranges.join(",")));
-            row(affected.cloudsnap.clone(), or_dash(lost), or_dash(ranges));
+            row(affected.cloud_snapshot_id.clone(), or_dash(lost), or_dash(ranges));
         }
     }
     output.table(&table)?;

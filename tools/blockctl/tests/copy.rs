@@ -10,12 +10,12 @@ use std::{
 
 fn entry(path: &str, kind: &str) -> Value {
     json!({
-        "path": path, "kind": kind, "sizeBytes": 0, "mode": 0o755, "uid": u32::MAX, "gid": u32::MAX, "modified": null,
+        "path": path, "kind": kind, "sizeBytes": 0, "mode": 0o755, "uid": u32::MAX, "gid": u32::MAX, "modifiedAt": null,
     })
 }
 
 fn list(path: &str, kind: &str, entries: &[Value]) -> Value {
-    json!({ "file": entry(path, kind), "entries": entries })
+    json!({ "file": entry(path, kind), "items": entries, "next": null })
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn directory_swapped_for_a_link_between_files_gets_nothing() {
         (files, Reply::Together(Arc::clone(&swapped), list("/d/sub", "directory", &[]))),
         (files, ok(list("/d/sub", "directory", &[]))),
     ];
-    let no_data = json!({ "sizeBytes": 0, "data": [], "untilBytes": 0 });
+    let no_data = json!({ "sizeBytes": 0, "items": [], "next": null });
     answers.push(("GET /v1/cloudsnaps/file/runs", ok(no_data)));
     let fake = Fake::start(answers);
     let line = format!("cloudsnap cp --snap {} /d {}", snap("59-61"), into.display());

@@ -1,21 +1,21 @@
 //! `apply`, `diff` and `get` of objects: requests to the daemon and their order.
 
-use crate::support::{Fake, Reply, cloudsnap, fail, ok, reply, snap, volume};
+use crate::support::{Fake, Reply, cloudsnap, fail, list, ok, reply, snap, volume};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
 fn rule(name: &str, volumes: &[&str]) -> Value {
-    json!({ "name": name, "quiesce": { "preCommand": "sync" }, "volumes": volumes, "groups": [], "schedules": [] })
+    json!({ "name": name, "quiesce": { "preCommand": "sync" }, "volumeNames": volumes, "groups": [], "scheduleIds": [] })
 }
 
 fn world(rules: &[Value], schedules: &[Value]) -> Vec<(&'static str, Reply)> {
     vec![
-        ("GET /v1/rules", ok(json!({ "rules": rules }))),
-        ("GET /v1/credentials", ok(json!({ "credentials": [] }))),
-        ("GET /v1/sched-policies", ok(json!({ "policies": [] }))),
-        ("GET /v1/schedules", ok(json!({ "schedules": schedules }))),
-        ("GET /v1/volumes", ok(json!({ "volumes": [volume("1", "a"), volume("2", "b")] }))),
-        ("GET /v1/tasks", ok(json!({ "tasks": [] }))),
+        ("GET /v1/rules", ok(list(json!(rules)))),
+        ("GET /v1/credentials", ok(list(json!([])))),
+        ("GET /v1/sched-policies", ok(list(json!([])))),
+        ("GET /v1/schedules", ok(list(json!(schedules)))),
+        ("GET /v1/volumes", ok(list(json!([volume("1", "a"), volume("2", "b")])))),
+        ("GET /v1/tasks", ok(list(json!([])))),
     ]
 }
 
@@ -120,7 +120,7 @@ fn partial_apply_reports_completed_objects() {
     assert_eq!((ran.status, &told["error"]["code"]), (5, &json!("rule_in_use")), "{ran:?}");
     let object = |name: &str, result: &str| json!({ "kind": "Rule", "name": name, "result": result });
     let all = [object("first", "created"), object("second", "failed"), object("third", "not tried")];
-    assert_eq!(told["objects"], json!(all), "{told:#}");
+    assert_eq!(told["items"], json!(all), "{told:#}");
     let fake = Fake::start(script());
     let ran = fake.run(&format!("apply -f {}", path.display()));
     assert_eq!((ran.status, ran.stdout.as_str()), (5, "Rule/first created\n"), "{ran:?}");
@@ -130,23 +130,23 @@ fn partial_apply_reports_completed_objects() {
     // The same for removals.
     let mut script = world(&[rule("first", &[]), rule("second", &[])], &[]);
     script.push(("GET /v1/rules/first", ok(rule("first", &[]))));
-    script.push(("DELETE /v1/rules/first", ok(json!({ "id": "first", "name": "first" }))));
+    script.push(("DELETE /v1/rules/first", ok(json!({ "name": "first" }))));
     script.push(("GET /v1/rules/second", ok(rule("second", &[]))));
     script.push(("DELETE /v1/rules/second", fail(409, "rule_in_use", "no")));
     let ran = Fake::start(script).run(&format!("-j delete -f {}", path.display()));
     let told: Value = serde_json::from_str(&ran.stdout).unwrap();
     let all = [object("first", "deleted"), object("second", "failed"), object("third", "not tried")];
-    assert_eq!((ran.status, &told["objects"]), (5, &json!(all)), "{told:#}");
+    assert_eq!((ran.status, &told["items"]), (5, &json!(all)), "{told:#}");
 }
 
 #[test]
 fn location_with_new_keys_updates_credential() {
     let credential = json!({
-        "uuid": "178557a3-26c7-49b1-9822-34e6f816c2d1", "name": "s3", "provider": "s3", "path": null, "endpoint": "e:1",
+        "credentialId": "178557a3-26c7-49b1-9822-34e6f816c2d1", "name": "s3", "provider": "s3", "path": null, "endpoint": "e:1",
         "region": "us-east-1", "bucket": "b", "accessKey": "OLD", "account": null, "project": null, "user": null,
         "auth": "access key", "sslEnabled": true, "pathStyle": true, "storageClass": null, "proxy": null,
-        "limitUploadBytesPerS": null, "limitDownloadBytesPerS": null, "encryption": false, "conditionalPut": true,
-        "created": "2019-01-16T21:51:53Z", "writeThroughputKbps": null
+        "limitUploadBytesPerSecond": null, "limitDownloadBytesPerSecond": null, "encrypted": false, "conditionalPut": true,
+        "createdAt": "2019-01-16T21:51:53Z", "writeBytesPerSecond": null
     });
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("key"), "planted").unwrap();
@@ -158,7 +158,7 @@ fn location_with_new_keys_updates_credential() {
         std::fs::write(&path, text).unwrap();
         let mut script = world(&[], &[]);
         script.retain(|(line, _)| *line != "GET /v1/credentials");
-        script.push(("GET /v1/credentials", ok(json!({ "credentials": [kept] }))));
+        script.push(("GET /v1/credentials", ok(list(json!([kept])))));
         script.push(("PATCH /v1/credentials/s3", ok(kept.clone())));
         let fake = Fake::start(script);
         let ran = fake.run(&format!("apply -f {}", path.display()));
@@ -197,22 +197,22 @@ fn location_with_new_keys_updates_credential() {
 
 #[test]
 fn object_with_a_pinned_backup_is_not_deleted_in_part() {
-    let backup = |suffix: &str, volume: (&str, &str), pinned: Value| {
+    let backup = |suffix: &str, volume: (&str, &str), pinned: bool| {
         let mut found = cloudsnap(suffix);
-        (found["SrcVolumeID"], found["SrcVolumeName"]) = (json!(volume.0), json!(volume.1));
-        (found["Metadata"]["snapshotName"], found["Metadata"]["pinned"]) = (json!("before"), pinned);
+        (found["volumeId"], found["volumeName"]) = (json!(volume.0), json!(volume.1));
+        (found["name"], found["pinned"]) = (json!("before"), json!(pinned));
         found
     };
     let (db, log) = (("59", "db"), ("60", "log"));
-    let listed = |pinned: Value| {
-        let found = [backup("59-61", db, Value::Null), backup("60-62", log, pinned)];
-        ok(json!({ "cloudsnaps": found, "damaged": [], "failedCredentials": [], "total": 2 }))
+    let listed = |pinned: bool| {
+        let found = [backup("59-61", db, false), backup("60-62", log, pinned)];
+        ok(json!({ "items": found, "next": null, "damaged": [], "failedCredentials": [], "total": 2 }))
     };
     let fake = Fake::with_defaults(vec![
-        ("GET /v1/volumes", ok(json!({ "volumes": [volume(db.0, db.1), volume(log.0, log.1)] }))),
-        ("GET /v1/tasks", ok(json!({ "tasks": [] }))),
-        ("GET /v1/credentials", ok(json!({ "credentials": [reply("GET /v1/credentials/nas")] }))),
-        ("GET /v1/cloudsnaps", listed(json!("true"))),
+        ("GET /v1/volumes", ok(list(json!([volume(db.0, db.1), volume(log.0, log.1)])))),
+        ("GET /v1/tasks", ok(list(json!([])))),
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ("GET /v1/cloudsnaps", listed(true)),
     ]);
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("backup.yaml");

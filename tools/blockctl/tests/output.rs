@@ -2,7 +2,7 @@
 //!
 //! `INSTA_UPDATE=always cargo test -p blockctl` rewrites them; the diff shows what users will see.
 
-use crate::support::{Fake, Reply, TASK, fail, ok, task, volume};
+use crate::support::{Fake, Reply, TASK, fail, list, ok, task, volume};
 use serde_json::{Value, json};
 use std::sync::{Arc, Barrier};
 
@@ -30,6 +30,7 @@ const SHOWN: &[&str] = &[
     "credentials inspect my-s3-cred",
     "credentials validate nas",
     "cloudsnap list --src vol -x 2 --status failed --cred-id nas",
+    "cloudsnap list --cloudsnap-id 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr",
     "cloudsnap inspect 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr --cr nas",
     "cloudsnap status",
     "cloudsnap status 3f4f",
@@ -72,10 +73,10 @@ fn tables() {
         lines.push(format!("blockctl {line}"));
     }
     let none = Fake::start(vec![
-        ("GET /v1/credentials", ok(json!({ "credentials": [] }))),
+        ("GET /v1/credentials", ok(list(json!([])))),
         (
             "GET /v1/cloudsnaps",
-            ok(json!({ "cloudsnaps": [], "damaged": [], "failedCredentials": [], "total": 0 })),
+            ok(json!({ "items": [], "next": null, "damaged": [], "failedCredentials": [], "total": 0 })),
         ),
     ]);
     let forced = "NO_COLOR=1 blockctl --color always cs status --max 1 | cat -v";
@@ -159,7 +160,7 @@ blockctl context delete near
 
 #[test]
 fn changes() {
-    let one = json!({ "tasks": [task("Backup-Done", 1)] });
+    let one = list(json!([task("Backup-Done", 1)]));
     matches("changes", &Fake::with_defaults(vec![("GET /v1/tasks", ok(one))]).transcript(CHANGES));
 }
 
@@ -272,8 +273,8 @@ fn errors() {
     }
     let fake = Fake::start(vec![
         ("GET /v1/volumes", Reply::Close),
-        ("GET /v1/cloudsnaps", ok(json!({ "cloudsnaps": 7 }))),
-        ("GET /v1/tasks", ok(json!({ "tasks": [] }))),
+        ("GET /v1/cloudsnaps", ok(json!({ "items": 7 }))),
+        ("GET /v1/tasks", ok(list(json!([])))),
     ]);
     text += &fake.transcript(
         "
@@ -300,7 +301,7 @@ fn waits() {
     const LIST: &str = "GET /v1/tasks";
     const BACKUP: &str = "POST /v1/cloudsnaps/backup";
     let one = format!("GET /v1/tasks/{TASK}");
-    let started = || (BACKUP, ok(json!({ "task": TASK })));
+    let started = || (BACKUP, ok(list(json!([{ "taskId": TASK }]))));
     let states = |states: &[(&str, u64)]| -> Vec<_> {
         states.iter().map(|(state, version)| (one.as_str(), ok(task(state, *version)))).collect()
     };
@@ -332,7 +333,7 @@ fn waits() {
         states(&[("Delete-Done", 1)]),
     );
 
-    let tasks = |state: &str, version| (LIST, ok(json!({ "tasks": [task(state, version)] })));
+    let tasks = |state: &str, version| (LIST, ok(list(json!([task(state, version)]))));
     let watched = vec![tasks("Backup-Active", 4), tasks("Backup-Active", 7), tasks("Backup-Done", 9)];
     run("blockctl cs status --name 3f4f --watch", watched);
     run(
@@ -360,8 +361,8 @@ fn several_requests() {
     // The rollback ends after the volume was requested.
     let both = Arc::new(Barrier::new(2));
     let mut db = volume("59", "db");
-    db["rollingBack"] = json!({ "doneBytes": 1 << 20, "totalBytes": 4 << 20 });
-    let restored = json!({ "volume": "db", "snapshot": "monday", "kept": null, "changedBytes": 8192, "copiedBytes": 4096 });
+    db["rollback"] = json!({ "doneBytes": 1 << 20, "totalBytes": 4 << 20 });
+    let restored = json!({ "volumeName": "db", "snapshotName": "monday", "keptSnapshot": null, "changedBytes": 8192, "copiedBytes": 4096 });
     let rollback = vec![
         ("POST /v1/volumes/db/rollback", Reply::Together(Arc::clone(&both), restored)),
         ("GET /v1/volumes/db", Reply::Together(both, db)),
@@ -370,9 +371,9 @@ fn several_requests() {
 
     let page = |offset: u64, kind: &str, next: Option<u64>| {
         let reply = json!({
-            "volume": "db", "from": "monday", "to": null, "fromSizeBytes": 1 << 20, "toSizeBytes": 2 << 20,
-            "dataBytes": 8192, "zeroBytes": 4096, "nextOffsetBytes": next,
-            "extents": [{ "offsetBytes": offset, "lengthBytes": 8192 >> (offset >> 20), "kind": kind }],
+            "volumeName": "db", "fromSnapshotName": "monday", "toSnapshotName": null, "fromSizeBytes": 1 << 20, "toSizeBytes": 2 << 20,
+            "dataBytes": 8192, "zeroBytes": 4096, "next": next,
+            "items": [{ "offsetBytes": offset, "lenBytes": 8192 >> (offset >> 20), "kind": kind }],
         });
         ("GET /v1/volumes/db/diff", ok(reply))
     };
@@ -381,9 +382,12 @@ fn several_requests() {
         vec![page(4096, "data", Some(1 << 20)), page(1 << 20, "zero", None)],
     );
 
-    let file = |path: &str, kind: &str| json!({ "path": path, "kind": kind, "sizeBytes": 0, "mode": 0o755, "uid": 0, "gid": 0, "modified": null });
+    let file = |path: &str, kind: &str| json!({ "path": path, "kind": kind, "sizeBytes": 0, "mode": 0o755, "uid": 0, "gid": 0, "modifiedAt": null });
     let reply = |file: Value, entries: Value, xattrs: Value| {
-        ("GET /v1/cloudsnaps/files", ok(json!({ "file": file, "entries": entries, "xattrs": xattrs })))
+        (
+            "GET /v1/cloudsnaps/files",
+            ok(json!({ "file": file, "items": entries, "next": null, "xattrs": xattrs })),
+        )
     };
     let dir = || reply(file("/", "directory"), json!([file("/su", "symlink")]), json!([]));
     let su = |value: &str| {

@@ -1,6 +1,6 @@
 //! Sockets, pipes and files.
 
-use crate::support::{Fake, Ran, blockctl, ok};
+use crate::support::{Fake, Ran, blockctl, list, ok};
 use serde_json::json;
 use std::os::unix::net::UnixListener;
 
@@ -23,7 +23,7 @@ fn dead_daemon_exits_with_3() {
 
 #[test]
 fn closed_pipe_is_no_error() {
-    let fake = Fake::start(vec![("GET /v1/volumes", ok(json!({ "volumes": [] })))]);
+    let fake = Fake::start(vec![("GET /v1/volumes", ok(list(json!([]))))]);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = fake.command("volume list").stdout(writer).output().unwrap();
@@ -34,7 +34,7 @@ fn closed_pipe_is_no_error() {
 fn support_bundle_goes_to_stdout_or_new_file() {
     let fake = Fake::start(Vec::new());
     let ran = fake.run("support-bundle --output - --log-lines 0");
-    assert!(ran.status == 0 && ran.json()["blockctl"].is_string(), "{ran:?}");
+    assert!(ran.status == 0 && ran.json()["blockctlVersion"].is_string(), "{ran:?}");
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("bundle");
     std::fs::write(&path, "mine").unwrap();

@@ -9,12 +9,12 @@ use std::{
 };
 
 fn activity(at_s: u64) -> Reply {
-    let requests = |count: u64| json!({ "requests": count, "tookMicros": count * 250, "underWay": 0 });
+    let requests = |count: u64| json!({ "requests": count, "latencyMicros": count * 250, "inFlight": 0 });
     let none = requests(0);
     ok(json!({
-        "run": "3f4f0a67-e12a-4d35-81ad-985657757352", "atMicros": at_s * 1_000_000,
+        "daemonRunId": "3f4f0a67-e12a-4d35-81ad-985657757352", "monotonicMicros": at_s * 1_000_000,
         "volumes": [{
-            "id": "59", "name": "db", "up": true, "connections": 1, "dirtyBytes": 4096, "readBytes": at_s << 20,
+            "volumeId": "59", "name": "db", "up": true, "connections": 1, "dirtyBytes": 4096, "readBytes": at_s << 20,
             "writtenBytes": 0, "read": requests(at_s * 100), "write": none, "flush": none, "discard": none,
         }],
         "tasks": [task("Backup-Active", 1)],
@@ -39,9 +39,9 @@ fn once_prints_the_rates_between_two_samples() {
     let told = fake().run("-j top --once -i 0.1").json();
     assert_eq!(
         told["volumes"][0]["read"],
-        json!({"perSecond": 100.0, "latencyMicros": 250.0, "underWay": 0})
+        json!({"perSecond": 100.0, "latencyMicros": 250.0, "inFlight": 0})
     );
-    assert_eq!((&told["tasks"][0]["volume"], &told["intervalSeconds"]), (&json!("vol"), &json!(1.0)));
+    assert_eq!((&told["tasks"][0]["volumeName"], &told["intervalSeconds"]), (&json!("vol"), &json!(1.0)));
     assert_eq!(fake().run("top --interval 0").status, 2);
     assert_eq!(Ran::of(blockctl("top --once").output().unwrap()).status, 3);
 }

@@ -1,6 +1,6 @@
 //! Interruption of `--wait` and `--watch`, and stops of tasks.
 
-use crate::support::{Fake, Ran, Reply, TASK, ok, task};
+use crate::support::{Fake, Ran, Reply, TASK, list, ok, task};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::{
@@ -12,20 +12,20 @@ const BACKUP: &str = "POST /v1/cloudsnaps/backup";
 const ONE_TASK: &str = "GET /v1/tasks/3f4f0a67-e12a-4d35-81ad-985657757352";
 
 fn started() -> (&'static str, Reply) {
-    (BACKUP, ok(json!({ "task": TASK })))
+    (BACKUP, ok(list(json!([{ "taskId": TASK }]))))
 }
 
 #[test]
 fn watch_ends_at_ctrl_c_in_each_phase() {
     const TASKS: &str = "GET /v1/tasks";
-    let active = || ok(json!({ "tasks": [task("Backup-Active", 4)] }));
+    let active = || ok(list(json!([task("Backup-Active", 4)])));
     // More than the capacity of a pipe.
     let many: Vec<_> = (0..2_000).map(|_| task("Backup-Active", 4)).collect();
     for (script, asked) in [
         (vec![(TASKS, Reply::Hold)], 1),
         (vec![(TASKS, active()), (TASKS, Reply::Hold)], 2),
         (vec![(TASKS, active()), (TASKS, Reply::Close)], 3),
-        (vec![(TASKS, ok(json!({ "tasks": many })))], 1),
+        (vec![(TASKS, ok(list(many)))], 1),
     ] {
         for signal in [Signal::INT, Signal::TERM] {
             let fake = Fake::start(script.clone());
@@ -87,14 +87,14 @@ fn stop_of_a_group_stops_its_unfinished_backups() {
     let ids = ["11111111", "22222222", "33333333"].map(|id| format!("{id}{}", &TASK[8..]));
     let member = |id: &str, state| {
         let mut task = task(state, 1);
-        (task["name"], task["groupId"]) = (json!(id), json!(GROUP));
+        (task["taskId"], task["groupId"]) = (json!(id), json!(GROUP));
         task
     };
     let tasks =
         [member(&ids[0], "Backup-Active"), member(&ids[1], "Backup-Done"), member(&ids[2], "Backup-Pending")];
     let stops =
         [&ids[0], &ids[2]].map(|id| (format!("POST /v1/tasks/{id}/stop"), member(id, "Backup-Stopped")));
-    let mut replies = vec![("GET /v1/tasks", ok(json!({ "tasks": tasks })))];
+    let mut replies = vec![("GET /v1/tasks", ok(list(json!(tasks))))];
     replies.extend(stops.iter().map(|(line, task)| (line.as_str(), ok(task.clone()))));
     let fake = Fake::start(replies);
     let ran = fake.run("cloudsnap stop --name aaaaaaaa");
@@ -105,6 +105,6 @@ fn stop_of_a_group_stops_its_unfinished_backups() {
     // A prefix of several tasks is no group.
     let mut other = member(&ids[1], "Backup-Active");
     other["groupId"] = json!(TASK);
-    let fake = Fake::start(vec![("GET /v1/tasks", ok(json!({ "tasks": [tasks[0], other] })))]);
+    let fake = Fake::start(vec![("GET /v1/tasks", ok(list(json!([tasks[0], other]))))]);
     assert_eq!(fake.run("cloudsnap stop --name aaaaaaaa").status, 2);
 }

@@ -7,7 +7,7 @@ mod table;
 pub use parameter::PathParameter;
 pub use table::*;
 
-use crate::{ErrorCode, roles::Role, uri::with_query};
+use crate::{Document, ErrorCode, SCHEMA_VERSION, roles::Role, uri::with_query};
 use bytes::Bytes;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::{Serialize, de::DeserializeOwned};
@@ -59,8 +59,10 @@ pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 /// Body of a successful reply.
 #[derive(Clone, Copy, Debug)]
 pub enum ReplyBody {
-    /// JSON.
+    /// JSON object with [`Document::schema_version`].
     Json(SchemaOf),
+    /// JSON document of another standard.
+    ForeignJson,
     /// Text.
     Text,
     /// Raw bytes.
@@ -96,7 +98,7 @@ pub struct Operation<P, I, R> {
     /// Timeout of a call, in addition to the wait that its input requests.
     pub(crate) timeout: Duration,
     /// Wait for a change that the input requests, in milliseconds.
-    pub(crate) wait_ms: fn(&I) -> Option<u64>,
+    pub(crate) wait_millis: fn(&I) -> Option<u64>,
     /// Decoder of the reply.
     pub(crate) decode: fn(&Bytes) -> Result<R, String>,
     parameter: PhantomData<fn(&P)>,
@@ -115,7 +117,11 @@ fn input_schema<I: JsonSchema + 'static>(schemas: &mut SchemaGenerator) -> Optio
 }
 
 fn from_json<R: DeserializeOwned>(body: &Bytes) -> Result<R, String> {
-    serde_json::from_slice(body).map_err(|error| error.to_string())
+    let document: Document<R> = serde_json::from_slice(body).map_err(|error| error.to_string())?;
+    match document.schema_version {
+        SCHEMA_VERSION => Ok(document.content),
+        other => Err(format!("its schemaVersion is {other}, and only {SCHEMA_VERSION} is known here")),
+    }
 }
 
 impl<P, I, R> Operation<P, I, R> {
@@ -124,8 +130,8 @@ impl<P, I, R> Operation<P, I, R> {
         self
     }
 
-    const fn waits(mut self, wait_ms: fn(&I) -> Option<u64>) -> Self {
-        self.wait_ms = wait_ms;
+    const fn waits(mut self, wait_millis: fn(&I) -> Option<u64>) -> Self {
+        self.wait_millis = wait_millis;
         self
     }
 
@@ -144,7 +150,7 @@ impl<P: PathParameter, I: JsonSchema + 'static, R> Operation<P, I, R> {
     ) -> Self {
         let (parameter, input) = (P::schema, input_schema::<I>);
         let info = OperationInfo { method, path, role, summary, parameter, input, reply, errors: &[] };
-        Self { info, timeout: CALL, wait_ms: |_| None, decode, parameter: PhantomData }
+        Self { info, timeout: CALL, wait_millis: |_| None, decode, parameter: PhantomData }
     }
 }
 
@@ -175,6 +181,13 @@ impl<P: PathParameter, I: JsonSchema + 'static> Operation<P, I, String> {
     const fn get_text(role: Role, path: &'static str, summary: &'static str) -> Self {
         let decode = |body: &Bytes| Ok(String::from_utf8_lossy(body).into_owned());
         Self::of(Method::Get, (role, path, summary), ReplyBody::Text, decode)
+    }
+}
+
+impl<P: PathParameter, I: JsonSchema + 'static> Operation<P, I, serde_json::Value> {
+    const fn get_foreign_json(role: Role, path: &'static str, summary: &'static str) -> Self {
+        let decode = |body: &Bytes| serde_json::from_slice(body).map_err(|error| error.to_string());
+        Self::of(Method::Get, (role, path, summary), ReplyBody::ForeignJson, decode)
     }
 }
 

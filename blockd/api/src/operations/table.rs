@@ -6,39 +6,35 @@
 
 use super::{Operation, OperationInfo};
 use crate::{
-    CredentialRef, Deleted, ErrorCode, RuleName, SnapshotRef, VolumeRef,
+    CredentialRef, Deleted, ErrorCode, List, RuleName, SnapshotRef, VolumeRef,
     activity::Activity,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     browse::{
-        BrowseMount, BrowseMountList, FileList, FileRuns, HandMount, ListFileRuns, ListFiles, MountBrowse,
-        ReadFile, UnmountBrowse, Unmounted,
+        BrowseMount, FileList, FileRuns, HandMount, ListFileRuns, ListFiles, MountBrowse, ReadFile,
+        UnmountBrowse, Unmounted,
     },
     cloudsnaps::{
-        BackupStarted, CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected,
-        GroupBackupStarted, InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup,
-        StartDelete, StartGroupBackup, StartRestore, StartVerify,
+        CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected, GroupBackupStarted,
+        InspectCloudsnap, ListCloudsnaps, MarkCloudsnap, RestoreStarted, StartBackup, StartDelete,
+        StartGroupBackup, StartRestore, StartVerify,
     },
     credential_update::UpdateCredential,
-    credentials::{
-        CreateCredential, Credential, CredentialLimits, CredentialList, CredentialRekeyed, RekeyCredential,
-    },
-    events::{EventList, ListEvents},
+    credentials::{CreateCredential, Credential, CredentialLimits, CredentialRekeyed, RekeyCredential},
+    events::{Event, ListEvents},
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     roles::Role,
-    rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
+    rules::{CreateRule, HookRule, RuleTarget, UpdateRule},
     schedules::{
-        CreateSchedule, ListRuns, Policy, PolicyList, PolicyName, RetentionPlan, RunList, Schedule,
-        ScheduleList, UpdatePolicy, UpdateSchedule,
+        CreateSchedule, ListRuns, Policy, PolicyName, RetentionPlan, Run, Schedule, ScheduleList,
+        UpdatePolicy, UpdateSchedule,
     },
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots,
-        MarkSnapshot, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotList, SnapshotRestored,
+        MarkSnapshot, RestoreSnapshot, Snapshot, SnapshotDiff, SnapshotRestored,
     },
     status::Status,
-    tasks::{ListTasks, StopTask, Task, TaskLimits, TaskList, TaskStarted, WaitTask},
-    volumes::{
-        CloneVolume, CreateVolume, DeleteVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck, VolumeList,
-    },
+    tasks::{ListTasks, StopTask, Task, TaskLimits, TaskStarted, WaitTask},
+    volumes::{CloneVolume, CreateVolume, DeleteVolume, ListVolumes, UpdateVolume, Volume, VolumeCheck},
 };
 use bytes::Bytes;
 use std::time::Duration;
@@ -55,8 +51,6 @@ use ErrorCode::{
     VolumeNotAttached, VolumeNotFound, VolumeNotReady, WrongPassphrase,
 };
 use Role::{Admin, Operator, ReadOnly};
-
-type JsonObject = serde_json::Map<String, serde_json::Value>;
 
 /// Timeout of a freeze with its hooks.
 const FREEZE: Duration = Duration::from_secs(1800);
@@ -122,9 +116,9 @@ operations! {
     "Show the daemon's status"
     GET_STATUS: ((), ()) -> Status = get(ReadOnly, "/v1/status");
     "Get the OpenAPI document"
-    GET_OPENAPI: ((), ()) -> JsonObject = get(ReadOnly, "/v1/openapi.json");
+    GET_OPENAPI: ((), ()) -> serde_json::Value = get_foreign_json(ReadOnly, "/v1/openapi.json");
     "List events"
-    LIST_EVENTS: ((), ListEvents) -> EventList = get(ReadOnly, "/v1/events").waits(|query| query.wait_ms);
+    LIST_EVENTS: ((), ListEvents) -> List<Event> = get(ReadOnly, "/v1/events").waits(|query| query.wait_millis);
     "Show the activity of volumes and tasks"
     GET_ACTIVITY: ((), ()) -> Activity = get(ReadOnly, "/v1/activity");
     "Get metrics in Prometheus' text format"
@@ -134,7 +128,7 @@ operations! {
     "Check readiness"
     GET_READINESS: ((), ()) -> String = get_text(ReadOnly, "/readyz");
     "List volumes"
-    LIST_VOLUMES: ((), ListVolumes) -> VolumeList = get(ReadOnly, "/v1/volumes");
+    LIST_VOLUMES: ((), ListVolumes) -> List<Volume> = get(ReadOnly, "/v1/volumes");
     "Create a volume"
     CREATE_VOLUME: ((), CreateVolume) -> Volume = post(Operator, "/v1/volumes").errors(&[A_NEW_VOLUME]);
     "Inspect a volume"
@@ -169,7 +163,7 @@ operations! {
         post(Admin, "/v1/volumes/{volume}/rollback")
         .timeout(ROLLBACK).errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, A_SNAPSHOT, &[NoSpace]]);
     "List local snapshots"
-    LIST_SNAPSHOTS: ((), ListSnapshots) -> SnapshotList = get(ReadOnly, "/v1/snapshots").errors(&[A_VOLUME]);
+    LIST_SNAPSHOTS: ((), ListSnapshots) -> List<Snapshot> = get(ReadOnly, "/v1/snapshots").errors(&[A_VOLUME]);
     "Create local snapshots of several volumes at one point in time"
     CREATE_GROUP_SNAPSHOT: ((), CreateGroupSnapshot) -> GroupSnapshot = post(Operator, "/v1/snapshots/group")
         .timeout(FREEZE).errors(&[AN_OPEN_VOLUME, A_FREEZE, A_RULE]);
@@ -183,7 +177,7 @@ operations! {
     DELETE_SNAPSHOT: (SnapshotRef, DeleteSnapshot) -> Deleted = delete(Admin, "/v1/snapshots/{snapshot}")
         .errors(&[A_SNAPSHOT, &[SnapshotInUse, SnapshotPinned, VolumeNotReady, VolumeFailed]]);
     "List credentials, without their secrets"
-    LIST_CREDENTIALS: ((), ()) -> CredentialList = get(ReadOnly, "/v1/credentials");
+    LIST_CREDENTIALS: ((), ()) -> List<Credential> = get(ReadOnly, "/v1/credentials");
     "Create a credential after verifying its store"
     CREATE_CREDENTIAL: ((), CreateCredential) -> Credential = post(Admin, "/v1/credentials")
         .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialExists, NoSpace]]);
@@ -213,7 +207,7 @@ operations! {
     LIST_CLOUDSNAPS: ((), ListCloudsnaps) -> CloudsnapList = get(ReadOnly, "/v1/cloudsnaps")
         .timeout(STORE_CALL).errors(&[A_STORE]);
     "Back up a volume; an expiry date or a bandwidth limit needs an admin"
-    START_BACKUP: ((), StartBackup) -> BackupStarted = post(Operator, "/v1/cloudsnaps/backup")
+    START_BACKUP: ((), StartBackup) -> List<TaskStarted> = post(Operator, "/v1/cloudsnaps/backup")
         .timeout(STORE_CALL).errors(&[AN_OPEN_VOLUME, A_STORE, A_RULE, &[VolumeInUse, NoSpace]]);
     "Back up several volumes at one point in time; an expiry date or a bandwidth limit needs an admin"
     START_GROUP_BACKUP: ((), StartGroupBackup) -> GroupBackupStarted =
@@ -254,7 +248,7 @@ operations! {
     LIST_FILE_RUNS: ((), ListFileRuns) -> FileRuns = get(Operator, "/v1/cloudsnaps/file/runs")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, FILES]);
     "List mounts of snapshots"
-    LIST_MOUNTS: ((), ()) -> BrowseMountList = get(ReadOnly, "/v1/browse/mounts");
+    LIST_MOUNTS: ((), ()) -> List<BrowseMount> = get(ReadOnly, "/v1/browse/mounts");
     "Mount snapshots as files on the daemon's host"
     MOUNT: ((), MountBrowse) -> BrowseMount = post(Admin, "/v1/browse/mounts")
         .timeout(STORE_CALL).errors(&[A_STORE, &[DeviceInUse]]);
@@ -278,14 +272,14 @@ operations! {
     DELETE_SCHEDULE: (Uuid, ()) -> Deleted = delete(Admin, "/v1/schedules/{schedule}").errors(&[A_SCHEDULE]);
     // Its retention can delete older backups.
     "Run a schedule now"
-    RUN_SCHEDULE: (Uuid, ()) -> RunList = post(Admin, "/v1/schedules/{schedule}/run").errors(&[A_SCHEDULE]);
+    RUN_SCHEDULE: (Uuid, ()) -> List<Run> = post(Admin, "/v1/schedules/{schedule}/run").errors(&[A_SCHEDULE]);
     "Show the backups that a schedule's retention keeps and deletes"
     PLAN_RETENTION: (Uuid, ()) -> RetentionPlan = get(ReadOnly, "/v1/schedules/{schedule}/retention")
         .errors(&[A_SCHEDULE]);
     "List runs of schedules"
-    LIST_RUNS: ((), ListRuns) -> RunList = get(ReadOnly, "/v1/schedule-runs").errors(&[A_VOLUME]);
+    LIST_RUNS: ((), ListRuns) -> List<Run> = get(ReadOnly, "/v1/schedule-runs").errors(&[A_VOLUME]);
     "List schedule policies"
-    LIST_POLICIES: ((), ()) -> PolicyList = get(ReadOnly, "/v1/sched-policies");
+    LIST_POLICIES: ((), ()) -> List<Policy> = get(ReadOnly, "/v1/sched-policies");
     "Create a schedule policy"
     CREATE_POLICY: ((), Policy) -> Policy = post(Admin, "/v1/sched-policies").errors(&[&[PolicyExists]]);
     "Inspect a schedule policy"
@@ -298,7 +292,7 @@ operations! {
         .errors(&[A_POLICY, &[PolicyInUse]]);
     // Commands can contain secrets.
     "List rules"
-    LIST_RULES: ((), ()) -> RuleList = get(Admin, "/v1/rules");
+    LIST_RULES: ((), ()) -> List<HookRule> = get(Admin, "/v1/rules");
     "Create a rule with hooks around freezes"
     CREATE_RULE: ((), CreateRule) -> HookRule = post(Admin, "/v1/rules").errors(&[&[RuleExists]]);
     "Inspect a rule"
@@ -315,10 +309,10 @@ operations! {
     UNASSIGN_RULE: (RuleName, RuleTarget) -> HookRule = post(Admin, "/v1/rules/{rule}/unassign")
         .errors(&[A_RULE, A_VOLUME]);
     "List tasks"
-    LIST_TASKS: ((), ListTasks) -> TaskList = get(ReadOnly, "/v1/tasks");
+    LIST_TASKS: ((), ListTasks) -> List<Task> = get(ReadOnly, "/v1/tasks");
     "Inspect a task, now or after its next change"
     GET_TASK: (Uuid, WaitTask) -> Task = get(ReadOnly, "/v1/tasks/{task}")
-        .waits(|query: &WaitTask| query.wait_ms).errors(&[A_TASK]);
+        .waits(|query: &WaitTask| query.wait_millis).errors(&[A_TASK]);
     "Stop a task of the caller; tasks of others need an admin"
     STOP_TASK: (Uuid, StopTask) -> Task = post(Operator, "/v1/tasks/{task}/stop")
         .timeout(STORE_CALL).errors(&[A_TASK, &[TaskEnded]]);

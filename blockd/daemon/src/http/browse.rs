@@ -25,7 +25,7 @@ pub(super) fn routes() -> Routes {
         .on(operations::LIST_FILES, async |call| {
             let query = call.input;
             let list = move |browser: &Arc<Browser>| {
-                browser.snapshot_files(&query.snap, query.cred_id.as_ref())?.list(&query)
+                browser.snapshot_files(&query.cloud_snapshot_id, query.credential.as_ref())?.list(&query)
             };
             in_turn(call.browser, list).await
         })
@@ -33,7 +33,7 @@ pub(super) fn routes() -> Routes {
         .on(operations::LIST_FILE_RUNS, async |call| {
             let query = call.input;
             let runs = move |browser: &Arc<Browser>| {
-                browser.snapshot_files(&query.snap, query.cred_id.as_ref())?.runs(&query)
+                browser.snapshot_files(&query.cloud_snapshot_id, query.credential.as_ref())?.runs(&query)
             };
             in_turn(call.browser, runs).await
         })
@@ -64,7 +64,7 @@ async fn read_file(
     Input(query): Input<ReadFile>,
 ) -> Result<impl IntoResponse, Failure> {
     let read = move |browser: &Arc<Browser>| {
-        browser.snapshot_files(&query.snap, query.cred_id.as_ref())?.read(&query)
+        browser.snapshot_files(&query.cloud_snapshot_id, query.credential.as_ref())?.read(&query)
     };
     Ok(([(CONTENT_TYPE, "application/octet-stream")], in_turn(browser, read).await?))
 }

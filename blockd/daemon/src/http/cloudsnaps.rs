@@ -8,14 +8,15 @@ use super::{
     rules::may_run,
 };
 use blockd_api::{
+    List,
     cloudsnaps::{
-        BackupStarted, CloudsnapMark, GroupBackupStarted, MarkCloudsnap, RestoreStarted, StartBackup,
-        StartGroupBackup, StartRestore,
+        CloudsnapMark, GroupBackupStarted, MarkCloudsnap, RestoreStarted, StartBackup, StartGroupBackup,
+        StartRestore,
     },
     lazy::StartInPlace,
     operations,
     roles::Role,
-    tasks::TaskLimits,
+    tasks::{TaskLimits, TaskStarted},
 };
 use jiff::Timestamp;
 
@@ -66,10 +67,10 @@ fn may_limit(caller: &Caller, limits: TaskLimits) -> Result<(), Failure> {
     }
 }
 
-async fn backup(call: OperationCall<(), StartBackup>) -> Result<BackupStarted, Failure> {
+async fn backup(call: OperationCall<(), StartBackup>) -> Result<List<TaskStarted>, Failure> {
     let OperationCall { engine, caller, input: request, .. } = call;
     may_run(&caller, &request.hooks)?;
-    may_expire(&caller, request.options.expires)?;
+    may_expire(&caller, request.options.expires_at)?;
     may_limit(&caller, request.limits)?;
     detached(async move { engine.backups.start_backup(&request).await }).await
 }
@@ -77,7 +78,7 @@ async fn backup(call: OperationCall<(), StartBackup>) -> Result<BackupStarted, F
 async fn backup_group(call: OperationCall<(), StartGroupBackup>) -> Result<GroupBackupStarted, Failure> {
     let OperationCall { engine, caller, input: request, .. } = call;
     may_run(&caller, &request.hooks)?;
-    may_expire(&caller, request.options.expires)?;
+    may_expire(&caller, request.options.expires_at)?;
     may_limit(&caller, request.limits)?;
     detached(async move { engine.backups.start_group_backup(request).await }).await
 }
@@ -89,7 +90,7 @@ async fn restore(call: OperationCall<(), StartRestore>) -> Result<RestoreStarted
 
 async fn mark(call: OperationCall<(), MarkCloudsnap>) -> Result<CloudsnapMark, Failure> {
     let request = &call.input;
-    if request.pinned != Some(true) || request.expires.is_some() || request.never_expires {
+    if request.pinned != Some(true) || request.expires_at.is_some() || request.never_expires {
         // An expiry date causes a deletion.
         call.caller.needs(Role::Admin, "taking a pin back, or setting a date")?;
     }

@@ -32,7 +32,7 @@ use axum::{
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
-use blockd_api::{ApiError, ErrorBody, ErrorCode, operations::PathParameter};
+use blockd_api::{ApiError, Document, ErrorBody, ErrorCode, operations::PathParameter};
 use blockd_engine::{engine::Engine, error::ServiceError};
 use blockd_views::browse::Browser;
 use caller::Caller;
@@ -172,7 +172,7 @@ impl IntoResponse for Failure {
 }
 
 fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
-    match serde_json::to_vec(body) {
+    match serde_json::to_vec(&Document::new(body)) {
         Ok(bytes) => (status, [(CONTENT_TYPE, "application/json")], bytes).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }

@@ -10,7 +10,7 @@ use blockd_api::{
 /// Commands run as the user of the daemon, usually root. Rules that admins assigned to volumes apply to every
 /// snapshot; only admins replace or skip them.
 pub(super) fn may_run(caller: &Caller, hooks: &HookOptions) -> Result<(), Failure> {
-    let HookOptions { quiesce, rule, no_rule } = hooks;
+    let HookOptions { quiesce, rule_name: rule, no_rule } = hooks;
     if quiesce.has_command() || quiesce.user.is_some() {
         caller.needs(Role::Admin, "a command before or after a snapshot")?;
     }

@@ -8,11 +8,11 @@ use super::{
     rules::{hide_commands, may_run},
 };
 use blockd_api::{
-    SnapshotRef, VolumeRef, operations,
+    List, SnapshotRef, VolumeRef, operations,
     roles::Role,
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, GroupSnapshot, ListSnapshots, MarkSnapshot, RestoreSnapshot,
-        Snapshot, SnapshotList,
+        Snapshot,
     },
 };
 
@@ -50,7 +50,7 @@ async fn create_group(call: OperationCall<(), CreateGroupSnapshot>) -> Result<Gr
     let OperationCall { engine, caller, input: request, .. } = call;
     may_run(&caller, &request.hooks)?;
     let mut made = detached(async move { engine.snapshots.create_group_snapshot(request).await }).await?;
-    made.snapshots.iter_mut().for_each(|snapshot| hide_commands(&caller, snapshot.quiesce.as_mut()));
+    made.list.items.iter_mut().for_each(|snapshot| hide_commands(&caller, snapshot.quiesce.as_mut()));
     Ok(made)
 }
 
@@ -59,9 +59,9 @@ fn shown(caller: &Caller, mut snapshot: Snapshot) -> Snapshot {
     snapshot
 }
 
-async fn list(call: OperationCall<(), ListSnapshots>) -> Result<SnapshotList, Failure> {
+async fn list(call: OperationCall<(), ListSnapshots>) -> Result<List<Snapshot>, Failure> {
     let mut list = call.engine.snapshots.list_snapshots(&call.input).await?;
-    list.snapshots.iter_mut().for_each(|snapshot| hide_commands(&call.caller, snapshot.quiesce.as_mut()));
+    list.items.iter_mut().for_each(|snapshot| hide_commands(&call.caller, snapshot.quiesce.as_mut()));
     Ok(list)
 }
 

@@ -60,7 +60,7 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
         uptime_seconds: engine.host.started.elapsed().as_secs(),
         counts,
         webhooks,
-        reload_failed: served.reload_failed.lock().clone(),
+        reload_failure: served.reload_failure.lock().clone(),
         data_space,
         problems: engine.health.problems(),
     })

@@ -8,9 +8,9 @@ use super::{
     rules::hide_commands,
 };
 use blockd_api::{
-    operations,
+    List, operations,
     roles::Role,
-    tasks::{ListTasks, StopTask, Task, TaskList},
+    tasks::{ListTasks, StopTask, Task},
 };
 use blockd_engine::engine::Engine;
 use uuid::Uuid;
@@ -34,9 +34,9 @@ pub(super) fn routes() -> Routes {
         )
 }
 
-async fn list(call: OperationCall<(), ListTasks>) -> Result<TaskList, Failure> {
+async fn list(call: OperationCall<(), ListTasks>) -> Result<List<Task>, Failure> {
     let mut list = call.engine.tasks.list_tasks(&call.input).await?;
-    list.tasks.iter_mut().for_each(|task| hide_commands(&call.caller, task.quiesce.as_mut()));
+    list.items.iter_mut().for_each(|task| hide_commands(&call.caller, task.quiesce.as_mut()));
     Ok(list)
 }
 

@@ -25,12 +25,10 @@ use crate::{
     volumes::registry::{Registry, VolumeEntry},
 };
 use blockd_api::{
-    ApiError, CredentialRef, ErrorCode, SnapshotName, VolumeRef,
-    cloudsnaps::{
-        BackupOptions, BackupStarted, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup,
-    },
+    ApiError, CredentialRef, ErrorCode, List, SnapshotName, VolumeRef,
+    cloudsnaps::{BackupOptions, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup},
     snapshots::CreateGroupSnapshot,
-    tasks::{TaskKind, TaskLimits, TaskOwner},
+    tasks::{TaskKind, TaskLimits, TaskOwner, TaskStarted},
 };
 use blockd_catalog::{BackupTask, Barrier, CredentialRow, DbError, TaskRow, TaskSpec};
 use blockd_cloud::CloudSnapshotId;
@@ -77,7 +75,7 @@ pub struct BackupRequest {
 impl BackupRequest {
     /// Returns the owner of the tasks.
     fn owner(&self) -> TaskOwner {
-        self.schedule.map_or_else(owner::current, |id| TaskOwner::Schedule { id })
+        self.schedule.map_or_else(owner::current, |schedule_id| TaskOwner::Schedule { schedule_id })
     }
 }
 
@@ -96,10 +94,10 @@ impl Backups {
     pub async fn start_backup(
         self: &Arc<Self>,
         request: &StartBackup,
-    ) -> Result<BackupStarted, ServiceError> {
-        let credentials = self.resolve_credentials(request.cred_id.as_ref(), &request.also).await?;
+    ) -> Result<List<TaskStarted>, ServiceError> {
+        let credentials = self.resolve_credentials(&request.credentials).await?;
         let member = Member { volume: request.volume.clone(), credentials };
-        refuse_past(request.options.expires)?;
+        refuse_past(request.options.expires_at)?;
         let asked = BackupRequest {
             options: request.options.clone(),
             limits: request.limits,
@@ -107,9 +105,7 @@ impl Backups {
             ..BackupRequest::default()
         };
         let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
-        let mut ids = tasks.iter().map(|task| task.id);
-        let first = ids.next().ok_or_else(|| ServiceError::Internal("backup without a location".into()))?;
-        Ok(BackupStarted { task: first, also: ids.collect() })
+        Ok(tasks.iter().map(|task| TaskStarted { task_id: task.id }).collect())
     }
 
     /// Starts backups of a consistency group, all from one point in time.
@@ -121,8 +117,8 @@ impl Backups {
         self: &Arc<Self>,
         request: StartGroupBackup,
     ) -> Result<GroupBackupStarted, ServiceError> {
-        refuse_past(request.options.expires)?;
-        let credentials = self.resolve_credentials(request.cred_id.as_ref(), &request.also).await?;
+        refuse_past(request.options.expires_at)?;
+        let credentials = self.resolve_credentials(&request.credentials).await?;
         let chosen = CreateGroupSnapshot {
             group: request.group,
             label: request.label,
@@ -146,21 +142,21 @@ impl Backups {
         let tasks = self.start_backups(&members, &asked, |_, _| Ok(())).await?;
         let started = |entry: &Arc<VolumeEntry>| MemberStarted {
             volume_id: entry.id,
-            volume: entry.name.clone(),
-            tasks: tasks.iter().filter(|task| task.volume == Some(entry.id)).map(|task| task.id).collect(),
+            volume_name: entry.name.clone(),
+            task_ids: tasks.iter().filter(|task| task.volume == Some(entry.id)).map(|task| task.id).collect(),
         };
-        Ok(GroupBackupStarted { group_id, members: entries.iter().map(started).collect() })
+        Ok(GroupBackupStarted { group_id, list: entries.iter().map(started).collect() })
     }
 
     /// Resolves the credentials and refuses duplicates; without a reference, the only credential.
     async fn resolve_credentials(
         &self,
-        first: Option<&CredentialRef>,
-        also: &[CredentialRef],
+        wanted: &[CredentialRef],
     ) -> Result<Vec<CredentialRef>, ServiceError> {
-        let mut found = vec![self.repositories.credential(first).await?];
-        for wanted in also {
-            let credential = self.repositories.credential(Some(wanted)).await?;
+        let mut found: Vec<CredentialRow> = Vec::new();
+        let only = wanted.is_empty().then_some(None);
+        for wanted in only.into_iter().chain(wanted.iter().map(Some)) {
+            let credential = self.repositories.credential(wanted).await?;
             if found.iter().any(|other| other.uuid == credential.uuid) {
                 let message = format!("credential {} is named twice", credential.name);
                 return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));

@@ -303,7 +303,7 @@ async fn commit(
         cloudsnap: id,
         credential,
         pinned: asked.options.pinned,
-        expires: asked.options.expires,
+        expires: asked.options.expires_at,
     };
     let measured = measured_write_speed(live);
     let (snapshot, task) = (snapshot.id, live.id);

@@ -49,9 +49,9 @@ impl Deletions {
         request: &StartDelete,
         judged_by: Option<Option<RetentionOverride>>,
     ) -> Result<Option<TaskStarted>, ServiceError> {
-        let id = request.snap;
+        let id = request.cloud_snapshot_id;
         let credential =
-            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Delete).await?;
+            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Delete).await?;
         let damaged = self.has_damaged_manifest(credential.uuid, &id, request.force).await?;
         let _admission = self.admission.lock().await;
         check_cancelled()?;

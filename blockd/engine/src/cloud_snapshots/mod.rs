@@ -16,11 +16,9 @@ use crate::{
 use blockd_api::{
     CredentialRef, ErrorCode, Labels, VolumeRef,
     cloudsnaps::{
-        self as api, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapMetadata, CloudsnapStatus,
-        DamagedCloudsnap, FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail,
-        volume_spec_json,
+        self as api, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapStatus, DamagedCloudsnap,
+        FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail, Verification, VerifyDepth,
     },
-    format_time,
     tasks::{BackupType, TaskStage},
 };
 use blockd_catalog::{CredentialRow, Db, DbError, DbManifestCache, Proof, RetentionOverride, TaskRow};
@@ -41,56 +39,57 @@ pub struct CloudSnapshots {
 }
 
 fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
+    let description = &manifest.description;
     Cloudsnap {
-        id: manifest.id(),
-        src_volume_id: manifest.volume,
-        src_volume_name: manifest.description.volume_name.clone(),
-        timestamp: manifest.description.created,
-        metadata: CloudsnapMetadata {
-            cloudsnap_type: manifest.description.trigger.clone(),
-            compression: manifest.compression.clone(),
-            size_bytes: manifest.delta.data_blocks * blockd_extent::BLOCK_SIZE_BYTES,
-            starttime: format_time(manifest.started),
-            status: CloudsnapStatus::Done,
-            updatetime: format_time(manifest.finished),
-            version: format!("V{}.00", manifest.format_version),
-            volume: volume_spec_json(manifest.size_bytes, &labels(&manifest.description.labels)),
-            volumename: manifest.description.volume_name.clone(),
-            backup_type: backup_type(manifest.backup_type),
-            credential: credential.uuid,
-            credential_name: credential.name.to_string(),
-            encrypted: credential.encrypted,
-            stored_bytes: manifest.stored_bytes,
-            dirty_bytes: manifest.dirty_bytes,
-            freeze_stall_micros: manifest.description.freeze_stall_micros,
-            snapshot_name: Some(manifest.description.snapshot_name.clone()),
-            pinned: None,
-            expires: None,
-            verified: None,
-            verify_depth: None,
-            verify_result: None,
-        },
+        cloud_snapshot_id: manifest.id(),
+        name: Some(description.snapshot_name.clone()),
+        volume_id: manifest.volume,
+        volume_name: description.volume_name.clone(),
+        volume_size_bytes: manifest.size_bytes,
+        labels: labels(&description.labels),
+        created_at: description.created,
         status: CloudsnapStatus::Done,
+        trigger: description.trigger.clone(),
+        backup_type: backup_type(manifest.backup_type),
+        started_at: manifest.started,
+        completed_at: Some(manifest.finished),
+        credential_id: credential.uuid,
+        credential_name: credential.name.to_string(),
+        format_version: manifest.format_version,
+        compression: manifest.compression.clone(),
+        encrypted: credential.encrypted,
+        size_bytes: manifest.delta.data_blocks * blockd_extent::BLOCK_SIZE_BYTES,
+        stored_bytes: manifest.stored_bytes,
+        dirty_bytes: manifest.dirty_bytes,
+        freeze_stall_micros: description.freeze_stall_micros,
+        pinned: false,
+        expires_at: None,
+        verification: None,
     }
 }
 
-/// Fills in the time and result of the last verification, which decides the status.
+fn verify_depth(depth: blockd_cloud::VerifyDepth) -> VerifyDepth {
+    match depth {
+        blockd_cloud::VerifyDepth::Quick => VerifyDepth::Quick,
+        blockd_cloud::VerifyDepth::Frames => VerifyDepth::Frames,
+        blockd_cloud::VerifyDepth::Deep => VerifyDepth::Deep,
+    }
+}
+
+/// Fills in the last verification, which decides the status.
 fn show_proof(entry: &mut Cloudsnap, proof: Option<&Proof>) {
     let Some(proof) = proof else { return };
-    let metadata = &mut entry.metadata;
     if !proof.sound {
-        (entry.status, metadata.status) = (CloudsnapStatus::Damaged, CloudsnapStatus::Damaged);
+        entry.status = CloudsnapStatus::Damaged;
     }
-    metadata.verified = Some(format_time(proof.verified));
-    metadata.verify_depth = Some(proof.depth.to_string());
-    metadata.verify_result = Some(if proof.sound { "Sound" } else { "Damaged" }.to_owned());
+    let (verified_at, depth) = (proof.verified, verify_depth(proof.depth));
+    entry.verification = Some(Verification { verified_at, depth, sound: proof.sound });
 }
 
 /// Fills in the retention override.
-fn show_mark(metadata: &mut CloudsnapMetadata, mark: Option<&RetentionOverride>) {
+fn show_mark(entry: &mut Cloudsnap, mark: Option<&RetentionOverride>) {
     let Some(mark) = mark else { return };
-    metadata.pinned = mark.pinned.then(|| "true".to_owned());
-    metadata.expires = mark.expires.map(format_time);
+    (entry.pinned, entry.expires_at) = (mark.pinned, mark.expires);
 }
 
 /// Listed cloud snapshots of all stores.
@@ -112,7 +111,7 @@ impl CloudSnapshots {
     /// # Errors
     /// The only store of the query cannot be listed.
     pub async fn list_cloudsnaps(&self, query: &ListCloudsnaps) -> Result<CloudsnapList, ServiceError> {
-        let credentials = match &query.cred_id {
+        let credentials = match &query.credential {
             Some(wanted) => vec![self.repositories.credential(Some(wanted)).await?],
             None => self.repositories.credential_rows().await?,
         };
@@ -131,42 +130,42 @@ impl CloudSnapshots {
         if query.status == Some(CloudsnapStatus::Done) {
             found.damaged.clear();
         }
-        let src_name = match &query.src {
+        let src_name = match &query.volume {
             Some(VolumeRef::Name(name)) => Some(name.as_str()),
             _ => None,
         };
         found.entries.retain(|entry| {
             query.status.is_none_or(|status| status == entry.status)
-                && query.cloudsnap_id.is_none_or(|id| id == entry.id)
-                && cluster.is_none_or(|cluster| cluster == entry.id.cluster)
-                && volume.is_none_or(|volume| volume == entry.src_volume_id)
-                && src_name.is_none_or(|name| name == entry.src_volume_name)
-                && query.label.as_ref().is_none_or(|label| entry_labels(entry).matches(label))
+                && query.cloud_snapshot_id.is_none_or(|id| id == entry.cloud_snapshot_id)
+                && cluster.is_none_or(|cluster| cluster == entry.cloud_snapshot_id.cluster)
+                && volume.is_none_or(|volume| volume == entry.volume_id)
+                && src_name.is_none_or(|name| name == entry.volume_name)
+                && query.label.as_ref().is_none_or(|label| entry.labels.matches(label))
         });
-        if let Some(id) = &query.cloudsnap_id {
-            found.damaged.retain(|damaged| damaged.id == id.to_string());
+        if let Some(id) = &query.cloud_snapshot_id {
+            found.damaged.retain(|damaged| damaged.cloud_snapshot_id == id.to_string());
         }
         // Two credentials may reach the same repository.
         let mut seen = BTreeSet::new();
-        found.entries.retain(|entry| seen.insert(entry.id));
-        found.entries.sort_by_key(|entry| (entry.timestamp, entry.id));
+        found.entries.retain(|entry| seen.insert(entry.cloud_snapshot_id));
+        found.entries.sort_by_key(|entry| (entry.created_at, entry.cloud_snapshot_id));
         list.total = found.entries.len() as u64;
         if let Some(max) = query.max {
             let surplus = found.entries.len().saturating_sub(max as usize);
             found.entries.drain(..surplus);
         }
-        list.cloudsnaps = found.entries;
+        list.list = found.entries.into();
         list.damaged = found.damaged;
         Ok(list)
     }
 
     fn scope_of(&self, query: &ListCloudsnaps) -> Result<ListScope, ServiceError> {
-        let cluster = match (&query.cloudsnap_id, query.cluster) {
+        let cluster = match (&query.cloud_snapshot_id, query.cluster_id) {
             (Some(id), _) => Some(id.cluster),
             // No cluster: the bucket and the passphrase are sufficient to list all of it.
             (None, cluster) => cluster,
         };
-        let volume = match (&query.cloudsnap_id, &query.src) {
+        let volume = match (&query.cloud_snapshot_id, &query.volume) {
             (Some(id), _) => Some(id.volume),
             (None, Some(wanted @ VolumeRef::Id(id))) => match self.registry.find(wanted) {
                 Ok(entry) => Some(entry.id),
@@ -209,8 +208,8 @@ impl CloudSnapshots {
                 }
                 Err(error) if alone => return Err(error),
                 Err(error) => failed.push(FailedCredential {
-                    credential: credential.uuid,
-                    name: credential.name.to_string(),
+                    credential_id: credential.uuid,
+                    credential_name: credential.name.to_string(),
                     error: error.to_api(),
                 }),
             }
@@ -244,14 +243,14 @@ impl CloudSnapshots {
                 Ok(manifest) => {
                     let mut entry = entry(&manifest, credential);
                     show_proof(&mut entry, proofs.get(&manifest.id()));
-                    show_mark(&mut entry.metadata, marks.of(&manifest.id(), uuid, now).as_ref());
+                    show_mark(&mut entry, marks.of(&manifest.id(), uuid, now).as_ref());
                     found.entries.push(entry);
                 }
                 // Deleted after it was listed.
                 Err(CloudError::SnapshotNotFound { .. }) => {}
                 Err(error) => found.damaged.push(DamagedCloudsnap {
-                    id: item.id.map_or(item.key, |id| id.to_string()),
-                    credential: credential.uuid,
+                    cloud_snapshot_id: item.id.map_or(item.key, |id| id.to_string()),
+                    credential_id: credential.uuid,
                     reason: error.to_string(),
                 }),
             }
@@ -278,38 +277,33 @@ impl CloudSnapshots {
             };
             let name = row.detail.volume_name.as_ref().map(ToString::to_string).unwrap_or_default();
             let volume = row.volume.and_then(|id| self.registry.by_id(id));
-            let (size_bytes, labels) =
+            let (volume_size_bytes, labels) =
                 volume.map_or((0, Labels::default()), |volume| (volume.size_bytes(), volume.tags().labels));
             found.entries.push(Cloudsnap {
-                id: row.cloudsnap,
-                src_volume_id: row.cloudsnap.volume,
-                src_volume_name: name.clone(),
-                timestamp: row.created,
-                metadata: CloudsnapMetadata {
-                    cloudsnap_type: trigger_of(asked).into(),
-                    compression: "lz4".into(),
-                    size_bytes: row.detail.bytes_total,
-                    starttime: format_time(row.created),
-                    status,
-                    updatetime: format_time(row.detail.completed.unwrap_or_else(Timestamp::now)),
-                    version: format!("V{}.00", blockd_cloud::FORMAT_VERSION),
-                    volume: volume_spec_json(size_bytes, &labels),
-                    volumename: name,
-                    backup_type: row.detail.backup_type.map_or(BackupType::Full, backup_type),
-                    credential: credential.uuid,
-                    credential_name: credential.name.to_string(),
-                    encrypted: credential.encrypted,
-                    stored_bytes: row.detail.bytes_uploaded,
-                    dirty_bytes: row.detail.bytes_dirty,
-                    freeze_stall_micros: row.detail.freeze_stall_micros,
-                    snapshot_name: asked.options.name.as_ref().map(ToString::to_string),
-                    pinned: None,
-                    expires: None,
-                    verified: None,
-                    verify_depth: None,
-                    verify_result: None,
-                },
+                cloud_snapshot_id: row.cloudsnap,
+                name: asked.options.name.as_ref().map(ToString::to_string),
+                volume_id: row.cloudsnap.volume,
+                volume_name: name,
+                volume_size_bytes,
+                labels,
+                created_at: row.created,
                 status,
+                trigger: trigger_of(asked).into(),
+                backup_type: row.detail.backup_type.map_or(BackupType::Full, backup_type),
+                started_at: row.created,
+                completed_at: row.detail.completed,
+                credential_id: credential.uuid,
+                credential_name: credential.name.to_string(),
+                format_version: blockd_cloud::FORMAT_VERSION,
+                compression: "lz4".into(),
+                encrypted: credential.encrypted,
+                size_bytes: row.detail.bytes_total,
+                stored_bytes: row.detail.bytes_uploaded,
+                dirty_bytes: row.detail.bytes_dirty,
+                freeze_stall_micros: row.detail.freeze_stall_micros,
+                pinned: false,
+                expires_at: None,
+                verification: None,
             });
         }
         Ok(())
@@ -320,14 +314,11 @@ impl CloudSnapshots {
     /// # Errors
     /// No store has it, or it is damaged.
     pub async fn inspect_cloudsnap(&self, query: &InspectCloudsnap) -> Result<CloudsnapDetail, ServiceError> {
-        let id = query.id;
-        let (credential, manifest) = self.find_manifest(&id, query.cred_id.as_ref()).await?;
+        let id = query.cloud_snapshot_id;
+        let (credential, manifest) = self.find_manifest(&id, query.credential.as_ref()).await?;
         let chain = manifest.chain.iter();
         let stored = |delta: &blockd_cloud::Delta| delta.stored_bytes;
         let detail = ManifestDetail {
-            volume_size_bytes: manifest.size_bytes,
-            labels: labels(&manifest.description.labels),
-            snapshot_name: manifest.description.snapshot_name.clone(),
             packs: manifest.pack_count.into(),
             data_blocks: manifest.delta.data_blocks,
             zero_blocks: manifest.delta.zero_blocks,
@@ -341,7 +332,7 @@ impl CloudSnapshots {
         });
         let (proofs, marks) = known.await?;
         show_proof(&mut entry, proofs.iter().rfind(|proof| proof.cloudsnap == id));
-        show_mark(&mut entry.metadata, marks.of(&id, uuid, Timestamp::now()).as_ref());
+        show_mark(&mut entry, marks.of(&id, uuid, Timestamp::now()).as_ref());
         Ok(CloudsnapDetail { entry, detail })
     }
 
@@ -400,11 +391,4 @@ impl CloudSnapshots {
 /// Returns true if a store does not hold the cloud snapshot.
 pub fn is_not_found(error: &ServiceError) -> bool {
     matches!(error, ServiceError::Cloud(error) if matches!(**error, CloudError::SnapshotNotFound { .. }))
-}
-
-fn entry_labels(entry: &Cloudsnap) -> Labels {
-    let spec: serde_json::Value = serde_json::from_str(&entry.metadata.volume).unwrap_or_default();
-    spec.pointer("/DevSpec/volume_labels")
-        .and_then(|labels| serde_json::from_value(labels.clone()).ok())
-        .unwrap_or_default()
 }

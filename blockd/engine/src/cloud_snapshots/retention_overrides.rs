@@ -40,15 +40,15 @@ impl Deletions {
     /// There is no such cloud snapshot, it is being deleted, or the date is past.
     pub async fn mark_cloudsnap(&self, request: &MarkCloudsnap) -> Result<CloudsnapMark, ServiceError> {
         let invalid = |message: &str| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-        if request.expires.is_some() && request.never_expires {
+        if request.expires_at.is_some() && request.never_expires {
             return invalid("expires and neverExpires contradict each other");
         }
-        if request.pinned.is_none() && request.expires.is_none() && !request.never_expires {
+        if request.pinned.is_none() && request.expires_at.is_none() && !request.never_expires {
             return invalid("no change requested: give pinned, expires or neverExpires");
         }
-        refuse_past(request.expires)?;
-        let id = request.snap;
-        let (credential, _) = self.cloud_snapshots.find_manifest(&id, request.cred_id.as_ref()).await?;
+        refuse_past(request.expires_at)?;
+        let id = request.cloud_snapshot_id;
+        let (credential, _) = self.cloud_snapshots.find_manifest(&id, request.credential.as_ref()).await?;
         self.host.failpoints.reached("override requested")?;
         // Deletions check for pins under the same lock.
         let _admission = self.admission.lock().await;
@@ -66,7 +66,7 @@ impl Deletions {
             };
             let mut mark = RetentionOverride::find(tx, &id, credential.uuid)?.unwrap_or(new);
             mark.pinned = request.pinned.unwrap_or(mark.pinned);
-            mark.expires = if request.never_expires { None } else { request.expires.or(mark.expires) };
+            mark.expires = if request.never_expires { None } else { request.expires_at.or(mark.expires) };
             mark.put(tx)?;
             Ok(RetentionOverride::all(tx)?.of(&id, mark.credential, Timestamp::now()))
         });
@@ -76,7 +76,7 @@ impl Deletions {
         tracing::info!(cloudsnap = %id, pinned, expires = expires.map(tracing::field::display), "pin and expiry date set");
         // The schedules evaluate their retention again.
         self.scheduler.wake();
-        Ok(CloudsnapMark { id, pinned, expires })
+        Ok(CloudsnapMark { cloud_snapshot_id: id, pinned, expires_at: expires })
     }
 
     /// Starts the deletion of expired backups that no schedule made; those of schedules are subject to their
@@ -145,7 +145,7 @@ impl Deletions {
         for VerdictOfOverride { id, verdict, mark } in surplus {
             match self.start_judged_delete(&id, credential, mark).await {
                 Ok(Some(started)) => {
-                    tracing::info!(cloudsnap = %id, task = %started.task, %verdict, "deletion of an expired cloud snapshot started");
+                    tracing::info!(cloudsnap = %id, task = %started.task_id, %verdict, "deletion of an expired cloud snapshot started");
                 }
                 Ok(None) => {
                     tracing::info!(cloudsnap = %id, "deletion skipped: pin or expiry date changed concurrently");

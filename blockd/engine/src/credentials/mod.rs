@@ -23,8 +23,8 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{
-    CredentialRef, Deleted, ErrorCode, Secret, SecretInput,
-    credentials::{CreateCredential, Credential, CredentialLimits, CredentialList},
+    CredentialRef, Deleted, ErrorCode, List, Secret, SecretInput,
+    credentials::{CreateCredential, Credential, CredentialLimits},
 };
 use blockd_catalog::{CredentialRow, Db, DbError, StoreRow};
 use blockd_cloud::{DataKey, OpenOptions, Repository};
@@ -113,7 +113,7 @@ impl Credentials {
             self.repositories.opened_with.lock().insert(uuid, opened_with);
         }
         self.repositories.opened.lock().insert(uuid, (repository.with_store(metered), bandwidth));
-        tracing::info!(credential = %uuid, name = %name, encrypted = reply.encryption, "credential created");
+        tracing::info!(credential = %uuid, name = %name, encrypted = reply.encrypted, "credential created");
         Ok(reply)
     }
 
@@ -163,10 +163,8 @@ impl Credentials {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn list_credentials(&self) -> Result<CredentialList, ServiceError> {
-        Ok(CredentialList {
-            credentials: self.repositories.credential_rows().await?.iter().map(stores::describe).collect(),
-        })
+    pub async fn list_credentials(&self) -> Result<List<Credential>, ServiceError> {
+        Ok(self.repositories.credential_rows().await?.iter().map(stores::describe).collect())
     }
 
     /// Describes one credential.
@@ -270,6 +268,7 @@ impl Credentials {
             self.snapshots.forget_intervals(&entry).await;
         }
         tracing::info!(credential = %uuid, name = %row.name, "credential deleted");
-        Ok(Deleted { id: uuid.to_string(), name: row.name.to_string(), warnings: Vec::new() })
+        let name = Some(row.name.to_string());
+        Ok(Deleted { credential_id: Some(uuid), name, ..Deleted::default() })
     }
 }

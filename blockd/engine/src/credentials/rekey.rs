@@ -83,7 +83,7 @@ impl Credentials {
         }
         tracing::info!(credential = %uuid, name = %row.name, rewrapped = done.rewrapped, new_data_key = done.new_data_key, "repository keys rotated");
         Ok(CredentialRekeyed {
-            uuid,
+            credential_id: uuid,
             name: row.name,
             rewrapped: done.rewrapped as u64,
             foreign: done.foreign as u64,

@@ -9,8 +9,8 @@ use crate::{
     volumes::registry::{EntryState, Registry},
 };
 use blockd_api::{
-    MAX_WAIT_MS,
-    events::{Event, EventKind, EventList, ListEvents, MAX_EVENTS, Severity},
+    List, MAX_WAIT_MILLIS,
+    events::{Event, EventKind, ListEvents, MAX_EVENTS, Severity},
 };
 use blockd_catalog::{Db, DbError, EventReader, NewEvent, events_after, newest_events};
 use blockd_extent::VolumeId;
@@ -55,11 +55,11 @@ pub fn log_event(event: &Event) {
                 target: EVENT_TARGET,
                 event = event.kind,
                 message_id = EventKind::of(&event.kind).map(|kind| tracing::field::display(kind.message_id.simple())),
-                volume = event.volume.as_ref().map(tracing::field::display),
-                credential = event.credential.as_deref(),
-                task = event.task.map(tracing::field::display),
-                snapshot = event.cloudsnap.as_deref(),
-                event_id = event.id,
+                volume = event.volume_name.as_ref().map(tracing::field::display),
+                credential = event.credential_name.as_deref(),
+                task = event.task_id.map(tracing::field::display),
+                snapshot = event.cloud_snapshot_id.as_deref(),
+                event_id = event.event_id,
                 "{}",
                 event.message
             )
@@ -91,11 +91,11 @@ pub async fn log_all(events: Arc<EventLog>, mut reader: EventReader) {
 /// Logs the next events, or waits for some.
 async fn log_next(log: &EventLog, reader: &mut EventReader) -> Result<(), ServiceError> {
     let since = reader.processed_until;
-    let query = ListEvents { since: Some(since), max: Some(LOG_BATCH), wait_ms: Some(MAX_WAIT_MS) };
-    let events = log.list_events(&query).await?.events;
+    let query = ListEvents { since: Some(since), max: Some(LOG_BATCH), wait_millis: Some(MAX_WAIT_MILLIS) };
+    let events = log.list_events(&query).await?.items;
     events.iter().for_each(log_event);
     if let Some(last) = events.last() {
-        reader.processed_until = last.id;
+        reader.processed_until = last.event_id;
         let stored = reader.clone();
         log.db.run(move |tx| stored.put(tx)).await?;
     }
@@ -107,9 +107,9 @@ impl EventLog {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn list_events(&self, query: &ListEvents) -> Result<EventList, ServiceError> {
+    pub async fn list_events(&self, query: &ListEvents) -> Result<List<Event>, ServiceError> {
         let max = query.max.unwrap_or(DEFAULT_EVENTS).min(MAX_EVENTS);
-        let time_limit = Duration::from_millis(query.wait_ms.unwrap_or(0).min(MAX_WAIT_MS));
+        let time_limit = Duration::from_millis(query.wait_millis.unwrap_or(0).min(MAX_WAIT_MILLIS));
         let until = tokio::time::Instant::now() + time_limit;
         let mut stored = self.stored.subscribe();
         loop {
@@ -123,12 +123,13 @@ impl EventLog {
             });
             let events = events.await?;
             if !events.is_empty() || query.since.is_none() || tokio::time::Instant::now() >= until {
-                return Ok(EventList { events });
+                let next = events.last().map(|event| event.event_id).or(query.since);
+                return Ok(List { items: events, next });
             }
             tokio::select! {
-                changed = stored.changed() => if changed.is_err() { return Ok(EventList::default()) },
+                changed = stored.changed() => if changed.is_err() { return Ok(List { items: Vec::new(), next: query.since }) },
                 () = tokio::time::sleep_until(until) => {}
-                () = self.host.stopping.cancelled() => return Ok(EventList::default()),
+                () = self.host.stopping.cancelled() => return Ok(List { items: Vec::new(), next: query.since }),
             }
         }
     }

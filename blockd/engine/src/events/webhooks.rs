@@ -12,7 +12,7 @@ use crate::{
 };
 use backon::{BackoffBuilder, ExponentialBuilder};
 use blockd_api::{
-    MAX_WAIT_MS,
+    Document, MAX_WAIT_MILLIS,
     events::{Event, ListEvents},
     status::WebhookStatus,
 };
@@ -201,15 +201,15 @@ impl Webhook {
         client: &Client,
     ) -> Result<(), ServiceError> {
         let since = self.state.lock().cursor.processed_until;
-        let query = ListEvents { since: Some(since), max: Some(BATCH), wait_ms: Some(MAX_WAIT_MS) };
-        for event in webhook_delivery.events.list_events(&query).await?.events {
+        let query = ListEvents { since: Some(since), max: Some(BATCH), wait_millis: Some(MAX_WAIT_MILLIS) };
+        for event in webhook_delivery.events.list_events(&query).await?.items {
             self.count_expired_before(&event);
             if self.config.wants(&event.kind, event.severity) {
                 self.deliver(webhook_delivery, client, &event).await;
-                self.state.lock().cursor.processed_until = event.id;
+                self.state.lock().cursor.processed_until = event.event_id;
                 self.store_cursor(webhook_delivery).await?;
             }
-            self.state.lock().cursor.processed_until = event.id;
+            self.state.lock().cursor.processed_until = event.event_id;
         }
         self.store_cursor(webhook_delivery).await
     }
@@ -217,7 +217,7 @@ impl Webhook {
     /// Counts the events that expired before this one: ids have no gaps, so missing ones have expired.
     fn count_expired_before(&self, event: &Event) {
         let mut state = self.state.lock();
-        let expired = event.id.saturating_sub(state.cursor.processed_until).saturating_sub(1);
+        let expired = event.event_id.saturating_sub(state.cursor.processed_until).saturating_sub(1);
         if expired > 0 {
             state.count_undelivered(expired);
             tracing::error!(webhook = self.name(), events = expired, "events expired before their delivery");
@@ -267,9 +267,9 @@ impl Webhook {
         client: &Client,
         event: &Event,
     ) -> Result<(), DeliveryError> {
-        let body = serde_json::to_vec(event)?;
+        let body = serde_json::to_vec(&Document::new(event))?;
         let (id, timestamp_s) =
-            (format!("{}-{}", webhook_delivery.host.cluster, event.id), Timestamp::now().as_second());
+            (format!("{}-{}", webhook_delivery.host.cluster, event.event_id), Timestamp::now().as_second());
         let mut request = client
             .post(self.config.url.url().clone())
             .header(header::CONTENT_TYPE, "application/json")
@@ -325,7 +325,7 @@ impl Webhook {
     }
 
     fn rejected(&self, event: &Event, error: &DeliveryError) {
-        tracing::error!(webhook = self.name(), event = event.id, kind = event.kind, %error, "event not delivered");
+        tracing::error!(webhook = self.name(), event = event.event_id, kind = event.kind, %error, "event not delivered");
         let mut state = self.state.lock();
         state.failed_attempts += 1;
         state.count_undelivered(1);
@@ -338,7 +338,7 @@ impl Webhook {
         let text = error.to_string();
         // Logged when it changes, not at each attempt.
         if state.error.as_ref() != Some(&text) {
-            tracing::warn!(webhook = self.name(), event = event.id, %error, "webhook delivery failed; retrying");
+            tracing::warn!(webhook = self.name(), event = event.event_id, %error, "webhook delivery failed; retrying");
         }
         state.failing_since.get_or_insert_with(Timestamp::now);
         state.error = Some(text);
@@ -355,9 +355,9 @@ impl Webhook {
             waiting: wanted.map(|(_, _, count)| count).sum(),
             delivered: state.delivered,
             undelivered: state.undelivered,
-            last_delivered: state.last_delivered,
-            last_undelivered: state.last_undelivered,
-            failing_since: state.failing_since,
+            last_delivered_at: state.last_delivered,
+            last_undelivered_at: state.last_undelivered,
+            first_failed_at: state.failing_since,
             error: state.error,
         })
     }

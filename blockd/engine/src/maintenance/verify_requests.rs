@@ -36,11 +36,11 @@ fn depth(asked: VerifyDepth) -> blockd_cloud::VerifyDepth {
 fn leftover(found: &blockd_cloud::Leftover) -> Leftover {
     let age = SignedDuration::from_secs(BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S);
     Leftover {
-        cloudsnap: format!("{}/{}-{}", found.cluster, found.volume, found.snapshot),
+        cloud_snapshot_id: format!("{}/{}-{}", found.cluster, found.volume, found.snapshot),
         objects: found.objects,
         len_bytes: found.len_bytes,
-        since: found.since,
-        deleted_from: found.since.and_then(|since| since.checked_add(age).ok()),
+        first_object_at: found.since,
+        deletable_at: found.since.and_then(|since| since.checked_add(age).ok()),
     }
 }
 
@@ -50,12 +50,12 @@ impl Maintenance {
     /// # Errors
     /// There is no such credential or cloud snapshot.
     pub async fn start_verify(self: &Arc<Self>, request: &StartVerify) -> Result<TaskStarted, ServiceError> {
-        let snap = request.snap;
+        let snap = request.cloud_snapshot_id;
         let credential = match &snap {
             Some(id) => {
-                self.repositories.credential_with(id, request.cred_id.as_ref(), Purpose::Read).await?
+                self.repositories.credential_with(id, request.credential.as_ref(), Purpose::Read).await?
             }
-            None => self.repositories.credential(request.cred_id.as_ref()).await?,
+            None => self.repositories.credential(request.credential.as_ref()).await?,
         };
         if let Some(id) = &snap {
             match self.repositories.preflight_manifest(credential.uuid, id).await {
@@ -109,15 +109,15 @@ impl Maintenance {
         self: &Arc<Self>,
         request: &CollectGarbage,
     ) -> Result<GarbageCollected, ServiceError> {
-        let credential = self.repositories.credential(request.cred_id.as_ref()).await?;
+        let credential = self.repositories.credential(request.credential.as_ref()).await?;
         let report = self.collect_garbage_of(&credential, request.dry_run, Timestamp::now).await?;
         let unknown = report.unknown.iter();
         Ok(GarbageCollected {
             dry_run: request.dry_run,
             garbage: report.garbage.iter().map(leftover).collect(),
-            young: report.young.iter().map(leftover).collect(),
-            unknown: unknown.map(|(_, volume, why)| format!("volume {volume}: {why}")).collect(),
-            unfinished: report.unfinished,
+            in_grace_period: report.young.iter().map(leftover).collect(),
+            unreadable_manifests: unknown.map(|(_, volume, why)| format!("volume {volume}: {why}")).collect(),
+            unfinished_uploads: report.unfinished,
             objects_deleted: report.objects_deleted,
         })
     }

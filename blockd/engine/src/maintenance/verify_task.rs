@@ -152,7 +152,7 @@ async fn record(
 
 fn summary(found: &Findings) -> String {
     let first = found.damage.first().map(|damage| {
-        format!(": object {} is damaged at byte {}: {}", damage.object, damage.offset_bytes, damage.what)
+        format!(": object {} is damaged at byte {}: {}", damage.object, damage.offset_bytes, damage.cause)
     });
     format!(
         "{} of {} cloud snapshots are damaged{}",

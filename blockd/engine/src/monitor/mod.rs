@@ -59,8 +59,8 @@ impl Monitor {
         let mut tasks = self.tasks.running();
         tasks.sort_by_key(|task| std::cmp::Reverse((task.created, task.id)));
         Ok(Activity {
-            run,
-            at_micros,
+            daemon_run_id: run,
+            monotonic_micros: at_micros,
             volumes,
             tasks: tasks.iter().map(|row| self.tasks.task_to_api(row)).collect(),
         })
@@ -78,12 +78,12 @@ fn of_volume(entry: &Arc<VolumeEntry>) -> VolumeActivity {
         let counted = entry.traffic.counted(operation);
         OperationActivity {
             requests: counted.total(),
-            took_micros: counted.nanos() / 1_000,
-            under_way: entry.traffic.in_flight(operation),
+            latency_micros: counted.nanos() / 1_000,
+            in_flight: entry.traffic.in_flight(operation),
         }
     };
     VolumeActivity {
-        id: entry.id,
+        volume_id: entry.id,
         name: entry.name.clone(),
         up: is_up,
         connections: view.connections,

@@ -54,8 +54,8 @@ fn not_frozen(why: &ServiceError) -> QuiesceStep {
     QuiesceStep {
         kind: QuiesceKind::FreezeFs,
         target: "the filesystems".to_owned(),
-        rule: None,
-        started: None,
+        rule_name: None,
+        started_at: None,
         duration_micros: 0,
         exit_status: None,
         error: Some(why.to_string()),
@@ -108,7 +108,7 @@ impl Quiescer {
                     wanted.extend(found.into_iter().map(|mount| FreezeTarget { mount, required }));
                 }
                 Err(error) if part.is_required() => return Err(error),
-                Err(error) => failed.push(QuiesceStep { rule: part.rule.clone(), ..not_frozen(&error) }),
+                Err(error) => failed.push(QuiesceStep { rule_name: part.rule.clone(), ..not_frozen(&error) }),
             }
         }
         Ok((FreezeTarget::unique(wanted), failed))
@@ -191,8 +191,8 @@ mod tests {
         let step = |kind, target: &str, rule: Option<&str>, error: &str| QuiesceStep {
             kind,
             target: target.to_owned(),
-            rule: rule.map(|name| name.parse().unwrap()),
-            started: None,
+            rule_name: rule.map(|name| name.parse().unwrap()),
+            started_at: None,
             duration_micros: 0,
             exit_status: None,
             error: Some(error.to_owned()),

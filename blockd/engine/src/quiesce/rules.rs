@@ -6,10 +6,10 @@ use crate::{
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
-    Deleted, ErrorCode, RuleName,
+    Deleted, ErrorCode, List, RuleName,
     events::Severity,
     quiesce::{HookOptions, Quiesce},
-    rules::{CreateRule, HookRule, RuleList, RuleTarget, UpdateRule},
+    rules::{CreateRule, HookRule, RuleTarget, UpdateRule},
 };
 use blockd_catalog::{DbError, NewEvent, RuleRow, RuleUses};
 use blockd_extent::VolumeId;
@@ -97,7 +97,7 @@ fn parts_of(
 impl Quiescer {
     /// Refuses contradictory or impossible quiesce options. May take long, so it runs without locks.
     pub async fn check_hooks(&self, asked: &QuiesceRequest) -> Result<(), ServiceError> {
-        let HookOptions { quiesce, rule, no_rule } = &asked.hooks;
+        let HookOptions { quiesce, rule_name: rule, no_rule } = &asked.hooks;
         let given = [!quiesce.is_nothing(), rule.is_some(), *no_rule];
         if given.iter().filter(|is_given| **is_given).count() > 1 {
             return Err(invalid("a rule, no rule and quiesce actions exclude each other: give one of them"));
@@ -117,7 +117,7 @@ impl Quiescer {
         members: &[Arc<VolumeEntry>],
     ) -> Result<Vec<QuiescePart>, ServiceError> {
         let volumes: Vec<VolumeId> = members.iter().map(|entry| entry.id).collect();
-        let HookOptions { quiesce, rule, no_rule } = &asked.hooks;
+        let HookOptions { quiesce, rule_name: rule, no_rule } = &asked.hooks;
         if !quiesce.is_nothing() {
             return Ok(vec![QuiescePart { rule: None, quiesce: quiesce.clone(), volumes }]);
         }
@@ -200,9 +200,9 @@ impl Quiescer {
         let (mut schedules, unreadable) = uses.schedules_with(&row.name);
         schedules.extend(unreadable.into_iter().filter_map(|key| key.parse::<Uuid>().ok()));
         HookRule {
-            volumes,
+            volume_names: volumes,
             groups: groups.map(|(group, _)| group.clone()).collect(),
-            schedules,
+            schedule_ids: schedules,
             problem: self.rule_problems.lock().get(&row.name).cloned(),
             name: row.name,
             quiesce: row.quiesce,
@@ -235,10 +235,10 @@ impl Quiescer {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn list_rules(&self) -> Result<RuleList, ServiceError> {
+    pub async fn list_rules(&self) -> Result<List<HookRule>, ServiceError> {
         let found = self.db.run(|tx| -> Result<_, DbError> { Ok((RuleRow::all(tx)?, RuleUses::all(tx)?)) });
         let (rows, uses) = found.await?;
-        Ok(RuleList { rules: rows.into_iter().map(|row| self.describe_rule(row, &uses)).collect() })
+        Ok(rows.into_iter().map(|row| self.describe_rule(row, &uses)).collect())
     }
 
     /// Returns a rule.
@@ -284,7 +284,7 @@ impl Quiescer {
         let (row, uses) = found.await?;
         let (schedules, unreadable) = uses.schedules_with(&name);
         let rule = self.describe_rule(row, &uses);
-        let volumes = rule.volumes.iter().map(|volume| format!("volume {volume}"));
+        let volumes = rule.volume_names.iter().map(|volume| format!("volume {volume}"));
         let groups = rule.groups.iter().map(|group| format!("group {group}"));
         let schedules = schedules.iter().map(|schedule| format!("schedule {schedule}"));
         let unreadable =
@@ -304,7 +304,7 @@ impl Quiescer {
         match deleted.await {
             Ok(true) => {
                 self.rule_problems.lock().remove(&name);
-                Ok(Deleted { id: name.to_string(), name: name.to_string(), warnings: Vec::new() })
+                Ok(Deleted { name: Some(name.to_string()), ..Deleted::default() })
             }
             Ok(false) => Err(in_use("another object".to_owned())),
             Err(error) if error.is_conflict() => Err(in_use("another object".to_owned())),

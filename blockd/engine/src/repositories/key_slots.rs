@@ -54,7 +54,7 @@ impl Repositories {
         let message = format!("backups to credential {} are refused: {why}", row.name);
         refused.insert(row.uuid, why);
         let event = NewEvent::new(now, Severity::Error, "write-key-refused", message);
-        Some(NewEvent { credential: Some(row.name.to_string()), ..event })
+        Some(NewEvent { credential_id: Some(row.uuid), credential: Some(row.name.to_string()), ..event })
     }
 }
 
@@ -62,5 +62,5 @@ fn event_of(found: &SlotFinding, row: &CredentialRow, now: Timestamp) -> NewEven
     let severity = if found.is_repaired() { Severity::Warning } else { Severity::Error };
     let message = format!("key slot of credential {}: {found}", row.name);
     let event = NewEvent::new(now, severity, "key-slot-damaged", message);
-    NewEvent { credential: Some(row.name.to_string()), ..event }
+    NewEvent { credential_id: Some(row.uuid), credential: Some(row.name.to_string()), ..event }
 }

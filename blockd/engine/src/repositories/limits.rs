@@ -105,11 +105,11 @@ impl PlannedBandwidth {
 pub fn limits_of(connection: &Connection) -> CredentialLimits {
     CredentialLimits {
         upload: DailyLimit {
-            otherwise_bytes_per_s: connection.limit_upload_bytes_per_s,
+            otherwise_bytes_per_s: connection.limit_upload_bytes_per_second,
             windows: connection.limit_upload_windows.clone(),
         },
         download: DailyLimit {
-            otherwise_bytes_per_s: connection.limit_download_bytes_per_s,
+            otherwise_bytes_per_s: connection.limit_download_bytes_per_second,
             windows: connection.limit_download_windows.clone(),
         },
         time_zone: connection.limit_time_zone.clone(),
@@ -118,9 +118,9 @@ pub fn limits_of(connection: &Connection) -> CredentialLimits {
 
 /// Sets the limits in the stored settings of a credential.
 pub fn keep(connection: &mut Connection, limits: CredentialLimits) {
-    connection.limit_upload_bytes_per_s = limits.upload.otherwise_bytes_per_s;
+    connection.limit_upload_bytes_per_second = limits.upload.otherwise_bytes_per_s;
     connection.limit_upload_windows = limits.upload.windows;
-    connection.limit_download_bytes_per_s = limits.download.otherwise_bytes_per_s;
+    connection.limit_download_bytes_per_second = limits.download.otherwise_bytes_per_s;
     connection.limit_download_windows = limits.download.windows;
     connection.limit_time_zone = limits.time_zone;
 }

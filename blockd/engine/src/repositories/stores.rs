@@ -143,25 +143,22 @@ pub fn bandwidth(row: &StoreRow) -> Result<Arc<PlannedBandwidth>, ServiceError> 
 pub fn describe(row: &CredentialRow) -> Credential {
     let connection = &row.store.connection;
     Credential {
-        uuid: row.uuid,
+        credential_id: row.uuid,
         name: row.name.clone(),
         store: StoreView::from(&row.store.config),
         prefix: connection.prefix.clone(),
         proxy: connection.proxy.clone(),
         has_ca_certificates: connection.ca_certificates.is_some(),
-        limit_upload_bytes_per_s: connection.limit_upload_bytes_per_s,
-        limit_download_bytes_per_s: connection.limit_download_bytes_per_s,
+        limit_upload_bytes_per_second: connection.limit_upload_bytes_per_second,
+        limit_download_bytes_per_second: connection.limit_download_bytes_per_second,
         limit_upload_windows: connection.limit_upload_windows.clone(),
         limit_download_windows: connection.limit_download_windows.clone(),
         limit_time_zone: connection.limit_time_zone.clone(),
-        encryption: row.encrypted,
+        encrypted: row.encrypted,
         encryption_key_from: row.passphrase_from.clone(),
         conditional_put: row.capabilities.conditional_put,
-        created: row.created,
-        write_throughput_kbps: match row.capabilities.write_bytes_per_s {
-            0 => None,
-            measured => Some((measured / 1000).max(1)),
-        },
+        created_at: row.created,
+        write_bytes_per_second: Some(row.capabilities.write_bytes_per_s).filter(|measured| *measured > 0),
     }
 }
 
@@ -180,8 +177,14 @@ mod tests {
         let local = || StoreConfig::Local { path: "/srv".into() };
         for (connection, flag) in [
             (Connection { proxy: Some("http://p:1".into()), ..Connection::default() }, "--proxy"),
-            (Connection { limit_upload_bytes_per_s: Some(1), ..Connection::default() }, "--limit-upload"),
-            (Connection { limit_download_bytes_per_s: Some(0), ..Connection::default() }, "--limit-download"),
+            (
+                Connection { limit_upload_bytes_per_second: Some(1), ..Connection::default() },
+                "--limit-upload",
+            ),
+            (
+                Connection { limit_download_bytes_per_second: Some(0), ..Connection::default() },
+                "--limit-download",
+            ),
         ] {
             let message = refused(local(), connection);
             assert!(message.contains(flag), "{message}");

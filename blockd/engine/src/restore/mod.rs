@@ -48,9 +48,9 @@ impl Restores {
         request: &StartRestore,
     ) -> Result<RestoreStarted, ServiceError> {
         check_limits(request.limits)?;
-        let id = request.snap;
+        let id = request.cloud_snapshot_id;
         let credential =
-            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
+            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
         let manifest = self.repositories.manifest_or_cached(credential.uuid, &id).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
@@ -59,7 +59,7 @@ impl Restores {
         self.tasks.refuse_if_deleting(&id).await?;
         let row = self.lazy.row_of_restored(
             &manifest,
-            request.volume.as_ref(),
+            request.volume_name.as_ref(),
             request.labels.as_ref(),
             VolumeState::Restoring,
         )?;
@@ -72,11 +72,11 @@ impl Restores {
         task.detail.volume_name = Some(row.name.clone());
         task.detail.credential_name = credential.name.to_string();
         task.detail.limits = request.limits;
-        let (volume_id, volume) = (row.id, row.name.clone());
+        let (volume_id, volume_name) = (row.id, row.name.clone());
         let started = self.runner.store_and_launch(task, move |tx| row.insert(tx)).await;
         match started {
-            Ok(TaskStarted { task }) => {
-                Ok(RestoreStarted { task, volume_id, volume, previous: None, schedules })
+            Ok(TaskStarted { task_id }) => {
+                Ok(RestoreStarted { task_id, volume_id, volume_name, previous_snapshot_id: None, schedules })
             }
             Err(error) => {
                 self.registry.remove(&entry);
@@ -93,9 +93,9 @@ impl Restores {
         self: &Arc<Self>,
         request: &StartLazyRestore,
     ) -> Result<LazyRestored, ServiceError> {
-        let id = request.snap;
+        let id = request.cloud_snapshot_id;
         let credential =
-            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
+            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
         let manifest = self.repositories.manifest_or_cached(credential.uuid, &id).await?;
         blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
 
@@ -104,7 +104,7 @@ impl Restores {
         self.tasks.refuse_if_deleting(&id).await?;
         let row = self.lazy.row_of_restored(
             &manifest,
-            request.volume.as_ref(),
+            request.volume_name.as_ref(),
             request.labels.as_ref(),
             VolumeState::Creating,
         )?;
@@ -127,11 +127,11 @@ impl Restores {
         }
         tracing::info!(volume = %entry.id, name = %entry.name, cloudsnap = %id, "lazy volume created");
         // If the row of the task is not stored, the next start creates one.
-        let task = match request.hydrate {
+        let task_id = match request.hydrate {
             true => Some(self.launch_hydration(&entry, lazy).await?),
             false => None,
         };
-        Ok(LazyRestored { task, volume_id: entry.id, volume: entry.name.clone(), schedules })
+        Ok(LazyRestored { task_id, volume_id: entry.id, volume_name: entry.name.clone(), schedules })
     }
 
     /// Attaches a source to a clone of a lazy volume, and starts its hydration if its parent is to be

@@ -22,9 +22,9 @@ impl Restores {
         request: &StartInPlace,
     ) -> Result<RestoreStarted, ServiceError> {
         check_limits(request.limits)?;
-        let id = request.snap;
+        let id = request.cloud_snapshot_id;
         let credential =
-            self.repositories.credential_with(&id, request.cred_id.as_ref(), Purpose::Read).await?;
+            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
         let manifest = self.repositories.manifest_or_cached(credential.uuid, &id).await?;
 
         let _admission = self.admission.lock().await;
@@ -71,10 +71,10 @@ impl Restores {
         self.in_place_work.fences.lock().insert(entry.id, mark);
         match self.runner.store_and_launch(row, |_| Ok(())).await {
             Ok(started) => Ok(RestoreStarted {
-                task: started.task,
+                task_id: started.task_id,
                 volume_id: entry.id,
-                volume: entry.name.clone(),
-                previous: (!request.discard).then_some(before),
+                volume_name: entry.name.clone(),
+                previous_snapshot_id: (!request.discard).then_some(before),
                 schedules: Vec::new(),
             }),
             Err(error) => {

@@ -164,7 +164,7 @@ impl ScheduleRunner {
             for run in runs {
                 let message = format!("a run of schedule {} failed: {reason}", run.schedule);
                 let event = NewEvent::new(now, Severity::Error, "run-failed", message);
-                NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)?;
+                NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)?;
                 let failed = RunRow {
                     state: RunState::Failed,
                     completed: Some(now),

@@ -3,6 +3,7 @@
 pub mod judgement;
 pub mod known_health;
 mod local;
+mod plan;
 pub mod plausibility;
 pub mod policies;
 pub mod requests;

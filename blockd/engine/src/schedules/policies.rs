@@ -5,8 +5,8 @@ use crate::{
     schedules::{plausibility::refuse_never, requests::Schedules},
 };
 use blockd_api::{
-    Deleted, ErrorCode,
-    schedules::{MAX_RULES, Policy, PolicyList, PolicyName, Rule, UpdatePolicy},
+    Deleted, ErrorCode, List,
+    schedules::{MAX_RULES, Policy, PolicyName, Rule, UpdatePolicy},
 };
 use blockd_catalog::{PolicyRow, ScheduleRow};
 use jiff::Timestamp;
@@ -58,9 +58,9 @@ impl Schedules {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn list_policies(&self) -> Result<PolicyList, ServiceError> {
+    pub async fn list_policies(&self) -> Result<List<Policy>, ServiceError> {
         let rows = self.db.run(PolicyRow::all).await?;
-        Ok(PolicyList { policies: rows.into_iter().map(to_api).collect() })
+        Ok(rows.into_iter().map(to_api).collect())
     }
 
     /// Returns a policy.
@@ -130,7 +130,7 @@ impl Schedules {
             Ok(PolicyRow::delete(tx, &wanted)?)
         });
         match deleted.await? {
-            true => Ok(Deleted { id: name.to_string(), name: name.to_string(), warnings: Vec::new() }),
+            true => Ok(Deleted { name: Some(name.to_string()), ..Deleted::default() }),
             false => Err(not_found(&name)),
         }
     }

@@ -1,11 +1,11 @@
-//! Schedule requests: create, list, update, delete, run, and plan of the retention.
+//! Schedule requests: create, list, update, delete and run.
 
 use crate::{
     error::ServiceError,
     quiesce::{Quiescer, rules::refuse_unknown},
     repositories::Repositories,
     schedules::{
-        judgement, plausibility,
+        plausibility,
         policies::{check_rules, not_found},
         transactions::{self, Candidate},
         wake::Scheduler,
@@ -13,11 +13,10 @@ use crate::{
     volumes::registry::{EntryState, Registry},
 };
 use blockd_api::{
-    CredentialRef, Deleted, ErrorCode, ObjectName, VolumeRef,
+    Deleted, ErrorCode, List, ObjectName, VolumeRef,
     schedules::{
-        CopyState, CreateSchedule, Judged, JudgedSnapshot, ListRuns, MAX_HISTORY, MAX_TARGETS, RetainAt,
-        RetentionPlan, RunList, RunState, Schedule, ScheduleList, Selector, UnreadableSchedule,
-        UpdateSchedule,
+        CopyState, CreateSchedule, CredentialRetention, ListRuns, MAX_HISTORY, MAX_TARGETS, RetainAt, Run,
+        RunState, Schedule, ScheduleList, SelectedVolumes, Selector, UnreadableSchedule, UpdateSchedule,
     },
 };
 use blockd_catalog::{Db, DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec};
@@ -39,7 +38,7 @@ pub struct Schedules {
     pub(crate) scheduler: Arc<Scheduler>,
 }
 
-fn no_schedule(uuid: Uuid) -> ServiceError {
+pub(super) fn no_schedule(uuid: Uuid) -> ServiceError {
     ServiceError::refused(ErrorCode::ScheduleNotFound, format!("there is no schedule {uuid}"))
 }
 
@@ -61,10 +60,10 @@ fn to_api(
         let is_local = location == LOCAL;
         let retain = if is_local { spec.local.as_ref() } else { spec.retain_at.get(&location) };
         CopyState {
-            credential: (!is_local).then_some(location),
+            credential_id: (!is_local).then_some(location),
             retain: retain.unwrap_or(&spec.retain).clone(),
             kept: count.kept,
-            newest: count.newest,
+            newest_at: count.newest,
             last_state: count.last_state,
         }
     };
@@ -72,31 +71,44 @@ fn to_api(
     let retain_at = spec
         .retain_at
         .iter()
-        .map(|(uuid, retain)| RetainAt { cred_id: CredentialRef::Id(*uuid), retain: retain.clone() });
+        .map(|(uuid, retain)| CredentialRetention { credential_id: *uuid, retain: retain.clone() });
     Ok(Schedule {
-        uuid: row.uuid,
+        schedule_id: row.uuid,
         name: spec.name.clone(),
-        selector: spec.selector.clone(),
-        credentials: spec.credentials.clone(),
+        selector: selected(&spec.selector, volumes),
+        credential_ids: spec.credentials.clone(),
         local: spec.local.clone(),
         retain_at: retain_at.collect(),
         copies,
         rules: spec.rules.clone(),
-        policy: row.policy.clone(),
+        policy_name: row.policy.clone(),
         retain: spec.retain.clone(),
         full: spec.full,
         jitter_seconds: spec.jitter,
         priority: spec.priority,
-        rule: spec.rule.clone(),
+        rule_name: spec.rule.clone(),
         paused: row.paused,
-        created: row.created,
-        next_run: transactions::next_run(tx, row, now)?,
-        last_run: RunRow::last_of(tx, row.uuid)?,
-        overdue_since: transactions::overdue_since(tx, row, now)?,
+        created_at: row.created,
+        next_run_at: transactions::next_run(tx, row, now)?,
+        last_run_at: RunRow::last_of(tx, row.uuid)?,
+        overdue_at: transactions::overdue_since(tx, row, now)?,
         without_volume: !transactions::selects_any(&spec.selector, volumes),
         warnings: Vec::new(),
         schedule: whens.join(", "),
     })
+}
+
+/// Describes the volumes of a schedule, with the name of a single one.
+fn selected(selector: &Selector, volumes: &[Candidate]) -> SelectedVolumes {
+    let (volume_id, volume_name) = match &selector.volume {
+        Some(VolumeRef::Id(id)) => {
+            let known = volumes.iter().find(|volume| volume.id == *id);
+            (Some(*id), known.map(|volume| volume.name.clone()))
+        }
+        Some(VolumeRef::Name(name)) => (None, Some(name.clone())),
+        None => (None, None),
+    };
+    SelectedVolumes { volume_id, volume_name, group: selector.group.clone(), label: selector.label.clone() }
 }
 
 fn find(tx: &Transaction<'_>, uuid: Uuid) -> Result<ScheduleRow, ServiceError> {
@@ -216,10 +228,10 @@ impl Schedules {
         };
         let mut credentials = Vec::new();
         // Local snapshots need no location.
-        if request.cred_ids.is_empty() && request.local.is_none() {
+        if request.credentials.is_empty() && request.local.is_none() {
             credentials.push(self.repositories.credential(None).await?.uuid);
         }
-        for wanted in &request.cred_ids {
+        for wanted in &request.credentials {
             let uuid = self.repositories.credential(Some(wanted)).await?.uuid;
             if !credentials.contains(&uuid) {
                 credentials.push(uuid);
@@ -231,7 +243,7 @@ impl Schedules {
             return Err(invalid(message));
         }
         let retain_at = self.retain_at(&request.retain_at, &credentials).await?;
-        if let Some(rule) = &request.rule {
+        if let Some(rule) = &request.rule_name {
             self.quiescer.refuse_rule(rule).await?;
         }
         let now = Timestamp::now();
@@ -239,7 +251,7 @@ impl Schedules {
             uuid: Uuid::new_v4(),
             created: now,
             paused: request.paused,
-            policy: request.policy,
+            policy: request.policy_name,
             spec: ScheduleSpec {
                 name: request.name,
                 selector,
@@ -251,7 +263,7 @@ impl Schedules {
                 priority: request.priority,
                 local: request.local,
                 retain_at,
-                rule: request.rule,
+                rule: request.rule_name,
             },
         };
         let volumes = self.candidates();
@@ -263,7 +275,7 @@ impl Schedules {
             put(tx, &row, &volumes, now)
         });
         let schedule = made.await?;
-        tracing::info!(schedule = %schedule.uuid, when = %schedule.schedule, "schedule created");
+        tracing::info!(schedule = %schedule.schedule_id, when = %schedule.schedule, "schedule created");
         self.scheduler.wake();
         Ok(schedule)
     }
@@ -278,9 +290,10 @@ impl Schedules {
             let mut list = ScheduleList::default();
             for (uuid, row) in ScheduleRow::each(tx)? {
                 match row {
-                    Ok(row) => list.schedules.push(to_api(tx, &row, &volumes, now)?),
+                    Ok(row) => list.list.items.push(to_api(tx, &row, &volumes, now)?),
                     Err(error) => {
-                        list.unreadable.push(UnreadableSchedule { uuid, error: error.to_string() });
+                        let cause = error.to_string();
+                        list.unreadable.push(UnreadableSchedule { schedule_id: uuid, cause });
                     }
                 }
             }
@@ -311,7 +324,7 @@ impl Schedules {
         request: UpdateSchedule,
     ) -> Result<Schedule, ServiceError> {
         let now = Timestamp::now();
-        if let Some(Some(rule)) = &request.rule {
+        if let Some(Some(rule)) = &request.rule_name {
             self.quiescer.refuse_rule(rule).await?;
         }
         let retain_at = match &request.retain_at {
@@ -325,7 +338,7 @@ impl Schedules {
         let changed = self.db.run(move |tx| {
             let mut row = find(tx, uuid)?;
             // A problem of the policy must not prevent a pause.
-            let must_check = request.rules.is_some() || request.policy.is_some();
+            let must_check = request.rules.is_some() || request.policy_name.is_some();
             let must_fit = must_check || request.jitter_seconds.is_some();
             if let Some(rules) = &request.rules {
                 plausibility::refuse_never(rules, now)?;
@@ -341,7 +354,7 @@ impl Schedules {
                 row.spec.rules = rules;
                 ScheduleRow::clear_cursors(tx, uuid)?;
             }
-            row.policy = request.policy.or(row.policy);
+            row.policy = request.policy_name.or(row.policy);
             row.spec.retain = request.retain.unwrap_or(row.spec.retain);
             row.spec.full = request.full.unwrap_or(row.spec.full);
             row.spec.jitter = request.jitter_seconds.unwrap_or(row.spec.jitter);
@@ -353,7 +366,7 @@ impl Schedules {
                 ));
             }
             row.spec.retain_at = retain_at.unwrap_or(row.spec.retain_at);
-            row.spec.rule = request.rule.unwrap_or(row.spec.rule);
+            row.spec.rule = request.rule_name.unwrap_or(row.spec.rule);
             if must_check {
                 check_rules(&row.rules(tx)?)?;
             }
@@ -373,12 +386,15 @@ impl Schedules {
     /// There is no such schedule.
     pub async fn delete_schedule(&self, uuid: Uuid) -> Result<Deleted, ServiceError> {
         let now = Timestamp::now();
-        self.db
-            .run(move |tx| -> Result<(), ServiceError> {
+        let name = self
+            .db
+            .run(move |tx| -> Result<_, ServiceError> {
                 // Also an unreadable one.
                 if !ScheduleRow::exists(tx, uuid)? {
                     return Err(no_schedule(uuid));
                 }
+                let readable = ScheduleRow::all(tx)?.into_iter().find(|row| row.uuid == uuid);
+                let name = readable.and_then(|row| row.spec.name).map(|name| name.to_string());
                 let queued = RunRow::in_state(tx, RunState::Queued)?;
                 for run in queued.iter().filter(|run| run.schedule == uuid) {
                     transactions::end_queued(
@@ -389,33 +405,34 @@ impl Schedules {
                         now,
                     )?;
                 }
-                Ok(ScheduleRow::delete(tx, uuid)?)
+                ScheduleRow::delete(tx, uuid)?;
+                Ok(name)
             })
             .await?;
-        Ok(Deleted { id: uuid.to_string(), name: String::new(), warnings: Vec::new() })
+        Ok(Deleted { schedule_id: Some(uuid.to_string()), name, ..Deleted::default() })
     }
 
     /// Runs a schedule now, also while it is paused.
     ///
     /// # Errors
     /// There is no such schedule.
-    pub async fn run_schedule(&self, uuid: Uuid) -> Result<RunList, ServiceError> {
+    pub async fn run_schedule(&self, uuid: Uuid) -> Result<List<Run>, ServiceError> {
         let (now, volumes, scheduler) = (Timestamp::now(), self.candidates(), Arc::clone(&self.scheduler));
         let runs = self.db.run(move |tx| -> Result<_, ServiceError> {
             // A run whose snapshot or task has ended must not block this one until the next pass.
             scheduler.settle(tx, now)?;
             Ok(transactions::run_now(tx, &find(tx, uuid)?, &volumes, now)?)
         });
-        let runs = runs.await?.iter().map(RunRow::to_api).collect();
+        let runs = runs.await?;
         self.scheduler.wake();
-        Ok(RunList { runs })
+        Ok(runs.iter().map(RunRow::to_api).collect())
     }
 
     /// Returns the runs of schedules, newest first.
     ///
     /// # Errors
     /// There is no such volume.
-    pub async fn list_runs(&self, query: ListRuns) -> Result<RunList, ServiceError> {
+    pub async fn list_runs(&self, query: ListRuns) -> Result<List<Run>, ServiceError> {
         let volume = match &query.volume {
             // The volume may be gone: its runs are still listed.
             Some(VolumeRef::Id(id)) => Some(*id),
@@ -423,57 +440,16 @@ impl Schedules {
             None => None,
         };
         let max = query.max.unwrap_or(DEFAULT_HISTORY).min(MAX_HISTORY);
-        let prefix = query.schedule_prefix.as_ref().map(|prefix| prefix.to_ascii_lowercase());
+        let prefix = query.schedule_id_prefix.as_ref().map(|prefix| prefix.to_ascii_lowercase());
         if prefix.as_ref().is_some_and(|prefix| !prefix.chars().all(|c| c.is_ascii_hexdigit() || c == '-')) {
-            return Err(invalid("schedulePrefix is not a prefix of a schedule's id"));
+            return Err(invalid("scheduleIdPrefix is not a prefix of a schedule's id"));
         }
         let rows = self.db.run(move |tx| {
-            let schedule = query.schedule.map(|id| id.to_string()).or(prefix);
+            let schedule = query.schedule_id.map(|id| id.to_string()).or(prefix);
             RunRow::history(tx, schedule.as_deref(), volume, max)
         });
         let rows = rows.await?;
-        Ok(RunList { runs: rows.iter().map(RunRow::to_api).collect() })
-    }
-
-    /// Returns what a schedule's retention would keep and delete now, with reasons. Changes nothing.
-    ///
-    /// # Errors
-    /// There is no such schedule.
-    pub async fn plan_retention(&self, uuid: Uuid) -> Result<RetentionPlan, ServiceError> {
-        let now = Timestamp::now();
-        let judged = self.db.run(move |tx| -> Result<_, ServiceError> {
-            match ScheduleRow::find(tx, uuid)? {
-                Some(row) => Ok((judgement::judge(tx, &row, now)?, judgement::judge_local(tx, &row, now)?)),
-                // Backups of a deleted schedule are listed as long as their runs are known.
-                None => match judgement::judge_deleted(tx, uuid)? {
-                    (judged, local) if judged.is_empty() && local.is_empty() => Err(no_schedule(uuid)),
-                    both => Ok(both),
-                },
-            }
-        });
-        let (judged, local) = judged.await?;
-        let snapshots = local.into_iter().map(|judgement| JudgedSnapshot {
-            run: judgement.run.id,
-            snapshot: judgement.snapshot,
-            name: judgement.name,
-            volume: judgement.run.volume_name.clone(),
-            created: judgement.run.started,
-            verdict: judgement.verdict,
-        });
-        let snapshots = snapshots.collect();
-        let cloudsnaps = judged.into_iter().map(|judgement| Judged {
-            gone_rule: judgement
-                .is_of_gone_rule
-                .then(|| judgement.run.rule.as_ref().map(ToString::to_string))
-                .flatten(),
-            run: judgement.run.id,
-            cloudsnap: judgement.cloudsnap,
-            volume: judgement.run.volume_name.clone(),
-            credential: judgement.credential,
-            created: judgement.run.started,
-            verdict: judgement.verdict,
-        });
-        Ok(RetentionPlan { cloudsnaps: cloudsnaps.collect(), snapshots })
+        Ok(rows.iter().map(RunRow::to_api).collect())
     }
 
     /// Returns the retention of single locations of a schedule.
@@ -483,8 +459,8 @@ impl Schedules {
         targets: &[Uuid],
     ) -> Result<BTreeMap<Uuid, Retention>, ServiceError> {
         let mut retain_at = BTreeMap::new();
-        for RetainAt { cred_id, retain } in given {
-            let credential = self.repositories.credential(Some(cred_id)).await?;
+        for RetainAt { credential, retain } in given {
+            let credential = self.repositories.credential(Some(credential)).await?;
             if !targets.contains(&credential.uuid) {
                 return Err(invalid(format!("the schedule does not back up to {}", credential.name)));
             }

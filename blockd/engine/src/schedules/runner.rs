@@ -357,7 +357,7 @@ impl ScheduleRunner {
                 }
                 let message = format!("a run of schedule {} failed: {reason}", run.schedule);
                 let event = NewEvent::new(now, Severity::Error, "run-failed", message);
-                NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)
+                NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)
             })
         };
         self.db.run(ended).await?;
@@ -427,7 +427,7 @@ impl ScheduleRunner {
                     tracing::info!(cloudsnap = %id, "deletion skipped: pin or expiry date changed concurrently");
                 }
                 Ok(Some(Some(started))) => {
-                    tracing::info!(cloudsnap = %id, task = %started.task, verdict = %judgement.verdict, "deletion by retention started");
+                    tracing::info!(cloudsnap = %id, task = %started.task_id, verdict = %judgement.verdict, "deletion by retention started");
                 }
                 Err(ServiceError::Stopping) => return Err(ServiceError::Stopping),
                 Err(error) if error.to_api().code == ErrorCode::CloudsnapNotFound => {

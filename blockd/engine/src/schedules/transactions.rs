@@ -96,7 +96,7 @@ fn fail_waiting(tx: &Transaction<'_>, run: &RunRow, now: Timestamp) -> Result<()
     tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
     let message = format!("a run of schedule {} failed: {reason}", run.schedule);
     let event = NewEvent::new(now, Severity::Error, "run-failed", message);
-    NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)?;
+    NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)?;
     end_queued(tx, run, RunState::Failed, reason, now).map(drop)
 }
 
@@ -194,7 +194,8 @@ pub fn fire(
                             tracing::warn!(schedule = %schedule.uuid, run = run.id, %reason, "run skipped");
                             let message = format!("a run of schedule {} is skipped: {reason}", schedule.uuid);
                             let event = NewEvent::new(now, Severity::Warning, "run-skipped", message);
-                            NewEvent { volume: run.volume_name.clone(), ..event }.insert(tx)?;
+                            NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }
+                                .insert(tx)?;
                         }
                     }
                     schedule.set_cursor(tx, &rule.when, processed_until)?;

@@ -55,7 +55,7 @@ impl Snapshots {
         }
         // A row per member, and `members` returns at least one.
         let first = &rows[0];
-        let (group, created) = (first.taken_with.clone().unwrap_or(group), first.created);
+        let (group, created_at) = (first.taken_with.clone().unwrap_or(group), first.created);
         tracing::info!(group = %group.group_id, %name, members = group.members, stall_micros = group.group_stall_micros, "group snapshot taken");
         let mut snapshots = Vec::with_capacity(rows.len());
         for (row, entry) in rows.iter().zip(&entries) {
@@ -67,7 +67,7 @@ impl Snapshots {
                 &self.host.data_dir.nbd_socket(),
             ));
         }
-        Ok(GroupSnapshot { group, name, created, snapshots })
+        Ok(GroupSnapshot { group, name, created_at, list: snapshots.into() })
     }
 
     /// Returns the selected volumes, sorted by name and without duplicates.

@@ -21,8 +21,8 @@ use crate::{
     },
 };
 use blockd_api::{
-    Deleted, ErrorCode, GroupRef, SnapshotName, SnapshotRef, VolumeRef,
-    snapshots::{self as api, CreateSnapshot, ListSnapshots, SnapshotList},
+    Deleted, ErrorCode, GroupRef, List, SnapshotName, SnapshotRef, VolumeRef,
+    snapshots::{self as api, CreateSnapshot, ListSnapshots},
 };
 use blockd_catalog::{Chain, Db, DbError, SnapshotRow, SnapshotState, TaskRow};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
@@ -80,7 +80,7 @@ impl Snapshots {
     ///
     /// # Errors
     /// There is no such volume.
-    pub async fn list_snapshots(&self, query: &ListSnapshots) -> Result<SnapshotList, ServiceError> {
+    pub async fn list_snapshots(&self, query: &ListSnapshots) -> Result<List<api::Snapshot>, ServiceError> {
         let volume = query.volume.as_ref().map(|wanted| self.registry.find(wanted)).transpose()?;
         let volume = volume.map(|entry| entry.id);
         let rows = self.db.run(move |tx| SnapshotRow::all(tx, volume)).await?;
@@ -107,7 +107,7 @@ impl Snapshots {
             let of = |row: &SnapshotRow| space.iter().find(|space| space.id == row.id);
             snapshots.extend(shown.into_iter().map(|row| to_api(row, &entry, of(row), &socket)));
         }
-        Ok(SnapshotList { snapshots })
+        Ok(snapshots.into())
     }
 
     /// Returns a user snapshot.
@@ -217,7 +217,8 @@ impl Snapshots {
         }
         self.forget_intervals(&entry).await;
         tracing::info!(volume = %row.volume, snapshot = %id, name = %row.name, "snapshot deleted");
-        Ok(Deleted { id: id.to_string(), name: row.name.to_string(), warnings: Vec::new() })
+        let name = Some(row.name.to_string());
+        Ok(Deleted { snapshot_id: Some(id), name, ..Deleted::default() })
     }
 
     /// Removes a snapshot in deletion from its volume, then its row.
@@ -306,11 +307,11 @@ pub fn to_api(
     api::Snapshot {
         uri: blockd_api::nbd_unix_uri(&export, socket),
         export,
-        id: row.id,
-        volume: entry.name.clone(),
+        snapshot_id: row.id,
+        volume_name: entry.name.clone(),
         volume_id: entry.id,
         name: row.name.clone(),
-        created: row.created,
+        created_at: row.created,
         epoch: row.epoch,
         freeze_stall_micros: row.freeze_stall_micros,
         dirty_bytes: row.dirty_bytes,

@@ -11,7 +11,7 @@ use crate::{
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
-    ErrorCode, SnapshotName, SnapshotRef, VolumeRef,
+    ErrorCode, List, SnapshotName, SnapshotRef, VolumeRef,
     snapshots::{DiffExtent, DiffKind, DiffSnapshots, RestoreSnapshot, SnapshotDiff, SnapshotRestored},
 };
 use blockd_catalog::{SnapshotRow, SnapshotState};
@@ -49,15 +49,14 @@ impl Snapshots {
         let (from_id, to_id) = (from.id, to.as_ref().map(|to| to.id));
         let start = BlockIndex(query.offset_bytes.unwrap_or(0) / BLOCK_SIZE_BYTES);
         let mut diff = SnapshotDiff {
-            volume: entry.name.clone(),
-            from: from.name,
-            to: to.map(|to| to.name),
+            volume_name: entry.name.clone(),
+            from_snapshot_name: from.name,
+            to_snapshot_name: to.map(|to| to.name),
             from_size_bytes: 0,
             to_size_bytes: 0,
             data_bytes: 0,
             zero_bytes: 0,
-            extents: Vec::new(),
-            next_offset_bytes: None,
+            list: List::default(),
         };
         blocking(move || {
             let found = volume.difference(from_id, to_id)?;
@@ -68,12 +67,12 @@ impl Snapshots {
             let end = Extent::whole(found.to_size_bytes).end();
             if start < end {
                 let mut runs = found.extents_in(Extent::between(start, end));
-                diff.extents.extend(runs.by_ref().take(MAX_EXTENTS).map(|run| DiffExtent {
+                diff.list.items.extend(runs.by_ref().take(MAX_EXTENTS).map(|run| DiffExtent {
                     offset_bytes: run.extent.offset_bytes(),
-                    length_bytes: run.extent.len_bytes(),
+                    len_bytes: run.extent.len_bytes(),
                     kind: if run.has_data { DiffKind::Data } else { DiffKind::Zero },
                 }));
-                diff.next_offset_bytes = runs.next().map(|run| run.extent.offset_bytes());
+                diff.list.next = runs.next().map(|run| run.extent.offset_bytes());
             }
             Ok::<_, blockd_volume::VolumeError>(diff)
         })
@@ -150,9 +149,9 @@ impl Snapshots {
         };
         self.forget_intervals(&entry).await;
         let restored = SnapshotRestored {
-            volume: entry.name.clone(),
-            snapshot: snapshot.name,
-            kept: kept.map(|row| to_api(&row, &entry, None, &self.host.data_dir.nbd_socket())),
+            volume_name: entry.name.clone(),
+            snapshot_name: snapshot.name,
+            kept_snapshot: kept.map(|row| to_api(&row, &entry, None, &self.host.data_dir.nbd_socket())),
             changed_bytes: done.changed_blocks * BLOCK_SIZE_BYTES,
             copied_bytes: done.copied_blocks * BLOCK_SIZE_BYTES,
         };

@@ -18,7 +18,7 @@ fn range(extent: Extent) -> ByteRange {
 
 fn affected(cloudsnap: &str, blocks: &BlockSet) -> AffectedCloudsnap {
     AffectedCloudsnap {
-        cloudsnap: cloudsnap.to_owned(),
+        cloud_snapshot_id: cloudsnap.to_owned(),
         lost_bytes: blocks.len_bytes(),
         ranges: blocks.extents().take(MAX_AFFECTED).map(range).collect(),
     }
@@ -30,7 +30,7 @@ pub(crate) fn of_report(report: &VerifyReport) -> Findings {
     let damage = report.findings.iter().take(MAX_LISTED).map(|finding| DamageFinding {
         object: finding.object.clone(),
         offset_bytes: finding.offset_bytes,
-        what: finding.what.clone(),
+        cause: finding.what.clone(),
         affects: finding
             .affects
             .iter()
@@ -54,7 +54,7 @@ pub(crate) fn of_restore(cloudsnap: &str, damage: &Damage) -> Findings {
     let listed = damage.pieces.iter().take(MAX_LISTED).map(|piece| DamageFinding {
         object: piece.object.clone(),
         offset_bytes: piece.offset_bytes,
-        what: piece.what.clone(),
+        cause: piece.what.clone(),
         affects: vec![affected(cloudsnap, &piece.blocks.iter().copied().collect())],
     });
     Findings {

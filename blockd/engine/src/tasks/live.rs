@@ -91,8 +91,8 @@ impl LiveTask {
             cancel: CancelToken::new(),
             stop_wanted: AtomicBool::new(false),
             bandwidth: Arc::new(Bandwidth::new(
-                row.detail.limits.limit_upload_bytes_per_s,
-                row.detail.limits.limit_download_bytes_per_s,
+                row.detail.limits.limit_upload_bytes_per_second,
+                row.detail.limits.limit_download_bytes_per_second,
             )),
             state: Mutex::new(LiveState { row, run: None }),
             version,
@@ -107,7 +107,7 @@ impl LiveTask {
 
     /// Changes the bandwidth limits.
     pub fn set_limits(&self, limits: TaskLimits) {
-        self.bandwidth.set(limits.limit_upload_bytes_per_s, limits.limit_download_bytes_per_s);
+        self.bandwidth.set(limits.limit_upload_bytes_per_second, limits.limit_download_bytes_per_second);
         self.detail(|detail| detail.limits = limits);
     }
 

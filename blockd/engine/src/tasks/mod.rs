@@ -15,8 +15,8 @@ pub mod workers;
 pub use crate::tasks::live::LiveTask;
 use crate::{error::ServiceError, host::Host, readers::SnapshotReaders, repositories::Repositories};
 use blockd_api::{
-    ErrorCode, MAX_WAIT_MS,
-    tasks::{self as api, ListTasks, Requests, TaskKind, TaskList, TaskStage, WaitTask},
+    ErrorCode, List, MAX_WAIT_MILLIS,
+    tasks::{self as api, ListTasks, Requests, TaskKind, TaskStage, WaitTask},
 };
 use blockd_catalog::{Db, DbError, NewEvent, TaskRow};
 use blockd_cloud::{CancelToken, CloudSnapshotId};
@@ -178,7 +178,7 @@ impl Tasks {
     pub async fn task(&self, id: Uuid, wait: &WaitTask) -> Result<api::Task, ServiceError> {
         let live = self.live.lock().get(&id).cloned();
         if let Some(live) = live {
-            let time_limit = Duration::from_millis(wait.wait_ms.unwrap_or(0).min(MAX_WAIT_MS));
+            let time_limit = Duration::from_millis(wait.wait_millis.unwrap_or(0).min(MAX_WAIT_MILLIS));
             tokio::select! {
                 () = live.changed_since(wait.since_version.unwrap_or(0)) => {}
                 () = tokio::time::sleep(time_limit) => {}
@@ -195,7 +195,7 @@ impl Tasks {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn list_tasks(&self, query: &ListTasks) -> Result<TaskList, ServiceError> {
+    pub async fn list_tasks(&self, query: &ListTasks) -> Result<List<api::Task>, ServiceError> {
         let mut rows = self.db.run(TaskRow::all).await?;
         // Rows of running tasks are newer in memory.
         let live = self.live.lock().clone();
@@ -204,34 +204,34 @@ impl Tasks {
                 *row = live.view();
             }
         }
-        let prefix = query.name.as_deref().unwrap_or_default();
+        let prefix = query.id_prefix.as_deref().unwrap_or_default();
         // The id of a group snapshot finds all its backups.
         let is_meant = |row: &&TaskRow| {
             [Some(row.id), group_of(row)].iter().flatten().any(|id| id.to_string().starts_with(prefix))
         };
         let wanted = rows.iter().filter(is_meant);
-        Ok(TaskList { tasks: wanted.map(|row| self.task_to_api(row)).collect() })
+        Ok(wanted.map(|row| self.task_to_api(row)).collect())
     }
 
     pub(crate) fn task_to_api(&self, row: &TaskRow) -> api::Task {
         let detail = &row.detail;
         let end = detail.completed.unwrap_or_else(Timestamp::now);
         api::Task {
-            name: row.id,
+            task_id: row.id,
             kind: row.kind(),
-            source_volume: row.decided_cloudsnap().map(|id| id.to_string()),
+            cloud_snapshot_id: row.decided_cloudsnap().map(|id| id.to_string()),
             group_id: group_of(row),
-            volume: detail.volume_name.clone(),
+            volume_name: detail.volume_name.clone(),
             state: api::TaskState { kind: row.kind(), stage: row.state },
             node: self.host.node.clone(),
-            credential: row.credential,
+            credential_id: row.credential,
             credential_name: detail.credential_name.parse().ok(),
             phase: detail.phase.clone(),
-            bytes_total: detail.bytes_total,
-            bytes_processed: detail.bytes_processed,
-            bytes_uploaded: detail.bytes_uploaded,
-            bytes_downloaded: detail.bytes_downloaded,
-            bytes_dirty: detail.bytes_dirty,
+            total_bytes: detail.bytes_total,
+            processed_bytes: detail.bytes_processed,
+            uploaded_bytes: detail.bytes_uploaded,
+            downloaded_bytes: detail.bytes_downloaded,
+            dirty_bytes: detail.bytes_dirty,
             requests: Requests {
                 put: detail.requests.put + detail.requests.multipart,
                 get: detail.requests.get,
@@ -242,12 +242,12 @@ impl Tasks {
             freeze_stall_micros: detail.frozen.then_some(detail.freeze_stall_micros),
             quiesce: detail.quiesce.clone(),
             owner: row.owner.clone(),
-            started: row.created,
-            completed: detail.completed,
-            time_elapsed: end.duration_since(row.created).as_secs_f64().max(0.0),
+            started_at: row.created,
+            completed_at: detail.completed,
+            elapsed_seconds: end.duration_since(row.created).as_secs_f64().max(0.0),
             backup_type: detail.backup_type.map(backup_type),
             error: detail.error.clone(),
-            label: row.spec.backup().and_then(|backup| backup.options.name.clone()),
+            name: row.spec.backup().and_then(|backup| backup.options.name.clone()),
             resumable: detail.resumable,
             findings: detail.findings.clone(),
             resumed: detail.resumed.into(),

@@ -241,7 +241,7 @@ impl Runner {
         let task = row.id;
         tracing::info!(task = %task, kind = %row.kind(), cloudsnap = %row.cloudsnap, "task accepted");
         self.launch(row);
-        Ok(TaskStarted { task })
+        Ok(TaskStarted { task_id: task })
     }
 }
 

@@ -80,7 +80,8 @@ impl Volumes {
             tracing::warn!(%error, "listing the schedules without a volume failed");
             Vec::new()
         });
-        Ok(Deleted { id: id.to_string(), name: entry.name.to_string(), warnings })
+        let name = Some(entry.name.to_string());
+        Ok(Deleted { volume_id: Some(id), name, warnings, ..Deleted::default() })
     }
 
     /// Refuses to delete a volume with pinned snapshots.

@@ -72,7 +72,7 @@ pub fn shown(entry: &VolumeEntry) -> Option<api::DiscardedWrites> {
         SurvivingClients::All => api::SurvivingClients::All,
         SurvivingClients::Remote => api::SurvivingClients::Remote,
     };
-    Some(api::DiscardedWrites { clients, cause: loss.cause.to_string(), found: found(&loss) })
+    Some(api::DiscardedWrites { clients, cause: loss.cause.to_string(), found_at: found(&loss) })
 }
 
 /// Returns the reason why a kernel device older than the loss must not be reconnected.

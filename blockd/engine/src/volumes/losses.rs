@@ -24,7 +24,7 @@ impl Volumes {
             tracing::error!(volume = %entry.id, name = %entry.name, "{message}");
             self.health.note(health::DISCARDED_WRITES, &entry.id.to_string(), message.clone(), hint(&entry));
             let event = NewEvent::new(Timestamp::now(), Severity::Error, "writes-discarded", message);
-            events.push(NewEvent { volume: Some(entry.name.clone()), ..event });
+            events.push(NewEvent { volume_id: Some(entry.id), volume: Some(entry.name.clone()), ..event });
         }
         if events.is_empty() {
             return;

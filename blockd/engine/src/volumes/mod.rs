@@ -27,12 +27,10 @@ use crate::{
     },
 };
 use blockd_api::{
-    ByteSize, ErrorCode, GroupName, Labels, RuleName, VolumeRef, check_volume_size,
+    ByteSize, ErrorCode, GroupName, Labels, List, RuleName, VolumeRef, check_volume_size,
     lazy::InPlaceProgress,
     tasks::TaskStage,
-    volumes::{
-        self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo, VolumeList,
-    },
+    volumes::{self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo},
 };
 use blockd_catalog::{
     Chain, CredentialRow, Db, DbError, LazyRow, RuleUses, SnapshotRow, TaskRow, VolumeRow, VolumeState,
@@ -135,7 +133,7 @@ impl Volumes {
         // A merge may have yielded to the check.
         self.merger.wake();
         Ok(api::VolumeCheck {
-            volume: entry.name.clone(),
+            volume_name: entry.name.clone(),
             sound: found.findings.is_empty(),
             layers: found.layers,
             shared_layers: found.shared_layers,
@@ -197,7 +195,7 @@ impl Volumes {
     ///
     /// # Errors
     /// The database fails.
-    pub async fn list_volumes(&self, query: &ListVolumes) -> Result<VolumeList, ServiceError> {
+    pub async fn list_volumes(&self, query: &ListVolumes) -> Result<List<api::Volume>, ServiceError> {
         let facts = self.facts(None).await?;
         let wanted = |entry: &Arc<VolumeEntry>| {
             let tags = entry.tags();
@@ -205,7 +203,7 @@ impl Volumes {
                 && (query.group.is_none() || query.group == tags.group)
         };
         let entries = self.registry.all().into_iter().filter(wanted);
-        Ok(VolumeList { volumes: entries.map(|entry| self.to_api(&entry, &facts)).collect() })
+        Ok(entries.map(|entry| self.to_api(&entry, &facts)).collect())
     }
 
     /// Returns a volume.
@@ -256,14 +254,14 @@ impl Volumes {
         let shown = |row: &&SnapshotRow| row.volume == entry.id && !row.internal;
         let snapshot_count = facts.snapshots.iter().filter(shown).count() as u64;
         api::Volume {
-            id: entry.id,
+            volume_id: entry.id,
             name: entry.name.clone(),
             size_bytes: entry.size_bytes(),
             read_only: entry.is_read_only(),
             labels: tags.labels,
             group: tags.group,
-            rule: facts.rules.get(&entry.id).cloned(),
-            created: entry.created,
+            rule_name: facts.rules.get(&entry.id).cloned(),
+            created_at: entry.created,
             state,
             state_reason,
             discarded_writes: crate::volumes::discarded::shown(entry),
@@ -275,21 +273,21 @@ impl Volumes {
             allocated_bytes: stats.as_ref().map_or(0, |stats| stats.allocated_bytes),
             snapshot_count,
             layers: stats.as_ref().map_or(0, |stats| stats.layers),
-            merging: stats.as_ref().map(|stats| stats.merge).filter(|merge| merge.layers > 0).map(|merge| {
+            merge: stats.as_ref().map(|stats| stats.merge).filter(|merge| merge.layers > 0).map(|merge| {
                 let MergeStats { layers, done_bytes, total_bytes, .. } = merge;
-                api::Merging { layers, done_bytes, total_bytes }
+                api::MergeProgress { layers, done_bytes, total_bytes }
             }),
-            rolling_back: stats.as_ref().filter(|stats| stats.rollback_total_bytes > 0).map(|stats| {
+            rollback: stats.as_ref().filter(|stats| stats.rollback_total_bytes > 0).map(|stats| {
                 let (done_bytes, total_bytes) = (stats.rollback_done_bytes, stats.rollback_total_bytes);
-                api::RollingBack { done_bytes, total_bytes }
+                api::RollbackProgress { done_bytes, total_bytes }
             }),
             in_place_restore: facts.in_place_restore_of(entry.id),
             hydration,
             io: stats.as_ref().map_or_else(VolumeIo::default, |stats| VolumeIo {
                 reads: stats.reads,
                 writes: stats.writes,
-                bytes_read: stats.bytes_read,
-                bytes_written: stats.bytes_written,
+                read_bytes: stats.bytes_read,
+                written_bytes: stats.bytes_written,
                 flushes: stats.flushes,
             }),
             last_backups: facts.last_backups_of(entry.id),
@@ -400,10 +398,10 @@ impl VolumeFacts {
     fn last_backups_of(&self, volume: VolumeId) -> Vec<LastBackup> {
         let chains = self.chains.iter().filter(|chain| chain.volume == volume);
         let newest = chains.map(|chain| LastBackup {
-            credential: chain.credential,
+            credential_id: chain.credential,
             credential_name: self.credential_name(chain.credential),
-            cloudsnap_id: chain.cloudsnap.to_string(),
-            time: chain.finished,
+            cloud_snapshot_id: chain.cloudsnap.to_string(),
+            created_at: chain.finished,
             incrementals_since_full: chain.incrementals,
         });
         newest.collect()
@@ -413,8 +411,8 @@ impl VolumeFacts {
     fn in_place_restore_of(&self, volume: VolumeId) -> Option<InPlaceProgress> {
         let task = self.in_place_restores.iter().find(|task| task.volume == Some(volume))?;
         Some(InPlaceProgress {
-            task: task.id,
-            cloudsnap: task.cloudsnap.to_string(),
+            task_id: task.id,
+            cloud_snapshot_id: task.cloudsnap.to_string(),
             done_bytes: task.detail.bytes_processed,
             total_bytes: task.detail.bytes_total,
             is_partial: matches!(task.state, TaskStage::Failed | TaskStage::Stopped),

@@ -89,7 +89,7 @@ fn command_gets_its_environment_and_reports_its_exit_status() {
 fn last_command_output_is_kept_from_both_streams() {
     let step = run("echo out; echo err >&2", LONG);
     assert_eq!(step.output.as_deref(), Some("out\nerr\n"));
-    assert!(step.started.is_some());
+    assert!(step.started_at.is_some());
     assert_eq!(run("true", LONG).output, None);
     let long = run("yes filler | head -c 100000; echo the end", LONG).output.unwrap();
     assert_eq!(long.len(), MAX_OUTPUT_BYTES);

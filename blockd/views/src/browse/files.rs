@@ -2,7 +2,7 @@
 
 use super::browser::Browser;
 use blockd_api::{
-    CredentialRef, ErrorCode,
+    CredentialRef, ErrorCode, List,
     browse::{
         FileKind, FileList, FilePath, FileRun, FileRuns, ListFileRuns, ListFiles, ReadFile, SnapshotFile,
         SnapshotXattr,
@@ -65,7 +65,7 @@ fn file(path: FilePath, stat: Option<FileStat>, target: Option<Vec<u8>>) -> Snap
         mode: stat.map_or(0, |stat| stat.mode),
         uid: stat.map_or(0, |stat| stat.uid),
         gid: stat.map_or(0, |stat| stat.gid),
-        modified,
+        modified_at: modified,
         inode: stat.map(|stat| stat.number).filter(|number| *number > 0),
         links: stat.map(|stat| stat.links),
         target: target.map(FilePath::from_bytes),
@@ -136,7 +136,7 @@ impl FileReader {
         };
         Ok(FileList {
             file: file(path.clone(), Some(stat), target),
-            entries,
+            list: entries.into(),
             xattrs: xattrs.into_iter().map(xattr).collect(),
         })
     }
@@ -189,7 +189,8 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
         }
         at = end;
     }
-    Ok(FileRuns { size_bytes, data, until_bytes: at })
+    let next = (at < size_bytes).then_some(at);
+    Ok(FileRuns { size_bytes, list: List { items: data, next } })
 }
 
 fn with_image_hint(error: ServiceError) -> ServiceError {
@@ -270,25 +271,25 @@ mod tests {
         let run = |offset_bytes, len_bytes| FileRun { offset_bytes, len_bytes };
         let found = data_runs(&file, b"/file", 0).unwrap();
         let data = vec![run(0, 100), run(300, 100), run(600, 100), run(900, 100)];
-        assert_eq!(found, FileRuns { size_bytes: 1000, data, until_bytes: 1000 });
+        assert_eq!(found, FileRuns { size_bytes: 1000, list: data.into() });
         let found = data_runs(&file, b"/file", 650).unwrap();
-        assert_eq!(found.data, [run(650, 50), run(900, 100)]);
-        assert_eq!(data_runs(&file, b"/file", 5000).unwrap().until_bytes, 1000);
+        assert_eq!(found.list.items, [run(650, 50), run(900, 100)]);
+        assert_eq!(data_runs(&file, b"/file", 5000).unwrap().list.next, None);
 
         // Further extents come with the next request, without duplicates.
         let file = SparseFile { size: 1 << 24, step: 4096, data: 1024, max_range: 1 << 30 };
         let (mut at, mut total, mut requests) = (0, 0, 0);
         while at < file.size {
             let found = data_runs(&file, b"/file", at).unwrap();
-            assert!(found.data.len() <= MAX_EXTENTS && found.until_bytes > at);
-            total += found.data.iter().map(|run| run.len_bytes).sum::<u64>();
-            (at, requests) = (found.until_bytes, requests + 1);
+            assert!(found.list.items.len() <= MAX_EXTENTS && found.list.next.is_none_or(|next| next > at));
+            total += found.list.items.iter().map(|run| run.len_bytes).sum::<u64>();
+            (at, requests) = (found.list.next.unwrap_or(found.size_bytes), requests + 1);
         }
         assert_eq!((total, requests), ((1 << 24) / 4, 4));
 
         // An image without progress is abandoned after a bounded number of steps.
         let file = SparseFile { size: u64::MAX, step: u64::MAX, data: u64::MAX, max_range: 1 };
-        assert_eq!(data_runs(&file, b"/file", 0).unwrap().until_bytes, MAX_RANGES as u64);
+        assert_eq!(data_runs(&file, b"/file", 0).unwrap().list.next, Some(MAX_RANGES as u64));
         assert_eq!(data_runs(&file, b"/dir", 0).unwrap_err().kind(), io::ErrorKind::IsADirectory);
         assert_eq!(data_runs(&file, b"/pipe", 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }

@@ -30,8 +30,8 @@ impl Mount {
     pub fn describe(&self) -> BrowseMount {
         BrowseMount {
             mountpoint: self.mounted.mountpoint().to_owned(),
-            cred_ids: self.credentials.clone(),
-            since: self.since,
+            credentials: self.credentials.clone(),
+            mounted_at: self.since,
             uid: None,
         }
     }
@@ -95,8 +95,8 @@ impl UserMount {
         let mount = self.served.mount();
         BrowseMount {
             mountpoint: mount.mountpoint.clone(),
-            cred_ids: self.credentials.clone(),
-            since: self.since,
+            credentials: self.credentials.clone(),
+            mounted_at: self.since,
             uid: Some(mount.uid),
         }
     }

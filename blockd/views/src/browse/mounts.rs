@@ -7,8 +7,8 @@ use super::{
     mount_table::{Mount, UserMount, list_path},
 };
 use blockd_api::{
-    CredentialRef, ErrorCode,
-    browse::{BrowseMount, BrowseMountList, MountBrowse, UnmountBrowse, Unmounted},
+    CredentialRef, ErrorCode, List,
+    browse::{BrowseMount, MountBrowse, UnmountBrowse, Unmounted},
 };
 use blockd_engine::error::ServiceError;
 use blockd_fuse::{FuseError, MountOptions, resolve};
@@ -129,7 +129,7 @@ impl Browser {
     /// # Errors
     /// The mount point cannot be used, a credential is unknown, or the mount is refused.
     pub fn mount_browse(self: &Arc<Self>, request: &MountBrowse) -> Result<BrowseMount, ServiceError> {
-        self.mount(&request.mountpoint, request.cred_ids.clone())
+        self.mount(&request.mountpoint, request.credentials.clone())
     }
 
     /// Unmounts a browse mount. Blocks.
@@ -166,7 +166,7 @@ impl Browser {
     }
 
     /// Lists the mounts.
-    pub fn list_browse(&self) -> BrowseMountList {
+    pub fn list_browse(&self) -> List<BrowseMount> {
         let mut mounts = Vec::new();
         if let Some(own) = &mut *self.browse.mounts.own.lock() {
             own.retain(|mount| mount.mounted.is_alive());
@@ -176,6 +176,6 @@ impl Browser {
             handed.retain(UserMount::is_alive);
             mounts.extend(handed.iter().map(UserMount::describe));
         }
-        BrowseMountList { mounts }
+        mounts.into()
     }
 }

@@ -54,7 +54,7 @@ impl Browser {
             ));
         };
         let runtime = Handle::current();
-        for wanted in &request.cred_ids {
+        for wanted in &request.credentials {
             runtime.block_on(self.repositories.credential(Some(wanted)))?;
         }
         let mounts = &self.browse.mounts;
@@ -65,7 +65,7 @@ impl Browser {
             let message = "mount failed: too many mounts; unmount one first (blockctl browse umount)";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         };
-        let catalog = Arc::new(BrowseCatalog::new(self, request.cred_ids.clone(), runtime));
+        let catalog = Arc::new(BrowseCatalog::new(self, request.credentials.clone(), runtime));
         let mount = PassedMount { mountpoint: request.mountpoint, uid, gid };
         let shown = mount.mountpoint.display().to_string();
         let on_end = move || {
@@ -76,7 +76,7 @@ impl Browser {
         let served = blockd_fuse::serve_passed(catalog, descriptor, mount, options, on_end)
             .map_err(|error| mount_failed(&error))?;
         tracing::info!(mountpoint = %served.mount().mountpoint.display(), uid, "serving a user mount");
-        let handed = UserMount { served, credentials: request.cred_ids, since: Timestamp::now() };
+        let handed = UserMount { served, credentials: request.credentials, since: Timestamp::now() };
         let reply = handed.describe();
         {
             let mut open = mounts.handed.lock();

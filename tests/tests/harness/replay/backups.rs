@@ -11,7 +11,7 @@ use super::{
     store::StoreHistory,
     verify::{finding, on},
 };
-use crate::harness::{BLOCK, Ctl, Daemon, KIB, Nbd, Rng, Setup, Task, fault::FailingDisk, wait_until};
+use crate::harness::{BLOCK, Ctl, Daemon, KIB, Nbd, Rng, Setup, Task, fault::FailingDisk, items, wait_until};
 use std::{ops::Range, path::Path};
 
 const VOLUME: &str = "vol";
@@ -243,10 +243,10 @@ impl BackupWorkload {
         let ctl = daemon.ctl();
         wait_until("the interrupted tasks to end", || {
             let tasks = ctl.json(&["cloudsnap", "status"]);
-            let mut tasks = tasks.as_array().expect("a list of tasks").iter().cloned().map(Task);
+            let mut tasks = items(tasks).into_iter().map(Task);
             tasks.all(|task| task.is_over())
         });
-        for task in ctl.json(&["cloudsnap", "status"]).as_array().into_iter().flatten() {
+        for task in ctl.json(&["cloudsnap", "status"])["items"].as_array().into_iter().flatten() {
             if task["state"] != "Backup-Done" {
                 return Err(format!("a task failed: {task:#}"));
             }

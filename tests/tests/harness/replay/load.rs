@@ -373,7 +373,7 @@ impl Load<'_> {
             args.push("--discard");
         }
         let (done, span) = self.span(|| self.ctl().json(&args));
-        if let Some(kept) = done["kept"]["name"].as_str() {
+        if let Some(kept) = done["keptSnapshot"]["name"].as_str() {
             self.note_snapshot(0, kept, span, |_| 2);
         }
         let versions = self.volumes[0].snapshots[nth].versions.clone();

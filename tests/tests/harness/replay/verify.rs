@@ -54,7 +54,7 @@ pub(super) fn on(
 }
 
 fn names(list: &Value) -> Vec<String> {
-    let entries = list.as_array().into_iter().flatten();
+    let entries = list["items"].as_array().into_iter().flatten();
     entries.map(|entry| entry["name"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
@@ -157,7 +157,7 @@ fn covers(
     args.extend(to);
     let document = ctl.json(&args);
     let mut tracked: BTreeMap<u64, u64> = BTreeMap::new();
-    for extent in document["extents"].as_array().into_iter().flatten() {
+    for extent in document["items"].as_array().into_iter().flatten() {
         let number = |field: &str| extent[field].as_u64().unwrap_or_default();
         tracked.insert(number("offsetBytes"), number("offsetBytes") + number("lengthBytes"));
     }

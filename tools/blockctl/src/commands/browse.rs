@@ -140,7 +140,7 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Exit {
     let mut unserved = UnservedMount::make(&dir, args.allow_other).map_err(|error| refused(&error))?;
     let request = HandMount {
         mountpoint: unserved.mountpoint().to_owned(),
-        cred_ids: args.cred_id,
+        credentials: args.cred_id,
         allow_other: args.allow_other,
     };
     let Some(descriptor) = unserved.take_descriptor() else {
@@ -172,7 +172,7 @@ async fn notice(context: &Context<'_>, gone: &BrowseMountPoint) {
     let lists = async || {
         let list = context.client.call(operations::LIST_MOUNTS, &()).await.ok()?;
         let is_it = |uid: Option<u32>| uid.is_none_or(|uid| uid == gone.uid);
-        list.mounts.iter().any(|mount| mount.mountpoint == gone.mountpoint && is_it(mount.uid)).then_some(())
+        list.items.iter().any(|mount| mount.mountpoint == gone.mountpoint && is_it(mount.uid)).then_some(())
     };
     let noticed = async {
         while lists().await.is_some() {
@@ -213,18 +213,18 @@ async fn umount(context: &Context<'_>, args: UmountArgs) -> Exit {
 async fn list(context: &Context<'_>) -> Exit {
     let list = context.client.call(operations::LIST_MOUNTS, &()).await?;
     if context.output.is_json() {
-        return context.output.document(&list.mounts);
+        return context.output.document(&list);
     }
     context.output.table(&Table::of(
         "MOUNTPOINT|CREDENTIALS|UID|SINCE",
-        list.mounts.iter().map(|mount| {
-            let credentials: Vec<String> = mount.cred_ids.iter().map(ToString::to_string).collect();
+        list.items.iter().map(|mount| {
+            let credentials: Vec<String> = mount.credentials.iter().map(ToString::to_string).collect();
             let credentials = if credentials.is_empty() { "all".to_owned() } else { credentials.join(",") };
             [
                 mount.mountpoint.display().to_string(),
                 credentials,
                 or_dash(mount.uid),
-                format_time(mount.since),
+                format_time(mount.mounted_at),
             ]
         }),
     ))

@@ -6,6 +6,7 @@ use crate::{
     output::Output,
     table::printable,
 };
+use blockd_api::List;
 use clap::Args;
 use clap_complete::Shell;
 use clap_mangen::Man;
@@ -58,7 +59,7 @@ pub fn man(output: &Output, args: &ManArgs) -> Exit {
         let mut pages = Vec::new();
         write_pages(command, dir, &mut pages)?;
         let lines = || pages.iter().map(|page| printable(page) + "\n").collect();
-        return output.text(&json!({ "pages": pages }), lines);
+        return output.text(&List::from(pages.clone()), lines);
     }
     let mut page = Vec::new();
     Man::new(cli::command()).render(&mut page).map_err(|source| Failure::Stdout { source })?;

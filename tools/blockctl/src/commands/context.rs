@@ -6,6 +6,7 @@ use crate::{
     output::Output,
     table::{Table, or_dash},
 };
+use blockd_api::List;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -151,12 +152,13 @@ fn list(output: &Output, contexts: Contexts) -> Exit {
         .into_iter()
         .map(|(name, entry)| ListedContext { current: current.as_ref() == Some(&name), name, entry })
         .collect();
-    output.show(&serde_json::json!({ "contexts": listed }), || {
+    let list = List::from(listed);
+    output.show(&list, || {
         let row = |ListedContext { name, current, entry }: &ListedContext| {
             let socket = || entry.socket.as_ref().map(|path| path.display().to_string());
             let by = entry.endpoint.clone().or_else(socket);
             [name.clone(), or_dash(current.then_some("yes")), or_dash(by)]
         };
-        Table::of("NAME|CURRENT|REACHED BY", listed.iter().map(row))
+        Table::of("NAME|CURRENT|REACHED BY", list.items.iter().map(row))
     })
 }

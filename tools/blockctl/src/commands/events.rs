@@ -6,7 +6,8 @@ use crate::{
     table::{Table, or_dash},
 };
 use blockd_api::{
-    events::{Event, EventList, ListEvents, Severity},
+    List,
+    events::{Event, ListEvents, Severity},
     format_time, operations,
 };
 use clap::Args;
@@ -65,23 +66,22 @@ pub struct BundleArgs {
 const WAIT_MS: u64 = 30_000;
 
 pub async fn run(context: &Context<'_>, args: EventsArgs) -> Exit {
-    let query = ListEvents { since: None, max: Some(args.max.max(1)), wait_ms: None };
-    let EventList { mut events } = context.client.call(operations::LIST_EVENTS, &query).await?;
-    let mut last = events.last().map_or(0, |event| event.id);
+    let query = ListEvents { since: None, max: Some(args.max.max(1)), wait_millis: None };
+    let List { items: mut events, next: mut last } =
+        context.client.call(operations::LIST_EVENTS, &query).await?;
     events.drain(..events.len().saturating_sub(args.max as usize));
     let is_shown = |event: &Event| !args.errors || event.severity == Severity::Error;
     events.retain(is_shown);
     if !args.follow {
-        let list = EventList { events };
-        return context.output.show(&list, || table(&list.events));
+        let list = List { items: events, next: last };
+        return context.output.show(&list, || table(&list.items));
     }
     loop {
         for event in events.iter().filter(|event| is_shown(event)) {
             tell(context, event)?;
         }
-        let query = ListEvents { since: Some(last), max: None, wait_ms: Some(WAIT_MS) };
-        events = context.client.call(operations::LIST_EVENTS, &query).await?.events;
-        last = events.last().map_or(last, |event| event.id);
+        let query = ListEvents { since: Some(last.unwrap_or(0)), max: None, wait_millis: Some(WAIT_MS) };
+        List { items: events, next: last } = context.client.call(operations::LIST_EVENTS, &query).await?;
     }
 }
 
@@ -90,11 +90,11 @@ fn table(events: &[Event]) -> Table {
         "TIME|SEVERITY|EVENT|VOLUME|CREDENTIAL|MESSAGE",
         events.iter().map(|event| {
             [
-                format_time(event.at),
+                format_time(event.occurred_at),
                 event.severity.to_string(),
                 event.kind.clone(),
-                or_dash(event.volume.as_ref()),
-                or_dash(event.credential.as_ref()),
+                or_dash(event.volume_name.as_ref()),
+                or_dash(event.credential_name.as_ref()),
                 event.message.clone(),
             ]
         }),
@@ -106,7 +106,7 @@ fn tell(context: &Context<'_>, event: &Event) -> Exit {
     if context.output.is_json() {
         return context.output.document_line(event);
     }
-    let Event { at, severity, kind, volume, message, .. } = event;
+    let Event { occurred_at: at, severity, kind, volume_name: volume, message, .. } = event;
     let of = volume.as_ref().map(|volume| format!(" {volume}")).unwrap_or_default();
     context.output.line(format!("{}  {severity}  {kind}{of}  {message}", format_time(*at)))
 }

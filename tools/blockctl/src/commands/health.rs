@@ -21,15 +21,18 @@ const MAX_EVENTS: usize = 5;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthProblem {
-    /// Problem.
-    pub what: String,
-    /// Remedy.
-    pub todo: String,
+    /// Kind: one of the daemon's, `volume`, `attachment`, `reload`, `schedule`, `run`, `task`, `webhook` or
+    /// `event`.
+    pub kind: String,
+    /// Cause.
+    pub cause: String,
+    /// Next action.
+    pub action: String,
 }
 
 impl HealthProblem {
-    fn new(what: String, todo: impl Into<String>) -> Self {
-        Self { what, todo: todo.into() }
+    fn new(kind: &str, cause: String, action: impl Into<String>) -> Self {
+        Self { kind: kind.to_owned(), cause, action: action.into() }
     }
 }
 
@@ -49,21 +52,24 @@ pub struct Known {
     /// Webhooks.
     pub webhooks: Vec<WebhookStatus>,
     /// Failed reload of the configuration.
-    pub reload_failed: Option<ReloadFailure>,
+    pub reload_failure: Option<ReloadFailure>,
     /// Problems reported by the daemon.
     pub problems: Vec<Problem>,
 }
 
 /// Returns all problems, the worst first.
-pub fn troubles(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
-    let lines =
-        known.problems.iter().map(|problem| HealthProblem::new(problem.what.clone(), problem.todo.clone()));
+pub fn problems(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
+    let lines = known
+        .problems
+        .iter()
+        .map(|problem| HealthProblem::new(&problem.kind, problem.cause.clone(), problem.action.clone()));
     let mut found: Vec<HealthProblem> = lines.collect();
     for volume in &known.volumes {
         let name = &volume.name;
         if volume.state == VolumeState::Failed {
             let reason = volume.state_reason.as_deref().unwrap_or("unknown cause");
             found.push(HealthProblem::new(
+                "volume",
                 format!("volume {name} is not served: {reason}"),
                 format!("blockctl volume inspect {name}; a cloud snapshot of it can be restored under another name"),
             ));
@@ -71,25 +77,31 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
         let problem = volume.attachment.as_ref().and_then(|attachment| attachment.problem.as_ref());
         if let Some(problem) = problem {
             found.push(HealthProblem::new(
+                "attachment",
                 format!("volume {name} has no device: {problem}"),
                 format!("blockctl volume attach {name}"),
             ));
         }
     }
-    if let Some(failed) = &known.reload_failed {
+    if let Some(failed) = &known.reload_failure {
         found.push(HealthProblem::new(
+            "reload",
             format!(
                 "the changed configuration is invalid, since {}: {}",
-                format_time(failed.at),
-                failed.error
+                format_time(failed.failed_at),
+                failed.cause
             ),
             "check it with blockd --check-config, then systemctl reload blockd, or send it a SIGHUP",
         ));
     }
     for schedule in &known.schedules.unreadable {
         found.push(HealthProblem::new(
-            format!("schedule {} makes no backups: {}", schedule.uuid, schedule.error),
-            format!("blockctl cloudsnap schedules delete --uuid {}, then create it again", schedule.uuid),
+            "schedule",
+            format!("schedule {} makes no backups: {}", schedule.schedule_id, schedule.cause),
+            format!(
+                "blockctl cloudsnap schedules delete --uuid {}, then create it again",
+                schedule.schedule_id
+            ),
         ));
     }
     found.extend(overdue_schedules(known));
@@ -103,14 +115,15 @@ pub fn troubles(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
 
 /// Returns the display name of a schedule.
 fn called(schedule: &Schedule) -> String {
-    schedule.name.as_ref().map_or_else(|| schedule.uuid.to_string(), ToString::to_string)
+    schedule.name.as_ref().map_or_else(|| schedule.schedule_id.to_string(), ToString::to_string)
 }
 
 /// Returns overdue schedules.
 fn overdue_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
-    known.schedules.schedules.iter().filter_map(|schedule| {
-        let since = format_time(schedule.overdue_since?);
+    known.schedules.list.items.iter().filter_map(|schedule| {
+        let since = format_time(schedule.overdue_at?);
         Some(HealthProblem::new(
+            "schedule",
             format!("schedule {} is overdue since {since}: it makes no backups", called(schedule)),
             "see the log of blockd for the cause",
         ))
@@ -119,14 +132,15 @@ fn overdue_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
 
 /// Returns schedules that protect no volume, for example because of a mistyped label.
 fn idle_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
-    let idle = known.schedules.schedules.iter().filter(|schedule| schedule.without_volume);
+    let idle = known.schedules.list.items.iter().filter(|schedule| schedule.without_volume);
     idle.map(|schedule| {
         let name = called(schedule);
         HealthProblem::new(
+            "schedule",
             format!("schedule {name} selects no volume"),
             format!(
                 "check its volumes with blockctl cloudsnap schedules list; to change them, blockctl cloudsnap schedules delete --uuid {}, then create it again",
-                schedule.uuid
+                schedule.schedule_id
             ),
         )
     })
@@ -136,23 +150,26 @@ fn idle_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
 fn failed_runs(known: &Known) -> Vec<HealthProblem> {
     let (mut seen, mut found) = (Vec::new(), Vec::new());
     for run in &known.runs {
-        let of = (run.schedule, run.volume_id, run.credential);
+        let of = (run.schedule_id, run.volume_id, run.credential_id);
         // A skipped run says nothing about earlier ones.
         let tells = matches!(run.state, RunState::Done | RunState::Failed | RunState::Expired);
         if !tells || seen.contains(&of) {
             continue;
         }
         seen.push(of);
-        let there = known.schedules.schedules.iter().any(|schedule| schedule.uuid == run.schedule);
+        let there = known.schedules.list.items.iter().any(|schedule| schedule.schedule_id == run.schedule_id);
         if run.state == RunState::Failed && there {
-            let volume =
-                run.volume.as_ref().map_or_else(|| "no volume".to_owned(), |name| format!("volume {name}"));
+            let volume = run
+                .volume_name
+                .as_ref()
+                .map_or_else(|| "no volume".to_owned(), |name| format!("volume {name}"));
             let reason = run.reason.as_deref().unwrap_or("unknown cause");
             found.push(HealthProblem::new(
+                "run",
                 format!("the newest scheduled backup of {volume} failed: {reason}"),
                 format!(
                     "blockctl cloudsnap history --uuid {}; again with blockctl cloudsnap schedules run-now",
-                    run.schedule
+                    run.schedule_id
                 ),
             ));
         }
@@ -164,11 +181,12 @@ fn failed_runs(known: &Known) -> Vec<HealthProblem> {
 fn kept_tasks(known: &Known) -> Vec<HealthProblem> {
     let kept = known.tasks.iter().filter(|task| task.resumable && task.state.stage.is_over());
     kept.map(|task| {
-        let of = task.volume.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
+        let of = task.volume_name.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
         let how = if task.state.stage == TaskStage::Stopped { "was stopped" } else { "failed" };
         HealthProblem::new(
+            "task",
             format!("{}{of} {how}, and can be resumed", task.state.kind),
-            format!("blockctl cloudsnap resume --name {}", task.name),
+            format!("blockctl cloudsnap resume --name {}", task.task_id),
         )
     })
     .collect()
@@ -178,9 +196,10 @@ fn kept_tasks(known: &Known) -> Vec<HealthProblem> {
 fn failing_webhooks(known: &Known, now: Timestamp) -> impl Iterator<Item = HealthProblem> {
     known.webhooks.iter().filter_map(move |hook| {
         let (name, origin) = (&hook.name, &hook.origin);
-        if let (Some(since), Some(error)) = (hook.failing_since, &hook.error) {
+        if let (Some(since), Some(error)) = (hook.first_failed_at, &hook.error) {
             let waiting = counted(hook.waiting, "event");
             return Some(HealthProblem::new(
+                "webhook",
                 format!(
                     "webhook {name} has been failing since {}: {error}; {waiting} waiting",
                     format_time(since)
@@ -190,11 +209,12 @@ fn failing_webhooks(known: &Known, now: Timestamp) -> impl Iterator<Item = Healt
         }
         let undelivered = hook.undelivered;
         // Reported until a later delivery, or for a day.
-        let is_news = hook.last_undelivered.is_none_or(|at| {
-            at >= a_day_before(now) && hook.last_delivered.is_none_or(|delivered| delivered < at)
+        let is_news = hook.last_undelivered_at.is_none_or(|at| {
+            at >= a_day_before(now) && hook.last_delivered_at.is_none_or(|delivered| delivered < at)
         });
         (undelivered > 0 && is_news).then(|| {
             HealthProblem::new(
+                "webhook",
                 format!("{} not delivered to webhook {name}", counted(undelivered, "event")),
                 format!("see blockd's log for the reason and `blockctl events` for the events (webhook at {origin})"),
             )
@@ -210,23 +230,22 @@ fn a_day_before(now: Timestamp) -> Timestamp {
 /// Returns errors of the last day without a later success.
 fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
     let since = a_day_before(now);
-    let is_recent = |event: &&Event| event.severity == Severity::Error && event.at >= since;
+    let is_recent = |event: &&Event| event.severity == Severity::Error && event.occurred_at >= since;
     // A failed backup is reported by its run or task, or a later one succeeded.
     let is_told = |event: &&Event| event.kind.ends_with("-failed") && event.kind != "run-failed";
     let made_good = |event: &Event| {
         known.tasks.iter().any(|task| {
             task.state.kind == TaskKind::Backup
                 && task.state.stage == TaskStage::Done
-                && task.volume == event.volume
-                && task.completed.is_some_and(|completed| completed > event.at)
+                && task.volume_name == event.volume_name
+                && task.completed_at.is_some_and(|completed| completed > event.occurred_at)
         })
     };
     // Already reported from the state of the volume or the last reload.
     let is_state = |event: &Event| match event.kind.as_str() {
-        "volume-degraded" => known
-            .volumes
-            .iter()
-            .any(|volume| volume.state == VolumeState::Failed && event.volume.as_ref() == Some(&volume.name)),
+        "volume-degraded" => known.volumes.iter().any(|volume| {
+            volume.state == VolumeState::Failed && event.volume_name.as_ref() == Some(&volume.name)
+        }),
         "reload-failed" => true,
         _ => false,
     };
@@ -236,8 +255,9 @@ fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
         .take(MAX_EVENTS)
         .map(|event| {
             HealthProblem::new(
+                "event",
                 event.message.clone(),
-                format!("blockctl events --errors (event {})", event.id),
+                format!("blockctl events --errors (event {})", event.event_id),
             )
         })
         .collect()
@@ -258,33 +278,35 @@ mod tests {
         Known {
             volumes: part(parts, "volumes"),
             schedules: ScheduleList {
-                schedules: part(parts, "schedules"),
+                list: part(parts, "schedules").into(),
                 unreadable: part(parts, "unreadable"),
             },
             runs: part(parts, "runs"),
             tasks: part(parts, "tasks"),
             events: part(parts, "events"),
             webhooks: part(parts, "webhooks"),
-            reload_failed: parts.get("reloadFailed").map(|one| serde_json::from_value(one.clone()).unwrap()),
+            reload_failure: parts
+                .get("reloadFailure")
+                .map(|one| serde_json::from_value(one.clone()).unwrap()),
             problems: part(parts, "problems"),
         }
     }
 
     fn lines(parts: &Value) -> Vec<String> {
-        troubles(&known(parts), NOW.parse().unwrap()).into_iter().map(|one| one.what).collect()
+        problems(&known(parts), NOW.parse().unwrap()).into_iter().map(|one| one.cause).collect()
     }
 
     fn run(id: u64, state: &str) -> Value {
         json!({
-            "id": id, "schedule": "00000000-0000-0000-0000-000000000001", "rule": null, "nominal": NOW, "started": NOW,
-            "missed": 0, "volumeId": "7", "volume": "db", "credential": null, "state": state, "task": null,
-            "cloudsnap": null, "completed": null, "reason": "the store is full"
+            "runId": id, "scheduleId": "00000000-0000-0000-0000-000000000001", "when": null, "plannedAt": NOW, "startedAt": NOW,
+            "missed": 0, "volumeId": "7", "volumeName": "db", "credentialId": null, "state": state, "taskId": null,
+            "cloudSnapshotId": null, "completedAt": null, "reason": "the store is full"
         })
     }
 
     fn event(id: u64, at: &str, kind: &str) -> Value {
         json!({
-            "id": id, "at": at, "severity": "error", "kind": kind, "volume": "db", "credential": "nas", "task": null,
+            "eventId": id, "occurredAt": at, "severity": "error", "kind": kind, "volumeName": "db", "credentialName": "nas", "taskId": null,
             "message": format!("{kind} {id}")
         })
     }
@@ -297,9 +319,9 @@ mod tests {
     #[test]
     fn newest_run_of_existing_schedules_counts() {
         let schedule = json!([{
-            "uuid": "00000000-0000-0000-0000-000000000001", "selector": {}, "credentials": [], "rules": [], "policy": null,
-            "retain": {}, "full": false, "jitterSeconds": 0, "priority": "normal", "paused": false, "created": NOW,
-            "nextRun": null, "lastRun": null, "schedule": ""
+            "scheduleId": "00000000-0000-0000-0000-000000000001", "selector": {}, "credentialIds": [], "rules": [], "policyName": null,
+            "retain": {}, "full": false, "jitterSeconds": 0, "priority": "normal", "paused": false, "createdAt": NOW,
+            "nextRunAt": null, "lastRunAt": null, "schedule": ""
         }]);
         let failed =
             json!({ "schedules": schedule, "runs": [run(3, "skipped"), run(2, "failed"), run(1, "done")] });
@@ -313,13 +335,12 @@ mod tests {
         idle["schedules"][0]["name"] = json!("nightly");
         assert_eq!(lines(&idle), ["schedule nightly selects no volume"]);
         idle["schedules"][0]["withoutVolume"] = json!(false);
-        idle["schedules"][0]["overdueSince"] = json!("2026-11-22T11:00:00Z");
+        idle["schedules"][0]["overdueAt"] = json!("2026-11-22T11:00:00Z");
         assert_eq!(
             lines(&idle),
             ["schedule nightly is overdue since Sun, 22 Nov 2026 11:00:00 UTC: it makes no backups"]
         );
-        idle["problems"] =
-            json!([{ "kind": "data-directory", "what": "it is full", "todo": "make room", "since": NOW }]);
+        idle["problems"] = json!([{ "kind": "data-directory", "cause": "it is full", "action": "make room", "detectedAt": NOW }]);
         assert_eq!(lines(&idle).first().unwrap(), "it is full", "the worst comes first");
     }
 
@@ -337,14 +358,14 @@ mod tests {
     fn volume_not_served_is_reported_once() {
         let mut degraded = event(1, NOW, "volume-degraded");
         let volume = json!([{
-            "id": "7", "name": "db", "sizeBytes": 0, "labels": {}, "created": NOW, "state": "failed", "stateReason": "its disk is gone",
+            "volumeId": "7", "name": "db", "sizeBytes": 0, "labels": {}, "createdAt": NOW, "state": "failed", "stateReason": "its disk is gone",
             "uri": "", "connections": 0, "dirtyBytes": 0, "allocatedBytes": 0, "snapshotCount": 0, "layers": 0,
-            "io": { "reads": 0, "writes": 0, "bytesRead": 0, "bytesWritten": 0, "flushes": 0 }, "lastBackups": []
+            "io": { "reads": 0, "writes": 0, "readBytes": 0, "writtenBytes": 0, "flushes": 0 }, "lastBackups": []
         }]);
         let parts = json!({ "volumes": volume, "events": [degraded] });
         assert_eq!(lines(&parts), ["volume db is not served: its disk is gone"]);
         // A volume that is served again or gone has no other report.
-        degraded["volume"] = json!("other");
+        degraded["volumeName"] = json!("other");
         assert_eq!(lines(&json!({ "volumes": volume, "events": [degraded] })).len(), 2);
     }
 
@@ -352,7 +373,7 @@ mod tests {
     fn failed_reload_is_reported_until_success() {
         let events = json!([event(1, NOW, "reload-failed")]);
         assert!(lines(&json!({ "events": events })).is_empty());
-        let parts = json!({ "events": events, "reloadFailed": { "at": NOW, "error": "no such key" } });
+        let parts = json!({ "events": events, "reloadFailure": { "failedAt": NOW, "cause": "no such key" } });
         let lines = lines(&parts);
         assert!(lines.len() == 1 && lines[0].ends_with(": no such key"), "{lines:?}");
     }
@@ -362,7 +383,7 @@ mod tests {
         let hook = |since: Option<&str>, undelivered: u64| {
             json!({ "webhooks": [{
                 "name": "ops", "origin": "https://h", "waiting": 2, "delivered": 1, "undelivered": undelivered,
-                "lastDelivered": null, "failingSince": since, "error": since.map(|_| "no answer within 9 ms"),
+                "lastDeliveredAt": null, "firstFailedAt": since, "error": since.map(|_| "no answer within 9 ms"),
             }] })
         };
         assert_eq!(
@@ -382,15 +403,15 @@ mod tests {
             ("2026-11-21T11:59:00Z", None, false),
         ] {
             let mut passing = hook(None, 2);
-            passing["webhooks"][0]["lastUndelivered"] = json!(undelivered);
-            passing["webhooks"][0]["lastDelivered"] = json!(delivered);
+            passing["webhooks"][0]["lastUndeliveredAt"] = json!(undelivered);
+            passing["webhooks"][0]["lastDeliveredAt"] = json!(delivered);
             assert_eq!(lines(&passing).is_empty(), !is_told, "{undelivered} {delivered:?}");
         }
     }
 
     #[test]
     fn unreadable_secret_is_a_problem() {
-        let parts = json!({ "unreadable": [{ "uuid": "x", "error": "no such time zone" }] });
+        let parts = json!({ "unreadable": [{ "scheduleId": "x", "cause": "no such time zone" }] });
         assert_eq!(lines(&parts), ["schedule x makes no backups: no such time zone"]);
     }
 }

@@ -33,8 +33,8 @@ impl TaskLimitArgs {
     /// Returns the limits for the API.
     pub fn limits(&self) -> TaskLimits {
         TaskLimits {
-            limit_upload_bytes_per_s: self.limit_upload.map(ByteSize::as_bytes),
-            limit_download_bytes_per_s: self.limit_download.map(ByteSize::as_bytes),
+            limit_upload_bytes_per_second: self.limit_upload.map(ByteSize::as_bytes),
+            limit_download_bytes_per_second: self.limit_download.map(ByteSize::as_bytes),
         }
     }
 }
@@ -59,8 +59,8 @@ pub struct CredentialLimitArgs {
 /// Returns the current limits of a credential for uploads and downloads.
 pub fn limits_of(one: &Credential) -> [DailyLimit; 2] {
     [
-        (one.limit_upload_bytes_per_s, &one.limit_upload_windows),
-        (one.limit_download_bytes_per_s, &one.limit_download_windows),
+        (one.limit_upload_bytes_per_second, &one.limit_upload_windows),
+        (one.limit_download_bytes_per_second, &one.limit_download_windows),
     ]
     .map(|(otherwise_bytes_per_s, windows)| DailyLimit { otherwise_bytes_per_s, windows: windows.clone() })
 }

@@ -9,7 +9,8 @@ use crate::{
 use blockd_api::{
     GroupName, RuleName, VolumeRef, operations,
     quiesce::{
-        DEFAULT_COMMAND_TIMEOUT_S, HookOptions, OnFailure, Quiesce, QuiesceKind, QuiesceReport, QuiesceStep,
+        DEFAULT_COMMAND_TIMEOUT_SECONDS, HookOptions, OnFailure, Quiesce, QuiesceKind, QuiesceReport,
+        QuiesceStep,
     },
     rules::{CreateRule, HookRule, RuleTarget, UpdateRule},
 };
@@ -152,7 +153,7 @@ impl UpdateRuleArgs {
             freeze_fs: self.freeze_fs.unwrap_or(now.freeze_fs),
             pre_command: text(&self.pre_command, &now.pre_command),
             post_command: text(&self.post_command, &now.post_command),
-            command_timeout_s: self.timeout.or(now.command_timeout_s),
+            command_timeout_seconds: self.timeout.or(now.command_timeout_seconds),
             user: text(&self.user, &now.user),
             on_failure: self.on_failure.map_or(now.on_failure, Into::into),
         }
@@ -203,7 +204,7 @@ impl From<QuiesceArgs> for Quiesce {
             freeze_fs: args.freeze_fs,
             pre_command: args.pre_command,
             post_command: args.post_command,
-            command_timeout_s: args.command_timeout,
+            command_timeout_seconds: args.command_timeout,
             user: args.command_user,
             on_failure: args.on_failure.map(Into::into).unwrap_or_default(),
         }
@@ -230,7 +231,8 @@ impl HookArgs {
     /// # Errors
     /// A command is empty or too long, or the timeout is out of range.
     pub fn options(self) -> Result<HookOptions, Failure> {
-        let options = HookOptions { quiesce: self.quiesce.into(), rule: self.rule, no_rule: self.no_rule };
+        let options =
+            HookOptions { quiesce: self.quiesce.into(), rule_name: self.rule, no_rule: self.no_rule };
         options.quiesce.check().map_err(Failure::usage)?;
         Ok(options)
     }
@@ -241,8 +243,8 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
     match command {
         RuleCommand::List => {
             let list = client.call(operations::LIST_RULES, &()).await?;
-            let exit = output.show(&list, || table(&list.rules));
-            for HookRule { name, problem, .. } in &list.rules {
+            let exit = output.show(&list, || table(&list.items));
+            for HookRule { name, problem, .. } in &list.items {
                 if let Some(problem) = problem {
                     output.note(format!("the commands of rule {name} cannot be run: {problem}"));
                 }
@@ -255,7 +257,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
         }
         RuleCommand::Delete(args) => {
             let deleted = client.call_at(operations::DELETE_RULE, &args.name, &()).await?;
-            output.tell(&deleted, || format!("Rule {} deleted successfully", deleted.name))
+            output.tell(&deleted, || format!("Rule {} deleted successfully", args.name))
         }
         RuleCommand::Create(args) => {
             let quiesce: Quiesce = args.quiesce.into();
@@ -291,15 +293,15 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
 }
 
 fn used_by(rule: &HookRule) -> Option<String> {
-    let volumes = rule.volumes.iter().map(ToString::to_string);
+    let volumes = rule.volume_names.iter().map(ToString::to_string);
     let groups = rule.groups.iter().map(|group| format!("group {group}"));
-    let schedules = rule.schedules.iter().map(|schedule| format!("schedule {schedule}"));
+    let schedules = rule.schedule_ids.iter().map(|schedule| format!("schedule {schedule}"));
     let all: Vec<String> = volumes.chain(groups).chain(schedules).collect();
     (!all.is_empty()).then(|| all.join(", "))
 }
 
 fn timeout(quiesce: &Quiesce) -> String {
-    format!("{}s", quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S))
+    format!("{}s", quiesce.command_timeout_seconds.unwrap_or(DEFAULT_COMMAND_TIMEOUT_SECONDS))
 }
 
 fn table(rules: &[HookRule]) -> Table {
@@ -357,7 +359,7 @@ pub fn steps_table(report: &QuiesceReport) -> Table {
         report.steps.iter().map(|step| {
             [
                 step.kind.to_string(),
-                or_dash(step.rule.as_ref()),
+                or_dash(step.rule_name.as_ref()),
                 step.target.clone(),
                 super::snapshot::micros(step.duration_micros),
                 or_dash(step.exit_status),

@@ -1,6 +1,6 @@
 //! `blockctl status`
 
-use super::health::{Known, troubles};
+use super::health::{HealthProblem, Known, problems};
 use crate::{
     failure::{EXIT_DONE, Exit},
     output::Context,
@@ -11,10 +11,19 @@ use blockd_api::{
     tasks::ListTasks, volumes::ListVolumes,
 };
 use jiff::Timestamp;
-use serde_json::json;
+use serde::Serialize;
 
 /// Maximum number of examined runs and events.
 const LOOK_BACK: u32 = 1_000;
+
+/// Document of `status`: the daemon's reply, with all problems in place of its own.
+#[derive(Serialize)]
+struct Health {
+    #[serde(flatten)]
+    status: Status,
+    /// Problems, the worst first.
+    problems: Vec<HealthProblem>,
+}
 
 pub async fn run(context: &Context<'_>) -> Exit {
     let client = &context.client;
@@ -22,33 +31,32 @@ pub async fn run(context: &Context<'_>) -> Exit {
     let runs = ListRuns { max: Some(LOOK_BACK), ..ListRuns::default() };
     let events = ListEvents { max: Some(LOOK_BACK), ..ListEvents::default() };
     let known = Known {
-        volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.volumes,
+        volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items,
         schedules: client.call(operations::LIST_SCHEDULES, &()).await?,
-        runs: client.call(operations::LIST_RUNS, &runs).await?.runs,
-        tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.tasks,
-        events: client.call(operations::LIST_EVENTS, &events).await?.events,
+        runs: client.call(operations::LIST_RUNS, &runs).await?.items,
+        tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items,
+        events: client.call(operations::LIST_EVENTS, &events).await?.items,
         webhooks: status.webhooks.clone(),
-        reload_failed: status.reload_failed.clone(),
+        reload_failure: status.reload_failure.clone(),
         problems: status.problems.clone(),
     };
-    let troubles = troubles(&known, Timestamp::now());
+    let problems = problems(&known, Timestamp::now());
     if context.output.is_json() {
-        let mut document = json!(status);
-        document["troubles"] = json!(troubles);
+        let document = Health { status: Status { problems: Vec::new(), ..status }, problems };
         return context.output.document(&document);
     }
     let mut facts = facts(&status);
     facts.add(
         "Health",
-        match troubles.len() {
+        match problems.len() {
             0 => "no problems".to_owned(),
             several => counted(several as u64, "problem"),
         },
     );
     context.output.raw(facts.render().as_bytes())?;
-    for trouble in &troubles {
-        context.output.line(format!("- {}", trouble.what))?;
-        context.output.line(format!("    {}", trouble.todo))?;
+    for problem in &problems {
+        context.output.line(format!("- {}", problem.cause))?;
+        context.output.line(format!("    {}", problem.action))?;
     }
     Ok(EXIT_DONE)
 }

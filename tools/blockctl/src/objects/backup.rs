@@ -94,9 +94,9 @@ impl Backup {
             volumes: volume.into_iter().collect(),
             group,
             label,
-            cred_id: self.credentials().next(),
+            credentials: self.credentials().collect(),
             options: BackupOptions { full: self.full, name: Some(name.clone()), ..BackupOptions::default() },
-            hooks: HookOptions { rule: self.rule(), ..HookOptions::default() },
+            hooks: HookOptions { rule_name: self.rule(), ..HookOptions::default() },
             ..StartGroupBackup::default()
         }
     }

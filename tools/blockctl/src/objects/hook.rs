@@ -7,7 +7,7 @@ use super::{
 use crate::commands::volume::args::parse_seconds;
 use blockd_api::{
     GroupName, VolumeName, VolumeRef,
-    quiesce::{DEFAULT_COMMAND_TIMEOUT_S, OnFailure, Quiesce},
+    quiesce::{DEFAULT_COMMAND_TIMEOUT_SECONDS, OnFailure, Quiesce},
     rules::{HookRule, RuleTarget},
 };
 use serde::{Deserialize, Serialize};
@@ -35,7 +35,7 @@ impl Hook {
     /// Converts a rule of the daemon.
     pub fn of(rule: &HookRule) -> Self {
         let quiesce = rule.quiesce.clone();
-        let timeout_s = quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S);
+        let timeout_s = quiesce.command_timeout_seconds.unwrap_or(DEFAULT_COMMAND_TIMEOUT_SECONDS);
         Self {
             pre_command: quiesce.pre_command,
             post_command: quiesce.post_command,
@@ -43,7 +43,7 @@ impl Hook {
             timeout: Some(format!("{timeout_s}s")),
             freeze_fs: quiesce.freeze_fs,
             on_failure: quiesce.on_failure,
-            volumes: Some(rule.volumes.iter().cloned().collect()),
+            volumes: Some(rule.volume_names.iter().cloned().collect()),
             groups: Some(rule.groups.iter().cloned().collect()),
         }
     }
@@ -54,7 +54,7 @@ impl Hook {
             freeze_fs: self.freeze_fs,
             pre_command: self.pre_command.clone(),
             post_command: self.post_command.clone(),
-            command_timeout_s: self.timeout.as_deref().map(parse_seconds).transpose()?,
+            command_timeout_seconds: self.timeout.as_deref().map(parse_seconds).transpose()?,
             user: self.user.clone(),
             on_failure: self.on_failure,
         })
@@ -77,7 +77,7 @@ impl Spec for Hook {
             if quiesce.is_nothing() {
                 return Err("`preCommand`, `postCommand` or `freezeFs` is required".to_owned());
             }
-            Ok(quiesce.command_timeout_s.unwrap_or(DEFAULT_COMMAND_TIMEOUT_S))
+            Ok(quiesce.command_timeout_seconds.unwrap_or(DEFAULT_COMMAND_TIMEOUT_SECONDS))
         });
         let timeout_s = checked.map_err(|message| (String::new(), message))?;
         self.timeout = Some(format!("{timeout_s}s"));

@@ -383,7 +383,7 @@ pub fn view_of(one: &Credential) -> Value {
     let values = json!({
         "provider": store.provider, "path": path.unwrap_or_default(), "prefix": one.prefix, "proxy": one.proxy,
         "limit-upload": upload, "limit-download": download, "limit-time-zone": one.limit_time_zone,
-        "encrypted": one.encryption, "use-iam": auth.ends_with(" identity").then_some(true),
+        "encrypted": one.encrypted, "use-iam": auth.ends_with(" identity").then_some(true),
         "s3-endpoint": store.endpoint, "azure-endpoint": store.endpoint, "google-endpoint": store.endpoint,
         "s3-region": store.region, "s3-access-key": store.s3.access_key, "s3-storage-class": store.s3.storage_class,
         "s3-disable-ssl": store.ssl_enabled.map(|is_enabled| !is_enabled),

@@ -7,7 +7,7 @@ use super::{
     values::{Retain, one_or_many},
 };
 use blockd_api::{
-    CredentialName, CredentialRef, ObjectName, VolumeName, VolumeRef,
+    CredentialName, CredentialRef, ObjectName,
     schedules::{CreateSchedule, PolicyName, Priority, RetainAt, Schedule, UpdateSchedule},
 };
 use blockd_schedule::{Jitter, Retention};
@@ -63,37 +63,30 @@ pub struct ScheduleSpec {
 
 impl ScheduleSpec {
     /// Converts a schedule of the daemon; `None` if it refers to a missing volume or location.
-    pub fn of(
-        schedule: &Schedule,
-        volume: impl Fn(&VolumeRef) -> Option<VolumeName>,
-        location: impl Fn(&Uuid) -> Option<CredentialName>,
-    ) -> Option<Self> {
-        let volume = match &schedule.selector.volume {
-            Some(wanted) => Some(volume(wanted)?),
+    pub fn of(schedule: &Schedule, location: impl Fn(&Uuid) -> Option<CredentialName>) -> Option<Self> {
+        let volume = match &schedule.selector.volume_id {
+            Some(_) => Some(schedule.selector.volume_name.clone()?),
             None => None,
         };
         let retain_at = schedule.retain_at.iter().map(|at| {
-            let backup_location = match &at.cred_id {
-                CredentialRef::Id(uuid) => location(uuid)?,
-                CredentialRef::Name(name) => name.clone(),
-            };
+            let backup_location = location(&at.credential_id)?;
             Some(LocationRetain { backup_location, retain: Retain(at.retain.clone()) })
         });
         let mut retain_at = retain_at.collect::<Option<Vec<_>>>()?;
         retain_at.sort_by(|one, other| one.backup_location.cmp(&other.backup_location));
         let spec = Backup {
-            backup_location: schedule.credentials.iter().map(location).collect::<Option<_>>()?,
+            backup_location: schedule.credential_ids.iter().map(location).collect::<Option<_>>()?,
             volume,
             group: schedule.selector.group.clone(),
             selectors: schedule.selector.label.clone(),
             full: schedule.full,
-            pre_exec_rule: schedule.rule.clone(),
-            post_exec_rule: schedule.rule.clone(),
+            pre_exec_rule: schedule.rule_name.clone(),
+            post_exec_rule: schedule.rule_name.clone(),
             ..Backup::default()
         };
-        let has_own_retain = schedule.policy.is_none() || schedule.retain != Retention::default();
+        let has_own_retain = schedule.policy_name.is_none() || schedule.retain != Retention::default();
         Some(Self {
-            schedule_policy_name: schedule.policy.clone(),
+            schedule_policy_name: schedule.policy_name.clone(),
             schedule: Rules::of(&schedule.rules),
             suspend: schedule.paused,
             retain: has_own_retain.then(|| Retain(schedule.retain.clone())),
@@ -114,22 +107,22 @@ impl ScheduleSpec {
     pub fn request(&self, name: &ObjectName) -> CreateSchedule {
         let backup = self.backup();
         let retain_at = self.retain_at.iter().map(|at| RetainAt {
-            cred_id: CredentialRef::Name(at.backup_location.clone()),
+            credential: CredentialRef::Name(at.backup_location.clone()),
             retain: at.retain.0.clone(),
         });
         CreateSchedule {
             name: Some(name.clone()),
             selector: backup.selector(),
-            cred_ids: backup.credentials().collect(),
+            credentials: backup.credentials().collect(),
             rules: self.schedule.0.clone(),
-            policy: self.schedule_policy_name.clone(),
+            policy_name: self.schedule_policy_name.clone(),
             retain: self.retain.clone().unwrap_or_default().0,
             local: self.local_snapshots.as_ref().map(|local| local.retain.0.clone()),
             retain_at: retain_at.collect(),
             full: backup.full,
             jitter_seconds: Jitter { max_s: self.jitter_seconds },
             priority: self.priority,
-            rule: backup.rule(),
+            rule_name: backup.rule(),
             paused: self.suspend,
         }
     }
@@ -177,14 +170,14 @@ pub fn update(current: &CreateSchedule, wanted: CreateSchedule) -> UpdateSchedul
     }
     UpdateSchedule {
         rules: changed(&current.rules, wanted.rules),
-        policy: changed(&current.policy, wanted.policy).flatten(),
+        policy_name: changed(&current.policy_name, wanted.policy_name).flatten(),
         retain: changed(&current.retain, wanted.retain),
         local: changed(&current.local, wanted.local),
         retain_at: changed(&current.retain_at, wanted.retain_at),
         full: changed(&current.full, wanted.full),
         jitter_seconds: changed(&current.jitter_seconds, wanted.jitter_seconds),
         priority: changed(&current.priority, wanted.priority),
-        rule: changed(&current.rule, wanted.rule),
+        rule_name: changed(&current.rule_name, wanted.rule_name),
         paused: changed(&current.paused, wanted.paused),
     }
 }
@@ -192,9 +185,9 @@ pub fn update(current: &CreateSchedule, wanted: CreateSchedule) -> UpdateSchedul
 /// Returns the paths of the fields that differ and cannot be changed.
 pub fn fixed(current: &CreateSchedule, wanted: &CreateSchedule) -> Vec<&'static str> {
     let fields = [
-        ("spec.template.spec.backupLocation", current.cred_ids != wanted.cred_ids),
+        ("spec.template.spec.backupLocation", current.credentials != wanted.credentials),
         ("spec.template.spec.volume", current.selector != wanted.selector),
-        ("spec.schedulePolicyName", current.policy.is_some() && wanted.policy.is_none()),
+        ("spec.schedulePolicyName", current.policy_name.is_some() && wanted.policy_name.is_none()),
     ];
     fields.into_iter().filter_map(|(path, is_changed)| is_changed.then_some(path)).collect()
 }

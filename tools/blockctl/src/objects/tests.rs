@@ -195,9 +195,12 @@ fn schedule_update_has_only_differing_fields() {
         .collect();
     let [one, gold, ruled, _, located, ..] = accepted.as_slice() else { panic!("{accepted:?}") };
     let update = |wanted: &CreateSchedule, is: &CreateSchedule| schedule::update(is, wanted.clone());
-    let rule = ruled.rule.clone();
-    let unruled = CreateSchedule { rule: None, ..ruled.clone() };
-    assert_eq!((update(ruled, &unruled).rule, update(&unruled, ruled).rule), (Some(rule), Some(None)));
+    let rule = ruled.rule_name.clone();
+    let unruled = CreateSchedule { rule_name: None, ..ruled.clone() };
+    assert_eq!(
+        (update(ruled, &unruled).rule_name, update(&unruled, ruled).rule_name),
+        (Some(rule), Some(None))
+    );
     assert_eq!(update(located, located).retain_at, None);
     let without = CreateSchedule { retain_at: Vec::new(), ..located.clone() };
     assert_eq!(update(located, &without).retain_at.map(|at| at.len()), Some(2));

@@ -37,7 +37,7 @@ pub struct Restore {
     #[serde(rename = "backupLocation")]
     pub location: CredentialName,
     backup_name: Option<ObjectName>,
-    #[serde(rename = "cloudSnapID")]
+    #[serde(rename = "cloudSnapshotId")]
     cloudsnap_id: Option<CloudSnapshotId>,
     source_volume: Option<VolumeName>,
     /// New volume, which the checks name after the object.
@@ -65,7 +65,7 @@ impl Spec for Restore {
     fn check(&mut self, name: &str) -> Result<(), FieldError> {
         let refused = |path: &str, message: &str| Err((path.to_owned(), message.to_owned()));
         if self.backup_name.is_some() == self.cloudsnap_id.is_some() {
-            return refused("backupName", "one of `backupName` and `cloudSnapID` is expected");
+            return refused("backupName", "one of `backupName` and `cloudSnapshotId` is expected");
         }
         if self.replace_policy == ReplacePolicy::Delete {
             let message = "an existing volume is not replaced: see `blockctl cloudsnap restore --in-place`";

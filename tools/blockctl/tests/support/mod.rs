@@ -208,6 +208,8 @@ fn serve(
         },
         None => (404, error("no_such_address", &format!("the test has no answer to {line}"))),
     };
+    let mut body = body;
+    body["schemaVersion"] = json!(1);
     let body = body.to_string();
     let mut stream = stream;
     let _ = write!(
@@ -223,6 +225,11 @@ pub fn ok(body: Value) -> Reply {
 
 pub fn fail(status: u16, code: &str, message: &str) -> Reply {
     Reply::Json(status, error(code, message))
+}
+
+/// Returns a list of these entries.
+pub fn list(items: impl Into<Value>) -> Value {
+    json!({ "items": items.into(), "next": null })
 }
 
 fn error(code: &str, message: &str) -> Value {
@@ -247,7 +254,7 @@ fn defaults() -> HashMap<String, Value> {
 
 pub fn volume(id: &str, name: &str) -> Value {
     let mut volume = reply("POST /v1/volumes");
-    (volume["id"], volume["name"]) = (json!(id), json!(name));
+    (volume["volumeId"], volume["name"]) = (json!(id), json!(name));
     volume
 }
 
@@ -261,13 +268,13 @@ pub fn task(state: &str, version: u64) -> Value {
         "Failed" => {
             task["error"] = json!({ "code": "store_full", "message": "the directory /srv is full", "hint": "make room there" });
         }
-        _ => (task["bytesProcessed"], task["completed"]) = (json!(105_011_200), Value::Null),
+        _ => (task["processedBytes"], task["completedAt"]) = (json!(105_011_200), Value::Null),
     }
     task
 }
 
 pub fn cloudsnap(suffix: &str) -> Value {
-    let mut cloudsnap = reply("GET /v1/cloudsnaps")["cloudsnaps"][0].take();
-    cloudsnap["ID"] = json!(snap(suffix));
+    let mut cloudsnap = reply("GET /v1/cloudsnaps")["items"][0].take();
+    cloudsnap["cloudSnapshotId"] = json!(snap(suffix));
     cloudsnap
 }

@@ -108,14 +108,16 @@ fn record_has_the_fields_of_its_spans() {
 fn event_record_has_its_message_id_and_object_fields() {
     let journal = Journal::new();
     let event = |kind: &str, severity| blockd_api::events::Event {
-        id: 7,
-        at: jiff::Timestamp::UNIX_EPOCH,
+        event_id: 7,
+        occurred_at: jiff::Timestamp::UNIX_EPOCH,
         severity,
         kind: kind.into(),
-        volume: Some("db".parse().unwrap()),
-        credential: Some("nas".into()),
-        task: Some(uuid::Uuid::from_u128(5)),
-        cloudsnap: Some("c/1-2".into()),
+        volume_id: None,
+        volume_name: Some("db".parse().unwrap()),
+        credential_id: None,
+        credential_name: Some("nas".into()),
+        task_id: Some(uuid::Uuid::from_u128(5)),
+        cloud_snapshot_id: Some("c/1-2".into()),
         message: "backup failed: the store is full".into(),
     };
     journal.during(|| {
@@ -123,10 +125,10 @@ fn event_record_has_its_message_id_and_object_fields() {
         log_event(&event("backup-done", Severity::Info));
         let bare = event("of-another-version", Severity::Warning);
         log_event(&blockd_api::events::Event {
-            volume: None,
-            credential: None,
-            task: None,
-            cloudsnap: None,
+            volume_name: None,
+            credential_name: None,
+            task_id: None,
+            cloud_snapshot_id: None,
             ..bare
         });
     });

@@ -19,7 +19,7 @@ use crate::{
     tasks::findings::is_in_doubt,
     volumes::registry::{EntryState, Registry},
 };
-use blockd_api::{ErrorCode, Labels, VolumeName, lazy::Hydration};
+use blockd_api::{ErrorCode, Labels, VolumeName, lazy::Hydration, schedules::ScheduleSummary};
 use blockd_catalog::{Chain, Db, DbError, DbManifestCache, LazyRow, ScheduleRow, VolumeRow, VolumeState};
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
 use blockd_extent::VolumeId;
@@ -149,13 +149,13 @@ impl LazyVolumes {
         let found = volume.hydration()?;
         let row = rows.iter().find(|row| row.volume == volume.id())?;
         Some(Hydration {
-            cloudsnap: row.cloudsnap.to_string(),
-            credential: row.credential,
+            cloud_snapshot_id: row.cloudsnap.to_string(),
+            credential_id: row.credential,
             done_bytes: found.done_bytes,
             total_bytes: found.total_bytes,
             in_background: row.hydrate,
             on_store_loss: row.on_store_loss,
-            waiting: found.waiting,
+            waiting_requests: found.waiting,
         })
     }
 
@@ -200,8 +200,8 @@ impl LazyVolumes {
         })
     }
 
-    /// Returns the schedules that select volumes with these labels, by name, or by id if they have none.
-    pub async fn schedules_of(&self, labels: &Labels) -> Result<Vec<String>, ServiceError> {
+    /// Returns the schedules that select volumes with these labels.
+    pub async fn schedules_of(&self, labels: &Labels) -> Result<Vec<ScheduleSummary>, ServiceError> {
         let labels = labels.clone();
         let found = self.db.run(move |tx| -> Result<_, DbError> {
             let is_meant = |row: &ScheduleRow| {
@@ -209,7 +209,7 @@ impl LazyVolumes {
             };
             let rows = ScheduleRow::all(tx)?.into_iter().filter(is_meant);
             Ok(rows
-                .map(|row| row.spec.name.map_or_else(|| row.uuid.to_string(), |name| name.to_string()))
+                .map(|row| ScheduleSummary { schedule_id: row.uuid, schedule_name: row.spec.name })
                 .collect())
         });
         Ok(found.await?)

@@ -230,8 +230,8 @@ impl AttachmentTable {
             problem,
             read_only: row.read_only,
             persistent: row.persistent,
-            timeout_s: row.timeout_s,
-            dead_timeout_s: row.dead_timeout_s,
+            timeout_seconds: row.timeout_s,
+            dead_timeout_seconds: row.dead_timeout_s,
             connections: row.connections,
             block_size_bytes: row.block_size_bytes,
         }

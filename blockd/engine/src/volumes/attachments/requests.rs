@@ -11,8 +11,8 @@ use crate::{
 use blockd_api::{
     ErrorCode, VolumeName, VolumeRef,
     attachments::{
-        self as api, AttachVolume, DEFAULT_BLOCK_SIZE_BYTES, DEFAULT_CONNECTIONS, DEFAULT_DEAD_TIMEOUT_S,
-        DEFAULT_TIMEOUT_S, DetachVolume, Detached, NbdDevice,
+        self as api, AttachVolume, DEFAULT_BLOCK_SIZE_BYTES, DEFAULT_CONNECTIONS,
+        DEFAULT_DEAD_TIMEOUT_SECONDS, DEFAULT_TIMEOUT_SECONDS, DetachVolume, Detached, NbdDevice,
     },
 };
 use blockd_catalog::{AttachmentRow, AttachmentState, Db};
@@ -60,8 +60,8 @@ impl Devices {
             pinned: request.device.is_some(),
             read_only: request.read_only,
             persistent: request.persistent,
-            timeout_s: request.timeout_s.unwrap_or(DEFAULT_TIMEOUT_S),
-            dead_timeout_s: request.dead_timeout_s.unwrap_or(DEFAULT_DEAD_TIMEOUT_S),
+            timeout_s: request.timeout_seconds.unwrap_or(DEFAULT_TIMEOUT_SECONDS),
+            dead_timeout_s: request.dead_timeout_seconds.unwrap_or(DEFAULT_DEAD_TIMEOUT_SECONDS),
             connections: request.connections.unwrap_or_else(default_connections),
             block_size_bytes: request.block_size_bytes.unwrap_or(DEFAULT_BLOCK_SIZE_BYTES),
         };
@@ -192,7 +192,7 @@ impl Devices {
         self.db.run(move |tx| AttachmentRow::remove(tx, id)).await?;
         let device = held.device().or(held.stale);
         tracing::info!(volume = %id, name = %entry.name, force, "volume detached");
-        Ok(Detached { name: entry.name.to_string(), device })
+        Ok(Detached { volume_name: entry.name.to_string(), device })
     }
 
     fn disconnect(&self, held: &HeldVolume, force: bool) -> Result<(), ServiceError> {
@@ -300,8 +300,8 @@ fn same_or_refused(
     let same = device_fits
         && attached.read_only == row.read_only
         && attached.persistent == row.persistent
-        && attached.timeout_s == row.timeout_s
-        && attached.dead_timeout_s == row.dead_timeout_s
+        && attached.timeout_seconds == row.timeout_s
+        && attached.dead_timeout_seconds == row.dead_timeout_s
         && attached.connections == row.connections
         && attached.block_size_bytes == row.block_size_bytes;
     if same {

@@ -12,7 +12,7 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    Client, ClientError,
+    Client, ClientError, Document,
     events::{ListEvents, MAX_EVENTS},
     operations,
     schedules::ListRuns,
@@ -42,8 +42,8 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Exit {
         });
     }
     let mut parts = Map::new();
-    parts.insert("made".into(), json!(Timestamp::now()));
-    parts.insert("blockctl".into(), json!(env!("CARGO_PKG_VERSION")));
+    parts.insert("createdAt".into(), json!(Timestamp::now()));
+    parts.insert("blockctlVersion".into(), json!(env!("CARGO_PKG_VERSION")));
     if let Some(socket) = client.endpoint().socket() {
         let data_dir = socket.parent().unwrap_or(socket).to_owned();
         // Both read the host only and can block.
@@ -107,7 +107,7 @@ fn part<T: Serialize>(answer: Result<T, ClientError>) -> Value {
 }
 
 fn write(path: &Path, bundle: &Value) -> std::io::Result<()> {
-    let mut text = serde_json::to_vec_pretty(bundle)?;
+    let mut text = serde_json::to_vec_pretty(&Document::new(bundle))?;
     text.push(b'\n');
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let written = file.write_all(&text).and_then(|()| file.sync_all());
@@ -130,6 +130,6 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
         assert_eq!(mode & 0o777, 0o600);
         assert!(write(&path, &json!({ "a": 1 })).is_err());
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}\n");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\n  \"schemaVersion\": 1\n}\n");
     }
 }

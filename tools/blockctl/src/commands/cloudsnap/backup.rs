@@ -6,7 +6,7 @@ use crate::{
     failure::{Exit, Failure},
     output::Context,
     table::counted,
-    wait::{report_group_start, report_start},
+    wait::report_group_start,
 };
 use blockd_api::{
     CredentialRef, GroupName, LabelSelector, VolumeRef,
@@ -125,43 +125,34 @@ pub struct BackupOptionArgs {
 impl BackupOptionArgs {
     /// Returns the options of the request.
     pub fn options(self) -> BackupOptions {
-        BackupOptions { full: self.full, name: None, pinned: self.pin, expires: self.expires }
+        BackupOptions { full: self.full, name: None, pinned: self.pin, expires_at: self.expires }
     }
 }
 
 pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
     let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
     let start = args.start;
-    let mut places = start.cred_id.into_iter();
-    let (cred_id, also) = (places.next(), places.collect());
     let request = StartBackup {
         volume,
-        cred_id,
-        also,
+        credentials: start.cred_id,
         limits: start.limits.limits(),
         options: start.backup.options(),
         hooks: start.hooks.options()?,
     };
     let started = context.client.call(operations::START_BACKUP, &request).await?;
     let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
-    if started.also.is_empty() {
-        return report_start(context, started.task, &started, &line(&started.task), start.wait.wait).await;
-    }
-    let tasks: Vec<Uuid> = std::iter::once(started.task).chain(started.also.iter().copied()).collect();
+    let tasks: Vec<Uuid> = started.items.iter().map(|task| task.task_id).collect();
     let lines: Vec<String> = tasks.iter().map(line).collect();
     report_group_start(context, tasks, &started, &lines, start.wait.wait).await
 }
 
 pub async fn backup_group(context: &Context<'_>, args: BackupGroupArgs) -> Exit {
     let BackupGroupArgs { group, label, volumes, start } = args;
-    let mut places = start.cred_id.into_iter();
-    let (cred_id, also) = (places.next(), places.collect());
     let request = StartGroupBackup {
         group,
         label,
         volumes,
-        cred_id,
-        also,
+        credentials: start.cred_id,
         limits: start.limits.limits(),
         options: start.backup.options(),
         hooks: start.hooks.options()?,
@@ -170,13 +161,13 @@ pub async fn backup_group(context: &Context<'_>, args: BackupGroupArgs) -> Exit 
     let line = format!(
         "Group Cloudsnap backup started successfully with groupID:{} ({})",
         started.group_id,
-        counted(started.members.len() as u64, "volume")
+        counted(started.list.items.len() as u64, "volume")
     );
     let mut lines = vec![line];
-    for member in &started.members {
-        let ids = member.tasks.iter().map(|task| format!("  {}: {task}", member.volume));
+    for member in &started.list.items {
+        let ids = member.task_ids.iter().map(|task| format!("  {}: {task}", member.volume_name));
         lines.extend(ids);
     }
-    let tasks = started.members.iter().flat_map(|member| member.tasks.iter().copied()).collect();
+    let tasks = started.list.items.iter().flat_map(|member| member.task_ids.iter().copied()).collect();
     report_group_start(context, tasks, &started, &lines, start.wait.wait).await
 }

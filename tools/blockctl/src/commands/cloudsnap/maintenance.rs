@@ -9,7 +9,7 @@ use crate::{
     wait::report_start,
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode,
+    ApiError, ByteSize, ErrorCode, List,
     cloudsnaps::{CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
     format_time, operations,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskStage},
@@ -152,8 +152,8 @@ pub struct GcArgs {
 /// Resolves tasks by a prefix of the id of one, or of its group.
 async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<Vec<Task>, Failure> {
     let name = name.ok_or_else(|| Failure::usage("name the task"))?;
-    let query = ListTasks { name: Some(name.to_owned()) };
-    let tasks = context.client.call(operations::LIST_TASKS, &query).await?.tasks;
+    let query = ListTasks { id_prefix: Some(name.to_owned()) };
+    let tasks = context.client.call(operations::LIST_TASKS, &query).await?.items;
     let group = tasks.first().and_then(|first| first.group_id);
     let is_group = group.is_some_and(|group| group.to_string().starts_with(name))
         && tasks.iter().all(|task| task.group_id == group);
@@ -188,12 +188,12 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
         if found.len() > 1 && task.state.stage.is_over() && !(args.discard && task.resumable) {
             continue;
         }
-        stopped.push(context.client.call_at(operations::STOP_TASK, &task.name, &request).await?);
+        stopped.push(context.client.call_at(operations::STOP_TASK, &task.task_id, &request).await?);
     }
     let output = context.output;
     match stopped.as_slice() {
         [one] if found.len() == 1 => output.tell(one, || stopped_line(one, args.discard)),
-        all if output.is_json() => output.document(&all),
+        all if output.is_json() => output.document(&List::from(all.to_vec())),
         [] => output.line("All backups of the group had ended before they could be stopped."),
         all => {
             for one in all {
@@ -205,7 +205,7 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
 }
 
 fn stopped_line(task: &Task, is_discarded: bool) -> String {
-    let (noun, id) = (task.kind, task.name);
+    let (noun, id) = (task.kind, task.task_id);
     match task.state.stage {
         TaskStage::Done => format!("Cloudsnap {noun} {id} was done before it could be stopped."),
         TaskStage::Failed if !is_discarded => {
@@ -221,7 +221,7 @@ fn stopped_line(task: &Task, is_discarded: bool) -> String {
 }
 
 pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
-    let id = task(context, args.task.name()).await?.name;
+    let id = task(context, args.task.name()).await?.task_id;
     let task = context.client.call_at(operations::RESUME_TASK, &id, &()).await?;
     let noun = task.kind;
     let line = format!("Cloudsnap {noun} resumed successfully with id: {id}");
@@ -229,11 +229,11 @@ pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
 }
 
 pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Exit {
-    let id = task(context, args.task.name()).await?.name;
+    let id = task(context, args.task.name()).await?.task_id;
     let bytes = |size: Option<ByteSize>| size.map(ByteSize::as_bytes);
     let limits = TaskLimits {
-        limit_upload_bytes_per_s: bytes(args.limit_upload),
-        limit_download_bytes_per_s: bytes(args.limit_download),
+        limit_upload_bytes_per_second: bytes(args.limit_upload),
+        limit_download_bytes_per_second: bytes(args.limit_download),
     };
     let task = context.client.call_at(operations::LIMIT_TASK, &id, &limits).await?;
     let output = context.output;
@@ -253,14 +253,15 @@ pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Exit {
         Some(snap) => Some(snap.resolve(context, args.credential.cred_id.as_ref()).await?),
         None => None,
     };
-    let request = StartVerify { snap, depth: args.depth(), cred_id: args.credential.cred_id };
+    let request =
+        StartVerify { cloud_snapshot_id: snap, depth: args.depth(), credential: args.credential.cred_id };
     let started = context.client.call(operations::START_VERIFY, &request).await?;
-    let line = format!("Cloudsnap verify started successfully with id: {}", started.task);
-    report_start(context, started.task, &started, &line, args.wait.wait).await
+    let line = format!("Cloudsnap verify started successfully with id: {}", started.task_id);
+    report_start(context, started.task_id, &started, &line, args.wait.wait).await
 }
 
 pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
-    let request = CollectGarbage { dry_run: args.dry_run, cred_id: args.credential.cred_id };
+    let request = CollectGarbage { dry_run: args.dry_run, credential: args.credential.cred_id };
     let collected = context.client.call(operations::COLLECT_GARBAGE, &request).await?;
     let output = context.output;
     if output.is_json() {
@@ -268,29 +269,29 @@ pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
     } else {
         show_garbage(output, &collected)?;
     }
-    for reason in &collected.unknown {
+    for reason in &collected.unreadable_manifests {
         output.note(format!(
             "warning: no orphaned objects were deleted, because a manifest cannot be read: {reason}"
         ));
     }
     // Part of the possible garbage was not examined.
-    Ok(if collected.unknown.is_empty() { EXIT_DONE } else { EXIT_FAILED })
+    Ok(if collected.unreadable_manifests.is_empty() { EXIT_DONE } else { EXIT_FAILED })
 }
 
 fn show_garbage(output: &Output, collected: &GarbageCollected) -> Result<(), Failure> {
     let status = if collected.dry_run { "would be deleted" } else { "deleted" };
     let garbage = collected.garbage.iter().map(|leftover| (leftover, status.to_owned()));
-    let young = collected.young.iter().map(|leftover| {
-        let until = leftover.deleted_from.map(|at| format!("kept until {}", format_time(at)));
+    let young = collected.in_grace_period.iter().map(|leftover| {
+        let until = leftover.deletable_at.map(|at| format!("kept until {}", format_time(at)));
         (leftover, until.unwrap_or_else(|| "kept: its age is not known".to_owned()))
     });
-    if !(collected.garbage.is_empty() && collected.young.is_empty()) {
+    if !(collected.garbage.is_empty() && collected.in_grace_period.is_empty()) {
         let rows = garbage.chain(young).map(|(leftover, status)| {
             [
-                leftover.cloudsnap.clone(),
+                leftover.cloud_snapshot_id.clone(),
                 leftover.objects.to_string(),
                 ByteSize::from_bytes(leftover.len_bytes).to_string(),
-                or_dash(leftover.since.map(format_time)),
+                or_dash(leftover.first_object_at.map(format_time)),
                 status,
             ]
         });
@@ -303,9 +304,9 @@ fn show_garbage(output: &Output, collected: &GarbageCollected) -> Result<(), Fai
         true => format!("{} would be deleted ({size}).", counted(objects, "orphaned object")),
         false => format!("{} deleted ({size}).", counted(collected.objects_deleted, "orphaned object")),
     })?;
-    if collected.unfinished > 0 {
+    if collected.unfinished_uploads > 0 {
         let done = if collected.dry_run { "would be removed" } else { "removed" };
-        let count = counted(collected.unfinished, "incomplete upload");
+        let count = counted(collected.unfinished_uploads, "incomplete upload");
         output.line(format!("{count} {done}."))?;
     }
     Ok(())

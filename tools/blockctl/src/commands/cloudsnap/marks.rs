@@ -2,7 +2,7 @@
 
 use crate::{commands::arguments::CredentialArg, failure::Exit, output::Context};
 use blockd_api::{
-    cloudsnaps::{CloudSnapshotId, CloudsnapMark, CloudsnapMetadata, MarkCloudsnap},
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapMark, MarkCloudsnap},
     format_time, operations,
 };
 use clap::Args;
@@ -87,10 +87,10 @@ fn expiry_from(text: &str, now: Timestamp) -> Result<Timestamp, String> {
 
 pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Exit {
     let request = MarkCloudsnap {
-        snap: args.snap,
-        cred_id: args.credential.cred_id,
+        cloud_snapshot_id: args.snap,
+        credential: args.credential.cred_id,
         pinned: Some(pinned),
-        expires: None,
+        expires_at: None,
         never_expires: false,
     };
     mark(context, &request).await
@@ -98,10 +98,10 @@ pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Exit {
 
 pub async fn expire(context: &Context<'_>, args: ExpireArgs) -> Exit {
     let request = MarkCloudsnap {
-        snap: args.snap,
-        cred_id: args.credential.cred_id,
+        cloud_snapshot_id: args.snap,
+        credential: args.credential.cred_id,
         pinned: None,
-        expires: args.at,
+        expires_at: args.at,
         never_expires: args.never,
     };
     mark(context, &request).await
@@ -113,8 +113,8 @@ async fn mark(context: &Context<'_>, request: &MarkCloudsnap) -> Exit {
 }
 
 fn describe(mark: &CloudsnapMark) -> String {
-    let id = mark.id;
-    match (mark.pinned, mark.expires) {
+    let id = mark.cloud_snapshot_id;
+    match (mark.pinned, mark.expires_at) {
         (true, None) => format!("Cloudsnap {id} is pinned."),
         (true, Some(at)) => {
             format!("Cloudsnap {id} is pinned; without that it would expire on {}.", format_time(at))
@@ -125,11 +125,11 @@ fn describe(mark: &CloudsnapMark) -> String {
 }
 
 /// Formats pin and expiry date for a list.
-pub fn kept(metadata: &CloudsnapMetadata) -> String {
-    match (&metadata.pinned, &metadata.expires) {
-        (Some(_), _) => "pinned".into(),
-        (None, Some(at)) => format!("until {at}"),
-        (None, None) => "-".into(),
+pub fn kept(entry: &Cloudsnap) -> String {
+    match (entry.pinned, entry.expires_at) {
+        (true, _) => "pinned".into(),
+        (false, Some(at)) => format!("until {}", format_time(at)),
+        (false, None) => "-".into(),
     }
 }
 

@@ -3,6 +3,7 @@
 mod backup;
 mod maintenance;
 mod marks;
+pub mod pxctl;
 pub mod restore;
 mod snapshots;
 mod status;

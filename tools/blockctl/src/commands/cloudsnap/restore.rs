@@ -15,6 +15,7 @@ use blockd_api::{
     cloudsnaps::StartRestore,
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
+    schedules::ScheduleSummary,
 };
 use clap::Args;
 use uuid::Uuid;
@@ -129,54 +130,68 @@ pub struct CloneArgs {
 }
 
 pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
-    let (cred_id, limits, client) = (args.credential.cred_id, args.limits.limits(), &context.client);
-    let snap = args.snap.resolve(context, cred_id.as_ref()).await?;
+    let (credential, limits, client) = (args.credential.cred_id, args.limits.limits(), &context.client);
+    let cloud_snapshot_id = args.snap.resolve(context, credential.as_ref()).await?;
     let started = |volume: VolumeId, task: Uuid| {
         format!("Cloudsnap restore started successfully on volume: {volume} with task name:{task}")
     };
     if let Some(volume) = args.how.in_place {
-        let request = StartInPlace { snap, volume, cred_id, discard: args.how.discard, limits };
+        let request =
+            StartInPlace { cloud_snapshot_id, volume, credential, discard: args.how.discard, limits };
         let reply = client.call(operations::START_IN_PLACE, &request).await?;
-        if let Some(previous) = reply.previous.filter(|_| !context.output.is_json()) {
-            let volume = &reply.volume;
+        if let Some(previous) = reply.previous_snapshot_id.filter(|_| !context.output.is_json()) {
+            let volume = &reply.volume_name;
             context
                 .output
                 .note(format!("note: the previous content of {volume} is kept as snapshot {previous}"));
         }
-        let line = started(reply.volume_id, reply.task);
-        return report_start(context, reply.task, &reply, &line, args.wait.wait).await;
+        let line = started(reply.volume_id, reply.task_id);
+        return report_start(context, reply.task_id, &reply, &line, args.wait.wait).await;
     }
     let labels = args.labels.labels();
     if !args.how.lazy {
         let skip_damaged = args.skip_damaged;
-        let request = StartRestore { snap, volume: args.volume, skip_damaged, cred_id, limits, labels };
+        let request = StartRestore {
+            cloud_snapshot_id,
+            volume_name: args.volume,
+            skip_damaged,
+            credential,
+            limits,
+            labels,
+        };
         let reply = client.call(operations::START_RESTORE, &request).await?;
-        tell_schedules(context, &reply.volume, &reply.schedules);
-        let line = started(reply.volume_id, reply.task);
-        return report_start(context, reply.task, &reply, &line, args.wait.wait).await;
+        tell_schedules(context, &reply.volume_name, &reply.schedules);
+        let line = started(reply.volume_id, reply.task_id);
+        return report_start(context, reply.task_id, &reply, &line, args.wait.wait).await;
     }
     let on_store_loss = args.how.on_store_loss.unwrap_or_default();
-    let request =
-        StartLazyRestore { snap, volume: args.volume, cred_id, hydrate: true, on_store_loss, labels };
+    let request = StartLazyRestore {
+        cloud_snapshot_id,
+        volume_name: args.volume,
+        credential,
+        hydrate: true,
+        on_store_loss,
+        labels,
+    };
     let reply = client.call(operations::START_LAZY_RESTORE, &request).await?;
-    tell_schedules(context, &reply.volume, &reply.schedules);
-    let Some(task) = reply.task else {
+    tell_schedules(context, &reply.volume_name, &reply.schedules);
+    let Some(task) = reply.task_id else {
         return Err(Failure::usage("blockd created the volume, but no task that hydrates it"));
     };
     let line = format!(
         "Volume successfully created: {} ({}); hydrated by task name:{task}",
-        reply.volume_id, reply.volume
+        reply.volume_id, reply.volume_name
     );
     report_start(context, task, &reply, &line, args.wait.wait).await
 }
 
 /// Prints the schedules that include a new volume.
-pub fn tell_schedules(context: &Context<'_>, volume: &VolumeName, schedules: &[String]) {
+pub fn tell_schedules(context: &Context<'_>, volume: &VolumeName, schedules: &[ScheduleSummary]) {
     if !schedules.is_empty() && !context.output.is_json() {
         context.output.note(format!(
             "note: by its labels, {volume} is backed up by the {} {} from now on; --no-labels or --label prevent that for a restored volume",
             if schedules.len() == 1 { "schedule" } else { "schedules" },
-            schedules.join(", ")
+            schedules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
         ));
     }
 }
@@ -184,16 +199,16 @@ pub fn tell_schedules(context: &Context<'_>, volume: &VolumeName, schedules: &[S
 /// `cloudsnap clone`.
 pub async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {
     let request = StartLazyRestore {
-        snap: args.snap.resolve(context, args.credential.cred_id.as_ref()).await?,
-        volume: args.volume,
-        cred_id: args.credential.cred_id,
+        cloud_snapshot_id: args.snap.resolve(context, args.credential.cred_id.as_ref()).await?,
+        volume_name: args.volume,
+        credential: args.credential.cred_id,
         hydrate: false,
         on_store_loss: args.on_store_loss,
         labels: args.labels.labels(),
     };
     let restored = context.client.call(operations::START_LAZY_RESTORE, &request).await?;
-    tell_schedules(context, &restored.volume, &restored.schedules);
+    tell_schedules(context, &restored.volume_name, &restored.schedules);
     context.output.tell(&restored, || {
-        format!("Volume successfully cloned: {} ({})", restored.volume_id, restored.volume)
+        format!("Volume successfully cloned: {} ({})", restored.volume_id, restored.volume_name)
     })
 }

@@ -1,6 +1,6 @@
 //! `blockctl cloudsnap list`, `inspect` and `delete`
 
-use super::marks::kept;
+use super::{marks::kept, pxctl};
 use crate::{
     cloudsnap_ref::SnapRef,
     commands::arguments::{CredentialArg, WaitArg},
@@ -10,10 +10,10 @@ use crate::{
     wait::report_start,
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, LabelSelector, VolumeRef,
+    ApiError, ByteSize, ErrorCode, LabelSelector, VolumeId, VolumeRef,
     cloudsnaps::{
-        CloudSnapshotId, CloudsnapDetail, CloudsnapList, CloudsnapMetadata, CloudsnapStatus,
-        DamagedCloudsnap, InspectCloudsnap, ListCloudsnaps, StartDelete,
+        CloudSnapshotId, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapStatus, DamagedCloudsnap,
+        InspectCloudsnap, ListCloudsnaps, StartDelete, Verification,
     },
     format_time, operations,
 };
@@ -21,7 +21,6 @@ use clap::{
     Args,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
-use serde_json::{Value, json};
 use uuid::Uuid;
 
 pub const LIST_HELP: &str = "\
@@ -138,38 +137,42 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
         None => None,
     };
     let query = ListCloudsnaps {
-        cred_id: args.credential.cred_id,
-        src: args.src,
-        cluster: args.cluster,
+        credential: args.credential.cred_id,
+        volume: args.src,
+        cluster_id: args.cluster,
         all: args.all,
         status: args.status,
         label: args.label,
-        cloudsnap_id,
+        cloud_snapshot_id: cloudsnap_id,
         max: args.max,
     };
     let list = context.client.call(operations::LIST_CLOUDSNAPS, &query).await?;
     let is_whole = list.failed_credentials.is_empty();
     if let (Some(id), true) =
-        (&query.cloudsnap_id, is_whole && list.cloudsnaps.is_empty() && list.damaged.is_empty())
+        (&query.cloud_snapshot_id, is_whole && list.list.items.is_empty() && list.damaged.is_empty())
     {
         return Err(unknown(id, &query));
     }
     let output = context.output;
     if output.is_json() {
-        output.document(&entries(&list)?)?;
+        match query.cloud_snapshot_id {
+            Some(_) => output.foreign_document(&pxctl::entries(&list))?,
+            None => output.document(&list)?,
+        };
     } else {
         output.table(&list_table(&list))?;
     }
     for damaged in &list.damaged {
-        output.note(format!("warning: {} is damaged and cannot be restored: {}", damaged.id, damaged.reason));
+        let (id, reason) = (&damaged.cloud_snapshot_id, &damaged.reason);
+        output.note(format!("warning: {id} is damaged and cannot be restored: {reason}"));
     }
     for failed in &list.failed_credentials {
         output.note(format!(
             "warning: the list lacks the snapshots of credentials {}: {}",
-            failed.name, failed.error
+            failed.credential_name, failed.error
         ));
     }
-    let shown = list.cloudsnaps.len() as u64;
+    let shown = list.list.items.len() as u64;
     if shown < list.total && !output.is_json() {
         output.note(format!("The newest {shown} of {} are shown.", list.total));
     }
@@ -180,60 +183,42 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
 /// A named snapshot that does not exist is an error, not an empty list.
 fn unknown(id: &CloudSnapshotId, query: &ListCloudsnaps) -> Failure {
     let status = query.status.map(|status| format!(" that is {status}")).unwrap_or_default();
-    let place = query.cred_id.as_ref().map(|place| format!(" at {place}")).unwrap_or_default();
+    let place = query.credential.as_ref().map(|place| format!(" at {place}")).unwrap_or_default();
     let message = format!("there is no cloud snapshot {id}{status}{place}");
     ApiError::new(ErrorCode::CloudsnapNotFound, message).into()
 }
 
-/// Returns all entries, damaged ones in the same form.
-fn entries(list: &CloudsnapList) -> Result<Vec<Value>, Failure> {
-    let entry = |entry| serde_json::to_value(entry).map_err(|error| Failure::Stdout { source: error.into() });
-    let mut entries = list.cloudsnaps.iter().map(entry).collect::<Result<Vec<_>, _>>()?;
-    entries.extend(list.damaged.iter().map(|damaged| {
-        let status = CloudsnapStatus::Damaged;
-        json!({
-            "ID": damaged.id,
-            "SrcVolumeID": volume_id(damaged).unwrap_or_default(),
-            "SrcVolumeName": "",
-            "Timestamp": null,
-            "Metadata": { "status": status, "reason": damaged.reason, "credential": damaged.credential },
-            "Status": status,
-        })
-    }));
-    Ok(entries)
-}
-
 /// Returns the volume id of a damaged entry, if its name is complete.
-fn volume_id(damaged: &DamagedCloudsnap) -> Option<String> {
-    damaged.id.parse::<CloudSnapshotId>().ok().map(|id| id.volume.to_string())
+pub(super) fn volume_id(damaged: &DamagedCloudsnap) -> Option<VolumeId> {
+    damaged.cloud_snapshot_id.parse::<CloudSnapshotId>().ok().map(|id| id.volume)
 }
 
 fn list_table(list: &CloudsnapList) -> Table {
     const COLUMNS: &str = "SOURCEVOLUME|SOURCEVOLUMEID|CLOUD-SNAP-ID|CREATED-TIME|TYPE|STATUS|VERIFIED|KEPT";
     // The first columns are stable for scripts; the last ones appear with verified, pinned or expiring
     // entries.
-    let has = |of: fn(&CloudsnapMetadata) -> bool| list.cloudsnaps.iter().any(|entry| of(&entry.metadata));
-    let shown = match has(|of| of.pinned.is_some() || of.expires.is_some()) {
+    let has = |of: fn(&Cloudsnap) -> bool| list.list.items.iter().any(of);
+    let shown = match has(|of| of.pinned || of.expires_at.is_some()) {
         true => 8,
-        false => 6 + usize::from(has(|of| of.verified.is_some())),
+        false => 6 + usize::from(has(|of| of.verification.is_some())),
     };
     let mut table = Table::new(COLUMNS.split('|').take(shown));
-    for entry in &list.cloudsnaps {
+    for entry in &list.list.items {
         let row = [
-            entry.src_volume_name.clone(),
-            entry.src_volume_id.to_string(),
-            entry.id.to_string(),
-            format_time(entry.timestamp),
-            entry.metadata.cloudsnap_type.clone(),
+            entry.volume_name.clone(),
+            entry.volume_id.to_string(),
+            entry.cloud_snapshot_id.to_string(),
+            format_time(entry.created_at),
+            entry.trigger.clone(),
             entry.status.to_string(),
-            verified(&entry.metadata),
-            kept(&entry.metadata),
+            verified(entry),
+            kept(entry),
         ];
         table.row(row.into_iter().take(shown));
     }
     for damaged in &list.damaged {
         let mut row: [String; 8] = std::array::from_fn(|_| "-".to_owned());
-        (row[1], row[2]) = (or_dash(volume_id(damaged)), damaged.id.clone());
+        (row[1], row[2]) = (or_dash(volume_id(damaged)), damaged.cloud_snapshot_id.clone());
         row[5] = CloudsnapStatus::Damaged.to_string();
         table.row(row.into_iter().take(shown));
     }
@@ -241,45 +226,43 @@ fn list_table(list: &CloudsnapList) -> Table {
 }
 
 /// Describes the last verification on this host.
-fn verified(metadata: &CloudsnapMetadata) -> String {
-    match (&metadata.verified, &metadata.verify_depth, &metadata.verify_result) {
-        (Some(when), Some(depth), Some(result)) => format!("{result} ({depth}, {when})"),
-        _ => "-".to_owned(),
-    }
+fn verified(entry: &Cloudsnap) -> String {
+    let Some(Verification { verified_at, depth, sound }) = entry.verification else { return "-".to_owned() };
+    let result = if sound { "Sound" } else { "Damaged" };
+    format!("{result} ({depth}, {})", format_time(verified_at))
 }
 
 pub async fn inspect(context: &Context<'_>, args: InspectArgs) -> Exit {
     let id = args.id().ok_or_else(|| Failure::usage("name the cloud snapshot to inspect"))?;
     let id = id.resolve(context, args.credential.cred_id.as_ref()).await?;
-    let query = InspectCloudsnap { id, cred_id: args.credential.cred_id };
+    let query = InspectCloudsnap { cloud_snapshot_id: id, credential: args.credential.cred_id };
     let detail = context.client.call(operations::INSPECT_CLOUDSNAP, &query).await?;
     context.output.describe(&detail, || facts(&detail))
 }
 
 fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
     let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
-    let metadata = &entry.metadata;
     let mut facts = Facts::default();
     facts
-        .add("Cloud snapshot", entry.id)
-        .add("Source volume", format!("{} ({})", entry.src_volume_name, entry.src_volume_id))
-        .add("Volume size", size(detail.volume_size_bytes))
-        .add("Labels", if detail.labels.is_empty() { "-".to_owned() } else { detail.labels.to_string() })
-        .add("Snapshot", &detail.snapshot_name)
-        .add("Created", format_time(entry.timestamp))
-        .add("Type", format!("{}, {}", metadata.cloudsnap_type, metadata.backup_type))
+        .add("Cloud snapshot", entry.cloud_snapshot_id)
+        .add("Source volume", format!("{} ({})", entry.volume_name, entry.volume_id))
+        .add("Volume size", size(entry.volume_size_bytes))
+        .add("Labels", if entry.labels.is_empty() { "-".to_owned() } else { entry.labels.to_string() })
+        .add("Name", or_dash(entry.name.as_ref()))
+        .add("Created", format_time(entry.created_at))
+        .add("Type", format!("{}, {}", entry.trigger, entry.backup_type))
         .add("Status", entry.status)
-        .add("Started", &metadata.starttime)
-        .add("Completed", &metadata.updatetime)
-        .add("Credentials", format!("{} ({})", metadata.credential_name, metadata.credential))
-        .add("Format", format!("{}, {}", metadata.version, metadata.compression))
-        .add("Encrypted", metadata.encrypted)
-        .add("Dirty", size(metadata.dirty_bytes))
-        .add("Data", format!("{} in {}", size(metadata.size_bytes), counted(detail.data_blocks, "block")))
+        .add("Started", format_time(entry.started_at))
+        .add("Completed", or_dash(entry.completed_at.map(format_time)))
+        .add("Credentials", format!("{} ({})", entry.credential_name, entry.credential_id))
+        .add("Format", format!("V{}.00, {}", entry.format_version, entry.compression))
+        .add("Encrypted", entry.encrypted)
+        .add("Dirty", size(entry.dirty_bytes))
+        .add("Data", format!("{} in {}", size(entry.size_bytes), counted(detail.data_blocks, "block")))
         .add("Zeroed", counted(detail.zero_blocks, "block"))
-        .add("Stored", format!("{} in {}", size(metadata.stored_bytes), counted(detail.packs, "pack")))
-        .add("Freeze", format!("{} µs", metadata.freeze_stall_micros))
-        .add("Verified", verified(metadata))
+        .add("Stored", format!("{} in {}", size(entry.stored_bytes), counted(detail.packs, "pack")))
+        .add("Freeze", format!("{} µs", entry.freeze_stall_micros))
+        .add("Verified", verified(entry))
         .add("Restore reads", size(detail.chain_stored_bytes));
     for (nth, id) in detail.chain.iter().enumerate() {
         facts.add(if nth == 0 { "Shares data of" } else { "" }, id);
@@ -288,8 +271,9 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
 }
 
 pub async fn delete(context: &Context<'_>, args: DeleteArgs) -> Exit {
-    let request = StartDelete { snap: args.snap, cred_id: args.credential.cred_id, force: args.force };
+    let request =
+        StartDelete { cloud_snapshot_id: args.snap, credential: args.credential.cred_id, force: args.force };
     let started = context.client.call(operations::START_DELETE, &request).await?;
-    let line = format!("Cloudsnap delete started successfully with task name:{}", started.task);
-    report_start(context, started.task, &started, &line, args.wait.wait).await
+    let line = format!("Cloudsnap delete started successfully with task name:{}", started.task_id);
+    report_start(context, started.task_id, &started, &line, args.wait.wait).await
 }

@@ -12,7 +12,7 @@ use crate::{
     wait::{AWAY_LIMIT, AWAY_PAUSE, follow_to_end, noun, reason},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, format_duration, format_time, operations,
+    ApiError, ByteSize, ErrorCode, List, format_duration, format_time, operations,
     tasks::{ListTasks, Task, TaskStage},
 };
 use clap::Args;
@@ -86,7 +86,7 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
     let tasks = tasks(context, &args).await?;
     if args.wait.wait {
         return match (args.name(), tasks.as_slice()) {
-            (Some(_), [task]) => follow_to_end(context, task.name).await,
+            (Some(_), [task]) => follow_to_end(context, task.task_id).await,
             (Some(name), _) => Err(Failure::usage(format!(
                 "{} begin with {name}: give a longer prefix to wait for one",
                 counted(tasks.len() as u64, "task")
@@ -96,14 +96,14 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
     }
     let output = context.output;
     if output.is_json() {
-        return output.document(&tasks);
+        return output.document(&List::from(tasks));
     }
     output.table(&table(&tasks))?;
     if args.name().is_some() {
         for task in &tasks {
             let Some(report) = &task.quiesce else { continue };
             output.line("")?;
-            output.line(format!("Around the freeze of task {}:", task.name))?;
+            output.line(format!("Around the freeze of task {}:", task.task_id))?;
             output.table(&rules::steps_table(report))?;
         }
     }
@@ -112,8 +112,8 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
 }
 
 async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Failure> {
-    let query = ListTasks { name: args.name().map(str::to_owned) };
-    let mut tasks = context.client.call(operations::LIST_TASKS, &query).await?.tasks;
+    let query = ListTasks { id_prefix: args.name().map(str::to_owned) };
+    let mut tasks = context.client.call(operations::LIST_TASKS, &query).await?.items;
     if let (Some(name), true) = (args.name(), tasks.is_empty()) {
         let error =
             ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
@@ -128,7 +128,7 @@ async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Fa
 /// Selects the failed tasks to explain, and the number of others.
 fn shown_tasks(tasks: &[Task], is_asked: bool, now: Timestamp) -> (Vec<&Task>, usize) {
     let is_told = |task: &&Task| {
-        let is_new = task.completed.is_none_or(|at| now.duration_since(at) < TOLD_FOR);
+        let is_new = task.completed_at.is_none_or(|at| now.duration_since(at) < TOLD_FOR);
         task.state.stage == TaskStage::Failed && (is_asked || is_new)
     };
     let mut failed: Vec<&Task> = tasks.iter().filter(is_told).collect();
@@ -142,7 +142,7 @@ fn print_failures(context: &Context<'_>, args: &StatusArgs, tasks: &[Task]) {
     for task in failed {
         let (reason, hint) = reason(task);
         let resumable = if task.resumable { " (can be resumed)" } else { "" };
-        context.output.error(&format!("{} {} failed{resumable}: {reason}", noun(task), task.name), hint);
+        context.output.error(&format!("{} {} failed{resumable}: {reason}", noun(task), task.task_id), hint);
     }
     if more > 0 {
         let line =
@@ -287,12 +287,12 @@ fn end_early(context: &Context<'_>, shown: Shown, last: &str) -> Exit {
 
 /// Returns the average rate of a task in bytes per second, and the remaining seconds at that rate.
 fn pace(task: &Task) -> (Option<f64>, Option<f64>) {
-    let is_active = task.state.stage == TaskStage::Active && task.time_elapsed > 0.0;
+    let is_active = task.state.stage == TaskStage::Active && task.elapsed_seconds > 0.0;
     // Earlier runs of a resumed task do not count.
-    let rate = (is_active && task.resumed == 0).then(|| task.bytes_processed as f64 / task.time_elapsed);
+    let rate = (is_active && task.resumed == 0).then(|| task.processed_bytes as f64 / task.elapsed_seconds);
     let rate = rate.filter(|rate| *rate >= 1.0);
-    let left = task.bytes_total.saturating_sub(task.bytes_processed) as f64;
-    (rate, rate.filter(|_| task.bytes_total > 0).map(|rate| left / rate))
+    let left = task.total_bytes.saturating_sub(task.processed_bytes) as f64;
+    (rate, rate.filter(|_| task.total_bytes > 0).map(|rate| left / rate))
 }
 
 fn table(tasks: &[Task]) -> Table {
@@ -303,14 +303,16 @@ fn table(tasks: &[Task]) -> Table {
     for task in tasks {
         let (rate, eta_s) = pace(task);
         let row = [
-            task.name.to_string(),
+            task.task_id.to_string(),
             // Without a cloud snapshot, the volume tells what failed.
-            or_dash(task.source_volume.clone().or_else(|| task.volume.as_ref().map(ToString::to_string))),
+            or_dash(
+                task.cloud_snapshot_id.clone().or_else(|| task.volume_name.as_ref().map(ToString::to_string)),
+            ),
             task.state.to_string(),
             task.node.clone(),
-            task.bytes_processed.to_string(),
-            format_duration(task.time_elapsed),
-            task.completed.map(format_time).unwrap_or_default(),
+            task.processed_bytes.to_string(),
+            format_duration(task.elapsed_seconds),
+            task.completed_at.map(format_time).unwrap_or_default(),
             or_dash(rate.map(|rate| format!("{}/s", ByteSize::from_bytes(rate as u64)))),
             or_dash(eta_s.map(|eta_s| format_duration(eta_s.round()))),
         ];
@@ -330,11 +332,11 @@ mod tests {
         let task = |stage: &str, minutes_ago: i64| -> Task {
             let at = now - SignedDuration::from_mins(minutes_ago);
             serde_json::from_value(json!({
-                "name": uuid::Uuid::new_v4(), "type": "backup", "sourceVolume": null, "volume": "vol",
-                "state": format!("Backup-{stage}"), "node": "host", "owner": {"kind": "daemon"}, "credential": uuid::Uuid::nil(), "credentialName": "nas",
-                "phase": "", "bytesTotal": 0, "bytesProcessed": 0, "bytesUploaded": 0, "bytesDownloaded": 0, "bytesDirty": 0,
+                "taskId": uuid::Uuid::new_v4(), "type": "backup", "cloudSnapshotId": null, "volumeName": "vol",
+                "state": format!("Backup-{stage}"), "node": "host", "owner": {"kind": "daemon"}, "credentialId": uuid::Uuid::nil(), "credentialName": "nas",
+                "phase": "", "totalBytes": 0, "processedBytes": 0, "uploadedBytes": 0, "downloadedBytes": 0, "dirtyBytes": 0,
                 "requests": {"put": 0, "get": 0, "list": 0, "delete": 0, "head": 0}, "freezeStallMicros": null,
-                "started": at, "completed": at, "timeElapsed": 1.0, "backupType": null, "error": null, "resumed": 0, "version": 1
+                "startedAt": at, "completedAt": at, "elapsedSeconds": 1.0, "backupType": null, "error": null, "resumed": 0, "version": 1
             }))
             .unwrap()
         };
@@ -343,7 +345,7 @@ mod tests {
         tasks.push(task("Failed", 61));
         let (failed, more) = shown_tasks(&tasks, false, now);
         assert_eq!((failed.len(), more), (3, 17));
-        assert_eq!(failed[0].completed, tasks[1].completed);
+        assert_eq!(failed[0].completed_at, tasks[1].completed_at);
         let (failed, more) = shown_tasks(&tasks[tasks.len() - 1..], false, now);
         assert_eq!((failed.len(), more), (0, 0));
         let (failed, more) = shown_tasks(&tasks, true, now);

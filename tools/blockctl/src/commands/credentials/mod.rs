@@ -22,7 +22,9 @@ use blockd_api::{
 pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
     let Context { client, output } = context;
     let say = |what: &str, credential: &Credential| {
-        output.tell(credential, || format!("Credentials {what} successfully, UUID:{}", credential.uuid))
+        output.tell(credential, || {
+            format!("Credentials {what} successfully, UUID:{}", credential.credential_id)
+        })
     };
     match command {
         CredentialsCommand::Create(args) => {
@@ -54,15 +56,17 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
             output.tell(&credential, || {
                 format!(
                     "Credentials limited successfully, UUID:{} (upload {}, download {})",
-                    credential.uuid,
-                    shown(credential.limit_upload_bytes_per_s, &credential.limit_upload_windows),
-                    shown(credential.limit_download_bytes_per_s, &credential.limit_download_windows),
+                    credential.credential_id,
+                    shown(credential.limit_upload_bytes_per_second, &credential.limit_upload_windows),
+                    shown(credential.limit_download_bytes_per_second, &credential.limit_download_windows),
                 )
             })
         }
         CredentialsCommand::Delete(args) => {
             let deleted = client.call_at(operations::DELETE_CREDENTIAL, &args.credential, &()).await?;
-            output.tell(&deleted, || format!("Credentials deleted successfully, UUID:{}", deleted.id))
+            output.tell(&deleted, || {
+                format!("Credentials deleted successfully, UUID:{}", or_dash(deleted.credential_id))
+            })
         }
     }
 }
@@ -70,12 +74,12 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
 /// Column of a provider's table.
 type Column = (&'static str, fn(&Credential) -> String);
 
-const UUID: Column = ("UUID", |one| one.uuid.to_string());
+const UUID: Column = ("UUID", |one| one.credential_id.to_string());
 const NAME: Column = ("NAME", |one| one.name.to_string());
-const ENCRYPTION: Column = ("ENCRYPTION", |one| one.encryption.to_string());
+const ENCRYPTION: Column = ("ENCRYPTION", |one| one.encrypted.to_string());
 const BUCKET: Column = ("BUCKET", |one| or_dash(place(one)));
 const CREATE_IF_ABSENT: Column = ("CREATE IF ABSENT", |one| one.conditional_put.to_string());
-const THROUGHPUT: Column = ("WRITE THROUGHPUT (KBPS)", |one| or_dash(one.write_throughput_kbps));
+const THROUGHPUT: Column = ("WRITE THROUGHPUT (KBPS)", |one| or_dash(kilobytes_per_second(one)));
 
 /// Tables, with the columns between the name and the last two.
 const KINDS: [(&str, ProviderKind, &[Column]); 5] = [
@@ -116,7 +120,7 @@ const KINDS: [(&str, ProviderKind, &[Column]); 5] = [
 
 async fn list(context: &Context<'_>) -> Exit {
     let output = context.output;
-    let list = context.client.call(operations::LIST_CREDENTIALS, &()).await?.credentials;
+    let list = context.client.call(operations::LIST_CREDENTIALS, &()).await?;
     if output.is_json() {
         return output.document(&list);
     }
@@ -124,7 +128,7 @@ async fn list(context: &Context<'_>) -> Exit {
     for (title, kind, columns) in KINDS {
         let columns: Vec<Column> = [&[UUID, NAME], columns, &[CREATE_IF_ABSENT, THROUGHPUT]].concat();
         let mut table = Table::new(columns.iter().map(|(title, _)| *title));
-        let mut of_kind = list.iter().filter(|one| one.store.provider == kind).peekable();
+        let mut of_kind = list.items.iter().filter(|one| one.store.provider == kind).peekable();
         if of_kind.peek().is_none() {
             continue;
         }
@@ -133,7 +137,7 @@ async fn list(context: &Context<'_>) -> Exit {
         output.table(&table)?;
         between = "\n";
     }
-    if list.is_empty() {
+    if list.items.is_empty() {
         output.note("There are no credentials; see `blockctl credentials create --help`.");
     }
     Ok(EXIT_DONE)
@@ -149,9 +153,14 @@ fn place(one: &Credential) -> Option<String> {
     })
 }
 
+/// Returns the write throughput in kilobytes per second.
+fn kilobytes_per_second(one: &Credential) -> Option<u64> {
+    one.write_bytes_per_second.map(|bytes| (bytes / 1000).max(1))
+}
+
 fn facts(one: &Credential) -> Facts {
     let mut facts = Facts::default();
-    facts.add("Credentials", one.uuid).add("Name", &one.name).add("Provider", one.store.provider);
+    facts.add("Credentials", one.credential_id).add("Name", &one.name).add("Provider", one.store.provider);
     for (name, value) in [
         ("Path", one.store.path.as_ref().map(|path| path.display().to_string())),
         ("Endpoint", one.store.endpoint.clone()),
@@ -170,8 +179,8 @@ fn facts(one: &Credential) -> Facts {
         ("Storage class", one.store.s3.storage_class.clone()),
         ("Proxy", one.proxy.clone()),
         ("CA certificates", one.has_ca_certificates.then(|| "own".to_owned())),
-        ("Upload limit", limit(one.limit_upload_bytes_per_s, &one.limit_upload_windows)),
-        ("Download limit", limit(one.limit_download_bytes_per_s, &one.limit_download_windows)),
+        ("Upload limit", limit(one.limit_upload_bytes_per_second, &one.limit_upload_windows)),
+        ("Download limit", limit(one.limit_download_bytes_per_second, &one.limit_download_windows)),
         ("Times of limits", one.limit_time_zone.clone()),
     ] {
         if let Some(value) = value {
@@ -184,10 +193,10 @@ fn facts(one: &Credential) -> Facts {
         }
     }
     facts
-        .add("Encryption", yes_or_no(one.encryption))
+        .add("Encryption", yes_or_no(one.encrypted))
         .add("Create if absent", if one.conditional_put { "yes, probed" } else { "no, blockd does without" })
-        .add("Created", format_time(one.created))
-        .add("Write throughput (KBPS)", or_dash(one.write_throughput_kbps));
+        .add("Created", format_time(one.created_at))
+        .add("Write throughput (KBPS)", or_dash(kilobytes_per_second(one)));
     facts
 }
 

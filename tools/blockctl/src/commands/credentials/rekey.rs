@@ -90,11 +90,11 @@ pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
     let exit = output.tell(&rekeyed, || {
         if !is_changed {
             let keys = counted(rekeyed.data_keys, "data key");
-            return format!("Credentials unchanged, UUID:{} ({keys} loaded)", rekeyed.uuid);
+            return format!("Credentials unchanged, UUID:{} ({keys} loaded)", rekeyed.credential_id);
         }
         format!(
             "Credentials rekeyed successfully, UUID:{} ({} with the new passphrase{}, {} in all)",
-            rekeyed.uuid,
+            rekeyed.credential_id,
             counted(rekeyed.rewrapped, "data key"),
             if rekeyed.new_data_key { ", a new data key for new backups" } else { "" },
             rekeyed.data_keys,

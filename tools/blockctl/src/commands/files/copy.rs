@@ -197,7 +197,7 @@ impl TreeCopy<'_> {
                     }
                     .map_err(failed)?;
                     self.copied.directories += 1;
-                    let entries = self.source.list(&file.path, true).await?.entries;
+                    let entries = self.source.list(&file.path, true).await?.list.items;
                     if is_new {
                         left.push(CopyStep::Finish(file, Arc::clone(&dir)));
                     }
@@ -237,7 +237,7 @@ impl TreeCopy<'_> {
         let target = file.target.as_ref().map(FilePath::as_bytes).unwrap_or_default();
         let staged = Staged::new(&to.dir, to.name()?);
         let link = staged.create_symlink(OsStr::from_bytes(target), file.uid, file.gid)?;
-        if let Some(modified) = file.modified {
+        if let Some(modified) = file.modified_at {
             set_link_time(&link, modified)?;
         }
         staged.put(self.replaces())?;
@@ -285,7 +285,7 @@ fn finish(open: &File, file: &SnapshotFile) -> io::Result<()> {
     // Set-user-ID bits from a snapshot are not trusted here.
     let mode = if file.kind == FileKind::File { file.mode & 0o777 } else { file.mode };
     open.set_permissions(Permissions::from_mode(mode.into()))?;
-    if let Some(modified) = file.modified {
+    if let Some(modified) = file.modified_at {
         let time = SystemTime::from(modified);
         open.set_times(FileTimes::new().set_modified(time))?;
     }
@@ -362,7 +362,7 @@ mod tests {
             mode: 0o644,
             uid: 0,
             gid: 0,
-            modified: None,
+            modified_at: None,
             inode: None,
             links: None,
             target: None,

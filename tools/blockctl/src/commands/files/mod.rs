@@ -13,6 +13,7 @@ use crate::{
 };
 use args::{CatArgs, CatalogArgs, DiffFilesArgs};
 use blockd_api::{
+    Document, List,
     browse::{FileKind, FilePath, SnapshotFile, SnapshotXattr},
     cloudsnaps::CloudSnapshotId,
 };
@@ -57,7 +58,7 @@ fn mode_text(file: &SnapshotFile) -> String {
 }
 
 fn line(file: &SnapshotFile) -> String {
-    let time = file.modified.map_or_else(|| "-".to_owned(), |time| time.strftime("%F %T").to_string());
+    let time = file.modified_at.map_or_else(|| "-".to_owned(), |time| time.strftime("%F %T").to_string());
     let target = file.target.as_ref().map(|target| format!(" -> {target}")).unwrap_or_default();
     let (mode, owner) = (mode_text(file), format!("{}:{}", file.uid, file.gid));
     format!("{mode} {owner:>11} {:>14} {time:>19} {}{target}", file.size_bytes, file.path)
@@ -80,7 +81,7 @@ async fn walk(
     let from = path;
     while let Some((path, level)) = left.pop() {
         check_depth(&path)?;
-        let below = source.list(&path, true).await?.entries;
+        let below = source.list(&path, true).await?.list.items;
         let mut dirs = Vec::new();
         for file in below {
             count += 1;
@@ -98,9 +99,11 @@ async fn walk(
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct CatalogDocument<'a> {
-    snap: CloudSnapshotId,
+    cloud_snapshot_id: CloudSnapshotId,
     path: &'a FilePath,
-    files: Vec<SnapshotFile>,
+    /// Files, directories before their entries.
+    #[serde(flatten)]
+    list: List<SnapshotFile>,
 }
 
 pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
@@ -122,10 +125,11 @@ pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
             Ok(())
         })
         .await?;
-        let document = CatalogDocument { snap: source.snap, path: &path, files };
+        let document = CatalogDocument { cloud_snapshot_id: source.snap, path: &path, list: files.into() };
         match &mut file {
             Some(file) => {
-                serde_json::to_writer_pretty(&mut *file, &document).map_err(|error| failed(error.into()))?;
+                serde_json::to_writer_pretty(&mut *file, &Document::new(&document))
+                    .map_err(|error| failed(error.into()))?;
                 file.write_all(b"\n").map_err(failed)?;
             }
             None => drop(output.document(&document)?),
@@ -179,15 +183,17 @@ struct ChangedFile {
     kind: FileKind,
     /// Differing properties of a file that is in both.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    what: Vec<&'static str>,
+    differences: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct DiffDocument {
-    from: CloudSnapshotId,
-    to: CloudSnapshotId,
-    files: Vec<ChangedFile>,
+    from_cloud_snapshot_id: CloudSnapshotId,
+    to_cloud_snapshot_id: CloudSnapshotId,
+    /// Changed files, by path.
+    #[serde(flatten)]
+    list: List<ChangedFile>,
 }
 
 /// Returns the differing properties of two versions of a file.
@@ -201,7 +207,7 @@ fn differences(a: &SnapshotFile, b: &SnapshotFile) -> Vec<&'static str> {
         if a.size_bytes != b.size_bytes {
             what.push("size");
         }
-        if a.modified != b.modified {
+        if a.modified_at != b.modified_at {
             what.push("time");
         }
     }
@@ -263,7 +269,7 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
         check_depth(&path)?;
         let (a, b) = (from.list(&path, true).await?, to.list(&path, true).await?);
         let mut dirs = Vec::new();
-        for pair in pairs(a.entries, b.entries) {
+        for pair in pairs(a.list.items, b.list.items) {
             seen += 1;
             check_count(seen, &top)?;
             let (change, file, what) = match pair {
@@ -281,19 +287,23 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
                 }
                 (None, None) => continue,
             };
-            changes.push(ChangedFile { change, path: file.path, kind: file.kind, what });
+            changes.push(ChangedFile { change, path: file.path, kind: file.kind, differences: what });
         }
         left.extend(dirs.into_iter().rev());
     }
     changes.sort_by(|a, b| a.path.cmp(&b.path));
     if output.is_json() {
-        return output.document(&DiffDocument { from: from.snap, to: to.snap, files: changes });
+        return output.document(&DiffDocument {
+            from_cloud_snapshot_id: from.snap,
+            to_cloud_snapshot_id: to.snap,
+            list: changes.into(),
+        });
     }
     for change in &changes {
         let (sign, what) = match change.change {
             ChangeKind::Added => ('+', String::new()),
             ChangeKind::Removed => ('-', String::new()),
-            ChangeKind::Changed => ('M', format!(" ({})", change.what.join(", "))),
+            ChangeKind::Changed => ('M', format!(" ({})", change.differences.join(", "))),
         };
         let slash = if change.kind == FileKind::Directory { "/" } else { "" };
         output.line(format!("{sign} {}{slash}{what}", change.path))?;
@@ -350,7 +360,7 @@ mod tests {
             mode,
             uid: 0,
             gid: 1000,
-            modified: None,
+            modified_at: None,
             inode: None,
             links: None,
             target: None,

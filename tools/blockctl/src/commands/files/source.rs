@@ -44,22 +44,22 @@ impl<'a> FileSource<'a> {
     }
 
     async fn ask(&self, path: &FilePath, entries: bool, xattrs: bool) -> Result<FileList, Failure> {
-        let (path, cred_id) = (path.clone(), self.cred_id.clone());
-        let query = ListFiles { snap: self.snap, path, entries, xattrs, cred_id };
+        let (path, credential) = (path.clone(), self.cred_id.clone());
+        let query = ListFiles { cloud_snapshot_id: self.snap, path, entries, xattrs, credential };
         Ok(self.context.client.call(operations::LIST_FILES, &query).await?)
     }
 
     /// Reads part of a file; empty at its end.
     pub async fn read(&self, path: &FilePath, offset_bytes: u64, len_bytes: u64) -> Result<Vec<u8>, Failure> {
-        let (path, cred_id) = (path.clone(), self.cred_id.clone());
-        let query = ReadFile { snap: self.snap, path, offset_bytes, len_bytes, cred_id };
+        let (path, credential) = (path.clone(), self.cred_id.clone());
+        let query = ReadFile { cloud_snapshot_id: self.snap, path, offset_bytes, len_bytes, credential };
         Ok(self.context.client.call(operations::READ_FILE, &query).await?.to_vec())
     }
 
     /// Returns the data ranges of a file from an offset on.
     pub async fn runs(&self, path: &FilePath, offset_bytes: u64) -> Result<FileRuns, Failure> {
-        let (path, cred_id) = (path.clone(), self.cred_id.clone());
-        let query = ListFileRuns { snap: self.snap, path, offset_bytes, cred_id };
+        let (path, credential) = (path.clone(), self.cred_id.clone());
+        let query = ListFileRuns { cloud_snapshot_id: self.snap, path, offset_bytes, credential };
         Ok(self.context.client.call(operations::LIST_FILE_RUNS, &query).await?)
     }
 }

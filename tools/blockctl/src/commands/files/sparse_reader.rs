@@ -70,9 +70,9 @@ impl ReadPlan {
     /// Adds received data ranges.
     fn learn(&mut self, found: FileRuns) {
         self.size_bytes = Some(found.size_bytes);
-        self.until_bytes = found.until_bytes;
+        self.until_bytes = found.list.next.unwrap_or(found.size_bytes);
         self.runs.clear();
-        for run in found.data {
+        for run in found.list.items {
             match self.runs.back_mut() {
                 Some(last)
                     if run.offset_bytes.saturating_sub(last.offset_bytes.saturating_add(last.len_bytes))
@@ -126,7 +126,8 @@ impl<'a> SparseParts<'a> {
                 }
                 ReadStep::Ask(at_bytes) => {
                     let found = self.source.runs(self.path, at_bytes).await?;
-                    if found.until_bytes <= at_bytes && at_bytes < found.size_bytes {
+                    let until_bytes = found.list.next.unwrap_or(found.size_bytes);
+                    if until_bytes <= at_bytes && at_bytes < found.size_bytes {
                         return Err(self.ends_early());
                     }
                     self.plan.learn(found);
@@ -193,6 +194,7 @@ impl SparseOutput {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_api::List;
     use std::{
         fs::OpenOptions,
         io::Read,
@@ -217,8 +219,8 @@ mod tests {
                     asked += 1;
                     // The last range is returned only by the request for the following offset.
                     let told = if asked == 1 { &data[..2] } else { &data[2..] };
-                    let until_bytes = if asked == 1 { 10 << 20 } else { size };
-                    plan.learn(FileRuns { size_bytes: size, until_bytes, data: told.to_vec() });
+                    let next = (asked == 1).then_some(10 << 20);
+                    plan.learn(FileRuns { size_bytes: size, list: List { items: told.to_vec(), next } });
                 }
                 ReadStep::Skip(len) => {
                     plan.pass(len);
@@ -244,7 +246,7 @@ mod tests {
         let mut plan = ReadPlan::default();
         // Holes of 255 KiB, 0 and 256 KiB between the ranges.
         let data = vec![kib(0, 4), kib(259, 1), kib(260, 4), kib(520, 4)];
-        plan.learn(FileRuns { size_bytes: 1 << 20, until_bytes: 1 << 20, data });
+        plan.learn(FileRuns { size_bytes: 1 << 20, list: data.into() });
         let mut steps = vec![];
         loop {
             let step = plan.next();

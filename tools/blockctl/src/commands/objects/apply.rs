@@ -112,7 +112,7 @@ impl Apply<'_> {
         let document = self.record.done(done.result);
         show_warnings(object, document);
         if !done.tasks.is_empty() {
-            document["tasks"] = json!(done.tasks);
+            document["taskIds"] = json!(done.tasks);
         }
         if let Some(awaited) = &done.awaited {
             document["waitsFor"] = json!(awaited);
@@ -227,35 +227,43 @@ impl Apply<'_> {
         let (client, resources) = (&self.context.client, &self.resources);
         let mut request = backup.request(name);
         if let Some(volume) = backup.selector().volume {
-            let StartGroupBackup { cred_id, options, hooks, .. } = request;
-            let request = StartBackup { cred_id, options, hooks, ..StartBackup::of(volume) };
-            return Ok(vec![client.call(operations::START_BACKUP, &request).await?.task]);
+            let StartGroupBackup { credentials, options, hooks, .. } = request;
+            let request = StartBackup { credentials, options, hooks, ..StartBackup::of(volume) };
+            let started = client.call(operations::START_BACKUP, &request).await?;
+            return Ok(started.items.into_iter().map(|task| task.task_id).collect());
         }
         let missing = resources.not_backed_up(name.as_str(), backup);
         if !missing.is_empty() && missing.len() < resources.members(&backup.selector()).count() {
             // The other volumes have a backup.
-            request.volumes = missing.iter().map(|volume| VolumeRef::Id(volume.id)).collect();
+            request.volumes = missing.iter().map(|volume| VolumeRef::Id(volume.volume_id)).collect();
             (request.group, request.label) = (None, None);
         }
         let started = client.call(operations::START_GROUP_BACKUP, &request).await?;
-        Ok(started.members.into_iter().flat_map(|member| member.tasks).collect())
+        Ok(started.list.items.into_iter().flat_map(|member| member.task_ids).collect())
     }
 
     async fn start_restore(&self, restore: &Restore) -> Result<Vec<Uuid>, Failure> {
         let client = &self.context.client;
-        let snap = self.resources.source(restore)?;
-        let (volume, skip_damaged) = (restore.destination_volume.clone(), restore.skip_damaged);
-        let cred_id = Some(CredentialRef::Name(restore.location.clone()));
+        let cloud_snapshot_id = self.resources.source(restore)?;
+        let (volume_name, skip_damaged) = (restore.destination_volume.clone(), restore.skip_damaged);
+        let credential = Some(CredentialRef::Name(restore.location.clone()));
         let (volume, schedules, tasks) = if restore.lazy {
             let on_store_loss = StoreLoss::default();
-            let request =
-                StartLazyRestore { snap, volume, cred_id, hydrate: true, on_store_loss, labels: None };
+            let request = StartLazyRestore {
+                cloud_snapshot_id,
+                volume_name,
+                credential,
+                hydrate: true,
+                on_store_loss,
+                labels: None,
+            };
             let started = client.call(operations::START_LAZY_RESTORE, &request).await?;
-            (started.volume, started.schedules, started.task.into_iter().collect())
+            (started.volume_name, started.schedules, started.task_id.into_iter().collect())
         } else {
-            let request = StartRestore { volume, cred_id, skip_damaged, ..StartRestore::of(snap) };
+            let request =
+                StartRestore { volume_name, credential, skip_damaged, ..StartRestore::of(cloud_snapshot_id) };
             let started = client.call(operations::START_RESTORE, &request).await?;
-            (started.volume, started.schedules, vec![started.task])
+            (started.volume_name, started.schedules, vec![started.task_id])
         };
         tell_schedules(self.context, &volume, &schedules);
         Ok(tasks)
@@ -280,7 +288,7 @@ impl Apply<'_> {
             }
             Body::Schedule(schedule) => {
                 let found = self.resources.schedule(name);
-                let found = found.and_then(|one| Some((one.uuid, self.resources.schedule_spec(one)?)));
+                let found = found.and_then(|one| Some((one.schedule_id, self.resources.schedule_spec(one)?)));
                 if let Some((uuid, current)) = found {
                     let (current, wanted) = (current.request(&object.name), schedule.request(&object.name));
                     client

@@ -11,7 +11,7 @@ VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone. Objects that 
 stay as they are, so a file can be applied repeatedly. Backups, restores and clones are made once \
 for each name: that of a backup is stored with it, that of a restore or clone is the new volume. A \
 name does not select backups that other hosts made in the same location: a restore selects them by \
-`cloudSnapID`. Give secrets as `file: PATH` (relative to the file) or `env: NAME`; they are not \
+`cloudSnapshotId`. Give secrets as `file: PATH` (relative to the file) or `env: NAME`; they are not \
 compared: a location whose secrets alone changed is `unchanged` and keeps the old ones. Objects \
 that tasks are creating are `under way`, a stopped or failed restore is `resumed`, and one whose \
 backup is still running is `waiting`: everything else is applied, and the exit status is 6; --wait \

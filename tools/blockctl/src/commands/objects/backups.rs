@@ -23,13 +23,13 @@ use blockd_api::{
 type Origin<'a> = (Option<VolumeId>, &'a str);
 
 fn origin_of(one: &Cloudsnap) -> Origin<'_> {
-    (Some(one.src_volume_id), &one.src_volume_name)
+    (Some(one.volume_id), &one.volume_name)
 }
 
 fn origin_of_task(task: &Task) -> Origin<'_> {
     let id =
-        task.source_volume.as_ref().and_then(|id| id.parse::<CloudSnapshotId>().ok()).map(|id| id.volume);
-    (id, task.volume.as_ref().map_or("", VolumeName::as_str))
+        task.cloud_snapshot_id.as_ref().and_then(|id| id.parse::<CloudSnapshotId>().ok()).map(|id| id.volume);
+    (id, task.volume_name.as_ref().map_or("", VolumeName::as_str))
 }
 
 fn is_named(one: &Cloudsnap, name: &str, location: Option<&CredentialName>) -> bool {
@@ -37,11 +37,11 @@ fn is_named(one: &Cloudsnap, name: &str, location: Option<&CredentialName>) -> b
 }
 
 fn is_in(one: &Cloudsnap, location: &CredentialName) -> bool {
-    one.metadata.credential_name == location.as_str()
+    one.credential_name == location.as_str()
 }
 
 fn is_origin(volume: &Volume, (id, name): Origin<'_>) -> bool {
-    id.map_or(volume.name.as_str() == name, |id| volume.id == id)
+    id.map_or(volume.name.as_str() == name, |id| volume.volume_id == id)
 }
 
 impl ResourceSet {
@@ -62,7 +62,7 @@ impl ResourceSet {
     ) -> impl Iterator<Item = &'a Task> {
         self.tasks.iter().filter(move |task| {
             task.state.kind == TaskKind::Backup
-                && task.label.as_ref().is_some_and(|label| label.as_str() == name)
+                && task.name.as_ref().is_some_and(|one| one.as_str() == name)
                 && location.is_none_or(|location| task.credential_name.as_ref() == Some(location))
         })
     }
@@ -130,23 +130,23 @@ impl ResourceSet {
             None => return Err(ApiError::new(ErrorCode::InvalidRequest, "the restore names no backup")),
         };
         let (location, missing) = (Some(&restore.location), ErrorCode::CloudsnapNotFound);
-        let is_meant = |one: &&Cloudsnap| volume.is_none_or(|volume| one.src_volume_name == volume.as_str());
+        let is_meant = |one: &&Cloudsnap| volume.is_none_or(|volume| one.volume_name == volume.as_str());
         let found: Vec<&Cloudsnap> = self.backups_named(name.as_str(), location).filter(is_meant).collect();
         let (code, message) = match found.as_slice() {
-            [one] => return Ok(one.id),
+            [one] => return Ok(one.cloud_snapshot_id),
             [] if self.under_way(name.as_str(), location).next().is_some() => {
                 (missing, "is not done yet: apply this again when it is, or with --wait".to_owned())
             }
             [] => {
                 let message = format!(
-                    "there is no VolumeBackup/{name} of this host in BackupLocation/{}: name a backup of another host by its cloudSnapID",
+                    "there is no VolumeBackup/{name} of this host in BackupLocation/{}: name a backup of another host by its cloudSnapshotId",
                     restore.location
                 );
                 return Err(ApiError::new(missing, message));
             }
             several => {
                 let message =
-                    format!("is ambiguous ({}): name its sourceVolume or cloudSnapID", listed(several));
+                    format!("is ambiguous ({}): name its sourceVolume or cloudSnapshotId", listed(several));
                 (ErrorCode::InvalidRequest, message)
             }
         };
@@ -157,7 +157,7 @@ impl ResourceSet {
 /// Formats cloud snapshots for a message.
 fn listed(several: &[&Cloudsnap]) -> String {
     let one = |one: &&Cloudsnap| {
-        format!("{} of {} in {}", one.id, one.src_volume_name, one.metadata.credential_name)
+        format!("{} of {} in {}", one.cloud_snapshot_id, one.volume_name, one.credential_name)
     };
     several.iter().map(one).collect::<Vec<_>>().join(", ")
 }
@@ -186,7 +186,9 @@ impl BackupTarget {
     fn stored<'a>(&'a self, resources: &'a ResourceSet) -> Vec<&'a Cloudsnap> {
         let Self { name, id, location, .. } = self;
         let is_meant = |one: &&Cloudsnap| match id {
-            Some(id) => one.id == *id && location.as_ref().is_none_or(|location| is_in(one, location)),
+            Some(id) => {
+                one.cloud_snapshot_id == *id && location.as_ref().is_none_or(|location| is_in(one, location))
+            }
             None => is_named(one, name, location.as_ref()),
         };
         resources.cloudsnaps.iter().flatten().filter(is_meant).collect()
@@ -231,8 +233,8 @@ impl BackupTarget {
         let (mut found, tasks) = (self.stored(resources), self.tasks(resources));
         found.retain(|one| self.has(resources, origin_of(one)));
         // Two locations may lead to one store.
-        found.sort_by_key(|one| one.id);
-        found.dedup_by_key(|one| one.id);
+        found.sort_by_key(|one| one.cloud_snapshot_id);
+        found.dedup_by_key(|one| one.cloud_snapshot_id);
         if matches!(self.scope, DeleteScope::One(_)) && found.len() > 1 {
             let message = format!(
                 " is ambiguous ({}): add --location and --volume, or give the id instead of the name",
@@ -242,12 +244,12 @@ impl BackupTarget {
         }
         if let Some(task) = tasks.iter().find(|task| !task.state.stage.is_over()) {
             let message =
-                format!(" is being made: see `blockctl cloudsnap stop --name {} --discard`", task.name);
+                format!(" is being made: see `blockctl cloudsnap stop --name {} --discard`", task.task_id);
             return Err(self.refused(ErrorCode::CloudsnapNotDone, &message));
         }
         // Nothing is deleted if one of several cannot be.
-        if let Some(one) = found.iter().find(|one| one.metadata.pinned.as_deref() == Some("true")) {
-            let id = one.id;
+        if let Some(one) = found.iter().find(|one| one.pinned) {
+            let id = one.cloud_snapshot_id;
             let message =
                 format!(": cloud snapshot {id} is pinned: see `blockctl cloudsnap unpin --snap {id}`");
             return Err(self.refused(ErrorCode::CloudsnapPinned, &message));
@@ -274,17 +276,21 @@ impl BackupTarget {
             return Ok("deleted");
         }
         for task in tasks {
-            client.call_at(operations::STOP_TASK, &task.name, &StopTask { discard: true }).await?;
+            client.call_at(operations::STOP_TASK, &task.task_id, &StopTask { discard: true }).await?;
         }
         for one in found {
-            let cred_id = one.metadata.credential_name.parse().ok().map(CredentialRef::Name);
+            let credential = one.credential_name.parse().ok().map(CredentialRef::Name);
             // The location may be deleted next.
             let started = client
-                .call(operations::START_DELETE, &StartDelete { cred_id, ..StartDelete::of(one.id) })
+                .call(
+                    operations::START_DELETE,
+                    &StartDelete { credential, ..StartDelete::of(one.cloud_snapshot_id) },
+                )
                 .await?;
-            let ended = follow(client, started.task, context.output).await?;
+            let ended = follow(client, started.task_id, context.output).await?;
             if ended.state.stage != TaskStage::Done {
-                let message = format!("the deletion of {} was stopped (task {})", one.id, ended.name);
+                let message =
+                    format!("the deletion of {} was stopped (task {})", one.cloud_snapshot_id, ended.task_id);
                 let stopped = || ApiError::new(ErrorCode::TaskStopped, message);
                 return Err(ended.error.unwrap_or_else(stopped).into());
             }

@@ -111,7 +111,9 @@ async fn delete(
         _ if dry_run => {}
         Kind::BackupLocation => {
             if let Some(found) = resources.credential(name) {
-                client.call_at(operations::DELETE_CREDENTIAL, &CredentialRef::Id(found.uuid), &()).await?;
+                client
+                    .call_at(operations::DELETE_CREDENTIAL, &CredentialRef::Id(found.credential_id), &())
+                    .await?;
             }
         }
         Kind::SchedulePolicy => {
@@ -126,7 +128,7 @@ async fn delete(
         }
         Kind::VolumeBackupSchedule => {
             if let Some(found) = resources.schedule(name) {
-                client.call_at(operations::DELETE_SCHEDULE, &found.uuid, &()).await?;
+                client.call_at(operations::DELETE_SCHEDULE, &found.schedule_id, &()).await?;
             }
         }
     }
@@ -140,7 +142,7 @@ async fn delete_rule(context: &Context<'_>, name: &RuleName, hook: Option<&Hook>
     let current = client.call_at(operations::GET_RULE, name, &()).await?;
     let targets: Vec<_> = Hook::of(&current).targets().into_iter().flatten().flatten().collect();
     let given: Vec<_> = hook.map(Hook::targets).into_iter().flatten().flatten().flatten().collect();
-    if current.schedules.is_empty() && targets.iter().all(|target| given.contains(target)) {
+    if current.schedule_ids.is_empty() && targets.iter().all(|target| given.contains(target)) {
         for target in &targets {
             client.call_at(operations::UNASSIGN_RULE, name, target).await?;
         }

@@ -217,14 +217,14 @@ fn plan_backup(object: &Object, backup: &Backup, resources: &ResourceSet) -> Pla
     let running = || resources.under_way(name, location);
     let stored = || resources.backups_named(name, location);
     let tasks: Vec<Uuid> =
-        running().filter(|task| resources.is_task_of(&volumes, task)).map(|task| task.name).collect();
+        running().filter(|task| resources.is_task_of(&volumes, task)).map(|task| task.task_id).collect();
     let exists = !tasks.is_empty() || stored().any(|one| resources.is_backup_of(&volumes, one));
     if exists && resources.not_backed_up(name, backup).is_empty() {
         return if tasks.is_empty() { Plan::Unchanged } else { Plan::Wait(tasks) };
     }
     if let Some(wanted) = &backup.volume {
-        let tasks = running().filter_map(|task| task.volume.as_ref().map(VolumeName::as_str));
-        let mut names = stored().map(|one| one.src_volume_name.as_str()).chain(tasks);
+        let tasks = running().filter_map(|task| task.volume_name.as_ref().map(VolumeName::as_str));
+        let mut names = stored().map(|one| one.volume_name.as_str()).chain(tasks);
         if let Some(other) = names.find(|name| *name != wanted.as_str()) {
             let cause =
                 format!("there is a backup of this name of volume {other}: give this one another name");
@@ -242,9 +242,9 @@ fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> 
         if let Some(error) = resources.unlisted(&object.to_string(), Some(&restore.location)) {
             return Plan::Refused(Vec::new(), error);
         }
-        let is_meant = |task: &&Task| volume.is_none() || task.volume.as_ref() == volume;
+        let is_meant = |task: &&Task| volume.is_none() || task.volume_name.as_ref() == volume;
         let running = resources.under_way(name.as_str(), Some(&restore.location)).filter(is_meant);
-        let tasks: Vec<Uuid> = running.map(|task| task.name).collect();
+        let tasks: Vec<Uuid> = running.map(|task| task.task_id).collect();
         return match source.is_err() && !tasks.is_empty() {
             true => Plan::Await(format!("VolumeBackup/{name}"), tasks),
             false => Plan::Create,
@@ -254,8 +254,8 @@ fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> 
     let task = resources
         .tasks
         .iter()
-        .find(|task| task.state.kind == TaskKind::Restore && task.volume.as_ref() == target);
-    let was = task.and_then(|task| task.source_volume.as_ref());
+        .find(|task| task.state.kind == TaskKind::Restore && task.volume_name.as_ref() == target);
+    let was = task.and_then(|task| task.cloud_snapshot_id.as_ref());
     if let (Some(was), Ok(wanted)) = (was, &source)
         && *was != wanted.to_string()
     {
@@ -273,9 +273,9 @@ fn plan_restored(object: &Object, volume: &Volume, task: &Task) -> Plan {
     let is_whole = volume.state == VolumeState::Up && volume.hydration.is_none();
     match task.state.stage {
         TaskStage::Done => Plan::Unchanged,
-        stage if !stage.is_over() => Plan::Wait(vec![task.name]),
+        stage if !stage.is_over() => Plan::Wait(vec![task.task_id]),
         _ if is_whole => Plan::Unchanged,
-        _ if task.resumable => Plan::Resume(task.name),
+        _ if task.resumable => Plan::Resume(task.task_id),
         _ => {
             let why = task.error.as_ref().map_or("it was stopped", |error| error.message.as_str());
             let cause = format!("its restore cannot go on ({why}): delete volume {} first", volume.name);

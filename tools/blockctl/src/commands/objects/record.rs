@@ -5,6 +5,7 @@ use crate::{
     objects::{Kind, Object},
     output::Context,
 };
+use blockd_api::List;
 use serde_json::{Value, json};
 use std::collections::VecDeque;
 
@@ -51,7 +52,7 @@ impl Record {
         let failed = usize::from(self.is_begun).min(self.left.len());
         match ended {
             Ok(status) if output.is_json() => {
-                output.document(&json!({ "objects": self.done }))?;
+                output.document(&List::from(self.done))?;
                 Ok(status)
             }
             Err(failure) if output.is_json() => {
@@ -60,7 +61,7 @@ impl Record {
                     self.done.push(document(*kind, name, result));
                 }
                 let mut whole = json!(failure.document());
-                whole["objects"] = json!(self.done);
+                whole["items"] = json!(self.done);
                 output.document(&whole)?;
                 Ok(failure.exit_status())
             }

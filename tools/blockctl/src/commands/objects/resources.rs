@@ -147,18 +147,18 @@ impl ResourceSet {
     async fn load(context: &Context<'_>) -> Result<Self, Failure> {
         let client = &context.client;
         let (rules, rules_hidden) = match client.call(operations::LIST_RULES, &()).await {
-            Ok(list) => (list.rules, None),
+            Ok(list) => (list.items, None),
             Err(ClientError::Api(error)) if error.code == ErrorCode::Forbidden => (Vec::new(), Some(error)),
             Err(error) => return Err(error.into()),
         };
         Ok(Self {
             rules,
             rules_hidden,
-            credentials: client.call(operations::LIST_CREDENTIALS, &()).await?.credentials,
-            policies: client.call(operations::LIST_POLICIES, &()).await?.policies,
-            schedules: client.call(operations::LIST_SCHEDULES, &()).await?.schedules,
-            volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.volumes,
-            tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.tasks,
+            credentials: client.call(operations::LIST_CREDENTIALS, &()).await?.items,
+            policies: client.call(operations::LIST_POLICIES, &()).await?.items,
+            schedules: client.call(operations::LIST_SCHEDULES, &()).await?.list.items,
+            volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items,
+            tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items,
             ..Self::default()
         })
     }
@@ -182,13 +182,13 @@ impl ResourceSet {
             // Separate requests for each credential: a listing of all shows a cloud snapshot once, even if
             // two credentials have it.
             let query = ListCloudsnaps {
-                cred_id: Some(CredentialRef::Id(one.uuid)),
-                cluster: own,
-                cloudsnap_id: scope.id,
+                credential: Some(CredentialRef::Id(one.credential_id)),
+                cluster_id: own,
+                cloud_snapshot_id: scope.id,
                 ..ListCloudsnaps::default()
             };
             match context.client.call(operations::LIST_CLOUDSNAPS, &query).await {
-                Ok(list) => found.extend(list.cloudsnaps),
+                Ok(list) => found.extend(list.list.items),
                 Err(ClientError::Api(error)) => {
                     context.output.note(format!("warning: BackupLocation/{}: {}", one.name, error.message));
                     self.unlisted.insert(one.name.to_string(), error);
@@ -248,13 +248,10 @@ impl ResourceSet {
 
     /// Converts a schedule; `None` if it refers to a missing volume or location.
     pub fn schedule_spec(&self, one: &Schedule) -> Option<ScheduleSpec> {
-        let volume = |wanted: &VolumeRef| -> Option<VolumeName> {
-            self.volumes.iter().find(|volume| is_volume(volume, wanted)).map(|volume| volume.name.clone())
-        };
         let location = |wanted: &Uuid| -> Option<CredentialName> {
-            self.credentials.iter().find(|one| one.uuid == *wanted).map(|one| one.name.clone())
+            self.credentials.iter().find(|one| one.credential_id == *wanted).map(|one| one.name.clone())
         };
-        ScheduleSpec::of(one, volume, location)
+        ScheduleSpec::of(one, location)
     }
 
     fn found_schedule(&self, one: &Schedule) -> Found {
@@ -267,14 +264,15 @@ impl ResourceSet {
             kind: Kind::VolumeBackupSchedule,
             name: schedule_name(one),
             status: json!({
-                "uuid": one.uuid, "created": one.created, "nextRun": one.next_run, "lastRun": one.last_run,
+                "scheduleId": one.schedule_id, "createdAt": one.created_at, "nextRunAt": one.next_run_at,
+                "lastRunAt": one.last_run_at,
                 "state": state, "kept": kept(one, &self.policies)
             }),
             cells: vec![
                 plain(volumes.unwrap_or(&Value::Null)),
                 plain(&backup["backupLocation"]),
                 one.schedule.clone(),
-                one.next_run.map_or_else(|| "-".to_owned(), format_time),
+                one.next_run_at.map_or_else(|| "-".to_owned(), format_time),
                 state.to_owned(),
             ],
             body,
@@ -284,15 +282,16 @@ impl ResourceSet {
     fn backups(&self) -> Vec<Found> {
         let mut found: Vec<Found> = self.cloudsnaps.iter().flatten().map(backup).collect();
         for task in self.tasks.iter().filter(|task| task.state.kind == TaskKind::Backup) {
-            let Some(label) = &task.label else { continue };
-            let is_same = |one: &Found| one.name == label.as_str() && one.status["task"] == json!(task.name);
+            let Some(name) = &task.name else { continue };
+            let is_same =
+                |one: &Found| one.name == name.as_str() && one.status["taskId"] == json!(task.task_id);
             if task.state.stage == TaskStage::Done || found.iter().any(is_same) {
                 continue;
             }
-            let body = json!({ "backupLocation": task.credential_name, "volume": task.volume });
+            let body = json!({ "backupLocation": task.credential_name, "volume": task.volume_name });
             let cells =
-                vec![plain(&body["volume"]), plain(&body["backupLocation"]), format_time(task.started)];
-            found.push(task_object(Kind::VolumeBackup, label.to_string(), task, body, cells));
+                vec![plain(&body["volume"]), plain(&body["backupLocation"]), format_time(task.started_at)];
+            found.push(task_object(Kind::VolumeBackup, name.to_string(), task, body, cells));
         }
         found
     }
@@ -301,14 +300,14 @@ impl ResourceSet {
         let mut found: Vec<Found> = Vec::new();
         // The newest comes first, and describes the volume.
         for task in self.tasks.iter().filter(|task| task.state.kind == TaskKind::Restore) {
-            let Some(volume) = &task.volume else { continue };
+            let Some(volume) = &task.volume_name else { continue };
             if found.iter().any(|one| one.name == volume.as_str()) {
                 continue;
             }
             let body = json!({
-                "backupLocation": task.credential_name, "cloudSnapID": task.source_volume, "destinationVolume": volume
+                "backupLocation": task.credential_name, "cloudSnapshotId": task.cloud_snapshot_id, "destinationVolume": volume
             });
-            let cells = vec![plain(&body["cloudSnapID"]), plain(&body["backupLocation"])];
+            let cells = vec![plain(&body["cloudSnapshotId"]), plain(&body["backupLocation"])];
             found.push(task_object(Kind::VolumeRestore, volume.to_string(), task, body, cells));
         }
         found
@@ -318,13 +317,13 @@ impl ResourceSet {
 /// Returns true if a reference is the one of this volume.
 pub fn is_volume(volume: &Volume, wanted: &VolumeRef) -> bool {
     match wanted {
-        VolumeRef::Id(id) => volume.id == *id,
+        VolumeRef::Id(id) => volume.volume_id == *id,
         VolumeRef::Name(name) => volume.name == *name,
     }
 }
 
 fn schedule_name(one: &Schedule) -> String {
-    one.name.as_ref().map_or_else(|| one.uuid.to_string(), ToString::to_string)
+    one.name.as_ref().map_or_else(|| one.schedule_id.to_string(), ToString::to_string)
 }
 
 /// Formats a value as one word of a table.
@@ -348,14 +347,14 @@ fn location(one: &Credential) -> Found {
         kind: Kind::BackupLocation,
         name: one.name.to_string(),
         status: json!({
-            "uuid": one.uuid, "created": one.created, "authentication": one.store.auth,
-            "createIfAbsent": one.conditional_put, "writeThroughputKbps": one.write_throughput_kbps
+            "credentialId": one.credential_id, "createdAt": one.created_at, "authentication": one.store.auth,
+            "createIfAbsent": one.conditional_put, "writeBytesPerSecond": one.write_bytes_per_second
         }),
         cells: vec![
             one.store.provider.to_string(),
             plain(&body["path"]) + &prefix,
-            one.encryption.to_string(),
-            one.uuid.to_string(),
+            one.encrypted.to_string(),
+            one.credential_id.to_string(),
         ],
         body,
     }
@@ -370,12 +369,12 @@ fn policy(one: &Policy) -> Found {
 fn rule(one: &HookRule) -> Found {
     let body = view(&Hook::of(one));
     let groups = one.groups.iter().map(|group| format!("group {group}"));
-    let of: Vec<String> = one.volumes.iter().map(ToString::to_string).chain(groups).collect();
+    let of: Vec<String> = one.volume_names.iter().map(ToString::to_string).chain(groups).collect();
     let cells = ["preCommand", "postCommand", "freezeFs", "user", "onFailure"].map(|name| plain(&body[name]));
     Found {
         kind: Kind::Rule,
         name: one.name.to_string(),
-        status: json!({ "schedules": one.schedules, "problem": one.problem }),
+        status: json!({ "scheduleIds": one.schedule_ids, "problem": one.problem }),
         cells: cells.into_iter().chain([if of.is_empty() { "-".to_owned() } else { of.join(",") }]).collect(),
         body,
     }
@@ -383,26 +382,26 @@ fn rule(one: &HookRule) -> Found {
 
 /// Returns the name of a backup, or its id if the daemon generated the name.
 pub fn backup_name(one: &Cloudsnap) -> String {
-    let name = one.metadata.snapshot_name.as_deref().unwrap_or_default();
+    let name = one.name.as_deref().unwrap_or_default();
     let is_made = name.strip_prefix("backup-").is_some_and(|rest| Uuid::try_parse(rest).is_ok());
-    if name.is_empty() || is_made { one.id.to_string() } else { name.to_owned() }
+    if name.is_empty() || is_made { one.cloud_snapshot_id.to_string() } else { name.to_owned() }
 }
 
 fn backup(one: &Cloudsnap) -> Found {
-    let (metadata, volume) = (&one.metadata, &one.src_volume_name);
+    let volume = &one.volume_name;
     Found {
         kind: Kind::VolumeBackup,
         name: backup_name(one),
-        body: json!({ "backupLocation": metadata.credential_name, "volume": volume }),
+        body: json!({ "backupLocation": one.credential_name, "volume": volume }),
         status: json!({
-            "stage": "Final", "status": "Successful", "cloudSnapID": one.id, "timestamp": one.timestamp,
-            "backupType": metadata.backup_type, "sizeBytes": metadata.size_bytes, "storedBytes": metadata.stored_bytes,
-            "verified": metadata.verified, "verifyResult": metadata.verify_result
+            "stage": "Final", "status": "Successful", "cloudSnapshotId": one.cloud_snapshot_id, "createdAt": one.created_at,
+            "backupType": one.backup_type, "sizeBytes": one.size_bytes, "storedBytes": one.stored_bytes,
+            "verification": one.verification
         }),
         cells: vec![
             volume.clone(),
-            metadata.credential_name.clone(),
-            format_time(one.timestamp),
+            one.credential_name.clone(),
+            format_time(one.created_at),
             "Successful".to_owned(),
         ],
     }
@@ -420,8 +419,8 @@ fn task_object(kind: Kind, name: String, task: &Task, body: Value, mut cells: Ve
     cells.push(status.to_owned());
     let reason = task.error.as_ref().map(|error| error.message.as_str());
     let status = json!({
-        "stage": stage, "status": status, "task": task.name, "started": task.started, "completed": task.completed,
-        "cloudSnapID": task.source_volume, "reason": reason
+        "stage": stage, "status": status, "taskId": task.task_id, "startedAt": task.started_at,
+        "completedAt": task.completed_at, "cloudSnapshotId": task.cloud_snapshot_id, "reason": reason
     });
     Found { kind, name, body, status, cells }
 }
@@ -433,7 +432,7 @@ fn clone(volume: &Volume) -> Option<Found> {
         kind: Kind::VolumeClone,
         name: volume.name.to_string(),
         body: json!({ "sourceVolume": source, "snapshot": snapshot, "destinationVolume": volume.name }),
-        status: json!({ "stage": "Final", "status": "Successful", "volumeID": volume.id, "created": volume.created }),
+        status: json!({ "stage": "Final", "status": "Successful", "volumeId": volume.volume_id, "createdAt": volume.created_at }),
         cells: vec![origin.clone(), volume.state.to_string()],
     })
 }

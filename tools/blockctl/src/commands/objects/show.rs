@@ -12,7 +12,7 @@ use crate::{
     output::Context,
     table::Table,
 };
-use blockd_api::cloudsnaps::CloudSnapshotId;
+use blockd_api::{List, cloudsnaps::CloudSnapshotId};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ async fn found(context: &Context<'_>, kind: Kind, name: Option<&str>) -> Result<
     let id = name.and_then(|name| name.parse::<CloudSnapshotId>().ok());
     let mut found = ResourceSet::load_kind(context, kind, &Scope { locations: None, id }).await?.of(kind);
     if let Some(name) = name {
-        found.retain(|one| one.name == name || (id.is_some() && one.status["cloudSnapID"] == name));
+        found.retain(|one| one.name == name || (id.is_some() && one.status["cloudSnapshotId"] == name));
         if found.is_empty() {
             return Err(missing(kind, name));
         }
@@ -36,7 +36,7 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Exit {
     if output.is_json() || args.output == Format::Json {
         return match (&args.name, documents.as_slice()) {
             (Some(_), [one]) => output.document(one),
-            _ => output.document(&json!({ "items": documents })),
+            _ => output.document(&List::from(documents)),
         };
     }
     if args.output == Format::Table {
@@ -71,7 +71,7 @@ pub async fn describe(context: &Context<'_>, args: DescribeArgs) -> Exit {
     let documents: Vec<Value> = found.iter().map(Found::document).collect();
     context
         .output
-        .text(&json!({ "items": documents }), || documents.iter().map(yaml).collect::<Vec<_>>().join("---\n"))
+        .text(&List::from(documents.clone()), || documents.iter().map(yaml).collect::<Vec<_>>().join("---\n"))
 }
 
 /// `diff`
@@ -99,7 +99,7 @@ pub async fn diff(context: &Context<'_>, args: DiffArgs) -> Exit {
         documents.push(document);
     }
     if context.output.is_json() {
-        context.output.document(&json!({ "objects": documents }))?;
+        context.output.document(&List::from(documents))?;
     }
     Ok(if differs { EXIT_FAILED } else { EXIT_DONE })
 }

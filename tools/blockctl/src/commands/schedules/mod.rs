@@ -17,8 +17,8 @@ use blockd_api::{
     credentials::Credential,
     format_time, operations,
     schedules::{
-        CopyState, CreateSchedule, ListRuns, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
-        UpdateSchedule,
+        CopyState, CreateSchedule, ListRuns, Policy, Rule, Run, RunState, Schedule, SelectedVolumes,
+        Selector, UpdatePolicy, UpdateSchedule,
     },
 };
 use blockd_schedule::{Jitter, Retention, Zone};
@@ -74,30 +74,32 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     let request = CreateSchedule {
         name: None,
         selector: Selector { volume: args.volume(), group: args.group, label: args.label },
-        cred_ids: args.cred_id,
+        credentials: args.cred_id,
         rules,
-        policy: args.policy,
+        policy_name: args.policy,
         retain: retain.unwrap_or(default),
         local,
         retain_at: args.keep_at.into_iter().map(|keep| keep.0).collect(),
         full: args.full,
         jitter_seconds: Jitter { max_s: args.jitter },
         priority: args.priority.into(),
-        rule: args.rule,
+        rule_name: args.rule,
         paused: args.paused,
     };
     let schedule = context.client.call(operations::CREATE_SCHEDULE, &request).await?;
     warn(context, &schedule.warnings);
-    let next = or_dash(schedule.next_run.map(format_time));
-    let line = format!("Cloudsnap schedule created successfully, UUID:{} (next run {next})", schedule.uuid);
+    let next = or_dash(schedule.next_run_at.map(format_time));
+    let line =
+        format!("Cloudsnap schedule created successfully, UUID:{} (next run {next})", schedule.schedule_id);
     context.output.tell(&schedule, || line)
 }
 
-fn selector(selector: &Selector) -> String {
+fn selector(selector: &SelectedVolumes) -> String {
     match selector {
-        Selector { volume: Some(volume), .. } => volume.to_string(),
-        Selector { group: Some(group), .. } => format!("group {group}"),
-        Selector { label: Some(label), .. } => format!("label {label}"),
+        SelectedVolumes { volume_id: Some(id), .. } => id.to_string(),
+        SelectedVolumes { volume_name: Some(name), .. } => name.to_string(),
+        SelectedVolumes { group: Some(group), .. } => format!("group {group}"),
+        SelectedVolumes { label: Some(label), .. } => format!("label {label}"),
         _ => "-".to_owned(),
     }
 }
@@ -107,13 +109,13 @@ struct Places(Vec<Credential>);
 
 impl Places {
     async fn load(context: &Context<'_>) -> Result<Self, Failure> {
-        Ok(Self(context.client.call(operations::LIST_CREDENTIALS, &()).await?.credentials))
+        Ok(Self(context.client.call(operations::LIST_CREDENTIALS, &()).await?.items))
     }
 
     /// Returns the name of a location, or its id if it was deleted; `None` is this host.
     fn name(&self, credential: Option<Uuid>) -> String {
         let Some(uuid) = credential else { return "local".to_owned() };
-        let found = self.0.iter().find(|one| one.uuid == uuid);
+        let found = self.0.iter().find(|one| one.credential_id == uuid);
         found.map_or_else(|| uuid.to_string(), |one| one.name.to_string())
     }
 }
@@ -125,7 +127,7 @@ fn copies(schedule: &Schedule, places: &Places) -> String {
         let of = if is_own { format!(" of {}", copy.retain) } else { String::new() };
         let state = copy.last_state.filter(|state| !matches!(state, RunState::Done | RunState::Expired));
         let state = state.map_or_else(String::new, |state| format!(" ({state})"));
-        format!("{}: {}{of}{state}", places.name(copy.credential), copy.kept)
+        format!("{}: {}{of}{state}", places.name(copy.credential_id), copy.kept)
     };
     let all: Vec<String> = schedule.copies.iter().map(copy).collect();
     or_dash((!all.is_empty()).then(|| all.join(", ")))
@@ -140,7 +142,7 @@ fn shortly(retain: &Retention) -> String {
 
 /// Formats the retention of a schedule, or those of its policy's rules.
 pub fn kept(schedule: &Schedule, policies: &[Policy]) -> String {
-    let policy = policies.iter().find(|policy| Some(&policy.name) == schedule.policy.as_ref());
+    let policy = policies.iter().find(|policy| Some(&policy.name) == schedule.policy_name.as_ref());
     let rules = policy.map_or(&[][..], |policy| policy.rules.as_slice()).iter().chain(&schedule.rules);
     let own: Vec<Option<&Retention>> = rules.map(|rule| rule.retain.as_ref()).collect();
     let says = shortly(&schedule.retain);
@@ -156,29 +158,30 @@ pub fn kept(schedule: &Schedule, policies: &[Policy]) -> String {
 async fn list(context: &Context<'_>) -> Exit {
     let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
     let places = Places::load(context).await?;
-    let policies = match list.schedules.iter().any(|one| one.policy.is_some()) && !context.output.is_json() {
-        true => context.client.call(operations::LIST_POLICIES, &()).await?.policies,
-        false => Vec::new(),
-    };
+    let policies =
+        match list.list.items.iter().any(|one| one.policy_name.is_some()) && !context.output.is_json() {
+            true => context.client.call(operations::LIST_POLICIES, &()).await?.items,
+            false => Vec::new(),
+        };
     context.output.show(&list, || {
-        let rows = list.schedules.iter().map(|schedule| {
+        let rows = list.list.items.iter().map(|schedule| {
             [
-                schedule.uuid.to_string(),
+                schedule.schedule_id.to_string(),
                 selector(&schedule.selector),
                 kept(schedule, &policies),
                 schedule.full.to_string(),
                 schedule.schedule.clone(),
-                or_dash(schedule.policy.as_ref()),
-                or_dash(schedule.next_run.map(format_time)),
-                or_dash(schedule.last_run.map(format_time)),
+                or_dash(schedule.policy_name.as_ref()),
+                or_dash(schedule.next_run_at.map(format_time)),
+                or_dash(schedule.last_run_at.map(format_time)),
                 if schedule.paused { "paused" } else { "active" }.to_owned(),
                 copies(schedule, &places),
             ]
         });
         let unreadable = list.unreadable.iter().map(|schedule| {
             let mut row: [String; 10] = std::array::from_fn(|_| "-".to_owned());
-            row[0].clone_from(&schedule.uuid);
-            row[8] = format!("unreadable: {}", schedule.error);
+            row[0].clone_from(&schedule.schedule_id);
+            row[8] = format!("unreadable: {}", schedule.cause);
             row
         });
         Table::of(
@@ -194,8 +197,9 @@ async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> 
         return Ok(uuid);
     }
     let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
-    let begins = |schedule: &&Schedule| schedule.uuid.to_string().starts_with(wanted.uuid());
-    let found: Vec<Uuid> = list.schedules.iter().filter(begins).map(|schedule| schedule.uuid).collect();
+    let begins = |schedule: &&Schedule| schedule.schedule_id.to_string().starts_with(wanted.uuid());
+    let found: Vec<Uuid> =
+        list.list.items.iter().filter(begins).map(|schedule| schedule.schedule_id).collect();
     match found[..] {
         [uuid] => Ok(uuid),
         [] => {
@@ -222,7 +226,7 @@ fn common_zone(rules: &[Rule]) -> Option<Zone> {
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     let uuid = find(context, &args.uuid).await?;
     let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
-    let Some(now) = list.schedules.into_iter().find(|schedule| schedule.uuid == uuid) else {
+    let Some(now) = list.list.items.into_iter().find(|schedule| schedule.schedule_id == uuid) else {
         let message = format!("schedule {uuid} does not exist or is unreadable");
         return Err(ApiError::new(ErrorCode::ScheduleNotFound, message).into());
     };
@@ -255,14 +259,14 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     }
     let request = UpdateSchedule {
         rules: (!rules.is_empty()).then_some(rules),
-        policy: args.policy,
+        policy_name: args.policy,
         retain,
         local,
         retain_at: (!args.keep_at.is_empty()).then(|| args.keep_at.into_iter().map(|keep| keep.0).collect()),
         full: args.full,
         jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
         priority: args.priority.map(Into::into),
-        rule: if args.no_rule { Some(None) } else { args.rule.map(Some) },
+        rule_name: if args.no_rule { Some(None) } else { args.rule.map(Some) },
         paused: None,
     };
     if request == UpdateSchedule::default() {
@@ -287,7 +291,7 @@ async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Exit {
     let mut list = context.client.call_at(operations::RUN_SCHEDULE, &uuid, &()).await?;
     let mut exit = EXIT_DONE;
     if args.wait.wait {
-        for run in &mut list.runs {
+        for run in &mut list.items {
             *run = ended(context, run.clone()).await?;
             if matches!(run.state, RunState::Failed | RunState::Skipped) {
                 exit = EXIT_FAILED;
@@ -295,24 +299,25 @@ async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Exit {
         }
     }
     let places = Places::load(context).await?;
-    context.output.show(&list, || history_table(&list.runs, &places))?;
+    context.output.show(&list, || history_table(&list.items, &places))?;
     Ok(exit)
 }
 
 /// Waits for the end of a run.
 async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> {
     while matches!(run.state, RunState::Queued | RunState::Active) {
-        match run.task {
+        match run.task_id {
             Some(task) if run.state == RunState::Active => {
                 follow(&context.client, task, context.output).await?;
             }
             _ => sleep(LOOK_AGAIN).await,
         }
-        let query = ListRuns { schedule: Some(run.schedule), max: Some(MAX_RUNS), ..ListRuns::default() };
-        let runs = context.client.call(operations::LIST_RUNS, &query).await?.runs;
-        let now = runs.into_iter().find(|one| one.id == run.id);
+        let query =
+            ListRuns { schedule_id: Some(run.schedule_id), max: Some(MAX_RUNS), ..ListRuns::default() };
+        let runs = context.client.call(operations::LIST_RUNS, &query).await?.items;
+        let now = runs.into_iter().find(|one| one.run_id == run.run_id);
         let Some(now) = now else { break };
-        if now.state == run.state && now.task.is_some() {
+        if now.state == run.state && now.task_id.is_some() {
             // The task has ended; the run follows shortly.
             sleep(LOOK_AGAIN).await;
         }
@@ -334,22 +339,22 @@ async fn retention(context: &Context<'_>, args: &UuidArg) -> Exit {
     context.output.show(&plan, || {
         let snapshots = plan.snapshots.iter().map(|judged| {
             [
-                or_dash(judged.name.as_ref()),
-                or_dash(judged.volume.as_ref()),
-                format_time(judged.created),
+                or_dash(judged.snapshot_name.as_ref()),
+                or_dash(judged.volume_name.as_ref()),
+                format_time(judged.created_at),
                 places.name(None),
                 judged.verdict.to_string(),
             ]
         });
-        let cloudsnaps = plan.cloudsnaps.iter().map(|judged| {
-            let gone = judged.gone_rule.as_ref().map_or_else(String::new, |rule| {
+        let cloudsnaps = plan.cloud_snapshots.iter().map(|judged| {
+            let gone = judged.former_rule.as_ref().map_or_else(String::new, |rule| {
                 format!(" (by the retention of {rule}, removed from the schedule)")
             });
             [
-                judged.cloudsnap.to_string(),
-                or_dash(judged.volume.as_ref()),
-                format_time(judged.created),
-                places.name(Some(judged.credential)),
+                judged.cloud_snapshot_id.to_string(),
+                or_dash(judged.volume_name.as_ref()),
+                format_time(judged.created_at),
+                places.name(Some(judged.credential_id)),
                 format!("{}{gone}", judged.verdict),
             ]
         });
@@ -359,14 +364,17 @@ async fn retention(context: &Context<'_>, args: &UuidArg) -> Exit {
 
 fn history_table(runs: &[Run], places: &Places) -> Table {
     let rows = runs.iter().map(|run| {
-        let made = run.cloudsnap.map(|id| id.to_string()).or_else(|| run.snapshot.map(|id| id.to_string()));
-        let place = (run.local || run.credential.is_some()).then(|| places.name(run.credential));
+        let made = run
+            .cloud_snapshot_id
+            .map(|id| id.to_string())
+            .or_else(|| run.snapshot_id.map(|id| id.to_string()));
+        let place = (run.local || run.credential_id.is_some()).then(|| places.name(run.credential_id));
         [
-            run.id.to_string(),
-            or_dash(run.rule.as_ref()),
-            or_dash(run.volume.as_ref()),
-            format_time(run.nominal),
-            format_time(run.started),
+            run.run_id.to_string(),
+            or_dash(run.when.as_ref()),
+            or_dash(run.volume_name.as_ref()),
+            format_time(run.planned_at),
+            format_time(run.started_at),
             run.missed.to_string(),
             run.state.to_string(),
             or_dash(made),
@@ -379,10 +387,11 @@ fn history_table(runs: &[Run], places: &Places) -> Table {
 
 /// `cloudsnap history`
 pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Exit {
-    let query = ListRuns { schedule: None, schedule_prefix: args.uuid, volume: args.src, max: args.max };
+    let query =
+        ListRuns { schedule_id: None, schedule_id_prefix: args.uuid, volume: args.src, max: args.max };
     let list = context.client.call(operations::LIST_RUNS, &query).await?;
     let places = Places::load(context).await?;
-    context.output.show(&list, || history_table(&list.runs, &places))
+    context.output.show(&list, || history_table(&list.items, &places))
 }
 
 /// `sched-policy …`
@@ -414,7 +423,7 @@ pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Exit {
         }
         PolicyCommand::List => {
             let list = context.client.call(operations::LIST_POLICIES, &()).await?;
-            context.output.show(&list, || policy_table(&list.policies))
+            context.output.show(&list, || policy_table(&list.items))
         }
         PolicyCommand::Inspect(args) => {
             let policy = context.client.call_at(operations::GET_POLICY, &args.name, &()).await?;
@@ -422,7 +431,7 @@ pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Exit {
         }
         PolicyCommand::Delete(args) => {
             let deleted = context.client.call_at(operations::DELETE_POLICY, &args.name, &()).await?;
-            context.output.tell(&deleted, || format!("Schedule policy {} deleted successfully", deleted.name))
+            context.output.tell(&deleted, || format!("Schedule policy {} deleted successfully", args.name))
         }
     }
 }

@@ -238,9 +238,9 @@ impl std::str::FromStr for KeepAt {
         let (place, retain) = text
             .split_once(':')
             .ok_or("expected CREDENTIALS:RETENTION, such as offsite:last=30,monthly=12")?;
-        let cred_id = place.parse().map_err(|error: blockd_api::NameError| error.to_string())?;
+        let credential = place.parse().map_err(|error: blockd_api::NameError| error.to_string())?;
         let retain = retain.parse().map_err(|error: blockd_schedule::RetentionError| error.to_string())?;
-        Ok(Self(RetainAt { cred_id, retain }))
+        Ok(Self(RetainAt { credential, retain }))
     }
 }
 

@@ -46,8 +46,8 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     context.output.tell(&snapshot, || {
         format!(
             "Snapshot successfully created: {} ({}@{}, freeze {})",
-            snapshot.id,
-            snapshot.volume,
+            snapshot.snapshot_id,
+            snapshot.volume_name,
             snapshot.name,
             micros(snapshot.freeze_stall_micros)
         )
@@ -63,7 +63,7 @@ async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Exit {
         hooks: args.hooks.options()?,
     };
     let taken = context.client.call(operations::CREATE_GROUP_SNAPSHOT, &request).await?;
-    warn(context, taken.snapshots.first().and_then(|snapshot| snapshot.quiesce.as_ref()));
+    warn(context, taken.list.items.first().and_then(|snapshot| snapshot.quiesce.as_ref()));
     if context.output.is_json() {
         return context.output.document(&taken);
     }
@@ -74,7 +74,7 @@ async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Exit {
         taken.name,
         micros(taken.group.group_stall_micros)
     ))?;
-    context.output.table(&table(&taken.snapshots))
+    context.output.table(&table(&taken.list.items))
 }
 
 /// Prints failed quiesce steps of a snapshot that was taken anyway.
@@ -89,7 +89,7 @@ fn warn(context: &Context<'_>, report: Option<&QuiesceReport>) {
 async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     let query = ListSnapshots { volume: args.volume, group: args.group };
     let list = context.client.call(operations::LIST_SNAPSHOTS, &query).await?;
-    context.output.show(&list.snapshots, || table(&list.snapshots))
+    context.output.show(&list, || table(&list.items))
 }
 
 fn table(snapshots: &[Snapshot]) -> Table {
@@ -97,10 +97,10 @@ fn table(snapshots: &[Snapshot]) -> Table {
         "ID|VOLUME|NAME|CREATED-TIME|DIRTY|EXCLUSIVE|SHARED|FREEZE|GROUP|KEPT|STATUS",
         snapshots.iter().map(|snapshot| {
             [
-                snapshot.id.to_string(),
-                snapshot.volume.to_string(),
+                snapshot.snapshot_id.to_string(),
+                snapshot.volume_name.to_string(),
                 snapshot.name.to_string(),
-                format_time(snapshot.created),
+                format_time(snapshot.created_at),
                 ByteSize::from_bytes(snapshot.dirty_bytes).to_string(),
                 or_dash(snapshot.exclusive_bytes.map(ByteSize::from_bytes)),
                 or_dash(snapshot.shared_bytes.map(ByteSize::from_bytes)),
@@ -121,10 +121,10 @@ async fn inspect(context: &Context<'_>, snapshot: &SnapshotRef) -> Exit {
 fn facts(snapshot: &Snapshot) -> Facts {
     let mut facts = Facts::default();
     facts
-        .add("Snapshot", snapshot.id)
+        .add("Snapshot", snapshot.snapshot_id)
         .add("Name", &snapshot.name)
-        .add("Volume", format!("{} ({})", snapshot.volume, snapshot.volume_id))
-        .add("Created", format_time(snapshot.created))
+        .add("Volume", format!("{} ({})", snapshot.volume_name, snapshot.volume_id))
+        .add("Created", format_time(snapshot.created_at))
         .add("Status", snapshot.state)
         .add("Pinned", snapshot.pinned)
         .add("Epoch", snapshot.epoch)
@@ -149,7 +149,7 @@ fn facts(snapshot: &Snapshot) -> Facts {
 fn step_text(step: &QuiesceStep) -> String {
     let status = step.exit_status.map_or_else(String::new, |status| format!(", exit status {status}"));
     let error = step.error.as_ref().map_or_else(String::new, |error| format!(", failed: {error}"));
-    let rule = step.rule.as_ref().map_or_else(String::new, |rule| format!("rule {rule}, "));
+    let rule = step.rule_name.as_ref().map_or_else(String::new, |rule| format!("rule {rule}, "));
     let said =
         step.output.as_deref().map(rules::one_line).map_or_else(String::new, |said| format!(": {said}"));
     format!("{} ({rule}{}{status}{error}){said}", step.target, micros(step.duration_micros))
@@ -160,22 +160,22 @@ async fn diff(context: &Context<'_>, args: DiffArgs) -> Exit {
     let mut query = DiffSnapshots { from, to, offset_bytes: None };
     let mut diff = context.client.call_at(operations::DIFF_SNAPSHOTS, &args.volume, &query).await?;
     // Replies are paged; the difference of two snapshots does not change between requests.
-    while let Some(offset_bytes) = diff.next_offset_bytes {
+    while let Some(offset_bytes) = diff.list.next {
         query.offset_bytes = Some(offset_bytes);
         let mut next = context.client.call_at(operations::DIFF_SNAPSHOTS, &args.volume, &query).await?;
-        diff.extents.append(&mut next.extents);
-        diff.next_offset_bytes = next.next_offset_bytes;
+        diff.list.items.append(&mut next.list.items);
+        diff.list.next = next.list.next;
     }
     if context.output.is_json() {
         return context.output.document(&diff);
     }
-    let rows = diff.extents.iter().map(|extent| {
-        [extent.offset_bytes.to_string(), extent.length_bytes.to_string(), extent.kind.to_string()]
+    let rows = diff.list.items.iter().map(|extent| {
+        [extent.offset_bytes.to_string(), extent.len_bytes.to_string(), extent.kind.to_string()]
     });
     let exit = context.output.table(&Table::of("OFFSET|LENGTH|KIND", rows));
     context.output.note(format!(
         "{}: {} of data, {} of zeroes",
-        counted(diff.extents.len() as u64, "extent"),
+        counted(diff.list.items.len() as u64, "extent"),
         ByteSize::from_bytes(diff.data_bytes),
         ByteSize::from_bytes(diff.zero_bytes)
     ));
@@ -193,13 +193,13 @@ async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
     if context.output.is_json() {
         return context.output.document(&restored);
     }
-    let kept = restored
-        .kept
-        .map_or_else(String::new, |kept| format!("; the previous state is {}@{}", kept.volume, kept.name));
+    let kept = restored.kept_snapshot.map_or_else(String::new, |kept| {
+        format!("; the previous state is {}@{}", kept.volume_name, kept.name)
+    });
     context.output.line(format!(
         "Volume {} successfully restored to snapshot {} ({} rolled back{kept}).",
-        restored.volume,
-        restored.snapshot,
+        restored.volume_name,
+        restored.snapshot_name,
         ByteSize::from_bytes(restored.changed_bytes)
     ))
 }
@@ -221,7 +221,7 @@ async fn watched<T>(
         // A failed progress request is ignored; the result matters.
         let asked =
             tokio::time::timeout(SHOW_AFTER, context.client.call_at(operations::GET_VOLUME, volume, &()));
-        if let Some(now) = asked.await.ok().and_then(Result::ok).and_then(|volume| volume.rolling_back) {
+        if let Some(now) = asked.await.ok().and_then(Result::ok).and_then(|volume| volume.rollback) {
             progress.show(&Measured {
                 head: "Rolling back:".to_owned(),
                 phase: "rolling back",
@@ -238,13 +238,15 @@ async fn pin(context: &Context<'_>, snapshot: &SnapshotRef, pinned: bool) -> Exi
     let snapshot =
         context.client.call_at(operations::MARK_SNAPSHOT, snapshot, &MarkSnapshot { pinned }).await?;
     let what = if snapshot.pinned { "is pinned" } else { "is not pinned" };
-    context.output.tell(&snapshot, || format!("Snapshot {}@{} {what}.", snapshot.volume, snapshot.name))
+    context.output.tell(&snapshot, || format!("Snapshot {}@{} {what}.", snapshot.volume_name, snapshot.name))
 }
 
 async fn delete(context: &Context<'_>, snapshot: &SnapshotRef, force: bool) -> Exit {
     let query = DeleteSnapshot { force };
     let deleted = context.client.call_at(operations::DELETE_SNAPSHOT, snapshot, &query).await?;
-    context.output.tell(&deleted, || format!("Snapshot {} successfully deleted.", deleted.name))
+    context
+        .output
+        .tell(&deleted, || format!("Snapshot {} successfully deleted.", or_dash(deleted.name.as_ref())))
 }
 
 /// Returns the group's name, or the id of the group snapshot if volumes were selected otherwise.

@@ -10,7 +10,7 @@ use crate::{
     table::printable,
 };
 use args::TopArgs;
-use blockd_api::{ClientError, operations};
+use blockd_api::{ClientError, Document, operations};
 use rates::{ActivityRates, Sampler};
 use rustix::process::{Signal, getpid, kill_process};
 use screen::Screen;
@@ -57,7 +57,8 @@ async fn print(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Exi
 }
 
 fn line(picture: &ActivityRates) -> Result<String, Failure> {
-    let text = serde_json::to_string(picture).map_err(|error| Failure::Stdout { source: error.into() })?;
+    let text = serde_json::to_string(&Document::new(picture))
+        .map_err(|error| Failure::Stdout { source: error.into() })?;
     Ok(text + "\n")
 }
 

@@ -28,7 +28,7 @@ pub struct ActivityRates {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeLine {
-    pub id: VolumeId,
+    pub volume_id: VolumeId,
     pub name: String,
     pub up: bool,
     pub connections: u64,
@@ -49,19 +49,19 @@ pub struct Rate {
     /// Mean latency; `None` without requests.
     pub latency_micros: Option<f64>,
     /// Requests that the volume is executing.
-    pub under_way: u64,
+    pub in_flight: u64,
 }
 
 /// Line of a task.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskLine {
-    pub name: Uuid,
+    pub task_id: Uuid,
     pub state: String,
-    pub volume: Option<String>,
+    pub volume_name: Option<String>,
     pub phase: String,
-    pub bytes_processed: u64,
-    pub bytes_total: u64,
+    pub processed_bytes: u64,
+    pub total_bytes: u64,
     pub bytes_per_second: Option<f64>,
     pub eta_seconds: Option<f64>,
 }
@@ -71,8 +71,8 @@ impl VolumeLine {
         [self.read, self.write, self.flush, self.discard].iter().map(|rate| rate.per_second).sum()
     }
 
-    fn under_way(&self) -> u64 {
-        [self.read, self.write, self.flush, self.discard].iter().map(|rate| rate.under_way).sum()
+    fn in_flight(&self) -> u64 {
+        [self.read, self.write, self.flush, self.discard].iter().map(|rate| rate.in_flight).sum()
     }
 
     /// Returns the sort key, descending.
@@ -107,30 +107,31 @@ impl Sampler {
     /// Adds a sample and returns the changes since the previous one.
     pub fn next(&mut self, now: Activity, sort: SortKey) -> ActivityRates {
         // A restarted daemon counts from zero on another clock: this is its first sample.
-        let is_same = now.run == self.last.run && now.at_micros > self.last.at_micros;
+        let is_same =
+            now.daemon_run_id == self.last.daemon_run_id && now.monotonic_micros > self.last.monotonic_micros;
         if !is_same {
             self.first.clear();
         }
         let before: HashMap<VolumeId, &VolumeActivity> = match is_same {
-            true => self.last.volumes.iter().map(|volume| (volume.id, volume)).collect(),
+            true => self.last.volumes.iter().map(|volume| (volume.volume_id, volume)).collect(),
             false => HashMap::new(),
         };
-        let micros = if is_same { now.at_micros - self.last.at_micros } else { 0 };
+        let micros = if is_same { now.monotonic_micros - self.last.monotonic_micros } else { 0 };
         let seconds = micros as f64 / 1e6;
         let mut volumes: Vec<_> = now
             .volumes
             .iter()
-            .map(|volume| line(volume, before.get(&volume.id).copied().unwrap_or(volume), seconds))
+            .map(|volume| line(volume, before.get(&volume.volume_id).copied().unwrap_or(volume), seconds))
             .collect();
         volumes.sort_by(|a, b| b.key(sort).total_cmp(&a.key(sort)).then_with(|| a.name.cmp(&b.name)));
         let was: HashMap<Uuid, u64> = match is_same {
-            true => self.last.tasks.iter().map(|task| (task.name, task.bytes_processed)).collect(),
+            true => self.last.tasks.iter().map(|task| (task.task_id, task.processed_bytes)).collect(),
             false => HashMap::new(),
         };
         self.first = first_of(&now, &self.first);
         let tasks = now.tasks.iter().map(|task| {
-            let rate = was.get(&task.name).map(|was| per_second(*was, task.bytes_processed, seconds));
-            self.task_line(task, rate, now.at_micros)
+            let rate = was.get(&task.task_id).map(|was| per_second(*was, task.processed_bytes, seconds));
+            self.task_line(task, rate, now.monotonic_micros)
         });
         let tasks = tasks.collect();
         self.last = now;
@@ -139,18 +140,18 @@ impl Sampler {
 
     fn task_line(&self, task: &Task, bytes_per_second: Option<f64>, at_micros: u64) -> TaskLine {
         // The average over all samples: the current rate is a poor predictor.
-        let mean = self.first.get(&task.name).map(|(since, bytes)| {
-            per_second(*bytes, task.bytes_processed, at_micros.saturating_sub(*since) as f64 / 1e6)
+        let mean = self.first.get(&task.task_id).map(|(since, bytes)| {
+            per_second(*bytes, task.processed_bytes, at_micros.saturating_sub(*since) as f64 / 1e6)
         });
-        let left = task.bytes_total.saturating_sub(task.bytes_processed) as f64;
-        let eta = mean.filter(|mean| *mean >= 1.0 && task.bytes_total > 0).map(|mean| left / mean);
+        let left = task.total_bytes.saturating_sub(task.processed_bytes) as f64;
+        let eta = mean.filter(|mean| *mean >= 1.0 && task.total_bytes > 0).map(|mean| left / mean);
         TaskLine {
-            name: task.name,
+            task_id: task.task_id,
             state: task.state.to_string(),
-            volume: task.volume.as_ref().map(ToString::to_string),
+            volume_name: task.volume_name.as_ref().map(ToString::to_string),
             phase: task.phase.clone(),
-            bytes_processed: task.bytes_processed,
-            bytes_total: task.bytes_total,
+            processed_bytes: task.processed_bytes,
+            total_bytes: task.total_bytes,
             bytes_per_second,
             eta_seconds: eta,
         }
@@ -160,10 +161,10 @@ impl Sampler {
 /// Returns the first sample of each task.
 fn first_of(activity: &Activity, known: &HashMap<Uuid, (u64, u64)>) -> HashMap<Uuid, (u64, u64)> {
     let first = |task: &Task| {
-        let now = (activity.at_micros, task.bytes_processed);
+        let now = (activity.monotonic_micros, task.processed_bytes);
         // A restarted task starts over.
-        let known = known.get(&task.name).filter(|(_, bytes)| *bytes <= task.bytes_processed);
-        (task.name, known.copied().unwrap_or(now))
+        let known = known.get(&task.task_id).filter(|(_, bytes)| *bytes <= task.processed_bytes);
+        (task.task_id, known.copied().unwrap_or(now))
     };
     activity.tasks.iter().map(first).collect()
 }
@@ -176,15 +177,15 @@ fn per_second(before: u64, now: u64, seconds: f64) -> f64 {
 fn line(now: &VolumeActivity, before: &VolumeActivity, seconds: f64) -> VolumeLine {
     let rate = |now: OperationActivity, before: OperationActivity| {
         let requests = now.requests.saturating_sub(before.requests);
-        let took = now.took_micros.saturating_sub(before.took_micros);
+        let took = now.latency_micros.saturating_sub(before.latency_micros);
         Rate {
             per_second: per_second(before.requests, now.requests, seconds),
             latency_micros: (requests > 0).then(|| took as f64 / requests as f64),
-            under_way: now.under_way,
+            in_flight: now.in_flight,
         }
     };
     VolumeLine {
-        id: now.id,
+        volume_id: now.volume_id,
         name: now.name.to_string(),
         up: now.up,
         connections: now.connections,
@@ -250,7 +251,7 @@ impl ActivityRates {
                     latency(volume.read),
                     latency(volume.write),
                     latency(volume.flush),
-                    volume.under_way().to_string(),
+                    volume.in_flight().to_string(),
                     ByteSize::from_bytes(volume.dirty_bytes).to_string(),
                     if volume.up { "up".into() } else { "failed".into() },
                 ]
@@ -265,12 +266,12 @@ impl ActivityRates {
             self.tasks.iter().map(|task| {
                 let bytes = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
                 [
-                    task.name.to_string(),
+                    task.task_id.to_string(),
                     task.state.clone(),
-                    or_dash(task.volume.as_ref()),
+                    or_dash(task.volume_name.as_ref()),
                     task.phase.clone(),
-                    bytes(task.bytes_processed),
-                    if task.bytes_total > 0 { bytes(task.bytes_total) } else { "-".into() },
+                    bytes(task.processed_bytes),
+                    if task.total_bytes > 0 { bytes(task.total_bytes) } else { "-".into() },
                     task.bytes_per_second
                         .map_or_else(|| "-".into(), |rate| format!("{} MiB/s", mebibytes(rate))),
                     task.eta_seconds.map_or_else(|| "-".into(), |seconds| format_duration(seconds.round())),
@@ -296,12 +297,12 @@ mod tests {
     use serde_json::{Value, json};
 
     fn operation(requests: u64, took_micros: u64) -> Value {
-        json!({ "requests": requests, "tookMicros": took_micros, "underWay": 1 })
+        json!({ "requests": requests, "latencyMicros": took_micros, "inFlight": 1 })
     }
 
     fn volume(name: &str, factor: u64) -> Value {
         json!({
-            "id": name.len().to_string(), "name": name, "up": true, "connections": 1, "dirtyBytes": factor << 20,
+            "volumeId": name.len().to_string(), "name": name, "up": true, "connections": 1, "dirtyBytes": factor << 20,
             "readBytes": factor << 20, "writtenBytes": factor << 21, "read": operation(factor * 100, factor * 20_000),
             "write": operation(factor * 10, factor * 50_000), "flush": operation(0, 0), "discard": operation(0, 0),
         })
@@ -309,19 +310,19 @@ mod tests {
 
     fn task(processed: u64) -> Value {
         json!({
-            "name": "3f4f0a67-e12a-4d35-81ad-985657757352", "type": "backup", "sourceVolume": null, "volume": "db",
-            "state": "Backup-Active", "node": "h", "owner": {"kind": "daemon"}, "credential": "af563a4d-afd7-48df-90f7-8e8f9414ff77",
-            "credentialName": "nas", "phase": "uploading", "bytesTotal": 100 << 20, "bytesProcessed": processed << 20,
-            "bytesUploaded": 0, "bytesDownloaded": 0, "bytesDirty": 0,
+            "taskId": "3f4f0a67-e12a-4d35-81ad-985657757352", "type": "backup", "cloudSnapshotId": null, "volumeName": "db",
+            "state": "Backup-Active", "node": "h", "owner": {"kind": "daemon"}, "credentialId": "af563a4d-afd7-48df-90f7-8e8f9414ff77",
+            "credentialName": "nas", "phase": "uploading", "totalBytes": 100 << 20, "processedBytes": processed << 20,
+            "uploadedBytes": 0, "downloadedBytes": 0, "dirtyBytes": 0,
             "requests": {"put": 0, "get": 0, "list": 0, "delete": 0, "head": 0}, "freezeStallMicros": null,
-            "started": "2026-11-22T12:00:00Z", "completed": null, "timeElapsed": 1.0, "backupType": null, "error": null,
+            "startedAt": "2026-11-22T12:00:00Z", "completedAt": null, "elapsedSeconds": 1.0, "backupType": null, "error": null,
             "resumed": 0, "version": 1,
         })
     }
 
     fn activity(run: u128, at_s: u64, volumes: &[Value], tasks: &[Value]) -> Activity {
         let run = Uuid::from_u128(run);
-        let all = json!({ "run": run, "atMicros": at_s * 1_000_000, "volumes": volumes, "tasks": tasks });
+        let all = json!({ "daemonRunId": run, "monotonicMicros": at_s * 1_000_000, "volumes": volumes, "tasks": tasks });
         serde_json::from_value(all).unwrap()
     }
 
@@ -334,7 +335,7 @@ mod tests {
         assert_eq!((db.name.as_str(), db.read.per_second, db.write.per_second), ("db", 200.0, 20.0));
         assert_eq!((db.read.latency_micros, db.write.latency_micros), (Some(200.0), Some(5000.0)));
         assert_eq!((db.read_bytes_per_second, db.written_bytes_per_second), (2_097_152.0, 4_194_304.0));
-        assert_eq!((db.flush.latency_micros, db.under_way()), (None, 4));
+        assert_eq!((db.flush.latency_micros, db.in_flight()), (None, 4));
         let log = &picture.volumes[1];
         assert_eq!((log.iops(), log.read.latency_micros, log.dirty_bytes), (0.0, None, 5 << 20));
         let task = &picture.tasks[0];
@@ -375,7 +376,7 @@ TASK                                   STATE           VOLUME   PHASE       DONE
         let before = [volume("a", 1), volume("bb", 1), volume("ccc", 1)];
         let mut after = [volume("a", 2), volume("bb", 4), volume("ccc", 3)];
         after[0]["dirtyBytes"] = json!(1u64 << 40);
-        after[2]["write"]["tookMicros"] = json!(9_000_000);
+        after[2]["write"]["latencyMicros"] = json!(9_000_000);
         let order = |sort| {
             let mut looks = Sampler::new(activity(1, 1, &before, &[]));
             let picture = looks.next(activity(1, 2, &after, &[]), sort);

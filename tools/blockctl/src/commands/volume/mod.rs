@@ -19,12 +19,11 @@ use blockd_api::{
     operations,
     snapshots::{ListSnapshots, Snapshot},
     volumes::{
-        CloneVolume, CreateVolume, DeleteVolume, DiscardedWrites, ListVolumes, Merging, SurvivingClients,
-        UpdateVolume, Volume, VolumeState,
+        CloneVolume, CreateVolume, DeleteVolume, DiscardedWrites, ListVolumes, MergeProgress,
+        SurvivingClients, UpdateVolume, Volume, VolumeState,
     },
 };
 use serde::Serialize;
-use serde_json::json;
 
 pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Exit {
     match command {
@@ -50,7 +49,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
         group: args.group,
     };
     let volume = context.client.call(operations::CREATE_VOLUME, &request).await?;
-    context.output.tell(&volume, || format!("Volume successfully created: {}", volume.id))
+    context.output.tell(&volume, || format!("Volume successfully created: {}", volume.volume_id))
 }
 
 async fn check(context: &Context<'_>, volume: &VolumeRef) -> Exit {
@@ -59,7 +58,7 @@ async fn check(context: &Context<'_>, volume: &VolumeRef) -> Exit {
         context.output.document(&check)?;
     } else if check.sound {
         let (layers, sets) = (counted(check.layers, "layer"), counted(check.intervals, "kept block set"));
-        context.output.line(format!("Volume {} is sound: {layers}, {sets}.", check.volume))?;
+        context.output.line(format!("Volume {} is sound: {layers}, {sets}.", check.volume_name))?;
     } else {
         for finding in &check.findings {
             context.output.line(finding)?;
@@ -75,13 +74,15 @@ async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {
     };
     let request = CloneVolume { name: args.name, snapshot: args.from, labels: args.label };
     let volume = context.client.call_at(operations::CLONE_VOLUME, &parent, &request).await?;
-    context.output.tell(&volume, || format!("Volume successfully cloned: {} ({})", volume.id, volume.name))
+    context
+        .output
+        .tell(&volume, || format!("Volume successfully cloned: {} ({})", volume.volume_id, volume.name))
 }
 
 /// Returns the volume of a snapshot.
 async fn volume_of(context: &Context<'_>, id: SnapshotId) -> Result<VolumeRef, Failure> {
     let list = context.client.call(operations::LIST_SNAPSHOTS, &ListSnapshots::default()).await?;
-    let found = list.snapshots.into_iter().find(|snapshot| snapshot.id == id);
+    let found = list.items.into_iter().find(|snapshot| snapshot.snapshot_id == id);
     found.map(|snapshot| VolumeRef::Id(snapshot.volume_id)).ok_or_else(|| {
         let message = format!("there is no snapshot {id}");
         ApiError::new(ErrorCode::SnapshotNotFound, message).into()
@@ -94,13 +95,13 @@ async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
         .call(operations::LIST_VOLUMES, &ListVolumes { label: args.label, group: args.group })
         .await?;
     if context.output.is_json() {
-        return context.output.document(&list.volumes);
+        return context.output.document(&list);
     }
     context.output.table(&Table::of(
         "ID|NAME|SIZE|USED|DIRTY|SNAPSHOTS|DEVICE|STATUS",
-        list.volumes.iter().map(|volume| {
+        list.items.iter().map(|volume| {
             [
-                volume.id.to_string(),
+                volume.volume_id.to_string(),
                 volume.name.to_string(),
                 ByteSize::from_bytes(volume.size_bytes).to_string(),
                 // Shared bytes count for each volume that has them.
@@ -126,7 +127,7 @@ fn use_of(volume: &Volume) -> String {
         return format!("up - {}", in_place_line(in_place_restore));
     }
     match (volume.state, &volume.state_reason) {
-        (VolumeState::Up, _) if volume.rolling_back.is_some() => "up - rolling back".to_owned(),
+        (VolumeState::Up, _) if volume.rollback.is_some() => "up - rolling back".to_owned(),
         (VolumeState::Up, _) if volume.attachment.as_ref().is_some_and(|attachment| attachment.connected) => {
             "up - attached".to_owned()
         }
@@ -141,7 +142,7 @@ fn use_of(volume: &Volume) -> String {
 
 /// Formats the progress of an in-place restore.
 fn in_place_line(in_place_restore: &InPlaceProgress) -> String {
-    let InPlaceProgress { task, done_bytes, total_bytes, is_partial, .. } = in_place_restore;
+    let InPlaceProgress { task_id: task, done_bytes, total_bytes, is_partial, .. } = in_place_restore;
     match is_partial {
         true => format!("restored in part: resume it, `blockctl cloudsnap resume --name {task}`"),
         false if *total_bytes == 0 => "restoring".to_owned(),
@@ -165,11 +166,11 @@ fn hydration_line(hydration: Option<&Hydration>) -> String {
     format!(
         "{} of {}, {} of {}, {} on loss of the store, {} waiting",
         if hydration.in_background { "hydrating" } else { "lazy" },
-        hydration.cloudsnap,
+        hydration.cloud_snapshot_id,
         size(hydration.done_bytes),
         size(hydration.total_bytes),
         hydration.on_store_loss,
-        hydration.waiting
+        hydration.waiting_requests
     )
 }
 
@@ -178,13 +179,14 @@ fn hydration_line(hydration: Option<&Hydration>) -> String {
 struct Inspected<'a> {
     #[serde(flatten)]
     volume: &'a Volume,
+    /// Local snapshots.
     snapshots: &'a [Snapshot],
 }
 
 async fn inspect(context: &Context<'_>, volume: &VolumeRef) -> Exit {
     let volume = context.client.call_at(operations::GET_VOLUME, volume, &()).await?;
-    let query = ListSnapshots { volume: Some(VolumeRef::Id(volume.id)), group: None };
-    let snapshots = context.client.call(operations::LIST_SNAPSHOTS, &query).await?.snapshots;
+    let query = ListSnapshots { volume: Some(VolumeRef::Id(volume.volume_id)), group: None };
+    let snapshots = context.client.call(operations::LIST_SNAPSHOTS, &query).await?.items;
     if context.output.is_json() {
         return context.output.document(&Inspected { volume: &volume, snapshots: &snapshots });
     }
@@ -202,7 +204,7 @@ fn discarded(loss: &DiscardedWrites) -> String {
         SurvivingClients::All => "all clients",
         SurvivingClients::Remote => "remote clients",
     };
-    format!("possible, of {clients}, found {}: {}", format_time(loss.found), loss.cause)
+    format!("possible, of {clients}, found {}: {}", format_time(loss.found_at), loss.cause)
 }
 
 fn facts(volume: &Volume) -> Facts {
@@ -210,14 +212,14 @@ fn facts(volume: &Volume) -> Facts {
     let io = &volume.io;
     let mut facts = Facts::default();
     facts
-        .add("Volume", volume.id)
+        .add("Volume", volume.volume_id)
         .add("Name", &volume.name)
         .add("Size", size(volume.size_bytes))
         .add("Read-only", if volume.read_only { "yes" } else { "no" })
         .add("Labels", if volume.labels.is_empty() { "-".to_owned() } else { volume.labels.to_string() })
         .add("Group", or_dash(volume.group.as_ref()))
-        .add("Rule", or_dash(volume.rule.as_ref()))
-        .add("Created", format_time(volume.created))
+        .add("Rule", or_dash(volume.rule_name.as_ref()))
+        .add("Created", format_time(volume.created_at))
         .add("Status", status(volume));
     if let Some(loss) = &volume.discarded_writes {
         facts.add("Discarded writes", discarded(loss));
@@ -230,13 +232,13 @@ fn facts(volume: &Volume) -> Facts {
             "Used on disk",
             format!("{} in {}", size(volume.allocated_bytes), counted(volume.layers, "layer")),
         )
-        .add("Merging", volume.merging.as_ref().map_or_else(|| "-".to_owned(), merging))
+        .add("Merging", volume.merge.as_ref().map_or_else(|| "-".to_owned(), merging))
         .add("Hydration", hydration_line(volume.hydration.as_ref()))
         .add("Shared", size(volume.shared_bytes))
         .add("Dirty", size(volume.dirty_bytes))
         .add("Snapshots", volume.snapshot_count)
-        .add("Reads", format!("{}, {}", io.reads, size(io.bytes_read)))
-        .add("Writes", format!("{}, {}", io.writes, size(io.bytes_written)))
+        .add("Reads", format!("{}, {}", io.reads, size(io.read_bytes)))
+        .add("Writes", format!("{}, {}", io.writes, size(io.written_bytes)))
         .add("Flushes", io.flushes);
     if volume.last_backups.is_empty() {
         facts.add("Last backup", or_dash(None::<&str>));
@@ -247,14 +249,14 @@ fn facts(volume: &Volume) -> Facts {
             count => format!("{} since the last full", counted(count, "incremental")),
         };
         let place = &backup.credential_name;
-        let when = format_time(backup.time);
-        facts.add("Last backup", format!("{} to {place}, {when}, {since}", backup.cloudsnap_id));
+        let when = format_time(backup.created_at);
+        facts.add("Last backup", format!("{} to {place}, {when}, {since}", backup.cloud_snapshot_id));
     }
     facts
 }
 
 /// Formats running merges in one line.
-fn merging(merging: &Merging) -> String {
+fn merging(merging: &MergeProgress) -> String {
     let layers = counted(merging.layers, "layer");
     if merging.total_bytes == 0 {
         return layers;
@@ -277,7 +279,10 @@ fn device(attachment: &Attachment) -> String {
     }
     parts.push(counted(attachment.connections.into(), "connection"));
     parts.push(format!("blocks of {} bytes", attachment.block_size_bytes));
-    parts.push(format!("timeout {} s, dead timeout {} s", attachment.timeout_s, attachment.dead_timeout_s));
+    parts.push(format!(
+        "timeout {} s, dead timeout {} s",
+        attachment.timeout_seconds, attachment.dead_timeout_seconds
+    ));
     parts.join(", ")
 }
 
@@ -286,8 +291,8 @@ async fn attach(context: &Context<'_>, args: AttachArgs) -> Exit {
         device: args.device,
         read_only: args.read_only,
         persistent: args.persistent,
-        timeout_s: args.timeout,
-        dead_timeout_s: args.dead_timeout,
+        timeout_seconds: args.timeout,
+        dead_timeout_seconds: args.dead_timeout,
         connections: args.connections,
         block_size_bytes: args.block_size,
     };
@@ -308,16 +313,18 @@ async fn detach(context: &Context<'_>, args: DetachArgs) -> Exit {
         .call_at(operations::DETACH_VOLUME, &volume, &DetachVolume { force: args.force })
         .await?;
     let place = detached.device.map_or_else(String::new, |device| format!(" from {device}"));
-    context.output.tell(&detached, || format!("Volume {} successfully detached{place}.", detached.name))
+    context
+        .output
+        .tell(&detached, || format!("Volume {} successfully detached{place}.", detached.volume_name))
 }
 
 /// Returns the volume attached to a device.
 async fn volume_at(context: &Context<'_>, device: NbdDevice) -> Result<VolumeRef, Failure> {
     let list = context.client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?;
-    let found = list.volumes.into_iter().find(|volume| {
+    let found = list.items.into_iter().find(|volume| {
         volume.attachment.as_ref().is_some_and(|attachment| attachment.device == Some(device))
     });
-    found.map(|volume| VolumeRef::Id(volume.id)).ok_or_else(|| {
+    found.map(|volume| VolumeRef::Id(volume.volume_id)).ok_or_else(|| {
         ApiError::new(ErrorCode::VolumeNotAttached, format!("no volume is attached at {device}")).into()
     })
 }
@@ -377,7 +384,9 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
     let query = DeleteVolume { force: args.force };
     let deleted = context.client.call_at(operations::DELETE_VOLUME, &args.volume, &query).await?;
     deleted.warnings.iter().for_each(|warning| context.output.note(format!("warning: {warning}")));
-    context.output.tell(&deleted, || format!("Volume {} successfully deleted.", deleted.name))
+    context
+        .output
+        .tell(&deleted, || format!("Volume {} successfully deleted.", or_dash(deleted.name.as_ref())))
 }
 
 /// Returns a URI that this host can use: Unix sockets of other hosts are useless here.
@@ -401,6 +410,13 @@ async fn reachable(context: &Context<'_>, uri: String) -> Result<String, Failure
     })
 }
 
+/// Document of `volume uri`.
+#[derive(Serialize)]
+struct ExportUri {
+    /// URI of the export.
+    uri: String,
+}
+
 async fn uri(context: &Context<'_>, export: &ExportRef) -> Exit {
     let uri = match export {
         ExportRef::Volume(volume) => context.client.call_at(operations::GET_VOLUME, volume, &()).await?.uri,
@@ -409,5 +425,6 @@ async fn uri(context: &Context<'_>, export: &ExportRef) -> Exit {
         }
     };
     let uri = reachable(context, uri).await?;
-    context.output.tell(&json!({ "uri": uri }), || &uri)
+    let document = ExportUri { uri };
+    context.output.tell(&document, || &document.uri)
 }
