@@ -25,15 +25,23 @@ async fn failures_are_reported_and_leave_no_files() {
     host.assert_tidy();
     fs::write(&pack, &good).unwrap();
 
-    // A backup to a missing store fails; the volume and the chain are as before.
+    // A backup to a missing store fails and keeps its point in time; the chain is as before.
+    let frozen = model.clone();
     let away = host.hide_store();
-    let failed = host.wait(host.start_backup("data", false).await).await;
-    assert_eq!(failed.state.to_string(), "Backup-Failed");
+    let task = host.start_backup("data", false).await;
+    let failed = host.wait(task).await;
+    assert_eq!((failed.state.to_string().as_str(), failed.resumable), ("Backup-Failed", true));
     assert!(failed.error.unwrap().message.contains(host.store.path().to_str().unwrap()));
-    host.assert_tidy();
+    assert_eq!(volume.snapshots().len(), 1);
+    model.write(&volume, 9 << 20, 3, 1 << 20);
     host.show_store(&away);
     assert_eq!(host.list().await.len(), 1);
-    assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
+    host.call_at(RESUME_TASK, &task, &()).await;
+    let resumed = host.done(task).await;
+    host.assert_tidy();
+    frozen.assert_is(&*host.restore(&resumed.source_volume.unwrap(), "resumed").await);
+    let next = host.backup("data", false).await;
+    assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), 1 << 20));
 
     // Without the manifest of the base, the next backup is full.
     let tip = host.backup("data", false).await.cloud_snapshot_id.unwrap();

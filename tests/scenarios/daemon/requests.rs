@@ -6,11 +6,11 @@ use blockd_catalog::Chain;
 use std::{os::unix::fs::MetadataExt, time::Instant};
 
 impl Host {
-    /// Asserts that a backup fails and stores nothing; returns its error message.
+    /// Asserts that a backup fails, stores nothing and can be resumed; returns its error message.
     async fn assert_backup_refused(&self, stored: &[String]) -> String {
         let failed = self.wait(self.start_backup("data", false).await).await;
         let state = failed.state.to_string();
-        assert_eq!((state.as_str(), failed.resumable), ("Backup-Failed", false), "{failed:?}");
+        assert_eq!((state.as_str(), failed.resumable), ("Backup-Failed", true), "{failed:?}");
         assert_eq!(walk(self.store.path()), stored);
         failed.error.unwrap().message
     }

@@ -67,8 +67,8 @@ fn can_resume(error: &ServiceError) -> bool {
 fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool {
     let volume_exists = || error.to_api().code != ErrorCode::VolumeNotFound;
     match &row.spec {
-        // Before its type is decided, a backup has uploaded nothing, and its point in time is recent.
-        TaskSpec::Backup(_) => stopped || (row.detail.backup_type.is_some() && can_resume(error)),
+        // Its point in time cannot be taken again.
+        TaskSpec::Backup(_) => stopped || (row.detail.frozen && can_resume(error)),
         TaskSpec::Restore(RestoreTask::NewVolume { .. }) => {
             stopped || (row.detail.bytes_processed > 0 && can_resume(error))
         }
