@@ -91,7 +91,16 @@ pub struct Settings {
     pub intervals: Intervals,
 }
 
+/// Maximum attempts of a request that verifies a credential: its user waits, and most failures are wrong
+/// settings.
+const VERIFY_ATTEMPTS: u32 = 2;
+
 impl Settings {
+    /// Returns the retry policy of requests that verify a credential.
+    pub fn verify_policy(&self) -> RetryPolicy {
+        RetryPolicy { attempts: self.store_attempts.min(VERIFY_ATTEMPTS), ..self.retry_policy() }
+    }
+
     /// Returns the retry policy of store requests.
     pub fn retry_policy(&self) -> RetryPolicy {
         RetryPolicy {

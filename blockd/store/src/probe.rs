@@ -75,6 +75,9 @@ struct Probe<'a> {
 /// [`ProbeError`], which names the step that failed.
 pub async fn probe(store: &dyn BlobStore) -> Result<StoreCapabilities, ProbeError> {
     let probe = Probe { store, prefix: format!("blockd/probe/{}/", Uuid::new_v4()) };
+    // The listing comes first, because some servers create a missing bucket on a put.
+    let failed = |source| ProbeError::Failed { step: "list objects", source };
+    store.list(&probe.prefix).await.map_err(failed)?;
     let result = probe.run().await;
     if result.is_err() {
         probe.clean_up().await;
@@ -95,9 +98,6 @@ impl Probe<'_> {
         let failed = |step| move |source| ProbeError::Failed { step, source };
         let sample = self.key("sample");
         let body = sample_body();
-
-        // The listing comes first, because some servers create a missing bucket on a put.
-        self.store.list(&self.prefix).await.map_err(failed("list objects"))?;
 
         let step = "store an object";
         let start = Instant::now();

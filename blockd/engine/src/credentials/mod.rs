@@ -125,7 +125,7 @@ impl Credentials {
         passphrase: &StoreKey,
     ) -> Result<(Arc<ReloadStore>, StoreCapabilities, Repository), ServiceError> {
         let base = open_store(store, key, self.repositories.store_writing(store)?, &self.references)?;
-        let (store, _) = task_store(base.clone(), self.host.settings.retry_policy());
+        let (store, _) = task_store(base.clone(), self.host.settings.verify_policy());
         let capabilities = probe(store.as_ref()).await?;
         let passphrase = passphrase.text();
         let repository = spawned(async move {
@@ -192,7 +192,7 @@ impl Credentials {
             .and_modify(|(_, seen)| *seen = Fingerprint::default());
         // Without bandwidth limits, since the store is to be examined.
         let (opened, _) = self.repositories.open_with_current_secrets(row.uuid).await?;
-        let (store, _) = task_store(Arc::clone(opened.store()), self.host.settings.retry_policy());
+        let (store, _) = task_store(Arc::clone(opened.store()), self.host.settings.verify_policy());
         let repository = opened.with_store(store);
         let kind = row.store.config.kind();
         let explain = |error: ServiceError| error.with_hint(|code, store| stores::hint(kind, code, store));

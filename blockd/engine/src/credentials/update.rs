@@ -132,7 +132,7 @@ impl Credentials {
         passphrase: StoreKey,
     ) -> Result<(Arc<ReloadStore>, Option<Passphrase>), ServiceError> {
         let client = self.repositories.client_of(row.store.clone(), key).await?;
-        let (store, _) = task_store(client.clone(), self.host.settings.retry_policy());
+        let (store, _) = task_store(client.clone(), self.host.settings.verify_policy());
         let passphrase = self.prove_same(before, passphrase, Arc::clone(&store)).await?;
         row.capabilities = probe(store.as_ref()).await?;
         Ok((client, passphrase))
