@@ -145,6 +145,11 @@ impl Output {
         let _ = writeln!(io::stderr().lock(), "{}", printable(text.as_ref()));
     }
 
+    /// Writes the warnings of a reply to stderr.
+    pub fn warn(&self, warnings: &[String]) {
+        warnings.iter().for_each(|warning| self.note(format!("warning: {warning}")));
+    }
+
     /// Writes a failure, as a document or as text, and returns the exit status.
     pub fn failure(&self, failure: &Failure) -> u8 {
         if self.json {

@@ -34,6 +34,10 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
+/// Warning of the creation of an unencrypted repository.
+const UNENCRYPTED: &str = "backups are stored unencrypted; to encrypt them, create the credential with \
+     --encryption-passphrase-file for an empty location";
+
 /// Credentials of repositories.
 pub struct Credentials {
     pub(crate) admission: Arc<Admission>,
@@ -102,7 +106,8 @@ impl Credentials {
             key_slots: known.encode_slots(),
             write_key,
         };
-        let reply = stores::describe(&row);
+        let mut reply = stores::describe(&row);
+        reply.warnings.extend((!row.encrypted).then(|| UNENCRYPTED.to_owned()));
         let bandwidth = stores::bandwidth(&row.store)?;
         let name = row.name.clone();
         let inserted = self.db.run(move |tx| row.insert(tx)).await;

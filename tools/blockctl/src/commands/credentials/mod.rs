@@ -29,7 +29,9 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
     match command {
         CredentialsCommand::Create(args) => {
             let request = create::request(*args)?;
-            say("created", &client.call(operations::CREATE_CREDENTIAL, &request).await?)
+            let credential = client.call(operations::CREATE_CREDENTIAL, &request).await?;
+            output.warn(&credential.warnings);
+            say("created", &credential)
         }
         CredentialsCommand::List => list(context).await,
         CredentialsCommand::Inspect(args) => {

@@ -46,11 +46,6 @@ pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Exit {
     }
 }
 
-/// Prints warnings of a result.
-fn warn(context: &Context<'_>, warnings: &[String]) {
-    warnings.iter().for_each(|warning| context.output.note(format!("warning: {warning}")));
-}
-
 async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     let rules = args.times.rules(false).map_err(|error| Failure::usage(error.to_string()))?;
     let default = match (&args.policy, Retention::max(DEFAULT_MAX)) {
@@ -87,7 +82,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
         paused: args.paused,
     };
     let schedule = context.client.call(operations::CREATE_SCHEDULE, &request).await?;
-    warn(context, &schedule.warnings);
+    context.output.warn(&schedule.warnings);
     let next = or_dash(schedule.next_run_at.map(format_time));
     let line =
         format!("Cloudsnap schedule created successfully, UUID:{} (next run {next})", schedule.schedule_id);
