@@ -31,6 +31,9 @@ pub struct BackupOptions {
     /// Name: [`Cloudsnap::name`] and [`crate::tasks::Task::name`] of the backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
+    /// Labels of the backup, beside those of its volume: [`CloudsnapMetadata::backup_labels`].
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// Pin the backup: see [`MarkCloudsnap::pinned`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,

@@ -76,6 +76,13 @@ impl Labels {
         self.0.is_empty()
     }
 
+    /// Returns these labels with those of `over` added or replaced.
+    #[must_use]
+    pub fn overlaid_by(mut self, over: &Self) -> Self {
+        self.0.extend(over.0.iter().map(|(key, value)| (key.clone(), value.clone())));
+        self
+    }
+
     /// Returns true if all pairs of the selector are present.
     pub fn matches(&self, selector: &LabelSelector) -> bool {
         selector.0.0.iter().all(|(key, value)| self.0.get(key) == Some(value))
@@ -188,6 +195,12 @@ impl fmt::Display for LabelSelector {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn overlaid_labels_replace_equal_keys() {
+        let labels = |text: &str| text.parse::<Labels>().unwrap();
+        assert_eq!(labels("a=1,b=2").overlaid_by(&labels("b=3,c=4")), labels("a=1,b=3,c=4"));
+    }
 
     #[test]
     fn pairs_are_parsed() {

@@ -103,6 +103,9 @@ pub struct SnapshotDescription {
     pub snapshot_name: String,
     /// Labels of the volume at the time of the snapshot.
     pub labels: BTreeMap<String, String>,
+    /// Labels of the backup itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub backup_labels: BTreeMap<String, String>,
     /// Point in time of the snapshot.
     pub created: Timestamp,
     /// Trigger of the backup, such as `Manual`.

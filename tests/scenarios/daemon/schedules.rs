@@ -1,8 +1,9 @@
 //! Schedules of a running daemon, through its control socket.
 
 use super::*;
-use blockd_api::schedules::{
-    CreateSchedule, ListRuns, Policy, Run, RunState, Schedule, UpdatePolicy, UpdateSchedule,
+use blockd_api::{
+    cloudsnaps::InspectCloudsnap,
+    schedules::{CreateSchedule, ListRuns, Policy, Run, RunState, Schedule, UpdatePolicy, UpdateSchedule},
 };
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use std::collections::BTreeSet;
@@ -141,7 +142,8 @@ async fn schedule_names_are_unique_and_backup_names_are_stored() {
     host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &pause).await;
 
     let name = "before-upgrade".parse().unwrap();
-    let options = BackupOptions { name: Some(name), ..Default::default() };
+    let labels = "change=1742,tier=gold".parse().unwrap();
+    let options = BackupOptions { name: Some(name), labels, ..Default::default() };
     let backup = StartBackup { options, ..backup_of("v") };
     assert_eq!(host.run_backup(&backup).await.name, backup.options.name);
     let unnamed = host.backup("v", false).await;
@@ -153,6 +155,23 @@ async fn schedule_names_are_unique_and_backup_names_are_stored() {
     assert_eq!((&schedules[0].name, schedules[0].paused), (&named.name, true));
     let names: Vec<_> = host.list().await.into_iter().map(|entry| entry.name).collect();
     assert_eq!(names, [Some("before-upgrade".to_owned()), Some(format!("backup-{}", unnamed.task_id))]);
+    // A label of the backup hides one of the volume, which has app=mysql,tier=db.
+    for (label, name, count) in [
+        ("change=1742,app=mysql", None, 1),
+        ("tier=gold", None, 1),
+        ("tier=db", None, 1),
+        ("app=mysql", None, 2),
+        ("app=mysql", Some("before-upgrade"), 1),
+        ("tier=db", Some("before-upgrade"), 0),
+    ] {
+        let name = name.map(|name| name.parse().unwrap());
+        let query = ListCloudsnaps { label: Some(label.parse().unwrap()), name, ..Default::default() };
+        let found = host.call(LIST_CLOUDSNAPS, &query).await.list.items;
+        assert_eq!(found.len(), count, "{query:?}");
+    }
+    let first = host.list().await.remove(0);
+    assert_eq!(first.backup_labels, backup.options.labels);
+    assert_eq!(first.labels.to_string(), "app=mysql,tier=db");
     host.call_at(DELETE_SCHEDULE, &schedule.schedule_id, &()).await;
     host.call(CREATE_SCHEDULE, &named).await;
     host.stop().await;

@@ -120,10 +120,13 @@ blockctl cloudsnap backup vol --full --cred-id nas --limit-upload 10M
 blockctl cs backup -fv vol --cr=nas --cr other
 blockctl cs backup db --expires 2027-01-31 --pin --pre-command sync --freeze-fs --on-failure continue --timeout 30s
 blockctl cs backup db --rule pg
+blockctl cs backup db --name before-upgrade --label change=1742,owner=me
 blockctl cloudsnap backup-group --volume_ids vol1,vol2
 blockctl cs bg -v vol1,7 -v vol3 --cr nas --cr other
 blockctl cs bg --label app=mysql --full
 blockctl cs bg -g shop --rule pg
+blockctl cs bg --label shop=a --name release --backup-label change=1742
+blockctl cs l --name before-upgrade --label change=1742
 blockctl cs l -s vol -c 2e4d4b67-95d7-481e-aec5-14223ac55170 -t stopped -x 3 --label a=b
 blockctl cs l -t Aborted
 blockctl cloudsnap restore --snap 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --volume new
@@ -166,7 +169,7 @@ fn changes() {
 
 const SCHEDULES: &str = "
 blockctl cloudsnap schedules create testVol --daily 21:00 --max 15 --cred-id nas
-blockctl cs sched c -v testVol -d @21:00 -x 15 --cr nas
+blockctl cs sched c -v testVol -d @21:00 -x 15 --cr nas -n nightly
 blockctl cs sched c db -d 21:00,22:30 -w sun@3:00,wed@3:00 --cron '0 3 * * 1,3'
 blockctl cs sched c db -p 60 -p 90
 blockctl cs sched c db -p 60,24

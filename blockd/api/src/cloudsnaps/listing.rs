@@ -1,7 +1,9 @@
 //! Listing and inspection of cloud snapshots.
 
 use super::VerifyDepth;
-use crate::{ApiError, CredentialRef, LabelSelector, Labels, List, VolumeId, VolumeRef, tasks::BackupType};
+use crate::{
+    ApiError, CredentialRef, LabelSelector, Labels, List, ObjectName, VolumeId, VolumeRef, tasks::BackupType,
+};
 use blockd_extent::CloudSnapshotId;
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -28,9 +30,12 @@ pub struct ListCloudsnaps {
     /// Only this state; [`CloudsnapStatus::Done`] and [`CloudsnapStatus::Damaged`] by default.
     #[serde(default)]
     pub status: Option<CloudsnapStatus>,
-    /// Only volumes that had all these labels.
+    /// Only these labels of the backup or of its volume; a label of the backup hides one of the volume.
     #[serde(default)]
     pub label: Option<LabelSelector>,
+    /// Only backups of this name.
+    #[serde(default)]
+    pub name: Option<ObjectName>,
     /// Only this cloud snapshot, of any cluster.
     #[serde(default)]
     pub cloud_snapshot_id: Option<CloudSnapshotId>,
@@ -108,6 +113,9 @@ pub struct Cloudsnap {
     /// Labels of the source volume.
     #[serde(default)]
     pub labels: Labels,
+    /// Labels of the backup.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub backup_labels: Labels,
     /// Point in time.
     pub created_at: Timestamp,
     /// State.

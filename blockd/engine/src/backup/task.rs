@@ -145,6 +145,7 @@ async fn attempt(
             // The local snapshot is deleted after the backup; the backup's name stays.
             snapshot_name: asked.options.name.as_ref().map_or(snapshot.name.to_string(), ToString::to_string),
             labels: entry.tags().labels.as_map().clone(),
+            backup_labels: asked.options.labels.as_map().clone(),
             created: snapshot.created,
             trigger: trigger_of(asked).into(),
             freeze_stall_micros: snapshot.freeze_stall_micros,

@@ -47,6 +47,7 @@ fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
         volume_name: description.volume_name.clone(),
         volume_size_bytes: manifest.size_bytes,
         labels: labels(&description.labels),
+        backup_labels: labels(&description.backup_labels),
         created_at: description.created,
         status: CloudsnapStatus::Done,
         trigger: description.trigger.clone(),
@@ -140,7 +141,10 @@ impl CloudSnapshots {
                 && cluster.is_none_or(|cluster| cluster == entry.cloud_snapshot_id.cluster)
                 && volume.is_none_or(|volume| volume == entry.volume_id)
                 && src_name.is_none_or(|name| name == entry.volume_name)
-                && query.label.as_ref().is_none_or(|label| entry.labels.matches(label))
+                && query.label.as_ref().is_none_or(|label| {
+                    entry.labels.overlaid_by(&entry.backup_labels).matches(label)
+                })
+                && query.name.as_ref().is_none_or(|name| entry.name.as_deref() == Some(name.as_str()))
         });
         if let Some(id) = &query.cloud_snapshot_id {
             found.damaged.retain(|damaged| damaged.cloud_snapshot_id == id.to_string());
@@ -286,6 +290,7 @@ impl CloudSnapshots {
                 volume_name: name,
                 volume_size_bytes,
                 labels,
+                backup_labels: asked.options.labels.clone(),
                 created_at: row.created,
                 status,
                 trigger: trigger_of(asked).into(),

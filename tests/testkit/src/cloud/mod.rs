@@ -40,6 +40,7 @@ pub fn spec(
             volume_name: "db".into(),
             snapshot_name: "nightly".into(),
             labels: BTreeMap::from([("tier".into(), "gold".into())]),
+            backup_labels: BTreeMap::new(),
             created: Timestamp::UNIX_EPOCH,
             trigger: "Manual".into(),
             freeze_stall_micros: 17,

@@ -9,7 +9,7 @@ use crate::{
     wait::report_group_start,
 };
 use blockd_api::{
-    CredentialRef, GroupName, LabelSelector, VolumeRef,
+    CredentialRef, GroupName, LabelSelector, Labels, ObjectName, VolumeRef,
     cloudsnaps::{BackupOptions, StartBackup, StartGroupBackup},
     operations,
 };
@@ -29,7 +29,7 @@ Examples:
   blockctl cloudsnap backup db --full --cred-id nas --wait
   blockctl cloudsnap backup db --cred-id nas --cred-id offsite --wait
   blockctl cloudsnap backup db --limit-upload 10MiB
-  blockctl cloudsnap backup db --expires 30d
+  blockctl cloudsnap backup db --name before-upgrade --label change=1742 --expires 30d
   blockctl cloudsnap backup db --pre-command 'hold begin' --post-command 'hold end' --freeze-fs
   blockctl -j cs backup --volume db --wait";
 
@@ -51,6 +51,9 @@ pub struct BackupArgs {
     /// The same, as an option
     #[arg(short, long, value_name = "VOLUME")]
     volume: Option<VolumeRef>,
+    /// Labels of the backup, beside those of its volume
+    #[arg(long, value_name = "K=V,…", default_value_t)]
+    pub label: Labels,
     /// Options of the tasks.
     #[command(flatten)]
     pub start: StartArgs,
@@ -83,6 +86,9 @@ pub struct BackupGroupArgs {
         alias = "volume_ids"
     )]
     pub volumes: Vec<VolumeRef>,
+    /// Labels of the backups, beside those of their volumes
+    #[arg(long, value_name = "K=V,…", default_value_t)]
+    pub backup_label: Labels,
     /// Options of the tasks.
     #[command(flatten)]
     pub start: StartArgs,
@@ -111,6 +117,9 @@ pub struct StartArgs {
 /// Options of a backup, the same for one volume and for a group.
 #[derive(Debug, Args)]
 pub struct BackupOptionArgs {
+    /// Name of the backup
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<ObjectName>,
     /// Force a full backup
     #[arg(short, long)]
     pub full: bool,
@@ -124,8 +133,9 @@ pub struct BackupOptionArgs {
 
 impl BackupOptionArgs {
     /// Returns the options of the request.
-    pub fn options(self) -> BackupOptions {
-        BackupOptions { full: self.full, name: None, pinned: self.pin, expires_at: self.expires }
+    pub fn options(self, labels: Labels) -> BackupOptions {
+        let Self { full, name, expires, pin: pinned } = self;
+        BackupOptions { full, name, labels, pinned, expires_at: expires }
     }
 }
 
@@ -136,7 +146,7 @@ pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
         volume,
         credentials: start.cred_id,
         limits: start.limits.limits(),
-        options: start.backup.options(),
+        options: start.backup.options(args.label),
         hooks: start.hooks.options()?,
     };
     let started = context.client.call(operations::START_BACKUP, &request).await?;
@@ -147,14 +157,14 @@ pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
 }
 
 pub async fn backup_group(context: &Context<'_>, args: BackupGroupArgs) -> Exit {
-    let BackupGroupArgs { group, label, volumes, start } = args;
+    let BackupGroupArgs { group, label, volumes, backup_label, start } = args;
     let request = StartGroupBackup {
         group,
         label,
         volumes,
         credentials: start.cred_id,
         limits: start.limits.limits(),
-        options: start.backup.options(),
+        options: start.backup.options(backup_label),
         hooks: start.hooks.options()?,
     };
     let started = context.client.call(operations::START_GROUP_BACKUP, &request).await?;

@@ -10,7 +10,7 @@ use crate::{
     wait::report_start,
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, LabelSelector, VolumeId, VolumeRef,
+    ApiError, ByteSize, ErrorCode, LabelSelector, Labels, ObjectName, VolumeId, VolumeRef,
     cloudsnaps::{
         CloudSnapshotId, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapStatus, DamagedCloudsnap,
         InspectCloudsnap, ListCloudsnaps, StartDelete, Verification,
@@ -28,6 +28,7 @@ Examples:
   blockctl cloudsnap list
   blockctl cs list --src db --max 3
   blockctl cs list --label app=web
+  blockctl cs list --name before-upgrade
   blockctl -j cs list --cloudsnap-id ID";
 
 pub const INSPECT_HELP: &str = "\
@@ -65,9 +66,12 @@ pub struct ListArgs {
     /// Only snapshots in this state [default: Done and Damaged]; stopped ones are Failed
     #[arg(short = 't', long, ignore_case = true, value_parser = status_parser())]
     pub status: Option<CloudsnapStatus>,
-    /// Only snapshots whose volume had all these labels
+    /// Only snapshots with all these labels, their own or of their volume
     #[arg(long, value_name = "K=V,…")]
     pub label: Option<LabelSelector>,
+    /// Only backups of this name
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<ObjectName>,
     /// Only this snapshot
     #[arg(short = 'i', long, value_name = "ID")]
     pub cloudsnap_id: Option<SnapRef>,
@@ -143,6 +147,7 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
         all: args.all,
         status: args.status,
         label: args.label,
+        name: args.name,
         cloud_snapshot_id: cloudsnap_id,
         max: args.max,
     };
@@ -242,13 +247,15 @@ pub async fn inspect(context: &Context<'_>, args: InspectArgs) -> Exit {
 
 fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
     let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
+    let labels = |labels: &Labels| or_dash((!labels.is_empty()).then_some(labels));
     let mut facts = Facts::default();
     facts
         .add("Cloud snapshot", entry.cloud_snapshot_id)
         .add("Source volume", format!("{} ({})", entry.volume_name, entry.volume_id))
         .add("Volume size", size(entry.volume_size_bytes))
-        .add("Labels", if entry.labels.is_empty() { "-".to_owned() } else { entry.labels.to_string() })
+        .add("Volume labels", labels(&entry.labels))
         .add("Name", or_dash(entry.name.as_ref()))
+        .add("Labels", labels(&entry.backup_labels))
         .add("Created", format_time(entry.created_at))
         .add("Type", format!("{}, {}", entry.trigger, entry.backup_type))
         .add("Status", entry.status)

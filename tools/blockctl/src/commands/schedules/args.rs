@@ -2,7 +2,9 @@
 
 use super::retention_args::{KeepAt, LocalArgs, PriorityArg, RetainArgs, TimeArgs};
 use crate::commands::arguments::{WaitArg, parse_uuid};
-use blockd_api::{CredentialRef, GroupName, LabelSelector, RuleName, VolumeRef, schedules::PolicyName};
+use blockd_api::{
+    CredentialRef, GroupName, LabelSelector, ObjectName, RuleName, VolumeRef, schedules::PolicyName,
+};
 use clap::{Args, Subcommand};
 
 const CREATE_HELP: &str = "\
@@ -128,6 +130,9 @@ pub struct CreateArgs {
     /// The same, as an option
     #[arg(short, long, value_name = "VOLUME", conflicts_with_all = ["group", "label"])]
     volume: Option<VolumeRef>,
+    /// Unique name of the schedule
+    #[arg(short, long, value_name = "NAME")]
+    pub name: Option<ObjectName>,
     /// Volumes of this group at each run, frozen together
     #[arg(long, value_name = "GROUP", conflicts_with = "label")]
     pub group: Option<GroupName>,

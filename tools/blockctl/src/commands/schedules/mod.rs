@@ -67,7 +67,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
         ));
     }
     let request = CreateSchedule {
-        name: None,
+        name: args.name.clone(),
         selector: Selector { volume: args.volume(), group: args.group, label: args.label },
         credentials: args.cred_id,
         rules,
