@@ -5,8 +5,8 @@ mod listing;
 pub use listing::*;
 
 use crate::{
-    ApiError, CredentialRef, GroupName, LabelSelector, Labels, List, ObjectName, SnapshotId, VolumeId,
-    VolumeName, VolumeRef, quiesce::HookOptions, schedules::ScheduleSummary, tasks::TaskLimits,
+    ApiError, CredentialRef, GroupName, LabelSelector, Labels, List, ObjectName, SnapshotId, SnapshotRef,
+    VolumeId, VolumeName, VolumeRef, quiesce::HookOptions, schedules::ScheduleSummary, tasks::TaskLimits,
 };
 pub use blockd_extent::{BadCloudSnapshotId, CloudSnapshotId};
 use jiff::Timestamp;
@@ -48,6 +48,13 @@ pub struct BackupOptions {
 pub struct StartBackup {
     /// Volume.
     pub volume: VolumeRef,
+    /// Existing local snapshot of the volume to back up; by default a new one is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<SnapshotRef>,
+    /// Keep the new local snapshot after the backup, under the name of the backup or
+    /// [`SnapshotName::from_time`](crate::SnapshotName::from_time).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_local: bool,
     /// Credentials; optional if there is one. Several get the same point in time, read once.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub credentials: Vec<CredentialRef>,
@@ -67,6 +74,8 @@ impl StartBackup {
     pub fn of(volume: VolumeRef) -> Self {
         Self {
             volume,
+            snapshot: None,
+            keep_local: false,
             credentials: Vec::new(),
             limits: TaskLimits::default(),
             options: BackupOptions::default(),
@@ -88,6 +97,12 @@ pub struct StartGroupBackup {
     /// Volumes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeRef>,
+    /// Volumes of this local group snapshot, which is backed up; otherwise a new one is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_group: Option<Uuid>,
+    /// Keep the new local snapshots after the backup, as for one volume.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_local: bool,
     /// Credentials; optional if there is one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub credentials: Vec<CredentialRef>,
@@ -106,7 +121,7 @@ pub struct StartGroupBackup {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GroupBackupStarted {
-    /// Id of the group snapshot.
+    /// Id of the group backup.
     pub group_id: Uuid,
     /// Volumes by name.
     #[serde(flatten)]

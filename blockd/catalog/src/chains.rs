@@ -77,6 +77,17 @@ impl Chain {
         Ok(())
     }
 
+    /// Stores the chain, unless the present one has a later point in time, on which the next backup is based.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn put_unless_older(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        match Self::find(tx, self.volume, self.credential)? {
+            Some(newer) if newer.epoch > self.epoch => Ok(()),
+            _ => self.put(tx),
+        }
+    }
+
     /// Removes the chains that end in this backup; returns true if there was one.
     ///
     /// # Errors

@@ -53,6 +53,8 @@ pub struct BackupTask {
     pub schedule: Option<Uuid>,
     /// Name under which the snapshot stays after the backup.
     pub keep_local: Option<SnapshotName>,
+    /// The snapshot existed before the task, which never takes it.
+    pub existing: bool,
 }
 
 /// Request of a restore.
@@ -444,6 +446,7 @@ mod tests {
                 barrier,
                 schedule: Some(Uuid::new_v4()),
                 keep_local: Some("daily".parse().unwrap()),
+                existing: true,
                 ..BackupTask::default()
             }),
             TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged: true }),

@@ -44,6 +44,7 @@ mod credential_updates;
 mod damaged_manifests;
 mod deletions;
 mod events;
+mod existing_snapshots;
 mod exposition;
 mod external_secrets;
 mod failures;

@@ -120,11 +120,14 @@ blockctl cloudsnap backup vol --full --cred-id nas --limit-upload 10M
 blockctl cs backup -fv vol --cr=nas --cr other
 blockctl cs backup db --expires 2027-01-31 --pin --pre-command sync --freeze-fs --on-failure continue --timeout 30s
 blockctl cs backup db --rule pg
+blockctl cs backup db@monday
+blockctl cs backup -v db --keep-local
 blockctl cs backup db --name before-upgrade --label change=1742,owner=me
 blockctl cloudsnap backup-group --volume_ids vol1,vol2
 blockctl cs bg -v vol1,7 -v vol3 --cr nas --cr other
 blockctl cs bg --label app=mysql --full
 blockctl cs bg -g shop --rule pg
+blockctl cs bg --snapshot-group 0f0e8b1a-64a5-4c70-9b4e-0a2b2d3d8f10
 blockctl cs bg --label shop=a --name release --backup-label change=1742
 blockctl cs l --name before-upgrade --label change=1742
 blockctl cs l -s vol -c 2e4d4b67-95d7-481e-aec5-14223ac55170 -t stopped -x 3 --label a=b

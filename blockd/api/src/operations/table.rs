@@ -208,11 +208,13 @@ operations! {
         .timeout(STORE_CALL).errors(&[A_STORE]);
     "Back up a volume; an expiry date or a bandwidth limit needs an admin"
     START_BACKUP: ((), StartBackup) -> List<TaskStarted> = post(Operator, "/v1/cloudsnaps/backup")
-        .timeout(STORE_CALL).errors(&[AN_OPEN_VOLUME, A_STORE, A_RULE, &[VolumeInUse, NoSpace]]);
+        .timeout(STORE_CALL)
+        .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[VolumeInUse, SnapshotExists, NoSpace]]);
     "Back up several volumes at one point in time; an expiry date or a bandwidth limit needs an admin"
     START_GROUP_BACKUP: ((), StartGroupBackup) -> GroupBackupStarted =
         post(Operator, "/v1/cloudsnaps/backup-group")
-        .timeout(STORE_CALL).errors(&[AN_OPEN_VOLUME, A_STORE, A_RULE, &[VolumeInUse, NoSpace]]);
+        .timeout(STORE_CALL)
+        .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[VolumeInUse, SnapshotExists, NoSpace]]);
     "Inspect a cloud snapshot"
     INSPECT_CLOUDSNAP: ((), InspectCloudsnap) -> CloudsnapDetail = get(ReadOnly, "/v1/cloudsnaps/inspect")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);

@@ -58,6 +58,10 @@ pub(crate) async fn snapshot_for_backup(
     if let Some(row) = rows.into_iter().find(|row| row.id == id && row.state == SnapshotState::Ready) {
         return Ok(row);
     }
+    if asked.existing {
+        let message = format!("snapshot {id} of volume {} no longer exists", entry.name);
+        return Err(ServiceError::refused(ErrorCode::SnapshotNotFound, message));
+    }
     let failed_before = work.failed.lock().find(&key);
     // A resumed backup of one volume tries again. One of a group cannot: its members are frozen together.
     let tries_again = asked.barrier.is_none() && live.view().detail.resumed > 0;

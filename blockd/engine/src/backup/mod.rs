@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod doubts;
+mod existing;
 pub mod freeze;
 pub mod plan;
 pub mod planning;
@@ -34,6 +35,7 @@ use blockd_catalog::{BackupTask, Barrier, CredentialRow, DbError, TaskRow, TaskS
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_quiesce::QuiescePart;
+use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -49,10 +51,12 @@ pub struct Backups {
     pub(crate) tasks: Arc<Tasks>,
 }
 
-/// Volume, and the credentials of its backup locations.
+/// Volume, its snapshot, and the credentials of its backup locations.
 pub struct Member {
     pub(crate) volume: VolumeRef,
     pub(crate) credentials: Vec<CredentialRef>,
+    /// Existing snapshot to back up; a new one is taken by default.
+    pub(crate) snapshot: Option<SnapshotId>,
 }
 
 /// Options common to all members of a backup request.
@@ -79,6 +83,15 @@ impl BackupRequest {
     }
 }
 
+/// Returns the name of a local snapshot that stays after its backup: the backup's name, or the time.
+fn local_name(is_kept: bool, options: &BackupOptions) -> Result<Option<SnapshotName>, ServiceError> {
+    Ok(match (is_kept, &options.name) {
+        (false, _) => None,
+        (true, Some(name)) => Some(name.as_str().parse()?),
+        (true, None) => Some(SnapshotName::from_time(Timestamp::now())),
+    })
+}
+
 /// Attributes common to all tasks of one point in time.
 struct PointInTime {
     barrier: Option<Barrier>,
@@ -90,18 +103,20 @@ impl Backups {
     /// location.
     ///
     /// # Errors
-    /// The volume cannot be used, or one of these backups is already running.
+    /// The volume or snapshot cannot be used, or one of these backups is already running.
     pub async fn start_backup(
         self: &Arc<Self>,
         request: &StartBackup,
     ) -> Result<List<TaskStarted>, ServiceError> {
         let credentials = self.resolve_credentials(&request.credentials).await?;
-        let member = Member { volume: request.volume.clone(), credentials };
+        let snapshot = self.existing_snapshot(request).await?;
+        let member = Member { volume: request.volume.clone(), credentials, snapshot };
         refuse_past(request.options.expires_at)?;
         let asked = BackupRequest {
             options: request.options.clone(),
             limits: request.limits,
             hooks: QuiesceRequest { hooks: request.hooks.clone(), scheduled: None },
+            keep_local: local_name(request.keep_local, &request.options)?,
             ..BackupRequest::default()
         };
         let tasks = self.start_backups(&[member], &asked, |_, _| Ok(())).await?;
@@ -119,20 +134,25 @@ impl Backups {
     ) -> Result<GroupBackupStarted, ServiceError> {
         refuse_past(request.options.expires_at)?;
         let credentials = self.resolve_credentials(&request.credentials).await?;
+        let snapshots = self.group_snapshot(&request).await?;
+        let mut volumes = request.volumes;
+        volumes.extend(snapshots.iter().map(|(volume, _)| VolumeRef::Id(*volume)));
         let chosen = CreateGroupSnapshot {
             group: request.group,
             label: request.label,
-            volumes: request.volumes,
+            volumes,
             ..CreateGroupSnapshot::default()
         };
         let entries = self.snapshots.members(&chosen)?;
         let member = |entry: &Arc<VolumeEntry>| Member {
             volume: VolumeRef::Id(entry.id),
             credentials: credentials.clone(),
+            snapshot: snapshots.iter().find(|(volume, _)| *volume == entry.id).map(|(_, snapshot)| *snapshot),
         };
         let members: Vec<Member> = entries.iter().map(member).collect();
         let group_id = Uuid::new_v4();
         let asked = BackupRequest {
+            keep_local: local_name(request.keep_local, &request.options)?,
             options: request.options,
             together: Some(group_id),
             limits: request.limits,
@@ -179,6 +199,10 @@ impl Backups {
         let _admission = self.admission.lock().await;
         let entries = members.iter().map(|member| self.registry.find(&member.volume));
         let entries: Vec<Arc<VolumeEntry>> = entries.collect::<Result<_, _>>()?;
+        if let Some(name) = &asked.keep_local {
+            let volumes: Vec<VolumeId> = entries.iter().map(|entry| entry.id).collect();
+            self.refuse_taken(name, &volumes).await?;
+        }
         let barrier = asked.together.map(|id| Barrier { id, volumes: members.len() as u64 });
         // Members selected by label are frozen independently.
         let together = match &barrier {
@@ -205,7 +229,7 @@ impl Backups {
                     &alone
                 }
             };
-            rows.extend(self.rows_of(entry, &credentials, asked, point)?);
+            rows.extend(self.rows_of(entry, &credentials, member.snapshot, asked, point)?);
             replaced.push((entry.id, credentials));
         }
         self.abandon_older(&replaced, asked.owner()).await?;
@@ -289,10 +313,12 @@ impl Backups {
         &self,
         entry: &VolumeEntry,
         credentials: &[CredentialRow],
+        existing: Option<SnapshotId>,
         asked: &BackupRequest,
         point: &PointInTime,
     ) -> Result<Vec<TaskRow>, ServiceError> {
-        let snapshot = SnapshotId::from_u64(random_id()?);
+        let new = || random_id().map(SnapshotId::from_u64);
+        let snapshot = existing.map_or_else(new, Ok)?;
         let mut rows = Vec::with_capacity(credentials.len());
         for credential in credentials {
             // One snapshot id per task: two credentials may reach the same repository.
@@ -310,6 +336,7 @@ impl Backups {
                 quiesce_rules: point.quiesce_rules.clone(),
                 schedule: asked.schedule,
                 keep_local: asked.keep_local.clone(),
+                existing: existing.is_some(),
             });
             let mut row = TaskRow::new(spec, credential.uuid, cloudsnap, asked.owner());
             (row.volume, row.snapshot) = (Some(entry.id), Some(snapshot));

@@ -64,7 +64,7 @@ pub fn decide(chain: Option<&Chain>, force_full: bool, full_every: u32, frozen: 
         return Decision::Full { why: "full backup due in the cycle of full and incremental backups" };
     }
     if base.epoch >= frozen {
-        return Decision::Full { why: "the volume is older than its last backup" };
+        return Decision::Full { why: "the point in time is not later than that of the last backup" };
     }
     Decision::Incremental { base }
 }

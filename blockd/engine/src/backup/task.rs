@@ -307,12 +307,13 @@ async fn commit(
         expires: asked.options.expires_at,
     };
     let measured = measured_write_speed(live);
-    let (snapshot, task) = (snapshot.id, live.id);
+    let (snapshot, task, is_existing) = (snapshot.id, live.id, asked.existing);
     work.tasks
         .until_stored("the committed backup", || {
             let (chain, manifest) = (chain.clone(), manifest.clone());
             work.tasks.finish(live, move |tx| {
                 match in_doubt {
+                    false if is_existing => chain.put_unless_older(tx)?,
                     false => chain.put(tx)?,
                     true => committed_in_doubt(chain.credential, id).put(tx)?,
                 }

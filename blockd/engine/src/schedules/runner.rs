@@ -204,7 +204,8 @@ fn members_of(runs: &[RunRow]) -> Vec<Member> {
             targets.entry(volume).or_default().push(CredentialRef::Id(credential));
         }
     }
-    let member = |(volume, credentials)| Member { volume: VolumeRef::Id(volume), credentials };
+    let member =
+        |(volume, credentials)| Member { volume: VolumeRef::Id(volume), credentials, snapshot: None };
     targets.into_iter().map(member).collect()
 }
 

@@ -9,12 +9,13 @@ use crate::{
     wait::report_group_start,
 };
 use blockd_api::{
-    CredentialRef, GroupName, LabelSelector, Labels, ObjectName, VolumeRef,
+    CredentialRef, GroupName, LabelSelector, Labels, NameError, ObjectName, SnapshotRef, VolumeRef,
     cloudsnaps::{BackupOptions, StartBackup, StartGroupBackup},
     operations,
 };
 use clap::Args;
 use jiff::Timestamp;
+use std::str::FromStr;
 use uuid::Uuid;
 
 pub const BACKUP_HELP: &str = "\
@@ -29,6 +30,8 @@ Examples:
   blockctl cloudsnap backup db --full --cred-id nas --wait
   blockctl cloudsnap backup db --cred-id nas --cred-id offsite --wait
   blockctl cloudsnap backup db --limit-upload 10MiB
+  blockctl cloudsnap backup db@monday --wait
+  blockctl cloudsnap backup db --keep-local
   blockctl cloudsnap backup db --name before-upgrade --label change=1742 --expires 30d
   blockctl cloudsnap backup db --pre-command 'hold begin' --post-command 'hold end' --freeze-fs
   blockctl -j cs backup --volume db --wait";
@@ -40,17 +43,18 @@ each location is a task of its own. Pre-commands run before the barrier, post-co
 Examples:
   blockctl cloudsnap backup-group --group shop
   blockctl cs bg --label app=mysql --cred-id nas --cred-id offsite --wait
+  blockctl cs bg --snapshot-group 0f0e8b1a-64a5-4c70-9b4e-0a2b2d3d8f10
   blockctl -j cs backup-group --volumes vol1,vol2";
 
 /// `cloudsnap backup`
 #[derive(Debug, Args)]
 pub struct BackupArgs {
-    /// Name or id of the volume
-    #[arg(value_name = "VOLUME", required_unless_present = "volume", conflicts_with = "volume")]
-    source: Option<VolumeRef>,
+    /// Name or id of the volume, or its local snapshot to back up
+    #[arg(value_name = "VOLUME[@SNAPSHOT]", required_unless_present = "volume", conflicts_with = "volume")]
+    source: Option<BackupSource>,
     /// The same, as an option
-    #[arg(short, long, value_name = "VOLUME")]
-    volume: Option<VolumeRef>,
+    #[arg(short, long, value_name = "VOLUME[@SNAPSHOT]")]
+    volume: Option<BackupSource>,
     /// Labels of the backup, beside those of its volume
     #[arg(long, value_name = "K=V,…", default_value_t)]
     pub label: Labels,
@@ -59,10 +63,20 @@ pub struct BackupArgs {
     pub start: StartArgs,
 }
 
-impl BackupArgs {
-    /// Returns the volume, from the argument or the option; the parser requires one.
-    pub fn volume(&self) -> Option<&VolumeRef> {
-        self.source.as_ref().or(self.volume.as_ref())
+/// Volume to back up, with an existing snapshot of it.
+#[derive(Clone, Debug)]
+pub struct BackupSource {
+    volume: VolumeRef,
+    snapshot: Option<SnapshotRef>,
+}
+
+impl FromStr for BackupSource {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let Some((volume, _)) = text.split_once('@') else {
+            return Ok(Self { volume: text.parse()?, snapshot: None });
+        };
+        Ok(Self { volume: volume.parse()?, snapshot: Some(text.parse()?) })
     }
 }
 
@@ -86,6 +100,9 @@ pub struct BackupGroupArgs {
         alias = "volume_ids"
     )]
     pub volumes: Vec<VolumeRef>,
+    /// Back up this local group snapshot
+    #[arg(long, value_name = "GROUP-ID", group = "which")]
+    pub snapshot_group: Option<Uuid>,
     /// Labels of the backups, beside those of their volumes
     #[arg(long, value_name = "K=V,…", default_value_t)]
     pub backup_label: Labels,
@@ -129,21 +146,28 @@ pub struct BackupOptionArgs {
     /// Pin the backup
     #[arg(long)]
     pub pin: bool,
+    /// Keep the local snapshot after the backup, under the backup's name or the time
+    #[arg(long)]
+    pub keep_local: bool,
 }
 
 impl BackupOptionArgs {
     /// Returns the options of the request.
     pub fn options(self, labels: Labels) -> BackupOptions {
-        let Self { full, name, expires, pin: pinned } = self;
+        let Self { full, name, expires, pin: pinned, keep_local: _ } = self;
         BackupOptions { full, name, labels, pinned, expires_at: expires }
     }
 }
 
 pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
-    let volume = args.volume().cloned().ok_or_else(|| Failure::usage("name the volume to back up"))?;
+    let source = args.source.or(args.volume);
+    let BackupSource { volume, snapshot } =
+        source.ok_or_else(|| Failure::usage("name the volume to back up"))?;
     let start = args.start;
     let request = StartBackup {
         volume,
+        snapshot,
+        keep_local: start.backup.keep_local,
         credentials: start.cred_id,
         limits: start.limits.limits(),
         options: start.backup.options(args.label),
@@ -157,11 +181,13 @@ pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
 }
 
 pub async fn backup_group(context: &Context<'_>, args: BackupGroupArgs) -> Exit {
-    let BackupGroupArgs { group, label, volumes, backup_label, start } = args;
+    let BackupGroupArgs { group, label, volumes, snapshot_group, backup_label, start } = args;
     let request = StartGroupBackup {
         group,
         label,
         volumes,
+        snapshot_group,
+        keep_local: start.backup.keep_local,
         credentials: start.cred_id,
         limits: start.limits.limits(),
         options: start.backup.options(backup_label),
