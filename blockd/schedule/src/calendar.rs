@@ -2,7 +2,10 @@
 //!
 //! Time zones and daylight-saving changes are handled in `recurrence`.
 
-use crate::fields::{HOUR, MINUTE, MONTH};
+use crate::{
+    fields::{HOUR, MINUTE, MONTH},
+    weeks::Weeks,
+};
 use jiff::civil::{Date, DateTime, Time, date};
 
 /// Search horizon: every existing date occurs within these years, also 29 February on a given weekday around
@@ -39,6 +42,8 @@ pub(crate) struct Calendar {
     pub(crate) years: Vec<i16>,
     /// A day matches if its number or its weekday matches, as in cron when both are given.
     pub(crate) day_or_weekday: bool,
+    /// Weeks with matching days.
+    pub(crate) weeks: Weeks,
 }
 
 impl Calendar {
@@ -52,6 +57,7 @@ impl Calendar {
             weekdays: ANY_WEEKDAY,
             years: Vec::new(),
             day_or_weekday: false,
+            weeks: Weeks::EVERY,
         }
     }
 
@@ -69,7 +75,8 @@ impl Calendar {
             Days::AtMost(day) => number == u32::from(day).min(length),
         };
         let weekday = self.weekdays & 1 << date.weekday().to_monday_zero_offset() != 0;
-        if self.day_or_weekday { day || weekday } else { day && weekday }
+        let matches = if self.day_or_weekday { day || weekday } else { day && weekday };
+        matches && self.weeks.contain(date)
     }
 
     /// Returns the first matching minute of a day, not before `from`.

@@ -4,6 +4,7 @@ use crate::{
     ScheduleError,
     calendar::{ANY_WEEKDAY, Calendar, Days},
     fields::{self, DAY, FieldKind, HOUR, MINUTE, MONTH},
+    weeks::Weeks,
 };
 
 const EXPECTED: &str = "5 of them: minute hour day-of-month month day-of-week, such as 30 2 * * 1-5";
@@ -52,6 +53,7 @@ pub(crate) fn parse(text: &str) -> Result<Calendar, ScheduleError> {
         years: Vec::new(),
         // As in Vixie cron: either field suffices, unless one starts with a star.
         day_or_weekday: !day.starts_with('*') && !weekday.starts_with('*'),
+        weeks: Weeks::EVERY,
     };
     if calendar.comes() { Ok(calendar) } else { Err(ScheduleError::Never { given: text.to_owned() }) }
 }

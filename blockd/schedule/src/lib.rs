@@ -14,6 +14,7 @@ mod on_calendar;
 mod planner;
 mod recurrence;
 mod retention;
+mod weeks;
 mod when;
 mod zone;
 
@@ -23,5 +24,6 @@ pub use recurrence::Recurrence;
 pub use retention::{
     Condition, DeleteReason, Health, KeepReason, Retention, RetentionError, Snapshot, Verdict, decide,
 };
+pub use weeks::Weeks;
 pub use when::{MAX_PERIOD_MINUTES, TimeOfDay, When};
 pub use zone::Zone;

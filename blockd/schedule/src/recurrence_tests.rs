@@ -23,6 +23,9 @@ fn common_text_forms_are_parsed() {
         ("daily 12:00AM", "2026-03-11T00:00:00Z"),
         ("weekly Thursday@10:13PM", "2026-03-12T22:13:00Z"),
         ("weekly tue@12:00", "2026-03-17T12:00:00Z"),
+        ("weekly sun@12:00/1", "2026-03-15T12:00:00Z"),
+        ("weekly sun@12:00/2", "2026-03-15T12:00:00Z"),
+        ("weekly sun@12:00/2+1", "2026-03-22T12:00:00Z"),
         ("monthly 14@8:05PM", "2026-03-14T20:05:00Z"),
         ("monthly 10@00:00", "2026-04-10T00:00:00Z"),
         ("cron 30 2 * * 1-5", "2026-03-11T02:30:00Z"),
@@ -43,6 +46,34 @@ fn common_text_forms_are_parsed() {
         ("daily 12:00 Europe/Berlin", "2026-03-11T11:00:00Z"),
     ] {
         assert_eq!(next(schedule, now), expected, "{schedule}");
+    }
+}
+
+#[test]
+fn second_weeks_alternate_with_the_others() {
+    // The week of 1970-01-05 is the first one. Local dates count, also across the end of a year.
+    assert_eq!(next("weekly mon@00:00/2", "1970-01-01T00:00:00Z"), "1970-01-05T00:00:00Z");
+    for zone in ["UTC", "Pacific/Auckland", "America/Los_Angeles"] {
+        let all: Recurrence = format!("weekly Sunday@00:00 {zone}").parse().unwrap();
+        let halves = ["/2", "/2+1"].map(|weeks| {
+            let text = format!("weekly Sunday@00:00{weeks} {zone}");
+            let half: Recurrence = text.parse().unwrap();
+            assert_eq!(half.to_string().parse(), Ok(half.clone()), "{half}");
+            half
+        });
+        let mut now = at("2026-12-01T00:00:00Z");
+        let mut turns = Vec::new();
+        for _ in 0..12 {
+            let next = all.next_after(now).unwrap();
+            let is_of = halves.each_ref().map(|half| half.next_after(now) == Some(next));
+            assert!(is_of[0] != is_of[1], "{next} {zone}");
+            turns.push(is_of[0]);
+            now = next;
+        }
+        assert!(turns.windows(2).all(|pair| pair[0] != pair[1]), "{turns:?}");
+    }
+    for wrong in ["/0", "/53", "/2+2", "/", "/2+", "/+1", "/-1", "/2/2"] {
+        assert!(format!("weekly sun@12:00{wrong}").parse::<Recurrence>().is_err(), "{wrong}");
     }
 }
 
@@ -261,7 +292,7 @@ proptest! {
 
     #[test]
     fn no_text_does_harm(kind in prop::sample::select(&["", "daily ", "weekly ", "monthly ", "periodic ", "cron ", "calendar "][..]),
-        text in "[-0-9*/,.:~@ A-Za-zäé]{0,24}") {
+        text in "[-+0-9*/,.:~@ A-Za-zäé]{0,24}") {
         if let Ok(schedule) = format!("{kind}{text}").parse::<Recurrence>() {
             let begin = date(2026, 3, 1).to_zoned(TimeZone::UTC).unwrap().timestamp();
             if let Some(next) = schedule.next_after(begin) {

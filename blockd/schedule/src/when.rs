@@ -3,6 +3,7 @@
 use crate::{
     ScheduleError,
     calendar::{Calendar, Days},
+    weeks::Weeks,
     cron,
     fields::{self, DAY, WEEKDAYS},
     on_calendar,
@@ -12,7 +13,7 @@ use std::{fmt, str::FromStr};
 /// Maximum interval of a periodic schedule: a year, in minutes.
 pub const MAX_PERIOD_MINUTES: u32 = 366 * 24 * 60;
 
-const KINDS: &str = "periodic MINUTES, daily HH:MM, weekly WEEKDAY@HH:MM, monthly DAY@HH:MM, cron EXPRESSION, calendar EXPRESSION";
+const KINDS: &str = "periodic MINUTES, daily HH:MM, weekly WEEKDAY@HH:MM[/WEEKS], monthly DAY@HH:MM, cron EXPRESSION, calendar EXPRESSION";
 
 /// Time of day, to the minute. Its text is `HH:MM`; `10:14PM` is accepted too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,6 +86,8 @@ pub enum When {
         weekday: u8,
         /// Time of day.
         time: TimeOfDay,
+        /// Weeks with a run.
+        weeks: Weeks,
     },
     /// Monthly; the last day of shorter months.
     Monthly {
@@ -135,17 +138,22 @@ impl When {
         Ok(Self::Daily { time: text.strip_prefix('@').unwrap_or(text).parse()? })
     }
 
-    /// Parses a weekly time, `weekday@hh:mm`.
+    /// Parses a weekly time, `weekday@hh:mm`, optionally with the [weeks](Weeks): `weekday@hh:mm/2` is every
+    /// second week, `weekday@hh:mm/2+1` the other ones.
     ///
     /// # Errors
-    /// Not a weekday and time.
+    /// Not a weekday, time and weeks.
     pub fn weekly(text: &str) -> Result<Self, ScheduleError> {
-        let expected = "weekday@hh:mm, such as sunday@03:00";
+        let expected = "weekday@hh:mm, such as sunday@03:00, or sunday@03:00/2 for every second week";
         let (day, time) =
             text.trim().split_once('@').ok_or_else(|| ScheduleError::part("day and time", text, expected))?;
+        let (time, weeks) = match time.split_once('/') {
+            Some((time, weeks)) => (time, weeks.parse()?),
+            None => (time, Weeks::EVERY),
+        };
         let weekday = fields::weekday(day.trim())
             .ok_or_else(|| ScheduleError::part("weekday", day, "Monday to Sunday, or Mon to Sun"))?;
-        Ok(Self::Weekly { weekday, time: time.trim().parse()? })
+        Ok(Self::Weekly { weekday, time: time.trim().parse()?, weeks })
     }
 
     /// Parses a monthly time, `day@hh:mm`.
@@ -185,9 +193,11 @@ impl When {
         Some(match self {
             Self::Periodic { .. } => return None,
             Self::Daily { time } => Calendar::daily(time.hour, time.minute),
-            Self::Weekly { weekday, time } => {
-                Calendar { weekdays: 1 << weekday, ..Calendar::daily(time.hour, time.minute) }
-            }
+            Self::Weekly { weekday, time, weeks } => Calendar {
+                weekdays: 1 << weekday,
+                weeks: *weeks,
+                ..Calendar::daily(time.hour, time.minute)
+            },
             Self::Monthly { day, time } => {
                 Calendar { days: Days::AtMost(*day), ..Calendar::daily(time.hour, time.minute) }
             }
@@ -206,9 +216,9 @@ impl fmt::Display for When {
         match self {
             Self::Periodic { minutes } => write!(f, "periodic {minutes}min"),
             Self::Daily { time } => write!(f, "daily @{time}"),
-            Self::Weekly { weekday, time } => {
+            Self::Weekly { weekday, time, weeks } => {
                 let name = WEEKDAYS.get(usize::from(*weekday)).copied().unwrap_or("Monday");
-                write!(f, "weekly {name}@{time}")
+                write!(f, "weekly {name}@{time}{weeks}")
             }
             Self::Monthly { day, time } => write!(f, "monthly {day}@{time}"),
             Self::Cron(named) => write!(f, "cron {}", named.text),

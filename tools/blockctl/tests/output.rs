@@ -176,6 +176,8 @@ blockctl cs sched c -v testVol -d @21:00 -x 15 --cr nas -n nightly
 blockctl cs sched c db -d 21:00,22:30 -w sun@3:00,wed@3:00 --cron '0 3 * * 1,3'
 blockctl cs sched c db -p 60 -p 90
 blockctl cs sched c db -p 60,24
+blockctl cs sched c db -w sun@3:00/2,wed@3:00/2+1
+blockctl cs sched c db -w sun@3:00/0
 blockctl cs sched c --label a=b -p 60 -w sun@3:00 -m 1@3:00 --time-zone Europe/Berlin -f
 blockctl cs sched c db --on-calendar '*-*-* 02:30 Europe/Berlin' --time-zone Europe/Berlin
 blockctl cs sched c db --on-calendar '*-*-* 02:30 UTC'

@@ -22,6 +22,7 @@ Examples:
   blockctl cs sched create db --periodic 60 --local-keep-last 24 --local-keep-daily 3 --cred-id nas --max 14
   blockctl cs sched create db --daily 21:00 --cred-id nas --cred-id offsite --keep-at offsite:monthly=12
   blockctl cs sched create db --periodic 15 --local-keep-last 96
+  blockctl cs sched create db --name biweekly --weekly sunday@03:00/2
   blockctl cs sched create --label app=web --periodic 60 --monthly 1@03:00 --time-zone Europe/Berlin
   blockctl cs sched create --group shop --cron '30 2 * * 1-5' --keep-daily 7 --keep-weekly 4
   blockctl cs sched create --group pg --daily 02:15 --rule pg

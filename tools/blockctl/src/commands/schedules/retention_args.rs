@@ -13,8 +13,8 @@ pub struct TimeArgs {
     /// Daily
     #[arg(short, long, value_name = "HH:MM")]
     pub daily: Vec<String>,
-    /// Weekly
-    #[arg(short, long, value_name = "WEEKDAY@HH:MM")]
+    /// Weekly; with /2 every second week, with /2+1 the other ones
+    #[arg(short, long, value_name = "WEEKDAY@HH:MM[/WEEKS]")]
     pub weekly: Vec<String>,
     /// Monthly; the last day of shorter months
     #[arg(short, long, value_name = "DAY@HH:MM")]
