@@ -40,6 +40,10 @@ pub struct DeleteVolume {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateVolume {
+    /// New name of the volume and of its export. Refused while clients are connected; schedules, rules and
+    /// backups follow the volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<VolumeName>,
     /// Larger size in bytes; see [`crate::check_volume_size`]. A volume never shrinks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,

@@ -180,6 +180,15 @@ impl VolumeRow {
         Ok(())
     }
 
+    /// Renames a volume.
+    ///
+    /// # Errors
+    /// The database fails; a conflict if the name is taken.
+    pub fn set_name(tx: &Transaction<'_>, id: VolumeId, name: &VolumeName) -> Result<(), DbError> {
+        tx.execute("UPDATE volumes SET name = ?2 WHERE id = ?1", params![id.to_string(), name.as_str()])?;
+        Ok(())
+    }
+
     /// Removes the row, with those of its snapshots and chains.
     ///
     /// # Errors

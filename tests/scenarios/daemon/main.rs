@@ -58,6 +58,7 @@ mod layers;
 mod local_snapshots;
 mod locate;
 mod metrics;
+mod rename;
 mod requests;
 mod resume;
 mod retention;

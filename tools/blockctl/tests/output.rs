@@ -97,6 +97,7 @@ blockctl v c --label=a=b,c=d --size=8G db
 blockctl v create -s 8192MiB -l a=b,c=d --group shop db
 blockctl volume clone new --from db@monday
 blockctl volume resize db --size 4GiB
+blockctl volume rename db shop-db
 blockctl volume update db --read-only on
 blockctl volume update db --group shop --label a=b
 blockctl volume update db --no-group --no-labels

@@ -135,7 +135,7 @@ operations! {
     GET_VOLUME: (VolumeRef, ()) -> Volume = get(ReadOnly, "/v1/volumes/{volume}").errors(&[A_VOLUME]);
     "Grow a volume; other changes need an admin"
     UPDATE_VOLUME: (VolumeRef, UpdateVolume) -> Volume = patch(Operator, "/v1/volumes/{volume}")
-        .errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, &[NoSpace]]);
+        .errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, A_NEW_VOLUME]);
     "Delete a volume and its local snapshots"
     DELETE_VOLUME: (VolumeRef, DeleteVolume) -> Deleted = delete(Admin, "/v1/volumes/{volume}")
         .errors(&[A_VOLUME, A_FREE_VOLUME, &[SnapshotInUse, SnapshotPinned, VolumeNotReady]]);

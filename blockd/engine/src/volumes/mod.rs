@@ -8,6 +8,7 @@ pub mod map_sync;
 pub mod merger;
 pub mod reconcile;
 pub mod registry;
+mod rename;
 
 use crate::{
     error::{ServiceError, blocking},
@@ -294,21 +295,23 @@ impl Volumes {
         }
     }
 
-    /// Applies the requested changes, size first: a growth is durable on return.
+    /// Applies the requested changes, name and size first: a growth is durable on return.
     ///
     /// # Errors
-    /// There is nothing to change, the volume is unusable, the size is smaller than the current one, or the
-    /// disk fails.
+    /// There is nothing to change, the volume is unusable or cannot be renamed, the size is smaller than the
+    /// current one, or the disk fails.
     pub async fn update_volume(
         self: &Arc<Self>,
         wanted: &VolumeRef,
         request: UpdateVolume,
     ) -> Result<api::Volume, ServiceError> {
-        let entry = self.registry.find(wanted)?;
+        let mut entry = self.registry.find(wanted)?;
         if request == UpdateVolume::default() {
-            let message =
-                "no change requested: give sizeBytes, readOnly, acknowledgeDiscardedWrites, labels or group";
+            let message = "no change requested: give name, sizeBytes, readOnly, labels, group or acknowledgeDiscardedWrites";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        if let Some(name) = request.name {
+            entry = self.rename_volume(&entry, name).await?;
         }
         if let Some(size_bytes) = request.size_bytes {
             self.grow_volume(&entry, size_bytes).await?;

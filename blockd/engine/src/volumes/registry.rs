@@ -3,6 +3,10 @@
 //! An entry's state and its number of connections change under one lock, so that a volume is never removed
 //! under a client that has just connected.
 
+mod guards;
+
+pub use guards::{Attachment, RollbackMark};
+
 use crate::{error::ServiceError, ids::only_one, metrics::Traffic};
 use blockd_api::{ApiError, ErrorCode, GroupName, Labels, SnapshotName, VolumeName, VolumeRef};
 use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow};
@@ -12,6 +16,7 @@ use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use std::{
     collections::BTreeMap,
+    ops::Deref,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -42,12 +47,24 @@ struct Inner {
     fault: Option<String>,
 }
 
-/// Volume of this host.
+/// Volume of this host under its name. A renamed volume has another entry, with the same state.
 pub struct VolumeEntry {
-    /// Its id.
-    pub id: VolumeId,
     /// Its name.
     pub name: VolumeName,
+    shared: Arc<VolumeShared>,
+}
+
+impl Deref for VolumeEntry {
+    type Target = VolumeShared;
+    fn deref(&self) -> &VolumeShared {
+        &self.shared
+    }
+}
+
+/// State of a volume, which is the same under each of its names.
+pub struct VolumeShared {
+    /// Its id.
+    pub id: VolumeId,
     /// Creation time.
     pub created: Timestamp,
     tags: Mutex<Tags>,
@@ -108,9 +125,8 @@ pub struct EntryView {
 impl VolumeEntry {
     /// Creates the entry of a row.
     pub fn new(row: &VolumeRow, state: EntryState) -> Arc<Self> {
-        Arc::new(Self {
+        let shared = VolumeShared {
             id: row.id,
-            name: row.name.clone(),
             row_size_bytes: row.size_bytes,
             read_only: AtomicBool::new(row.read_only),
             snapshots: Mutex::default(),
@@ -120,7 +136,8 @@ impl VolumeEntry {
             stop_merges: AtomicBool::new(false),
             traffic: Traffic::default(),
             inner: Mutex::new(Inner { state, connections: 0, rolling_back: None, fault: None }),
-        })
+        };
+        Arc::new(Self { name: row.name.clone(), shared: Arc::new(shared) })
     }
 
     /// Returns the size of the volume.
@@ -299,6 +316,16 @@ impl VolumeEntry {
         Ok(before)
     }
 
+    /// Refuses an open volume with clients.
+    ///
+    /// # Errors
+    /// Clients are connected, or it is not open.
+    pub fn check_free(&self) -> Result<(), ApiError> {
+        let inner = self.inner.lock();
+        self.volume_of(&inner.state)?;
+        self.check_unused(&inner)
+    }
+
     fn check_unused(&self, inner: &Inner) -> Result<(), ApiError> {
         self.check_not_rolling_back(inner)?;
         let (name, clients) = (&self.name, inner.connections);
@@ -342,58 +369,31 @@ impl VolumeEntry {
     }
 }
 
-/// Fence of a volume that is being rolled back; dropping it admits clients again.
-#[derive(Debug)]
-pub struct RollbackMark {
-    entry: Arc<VolumeEntry>,
-}
-
-impl Drop for RollbackMark {
-    fn drop(&mut self) {
-        self.entry.inner.lock().rolling_back = None;
-    }
-}
-
-impl RollbackMark {
-    /// Sets the message to clients, after the name of the volume.
-    pub fn set_reason(&self, why: String) {
-        self.entry.inner.lock().rolling_back = Some(why);
-    }
-}
-
-/// Connection of a client to a volume.
-#[derive(Debug)]
-pub struct Attachment {
-    entry: Arc<VolumeEntry>,
-}
-
-impl Attachment {
-    /// The volume's entry.
-    pub fn entry(&self) -> &Arc<VolumeEntry> {
-        &self.entry
-    }
-}
-
-impl Drop for Attachment {
-    fn drop(&mut self) {
-        let mut inner = self.entry.inner.lock();
-        inner.connections = inner.connections.saturating_sub(1);
-    }
-}
-
 /// Callback for a new size of a volume, in bytes. It must not block.
 pub type Resized = Box<dyn Fn(&VolumeEntry, u64) + Send + Sync>;
 
 /// Volumes of this host.
 #[derive(Default)]
 pub struct Registry {
-    entries: RwLock<BTreeMap<VolumeName, Arc<VolumeEntry>>>,
+    entries: RwLock<Entries>,
     resized: RwLock<Vec<Resized>>,
 }
 
 impl std::fmt::Debug for Registry {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Registry").field("entries", &self.entries).finish_non_exhaustive()
+    }
+}
+
+type Entries = BTreeMap<VolumeName, Arc<VolumeEntry>>;
+
+fn refuse_taken(entries: &Entries, name: &VolumeName) -> Result<(), ApiError> {
+    match entries.contains_key(name) {
+        true => {
+            let message = format!("volume {name} already exists: choose another name");
+            Err(ApiError::new(ErrorCode::VolumeExists, message))
+        }
+        false => Ok(()),
     }
 }
 
@@ -422,12 +422,23 @@ impl Registry {
     /// The name is taken.
     pub fn reserve(&self, entry: &Arc<VolumeEntry>) -> Result<(), ApiError> {
         let mut entries = self.entries.write();
-        if entries.contains_key(&entry.name) {
-            let message = format!("volume {} already exists: choose another name", entry.name);
-            return Err(ApiError::new(ErrorCode::VolumeExists, message));
-        }
+        refuse_taken(&entries, &entry.name)?;
         entries.insert(entry.name.clone(), Arc::clone(entry));
         Ok(())
+    }
+
+    /// Replaces the entry of a volume by one of another name, if that is free. Holders of the former entry
+    /// share its state.
+    ///
+    /// # Errors
+    /// The name is taken.
+    pub fn rename(&self, entry: &VolumeEntry, name: VolumeName) -> Result<Arc<VolumeEntry>, ApiError> {
+        let renamed = Arc::new(VolumeEntry { name, shared: Arc::clone(&entry.shared) });
+        let mut entries = self.entries.write();
+        refuse_taken(&entries, &renamed.name)?;
+        entries.remove(&entry.name);
+        entries.insert(renamed.name.clone(), Arc::clone(&renamed));
+        Ok(renamed)
     }
 
     /// Removes a volume.

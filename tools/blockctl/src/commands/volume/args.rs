@@ -78,6 +78,14 @@ be grown. A volume never shrinks. Snapshots keep the size of their time.
 Examples:
   blockctl volume resize db --size 16GiB";
 
+const RENAME_HELP: &str = "\
+Refused while clients are connected or the volume is attached. Snapshots, schedules, rules and \
+backups follow the volume; lists of clients in the daemon's configuration have its new name from \
+then on. Existing backups keep the former name.
+
+Examples:
+  blockctl volume rename db-restored db";
+
 const UPDATE_HELP: &str = "\
 Other labels than the given ones stay. A volume is in at most one group; `snapshot create-group` freezes all volumes of a group together.
 
@@ -118,6 +126,9 @@ pub enum VolumeCommand {
     /// Grow a volume
     #[command(after_help = RESIZE_HELP)]
     Resize(ResizeArgs),
+    /// Rename a volume and its export
+    #[command(after_help = RENAME_HELP)]
+    Rename(RenameArgs),
     /// Change a volume's properties
     #[command(after_help = UPDATE_HELP)]
     Update(UpdateArgs),
@@ -260,6 +271,15 @@ pub struct ResizeArgs {
     /// New size of the volume, such as 16GiB
     #[arg(short, long, value_parser = parse_size)]
     pub size: ByteSize,
+}
+
+/// `volume rename`
+#[derive(Debug, Args)]
+pub struct RenameArgs {
+    /// Name or id of the volume
+    pub volume: VolumeRef,
+    /// New name of the volume and of its export
+    pub name: VolumeName,
 }
 
 /// `volume update`

@@ -8,8 +8,8 @@ use crate::{
     table::{Facts, Table, counted, or_dash},
 };
 use args::{
-    AttachArgs, CloneArgs, CreateArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, ListArgs, ResizeArgs,
-    UpdateArgs, VolumeCommand,
+    AttachArgs, CloneArgs, CreateArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, ListArgs, RenameArgs,
+    ResizeArgs, UpdateArgs, VolumeCommand,
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels, SnapshotId, SnapshotRef, VolumeRef,
@@ -33,6 +33,7 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Exit {
         VolumeCommand::List(args) => list(context, args).await,
         VolumeCommand::Inspect(args) => inspect(context, &args.volume).await,
         VolumeCommand::Resize(args) => resize(context, args).await,
+        VolumeCommand::Rename(args) => rename(context, args).await,
         VolumeCommand::Update(args) => update(context, args).await,
         VolumeCommand::Delete(args) => delete(context, &args).await,
         VolumeCommand::Attach(args) => attach(context, args).await,
@@ -336,6 +337,12 @@ async fn resize(context: &Context<'_>, args: ResizeArgs) -> Exit {
     context.output.tell(&volume, || format!("Volume {} successfully resized to {size}.", volume.name))
 }
 
+async fn rename(context: &Context<'_>, args: RenameArgs) -> Exit {
+    let request = UpdateVolume { name: Some(args.name), ..UpdateVolume::default() };
+    let volume = context.client.call_at(operations::UPDATE_VOLUME, &args.volume, &request).await?;
+    context.output.tell(&volume, || format!("Volume successfully renamed: {} ({})", volume.id, volume.name))
+}
+
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     let changes = args.changes;
     let group = if changes.no_group { Some(None) } else { changes.group.map(Some) };
@@ -348,6 +355,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
         None => changes.no_labels.then(Labels::default),
     };
     let request = UpdateVolume {
+        name: None,
         size_bytes: None,
         read_only: changes.read_only,
         acknowledge_discarded_writes: changes.acknowledge_discarded_writes,

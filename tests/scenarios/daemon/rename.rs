@@ -1,0 +1,57 @@
+//! Renaming of volumes.
+
+use super::*;
+use blockd_api::schedules::RunState;
+
+fn to(name: &str) -> UpdateVolume {
+    UpdateVolume { name: Some(name.parse().unwrap()), ..UpdateVolume::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renamed_volume_keeps_its_backups_schedules_and_rule() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let volume = host.create_volume("v").await;
+    host.create_volume("taken").await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    host.backup("v", false).await;
+    host.take_snapshot("v", &new_snapshot("s")).await;
+    let schedule = host.schedule(5).await;
+    host.rule("pg", host.logging("true", "true")).await;
+    host.assign("pg", Some("v"), None).await;
+
+    let old = "v".parse().unwrap();
+    host.refused_at(ErrorCode::VolumeExists, UPDATE_VOLUME, &old, &to("taken")).await;
+    let entry = host.engine().registry.by_name("v").unwrap();
+    let client = entry.attach().unwrap();
+    host.refused_at(ErrorCode::VolumeInUse, UPDATE_VOLUME, &old, &to("w")).await;
+    drop(client);
+    let renamed = host.call_at(UPDATE_VOLUME, &old, &to("w")).await;
+    assert_eq!((renamed.id, renamed.name.as_str()), (entry.id, "w"));
+    assert!(renamed.uri.contains("/w?"), "{}", renamed.uri);
+    host.refused_at(ErrorCode::VolumeNotFound, GET_VOLUME, &old, &()).await;
+    // Holders of the former entry share its state.
+    let client = entry.attach().unwrap();
+    assert_eq!(host.inspect_volume("w").await.connections, 1);
+    drop((client, entry));
+
+    for restarts in [false, true] {
+        if restarts {
+            host.restart().await;
+        }
+        let seen = host.inspect_volume("w").await;
+        assert_eq!((seen.snapshot_count, seen.rule.as_ref().map(|rule| rule.as_str())), (1, Some("pg")));
+        model.write(&host.volume("w"), 2 << 20, 2 + u64::from(restarts), 4096);
+        let next = host.backup("w", false).await;
+        assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), 4096));
+        assert_eq!(host.list().await.last().unwrap().src_volume_name, "w");
+        model.assert_is(&*host.restore(&next.source_volume.unwrap(), &format!("copy-{restarts}")).await);
+        host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
+        let runs = host.settled().await;
+        assert!(runs.iter().all(|run| run.state == RunState::Done), "{runs:?}");
+    }
+    // The name is free again.
+    host.create_volume("v").await;
+    host.stop().await;
+}
