@@ -53,6 +53,14 @@ pub enum Failure {
         /// Reason.
         source: io::Error,
     },
+    /// An image could not be read or copied.
+    #[error("copy of {image} failed: {source}")]
+    Image {
+        /// Image.
+        image: String,
+        /// Reason.
+        source: io::Error,
+    },
     /// Stdout could not be written.
     #[error("cannot write to stdout: {source}")]
     Stdout {
@@ -154,7 +162,7 @@ impl Failure {
             Self::Lost { .. } => EXIT_UNREACHABLE,
             Self::Interrupted { .. } => EXIT_INTERRUPTED,
             Self::Write { .. } | Self::Stdout { .. } | Self::Runtime { .. } => EXIT_FAILED,
-            Self::Short { .. } | Self::TooDeep { .. } => EXIT_FAILED,
+            Self::Image { .. } | Self::Short { .. } | Self::TooDeep { .. } => EXIT_FAILED,
             Self::TooManyFiles { .. } => EXIT_USAGE,
         }
     }
@@ -189,6 +197,7 @@ impl Failure {
             Self::Client(ClientError::Broken { .. }) => "connection_lost",
             Self::Client(_) => "bad_reply",
             Self::Write { .. } | Self::Stdout { .. } => "cannot_write",
+            Self::Image { .. } => "cannot_copy",
             Self::Runtime { .. } => ErrorCode::Internal.as_str(),
             Self::Short { .. } => ErrorCode::CloudsnapDamaged.as_str(),
             Self::TooDeep { .. } => "too_deep",

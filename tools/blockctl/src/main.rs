@@ -8,6 +8,7 @@ mod cloudsnap_ref;
 mod commands;
 mod contexts;
 mod failure;
+mod nbd;
 mod objects;
 mod output;
 mod progress;

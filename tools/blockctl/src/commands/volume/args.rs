@@ -1,5 +1,6 @@
 //! `blockctl volume …`
 
+use super::image::ImageRef;
 use blockd_api::{
     ByteSize, GroupName, LabelSelector, Labels, NameError, SnapshotRef, VolumeName, VolumeRef,
     attachments::NbdDevice, check_volume_size,
@@ -10,8 +11,15 @@ const CREATE_HELP: &str = "\
 Sizes: a number and K, M, G or T (or KiB, MiB, GiB, TiB), in powers of 1024; KB, MB, GB and TB are \
 powers of 1000.
 
+With --from-image the image is copied over NBD, and blocks of zeroes take no space; this needs the \
+host of the daemon. Other formats than raw can be served by `qemu-nbd --read-only`. Stdin needs \
+--size. If the copy fails, the volume is deleted.
+
 Examples:
   blockctl volume create db --size 8GiB
+  blockctl volume create db --from-image ext4.img
+  zstdcat db.img.zst | blockctl volume create db --size 8GiB --from-image -
+  blockctl volume create db --from-image 'nbd+unix:///?socket=/run/qemu-nbd.sock'
   blockctl volume create logs --size 1.5TiB --label app=web,tier=log
   blockctl volume create wal --size 1GiB --group shop";
 
@@ -151,9 +159,12 @@ pub enum VolumeCommand {
 pub struct CreateArgs {
     /// Name of the volume and of its export
     pub name: VolumeName,
-    /// Size of the volume, such as 8GiB
-    #[arg(short, long, value_parser = parse_size)]
-    pub size: ByteSize,
+    /// Size of the volume, such as 8GiB [default: that of the image]
+    #[arg(short, long, value_parser = parse_size, required_unless_present = "from_image")]
+    pub size: Option<ByteSize>,
+    /// Raw image to copy: a file, - for stdin, or an NBD URI
+    #[arg(long, value_name = "FILE|URI")]
+    pub from_image: Option<ImageRef>,
     /// Labels of the volume
     #[arg(short, long, value_name = "K=V,…", default_value_t)]
     pub label: Labels,

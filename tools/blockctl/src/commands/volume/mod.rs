@@ -1,9 +1,11 @@
 //! `blockctl volume …`
 
 pub mod args;
+mod image;
 
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    nbd::{NbdClient, NbdUri},
     output::Context,
     table::{Facts, Table, counted, or_dash},
 };
@@ -23,7 +25,9 @@ use blockd_api::{
         SurvivingClients, UpdateVolume, Volume, VolumeState,
     },
 };
+use image::Image;
 use serde::Serialize;
+use std::io;
 
 pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Exit {
     match command {
@@ -43,14 +47,37 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Exit {
 }
 
 async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
+    let image = match &args.from_image {
+        Some(from) if context.client.endpoint().socket().is_some() => Some((from, Image::open(from)?)),
+        Some(_) => return Err(Failure::usage("--from-image copies on the host of the daemon: run it there")),
+        None => None,
+    };
+    let size = args.size.or_else(|| image.as_ref()?.1.size());
+    let size = size.ok_or_else(|| Failure::usage("the size of stdin is unknown: give --size"))?;
     let request = CreateVolume {
         name: args.name,
-        size_bytes: args.size.as_bytes(),
+        size_bytes: size.as_bytes(),
         labels: args.label,
         group: args.group,
     };
     let volume = context.client.call(operations::CREATE_VOLUME, &request).await?;
+    if let Some((from, image)) = image {
+        let copied = volume_client(&volume).and_then(|client| image.copy_to(client));
+        if let Err(source) = copied {
+            let id = VolumeRef::Id(volume.volume_id);
+            let request = DeleteVolume::default();
+            if let Err(error) = context.client.call_at(operations::DELETE_VOLUME, &id, &request).await {
+                context.output.note(format!("warning: the incomplete volume {} is left: {error}", volume.name));
+            }
+            return Err(Failure::Image { image: from.to_string(), source });
+        }
+    }
     context.output.tell(&volume, || format!("Volume successfully created: {}", volume.volume_id))
+}
+
+/// Connects to the export of a volume on this host.
+fn volume_client(volume: &Volume) -> io::Result<NbdClient> {
+    NbdClient::connect(&volume.uri.parse::<NbdUri>().map_err(io::Error::other)?)
 }
 
 async fn check(context: &Context<'_>, volume: &VolumeRef) -> Exit {
