@@ -136,6 +136,17 @@ impl StoreConfig {
         self
     }
 
+    /// Sets the name of an S3 bucket that has none; returns true if it did.
+    pub fn name_bucket(&mut self, name: &str) -> bool {
+        match self {
+            Self::S3(s3) if s3.bucket.is_empty() => {
+                name.clone_into(&mut s3.bucket);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Checks a new configuration, which has its secret.
     ///
     /// # Errors

@@ -11,11 +11,13 @@ use serde::{Deserialize, Serialize};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct S3Config {
-    /// `host:port` or `host` of the server.
+    /// `host:port` or `host` of the server. Several, separated by commas, serve the same bucket; the next one
+    /// is used when one cannot be reached.
     pub endpoint: String,
     /// Region.
     pub region: String,
-    /// Existing bucket.
+    /// Existing bucket. By default one named after the cluster, which a new credential creates if needed.
+    #[serde(default)]
     pub bucket: String,
     /// Use plain HTTP.
     #[serde(default)]

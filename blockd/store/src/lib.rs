@@ -2,19 +2,19 @@
 //!
 //! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] are clients. The others are
 //! [`Middleware`]: [`MeterStore`] counts requests, [`RetryStore`] repeats failed ones within bounds,
-//! [`LimitStore`] enforces bandwidth limits and [`ReloadStore`] confines requests to a prefix and takes new
-//! credentials. A request of a task passes `LimitStore`, `RetryStore`, `MeterStore` and the shared
-//! `ReloadStore` of its credential to a client.
+//! [`LimitStore`] enforces bandwidth limits, [`FailoverStore`] uses the next server of a bucket, and
+//! [`ReloadStore`] confines requests to a prefix and takes new credentials. A request of a task passes
+//! `LimitStore`, `RetryStore`, `MeterStore` and the shared `ReloadStore` of its credential to a client.
 
 mod backends;
 mod middleware;
 mod probe;
 mod work;
 
-pub use backends::{ALIGNMENT_BYTES, BucketStore, HttpOptions, LocalStore, SwiftStore, open};
+pub use backends::{ALIGNMENT_BYTES, BucketStore, HttpOptions, LocalStore, SwiftStore, create_bucket, open};
 pub use blockd_store_config::StoreConfig;
 pub use middleware::{
-    BadPrefix, Bandwidth, ClientFuture, ClientSource, LimitStore, MeterStore, Middleware, Operation,
+    BadPrefix, Bandwidth, ClientFuture, ClientSource, FailoverStore, LimitStore, MeterStore, Middleware, Operation,
     ReloadStore, Request, RequestCounts, RequestKind, RequestObserver, Requests, Response, RetryPolicy,
     RetryStore, plain_prefix, task_store,
 };
@@ -302,7 +302,7 @@ impl StoreErrorKind {
 pub struct StoreError {
     /// Kind.
     pub kind: StoreErrorKind,
-    /// Operation: `PUT`, `GET`, `DELETE`, `LIST`, `MULTIPART`, `OPEN`, `AUTH`.
+    /// Operation: `PUT`, `GET`, `DELETE`, `LIST`, `MULTIPART`, `OPEN`, `AUTH`, `CREATE`.
     pub operation: &'static str,
     /// The key or prefix.
     pub key: String,

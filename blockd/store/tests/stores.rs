@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
 
 use blockd_store::{
-    Bandwidth, BlobStore, LimitStore, LocalStore, MeterStore, ObjectInfo, Operation, PutMode, ReloadStore,
+    Bandwidth, BlobStore, FailoverStore, LimitStore, LocalStore, MeterStore, ObjectInfo, Operation, PutMode, ReloadStore,
     Request, Requests, Response, RetryPolicy, RetryStore, StoreErrorKind, StoreFuture, probe, task_store,
 };
 use blockd_testkit::store::{Fault, FaultStore, Has, MemoryStore, object_store_suite, store_suite};
@@ -289,6 +289,30 @@ async fn prefix_store_confines_all_requests() {
     assert_eq!(one.get("../demo2/x/a/k", 10).await.unwrap_err().kind, StoreErrorKind::BadKey);
     assert!(one.delete("a/k").await.unwrap() && !one.delete("a/k").await.unwrap());
     assert_eq!(other.get("a/k", 10).await.unwrap(), "other");
+}
+
+#[tokio::test]
+async fn failover_stays_with_the_server_that_answers() {
+    let content = Arc::new(MemoryStore::default());
+    let servers = [(); 3].map(|()| Arc::new(FaultStore::new(content.clone())));
+    let [first, second, third] = servers.each_ref().map(|server| server.clone() as Arc<dyn BlobStore>);
+    let store = FailoverStore::new(first, vec![second, third], "three servers".into());
+    let operations = || servers.each_ref().map(|server| server.operations());
+    store.put("a", Bytes::from_static(b"x"), PutMode::Overwrite).await.unwrap();
+    assert_eq!(operations(), [1, 0, 0]);
+    servers[0].fail_all(Fault::BeforeApply);
+    servers[1].fail_all(Fault::BeforeApply);
+    assert_eq!(store.get("a", 10).await.unwrap(), "x");
+    assert_eq!(store.get("a", 10).await.unwrap(), "x");
+    assert_eq!(operations(), [2, 1, 2]);
+    // Other errors are answers.
+    assert_eq!(store.get("nothing", 10).await.unwrap_err().kind, StoreErrorKind::NotFound);
+    assert_eq!(operations(), [2, 1, 3]);
+    servers[2].fail_all(Fault::BeforeApply);
+    assert_eq!(store.get("a", 10).await.unwrap_err().kind, StoreErrorKind::Unreachable);
+    assert_eq!(operations(), [3, 2, 4]);
+    servers[0].heal();
+    assert_eq!(store.get("a", 10).await.unwrap(), "x");
 }
 
 fn quick(attempts: u32) -> RetryPolicy {

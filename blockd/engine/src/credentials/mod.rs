@@ -63,8 +63,10 @@ impl Credentials {
     /// # Errors
     /// The name is taken, the store lacks a required feature, or the passphrase does not open the repository.
     pub async fn create_credential(&self, request: CreateCredential) -> Result<Credential, ServiceError> {
-        let kind = request.provider.kind();
-        let mut store_row = stores::checked(request.provider, request.connection, &self.host.data_dir)?;
+        let mut provider = request.provider;
+        let kind = provider.kind();
+        let has_default_bucket = provider.name_bucket(&self.host.cluster.to_string());
+        let mut store_row = stores::checked(provider, request.connection, &self.host.data_dir)?;
         let is_empty = |input: &SecretInput| input.value().is_some_and(Secret::is_empty);
         if request.encryption_passphrase.as_ref().is_some_and(is_empty) {
             let message = "the encryption passphrase is empty: give one, or omit the flag";
@@ -83,9 +85,12 @@ impl Credentials {
         }
         let key = self.repositories.store_key(store_row.config.secret()).await?;
         let passphrase = self.repositories.store_key(request.encryption_passphrase.as_ref()).await?;
+        let explain = |error: ServiceError| error.with_hint(|code, store| stores::hint(kind, code, store));
+        if has_default_bucket {
+            stores::create_bucket(&store_row, key.text()).await.map_err(explain)?;
+        }
         let opened = self.open_new(&store_row, &key, &passphrase).await;
-        let (base, capabilities, repository) =
-            opened.map_err(|error| error.with_hint(|code, store| stores::hint(kind, code, store)))?;
+        let (base, capabilities, repository) = opened.map_err(explain)?;
 
         let known = repository.known_keys();
         let write_key =

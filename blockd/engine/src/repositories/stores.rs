@@ -1,7 +1,7 @@
 //! Stores: validation of their settings, opening, and description for the API.
 
 use crate::{
-    error::{ServiceError, store_hint},
+    error::{ServiceError, spawned, store_hint},
     repositories::limits::{LimitPlan, PlannedBandwidth, limits_of},
 };
 use blockd_api::{
@@ -12,6 +12,7 @@ use blockd_catalog::{CredentialRow, StoreRow};
 use blockd_store::{BlobStore, HttpOptions, StoreErrorKind, Work, plain_prefix};
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
+use zeroize::Zeroizing;
 
 /// Returns the hint for an error of a store of this provider.
 pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> {
@@ -123,12 +124,32 @@ pub fn open(
     secret: Option<&str>,
     writing: Option<Work>,
 ) -> Result<Arc<dyn BlobStore>, ServiceError> {
-    let http = HttpOptions {
+    Ok(blockd_store::open(&row.config.clone().with_secret_value(secret), &http_options(row), writing)?)
+}
+
+fn http_options(row: &StoreRow) -> HttpOptions {
+    HttpOptions {
         ca_certificates_pem: row.connection.ca_certificates.clone(),
         proxy: row.connection.proxy.clone(),
         ..HttpOptions::default()
-    };
-    Ok(blockd_store::open(&row.config.clone().with_secret_value(secret), &http, writing)?)
+    }
+}
+
+/// Creates the bucket of a store, unless it exists.
+///
+/// # Errors
+/// The store cannot be reached, or refuses the creation.
+pub(crate) async fn create_bucket(
+    row: &StoreRow,
+    secret: Option<Zeroizing<String>>,
+) -> Result<(), ServiceError> {
+    let config = row.config.clone().with_secret_value(secret.as_ref().map(|text| text.as_str()));
+    let http = http_options(row);
+    let created = spawned(async move { blockd_store::create_bucket(&config, &http).await }).await?;
+    if created {
+        tracing::info!(bucket = StoreView::from(&row.config).bucket, "bucket created");
+    }
+    Ok(())
 }
 
 /// Returns the bandwidth limit that all tasks of a credential share.

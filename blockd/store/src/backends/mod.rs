@@ -18,7 +18,7 @@ pub use http::HttpOptions;
 pub use local::LocalStore;
 pub use swift::SwiftStore;
 
-use crate::{BlobStore, StoreError, Work};
+use crate::{BlobStore, StoreError, StoreErrorKind, Work};
 use blockd_store_config::{SecretInput, StoreConfig};
 use std::sync::Arc;
 
@@ -40,11 +40,23 @@ pub fn open(
                 None => store,
             })
         }
-        StoreConfig::S3(config) => Arc::new(s3::open(config, http)?),
+        StoreConfig::S3(config) => s3::open_servers(config, http)?,
         StoreConfig::Azure(config) => Arc::new(azure::open(config, http)?),
         StoreConfig::Google(config) => Arc::new(google::open(config, http)?),
         StoreConfig::Swift(config) => Arc::new(swift::open(config, http)?),
     })
+}
+
+/// Creates the bucket of a configuration with the value of its secret; returns false if it exists already.
+///
+/// # Errors
+/// The store cannot be reached or refuses the creation; [`StoreErrorKind::Unsupported`] for other providers
+/// than S3.
+pub async fn create_bucket(config: &StoreConfig, http: &HttpOptions) -> Result<bool, StoreError> {
+    match config {
+        StoreConfig::S3(config) => s3::create_bucket(config, http).await,
+        other => Err(StoreError::new(StoreErrorKind::Unsupported, "CREATE", "bucket", other.kind().name())),
+    }
 }
 
 /// Returns the value of a secret; empty if there is none.

@@ -2,21 +2,65 @@
 
 use super::{
     bucket::{BucketStore, no_retries},
+    classify::classify,
     endpoint::ServerAddress,
-    http::{HttpOptions, misconfigured},
+    http::{HttpOptions, chain, misconfigured},
     secret_value,
-    sts::RoleCredentials,
+    sts::{RoleCredentials, element},
 };
-use crate::StoreError;
+use crate::{BlobStore, FailoverStore, StoreError, StoreErrorKind};
 use blockd_store_config::S3Config;
-use object_store::aws::AmazonS3Builder;
+use bytes::Bytes;
+use object_store::{
+    CredentialProvider,
+    aws::{AmazonS3, AmazonS3Builder, AwsAuthorizer},
+    client::HttpRequest,
+};
+use reqwest::Method;
 use std::sync::Arc;
 
-/// Creates a client, without a request to the server.
+/// Separates the servers of an endpoint.
+const SEPARATOR: char = ',';
+
+/// Creates the client of a bucket, with failover if the endpoint names several servers, without a request.
+///
+/// # Errors
+/// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which names the invalid setting.
+pub(super) fn open_servers(config: &S3Config, http: &HttpOptions) -> Result<Arc<dyn BlobStore>, StoreError> {
+    let mut clients = Vec::new();
+    for config in servers(config) {
+        clients.push(Arc::new(open(&config, http)?) as Arc<dyn BlobStore>);
+    }
+    // A text has at least one part.
+    let first = clients.remove(0);
+    if clients.is_empty() {
+        return Ok(first);
+    }
+    let description = format!("bucket {} at {}", config.bucket, config.endpoint);
+    Ok(Arc::new(FailoverStore::new(first, clients, description)))
+}
+
+/// Returns the configuration of each server.
+fn servers(config: &S3Config) -> impl Iterator<Item = S3Config> + '_ {
+    let endpoints = config.endpoint.split(SEPARATOR);
+    endpoints.map(|endpoint| S3Config { endpoint: endpoint.trim().to_owned(), ..config.clone() })
+}
+
+/// Creates the client of a bucket at one server, without a request.
 ///
 /// # Errors
 /// [`StoreErrorKind::Misconfigured`](crate::StoreErrorKind::Misconfigured), which names the invalid setting.
 pub(super) fn open(config: &S3Config, http: &HttpOptions) -> Result<BucketStore, StoreError> {
+    let (client, endpoint) = client(config, http)?;
+    let description = describe(config, &endpoint);
+    Ok(BucketStore::new(client, description, config.access.storage_class.as_deref(), http.stall_timeout))
+}
+
+fn describe(config: &S3Config, endpoint: &ServerAddress) -> String {
+    format!("bucket {} at {}", config.bucket, endpoint.url())
+}
+
+fn client(config: &S3Config, http: &HttpOptions) -> Result<(AmazonS3, ServerAddress), StoreError> {
     let S3Config { bucket, region, access, .. } = config;
     let wrong = |detail: String| misconfigured("S3", bucket, detail);
     let key = access.access_key.as_deref().unwrap_or_default();
@@ -60,15 +104,84 @@ pub(super) fn open(config: &S3Config, http: &HttpOptions) -> Result<BucketStore,
         let builder = builder.with_credentials(Arc::new(credentials));
         client = builder.build().map_err(|error| wrong(error.to_string()))?;
     }
-    let description = format!("bucket {bucket} at {}", endpoint.url());
-    Ok(BucketStore::new(client, description, class, http.stall_timeout))
+    Ok((client, endpoint))
 }
+
+/// Creates the bucket; returns false if it exists already.
+///
+/// # Errors
+/// The store cannot be reached, or refuses the creation.
+pub(super) async fn create_bucket(config: &S3Config, http: &HttpOptions) -> Result<bool, StoreError> {
+    let mut servers = servers(config).peekable();
+    loop {
+        let Some(config) = servers.next() else {
+            return Err(misconfigured("S3", &config.bucket, "the endpoint is empty".into()));
+        };
+        match create_bucket_at(&config, http).await {
+            Err(error) if error.kind == StoreErrorKind::Unreachable && servers.peek().is_some() => {}
+            result => return result,
+        }
+    }
+}
+
+async fn create_bucket_at(config: &S3Config, http: &HttpOptions) -> Result<bool, StoreError> {
+    let (client, endpoint) = client(config, http)?;
+    let store = describe(config, &endpoint);
+    let failed = |error: object_store::Error| {
+        let (kind, detail) = classify("CREATE", &error);
+        StoreError::new(kind, "CREATE", &config.bucket, &store).with_detail(detail)
+    };
+    let wrong = |detail: String| misconfigured("S3", &config.bucket, detail);
+    let url = match config.disable_path_style {
+        true => format!("{}/", endpoint.url_of_host_below(&config.bucket).map_err(wrong)?),
+        false => format!("{}/{}", endpoint.url(), config.bucket),
+    };
+    if !config.region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
+        return Err(wrong("the region has letters, digits and '-' only".into()));
+    }
+    let credential = client.credentials().get_credential().await.map_err(failed)?;
+    let body = match config.region.as_str() {
+        // The default of the API, which refuses it in a body.
+        "us-east-1" => Bytes::new(),
+        region => format!(
+            "<CreateBucketConfiguration xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><LocationConstraint>{region}</LocationConstraint></CreateBucketConfiguration>"
+        )
+        .into(),
+    };
+    let mut request = HttpRequest::new(body.clone().into());
+    *request.method_mut() = Method::PUT;
+    *request.uri_mut() = url.parse().map_err(|_| wrong("the endpoint is not a URL".into()))?;
+    AwsAuthorizer::new(&credential, "s3", &config.region).try_authorize(&mut request, None).map_err(failed)?;
+    let client = http.client(!endpoint.tls).map_err(wrong)?;
+    let put = client.put(&url).headers(request.headers().clone()).body(body).timeout(http.stall_timeout);
+    let answer = put.send().await.map_err(|error| {
+        let kind = if error.is_timeout() { StoreErrorKind::Timeout } else { StoreErrorKind::Unreachable };
+        StoreError::new(kind, "CREATE", &config.bucket, &store).with_detail(chain(&error))
+    })?;
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(true);
+    }
+    let text = answer.text().await.unwrap_or_default();
+    let code = element(&text, "Code").unwrap_or_default();
+    // Some servers report the caller's own bucket like any other; the first request to that of another
+    // account is refused.
+    if matches!(code, "BucketAlreadyOwnedByYou" | "BucketAlreadyExists") {
+        return Ok(false);
+    }
+    let message = element(&text, "Message").unwrap_or_default();
+    // In the format that `classify` parses.
+    let what = format!("status code: {} <Code>{code}</Code><Message>{message}</Message>", status.as_u16());
+    Err(failed(object_store::Error::Generic { store: "S3", source: what.into() }))
+}
+
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
     use crate::{BlobStore, StoreErrorKind};
     use blockd_store_config::{S3Access, Secret};
+    use blockd_testkit::store::{FakeHttpServer, HttpReply};
 
     /// Returns the configuration of a bucket at a server without TLS.
     pub(crate) fn config(endpoint: &str) -> S3Config {
@@ -110,11 +223,61 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn closed_endpoint_is_unreachable_and_named() {
-        // A port that was free a moment ago.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let url = format!("http://127.0.0.1:{port}");
+        let url = closed_port();
         let error = open(&config(&url), &HttpOptions::default()).unwrap().get("a", 10).await.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::Unreachable, "{error}");
         assert!(error.to_string().contains(&url), "{error}");
+    }
+
+    fn closed_port() -> String {
+        // A port that was free a moment ago.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        format!("http://127.0.0.1:{port}")
+    }
+
+    #[tokio::test]
+    async fn request_goes_to_the_next_server_of_several() {
+        let server = FakeHttpServer::start(|_| {
+            HttpReply::status(200)
+                .header("ETag", "\"tag\"")
+                .header("Last-Modified", "Sat, 21 Nov 2026 12:00:00 GMT")
+                .body("hello")
+        });
+        let server = server.await;
+        let endpoint = format!("{}, {}", closed_port(), server.url());
+        let store = open_servers(&config(&endpoint), &HttpOptions::default()).unwrap();
+        assert_eq!(store.get("a", 10).await.unwrap(), b"hello"[..]);
+        assert!(store.describe().contains(&server.url()), "{}", store.describe());
+        let all_closed = config(&format!("{},{}", closed_port(), closed_port()));
+        let store = open_servers(&all_closed, &HttpOptions::default()).unwrap();
+        assert_eq!(store.get("a", 10).await.unwrap_err().kind, StoreErrorKind::Unreachable);
+        let empty = config(&format!("{},", server.url()));
+        assert!(open_servers(&empty, &HttpOptions::default()).is_err());
+    }
+
+    #[tokio::test]
+    async fn missing_bucket_is_created_once() {
+        let xml = |status, code: &str| {
+            HttpReply::status(status).body(format!("<Error><Code>{code}</Code><Message>m</Message></Error>"))
+        };
+        for (reply, expected) in [
+            (HttpReply::status(200), Ok(true)),
+            (xml(409, "BucketAlreadyOwnedByYou"), Ok(false)),
+            (xml(409, "BucketAlreadyExists"), Ok(false)),
+            (xml(403, "AccessDenied"), Err(StoreErrorKind::Unauthorized)),
+        ] {
+            let server = FakeHttpServer::start(move |_| reply.clone()).await;
+            let config = S3Config {
+                region: "eu-central-1".into(),
+                ..config(&format!("{},{}", closed_port(), server.url()))
+            };
+            let created = create_bucket(&config, &HttpOptions::default()).await;
+            assert_eq!(created.map_err(|error| error.kind), expected);
+            let seen = server.seen();
+            assert_eq!((seen.len(), seen[0].method.as_str(), seen[0].path.as_str()), (1, "PUT", "/bkt"));
+            assert!(seen[0].header("authorization").starts_with("AWS4-HMAC-SHA256 "), "{:?}", seen[0]);
+            let body = String::from_utf8_lossy(&seen[0].body);
+            assert!(body.contains("<LocationConstraint>eu-central-1<"), "{body}");
+        }
     }
 }

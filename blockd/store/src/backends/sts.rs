@@ -257,7 +257,7 @@ impl CredentialProvider for RoleCredentials {
 }
 
 /// Returns the text of the first element of this name.
-fn element<'a>(xml: &'a str, tag: &str) -> Option<&'a str> {
+pub(super) fn element<'a>(xml: &'a str, tag: &str) -> Option<&'a str> {
     let (_, rest) = xml.split_once(&format!("<{tag}>"))?;
     Some(rest.split_once(&format!("</{tag}>"))?.0.trim())
 }

@@ -1,5 +1,6 @@
 //! Middleware: stores that forward requests to another store.
 
+mod failover;
 mod layer;
 mod limit;
 mod meter;
@@ -7,6 +8,7 @@ mod prefix;
 mod reload;
 mod retry;
 
+pub use failover::FailoverStore;
 pub use layer::{Middleware, Operation, Request, RequestKind, Response};
 pub use limit::{Bandwidth, LimitStore};
 pub use meter::{MeterStore, RequestCounts, RequestObserver, Requests};

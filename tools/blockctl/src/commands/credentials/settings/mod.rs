@@ -32,7 +32,7 @@ pub struct Settings {
     /// Provider: a directory on the daemon's host, or an object store
     #[arg(long, value_name = "PROVIDER", value_parser = provider_parser())]
     pub provider: Option<ProviderKind>,
-    /// Bucket or container, which must exist (s3, azure, google, swift)
+    /// Existing bucket or container [default for s3: one named after the cluster, which is created]
     #[arg(long, value_name = "BUCKET")]
     pub bucket: Option<String>,
     /// Prefix of all objects, such as hosts/a; part of the location
@@ -44,8 +44,8 @@ pub struct Settings {
     /// Directory for the backups (local)
     #[arg(long, value_name = "DIR", help_heading = "Local")]
     pub path: Option<PathBuf>,
-    /// Server, as host or host:port (s3)
-    #[arg(long, value_name = "HOST:PORT", help_heading = "S3")]
+    /// Server, as host or host:port; several of one store, separated by commas, are used in turn (s3)
+    #[arg(long, value_name = "HOST:PORT,…", help_heading = "S3")]
     pub s3_endpoint: Option<String>,
     /// Access key [env: AWS_ACCESS_KEY_ID] (s3)
     #[arg(long, value_name = "KEY", help_heading = "S3")]
@@ -333,12 +333,7 @@ impl Settings {
 
     fn bucket(&self, provider: &str) -> Result<String, Failure> {
         let bucket = self.bucket.clone().filter(|bucket| !bucket.is_empty());
-        bucket.ok_or_else(|| {
-            needs(
-                provider,
-                "--bucket BUCKET: blockd makes no buckets, so that its key need not be allowed to",
-            )
-        })
+        bucket.ok_or_else(|| needs(provider, "--bucket BUCKET: blockd creates only buckets of --provider s3"))
     }
 
     fn local_config(&self) -> Result<StoreConfig, Failure> {
@@ -355,8 +350,9 @@ impl Settings {
     fn s3_config(&self) -> Result<S3Config, Failure> {
         let needs = |what: &str| needs("s3", what);
         let endpoint = self.s3_endpoint.as_deref().ok_or_else(|| needs("--s3-endpoint HOST:PORT"))?;
-        let (endpoint, disable_ssl) = plain_endpoint("--s3-endpoint", endpoint, self.s3_disable_ssl)?;
-        let bucket = self.bucket("s3")?;
+        let (endpoint, disable_ssl) = servers("--s3-endpoint", endpoint, self.s3_disable_ssl)?;
+        // Without a name, the daemon creates one named after its cluster.
+        let bucket = self.bucket.clone().unwrap_or_default();
         let access = self.s3_access(Defaults::Environment)?;
         if !access.use_iam && access.access_key.is_none() {
             return Err(needs("--s3-access-key KEY, or AWS_ACCESS_KEY_ID in the environment, or --use-iam"));
@@ -431,6 +427,20 @@ fn own_endpoint(flag: &str, given: Option<&String>) -> Result<(Option<String>, b
         }
         None => Ok((None, false)),
     }
+}
+
+/// Returns servers separated by commas, as [`plain_endpoint`] does for each.
+fn servers(flag: &str, given: &str, disable_ssl: bool) -> Result<(String, bool), Failure> {
+    let each: Vec<_> = given
+        .split(',')
+        .map(|server| plain_endpoint(flag, server.trim(), disable_ssl))
+        .collect::<Result<_, _>>()?;
+    let disables_ssl = each.iter().any(|(_, disable_ssl)| *disable_ssl);
+    if each.iter().any(|(_, disable_ssl)| *disable_ssl != disables_ssl) {
+        return Err(Failure::usage(format!("{flag} has servers with and without TLS: use one of them")));
+    }
+    let hosts: Vec<String> = each.into_iter().map(|(host, _)| host).collect();
+    Ok((hosts.join(","), disables_ssl))
 }
 
 /// Returns the endpoint as `host:port` and whether it uses plain HTTP, by scheme or option.
