@@ -159,6 +159,9 @@ pub struct Credential {
     pub created_at: Timestamp,
     /// Write throughput of the last probe or backup, in bytes per second; `None` if never measured.
     pub write_bytes_per_second: Option<u64>,
+    /// Used by requests that name no credential, in lists and inspections.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_default: bool,
     /// Warnings of its creation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

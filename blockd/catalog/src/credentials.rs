@@ -8,7 +8,7 @@ use blockd_api::{
 use blockd_cloud::{KnownKeys, WriteKey};
 use blockd_store::StoreCapabilities;
 use jiff::Timestamp;
-use rusqlite::{Row, Transaction, params};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -228,6 +228,25 @@ impl CredentialRow {
         let Some(mut row) = Self::all(tx)?.into_iter().find(|row| row.uuid == uuid) else { return Ok(()) };
         row.capabilities.write_bytes_per_s = bytes_per_s;
         Self::set_capabilities(tx, uuid, &row.capabilities)
+    }
+
+    /// Returns the credential that was chosen for requests without one; it may be deleted.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn default(tx: &Transaction<'_>) -> Result<Option<Uuid>, DbError> {
+        let sql = "SELECT value FROM meta WHERE key = 'default_credential'";
+        Ok(tx.query_row(sql, [], |row| parsed(row, 0)).optional()?)
+    }
+
+    /// Chooses the credential for requests without one.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_default(tx: &Transaction<'_>, uuid: Uuid) -> Result<(), DbError> {
+        let sql = "INSERT OR REPLACE INTO meta (key, value) VALUES ('default_credential', ?1)";
+        tx.execute(sql, [uuid.to_string()])?;
+        Ok(())
     }
 
     /// Removes the row with its chains and cached manifests.

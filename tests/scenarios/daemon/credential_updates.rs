@@ -141,3 +141,28 @@ async fn local_keys_are_not_uploaded() {
     update(&host, passphrase(Secret::new("first".into()))).await.unwrap();
     assert_eq!(host.open_keys(), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn default_credential_is_used_where_none_is_named() {
+    let (mut host, other) = (Host::new().await, tempfile::tempdir().unwrap());
+    host.create_volume("data").await;
+    let nas = host.create_credential().await;
+    let offsite = host.create_credential_at("offsite", other.path()).await;
+    let error = api_error(host.client.call(START_BACKUP, &backup_of("data")).await);
+    assert_eq!(error.code, ErrorCode::CredentialRequired);
+    assert!(error.message.contains("(nas, offsite)"), "{}", error.message);
+
+    let name = "offsite".parse().unwrap();
+    assert!(host.call_at(SET_DEFAULT_CREDENTIAL, &name, &()).await.is_default);
+    for restarts in [false, true] {
+        if restarts {
+            host.restart().await;
+        }
+        assert_eq!(host.backup("data", false).await.credential, offsite);
+        let list = host.call(LIST_CREDENTIALS, &()).await.credentials;
+        let defaults: Vec<_> = list.iter().filter(|one| one.is_default).map(|one| one.uuid).collect();
+        assert_eq!(defaults, [offsite]);
+    }
+    host.call_at(DELETE_CREDENTIAL, &name, &()).await;
+    assert_eq!(host.backup("data", false).await.credential, nas);
+}

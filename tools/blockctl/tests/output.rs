@@ -116,6 +116,7 @@ blockctl snapshot unpin db@monday
 blockctl snapshot delete db@monday
 blockctl credentials limit nas --limit-upload 20M@08:00-18:00,100M --limit-time-zone Europe/Berlin
 blockctl credentials limit nas --limit-download none
+blockctl credentials set-default nas
 blockctl credentials delete nas
 blockctl cloudsnap backup vol --full --cred-id nas --limit-upload 10M
 blockctl cs backup -fv vol --cr=nas --cr other
@@ -213,6 +214,9 @@ blockctl cred create n --provider local --path /srv/backup --encryption-passphra
 blockctl cred c --provider=local n --path=some/dir
 blockctl cred create n --provider s3 --s3-endpoint https://s3.example.org --bucket b --s3-access-key a --s3-secret-key-from command:/secret/x --encryption-passphrase-from systemd:p
 blockctl cred create n --provider s3 --s3-endpoint [::1]:9000 --s3-disable-ssl --bucket b --use-iam --prefix p --limit-upload 20MiB
+blockctl cred create n --provider s3 --s3-endpoint a:9010,b:9010 --s3-access-key a --s3-secret-key b --s3-disable-ssl
+blockctl cred create n --provider s3 --s3-endpoint http://a:9010,b:9010 --s3-access-key a --s3-secret-key b
+blockctl cred create n --provider google --google-json-key-from command:/secret/x
 blockctl cred create n --provider azure --azure-account-name a --bucket b --azure-account-key-file key
 blockctl cred create n --provider azure --azure-account-name a --bucket b --azure-account-key-from command:/secret/x
 blockctl cred create n --provider azure --azure-account-name a --bucket b --azure-sas-token-from command:/secret/x

@@ -199,6 +199,10 @@ operations! {
     REKEY_CREDENTIAL: (CredentialRef, RekeyCredential) -> CredentialRekeyed =
         post(Admin, "/v1/credentials/{credential}/rekey")
         .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialInUse]]);
+    "Use a credential for requests that name none"
+    SET_DEFAULT_CREDENTIAL: (CredentialRef, ()) -> Credential =
+        post(Admin, "/v1/credentials/{credential}/default")
+        .errors(&[A_CREDENTIAL]);
     "Set the bandwidth limits of a credential"
     LIMIT_CREDENTIAL: (CredentialRef, CredentialLimits) -> Credential =
         post(Admin, "/v1/credentials/{credential}/limits")

@@ -30,6 +30,9 @@ pub(super) fn routes() -> Routes {
                 .rekey_credential(&call.engine.names.whole_credential(&call.path).await?, call.input)
                 .await
         })
+        .detached(operations::SET_DEFAULT_CREDENTIAL, async |call| {
+            call.engine.credentials.set_default_credential(&call.path).await
+        })
         .detached(operations::LIMIT_CREDENTIAL, async |call| {
             call.engine.credentials.limit_credential(&call.path, call.input).await
         })

@@ -57,6 +57,10 @@ pub struct Credentials {
     pub(crate) tasks: Arc<Tasks>,
 }
 
+fn described(row: &CredentialRow, default: Option<Uuid>) -> Credential {
+    Credential { is_default: default == Some(row.uuid), ..stores::describe(row) }
+}
+
 impl Credentials {
     /// Creates a credential after probing the store and opening or creating its repository.
     ///
@@ -174,7 +178,9 @@ impl Credentials {
     /// # Errors
     /// The database fails.
     pub async fn list_credentials(&self) -> Result<List<Credential>, ServiceError> {
-        Ok(self.repositories.credential_rows().await?.iter().map(stores::describe).collect())
+        let default = self.db.run(CredentialRow::default).await?;
+        let rows = self.repositories.credential_rows().await?;
+        Ok(rows.iter().map(|row| described(row, default)).collect())
     }
 
     /// Describes one credential.
@@ -182,7 +188,20 @@ impl Credentials {
     /// # Errors
     /// There is no such credential, or the database fails.
     pub async fn inspect_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
-        Ok(stores::describe(&self.repositories.credential(Some(wanted)).await?))
+        let row = self.repositories.credential(Some(wanted)).await?;
+        Ok(described(&row, self.db.run(CredentialRow::default).await?))
+    }
+
+    /// Makes a credential the default of requests that name none.
+    ///
+    /// # Errors
+    /// There is no such credential, or the database fails.
+    pub async fn set_default_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
+        let row = self.repositories.credential(Some(wanted)).await?;
+        let uuid = row.uuid;
+        self.db.run(move |tx| CredentialRow::set_default(tx, uuid)).await?;
+        tracing::info!(credential = %uuid, name = %row.name, "default credential set");
+        Ok(described(&row, Some(uuid)))
     }
 
     /// Verifies that a credential's store works and that its keys can be opened.

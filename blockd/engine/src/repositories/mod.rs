@@ -160,28 +160,14 @@ impl Repositories {
         Ok(self.db.run(CredentialRow::all).await?)
     }
 
-    /// Looks up a credential by its name, its UUID or a unique prefix of it; without one, returns the only
-    /// credential.
+    /// Looks up a credential by its name, its UUID or a unique prefix of it; without one, returns the default
+    /// or the only credential.
     ///
     /// # Errors
-    /// There is no such credential, or none is named and there is not exactly one.
+    /// There is no such credential, or none is named and there is no default and not exactly one.
     pub async fn credential(&self, wanted: Option<&CredentialRef>) -> Result<CredentialRow, ServiceError> {
         let mut rows = self.credential_rows().await?;
-        let Some(wanted) = wanted else {
-            return match (rows.pop(), rows.is_empty()) {
-                (Some(only), true) => Ok(only),
-                (None, _) => Err(ServiceError::refused(
-                    ErrorCode::CredentialRequired,
-                    "no credentials exist: create one first (blockctl credentials create)",
-                )),
-                (Some(last), false) => {
-                    rows.push(last);
-                    let message =
-                        format!("several credentials exist: select one with --cred-id ({})", names(&rows));
-                    Err(ServiceError::refused(ErrorCode::CredentialRequired, message))
-                }
-            };
-        };
+        let Some(wanted) = wanted else { return self.default_credential(rows).await };
         let is_wanted = |row: &CredentialRow| match wanted {
             CredentialRef::Id(uuid) => row.uuid == *uuid,
             CredentialRef::Name(name) => row.name == *name,
@@ -200,6 +186,28 @@ impl Repositories {
             let others = if known.is_empty() { known } else { format!(": there are {known}") };
             ServiceError::refused(ErrorCode::CredentialNotFound, format!("no credential {wanted}{others}"))
         })
+    }
+
+    async fn default_credential(&self, mut rows: Vec<CredentialRow>) -> Result<CredentialRow, ServiceError> {
+        let required = |message: String| ServiceError::refused(ErrorCode::CredentialRequired, message);
+        if let Some(default) = self.db.run(CredentialRow::default).await?
+            && let Some(at) = rows.iter().position(|row| row.uuid == default)
+        {
+            return Ok(rows.swap_remove(at));
+        }
+        match rows.pop() {
+            Some(only) if rows.is_empty() => Ok(only),
+            None => Err(required(
+                "no credentials exist: create one first (blockctl credentials create)".to_owned(),
+            )),
+            Some(last) => {
+                rows.push(last);
+                Err(required(format!(
+                    "several credentials exist ({}): select one with --cred-id, or choose a default (blockctl credentials set-default)",
+                    names(&rows)
+                )))
+            }
+        }
     }
 
     /// Proves that a credential's store is the one that was opened: the mount point of an unmounted disk is

@@ -180,6 +180,7 @@ pub fn describe(row: &CredentialRow) -> Credential {
         conditional_put: row.capabilities.conditional_put,
         created_at: row.created,
         write_bytes_per_second: Some(row.capabilities.write_bytes_per_s).filter(|measured| *measured > 0),
+        is_default: false,
         warnings: Vec::new(),
     }
 }

@@ -58,6 +58,12 @@ Examples:
   blockctl credentials validate nas
   blockctl cred validate af563a4d-afd7-48df-90f7-8e8f9414ff77";
 
+const SET_DEFAULT_HELP: &str = "\
+Without a default, --cred-id is optional only if there is one credential.
+
+Examples:
+  blockctl credentials set-default nas";
+
 const DELETE_HELP: &str = "\
 Stored backups stay; a credential with the same location and passphrase can list and restore them. \
 The whole UUID or the name is required.
@@ -86,6 +92,9 @@ pub enum CredentialsCommand {
     /// Change the passphrase or the data key
     #[command(after_help = REKEY_HELP)]
     Rekey(RekeyArgs),
+    /// Use a credential for commands without --cred-id
+    #[command(after_help = SET_DEFAULT_HELP)]
+    SetDefault(OneCredential),
     /// Change the bandwidth limits of a credential
     #[command(after_help = limits::CREDENTIALS_LIMIT_HELP)]
     Limit(limits::CredentialLimitArgs),

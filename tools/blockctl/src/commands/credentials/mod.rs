@@ -47,6 +47,10 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
             let request = update::request(&args.settings, kept.store.provider)?;
             say("updated", &client.call_at(operations::UPDATE_CREDENTIAL, &args.credential, &request).await?)
         }
+        CredentialsCommand::SetDefault(args) => say(
+            "made the default",
+            &client.call_at(operations::SET_DEFAULT_CREDENTIAL, &args.credential, &()).await?,
+        ),
         CredentialsCommand::Rekey(args) => rekey::run(context, args).await,
         CredentialsCommand::Limit(args) => {
             let now = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;
@@ -195,6 +199,7 @@ fn facts(one: &Credential) -> Facts {
         }
     }
     facts
+        .add("Default", yes_or_no(one.is_default))
         .add("Encryption", yes_or_no(one.encrypted))
         .add("Create if absent", if one.conditional_put { "yes, probed" } else { "no, blockd does without" })
         .add("Created", format_time(one.created_at))
