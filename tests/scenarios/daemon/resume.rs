@@ -86,6 +86,11 @@ async fn stopped_backup_resumes_with_the_stored_packs() {
         let mut host = Host::new().await;
         let (task, volume, mut model) = host.stopped_backup().await;
         assert!(!host.packs().is_empty() && walk(&host.store.path().join("blockd/manifests")).is_empty());
+        let listed = async |status| {
+            let query = ListCloudsnaps { status: Some(status), ..ListCloudsnaps::default() };
+            host.call(LIST_CLOUDSNAPS, &query).await.cloudsnaps.len()
+        };
+        assert_eq!((listed(CloudsnapStatus::Stopped).await, listed(CloudsnapStatus::Failed).await), (1, 0));
         // A repeated stop succeeds; later writes are not in the backup.
         let stopped = host.call_at(STOP_TASK, &task, &KEEP).await;
         assert_eq!((stopped.state.to_string().as_str(), stopped.resumable), ("Backup-Stopped", true));

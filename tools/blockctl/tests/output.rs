@@ -134,6 +134,10 @@ blockctl cs bg --label shop=a --name release --backup-label change=1742
 blockctl cs l --name before-upgrade --label change=1742
 blockctl cs l -s vol -c 2e4d4b67-95d7-481e-aec5-14223ac55170 -t stopped -x 3 --label a=b
 blockctl cs l -t Aborted
+blockctl cs l -m
+blockctl -j cs l --migration
+blockctl secrets kvdb login
+blockctl secrets vault login --vault-addr http://h
 blockctl cloudsnap restore --snap 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --volume new
 blockctl cs r -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 -v new --lazy --on-store-loss error
 blockctl cs r -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --in-place db --discard
@@ -265,7 +269,7 @@ fn usage_errors() {
     let refused = text.matches("[exit status 2]").count();
     assert!(refused == lines.len() && fake.seen().is_empty(), "{refused} of {}", lines.len());
     let document =
-        "blockctl -j volume create db\nblockctl -j cs list --migration\nblockctl -j cs status --watch";
+        "blockctl -j volume create db\nblockctl -j secrets kvdb status\nblockctl -j cs status --watch";
     matches("usage_errors", &(text + &fake.transcript(document)));
 }
 

@@ -55,13 +55,15 @@ pub enum CloudsnapStatus {
     Active,
     /// A backup of this daemon failed; there is no cloud snapshot.
     Failed,
+    /// A backup of this daemon was stopped; there is no cloud snapshot.
+    Stopped,
     /// The manifest cannot be read, or the last verification on this host found damage.
     Damaged,
 }
 
 impl CloudsnapStatus {
     /// All states.
-    pub const ALL: [Self; 4] = [Self::Done, Self::Active, Self::Failed, Self::Damaged];
+    pub const ALL: [Self; 5] = [Self::Done, Self::Active, Self::Failed, Self::Stopped, Self::Damaged];
 
     /// Returns the state as written in JSON and tables.
     pub const fn as_str(self) -> &'static str {
@@ -69,6 +71,7 @@ impl CloudsnapStatus {
             Self::Done => "Done",
             Self::Active => "Active",
             Self::Failed => "Failed",
+            Self::Stopped => "Stopped",
             Self::Damaged => "Damaged",
         }
     }

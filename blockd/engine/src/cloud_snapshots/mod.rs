@@ -121,7 +121,9 @@ impl CloudSnapshots {
         let mut list = CloudsnapList::default();
         let mut found = ListedCloudsnaps::default();
         match query.status {
-            Some(status @ (CloudsnapStatus::Active | CloudsnapStatus::Failed)) => {
+            Some(
+                status @ (CloudsnapStatus::Active | CloudsnapStatus::Failed | CloudsnapStatus::Stopped),
+            ) => {
                 for credential in &credentials {
                     self.tasks_as_entries(credential, status, &mut found).await?;
                 }
@@ -262,7 +264,7 @@ impl CloudSnapshots {
         Ok(())
     }
 
-    /// Adds running and failed backups of this daemon as list entries.
+    /// Adds running, failed and stopped backups of this daemon as list entries.
     async fn tasks_as_entries(
         &self,
         credential: &CredentialRow,
@@ -272,7 +274,8 @@ impl CloudSnapshots {
         for row in self.db.run(TaskRow::all).await? {
             let matches = match row.state {
                 TaskStage::Pending | TaskStage::Active => status == CloudsnapStatus::Active,
-                TaskStage::Failed | TaskStage::Stopped => status == CloudsnapStatus::Failed,
+                TaskStage::Failed => status == CloudsnapStatus::Failed,
+                TaskStage::Stopped => status == CloudsnapStatus::Stopped,
                 TaskStage::Done => false,
             };
             let Some(asked) = row.spec.backup().filter(|_| row.credential == credential.uuid && matches)

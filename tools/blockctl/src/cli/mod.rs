@@ -6,8 +6,8 @@ pub mod unsupported;
 
 use crate::{
     commands::{
-        browse, cloudsnap, completions, context, credentials, events, objects, rules, schedules, snapshot,
-        top, volume,
+        browse, cloudsnap, completions, context, credentials, events, objects, rules, schedules, secrets,
+        snapshot, top, volume,
     },
     contexts::Global,
     output::ColorChoice,
@@ -96,6 +96,9 @@ pub enum Command {
     /// Manage contexts (named daemons)
     #[command(subcommand)]
     Context(context::ContextCommand),
+    /// Accept the login to a secret store, which is not needed
+    #[command(hide = true, after_help = secrets::LOGIN_HELP)]
+    Secrets(secrets::SecretsArgs),
     /// Show daemon status and problems
     #[command(after_help = "Examples:\n  blockctl status\n  blockctl -j status")]
     Status,

@@ -13,21 +13,12 @@ struct Missing {
     why: &'static str,
 }
 
-const NO_SECRETS: &str = "secrets belong to credentials: they are stored sealed on the host, or read by reference from systemd, \
-    a file or a program; see `blockctl credentials create --help`";
-
 const MISSING: &[Missing] = &[
     Missing { command: "", words: &["--raw"], why: "what programs read is --json" },
     Missing {
         command: "",
         words: &["--config"],
         why: "blockctl has no configuration file: `blockctl context create` stores addresses and certificates",
-    },
-    Missing { command: "", words: &["secrets"], why: NO_SECRETS },
-    Missing {
-        command: "cloudsnap list",
-        words: &["-m", "--migration"],
-        why: "there are no migrations between clusters: any host with the bucket and the passphrase can list and restore its cloud snapshots",
     },
     Missing {
         command: "cloudsnap restore",

@@ -14,6 +14,7 @@ pub mod limits;
 pub mod objects;
 pub mod rules;
 pub mod schedules;
+pub mod secrets;
 pub mod snapshot;
 mod status;
 pub mod top;
@@ -34,6 +35,7 @@ pub async fn run(cli: Cli, output: &Output) -> Exit {
         Command::Context(command) => return context::run(&cli.global, output, command),
         Command::Completions(args) => return completions::completions(output, &args),
         Command::Man(args) => return completions::man(output, &args),
+        Command::Secrets(args) => return secrets::run(output, &args),
         command => command,
     };
     let endpoint = contexts::resolve(&cli.global, |name| std::env::var_os(name))?;
@@ -55,6 +57,8 @@ pub async fn run(cli: Cli, output: &Output) -> Exit {
         Command::Top(args) => Box::pin(top::run(&context, args)).await,
         Command::Events(args) => events::run(&context, args).await,
         Command::SupportBundle(args) => Box::pin(bundle::run(&context, args)).await,
-        Command::Context(_) | Command::Completions(_) | Command::Man(_) => Ok(EXIT_DONE),
+        Command::Context(_) | Command::Completions(_) | Command::Man(_) | Command::Secrets(_) => {
+            Ok(EXIT_DONE)
+        }
     }
 }

@@ -63,7 +63,7 @@ pub struct ListArgs {
     /// Only snapshots of this cluster
     #[arg(short, long, value_name = "UUID")]
     pub cluster: Option<Uuid>,
-    /// Only snapshots in this state [default: Done and Damaged]; stopped ones are Failed
+    /// Only snapshots in this state [default: Done and Damaged]
     #[arg(short = 't', long, ignore_case = true, value_parser = status_parser())]
     pub status: Option<CloudsnapStatus>,
     /// Only snapshots with all these labels, their own or of their volume
@@ -78,6 +78,9 @@ pub struct ListArgs {
     /// Only the newest N
     #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,
+    /// Only migrations between clusters: none, since any host restores the cloud snapshots of the others
+    #[arg(short, long, hide = true)]
+    pub migration: bool,
 }
 
 /// `cloudsnap inspect`
@@ -119,15 +122,14 @@ pub struct DeleteArgs {
 }
 
 fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
-    // Stopped and discarded backups are listed with failed ones.
-    const FAILED_TOO: [&str; 2] = ["stopped", "aborted"];
+    const ABORTED: &str = "aborted";
     let values = CloudsnapStatus::ALL.map(|status| {
         let value = PossibleValue::new(status.as_str());
-        if status == CloudsnapStatus::Failed { value.aliases(FAILED_TOO) } else { value }
+        if status == CloudsnapStatus::Stopped { value.alias(ABORTED) } else { value }
     });
     PossibleValuesParser::new(values).map(|text| {
-        if FAILED_TOO.iter().any(|alias| alias.eq_ignore_ascii_case(&text)) {
-            return CloudsnapStatus::Failed;
+        if ABORTED.eq_ignore_ascii_case(&text) {
+            return CloudsnapStatus::Stopped;
         }
         // The parser has accepted only these values, upper or lower case.
         let same = |status: &CloudsnapStatus| status.as_str().eq_ignore_ascii_case(&text);
@@ -136,6 +138,10 @@ fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
 }
 
 pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
+    if args.migration {
+        context.output.note("There are no migrations: any host with the bucket and the passphrase lists and restores the cloud snapshots of others.");
+        return context.output.show(&[(); 0], || list_table(&CloudsnapList::default()));
+    }
     let cloudsnap_id = match &args.cloudsnap_id {
         Some(id) => Some(id.resolve(context, args.credential.cred_id.as_ref()).await?),
         None => None,
