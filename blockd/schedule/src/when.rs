@@ -3,10 +3,10 @@
 use crate::{
     ScheduleError,
     calendar::{Calendar, Days},
-    weeks::Weeks,
     cron,
     fields::{self, DAY, WEEKDAYS},
     on_calendar,
+    weeks::Weeks,
 };
 use std::{fmt, str::FromStr};
 
@@ -193,11 +193,9 @@ impl When {
         Some(match self {
             Self::Periodic { .. } => return None,
             Self::Daily { time } => Calendar::daily(time.hour, time.minute),
-            Self::Weekly { weekday, time, weeks } => Calendar {
-                weekdays: 1 << weekday,
-                weeks: *weeks,
-                ..Calendar::daily(time.hour, time.minute)
-            },
+            Self::Weekly { weekday, time, weeks } => {
+                Calendar { weekdays: 1 << weekday, weeks: *weeks, ..Calendar::daily(time.hour, time.minute) }
+            }
             Self::Monthly { day, time } => {
                 Calendar { days: Days::AtMost(*day), ..Calendar::daily(time.hour, time.minute) }
             }

@@ -14,9 +14,9 @@ mod work;
 pub use backends::{ALIGNMENT_BYTES, BucketStore, HttpOptions, LocalStore, SwiftStore, create_bucket, open};
 pub use blockd_store_config::StoreConfig;
 pub use middleware::{
-    BadPrefix, Bandwidth, ClientFuture, ClientSource, FailoverStore, LimitStore, MeterStore, Middleware, Operation,
-    ReloadStore, Request, RequestCounts, RequestKind, RequestObserver, Requests, Response, RetryPolicy,
-    RetryStore, plain_prefix, task_store,
+    BadPrefix, Bandwidth, ClientFuture, ClientSource, FailoverStore, LimitStore, MeterStore, Middleware,
+    Operation, ReloadStore, Request, RequestCounts, RequestKind, RequestObserver, Requests, Response,
+    RetryPolicy, RetryStore, plain_prefix, task_store,
 };
 pub use probe::{ProbeError, StoreCapabilities, probe};
 pub use work::{Lost, Work, Workers, Yielding};

@@ -2,8 +2,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a failed test panics")]
 
 use blockd_store::{
-    Bandwidth, BlobStore, FailoverStore, LimitStore, LocalStore, MeterStore, ObjectInfo, Operation, PutMode, ReloadStore,
-    Request, Requests, Response, RetryPolicy, RetryStore, StoreErrorKind, StoreFuture, probe, task_store,
+    Bandwidth, BlobStore, FailoverStore, LimitStore, LocalStore, MeterStore, ObjectInfo, Operation, PutMode,
+    ReloadStore, Request, Requests, Response, RetryPolicy, RetryStore, StoreErrorKind, StoreFuture, probe,
+    task_store,
 };
 use blockd_testkit::store::{Fault, FaultStore, Has, MemoryStore, object_store_suite, store_suite};
 use bytes::Bytes;

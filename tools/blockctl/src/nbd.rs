@@ -146,7 +146,8 @@ impl NbdClient {
             return invalid("the server does not speak NBD");
         }
         let _offered = client.u16()?;
-        let name_len = u32::try_from(export.len()).or_else(|_| invalid("the name of the export is too long"))?;
+        let name_len =
+            u32::try_from(export.len()).or_else(|_| invalid("the name of the export is too long"))?;
         let mut request = FLAGS.to_be_bytes().to_vec();
         request.extend(OPTION_MAGIC.to_be_bytes());
         request.extend(OPTION_GO.to_be_bytes());
@@ -281,8 +282,7 @@ pub mod tests {
     pub fn serve(mut content: Vec<u8>) -> (NbdClient, JoinHandle<Served>) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let server = thread::spawn(move || {
-            let mut server =
-                NbdClient { stream: Box::new(theirs), size_bytes: 0, cookie: 0 };
+            let mut server = NbdClient { stream: Box::new(theirs), size_bytes: 0, cookie: 0 };
             server.stream.write_all(b"NBDMAGICIHAVEOPT\x00\x03").unwrap();
             assert_eq!((server.u32().unwrap(), server.u64().unwrap()), (FLAGS, OPTION_MAGIC));
             assert_eq!(server.u32().unwrap(), OPTION_GO);
@@ -339,7 +339,8 @@ pub mod tests {
     #[test]
     fn uris_are_parsed() {
         let parse = |text: &str| text.parse::<NbdUri>();
-        let unix = |path: &str, export: &str| NbdUri { server: Server::Unix(path.into()), export: export.into() };
+        let unix =
+            |path: &str, export: &str| NbdUri { server: Server::Unix(path.into()), export: export.into() };
         let tcp = |at: &str, export: &str| NbdUri { server: Server::Tcp(at.into()), export: export.into() };
         assert_eq!(parse("nbd+unix:///db%40s?socket=/a%20b/s"), Ok(unix("/a b/s", "db@s")));
         assert_eq!(parse("nbd://h"), Ok(tcp("h:10809", "")));

@@ -121,9 +121,7 @@ impl CloudSnapshots {
         let mut list = CloudsnapList::default();
         let mut found = ListedCloudsnaps::default();
         match query.status {
-            Some(
-                status @ (CloudsnapStatus::Active | CloudsnapStatus::Failed | CloudsnapStatus::Stopped),
-            ) => {
+            Some(status @ (CloudsnapStatus::Active | CloudsnapStatus::Failed | CloudsnapStatus::Stopped)) => {
                 for credential in &credentials {
                     self.tasks_as_entries(credential, status, &mut found).await?;
                 }

@@ -12,7 +12,6 @@ use crate::{BlobStore, FailoverStore, StoreError, StoreErrorKind};
 use blockd_store_config::S3Config;
 use bytes::Bytes;
 use object_store::{
-    CredentialProvider,
     aws::{AmazonS3, AmazonS3Builder, AwsAuthorizer},
     client::HttpRequest,
 };
@@ -151,7 +150,9 @@ async fn create_bucket_at(config: &S3Config, http: &HttpOptions) -> Result<bool,
     let mut request = HttpRequest::new(body.clone().into());
     *request.method_mut() = Method::PUT;
     *request.uri_mut() = url.parse().map_err(|_| wrong("the endpoint is not a URL".into()))?;
-    AwsAuthorizer::new(&credential, "s3", &config.region).try_authorize(&mut request, None).map_err(failed)?;
+    AwsAuthorizer::new(&credential, "s3", &config.region)
+        .try_authorize(&mut request, None)
+        .map_err(failed)?;
     let client = http.client(!endpoint.tls).map_err(wrong)?;
     let put = client.put(&url).headers(request.headers().clone()).body(body).timeout(http.stall_timeout);
     let answer = put.send().await.map_err(|error| {
@@ -174,7 +175,6 @@ async fn create_bucket_at(config: &S3Config, http: &HttpOptions) -> Result<bool,
     let what = format!("status code: {} <Code>{code}</Code><Message>{message}</Message>", status.as_u16());
     Err(failed(object_store::Error::Generic { store: "S3", source: what.into() }))
 }
-
 
 #[cfg(test)]
 pub(super) mod tests {

@@ -54,12 +54,8 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     };
     let size = args.size.or_else(|| image.as_ref()?.1.size());
     let size = size.ok_or_else(|| Failure::usage("the size of stdin is unknown: give --size"))?;
-    let request = CreateVolume {
-        name: args.name,
-        size_bytes: size.as_bytes(),
-        labels: args.label,
-        group: args.group,
-    };
+    let request =
+        CreateVolume { name: args.name, size_bytes: size.as_bytes(), labels: args.label, group: args.group };
     let volume = context.client.call(operations::CREATE_VOLUME, &request).await?;
     if let Some((from, image)) = image {
         let copied = volume_client(&volume).and_then(|client| image.copy_to(client));
@@ -67,7 +63,9 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
             let id = VolumeRef::Id(volume.volume_id);
             let request = DeleteVolume::default();
             if let Err(error) = context.client.call_at(operations::DELETE_VOLUME, &id, &request).await {
-                context.output.note(format!("warning: the incomplete volume {} is left: {error}", volume.name));
+                context
+                    .output
+                    .note(format!("warning: the incomplete volume {} is left: {error}", volume.name));
             }
             return Err(Failure::Image { image: from.to_string(), source });
         }
