@@ -33,7 +33,7 @@ pub struct Rule {
     pub retain: Option<Retention>,
 }
 
-/// Volumes of a schedule: exactly one is set. Groups and labels are resolved at each run.
+/// Volumes of a schedule: exactly one is set. All but a single volume are resolved at each run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selector {
@@ -46,9 +46,12 @@ pub struct Selector {
     /// Volumes with all these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<LabelSelector>,
+    /// All volumes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
 }
 
-/// Volumes of a schedule in replies: exactly one of volume, group and label is set.
+/// Volumes of a schedule in replies: exactly one of volume, group, label and all is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SelectedVolumes {
@@ -64,6 +67,9 @@ pub struct SelectedVolumes {
     /// Volumes with all these labels.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub label: Option<LabelSelector>,
+    /// All volumes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub all: bool,
 }
 
 /// Priority of waiting runs.

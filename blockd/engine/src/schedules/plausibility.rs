@@ -64,6 +64,7 @@ pub(super) fn warnings(selector: &Selector, volumes: &[Candidate]) -> Vec<String
     let what = match (&selector.group, &selector.label) {
         (Some(group), _) => format!("there is no volume in group {group} now"),
         (None, Some(label)) => format!("there is no volume with the labels {label} now"),
+        (None, None) if selector.all => "there is no volume now".to_owned(),
         (None, None) => "its volume no longer exists".to_owned(),
     };
     vec![format!("{what}: the schedule protects nothing until there is one")]

@@ -108,7 +108,13 @@ fn selected(selector: &Selector, volumes: &[Candidate]) -> SelectedVolumes {
         Some(VolumeRef::Name(name)) => (None, Some(name.clone())),
         None => (None, None),
     };
-    SelectedVolumes { volume_id, volume_name, group: selector.group.clone(), label: selector.label.clone() }
+    SelectedVolumes {
+        volume_id,
+        volume_name,
+        group: selector.group.clone(),
+        label: selector.label.clone(),
+        all: selector.all,
+    }
 }
 
 fn find(tx: &Transaction<'_>, uuid: Uuid) -> Result<ScheduleRow, ServiceError> {
@@ -212,17 +218,17 @@ impl Schedules {
     /// It has no rules or no selector, or there is no such volume, credential or policy.
     pub async fn create_schedule(&self, request: CreateSchedule) -> Result<Schedule, ServiceError> {
         let given = &request.selector;
-        let selector = match (&given.volume, &given.group, &given.label) {
-            (Some(volume), None, None) => {
+        let selector = match (&given.volume, &given.group, &given.label, given.all) {
+            (Some(volume), None, None, false) => {
                 let entry = self.registry.find(volume)?;
                 // By id: another volume may get the name later.
                 Selector { volume: Some(VolumeRef::Id(entry.id)), ..Selector::default() }
             }
-            (None, Some(_), None) => given.clone(),
-            (None, None, Some(label)) if !label.labels().is_empty() => given.clone(),
+            (None, Some(_), None, false) | (None, None, None, true) => given.clone(),
+            (None, None, Some(label), false) if !label.labels().is_empty() => given.clone(),
             _ => {
                 return Err(invalid(
-                    "the selection of volumes is ambiguous: give exactly one of volume, group and label",
+                    "the selection of volumes is ambiguous: give exactly one of volume, group, label and all",
                 ));
             }
         };

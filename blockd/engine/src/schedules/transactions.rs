@@ -42,6 +42,7 @@ pub fn is_selected(selector: &Selector, volume: &Candidate) -> bool {
         None => false,
     };
     named
+        || selector.all
         || (selector.group.is_some() && selector.group == volume.tags.group)
         || selector.label.as_ref().is_some_and(|label| volume.tags.labels.matches(label))
 }

@@ -38,6 +38,9 @@ pub struct Backup {
     pub(super) group: Option<GroupName>,
     #[serde(with = "selectors")]
     pub(super) selectors: Option<LabelSelector>,
+    /// All volumes, at each run of a schedule.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) all_volumes: bool,
     /// Full backups.
     pub full: bool,
     pub(super) pre_exec_rule: Option<RuleName>,
@@ -50,9 +53,11 @@ pub struct Backup {
 impl Backup {
     /// Checks the volumes and the rule.
     pub fn check_template(&mut self) -> Result<(), String> {
-        let given = [self.volume.is_some(), self.group.is_some(), self.selectors.is_some()];
+        let given = [self.volume.is_some(), self.group.is_some(), self.selectors.is_some(), self.all_volumes];
         if given.into_iter().filter(|is_given| *is_given).count() != 1 {
-            return Err("one of `volume`, `group` and `selectors` is expected".to_owned());
+            let expected =
+                "one of `volume`, `group`, `selectors` and, in a schedule, `allVolumes` is expected";
+            return Err(expected.to_owned());
         }
         match (&self.pre_exec_rule, &self.post_exec_rule) {
             (Some(before), Some(after)) if before != after => {
@@ -79,7 +84,7 @@ impl Backup {
     /// Returns the volumes.
     pub fn selector(&self) -> Selector {
         let volume = self.volume.clone().map(VolumeRef::Name);
-        Selector { volume, group: self.group.clone(), label: self.selectors.clone() }
+        Selector { volume, group: self.group.clone(), label: self.selectors.clone(), all: self.all_volumes }
     }
 
     /// Returns the rule with the hooks.
@@ -89,7 +94,7 @@ impl Backup {
 
     /// Returns the request of the backup.
     pub fn request(&self, name: &ObjectName) -> StartGroupBackup {
-        let Selector { volume, group, label } = self.selector();
+        let Selector { volume, group, label, .. } = self.selector();
         StartGroupBackup {
             volumes: volume.into_iter().collect(),
             group,
@@ -106,6 +111,9 @@ impl Spec for Backup {
     fn check(&mut self, _: &str) -> Result<(), FieldError> {
         self.check_template().map_err(|message| (String::new(), message))?;
         match self.backup_location.len() {
+            _ if self.all_volumes => {
+                Err(("allVolumes".to_owned(), "only a schedule selects all volumes".to_owned()))
+            }
             1 => Ok(()),
             _ => Err((String::new(), "one `backupLocation` is expected".to_owned())),
         }

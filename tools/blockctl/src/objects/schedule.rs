@@ -79,6 +79,7 @@ impl ScheduleSpec {
             volume,
             group: schedule.selector.group.clone(),
             selectors: schedule.selector.label.clone(),
+            all_volumes: schedule.selector.all,
             full: schedule.full,
             pre_exec_rule: schedule.rule_name.clone(),
             post_exec_rule: schedule.rule_name.clone(),

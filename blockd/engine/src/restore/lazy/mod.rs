@@ -200,12 +200,13 @@ impl LazyVolumes {
         })
     }
 
-    /// Returns the schedules that select volumes with these labels.
+    /// Returns the schedules that will select a new volume with these labels.
     pub async fn schedules_of(&self, labels: &Labels) -> Result<Vec<ScheduleSummary>, ServiceError> {
         let labels = labels.clone();
         let found = self.db.run(move |tx| -> Result<_, DbError> {
             let is_meant = |row: &ScheduleRow| {
-                row.spec.selector.label.as_ref().is_some_and(|label| labels.matches(label))
+                let selector = &row.spec.selector;
+                selector.all || selector.label.as_ref().is_some_and(|label| labels.matches(label))
             };
             let rows = ScheduleRow::all(tx)?.into_iter().filter(is_meant);
             Ok(rows

@@ -24,6 +24,7 @@ Examples:
   blockctl cs sched create db --periodic 15 --local-keep-last 96
   blockctl cs sched create db --name biweekly --weekly sunday@03:00/2
   blockctl cs sched create --label app=web --periodic 60 --monthly 1@03:00 --time-zone Europe/Berlin
+  blockctl cs sched create --all --daily 02:00 --max 14
   blockctl cs sched create --group shop --cron '30 2 * * 1-5' --keep-daily 7 --keep-weekly 4
   blockctl cs sched create --group pg --daily 02:15 --rule pg
   blockctl cs sched create -v db --policy gold --cred-id nas --cred-id offsite --paused";
@@ -126,20 +127,23 @@ pub enum PolicyCommand {
 #[derive(Debug, Args)]
 pub struct CreateArgs {
     /// Name or id of the volume
-    #[arg(value_name = "VOLUME", required_unless_present_any = ["volume", "group", "label"], conflicts_with_all = ["volume", "group", "label"])]
+    #[arg(value_name = "VOLUME", required_unless_present_any = ["volume", "group", "label", "all"], conflicts_with_all = ["volume", "group", "label", "all"])]
     source: Option<VolumeRef>,
     /// The same, as an option
-    #[arg(short, long, value_name = "VOLUME", conflicts_with_all = ["group", "label"])]
+    #[arg(short, long, value_name = "VOLUME", conflicts_with_all = ["group", "label", "all"])]
     volume: Option<VolumeRef>,
     /// Unique name of the schedule
     #[arg(short, long, value_name = "NAME")]
     pub name: Option<ObjectName>,
     /// Volumes of this group at each run, frozen together
-    #[arg(long, value_name = "GROUP", conflicts_with = "label")]
+    #[arg(long, value_name = "GROUP", conflicts_with_all = ["label", "all"])]
     pub group: Option<GroupName>,
     /// Volumes with these labels at each run, frozen separately
-    #[arg(long, value_name = "K=V,…")]
+    #[arg(long, value_name = "K=V,…", conflicts_with = "all")]
     pub label: Option<LabelSelector>,
+    /// All volumes at each run, frozen separately
+    #[arg(long)]
+    pub all: bool,
     /// Name or UUID of the credential; repeat for several; optional if there is one
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Vec<CredentialRef>,

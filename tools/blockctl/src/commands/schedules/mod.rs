@@ -1,7 +1,7 @@
 //! `blockctl cloudsnap schedules …`, `cloudsnap history` and `sched-policy …`
 
 pub mod args;
-mod retention_args;
+pub mod retention_args;
 
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
@@ -68,7 +68,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     }
     let request = CreateSchedule {
         name: args.name.clone(),
-        selector: Selector { volume: args.volume(), group: args.group, label: args.label },
+        selector: Selector { volume: args.volume(), group: args.group, label: args.label, all: args.all },
         credentials: args.cred_id,
         rules,
         policy_name: args.policy,
@@ -91,10 +91,11 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
 
 fn selector(selector: &SelectedVolumes) -> String {
     match selector {
-        SelectedVolumes { volume_id: Some(id), .. } => id.to_string(),
         SelectedVolumes { volume_name: Some(name), .. } => name.to_string(),
+        SelectedVolumes { volume_id: Some(id), .. } => id.to_string(),
         SelectedVolumes { group: Some(group), .. } => format!("group {group}"),
         SelectedVolumes { label: Some(label), .. } => format!("label {label}"),
+        SelectedVolumes { all: true, .. } => "all volumes".to_owned(),
         _ => "-".to_owned(),
     }
 }
@@ -299,7 +300,7 @@ async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Exit {
 }
 
 /// Waits for the end of a run.
-async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> {
+pub async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> {
     while matches!(run.state, RunState::Queued | RunState::Active) {
         match run.task_id {
             Some(task) if run.state == RunState::Active => {
