@@ -131,12 +131,13 @@ pub async fn follow_to_end(context: &Context<'_>, task: Uuid) -> Exit {
     Ok(exit_status(&task))
 }
 
-fn exit_status(task: &Task) -> u8 {
+/// Returns the exit status of a task.
+pub fn exit_status(task: &Task) -> u8 {
     if task.state.stage == TaskStage::Done { EXIT_DONE } else { EXIT_FAILED }
 }
 
 /// Reports the result of a task.
-fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
+pub fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
     let output = context.output;
     if let Some(findings) = &task.findings {
         show_findings(output, findings)?;

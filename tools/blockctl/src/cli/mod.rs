@@ -6,8 +6,8 @@ pub mod unsupported;
 
 use crate::{
     commands::{
-        browse, cloudsnap, completions, context, credentials, events, objects, rules, schedules, secrets,
-        snapshot, top, volume,
+        browse, cloudsnap, completions, context, credentials, doctor, events, init, objects, rules,
+        schedules, secrets, snapshot, top, volume,
     },
     contexts::Global,
     output::ColorChoice,
@@ -57,6 +57,12 @@ pub struct Cli {
 /// Subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Set up a backup location and a schedule, and make first backups
+    #[command(after_help = init::args::INIT_HELP)]
+    Init(Box<init::args::InitArgs>),
+    /// Check host, daemon, backup locations, schedules and verifications
+    #[command(after_help = doctor::DOCTOR_HELP)]
+    Doctor,
     /// Manage volumes
     #[command(subcommand, visible_alias = "v")]
     Volume(volume::args::VolumeCommand),

@@ -1,17 +1,19 @@
 //! Health: problems and their remedies.
 
-use crate::table::counted;
+use crate::{failure::Failure, output::Context, table::counted};
 use blockd_api::{
-    events::{Event, Severity},
-    format_time,
-    schedules::{Run, RunState, Schedule, ScheduleList},
-    status::{Problem, ReloadFailure, WebhookStatus},
-    tasks::{Task, TaskKind, TaskStage},
-    volumes::{Volume, VolumeState},
+    events::{Event, ListEvents, Severity},
+    format_time, operations,
+    schedules::{ListRuns, Run, RunState, Schedule, ScheduleList},
+    status::{Problem, ReloadFailure, Status, WebhookStatus},
+    tasks::{ListTasks, Task, TaskKind, TaskStage},
+    volumes::{ListVolumes, Volume, VolumeState},
 };
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
+/// Maximum number of examined runs and events.
+const LOOK_BACK: u32 = 1_000;
 /// Maximum age of reported events, in hours.
 const RECENT_H: i64 = 24;
 /// Maximum number of reported events.
@@ -55,6 +57,28 @@ pub struct Known {
     pub reload_failure: Option<ReloadFailure>,
     /// Problems reported by the daemon.
     pub problems: Vec<Problem>,
+}
+
+impl Known {
+    /// Loads the state of the daemon, whose status is known.
+    ///
+    /// # Errors
+    /// A call fails.
+    pub async fn load(context: &Context<'_>, status: &Status) -> Result<Self, Failure> {
+        let client = &context.client;
+        let runs = ListRuns { max: Some(LOOK_BACK), ..ListRuns::default() };
+        let events = ListEvents { max: Some(LOOK_BACK), ..ListEvents::default() };
+        Ok(Self {
+            volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items,
+            schedules: client.call(operations::LIST_SCHEDULES, &()).await?,
+            runs: client.call(operations::LIST_RUNS, &runs).await?.items,
+            tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items,
+            events: client.call(operations::LIST_EVENTS, &events).await?.items,
+            webhooks: status.webhooks.clone(),
+            reload_failure: status.reload_failure.clone(),
+            problems: status.problems.clone(),
+        })
+    }
 }
 
 /// Returns all problems, the worst first.

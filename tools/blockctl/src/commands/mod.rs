@@ -7,9 +7,11 @@ pub mod cloudsnap;
 pub mod completions;
 pub mod context;
 pub mod credentials;
+pub mod doctor;
 pub mod events;
 mod files;
 mod health;
+pub mod init;
 pub mod limits;
 pub mod objects;
 pub mod rules;
@@ -53,6 +55,8 @@ pub async fn run(cli: Cli, output: &Output) -> Exit {
         Command::Describe(args) => Box::pin(objects::describe(&context, args)).await,
         Command::Diff(args) => Box::pin(objects::diff(&context, args)).await,
         Command::Delete(args) => Box::pin(objects::delete(&context, args)).await,
+        Command::Init(args) => Box::pin(init::run(&context, *args)).await,
+        Command::Doctor => Box::pin(doctor::run(&context)).await,
         Command::Status => status::run(&context).await,
         Command::Top(args) => Box::pin(top::run(&context, args)).await,
         Command::Events(args) => events::run(&context, args).await,

@@ -6,15 +6,9 @@ use crate::{
     output::Context,
     table::{Facts, counted},
 };
-use blockd_api::{
-    ByteSize, events::ListEvents, format_duration, operations, schedules::ListRuns, status::Status,
-    tasks::ListTasks, volumes::ListVolumes,
-};
+use blockd_api::{ByteSize, format_duration, operations, status::Status};
 use jiff::Timestamp;
 use serde::Serialize;
-
-/// Maximum number of examined runs and events.
-const LOOK_BACK: u32 = 1_000;
 
 /// Document of `status`: the daemon's reply, with all problems in place of its own.
 #[derive(Serialize)]
@@ -28,18 +22,7 @@ struct Health {
 pub async fn run(context: &Context<'_>) -> Exit {
     let client = &context.client;
     let status = client.call(operations::GET_STATUS, &()).await?;
-    let runs = ListRuns { max: Some(LOOK_BACK), ..ListRuns::default() };
-    let events = ListEvents { max: Some(LOOK_BACK), ..ListEvents::default() };
-    let known = Known {
-        volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items,
-        schedules: client.call(operations::LIST_SCHEDULES, &()).await?,
-        runs: client.call(operations::LIST_RUNS, &runs).await?.items,
-        tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items,
-        events: client.call(operations::LIST_EVENTS, &events).await?.items,
-        webhooks: status.webhooks.clone(),
-        reload_failure: status.reload_failure.clone(),
-        problems: status.problems.clone(),
-    };
+    let known = Known::load(context, &status).await?;
     let problems = problems(&known, Timestamp::now());
     if context.output.is_json() {
         let document = Health { status: Status { problems: Vec::new(), ..status }, problems };

@@ -1,0 +1,226 @@
+//! `blockctl doctor`: checks of host, daemon, backup locations, schedules and verifications.
+
+mod host;
+
+use crate::{
+    commands::health::{self, Known},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    output::Context,
+};
+use blockd_api::{
+    ByteSize, ClientError, CredentialRef, VolumeName,
+    cloudsnaps::{Cloudsnap, ListCloudsnaps, Verification},
+    credentials::Credential,
+    format_time, operations,
+    status::Status,
+};
+use jiff::Timestamp;
+use serde::Serialize;
+use std::{collections::BTreeMap, fmt};
+
+pub const DOCTOR_HELP: &str = "\
+Tests each backup location by writing, reading and deleting a small object. Exits with 1 if a check \
+failed; warnings alone exit with 0.
+
+Examples:
+  blockctl doctor
+  blockctl -j doctor";
+
+/// Free space below which a data directory is a problem, in percent.
+const MIN_FREE_PERCENT: u64 = 5;
+
+/// Result of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    Ok,
+    Warning,
+    Failed,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ok => "ok",
+            Self::Warning => "warning",
+            Self::Failed => "failed",
+        })
+    }
+}
+
+/// A check with its result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// Subject.
+    pub check: &'static str,
+    /// Result.
+    pub status: Verdict,
+    /// Finding, in one line.
+    pub detail: String,
+    /// Next action.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<String>,
+}
+
+impl Check {
+    /// Creates a passed check.
+    pub fn ok(check: &'static str, detail: impl Into<String>) -> Self {
+        Self { check, status: Verdict::Ok, detail: detail.into(), action: None }
+    }
+
+    /// Creates a check with a warning.
+    pub fn warning(check: &'static str, detail: impl Into<String>, action: impl Into<String>) -> Self {
+        Self { check, status: Verdict::Warning, detail: detail.into(), action: Some(action.into()) }
+    }
+
+    /// Creates a failed check.
+    pub fn failed(check: &'static str, detail: impl Into<String>, action: impl Into<String>) -> Self {
+        Self { check, status: Verdict::Failed, detail: detail.into(), action: Some(action.into()) }
+    }
+}
+
+/// Document of `doctor`.
+#[derive(Debug, Serialize)]
+struct Diagnosis {
+    items: Vec<Check>,
+}
+
+pub async fn run(context: &Context<'_>) -> Exit {
+    let mut checks = host::checks();
+    match context.client.call(operations::GET_STATUS, &()).await {
+        Ok(status) => {
+            checks.extend(daemon(&status));
+            checks.extend(locations(context).await?);
+            checks.extend(protection(context, status).await?);
+        }
+        Err(error) => checks.push(unreachable(&error)),
+    }
+    let exit =
+        if checks.iter().any(|check| check.status == Verdict::Failed) { EXIT_FAILED } else { EXIT_DONE };
+    let diagnosis = Diagnosis { items: checks };
+    if context.output.is_json() {
+        context.output.document(&diagnosis)?;
+        return Ok(exit);
+    }
+    for Check { check, status, detail, action } in &diagnosis.items {
+        context.output.line(format!("{:<9}{check:<12}{detail}", status.to_string()))?;
+        if let Some(action) = action {
+            context.output.line(format!("{:<21}-> {action}", ""))?;
+        }
+    }
+    Ok(exit)
+}
+
+fn unreachable(error: &ClientError) -> Check {
+    let action = error.hint().unwrap_or("start it: systemctl start blockd, or blockd --data-dir DIR");
+    Check::failed("daemon", error.to_string(), action)
+}
+
+/// Checks version and data directory.
+fn daemon(status: &Status) -> Vec<Check> {
+    let own = env!("CARGO_PKG_VERSION");
+    let version = match status.version == own {
+        true => Check::ok("daemon", format!("version {own} on {}", status.node)),
+        false => Check::warning(
+            "daemon",
+            format!("blockd has version {} and blockctl {own}", status.version),
+            "install the same version of both",
+        ),
+    };
+    let space = status.data_space.map(|space| {
+        let free = format!(
+            "{} of {} are free in {}",
+            ByteSize::from_bytes(space.free_bytes),
+            ByteSize::from_bytes(space.total_bytes),
+            status.data_dir.display()
+        );
+        match space.free_bytes < space.total_bytes / 100 * MIN_FREE_PERCENT {
+            true => Check::failed("space", free, "delete volumes or snapshots, or grow the filesystem"),
+            false => Check::ok("space", free),
+        }
+    });
+    std::iter::once(version).chain(space).collect()
+}
+
+/// Tests each location.
+async fn locations(context: &Context<'_>) -> Result<Vec<Check>, Failure> {
+    let client = &context.client;
+    let credentials = client.call(operations::LIST_CREDENTIALS, &()).await?.items;
+    if credentials.is_empty() {
+        let action = "blockctl init, or blockctl credentials create";
+        return Ok(vec![Check::warning("location", "there is no backup location", action)]);
+    }
+    let mut checks = Vec::new();
+    for Credential { name, encrypted, .. } in credentials {
+        checks.push(
+            match client
+                .call_at(operations::VALIDATE_CREDENTIAL, &CredentialRef::Name(name.clone()), &())
+                .await
+            {
+                Ok(_) if encrypted => Check::ok("location", format!("{name}: works, encrypted")),
+                Ok(_) => Check::warning(
+                    "location",
+                    format!("{name}: works, but backups are stored unencrypted"),
+                    "create a credential with --encryption-passphrase-file and another prefix or path",
+                ),
+                Err(error) => Check::failed(
+                    "location",
+                    format!("{name}: {error}"),
+                    error.hint().unwrap_or("see the log of blockd"),
+                ),
+            },
+        );
+    }
+    Ok(checks)
+}
+
+/// Checks schedules, failures, and the newest cloud snapshot of each volume.
+async fn protection(context: &Context<'_>, status: Status) -> Result<Vec<Check>, Failure> {
+    let known = Known::load(context, &status).await?;
+    let problems = health::problems(&known, Timestamp::now());
+    let mut checks: Vec<Check> =
+        problems.into_iter().map(|problem| Check::failed("health", problem.cause, problem.action)).collect();
+    if checks.is_empty() {
+        checks.push(Check::ok("health", "no problems"));
+    }
+    let names: Vec<&VolumeName> = known.volumes.iter().map(|volume| &volume.name).collect();
+    let snapshots = context.client.call(operations::LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await?;
+    checks.extend(proofs(&names, &snapshots.list.items));
+    Ok(checks)
+}
+
+/// Checks that each volume has a cloud snapshot, and that its newest verified one is sound.
+fn proofs(volumes: &[&VolumeName], snapshots: &[Cloudsnap]) -> Vec<Check> {
+    // Oldest first: a later entry replaces an earlier one.
+    type Verified<'a> = Option<(&'a Cloudsnap, &'a Verification)>;
+    let mut newest: BTreeMap<&str, (&Cloudsnap, Verified<'_>)> = BTreeMap::new();
+    for snapshot in snapshots {
+        let entry = newest.entry(&snapshot.volume_name).or_insert((snapshot, None));
+        entry.0 = snapshot;
+        if let Some(verification) = &snapshot.verification {
+            entry.1 = Some((snapshot, verification));
+        }
+    }
+    let check = |volume: &&VolumeName| match newest.get(volume.as_str()) {
+        None => Check::warning(
+            "proof",
+            format!("volume {volume} has no cloud snapshot"),
+            format!("blockctl cloudsnap backup {volume}, or a schedule: blockctl cloudsnap schedules create"),
+        ),
+        Some((last, None)) => Check::warning(
+            "proof",
+            format!("volume {volume}: no cloud snapshot was verified"),
+            format!("blockctl cloudsnap verify {}", last.cloud_snapshot_id),
+        ),
+        Some((_, Some((verified, found)))) if found.sound => {
+            let at = format_time(found.verified_at);
+            Check::ok("proof", format!("volume {volume}: {} verified at {at}", verified.backup_type))
+        }
+        Some((_, Some((verified, _)))) => Check::failed(
+            "proof",
+            format!("volume {volume}: cloud snapshot {} is damaged", verified.cloud_snapshot_id),
+            format!("blockctl cloudsnap backup {volume} --full"),
+        ),
+    };
+    volumes.iter().map(check).collect()
+}

@@ -1,0 +1,235 @@
+//! `blockctl init`: a backup location, a schedule, and first backups, verified.
+
+pub mod args;
+mod ask;
+
+use crate::{
+    commands::{credentials, schedules},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    output::Context,
+    table::{counted, or_dash},
+    wait::{exit_status, follow, tell},
+};
+use args::InitArgs;
+use ask::Questions;
+use blockd_api::{
+    ClientError, CredentialRef, ErrorCode, ObjectName, Secret,
+    cloudsnaps::{StartVerify, VerifyDepth},
+    credentials::Credential,
+    format_time, operations,
+    schedules::{CreateSchedule, Rule, Run, RunState, Schedule, Selector},
+    tasks::Task,
+    volumes::ListVolumes,
+};
+use blockd_schedule::{Recurrence, Retention, When, Zone};
+use serde::Serialize;
+use std::{
+    fmt::Write as _,
+    fs::OpenOptions,
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+use uuid::Uuid;
+
+/// Default time of the schedule.
+const DAILY_AT: &str = "02:00";
+/// Default number of kept backups.
+const KEPT: u32 = 14;
+
+/// Document of `init`.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Initialized {
+    credential: Credential,
+    schedule: Schedule,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    recovery_key_file: Option<PathBuf>,
+    runs: Vec<Run>,
+    verifications: Vec<Task>,
+}
+
+impl InitArgs {
+    /// Returns true without an option that decides about encryption.
+    fn is_encryption_open(&self) -> bool {
+        let settings = &self.settings;
+        let has_passphrase = settings.encryption_passphrase.is_some()
+            || settings.encryption_passphrase_file.is_some()
+            || settings.encryption_passphrase_from.is_some()
+            || std::env::var_os("BLOCKD_ENCRYPTION_PASSPHRASE").is_some();
+        !has_passphrase && self.new_recovery_key.is_none() && !self.no_encryption
+    }
+}
+
+pub async fn run(context: &Context<'_>, mut args: InitArgs) -> Exit {
+    let output = context.output;
+    let say = |line: String| if output.is_json() { Ok(EXIT_DONE) } else { output.line(line) };
+    let rules = rules(&args)?;
+    let recovery_key_file = args.new_recovery_key.clone();
+    let (credential, recovery_key_file) = match existing(context, &args).await? {
+        Some(credential) => {
+            say(format!("Backup location {} exists, and works.", credential.name))?;
+            (credential, None)
+        }
+        None => {
+            Questions::new(output.is_json()).complete(&mut args)?;
+            let key_file = args.new_recovery_key.clone().or(recovery_key_file);
+            let credential = create_location(context, &mut args).await?;
+            say(format!(
+                "Backup location {} created: written, read and deleted a test object.",
+                credential.name
+            ))?;
+            (credential, key_file)
+        }
+    };
+    if let Some(file) = &recovery_key_file {
+        say(format!("Recovery key in {}: copy it to another place now.", file.display()))?;
+    } else if !credential.encrypted {
+        output.note(format!("warning: backups in {} are stored unencrypted", credential.name));
+    }
+    let schedule = schedule(context, &args, &credential, rules).await?;
+    let next = or_dash(schedule.next_run_at.map(format_time));
+    say(format!("Schedule {} backs up all volumes ({}); next run {next}.", args.name, schedule.schedule))?;
+    let mut done =
+        Initialized { credential, schedule, recovery_key_file, runs: Vec::new(), verifications: Vec::new() };
+    let exit = if args.no_backup { EXIT_DONE } else { back_up(context, &mut done).await? };
+    if output.is_json() {
+        output.document(&done)?;
+    }
+    Ok(exit)
+}
+
+/// Returns the rules of the schedule.
+fn rules(args: &InitArgs) -> Result<Vec<Rule>, Failure> {
+    let usage = |error: blockd_schedule::ScheduleError| Failure::usage(error.to_string());
+    let mut rules = args.times.rules(false).map_err(usage)?;
+    if rules.is_empty() {
+        let when = Recurrence { when: When::daily(DAILY_AT).map_err(usage)?, zone: args.times.zone() };
+        rules.push(Rule { when, retain: None });
+    }
+    Ok(rules)
+}
+
+/// Returns the location with this name after a test, if there is one.
+async fn existing(context: &Context<'_>, args: &InitArgs) -> Result<Option<Credential>, Failure> {
+    let name = CredentialRef::Name(args.name.clone());
+    match context.client.call_at(operations::VALIDATE_CREDENTIAL, &name, &()).await {
+        Ok(credential) => Ok(Some(credential)),
+        Err(ClientError::Api(error)) if error.code == ErrorCode::CredentialNotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Creates the location, and the file of a new recovery key before it.
+async fn create_location(context: &Context<'_>, args: &mut InitArgs) -> Result<Credential, Failure> {
+    let mut settings = std::mem::take(&mut args.settings);
+    if let Some(file) = &args.new_recovery_key {
+        settings.encryption_passphrase = Some(write_recovery_key(file)?);
+    }
+    let create = credentials::args::CreateArgs { name: args.name.clone(), file: args.file.clone(), settings };
+    let created = async {
+        let request = credentials::create::request(create)?;
+        Ok(context.client.call(operations::CREATE_CREDENTIAL, &request).await?)
+    };
+    let created = created.await;
+    if let (Err(_), Some(file)) = (&created, &args.new_recovery_key) {
+        // Nothing was encrypted with it; the next attempt makes another one.
+        let _ = std::fs::remove_file(file);
+    }
+    created
+}
+
+/// Writes 256 random bits to a new file, as groups of four hexadecimal digits.
+fn write_recovery_key(path: &Path) -> Result<Secret, Failure> {
+    let failed = |source| Failure::Write { path: path.to_owned(), source };
+    let mut key = String::new();
+    // Version and variant take 6 of the 128 bits of each.
+    for uuid in [Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4()] {
+        for pair in uuid.as_bytes().chunks(2) {
+            let separator = if key.is_empty() { "" } else { "-" };
+            let digits = pair.iter().fold(separator.to_owned(), |mut digits, byte| {
+                // Writing to a string does not fail.
+                let _ = write!(digits, "{byte:02x}");
+                digits
+            });
+            key += &digits;
+        }
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
+    file.write_all(format!("{key}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
+    Ok(Secret::new(key))
+}
+
+/// Returns the schedule with this name, created if it is missing.
+async fn schedule(
+    context: &Context<'_>,
+    args: &InitArgs,
+    credential: &Credential,
+    rules: Vec<Rule>,
+) -> Result<Schedule, Failure> {
+    let name: ObjectName =
+        args.name.as_str().parse().map_err(|error| Failure::usage(format!("name {}: {error}", args.name)))?;
+    let schedules = context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items;
+    if let Some(found) = schedules.into_iter().find(|one| one.name.as_ref() == Some(&name)) {
+        return Ok(found);
+    }
+    let zone: Zone = args.times.zone();
+    let default = Retention { keep_last: KEPT, zone: zone.clone(), ..Retention::default() };
+    let request = CreateSchedule {
+        name: Some(name),
+        selector: Selector { all: true, ..Selector::default() },
+        credentials: vec![CredentialRef::Name(credential.name.clone())],
+        rules,
+        retain: args.retain.retention(&zone).unwrap_or(default),
+        ..CreateSchedule::default()
+    };
+    Ok(context.client.call(operations::CREATE_SCHEDULE, &request).await?)
+}
+
+/// Backs up all volumes and verifies these backups.
+async fn back_up(context: &Context<'_>, done: &mut Initialized) -> Exit {
+    let output = context.output;
+    let volumes = context.client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items;
+    if volumes.is_empty() {
+        output.note("There are no volumes yet; new ones are backed up by the schedule.");
+        return Ok(EXIT_DONE);
+    }
+    let mut exit = EXIT_DONE;
+    let runs = context.client.call_at(operations::RUN_SCHEDULE, &done.schedule.schedule_id, &()).await?.items;
+    for run in runs {
+        let run = schedules::ended(context, run).await?;
+        let volume = or_dash(run.volume_name.as_ref());
+        match (run.state, &run.cloud_snapshot_id) {
+            (RunState::Done, Some(snap)) => {
+                let request = StartVerify {
+                    snap: Some(snap.clone()),
+                    depth: VerifyDepth::Frames,
+                    cred_id: Some(CredentialRef::Id(done.credential.credential_id)),
+                };
+                if !output.is_json() {
+                    output.line(format!("Volume {volume} backed up: {snap}"))?;
+                }
+                let started = context.client.call(operations::START_VERIFY, &request).await?;
+                let task = follow(&context.client, started.task_id, output).await?;
+                if !output.is_json() {
+                    tell(context, &task)?;
+                }
+                exit = exit.max(exit_status(&task));
+                done.verifications.push(task);
+            }
+            _ => {
+                let reason = run.reason.as_deref().unwrap_or("see `blockctl cloudsnap history`");
+                output.error(&format!("volume {volume} was not backed up: {reason}"), None);
+                exit = EXIT_FAILED;
+            }
+        }
+        done.runs.push(run);
+    }
+    if exit == EXIT_DONE && !output.is_json() {
+        output.line(format!(
+            "{} protected and verified. `blockctl doctor` checks this set-up at any time.",
+            counted(done.runs.len() as u64, "volume")
+        ))?;
+    }
+    Ok(exit)
+}

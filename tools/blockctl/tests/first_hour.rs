@@ -1,0 +1,118 @@
+//! `init` and `doctor`.
+
+use crate::support::{Fake, Reply, TASK, fail, ok, reply, task};
+use serde_json::{Value, json};
+use std::{fs, os::unix::fs::PermissionsExt};
+
+const VALIDATE: &str = "POST /v1/credentials/nas/validate";
+const CREATE: &str = "POST /v1/credentials";
+const SCHEDULES: &str = "GET /v1/schedules";
+const NEW_SCHEDULE: &str = "POST /v1/schedules";
+const VERIFY: &str = "POST /v1/cloudsnaps/verify";
+
+/// Replies of a daemon without locations and schedules.
+fn fresh() -> Vec<(&'static str, Reply)> {
+    let mut schedules = reply(SCHEDULES);
+    schedules["items"] = json!([]);
+    vec![
+        (VALIDATE, fail(404, "credential_not_found", "there is no credential nas")),
+        (SCHEDULES, ok(schedules)),
+        (VERIFY, ok(json!({ "taskId": TASK }))),
+        ("GET /v1/tasks/3f4f0a67-e12a-4d35-81ad-985657757352", ok(task("Verify-Done", 1))),
+    ]
+}
+
+fn body_of(fake: &Fake, line: &str) -> Value {
+    let seen = fake.seen();
+    seen.iter().find(|one| one.line == line).unwrap_or_else(|| panic!("no {line} in {seen:?}")).body.clone()
+}
+
+#[test]
+fn init_creates_location_schedule_and_verified_backups() {
+    let fake = Fake::with_defaults(fresh());
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    let line = format!("init nas --provider local --path /srv/b --new-recovery-key {}", key.display());
+    let ran = fake.run(&line);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    assert!(
+        ran.stdout.contains("copy it to another place") && ran.stdout.contains("protected and verified"),
+        "{ran:?}"
+    );
+    let written = fs::read_to_string(&key).unwrap();
+    assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(body_of(&fake, CREATE)["encryptionPassphrase"], written.trim_end());
+    assert!(written.len() > 64, "{written}");
+    let schedule = body_of(&fake, NEW_SCHEDULE);
+    assert_eq!(
+        (&schedule["selector"], &schedule["retain"]["keepLast"]),
+        (&json!({ "all": true }), &json!(14))
+    );
+    assert_eq!(schedule["rules"], json!([{ "when": "daily @02:00" }]));
+    assert_eq!(body_of(&fake, VERIFY)["depth"], "frames");
+}
+
+#[test]
+fn init_keeps_no_recovery_key_of_a_refused_location() {
+    let mut replies = fresh();
+    replies.push((CREATE, fail(502, "store_unreachable", "the directory is missing")));
+    let fake = Fake::with_defaults(replies);
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    let line = format!("init nas --provider local --path /srv/b --new-recovery-key {}", key.display());
+    let ran = fake.run(&line);
+    assert!(ran.status == 1 && !key.exists(), "{ran:?}");
+
+    // An existing file is no new key, and stays.
+    fs::write(&key, "precious").unwrap();
+    let ran = fake.run(&line);
+    assert!(ran.status == 1 && ran.stderr.contains("existing file is kept"), "{ran:?}");
+    assert_eq!(fs::read_to_string(&key).unwrap(), "precious");
+}
+
+#[test]
+fn init_without_terminal_names_what_is_missing() {
+    let fake = Fake::with_defaults(fresh());
+    let ran = fake.run("init nas");
+    assert!(ran.status == 2 && ran.stderr.contains("--provider"), "{ran:?}");
+    let ran = fake.run("init nas --provider local --path /srv/b");
+    assert!(ran.status == 2 && ran.stderr.contains("--new-recovery-key"), "{ran:?}");
+}
+
+#[test]
+fn init_uses_an_existing_location_and_schedule() {
+    let mut schedules = reply(SCHEDULES);
+    schedules["items"][0]["name"] = json!("nas");
+    let fake = Fake::with_defaults(vec![(SCHEDULES, ok(schedules))]);
+    let ran = fake.run("init nas --no-backup");
+    assert!(ran.status == 0 && ran.stdout.contains("nas exists"), "{ran:?}");
+    let seen = fake.seen();
+    assert!(!seen.iter().any(|one| [CREATE, NEW_SCHEDULE].contains(&one.line.as_str())), "{seen:?}");
+}
+
+/// Returns the status of the first check of a subject.
+fn verdict<'a>(document: &'a Value, check: &str) -> &'a Value {
+    let items = document["items"].as_array().unwrap();
+    &items.iter().find(|one| one["check"] == check).unwrap_or_else(|| panic!("{check}: {document}"))["status"]
+}
+
+#[test]
+fn doctor_fails_with_a_failed_check() {
+    let mut one = reply("GET /v1/credentials");
+    one["items"].as_array_mut().unwrap().retain(|one| one["name"] == "nas");
+    let credentials = ("GET /v1/credentials", ok(one));
+    let fake = Fake::with_defaults(vec![
+        credentials.clone(),
+        (VALIDATE, fail(502, "store_unreachable", "nothing answers at the store")),
+    ]);
+    let ran = fake.run("doctor -j");
+    assert_eq!(ran.status, 1, "{ran:?}");
+    assert_eq!(verdict(&ran.json(), "location"), "failed");
+    assert_eq!(verdict(&ran.json(), "daemon"), "ok");
+}
+
+#[test]
+fn doctor_without_daemon_names_the_next_action() {
+    let ran = crate::support::Ran::of(crate::support::blockctl("doctor").output().unwrap());
+    assert!(ran.status == 1 && ran.stdout.contains("-> start it with `blockd --data-dir DIR`"), "{ran:?}");
+}
