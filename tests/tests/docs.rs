@@ -4,11 +4,13 @@
 //! are their output, where `...` matches any number of lines and words with digits match each other. A
 //! comment `# exits with N` promises another exit status than 0. Blocks of `console,host` (systemd, root or
 //! hardware) and `console,account` (a cloud account) are not executed; their `blockctl` commands run without
-//! a daemon, which shows that the command line is valid. `<!-- test … -->` contains the setup of a page.
+//! a daemon, which shows that the command line is valid. `<!-- test … -->` contains the setup of a page;
+//! `<!-- test root PROGRAM …` marks a page that needs root, loop devices and these programs.
 
 use crate::harness::{
     files_below,
     process::{both, die_with_parent, program, repository, tool},
+    replay::filesystem::{self, Filesystem},
 };
 use std::{
     fs,
@@ -67,7 +69,7 @@ fn steps_of(page: &str) -> Vec<Step> {
     for (index, text) in page.lines().enumerate() {
         let line = index + 1;
         match (block, text) {
-            (None, "<!-- test") => block = Some("test"),
+            (None, opening) if opening.starts_with("<!-- test") => block = Some("test"),
             (Some("test"), "-->") | (Some(_), "```") => block = None,
             (None, opening) => block = opening.strip_prefix("```").filter(|info| !info.is_empty()),
             (Some("test"), command) => match steps.last_mut() {
@@ -159,19 +161,40 @@ fn matches(expected: &[String], actual: &[&str]) -> bool {
     }
 }
 
+/// Returns what this machine lacks for a page that is run by root.
+fn missing(programs: &str) -> Option<String> {
+    let dirs = ["/usr/lib/postgresql/15/bin", "/usr/local/bin", "/usr/bin"].map(Path::new);
+    let is_missing = |name: &&str| !dirs.iter().any(|dir| dir.join(name).is_file());
+    filesystem::missing(Filesystem::Ext4)
+        .or_else(|| programs.split_whitespace().find(is_missing).map(|name| format!("the program {name}")))
+}
+
 /// Executes a page; returns how many commands ran and how many were only parsed, or the first difference.
 fn execute(page: &Path) -> Result<(usize, usize), String> {
-    let steps = steps_of(&fs::read_to_string(page).unwrap());
+    let text = fs::read_to_string(page).unwrap();
+    let mut steps = steps_of(&text);
     if steps.is_empty() {
         return Ok((0, 0));
     }
+    let programs = text.lines().find_map(|line| line.strip_prefix("<!-- test root"));
+    let lacks = programs.and_then(missing);
+    if let Some(what) = &lacks {
+        println!("{}: only parsed, because this machine lacks {what}", page.display());
+        steps.retain(|step| !step.is_setup && step.command.contains("blockctl "));
+        steps.iter_mut().for_each(|step| step.runs = false);
+    }
+    let namespaces: &[&str] = match programs.is_some() && lacks.is_none() {
+        // Its background processes and loop devices end with the namespace.
+        true => &["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"],
+        false => &["--user", "--map-root-user", "--mount"],
+    };
     let home = tempfile::tempdir().unwrap();
     let script = home.path().join("session");
     fs::write(&script, script_of(&steps)).unwrap();
     let programs = program("blockctl").parent().unwrap().to_owned();
     let path = format!("{}:{}:/usr/sbin:/sbin", programs.display(), std::env::var("PATH").unwrap());
     let mut command = Command::new(tool("unshare"));
-    command.args(["--user", "--map-root-user", "--mount", "bash"]).arg(&script).current_dir(home.path());
+    command.args(namespaces).arg("bash").arg(&script).current_dir(home.path());
     command
         .env_clear()
         .env("PATH", path)

@@ -202,9 +202,9 @@ async fn back_up(context: &Context<'_>, done: &mut Initialized) -> Exit {
         match (run.state, &run.cloud_snapshot_id) {
             (RunState::Done, Some(snap)) => {
                 let request = StartVerify {
-                    snap: Some(snap.clone()),
+                    cloud_snapshot_id: Some(*snap),
                     depth: VerifyDepth::Frames,
-                    cred_id: Some(CredentialRef::Id(done.credential.credential_id)),
+                    credential: Some(CredentialRef::Id(done.credential.credential_id)),
                 };
                 if !output.is_json() {
                     output.line(format!("Volume {volume} backed up: {snap}"))?;
