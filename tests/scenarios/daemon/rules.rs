@@ -47,7 +47,7 @@ impl Host {
     async fn run_of(&self, rule: Option<&str>) -> Run {
         let schedule = self.schedule(9).await;
         let rule = Some(rule.map(|rule| rule.parse().unwrap()));
-        let request = UpdateSchedule { rule_name, ..UpdateSchedule::default() };
+        let request = UpdateSchedule { rule_name: rule, ..UpdateSchedule::default() };
         self.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &request).await;
         self.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
         self.settled().await.remove(0)

@@ -82,10 +82,10 @@ fn unnamed_schedules_are_not_exported() {
     const UUID: &str = "078557a3-26c7-49b1-9822-34e6f816c2d1";
     let schedule = |name: Option<&str>, uuid: &str| {
         json!({
-            "uuid": uuid, "name": name, "selector": { "volume": "1" }, "credentials": [], "credentialNames": [],
+            "scheduleId": uuid, "name": name, "selector": { "volumeId": "1", "volumeName": "a" }, "credentialIds": [],
             "rules": [{ "when": "daily @21:00" }], "schedule": "daily @21:00", "retain": { "keepLast": 7 }, "local": { "keepLast": 3 },
             "full": false, "jitterSeconds": 0, "priority": "normal", "paused": false,
-            "created": "2019-01-16T21:51:53Z", "nextRun": null, "lastRun": null
+            "createdAt": "2019-01-16T21:51:53Z", "nextRunAt": null, "lastRunAt": null
         })
     };
     let schedules = [schedule(None, UUID), schedule(Some("nightly"), "178557a3-26c7-49b1-9822-34e6f816c2d1")];

@@ -214,7 +214,6 @@ pub struct CloudsnapDetail {
     #[serde(flatten)]
     pub entry: Cloudsnap,
     /// Properties of the manifest.
-    #[serde(rename = "Detail")]
     pub detail: ManifestDetail,
 }
 
