@@ -2,7 +2,7 @@
 
 use crate::harness::{
     process::{die_with_parent, program, tool},
-    wait_until,
+    schemas, wait_until,
 };
 use serde_json::Value;
 use std::{
@@ -118,6 +118,7 @@ impl Ctl {
         let mut document: Value = serde_json::from_str(&run.stdout).unwrap_or_else(|error| {
             panic!("blockctl {all:?}: stdout is not one JSON document ({error}): {run:?}")
         });
+        schemas::check(clean(program("blockctl")), args, &document);
         // Only documents in the form of pxctl are arrays.
         if let Some(fields) = document.as_object_mut() {
             assert_eq!(fields.remove("schemaVersion"), Some(1.into()), "blockctl {all:?}: {run:?}");

@@ -21,6 +21,8 @@ pub mod process;
 pub mod proxy;
 pub mod replay;
 pub mod rng;
+#[path = "../../../tools/blockctl/tests/support/schemas.rs"]
+mod schemas;
 pub mod seaweed;
 pub mod servers;
 pub mod store;

@@ -6,6 +6,7 @@
 use crate::{failure::Failure, output::ColorChoice};
 use blockd_api::{Endpoint, TlsFiles};
 use clap::Args;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -57,7 +58,7 @@ pub struct Global {
 }
 
 /// Address of a daemon: a socket, or host and certificates.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContextEntry {
     /// Control socket.

@@ -1,6 +1,7 @@
 //! Failures of commands, their exit statuses and JSON form.
 
 use blockd_api::{ApiError, ClientError, ErrorCode, browse::FilePath};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{io, path::PathBuf};
 use uuid::Uuid;
@@ -120,12 +121,12 @@ impl From<ApiError> for Failure {
 }
 
 /// JSON form of a failure: `{"error": {"code": …, "message": …, "hint": …}}`.
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FailureDocument {
     error: FailureBody,
 }
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 struct FailureBody {
     code: String,
     message: String,

@@ -6,6 +6,7 @@ use crate::{
 };
 use blockd_api::{Client, Document};
 use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
 
@@ -74,7 +75,7 @@ impl Output {
     }
 
     /// Writes the one JSON document of a command.
-    pub fn document<T: Serialize>(&self, document: &T) -> Exit {
+    pub fn document<T: Serialize + JsonSchema>(&self, document: &T) -> Exit {
         self.json_text(&Document::new(document))
     }
 
@@ -91,29 +92,33 @@ impl Output {
     }
 
     /// Writes one of several JSON documents, on a line.
-    pub fn document_line<T: Serialize>(&self, document: &T) -> Exit {
+    pub fn document_line<T: Serialize + JsonSchema>(&self, document: &T) -> Exit {
         let text = serde_json::to_string(&Document::new(document))
             .map_err(|error| Failure::Stdout { source: error.into() })?;
         self.raw((text + "\n").as_bytes())
     }
 
     /// Writes the document of a command, or raw text.
-    pub fn text<T: Serialize>(&self, document: &T, text: impl FnOnce() -> String) -> Exit {
+    pub fn text<T: Serialize + JsonSchema>(&self, document: &T, text: impl FnOnce() -> String) -> Exit {
         if self.json { self.document(document) } else { self.raw(text().as_bytes()) }
     }
 
     /// Writes the document of a command, or a line.
-    pub fn tell<T: Serialize, S: AsRef<str>>(&self, document: &T, line: impl FnOnce() -> S) -> Exit {
+    pub fn tell<T: Serialize + JsonSchema, S: AsRef<str>>(
+        &self,
+        document: &T,
+        line: impl FnOnce() -> S,
+    ) -> Exit {
         self.text(document, || printable(line().as_ref()) + "\n")
     }
 
     /// Writes the document of a command, or a table.
-    pub fn show<T: Serialize>(&self, document: &T, table: impl FnOnce() -> Table) -> Exit {
+    pub fn show<T: Serialize + JsonSchema>(&self, document: &T, table: impl FnOnce() -> Table) -> Exit {
         self.text(document, || table().render(self.color))
     }
 
     /// Writes the document of a command, or its properties.
-    pub fn describe<T: Serialize>(&self, document: &T, facts: impl FnOnce() -> Facts) -> Exit {
+    pub fn describe<T: Serialize + JsonSchema>(&self, document: &T, facts: impl FnOnce() -> Facts) -> Exit {
         self.text(document, || facts().render())
     }
 

@@ -13,6 +13,7 @@ use blockd_api::{
     quiesce::QuiesceReport,
     tasks::{Findings, Task, TaskKind, TaskStage, WaitTask},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 use tokio::time::sleep;
@@ -70,7 +71,7 @@ async fn poll(client: &Client, task: Uuid, progress: &mut Progress) -> Result<Ta
 }
 
 /// Reports started tasks, and waits for them with `--wait`.
-pub async fn report_group_start<T: Serialize>(
+pub async fn report_group_start<T: Serialize + JsonSchema>(
     context: &Context<'_>,
     tasks: Vec<Uuid>,
     started: &T,
@@ -104,7 +105,7 @@ pub async fn report_group_start<T: Serialize>(
 }
 
 /// Reports a started task, and waits for it with `--wait`.
-pub async fn report_start<T: Serialize>(
+pub async fn report_start<T: Serialize + JsonSchema>(
     context: &Context<'_>,
     task: Uuid,
     started: &T,

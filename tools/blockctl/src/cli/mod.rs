@@ -7,7 +7,7 @@ pub mod unsupported;
 use crate::{
     commands::{
         browse, cloudsnap, completions, context, credentials, doctor, events, init, objects, rules,
-        schedules, secrets, snapshot, top, volume,
+        schedules, schema, secrets, snapshot, top, volume,
     },
     contexts::Global,
     output::ColorChoice,
@@ -117,6 +117,9 @@ pub enum Command {
     /// Write diagnostics without secrets to a file
     #[command(after_help = events::BUNDLE_HELP)]
     SupportBundle(events::BundleArgs),
+    /// Print the JSON schema of a command's output
+    #[command(after_help = schema::SCHEMA_HELP)]
+    Schema(schema::SchemaArgs),
     /// Print a completion script for a shell
     #[command(after_help = completions::COMPLETIONS_HELP)]
     Completions(completions::CompletionsArgs),

@@ -8,6 +8,7 @@ use crate::{
 };
 use blockd_api::List;
 use clap::{Args, Subcommand};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -77,9 +78,9 @@ pub fn absolute(path: Option<&PathBuf>) -> Option<PathBuf> {
 }
 
 /// Entry of `context list`.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct ListedContext {
+pub struct ListedContext {
     name: String,
     current: bool,
     #[serde(flatten)]

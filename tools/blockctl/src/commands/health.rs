@@ -10,6 +10,7 @@ use blockd_api::{
     volumes::{ListVolumes, Volume, VolumeState},
 };
 use jiff::{SignedDuration, Timestamp};
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Maximum number of examined runs and events.
@@ -20,7 +21,7 @@ const RECENT_H: i64 = 24;
 const MAX_EVENTS: usize = 5;
 
 /// Problem with its remedy.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthProblem {
     /// Kind: one of the daemon's, `volume`, `attachment`, `reload`, `schedule`, `run`, `task`, `webhook` or

@@ -16,6 +16,7 @@ pub mod limits;
 pub mod objects;
 pub mod rules;
 pub mod schedules;
+pub mod schema;
 pub mod secrets;
 pub mod snapshot;
 mod status;
@@ -37,6 +38,7 @@ pub async fn run(cli: Cli, output: &Output) -> Exit {
         Command::Context(command) => return context::run(&cli.global, output, command),
         Command::Completions(args) => return completions::completions(output, &args),
         Command::Man(args) => return completions::man(output, &args),
+        Command::Schema(args) => return schema::run(output, &args),
         Command::Secrets(args) => return secrets::run(output, &args),
         command => command,
     };
@@ -61,8 +63,10 @@ pub async fn run(cli: Cli, output: &Output) -> Exit {
         Command::Top(args) => Box::pin(top::run(&context, args)).await,
         Command::Events(args) => events::run(&context, args).await,
         Command::SupportBundle(args) => Box::pin(bundle::run(&context, args)).await,
-        Command::Context(_) | Command::Completions(_) | Command::Man(_) | Command::Secrets(_) => {
-            Ok(EXIT_DONE)
-        }
+        Command::Context(_)
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::Schema(_)
+        | Command::Secrets(_) => Ok(EXIT_DONE),
     }
 }

@@ -8,11 +8,12 @@ use crate::{
 };
 use blockd_api::{ByteSize, format_duration, operations, status::Status};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Document of `status`: the daemon's reply, with all problems in place of its own.
-#[derive(Serialize)]
-struct Health {
+#[derive(Serialize, JsonSchema)]
+pub struct Health {
     #[serde(flatten)]
     status: Status,
     /// Problems, the worst first.

@@ -1,5 +1,7 @@
 //! Fake daemon with scripted replies, and a runner of `blockctl`.
 
+mod schemas;
+
 use serde_json::{Value, json};
 use std::{
     collections::HashMap,
@@ -106,6 +108,7 @@ impl Fake {
             shell.env("PATH", format!("{}:/usr/bin:/bin", bin.display()));
             shell.env("XDG_CONFIG_HOME", dir).env("BLOCKD_SOCKET", self.socket());
             let ran = Ran::of(shell.output().unwrap());
+            check(line, &ran.stdout);
             text += &format!("$ {line}\n");
             for Seen { line, body } in &self.seen()[before..] {
                 text += &if body.is_null() { format!("> {line}\n") } else { format!("> {line} {body}\n") };
@@ -123,6 +126,15 @@ impl Fake {
     /// Runs a command line to its end.
     pub fn run(&self, line: &str) -> Ran {
         Ran::of(self.command(line).output().unwrap())
+    }
+}
+
+/// Checks the JSON document of a simple command line against its schema.
+fn check(line: &str, stdout: &str) {
+    let args: Vec<&str> = line.split_whitespace().collect();
+    let Some(("blockctl", args)) = args.split_first().map(|(program, args)| (*program, args)) else { return };
+    if let (true, Ok(document)) = (args.first() == Some(&"-j"), serde_json::from_str(stdout)) {
+        schemas::check(blockctl(""), args, &document);
     }
 }
 

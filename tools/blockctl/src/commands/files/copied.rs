@@ -10,13 +10,14 @@ use rustix::{
     fs::{XattrFlags, fsetxattr},
     io::Errno,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{collections::HashMap, fs::File, io};
 
 /// Maximum number of listed refused attributes; all are counted.
 const MAX_REFUSED_NAMED: usize = 20;
 
-#[derive(Default, Serialize)]
+#[derive(Default, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Copied {
     pub files: u64,
@@ -48,7 +49,7 @@ pub struct Copied {
 }
 
 /// Extended attribute that could not be set.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RefusedXattr {
     path: FilePath,

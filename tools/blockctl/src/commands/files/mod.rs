@@ -1,7 +1,7 @@
 //! `blockctl cloudsnap catalog`, `cat` and `diff`: the files inside cloud snapshots.
 
 pub mod args;
-mod copied;
+pub mod copied;
 pub mod copy;
 mod dir_handle;
 mod source;
@@ -18,6 +18,7 @@ use blockd_api::{
     cloudsnaps::CloudSnapshotId,
 };
 use copied::readable;
+use schemars::JsonSchema;
 use serde::Serialize;
 use source::{FileSource, PIECE_BYTES, check_count, check_depth, typed, typed_or_escaped};
 use sparse_reader::{SparseOutput, SparseParts};
@@ -96,9 +97,9 @@ async fn walk(
     Ok(count)
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct CatalogDocument<'a> {
+pub struct CatalogDocument<'a> {
     cloud_snapshot_id: CloudSnapshotId,
     path: &'a FilePath,
     /// Files, directories before their entries.
@@ -167,17 +168,17 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Exit {
     Ok(EXIT_DONE)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-enum ChangeKind {
+pub enum ChangeKind {
     Added,
     Removed,
     Changed,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct ChangedFile {
+pub struct ChangedFile {
     change: ChangeKind,
     path: FilePath,
     kind: FileKind,
@@ -186,9 +187,9 @@ struct ChangedFile {
     differences: Vec<&'static str>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct DiffDocument {
+pub struct DiffDocument {
     from_cloud_snapshot_id: CloudSnapshotId,
     to_cloud_snapshot_id: CloudSnapshotId,
     /// Changed files, by path.

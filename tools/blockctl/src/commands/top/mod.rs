@@ -1,7 +1,7 @@
 //! `blockctl top`
 
 pub mod args;
-mod rates;
+pub mod rates;
 pub(super) mod screen;
 
 use crate::{

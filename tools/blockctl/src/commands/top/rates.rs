@@ -8,12 +8,13 @@ use blockd_api::{
     format_duration,
     tasks::Task,
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::HashMap;
 use uuid::Uuid;
 
 /// Changes between two samples.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct ActivityRates {
     /// Time between the samples.
@@ -25,7 +26,7 @@ pub struct ActivityRates {
 }
 
 /// Line of a volume.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct VolumeLine {
     pub volume_id: VolumeId,
@@ -42,7 +43,7 @@ pub struct VolumeLine {
 }
 
 /// Requests of one kind.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Rate {
     pub per_second: f64,
@@ -53,7 +54,7 @@ pub struct Rate {
 }
 
 /// Line of a task.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct TaskLine {
     pub task_id: Uuid,

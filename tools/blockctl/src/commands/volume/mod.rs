@@ -26,6 +26,7 @@ use blockd_api::{
     },
 };
 use image::Image;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::io;
 
@@ -201,8 +202,8 @@ fn hydration_line(hydration: Option<&Hydration>) -> String {
 }
 
 /// Document of `volume inspect`: the volume, and the space of its snapshots.
-#[derive(Serialize)]
-struct Inspected<'a> {
+#[derive(Serialize, JsonSchema)]
+pub struct Inspected<'a> {
     #[serde(flatten)]
     volume: &'a Volume,
     /// Local snapshots.
@@ -444,8 +445,8 @@ async fn reachable(context: &Context<'_>, uri: String) -> Result<String, Failure
 }
 
 /// Document of `volume uri`.
-#[derive(Serialize)]
-struct ExportUri {
+#[derive(Serialize, JsonSchema)]
+pub struct ExportUri {
     /// URI of the export.
     uri: String,
 }
