@@ -158,13 +158,14 @@ async fn default_credential_is_used_where_none_is_named() {
         if restarts {
             host.restart().await;
         }
-        assert_eq!(host.backup("data", false).await.credential, offsite);
-        let list = host.call(LIST_CREDENTIALS, &()).await.credentials;
-        let defaults: Vec<_> = list.iter().filter(|one| one.is_default).map(|one| one.uuid).collect();
+        assert_eq!(host.backup("data", false).await.credential_id, offsite);
+        let list = host.call(LIST_CREDENTIALS, &()).await.items;
+        let defaults: Vec<_> =
+            list.iter().filter(|one| one.is_default).map(|one| one.credential_id).collect();
         assert_eq!(defaults, [offsite]);
     }
     host.call_at(DELETE_CREDENTIAL, &name, &()).await;
-    assert_eq!(host.backup("data", false).await.credential, nas);
+    assert_eq!(host.backup("data", false).await.credential_id, nas);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -172,7 +173,7 @@ async fn new_location_without_a_passphrase_has_a_warning() {
     let host = Host::new().await;
     let plain = host.call(CREATE_CREDENTIAL, &host.credential("plain", None)).await;
     assert!(plain.warnings.len() == 1 && plain.warnings[0].contains("unencrypted"), "{:?}", plain.warnings);
-    assert_eq!(host.call(LIST_CREDENTIALS, &()).await.credentials[0].warnings, Vec::<String>::new());
+    assert_eq!(host.call(LIST_CREDENTIALS, &()).await.items[0].warnings, Vec::<String>::new());
     let other = Host::new().await;
     let encrypted = other.credential("encrypted", Some("correct horse"));
     assert_eq!(other.call(CREATE_CREDENTIAL, &encrypted).await.warnings, Vec::<String>::new());
@@ -192,9 +193,20 @@ async fn tmp_measure() {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
         }
     });
-    for (name, endpoint, ssl) in [("refused", "127.0.0.1:9", false), ("unknown-host", "no-such-host.invalid:9", false), ("tls-to-plain", silent.as_str(), true)] {
-        let json = format!(r#"{{"type":"s3","endpoint":"{endpoint}","region":"us-east-1","bucket":"b","accessKey":"a","secretKey":"s","disableSsl":{}}}"#, !ssl);
-        let request = CreateCredential { name: name.parse().unwrap(), provider: serde_json::from_str(&json).unwrap(), ..host.credential("x", None) };
+    for (name, endpoint, ssl) in [
+        ("refused", "127.0.0.1:9", false),
+        ("unknown-host", "no-such-host.invalid:9", false),
+        ("tls-to-plain", silent.as_str(), true),
+    ] {
+        let json = format!(
+            r#"{{"type":"s3","endpoint":"{endpoint}","region":"us-east-1","bucket":"b","accessKey":"a","secretKey":"s","disableSsl":{}}}"#,
+            !ssl
+        );
+        let request = CreateCredential {
+            name: name.parse().unwrap(),
+            provider: serde_json::from_str(&json).unwrap(),
+            ..host.credential("x", None)
+        };
         let start = std::time::Instant::now();
         let error = api_error(host.client.call(CREATE_CREDENTIAL, &request).await);
         eprintln!("MEASURE {name}: {:?} {} {}", start.elapsed(), error.code, error.message);

@@ -21,7 +21,7 @@ impl Host {
     }
 
     async fn local_names(&self) -> Vec<String> {
-        let list = self.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.snapshots;
+        let list = self.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.items;
         list.iter().map(|snapshot| snapshot.name.to_string()).collect()
     }
 }
@@ -36,16 +36,16 @@ async fn snapshot_older_than_the_chain_is_backed_up_beside_it() {
     host.take_snapshot("data", &new_snapshot("old")).await;
     let old = model.clone();
     model.write(&volume, 1 << 20, 2, 1 << 20);
-    let tip = host.backup("data", false).await.source_volume.unwrap();
+    let tip = host.backup("data", false).await.cloud_snapshot_id.unwrap();
     model.write(&volume, 2 << 20, 3, 8192);
 
     let past = host.run_backup(&backup_of_snapshot("old")).await;
     assert_eq!(past.backup_type, Some(BackupType::Full));
-    old.assert_is(&*host.restore(&past.source_volume.unwrap(), "then").await);
+    old.assert_is(&*host.restore(&past.cloud_snapshot_id.unwrap(), "then").await);
     assert_eq!(host.tip(), tip, "the chain has the later point in time");
     let live = host.backup("data", false).await;
-    assert_eq!((live.backup_type, live.bytes_dirty), (Some(BackupType::Incremental), 8192));
-    model.assert_is(&*host.restore(&live.source_volume.unwrap(), "now").await);
+    assert_eq!((live.backup_type, live.dirty_bytes), (Some(BackupType::Incremental), 8192));
+    model.assert_is(&*host.restore(&live.cloud_snapshot_id.unwrap(), "now").await);
 
     // A snapshot after the last backup continues the chain, and so does the next backup of the volume.
     model.write(&volume, 3 << 20, 4, 4096);
@@ -53,11 +53,11 @@ async fn snapshot_older_than_the_chain_is_backed_up_beside_it() {
     let new = model.clone();
     model.write(&volume, 4 << 20, 5, 4096);
     let done = host.run_backup(&backup_of_snapshot("new")).await;
-    assert_eq!((done.backup_type, done.bytes_dirty), (Some(BackupType::Incremental), 4096));
-    new.assert_is(&*host.restore(&done.source_volume.unwrap(), "new").await);
+    assert_eq!((done.backup_type, done.dirty_bytes), (Some(BackupType::Incremental), 4096));
+    new.assert_is(&*host.restore(&done.cloud_snapshot_id.unwrap(), "new").await);
     let live = host.backup("data", false).await;
-    assert_eq!((live.backup_type, live.bytes_dirty), (Some(BackupType::Incremental), 4096));
-    model.assert_is(&*host.restore(&live.source_volume.unwrap(), "last").await);
+    assert_eq!((live.backup_type, live.dirty_bytes), (Some(BackupType::Incremental), 4096));
+    model.assert_is(&*host.restore(&live.cloud_snapshot_id.unwrap(), "last").await);
     assert_eq!(host.local_names().await, ["old", "new"], "snapshots of users stay");
 }
 
@@ -85,16 +85,16 @@ async fn backups_in_any_order_have_the_bytes_of_their_point() {
                     points.push((name, model.clone()));
                 }
                 _ if points.is_empty() || random(2) == 0 => {
-                    stored.push((host.backup("data", false).await.source_volume.unwrap(), model.clone()));
+                    stored.push((host.backup("data", false).await.cloud_snapshot_id.unwrap(), model.clone()));
                 }
                 _ => {
                     let (name, then) = &points[random(points.len() as u64) as usize];
                     let done = host.run_backup(&backup_of_snapshot(name)).await;
-                    stored.push((done.source_volume.unwrap(), then.clone()));
+                    stored.push((done.cloud_snapshot_id.unwrap(), then.clone()));
                 }
             }
         }
-        stored.push((host.backup("data", false).await.source_volume.unwrap(), model.clone()));
+        stored.push((host.backup("data", false).await.cloud_snapshot_id.unwrap(), model.clone()));
         for (nth, (id, then)) in stored.iter().enumerate() {
             then.assert_is(&*host.restore(id, &format!("copy{nth}")).await);
         }
@@ -106,21 +106,21 @@ async fn backup_of_a_snapshot_survives_a_crash_and_needs_it() {
     let mut host = Host::new().await;
     host.create_credential().await;
     let mut model = Model::new();
-    model.write(&host.create_volume("data").await, 0, 1, 1 << 20);
+    model.write(&*host.create_volume("data").await, 0, 1, 1 << 20);
     host.take_snapshot("data", &new_snapshot("s")).await;
     for step in ["backup accepted", "backup frozen", "backup planned", "backup stored"] {
         host.die_at(step);
-        let task = host.call(START_BACKUP, &backup_of_snapshot("s")).await.task;
+        let task = host.call(START_BACKUP, &backup_of_snapshot("s")).await.items[0].task_id;
         host.die_and_start().await;
         let done = host.done(task).await;
-        model.assert_is(&*host.restore(&done.source_volume.unwrap(), &step.replace(' ', "-")).await);
+        model.assert_is(&*host.restore(&done.cloud_snapshot_id.unwrap(), &step.replace(' ', "-")).await);
         Model::new().write(&host.volume("data"), 8 << 20, 7, 4096);
     }
     assert_eq!(host.local_names().await, ["s"]);
 
     // Another snapshot in its place would have another content.
     host.die_at("backup accepted");
-    let task = host.call(START_BACKUP, &backup_of_snapshot("s")).await.task;
+    let task = host.call(START_BACKUP, &backup_of_snapshot("s")).await.items[0].task_id;
     host.crashed().await;
     host.sql("DELETE FROM snapshots");
     host.restart().await;
@@ -140,13 +140,13 @@ async fn group_snapshot_is_backed_up_as_one() {
         StartGroupBackup { snapshot_group: Some(taken.group.group_id), ..StartGroupBackup::default() };
     let started = host.call(START_GROUP_BACKUP, &request).await;
     assert_eq!(host.all_done(&started).await.len(), 3);
-    let times: Vec<_> = host.list().await.iter().map(|entry| entry.timestamp).collect();
-    assert_eq!(times, [taken.created; 3]);
+    let times: Vec<_> = host.list().await.iter().map(|entry| entry.created_at).collect();
+    assert_eq!(times, [taken.created_at; 3]);
     assert_eq!(host.local_names().await.len(), 3);
 
     let both = StartGroupBackup { group: Some("shop".parse().unwrap()), ..request.clone() };
     host.refused(ErrorCode::InvalidRequest, START_GROUP_BACKUP, &both).await;
-    host.delete_snapshot(&taken.snapshots[0].id.to_string()).await;
+    host.delete_snapshot(&taken.list.items[0].snapshot_id.to_string()).await;
     host.refused(ErrorCode::SnapshotNotFound, START_GROUP_BACKUP, &request).await;
 }
 
@@ -162,12 +162,9 @@ async fn kept_snapshot_is_the_frozen_point_of_its_backup() {
     let request = StartBackup { keep_local: true, options, ..backup_of("data") };
     host.run_backup(&request).await;
     let entry = host.list().await.remove(0);
-    let kept = host.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.snapshots;
+    let kept = host.call(LIST_SNAPSHOTS, &ListSnapshots::default()).await.items;
     assert_eq!((kept.len(), kept[0].name.as_str()), (1, "before-upgrade"));
-    assert_eq!(
-        (kept[0].created, entry.metadata.snapshot_name.as_deref()),
-        (entry.timestamp, Some("before-upgrade"))
-    );
+    assert_eq!((kept[0].created_at, entry.name.as_deref()), (entry.created_at, Some("before-upgrade")));
     host.refused(ErrorCode::SnapshotExists, START_BACKUP, &request).await;
     host.run_backup(&StartBackup { options: BackupOptions::default(), ..request.clone() }).await;
     assert_eq!(host.local_names().await.len(), 2);

@@ -39,9 +39,9 @@ async fn failures_are_reported_and_leave_no_files() {
     host.call_at(RESUME_TASK, &task, &()).await;
     let resumed = host.done(task).await;
     host.assert_tidy();
-    frozen.assert_is(&*host.restore(&resumed.source_volume.unwrap(), "resumed").await);
+    frozen.assert_is(&*host.restore(&resumed.cloud_snapshot_id.unwrap(), "resumed").await);
     let next = host.backup("data", false).await;
-    assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), 1 << 20));
+    assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), 1 << 20));
 
     // Without the manifest of the base, the next backup is full.
     let tip = host.backup("data", false).await.cloud_snapshot_id.unwrap();

@@ -181,7 +181,7 @@ async fn backup_under_a_key_of_another_host_restores_after_a_rekey() {
     let nas = "nas".parse().unwrap();
     rekey(&other, &nas, rotate_key()).await;
     other.create_volume("data").await;
-    let theirs = other.backup("data", true).await.source_volume.unwrap();
+    let theirs = other.backup("data", true).await.cloud_snapshot_id.unwrap();
     let error = api_error(host.client.call(START_RESTORE, &restore_as(&theirs, "copy")).await);
     assert_eq!(error.code, ErrorCode::WrongPassphrase, "{error}");
     assert!(error.hint.is_some_and(|hint| hint.contains("credentials rekey")));

@@ -28,7 +28,7 @@ async fn renamed_volume_keeps_its_backups_schedules_and_rule() {
     host.refused_at(ErrorCode::VolumeInUse, UPDATE_VOLUME, &old, &to("w")).await;
     drop(client);
     let renamed = host.call_at(UPDATE_VOLUME, &old, &to("w")).await;
-    assert_eq!((renamed.id, renamed.name.as_str()), (entry.id, "w"));
+    assert_eq!((renamed.volume_id, renamed.name.as_str()), (entry.id, "w"));
     assert!(renamed.uri.contains("/w?"), "{}", renamed.uri);
     host.refused_at(ErrorCode::VolumeNotFound, GET_VOLUME, &old, &()).await;
     // Holders of the former entry share its state.
@@ -41,13 +41,13 @@ async fn renamed_volume_keeps_its_backups_schedules_and_rule() {
             host.restart().await;
         }
         let seen = host.inspect_volume("w").await;
-        assert_eq!((seen.snapshot_count, seen.rule.as_ref().map(|rule| rule.as_str())), (1, Some("pg")));
+        assert_eq!((seen.snapshot_count, seen.rule_name.as_ref().map(|rule| rule.as_str())), (1, Some("pg")));
         model.write(&host.volume("w"), 2 << 20, 2 + u64::from(restarts), 4096);
         let next = host.backup("w", false).await;
-        assert_eq!((next.backup_type, next.bytes_dirty), (Some(BackupType::Incremental), 4096));
-        assert_eq!(host.list().await.last().unwrap().src_volume_name, "w");
-        model.assert_is(&*host.restore(&next.source_volume.unwrap(), &format!("copy-{restarts}")).await);
-        host.call_at(RUN_SCHEDULE, &schedule.uuid, &()).await;
+        assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), 4096));
+        assert_eq!(host.list().await.last().unwrap().volume_name, "w");
+        model.assert_is(&*host.restore(&next.cloud_snapshot_id.unwrap(), &format!("copy-{restarts}")).await);
+        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
         let runs = host.settled().await;
         assert!(runs.iter().all(|run| run.state == RunState::Done), "{runs:?}");
     }

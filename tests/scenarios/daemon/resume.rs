@@ -88,7 +88,7 @@ async fn stopped_backup_resumes_with_the_stored_packs() {
         assert!(!host.packs().is_empty() && walk(&host.store.path().join("blockd/manifests")).is_empty());
         let listed = async |status| {
             let query = ListCloudsnaps { status: Some(status), ..ListCloudsnaps::default() };
-            host.call(LIST_CLOUDSNAPS, &query).await.cloudsnaps.len()
+            host.call(LIST_CLOUDSNAPS, &query).await.list.items.len()
         };
         assert_eq!((listed(CloudsnapStatus::Stopped).await, listed(CloudsnapStatus::Failed).await), (1, 0));
         // A repeated stop succeeds; later writes are not in the backup.

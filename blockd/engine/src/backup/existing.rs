@@ -19,7 +19,7 @@ fn refuse<T>(message: impl Into<String>) -> Result<T, ServiceError> {
 
 /// Refuses options of a freeze in the request of a backup without one.
 fn refuse_freeze_options(hooks: &HookOptions, keep_local: bool) -> Result<(), ServiceError> {
-    if !hooks.quiesce.is_nothing() || hooks.rule.is_some() {
+    if !hooks.quiesce.is_nothing() || hooks.rule_name.is_some() {
         return refuse("rules and commands run around a new snapshot: omit them for an existing one");
     }
     match keep_local {

@@ -141,9 +141,10 @@ impl CloudSnapshots {
                 && cluster.is_none_or(|cluster| cluster == entry.cloud_snapshot_id.cluster)
                 && volume.is_none_or(|volume| volume == entry.volume_id)
                 && src_name.is_none_or(|name| name == entry.volume_name)
-                && query.label.as_ref().is_none_or(|label| {
-                    entry.labels.overlaid_by(&entry.backup_labels).matches(label)
-                })
+                && query
+                    .label
+                    .as_ref()
+                    .is_none_or(|label| entry.labels.clone().overlaid_by(&entry.backup_labels).matches(label))
                 && query.name.as_ref().is_none_or(|name| entry.name.as_deref() == Some(name.as_str()))
         });
         if let Some(id) = &query.cloud_snapshot_id {

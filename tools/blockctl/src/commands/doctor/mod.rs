@@ -8,13 +8,14 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ByteSize, ClientError, CredentialRef, VolumeName,
+    ByteSize, ClientError, CredentialRef, List, VolumeName,
     cloudsnaps::{Cloudsnap, ListCloudsnaps, Verification},
     credentials::Credential,
     format_time, operations,
     status::Status,
 };
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
 
@@ -30,7 +31,7 @@ Examples:
 const MIN_FREE_PERCENT: u64 = 5;
 
 /// Result of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Ok,
@@ -49,7 +50,7 @@ impl fmt::Display for Verdict {
 }
 
 /// A check with its result.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Check {
     /// Subject.
     pub check: &'static str,
@@ -80,10 +81,7 @@ impl Check {
 }
 
 /// Document of `doctor`.
-#[derive(Debug, Serialize)]
-struct Diagnosis {
-    items: Vec<Check>,
-}
+pub type Diagnosis = List<Check>;
 
 pub async fn run(context: &Context<'_>) -> Exit {
     let mut checks = host::checks();
@@ -97,7 +95,7 @@ pub async fn run(context: &Context<'_>) -> Exit {
     }
     let exit =
         if checks.iter().any(|check| check.status == Verdict::Failed) { EXIT_FAILED } else { EXIT_DONE };
-    let diagnosis = Diagnosis { items: checks };
+    let diagnosis: Diagnosis = checks.into_iter().collect();
     if context.output.is_json() {
         context.output.document(&diagnosis)?;
         return Ok(exit);

@@ -22,6 +22,7 @@ use blockd_api::{
     volumes::ListVolumes,
 };
 use blockd_schedule::{Recurrence, Retention, When, Zone};
+use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
     fmt::Write as _,
@@ -38,14 +39,19 @@ const DAILY_AT: &str = "02:00";
 const KEPT: u32 = 14;
 
 /// Document of `init`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-struct Initialized {
+pub struct Initialized {
+    /// Backup location.
     credential: Credential,
+    /// Schedule of all volumes.
     schedule: Schedule,
+    /// File of the new recovery key.
     #[serde(skip_serializing_if = "Option::is_none")]
     recovery_key_file: Option<PathBuf>,
+    /// First backups.
     runs: Vec<Run>,
+    /// Verifications of these.
     verifications: Vec<Task>,
 }
 

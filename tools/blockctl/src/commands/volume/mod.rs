@@ -366,7 +366,9 @@ async fn resize(context: &Context<'_>, args: ResizeArgs) -> Exit {
 async fn rename(context: &Context<'_>, args: RenameArgs) -> Exit {
     let request = UpdateVolume { name: Some(args.name), ..UpdateVolume::default() };
     let volume = context.client.call_at(operations::UPDATE_VOLUME, &args.volume, &request).await?;
-    context.output.tell(&volume, || format!("Volume successfully renamed: {} ({})", volume.id, volume.name))
+    context
+        .output
+        .tell(&volume, || format!("Volume successfully renamed: {} ({})", volume.volume_id, volume.name))
 }
 
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
