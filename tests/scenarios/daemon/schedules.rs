@@ -1,9 +1,8 @@
 //! Schedules of a running daemon, through its control socket.
 
 use super::*;
-use blockd_api::{
-    cloudsnaps::InspectCloudsnap,
-    schedules::{CreateSchedule, ListRuns, Policy, Run, RunState, Schedule, UpdatePolicy, UpdateSchedule},
+use blockd_api::schedules::{
+    CreateSchedule, ListRuns, Policy, Run, RunState, Schedule, UpdatePolicy, UpdateSchedule,
 };
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use std::collections::BTreeSet;
