@@ -178,37 +178,3 @@ async fn new_location_without_a_passphrase_has_a_warning() {
     let encrypted = other.credential("encrypted", Some("correct horse"));
     assert_eq!(other.call(CREATE_CREDENTIAL, &encrypted).await.warnings, Vec::<String>::new());
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn tmp_measure() {
-    let host = Host::new().await;
-    let plain = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let silent = format!("{}", plain.local_addr().unwrap());
-    std::thread::spawn(move || {
-        for stream in plain.incoming() {
-            use std::io::{Read, Write};
-            let mut stream = stream.unwrap();
-            let mut one = [0; 1];
-            let _ = stream.read(&mut one);
-            let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n");
-        }
-    });
-    for (name, endpoint, ssl) in [
-        ("refused", "127.0.0.1:9", false),
-        ("unknown-host", "no-such-host.invalid:9", false),
-        ("tls-to-plain", silent.as_str(), true),
-    ] {
-        let json = format!(
-            r#"{{"type":"s3","endpoint":"{endpoint}","region":"us-east-1","bucket":"b","accessKey":"a","secretKey":"s","disableSsl":{}}}"#,
-            !ssl
-        );
-        let request = CreateCredential {
-            name: name.parse().unwrap(),
-            provider: serde_json::from_str(&json).unwrap(),
-            ..host.credential("x", None)
-        };
-        let start = std::time::Instant::now();
-        let error = api_error(host.client.call(CREATE_CREDENTIAL, &request).await);
-        eprintln!("MEASURE {name}: {:?} {} {}", start.elapsed(), error.code, error.message);
-    }
-}
