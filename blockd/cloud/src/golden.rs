@@ -141,7 +141,7 @@ async fn write(kind: Kind) -> MemoryStore {
                 volume_name: "golden".into(),
                 snapshot_name: format!("generation-{generation}"),
                 labels: BTreeMap::from([("tier".into(), "gold".into())]),
-                backup_labels: BTreeMap::from([("change".into(), "1742".into())]),
+                backup_labels: BTreeMap::new(),
                 created: Timestamp::from_second(1_700_000_000 + generation as i64).unwrap(),
                 trigger: "Manual".into(),
                 freeze_stall_micros: 21,
