@@ -31,7 +31,7 @@ pub struct BackupOptions {
     /// Name: [`Cloudsnap::name`] and [`crate::tasks::Task::name`] of the backup.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
-    /// Labels of the backup, beside those of its volume: [`CloudsnapMetadata::backup_labels`].
+    /// Labels of the backup, beside those of its volume: [`Cloudsnap::backup_labels`].
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
     /// Pin the backup: see [`MarkCloudsnap::pinned`].

@@ -130,6 +130,7 @@ async fn failed_task_runs_until_its_result_is_stored() {
     host.refused(ErrorCode::VolumeInUse, START_BACKUP, &backup_of("data")).await;
     host.sql("DROP TRIGGER no_end");
     assert_eq!(host.wait(task).await.state.stage, TaskStage::Failed);
+    host.call_at(STOP_TASK, &task, &resume::DISCARD).await;
     host.assert_tidy();
     host.show_store(&away);
 }
