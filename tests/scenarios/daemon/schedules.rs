@@ -82,7 +82,7 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     assert_eq!(host.call(LIST_SCHEDULES, &()).await.list.items, []);
     let unselective = CreateSchedule { rules: vec![rule("periodic 5")], ..CreateSchedule::default() };
     let error = host.client.call(CREATE_SCHEDULE, &unselective).await.unwrap_err();
-    assert!(error.to_string().contains("one of volume, group and label"), "{error}");
+    assert!(error.to_string().contains("one of volume, group, label and all"), "{error}");
     let gold = "gold".parse().unwrap();
     let by_policy = CreateSchedule { policy_name: Some("gold".parse().unwrap()), ..ruleless };
     host.refused(ErrorCode::PolicyNotFound, CREATE_SCHEDULE, &by_policy).await;
