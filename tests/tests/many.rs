@@ -36,6 +36,10 @@ fn count_snapshots(dir: &Path) -> u64 {
     let mut found = 0;
     for volume in fs::read_dir(dir).unwrap() {
         let volume = volume.unwrap().path();
+        // A file explains an incomplete list.
+        if !volume.is_dir() {
+            continue;
+        }
         for snapshot in fs::read_dir(volume).unwrap() {
             let meta = fs::symlink_metadata(snapshot.unwrap().path()).unwrap();
             found += u64::from(meta.is_dir());

@@ -121,7 +121,7 @@ fn applied_file_is_unchanged_and_exported() {
     let nights = ctl.json(&["get", "vbs", "pgdata-nights"]);
     assert_eq!(nights["spec"]["retainAt"][0]["retain"]["monthly"], 12, "{nights:#}");
     let described = ctl.run(&["describe", "VolumeBackup", "before-upgrade"]);
-    assert!(described.stdout.contains("cloudSnapID: "), "{described:?}");
+    assert!(described.stdout.contains("cloudSnapshotId: "), "{described:?}");
 
     // Objects that `apply` did not create are listed as well.
     ctl.json(&["sched-policy", "create", "by-hand", "--daily", "01:00,3"]);

@@ -159,7 +159,7 @@ fn covers(
     let mut tracked: BTreeMap<u64, u64> = BTreeMap::new();
     for extent in document["items"].as_array().into_iter().flatten() {
         let number = |field: &str| extent[field].as_u64().unwrap_or_default();
-        tracked.insert(number("offsetBytes"), number("offsetBytes") + number("lengthBytes"));
+        tracked.insert(number("offsetBytes"), number("offsetBytes") + number("lenBytes"));
     }
     for (number, sectors) in new.chunks(SECTORS_PER_BLOCK).enumerate() {
         let first = number * SECTORS_PER_BLOCK;

@@ -32,14 +32,26 @@ fn close(schema: &mut Value, is_part: bool) {
     }
 }
 
+/// Returns the words of a command line up to its first own option.
+fn command_of<'a>(args: &'a [&'a str]) -> impl Iterator<Item = &'a str> {
+    let (mut words, mut args) = (Vec::new(), args.iter());
+    while let Some(arg) = args.next() {
+        match *arg {
+            "-j" | "--json" | "--ssl" => {}
+            "--socket" | "--endpoint" | "--context" | "--ca" | "--cert" | "--key" => drop(args.next()),
+            option if option.starts_with('-') => break,
+            word => words.push(word),
+        }
+    }
+    words.into_iter()
+}
+
 /// Checks a document of a command line.
 ///
 /// # Panics
 /// The document violates the schema of the command.
 pub fn check(mut blockctl: Command, args: &[&str], document: &Value) {
-    let words = args.iter().filter(|arg| !["-j", "--json"].contains(arg));
-    let words: Vec<String> =
-        words.take_while(|arg| !arg.starts_with('-')).take(MAX_WORDS).map(|arg| (*arg).to_owned()).collect();
+    let words: Vec<String> = command_of(args).take(MAX_WORDS).map(ToOwned::to_owned).collect();
     let mut known = KNOWN.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let schema = known.entry(words.clone()).or_insert_with(|| {
         let output = blockctl.arg("schema").arg("--").args(&words).output().expect("blockctl schema");

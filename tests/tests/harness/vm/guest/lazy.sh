@@ -44,7 +44,7 @@ middle_parts=$(digest_parts /mnt/lazy 16)
 umount /mnt || fail umount
 blockctl cloudsnap backup first --wait >/tmp/backup 2>&1 || fail "backup: $(cat /tmp/backup)"
 blockctl volume detach first >/dev/null || fail detach
-snap=$(blockctl --json cloudsnap list --src first | tr -d '\n ' | grep -o '"ID":"[^"]*"' | tail -n 1 | cut -d '"' -f 4)
+snap=$(blockctl --json cloudsnap list --src first | tr -d '\n ' | grep -o '"cloudSnapshotId":"[^"]*"' | tail -n 1 | cut -d '"' -f 4)
 
 step "a lazy volume is mounted while it hydrates"
 blockctl cloudsnap restore --snap "$snap" --volume lazy --lazy >/tmp/restore 2>&1 || fail "restore: $(cat /tmp/restore)"

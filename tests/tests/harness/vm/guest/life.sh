@@ -90,7 +90,7 @@ rm -f /mnt/cached.* /mnt/mapped.*
 
 step "restore and compare"
 umount /mnt || fail umount
-snap=$(blockctl --json cloudsnap list | tr -d '\n ' | sed -n 's/.*"ID":"\([^"]*\)".*/\1/p')
+snap=$(blockctl --json cloudsnap list | tr -d '\n ' | sed -n 's/.*"cloudSnapshotId":"\([^"]*\)".*/\1/p')
 blockctl cloudsnap restore --snap "$snap" --volume back --wait >/tmp/restore 2>&1 || fail "restore: $(cat /tmp/restore)"
 blockctl volume attach back --device /dev/nbd1 >/dev/null || fail "attach back"
 mount -t ext4 /dev/nbd1 /mnt2 || fail "mount back"

@@ -140,7 +140,8 @@ fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
 pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     if args.migration {
         context.output.note("There are no migrations: any host with the bucket and the passphrase lists and restores the cloud snapshots of others.");
-        return context.output.show(&[(); 0], || list_table(&CloudsnapList::default()));
+        let none = CloudsnapList::default();
+        return context.output.show(&none, || list_table(&none));
     }
     let cloudsnap_id = match &args.cloudsnap_id {
         Some(id) => Some(id.resolve(context, args.credential.cred_id.as_ref()).await?),

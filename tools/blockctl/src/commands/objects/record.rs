@@ -61,7 +61,7 @@ impl Record {
                     self.done.push(document(*kind, name, result));
                 }
                 let mut whole = json!(failure.document());
-                whole["items"] = json!(self.done);
+                (whole["items"], whole["next"]) = (json!(self.done), json!(null));
                 output.document(&whole)?;
                 Ok(failure.exit_status())
             }
