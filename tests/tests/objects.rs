@@ -62,6 +62,7 @@ impl Applied {
                 "BackupLocation/local-backups created",
                 "SchedulePolicy/gold created",
                 "Rule/flush created",
+                "VolumeSnapshot/before-change created",
                 "VolumeBackup/before-upgrade started",
                 "VolumeBackupSchedule/shop created",
                 "VolumeBackupSchedule/pgdata-nights created",
@@ -93,7 +94,7 @@ fn planned_file_changes_nothing() {
     let file = file(&dir, "objects.yaml", &example(&dir));
     ctl.create_volume("pgdata", "8MiB");
     let (code, planned) = ctl.document(&["diff", "-f", &file]);
-    assert_eq!((code, results(&planned).len()), (1, 8), "{planned:#}");
+    assert_eq!((code, results(&planned).len()), (1, 9), "{planned:#}");
     ctl.json(&["apply", "-f", &file, "--dry-run"]);
     assert!(get(&ctl, "backuplocations").is_empty() && get(&ctl, "sp").is_empty());
 }
@@ -186,6 +187,7 @@ fn deleted_file_keeps_volumes() {
             "VolumeBackupSchedule/shop deleted",
             "VolumeBackupSchedule/pgdata-nights deleted",
             "VolumeBackup/before-upgrade not there",
+            "VolumeSnapshot/before-change deleted",
             "Rule/flush deleted",
             "SchedulePolicy/gold deleted",
             "BackupLocation/local-backups deleted",
@@ -236,21 +238,41 @@ fn object_name_belongs_to_its_host() {
     assert_eq!(results(&a.json(&["apply", "-f", &backup, "--wait"])), started);
     let of_a = a.done_cloudsnaps().remove(0);
 
-    // On host b the name does not refer to the backup of host a.
-    assert!(get(&b, "vb").is_empty());
-    assert_eq!(b.fails(&["apply", "-f", &restore], 4)["code"], "cloudsnap_not_found");
+    // Host b lists the backup of host a and restores it by its name, but neither deletes nor exports it.
+    let listed = get(&b, "vb");
+    assert_eq!(
+        (listed.len(), &listed[0]["status"]["cloudSnapshotId"]),
+        (1, &of_a.as_str().into()),
+        "{listed:#?}"
+    );
+    let table = b.run(&["get", "vb"]).stdout;
+    assert!(table.contains(&format!("{}/before", &of_a[..8])), "{table}");
+    let exported = b.run(&["get", "vb", "-o", "yaml"]);
+    assert!(exported.stdout.trim().is_empty() && exported.stderr.contains("another host"), "{exported:?}");
+    assert_eq!(results(&b.json(&["apply", "-f", &restore, "--wait"])), ["VolumeRestore/back started"]);
+    assert_eq!(b.json(&["get", "vr", "back"])["status"]["cloudSnapshotId"], of_a.as_str());
+    b.json(&["volume", "delete", "back"]);
     b.fails(&["delete", "VolumeBackup", "before"], 4);
     let kept = ["VolumeBackup/before not there", "BackupLocation/vault deleted"];
     assert_eq!(results(&b.json(&["delete", "-f", &backup])), kept);
     b.add_local("vault", &dir, None);
     assert_eq!(a.done_cloudsnaps(), [of_a.as_str()]);
+
+    // An own backup of the name wins.
     assert_eq!(results(&b.json(&["apply", "-f", &backup, "--wait"])), started);
     b.json(&["apply", "-f", &restore, "--wait"]);
     let source = b.json(&["get", "vr", "back"])["status"]["cloudSnapshotId"].clone();
     assert!(source.is_string() && source != of_a.as_str(), "{source}");
+    // A third host must choose.
+    let c = bed.daemon("c").start();
+    let c = c.ctl();
+    c.add_local("vault", &dir, None);
+    let error = c.fails(&["apply", "-f", &restore], 2);
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("ambiguous") && message.contains(of_a.as_str()), "{message}");
 
     // The id refers to that backup on all hosts.
-    let spec = format!("backupLocation: vault, cloudSnapID: {of_a}");
+    let spec = format!("backupLocation: vault, cloudSnapshotId: {of_a}");
     let foreign = file(bed.dir(), "foreign.yaml", &object("VolumeRestore", "foreign", &spec));
     b.json(&["apply", "-f", &foreign, "--wait"]);
     assert_eq!(b.json(&["describe", "vb", &of_a])["items"][0]["status"]["cloudSnapshotId"], of_a.as_str());
@@ -288,8 +310,9 @@ fn ambiguous_backup_name_deletes_none() {
     assert!(message.contains("--volume") && message.contains("--location"), "{message}");
     assert_eq!(ctl.done_cloudsnaps().len(), 2);
 
-    // Both locations of the store list the backups, and objects of both are unchanged.
-    assert_eq!(get(&ctl, "vb").len(), 4);
+    // Both locations of the store list the backup of both volumes, and objects of both are unchanged.
+    let listed = get(&ctl, "vb");
+    assert_eq!((listed.len(), listed[0]["spec"]["volume"].as_array().unwrap().len()), (2, 2), "{listed:#?}");
     for name in ["here", "again"] {
         let spec = format!("backupLocation: {name}, volume: db");
         let same = file(bed.dir(), "same.yaml", &object("VolumeBackup", "before", &spec));

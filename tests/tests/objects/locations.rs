@@ -122,7 +122,7 @@ fn prefix_is_part_of_a_location_and_ignored_fields_warn() {
     }
     let ran = ctl.run(&["apply", "-f", &pasted("prefix: demo")]);
     assert!(
-        ran.stdout.contains("unchanged") && ran.stderr.contains("spec.databaseName: this is ignored"),
+        ran.stdout.contains("unchanged") && ran.stderr.contains("ignored without a meaning on a host: "),
         "{ran:?}"
     );
     assert!(dir.join("demo/blockd").is_dir());

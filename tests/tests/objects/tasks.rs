@@ -40,7 +40,7 @@ fn running_tasks_are_awaited_and_stopped_ones_resume() {
     assert_eq!(results(&ctl.json(&["delete", "-f", &backup])), ["VolumeBackup/slow not there"]);
 
     let full = ctl.backup_with("vol", &["--cred-id", "fast"]);
-    let spec = format!("backupLocation: down, cloudSnapID: {}", full.snap());
+    let spec = format!("backupLocation: down, cloudSnapshotId: {}", full.snap());
     let restore = file(bed.dir(), "restore.yaml", &object("VolumeRestore", "copy", &spec));
     let task = apply(&restore, "started");
     assert_eq!(apply(&restore, "under way"), task);

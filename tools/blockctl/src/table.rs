@@ -40,6 +40,8 @@ pub struct Table {
     header: Vec<&'static str>,
     rows: Vec<Vec<String>>,
     tone_column: Option<usize>,
+    /// Spaces between columns.
+    gap: u16,
 }
 
 impl Table {
@@ -47,7 +49,7 @@ impl Table {
     pub fn new(header: impl IntoIterator<Item = &'static str>) -> Self {
         let header: Vec<_> = header.into_iter().collect();
         let tone_column = header.iter().position(|title| matches!(*title, "STATUS" | "STATE"));
-        Self { header, rows: Vec::new(), tone_column }
+        Self { header, rows: Vec::new(), tone_column, gap: 3 }
     }
 
     /// Creates a table of rows; `|` separates the titles of the columns.
@@ -55,6 +57,12 @@ impl Table {
         let mut table = Self::new(header.split('|'));
         rows.into_iter().for_each(|row| table.row(row));
         table
+    }
+
+    /// Sets narrow gaps between columns.
+    #[must_use]
+    pub fn compact(self) -> Self {
+        Self { gap: 2, ..self }
     }
 
     /// Adds a row with as many cells as the header.
@@ -85,7 +93,7 @@ impl Table {
             }));
         }
         for column in grid.column_iter_mut() {
-            column.set_padding((0, 3));
+            column.set_padding((0, self.gap));
         }
         grid.trim_fmt() + "\n"
     }

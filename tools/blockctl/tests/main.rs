@@ -4,6 +4,7 @@
 
 mod copy;
 mod first_hour;
+mod migration;
 mod objects;
 mod output;
 mod streams;

@@ -2,14 +2,17 @@
 
 use super::{
     document::{FieldError, Spec},
+    foreign::parse_ttl,
     values::{one_as_value, one_or_many, selectors},
 };
 use blockd_api::{
-    CredentialName, CredentialRef, GroupName, LabelSelector, ObjectName, RuleName, VolumeName, VolumeRef,
+    CredentialName, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, RuleName, VolumeName,
+    VolumeRef,
     cloudsnaps::{BackupOptions, StartGroupBackup},
     quiesce::HookOptions,
     schedules::Selector,
 };
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// Fate of backups whose object is deleted.
@@ -22,7 +25,20 @@ pub enum ReclaimPolicy {
     Delete,
 }
 
-/// Backup, or template of the backups of a schedule.
+/// Volumes of an object.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VolumeSet {
+    /// Volumes by name.
+    pub names: Vec<VolumeName>,
+    /// Volumes of a group.
+    pub group: Option<GroupName>,
+    /// Volumes with all labels of one of these.
+    pub labels: Vec<LabelSelector>,
+    /// All volumes.
+    pub all: bool,
+}
+
+/// Backup, local snapshot, or template of the backups of a schedule.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Backup {
@@ -33,31 +49,47 @@ pub struct Backup {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub backup_location: Vec<CredentialName>,
-    /// Volume.
-    pub volume: Option<VolumeName>,
+    /// Volumes.
+    #[serde(
+        deserialize_with = "one_or_many",
+        serialize_with = "one_as_value",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub volume: Vec<VolumeName>,
     pub(super) group: Option<GroupName>,
-    #[serde(with = "selectors")]
-    pub(super) selectors: Option<LabelSelector>,
-    /// All volumes, at each run of a schedule.
+    #[serde(with = "selectors", skip_serializing_if = "Vec::is_empty")]
+    pub(super) selectors: Vec<LabelSelector>,
+    /// All volumes; those of each run of a schedule.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub(super) all_volumes: bool,
+    /// Volumes if no volume has the name.
+    #[serde(skip_serializing)]
+    pub(super) or_selectors: Option<Labels>,
     /// Full backups.
     pub full: bool,
     pub(super) pre_exec_rule: Option<RuleName>,
     pub(super) post_exec_rule: Option<RuleName>,
+    /// Time after which the backups expire, such as `720h`.
+    #[serde(skip_serializing)]
+    pub(super) ttl: Option<String>,
     /// Fate of the backups after the object.
     #[serde(skip_serializing)]
     pub reclaim_policy: ReclaimPolicy,
+    /// Labels of the backups, from the metadata.
+    #[serde(skip)]
+    pub(super) labels: Labels,
 }
 
 impl Backup {
     /// Checks the volumes and the rule.
     pub fn check_template(&mut self) -> Result<(), String> {
-        let given = [self.volume.is_some(), self.group.is_some(), self.selectors.is_some(), self.all_volumes];
+        if let Some(ttl) = &self.ttl {
+            parse_ttl(ttl).map_err(|error| format!("ttl: {error}"))?;
+        }
+        let (has_volume, has_labels) = (!self.volume.is_empty(), !self.selectors.is_empty());
+        let given = [has_volume, self.group.is_some(), has_labels, self.all_volumes];
         if given.into_iter().filter(|is_given| *is_given).count() != 1 {
-            let expected =
-                "one of `volume`, `group`, `selectors` and, in a schedule, `allVolumes` is expected";
-            return Err(expected.to_owned());
+            return Err("one of `volume`, `group`, `selectors` and `allVolumes` is expected".to_owned());
         }
         match (&self.pre_exec_rule, &self.post_exec_rule) {
             (Some(before), Some(after)) if before != after => {
@@ -82,9 +114,16 @@ impl Backup {
     }
 
     /// Returns the volumes.
+    pub fn volumes(&self) -> VolumeSet {
+        let (names, group, labels) = (self.volume.clone(), self.group.clone(), self.selectors.clone());
+        VolumeSet { names, group, labels, all: self.all_volumes }
+    }
+
+    /// Returns the volumes of a schedule, which has one selector.
     pub fn selector(&self) -> Selector {
-        let volume = self.volume.clone().map(VolumeRef::Name);
-        Selector { volume, group: self.group.clone(), label: self.selectors.clone(), all: self.all_volumes }
+        let volume = self.volume.first().cloned().map(VolumeRef::Name);
+        let (group, label) = (self.group.clone(), self.selectors.first().cloned());
+        Selector { volume, group, label, all: self.all_volumes }
     }
 
     /// Returns the rule with the hooks.
@@ -92,16 +131,38 @@ impl Backup {
         self.pre_exec_rule.clone()
     }
 
-    /// Returns the request of the backup.
+    /// Returns the labels that select volumes if none has the name.
+    pub fn other_labels(&self) -> Option<&Labels> {
+        self.or_selectors.as_ref()
+    }
+
+    /// Returns the hooks of a request.
+    pub fn hooks(&self) -> HookOptions {
+        HookOptions { rule_name: self.rule(), ..HookOptions::default() }
+    }
+
+    /// Returns the request of a backup that begins now.
     pub fn request(&self, name: &ObjectName) -> StartGroupBackup {
-        let Selector { volume, group, label, .. } = self.selector();
+        let ttl_s = self.ttl.as_deref().and_then(|ttl| parse_ttl(ttl).ok());
+        let ttl = ttl_s.and_then(|ttl_s| i64::try_from(ttl_s).ok()).map(SignedDuration::from_secs);
+        let options = BackupOptions {
+            full: self.full,
+            name: Some(name.clone()),
+            labels: self.labels.clone(),
+            expires_at: ttl.and_then(|ttl| Timestamp::now().checked_add(ttl).ok()),
+            ..BackupOptions::default()
+        };
+        let (volumes, label) = match self.selectors.as_slice() {
+            [one] => (Vec::new(), Some(one.clone())),
+            _ => (self.volume.iter().cloned().map(VolumeRef::Name).collect(), None),
+        };
         StartGroupBackup {
-            volumes: volume.into_iter().collect(),
-            group,
+            volumes,
+            group: self.group.clone(),
             label,
             credentials: self.credentials().collect(),
-            options: BackupOptions { full: self.full, name: Some(name.clone()), ..BackupOptions::default() },
-            hooks: HookOptions { rule_name: self.rule(), ..HookOptions::default() },
+            options,
+            hooks: self.hooks(),
             ..StartGroupBackup::default()
         }
     }
@@ -111,10 +172,7 @@ impl Spec for Backup {
     fn check(&mut self, _: &str) -> Result<(), FieldError> {
         self.check_template().map_err(|message| (String::new(), message))?;
         match self.backup_location.len() {
-            _ if self.all_volumes => {
-                Err(("allVolumes".to_owned(), "only a schedule selects all volumes".to_owned()))
-            }
-            1 => Ok(()),
+            0 | 1 => Ok(()),
             _ => Err((String::new(), "one `backupLocation` is expected".to_owned())),
         }
     }

@@ -1,8 +1,9 @@
 //! YAML documents (JSON is YAML) with the lines of their fields.
 //!
 //! A document is read as a tree first, because its kind decides the type of its content. Each part is then
-//! taken as its type, whose errors name field and line. Conversions of foreign kinds remove fields without a
-//! meaning here with [`Document::ignore`] before, or report them afterwards with [`Document::warn`].
+//! taken as its type, whose errors name field and line. Documents of other systems are converted as trees:
+//! their fields move to those of a kind of ours, errors name them by the path in the file, and the others
+//! are ignored with a warning.
 
 use serde::{
     Deserialize, Deserializer,
@@ -10,7 +11,10 @@ use serde::{
 };
 use serde_json::{Map, Value};
 use serde_saphyr::Spanned;
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 /// Path in a content and cause.
 pub type FieldError = (String, String);
@@ -26,7 +30,7 @@ pub trait Spec: DeserializeOwned {
 pub struct Problem {
     /// Line, from 1 on.
     pub line: usize,
-    /// Path in the object, such as `policy.daily.retain`.
+    /// Path in the document, such as `policy.daily.retain`.
     pub path: String,
     /// Cause.
     pub message: String,
@@ -40,16 +44,28 @@ impl fmt::Display for Problem {
 }
 
 /// Document of a file.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Document {
     /// First line, from 1 on.
     pub line: usize,
-    /// Fields that are ignored.
+    /// Warnings about fields.
     pub warnings: Vec<Problem>,
+    /// Warnings of the document that this one was converted from.
+    pub inherited: Vec<Problem>,
+    /// Unknown fields are ignored: the document is one of another system.
+    pub is_foreign: bool,
+    /// An equal object of another document is the same one.
+    pub is_derived: bool,
     /// Fields. Those without a value are left out.
     fields: Map<String, Value>,
     /// Lines by path, such as `.policy.daily.retain`.
     lines: BTreeMap<String, usize>,
+    /// Paths in the file by path here, if the document was converted.
+    origins: BTreeMap<String, String>,
+    /// Paths of ignored fields.
+    ignored: Vec<String>,
+    /// Paths of fields from which inner fields were removed.
+    opened: BTreeSet<String>,
 }
 
 /// Parses the documents of a text.
@@ -64,9 +80,18 @@ pub fn documents(text: &str) -> Result<Vec<Document>, Problem> {
     let document = |Spanned { value: Node { value, lines }, referenced, .. }: Spanned<Node>| {
         let line = line_of(&referenced);
         match value {
-            Value::Object(fields) => {
-                Ok(Document { line, warnings: Vec::new(), fields, lines: lines.into_iter().collect() })
-            }
+            Value::Object(fields) => Ok(Document {
+                line,
+                warnings: Vec::new(),
+                inherited: Vec::new(),
+                is_foreign: false,
+                is_derived: false,
+                fields,
+                lines: lines.into_iter().collect(),
+                origins: BTreeMap::new(),
+                ignored: Vec::new(),
+                opened: BTreeSet::new(),
+            }),
             _ => Err(problem(line, "a mapping is expected".to_owned())),
         }
     };
@@ -76,30 +101,136 @@ pub fn documents(text: &str) -> Result<Vec<Document>, Problem> {
 impl Document {
     /// Returns a problem of a field, with its line or that of the nearest field around it.
     pub fn problem(&self, path: &str, message: impl Into<String>) -> Problem {
+        let path = self.written(path);
+        Problem { line: self.line_of(&path), path, message: message.into() }
+    }
+
+    /// Returns the path of a field in the file.
+    fn written(&self, path: &str) -> String {
+        let mut nearest = path;
+        loop {
+            if let Some(origin) = self.origins.get(nearest) {
+                return format!("{origin}{}", &path[nearest.len()..]);
+            }
+            match nearest.rfind(['.', '[']) {
+                Some(end) => nearest = &nearest[..end],
+                None => return path.to_owned(),
+            }
+        }
+    }
+
+    fn line_of(&self, path: &str) -> usize {
         let mut nearest = format!(".{path}");
         while !nearest.is_empty() && !self.lines.contains_key(&nearest) {
             nearest.truncate(nearest.rfind(['.', '[']).unwrap_or(0));
         }
-        let line = self.lines.get(&nearest).copied().unwrap_or(self.line);
-        Problem { line, path: path.to_owned(), message: message.into() }
+        self.lines.get(&nearest).copied().unwrap_or(self.line)
     }
 
-    /// Warns that a field is ignored.
-    pub fn warn(&mut self, path: &str, reason: &str) {
-        let warning = self.problem(path, format!("this is ignored: {reason}"));
+    /// Warns about a field.
+    pub fn warn(&mut self, path: &str, message: &str) {
+        let warning = self.problem(path, message);
         self.warnings.push(warning);
     }
 
-    /// Removes a field, and warns that it is ignored if it was given.
-    pub fn ignore(&mut self, path: &str, reason: &str) {
+    /// Adds a field to those that the warning of [`Document::finish`] lists.
+    pub fn ignore(&mut self, path: &str) {
+        let path = self.written(path);
+        self.ignored.push(path);
+    }
+
+    /// Removes a field.
+    pub fn remove(&mut self, path: &str) -> Option<Value> {
         let (parents, name) = path.rsplit_once('.').unwrap_or(("", path));
-        let parent = parents
-            .split('.')
-            .filter(|step| !step.is_empty())
-            .try_fold(&mut self.fields, |fields, step| fields.get_mut(step)?.as_object_mut());
-        if parent.is_some_and(|fields| fields.remove(name).is_some()) {
-            self.warn(path, reason);
+        let steps = parents.split('.').filter(|step| !step.is_empty());
+        let fields =
+            steps.clone().try_fold(&mut self.fields, |fields, step| fields.get_mut(step)?.as_object_mut());
+        let found = fields?.remove(name);
+        steps.fold(String::new(), |parent, step| {
+            let path = if parent.is_empty() { step.to_owned() } else { format!("{parent}.{step}") };
+            self.opened.insert(path.clone());
+            path
+        });
+        found
+    }
+
+    /// Sets a field that the file has at another path.
+    pub fn set(&mut self, path: &str, value: Value, origin: &str) {
+        let (parents, name) = path.rsplit_once('.').unwrap_or(("", path));
+        let mut fields = &mut self.fields;
+        for step in parents.split('.').filter(|step| !step.is_empty()) {
+            let inner = fields.entry(step).or_insert_with(|| Map::new().into());
+            if !inner.is_object() {
+                *inner = Map::new().into();
+            }
+            let Value::Object(inner) = inner else { return };
+            fields = inner;
         }
+        fields.insert(name.to_owned(), value);
+        self.origins.insert(path.to_owned(), origin.to_owned());
+    }
+
+    /// Returns a document without fields, with the lines of this one.
+    pub fn emptied(&self) -> Self {
+        let (warnings, fields, ignored) = (Vec::new(), Map::new(), Vec::new());
+        Self { warnings, fields, ignored, origins: BTreeMap::new(), opened: BTreeSet::new(), ..self.clone() }
+    }
+
+    /// Returns a field.
+    pub fn get(&self, path: &str) -> Option<&Value> {
+        let mut steps = path.split('.');
+        let first = self.fields.get(steps.next()?)?;
+        steps.try_fold(first, |value, step| value.get(step))
+    }
+
+    /// Removes a field and sets it at a path of ours.
+    pub fn move_to(&mut self, native: &mut Self, from: &str, to: &str) {
+        if let Some(value) = self.remove(from) {
+            native.set(to, value, from);
+        }
+    }
+
+    /// Removes a field that is text.
+    pub fn take_text(&mut self, path: &str) -> Result<Option<String>, Problem> {
+        match self.remove(path) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(_) => Err(self.problem(path, "text is expected: write it in quotes")),
+        }
+    }
+
+    /// Ignores all fields that were not removed; fields around removed ones are not listed themselves.
+    pub fn ignore_rest(&mut self) {
+        let fields = std::mem::take(&mut self.fields);
+        self.ignore_all("", fields);
+    }
+
+    fn ignore_all(&mut self, parent: &str, fields: Map<String, Value>) {
+        for (name, value) in fields {
+            let path = if parent.is_empty() { name } else { format!("{parent}.{name}") };
+            match value {
+                Value::Object(inner) if self.opened.contains(&path) => self.ignore_all(&path, inner),
+                _ => self.ignored.push(path),
+            }
+        }
+    }
+
+    /// Returns the warnings about an object, with one for all ignored fields.
+    pub fn finish(mut self, object: &str) -> Vec<Problem> {
+        for warning in &mut self.warnings {
+            warning.path = format!("{object}: {}", warning.path);
+        }
+        let mut ignored: Vec<(usize, &String)> =
+            self.ignored.iter().map(|path| (self.line_of(path), path)).collect();
+        ignored.sort_unstable();
+        if let Some((line, _)) = ignored.first() {
+            let listed: Vec<String> =
+                ignored.iter().map(|(line, path)| format!("{path} (line {line})")).collect();
+            let message = format!("ignored without a meaning on a host: {}", listed.join(", "));
+            self.warnings.push(Problem { line: *line, path: object.to_owned(), message });
+        }
+        self.inherited.append(&mut self.warnings);
+        self.inherited
     }
 
     /// Returns true if a field is given.
@@ -114,11 +245,16 @@ impl Document {
 
     /// Takes a field as its type.
     pub fn take<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, Problem> {
-        let value = self.fields.remove(name).ok_or_else(|| self.problem(name, "missing"))?;
-        if value.is_array() {
+        if self.fields.get(name).is_some_and(Value::is_array) {
             // Serde reads a list as the fields of a struct in their order.
             return Err(self.problem(name, "a list is not expected"));
         }
+        self.take_list(name)
+    }
+
+    /// Takes a field that may be a list as its type.
+    pub fn take_list<T: DeserializeOwned>(&mut self, name: &str) -> Result<T, Problem> {
+        let value = self.fields.remove(name).ok_or_else(|| self.problem(name, "missing"))?;
         serde_path_to_error::deserialize(value).map_err(|error| {
             let path = match error.path().to_string().as_str() {
                 "." => name.to_owned(),

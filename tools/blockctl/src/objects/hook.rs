@@ -2,11 +2,11 @@
 
 use super::{
     document::{FieldError, Spec},
-    values::some_set,
+    values::{selectors, some_set},
 };
 use crate::commands::volume::args::parse_seconds;
 use blockd_api::{
-    GroupName, VolumeName, VolumeRef,
+    GroupName, LabelSelector, VolumeName, VolumeRef,
     quiesce::{DEFAULT_COMMAND_TIMEOUT_SECONDS, OnFailure, Quiesce},
     rules::{HookRule, RuleTarget},
 };
@@ -23,6 +23,9 @@ pub struct Hook {
     timeout: Option<String>,
     freeze_fs: bool,
     on_failure: OnFailure,
+    /// Volumes that get this rule in addition, by their labels when it is applied.
+    #[serde(with = "selectors", skip_serializing)]
+    pub selectors: Vec<LabelSelector>,
     /// Volumes with this rule; unset keeps the assignments.
     #[serde(deserialize_with = "some_set")]
     pub volumes: Option<BTreeSet<VolumeName>>,
@@ -42,6 +45,7 @@ impl Hook {
             user: quiesce.user,
             timeout: Some(format!("{timeout_s}s")),
             freeze_fs: quiesce.freeze_fs,
+            selectors: Vec::new(),
             on_failure: quiesce.on_failure,
             volumes: Some(rule.volume_names.iter().cloned().collect()),
             groups: Some(rule.groups.iter().cloned().collect()),

@@ -2,9 +2,8 @@
 
 use super::{
     document::{Document, Problem},
-    location_table::{
-        Dialect, ENCRYPTED, FIELDS, IGNORED, IGNORED_FIELDS, SECRET_DIR, STORE_TYPE, UNREPORTED,
-    },
+    location_table::{ENCRYPTED, FIELDS, SECRET, SECTIONS, STORE_TYPE, SYNC, UNREPORTED, with_fields},
+    secret::{SecretKeys, SecretSet},
     values::{absolute, view},
 };
 use crate::{
@@ -18,10 +17,9 @@ use crate::{
         limits::{changed_limits, limits_of},
     },
     failure::Failure,
-    secrets::read_file,
 };
 use blockd_api::{
-    CredentialName, SecretRef,
+    CredentialName, Secret, SecretRef,
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, ProviderKind},
 };
@@ -29,28 +27,62 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// Hint for errors of the credential builder, which names command line flags.
-const FLAGS_HINT: &str = "in a file, a flag is a field of s3Config, azureConfig, googleConfig or swiftConfig, or a file in the directory of \
-    secretConfig or storageSecretName, such as secretAccessKey or AWS_SECRET_ACCESS_KEY for --s3-secret-key-file";
+/// Content of a location in a document.
+const ROOT: &str = "location";
 /// Placeholder for a given secret.
 const STORE_KEY: &str = "location.secretConfig";
 const PASSPHRASE: &str = "location.encryptionKey";
 
+/// File of a secret with the keys of a profile.
+#[derive(Deserialize)]
+struct CredentialsFile {
+    /// Secret; unset for one that need not exist.
+    name: Option<String>,
+    key: String,
+    profile: String,
+}
+
+impl CredentialsFile {
+    /// Returns the values of a file by setting.
+    fn settings(&self, provider: &str, text: &str) -> Vec<(&'static str, String)> {
+        if provider == "google" {
+            return vec![("google-json-key", text.to_owned())];
+        }
+        let mut is_meant = true;
+        let mut found = Vec::new();
+        for line in text.lines().map(str::trim) {
+            if let Some(profile) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+                is_meant = profile.trim() == self.profile;
+            }
+            let Some((name, value)) = line.split_once('=').filter(|_| is_meant) else { continue };
+            let setting = match name.trim() {
+                "aws_access_key_id" => "s3-access-key",
+                "aws_secret_access_key" => "s3-secret-key",
+                "AZURE_STORAGE_ACCOUNT_ACCESS_KEY" => "azure-account-key",
+                _ => continue,
+            };
+            found.push((setting, value.trim().to_owned()));
+        }
+        found
+    }
+}
+
 /// Values of a location by setting.
 struct Fields<'a> {
     dir: &'a Path,
-    dialect: Dialect,
     /// Sections that are given.
     sections: Vec<String>,
     values: Map<String, Value>,
+    /// Certificates in the document.
+    ca_certificates: Option<String>,
 }
 
 impl<'a> Fields<'a> {
     /// Takes the fields of a location; paths are relative to a directory.
-    fn take(document: &mut Document, dialect: Dialect, dir: &'a Path) -> Result<Self, Problem> {
-        let mut fields = Self { dir, dialect, sections: Vec::new(), values: Map::new() };
-        for (name, value) in document.take::<Map<String, Value>>(dialect.root())? {
-            let is_section = dialect.sections().contains(&name.as_str());
+    fn take(document: &mut Document, dir: &'a Path) -> Result<Self, Problem> {
+        let mut fields = Self { dir, sections: Vec::new(), values: Map::new(), ca_certificates: None };
+        for (name, value) in document.take::<Map<String, Value>>(ROOT)? {
+            let is_section = SECTIONS.contains(&name.as_str());
             match value {
                 Value::Object(inner) if is_section => {
                     for (field, value) in inner {
@@ -58,45 +90,41 @@ impl<'a> Fields<'a> {
                     }
                     fields.sections.push(name);
                 }
-                _ if is_section => return Err(fields.problem(document, &name, "a mapping is expected")),
+                _ if is_section => return Err(problem(document, &name, "a mapping is expected")),
+                Value::Object(mut inner) if name == "caCertificate" => match inner.remove("pem") {
+                    Some(Value::String(text)) => fields.ca_certificates = Some(text),
+                    _ => return Err(problem(document, &name, "a path, or `pem` is expected")),
+                },
                 value => fields.put(document, &name, value)?,
             }
         }
         Ok(fields)
     }
 
-    /// Returns a problem of a field.
-    fn problem(&self, document: &Document, path: &str, message: impl Into<String>) -> Problem {
-        let dot = if path.is_empty() { "" } else { "." };
-        document.problem(&format!("{}{dot}{path}", self.dialect.root()), message)
-    }
-
-    /// Sets the setting of a field; an unknown field is an error in all dialects so far.
-    fn put(&mut self, document: &Document, path: &str, value: Value) -> Result<(), Problem> {
-        let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
-        let mut known: Vec<&str> = Vec::new();
-        let setting = self.dialect.fields().find(|(_, field)| {
-            let (of, field) = field.rsplit_once('.').unwrap_or(("", field));
-            let is_sibling = of == section || (of == "*" && !section.is_empty());
-            if is_sibling && !known.contains(&field) {
-                known.push(field);
+    /// Sets the setting of a field.
+    fn put(&mut self, document: &mut Document, path: &str, value: Value) -> Result<(), Problem> {
+        let section = path.rsplit_once('.').map_or("", |(section, _)| section);
+        let Some((setting, ..)) = FIELDS.iter().find(|(_, field, _)| *field == path) else {
+            if document.is_foreign {
+                document.ignore(&format!("{ROOT}.{path}"));
+                return Ok(());
             }
-            is_sibling && field == name
-        });
-        let Some((setting, _)) = setting else {
-            known.extend(self.dialect.sections().iter().filter(|_| section.is_empty()));
+            let siblings = FIELDS.iter().map(|(_, field, _)| field.rsplit_once('.').unwrap_or(("", field)));
+            let mut known: Vec<&str> =
+                siblings.filter(|(of, _)| *of == section).map(|(_, field)| field).collect();
+            known.extend(SECTIONS.iter().filter(|_| section.is_empty()));
+            let name = path.trim_start_matches(section).trim_start_matches('.');
             let message = format!("unknown field `{name}`, expected one of `{}`", known.join("`, `"));
-            return Err(self.problem(document, path, message));
+            return Err(problem(document, path, message));
         };
         if !is_secret(setting) {
-            self.values.insert(setting.to_owned(), value);
+            self.values.insert((*setting).to_owned(), value);
             return Ok(());
         }
-        let (form, value) =
-            self.source(setting, value).map_err(|(is_content, message)| match is_content {
-                true => self.problem(document, "", format!("{path}: {message}")),
-                false => self.problem(document, path, message),
-            })?;
+        let (form, value) = self.source(value).map_err(|(is_content, message)| match is_content {
+            true => problem(document, "", format!("{path}: {message}")),
+            false => problem(document, path, message),
+        })?;
         self.values.insert(format!("{setting}{form}"), value.into());
         Ok(())
     }
@@ -106,7 +134,7 @@ impl<'a> Fields<'a> {
     ///
     /// # Errors
     /// The message, and true if it is about the content of the field.
-    fn source(&self, setting: &str, value: Value) -> Result<(&'static str, String), (bool, String)> {
+    fn source(&self, value: Value) -> Result<(&'static str, String), (bool, String)> {
         let (source, text) = match value {
             Value::String(text) => ("value".to_owned(), text),
             Value::Object(fields) => match fields.into_iter().collect::<Vec<_>>().as_slice() {
@@ -118,12 +146,6 @@ impl<'a> Fields<'a> {
         };
         let reference = match source.as_str() {
             "file" => return Ok(("-file", absolute(self.dir, Path::new(&text)).display().to_string())),
-            "value" | "env" if setting == "google-json-key" => {
-                return Err((
-                    true,
-                    "give `file: PATH`, or a reference such as `from: command:PATH`".to_owned(),
-                ));
-            }
             "value" => return Ok(("", text)),
             "env" => {
                 let value = std::env::var(&text).ok().filter(|value| !value.is_empty());
@@ -145,23 +167,8 @@ impl<'a> Fields<'a> {
         self.values.get(setting).and_then(Value::as_str)
     }
 
-    /// Checks a storage section of KubeDB, which names its provider.
-    fn complete_storage(&mut self) -> Result<(), (String, &'static str)> {
-        let [section] = self.sections.as_slice() else {
-            return Err((String::new(), "one of `s3`, `gcs`, `azure`, `swift` and `local` is expected"));
-        };
-        if !self.values.contains_key("path") {
-            return Err((section.clone(), "missing field `bucket`"));
-        }
-        if section == "s3" && !self.values.contains_key("s3-endpoint") {
-            return Err((String::new(), "s3: missing field `endpoint`"));
-        }
-        self.values.insert(STORE_TYPE.to_owned(), section.as_str().into());
-        Ok(())
-    }
-
-    /// Checks the sections, makes paths absolute, and adds the keys of a secret directory.
-    fn complete(&mut self) -> Result<(), String> {
+    /// Checks the sections, makes paths absolute, and adds the keys of a secret.
+    fn complete(&mut self, secrets: &SecretSet) -> Result<(), String> {
         let provider = match self.text(STORE_TYPE) {
             Some("nfs") => "local",
             Some("gcs") => "google",
@@ -174,7 +181,7 @@ impl<'a> Fields<'a> {
         if let Some(section) = self.sections.iter().find(is_foreign) {
             return Err(format!("{section} does not belong to a location of this type"));
         }
-        if provider == "s3" && !self.values.contains_key(SECRET_DIR) && self.sections.is_empty() {
+        if provider == "s3" && !self.values.contains_key(SECRET) && self.sections.is_empty() {
             return Err("missing field `s3Config`".to_owned());
         }
         let path = self.values.remove("path").ok_or_else(|| "missing field `path`".to_owned())?;
@@ -187,36 +194,76 @@ impl<'a> Fields<'a> {
         if let Some(prefix) = self.text("prefix").map(|prefix| prefix.trim_matches('/').to_owned()) {
             self.values.insert("prefix".to_owned(), Some(prefix).filter(|prefix| !prefix.is_empty()).into());
         }
-        match self.values.remove(SECRET_DIR) {
-            Some(Value::String(dir)) => self.read_secret(&provider, &absolute(self.dir, Path::new(&dir))),
-            Some(_) => Err("the directory of a secret is text".to_owned()),
+        match self.values.remove(SECRET) {
+            Some(Value::String(name)) => self.read_secret(&provider, &secrets.keys(&name, self.dir)?),
+            Some(value) => {
+                let file = CredentialsFile::deserialize(value);
+                self.read_credentials(
+                    &provider,
+                    &file.map_err(|error| format!("secretConfig: {error}"))?,
+                    secrets,
+                )
+            }
             None => Ok(()),
         }
     }
 
-    /// Reads the keys of a secret directory for settings that no field sets.
-    fn read_secret(&mut self, provider: &str, dir: &Path) -> Result<(), String> {
-        if !dir.is_dir() {
-            let what = "is not a directory: expected a directory with a file for each key";
-            return Err(format!("secret {} {what}", dir.display()));
+    /// Sets a setting that no field sets.
+    fn set(&mut self, setting: &str, value: &Secret) {
+        let mut forms = ["", "-file", "-from"].iter().map(|form| format!("{setting}{form}"));
+        if !forms.any(|form| self.values.contains_key(&form)) {
+            let is_flag = setting == "s3-disable-ssl";
+            let value = if is_flag { (value.expose() == "true").into() } else { value.expose().into() };
+            self.values.insert(setting.to_owned(), value);
         }
-        for (setting, _, _, keys) in FIELDS {
+    }
+
+    /// Reads the keys of a secret for settings that no field sets.
+    fn read_secret(&mut self, provider: &str, secret: &SecretKeys<'_>) -> Result<(), String> {
+        for (setting, _, keys) in FIELDS {
             let of = setting.split('-').next().unwrap_or_default();
-            let mut files = keys.split_whitespace().map(|key| dir.join(key)).filter(|path| path.is_file());
-            let mut forms = ["", "-file", "-from"].iter().map(|form| format!("{setting}{form}"));
-            let is_set = forms.any(|form| self.values.contains_key(&form));
-            let is_meant = !is_set && [provider, "encryption"].contains(&of);
-            let Some(path) = files.next().filter(|_| is_meant) else { continue };
-            if is_secret(setting) {
-                self.values.insert(format!("{setting}-file"), path.display().to_string().into());
-            } else if let Ok(text) = read_file("key of a secret", &path) {
-                let is_flag = *setting == "s3-disable-ssl";
-                let value = if is_flag { (text.expose() == "true").into() } else { text.expose().into() };
-                self.values.insert((*setting).to_owned(), value);
+            if ![provider, "encryption"].contains(&of) {
+                continue;
+            }
+            for key in keys.split_whitespace() {
+                if let Some(value) = secret.get(key, is_secret(setting))? {
+                    self.set(setting, &value);
+                }
             }
         }
         Ok(())
     }
+
+    /// Reads the keys of a profile from a file of a secret.
+    fn read_credentials(
+        &mut self,
+        provider: &str,
+        file: &CredentialsFile,
+        secrets: &SecretSet,
+    ) -> Result<(), String> {
+        let secret = match &file.name {
+            Some(name) => secrets.keys(name, self.dir)?,
+            None => match secrets.keys(DEFAULT_SECRET, self.dir) {
+                Ok(secret) => secret,
+                Err(_) => return Ok(()),
+            },
+        };
+        let missing = || format!("secretConfig: the secret has no key {}", file.key);
+        let text = secret.get(&file.key, true)?.ok_or_else(missing)?;
+        for (setting, value) in file.settings(provider, text.expose()) {
+            self.set(setting, &Secret::new(value));
+        }
+        Ok(())
+    }
+}
+
+/// Secret of locations that name none.
+const DEFAULT_SECRET: &str = "cloud-credentials";
+
+/// Returns a problem of a field of a location.
+fn problem(document: &Document, path: &str, message: impl Into<String>) -> Problem {
+    let dot = if path.is_empty() { "" } else { "." };
+    document.problem(&format!("{ROOT}{dot}{path}"), message)
 }
 
 /// Backup location.
@@ -224,6 +271,7 @@ impl<'a> Fields<'a> {
 pub struct Location {
     settings: Settings,
     encrypted: Option<bool>,
+    ca_certificates: Option<String>,
 }
 
 impl Serialize for Location {
@@ -233,33 +281,25 @@ impl Serialize for Location {
 }
 
 impl Location {
-    /// Takes a location, or a storage section, from a document; paths are relative to its directory.
-    pub fn take(document: &mut Document, dir: &Path) -> Result<Self, Problem> {
-        let dialect = if document.has("spec") { Dialect::KubeDb } else { Dialect::Stork };
-        for (path, reason) in IGNORED_FIELDS.iter().filter(|_| dialect == Dialect::KubeDb) {
-            document.ignore(path, reason);
-        }
-        let mut fields = Fields::take(document, dialect, dir)?;
-        if dialect == Dialect::KubeDb {
-            let completed = fields.complete_storage();
-            completed.map_err(|(path, message)| fields.problem(document, &path, message))?;
-        }
-        fields.complete().map_err(|message| fields.problem(document, "", message))?;
-        fields.values.remove(IGNORED);
+    /// Takes a location from a document; paths are relative to its directory.
+    pub fn take(document: &mut Document, dir: &Path, secrets: &SecretSet) -> Result<Self, Problem> {
+        let mut fields = Fields::take(document, dir)?;
+        fields.complete(secrets).map_err(|message| problem(document, "", message))?;
+        fields.values.remove(SYNC);
         let encrypted = fields.values.remove(ENCRYPTED).map(bool::deserialize).transpose();
-        let encrypted = encrypted.map_err(|error| fields.problem(document, ENCRYPTED, error.to_string()))?;
+        let encrypted = encrypted.map_err(|error| problem(document, ENCRYPTED, error.to_string()))?;
         let provider = fields.text(STORE_TYPE).unwrap_or_default().to_owned();
         let values = Value::from(std::mem::take(&mut fields.values));
         let settings: Result<Settings, _> = serde_path_to_error::deserialize(values);
         let settings = settings.map_err(|error| {
             let setting = error.path().to_string();
-            let is_it = |(known, path): &(&str, &str)| {
+            let is_it = |(known, path, _): &&(&str, &str, &str)| {
                 *known == setting && path.split_once("Config.").is_none_or(|(of, _)| of == provider)
             };
-            let path = dialect.fields().find(is_it).map_or("", |(_, path)| path);
-            fields.problem(document, path, error.inner().to_string())
+            let path = FIELDS.iter().find(is_it).map_or("", |(_, path, _)| path);
+            problem(document, path, error.inner().to_string())
         })?;
-        let location = Self { settings, encrypted };
+        let location = Self { settings, encrypted, ca_certificates: fields.ca_certificates };
         let message = if location.settings.proxy.as_deref().is_some_and(has_user) {
             "proxy: the URL must not have a user or password, because listings show it"
         } else if location.has_passphrase() && encrypted == Some(false) {
@@ -267,7 +307,7 @@ impl Location {
         } else {
             return Ok(location);
         };
-        Err(fields.problem(document, "", message))
+        Err(problem(document, "", message))
     }
 
     fn has_passphrase(&self) -> bool {
@@ -298,13 +338,18 @@ impl Location {
     /// Returns the request that creates the credential, with its secrets.
     pub fn request(&self, name: &CredentialName) -> Result<CreateCredential, Failure> {
         let args = CreateArgs { name: name.clone(), file: None, settings: self.settings.clone() };
-        let request = create::request(args).map_err(|error| match error {
-            Failure::Usage { message, .. } => Failure::Usage {
-                message: format!("BackupLocation/{name}: {message}"),
-                hint: Some(FLAGS_HINT.to_owned()),
-            },
+        let provider = self.settings.provider.unwrap_or_default().name();
+        let mut request = create::request(args).map_err(|error| match error {
+            Failure::Usage { message, hint } => {
+                let message = message.replace(&format!("--provider {provider}"), &format!("type {provider}"));
+                let message = with_fields(&message, provider);
+                Failure::Usage { message: format!("BackupLocation/{name}: {message}"), hint }
+            }
             error => error,
         })?;
+        if self.ca_certificates.is_some() {
+            request.connection.ca_certificates = self.ca_certificates.clone();
+        }
         if self.encrypted.is_some_and(|wanted| wanted != request.encryption_passphrase.is_some()) {
             return Err(Failure::usage(format!(
                 "BackupLocation/{name}: {PASSPHRASE}: an encrypted location needs a passphrase, and only such a location"
@@ -354,7 +399,7 @@ fn spelled(provider: ProviderKind, values: &Map<String, Value>) -> Value {
     let config = format!("{provider}Config");
     let is_local = provider == ProviderKind::Local;
     let mut whole = if is_local { json!({}) } else { json!({ (config.as_str()): {} }) };
-    for (setting, path, ..) in FIELDS {
+    for (setting, path, _) in FIELDS {
         let from = || Some(json!({ "from": values.get(&format!("{setting}-from"))? }));
         let Some(value) = values.get(*setting).cloned().or_else(from) else { continue };
         match path.split_once('.') {

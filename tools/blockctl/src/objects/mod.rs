@@ -9,33 +9,27 @@ pub mod hook;
 pub mod location;
 pub mod location_table;
 pub mod policy;
+mod reader;
+mod resolve;
 pub mod schedule;
+mod secret;
 mod values;
 pub mod volumes;
 
-use crate::failure::Failure;
-use blockd_api::ObjectName;
+use blockd_api::{Labels, ObjectName};
 use document::{Document, Problem};
+use secret::SecretSet;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
-use std::{
-    collections::BTreeMap,
-    fmt,
-    fs::File,
-    io::{self, Read},
-    path::{Path, PathBuf},
-    str::FromStr,
-};
+use serde_json::{Map, Value, json};
+use std::{collections::BTreeMap, fmt, path::Path, str::FromStr};
 
+pub use foreign::NAMESPACE;
+pub use reader::{ObjectSet, read_all};
+pub use resolve::resolve;
 pub use values::view;
 
 /// `apiVersion` of written objects.
 pub const API_VERSION: &str = "blockd/v1";
-/// Accepted versions: ours, and those of systems whose fields have the same names.
-const KNOWN_VERSIONS: [&str; 3] = [API_VERSION, "stork.libopenstorage.org/v1alpha1", "kubedb.com/v1alpha1"];
-/// Maximum size of a file, in bytes.
-const MAX_FILE_BYTES: u64 = 4 << 20;
-
 /// Kind of an object; each depends at most on those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 pub enum Kind {
@@ -45,6 +39,8 @@ pub enum Kind {
     SchedulePolicy,
     /// Hooks around snapshots.
     Rule,
+    /// Local snapshot, made once.
+    VolumeSnapshot,
     /// Backup, made once.
     VolumeBackup,
     /// Schedule of backups.
@@ -57,10 +53,11 @@ pub enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::BackupLocation,
         Self::SchedulePolicy,
         Self::Rule,
+        Self::VolumeSnapshot,
         Self::VolumeBackup,
         Self::VolumeBackupSchedule,
         Self::VolumeRestore,
@@ -86,23 +83,41 @@ impl fmt::Display for Kind {
 impl FromStr for Kind {
     type Err = String;
 
-    /// Parses a kind, case-insensitive, its plural, or its initials.
+    /// Parses a kind, case-insensitive, its plural, its initials, or its name in another system.
     fn from_str(text: &str) -> Result<Self, String> {
-        let word = text.to_ascii_lowercase();
+        // Of `applicationbackup.stork.libopenstorage.org`, the group is dropped.
+        let word = text.split('.').next().unwrap_or_default().to_ascii_lowercase();
         let singular = match word.strip_suffix("ies") {
             Some(stem) => format!("{stem}y"),
             None => word.strip_suffix('s').unwrap_or(&word).to_owned(),
         };
+        let words = [word.as_str(), singular.as_str()];
         let is_meant = |kind: &Self| {
             let name = kind.to_string();
             let initials: String = name.chars().filter(char::is_ascii_uppercase).collect();
-            [&word, &singular].contains(&&name.to_ascii_lowercase()) || initials.to_ascii_lowercase() == word
+            words.contains(&name.to_ascii_lowercase().as_str()) || initials.to_ascii_lowercase() == word
         };
-        let kinds = "BackupLocation, SchedulePolicy, Rule, VolumeBackup, VolumeBackupSchedule, VolumeRestore or VolumeClone";
-        let unknown = || format!("unknown kind `{text}`: expected {kinds}");
-        Self::ALL.into_iter().find(is_meant).ok_or_else(unknown)
+        if let Some(kind) = Self::ALL.into_iter().find(is_meant) {
+            return Ok(kind);
+        }
+        let other = OTHER_NAMES.iter().find(|(names, _)| names.split(' ').any(|name| words.contains(&name)));
+        let kinds: Vec<String> = Self::ALL.iter().map(Self::to_string).collect();
+        let (last, others) =
+            kinds.split_last().map_or(("", kinds.as_slice()), |(last, rest)| (last.as_str(), rest));
+        let unknown = || format!("unknown kind `{text}`: expected {} or {last}", others.join(", "));
+        other.map(|(_, kind)| *kind).ok_or_else(unknown)
     }
 }
+
+/// Names of kinds in other systems.
+const OTHER_NAMES: [(&str, Kind); 6] = [
+    ("backupstoragelocation bsl", Kind::BackupLocation),
+    ("groupvolumesnapshot gvs", Kind::VolumeSnapshot),
+    ("applicationbackup backup snapshot", Kind::VolumeBackup),
+    ("applicationbackupschedule volumesnapshotschedule schedule", Kind::VolumeBackupSchedule),
+    ("applicationrestore restore", Kind::VolumeRestore),
+    ("applicationclone", Kind::VolumeClone),
+];
 
 /// Content of an object by kind.
 #[derive(Debug, Serialize)]
@@ -111,6 +126,7 @@ pub enum Body {
     Location(Box<location::Location>),
     Policy(policy::Rules),
     Rule(hook::Hook),
+    Snapshot(Box<backup::Backup>),
     Backup(Box<backup::Backup>),
     Schedule(Box<schedule::ScheduleSpec>),
     Restore(volumes::Restore),
@@ -126,15 +142,20 @@ pub struct Object {
     pub file: String,
     /// First line.
     pub line: usize,
-    /// Ignored fields.
+    /// Line and path of the field that selects the volumes, for messages.
+    pub volumes_at: (usize, String),
+    /// Warnings about fields.
     pub warnings: Vec<Problem>,
+    /// An equal object of another document is the same one.
+    is_derived: bool,
     pub body: Body,
 }
 
 impl Object {
     /// Returns the document with all defaults and without secrets: equal objects have equal documents.
     pub fn view(&self) -> Value {
-        document(self.kind, self.name.as_str(), &view(&self.body))
+        let labels = if let Body::Backup(backup) = &self.body { &backup.labels } else { &Labels::default() };
+        document(self.kind, self.name.as_str(), labels, &view(&self.body))
     }
 
     /// Returns true for another object of the same kind and name.
@@ -150,8 +171,12 @@ impl fmt::Display for Object {
 }
 
 /// Returns an object as a document.
-pub fn document(kind: Kind, name: &str, body: &Value) -> Value {
-    json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": { "name": name }, kind.field(): body })
+pub fn document(kind: Kind, name: &str, labels: &Labels, body: &Value) -> Value {
+    let mut metadata = json!({ "name": name });
+    if !labels.is_empty() {
+        metadata["labels"] = json!(labels);
+    }
+    json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": metadata, kind.field(): body })
 }
 
 /// Returns a document as YAML.
@@ -160,109 +185,53 @@ pub fn yaml(document: &Value) -> String {
     serde_saphyr::to_string(document).unwrap_or_else(|_| document.to_string())
 }
 
-/// Reads the objects of a file, or of stdin for `-`.
-pub fn read(path: &Path) -> Result<Vec<Object>, Failure> {
-    let is_stdin = path.as_os_str() == "-";
-    let shown = if is_stdin { "stdin".to_owned() } else { path.display().to_string() };
-    let mut text = String::new();
-    let read = match is_stdin {
-        true => io::stdin().lock().take(MAX_FILE_BYTES + 1).read_to_string(&mut text),
-        false => File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)),
-    };
-    read.map_err(|error| Failure::usage(format!("cannot read {shown}: {error}")))?;
-    if text.len() as u64 > MAX_FILE_BYTES {
-        return Err(Failure::usage(format!("{shown} is longer than {MAX_FILE_BYTES} bytes")));
-    }
-    let dir =
-        if is_stdin { PathBuf::from(".") } else { path.parent().map(Path::to_owned).unwrap_or_default() };
-    parse(&text, &shown, &dir).map_err(|problems| {
-        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-        Failure::usage(format!("{shown}: {}", problems.join("; ")))
-    })
-}
-
-/// Reads the objects of all files, each after those that it depends on.
-pub fn read_all(files: &[PathBuf]) -> Result<Vec<Object>, Failure> {
-    let mut all: Vec<Object> = Vec::new();
-    for file in files {
-        for object in read(file)? {
-            if let Some(other) = all.iter().find(|other| other.is_same(&object)) {
-                let message =
-                    format!("{}: line {}: {object} is in {} already", object.file, object.line, other.file);
-                return Err(Failure::usage(message));
-            }
-            all.push(object);
-        }
-    }
-    refuse_two_rules(&all)?;
-    all.sort_by_key(|object| object.kind);
-    Ok(all)
-}
-
-/// Refuses a volume or group with two rules: it has one, and each would take it from the other.
-fn refuse_two_rules(objects: &[Object]) -> Result<(), Failure> {
-    let mut rules: BTreeMap<String, &Object> = BTreeMap::new();
-    for object in objects {
-        let Body::Rule(hook) = &object.body else { continue };
-        for target in hook.targets().iter().flatten().flatten().map(ToString::to_string) {
-            if let Some(other) = rules.insert(target.clone(), object) {
-                let message = format!(
-                    "{}: line {}: {target} cannot have {object}: it has {other} already, in {}, line {}",
-                    object.file, object.line, other.file, other.line
-                );
-                return Err(Failure::usage(message));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Parses the objects of a text.
-pub fn parse(text: &str, file: &str, dir: &Path) -> Result<Vec<Object>, Vec<Problem>> {
-    let documents = document::documents(text).map_err(|problem| vec![problem])?;
-    let (mut objects, mut problems): (Vec<Object>, Vec<Problem>) = (Vec::new(), Vec::new());
-    for document in documents {
-        match object(document, file, dir) {
-            Ok(object) => {
-                if let Some(other) = objects.iter().find(|other| other.is_same(&object)) {
-                    let message = format!("{object} is in line {} already", other.line);
-                    problems.push(Problem { line: object.line, path: "metadata.name".to_owned(), message });
-                }
-                objects.push(object);
-            }
-            Err(problem) => problems.push(problem),
-        }
-    }
-    if objects.is_empty() && problems.is_empty() {
-        problems.push(Problem { line: 1, path: String::new(), message: "no objects".to_owned() });
-    }
-    if problems.is_empty() { Ok(objects) } else { Err(problems) }
-}
-
-/// Metadata. Clusters add fields without a meaning here.
+/// Metadata.
 #[derive(Deserialize)]
 struct Metadata {
     name: ObjectName,
+    /// Clusters add fields without a meaning here.
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
-fn object(mut document: Document, file: &str, dir: &Path) -> Result<Object, Problem> {
+/// Takes the labels of a backup from its metadata.
+fn backup_labels(document: &Document, metadata: &mut Map<String, Value>) -> Result<Labels, Problem> {
+    let invalid = |error: String| document.problem("metadata.labels", error);
+    let given = metadata.remove("labels").map(serde_json::from_value::<BTreeMap<String, String>>);
+    let mut labels = given.transpose().map_err(|error| invalid(error.to_string()))?.unwrap_or_default();
+    if let Some(Value::String(namespace)) = metadata.remove("namespace") {
+        labels.entry(NAMESPACE.to_owned()).or_insert(namespace);
+    }
+    Labels::try_from(labels).map_err(|error| invalid(error.to_string()))
+}
+
+/// Takes an object from its document.
+fn object(mut document: Document, file: &str, dir: &Path, secrets: &SecretSet) -> Result<Object, Problem> {
     let kind = document.take::<String>("kind")?;
-    if let Some(message) = foreign::replacement(&kind) {
-        return Err(document.problem("kind", message));
-    }
     let kind: Kind = kind.parse().map_err(|error: String| document.problem("kind", error))?;
-    let version = document.take::<String>("apiVersion")?;
-    if !KNOWN_VERSIONS.contains(&version.as_str()) {
-        let message = format!("unknown version {version:?}: write {API_VERSION}");
-        return Err(document.problem("apiVersion", message));
-    }
-    let name = document.take::<Metadata>("metadata")?.name;
+    document.is_foreign = document.take::<String>("apiVersion")? != API_VERSION;
+    let Metadata { name, mut rest } = document.take("metadata")?;
+    let labels = match kind {
+        Kind::VolumeBackup => backup_labels(&document, &mut rest)?,
+        _ => Labels::default(),
+    };
+    rest.keys().for_each(|key| document.ignore(&format!("metadata.{key}")));
     let (field, text) = (kind.field(), name.as_str());
+    let selecting = ["selectors", "allVolumes", "group", "volume", "sourceNamespace", "sourceVolume"]
+        .map(|name| format!("spec.{name}"));
+    let selecting = selecting.iter().find(|path| document.get(path).is_some()).map_or("spec", String::as_str);
+    let at = document.problem(selecting, "");
     let body = match kind {
-        Kind::BackupLocation => Body::Location(Box::new(location::Location::take(&mut document, dir)?)),
+        Kind::BackupLocation => {
+            Body::Location(Box::new(location::Location::take(&mut document, dir, secrets)?))
+        }
         Kind::SchedulePolicy => Body::Policy(document.spec(field, text)?),
         Kind::Rule => Body::Rule(document.spec(field, text)?),
-        Kind::VolumeBackup => Body::Backup(Box::new(document.spec(field, text)?)),
+        Kind::VolumeSnapshot => Body::Snapshot(Box::new(document.spec(field, text)?)),
+        Kind::VolumeBackup => {
+            let backup: backup::Backup = document.spec(field, text)?;
+            Body::Backup(Box::new(backup::Backup { labels, ..backup }))
+        }
         Kind::VolumeBackupSchedule => Body::Schedule(Box::new(document.spec(field, text)?)),
         Kind::VolumeRestore => Body::Restore(document.spec(field, text)?),
         Kind::VolumeClone => Body::Clone(document.spec(field, text)?),
@@ -270,14 +239,21 @@ fn object(mut document: Document, file: &str, dir: &Path) -> Result<Object, Prob
     if let Body::Schedule(schedule) = &body
         && schedule.backup().reclaim_policy == backup::ReclaimPolicy::Delete
     {
-        let reason = "`retain` always determines which backups are deleted from the store; kept backups outlive the schedule";
+        let reason =
+            "ignored: `retain` determines which backups are deleted; the other ones outlive the schedule";
         document.warn("spec.template.spec.reclaimPolicy", reason);
+    }
+    if document.is_foreign {
+        document.ignore_rest();
     }
     // A cluster reports its state in `status`.
     if let Some(field) = document.rest().find(|field| *field != "status") {
         return Err(document.problem(field, "unknown field"));
     }
-    Ok(Object { kind, name, file: file.to_owned(), line: document.line, warnings: document.warnings, body })
+    let (line, is_derived) = (document.line, document.is_derived);
+    let volumes_at = (at.line, at.path);
+    let warnings = document.finish(&format!("{kind}/{name}"));
+    Ok(Object { kind, name, file: file.to_owned(), line, volumes_at, warnings, is_derived, body })
 }
 
 #[cfg(test)]

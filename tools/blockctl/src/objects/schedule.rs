@@ -8,7 +8,7 @@ use super::{
 };
 use blockd_api::{
     CredentialName, CredentialRef, ObjectName,
-    schedules::{CreateSchedule, PolicyName, Priority, RetainAt, Schedule, UpdateSchedule},
+    schedules::{CreateSchedule, PolicyName, Priority, RetainAt, Rule, Schedule, UpdateSchedule},
 };
 use blockd_schedule::{Jitter, Retention};
 use serde::{Deserialize, Serialize};
@@ -29,7 +29,8 @@ struct LocationRetain {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LocalSnapshots {
-    retain: Retain,
+    /// By default that of the policy of the call or the daemon, or a default number.
+    retain: Option<Retain>,
 }
 
 /// Object of the template.
@@ -65,8 +66,8 @@ impl ScheduleSpec {
     /// Converts a schedule of the daemon; `None` if it refers to a missing volume or location.
     pub fn of(schedule: &Schedule, location: impl Fn(&Uuid) -> Option<CredentialName>) -> Option<Self> {
         let volume = match &schedule.selector.volume_id {
-            Some(_) => Some(schedule.selector.volume_name.clone()?),
-            None => None,
+            Some(_) => vec![schedule.selector.volume_name.clone()?],
+            None => Vec::new(),
         };
         let retain_at = schedule.retain_at.iter().map(|at| {
             let backup_location = location(&at.credential_id)?;
@@ -78,7 +79,7 @@ impl ScheduleSpec {
             backup_location: schedule.credential_ids.iter().map(location).collect::<Option<_>>()?,
             volume,
             group: schedule.selector.group.clone(),
-            selectors: schedule.selector.label.clone(),
+            selectors: schedule.selector.label.clone().into_iter().collect(),
             all_volumes: schedule.selector.all,
             full: schedule.full,
             pre_exec_rule: schedule.rule_name.clone(),
@@ -92,7 +93,10 @@ impl ScheduleSpec {
             suspend: schedule.paused,
             retain: has_own_retain.then(|| Retain(schedule.retain.clone())),
             retain_at,
-            local_snapshots: schedule.local.clone().map(|retain| LocalSnapshots { retain: Retain(retain) }),
+            local_snapshots: schedule
+                .local
+                .clone()
+                .map(|retain| LocalSnapshots { retain: Some(Retain(retain)) }),
             jitter_seconds: schedule.jitter_seconds.max_s,
             priority: schedule.priority,
             template: TemplateObject { spec },
@@ -102,6 +106,26 @@ impl ScheduleSpec {
     /// Returns the template of the backups.
     pub fn backup(&self) -> &Backup {
         &self.template.spec
+    }
+
+    /// Returns the template of the backups.
+    pub fn backup_mut(&mut self) -> &mut Backup {
+        &mut self.template.spec
+    }
+
+    /// Returns true if it makes local snapshots.
+    pub fn is_local(&self) -> bool {
+        self.local_snapshots.is_some()
+    }
+
+    /// Sets the retention of local snapshots, if none is given, to that of the rules of the policy.
+    pub fn complete_local(&mut self, rules: impl Fn(&PolicyName) -> Option<Vec<Rule>>) {
+        let rules = self.schedule_policy_name.as_ref().and_then(rules).unwrap_or_default();
+        let count: u32 =
+            rules.iter().filter_map(|rule| rule.retain.as_ref()).map(|retain| retain.keep_last).sum();
+        if let Some(local) = &mut self.local_snapshots {
+            local.retain.get_or_insert_with(|| Retain::last(if count == 0 { DEFAULT_RETAIN } else { count }));
+        }
     }
 
     /// Returns the request that creates the schedule.
@@ -118,7 +142,7 @@ impl ScheduleSpec {
             rules: self.schedule.0.clone(),
             policy_name: self.schedule_policy_name.clone(),
             retain: self.retain.clone().unwrap_or_default().0,
-            local: self.local_snapshots.as_ref().map(|local| local.retain.0.clone()),
+            local: self.local_snapshots.as_ref().map(|local| local.retain.clone().unwrap_or_default().0),
             retain_at: retain_at.collect(),
             full: backup.full,
             jitter_seconds: Jitter { max_s: self.jitter_seconds },
@@ -141,9 +165,9 @@ impl Spec for ScheduleSpec {
             }
             self.retain.get_or_insert_with(|| Retain::last(DEFAULT_RETAIN));
         }
-        let locations = &self.template.spec.backup_location;
-        if locations.is_empty() && self.local_snapshots.is_none() {
-            return refused("template.spec.backupLocation", "missing field `backupLocation`".to_owned());
+        let Backup { volume, selectors, backup_location: locations, .. } = &self.template.spec;
+        if volume.len() > 1 || selectors.len() > 1 {
+            return refused("template.spec", "a schedule has one volume, group or set of labels".to_owned());
         }
         for (index, LocationRetain { backup_location, .. }) in self.retain_at.iter().enumerate() {
             let path = format!("retainAt[{index}].backupLocation");

@@ -61,14 +61,14 @@ pub fn one_as_value<S: Serializer, T: Serialize>(items: &[T], serializer: S) -> 
     }
 }
 
-/// Labels that select volumes: fields, or `key=value` pairs.
+/// Labels that select volumes: fields, `key=value` pairs, or a list of those for volumes with any.
 pub mod selectors {
     use super::*;
 
     struct Selectors;
 
     impl<'de> Visitor<'de> for Selectors {
-        type Value = Option<LabelSelector>;
+        type Value = Vec<LabelSelector>;
 
         fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             f.write_str("labels")
@@ -77,23 +77,40 @@ pub mod selectors {
         fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
             match text.parse::<LabelSelector>().map_err(E::custom)? {
                 selector if selector.labels().is_empty() => Err(E::custom("at least one label is required")),
-                selector => Ok(Some(selector)),
+                selector => Ok(vec![selector]),
             }
         }
 
         fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
             self.visit_str(&Labels::deserialize(MapAccessDeserializer::new(map))?.to_string())
         }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+            let mut all = Vec::new();
+            while let Some(One(selectors)) = items.next_element()? {
+                all.extend(selectors);
+            }
+            Ok(all)
+        }
     }
 
-    /// Reads a selector.
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<LabelSelector>, D::Error> {
+    struct One(Vec<LabelSelector>);
+
+    impl<'de> Deserialize<'de> for One {
+        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            from.deserialize_any(Selectors).map(Self)
+        }
+    }
+
+    /// Reads selectors.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<LabelSelector>, D::Error> {
         from.deserialize_any(Selectors)
     }
 
-    /// Writes a selector as fields.
-    pub fn serialize<S: Serializer>(selector: &Option<LabelSelector>, to: S) -> Result<S::Ok, S::Error> {
-        selector.as_ref().map(LabelSelector::labels).serialize(to)
+    /// Writes selectors as fields.
+    pub fn serialize<S: Serializer>(selectors: &[LabelSelector], to: S) -> Result<S::Ok, S::Error> {
+        let labels: Vec<&Labels> = selectors.iter().map(LabelSelector::labels).collect();
+        one_as_value(&labels, to)
     }
 }
 

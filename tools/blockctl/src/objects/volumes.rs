@@ -1,14 +1,21 @@
 //! New volumes, each created once: restores of backups, and clones with a label of their origin.
 
-use super::document::{FieldError, Spec};
+use super::{
+    document::{FieldError, Spec},
+    foreign::NAMESPACE,
+};
 use blockd_api::{
-    CredentialName, ObjectName, SnapshotName, SnapshotRef, VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,
+    CredentialName, Labels, ObjectName, SnapshotName, SnapshotRef, VolumeName, VolumeRef,
+    cloudsnaps::CloudSnapshotId,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Label of a cloned volume: `SOURCE@SNAPSHOT`.
 pub const CLONED_FROM: &str = "cloned-from";
+/// Label of a volume that a restore replaced: the cloud snapshot.
+pub const RESTORED_FROM: &str = "restored-from";
 /// Prefix of snapshots that are taken for a clone.
 const SNAPSHOT_PREFIX: &str = "clone-";
 
@@ -22,10 +29,12 @@ pub enum RestoreSource<'a> {
 }
 
 /// Action on an existing volume.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-enum ReplacePolicy {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplacePolicy {
+    /// It stays.
     #[default]
     Retain,
+    /// The backup is restored into it; a local snapshot keeps the previous content.
     Delete,
 }
 
@@ -33,17 +42,25 @@ enum ReplacePolicy {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Restore {
-    /// Backup location.
+    /// Backup location; all by default.
     #[serde(rename = "backupLocation")]
-    pub location: CredentialName,
+    pub location: Option<CredentialName>,
+    /// Name of a backup, or id of a cloud snapshot, which the checks move.
+    #[serde(rename = "backupName")]
+    given_name: Option<String>,
+    #[serde(skip)]
     backup_name: Option<ObjectName>,
     #[serde(rename = "cloudSnapshotId")]
     cloudsnap_id: Option<CloudSnapshotId>,
     source_volume: Option<VolumeName>,
     /// New volume, which the checks name after the object.
     pub destination_volume: Option<VolumeName>,
+    /// Namespaces of the new volumes by those of the original ones; given, the restore is of all volumes of
+    /// the backup.
+    namespace_mapping: Option<BTreeMap<String, String>>,
+    /// Action on an existing volume.
     #[serde(default, skip_serializing)]
-    replace_policy: ReplacePolicy,
+    pub replace_policy: ReplacePolicy,
     /// The volume is available at once and fetches blocks on first access.
     #[serde(default, skip_serializing)]
     pub lazy: bool,
@@ -59,36 +76,74 @@ impl Restore {
             self.backup_name.as_ref().map(|name| RestoreSource::Backup(name, self.source_volume.as_ref()));
         by_name.or(self.cloudsnap_id.map(RestoreSource::Cloudsnap))
     }
+
+    /// Returns true if all volumes of the backup are restored.
+    pub fn is_of_all(&self) -> bool {
+        self.namespace_mapping.is_some() && self.backup_name.is_some()
+    }
+
+    /// Returns the new volume of a volume with these labels, and its labels if they are others.
+    pub fn destination(&self, volume: &str, labels: &Labels) -> (String, Option<Labels>) {
+        let namespace = labels.as_map().get(NAMESPACE);
+        let mapping = self.namespace_mapping.as_ref();
+        let mapped =
+            namespace.and_then(|namespace| mapping?.get(namespace)).filter(|to| Some(*to) != namespace);
+        let Some(to) = mapped else { return (volume.to_owned(), None) };
+        (format!("{volume}-{to}"), with_label(labels, NAMESPACE, to))
+    }
+}
+
+/// Returns labels with another one; `None` if there are too many.
+pub fn with_label(labels: &Labels, key: &str, value: &str) -> Option<Labels> {
+    let mut map = labels.as_map().clone();
+    map.insert(key.to_owned(), value.to_owned());
+    Labels::try_from(map).ok()
 }
 
 impl Spec for Restore {
     fn check(&mut self, name: &str) -> Result<(), FieldError> {
-        let refused = |path: &str, message: &str| Err((path.to_owned(), message.to_owned()));
-        if self.backup_name.is_some() == self.cloudsnap_id.is_some() {
-            return refused("backupName", "one of `backupName` and `cloudSnapshotId` is expected");
+        let refused = |path: &str, message: String| Err((path.to_owned(), message));
+        if self.given_name.is_some() == self.cloudsnap_id.is_some() {
+            return refused("backupName", "one of `backupName` and `cloudSnapshotId` is expected".to_owned());
         }
-        if self.replace_policy == ReplacePolicy::Delete {
-            let message = "an existing volume is not replaced: see `blockctl cloudsnap restore --in-place`";
-            return refused("replacePolicy", message);
+        if let Some(given) = &self.given_name {
+            match (given.parse(), given.parse()) {
+                (Ok(id), _) => (self.cloudsnap_id, self.given_name) = (Some(id), None),
+                (_, Ok(name)) => self.backup_name = Some(name),
+                (_, Err(error)) => return refused("backupName", format!("{error}")),
+            }
         }
         if self.lazy && self.skip_damaged {
-            return refused("skipDamaged", "a lazy volume cannot skip damaged extents");
+            return refused("skipDamaged", "a lazy volume cannot skip damaged extents".to_owned());
         }
-        name_volume(&mut self.destination_volume, name)
+        if self.lazy && self.replace_policy == ReplacePolicy::Delete {
+            return refused("replacePolicy", "a lazy volume cannot replace another one".to_owned());
+        }
+        if self.is_of_all() && self.destination_volume.is_some() {
+            return refused(
+                "destinationVolume",
+                "with `namespaceMapping` volumes keep their names".to_owned(),
+            );
+        }
+        if self.is_of_all() { Ok(()) } else { name_volume(&mut self.destination_volume, name) }
     }
 }
 
-/// Clone.
+/// Clone of a volume, or of the volumes of a namespace.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VolumeClone {
     /// Volume to clone.
     #[serde(rename = "sourceVolume")]
-    pub source: VolumeName,
+    pub source: Option<VolumeName>,
     /// Snapshot to clone; a new one by default.
     pub snapshot: Option<SnapshotName>,
     /// New volume, which the checks name after the object.
     pub destination_volume: Option<VolumeName>,
+    /// Value of the label `namespace` of the volumes to clone.
+    pub source_namespace: Option<String>,
+    /// Value of the label `namespace` of the new volumes, and the end of their names.
+    pub destination_namespace: Option<String>,
 }
 
 impl VolumeClone {
@@ -97,26 +152,43 @@ impl VolumeClone {
         self.snapshot.clone().or_else(|| format!("{SNAPSHOT_PREFIX}{}", Uuid::new_v4()).parse().ok())
     }
 
-    /// Returns a snapshot of the source.
-    pub fn snapshot(&self, name: SnapshotName) -> SnapshotRef {
-        SnapshotRef::Named { volume: VolumeRef::Name(self.source.clone()), name }
-    }
-
-    /// Returns true if a volume with this origin is the described clone.
-    pub fn is_of(&self, origin: &str) -> bool {
+    /// Returns true if a volume with this origin is the described clone of a volume.
+    pub fn is_of(&self, volume: &VolumeName, origin: &str) -> bool {
         origin.split_once('@').is_some_and(|(source, snapshot)| {
-            source == self.source.as_str()
+            source == volume.as_str()
                 && match &self.snapshot {
                     Some(wanted) => snapshot == wanted.as_str(),
                     None => snapshot.starts_with(SNAPSHOT_PREFIX),
                 }
         })
     }
+
+    /// Returns the name of the clone of a volume.
+    pub fn destination(&self, volume: &VolumeName) -> Option<VolumeName> {
+        match &self.destination_namespace {
+            Some(namespace) => format!("{volume}-{namespace}").parse().ok(),
+            None => self.destination_volume.clone(),
+        }
+    }
+}
+
+/// Returns a snapshot of a volume.
+pub fn snapshot_of(volume: &VolumeName, name: SnapshotName) -> SnapshotRef {
+    SnapshotRef::Named { volume: VolumeRef::Name(volume.clone()), name }
 }
 
 impl Spec for VolumeClone {
     fn check(&mut self, name: &str) -> Result<(), FieldError> {
-        name_volume(&mut self.destination_volume, name)
+        let refused = |path: &str, message: &str| Err((path.to_owned(), message.to_owned()));
+        match (&self.source, &self.source_namespace, &self.destination_namespace) {
+            (Some(_), None, None) => name_volume(&mut self.destination_volume, name),
+            (None, Some(_), Some(_)) if self.snapshot.is_some() || self.destination_volume.is_some() => {
+                refused("sourceNamespace", "`snapshot` and `destinationVolume` belong to `sourceVolume`")
+            }
+            (None, Some(_), Some(_)) => Ok(()),
+            (None, Some(_), None) => refused("destinationNamespace", "missing"),
+            _ => refused("sourceVolume", "one of `sourceVolume` and `sourceNamespace` is expected"),
+        }
     }
 }
 

@@ -2,38 +2,32 @@
 
 use super::{
     args::ApplyArgs,
+    clones::clone_volumes,
     plan::{FieldChange, Plan, RESUMED, UNDER_WAY, plan},
     record::{Record, show_warnings, warn},
     resources::ResourceSet,
+    restores::start_restore,
 };
 use crate::{
-    commands::cloudsnap::restore::tell_schedules,
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
     objects::{
-        Body, Kind, Object,
-        backup::Backup,
-        hook::Hook,
-        location::Location,
-        location_table::is_access,
+        Body, Kind, Object, backup::Backup, hook::Hook, location::Location, location_table::is_access,
         read_all, schedule,
-        volumes::{CLONED_FROM, Restore, VolumeClone},
     },
     output::Context,
     wait::follow,
 };
 use blockd_api::{
-    ClientError, CredentialRef, ErrorCode, Labels, NameError, ObjectName, RuleName, VolumeRef,
-    cloudsnaps::{StartBackup, StartGroupBackup, StartRestore},
-    lazy::{StartLazyRestore, StoreLoss},
-    operations,
+    ByteSize, ClientError, CredentialRef, ErrorCode, NameError, ObjectName, RuleName, VolumeRef,
+    cloudsnaps::{StartBackup, StartGroupBackup},
+    format_duration, operations,
     rules::{CreateRule, RuleTarget, UpdateRule},
     schedules::{Policy, UpdatePolicy},
-    snapshots::CreateSnapshot,
-    tasks::TaskStage,
-    volumes::CloneVolume,
+    snapshots::{CreateGroupSnapshot, CreateSnapshot},
+    tasks::{Task, TaskKind, TaskStage},
 };
 use serde_json::json;
-use std::{collections::BTreeMap, str::FromStr};
+use std::str::FromStr;
 use uuid::Uuid;
 
 /// Result of an object.
@@ -58,11 +52,11 @@ struct Apply<'a> {
 
 /// Applies the objects in order, up to the first failure.
 pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Exit {
-    let objects = read_all(&args.from.file)?;
-    warn(context, &objects);
-    let resources = ResourceSet::load_for(context, &objects, None).await?;
-    let record = Record::of(objects.iter().map(|one| (one.kind, one.name.to_string())));
-    let mut apply = Apply { context, args: &args, objects: &objects, resources, record };
+    let mut read = read_all(&args.from.file)?;
+    warn(context, &read);
+    let resources = ResourceSet::load_for(context, &mut read.objects).await?;
+    let record = Record::of(read.objects.iter().map(|one| (one.kind, one.name.to_string())));
+    let mut apply = Apply { context, args: &args, objects: &read.objects, resources, record };
     let ended = apply.all().await;
     apply.record.finish(context, ended)
 }
@@ -103,8 +97,8 @@ impl Apply<'_> {
     }
 
     async fn reload(&mut self, is_stored: bool) -> Result<(), Failure> {
-        let cloudsnaps = self.resources.cloudsnaps.take().filter(|_| !is_stored);
-        self.resources = ResourceSet::load_for(self.context, self.objects, cloudsnaps).await?;
+        let loaded = (!is_stored).then(|| std::mem::take(&mut self.resources));
+        self.resources = ResourceSet::reload(self.context, self.objects, loaded).await?;
         Ok(())
     }
 
@@ -130,18 +124,24 @@ impl Apply<'_> {
         self.context.output.line(format!("{object} {}{more}", done.result)).map(drop)
     }
 
-    /// Waits for tasks; false if one of them is not done.
+    /// Waits for tasks and reports each; false if one of them is not done.
     async fn wait(&mut self, object: &Object, tasks: &[Uuid]) -> Result<bool, Failure> {
         let output = self.context.output;
         let (mut states, mut all_done) = (Vec::new(), true);
         for task in tasks {
             let ended = follow(&self.context.client, *task, output).await?;
             states.push(ended.state.to_string());
-            if ended.state.stage != TaskStage::Done {
-                all_done = false;
-                let why = ended.error.map_or_else(|| "it was stopped".to_owned(), |error| error.message);
-                output.note(format!("error: {object}: {}: {why}", ended.state));
+            if ended.state.stage == TaskStage::Done {
+                if !output.is_json() {
+                    output.line(format!("{object} done: {}", told(&ended)))?;
+                }
+                continue;
             }
+            all_done = false;
+            let of =
+                ended.volume_name.as_ref().map(|volume| format!(" of volume {volume}")).unwrap_or_default();
+            let why = ended.error.map_or_else(|| "it was stopped".to_owned(), |error| error.message);
+            output.note(format!("error: {object}: {}{of}: {why}", ended.state));
         }
         if !states.is_empty() {
             self.record.last()["states"] = json!(states);
@@ -175,9 +175,11 @@ impl Apply<'_> {
     async fn execute(&self, object: &Object, planned: Plan) -> Result<Done, Failure> {
         match planned {
             Plan::Wait(tasks) => Ok(Done { result: UNDER_WAY, tasks, awaited: None }),
-            Plan::Resume(task) => {
-                self.context.client.call_at(operations::RESUME_TASK, &task, &()).await?;
-                Ok(Done { result: RESUMED, tasks: vec![task], awaited: None })
+            Plan::Resume(tasks) => {
+                for task in &tasks {
+                    self.context.client.call_at(operations::RESUME_TASK, task, &()).await?;
+                }
+                Ok(Done { result: RESUMED, tasks, awaited: None })
             }
             Plan::Create => {
                 let tasks = self.create(object).await?;
@@ -197,7 +199,14 @@ impl Apply<'_> {
         let (client, name) = (&self.context.client, &object.name);
         match &object.body {
             Body::Location(location) => {
-                client.call(operations::CREATE_CREDENTIAL, &location.request(&parse_name(name)?)?).await?;
+                let request = location.request(&parse_name(name)?)?;
+                client.call(operations::CREATE_CREDENTIAL, &request).await?;
+                if request.encryption_passphrase.is_none() {
+                    let cause = "location.encryptionKey is not set";
+                    self.context
+                        .output
+                        .note(format!("note: {object}: backups are stored unencrypted: {cause}"));
+                }
             }
             Body::Policy(rules) => {
                 client
@@ -217,56 +226,52 @@ impl Apply<'_> {
                 client.call(operations::CREATE_SCHEDULE, &schedule.request(name)).await?;
             }
             Body::Backup(backup) => return self.start_backup(name, backup).await,
-            Body::Restore(restore) => return self.start_restore(restore).await,
-            Body::Clone(clone) => clone_volume(self.context, clone).await?,
+            Body::Snapshot(snapshot) => self.take_snapshot(name, snapshot).await?,
+            Body::Restore(restore) => {
+                return start_restore(self.context, object, restore, &self.resources).await;
+            }
+            Body::Clone(clone) => clone_volumes(self.context, clone, &self.resources).await?,
         }
         Ok(Vec::new())
+    }
+
+    async fn take_snapshot(&self, name: &ObjectName, snapshot: &Backup) -> Result<(), Failure> {
+        let (client, hooks) = (&self.context.client, snapshot.hooks());
+        let snapshot_name = Some(parse_name(name)?);
+        let missing = self.resources.without_snapshot(name.as_str(), snapshot);
+        if let [only] = missing.as_slice() {
+            let request = CreateSnapshot { name: snapshot_name, hooks };
+            client.call_at(operations::CREATE_SNAPSHOT, &VolumeRef::Name(only.clone()), &request).await?;
+        } else {
+            let volumes = missing.into_iter().map(VolumeRef::Name).collect();
+            let request =
+                CreateGroupSnapshot { volumes, name: snapshot_name, hooks, ..CreateGroupSnapshot::default() };
+            client.call(operations::CREATE_GROUP_SNAPSHOT, &request).await?;
+        }
+        Ok(())
     }
 
     async fn start_backup(&self, name: &ObjectName, backup: &Backup) -> Result<Vec<Uuid>, Failure> {
         let (client, resources) = (&self.context.client, &self.resources);
         let mut request = backup.request(name);
-        if let Some(volume) = backup.selector().volume {
+        let volumes = backup.volumes();
+        if let [volume] = volumes.names.as_slice() {
             let StartGroupBackup { credentials, options, hooks, .. } = request;
+            let volume = VolumeRef::Name(volume.clone());
             let request = StartBackup { credentials, options, hooks, ..StartBackup::of(volume) };
             let started = client.call(operations::START_BACKUP, &request).await?;
             return Ok(started.items.into_iter().map(|task| task.task_id).collect());
         }
         let missing = resources.not_backed_up(name.as_str(), backup);
-        if !missing.is_empty() && missing.len() < resources.members(&backup.selector()).count() {
-            // The other volumes have a backup.
+        let is_of_some = !missing.is_empty() && missing.len() < resources.members(&volumes).count();
+        let is_one_selector = volumes.group.is_some() || volumes.labels.len() == 1;
+        if is_of_some || !is_one_selector {
+            // The other volumes have a backup, or the daemon has no such selector.
             request.volumes = missing.iter().map(|volume| VolumeRef::Id(volume.volume_id)).collect();
             (request.group, request.label) = (None, None);
         }
         let started = client.call(operations::START_GROUP_BACKUP, &request).await?;
         Ok(started.list.items.into_iter().flat_map(|member| member.task_ids).collect())
-    }
-
-    async fn start_restore(&self, restore: &Restore) -> Result<Vec<Uuid>, Failure> {
-        let client = &self.context.client;
-        let cloud_snapshot_id = self.resources.source(restore)?;
-        let (volume_name, skip_damaged) = (restore.destination_volume.clone(), restore.skip_damaged);
-        let credential = Some(CredentialRef::Name(restore.location.clone()));
-        let (volume, schedules, tasks) = if restore.lazy {
-            let on_store_loss = StoreLoss::default();
-            let request = StartLazyRestore {
-                cloud_snapshot_id,
-                volume_name,
-                credential,
-                hydrate: true,
-                on_store_loss,
-                labels: None,
-            };
-            let started = client.call(operations::START_LAZY_RESTORE, &request).await?;
-            (started.volume_name, started.schedules, started.task_id.into_iter().collect())
-        } else {
-            let request =
-                StartRestore { volume_name, credential, skip_damaged, ..StartRestore::of(cloud_snapshot_id) };
-            let started = client.call(operations::START_RESTORE, &request).await?;
-            (started.volume_name, started.schedules, vec![started.task_id])
-        };
-        tell_schedules(self.context, &volume, &schedules);
-        Ok(tasks)
     }
 
     async fn update(&self, object: &Object, changes: &[FieldChange]) -> Result<(), Failure> {
@@ -297,7 +302,7 @@ impl Apply<'_> {
                 }
             }
             // These are made once.
-            Body::Backup(_) | Body::Restore(_) | Body::Clone(_) => {}
+            Body::Snapshot(_) | Body::Backup(_) | Body::Restore(_) | Body::Clone(_) => {}
         }
         Ok(())
     }
@@ -369,6 +374,7 @@ fn is_existing(object: &Object, code: ErrorCode) -> bool {
         | ErrorCode::PolicyExists
         | ErrorCode::RuleExists
         | ErrorCode::ScheduleExists
+        | ErrorCode::SnapshotExists
         | ErrorCode::VolumeExists => true,
         ErrorCode::VolumeInUse => object.kind == Kind::VolumeBackup,
         _ => false,
@@ -385,26 +391,11 @@ fn would(planned: Plan) -> Result<Done, Failure> {
     }
 }
 
-/// Clones a named snapshot, or one that is taken now.
-async fn clone_volume(context: &Context<'_>, clone: &VolumeClone) -> Result<(), Failure> {
-    let client = &context.client;
-    let source = VolumeRef::Name(clone.source.clone());
-    let (Some(snapshot_name), Some(name)) = (clone.snapshot_name(), clone.destination_volume.clone()) else {
-        return Err(Failure::usage(format!("no snapshot for a clone of {} can be named", clone.source)));
-    };
-    let snapshot = clone.snapshot(snapshot_name.clone());
-    let origin = BTreeMap::from([(CLONED_FROM.to_owned(), snapshot.to_string())]);
-    let labels = Labels::try_from(origin).map_err(|error| Failure::usage(error.to_string()))?;
-    if clone.snapshot.is_none() {
-        let request = CreateSnapshot { name: Some(snapshot_name), ..CreateSnapshot::default() };
-        client.call_at(operations::CREATE_SNAPSHOT, &source, &request).await?;
-    }
-    let request = CloneVolume { name, snapshot: snapshot.clone(), labels };
-    let Err(error) = client.call_at(operations::CLONE_VOLUME, &source, &request).await else { return Ok(()) };
-    if clone.snapshot.is_none()
-        && let Err(left) = client.call_at(operations::DELETE_SNAPSHOT, &snapshot, &Default::default()).await
-    {
-        context.output.note(format!("warning: snapshot {snapshot}, taken for the clone, is left: {left}"));
-    }
-    Err(error.into())
+/// Returns the result of a task as text.
+fn told(task: &Task) -> String {
+    let volume = task.volume_name.as_ref().map(|volume| format!("volume {volume}"));
+    let verb = if task.state.kind == TaskKind::Restore { "restored" } else { "backed up" };
+    let bytes = ByteSize::from_bytes(task.processed_bytes);
+    let elapsed = format_duration(task.elapsed_seconds);
+    format!("{} {verb} ({bytes} in {elapsed})", volume.unwrap_or_else(|| "volume".to_owned()))
 }

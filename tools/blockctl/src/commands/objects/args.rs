@@ -3,37 +3,47 @@
 use crate::objects::Kind;
 use blockd_api::{CredentialName, VolumeName};
 use clap::{Args, ValueEnum};
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 pub const APPLY_HELP: &str = "\
 A file holds objects as YAML documents or JSON: BackupLocation, SchedulePolicy, Rule, \
-VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone. Objects that exist as described \
-stay as they are, so a file can be applied repeatedly. Backups, restores and clones are made once \
-for each name: that of a backup is stored with it, that of a restore or clone is the new volume. A \
-name does not select backups that other hosts made in the same location: a restore selects them by \
-`cloudSnapshotId`. Give secrets as `file: PATH` (relative to the file) or `env: NAME`; they are not \
-compared: a location whose secrets alone changed is `unchanged` and keeps the old ones. Objects \
-that tasks are creating are `under way`, a stopped or failed restore is `resumed`, and one whose \
-backup is still running is `waiting`: everything else is applied, and the exit status is 6; --wait \
-waits. Fields without a meaning outside of a cluster are ignored with a warning.
+VolumeSnapshot, VolumeBackup, VolumeBackupSchedule, VolumeRestore and VolumeClone, or documents of \
+Stork, KubeDB and Velero (docs/migration.md), whose namespaces select volumes with the label \
+namespace=NAME. Of a directory, all *.yaml, *.yml and *.json files are applied. Objects that exist \
+as described stay as they are, so a file can be applied repeatedly. Backups, snapshots, restores \
+and clones are made once for each name. A backup that another host made in the same location is \
+restored by its name too, unless this host has one of that name. Give secrets as `file: PATH` \
+(relative to the file), `env: NAME` or by a Secret of the same call; they are not compared: a \
+location whose secrets alone changed is `unchanged` and keeps the old ones. Objects that tasks are \
+creating are `under way`, a stopped or failed restore is `resumed`, and one whose backup is still \
+running is `waiting`: everything else is applied, and the exit status is 6; --wait waits. Fields \
+without a meaning on a host are ignored with a warning.
 
 Examples:
   blockctl apply -f backups.yaml
   blockctl apply -f backups.yaml --dry-run
+  blockctl apply -f secret.yaml -f location.yaml
   kubectl get backuplocation mysql -o yaml | blockctl apply -f -";
 
 pub const GET_HELP: &str = "\
 Resources made by other commands are shown too, schedules without a name by their UUID, and \
-backups of this host (`blockctl cloudsnap list` shows all). The YAML output can be applied again.
+backups of other hosts as HOST/NAME. Several kinds are separated by commas; `all` is each kind. \
+Times are in UTC. The YAML output can be applied again.
 
 Examples:
   blockctl get backuplocations
+  blockctl get applicationbackup -n mysql-app
+  blockctl get vb,vr -o wide
   blockctl get VolumeBackupSchedule nightly -o yaml
+  blockctl get all -o name
   blockctl -j get vb";
 
 pub const DESCRIBE_HELP: &str = "\
+The description has the newest runs of a schedule, and the newest events of each object.
+
 Examples:
-  blockctl describe VolumeBackupSchedule nightly";
+  blockctl describe VolumeBackupSchedule nightly
+  blockctl describe applicationbackup -n mysql-app";
 
 pub const DIFF_HELP: &str = "\
 The exit status is 0 without changes, 1 with changes. Secrets are not compared.
@@ -55,7 +65,7 @@ Examples:
 /// File option.
 #[derive(Debug, Args)]
 pub struct FileArg {
-    /// File with objects, YAML or JSON; - for stdin
+    /// File or directory with objects, YAML or JSON; - for stdin
     #[arg(short, long = "filename", visible_alias = "file", value_name = "FILE", required = true)]
     pub file: Vec<PathBuf>,
 }
@@ -87,17 +97,40 @@ pub struct DiffArgs {
 pub enum Format {
     #[default]
     Table,
+    Wide,
+    Name,
     Yaml,
     Json,
+}
+
+/// Kinds on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kinds(pub Vec<Kind>);
+
+impl FromStr for Kinds {
+    type Err = String;
+
+    /// Parses kinds separated by commas, or `all`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Self(Kind::ALL.to_vec()));
+        }
+        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
 }
 
 /// `get`
 #[derive(Debug, Args)]
 pub struct GetArgs {
-    /// Kind, its plural or its initials
-    pub kind: Kind,
-    /// Name of an object
-    pub name: Option<String>,
+    /// Kinds, their plurals, initials or names in other systems; all for each
+    #[arg(value_name = "KIND,…")]
+    pub kinds: Kinds,
+    /// Names of objects
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Only objects of volumes with the label namespace=NAME
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     pub output: Format,
@@ -106,10 +139,15 @@ pub struct GetArgs {
 /// `describe`
 #[derive(Debug, Args)]
 pub struct DescribeArgs {
-    /// Kind of the object
-    pub kind: Kind,
-    /// Name of the object
-    pub name: String,
+    /// Kinds of the objects
+    #[arg(value_name = "KIND,…")]
+    pub kinds: Kinds,
+    /// Names of the objects
+    #[arg(value_name = "NAME")]
+    pub names: Vec<String>,
+    /// Only objects of volumes with the label namespace=NAME
+    #[arg(short, long, value_name = "NAME")]
+    pub namespace: Option<String>,
 }
 
 /// `delete`

@@ -1,23 +1,33 @@
 //! Backups of a name: their volumes, the source of a restore, and their deletion.
 
-use super::resources::{ResourceSet, backup_name, is_volume};
+use super::resources::{ResourceSet, backup_name};
 use crate::{
     failure::Failure,
     objects::{
-        backup::Backup,
-        volumes::{Restore, RestoreSource},
+        NAMESPACE,
+        backup::{Backup, VolumeSet},
+        volumes::{Restore, RestoreSource, VolumeClone},
     },
     output::Context,
     wait::follow,
 };
 use blockd_api::{
-    ApiError, CredentialName, CredentialRef, ErrorCode, VolumeId, VolumeName, VolumeRef,
+    ApiError, CredentialName, CredentialRef, ErrorCode, Labels, ObjectName, VolumeId, VolumeName,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, StartDelete},
     operations,
-    schedules::Selector,
     tasks::{StopTask, Task, TaskKind, TaskStage},
     volumes::Volume,
 };
+use uuid::Uuid;
+
+/// Restored volume.
+#[derive(Clone, Debug)]
+pub struct RestoreTarget {
+    pub snap: CloudSnapshotId,
+    pub volume: VolumeName,
+    /// Other labels than those of the original.
+    pub labels: Option<Labels>,
+}
 
 /// Volume of a backup: its id, if it is known, and its name.
 type Origin<'a> = (Option<VolumeId>, &'a str);
@@ -45,13 +55,14 @@ fn is_origin(volume: &Volume, (id, name): Origin<'_>) -> bool {
 }
 
 impl ResourceSet {
-    /// Returns the stored backups of a name, in one location or in all.
+    /// Returns the stored backups of a name of this host, in one location or in all.
     pub fn backups_named<'a>(
         &'a self,
         name: &'a str,
         location: Option<&'a CredentialName>,
     ) -> impl Iterator<Item = &'a Cloudsnap> {
-        self.cloudsnaps.iter().flatten().filter(move |one| is_named(one, name, location))
+        let is_own = |one: &&Cloudsnap| self.own.is_none_or(|own| own == one.cloud_snapshot_id.cluster);
+        self.cloudsnaps.iter().flatten().filter(move |one| is_named(one, name, location)).filter(is_own)
     }
 
     /// Returns the backup tasks of a name, to one location or to all.
@@ -77,28 +88,28 @@ impl ResourceSet {
     }
 
     /// Returns the selected volumes.
-    pub fn members<'a>(&'a self, volumes: &Selector) -> impl Iterator<Item = &'a Volume> {
+    pub fn members<'a>(&'a self, volumes: &'a VolumeSet) -> impl Iterator<Item = &'a Volume> {
         self.volumes.iter().filter(move |volume| {
-            volumes.volume.as_ref().is_some_and(|wanted| is_volume(volume, wanted))
+            volumes.all
+                || volumes.names.contains(&volume.name)
                 || (volumes.group.is_some() && volume.group == volumes.group)
-                || volumes.label.as_ref().is_some_and(|label| volume.labels.matches(label))
+                || volumes.labels.iter().any(|label| volume.labels.matches(label))
         })
     }
 
-    fn selects(&self, volumes: &Selector, origin: Origin<'_>) -> bool {
+    fn selects(&self, volumes: &VolumeSet, origin: Origin<'_>) -> bool {
         // Of a deleted volume, the name is all that is known.
         let is_gone = |wanted: &VolumeName| wanted.as_str() == origin.1 && self.volume(wanted).is_none();
-        self.members(volumes).any(|volume| is_origin(volume, origin))
-            || matches!(&volumes.volume, Some(VolumeRef::Name(wanted)) if is_gone(wanted))
+        self.members(volumes).any(|volume| is_origin(volume, origin)) || volumes.names.iter().any(is_gone)
     }
 
     /// Returns true if a cloud snapshot belongs to a selected volume.
-    pub fn is_backup_of(&self, volumes: &Selector, one: &Cloudsnap) -> bool {
+    pub fn is_backup_of(&self, volumes: &VolumeSet, one: &Cloudsnap) -> bool {
         self.selects(volumes, origin_of(one))
     }
 
     /// Returns true if a task backs up a selected volume.
-    pub fn is_task_of(&self, volumes: &Selector, task: &Task) -> bool {
+    pub fn is_task_of(&self, volumes: &VolumeSet, task: &Task) -> bool {
         self.selects(volumes, origin_of_task(task))
     }
 
@@ -110,8 +121,10 @@ impl ResourceSet {
             !stored.any(|origin| is_origin(volume, origin))
                 && !running.any(|origin| is_origin(volume, origin))
         };
-        let volumes = backup.selector();
-        self.members(&volumes).filter(is_missing).collect()
+        let volumes = backup.volumes();
+        let names: Vec<&VolumeName> =
+            self.members(&volumes).filter(is_missing).map(|volume| &volume.name).collect();
+        self.volumes.iter().filter(|volume| names.contains(&&volume.name)).collect()
     }
 
     /// Returns the error of a location that could not be listed: of this one, or of any.
@@ -122,36 +135,101 @@ impl ResourceSet {
         Some(ApiError { message, ..error.clone() })
     }
 
-    /// Returns the cloud snapshot of a restore.
+    /// Returns the cloud snapshots of a name for a restore: those of this host, or of another one.
+    ///
+    /// # Errors
+    /// There are none, or those of several hosts.
+    fn restorable<'a>(
+        &'a self,
+        name: &'a ObjectName,
+        location: Option<&'a CredentialName>,
+    ) -> Result<Vec<&'a Cloudsnap>, ApiError> {
+        let mut found: Vec<&Cloudsnap> = self.backups_named(name.as_str(), location).collect();
+        let running = self.under_way(name.as_str(), location).next();
+        if found.is_empty() && running.is_none() {
+            let all = self.cloudsnaps.iter().flatten();
+            found = all.filter(|one| is_named(one, name.as_str(), location)).collect();
+        }
+        // Two locations may lead to one store.
+        found.sort_by_key(|one| one.cloud_snapshot_id);
+        found.dedup_by_key(|one| one.cloud_snapshot_id);
+        let clusters: Vec<Uuid> = found.iter().map(|one| one.cloud_snapshot_id.cluster).collect();
+        let place = location.map(|location| format!(" in BackupLocation/{location}")).unwrap_or_default();
+        if running.is_some() {
+            let message =
+                format!("VolumeBackup/{name} is not done yet: apply this again when it is, or with --wait");
+            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
+        }
+        if found.is_empty() {
+            let message = format!("there is no VolumeBackup/{name}{place}");
+            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
+        }
+        if clusters.iter().any(|cluster| *cluster != clusters[0]) {
+            return Err(ambiguous(name, &found));
+        }
+        Ok(found)
+    }
+
+    /// Returns the cloud snapshot of a restore to one volume.
+    ///
+    /// # Errors
+    /// There is none, or there are several.
     pub fn source(&self, restore: &Restore) -> Result<CloudSnapshotId, ApiError> {
         let (name, volume) = match restore.source() {
             Some(RestoreSource::Cloudsnap(id)) => return Ok(id),
             Some(RestoreSource::Backup(name, volume)) => (name, volume),
             None => return Err(ApiError::new(ErrorCode::InvalidRequest, "the restore names no backup")),
         };
-        let (location, missing) = (Some(&restore.location), ErrorCode::CloudsnapNotFound);
-        let is_meant = |one: &&Cloudsnap| volume.is_none_or(|volume| one.volume_name == volume.as_str());
-        let found: Vec<&Cloudsnap> = self.backups_named(name.as_str(), location).filter(is_meant).collect();
-        let (code, message) = match found.as_slice() {
-            [one] => return Ok(one.cloud_snapshot_id),
-            [] if self.under_way(name.as_str(), location).next().is_some() => {
-                (missing, "is not done yet: apply this again when it is, or with --wait".to_owned())
-            }
+        let mut found = self.restorable(name, restore.location.as_ref())?;
+        found.retain(|one| volume.is_none_or(|volume| one.volume_name == volume.as_str()));
+        match found.as_slice() {
+            [one] => Ok(one.cloud_snapshot_id),
             [] => {
-                let message = format!(
-                    "there is no VolumeBackup/{name} of this host in BackupLocation/{}: name a backup of another host by its cloudSnapshotId",
-                    restore.location
-                );
-                return Err(ApiError::new(missing, message));
+                let message = format!("VolumeBackup/{name} has no such sourceVolume");
+                Err(ApiError::new(ErrorCode::CloudsnapNotFound, message))
             }
-            several => {
-                let message =
-                    format!("is ambiguous ({}): name its sourceVolume or cloudSnapshotId", listed(several));
-                (ErrorCode::InvalidRequest, message)
-            }
-        };
-        Err(ApiError::new(code, format!("VolumeBackup/{name} {message}")))
+            several => Err(ambiguous(name, several)),
+        }
     }
+
+    /// Returns the volumes of a restore of all volumes of a backup.
+    ///
+    /// # Errors
+    /// There is no such backup, or the names of its volumes are ambiguous.
+    pub fn restore_targets(&self, restore: &Restore) -> Result<Vec<RestoreTarget>, ApiError> {
+        let Some(RestoreSource::Backup(name, _)) = restore.source() else { return Ok(Vec::new()) };
+        let found = self.restorable(name, restore.location.as_ref())?;
+        let mut targets: Vec<RestoreTarget> = Vec::new();
+        for one in &found {
+            let (volume, labels) = restore.destination(&one.volume_name, &one.labels);
+            let id = one.cloud_snapshot_id;
+            let volume: VolumeName = volume
+                .parse()
+                .map_err(|error| ApiError::new(ErrorCode::InvalidRequest, format!("{id}: {error}")))?;
+            if targets.iter().any(|other| other.volume == volume) {
+                return Err(ambiguous(name, &found));
+            }
+            targets.push(RestoreTarget { snap: id, volume, labels });
+        }
+        Ok(targets)
+    }
+
+    /// Returns the volumes of a clone.
+    pub fn clone_sources(&self, clone: &VolumeClone) -> Vec<VolumeName> {
+        let Some(namespace) = &clone.source_namespace else {
+            return clone.source.clone().into_iter().collect();
+        };
+        let is_meant = |volume: &&Volume| volume.labels.as_map().get(NAMESPACE) == Some(namespace);
+        self.volumes.iter().filter(is_meant).map(|volume| volume.name.clone()).collect()
+    }
+}
+
+fn ambiguous(name: &ObjectName, several: &[&Cloudsnap]) -> ApiError {
+    let message = format!(
+        "VolumeBackup/{name} is ambiguous ({}): name its sourceVolume or cloudSnapshotId",
+        listed(several)
+    );
+    ApiError::new(ErrorCode::InvalidRequest, message)
 }
 
 /// Formats cloud snapshots for a message.
@@ -168,7 +246,7 @@ pub enum DeleteScope {
     /// A volume by its name, or any: at most one backup.
     One(Option<VolumeName>),
     /// Volumes of an object: all of their backups.
-    All(Selector),
+    All(VolumeSet),
 }
 
 /// Backups to delete.
@@ -189,7 +267,10 @@ impl BackupTarget {
             Some(id) => {
                 one.cloud_snapshot_id == *id && location.as_ref().is_none_or(|location| is_in(one, location))
             }
-            None => is_named(one, name, location.as_ref()),
+            None => {
+                is_named(one, name, location.as_ref())
+                    && resources.own.is_none_or(|own| own == one.cloud_snapshot_id.cluster)
+            }
         };
         resources.cloudsnaps.iter().flatten().filter(is_meant).collect()
     }

@@ -3,15 +3,16 @@
 use super::{
     args::DeleteArgs,
     backups::{BackupTarget, DeleteScope},
+    found::missing,
     record::Record,
-    resources::{ResourceSet, Scope, missing},
+    resources::{ResourceSet, Scope},
 };
 use crate::{
     failure::{EXIT_DONE, Exit, Failure},
     objects::{Body, Kind, Object, backup::ReclaimPolicy, hook::Hook, read_all},
     output::Context,
 };
-use blockd_api::{CredentialRef, RuleName, operations};
+use blockd_api::{CredentialRef, RuleName, SnapshotRef, operations};
 
 /// Object to delete.
 struct Deletion {
@@ -28,7 +29,7 @@ impl From<Object> for Deletion {
         let (kind, name) = (object.kind, object.name.to_string());
         let (backups, rule) = match object.body {
             Body::Backup(backup) if backup.reclaim_policy == ReclaimPolicy::Delete => {
-                let (location, scope) = (backup.location().cloned(), DeleteScope::All(backup.selector()));
+                let (location, scope) = (backup.location().cloned(), DeleteScope::All(backup.volumes()));
                 (Some(BackupTarget { name: name.clone(), id: None, location, scope }), None)
             }
             Body::Rule(hook) => (None, Some(hook)),
@@ -60,8 +61,8 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Exit {
             (vec![Deletion { kind, name, backups: Some(target), rule: None }], resources)
         }
         _ => {
-            let objects = read_all(&args.file)?;
-            let resources = ResourceSet::load_for(context, &objects, None).await?;
+            let mut objects = read_all(&args.file)?.objects;
+            let resources = ResourceSet::load_for(context, &mut objects).await?;
             (objects.into_iter().map(Deletion::from).collect(), resources)
         }
     };
@@ -119,6 +120,17 @@ async fn delete(
         Kind::SchedulePolicy => {
             if let Some(found) = resources.policies.iter().find(|policy| policy.name.as_str() == name) {
                 client.call_at(operations::DELETE_POLICY, &found.name, &()).await?;
+            }
+        }
+        Kind::VolumeSnapshot => {
+            for one in resources.snapshots.iter().filter(|one| one.name.as_str() == name) {
+                client
+                    .call_at(
+                        operations::DELETE_SNAPSHOT,
+                        &SnapshotRef::Id(one.snapshot_id),
+                        &Default::default(),
+                    )
+                    .await?;
             }
         }
         Kind::Rule => {

@@ -2,11 +2,15 @@
 
 mod apply;
 pub mod args;
+mod backup_groups;
 mod backups;
+mod clones;
 mod delete;
+mod found;
 mod plan;
 mod record;
 mod resources;
+mod restores;
 mod show;
 
 pub use apply::run as apply;

@@ -2,16 +2,17 @@
 
 use super::resources::ResourceSet;
 use crate::objects::{
-    Body, Object,
+    Body, NAMESPACE, Object,
     backup::Backup,
     hook::Hook,
     location_table::is_access,
     schedule::fixed,
     view,
-    volumes::{CLONED_FROM, Restore, RestoreSource, VolumeClone},
+    volumes::{CLONED_FROM, RESTORED_FROM, ReplacePolicy, Restore, RestoreSource, VolumeClone},
 };
 use blockd_api::{
     ApiError, ErrorCode, VolumeName,
+    cloudsnaps::CloudSnapshotId,
     tasks::{Task, TaskKind, TaskStage},
     volumes::{Volume, VolumeState},
 };
@@ -45,8 +46,8 @@ pub enum Plan {
     Wait(Vec<Uuid>),
     /// A named dependency is being made by these tasks.
     Await(String, Vec<Uuid>),
-    /// Resume this task, which ended early.
-    Resume(Uuid),
+    /// Resume these tasks, which ended early.
+    Resume(Vec<Uuid>),
     /// Create the resource.
     Create,
     /// Change these fields.
@@ -120,6 +121,7 @@ fn compare(
 /// Returns the plan of an object.
 pub fn plan(object: &Object, resources: &ResourceSet) -> Plan {
     match &object.body {
+        Body::Snapshot(backup) => plan_snapshot(object, backup, resources),
         Body::Backup(backup) => plan_backup(object, backup, resources),
         Body::Restore(restore) => plan_restore(object, restore, resources),
         Body::Clone(clone) => plan_clone(object, clone, resources),
@@ -209,8 +211,47 @@ fn check_targets(object: &Object, hook: &Hook, resources: &ResourceSet) -> Resul
     Ok(())
 }
 
+/// Returns the error of an object that selects no volume.
+fn no_volumes(object: &Object, backup: &Backup) -> Plan {
+    let (volumes, (line, field)) = (backup.volumes(), &object.volumes_at);
+    let cause = match (volumes.labels.as_slice(), &volumes.group, volumes.names.as_slice()) {
+        _ if volumes.all => "there are no volumes".to_owned(),
+        ([], Some(group), _) => {
+            format!(
+                "no volume is in group {group}; add one with `blockctl volume update VOLUME --group {group}`"
+            )
+        }
+        ([], None, names) => {
+            let names: Vec<&str> = names.iter().map(VolumeName::as_str).collect();
+            let labels = backup.other_labels();
+            let or = labels.map(|labels| {
+                format!(" and none with the label {labels}; set it with `blockctl volume update VOLUME --label +{labels}`")
+            });
+            format!("there is no volume {}{}", names.join(", "), or.unwrap_or_default())
+        }
+        (labels, ..) => {
+            let labels: Vec<String> = labels.iter().map(|one| one.labels().to_string()).collect();
+            format!(
+                "no volume has the label {}; set it with `blockctl volume update VOLUME --label +{}`",
+                labels.join(" or "),
+                labels[0]
+            )
+        }
+    };
+    let cause = format!("{} line {line}: {field}: {cause}", object.file);
+    Plan::refused(object, ErrorCode::VolumeNotFound, &cause)
+}
+
+fn plan_snapshot(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
+    match resources.without_snapshot(object.name.as_str(), backup) {
+        missing if !missing.is_empty() => Plan::Create,
+        _ if resources.members(&backup.volumes()).next().is_none() => no_volumes(object, backup),
+        _ => Plan::Unchanged,
+    }
+}
+
 fn plan_backup(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
-    let (name, location, volumes) = (object.name.as_str(), backup.location(), backup.selector());
+    let (name, location, volumes) = (object.name.as_str(), backup.location(), backup.volumes());
     if let Some(error) = resources.unlisted(&object.to_string(), location) {
         return Plan::Refused(Vec::new(), error);
     }
@@ -222,7 +263,10 @@ fn plan_backup(object: &Object, backup: &Backup, resources: &ResourceSet) -> Pla
     if exists && resources.not_backed_up(name, backup).is_empty() {
         return if tasks.is_empty() { Plan::Unchanged } else { Plan::Wait(tasks) };
     }
-    if let Some(wanted) = &backup.volume {
+    if resources.members(&volumes).next().is_none() {
+        return no_volumes(object, backup);
+    }
+    if let [wanted] = volumes.names.as_slice() {
         let tasks = running().filter_map(|task| task.volume_name.as_ref().map(VolumeName::as_str));
         let mut names = stored().map(|one| one.volume_name.as_str()).chain(tasks);
         if let Some(other) = names.find(|name| *name != wanted.as_str()) {
@@ -235,30 +279,78 @@ fn plan_backup(object: &Object, backup: &Backup, resources: &ResourceSet) -> Pla
 }
 
 fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> Plan {
-    let source = resources.source(restore);
-    let target = restore.destination_volume.as_ref();
-    let Some(volume) = target.and_then(|name| resources.volume(name)) else {
-        let Some(RestoreSource::Backup(name, volume)) = restore.source() else { return Plan::Create };
-        if let Some(error) = resources.unlisted(&object.to_string(), Some(&restore.location)) {
-            return Plan::Refused(Vec::new(), error);
+    if !restore.is_of_all() {
+        let Some(volume) = &restore.destination_volume else { return Plan::Create };
+        let source = resources.source(restore);
+        if resources.volume(volume).is_none()
+            || (restore.replace_policy == ReplacePolicy::Delete && source.is_err())
+        {
+            return plan_source(object, restore, source.is_ok(), resources);
         }
-        let is_meant = |task: &&Task| volume.is_none() || task.volume_name.as_ref() == volume;
-        let running = resources.under_way(name.as_str(), Some(&restore.location)).filter(is_meant);
-        let tasks: Vec<Uuid> = running.map(|task| task.task_id).collect();
-        return match source.is_err() && !tasks.is_empty() {
-            true => Plan::Await(format!("VolumeBackup/{name}"), tasks),
-            false => Plan::Create,
-        };
+        return plan_target(object, restore, volume, source.ok(), resources);
+    }
+    let Ok(targets) = resources.restore_targets(restore) else {
+        return plan_source(object, restore, false, resources);
     };
+    let (mut waits, mut resumes, mut creates) = (Vec::new(), Vec::new(), false);
+    for target in targets {
+        match plan_target(object, restore, &target.volume, Some(target.snap), resources) {
+            Plan::Wait(tasks) => waits.extend(tasks),
+            Plan::Resume(tasks) => resumes.extend(tasks),
+            Plan::Create => creates = true,
+            refused @ Plan::Refused(..) => return refused,
+            _ => {}
+        }
+    }
+    match (creates, resumes.is_empty(), waits.is_empty()) {
+        (true, ..) => Plan::Create,
+        (_, false, _) => Plan::Resume(resumes),
+        (_, _, false) => Plan::Wait(waits),
+        _ => Plan::Unchanged,
+    }
+}
+
+/// Returns the plan for a restore before its volumes are known, or whose volume does not exist.
+fn plan_source(object: &Object, restore: &Restore, is_found: bool, resources: &ResourceSet) -> Plan {
+    let Some(RestoreSource::Backup(name, volume)) = restore.source() else { return Plan::Create };
+    if let Some(error) = resources.unlisted(&object.to_string(), restore.location.as_ref()) {
+        return Plan::Refused(Vec::new(), error);
+    }
+    let is_meant = |task: &&Task| volume.is_none() || task.volume_name.as_ref() == volume;
+    let running = resources.under_way(name.as_str(), restore.location.as_ref()).filter(is_meant);
+    let tasks: Vec<Uuid> = running.map(|task| task.task_id).collect();
+    match !is_found && !tasks.is_empty() {
+        true => Plan::Await(format!("VolumeBackup/{name}"), tasks),
+        // Another object may make the backup first.
+        false => Plan::Create,
+    }
+}
+
+/// Returns the plan for one volume of a restore.
+pub fn plan_target(
+    object: &Object,
+    restore: &Restore,
+    name: &VolumeName,
+    source: Option<CloudSnapshotId>,
+    resources: &ResourceSet,
+) -> Plan {
+    let Some(volume) = resources.volume(name) else { return Plan::Create };
     // The newest comes first. The task of an old restore may be missing.
-    let task = resources
-        .tasks
-        .iter()
-        .find(|task| task.state.kind == TaskKind::Restore && task.volume_name.as_ref() == target);
+    let is_meant =
+        |task: &&Task| task.state.kind == TaskKind::Restore && task.volume_name.as_ref() == Some(name);
+    let task = resources.tasks.iter().find(is_meant);
     let was = task.and_then(|task| task.cloud_snapshot_id.as_ref());
-    if let (Some(was), Ok(wanted)) = (was, &source)
-        && *was != wanted.to_string()
-    {
+    let wanted = source.map(|source| source.to_string());
+    let is_other = wanted.is_some() && was != wanted.as_ref();
+    if restore.replace_policy == ReplacePolicy::Delete && is_other {
+        let replaced = volume.labels.as_map().get(RESTORED_FROM);
+        return if replaced == wanted.as_ref() { Plan::Unchanged } else { Plan::Create };
+    }
+    // Other volumes of the backup may be missing.
+    if restore.is_of_all() && is_other {
+        return Plan::Unchanged;
+    }
+    if let Some(was) = was.filter(|_| is_other) {
         let cause = format!(
             "volume {} exists and was restored from {was}: delete it first, or name another one in destinationVolume",
             volume.name
@@ -275,7 +367,7 @@ fn plan_restored(object: &Object, volume: &Volume, task: &Task) -> Plan {
         TaskStage::Done => Plan::Unchanged,
         stage if !stage.is_over() => Plan::Wait(vec![task.task_id]),
         _ if is_whole => Plan::Unchanged,
-        _ if task.resumable => Plan::Resume(task.task_id),
+        _ if task.resumable => Plan::Resume(vec![task.task_id]),
         _ => {
             let why = task.error.as_ref().map_or("it was stopped", |error| error.message.as_str());
             let cause = format!("its restore cannot go on ({why}): delete volume {} first", volume.name);
@@ -285,18 +377,45 @@ fn plan_restored(object: &Object, volume: &Volume, task: &Task) -> Plan {
 }
 
 fn plan_clone(object: &Object, clone: &VolumeClone, resources: &ResourceSet) -> Plan {
-    let Some(volume) = clone.destination_volume.as_ref().and_then(|name| resources.volume(name)) else {
-        return Plan::Create;
-    };
-    if volume.labels.as_map().get(CLONED_FROM).is_some_and(|origin| clone.is_of(origin)) {
-        return Plan::Unchanged;
+    let sources = resources.clone_sources(clone);
+    if sources.is_empty() {
+        let namespace = clone.source_namespace.as_deref().unwrap_or_default();
+        let (line, field) = &object.volumes_at;
+        let cause = format!(
+            "{} line {line}: {field}: no volume has the label {NAMESPACE}={namespace}; set it with `blockctl volume update VOLUME --label +{NAMESPACE}={namespace}`",
+            object.file
+        );
+        return Plan::refused(object, ErrorCode::VolumeNotFound, &cause);
     }
-    let snapshot = clone.snapshot.as_ref().map(|snapshot| format!("@{snapshot}")).unwrap_or_default();
-    let cause = format!(
-        "volume {} exists and is not a clone of {}{snapshot}: delete it first, or name another one in destinationVolume",
-        volume.name, clone.source
-    );
-    Plan::refused(object, ErrorCode::VolumeExists, &cause)
+    let mut plan = Plan::Unchanged;
+    for source in sources {
+        let Some(volume) = clone.destination(&source).and_then(|name| resources.volume(&name)) else {
+            plan = Plan::Create;
+            continue;
+        };
+        if volume.labels.as_map().get(CLONED_FROM).is_some_and(|origin| clone.is_of(&source, origin)) {
+            continue;
+        }
+        let snapshot = clone.snapshot.as_ref().map(|snapshot| format!("@{snapshot}")).unwrap_or_default();
+        let cause = format!(
+            "volume {} exists and is not a clone of {source}{snapshot}: delete it first, or name another one in destinationVolume",
+            volume.name
+        );
+        return Plan::refused(object, ErrorCode::VolumeExists, &cause);
+    }
+    plan
+}
+
+impl ResourceSet {
+    /// Returns the selected volumes without a local snapshot of a name.
+    pub fn without_snapshot(&self, name: &str, backup: &Backup) -> Vec<VolumeName> {
+        let volumes = backup.volumes();
+        let members = self.members(&volumes);
+        let is_missing = |volume: &&Volume| {
+            !self.snapshots.iter().any(|one| one.volume_id == volume.volume_id && one.name.as_str() == name)
+        };
+        members.filter(is_missing).map(|volume| volume.name.clone()).collect()
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use crate::{
     failure::Exit,
-    objects::{Kind, Object},
+    objects::{Kind, Object, ObjectSet},
     output::Context,
 };
 use blockd_api::List;
@@ -86,12 +86,15 @@ impl Record {
     }
 }
 
-/// Prints the warnings of objects as text.
-pub fn warn(context: &Context<'_>, objects: &[Object]) {
+/// Prints the warnings of objects as text, and notes about other documents.
+pub fn warn(context: &Context<'_>, read: &ObjectSet) {
+    for note in &read.notes {
+        context.output.note(note);
+    }
     if context.output.is_json() {
         return;
     }
-    for object in objects {
+    for object in &read.objects {
         for warning in &object.warnings {
             context.output.note(format!("warning: {}: {warning}", object.file));
         }

@@ -2,9 +2,10 @@
 
 use super::{
     args::{DescribeArgs, DiffArgs, Format, GetArgs},
+    found::{Found, columns, missing},
     plan::{Plan, plan},
     record::{show_warnings, warn},
-    resources::{Found, ResourceSet, Scope, columns, missing},
+    resources::{ResourceSet, Scope},
 };
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
@@ -12,73 +13,180 @@ use crate::{
     output::Context,
     table::Table,
 };
-use blockd_api::{List, cloudsnaps::CloudSnapshotId};
+use blockd_api::{
+    List,
+    cloudsnaps::CloudSnapshotId,
+    events::{Event, ListEvents, MAX_EVENTS},
+    operations,
+    schedules::ListRuns,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use uuid::Uuid;
 
-/// Returns the objects of a kind, or of a name.
-async fn found(context: &Context<'_>, kind: Kind, name: Option<&str>) -> Result<Vec<Found>, Failure> {
-    let id = name.and_then(|name| name.parse::<CloudSnapshotId>().ok());
-    let mut found = ResourceSet::load_kind(context, kind, &Scope { locations: None, id }).await?.of(kind);
-    if let Some(name) = name {
-        found.retain(|one| one.name == name || (id.is_some() && one.status["cloudSnapshotId"] == name));
-        if found.is_empty() {
-            return Err(missing(kind, name));
+/// Maximum number of events, and of runs, of a described object.
+const MAX_DESCRIBED: usize = 20;
+
+/// Returns the objects of kinds, all or those of the names, and of a namespace.
+async fn found(
+    context: &Context<'_>,
+    kinds: &[Kind],
+    names: &[String],
+    namespace: Option<&str>,
+) -> Result<Vec<Found>, Failure> {
+    let mut all = Vec::new();
+    for kind in kinds {
+        let id = names.iter().find_map(|name| name.parse::<CloudSnapshotId>().ok());
+        let scope = Scope { locations: None, id: id.filter(|_| names.len() == 1) };
+        let mut found = ResourceSet::load_kind(context, *kind, &scope).await?.of(*kind);
+        if let Some(name) =
+            names.iter().find(|name| kinds.len() == 1 && !found.iter().any(|one| one.is_named(name)))
+        {
+            return Err(missing(*kind, name));
         }
+        found.retain(|one| names.is_empty() || names.iter().any(|name| one.is_named(name)));
+        // Objects without volumes belong to no namespace.
+        found.retain(|one| match (namespace, &one.namespaces) {
+            (Some(namespace), Some(of)) => of.contains(namespace),
+            _ => true,
+        });
+        all.extend(found);
     }
-    Ok(found)
+    Ok(all)
 }
 
 /// `get`
 pub async fn get(context: &Context<'_>, args: GetArgs) -> Exit {
-    let found = found(context, args.kind, args.name.as_deref()).await?;
-    let (output, documents) = (context.output, found.iter().map(Found::document).collect::<Vec<_>>());
-    if output.is_json() || args.output == Format::Json {
-        return match (&args.name, documents.as_slice()) {
-            (Some(_), [one]) => output.document(one),
+    let GetArgs { kinds, names, namespace, output: format } = args;
+    let found = found(context, &kinds.0, &names, namespace.as_deref()).await?;
+    let output = context.output;
+    if output.is_json() || format == Format::Json {
+        let documents = found.iter().map(Found::document).collect::<Vec<_>>();
+        return match (names.as_slice(), documents.as_slice()) {
+            ([_], [one]) => output.document(one),
             _ => output.document(&List::from(documents)),
         };
     }
-    if args.output == Format::Table {
-        let mut table = Table::new(columns(args.kind).split('|'));
-        found.into_iter().for_each(|one| table.row([one.name].into_iter().chain(one.cells)));
-        return output.table(&table);
+    match format {
+        Format::Name => {
+            let lines = found.iter().map(|one| format!("{}/{}\n", one.kind, one.name));
+            output.raw(lines.collect::<String>().as_bytes())
+        }
+        Format::Yaml => write_yaml(context, &found, !names.is_empty()),
+        _ => tables(context, &kinds.0, found, format == Format::Wide),
     }
-    // A listing of all can be applied.
-    let rest = if args.name.is_some() { "" } else { ", and is left out" };
-    let (mut texts, mut names) = (Vec::new(), BTreeSet::new());
-    for (one, document) in found.iter().zip(&documents) {
+}
+
+/// Writes a table of each kind.
+fn tables(context: &Context<'_>, kinds: &[Kind], found: Vec<Found>, is_wide: bool) -> Exit {
+    let mut rest = found.into_iter().peekable();
+    let mut is_first = true;
+    for kind in kinds {
+        let (narrow, wide) = columns(*kind);
+        let titles =
+            || narrow.split('|').chain(wide.split('|').filter(move |title| is_wide && !title.is_empty()));
+        let mut table = Table::new(titles()).compact();
+        let mut is_empty = true;
+        while let Some(one) = rest.next_if(|one| one.kind == *kind) {
+            let name = if kinds.len() > 1 { format!("{kind}/{}", one.shown) } else { one.shown };
+            let cells = one.cells.into_iter().take(titles().count() - 1);
+            table.row([name].into_iter().chain(cells));
+            is_empty = false;
+        }
+        if is_empty && kinds.len() > 1 {
+            continue;
+        }
+        if !is_first {
+            context.output.raw(b"\n")?;
+        }
+        context.output.table(&table)?;
+        is_first = false;
+    }
+    Ok(EXIT_DONE)
+}
+
+/// Writes documents. A listing of all can be applied.
+fn write_yaml(context: &Context<'_>, found: &[Found], is_named: bool) -> Exit {
+    let rest = if is_named { "" } else { ", and is left out" };
+    let (mut texts, mut seen) = (Vec::new(), BTreeSet::new());
+    for one in found {
         let why = if one.has_no_name() {
             Some("has no name: it cannot be applied")
-        } else if args.name.is_none() && !names.insert(&one.name) {
+        } else if one.is_of_other_host {
+            Some("is a backup of another host: applied, it would be one of this host")
+        } else if !is_named && !seen.insert((one.kind, &one.name)) {
             Some("is a duplicate: only one object of a name can be applied")
         } else {
             None
         };
         if let Some(why) = why {
-            output.note(format!("warning: {}/{} {why}{rest}", one.kind, one.name));
+            context.output.note(format!("warning: {}/{} {why}{rest}", one.kind, one.name));
         }
-        if args.name.is_some() || why.is_none() {
-            texts.push(yaml(document));
+        if is_named || why.is_none() {
+            texts.push(yaml(&one.document()));
         }
     }
-    output.raw(texts.join("---\n").as_bytes())
+    context.output.raw(texts.join("---\n").as_bytes())
 }
 
 /// `describe`
 pub async fn describe(context: &Context<'_>, args: DescribeArgs) -> Exit {
-    let found = found(context, args.kind, Some(&args.name)).await?;
-    let documents: Vec<Value> = found.iter().map(Found::document).collect();
+    let found = found(context, &args.kinds.0, &args.names, args.namespace.as_deref()).await?;
+    let query = ListEvents { max: Some(MAX_EVENTS), ..ListEvents::default() };
+    let events = context.client.call(operations::LIST_EVENTS, &query).await?.items;
+    let mut documents = Vec::new();
+    for one in &found {
+        let mut document = one.document();
+        if one.kind == Kind::VolumeBackupSchedule {
+            document["runs"] = runs(context, one).await?;
+        }
+        let newest = events.iter().rev().filter(|event| is_about(event, one)).take(MAX_DESCRIBED);
+        document["events"] = newest.map(told).collect();
+        documents.push(document);
+    }
     context
         .output
         .text(&List::from(documents.clone()), || documents.iter().map(yaml).collect::<Vec<_>>().join("---\n"))
 }
 
+/// Returns true for an event of an object: of its tasks, its location or its volumes.
+fn is_about(event: &Event, found: &Found) -> bool {
+    let is_location =
+        found.kind == Kind::BackupLocation && event.credential_name.as_deref() == Some(&found.name);
+    let of_task = event.task_id.is_some_and(|task| found.tasks.contains(&task));
+    let of_snapshot =
+        event.cloud_snapshot_id.as_ref().is_some_and(|id| found.status.to_string().contains(id));
+    let of_volume = found.kind == Kind::VolumeBackupSchedule
+        && event.volume_name.as_ref().is_some_and(|volume| found.volumes.contains(volume.as_str()));
+    is_location || of_task || of_snapshot || of_volume
+}
+
+fn told(event: &Event) -> Value {
+    json!({
+        "occurredAt": event.occurred_at, "severity": event.severity, "kind": event.kind, "message": event.message
+    })
+}
+
+/// Returns the newest runs of a schedule.
+async fn runs(context: &Context<'_>, found: &Found) -> Result<Value, Failure> {
+    let schedule_id: Option<Uuid> = serde_json::from_value(found.status["scheduleId"].clone()).ok();
+    let query = ListRuns { schedule_id, max: u32::try_from(MAX_DESCRIBED).ok(), ..ListRuns::default() };
+    let runs = context.client.call(operations::LIST_RUNS, &query).await?.items;
+    let told = runs.iter().map(|run| {
+        json!({
+            "startedAt": run.started_at, "volumeName": run.volume_name, "state": run.state,
+            "cloudSnapshotId": run.cloud_snapshot_id, "reason": run.reason
+        })
+    });
+    Ok(told.collect())
+}
+
 /// `diff`
 pub async fn diff(context: &Context<'_>, args: DiffArgs) -> Exit {
-    let objects = read_all(&args.from.file)?;
-    warn(context, &objects);
-    let resources = ResourceSet::load_for(context, &objects, None).await?;
+    let mut read = read_all(&args.from.file)?;
+    warn(context, &read);
+    let resources = ResourceSet::load_for(context, &mut read.objects).await?;
+    let objects = read.objects;
     let (mut documents, mut differs) = (Vec::new(), false);
     for object in &objects {
         let planned = plan(object, &resources);

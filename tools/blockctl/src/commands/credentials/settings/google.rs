@@ -26,6 +26,9 @@ impl Settings {
                 "--use-iam and --google-json-key-file are both given: drop one of them",
             ));
         }
+        if let Some(key) = &self.google_json_key {
+            return Ok(GoogleAccess { json_key: Some(key.clone().into()), use_iam: self.use_iam });
+        }
         let json_key = match (file, from) {
             (Some(_), Some(_)) => {
                 return Err(Failure::usage(

@@ -110,6 +110,9 @@ pub struct Settings {
     /// Project (google)
     #[arg(long, value_name = "ID", help_heading = "Google")]
     pub google_project_id: Option<String>,
+    /// Key of a service account, only in files.
+    #[arg(skip)]
+    pub google_json_key: Option<Secret>,
     /// Key file of a service account, - for stdin [env: GOOGLE_APPLICATION_CREDENTIALS] (google)
     #[arg(long, value_name = "FILE", help_heading = "Google")]
     pub google_json_key_file: Option<PathBuf>,

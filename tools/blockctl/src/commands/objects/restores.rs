@@ -1,0 +1,132 @@
+//! Restores of one volume, or of all volumes of a backup.
+
+use super::{
+    backups::RestoreTarget,
+    plan::{Plan, plan_target},
+    resources::ResourceSet,
+};
+use crate::{
+    commands::cloudsnap::restore::tell_schedules,
+    failure::Failure,
+    objects::{
+        Object,
+        volumes::{RESTORED_FROM, Restore, with_label},
+    },
+    output::Context,
+};
+use blockd_api::{
+    CredentialRef, VolumeRef,
+    cloudsnaps::StartRestore,
+    lazy::{StartInPlace, StartLazyRestore, StoreLoss},
+    operations,
+    tasks::TaskLimits,
+    volumes::{UpdateVolume, Volume},
+};
+use uuid::Uuid;
+
+/// Starts or resumes the restores that are not done, and returns their tasks.
+pub async fn start_restore(
+    context: &Context<'_>,
+    object: &Object,
+    restore: &Restore,
+    resources: &ResourceSet,
+) -> Result<Vec<Uuid>, Failure> {
+    let targets = match &restore.destination_volume {
+        _ if restore.is_of_all() => resources.restore_targets(restore)?,
+        Some(volume) => {
+            vec![RestoreTarget { snap: resources.source(restore)?, volume: volume.clone(), labels: None }]
+        }
+        None => Vec::new(),
+    };
+    let mut tasks = Vec::new();
+    for target in targets {
+        match plan_target(object, restore, &target.volume, Some(target.snap), resources) {
+            Plan::Create => {}
+            Plan::Wait(running) => {
+                tasks.extend(running);
+                continue;
+            }
+            Plan::Resume(ended) => {
+                for task in &ended {
+                    context.client.call_at(operations::RESUME_TASK, task, &()).await?;
+                }
+                tasks.extend(ended);
+                continue;
+            }
+            Plan::Refused(_, error) => return Err(error.into()),
+            _ => continue,
+        }
+        tasks.extend(match resources.volume(&target.volume) {
+            Some(existing) => Some(replace(context, restore, &target, existing).await?),
+            None => start(context, restore, target).await?,
+        });
+    }
+    Ok(tasks)
+}
+
+async fn start(
+    context: &Context<'_>,
+    restore: &Restore,
+    target: RestoreTarget,
+) -> Result<Option<Uuid>, Failure> {
+    let client = &context.client;
+    let RestoreTarget { snap: cloud_snapshot_id, volume, labels } = target;
+    let (volume_name, skip_damaged) = (Some(volume), restore.skip_damaged);
+    let credential = restore.location.clone().map(CredentialRef::Name);
+    let (volume, schedules, task) = if restore.lazy {
+        let on_store_loss = StoreLoss::default();
+        let request = StartLazyRestore {
+            cloud_snapshot_id,
+            volume_name,
+            credential,
+            hydrate: true,
+            on_store_loss,
+            labels,
+        };
+        let started = client.call(operations::START_LAZY_RESTORE, &request).await?;
+        (started.volume_name, started.schedules, started.task_id)
+    } else {
+        let request = StartRestore {
+            volume_name,
+            credential,
+            skip_damaged,
+            labels,
+            ..StartRestore::of(cloud_snapshot_id)
+        };
+        let started = client.call(operations::START_RESTORE, &request).await?;
+        (started.volume_name, started.schedules, Some(started.task_id))
+    };
+    tell_schedules(context, &volume, &schedules);
+    Ok(task)
+}
+
+/// Restores into an existing volume. The task is forgotten in time: without a label, a later `apply` would
+/// restore again.
+async fn replace(
+    context: &Context<'_>,
+    restore: &Restore,
+    target: &RestoreTarget,
+    existing: &Volume,
+) -> Result<Uuid, Failure> {
+    let (client, cloud_snapshot_id) = (&context.client, target.snap);
+    let volume = VolumeRef::Name(target.volume.clone());
+    let request = StartInPlace {
+        cloud_snapshot_id,
+        volume: volume.clone(),
+        credential: restore.location.clone().map(CredentialRef::Name),
+        discard: false,
+        limits: TaskLimits::default(),
+    };
+    let started = client.call(operations::START_IN_PLACE, &request).await?;
+    if let Some(labels) = with_label(&existing.labels, RESTORED_FROM, &cloud_snapshot_id.to_string()) {
+        let request = UpdateVolume { labels: Some(labels), ..UpdateVolume::default() };
+        client.call_at(operations::UPDATE_VOLUME, &volume, &request).await?;
+    }
+    if let Some(previous) = started.previous_snapshot_id {
+        context.output.note(format!(
+            "note: the previous content of {} is kept as snapshot {previous}",
+            started.volume_name
+        ));
+    }
+    Ok(started.task_id)
+}

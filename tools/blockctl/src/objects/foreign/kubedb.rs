@@ -1,0 +1,86 @@
+//! Snapshots of KubeDB: a location and a backup in it.
+
+use super::{begin, take_metadata};
+use crate::objects::{
+    Kind,
+    document::{Document, Problem},
+};
+use serde_json::{Value, json};
+
+pub const GROUP: &str = "kubedb.com";
+
+/// Storage sections, the types that they name, and their fields with the name of the bucket.
+const STORES: [(&str, &str, &str); 5] = [
+    ("s3", "s3", "bucket"),
+    ("gcs", "google", "bucket"),
+    ("azure", "azure", "container"),
+    ("swift", "swift", "container"),
+    ("local", "local", "path"),
+];
+/// Label of the volumes of a database that no volume is named after.
+pub const DATABASE_LABEL: &str = "app";
+
+/// Converts a snapshot of a database.
+pub fn snapshot(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
+    let (location, place) = take_storage(document, None)?;
+    let mut backup = begin(document, Kind::VolumeBackup, name);
+    let namespace = document.get("metadata.namespace").cloned();
+    take_metadata(document, &mut backup, namespace);
+    backup.set("spec.backupLocation", place.into(), "spec");
+    let Some(database) = document.take_text("spec.databaseName")? else {
+        return Err(document.problem("spec.databaseName", "missing"));
+    };
+    let mut labels = serde_json::Map::new();
+    labels.insert(DATABASE_LABEL.to_owned(), database.as_str().into());
+    backup.set("spec.volume", database.into(), "spec.databaseName");
+    backup.set("spec.orSelectors", labels.into(), "spec.databaseName");
+    Ok(vec![location, backup])
+}
+
+/// Converts the storage section of a snapshot.
+pub fn location(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
+    Ok(vec![take_storage(document, Some(name))?.0])
+}
+
+/// Returns the location of a storage section and its name: the given one, or one after the bucket.
+fn take_storage(document: &mut Document, name: Option<&str>) -> Result<(Document, String), Problem> {
+    let mut given = STORES.iter().filter(|(section, ..)| document.get(&format!("spec.{section}")).is_some());
+    let (Some(&(section, store, bucket)), None) = (given.next(), given.next()) else {
+        let message = "one of `s3`, `gcs`, `azure`, `swift` and `local` is expected";
+        return Err(document.problem("spec", message));
+    };
+    let within = |field: &str| format!("spec.{section}.{field}");
+    let Some(path) = document.get(&within(bucket)).and_then(Value::as_str).map(str::to_owned) else {
+        return Err(document.problem(&format!("spec.{section}"), format!("missing field `{bucket}`")));
+    };
+    let prefix = document.get(&within("prefix")).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let place = name.map_or_else(|| place_name(&[section, path.as_str(), prefix.as_str()]), str::to_owned);
+    let mut native = begin(document, Kind::BackupLocation, &place);
+    native.set("location", json!({}), "spec");
+    native.set("location.type", store.into(), &format!("spec.{section}"));
+    document.move_to(&mut native, &within(bucket), "location.path");
+    document.move_to(&mut native, &within("prefix"), "location.prefix");
+    document.move_to(&mut native, "spec.storageSecretName", "location.secretConfig");
+    document.move_to(&mut native, "spec.encryptionKey", "location.encryptionKey");
+    if section == "s3" {
+        if document.get(&within("endpoint")).is_none() {
+            return Err(document.problem("spec.s3", "missing field `endpoint`"));
+        }
+        for field in ["endpoint", "region"] {
+            document.move_to(&mut native, &within(field), &format!("location.s3Config.{field}"));
+        }
+    }
+    // The same location in several snapshots is one.
+    native.is_derived = name.is_none();
+    Ok((native, place))
+}
+
+/// Returns a name of the parts that are not empty.
+fn place_name(parts: &[&str]) -> String {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_');
+    let words = parts.iter().map(|part| {
+        let text: String = part.chars().map(|c| if allowed(c) { c } else { '-' }).collect();
+        text.trim_matches(['-', '.', '_']).to_owned()
+    });
+    words.filter(|word| !word.is_empty()).collect::<Vec<_>>().join("-")
+}

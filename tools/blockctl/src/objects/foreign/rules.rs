@@ -1,0 +1,159 @@
+//! Rules of Stork: commands in pods, which become hooks on this host.
+//!
+//! Such a rule has no hook of its own: the objects that name it as `preExecRule` or `postExecRule` decide. A
+//! pair of rules of one object becomes one rule with both hooks.
+
+use super::{begin, name_of};
+use crate::objects::{
+    Kind,
+    document::{Document, Problem},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Placeholder of a background command for a command that waits for the end of the snapshot.
+const WAIT_COMMAND: &str = "${WAIT_CMD}";
+/// Maximum time that a background command holds, in seconds.
+const MAX_HOLD_S: u32 = 600;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Item {
+    #[serde(default)]
+    pod_selector: Map<String, Value>,
+    actions: Vec<Action>,
+    container: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Action {
+    #[serde(rename = "type")]
+    _kind: ActionKind,
+    value: String,
+    #[serde(default)]
+    background: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum ActionKind {
+    Command,
+}
+
+/// Rule of Stork.
+#[derive(Debug)]
+pub struct ForeignRule {
+    name: String,
+    native: Document,
+    /// Command before the snapshot, and the one that ends it afterwards.
+    before: String,
+    end: String,
+    /// Command after the snapshot.
+    after: String,
+}
+
+/// Returns true for a rule with a list.
+pub fn is_foreign(document: &Document) -> bool {
+    ["rules", "spec"].iter().any(|field| document.get(field).is_some_and(Value::is_array))
+}
+
+impl ForeignRule {
+    /// Takes the rule.
+    pub fn take(mut document: Document) -> Result<Self, Problem> {
+        let name = name_of(&document)?;
+        let field = if document.has("rules") { "rules" } else { "spec" };
+        let items: Vec<Item> = document.take_list(field)?;
+        let mut native = begin(&document, Kind::Rule, &name);
+        let selectors = items.iter().map(|item| &item.pod_selector).filter(|labels| !labels.is_empty());
+        let selectors: Vec<Value> = selectors.cloned().map(Value::from).collect();
+        if !selectors.is_empty() {
+            native.set("spec.selectors", selectors.into(), field);
+        }
+        for (index, _) in items.iter().enumerate().filter(|(_, item)| item.container.is_some()) {
+            document.ignore(&format!("{field}[{index}].container"));
+        }
+        for part in ["kind", "apiVersion", "metadata.name"] {
+            document.remove(part);
+        }
+        document.ignore_rest();
+        native.inherited = document.finish(&format!("Rule/{name}"));
+        let actions = || items.iter().flat_map(|item| &item.actions);
+        let (mut before, mut end) = (String::from("set -e\n"), String::new());
+        for (index, action) in actions().enumerate() {
+            if action.background {
+                before += &held(&name, index, &action.value);
+                end += &format!("rm -rf \"{}\"\n", hold_dir(&name, index));
+            } else {
+                before += &format!("{}\n", action.value);
+            }
+        }
+        let after = actions().map(|action| format!("{}\n", action.value)).collect();
+        Ok(Self { name, native, before, end, after })
+    }
+}
+
+fn hold_dir(name: &str, index: usize) -> String {
+    format!("${{RUNTIME_DIRECTORY:-/tmp}}/{name}-{index}-${{BLOCKD_SNAPSHOT:-manual}}")
+}
+
+/// Returns commands that start a background command and wait until it holds.
+fn held(name: &str, index: usize, command: &str) -> String {
+    let dir = hold_dir(name, index);
+    // In a file, because some programs split commands at semicolons.
+    let wait = format!(
+        "touch \"$HOLD/held\"; n=0; while [ -e \"$HOLD/held\" ] && [ $n -lt {MAX_HOLD_S} ]; do sleep 1; n=$((n+1)); done"
+    );
+    let waits = command.contains(WAIT_COMMAND);
+    let command = command.replace(WAIT_COMMAND, "sh $HOLD/wait");
+    let mut text = format!(
+        "export HOLD=\"{dir}\"\nrm -rf \"$HOLD\"\nmkdir -m 0700 \"$HOLD\"\necho '{wait}' >\"$HOLD/wait\"\n(\n{command}\n) </dev/null >\"$HOLD/output\" 2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- &\n"
+    );
+    if waits {
+        text += "until [ -e \"$HOLD/held\" ]; do kill -0 $! || { cat \"$HOLD/output\" >&2; exit 1; }; sleep 0.1; done\n";
+    }
+    text
+}
+
+/// Adds the rules to the documents of all files; pairs of rules that one object names are joined.
+pub fn join(rules: Vec<(usize, ForeignRule)>, documents: &mut Vec<(usize, Document)>) {
+    let names: BTreeSet<String> = rules.iter().map(|(_, rule)| rule.name.clone()).collect();
+    let mut befores: BTreeSet<String> = BTreeSet::new();
+    // Rules after a snapshot, by the rule that has the hook.
+    let mut afters: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (_, object) in documents.iter_mut() {
+        for spec in ["spec", "spec.template.spec"] {
+            let (pre, post) = (format!("{spec}.preExecRule"), format!("{spec}.postExecRule"));
+            let named = |path: &str| object.get(path).and_then(Value::as_str).map(str::to_owned);
+            let (before, after) = (named(&pre), named(&post));
+            befores.extend(before.clone());
+            let Some(after) = after.filter(|after| names.contains(after)) else { continue };
+            let holder = before.filter(|before| names.contains(before)).unwrap_or_else(|| after.clone());
+            if holder != after {
+                object.set(&post, holder.as_str().into(), &post);
+            }
+            afters.entry(holder).or_default().insert(after);
+        }
+    }
+    let scripts: BTreeMap<String, String> =
+        rules.iter().map(|(_, rule)| (rule.name.clone(), rule.after.clone())).collect();
+    let is_joined = |name: &str| {
+        let of_others = afters.iter().any(|(holder, all)| holder != name && all.contains(name));
+        of_others && !befores.contains(name) && !afters.contains_key(name)
+    };
+    for (source, ForeignRule { name, mut native, before, end, .. }) in rules {
+        let after = afters.get(&name);
+        let is_before = befores.contains(&name) || after.is_none();
+        let ends = if is_before { end.as_str() } else { "" };
+        let after: String =
+            after.into_iter().flatten().filter_map(|one| scripts.get(one)).map(String::as_str).collect();
+        let command = |text: String| if text.is_empty() { Value::Null } else { text.trim_end().into() };
+        if is_joined(&name) {
+            continue;
+        }
+        native.set("spec.preCommand", command(if is_before { before } else { String::new() }), "rules");
+        native.set("spec.postCommand", command(format!("{ends}{after}")), "rules");
+        documents.push((source, native));
+    }
+}

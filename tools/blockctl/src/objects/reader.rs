@@ -1,0 +1,209 @@
+//! Files of objects.
+
+use super::{
+    Body, Object,
+    document::{Document, Problem, documents},
+    foreign::{Converted, ForeignRule, convert, join},
+    object,
+    secret::SecretSet,
+};
+use crate::failure::Failure;
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+/// Maximum size of a file, in bytes.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+/// Ends of the names of files in a directory.
+const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
+
+/// Objects of the files of a call, each after those that it depends on.
+#[derive(Debug, Default)]
+pub struct ObjectSet {
+    /// Objects.
+    pub objects: Vec<Object>,
+    /// Warnings and notes about other documents.
+    pub notes: Vec<String>,
+}
+
+/// File or stdin.
+#[derive(Clone)]
+struct Source {
+    /// Name for messages.
+    file: String,
+    /// Directory of relative paths.
+    dir: PathBuf,
+}
+
+/// Documents of all files.
+#[derive(Default)]
+pub(super) struct Reader {
+    sources: Vec<Source>,
+    /// Documents, and the indices of their sources.
+    documents: Vec<(usize, Document)>,
+    rules: Vec<(usize, ForeignRule)>,
+    secrets: SecretSet,
+    /// Problems by source.
+    problems: BTreeMap<usize, Vec<Problem>>,
+}
+
+impl Reader {
+    /// Adds the documents of a text.
+    pub(super) fn add(&mut self, text: &str, file: &str, dir: &Path) {
+        let index = self.sources.len();
+        self.sources.push(Source { file: file.to_owned(), dir: dir.to_owned() });
+        let found = match documents(text) {
+            Ok(found) if found.is_empty() => {
+                return self
+                    .fail(index, Problem { line: 1, path: String::new(), message: "no objects".to_owned() });
+            }
+            Ok(found) => found,
+            Err(problem) => return self.fail(index, problem),
+        };
+        for document in found {
+            match convert(document) {
+                Ok(Converted::Objects(natives)) => {
+                    self.documents.extend(natives.into_iter().map(|native| (index, native)));
+                }
+                Ok(Converted::Rule(rule)) => self.rules.push((index, *rule)),
+                Ok(Converted::Secret(secret)) => {
+                    if let Err(problem) = self.secrets.add(*secret, file) {
+                        self.fail(index, problem);
+                    }
+                }
+                Err(problem) => self.fail(index, problem),
+            }
+        }
+    }
+
+    fn fail(&mut self, index: usize, problem: Problem) {
+        self.problems.entry(index).or_default().push(problem);
+    }
+
+    /// Returns the objects.
+    ///
+    /// # Errors
+    /// The problems with the files.
+    pub(super) fn finish(mut self) -> Result<ObjectSet, Vec<(String, Vec<Problem>)>> {
+        let rules = std::mem::take(&mut self.rules);
+        let mut named = std::mem::take(&mut self.documents);
+        join(rules, &mut named);
+        let mut objects: Vec<Object> = Vec::new();
+        for (index, document) in named {
+            let Source { file, dir } = self.sources[index].clone();
+            let object = match object(document, &file, &dir, &self.secrets) {
+                Ok(object) => object,
+                Err(problem) => {
+                    self.fail(index, problem);
+                    continue;
+                }
+            };
+            match objects.iter().find(|other| other.is_same(&object)) {
+                Some(other) if other.is_derived && object.is_derived && other.view() == object.view() => {
+                    continue;
+                }
+                Some(other) => {
+                    let at = if other.file == file { String::new() } else { format!("{}, ", other.file) };
+                    let message = format!("{object} is in {at}line {} already", other.line);
+                    self.fail(
+                        index,
+                        Problem { line: object.line, path: "metadata.name".to_owned(), message },
+                    );
+                }
+                None => {}
+            }
+            objects.push(object);
+        }
+        if !self.problems.is_empty() {
+            let sources = self.sources;
+            return Err(self
+                .problems
+                .into_iter()
+                .map(|(index, all)| (sources[index].file.clone(), all))
+                .collect());
+        }
+        objects.sort_by_key(|object| object.kind);
+        Ok(ObjectSet { objects, notes: self.secrets.warnings() })
+    }
+}
+
+/// Returns the files of a path: itself, or those of a directory in the order of their names.
+fn files_of(path: &Path) -> Result<Vec<PathBuf>, Failure> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let unreadable = |error: io::Error| Failure::usage(format!("cannot read {}: {error}", path.display()));
+    let entries = fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>).map_err(unreadable)?;
+    let is_meant = |path: &PathBuf| {
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) && path.is_file()
+    };
+    let mut found: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).filter(is_meant).collect();
+    found.sort();
+    match found.is_empty() {
+        true => Err(Failure::usage(format!("{} has no files *.yaml, *.yml and *.json", path.display()))),
+        false => Ok(found),
+    }
+}
+
+/// Reads a file, or stdin for `-`.
+fn read(path: &Path, reader: &mut Reader) -> Result<(), Failure> {
+    let is_stdin = path.as_os_str() == "-";
+    let shown = if is_stdin { "stdin".to_owned() } else { path.display().to_string() };
+    let mut text = String::new();
+    let read = match is_stdin {
+        true => io::stdin().lock().take(MAX_FILE_BYTES + 1).read_to_string(&mut text),
+        false => File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)),
+    };
+    read.map_err(|error| Failure::usage(format!("cannot read {shown}: {error}")))?;
+    if text.len() as u64 > MAX_FILE_BYTES {
+        return Err(Failure::usage(format!("{shown} is longer than {MAX_FILE_BYTES} bytes")));
+    }
+    let dir =
+        if is_stdin { PathBuf::from(".") } else { path.parent().map(Path::to_owned).unwrap_or_default() };
+    reader.add(&text, &shown, &dir);
+    Ok(())
+}
+
+/// Reads the objects of all files and directories.
+///
+/// # Errors
+/// A file cannot be read, or has an invalid object.
+pub fn read_all(paths: &[PathBuf]) -> Result<ObjectSet, Failure> {
+    let mut reader = Reader::default();
+    for path in paths {
+        for file in files_of(path)? {
+            read(&file, &mut reader)?;
+        }
+    }
+    let found = reader.finish().map_err(|problems| {
+        let of_file = |(file, problems): &(String, Vec<Problem>)| {
+            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            format!("{file}: {}", problems.join("; "))
+        };
+        Failure::usage(problems.iter().map(of_file).collect::<Vec<_>>().join("; "))
+    })?;
+    refuse_two_rules(&found.objects)?;
+    Ok(found)
+}
+
+/// Refuses a volume or group with two rules: it has one, and each would take it from the other.
+fn refuse_two_rules(objects: &[Object]) -> Result<(), Failure> {
+    let mut rules: BTreeMap<String, &Object> = BTreeMap::new();
+    for object in objects {
+        let Body::Rule(hook) = &object.body else { continue };
+        for target in hook.targets().iter().flatten().flatten().map(ToString::to_string) {
+            if let Some(other) = rules.insert(target.clone(), object) {
+                let message = format!(
+                    "{}: line {}: {target} cannot have {object}: it has {other} already, in {}, line {}",
+                    object.file, object.line, other.file, other.line
+                );
+                return Err(Failure::usage(message));
+            }
+        }
+    }
+    Ok(())
+}
