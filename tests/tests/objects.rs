@@ -1,5 +1,6 @@
 //! Objects in files: apply, get, describe, diff, delete.
 
+mod foreign;
 mod locations;
 mod tasks;
 
