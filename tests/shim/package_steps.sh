@@ -41,7 +41,7 @@ nbdcopy --flush /bin/bash "$uri"
 chown blockd: /srv/backups
 blockctl credentials create here --provider local --path /srv/backups --encryption-passphrase planted
 blockctl cloudsnap backup kept --wait
-blockctl cloudsnap restore --snap "$(blockctl cloudsnap list | awk 'NR == 2 { print $3 }')" --volume restored --wait
+blockctl cloudsnap restore kept --latest --volume restored --wait
 nbdcopy "$(blockctl volume uri restored)" restored.img
 cmp --bytes="$(stat --format=%s /bin/bash)" restored.img /bin/bash
 # Hooks of snapshots work as well, such as those of the examples.

@@ -1,28 +1,37 @@
-//! Ids of cloud snapshots on the command line: whole, or a prefix for reading commands.
+//! Cloud snapshots on the command line: an id, a unique prefix of it, a name, or a point of a volume.
 
-use crate::{failure::Failure, output::Context};
+use crate::{failure::Failure, output::Context, table::short_time, times::Period};
 use blockd_api::{
-    ApiError, CredentialRef, ErrorCode,
-    cloudsnaps::{CloudSnapshotId, ListCloudsnaps},
+    ApiError, CredentialRef, ErrorCode, ObjectName, VolumeRef,
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, ListCloudsnaps},
     operations,
 };
-use std::{fmt, str::FromStr};
+use jiff::Timestamp;
+use std::{collections::BTreeSet, fmt, str::FromStr};
+use uuid::Uuid;
 
 /// Minimum length of a prefix: shorter ones match by accident.
 const MIN_LEN: usize = 6;
 /// Maximum digits of an incomplete number; longer ones are complete.
 const MAX_DIGITS: usize = 15;
-/// Maximum number of ids in an ambiguity message.
-const MAX_NAMED: usize = 3;
+/// Maximum number of candidates in a message.
+const MAX_NAMED: usize = 5;
+/// Word for the newest cloud snapshot of a volume.
+const LATEST: &str = "latest";
 
-/// Id, or a prefix of it or of its parts.
+/// Reference to a cloud snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapRef(String);
+pub enum SnapRef {
+    /// Id, prefix of it or of its parts, or name of a backup.
+    Text(String),
+    /// Newest of a volume at or before a time; the newest of all without a time.
+    Point(VolumeRef, Option<Timestamp>),
+}
 
-/// Text that is neither.
+/// Text that is none of these.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{given:?} is not the id of a cloud snapshot: expected <cluster uuid>/<volume id>-<snapshot id>[-incr], as `cloudsnap list` shows it, or a prefix of the id, or of its part after the /, of at least {MIN_LEN} characters"
+    "{given:?} names no cloud snapshot: expected <cluster uuid>/<volume id>-<snapshot id>[-incr], a prefix of this id or of its part after the / of at least {MIN_LEN} characters, the name of a backup, VOLUME@latest, or VOLUME@TIME such as db@2026-11-20T21:00"
 )]
 pub struct BadSnapRef {
     given: String,
@@ -32,37 +41,88 @@ impl FromStr for SnapRef {
     type Err = BadSnapRef;
 
     fn from_str(text: &str) -> Result<Self, BadSnapRef> {
-        // The middle may be elided, as messages do.
-        let plain = text.replace(['…', '*'], "").replace("...", "").to_ascii_lowercase();
+        let bad = || BadSnapRef { given: text.to_owned() };
+        if let Some((volume, point)) = text.split_once('@') {
+            let volume = volume.parse().map_err(|_| bad())?;
+            return match point {
+                LATEST => Ok(Self::Point(volume, None)),
+                at => at.parse().map(|at: Period| Self::Point(volume, Some(at.end))).map_err(|_| bad()),
+            };
+        }
         let is_known = |c: char| c.is_ascii_hexdigit() || "-/incr".contains(c);
-        let len = plain.chars().filter(char::is_ascii_alphanumeric).count();
-        let is_long = len >= MIN_LEN && plain.chars().all(is_known);
-        match is_long || plain.parse::<CloudSnapshotId>().is_ok() {
-            true => Ok(Self(plain)),
-            false => Err(BadSnapRef { given: text.to_owned() }),
+        let plain = without_ellipsis(text);
+        let is_id = plain.chars().any(|c| c.is_ascii_alphanumeric()) && plain.chars().all(is_known);
+        let is_id = is_id || behind_cluster_name(&plain).is_some_and(|rest| rest.chars().all(is_known));
+        match is_id || text.parse::<ObjectName>().is_ok() {
+            true => Ok(Self::Text(text.to_owned())),
+            false => Err(bad()),
         }
     }
 }
 
 impl fmt::Display for SnapRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Point(volume, None) => write!(f, "{volume}@{LATEST}"),
+            Self::Point(volume, Some(at)) => write!(f, "{volume}@{at}"),
+        }
     }
+}
+
+/// Removes the marks of an elided middle, as in messages.
+fn without_ellipsis(text: &str) -> String {
+    text.replace(['…', '*'], "").replace("...", "").to_ascii_lowercase()
+}
+
+/// Returns the part of an id behind the name of a cluster, which `pxctl` shows in place of its UUID.
+fn behind_cluster_name(text: &str) -> Option<&str> {
+    let (cluster, rest) = text.split_once('/')?;
+    let is_uuid_prefix = cluster.chars().enumerate().all(|(nth, c)| match nth {
+        8 | 13 | 18 | 23 => c == '-',
+        _ => c.is_ascii_hexdigit(),
+    });
+    (!is_uuid_prefix && cluster.parse::<ObjectName>().is_ok() && !rest.is_empty()).then_some(rest)
 }
 
 impl SnapRef {
     /// Returns the id if it is complete.
-    fn whole(&self) -> Option<CloudSnapshotId> {
-        let id: CloudSnapshotId = self.0.parse().ok()?;
+    pub fn whole(&self) -> Option<CloudSnapshotId> {
+        let Self::Text(text) = self else { return None };
+        let id: CloudSnapshotId = without_ellipsis(text).parse().ok()?;
         (id.incremental || id.snapshot.to_string().len() > MAX_DIGITS).then_some(id)
+    }
+
+    /// Returns the id if the text is one, complete or not.
+    pub fn as_id(&self) -> Option<CloudSnapshotId> {
+        match self {
+            Self::Text(text) => text.to_ascii_lowercase().parse().ok(),
+            Self::Point(..) => None,
+        }
+    }
+
+    /// Returns the volume that the text names, for options that add the point in time.
+    pub fn volume(&self) -> Option<VolumeRef> {
+        match self {
+            Self::Text(text) => text.parse().ok(),
+            Self::Point(..) => None,
+        }
     }
 
     /// Returns true if it is a prefix of the id, of the part behind the `/`, of the snapshot's number, or of
     /// each part.
-    fn is_of(&self, id: &str) -> bool {
-        let text = self.0.as_str();
+    pub fn is_of(&self, id: &str) -> bool {
+        let Self::Text(text) = self else { return false };
+        let text = without_ellipsis(text);
+        let text = behind_cluster_name(&text).unwrap_or(&text);
         let Some((cluster, rest)) = id.split_once('/') else { return false };
         let Some((volume, snapshot)) = rest.split_once('-') else { return false };
+        if text == id || text == rest {
+            return true;
+        }
+        if text.chars().filter(char::is_ascii_alphanumeric).count() < MIN_LEN {
+            return false;
+        }
         if id.starts_with(text) || rest.starts_with(text) || snapshot.starts_with(text) {
             return true;
         }
@@ -87,43 +147,131 @@ impl SnapRef {
         if let Some(id) = self.whole() {
             return Ok(id);
         }
-        let query = ListCloudsnaps { credential: cred_id.cloned(), ..ListCloudsnaps::default() };
-        let as_given = self.0.parse::<CloudSnapshotId>().ok();
+        let as_given = self.as_id();
+        let volume = match self {
+            Self::Text(_) => None,
+            Self::Point(volume, _) => Some(volume.clone()),
+        };
+        let query = ListCloudsnaps { credential: cred_id.cloned(), volume, ..ListCloudsnaps::default() };
         let list = match (context.client.call(operations::LIST_CLOUDSNAPS, &query).await, as_given) {
             (Ok(list), _) => list,
             // The daemon's error is more specific.
             (Err(_), Some(id)) => return Ok(id),
             (Err(error), None) => return Err(error.into()),
         };
+        for failed in &list.failed_credentials {
+            context.output.note(format!("warning: {} was not searched: {}", failed.credential_name, failed.error));
+        }
+        match self {
+            Self::Text(text) => self.only_one(text, as_given, &list),
+            Self::Point(volume, at) => newest(context, volume, *at, &list.list.items).await,
+        }
+    }
+
+    /// Finds the only cloud snapshot with this id, id prefix or name.
+    fn only_one(
+        &self,
+        text: &str,
+        as_given: Option<CloudSnapshotId>,
+        list: &CloudsnapList,
+    ) -> Result<CloudSnapshotId, Failure> {
         let damaged = list.damaged.iter().filter_map(|one| one.cloud_snapshot_id.parse().ok());
-        let readable = list.list.items.iter().map(|one| one.cloud_snapshot_id);
-        let all: Vec<CloudSnapshotId> = readable.chain(damaged).collect();
+        let all: BTreeSet<CloudSnapshotId> =
+            list.list.items.iter().map(|one| one.cloud_snapshot_id).chain(damaged).collect();
         if let Some(id) = as_given.filter(|id| all.contains(id)) {
             return Ok(id);
         }
-        let mut found: Vec<String> =
-            all.iter().map(CloudSnapshotId::to_string).filter(|id| self.is_of(id)).collect();
-        found.sort_unstable();
-        found.dedup();
+        let is_named = |one: &&Cloudsnap| one.name.as_deref() == Some(text);
+        let by_name: BTreeSet<_> =
+            list.list.items.iter().filter(is_named).map(|one| one.cloud_snapshot_id).collect();
+        let by_id: BTreeSet<_> = all.into_iter().filter(|id| self.is_of(&id.to_string())).collect();
+        let found: Vec<CloudSnapshotId> = by_id.union(&by_name).copied().collect();
         match found.as_slice() {
-            [only] => only.parse().map_err(|error: blockd_api::cloudsnaps::BadCloudSnapshotId| {
-                Failure::usage(error.to_string())
-            }),
-            [] => {
-                let message = format!("there is no cloud snapshot with the id or id prefix {self}");
-                Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).into())
-            }
-            several => {
-                let named: Vec<&str> = several.iter().take(MAX_NAMED).map(String::as_str).collect();
-                let more = if several.len() > MAX_NAMED { ", …" } else { "" };
-                Err(Failure::usage(format!(
-                    "{} cloud snapshots match {self}: give a longer prefix ({}{more})",
-                    several.len(),
-                    named.join(", ")
-                )))
-            }
+            [only] => Ok(*only),
+            [] => Err(not_found(text, list)),
+            several => Err(ambiguous(text, several, list)),
         }
     }
+}
+
+/// Reports an unknown name; the name of a volume lacks its point in time.
+fn not_found(text: &str, list: &CloudsnapList) -> Failure {
+    let is_volume = list.list.items.iter().any(|one| one.volume_name == text);
+    let hint = match is_volume {
+        true => format!("{text} is a volume: name a point of it, {text}@{LATEST} or {text}@TIME"),
+        false => "blockctl cloudsnap list".to_owned(),
+    };
+    let message = format!("there is no cloud snapshot with the id, id prefix or name {text}");
+    ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint).into()
+}
+
+fn ambiguous(text: &str, found: &[CloudSnapshotId], list: &CloudsnapList) -> Failure {
+    let line = |id: &CloudSnapshotId| {
+        let entry = list.list.items.iter().find(|one| one.cloud_snapshot_id == *id);
+        let of = entry.map(|one| format!(" ({}, {})", one.volume_name, short_time(one.created_at)));
+        format!("{id}{}", of.unwrap_or_default())
+    };
+    let named: Vec<String> = found.iter().take(MAX_NAMED).map(line).collect();
+    let more = if found.len() > MAX_NAMED { ", …" } else { "" };
+    let hint = match behind_cluster_name(text) {
+        Some(_) => "give the UUID of the cluster, as in these ids, in place of its name",
+        None => "give a longer prefix",
+    };
+    Failure::Usage {
+        message: format!("{} cloud snapshots match {text}: {}{more}", found.len(), named.join(", ")),
+        hint: Some(hint.to_owned()),
+    }
+}
+
+/// Returns the newest restorable cloud snapshot of a volume at or before a time. Backups of this host have
+/// priority over those of others.
+///
+/// # Errors
+/// There is none, or several other hosts have one.
+async fn newest(
+    context: &Context<'_>,
+    volume: &VolumeRef,
+    at: Option<Timestamp>,
+    all: &[Cloudsnap],
+) -> Result<CloudSnapshotId, Failure> {
+    let is_wanted =
+        |one: &&Cloudsnap| one.status == CloudsnapStatus::Done && at.is_none_or(|at| one.created_at <= at);
+    let mut wanted: Vec<&Cloudsnap> = all.iter().filter(is_wanted).collect();
+    let hosts: BTreeSet<Uuid> = wanted.iter().map(|one| one.cloud_snapshot_id.cluster).collect();
+    if hosts.len() > 1 {
+        let here = context.client.call(operations::GET_STATUS, &()).await?.cluster_id;
+        if !hosts.contains(&here) {
+            let ids: Vec<_> = hosts
+                .iter()
+                .filter_map(|host| {
+                    wanted.iter().filter(|one| one.cloud_snapshot_id.cluster == *host).max_by_key(|one| one.created_at)
+                })
+                .map(|one| format!("{} ({})", one.cloud_snapshot_id, short_time(one.created_at)))
+                .take(MAX_NAMED)
+                .collect();
+            return Err(Failure::Usage {
+                message: format!(
+                    "{} hosts have backups of a volume {volume}: {}",
+                    hosts.len(),
+                    ids.join(", ")
+                ),
+                hint: Some("give one of these ids".to_owned()),
+            });
+        }
+        wanted.retain(|one| one.cloud_snapshot_id.cluster == here);
+    }
+    // Of one point in time at several locations, each copy restores the same.
+    let found = wanted.iter().max_by_key(|one| (one.created_at, one.cloud_snapshot_id));
+    found.map(|one| one.cloud_snapshot_id).ok_or_else(|| {
+        let until = at.map(|at| format!(" at or before {}", short_time(at))).unwrap_or_default();
+        let message = format!("volume {volume} has no restorable cloud snapshot{until}");
+        let oldest = all.iter().map(|one| one.created_at).min();
+        let hint = match oldest.filter(|_| at.is_some()) {
+            Some(oldest) => format!("its oldest is of {}", short_time(oldest)),
+            None => format!("blockctl cloudsnap list --src {volume}"),
+        };
+        ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint).into()
+    })
 }
 
 #[cfg(test)]
@@ -147,14 +295,18 @@ mod tests {
             "1819-47",
             "4745512035",
             "4745512035340000001-incr",
+            "pqr9-cl1/1819154262174038911-4745512035340000001-incr",
+            "pqr9-cl1/1819154262174038911-47455",
         ] {
             let snap: SnapRef = text.parse().unwrap_or_else(|error| panic!("{error}"));
             assert!(snap.is_of(ID), "{text}");
         }
-        for text in ["592d4b", "95d7-481e", "1819155", "591d/4745512", "181915-18", "591d4b67/x"] {
+        for text in
+            ["592d4b", "95d7-481e", "1819155", "591d/4745512", "181915-18", "591d4b67/x", "591d4", "7"]
+        {
             assert!(!text.parse::<SnapRef>().is_ok_and(|snap| snap.is_of(ID)), "{text}");
         }
-        for text in ["", "591d4", "59/-1", "nonsense", "7", "../../etc"] {
+        for text in ["", "../../etc", "a b", "db@", "db@x", "@latest", "db@2026-02-30"] {
             assert!(text.parse::<SnapRef>().is_err(), "{text}");
         }
     }
@@ -165,5 +317,15 @@ mod tests {
         assert!(whole(ID) && whole(ID.strip_suffix("-incr").unwrap()));
         assert!(whole("591d4b67-95d7-481e-aec5-14223ac55170/59-61-incr"));
         assert!(!whole("591d4b67-95d7-481e-aec5-14223ac55170/1819154262174038911-4745512035340"));
+        assert!(!whole("db@latest"));
+    }
+
+    #[test]
+    fn points_of_volumes_are_parsed() {
+        let parse = |text: &str| text.parse::<SnapRef>().unwrap();
+        assert_eq!(parse("db@latest"), SnapRef::Point("db".parse().unwrap(), None));
+        let SnapRef::Point(_, Some(at)) = parse("7@2026-11-20T21:00") else { panic!("no time") };
+        assert_eq!(at.to_string(), "2026-11-20T21:00:59.999999999Z");
+        assert_eq!(parse("before-upgrade").volume(), Some("before-upgrade".parse().unwrap()));
     }
 }

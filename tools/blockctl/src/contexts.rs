@@ -26,7 +26,7 @@ pub const SOCKET_VARIABLE: &str = "BLOCKD_SOCKET";
 pub const ENDPOINT_VARIABLE: &str = "BLOCKD_ENDPOINT";
 
 /// Options of every command.
-#[derive(Clone, Debug, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct Global {
     /// Control socket of blockd [default: BLOCKD_SOCKET, the current context, or /var/lib/blockd/blockd.sock]
     #[arg(long, global = true, help_heading = GLOBAL, value_name = "PATH", conflicts_with_all = ["endpoint", "context"])]
@@ -52,8 +52,8 @@ pub struct Global {
     /// Print one JSON document to stdout
     #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub json: bool,
-    /// Colours in tables; auto: on a terminal unless NO_COLOR is set
-    #[arg(long, global = true, help_heading = GLOBAL, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto)]
+    /// Colours in tables; auto: on a terminal unless NO_COLOR is set; always without WHEN
+    #[arg(long, global = true, help_heading = GLOBAL, value_name = "WHEN", value_enum, default_value_t = ColorChoice::Auto, num_args = 0..=1, require_equals = true, default_missing_value = "always")]
     pub color: ColorChoice,
 }
 

@@ -98,6 +98,9 @@ pub enum Failure {
         /// Reason.
         source: io::Error,
     },
+    /// The user did not confirm a destructive command.
+    #[error("cancelled: nothing was changed")]
+    Declined,
     /// Ctrl-C while waiting for a task.
     #[error("stopped waiting: task {task} continues")]
     Interrupted {
@@ -162,7 +165,7 @@ impl Failure {
             Self::Client(error) => client_exit_status(error),
             Self::Lost { .. } => EXIT_UNREACHABLE,
             Self::Interrupted { .. } => EXIT_INTERRUPTED,
-            Self::Write { .. } | Self::Stdout { .. } | Self::Runtime { .. } => EXIT_FAILED,
+            Self::Write { .. } | Self::Stdout { .. } | Self::Runtime { .. } | Self::Declined => EXIT_FAILED,
             Self::Image { .. } | Self::Short { .. } | Self::TooDeep { .. } => EXIT_FAILED,
             Self::TooManyFiles { .. } => EXIT_USAGE,
         }
@@ -204,6 +207,7 @@ impl Failure {
             Self::TooDeep { .. } => "too_deep",
             Self::TooManyFiles { .. } => "too_many_files",
             Self::Interrupted { .. } => "interrupted",
+            Self::Declined => "declined",
             Self::Lost { .. } => "connection_lost",
         }
     }

@@ -6,6 +6,7 @@
 mod cli;
 mod cloudsnap_ref;
 mod commands;
+mod confirm;
 mod contexts;
 mod failure;
 mod nbd;
@@ -13,7 +14,9 @@ mod objects;
 mod output;
 mod progress;
 mod secrets;
+mod short_ids;
 mod table;
+mod times;
 mod wait;
 
 use clap::FromArgMatches;
@@ -36,6 +39,7 @@ fn main() -> ExitCode {
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
+            let error = cli::suggestions::improve(error);
             let known = not_here(&error, &args).map(Failure::usage);
             let shown_as_json = || (early.json && error.use_stderr()).then(|| Failure::from_clap(&error));
             if let Some(failure) = known.or_else(shown_as_json) {

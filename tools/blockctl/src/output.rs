@@ -117,6 +117,24 @@ impl Output {
         self.text(document, || table().render(self.color))
     }
 
+    /// Writes the document of a list, or its table; a note to stderr if it is empty.
+    pub fn list<T: Serialize + JsonSchema>(
+        &self,
+        document: &T,
+        what: &str,
+        table: impl FnOnce() -> Table,
+    ) -> Exit {
+        if self.json {
+            return self.document(document);
+        }
+        let table = table();
+        if table.is_empty() {
+            self.note(format!("no {what}"));
+            return Ok(EXIT_DONE);
+        }
+        self.table(&table)
+    }
+
     /// Writes the document of a command, or its properties.
     pub fn describe<T: Serialize + JsonSchema>(&self, document: &T, facts: impl FnOnce() -> Facts) -> Exit {
         self.text(document, || facts().render())

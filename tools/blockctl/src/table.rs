@@ -1,6 +1,41 @@
 //! Tables without borders, left-aligned, never wrapped; and lists of facts.
 
+use blockd_api::format_time;
 use comfy_table::{Cell, Color, Table as Grid, presets};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+/// Characters of a short UUID.
+const SHORT_ID_CHARS: usize = 8;
+
+/// Width of a list: the usual columns within 80 characters, or all columns with complete ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Width {
+    /// Usual columns.
+    Narrow,
+    /// All columns.
+    Wide,
+}
+
+impl Width {
+    /// Formats a time: `2019-01-16T21:51Z`, or with weekday and seconds in a wide list.
+    pub fn time(self, time: Timestamp) -> String {
+        match self {
+            Self::Narrow => short_time(time),
+            Self::Wide => format_time(time),
+        }
+    }
+}
+
+/// Formats a time to the minute, in the form that options accept: `2019-01-16T21:51Z`.
+pub fn short_time(time: Timestamp) -> String {
+    time.strftime("%Y-%m-%dT%H:%MZ").to_string()
+}
+
+/// Returns the first 8 characters of a UUID.
+pub fn short_uuid(id: Uuid) -> String {
+    id.to_string().chars().take(SHORT_ID_CHARS).collect()
+}
 
 /// Colour of a cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +76,6 @@ pub struct Table {
     rows: Vec<Vec<String>>,
     tone_column: Option<usize>,
     /// Spaces between columns.
-    gap: u16,
 }
 
 impl Table {
@@ -49,7 +83,7 @@ impl Table {
     pub fn new(header: impl IntoIterator<Item = &'static str>) -> Self {
         let header: Vec<_> = header.into_iter().collect();
         let tone_column = header.iter().position(|title| matches!(*title, "STATUS" | "STATE"));
-        Self { header, rows: Vec::new(), tone_column, gap: 3 }
+        Self { header, rows: Vec::new(), tone_column }
     }
 
     /// Creates a table of rows; `|` separates the titles of the columns.
@@ -59,10 +93,9 @@ impl Table {
         table
     }
 
-    /// Sets narrow gaps between columns.
-    #[must_use]
-    pub fn compact(self) -> Self {
-        Self { gap: 2, ..self }
+    /// Returns true without rows.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
     }
 
     /// Adds a row with as many cells as the header.
@@ -93,7 +126,7 @@ impl Table {
             }));
         }
         for column in grid.column_iter_mut() {
-            column.set_padding((0, self.gap));
+            column.set_padding((0, 2));
         }
         grid.trim_fmt() + "\n"
     }
@@ -172,7 +205,7 @@ mod tests {
         assert_eq!(column(lines[0], "STATUS"), column(lines[1], "up"));
         assert_eq!(column(lines[0], "STATUS"), column(lines[2], "failed"));
         assert!(lines.iter().all(|line| *line == line.trim_end()) && !text.contains('\u{1b}'));
-        assert!(lines[0].starts_with("ID     NAME "));
+        assert!(lines[0].starts_with("ID    NAME "));
     }
 
     #[test]
@@ -181,7 +214,7 @@ mod tests {
         table.row(["app=db".into(), "up".into()]);
         table.row(["名=日本".into(), "up".into()]);
         table.row(["mood=😀".into(), "up".into()]);
-        assert_eq!(table.render(false), "LABELS    STATUS\napp=db    up\n名=日本   up\nmood=😀   up\n");
+        assert_eq!(table.render(false), "LABELS   STATUS\napp=db   up\n名=日本  up\nmood=😀  up\n");
     }
 
     #[test]

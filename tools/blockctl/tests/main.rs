@@ -5,9 +5,11 @@
 mod copy;
 mod first_hour;
 mod migration;
+mod names;
 mod objects;
 mod output;
 mod streams;
 mod support;
+mod terminal;
 mod top;
 mod waiting;

@@ -16,6 +16,7 @@ fn matches(name: &str, text: &str) {
 /// Commands that show something and change nothing.
 const SHOWN: &[&str] = &[
     "volume list --label app=mysql,x=y",
+    "volume list --name '*b*' --sort used -o wide",
     "volume inspect db",
     "volume inspect 59",
     "volume inspect 60",
@@ -23,27 +24,37 @@ const SHOWN: &[&str] = &[
     "volume uri db@monday",
     "volume check db",
     "snapshot list db",
+    "snapshot list --since 2019-01-16T21:51 --sort name --wide",
     "snapshot diff db monday",
     "snapshot diff db other@monday 62",
     "snapshot inspect db@monday",
     "credentials list",
+    "credentials list -o wide",
     "credentials inspect my-s3-cred",
     "credentials validate nas",
     "cloudsnap list --src vol -x 2 --status failed --cred-id nas",
     "cloudsnap list --cloudsnap-id 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr",
+    "cloudsnap list -o wide",
+    "cloudsnap list --until 2019-01-16 --max 2 --sort size",
+    "cloudsnap list --name none",
     "cloudsnap inspect 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr --cr nas",
     "cloudsnap status",
     "cloudsnap status 3f4f",
+    "cloudsnap status -o wide",
+    "cloudsnap status --volume vol --until 2019-01-15",
     "cloudsnap status --active",
     "cloudsnap catalog -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr --path /etc",
-    "cloudsnap diff 2e4d4b67-95d7-481e-aec5-14223ac55170/59-60 2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr --files",
+    "cloudsnap diff 2e4d4b67-95d7-481e-aec5-14223ac55170/59-60 2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr",
     "cloudsnap gc --dry-run",
     "cloudsnap history --uuid 0785",
+    "cloudsnap history --uuid nightly --status failed -o wide",
     "cloudsnap schedules list",
+    "cloudsnap schedules list -o wide",
     "cloudsnap schedules retention 078557a3-26c7-49b1-9822-34e6f816c2d1",
     "sched-policy list",
     "sched-policy inspect gold",
     "rule list",
+    "rule list -o wide",
     "rule inspect pg",
     "browse list",
     "get BackupLocation",
@@ -57,6 +68,8 @@ const SHOWN: &[&str] = &[
     "describe VolumeBackupSchedule nightly",
     "context list",
     "events",
+    "events --volume db --kind damage-found,run-failed --severity warning --since 2019-01-16",
+    "events --volume other",
     "status",
 ];
 
@@ -66,8 +79,8 @@ fn tables() {
     for line in [
         "get VolumeBackupSchedule -o yaml",
         "get BackupLocation -o yaml",
-        "--color always cs status --max 1 | cat -v",
-        "--color never cs status --max 1 | cat -v",
+        "--color cs status --max 1 | cat -v",
+        "--color=never cs status --max 1 | cat -v",
         "cs inspect -i 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr",
     ] {
         lines.push(format!("blockctl {line}"));
@@ -79,10 +92,37 @@ fn tables() {
             ok(json!({ "items": [], "next": null, "damaged": [], "failedCredentials": [], "total": 0 })),
         ),
     ]);
-    let forced = "NO_COLOR=1 blockctl --color always cs status --max 1 | cat -v";
+    let forced = "NO_COLOR=1 blockctl --color=always cs status --max 1 | cat -v";
     lines.push(forced.to_owned());
     let empty = none.transcript("blockctl credentials list\nblockctl -j cred list\nblockctl cs list");
     matches("tables", &(Fake::with_defaults(Vec::new()).transcript(&lines.join("\n")) + &empty));
+}
+
+/// Maximum width of a list.
+const COLUMNS: usize = 80;
+
+#[test]
+fn lists_fit_into_80_columns() {
+    let fake = Fake::with_defaults(Vec::new());
+    for line in [
+        "volume list --name NewVol",
+        "snapshot list",
+        "credentials list",
+        "cloudsnap list",
+        "cloudsnap status",
+        "cloudsnap history",
+        "cloudsnap schedules list --name nightly",
+        "rule list",
+        "sched-policy list",
+        "browse list",
+        "events",
+    ] {
+        let ran = fake.run(line);
+        // Causes of errors are complete.
+        let lines = ran.stdout.lines().filter(|line| !line.contains("unreadable: "));
+        let widest = lines.map(|line| line.chars().count()).max().unwrap();
+        assert!(widest <= COLUMNS, "{line}: {widest}\n{}", ran.stdout);
+    }
 }
 
 #[test]
@@ -138,16 +178,19 @@ blockctl cs l -m
 blockctl -j cs l --migration
 blockctl secrets kvdb login
 blockctl secrets vault login --vault-addr http://h
+blockctl cloudsnap restore vol --latest --volume new
 blockctl cloudsnap restore --snap 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --volume new
 blockctl cs r -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 -v new --lazy --on-store-loss error
 blockctl cs r -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --in-place db --discard
 blockctl cs clone -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 -v new
 blockctl cs delete -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --force
+blockctl cs pin vol@latest
 blockctl cs pin -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --cr nas
 blockctl cs unpin --snap 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61
 blockctl cs expire -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --at 2027-01-31
 blockctl cs expire -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --never
 blockctl cs verify
+blockctl cs verify vol@latest
 blockctl cs verify 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --quick
 blockctl cs verify -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --deep --cr nas
 blockctl cs stop -n 3F4F0A67-e12a-4d35-81ad-985657757352 --discard
@@ -385,6 +428,26 @@ fn several_requests() {
         ("GET /v1/volumes/db", Reply::Together(both, db)),
     ];
     run("blockctl snapshot restore db --snapshot monday --discard", rollback);
+
+    let mut logged = task("Backup-Failed", 4);
+    let step = json!({ "kind": "pre-command", "target": "hold begin", "durationMicros": 1500, "exitStatus": 0, "output": "begun\n", "error": null });
+    logged["quiesce"] = json!({ "steps": [step] });
+    let event = |id: u64, task: Option<&str>, message: &str| {
+        json!({
+            "id": id, "at": "2019-01-16T22:27:30Z", "severity": "error", "kind": "backup-failed", "volume": "vol",
+            "credential": "nas", "task": task, "message": message
+        })
+    };
+    let events =
+        [event(1, Some(TASK), "backup failed: the directory /srv is full"), event(2, None, "another one")];
+    let logs = || {
+        vec![
+            ("GET /v1/tasks", ok(json!({ "tasks": [logged] }))),
+            ("GET /v1/events", ok(json!({ "events": events }))),
+        ]
+    };
+    run("blockctl logs 3f4f", logs());
+    run("blockctl -j logs 3f4f", logs());
 
     let page = |offset: u64, kind: &str, next: Option<u64>| {
         let reply = json!({

@@ -1,6 +1,6 @@
 //! Sockets, pipes and files.
 
-use crate::support::{Fake, Ran, blockctl, list, ok};
+use crate::support::{Fake, Ran, blockctl, list, ok, volume};
 use serde_json::json;
 use std::os::unix::net::UnixListener;
 
@@ -23,7 +23,7 @@ fn dead_daemon_exits_with_3() {
 
 #[test]
 fn closed_pipe_is_no_error() {
-    let fake = Fake::start(vec![("GET /v1/volumes", ok(list(json!([]))))]);
+    let fake = Fake::start(vec![("GET /v1/volumes", ok(list(json!([volume("1", "a")]))))]);
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let output = fake.command("volume list").stdout(writer).output().unwrap();

@@ -64,7 +64,7 @@ fn top_restores_terminal() {
     let fake = fake();
     for (how, status) in [("ctrl-c", 0), ("terminated", 0)] {
         // Runs the program on a terminal; returns its status.
-        let line = format!("exec {} top -i 0.1 --color never", env!("CARGO_BIN_EXE_blockctl"));
+        let line = format!("exec {} top -i 0.1 --color=never", env!("CARGO_BIN_EXE_blockctl"));
         let mut script = Command::new("script")
             .args(["--quiet", "--flush", "--return", "--command", &format!("echo $$; {line}"), "/dev/null"])
             .env("BLOCKD_SOCKET", fake.socket())

@@ -2,12 +2,13 @@
 
 #[cfg(test)]
 mod pxctl;
+pub mod suggestions;
 pub mod unsupported;
 
 use crate::{
     commands::{
-        browse, cloudsnap, completions, context, credentials, doctor, events, init, objects, rules,
-        schedules, schema, secrets, snapshot, top, volume,
+        arguments::TaskArg, browse, cloudsnap, completions, context, credentials, doctor, events, init, objects,
+        rules, schedules, schema, secrets, snapshot, top, volume,
     },
     contexts::Global,
     output::ColorChoice,
@@ -114,6 +115,9 @@ pub enum Command {
     /// List daemon events
     #[command(after_help = events::EVENTS_HELP)]
     Events(events::EventsArgs),
+    /// Show what a task did
+    #[command(after_help = events::LOGS_HELP)]
+    Logs(TaskArg),
     /// Write diagnostics without secrets to a file
     #[command(after_help = events::BUNDLE_HELP)]
     SupportBundle(events::BundleArgs),
@@ -130,7 +134,7 @@ pub enum Command {
 
 /// Returns the parser.
 pub fn command() -> clap::Command {
-    Cli::command()
+    suggestions::with_familiar_names(Cli::command())
 }
 
 /// Options needed to report errors of the command line itself.
@@ -156,13 +160,10 @@ impl Prescan {
                 found.json = true;
             }
             let color = match arg.strip_prefix("--color=") {
-                Some(value) => Some(value),
-                None if arg == "--color" => args.next().and_then(OsStr::to_str),
-                None => None,
+                None if arg == "--color" => Some(ColorChoice::Always),
+                value => value.and_then(|value| ColorChoice::from_str(value, false).ok()),
             };
-            if let Some(choice) = color.and_then(|value| ColorChoice::from_str(value, false).ok()) {
-                found.color = choice;
-            }
+            found.color = color.unwrap_or(found.color);
         }
         found
     }
@@ -244,8 +245,15 @@ mod tests {
             assert!(!scan(line).json, "{line}");
         }
         assert_eq!(scan("volume --color=never").color, ColorChoice::Never);
-        assert_eq!(scan("--color always volume").color, ColorChoice::Always);
-        assert_eq!(scan("--color").color, ColorChoice::Auto);
+        assert_eq!(scan("--color volume").color, ColorChoice::Always);
+        assert_eq!(scan("--color=x").color, ColorChoice::Auto);
+    }
+
+    #[test]
+    fn colour_without_a_value_is_always() {
+        assert_eq!(parse("--color volume list").unwrap().global.color, ColorChoice::Always);
+        assert_eq!(parse("--color=never volume list").unwrap().global.color, ColorChoice::Never);
+        assert_eq!(parse("volume list").unwrap().global.color, ColorChoice::Auto);
     }
 
     #[test]

@@ -1,7 +1,36 @@
 //! Arguments of several commands.
 
-use blockd_api::CredentialRef;
-use clap::Args;
+use crate::{cloudsnap_ref::SnapRef, failure::Failure, table::Width};
+use blockd_api::{CredentialRef, ObjectName};
+use clap::{Args, ValueEnum};
+
+/// Width option of a list.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct WideArg {
+    /// Show all columns, with complete ids and times
+    #[arg(long)]
+    wide: bool,
+    /// The same: -o wide
+    #[arg(short, long, value_name = "FORMAT", value_enum)]
+    output: Option<ListFormat>,
+}
+
+/// Format of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum ListFormat {
+    /// All columns
+    Wide,
+}
+
+impl WideArg {
+    /// Returns the width of the table.
+    pub fn width(self) -> Width {
+        match self.wide || self.output == Some(ListFormat::Wide) {
+            true => Width::Wide,
+            false => Width::Narrow,
+        }
+    }
+}
 
 /// Credential option.
 #[derive(Debug, Args)]
@@ -9,6 +38,28 @@ pub struct CredentialArg {
     /// Name or UUID of the credential; optional if there is one, or if only one has the cloud snapshot
     #[arg(long, visible_alias = "cr", value_name = "CREDENTIALS")]
     pub cred_id: Option<CredentialRef>,
+}
+
+/// Cloud snapshot argument.
+#[derive(Debug, Args)]
+pub struct SnapArg {
+    /// Cloud snapshot: id, id prefix, name, VOLUME@latest or VOLUME@TIME
+    #[arg(value_name = "ID", required_unless_present = "snap", conflicts_with = "snap")]
+    id: Option<SnapRef>,
+    /// The same, as an option
+    #[arg(short, long, value_name = "ID", alias = "cloudsnap-id", short_alias = 'i')]
+    snap: Option<SnapRef>,
+}
+
+impl SnapArg {
+    /// Returns the cloud snapshot, from the argument or the option.
+    ///
+    /// # Errors
+    /// Neither is given, which the parser refuses.
+    pub fn snap(&self) -> Result<&SnapRef, Failure> {
+        let given = self.id.as_ref().or(self.snap.as_ref());
+        given.ok_or_else(|| Failure::usage("name the cloud snapshot"))
+    }
 }
 
 /// Wait option.
@@ -42,9 +93,16 @@ pub fn parse_task(text: &str) -> Result<String, String> {
     parse_prefix(text, "expected the id of a task, or a prefix of one, as `cloudsnap status` shows it")
 }
 
-/// Parses the UUID of a schedule, or a prefix of it.
-pub fn parse_uuid(text: &str) -> Result<String, String> {
-    parse_prefix(text, "expected the UUID of a schedule, as `cloudsnap schedules list` shows it")
+/// Parses the name or UUID of a schedule, or a prefix of its UUID.
+pub fn parse_schedule(text: &str) -> Result<String, String> {
+    let is_name = text.parse::<ObjectName>().is_ok();
+    match parse_prefix(
+        text,
+        "expected the name or UUID of a schedule, as `cloudsnap schedules list` shows it",
+    ) {
+        Err(_) if is_name => Ok(text.to_owned()),
+        parsed => parsed,
+    }
 }
 
 fn parse_prefix(text: &str, expected: &str) -> Result<String, String> {

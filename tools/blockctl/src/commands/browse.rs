@@ -6,12 +6,12 @@
 use crate::{
     failure::{Exit, Failure},
     output::Context,
-    table::{Table, or_dash},
+    table::{Table, or_dash, short_time},
 };
 use blockd_api::{
     ApiError, ClientError, CredentialRef, ErrorCode,
     browse::{HandMount, UnmountBrowse, Unmounted},
-    format_time, operations,
+    operations,
 };
 use blockd_fuse::{BrowseMountPoint, FuseError, UnservedMount, find_mount, resolve, unmount};
 use clap::{Args, Subcommand};
@@ -212,20 +212,13 @@ async fn umount(context: &Context<'_>, args: UmountArgs) -> Exit {
 
 async fn list(context: &Context<'_>) -> Exit {
     let list = context.client.call(operations::LIST_MOUNTS, &()).await?;
-    if context.output.is_json() {
-        return context.output.document(&list);
-    }
-    context.output.table(&Table::of(
-        "MOUNTPOINT|CREDENTIALS|UID|SINCE",
-        list.items.iter().map(|mount| {
+    context.output.list(&list, "mounts", || {
+        let rows = list.items.iter().map(|mount| {
             let credentials: Vec<String> = mount.credentials.iter().map(ToString::to_string).collect();
             let credentials = if credentials.is_empty() { "all".to_owned() } else { credentials.join(",") };
-            [
-                mount.mountpoint.display().to_string(),
-                credentials,
-                or_dash(mount.uid),
-                format_time(mount.mounted_at),
-            ]
-        }),
-    ))
+            let mountpoint = mount.mountpoint.display().to_string();
+            [mountpoint, credentials, or_dash(mount.uid), short_time(mount.mounted_at)]
+        });
+        Table::of("MOUNTPOINT|CREDENTIALS|UID|SINCE", rows)
+    })
 }

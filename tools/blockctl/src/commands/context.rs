@@ -39,7 +39,7 @@ pub enum ContextCommand {
     #[command(after_help = CREATE_HELP)]
     Create(CreateArgs),
     /// List contexts
-    #[command(visible_alias = "ls", after_help = LIST_HELP)]
+    #[command(visible_alias = "l", after_help = LIST_HELP)]
     List,
     /// Make a context current
     #[command(visible_alias = "use", after_help = SET_HELP)]
@@ -48,7 +48,7 @@ pub enum ContextCommand {
     #[command(after_help = SET_HELP)]
     Unset,
     /// Delete a context
-    #[command(visible_alias = "rm", after_help = DELETE_HELP)]
+    #[command(visible_alias = "d", after_help = DELETE_HELP)]
     Delete(NameArgs),
 }
 
@@ -154,7 +154,7 @@ fn list(output: &Output, contexts: Contexts) -> Exit {
         .map(|(name, entry)| ListedContext { current: current.as_ref() == Some(&name), name, entry })
         .collect();
     let list = List::from(listed);
-    output.show(&list, || {
+    output.list(&list, "contexts", || {
         let row = |ListedContext { name, current, entry }: &ListedContext| {
             let socket = || entry.socket.as_ref().map(|path| path.display().to_string());
             let by = entry.endpoint.clone().or_else(socket);

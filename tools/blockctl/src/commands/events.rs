@@ -1,27 +1,45 @@
-//! `blockctl events`
+//! `blockctl events` and `blockctl logs`
 
+use super::{arguments::TaskArg, cloudsnap::one_task, filters::TimeFilter, rules, snapshot::micros};
 use crate::{
-    failure::Exit,
+    failure::{EXIT_DONE, Exit, Failure},
     output::Context,
-    table::{Table, or_dash},
+    table::{Table, or_dash, printable, short_time},
+    wait::reason,
 };
 use blockd_api::{
-    List,
-    events::{Event, ListEvents, Severity},
-    format_time, operations,
+    List, VolumeName,
+    events::{Event, KINDS, ListEvents, MAX_EVENTS, Severity},
+    operations,
+    tasks::{Task, TaskStage},
 };
-use clap::Args;
+use clap::{
+    Args, ValueEnum,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use schemars::JsonSchema;
+use serde::Serialize;
 use std::path::PathBuf;
 
 pub const EVENTS_HELP: &str = "\
 Events report failed backups, missed and skipped schedule runs, damage found by verification, \
-unreachable stores, and volumes that failed. The daemon keeps the newest 10000. With --follow and \
---json each event is a document on its own line.
+unreachable stores, and volumes that failed. The daemon keeps the newest 10000. A filter searches \
+all of them. With --follow and --json each event is a document on its own line.
 
 Examples:
   blockctl events
   blockctl events --max 20 --errors
+  blockctl events --volume db --kind backup-failed,run-skipped --since 7d
+  blockctl events --severity warning --follow
   blockctl -j events --follow";
+
+/// Help of `logs`.
+pub const LOGS_HELP: &str = "\
+Shows start, hooks and filesystem freezes, events, and the end of a task with its cause and hint.
+
+Examples:
+  blockctl logs 3f4f0a67
+  blockctl -j logs 3f4f0a67-e12a-4d35-81ad-985657757352";
 
 pub const BUNDLE_HELP: &str = "\
 The file is one JSON document with status, volumes, snapshots, credentials, tasks, schedules, \
@@ -43,9 +61,66 @@ pub struct EventsArgs {
     /// Start with the newest N
     #[arg(short = 'x', long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub max: u32,
-    /// Only errors
-    #[arg(short, long)]
+    /// Only errors: --severity error
+    #[arg(short, long, conflicts_with = "severity")]
     pub errors: bool,
+    /// Only events of at least this severity
+    #[arg(long, value_enum)]
+    pub severity: Option<SeverityArg>,
+    /// Only events of this volume
+    #[arg(short, long, value_name = "VOLUME")]
+    pub volume: Option<VolumeName>,
+    /// Only events of these kinds
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', hide_possible_values = true, value_parser = kind_parser())]
+    pub kind: Vec<String>,
+    /// Time filter.
+    #[command(flatten)]
+    pub time: TimeFilter,
+}
+
+/// Severity of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SeverityArg {
+    /// All events
+    Info,
+    /// Warnings and errors
+    Warning,
+    /// Errors
+    Error,
+}
+
+impl From<SeverityArg> for Severity {
+    fn from(arg: SeverityArg) -> Self {
+        match arg {
+            SeverityArg::Info => Self::Info,
+            SeverityArg::Warning => Self::Warning,
+            SeverityArg::Error => Self::Error,
+        }
+    }
+}
+
+fn kind_parser() -> impl TypedValueParser<Value = String> {
+    PossibleValuesParser::new(KINDS.iter().map(|kind| kind.word))
+}
+
+impl EventsArgs {
+    fn is_filtered(&self) -> bool {
+        self.volume.is_some()
+            || !self.kind.is_empty()
+            || !self.time.is_empty()
+            || self.least() > Severity::Info
+    }
+
+    fn least(&self) -> Severity {
+        if self.errors { Severity::Error } else { self.severity.map_or(Severity::Info, Into::into) }
+    }
+
+    fn includes(&self, event: &Event) -> bool {
+        event.severity >= self.least()
+            && (self.volume.is_none() || event.volume_name == self.volume)
+            && (self.kind.is_empty() || self.kind.contains(&event.kind))
+            && self.time.includes(event.occurred_at)
+    }
 }
 
 /// `support-bundle`
@@ -65,48 +140,139 @@ pub struct BundleArgs {
 /// Long-poll timeout.
 const WAIT_MS: u64 = 30_000;
 
+/// Columns of a table of events, and the least width of each in a list that grows.
+const COLUMNS: [(&str, usize); 6] =
+    [("TIME", 17), ("SEVERITY", 8), ("EVENT", 17), ("VOLUME", 8), ("LOCATION", 8), ("MESSAGE", 0)];
+
+/// Returns all stored events, oldest first.
+async fn all_events(context: &Context<'_>) -> Result<Vec<Event>, Failure> {
+    let mut all: Vec<Event> = Vec::new();
+    loop {
+        let since = Some(all.last().map_or(0, |event| event.event_id));
+        let query = ListEvents { since, max: Some(MAX_EVENTS), wait_millis: None };
+        let mut page = context.client.call(operations::LIST_EVENTS, &query).await?.items;
+        // Only later events continue the list.
+        page.retain(|event| Some(event.event_id) > since);
+        if page.is_empty() {
+            return Ok(all);
+        }
+        all.append(&mut page);
+    }
+}
+
 pub async fn run(context: &Context<'_>, args: EventsArgs) -> Exit {
-    let query = ListEvents { since: None, max: Some(args.max.max(1)), wait_millis: None };
-    let List { items: mut events, next: mut last } =
-        context.client.call(operations::LIST_EVENTS, &query).await?;
+    let mut events = match args.is_filtered() {
+        true => all_events(context).await?,
+        false => {
+            let query = ListEvents { since: None, max: Some(args.max.max(1)), wait_millis: None };
+            context.client.call(operations::LIST_EVENTS, &query).await?.items
+        }
+    };
+    let mut last = events.last().map_or(0, |event| event.event_id);
+    events.retain(|event| args.includes(event));
     events.drain(..events.len().saturating_sub(args.max as usize));
-    let is_shown = |event: &Event| !args.errors || event.severity == Severity::Error;
-    events.retain(is_shown);
     if !args.follow {
-        let list = List { items: events, next: last };
-        return context.output.show(&list, || table(&list.items));
+        let list = List::from(events);
+        return context.output.list(&list, "events", || table(&list.items));
+    }
+    if !context.output.is_json() {
+        context.output.line(line(&COLUMNS.map(|(title, _)| title.to_owned())))?;
     }
     loop {
-        for event in events.iter().filter(|event| is_shown(event)) {
-            tell(context, event)?;
+        for event in events.iter().filter(|event| args.includes(event)) {
+            match context.output.is_json() {
+                true => context.output.document_line(event)?,
+                false => context.output.line(line(&row(event)))?,
+            };
         }
-        let query = ListEvents { since: Some(last.unwrap_or(0)), max: None, wait_millis: Some(WAIT_MS) };
-        List { items: events, next: last } = context.client.call(operations::LIST_EVENTS, &query).await?;
+        let query = ListEvents { since: Some(last), max: None, wait_millis: Some(WAIT_MS) };
+        events = context.client.call(operations::LIST_EVENTS, &query).await?.items;
+        last = events.last().map_or(last, |event| event.event_id);
     }
+}
+
+fn row(event: &Event) -> [String; 6] {
+    [
+        short_time(event.occurred_at),
+        event.severity.to_string(),
+        event.kind.clone(),
+        or_dash(event.volume_name.as_ref()),
+        or_dash(event.credential_name.as_ref()),
+        event.message.clone(),
+    ]
 }
 
 fn table(events: &[Event]) -> Table {
-    Table::of(
-        "TIME|SEVERITY|EVENT|VOLUME|CREDENTIAL|MESSAGE",
-        events.iter().map(|event| {
-            [
-                format_time(event.occurred_at),
-                event.severity.to_string(),
-                event.kind.clone(),
-                or_dash(event.volume_name.as_ref()),
-                or_dash(event.credential_name.as_ref()),
-                event.message.clone(),
-            ]
-        }),
-    )
+    let mut table = Table::new(COLUMNS.iter().map(|(title, _)| *title));
+    events.iter().for_each(|event| table.row(row(event)));
+    table
 }
 
-/// Prints an event on a line.
-fn tell(context: &Context<'_>, event: &Event) -> Exit {
+/// Formats a row of a list that grows: columns cannot follow the widest cell.
+fn line(cells: &[String; 6]) -> String {
+    let cells = cells.iter().zip(COLUMNS).map(|(cell, (_, width))| format!("{:<width$}", printable(cell)));
+    cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+}
+
+/// Document of `logs`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TaskLog {
+    /// Task.
+    task: Task,
+    /// Its events, oldest first.
+    events: Vec<Event>,
+}
+
+/// `logs`
+pub async fn logs(context: &Context<'_>, args: TaskArg) -> Exit {
+    let task = one_task(context, args.name()).await?;
+    let mut events = all_events(context).await?;
+    events.retain(|event| event.task_id == Some(task.task_id));
     if context.output.is_json() {
-        return context.output.document_line(event);
+        return context.output.document(&TaskLog { task, events });
     }
-    let Event { occurred_at: at, severity, kind, volume_name: volume, message, .. } = event;
-    let of = volume.as_ref().map(|volume| format!(" {volume}")).unwrap_or_default();
-    context.output.line(format!("{}  {severity}  {kind}{of}  {message}", format_time(*at)))
+    context.output.table(&log_table(&task, &events))?;
+    if task.state.stage == TaskStage::Failed {
+        let (cause, hint) = reason(&task);
+        context.output.error(cause, hint);
+    }
+    Ok(EXIT_DONE)
+}
+
+fn log_table(task: &Task, events: &[Event]) -> Table {
+    let started =
+        [short_time(task.started_at), "started".to_owned(), format!("{}, by {}", task.state.kind, task.owner)];
+    let steps = task.quiesce.iter().flat_map(|report| &report.steps).map(|step| {
+        let result = step.error.clone().unwrap_or_else(|| "ok".to_owned());
+        let output = step.output.as_deref().map(rules::one_line).map(|text| format!(": {text}"));
+        let took = micros(step.duration_micros);
+        let message = format!("{} ({took}, {result}){}", step.target, output.unwrap_or_default());
+        ["-".to_owned(), step.kind.to_string(), message]
+    });
+    let events = events.iter().map(|event| [short_time(event.occurred_at), event.kind.clone(), event.message.clone()]);
+    let now = task.completed_at.map_or_else(|| "-".to_owned(), short_time);
+    let state = [now, task.state.to_string(), task.phase.clone()];
+    Table::of("TIME|STEP|MESSAGE", std::iter::once(started).chain(steps).chain(events).chain([state]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn followed_rows_have_the_columns_of_the_list() {
+        let event: Event = serde_json::from_value(json!({
+            "eventId": 1, "occurredAt": "2026-11-22T12:00:00Z", "severity": "error", "kind": "damage-found",
+            "volumeName": "db", "credentialName": null, "taskId": null, "message": "a block is damaged"
+        }))
+        .unwrap();
+        let header = line(&COLUMNS.map(|(title, _)| title.to_owned()));
+        let row = line(&row(&event));
+        for (title, cell) in
+            [("SEVERITY", "error"), ("EVENT", "damage"), ("VOLUME", "db"), ("MESSAGE", "a block")]
+        {
+            assert_eq!(header.find(title), row.find(cell), "{header}\n{row}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Implementations of the commands.
 
-mod arguments;
+pub mod arguments;
 pub mod browse;
 mod bundle;
 pub mod cloudsnap;
@@ -10,6 +10,7 @@ pub mod credentials;
 pub mod doctor;
 pub mod events;
 mod files;
+mod filters;
 mod health;
 pub mod init;
 pub mod limits;
@@ -62,6 +63,7 @@ pub async fn run(cli: Cli, output: &Output) -> Exit {
         Command::Status => status::run(&context).await,
         Command::Top(args) => Box::pin(top::run(&context, args)).await,
         Command::Events(args) => events::run(&context, args).await,
+        Command::Logs(args) => events::logs(&context, args).await,
         Command::SupportBundle(args) => Box::pin(bundle::run(&context, args)).await,
         Command::Context(_)
         | Command::Completions(_)

@@ -1,10 +1,10 @@
 //! `blockctl rule …`, and reports of quiesce steps.
 
-use super::volume::args::parse_seconds;
+use super::{arguments::WideArg, volume::args::parse_seconds};
 use crate::{
     failure::{Exit, Failure},
     output::Context,
-    table::{Facts, Table, or_dash},
+    table::{Facts, Table, Width, or_dash, short_uuid},
 };
 use blockd_api::{
     GroupName, RuleName, VolumeRef, operations,
@@ -15,6 +15,7 @@ use blockd_api::{
     rules::{CreateRule, HookRule, RuleTarget, UpdateRule},
 };
 use clap::{Args, Subcommand, ValueEnum};
+use uuid::Uuid;
 
 const CREATE_HELP: &str = "\
 A rule applies to each freeze of the volumes and groups that it is assigned to (`rule assign`), to \
@@ -60,8 +61,11 @@ pub enum RuleCommand {
     #[command(visible_alias = "c", after_help = CREATE_HELP)]
     Create(CreateRuleArgs),
     /// List rules and their assignments
-    #[command(visible_alias = "l", after_help = "Examples:\n  blockctl rule list\n  blockctl -j rule list")]
-    List,
+    #[command(
+        visible_alias = "l",
+        after_help = "Examples:\n  blockctl rule list\n  blockctl rule list -o wide\n  blockctl -j rule list"
+    )]
+    List(WideArg),
     /// Show a rule in detail
     #[command(visible_alias = "i", after_help = "Examples:\n  blockctl rule inspect pg")]
     Inspect(RuleNameArg),
@@ -83,7 +87,7 @@ pub enum RuleCommand {
 #[derive(Debug, Args)]
 pub struct RuleNameArg {
     /// Name of the rule
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "RULE")]
     pub name: RuleName,
 }
 
@@ -218,7 +222,7 @@ pub struct HookArgs {
     #[command(flatten)]
     pub quiesce: QuiesceArgs,
     /// Use this rule instead of the volumes' rules
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["freeze_fs", "pre_command", "post_command", "no_rule"])]
+    #[arg(long, value_name = "RULE", conflicts_with_all = ["freeze_fs", "pre_command", "post_command", "no_rule"])]
     pub rule: Option<RuleName>,
     /// Use no rule
     #[arg(long, conflicts_with_all = ["freeze_fs", "pre_command", "post_command"])]
@@ -241,9 +245,9 @@ impl HookArgs {
 pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
     let Context { client, output } = context;
     match command {
-        RuleCommand::List => {
+        RuleCommand::List(args) => {
             let list = client.call(operations::LIST_RULES, &()).await?;
-            let exit = output.show(&list, || table(&list.items));
+            let exit = output.list(&list, "rules", || table(&list.items, args.width()));
             for HookRule { name, problem, .. } in &list.items {
                 if let Some(problem) = problem {
                     output.note(format!("the commands of rule {name} cannot be run: {problem}"));
@@ -292,10 +296,14 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
     }
 }
 
-fn used_by(rule: &HookRule) -> Option<String> {
+fn used_by(rule: &HookRule, width: Width) -> Option<String> {
     let volumes = rule.volume_names.iter().map(ToString::to_string);
     let groups = rule.groups.iter().map(|group| format!("group {group}"));
-    let schedules = rule.schedule_ids.iter().map(|schedule| format!("schedule {schedule}"));
+    let id = |schedule: Uuid| match width {
+        Width::Narrow => short_uuid(schedule),
+        Width::Wide => schedule.to_string(),
+    };
+    let schedules = rule.schedule_ids.iter().map(|schedule| format!("schedule {}", id(*schedule)));
     let all: Vec<String> = volumes.chain(groups).chain(schedules).collect();
     (!all.is_empty()).then(|| all.join(", "))
 }
@@ -304,7 +312,22 @@ fn timeout(quiesce: &Quiesce) -> String {
     format!("{}s", quiesce.command_timeout_seconds.unwrap_or(DEFAULT_COMMAND_TIMEOUT_SECONDS))
 }
 
-fn table(rules: &[HookRule]) -> Table {
+fn table(rules: &[HookRule], width: Width) -> Table {
+    let has = |command: &Option<String>| if command.is_some() { "yes" } else { "-" }.to_owned();
+    if width == Width::Narrow {
+        let rows = rules.iter().map(|rule| {
+            let quiesce = &rule.quiesce;
+            [
+                rule.name.to_string(),
+                has(&quiesce.pre_command),
+                has(&quiesce.post_command),
+                quiesce.freeze_fs.to_string(),
+                or_dash(quiesce.user.as_ref()),
+                or_dash(used_by(rule, width)),
+            ]
+        });
+        return Table::of("NAME|PRE|POST|FREEZE-FS|USER|USED-BY", rows);
+    }
     Table::of(
         "NAME|PRE-COMMAND|POST-COMMAND|FREEZE-FS|USER|TIMEOUT|ON-FAILURE|USED-BY",
         rules.iter().map(|rule| {
@@ -317,7 +340,7 @@ fn table(rules: &[HookRule]) -> Table {
                 or_dash(quiesce.user.as_ref()),
                 timeout(quiesce),
                 quiesce.on_failure.to_string(),
-                or_dash(used_by(rule)),
+                or_dash(used_by(rule, width)),
             ]
         }),
     )
@@ -334,7 +357,7 @@ fn facts(rule: &HookRule) -> Facts {
         .add("User", or_dash(quiesce.user.as_ref()))
         .add("Timeout", timeout(quiesce))
         .add("On failure", quiesce.on_failure)
-        .add("Used by", or_dash(used_by(rule)));
+        .add("Used by", or_dash(used_by(rule, Width::Wide)));
     if let Some(problem) = &rule.problem {
         facts.add("Problem", problem);
     }

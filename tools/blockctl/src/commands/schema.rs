@@ -1,9 +1,10 @@
 //! `blockctl schema`: schemas of the documents that commands print.
 
 use super::{
-    cloudsnap::pxctl::PxctlCloudsnap,
+    cloudsnap::{maintenance::CollectedAt, pxctl::PxctlCloudsnap},
     context::ListedContext,
     doctor::Diagnosis,
+    events::TaskLog,
     files::{CatalogDocument, DiffDocument, copied::Copied},
     init::Initialized,
     status::Health,
@@ -95,7 +96,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("cloudsnap delete", &[of::<TaskStarted>(), of::<Task>()]),
     ("cloudsnap diff", &[of::<DiffDocument>()]),
     ("cloudsnap expire", &[of::<CloudsnapMark>()]),
-    ("cloudsnap gc", &[of::<GarbageCollected>()]),
+    ("cloudsnap gc", &[of::<GarbageCollected>(), of::<List<CollectedAt>>()]),
     ("cloudsnap history", &[of::<List<Run>>()]),
     ("cloudsnap inspect", &[of::<CloudsnapDetail>()]),
     ("cloudsnap limit", &[of::<Task>()]),
@@ -114,7 +115,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("cloudsnap status", &[of::<List<Task>>(), of::<Task>()]),
     ("cloudsnap stop", &[of::<Task>(), of::<List<Task>>()]),
     ("cloudsnap unpin", &[of::<CloudsnapMark>()]),
-    ("cloudsnap verify", &[of::<TaskStarted>(), of::<Task>()]),
+    ("cloudsnap verify", &[of::<TaskStarted>(), of::<Task>(), of::<List<TaskStarted>>(), of::<List<Task>>()]),
     ("completions", &[of::<Any>()]),
     ("context create", &[of::<List<ListedContext>>()]),
     ("context delete", &[of::<List<ListedContext>>()]),
@@ -137,6 +138,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("events", &[of::<List<Event>>(), of::<Event>()]),
     ("get", &[of::<List<Value>>(), of::<Any>()]),
     ("init", &[of::<Initialized>()]),
+    ("logs", &[of::<TaskLog>()]),
     ("man", &[of::<List<String>>(), of::<Any>()]),
     ("rule assign", &[of::<HookRule>()]),
     ("rule create", &[of::<HookRule>()]),

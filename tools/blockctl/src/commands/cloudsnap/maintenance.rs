@@ -3,18 +3,24 @@
 use crate::{
     cloudsnap_ref::SnapRef,
     commands::arguments::{CredentialArg, TaskArg, WaitArg},
+    confirm::YesArg,
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::{Context, Output},
     table::{Table, counted, or_dash},
-    wait::report_start,
+    wait::{report_group_start, report_start},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, List,
+    ApiError, ByteSize, CredentialRef, ErrorCode, List,
     cloudsnaps::{CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
     format_time, operations,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskStage},
 };
 use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// Maximum number of tasks in a message.
+const MAX_NAMED: usize = 5;
 
 /// Help of `cloudsnap stop`.
 pub const STOP_HELP: &str = "\
@@ -50,8 +56,8 @@ damaged one uploads the lost blocks again. `cloudsnap list` shows the time of th
 verification.
 
 Examples:
-  blockctl cloudsnap verify --wait
-  blockctl cs verify --snap ID --deep --wait
+  blockctl cloudsnap verify --all --wait
+  blockctl cs verify db@latest --deep --wait
   blockctl -j cs verify --quick --cred-id nas --wait";
 
 /// Help of `cloudsnap gc`.
@@ -61,6 +67,7 @@ another host. The daemon does the same once a day (gc_every_hours).
 
 Examples:
   blockctl cloudsnap gc --dry-run
+  blockctl cloudsnap gc --all
   blockctl cs gc --cred-id nas";
 
 /// `cloudsnap stop`
@@ -102,12 +109,15 @@ pub struct LimitArgs {
 /// `cloudsnap verify`
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
-    /// Id of the cloud snapshot [default: all]
+    /// Cloud snapshot: id, id prefix, name, VOLUME@latest or VOLUME@TIME [default: all of the credential]
     #[arg(value_name = "ID", conflicts_with = "snap")]
     id: Option<SnapRef>,
     /// The same, as an option
     #[arg(short, long, value_name = "ID")]
     snap: Option<SnapRef>,
+    /// Verify all cloud snapshots of all credentials
+    #[arg(long, conflicts_with_all = ["id", "snap", "cred_id"])]
+    all: bool,
     /// Check manifests, and existence and length of objects only
     #[arg(long, conflicts_with = "deep")]
     quick: bool,
@@ -144,6 +154,12 @@ pub struct GcArgs {
     /// Report without deleting
     #[arg(long)]
     pub dry_run: bool,
+    /// Collect the garbage of all credentials
+    #[arg(long, conflicts_with = "cred_id")]
+    pub all: bool,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
     /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
@@ -163,20 +179,35 @@ async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<Vec<Task>, F
                 ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
             Err(error.into())
         }
-        count if count > 1 && !is_group => Err(Failure::usage(format!(
-            "{} begin with {name}: give a longer prefix",
-            counted(count as u64, "task")
-        ))),
+        count if count > 1 && !is_group => {
+            let names: Vec<String> = tasks.iter().take(MAX_NAMED).map(|task| task.task_id.to_string()).collect();
+            let more = if count > MAX_NAMED { ", …" } else { "" };
+            Err(Failure::Usage {
+                message: format!(
+                    "{} begin with {name}: {}{more}",
+                    counted(count as u64, "task"),
+                    names.join(", ")
+                ),
+                hint: Some("give a longer prefix".to_owned()),
+            })
+        }
         _ => Ok(tasks),
     }
 }
 
 /// Resolves one task by its id prefix.
-async fn task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure> {
+pub async fn one_task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure> {
     let mut found = tasks(context, name).await?;
     match (found.pop(), found.is_empty()) {
         (Some(task), true) => Ok(task),
-        _ => Err(Failure::usage("this is the id of a group: name one of its tasks")),
+        (Some(last), false) => {
+            let names: Vec<String> = found.iter().chain([&last]).map(|task| task.task_id.to_string()).collect();
+            Err(Failure::usage(format!(
+                "this is the id of a group: name one of its tasks: {}",
+                names.join(", ")
+            )))
+        }
+        (None, _) => Err(Failure::usage("name the task")),
     }
 }
 
@@ -221,7 +252,7 @@ fn stopped_line(task: &Task, is_discarded: bool) -> String {
 }
 
 pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
-    let id = task(context, args.task.name()).await?.task_id;
+    let id = one_task(context, args.task.name()).await?.task_id;
     let task = context.client.call_at(operations::RESUME_TASK, &id, &()).await?;
     let noun = task.kind;
     let line = format!("Cloudsnap {noun} resumed successfully with id: {id}");
@@ -229,7 +260,7 @@ pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
 }
 
 pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Exit {
-    let id = task(context, args.task.name()).await?.task_id;
+    let id = one_task(context, args.task.name()).await?.task_id;
     let bytes = |size: Option<ByteSize>| size.map(ByteSize::as_bytes);
     let limits = TaskLimits {
         limit_upload_bytes_per_second: bytes(args.limit_upload),
@@ -248,7 +279,43 @@ pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Exit {
     })
 }
 
+/// Garbage of one location.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CollectedAt {
+    /// Name of the credential.
+    credential_name: String,
+    /// Garbage there.
+    #[serde(flatten)]
+    collected: GarbageCollected,
+}
+
+/// Returns all credentials by name.
+async fn all_credentials(context: &Context<'_>) -> Result<Vec<CredentialRef>, Failure> {
+    let list = context.client.call(operations::LIST_CREDENTIALS, &()).await?.items;
+    match list.is_empty() {
+        true => Err(Failure::usage("there are no credentials: `blockctl credentials create` makes one")),
+        false => Ok(list.into_iter().map(|one| CredentialRef::Name(one.name)).collect()),
+    }
+}
+
+async fn verify_all(context: &Context<'_>, args: &VerifyArgs) -> Exit {
+    let (mut tasks, mut lines, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    for credential in all_credentials(context).await? {
+        let line = format!("Cloudsnap verify of {credential} started successfully with id:");
+        let request = StartVerify { cloud_snapshot_id: None, depth: args.depth(), credential: Some(credential) };
+        let started = context.client.call(operations::START_VERIFY, &request).await?;
+        lines.push(format!("{line} {}", started.task_id));
+        tasks.push(started.task_id);
+        all.push(started);
+    }
+    report_group_start(context, tasks, &List::from(all), &lines, args.wait.wait).await
+}
+
 pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Exit {
+    if args.all {
+        return verify_all(context, &args).await;
+    }
     let snap = match args.id() {
         Some(snap) => Some(snap.resolve(context, args.credential.cred_id.as_ref()).await?),
         None => None,
@@ -261,21 +328,49 @@ pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Exit {
 }
 
 pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
-    let request = CollectGarbage { dry_run: args.dry_run, credential: args.credential.cred_id };
-    let collected = context.client.call(operations::COLLECT_GARBAGE, &request).await?;
     let output = context.output;
-    if output.is_json() {
-        output.document(&collected)?;
-    } else {
-        show_garbage(output, &collected)?;
+    if !args.dry_run {
+        let consequence = "Objects of interrupted backups that are older than their grace period are deleted; \
+            --dry-run lists them.";
+        args.yes.confirm(output, consequence)?;
     }
+    let collect = async |credential: Option<CredentialRef>| {
+        let request = CollectGarbage { dry_run: args.dry_run, credential };
+        context.client.call(operations::COLLECT_GARBAGE, &request).await
+    };
+    if !args.all {
+        let collected = collect(args.credential.cred_id.clone()).await?;
+        if output.is_json() {
+            output.document(&collected)?;
+        } else {
+            show_garbage(output, &collected)?;
+        }
+        return Ok(garbage_status(output, &collected));
+    }
+    let (mut exit, mut all) = (EXIT_DONE, Vec::new());
+    for credential in all_credentials(context).await? {
+        let collected = collect(Some(credential.clone())).await?;
+        if !output.is_json() {
+            output.line(format!("{credential}:"))?;
+            show_garbage(output, &collected)?;
+        }
+        exit = exit.max(garbage_status(output, &collected));
+        all.push(CollectedAt { credential_name: credential.to_string(), collected });
+    }
+    if output.is_json() {
+        output.document(&List::from(all))?;
+    }
+    Ok(exit)
+}
+
+/// Reports unreadable manifests and returns the exit status: part of the garbage was not examined.
+fn garbage_status(output: &Output, collected: &GarbageCollected) -> u8 {
     for reason in &collected.unreadable_manifests {
         output.note(format!(
             "warning: no orphaned objects were deleted, because a manifest cannot be read: {reason}"
         ));
     }
-    // Part of the possible garbage was not examined.
-    Ok(if collected.unreadable_manifests.is_empty() { EXIT_DONE } else { EXIT_FAILED })
+    if collected.unreadable_manifests.is_empty() { EXIT_DONE } else { EXIT_FAILED }
 }
 
 fn show_garbage(output: &Output, collected: &GarbageCollected) -> Result<(), Failure> {

@@ -1,8 +1,12 @@
 //! `blockctl cloudsnap pin`, `unpin` and `expire`
 
-use crate::{commands::arguments::CredentialArg, failure::Exit, output::Context};
+use crate::{
+    commands::arguments::{CredentialArg, SnapArg},
+    failure::Exit,
+    output::Context,
+};
 use blockd_api::{
-    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapMark, MarkCloudsnap},
+    cloudsnaps::{CloudsnapMark, MarkCloudsnap},
     format_time, operations,
 };
 use clap::Args;
@@ -13,30 +17,30 @@ No schedule and no date deletes a pinned cloud snapshot, and `cloudsnap delete` 
 This daemon stores the pin; another host with the same bucket does not know of it.
 
 Examples:
-  blockctl cloudsnap pin --snap ID
+  blockctl cloudsnap pin ID
   blockctl -j cs pin --snap ID --cred-id nas";
 
 pub const UNPIN_HELP: &str = "\
 Retention and expiry apply again.
 
 Examples:
-  blockctl cloudsnap unpin --snap ID";
+  blockctl cloudsnap unpin db@latest";
 
 pub const EXPIRE_HELP: &str = "\
 The cloud snapshot is kept until the date and deleted then, independent of schedules; but never \
 the last restorable one of its volume. This daemon stores the date, as it does pins.
 
 Examples:
-  blockctl cloudsnap expire --snap ID --at 2027-01-31
-  blockctl cs expire --snap ID --at 30d
-  blockctl cs expire --snap ID --never";
+  blockctl cloudsnap expire ID --at 2027-01-31
+  blockctl cs expire ID --at 30d
+  blockctl cs expire ID --never";
 
 /// `cloudsnap pin` and `unpin`
 #[derive(Debug, Args)]
 pub struct PinArgs {
-    /// Id of the cloud snapshot
-    #[arg(short, long, value_name = "ID")]
-    pub snap: CloudSnapshotId,
+    /// Cloud snapshot.
+    #[command(flatten)]
+    pub snap: SnapArg,
     /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
@@ -45,9 +49,9 @@ pub struct PinArgs {
 /// `cloudsnap expire`
 #[derive(Debug, Args)]
 pub struct ExpireArgs {
-    /// Id of the cloud snapshot
-    #[arg(short, long, value_name = "ID")]
-    pub snap: CloudSnapshotId,
+    /// Cloud snapshot.
+    #[command(flatten)]
+    pub snap: SnapArg,
     /// Date or time in UTC, or hours, days or weeks from now: 2027-01-31, 2027-01-31T12:00:00Z, 30d
     #[arg(long, value_name = "DATE", required_unless_present = "never", value_parser = expiry)]
     pub at: Option<Timestamp>,
@@ -86,9 +90,10 @@ fn expiry_from(text: &str, now: Timestamp) -> Result<Timestamp, String> {
 }
 
 pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Exit {
+    let credential = args.credential.cred_id;
     let request = MarkCloudsnap {
-        cloud_snapshot_id: args.snap,
-        credential: args.credential.cred_id,
+        cloud_snapshot_id: args.snap.snap()?.resolve(context, credential.as_ref()).await?,
+        credential,
         pinned: Some(pinned),
         expires_at: None,
         never_expires: false,
@@ -97,9 +102,10 @@ pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Exit {
 }
 
 pub async fn expire(context: &Context<'_>, args: ExpireArgs) -> Exit {
+    let credential = args.credential.cred_id;
     let request = MarkCloudsnap {
-        cloud_snapshot_id: args.snap,
-        credential: args.credential.cred_id,
+        cloud_snapshot_id: args.snap.snap()?.resolve(context, credential.as_ref()).await?,
+        credential,
         pinned: None,
         expires_at: args.at,
         never_expires: args.never,
@@ -121,15 +127,6 @@ fn describe(mark: &CloudsnapMark) -> String {
         }
         (false, Some(at)) => format!("Cloudsnap {id} expires on {}.", format_time(at)),
         (false, None) => format!("Cloudsnap {id} is neither pinned nor set to expire."),
-    }
-}
-
-/// Formats pin and expiry date for a list.
-pub fn kept(entry: &Cloudsnap) -> String {
-    match (entry.pinned, entry.expires_at) {
-        (true, _) => "pinned".into(),
-        (false, Some(at)) => format!("until {}", format_time(at)),
-        (false, None) => "-".into(),
     }
 }
 

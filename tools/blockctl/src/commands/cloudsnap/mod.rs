@@ -1,12 +1,15 @@
 //! `blockctl cloudsnap …`
 
 mod backup;
-mod maintenance;
+mod list;
+pub mod maintenance;
 mod marks;
 pub mod pxctl;
 pub mod restore;
 mod snapshots;
 mod status;
+
+pub use maintenance::one_task;
 
 use super::{
     credentials::{self, args::CredentialsCommand},
@@ -29,8 +32,8 @@ pub enum CloudsnapCommand {
     #[command(visible_alias = "bg", after_help = backup::BACKUP_GROUP_HELP)]
     BackupGroup(Box<backup::BackupGroupArgs>),
     /// List cloud snapshots
-    #[command(visible_alias = "l", after_help = snapshots::LIST_HELP)]
-    List(Box<snapshots::ListArgs>),
+    #[command(visible_alias = "l", after_help = list::LIST_HELP)]
+    List(Box<list::ListArgs>),
     /// Show a cloud snapshot in detail
     #[command(after_help = snapshots::INSPECT_HELP)]
     Inspect(snapshots::InspectArgs),
@@ -97,7 +100,7 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Exit {
     match command {
         CloudsnapCommand::Backup(args) => backup::backup(context, *args).await,
         CloudsnapCommand::BackupGroup(args) => backup::backup_group(context, *args).await,
-        CloudsnapCommand::List(args) => snapshots::list(context, *args).await,
+        CloudsnapCommand::List(args) => list::list(context, *args).await,
         CloudsnapCommand::Inspect(args) => snapshots::inspect(context, args).await,
         CloudsnapCommand::Status(args) => status::run(context, args).await,
         CloudsnapCommand::Restore(args) => restore::restore(context, args).await,

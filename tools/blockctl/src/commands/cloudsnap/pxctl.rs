@@ -34,7 +34,7 @@ pub struct PxctlCloudsnap {
 pub fn entries(list: &CloudsnapList) -> Vec<PxctlCloudsnap> {
     let damaged = list.damaged.iter().map(|damaged| PxctlCloudsnap {
         id: damaged.cloud_snapshot_id.clone(),
-        src_volume_id: super::snapshots::volume_id(damaged).map(|id| id.to_string()).unwrap_or_default(),
+        src_volume_id: super::list::volume_id(damaged).map(|id| id.to_string()).unwrap_or_default(),
         src_volume_name: String::new(),
         timestamp: None,
         metadata: fields([

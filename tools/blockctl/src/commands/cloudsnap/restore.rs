@@ -6,8 +6,10 @@ use crate::{
         arguments::{CredentialArg, WaitArg},
         limits::TaskLimitArgs,
     },
+    confirm::YesArg,
     failure::{Exit, Failure},
     output::Context,
+    times::Period,
     wait::report_start,
 };
 use blockd_api::{
@@ -23,16 +25,16 @@ use uuid::Uuid;
 pub const RESTORE_HELP: &str = "\
 The restore creates a volume with the size and labels of the original; it is served when the \
 restore is done. Schedules by labels include it from then on; --label and --no-labels set other \
-labels. An id prefix is accepted. With --lazy the volume is served and writable at once: reads are \
+labels. With --lazy the volume is served and writable at once: reads are \
 fetched first, the rest in the background, and this daemon does not delete the cloud snapshot \
 until hydration is done; another host with the same bucket does not know of it.
 
 Examples:
-  blockctl cloudsnap restore --snap ID --volume db-restored
-  blockctl cs restore -s ID -v db-restored --cred-id nas --wait
-  blockctl cs restore -s ID -v db-restored --no-labels
-  blockctl cs restore -s ID -v db-now --lazy --on-store-loss error
-  blockctl cs restore -s ID --in-place db --wait";
+  blockctl cloudsnap restore db --latest --volume db-restored --wait
+  blockctl cs restore db --at 2026-11-20T21:00 --cred-id nas
+  blockctl cs restore --snap ID -v db-restored --no-labels
+  blockctl cs restore db@latest -v db-now --lazy --on-store-loss error
+  blockctl cs restore ID --in-place db --wait";
 
 /// Help of `cloudsnap clone`.
 pub const CLONE_HELP: &str = "\
@@ -42,15 +44,50 @@ know of the clone; if it deletes the cloud snapshot, reads of missing data fail.
 restore --lazy` fetches all data.
 
 Examples:
-  blockctl cloudsnap clone --snap ID --volume db-test
+  blockctl cloudsnap clone db@latest --volume db-test
   blockctl cs clone -s ID -v db-test --on-store-loss error";
+
+/// Cloud snapshot to restore: by itself, or as a volume and a point in time.
+#[derive(Debug, Args)]
+pub struct SourceArgs {
+    /// Cloud snapshot: id, id prefix, name, VOLUME@latest or VOLUME@TIME; or the volume of --latest or --at
+    #[arg(value_name = "ID|VOLUME", required_unless_present = "snap", conflicts_with = "snap")]
+    id: Option<SnapRef>,
+    /// Cloud snapshot, as an option
+    #[arg(short, long, value_name = "ID", conflicts_with_all = ["latest", "at"])]
+    snap: Option<SnapRef>,
+    /// Newest cloud snapshot of the volume
+    #[arg(long, conflicts_with = "at")]
+    latest: bool,
+    /// Newest cloud snapshot of the volume at or before a time in UTC, such as 2026-11-20T21:00
+    #[arg(long, value_name = "TIME")]
+    at: Option<Period>,
+}
+
+impl SourceArgs {
+    /// Returns the cloud snapshot.
+    ///
+    /// # Errors
+    /// `--latest` or `--at` are given with a cloud snapshot instead of a volume.
+    fn snap(self) -> Result<SnapRef, Failure> {
+        let given =
+            self.id.or(self.snap).ok_or_else(|| Failure::usage("name the cloud snapshot to restore"))?;
+        if !self.latest && self.at.is_none() {
+            return Ok(given);
+        }
+        let volume = given.volume().ok_or_else(|| {
+            Failure::usage(format!("--latest and --at need the name or id of a volume, not {given}"))
+        })?;
+        Ok(SnapRef::Point(volume, self.at.map(|at| at.end)))
+    }
+}
 
 /// `cloudsnap restore`
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// Id or id prefix of the cloud snapshot
-    #[arg(short, long, value_name = "ID")]
-    pub snap: SnapRef,
+    /// Cloud snapshot.
+    #[command(flatten)]
+    pub source: SourceArgs,
     /// Name of the new volume [default: generated]
     #[arg(short, long, value_name = "NAME")]
     pub volume: Option<VolumeName>,
@@ -72,6 +109,9 @@ pub struct RestoreArgs {
     /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }
 
 /// Restore mode.
@@ -112,9 +152,9 @@ impl NewLabelsArgs {
 /// `cloudsnap clone`
 #[derive(Debug, Args)]
 pub struct CloneArgs {
-    /// Id of the cloud snapshot
-    #[arg(short, long, value_name = "ID")]
-    pub snap: SnapRef,
+    /// Cloud snapshot.
+    #[command(flatten)]
+    pub source: SourceArgs,
     /// Name of the new volume [default: generated]
     #[arg(short, long, value_name = "NAME")]
     pub volume: Option<VolumeName>,
@@ -131,13 +171,16 @@ pub struct CloneArgs {
 
 pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
     let (credential, limits, client) = (args.credential.cred_id, args.limits.limits(), &context.client);
-    let cloud_snapshot_id = args.snap.resolve(context, credential.as_ref()).await?;
+    let cloud_snapshot_id = args.source.snap()?.resolve(context, credential.as_ref()).await?;
     let started = |volume: VolumeId, task: Uuid| {
         format!("Cloudsnap restore started successfully on volume: {volume} with task name:{task}")
     };
     if let Some(volume) = args.how.in_place {
-        let request =
-            StartInPlace { cloud_snapshot_id, volume, credential, discard: args.how.discard, limits };
+        let fate = if args.how.discard { "discarded" } else { "kept as a local snapshot" };
+        let consequence =
+            format!("Volume {volume} becomes cloud snapshot {cloud_snapshot_id}; its current content is {fate}.");
+        args.yes.confirm(context.output, &consequence)?;
+        let request = StartInPlace { cloud_snapshot_id, volume, credential, discard: args.how.discard, limits };
         let reply = client.call(operations::START_IN_PLACE, &request).await?;
         if let Some(previous) = reply.previous_snapshot_id.filter(|_| !context.output.is_json()) {
             let volume = &reply.volume_name;
@@ -199,7 +242,7 @@ pub fn tell_schedules(context: &Context<'_>, volume: &VolumeName, schedules: &[S
 /// `cloudsnap clone`.
 pub async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {
     let request = StartLazyRestore {
-        cloud_snapshot_id: args.snap.resolve(context, args.credential.cred_id.as_ref()).await?,
+        cloud_snapshot_id: args.source.snap()?.resolve(context, args.credential.cred_id.as_ref()).await?,
         volume_name: args.volume,
         credential: args.credential.cred_id,
         hydrate: false,

@@ -2,17 +2,21 @@
 
 use crate::{
     commands::{
-        arguments::{WaitArg, parse_task},
+        arguments::{WaitArg, WideArg, parse_task},
+        filters::TimeFilter,
         rules,
         top::screen::Screen,
     },
     failure::{EXIT_DONE, EXIT_INTERRUPTED, Exit, Failure},
     output::Context,
-    table::{Table, counted, or_dash},
+    short_ids::ShortIds,
+    table::{Table, Width, counted, or_dash, short_uuid},
     wait::{AWAY_LIMIT, AWAY_PAUSE, follow_to_end, noun, reason},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, List, format_duration, format_time, operations,
+    ApiError, ByteSize, ErrorCode, List, VolumeName,
+    cloudsnaps::CloudSnapshotId,
+    format_duration, format_time, operations,
     tasks::{ListTasks, Task, TaskStage},
 };
 use clap::Args;
@@ -37,17 +41,19 @@ const MAX_TOLD: usize = 3;
 const LAST_WRITE_LIMIT: Duration = Duration::from_millis(250);
 
 pub const STATUS_HELP: &str = "\
-For active tasks, RATE is the average since the start, and ETA the remaining time at that rate. \
+NAME is an id prefix that commands accept. ETA is the remaining time of an active task at its \
+average rate, which --wide shows as RATE. \
 The cause of a failure is shown for the newest three tasks that ended within the last hour, and \
 with --name for any.
 
 Examples:
   blockctl cloudsnap status
   blockctl cs status --active
-  blockctl cs status --max 10
+  blockctl cs status --volume db --since 24h
   blockctl cs status --name 3f4f0a67-e12a-4d35-81ad-985657757352
   blockctl cs status 3f4f --wait
-  blockctl cs status --watch";
+  blockctl cs status --watch
+  blockctl cs status -o wide";
 
 /// `cloudsnap status`
 #[derive(Debug, Args)]
@@ -61,6 +67,12 @@ pub struct StatusArgs {
     /// Only active tasks
     #[arg(long, conflicts_with_all = ["task", "name"])]
     pub active: bool,
+    /// Only tasks of this volume
+    #[arg(short, long, value_name = "VOLUME")]
+    pub volume: Option<VolumeName>,
+    /// Filter of the start.
+    #[command(flatten)]
+    pub time: TimeFilter,
     /// Only the newest N
     #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,
@@ -70,6 +82,9 @@ pub struct StatusArgs {
     /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
+    /// Width option.
+    #[command(flatten)]
+    pub width: WideArg,
 }
 
 impl StatusArgs {
@@ -98,7 +113,7 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
     if output.is_json() {
         return output.document(&List::from(tasks));
     }
-    output.table(&table(&tasks))?;
+    output.list(&(), "tasks", || table(&tasks, args.width.width()))?;
     if args.name().is_some() {
         for task in &tasks {
             let Some(report) = &task.quiesce else { continue };
@@ -119,7 +134,11 @@ async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Fa
             ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
         return Err(error.into());
     }
-    tasks.retain(|task| !args.active || !task.state.stage.is_over());
+    tasks.retain(|task| {
+        (!args.active || !task.state.stage.is_over())
+            && (args.volume.is_none() || task.volume_name == args.volume)
+            && args.time.includes(task.started_at)
+    });
     // Newest first.
     tasks.truncate(args.max.map_or(usize::MAX, |max| max as usize));
     Ok(tasks)
@@ -231,7 +250,7 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Exit {
             seen = poll_status(context, args, &mut shown, &last) => Some(seen?),
         };
         let Some(tasks) = seen else { return end_early(context, shown, &last) };
-        last = table(&tasks).render(context.output.is_colored());
+        last = table(&tasks, args.width.width()).render(context.output.is_colored());
         let text = last.clone();
         // A slow reader can block the write.
         let mut writing = spawn_blocking(move || {
@@ -295,14 +314,35 @@ fn pace(task: &Task) -> (Option<f64>, Option<f64>) {
     (rate, rate.filter(|_| task.total_bytes > 0).map(|rate| left / rate))
 }
 
-fn table(tasks: &[Task]) -> Table {
-    const COLUMNS: &str = "NAME|SOURCEVOLUME|STATE|NODE|BYTES-PROCESSED|TIME-ELAPSED|COMPLETED|RATE|ETA";
-    // The first columns are stable for scripts; the last ones appear with active tasks.
-    let shown = if tasks.iter().any(|task| task.state.stage == TaskStage::Active) { 9 } else { 7 };
-    let mut table = Table::new(COLUMNS.split('|').take(shown));
-    for task in tasks {
+/// Returns the volume of a task, or the short id of the cloud snapshot that it deletes or verifies.
+fn subject(task: &Task) -> String {
+    let snap = || task.cloud_snapshot_id.as_ref()?.parse::<CloudSnapshotId>().ok();
+    let volume = task.volume_name.as_ref().map(ToString::to_string);
+    or_dash(volume.or_else(|| snap().map(|id| ShortIds::new(std::iter::once(id)).of(&id))))
+}
+
+fn table(tasks: &[Task], width: Width) -> Table {
+    let size = |bytes| ByteSize::from_bytes(bytes).to_string();
+    let eta = |eta_s: Option<f64>| or_dash(eta_s.map(|eta_s| format_duration(eta_s.round())));
+    if width == Width::Narrow {
+        let rows = tasks.iter().map(|task| {
+            let elapsed_s =
+                if task.elapsed_seconds < 10.0 { task.elapsed_seconds } else { task.elapsed_seconds.round() };
+            [
+                short_uuid(task.task_id),
+                subject(task),
+                task.state.to_string(),
+                width.time(task.started_at),
+                format_duration(elapsed_s),
+                size(task.processed_bytes),
+                eta(pace(task).1),
+            ]
+        });
+        return Table::of("NAME|VOLUME|STATE|STARTED|ELAPSED|PROCESSED|ETA", rows);
+    }
+    let rows = tasks.iter().map(|task| {
         let (rate, eta_s) = pace(task);
-        let row = [
+        [
             task.task_id.to_string(),
             // Without a cloud snapshot, the volume tells what failed.
             or_dash(
@@ -312,13 +352,17 @@ fn table(tasks: &[Task]) -> Table {
             task.node.clone(),
             task.processed_bytes.to_string(),
             format_duration(task.elapsed_seconds),
-            task.completed_at.map(format_time).unwrap_or_default(),
-            or_dash(rate.map(|rate| format!("{}/s", ByteSize::from_bytes(rate as u64)))),
-            or_dash(eta_s.map(|eta_s| format_duration(eta_s.round()))),
-        ];
-        table.row(row.into_iter().take(shown));
-    }
-    table
+            or_dash(task.completed_at.map(format_time)),
+            or_dash(rate.map(|rate| size(rate as u64) + "/s")),
+            eta(eta_s),
+            or_dash(task.credential_name.as_ref()),
+            or_dash(task.group_id),
+        ]
+    });
+    Table::of(
+        "NAME|SOURCEVOLUME|STATE|NODE|BYTES-PROCESSED|TIME-ELAPSED|COMPLETED|RATE|ETA|LOCATION|GROUP",
+        rows,
+    )
 }
 
 #[cfg(test)]

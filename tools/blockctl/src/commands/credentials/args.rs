@@ -5,7 +5,10 @@ use super::{
     settings::Settings,
     update::{UPDATE_HELP, UpdateArgs, as_update},
 };
-use crate::commands::limits;
+use crate::{
+    commands::{arguments::WideArg, limits},
+    confirm::YesArg,
+};
 use blockd_api::{CredentialName, CredentialRef};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
@@ -49,8 +52,11 @@ Examples:
   blockctl -j cred inspect nas";
 
 const LIST_HELP: &str = "\
+--wide shows one table for each provider, with the columns of pxctl.
+
 Examples:
   blockctl credentials list
+  blockctl credentials list -o wide
   blockctl -j cred list";
 
 const VALIDATE_HELP: &str = "\
@@ -79,7 +85,7 @@ pub enum CredentialsCommand {
     Create(Box<CreateArgs>),
     /// List credentials
     #[command(visible_alias = "l", after_help = LIST_HELP)]
-    List,
+    List(WideArg),
     /// Show a credential without its secrets
     #[command(visible_alias = "i", after_help = INSPECT_HELP)]
     Inspect(OneCredential),
@@ -100,7 +106,7 @@ pub enum CredentialsCommand {
     Limit(limits::CredentialLimitArgs),
     /// Delete a credential; backups stay
     #[command(visible_alias = "d", after_help = DELETE_HELP)]
-    Delete(OneCredential),
+    Delete(DeleteArgs),
 }
 
 /// `credentials create`
@@ -121,6 +127,17 @@ pub struct CreateArgs {
 pub struct OneCredential {
     /// Name or UUID of the credential
     pub credential: CredentialRef,
+}
+
+/// `credentials delete`
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Target.
+    #[command(flatten)]
+    pub target: OneCredential,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }
 
 #[cfg(test)]

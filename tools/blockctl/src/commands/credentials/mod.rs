@@ -10,7 +10,7 @@ use crate::{
     commands::limits::changed_limits,
     failure::{EXIT_DONE, Exit},
     output::Context,
-    table::{Facts, Table, or_dash},
+    table::{Facts, Table, Width, or_dash, short_uuid},
 };
 use args::CredentialsCommand;
 use blockd_api::{
@@ -33,7 +33,7 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
             output.warn(&credential.warnings);
             say("created", &credential)
         }
-        CredentialsCommand::List => list(context).await,
+        CredentialsCommand::List(args) => list(context, args.width()).await,
         CredentialsCommand::Inspect(args) => {
             let credential = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;
             output.describe(&credential, || facts(&credential))
@@ -69,10 +69,12 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
             })
         }
         CredentialsCommand::Delete(args) => {
-            let deleted = client.call_at(operations::DELETE_CREDENTIAL, &args.credential, &()).await?;
-            output.tell(&deleted, || {
-                format!("Credentials deleted successfully, UUID:{}", or_dash(deleted.credential_id))
-            })
+            let credential = &args.target.credential;
+            let consequence =
+                format!("Credential {credential} is deleted; its backups stay, and need it to be read.");
+            args.yes.confirm(output, &consequence)?;
+            let deleted = client.call_at(operations::DELETE_CREDENTIAL, credential, &()).await?;
+            output.tell(&deleted, || format!("Credentials deleted successfully, UUID:{}", or_dash(deleted.credential_id)))
         }
     }
 }
@@ -86,8 +88,9 @@ const ENCRYPTION: Column = ("ENCRYPTION", |one| one.encrypted.to_string());
 const BUCKET: Column = ("BUCKET", |one| or_dash(place(one)));
 const CREATE_IF_ABSENT: Column = ("CREATE IF ABSENT", |one| one.conditional_put.to_string());
 const THROUGHPUT: Column = ("WRITE THROUGHPUT (KBPS)", |one| or_dash(kilobytes_per_second(one)));
+const DEFAULT: Column = ("DEFAULT", default);
 
-/// Tables, with the columns between the name and the last two.
+/// Tables, with the columns between the name and the last three.
 const KINDS: [(&str, ProviderKind, &[Column]); 5] = [
     (
         "S3",
@@ -124,29 +127,53 @@ const KINDS: [(&str, ProviderKind, &[Column]); 5] = [
     ("Local", ProviderKind::Local, &[("PATH", |one| or_dash(place(one))), ENCRYPTION]),
 ];
 
-async fn list(context: &Context<'_>) -> Exit {
+async fn list(context: &Context<'_>, width: Width) -> Exit {
     let output = context.output;
     let list = context.client.call(operations::LIST_CREDENTIALS, &()).await?;
-    if output.is_json() {
-        return output.document(&list);
+    if output.is_json() || list.items.is_empty() || width == Width::Narrow {
+        let exit = output.list(&list, "credentials", || table(&list.items));
+        if list.items.is_empty() && !output.is_json() {
+            output.note("hint: blockctl credentials create --help");
+        }
+        return exit;
     }
     let mut between = "";
     for (title, kind, columns) in KINDS {
-        let columns: Vec<Column> = [&[UUID, NAME], columns, &[CREATE_IF_ABSENT, THROUGHPUT]].concat();
+        let columns: Vec<Column> = [&[UUID, NAME], columns, &[CREATE_IF_ABSENT, THROUGHPUT, DEFAULT]].concat();
         let mut table = Table::new(columns.iter().map(|(title, _)| *title));
-        let mut of_kind = list.items.iter().filter(|one| one.store.provider == kind).peekable();
-        if of_kind.peek().is_none() {
+        list.items
+            .iter()
+            .filter(|one| one.store.provider == kind)
+            .for_each(|one| table.row(columns.iter().map(|(_, cell)| cell(one))));
+        if table.is_empty() {
             continue;
         }
-        of_kind.for_each(|one| table.row(columns.iter().map(|(_, cell)| cell(one))));
         output.raw(format!("{between}{title} Credentials\n").as_bytes())?;
         output.table(&table)?;
         between = "\n";
     }
-    if list.items.is_empty() {
-        output.note("There are no credentials; see `blockctl credentials create --help`.");
-    }
     Ok(EXIT_DONE)
+}
+
+fn table(credentials: &[Credential]) -> Table {
+    Table::of(
+        "UUID|NAME|PROVIDER|ENCRYPTION|LOCATION|DEFAULT",
+        credentials.iter().map(|one| {
+            [
+                short_uuid(one.credential_id),
+                one.name.to_string(),
+                one.store.provider.to_string(),
+                one.encrypted.to_string(),
+                or_dash(place(one)),
+                default(one),
+            ]
+        }),
+    )
+}
+
+/// Marks the default credential.
+fn default(one: &Credential) -> String {
+    or_dash(one.is_default.then_some("*"))
 }
 
 /// Formats bucket or directory with the prefix.

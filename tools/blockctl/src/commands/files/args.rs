@@ -1,6 +1,10 @@
 //! `blockctl cloudsnap catalog`, `cat`, `cp` and `diff`: the files inside cloud snapshots.
 
-use crate::{cloudsnap_ref::SnapRef, commands::arguments::CredentialArg};
+use crate::{
+    cloudsnap_ref::SnapRef,
+    commands::arguments::{CredentialArg, SnapArg},
+    failure::Failure,
+};
 use clap::Args;
 use std::{ffi::OsString, path::PathBuf};
 
@@ -11,8 +15,8 @@ Bytes of invalid UTF-8, control characters and % are printed as % and two digits
 accept these with --escaped.
 
 Examples:
-  blockctl cloudsnap catalog --snap ID
-  blockctl cloudsnap catalog --snap ID --path /etc --depth 1
+  blockctl cloudsnap catalog db@latest
+  blockctl cloudsnap catalog ID --path /etc --depth 1
   blockctl -j cs catalog --snap ID --output files.json";
 
 /// Help of `cloudsnap cat`.
@@ -21,8 +25,8 @@ Long holes are not fetched; they stay holes if standard output is a file that is
 append.
 
 Examples:
-  blockctl cloudsnap cat --snap ID /etc/fstab
-  blockctl cs cat --snap ID /p1/var/log/syslog | less";
+  blockctl cloudsnap cat db@2026-11-20T21:00 /etc/fstab
+  blockctl cs cat ID /p1/var/log/syslog | less";
 
 /// Help of `cloudsnap cp`.
 pub const CP_HELP: &str = "\
@@ -34,8 +38,8 @@ written. The extended attributes user.* and access lists are copied; those that 
 rejects are listed.
 
 Examples:
-  blockctl cloudsnap cp --snap ID /etc/fstab .
-  blockctl cs cp --snap ID /home/ann /home/bob restored/";
+  blockctl cloudsnap cp db@latest /etc/fstab .
+  blockctl cs cp ID /home/ann /home/bob restored/";
 
 /// Help of `cloudsnap diff`.
 pub const DIFF_HELP: &str = "\
@@ -44,15 +48,51 @@ owner count as equal, unless --content is given: it compares contents and extend
 with access lists and capabilities (\"attributes\").
 
 Examples:
-  blockctl cloudsnap diff ID-1 ID-2 --files
-  blockctl -j cs diff ID-1 ID-2 --files --path /etc";
+  blockctl cloudsnap diff ID-1 ID-2
+  blockctl cloudsnap diff db@2026-11-20 db@latest
+  blockctl -j cs diff ID-1 ID-2 --path /etc";
+
+/// Cloud snapshot and paths in it.
+#[derive(Debug, Args)]
+pub struct SnapPaths {
+    /// Cloud snapshot (id, id prefix, name, VOLUME@latest or VOLUME@TIME) and paths in it
+    #[arg(value_name = "ID PATH", required = true)]
+    paths: Vec<OsString>,
+    /// Cloud snapshot, as an option; all arguments are paths then
+    #[arg(short, long, value_name = "ID")]
+    snap: Option<SnapRef>,
+}
+
+impl SnapPaths {
+    /// Returns the cloud snapshot and the paths.
+    ///
+    /// # Errors
+    /// The first argument names no cloud snapshot, or there is no path.
+    pub fn split(self) -> Result<(SnapRef, Vec<OsString>), Failure> {
+        let (snap, paths) = match self.snap {
+            Some(snap) => (snap, self.paths),
+            None => {
+                let mut args = self.paths.into_iter();
+                let id = args.next().unwrap_or_default();
+                let snap = id.to_string_lossy().parse();
+                let snap = snap
+                    .map_err(|error: crate::cloudsnap_ref::BadSnapRef| Failure::usage(error.to_string()))?;
+                (snap, args.collect())
+            }
+        };
+        match paths.is_empty() {
+            true => Err(Failure::usage("name a path in the cloud snapshot, after its id")),
+            false => Ok((snap, paths)),
+        }
+    }
+}
 
 /// `cloudsnap catalog`
 #[derive(Debug, Args)]
 pub struct CatalogArgs {
-    /// Id of the cloud snapshot
-    #[arg(short, long, value_name = "ID")]
-    pub snap: SnapRef,
+    /// Cloud snapshot.
+    #[command(flatten)]
+    pub snap: SnapArg,
     /// Path inside the snapshot
     #[arg(short, long, value_name = "PATH", default_value = "/")]
     pub path: OsString,
@@ -69,13 +109,11 @@ pub struct CatalogArgs {
 
 /// `cloudsnap cat`
 #[derive(Debug, Args)]
+#[command(override_usage = "blockctl cloudsnap cat [OPTIONS] ID PATH…")]
 pub struct CatArgs {
-    /// Id of the cloud snapshot
-    #[arg(short, long, value_name = "ID")]
-    pub snap: SnapRef,
-    /// Paths of the files
-    #[arg(value_name = "PATH", required = true)]
-    pub paths: Vec<OsString>,
+    /// Cloud snapshot and paths of the files.
+    #[command(flatten)]
+    pub files: SnapPaths,
     /// Paths are escaped as by `catalog`: % and two digits are a byte
     #[arg(long)]
     pub escaped: bool,
@@ -86,13 +124,11 @@ pub struct CatArgs {
 
 /// `cloudsnap cp`
 #[derive(Debug, Args)]
+#[command(override_usage = "blockctl cloudsnap cp [OPTIONS] ID PATH… TO")]
 pub struct CpArgs {
-    /// Id of the cloud snapshot
-    #[arg(short, long, value_name = "ID")]
-    pub snap: SnapRef,
-    /// Files and directories in the snapshot
-    #[arg(value_name = "PATH", required = true)]
-    pub paths: Vec<OsString>,
+    /// Cloud snapshot and paths in it.
+    #[command(flatten)]
+    pub files: SnapPaths,
     /// Destination: a directory, or a new name for a single file
     #[arg(value_name = "TO", required = true)]
     pub to: PathBuf,
@@ -113,14 +149,14 @@ pub struct CpArgs {
 /// `cloudsnap diff`
 #[derive(Debug, Args)]
 pub struct DiffFilesArgs {
-    /// Id of the first cloud snapshot
+    /// First cloud snapshot
     #[arg(value_name = "ID-1")]
     pub from: SnapRef,
-    /// Id of the second cloud snapshot
+    /// Second cloud snapshot
     #[arg(value_name = "ID-2")]
     pub to: SnapRef,
-    /// List changed files
-    #[arg(long, required = true)]
+    /// List changed files (default)
+    #[arg(long)]
     pub files: bool,
     /// Only below this path
     #[arg(short, long, value_name = "PATH", default_value = "/")]

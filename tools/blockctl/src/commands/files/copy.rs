@@ -43,10 +43,11 @@ use std::{
 const HOLE_BYTES: usize = 4096;
 
 pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
-    let source = FileSource::new(context, &args.snap, args.credential.cred_id).await?;
+    let (snap, paths) = args.files.split()?;
+    let source = FileSource::new(context, &snap, args.credential.cred_id).await?;
     raise_open_files();
     let (top, new_name) = open_destination(&args.to)?;
-    if args.paths.len() > 1 && new_name.is_some() {
+    if paths.len() > 1 && new_name.is_some() {
         return Err(Failure::usage(format!(
             "{} is not a directory: several files can only be copied into a directory",
             args.to.display()
@@ -58,7 +59,7 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
         (_, true) => Existing::Replace,
         _ => Existing::Refuse,
     };
-    for path in &args.paths {
+    for path in &paths {
         let path = typed_or_escaped(path, args.escaped)?;
         let file = source.list(&path, false).await?.file;
         let name = match (&new_name, path.name()) {

@@ -108,7 +108,7 @@ pub struct CatalogDocument<'a> {
 }
 
 pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
-    let source = FileSource::new(context, &args.snap, args.credential.cred_id).await?;
+    let source = FileSource::new(context, args.snap.snap()?, args.credential.cred_id).await?;
     let path = typed(&args.path);
     let output = context.output;
     let failed = |source| match &args.output {
@@ -152,9 +152,10 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Exit {
     if context.output.is_json() {
         return Err(Failure::usage("cat writes raw bytes, which are not JSON: omit --json"));
     }
-    let source = FileSource::new(context, &args.snap, args.credential.cred_id).await?;
+    let (snap, paths) = args.files.split()?;
+    let source = FileSource::new(context, &snap, args.credential.cred_id).await?;
     let mut stdout = SparseOutput::stdout().map_err(|source| Failure::Stdout { source })?;
-    for path in &args.paths {
+    for path in &paths {
         let path = typed_or_escaped(path, args.escaped)?;
         let mut pieces = SparseParts::new(&source, &path);
         while let Some(piece) = pieces.next().await? {

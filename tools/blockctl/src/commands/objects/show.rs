@@ -85,7 +85,7 @@ fn tables(context: &Context<'_>, kinds: &[Kind], found: Vec<Found>, is_wide: boo
         let (narrow, wide) = columns(*kind);
         let titles =
             || narrow.split('|').chain(wide.split('|').filter(move |title| is_wide && !title.is_empty()));
-        let mut table = Table::new(titles()).compact();
+        let mut table = Table::new(titles());
         let mut is_empty = true;
         while let Some(one) = rest.next_if(|one| one.kind == *kind) {
             let name = if kinds.len() > 1 { format!("{kind}/{}", one.shown) } else { one.shown };

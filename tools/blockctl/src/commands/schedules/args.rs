@@ -1,11 +1,21 @@
 //! `blockctl cloudsnap schedules …`, `cloudsnap history` and `sched-policy …`
 
 use super::retention_args::{KeepAt, LocalArgs, PriorityArg, RetainArgs, TimeArgs};
-use crate::commands::arguments::{WaitArg, parse_uuid};
-use blockd_api::{
-    CredentialRef, GroupName, LabelSelector, ObjectName, RuleName, VolumeRef, schedules::PolicyName,
+use crate::{
+    commands::{
+        arguments::{WaitArg, WideArg, parse_schedule},
+        filters::{NamePattern, TimeFilter},
+    },
+    confirm::YesArg,
 };
-use clap::{Args, Subcommand};
+use blockd_api::{
+    CredentialRef, GroupName, LabelSelector, ObjectName, RuleName, VolumeRef,
+    schedules::{PolicyName, RunState},
+};
+use clap::{
+    Args, Subcommand,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
 
 const CREATE_HELP: &str = "\
 Runs missed while the daemon was down or the host was suspended are made up for by one run. \
@@ -33,7 +43,7 @@ const UPDATE_HELP: &str = "\
 Given times replace all times of the schedule.
 
 Examples:
-  blockctl cloudsnap schedules update --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1 --max 30
+  blockctl cloudsnap schedules update nightly --max 30
   blockctl cs sched update --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1 --daily 22:00";
 
 const POLICY_HELP: &str = "\
@@ -57,6 +67,8 @@ pub const HISTORY_HELP: &str = "\
 Examples:
   blockctl cloudsnap history
   blockctl cs history --src db --max 20
+  blockctl cs history --status failed --since 7d
+  blockctl cs history -o wide
   blockctl -j cs history";
 
 /// Subcommands of `cloudsnap schedules`.
@@ -68,39 +80,32 @@ pub enum SchedulesCommand {
     /// List backup schedules
     #[command(
         visible_alias = "l",
-        after_help = "Examples:\n  blockctl cloudsnap schedules list\n  blockctl -j cs sched list"
+        after_help = "Examples:\n  blockctl cloudsnap schedules list\n  blockctl cs sched list -o wide\n  blockctl -j cs sched list"
     )]
-    List,
+    List(ListArgs),
     /// Change a backup schedule
     #[command(after_help = UPDATE_HELP)]
     Update(Box<UpdateArgs>),
     /// Pause a schedule
-    #[command(
-        after_help = "Examples:\n  blockctl cloudsnap schedules pause --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
-    )]
+    #[command(after_help = "Examples:\n  blockctl cloudsnap schedules pause nightly")]
     Pause(UuidArg),
     /// Resume a schedule; skipped runs are not made up for
-    #[command(
-        after_help = "Examples:\n  blockctl cloudsnap schedules resume --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
-    )]
+    #[command(after_help = "Examples:\n  blockctl cloudsnap schedules resume nightly")]
     Resume(UuidArg),
     /// Run a schedule now
     #[command(
-        after_help = "Examples:\n  blockctl cloudsnap schedules run-now 078557a3-26c7-49b1-9822-34e6f816c2d1\n  blockctl cs sched run-now 0785 --wait"
+        after_help = "Examples:\n  blockctl cloudsnap schedules run-now nightly\n  blockctl cs sched run-now 0785 --wait"
     )]
     RunNow(RunNowArgs),
     /// Show what retention keeps and deletes, and why
     #[command(
         visible_alias = "dry-run",
-        after_help = "Examples:\n  blockctl cloudsnap schedules retention --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
+        after_help = "Examples:\n  blockctl cloudsnap schedules retention nightly"
     )]
     Retention(UuidArg),
     /// Delete a backup schedule; its backups stay
-    #[command(
-        visible_alias = "d",
-        after_help = "Examples:\n  blockctl cloudsnap schedules delete --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1"
-    )]
-    Delete(UuidArg),
+    #[command(visible_alias = "d", after_help = "Examples:\n  blockctl cloudsnap schedules delete nightly")]
+    Delete(DeleteArgs),
 }
 
 /// Subcommands of `sched-policy`.
@@ -151,7 +156,7 @@ pub struct CreateArgs {
     #[command(flatten)]
     pub times: TimeArgs,
     /// Schedule policy whose rules apply too
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "POLICY")]
     pub policy: Option<PolicyName>,
     /// Retention.
     #[command(flatten)]
@@ -172,7 +177,7 @@ pub struct CreateArgs {
     #[arg(long, value_enum, default_value_t = PriorityArg::Normal)]
     pub priority: PriorityArg,
     /// Use this rule instead of the volumes' rules
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "RULE")]
     pub rule: Option<RuleName>,
     /// Pause a schedule
     #[arg(long)]
@@ -196,7 +201,7 @@ pub struct UpdateArgs {
     #[command(flatten)]
     pub times: TimeArgs,
     /// Another schedule policy
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "POLICY")]
     pub policy: Option<PolicyName>,
     /// Retention.
     #[command(flatten)]
@@ -220,29 +225,51 @@ pub struct UpdateArgs {
     #[arg(long, value_enum)]
     pub priority: Option<PriorityArg>,
     /// Use this rule instead of the volumes' rules
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "RULE")]
     pub rule: Option<RuleName>,
     /// Use the volumes' rules
     #[arg(long, conflicts_with = "rule")]
     pub no_rule: bool,
 }
 
+/// `schedules list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only schedules of this name; * matches any characters
+    #[arg(long, value_name = "PATTERN")]
+    pub name: Option<NamePattern>,
+    /// Width option.
+    #[command(flatten)]
+    pub width: WideArg,
+}
+
 /// Schedule argument.
 #[derive(Clone, Debug, Args)]
 pub struct UuidArg {
-    /// UUID or id prefix of the schedule
-    #[arg(value_name = "UUID", value_parser = parse_uuid, required_unless_present = "uuid", conflicts_with = "uuid")]
+    /// Schedule: name, UUID or prefix of it
+    #[arg(value_name = "SCHEDULE", value_parser = parse_schedule, required_unless_present = "uuid", conflicts_with = "uuid")]
     schedule: Option<String>,
     /// The same, as an option
-    #[arg(short, long, value_name = "UUID", value_parser = parse_uuid)]
+    #[arg(short, long, value_name = "SCHEDULE", value_parser = parse_schedule)]
     uuid: Option<String>,
 }
 
 impl UuidArg {
     /// Returns the schedule, from the argument or the option; the parser requires one.
-    pub fn uuid(&self) -> &str {
+    pub fn schedule(&self) -> &str {
         self.schedule.as_deref().or(self.uuid.as_deref()).unwrap_or_default()
     }
+}
+
+/// `schedules delete`
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Target.
+    #[command(flatten)]
+    pub uuid: UuidArg,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }
 
 /// `schedules run-now`
@@ -262,19 +289,36 @@ pub struct HistoryArgs {
     /// Only runs of this volume
     #[arg(short, long, value_name = "VOLUME")]
     pub src: Option<VolumeRef>,
-    /// Only runs of this schedule, by UUID or id prefix; it may be deleted
-    #[arg(short, long, value_name = "UUID", value_parser = parse_uuid)]
+    /// Only runs of this schedule, by name, UUID or prefix of it; it may be deleted
+    #[arg(short, long, value_name = "SCHEDULE", value_parser = parse_schedule)]
     pub uuid: Option<String>,
     /// Only the newest N
     #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,
+    /// Only runs in this state
+    #[arg(short = 't', long, value_name = "STATE", ignore_case = true, value_parser = run_state_parser())]
+    pub status: Option<RunState>,
+    /// Filter of the start.
+    #[command(flatten)]
+    pub time: TimeFilter,
+    /// Width option.
+    #[command(flatten)]
+    pub width: WideArg,
+}
+
+fn run_state_parser() -> impl TypedValueParser<Value = RunState> {
+    PossibleValuesParser::new(RunState::ALL.map(RunState::as_str)).map(|text| {
+        // The parser has accepted only these values, upper or lower case.
+        let same = |state: &RunState| state.as_str().eq_ignore_ascii_case(&text);
+        RunState::ALL.into_iter().find(same).unwrap_or(RunState::Failed)
+    })
 }
 
 /// Policy arguments.
 #[derive(Debug, Args)]
 pub struct PolicyArgs {
     /// Name of the policy
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "POLICY")]
     pub name: PolicyName,
     /// Times.
     #[command(flatten)]
@@ -296,6 +340,6 @@ pub struct UpdatePolicyArgs {
 #[derive(Debug, Args)]
 pub struct PolicyNameArg {
     /// Name of the policy
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "POLICY")]
     pub name: PolicyName,
 }

@@ -2,27 +2,29 @@
 
 pub mod args;
 pub mod retention_args;
+mod tables;
 
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
-    table::{Table, or_dash},
+    table::{Width, or_dash},
     wait::follow,
 };
 use args::{
-    CreateArgs, HistoryArgs, PolicyArgs, PolicyCommand, RunNowArgs, SchedulesCommand, UpdateArgs, UuidArg,
+    CreateArgs, DeleteArgs, HistoryArgs, PolicyArgs, PolicyCommand, RunNowArgs, SchedulesCommand, UpdateArgs,
+    UuidArg,
 };
 use blockd_api::{
-    ApiError, ErrorCode,
-    credentials::Credential,
-    format_time, operations,
+    ApiError, ErrorCode, format_time, operations,
     schedules::{
-        CopyState, CreateSchedule, ListRuns, Policy, Rule, Run, RunState, Schedule, SelectedVolumes,
-        Selector, UpdatePolicy, UpdateSchedule,
+        CreateSchedule, ListRuns, MAX_HISTORY, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
+        UpdateSchedule,
     },
 };
 use blockd_schedule::{Jitter, Retention, Zone};
 use std::time::Duration;
+pub use tables::kept;
+use tables::{Names, history_table, policy_table};
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -30,18 +32,22 @@ use uuid::Uuid;
 const DEFAULT_MAX: u32 = 7;
 /// Maximum number of runs searched for the awaited one.
 const MAX_RUNS: u32 = 1_000;
+/// Maximum number of schedules in a message.
+const MAX_NAMED: usize = 5;
 /// Poll interval of an awaited run.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Exit {
     match command {
         SchedulesCommand::Create(args) => create(context, *args).await,
-        SchedulesCommand::List => list(context).await,
+        SchedulesCommand::List(args) => tables::list(context, &args).await,
         SchedulesCommand::Update(args) => update(context, *args).await,
         SchedulesCommand::Pause(args) => pause(context, &args, true).await,
         SchedulesCommand::Resume(args) => pause(context, &args, false).await,
         SchedulesCommand::RunNow(args) => run_now(context, &args).await,
-        SchedulesCommand::Retention(args) => retention(context, &args).await,
+        SchedulesCommand::Retention(args) => {
+            tables::retention(context, &find(context, args.schedule()).await?).await
+        }
         SchedulesCommand::Delete(args) => delete(context, &args).await,
     }
 }
@@ -89,127 +95,39 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     context.output.tell(&schedule, || line)
 }
 
-fn selector(selector: &SelectedVolumes) -> String {
-    match selector {
-        SelectedVolumes { volume_name: Some(name), .. } => name.to_string(),
-        SelectedVolumes { volume_id: Some(id), .. } => id.to_string(),
-        SelectedVolumes { group: Some(group), .. } => format!("group {group}"),
-        SelectedVolumes { label: Some(label), .. } => format!("label {label}"),
-        SelectedVolumes { all: true, .. } => "all volumes".to_owned(),
-        _ => "-".to_owned(),
-    }
-}
-
-/// Names of backup locations.
-struct Places(Vec<Credential>);
-
-impl Places {
-    async fn load(context: &Context<'_>) -> Result<Self, Failure> {
-        Ok(Self(context.client.call(operations::LIST_CREDENTIALS, &()).await?.items))
-    }
-
-    /// Returns the name of a location, or its id if it was deleted; `None` is this host.
-    fn name(&self, credential: Option<Uuid>) -> String {
-        let Some(uuid) = credential else { return "local".to_owned() };
-        let found = self.0.iter().find(|one| one.credential_id == uuid);
-        found.map_or_else(|| uuid.to_string(), |one| one.name.to_string())
-    }
-}
-
-/// Formats each copy: number, own retention, and state of the last run unless done.
-fn copies(schedule: &Schedule, places: &Places) -> String {
-    let copy = |copy: &CopyState| {
-        let is_own = copy.retain != schedule.retain;
-        let of = if is_own { format!(" of {}", copy.retain) } else { String::new() };
-        let state = copy.last_state.filter(|state| !matches!(state, RunState::Done | RunState::Expired));
-        let state = state.map_or_else(String::new, |state| format!(" ({state})"));
-        format!("{}: {}{of}{state}", places.name(copy.credential_id), copy.kept)
-    };
-    let all: Vec<String> = schedule.copies.iter().map(copy).collect();
-    or_dash((!all.is_empty()).then(|| all.join(", ")))
-}
-
-/// Formats a retention briefly.
-fn shortly(retain: &Retention) -> String {
-    let only_max =
-        Retention { keep_last: retain.keep_last, zone: retain.zone.clone(), ..Retention::default() };
-    if !retain.keeps_all() && *retain == only_max { retain.keep_last.to_string() } else { retain.to_string() }
-}
-
-/// Formats the retention of a schedule, or those of its policy's rules.
-pub fn kept(schedule: &Schedule, policies: &[Policy]) -> String {
-    let policy = policies.iter().find(|policy| Some(&policy.name) == schedule.policy_name.as_ref());
-    let rules = policy.map_or(&[][..], |policy| policy.rules.as_slice()).iter().chain(&schedule.rules);
-    let own: Vec<Option<&Retention>> = rules.map(|rule| rule.retain.as_ref()).collect();
-    let says = shortly(&schedule.retain);
-    if own.iter().all(Option::is_none) {
-        return says;
-    }
-    // Rules without a retention use the schedule's.
-    let each = own.iter().map(|retain| retain.map_or_else(|| says.clone(), shortly));
-    let by = if policy.is_some() { "by policy" } else { "by rule" };
-    format!("{} {by}", each.collect::<Vec<_>>().join("/"))
-}
-
-async fn list(context: &Context<'_>) -> Exit {
-    let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
-    let places = Places::load(context).await?;
-    let policies =
-        match list.list.items.iter().any(|one| one.policy_name.is_some()) && !context.output.is_json() {
-            true => context.client.call(operations::LIST_POLICIES, &()).await?.items,
-            false => Vec::new(),
-        };
-    context.output.show(&list, || {
-        let rows = list.list.items.iter().map(|schedule| {
-            [
-                schedule.schedule_id.to_string(),
-                selector(&schedule.selector),
-                kept(schedule, &policies),
-                schedule.full.to_string(),
-                schedule.schedule.clone(),
-                or_dash(schedule.policy_name.as_ref()),
-                or_dash(schedule.next_run_at.map(format_time)),
-                or_dash(schedule.last_run_at.map(format_time)),
-                if schedule.paused { "paused" } else { "active" }.to_owned(),
-                copies(schedule, &places),
-            ]
-        });
-        let unreadable = list.unreadable.iter().map(|schedule| {
-            let mut row: [String; 10] = std::array::from_fn(|_| "-".to_owned());
-            row[0].clone_from(&schedule.schedule_id);
-            row[8] = format!("unreadable: {}", schedule.cause);
-            row
-        });
-        Table::of(
-            "UUID|VOLUMEID|MAX-BACKUPS|FULL|SCHEDULE|POLICY|NEXT-RUN|LAST-RUN|STATUS|COPIES",
-            rows.chain(unreadable),
-        )
-    })
-}
-
-/// Resolves a schedule by its id prefix.
-async fn find(context: &Context<'_>, wanted: &UuidArg) -> Result<Uuid, Failure> {
-    if let Ok(uuid) = Uuid::parse_str(wanted.uuid()) {
+/// Resolves a schedule by its name, its UUID or a prefix of it.
+async fn find(context: &Context<'_>, wanted: &str) -> Result<Uuid, Failure> {
+    if let Ok(uuid) = Uuid::parse_str(wanted) {
         return Ok(uuid);
     }
-    let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
-    let begins = |schedule: &&Schedule| schedule.schedule_id.to_string().starts_with(wanted.uuid());
-    let found: Vec<Uuid> =
-        list.list.items.iter().filter(begins).map(|schedule| schedule.schedule_id).collect();
+    let list = context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items;
+    let is_named = |one: &&Schedule| one.name.as_ref().is_some_and(|name| name.as_str() == wanted);
+    if let Some(named) = list.iter().find(is_named) {
+        return Ok(named.schedule_id);
+    }
+    let begins = |one: &&Schedule| one.schedule_id.to_string().starts_with(wanted);
+    let found: Vec<&Schedule> = list.iter().filter(begins).collect();
+    let candidates = |all: &[&Schedule]| {
+        let all: Vec<String> = all.iter().take(MAX_NAMED).map(|one| tables::called(one)).collect();
+        all.join(", ")
+    };
     match found[..] {
-        [uuid] => Ok(uuid),
+        [only] => Ok(only.schedule_id),
         [] => {
-            let message = format!(
-                "there is no schedule whose UUID begins with {} (for a deleted schedule give the complete UUID)",
-                wanted.uuid()
-            );
-            Err(ApiError::new(ErrorCode::ScheduleNotFound, message).into())
+            let message = format!("there is no schedule with the name or UUID prefix {wanted}");
+            let all: Vec<&Schedule> = list.iter().collect();
+            let hint = match all.is_empty() {
+                true => "there are no schedules; a deleted one needs its complete UUID".to_owned(),
+                false => {
+                    format!("the schedules are {}; a deleted one needs its complete UUID", candidates(&all))
+                }
+            };
+            Err(ApiError::new(ErrorCode::ScheduleNotFound, message).with_hint(hint).into())
         }
-        _ => Err(Failure::usage(format!(
-            "{} schedules have a UUID that begins with {}: give a longer prefix",
-            found.len(),
-            wanted.uuid()
-        ))),
+        _ => Err(Failure::Usage {
+            message: format!("{} schedules have a UUID that begins with {wanted}", found.len()),
+            hint: Some(format!("give a longer prefix or a name: {}", candidates(&found))),
+        }),
     }
 }
 
@@ -220,7 +138,7 @@ fn common_zone(rules: &[Rule]) -> Option<Zone> {
 }
 
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
-    let uuid = find(context, &args.uuid).await?;
+    let uuid = find(context, args.uuid.schedule()).await?;
     let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
     let Some(now) = list.list.items.into_iter().find(|schedule| schedule.schedule_id == uuid) else {
         let message = format!("schedule {uuid} does not exist or is unreadable");
@@ -275,7 +193,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
 }
 
 async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Exit {
-    let uuid = find(context, args).await?;
+    let uuid = find(context, args.schedule()).await?;
     let request = UpdateSchedule { paused: Some(paused), ..UpdateSchedule::default() };
     let schedule = context.client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
     let done = if paused { "paused" } else { "resumed" };
@@ -283,7 +201,7 @@ async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Exit {
 }
 
 async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Exit {
-    let uuid = find(context, &args.uuid).await?;
+    let uuid = find(context, args.uuid.schedule()).await?;
     let mut list = context.client.call_at(operations::RUN_SCHEDULE, &uuid, &()).await?;
     let mut exit = EXIT_DONE;
     if args.wait.wait {
@@ -294,8 +212,8 @@ async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Exit {
             }
         }
     }
-    let places = Places::load(context).await?;
-    context.output.show(&list, || history_table(&list.items, &places))?;
+    let names = Names::load(context).await?;
+    context.output.show(&list, || history_table(&list.items, &names, Width::Narrow))?;
     Ok(exit)
 }
 
@@ -322,72 +240,37 @@ pub async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> 
     Ok(run)
 }
 
-async fn delete(context: &Context<'_>, args: &UuidArg) -> Exit {
-    let uuid = find(context, args).await?;
+async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
+    let uuid = find(context, args.uuid.schedule()).await?;
+    let consequence = format!(
+        "Schedule {} ({uuid}) is deleted; its backups stay and are no longer expired.",
+        args.uuid.schedule()
+    );
+    args.yes.confirm(context.output, &consequence)?;
     let deleted = context.client.call_at(operations::DELETE_SCHEDULE, &uuid, &()).await?;
     context.output.tell(&deleted, || "Cloudsnap schedule deleted successfully")
 }
 
-async fn retention(context: &Context<'_>, args: &UuidArg) -> Exit {
-    let uuid = find(context, args).await?;
-    let plan = context.client.call_at(operations::PLAN_RETENTION, &uuid, &()).await?;
-    let places = Places::load(context).await?;
-    context.output.show(&plan, || {
-        let snapshots = plan.snapshots.iter().map(|judged| {
-            [
-                or_dash(judged.snapshot_name.as_ref()),
-                or_dash(judged.volume_name.as_ref()),
-                format_time(judged.created_at),
-                places.name(None),
-                judged.verdict.to_string(),
-            ]
-        });
-        let cloudsnaps = plan.cloud_snapshots.iter().map(|judged| {
-            let gone = judged.former_rule.as_ref().map_or_else(String::new, |rule| {
-                format!(" (by the retention of {rule}, removed from the schedule)")
-            });
-            [
-                judged.cloud_snapshot_id.to_string(),
-                or_dash(judged.volume_name.as_ref()),
-                format_time(judged.created_at),
-                places.name(Some(judged.credential_id)),
-                format!("{}{gone}", judged.verdict),
-            ]
-        });
-        Table::of("CLOUD-SNAP-ID|VOLUME|CREATED-TIME|COPY|VERDICT", snapshots.chain(cloudsnaps))
-    })
-}
-
-fn history_table(runs: &[Run], places: &Places) -> Table {
-    let rows = runs.iter().map(|run| {
-        let made = run
-            .cloud_snapshot_id
-            .map(|id| id.to_string())
-            .or_else(|| run.snapshot_id.map(|id| id.to_string()));
-        let place = (run.local || run.credential_id.is_some()).then(|| places.name(run.credential_id));
-        [
-            run.run_id.to_string(),
-            or_dash(run.when.as_ref()),
-            or_dash(run.volume_name.as_ref()),
-            format_time(run.planned_at),
-            format_time(run.started_at),
-            run.missed.to_string(),
-            run.state.to_string(),
-            or_dash(made),
-            or_dash(place),
-            or_dash(run.reason.as_ref()),
-        ]
-    });
-    Table::of("RUN|SCHEDULE|VOLUME|SCHEDULED-TIME|STARTED-TIME|MISSED|STATUS|CLOUD-SNAP-ID|COPY|REASON", rows)
-}
-
 /// `cloudsnap history`
 pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Exit {
-    let query =
-        ListRuns { schedule_id: None, schedule_id_prefix: args.uuid, volume: args.src, max: args.max };
-    let list = context.client.call(operations::LIST_RUNS, &query).await?;
-    let places = Places::load(context).await?;
-    context.output.show(&list, || history_table(&list.items, &places))
+    // The daemon knows the ids of deleted schedules.
+    let is_prefix = |text: &&String| text.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    let schedule = match args.uuid.as_ref().filter(|text| !is_prefix(text)) {
+        Some(name) => Some(find(context, name).await?),
+        None => None,
+    };
+    let is_filtered = args.status.is_some() || !args.time.is_empty();
+    let max = if is_filtered { Some(MAX_HISTORY) } else { args.max };
+    let schedule_prefix = args.uuid.filter(|_| schedule.is_none());
+    let query = ListRuns { schedule_id: schedule, schedule_id_prefix: schedule_prefix, volume: args.src, max };
+    let mut list = context.client.call(operations::LIST_RUNS, &query).await?;
+    list.items.retain(|run| {
+        args.status.is_none_or(|state| run.state == state) && args.time.includes(run.started_at)
+    });
+    list.items.truncate(args.max.map_or(usize::MAX, |max| max as usize));
+    let width = args.width.width();
+    let names = Names::load(context).await?;
+    context.output.list(&list, "runs", || history_table(&list.items, &names, width))
 }
 
 /// `sched-policy …`
@@ -419,7 +302,7 @@ pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Exit {
         }
         PolicyCommand::List => {
             let list = context.client.call(operations::LIST_POLICIES, &()).await?;
-            context.output.show(&list, || policy_table(&list.items))
+            context.output.list(&list, "schedule policies", || policy_table(&list.items))
         }
         PolicyCommand::Inspect(args) => {
             let policy = context.client.call_at(operations::GET_POLICY, &args.name, &()).await?;
@@ -449,14 +332,6 @@ fn merged(old: Vec<Rule>, given: Vec<Rule>) -> Vec<Rule> {
         })
         .collect();
     old.into_iter().filter(|rule| !replaced.contains(&kind(rule))).chain(given).collect()
-}
-
-fn policy_table(policies: &[Policy]) -> Table {
-    let rules = policies.iter().flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)));
-    let row = |(policy, rule): (&Policy, &Rule)| {
-        [policy.name.to_string(), rule.when.to_string(), or_dash(rule.retain.as_ref())]
-    };
-    Table::of("NAME|SCHEDULE|RETAIN", rules.map(row))
 }
 
 #[cfg(test)]

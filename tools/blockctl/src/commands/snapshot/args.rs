@@ -1,8 +1,15 @@
 //! `blockctl snapshot …`
 
-use crate::commands::rules::HookArgs;
+use crate::{
+    commands::{
+        arguments::WideArg,
+        filters::{NamePattern, TimeFilter},
+        rules::HookArgs,
+    },
+    confirm::YesArg,
+};
 use blockd_api::{GroupName, GroupRef, LabelSelector, NameError, SnapshotName, SnapshotRef, VolumeRef};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 const CREATE_HELP: &str = "\
 The daemon runs commands with /bin/sh, as its user unless --user is given. Their environment has \
@@ -37,6 +44,7 @@ snapshot.
 Examples:
   blockctl snapshot list
   blockctl snapshot list db
+  blockctl snapshot list --since 24h --sort size
   blockctl snapshot list --group shop
   blockctl snapshot list --group 3b1de846-1078-40e6-ac1a-2e66ef3986d1";
 
@@ -167,6 +175,29 @@ pub struct ListArgs {
     /// Only snapshots of this group, or with this group id
     #[arg(short, long, value_name = "GROUP|ID")]
     pub group: Option<GroupRef>,
+    /// Only snapshots of this name; * matches any characters
+    #[arg(long, value_name = "PATTERN")]
+    pub name: Option<NamePattern>,
+    /// Time filter.
+    #[command(flatten)]
+    pub time: TimeFilter,
+    /// Order of the list
+    #[arg(long, value_enum, default_value_t = Sort::Created)]
+    pub sort: Sort,
+    /// Width option.
+    #[command(flatten)]
+    pub width: WideArg,
+}
+
+/// Order of snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sort {
+    /// As the daemon lists them: by volume, oldest first
+    Created,
+    /// By name
+    Name,
+    /// Most exclusive space last
+    Size,
 }
 
 /// `snapshot diff`
@@ -193,6 +224,9 @@ pub struct RestoreArgs {
     /// Discard the current content
     #[arg(long)]
     pub discard: bool,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }
 
 /// Point of a volume that is named separately: a snapshot, or now.
@@ -240,4 +274,7 @@ pub struct DeleteArgs {
     /// Delete a pinned snapshot
     #[arg(long)]
     pub force: bool,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }

@@ -2,14 +2,14 @@
 
 pub mod args;
 
-use super::rules;
+use super::{filters::is_named, rules};
 use crate::{
     failure::Exit,
     output::Context,
     progress::{Measured, Progress},
-    table::{Facts, Table, counted, or_dash},
+    table::{Facts, Table, Width, counted, or_dash},
 };
-use args::{CreateArgs, CreateGroupArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand};
+use args::{CreateArgs, CreateGroupArgs, DeleteArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand, Sort};
 use blockd_api::{
     ByteSize, ClientError, SnapshotRef, VolumeRef, format_time, operations,
     quiesce::{QuiesceReport, QuiesceStep},
@@ -35,7 +35,7 @@ pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Exit {
         SnapshotCommand::Restore(args) => restore(context, args).await,
         SnapshotCommand::Pin(args) => pin(context, &args.snapshot, true).await,
         SnapshotCommand::Unpin(args) => pin(context, &args.snapshot, false).await,
-        SnapshotCommand::Delete(args) => delete(context, &args.snapshot, args.force).await,
+        SnapshotCommand::Delete(args) => delete(context, &args).await,
     }
 }
 
@@ -74,7 +74,7 @@ async fn create_group(context: &Context<'_>, args: CreateGroupArgs) -> Exit {
         taken.name,
         micros(taken.group.group_stall_micros)
     ))?;
-    context.output.table(&table(&taken.list.items))
+    context.output.table(&table(&taken.list.items, Width::Narrow))
 }
 
 /// Prints failed quiesce steps of a snapshot that was taken anyway.
@@ -88,26 +88,51 @@ fn warn(context: &Context<'_>, report: Option<&QuiesceReport>) {
 
 async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     let query = ListSnapshots { volume: args.volume, group: args.group };
-    let list = context.client.call(operations::LIST_SNAPSHOTS, &query).await?;
-    context.output.show(&list, || table(&list.items))
+    let mut list = context.client.call(operations::LIST_SNAPSHOTS, &query).await?;
+    let is_wanted =
+        |one: &Snapshot| is_named(args.name.as_ref(), one.name.as_str()) && args.time.includes(one.created_at);
+    list.items.retain(is_wanted);
+    match args.sort {
+        Sort::Created => {}
+        Sort::Name => list.items.sort_by(|a, b| a.name.cmp(&b.name)),
+        Sort::Size => list.items.sort_by_key(|one| one.exclusive_bytes),
+    }
+    let width = args.width.width();
+    context.output.list(&list, "snapshots", || table(&list.items, width))
 }
 
-fn table(snapshots: &[Snapshot]) -> Table {
+fn table(snapshots: &[Snapshot], width: Width) -> Table {
+    let size = |bytes: Option<u64>| or_dash(bytes.map(ByteSize::from_bytes));
+    let status = |snapshot: &Snapshot| match snapshot.pinned {
+        true => format!("{} - pinned", snapshot.state),
+        false => snapshot.state.to_string(),
+    };
+    if width == Width::Narrow {
+        let rows = snapshots.iter().map(|snapshot| {
+            [
+                snapshot.volume_name.to_string(),
+                snapshot.name.to_string(),
+                width.time(snapshot.created_at),
+                size(snapshot.exclusive_bytes),
+                status(snapshot),
+            ]
+        });
+        return Table::of("VOLUME|NAME|CREATED|EXCLUSIVE|STATUS", rows);
+    }
     Table::of(
-        "ID|VOLUME|NAME|CREATED-TIME|DIRTY|EXCLUSIVE|SHARED|FREEZE|GROUP|KEPT|STATUS",
+        "ID|VOLUME|NAME|CREATED-TIME|DIRTY|EXCLUSIVE|SHARED|FREEZE|GROUP|STATUS",
         snapshots.iter().map(|snapshot| {
             [
                 snapshot.snapshot_id.to_string(),
                 snapshot.volume_name.to_string(),
                 snapshot.name.to_string(),
-                format_time(snapshot.created_at),
+                width.time(snapshot.created_at),
                 ByteSize::from_bytes(snapshot.dirty_bytes).to_string(),
-                or_dash(snapshot.exclusive_bytes.map(ByteSize::from_bytes)),
-                or_dash(snapshot.shared_bytes.map(ByteSize::from_bytes)),
+                size(snapshot.exclusive_bytes),
+                size(snapshot.shared_bytes),
                 micros(snapshot.freeze_stall_micros),
                 or_dash(snapshot.taken_with.as_ref().map(group_name)),
-                or_dash(snapshot.pinned.then_some("pinned")),
-                snapshot.state.to_string(),
+                status(snapshot),
             ]
         }),
     )
@@ -184,6 +209,12 @@ async fn diff(context: &Context<'_>, args: DiffArgs) -> Exit {
 
 async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
     let request = RestoreSnapshot { snapshot: args.snapshot.of(&args.volume), discard: args.discard };
+    let fate = if args.discard { "discarded" } else { "kept as a snapshot" };
+    let consequence = format!(
+        "Volume {} returns to snapshot {}; its current content is {fate}.",
+        args.volume, request.snapshot
+    );
+    args.yes.confirm(context.output, &consequence)?;
     let restored = watched(
         context,
         &args.volume,
@@ -241,8 +272,14 @@ async fn pin(context: &Context<'_>, snapshot: &SnapshotRef, pinned: bool) -> Exi
     context.output.tell(&snapshot, || format!("Snapshot {}@{} {what}.", snapshot.volume_name, snapshot.name))
 }
 
-async fn delete(context: &Context<'_>, snapshot: &SnapshotRef, force: bool) -> Exit {
-    let query = DeleteSnapshot { force };
+async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
+    let (snapshot, query) = (&args.snapshot, DeleteSnapshot { force: args.force });
+    if args.yes.must_ask() {
+        let found = context.client.call_at(operations::GET_SNAPSHOT, snapshot, &()).await?;
+        let (volume, name, created) = (&found.volume_name, &found.name, format_time(found.created_at));
+        let consequence = format!("Snapshot {volume}@{name} of {created} is deleted permanently.");
+        args.yes.confirm(context.output, &consequence)?;
+    }
     let deleted = context.client.call_at(operations::DELETE_SNAPSHOT, snapshot, &query).await?;
     context
         .output
@@ -254,7 +291,7 @@ fn group_name(group: &SnapshotGroup) -> String {
     group.group.as_ref().map_or_else(|| group.group_id.to_string(), ToString::to_string)
 }
 
-pub(super) fn micros(micros: u64) -> String {
+pub fn micros(micros: u64) -> String {
     match micros {
         0..10_000 => format!("{micros} µs"),
         10_000..10_000_000 => format!("{} ms", micros / 1000),

@@ -1,7 +1,7 @@
 //! Changes between two samples of a daemon's activity.
 
 use super::args::SortKey;
-use crate::table::{Table, counted, or_dash};
+use crate::table::{Table, counted, or_dash, short_uuid};
 use blockd_api::{
     ByteSize, VolumeId,
     activity::{Activity, OperationActivity, VolumeActivity},
@@ -267,7 +267,7 @@ impl ActivityRates {
             self.tasks.iter().map(|task| {
                 let bytes = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
                 [
-                    task.task_id.to_string(),
+                    short_uuid(task.task_id),
                     task.state.clone(),
                     or_dash(task.volume_name.as_ref()),
                     task.phase.clone(),
@@ -346,12 +346,12 @@ mod tests {
         let expected = "\
 2 volumes: 220 requests/s, 2.0 MiB/s read, 4.0 MiB/s written; 1 task; over 2s
 
-VOLUME   READ/S   WRITE/S   FLUSH/S   READ MIB/S   WRITE MIB/S   READ LAT   WRITE LAT   FLUSH LAT   WAITING   DIRTY   STATE
-db       200      20        0         2.0          4.0           200 µs     5.0 ms      -           4         5 MiB   up
-log      0        0         0         0.0          0.0           -          -           -           4         5 MiB   up
+VOLUME  READ/S  WRITE/S  FLUSH/S  READ MIB/S  WRITE MIB/S  READ LAT  WRITE LAT  FLUSH LAT  WAITING  DIRTY  STATE
+db      200     20       0        2.0         4.0          200 µs    5.0 ms     -          4        5 MiB  up
+log     0       0        0        0.0         0.0          -         -          -          4        5 MiB  up
 
-TASK                                   STATE           VOLUME   PHASE       DONE     OF        RATE         ETA
-3f4f0a67-e12a-4d35-81ad-985657757352   Backup-Active   db       uploading   30 MiB   100 MiB   10.0 MiB/s   7s
+TASK      STATE          VOLUME  PHASE      DONE    OF       RATE        ETA
+3f4f0a67  Backup-Active  db      uploading  30 MiB  100 MiB  10.0 MiB/s  7s
 ";
         assert_eq!(text, expected);
     }

@@ -1,11 +1,18 @@
 //! `blockctl volume …`
 
 use super::image::ImageRef;
+use crate::{
+    commands::{
+        arguments::WideArg,
+        filters::{NamePattern, TimeFilter},
+    },
+    confirm::YesArg,
+};
 use blockd_api::{
     ByteSize, GroupName, LabelSelector, Labels, NameError, SnapshotRef, VolumeName, VolumeRef,
     attachments::NbdDevice, check_volume_size,
 };
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 
 const CREATE_HELP: &str = "\
 Sizes: a number and K, M, G or T (or KiB, MiB, GiB, TiB), in powers of 1024; KB, MB, GB and TB are \
@@ -45,6 +52,8 @@ Examples:
   blockctl volume list
   blockctl volume list --label app=web
   blockctl volume list --group shop
+  blockctl volume list --name 'pg*' --sort used
+  blockctl volume list -o wide
   blockctl -j volume list";
 
 const INSPECT_HELP: &str = "\
@@ -58,7 +67,7 @@ not accepted. A volume with a pinned snapshot needs --force.
 
 Examples:
   blockctl volume delete db
-  blockctl volume delete db --force";
+  blockctl volume delete db --force --yes";
 
 const ATTACH_HELP: &str = "\
 The device belongs to the kernel: while the daemon restarts, requests wait. It needs the kernel's \
@@ -195,6 +204,31 @@ pub struct ListArgs {
     /// Only volumes of this group
     #[arg(short, long)]
     pub group: Option<GroupName>,
+    /// Only volumes of this name; * matches any characters
+    #[arg(long, value_name = "PATTERN")]
+    pub name: Option<NamePattern>,
+    /// Filter of the creation time.
+    #[command(flatten)]
+    pub time: TimeFilter,
+    /// Order of the list
+    #[arg(long, value_enum, default_value_t = Sort::Name)]
+    pub sort: Sort,
+    /// Width option.
+    #[command(flatten)]
+    pub width: WideArg,
+}
+
+/// Order of volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sort {
+    /// By name
+    Name,
+    /// Largest last
+    Size,
+    /// Most space on disk last
+    Used,
+    /// Oldest first
+    Created,
 }
 
 /// `volume attach`
@@ -403,6 +437,9 @@ pub struct DeleteArgs {
     /// Delete pinned snapshots too
     #[arg(long)]
     pub force: bool,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }
 
 /// Volume argument.

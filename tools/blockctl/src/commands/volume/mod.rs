@@ -4,14 +4,15 @@ pub mod args;
 mod image;
 
 use crate::{
+    commands::filters::is_named,
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     nbd::{NbdClient, NbdUri},
     output::Context,
-    table::{Facts, Table, counted, or_dash},
+    table::{Facts, Table, Width, counted, or_dash},
 };
 use args::{
     AttachArgs, CloneArgs, CreateArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, ListArgs, RenameArgs,
-    ResizeArgs, UpdateArgs, VolumeCommand,
+    ResizeArgs, Sort, UpdateArgs, VolumeCommand,
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels, SnapshotId, SnapshotRef, VolumeRef,
@@ -117,29 +118,52 @@ async fn volume_of(context: &Context<'_>, id: SnapshotId) -> Result<VolumeRef, F
 }
 
 async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
-    let list = context
-        .client
-        .call(operations::LIST_VOLUMES, &ListVolumes { label: args.label, group: args.group })
-        .await?;
-    if context.output.is_json() {
-        return context.output.document(&list);
+    let query = ListVolumes { label: args.label, group: args.group };
+    let mut list = context.client.call(operations::LIST_VOLUMES, &query).await?;
+    let is_wanted =
+        |one: &Volume| is_named(args.name.as_ref(), one.name.as_str()) && args.time.includes(one.created_at);
+    list.items.retain(is_wanted);
+    match args.sort {
+        Sort::Name => {}
+        Sort::Size => list.items.sort_by_key(|one| one.size_bytes),
+        Sort::Used => list.items.sort_by_key(|one| one.allocated_bytes + one.shared_bytes),
+        Sort::Created => list.items.sort_by_key(|one| one.created_at),
     }
-    context.output.table(&Table::of(
-        "ID|NAME|SIZE|USED|DIRTY|SNAPSHOTS|DEVICE|STATUS",
-        list.items.iter().map(|volume| {
-            [
-                volume.volume_id.to_string(),
-                volume.name.to_string(),
-                ByteSize::from_bytes(volume.size_bytes).to_string(),
-                // Shared bytes count for each volume that has them.
-                ByteSize::from_bytes(volume.allocated_bytes + volume.shared_bytes).to_string(),
-                ByteSize::from_bytes(volume.dirty_bytes).to_string(),
-                volume.snapshot_count.to_string(),
-                or_dash(volume.attachment.as_ref().and_then(|attachment| attachment.device)),
-                status(volume),
-            ]
-        }),
-    ))
+    context.output.list(&list, "volumes", || table(&list.items, args.width.width()))
+}
+
+fn table(volumes: &[Volume], width: Width) -> Table {
+    let size = |bytes| ByteSize::from_bytes(bytes).to_string();
+    let columns = |volume: &Volume| {
+        [
+            volume.name.to_string(),
+            size(volume.size_bytes),
+            // Shared bytes count for each volume that has them.
+            size(volume.allocated_bytes + volume.shared_bytes),
+            size(volume.dirty_bytes),
+            volume.snapshot_count.to_string(),
+            or_dash(volume.attachment.as_ref().and_then(|attachment| attachment.device)),
+        ]
+    };
+    match width {
+        Width::Narrow => Table::of(
+            "NAME|SIZE|USED|DIRTY|SNAPSHOTS|DEVICE|STATUS",
+            volumes.iter().map(|volume| {
+                let [name, size, used, dirty, snapshots, device] = columns(volume);
+                [name, size, used, dirty, snapshots, device, status(volume)]
+            }),
+        ),
+        Width::Wide => Table::of(
+            "ID|NAME|SIZE|USED|DIRTY|SNAPSHOTS|DEVICE|GROUP|LABELS|STATUS",
+            volumes.iter().map(|volume| {
+                let [name, size, used, dirty, snapshots, device] = columns(volume);
+                let labels = (!volume.labels.is_empty()).then_some(&volume.labels);
+                let group = or_dash(volume.group.as_ref());
+                let id = volume.volume_id.to_string();
+                [id, name, size, used, dirty, snapshots, device, group, or_dash(labels), status(volume)]
+            }),
+        ),
+    }
 }
 
 /// Formats the state of a volume: attached as a device of this host, or used by other NBD clients.
@@ -417,6 +441,18 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
 }
 
 async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
+    if args.yes.must_ask() {
+        let volume = context.client.call_at(operations::GET_VOLUME, &args.volume, &()).await?;
+        let used = ByteSize::from_bytes(volume.allocated_bytes);
+        let snapshots = counted(volume.snapshot_count, "local snapshot");
+        args.yes.confirm(
+            context.output,
+            &format!(
+                "Volume {} ({used} on disk, {snapshots}) is deleted permanently; its cloud snapshots stay.",
+                volume.name
+            ),
+        )?;
+    }
     let query = DeleteVolume { force: args.force };
     let deleted = context.client.call_at(operations::DELETE_VOLUME, &args.volume, &query).await?;
     deleted.warnings.iter().for_each(|warning| context.output.note(format!("warning: {warning}")));

@@ -1,0 +1,290 @@
+//! `blockctl cloudsnap list`
+
+use super::{pxctl, snapshots::verified};
+use crate::{
+    cloudsnap_ref::SnapRef,
+    commands::{
+        arguments::{CredentialArg, WideArg},
+        filters::{NamePattern, TimeFilter, is_named},
+    },
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    output::Context,
+    short_ids::ShortIds,
+    table::{Table, Width, or_dash, short_uuid},
+};
+use blockd_api::{
+    ApiError, ByteSize, ErrorCode, LabelSelector, VolumeId, VolumeRef,
+    cloudsnaps::{
+        CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, DamagedCloudsnap, ListCloudsnaps,
+    },
+    format_time, operations,
+    tasks::BackupType,
+};
+use clap::{
+    Args, ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+};
+use uuid::Uuid;
+
+pub const LIST_HELP: &str = "\
+ID is the shortest form that commands accept. TYPE is full or incr, SIZE the volume data in this \
+backup, LOCATION the credential, HOST the cluster that made it (- for this host). --wide shows \
+complete ids, the columns of pxctl, verification, pin and expiry date.
+
+Examples:
+  blockctl cloudsnap list
+  blockctl cs list --src db --max 3
+  blockctl cs list --since 7d --sort size
+  blockctl cs list --name 'before-*'
+  blockctl cs list -o wide
+  blockctl cs list --label app=web
+  blockctl -j cs list --cloudsnap-id ID";
+
+/// `cloudsnap list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// List snapshots of all clusters (default)
+    #[arg(short, long, conflicts_with = "cluster")]
+    pub all: bool,
+    /// Only snapshots of this volume, by its name or id at backup time
+    #[arg(short, long, value_name = "VOLUME")]
+    pub src: Option<VolumeRef>,
+    /// Credential option.
+    #[command(flatten)]
+    pub credential: CredentialArg,
+    /// Only snapshots of this cluster
+    #[arg(short, long, value_name = "UUID")]
+    pub cluster: Option<Uuid>,
+    /// Only snapshots in this state [default: Done and Damaged]
+    #[arg(short = 't', long, ignore_case = true, value_parser = status_parser())]
+    pub status: Option<CloudsnapStatus>,
+    /// Only snapshots with all these labels, their own or of their volume
+    #[arg(long, value_name = "K=V,…")]
+    pub label: Option<LabelSelector>,
+    /// Only backups of this name; * matches any characters
+    #[arg(long, value_name = "PATTERN")]
+    pub name: Option<NamePattern>,
+    /// Time filter.
+    #[command(flatten)]
+    pub time: TimeFilter,
+    /// Order of the list
+    #[arg(long, value_enum, default_value_t = Sort::Created)]
+    pub sort: Sort,
+    /// Only this snapshot
+    #[arg(short = 'i', long, value_name = "ID")]
+    pub cloudsnap_id: Option<SnapRef>,
+    /// Only the newest N
+    #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max: Option<u32>,
+    /// Width option.
+    #[command(flatten)]
+    pub width: WideArg,
+    /// Only migrations between clusters: none, since any host restores the cloud snapshots of the others
+    #[arg(short, long, hide = true)]
+    pub migration: bool,
+}
+
+/// Order of cloud snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Sort {
+    /// Oldest first
+    Created,
+    /// By volume
+    Volume,
+    /// Largest last
+    Size,
+    /// By location
+    Location,
+}
+
+impl ListArgs {
+    /// Keeps the entries of the filters that the daemon does not know, in the requested order.
+    fn filter(&self, list: &mut CloudsnapList) {
+        if self.is_filtered() {
+            let is_wanted = |one: &Cloudsnap| {
+                let name = one.name.as_deref().unwrap_or_default();
+                is_named(self.name.as_ref(), name) && self.time.includes(one.created_at)
+            };
+            list.list.items.retain(is_wanted);
+            // Unreadable ones have neither name nor time.
+            list.damaged.clear();
+            list.total = list.list.items.len() as u64;
+            let most = self.max.map_or(usize::MAX, |max| max as usize);
+            list.list.items.drain(..list.list.items.len().saturating_sub(most));
+        }
+        match self.sort {
+            Sort::Created => {}
+            Sort::Volume => list.list.items.sort_by(|a, b| a.volume_name.cmp(&b.volume_name)),
+            Sort::Size => list.list.items.sort_by_key(|one| one.size_bytes),
+            Sort::Location => {
+                list.list.items.sort_by(|a, b| a.credential_name.cmp(&b.credential_name));
+            }
+        }
+    }
+
+    fn is_filtered(&self) -> bool {
+        self.name.is_some() || !self.time.is_empty()
+    }
+}
+
+fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
+    const ABORTED: &str = "aborted";
+    let values = CloudsnapStatus::ALL.map(|status| {
+        let value = PossibleValue::new(status.as_str());
+        if status == CloudsnapStatus::Stopped { value.alias(ABORTED) } else { value }
+    });
+    PossibleValuesParser::new(values).map(|text| {
+        if ABORTED.eq_ignore_ascii_case(&text) {
+            return CloudsnapStatus::Stopped;
+        }
+        // The parser has accepted only these values, upper or lower case.
+        let same = |status: &CloudsnapStatus| status.as_str().eq_ignore_ascii_case(&text);
+        CloudsnapStatus::ALL.into_iter().find(same).unwrap_or_default()
+    })
+}
+
+pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
+    if args.migration {
+        context.output.note("There are no migrations: any host with the bucket and the passphrase lists and restores the cloud snapshots of others.");
+        return context.output.list(&CloudsnapList::default(), "migrations", || Table::new([]));
+    }
+    let cloudsnap_id = match &args.cloudsnap_id {
+        Some(id) => Some(id.resolve(context, args.credential.cred_id.as_ref()).await?),
+        None => None,
+    };
+    let query = ListCloudsnaps {
+        credential: args.credential.cred_id.clone(),
+        volume: args.src.clone(),
+        cluster_id: args.cluster,
+        all: args.all,
+        status: args.status,
+        label: args.label.clone(),
+        name: args.name.as_ref().and_then(NamePattern::exact),
+        cloud_snapshot_id: cloudsnap_id,
+        max: args.max.filter(|_| !args.is_filtered()),
+    };
+    let mut list = context.client.call(operations::LIST_CLOUDSNAPS, &query).await?;
+    let is_whole = list.failed_credentials.is_empty();
+    if let (Some(id), true) =
+        (&query.cloud_snapshot_id, is_whole && list.list.items.is_empty() && list.damaged.is_empty())
+    {
+        return Err(unknown(id, &query));
+    }
+    args.filter(&mut list);
+    let output = context.output;
+    if output.is_json() {
+        match query.cloud_snapshot_id {
+            Some(_) => output.foreign_document(&pxctl::entries(&list))?,
+            None => output.document(&list)?,
+        };
+    } else {
+        let width = args.width.width();
+        let has_entries = !(list.list.items.is_empty() && list.damaged.is_empty());
+        let here = match has_entries {
+            true => Some(context.client.call(operations::GET_STATUS, &()).await?.cluster_id),
+            false => None,
+        };
+        output.list(&(), "cloud snapshots", || table(&list, width, here))?;
+    }
+    for damaged in &list.damaged {
+        output.note(format!("warning: {} is damaged and cannot be restored: {}", damaged.cloud_snapshot_id, damaged.reason));
+    }
+    for failed in &list.failed_credentials {
+        output.note(format!(
+            "warning: the list lacks the snapshots of credentials {}: {}",
+            failed.credential_name, failed.error
+        ));
+    }
+    let shown = list.list.items.len() as u64;
+    if shown < list.total && !output.is_json() {
+        output.note(format!("The newest {shown} of {} are shown.", list.total));
+    }
+    // The list is correct but incomplete.
+    Ok(if is_whole { EXIT_DONE } else { EXIT_FAILED })
+}
+
+/// A named snapshot that does not exist is an error, not an empty list.
+fn unknown(id: &CloudSnapshotId, query: &ListCloudsnaps) -> Failure {
+    let status = query.status.map(|status| format!(" that is {status}")).unwrap_or_default();
+    let place = query.credential.as_ref().map(|place| format!(" at {place}")).unwrap_or_default();
+    let message = format!("there is no cloud snapshot {id}{status}{place}");
+    ApiError::new(ErrorCode::CloudsnapNotFound, message).into()
+}
+
+/// Returns the volume id of a damaged entry, if its name is complete.
+pub(super) fn volume_id(damaged: &DamagedCloudsnap) -> Option<VolumeId> {
+    damaged.cloud_snapshot_id.parse::<CloudSnapshotId>().ok().map(|id| id.volume)
+}
+
+/// Columns of a wide list: first those of `pxctl`.
+const WIDE: &str = "SOURCEVOLUME|SOURCEVOLUMEID|CLOUD-SNAP-ID|CREATED-TIME|TYPE|STATUS|BACKUP|SIZE|STORED|LOCATION|HOST|NAME|VERIFIED|PINNED|EXPIRES";
+const NARROW: &str = "VOLUME|ID|CREATED|TYPE|SIZE|LOCATION|HOST|STATUS";
+
+/// Returns the table of a list; `here` is the cluster of this host.
+fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
+    let host = |cluster: Uuid| (Some(cluster) != here).then_some(cluster);
+    let location = |credential: Uuid| {
+        let found = list.list.items.iter().find(|entry| entry.credential_id == credential);
+        found.map_or_else(|| short_uuid(credential), |entry| entry.credential_name.clone())
+    };
+    if width == Width::Wide {
+        let rows = list.list.items.iter().map(|entry| wide_row(entry, or_dash(host(entry.cloud_snapshot_id.cluster))));
+        let unreadable = list.damaged.iter().map(|one| {
+            let mut row: [String; 15] = std::array::from_fn(|_| "-".to_owned());
+            (row[1], row[5]) = (or_dash(volume_id(one)), CloudsnapStatus::Damaged.to_string());
+            (row[2], row[9]) = (one.cloud_snapshot_id.clone(), location(one.credential_id));
+            row
+        });
+        return Table::of(WIDE, rows.chain(unreadable));
+    }
+    let id_of = |one: &DamagedCloudsnap| one.cloud_snapshot_id.parse::<CloudSnapshotId>().ok();
+    let ids = list.list.items.iter().map(|entry| entry.cloud_snapshot_id);
+    let short = ShortIds::new(ids.chain(list.damaged.iter().filter_map(id_of)));
+    let rows = list.list.items.iter().map(|entry| {
+        [
+            entry.volume_name.clone(),
+            short.of(&entry.cloud_snapshot_id),
+            width.time(entry.created_at),
+            kind(entry.backup_type).to_owned(),
+            ByteSize::from_bytes(entry.size_bytes).to_string(),
+            entry.credential_name.clone(),
+            or_dash(host(entry.cloud_snapshot_id.cluster).map(short_uuid)),
+            entry.status.to_string(),
+        ]
+    });
+    let unreadable = list.damaged.iter().map(|one| {
+        let mut row: [String; 8] = std::array::from_fn(|_| "-".to_owned());
+        let id = id_of(one).map_or_else(|| one.cloud_snapshot_id.clone(), |id| short.of(&id));
+        (row[1], row[5]) = (id, location(one.credential_id));
+        row[7] = CloudsnapStatus::Damaged.to_string();
+        row
+    });
+    Table::of(NARROW, rows.chain(unreadable))
+}
+
+fn wide_row(entry: &Cloudsnap, host: String) -> [String; 15] {
+    [
+        entry.volume_name.clone(),
+        entry.volume_id.to_string(),
+        entry.cloud_snapshot_id.to_string(),
+        format_time(entry.created_at),
+        entry.trigger.clone(),
+        entry.status.to_string(),
+        kind(entry.backup_type).to_owned(),
+        ByteSize::from_bytes(entry.size_bytes).to_string(),
+        ByteSize::from_bytes(entry.stored_bytes).to_string(),
+        entry.credential_name.clone(),
+        host,
+        or_dash(entry.name.as_ref()),
+        verified(entry),
+        if entry.pinned { "yes" } else { "-" }.to_owned(),
+        or_dash(entry.expires_at.map(format_time)),
+    ]
+}
+
+fn kind(backup: BackupType) -> &'static str {
+    match backup {
+        BackupType::Full => "full",
+        BackupType::Incremental => "incr",
+    }
+}

@@ -1,0 +1,102 @@
+//! Filters and order of lists.
+
+use crate::times::Period;
+use blockd_api::ObjectName;
+use clap::Args;
+use jiff::Timestamp;
+use std::str::FromStr;
+
+/// Limits of the time of an entry.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct TimeFilter {
+    /// Only entries since a time (UTC) or age, such as 2026-11-20T21:00 or 7d
+    #[arg(long, value_name = "TIME")]
+    since: Option<Period>,
+    /// Only entries until a time or age, inclusive
+    #[arg(long, value_name = "TIME")]
+    until: Option<Period>,
+}
+
+impl TimeFilter {
+    /// Returns true if a time is within the limits.
+    pub fn includes(self, at: Timestamp) -> bool {
+        self.since.is_none_or(|since| at >= since.start) && self.until.is_none_or(|until| at <= until.end)
+    }
+
+    /// Returns true without limits.
+    pub fn is_empty(self) -> bool {
+        self.since.is_none() && self.until.is_none()
+    }
+}
+
+/// Pattern of a name: `*` matches any characters, also none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamePattern(Vec<String>);
+
+impl FromStr for NamePattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.is_empty() {
+            true => Err("expected a name, or a pattern such as 'db-*'".to_owned()),
+            false => Ok(Self(text.split('*').map(str::to_owned).collect())),
+        }
+    }
+}
+
+impl NamePattern {
+    /// Returns the only name of a backup that matches, without a `*`.
+    pub fn exact(&self) -> Option<ObjectName> {
+        match self.0.as_slice() {
+            [name] => name.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// Returns true if the whole name matches.
+    pub fn matches(&self, name: &str) -> bool {
+        let Some((first, rest)) = self.0.split_first() else { return false };
+        let Some(mut left) = name.strip_prefix(first.as_str()) else { return false };
+        let Some((last, middle)) = rest.split_last() else { return left.is_empty() };
+        for part in middle {
+            let Some(at) = left.find(part.as_str()) else { return false };
+            left = left.get(at + part.len()..).unwrap_or_default();
+        }
+        left.ends_with(last.as_str())
+    }
+}
+
+/// Returns true if a name matches an optional pattern.
+pub fn is_named(pattern: Option<&NamePattern>, name: &str) -> bool {
+    pattern.is_none_or(|pattern| pattern.matches(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn star_matches_any_characters() {
+        let matches = |pattern: &str, name: &str| pattern.parse::<NamePattern>().unwrap().matches(name);
+        for (pattern, name) in
+            [("db", "db"), ("*", ""), ("db*", "db-1"), ("*-1", "db-1"), ("d*-*1", "db-x-1"), ("a*a", "aa")]
+        {
+            assert!(matches(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [("db", "db-1"), ("a*a", "a"), ("*b", "abc"), ("d*x*1", "db-1")] {
+            assert!(!matches(pattern, name), "{pattern} {name}");
+        }
+        assert!("".parse::<NamePattern>().is_err());
+    }
+
+    #[test]
+    fn times_are_inclusive() {
+        let filter = TimeFilter {
+            since: Some("2026-11-20".parse().unwrap()),
+            until: Some("2026-11-21T10:00".parse().unwrap()),
+        };
+        let includes = |at: &str| filter.includes(at.parse().unwrap());
+        assert!(includes("2026-11-20T00:00:00Z") && includes("2026-11-21T10:00:59Z"));
+        assert!(!includes("2026-11-19T23:59:59Z") && !includes("2026-11-21T10:01:00Z"));
+    }
+}

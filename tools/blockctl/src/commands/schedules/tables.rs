@@ -1,0 +1,270 @@
+//! Tables of schedules, runs, retention verdicts and policies.
+
+use super::args::ListArgs;
+use crate::{
+    commands::filters::is_named,
+    failure::{Exit, Failure},
+    output::Context,
+    short_ids::ShortIds,
+    table::{Table, Width, or_dash, short_time, short_uuid},
+};
+use blockd_api::{
+    credentials::Credential,
+    operations,
+    schedules::{CopyState, Policy, Rule, Run, RunState, Schedule, ScheduleList, SelectedVolumes},
+};
+use blockd_schedule::Retention;
+use uuid::Uuid;
+
+/// Names of schedules and backup locations.
+pub struct Names {
+    schedules: ScheduleList,
+    credentials: Vec<Credential>,
+}
+
+impl Names {
+    pub async fn load(context: &Context<'_>) -> Result<Self, Failure> {
+        let client = &context.client;
+        Ok(Self {
+            schedules: client.call(operations::LIST_SCHEDULES, &()).await?,
+            credentials: client.call(operations::LIST_CREDENTIALS, &()).await?.items,
+        })
+    }
+
+    /// Returns the name of a location, or its short id if it was deleted; `None` is this host.
+    fn location(&self, credential: Option<Uuid>) -> String {
+        let Some(uuid) = credential else { return "local".to_owned() };
+        let found = self.credentials.iter().find(|one| one.credential_id == uuid);
+        found.map_or_else(|| short_uuid(uuid), |one| one.name.to_string())
+    }
+
+    /// Returns the locations of a schedule, separated by commas.
+    fn locations(&self, schedule: &Schedule) -> String {
+        let local = schedule.local.is_some().then_some(None);
+        let all = local.into_iter().chain(schedule.credential_ids.iter().copied().map(Some));
+        let all: Vec<String> = all.map(|credential| self.location(credential)).collect();
+        or_dash((!all.is_empty()).then(|| all.join(",")))
+    }
+
+    /// Returns the name of a schedule, or its short id without one.
+    fn schedule(&self, uuid: Uuid) -> String {
+        let found = self.schedules.list.items.iter().find(|one| one.schedule_id == uuid);
+        found.map_or_else(|| short_uuid(uuid), called)
+    }
+
+    /// Formats each copy: number, own retention, and state of the last run unless done.
+    fn copies(&self, schedule: &Schedule) -> String {
+        let copy = |copy: &CopyState| {
+            let is_own = copy.retain != schedule.retain;
+            let of = if is_own { format!(" of {}", copy.retain) } else { String::new() };
+            let state = copy.last_state.filter(|state| !matches!(state, RunState::Done | RunState::Expired));
+            let state = state.map_or_else(String::new, |state| format!(" ({state})"));
+            format!("{}: {}{of}{state}", self.location(copy.credential_id), copy.kept)
+        };
+        let all: Vec<String> = schedule.copies.iter().map(copy).collect();
+        or_dash((!all.is_empty()).then(|| all.join(", ")))
+    }
+}
+
+/// Returns the volumes of a schedule by name.
+fn selected(selector: &SelectedVolumes) -> String {
+    match selector {
+        SelectedVolumes { volume_name: Some(name), .. } => name.to_string(),
+        SelectedVolumes { volume_id: Some(id), .. } => id.to_string(),
+        SelectedVolumes { group: Some(group), .. } => format!("group {group}"),
+        SelectedVolumes { label: Some(label), .. } => format!("label {label}"),
+        SelectedVolumes { all: true, .. } => "all volumes".to_owned(),
+        _ => "-".to_owned(),
+    }
+}
+
+/// Returns the name of a schedule, or its short id without one.
+pub fn called(schedule: &Schedule) -> String {
+    schedule.name.as_ref().map_or_else(|| short_uuid(schedule.schedule_id), ToString::to_string)
+}
+
+/// Formats a retention briefly.
+fn shortly(retain: &Retention) -> String {
+    let only_max =
+        Retention { keep_last: retain.keep_last, zone: retain.zone.clone(), ..Retention::default() };
+    if !retain.keeps_all() && *retain == only_max { retain.keep_last.to_string() } else { retain.to_string() }
+}
+
+/// Formats the retention of a schedule, or those of its policy's rules.
+pub fn kept(schedule: &Schedule, policies: &[Policy]) -> String {
+    let policy = policies.iter().find(|policy| Some(&policy.name) == schedule.policy_name.as_ref());
+    let rules = policy.map_or(&[][..], |policy| policy.rules.as_slice()).iter().chain(&schedule.rules);
+    let own: Vec<Option<&Retention>> = rules.map(|rule| rule.retain.as_ref()).collect();
+    let says = shortly(&schedule.retain);
+    if own.iter().all(Option::is_none) {
+        return says;
+    }
+    // Rules without a retention use the schedule's.
+    let each = own.iter().map(|retain| retain.map_or_else(|| says.clone(), shortly));
+    let by = if policy.is_some() { "by policy" } else { "by rule" };
+    format!("{} {by}", each.collect::<Vec<_>>().join("/"))
+}
+
+/// `cloudsnap schedules list`
+pub async fn list(context: &Context<'_>, args: &ListArgs) -> Exit {
+    let is_wanted = |one: &Schedule| {
+        let name = one.name.as_ref().map(ToString::to_string).unwrap_or_default();
+        is_named(args.name.as_ref(), &name)
+    };
+    if context.output.is_json() {
+        let mut list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
+        list.list.items.retain(is_wanted);
+        return context.output.document(&list);
+    }
+    let width = args.width.width();
+    let mut names = Names::load(context).await?;
+    names.schedules.list.items.retain(is_wanted);
+    let needs_policies = names.schedules.list.items.iter().any(|one| one.policy_name.is_some());
+    let policies = match needs_policies && width == Width::Wide {
+        true => context.client.call(operations::LIST_POLICIES, &()).await?.items,
+        false => Vec::new(),
+    };
+    context.output.list(&(), "schedules", || match width {
+        Width::Narrow => narrow_table(&names),
+        Width::Wide => wide_table(&names, &policies),
+    })
+}
+
+fn narrow_table(names: &Names) -> Table {
+    let rows = names.schedules.list.items.iter().map(|schedule| {
+        [
+            called(schedule),
+            selected(&schedule.selector),
+            schedule.schedule.clone(),
+            names.locations(schedule),
+            or_dash(schedule.next_run_at.map(short_time)),
+            status(schedule),
+        ]
+    });
+    let unreadable = names.schedules.unreadable.iter().map(|schedule| {
+        let mut row: [String; 6] = std::array::from_fn(|_| "-".to_owned());
+        row[0].clone_from(&schedule.schedule_id);
+        row[5] = format!("unreadable: {}", schedule.cause);
+        row
+    });
+    Table::of("NAME|VOLUMES|SCHEDULE|LOCATIONS|NEXT-RUN|STATUS", rows.chain(unreadable))
+}
+
+fn wide_table(names: &Names, policies: &[Policy]) -> Table {
+    let width = Width::Wide;
+    let rows = names.schedules.list.items.iter().map(|schedule| {
+        let volume = schedule.selector.volume_id.map(|id| id.to_string());
+        [
+            schedule.schedule_id.to_string(),
+            volume.unwrap_or_else(|| selected(&schedule.selector)),
+            kept(schedule, policies),
+            schedule.full.to_string(),
+            schedule.schedule.clone(),
+            or_dash(schedule.name.as_ref()),
+            selected(&schedule.selector),
+            or_dash(schedule.policy_name.as_ref()),
+            or_dash(schedule.next_run_at.map(|at| width.time(at))),
+            or_dash(schedule.last_run_at.map(|at| width.time(at))),
+            names.copies(schedule),
+            status(schedule),
+        ]
+    });
+    let unreadable = names.schedules.unreadable.iter().map(|schedule| {
+        let mut row: [String; 12] = std::array::from_fn(|_| "-".to_owned());
+        row[0].clone_from(&schedule.schedule_id);
+        row[11] = format!("unreadable: {}", schedule.cause);
+        row
+    });
+    Table::of(
+        "UUID|VOLUMEID|MAX-BACKUPS|FULL|SCHEDULE|NAME|VOLUMES|POLICY|NEXT-RUN|LAST-RUN|KEPT-AT|STATUS",
+        rows.chain(unreadable),
+    )
+}
+
+fn status(schedule: &Schedule) -> String {
+    if schedule.paused { "paused" } else { "active" }.to_owned()
+}
+
+/// `cloudsnap schedules retention`
+pub async fn retention(context: &Context<'_>, uuid: &Uuid) -> Exit {
+    let plan = context.client.call_at(operations::PLAN_RETENTION, uuid, &()).await?;
+    let names = Names::load(context).await?;
+    context.output.show(&plan, || {
+        let snapshots = plan.snapshots.iter().map(|judged| {
+            [
+                or_dash(judged.volume_name.as_ref()),
+                or_dash(judged.snapshot_name.as_ref()),
+                short_time(judged.created_at),
+                names.location(None),
+                judged.verdict.to_string(),
+            ]
+        });
+        let short = ShortIds::new(plan.cloud_snapshots.iter().map(|judged| judged.cloud_snapshot_id));
+        let cloudsnaps = plan.cloud_snapshots.iter().map(|judged| {
+            let gone = judged.former_rule.as_ref().map_or_else(String::new, |rule| {
+                format!(" (by the retention of {rule}, removed from the schedule)")
+            });
+            [
+                or_dash(judged.volume_name.as_ref()),
+                short.of(&judged.cloud_snapshot_id),
+                short_time(judged.created_at),
+                names.location(Some(judged.credential_id)),
+                format!("{}{gone}", judged.verdict),
+            ]
+        });
+        Table::of("VOLUME|ID|CREATED|LOCATION|VERDICT", snapshots.chain(cloudsnaps))
+    })
+}
+
+/// Formats runs of schedules.
+pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
+    let location =
+        |run: &Run| or_dash((run.local || run.credential_id.is_some()).then(|| names.location(run.credential_id)));
+    let made = |run: &Run, cloudsnap: Option<String>| {
+        or_dash(cloudsnap.or_else(|| run.snapshot_id.map(|id| id.to_string())))
+    };
+    if width == Width::Narrow {
+        let short = ShortIds::new(runs.iter().filter_map(|run| run.cloud_snapshot_id));
+        let rows = runs.iter().map(|run| {
+            [
+                names.schedule(run.schedule_id),
+                or_dash(run.volume_name.as_ref()),
+                short_time(run.started_at),
+                run.state.to_string(),
+                location(run),
+                made(run, run.cloud_snapshot_id.map(|id| short.of(&id))),
+                or_dash(run.reason.as_ref()),
+            ]
+        });
+        return Table::of("SCHEDULE|VOLUME|STARTED|STATUS|LOCATION|ID|REASON", rows);
+    }
+    let rows = runs.iter().map(|run| {
+        [
+            run.run_id.to_string(),
+            names.schedule(run.schedule_id),
+            run.schedule_id.to_string(),
+            or_dash(run.when.as_ref()),
+            or_dash(run.volume_name.as_ref()),
+            width.time(run.planned_at),
+            width.time(run.started_at),
+            run.missed.to_string(),
+            run.state.to_string(),
+            made(run, run.cloud_snapshot_id.map(|id| id.to_string())),
+            location(run),
+            or_dash(run.reason.as_ref()),
+        ]
+    });
+    Table::of(
+        "RUN|SCHEDULE|SCHEDULE-UUID|RULE|VOLUME|SCHEDULED-TIME|STARTED-TIME|MISSED|STATUS|CLOUD-SNAP-ID|LOCATION|REASON",
+        rows,
+    )
+}
+
+/// Formats the rules of policies.
+pub fn policy_table(policies: &[Policy]) -> Table {
+    let rules = policies.iter().flat_map(|policy| policy.rules.iter().map(move |rule| (policy, rule)));
+    let row = |(policy, rule): (&Policy, &Rule)| {
+        [policy.name.to_string(), rule.when.to_string(), or_dash(rule.retain.as_ref())]
+    };
+    Table::of("NAME|SCHEDULE|RETAIN", rules.map(row))
+}

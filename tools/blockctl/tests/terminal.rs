@@ -1,0 +1,87 @@
+//! Commands on a terminal: confirmation of destructive ones.
+
+use crate::support::{Fake, Ran, ok, snap};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use serde_json::json;
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
+    process::Stdio,
+};
+
+/// Runs a command on a terminal that receives `typed`, and returns what it shows.
+fn on_terminal(fake: &Fake, line: &str, typed: &str) -> Ran {
+    let controller: OwnedFd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&controller).unwrap();
+    unlockpt(&controller).unwrap();
+    let name = ptsname(&controller, Vec::new()).unwrap();
+    let path = std::ffi::OsStr::from_bytes(name.as_bytes());
+    let terminal = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let stdio = || Stdio::from(terminal.try_clone().unwrap());
+    let mut child = fake.command(line).stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap();
+    drop(terminal);
+    let mut controller = File::from(controller);
+    controller.write_all(typed.as_bytes()).unwrap();
+    let mut shown = Vec::new();
+    // The read fails when the command has closed the terminal.
+    let mut buffer = [0; 4096];
+    while let Ok(len_bytes @ 1..) = controller.read(&mut buffer) {
+        shown.extend_from_slice(&buffer[..len_bytes]);
+    }
+    let status = child.wait().unwrap().code().unwrap();
+    Ran { status, stdout: String::from_utf8(shown).unwrap(), stderr: String::new() }
+}
+
+fn deletions(fake: &Fake) -> usize {
+    fake.seen().iter().filter(|seen| !seen.line.starts_with("GET ")).count()
+}
+
+#[test]
+fn destructive_commands_ask_on_a_terminal() {
+    for (line, words) in [
+        ("volume delete db", "Volume db (1.5 GiB on disk, 2 local snapshots) is deleted permanently"),
+        ("snapshot delete db@monday", "Snapshot db@monday of Wed, 16 Jan 2019 21:51:53 UTC is deleted"),
+        ("snapshot restore db --snapshot monday", "its current content is kept as a snapshot"),
+        ("credentials delete nas", "Credential nas is deleted; its backups stay"),
+        ("cloudsnap schedules delete nightly", "Schedule nightly (078557a3"),
+        ("cloudsnap gc", "--dry-run lists them"),
+        ("cloudsnap restore vol --latest --in-place db --discard", "its current content is discarded"),
+        (
+            "cloudsnap delete vol@latest",
+            "(volume vol, Wed, 16 Jan 2019 21:51:53 UTC, at nas) is deleted permanently",
+        ),
+    ] {
+        let fake = Fake::with_defaults(vec![("POST /v1/cloudsnaps/gc", ok(json!({})))]);
+        let refused = on_terminal(&fake, line, "n\n");
+        assert!(refused.stdout.contains(words) && refused.stdout.contains("[y/N]"), "{line} {refused:?}");
+        assert!(refused.stdout.contains("cancelled: nothing was changed"), "{line} {refused:?}");
+        assert_eq!((refused.status, deletions(&fake)), (1, 0), "{line}");
+    }
+}
+
+#[test]
+fn confirmed_and_scripted_deletions_are_sent() {
+    let fake = Fake::with_defaults(Vec::new());
+    let confirmed = on_terminal(&fake, "volume delete db", "y\n");
+    assert!(confirmed.status == 0 && confirmed.stdout.contains("successfully deleted"), "{confirmed:?}");
+    assert_eq!(deletions(&fake), 1);
+    let skipped = on_terminal(&fake, "volume delete db --yes", "");
+    assert!(skipped.status == 0 && !skipped.stdout.contains("[y/N]"), "{skipped:?}");
+    assert_eq!(deletions(&fake), 2);
+    let script = fake.run("volume delete db");
+    assert_eq!((script.status, deletions(&fake)), (0, 3), "{script:?}");
+}
+
+#[test]
+fn scripts_delete_cloud_snapshots_by_complete_ids() {
+    let fake = Fake::with_defaults(Vec::new());
+    let refused = fake.run("cloudsnap delete vol@latest");
+    assert!(refused.status == 2 && refused.stderr.contains("requires the complete id"), "{refused:?}");
+    assert_eq!(deletions(&fake), 0);
+    for line in ["cloudsnap delete vol@latest --yes".to_owned(), format!("cs rm {}", snap("59-61-incr"))] {
+        let ran = fake.run(&line);
+        assert_eq!(ran.status, 0, "{ran:?}");
+    }
+    assert_eq!(deletions(&fake), 2);
+}
