@@ -2,7 +2,7 @@
 
 use crate::{DbError, parsed, repository_location::Aliases, rows};
 use blockd_cloud::{CloudSnapshotId, VerifyDepth};
-use blockd_extent::BlockSet;
+use blockd_extent::{BlockSet, VolumeId};
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params, types::Type};
 use std::collections::BTreeMap;
@@ -111,6 +111,28 @@ impl Proof {
         Ok(found)
     }
 
+    /// Returns the times of the last verifications that found a cloud snapshot of a volume sound, by
+    /// credential and volume; of all volumes by default.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn last_sound(
+        tx: &Transaction<'_>,
+        volume: Option<VolumeId>,
+    ) -> Result<BTreeMap<(Uuid, VolumeId), Timestamp>, DbError> {
+        let sql = "SELECT credential, cloudsnap, verified FROM proofs WHERE sound AND cloudsnap LIKE ?1";
+        let pattern = volume.map_or_else(|| "%".to_owned(), |volume| format!("%/{volume}-%"));
+        let read = |row: &Row<'_>| -> rusqlite::Result<(Uuid, CloudSnapshotId, Timestamp)> {
+            Ok((parsed(row, 0)?, parsed(row, 1)?, parsed(row, 2)?))
+        };
+        let mut found = BTreeMap::new();
+        for (credential, cloudsnap, verified) in rows(tx, sql, [pattern], read)? {
+            let last = found.entry((credential, cloudsnap.volume)).or_insert(verified);
+            *last = verified.max(*last);
+        }
+        Ok(found)
+    }
+
     /// Adds or replaces the proof, and keeps a known digest.
     ///
     /// # Errors
@@ -180,6 +202,39 @@ mod tests {
             let left =
                 [here, spelled, copy].map(|credential| Proof::all(tx, credential).map(|all| all.len()));
             assert_eq!(left.map(Result::unwrap), [0, 0, 1]);
+            Ok(())
+        })
+        .unwrap();
+    }
+
+    #[test]
+    fn last_sound_proof_of_each_volume_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let credential = Uuid::from_u128(7);
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let proof = |rest: &str, second, sound| Proof {
+            credential,
+            cloudsnap: format!("2e4d4b67-95d7-481e-aec5-14223ac55170/{rest}").parse().unwrap(),
+            verified: at(second),
+            depth: VerifyDepth::Deep,
+            sound,
+            damaged: BlockSet::new(),
+            digest: None,
+        };
+        db.transaction::<_, DbError>(|tx| {
+            CredentialRow::sample(credential, "/backup", Uuid::from_u128(1)).insert(tx)?;
+            for (rest, second, sound) in
+                [("59-61", 5, true), ("59-62-incr", 3, true), ("59-63-incr", 9, false), ("159-61", 8, true)]
+            {
+                proof(rest, second, sound).put(tx)?;
+            }
+            let volume = |number| VolumeId::from_u64(number);
+            let all = Proof::last_sound(tx, None)?;
+            assert_eq!(all.get(&(credential, volume(59))), Some(&at(5)));
+            assert_eq!(all.len(), 2);
+            let one = Proof::last_sound(tx, Some(volume(59)))?;
+            assert_eq!(one.into_iter().collect::<Vec<_>>(), [((credential, volume(59)), at(5))]);
             Ok(())
         })
         .unwrap();

@@ -34,12 +34,13 @@ use blockd_api::{
     volumes::{self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo},
 };
 use blockd_catalog::{
-    Chain, CredentialRow, Db, DbError, LazyRow, RuleUses, SnapshotRow, TaskRow, VolumeRow, VolumeState,
+    Chain, CredentialRow, Db, DbError, LazyRow, Proof, RuleUses, SnapshotRow, TaskRow, VolumeRow, VolumeState,
 };
 use blockd_extent::VolumeId;
 use blockd_volume::{MergeStats, Volume, VolumeError};
 use jiff::Timestamp;
 use std::{collections::BTreeMap, sync::Arc};
+use uuid::Uuid;
 
 /// Volumes.
 pub struct Volumes {
@@ -236,6 +237,7 @@ impl Volumes {
                 credentials: CredentialRow::all(tx)?,
                 lazy: LazyRow::all(tx)?,
                 rules: RuleUses::all(tx)?.volumes,
+                verified: Proof::last_sound(tx, volume)?,
             })
         });
         Ok(facts.await?)
@@ -394,6 +396,8 @@ struct VolumeFacts {
     credentials: Vec<CredentialRow>,
     lazy: Vec<LazyRow>,
     rules: BTreeMap<VolumeId, RuleName>,
+    /// Times of the last verifications that found a backup sound, by credential.
+    verified: BTreeMap<(Uuid, VolumeId), Timestamp>,
 }
 
 impl VolumeFacts {
@@ -406,6 +410,7 @@ impl VolumeFacts {
             cloud_snapshot_id: chain.cloudsnap.to_string(),
             created_at: chain.finished,
             incrementals_since_full: chain.incrementals,
+            verified: self.verified.get(&(chain.credential, volume)).copied(),
         });
         newest.collect()
     }
@@ -422,7 +427,7 @@ impl VolumeFacts {
         })
     }
 
-    fn credential_name(&self, uuid: uuid::Uuid) -> String {
+    fn credential_name(&self, uuid: Uuid) -> String {
         let found = self.credentials.iter().find(|row| row.uuid == uuid);
         found.map_or_else(|| uuid.to_string(), |row| row.name.to_string())
     }
