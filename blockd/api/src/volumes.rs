@@ -277,5 +277,5 @@ pub struct LastBackup {
     pub incrementals_since_full: u64,
     /// Time of the last verification by this host that found a backup of the volume there sound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub verified: Option<Timestamp>,
+    pub verified_at: Option<Timestamp>,
 }

@@ -75,7 +75,6 @@ pub struct Table {
     header: Vec<&'static str>,
     rows: Vec<Vec<String>>,
     tone_column: Option<usize>,
-    /// Spaces between columns.
 }
 
 impl Table {

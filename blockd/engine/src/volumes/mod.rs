@@ -410,7 +410,7 @@ impl VolumeFacts {
             cloud_snapshot_id: chain.cloudsnap.to_string(),
             created_at: chain.finished,
             incrementals_since_full: chain.incrementals,
-            verified: self.verified.get(&(chain.credential, volume)).copied(),
+            verified_at: self.verified.get(&(chain.credential, volume)).copied(),
         });
         newest.collect()
     }

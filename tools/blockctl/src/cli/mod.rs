@@ -8,7 +8,7 @@ pub mod unsupported;
 use crate::{
     commands::{
         arguments::TaskArg, browse, cloudsnap, completions, context, credentials, doctor, events, init, objects,
-        rules, schedules, schema, secrets, snapshot, top, volume,
+        rules, schedules, schema, secrets, snapshot, status, top, volume,
     },
     contexts::Global,
     output::ColorChoice,
@@ -106,9 +106,9 @@ pub enum Command {
     /// Accept the login to a secret store, which is not needed
     #[command(hide = true, after_help = secrets::LOGIN_HELP)]
     Secrets(secrets::SecretsArgs),
-    /// Show daemon status and problems
-    #[command(after_help = "Examples:\n  blockctl status\n  blockctl -j status")]
-    Status,
+    /// Show protection of volumes, daemon status and problems
+    #[command(after_help = status::STATUS_HELP)]
+    Status(status::StatusArgs),
     /// Show current requests, throughput and latency
     #[command(after_help = top::args::TOP_HELP)]
     Top(top::args::TopArgs),

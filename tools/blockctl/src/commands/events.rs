@@ -172,7 +172,7 @@ pub async fn run(context: &Context<'_>, args: EventsArgs) -> Exit {
     events.retain(|event| args.includes(event));
     events.drain(..events.len().saturating_sub(args.max as usize));
     if !args.follow {
-        let list = List::from(events);
+        let list = List { items: events, next: (last > 0).then_some(last) };
         return context.output.list(&list, "events", || table(&list.items));
     }
     if !context.output.is_json() {

@@ -24,8 +24,8 @@ const MAX_EVENTS: usize = 5;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthProblem {
-    /// Kind: one of the daemon's, `volume`, `attachment`, `reload`, `schedule`, `run`, `task`, `webhook` or
-    /// `event`.
+    /// Kind: one of the daemon's, `volume`, `attachment`, `reload`, `schedule`, `run`, `task`, `webhook`,
+    /// `event` or `protection`.
     pub kind: String,
     /// Cause.
     pub cause: String,
@@ -34,7 +34,8 @@ pub struct HealthProblem {
 }
 
 impl HealthProblem {
-    fn new(kind: &str, cause: String, action: impl Into<String>) -> Self {
+    /// Creates a problem.
+    pub fn new(kind: &str, cause: String, action: impl Into<String>) -> Self {
         Self { kind: kind.to_owned(), cause, action: action.into() }
     }
 }

@@ -15,12 +15,13 @@ mod health;
 pub mod init;
 pub mod limits;
 pub mod objects;
+mod protection;
 pub mod rules;
 pub mod schedules;
 pub mod schema;
 pub mod secrets;
 pub mod snapshot;
-mod status;
+pub mod status;
 pub mod top;
 pub mod volume;
 
@@ -60,7 +61,7 @@ pub async fn run(cli: Cli, output: &Output) -> Exit {
         Command::Delete(args) => Box::pin(objects::delete(&context, args)).await,
         Command::Init(args) => Box::pin(init::run(&context, *args)).await,
         Command::Doctor => Box::pin(doctor::run(&context)).await,
-        Command::Status => status::run(&context).await,
+        Command::Status(args) => status::run(&context, &args).await,
         Command::Top(args) => Box::pin(top::run(&context, args)).await,
         Command::Events(args) => events::run(&context, args).await,
         Command::Logs(args) => events::logs(&context, args).await,

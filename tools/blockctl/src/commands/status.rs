@@ -1,12 +1,16 @@
 //! `blockctl status`
 
-use super::health::{HealthProblem, Known, problems};
+use super::{
+    health::{HealthProblem, Known, problems},
+    protection::{Protection, missed, table, unprotected},
+};
 use crate::{
-    failure::{EXIT_DONE, Exit},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit},
     output::Context,
     table::{Facts, counted},
 };
 use blockd_api::{ByteSize, format_duration, operations, status::Status};
+use clap::Args;
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -18,16 +22,58 @@ pub struct Health {
     status: Status,
     /// Problems, the worst first.
     problems: Vec<HealthProblem>,
+    /// Protection of each volume, by schedule and location.
+    protection: Vec<Protection>,
 }
 
-pub async fn run(context: &Context<'_>) -> Exit {
+/// Help of `status`.
+pub const STATUS_HELP: &str = "\
+The table has a row for each volume, schedule and location: age of the newest backup, next run, and \
+recovery point objective (RPO). It is `met` if the newest backup is not older than the last time of \
+the schedule, after a grace period of half of the interval (5 minutes to 6 hours); `waiting` before \
+the first one is due; `missed` otherwise. A volume with the label backup=none needs no schedule.
+
+--check prints one line for each problem, also for volumes without a schedule, and exits with 1 if \
+there is one.
+
+Examples:
+  blockctl status
+  blockctl status --check
+  blockctl -j status";
+
+/// `status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Print problems only; exit with 1 if there is one
+    #[arg(long)]
+    pub check: bool,
+}
+
+pub async fn run(context: &Context<'_>, args: &StatusArgs) -> Exit {
     let client = &context.client;
     let status = client.call(operations::GET_STATUS, &()).await?;
     let known = Known::load(context, &status).await?;
-    let problems = problems(&known, Timestamp::now());
+    let now = Timestamp::now();
+    let protections = Protection::load(context, &known, now).await?;
+    let mut problems = problems(&known, now);
+    problems.extend(missed(&protections));
+    if args.check {
+        problems.extend(unprotected(&protections));
+    }
+    let exit = if args.check && !problems.is_empty() { EXIT_FAILED } else { EXIT_DONE };
     if context.output.is_json() {
-        let document = Health { status: Status { problems: Vec::new(), ..status }, problems };
-        return context.output.document(&document);
+        let status = Status { problems: Vec::new(), ..status };
+        context.output.document(&Health { status, problems, protection: protections })?;
+        return Ok(exit);
+    }
+    if args.check {
+        for problem in &problems {
+            context.output.line(format!("{}: {}", problem.cause, problem.action))?;
+        }
+        if problems.is_empty() {
+            context.output.line("no problems")?;
+        }
+        return Ok(exit);
     }
     let mut facts = facts(&status);
     facts.add(
@@ -42,7 +88,11 @@ pub async fn run(context: &Context<'_>) -> Exit {
         context.output.line(format!("- {}", problem.cause))?;
         context.output.line(format!("    {}", problem.action))?;
     }
-    Ok(EXIT_DONE)
+    if !protections.is_empty() {
+        context.output.line("")?;
+        context.output.table(&table(&protections, now))?;
+    }
+    Ok(exit)
 }
 
 fn facts(status: &Status) -> Facts {

@@ -3,7 +3,10 @@
 mod host;
 
 use crate::{
-    commands::health::{self, Known},
+    commands::{
+        health::{self, Known},
+        protection::{Protection, missed},
+    },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
 };
@@ -175,9 +178,11 @@ async fn locations(context: &Context<'_>) -> Result<Vec<Check>, Failure> {
 /// Checks schedules, failures, and the newest cloud snapshot of each volume.
 async fn protection(context: &Context<'_>, status: Status) -> Result<Vec<Check>, Failure> {
     let known = Known::load(context, &status).await?;
-    let problems = health::problems(&known, Timestamp::now());
+    let now = Timestamp::now();
+    let protections = Protection::load(context, &known, now).await?;
+    let problems = health::problems(&known, now).into_iter().chain(missed(&protections));
     let mut checks: Vec<Check> =
-        problems.into_iter().map(|problem| Check::failed("health", problem.cause, problem.action)).collect();
+        problems.map(|problem| Check::failed("health", problem.cause, problem.action)).collect();
     if checks.is_empty() {
         checks.push(Check::ok("health", "no problems"));
     }

@@ -23,7 +23,7 @@ use blockd_api::{
 };
 use blockd_schedule::{Jitter, Retention, Zone};
 use std::time::Duration;
-pub use tables::kept;
+pub use tables::{called, kept};
 use tables::{Names, history_table, policy_table};
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -108,7 +108,7 @@ async fn find(context: &Context<'_>, wanted: &str) -> Result<Uuid, Failure> {
     let begins = |one: &&Schedule| one.schedule_id.to_string().starts_with(wanted);
     let found: Vec<&Schedule> = list.iter().filter(begins).collect();
     let candidates = |all: &[&Schedule]| {
-        let all: Vec<String> = all.iter().take(MAX_NAMED).map(|one| tables::called(one)).collect();
+        let all: Vec<String> = all.iter().take(MAX_NAMED).map(|one| called(one)).collect();
         all.join(", ")
     };
     match found[..] {
