@@ -84,19 +84,22 @@ fn package_has_documented_contents() {
     // The manual pages are those of these programs.
     assert!(unzipped(&tree.join("usr/share/man/man1/blockctl-volume-check.1.gz")).contains("volume"));
     assert!(unzipped(&tree.join("usr/share/man/man8/blockd.8.gz")).contains("full_every"));
-    for (program, word, whole) in [("blockctl", "res", "resize"), ("blockd", "--after", "--after-power-loss")]
-    {
+    // The script of blockctl asks the program for candidates.
+    for (program, word, whole, function, text) in [
+        ("blockctl", "res", "resize", "_clap_complete_blockctl", "BLOCKCTL_COMPLETE"),
+        ("blockd", "--after", "--after-power-loss", "_blockd", "after-power-loss"),
+    ] {
         for path in [
             format!("usr/share/zsh/vendor-completions/_{program}"),
             format!("usr/share/fish/vendor_completions.d/{program}.fish"),
         ] {
-            let text = fs::read_to_string(tree.join(&path)).unwrap();
-            assert!(text.contains(whole.trim_start_matches('-')), "{path}");
+            assert!(fs::read_to_string(tree.join(&path)).unwrap().contains(text), "{path}");
         }
         let path = tree.join(format!("usr/share/bash-completion/completions/{program}"));
         let words = if program == "blockctl" { vec![program, "volume", word] } else { vec![program, word] };
         let complete = format!(
-            "source {}; COMP_WORDS=({}); COMP_CWORD={}; _{program} {program} {word} {}; echo \"${{COMPREPLY[*]}}\"",
+            "PATH={}:$PATH; source {}; COMP_TYPE=9; COMP_WORDS=({}); COMP_CWORD={}; {function} {program} {word} {}; echo \"${{COMPREPLY[*]}}\"",
+            tree.join("usr/bin").display(),
             path.display(),
             words.join(" "),
             words.len() - 1,

@@ -20,6 +20,7 @@ mod times;
 mod wait;
 
 use clap::FromArgMatches;
+use clap_complete::CompleteEnv;
 use cli::{Cli, Prescan};
 use failure::Failure;
 use output::Output;
@@ -32,6 +33,7 @@ fn not_here(error: &clap::Error, args: &[OsString]) -> Option<String> {
 }
 
 fn main() -> ExitCode {
+    CompleteEnv::with_factory(cli::completable).var(cli::completion::VARIABLE).complete();
     let args: Vec<_> = std::env::args_os().collect();
     let early = Prescan::of(args.iter().skip(1));
     let command = cli::command().color(early.color.into());

@@ -1,4 +1,4 @@
-//! Cloud snapshots, schedules and tasks by name, prefix or point in time.
+//! Cloud snapshots, schedules and tasks by name, prefix or point in time; completion of names.
 
 use crate::support::{CLUSTER, Fake, cloudsnap, ok, snap};
 use serde_json::{Value, json};
@@ -7,14 +7,14 @@ const OTHER: &str = "7e4d4b67-95d7-481e-aec5-14223ac55170";
 
 fn entry(id: &str, time: &str, name: &str) -> Value {
     let mut entry = cloudsnap("59-61");
-    (entry["ID"], entry["Timestamp"], entry["SrcVolumeName"]) = (json!(id), json!(time), json!("db"));
-    entry["Metadata"]["snapshotName"] = json!(name);
+    (entry["cloudSnapshotId"], entry["createdAt"]) = (json!(id), json!(time));
+    (entry["volumeName"], entry["name"]) = (json!("db"), json!(name));
     entry
 }
 
 fn fake(entries: &[Value]) -> Fake {
     let list =
-        json!({ "cloudsnaps": entries, "damaged": [], "failedCredentials": [], "total": entries.len() });
+        json!({ "items": entries, "next": null, "damaged": [], "failedCredentials": [], "total": entries.len() });
     Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(list))])
 }
 
@@ -23,7 +23,7 @@ fn restored(fake: &Fake, line: &str) -> Result<String, String> {
     let ran = fake.run(line);
     let sent = fake.seen().into_iter().rev().find(|seen| seen.line.starts_with("POST "));
     match (ran.status, sent) {
-        (0, Some(sent)) => Ok(sent.body["snap"].as_str().unwrap().to_owned()),
+        (0, Some(sent)) => Ok(sent.body["cloudSnapshotId"].as_str().unwrap().to_owned()),
         _ => Err(ran.stderr),
     }
 }
@@ -37,7 +37,7 @@ fn points_in_time_select_the_newest_before_them() {
         entry(&ids[1], "2026-11-20T21:00:30Z", "snap-2"),
         entry(&ids[2], "2026-11-21T21:00:30Z", "snap-3"),
     ];
-    entries[2]["Status"] = json!("Damaged");
+    entries[2]["status"] = json!("Damaged");
     let fake = fake(&entries);
     for (line, id) in [
         ("cs restore db --latest", &ids[1]),
@@ -46,6 +46,7 @@ fn points_in_time_select_the_newest_before_them() {
         ("cs restore db --at 2026-11-20T20:59Z", &ids[0]),
         ("cs restore before-upgrade", &ids[0]),
         ("cs restore 22222222", &ids[1]),
+        ("cs restore pqr9-cl1/59-2222222222222222222", &ids[1]),
         ("cs clone db@2026-11-20", &ids[1]),
     ] {
         assert_eq!(restored(&fake, line).as_ref(), Ok(id), "{line}");
@@ -67,6 +68,8 @@ fn candidates_of_ambiguous_names_are_listed() {
     let prefix = fake(&entries).run("cs inspect 11111111");
     assert_eq!(prefix.status, 2);
     assert!(prefix.stderr.contains(&here) && prefix.stderr.contains(&there), "{prefix:?}");
+    let cluster = fake(&[entry(&there, "2026-11-21T21:00:30Z", "x"), entries[0].clone()]).run("cs inspect pqr9-cl1/59-1111111");
+    assert!(cluster.status == 2 && cluster.stderr.contains("the UUID of the cluster"), "{cluster:?}");
     // Backups of this host have priority; those of two other hosts are listed.
     assert_eq!(restored(&fake(&entries), "cs restore db --latest"), Ok(here.clone()));
     let third = here.replace(CLUSTER, "8e4d4b67-95d7-481e-aec5-14223ac55170");
@@ -91,7 +94,36 @@ fn all_credentials_are_verified_and_collected() {
     let sent: Vec<Value> =
         fake.seen().into_iter().filter(|seen| seen.line.starts_with("POST ")).map(|seen| seen.body).collect();
     assert_eq!(sent.len(), 5);
-    assert_eq!((&sent[0]["credId"], &sent[0]["depth"]), (&json!("nas"), &json!("quick")));
+    assert_eq!((&sent[0]["credential"], &sent[0]["depth"]), (&json!("nas"), &json!("quick")));
     let collected = fake.run("-j cs gc --all --dry-run");
-    assert_eq!(collected.json().as_array().map(Vec::len), Some(5), "{collected:?}");
+    assert_eq!(collected.json()["items"].as_array().map(Vec::len), Some(5), "{collected:?}");
+}
+
+#[test]
+fn names_are_completed_by_the_daemon() {
+    let fake = Fake::with_defaults(Vec::new());
+    let complete = |words: &[&str]| {
+        let mut command = fake.command("--");
+        command.args(words).env("BLOCKCTL_COMPLETE", "fish");
+        let output = command.output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    for (words, name) in [
+        (&["blockctl", "volume", "inspect", "New"][..], "NewVol"),
+        (&["blockctl", "snapshot", "inspect", "db@m"], "db@monday"),
+        (&["blockctl", "cloudsnap", "backup", "db", "--cred-id", "my"], "my-s3-cred"),
+        (&["blockctl", "cloudsnap", "schedules", "pause", "nig"], "nightly"),
+        (&["blockctl", "sched-policy", "inspect", "g"], "gold"),
+        (&["blockctl", "rule", "inspect", "p"], "pg"),
+        (&["blockctl", "cloudsnap", "restore", "db"], "db@latest"),
+        (&["blockctl", "cloudsnap", "stop", "3f"], "3f4f0a67"),
+    ] {
+        let shown = complete(words);
+        assert!(shown.lines().any(|line| line.split('\t').next() == Some(name)), "{words:?}: {shown}");
+    }
+    let mut nowhere = fake.command("--");
+    nowhere.args(["blockctl", "volume", "inspect", "N"]).env("BLOCKCTL_COMPLETE", "fish");
+    nowhere.env("BLOCKD_SOCKET", "/nonexistent/blockd.sock");
+    let output = nowhere.output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }

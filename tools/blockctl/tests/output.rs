@@ -472,16 +472,16 @@ fn several_requests() {
     logged["quiesce"] = json!({ "steps": [step] });
     let event = |id: u64, task: Option<&str>, message: &str| {
         json!({
-            "id": id, "at": "2019-01-16T22:27:30Z", "severity": "error", "kind": "backup-failed", "volume": "vol",
-            "credential": "nas", "task": task, "message": message
+            "eventId": id, "occurredAt": "2019-01-16T22:27:30Z", "severity": "error", "kind": "backup-failed",
+            "volumeName": "vol", "credentialName": "nas", "taskId": task, "message": message
         })
     };
     let events =
         [event(1, Some(TASK), "backup failed: the directory /srv is full"), event(2, None, "another one")];
     let logs = || {
         vec![
-            ("GET /v1/tasks", ok(json!({ "tasks": [logged] }))),
-            ("GET /v1/events", ok(json!({ "events": events }))),
+            ("GET /v1/tasks", ok(list(json!([logged])))),
+            ("GET /v1/events", ok(list(json!(events)))),
         ]
     };
     run("blockctl logs 3f4f", logs());

@@ -1,5 +1,6 @@
 //! Command line grammar; the arguments of each command are beside its implementation.
 
+pub mod completion;
 #[cfg(test)]
 mod pxctl;
 pub mod suggestions;
@@ -135,6 +136,11 @@ pub enum Command {
 /// Returns the parser.
 pub fn command() -> clap::Command {
     suggestions::with_familiar_names(Cli::command())
+}
+
+/// Returns the parser with completion of names.
+pub fn completable() -> clap::Command {
+    completion::with_names(command())
 }
 
 /// Options needed to report errors of the command line itself.

@@ -8,7 +8,7 @@ use crate::{
 };
 use blockd_api::List;
 use clap::Args;
-use clap_complete::Shell;
+use clap_complete::{Shell, env::Shells};
 use clap_mangen::Man;
 use serde_json::json;
 use std::{
@@ -18,6 +18,9 @@ use std::{
 
 /// Help of `completions`.
 pub const COMPLETIONS_HELP: &str = "\
+The script runs blockctl for each completion, which asks the daemon for names of volumes, snapshots, \
+credentials, schedules, policies, rules and tasks.
+
 Examples:
   blockctl completions bash > ~/.local/share/bash-completion/completions/blockctl
   blockctl completions zsh > ~/.zfunc/_blockctl
@@ -45,8 +48,13 @@ pub struct ManArgs {
 }
 
 pub fn completions(output: &Output, args: &CompletionsArgs) -> Exit {
+    let (shells, name) = (Shells::builtins(), args.shell.to_string());
+    let shell =
+        shells.completer(&name).ok_or_else(|| Failure::usage(format!("there is no script for {name}")))?;
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut cli::command(), "blockctl", &mut script);
+    let written =
+        shell.write_registration(cli::completion::VARIABLE, "blockctl", "blockctl", "blockctl", &mut script);
+    written.map_err(|source| Failure::Stdout { source })?;
     let script = String::from_utf8_lossy(&script);
     output.text(&json!({ "shell": args.shell.to_string(), "script": script }), || script.to_string())
 }
