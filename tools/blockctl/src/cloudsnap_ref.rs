@@ -160,7 +160,9 @@ impl SnapRef {
             (Err(error), None) => return Err(error.into()),
         };
         for failed in &list.failed_credentials {
-            context.output.note(format!("warning: {} was not searched: {}", failed.credential_name, failed.error));
+            context
+                .output
+                .note(format!("warning: {} was not searched: {}", failed.credential_name, failed.error));
         }
         match self {
             Self::Text(text) => self.only_one(text, as_given, &list),
@@ -244,7 +246,10 @@ async fn newest(
             let ids: Vec<_> = hosts
                 .iter()
                 .filter_map(|host| {
-                    wanted.iter().filter(|one| one.cloud_snapshot_id.cluster == *host).max_by_key(|one| one.created_at)
+                    wanted
+                        .iter()
+                        .filter(|one| one.cloud_snapshot_id.cluster == *host)
+                        .max_by_key(|one| one.created_at)
                 })
                 .map(|one| format!("{} ({})", one.cloud_snapshot_id, short_time(one.created_at)))
                 .take(MAX_NAMED)

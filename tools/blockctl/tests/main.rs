@@ -4,6 +4,7 @@
 
 mod copy;
 mod first_hour;
+mod lists;
 mod migration;
 mod names;
 mod objects;

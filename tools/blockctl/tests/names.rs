@@ -13,8 +13,7 @@ fn entry(id: &str, time: &str, name: &str) -> Value {
 }
 
 fn fake(entries: &[Value]) -> Fake {
-    let list =
-        json!({ "items": entries, "next": null, "damaged": [], "failedCredentials": [], "total": entries.len() });
+    let list = json!({ "items": entries, "next": null, "damaged": [], "failedCredentials": [], "total": entries.len() });
     Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(list))])
 }
 
@@ -68,7 +67,8 @@ fn candidates_of_ambiguous_names_are_listed() {
     let prefix = fake(&entries).run("cs inspect 11111111");
     assert_eq!(prefix.status, 2);
     assert!(prefix.stderr.contains(&here) && prefix.stderr.contains(&there), "{prefix:?}");
-    let cluster = fake(&[entry(&there, "2026-11-21T21:00:30Z", "x"), entries[0].clone()]).run("cs inspect pqr9-cl1/59-1111111");
+    let cluster = fake(&[entry(&there, "2026-11-21T21:00:30Z", "x"), entries[0].clone()])
+        .run("cs inspect pqr9-cl1/59-1111111");
     assert!(cluster.status == 2 && cluster.stderr.contains("the UUID of the cluster"), "{cluster:?}");
     // Backups of this host have priority; those of two other hosts are listed.
     assert_eq!(restored(&fake(&entries), "cs restore db --latest"), Ok(here.clone()));

@@ -8,8 +8,8 @@ pub mod unsupported;
 
 use crate::{
     commands::{
-        arguments::TaskArg, browse, cloudsnap, completions, context, credentials, doctor, events, init, objects,
-        rules, schedules, schema, secrets, snapshot, status, top, volume,
+        arguments::TaskArg, browse, cloudsnap, completions, context, credentials, doctor, events, init,
+        objects, rules, schedules, schema, secrets, snapshot, status, top, volume,
     },
     contexts::Global,
     output::ColorChoice,

@@ -240,8 +240,11 @@ pub async fn logs(context: &Context<'_>, args: TaskArg) -> Exit {
 }
 
 fn log_table(task: &Task, events: &[Event]) -> Table {
-    let started =
-        [short_time(task.started_at), "started".to_owned(), format!("{}, by {}", task.state.kind, task.owner)];
+    let started = [
+        short_time(task.started_at),
+        "started".to_owned(),
+        format!("{}, by {}", task.state.kind, task.owner),
+    ];
     let steps = task.quiesce.iter().flat_map(|report| &report.steps).map(|step| {
         let result = step.error.clone().unwrap_or_else(|| "ok".to_owned());
         let output = step.output.as_deref().map(rules::one_line).map(|text| format!(": {text}"));
@@ -249,7 +252,8 @@ fn log_table(task: &Task, events: &[Event]) -> Table {
         let message = format!("{} ({took}, {result}){}", step.target, output.unwrap_or_default());
         ["-".to_owned(), step.kind.to_string(), message]
     });
-    let events = events.iter().map(|event| [short_time(event.occurred_at), event.kind.clone(), event.message.clone()]);
+    let events =
+        events.iter().map(|event| [short_time(event.occurred_at), event.kind.clone(), event.message.clone()]);
     let now = task.completed_at.map_or_else(|| "-".to_owned(), short_time);
     let state = [now, task.state.to_string(), task.phase.clone()];
     Table::of("TIME|STEP|MESSAGE", std::iter::once(started).chain(steps).chain(events).chain([state]))

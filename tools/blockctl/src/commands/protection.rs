@@ -147,7 +147,9 @@ fn protection(
     let last_backup = match credential {
         Some(_) => backup.map(|backup| backup.created_at),
         // Local snapshots are known for all volumes of the schedule together.
-        None => schedule.copies.iter().find(|copy| copy.credential_id.is_none()).and_then(|copy| copy.newest_at),
+        None => {
+            schedule.copies.iter().find(|copy| copy.credential_id.is_none()).and_then(|copy| copy.newest_at)
+        }
     };
     let location = match (credential, backup) {
         (None, _) => "local".to_owned(),
@@ -344,6 +346,10 @@ mod tests {
         let found: Vec<_> = unprotected(&all).map(|problem| problem.cause).collect();
         assert_eq!(found, ["no schedule selects volume log"]);
         assert_eq!(missed(&all).count(), 0);
+        let mut every = schedule("daily @21:00", NOW, true);
+        every.selector = SelectedVolumes { all: true, ..SelectedVolumes::default() };
+        let all = protections(&volumes, &[every], &[], NOW.parse().unwrap());
+        assert!(all.len() == 3 && all.iter().all(|one| one.objective == Objective::Paused), "{all:?}");
     }
 
     #[test]

@@ -187,7 +187,10 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
         output.list(&(), "cloud snapshots", || table(&list, width, here))?;
     }
     for damaged in &list.damaged {
-        output.note(format!("warning: {} is damaged and cannot be restored: {}", damaged.cloud_snapshot_id, damaged.reason));
+        output.note(format!(
+            "warning: {} is damaged and cannot be restored: {}",
+            damaged.cloud_snapshot_id, damaged.reason
+        ));
     }
     for failed in &list.failed_credentials {
         output.note(format!(
@@ -228,7 +231,11 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
         found.map_or_else(|| short_uuid(credential), |entry| entry.credential_name.clone())
     };
     if width == Width::Wide {
-        let rows = list.list.items.iter().map(|entry| wide_row(entry, or_dash(host(entry.cloud_snapshot_id.cluster))));
+        let rows = list
+            .list
+            .items
+            .iter()
+            .map(|entry| wide_row(entry, or_dash(host(entry.cloud_snapshot_id.cluster))));
         let unreadable = list.damaged.iter().map(|one| {
             let mut row: [String; 15] = std::array::from_fn(|_| "-".to_owned());
             (row[1], row[5]) = (or_dash(volume_id(one)), CloudsnapStatus::Damaged.to_string());

@@ -180,7 +180,8 @@ async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<Vec<Task>, F
             Err(error.into())
         }
         count if count > 1 && !is_group => {
-            let names: Vec<String> = tasks.iter().take(MAX_NAMED).map(|task| task.task_id.to_string()).collect();
+            let names: Vec<String> =
+                tasks.iter().take(MAX_NAMED).map(|task| task.task_id.to_string()).collect();
             let more = if count > MAX_NAMED { ", …" } else { "" };
             Err(Failure::Usage {
                 message: format!(
@@ -201,7 +202,8 @@ pub async fn one_task(context: &Context<'_>, name: Option<&str>) -> Result<Task,
     match (found.pop(), found.is_empty()) {
         (Some(task), true) => Ok(task),
         (Some(last), false) => {
-            let names: Vec<String> = found.iter().chain([&last]).map(|task| task.task_id.to_string()).collect();
+            let names: Vec<String> =
+                found.iter().chain([&last]).map(|task| task.task_id.to_string()).collect();
             Err(Failure::usage(format!(
                 "this is the id of a group: name one of its tasks: {}",
                 names.join(", ")
@@ -303,7 +305,8 @@ async fn verify_all(context: &Context<'_>, args: &VerifyArgs) -> Exit {
     let (mut tasks, mut lines, mut all) = (Vec::new(), Vec::new(), Vec::new());
     for credential in all_credentials(context).await? {
         let line = format!("Cloudsnap verify of {credential} started successfully with id:");
-        let request = StartVerify { cloud_snapshot_id: None, depth: args.depth(), credential: Some(credential) };
+        let request =
+            StartVerify { cloud_snapshot_id: None, depth: args.depth(), credential: Some(credential) };
         let started = context.client.call(operations::START_VERIFY, &request).await?;
         lines.push(format!("{line} {}", started.task_id));
         tasks.push(started.task_id);

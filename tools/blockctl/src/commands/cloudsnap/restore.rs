@@ -177,10 +177,12 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
     };
     if let Some(volume) = args.how.in_place {
         let fate = if args.how.discard { "discarded" } else { "kept as a local snapshot" };
-        let consequence =
-            format!("Volume {volume} becomes cloud snapshot {cloud_snapshot_id}; its current content is {fate}.");
+        let consequence = format!(
+            "Volume {volume} becomes cloud snapshot {cloud_snapshot_id}; its current content is {fate}."
+        );
         args.yes.confirm(context.output, &consequence)?;
-        let request = StartInPlace { cloud_snapshot_id, volume, credential, discard: args.how.discard, limits };
+        let request =
+            StartInPlace { cloud_snapshot_id, volume, credential, discard: args.how.discard, limits };
         let reply = client.call(operations::START_IN_PLACE, &request).await?;
         if let Some(previous) = reply.previous_snapshot_id.filter(|_| !context.output.is_json()) {
             let volume = &reply.volume_name;

@@ -74,7 +74,9 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
                 format!("Credential {credential} is deleted; its backups stay, and need it to be read.");
             args.yes.confirm(output, &consequence)?;
             let deleted = client.call_at(operations::DELETE_CREDENTIAL, credential, &()).await?;
-            output.tell(&deleted, || format!("Credentials deleted successfully, UUID:{}", or_dash(deleted.credential_id)))
+            output.tell(&deleted, || {
+                format!("Credentials deleted successfully, UUID:{}", or_dash(deleted.credential_id))
+            })
         }
     }
 }
@@ -139,7 +141,8 @@ async fn list(context: &Context<'_>, width: Width) -> Exit {
     }
     let mut between = "";
     for (title, kind, columns) in KINDS {
-        let columns: Vec<Column> = [&[UUID, NAME], columns, &[CREATE_IF_ABSENT, THROUGHPUT, DEFAULT]].concat();
+        let columns: Vec<Column> =
+            [&[UUID, NAME], columns, &[CREATE_IF_ABSENT, THROUGHPUT, DEFAULT]].concat();
         let mut table = Table::new(columns.iter().map(|(title, _)| *title));
         list.items
             .iter()

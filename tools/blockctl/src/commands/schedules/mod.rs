@@ -23,8 +23,8 @@ use blockd_api::{
 };
 use blockd_schedule::{Jitter, Retention, Zone};
 use std::time::Duration;
-pub use tables::{called, kept};
 use tables::{Names, history_table, policy_table};
+pub use tables::{called, kept};
 use tokio::time::sleep;
 use uuid::Uuid;
 
@@ -262,7 +262,8 @@ pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Exit {
     let is_filtered = args.status.is_some() || !args.time.is_empty();
     let max = if is_filtered { Some(MAX_HISTORY) } else { args.max };
     let schedule_prefix = args.uuid.filter(|_| schedule.is_none());
-    let query = ListRuns { schedule_id: schedule, schedule_id_prefix: schedule_prefix, volume: args.src, max };
+    let query =
+        ListRuns { schedule_id: schedule, schedule_id_prefix: schedule_prefix, volume: args.src, max };
     let mut list = context.client.call(operations::LIST_RUNS, &query).await?;
     list.items.retain(|run| {
         args.status.is_none_or(|state| run.state == state) && args.time.includes(run.started_at)

@@ -218,8 +218,9 @@ pub async fn retention(context: &Context<'_>, uuid: &Uuid) -> Exit {
 
 /// Formats runs of schedules.
 pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
-    let location =
-        |run: &Run| or_dash((run.local || run.credential_id.is_some()).then(|| names.location(run.credential_id)));
+    let location = |run: &Run| {
+        or_dash((run.local || run.credential_id.is_some()).then(|| names.location(run.credential_id)))
+    };
     let made = |run: &Run, cloudsnap: Option<String>| {
         or_dash(cloudsnap.or_else(|| run.snapshot_id.map(|id| id.to_string())))
     };

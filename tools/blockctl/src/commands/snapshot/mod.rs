@@ -89,8 +89,9 @@ fn warn(context: &Context<'_>, report: Option<&QuiesceReport>) {
 async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     let query = ListSnapshots { volume: args.volume, group: args.group };
     let mut list = context.client.call(operations::LIST_SNAPSHOTS, &query).await?;
-    let is_wanted =
-        |one: &Snapshot| is_named(args.name.as_ref(), one.name.as_str()) && args.time.includes(one.created_at);
+    let is_wanted = |one: &Snapshot| {
+        is_named(args.name.as_ref(), one.name.as_str()) && args.time.includes(one.created_at)
+    };
     list.items.retain(is_wanted);
     match args.sort {
         Sort::Created => {}

@@ -2,17 +2,17 @@
 
 pub mod args;
 mod image;
+mod list;
 
 use crate::{
-    commands::filters::is_named,
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     nbd::{NbdClient, NbdUri},
     output::Context,
-    table::{Facts, Table, Width, counted, or_dash},
+    table::{Facts, counted, or_dash},
 };
 use args::{
-    AttachArgs, CloneArgs, CreateArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, ListArgs, RenameArgs,
-    ResizeArgs, Sort, UpdateArgs, VolumeCommand,
+    AttachArgs, CloneArgs, CreateArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, RenameArgs,
+    ResizeArgs, UpdateArgs, VolumeCommand,
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels, SnapshotId, SnapshotRef, VolumeRef,
@@ -36,7 +36,7 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Exit {
         VolumeCommand::Create(args) => create(context, args).await,
         VolumeCommand::Check(args) => check(context, &args.volume).await,
         VolumeCommand::Clone(args) => clone(context, args).await,
-        VolumeCommand::List(args) => list(context, args).await,
+        VolumeCommand::List(args) => list::list(context, args).await,
         VolumeCommand::Inspect(args) => inspect(context, &args.volume).await,
         VolumeCommand::Resize(args) => resize(context, args).await,
         VolumeCommand::Rename(args) => rename(context, args).await,
@@ -115,55 +115,6 @@ async fn volume_of(context: &Context<'_>, id: SnapshotId) -> Result<VolumeRef, F
         let message = format!("there is no snapshot {id}");
         ApiError::new(ErrorCode::SnapshotNotFound, message).into()
     })
-}
-
-async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
-    let query = ListVolumes { label: args.label, group: args.group };
-    let mut list = context.client.call(operations::LIST_VOLUMES, &query).await?;
-    let is_wanted =
-        |one: &Volume| is_named(args.name.as_ref(), one.name.as_str()) && args.time.includes(one.created_at);
-    list.items.retain(is_wanted);
-    match args.sort {
-        Sort::Name => {}
-        Sort::Size => list.items.sort_by_key(|one| one.size_bytes),
-        Sort::Used => list.items.sort_by_key(|one| one.allocated_bytes + one.shared_bytes),
-        Sort::Created => list.items.sort_by_key(|one| one.created_at),
-    }
-    context.output.list(&list, "volumes", || table(&list.items, args.width.width()))
-}
-
-fn table(volumes: &[Volume], width: Width) -> Table {
-    let size = |bytes| ByteSize::from_bytes(bytes).to_string();
-    let columns = |volume: &Volume| {
-        [
-            volume.name.to_string(),
-            size(volume.size_bytes),
-            // Shared bytes count for each volume that has them.
-            size(volume.allocated_bytes + volume.shared_bytes),
-            size(volume.dirty_bytes),
-            volume.snapshot_count.to_string(),
-            or_dash(volume.attachment.as_ref().and_then(|attachment| attachment.device)),
-        ]
-    };
-    match width {
-        Width::Narrow => Table::of(
-            "NAME|SIZE|USED|DIRTY|SNAPSHOTS|DEVICE|STATUS",
-            volumes.iter().map(|volume| {
-                let [name, size, used, dirty, snapshots, device] = columns(volume);
-                [name, size, used, dirty, snapshots, device, status(volume)]
-            }),
-        ),
-        Width::Wide => Table::of(
-            "ID|NAME|SIZE|USED|DIRTY|SNAPSHOTS|DEVICE|GROUP|LABELS|STATUS",
-            volumes.iter().map(|volume| {
-                let [name, size, used, dirty, snapshots, device] = columns(volume);
-                let labels = (!volume.labels.is_empty()).then_some(&volume.labels);
-                let group = or_dash(volume.group.as_ref());
-                let id = volume.volume_id.to_string();
-                [id, name, size, used, dirty, snapshots, device, group, or_dash(labels), status(volume)]
-            }),
-        ),
-    }
 }
 
 /// Formats the state of a volume: attached as a device of this host, or used by other NBD clients.
