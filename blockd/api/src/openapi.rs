@@ -197,7 +197,7 @@ fn without_null(mut schema: Value) -> Value {
 /// Returns the reply and the errors by HTTP status.
 fn responses(operation: &OperationInfo, has_body: bool, schemas: &mut SchemaGenerator) -> Value {
     let content = match operation.reply {
-        ReplyBody::Json(reply) => json!({ "application/json": { "schema": versioned(reply(schemas)) } }),
+        ReplyBody::Json(reply) => json!({ "application/json": { "schema": versioned(&reply(schemas)) } }),
         ReplyBody::ForeignJson => json!({ "application/json": { "schema": { "type": "object" } } }),
         ReplyBody::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
         ReplyBody::Bytes => json!({ "application/octet-stream": {} }),
@@ -212,7 +212,7 @@ fn responses(operation: &OperationInfo, has_body: bool, schemas: &mut SchemaGene
             codes.push(*code);
         }
     }
-    let error = versioned(schemas.subschema_for::<ErrorBody>());
+    let error = versioned(&schemas.subschema_for::<ErrorBody>());
     for (status, codes) in by_status {
         let names: Vec<String> = codes.iter().map(|code| format!("`{code}`")).collect();
         let content = json!({ "application/json": { "schema": error } });
@@ -222,7 +222,7 @@ fn responses(operation: &OperationInfo, has_body: bool, schemas: &mut SchemaGene
 }
 
 /// Adds the version of documents to the schema of a reply.
-fn versioned(content: Schema) -> Value {
+fn versioned(content: &Schema) -> Value {
     json!({ "allOf": [{ "$ref": format!("#{SCHEMAS}/{VERSION}") }, content] })
 }
 

@@ -98,6 +98,10 @@ async fn pinned_snapshot_stays_until_unpinned_or_forced() {
     host.stop().await;
 }
 
+fn kept_at(credential: &str, max: u32) -> RetainAt {
+    RetainAt { credential: credential.parse().unwrap(), retain: Retention::max(max).unwrap() }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn copies_share_a_freeze_and_have_their_own_retention() {
     let (mut host, other) = (Host::new().await, tempfile::tempdir().unwrap());
@@ -110,10 +114,7 @@ async fn copies_share_a_freeze_and_have_their_own_retention() {
         credentials: vec!["nas".parse().unwrap(), "offsite".parse().unwrap()],
         rules: vec![rule(NEVER)],
         retain: Retention::max(2).unwrap(),
-        retain_at: vec![RetainAt {
-            credential: "offsite".parse().unwrap(),
-            retain: Retention::max(4).unwrap(),
-        }],
+        retain_at: vec![kept_at("offsite", 4)],
         local: Some(Retention::max(3).unwrap()),
         ..CreateSchedule::default()
     };

@@ -254,9 +254,11 @@ impl Ctl {
 }
 
 /// Returns the entries of a list.
-pub fn items(list: Value) -> Vec<Value> {
-    let Value::Array(items) = list["items"].clone() else { panic!("no items in {list:#}") };
-    items
+pub fn items(mut list: Value) -> Vec<Value> {
+    match list["items"].take() {
+        Value::Array(items) => items,
+        other => panic!("no list but {other:#}"),
+    }
 }
 
 /// JSON document of a task.

@@ -78,7 +78,7 @@ impl ResourceSet {
             match &object.body {
                 Body::Rule(hook) => self.file_rules.push((object.name.clone(), hook.clone())),
                 Body::Backup(backup) => {
-                    locations.iter_mut().for_each(|all| all.extend(backup.location().cloned()))
+                    locations.iter_mut().for_each(|all| all.extend(backup.location().cloned()));
                 }
                 Body::Restore(restore) => match (&mut locations, &restore.location) {
                     (Some(all), Some(location)) => all.push(location.clone()),
