@@ -1,5 +1,7 @@
 # Functions of the guest's scripts. A failed check powers the guest off.
 export BLOCKD_SOCKET=/data/blockd.sock NO_COLOR=1
+# The console is a terminal, on which destructive commands ask.
+exec </dev/null
 starts=0
 
 step() { echo "VM-STEP $* (at $(cut -d ' ' -f 1 /proc/uptime) s)"; }
