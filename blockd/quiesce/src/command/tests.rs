@@ -34,7 +34,7 @@ fn log_contains_neither_commands_nor_their_output() {
         .with_writer(move || Log(Arc::clone(&written)))
         .finish();
     tracing::subscriber::with_default(subscriber, || {
-        // A test that reaches the call site first, at this moment, caches that nobody listens.
+        // A test that reaches the call site first, at this moment, caches that there is no subscriber.
         run("true", LONG);
         tracing::callsite::rebuild_interest_cache();
         run("echo planted; echo planted >&2; exit 3", LONG)
