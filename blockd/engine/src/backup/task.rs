@@ -181,7 +181,8 @@ async fn attempt(
 /// Returns the manifest that an earlier run put into a store without create-if-absent.
 ///
 /// In such a store, a restarted daemon cannot be distinguished from a copy of it. So an interrupted backup
-/// without a manifest fails, and its objects are abandoned; the next backup has another name and is full.
+/// without a manifest fails, and its objects are abandoned; the next backup has another name, and includes
+/// the same blocks again. It is full only if no earlier backup exists.
 async fn committed_before(
     work: &BackupWork,
     live: &LiveTask,
