@@ -1,7 +1,8 @@
 //! Open volume: stack of layers and locking.
 //!
 //! The data path holds only a read lock, for the few instructions that load the stack and register a write in
-//! the head. Every change of layers holds `admin`, commits `volume.meta`, and then replaces the stack.
+//! the head. Every change of layers holds `admin`, commits `volume.meta`, and then replaces the stack. The
+//! commit of a [rollback](crate::rollback) also holds the write lock, so that no write enters meanwhile.
 
 use crate::{
     error::{VolumeError, check_range},

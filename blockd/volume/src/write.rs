@@ -34,7 +34,9 @@ impl Volume {
         if fua { self.flush() } else { Ok(()) }
     }
 
-    /// Writes if that needs no copy-up, fetch or contended lock; otherwise returns false without writing.
+    /// Writes if that needs no copy-up, no fetch and no region that another request has locked; otherwise
+    /// returns false without writing. The locks that are held for a few instructions (the stack, a chunk of
+    /// the map, the tracked blocks) may be waited for.
     ///
     /// # Errors
     /// As for [`write`](Self::write).

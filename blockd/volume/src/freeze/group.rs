@@ -47,7 +47,8 @@ const MAX_TRIES: u32 = 256;
 pub struct GroupFrozen {
     /// Result for each member, in the given order.
     pub members: Vec<Frozen>,
-    /// Stall time: from the first lock request to the last release.
+    /// Stall time: from the first lock request to the last release, or the longest failed attempt to take all
+    /// locks if that is longer.
     pub stall: Duration,
     /// Time of the freeze, in milliseconds since 1970.
     pub created_unix_ms: u64,
@@ -161,7 +162,7 @@ struct Exchange<'a> {
 /// Exchanges all stacks under one barrier. Returns the stall time: from the first lock request to the last
 /// release, or the longest failed attempt if that is longer.
 ///
-/// Writers wait during this call, so it allocates, frees and reads nothing.
+/// Writers wait while a lock is held, and until all are released nothing is allocated, freed or read.
 ///
 /// A writer can be preempted while it holds a lock, and queueing for that lock would stall all other writers:
 /// 3.8 ms were measured with as many busy writers as CPUs. So the locks are first tried without queueing,

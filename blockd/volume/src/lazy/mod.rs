@@ -19,7 +19,7 @@ use std::{fmt, sync::Arc, time::Duration};
 pub enum Urgency {
     /// A reader waits.
     Reader,
-    /// Background hydration.
+    /// Nothing waits for it: hydration, readahead, or a hint of the client.
     Background,
 }
 
