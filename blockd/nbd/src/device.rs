@@ -302,6 +302,14 @@ pub trait ExportCatalog: Send + Sync + 'static {
     /// reason.
     fn open(&self, name: &str, client: &Client) -> Result<Arc<dyn BlockDevice>, ExportError>;
 
+    /// Returns true for the name of an export whose opening may wait for the network. Separate threads open
+    /// these, so that they do not delay the opening of others. Called on a ring thread; must not block. By
+    /// default no export waits.
+    fn is_remote(&self, name: &str) -> bool {
+        let _ = name;
+        false
+    }
+
     /// Returns all exports visible to the client.
     fn list(&self, client: &Client) -> Vec<ExportInfo>;
 

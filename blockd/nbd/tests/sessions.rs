@@ -6,7 +6,10 @@ use std::time::Duration;
 
 use crate::common::*;
 use blockd_nbd::constants::*;
-use blockd_nbd::{DeviceErrorKind, NbdError, Server, ServerConfig};
+use blockd_nbd::{
+    BlockDevice, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, NbdError, Server, ServerConfig,
+};
+use crossbeam::channel::{Receiver, Sender, bounded, unbounded};
 
 const MIB: usize = 1 << 20;
 const SUCCESSFUL_BEHAVIOURS: [Behaviour; 3] = [Behaviour::Instant, Behaviour::Blocking, Behaviour::Mixed];
@@ -353,4 +356,61 @@ fn disconnect_with_unread_input_keeps_replies() {
     let end = std::io::Read::read(&mut client.stream, &mut rest).unwrap();
     assert_eq!(end, 0, "an orderly end, not a reset");
     server.wait_until_detached();
+}
+
+/// Catalog whose exports with names from "remote-" wait until the sender of `opened` is dropped.
+struct SlowCatalog {
+    volumes: Catalog,
+    opening: Sender<()>,
+    opened: Receiver<()>,
+}
+
+impl ExportCatalog for SlowCatalog {
+    fn open(&self, name: &str, client: &blockd_nbd::Client) -> Result<Arc<dyn BlockDevice>, ExportError> {
+        if self.is_remote(name) {
+            self.opening.send(()).unwrap();
+            let _ = self.opened.recv();
+        }
+        self.volumes.open(name, client)
+    }
+
+    fn is_remote(&self, name: &str) -> bool {
+        name.starts_with("remote-")
+    }
+
+    fn list(&self, client: &blockd_nbd::Client) -> Vec<ExportInfo> {
+        self.volumes.list(client)
+    }
+}
+
+#[test]
+fn opening_of_remote_exports_does_not_delay_others() {
+    let device = Arc::new(MemDevice::new(MIB, Behaviour::Instant));
+    let (opening, opens) = unbounded();
+    let (gate, opened) = bounded(0);
+    let catalog =
+        SlowCatalog { volumes: Catalog(vec![("vol".to_owned(), Arc::clone(&device))]), opening, opened };
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("nbd.sock");
+    let config = ServerConfig { unix_path: Some(socket.clone()), ..ServerConfig::default() };
+    let _server = Server::start(config, Arc::new(catalog)).unwrap();
+    let mut waiting: Vec<Client> = (0..4)
+        .map(|index| {
+            let mut client = Client::unix(&socket);
+            client.hello(3);
+            let option = [NBD_OPT_GO, NBD_OPT_INFO][index % 2];
+            client.send_option(option, &info_request(format!("remote-{index}").as_bytes(), &[]));
+            client
+        })
+        .collect();
+    // All threads for remote exports wait, and further lookups are queued.
+    (0..2).for_each(|_| opens.recv_timeout(TIMEOUT).unwrap());
+    let mut client = Client::unix(&socket);
+    client.go("vol");
+    assert_eq!(client.read(0, 1).0, 0);
+    client.disconnect();
+    drop(gate);
+    for (index, client) in waiting.iter_mut().enumerate() {
+        assert_eq!(client.option_reply([NBD_OPT_GO, NBD_OPT_INFO][index % 2]).0, NBD_REP_ERR_UNKNOWN);
+    }
 }

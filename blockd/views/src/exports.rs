@@ -94,6 +94,10 @@ impl ExportCatalog for Exports {
         }
     }
 
+    fn is_remote(&self, name: &str) -> bool {
+        self.cloud(name).is_some()
+    }
+
     fn list(&self, client: &Client) -> Vec<ExportInfo> {
         self.list_part(client, 0, usize::MAX)
     }

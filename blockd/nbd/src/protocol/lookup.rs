@@ -82,6 +82,14 @@ impl Lookup {
         }
     }
 
+    /// Returns true if the query may wait for the network.
+    pub(crate) fn is_remote(&self, catalog: &dyn ExportCatalog) -> bool {
+        match self {
+            Self::List { .. } => false,
+            Self::Open { name, .. } | Self::Contexts { name } => catalog.is_remote(name),
+        }
+    }
+
     /// Returns the result of a query that failed for `reason`.
     #[must_use]
     pub fn fail(self, reason: &str) -> LookupResult {

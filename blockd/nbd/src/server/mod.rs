@@ -37,7 +37,7 @@ use crate::server::worker::Job;
 
 /// Maximum size of the buffer pool of a ring thread, in bytes.
 const MAX_POOL_BYTES: u64 = 64 << 20;
-/// Number of threads that query the export catalog.
+/// Number of threads that query the export catalog, and of those that open remote exports.
 const LOOKUP_THREADS: usize = 2;
 /// Number of threads that compute TLS handshakes: it bounds the processor time of clients that only connect.
 const HANDSHAKE_THREADS: usize = 1;
@@ -98,16 +98,19 @@ impl Server {
         let mailboxes = (0..config.ring_threads).map(mailbox).collect::<Result<Vec<_>, _>>()?;
         let (requests, request_queue) = unbounded();
         let (lookups, lookup_queue) = unbounded();
+        let (remote_lookups, remote_lookup_queue) = unbounded();
         let (handshakes, handshake_queue) = unbounded();
         let syncs = Arc::<SyncQueue>::default();
         let sync_items = syncs.items();
+        let shared_catalog = Arc::clone(&catalog);
+        let queues = Queues { requests, syncs, lookups, remote_lookups, handshakes, catalog: shared_catalog };
         let mut server = Self {
             tcp_addrs,
             config: Arc::clone(&config),
             socket_file,
             running: Some(Running {
                 mailboxes: mailboxes.clone(),
-                queues: Queues { requests, syncs, lookups, handshakes },
+                queues,
                 threads: Vec::new(),
                 alive: bounded(0),
             }),
@@ -121,6 +124,7 @@ impl Server {
         let handshake_threads = if config.tls.is_some() { HANDSHAKE_THREADS } else { 0 };
         server.spawn_many("nbd-worker", config.worker_threads, &work(request_queue))?;
         server.spawn_many("nbd-lookup", LOOKUP_THREADS, &work(lookup_queue))?;
+        server.spawn_many("nbd-remote", LOOKUP_THREADS, &work(remote_lookup_queue))?;
         server.spawn_many("nbd-tls", handshake_threads, &work(handshake_queue))?;
         server.spawn_many("nbd-sync", config.worker_threads, &move || sync_items.serve(&*catalog))?;
         server.start_rings(&Arc::new(server_state(config, mailboxes)), listeners)?;

@@ -20,7 +20,10 @@ pub(crate) struct Queues {
     /// Queue of flushes and requests with FUA.
     pub(crate) syncs: Arc<SyncQueue>,
     pub(crate) lookups: Sender<Job>,
+    /// Queue of lookups that may wait for the network.
+    pub(crate) remote_lookups: Sender<Job>,
     pub(crate) handshakes: Sender<Job>,
+    pub(crate) catalog: Arc<dyn ExportCatalog>,
 }
 
 impl Queues {
@@ -32,6 +35,9 @@ impl Queues {
                 true
             }
             Work::Request(_) => self.requests.send(job).is_ok(),
+            Work::Lookup(lookup, _) if lookup.is_remote(&*self.catalog) => {
+                self.remote_lookups.send(job).is_ok()
+            }
             Work::Lookup(..) => self.lookups.send(job).is_ok(),
             Work::Handshake(_) => self.handshakes.send(job).is_ok(),
         };

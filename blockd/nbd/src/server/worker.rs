@@ -1,7 +1,7 @@
-//! Jobs of the worker threads. Separate threads execute requests that may block, syncs, export lookups and
-//! TLS handshakes: other requests do not wait for syncs, clients can connect while a slow device blocks all
-//! request workers, and connecting clients use at most one thread. Each connection has a limited number of
-//! queued jobs.
+//! Jobs of the worker threads. Separate threads execute requests that may block, syncs, export lookups,
+//! lookups that may wait for the network, and TLS handshakes: other requests do not wait for syncs, clients
+//! can connect while a slow device blocks all request workers or remote exports cannot be opened, and
+//! connecting clients use at most one thread. Each connection has a limited number of queued jobs.
 //!
 //! A request that waits for remote data occupies no worker: the device keeps a callback, and the thread that
 //! calls it executes the request. The request is in flight until then, or until the client disconnects.
