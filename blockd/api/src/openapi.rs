@@ -2,7 +2,7 @@
 
 use crate::{
     ErrorBody, ErrorCode, SCHEMA_VERSION,
-    operations::{ANY, OPERATIONS, OperationInfo, ReplyBody},
+    operations::{OPERATIONS, OperationInfo, ReplyBody},
 };
 use schemars::{Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -80,13 +80,12 @@ pub fn document_text() -> String {
 
 fn describe(operation: &OperationInfo, schemas: &mut SchemaGenerator) -> Value {
     let input = (operation.input)(schemas);
-    let has_body = input.is_some() && operation.method.has_body();
     let mut described = json!({
         "operationId": operation_id(operation),
         "summary": operation.summary,
         "tags": [tag(operation.path)],
         "x-role": operation.role.as_str(),
-        "responses": responses(operation, has_body, schemas),
+        "responses": responses(operation, schemas),
     });
     let mut parameters = path_parameter(operation, schemas);
     match input {
@@ -195,7 +194,7 @@ fn without_null(mut schema: Value) -> Value {
 }
 
 /// Returns the reply and the errors by HTTP status.
-fn responses(operation: &OperationInfo, has_body: bool, schemas: &mut SchemaGenerator) -> Value {
+fn responses(operation: &OperationInfo, schemas: &mut SchemaGenerator) -> Value {
     let content = match operation.reply {
         ReplyBody::Json(reply) => json!({ "application/json": { "schema": versioned(&reply(schemas)) } }),
         ReplyBody::ForeignJson => json!({ "application/json": { "schema": { "type": "object" } } }),
@@ -205,11 +204,10 @@ fn responses(operation: &OperationInfo, has_body: bool, schemas: &mut SchemaGene
     let mut responses = Map::new();
     responses.insert("200".to_owned(), json!({ "description": "Done", "content": content }));
     let mut by_status = BTreeMap::<u16, Vec<ErrorCode>>::new();
-    let body: &[ErrorCode] = if has_body { &[ErrorCode::RequestTooLarge] } else { &[] };
-    for code in ANY.iter().chain(body).chain(operation.errors.iter().copied().flatten()) {
+    for code in operation.error_codes() {
         let codes = by_status.entry(code.http_status()).or_default();
-        if !codes.contains(code) {
-            codes.push(*code);
+        if !codes.contains(&code) {
+            codes.push(code);
         }
     }
     let error = versioned(&schemas.subschema_for::<ErrorBody>());

@@ -18,8 +18,12 @@ use zeroize::Zeroizing;
 const CALL: Duration = Duration::from_secs(60);
 
 /// Errors of every operation.
-pub const ANY: &[ErrorCode] =
+const ANY: &[ErrorCode] =
     &[ErrorCode::InvalidRequest, ErrorCode::Forbidden, ErrorCode::ShuttingDown, ErrorCode::Internal];
+/// Errors of every change: the database or another file cannot grow.
+const CHANGE: &[ErrorCode] = &[ErrorCode::NoSpace];
+/// Errors of every operation whose requests may have a body.
+const BODY: &[ErrorCode] = &[ErrorCode::RequestTooLarge];
 
 /// HTTP method.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -86,8 +90,17 @@ pub struct OperationInfo {
     pub input: fn(&mut SchemaGenerator) -> Option<Schema>,
     /// Reply.
     pub reply: ReplyBody,
-    /// Specific errors, in addition to [`ANY`].
+    /// Specific errors; [`error_codes`](Self::error_codes) has all.
     pub errors: &'static [&'static [ErrorCode]],
+}
+
+impl OperationInfo {
+    /// Returns all errors of the operation, some of them repeatedly.
+    pub fn error_codes(&self) -> impl Iterator<Item = ErrorCode> {
+        let change: &[ErrorCode] = if self.method == Method::Get { &[] } else { CHANGE };
+        let body: &[ErrorCode] = if self.method.has_body() { BODY } else { &[] };
+        [ANY, change, body].into_iter().chain(self.errors.iter().copied()).flatten().copied()
+    }
 }
 
 /// Operation with path parameter `P`, query or body `I` and reply `R`; `()` if there is none.

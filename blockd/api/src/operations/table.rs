@@ -41,14 +41,15 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use ErrorCode::{
-    BucketMissing, CloudsnapDamaged, CloudsnapInUse, CloudsnapNotDone, CloudsnapNotFound, CloudsnapPinned,
-    CredentialExists, CredentialInUse, CredentialNotFound, CredentialRequired, DeviceFailed, DeviceInUse,
-    FileNotFound, MountNotFound, NbdModuleMissing, NoFiles, NoSpace, NotPermitted, PassphraseRequired,
-    PolicyExists, PolicyInUse, PolicyNotFound, QuiesceFailed, RepositoryNotEncrypted, RuleExists, RuleInUse,
-    RuleNotFound, ScheduleExists, ScheduleNotFound, SecretUnavailable, SecretUnreachable, SnapshotExists,
-    SnapshotInUse, SnapshotNotFound, SnapshotPinned, StoreFailed, StoreFull, StoreTimeout, StoreUnauthorized,
-    StoreUnreachable, TaskEnded, TaskNotFound, VolumeAttached, VolumeExists, VolumeFailed, VolumeInUse,
-    VolumeNotAttached, VolumeNotFound, VolumeNotReady, WrongPassphrase,
+    BucketMissing, CloudsnapDamaged, CloudsnapInUse, CloudsnapNotDone, CloudsnapNotFound,
+    CloudsnapOfOtherHost, CloudsnapPinned, CredentialExists, CredentialInUse, CredentialNotFound,
+    CredentialRequired, DeviceFailed, DeviceInUse, FileNotFound, MountNotFound, NbdModuleMissing, NoFiles,
+    NoSpace, NotPermitted, PassphraseRequired, PolicyExists, PolicyInUse, PolicyNotFound, QuiesceFailed,
+    RepositoryNotEncrypted, RuleExists, RuleInUse, RuleNotFound, ScheduleExists, ScheduleNotFound,
+    SecretUnavailable, SecretUnreachable, SnapshotExists, SnapshotInUse, SnapshotNotFound, SnapshotPinned,
+    StoreFailed, StoreFull, StoreTimeout, StoreUnauthorized, StoreUnreachable, TaskEnded, TaskNotFound,
+    VolumeAttached, VolumeExists, VolumeFailed, VolumeInUse, VolumeNotAttached, VolumeNotFound,
+    VolumeNotReady, WriteKeyRefused, WrongPassphrase,
 };
 use Role::{Admin, Operator, ReadOnly};
 
@@ -63,13 +64,13 @@ const STORE_CALL: Duration = Duration::from_secs(900);
 
 // Common errors of related operations.
 const A_VOLUME: &[ErrorCode] = &[VolumeNotFound];
-const AN_OPEN_VOLUME: &[ErrorCode] = &[VolumeNotFound, VolumeNotReady, VolumeFailed];
+const AN_OPEN_VOLUME: &[ErrorCode] = &[VolumeNotFound, VolumeNotReady, VolumeFailed, VolumeInUse];
 const A_FREE_VOLUME: &[ErrorCode] = &[VolumeInUse, VolumeAttached];
-const A_NEW_VOLUME: &[ErrorCode] = &[VolumeExists, NoSpace];
+const A_NEW_VOLUME: &[ErrorCode] = &[VolumeExists];
 const A_DEVICE: &[ErrorCode] =
     &[VolumeAttached, VolumeNotAttached, DeviceInUse, DeviceFailed, NbdModuleMissing, NotPermitted];
 const A_SNAPSHOT: &[ErrorCode] = &[SnapshotNotFound, VolumeNotFound];
-const A_FREEZE: &[ErrorCode] = &[SnapshotExists, QuiesceFailed, NotPermitted, NoSpace];
+const A_FREEZE: &[ErrorCode] = &[SnapshotExists, SnapshotInUse, QuiesceFailed, NotPermitted];
 const A_CREDENTIAL: &[ErrorCode] = &[CredentialNotFound];
 const A_STORE: &[ErrorCode] = &[
     CredentialRequired,
@@ -87,9 +88,10 @@ const A_STORE: &[ErrorCode] = &[
     PassphraseRequired,
     RepositoryNotEncrypted,
     CloudsnapDamaged,
+    WriteKeyRefused,
 ];
 const A_CLOUDSNAP: &[ErrorCode] = &[CloudsnapNotFound, CloudsnapNotDone];
-const FILES: &[ErrorCode] = &[FileNotFound, NoFiles];
+const FILES: &[ErrorCode] = &[FileNotFound, NoFiles, CloudsnapInUse];
 const A_SCHEDULE: &[ErrorCode] = &[ScheduleNotFound];
 const A_POLICY: &[ErrorCode] = &[PolicyNotFound];
 const A_RULE: &[ErrorCode] = &[RuleNotFound];
@@ -126,7 +128,7 @@ operations! {
     "Check liveness"
     GET_LIVENESS: ((), ()) -> String = get_text(ReadOnly, "/healthz");
     "Check readiness"
-    GET_READINESS: ((), ()) -> String = get_text(ReadOnly, "/readyz");
+    GET_READINESS: ((), ()) -> String = get_text(ReadOnly, "/readyz").errors(&[&[NoSpace]]);
     "List volumes"
     LIST_VOLUMES: ((), ListVolumes) -> List<Volume> = get(ReadOnly, "/v1/volumes");
     "Create a volume"
@@ -135,7 +137,7 @@ operations! {
     GET_VOLUME: (VolumeRef, ()) -> Volume = get(ReadOnly, "/v1/volumes/{volume}").errors(&[A_VOLUME]);
     "Grow a volume; other changes need an admin"
     UPDATE_VOLUME: (VolumeRef, UpdateVolume) -> Volume = patch(Operator, "/v1/volumes/{volume}")
-        .errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, A_NEW_VOLUME]);
+        .errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, A_NEW_VOLUME, &[SnapshotInUse]]);
     "Delete a volume and its local snapshots"
     DELETE_VOLUME: (VolumeRef, DeleteVolume) -> Deleted = delete(Admin, "/v1/volumes/{volume}")
         .errors(&[A_VOLUME, A_FREE_VOLUME, &[SnapshotInUse, SnapshotPinned, VolumeNotReady]]);
@@ -161,7 +163,8 @@ operations! {
     "Roll a volume back to a snapshot"
     RESTORE_SNAPSHOT: (VolumeRef, RestoreSnapshot) -> SnapshotRestored =
         post(Admin, "/v1/volumes/{volume}/rollback")
-        .timeout(ROLLBACK).errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, A_SNAPSHOT, &[NoSpace]]);
+        .timeout(ROLLBACK)
+        .errors(&[AN_OPEN_VOLUME, A_FREE_VOLUME, A_SNAPSHOT, &[SnapshotExists, SnapshotInUse]]);
     "List local snapshots"
     LIST_SNAPSHOTS: ((), ListSnapshots) -> List<Snapshot> = get(ReadOnly, "/v1/snapshots").errors(&[A_VOLUME]);
     "Create local snapshots of several volumes at one point in time"
@@ -175,12 +178,12 @@ operations! {
         .errors(&[A_SNAPSHOT]);
     "Delete a local snapshot"
     DELETE_SNAPSHOT: (SnapshotRef, DeleteSnapshot) -> Deleted = delete(Admin, "/v1/snapshots/{snapshot}")
-        .errors(&[A_SNAPSHOT, &[SnapshotInUse, SnapshotPinned, VolumeNotReady, VolumeFailed]]);
+        .errors(&[A_SNAPSHOT, AN_OPEN_VOLUME, &[SnapshotInUse, SnapshotPinned]]);
     "List credentials, without their secrets"
     LIST_CREDENTIALS: ((), ()) -> List<Credential> = get(ReadOnly, "/v1/credentials");
     "Create a credential after verifying its store"
     CREATE_CREDENTIAL: ((), CreateCredential) -> Credential = post(Admin, "/v1/credentials")
-        .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialExists, NoSpace]]);
+        .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialExists]]);
     "Inspect a credential, without its secrets"
     GET_CREDENTIAL: (CredentialRef, ()) -> Credential = get(ReadOnly, "/v1/credentials/{credential}")
         .errors(&[A_CREDENTIAL]);
@@ -213,12 +216,12 @@ operations! {
     "Back up a volume; an expiry date or a bandwidth limit needs an admin"
     START_BACKUP: ((), StartBackup) -> List<TaskStarted> = post(Operator, "/v1/cloudsnaps/backup")
         .timeout(STORE_CALL)
-        .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[VolumeInUse, SnapshotExists, NoSpace]]);
+        .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[SnapshotExists]]);
     "Back up several volumes at one point in time; an expiry date or a bandwidth limit needs an admin"
     START_GROUP_BACKUP: ((), StartGroupBackup) -> GroupBackupStarted =
         post(Operator, "/v1/cloudsnaps/backup-group")
         .timeout(STORE_CALL)
-        .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[VolumeInUse, SnapshotExists, NoSpace]]);
+        .errors(&[AN_OPEN_VOLUME, A_SNAPSHOT, A_STORE, A_RULE, &[SnapshotExists]]);
     "Inspect a cloud snapshot"
     INSPECT_CLOUDSNAP: ((), InspectCloudsnap) -> CloudsnapDetail = get(ReadOnly, "/v1/cloudsnaps/inspect")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
@@ -231,10 +234,11 @@ operations! {
     "Roll a volume back to a cloud snapshot"
     START_IN_PLACE: ((), StartInPlace) -> RestoreStarted = post(Admin, "/v1/cloudsnaps/restore-in-place")
         .timeout(STORE_CALL)
-        .errors(&[A_STORE, A_CLOUDSNAP, AN_OPEN_VOLUME, A_FREE_VOLUME, &[CloudsnapInUse, NoSpace]]);
+        .errors(&[A_STORE, A_CLOUDSNAP, AN_OPEN_VOLUME, A_FREE_VOLUME, &[CloudsnapInUse]]);
     "Delete a cloud snapshot"
     START_DELETE: ((), StartDelete) -> TaskStarted = post(Admin, "/v1/cloudsnaps/delete")
-        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse, CloudsnapPinned]]);
+        .timeout(STORE_CALL)
+        .errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse, CloudsnapPinned, CloudsnapOfOtherHost]]);
     "Pin, unpin or expire a cloud snapshot; unpinning and expiry need an admin"
     MARK_CLOUDSNAP: ((), MarkCloudsnap) -> CloudsnapMark = post(Operator, "/v1/cloudsnaps/mark")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, &[CloudsnapInUse]]);
@@ -273,7 +277,7 @@ operations! {
     GET_SCHEDULE: (Uuid, ()) -> Schedule = get(ReadOnly, "/v1/schedules/{schedule}").errors(&[A_SCHEDULE]);
     "Change, pause or resume a schedule"
     UPDATE_SCHEDULE: (Uuid, UpdateSchedule) -> Schedule = patch(Admin, "/v1/schedules/{schedule}")
-        .errors(&[A_SCHEDULE, A_POLICY, A_RULE]);
+        .errors(&[A_SCHEDULE, A_POLICY, A_RULE, A_CREDENTIAL]);
     "Delete a schedule"
     DELETE_SCHEDULE: (Uuid, ()) -> Deleted = delete(Admin, "/v1/schedules/{schedule}").errors(&[A_SCHEDULE]);
     // Its retention can delete older backups.
@@ -328,5 +332,5 @@ operations! {
         .errors(&[A_TASK, &[TaskEnded]]);
     "Resume a task; deletions and rollbacks need an admin"
     RESUME_TASK: (Uuid, ()) -> Task = post(Operator, "/v1/tasks/{task}/resume")
-        .errors(&[A_TASK, A_STORE, &[TaskEnded, VolumeInUse, VolumeNotFound, CloudsnapInUse]]);
+        .errors(&[A_TASK, A_STORE, AN_OPEN_VOLUME, &[TaskEnded, CloudsnapInUse, CloudsnapPinned]]);
 }

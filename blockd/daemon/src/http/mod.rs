@@ -167,7 +167,11 @@ impl IntoResponse for Failure {
         } else {
             tracing::debug!(code = %error.code, error = %error.message, "the request was refused");
         }
-        json(status, &ErrorBody { error })
+        let code = error.code;
+        let mut response = json(status, &ErrorBody { error });
+        // For the check that the operation lists it.
+        response.extensions_mut().insert(code);
+        response
     }
 }
 

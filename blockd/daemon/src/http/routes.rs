@@ -6,9 +6,14 @@ use axum::{
     Router,
     extract::{FromRequest, FromRequestParts, Request, State},
     handler::Handler,
+    middleware::map_response,
+    response::Response,
     routing::{self, MethodRouter},
 };
-use blockd_api::operations::{Method, Operation, OperationInfo, PathParameter};
+use blockd_api::{
+    ErrorCode,
+    operations::{Method, Operation, OperationInfo, PathParameter},
+};
 use blockd_engine::{engine::Engine, error::ServiceError};
 use blockd_views::browse::Browser;
 use serde::{Serialize, de::DeserializeOwned};
@@ -51,6 +56,17 @@ where
     }
 }
 
+/// Panics on an error that the operation's row in the table does not list: programs rely on the list.
+fn assert_listed(operation: &OperationInfo, response: &Response) {
+    let Some(code) = response.extensions().get::<ErrorCode>() else { return };
+    let OperationInfo { method, path, .. } = operation;
+    assert!(
+        operation.error_codes().any(|listed| listed == *code),
+        "{} {path} failed with {code}, which its row of the table does not list",
+        method.as_str()
+    );
+}
+
 /// Router and the operations that it serves.
 #[derive(Default)]
 pub(super) struct Routes {
@@ -71,8 +87,16 @@ impl Routes {
             Method::Patch => routing::patch,
             Method::Delete => routing::delete,
         };
-        self.router = self.router.route(operation.info.path, serve(handler));
-        self.served.push(operation.info);
+        let info = operation.info;
+        let mut served = serve(handler);
+        if cfg!(debug_assertions) {
+            served = served.layer(map_response(move |response: Response| async move {
+                assert_listed(&info, &response);
+                response
+            }));
+        }
+        self.router = self.router.route(info.path, served);
+        self.served.push(info);
         self
     }
 
@@ -125,7 +149,21 @@ impl Routes {
 
 #[cfg(test)]
 mod tests {
-    use blockd_api::operations::OPERATIONS;
+    use super::{Failure, assert_listed};
+    use axum::response::IntoResponse;
+    use blockd_api::{
+        ErrorCode,
+        operations::{GET_VOLUME, OPERATIONS},
+    };
+    use blockd_engine::error::ServiceError;
+
+    #[test]
+    #[should_panic(expected = "failed with volume_exists, which its row")]
+    fn error_that_an_operation_does_not_list_panics() {
+        let answer = |code| Failure(ServiceError::refused(code, "x")).into_response();
+        assert_listed(&GET_VOLUME.info, &answer(ErrorCode::VolumeNotFound));
+        assert_listed(&GET_VOLUME.info, &answer(ErrorCode::VolumeExists));
+    }
 
     #[test]
     fn operations_all_have_a_handler() {

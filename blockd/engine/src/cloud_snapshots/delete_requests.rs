@@ -35,7 +35,8 @@ impl Deletions {
     /// Starts the deletion of a cloud snapshot.
     ///
     /// # Errors
-    /// There is no such cloud snapshot, or a task uses it.
+    /// There is no such cloud snapshot, or a task or lazy volume uses it. Without `force`, also one that is
+    /// pinned, that another host made, or whose manifest is damaged.
     pub async fn start_delete(self: &Arc<Self>, request: &StartDelete) -> Result<TaskStarted, ServiceError> {
         let started = self.start_delete_if(request, None).await?;
         started.ok_or_else(|| ServiceError::Internal("an unconditional deletion was not started".into()))
