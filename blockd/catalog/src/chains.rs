@@ -20,13 +20,18 @@ pub struct Chain {
     pub cloudsnap: CloudSnapshotId,
     /// Number of incrementals since the last full backup, including this one.
     pub incrementals: u64,
-    /// Completion time.
-    pub finished: Timestamp,
+    /// Point in time of the backup.
+    pub point_in_time: Timestamp,
 }
 
-const COLUMNS: &str = "volume, credential, epoch, cloudsnap, incrementals, finished";
+const COLUMNS: &str = "volume, credential, epoch, cloudsnap, incrementals, point_in_time";
 
 impl Chain {
+    /// Returns true if the backup is the backing snapshot of a lazy volume without a backup of its own.
+    pub fn is_backing_snapshot(&self) -> bool {
+        self.cloudsnap.volume != self.volume
+    }
+
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             volume: parsed(row, 0)?,
@@ -34,7 +39,7 @@ impl Chain {
             epoch: Epoch(number(row, 2)?),
             cloudsnap: parsed(row, 3)?,
             incrementals: number(row, 4)?,
-            finished: parsed(row, 5)?,
+            point_in_time: parsed(row, 5)?,
         })
     }
 
@@ -52,8 +57,9 @@ impl Chain {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>, volume: Option<VolumeId>) -> Result<Vec<Self>, DbError> {
-        let sql =
-            format!("SELECT {COLUMNS} FROM chains WHERE ?1 IS NULL OR volume = ?1 ORDER BY finished DESC");
+        let sql = format!(
+            "SELECT {COLUMNS} FROM chains WHERE ?1 IS NULL OR volume = ?1 ORDER BY point_in_time DESC"
+        );
         rows(tx, &sql, [volume.map(|id| id.to_string())], Self::read)
     }
 
@@ -63,7 +69,7 @@ impl Chain {
     /// The database fails.
     pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
-            "INSERT OR REPLACE INTO chains (volume, credential, epoch, cloudsnap, incrementals, finished)
+            "INSERT OR REPLACE INTO chains (volume, credential, epoch, cloudsnap, incrementals, point_in_time)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
             params![
                 self.volume.to_string(),
@@ -71,7 +77,7 @@ impl Chain {
                 stored(self.epoch.0),
                 self.cloudsnap.to_string(),
                 stored(self.incrementals),
-                self.finished.to_string()
+                self.point_in_time.to_string()
             ],
         )?;
         Ok(())

@@ -51,12 +51,12 @@ CREATE TABLE credentials (
 
 -- The newest backup of a volume to a credential: the base of the next incremental one.
 CREATE TABLE chains (
-    volume       TEXT NOT NULL REFERENCES volumes (id) ON DELETE CASCADE,
-    credential   TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
-    epoch        INTEGER NOT NULL,
-    cloudsnap    TEXT NOT NULL,
-    incrementals INTEGER NOT NULL,          -- since the last full one
-    finished     TEXT NOT NULL,
+    volume        TEXT NOT NULL REFERENCES volumes (id) ON DELETE CASCADE,
+    credential    TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    epoch         INTEGER NOT NULL,
+    cloudsnap     TEXT NOT NULL,
+    incrementals  INTEGER NOT NULL,         -- since the last full one
+    point_in_time TEXT NOT NULL,
     PRIMARY KEY (volume, credential)
 ) STRICT;
 

@@ -214,6 +214,8 @@ async fn first_backup_of_a_lazy_volume_resumes() {
             drop(volume);
             let snap = host.backup("data", false).await.cloud_snapshot_id.unwrap();
             host.restore_lazily(&snap, "clone", false).await;
+            let backing = host.inspect_volume("clone").await.last_backups.remove(0);
+            assert_eq!((&backing.cloud_snapshot_id, backing.incrementals_since_full), (&snap, 1));
             let clone = host.volume("clone");
             model.write(&clone, 7 << 20, 5, 1 << 20);
             let frozen = model.clone();

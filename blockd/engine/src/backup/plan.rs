@@ -60,7 +60,9 @@ pub fn decide(chain: Option<&Chain>, force_full: bool, full_every: u32, frozen: 
     if force_full {
         return Decision::Full { why: "full backup requested" };
     }
-    if base.incrementals + 1 >= u64::from(full_every) {
+    // A full backup of a lazy volume would fetch all of it: its backing snapshot begins a new cycle.
+    let in_cycle = if base.is_backing_snapshot() { 0 } else { base.incrementals };
+    if in_cycle + 1 >= u64::from(full_every) {
         return Decision::Full { why: "full backup due in the cycle of full and incremental backups" };
     }
     if base.epoch >= frozen {
@@ -222,7 +224,7 @@ mod tests {
             epoch: Epoch(5),
             cloudsnap: id(incrementals > 0),
             incrementals,
-            finished: Timestamp::UNIX_EPOCH,
+            point_in_time: Timestamp::UNIX_EPOCH,
         }
     }
 
@@ -251,6 +253,15 @@ mod tests {
         assert!(matches!(decide(Some(&chain(0)), true, 7, Epoch(9)), Decision::Full { .. }));
         assert!(matches!(decide(Some(&chain(0)), false, 1, Epoch(9)), Decision::Full { .. }));
         assert!(matches!(decide(Some(&chain(0)), false, 7, Epoch(5)), Decision::Full { .. }));
+    }
+
+    #[test]
+    fn first_backup_of_a_lazy_volume_is_incremental() {
+        let backing = Chain { volume: VolumeId::from_u64(2), ..chain(6) };
+        assert!(matches!(decide(Some(&backing), false, 7, Epoch(9)), Decision::Incremental { .. }));
+        assert!(matches!(decide(Some(&backing), false, 1, Epoch(9)), Decision::Full { .. }));
+        let own = chain(7);
+        assert!(matches!(decide(Some(&own), false, 7, Epoch(9)), Decision::Full { .. }));
     }
 
     fn plan() -> Plan {

@@ -296,7 +296,7 @@ async fn commit(
         cloudsnap: id,
         // One delta for the full backup, and one for each incremental.
         incrementals: manifest.chain.len() as u64,
-        finished: snapshot.created,
+        point_in_time: snapshot.created,
     };
     if in_doubt {
         tracing::info!(cloudsnap = %id, "commit of the backup is in doubt; the next one does not use it as its base");

@@ -176,7 +176,7 @@ impl Monitor {
         text.gauge(
             "blockd_backup_last_point_timestamp_seconds",
             "The point in time of the newest backup of the volume to the credential; its age is the data loss if this host fails.",
-            rows.chains.iter().filter_map(|chain| Some((target(chain)?, chain.finished.as_second()))),
+            rows.chains.iter().filter_map(|chain| Some((target(chain)?, chain.point_in_time.as_second()))),
         );
         let of = |name: &dyn ToString| vec![("credential", name.to_string())];
         text.gauge(

@@ -408,7 +408,7 @@ impl VolumeFacts {
             credential_id: chain.credential,
             credential_name: self.credential_name(chain.credential),
             cloud_snapshot_id: chain.cloudsnap.to_string(),
-            created_at: chain.finished,
+            created_at: chain.point_in_time,
             incrementals_since_full: chain.incrementals,
             verified_at: self.verified.get(&(chain.credential, volume)).copied(),
         });

@@ -80,8 +80,8 @@ impl LazyVolumes {
             epoch: Volume::LAZY_BASE_EPOCH,
             cloudsnap: lazy.cloudsnap,
             // The first backup is based on the backing snapshot.
-            incrementals: 0,
-            finished: manifest.description.created,
+            incrementals: manifest.chain.len() as u64,
+            point_in_time: manifest.description.created,
         };
         self.db
             .run(move |tx| -> Result<(), DbError> {
