@@ -9,7 +9,11 @@ use crate::{
     repositories::opening::is_missing_or_damaged,
     restore::lazy::LazyVolumes,
     snapshots::Snapshots,
-    tasks::{LiveTask, Tasks, clean_files, secrets},
+    tasks::{
+        LiveTask, Tasks, clean_files,
+        needs::{needed_by, untyped},
+        secrets,
+    },
     volumes::registry::Registry,
 };
 use blockd_api::{ErrorCode, tasks::TaskKind};
@@ -39,18 +43,7 @@ impl DeleteWork {
     pub(crate) async fn refuse_if_used(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
         self.lazy.refuse_if_needed(id).await?;
         let chains = self.db.run(|tx| Chain::all(tx, None)).await?;
-        let uses = |task: &TaskRow| match task.kind() {
-            TaskKind::Restore => task.cloudsnap == *id,
-            TaskKind::Delete | TaskKind::Verify => false,
-            TaskKind::Backup => {
-                // A running task without a decision yet may use the tip of its volume's chain as its base; an
-                // interrupted one chooses its base when it resumes.
-                let undecided = !task.state.is_over()
-                    && task.detail.backup_type.is_none()
-                    && chains.iter().any(|chain| Some(chain.volume) == task.volume && chain.cloudsnap == *id);
-                task.base == Some(*id) || undecided || task.cloudsnap.snapshot == id.snapshot
-            }
-        };
+        let uses = |task: &TaskRow| needed_by(task, &chains).contains(&untyped(id));
         let tasks =
             self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
         let Some(task) = tasks.into_iter().find(uses) else { return Ok(()) };

@@ -5,6 +5,7 @@
 
 pub mod findings;
 mod live;
+pub(crate) mod needs;
 mod priority;
 pub mod requests;
 pub mod runner;
