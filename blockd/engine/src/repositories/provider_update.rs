@@ -2,7 +2,7 @@
 
 use crate::{
     error::ServiceError,
-    repositories::stores::{check_network, invalid},
+    repositories::stores::{GOOGLE_ACCESS, S3_ACCESS, check_network, invalid},
 };
 use blockd_api::{
     ErrorCode,
@@ -14,11 +14,9 @@ use blockd_catalog::StoreRow;
 /// Returns the hint for a store error with new settings.
 pub fn hint(kind: ProviderKind, code: ErrorCode) -> Option<&'static str> {
     let keys = match kind {
-        ProviderKind::S3 => {
-            "check --s3-access-key and --s3-secret-key, or --use-iam, and --s3-role-arn and --s3-external-id if a role is assumed"
-        }
+        ProviderKind::S3 => S3_ACCESS,
         ProviderKind::Azure => "check --azure-account-key, --azure-sas-token or --use-iam",
-        ProviderKind::Google => "check --google-json-key-file, or --use-iam, and the roles of that account",
+        ProviderKind::Google => GOOGLE_ACCESS,
         ProviderKind::Swift => "check --swift-key or --swift-token",
         _ => return None,
     };

@@ -14,6 +14,12 @@ use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
 use zeroize::Zeroizing;
 
+/// Hint to the access of an S3 server.
+pub(super) const S3_ACCESS: &str = "check --s3-access-key and --s3-secret-key, or --use-iam, and --s3-role-arn and --s3-external-id if a role is assumed";
+/// Hint to the access of Google's storage.
+pub(super) const GOOGLE_ACCESS: &str =
+    "check --google-json-key-file, or --use-iam, and the roles of that account";
+
 /// Returns the hint for an error of a store of this provider.
 pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> {
     // The store's own message is more specific than the kind of the error.
@@ -22,15 +28,11 @@ pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) 
         return Some(hint);
     }
     Some(match (code, kind) {
-        (ErrorCode::StoreUnauthorized, ProviderKind::S3) => {
-            "check --s3-access-key and --s3-secret-key, or --use-iam, and --s3-role-arn and --s3-external-id if a role is assumed"
-        }
+        (ErrorCode::StoreUnauthorized, ProviderKind::S3) => S3_ACCESS,
         (ErrorCode::StoreUnauthorized, ProviderKind::Azure) => {
             "check --azure-account-name and --azure-account-key, or --azure-sas-token, or --use-iam"
         }
-        (ErrorCode::StoreUnauthorized, ProviderKind::Google) => {
-            "check --google-json-key-file, or --use-iam, and the roles of that account"
-        }
+        (ErrorCode::StoreUnauthorized, ProviderKind::Google) => GOOGLE_ACCESS,
         (ErrorCode::StoreUnauthorized, ProviderKind::Swift) => {
             "check --swift-user and --swift-key, or --swift-token"
         }
