@@ -42,56 +42,72 @@ impl fmt::Display for Severity {
     }
 }
 
-/// Kind of event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EventKind {
-    /// Name.
-    pub word: &'static str,
-    /// `MESSAGE_ID` in the systemd journal; never changed nor reused.
-    pub message_id: Uuid,
+macro_rules! event_kinds {
+    ($($variant:ident, $word:literal, $message_id:literal, $meaning:literal;)*) => {
+        /// Kind of event.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum EventKind {
+            $(#[doc = $meaning] $variant,)*
+        }
+
+        impl EventKind {
+            /// All kinds.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// Returns the name.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+
+            /// Returns the `MESSAGE_ID` in the systemd journal; never changed nor reused.
+            pub const fn message_id(self) -> Uuid {
+                Uuid::from_u128(match self { $(Self::$variant => $message_id,)* })
+            }
+
+            /// Returns the meaning, in one line for the documentation.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $meaning,)* }
+            }
+        }
+    };
+}
+
+event_kinds! {
+    BackupDone, "backup-done", 0x7093a1b7_23a2_4469_bc3b_eaea9d45105f, "a backup was committed";
+    BackupFailed, "backup-failed", 0xa803d1e7_3cfd_426d_9dc1_d0e8487c25e6, "a backup failed; the task has the cause";
+    BackupStopped, "backup-stopped", 0xe6a5c176_f745_41c8_8911_29d0f6e6c274, "a backup was stopped on request";
+    RestoreDone, "restore-done", 0xfdeb8732_45de_4ac8_b32c_8204fd1ea054, "a restore or the hydration of a lazy volume is complete";
+    RestoreFailed, "restore-failed", 0x6d13e23e_828a_45d8_bec2_184a27d42591, "a restore or a hydration failed";
+    RestoreStopped, "restore-stopped", 0x659c8535_1fbb_4f92_87db_e91207c554fc, "a restore or a hydration was stopped on request";
+    DeleteDone, "delete-done", 0x9ead4550_f589_4ca5_a56d_d9f8454e6020, "a cloud snapshot was deleted";
+    DeleteFailed, "delete-failed", 0xb2f39bc7_1637_45d9_9ff7_fa8f36861b68, "the deletion of a cloud snapshot failed";
+    DeleteStopped, "delete-stopped", 0xf7134c5a_a4a4_4e82_8386_46565faf41ea, "the deletion of a cloud snapshot was stopped on request";
+    VerifyDone, "verify-done", 0x9575eb52_1c4c_4e70_bdeb_1f2affdaf7dc, "a verification found no damage";
+    VerifyFailed, "verify-failed", 0xf5cdc2cb_6585_4a68_a44f_516cfe0c4a1e, "a verification could not be completed";
+    VerifyStopped, "verify-stopped", 0x5ee1d3aa_df9f_44ad_b0c7_5b75a84ea3b8, "a verification was stopped on request";
+    StoreUnreachable, "store-unreachable", 0xfb2b319d_6047_4558_8fe8_7c226d461d80, "a task failed because its backup location cannot be reached";
+    DamageFound, "damage-found", 0x13a74af3_b8b4_43a1_ba63_c49386546b34, "a cloud snapshot is damaged or incomplete";
+    ScheduleMissed, "schedule-missed", 0xb71dd2e2_93c2_41b2_86b5_636794d308f2, "runs of a schedule were missed while the daemon did not run";
+    RunSkipped, "run-skipped", 0x3d5c2fa8_5c61_47c8_9f00_1bc94891e358, "a run of a schedule was skipped";
+    RunFailed, "run-failed", 0x21440a83_1569_4a96_bb1d_0f94508840e8, "a run of a schedule failed";
+    RuleFailed, "rule-failed", 0xbb5ba90a_42af_443e_b69d_5275750a1470, "a hook or a filesystem freeze of a rule failed";
+    DataDirectoryFull, "data-directory-full", 0xd059bfd8_4848_4882_9074_530ae0a48c53, "the data directory has little or no free space";
+    VolumeDegraded, "volume-degraded", 0xd12cbf68_3e03_4512_8e97_b0e999d21350, "a volume failed or cannot be opened";
+    WritesDiscarded, "writes-discarded", 0x3c9a5f0e_7d21_4b68_9f14_52e6ab80c7d3, "acknowledged writes of a volume may be lost";
+    RetentionStopped, "retention-stopped", 0x8a417c2b_60f5_4d39_b7ce_1f93d2a5e604, "a retention policy deletes nothing, because a check failed";
+    ClockDiffers, "clock-differs", 0x5d7be0a4_91c6_4f27_8a35_c2e8f1079b6d, "the clocks of this host and of a backup location differ";
+    ClockUnknown, "clock-unknown", 0x07c43388_7a0c_42b6_8c04_6cf216629c05, "the clock of a backup location cannot be read";
+    ReloadFailed, "reload-failed", 0xba8a2a1f_cb1d_42ad_8d32_33c7e23dc906, "a reload of the configuration failed; no setting was changed";
+    WriteKeyRefused, "write-key-refused", 0x8c61f7a3_27d4_4b0e_9f83_60b5d21c4e7a, "backups to a credential are refused, because their data key is missing or not the newest";
+    KeySlotDamaged, "key-slot-damaged", 0x5d0b2c44_9a1e_4f6b_8a57_3c1f0e8b7d92, "a key slot of a backup location was missing or damaged";
 }
 
 impl EventKind {
-    const fn new(word: &'static str, message_id: u128) -> Self {
-        Self { word, message_id: Uuid::from_u128(message_id) }
-    }
-
-    /// Returns the kind of a name.
-    pub fn of(word: &str) -> Option<&'static Self> {
-        KINDS.iter().find(|kind| kind.word == word)
+    /// Returns the kind of a name; `None` for an unknown one.
+    pub fn of(word: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|kind| kind.as_str() == word)
     }
 }
-
-/// All kinds of events.
-pub const KINDS: &[EventKind] = &[
-    EventKind::new("backup-done", 0x7093a1b7_23a2_4469_bc3b_eaea9d45105f),
-    EventKind::new("backup-failed", 0xa803d1e7_3cfd_426d_9dc1_d0e8487c25e6),
-    EventKind::new("backup-stopped", 0xe6a5c176_f745_41c8_8911_29d0f6e6c274),
-    EventKind::new("restore-done", 0xfdeb8732_45de_4ac8_b32c_8204fd1ea054),
-    EventKind::new("restore-failed", 0x6d13e23e_828a_45d8_bec2_184a27d42591),
-    EventKind::new("restore-stopped", 0x659c8535_1fbb_4f92_87db_e91207c554fc),
-    EventKind::new("delete-done", 0x9ead4550_f589_4ca5_a56d_d9f8454e6020),
-    EventKind::new("delete-failed", 0xb2f39bc7_1637_45d9_9ff7_fa8f36861b68),
-    EventKind::new("delete-stopped", 0xf7134c5a_a4a4_4e82_8386_46565faf41ea),
-    EventKind::new("verify-done", 0x9575eb52_1c4c_4e70_bdeb_1f2affdaf7dc),
-    EventKind::new("verify-failed", 0xf5cdc2cb_6585_4a68_a44f_516cfe0c4a1e),
-    EventKind::new("verify-stopped", 0x5ee1d3aa_df9f_44ad_b0c7_5b75a84ea3b8),
-    EventKind::new("store-unreachable", 0xfb2b319d_6047_4558_8fe8_7c226d461d80),
-    EventKind::new("damage-found", 0x13a74af3_b8b4_43a1_ba63_c49386546b34),
-    EventKind::new("schedule-missed", 0xb71dd2e2_93c2_41b2_86b5_636794d308f2),
-    EventKind::new("run-skipped", 0x3d5c2fa8_5c61_47c8_9f00_1bc94891e358),
-    EventKind::new("run-failed", 0x21440a83_1569_4a96_bb1d_0f94508840e8),
-    EventKind::new("rule-failed", 0xbb5ba90a_42af_443e_b69d_5275750a1470),
-    EventKind::new("data-directory-full", 0xd059bfd8_4848_4882_9074_530ae0a48c53),
-    EventKind::new("volume-degraded", 0xd12cbf68_3e03_4512_8e97_b0e999d21350),
-    EventKind::new("writes-discarded", 0x3c9a5f0e_7d21_4b68_9f14_52e6ab80c7d3),
-    EventKind::new("retention-stopped", 0x8a417c2b_60f5_4d39_b7ce_1f93d2a5e604),
-    EventKind::new("clock-differs", 0x5d7be0a4_91c6_4f27_8a35_c2e8f1079b6d),
-    EventKind::new("clock-unknown", 0x07c43388_7a0c_42b6_8c04_6cf216629c05),
-    EventKind::new("reload-failed", 0xba8a2a1f_cb1d_42ad_8d32_33c7e23dc906),
-    EventKind::new("write-key-refused", 0x8c61f7a3_27d4_4b0e_9f83_60b5d21c4e7a),
-    EventKind::new("key-slot-damaged", 0x5d0b2c44_9a1e_4f6b_8a57_3c1f0e8b7d92),
-];
 
 /// Event.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -103,7 +119,7 @@ pub struct Event {
     pub occurred_at: Timestamp,
     /// Severity of an event.
     pub severity: Severity,
-    /// Kind: one of [`KINDS`].
+    /// Name of the [`EventKind`]; of another version, perhaps an unknown one.
     pub kind: String,
     /// Volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -146,9 +162,17 @@ mod tests {
 
     #[test]
     fn event_kinds_have_unique_names_and_ids() {
-        let words: HashSet<_> = KINDS.iter().map(|kind| kind.word).collect();
-        let ids: HashSet<_> = KINDS.iter().map(|kind| kind.message_id).collect();
-        assert_eq!((words.len(), ids.len()), (KINDS.len(), KINDS.len()));
+        let words: HashSet<_> = EventKind::ALL.iter().map(|kind| kind.as_str()).collect();
+        let ids: HashSet<_> = EventKind::ALL.iter().map(|kind| kind.message_id()).collect();
+        assert_eq!((words.len(), ids.len()), (EventKind::ALL.len(), EventKind::ALL.len()));
         assert!(EventKind::of("backup-done").is_some() && EventKind::of("backup").is_none());
+    }
+
+    #[test]
+    fn event_kinds_are_all_documented() {
+        let page = include_str!("../../../docs/monitoring.md");
+        let row = |kind: &EventKind| format!("| `{}` | {} |\n", kind.as_str(), kind.meaning());
+        let table: String = EventKind::ALL.iter().map(row).collect();
+        assert!(page.contains(&table), "docs/monitoring.md must have this table of events:\n{table}");
     }
 }

@@ -64,7 +64,7 @@ impl EventReader {
 mod tests {
     use super::super::{Db, NewEvent};
     use super::*;
-    use blockd_api::events::Severity;
+    use blockd_api::events::{EventKind, Severity};
     use jiff::Timestamp;
 
     #[test]
@@ -72,7 +72,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let tell = |tx: &Transaction<'_>| {
-            NewEvent::new(Timestamp::UNIX_EPOCH, Severity::Info, "run-failed", "x").insert(tx)
+            NewEvent::new(Timestamp::UNIX_EPOCH, Severity::Info, EventKind::RunFailed, "x").insert(tx)
         };
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         db.transaction::<_, DbError>(|tx| {

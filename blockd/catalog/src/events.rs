@@ -3,7 +3,7 @@
 use crate::{DbError, TaskRow, number, parsed, parsed_if_there, rows, stored};
 use blockd_api::{
     ErrorCode, VolumeName,
-    events::{Event, Severity},
+    events::{Event, EventKind, Severity},
     tasks::{TaskKind, TaskStage},
 };
 use blockd_cloud::CloudSnapshotId;
@@ -23,7 +23,7 @@ pub struct NewEvent {
     /// Severity.
     pub severity: Severity,
     /// Kind.
-    pub kind: String,
+    pub kind: EventKind,
     /// The volume.
     pub volume_id: Option<VolumeId>,
     /// The name of the volume.
@@ -42,13 +42,8 @@ pub struct NewEvent {
 
 impl NewEvent {
     /// Creates an event without an object.
-    pub fn new(
-        at: Timestamp,
-        severity: Severity,
-        kind: impl Into<String>,
-        message: impl Into<String>,
-    ) -> Self {
-        let (kind, message) = (kind.into(), message.into());
+    pub fn new(at: Timestamp, severity: Severity, kind: EventKind, message: impl Into<String>) -> Self {
+        let message = message.into();
         Self {
             at,
             severity,
@@ -68,20 +63,18 @@ impl NewEvent {
         let name = task.kind();
         let damage = task.detail.findings.as_ref().map_or(0, |findings| findings.damage_total);
         let error = task.detail.error.as_ref();
-        let (severity, kind, message) = match task.state {
+        let (severity, message) = match task.state {
             TaskStage::Failed => {
-                let kind = match error.map(|error| error.code) {
-                    _ if damage > 0 && task.kind() == TaskKind::Verify => "damage-found".to_owned(),
-                    Some(ErrorCode::StoreUnreachable) => "store-unreachable".to_owned(),
-                    _ => format!("{name}-failed"),
-                };
                 let why = error.map_or("blockd gave no reason", |error| error.message.as_str());
-                (Severity::Error, kind, format!("{name} failed: {why}"))
+                (Severity::Error, format!("{name} failed: {why}"))
             }
-            TaskStage::Stopped => {
-                (Severity::Warning, format!("{name}-stopped"), format!("{name} was stopped"))
-            }
-            _ => (Severity::Info, format!("{name}-done"), format!("{name} of {} done", task.cloudsnap)),
+            TaskStage::Stopped => (Severity::Warning, format!("{name} was stopped")),
+            _ => (Severity::Info, format!("{name} of {} done", task.cloudsnap)),
+        };
+        let kind = match (task.state, error.map(|error| error.code)) {
+            (TaskStage::Failed, _) if damage > 0 && name == TaskKind::Verify => EventKind::DamageFound,
+            (TaskStage::Failed, Some(ErrorCode::StoreUnreachable)) => EventKind::StoreUnreachable,
+            _ => kind_of_end(name, task.state),
         };
         Self {
             volume_id: task.volume,
@@ -104,7 +97,7 @@ impl NewEvent {
             params![
                 self.at.to_string(),
                 self.severity.as_str(),
-                self.kind,
+                self.kind.as_str(),
                 self.volume.as_ref().map(ToString::to_string),
                 self.credential,
                 self.task.map(|id| id.to_string()),
@@ -117,6 +110,21 @@ impl NewEvent {
         let id = tx.last_insert_rowid().unsigned_abs();
         tx.execute("DELETE FROM events WHERE id <= ?1", [stored(id.saturating_sub(MAX_KEPT))])?;
         Ok(())
+    }
+}
+
+/// Returns the kind of a task's end without a special cause.
+fn kind_of_end(task: TaskKind, stage: TaskStage) -> EventKind {
+    let [done, failed, stopped] = match task {
+        TaskKind::Backup => [EventKind::BackupDone, EventKind::BackupFailed, EventKind::BackupStopped],
+        TaskKind::Restore => [EventKind::RestoreDone, EventKind::RestoreFailed, EventKind::RestoreStopped],
+        TaskKind::Delete => [EventKind::DeleteDone, EventKind::DeleteFailed, EventKind::DeleteStopped],
+        TaskKind::Verify => [EventKind::VerifyDone, EventKind::VerifyFailed, EventKind::VerifyStopped],
+    };
+    match stage {
+        TaskStage::Failed => failed,
+        TaskStage::Stopped => stopped,
+        TaskStage::Pending | TaskStage::Active | TaskStage::Done => done,
     }
 }
 
@@ -192,14 +200,14 @@ mod tests {
         db.transaction::<_, DbError>(|tx| {
             for number in 1..=MAX_KEPT + 3 {
                 let at = Timestamp::from_second(i64::try_from(number).unwrap()).unwrap();
-                NewEvent::new(at, Severity::Warning, "x", number.to_string()).insert(tx)?;
+                NewEvent::new(at, Severity::Warning, EventKind::RunSkipped, number.to_string()).insert(tx)?;
             }
             let all = events_after(tx, 0, u32::MAX >> 1)?;
             assert_eq!((all.len() as u64, all[0].event_id), (MAX_KEPT, 4));
             let ids = |events: Vec<Event>| events.iter().map(|event| event.event_id).collect::<Vec<_>>();
             assert_eq!(ids(newest_events(tx, 2)?), [MAX_KEPT + 2, MAX_KEPT + 3]);
             assert_eq!(ids(events_after(tx, 7, 2)?), [8, 9]);
-            assert_eq!(count_events_after(tx, MAX_KEPT)?, [("x".to_owned(), Severity::Warning, 3)]);
+            assert_eq!(count_events_after(tx, MAX_KEPT)?, [("run-skipped".to_owned(), Severity::Warning, 3)]);
             assert_eq!((all[0].severity, all[0].message.as_str()), (Severity::Warning, "4"));
             Ok(())
         })

@@ -5,7 +5,10 @@ use crate::{
     daemon::Daemon,
     logging::{self, LoggingError},
 };
-use blockd_api::{events::Severity, status::ReloadFailure};
+use blockd_api::{
+    events::{EventKind, Severity},
+    status::ReloadFailure,
+};
 use blockd_catalog::NewEvent;
 use blockd_engine::error::{one_line, with_sources};
 use blockd_nbd::{TlsError, TlsIdentity};
@@ -133,7 +136,7 @@ pub async fn on_hangup(daemon: &Daemon, running: &mut Config, new: Result<Config
     tracing::error!(%error, "reload failed on configuration: no setting was changed");
     let message = format!("reload failed on configuration: {error}; no setting was changed");
     *daemon.served.reload_failure.lock() = Some(ReloadFailure { failed_at: at, cause: error });
-    let event = NewEvent::new(at, Severity::Error, "reload-failed", message);
+    let event = NewEvent::new(at, Severity::Error, EventKind::ReloadFailed, message);
     if let Err(error) = engine.db.run(move |tx| event.insert(tx)).await {
         tracing::warn!(%error, "recording the event of a failed reload failed");
     }

@@ -6,7 +6,11 @@ use crate::{
     health::{ComponentHealth, DATA_DIR},
     host::Host,
 };
-use blockd_api::{ByteSize, events::Severity, status::DataSpace};
+use blockd_api::{
+    ByteSize,
+    events::{EventKind, Severity},
+    status::DataSpace,
+};
 use blockd_catalog::{Db, NewEvent};
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
@@ -114,7 +118,7 @@ impl FreeSpace {
                 Severity::Error => tracing::error!("{what}"),
                 _ => tracing::warn!("{what}"),
             }
-            let event = NewEvent::new(Timestamp::now(), severity, "data-directory-full", what);
+            let event = NewEvent::new(Timestamp::now(), severity, EventKind::DataDirectoryFull, what);
             *self.health.pending_event.lock() = Some(event);
         }
     }

@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use blockd_api::{
-    events::{Event, Severity},
+    events::{Event, EventKind, Severity},
     status::WebhookStatus,
 };
 use parking_lot::Mutex;
@@ -118,9 +118,9 @@ impl Host {
         host
     }
 
-    fn emit(&self, kind: &str, severity: Severity) {
-        let event =
-            blockd_catalog::NewEvent::new(jiff::Timestamp::now(), severity, kind, format!("this is {kind}"));
+    fn emit(&self, kind: EventKind, severity: Severity) {
+        let message = format!("this is {}", kind.as_str());
+        let event = blockd_catalog::NewEvent::new(jiff::Timestamp::now(), severity, kind, message);
         self.engine().db.transaction(|tx| event.insert(tx)).unwrap();
         self.engine().events.wake();
     }
@@ -180,7 +180,7 @@ async fn deliveries_hold_the_event_and_are_signed() {
     host.stop().await;
     fs::remove_file(&path).unwrap();
     host.start().await;
-    host.emit("run-skipped", Severity::Warning);
+    host.emit(EventKind::RunSkipped, Severity::Warning);
     let status = host.webhook_when(|status| status.error.is_some()).await;
     assert!(status.error.as_ref().is_some_and(|error| error.contains("webhook.secret")), "{status:?}");
     assert_eq!((status.waiting, status.delivered), (1, 0));
@@ -205,10 +205,10 @@ async fn failed_deliveries_are_retried_and_rejected_ones_skipped() {
         ..hook(&receiver.url())
     };
     let mut host = Host::with_webhook(webhook).await;
-    host.emit("backup-failed", Severity::Error);
-    host.emit("run-skipped", Severity::Error);
-    host.emit("run-failed", Severity::Info);
-    host.emit("damage-found", Severity::Warning);
+    host.emit(EventKind::BackupFailed, Severity::Error);
+    host.emit(EventKind::RunSkipped, Severity::Error);
+    host.emit(EventKind::RunFailed, Severity::Info);
+    host.emit(EventKind::DamageFound, Severity::Warning);
     let mut seen = Vec::new();
     for _ in 0..5 {
         let delivery = receiver.next().await;
@@ -234,7 +234,7 @@ async fn unresponsive_receiver_gets_its_events_after_a_restart() {
     // Long enough for a busy machine: a delivery with a late reply is repeated.
     let webhook = WebhookConfig { timeout_ms: 5_000, ..hook(&receiver.url()) };
     let mut host = Host::with_webhook(webhook.clone()).await;
-    host.emit("run-failed", Severity::Error);
+    host.emit(EventKind::RunFailed, Severity::Error);
     receiver.next().await;
     // Without a reply, the delivery is repeated.
     assert_eq!(receiver.next().await.event().kind, "run-failed");
@@ -279,7 +279,7 @@ async fn unresponsive_receiver_gets_its_events_after_a_restart() {
     let mut other = Receiver::new(&[]).await;
     host.webhooks.push(WebhookConfig { name: "other".into(), ..hook(&other.url()) });
     host.start().await;
-    host.emit("run-skipped", Severity::Warning);
+    host.emit(EventKind::RunSkipped, Severity::Warning);
     assert_eq!(receiver.next().await.event().kind, "run-skipped");
     assert_eq!(other.next().await.event().kind, "run-skipped");
     host.stop().await;
@@ -291,7 +291,7 @@ async fn expired_events_are_counted_as_undelivered() {
     let (url, address) = (receiver.url(), receiver.stop().await);
     let mut host = Host::with_webhook(hook(&url)).await;
     for _ in 0..5 {
-        host.emit("run-failed", Severity::Error);
+        host.emit(EventKind::RunFailed, Severity::Error);
     }
     host.webhook_when(|status| status.error.is_some()).await;
     host.stop().await;

@@ -11,7 +11,10 @@ use crate::{
     error::{ServiceError, blocking, spawned},
     tasks::findings::proofs,
 };
-use blockd_api::{events::Severity, tasks::TaskKind};
+use blockd_api::{
+    events::{EventKind, Severity},
+    tasks::TaskKind,
+};
 use blockd_catalog::{CredentialRow, DbError, DbManifestCache, Doubt, NewEvent, Proof, TaskRow};
 use blockd_cloud::{
     CancelToken, CloudSnapshotId, ManifestKey, Progress, VerifyDepth, VerifyOptions, VerifyReport, verify,
@@ -170,7 +173,7 @@ fn note(
     let event = NewEvent {
         credential: name,
         cloudsnap: Some(id),
-        ..NewEvent::new(now, Severity::Error, "damage-found", message)
+        ..NewEvent::new(now, Severity::Error, EventKind::DamageFound, message)
     };
     event.insert(tx)
 }

@@ -54,7 +54,7 @@ pub fn log_event(event: &Event) {
             tracing::$level!(
                 target: EVENT_TARGET,
                 event = event.kind,
-                message_id = EventKind::of(&event.kind).map(|kind| tracing::field::display(kind.message_id.simple())),
+                message_id = EventKind::of(&event.kind).map(|kind| tracing::field::display(kind.message_id().simple())),
                 volume = event.volume_name.as_ref().map(tracing::field::display),
                 credential = event.credential_name.as_deref(),
                 task = event.task_id.map(tracing::field::display),
@@ -150,7 +150,7 @@ impl EventLog {
             };
             if degraded.insert(entry.id) {
                 let message = format!("volume {} does not accept requests: {reason}", entry.name);
-                let event = NewEvent::new(now, Severity::Error, "volume-degraded", message);
+                let event = NewEvent::new(now, Severity::Error, EventKind::VolumeDegraded, message);
                 events.push(NewEvent { volume: Some(entry.name.clone()), ..event });
             }
         }

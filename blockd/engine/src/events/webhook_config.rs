@@ -2,7 +2,7 @@
 
 use blockd_api::{
     SecretRef,
-    events::{KINDS, Severity},
+    events::{EventKind, Severity},
 };
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
@@ -77,8 +77,8 @@ impl WebhookConfig {
             ));
         }
         for pattern in &self.kinds {
-            if !KINDS.iter().any(|kind| matches(pattern, kind.word)) {
-                let known: Vec<_> = KINDS.iter().map(|kind| kind.word).collect();
+            if !EventKind::ALL.iter().any(|kind| matches(pattern, kind.as_str())) {
+                let known: Vec<_> = EventKind::ALL.iter().map(|kind| kind.as_str()).collect();
                 return wrong(format!(
                     "kinds has `{pattern}`, which matches no kind of event; the kinds are {}",
                     known.join(", ")

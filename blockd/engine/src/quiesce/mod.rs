@@ -12,7 +12,7 @@ use crate::{
 };
 use blockd_api::{
     ErrorCode, VolumeName,
-    events::Severity,
+    events::{EventKind, Severity},
     quiesce::{QuiesceKind, QuiesceStep},
 };
 use blockd_catalog::{Db, DbError, NewEvent};
@@ -81,7 +81,7 @@ pub fn events_of_failures<'a>(
             _ => "the application may still be quiesced",
         };
         let message = format!("quiesce failed{of}: {failure}; {what}");
-        let event = NewEvent::new(Timestamp::now(), Severity::Error, "rule-failed", message);
+        let event = NewEvent::new(Timestamp::now(), Severity::Error, EventKind::RuleFailed, message);
         let volume = volumes.first().filter(|_| volumes.len() == 1).cloned();
         Some(NewEvent { volume, ..event })
     };

@@ -7,7 +7,7 @@ use crate::{
 };
 use blockd_api::{
     Deleted, ErrorCode, List, RuleName,
-    events::Severity,
+    events::{EventKind, Severity},
     quiesce::{HookOptions, Quiesce},
     rules::{CreateRule, HookRule, RuleTarget, UpdateRule},
 };
@@ -180,7 +180,7 @@ impl Quiescer {
             let message = format!("the commands of rule {} cannot be run: {error}", rule.name);
             tracing::error!(rule = %rule.name, %error, "the commands of a rule cannot be run");
             self.rule_problems.lock().insert(rule.name, error.to_string());
-            let event = NewEvent::new(Timestamp::now(), Severity::Error, "rule-failed", message);
+            let event = NewEvent::new(Timestamp::now(), Severity::Error, EventKind::RuleFailed, message);
             self.db.run(move |tx| event.insert(tx)).await?;
             self.events.wake();
         }

@@ -1,7 +1,10 @@
 //! Key slots: events about repaired and damaged ones and about refused write keys, and the local copies.
 
 use crate::{error::ServiceError, repositories::Repositories};
-use blockd_api::{CredentialRef, events::Severity};
+use blockd_api::{
+    CredentialRef,
+    events::{EventKind, Severity},
+};
 use blockd_catalog::{CredentialRow, DbError, NewEvent};
 use blockd_cloud::{Repository, SlotFinding};
 use jiff::Timestamp;
@@ -53,7 +56,7 @@ impl Repositories {
         }
         let message = format!("backups to credential {} are refused: {why}", row.name);
         refused.insert(row.uuid, why);
-        let event = NewEvent::new(now, Severity::Error, "write-key-refused", message);
+        let event = NewEvent::new(now, Severity::Error, EventKind::WriteKeyRefused, message);
         Some(NewEvent { credential_id: Some(row.uuid), credential: Some(row.name.to_string()), ..event })
     }
 }
@@ -61,6 +64,6 @@ impl Repositories {
 fn event_of(found: &SlotFinding, row: &CredentialRow, now: Timestamp) -> NewEvent {
     let severity = if found.is_repaired() { Severity::Warning } else { Severity::Error };
     let message = format!("key slot of credential {}: {found}", row.name);
-    let event = NewEvent::new(now, severity, "key-slot-damaged", message);
+    let event = NewEvent::new(now, severity, EventKind::KeySlotDamaged, message);
     NewEvent { credential_id: Some(row.uuid), credential: Some(row.name.to_string()), ..event }
 }

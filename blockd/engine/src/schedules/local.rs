@@ -16,7 +16,10 @@ use crate::{
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
-    SnapshotName, SnapshotRef, events::Severity, schedules::RunState, snapshots::SnapshotGroup,
+    SnapshotName, SnapshotRef,
+    events::{EventKind, Severity},
+    schedules::RunState,
+    snapshots::SnapshotGroup,
 };
 use blockd_catalog::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow, SnapshotRow};
 use blockd_extent::SnapshotId;
@@ -163,7 +166,7 @@ impl ScheduleRunner {
         let failed = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
             for run in runs {
                 let message = format!("a run of schedule {} failed: {reason}", run.schedule);
-                let event = NewEvent::new(now, Severity::Error, "run-failed", message);
+                let event = NewEvent::new(now, Severity::Error, EventKind::RunFailed, message);
                 NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)?;
                 let failed = RunRow {
                     state: RunState::Failed,

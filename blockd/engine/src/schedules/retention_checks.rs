@@ -9,7 +9,10 @@ use crate::{
     schedules::judgement::Judgement,
     volumes::registry::Registry,
 };
-use blockd_api::{CredentialRef, ErrorCode, events::Severity};
+use blockd_api::{
+    CredentialRef, ErrorCode,
+    events::{EventKind, Severity},
+};
 use blockd_catalog::{Db, DbManifestCache, NewEvent, RetentionOverride, RunRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, ManifestKey, Progress, Repository,
@@ -189,8 +192,8 @@ impl RetentionChecks {
         };
         let kind = match &error {
             ServiceError::Cloud(error) => match **error {
-                CloudError::ClockDiffers { .. } => Some("clock-differs"),
-                CloudError::ClockUnknown { .. } => Some("clock-unknown"),
+                CloudError::ClockDiffers { .. } => Some(EventKind::ClockDiffers),
+                CloudError::ClockUnknown { .. } => Some(EventKind::ClockUnknown),
                 _ => None,
             },
             _ => None,
@@ -255,7 +258,7 @@ impl RetentionChecks {
         }
         tracing::error!(volume = %like.volume, %credential, %hint, "{message}");
         let message = format!("{message}; {hint}");
-        let event = NewEvent::new(Timestamp::now(), Severity::Error, "retention-stopped", message);
+        let event = NewEvent::new(Timestamp::now(), Severity::Error, EventKind::RetentionStopped, message);
         let event = NewEvent { volume, ..event };
         self.db.run(move |tx| event.insert(tx)).await?;
         self.events.wake();

@@ -22,7 +22,10 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{
-    CredentialRef, ErrorCode, VolumeRef, cloudsnaps::BackupOptions, events::Severity, schedules::RunState,
+    CredentialRef, ErrorCode, VolumeRef,
+    cloudsnaps::BackupOptions,
+    events::{EventKind, Severity},
+    schedules::RunState,
 };
 use blockd_catalog::{Db, DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::VolumeId;
@@ -357,7 +360,7 @@ impl ScheduleRunner {
                     return Ok(());
                 }
                 let message = format!("a run of schedule {} failed: {reason}", run.schedule);
-                let event = NewEvent::new(now, Severity::Error, "run-failed", message);
+                let event = NewEvent::new(now, Severity::Error, EventKind::RunFailed, message);
                 NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)
             })
         };

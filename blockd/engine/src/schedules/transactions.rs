@@ -7,7 +7,7 @@
 use crate::volumes::registry::Tags;
 use blockd_api::{
     VolumeName,
-    events::Severity,
+    events::{EventKind, Severity},
     quiesce::QuiesceReport,
     schedules::{Rule, RunState, Selector},
     tasks::{TaskKind, TaskStage},
@@ -96,7 +96,7 @@ fn fail_waiting(tx: &Transaction<'_>, run: &RunRow, now: Timestamp) -> Result<()
     let reason = format!("it could not start before the next run was due: {why}");
     tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
     let message = format!("a run of schedule {} failed: {reason}", run.schedule);
-    let event = NewEvent::new(now, Severity::Error, "run-failed", message);
+    let event = NewEvent::new(now, Severity::Error, EventKind::RunFailed, message);
     NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)?;
     end_queued(tx, run, RunState::Failed, reason, now).map(drop)
 }
@@ -187,14 +187,15 @@ pub fn fire(
                             "{missed} runs of schedule {} ({}) were missed: one run replaces them",
                             schedule.uuid, rule.when
                         );
-                        NewEvent::new(now, Severity::Warning, "schedule-missed", message).insert(tx)?;
+                        NewEvent::new(now, Severity::Warning, EventKind::ScheduleMissed, message)
+                            .insert(tx)?;
                     }
                     let cause = Cause { rule: Some(&rule), nominal, missed };
                     for run in add_runs(tx, schedule, &cause, volumes, now)? {
                         if let Some(reason) = &run.reason {
                             tracing::warn!(schedule = %schedule.uuid, run = run.id, %reason, "run skipped");
                             let message = format!("a run of schedule {} is skipped: {reason}", schedule.uuid);
-                            let event = NewEvent::new(now, Severity::Warning, "run-skipped", message);
+                            let event = NewEvent::new(now, Severity::Warning, EventKind::RunSkipped, message);
                             NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }
                                 .insert(tx)?;
                         }

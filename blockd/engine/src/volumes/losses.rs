@@ -8,7 +8,7 @@ use crate::{
         registry::{EntryState, VolumeEntry},
     },
 };
-use blockd_api::events::Severity;
+use blockd_api::events::{EventKind, Severity};
 use blockd_catalog::NewEvent;
 use blockd_volume::{Volume, VolumeError};
 use jiff::Timestamp;
@@ -23,7 +23,7 @@ impl Volumes {
             let message = format!("volume {}: {}", entry.name, describe(&loss));
             tracing::error!(volume = %entry.id, name = %entry.name, "{message}");
             self.health.note(health::DISCARDED_WRITES, &entry.id.to_string(), message.clone(), hint(&entry));
-            let event = NewEvent::new(Timestamp::now(), Severity::Error, "writes-discarded", message);
+            let event = NewEvent::new(Timestamp::now(), Severity::Error, EventKind::WritesDiscarded, message);
             events.push(NewEvent { volume_id: Some(entry.id), volume: Some(entry.name.clone()), ..event });
         }
         if events.is_empty() {

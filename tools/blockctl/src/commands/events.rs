@@ -9,7 +9,7 @@ use crate::{
 };
 use blockd_api::{
     List, VolumeName,
-    events::{Event, KINDS, ListEvents, MAX_EVENTS, Severity},
+    events::{Event, EventKind, ListEvents, MAX_EVENTS, Severity},
     operations,
     tasks::{Task, TaskStage},
 };
@@ -23,8 +23,8 @@ use std::path::PathBuf;
 
 pub const EVENTS_HELP: &str = "\
 Events report failed backups, missed and skipped schedule runs, damage found by verification, \
-unreachable stores, and volumes that failed. The daemon keeps the newest 10000. A filter searches \
-all of them. With --follow and --json each event is a document on its own line.
+unreachable stores, and volumes that failed; docs/monitoring.md lists the kinds. The daemon keeps \
+the newest 10000. A filter searches all of them. With --follow and --json each event is a document on its own line.
 
 Examples:
   blockctl events
@@ -100,7 +100,7 @@ impl From<SeverityArg> for Severity {
 }
 
 fn kind_parser() -> impl TypedValueParser<Value = String> {
-    PossibleValuesParser::new(KINDS.iter().map(|kind| kind.word))
+    PossibleValuesParser::new(EventKind::ALL.iter().map(|kind| kind.as_str()))
 }
 
 impl EventsArgs {

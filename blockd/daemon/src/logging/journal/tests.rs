@@ -146,7 +146,7 @@ fn event_record_has_its_message_id_and_object_fields() {
             ("BLOCKD_EVENT_ID", "7"),
         ],
     );
-    let done = EventKind::of("backup-done").unwrap().message_id.simple().to_string();
+    let done = EventKind::BackupDone.message_id().simple().to_string();
     has(&journal.record(), &[("MESSAGE_ID", &done), ("PRIORITY", "6")]);
     let bare = journal.record();
     has(&bare, &[("EVENT", "of-another-version"), ("PRIORITY", "4")]);
