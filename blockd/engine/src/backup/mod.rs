@@ -1,6 +1,5 @@
 //! Start of backups: of one volume or a consistency group, to one or several backup locations.
 
-pub mod compare;
 pub mod doubts;
 mod existing;
 pub mod freeze;

@@ -1,6 +1,7 @@
 //! Maintenance of the stores: garbage collection, expiry of resumable tasks, checks of abandoned backups, and
 //! background verification.
 
+mod compare;
 pub mod verify_requests;
 pub mod verify_task;
 

@@ -4,12 +4,10 @@
 //! damaged blocks again.
 
 use crate::{
-    backup::{
-        compare::{Comparison, DiffBase},
-        task,
-    },
+    backup::task,
     error::{ServiceError, blocking, spawned},
     host::Host,
+    maintenance::compare::{Comparison, DiffBase},
     repositories::{Repositories, limits::limited},
     snapshots::Snapshots,
     tasks::{
