@@ -10,6 +10,19 @@
 //!
 //! If the base of an incremental is gone after step 4, the backup resumes from step 2 as a full one under
 //! another name.
+//!
+//! Facts about earlier attempts of the commit:
+//!
+//! - `TaskDetail::run` is another run of the daemon: that one created the task or its name, and may have put
+//!   the manifest. So there is no resume without create-if-absent; an abandoned backup is in doubt, and its
+//!   objects stay.
+//! - `TaskDetail::may_be_committed`: a run started the commit. An abandoned backup is in doubt, and its
+//!   objects stay.
+//! - `BackupJournal::may_be_committed`: the journal has the start of a commit, or was damaged.
+//! - `Progress::was_in_doubt`: because of the journal, or of a put without a clear reply, the manifest may
+//!   have existed before. The backup is no base.
+//! - `UploadOptions::resumed`: an earlier run of the task may have stored objects. The writer checks all
+//!   objects after the commit.
 
 use crate::{
     backup::{
