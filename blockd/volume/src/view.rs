@@ -5,7 +5,7 @@ use crate::{
     io::ring_reader::RingReader,
     layer::stack::{Layer, Stack},
     read::{Content, Start, from_disk, from_memory, plan_reads, read_stack},
-    volume::{Pins, Volume},
+    volume::{OpenViews, Volume},
 };
 use blockd_extent::{Epoch, Extent, SnapshotId, VolumeId};
 use parking_lot::Mutex;
@@ -14,7 +14,7 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-/// Snapshot open for reading; pins its layers until dropped.
+/// Snapshot open for reading; keeps its layers from merges until dropped.
 pub struct SnapshotView {
     pub(crate) stack: Stack,
     pub(crate) volume: VolumeId,
@@ -25,7 +25,7 @@ pub struct SnapshotView {
     blocks_read: AtomicU64,
     /// Idle readers.
     rings: Mutex<Vec<RingReader>>,
-    pins: Arc<Pins>,
+    open_views: Arc<OpenViews>,
 }
 
 impl Volume {
@@ -36,8 +36,8 @@ impl Volume {
     pub fn view(&self, snapshot: SnapshotId) -> Result<SnapshotView, VolumeError> {
         let admin = self.admin.lock();
         let epoch = self.find_snapshot(&admin, snapshot)?.epoch;
-        // Under `admin`, so that no merge selects the layer before it is pinned.
-        *self.pins.0.lock().entry(epoch).or_insert(0) += 1;
+        // Under `admin`, so that no merge selects the layer before the view is counted.
+        *self.open_views.0.lock().entry(epoch).or_insert(0) += 1;
         let current = self.current();
         let layers: Vec<Layer> =
             current.layers().iter().filter(|layer| layer.epoch() <= epoch).cloned().collect();
@@ -53,7 +53,7 @@ impl Volume {
             size_bytes,
             blocks_read: AtomicU64::new(0),
             rings: Mutex::default(),
-            pins: self.pins.clone(),
+            open_views: self.open_views.clone(),
         })
     }
 }
@@ -135,12 +135,12 @@ impl SnapshotView {
 
 impl Drop for SnapshotView {
     fn drop(&mut self) {
-        let mut pins = self.pins.0.lock();
-        if let Some(count) = pins.get_mut(&self.epoch) {
+        let mut open_views = self.open_views.0.lock();
+        if let Some(count) = open_views.get_mut(&self.epoch) {
             assert!(*count > 0, "an open view is counted");
             *count -= 1;
             if *count == 0 {
-                pins.remove(&self.epoch);
+                open_views.remove(&self.epoch);
             }
         }
     }

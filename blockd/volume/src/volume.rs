@@ -51,7 +51,7 @@ pub struct Volume {
     /// Committed snapshots, readable while a freeze holds `admin` and waits for the disk. Read the stack
     /// first: while a snapshot is listed here, the stack has its layer.
     pub(crate) committed_snapshots: RwLock<Vec<(SnapshotId, Epoch)>>,
-    pub(crate) pins: Arc<Pins>,
+    pub(crate) open_views: Arc<OpenViews>,
     pub(crate) counters: Counters,
     pub(crate) discarded: Mutex<Option<DiscardedWrites>>,
     flusher: Flusher,
@@ -68,9 +68,9 @@ pub struct Volume {
 
 /// Number of open views for each snapshot's epoch.
 #[derive(Default)]
-pub(crate) struct Pins(pub(crate) Mutex<HashMap<Epoch, usize>>);
+pub(crate) struct OpenViews(pub(crate) Mutex<HashMap<Epoch, usize>>);
 
-impl Pins {
+impl OpenViews {
     pub(crate) fn are_on(&self, epoch: Epoch) -> bool {
         self.0.lock().contains_key(&epoch)
     }
@@ -181,7 +181,7 @@ impl Volume {
             admin: Mutex::new(meta),
             merging: Mutex::new(None),
             merge_pause_requests: AtomicU64::new(0),
-            pins: Arc::default(),
+            open_views: Arc::default(),
             counters: Counters::default(),
             discarded: Mutex::new(None),
             flusher: Flusher::default(),

@@ -216,7 +216,7 @@ impl Volume {
         let mut admin = self.admin.lock();
         self.check_usable()?;
         let entry = self.find_snapshot(&admin, snapshot)?;
-        if self.pins.are_on(entry.epoch) {
+        if self.open_views.are_on(entry.epoch) {
             return Err(VolumeError::Busy(format!(
                 "delete failed on snapshot {snapshot} of volume {}: it is open for reading",
                 self.id

@@ -19,7 +19,7 @@ use crate::{
     layer::stack::{FrozenLayer, Layer, Stack},
     merge::copy::Copier,
     merge::note::{LayerVersion, MergeNote, Pair},
-    volume::{MergeStats, Pins, Volume},
+    volume::{MergeStats, OpenViews, Volume},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent};
 use std::sync::{Arc, atomic::Ordering};
@@ -157,7 +157,7 @@ impl Volume {
         let is_kept = |epoch| admin.snapshots.iter().any(|snapshot| snapshot.epoch == epoch);
         let pairs = || {
             let bottom = stack.layers().len().saturating_sub(1);
-            mergeable(&stack, &self.pins, &is_kept)
+            mergeable(&stack, &self.open_views, &is_kept)
                 .map(move |(at, upper, lower)| (upper.clone(), lower.clone(), at + 1 == bottom))
         };
         let is_stopped = |upper: &FrozenLayer, lower: &FrozenLayer| {
@@ -172,7 +172,7 @@ impl Volume {
     pub(crate) fn merge_stats(&self, stack: &Stack) -> MergeStats {
         let kept = self.committed_snapshots.read();
         let is_kept = |epoch| kept.iter().any(|point| point.1 == epoch);
-        let layers = mergeable(stack, &self.pins, &is_kept).count() as u64;
+        let layers = mergeable(stack, &self.open_views, &is_kept).count() as u64;
         let (done_bytes, total_bytes) = self.merge_progress.read();
         MergeStats { layers, done_bytes, total_bytes }
     }
@@ -241,11 +241,11 @@ impl Volume {
 }
 
 /// Returns the mergeable pairs of adjacent frozen layers, top first, with the index of the upper one:
-/// the lower layer is not a snapshot (`is_kept`), pinned or lazy, and at most one layer is shared
+/// the lower layer is not a snapshot (`is_kept`), in an open view or lazy, and at most one layer is shared
 /// with another volume.
 fn mergeable<'a>(
     stack: &'a Stack,
-    pins: &'a Pins,
+    open_views: &'a OpenViews,
     is_kept: &'a dyn Fn(Epoch) -> bool,
 ) -> impl Iterator<Item = (usize, &'a Arc<FrozenLayer>, &'a Arc<FrozenLayer>)> {
     // A lazy base cannot be merged.
@@ -255,7 +255,7 @@ fn mergeable<'a>(
     stack.layers().windows(2).enumerate().filter_map(move |(at, two)| match two {
         [Layer::Frozen(upper), Layer::Frozen(lower)]
             if !(is_kept(lower.epoch)
-                || pins.are_on(lower.epoch)
+                || open_views.are_on(lower.epoch)
                 || is_lazy(lower)
                 || is_shared(upper) && is_shared(lower)) =>
         {
