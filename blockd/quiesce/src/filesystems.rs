@@ -7,7 +7,7 @@
 
 use crate::{
     deadline::{share, with_deadline},
-    marker::Mounted,
+    mounted::Mounted,
 };
 use blockd_api::quiesce::{QuiesceKind, QuiesceStep};
 use parking_lot::{Condvar, Mutex};

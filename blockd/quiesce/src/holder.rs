@@ -18,7 +18,7 @@
 use crate::{
     filesystems::{Freezer, FreezerError, Thawed},
     kernel::{Kernel, OpenFilesystem},
-    marker::Mounted,
+    mounted::Mounted,
 };
 use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};

@@ -3,7 +3,7 @@
 use crate::{
     filesystems::{Freezer, FreezerError, Thawed},
     holder::Handle,
-    marker::Mounted,
+    mounted::Mounted,
 };
 use rustix::{
     fd::OwnedFd,

@@ -6,6 +6,7 @@ use crate::{
     error::{FreezeError, QuiesceError},
     filesystems::{Filesystems, FreezeTarget, Freezer, THAWED_EARLY},
     holder::HolderProcess,
+    leftovers,
     marker::{self, Marker},
     parts::QuiescePart,
 };
@@ -195,7 +196,7 @@ impl QuiesceOperation {
         self.marker.run_posts(&path, self.lock.as_ref(), |step| steps.push(step));
         match self.stuck.take() {
             None => marker::remove(&path),
-            Some(freezer) => marker::release_later(path, &self.marker, freezer),
+            Some(freezer) => leftovers::release_later(path, &self.marker, freezer),
         }
     }
 
@@ -241,7 +242,7 @@ pub fn is_release_due(data_dir: &Path) -> bool {
 /// Resumes everything that an earlier daemon left quiesced; `settled` is called once new operations may run,
 /// `ended` after each step. Blocks.
 pub fn release(data_dir: &Path, ended: &mut dyn FnMut(QuiesceStep), settled: impl FnOnce()) {
-    marker::release(data_dir, &HolderProcess::new(FREEZE_TIMEOUT), ended, settled);
+    leftovers::release(data_dir, &HolderProcess::new(FREEZE_TIMEOUT), ended, settled);
 }
 
 #[cfg(test)]
@@ -249,7 +250,7 @@ mod tests {
     use super::*;
     use crate::{
         filesystems::{FreezerError, Thawed},
-        marker::Mounted,
+        mounted::Mounted,
     };
     use blockd_api::quiesce::{OnFailure, Quiesce};
     use blockd_extent::VolumeId;

@@ -1,5 +1,14 @@
 use super::*;
+use crate::{
+    filesystems::{FreezerError, Thawed},
+    marker::{Post, lock, lock_path, make_lock},
+};
 use parking_lot::Mutex;
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+use std::fs::File;
 
 /// Fake filesystem with a foreign freeze, which ends after a number of polls.
 #[derive(Default)]
@@ -64,7 +73,7 @@ fn post(command: String) -> Post {
 }
 
 fn is_removed(dir: &Path) -> bool {
-    std::fs::read_dir(super::dir(dir)).unwrap().count() == 0
+    std::fs::read_dir(marker::dir(dir)).unwrap().count() == 0
 }
 
 #[test]
