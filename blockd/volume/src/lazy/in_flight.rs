@@ -4,13 +4,13 @@
 //! Fetches with waiting readers start before background ones, and the number of running fetches is limited.
 
 use crate::{
-    lazy::prefetch_queue::PrefetchQueue,
+    lazy::hydration_order::HydrationOrder,
     lazy::waiters::{OnDone, PendingCallback, WaiterId, Waiters},
     lazy::{FetchFailure, Urgency},
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, Readahead, ReadaheadLimits};
 use std::{
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::Instant,
 };
 
@@ -33,21 +33,16 @@ const READAHEAD: ReadaheadLimits = ReadaheadLimits {
 /// Maximum number of background fetches, among the running and among the queued ones. A full
 /// readahead window is 32.
 const MAX_BACKGROUND: usize = 34;
-/// Maximum number of hot areas.
-const MAX_HOT: usize = 256;
-/// Length and alignment of the hot area around a read: 4 MiB.
-const HOT_BLOCKS: u64 = MAX_FETCH_BLOCKS;
-
 /// Queued or running fetch.
 struct InFlightFetch {
     extent: Extent,
     urgency: Urgency,
     is_active: bool,
-    waiters: Vec<Waiter>,
+    waiters: Vec<FetchWaiter>,
 }
 
-/// Waiter of a fetch.
-struct Waiter {
+/// Waiter among those of one fetch; it may wait for several.
+struct FetchWaiter {
     id: WaiterId,
     /// True if the fetch was already running: its source may time out too early for this waiter.
     joined_late: bool,
@@ -84,10 +79,7 @@ pub(crate) struct InFlightTable {
     /// True while a thread starts fetches.
     pub(crate) is_starting: bool,
     readahead: Readahead,
-    pub(crate) preferred: PrefetchQueue,
-    hot: VecDeque<BlockIndex>,
-    hot_known: HashSet<u64>,
-    cursor: BlockIndex,
+    pub(crate) hydration_order: HydrationOrder,
     pub(crate) fetched_blocks: u64,
     /// Number of invalidations. Data that a fetch wrote across an invalidation may be lost, too.
     pub(crate) invalidations: u64,
@@ -125,7 +117,7 @@ impl InFlightTable {
         if self.waiters.is_full() {
             return FetchRequest::Refused(on_done);
         }
-        self.record_hot(first.start);
+        self.hydration_order.record_read(first.start);
         for &gap in &gaps {
             self.launch(gap, MISS_BLOCKS, Urgency::Reader);
         }
@@ -136,7 +128,7 @@ impl InFlightTable {
         let id = self.waiters.add(gaps, starts.len(), deadline, on_done);
         for start in starts {
             if let Some(fetch) = self.by_start.get_mut(&start) {
-                fetch.waiters.push(Waiter { id, joined_late: fetch.is_active });
+                fetch.waiters.push(FetchWaiter { id, joined_late: fetch.is_active });
                 if fetch.urgency == Urgency::Background {
                     fetch.urgency = Urgency::Reader;
                     if fetch.is_active {
@@ -162,7 +154,7 @@ impl InFlightTable {
         let id = self.waiters.add(vec![extent], starts.len(), None, on_done);
         for start in starts {
             if let Some(fetch) = self.by_start.get_mut(&start) {
-                fetch.waiters.push(Waiter { id, joined_late: false });
+                fetch.waiters.push(FetchWaiter { id, joined_late: false });
             }
         }
         true
@@ -340,9 +332,9 @@ impl InFlightTable {
         let may_succeed = loss.is_some_and(|(_, failure)| failure.is_retryable());
         let mut callbacks = Vec::new();
         let mut late_waiters = Vec::new();
-        for Waiter { id, joined_late } in fetch.waiters {
+        for FetchWaiter { id, joined_late } in fetch.waiters {
             if joined_late && may_succeed && self.waiters.contains(id) {
-                late_waiters.push(Waiter { id, joined_late: false });
+                late_waiters.push(FetchWaiter { id, joined_late: false });
             } else {
                 callbacks.extend(self.waiters.fetch_ended(id, loss));
             }
@@ -415,42 +407,12 @@ impl InFlightTable {
         self.waiters.fail_all(failure)
     }
 
-    fn record_hot(&mut self, block: BlockIndex) {
-        let area = block.0 / HOT_BLOCKS;
-        if self.hot_known.insert(area) {
-            self.hot.push_back(block);
-            if self.hot.len() > MAX_HOT
-                && let Some(oldest) = self.hot.pop_front()
-            {
-                self.hot_known.remove(&(oldest.0 / HOT_BLOCKS));
-            }
-        }
-    }
-
-    /// Returns the next extent for hydration: around recent reads, newest first, then preferred extents, then
-    /// the rest in order. Returns `None` if each block is present, in flight or refused.
+    /// Returns the next extent for hydration, or `None` if each block is present, in flight or refused.
     pub(crate) fn next_in_background(&mut self) -> Option<Extent> {
-        while let Some(hot) = self.hot.pop_back() {
-            let area = hot.0 / HOT_BLOCKS;
-            self.hot_known.remove(&area);
-            let around =
-                Extent::new(BlockIndex(area * HOT_BLOCKS), HOT_BLOCKS).intersection(self.full_extent());
-            if let Some(found) = self.first_missing(around) {
-                self.hot.push_back(hot);
-                self.hot_known.insert(area);
-                return Some(found);
-            }
-        }
-        while let Some(first) = self.preferred.first() {
-            if let Some(found) = self.first_missing(first.intersection(self.full_extent())) {
-                return Some(found);
-            }
-            self.preferred.pop();
-        }
-        let rest = Extent::between(self.cursor.min(self.end), self.end);
-        let found = self.first_missing(rest).or_else(|| self.first_missing(self.full_extent()))?;
-        self.cursor = found.end();
-        Some(found)
+        let mut order = std::mem::take(&mut self.hydration_order);
+        let found = order.next(self.full_extent(), &|extent| self.first_missing(extent));
+        self.hydration_order = order;
+        found
     }
 
     /// Returns the first extent that is neither present, in flight nor refused, clipped to one fetch.

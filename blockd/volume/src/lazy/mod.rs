@@ -6,6 +6,7 @@
 pub(crate) mod base;
 mod fetch_budget;
 pub(crate) mod hydrate;
+mod hydration_order;
 mod in_flight;
 mod prefetch_queue;
 mod waiters;

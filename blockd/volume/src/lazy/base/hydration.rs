@@ -32,7 +32,7 @@ impl LazyBase {
     pub(crate) fn prefer(&self, extents: &[Extent]) {
         let whole = Extent::new(BlockIndex(0), self.blocks);
         let inside: Vec<Extent> = extents.iter().map(|extent| extent.intersection(whole)).collect();
-        self.in_flight.lock().preferred.push(&inside);
+        self.in_flight.lock().hydration_order.preferred.push(&inside);
     }
 
     /// Returns the extent of the survey of a block.

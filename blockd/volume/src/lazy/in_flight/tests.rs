@@ -154,7 +154,7 @@ fn hydration_starts_at_reads_and_completes() {
 #[test]
 fn hydration_skips_refused_blocks() {
     let mut table = InFlightTable::new(3000, BlockSet::new());
-    table.record_hot(BlockIndex(100));
+    table.hydration_order.record_read(BlockIndex(100));
     table.refuse(at(0, 1024));
     let mut hydrated = 0;
     while let Some(next) = table.next_in_background() {
