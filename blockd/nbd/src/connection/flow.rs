@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::connection::budget::{Budget, Ticket, Wake};
 use crate::connection::buffer_pool::BufferPool;
 use crate::connection::remote_budgets::RemoteBudgets;
-use crate::connection::remote_reads::RemoteReads;
+use crate::connection::remote_requests::RemoteRequests;
 use crate::connection::reply_queue::{BATCH_BYTES, ReplyQueue};
 use crate::protocol::reply::{ReplyTo, errno_text};
 use crate::server::worker::{Job, Work};
@@ -52,7 +52,7 @@ pub(crate) struct Flow {
     pub(crate) jobs: usize,
     max_jobs: usize,
     /// Requests that wait for remote data.
-    pub(crate) remote_reads: Arc<RemoteReads<Job>>,
+    pub(crate) remote_requests: Arc<RemoteRequests<Job>>,
     charged_bytes: u64,
     /// Ticket while a request waits for the total budget.
     ticket: Option<Ticket>,
@@ -71,7 +71,7 @@ impl Flow {
             reply_queue: ReplyQueue::default(),
             jobs: 0,
             max_jobs: MAX_JOBS,
-            remote_reads: Arc::default(),
+            remote_requests: Arc::default(),
             charged_bytes: 0,
             ticket: None,
             remote_budgets: Vec::new(),
@@ -99,7 +99,7 @@ impl Flow {
 
     /// Returns true if requests may wait for remote data.
     pub(crate) fn may_wait_for_remote_data(&self) -> bool {
-        !self.remote_budgets.is_empty() && !self.remote_reads.is_closed()
+        !self.remote_budgets.is_empty() && !self.remote_requests.is_closed()
     }
 
     /// Charges a request. Returns false if it must wait for a release; a charge within the guaranteed share
@@ -193,7 +193,7 @@ impl Flow {
 
     /// Ends waiting requests and releases all charges.
     pub(crate) fn release_all(&mut self, budget: &Budget) {
-        self.remote_reads.abandon();
+        self.remote_requests.abandon();
         self.stop_waiting(budget);
         let charged_bytes = std::mem::take(&mut self.charged_bytes);
         self.release_shared(shared(charged_bytes), budget);

@@ -8,7 +8,7 @@ pub(crate) mod flow;
 mod negotiation;
 mod receive_buffer;
 pub(crate) mod remote_budgets;
-pub(crate) mod remote_reads;
+pub(crate) mod remote_requests;
 pub(crate) mod reply_queue;
 #[cfg(test)]
 mod tests;
@@ -28,7 +28,7 @@ use crate::connection::budget::Budget;
 use crate::connection::buffer_pool::{Buffer, BufferPool};
 use crate::connection::flow::{Context, Flow};
 use crate::connection::receive_buffer::{RECEIVE_BUFFER_BYTES, ReceiveBuffer};
-use crate::connection::remote_reads::{LATE_AFTER, RemoteReads};
+use crate::connection::remote_requests::{LATE_AFTER, RemoteRequests};
 use crate::connection::reply_queue::Chunk;
 use crate::connection::time_limits::Payload;
 use crate::connection::tls::Security;
@@ -139,7 +139,7 @@ impl Connection {
     /// the first request.
     pub(crate) fn register_local_socket(&mut self, socket: &Arc<OwnedFd>) {
         if self.client.is_local {
-            self.flow.remote_reads = Arc::new(RemoteReads::of_local(Arc::clone(socket)));
+            self.flow.remote_requests = Arc::new(RemoteRequests::of_local(Arc::clone(socket)));
         }
     }
 
@@ -226,7 +226,7 @@ impl Connection {
             Ok(0) if self.client.is_local => self.abort("the client closed the connection", cx),
             Ok(0) => {
                 // Requests on local data are still answered: the client may have closed one side only.
-                self.flow.remote_reads.close_waiting();
+                self.flow.remote_requests.close_waiting();
                 self.drain("the client closed the connection", cx);
             }
             Ok(_) => self.take_input(cx),
@@ -310,8 +310,8 @@ impl Connection {
                 self.flow.release(charge_bytes, cx);
                 let why = format!("send failed: {error}");
                 // A client may close its socket after DISC; its requests are executed.
-                if self.flow.remote_reads.has_sent_disconnect() && self.life == Life::Draining {
-                    self.flow.remote_reads.close_waiting();
+                if self.flow.remote_requests.has_sent_disconnect() && self.life == Life::Draining {
+                    self.flow.remote_requests.close_waiting();
                     self.drop_replies(&why, cx.pool);
                 } else {
                     self.abort(&why, cx);
@@ -378,7 +378,7 @@ impl Connection {
     }
 
     fn drop_all(&mut self, why: &str, pool: &mut BufferPool) {
-        self.flow.remote_reads.abandon();
+        self.flow.remote_requests.abandon();
         self.deadline = None;
         self.drop_replies(why, pool);
     }
@@ -465,7 +465,7 @@ impl Connection {
                 match pause {
                     Pause::Input | Pause::Throttled => {}
                     Pause::Disconnect => {
-                        self.flow.remote_reads.record_disconnect();
+                        self.flow.remote_requests.record_disconnect();
                         self.drain("the client disconnected", cx);
                     }
                     Pause::HungUp => self.abort("the client closed the connection", cx),

@@ -97,7 +97,7 @@ impl Connection {
         }
         match result {
             Ok(()) if self.client.is_local => self.abort("the client closed the connection", cx),
-            Ok(()) => self.flow.remote_reads.close_waiting(),
+            Ok(()) => self.flow.remote_requests.close_waiting(),
             Err(error) => self.abort(&format!("poll for a disconnect failed: {error}"), cx),
         }
     }

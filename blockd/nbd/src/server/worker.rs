@@ -15,7 +15,7 @@ use std::time::Instant;
 use crossbeam::channel::Receiver;
 
 use crate::connection::buffer_pool::Buffer;
-use crate::connection::remote_reads::{RemoteReads, WaitingRequest};
+use crate::connection::remote_requests::{RemoteRequests, WaitingRequest};
 use crate::device::{
     Access, BlockDevice, Client, DeviceError, DeviceErrorKind, ExportCatalog, OnFetched, Progress,
     StatusExtent,
@@ -59,7 +59,7 @@ pub(crate) struct RequestWork {
     /// Earliest possible time of receipt.
     pub(crate) received_at: Instant,
     /// Table of the connection's requests that wait for remote data.
-    pub(crate) remote_reads: Arc<RemoteReads<Job>>,
+    pub(crate) remote_requests: Arc<RemoteRequests<Job>>,
 }
 
 /// Result of a job.
@@ -132,7 +132,7 @@ impl RequestWork {
     pub(crate) fn run(mut self) -> RequestDone {
         let mut buffer = self.buffer.take();
         // A request may have waited long for a slow device; the client may have disconnected since.
-        let result = if self.remote_reads.is_abandoned(self.received_at) {
+        let result = if self.remote_requests.is_abandoned(self.received_at) {
             Err(DeviceFailure::client_disconnected())
         } else {
             call_device(|| self.carry_out(buffer.as_mut()))
@@ -148,7 +148,7 @@ impl RequestWork {
     /// Returns the access of a request that may need remote data.
     fn access(&self) -> Option<Access> {
         match self.request.operation {
-            _ if !self.device.may_be_remote() || self.remote_reads.is_abandoned(self.received_at) => None,
+            _ if !self.device.may_be_remote() || self.remote_requests.is_abandoned(self.received_at) => None,
             Operation::Read { .. } => Some(Access::Read),
             Operation::Write { .. } | Operation::WriteZeroes(_) => Some(Access::Write),
             _ => None,
@@ -268,7 +268,7 @@ impl Job {
     }
 
     fn is_abandoned(&self) -> bool {
-        matches!(&self.work, Work::Request(request) if request.remote_reads.is_abandoned(request.received_at))
+        matches!(&self.work, Work::Request(request) if request.remote_requests.is_abandoned(request.received_at))
     }
 
     /// Starts the prefetch of remote data for a request. Returns the job if it can run at once; otherwise the
@@ -277,10 +277,10 @@ impl Job {
         let Work::Request(request) = &self.work else { return Some(self) };
         let Some(access) = request.access() else { return Some(self) };
         let (device, range) = (Arc::clone(&request.device), request.request);
-        let remote_reads = Arc::clone(&request.remote_reads);
-        let key = remote_reads.insert(self);
+        let remote_requests = Arc::clone(&request.remote_requests);
+        let key = remote_requests.insert(self);
         // Weak, so that a slow fetch does not keep the socket of a closed connection open.
-        let table = Arc::downgrade(&remote_reads);
+        let table = Arc::downgrade(&remote_requests);
         let then = move |result: Result<(), DeviceError>| {
             if let Some(job) = table.upgrade().and_then(|table| table.remove(key)) {
                 job.resume(result);
@@ -293,17 +293,17 @@ impl Job {
         });
         match started {
             // The client disconnected before the request was stored.
-            Ok(None) if remote_reads.is_closed() => {
-                if let Some(job) = remote_reads.remove(key) {
+            Ok(None) if remote_requests.is_closed() => {
+                if let Some(job) = remote_requests.remove(key) {
                     job.cancel();
                 }
                 None
             }
             Ok(None) => None,
-            Ok(Some(_)) => remote_reads.remove(key),
+            Ok(Some(_)) => remote_requests.remove(key),
             // The device panicked and has no callback.
             Err(failure) => {
-                if let Some(job) = remote_reads.remove(key) {
+                if let Some(job) = remote_requests.remove(key) {
                     job.end(|request| request.ended(Err(failure)));
                 }
                 None

@@ -155,7 +155,7 @@ impl Transmission {
             buffer,
             contexts,
             received_at: scope.flow.received_at,
-            remote_reads: Arc::clone(&scope.flow.remote_reads),
+            remote_requests: Arc::clone(&scope.flow.remote_requests),
         };
         scope.flow.start(Work::Request(work), scope.cx);
     }

@@ -148,7 +148,7 @@ impl Transmission {
     /// Processes all received requests.
     pub(crate) fn consume(&mut self, scope: &mut Scope<'_, '_>) -> Pause {
         loop {
-            if scope.flow.remote_reads.is_stale(scope.flow.received_at) {
+            if scope.flow.remote_requests.is_stale(scope.flow.received_at) {
                 return Pause::HungUp;
             }
             let pause = match &mut self.input {

@@ -25,16 +25,16 @@ pub(crate) trait WaitingRequest {
 }
 
 /// Requests that wait for remote data. A connection, which bounds their number, shares it with its requests.
-pub(crate) struct RemoteReads<R> {
+pub(crate) struct RemoteRequests<R> {
     is_abandoned: AtomicBool,
     /// Socket of a local client, which has disconnected when its side is closed.
     local_peer: Option<Arc<OwnedFd>>,
     /// The client sent DISC: its requests are executed even if it closes the socket.
     is_orderly: AtomicBool,
-    state: Mutex<RemoteReadState<R>>,
+    state: Mutex<RemoteRequestState<R>>,
 }
 
-struct RemoteReadState<R> {
+struct RemoteRequestState<R> {
     waiting: HashMap<u64, R>,
     next: u64,
     /// The client has disconnected: requests no longer wait.
@@ -43,11 +43,11 @@ struct RemoteReadState<R> {
 
 /// Key of a waiting request.
 #[derive(Clone, Copy)]
-pub(crate) struct RemoteReadKey(u64);
+pub(crate) struct RemoteRequestKey(u64);
 
-impl<R> Default for RemoteReads<R> {
+impl<R> Default for RemoteRequests<R> {
     fn default() -> Self {
-        let state = RemoteReadState { waiting: HashMap::new(), next: 0, is_closed: false };
+        let state = RemoteRequestState { waiting: HashMap::new(), next: 0, is_closed: false };
         Self {
             is_abandoned: AtomicBool::new(false),
             local_peer: None,
@@ -57,7 +57,7 @@ impl<R> Default for RemoteReads<R> {
     }
 }
 
-impl<R: WaitingRequest> RemoteReads<R> {
+impl<R: WaitingRequest> RemoteRequests<R> {
     /// Creates the table for a local client on this socket. After a request timeout the kernel closes the
     /// socket and resends the request on another connection; then the first copy must not be executed. The
     /// kernel never closes one side only.
@@ -119,17 +119,17 @@ impl<R: WaitingRequest> RemoteReads<R> {
     }
 
     /// Stores a request until it is removed.
-    pub(crate) fn insert(&self, request: R) -> RemoteReadKey {
+    pub(crate) fn insert(&self, request: R) -> RemoteRequestKey {
         let mut state = self.state.lock();
         let key = state.next;
         state.next += 1;
         let replaced = state.waiting.insert(key, request);
         assert!(replaced.is_none(), "keys of waiting requests are unique");
-        RemoteReadKey(key)
+        RemoteRequestKey(key)
     }
 
     /// Removes a request; `None` if it was removed earlier.
-    pub(crate) fn remove(&self, key: RemoteReadKey) -> Option<R> {
+    pub(crate) fn remove(&self, key: RemoteRequestKey) -> Option<R> {
         self.state.lock().waiting.remove(&key.0)
     }
 }
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn local_client_closing_its_side_abandons_requests() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let requests = RemoteReads::<()>::of_local(Arc::new(ours.into()));
+        let requests = RemoteRequests::<()>::of_local(Arc::new(ours.into()));
         let old = Instant::now().checked_sub(MIN_REPLACEMENT_TIME).unwrap();
         assert!(!requests.is_abandoned(old));
         theirs.shutdown(std::net::Shutdown::Write).unwrap();
@@ -155,6 +155,6 @@ mod tests {
         assert!(!requests.is_abandoned(not_yet_received));
         requests.record_disconnect();
         assert!(!requests.is_abandoned(old), "the client sent DISC");
-        assert!(!RemoteReads::<()>::default().is_abandoned(old));
+        assert!(!RemoteRequests::<()>::default().is_abandoned(old));
     }
 }
