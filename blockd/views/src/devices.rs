@@ -168,7 +168,7 @@ impl BlockDevice for VolumeDevice {
         then: OnFetched,
     ) -> Option<OnFetched> {
         prefetch_async(access, then, |access, then| {
-            self.volume.on_fetched(access, offset_bytes, len_bytes, then)
+            self.volume.prefetch_async(access, offset_bytes, len_bytes, then)
         })
     }
 
@@ -238,7 +238,7 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn cache(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        self.done(self.volume.prefetch(offset_bytes, len_bytes))
+        self.done(self.volume.will_need(offset_bytes, len_bytes))
     }
 
     fn meta_contexts(&self) -> Vec<String> {
@@ -290,7 +290,7 @@ impl BlockDevice for SnapshotDevice {
         then: OnFetched,
     ) -> Option<OnFetched> {
         prefetch_async(access, then, |access, then| match access {
-            volume::Access::Read => self.view.on_fetched(offset_bytes, len_bytes, then),
+            volume::Access::Read => self.view.prefetch_async(offset_bytes, len_bytes, then),
             volume::Access::Write => Some(then),
         })
     }
@@ -317,7 +317,7 @@ impl BlockDevice for SnapshotDevice {
     }
 
     fn cache(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        self.view.prefetch(offset_bytes, len_bytes).map_err(|error| device_error(&error))
+        self.view.will_need(offset_bytes, len_bytes).map_err(|error| device_error(&error))
     }
 
     fn meta_contexts(&self) -> Vec<String> {

@@ -187,10 +187,10 @@ impl Volume {
     ///
     /// # Errors
     /// As for [`allocation`](Self::allocation), or the disk fails.
-    pub fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+    pub fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         self.check_usable()?;
         self.check_range(offset_bytes, len_bytes)?;
-        prefetch(&self.current(), offset_bytes, len_bytes)
+        will_need(&self.current(), offset_bytes, len_bytes)
     }
 }
 
@@ -227,17 +227,17 @@ impl SnapshotView {
         Ok(dirty_after(&self.stack, epoch, offset_bytes, len_bytes, max_extents).collect())
     }
 
-    /// Runs [`Volume::prefetch`] on the snapshot.
+    /// Runs [`Volume::will_need`] on the snapshot.
     ///
     /// # Errors
     /// The range is not inside the snapshot, or the disk fails.
-    pub fn prefetch(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+    pub fn will_need(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
         self.check_range(offset_bytes, len_bytes)?;
-        prefetch(&self.stack, offset_bytes, len_bytes)
+        will_need(&self.stack, offset_bytes, len_bytes)
     }
 }
 
-fn prefetch(stack: &Stack, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
+fn will_need(stack: &Stack, offset_bytes: u64, len_bytes: u64) -> Result<(), VolumeError> {
     let range = Extent::touching(offset_bytes, len_bytes.min(PREFETCH_BYTES));
     stack.resolve(range, &mut |extent, source| match source {
         Some(data) => data.will_need(extent.offset_bytes(), extent.len_bytes()),

@@ -40,7 +40,7 @@ fn request(volume: &Volume, block: u64) -> mpsc::Receiver<Result<(), VolumeError
     let then = Box::new(move |result: Result<(), blockd_volume::VolumeError>| {
         sender.send(result.map_err(|error| error.kind())).unwrap();
     });
-    let kept = volume.on_fetched(Access::Read, block * BLOCK_SIZE_BYTES, BLOCK_SIZE_BYTES, then);
+    let kept = volume.prefetch_async(Access::Read, block * BLOCK_SIZE_BYTES, BLOCK_SIZE_BYTES, then);
     assert!(kept.is_none(), "block {block} was present");
     receiver
 }
@@ -383,7 +383,7 @@ fn waiting_request_is_completed_when_blocks_arrive() {
     let waits = |access, offset, len| {
         let sender = sender.clone();
         let then = Box::new(move |result: Result<(), _>| sender.send(result.is_ok()).unwrap());
-        lazy.volume.on_fetched(access, offset, len, then).is_none()
+        lazy.volume.prefetch_async(access, offset, len, then).is_none()
     };
     assert!(waits(Access::Read, 0, 4096));
     assert!(waits(Access::Read, 100, 1 << 20));

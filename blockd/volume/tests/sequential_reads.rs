@@ -50,7 +50,7 @@ fn sequential_reads_need_few_more_rounds_than_a_restore() {
                 result.unwrap();
                 counted.fetch_add(MIB, Relaxed);
             });
-            if let Some(then) = volume.on_fetched(Access::Read, requested, MIB, then) {
+            if let Some(then) = volume.prefetch_async(Access::Read, requested, MIB, then) {
                 // The blocks are present: the server reads them at once.
                 volume.read(requested, &mut buf).unwrap();
                 then(Ok(()));

@@ -193,7 +193,7 @@ impl Volume {
     ///
     /// So a server needs no waiting thread per request. The request, made afterwards, does not wait for the
     /// source, except after a disk error.
-    pub fn on_fetched(
+    pub fn prefetch_async(
         &self,
         access: Access,
         offset_bytes: u64,
@@ -204,7 +204,7 @@ impl Volume {
             // The request itself fails.
             return Some(on_done);
         }
-        on_fetched(&self.current(), access, offset_bytes, len_bytes, on_done)
+        prefetch_async(&self.current(), access, offset_bytes, len_bytes, on_done)
     }
 
     /// Fetches the missing blocks that a write covers partially. Returns false if that would block and
@@ -238,16 +238,16 @@ impl SnapshotView {
         self.stack.lazy().is_some_and(|base| !base.is_complete())
     }
 
-    /// Runs [`Volume::on_fetched`] for a read of the snapshot.
-    pub fn on_fetched(&self, offset_bytes: u64, len_bytes: u64, on_done: OnFetched) -> Option<OnFetched> {
+    /// Runs [`Volume::prefetch_async`] for a read of the snapshot.
+    pub fn prefetch_async(&self, offset_bytes: u64, len_bytes: u64, on_done: OnFetched) -> Option<OnFetched> {
         if self.check_range(offset_bytes, len_bytes).is_err() {
             return Some(on_done);
         }
-        on_fetched(&self.stack, Access::Read, offset_bytes, len_bytes, on_done)
+        prefetch_async(&self.stack, Access::Read, offset_bytes, len_bytes, on_done)
     }
 }
 
-fn on_fetched(
+fn prefetch_async(
     stack: &Stack,
     access: Access,
     offset_bytes: u64,
