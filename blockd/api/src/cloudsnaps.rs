@@ -265,7 +265,7 @@ pub enum VerifyDepth {
     Quick,
     /// All stored data can be read and decrypted.
     #[default]
-    Frames,
+    Full,
     /// All content is restored to memory and compared with unchanged volume data and with the last recorded
     /// checksums.
     Deep,
@@ -275,7 +275,7 @@ impl fmt::Display for VerifyDepth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Quick => "quick",
-            Self::Frames => "frames",
+            Self::Full => "full",
             Self::Deep => "deep",
         })
     }

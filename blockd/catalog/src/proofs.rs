@@ -34,7 +34,7 @@ fn depth_of(text: &str) -> VerifyDepth {
     [VerifyDepth::Quick, VerifyDepth::Deep]
         .into_iter()
         .find(|depth| depth.to_string() == text)
-        .unwrap_or(VerifyDepth::Frames)
+        .unwrap_or(VerifyDepth::Full)
 }
 
 impl Proof {
@@ -194,7 +194,7 @@ mod tests {
             CredentialRow::sample(spelled, "/backup/.", key).insert(tx)?;
             CredentialRow::sample(copy, "/copy", key).insert(tx)?;
             for credential in [here, spelled, copy] {
-                let (verified, depth, sound) = (Timestamp::UNIX_EPOCH, VerifyDepth::Frames, false);
+                let (verified, depth, sound) = (Timestamp::UNIX_EPOCH, VerifyDepth::Full, false);
                 let (damaged, digest) = (BlockSet::new(), None);
                 Proof { credential, cloudsnap, verified, depth, sound, damaged, digest }.put(tx)?;
             }

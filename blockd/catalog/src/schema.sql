@@ -107,7 +107,7 @@ CREATE TABLE proofs (
     credential TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
     cloudsnap  TEXT NOT NULL,
     verified   TEXT NOT NULL,
-    depth      TEXT NOT NULL CHECK (depth IN ('quick', 'frames', 'deep')),
+    depth      TEXT NOT NULL CHECK (depth IN ('quick', 'full', 'deep')),
     sound      INTEGER NOT NULL CHECK (sound IN (0, 1)),
     damaged    BLOB,                        -- set of blocks that cannot be read; NULL: none, or all
     digest     BLOB,                        -- of the content, once it was restored in full

@@ -34,7 +34,7 @@ pub enum VerifyDepth {
     /// reads.
     Quick,
     /// Every frame of every delta decrypts.
-    Frames,
+    Full,
     /// Every block is restored and discarded, and compared with the expected content if that is known.
     Deep,
 }
@@ -43,7 +43,7 @@ impl fmt::Display for VerifyDepth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Quick => "quick",
-            Self::Frames => "frames",
+            Self::Full => "full",
             Self::Deep => "deep",
         })
     }
@@ -72,7 +72,7 @@ pub struct VerifyOptions {
 
 impl Default for VerifyOptions {
     fn default() -> Self {
-        Self { depth: VerifyDepth::Frames, download_concurrency: 4, cpu_threads: 0 }
+        Self { depth: VerifyDepth::Full, download_concurrency: 4, cpu_threads: 0 }
     }
 }
 
@@ -191,14 +191,14 @@ async fn run(
     let block_bytes = |delta: &Delta| delta.data_blocks * BLOCK_SIZE_BYTES;
     progress.begin(match options.depth {
         VerifyDepth::Quick => 0,
-        VerifyDepth::Frames => deltas.values().map(|(manifest, at)| block_bytes(nth(manifest, *at))).sum(),
+        VerifyDepth::Full => deltas.values().map(|(manifest, at)| block_bytes(nth(manifest, *at))).sum(),
         VerifyDepth::Deep => manifests.iter().flat_map(Manifest::deltas).map(block_bytes).sum(),
     });
     for (manifest, at) in deltas.values() {
         let alone = alone(manifest, *at);
         report.objects += 1 + u64::from(nth(manifest, *at).pack_count);
         quick(repo, &alone, &mut found).await?;
-        if options.depth == VerifyDepth::Frames {
+        if options.depth == VerifyDepth::Full {
             let (damage, blocks) = frames(repo, &alone, options, Arc::new(|_, _| Ok(())), &progress).await?;
             found.merge(damage);
             report.block_bytes += blocks * BLOCK_SIZE_BYTES;

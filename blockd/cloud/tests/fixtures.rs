@@ -73,7 +73,7 @@ async fn said(store: Arc<MemoryStore>, mode: EncryptionMode) -> Vec<String> {
     };
     let listed = repo.list_manifests(&ManifestFilter::default(), &NoCache).await.unwrap();
     let ids: Vec<_> = listed.into_iter().filter_map(|listed| listed.id).collect();
-    let options = VerifyOptions { depth: VerifyDepth::Frames, ..VerifyOptions::default() };
+    let options = VerifyOptions { depth: VerifyDepth::Full, ..VerifyOptions::default() };
     let (progress, cancel) = (Arc::new(Progress::new(requests())), CancelToken::new());
     let report = verify(&repo, &ids, &options, &|_| None, &NoCache, progress, &cancel).await.unwrap();
     let findings = report.findings.into_iter();

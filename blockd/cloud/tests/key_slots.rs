@@ -109,7 +109,7 @@ async fn verify_lost_or_foreign_slot_repairs_it_at_any_depth() {
     for passphrase in MODES {
         let (sample, other) = (sample(passphrase).await, sample(passphrase).await);
         let whole = sample.slots();
-        for depth in [VerifyDepth::Quick, VerifyDepth::Frames, VerifyDepth::Deep] {
+        for depth in [VerifyDepth::Quick, VerifyDepth::Full, VerifyDepth::Deep] {
             for copy in 0..2 {
                 let key = sample.slot(copy);
                 let body = &whole[&key];

@@ -12,7 +12,7 @@ use blockd_testkit::store::MemoryStore;
 use std::{collections::BTreeMap, io, sync::Arc};
 
 const SIZE: u64 = 100_000 * BLOCK as u64;
-const DEPTHS: [VerifyDepth; 3] = [VerifyDepth::Quick, VerifyDepth::Frames, VerifyDepth::Deep];
+const DEPTHS: [VerifyDepth; 3] = [VerifyDepth::Quick, VerifyDepth::Full, VerifyDepth::Deep];
 
 struct Sample {
     store: Arc<MemoryStore>,
@@ -81,7 +81,7 @@ async fn sound_backup_is_verified_with_one_read() {
         let blocks = match depth {
             VerifyDepth::Quick => 0,
             // The delta that both share is read once.
-            VerifyDepth::Frames => 96 + 32,
+            VerifyDepth::Full => 96 + 32,
             // Visible blocks of each: 96, and 96 without the freed one.
             VerifyDepth::Deep => 96 + 95,
         };
@@ -100,7 +100,7 @@ async fn damaged_frame_is_named_with_the_lost_extents() {
     let pack = sample.pack_of(&sample.full);
     sample.spoil(&pack, 64 + frame + 100);
     assert_eq!(sample.verify(&sample.ids(), VerifyDepth::Quick).await.findings_total, 0);
-    for depth in [VerifyDepth::Frames, VerifyDepth::Deep] {
+    for depth in [VerifyDepth::Full, VerifyDepth::Deep] {
         let report = sample.verify(&sample.ids(), depth).await;
         assert_eq!(report.findings.len(), 1, "{depth:?}: {:?}", report.findings);
         let finding = &report.findings[0];
@@ -111,7 +111,7 @@ async fn damaged_frame_is_named_with_the_lost_extents() {
         assert_eq!(damaged(&report, sample.incremental.id()), both);
     }
     // A verification of one reports the other as well.
-    let report = sample.verify(&sample.ids()[..1], VerifyDepth::Frames).await;
+    let report = sample.verify(&sample.ids()[..1], VerifyDepth::Full).await;
     let told: Vec<_> = report.findings[0].affects.iter().map(|affected| affected.id).collect();
     assert_eq!((report.snapshots.len(), told.len()), (1, 2));
     assert!(sample.ids().iter().all(|id| told.contains(id)));
@@ -119,7 +119,7 @@ async fn damaged_frame_is_named_with_the_lost_extents() {
     // The first frame of the full one is hidden from the incremental.
     let sample = self::sample().await;
     sample.spoil(&sample.pack_of(&sample.full), 70);
-    let report = sample.verify(&sample.ids(), VerifyDepth::Frames).await;
+    let report = sample.verify(&sample.ids(), VerifyDepth::Full).await;
     assert_eq!(damaged(&report, sample.full.id()), [Extent::new(BlockIndex(0), 32)]);
     assert_eq!(damaged(&report, sample.incremental.id()), []);
     // A deep verification of the incremental alone finds nothing.

@@ -161,8 +161,7 @@ async fn missing_pack_of_the_last_verified_backup_stops_expiry() {
     let dated = host.one_dated().await;
     let verified = host.backup("v", true).await.cloud_snapshot_id.unwrap();
     let snap = Some(verified.parse().unwrap());
-    let verify =
-        StartVerify { cloud_snapshot_id: snap, depth: VerifyDepth::Frames, ..StartVerify::default() };
+    let verify = StartVerify { cloud_snapshot_id: snap, depth: VerifyDepth::Full, ..StartVerify::default() };
     assert_eq!(host.verify(&verify).await.state.stage, TaskStage::Done);
     let newest = host.backup("v", true).await.cloud_snapshot_id.unwrap();
     host.lose_pack(&verified);
@@ -259,7 +258,7 @@ async fn damage_in_a_possible_copy_deletes_nothing() {
     let other = host.symlink().await;
     let prove = |credential, snap: &str, sound| {
         let cloudsnap = snap_id(snap);
-        let (verified, depth) = (Timestamp::now(), blockd_cloud::VerifyDepth::Frames);
+        let (verified, depth) = (Timestamp::now(), blockd_cloud::VerifyDepth::Full);
         let (damaged, digest) = (Default::default(), None);
         let proof = Proof { credential, cloudsnap, verified, depth, sound, damaged, digest };
         host.engine().db.transaction(|tx| proof.put(tx)).unwrap();

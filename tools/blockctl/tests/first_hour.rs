@@ -49,7 +49,7 @@ fn init_creates_location_schedule_and_verified_backups() {
         (&json!({ "all": true }), &json!(14))
     );
     assert_eq!(schedule["rules"], json!([{ "when": "daily @02:00" }]));
-    assert_eq!(body_of(&fake, VERIFY)["depth"], "frames");
+    assert_eq!(body_of(&fake, VERIFY)["depth"], "full");
 }
 
 #[test]

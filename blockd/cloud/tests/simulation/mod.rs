@@ -101,7 +101,7 @@ async fn look(
             return Err(format!("{id} was committed and is not listed"));
         }
     }
-    let options = VerifyOptions { depth: VerifyDepth::Frames, ..VerifyOptions::default() };
+    let options = VerifyOptions { depth: VerifyDepth::Full, ..VerifyOptions::default() };
     let (progress, cancel) = (Arc::new(Progress::new(requests())), CancelToken::new());
     let report = verify(&repo, &ids, &options, &|_| None, &NoCache, progress, &cancel).await.unwrap();
     match report.findings.first() {

@@ -72,7 +72,7 @@ fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
 fn verify_depth(depth: blockd_cloud::VerifyDepth) -> VerifyDepth {
     match depth {
         blockd_cloud::VerifyDepth::Quick => VerifyDepth::Quick,
-        blockd_cloud::VerifyDepth::Frames => VerifyDepth::Frames,
+        blockd_cloud::VerifyDepth::Full => VerifyDepth::Full,
         blockd_cloud::VerifyDepth::Deep => VerifyDepth::Deep,
     }
 }

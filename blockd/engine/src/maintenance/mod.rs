@@ -131,7 +131,7 @@ async fn verify_next(maintenance: &Arc<Maintenance>, attempts: &mut Attempts) ->
     for credential in rotated(maintenance.repositories.credential_rows().await?) {
         if let Some(id) = maintenance.next_to_verify(&credential, before, attempts).await? {
             attempts.insert((credential.uuid, id), now);
-            let what = VerifyTask { depth: VerifyDepth::Frames, all: false, background: true };
+            let what = VerifyTask { depth: VerifyDepth::Full, all: false, background: true };
             maintenance.begin_verify(&credential, Some(id), what).await?;
             return Ok(());
         }

@@ -28,7 +28,7 @@ const ALL: u64 = 1;
 fn depth(asked: VerifyDepth) -> blockd_cloud::VerifyDepth {
     match asked {
         VerifyDepth::Quick => blockd_cloud::VerifyDepth::Quick,
-        VerifyDepth::Frames => blockd_cloud::VerifyDepth::Frames,
+        VerifyDepth::Full => blockd_cloud::VerifyDepth::Full,
         VerifyDepth::Deep => blockd_cloud::VerifyDepth::Deep,
     }
 }

@@ -303,7 +303,7 @@ mod tests {
                 AffectedSnapshot { id: id(2), blocks: blocks(6) },
             ],
         });
-        let found = proofs(&report, &BTreeMap::new(), credential, VerifyDepth::Frames, now);
+        let found = proofs(&report, &BTreeMap::new(), credential, VerifyDepth::Full, now);
         let told: Vec<_> = found.iter().map(|proof| (proof.sound, proof.damaged.clone())).collect();
         assert_eq!(told, [(false, blocks(5)), (false, blocks(6))]);
 
@@ -311,7 +311,7 @@ mod tests {
         let report =
             VerifyReport { snapshots: vec![sound(id(1), BlockSet::new())], ..VerifyReport::default() };
         assert_eq!(proofs(&report, &known, credential, VerifyDepth::Quick, now), []);
-        assert!(proofs(&report, &known, credential, VerifyDepth::Frames, now)[0].sound);
+        assert!(proofs(&report, &known, credential, VerifyDepth::Full, now)[0].sound);
 
         let report = VerifyReport { snapshots: vec![sound(id(1), blocks(7))], ..VerifyReport::default() };
         let later = now + jiff::SignedDuration::from_hours(1);
@@ -321,14 +321,14 @@ mod tests {
         let told = (proof.sound, proof.damaged, proof.depth, proof.verified);
         assert_eq!(
             told,
-            (false, both, VerifyDepth::Frames, now),
+            (false, both, VerifyDepth::Full, now),
             "a quick verification only adds damage to a deeper one"
         );
-        let proof = proofs(&report, &known, credential, VerifyDepth::Frames, later).remove(0);
+        let proof = proofs(&report, &known, credential, VerifyDepth::Full, later).remove(0);
         assert_eq!((proof.damaged, proof.verified), (blocks(7), later));
         let others = vec![AffectedSnapshot { id: id(3), blocks: blocks(8) }];
         let report = VerifyReport { others, ..VerifyReport::default() };
-        let proof = proofs(&report, &known, credential, VerifyDepth::Frames, later).remove(0);
+        let proof = proofs(&report, &known, credential, VerifyDepth::Full, later).remove(0);
         assert_eq!((proof.cloudsnap, proof.sound, proof.damaged), (id(3), false, blocks(8)));
     }
 

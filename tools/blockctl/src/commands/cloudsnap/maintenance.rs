@@ -143,7 +143,7 @@ impl VerifyArgs {
         match (self.quick, self.deep) {
             (true, _) => VerifyDepth::Quick,
             (_, true) => VerifyDepth::Deep,
-            _ => VerifyDepth::Frames,
+            _ => VerifyDepth::Full,
         }
     }
 }

@@ -10,9 +10,7 @@ use crate::{
 };
 use blockd_api::{
     ByteSize, Labels,
-    cloudsnaps::{
-        CloudSnapshotId, Cloudsnap, CloudsnapDetail, InspectCloudsnap, StartDelete, Verification, VerifyDepth,
-    },
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapDetail, InspectCloudsnap, StartDelete, Verification},
     format_time, operations,
 };
 use clap::Args;
@@ -71,11 +69,6 @@ pub struct DeleteArgs {
 pub fn verified(entry: &Cloudsnap) -> String {
     let Some(Verification { verified_at, depth, sound }) = entry.verification else { return "-".to_owned() };
     let result = if sound { "ok" } else { "damaged" };
-    let depth = match depth {
-        VerifyDepth::Quick => "quick",
-        VerifyDepth::Frames => "full",
-        VerifyDepth::Deep => "deep",
-    };
     format!("{result} ({depth}, {})", format_time(verified_at))
 }
 

@@ -209,7 +209,7 @@ async fn back_up(context: &Context<'_>, done: &mut Initialized) -> Exit {
             (RunState::Done, Some(snap)) => {
                 let request = StartVerify {
                     cloud_snapshot_id: Some(*snap),
-                    depth: VerifyDepth::Frames,
+                    depth: VerifyDepth::Full,
                     credential: Some(CredentialRef::Id(done.credential.credential_id)),
                 };
                 if !output.is_json() {
