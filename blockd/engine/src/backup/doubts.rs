@@ -115,12 +115,12 @@ impl BackupWork {
     async fn check_doubt(&self, doubt: &Doubt, now: Timestamp, is_late: bool) -> Result<(), ServiceError> {
         let (credential, id) = (doubt.credential, doubt.cloudsnap);
         let (repository, requests) = self.repositories.task_repository(credential).await?;
-        let catalog = DbManifestCache::new(Arc::clone(&self.db), credential);
+        let manifests = DbManifestCache::new(Arc::clone(&self.db), credential);
         let options = VerifyOptions { depth: VerifyDepth::Quick, download_concurrency: 1, cpu_threads: 1 };
         let checked = repository.clone();
         let report = spawned(async move {
             let (progress, cancel) = (Arc::new(Progress::new(requests)), CancelToken::new());
-            verify(&checked, &[id], &options, &|_| None, &catalog, progress, &cancel).await
+            verify(&checked, &[id], &options, &|_| None, &manifests, progress, &cancel).await
         })
         .await?;
         // The directory of an unmounted disk is empty. If it is mounted during the check, the result is wrong

@@ -32,7 +32,7 @@ pub(crate) async fn planned(
     live: &LiveTask,
     frozen: &FrozenBackup<'_>,
     repository: &Repository,
-    catalog: &DbManifestCache,
+    manifests: &DbManifestCache,
 ) -> Result<(Plan, Option<Manifest>), ServiceError> {
     let snapshot = &frozen.snapshot;
     repository.check_writable()?;
@@ -51,7 +51,7 @@ pub(crate) async fn planned(
     if let Some(plan) = kept.filter(|plan| plan.is_of(snapshot)) {
         work.repositories.prove_location(live.view().credential, repository).await?;
         let base = match plan.base {
-            Some(id) => match base_manifest(repository, catalog, id).await {
+            Some(id) => match base_manifest(repository, manifests, id).await {
                 Ok(base) => Some(base),
                 // An unreadable base is no proof of its deletion: a restart would delete a commit based on
                 // it.
@@ -65,7 +65,7 @@ pub(crate) async fn planned(
         };
         return Ok((plan, base));
     }
-    let (plan, base, note) = make_plan(work, live, frozen, repository, catalog).await?;
+    let (plan, base, note) = make_plan(work, live, frozen, repository, manifests).await?;
     tracing::info!(
         data_blocks = plan.data.len_blocks(),
         zero_blocks = plan.zero.len_blocks(),
@@ -82,10 +82,10 @@ pub(crate) async fn planned(
 /// Returns the manifest of a base.
 async fn base_manifest(
     repository: &Repository,
-    catalog: &DbManifestCache,
+    manifests: &DbManifestCache,
     id: CloudSnapshotId,
 ) -> Result<Manifest, ServiceError> {
-    let (cache, key) = (catalog.clone(), id.manifest_key());
+    let (cache, key) = (manifests.clone(), id.manifest_key());
     let cached = blocking(move || Ok::<_, ServiceError>(cache.load(&key))).await?;
     match cached.filter(|manifest| manifest.id() == id) {
         Some(manifest) => Ok(manifest),
@@ -98,7 +98,7 @@ async fn make_plan(
     live: &LiveTask,
     FrozenBackup { asked, volume, snapshot, .. }: &FrozenBackup<'_>,
     repository: &Repository,
-    catalog: &DbManifestCache,
+    manifests: &DbManifestCache,
 ) -> Result<(Plan, Option<Manifest>, &'static str), ServiceError> {
     let row = live.view();
     let (volume_id, credential, until) = (snapshot.volume, row.credential, snapshot.epoch);
@@ -108,7 +108,7 @@ async fn make_plan(
     let mut found = None;
     match decision {
         Decision::Full { why } => note = why,
-        Decision::Incremental { base } => match base_manifest(repository, catalog, base.cloudsnap).await {
+        Decision::Incremental { base } => match base_manifest(repository, manifests, base.cloudsnap).await {
             Ok(manifest) => {
                 let (changed, since) = (Arc::clone(volume), base.epoch);
                 match blocking(move || changed.changes(Some(since), until)).await {

@@ -6,7 +6,7 @@
 //! 2. the snapshot's row, `ready`: the point in time is fixed; resume with the decision and the plan;
 //! 3. the plan's file: the uploaded bytes are fixed; resume with the packs that the journal lacks;
 //! 4. the manifest in the store: the backup exists; a repeated put of the same manifest is no conflict;
-//! 5. one transaction: chain, catalog, task done, snapshot `deleting`; each start removes the leftovers.
+//! 5. one transaction: chain, manifest, task done, snapshot `deleting`; each start removes the leftovers.
 //!
 //! If the base of an incremental is gone after step 4, the backup resumes from step 2 as a full one under
 //! another name.
@@ -142,8 +142,8 @@ async fn attempt(
     };
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
-    let catalog = DbManifestCache::new(Arc::clone(&work.db), row.credential);
-    let (plan, base) = planned(work, live, frozen, &repository, &catalog).await?;
+    let manifests = DbManifestCache::new(Arc::clone(&work.db), row.credential);
+    let (plan, base) = planned(work, live, frozen, &repository, &manifests).await?;
     work.host.failpoints.reached("backup planned")?;
 
     // The volume may have grown since the freeze.

@@ -71,11 +71,11 @@ pub(crate) async fn run(
     }
     // The directory of an unmounted disk is empty, so that no object would seem to be needed.
     repository.prove_key_slot().await?;
-    let catalog = DbManifestCache::new(Arc::clone(&work.db), row.credential);
+    let manifest_cache = DbManifestCache::new(Arc::clone(&work.db), row.credential);
     let manifest = kept_manifest(work, live, &repository, (row.cloudsnap, asked.damaged)).await?;
     work.host.failpoints.reached("delete accepted")?;
     let mut protected = protected(work).await?;
-    protected.extend(needed_deltas(work, &row, &repository, &catalog).await?);
+    protected.extend(needed_deltas(work, &row, &repository, &manifest_cache).await?);
     let unreadable = match asked.force {
         true => UnreadableSiblings::KeepDeltas,
         false => UnreadableSiblings::Refuse,
@@ -83,9 +83,9 @@ pub(crate) async fn run(
     let delete = async {
         match &manifest {
             Some(manifest) => {
-                delete_with_manifest(&repository, manifest, &protected, &catalog, unreadable).await
+                delete_with_manifest(&repository, manifest, &protected, &manifest_cache, unreadable).await
             }
-            None => delete_damaged(&repository, &row.cloudsnap, &protected, &catalog).await,
+            None => delete_damaged(&repository, &row.cloudsnap, &protected, &manifest_cache).await,
         }
     };
     let report = tokio::select! {
@@ -195,10 +195,10 @@ async fn needed_deltas(
     work: &DeleteWork,
     row: &TaskRow,
     repository: &Repository,
-    catalog: &DbManifestCache,
+    manifest_cache: &DbManifestCache,
 ) -> Result<Vec<SnapshotId>, ServiceError> {
     let (gone, credential) = (row.cloudsnap, row.credential);
-    let cache = catalog.clone();
+    let cache = manifest_cache.clone();
     let mut manifests = blocking(move || Ok::<_, ServiceError>(cache.all_but(&gone)?)).await?;
     let chains = work.db.run(|tx| Chain::all(tx, None)).await?;
     let tips = chains.into_iter().filter(|chain| chain.credential == credential && chain.cloudsnap != gone);
@@ -207,7 +207,7 @@ async fn needed_deltas(
             continue;
         }
         let catalog_key = tip.manifest_key();
-        let cache = catalog.clone();
+        let cache = manifest_cache.clone();
         if let Some(known) = blocking(move || Ok::<_, ServiceError>(cache.load(&catalog_key))).await? {
             manifests.push(known);
             continue;

@@ -59,11 +59,11 @@ pub(crate) async fn run(
     let progress = Arc::new(Progress::new(requests));
     live.begin(Arc::clone(&progress));
     work.tasks.store_progress(live).await;
-    let catalog = DbManifestCache::new(Arc::clone(&work.db), row.credential);
+    let manifest_cache = DbManifestCache::new(Arc::clone(&work.db), row.credential);
     let ids = match what.all {
         false => vec![row.cloudsnap],
         true => {
-            let listed = repository.list_manifests(&ManifestFilter::default(), &catalog).await?;
+            let listed = repository.list_manifests(&ManifestFilter::default(), &manifest_cache).await?;
             listed.into_iter().filter_map(|listed| listed.id).collect()
         }
     };
@@ -79,7 +79,7 @@ pub(crate) async fn run(
     };
     let (slots_of, cancel) = (repository.clone(), live.cancel.clone());
     let report = spawned(async move {
-        blockd_cloud::verify(&repository, &ids, &options, &check_of, &catalog, progress, &cancel).await
+        blockd_cloud::verify(&repository, &ids, &options, &check_of, &manifest_cache, progress, &cancel).await
     })
     .await;
     let seen = finish_comparison(against, report.is_ok()).await;

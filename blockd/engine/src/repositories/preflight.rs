@@ -134,8 +134,9 @@ impl Repositories {
         credential: Uuid,
         id: &CloudSnapshotId,
     ) -> Result<Manifest, ServiceError> {
-        let (catalog, key) = (DbManifestCache::new(Arc::clone(&self.db), credential), id.manifest_key());
-        let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
+        let (manifest_cache, key) =
+            (DbManifestCache::new(Arc::clone(&self.db), credential), id.manifest_key());
+        let cached = blocking(move || Ok::<_, ServiceError>(manifest_cache.load(&key))).await?;
         let Some(cached) = cached.filter(|cached| cached.id() == *id) else {
             return self.preflight_manifest(credential, id).await;
         };

@@ -95,9 +95,9 @@ async fn fill(
     live.begin(Arc::clone(&progress));
     work.tasks.store_progress(live).await;
 
-    let catalog = DbManifestCache::new(Arc::clone(&work.db), row.credential);
+    let manifest_cache = DbManifestCache::new(Arc::clone(&work.db), row.credential);
     let key = row.cloudsnap.manifest_key();
-    let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
+    let cached = blocking(move || Ok::<_, ServiceError>(manifest_cache.load(&key))).await?;
     let manifest: Manifest = match cached {
         Some(manifest) => manifest,
         None => repository.manifest(&row.cloudsnap).await?,

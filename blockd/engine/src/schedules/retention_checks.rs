@@ -51,7 +51,7 @@ pub struct ProvenRepository {
     like: CloudSnapshotId,
     repository: Repository,
     requests: Arc<Requests>,
-    catalog: DbManifestCache,
+    manifest_cache: DbManifestCache,
     pub(crate) listed: Vec<ListedManifest>,
 }
 
@@ -77,13 +77,13 @@ impl RetentionChecks {
         repository.prove_key_slot().await?;
         self.host.failpoints.reached("location proven")?;
         let filter = ManifestFilter { cluster: Some(like.cluster), volume: Some(like.volume) };
-        let catalog = DbManifestCache::new(Arc::clone(&self.db), credential);
-        let listed = Box::pin(repository.list_manifests(&filter, &catalog)).await?;
+        let manifest_cache = DbManifestCache::new(Arc::clone(&self.db), credential);
+        let listed = Box::pin(repository.list_manifests(&filter, &manifest_cache)).await?;
         if let Some(obstacle) = unreadable(&listed)? {
             self.stop_retention(credential, like, obstacle).await?;
             return Ok(None);
         }
-        Ok(Some(ProvenRepository { credential, like: *like, repository, requests, catalog, listed }))
+        Ok(Some(ProvenRepository { credential, like: *like, repository, requests, manifest_cache, listed }))
     }
 
     /// Checks that the backups that retention [relies on](is_relied_on) have all objects. Otherwise
@@ -223,8 +223,9 @@ impl RetentionChecks {
         let (checked, cancel) = (ids.clone(), self.host.stopping.clone().into());
         let report = spawned(async move {
             let progress = Arc::new(Progress::new(proven.requests));
-            let catalog = proven.catalog;
-            verify(&proven.repository, &checked, &options, &|_| None, &catalog, progress, &cancel).await
+            let manifest_cache = proven.manifest_cache;
+            verify(&proven.repository, &checked, &options, &|_| None, &manifest_cache, progress, &cancel)
+                .await
         })
         .await?;
         let is_repaired =

@@ -151,9 +151,9 @@ impl CloudSource {
 
     async fn open(&self, lazy: &LazyVolumes) -> Result<SnapshotReader, ServiceError> {
         let (repository, requests) = lazy.repositories.guest_repository(self.row.credential).await?;
-        let catalog = DbManifestCache::new(Arc::clone(&lazy.db), self.row.credential);
+        let manifest_cache = DbManifestCache::new(Arc::clone(&lazy.db), self.row.credential);
         let key = self.row.cloudsnap.manifest_key();
-        let cached = blocking(move || Ok::<_, ServiceError>(catalog.load(&key))).await?;
+        let cached = blocking(move || Ok::<_, ServiceError>(manifest_cache.load(&key))).await?;
         let manifest = match cached {
             Some(manifest) => manifest,
             None => repository.manifest(&self.row.cloudsnap).await?,
