@@ -223,16 +223,26 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn closed_endpoint_is_unreachable_and_named() {
-        let url = closed_port();
+        let closed = ClosedPort::bind();
+        let url = closed.url();
         let error = open(&config(&url), &HttpOptions::default()).unwrap().get("a", 10).await.unwrap_err();
         assert_eq!(error.kind, StoreErrorKind::Unreachable, "{error}");
         assert!(error.to_string().contains(&url), "{error}");
     }
 
-    fn closed_port() -> String {
-        // A port that was free a moment ago.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        format!("http://127.0.0.1:{port}")
+    /// Port that refuses connections: bound, so that no other test gets it, and without a listener.
+    struct ClosedPort(tokio::net::TcpSocket);
+
+    impl ClosedPort {
+        fn bind() -> Self {
+            let socket = tokio::net::TcpSocket::new_v4().unwrap();
+            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            Self(socket)
+        }
+
+        fn url(&self) -> String {
+            format!("http://{}", self.0.local_addr().unwrap())
+        }
     }
 
     #[tokio::test]
@@ -244,11 +254,12 @@ pub(super) mod tests {
                 .body("hello")
         });
         let server = server.await;
-        let endpoint = format!("{}, {}", closed_port(), server.url());
+        let closed = [ClosedPort::bind(), ClosedPort::bind()];
+        let endpoint = format!("{}, {}", closed[0].url(), server.url());
         let store = open_servers(&config(&endpoint), &HttpOptions::default()).unwrap();
         assert_eq!(store.get("a", 10).await.unwrap(), b"hello"[..]);
         assert!(store.describe().contains(&server.url()), "{}", store.describe());
-        let all_closed = config(&format!("{},{}", closed_port(), closed_port()));
+        let all_closed = config(&format!("{},{}", closed[0].url(), closed[1].url()));
         let store = open_servers(&all_closed, &HttpOptions::default()).unwrap();
         assert_eq!(store.get("a", 10).await.unwrap_err().kind, StoreErrorKind::Unreachable);
         let empty = config(&format!("{},", server.url()));
@@ -260,6 +271,7 @@ pub(super) mod tests {
         let xml = |status, code: &str| {
             HttpReply::status(status).body(format!("<Error><Code>{code}</Code><Message>m</Message></Error>"))
         };
+        let closed = ClosedPort::bind();
         for (reply, expected) in [
             (HttpReply::status(200), Ok(true)),
             (xml(409, "BucketAlreadyOwnedByYou"), Ok(false)),
@@ -269,7 +281,7 @@ pub(super) mod tests {
             let server = FakeHttpServer::start(move |_| reply.clone()).await;
             let config = S3Config {
                 region: "eu-central-1".into(),
-                ..config(&format!("{},{}", closed_port(), server.url()))
+                ..config(&format!("{},{}", closed.url(), server.url()))
             };
             let created = create_bucket(&config, &HttpOptions::default()).await;
             assert_eq!(created.map_err(|error| error.kind), expected);
