@@ -316,6 +316,41 @@ async fn failover_stays_with_the_server_that_answers() {
     assert_eq!(store.get("a", 10).await.unwrap(), "x");
 }
 
+/// Returns a store of two servers, the servers, and their common content.
+fn two_servers() -> (FailoverStore, [Arc<FaultStore>; 2], Arc<MemoryStore>) {
+    let content = Arc::new(MemoryStore::default());
+    let servers = [(); 2].map(|()| Arc::new(FaultStore::new(content.clone())));
+    // The timeout of the HTTP client.
+    let timed = RetryStore::new(servers[0].clone(), quick(1));
+    let store = FailoverStore::new(Arc::new(timed), vec![servers[1].clone()], "two servers".into());
+    (store, servers, content)
+}
+
+#[tokio::test]
+async fn failover_repeats_no_writes() {
+    let (store, servers, content) = two_servers();
+    let operations = || servers.each_ref().map(|server| server.operations());
+    servers[0].fail_all(Fault::AfterApply);
+    let body = Bytes::from_static(b"x");
+    let error = store.put("a", body.clone(), PutMode::CreateIfAbsent).await.unwrap_err();
+    assert_eq!((error.kind, operations()), (StoreErrorKind::Unreachable, [1, 0]));
+    // Another host deletes it, and the caller repeats the request.
+    content.remove("a");
+    store.put("a", body.clone(), PutMode::CreateIfAbsent).await.unwrap();
+    assert_eq!(operations(), [1, 1]);
+    servers[1].fail_all(Fault::BeforeApply);
+    assert_eq!(store.multipart_start("b").await.unwrap_err().kind, StoreErrorKind::Unreachable);
+    servers[0].heal();
+    store.multipart_start("b").await.unwrap();
+
+    // Each request is counted: the commit of a backup depends on it.
+    servers[0].fail_all(Fault::AfterApply);
+    servers[1].heal();
+    let (store, requests) = task_store(Arc::new(store), patient());
+    store.put("c", body, PutMode::Overwrite).await.unwrap();
+    assert_eq!(requests.snapshot().put, 2);
+}
+
 fn quick(attempts: u32) -> RetryPolicy {
     RetryPolicy { attempts, base_ms: 0, max_ms: 0, request_timeout_ms: 20 }
 }

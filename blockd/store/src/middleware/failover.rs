@@ -1,16 +1,18 @@
 //! Store with several servers.
 
-use super::layer::{Middleware, Request, Response};
+use super::layer::{Middleware, Request, RequestKind, Response};
 use crate::{BlobStore, StoreErrorKind, StoreFuture};
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// Store whose servers are used in turn: a request whose server cannot be reached goes to the next one, which
-/// serves the later requests too. All servers have the same objects.
+/// Store whose servers are used in turn: after a request that got no response, the later ones go to the next
+/// server. All servers have the same objects.
 ///
-/// As with retries, a request whose response was lost may have succeeded.
+/// A request that got no response may have succeeded. Reads, listings and deletions are repeated at the next
+/// server at once. Others fail, so that the caller repeats and counts them: the commit of a backup depends on
+/// the number of its requests.
 pub struct FailoverStore {
     description: String,
     servers: Vec<Arc<dyn BlobStore>>,
@@ -24,6 +26,14 @@ impl FailoverStore {
         let servers = std::iter::once(first).chain(others).collect();
         Self { description, servers, current: AtomicUsize::new(0) }
     }
+
+    /// Directs later requests to the server after this one; returns its index.
+    fn leave(&self, at: usize) -> usize {
+        let next = (at + 1) % self.servers.len();
+        // Unless another request has moved on already.
+        let _ = self.current.compare_exchange(at, next, Relaxed, Relaxed);
+        next
+    }
 }
 
 impl Middleware for FailoverStore {
@@ -33,21 +43,24 @@ impl Middleware for FailoverStore {
 
     fn wrap<'a, T: Response + 'a>(
         &'a self,
-        _request: Request<'a>,
+        request: Request<'a>,
         ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
+        let is_repeatable = match request.operation.kind() {
+            RequestKind::Get | RequestKind::List | RequestKind::Delete => true,
+            RequestKind::Put | RequestKind::Multipart => false,
+        };
         Box::pin(async move {
-            let count = self.servers.len();
             let mut at = self.current.load(Relaxed);
-            let mut others = count - 1;
+            let mut others = self.servers.len() - 1;
             loop {
                 match ask(Arc::clone(&self.servers[at])).await {
-                    Err(error) if error.kind == StoreErrorKind::Unreachable && others > 0 => {
-                        let next = (at + 1) % count;
-                        tracing::warn!(%error, next = self.servers[next].describe(), "server of the store unreachable; using the next one");
-                        // Unless another request has moved on already.
-                        let _ = self.current.compare_exchange(at, next, Relaxed, Relaxed);
-                        at = next;
+                    Err(error) if error.kind == StoreErrorKind::Unreachable => {
+                        at = self.leave(at);
+                        tracing::warn!(%error, next = self.servers[at].describe(), "server of the store unreachable; using the next one");
+                        if others == 0 || !is_repeatable {
+                            return Err(error);
+                        }
                         others -= 1;
                     }
                     result => return result,
