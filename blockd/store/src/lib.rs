@@ -265,6 +265,11 @@ impl StoreErrorKind {
         )
     }
 
+    /// Returns true if the server sent no response: another server of the store may send one.
+    pub(crate) const fn is_without_response(self) -> bool {
+        matches!(self, Self::Unreachable | Self::Timeout)
+    }
+
     const fn text(self) -> &'static str {
         match self {
             Self::NotFound => "the object does not exist",

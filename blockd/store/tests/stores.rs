@@ -326,6 +326,27 @@ fn two_servers() -> (FailoverStore, [Arc<FaultStore>; 2], Arc<MemoryStore>) {
     (store, servers, content)
 }
 
+#[tokio::test(start_paused = true)]
+async fn failover_leaves_a_server_that_does_not_respond() {
+    let (store, servers, content) = two_servers();
+    content.insert("a", "x");
+    servers[0].fail_all(Fault::Hang);
+    assert_eq!(store.get("a", 10).await.unwrap(), "x");
+    assert_eq!(store.list("").await.unwrap().len(), 1);
+    assert_eq!(servers.each_ref().map(|server| server.operations()), [1, 2]);
+
+    // A caller may stop to wait before the server's own timeout.
+    let silent = Arc::new(FaultStore::new(content.clone()));
+    silent.fail_all(Fault::Hang);
+    let store = FailoverStore::new(silent.clone(), vec![servers[1].clone()], "two servers".into());
+    let brief = tokio::time::timeout(Duration::from_secs(1), store.get("a", 10)).await;
+    assert!(brief.is_err());
+    let (store, requests) =
+        task_store(Arc::new(store), RetryPolicy { attempts: 2, ..RetryPolicy::default() });
+    assert_eq!(store.get("a", 10).await.unwrap(), "x");
+    assert_eq!((silent.operations(), requests.snapshot().get), (2, 2), "cancelled reads are no failures");
+}
+
 #[tokio::test]
 async fn failover_repeats_no_writes() {
     let (store, servers, content) = two_servers();

@@ -117,7 +117,7 @@ pub(super) async fn create_bucket(config: &S3Config, http: &HttpOptions) -> Resu
             return Err(misconfigured("S3", &config.bucket, "the endpoint is empty".into()));
         };
         match create_bucket_at(&config, http).await {
-            Err(error) if error.kind == StoreErrorKind::Unreachable && servers.peek().is_some() => {}
+            Err(error) if error.kind.is_without_response() && servers.peek().is_some() => {}
             result => return result,
         }
     }

@@ -1,11 +1,18 @@
 //! Store with several servers.
 
 use super::layer::{Middleware, Request, RequestKind, Response};
-use crate::{BlobStore, StoreErrorKind, StoreFuture};
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering::Relaxed},
+use crate::{BlobStore, StoreFuture};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
 };
+use tokio::time::Instant;
+
+/// Time without a response after which a cancelled request counts as a failure of its server.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Store whose servers are used in turn: after a request that got no response, the later ones go to the next
 /// server. All servers have the same objects.
@@ -36,6 +43,28 @@ impl FailoverStore {
     }
 }
 
+/// Request at a server, which a caller cancels when its time is up.
+struct Attempt<'a> {
+    store: &'a FailoverStore,
+    at: usize,
+    began: Instant,
+    has_ended: bool,
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        if !self.has_ended && self.began.elapsed() >= SILENCE {
+            let next = self.store.leave(self.at);
+            let silent = self.store.servers[self.at].describe();
+            tracing::warn!(
+                silent,
+                next = self.store.servers[next].describe(),
+                "server of the store does not respond; using the next one"
+            );
+        }
+    }
+}
+
 impl Middleware for FailoverStore {
     fn describe(&self) -> &str {
         &self.description
@@ -54,8 +83,11 @@ impl Middleware for FailoverStore {
             let mut at = self.current.load(Relaxed);
             let mut others = self.servers.len() - 1;
             loop {
-                match ask(Arc::clone(&self.servers[at])).await {
-                    Err(error) if error.kind == StoreErrorKind::Unreachable => {
+                let mut attempt = Attempt { store: self, at, began: Instant::now(), has_ended: false };
+                let result = ask(Arc::clone(&self.servers[at])).await;
+                attempt.has_ended = true;
+                match result {
+                    Err(error) if error.kind.is_without_response() => {
                         at = self.leave(at);
                         tracing::warn!(%error, next = self.servers[at].describe(), "server of the store unreachable; using the next one");
                         if others == 0 || !is_repeatable {
