@@ -1,6 +1,8 @@
 //! Tasks: backups, restores and deletes that run in the background.
 
-use crate::{ApiError, CredentialName, ObjectName, VolumeName, quiesce::QuiesceReport, roles::Role};
+use crate::{
+    ApiError, CredentialName, ObjectName, VolumeId, VolumeName, quiesce::QuiesceReport, roles::Role,
+};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -57,6 +59,9 @@ pub struct Task {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_id: Option<Uuid>,
     /// Volume that is backed up or restored; `None` for a delete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_id: Option<VolumeId>,
+    /// Name of the volume at the start of the task.
     pub volume_name: Option<VolumeName>,
     /// State: `Backup-Active`, `Restore-Done`, …
     pub state: TaskState,

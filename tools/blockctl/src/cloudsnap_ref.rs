@@ -2,7 +2,7 @@
 
 use crate::{failure::Failure, output::Context, table::short_time, times::Period};
 use blockd_api::{
-    ApiError, CredentialRef, ErrorCode, ObjectName, VolumeRef,
+    ApiError, CredentialRef, ErrorCode, ObjectName, VolumeId, VolumeRef,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, ListCloudsnaps},
     operations,
 };
@@ -225,11 +225,41 @@ fn ambiguous(text: &str, found: &[CloudSnapshotId], list: &CloudsnapList) -> Fai
     }
 }
 
+/// Returns the volumes of cloud snapshots, each with its host.
+fn sources(all: &[&Cloudsnap]) -> BTreeSet<(Uuid, VolumeId)> {
+    all.iter().map(|one| (one.cloud_snapshot_id.cluster, one.volume_id)).collect()
+}
+
+/// Reports a name that several volumes have, or had before they were renamed or deleted.
+fn several_sources(volume: &VolumeRef, all: &[&Cloudsnap]) -> Failure {
+    let found = sources(all);
+    let hosts: BTreeSet<Uuid> = found.iter().map(|(cluster, _)| *cluster).collect();
+    let newest = |(cluster, id): &(Uuid, VolumeId)| {
+        let own = all.iter().filter(|one| one.cloud_snapshot_id.cluster == *cluster && one.volume_id == *id);
+        own.max_by_key(|one| one.created_at)
+    };
+    let named: Vec<String> = found
+        .iter()
+        .filter_map(newest)
+        .map(|one| format!("{} ({})", one.cloud_snapshot_id, short_time(one.created_at)))
+        .take(MAX_NAMED)
+        .collect();
+    let (count, who) = match hosts.len() {
+        1 => (found.len(), "volumes named"),
+        hosts => (hosts, "hosts have backups of a volume"),
+    };
+    let has = if hosts.len() == 1 { " have backups" } else { "" };
+    Failure::Usage {
+        message: format!("{count} {who} {volume}{has}: {}", named.join(", ")),
+        hint: Some("give one of these ids".to_owned()),
+    }
+}
+
 /// Returns the newest restorable cloud snapshot of a volume at or before a time. Backups of this host have
 /// priority over those of others.
 ///
 /// # Errors
-/// There is none, or several other hosts have one.
+/// There is none, or several volumes, of this host or of others, have one.
 async fn newest(
     context: &Context<'_>,
     volume: &VolumeRef,
@@ -239,31 +269,14 @@ async fn newest(
     let is_wanted =
         |one: &&Cloudsnap| one.status == CloudsnapStatus::Done && at.is_none_or(|at| one.created_at <= at);
     let mut wanted: Vec<&Cloudsnap> = all.iter().filter(is_wanted).collect();
-    let hosts: BTreeSet<Uuid> = wanted.iter().map(|one| one.cloud_snapshot_id.cluster).collect();
-    if hosts.len() > 1 {
+    if sources(&wanted).len() > 1 {
         let here = context.client.call(operations::GET_STATUS, &()).await?.cluster_id;
-        if !hosts.contains(&here) {
-            let ids: Vec<_> = hosts
-                .iter()
-                .filter_map(|host| {
-                    wanted
-                        .iter()
-                        .filter(|one| one.cloud_snapshot_id.cluster == *host)
-                        .max_by_key(|one| one.created_at)
-                })
-                .map(|one| format!("{} ({})", one.cloud_snapshot_id, short_time(one.created_at)))
-                .take(MAX_NAMED)
-                .collect();
-            return Err(Failure::Usage {
-                message: format!(
-                    "{} hosts have backups of a volume {volume}: {}",
-                    hosts.len(),
-                    ids.join(", ")
-                ),
-                hint: Some("give one of these ids".to_owned()),
-            });
+        if wanted.iter().any(|one| one.cloud_snapshot_id.cluster == here) {
+            wanted.retain(|one| one.cloud_snapshot_id.cluster == here);
         }
-        wanted.retain(|one| one.cloud_snapshot_id.cluster == here);
+    }
+    if sources(&wanted).len() > 1 {
+        return Err(several_sources(volume, &wanted));
     }
     // Of one point in time at several locations, each copy restores the same.
     let found = wanted.iter().max_by_key(|one| (one.created_at, one.cloud_snapshot_id));

@@ -1,6 +1,6 @@
 //! `init` and `doctor`.
 
-use crate::support::{Fake, Reply, TASK, fail, ok, reply, task};
+use crate::support::{Fake, Reply, TASK, cloudsnap, fail, list, ok, reply, snap, task, volume};
 use serde_json::{Value, json};
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -109,6 +109,36 @@ fn doctor_fails_with_a_failed_check() {
     assert_eq!(ran.status, 1, "{ran:?}");
     assert_eq!(verdict(&ran.json(), "location"), "failed");
     assert_eq!(verdict(&ran.json(), "daemon"), "ok");
+}
+
+#[test]
+fn doctor_counts_proofs_of_the_volume_itself() {
+    let proof = |id: &str, volume: &str, name: &str| {
+        let mut entry = cloudsnap("59-61");
+        (entry["cloudSnapshotId"], entry["volumeId"], entry["volumeName"]) =
+            (json!(id), json!(volume), json!(name));
+        entry["verification"] =
+            json!({ "verifiedAt": "2026-11-20T21:00:30Z", "depth": "frames", "sound": true });
+        entry
+    };
+    let foreign = "7e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
+    for (entry, proven) in [
+        (proof(&snap("59-61"), "59", "old"), "ok"),
+        (proof(&snap("60-61"), "60", "db"), "warning"),
+        (proof(foreign, "59", "db"), "warning"),
+    ] {
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/volumes", ok(list(json!([volume("59", "db")])))),
+            (
+                "GET /v1/cloudsnaps",
+                ok(
+                    json!({ "items": [entry], "next": null, "damaged": [], "failedCredentials": [], "total": 1 }),
+                ),
+            ),
+        ]);
+        let found = fake.run("doctor -j").json();
+        assert_eq!(verdict(&found, "proof"), proven, "{found:#}");
+    }
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Cloud snapshots, schedules and tasks by name, prefix or point in time; completion of names.
 
-use crate::support::{CLUSTER, Fake, cloudsnap, ok, snap};
+use crate::support::{CLUSTER, Fake, cloudsnap, list, ok, snap, task};
 use serde_json::{Value, json};
 
 const OTHER: &str = "7e4d4b67-95d7-481e-aec5-14223ac55170";
@@ -76,6 +76,50 @@ fn candidates_of_ambiguous_names_are_listed() {
     let foreign = [entry(&there, "2026-11-21T21:00:30Z", "x"), entry(&third, "2026-11-20T21:00:30Z", "x")];
     let told = restored(&fake(&foreign), "cs restore db --latest").unwrap_err();
     assert!(told.contains(&there) && told.contains(&third) && told.contains("2 hosts"), "{told}");
+}
+
+#[test]
+fn points_of_a_reused_name_are_ambiguous() {
+    let [old, new] = ["59-1111111111111111111", "60-2222222222222222222"].map(snap);
+    let mut entries = [entry(&old, "2026-11-20T21:00:30Z", "x"), entry(&new, "2026-11-21T21:00:30Z", "y")];
+    entries[1]["volumeId"] = json!("60");
+    let told = restored(&fake(&entries), "cs restore db --latest").unwrap_err();
+    assert!(told.contains("2 volumes named db have backups"), "{told}");
+    assert!(told.contains(&old) && told.contains(&new), "{told}");
+    // Only one of them has a backup until then.
+    assert_eq!(restored(&fake(&entries), "cs restore db@2026-11-20"), Ok(old));
+}
+
+#[test]
+fn events_and_tasks_follow_the_id_of_a_volume() {
+    // Volume 59 was called old; its present name belonged to volume 60.
+    let events = [("59", "old"), ("60", "db")].map(|(id, name)| {
+        json!({
+            "eventId": 1, "occurredAt": "2026-11-20T21:00:30Z", "severity": "error", "kind": "run-failed", "volumeId": id,
+            "volumeName": name, "credentialName": null, "taskId": null, "message": format!("about {id}")
+        })
+    });
+    let tasks = [("59", "old"), ("60", "db")].map(|(id, name)| {
+        let mut task = task("Backup-Done", 1);
+        (task["volumeId"], task["volumeName"]) = (json!(id), json!(name));
+        task
+    });
+    let (none, events) = (list(json!([])), list(json!(events)));
+    for (line, named) in
+        [("--volume db", "59"), ("--volume 59", "59"), ("--volume old", "59"), ("-v 60", "60")]
+    {
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/events", ok(events.clone())),
+            ("GET /v1/events", ok(none.clone())),
+            ("GET /v1/tasks", ok(list(json!(tasks)))),
+        ]);
+        let shown = fake.run(&format!("-j events {line}")).json();
+        let found: Vec<_> = shown["items"].as_array().unwrap().iter().map(|one| &one["volumeId"]).collect();
+        assert_eq!(found, [named], "{line}");
+        let shown = fake.run(&format!("-j cs status {line}")).json();
+        let found: Vec<_> = shown["items"].as_array().unwrap().iter().map(|one| &one["volumeId"]).collect();
+        assert_eq!(found, [named], "{line}");
+    }
 }
 
 #[test]

@@ -222,6 +222,7 @@ impl Tasks {
             kind: row.kind(),
             cloud_snapshot_id: row.decided_cloudsnap().map(|id| id.to_string()),
             group_id: group_of(row),
+            volume_id: row.volume,
             volume_name: detail.volume_name.clone(),
             state: api::TaskState { kind: row.kind(), stage: row.state },
             node: self.host.node.clone(),

@@ -1,6 +1,12 @@
 //! `blockctl events` and `blockctl logs`
 
-use super::{arguments::TaskArg, cloudsnap::one_task, filters::TimeFilter, rules, snapshot::micros};
+use super::{
+    arguments::TaskArg,
+    cloudsnap::one_task,
+    filters::{TimeFilter, VolumeFilter},
+    rules,
+    snapshot::micros,
+};
 use crate::{
     failure::{EXIT_DONE, Exit, Failure},
     output::Context,
@@ -8,7 +14,7 @@ use crate::{
     wait::reason,
 };
 use blockd_api::{
-    List, VolumeName,
+    List, VolumeRef,
     events::{Event, EventKind, ListEvents, MAX_EVENTS, Severity},
     operations,
     tasks::{Task, TaskStage},
@@ -67,9 +73,9 @@ pub struct EventsArgs {
     /// Only events of at least this severity
     #[arg(long, value_enum)]
     pub severity: Option<SeverityArg>,
-    /// Only events of this volume
+    /// Only events of this volume, by name or id
     #[arg(short, long, value_name = "VOLUME")]
-    pub volume: Option<VolumeName>,
+    pub volume: Option<VolumeRef>,
     /// Only events of these kinds
     #[arg(long, value_name = "KIND,…", value_delimiter = ',', hide_possible_values = true, value_parser = kind_parser())]
     pub kind: Vec<String>,
@@ -115,9 +121,9 @@ impl EventsArgs {
         if self.errors { Severity::Error } else { self.severity.map_or(Severity::Info, Into::into) }
     }
 
-    fn includes(&self, event: &Event) -> bool {
+    fn includes(&self, volume: Option<&VolumeFilter>, event: &Event) -> bool {
         event.severity >= self.least()
-            && (self.volume.is_none() || event.volume_name == self.volume)
+            && volume.is_none_or(|volume| volume.includes(event.volume_id, event.volume_name.as_ref()))
             && (self.kind.is_empty() || self.kind.contains(&event.kind))
             && self.time.includes(event.occurred_at)
     }
@@ -161,6 +167,8 @@ async fn all_events(context: &Context<'_>) -> Result<Vec<Event>, Failure> {
 }
 
 pub async fn run(context: &Context<'_>, args: EventsArgs) -> Exit {
+    let volume = VolumeFilter::load(context, args.volume.as_ref()).await?;
+    let includes = |event: &Event| args.includes(volume.as_ref(), event);
     let mut events = match args.is_filtered() {
         true => all_events(context).await?,
         false => {
@@ -169,7 +177,7 @@ pub async fn run(context: &Context<'_>, args: EventsArgs) -> Exit {
         }
     };
     let mut last = events.last().map_or(0, |event| event.event_id);
-    events.retain(|event| args.includes(event));
+    events.retain(includes);
     events.drain(..events.len().saturating_sub(args.max as usize));
     if !args.follow {
         let list = List { items: events, next: (last > 0).then_some(last) };
@@ -179,7 +187,7 @@ pub async fn run(context: &Context<'_>, args: EventsArgs) -> Exit {
         context.output.line(line(&COLUMNS.map(|(title, _)| title.to_owned())))?;
     }
     loop {
-        for event in events.iter().filter(|event| args.includes(event)) {
+        for event in events.iter().filter(|event| includes(event)) {
             match context.output.is_json() {
                 true => context.output.document_line(event)?,
                 false => context.output.line(line(&row(event)))?,

@@ -1,7 +1,7 @@
 //! Filters and order of lists.
 
-use crate::times::Period;
-use blockd_api::ObjectName;
+use crate::{failure::Failure, output::Context, times::Period};
+use blockd_api::{ClientError, ErrorCode, ObjectName, VolumeId, VolumeName, VolumeRef, operations};
 use clap::Args;
 use jiff::Timestamp;
 use std::str::FromStr;
@@ -26,6 +26,43 @@ impl TimeFilter {
     /// Returns true without limits.
     pub fn is_empty(self) -> bool {
         self.since.is_none() && self.until.is_none()
+    }
+}
+
+/// Volume of a filter. Names move between volumes, ids do not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VolumeFilter {
+    /// Id of the daemon's volume, or the given one; `None` for a name that the daemon no longer has.
+    id: Option<VolumeId>,
+    /// Current name, or the given one; `None` for the id of a deleted volume.
+    name: Option<VolumeName>,
+}
+
+impl VolumeFilter {
+    /// Looks up the volume of an option.
+    ///
+    /// # Errors
+    /// The call fails; an unknown volume is no error.
+    pub async fn load(context: &Context<'_>, volume: Option<&VolumeRef>) -> Result<Option<Self>, Failure> {
+        let Some(wanted) = volume else { return Ok(None) };
+        match context.client.call_at(operations::GET_VOLUME, wanted, &()).await {
+            Ok(found) => Ok(Some(Self { id: Some(found.volume_id), name: Some(found.name) })),
+            Err(ClientError::Api(error)) if error.code == ErrorCode::VolumeNotFound => {
+                Ok(Some(match wanted {
+                    VolumeRef::Id(id) => Self { id: Some(*id), name: None },
+                    VolumeRef::Name(name) => Self { id: None, name: Some(name.clone()) },
+                }))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Returns true for an entry with this id and name of its volume. The name counts where an id is missing.
+    pub fn includes(&self, id: Option<VolumeId>, name: Option<&VolumeName>) -> bool {
+        match (self.id, id) {
+            (Some(own), Some(id)) => own == id,
+            _ => name.is_some() && self.name.as_ref() == name,
+        }
     }
 }
 
@@ -87,6 +124,20 @@ mod tests {
             assert!(!matches(pattern, name), "{pattern} {name}");
         }
         assert!("".parse::<NamePattern>().is_err());
+    }
+
+    #[test]
+    fn names_of_volumes_count_without_ids_only() {
+        let id = |text: &str| text.parse::<VolumeId>().ok();
+        let (id, other) = (id("7"), id("8"));
+        let name = |text: &str| Some(text.parse::<VolumeName>().unwrap());
+        let filter = |id, text: &str| VolumeFilter { id, name: name(text) };
+        let includes = |filter: &VolumeFilter, id, text: &str| filter.includes(id, name(text).as_ref());
+        let current = filter(id, "db");
+        assert!(includes(&current, id, "former") && includes(&current, None, "db"));
+        assert!(!includes(&current, other, "db") && !current.includes(None, None));
+        let former = filter(None, "db");
+        assert!(includes(&former, other, "db") && !includes(&former, other, "x"));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::{failure::Failure, output::Context, table::counted};
 use blockd_api::{
+    VolumeId, VolumeName,
     events::{Event, ListEvents, Severity},
     format_time, operations,
     schedules::{ListRuns, Run, RunState, Schedule, ScheduleList},
@@ -257,20 +258,25 @@ fn a_day_before(now: Timestamp) -> Timestamp {
 fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
     let since = a_day_before(now);
     let is_recent = |event: &&Event| event.severity == Severity::Error && event.occurred_at >= since;
+    // By name only where there is no id: a name moves to other volumes.
+    let is_of = |event: &Event, id: Option<VolumeId>, name: Option<&VolumeName>| match event.volume_id {
+        Some(own) => id == Some(own),
+        None => event.volume_name.as_ref() == name,
+    };
     // A failed backup is reported by its run or task, or a later one succeeded.
     let is_told = |event: &&Event| event.kind.ends_with("-failed") && event.kind != "run-failed";
     let made_good = |event: &Event| {
         known.tasks.iter().any(|task| {
             task.state.kind == TaskKind::Backup
                 && task.state.stage == TaskStage::Done
-                && task.volume_name == event.volume_name
+                && is_of(event, task.volume_id, task.volume_name.as_ref())
                 && task.completed_at.is_some_and(|completed| completed > event.occurred_at)
         })
     };
     // Already reported from the state of the volume or the last reload.
     let is_state = |event: &Event| match event.kind.as_str() {
         "volume-degraded" => known.volumes.iter().any(|volume| {
-            volume.state == VolumeState::Failed && event.volume_name.as_ref() == Some(&volume.name)
+            volume.state == VolumeState::Failed && is_of(event, Some(volume.volume_id), Some(&volume.name))
         }),
         "reload-failed" => true,
         _ => false,
@@ -378,6 +384,24 @@ mod tests {
             event(3, "2026-11-22T11:00:00Z", "damage-found"),
         ] });
         assert_eq!(lines(&events), ["damage-found 3", "store-unreachable 2"]);
+    }
+
+    #[test]
+    fn failure_is_made_good_by_the_same_volume_only() {
+        let mut failed = event(1, "2026-11-22T11:00:00Z", "backup-failed");
+        failed["volumeId"] = json!("7");
+        for (volume, name, causes) in [("7", "renamed", 0), ("8", "db", 1)] {
+            let done = json!([{
+                "taskId": "00000000-0000-0000-0000-000000000001", "type": "backup", "cloudSnapshotId": null, "volumeId": volume,
+                "volumeName": name, "state": "Backup-Done", "node": "host", "owner": { "kind": "daemon" },
+                "credentialId": "00000000-0000-0000-0000-000000000002", "credentialName": "nas", "phase": "", "totalBytes": 0,
+                "processedBytes": 0, "uploadedBytes": 0, "downloadedBytes": 0, "dirtyBytes": 0,
+                "requests": { "put": 0, "get": 0, "list": 0, "delete": 0, "head": 0 }, "freezeStallMicros": null,
+                "startedAt": NOW, "completedAt": NOW, "elapsedSeconds": 1.0, "backupType": null, "error": null, "resumed": 0, "version": 1
+            }]);
+            let found = lines(&json!({ "events": [failed], "tasks": done }));
+            assert_eq!(found.len(), causes, "{name} {found:?}");
+        }
     }
 
     #[test]

@@ -218,6 +218,9 @@ fn serve(
         Some(Reply::Hold) => loop {
             thread::park();
         },
+        None if route.starts_with("GET /v1/volumes/") => {
+            (404, error("volume_not_found", "there is no such volume"))
+        }
         None => (404, error("no_such_address", &format!("the test has no answer to {line}"))),
     };
     let mut body = body;

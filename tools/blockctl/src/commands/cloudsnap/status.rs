@@ -3,7 +3,7 @@
 use crate::{
     commands::{
         arguments::{WaitArg, WideArg, parse_task},
-        filters::TimeFilter,
+        filters::{TimeFilter, VolumeFilter},
         rules,
         top::screen::Screen,
     },
@@ -14,7 +14,7 @@ use crate::{
     wait::{AWAY_LIMIT, AWAY_PAUSE, follow_to_end, noun, reason},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, List, VolumeName,
+    ApiError, ByteSize, ErrorCode, List, VolumeRef,
     cloudsnaps::CloudSnapshotId,
     format_duration, format_time, operations,
     tasks::{ListTasks, Task, TaskStage},
@@ -67,9 +67,9 @@ pub struct StatusArgs {
     /// Only active tasks
     #[arg(long, conflicts_with_all = ["task", "name"])]
     pub active: bool,
-    /// Only tasks of this volume
+    /// Only tasks of this volume, by name or id
     #[arg(short, long, value_name = "VOLUME")]
-    pub volume: Option<VolumeName>,
+    pub volume: Option<VolumeRef>,
     /// Filter of the start.
     #[command(flatten)]
     pub time: TimeFilter,
@@ -134,9 +134,10 @@ async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Fa
             ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
         return Err(error.into());
     }
+    let volume = VolumeFilter::load(context, args.volume.as_ref()).await?;
     tasks.retain(|task| {
         (!args.active || !task.state.stage.is_over())
-            && (args.volume.is_none() || task.volume_name == args.volume)
+            && volume.as_ref().is_none_or(|volume| volume.includes(task.volume_id, task.volume_name.as_ref()))
             && args.time.includes(task.started_at)
     });
     // Newest first.

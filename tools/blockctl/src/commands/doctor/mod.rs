@@ -11,16 +11,18 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ByteSize, ClientError, CredentialRef, List, VolumeName,
+    ByteSize, ClientError, CredentialRef, List, VolumeId,
     cloudsnaps::{Cloudsnap, ListCloudsnaps, Verification},
     credentials::Credential,
     format_time, operations,
     status::Status,
+    volumes::Volume,
 };
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{collections::BTreeMap, fmt};
+use uuid::Uuid;
 
 pub const DOCTOR_HELP: &str = "\
 Tests each backup location by writing, reading and deleting a small object. Exits with 1 if a check \
@@ -92,7 +94,7 @@ pub async fn run(context: &Context<'_>) -> Exit {
         Ok(status) => {
             checks.extend(daemon(&status));
             checks.extend(locations(context).await?);
-            checks.extend(protection(context, status).await?);
+            checks.extend(protection(context, &status).await?);
         }
         Err(error) => checks.push(unreachable(&error)),
     }
@@ -176,8 +178,8 @@ async fn locations(context: &Context<'_>) -> Result<Vec<Check>, Failure> {
 }
 
 /// Checks schedules, failures, and the newest cloud snapshot of each volume.
-async fn protection(context: &Context<'_>, status: Status) -> Result<Vec<Check>, Failure> {
-    let known = Known::load(context, &status).await?;
+async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>, Failure> {
+    let known = Known::load(context, status).await?;
     let now = Timestamp::now();
     let protections = Protection::load(context, &known, now).await?;
     let problems = health::problems(&known, now).into_iter().chain(missed(&protections));
@@ -186,25 +188,26 @@ async fn protection(context: &Context<'_>, status: Status) -> Result<Vec<Check>,
     if checks.is_empty() {
         checks.push(Check::ok("health", "no problems"));
     }
-    let names: Vec<&VolumeName> = known.volumes.iter().map(|volume| &volume.name).collect();
     let snapshots = context.client.call(operations::LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await?;
-    checks.extend(proofs(&names, &snapshots.list.items));
+    checks.extend(proofs(&known.volumes, status.cluster_id, &snapshots.list.items));
     Ok(checks)
 }
 
 /// Checks that each volume has a cloud snapshot, and that its newest verified one is sound.
-fn proofs(volumes: &[&VolumeName], snapshots: &[Cloudsnap]) -> Vec<Check> {
+///
+/// Other hosts, and former volumes of this one, have volumes of the same name: only the ids tell them apart.
+fn proofs(volumes: &[Volume], cluster: Uuid, snapshots: &[Cloudsnap]) -> Vec<Check> {
     // Oldest first: a later entry replaces an earlier one.
     type Verified<'a> = Option<(&'a Cloudsnap, &'a Verification)>;
-    let mut newest: BTreeMap<&str, (&Cloudsnap, Verified<'_>)> = BTreeMap::new();
-    for snapshot in snapshots {
-        let entry = newest.entry(&snapshot.volume_name).or_insert((snapshot, None));
+    let mut newest: BTreeMap<VolumeId, (&Cloudsnap, Verified<'_>)> = BTreeMap::new();
+    for snapshot in snapshots.iter().filter(|one| one.cloud_snapshot_id.cluster == cluster) {
+        let entry = newest.entry(snapshot.volume_id).or_insert((snapshot, None));
         entry.0 = snapshot;
         if let Some(verification) = &snapshot.verification {
             entry.1 = Some((snapshot, verification));
         }
     }
-    let check = |volume: &&VolumeName| match newest.get(volume.as_str()) {
+    let check = |Volume { volume_id, name: volume, .. }: &Volume| match newest.get(volume_id) {
         None => Check::warning(
             "proof",
             format!("volume {volume} has no cloud snapshot"),
