@@ -3,7 +3,9 @@
 use crate::{failure::Failure, output::Context, table::short_time, times::Period};
 use blockd_api::{
     ApiError, CredentialRef, ErrorCode, ObjectName, VolumeId, VolumeRef,
-    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, ListCloudsnaps},
+    cloudsnaps::{
+        CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, FailedCredential, ListCloudsnaps,
+    },
     operations,
 };
 use jiff::Timestamp;
@@ -138,7 +140,7 @@ impl SnapRef {
     /// Resolves to one cloud snapshot.
     ///
     /// # Errors
-    /// None or several match.
+    /// None or several match, or a location cannot be listed. A complete id needs no list.
     pub async fn resolve(
         &self,
         context: &Context<'_>,
@@ -159,34 +161,25 @@ impl SnapRef {
             (Err(_), Some(id)) => return Ok(id),
             (Err(error), None) => return Err(error.into()),
         };
-        for failed in &list.failed_credentials {
-            context
-                .output
-                .note(format!("warning: {} was not searched: {}", failed.credential_name, failed.error));
+        if let Some(id) = as_given.filter(|id| ids(&list).contains(id)) {
+            return Ok(id);
+        }
+        // One that cannot be listed may have a newer backup, or another one with this name or prefix.
+        if let Some(failed) = list.failed_credentials.first() {
+            return Err(not_searched(self, failed));
         }
         match self {
-            Self::Text(text) => self.only_one(text, as_given, &list),
+            Self::Text(text) => self.only_one(text, &list),
             Self::Point(volume, at) => newest(context, volume, *at, &list.list.items).await,
         }
     }
 
-    /// Finds the only cloud snapshot with this id, id prefix or name.
-    fn only_one(
-        &self,
-        text: &str,
-        as_given: Option<CloudSnapshotId>,
-        list: &CloudsnapList,
-    ) -> Result<CloudSnapshotId, Failure> {
-        let damaged = list.damaged.iter().filter_map(|one| one.cloud_snapshot_id.parse().ok());
-        let all: BTreeSet<CloudSnapshotId> =
-            list.list.items.iter().map(|one| one.cloud_snapshot_id).chain(damaged).collect();
-        if let Some(id) = as_given.filter(|id| all.contains(id)) {
-            return Ok(id);
-        }
+    /// Finds the only cloud snapshot with this id prefix or name.
+    fn only_one(&self, text: &str, list: &CloudsnapList) -> Result<CloudSnapshotId, Failure> {
         let is_named = |one: &&Cloudsnap| one.name.as_deref() == Some(text);
         let by_name: BTreeSet<_> =
             list.list.items.iter().filter(is_named).map(|one| one.cloud_snapshot_id).collect();
-        let by_id: BTreeSet<_> = all.into_iter().filter(|id| self.is_of(&id.to_string())).collect();
+        let by_id: BTreeSet<_> = ids(list).into_iter().filter(|id| self.is_of(&id.to_string())).collect();
         let found: Vec<CloudSnapshotId> = by_id.union(&by_name).copied().collect();
         match found.as_slice() {
             [only] => Ok(*only),
@@ -194,6 +187,22 @@ impl SnapRef {
             several => Err(ambiguous(text, several, list)),
         }
     }
+}
+
+/// Returns the ids of a list, also of damaged cloud snapshots.
+fn ids(list: &CloudsnapList) -> BTreeSet<CloudSnapshotId> {
+    let damaged = list.damaged.iter().filter_map(|one| one.cloud_snapshot_id.parse().ok());
+    list.list.items.iter().map(|one| one.cloud_snapshot_id).chain(damaged).collect()
+}
+
+/// Reports a location without which a reference cannot be resolved.
+fn not_searched(snap: &SnapRef, failed: &FailedCredential) -> Failure {
+    let message = format!(
+        "search for {snap} failed at backup location {}: {}",
+        failed.credential_name, failed.error.message
+    );
+    let hint = "give a complete id, or --cred-id with the only location to search";
+    ApiError::new(failed.error.code, message).with_hint(hint).into()
 }
 
 /// Reports an unknown name; the name of a volume lacks its point in time.

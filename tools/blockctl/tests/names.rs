@@ -79,6 +79,31 @@ fn candidates_of_ambiguous_names_are_listed() {
 }
 
 #[test]
+fn unsearched_locations_leave_only_complete_ids() {
+    let id = snap("59-61");
+    let mut damaged = entry(&id, "2026-11-20T21:00:30Z", "x");
+    damaged["status"] = json!("Damaged");
+    let error = json!({ "code": "store_unreachable", "message": "no route to host", "hint": null });
+    let failed = json!({ "credentialId": OTHER, "credentialName": "offsite", "error": error });
+    let entries = [entry(&id, "2026-11-20T21:00:30Z", "nightly"), damaged];
+    let list =
+        json!({ "items": entries, "next": null, "damaged": [], "failedCredentials": [failed], "total": 2 });
+    let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(list))]);
+    let unreachable = blockd_api::ErrorCode::StoreUnreachable.exit_status();
+    for line in
+        ["cs restore db@latest", "cs restore db --at 2026-11-21", "cs restore nightly", "cs inspect 2e4d4b67"]
+    {
+        let ran = fake.run(line);
+        assert_eq!(ran.status, i32::from(unreachable), "{line} {ran:?}");
+        assert!(
+            ran.stderr.contains("offsite: no route to host") && ran.stderr.contains("--cred-id"),
+            "{ran:?}"
+        );
+    }
+    assert_eq!(restored(&fake, &format!("cs restore {id}")), Ok(id));
+}
+
+#[test]
 fn points_of_a_reused_name_are_ambiguous() {
     let [old, new] = ["59-1111111111111111111", "60-2222222222222222222"].map(snap);
     let mut entries = [entry(&old, "2026-11-20T21:00:30Z", "x"), entry(&new, "2026-11-21T21:00:30Z", "y")];

@@ -2,7 +2,7 @@
 //!
 //! `INSTA_UPDATE=always cargo test -p blockctl` rewrites them; the diff shows what users will see.
 
-use crate::support::{Fake, Reply, TASK, fail, list, ok, task, volume};
+use crate::support::{Fake, Reply, TASK, fail, list, ok, reply, task, volume};
 use serde_json::{Value, json};
 use std::sync::{Arc, Barrier};
 
@@ -72,6 +72,17 @@ const SHOWN: &[&str] = &[
     "events --volume other",
 ];
 
+/// Returns a list of cloud snapshots without those of a location that does not answer.
+fn partly_listed() -> (&'static str, Reply) {
+    const CLOUDSNAPS: &str = "GET /v1/cloudsnaps";
+    let mut list = reply(CLOUDSNAPS);
+    let error = json!({ "code": "store_unreachable", "message": "no reply from h:1", "hint": null });
+    list["failedCredentials"] = json!([{
+        "credentialId": "af563a4d-afd7-48df-90f7-8e8f9414ff77", "credentialName": "s3", "error": error
+    }]);
+    (CLOUDSNAPS, ok(list))
+}
+
 #[test]
 fn tables() {
     let mut lines: Vec<_> = SHOWN.iter().map(|line| format!("blockctl {line}")).collect();
@@ -94,13 +105,13 @@ fn tables() {
     let forced = "NO_COLOR=1 blockctl --color=always cs status --max 1 | cat -v";
     lines.push(forced.to_owned());
     let empty = none.transcript("blockctl credentials list\nblockctl -j cred list\nblockctl cs list");
-    matches("tables", &(Fake::with_defaults(Vec::new()).transcript(&lines.join("\n")) + &empty));
+    matches("tables", &(Fake::with_defaults(vec![partly_listed()]).transcript(&lines.join("\n")) + &empty));
 }
 
 #[test]
 fn documents() {
     let lines: Vec<_> = SHOWN.iter().map(|line| format!("blockctl -j {line}")).collect();
-    matches("documents", &Fake::with_defaults(Vec::new()).transcript(&lines.join("\n")));
+    matches("documents", &Fake::with_defaults(vec![partly_listed()]).transcript(&lines.join("\n")));
 }
 
 const CHANGES: &str = "
