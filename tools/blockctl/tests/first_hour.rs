@@ -71,6 +71,49 @@ fn init_keeps_no_recovery_key_of_a_refused_location() {
 }
 
 #[test]
+fn recovery_key_of_a_lost_reply_is_kept_and_used() {
+    const REKEY: &str = "POST /v1/credentials/af563a4d-afd7-48df-90f7-8e8f9414ff77/rekey";
+    let mut replies = fresh();
+    replies.push((CREATE, Reply::Close));
+    let fake = Fake::with_defaults(replies);
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    let line = format!(
+        "init nas --provider local --path /srv/backup --no-backup --new-recovery-key {}",
+        key.display()
+    );
+    let ran = fake.run(&line);
+    assert!(ran.status == 3 && ran.stderr.contains("the recovery key stays in"), "{ran:?}");
+    let written = fs::read_to_string(&key).unwrap();
+    assert_eq!(body_of(&fake, CREATE)["encryptionPassphrase"], written.trim_end());
+
+    // The daemon had created the location.
+    let location = |encrypted: bool| {
+        let mut found = reply(VALIDATE);
+        (found["credentialId"], found["encrypted"]) =
+            (json!("af563a4d-afd7-48df-90f7-8e8f9414ff77"), json!(encrypted));
+        (VALIDATE, ok(found))
+    };
+    let rekeyed = ok(reply("POST /v1/credentials/nas/rekey"));
+    let fake = Fake::with_defaults(vec![location(true), (REKEY, rekeyed), fresh().remove(1)]);
+    let ran = fake.run(&line);
+    assert!(ran.status == 0 && ran.stdout.contains("Recovery key in"), "{ran:?}");
+    assert_eq!(body_of(&fake, REKEY)["passphrase"], written.trim_end());
+
+    // Neither another key nor a missing file becomes the key of an existing location.
+    let wrong = (REKEY, fail(422, "wrong_passphrase", "the passphrase opens no key slot"));
+    let fake = Fake::with_defaults(vec![location(true), wrong]);
+    let ran = fake.run(&line);
+    assert!(ran.status == 2 && ran.stderr.contains("does not open it: the passphrase"), "{ran:?}");
+    fs::remove_file(&key).unwrap();
+    for (encrypted, cause) in [(true, "keeps its recovery key"), (false, "stores backups unencrypted")] {
+        let fake = Fake::with_defaults(vec![location(encrypted)]);
+        let ran = fake.run(&line);
+        assert!(ran.status == 2 && ran.stderr.contains(cause) && !key.exists(), "{ran:?}");
+    }
+}
+
+#[test]
 fn init_without_terminal_names_what_is_missing() {
     let fake = Fake::with_defaults(fresh());
     let ran = fake.run("init nas");

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod ask;
+mod existing;
 
 use crate::{
     commands::{credentials, schedules},
@@ -74,8 +75,9 @@ pub async fn run(context: &Context<'_>, mut args: InitArgs) -> Exit {
     let recovery_key_file = args.new_recovery_key.clone();
     let (credential, recovery_key_file) = match existing(context, &args).await? {
         Some(credential) => {
+            let key_file = existing::recovery_key(context, &args, &credential).await?;
             say(format!("Backup location {} exists, and works.", credential.name))?;
-            (credential, None)
+            (credential, key_file)
         }
         None => {
             Questions::new(output.is_json()).complete(&mut args)?;
@@ -129,25 +131,30 @@ async fn existing(context: &Context<'_>, args: &InitArgs) -> Result<Option<Crede
 /// Creates the location, and the file of a new recovery key before it.
 async fn create_location(context: &Context<'_>, args: &mut InitArgs) -> Result<Credential, Failure> {
     let mut settings = std::mem::take(&mut args.settings);
-    if let Some(file) = &args.new_recovery_key {
-        settings.encryption_passphrase = Some(write_recovery_key(file)?);
+    let key = args.new_recovery_key.as_deref().map(|file| (file, random_key()));
+    if let Some((_, key)) = &key {
+        settings.encryption_passphrase = Some(Secret::new(key.clone()));
     }
     let create = credentials::args::CreateArgs { name: args.name.clone(), file: args.file.clone(), settings };
-    let created = async {
-        let request = credentials::create::request(create)?;
-        Ok(context.client.call(operations::CREATE_CREDENTIAL, &request).await?)
-    };
-    let created = created.await;
-    if let (Err(_), Some(file)) = (&created, &args.new_recovery_key) {
-        // Nothing was encrypted with it; the next attempt makes another one.
-        let _ = std::fs::remove_file(file);
+    let request = credentials::create::request(create)?;
+    if let Some((file, key)) = &key {
+        write_new(file, &format!("{key}\n"))?;
     }
-    created
+    let created = context.client.call(operations::CREATE_CREDENTIAL, &request).await;
+    match (&created, key) {
+        // The daemon refused: it encrypted nothing with the key.
+        (Err(ClientError::Api(_)), Some((file, _))) => drop(std::fs::remove_file(file)),
+        (Err(_), Some((file, _))) => context.output.note(format!(
+            "note: the recovery key stays in {}: the daemon may have created the location; the same command, when it answers again, finds out",
+            file.display()
+        )),
+        _ => {}
+    }
+    Ok(created?)
 }
 
-/// Writes 256 random bits to a new file, as groups of four hexadecimal digits.
-fn write_recovery_key(path: &Path) -> Result<Secret, Failure> {
-    let failed = |source| Failure::Write { path: path.to_owned(), source };
+/// Returns 256 random bits as groups of four hexadecimal digits.
+fn random_key() -> String {
     let mut key = String::new();
     // Version and variant take 6 of the 128 bits of each.
     for uuid in [Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4()] {
@@ -161,9 +168,14 @@ fn write_recovery_key(path: &Path) -> Result<Secret, Failure> {
             key += &digits;
         }
     }
+    key
+}
+
+/// Writes a new file that only its owner can read.
+fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
+    let failed = |source| Failure::Write { path: path.to_owned(), source };
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-    file.write_all(format!("{key}\n").as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;
-    Ok(Secret::new(key))
+    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
 }
 
 /// Returns the schedule with this name, created if it is missing.
