@@ -124,13 +124,48 @@ fn init_without_terminal_names_what_is_missing() {
 
 #[test]
 fn init_uses_an_existing_location_and_schedule() {
+    for options in ["", "--provider local --path /srv/backup --daily 21:00 --max 7 --keep-monthly 12"] {
+        let fake = Fake::with_defaults(vec![schedule_of("selector", json!({ "all": true }))]);
+        let ran = fake.run(&format!("init nas --no-backup {options}"));
+        assert!(ran.status == 0 && ran.stdout.contains("nas exists"), "{ran:?}");
+        let seen = fake.seen();
+        assert!(!seen.iter().any(|one| [CREATE, NEW_SCHEDULE].contains(&one.line.as_str())), "{seen:?}");
+    }
+}
+
+/// Returns a schedule `nas` of all volumes with another value of a field.
+fn schedule_of(field: &str, value: Value) -> (&'static str, Reply) {
     let mut schedules = reply(SCHEDULES);
-    schedules["items"][0]["name"] = json!("nas");
-    let fake = Fake::with_defaults(vec![(SCHEDULES, ok(schedules))]);
-    let ran = fake.run("init nas --no-backup");
-    assert!(ran.status == 0 && ran.stdout.contains("nas exists"), "{ran:?}");
-    let seen = fake.seen();
-    assert!(!seen.iter().any(|one| [CREATE, NEW_SCHEDULE].contains(&one.line.as_str())), "{seen:?}");
+    let schedule = &mut schedules["items"][0];
+    (schedule["name"], schedule["selector"]) = (json!("nas"), json!({ "all": true }));
+    schedule[field] = value;
+    (SCHEDULES, ok(schedules))
+}
+
+#[test]
+fn init_refuses_an_existing_location_that_differs() {
+    for (options, cause) in [
+        ("--provider s3", "--provider local instead of s3"),
+        ("--provider local --path /srv/other", "--path /srv/backup instead of /srv/other"),
+        ("--prefix p", "--prefix - instead of p"),
+        ("--s3-endpoint https://h:1/", "--s3-endpoint - instead of h:1"),
+        ("--encryption-passphrase x", "stores backups unencrypted"),
+    ] {
+        let fake = Fake::with_defaults(Vec::new());
+        let ran = fake.run(&format!("init nas --no-backup {options}"));
+        assert!(ran.status == 2 && ran.stderr.contains(cause), "{options} {ran:?}");
+    }
+    for (field, value, options, cause) in [
+        ("selector", json!({ "volumeId": "9" }), "", "selects 9 instead of all volumes"),
+        ("credentialIds", json!([]), "", "does not back up to nas"),
+        ("paused", json!(true), "", "is paused"),
+        ("full", json!(false), "--daily 03:00", "other times: daily @21:00"),
+        ("full", json!(false), "--max 3", "another retention"),
+    ] {
+        let fake = Fake::with_defaults(vec![schedule_of(field, value)]);
+        let ran = fake.run(&format!("init nas --no-backup {options}"));
+        assert!(ran.status == 2 && ran.stderr.contains(cause), "{field} {options} {ran:?}");
+    }
 }
 
 /// Returns the status of the first check of a subject.

@@ -27,8 +27,11 @@ pub fn request(args: CreateArgs) -> Result<CreateCredential, Failure> {
     Ok(CreateCredential { name, provider: settings.config(provider)?, connection, encryption_passphrase })
 }
 
-/// Parses settings in TOML or JSON.
-fn read_settings(path: &Path) -> Result<Settings, Failure> {
+/// Reads settings in TOML or JSON.
+///
+/// # Errors
+/// The file cannot be read, or has another form.
+pub fn read_settings(path: &Path) -> Result<Settings, Failure> {
     let text = read_file("settings", path)?;
     let is_json = text.expose().trim_start().starts_with('{');
     let (line, what) = if is_json {

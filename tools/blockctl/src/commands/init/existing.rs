@@ -1,13 +1,109 @@
-//! Existing backup locations under the options of `blockctl init`.
+//! Comparison of an existing backup location and schedule with the options of `blockctl init`.
 
 use super::args::InitArgs;
-use crate::{failure::Failure, output::Context, secrets::read_file};
+use crate::{
+    commands::{credentials::create::read_settings, schedules::selected},
+    failure::Failure,
+    output::Context,
+    secrets::read_file,
+    table::or_dash,
+};
 use blockd_api::{
     ClientError, CredentialRef,
     credentials::{Credential, RekeyCredential},
     operations,
+    schedules::Schedule,
 };
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
+
+/// Compares the given options of the location. Keys and connection settings change without moving it.
+///
+/// # Errors
+/// An option names another location, or contradicts its encryption.
+pub fn check_location(args: &InitArgs, found: &Credential) -> Result<(), Failure> {
+    let given = match &args.file {
+        Some(file) => args.settings.completed(&read_settings(file)?)?,
+        None => args.settings.clone(),
+    };
+    let store = &found.store;
+    let dir = given.path.as_ref().and_then(|path| path::absolute(path).ok());
+    let text = |path: &PathBuf| path.display().to_string();
+    let prefix = |prefix: &Option<String>| prefix.as_ref().map(|prefix| prefix.trim_matches('/').to_owned());
+    let compared = [
+        ("provider", given.provider.map(|one| one.to_string()), Some(store.provider.to_string())),
+        ("path", dir.as_ref().map(text), store.path.as_ref().map(text)),
+        ("bucket", given.bucket.clone(), store.bucket.clone()),
+        ("prefix", prefix(&given.prefix), prefix(&found.prefix)),
+        ("s3-endpoint", servers(&given.s3_endpoint), servers(&store.endpoint)),
+        ("s3-region", given.s3_region.clone(), store.region.clone()),
+        ("azure-account-name", given.azure_account_name.clone(), store.account.clone()),
+        ("azure-endpoint", servers(&given.azure_endpoint), servers(&store.endpoint)),
+        ("google-endpoint", servers(&given.google_endpoint), servers(&store.endpoint)),
+        ("swift-auth-url", servers(&given.swift_auth_url), servers(&store.endpoint)),
+    ];
+    let differs = |cause: String| Failure::Usage {
+        message: format!("backup location {} exists, {cause}", found.name),
+        hint: Some("omit the options of an existing location, or name another one".to_owned()),
+    };
+    for (option, given, own) in compared {
+        if given.is_some() && given != own {
+            let (given, own) = (or_dash(given), or_dash(own));
+            return Err(differs(format!("with --{option} {own} instead of {given}")));
+        }
+    }
+    let has_passphrase = given.encryption_passphrase.is_some()
+        || given.encryption_passphrase_file.is_some()
+        || given.encryption_passphrase_from.is_some();
+    match found.encrypted {
+        true if args.no_encryption => Err(differs("and is encrypted".to_owned())),
+        false if has_passphrase => Err(differs("and stores backups unencrypted".to_owned())),
+        _ => Ok(()),
+    }
+}
+
+/// Returns servers without their schemes, as far as two texts name the same ones.
+fn servers(text: &Option<String>) -> Option<String> {
+    let plain = |server: &str| {
+        let server = server.trim().trim_end_matches('/');
+        let server =
+            server.strip_prefix("https://").or_else(|| server.strip_prefix("http://")).unwrap_or(server);
+        server.to_owned()
+    };
+    text.as_ref().map(|text| text.split(',').map(plain).collect::<Vec<_>>().join(","))
+}
+
+/// Compares a schedule with what `init` would create, and with the given options.
+///
+/// # Errors
+/// It does not back up all volumes to the location, is paused, or has other times or another retention.
+pub fn check_schedule(args: &InitArgs, location: &Credential, found: &Schedule) -> Result<(), Failure> {
+    let differs = |cause: String, hint: &str| {
+        let message = format!("schedule {} exists, {cause}", args.name);
+        Err(Failure::Usage { message, hint: Some(hint.to_owned()) })
+    };
+    let another = "name another location, or delete this schedule (`blockctl cloudsnap schedules delete`)";
+    let update = "omit these options, or change it with `blockctl cloudsnap schedules update`";
+    if !found.selector.all {
+        return differs(format!("and selects {} instead of all volumes", selected(&found.selector)), another);
+    }
+    if !found.credential_ids.contains(&location.credential_id) {
+        return differs(format!("and does not back up to {}", location.name), another);
+    }
+    if found.paused {
+        return differs("and is paused".to_owned(), "blockctl cloudsnap schedules resume NAME");
+    }
+    let usage = |error: blockd_schedule::ScheduleError| Failure::usage(error.to_string());
+    let times = args.times.rules(false).map_err(usage)?;
+    if !times.is_empty() && times != found.rules {
+        return differs(format!("with other times: {}", found.schedule), update);
+    }
+    match args.retain.retention(&args.times.zone()) {
+        Some(retain) if retain != found.retain => {
+            differs(format!("with another retention: {}", found.retain), update)
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Returns the file of a requested recovery key if it opens the existing location: an earlier `init` wrote it.
 ///

@@ -75,6 +75,7 @@ pub async fn run(context: &Context<'_>, mut args: InitArgs) -> Exit {
     let recovery_key_file = args.new_recovery_key.clone();
     let (credential, recovery_key_file) = match existing(context, &args).await? {
         Some(credential) => {
+            existing::check_location(&args, &credential)?;
             let key_file = existing::recovery_key(context, &args, &credential).await?;
             say(format!("Backup location {} exists, and works.", credential.name))?;
             (credential, key_file)
@@ -189,6 +190,7 @@ async fn schedule(
         args.name.as_str().parse().map_err(|error| Failure::usage(format!("name {}: {error}", args.name)))?;
     let schedules = context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items;
     if let Some(found) = schedules.into_iter().find(|one| one.name.as_ref() == Some(&name)) {
+        existing::check_schedule(args, credential, &found)?;
         return Ok(found);
     }
     let zone: Zone = args.times.zone();
@@ -222,7 +224,8 @@ async fn back_up(context: &Context<'_>, done: &mut Initialized) -> Exit {
                 let request = StartVerify {
                     cloud_snapshot_id: Some(*snap),
                     depth: VerifyDepth::Full,
-                    credential: Some(CredentialRef::Id(done.credential.credential_id)),
+                    // An existing schedule may have further locations.
+                    credential: run.credential_id.map(CredentialRef::Id),
                 };
                 if !output.is_json() {
                     output.line(format!("Volume {volume} backed up: {snap}"))?;

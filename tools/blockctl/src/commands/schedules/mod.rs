@@ -24,7 +24,7 @@ use blockd_api::{
 use blockd_schedule::{Jitter, Retention, Zone};
 use std::time::Duration;
 use tables::{Names, history_table, policy_table};
-pub use tables::{called, kept};
+pub use tables::{called, kept, selected};
 use tokio::time::sleep;
 use uuid::Uuid;
 

@@ -67,7 +67,7 @@ impl Names {
 }
 
 /// Returns the volumes of a schedule by name.
-fn selected(selector: &SelectedVolumes) -> String {
+pub fn selected(selector: &SelectedVolumes) -> String {
     match selector {
         SelectedVolumes { volume_name: Some(name), .. } => name.to_string(),
         SelectedVolumes { volume_id: Some(id), .. } => id.to_string(),
