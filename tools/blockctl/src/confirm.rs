@@ -2,7 +2,12 @@
 
 use crate::{failure::Failure, output::Output, table::printable};
 use clap::Args;
-use std::io::{self, IsTerminal, Write};
+use rustix::fs::OFlags;
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, IsTerminal, Write},
+    os::unix::fs::OpenOptionsExt,
+};
 
 /// Confirmation option. Scripts have no terminal and are never asked.
 #[derive(Clone, Copy, Debug, Args)]
@@ -13,9 +18,10 @@ pub struct YesArg {
 }
 
 impl YesArg {
-    /// Returns true if the user has to confirm: without the option, on a terminal.
+    /// Returns true if the user has to confirm: without the option, with a terminal as stdin. Redirected
+    /// output makes no script.
     pub fn must_ask(self) -> bool {
-        !self.yes && io::stdin().is_terminal() && io::stderr().is_terminal()
+        !self.yes && io::stdin().is_terminal()
     }
 
     /// Returns true if the user confirms the command, by the option or an answer.
@@ -31,8 +37,12 @@ impl YesArg {
         if !self.must_ask() {
             return Ok(());
         }
-        // Errors of a closed stderr are ignored.
-        let _ = write!(io::stderr().lock(), "{}\nContinue? [y/N] ", printable(consequence));
+        let question = format!("{}\nContinue? [y/N] ", printable(consequence));
+        // Without a reader of the question there is no answer.
+        let _ = match terminal() {
+            Ok(mut terminal) => terminal.write_all(question.as_bytes()),
+            Err(_) => io::stderr().lock().write_all(question.as_bytes()),
+        };
         let mut answer = String::new();
         let read = io::stdin().read_line(&mut answer);
         if read.is_ok_and(|len_bytes| len_bytes == 0) {
@@ -43,4 +53,10 @@ impl YesArg {
             _ => Err(Failure::Declined),
         }
     }
+}
+
+/// Opens the terminal of stdin for writing: stderr may be a file.
+fn terminal() -> io::Result<File> {
+    let no_control = OFlags::NOCTTY.bits().cast_signed();
+    OpenOptions::new().write(true).custom_flags(no_control).open("/proc/self/fd/0")
 }

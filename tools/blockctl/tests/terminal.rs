@@ -12,14 +12,24 @@ use std::{
 
 /// Runs a command on a terminal that receives `typed`, and returns what it shows.
 fn on_terminal(fake: &Fake, line: &str, typed: &str) -> Ran {
+    run_with(fake, line, typed, false)
+}
+
+/// The same, with stdout and stderr redirected.
+fn redirected(fake: &Fake, line: &str, typed: &str) -> Ran {
+    run_with(fake, line, typed, true)
+}
+
+fn run_with(fake: &Fake, line: &str, typed: &str, is_redirected: bool) -> Ran {
     let controller: OwnedFd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&controller).unwrap();
     unlockpt(&controller).unwrap();
     let name = ptsname(&controller, Vec::new()).unwrap();
     let path = std::ffi::OsStr::from_bytes(name.as_bytes());
     let terminal = OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let stdio = || Stdio::from(terminal.try_clone().unwrap());
-    let mut child = fake.command(line).stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().unwrap();
+    let stdin = Stdio::from(terminal.try_clone().unwrap());
+    let stdio = || if is_redirected { Stdio::null() } else { Stdio::from(terminal.try_clone().unwrap()) };
+    let mut child = fake.command(line).stdin(stdin).stdout(stdio()).stderr(stdio()).spawn().unwrap();
     drop(terminal);
     let mut controller = File::from(controller);
     controller.write_all(typed.as_bytes()).unwrap();
@@ -71,6 +81,16 @@ fn confirmed_and_scripted_deletions_are_sent() {
     assert_eq!(deletions(&fake), 2);
     let script = fake.run("volume delete db");
     assert_eq!((script.status, deletions(&fake)), (0, 3), "{script:?}");
+}
+
+#[test]
+fn redirected_output_does_not_skip_the_question() {
+    let fake = Fake::with_defaults(Vec::new());
+    let refused = redirected(&fake, "volume delete db", "n\n");
+    assert!(refused.stdout.contains("[y/N]") && refused.status == 1, "{refused:?}");
+    assert_eq!(deletions(&fake), 0);
+    let confirmed = redirected(&fake, "volume delete db", "y\n");
+    assert_eq!((confirmed.status, deletions(&fake)), (0, 1), "{confirmed:?}");
 }
 
 #[test]
