@@ -1,6 +1,6 @@
 //! Commands on a terminal: confirmation of destructive ones.
 
-use crate::support::{Fake, Ran, ok, snap};
+use crate::support::{Fake, Ran, list, ok, snap, task};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::json;
 use std::{
@@ -57,12 +57,16 @@ fn destructive_commands_ask_on_a_terminal() {
         ("cloudsnap schedules delete nightly", "Schedule nightly (078557a3"),
         ("cloudsnap gc", "--dry-run lists them"),
         ("cloudsnap restore vol --latest --in-place db --discard", "its current content is discarded"),
+        ("cloudsnap stop 3f4f --discard", "of volume vol is discarded; it cannot be resumed"),
         (
             "cloudsnap delete vol@latest",
             "(volume vol, Wed, 16 Jan 2019 21:51:53 UTC, at nas) is deleted permanently",
         ),
     ] {
-        let fake = Fake::with_defaults(vec![("POST /v1/cloudsnaps/gc", ok(json!({})))]);
+        let fake = Fake::with_defaults(vec![
+            ("POST /v1/cloudsnaps/gc", ok(json!({}))),
+            ("GET /v1/tasks", ok(list(json!([task("Backup-Active", 4)])))),
+        ]);
         let refused = on_terminal(&fake, line, "n\n");
         assert!(refused.stdout.contains(words) && refused.stdout.contains("[y/N]"), "{line} {refused:?}");
         assert!(refused.stdout.contains("cancelled: nothing was changed"), "{line} {refused:?}");

@@ -79,6 +79,9 @@ pub struct StopArgs {
     /// Discard its checkpoint; it cannot be resumed
     #[arg(long)]
     pub discard: bool,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }
 
 /// `cloudsnap resume`
@@ -215,6 +218,9 @@ pub async fn one_task(context: &Context<'_>, name: Option<&str>) -> Result<Task,
 
 pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
     let found = tasks(context, args.task.name()).await?;
+    if args.discard {
+        args.yes.confirm(context.output, &discarding(&found))?;
+    }
     let (request, mut stopped) = (StopTask { discard: args.discard }, Vec::new());
     for task in &found {
         // Of a group, the others may have ended.
@@ -235,6 +241,15 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
             Ok(EXIT_DONE)
         }
     }
+}
+
+/// Describes the loss of checkpoints.
+fn discarding(tasks: &[Task]) -> String {
+    let line = |task: &Task| {
+        let of = task.volume_name.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
+        format!("The checkpoint of {} {}{of} is discarded; it cannot be resumed.", task.kind, task.task_id)
+    };
+    tasks.iter().map(line).collect::<Vec<_>>().join(" ")
 }
 
 fn stopped_line(task: &Task, is_discarded: bool) -> String {
