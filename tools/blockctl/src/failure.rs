@@ -166,6 +166,7 @@ impl Failure {
             Self::Lost { .. } => EXIT_UNREACHABLE,
             Self::Interrupted { .. } => EXIT_INTERRUPTED,
             Self::Write { .. } | Self::Stdout { .. } | Self::Runtime { .. } | Self::Declined => EXIT_FAILED,
+            Self::Image { source, .. } if source.kind() == io::ErrorKind::Interrupted => EXIT_INTERRUPTED,
             Self::Image { .. } | Self::Short { .. } | Self::TooDeep { .. } => EXIT_FAILED,
             Self::TooManyFiles { .. } => EXIT_USAGE,
         }
@@ -201,6 +202,7 @@ impl Failure {
             Self::Client(ClientError::Broken { .. }) => "connection_lost",
             Self::Client(_) => "bad_reply",
             Self::Write { .. } | Self::Stdout { .. } => "cannot_write",
+            Self::Image { source, .. } if source.kind() == io::ErrorKind::Interrupted => "interrupted",
             Self::Image { .. } => "cannot_copy",
             Self::Runtime { .. } => ErrorCode::Internal.as_str(),
             Self::Short { .. } => ErrorCode::CloudsnapDamaged.as_str(),

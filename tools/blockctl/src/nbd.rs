@@ -4,7 +4,10 @@ use std::{
     fmt,
     io::{self, Read, Write},
     net::TcpStream,
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::PathBuf,
     str::FromStr,
 };
@@ -109,8 +112,8 @@ fn decoded(text: &str) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
-trait Stream: Read + Write {}
-impl<T: Read + Write> Stream for T {}
+trait Stream: Read + Write + AsFd + Send {}
+impl<T: Read + Write + AsFd + Send> Stream for T {}
 
 /// Connection to an export.
 pub struct NbdClient {
@@ -196,6 +199,14 @@ impl NbdClient {
         self.size_bytes
     }
 
+    /// Returns another descriptor of the connection, whose shutdown ends it.
+    ///
+    /// # Errors
+    /// There are too many descriptors.
+    pub fn connection(&self) -> io::Result<OwnedFd> {
+        self.stream.as_fd().try_clone_to_owned()
+    }
+
     /// Reads at most [`MAX_REQUEST_BYTES`].
     ///
     /// # Errors
@@ -219,6 +230,14 @@ impl NbdClient {
     /// The server fails, or the connection breaks.
     pub fn finish(mut self) -> io::Result<()> {
         self.request(Command::Flush, 0, 0, &[])?;
+        self.disconnect()
+    }
+
+    /// Disconnects without a flush.
+    ///
+    /// # Errors
+    /// The connection is broken.
+    pub fn disconnect(mut self) -> io::Result<()> {
         self.send(Command::Disconnect, 0, 0, &[])
     }
 

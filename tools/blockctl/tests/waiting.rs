@@ -1,10 +1,14 @@
 //! Interruption of `--wait` and `--watch`, and stops of tasks.
 
-use crate::support::{Fake, Ran, Reply, TASK, list, ok, task};
+use crate::support::{Fake, Ran, Reply, TASK, fail, list, ok, reply, task, volume};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::{
+    fs::File,
+    io::{Read, Write},
+    os::unix::net::UnixListener,
     process::Stdio,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -78,6 +82,66 @@ fn ctrl_c_stops_the_waiting_and_not_the_task() {
             assert_eq!((&ran.json()["error"]["code"], ran.stderr.as_str()), (&json!("interrupted"), ""));
             assert!(ran.json()["error"]["hint"].as_str().unwrap().contains(&look));
         }
+    }
+}
+
+/// Serves the handshake of an export of 1 MiB, and reads until the client has left; returns the last command.
+fn serve_export(listener: UnixListener) -> thread::JoinHandle<u16> {
+    thread::spawn(move || {
+        let mut client = listener.accept().unwrap().0;
+        client.write_all(b"NBDMAGICIHAVEOPT\x00\x03").unwrap();
+        let mut head = [0; 20];
+        client.read_exact(&mut head).unwrap();
+        let mut option = vec![0; usize::from(head[19])];
+        client.read_exact(&mut option).unwrap();
+        let reply = |kind: u32, data: &[u8]| {
+            let (len, head) = (data.len() as u32, 0x0003_e889_0455_65a9_u64.to_be_bytes());
+            [&head[..], &7_u32.to_be_bytes(), &kind.to_be_bytes(), &len.to_be_bytes(), data].concat()
+        };
+        let info = [&0_u16.to_be_bytes()[..], &(1_u64 << 20).to_be_bytes(), &1_u16.to_be_bytes()].concat();
+        client.write_all(&[reply(3, &info), reply(1, &[])].concat()).unwrap();
+        let mut requests = Vec::new();
+        client.read_to_end(&mut requests).unwrap();
+        requests.chunks_exact(28).last().map_or(0, |last| u16::from_be_bytes([last[6], last[7]]))
+    })
+}
+
+#[test]
+fn incomplete_copy_of_an_image_leaves_no_volume() {
+    const DELETE: &str = "DELETE /v1/volumes/59";
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    File::create(&image).unwrap().set_len(2 << 20).unwrap();
+    let image = image.display().to_string();
+    // The export has 1 MiB, and stdin never ends.
+    for (from, signal, status, last_command) in [
+        (image.as_str(), None, 1, 2),
+        ("-", Some(Signal::INT), 130, 0),
+        ("-", Some(Signal::TERM), 130, 0),
+        ("-", Some(Signal::HUP), 130, 0),
+    ] {
+        let socket = dir.path().join(format!("nbd{}-{status}", signal.map_or(0, Signal::as_raw)));
+        let server = serve_export(UnixListener::bind(&socket).unwrap());
+        let mut volume = volume("59", "db");
+        volume["uri"] = json!(format!("nbd+unix:///db?socket={}", socket.display()));
+        // The daemon sees the end of the connection late.
+        let fake = Fake::start(vec![
+            ("POST /v1/volumes", ok(volume)),
+            (DELETE, fail(409, "volume_in_use", "volume db has 1 client")),
+            (DELETE, ok(reply("DELETE /v1/volumes/db"))),
+        ]);
+        let mut command = fake.command(&format!("volume create db --size 2MiB --from-image {from}"));
+        let child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        assert_eq!(fake.arrival(), "POST /v1/volumes");
+        if let Some(signal) = signal {
+            kill_process(Pid::from_child(&child), signal).unwrap();
+        }
+        assert_eq!(fake.arrival(), DELETE);
+        let ran = Ran::of(child.wait_with_output().unwrap());
+        assert!(ran.status == status && !ran.stderr.contains("is left"), "{from} {ran:?}");
+        assert_eq!(fake.seen().iter().filter(|seen| seen.line == DELETE).count(), 2);
+        assert_eq!(server.join().unwrap(), last_command, "{from} {signal:?}");
     }
 }
 

@@ -20,7 +20,7 @@ powers of 1000.
 
 With --from-image the image is copied over NBD, and blocks of zeroes take no space; this needs the \
 host of the daemon. Other formats than raw can be served by `qemu-nbd --read-only`. Stdin needs \
---size. If the copy fails, the volume is deleted.
+--size. If the copy fails or is interrupted, the volume is deleted.
 
 Examples:
   blockctl volume create db --size 8GiB

@@ -56,7 +56,7 @@ impl fmt::Display for ImageRef {
 
 /// Opened image.
 pub enum Image {
-    Stream(Box<dyn Read>),
+    Stream(Box<dyn Read + Send>),
     File { file: File, size_bytes: u64 },
     Nbd(NbdClient),
 }
@@ -106,6 +106,17 @@ impl Image {
     /// # Errors
     /// The image or the volume fails, or the image is larger than the volume.
     pub fn copy_to(self, mut volume: NbdClient) -> io::Result<()> {
+        match self.write_to(&mut volume) {
+            Ok(()) => volume.finish(),
+            Err(error) => {
+                // The cause of the failure is more specific.
+                let _ = volume.disconnect();
+                Err(error)
+            }
+        }
+    }
+
+    fn write_to(self, volume: &mut NbdClient) -> io::Result<()> {
         let room_bytes = volume.size_bytes();
         let too_large = || io::Error::other("the image is larger than the volume");
         let mut buffer = vec![0; MAX_REQUEST_BYTES];
@@ -120,7 +131,7 @@ impl Image {
                     if at_bytes + len as u64 > room_bytes {
                         return Err(too_large());
                     }
-                    write_data(&mut volume, at_bytes, &buffer[..len])?;
+                    write_data(volume, at_bytes, &buffer[..len])?;
                     at_bytes += len as u64;
                 }
             }
@@ -132,7 +143,7 @@ impl Image {
                 while let Some((start, end)) = data_after(&file, at_bytes, size_bytes)? {
                     copy_range(start, end, &mut buffer, |at, piece| {
                         file.read_exact_at(piece, at)?;
-                        write_data(&mut volume, at, piece)
+                        write_data(volume, at, piece)
                     })?;
                     at_bytes = end;
                 }
@@ -144,11 +155,11 @@ impl Image {
                 }
                 copy_range(0, size_bytes, &mut buffer, |at, piece| {
                     image.read(at, piece)?;
-                    write_data(&mut volume, at, piece)
+                    write_data(volume, at, piece)
                 })?;
             }
         }
-        volume.finish()
+        Ok(())
     }
 }
 

@@ -1,18 +1,18 @@
 //! `blockctl volume …`
 
 pub mod args;
+mod create;
 mod image;
 mod list;
 
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
-    nbd::{NbdClient, NbdUri},
     output::Context,
     table::{Facts, counted, or_dash},
 };
 use args::{
-    AttachArgs, CloneArgs, CreateArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, RenameArgs,
-    ResizeArgs, UpdateArgs, VolumeCommand,
+    AttachArgs, CloneArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, RenameArgs, ResizeArgs,
+    UpdateArgs, VolumeCommand,
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels, SnapshotId, SnapshotRef, VolumeRef,
@@ -22,18 +22,16 @@ use blockd_api::{
     operations,
     snapshots::{ListSnapshots, Snapshot},
     volumes::{
-        CloneVolume, CreateVolume, DeleteVolume, DiscardedWrites, ListVolumes, MergeProgress,
-        SurvivingClients, UpdateVolume, Volume, VolumeState,
+        CloneVolume, DeleteVolume, DiscardedWrites, ListVolumes, MergeProgress, SurvivingClients,
+        UpdateVolume, Volume, VolumeState,
     },
 };
-use image::Image;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::io;
 
 pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Exit {
     match command {
-        VolumeCommand::Create(args) => create(context, args).await,
+        VolumeCommand::Create(args) => create::run(context, args).await,
         VolumeCommand::Check(args) => check(context, &args.volume).await,
         VolumeCommand::Clone(args) => clone(context, args).await,
         VolumeCommand::List(args) => list::list(context, args).await,
@@ -46,38 +44,6 @@ pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Exit {
         VolumeCommand::Detach(args) => detach(context, args).await,
         VolumeCommand::Uri(args) => uri(context, &args.export).await,
     }
-}
-
-async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
-    let image = match &args.from_image {
-        Some(from) if context.client.endpoint().socket().is_some() => Some((from, Image::open(from)?)),
-        Some(_) => return Err(Failure::usage("--from-image copies on the host of the daemon: run it there")),
-        None => None,
-    };
-    let size = args.size.or_else(|| image.as_ref()?.1.size());
-    let size = size.ok_or_else(|| Failure::usage("the size of stdin is unknown: give --size"))?;
-    let request =
-        CreateVolume { name: args.name, size_bytes: size.as_bytes(), labels: args.label, group: args.group };
-    let volume = context.client.call(operations::CREATE_VOLUME, &request).await?;
-    if let Some((from, image)) = image {
-        let copied = volume_client(&volume).and_then(|client| image.copy_to(client));
-        if let Err(source) = copied {
-            let id = VolumeRef::Id(volume.volume_id);
-            let request = DeleteVolume::default();
-            if let Err(error) = context.client.call_at(operations::DELETE_VOLUME, &id, &request).await {
-                context
-                    .output
-                    .note(format!("warning: the incomplete volume {} is left: {error}", volume.name));
-            }
-            return Err(Failure::Image { image: from.to_string(), source });
-        }
-    }
-    context.output.tell(&volume, || format!("Volume successfully created: {}", volume.volume_id))
-}
-
-/// Connects to the export of a volume on this host.
-fn volume_client(volume: &Volume) -> io::Result<NbdClient> {
-    NbdClient::connect(&volume.uri.parse::<NbdUri>().map_err(io::Error::other)?)
 }
 
 async fn check(context: &Context<'_>, volume: &VolumeRef) -> Exit {
