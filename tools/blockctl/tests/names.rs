@@ -1,6 +1,6 @@
 //! Cloud snapshots, schedules and tasks by name, prefix or point in time; completion of names.
 
-use crate::support::{CLUSTER, Fake, cloudsnap, list, ok, snap, task};
+use crate::support::{CLUSTER, Fake, cloudsnap, fail, list, ok, reply, snap, task};
 use serde_json::{Value, json};
 
 const OTHER: &str = "7e4d4b67-95d7-481e-aec5-14223ac55170";
@@ -166,6 +166,26 @@ fn all_credentials_are_verified_and_collected() {
     assert_eq!((&sent[0]["credential"], &sent[0]["depth"]), (&json!("nas"), &json!("quick")));
     let collected = fake.run("-j cs gc --all --dry-run");
     assert_eq!(collected.json()["items"].as_array().map(Vec::len), Some(5), "{collected:?}");
+}
+
+#[test]
+fn location_that_fails_does_not_stop_the_others() {
+    const VERIFY: &str = "POST /v1/cloudsnaps/verify";
+    const GC: &str = "POST /v1/cloudsnaps/gc";
+    let refused = || fail(502, "store_unreachable", "no reply from h:1");
+    let started = |line| ok(reply(line));
+    let replies = [VERIFY, GC].map(|line| [(line, started(line)), (line, refused()), (line, started(line))]);
+    let fake = Fake::with_defaults(replies.concat());
+    let names = ["nas", "my-s3-cred"];
+    let verify = fake.run("cs verify --all");
+    assert!(verify.status == 1 && verify.stdout.lines().count() == 4, "{verify:?}");
+    assert!(
+        names.iter().any(|name| verify.stderr.contains(&format!("{name}: no reply from h:1"))),
+        "{verify:?}"
+    );
+    let collected = fake.run("-j cs gc --all --dry-run");
+    assert_eq!((collected.status, collected.json()["items"].as_array().map(Vec::len)), (1, Some(4)));
+    assert!(collected.stderr.contains("no reply from h:1"), "{collected:?}");
 }
 
 #[test]

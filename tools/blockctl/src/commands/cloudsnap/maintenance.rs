@@ -10,7 +10,7 @@ use crate::{
     wait::{report_group_start, report_start},
 };
 use blockd_api::{
-    ApiError, ByteSize, CredentialRef, ErrorCode, List,
+    ApiError, ByteSize, ClientError, CredentialRef, ErrorCode, List,
     cloudsnaps::{CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
     format_time, operations,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskStage},
@@ -316,18 +316,35 @@ async fn all_credentials(context: &Context<'_>) -> Result<Vec<CredentialRef>, Fa
     }
 }
 
+/// Reports a location that fails, so that the others follow.
+///
+/// # Errors
+/// The daemon itself is gone.
+fn passed_over(output: &Output, credential: &CredentialRef, error: ClientError) -> Exit {
+    if !matches!(error, ClientError::Api(_)) {
+        return Err(error.into());
+    }
+    output.error(&format!("{credential}: {error}"), error.hint());
+    Ok(EXIT_FAILED)
+}
+
 async fn verify_all(context: &Context<'_>, args: &VerifyArgs) -> Exit {
-    let (mut tasks, mut lines, mut all) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut tasks, mut lines, mut all, mut exit) = (Vec::new(), Vec::new(), Vec::new(), EXIT_DONE);
     for credential in all_credentials(context).await? {
         let line = format!("Cloudsnap verify of {credential} started successfully with id:");
-        let request =
-            StartVerify { cloud_snapshot_id: None, depth: args.depth(), credential: Some(credential) };
-        let started = context.client.call(operations::START_VERIFY, &request).await?;
-        lines.push(format!("{line} {}", started.task_id));
-        tasks.push(started.task_id);
-        all.push(started);
+        let (cloud_snapshot_id, depth) = (None, args.depth());
+        let request = StartVerify { cloud_snapshot_id, depth, credential: Some(credential.clone()) };
+        match context.client.call(operations::START_VERIFY, &request).await {
+            Ok(started) => {
+                lines.push(format!("{line} {}", started.task_id));
+                tasks.push(started.task_id);
+                all.push(started);
+            }
+            Err(error) => exit = passed_over(context.output, &credential, error)?,
+        }
     }
-    report_group_start(context, tasks, &List::from(all), &lines, args.wait.wait).await
+    let ended = report_group_start(context, tasks, &List::from(all), &lines, args.wait.wait).await?;
+    Ok(exit.max(ended))
 }
 
 pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Exit {
@@ -367,13 +384,17 @@ pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
     }
     let (mut exit, mut all) = (EXIT_DONE, Vec::new());
     for credential in all_credentials(context).await? {
-        let collected = collect(Some(credential.clone())).await?;
-        if !output.is_json() {
-            output.line(format!("{credential}:"))?;
-            show_garbage(output, &collected)?;
+        match collect(Some(credential.clone())).await {
+            Ok(collected) => {
+                if !output.is_json() {
+                    output.line(format!("{credential}:"))?;
+                    show_garbage(output, &collected)?;
+                }
+                exit = exit.max(garbage_status(output, &collected));
+                all.push(CollectedAt { credential_name: credential.to_string(), collected });
+            }
+            Err(error) => exit = passed_over(output, &credential, error)?,
         }
-        exit = exit.max(garbage_status(output, &collected));
-        all.push(CollectedAt { credential_name: credential.to_string(), collected });
     }
     if output.is_json() {
         output.document(&List::from(all))?;
