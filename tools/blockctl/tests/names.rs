@@ -157,6 +157,23 @@ fn schedules_are_found_by_name() {
 }
 
 #[test]
+fn history_finds_a_schedule_with_a_hexadecimal_name() {
+    let mut schedules = reply("GET /v1/schedules");
+    schedules["items"][0]["name"] = json!("cafe");
+    let fake = Fake::with_defaults(vec![("GET /v1/schedules", ok(schedules))]);
+    for (given, query) in [
+        ("cafe", "scheduleId=078557a3-26c7-49b1-9822-34e6f816c2d1"),
+        ("caf", "scheduleIdPrefix=caf"),
+        ("1785", "scheduleIdPrefix=1785"),
+    ] {
+        assert_eq!(fake.run(&format!("cs history --uuid {given}")).status, 0);
+        let seen = fake.seen();
+        let runs = seen.iter().rev().find(|seen| seen.line.starts_with("GET /v1/schedule-runs")).unwrap();
+        assert!(runs.line.contains(query), "{given} {runs:?}");
+    }
+}
+
+#[test]
 fn all_credentials_are_verified_and_collected() {
     let fake = Fake::with_defaults(Vec::new());
     assert_eq!(fake.run("cs verify --all --quick").status, 0);

@@ -253,11 +253,13 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
 
 /// `cloudsnap history`
 pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Exit {
-    // The daemon knows the ids of deleted schedules.
-    let is_prefix = |text: &&String| text.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
-    let schedule = match args.uuid.as_ref().filter(|text| !is_prefix(text)) {
-        Some(name) => Some(find(context, name).await?),
-        None => None,
+    let names = Names::load(context).await?;
+    let is_prefix = |text: &str| text.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    let schedule = match args.uuid.as_deref().map(|text| (text, names.schedule_named(text))) {
+        Some((_, Some(named))) => Some(named),
+        // The daemon knows the ids of deleted schedules.
+        Some((text, None)) if !is_prefix(text) => Some(find(context, text).await?),
+        _ => None,
     };
     let is_filtered = args.status.is_some() || !args.time.is_empty();
     let max = if is_filtered { Some(MAX_HISTORY) } else { args.max };
@@ -270,7 +272,6 @@ pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Exit {
     });
     list.items.truncate(args.max.map_or(usize::MAX, |max| max as usize));
     let width = args.width.width();
-    let names = Names::load(context).await?;
     context.output.list(&list, "runs", || history_table(&list.items, &names, width))
 }
 

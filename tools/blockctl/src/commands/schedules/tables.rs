@@ -23,6 +23,12 @@ pub struct Names {
 }
 
 impl Names {
+    /// Returns the schedule with a name.
+    pub fn schedule_named(&self, name: &str) -> Option<Uuid> {
+        let is_named = |one: &&Schedule| one.name.as_ref().is_some_and(|own| own.as_str() == name);
+        self.schedules.list.items.iter().find(is_named).map(|one| one.schedule_id)
+    }
+
     pub async fn load(context: &Context<'_>) -> Result<Self, Failure> {
         let client = &context.client;
         Ok(Self {
