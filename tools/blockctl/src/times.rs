@@ -52,6 +52,10 @@ fn instant(text: &str) -> Option<Timestamp> {
     if let Ok(at) = text.parse::<Timestamp>() {
         return Some(at);
     }
+    // The parser ignores the annotation of a time zone.
+    if text.contains('[') {
+        return None;
+    }
     let local: civil::DateTime = text.parse().ok()?;
     local.to_zoned(TimeZone::UTC).map(|zoned| zoned.timestamp()).ok()
 }
@@ -91,7 +95,10 @@ mod tests {
                 "{text}"
             );
         }
-        for bad in ["", "d", "1.5d", "-1d", "20261120", "yesterday", "2026-02-30", "999999999999d", "12:00"] {
+        let zoned = "2026-11-25T22:30[Europe/Paris]";
+        for bad in
+            ["", "d", "1.5d", "-1d", "20261120", "yesterday", "2026-02-30", "999999999999d", "12:00", zoned]
+        {
             assert!(Period::parse(bad, now).is_none(), "{bad}");
         }
     }
