@@ -184,7 +184,7 @@ impl SnapRef {
         match found.as_slice() {
             [only] => Ok(*only),
             [] => Err(not_found(text, list)),
-            several => Err(ambiguous(text, several, list)),
+            several => Err(ambiguous(text, several, by_id.is_empty(), list)),
         }
     }
 }
@@ -216,7 +216,8 @@ fn not_found(text: &str, list: &CloudsnapList) -> Failure {
     ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint).into()
 }
 
-fn ambiguous(text: &str, found: &[CloudSnapshotId], list: &CloudsnapList) -> Failure {
+/// Reports several matches: of a name, or of an id prefix.
+fn ambiguous(text: &str, found: &[CloudSnapshotId], is_name: bool, list: &CloudsnapList) -> Failure {
     let line = |id: &CloudSnapshotId| {
         let entry = list.list.items.iter().find(|one| one.cloud_snapshot_id == *id);
         let of = entry.map(|one| format!(" ({}, {})", one.volume_name, short_time(one.created_at)));
@@ -225,6 +226,7 @@ fn ambiguous(text: &str, found: &[CloudSnapshotId], list: &CloudsnapList) -> Fai
     let named: Vec<String> = found.iter().take(MAX_NAMED).map(line).collect();
     let more = if found.len() > MAX_NAMED { ", …" } else { "" };
     let hint = match behind_cluster_name(text) {
+        None if is_name => "give one of these ids, or --cred-id if they are at different locations",
         Some(_) => "give the UUID of the cluster, as in these ids, in place of its name",
         None => "give a longer prefix",
     };

@@ -3,8 +3,9 @@
 use crate::support::{Fake, Ran, Reply, ok, snap};
 use serde_json::{Value, json};
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::fs::symlink,
+    os::unix::{ffi::OsStrExt, fs::symlink},
     sync::{Arc, Barrier},
 };
 
@@ -51,4 +52,14 @@ fn directory_swapped_for_a_link_between_files_gets_nothing() {
         fs::read_dir(into.join("moved")).unwrap().map(|e| e.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["after", "before", "sub"]);
+}
+
+#[test]
+fn image_is_read_from_a_path_that_is_not_utf8() {
+    let fake = Fake::start(Vec::new());
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join(OsStr::from_bytes(b"\xff.img"));
+    fs::write(&image, b"QFI\xfb\0\0\0\x03").unwrap();
+    let ran = Ran::of(fake.command("volume create db --from-image").arg(image).output().unwrap());
+    assert!(ran.stderr.contains("is a qcow2 image"), "{ran:?}");
 }

@@ -79,6 +79,16 @@ fn candidates_of_ambiguous_names_are_listed() {
 }
 
 #[test]
+fn name_of_copies_at_two_locations_hints_at_the_option() {
+    let ids = ["59-1111111111111111111", "59-2222222222222222222"].map(snap);
+    let entries = ids.each_ref().map(|id| entry(id, "2026-11-20T21:00:30Z", "before-upgrade"));
+    let ran = fake(&entries).run("cs inspect before-upgrade");
+    assert!(ran.status == 2 && ran.stderr.contains("--cred-id"), "{ran:?}");
+    // Each copy is the same point of the volume.
+    assert_eq!(restored(&fake(&entries), "cs restore db@latest").as_ref(), Ok(&ids[1]));
+}
+
+#[test]
 fn unsearched_locations_leave_only_complete_ids() {
     let id = snap("59-61");
     let mut damaged = entry(&id, "2026-11-20T21:00:30Z", "x");

@@ -234,7 +234,7 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
 pub fn tell_schedules(context: &Context<'_>, volume: &VolumeName, schedules: &[ScheduleSummary]) {
     if !schedules.is_empty() && !context.output.is_json() {
         context.output.note(format!(
-            "note: by its labels, {volume} is backed up by the {} {} from now on; --no-labels or --label prevent that for a restored volume",
+            "note: {volume} is backed up by the {} {} from now on; a restore with --no-labels or --label avoids schedules by labels",
             if schedules.len() == 1 { "schedule" } else { "schedules" },
             schedules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
         ));

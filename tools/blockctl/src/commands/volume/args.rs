@@ -12,7 +12,10 @@ use blockd_api::{
     ByteSize, GroupName, LabelSelector, Labels, NameError, SnapshotRef, VolumeName, VolumeRef,
     attachments::NbdDevice, check_volume_size,
 };
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{
+    Args, Subcommand, ValueEnum,
+    builder::{OsStringValueParser, TypedValueParser},
+};
 
 const CREATE_HELP: &str = "\
 Sizes: a number and K, M, G or T (or KiB, MiB, GiB, TiB), in powers of 1024; KB, MB, GB and TB are \
@@ -172,7 +175,7 @@ pub struct CreateArgs {
     #[arg(short, long, value_parser = parse_size, required_unless_present = "from_image")]
     pub size: Option<ByteSize>,
     /// Raw image to copy: a file, - for stdin, or an NBD URI
-    #[arg(long, value_name = "FILE|URI")]
+    #[arg(long, value_name = "FILE|URI", value_parser = OsStringValueParser::new().map(ImageRef::from))]
     pub from_image: Option<ImageRef>,
     /// Labels of the volume
     #[arg(short, long, value_name = "K=V,…", default_value_t)]

@@ -7,13 +7,12 @@ use crate::{
 use blockd_api::ByteSize;
 use rustix::fs::{SeekFrom, seek};
 use std::{
-    convert::Infallible,
+    ffi::OsString,
     fmt,
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt,
     path::PathBuf,
-    str::FromStr,
 };
 
 /// Unit of a volume's size, and of the search for zeroes.
@@ -32,15 +31,14 @@ pub enum ImageRef {
     Nbd(String),
 }
 
-impl FromStr for ImageRef {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        Ok(match text {
-            "-" => Self::Stdin,
-            uri if uri.starts_with("nbd:") || uri.starts_with("nbd+") => Self::Nbd(uri.to_owned()),
-            path => Self::File(path.into()),
-        })
+impl From<OsString> for ImageRef {
+    fn from(text: OsString) -> Self {
+        match text.to_str() {
+            Some("-") => Self::Stdin,
+            Some(uri) if uri.starts_with("nbd:") || uri.starts_with("nbd+") => Self::Nbd(uri.to_owned()),
+            // A path need not be UTF-8.
+            _ => Self::File(text.into()),
+        }
     }
 }
 
