@@ -166,6 +166,12 @@ fn stop_of_a_group_stops_its_unfinished_backups() {
     let stopped: Vec<_> =
         fake.seen().into_iter().map(|seen| seen.line).filter(|line| line.contains("/stop")).collect();
     assert_eq!(stopped, stops.map(|(line, _)| line));
+    // A prefix of the group and of one of its tasks is ambiguous.
+    let mut own = tasks.clone();
+    own[2]["taskId"] = json!(format!("aaaa{}", &TASK[4..]));
+    let fake = Fake::start(vec![("GET /v1/tasks", ok(list(json!(own))))]);
+    let ran = fake.run("cloudsnap stop --name aaaa --discard");
+    assert!(ran.status == 2 && fake.seen().len() == 1, "{ran:?}");
     // A prefix of several tasks is no group.
     let mut other = member(&ids[1], "Backup-Active");
     other["groupId"] = json!(TASK);

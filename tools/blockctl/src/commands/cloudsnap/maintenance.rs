@@ -168,14 +168,15 @@ pub struct GcArgs {
     pub credential: CredentialArg,
 }
 
-/// Resolves tasks by a prefix of the id of one, or of its group.
-async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<Vec<Task>, Failure> {
+/// Resolves tasks by a prefix of the id of one, or of the group of all; returns true for a group.
+async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<(Vec<Task>, bool), Failure> {
     let name = name.ok_or_else(|| Failure::usage("name the task"))?;
     let query = ListTasks { id_prefix: Some(name.to_owned()) };
     let tasks = context.client.call(operations::LIST_TASKS, &query).await?.items;
     let group = tasks.first().and_then(|first| first.group_id);
+    // A prefix that is also one of a task's own id names that task.
     let is_group = group.is_some_and(|group| group.to_string().starts_with(name))
-        && tasks.iter().all(|task| task.group_id == group);
+        && tasks.iter().all(|task| task.group_id == group && !task.task_id.to_string().starts_with(name));
     match tasks.len() {
         0 => {
             let error =
@@ -188,20 +189,20 @@ async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<Vec<Task>, F
             let more = if count > MAX_NAMED { ", …" } else { "" };
             Err(Failure::Usage {
                 message: format!(
-                    "{} begin with {name}: {}{more}",
+                    "{} have an id, or the id of a group, that begins with {name}: {}{more}",
                     counted(count as u64, "task"),
                     names.join(", ")
                 ),
                 hint: Some("give a longer prefix".to_owned()),
             })
         }
-        _ => Ok(tasks),
+        _ => Ok((tasks, is_group)),
     }
 }
 
 /// Resolves one task by its id prefix.
 pub async fn one_task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure> {
-    let mut found = tasks(context, name).await?;
+    let (mut found, _) = tasks(context, name).await?;
     match (found.pop(), found.is_empty()) {
         (Some(task), true) => Ok(task),
         (Some(last), false) => {
@@ -217,7 +218,7 @@ pub async fn one_task(context: &Context<'_>, name: Option<&str>) -> Result<Task,
 }
 
 pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
-    let found = tasks(context, args.task.name()).await?;
+    let (found, is_group) = tasks(context, args.task.name()).await?;
     if args.discard {
         args.yes.confirm(context.output, &discarding(&found))?;
     }
