@@ -237,6 +237,11 @@ fn names_are_completed_by_the_daemon() {
         let shown = complete(words);
         assert!(shown.lines().any(|line| line.split('\t').next() == Some(name)), "{words:?}: {shown}");
     }
+    let mut typed = fake.command("--");
+    typed.env("BLOCKCTL_COMPLETE", "fish").env("BLOCKD_SOCKET", "/nonexistent/blockd.sock");
+    typed.args(["blockctl", &format!("--socket={}", fake.socket().display()), "volume", "inspect", "New"]);
+    let shown = String::from_utf8(typed.output().unwrap().stdout).unwrap();
+    assert!(shown.contains("NewVol"), "{shown}");
     let mut nowhere = fake.command("--");
     nowhere.args(["blockctl", "volume", "inspect", "N"]).env("BLOCKCTL_COMPLETE", "fish");
     nowhere.env("BLOCKD_SOCKET", "/nonexistent/blockd.sock");

@@ -165,7 +165,15 @@ fn stop_of_a_group_stops_its_unfinished_backups() {
     assert_eq!((ran.status, ran.stdout.lines().count()), (0, 2), "{ran:?}");
     let stopped: Vec<_> =
         fake.seen().into_iter().map(|seen| seen.line).filter(|line| line.contains("/stop")).collect();
-    assert_eq!(stopped, stops.map(|(line, _)| line));
+    assert_eq!(stopped, stops.each_ref().map(|(line, _)| line.clone()));
+    // The document of a group is a list, also with one member.
+    let (line, stopped) = &stops[0];
+    let fake = Fake::start(vec![
+        ("GET /v1/tasks", ok(list(json!([tasks[0]])))),
+        (line.as_str(), ok(stopped.clone())),
+    ]);
+    assert_eq!(fake.run("-j cs stop aaaaaaaa").json()["items"].as_array().map(Vec::len), Some(1));
+    assert_eq!(fake.run("-j cs stop 11111111").json()["taskId"], json!(ids[0]));
     // A prefix of the group and of one of its tasks is ambiguous.
     let mut own = tasks.clone();
     own[2]["taskId"] = json!(format!("aaaa{}", &TASK[4..]));

@@ -15,7 +15,13 @@ use blockd_api::{
     volumes::{ListVolumes, Volume},
 };
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
-use std::{collections::BTreeSet, ffi::OsStr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    ffi::{OsStr, OsString},
+    os::unix::ffi::OsStrExt,
+    path::PathBuf,
+    time::Duration,
+};
 
 /// Environment variable that asks for completions.
 pub const VARIABLE: &str = "BLOCKCTL_COMPLETE";
@@ -129,14 +135,31 @@ impl Source {
 
 /// Returns the options that select the daemon, as far as they are typed.
 fn selected() -> Global {
-    let words: Vec<_> = std::env::args_os().skip_while(|word| word != "--").collect();
+    selected_by(&std::env::args_os().skip_while(|word| word != "--").collect::<Vec<_>>())
+}
+
+fn selected_by(words: &[OsString]) -> Global {
     let value = |option: &str| {
-        let at = words.iter().position(|word| word == option)?;
-        words.get(at + 1).cloned()
+        words.iter().enumerate().find_map(|(at, word)| {
+            let joined = word.as_bytes().strip_prefix(option.as_bytes())?;
+            match joined.split_first() {
+                // Some shells split the words at `=`.
+                None if words.get(at + 1).is_some_and(|next| next == "=") => words.get(at + 2).cloned(),
+                None => words.get(at + 1).cloned(),
+                Some((b'=', value)) => Some(OsStr::from_bytes(value).to_owned()),
+                Some(_) => None,
+            }
+        })
     };
+    let text = |option: &str| value(option).and_then(|value| value.into_string().ok());
+    let path = |option: &str| value(option).map(PathBuf::from);
     Global {
-        socket: value("--socket").map(Into::into),
-        context: value("--context").and_then(|name| name.into_string().ok()),
+        socket: path("--socket"),
+        endpoint: text("--endpoint"),
+        ca: path("--ca"),
+        cert: path("--cert"),
+        key: path("--key"),
+        context: text("--context"),
         ..Global::default()
     }
 }
@@ -151,4 +174,28 @@ pub fn with_names(command: clap::Command) -> clap::Command {
         }
     });
     command.mut_subcommands(with_names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_of_the_daemon_are_found_in_all_forms() {
+        let selected = |line: &str| {
+            let words: Vec<OsString> = line.split(' ').map(Into::into).collect();
+            selected_by(&words)
+        };
+        for line in
+            ["-- blockctl --socket /s volume", "-- blockctl --socket=/s volume", "-- --socket = /s volume"]
+        {
+            assert_eq!(selected(line).socket, Some("/s".into()), "{line}");
+        }
+        let remote = selected("-- blockctl --endpoint=h:1 --ca a --cert=c --key k volume inspect");
+        assert_eq!((remote.endpoint.as_deref(), remote.ca), (Some("h:1"), Some("a".into())));
+        assert_eq!((remote.cert, remote.key), (Some("c".into()), Some("k".into())));
+        assert_eq!(selected("-- blockctl --context far").context.as_deref(), Some("far"));
+        let none = selected("-- blockctl --sockets volume");
+        assert!(none.socket.is_none() && none.endpoint.is_none());
+    }
 }

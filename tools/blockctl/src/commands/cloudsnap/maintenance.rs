@@ -225,14 +225,14 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
     let (request, mut stopped) = (StopTask { discard: args.discard }, Vec::new());
     for task in &found {
         // Of a group, the others may have ended.
-        if found.len() > 1 && task.state.stage.is_over() && !(args.discard && task.resumable) {
+        if is_group && task.state.stage.is_over() && !(args.discard && task.resumable) {
             continue;
         }
         stopped.push(context.client.call_at(operations::STOP_TASK, &task.task_id, &request).await?);
     }
     let output = context.output;
     match stopped.as_slice() {
-        [one] if found.len() == 1 => output.tell(one, || stopped_line(one, args.discard)),
+        [one] if !is_group => output.tell(one, || stopped_line(one, args.discard)),
         all if output.is_json() => output.document(&List::from(all.to_vec())),
         [] => output.line("All backups of the group had ended before they could be stopped."),
         all => {
