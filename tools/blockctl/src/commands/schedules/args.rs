@@ -56,7 +56,8 @@ Examples:
 
 const POLICY_UPDATE_HELP: &str = "\
 Given times replace those of their kind (--daily the daily ones); rules of other kinds stay. A time \
-without a number of kept backups has the retention of the times that it replaces.
+without a number of kept backups has the retention of the times that it replaces, if they \
+have the same.
 
 Examples:
   blockctl sched-policy update gold --daily 23:00

@@ -291,7 +291,7 @@ pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Exit {
                 true => given,
                 false => {
                     let policy = context.client.call_at(operations::GET_POLICY, name, &()).await?;
-                    merged(policy.rules, given)
+                    merged(policy.rules, given)?
                 }
             };
             let request = UpdatePolicy { rules };
@@ -322,18 +322,25 @@ fn rules(args: &PolicyArgs) -> Result<Vec<Rule>, Failure> {
 }
 
 /// Replaces the rules of the given kinds. A rule without retention takes that of the replaced ones.
-fn merged(old: Vec<Rule>, given: Vec<Rule>) -> Vec<Rule> {
+///
+/// # Errors
+/// The replaced ones have different retentions.
+fn merged(old: Vec<Rule>, given: Vec<Rule>) -> Result<Vec<Rule>, Failure> {
     let kind = |rule: &Rule| std::mem::discriminant(&rule.when.when);
     let replaced: Vec<_> = given.iter().map(kind).collect();
-    let given: Vec<Rule> = given
-        .into_iter()
-        .map(|rule| {
-            let same_kind = old.iter().find(|old| kind(old) == kind(&rule));
-            let retain = rule.retain.or_else(|| same_kind?.retain.clone());
-            Rule { retain, ..rule }
+    let with_retention = |rule: Rule| {
+        let mut same_kind = old.iter().filter(|old| kind(old) == kind(&rule));
+        let Some(first) = same_kind.next().filter(|_| rule.retain.is_none()) else { return Ok(rule) };
+        if same_kind.all(|other| other.retain == first.retain) {
+            return Ok(Rule { retain: first.retain.clone(), ..rule });
+        }
+        Err(Failure::Usage {
+            message: format!("the rules that {} replaces have different retentions", rule.when),
+            hint: Some("give the number to keep after the time, such as 21:00,7".to_owned()),
         })
-        .collect();
-    old.into_iter().filter(|rule| !replaced.contains(&kind(rule))).chain(given).collect()
+    };
+    let given = given.into_iter().map(with_retention).collect::<Result<Vec<_>, _>>()?;
+    Ok(old.into_iter().filter(|rule| !replaced.contains(&kind(rule))).chain(given).collect())
 }
 
 #[cfg(test)]
@@ -350,7 +357,13 @@ mod tests {
             texts.iter().map(rule).collect()
         };
         let old = rules(&[("daily @21:00", Some(7)), ("weekly Sunday@03:00", Some(5))]);
-        let merged = merged(old, rules(&[("daily @23:00", None)]));
-        assert_eq!(merged, rules(&[("weekly Sunday@03:00", Some(5)), ("daily @23:00", Some(7))]));
+        let kept = merged(old, rules(&[("daily @23:00", None)])).unwrap();
+        assert_eq!(kept, rules(&[("weekly Sunday@03:00", Some(5)), ("daily @23:00", Some(7))]));
+
+        let several = [("daily @09:00", Some(3)), ("daily @21:00", Some(7))];
+        let error = merged(rules(&several), rules(&[("daily @23:00", None)])).unwrap_err();
+        assert!(error.to_string().contains("daily @23:00 replaces have different retentions"), "{error}");
+        let given = [("daily @23:00", Some(9))];
+        assert_eq!(merged(rules(&several), rules(&given)).unwrap(), rules(&given));
     }
 }
