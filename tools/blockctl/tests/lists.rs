@@ -43,7 +43,7 @@ fn status_shows_protection_and_problems() {
     let db = row("db");
     assert_eq!(
         (db[1].as_str(), db[2].as_str(), db.last().unwrap().as_str()),
-        ("nightly", "nas", "missed"),
+        ("nightly", "local", "missed"),
         "{shown}"
     );
     assert_eq!(row("mood").last().unwrap(), "no schedule", "{shown}");

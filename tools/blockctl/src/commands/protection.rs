@@ -17,6 +17,7 @@ use crate::{
 use blockd_api::{
     format_time, operations,
     schedules::{Policy, Rule, Schedule, SelectedVolumes},
+    snapshots::{ListSnapshots, Snapshot, SnapshotState},
     volumes::Volume,
 };
 use jiff::{SignedDuration, Timestamp};
@@ -26,6 +27,8 @@ use uuid::Uuid;
 
 /// Kind of the problems.
 const KIND: &str = "protection";
+/// Location of local snapshots.
+const LOCAL: &str = "local";
 /// Label that excludes a volume: `backup=none`.
 const EXCLUDED: (&str, &str) = ("backup", "none");
 /// Limits of the grace period.
@@ -97,7 +100,11 @@ impl Protection {
             true => context.client.call(operations::LIST_POLICIES, &()).await?.items,
             false => Vec::new(),
         };
-        Ok(protections(&known.volumes, schedules, &policies, now))
+        let snapshots = match schedules.iter().any(|schedule| schedule.local.is_some()) {
+            true => context.client.call(operations::LIST_SNAPSHOTS, &ListSnapshots::default()).await?.items,
+            false => Vec::new(),
+        };
+        Ok(protections(&known.volumes, schedules, &policies, &snapshots, now))
     }
 }
 
@@ -106,16 +113,20 @@ fn protections(
     volumes: &[Volume],
     schedules: &[Schedule],
     policies: &[Policy],
+    snapshots: &[Snapshot],
     now: Timestamp,
 ) -> Vec<Protection> {
     let mut all = Vec::new();
     for volume in volumes {
         let before = all.len();
+        let ready = |one: &&Snapshot| one.volume_id == volume.volume_id && one.state == SnapshotState::Ready;
+        let last_snapshot = snapshots.iter().filter(ready).map(|one| one.created_at).max();
         for schedule in schedules.iter().filter(|schedule| selects(&schedule.selector, volume)) {
             let due = due_since(schedule, policies, volume, now);
-            let local = schedule.credential_ids.is_empty().then_some(None);
+            let is_local = schedule.local.is_some() || schedule.credential_ids.is_empty();
+            let local = is_local.then_some(None);
             for credential in local.into_iter().chain(schedule.credential_ids.iter().copied().map(Some)) {
-                all.push(protection(volume, schedule, credential, due));
+                all.push(protection(volume, schedule, credential, last_snapshot, due));
             }
         }
         if all.len() == before {
@@ -141,18 +152,16 @@ fn protection(
     volume: &Volume,
     schedule: &Schedule,
     credential: Option<Uuid>,
+    last_snapshot: Option<Timestamp>,
     due: Option<Timestamp>,
 ) -> Protection {
     let backup = volume.last_backups.iter().find(|backup| Some(backup.credential_id) == credential);
     let last_backup = match credential {
         Some(_) => backup.map(|backup| backup.created_at),
-        // Local snapshots are known for all volumes of the schedule together.
-        None => {
-            schedule.copies.iter().find(|copy| copy.credential_id.is_none()).and_then(|copy| copy.newest_at)
-        }
+        None => last_snapshot,
     };
     let location = match (credential, backup) {
-        (None, _) => "local".to_owned(),
+        (None, _) => LOCAL.to_owned(),
         (Some(_), Some(backup)) => backup.credential_name.clone(),
         (Some(uuid), None) => short_uuid(uuid),
     };
@@ -216,6 +225,7 @@ pub fn missed(all: &[Protection]) -> impl Iterator<Item = HealthProblem> {
         let (volume, location) = (&one.volume_name, or_dash(one.location.as_ref()));
         let last = match one.last_backup_at {
             Some(at) => format!("the last backup of volume {volume} to {location} is of {}", format_time(at)),
+            None if location == LOCAL => format!("volume {volume} has no local snapshot"),
             None => format!("volume {volume} has no backup at {location}"),
         };
         let schedule = or_dash(one.schedule_name.as_ref());
@@ -274,6 +284,7 @@ fn span(length: SignedDuration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_schedule::Retention;
     use serde_json::{Value, json};
 
     const NOW: &str = "2026-11-22T12:00:00Z";
@@ -310,7 +321,7 @@ mod tests {
 
     fn objective(when: &str, created: &str, last: Option<&str>) -> Objective {
         let volumes = [volume("db", &json!({ "app": "db" }), last)];
-        let all = protections(&volumes, &[schedule(when, created, false)], &[], NOW.parse().unwrap());
+        let all = protections(&volumes, &[schedule(when, created, false)], &[], &[], NOW.parse().unwrap());
         assert_eq!(all.len(), 1);
         all[0].objective
     }
@@ -340,7 +351,7 @@ mod tests {
             volume("tmp", &json!({ "backup": "none" }), None),
         ];
         let paused = [schedule("daily @21:00", NOW, true)];
-        let all = protections(&volumes, &paused, &[], NOW.parse().unwrap());
+        let all = protections(&volumes, &paused, &[], &[], NOW.parse().unwrap());
         let objectives: Vec<_> = all.iter().map(|one| one.objective).collect();
         assert_eq!(objectives, [Objective::Paused, Objective::NoSchedule, Objective::Excluded]);
         let found: Vec<_> = unprotected(&all).map(|problem| problem.cause).collect();
@@ -348,8 +359,38 @@ mod tests {
         assert_eq!(missed(&all).count(), 0);
         let mut every = schedule("daily @21:00", NOW, true);
         every.selector = SelectedVolumes { all: true, ..SelectedVolumes::default() };
-        let all = protections(&volumes, &[every], &[], NOW.parse().unwrap());
+        let all = protections(&volumes, &[every], &[], &[], NOW.parse().unwrap());
         assert!(all.len() == 3 && all.iter().all(|one| one.objective == Objective::Paused), "{all:?}");
+    }
+
+    #[test]
+    fn local_snapshots_count_for_their_own_volume() {
+        let mut volumes = [volume("db", &json!({}), None), volume("log", &json!({}), None)];
+        volumes[1].volume_id = "8".parse().unwrap();
+        let snapshot: Snapshot = serde_json::from_value(json!({
+            "snapshotId": "1", "volumeName": "db", "volumeId": "7", "name": "sched-1", "createdAt": "2026-11-21T21:00:01Z",
+            "epoch": 1, "freezeStallMicros": 1, "dirtyBytes": 0, "state": "ready", "export": "db@sched-1", "uri": ""
+        }))
+        .unwrap();
+        let mut both = schedule("daily @21:00", "2026-11-01T00:00:00Z", false);
+        both.selector = SelectedVolumes { all: true, ..SelectedVolumes::default() };
+        both.local = Some(Retention::max(3).unwrap());
+        let all = protections(&volumes, &[both], &[], &[snapshot], NOW.parse().unwrap());
+        let rows: Vec<_> = all
+            .iter()
+            .map(|one| (one.volume_name.as_str(), one.location.as_deref().unwrap(), one.objective))
+            .collect();
+        let nas = short_uuid(CREDENTIAL.parse().unwrap());
+        assert_eq!(
+            rows,
+            [
+                ("db", LOCAL, Objective::Met),
+                ("db", nas.as_str(), Objective::Missed),
+                ("log", LOCAL, Objective::Missed),
+                ("log", nas.as_str(), Objective::Missed),
+            ]
+        );
+        assert!(missed(&all).any(|problem| problem.cause.starts_with("volume log has no local snapshot")));
     }
 
     #[test]
@@ -358,6 +399,7 @@ mod tests {
         let all = protections(
             &volumes,
             &[schedule("daily @21:00", "2026-11-01T00:00:00Z", false)],
+            &[],
             &[],
             NOW.parse().unwrap(),
         );
