@@ -275,7 +275,7 @@ pub struct LastBackup {
     pub created_at: Timestamp,
     /// Incremental backups since the last full one; 0 if this one is full.
     pub incrementals_since_full: u64,
-    /// Time of the last verification by this host that found a backup of the volume there sound.
+    /// Time of the last verification by this host that read a backup of the volume there and found it sound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verified_at: Option<Timestamp>,
 }

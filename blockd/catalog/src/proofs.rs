@@ -111,8 +111,8 @@ impl Proof {
         Ok(found)
     }
 
-    /// Returns the times of the last verifications that found a cloud snapshot of a volume sound, by
-    /// credential and volume; of all volumes by default.
+    /// Returns the times of the last verifications that read a cloud snapshot of a volume and found it sound,
+    /// by credential and volume; of all volumes by default. A quick one reads no data.
     ///
     /// # Errors
     /// The database fails.
@@ -120,13 +120,16 @@ impl Proof {
         tx: &Transaction<'_>,
         volume: Option<VolumeId>,
     ) -> Result<BTreeMap<(Uuid, VolumeId), Timestamp>, DbError> {
-        let sql = "SELECT credential, cloudsnap, verified FROM proofs WHERE sound AND cloudsnap LIKE ?1";
+        let sql = "SELECT credential, cloudsnap, verified FROM proofs
+             WHERE sound AND depth <> ?2 AND cloudsnap LIKE ?1";
         let pattern = volume.map_or_else(|| "%".to_owned(), |volume| format!("%/{volume}-%"));
         let read = |row: &Row<'_>| -> rusqlite::Result<(Uuid, CloudSnapshotId, Timestamp)> {
             Ok((parsed(row, 0)?, parsed(row, 1)?, parsed(row, 2)?))
         };
         let mut found = BTreeMap::new();
-        for (credential, cloudsnap, verified) in rows(tx, sql, [pattern], read)? {
+        for (credential, cloudsnap, verified) in
+            rows(tx, sql, [pattern, VerifyDepth::Quick.to_string()], read)?
+        {
             let last = found.entry((credential, cloudsnap.volume)).or_insert(verified);
             *last = verified.max(*last);
         }
@@ -213,21 +216,25 @@ mod tests {
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let credential = Uuid::from_u128(7);
         let at = |second| Timestamp::from_second(second).unwrap();
-        let proof = |rest: &str, second, sound| Proof {
+        let proof = |rest: &str, second, sound, depth| Proof {
             credential,
             cloudsnap: format!("2e4d4b67-95d7-481e-aec5-14223ac55170/{rest}").parse().unwrap(),
             verified: at(second),
-            depth: VerifyDepth::Deep,
+            depth,
             sound,
             damaged: BlockSet::new(),
             digest: None,
         };
         db.transaction::<_, DbError>(|tx| {
             CredentialRow::sample(credential, "/backup", Uuid::from_u128(1)).insert(tx)?;
-            for (rest, second, sound) in
-                [("59-61", 5, true), ("59-62-incr", 3, true), ("59-63-incr", 9, false), ("159-61", 8, true)]
-            {
-                proof(rest, second, sound).put(tx)?;
+            for (rest, second, sound, depth) in [
+                ("59-61", 5, true, VerifyDepth::Frames),
+                ("59-62-incr", 3, true, VerifyDepth::Deep),
+                ("59-63-incr", 9, false, VerifyDepth::Deep),
+                ("59-64-incr", 9, true, VerifyDepth::Quick),
+                ("159-61", 8, true, VerifyDepth::Deep),
+            ] {
+                proof(rest, second, sound, depth).put(tx)?;
             }
             let volume = |number| VolumeId::from_u64(number);
             let all = Proof::last_sound(tx, None)?;

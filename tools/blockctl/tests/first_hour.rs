@@ -199,11 +199,14 @@ fn doctor_counts_proofs_of_the_volume_itself() {
             json!({ "verifiedAt": "2026-11-20T21:00:30Z", "depth": "frames", "sound": true });
         entry
     };
+    let mut quick = proof(&snap("59-61"), "59", "db");
+    quick["verification"]["depth"] = json!("quick");
     let foreign = "7e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
     for (entry, proven) in [
         (proof(&snap("59-61"), "59", "old"), "ok"),
         (proof(&snap("60-61"), "60", "db"), "warning"),
         (proof(foreign, "59", "db"), "warning"),
+        (quick, "warning"),
     ] {
         let fake = Fake::with_defaults(vec![
             ("GET /v1/volumes", ok(list(json!([volume("59", "db")])))),

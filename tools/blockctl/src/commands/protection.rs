@@ -79,7 +79,7 @@ pub struct Protection {
     pub location: Option<String>,
     /// Point in time of the newest backup, by any schedule or by hand.
     pub last_backup_at: Option<Timestamp>,
-    /// Last verification that found a backup there sound.
+    /// Last verification that read a backup there and found it sound.
     pub last_verified_at: Option<Timestamp>,
     /// Next run of the schedule.
     pub next_run_at: Option<Timestamp>,

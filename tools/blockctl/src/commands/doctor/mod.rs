@@ -12,7 +12,7 @@ use crate::{
 };
 use blockd_api::{
     ByteSize, ClientError, CredentialRef, List, VolumeId,
-    cloudsnaps::{Cloudsnap, ListCloudsnaps, Verification},
+    cloudsnaps::{Cloudsnap, ListCloudsnaps, Verification, VerifyDepth},
     credentials::Credential,
     format_time, operations,
     status::Status,
@@ -203,7 +203,9 @@ fn proofs(volumes: &[Volume], cluster: Uuid, snapshots: &[Cloudsnap]) -> Vec<Che
     for snapshot in snapshots.iter().filter(|one| one.cloud_snapshot_id.cluster == cluster) {
         let entry = newest.entry(snapshot.volume_id).or_insert((snapshot, None));
         entry.0 = snapshot;
-        if let Some(verification) = &snapshot.verification {
+        // A quick verification reads no data: only its damage counts.
+        let is_proof = |one: &&Verification| !one.sound || one.depth != VerifyDepth::Quick;
+        if let Some(verification) = snapshot.verification.as_ref().filter(is_proof) {
             entry.1 = Some((snapshot, verification));
         }
     }
