@@ -25,8 +25,8 @@ use std::{
 
 /// Environment variable that asks for completions.
 pub const VARIABLE: &str = "BLOCKCTL_COMPLETE";
-/// Timeout of the daemon.
-const TIMEOUT: Duration = Duration::from_secs(1);
+/// Timeout of the daemon. A slow host completes late, and Ctrl-C ends the wait.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Source of candidates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
