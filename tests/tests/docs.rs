@@ -37,7 +37,8 @@ blockd >"$home/daemon.log" 2>&1 &
 daemon=$!
 trap 'kill $daemon; wait $daemon' EXIT
 until blockctl status >/dev/null 2>&1; do
-    kill -0 $daemon || { cat "$home/daemon.log"; exit 1; }
+    # A daemon that hangs fails the page after two minutes.
+    kill -0 $daemon && [ $SECONDS -lt 120 ] || { cat "$home/daemon.log"; exit 1; }
     sleep 0.02
 done
 "#;
