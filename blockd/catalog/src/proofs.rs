@@ -228,7 +228,7 @@ mod tests {
         db.transaction::<_, DbError>(|tx| {
             CredentialRow::sample(credential, "/backup", Uuid::from_u128(1)).insert(tx)?;
             for (rest, second, sound, depth) in [
-                ("59-61", 5, true, VerifyDepth::Frames),
+                ("59-61", 5, true, VerifyDepth::Full),
                 ("59-62-incr", 3, true, VerifyDepth::Deep),
                 ("59-63-incr", 9, false, VerifyDepth::Deep),
                 ("59-64-incr", 9, true, VerifyDepth::Quick),

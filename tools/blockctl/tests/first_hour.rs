@@ -196,7 +196,7 @@ fn doctor_counts_proofs_of_the_volume_itself() {
         (entry["cloudSnapshotId"], entry["volumeId"], entry["volumeName"]) =
             (json!(id), json!(volume), json!(name));
         entry["verification"] =
-            json!({ "verifiedAt": "2026-11-20T21:00:30Z", "depth": "frames", "sound": true });
+            json!({ "verifiedAt": "2026-11-20T21:00:30Z", "depth": "full", "sound": true });
         entry
     };
     let mut quick = proof(&snap("59-61"), "59", "db");
