@@ -1,6 +1,6 @@
 //! Browsing: mounts of snapshots, and files of cloud snapshots.
 
-use crate::{CredentialRef, List, cloudsnaps::CloudSnapshotId, uri::encode};
+use crate::{CredentialRef, List, cloudsnaps::CloudSnapshotId, text::as_text, uri::encode};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -169,18 +169,7 @@ impl FromStr for FilePath {
     }
 }
 
-impl TryFrom<String> for FilePath {
-    type Error = BadFilePath;
-    fn try_from(text: String) -> Result<Self, BadFilePath> {
-        text.parse()
-    }
-}
-
-impl From<FilePath> for String {
-    fn from(path: FilePath) -> Self {
-        path.to_string()
-    }
-}
+as_text!(FilePath);
 
 /// Query of `GET /v1/cloudsnaps/files`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

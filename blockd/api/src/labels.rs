@@ -1,5 +1,6 @@
 //! Labels: `key=value` pairs, separated by commas as text, a map in JSON.
 
+use crate::text::as_text;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
@@ -172,18 +173,7 @@ impl FromStr for LabelSelector {
     }
 }
 
-impl TryFrom<String> for LabelSelector {
-    type Error = PairsError;
-    fn try_from(text: String) -> Result<Self, PairsError> {
-        text.parse()
-    }
-}
-
-impl From<LabelSelector> for String {
-    fn from(selector: LabelSelector) -> Self {
-        selector.0.to_string()
-    }
-}
+as_text!(LabelSelector);
 
 impl fmt::Display for LabelSelector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,6 +1,6 @@
 //! Bandwidth limits by time of day: `20MiB@08:00-18:00,100MiB`.
 
-use crate::{ByteSize, SizeError};
+use crate::{ByteSize, SizeError, text::as_text};
 use jiff::civil::Time;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};
@@ -103,18 +103,7 @@ impl fmt::Display for LimitWindow {
     }
 }
 
-impl TryFrom<String> for LimitWindow {
-    type Error = LimitError;
-    fn try_from(text: String) -> Result<Self, LimitError> {
-        text.parse()
-    }
-}
-
-impl From<LimitWindow> for String {
-    fn from(window: LimitWindow) -> String {
-        window.to_string()
-    }
-}
+as_text!(LimitWindow);
 
 /// Bandwidth limit by time of day: the first matching window, or the general limit.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -179,18 +168,7 @@ impl fmt::Display for DailyLimit {
     }
 }
 
-impl TryFrom<String> for DailyLimit {
-    type Error = LimitError;
-    fn try_from(text: String) -> Result<Self, LimitError> {
-        text.parse()
-    }
-}
-
-impl From<DailyLimit> for String {
-    fn from(limit: DailyLimit) -> String {
-        limit.to_string()
-    }
-}
+as_text!(DailyLimit);
 
 #[cfg(test)]
 mod tests {

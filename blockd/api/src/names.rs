@@ -3,6 +3,7 @@
 //! A name cannot be mistaken for an id: volume and snapshot ids are all digits, credential ids are UUIDs, and
 //! no name may look like either.
 
+use crate::text::as_text;
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -109,23 +110,6 @@ fn check_name(what: &'static str, uuids: &'static str, text: &str) -> Result<(),
     }
 }
 
-macro_rules! as_text {
-    ($name:ident) => {
-        impl TryFrom<String> for $name {
-            type Error = NameError;
-            fn try_from(text: String) -> Result<Self, NameError> {
-                text.parse()
-            }
-        }
-
-        impl From<$name> for String {
-            fn from(value: $name) -> String {
-                value.to_string()
-            }
-        }
-    };
-}
-
 /// Display of a reference by id or name, and its conversions.
 macro_rules! id_or_name {
     ($name:ident) => {
@@ -222,6 +206,11 @@ name_type! {
 name_type! {
     /// Name of a rule; the same rules as for a volume, and it must not be a UUID.
     RuleName, "rule name", "ids of schedules and tasks are UUIDs, so a name must not be one"
+}
+
+name_type! {
+    /// Name of a schedule policy; the same rules as for a volume.
+    PolicyName, "policy name", ""
 }
 
 impl SnapshotName {

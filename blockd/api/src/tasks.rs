@@ -1,7 +1,7 @@
 //! Tasks: backups, restores and deletes that run in the background.
 
 use crate::{
-    ApiError, CredentialName, ObjectName, VolumeId, VolumeName, quiesce::QuiesceReport, roles::Role,
+    ApiError, CredentialName, ObjectName, VolumeId, VolumeName, quiesce::QuiesceReport, roles::Role, text::as_text,
 };
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -371,18 +371,7 @@ impl FromStr for TaskState {
     }
 }
 
-impl TryFrom<String> for TaskState {
-    type Error = BadTaskState;
-    fn try_from(text: String) -> Result<Self, BadTaskState> {
-        text.parse()
-    }
-}
-
-impl From<TaskState> for String {
-    fn from(state: TaskState) -> Self {
-        state.to_string()
-    }
-}
+as_text!(TaskState);
 
 /// Type of a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
