@@ -190,24 +190,19 @@ fn doctor_fails_with_a_failed_check() {
 }
 
 #[test]
-fn doctor_counts_proofs_of_the_volume_itself() {
-    let proof = |id: &str, volume: &str, name: &str| {
+fn doctor_counts_the_snapshots_of_the_volume_itself() {
+    let foreign = "7e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
+    let own = snap("59-61");
+    for (id, volume_id, volume_name, expected) in [
+        (own.as_str(), "59", "old", "failed"),
+        (&snap("60-61"), "60", "db", "warning"),
+        (foreign, "59", "db", "warning"),
+    ] {
         let mut entry = cloudsnap("59-61");
         (entry["cloudSnapshotId"], entry["volumeId"], entry["volumeName"]) =
-            (json!(id), json!(volume), json!(name));
+            (json!(id), json!(volume_id), json!(volume_name));
         entry["verification"] =
-            json!({ "verifiedAt": "2026-11-20T21:00:30Z", "depth": "full", "sound": true });
-        entry
-    };
-    let mut quick = proof(&snap("59-61"), "59", "db");
-    quick["verification"]["depth"] = json!("quick");
-    let foreign = "7e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
-    for (entry, proven) in [
-        (proof(&snap("59-61"), "59", "old"), "ok"),
-        (proof(&snap("60-61"), "60", "db"), "warning"),
-        (proof(foreign, "59", "db"), "warning"),
-        (quick, "warning"),
-    ] {
+            json!({ "verifiedAt": "2026-11-20T21:00:30Z", "depth": "full", "sound": false });
         let fake = Fake::with_defaults(vec![
             ("GET /v1/volumes", ok(list(json!([volume("59", "db")])))),
             (
@@ -218,8 +213,42 @@ fn doctor_counts_proofs_of_the_volume_itself() {
             ),
         ]);
         let found = fake.run("doctor -j").json();
-        assert_eq!(verdict(&found, "proof"), proven, "{found:#}");
+        assert_eq!(verdict(&found, "proof"), expected, "{found:#}");
     }
+}
+
+#[test]
+fn doctor_and_status_show_the_same_verification() {
+    let mut volumes = reply("GET /v1/volumes");
+    let items = volumes["items"].as_array_mut().unwrap();
+    items.truncate(1);
+    items[0]["name"] = json!("vol");
+    items[0]["lastBackups"][0]["verifiedAt"] = json!("2019-01-17T03:00:00Z");
+    let mut snapshots = reply("GET /v1/cloudsnaps");
+    // An older verification of one of its cloud snapshots.
+    snapshots["items"][0]["verification"] =
+        json!({ "verifiedAt": "2019-01-16T22:00:00Z", "depth": "full", "sound": true });
+    snapshots["items"][0]["volumeId"] = volumes["items"][0]["volumeId"].clone();
+    snapshots["failedCredentials"] = json!([]);
+    let fake = |snapshots: &Value| {
+        Fake::with_defaults(vec![
+            ("GET /v1/volumes", ok(volumes.clone())),
+            ("GET /v1/cloudsnaps", ok(snapshots.clone())),
+        ])
+    };
+    let status = fake(&snapshots).run("-j status").json();
+    assert_eq!(status["protection"][0]["lastVerifiedAt"], "2019-01-17T03:00:00Z", "{status:#}");
+    let proof = |snapshots: &Value| {
+        let document = fake(snapshots).run("-j doctor").json();
+        let items = document["items"].as_array().unwrap();
+        let proof = items.iter().find(|one| one["check"] == "proof").unwrap().clone();
+        (proof["status"].clone(), proof["detail"].as_str().unwrap().to_owned())
+    };
+    let expected = "volume vol: a backup was verified at Thu, 17 Jan 2019 03:00:00 UTC".to_owned();
+    assert_eq!(proof(&snapshots), (json!("ok"), expected));
+    snapshots["items"][0]["verification"]["sound"] = json!(false);
+    let (status, detail) = proof(&snapshots);
+    assert!(status == "failed" && detail.ends_with("is damaged"), "{detail}");
 }
 
 #[test]

@@ -138,7 +138,7 @@ fn protections(
                 schedule_name: None,
                 location: None,
                 last_backup_at: volume.last_backups.iter().map(|backup| backup.created_at).max(),
-                last_verified_at: volume.last_backups.iter().filter_map(|backup| backup.verified_at).max(),
+                last_verified_at: last_verified(volume),
                 next_run_at: None,
                 due_at: None,
                 objective: if is_excluded { Objective::Excluded } else { Objective::NoSchedule },
@@ -185,15 +185,17 @@ fn protection(
     }
 }
 
+/// Returns the last verification that found a backup of a volume sound, at any location.
+pub fn last_verified(volume: &Volume) -> Option<Timestamp> {
+    volume.last_backups.iter().filter_map(|backup| backup.verified_at).max()
+}
+
 /// Returns true if a schedule selects a volume.
 fn selects(selector: &SelectedVolumes, volume: &Volume) -> bool {
     match selector {
         SelectedVolumes { volume_id: Some(id), .. } => *id == volume.volume_id,
         SelectedVolumes { group: Some(group), .. } => volume.group.as_ref() == Some(group),
-        SelectedVolumes { label: Some(label), .. } => {
-            let labels = volume.labels.as_map();
-            label.labels().as_map().iter().all(|(key, value)| labels.get(key) == Some(value))
-        }
+        SelectedVolumes { label: Some(label), .. } => volume.labels.matches(label),
         SelectedVolumes { all, .. } => *all,
     }
 }

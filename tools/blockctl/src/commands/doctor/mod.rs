@@ -5,14 +5,14 @@ mod host;
 use crate::{
     commands::{
         health::{self, Known},
-        protection::{Protection, missed},
+        protection::{Protection, last_verified, missed},
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
 };
 use blockd_api::{
-    ByteSize, ClientError, CredentialRef, List, VolumeId,
-    cloudsnaps::{Cloudsnap, ListCloudsnaps, Verification, VerifyDepth},
+    ByteSize, ClientError, CredentialRef, List,
+    cloudsnaps::{Cloudsnap, ListCloudsnaps},
     credentials::Credential,
     format_time, operations,
     status::Status,
@@ -21,7 +21,7 @@ use blockd_api::{
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::{collections::BTreeMap, fmt};
+use std::fmt;
 use uuid::Uuid;
 
 pub const DOCTOR_HELP: &str = "\
@@ -193,42 +193,46 @@ async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>
     Ok(checks)
 }
 
-/// Checks that each volume has a cloud snapshot, and that its newest verified one is sound.
+/// Checks that each volume has a cloud snapshot, that the newest verified one is sound, and that this host
+/// verified one.
 ///
 /// Other hosts, and former volumes of this one, have volumes of the same name: only the ids tell them apart.
 fn proofs(volumes: &[Volume], cluster: Uuid, snapshots: &[Cloudsnap]) -> Vec<Check> {
     // Oldest first: a later entry replaces an earlier one.
-    type Verified<'a> = Option<(&'a Cloudsnap, &'a Verification)>;
-    let mut newest: BTreeMap<VolumeId, (&Cloudsnap, Verified<'_>)> = BTreeMap::new();
-    for snapshot in snapshots.iter().filter(|one| one.cloud_snapshot_id.cluster == cluster) {
-        let entry = newest.entry(snapshot.volume_id).or_insert((snapshot, None));
-        entry.0 = snapshot;
-        // A quick verification reads no data: only its damage counts.
-        let is_proof = |one: &&Verification| !one.sound || one.depth != VerifyDepth::Quick;
-        if let Some(verification) = snapshot.verification.as_ref().filter(is_proof) {
-            entry.1 = Some((snapshot, verification));
+    let newest = |volume: &Volume, is_wanted: fn(&Cloudsnap) -> bool| {
+        let is_own = |one: &&Cloudsnap| {
+            one.cloud_snapshot_id.cluster == cluster && one.volume_id == volume.volume_id && is_wanted(one)
+        };
+        snapshots.iter().rfind(is_own)
+    };
+    let check = |volume: &Volume| {
+        let name = &volume.name;
+        let Some(last) = newest(volume, |_| true) else {
+            return Check::warning(
+                "proof",
+                format!("volume {name} has no cloud snapshot"),
+                format!(
+                    "blockctl cloudsnap backup {name}, or a schedule: blockctl cloudsnap schedules create"
+                ),
+            );
+        };
+        let verified = newest(volume, |one| one.verification.is_some());
+        let damaged = verified.filter(|one| one.verification.is_some_and(|found| !found.sound));
+        match (damaged, last_verified(volume)) {
+            (Some(damaged), _) => Check::failed(
+                "proof",
+                format!("volume {name}: cloud snapshot {} is damaged", damaged.cloud_snapshot_id),
+                format!("blockctl cloudsnap backup {name} --full"),
+            ),
+            (None, Some(at)) => {
+                Check::ok("proof", format!("volume {name}: a backup was verified at {}", format_time(at)))
+            }
+            (None, None) => Check::warning(
+                "proof",
+                format!("volume {name}: no cloud snapshot was verified"),
+                format!("blockctl cloudsnap verify {}", last.cloud_snapshot_id),
+            ),
         }
-    }
-    let check = |Volume { volume_id, name: volume, .. }: &Volume| match newest.get(volume_id) {
-        None => Check::warning(
-            "proof",
-            format!("volume {volume} has no cloud snapshot"),
-            format!("blockctl cloudsnap backup {volume}, or a schedule: blockctl cloudsnap schedules create"),
-        ),
-        Some((last, None)) => Check::warning(
-            "proof",
-            format!("volume {volume}: no cloud snapshot was verified"),
-            format!("blockctl cloudsnap verify {}", last.cloud_snapshot_id),
-        ),
-        Some((_, Some((verified, found)))) if found.sound => {
-            let at = format_time(found.verified_at);
-            Check::ok("proof", format!("volume {volume}: {} verified at {at}", verified.backup_type))
-        }
-        Some((_, Some((verified, _)))) => Check::failed(
-            "proof",
-            format!("volume {volume}: cloud snapshot {} is damaged", verified.cloud_snapshot_id),
-            format!("blockctl cloudsnap backup {volume} --full"),
-        ),
     };
     volumes.iter().map(check).collect()
 }
