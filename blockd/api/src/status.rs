@@ -36,6 +36,9 @@ pub struct Status {
     /// Space on the filesystem of the data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_space: Option<DataSpace>,
+    /// Space of each backup location, by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub locations: Vec<LocationSpace>,
     /// Current problems noticed by the daemon.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
@@ -59,6 +62,23 @@ pub struct DataSpace {
     pub total_bytes: u64,
     /// Available to the daemon.
     pub free_bytes: u64,
+}
+
+/// Space of a backup location as the daemon knows it without a request to the store: backups and deletions of
+/// this host, and those of other hosts at the last listing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LocationSpace {
+    /// Credential.
+    pub credential_id: Uuid,
+    /// Name.
+    pub credential_name: String,
+    /// Number of cloud snapshots.
+    pub cloud_snapshot_count: u64,
+    /// Bytes that the cloud snapshots need in the store, without orphaned objects.
+    pub stored_bytes: u64,
+    /// Last complete listing; `None` before the first one.
+    pub listed_at: Option<Timestamp>,
 }
 
 /// Problem of the daemon.

@@ -29,7 +29,7 @@ pub use doubts::Doubt;
 pub use event_readers::EventReader;
 pub use events::{NewEvent, count_events_after, events_after, newest_events};
 pub use lazy::LazyRow;
-pub use manifest_cache::DbManifestCache;
+pub use manifest_cache::{CachedBefore, DbManifestCache, KnownContent};
 pub use proofs::Proof;
 pub use repository_location::{Alias, Aliases};
 pub use retention_overrides::{RetentionOverride, RetentionOverrides};

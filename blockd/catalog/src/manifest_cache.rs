@@ -1,17 +1,37 @@
 //! Manifest cache of a credential.
 
-use crate::{Db, DbError, json, to_json};
+use crate::{Db, DbError, json, parsed_if_there, to_json};
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey};
 use blockd_extent::SnapshotId;
 use blockd_store::ObjectInfo;
 use futures::future::BoxFuture;
-use rusqlite::{OptionalExtension, Transaction, params};
-use std::{collections::HashMap, sync::Arc};
+use jiff::Timestamp;
+use rusqlite::{OptionalExtension, Transaction, params, types::Type};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 use uuid::Uuid;
 
 /// Manifests per transaction: other users of the database run in between, and a cancelled listing leaves at
 /// most this much work on its thread.
 const AT_ONCE: usize = 256;
+
+/// Content of a location as this host knows it: backups and deletions of this host, and those of other hosts
+/// at the last listing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct KnownContent {
+    /// Number of cloud snapshots.
+    pub cloud_snapshots: u64,
+    /// Bytes of all packs and indexes that they need, also of deleted cloud snapshots.
+    pub stored_bytes: u64,
+    /// Last complete listing.
+    pub listed_at: Option<Timestamp>,
+}
+
+/// Manifests that were cached before a listing.
+#[derive(Clone, Copy, Debug)]
+pub struct CachedBefore(i64);
 
 /// Manifest cache of one credential. A database error only causes more requests.
 #[derive(Debug, Clone)]
@@ -75,21 +95,52 @@ impl DbManifestCache {
     /// The database fails, or a manifest cannot be read.
     pub fn all(&self) -> Result<Vec<Manifest>, DbError> {
         let mut manifests = Vec::new();
+        self.for_each(|manifest| manifests.push(manifest))?;
+        Ok(manifests)
+    }
+
+    /// Passes on each cached manifest. Blocks.
+    fn for_each(&self, mut take: impl FnMut(Manifest)) -> Result<(), DbError> {
         let mut last = String::new();
         loop {
-            let part: Vec<(String, Manifest)> = self.db.transaction::<_, DbError>(|tx| {
+            let part: Vec<(String, String)> = self.db.transaction::<_, DbError>(|tx| {
                 let sql = "SELECT key, manifest FROM catalog WHERE credential = ?1 AND key > ?2 ORDER BY key LIMIT ?3";
                 let mut statement = tx.prepare_cached(sql)?;
-                let rows = statement
-                    .query_map(params![self.credential.to_string(), last, AT_ONCE as i64], |row| {
-                        Ok((row.get(0)?, json(row, 1)?))
-                    })?;
+                let of = params![self.credential.to_string(), last, AT_ONCE as i64];
+                let rows = statement.query_map(of, |row| Ok((row.get(0)?, row.get(1)?)))?;
                 Ok(rows.collect::<Result<_, _>>()?)
             })?;
-            let Some((key, _)) = part.last() else { return Ok(manifests) };
+            let Some((key, _)) = part.last() else { return Ok(()) };
             last.clone_from(key);
-            manifests.extend(part.into_iter().map(|(_, manifest)| manifest));
+            // Parsed after the database lock is released.
+            for (_, text) in part {
+                let unreadable =
+                    |error| rusqlite::Error::FromSqlConversionFailure(1, Type::Text, Box::new(error));
+                take(serde_json::from_str(&text).map_err(unreadable)?);
+            }
         }
+    }
+
+    /// Returns the content of the location. Blocks.
+    ///
+    /// # Errors
+    /// The database fails, or a manifest cannot be read.
+    pub fn content(&self) -> Result<KnownContent, DbError> {
+        let listed_at = self.db.transaction::<_, DbError>(|tx| {
+            let sql = "SELECT listed FROM credentials WHERE uuid = ?1";
+            let listed = tx.query_row(sql, [self.credential.to_string()], |row| parsed_if_there(row, 0));
+            Ok(listed.optional()?.flatten())
+        })?;
+        let (mut cloud_snapshots, mut sizes) = (0, HashMap::new());
+        self.for_each(|manifest| {
+            cloud_snapshots += 1;
+            // Manifests of a chain share deltas.
+            let deltas = manifest.deltas();
+            sizes.extend(
+                deltas.map(|delta| ((delta.cluster, delta.volume, delta.snapshot), delta.stored_bytes)),
+            );
+        })?;
+        Ok(KnownContent { cloud_snapshots, stored_bytes: sizes.into_values().sum(), listed_at })
     }
 
     /// Returns the cached manifests of all volumes, except that of one snapshot.
@@ -111,30 +162,45 @@ impl DbManifestCache {
     /// # Errors
     /// The database fails.
     pub fn deltas(&self) -> Result<Vec<SnapshotId>, DbError> {
-        self.db.transaction(|tx| {
-            let mut statement = tx.prepare("SELECT manifest FROM catalog WHERE credential = ?1")?;
-            let rows = statement.query_map([self.credential.to_string()], |row| json::<Manifest>(row, 0))?;
-            let mut deltas = Vec::new();
-            for manifest in rows {
-                deltas.extend(manifest?.deltas().map(|delta| delta.snapshot));
-            }
-            Ok(deltas)
-        })
+        let mut deltas = Vec::new();
+        self.for_each(|manifest| deltas.extend(manifest.deltas().map(|delta| delta.snapshot)))?;
+        Ok(deltas)
     }
 
-    /// Removes the manifests whose keys are not in `keys`, because the store no longer has them.
+    /// Returns the state of the cache before a complete listing, for [`Self::listed`].
     ///
     /// # Errors
     /// The database fails.
-    pub fn keep_only(&self, keys: &std::collections::BTreeSet<String>) -> Result<(), DbError> {
+    pub fn before_listing(&self) -> Result<CachedBefore, DbError> {
         self.db.transaction(|tx| {
-            let mut statement = tx.prepare("SELECT key FROM catalog WHERE credential = ?1")?;
+            Ok(CachedBefore(
+                tx.query_row("SELECT coalesce(max(rowid), 0) FROM catalog", [], |row| row.get(0))?,
+            ))
+        })
+    }
+
+    /// Records a complete listing that found `keys`: manifests that were cached before it and are not in it
+    /// are removed, because the store no longer has them.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn listed(
+        &self,
+        keys: &BTreeSet<String>,
+        before: CachedBefore,
+        at: Timestamp,
+    ) -> Result<(), DbError> {
+        let credential = self.credential.to_string();
+        self.db.transaction(|tx| {
+            let mut statement =
+                tx.prepare("SELECT key FROM catalog WHERE credential = ?1 AND rowid <= ?2")?;
             let cached: Vec<String> = statement
-                .query_map([self.credential.to_string()], |row| row.get(0))?
+                .query_map(params![credential, before.0], |row| row.get(0))?
                 .collect::<Result<_, _>>()?;
             for key in cached.iter().filter(|key| !keys.contains(*key)) {
                 Self::remove(tx, self.credential, key)?;
             }
+            tx.execute("UPDATE credentials SET listed = ?2 WHERE uuid = ?1", [credential, at.to_string()])?;
             Ok(())
         })
     }
@@ -252,6 +318,7 @@ impl ManifestCache for DbManifestCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::CredentialRow;
     use blockd_cloud::{NoCache, OpenOptions, Repository};
     use blockd_testkit::cloud::put_many_snapshots;
     use blockd_testkit::store::MemoryStore;
@@ -317,5 +384,38 @@ mod tests {
         for (nth, (object, manifest)) in known.iter().enumerate() {
             assert_eq!(found.get(&object.key).map(Manifest::id), (nth != 1).then(|| manifest.id()));
         }
+    }
+
+    #[test]
+    fn listing_keeps_manifests_that_were_cached_during_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Arc::new(Db::open(&dir.path().join("blockd.db")).unwrap());
+        let credential = Uuid::from_u128(7);
+        db.transaction(|tx| CredentialRow::sample(credential, "/backup", Uuid::from_u128(1)).insert(tx))
+            .unwrap();
+        let catalog = DbManifestCache::new(Arc::clone(&db), credential);
+        let put = |key: &str| {
+            db.transaction::<_, DbError>(|tx| {
+                tx.execute(
+                    "INSERT INTO catalog (credential, key, manifest) VALUES (?1, ?2, '')",
+                    [credential.to_string().as_str(), key],
+                )?;
+                Ok(())
+            })
+            .unwrap();
+        };
+        put("deleted");
+        put("listed");
+        let before = catalog.before_listing().unwrap();
+        put("new");
+        catalog.listed(&BTreeSet::from(["listed".to_owned()]), before, Timestamp::UNIX_EPOCH).unwrap();
+        let left: Vec<String> = db
+            .transaction::<_, DbError>(|tx| {
+                let mut statement = tx.prepare("SELECT key FROM catalog ORDER BY key")?;
+                let keys = statement.query_map([], |row| row.get(0))?;
+                Ok(keys.collect::<Result<_, _>>()?)
+            })
+            .unwrap();
+        assert_eq!(left, ["listed", "new"]);
     }
 }

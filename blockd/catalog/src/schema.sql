@@ -46,7 +46,8 @@ CREATE TABLE credentials (
     passphrase_from   TEXT,                 -- reference to an external secret
     key_slots         BLOB NOT NULL,        -- key slots as last seen whole; wrapped, not secret
     write_key         TEXT NOT NULL,        -- data key of new backups: the newest that this host made or accepted
-    write_key_created INTEGER NOT NULL      -- seconds since 1970
+    write_key_created INTEGER NOT NULL,     -- seconds since 1970
+    listed            TEXT                  -- last complete listing of its manifests; NULL: none
 ) STRICT;
 
 -- The newest backup of a volume to a credential: the base of the next incremental one.

@@ -89,6 +89,8 @@ pub struct GarbageReport {
     pub unfinished: u64,
     /// Number of deleted objects, as far as the store reports; 0 in a dry run.
     pub objects_deleted: u64,
+    /// Keys of all manifests.
+    pub manifests: BTreeSet<String>,
 }
 
 /// Deletes the objects of deltas that no manifest references or ever will.
@@ -126,7 +128,9 @@ async fn collect(
 
     let mut named: BTreeSet<DeltaId> = BTreeSet::new();
     let mut unknown: BTreeMap<(Uuid, VolumeId), String> = BTreeMap::new();
+    let mut report = GarbageReport::default();
     for listed in manifests {
+        report.manifests.insert(listed.key.clone());
         match (listed.manifest, listed.id) {
             (Ok(manifest), _) => named.extend(manifest.deltas().map(Delta::id)),
             (Err(error), _) if error.is_retryable() => return Err(error),
@@ -140,7 +144,6 @@ async fn collect(
         }
     }
 
-    let mut report = GarbageReport::default();
     for (delta, leftover) in leftovers {
         if named.contains(&delta) || options.protected.contains(&delta.snapshot) {
             continue;

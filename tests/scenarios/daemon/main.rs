@@ -67,6 +67,7 @@ mod roles;
 mod rule_commands;
 mod rules;
 mod schedules;
+mod space;
 mod store_timeouts;
 mod task_limits;
 mod webhooks;

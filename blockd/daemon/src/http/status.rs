@@ -36,6 +36,7 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
         Ok((SnapshotRow::all(tx, None)?, CredentialRow::all(tx)?, told))
     });
     let (snapshots, credentials, webhooks) = rows.await?;
+    let locations = engine.cloud_snapshots.location_space().await?;
     let volumes: Vec<_> = engine.registry.all().iter().map(|entry| entry.view()).collect();
     let failed =
         volumes.iter().filter(|view| view.fault.is_some() || matches!(view.state, EntryState::Failed(_)));
@@ -62,6 +63,7 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
         webhooks,
         reload_failure: served.reload_failure.lock().clone(),
         data_space,
+        locations,
         problems: engine.health.problems(),
     })
 }

@@ -3,6 +3,7 @@
 pub mod delete_requests;
 pub mod delete_task;
 pub mod retention_overrides;
+pub mod space;
 
 use crate::{
     backup::task::trigger_of,
@@ -230,10 +231,12 @@ impl CloudSnapshots {
     ) -> Result<(), ServiceError> {
         let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
+        let (cached, listed_at) = (catalog.clone(), Timestamp::now());
+        let before = blocking(move || cached.before_listing()).await?;
         let listed = Box::pin(repository.list_manifests(&scope.filter, &catalog)).await?;
         if scope.whole_store {
             let keys: BTreeSet<String> = listed.iter().map(|item| item.key.clone()).collect();
-            blocking(move || catalog.keep_only(&keys)).await?;
+            blocking(move || catalog.listed(&keys, before, listed_at)).await?;
         }
         let uuid = credential.uuid;
         let known = self.db.run(move |tx| -> Result<_, DbError> {

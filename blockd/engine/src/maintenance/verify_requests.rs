@@ -147,9 +147,14 @@ impl Maintenance {
             protected.insert(task.cloudsnap.snapshot);
         }
         let cached = catalog.clone();
-        protected.extend(blocking(move || Ok::<_, ServiceError>(cached.deltas()?)).await?);
+        let known = move || Ok::<_, ServiceError>((cached.deltas()?, cached.before_listing()?));
+        let (deltas, before) = blocking(known).await?;
+        protected.extend(deltas);
+        let listed_at = Timestamp::now();
         let options = GarbageOptions { now: now(), dry_run, protected };
         let report = Box::pin(collect_garbage(&repository, &options, &catalog)).await?;
+        let manifests = report.manifests.clone();
+        blocking(move || Ok::<_, ServiceError>(catalog.listed(&manifests, before, listed_at)?)).await?;
         if report.objects_deleted > 0 {
             tracing::info!(
                 credential = %credential.name,
