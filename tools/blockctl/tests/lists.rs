@@ -47,7 +47,13 @@ fn status_shows_protection_and_problems() {
         "{shown}"
     );
     assert_eq!(row("mood").last().unwrap(), "no schedule", "{shown}");
+    assert!(shown.lines().any(|line| line.starts_with("db3 ") && line.contains("1.5 GiB")), "{shown}");
+    let nas = row("nas");
+    assert_eq!((nas[1].as_str(), nas[2].as_str()), ("12", "3 GiB"), "{shown}");
+    assert!(nas[3].ends_with("d ago") && row("s3").last().unwrap() == "-", "{shown}");
     let document = fake.run("-j status").json();
+    assert_eq!(document["volumeSpace"][0]["usedBytes"], 1_610_612_736, "{document:#}");
+    assert_eq!(document["locations"][0]["storedBytes"], 3_221_225_472_u64, "{document:#}");
     let protection = document["protection"].as_array().unwrap();
     assert!(
         protection.iter().any(|one| one["volumeName"] == "mood" && one["objective"] == "no-schedule"),

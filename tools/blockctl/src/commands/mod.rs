@@ -21,6 +21,7 @@ pub mod schedules;
 pub mod schema;
 pub mod secrets;
 pub mod snapshot;
+mod space;
 pub mod status;
 pub mod top;
 pub mod volume;

@@ -274,7 +274,7 @@ pub fn table(all: &[Protection], now: Timestamp) -> Table {
 }
 
 /// Formats a span in its largest unit: `45m`, `3h`, `12d`.
-fn span(length: SignedDuration) -> String {
+pub fn span(length: SignedDuration) -> String {
     match length.as_secs().max(0) {
         seconds @ 0..120 => format!("{seconds}s"),
         seconds @ 120..7_200 => format!("{}m", seconds / 60),

@@ -3,6 +3,7 @@
 use super::{
     health::{HealthProblem, Known, problems},
     protection::{Protection, missed, table, unprotected},
+    space::{VolumeSpace, location_table, volume_table},
 };
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit},
@@ -17,6 +18,7 @@ use serde::Serialize;
 
 /// Document of `status`: the daemon's reply, with all problems in place of its own.
 #[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
 pub struct Health {
     #[serde(flatten)]
     status: Status,
@@ -24,6 +26,8 @@ pub struct Health {
     problems: Vec<HealthProblem>,
     /// Protection of each volume, by schedule and location.
     protection: Vec<Protection>,
+    /// Space of each volume on this host.
+    volume_space: Vec<VolumeSpace>,
 }
 
 /// Help of `status`.
@@ -33,6 +37,10 @@ recovery point objective (RPO). VERIFIED is the age of \
 the last verification that read a backup there, in full or deep, and found it sound. The RPO is `met` if the newest backup is not older than the last time of \
 the schedule, after a grace period of half of the interval (5 minutes to 6 hours); `waiting` before \
 the first one is due; `missed` otherwise. A volume with the label backup=none needs no schedule.
+
+USED is the space of a volume on this host. STORED is the space of a location for the cloud snapshots \
+that the daemon knows without a request to the store: those of this host, and those of other hosts at \
+the last complete listing (LISTED), by `cloudsnap list` or the daily garbage collection.
 
 --check prints one line for each problem, also for volumes without a schedule, and exits with 1 if \
 there is one.
@@ -62,9 +70,10 @@ pub async fn run(context: &Context<'_>, args: &StatusArgs) -> Exit {
         problems.extend(unprotected(&protections));
     }
     let exit = if args.check && !problems.is_empty() { EXIT_FAILED } else { EXIT_DONE };
+    let volume_space: Vec<VolumeSpace> = known.volumes.iter().map(VolumeSpace::of).collect();
     if context.output.is_json() {
         let status = Status { problems: Vec::new(), ..status };
-        context.output.document(&Health { status, problems, protection: protections })?;
+        context.output.document(&Health { status, problems, protection: protections, volume_space })?;
         return Ok(exit);
     }
     if args.check {
@@ -89,9 +98,11 @@ pub async fn run(context: &Context<'_>, args: &StatusArgs) -> Exit {
         context.output.line(format!("- {}", problem.cause))?;
         context.output.line(format!("    {}", problem.action))?;
     }
-    if !protections.is_empty() {
+    let tables =
+        [table(&protections, now), volume_table(&volume_space), location_table(&status.locations, now)];
+    for table in tables.iter().filter(|table| !table.is_empty()) {
         context.output.line("")?;
-        context.output.table(&table(&protections, now))?;
+        context.output.table(table)?;
     }
     Ok(exit)
 }
