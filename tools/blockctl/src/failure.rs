@@ -129,8 +129,9 @@ pub struct FailureDocument {
     error: FailureBody,
 }
 
+/// Error of a document.
 #[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
-struct FailureBody {
+pub struct FailureBody {
     code: String,
     message: String,
     hint: Option<String>,

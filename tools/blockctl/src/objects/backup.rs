@@ -5,6 +5,7 @@ use super::{
     foreign::parse_ttl,
     values::{one_as_value, one_or_many, selectors},
 };
+use crate::commands::schema::objects::OneOrMany;
 use blockd_api::{
     CredentialName, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, RuleName, VolumeName,
     VolumeRef,
@@ -13,10 +14,11 @@ use blockd_api::{
     schedules::Selector,
 };
 use jiff::{SignedDuration, Timestamp};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Fate of backups whose object is deleted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ReclaimPolicy {
     /// The backups stay.
     #[default]
@@ -39,7 +41,7 @@ pub struct VolumeSet {
 }
 
 /// Backup, local snapshot, or template of the backups of a schedule.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Backup {
     /// Backup locations; one, except for schedules.
@@ -48,6 +50,7 @@ pub struct Backup {
         serialize_with = "one_as_value",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[schemars(with = "OneOrMany<CredentialName>")]
     pub backup_location: Vec<CredentialName>,
     /// Volumes.
     #[serde(
@@ -55,9 +58,11 @@ pub struct Backup {
         serialize_with = "one_as_value",
         skip_serializing_if = "Vec::is_empty"
     )]
+    #[schemars(with = "OneOrMany<VolumeName>")]
     pub volume: Vec<VolumeName>,
     pub(super) group: Option<GroupName>,
     #[serde(with = "selectors", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "OneOrMany<Labels>")]
     pub(super) selectors: Vec<LabelSelector>,
     /// All volumes; those of each run of a schedule.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -10,11 +10,12 @@ use blockd_api::{
     quiesce::{DEFAULT_COMMAND_TIMEOUT_SECONDS, OnFailure, Quiesce},
     rules::{HookRule, RuleTarget},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 
 /// Rule.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Hook {
     pre_command: Option<String>,
@@ -25,6 +26,7 @@ pub struct Hook {
     on_failure: OnFailure,
     /// Volumes that get this rule in addition, by their labels when it is applied.
     #[serde(with = "selectors", skip_serializing)]
+    #[schemars(with = "Vec<LabelSelector>")]
     pub selectors: Vec<LabelSelector>,
     /// Volumes with this rule; unset keeps the assignments.
     #[serde(deserialize_with = "some_set")]

@@ -18,6 +18,7 @@ pub mod volumes;
 
 use blockd_api::{Labels, ObjectName};
 use document::{Document, Problem};
+use schemars::JsonSchema;
 use secret::SecretSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -26,12 +27,12 @@ use std::{collections::BTreeMap, fmt, path::Path, str::FromStr};
 pub use foreign::NAMESPACE;
 pub use reader::{ObjectSet, read_all};
 pub use resolve::resolve;
-pub use values::view;
+pub use values::{Retain, view};
 
 /// `apiVersion` of written objects.
 pub const API_VERSION: &str = "blockd/v1";
 /// Kind of an object; each depends at most on those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
 pub enum Kind {
     /// Credential of a backup location.
     BackupLocation,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 /// Blocks in their order, and the fields of their times.
-const BLOCKS: [(&str, &[&str]); 6] = [
+pub const BLOCKS: [(&str, &[&str]); 6] = [
     ("interval", &["intervalMinutes"]),
     ("daily", &["time"]),
     ("weekly", &["day", "time"]),

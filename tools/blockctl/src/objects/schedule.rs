@@ -11,6 +11,7 @@ use blockd_api::{
     schedules::{CreateSchedule, PolicyName, Priority, RetainAt, Rule, Schedule, UpdateSchedule},
 };
 use blockd_schedule::{Jitter, Retention};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -18,7 +19,7 @@ use uuid::Uuid;
 const DEFAULT_RETAIN: u32 = 7;
 
 /// Retention in one location.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct LocationRetain {
     backup_location: CredentialName,
@@ -26,7 +27,7 @@ struct LocationRetain {
 }
 
 /// Local snapshots of a schedule.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct LocalSnapshots {
     /// By default that of the policy of the call or the daemon, or a default number.
@@ -34,14 +35,14 @@ struct LocalSnapshots {
 }
 
 /// Object of the template.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TemplateObject {
     spec: Backup,
 }
 
 /// Schedule of backups.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ScheduleSpec {
     schedule_policy_name: Option<PolicyName>,

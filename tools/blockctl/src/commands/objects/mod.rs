@@ -15,4 +15,5 @@ mod show;
 
 pub use apply::run as apply;
 pub use delete::run as delete;
+pub use plan::FieldChange;
 pub use show::{describe, diff, get};

@@ -16,6 +16,7 @@ use blockd_api::{
     tasks::{Task, TaskKind, TaskStage},
     volumes::{Volume, VolumeState},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
@@ -28,8 +29,9 @@ const WAITING: &str = "waiting";
 pub const RESUMED: &str = "resumed";
 
 /// Difference of a field.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
 pub struct FieldChange {
+    /// Path of the field.
     pub path: String,
     /// Current value.
     pub is: Option<Value>,

@@ -1,5 +1,7 @@
 //! `blockctl schema`: schemas of the documents that commands print.
 
+pub mod objects;
+
 use super::{
     cloudsnap::{maintenance::CollectedAt, pxctl::PxctlCloudsnap},
     context::ListedContext,
