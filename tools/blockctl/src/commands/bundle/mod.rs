@@ -6,32 +6,114 @@
 mod clean;
 mod host;
 
+use self::host::{BundledConfig, HostReport};
 use super::events::BundleArgs;
 use crate::{
     failure::{Exit, Failure},
     output::Context,
 };
 use blockd_api::{
-    Client, ClientError, Document,
-    events::{ListEvents, MAX_EVENTS},
+    Client, Document, List,
+    browse::BrowseMount,
+    credentials::Credential,
+    events::{Event, ListEvents, MAX_EVENTS},
     operations,
-    schedules::ListRuns,
-    snapshots::ListSnapshots,
-    tasks::ListTasks,
-    volumes::ListVolumes,
+    rules::HookRule,
+    schedules::{ListRuns, Policy, Run, ScheduleList},
+    snapshots::{ListSnapshots, Snapshot},
+    status::Status,
+    tasks::{ListTasks, Task},
+    volumes::{ListVolumes, Volume},
 };
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::{
     fs::OpenOptions,
     io::{self, IsTerminal, Write},
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 /// Maximum number of schedule runs in a bundle.
 const MAX_RUNS: u32 = 1_000;
+
+/// Part of a bundle, or the reason for its absence.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Part<T> {
+    /// Content.
+    Found(T),
+    /// It could not be collected.
+    Failed {
+        /// Cause.
+        error: String,
+    },
+}
+
+impl<T, E: ToString> From<Result<T, E>> for Part<T> {
+    fn from(found: Result<T, E>) -> Self {
+        found.map_or_else(|error| Self::Failed { error: error.to_string() }, Self::Found)
+    }
+}
+
+/// Support bundle: state of host and daemon without secrets, which are replaced by `(removed)`.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Bundle {
+    /// Time of the collection.
+    created_at: Timestamp,
+    /// Version of `blockctl`.
+    blockctl_version: String,
+    /// Parts of this host; not of a remote daemon.
+    #[serde(flatten)]
+    local: Option<LocalParts>,
+    /// Status of the daemon.
+    status: Part<Status>,
+    /// Other parts of a daemon that replies.
+    #[serde(flatten)]
+    daemon: Option<DaemonParts>,
+}
+
+/// Parts of the host.
+#[derive(Debug, Serialize, JsonSchema)]
+struct LocalParts {
+    /// Host.
+    host: HostReport,
+    /// Configuration of the daemon.
+    config: BundledConfig,
+    /// Newest lines of the daemon's log by field; null if none were requested.
+    log: Option<Part<Vec<Map<String, Value>>>>,
+}
+
+/// Parts of the daemon besides its status.
+#[derive(Debug, Serialize, JsonSchema)]
+struct DaemonParts {
+    volumes: Part<List<Volume>>,
+    snapshots: Part<List<Snapshot>>,
+    credentials: Part<List<Credential>>,
+    tasks: Part<List<Task>>,
+    schedules: Part<ScheduleList>,
+    policies: Part<List<Policy>>,
+    runs: Part<List<Run>>,
+    events: Part<List<Event>>,
+    mounts: Part<List<BrowseMount>>,
+    /// Metrics as text.
+    metrics: Part<String>,
+    rules: Part<List<HookRule>>,
+}
+
+/// Document of a bundle that is written to a file.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct BundleWritten {
+    /// The file.
+    path: PathBuf,
+    /// The daemon replied.
+    daemon: bool,
+}
+
+/// Runs `support-bundle`.
 pub async fn run(context: &Context<'_>, args: BundleArgs) -> Exit {
     let client = &context.client;
     let is_stdout = args.output.as_os_str() == "-";
@@ -41,68 +123,54 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Exit {
             hint: Some("name a file (--output FILE), or send it somewhere (--output - > FILE)".to_owned()),
         });
     }
-    let mut parts = Map::new();
-    parts.insert("createdAt".into(), json!(Timestamp::now()));
-    parts.insert("blockctlVersion".into(), json!(env!("CARGO_PKG_VERSION")));
+    let created_at = Timestamp::now();
+    let mut local = None;
     if let Some(socket) = client.endpoint().socket() {
         let data_dir = socket.parent().unwrap_or(socket).to_owned();
-        // Both read the host only and can block.
+        // All read the host only and can block.
         let config = args.config.clone();
-        let told = tokio::task::spawn_blocking(move || {
-            (host::describe(&data_dir), host::config(&config), host::journal(args.log_lines))
-        });
-        if let Ok((host, config, log)) = told.await {
-            parts.insert("host".into(), host);
-            parts.insert("config".into(), config);
-            parts.insert("log".into(), log);
-        }
+        let collect = move || LocalParts {
+            host: host::describe(&data_dir),
+            config: host::config(&config),
+            log: host::journal(args.log_lines),
+        };
+        local = tokio::task::spawn_blocking(collect).await.ok();
     }
     let status = client.call(operations::GET_STATUS, &()).await;
     if let Err(error) = &status {
         context.output.note(format!("warning: {error}: the bundle describes only this host"));
     }
     let is_there = status.is_ok();
-    parts.insert("status".into(), part(status));
-    if is_there {
-        ask_daemon(client, &mut parts).await;
-    }
-    let mut bundle = Value::Object(parts);
+    let daemon = if is_there { Some(ask_daemon(client).await) } else { None };
+    let blockctl_version = env!("CARGO_PKG_VERSION").to_owned();
+    let bundle = Bundle { created_at, blockctl_version, local, status: status.into(), daemon };
+    let mut bundle =
+        serde_json::to_value(bundle).map_err(|error| Failure::Stdout { source: error.into() })?;
     clean::clean(&mut bundle);
     if is_stdout {
         return context.output.document(&bundle);
     }
     write(&args.output, &bundle).map_err(|source| Failure::Write { path: args.output.clone(), source })?;
     let line = format!("Support bundle written to {}", args.output.display());
-    context.output.tell(&json!({ "path": args.output, "daemon": is_there }), || line)
+    context.output.tell(&BundleWritten { path: args.output, daemon: is_there }, || line)
 }
 
 /// Collects the daemon's parts.
-async fn ask_daemon(client: &Client, parts: &mut Map<String, Value>) {
-    parts
-        .insert("volumes".into(), part(client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await));
-    parts.insert(
-        "snapshots".into(),
-        part(client.call(operations::LIST_SNAPSHOTS, &ListSnapshots::default()).await),
-    );
-    parts.insert("credentials".into(), part(client.call(operations::LIST_CREDENTIALS, &()).await));
-    parts.insert("tasks".into(), part(client.call(operations::LIST_TASKS, &ListTasks::default()).await));
-    parts.insert("schedules".into(), part(client.call(operations::LIST_SCHEDULES, &()).await));
-    parts.insert("policies".into(), part(client.call(operations::LIST_POLICIES, &()).await));
+async fn ask_daemon(client: &Client) -> DaemonParts {
     let runs = ListRuns { max: Some(MAX_RUNS), ..ListRuns::default() };
-    parts.insert("runs".into(), part(client.call(operations::LIST_RUNS, &runs).await));
     let events = ListEvents { max: Some(MAX_EVENTS), ..ListEvents::default() };
-    parts.insert("events".into(), part(client.call(operations::LIST_EVENTS, &events).await));
-    parts.insert("mounts".into(), part(client.call(operations::LIST_MOUNTS, &()).await));
-    parts.insert("metrics".into(), part(client.call(operations::GET_METRICS, &()).await));
-    parts.insert("rules".into(), part(client.call(operations::LIST_RULES, &()).await));
-}
-
-/// Converts a part, or the reason for its absence.
-fn part<T: Serialize>(answer: Result<T, ClientError>) -> Value {
-    let failed = |error: String| json!({ "error": error });
-    match answer {
-        Ok(answer) => serde_json::to_value(answer).unwrap_or_else(|error| failed(error.to_string())),
-        Err(error) => failed(error.to_string()),
+    DaemonParts {
+        volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await.into(),
+        snapshots: client.call(operations::LIST_SNAPSHOTS, &ListSnapshots::default()).await.into(),
+        credentials: client.call(operations::LIST_CREDENTIALS, &()).await.into(),
+        tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await.into(),
+        schedules: client.call(operations::LIST_SCHEDULES, &()).await.into(),
+        policies: client.call(operations::LIST_POLICIES, &()).await.into(),
+        runs: client.call(operations::LIST_RUNS, &runs).await.into(),
+        events: client.call(operations::LIST_EVENTS, &events).await.into(),
+        mounts: client.call(operations::LIST_MOUNTS, &()).await.into(),
+        metrics: client.call(operations::GET_METRICS, &()).await.into(),
+        rules: client.call(operations::LIST_RULES, &()).await.into(),
     }
 }
 
@@ -121,6 +189,7 @@ fn write(path: &Path, bundle: &Value) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn bundle_to_existing_file_is_refused() {

@@ -3,6 +3,7 @@
 pub mod objects;
 
 use super::{
+    bundle::{Bundle, BundleWritten},
     cloudsnap::{maintenance::CollectedAt, pxctl::PxctlCloudsnap},
     context::ListedContext,
     doctor::Diagnosis,
@@ -35,6 +36,7 @@ use blockd_api::{
     volumes::{Volume, VolumeCheck},
 };
 use clap::Args;
+use objects::{ObjectDifference, ObjectDocument, ObjectResults};
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -63,15 +65,6 @@ struct CommandSchema {
     command: &'static str,
     /// Schema of its documents.
     schema: Map<String, Value>,
-}
-
-/// Objects of a command, and the error of the first failed one.
-#[derive(Serialize, JsonSchema)]
-struct ObjectResults {
-    #[serde(flatten)]
-    list: List<Value>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<Value>,
 }
 
 /// Documents in any form.
@@ -134,11 +127,11 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("credentials update", &[of::<Credential>()]),
     ("credentials validate", &[of::<Credential>()]),
     ("delete", &[of::<ObjectResults>()]),
-    ("describe", &[of::<List<Value>>()]),
-    ("diff", &[of::<List<Value>>()]),
+    ("describe", &[of::<List<ObjectDocument>>()]),
+    ("diff", &[of::<List<ObjectDifference>>()]),
     ("doctor", &[of::<Diagnosis>()]),
     ("events", &[of::<List<Event>>(), of::<Event>()]),
-    ("get", &[of::<List<Value>>(), of::<Any>()]),
+    ("get", &[of::<List<ObjectDocument>>(), of::<ObjectDocument>()]),
     ("init", &[of::<Initialized>()]),
     ("logs", &[of::<TaskLog>()]),
     ("man", &[of::<List<String>>(), of::<Any>()]),
@@ -165,7 +158,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("snapshot restore", &[of::<SnapshotRestored>()]),
     ("snapshot unpin", &[of::<Snapshot>()]),
     ("status", &[of::<Health>()]),
-    ("support-bundle", &[of::<Any>()]),
+    ("support-bundle", &[of::<Bundle>(), of::<BundleWritten>()]),
     ("top", &[of::<ActivityRates>()]),
     ("volume attach", &[of::<Attachment>()]),
     ("volume check", &[of::<VolumeCheck>()]),
