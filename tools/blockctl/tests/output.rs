@@ -218,6 +218,7 @@ blockctl cs sched c db --on-calendar '*-*-* 02:30 Europe/Nowhere'
 blockctl cs sched c db -p 60 --keep-weekly 0
 blockctl cs sched c db -p 60 --local-keep-daily 0
 blockctl cs sched c db -p 60 --local-keep-last 24 --local-keep-daily 3 --cr nas --keep-at nas:monthly=12
+blockctl cs sched c db -p 60 --keep-local 3
 blockctl cs sched c db -p 60 --local-keep-all
 blockctl cs sched c db --policy gold --cr nas --keep-all --paused
 blockctl cs sched update 0785 -x 3

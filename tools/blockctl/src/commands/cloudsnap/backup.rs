@@ -23,7 +23,8 @@ The first backup of a volume to a location is full, the following are incrementa
 is full again (full_every in the configuration). The backup is a task of the daemon and survives \
 its restart; its id is printed. Around the freeze, and never during the upload, the task runs \
 --pre-command, --post-command and --freeze-fs, or --rule, or the rule of the volume (`rule create \
---help`).
+--help`). The local snapshot of --keep-local stays until it is deleted; a schedule keeps the newest N \
+(`cloudsnap schedules create --keep-local N`).
 
 Examples:
   blockctl cloudsnap backup db

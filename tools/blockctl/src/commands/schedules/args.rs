@@ -22,7 +22,8 @@ Runs missed while the daemon was down or the host was suspended are made up for 
 Backups of a volume never overlap; a run whose predecessor is active is skipped, with a note in \
 `cloudsnap history`. The newest --max backups are kept, and the last restorable one always.
 
-With --local-keep-…, a local snapshot of each freeze stays on this host under its own retention; \
+With --local-keep-… (--keep-local N for the newest N), a local snapshot of each freeze stays on this \
+host under its own retention; \
 without --cred-id, only local snapshots are made. Backups of a deleted schedule stay. Backups of a \
 time that was removed from the schedule or its policy follow the retention that this time had; \
 `schedules retention` shows it.

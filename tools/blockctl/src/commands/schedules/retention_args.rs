@@ -173,7 +173,7 @@ impl RetainArgs {
 #[derive(Debug, Default, Args)]
 pub struct LocalArgs {
     /// Keep the newest N local snapshots
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, visible_alias = "keep-local", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub local_keep_last: Option<u32>,
     /// Keep the newest local snapshot of each of the last N hours that have one
     #[arg(long, value_name = "N")]
