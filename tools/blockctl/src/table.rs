@@ -7,6 +7,14 @@ use uuid::Uuid;
 
 /// Characters of a short UUID.
 const SHORT_ID_CHARS: usize = 8;
+/// Width that a list fits into.
+const COLUMNS: usize = 80;
+/// Width of the gap between columns.
+const GAP: usize = 2;
+/// Least width of a cut cell.
+const MIN_CUT: usize = 7;
+/// Greatest width of a complete cell that other cells make room for: a cause of a failure can be long.
+const MAX_ROOM: usize = 24;
 
 /// Width of a list: the usual columns within 80 characters, or all columns with complete ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +83,10 @@ pub struct Table {
     header: Vec<&'static str>,
     rows: Vec<Vec<String>>,
     tone_column: Option<usize>,
+    /// Columns whose cells are cut to fit the table.
+    cut: Vec<usize>,
+    /// Column of free text, which gets the remaining width.
+    text: Option<usize>,
 }
 
 impl Table {
@@ -82,7 +94,7 @@ impl Table {
     pub fn new(header: impl IntoIterator<Item = &'static str>) -> Self {
         let header: Vec<_> = header.into_iter().collect();
         let tone_column = header.iter().position(|title| matches!(*title, "STATUS" | "STATE"));
-        Self { header, rows: Vec::new(), tone_column }
+        Self { header, rows: Vec::new(), tone_column, cut: Vec::new(), text: None }
     }
 
     /// Creates a table of rows; `|` separates the titles of the columns.
@@ -90,6 +102,50 @@ impl Table {
         let mut table = Self::new(header.split('|'));
         rows.into_iter().for_each(|row| table.row(row));
         table
+    }
+
+    /// Fits the table into 80 characters: cuts the longest cells of these columns in the middle. Cells of
+    /// other columns are complete. `|` separates the titles.
+    #[must_use]
+    pub fn fit(mut self, titles: &str) -> Self {
+        self.cut = titles.split('|').filter_map(|title| self.column(title)).collect();
+        self
+    }
+
+    /// Gives a column of free text, such as causes of failures, the remaining width. It may exceed it.
+    #[must_use]
+    pub fn with_text(mut self, title: &str) -> Self {
+        self.text = self.column(title);
+        self
+    }
+
+    fn column(&self, title: &str) -> Option<usize> {
+        self.header.iter().position(|one| *one == title)
+    }
+
+    /// Returns the greatest width of a cell that is cut.
+    fn cut_width(&self) -> usize {
+        let widths: Vec<usize> = (0..self.header.len())
+            .map(|column| {
+                let cells = self.rows.iter().map(|row| row[column].chars().count());
+                let title = self.header[column].len();
+                match () {
+                    () if self.text == Some(column) => title,
+                    () if self.cut.contains(&column) => cells.max().unwrap_or(0).max(title),
+                    () => cells.max().unwrap_or(0).min(MAX_ROOM).max(title),
+                }
+            })
+            .collect();
+        let gaps = GAP * widths.len().saturating_sub(1);
+        let total = |cut: usize| -> usize {
+            let of = |(column, width): (usize, &usize)| match self.cut.contains(&column) {
+                true => (*width).min(cut.max(self.header[column].len())),
+                false => *width,
+            };
+            gaps + widths.iter().enumerate().map(of).sum::<usize>()
+        };
+        let widest = widths.iter().max().copied().unwrap_or(0);
+        (MIN_CUT..=widest).rev().find(|width| total(*width) <= COLUMNS).unwrap_or(MIN_CUT)
     }
 
     /// Returns true without rows.
@@ -115,8 +171,10 @@ impl Table {
             grid.force_no_tty();
         }
         grid.set_header(self.header.iter().map(Cell::new));
+        let width = if self.cut.is_empty() { usize::MAX } else { self.cut_width() };
         for row in &self.rows {
             grid.add_row(row.iter().enumerate().map(|(column, text)| {
+                let text = if self.cut.contains(&column) { &cut(text, width) } else { text };
                 let tone = (Some(column) == self.tone_column).then(|| Tone::of_state(text)).flatten();
                 match tone {
                     Some(tone) => Cell::new(text).fg(tone.color()),
@@ -125,10 +183,23 @@ impl Table {
             }));
         }
         for column in grid.column_iter_mut() {
-            column.set_padding((0, 2));
+            column.set_padding((0, GAP as u16));
         }
         grid.trim_fmt() + "\n"
     }
+}
+
+/// Cuts a text in the middle: names often differ at their ends.
+pub fn cut(text: &str, width: usize) -> String {
+    let len = text.chars().count();
+    if len <= width {
+        return text.to_owned();
+    }
+    let kept = width.saturating_sub(1);
+    let end = kept / 3;
+    let start: String = text.chars().take(kept - end).collect();
+    let end: String = text.chars().skip(len - end).collect();
+    format!("{start}…{end}")
 }
 
 /// List of properties, one per line: `Name : value`.
@@ -205,6 +276,32 @@ mod tests {
         assert_eq!(column(lines[0], "STATUS"), column(lines[2], "failed"));
         assert!(lines.iter().all(|line| *line == line.trim_end()) && !text.contains('\u{1b}'));
         assert!(lines[0].starts_with("ID    NAME "));
+    }
+
+    #[test]
+    fn fitted_tables_cut_the_longest_names() {
+        let long = "database-of-the-web-shop-in-berlin";
+        let row = |name: &str, location: &str, cause: &str| {
+            [name.to_owned(), location.to_owned(), "2019-01-16T21:51Z".to_owned(), cause.to_owned()]
+        };
+        let rows =
+            [row(long, "nas", "-"), row("db", long, "the store is full, and other hosts still write to it")];
+        let table = |fit: &str, text: &str| {
+            Table::of("NAME|LOCATION|STARTED|REASON", rows.clone()).fit(fit).with_text(text).render(false)
+        };
+        assert_eq!(
+            table("NAME|LOCATION", "REASON"),
+            "\
+NAME                       LOCATION                   STARTED            REASON
+database-of-the-…n-berlin  nas                        2019-01-16T21:51Z  -
+db                         database-of-the-…n-berlin  2019-01-16T21:51Z  the store is full, and other hosts still write to it
+"
+        );
+        assert!(table("LOCATION", "REASON").contains(long), "other columns are complete");
+        assert_eq!(cut("abcdef", 6), "abcdef");
+        assert_eq!(cut("äbcdefgh", 6), "äbcd…h");
+        let fits = Table::of("A", [["x".repeat(80)]]).fit("A").render(false);
+        assert!(!fits.contains('…'), "{fits}");
     }
 
     #[test]

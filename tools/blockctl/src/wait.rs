@@ -6,10 +6,13 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::{Context, Output},
     progress::Progress,
-    table::{Table, counted, or_dash},
+    short_ids::ShortIds,
+    table::{Table, Width, counted, or_dash},
 };
 use blockd_api::{
-    ByteSize, Client, List, format_duration, operations,
+    ByteSize, Client, List,
+    cloudsnaps::CloudSnapshotId,
+    format_duration, operations,
     quiesce::QuiesceReport,
     tasks::{Findings, Task, TaskKind, TaskStage, WaitTask},
 };
@@ -25,6 +28,8 @@ const POLL_WAIT_MS: u64 = 2_000;
 const POLL_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum absence of the daemon.
 pub const AWAY_LIMIT: Duration = Duration::from_secs(60);
+/// Maximum number of damaged ranges in a table.
+const MAX_RANGES: usize = 4;
 /// Retry interval for an absent daemon.
 pub const AWAY_PAUSE: Duration = Duration::from_millis(250);
 
@@ -70,16 +75,16 @@ async fn poll(client: &Client, task: Uuid, progress: &mut Progress) -> Result<Ta
     }
 }
 
-/// Reports started tasks, and waits for them with `--wait`.
+/// Reports started tasks, and waits for them if a width of the reported damage is given.
 pub async fn report_group_start<T: Serialize + JsonSchema>(
     context: &Context<'_>,
     tasks: Vec<Uuid>,
     started: &T,
     lines: &[String],
-    wait: bool,
+    wait: Option<Width>,
 ) -> Exit {
     let output = context.output;
-    match (output.is_json(), wait) {
+    match (output.is_json(), wait.is_some()) {
         (true, false) => return output.document(started),
         (true, true) => {}
         (false, _) => {
@@ -90,12 +95,12 @@ pub async fn report_group_start<T: Serialize + JsonSchema>(
     }
     // Tasks are independent; any failure decides the exit status.
     let (mut exit, mut ended) = (EXIT_DONE, Vec::new());
-    for task in tasks.into_iter().filter(|_| wait) {
+    for (task, width) in wait.into_iter().flat_map(|width| tasks.iter().map(move |task| (*task, width))) {
         let task = follow(&context.client, task, output).await?;
         exit = exit.max(exit_status(&task));
         match output.is_json() {
             true => ended.push(task),
-            false => tell(context, &task)?,
+            false => tell(context, &task, width)?,
         }
     }
     if output.is_json() {
@@ -104,30 +109,28 @@ pub async fn report_group_start<T: Serialize + JsonSchema>(
     Ok(exit)
 }
 
-/// Reports a started task, and waits for it with `--wait`.
+/// Reports a started task, and waits for it if a width of the reported damage is given.
 pub async fn report_start<T: Serialize + JsonSchema>(
     context: &Context<'_>,
     task: Uuid,
     started: &T,
     line: &str,
-    wait: bool,
+    wait: Option<Width>,
 ) -> Exit {
-    if !wait {
-        return context.output.tell(started, || line);
-    }
+    let Some(width) = wait else { return context.output.tell(started, || line) };
     if !context.output.is_json() {
         context.output.line(line)?;
     }
-    follow_to_end(context, task).await
+    follow_to_end(context, task, width).await
 }
 
 /// Waits for a task, reports its result, and returns its exit status.
-pub async fn follow_to_end(context: &Context<'_>, task: Uuid) -> Exit {
+pub async fn follow_to_end(context: &Context<'_>, task: Uuid, width: Width) -> Exit {
     let task = follow(&context.client, task, context.output).await?;
     if context.output.is_json() {
         context.output.document(&task)?;
     } else {
-        tell(context, &task)?;
+        tell(context, &task, width)?;
     }
     Ok(exit_status(&task))
 }
@@ -138,10 +141,10 @@ pub fn exit_status(task: &Task) -> u8 {
 }
 
 /// Reports the result of a task.
-pub fn tell(context: &Context<'_>, task: &Task) -> Result<(), Failure> {
+pub fn tell(context: &Context<'_>, task: &Task, width: Width) -> Result<(), Failure> {
     let output = context.output;
     if let Some(findings) = &task.findings {
-        show_findings(output, findings)?;
+        show_findings(output, findings, width)?;
     }
     for failure in task.quiesce.iter().flat_map(QuiesceReport::failures) {
         output.note(format!("warning: {failure}"));
@@ -214,34 +217,50 @@ fn ending(task: &Task) -> String {
 }
 
 /// Prints the damage found by a verification.
-fn show_findings(output: &Output, findings: &Findings) -> Result<(), Failure> {
-    let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
+fn show_findings(output: &Output, findings: &Findings, width: Width) -> Result<(), Failure> {
     if findings.damage.is_empty() {
         return Ok(());
     }
-    let mut table = Table::new("OBJECT|OFFSET|CLOUD-SNAP-ID|LOST|RANGES|CAUSE".split('|'));
-    for damage in &findings.damage {
-        let mut row = |cloudsnap, lost, ranges| {
-            let offset = damage.offset_bytes.to_string();
-            table.row([damage.object.clone(), offset, cloudsnap, lost, ranges, damage.cause.clone()]);
-        };
-        if damage.affects.is_empty() {
-            row("-".to_owned(), "-".to_owned(), "-".to_owned());
-        }
-        for affected in &damage.affects {
-            let ranges = affected.ranges.iter().take(4);
-            let ranges: Vec<_> =
-                ranges.map(|range| format!("{}+{}", range.offset_bytes, range.len_bytes)).collect();
-            let more = if affected.ranges.len() > 4 { " …" } else { "" };
-            let lost = (affected.lost_bytes > 0).then(|| size(affected.lost_bytes));
-            let ranges = (!ranges.is_empty()).then(|| format!("{}{more}", ranges.join(",")));
-            row(affected.cloud_snapshot_id.clone(), or_dash(lost), or_dash(ranges));
-        }
-    }
-    output.table(&table)?;
+    output.table(&damage_table(findings, width))?;
     let listed = findings.damage.len() as u64;
     if listed < findings.damage_total {
         output.note(format!("{listed} of {} are shown.", findings.damage_total));
     }
     Ok(())
+}
+
+/// Formats damage by object and affected cloud snapshot; a wide table has the damaged ranges of the volume.
+fn damage_table(findings: &Findings, width: Width) -> Table {
+    let size = |len_bytes| ByteSize::from_bytes(len_bytes).to_string();
+    let affected = findings.damage.iter().flat_map(|damage| &damage.affects);
+    let ids = affected.filter_map(|one| one.cloud_snapshot_id.parse::<CloudSnapshotId>().ok());
+    let short = ShortIds::new(ids.collect::<Vec<_>>().into_iter());
+    let id = |full: &String| match (width, full.parse()) {
+        (Width::Narrow, Ok(id)) => short.of(&id),
+        _ => full.clone(),
+    };
+    let mut rows = Vec::new();
+    for damage in &findings.damage {
+        let mut row = |cloudsnap, lost, ranges| {
+            let offset = damage.offset_bytes.to_string();
+            rows.push([damage.object.clone(), offset, cloudsnap, lost, ranges, damage.cause.clone()]);
+        };
+        if damage.affects.is_empty() {
+            row("-".to_owned(), "-".to_owned(), "-".to_owned());
+        }
+        for affected in &damage.affects {
+            let ranges = affected.ranges.iter().take(MAX_RANGES);
+            let ranges: Vec<_> =
+                ranges.map(|range| format!("{}+{}", range.offset_bytes, range.len_bytes)).collect();
+            let more = if affected.ranges.len() > MAX_RANGES { " …" } else { "" };
+            let lost = (affected.lost_bytes > 0).then(|| size(affected.lost_bytes));
+            let ranges = (!ranges.is_empty()).then(|| format!("{}{more}", ranges.join(",")));
+            row(id(&affected.cloud_snapshot_id), or_dash(lost), or_dash(ranges));
+        }
+    }
+    if width == Width::Wide {
+        return Table::of("OBJECT|OFFSET|CLOUD-SNAP-ID|LOST|RANGES|CAUSE", rows);
+    }
+    let rows = rows.into_iter().map(|[object, offset, id, lost, _, cause]| [id, lost, object, offset, cause]);
+    Table::of("ID|LOST|OBJECT|OFFSET|CAUSE", rows).fit("OBJECT").with_text("CAUSE")
 }

@@ -1,33 +1,139 @@
 //! Width of lists, and the protection in `status`.
 
-use crate::support::{Fake, list, ok};
-use serde_json::json;
+use crate::support::{CLUSTER, Fake, TASK, defaults, list, ok, snap, task};
+use serde_json::{Value, json};
 
 /// Maximum width of a list.
 const COLUMNS: usize = 80;
 
+/// Name of 30 characters.
+const LONG_NAME: &str = "database-of-the-shop-in-berlin";
+
+/// Replaces names, ids and sizes in a reply by long ones.
+fn stretch(key: &str, value: &mut Value) {
+    const NAMES: [&str; 10] = [
+        "name",
+        "volumeName",
+        "snapshotName",
+        "credentialName",
+        "ruleName",
+        "group",
+        "groups",
+        "volumeNames",
+        "credentials",
+        "user",
+    ];
+    match value {
+        Value::Object(fields) => fields.iter_mut().for_each(|(key, value)| stretch(key, value)),
+        Value::Array(items) => items.iter_mut().for_each(|item| stretch(key, item)),
+        Value::String(text) if key == "cloudSnapshotId" => {
+            let (id, incremental) =
+                text.split_once("-incr").map_or((text.as_str(), ""), |(id, _)| (id, "-incr"));
+            let snapshot = id.rsplit('-').next().unwrap_or_default();
+            *text = format!("{CLUSTER}/590114184663672482-95{snapshot}13258190473370{incremental}");
+        }
+        Value::String(text) if NAMES.contains(&key) => *text = LONG_NAME.to_owned(),
+        // Causes are complete, and may exceed the width.
+        Value::String(text) if ["reason", "message", "cause"].contains(&key) => *text = "full".to_owned(),
+        Value::String(text) if key == "target" => *text = format!("/usr/local/bin/{LONG_NAME}"),
+        Value::String(text) if key == "state" && text == "Backup-Active" => {
+            *text = "Restore-Stopped".to_owned();
+        }
+        Value::Number(number) if key.ends_with("Bytes") && key != "blockSizeBytes" => {
+            *number = 999_999_999_999_u64.into();
+        }
+        _ => {}
+    }
+}
+
+/// Daemon with long names, ids and sizes.
+fn stretched() -> Fake {
+    let mut replies = defaults();
+    // The status of the other volumes is a cause.
+    replies.get_mut("GET /v1/volumes").unwrap()["items"].as_array_mut().unwrap().truncate(1);
+    let operation = json!({ "requests": 0, "latencyMicros": 0, "inFlight": 123 });
+    let busy = json!({ "requests": 99_999, "latencyMicros": 99_999_000_000_u64, "inFlight": 123 });
+    let sample = |at: u64, operation: &Value| {
+        let volume = json!({
+            "volumeId": "59", "name": "db", "up": true, "connections": 1, "dirtyBytes": 1, "readBytes": at << 32,
+            "writtenBytes": at << 32, "read": operation, "write": operation, "flush": operation, "discard": operation,
+        });
+        json!({
+            "daemonRunId": TASK, "monotonicMicros": 1_000_000 * (1 + at), "volumes": [volume],
+            "tasks": [task("Backup-Active", 1)],
+        })
+    };
+    let samples = [sample(0, &operation), sample(1, &busy)];
+    let affected = json!({ "cloudSnapshotId": snap("59-61"), "lostBytes": 1, "ranges": [{ "offsetBytes": 1, "lenBytes": 1 }] });
+    let object = format!("blockd/data/{CLUSTER}/590114184663672482/951325819047337066/pack-00000000");
+    let damage = json!({ "object": object, "offsetBytes": 1, "cause": "altered", "affects": [affected] });
+    let mut verified = task("Verify-Failed", 2);
+    verified["findings"] = json!({
+        "snapshots": 2, "damagedSnapshots": [snap("59-61")], "objects": 3, "blockBytes": 1, "comparedBytes": 0,
+        "damage": [damage, damage], "damageTotal": 2,
+    });
+    replies.insert(format!("GET /v1/tasks/{TASK}"), verified);
+    let mut answers: Vec<(String, Value)> =
+        replies.into_iter().filter(|(line, _)| line != "GET /v1/activity").collect();
+    answers.extend(samples.map(|sample| ("GET /v1/activity".to_owned(), sample)));
+    answers.iter_mut().for_each(|(line, body)| {
+        // The counters of the samples are cumulative.
+        if line != "GET /v1/activity" {
+            stretch("", body);
+        } else {
+            body["volumes"][0]["name"] = json!(LONG_NAME);
+            body["volumes"][0]["dirtyBytes"] = json!(999_999_999_999_u64);
+            stretch("", &mut body["tasks"]);
+        }
+    });
+    Fake::start(answers.iter().map(|(line, body)| (line.as_str(), ok(body.clone()))).collect())
+}
+
+/// Returns true for a line with the cause of a problem, which is complete.
+fn is_cause(line: &str) -> bool {
+    line.contains("unreadable: ") || line.starts_with("- ") || line.starts_with("    ")
+}
+
 #[test]
 fn lists_fit_into_80_columns() {
-    let fake = Fake::with_defaults(Vec::new());
-    for line in [
-        "volume list --name NewVol",
-        "snapshot list",
-        "credentials list",
-        "cloudsnap list",
-        "cloudsnap status",
-        "cloudsnap history",
-        "cloudsnap schedules list --name nightly",
-        "rule list",
-        "sched-policy list",
-        "browse list",
-        "events",
+    let schedule = "078557a3-26c7-49b1-9822-34e6f816c2d1";
+    let mut failures = Vec::new();
+    for (line, has_names) in [
+        ("volume list", true),
+        ("snapshot list", true),
+        ("snapshot diff db monday", false),
+        ("credentials list", true),
+        ("cloudsnap list", true),
+        ("cloudsnap status", true),
+        ("cloudsnap status 3f4f", true),
+        ("cloudsnap history", true),
+        ("cloudsnap schedules list", true),
+        (&format!("cloudsnap schedules retention {schedule}"), false),
+        ("cloudsnap gc --dry-run", false),
+        ("cloudsnap verify --wait", false),
+        ("rule list", true),
+        ("sched-policy list", false),
+        ("browse list", false),
+        ("events", false),
+        ("status", false),
+        ("top --once --interval 0.1", true),
     ] {
-        let ran = fake.run(line);
-        // Causes of errors are complete.
-        let lines = ran.stdout.lines().filter(|line| !line.contains("unreadable: "));
-        let widest = lines.map(|line| line.chars().count()).max().unwrap();
-        assert!(widest <= COLUMNS, "{line}: {widest}\n{}", ran.stdout);
+        let ran = stretched().run(line);
+        let lines = ran.stdout.lines().filter(|line| !is_cause(line));
+        // The line of a started task has its complete id.
+        let lines = lines.filter(|line| !line.contains(" started successfully with id: "));
+        let widest = lines.clone().map(|line| line.chars().count()).max().unwrap_or_default();
+        if lines.count() < 2 || widest > COLUMNS {
+            failures.push(format!("{line}: {widest}\n{}{}", ran.stdout, ran.stderr));
+        }
+        if has_names {
+            let wide = stretched().run(&format!("{line} -o wide")).stdout;
+            if wide.contains('…') || !wide.contains(LONG_NAME) {
+                failures.push(format!("{line} -o wide\n{wide}"));
+            }
+        }
     }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
 /// The ages in the output follow the clock.

@@ -30,10 +30,7 @@ fn fake() -> Fake {
 fn once_prints_the_rates_between_two_samples() {
     let ran = fake().run("top --once --interval 0.1");
     assert_eq!((ran.status, ran.stderr.as_str()), (0, ""));
-    assert!(
-        ran.stdout
-            .starts_with("1 volume: 100 requests/s, 1.0 MiB/s read, 0.0 MiB/s written; 1 task; over 1s\n")
-    );
+    assert!(ran.stdout.starts_with("1 volume, 1 task, in 1s: 100 requests/s, read 1.0, write 0.0 MiB/s\n"));
     assert!(ran.stdout.contains("250 µs") && ran.stdout.contains("Backup-Active"), "{}", ran.stdout);
     assert!(!ran.stdout.contains('\u{1b}'));
     let told = fake().run("-j top --once -i 0.1").json();

@@ -70,6 +70,13 @@ pub struct WaitArg {
     pub wait: bool,
 }
 
+impl WaitArg {
+    /// Returns the width of the reported damage, with `--wait`.
+    pub fn report(self) -> Option<Width> {
+        self.wait.then_some(Width::Narrow)
+    }
+}
+
 /// Task argument.
 #[derive(Debug, Args)]
 pub struct TaskArg {

@@ -219,6 +219,6 @@ async fn list(context: &Context<'_>) -> Exit {
             let mountpoint = mount.mountpoint.display().to_string();
             [mountpoint, credentials, or_dash(mount.uid), short_time(mount.mounted_at)]
         });
-        Table::of("MOUNTPOINT|CREDENTIALS|UID|SINCE", rows)
+        Table::of("MOUNTPOINT|CREDENTIALS|UID|SINCE", rows).fit("CREDENTIALS")
     })
 }

@@ -213,7 +213,7 @@ fn row(event: &Event) -> [String; 6] {
 fn table(events: &[Event]) -> Table {
     let mut table = Table::new(COLUMNS.iter().map(|(title, _)| *title));
     events.iter().for_each(|event| table.row(row(event)));
-    table
+    table.fit("VOLUME|LOCATION").with_text("MESSAGE")
 }
 
 /// Formats a row of a list that grows: columns cannot follow the widest cell.

@@ -271,6 +271,7 @@ pub fn table(all: &[Protection], now: Timestamp) -> Table {
             ]
         }),
     )
+    .fit("VOLUME|SCHEDULE|LOCATION")
 }
 
 /// Formats a span in its largest unit: `45m`, `3h`, `12d`.

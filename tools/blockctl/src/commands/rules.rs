@@ -326,7 +326,7 @@ fn table(rules: &[HookRule], width: Width) -> Table {
                 or_dash(used_by(rule, width)),
             ]
         });
-        return Table::of("NAME|PRE|POST|FREEZE-FS|USER|USED-BY", rows);
+        return Table::of("NAME|PRE|POST|FREEZE-FS|USER|USED-BY", rows).fit("NAME|USER|USED-BY");
     }
     Table::of(
         "NAME|PRE-COMMAND|POST-COMMAND|FREEZE-FS|USER|TIMEOUT|ON-FAILURE|USED-BY",
@@ -376,8 +376,8 @@ pub fn step_name(step: &QuiesceStep) -> &'static str {
 }
 
 /// Formats the quiesce steps of a freeze, one per line, with output of commands.
-pub fn steps_table(report: &QuiesceReport) -> Table {
-    Table::of(
+pub fn steps_table(report: &QuiesceReport, width: Width) -> Table {
+    let table = Table::of(
         "STEP|RULE|WHAT|TIME|EXIT|RESULT|OUTPUT",
         report.steps.iter().map(|step| {
             [
@@ -390,7 +390,8 @@ pub fn steps_table(report: &QuiesceReport) -> Table {
                 or_dash(step.output.as_deref().map(one_line)),
             ]
         }),
-    )
+    );
+    if width == Width::Narrow { table.fit("RULE|WHAT").with_text("OUTPUT") } else { table }
 }
 
 /// Formats output of a command in one line; the JSON document has the complete output.

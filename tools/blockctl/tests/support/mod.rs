@@ -263,7 +263,8 @@ pub fn reply(line: &str) -> Value {
     defaults().remove(line).unwrap()
 }
 
-fn defaults() -> HashMap<String, Value> {
+/// Returns the replies of `replies.json` by route.
+pub fn defaults() -> HashMap<String, Value> {
     serde_json::from_str(include_str!("replies.json")).unwrap()
 }
 

@@ -178,7 +178,7 @@ pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
     let line = |task: &Uuid| format!("Cloudsnap backup started successfully with id: {task}");
     let tasks: Vec<Uuid> = started.items.iter().map(|task| task.task_id).collect();
     let lines: Vec<String> = tasks.iter().map(line).collect();
-    report_group_start(context, tasks, &started, &lines, start.wait.wait).await
+    report_group_start(context, tasks, &started, &lines, start.wait.report()).await
 }
 
 pub async fn backup_group(context: &Context<'_>, args: BackupGroupArgs) -> Exit {
@@ -206,5 +206,5 @@ pub async fn backup_group(context: &Context<'_>, args: BackupGroupArgs) -> Exit 
         lines.extend(ids);
     }
     let tasks = started.list.items.iter().flat_map(|member| member.task_ids.iter().copied()).collect();
-    report_group_start(context, tasks, &started, &lines, start.wait.wait).await
+    report_group_start(context, tasks, &started, &lines, start.wait.report()).await
 }

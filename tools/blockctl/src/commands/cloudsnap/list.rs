@@ -24,6 +24,7 @@ use clap::{
     Args, ValueEnum,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 pub const LIST_HELP: &str = "\
@@ -219,6 +220,8 @@ pub(super) fn volume_id(damaged: &DamagedCloudsnap) -> Option<VolumeId> {
     damaged.cloud_snapshot_id.parse::<CloudSnapshotId>().ok().map(|id| id.volume)
 }
 
+/// Least digits of the short id of a host.
+const MIN_HOST_DIGITS: usize = 4;
 /// Columns of a wide list: first those of `pxctl`.
 const WIDE: &str = "SOURCEVOLUME|SOURCEVOLUMEID|CLOUD-SNAP-ID|CREATED-TIME|TYPE|STATUS|BACKUP|SIZE|STORED|LOCATION|HOST|NAME|VERIFIED|PINNED|EXPIRES";
 const NARROW: &str = "VOLUME|ID|CREATED|TYPE|SIZE|LOCATION|HOST|STATUS";
@@ -247,6 +250,8 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
     let id_of = |one: &DamagedCloudsnap| one.cloud_snapshot_id.parse::<CloudSnapshotId>().ok();
     let ids = list.list.items.iter().map(|entry| entry.cloud_snapshot_id);
     let short = ShortIds::new(ids.chain(list.damaged.iter().filter_map(id_of)));
+    let clusters: BTreeSet<String> =
+        list.list.items.iter().map(|entry| entry.cloud_snapshot_id.cluster.to_string()).collect();
     let rows = list.list.items.iter().map(|entry| {
         [
             entry.volume_name.clone(),
@@ -255,7 +260,7 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
             kind(entry.backup_type).to_owned(),
             ByteSize::from_bytes(entry.size_bytes).to_string(),
             entry.credential_name.clone(),
-            or_dash(host(entry.cloud_snapshot_id.cluster).map(short_uuid)),
+            or_dash(host(entry.cloud_snapshot_id.cluster).map(|cluster| short_host(cluster, &clusters))),
             entry.status.to_string(),
         ]
     });
@@ -266,7 +271,15 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
         row[7] = CloudsnapStatus::Damaged.to_string();
         row
     });
-    Table::of(NARROW, rows.chain(unreadable))
+    Table::of(NARROW, rows.chain(unreadable)).fit("VOLUME|LOCATION")
+}
+
+/// Returns the shortest prefix of a cluster id, of at least 4 digits, that no other host of the list has.
+fn short_host(cluster: Uuid, clusters: &BTreeSet<String>) -> String {
+    let id = cluster.to_string();
+    let prefixes = (MIN_HOST_DIGITS..id.len()).map(|len| id.chars().take(len).collect::<String>());
+    let is_own = |prefix: &String| clusters.iter().filter(|one| one.starts_with(prefix)).count() < 2;
+    prefixes.into_iter().find(is_own).unwrap_or_else(|| id.clone())
 }
 
 fn wide_row(entry: &Cloudsnap, host: String) -> [String; 15] {

@@ -2,17 +2,18 @@
 
 use crate::{
     cloudsnap_ref::SnapRef,
-    commands::arguments::{CredentialArg, TaskArg, WaitArg},
+    commands::arguments::{CredentialArg, TaskArg, WaitArg, WideArg},
     confirm::YesArg,
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::{Context, Output},
-    table::{Table, counted, or_dash},
+    short_ids::ShortIds,
+    table::{Table, Width, counted, or_dash},
     wait::{report_group_start, report_start},
 };
 use blockd_api::{
     ApiError, ByteSize, ClientError, CredentialRef, ErrorCode, List,
-    cloudsnaps::{CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
-    format_time, operations,
+    cloudsnaps::{CloudSnapshotId, CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
+    operations,
     tasks::{ListTasks, StopTask, Task, TaskLimits, TaskStage},
 };
 use clap::Args;
@@ -133,12 +134,20 @@ pub struct VerifyArgs {
     /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,
+    /// Width of the table of damage.
+    #[command(flatten)]
+    pub width: WideArg,
 }
 
 impl VerifyArgs {
     /// Returns the cloud snapshot, from the argument or the option.
     pub fn id(&self) -> Option<&SnapRef> {
         self.id.as_ref().or(self.snap.as_ref())
+    }
+
+    /// Returns the width of the reported damage, with `--wait`.
+    fn report(&self) -> Option<Width> {
+        self.wait.wait.then(|| self.width.width())
     }
 
     /// Returns the depth of the verification.
@@ -166,6 +175,9 @@ pub struct GcArgs {
     /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
+    /// Width option.
+    #[command(flatten)]
+    pub width: WideArg,
 }
 
 /// Resolves tasks by a prefix of the id of one, or of the group of all; returns true for a group.
@@ -274,7 +286,7 @@ pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
     let task = context.client.call_at(operations::RESUME_TASK, &id, &()).await?;
     let noun = task.kind;
     let line = format!("Cloudsnap {noun} resumed successfully with id: {id}");
-    report_start(context, id, &task, &line, args.wait.wait).await
+    report_start(context, id, &task, &line, args.wait.report()).await
 }
 
 pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Exit {
@@ -344,7 +356,7 @@ async fn verify_all(context: &Context<'_>, args: &VerifyArgs) -> Exit {
             Err(error) => exit = passed_over(context.output, &credential, error)?,
         }
     }
-    let ended = report_group_start(context, tasks, &List::from(all), &lines, args.wait.wait).await?;
+    let ended = report_group_start(context, tasks, &List::from(all), &lines, args.report()).await?;
     Ok(exit.max(ended))
 }
 
@@ -356,15 +368,16 @@ pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Exit {
         Some(snap) => Some(snap.resolve(context, args.credential.cred_id.as_ref()).await?),
         None => None,
     };
+    let report = args.report();
     let request =
         StartVerify { cloud_snapshot_id: snap, depth: args.depth(), credential: args.credential.cred_id };
     let started = context.client.call(operations::START_VERIFY, &request).await?;
     let line = format!("Cloudsnap verify started successfully with id: {}", started.task_id);
-    report_start(context, started.task_id, &started, &line, args.wait.wait).await
+    report_start(context, started.task_id, &started, &line, report).await
 }
 
 pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
-    let output = context.output;
+    let (output, width) = (context.output, args.width.width());
     if !args.dry_run {
         let consequence = "Objects of interrupted backups that are older than their grace period are deleted; \
             --dry-run lists them.";
@@ -379,7 +392,7 @@ pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
         if output.is_json() {
             output.document(&collected)?;
         } else {
-            show_garbage(output, &collected)?;
+            show_garbage(output, &collected, width)?;
         }
         return Ok(garbage_status(output, &collected));
     }
@@ -389,7 +402,7 @@ pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
             Ok(collected) => {
                 if !output.is_json() {
                     output.line(format!("{credential}:"))?;
-                    show_garbage(output, &collected)?;
+                    show_garbage(output, &collected, width)?;
                 }
                 exit = exit.max(garbage_status(output, &collected));
                 all.push(CollectedAt { credential_name: credential.to_string(), collected });
@@ -413,24 +426,40 @@ fn garbage_status(output: &Output, collected: &GarbageCollected) -> u8 {
     if collected.unreadable_manifests.is_empty() { EXIT_DONE } else { EXIT_FAILED }
 }
 
-fn show_garbage(output: &Output, collected: &GarbageCollected) -> Result<(), Failure> {
+/// Formats the objects of interrupted backups.
+fn garbage_table(collected: &GarbageCollected, width: Width) -> Table {
     let status = if collected.dry_run { "would be deleted" } else { "deleted" };
     let garbage = collected.garbage.iter().map(|leftover| (leftover, status.to_owned()));
     let young = collected.in_grace_period.iter().map(|leftover| {
-        let until = leftover.deletable_at.map(|at| format!("kept until {}", format_time(at)));
+        let until = leftover.deletable_at.map(|at| format!("kept until {}", width.time(at)));
         (leftover, until.unwrap_or_else(|| "kept: its age is not known".to_owned()))
     });
-    if !(collected.garbage.is_empty() && collected.in_grace_period.is_empty()) {
-        let rows = garbage.chain(young).map(|(leftover, status)| {
-            [
-                leftover.cloud_snapshot_id.clone(),
-                leftover.objects.to_string(),
-                ByteSize::from_bytes(leftover.len_bytes).to_string(),
-                or_dash(leftover.first_object_at.map(format_time)),
-                status,
-            ]
-        });
-        output.table(&Table::of("CLOUD-SNAP-ID|OBJECTS|SIZE|SINCE|STATUS", rows))?;
+    let all = collected.garbage.iter().chain(&collected.in_grace_period);
+    let ids = all.filter_map(|leftover| leftover.cloud_snapshot_id.parse::<CloudSnapshotId>().ok());
+    let short = ShortIds::new(ids.collect::<Vec<_>>().into_iter());
+    let rows = garbage.chain(young).map(|(leftover, status)| {
+        let id = match (width, leftover.cloud_snapshot_id.parse()) {
+            (Width::Narrow, Ok(id)) => short.of(&id),
+            _ => leftover.cloud_snapshot_id.clone(),
+        };
+        [
+            id,
+            leftover.objects.to_string(),
+            ByteSize::from_bytes(leftover.len_bytes).to_string(),
+            or_dash(leftover.first_object_at.map(|at| width.time(at))),
+            status,
+        ]
+    });
+    match width {
+        Width::Narrow => Table::of("ID|OBJECTS|SIZE|SINCE|STATUS", rows),
+        Width::Wide => Table::of("CLOUD-SNAP-ID|OBJECTS|SIZE|SINCE|STATUS", rows),
+    }
+}
+
+fn show_garbage(output: &Output, collected: &GarbageCollected, width: Width) -> Result<(), Failure> {
+    let table = garbage_table(collected, width);
+    if !table.is_empty() {
+        output.table(&table)?;
     }
     let total: u64 = collected.garbage.iter().map(|leftover| leftover.len_bytes).sum();
     let size = ByteSize::from_bytes(total);

@@ -191,7 +191,7 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
                 .note(format!("note: the previous content of {volume} is kept as snapshot {previous}"));
         }
         let line = started(reply.volume_id, reply.task_id);
-        return report_start(context, reply.task_id, &reply, &line, args.wait.wait).await;
+        return report_start(context, reply.task_id, &reply, &line, args.wait.report()).await;
     }
     let labels = args.labels.labels();
     if !args.how.lazy {
@@ -207,7 +207,7 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
         let reply = client.call(operations::START_RESTORE, &request).await?;
         tell_schedules(context, &reply.volume_name, &reply.schedules);
         let line = started(reply.volume_id, reply.task_id);
-        return report_start(context, reply.task_id, &reply, &line, args.wait.wait).await;
+        return report_start(context, reply.task_id, &reply, &line, args.wait.report()).await;
     }
     let on_store_loss = args.how.on_store_loss.unwrap_or_default();
     let request = StartLazyRestore {
@@ -227,7 +227,7 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
         "Volume successfully created: {} ({}); hydrated by task name:{task}",
         reply.volume_id, reply.volume_name
     );
-    report_start(context, task, &reply, &line, args.wait.wait).await
+    report_start(context, task, &reply, &line, args.wait.report()).await
 }
 
 /// Prints the schedules that include a new volume.

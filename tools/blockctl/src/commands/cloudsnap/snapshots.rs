@@ -147,5 +147,5 @@ pub async fn delete(context: &Context<'_>, args: DeleteArgs) -> Exit {
     let request = StartDelete { cloud_snapshot_id, credential: args.credential.cred_id, force: args.force };
     let started = context.client.call(operations::START_DELETE, &request).await?;
     let line = format!("Cloudsnap delete started successfully with task name:{}", started.task_id);
-    report_start(context, started.task_id, &started, &line, args.wait.wait).await
+    report_start(context, started.task_id, &started, &line, args.wait.report()).await
 }

@@ -42,7 +42,7 @@ const LAST_WRITE_LIMIT: Duration = Duration::from_millis(250);
 
 pub const STATUS_HELP: &str = "\
 NAME is an id prefix that commands accept. ETA is the remaining time of an active task at its \
-average rate, which --wide shows as RATE. \
+average rate; --wide shows that as RATE, and the elapsed time. \
 The cause of a failure is shown for the newest three tasks that ended within the last hour, and \
 with --name for any.
 
@@ -101,7 +101,7 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
     let tasks = tasks(context, &args).await?;
     if args.wait.wait {
         return match (args.name(), tasks.as_slice()) {
-            (Some(_), [task]) => follow_to_end(context, task.task_id).await,
+            (Some(_), [task]) => follow_to_end(context, task.task_id, args.width.width()).await,
             (Some(name), _) => Err(Failure::usage(format!(
                 "{} begin with {name}: give a longer prefix to wait for one",
                 counted(tasks.len() as u64, "task")
@@ -119,7 +119,7 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
             let Some(report) = &task.quiesce else { continue };
             output.line("")?;
             output.line(format!("Around the freeze of task {}:", task.task_id))?;
-            output.table(&rules::steps_table(report))?;
+            output.table(&rules::steps_table(report, args.width.width()))?;
         }
     }
     print_failures(context, &args, &tasks);
@@ -327,19 +327,16 @@ fn table(tasks: &[Task], width: Width) -> Table {
     let eta = |eta_s: Option<f64>| or_dash(eta_s.map(|eta_s| format_duration(eta_s.round())));
     if width == Width::Narrow {
         let rows = tasks.iter().map(|task| {
-            let elapsed_s =
-                if task.elapsed_seconds < 10.0 { task.elapsed_seconds } else { task.elapsed_seconds.round() };
             [
                 short_uuid(task.task_id),
                 subject(task),
                 task.state.to_string(),
                 width.time(task.started_at),
-                format_duration(elapsed_s),
                 size(task.processed_bytes),
                 eta(pace(task).1),
             ]
         });
-        return Table::of("NAME|VOLUME|STATE|STARTED|ELAPSED|PROCESSED|ETA", rows);
+        return Table::of("NAME|VOLUME|STATE|STARTED|PROCESSED|ETA", rows).fit("VOLUME");
     }
     let rows = tasks.iter().map(|task| {
         let (rate, eta_s) = pace(task);

@@ -172,6 +172,7 @@ fn table(credentials: &[Credential]) -> Table {
             ]
         }),
     )
+    .fit("NAME|LOCATION")
 }
 
 /// Marks the default credential.

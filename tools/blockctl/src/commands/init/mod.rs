@@ -8,7 +8,7 @@ use crate::{
     commands::{credentials, schedules},
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
-    table::{counted, or_dash},
+    table::{Width, counted, or_dash},
     wait::{exit_status, follow, tell},
 };
 use args::InitArgs;
@@ -233,7 +233,7 @@ async fn back_up(context: &Context<'_>, done: &mut Initialized) -> Exit {
                 let started = context.client.call(operations::START_VERIFY, &request).await?;
                 let task = follow(&context.client, started.task_id, output).await?;
                 if !output.is_json() {
-                    tell(context, &task)?;
+                    tell(context, &task, Width::Narrow)?;
                 }
                 exit = exit.max(exit_status(&task));
                 done.verifications.push(task);

@@ -6,7 +6,7 @@ use crate::{
     failure::{Exit, Failure},
     output::Context,
     short_ids::ShortIds,
-    table::{Table, Width, or_dash, short_time, short_uuid},
+    table::{Table, Width, cut, or_dash, short_time, short_uuid},
 };
 use blockd_api::{
     credentials::Credential,
@@ -15,6 +15,9 @@ use blockd_api::{
 };
 use blockd_schedule::Retention;
 use uuid::Uuid;
+
+/// Characters of the name of a local snapshot beside ids of cloud snapshots.
+const SNAPSHOT_NAME_CHARS: usize = 16;
 
 /// Names of schedules and backup locations.
 pub struct Names {
@@ -154,6 +157,8 @@ fn narrow_table(names: &Names) -> Table {
         row
     });
     Table::of("NAME|VOLUMES|SCHEDULE|LOCATIONS|NEXT-RUN|STATUS", rows.chain(unreadable))
+        .fit("NAME|VOLUMES|SCHEDULE|LOCATIONS")
+        .with_text("STATUS")
 }
 
 fn wide_table(names: &Names, policies: &[Policy]) -> Table {
@@ -199,7 +204,7 @@ pub async fn retention(context: &Context<'_>, uuid: &Uuid) -> Exit {
         let snapshots = plan.snapshots.iter().map(|judged| {
             [
                 or_dash(judged.volume_name.as_ref()),
-                or_dash(judged.snapshot_name.as_ref()),
+                or_dash(judged.snapshot_name.as_ref().map(|name| cut(name.as_str(), SNAPSHOT_NAME_CHARS))),
                 short_time(judged.created_at),
                 names.location(None),
                 judged.verdict.to_string(),
@@ -218,7 +223,7 @@ pub async fn retention(context: &Context<'_>, uuid: &Uuid) -> Exit {
                 format!("{}{gone}", judged.verdict),
             ]
         });
-        Table::of("VOLUME|ID|CREATED|LOCATION|VERDICT", snapshots.chain(cloudsnaps))
+        Table::of("VOLUME|ID|CREATED|LOCATION|VERDICT", snapshots.chain(cloudsnaps)).fit("VOLUME|LOCATION")
     })
 }
 
@@ -243,7 +248,9 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
                 or_dash(run.reason.as_ref()),
             ]
         });
-        return Table::of("SCHEDULE|VOLUME|STARTED|STATUS|LOCATION|ID|REASON", rows);
+        return Table::of("SCHEDULE|VOLUME|STARTED|STATUS|LOCATION|ID|REASON", rows)
+            .fit("SCHEDULE|VOLUME|LOCATION")
+            .with_text("REASON");
     }
     let rows = runs.iter().map(|run| {
         [
@@ -273,5 +280,5 @@ pub fn policy_table(policies: &[Policy]) -> Table {
     let row = |(policy, rule): (&Policy, &Rule)| {
         [policy.name.to_string(), rule.when.to_string(), or_dash(rule.retain.as_ref())]
     };
-    Table::of("NAME|SCHEDULE|RETAIN", rules.map(row))
+    Table::of("NAME|SCHEDULE|RETAIN", rules.map(row)).fit("NAME|SCHEDULE|RETAIN")
 }

@@ -118,7 +118,7 @@ fn table(snapshots: &[Snapshot], width: Width) -> Table {
                 status(snapshot),
             ]
         });
-        return Table::of("VOLUME|NAME|CREATED|EXCLUSIVE|STATUS", rows);
+        return Table::of("VOLUME|NAME|CREATED|EXCLUSIVE|STATUS", rows).fit("VOLUME|NAME");
     }
     Table::of(
         "ID|VOLUME|NAME|CREATED-TIME|DIRTY|EXCLUSIVE|SHARED|FREEZE|GROUP|STATUS",

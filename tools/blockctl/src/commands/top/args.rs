@@ -1,12 +1,13 @@
 //! `blockctl top`
 
+use crate::commands::arguments::WideArg;
 use clap::{Args, ValueEnum};
 use std::time::Duration;
 
 pub const TOP_HELP: &str = "\
 Rates are averages between two refreshes, latencies the mean of requests that ended in between, \
-measured in the volume. WAITING is the number of requests that it is executing, DIRTY the size of \
-the next backup. ETA uses the whole history of a task. On a terminal the screen refreshes until \
+measured in the volume. --wide adds flushes, WAITING, the number of requests that the volume is \
+executing, and DIRTY, the size of the next backup. ETA uses the whole history of a task. On a terminal the screen refreshes until \
 Ctrl-C; elsewhere snapshots are printed one after the other, with --json as a document per line. \
 --once prints one snapshot of one interval.
 
@@ -27,6 +28,9 @@ pub struct TopArgs {
     /// Sort key of volumes, descending (names ascending)
     #[arg(short, long, value_name = "KEY", value_enum, default_value_t = SortKey::Iops)]
     pub sort: SortKey,
+    /// Width option.
+    #[command(flatten)]
+    pub width: WideArg,
 }
 
 /// Sort key of volumes.

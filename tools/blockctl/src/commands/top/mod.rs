@@ -28,7 +28,9 @@ pub async fn run(context: &Context<'_>, args: TopArgs) -> Exit {
     if args.once {
         sleep(args.interval).await;
         let picture = looks.next(context.client.call(operations::GET_ACTIVITY, &()).await?, args.sort);
-        return context.output.text(&picture, || picture.render(context.output.is_colored()));
+        return context
+            .output
+            .text(&picture, || picture.render(context.output.is_colored(), args.width.width()));
     }
     let is_drawn = !context.output.is_json() && io::stdout().is_terminal();
     if is_drawn { draw(context, looks, &args).await } else { print(context, looks, &args).await }
@@ -42,8 +44,8 @@ async fn print(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Exi
         let picture = looks.next(context.client.call(operations::GET_ACTIVITY, &()).await?, args.sort);
         let text = match context.output.is_json() {
             true => line(&picture)?,
-            false if is_first => picture.render(context.output.is_colored()),
-            false => "\n".to_owned() + &picture.render(context.output.is_colored()),
+            false if is_first => picture.render(context.output.is_colored(), args.width.width()),
+            false => "\n".to_owned() + &picture.render(context.output.is_colored(), args.width.width()),
         };
         is_first = false;
         let mut stdout = io::stdout().lock();
@@ -122,7 +124,9 @@ async fn draw(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Exit
         };
         wait = args.interval;
         let text = match seen {
-            Ok(activity) => looks.next(activity, args.sort).render(context.output.is_colored()),
+            Ok(activity) => {
+                looks.next(activity, args.sort).render(context.output.is_colored(), args.width.width())
+            }
             Err(error) => away(&error),
         };
         screen.show(&text).map_err(failed)?;

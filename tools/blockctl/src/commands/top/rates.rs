@@ -1,7 +1,7 @@
 //! Changes between two samples of a daemon's activity.
 
 use super::args::SortKey;
-use crate::table::{Table, counted, or_dash, short_uuid};
+use crate::table::{Table, Width, counted, or_dash, short_uuid};
 use blockd_api::{
     ByteSize, VolumeId,
     activity::{Activity, OperationActivity, VolumeActivity},
@@ -227,66 +227,87 @@ impl ActivityRates {
     pub fn headline(&self) -> String {
         let sum = |value: fn(&VolumeLine) -> f64| self.volumes.iter().map(value).sum::<f64>();
         format!(
-            "{}: {} requests/s, {} MiB/s read, {} MiB/s written; {}; over {}",
+            "{}, {}, in {}: {} requests/s, read {}, write {} MiB/s",
             counted(self.volumes.len() as u64, "volume"),
+            counted(self.tasks.len() as u64, "task"),
+            format_duration((self.interval_seconds * 10.0).round() / 10.0),
             count(sum(VolumeLine::iops)),
             mebibytes(sum(|volume| volume.read_bytes_per_second)),
             mebibytes(sum(|volume| volume.written_bytes_per_second)),
-            counted(self.tasks.len() as u64, "task"),
-            format_duration(self.interval_seconds),
         )
     }
 
     /// Returns the table of volumes.
-    pub fn volume_table(&self) -> Table {
-        Table::of(
-            "VOLUME|READ/S|WRITE/S|FLUSH/S|READ MIB/S|WRITE MIB/S|READ LAT|WRITE LAT|FLUSH LAT|WAITING|DIRTY|STATE",
-            self.volumes.iter().map(|volume| {
-                [
-                    volume.name.clone(),
-                    count(volume.read.per_second),
-                    count(volume.write.per_second + volume.discard.per_second),
-                    count(volume.flush.per_second),
-                    mebibytes(volume.read_bytes_per_second),
-                    mebibytes(volume.written_bytes_per_second),
-                    latency(volume.read),
-                    latency(volume.write),
-                    latency(volume.flush),
-                    volume.in_flight().to_string(),
-                    ByteSize::from_bytes(volume.dirty_bytes).to_string(),
-                    if volume.up { "up".into() } else { "failed".into() },
-                ]
-            }),
-        )
+    pub fn volume_table(&self, width: Width) -> Table {
+        let rows = self.volumes.iter().map(|volume| {
+            let [read, write, flush] = [
+                volume.read.per_second,
+                volume.write.per_second + volume.discard.per_second,
+                volume.flush.per_second,
+            ]
+            .map(count);
+            [
+                volume.name.clone(),
+                read,
+                write,
+                flush,
+                mebibytes(volume.read_bytes_per_second),
+                mebibytes(volume.written_bytes_per_second),
+                latency(volume.read),
+                latency(volume.write),
+                latency(volume.flush),
+                volume.in_flight().to_string(),
+                ByteSize::from_bytes(volume.dirty_bytes).to_string(),
+                if volume.up { "up".into() } else { "failed".into() },
+            ]
+        });
+        if width == Width::Wide {
+            return Table::of(
+                "VOLUME|READ/S|WRITE/S|FLUSH/S|READ MIB/S|WRITE MIB/S|READ LAT|WRITE LAT|FLUSH LAT|WAITING|DIRTY|STATE",
+                rows,
+            );
+        }
+        let rows = rows.map(|row| {
+            let [name, read, write, _, read_mib, write_mib, read_latency, write_latency, .., state] = row;
+            [name, read, write, read_mib, write_mib, read_latency, write_latency, state]
+        });
+        Table::of("VOLUME|READ/S|WRITE/S|R-MIB/S|W-MIB/S|R-LAT|W-LAT|STATE", rows).fit("VOLUME")
     }
 
     /// Returns the table of tasks.
-    pub fn task_table(&self) -> Table {
-        Table::of(
-            "TASK|STATE|VOLUME|PHASE|DONE|OF|RATE|ETA",
-            self.tasks.iter().map(|task| {
-                let bytes = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
-                [
-                    short_uuid(task.task_id),
-                    task.state.clone(),
-                    or_dash(task.volume_name.as_ref()),
-                    task.phase.clone(),
-                    bytes(task.processed_bytes),
-                    if task.total_bytes > 0 { bytes(task.total_bytes) } else { "-".into() },
-                    task.bytes_per_second
-                        .map_or_else(|| "-".into(), |rate| format!("{} MiB/s", mebibytes(rate))),
-                    task.eta_seconds.map_or_else(|| "-".into(), |seconds| format_duration(seconds.round())),
-                ]
-            }),
-        )
+    pub fn task_table(&self, width: Width) -> Table {
+        let rows = self.tasks.iter().map(|task| {
+            let bytes = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
+            let percent = (task.total_bytes > 0).then(|| task.processed_bytes * 100 / task.total_bytes);
+            let done = bytes(task.processed_bytes);
+            [
+                short_uuid(task.task_id),
+                task.state.clone(),
+                or_dash(task.volume_name.as_ref()),
+                task.phase.clone(),
+                match (width, percent) {
+                    (Width::Narrow, Some(percent)) => format!("{percent}%"),
+                    _ => done,
+                },
+                if task.total_bytes > 0 { bytes(task.total_bytes) } else { "-".into() },
+                task.bytes_per_second.map_or_else(|| "-".into(), |rate| format!("{} MiB/s", mebibytes(rate))),
+                task.eta_seconds.map_or_else(|| "-".into(), |seconds| format_duration(seconds.round())),
+            ]
+        });
+        if width == Width::Wide {
+            return Table::of("TASK|STATE|VOLUME|PHASE|DONE|OF|RATE|ETA", rows);
+        }
+        let rows =
+            rows.map(|[id, state, volume, _, done, _, rate, eta]| [id, state, volume, done, rate, eta]);
+        Table::of("TASK|STATE|VOLUME|DONE|RATE|ETA", rows).fit("VOLUME")
     }
 
     /// Renders everything as text.
-    pub fn render(&self, color: bool) -> String {
-        let mut text = self.headline() + "\n\n" + &self.volume_table().render(color);
+    pub fn render(&self, color: bool, width: Width) -> String {
+        let mut text = self.headline() + "\n\n" + &self.volume_table(width).render(color);
         if !self.tasks.is_empty() {
             text += "\n";
-            text += &self.task_table().render(color);
+            text += &self.task_table(width).render(color);
         }
         text
     }
@@ -342,9 +363,19 @@ mod tests {
         let task = &picture.tasks[0];
         // 20 MiB in 2 s, 70 MiB left.
         assert_eq!((task.bytes_per_second, task.eta_seconds), (Some(10_485_760.0), Some(7.0)));
-        let text = picture.render(false);
         let expected = "\
-2 volumes: 220 requests/s, 2.0 MiB/s read, 4.0 MiB/s written; 1 task; over 2s
+2 volumes, 1 task, in 2s: 220 requests/s, read 2.0, write 4.0 MiB/s
+
+VOLUME  READ/S  WRITE/S  R-MIB/S  W-MIB/S  R-LAT   W-LAT   STATE
+db      200     20       2.0      4.0      200 µs  5.0 ms  up
+log     0       0        0.0      0.0      -       -       up
+
+TASK      STATE          VOLUME  DONE  RATE        ETA
+3f4f0a67  Backup-Active  db      30%   10.0 MiB/s  7s
+";
+        assert_eq!(picture.render(false, Width::Narrow), expected);
+        let expected = "\
+2 volumes, 1 task, in 2s: 220 requests/s, read 2.0, write 4.0 MiB/s
 
 VOLUME  READ/S  WRITE/S  FLUSH/S  READ MIB/S  WRITE MIB/S  READ LAT  WRITE LAT  FLUSH LAT  WAITING  DIRTY  STATE
 db      200     20       0        2.0         4.0          200 µs    5.0 ms     -          4        5 MiB  up
@@ -353,7 +384,7 @@ log     0       0        0        0.0         0.0          -         -          
 TASK      STATE          VOLUME  PHASE      DONE    OF       RATE        ETA
 3f4f0a67  Backup-Active  db      uploading  30 MiB  100 MiB  10.0 MiB/s  7s
 ";
-        assert_eq!(text, expected);
+        assert_eq!(picture.render(false, Width::Wide), expected);
     }
 
     #[test]

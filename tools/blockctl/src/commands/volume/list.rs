@@ -45,12 +45,13 @@ fn table(volumes: &[Volume], width: Width) -> Table {
     };
     match width {
         Width::Narrow => Table::of(
-            "NAME|SIZE|USED|DIRTY|SNAPSHOTS|DEVICE|STATUS",
+            "NAME|SIZE|USED|DIRTY|SNAPS|DEVICE|STATUS",
             volumes.iter().map(|volume| {
                 let [name, size, used, dirty, snapshots, device] = columns(volume);
                 [name, size, used, dirty, snapshots, device, status(volume)]
             }),
-        ),
+        )
+        .fit("NAME"),
         Width::Wide => Table::of(
             "ID|NAME|SIZE|USED|DIRTY|SNAPSHOTS|DEVICE|GROUP|LABELS|STATUS",
             volumes.iter().map(|volume| {
