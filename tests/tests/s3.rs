@@ -156,6 +156,46 @@ fn network_faults_are_survived() {
     assert_same("the last backup", &daemon.content("last"), &wanted);
 }
 
+/// Two servers of one store: the first one dies during a backup.
+#[test]
+fn second_server_takes_over_during_a_backup() {
+    if servers::is_switched_off("S3") {
+        return;
+    }
+    let mut rng = Rng::of_test("second_server_takes_over_during_a_backup");
+    let bed = Bed::new();
+    let second = Seaweed::start(&bed.path("weed"));
+    let mut first = second.start_gateway();
+    let passphrase = [("--encryption-passphrase", PASSPHRASE)];
+    let servers = Seaweed::reached_at_any(&[first.address(), second.address()]);
+    let daemon = bed.daemon("a").start();
+    let ctl = daemon.ctl();
+    let (code, document) = servers.add_credentials(&ctl, "s3", &passphrase);
+    assert_eq!(code, 0, "{document:#}");
+    let content = create_filled_volume(&ctl, &daemon, &mut rng, 4);
+    // Slow enough that most of the backup follows the death of the server.
+    let id = ctl.start_backup_with("vol", &["--limit-upload", "16MiB"]);
+    wait_for("the first uploads", || (ctl.task(&id).number("uploadedBytes") >= 8 * MIB).then_some(()));
+    first.kill();
+    let task = ctl.wait_task(&id);
+    assert_eq!(task.state(), "Backup-Done", "{task:?}");
+    let log = daemon.log();
+    assert!(log.contains("server of the store unreachable; using the next one"), "{log}");
+    ctl.restore(task.snap(), "again");
+    assert_same("restored volume", &daemon.content("again"), &content);
+
+    // A host that never saw the first server.
+    let other = bed.daemon("b").start();
+    let ctl = other.ctl();
+    let (code, document) = servers.add_credentials(&ctl, "s3", &passphrase);
+    assert_eq!(code, 0, "{document:#}");
+    ctl.restore(task.snap(), "elsewhere");
+    assert_same("volume of the other host", &other.content("elsewhere"), &content);
+    for daemon in [&daemon, &other] {
+        assert!(!daemon.log().contains("planted"), "{}", daemon.log());
+    }
+}
+
 fn is_pack(request: &Request) -> bool {
     request.method == "PUT" && request.path.contains("/pack-")
 }

@@ -27,6 +27,24 @@ pub struct Seaweed {
     ports: Vec<u16>,
 }
 
+/// Another S3 server of the objects of a [`Seaweed`], killed on drop.
+pub struct Gateway {
+    process: Process,
+    address: SocketAddr,
+}
+
+impl Gateway {
+    /// Returns the listening address.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Kills the server: clients find their connections closed, and its port without a listener.
+    pub fn kill(&mut self) {
+        self.process.kill();
+    }
+}
+
 /// Returns the server's identities: these keys have full access.
 fn identities(keys: &[(&str, &str)]) -> String {
     let owner = |(access_key, secret_key): &(&str, &str)| {
@@ -100,13 +118,33 @@ impl Seaweed {
         self.address
     }
 
+    /// Starts another S3 server of the same objects and waits until it serves.
+    pub fn start_gateway(&self) -> Gateway {
+        let port = ports::free(ABOVE);
+        let mut command = Command::new(program());
+        command.args(["s3", "-ip.bind=127.0.0.1", "-port.iceberg=0", "-port.lance=0"]);
+        command.arg(format!("-filer=127.0.0.1:{}", self.ports[3])).arg(format!("-port={port}"));
+        command.arg(format!("-config={}", self.dir.join("s3.json").display()));
+        let address = ports::local(port);
+        let process = servers::start("the gateway", &mut command, &self.dir, "gateway", || {
+            answers(address, "/healthz")
+        });
+        Gateway { process, address }
+    }
+
     /// Returns the flags of credentials for the server at `endpoint`.
     pub fn reached_at(endpoint: SocketAddr) -> Server {
+        Self::reached_at_any(&[endpoint])
+    }
+
+    /// Returns the flags of credentials for several servers.
+    pub fn reached_at_any(endpoints: &[SocketAddr]) -> Server {
+        let endpoints: Vec<String> = endpoints.iter().map(|endpoint| format!("http://{endpoint}")).collect();
         let mut server = Server::new("s3", Vec::new());
         server.wrong = ("--s3-secret-key", "another one".into());
         server.secret = SECRET_KEY.into();
         server
-            .flag("--s3-endpoint", format!("http://{endpoint}"))
+            .flag("--s3-endpoint", endpoints.join(","))
             .flag("--s3-region", "us-east-1")
             .flag("--s3-access-key", ACCESS_KEY)
             .flag("--s3-secret-key", SECRET_KEY)
