@@ -431,6 +431,25 @@ mod tests {
     }
 
     #[test]
+    fn stored_layout_is_stable() {
+        let golden = include_bytes!("../tests/golden/journal-v1.bin");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let journal = open(&path);
+        journal.record(7, &[1, 2, 0x0001_0203]).unwrap();
+        journal.record(0, &[5]).unwrap();
+        journal.record_commit().unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), golden);
+        let copy = dir.path().join("copy");
+        std::fs::write(&copy, golden).unwrap();
+        let journal = open(&copy);
+        assert_eq!(journal.completed(), [0, 7]);
+        assert_eq!(journal.frame_lens(7).unwrap(), Some(vec![1, 2, 0x0001_0203]));
+        assert_eq!(journal.frame_lens(0).unwrap(), Some(vec![5]));
+        assert!(journal.may_be_committed());
+    }
+
+    #[test]
     fn journal_of_another_backup_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("journal");

@@ -483,14 +483,18 @@ mod tests {
     }
 
     #[test]
-    fn cache_format_is_unchanged() {
+    fn stored_layout_is_stable() {
+        let golden = include_bytes!("../../tests/golden/cache-entry-v1.bin");
         let dir = tempfile::tempdir().unwrap();
         let cache = DiskCache::open(dir.path(), 1 << 20).unwrap();
         cache.put(&key(5), b"golden");
         let path = cache.path(&key(5));
         let name = "1b/1b319ad56c3541b62afd48c5a82a1eaab8fe937502ac65e77f8f38254a4c7bf8";
         assert_eq!(path.strip_prefix(dir.path()).unwrap().to_str().unwrap(), name);
-        let hex: String = fs::read(path).unwrap().iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, "424c4b44504945430100000006000000e5af8a9619c05e13bf42e48ed320e032676f6c64656e");
+        assert_eq!(fs::read(&path).unwrap(), golden);
+        drop(cache);
+        fs::write(&path, golden).unwrap();
+        let cache = DiskCache::open(dir.path(), 1 << 20).unwrap();
+        assert_eq!(cache.get(&key(5)).unwrap(), b"golden");
     }
 }

@@ -304,6 +304,34 @@ mod tests {
     }
 
     #[test]
+    fn stored_layout_is_stable() {
+        let golden = include_bytes!("../../tests/golden/checkpoint-v1.bin");
+        let folder = tempfile::tempdir().unwrap();
+        let (dir, id, task) = (folder.path().join("1"), VolumeId::from_u64(1), Uuid::from_u128(9));
+        let (file, manifest) = (path(&folder.path().join("task")), manifest());
+        let target = RestoreTarget::create(&dir, id, SIZE_BYTES).unwrap();
+        let writer = Writer::begin(target, &file, task, &manifest, 1 << 30).unwrap();
+        let restored =
+            [(vec![blocks(0, 9), blocks(20, 1)], blocks(3, 2)), (vec![blocks(16383, 1)], blocks(16383, 1))];
+        for (settled, written) in &restored {
+            writer.write_blocks(written.start, &vec![1; written.len_bytes() as usize]).unwrap();
+            writer.settled(settled).unwrap();
+            writer.checkpoint().unwrap();
+        }
+        // The fingerprint of a target depends on its inodes.
+        let fingerprint = 0x1122_3344_5566_7788;
+        let header = header(task, &manifest, fingerprint);
+        assert_eq!([&header, &std::fs::read(&file).unwrap()[HEADER_BYTES..]].concat(), golden);
+        std::fs::write(&file, golden).unwrap();
+        let restored = RestoredBlocks {
+            settled: restored.iter().flat_map(|(settled, _)| settled.iter().copied()).collect(),
+            written: restored.iter().map(|(_, written)| *written).collect(),
+        };
+        let end = golden.len() as u64;
+        assert_eq!(load(&file, task, &manifest).unwrap(), Some(Checkpoint { restored, fingerprint, end }));
+    }
+
+    #[test]
     fn restored_extents_survive_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let (dir, id, task) = (folder.path().join("1"), VolumeId::from_u64(1), Uuid::from_u128(9));

@@ -341,6 +341,10 @@ mod tests {
         BlockSet::from_iter([Extent::new(BlockIndex(start), len)])
     }
 
+    fn block(number: u64) -> Extent {
+        Extent::new(BlockIndex(number), 1)
+    }
+
     #[test]
     fn torn_ends_are_cut_and_altered_bytes_detected() {
         let dir = tempfile::tempdir().unwrap();
@@ -388,6 +392,26 @@ mod tests {
             let left = if at < HEADER_BYTES { both.clone() } else { set(100, 3) };
             assert_eq!(HeadLog::rescue(&path, IDENTITY), left, "byte {at}");
         }
+    }
+
+    #[test]
+    fn golden_file_round_trips() {
+        let golden = include_bytes!("../../tests/golden/layer-v1.log");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("l");
+        let mut log = HeadLog::create(&path, IDENTITY).unwrap();
+        let (first, second) = (set(5, 10), BlockSet::from_iter([100, (1 << 20) - 1].map(block)));
+        log.append(&first).unwrap();
+        log.append(&second).unwrap();
+        let written = std::fs::read(&path).unwrap();
+        let (records, zeroes) = written.split_at(golden.len());
+        assert_eq!(records, golden);
+        assert!(!zeroes.is_empty() && zeroes.iter().all(|byte| *byte == 0), "zeroes follow the records");
+        drop(log);
+        std::fs::write(&path, golden).unwrap();
+        let mut all = first;
+        all.union_with(&second);
+        assert_eq!(HeadLog::open(&path, IDENTITY).unwrap().1, all);
     }
 
     #[test]

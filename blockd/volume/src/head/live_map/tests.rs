@@ -158,6 +158,33 @@ fn map_of_a_dead_process_is_trusted_in_its_boot_and_mount_only() {
 }
 
 #[test]
+fn golden_file_round_trips() {
+    // The header up to the mount number, then the first two words of the bitmap; the rest is zero.
+    let golden = include_bytes!("../../../tests/golden/layer-v1.map");
+    let (fields, words) = golden.split_at(MOUNT_AT + 8);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m");
+    let held = extent(3, 70);
+    let map = map(&dir);
+    map.set_held(held, || (), |(), _| {}).unwrap();
+    map.set_clean(true).unwrap();
+    let mount = mount_number(&File::open(&path).unwrap()).map_or(0, std::num::NonZero::get);
+    drop(map);
+    let mut expected = vec![0; (HEADER_BYTES + bitmap_bytes(BLOCKS)) as usize];
+    expected[..fields.len()].copy_from_slice(fields);
+    // The golden file has zeroes for the boot and the mount of the test.
+    expected[BOOT_ID_AT..BOOT_ID_AT + BOOT_ID_BYTES].copy_from_slice(boot_id().unwrap().as_bytes());
+    expected[MOUNT_AT..MOUNT_AT + 8].copy_from_slice(&mount.to_le_bytes());
+    expected[HEADER_BYTES as usize..][..words.len()].copy_from_slice(words);
+    let written = std::fs::read(&path).unwrap();
+    let differing = written.iter().zip(&expected).position(|(one, other)| one != other);
+    assert_eq!((written.len(), differing), (expected.len(), None));
+    std::fs::write(&path, expected).unwrap();
+    let found = LiveMap::open(&path, IDENTITY, true).unwrap().unwrap();
+    assert_eq!((found.map.held_set(), found.clean), (BlockSet::from_iter([held]), true));
+}
+
+#[test]
 fn map_with_bits_beyond_the_last_block_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     drop(map(&dir));
