@@ -1,6 +1,6 @@
 //! Backups of existing local snapshots, and local snapshots that stay after a backup.
 
-use super::*;
+use super::{resume::SLOW_BYTES_PER_S, *};
 use blockd_api::{
     cloudsnaps::StartGroupBackup,
     quiesce::{HookOptions, Quiesce},
@@ -59,6 +59,41 @@ async fn snapshot_older_than_the_chain_is_backed_up_beside_it() {
     assert_eq!((live.backup_type, live.dirty_bytes), (Some(BackupType::Incremental), 4096));
     model.assert_is(&*host.restore(&live.cloud_snapshot_id.unwrap(), "last").await);
     assert_eq!(host.local_names().await, ["old", "new"], "snapshots of users stay");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kept_backup_outlives_a_backup_of_an_older_snapshot() {
+    let host = Host::new().await;
+    let (volume, old) = host.fill("data").await;
+    host.limited(Some(SLOW_BYTES_PER_S), None).await;
+    host.take_snapshot("data", &new_snapshot("old")).await;
+    let mut kept = old.clone();
+    kept.write(&volume, 1 << 20, 2, 1 << 20);
+    let task = host.start_backup("data", false).await;
+    host.stop_in_progress(task).await;
+    let mut new = kept.clone();
+    new.write(&volume, 2 << 20, 3, 8192);
+    host.take_snapshot("data", &new_snapshot("new")).await;
+    host.remove_limits();
+
+    let past = host.run_backup(&backup_of_snapshot("old")).await;
+    old.assert_is(&*host.restore(&past.cloud_snapshot_id.unwrap(), "then").await);
+    host.call_at(RESUME_TASK, &task, &()).await;
+    let tip = host.done(task).await.cloud_snapshot_id.unwrap();
+    kept.assert_is(&*host.restore(&tip, "kept").await);
+    assert_eq!(host.tip(), tip, "the chain has the later point in time");
+
+    // A later one discards it.
+    host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
+    host.limited(Some(SLOW_BYTES_PER_S), None).await;
+    host.take_snapshot("data", &new_snapshot("stopped")).await;
+    let task = host.call(START_BACKUP, &backup_of_snapshot("stopped")).await.items[0].task_id;
+    host.stop_in_progress(task).await;
+    host.take_snapshot("data", &new_snapshot("last")).await;
+    host.remove_limits();
+    let last = host.run_backup(&backup_of_snapshot("last")).await;
+    host.refused_at(ErrorCode::TaskEnded, RESUME_TASK, &task, &()).await;
+    new.assert_is(&*host.restore(&last.cloud_snapshot_id.unwrap(), "last").await);
 }
 
 /// Random writes, snapshots, and backups of the volume and of any snapshot: each backup has the bytes of its

@@ -10,7 +10,7 @@ use jiff::{SignedDuration, Timestamp};
 use std::os::unix::fs::PermissionsExt;
 
 /// Bandwidth at which a task is stopped long before its end, and ends soon if it continues.
-const SLOW_BYTES_PER_S: u64 = 8 << 20;
+pub(super) const SLOW_BYTES_PER_S: u64 = 8 << 20;
 
 const KEEP: StopTask = StopTask { discard: false };
 pub(super) const DISCARD: StopTask = StopTask { discard: true };
@@ -46,7 +46,7 @@ impl Host {
     }
 
     /// Waits until a task has processed data, and stops it.
-    async fn stop_in_progress(&self, task: Uuid) -> Task {
+    pub(super) async fn stop_in_progress(&self, task: Uuid) -> Task {
         self.until_processed(task).await;
         let stopped = self.call_at(STOP_TASK, &task, &KEEP).await;
         assert!(stopped.resumable && stopped.state.stage == TaskStage::Stopped, "{stopped:?}");
@@ -63,7 +63,7 @@ impl Host {
     }
 
     /// Creates a credential with bandwidth limits.
-    async fn limited(&self, up: Option<u64>, down: Option<u64>) {
+    pub(super) async fn limited(&self, up: Option<u64>, down: Option<u64>) {
         let mut request = self.credential("nas", None);
         request.connection.limit_upload_bytes_per_second = up;
         request.connection.limit_download_bytes_per_second = down;

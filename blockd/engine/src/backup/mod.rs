@@ -30,12 +30,14 @@ use blockd_api::{
     snapshots::CreateGroupSnapshot,
     tasks::{TaskKind, TaskLimits, TaskOwner, TaskStarted},
 };
-use blockd_catalog::{BackupTask, Barrier, CredentialRow, DbError, TaskRow, TaskSpec};
+use blockd_catalog::{
+    BackupTask, Barrier, CredentialRow, DbError, SnapshotRow, SnapshotState, TaskRow, TaskSpec,
+};
 use blockd_cloud::CloudSnapshotId;
-use blockd_extent::{SnapshotId, VolumeId};
+use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_quiesce::QuiescePart;
 use jiff::Timestamp;
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 use uuid::Uuid;
 
 /// Starts backups.
@@ -89,6 +91,30 @@ fn local_name(is_kept: bool, options: &BackupOptions) -> Result<Option<SnapshotN
         (true, Some(name)) => Some(name.as_str().parse()?),
         (true, None) => Some(SnapshotName::from_time(Timestamp::now())),
     })
+}
+
+/// New backup of a volume to its locations.
+struct StartedBackup {
+    volume: VolumeId,
+    credentials: Vec<CredentialRow>,
+    /// Existing snapshot; a new one is later than every other.
+    snapshot: Option<SnapshotId>,
+}
+
+impl StartedBackup {
+    /// Returns true for a kept backup of the same volume and location whose point in time is not later.
+    /// `frozen` has the epochs of the snapshots that exist.
+    fn replaces(&self, kept: &TaskRow, frozen: &HashMap<SnapshotId, Epoch>) -> bool {
+        let is_same = kept.volume == Some(self.volume)
+            && self.credentials.iter().any(|credential| credential.uuid == kept.credential);
+        let epoch = |snapshot: SnapshotId| frozen.get(&snapshot);
+        is_same
+            && match self.snapshot {
+                None => true,
+                // A kept backup without a snapshot freezes the volume when it resumes.
+                Some(new) => kept.snapshot.and_then(epoch).is_some_and(|kept| Some(kept) <= epoch(new)),
+            }
+    }
 }
 
 /// Attributes common to all tasks of one point in time.
@@ -211,7 +237,7 @@ impl Backups {
             }
             None => None,
         };
-        let (mut rows, mut replaced) = (Vec::new(), Vec::new());
+        let (mut rows, mut started) = (Vec::new(), Vec::new());
         for (member, entry) in members.iter().zip(&entries) {
             let mut credentials = Vec::new();
             for wanted in &member.credentials {
@@ -229,9 +255,9 @@ impl Backups {
                 }
             };
             rows.extend(self.rows_of(entry, &credentials, member.snapshot, asked, point)?);
-            replaced.push((entry.id, credentials));
+            started.push(StartedBackup { volume: entry.id, credentials, snapshot: member.snapshot });
         }
-        self.abandon_older(&replaced, asked.owner()).await?;
+        self.abandon_older(&started, asked.owner()).await?;
         let Some((first, others)) = rows.split_first() else {
             return Err(ServiceError::Internal("backup without a location".into()));
         };
@@ -249,19 +275,19 @@ impl Backups {
         Ok(rows)
     }
 
-    /// Discards the resumable backups of these volumes to these locations: resumed, they would create points
-    /// in time older than the new ones. Fails if the caller may not discard one of them.
+    /// Discards the resumable backups that are not later than the new ones of the same volume and location:
+    /// resumed, they would create points in time before those. A later one stays: it may be the only copy of
+    /// its point in time. Fails if the caller may not discard one of them.
     async fn abandon_older(
         self: &Arc<Self>,
-        members: &[(VolumeId, Vec<CredentialRow>)],
+        started: &[StartedBackup],
         by: TaskOwner,
     ) -> Result<(), ServiceError> {
+        let snapshots = self.snapshots.db.run(|tx| SnapshotRow::all(tx, None)).await?;
+        let ready = snapshots.into_iter().filter(|row| row.state == SnapshotState::Ready);
+        let frozen: HashMap<SnapshotId, Epoch> = ready.map(|row| (row.id, row.epoch)).collect();
         let is_older = |task: &TaskRow| {
-            let is_to = |credential: &CredentialRow| credential.uuid == task.credential;
-            let is_of = |(volume, credentials): &(_, Vec<CredentialRow>)| {
-                task.volume == Some(*volume) && credentials.iter().any(is_to)
-            };
-            task.kind() == TaskKind::Backup && members.iter().any(is_of)
+            task.kind() == TaskKind::Backup && started.iter().any(|new| new.replaces(task, &frozen))
         };
         let kept = self.tasks.resumable_tasks().await?;
         let is_refused = |task: &&TaskRow| is_older(task) && !owner::may_discard(&by, &task.owner);

@@ -4,8 +4,8 @@
 //! The kept state is: of a backup its snapshot, plan and journal, so that stored packs are not sent again; of
 //! a restore the incomplete volume and the record of its blocks; of a hydration only its row; of an in-place
 //! restore that has started to write, the fence of clients from the mixture; of a deletion the manifest. A
-//! kept backup is abandoned when a newer one of the same volume and credential starts, and when it is too old
-//! to commit. Its possible listing is verified then (see [`doubts`]).
+//! kept backup is abandoned when one of a later point in time of the same volume and credential starts, and
+//! when it is too old to commit. Its possible listing is verified then (see [`doubts`]).
 
 use crate::{
     backup::{doubts, task},
