@@ -55,3 +55,17 @@ async fn renamed_volume_keeps_its_backups_schedules_and_rule() {
     host.create_volume("v").await;
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_renames_leave_one_entry() {
+    let host = Host::new().await;
+    let id = host.create_volume("v").await.id();
+    let wanted = VolumeRef::Id(id);
+    let admission = host.engine().admission.lock().await;
+    let rename = |name| host.engine().volumes.update_volume(&wanted, to(name));
+    // The futures are polled in this order: both requests have begun when the lock is released.
+    let (first, second, ()) = tokio::join!(rename("a"), rename("b"), async { drop(admission) });
+    assert_eq!((first.unwrap().name.as_str(), second.unwrap().name.as_str()), ("a", "b"));
+    let all = host.call(LIST_VOLUMES, &ListVolumes::default()).await.items;
+    assert_eq!(all.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>(), ["b"]);
+}

@@ -307,14 +307,14 @@ impl Volumes {
         wanted: &VolumeRef,
         request: UpdateVolume,
     ) -> Result<api::Volume, ServiceError> {
-        let mut entry = self.registry.find(wanted)?;
         if request == UpdateVolume::default() {
             let message = "no change requested: give name, sizeBytes, readOnly, labels, group or acknowledgeDiscardedWrites";
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
-        if let Some(name) = request.name {
-            entry = self.rename_volume(&entry, name).await?;
-        }
+        let entry = match request.name {
+            Some(name) => self.rename_volume(wanted, name).await?,
+            None => self.registry.find(wanted)?,
+        };
         if let Some(size_bytes) = request.size_bytes {
             self.grow_volume(&entry, size_bytes).await?;
         }

@@ -3,6 +3,7 @@
 //! An entry's state and its number of connections change under one lock, so that a volume is never removed
 //! under a client that has just connected.
 
+mod entries;
 mod guards;
 
 pub use guards::{Attachment, RollbackMark};
@@ -12,10 +13,10 @@ use blockd_api::{ApiError, ErrorCode, GroupName, Labels, SnapshotName, VolumeNam
 use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow};
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::Volume;
+use entries::Entries;
 use jiff::Timestamp;
 use parking_lot::{Mutex, RwLock};
 use std::{
-    collections::BTreeMap,
     ops::Deref,
     sync::{
         Arc,
@@ -385,22 +386,10 @@ impl std::fmt::Debug for Registry {
     }
 }
 
-type Entries = BTreeMap<VolumeName, Arc<VolumeEntry>>;
-
-fn refuse_taken(entries: &Entries, name: &VolumeName) -> Result<(), ApiError> {
-    match entries.contains_key(name) {
-        true => {
-            let message = format!("volume {name} already exists: choose another name");
-            Err(ApiError::new(ErrorCode::VolumeExists, message))
-        }
-        false => Ok(()),
-    }
-}
-
 impl Registry {
     /// Adds a volume, replacing one of the same name.
     pub fn insert(&self, entry: Arc<VolumeEntry>) {
-        self.entries.write().insert(entry.name.clone(), entry);
+        self.entries.write().insert(entry);
     }
 
     /// Registers a callback after each durable growth of a volume.
@@ -421,34 +410,39 @@ impl Registry {
     /// # Errors
     /// The name is taken.
     pub fn reserve(&self, entry: &Arc<VolumeEntry>) -> Result<(), ApiError> {
-        let mut entries = self.entries.write();
-        refuse_taken(&entries, &entry.name)?;
-        entries.insert(entry.name.clone(), Arc::clone(entry));
-        Ok(())
+        self.entries.write().reserve(entry)
     }
 
     /// Replaces the entry of a volume by one of another name, if that is free. Holders of the former entry
-    /// share its state.
+    /// share its state. No other volume gets the former name until [`end_rename`](Self::end_rename) or
+    /// [`undo_rename`](Self::undo_rename).
     ///
     /// # Errors
-    /// The name is taken.
+    /// The name is taken, or the volume is not registered under the name of this entry.
     pub fn rename(&self, entry: &VolumeEntry, name: VolumeName) -> Result<Arc<VolumeEntry>, ApiError> {
         let renamed = Arc::new(VolumeEntry { name, shared: Arc::clone(&entry.shared) });
-        let mut entries = self.entries.write();
-        refuse_taken(&entries, &renamed.name)?;
-        entries.remove(&entry.name);
-        entries.insert(renamed.name.clone(), Arc::clone(&renamed));
+        self.entries.write().replace(entry, &renamed)?;
         Ok(renamed)
     }
 
-    /// Removes a volume.
+    /// Releases the former name of a renamed volume.
+    pub fn end_rename(&self, former: &VolumeEntry) {
+        self.entries.write().release(&former.name);
+    }
+
+    /// Returns a renamed volume to its former entry.
+    pub fn undo_rename(&self, renamed: &VolumeEntry, former: &Arc<VolumeEntry>) {
+        self.entries.write().restore(renamed, former);
+    }
+
+    /// Removes a volume, under its current name.
     pub fn remove(&self, entry: &VolumeEntry) {
-        self.entries.write().remove(&entry.name);
+        self.entries.write().remove(entry);
     }
 
     /// Returns all volumes by name.
     pub fn all(&self) -> Vec<Arc<VolumeEntry>> {
-        self.entries.read().values().cloned().collect()
+        self.entries.read().all().cloned().collect()
     }
 
     /// Returns the volume of this name.
@@ -459,7 +453,7 @@ impl Registry {
 
     /// Returns the volume of this id.
     pub fn by_id(&self, id: VolumeId) -> Option<Arc<VolumeEntry>> {
-        self.entries.read().values().find(|entry| entry.id == id).cloned()
+        self.entries.read().all().find(|entry| entry.id == id).cloned()
     }
 
     /// Finds a volume by name, id or unique id prefix.

@@ -63,3 +63,29 @@ fn names_are_reserved_once() {
     assert!(registry.find(&"7".parse().unwrap()).is_ok());
     assert!(registry.find(&"other".parse().unwrap()).is_err());
 }
+
+#[test]
+fn former_name_is_reserved_until_the_rename_ends() {
+    let registry = Registry::default();
+    let former = entry("old", EntryState::Restoring);
+    registry.reserve(&former).unwrap();
+    let renamed = registry.rename(&former, "new".parse().unwrap()).unwrap();
+    let other = entry("old", EntryState::Creating);
+    assert_eq!(registry.reserve(&other).unwrap_err().code, ErrorCode::VolumeExists);
+    registry.undo_rename(&renamed, &former);
+    assert_eq!(names(&registry), ["old"]);
+
+    registry.rename(&former, "new".parse().unwrap()).unwrap();
+    registry.end_rename(&former);
+    registry.reserve(&other).unwrap();
+    // The former entry refers to neither name, and its removal removes its volume.
+    let error = registry.rename(&former, "third".parse().unwrap()).unwrap_err();
+    assert_eq!(error.code, ErrorCode::VolumeNotFound);
+    assert_eq!(names(&registry), ["new", "old"]);
+    registry.remove(&former);
+    assert_eq!(names(&registry), ["old"]);
+}
+
+fn names(registry: &Registry) -> Vec<String> {
+    registry.all().iter().map(|entry| entry.name.to_string()).collect()
+}
