@@ -8,6 +8,7 @@ use blockd_api::{
     tasks::TaskLimits,
     volumes::{CloneVolume, DeleteVolume},
 };
+use blockd_engine::schedules::runner::Delays;
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -357,10 +358,11 @@ async fn snapshot_of_a_running_rollback_is_not_deleted() {
     let (_, mark) = host.engine().registry.by_name("v").unwrap().begin_rollback().unwrap();
     let one = UpdateSchedule { local: Some(Some(Retention::max(1).unwrap())), ..UpdateSchedule::default() };
     host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &one).await;
-    host.engine().scheduler.wake();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let runner = &host.engine().schedule_runner;
+    runner.delete_surplus_snapshots(jiff::Timestamp::now(), &mut Delays::new()).await.unwrap();
     assert_eq!(host.scheduled_snapshots().await.len(), 2);
     drop(mark);
+    host.engine().scheduler.wake();
     host.scheduled_when(1).await;
     host.stop().await;
 }

@@ -184,7 +184,10 @@ impl ScheduleRunner {
     }
 
     /// Deletes the local snapshots that the retention does not keep. One with readers stays until they end.
-    pub(super) async fn delete_surplus_snapshots(
+    ///
+    /// # Errors
+    /// The database fails, or the daemon stops.
+    pub async fn delete_surplus_snapshots(
         self: &Arc<Self>,
         now: Timestamp,
         delays: &mut Delays,

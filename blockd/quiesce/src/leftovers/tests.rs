@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
     filesystems::{FreezerError, Thawed},
-    marker::{Post, lock, lock_path, make_lock},
+    marker::{Post, lock, lock_path, make_lock, remove},
 };
 use parking_lot::Mutex;
 use rustix::{
