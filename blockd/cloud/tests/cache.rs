@@ -1,9 +1,11 @@
 //! Random reads through the caches: content, number of requests, shared fetches, and damage.
-use crate::common::{BLOCK, Noise, open, run, set};
-use blockd_cloud::{CacheOptions, CloudError, Manifest, Repository, SnapshotCache, SnapshotReader};
+use crate::common::{BLOCK, Noise, fixed, open, run, set};
+use blockd_cloud::{
+    CacheOptions, CloudError, EncryptionMode, Manifest, Repository, SnapshotCache, SnapshotReader,
+};
 use blockd_extent::{BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::StoreErrorKind;
-use blockd_testkit::cloud::{MemoryVolume, spec};
+use blockd_testkit::cloud::{MemoryVolume, Tebibyte, spec};
 use blockd_testkit::store::{Fault, FaultStore, MemoryStore};
 use std::{
     collections::BTreeMap,
@@ -329,6 +331,31 @@ async fn first_byte_takes_three_round_trips_after_the_manifest() {
     assert_eq!(bed.store.operations() - before, 5, "one for each delta, concurrently");
     read(&snapshot, Extent::new(BlockIndex(100), 1)).await.unwrap();
     assert!(bed.store.operations() - before <= 6, "small indexes are fetched whole");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn missing_index_pages_are_fetched_into_memory() {
+    let store = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
+    let repo = fixed(store.clone(), EncryptionMode::None);
+    // Its index is too long to be kept whole.
+    let manifest = Tebibyte::put(&repo).await.unwrap();
+    let snapshot = cache(None).snapshot(&repo, &manifest).await.unwrap();
+    let (at, len) = (700 << 30, 1 << 20);
+    assert_eq!(snapshot.try_range_at(at).unwrap(), None);
+    store.fail_all(Fault::BeforeApply);
+    assert!(snapshot.fetch_missing_index(at, len).unwrap().await.is_err());
+    store.heal();
+    snapshot.fetch_missing_index(at, len).unwrap().await.unwrap();
+    store.fail_all(Fault::Hang);
+    let range = snapshot.try_range_at(at).unwrap().expect("its page is in memory");
+    assert!(range.is_data && range.end_bytes >= at + len as u64);
+    assert!(snapshot.fetch_missing_index(at, len).is_none());
+    assert!(snapshot.fetch_missing_index(Tebibyte::SIZE_BYTES, 1).is_none(), "beyond the end");
+    // Of a long range only the first pages are loaded.
+    store.heal();
+    snapshot.fetch_missing_index(0, Tebibyte::SIZE_BYTES as usize).unwrap().await.unwrap();
+    assert!(snapshot.try_range_at(0).unwrap().is_some());
+    assert_eq!(snapshot.try_range_at(Tebibyte::SIZE_BYTES - 1).unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,9 @@ pub enum Access {
     Read,
     /// Write or zero.
     Write,
+    /// Block status, of any length. The device may fetch the metadata of the start of the range only, and
+    /// report the status of that.
+    Status,
 }
 
 /// Completion callback of [`BlockDevice::prefetch_async`]: called once, when the data of a request is local

@@ -4,7 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
 
-use crate::common::{Client, TIMEOUT};
+use crate::common::{Client, TIMEOUT, info_request, meta_request};
 use blockd_nbd::constants::*;
 use blockd_nbd::{
     Access, BlockDevice, DeviceError, DeviceErrorKind, ExportCatalog, ExportError, ExportInfo, OnFetched,
@@ -272,6 +272,35 @@ fn remote_reads_do_not_block_local_requests() {
     // Two workers may have started the prefetches in any order, so the failed cookies are unknown.
     assert_eq!(answered, [READS / 2; 2]);
     client.disconnect();
+}
+
+#[test]
+fn block_status_of_remote_data_occupies_no_worker() {
+    const REQUESTS: usize = 5;
+    let dir = tempfile::tempdir().unwrap();
+    let (_server, device, mut other) = start(dir.path());
+    let mut client = Client::unix(&dir.path().join("nbd.sock"));
+    client.hello(3);
+    let options = [
+        (NBD_OPT_STRUCTURED_REPLY, Vec::new()),
+        (NBD_OPT_SET_META_CONTEXT, meta_request(b"vol", &["base:allocation"])),
+        (NBD_OPT_GO, info_request(b"vol", &[])),
+    ];
+    for (option, data) in options {
+        assert_eq!(client.option(option, &data).last().unwrap().0, NBD_REP_ACK);
+    }
+    for _ in 0..REQUESTS {
+        client.request(NBD_CMD_BLOCK_STATUS, 0, REMOTE_OFFSET_BYTES, 4096);
+    }
+    let waiting = device.take_waiting(REQUESTS);
+    // More requests wait than there are workers.
+    assert_eq!(other.read(0, 4096).0, 0);
+    waiting.into_iter().for_each(|then| then(Ok(())));
+    for _ in 0..REQUESTS {
+        // The header of the chunk, the id of the context and one extent.
+        let chunk = client.receive(20 + 4 + 8);
+        assert_eq!(chunk[6..8], NBD_REPLY_TYPE_BLOCK_STATUS.to_be_bytes());
+    }
 }
 
 #[test]

@@ -22,6 +22,9 @@ struct FrameRun {
     pages: Vec<(usize, usize, Arc<Page>)>,
 }
 
+/// Extent of the volume with its data blocks.
+type DataAround = (Extent, Arc<BlockSet>);
+
 /// Frames of one delta needed by a read.
 type Wanted = (usize, Vec<WantedFrame>);
 
@@ -32,6 +35,9 @@ type FramesToFetch = Vec<(WantedFrame, Obligation)>;
 const DISK_THREADS: usize = 4;
 /// Minimum number of frames per thread.
 const MIN_FRAMES_PER_THREAD: usize = 4;
+
+/// Maximum number of extents, with at most one page per delta, whose pages one status request loads.
+const MAX_STATUS_RUNS: usize = 16;
 
 /// Source of a frame needed by a read.
 enum FrameSource {
@@ -90,6 +96,35 @@ impl SnapshotReader {
         Some(async move { reader.fetch(extent).await.map_err(shared_to_io) })
     }
 
+    /// Returns a fetch of the index pages at the start of a range into memory, for
+    /// [`try_range_at`](Self::try_range_at). `None` if no page is missing, or the range is invalid.
+    pub fn fetch_missing_index(
+        &self,
+        offset_bytes: u64,
+        len: usize,
+    ) -> Option<impl Future<Output = io::Result<()>> + Send + use<>> {
+        let extent = self.touched(offset_bytes, len).ok()?;
+        let runs = self.inner.stretches(extent).take(MAX_STATUS_RUNS);
+        let missing: Vec<Extent> = runs.filter(|run| self.inner.ready(*run).is_none()).collect();
+        let inner = (!missing.is_empty()).then(|| self.inner.clone())?;
+        Some(async move {
+            for run in missing {
+                inner.load(run).await.map_err(shared_to_io)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Returns what [`range_at`](BlockSource::range_at) does, without waiting; `None` if an index page is not
+    /// in memory.
+    ///
+    /// # Errors
+    /// The byte is not inside the snapshot.
+    pub fn try_range_at(&self, offset_bytes: u64) -> io::Result<Option<DataRange>> {
+        let from = self.touched(offset_bytes, 1).map_err(shared_to_io)?.start;
+        Ok(self.ready_data_around(from).map(|around| self.range_from(from, &around)))
+    }
+
     fn is_in_memory(&self, extent: Extent) -> bool {
         let Some(plan) = self.ready_plan(extent) else { return false };
         plan.iter().all(|(level, frames)| {
@@ -121,23 +156,32 @@ impl SnapshotReader {
         }
     }
 
-    /// Returns the data blocks around a block. The last result is cached for sequential queries.
-    fn visible_extent_at(&self, block: BlockIndex) -> Result<(Extent, Arc<BlockSet>), Arc<CloudError>> {
+    /// Returns the data blocks around a block; `None` if an index page is not in memory. The last result is
+    /// cached for sequential queries.
+    fn ready_data_around(&self, block: BlockIndex) -> Option<DataAround> {
         let known = self.inner.map.lock().clone();
-        if let Some((range, data)) = known.filter(|(range, _)| range.start <= block && block < range.end()) {
-            return Ok((range, data));
-        }
-        let range = self.inner.frame_run_at(block);
-        let stretch = match self.inner.ready(range) {
-            Some(stretch) => stretch,
-            None => self.inner.runtime.block_on(self.inner.load(range))?,
-        };
-        debug_assert!(range.start <= block && block < range.end(), "block {block} outside of {range}");
+        known
+            .filter(|(range, _)| range.start <= block && block < range.end())
+            .or_else(|| Some(self.data_of(&self.inner.ready(self.inner.frame_run_at(block))?)))
+    }
+
+    fn data_of(&self, run: &FrameRun) -> DataAround {
         let mut data = BlockSet::new();
-        stretch.visible(|_, _, _, visible| data.union_with(&visible));
-        let data = Arc::new(data);
-        *self.inner.map.lock() = Some((range, data.clone()));
-        Ok((range, data))
+        run.visible(|_, _, _, visible| data.union_with(&visible));
+        let around = (run.range, Arc::new(data));
+        *self.inner.map.lock() = Some(around.clone());
+        around
+    }
+
+    /// Returns the range that starts with a block, among the data around it.
+    fn range_from(&self, from: BlockIndex, (range, data): &DataAround) -> DataRange {
+        debug_assert!(range.start <= from && from < range.end(), "block {from} outside of {range}");
+        let (is_data, end) = match data.extents_in(Extent::between(from, range.end())).next() {
+            Some(extent) if extent.start == from => (true, extent.end()),
+            Some(extent) => (false, extent.start),
+            None => (false, range.end()),
+        };
+        DataRange { is_data, end_bytes: (end.0 * BLOCK_SIZE_BYTES).min(self.inner.size_bytes) }
     }
 
     /// Plans a read, fetching pages from the store.
@@ -177,13 +221,14 @@ impl BlockSource for SnapshotReader {
     /// The range may end early at the boundary of an index page.
     fn range_at(&self, offset_bytes: u64) -> io::Result<DataRange> {
         let from = self.touched(offset_bytes, 1).map_err(shared_to_io)?.start;
-        let (range, data) = self.visible_extent_at(from).map_err(shared_to_io)?;
-        let (is_data, end) = match data.extents_in(Extent::between(from, range.end())).next() {
-            Some(extent) if extent.start == from => (true, extent.end()),
-            Some(extent) => (false, extent.start),
-            None => (false, range.end()),
+        let around = match self.ready_data_around(from) {
+            Some(around) => around,
+            None => {
+                let load = self.inner.load(self.inner.frame_run_at(from));
+                self.data_of(&self.inner.runtime.block_on(load).map_err(shared_to_io)?)
+            }
         };
-        Ok(DataRange { is_data, end_bytes: (end.0 * BLOCK_SIZE_BYTES).min(self.inner.size_bytes) })
+        Ok(self.range_from(from, &around))
     }
 
     fn may_wait(&self) -> bool {

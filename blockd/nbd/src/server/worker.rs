@@ -151,6 +151,7 @@ impl RequestWork {
             _ if !self.device.may_be_remote() || self.remote_requests.is_abandoned(self.received_at) => None,
             Operation::Read { .. } => Some(Access::Read),
             Operation::Write { .. } | Operation::WriteZeroes(_) => Some(Access::Write),
+            Operation::BlockStatus { .. } => Some(Access::Status),
             _ => None,
         }
     }

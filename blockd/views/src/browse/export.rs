@@ -101,6 +101,23 @@ fn device_error(error: &io::Error) -> DeviceError {
     DeviceError::new(kind, error.to_string())
 }
 
+impl CloudDevice {
+    /// Starts a fetch that calls `then` at its end. Returns `then` without one.
+    fn start(
+        &self,
+        fetch: Option<impl Future<Output = io::Result<()>> + Send + 'static>,
+        then: OnFetched,
+    ) -> Option<OnFetched> {
+        let Some(fetch) = fetch else { return Some(then) };
+        self.runtime.spawn(async move {
+            let fetched = fetch.await.map_err(|error| device_error(&error));
+            // It executes the request, which may block.
+            tokio::task::spawn_blocking(move || then(fetched));
+        });
+        None
+    }
+}
+
 impl BlockDevice for CloudDevice {
     fn may_be_remote(&self) -> bool {
         true
@@ -115,20 +132,16 @@ impl BlockDevice for CloudDevice {
 
     fn prefetch_async(
         &self,
-        _: Access,
+        access: Access,
         offset_bytes: u64,
         len_bytes: u64,
         then: OnFetched,
     ) -> Option<OnFetched> {
-        // At most the length of a request.
         let len = usize::try_from(len_bytes).unwrap_or(usize::MAX);
-        let Some(fetch) = self.image.fetch_missing(offset_bytes, len) else { return Some(then) };
-        self.runtime.spawn(async move {
-            let fetched = fetch.await.map_err(|error| device_error(&error));
-            // It executes the request, which may block.
-            tokio::task::spawn_blocking(move || then(fetched));
-        });
-        None
+        match access {
+            Access::Status => self.start(self.image.fetch_missing_index(offset_bytes, len), then),
+            Access::Read | Access::Write => self.start(self.image.fetch_missing(offset_bytes, len), then),
+        }
     }
 
     fn size_bytes(&self) -> u64 {
@@ -171,7 +184,14 @@ impl BlockDevice for CloudDevice {
             if at >= end {
                 break;
             }
-            let range = self.image.range_at(at).map_err(|error| device_error(&error))?;
+            let range = match self.image.try_range_at(at).map_err(|error| device_error(&error))? {
+                Some(range) => range,
+                // The cache is full: it has dropped the prefetched page.
+                None if at == offset_bytes => {
+                    self.image.range_at(at).map_err(|error| device_error(&error))?
+                }
+                None => break,
+            };
             let range_end = range.end_bytes.clamp(at + 1, end);
             let flags = if range.is_data { 0 } else { STATE_HOLE | STATE_ZERO };
             let found = extents.len() - first;
