@@ -55,6 +55,13 @@ impl Proof {
         })
     }
 
+    /// Returns true if the verification read the content and found no damage. A quick one only shows that the
+    /// objects exist.
+    #[must_use]
+    pub fn covers_content(&self) -> bool {
+        self.sound && self.depth != VerifyDepth::Quick
+    }
+
     /// Returns the proofs of a credential's cloud snapshots.
     ///
     /// # Errors
@@ -112,7 +119,7 @@ impl Proof {
     }
 
     /// Returns the times of the last verifications that read a cloud snapshot of a volume and found it sound,
-    /// by credential and volume; of all volumes by default. A quick one reads no data.
+    /// by credential and volume; of all volumes by default.
     ///
     /// # Errors
     /// The database fails.
@@ -120,18 +127,12 @@ impl Proof {
         tx: &Transaction<'_>,
         volume: Option<VolumeId>,
     ) -> Result<BTreeMap<(Uuid, VolumeId), Timestamp>, DbError> {
-        let sql = "SELECT credential, cloudsnap, verified FROM proofs
-             WHERE sound AND depth <> ?2 AND cloudsnap LIKE ?1";
+        let sql = format!("SELECT {COLUMNS} FROM proofs WHERE sound AND cloudsnap LIKE ?1");
         let pattern = volume.map_or_else(|| "%".to_owned(), |volume| format!("%/{volume}-%"));
-        let read = |row: &Row<'_>| -> rusqlite::Result<(Uuid, CloudSnapshotId, Timestamp)> {
-            Ok((parsed(row, 0)?, parsed(row, 1)?, parsed(row, 2)?))
-        };
         let mut found = BTreeMap::new();
-        for (credential, cloudsnap, verified) in
-            rows(tx, sql, [pattern, VerifyDepth::Quick.to_string()], read)?
-        {
-            let last = found.entry((credential, cloudsnap.volume)).or_insert(verified);
-            *last = verified.max(*last);
+        for proof in rows(tx, &sql, [pattern], Self::read)?.into_iter().filter(Self::covers_content) {
+            let last = found.entry((proof.credential, proof.cloudsnap.volume)).or_insert(proof.verified);
+            *last = proof.verified.max(*last);
         }
         Ok(found)
     }
@@ -211,12 +212,12 @@ mod tests {
     }
 
     #[test]
-    fn last_sound_proof_of_each_volume_counts() {
+    fn last_proof_of_content_of_each_volume_counts() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let credential = Uuid::from_u128(7);
         let at = |second| Timestamp::from_second(second).unwrap();
-        let proof = |rest: &str, second, sound, depth| Proof {
+        let proof = |rest: &str, second, depth, sound| Proof {
             credential,
             cloudsnap: format!("2e4d4b67-95d7-481e-aec5-14223ac55170/{rest}").parse().unwrap(),
             verified: at(second),
@@ -227,14 +228,14 @@ mod tests {
         };
         db.transaction::<_, DbError>(|tx| {
             CredentialRow::sample(credential, "/backup", Uuid::from_u128(1)).insert(tx)?;
-            for (rest, second, sound, depth) in [
-                ("59-61", 5, true, VerifyDepth::Full),
-                ("59-62-incr", 3, true, VerifyDepth::Deep),
-                ("59-63-incr", 9, false, VerifyDepth::Deep),
-                ("59-64-incr", 9, true, VerifyDepth::Quick),
-                ("159-61", 8, true, VerifyDepth::Deep),
+            for (rest, second, depth, sound) in [
+                ("59-61", 5, VerifyDepth::Full, true),
+                ("59-62-incr", 3, VerifyDepth::Deep, true),
+                ("59-63-incr", 9, VerifyDepth::Deep, false),
+                ("59-64-incr", 10, VerifyDepth::Quick, true),
+                ("159-61", 8, VerifyDepth::Deep, true),
             ] {
-                proof(rest, second, sound, depth).put(tx)?;
+                proof(rest, second, depth, sound).put(tx)?;
             }
             let volume = |number| VolumeId::from_u64(number);
             let all = Proof::last_sound(tx, None)?;

@@ -4,7 +4,10 @@ use super::{
     exposition::{self, Family},
     *,
 };
-use blockd_api::quiesce::{HookOptions, OnFailure, Quiesce};
+use blockd_api::{
+    cloudsnaps::VerifyDepth,
+    quiesce::{HookOptions, OnFailure, Quiesce},
+};
 use blockd_nbd::ExportCatalog;
 use blockd_views::exports::Exports;
 use std::collections::{BTreeMap, BTreeSet};
@@ -190,5 +193,36 @@ async fn alerts_and_dashboard_use_existing_metrics() {
         named.insert(family.unwrap_or_else(|| panic!("unknown metric {word}")));
     }
     assert!(named.len() > 10, "{named:?}");
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn quick_and_failed_verifications_are_no_proof() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let volume = host.create_volume("v").await;
+    Model::new().write(&volume, 0, 1, 1 << 20);
+    host.backup("v", false).await;
+    let steps = [
+        (VerifyDepth::Quick, TaskStage::Done, false),
+        (VerifyDepth::Frames, TaskStage::Done, true),
+        (VerifyDepth::Quick, TaskStage::Done, true),
+        (VerifyDepth::Deep, TaskStage::Failed, false),
+    ];
+    for (depth, stage, is_proven) in steps {
+        if stage == TaskStage::Failed {
+            fs::remove_file(host.packs().remove(0)).unwrap();
+        }
+        assert_eq!(host.verify(&StartVerify { depth, ..StartVerify::default() }).await.state.stage, stage);
+        let time = value(
+            &host.families().await,
+            "blockd_verification_last_timestamp_seconds",
+            "blockd_verification_last_timestamp_seconds",
+            &[("credential", "nas")],
+        );
+        assert_eq!(time > 0.0, is_proven, "{depth:?}");
+        let volumes = host.call(LIST_VOLUMES, &ListVolumes::default()).await.items;
+        assert_eq!(volumes[0].last_backups[0].verified_at.is_some(), is_proven, "{depth:?}");
+    }
     host.stop().await;
 }

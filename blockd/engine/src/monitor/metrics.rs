@@ -181,9 +181,10 @@ impl Monitor {
         let of = |name: &dyn ToString| vec![("credential", name.to_string())];
         text.gauge(
             "blockd_verification_last_timestamp_seconds",
-            "Time of the last verification of a cloud snapshot of the credential; 0 if there are backups and none was ever verified.",
+            "Time of the last verification that read a cloud snapshot of the credential and found it sound, not a quick one; 0 if there are backups and no such verification.",
             rows.credentials.iter().filter_map(|row| {
-                let last = rows.proofs_of(row).map(|proof| proof.verified.as_second()).max();
+                let sound = rows.proofs_of(row).filter(|proof| proof.covers_content());
+                let last = sound.map(|proof| proof.verified.as_second()).max();
                 // Without backups there is nothing to verify.
                 let has_backups = rows.chains.iter().any(|chain| chain.credential == row.uuid);
                 Some((of(&row.name), last.or(has_backups.then_some(0))?))

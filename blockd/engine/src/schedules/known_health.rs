@@ -1,7 +1,7 @@
 //! Health of cloud snapshots for retention, from verifications.
 
 use blockd_catalog::{DbError, Proof};
-use blockd_cloud::{CloudSnapshotId, VerifyDepth};
+use blockd_cloud::CloudSnapshotId;
 use blockd_schedule::{Condition, Health};
 use jiff::Timestamp;
 use rusqlite::Transaction;
@@ -53,8 +53,7 @@ impl KnownHealth {
 fn health(proof: Option<&Proof>) -> Health {
     match proof {
         Some(proof) if !proof.sound => Health::Bad,
-        // A quick verification is no proof of content.
-        Some(proof) if proof.depth != VerifyDepth::Quick => Health::Verified,
+        Some(proof) if proof.covers_content() => Health::Verified,
         _ => Health::Unverified,
     }
 }
