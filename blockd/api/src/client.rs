@@ -9,6 +9,7 @@ use crate::{
     endpoint::Stream,
     fd_passing::Handing,
     operations::{HAND_MOUNT, Operation, PathParameter},
+    text::with_sources,
     tls_diagnosis,
 };
 use bytes::Bytes;
@@ -148,18 +149,6 @@ impl ClientError {
             _ => None,
         }
     }
-}
-
-/// Formats an error with its sources: only the source explains a refused TLS handshake.
-fn with_sources(error: &hyper::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
 }
 
 /// Client of a daemon.

@@ -49,7 +49,7 @@ pub use names::{
     SnapshotRef, VolumeName, VolumeRef,
 };
 pub use size::{ByteSize, SizeError, check_volume_size};
-pub use text::{format_duration, format_time};
+pub use text::{format_duration, format_time, with_sources};
 pub use uri::{nbd_tcp_uri, nbd_unix_uri};
 
 use schemars::JsonSchema;

@@ -1,4 +1,4 @@
-//! Times and durations in tables.
+//! Times and durations in tables, errors with their causes.
 
 use jiff::Timestamp;
 
@@ -43,9 +43,48 @@ macro_rules! as_text {
 }
 pub(crate) use as_text;
 
+/// Formats an error and its causes in one line. A cause that the message of another error includes is left
+/// out.
+pub fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let text = cause.to_string();
+        if !line.contains(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
+        source = cause.source();
+    }
+    line
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
+
+    /// Error whose message includes its cause.
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot open x: {source}; try again")]
+    struct Including {
+        source: io::Error,
+    }
+
+    /// Error whose message leaves its cause to the chain.
+    #[derive(Debug, thiserror::Error)]
+    #[error("start failed on y")]
+    struct Chained {
+        source: Including,
+    }
+
+    #[test]
+    fn error_chain_prints_each_cause_once() {
+        let cause = Including { source: io::Error::other("disk on fire") };
+        assert_eq!(with_sources(&cause), "cannot open x: disk on fire; try again");
+        let chained = Chained { source: cause };
+        assert_eq!(with_sources(&chained), "start failed on y: cannot open x: disk on fire; try again");
+    }
 
     #[test]
     fn times_and_durations() {

@@ -157,7 +157,7 @@ fn run_check(
     let db = data_dir.join("blockd.db");
     let (known, database_error) = match Db::find_volumes(&db) {
         Ok(rows) => (rows.into_iter().map(from_row).collect(), None),
-        Err(error) => (from_folders(data_dir), Some(blockd_engine::error::with_sources(&error))),
+        Err(error) => (from_folders(data_dir), Some(error.to_string())),
     };
     let mut volumes: Vec<_> =
         choose(known, named)?.into_iter().map(|volume| check_volume(data_dir, volume)).collect();

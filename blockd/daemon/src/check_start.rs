@@ -3,8 +3,9 @@
 //! the daemon.
 
 use crate::{config::Config, sockets::check_socket_path};
+use blockd_api::with_sources;
 use blockd_catalog::Db;
-use blockd_engine::{error::with_sources, repositories::opening::cannot_be_opened};
+use blockd_engine::repositories::opening::cannot_be_opened;
 use blockd_extent::VolumeId;
 use blockd_nbd::TlsIdentity;
 use blockd_secrets::Secrets;
@@ -45,7 +46,7 @@ pub fn check_start(config: &Config) -> Result<Vec<String>, String> {
     match database.try_exists() {
         Ok(true) => match Db::check_version(&database) {
             Ok(()) => problems.extend(lost_credentials(&data_dir, &database)),
-            Err(error) => problems.push(with_sources(&error)),
+            Err(error) => problems.push(error.to_string()),
         },
         Ok(false) => {}
         Err(error) => return Err(cannot(&database, &error)),
@@ -135,6 +136,7 @@ mod tests {
         assert_eq!(check_start(&config(dir.path())).unwrap().len(), 2, "also without another connection");
 
         std::fs::write(&path, b"no database at all, but long enough to be looked at").unwrap();
-        assert!(check_start(&config(dir.path())).unwrap()[0].contains("database"));
+        let problem = check_start(&config(dir.path())).unwrap().remove(0);
+        assert_eq!(problem.matches("file is not a database").count(), 1, "{problem}");
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     sockets::{check_socket_path, remove_socket},
 };
 use axum::Router;
-use blockd_engine::{engine::Engine, error::with_sources, health};
+use blockd_engine::{engine::Engine, health};
 use blockd_nbd::{TlsFiles, TlsIdentity};
 use parking_lot::RwLock;
 use std::{
@@ -68,7 +68,6 @@ impl Control {
                     this.servers.spawn(serve(listener, caller, router.clone(), stop.clone()));
                 }
                 Err(error) => {
-                    let error = with_sources(&error);
                     tracing::error!(path = %socket.path.display(), %error, "serving a group's control socket failed");
                     let what =
                         format!("the control socket for group {} is not served: {error}", socket.group);
@@ -85,7 +84,6 @@ impl Control {
         if let (Some(address), Some(files)) = (config.listen, config.tls_files())
             && let Err(error) = this.listen_on_tcp(served, config, address, files, &router, stop).await
         {
-            let error = with_sources(&error);
             tracing::error!(%address, %error, "serving the control API over TCP failed");
             let what = format!("the control API is not served over TCP: {error}");
             engine.health.note(

@@ -17,10 +17,10 @@ use crate::{
     supervisor::Supervisor,
     watchdog::{self, notify},
 };
+use blockd_api::with_sources;
 use blockd_engine::{
     data_dir::DataDir,
     engine::{Engine, OpenEngine},
-    error::with_sources,
     health,
     readers::SnapshotReaders,
     volumes::{merger::Merger, registry::EntryState},

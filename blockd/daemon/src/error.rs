@@ -1,10 +1,8 @@
 //! Errors of a start and a stop.
 
 use crate::{config::ConfigError, lock::LockError};
-use blockd_engine::{
-    engine::OpenError,
-    error::{ServiceError, with_sources},
-};
+use blockd_api::with_sources;
+use blockd_engine::{engine::OpenError, error::ServiceError};
 use blockd_nbd::{NbdError, TlsError};
 use std::{
     net::SocketAddr,

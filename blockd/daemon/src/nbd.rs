@@ -5,7 +5,8 @@ use crate::{
     error::DaemonError,
     sockets::{check_socket_path, remove_socket},
 };
-use blockd_engine::{engine::Engine, error::with_sources};
+use blockd_api::with_sources;
+use blockd_engine::engine::Engine;
 use blockd_nbd::{ExportCatalog, NbdError, Server, ServerConfig, TlsError, TlsFiles, TlsIdentity};
 use blockd_views::{
     access::Access,

@@ -8,9 +8,10 @@ use crate::{
 use blockd_api::{
     events::{EventKind, Severity},
     status::ReloadFailure,
+    with_sources,
 };
 use blockd_catalog::NewEvent;
-use blockd_engine::error::{one_line, with_sources};
+use blockd_engine::error::one_line;
 use blockd_nbd::{TlsError, TlsIdentity};
 use jiff::Timestamp;
 

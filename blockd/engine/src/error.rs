@@ -350,18 +350,6 @@ where
     }
 }
 
-/// Formats an error and its causes in one line.
-pub fn with_sources(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    line
-}
-
 /// Converts a volume error to an I/O error; the kind of a full disk is kept.
 pub(crate) fn to_io(error: VolumeError) -> io::Error {
     let kind = match error.kind() {

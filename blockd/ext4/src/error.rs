@@ -53,7 +53,7 @@ pub enum ExtError {
         reason: &'static str,
     },
     /// The image could not be read.
-    #[error("read failed on {len_bytes} bytes at offset {offset_bytes}: {source}")]
+    #[error("read failed on {len_bytes} bytes at offset {offset_bytes}")]
     Read {
         /// Offset in the image, in bytes.
         offset_bytes: u64,

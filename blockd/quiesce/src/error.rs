@@ -26,7 +26,7 @@ impl QuiesceError {
 #[non_exhaustive]
 pub enum FreezeError {
     /// A volume failed.
-    #[error("freeze failed on volume {volume}")]
+    #[error("freeze failed on volume {volume}: {source}")]
     Volume {
         /// The volume.
         volume: VolumeId,

@@ -6,7 +6,7 @@
 //! receivers can drop duplicates. Headers and signature follow the Standard Webhooks specification.
 
 use crate::{
-    error::{ServiceError, with_sources},
+    error::ServiceError,
     events::{EventLog, log_all, webhook_config::WebhookConfig},
     host::Host,
 };
@@ -15,6 +15,7 @@ use blockd_api::{
     Document, MAX_WAIT_MILLIS,
     events::{Event, ListEvents},
     status::WebhookStatus,
+    with_sources,
 };
 use blockd_catalog::{Db, DbError, EventReader, count_events_after};
 use blockd_secrets::References;

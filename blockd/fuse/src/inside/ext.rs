@@ -81,7 +81,7 @@ fn convert(error: &ExtError) -> io::Error {
         | ExtError::TooManyEntries { .. } => io::ErrorKind::InvalidInput,
         ExtError::Unsupported { .. } => io::ErrorKind::Unsupported,
         // Errors of the image keep their kind.
-        ExtError::Read { source, .. } => source.kind(),
+        ExtError::Read { source, .. } => return io::Error::new(source.kind(), format!("{error}: {source}")),
         _ => io::ErrorKind::InvalidData,
     };
     io::Error::new(kind, error.to_string())

@@ -9,16 +9,14 @@ mod reconnect;
 pub mod requests;
 mod resume;
 
-use crate::{
-    error::with_sources,
-    volumes::{
-        attachments::reconnect::{ReconnectThread, RetrySchedule},
-        registry::Registry,
-    },
+use crate::volumes::{
+    attachments::reconnect::{ReconnectThread, RetrySchedule},
+    registry::Registry,
 };
 use blockd_api::{
     ApiError, ErrorCode, VolumeName,
     attachments::{self as api, NbdDevice},
+    with_sources,
 };
 use blockd_catalog::AttachmentRow;
 use blockd_extent::VolumeId;

@@ -1,10 +1,8 @@
 //! Reconnect thread: replaces connections of devices that die while the daemon runs, such as one that timed
 //! out, or one of an earlier daemon that was closed after its successor had started.
 
-use crate::{
-    error::with_sources,
-    volumes::attachments::{AttachError, AttachmentTable, HeldVolume},
-};
+use crate::volumes::attachments::{AttachError, AttachmentTable, HeldVolume};
+use blockd_api::with_sources;
 use blockd_extent::VolumeId;
 use blockd_nbd_kernel::{DriverSession, Watch};
 use rustix::{

@@ -1,10 +1,10 @@
 //! Resumption of an earlier daemon's attachments at the start.
 
 use crate::{
-    error::{ServiceError, blocking, with_sources},
+    error::{ServiceError, blocking},
     volumes::attachments::{AttachError, AttachmentTable, HeldVolume, requests::Devices},
 };
-use blockd_api::attachments::NbdDevice;
+use blockd_api::{attachments::NbdDevice, with_sources};
 use blockd_catalog::{AttachmentRow, AttachmentState};
 use blockd_nbd_kernel::{DriverSession, KernelError};
 use std::{collections::BTreeSet, sync::Arc};
