@@ -24,6 +24,8 @@ use std::{
 const CLIENTS: usize = 3;
 /// Entries of each ledger before the freeze.
 const ENTRIES_BEFORE: u64 = 50;
+/// Maximum timeout of the commands around a freeze: a slow machine takes minutes for a checkpoint under load.
+const MAX_COMMAND_TIMEOUT: &str = "10m";
 
 /// Runs a test in a mount namespace of its own, or prints why it is skipped.
 fn with_mounts(
@@ -284,7 +286,8 @@ fn postgresql_is_restored_from_a_backup_made_under_load() {
                 // The example's command runs as the server's user, by the rule of the schedule's group.
                 let command = repository().join("examples/postgresql/checkpoint");
                 let command = format!("PGHOST={} {}", paths.run.display(), command.display());
-                ctl.json(&["rule", "create", "pg", "--pre-command", &command, "--user", POSTGRES]);
+                let limits = ["--user", POSTGRES, "--command-timeout", MAX_COMMAND_TIMEOUT];
+                ctl.json(&[&["rule", "create", "pg", "--pre-command", &command], &limits[..]].concat());
                 ctl.json(&["rule", "assign", "pg", "--group", "pg"]);
                 run_scheduled(&ctl, &["--group", "pg", "--cred-id", "nas"], 2)
             },
@@ -433,7 +436,9 @@ fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
             },
             || {
                 let (begin, end) = (format!("{hold} begin"), format!("{hold} end"));
-                ctl.json(&["rule", "create", "db", "--pre-command", &begin, "--post-command", &end]);
+                let commands = ["--pre-command", &begin, "--post-command", &end];
+                let limits = ["--command-timeout", MAX_COMMAND_TIMEOUT];
+                ctl.json(&[&["rule", "create", "db"], &commands[..], &limits[..]].concat());
                 // The backups of the schedule and its local snapshots have the same freeze.
                 let of = ["--group", "db", "--rule", "db", "--cred-id", "nas", "--local-keep-last", "2"];
                 run_scheduled(&ctl, &of, 4)

@@ -136,7 +136,7 @@ impl FakeDriver {
     pub(super) fn wait_for(&self, what: &str) {
         let mut inner = self.inner.lock();
         while !inner.done.iter().any(|done| done == what) {
-            let waited = self.changed.wait_for(&mut inner, Duration::from_secs(30));
+            let waited = self.changed.wait_for(&mut inner, Duration::from_secs(600));
             assert!(!waited.timed_out(), "waited for {what:?}, saw {:?}", inner.done);
         }
     }

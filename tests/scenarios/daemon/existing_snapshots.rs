@@ -1,6 +1,6 @@
 //! Backups of existing local snapshots, and local snapshots that stay after a backup.
 
-use super::{resume::SLOW_BYTES_PER_S, *};
+use super::{resume::SLOW, *};
 use blockd_api::{
     cloudsnaps::StartGroupBackup,
     quiesce::{HookOptions, Quiesce},
@@ -65,16 +65,15 @@ async fn snapshot_older_than_the_chain_is_backed_up_beside_it() {
 async fn kept_backup_outlives_a_backup_of_an_older_snapshot() {
     let host = Host::new().await;
     let (volume, old) = host.fill("data").await;
-    host.limited(Some(SLOW_BYTES_PER_S), None).await;
+    host.create_credential().await;
     host.take_snapshot("data", &new_snapshot("old")).await;
     let mut kept = old.clone();
     kept.write(&volume, 1 << 20, 2, 1 << 20);
-    let task = host.start_backup("data", false).await;
+    let task = host.start_slow_backup(false).await;
     host.stop_in_progress(task).await;
     let mut new = kept.clone();
     new.write(&volume, 2 << 20, 3, 8192);
     host.take_snapshot("data", &new_snapshot("new")).await;
-    host.remove_limits();
 
     let past = host.run_backup(&backup_of_snapshot("old")).await;
     old.assert_is(&*host.restore(&past.cloud_snapshot_id.unwrap(), "then").await);
@@ -84,13 +83,11 @@ async fn kept_backup_outlives_a_backup_of_an_older_snapshot() {
     assert_eq!(host.tip(), tip, "the chain has the later point in time");
 
     // A later one discards it.
-    host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
-    host.limited(Some(SLOW_BYTES_PER_S), None).await;
     host.take_snapshot("data", &new_snapshot("stopped")).await;
-    let task = host.call(START_BACKUP, &backup_of_snapshot("stopped")).await.items[0].task_id;
+    let request = StartBackup { limits: SLOW, ..backup_of_snapshot("stopped") };
+    let task = host.call(START_BACKUP, &request).await.items[0].task_id;
     host.stop_in_progress(task).await;
     host.take_snapshot("data", &new_snapshot("last")).await;
-    host.remove_limits();
     let last = host.run_backup(&backup_of_snapshot("last")).await;
     host.refused_at(ErrorCode::TaskEnded, RESUME_TASK, &task, &()).await;
     new.assert_is(&*host.restore(&last.cloud_snapshot_id.unwrap(), "last").await);

@@ -20,7 +20,7 @@ use std::{
 };
 
 /// Timeout of conditions that a daemon reaches in the background.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(120);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(600);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Schedule rule without a run.

@@ -10,6 +10,7 @@ use blockd_api::{
 };
 use blockd_engine::schedules::runner::Delays;
 use blockd_schedule::{KeepReason, Retention, Verdict};
+use jiff::Timestamp;
 use std::{collections::BTreeMap, time::Duration};
 
 impl Host {
@@ -282,7 +283,7 @@ async fn local_snapshot_is_kept_after_a_failed_backup() {
     assert_ne!(left[0].snapshot_id, first.snapshot_id);
     // The run of a manually deleted snapshot expires.
     host.delete_snapshot(&left[0].snapshot_id.to_string()).await;
-    host.engine().schedule_runner.scheduler_pass(jiff::Timestamp::now()).await.unwrap();
+    host.engine().schedule_runner.scheduler_pass(Timestamp::now()).await.unwrap();
     let runs = host.settled().await;
     assert!(runs.iter().filter(|run| run.local).all(|run| run.state == RunState::Expired), "{runs:?}");
     host.stop().await;
@@ -359,10 +360,9 @@ async fn snapshot_of_a_running_rollback_is_not_deleted() {
     let one = UpdateSchedule { local: Some(Some(Retention::max(1).unwrap())), ..UpdateSchedule::default() };
     host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &one).await;
     let runner = &host.engine().schedule_runner;
-    runner.delete_surplus_snapshots(jiff::Timestamp::now(), &mut Delays::new()).await.unwrap();
+    runner.delete_surplus_snapshots(Timestamp::now(), &mut Delays::new()).await.unwrap();
     assert_eq!(host.scheduled_snapshots().await.len(), 2);
     drop(mark);
-    host.engine().scheduler.wake();
     host.scheduled_when(1).await;
     host.stop().await;
 }

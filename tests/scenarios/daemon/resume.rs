@@ -4,13 +4,14 @@ use super::*;
 use blockd_api::{
     CredentialRef,
     cloudsnaps::{CloudsnapStatus, CollectGarbage, VerifyDepth},
-    tasks::StopTask,
+    tasks::{StopTask, TaskLimits},
 };
 use jiff::{SignedDuration, Timestamp};
 use std::os::unix::fs::PermissionsExt;
 
-/// Bandwidth at which a task is stopped long before its end, and ends soon if it continues.
-pub(super) const SLOW_BYTES_PER_S: u64 = 8 << 20;
+/// Limits with which the first body of a task passes, and later ones wait for hours.
+pub(super) const SLOW: TaskLimits =
+    TaskLimits { limit_upload_bytes_per_second: Some(2048), limit_download_bytes_per_second: Some(2048) };
 
 const KEEP: StopTask = StopTask { discard: false };
 pub(super) const DISCARD: StopTask = StopTask { discard: true };
@@ -45,38 +46,29 @@ impl Host {
         self.until_active(task, |seen| seen.processed_bytes > 0).await;
     }
 
-    /// Waits until a task has processed data, and stops it.
+    /// Starts a backup that waits after its first pack.
+    pub(super) async fn start_slow_backup(&self, full: bool) -> Uuid {
+        let options = BackupOptions { full, ..Default::default() };
+        let request = StartBackup { limits: SLOW, options, ..backup_of("data") };
+        self.call(START_BACKUP, &request).await.items[0].task_id
+    }
+
+    /// Waits until a slow task has processed data, stops it and removes its limits.
     pub(super) async fn stop_in_progress(&self, task: Uuid) -> Task {
         self.until_processed(task).await;
         let stopped = self.call_at(STOP_TASK, &task, &KEEP).await;
         assert!(stopped.resumable && stopped.state.stage == TaskStage::Stopped, "{stopped:?}");
+        self.call_at(LIMIT_TASK, &task, &TaskLimits::default()).await;
         stopped
     }
 
-    /// Stops a backup to a slow store after its first pack.
+    /// Stops a backup after its first pack.
     pub(super) async fn stopped_backup(&self) -> (Uuid, Arc<Volume>, Model) {
         let (volume, model) = self.fill("data").await;
-        self.limited(Some(SLOW_BYTES_PER_S), None).await;
-        let task = self.start_backup("data", false).await;
+        self.create_credential().await;
+        let task = self.start_slow_backup(false).await;
         self.stop_in_progress(task).await;
         (task, volume, model)
-    }
-
-    /// Creates a credential with bandwidth limits.
-    pub(super) async fn limited(&self, up: Option<u64>, down: Option<u64>) {
-        let mut request = self.credential("nas", None);
-        request.connection.limit_upload_bytes_per_second = up;
-        request.connection.limit_download_bytes_per_second = down;
-        self.call(CREATE_CREDENTIAL, &request).await;
-    }
-
-    /// Removes the bandwidth limits of the credential for tasks that start later.
-    pub(super) fn remove_limits(&self) {
-        self.sql(
-            "UPDATE credentials SET store = json_remove(store,
-             '$.connection.limitUploadBytesPerS', '$.connection.limitDownloadBytesPerS')",
-        );
-        self.engine().repositories.forget_all();
     }
 }
 
@@ -100,7 +92,6 @@ async fn stopped_backup_resumes_with_the_stored_packs() {
         if restart {
             host.restart().await;
         }
-        host.remove_limits();
         let resumed = host.call_at(RESUME_TASK, &task, &()).await;
         assert_eq!(resumed.state.to_string(), "Backup-Pending");
         let done = host.done(task).await;
@@ -130,19 +121,16 @@ async fn abandoned_backup_leaves_no_objects() {
     })
     .await;
 
-    let task = host.start_backup("data", false).await;
+    let task = host.start_slow_backup(false).await;
     host.stop_in_progress(task).await;
     assert_eq!(volume.snapshots().len(), 1);
-    host.remove_limits();
     let done = host.backup("data", false).await;
     host.refused_at(ErrorCode::TaskEnded, RESUME_TASK, &task, &()).await;
     host.assert_tidy();
     model.assert_is(&*host.restore(&done.cloud_snapshot_id.unwrap(), "copy").await);
 
     // A task that is not resumed for a week is abandoned.
-    host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
-    host.limited(Some(SLOW_BYTES_PER_S), None).await;
-    let task = host.start_backup("data", true).await;
+    let task = host.start_slow_backup(true).await;
     host.stop_in_progress(task).await;
     let (runner, week) = (&host.engine().runner, SignedDuration::from_hours(7 * 24));
     runner.abandon_expired(Timestamp::now() + week - SignedDuration::from_hours(1)).await.unwrap();
@@ -162,17 +150,17 @@ async fn stopped_restore_fetches_the_remainder_only() {
     for restart in [false, true] {
         let mut host = Host::new().await;
         let (volume, model) = host.fill("data").await;
-        host.limited(None, Some(SLOW_BYTES_PER_S)).await;
+        host.create_credential().await;
         let id = host.backup("data", false).await.cloud_snapshot_id.unwrap();
         drop(volume);
-        let task = host.call(START_RESTORE, &restore_as(&id, "copy")).await.task_id;
+        let request = StartRestore { limits: SLOW, ..restore_as(&id, "copy") };
+        let task = host.call(START_RESTORE, &request).await.task_id;
         let stopped = host.stop_in_progress(task).await;
         assert_eq!(stopped.state.to_string(), "Restore-Stopped");
         assert!(stopped.processed_bytes < SIZE_BYTES);
         if restart {
             host.restart().await;
         }
-        host.remove_limits();
         host.call_at(RESUME_TASK, &task, &()).await;
         let done = host.done(task).await;
         // Only data in flight at the stop is fetched twice.
@@ -198,7 +186,6 @@ async fn stopped_restore_fetches_the_remainder_only() {
 async fn full_store_keeps_uploaded_packs() {
     let host = Host::new().await;
     let (task, _, model) = host.stopped_backup().await;
-    host.remove_limits();
     // The store refuses all further PUTs.
     let data = host.store.path().join("blockd/data");
     let dirs: Vec<_> = walk(&data).iter().map(|path| Path::new(path).parent().unwrap().to_owned()).collect();
@@ -244,7 +231,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
         let snap = snap.map(|snap| snap.parse().unwrap());
         host.verify(&StartVerify { cloud_snapshot_id: snap, depth, credential: None }).await
     };
-    for depth in [VerifyDepth::Quick, VerifyDepth::Full, VerifyDepth::Deep] {
+    for depth in [VerifyDepth::Quick, VerifyDepth::Frames, VerifyDepth::Deep] {
         let task = verify(Some(&full), depth).await;
         assert_eq!(task.state.to_string(), "Verify-Done", "{task:?}");
         let findings = task.findings.unwrap();
@@ -257,7 +244,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
 
     flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
     assert_eq!(verify(None, VerifyDepth::Quick).await.state.stage, TaskStage::Done);
-    let task = verify(None, VerifyDepth::Full).await;
+    let task = verify(None, VerifyDepth::Frames).await;
     assert_eq!(task.state.to_string(), "Verify-Failed");
     assert_eq!(task.error.as_ref().unwrap().code, ErrorCode::CloudsnapDamaged);
     let findings = task.findings.unwrap();
@@ -295,7 +282,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
     let task = verify(Some(&next), VerifyDepth::Deep).await;
     assert_eq!(task.state.stage, TaskStage::Done, "{task:?}");
     // The newer cloud snapshot does not need the damaged frame.
-    let task = verify(Some(&next), VerifyDepth::Full).await;
+    let task = verify(Some(&next), VerifyDepth::Frames).await;
     assert_eq!(task.findings.unwrap().damaged_snapshots, Vec::<String>::new());
     host.assert_tidy();
 }
@@ -312,7 +299,7 @@ async fn damage_found_with_another_credential_is_healed() {
     let other = CredentialRef::Id(host.create_credential_at("other", host.store.path().join(".")).await);
     let verify = async |credential: &CredentialRef| {
         let (cloud_snapshot_id, credential) = (Some(full.parse().unwrap()), Some(credential.clone()));
-        host.verify(&StartVerify { cloud_snapshot_id, depth: VerifyDepth::Full, credential })
+        host.verify(&StartVerify { cloud_snapshot_id, depth: VerifyDepth::Frames, credential })
             .await
             .state
             .stage
@@ -384,7 +371,6 @@ async fn old_unreferenced_garbage_is_collected() {
     assert_eq!(dry.in_grace_period[0].objects, packs as u64);
     let report = host.engine().maintenance.collect_garbage_of(&credential, true, || later).await.unwrap();
     assert_eq!((report.garbage.len(), report.objects_deleted, host.packs().len()), (1, 0, packs));
-    host.remove_limits();
     let id = host.backup("data", true).await.cloud_snapshot_id.unwrap();
     // The age is determined after the comparison of clocks, which stores a probe object.
     let probes = host.store.path().join("blockd/probe");

@@ -56,7 +56,6 @@ async fn tasks_start_with_their_own_limits() {
 async fn limits_of_a_task_hold_and_are_lifted_while_it_runs() {
     let host = Host::new().await;
     let (task, _, model) = host.stopped_backup().await;
-    host.remove_limits();
     host.refused_at(ErrorCode::InvalidRequest, LIMIT_TASK, &task, &limits(Some(7))).await;
     // The first body passes, later ones wait for hours.
     host.call_at(LIMIT_TASK, &task, &limits(Some(2048))).await;

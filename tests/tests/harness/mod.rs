@@ -44,7 +44,7 @@ use std::{
 };
 
 /// Timeout of each step, far longer than any step takes: a hang fails the test.
-pub const TIMEOUT: Duration = Duration::from_secs(120);
+pub const TIMEOUT: Duration = Duration::from_secs(600);
 
 /// One kibibyte, in bytes.
 pub const KIB: u64 = 1 << 10;

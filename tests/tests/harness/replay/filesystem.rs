@@ -2,7 +2,7 @@
 //! loop devices end with the test.
 
 use crate::harness::{
-    Rng,
+    Rng, TIMEOUT,
     process::{Process, both, die_with_parent},
     skip,
 };
@@ -10,7 +10,7 @@ use rustix::thread::UnshareFlags;
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// Size of a filesystem; mkfs.xfs requires at least 300 MiB.
@@ -160,15 +160,14 @@ impl Mount {
 
     /// Unmounts with retries: the kernel closes files of io_uring shortly after the end of a process.
     fn unmount(&self) -> Result<(), String> {
-        let mut last = Ok(());
-        for _ in 0..500 {
-            last = run("umount", &[text(&self.0)]);
-            if last.is_ok() {
-                break;
+        let deadline = Instant::now() + TIMEOUT;
+        loop {
+            let unmounted = run("umount", &[text(&self.0)]);
+            if unmounted.is_ok() || Instant::now() > deadline {
+                return unmounted;
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        last
     }
 }
 
