@@ -122,23 +122,14 @@ impl AttachmentRow {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Db, VolumeRow, VolumeState};
+    use super::super::{Db, VolumeRow};
     use super::*;
 
     #[test]
     fn row_round_trips_and_is_deleted_with_its_volume() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-        let volume = VolumeRow {
-            id: VolumeId::from_u64(7),
-            name: "data".parse().unwrap(),
-            size_bytes: 4096,
-            read_only: false,
-            group: None,
-            labels: Default::default(),
-            created: jiff::Timestamp::UNIX_EPOCH,
-            state: VolumeState::Up,
-        };
+        let volume = VolumeRow::new(VolumeId::from_u64(7), "data".parse().unwrap(), 4096);
         let row = AttachmentRow {
             volume: volume.id,
             state: AttachmentState::Attaching,

@@ -90,6 +90,20 @@ pub struct KnownVolume {
 const COLUMNS: &str = "id, name, size_bytes, labels, created, state, read_only, group_name";
 
 impl VolumeRow {
+    /// Returns the row of a volume that is to be created now, without labels and group.
+    pub fn new(id: VolumeId, name: VolumeName, size_bytes: u64) -> Self {
+        Self {
+            id,
+            name,
+            size_bytes,
+            labels: Labels::default(),
+            created: Timestamp::now(),
+            state: VolumeState::Creating,
+            read_only: false,
+            group: None,
+        }
+    }
+
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
             id: parsed(row, 0)?,
@@ -209,14 +223,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let row = VolumeRow {
-            id: VolumeId::from_u64(u64::MAX),
-            name: "data".parse().unwrap(),
-            size_bytes: 64 << 40,
             labels: "a=b=c".parse().unwrap(),
-            created: Timestamp::UNIX_EPOCH,
-            state: VolumeState::Creating,
-            read_only: false,
             group: Some("shop".parse().unwrap()),
+            ..VolumeRow::new(VolumeId::from_u64(u64::MAX), "data".parse().unwrap(), 64 << 40)
         };
         db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
         let again = VolumeRow { id: VolumeId::from_u64(7), ..row.clone() };

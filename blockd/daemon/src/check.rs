@@ -296,7 +296,6 @@ fn write_exported(volume: &str, exported: &Exported, out: &mut dyn Write) -> std
 mod tests {
     use super::*;
     use blockd_catalog::{DbError, VolumeRow};
-    use jiff::Timestamp;
 
     const SIZE_BYTES: u64 = 1 << 20;
 
@@ -307,16 +306,7 @@ mod tests {
         for (number, name) in [(1, "good"), (2, "bad"), (3, "half")] {
             let id = VolumeId::from_u64(number);
             let state = if name == "half" { VolumeState::Creating } else { VolumeState::Up };
-            let row = VolumeRow {
-                id,
-                name: name.parse().unwrap(),
-                size_bytes: SIZE_BYTES,
-                labels: Default::default(),
-                created: Timestamp::UNIX_EPOCH,
-                state,
-                read_only: false,
-                group: None,
-            };
+            let row = VolumeRow { state, ..VolumeRow::new(id, name.parse().unwrap(), SIZE_BYTES) };
             db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
             if state == VolumeState::Up {
                 let volume =

@@ -14,7 +14,7 @@ use blockd_api::{
 };
 use blockd_catalog::{
     BackupTask, Db, DbError, RunRow, ScheduleRow, ScheduleSpec, SnapshotRow, SnapshotState, TaskRow,
-    TaskSpec, VolumeRow, VolumeState,
+    TaskSpec, VolumeRow,
 };
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
@@ -55,16 +55,7 @@ impl World {
             tags: Tags { labels: "app=x".parse().unwrap(), group: None },
         };
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-        let row = |candidate: &Candidate| VolumeRow {
-            id: candidate.id,
-            name: candidate.name.clone(),
-            size_bytes: 1 << 20,
-            labels: candidate.tags.labels.clone(),
-            created: Timestamp::UNIX_EPOCH,
-            state: VolumeState::Up,
-            read_only: false,
-            group: None,
-        };
+        let row = |candidate: &Candidate| VolumeRow::new(candidate.id, candidate.name.clone(), 1 << 20);
         let insert = |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
             [volume(1), volume(2)].iter().try_for_each(|volume| row(volume).insert(tx))
         };

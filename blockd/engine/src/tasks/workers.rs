@@ -143,7 +143,7 @@ fn sum_of_guests(registry: &Registry, counter: impl Fn(&crate::metrics::Traffic,
 mod tests {
     use super::*;
     use crate::volumes::registry::VolumeEntry;
-    use blockd_catalog::{VolumeRow, VolumeState};
+    use blockd_catalog::VolumeRow;
     use blockd_extent::VolumeId;
     use blockd_volume::Volume;
     use std::time::Instant;
@@ -153,16 +153,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let registry = Arc::new(Registry::default());
         let id = VolumeId::from_u64(1);
-        let row = VolumeRow {
-            id,
-            name: "one".parse().unwrap(),
-            size_bytes: 1 << 20,
-            labels: Default::default(),
-            created: jiff::Timestamp::UNIX_EPOCH,
-            state: VolumeState::Up,
-            read_only: false,
-            group: None,
-        };
+        let row = VolumeRow::new(id, "one".parse().unwrap(), 1 << 20);
         let volume = Volume::create(&dir.path().join("1"), id, 1 << 20).unwrap();
         let entry = VolumeEntry::new(&row, EntryState::Up(volume));
         registry.insert(Arc::clone(&entry));

@@ -69,17 +69,13 @@ impl Volumes {
     /// The name is taken, the size is invalid, or the files cannot be created.
     pub async fn create_volume(&self, request: CreateVolume) -> Result<api::Volume, ServiceError> {
         check_volume_size(request.size_bytes).map_err(blockd_api::ApiError::from)?;
+        let id = VolumeId::from_u64(random_id()?);
         let row = VolumeRow {
-            id: VolumeId::from_u64(random_id()?),
-            name: request.name,
-            size_bytes: request.size_bytes,
             labels: request.labels,
-            created: Timestamp::now(),
-            state: VolumeState::Creating,
-            read_only: false,
             group: request.group,
+            ..VolumeRow::new(id, request.name, request.size_bytes)
         };
-        let (id, size_bytes, dir) = (row.id, row.size_bytes, self.host.data_dir.volume_dir(row.id));
+        let (size_bytes, dir) = (row.size_bytes, self.host.data_dir.volume_dir(id));
         let entry = self.add_volume(row, None, move || Volume::create(&dir, id, size_bytes)).await?;
         tracing::info!(volume = %entry.id, name = %entry.name, size_bytes = entry.size_bytes(), "volume created");
         self.describe(&entry).await
@@ -99,17 +95,10 @@ impl Volumes {
         let volume = parent.volume()?;
         let size_bytes =
             volume.snapshots().iter().find(|info| info.id == snapshot).map(|info| info.size_bytes);
-        let row = VolumeRow {
-            id: VolumeId::from_u64(random_id()?),
-            name: request.name,
-            size_bytes: size_bytes.unwrap_or_else(|| volume.size_bytes()),
-            labels: request.labels,
-            created: Timestamp::now(),
-            state: VolumeState::Creating,
-            read_only: false,
-            group: None,
-        };
-        let (id, dir) = (row.id, self.host.data_dir.volume_dir(row.id));
+        let size_bytes = size_bytes.unwrap_or_else(|| volume.size_bytes());
+        let id = VolumeId::from_u64(random_id()?);
+        let row = VolumeRow { labels: request.labels, ..VolumeRow::new(id, request.name, size_bytes) };
+        let dir = self.host.data_dir.volume_dir(id);
         let rows = self.db.run(LazyRow::all).await?;
         let lazy = rows.into_iter().find(|lazy| lazy.volume == parent.id);
         let lazy = lazy.map(|lazy| LazyRow { volume: id, ..lazy });

@@ -232,16 +232,7 @@ mod tests {
 
         fn row(&self, number: u64, name: &str, state: VolumeState) -> VolumeId {
             let id = VolumeId::from_u64(number);
-            let row = VolumeRow {
-                id,
-                name: name.parse().unwrap(),
-                size_bytes: SIZE_BYTES,
-                labels: Default::default(),
-                created: Timestamp::UNIX_EPOCH,
-                state,
-                read_only: false,
-                group: None,
-            };
+            let row = VolumeRow { state, ..VolumeRow::new(id, name.parse().unwrap(), SIZE_BYTES) };
             self.db.transaction::<_, DbError>(|tx| row.insert(tx)).unwrap();
             id
         }

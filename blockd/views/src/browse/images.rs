@@ -108,7 +108,7 @@ impl BlockSource for LocalImage {
 mod tests {
     use super::super::browser::Browse;
     use super::*;
-    use blockd_catalog::{VolumeRow, VolumeState};
+    use blockd_catalog::VolumeRow;
     use blockd_engine::{readers::SnapshotReaders, volumes::registry::EntryState};
     use blockd_volume::Volume;
 
@@ -116,16 +116,7 @@ mod tests {
     fn deletion_closes_an_idle_image_and_is_refused_during_a_read() {
         let dir = tempfile::tempdir().unwrap();
         let (id, snapshot) = (VolumeId::from_u64(1), SnapshotId::from_u64(2));
-        let row = VolumeRow {
-            id,
-            name: "data".parse().unwrap(),
-            size_bytes: 1 << 20,
-            labels: Default::default(),
-            created: jiff::Timestamp::UNIX_EPOCH,
-            state: VolumeState::Up,
-            read_only: false,
-            group: None,
-        };
+        let row = VolumeRow::new(id, "data".parse().unwrap(), 1 << 20);
         let volume = Volume::create(&dir.path().join("data"), id, 1 << 20).unwrap();
         volume.freeze(snapshot).unwrap();
         let entry = VolumeEntry::new(&row, EntryState::Up(volume));

@@ -1,7 +1,7 @@
 //! Tests of the exports.
 
 use super::*;
-use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow, VolumeState};
+use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow};
 use blockd_engine::volumes::registry::VolumeEntry;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_nbd::{
@@ -12,16 +12,7 @@ use blockd_volume::VolumeErrorKind;
 
 fn add(registry: &Registry, dir: &std::path::Path, number: u64, name: &str) -> Arc<VolumeEntry> {
     let id = VolumeId::from_u64(number);
-    let row = VolumeRow {
-        id,
-        name: name.parse().unwrap(),
-        size_bytes: 1 << 20,
-        labels: Default::default(),
-        created: jiff::Timestamp::UNIX_EPOCH,
-        state: VolumeState::Up,
-        read_only: false,
-        group: None,
-    };
+    let row = VolumeRow::new(id, name.parse().unwrap(), 1 << 20);
     let volume = Volume::create(&dir.join(name), id, 1 << 20).unwrap();
     let entry = VolumeEntry::new(&row, EntryState::Up(volume));
     registry.insert(Arc::clone(&entry));

@@ -24,7 +24,6 @@ use blockd_catalog::{Chain, Db, DbError, DbManifestCache, LazyRow, ScheduleRow, 
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
 use blockd_extent::VolumeId;
 use blockd_volume::Volume;
-use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc};
 use uuid::Uuid;
@@ -188,15 +187,12 @@ impl LazyVolumes {
         own_labels: Option<&Labels>,
         state: VolumeState,
     ) -> Result<VolumeRow, ServiceError> {
+        let id = VolumeId::from_u64(random_id()?);
+        let name = name.map_or_else(|| self.free_name(manifest), |name| Ok(name.clone()))?;
         Ok(VolumeRow {
-            id: VolumeId::from_u64(random_id()?),
-            name: name.map_or_else(|| self.free_name(manifest), |name| Ok(name.clone()))?,
-            size_bytes: manifest.size_bytes,
             labels: own_labels.cloned().unwrap_or_else(|| labels(&manifest.description.labels)),
-            created: Timestamp::now(),
             state,
-            read_only: false,
-            group: None,
+            ..VolumeRow::new(id, name, manifest.size_bytes)
         })
     }
 

@@ -1,19 +1,9 @@
 //! Tests of this module.
 
 use super::*;
-use blockd_catalog::VolumeState;
 
 fn entry(name: &str, state: EntryState) -> Arc<VolumeEntry> {
-    let row = VolumeRow {
-        id: VolumeId::from_u64(7),
-        name: name.parse().unwrap(),
-        size_bytes: 4096,
-        labels: Labels::default(),
-        created: Timestamp::UNIX_EPOCH,
-        state: VolumeState::Up,
-        read_only: false,
-        group: None,
-    };
+    let row = VolumeRow::new(VolumeId::from_u64(7), name.parse().unwrap(), 4096);
     VolumeEntry::new(&row, state)
 }
 
