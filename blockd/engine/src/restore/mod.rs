@@ -18,13 +18,18 @@ use crate::{
     },
 };
 use blockd_api::{
+    CredentialRef,
     cloudsnaps::{RestoreStarted, StartRestore},
     lazy::{LazyRestored, StartLazyRestore},
+    schedules::ScheduleSummary,
     tasks::{TaskStage, TaskStarted},
 };
-use blockd_catalog::{Db, LazyRow, RestoreTask, TaskRow, TaskSpec, VolumeState};
+use blockd_catalog::{CredentialRow, Db, LazyRow, RestoreTask, TaskRow, TaskSpec, VolumeRow, VolumeState};
+use blockd_cloud::{CloudSnapshotId, Manifest};
 use std::sync::Arc;
+use tokio::sync::MutexGuard;
 use uuid::Uuid;
+
 /// Starts restores.
 pub struct Restores {
     pub(crate) admission: Arc<Admission>,
@@ -39,6 +44,33 @@ pub struct Restores {
 }
 
 impl Restores {
+    /// Locates a cloud snapshot and reads its manifest, then admits its restore until the guard is dropped.
+    async fn admit(
+        &self,
+        id: &CloudSnapshotId,
+        credential: Option<&CredentialRef>,
+    ) -> Result<(CredentialRow, Manifest, MutexGuard<'_, ()>), ServiceError> {
+        let credential = self.repositories.credential_with(id, credential, Purpose::Read).await?;
+        let manifest = self.repositories.manifest_or_cached(credential.uuid, id).await?;
+        let admission = self.admission.lock().await;
+        check_cancelled()?;
+        self.tasks.refuse_if_deleting(id).await?;
+        Ok((credential, manifest, admission))
+    }
+
+    /// Reserves the name of a new volume; returns its entry, and the schedules that will select it.
+    async fn reserve(
+        &self,
+        row: &VolumeRow,
+        state: EntryState,
+    ) -> Result<(Arc<VolumeEntry>, Vec<ScheduleSummary>), ServiceError> {
+        blockd_api::check_volume_size(row.size_bytes).map_err(blockd_api::ApiError::from)?;
+        let schedules = self.lazy.schedules_of(&row.labels).await?;
+        let entry = VolumeEntry::new(row, state);
+        self.registry.reserve(&entry)?;
+        Ok((entry, schedules))
+    }
+
     /// Starts a restore into a new volume.
     ///
     /// # Errors
@@ -49,23 +81,10 @@ impl Restores {
     ) -> Result<RestoreStarted, ServiceError> {
         check_limits(request.limits)?;
         let id = request.cloud_snapshot_id;
-        let credential =
-            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
-        let manifest = self.repositories.manifest_or_cached(credential.uuid, &id).await?;
-        blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
-
-        let _admission = self.admission.lock().await;
-        check_cancelled()?;
-        self.tasks.refuse_if_deleting(&id).await?;
-        let row = self.lazy.row_of_restored(
-            &manifest,
-            request.volume_name.as_ref(),
-            request.labels.as_ref(),
-            VolumeState::Restoring,
-        )?;
-        let schedules = self.lazy.schedules_of(&row.labels).await?;
-        let entry = VolumeEntry::new(&row, EntryState::Restoring);
-        self.registry.reserve(&entry)?;
+        let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
+        let (name, labels) = (request.volume_name.as_ref(), request.labels.as_ref());
+        let row = self.lazy.row_of_restored(&manifest, name, labels, VolumeState::Restoring)?;
+        let (entry, schedules) = self.reserve(&row, EntryState::Restoring).await?;
         let spec = TaskSpec::Restore(RestoreTask::NewVolume { skip_damaged: request.skip_damaged });
         let mut task = TaskRow::new(spec, credential.uuid, id, crate::owner::current());
         task.volume = Some(row.id);
@@ -94,21 +113,10 @@ impl Restores {
         request: &StartLazyRestore,
     ) -> Result<LazyRestored, ServiceError> {
         let id = request.cloud_snapshot_id;
-        let credential =
-            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
-        let manifest = self.repositories.manifest_or_cached(credential.uuid, &id).await?;
-        blockd_api::check_volume_size(manifest.size_bytes).map_err(blockd_api::ApiError::from)?;
-
-        let _admission = self.admission.lock().await;
-        check_cancelled()?;
-        self.tasks.refuse_if_deleting(&id).await?;
-        let row = self.lazy.row_of_restored(
-            &manifest,
-            request.volume_name.as_ref(),
-            request.labels.as_ref(),
-            VolumeState::Creating,
-        )?;
-        let schedules = self.lazy.schedules_of(&row.labels).await?;
+        let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
+        let (name, labels) = (request.volume_name.as_ref(), request.labels.as_ref());
+        let row = self.lazy.row_of_restored(&manifest, name, labels, VolumeState::Creating)?;
+        let (entry, schedules) = self.reserve(&row, EntryState::Creating).await?;
         let lazy = LazyRow {
             volume: row.id,
             credential: credential.uuid,
@@ -116,8 +124,6 @@ impl Restores {
             hydrate: request.hydrate,
             on_store_loss: request.on_store_loss,
         };
-        let entry = VolumeEntry::new(&row, EntryState::Creating);
-        self.registry.reserve(&entry)?;
         match self.lazy.create_lazy_volume(row, lazy, manifest).await {
             Ok(volume) => entry.set_state(EntryState::Up(volume)),
             Err(error) => {

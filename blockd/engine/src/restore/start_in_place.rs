@@ -3,7 +3,6 @@
 use crate::{
     error::ServiceError,
     ids::random_id,
-    repositories::{locate::Purpose, preflight::check_cancelled},
     restore::{Restores, in_place::fence_reason},
     tasks::requests::check_limits,
 };
@@ -23,24 +22,9 @@ impl Restores {
     ) -> Result<RestoreStarted, ServiceError> {
         check_limits(request.limits)?;
         let id = request.cloud_snapshot_id;
-        let credential =
-            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
-        let manifest = self.repositories.manifest_or_cached(credential.uuid, &id).await?;
-
-        let _admission = self.admission.lock().await;
-        check_cancelled()?;
-        self.tasks.refuse_if_deleting(&id).await?;
+        let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
         let entry = self.registry.find(&request.volume)?;
-        let tasks = self.tasks.unfinished_tasks().await?;
-        if let Some(task) = tasks.into_iter().find(|task| task.volume == Some(entry.id)) {
-            let message = format!(
-                "{} task {} works on volume {}: wait for it to end",
-                task.kind(),
-                task.id,
-                entry.name
-            );
-            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
-        }
+        self.tasks.refuse_if_working(entry.id, &entry.name, |_| true).await?;
         let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.spec.is_in_place();
         if let Some(task) = self.tasks.resumable_tasks().await?.into_iter().find(is_half_done) {
             let message = format!(

@@ -16,12 +16,12 @@ pub mod workers;
 pub use crate::tasks::live::LiveTask;
 use crate::{error::ServiceError, host::Host, readers::SnapshotReaders, repositories::Repositories};
 use blockd_api::{
-    ErrorCode, List, MAX_WAIT_MILLIS,
+    ErrorCode, List, MAX_WAIT_MILLIS, VolumeName,
     tasks::{self as api, ListTasks, Requests, TaskKind, TaskStage, WaitTask},
 };
 use blockd_catalog::{Db, DbError, NewEvent, TaskRow};
 use blockd_cloud::{CancelToken, CloudSnapshotId};
-use blockd_extent::SnapshotId;
+use blockd_extent::{SnapshotId, VolumeId};
 use blockd_secrets::References;
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -325,6 +325,23 @@ impl Tasks {
     /// The database fails.
     pub async fn resumable_tasks(&self) -> Result<Vec<TaskRow>, ServiceError> {
         Ok(self.db.run(TaskRow::resumable).await?)
+    }
+
+    /// Refuses a change of a volume while a task that matters works on it.
+    pub(crate) async fn refuse_if_working(
+        &self,
+        volume: VolumeId,
+        name: &VolumeName,
+        matters: impl Fn(&TaskRow) -> bool,
+    ) -> Result<(), ServiceError> {
+        let hinders = |task: &TaskRow| task.volume == Some(volume) && matters(task);
+        match self.unfinished_tasks().await?.into_iter().find(hinders) {
+            Some(task) => Err(ServiceError::refused(
+                ErrorCode::VolumeInUse,
+                format!("{} task {} works on volume {name}: wait for it to end", task.kind(), task.id),
+            )),
+            None => Ok(()),
+        }
     }
 
     pub(crate) async fn refuse_if_deleting(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {

@@ -26,23 +26,8 @@ impl Volumes {
     ) -> Result<Deleted, ServiceError> {
         let admission = self.admission.lock().await;
         let entry = self.registry.find(wanted)?;
-        if let Some(task) =
-            // A hydration ends with its volume.
-            self
-                .tasks
-                .unfinished_tasks()
-                .await?
-                .into_iter()
-                .find(|task| task.volume == Some(entry.id) && !task.spec.is_hydration())
-        {
-            let message = format!(
-                "{} task {} works on volume {}: wait for it to end",
-                task.kind(),
-                task.id,
-                entry.name
-            );
-            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
-        }
+        // A hydration ends with its volume.
+        self.tasks.refuse_if_working(entry.id, &entry.name, |task| !task.spec.is_hydration()).await?;
         self.attachments.check_delete(entry.id)?;
         if !force {
             self.refuse_pinned(&entry).await?;
