@@ -2,7 +2,7 @@
 
 use crate::{
     dirs::OpenDir,
-    inside::FileXattr,
+    inside::Xattr,
     nodes::{Node, Nodes},
     open_file::Open,
     pool::Pool,
@@ -137,7 +137,7 @@ impl BrowseFilesystem {
         ino: INodeNo,
         size: u32,
         reply: ReplyXattr,
-        pick: impl FnOnce(Vec<FileXattr>) -> io::Result<Vec<u8>> + Send + 'static,
+        pick: impl FnOnce(Vec<Xattr>) -> io::Result<Vec<u8>> + Send + 'static,
     ) {
         let node = match self.shared.node(ino) {
             Ok(node) => node,

@@ -2,7 +2,7 @@
 
 use crate::{
     Catalog, SnapshotKey,
-    inside::{FileId, FileKind, FileStat, FileXattr, ImageFiles, NamedFile},
+    inside::{FileId, FileKind, FileStat, ImageFiles, NamedFile, Xattr},
     listing::Listing,
     nodes::Node,
 };
@@ -272,7 +272,7 @@ impl Tree {
 
     /// Returns the extended attributes of a node. Only files inside images and their root have any. May
     /// block.
-    pub fn xattrs(&self, node: &Node) -> io::Result<Vec<FileXattr>> {
+    pub fn xattrs(&self, node: &Node) -> io::Result<Vec<Xattr>> {
         match node {
             // The root may have an access list.
             Node::Files(key) => self.files(key)?.xattrs_of(FileId::ROOT),

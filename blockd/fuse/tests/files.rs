@@ -1,6 +1,6 @@
 //! Files inside images of ext2, ext3 and ext4: in partitions, damaged, and during store outages.
 use blockd_extent::BlockSource;
-use blockd_fuse::inside::{FileKind, FileTree, FileXattr, ImageFiles};
+use blockd_fuse::inside::{FileKind, FileTree, ImageFiles, Xattr};
 use blockd_testkit::Image;
 use std::{
     fs, io,
@@ -125,7 +125,7 @@ fn check(files: &dyn FileTree, root: &str) {
     assert_eq!(files.stat(&path("/nothing")).unwrap_err().kind(), io::ErrorKind::NotFound);
     assert_eq!(files.stat(&path("/device")).unwrap().device, Some((8, 1)));
     let xattrs = files.xattrs(&path("/a")).unwrap();
-    assert_eq!(xattrs, [FileXattr { name: b"user.note".to_vec(), value: b"hello".to_vec() }]);
+    assert_eq!(xattrs, [Xattr { name: b"user.note".to_vec(), value: b"hello".to_vec() }]);
     assert_eq!(files.xattrs(&path("/link")).unwrap(), []);
     assert!(files.read_dir(&path("/a/b/77"), 1000).is_err() && files.read_link(&path("/a")).is_err());
 }

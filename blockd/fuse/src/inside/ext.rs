@@ -1,8 +1,8 @@
 //! Files of ext2, ext3 and ext4, read by `blockd-ext4`, which checks untrusted input and bounds the cost of
 //! each operation.
 
-use super::{FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, NumberedFiles, large};
-use blockd_ext4::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt};
+use super::{FileEntry, FileStat, FileTree, Files, NumberedFiles, large};
+use blockd_ext4::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt, Xattr};
 use blockd_extent::{BlockSource, DataRange};
 use hashlink::LruCache;
 use parking_lot::Mutex;
@@ -87,21 +87,9 @@ fn convert(error: &ExtError) -> io::Error {
     io::Error::new(kind, error.to_string())
 }
 
-fn kind_of(kind: blockd_ext4::FileKind) -> FileKind {
-    match kind {
-        blockd_ext4::FileKind::BlockDevice => FileKind::BlockDevice,
-        blockd_ext4::FileKind::CharDevice => FileKind::CharDevice,
-        blockd_ext4::FileKind::Directory => FileKind::Directory,
-        blockd_ext4::FileKind::Fifo => FileKind::Fifo,
-        blockd_ext4::FileKind::Regular => FileKind::Regular,
-        blockd_ext4::FileKind::Socket => FileKind::Socket,
-        blockd_ext4::FileKind::Symlink => FileKind::Symlink,
-    }
-}
-
 fn stat_of(inode: &Inode) -> FileStat {
     FileStat {
-        kind: kind_of(inode.kind),
+        kind: inode.kind,
         number: inode.number.0.into(),
         size_bytes: inode.size_bytes,
         allocated_bytes: inode.allocated_bytes,
@@ -273,10 +261,6 @@ impl ExtTree {
     }
 }
 
-fn file_xattr(xattr: blockd_ext4::Xattr) -> FileXattr {
-    FileXattr { name: xattr.name, value: xattr.value }
-}
-
 /// Returns true if a read of the image timed out.
 fn is_outage(error: &ExtError) -> bool {
     matches!(error, ExtError::Read { source, .. } if source.kind() == io::ErrorKind::TimedOut)
@@ -305,10 +289,8 @@ impl FileTree for ExtTree {
         inode.and_then(|inode| self.range(&inode, offset_bytes)).map_err(|error| convert(&error))
     }
 
-    fn xattrs(&self, path: &[u8]) -> io::Result<Vec<FileXattr>> {
-        let found =
-            self.inode(path).and_then(|inode| self.fs.xattrs(&inode)).map_err(|error| convert(&error))?;
-        Ok(found.into_iter().map(file_xattr).collect())
+    fn xattrs(&self, path: &[u8]) -> io::Result<Vec<Xattr>> {
+        self.inode(path).and_then(|inode| self.fs.xattrs(&inode)).map_err(|error| convert(&error))
     }
 }
 
@@ -348,10 +330,9 @@ impl NumberedFiles for ExtTree {
         inode.and_then(|inode| self.range(&inode, offset_bytes)).map_err(|error| convert(&error))
     }
 
-    fn xattrs_of(&self, number: u32) -> io::Result<Vec<FileXattr>> {
+    fn xattrs_of(&self, number: u32) -> io::Result<Vec<Xattr>> {
         let inode = self.fs.inode(InodeNumber(number));
-        let found = inode.and_then(|inode| self.fs.xattrs(&inode)).map_err(|error| convert(&error))?;
-        Ok(found.into_iter().map(file_xattr).collect())
+        inode.and_then(|inode| self.fs.xattrs(&inode)).map_err(|error| convert(&error))
     }
 }
 

@@ -1,8 +1,8 @@
 //! Files of an image under one root: those of its filesystem, or a directory for each partition.
 
 use super::{
-    Content, FileEntry, FileKind, FileStat, FileTree, FileXattr, Files, ImageLayout, inspect,
-    inspect_partition, partitions::Partition,
+    Content, FileEntry, FileKind, FileStat, FileTree, Files, ImageLayout, Xattr, inspect, inspect_partition,
+    partitions::Partition,
 };
 use blockd_extent::{BlockSource, DataRange};
 use parking_lot::Mutex;
@@ -265,7 +265,7 @@ impl FileTree for ImageFiles {
         }
     }
 
-    fn xattrs(&self, path: &[u8]) -> io::Result<Vec<FileXattr>> {
+    fn xattrs(&self, path: &[u8]) -> io::Result<Vec<Xattr>> {
         match self.target(path)? {
             PathTarget::Files(files, path) => files.xattrs(path),
             _ => Ok(Vec::new()),

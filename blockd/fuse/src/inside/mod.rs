@@ -12,28 +12,10 @@ pub mod partitions;
 pub use image_files::ImageFiles;
 pub use numbered::{FileId, NamedFile};
 
+pub use blockd_ext4::{FileKind, Xattr};
 use blockd_extent::{BlockSource, DataRange};
 use partitions::Partition;
 use std::{io, ops::Range, sync::Arc, time::SystemTime};
-
-/// File type.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum FileKind {
-    /// Regular file.
-    Regular,
-    /// Directory.
-    Directory,
-    /// Symbolic link.
-    Symlink,
-    /// Block device.
-    BlockDevice,
-    /// Character device.
-    CharDevice,
-    /// Named pipe.
-    Fifo,
-    /// Socket.
-    Socket,
-}
 
 /// Attributes of a file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,15 +45,6 @@ pub struct FileStat {
     pub accessed: Option<SystemTime>,
     /// Last change of the inode, if known.
     pub changed: Option<SystemTime>,
-}
-
-/// Extended attribute of a file.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct FileXattr {
-    /// Name with its namespace prefix, such as `user.comment`; any bytes except zero.
-    pub name: Vec<u8>,
-    /// Value in the format of `getxattr`.
-    pub value: Vec<u8>,
 }
 
 /// Entry of a directory.
@@ -128,7 +101,7 @@ pub trait NumberedFiles: Send + Sync {
     ///
     /// # Errors
     /// See [`FileTree::xattrs`].
-    fn xattrs_of(&self, number: u32) -> io::Result<Vec<FileXattr>>;
+    fn xattrs_of(&self, number: u32) -> io::Result<Vec<Xattr>>;
 }
 
 /// Filesystem with access by paths. Paths begin with `/`; a symbolic link as the last component is not
@@ -170,7 +143,7 @@ pub trait FileTree: Send + Sync {
     ///
     /// # Errors
     /// The file does not exist, or the filesystem is damaged there.
-    fn xattrs(&self, path: &[u8]) -> io::Result<Vec<FileXattr>>;
+    fn xattrs(&self, path: &[u8]) -> io::Result<Vec<Xattr>>;
 }
 
 /// Filesystem with access by paths and by inode numbers.

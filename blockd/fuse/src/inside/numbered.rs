@@ -1,7 +1,7 @@
 //! Access to the files of an image by inode number instead of path; hard links have the same number.
 
 use super::{
-    Content, FileStat, FileXattr, Files, ImageFiles, ImageLayout,
+    Content, FileStat, Files, ImageFiles, ImageLayout, Xattr,
     image_files::{NOTICE, dir, gone, notice, notice_stat},
     partitions::Partition,
 };
@@ -173,7 +173,7 @@ impl ImageFiles {
     ///
     /// # Errors
     /// The filesystem is damaged there.
-    pub fn xattrs_of(&self, file: FileId) -> io::Result<Vec<FileXattr>> {
+    pub fn xattrs_of(&self, file: FileId) -> io::Result<Vec<Xattr>> {
         match self.target_of(file)? {
             FileTarget::Files(files) => files.xattrs_of(file.number),
             _ => Ok(Vec::new()),

@@ -10,7 +10,7 @@ use blockd_api::{
 };
 use blockd_cloud::CloudSnapshotId;
 use blockd_engine::error::ServiceError;
-use blockd_fuse::inside::{self, FileStat, FileTree, FileXattr, ImageFiles};
+use blockd_fuse::inside::{self, FileStat, FileTree, ImageFiles, Xattr};
 use jiff::Timestamp;
 use std::{io, sync::Arc};
 use tokio::runtime::Handle;
@@ -130,7 +130,7 @@ impl FileReader {
         } else {
             Vec::new()
         };
-        let xattr = |xattr: FileXattr| SnapshotXattr {
+        let xattr = |xattr: Xattr| SnapshotXattr {
             name: FilePath::from_bytes(xattr.name),
             value: FilePath::from_bytes(xattr.value),
         };
@@ -260,7 +260,7 @@ mod tests {
             Ok(DataRange { is_data, end_bytes: (offset_bytes - within + border).min(max_end) })
         }
 
-        fn xattrs(&self, _: &[u8]) -> io::Result<Vec<FileXattr>> {
+        fn xattrs(&self, _: &[u8]) -> io::Result<Vec<Xattr>> {
             unimplemented!()
         }
     }
