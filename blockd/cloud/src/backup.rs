@@ -199,12 +199,7 @@ pub async fn backup(
     cancel: &CancelToken,
 ) -> Result<Manifest, CloudError> {
     repo.check_writable()?;
-    let work = run(repo.clone(), spec, reader, journal, *options, progress, cancel.clone());
-    tokio::select! {
-        biased;
-        () = cancel.cancelled() => Err(CloudError::Cancelled),
-        result = Box::pin(work) => result,
-    }
+    cancel.guard(run(repo.clone(), spec, reader, journal, *options, progress, cancel.clone())).await
 }
 
 async fn run(

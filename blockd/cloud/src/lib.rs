@@ -58,7 +58,7 @@ pub use names::ManifestKey;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
 pub use reader::SnapshotReader;
 pub use repository::{KnownKeys, OpenOptions, Repository};
-pub use restore::{BlockWriter, RestoreOptions, RestoreRequest, RestoreSummary, restore, restore_damaged};
+pub use restore::{BlockWriter, RestoreOptions, RestoreRequest, RestoreSummary, restore};
 pub use rotate::{Rekey, Rekeyed, rekey};
 pub use seal::EncryptionMode;
 pub use slots::{SlotFinding, SlotRepair};

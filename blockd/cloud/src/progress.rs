@@ -1,5 +1,6 @@
 //! Progress and cancellation of a task.
 
+use crate::CloudError;
 use blockd_store::{RequestCounts, Requests};
 use serde::{Deserialize, Serialize};
 use std::{
@@ -166,6 +167,22 @@ impl CancelToken {
     /// Creates an unused token.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Runs work until it ends or is cancelled.
+    pub(crate) fn guard<T>(
+        &self,
+        work: impl Future<Output = Result<T, CloudError>>,
+    ) -> impl Future<Output = Result<T, CloudError>> {
+        // Boxed, because it is large.
+        let mut work = Box::pin(work);
+        async move {
+            tokio::select! {
+                biased;
+                () = self.cancelled() => Err(CloudError::Cancelled),
+                result = &mut work => result,
+            }
+        }
     }
 
     /// Cancels the task, permanently.

@@ -71,28 +71,14 @@ pub struct RestoreSummary {
     pub damage: Damage,
 }
 
-/// Restores a snapshot: passes every non-zero block to the writer, whose volume must read as zeroes before.
+/// Restores a snapshot: passes every non-zero block to the writer, whose volume must read as zeroes before,
+/// except the blocks of an earlier run.
 ///
 /// # Errors
-/// [`CloudError::Cancelled`]; [`CloudError::Damaged`] with the damage; [`CloudError::WriteVolume`]; errors of
-/// the store. Blocks written by then are correct, but incomplete.
+/// [`CloudError::Cancelled`]; [`CloudError::Damaged`] with the damage, with [`RestoreRequest::skip_damaged`]
+/// only for an index root; [`CloudError::WriteVolume`]; errors of the store. Blocks written by then are
+/// correct, but incomplete.
 pub async fn restore(
-    repo: &Repository,
-    manifest: &Manifest,
-    writer: Arc<dyn BlockWriter>,
-    options: &RestoreOptions,
-    progress: Arc<Progress>,
-    cancel: &CancelToken,
-) -> Result<RestoreSummary, CloudError> {
-    restore_damaged(repo, manifest, writer, &RestoreRequest::default(), options, progress, cancel).await
-}
-
-/// Restores a snapshot like [`restore`], without the blocks of an earlier run, and past damage if requested.
-///
-/// # Errors
-/// Those of [`restore`]; with [`RestoreRequest::skip_damaged`], [`CloudError::Damaged`] only for an index
-/// root.
-pub async fn restore_damaged(
     repo: &Repository,
     manifest: &Manifest,
     writer: Arc<dyn BlockWriter>,
@@ -101,11 +87,7 @@ pub async fn restore_damaged(
     progress: Arc<Progress>,
     cancel: &CancelToken,
 ) -> Result<RestoreSummary, CloudError> {
-    tokio::select! {
-        biased;
-        () = cancel.cancelled() => Err(CloudError::Cancelled),
-        result = Box::pin(run(repo, manifest, writer, request, options, progress)) => result,
-    }
+    cancel.guard(run(repo, manifest, writer, request, options, progress)).await
 }
 
 async fn run(

@@ -159,11 +159,7 @@ pub async fn verify(
     progress: Arc<Progress>,
     cancel: &CancelToken,
 ) -> Result<VerifyReport, CloudError> {
-    tokio::select! {
-        biased;
-        () = cancel.cancelled() => Err(CloudError::Cancelled),
-        result = Box::pin(run(repo, ids, options, check_of, cache, progress)) => result,
-    }
+    cancel.guard(run(repo, ids, options, check_of, cache, progress)).await
 }
 
 async fn run(

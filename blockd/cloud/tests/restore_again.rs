@@ -1,7 +1,7 @@
 //! Resume of an interrupted restore: restored blocks are not fetched again.
 use crate::common::{BLOCK, fixed, requests, run, set};
 use blockd_cloud::{
-    BlockWriter, CancelToken, EncryptionMode, Progress, RestoreOptions, RestoreRequest, restore_damaged,
+    BlockWriter, CancelToken, EncryptionMode, Progress, RestoreOptions, RestoreRequest, restore,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_testkit::cloud::{MemoryVolume, spec};
@@ -53,7 +53,7 @@ async fn restored_blocks_are_not_fetched_again() {
         let (progress, cancel) = (Arc::new(Progress::new(requests())), CancelToken::new());
         let told = progress.clone();
         let options = RestoreOptions { download_concurrency: 1, cpu_threads: 1 };
-        let done = restore_damaged(&repo, &tip, target.clone(), &request, &options, progress, &cancel);
+        let done = restore(&repo, &tip, target.clone(), &request, &options, progress, &cancel);
         done.await.map(|_| told.snapshot().bytes_processed)
     };
     let whole_bytes = once(&Arc::default()).await.unwrap();

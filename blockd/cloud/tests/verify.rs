@@ -3,8 +3,7 @@
 use crate::common::{BLOCK, Noise, requests, run, set, with_slot};
 use blockd_cloud::{
     BlockCheck, CancelToken, CloudSnapshotId, EncryptionMode, Manifest, ManifestKey, NoCache, Progress,
-    Repository, RestoreOptions, RestoreRequest, VerifyDepth, VerifyOptions, VerifyReport, restore_damaged,
-    verify,
+    Repository, RestoreOptions, RestoreRequest, VerifyDepth, VerifyOptions, VerifyReport, restore, verify,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_testkit::cloud::{MemoryVolume, spec};
@@ -217,15 +216,8 @@ async fn restore_skips_damage_and_lists_the_missing_extents() {
         let request = RestoreRequest { skip_damaged, ..RestoreRequest::default() };
         let (progress, cancel) = (Arc::new(Progress::new(requests())), CancelToken::new());
         let options = RestoreOptions::default();
-        let done = restore_damaged(
-            &sample.repo,
-            &sample.incremental,
-            target.clone(),
-            &request,
-            &options,
-            progress,
-            &cancel,
-        );
+        let done =
+            restore(&sample.repo, &sample.incremental, target.clone(), &request, &options, progress, &cancel);
         done.await.map(|summary| (summary.damage, target.content()))
     };
     let error = restore(false).await.unwrap_err();

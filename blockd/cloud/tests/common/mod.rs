@@ -4,7 +4,7 @@
 
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, KnownKeys, Manifest, MemoryJournal,
-    OpenOptions, Progress, Repository, RestoreOptions, UploadOptions, backup, restore,
+    OpenOptions, Progress, Repository, RestoreOptions, RestoreRequest, UploadOptions, backup, restore,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{BlobStore, RequestCounts, Requests, RetryPolicy, task_store};
@@ -99,7 +99,8 @@ pub async fn restored_with(
     let progress = Arc::new(Progress::new(requests.clone()));
     let repo = repo.with_store(store);
     let (options, cancel) = (RestoreOptions::default(), CancelToken::new());
-    restore(&repo, manifest, target.clone(), &options, progress.clone(), &cancel).await?;
+    let request = RestoreRequest::default();
+    restore(&repo, manifest, target.clone(), &request, &options, progress.clone(), &cancel).await?;
     let snapshot = progress.snapshot();
     assert_eq!(snapshot.bytes_processed, snapshot.bytes_total);
     Ok((target.content(), requests.snapshot()))

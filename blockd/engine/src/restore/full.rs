@@ -17,8 +17,7 @@ use crate::{
 use blockd_api::ErrorCode;
 use blockd_catalog::{Db, DbError, DbManifestCache, TaskRow, VolumeRow, VolumeState};
 use blockd_cloud::{
-    BlockWriter, Manifest, ManifestCache, ManifestKey, Progress, RestoreOptions, RestoreRequest,
-    restore_damaged,
+    BlockWriter, Manifest, ManifestCache, ManifestKey, Progress, RestoreOptions, RestoreRequest, restore,
 };
 use blockd_extent::VolumeId;
 use blockd_volume::{OpenOptions, RestoreTarget, Volume, VolumeError};
@@ -120,7 +119,7 @@ async fn fill(
     let request = RestoreRequest { skip: restored.settled, skip_damaged };
     let (blocks, cancel) = (Arc::clone(&writer) as Arc<dyn BlockWriter>, live.cancel.clone());
     let result = spawned(async move {
-        restore_damaged(&repository, &manifest, blocks, &request, &options, progress, &cancel).await
+        restore(&repository, &manifest, blocks, &request, &options, progress, &cancel).await
     })
     .await;
     let failed = result.is_err();

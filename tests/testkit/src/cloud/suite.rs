@@ -3,7 +3,8 @@
 use super::{FAST_KDF, back_up, spec};
 use blockd_cloud::{
     BlockWriter, CancelToken, CloudError, Manifest, ManifestFilter, MemoryCache, NoCache, OpenOptions,
-    Progress, Repository, RestoreOptions, SnapshotReader, UnreadableSiblings, delete_snapshot, restore,
+    Progress, Repository, RestoreOptions, RestoreRequest, SnapshotReader, UnreadableSiblings,
+    delete_snapshot, restore,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, MAX_VOLUME_BYTES};
 use blockd_store::{BlobStore, Requests};
@@ -196,8 +197,9 @@ async fn back_up_chain(repo: &Repository, random: &mut Random) -> Vec<(Manifest,
 async fn check_restore(repo: &Repository, manifest: &Manifest, expected: &MemoryVolume) {
     let target = Arc::new(MemoryVolume::default());
     let progress = Arc::new(Progress::new(Arc::new(Requests::default())));
-    let options = RestoreOptions::default();
-    restore(repo, manifest, target.clone(), &options, progress, &CancelToken::new()).await.unwrap();
+    let (request, options) = (RestoreRequest::default(), RestoreOptions::default());
+    let cancel = CancelToken::new();
+    restore(repo, manifest, target.clone(), &request, &options, progress, &cancel).await.unwrap();
     assert!(target.content() == expected.content(), "wrong content of {}", manifest.id());
 }
 
