@@ -179,12 +179,6 @@ impl TlsIdentity {
         seen != stamps(&files)
     }
 
-    /// Returns true if clients must present certificates.
-    #[must_use]
-    pub fn wants_client_certificates(&self) -> bool {
-        self.0.read().files.client_ca.is_some()
-    }
-
     /// Returns the last loaded configuration, for a server of another protocol with the same identity.
     #[must_use]
     pub fn server_config(&self) -> Arc<rustls::ServerConfig> {
