@@ -5,8 +5,8 @@ mod policies;
 pub use policies::*;
 
 use crate::{
-    CredentialRef, GroupName, LabelSelector, List, ObjectName, RuleName, SnapshotId, SnapshotName, VolumeId,
-    VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,
+    CredentialRef, GroupName, LabelSelector, Labels, List, ObjectName, RuleName, SnapshotId, SnapshotName,
+    VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,
 };
 use blockd_schedule::{Jitter, Recurrence, Retention, Verdict};
 use jiff::Timestamp;
@@ -165,6 +165,9 @@ pub struct CreateSchedule {
     /// Rule used instead of those of the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule_name: Option<RuleName>,
+    /// Labels of the backups: [`BackupOptions::labels`](crate::cloudsnaps::BackupOptions::labels).
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// Paused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
@@ -201,6 +204,9 @@ pub struct UpdateSchedule {
     /// New rule; `null` for the volumes' rules.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::volumes::given")]
     pub rule_name: Option<Option<RuleName>>,
+    /// Labels of future backups; they replace all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
     /// Pause or resume; runs skipped while paused are not made up for.
     #[serde(default)]
     pub paused: Option<bool>,
@@ -243,6 +249,9 @@ pub struct Schedule {
     /// Rule used instead of those of the volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule_name: Option<RuleName>,
+    /// Labels of the backups.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// Paused.
     pub paused: bool,
     /// Creation time.

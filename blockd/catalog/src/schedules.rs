@@ -2,7 +2,7 @@
 
 use crate::{DbError, json, parsed, parsed_if_there, runs::LOCAL, to_json};
 use blockd_api::schedules::{PolicyName, Priority, Rule, Selector};
-use blockd_api::{ObjectName, RuleName};
+use blockd_api::{Labels, ObjectName, RuleName};
 use blockd_schedule::{Jitter, Recurrence, Retention};
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
@@ -39,6 +39,9 @@ pub struct ScheduleSpec {
     /// Rule with the hooks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rule: Option<RuleName>,
+    /// Labels of the backups.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 impl ScheduleSpec {

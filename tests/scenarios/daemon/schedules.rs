@@ -125,6 +125,29 @@ async fn invalid_schedule_is_refused_with_its_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backups_of_a_schedule_have_its_labels() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("v").await;
+    let request = CreateSchedule {
+        selector: select_volume("v"),
+        rules: vec![rule(NEVER)],
+        labels: "tier=gold".parse().unwrap(),
+        ..CreateSchedule::default()
+    };
+    let schedule = host.call(CREATE_SCHEDULE, &request).await;
+    assert_eq!(schedule.labels, request.labels);
+    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+    host.settled().await;
+    let update = UpdateSchedule { labels: Some("tier=silver".parse().unwrap()), ..UpdateSchedule::default() };
+    host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &update).await;
+    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+    host.settled().await;
+    let labels = host.list().await.into_iter().map(|entry| entry.backup_labels.to_string());
+    assert_eq!(labels.collect::<BTreeSet<_>>(), ["tier=gold", "tier=silver"].map(str::to_owned).into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn schedule_names_are_unique_and_backup_names_are_stored() {
     let mut host = Host::new().await;
     host.create_credential().await;

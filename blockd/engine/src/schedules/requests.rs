@@ -87,6 +87,7 @@ fn to_api(
         jitter_seconds: spec.jitter,
         priority: spec.priority,
         rule_name: spec.rule.clone(),
+        labels: spec.labels.clone(),
         paused: row.paused,
         created_at: row.created,
         next_run_at: transactions::next_run(tx, row, now)?,
@@ -270,6 +271,7 @@ impl Schedules {
                 local: request.local,
                 retain_at,
                 rule: request.rule_name,
+                labels: request.labels,
             },
         };
         let volumes = self.candidates();
@@ -373,6 +375,7 @@ impl Schedules {
             }
             row.spec.retain_at = retain_at.unwrap_or(row.spec.retain_at);
             row.spec.rule = request.rule_name.unwrap_or(row.spec.rule);
+            row.spec.labels = request.labels.unwrap_or(row.spec.labels);
             if must_check {
                 check_rules(&row.rules(tx)?)?;
             }

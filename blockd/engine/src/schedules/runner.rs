@@ -311,10 +311,10 @@ impl ScheduleRunner {
             true => None,
             false => Some(snapshot_name(of, now)?),
         };
-        let hooks =
-            QuiesceRequest { scheduled: schedule.and_then(|row| row.spec.rule), ..QuiesceRequest::default() };
+        let (scheduled, labels) = schedule.map(|row| (row.spec.rule, row.spec.labels)).unwrap_or_default();
+        let hooks = QuiesceRequest { scheduled, ..QuiesceRequest::default() };
         let asked = BackupRequest {
-            options: BackupOptions { full: first.force_full, ..BackupOptions::default() },
+            options: BackupOptions { full: first.force_full, labels, ..BackupOptions::default() },
             together,
             hooks,
             schedule: Some(of),

@@ -122,6 +122,7 @@ impl World {
                 jitter: Jitter { max_s: 600 },
                 priority: Priority::Normal,
                 rule: None,
+                labels: Default::default(),
                 local: local.map(|keep| Retention::max(keep).unwrap()),
                 retain_at: Default::default(),
             },

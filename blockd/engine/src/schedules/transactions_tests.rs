@@ -67,6 +67,7 @@ impl EngineFixture {
             jitter: Jitter { max_s: 0 },
             priority: Priority::Normal,
             rule: None,
+            labels: Default::default(),
             local: None,
             retain_at: Default::default(),
         };

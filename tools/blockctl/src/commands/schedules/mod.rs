@@ -15,7 +15,7 @@ use args::{
     UuidArg,
 };
 use blockd_api::{
-    ApiError, ErrorCode, format_time, operations,
+    ApiError, ErrorCode, Labels, format_time, operations,
     schedules::{
         CreateSchedule, ListRuns, MAX_HISTORY, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
         UpdateSchedule,
@@ -85,6 +85,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
         jitter_seconds: Jitter { max_s: args.jitter },
         priority: args.priority.into(),
         rule_name: args.rule,
+        labels: Labels::default(),
         paused: args.paused,
     };
     let schedule = context.client.call(operations::CREATE_SCHEDULE, &request).await?;
@@ -181,6 +182,7 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
         jitter_seconds: args.jitter.map(|max_s| Jitter { max_s }),
         priority: args.priority.map(Into::into),
         rule_name: if args.no_rule { Some(None) } else { args.rule.map(Some) },
+        labels: None,
         paused: None,
     };
     if request == UpdateSchedule::default() {
