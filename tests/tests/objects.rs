@@ -168,7 +168,10 @@ fn changed_file_configures_objects_or_is_refused() {
     fs::write(file, changed.replace("date: 14", "date: 32").replace("app: shop", "app: [shop]")).unwrap();
     let error = ctl.fails(&["apply", "-f", file], 2);
     let message = error["message"].as_str().unwrap();
-    assert!(message.contains(": policy: monthly: ") && message.contains(".selectors.app: "), "{message}");
+    assert!(
+        message.contains(": policy: monthly: ") && message.contains(".selectors: labels are expected"),
+        "{message}"
+    );
     assert_eq!(ctl.fails(&["get", "vbs", "unknown"], 4)["code"], "schedule_not_found");
 }
 

@@ -11,7 +11,7 @@ use serde::{
 };
 use serde_json::{Map, Value};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     marker::PhantomData,
     path::{Path, PathBuf},
@@ -65,46 +65,34 @@ pub fn one_as_value<S: Serializer, T: Serialize>(items: &[T], serializer: S) -> 
 pub mod selectors {
     use super::*;
 
-    struct Selectors;
-
-    impl<'de> Visitor<'de> for Selectors {
-        type Value = Vec<LabelSelector>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("labels")
-        }
-
-        fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
-            match text.parse::<LabelSelector>().map_err(E::custom)? {
-                selector if selector.labels().is_empty() => Err(E::custom("at least one label is required")),
-                selector => Ok(vec![selector]),
-            }
-        }
-
-        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-            self.visit_str(&Labels::deserialize(MapAccessDeserializer::new(map))?.to_string())
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-            let mut all = Vec::new();
-            while let Some(One(selectors)) = items.next_element()? {
-                all.extend(selectors);
-            }
-            Ok(all)
-        }
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "labels are expected")]
+    enum Pairs {
+        Text(String),
+        Fields(BTreeMap<String, String>),
     }
 
-    struct One(Vec<LabelSelector>);
+    impl TryFrom<Pairs> for LabelSelector {
+        type Error = String;
 
-    impl<'de> Deserialize<'de> for One {
-        fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-            from.deserialize_any(Selectors).map(Self)
+        fn try_from(pairs: Pairs) -> Result<Self, String> {
+            let text = match pairs {
+                Pairs::Text(text) => text,
+                Pairs::Fields(all) => Labels::try_from(all).map_err(|error| error.to_string())?.to_string(),
+            };
+            match text.parse::<Self>() {
+                Ok(selector) if selector.labels().is_empty() => {
+                    Err("at least one label is required".to_owned())
+                }
+                parsed => parsed.map_err(|error| error.to_string()),
+            }
         }
     }
 
     /// Reads selectors.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<LabelSelector>, D::Error> {
-        from.deserialize_any(Selectors)
+        let all = one_or_many::<D, Pairs>(from)?.into_iter();
+        all.map(|pairs| pairs.try_into().map_err(D::Error::custom)).collect()
     }
 
     /// Writes selectors as fields.

@@ -7,82 +7,73 @@ use crate::{
 };
 use blockd_api::List;
 use serde_json::{Value, json};
-use std::collections::VecDeque;
 
-/// Finished and remaining objects.
+/// Results of the objects in their order.
 #[derive(Debug)]
 pub struct Record {
-    done: Vec<Value>,
-    left: VecDeque<(Kind, String)>,
-    /// The first remaining object was begun.
-    is_begun: bool,
+    items: Vec<Value>,
+    /// Number of finished objects.
+    done: usize,
 }
 
 impl Record {
     /// Creates a record without finished objects.
     pub fn of(objects: impl Iterator<Item = (Kind, String)>) -> Self {
-        Self { done: Vec::new(), left: objects.collect(), is_begun: false }
+        let item = |(kind, name)| json!({ "kind": kind, "name": name, "result": "not tried" });
+        Self { items: objects.map(item).collect(), done: 0 }
     }
 
-    /// Begins the next object.
+    /// Begins the next object, which fails unless it is done.
     pub fn begin(&mut self) {
-        self.is_begun = true;
+        self.items[self.done]["result"] = json!("failed");
     }
 
     /// Finishes the object, and returns its result for more fields.
     pub fn done(&mut self, result: &str) -> &mut Value {
-        self.is_begun = false;
-        let object = self.left.pop_front().map(|(kind, name)| document(kind, &name, result));
-        self.done.push(object.unwrap_or_default());
+        self.done += 1;
+        self.last()["result"] = json!(result);
         self.last()
     }
 
-    /// Returns the result of the last object.
+    /// Returns the result of the last finished object.
     pub fn last(&mut self) -> &mut Value {
-        if self.done.is_empty() {
-            self.done.push(Value::Null);
-        }
-        let last = self.done.len() - 1;
-        &mut self.done[last]
+        &mut self.items[self.done - 1]
     }
 
     /// Writes the document of the command, or as text the parts that the lines of the objects lack.
-    pub fn finish(mut self, context: &Context<'_>, ended: Exit) -> Exit {
+    pub fn finish(self, context: &Context<'_>, ended: Exit) -> Exit {
         let output = context.output;
-        let failed = usize::from(self.is_begun).min(self.left.len());
-        match ended {
+        let failure = match ended {
             Ok(status) if output.is_json() => {
-                output.document(&List::from(self.done))?;
-                Ok(status)
+                output.document(&List::from(self.items))?;
+                return Ok(status);
             }
-            Err(failure) if output.is_json() => {
-                for (index, (kind, name)) in self.left.iter().enumerate() {
-                    let result = if index < failed { "failed" } else { "not tried" };
-                    self.done.push(document(*kind, name, result));
-                }
-                let mut whole = json!(failure.document());
-                (whole["items"], whole["next"]) = (json!(self.done), json!(null));
-                output.document(&whole)?;
-                Ok(failure.exit_status())
-            }
-            Ok(status) => Ok(status),
-            Err(failure) => {
-                let left = self.left.iter().map(|(kind, name)| format!("{kind}/{name}"));
-                let left: Vec<String> = left.collect();
-                let mut notes: Vec<String> =
-                    left[..failed].iter().map(|object| format!("{object} failed")).collect();
-                if !self.done.is_empty() {
-                    notes.push("the objects above are done".to_owned());
-                }
-                if left.len() > failed {
-                    notes.push(format!("not tried: {}", left[failed..].join(", ")));
-                }
-                if !notes.is_empty() {
-                    output.note(notes.join("; "));
-                }
-                Err(failure)
-            }
+            Ok(status) => return Ok(status),
+            Err(failure) => failure,
+        };
+        if output.is_json() {
+            let mut whole = json!(failure.document());
+            (whole["items"], whole["next"]) = (json!(self.items), json!(null));
+            output.document(&whole)?;
+            return Ok(failure.exit_status());
         }
+        let with = |result: &str| {
+            let items = self.items.iter().filter(|item| item["result"] == result);
+            let names = items
+                .filter_map(|item| Some(format!("{}/{}", item["kind"].as_str()?, item["name"].as_str()?)));
+            names.collect::<Vec<_>>().join(", ")
+        };
+        let (failed, left) = (with("failed"), with("not tried"));
+        let notes = [
+            (!failed.is_empty()).then(|| format!("{failed} failed")),
+            (self.done > 0).then(|| "the objects above are done".to_owned()),
+            (!left.is_empty()).then(|| format!("not tried: {left}")),
+        ];
+        let notes: Vec<String> = notes.into_iter().flatten().collect();
+        if !notes.is_empty() {
+            output.note(notes.join("; "));
+        }
+        Err(failure)
     }
 }
 
@@ -107,8 +98,4 @@ pub fn show_warnings(object: &Object, document: &mut Value) {
     if !warnings.is_empty() {
         document["warnings"] = json!(warnings);
     }
-}
-
-fn document(kind: Kind, name: &str, result: &str) -> Value {
-    json!({ "kind": kind, "name": name, "result": result })
 }
