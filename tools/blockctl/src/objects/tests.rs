@@ -172,6 +172,41 @@ fn backup_has_labels_and_namespace_of_its_metadata() {
     assert!(problems(&text)[0].starts_with("line 3: metadata.labels: invalid type"), "{:?}", problems(&text));
 }
 
+/// The scripts of a rule of Stork, whose command holds from the one until the other.
+#[test]
+fn held_command_ends_after_the_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let [log, ended] = ["log", "ended"].map(|name| dir.path().join(name));
+    let value = format!("echo held >{}; ${{WAIT_CMD}}; echo released >{}", log.display(), ended.display());
+    let text = text_of(
+        "Rule",
+        &format!("rules: [{{actions: [{{type: command, background: true, value: '{value}'}}]}}]"),
+    )
+    .replace(API_VERSION, "stork.libopenstorage.org/v1alpha1");
+    let Body::Rule(hook) = parse_in(dir.path(), &text).unwrap().remove(0).body else { panic!("no rule") };
+    let quiesce = hook.quiesce().unwrap();
+    let run = |command: Option<String>| {
+        let mut shell = std::process::Command::new("sh");
+        shell
+            .args(["-c", &command.unwrap()])
+            .env("RUNTIME_DIRECTORY", dir.path())
+            .env("BLOCKD_SNAPSHOT", "1-2");
+        assert!(shell.status().unwrap().success());
+    };
+    // The reader of a pipe waits for its writer.
+    assert!(std::process::Command::new("mkfifo").arg(&ended).status().unwrap().success());
+    let (sender, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || sender.send(std::fs::read_to_string(ended)));
+    run(quiesce.pre_command);
+    let hold = dir.path().join("x-0-1-2");
+    assert!(hold.join("held").exists() && std::fs::read_to_string(&log).unwrap() == "held\n");
+    assert!(end.try_recv().is_err(), "the command holds");
+    run(quiesce.post_command);
+    let released = end.recv_timeout(std::time::Duration::from_secs(60));
+    assert_eq!(released.unwrap().unwrap(), "released\n");
+    assert!(!hold.exists());
+}
+
 #[test]
 fn first_error_of_each_object_is_reported() {
     let two = format!("{}---\n{}", text_of("VolumeClone", "spec: {}"), text_of("VolumeClone", "spec: []"));
