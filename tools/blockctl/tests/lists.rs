@@ -1,6 +1,6 @@
 //! Width of lists, and the protection in `status`.
 
-use crate::support::{CLUSTER, Fake, TASK, defaults, list, ok, snap, task};
+use crate::support::{CLUSTER, Fake, TASK, defaults, list, ok, reply, snap, task};
 use serde_json::{Value, json};
 
 /// Maximum width of a list.
@@ -117,6 +117,11 @@ fn lists_fit_into_80_columns() {
         ("events", false),
         ("status", false),
         ("top --once --interval 0.1", true),
+        ("get all", false),
+        ("get bl", false),
+        ("get vb", false),
+        ("get vbs", false),
+        ("get vr", false),
     ] {
         let ran = stretched().run(line);
         let lines = ran.stdout.lines().filter(|line| !is_cause(line));
@@ -134,6 +139,18 @@ fn lists_fit_into_80_columns() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn long_cells_of_objects_are_shortened() {
+    let (mut rule, name) = (reply("GET /v1/rules")["items"][0].take(), "n".repeat(60));
+    (rule["name"], rule["quiesce"]["preCommand"]) = (json!(name), json!("p".repeat(60)));
+    let fake = Fake::with_defaults(vec![("GET /v1/rules", ok(list(json!([rule]))))]);
+    let shown = fake.run("get Rule").stdout;
+    let widths: Vec<usize> = shown.lines().map(|line| line.chars().count()).collect();
+    assert!(widths.iter().all(|width| *width <= COLUMNS) && shown.contains("ppp…  "), "{shown}");
+    let wide = fake.run("get Rule -o wide").stdout;
+    assert!(wide.contains(&name) && wide.contains(&"p".repeat(60)), "{wide}");
 }
 
 /// The ages in the output follow the clock.

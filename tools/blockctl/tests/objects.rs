@@ -101,7 +101,11 @@ fn unnamed_schedules_are_not_exported() {
     assert_eq!(ran.status, 0, "{ran:?}");
     let ran = fake.run(&format!("get VolumeBackupSchedule {UUID} -o yaml"));
     assert!(ran.stdout.contains(UUID) && ran.stderr.contains("has no name"), "{ran:?}");
-    assert!(fake.run("get VolumeBackupSchedule").stdout.contains(UUID));
+    // Tables of 80 columns have short ids.
+    let short = &UUID[..8];
+    assert!(fake.run("get VolumeBackupSchedule").stdout.contains(&format!("\n{short}  ")));
+    assert!(fake.run("get VolumeBackupSchedule -o wide").stdout.contains(UUID));
+    assert_eq!(fake.run(&format!("get VolumeBackupSchedule {short} -o name")).status, 0);
 }
 
 #[test]

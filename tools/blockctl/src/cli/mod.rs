@@ -94,10 +94,10 @@ pub enum Command {
     Get(objects::args::GetArgs),
     /// Show an object in detail
     #[command(after_help = objects::args::DESCRIBE_HELP)]
-    Describe(objects::args::DescribeArgs),
+    Describe(objects::args::Selection),
     /// Show the changes of `apply`
     #[command(after_help = objects::args::DIFF_HELP)]
-    Diff(objects::args::DiffArgs),
+    Diff(objects::args::FileArg),
     /// Delete an object, or the objects of a file
     #[command(after_help = objects::args::DELETE_HELP)]
     Delete(objects::args::DeleteArgs),

@@ -27,19 +27,6 @@ pub enum ReclaimPolicy {
     Delete,
 }
 
-/// Volumes of an object.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct VolumeSet {
-    /// Volumes by name.
-    pub names: Vec<VolumeName>,
-    /// Volumes of a group.
-    pub group: Option<GroupName>,
-    /// Volumes with all labels of one of these.
-    pub labels: Vec<LabelSelector>,
-    /// All volumes.
-    pub all: bool,
-}
-
 /// Backup, local snapshot, or template of the backups of a schedule.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
@@ -60,16 +47,16 @@ pub struct Backup {
     )]
     #[schemars(with = "OneOrMany<VolumeName>")]
     pub volume: Vec<VolumeName>,
-    pub(super) group: Option<GroupName>,
+    pub group: Option<GroupName>,
     #[serde(with = "selectors", skip_serializing_if = "Vec::is_empty")]
     #[schemars(with = "OneOrMany<Labels>")]
-    pub(super) selectors: Vec<LabelSelector>,
+    pub selectors: Vec<LabelSelector>,
     /// All volumes; those of each run of a schedule.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
-    pub(super) all_volumes: bool,
+    pub all_volumes: bool,
     /// Volumes if no volume has the name.
     #[serde(skip_serializing)]
-    pub(super) or_selectors: Option<Labels>,
+    pub or_selectors: Option<Labels>,
     /// Full backups.
     pub full: bool,
     pub(super) pre_exec_rule: Option<RuleName>,
@@ -118,12 +105,6 @@ impl Backup {
         self.backup_location.iter().cloned().map(CredentialRef::Name)
     }
 
-    /// Returns the volumes.
-    pub fn volumes(&self) -> VolumeSet {
-        let (names, group, labels) = (self.volume.clone(), self.group.clone(), self.selectors.clone());
-        VolumeSet { names, group, labels, all: self.all_volumes }
-    }
-
     /// Returns the volumes of a schedule, which has one selector.
     pub fn selector(&self) -> Selector {
         let volume = self.volume.first().cloned().map(VolumeRef::Name);
@@ -134,11 +115,6 @@ impl Backup {
     /// Returns the rule with the hooks.
     pub fn rule(&self) -> Option<RuleName> {
         self.pre_exec_rule.clone()
-    }
-
-    /// Returns the labels that select volumes if none has the name.
-    pub fn other_labels(&self) -> Option<&Labels> {
-        self.or_selectors.as_ref()
     }
 
     /// Returns the hooks of a request.

@@ -14,6 +14,8 @@ use serde_saphyr::Spanned;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    path::PathBuf,
+    sync::Arc,
 };
 
 /// Path in a content and cause.
@@ -43,9 +45,19 @@ impl fmt::Display for Problem {
     }
 }
 
+/// File or stdin.
+#[derive(Debug, Default)]
+pub struct Source {
+    /// Name for messages.
+    pub file: String,
+    /// Directory of relative paths.
+    pub dir: PathBuf,
+}
+
 /// Document of a file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Document {
+    pub source: Arc<Source>,
     /// First line, from 1 on.
     pub line: usize,
     /// Warnings about fields.
@@ -69,7 +81,7 @@ pub struct Document {
 }
 
 /// Parses the documents of a text.
-pub fn documents(text: &str) -> Result<Vec<Document>, Problem> {
+pub fn documents(text: &str, source: &Arc<Source>) -> Result<Vec<Document>, Problem> {
     let options = serde_saphyr::options! { strict_booleans: true, leading_zero_numbers_as_strings: true };
     let problem = |line, message| Problem { line, path: String::new(), message };
     let nodes =
@@ -80,18 +92,10 @@ pub fn documents(text: &str) -> Result<Vec<Document>, Problem> {
     let document = |Spanned { value: Node { value, lines }, referenced, .. }: Spanned<Node>| {
         let line = line_of(&referenced);
         match value {
-            Value::Object(fields) => Ok(Document {
-                line,
-                warnings: Vec::new(),
-                inherited: Vec::new(),
-                is_foreign: false,
-                is_derived: false,
-                fields,
-                lines: lines.into_iter().collect(),
-                origins: BTreeMap::new(),
-                ignored: Vec::new(),
-                opened: BTreeSet::new(),
-            }),
+            Value::Object(fields) => {
+                let (source, lines) = (Arc::clone(source), lines.into_iter().collect());
+                Ok(Document { source, line, fields, lines, ..Document::default() })
+            }
             _ => Err(problem(line, "a mapping is expected".to_owned())),
         }
     };
@@ -172,8 +176,8 @@ impl Document {
 
     /// Returns a document without fields, with the lines of this one.
     pub fn emptied(&self) -> Self {
-        let (warnings, fields, ignored) = (Vec::new(), Map::new(), Vec::new());
-        Self { warnings, fields, ignored, origins: BTreeMap::new(), opened: BTreeSet::new(), ..self.clone() }
+        let (source, lines) = (Arc::clone(&self.source), self.lines.clone());
+        Self { source, line: self.line, lines, ..Self::default() }
     }
 
     /// Returns a field.
@@ -183,20 +187,31 @@ impl Document {
         steps.try_fold(first, |value, step| value.get(step))
     }
 
-    /// Removes a field and sets it at a path of ours.
-    pub fn move_to(&mut self, native: &mut Self, from: &str, to: &str) {
-        if let Some(value) = self.remove(from) {
-            native.set(to, value, from);
+    /// Sets a missing field.
+    pub fn set_default(&mut self, path: &str, value: Value, origin: &str) {
+        let given = self.remove(path);
+        self.set(path, given.unwrap_or(value), origin);
+    }
+
+    /// Removes fields and sets them at paths of ours: `FROM>TO`, or one path for both.
+    pub fn move_all(&mut self, native: &mut Self, moves: &str) {
+        for one in moves.split_whitespace() {
+            let (from, to) = one.split_once('>').unwrap_or((one, one));
+            if let Some(value) = self.remove(from) {
+                native.set(to, value, from);
+            }
         }
+    }
+
+    /// Removes a field as its type.
+    pub fn take_as<T: DeserializeOwned>(&mut self, path: &str, message: &str) -> Result<Option<T>, Problem> {
+        let taken = self.remove(path).map(serde_json::from_value).transpose();
+        taken.map_err(|_| self.problem(path, message))
     }
 
     /// Removes a field that is text.
     pub fn take_text(&mut self, path: &str) -> Result<Option<String>, Problem> {
-        match self.remove(path) {
-            None => Ok(None),
-            Some(Value::String(text)) => Ok(Some(text)),
-            Some(_) => Err(self.problem(path, "text is expected: write it in quotes")),
-        }
+        self.take_as(path, "text is expected: write it in quotes")
     }
 
     /// Ignores all fields that were not removed; fields around removed ones are not listed themselves.
@@ -213,6 +228,15 @@ impl Document {
                 _ => self.ignored.push(path),
             }
         }
+    }
+
+    /// Ignores the other fields, and returns the warnings about a converted object.
+    pub fn close(mut self, object: &str) -> Vec<Problem> {
+        for path in ["kind", "apiVersion", "metadata.name"] {
+            self.remove(path);
+        }
+        self.ignore_rest();
+        self.finish(object)
     }
 
     /// Returns the warnings about an object, with one for all ignored fields.

@@ -25,7 +25,7 @@ use blockd_api::{
 };
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value, json};
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 /// Content of a location in a document.
 const ROOT: &str = "location";
@@ -282,8 +282,9 @@ impl Serialize for Location {
 
 impl Location {
     /// Takes a location from a document; paths are relative to its directory.
-    pub fn take(document: &mut Document, dir: &Path, secrets: &SecretSet) -> Result<Self, Problem> {
-        let mut fields = Fields::take(document, dir)?;
+    pub fn take(document: &mut Document, secrets: &SecretSet) -> Result<Self, Problem> {
+        let source = Arc::clone(&document.source);
+        let mut fields = Fields::take(document, &source.dir)?;
         fields.complete(secrets).map_err(|message| problem(document, "", message))?;
         fields.values.remove(SYNC);
         let encrypted = fields.values.remove(ENCRYPTED).map(bool::deserialize).transpose();

@@ -16,13 +16,14 @@ mod secret;
 mod values;
 pub mod volumes;
 
-use blockd_api::{Labels, ObjectName};
+use crate::failure::Failure;
+use blockd_api::{ApiError, ErrorCode, Labels, ObjectName};
 use document::{Document, Problem};
 use schemars::JsonSchema;
 use secret::SecretSet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::{collections::BTreeMap, fmt, path::Path, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 pub use foreign::NAMESPACE;
 pub use reader::{ObjectSet, read_all};
@@ -31,53 +32,99 @@ pub use values::{Retain, view};
 
 /// `apiVersion` of written objects.
 pub const API_VERSION: &str = "blockd/v1";
-/// Kind of an object; each depends at most on those before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
-pub enum Kind {
+
+/// Properties of a kind.
+struct Properties {
+    /// Field of the content.
+    field: &'static str,
+    /// Error of an object that does not exist.
+    missing: ErrorCode,
+    /// Names in other systems, in lower case.
+    other_names: &'static str,
+    /// Columns of `get` after the name, `+` before those of wide tables: titles and paths of the values.
+    columns: [&'static str; 2],
+}
+
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $kind:ident: $field:literal, $missing:ident, $other_names:literal, $columns:expr;)+) => {
+        /// Kind of an object; each depends at most on those before it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, JsonSchema)]
+        pub enum Kind {
+            $($(#[$doc])* $kind,)+
+        }
+
+        impl Kind {
+            /// All kinds.
+            pub const ALL: [Self; [$($field),+].len()] = [$(Self::$kind),+];
+
+            /// Returns the kind as it is written.
+            pub const fn text(self) -> &'static str {
+                match self {
+                    $(Self::$kind => stringify!($kind),)+
+                }
+            }
+
+            const fn properties(self) -> Properties {
+                let (field, missing, other_names, columns) = match self {
+                    $(Self::$kind => ($field, ErrorCode::$missing, $other_names, $columns),)+
+                };
+                Properties { field, missing, other_names, columns }
+            }
+        }
+    };
+}
+
+/// Columns of objects that tasks make.
+const OF_TASKS: &str = "STAGE=status.stage STATUS=status.status VOLUMES=status.doneCount/status.volumeCount \
+    RESOURCES=none CREATED=status.createdAt ELAPSED=status.elapsedSeconds +LOCATION=spec.backupLocation";
+
+kinds! {
     /// Credential of a backup location.
-    BackupLocation,
+    BackupLocation: "location", CredentialNotFound, "backupstoragelocation bsl",
+        ["TYPE=location.type PATH=location.path/location.prefix ENCRYPTED=location.encrypted", "+UUID=status.credentialId"];
     /// Rules for several schedules.
-    SchedulePolicy,
+    SchedulePolicy: "policy", PolicyNotFound, "", ["SCHEDULE=status.schedule", "+RETAIN=status.retain"];
     /// Hooks around snapshots.
-    Rule,
+    Rule: "spec", RuleNotFound, "",
+        ["PRE-COMMAND=spec.preCommand POST-COMMAND=spec.postCommand OF=status.assignedTo",
+        "+FREEZE-FS=spec.freezeFs +USER=spec.user +ON-FAILURE=spec.onFailure"];
     /// Local snapshot, made once.
-    VolumeSnapshot,
+    VolumeSnapshot: "spec", SnapshotNotFound, "groupvolumesnapshot gvs",
+        ["VOLUMES=status.volumeCount CREATED=status.createdAt STATUS=status.volumes.state", "+OF=spec.volume"];
     /// Backup, made once.
-    VolumeBackup,
+    VolumeBackup: "spec", CloudsnapNotFound, "applicationbackup backup snapshot",
+        [OF_TASKS, "+HOST=status.clusterId +OF=spec.volume +TYPE=status.volumes.backupType +SIZE=status.storedBytes \
+        +CLOUD-SNAP-ID=status.volumes.cloudSnapshotId"];
     /// Schedule of backups.
-    VolumeBackupSchedule,
+    VolumeBackupSchedule: "spec", ScheduleNotFound, "applicationbackupschedule volumesnapshotschedule schedule",
+        ["OF=status.selected LOCATION=spec.template.spec.backupLocation NEXT-RUN=status.nextRunAt STATUS=status.state",
+        "+SCHEDULE=status.schedule +LAST-RUN=status.lastRunAt +KEPT=status.kept"];
     /// Volume restored from a backup, made once.
-    VolumeRestore,
+    VolumeRestore: "spec", VolumeNotFound, "applicationrestore restore", [OF_TASKS, "+CLOUD-SNAP-ID=status.cloudSnapshotId"];
     /// Volume cloned from a snapshot, made once.
-    VolumeClone,
+    VolumeClone: "spec", VolumeNotFound, "applicationclone",
+        ["OF=status.origin CREATED=status.createdAt STATUS=status.state", ""];
 }
 
 impl Kind {
-    /// All kinds.
-    pub const ALL: [Self; 8] = [
-        Self::BackupLocation,
-        Self::SchedulePolicy,
-        Self::Rule,
-        Self::VolumeSnapshot,
-        Self::VolumeBackup,
-        Self::VolumeBackupSchedule,
-        Self::VolumeRestore,
-        Self::VolumeClone,
-    ];
+    /// Returns the columns of `get` after the name: titles and paths of the values.
+    pub fn columns(self, is_wide: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let columns = self.properties().columns.into_iter().flat_map(str::split_whitespace);
+        columns.filter_map(move |column| match column.strip_prefix('+') {
+            Some(wide) => wide.split_once('=').filter(|_| is_wide),
+            None => column.split_once('='),
+        })
+    }
 
-    /// Returns the field of the content.
-    const fn field(self) -> &'static str {
-        match self {
-            Self::BackupLocation => "location",
-            Self::SchedulePolicy => "policy",
-            _ => "spec",
-        }
+    /// Returns the error of an object that does not exist.
+    pub fn missing(self, name: &str) -> Failure {
+        ApiError::new(self.properties().missing, format!("there is no {self}/{name}")).into()
     }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(self, f)
+        f.pad(self.text())
     }
 }
 
@@ -92,33 +139,20 @@ impl FromStr for Kind {
             Some(stem) => format!("{stem}y"),
             None => word.strip_suffix('s').unwrap_or(&word).to_owned(),
         };
-        let words = [word.as_str(), singular.as_str()];
         let is_meant = |kind: &Self| {
             let name = kind.to_string();
             let initials: String = name.chars().filter(char::is_ascii_uppercase).collect();
-            words.contains(&name.to_ascii_lowercase().as_str()) || initials.to_ascii_lowercase() == word
+            let (name, initials) = (name.to_ascii_lowercase(), initials.to_ascii_lowercase());
+            let mut names = kind.properties().other_names.split_whitespace().chain([name.as_str()]);
+            initials == word || names.any(|name| name == word || name == singular)
         };
-        if let Some(kind) = Self::ALL.into_iter().find(is_meant) {
-            return Ok(kind);
-        }
-        let other = OTHER_NAMES.iter().find(|(names, _)| names.split(' ').any(|name| words.contains(&name)));
-        let kinds: Vec<String> = Self::ALL.iter().map(Self::to_string).collect();
-        let (last, others) =
-            kinds.split_last().map_or(("", kinds.as_slice()), |(last, rest)| (last.as_str(), rest));
-        let unknown = || format!("unknown kind `{text}`: expected {} or {last}", others.join(", "));
-        other.map(|(_, kind)| *kind).ok_or_else(unknown)
+        Self::ALL.into_iter().find(is_meant).ok_or_else(|| {
+            let kinds = Self::ALL.map(|kind| kind.to_string());
+            let (others, last) = kinds.split_at(kinds.len() - 1);
+            format!("unknown kind `{text}`: expected {} or {}", others.join(", "), last[0])
+        })
     }
 }
-
-/// Names of kinds in other systems.
-const OTHER_NAMES: [(&str, Kind); 6] = [
-    ("backupstoragelocation bsl", Kind::BackupLocation),
-    ("groupvolumesnapshot gvs", Kind::VolumeSnapshot),
-    ("applicationbackup backup snapshot", Kind::VolumeBackup),
-    ("applicationbackupschedule volumesnapshotschedule schedule", Kind::VolumeBackupSchedule),
-    ("applicationrestore restore", Kind::VolumeRestore),
-    ("applicationclone", Kind::VolumeClone),
-];
 
 /// Content of an object by kind.
 #[derive(Debug, Serialize)]
@@ -177,7 +211,7 @@ pub fn document(kind: Kind, name: &str, labels: &Labels, body: &Value) -> Value 
     if !labels.is_empty() {
         metadata["labels"] = json!(labels);
     }
-    json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": metadata, kind.field(): body })
+    json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": metadata, kind.properties().field: body })
 }
 
 /// Returns a document as YAML.
@@ -207,7 +241,7 @@ fn backup_labels(document: &Document, metadata: &mut Map<String, Value>) -> Resu
 }
 
 /// Takes an object from its document.
-fn object(mut document: Document, file: &str, dir: &Path, secrets: &SecretSet) -> Result<Object, Problem> {
+fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Problem> {
     let kind = document.take::<String>("kind")?;
     let kind: Kind = kind.parse().map_err(|error: String| document.problem("kind", error))?;
     document.is_foreign = document.take::<String>("apiVersion")? != API_VERSION;
@@ -217,15 +251,13 @@ fn object(mut document: Document, file: &str, dir: &Path, secrets: &SecretSet) -
         _ => Labels::default(),
     };
     rest.keys().for_each(|key| document.ignore(&format!("metadata.{key}")));
-    let (field, text) = (kind.field(), name.as_str());
+    let (field, text) = (kind.properties().field, name.as_str());
     let selecting = ["selectors", "allVolumes", "group", "volume", "sourceNamespace", "sourceVolume"]
         .map(|name| format!("spec.{name}"));
     let selecting = selecting.iter().find(|path| document.get(path).is_some()).map_or("spec", String::as_str);
     let at = document.problem(selecting, "");
     let body = match kind {
-        Kind::BackupLocation => {
-            Body::Location(Box::new(location::Location::take(&mut document, dir, secrets)?))
-        }
+        Kind::BackupLocation => Body::Location(Box::new(location::Location::take(&mut document, secrets)?)),
         Kind::SchedulePolicy => Body::Policy(document.spec(field, text)?),
         Kind::Rule => Body::Rule(document.spec(field, text)?),
         Kind::VolumeSnapshot => Body::Snapshot(Box::new(document.spec(field, text)?)),
@@ -251,10 +283,10 @@ fn object(mut document: Document, file: &str, dir: &Path, secrets: &SecretSet) -
     if let Some(field) = document.rest().find(|field| *field != "status") {
         return Err(document.problem(field, "unknown field"));
     }
-    let (line, is_derived) = (document.line, document.is_derived);
+    let (file, line, is_derived) = (document.source.file.clone(), document.line, document.is_derived);
     let volumes_at = (at.line, at.path);
     let warnings = document.finish(&format!("{kind}/{name}"));
-    Ok(Object { kind, name, file: file.to_owned(), line, volumes_at, warnings, is_derived, body })
+    Ok(Object { kind, name, file, line, volumes_at, warnings, is_derived, body })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{
     Body, Object,
-    document::{Document, Problem, documents},
+    document::{Document, Problem, Source, documents},
     foreign::{Converted, ForeignRule, convert, join},
     object,
     secret::SecretSet,
@@ -13,6 +13,7 @@ use std::{
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 /// Maximum size of a file, in bytes.
@@ -29,75 +30,54 @@ pub struct ObjectSet {
     pub notes: Vec<String>,
 }
 
-/// File or stdin.
-#[derive(Clone)]
-struct Source {
-    /// Name for messages.
-    file: String,
-    /// Directory of relative paths.
-    dir: PathBuf,
-}
-
 /// Documents of all files.
 #[derive(Default)]
 pub(super) struct Reader {
-    sources: Vec<Source>,
-    /// Documents, and the indices of their sources.
-    documents: Vec<(usize, Document)>,
-    rules: Vec<(usize, ForeignRule)>,
+    documents: Vec<Document>,
+    rules: Vec<ForeignRule>,
     secrets: SecretSet,
-    /// Problems by source.
-    problems: BTreeMap<usize, Vec<Problem>>,
+    /// Problems by file.
+    problems: BTreeMap<String, Vec<Problem>>,
 }
 
 impl Reader {
     /// Adds the documents of a text.
     pub(super) fn add(&mut self, text: &str, file: &str, dir: &Path) {
-        let index = self.sources.len();
-        self.sources.push(Source { file: file.to_owned(), dir: dir.to_owned() });
-        let found = match documents(text) {
-            Ok(found) if found.is_empty() => {
-                return self
-                    .fail(index, Problem { line: 1, path: String::new(), message: "no objects".to_owned() });
-            }
+        let source = Arc::new(Source { file: file.to_owned(), dir: dir.to_owned() });
+        let problem = || Problem { line: 1, path: String::new(), message: "no objects".to_owned() };
+        let found = match documents(text, &source) {
+            Ok(found) if found.is_empty() => return self.fail(file, problem()),
             Ok(found) => found,
-            Err(problem) => return self.fail(index, problem),
+            Err(problem) => return self.fail(file, problem),
         };
         for document in found {
             match convert(document) {
-                Ok(Converted::Objects(natives)) => {
-                    self.documents.extend(natives.into_iter().map(|native| (index, native)));
-                }
-                Ok(Converted::Rule(rule)) => self.rules.push((index, *rule)),
+                Ok(Converted::Objects(natives)) => self.documents.extend(natives),
+                Ok(Converted::Rule(rule)) => self.rules.push(*rule),
                 Ok(Converted::Secret(secret)) => {
-                    if let Err(problem) = self.secrets.add(*secret, file) {
-                        self.fail(index, problem);
-                    }
+                    self.secrets.add(*secret).unwrap_or_else(|problem| self.fail(file, problem));
                 }
-                Err(problem) => self.fail(index, problem),
+                Err(problem) => self.fail(file, problem),
             }
         }
     }
 
-    fn fail(&mut self, index: usize, problem: Problem) {
-        self.problems.entry(index).or_default().push(problem);
+    fn fail(&mut self, file: &str, problem: Problem) {
+        self.problems.entry(file.to_owned()).or_default().push(problem);
     }
 
     /// Returns the objects.
     ///
     /// # Errors
     /// The problems with the files.
-    pub(super) fn finish(mut self) -> Result<ObjectSet, Vec<(String, Vec<Problem>)>> {
-        let rules = std::mem::take(&mut self.rules);
-        let mut named = std::mem::take(&mut self.documents);
-        join(rules, &mut named);
+    pub(super) fn finish(mut self) -> Result<ObjectSet, BTreeMap<String, Vec<Problem>>> {
         let mut objects: Vec<Object> = Vec::new();
-        for (index, document) in named {
-            let Source { file, dir } = self.sources[index].clone();
-            let object = match object(document, &file, &dir, &self.secrets) {
+        for document in join(std::mem::take(&mut self.rules), std::mem::take(&mut self.documents)) {
+            let file = document.source.file.clone();
+            let object = match object(document, &self.secrets) {
                 Ok(object) => object,
                 Err(problem) => {
-                    self.fail(index, problem);
+                    self.fail(&file, problem);
                     continue;
                 }
             };
@@ -108,22 +88,15 @@ impl Reader {
                 Some(other) => {
                     let at = if other.file == file { String::new() } else { format!("{}, ", other.file) };
                     let message = format!("{object} is in {at}line {} already", other.line);
-                    self.fail(
-                        index,
-                        Problem { line: object.line, path: "metadata.name".to_owned(), message },
-                    );
+                    let path = "metadata.name".to_owned();
+                    self.fail(&file, Problem { line: object.line, path, message });
                 }
                 None => {}
             }
             objects.push(object);
         }
         if !self.problems.is_empty() {
-            let sources = self.sources;
-            return Err(self
-                .problems
-                .into_iter()
-                .map(|(index, all)| (sources[index].file.clone(), all))
-                .collect());
+            return Err(self.problems);
         }
         objects.sort_by_key(|object| object.kind);
         Ok(ObjectSet { objects, notes: self.secrets.warnings() })
@@ -180,11 +153,11 @@ pub fn read_all(paths: &[PathBuf]) -> Result<ObjectSet, Failure> {
         }
     }
     let found = reader.finish().map_err(|problems| {
-        let of_file = |(file, problems): &(String, Vec<Problem>)| {
+        let of_file = |(file, problems): (String, Vec<Problem>)| {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
             format!("{file}: {}", problems.join("; "))
         };
-        Failure::usage(problems.iter().map(of_file).collect::<Vec<_>>().join("; "))
+        Failure::usage(problems.into_iter().map(of_file).collect::<Vec<_>>().join("; "))
     })?;
     refuse_two_rules(&found.objects)?;
     Ok(found)

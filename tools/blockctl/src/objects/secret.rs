@@ -24,60 +24,49 @@ pub fn decode_base64(text: &str) -> Result<String, String> {
 /// Document of a secret.
 #[derive(Debug)]
 pub struct SecretDocument {
-    /// Name.
-    pub name: String,
-    /// Warnings about fields.
-    pub warnings: Vec<Problem>,
+    name: String,
+    file: String,
     line: usize,
-    /// Plain values, and values in base64.
-    values: BTreeMap<String, Secret>,
-    encoded: BTreeMap<String, Secret>,
+    warnings: Vec<Problem>,
+    /// Values, or the errors of their encoding.
+    values: BTreeMap<String, Result<Secret, String>>,
+    is_used: Cell<bool>,
 }
 
 impl SecretDocument {
     /// Takes a secret.
     pub fn take(mut document: Document) -> Result<Self, Problem> {
         let name = name_of(&document)?;
-        let mut take =
-            |field: &str| -> Result<BTreeMap<String, Secret>, Problem> {
-                if !document.has(field) {
-                    return Ok(BTreeMap::new());
-                }
-                let values = document.take::<Map<String, Value>>(field)?.into_iter();
-                values
-                    .map(|(key, value)| match value {
-                        Value::String(text) => Ok((key, Secret::new(text))),
-                        // YAML has changed the spelling of a plain number.
-                        _ => Err(document
-                            .problem(&format!("{field}.{key}"), "text is expected: write it in quotes")),
-                    })
-                    .collect()
-            };
-        let (values, encoded) = (take("stringData")?, take("data")?);
-        for field in ["kind", "apiVersion", "metadata.name", "type"] {
-            document.remove(field);
+        let mut values = BTreeMap::new();
+        // Plain values win over those in base64.
+        for field in ["data", "stringData"] {
+            for (key, value) in
+                document.take_as::<Map<String, Value>>(field, "fields are expected")?.into_iter().flatten()
+            {
+                let Value::String(text) = value else {
+                    // YAML has changed the spelling of a plain number.
+                    let message = "text is expected: write it in quotes";
+                    return Err(document.problem(&format!("{field}.{key}"), message));
+                };
+                let value = match field {
+                    "data" => {
+                        decode_base64(&text).map_err(|error| format!("Secret/{name}: data.{key}: {error}"))
+                    }
+                    _ => Ok(text),
+                };
+                values.insert(key, value.map(Secret::new));
+            }
         }
-        document.ignore_rest();
-        let line = document.line;
-        let warnings = document.finish(&format!("Secret/{name}"));
-        Ok(Self { name, warnings, line, values, encoded })
-    }
-
-    fn get(&self, key: &str) -> Result<Option<Secret>, String> {
-        if let Some(value) = self.values.get(key) {
-            return Ok(Some(value.clone()));
-        }
-        let Some(encoded) = self.encoded.get(key) else { return Ok(None) };
-        let decoded = decode_base64(encoded.expose());
-        decoded
-            .map(|text| Some(Secret::new(text)))
-            .map_err(|error| format!("Secret/{}: data.{key}: {error}", self.name))
+        document.remove("type");
+        let (line, file, is_used) = (document.line, document.source.file.clone(), Cell::default());
+        let warnings = document.close(&format!("Secret/{name}"));
+        Ok(Self { name, file, line, warnings, values, is_used })
     }
 }
 
 /// Secrets of the documents of one call.
 #[derive(Debug, Default)]
-pub struct SecretSet(BTreeMap<String, (SecretDocument, String, Cell<bool>)>);
+pub struct SecretSet(BTreeMap<String, SecretDocument>);
 
 /// Keys of a secret.
 #[derive(Debug)]
@@ -89,16 +78,16 @@ pub enum SecretKeys<'a> {
 }
 
 impl SecretSet {
-    /// Adds a secret of a file.
+    /// Adds a secret.
     ///
     /// # Errors
     /// Another one has its name.
-    pub fn add(&mut self, secret: SecretDocument, file: &str) -> Result<(), Problem> {
-        if let Some((other, at, _)) = self.0.get(&secret.name) {
-            let message = format!("Secret/{} is in {at}, line {}, already", secret.name, other.line);
+    pub fn add(&mut self, secret: SecretDocument) -> Result<(), Problem> {
+        if let Some(other) = self.0.get(&secret.name) {
+            let message = format!("Secret/{} is in {}, line {}, already", other.name, other.file, other.line);
             return Err(Problem { line: secret.line, path: "metadata.name".to_owned(), message });
         }
-        self.0.insert(secret.name.clone(), (secret, file.to_owned(), Cell::new(false)));
+        self.0.insert(secret.name.clone(), secret);
         Ok(())
     }
 
@@ -107,8 +96,8 @@ impl SecretSet {
     /// # Errors
     /// There is neither.
     pub fn keys(&self, name: &str, dir: &Path) -> Result<SecretKeys<'_>, String> {
-        if let Some((secret, _, used)) = self.0.get(name) {
-            used.set(true);
+        if let Some(secret) = self.0.get(name) {
+            secret.is_used.set(true);
             return Ok(SecretKeys::Document(secret));
         }
         let path = super::values::absolute(dir, Path::new(name));
@@ -124,12 +113,11 @@ impl SecretSet {
     /// Returns the warnings about secrets, and a note for each that no document names.
     pub fn warnings(&self) -> Vec<String> {
         let mut found = Vec::new();
-        for (name, (secret, file, used)) in &self.0 {
-            found.extend(secret.warnings.iter().map(|warning| format!("warning: {file}: {warning}")));
-            if !used.get() {
+        for (name, SecretDocument { file, line, warnings, is_used, .. }) in &self.0 {
+            found.extend(warnings.iter().map(|warning| format!("warning: {file}: {warning}")));
+            if !is_used.get() {
                 found.push(format!(
-                    "note: {file}: line {}: Secret/{name} is not stored: only locations of the same call use it",
-                    secret.line
+                    "note: {file}: line {line}: Secret/{name} is not stored: only locations of the same call use it"
                 ));
             }
         }
@@ -144,12 +132,12 @@ impl SecretKeys<'_> {
     /// It cannot be read.
     pub fn get(&self, key: &str, is_secret: bool) -> Result<Option<Secret>, String> {
         match self {
-            Self::Document(secret) => secret.get(key),
+            Self::Document(secret) => secret.values.get(key).cloned().transpose(),
             Self::Dir(dir) => {
                 let path = dir.join(key);
                 let what = if is_secret { "secret" } else { "key of a secret" };
-                let read = || read_file(what, &path).map(Some).map_err(|error| error.to_string());
-                if path.is_file() { read() } else { Ok(None) }
+                let read = || read_file(what, &path).map_err(|error| error.to_string());
+                path.is_file().then(read).transpose()
             }
         }
     }

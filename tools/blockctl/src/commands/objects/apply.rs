@@ -2,8 +2,8 @@
 
 use super::{
     args::ApplyArgs,
-    clones::clone_volumes,
-    plan::{FieldChange, Plan, RESUMED, UNDER_WAY, plan},
+    clones::{clone_volumes, take_snapshots},
+    plan::{FieldChange, Plan, plan},
     record::{Record, show_warnings, warn},
     resources::ResourceSet,
     restores::start_restore,
@@ -12,7 +12,7 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
     objects::{
         Body, Kind, Object, backup::Backup, hook::Hook, location::Location, location_table::is_access,
-        read_all, schedule,
+        policy::Rules, read_all, schedule,
     },
     output::Context,
     wait::follow,
@@ -23,7 +23,6 @@ use blockd_api::{
     format_duration, operations,
     rules::{CreateRule, RuleTarget, UpdateRule},
     schedules::{Policy, UpdatePolicy},
-    snapshots::{CreateGroupSnapshot, CreateSnapshot},
     tasks::{Task, TaskKind, TaskStage},
 };
 use serde_json::json;
@@ -76,10 +75,7 @@ impl Apply<'_> {
                 planned = plan(object, &self.resources);
             }
             let is_change = !matches!(planned, Plan::Unchanged | Plan::Await(..));
-            if matches!(planned, Plan::Unchanged) {
-                note_uncompared_key(context, object);
-            }
-            let done = if is_real { self.make(object, planned).await? } else { would(planned)? };
+            let done = self.make(object, planned).await?;
             self.report(object, &done)?;
             // The status of a failed task wins.
             if done.awaited.is_some() && status == EXIT_DONE && is_real {
@@ -173,89 +169,76 @@ impl Apply<'_> {
     }
 
     async fn execute(&self, object: &Object, planned: Plan) -> Result<Done, Failure> {
+        let mut done = Done { result: planned.result(), tasks: Vec::new(), awaited: None };
         match planned {
-            Plan::Wait(tasks) => Ok(Done { result: UNDER_WAY, tasks, awaited: None }),
+            Plan::Refused(_, error) => return Err(error.into()),
+            Plan::Await(awaited, _) => done.awaited = Some(awaited),
+            Plan::Unchanged => note_uncompared_key(self.context, object),
+            _ if self.args.dry_run => {}
+            Plan::Wait(tasks) => done.tasks = tasks,
             Plan::Resume(tasks) => {
                 for task in &tasks {
                     self.context.client.call_at(operations::RESUME_TASK, task, &()).await?;
                 }
-                Ok(Done { result: RESUMED, tasks, awaited: None })
+                done.tasks = tasks;
             }
             Plan::Create => {
-                let tasks = self.create(object).await?;
-                let is_task = matches!(object.body, Body::Backup(_) | Body::Restore(_));
-                Ok(Done { result: if is_task { "started" } else { "created" }, tasks, awaited: None })
-            }
-            Plan::Update(changes) => {
-                self.update(object, &changes).await?;
-                would(Plan::Update(changes))
-            }
-            planned => would(planned),
-        }
-    }
-
-    /// Creates the resource of an object and returns its tasks.
-    async fn create(&self, object: &Object) -> Result<Vec<Uuid>, Failure> {
-        let (client, name) = (&self.context.client, &object.name);
-        match &object.body {
-            Body::Location(location) => {
-                let request = location.request(&parse_name(name)?)?;
-                client.call(operations::CREATE_CREDENTIAL, &request).await?;
-                if request.encryption_passphrase.is_none() {
-                    let cause = "location.encryptionKey is not set";
-                    self.context
-                        .output
-                        .note(format!("note: {object}: backups are stored unencrypted: {cause}"));
+                done.tasks = self.put(object, None).await?;
+                if matches!(object.body, Body::Backup(_) | Body::Restore(_)) {
+                    done.result = "started";
                 }
             }
-            Body::Policy(rules) => {
-                client
-                    .call(
-                        operations::CREATE_POLICY,
-                        &Policy { name: parse_name(name)?, rules: rules.0.clone() },
-                    )
-                    .await?;
-            }
-            Body::Rule(hook) => {
-                let name: RuleName = parse_name(name)?;
-                let quiesce = hook.quiesce().map_err(Failure::usage)?;
-                client.call(operations::CREATE_RULE, &CreateRule { name: name.clone(), quiesce }).await?;
-                self.assign(&name, hook).await?;
-            }
-            Body::Schedule(schedule) => {
-                client.call(operations::CREATE_SCHEDULE, &schedule.request(name)).await?;
-            }
-            Body::Backup(backup) => return self.start_backup(name, backup).await,
-            Body::Snapshot(snapshot) => self.take_snapshot(name, snapshot).await?,
-            Body::Restore(restore) => {
-                return start_restore(self.context, object, restore, &self.resources).await;
-            }
-            Body::Clone(clone) => clone_volumes(self.context, clone, &self.resources).await?,
+            Plan::Update(changes) => drop(self.put(object, Some(&changes)).await?),
         }
-        Ok(Vec::new())
+        Ok(done)
     }
 
-    async fn take_snapshot(&self, name: &ObjectName, snapshot: &Backup) -> Result<(), Failure> {
-        let (client, hooks) = (&self.context.client, snapshot.hooks());
-        let snapshot_name = Some(parse_name(name)?);
-        let missing = self.resources.without_snapshot(name.as_str(), snapshot);
-        if let [only] = missing.as_slice() {
-            let request = CreateSnapshot { name: snapshot_name, hooks };
-            client.call_at(operations::CREATE_SNAPSHOT, &VolumeRef::Name(only.clone()), &request).await?;
-        } else {
-            let volumes = missing.into_iter().map(VolumeRef::Name).collect();
-            let request =
-                CreateGroupSnapshot { volumes, name: snapshot_name, hooks, ..CreateGroupSnapshot::default() };
-            client.call(operations::CREATE_GROUP_SNAPSHOT, &request).await?;
+    /// Creates the resource of an object, or changes the given fields of the existing one, and returns the
+    /// started tasks. Objects that are made once are not changed.
+    async fn put(&self, object: &Object, changes: Option<&[FieldChange]>) -> Result<Vec<Uuid>, Failure> {
+        let (client, resources, name) = (&self.context.client, &self.resources, &object.name);
+        match (&object.body, changes) {
+            (Body::Location(location), None) => self.create_location(object, location).await?,
+            (Body::Location(location), Some(changes)) => {
+                self.update_location(name.as_str(), location, changes).await?;
+            }
+            (Body::Policy(Rules(rules)), None) => {
+                let policy = Policy { name: parse_name(name)?, rules: rules.clone() };
+                client.call(operations::CREATE_POLICY, &policy).await?;
+            }
+            (Body::Policy(Rules(rules)), Some(_)) => {
+                let request = UpdatePolicy { rules: rules.clone() };
+                client.call_at(operations::UPDATE_POLICY, &parse_name(name)?, &request).await?;
+            }
+            (Body::Rule(hook), changes) => self.put_rule(&parse_name(name)?, hook, changes).await?,
+            (Body::Schedule(schedule), None) => {
+                client.call(operations::CREATE_SCHEDULE, &schedule.request(name)).await?;
+            }
+            (Body::Schedule(schedule), Some(_)) => {
+                let found = resources.schedule(name.as_str());
+                let found = found.and_then(|one| Some((one.schedule_id, resources.schedule_spec(one)?)));
+                if let Some((uuid, current)) = found {
+                    let request = schedule::update(&current.request(name), schedule.request(name));
+                    client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
+                }
+            }
+            (Body::Backup(backup), _) => return self.start_backup(name, backup).await,
+            (Body::Snapshot(snapshot), _) => {
+                let missing = resources.without_snapshot(name.as_str(), snapshot);
+                take_snapshots(client, missing, parse_name(name)?, snapshot.hooks()).await?;
+            }
+            (Body::Restore(restore), _) => {
+                return start_restore(self.context, object, restore, resources).await;
+            }
+            (Body::Clone(clone), _) => clone_volumes(self.context, clone, resources).await?,
         }
-        Ok(())
+        Ok(Vec::new())
     }
 
     async fn start_backup(&self, name: &ObjectName, backup: &Backup) -> Result<Vec<Uuid>, Failure> {
         let (client, resources) = (&self.context.client, &self.resources);
         let mut request = backup.request(name);
-        let volumes = backup.volumes();
-        if let [volume] = volumes.names.as_slice() {
+        if let [volume] = backup.volume.as_slice() {
             let StartGroupBackup { credentials, options, hooks, .. } = request;
             let volume = VolumeRef::Name(volume.clone());
             let request = StartBackup { credentials, options, hooks, ..StartBackup::of(volume) };
@@ -263,8 +246,8 @@ impl Apply<'_> {
             return Ok(started.items.into_iter().map(|task| task.task_id).collect());
         }
         let missing = resources.not_backed_up(name.as_str(), backup);
-        let is_of_some = !missing.is_empty() && missing.len() < resources.members(&volumes).count();
-        let is_one_selector = volumes.group.is_some() || volumes.labels.len() == 1;
+        let is_of_some = !missing.is_empty() && missing.len() < resources.members(backup).count();
+        let is_one_selector = backup.group.is_some() || backup.selectors.len() == 1;
         if is_of_some || !is_one_selector {
             // The other volumes have a backup, or the daemon has no such selector.
             request.volumes = missing.iter().map(|volume| VolumeRef::Id(volume.volume_id)).collect();
@@ -274,35 +257,12 @@ impl Apply<'_> {
         Ok(started.list.items.into_iter().flat_map(|member| member.task_ids).collect())
     }
 
-    async fn update(&self, object: &Object, changes: &[FieldChange]) -> Result<(), Failure> {
-        let (client, name) = (&self.context.client, object.name.as_str());
-        match &object.body {
-            Body::Location(location) => self.update_location(name, location, changes).await?,
-            Body::Policy(rules) => {
-                let request = UpdatePolicy { rules: rules.0.clone() };
-                client.call_at(operations::UPDATE_POLICY, &parse_name(&object.name)?, &request).await?;
-            }
-            Body::Rule(hook) => {
-                let rule: RuleName = parse_name(&object.name)?;
-                let quiesce = hook.quiesce().map_err(Failure::usage)?;
-                let is_target = |path: &str| path == "spec.volumes" || path == "spec.groups";
-                if changes.iter().any(|change| !is_target(&change.path)) {
-                    client.call_at(operations::UPDATE_RULE, &rule, &UpdateRule { quiesce }).await?;
-                }
-                self.assign(&rule, hook).await?;
-            }
-            Body::Schedule(schedule) => {
-                let found = self.resources.schedule(name);
-                let found = found.and_then(|one| Some((one.schedule_id, self.resources.schedule_spec(one)?)));
-                if let Some((uuid, current)) = found {
-                    let (current, wanted) = (current.request(&object.name), schedule.request(&object.name));
-                    client
-                        .call_at(operations::UPDATE_SCHEDULE, &uuid, &schedule::update(&current, wanted))
-                        .await?;
-                }
-            }
-            // These are made once.
-            Body::Snapshot(_) | Body::Backup(_) | Body::Restore(_) | Body::Clone(_) => {}
+    async fn create_location(&self, object: &Object, location: &Location) -> Result<(), Failure> {
+        let request = location.request(&parse_name(&object.name)?)?;
+        self.context.client.call(operations::CREATE_CREDENTIAL, &request).await?;
+        if request.encryption_passphrase.is_none() {
+            let cause = "location.encryptionKey is not set";
+            self.context.output.note(format!("note: {object}: backups are stored unencrypted: {cause}"));
         }
         Ok(())
     }
@@ -321,18 +281,34 @@ impl Apply<'_> {
             self.context.client.call_at(operations::UPDATE_CREDENTIAL, &credential, &request).await?;
         }
         if changes.iter().any(|change| !is_access(&change.path)) {
-            self.context
-                .client
-                .call_at(operations::LIMIT_CREDENTIAL, &credential, &location.limits(current))
-                .await?;
+            let limits = location.limits(current);
+            self.context.client.call_at(operations::LIMIT_CREDENTIAL, &credential, &limits).await?;
         }
         Ok(())
     }
 
-    /// Assigns a rule to exactly its targets. Assignments come first: if one fails, no volume is without the
-    /// rule that it had. Targets of another rule of the files are left to it.
-    async fn assign(&self, name: &RuleName, hook: &Hook) -> Result<(), Failure> {
+    /// Creates or changes a rule and assigns it to exactly its targets. Assignments come first: if one fails,
+    /// no volume is without the rule that it had. Targets of another rule of the files are left to it.
+    async fn put_rule(
+        &self,
+        name: &RuleName,
+        hook: &Hook,
+        changes: Option<&[FieldChange]>,
+    ) -> Result<(), Failure> {
         let (client, resources) = (&self.context.client, &self.resources);
+        let quiesce = hook.quiesce().map_err(Failure::usage)?;
+        let is_target =
+            |change: &FieldChange| ["spec.volumes", "spec.groups"].contains(&change.path.as_str());
+        match changes {
+            None => {
+                let request = CreateRule { name: name.clone(), quiesce };
+                client.call(operations::CREATE_RULE, &request).await?;
+            }
+            Some(changes) if !changes.iter().all(is_target) => {
+                client.call_at(operations::UPDATE_RULE, name, &UpdateRule { quiesce }).await?;
+            }
+            Some(_) => {}
+        }
         let current = resources.rule(name.as_str()).map(|rule| Hook::of(rule).targets()).unwrap_or_default();
         let others = resources.file_rules.iter().filter(|(other, _)| other.as_str() != name.as_str());
         let others: Vec<_> = others.flat_map(|(_, hook)| hook.targets()).flatten().flatten().collect();
@@ -378,16 +354,6 @@ fn is_existing(object: &Object, code: ErrorCode) -> bool {
         | ErrorCode::VolumeExists => true,
         ErrorCode::VolumeInUse => object.kind == Kind::VolumeBackup,
         _ => false,
-    }
-}
-
-/// Returns the result of a plan that is not executed.
-fn would(planned: Plan) -> Result<Done, Failure> {
-    let done = Done { result: planned.result(), tasks: Vec::new(), awaited: None };
-    match planned {
-        Plan::Await(awaited, _) => Ok(Done { awaited: Some(awaited), ..done }),
-        Plan::Refused(_, error) => Err(error.into()),
-        _ => Ok(done),
     }
 }
 

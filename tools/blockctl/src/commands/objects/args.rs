@@ -84,14 +84,6 @@ pub struct ApplyArgs {
     pub wait: bool,
 }
 
-/// `diff`
-#[derive(Debug, Args)]
-pub struct DiffArgs {
-    /// File option.
-    #[command(flatten)]
-    pub from: FileArg,
-}
-
 /// Output format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Format {
@@ -119,9 +111,9 @@ impl FromStr for Kinds {
     }
 }
 
-/// `get`
+/// Objects to show.
 #[derive(Debug, Args)]
-pub struct GetArgs {
+pub struct Selection {
     /// Kinds, their plurals, initials or names in other systems; all for each
     #[arg(value_name = "KIND,…")]
     pub kinds: Kinds,
@@ -131,23 +123,17 @@ pub struct GetArgs {
     /// Only objects of volumes with the label namespace=NAME
     #[arg(short, long, value_name = "NAME")]
     pub namespace: Option<String>,
+}
+
+/// `get`
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    /// Objects.
+    #[command(flatten)]
+    pub objects: Selection,
     /// Output format
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     pub output: Format,
-}
-
-/// `describe`
-#[derive(Debug, Args)]
-pub struct DescribeArgs {
-    /// Kinds of the objects
-    #[arg(value_name = "KIND,…")]
-    pub kinds: Kinds,
-    /// Names of the objects
-    #[arg(value_name = "NAME")]
-    pub names: Vec<String>,
-    /// Only objects of volumes with the label namespace=NAME
-    #[arg(short, long, value_name = "NAME")]
-    pub namespace: Option<String>,
 }
 
 /// `delete`

@@ -1,12 +1,15 @@
 //! Backups of one name, which may be of several volumes.
 
 use super::{
-    found::{Found, conditions, short_duration, short_time, stage_of},
+    found::{Found, one_or_all},
     resources::{ResourceSet, backup_name},
 };
-use crate::objects::{Kind, NAMESPACE};
+use crate::{
+    objects::{Kind, NAMESPACE},
+    table::short_uuid,
+};
 use blockd_api::{
-    ByteSize,
+    VolumeName,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapStatus},
     tasks::{Task, TaskKind, TaskStage},
 };
@@ -15,10 +18,10 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
-/// Digits of the number of a snapshot, or of the id of a cluster, in tables.
+/// Digits of the number of a snapshot in tables.
 const SHORT: usize = 8;
 
-/// Backups of a name, a location and a host.
+/// Backups of a name, a location and a host, or the restore of a volume.
 #[derive(Debug)]
 pub struct BackupGroup<'a> {
     name: String,
@@ -27,11 +30,6 @@ pub struct BackupGroup<'a> {
     stored: Vec<&'a Cloudsnap>,
     /// Newest task of each volume without a stored backup.
     tasks: Vec<&'a Task>,
-}
-
-/// Returns the first digits of an id.
-pub fn short_id(id: &impl ToString) -> String {
-    id.to_string().chars().take(SHORT).collect()
 }
 
 impl<'a> BackupGroup<'a> {
@@ -60,6 +58,12 @@ impl<'a> BackupGroup<'a> {
         groups
     }
 
+    /// Returns the restore of a volume.
+    pub fn of_restore(volume: &VolumeName, task: &'a Task) -> Self {
+        let location = task.credential_name.as_ref().map_or("-", |name| name.as_str());
+        Self { name: volume.to_string(), location, cluster: None, stored: Vec::new(), tasks: vec![task] }
+    }
+
     fn entry<'b>(
         groups: &'b mut Vec<Self>,
         name: String,
@@ -78,11 +82,11 @@ impl<'a> BackupGroup<'a> {
     /// Returns the name for tables: short if it is an id, and with the host if it is another one.
     fn shown(&self, own: Option<Uuid>) -> String {
         let short = match self.name.parse::<CloudSnapshotId>() {
-            Ok(id) => short_id(&id.snapshot),
+            Ok(id) => id.snapshot.to_string().chars().take(SHORT).collect(),
             Err(_) => self.name.clone(),
         };
         match self.cluster {
-            Some(cluster) if self.cluster != own => format!("{}/{short}", short_id(&cluster)),
+            Some(cluster) if self.cluster != own => format!("{}/{short}", short_uuid(cluster)),
             _ => short,
         }
     }
@@ -110,57 +114,44 @@ impl<'a> BackupGroup<'a> {
         (first, last.map_or(0.0, |last| last.duration_since(first).as_secs_f64()))
     }
 
-    /// Returns the object.
+    /// Returns the backup.
     pub fn found(&self, own: Option<Uuid>) -> Found {
-        let names = self.stored.iter().map(|one| one.volume_name.clone());
-        let started = self.tasks.iter().filter_map(|task| task.volume_name.as_ref().map(ToString::to_string));
-        let volumes: BTreeSet<String> = names.chain(started).collect();
-        let of: Value = match volumes.first() {
-            Some(only) if volumes.len() == 1 => only.as_str().into(),
-            _ => json!(volumes),
-        };
-        let (stage, status) = self.stage();
-        let (created, elapsed_s) = self.times();
-        let ids: Vec<String> = self.stored.iter().map(|one| one.cloud_snapshot_id.to_string()).collect();
-        let types: BTreeSet<String> = self.stored.iter().map(|one| one.backup_type.to_string()).collect();
-        let size_bytes: u64 = self.stored.iter().map(|one| one.stored_bytes).sum();
-        let word = |text: String| if text.is_empty() { "-".to_owned() } else { text };
-        let cells = vec![
-            stage.to_owned(),
-            status.to_owned(),
-            format!("{}/{}", self.stored.len(), self.stored.len() + self.tasks.len()),
-            "-".to_owned(),
-            short_time(created),
-            short_duration(elapsed_s),
-            self.location.to_owned(),
-            word(self.cluster.as_ref().map(short_id).unwrap_or_default()),
-            word(volumes.iter().cloned().collect::<Vec<_>>().join(",")),
-            word(types.into_iter().collect::<Vec<_>>().join(",")),
-            ByteSize::from_bytes(size_bytes).to_string(),
-            word(ids.join(",")),
-        ];
-        let body = json!({ "backupLocation": self.location, "volume": of });
-        let found = Found::new(
-            Kind::VolumeBackup,
-            self.name.clone(),
-            body,
-            self.status(stage, status, created),
-            cells,
-        );
+        let volumes = self.volumes();
+        let body = json!({ "backupLocation": self.location, "volume": one_or_all(&volumes) });
         let labels = self.stored.iter().flat_map(|one| [&one.labels, &one.backup_labels]);
-        let namespaces = labels.filter_map(|labels| labels.as_map().get(NAMESPACE).cloned());
+        let namespaces = labels.filter_map(|labels| labels.as_map().get(NAMESPACE).cloned()).collect();
         Found {
             shown: self.shown(own),
             labels: self.stored.first().map(|one| one.backup_labels.clone()).unwrap_or_default(),
             is_of_other_host: self.cluster != own,
             tasks: self.tasks.iter().map(|task| task.task_id).collect(),
             volumes,
-            namespaces: Some(namespaces.collect()),
-            ..found
+            namespaces,
+            ..Found::new(Kind::VolumeBackup, self.name.clone(), body, self.status())
         }
     }
 
-    fn status(&self, stage: &str, status: &str, created: Timestamp) -> Value {
+    /// Returns the restore.
+    pub fn found_restore(&self) -> Found {
+        let mut status = self.status();
+        let id = status["volumes"][0]["cloudSnapshotId"].clone();
+        let body = json!({
+            "backupLocation": self.location, "cloudSnapshotId": id, "destinationVolume": self.name
+        });
+        status["cloudSnapshotId"] = id;
+        let tasks = self.tasks.iter().map(|task| task.task_id).collect();
+        let found = Found::new(Kind::VolumeRestore, self.name.clone(), body, status);
+        Found { tasks, volumes: self.volumes(), ..found }
+    }
+
+    fn volumes(&self) -> BTreeSet<String> {
+        let stored = self.stored.iter().map(|one| one.volume_name.clone());
+        let tasks = self.tasks.iter().filter_map(|task| task.volume_name.as_ref().map(ToString::to_string));
+        stored.chain(tasks).collect()
+    }
+
+    fn status(&self) -> Value {
+        let ((stage, status), (created, elapsed_s)) = (self.stage(), self.times());
         let stored = self.stored.iter().map(|one| {
             json!({
                 "volumeName": one.volume_name, "cloudSnapshotId": one.cloud_snapshot_id, "status": one.status,
@@ -169,23 +160,40 @@ impl<'a> BackupGroup<'a> {
             })
         });
         let tasks = self.tasks.iter().map(|task| {
-            let reason = task.error.as_ref().map(|error| &error.message);
             json!({
                 "volumeName": task.volume_name, "taskId": task.task_id, "status": stage_of(task).1,
-                "startedAt": task.started_at, "reason": reason
+                "startedAt": task.started_at, "completedAt": task.completed_at,
+                "cloudSnapshotId": task.cloud_snapshot_id,
+                "reason": task.error.as_ref().map(|error| &error.message)
             })
         });
-        let reason =
-            self.tasks.iter().find_map(|task| task.error.as_ref()).map(|error| error.message.as_str());
-        let only = if let ([one], []) = (self.stored.as_slice(), self.tasks.as_slice()) {
-            Some(one.cloud_snapshot_id)
-        } else {
-            None
+        let reason = self.tasks.iter().find_map(|task| task.error.as_ref()).map(|error| &error.message);
+        let only = match (self.stored.as_slice(), self.tasks.as_slice()) {
+            ([one], []) => Some(one.cloud_snapshot_id),
+            _ => None,
         };
+        let done = self.tasks.iter().filter(|task| task.state.stage == TaskStage::Done).count();
         json!({
-            "stage": stage, "status": status, "createdAt": created, "clusterId": self.cluster, "cloudSnapshotId": only,
-            "reason": reason, "volumes": stored.chain(tasks).collect::<Vec<_>>(),
-            "conditions": conditions(stage == "Final", status == "Successful", status, reason)
+            "stage": stage, "status": status, "createdAt": created, "elapsedSeconds": elapsed_s,
+            "clusterId": self.cluster, "cloudSnapshotId": only, "reason": reason,
+            "storedBytes": self.stored.iter().map(|one| one.stored_bytes).sum::<u64>(),
+            "doneCount": self.stored.len() + done, "volumeCount": self.stored.len() + self.tasks.len(),
+            "volumes": stored.chain(tasks).collect::<Vec<_>>(),
+            "conditions": [
+                { "type": "Complete", "status": stage == "Final", "reason": status },
+                { "type": "Succeeded", "status": status == "Successful", "reason": status, "message": reason }
+            ]
         })
+    }
+}
+
+/// Returns the stage and status of a task in the words of custom resources.
+fn stage_of(task: &Task) -> (&'static str, &'static str) {
+    match task.state.stage {
+        TaskStage::Pending => ("Initial", "Pending"),
+        TaskStage::Active => ("Volumes", "InProgress"),
+        TaskStage::Done => ("Final", "Successful"),
+        TaskStage::Stopped => ("Final", "Stopped"),
+        TaskStage::Failed => ("Final", "Failed"),
     }
 }

@@ -5,7 +5,7 @@ use crate::{
     failure::Failure,
     objects::{
         NAMESPACE,
-        backup::{Backup, VolumeSet},
+        backup::Backup,
         volumes::{Restore, RestoreSource, VolumeClone},
     },
     output::Context,
@@ -88,43 +88,40 @@ impl ResourceSet {
     }
 
     /// Returns the selected volumes.
-    pub fn members<'a>(&'a self, volumes: &'a VolumeSet) -> impl Iterator<Item = &'a Volume> {
+    pub fn members<'a>(&'a self, backup: &'a Backup) -> impl Iterator<Item = &'a Volume> {
         self.volumes.iter().filter(move |volume| {
-            volumes.all
-                || volumes.names.contains(&volume.name)
-                || (volumes.group.is_some() && volume.group == volumes.group)
-                || volumes.labels.iter().any(|label| volume.labels.matches(label))
+            backup.all_volumes
+                || backup.volume.contains(&volume.name)
+                || (backup.group.is_some() && volume.group == backup.group)
+                || backup.selectors.iter().any(|label| volume.labels.matches(label))
         })
     }
 
-    fn selects(&self, volumes: &VolumeSet, origin: Origin<'_>) -> bool {
+    fn selects(&self, backup: &Backup, origin: Origin<'_>) -> bool {
         // Of a deleted volume, the name is all that is known.
         let is_gone = |wanted: &VolumeName| wanted.as_str() == origin.1 && self.volume(wanted).is_none();
-        self.members(volumes).any(|volume| is_origin(volume, origin)) || volumes.names.iter().any(is_gone)
+        self.members(backup).any(|volume| is_origin(volume, origin)) || backup.volume.iter().any(is_gone)
     }
 
     /// Returns true if a cloud snapshot belongs to a selected volume.
-    pub fn is_backup_of(&self, volumes: &VolumeSet, one: &Cloudsnap) -> bool {
-        self.selects(volumes, origin_of(one))
+    pub fn is_backup_of(&self, backup: &Backup, one: &Cloudsnap) -> bool {
+        self.selects(backup, origin_of(one))
     }
 
     /// Returns true if a task backs up a selected volume.
-    pub fn is_task_of(&self, volumes: &VolumeSet, task: &Task) -> bool {
-        self.selects(volumes, origin_of_task(task))
+    pub fn is_task_of(&self, backup: &Backup, task: &Task) -> bool {
+        self.selects(backup, origin_of_task(task))
     }
 
     /// Returns the selected volumes without a finished or running backup of a name.
-    pub fn not_backed_up(&self, name: &str, backup: &Backup) -> Vec<&Volume> {
+    pub fn not_backed_up<'a>(&'a self, name: &'a str, backup: &'a Backup) -> Vec<&'a Volume> {
         let is_missing = |volume: &&Volume| {
             let mut stored = self.backups_named(name, backup.location()).map(origin_of);
             let mut running = self.under_way(name, backup.location()).map(origin_of_task);
             !stored.any(|origin| is_origin(volume, origin))
                 && !running.any(|origin| is_origin(volume, origin))
         };
-        let volumes = backup.volumes();
-        let names: Vec<&VolumeName> =
-            self.members(&volumes).filter(is_missing).map(|volume| &volume.name).collect();
-        self.volumes.iter().filter(|volume| names.contains(&&volume.name)).collect()
+        self.members(backup).filter(is_missing).collect()
     }
 
     /// Returns the error of a location that could not be listed: of this one, or of any.
@@ -246,7 +243,7 @@ pub enum DeleteScope {
     /// A volume by its name, or any: at most one backup.
     One(Option<VolumeName>),
     /// Volumes of an object: all of their backups.
-    All(VolumeSet),
+    All(Box<Backup>),
 }
 
 /// Backups to delete.
@@ -289,52 +286,34 @@ impl BackupTarget {
         tasks.filter(|task| self.has(resources, origin_of_task(task))).collect()
     }
 
-    /// Returns true for an existing backup of the name.
-    pub fn exists(&self, resources: &ResourceSet) -> Result<bool, Failure> {
-        let is_stored = !self.stored(resources).is_empty();
-        // An id selects one cloud snapshot, in any location.
-        if !(self.id.is_some() && is_stored) {
-            let object = format!("VolumeBackup/{}", self.name);
-            if let Some(error) = resources.unlisted(&object, self.location.as_ref()) {
-                return Err(error.into());
-            }
-        }
-        Ok(is_stored || !self.tasks(resources).is_empty())
-    }
-
-    fn refused(&self, code: ErrorCode, message: &str) -> Failure {
-        ApiError::new(code, format!("VolumeBackup/{}{message}", self.name)).into()
-    }
-
-    /// Returns the cloud snapshots and tasks to delete.
-    fn selected<'a>(
+    /// Returns the cloud snapshots and tasks to delete; none without a backup of the name.
+    ///
+    /// # Errors
+    /// A location could not be listed, the name is ambiguous, or a backup is running or pinned.
+    pub fn selected<'a>(
         &'a self,
         resources: &'a ResourceSet,
     ) -> Result<(Vec<&'a Cloudsnap>, Vec<&'a Task>), Failure> {
         let (mut found, tasks) = (self.stored(resources), self.tasks(resources));
+        let object = format!("VolumeBackup/{}", self.name);
+        // An id selects one cloud snapshot, in any location.
+        let is_found_by_id = self.id.is_some() && !found.is_empty();
+        if let Some(error) = resources.unlisted(&object, self.location.as_ref()).filter(|_| !is_found_by_id) {
+            return Err(error.into());
+        }
         found.retain(|one| self.has(resources, origin_of(one)));
         // Two locations may lead to one store.
         found.sort_by_key(|one| one.cloud_snapshot_id);
         found.dedup_by_key(|one| one.cloud_snapshot_id);
         if matches!(self.scope, DeleteScope::One(_)) && found.len() > 1 {
             let message = format!(
-                " is ambiguous ({}): add --location and --volume, or give the id instead of the name",
+                "{object} is ambiguous ({}): add --location and --volume, or give the id instead of the name",
                 listed(&found)
             );
-            return Err(self.refused(ErrorCode::InvalidRequest, &message));
+            return Err(ApiError::new(ErrorCode::InvalidRequest, message).into());
         }
-        if let Some(task) = tasks.iter().find(|task| !task.state.stage.is_over()) {
-            let message =
-                format!(" is being made: see `blockctl cloudsnap stop --name {} --discard`", task.task_id);
-            return Err(self.refused(ErrorCode::CloudsnapNotDone, &message));
-        }
-        // Nothing is deleted if one of several cannot be.
-        if let Some(one) = found.iter().find(|one| one.pinned) {
-            let id = one.cloud_snapshot_id;
-            let message =
-                format!(": cloud snapshot {id} is pinned: see `blockctl cloudsnap unpin --snap {id}`");
-            return Err(self.refused(ErrorCode::CloudsnapPinned, &message));
-        }
+        let pinned = found.iter().find(|one| one.pinned).map(|one| one.cloud_snapshot_id);
+        refuse_kept(&object, tasks.iter().copied(), pinned)?;
         Ok((found, tasks))
     }
 
@@ -345,10 +324,6 @@ impl BackupTarget {
         resources: &ResourceSet,
         dry_run: bool,
     ) -> Result<&'static str, Failure> {
-        let client = &context.client;
-        if !self.exists(resources)? {
-            return Ok("not there");
-        }
         let (found, tasks) = self.selected(resources)?;
         if found.is_empty() && tasks.is_empty() {
             return Ok("not there");
@@ -357,25 +332,48 @@ impl BackupTarget {
             return Ok("deleted");
         }
         for task in tasks {
-            client.call_at(operations::STOP_TASK, &task.task_id, &StopTask { discard: true }).await?;
+            let discard = StopTask { discard: true };
+            context.client.call_at(operations::STOP_TASK, &task.task_id, &discard).await?;
         }
         for one in found {
-            let credential = one.credential_name.parse().ok().map(CredentialRef::Name);
             // The location may be deleted next.
-            let started = client
-                .call(
-                    operations::START_DELETE,
-                    &StartDelete { credential, ..StartDelete::of(one.cloud_snapshot_id) },
-                )
-                .await?;
-            let ended = follow(client, started.task_id, context.output).await?;
-            if ended.state.stage != TaskStage::Done {
-                let message =
-                    format!("the deletion of {} was stopped (task {})", one.cloud_snapshot_id, ended.task_id);
-                let stopped = || ApiError::new(ErrorCode::TaskStopped, message);
-                return Err(ended.error.unwrap_or_else(stopped).into());
-            }
+            let credential = one.credential_name.parse().ok().map(CredentialRef::Name);
+            delete_cloudsnap(context, one.cloud_snapshot_id, credential).await?;
         }
         Ok("deleted")
     }
+}
+
+/// Refuses to delete backups, all of them, if a task is making one or one is pinned.
+fn refuse_kept<'a>(
+    object: &str,
+    mut tasks: impl Iterator<Item = &'a Task>,
+    pinned: Option<CloudSnapshotId>,
+) -> Result<(), Failure> {
+    let (code, message) = if let Some(task) = tasks.find(|task| !task.state.stage.is_over()) {
+        let hint = format!("see `blockctl cloudsnap stop --name {} --discard`", task.task_id);
+        (ErrorCode::CloudsnapNotDone, format!("{object} is being made: {hint}"))
+    } else if let Some(id) = pinned {
+        let hint = format!("see `blockctl cloudsnap unpin --snap {id}`");
+        (ErrorCode::CloudsnapPinned, format!("{object}: cloud snapshot {id} is pinned: {hint}"))
+    } else {
+        return Ok(());
+    };
+    Err(ApiError::new(code, message).into())
+}
+
+/// Deletes a cloud snapshot and waits for it.
+async fn delete_cloudsnap(
+    context: &Context<'_>,
+    id: CloudSnapshotId,
+    credential: Option<CredentialRef>,
+) -> Result<(), Failure> {
+    let request = StartDelete { credential, ..StartDelete::of(id) };
+    let started = context.client.call(operations::START_DELETE, &request).await?;
+    let ended = follow(&context.client, started.task_id, context.output).await?;
+    if ended.state.stage == TaskStage::Done {
+        return Ok(());
+    }
+    let message = format!("the deletion of {id} was stopped (task {})", ended.task_id);
+    Err(ended.error.unwrap_or_else(|| ApiError::new(ErrorCode::TaskStopped, message)).into())
 }

@@ -10,7 +10,8 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    Labels, SnapshotName, VolumeName, VolumeRef, operations,
+    Client, Labels, SnapshotName, VolumeName, VolumeRef, operations,
+    quiesce::HookOptions,
     snapshots::{CreateGroupSnapshot, CreateSnapshot},
     volumes::CloneVolume,
 };
@@ -33,28 +34,39 @@ pub async fn clone_volumes(
         }
     }
     if clone.snapshot.is_none() {
-        let name = Some(snapshot.clone());
-        if let [(source, _)] = pairs.as_slice() {
-            let request = CreateSnapshot { name, ..CreateSnapshot::default() };
-            client.call_at(operations::CREATE_SNAPSHOT, &VolumeRef::Name(source.clone()), &request).await?;
-        } else {
-            let volumes = pairs.iter().map(|(source, _)| VolumeRef::Name(source.clone())).collect();
-            let request = CreateGroupSnapshot { volumes, name, ..CreateGroupSnapshot::default() };
-            client.call(operations::CREATE_GROUP_SNAPSHOT, &request).await?;
-        }
+        let sources = pairs.iter().map(|(source, _)| source.clone()).collect();
+        take_snapshots(client, sources, snapshot.clone(), HookOptions::default()).await?;
     }
     for (index, (source, name)) in pairs.iter().enumerate() {
         let Err(error) = clone_one(context, clone, source, name, &snapshot).await else { continue };
         for (left, _) in pairs[index..].iter().filter(|_| clone.snapshot.is_none()) {
             let taken = snapshot_of(left, snapshot.clone());
-            if let Err(error) = client.call_at(operations::DELETE_SNAPSHOT, &taken, &Default::default()).await
-            {
-                context
-                    .output
-                    .note(format!("warning: snapshot {taken}, taken for the clone, is left: {error}"));
+            let deleted = client.call_at(operations::DELETE_SNAPSHOT, &taken, &Default::default()).await;
+            if let Err(error) = deleted {
+                let warning = format!("warning: snapshot {taken}, taken for the clone, is left: {error}");
+                context.output.note(warning);
             }
         }
         return Err(error);
+    }
+    Ok(())
+}
+
+/// Takes snapshots of volumes at one point in time.
+pub async fn take_snapshots(
+    client: &Client,
+    mut sources: Vec<VolumeName>,
+    name: SnapshotName,
+    hooks: HookOptions,
+) -> Result<(), Failure> {
+    let name = Some(name);
+    if sources.len() == 1 {
+        let volume = VolumeRef::Name(sources.remove(0));
+        client.call_at(operations::CREATE_SNAPSHOT, &volume, &CreateSnapshot { name, hooks }).await?;
+    } else {
+        let volumes = sources.into_iter().map(VolumeRef::Name).collect();
+        let request = CreateGroupSnapshot { volumes, name, hooks, ..CreateGroupSnapshot::default() };
+        client.call(operations::CREATE_GROUP_SNAPSHOT, &request).await?;
     }
     Ok(())
 }

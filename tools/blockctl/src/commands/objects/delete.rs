@@ -3,7 +3,6 @@
 use super::{
     args::DeleteArgs,
     backups::{BackupTarget, DeleteScope},
-    found::missing,
     record::Record,
     resources::{ResourceSet, Scope},
 };
@@ -29,7 +28,7 @@ impl From<Object> for Deletion {
         let (kind, name) = (object.kind, object.name.to_string());
         let (backups, rule) = match object.body {
             Body::Backup(backup) if backup.reclaim_policy == ReclaimPolicy::Delete => {
-                let (location, scope) = (backup.location().cloned(), DeleteScope::All(backup.volumes()));
+                let (location, scope) = (backup.location().cloned(), DeleteScope::All(backup));
                 (Some(BackupTarget { name: name.clone(), id: None, location, scope }), None)
             }
             Body::Rule(hook) => (None, Some(hook)),
@@ -52,11 +51,14 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Exit {
             let target =
                 BackupTarget { name: name.clone(), id, location, scope: DeleteScope::One(args.volume) };
             let exists = match kind {
-                Kind::VolumeBackup => target.exists(&resources)?,
+                Kind::VolumeBackup => {
+                    let (found, tasks) = target.selected(&resources)?;
+                    !found.is_empty() || !tasks.is_empty()
+                }
                 _ => resources.find(kind, &name).is_some(),
             };
             if !exists {
-                return Err(missing(kind, &name));
+                return Err(kind.missing(&name));
             }
             (vec![Deletion { kind, name, backups: Some(target), rule: None }], resources)
         }

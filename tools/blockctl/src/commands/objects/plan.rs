@@ -19,14 +19,15 @@ use blockd_api::{
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// Result of an object that tasks are making.
-pub const UNDER_WAY: &str = "under way";
+const UNDER_WAY: &str = "under way";
 /// Result of an object with an unfinished dependency.
 const WAITING: &str = "waiting";
 /// Result of an object whose task is resumed.
-pub const RESUMED: &str = "resumed";
+const RESUMED: &str = "resumed";
 
 /// Difference of a field.
 #[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
@@ -87,37 +88,27 @@ impl Plan {
 
 /// Returns the fields that differ. With `given_only`, fields that are not given may have any value.
 pub fn changes(is: &Value, should: &Value, given_only: bool) -> Vec<FieldChange> {
-    let mut found = Vec::new();
-    compare("", Some(is), Some(should), given_only, &mut found);
-    found
+    compare("", Some(is), Some(should), given_only)
 }
 
-fn compare(
-    path: &str,
-    is: Option<&Value>,
-    should: Option<&Value>,
-    given_only: bool,
-    found: &mut Vec<FieldChange>,
-) {
+fn compare(path: &str, is: Option<&Value>, should: Option<&Value>, given_only: bool) -> Vec<FieldChange> {
     // Another or a missing prefix is another location.
     if is == should || (given_only && should.is_none() && path != "location.prefix") {
-        return;
+        return Vec::new();
     }
     // The daemon does not report limits that are `none`.
     if path.starts_with("location.limit") && is.is_none() && should.is_some_and(|should| should == "none") {
-        return;
+        return Vec::new();
     }
     let (Some(Value::Object(has)), Some(Value::Object(wants))) = (is, should) else {
-        found.push(FieldChange { path: path.to_owned(), is: is.cloned(), should: should.cloned() });
-        return;
+        return vec![FieldChange { path: path.to_owned(), is: is.cloned(), should: should.cloned() }];
     };
-    let mut names: Vec<&String> = has.keys().chain(wants.keys()).collect();
-    names.sort_unstable();
-    names.dedup();
-    for name in names {
+    let names: BTreeSet<&String> = has.keys().chain(wants.keys()).collect();
+    let inner = |name: &String| {
         let path = if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
-        compare(&path, has.get(name), wants.get(name), given_only, found);
-    }
+        compare(&path, has.get(name), wants.get(name), given_only)
+    };
+    names.into_iter().flat_map(inner).collect()
 }
 
 /// Returns the plan of an object.
@@ -213,11 +204,15 @@ fn check_targets(object: &Object, hook: &Hook, resources: &ResourceSet) -> Resul
     Ok(())
 }
 
+fn no_label(labels: &str, first: &str) -> String {
+    format!("no volume has the label {labels}; set it with `blockctl volume update VOLUME --label +{first}`")
+}
+
 /// Returns the error of an object that selects no volume.
 fn no_volumes(object: &Object, backup: &Backup) -> Plan {
-    let (volumes, (line, field)) = (backup.volumes(), &object.volumes_at);
-    let cause = match (volumes.labels.as_slice(), &volumes.group, volumes.names.as_slice()) {
-        _ if volumes.all => "there are no volumes".to_owned(),
+    let (line, field) = &object.volumes_at;
+    let cause = match (backup.selectors.as_slice(), &backup.group, backup.volume.as_slice()) {
+        _ if backup.all_volumes => "there are no volumes".to_owned(),
         ([], Some(group), _) => {
             format!(
                 "no volume is in group {group}; add one with `blockctl volume update VOLUME --group {group}`"
@@ -225,19 +220,14 @@ fn no_volumes(object: &Object, backup: &Backup) -> Plan {
         }
         ([], None, names) => {
             let names: Vec<&str> = names.iter().map(VolumeName::as_str).collect();
-            let labels = backup.other_labels();
-            let or = labels.map(|labels| {
+            let or = backup.or_selectors.as_ref().map(|labels| {
                 format!(" and none with the label {labels}; set it with `blockctl volume update VOLUME --label +{labels}`")
             });
             format!("there is no volume {}{}", names.join(", "), or.unwrap_or_default())
         }
         (labels, ..) => {
             let labels: Vec<String> = labels.iter().map(|one| one.labels().to_string()).collect();
-            format!(
-                "no volume has the label {}; set it with `blockctl volume update VOLUME --label +{}`",
-                labels.join(" or "),
-                labels[0]
-            )
+            no_label(&labels.join(" or "), &labels[0])
         }
     };
     let cause = format!("{} line {line}: {field}: {cause}", object.file);
@@ -247,28 +237,28 @@ fn no_volumes(object: &Object, backup: &Backup) -> Plan {
 fn plan_snapshot(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
     match resources.without_snapshot(object.name.as_str(), backup) {
         missing if !missing.is_empty() => Plan::Create,
-        _ if resources.members(&backup.volumes()).next().is_none() => no_volumes(object, backup),
+        _ if resources.members(backup).next().is_none() => no_volumes(object, backup),
         _ => Plan::Unchanged,
     }
 }
 
 fn plan_backup(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
-    let (name, location, volumes) = (object.name.as_str(), backup.location(), backup.volumes());
+    let (name, location) = (object.name.as_str(), backup.location());
     if let Some(error) = resources.unlisted(&object.to_string(), location) {
         return Plan::Refused(Vec::new(), error);
     }
     let running = || resources.under_way(name, location);
     let stored = || resources.backups_named(name, location);
     let tasks: Vec<Uuid> =
-        running().filter(|task| resources.is_task_of(&volumes, task)).map(|task| task.task_id).collect();
-    let exists = !tasks.is_empty() || stored().any(|one| resources.is_backup_of(&volumes, one));
+        running().filter(|task| resources.is_task_of(backup, task)).map(|task| task.task_id).collect();
+    let exists = !tasks.is_empty() || stored().any(|one| resources.is_backup_of(backup, one));
     if exists && resources.not_backed_up(name, backup).is_empty() {
         return if tasks.is_empty() { Plan::Unchanged } else { Plan::Wait(tasks) };
     }
-    if resources.members(&volumes).next().is_none() {
+    if resources.members(backup).next().is_none() {
         return no_volumes(object, backup);
     }
-    if let [wanted] = volumes.names.as_slice() {
+    if let [wanted] = backup.volume.as_slice() {
         let tasks = running().filter_map(|task| task.volume_name.as_ref().map(VolumeName::as_str));
         let mut names = stored().map(|one| one.volume_name.as_str()).chain(tasks);
         if let Some(other) = names.find(|name| *name != wanted.as_str()) {
@@ -383,10 +373,8 @@ fn plan_clone(object: &Object, clone: &VolumeClone, resources: &ResourceSet) -> 
     if sources.is_empty() {
         let namespace = clone.source_namespace.as_deref().unwrap_or_default();
         let (line, field) = &object.volumes_at;
-        let cause = format!(
-            "{} line {line}: {field}: no volume has the label {NAMESPACE}={namespace}; set it with `blockctl volume update VOLUME --label +{NAMESPACE}={namespace}`",
-            object.file
-        );
+        let label = format!("{NAMESPACE}={namespace}");
+        let cause = format!("{} line {line}: {field}: {}", object.file, no_label(&label, &label));
         return Plan::refused(object, ErrorCode::VolumeNotFound, &cause);
     }
     let mut plan = Plan::Unchanged;
@@ -411,12 +399,10 @@ fn plan_clone(object: &Object, clone: &VolumeClone, resources: &ResourceSet) -> 
 impl ResourceSet {
     /// Returns the selected volumes without a local snapshot of a name.
     pub fn without_snapshot(&self, name: &str, backup: &Backup) -> Vec<VolumeName> {
-        let volumes = backup.volumes();
-        let members = self.members(&volumes);
         let is_missing = |volume: &&Volume| {
             !self.snapshots.iter().any(|one| one.volume_id == volume.volume_id && one.name.as_str() == name)
         };
-        members.filter(is_missing).map(|volume| volume.name.clone()).collect()
+        self.members(backup).filter(is_missing).map(|volume| volume.name.clone()).collect()
     }
 }
 

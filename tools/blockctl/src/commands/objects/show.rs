@@ -1,8 +1,8 @@
 //! `blockctl get`, `describe` and `diff`
 
 use super::{
-    args::{DescribeArgs, DiffArgs, Format, GetArgs},
-    found::{Found, columns, missing},
+    args::{FileArg, Format, GetArgs, Kinds, Selection},
+    found::Found,
     plan::{Plan, plan},
     record::{show_warnings, warn},
     resources::{ResourceSet, Scope},
@@ -26,14 +26,15 @@ use uuid::Uuid;
 
 /// Maximum number of events, and of runs, of a described object.
 const MAX_DESCRIBED: usize = 20;
+/// Maximum width of a table, in characters, and the space between its columns.
+const MAX_WIDTH: usize = 80;
+const GAP: usize = 2;
+/// Minimum width of a shortened text, in characters; states are shorter.
+const MIN_TEXT_WIDTH: usize = 12;
 
 /// Returns the objects of kinds, all or those of the names, and of a namespace.
-async fn found(
-    context: &Context<'_>,
-    kinds: &[Kind],
-    names: &[String],
-    namespace: Option<&str>,
-) -> Result<Vec<Found>, Failure> {
+async fn found(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, Failure> {
+    let Selection { kinds: Kinds(kinds), names, namespace } = wanted;
     let mut all = Vec::new();
     for kind in kinds {
         let id = names.iter().find_map(|name| name.parse::<CloudSnapshotId>().ok());
@@ -42,14 +43,10 @@ async fn found(
         if let Some(name) =
             names.iter().find(|name| kinds.len() == 1 && !found.iter().any(|one| one.is_named(name)))
         {
-            return Err(missing(*kind, name));
+            return Err(kind.missing(name));
         }
         found.retain(|one| names.is_empty() || names.iter().any(|name| one.is_named(name)));
-        // Objects without volumes belong to no namespace.
-        found.retain(|one| match (namespace, &one.namespaces) {
-            (Some(namespace), Some(of)) => of.contains(namespace),
-            _ => true,
-        });
+        found.retain(|one| namespace.as_ref().is_none_or(|namespace| one.is_in(namespace)));
         all.extend(found);
     }
     Ok(all)
@@ -57,8 +54,9 @@ async fn found(
 
 /// `get`
 pub async fn get(context: &Context<'_>, args: GetArgs) -> Exit {
-    let GetArgs { kinds, names, namespace, output: format } = args;
-    let found = found(context, &kinds.0, &names, namespace.as_deref()).await?;
+    let GetArgs { objects, output: format } = args;
+    let found = found(context, &objects).await?;
+    let Selection { kinds: Kinds(kinds), names, .. } = objects;
     let output = context.output;
     if output.is_json() || format == Format::Json {
         let documents = found.iter().map(Found::document).collect::<Vec<_>>();
@@ -73,36 +71,52 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Exit {
             output.raw(lines.collect::<String>().as_bytes())
         }
         Format::Yaml => write_yaml(context, &found, !names.is_empty()),
-        _ => tables(context, &kinds.0, found, format == Format::Wide),
+        _ => tables(context, &kinds, &found, format == Format::Wide),
     }
 }
 
-/// Writes a table of each kind.
-fn tables(context: &Context<'_>, kinds: &[Kind], found: Vec<Found>, is_wide: bool) -> Exit {
-    let mut rest = found.into_iter().peekable();
-    let mut is_first = true;
+/// Writes a table of each kind. Several have their kind as the title of the names.
+fn tables(context: &Context<'_>, kinds: &[Kind], found: &[Found], is_wide: bool) -> Exit {
+    let mut tables = Vec::new();
     for kind in kinds {
-        let (narrow, wide) = columns(*kind);
-        let titles =
-            || narrow.split('|').chain(wide.split('|').filter(move |title| is_wide && !title.is_empty()));
-        let mut table = Table::new(titles());
-        let mut is_empty = true;
-        while let Some(one) = rest.next_if(|one| one.kind == *kind) {
-            let name = if kinds.len() > 1 { format!("{kind}/{}", one.shown) } else { one.shown };
-            let cells = one.cells.into_iter().take(titles().count() - 1);
-            table.row([name].into_iter().chain(cells));
-            is_empty = false;
-        }
-        if is_empty && kinds.len() > 1 {
+        let of_kind = found.iter().filter(|one| one.kind == *kind);
+        let mut rows: Vec<Vec<String>> = of_kind.map(|one| one.cells(is_wide).collect()).collect();
+        if rows.is_empty() && kinds.len() > 1 {
             continue;
         }
-        if !is_first {
-            context.output.raw(b"\n")?;
+        let title = if kinds.len() > 1 { kind.text() } else { "NAME" };
+        let columns: Vec<_> = std::iter::once((title, title)).chain(kind.columns(is_wide)).collect();
+        if !is_wide {
+            fit(&columns, &mut rows);
         }
-        context.output.table(&table)?;
-        is_first = false;
+        let mut table = Table::new(columns.into_iter().map(|(title, _)| title));
+        rows.into_iter().for_each(|row| table.row(row));
+        tables.push(table.render(context.output.is_colored()));
     }
-    Ok(EXIT_DONE)
+    context.output.raw(tables.join("\n").as_bytes())
+}
+
+/// Shortens cells until the rows have the maximum width: first long texts, then names.
+fn fit(columns: &[(&str, &str)], rows: &mut [Vec<String>]) {
+    let width = |rows: &[Vec<String>], column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([columns[column].0.len()]).max().unwrap_or_default()
+    };
+    let is_text = |column: &usize| *column > 0 && !columns[*column].1.ends_with("At");
+    let texts = (1..columns.len()).filter(is_text).map(|column| (column, MIN_TEXT_WIDTH));
+    let mut order: Vec<(usize, usize)> = texts.collect();
+    order.sort_by_key(|(column, _)| std::cmp::Reverse(width(rows, *column)));
+    order.push((0, columns[0].0.len()));
+    for (column, min) in order {
+        let total: usize = (0..columns.len()).map(|column| width(rows, column) + GAP).sum();
+        let excess = (total - GAP).saturating_sub(MAX_WIDTH);
+        let left = width(rows, column).saturating_sub(excess).max(min);
+        for cell in rows.iter_mut().map(|row| &mut row[column]).filter(|_| excess > 0) {
+            if cell.chars().count() > left {
+                *cell = cell.chars().take(left - 1).chain(['…']).collect();
+            }
+        }
+    }
 }
 
 /// Writes documents. A listing of all can be applied.
@@ -130,8 +144,8 @@ fn write_yaml(context: &Context<'_>, found: &[Found], is_named: bool) -> Exit {
 }
 
 /// `describe`
-pub async fn describe(context: &Context<'_>, args: DescribeArgs) -> Exit {
-    let found = found(context, &args.kinds.0, &args.names, args.namespace.as_deref()).await?;
+pub async fn describe(context: &Context<'_>, args: Selection) -> Exit {
+    let found = found(context, &args).await?;
     let query = ListEvents { max: Some(MAX_EVENTS), ..ListEvents::default() };
     let events = context.client.call(operations::LIST_EVENTS, &query).await?.items;
     let mut documents = Vec::new();
@@ -182,8 +196,8 @@ async fn runs(context: &Context<'_>, found: &Found) -> Result<Value, Failure> {
 }
 
 /// `diff`
-pub async fn diff(context: &Context<'_>, args: DiffArgs) -> Exit {
-    let mut read = read_all(&args.from.file)?;
+pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
+    let mut read = read_all(&args.file)?;
     warn(context, &read);
     let resources = ResourceSet::load_for(context, &mut read.objects).await?;
     let objects = read.objects;

@@ -1,6 +1,6 @@
 //! Snapshots of KubeDB: a location and a backup in it.
 
-use super::{begin, take_metadata};
+use super::begin;
 use crate::objects::{
     Kind,
     document::{Document, Problem},
@@ -21,24 +21,19 @@ const STORES: [(&str, &str, &str); 5] = [
 pub const DATABASE_LABEL: &str = "app";
 
 /// Converts a snapshot of a database.
-pub fn snapshot(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
+pub fn snapshot(document: &mut Document, mut backup: Document, _: &str) -> Result<Vec<Document>, Problem> {
     let (location, place) = take_storage(document, None)?;
-    let mut backup = begin(document, Kind::VolumeBackup, name);
-    let namespace = document.get("metadata.namespace").cloned();
-    take_metadata(document, &mut backup, namespace);
     backup.set("spec.backupLocation", place.into(), "spec");
     let Some(database) = document.take_text("spec.databaseName")? else {
         return Err(document.problem("spec.databaseName", "missing"));
     };
-    let mut labels = serde_json::Map::new();
-    labels.insert(DATABASE_LABEL.to_owned(), database.as_str().into());
+    backup.set("spec.orSelectors", json!({ DATABASE_LABEL: database }), "spec.databaseName");
     backup.set("spec.volume", database.into(), "spec.databaseName");
-    backup.set("spec.orSelectors", labels.into(), "spec.databaseName");
     Ok(vec![location, backup])
 }
 
 /// Converts the storage section of a snapshot.
-pub fn location(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
+pub fn location(document: &mut Document, _: Document, name: &str) -> Result<Vec<Document>, Problem> {
     Ok(vec![take_storage(document, Some(name))?.0])
 }
 
@@ -58,17 +53,17 @@ fn take_storage(document: &mut Document, name: Option<&str>) -> Result<(Document
     let mut native = begin(document, Kind::BackupLocation, &place);
     native.set("location", json!({}), "spec");
     native.set("location.type", store.into(), &format!("spec.{section}"));
-    document.move_to(&mut native, &within(bucket), "location.path");
-    document.move_to(&mut native, &within("prefix"), "location.prefix");
-    document.move_to(&mut native, "spec.storageSecretName", "location.secretConfig");
-    document.move_to(&mut native, "spec.encryptionKey", "location.encryptionKey");
+    let moves = format!(
+        "spec.{section}.{bucket}>location.path spec.{section}.prefix>location.prefix \
+         spec.storageSecretName>location.secretConfig spec.encryptionKey>location.encryptionKey"
+    );
+    document.move_all(&mut native, &moves);
     if section == "s3" {
         if document.get(&within("endpoint")).is_none() {
             return Err(document.problem("spec.s3", "missing field `endpoint`"));
         }
-        for field in ["endpoint", "region"] {
-            document.move_to(&mut native, &within(field), &format!("location.s3Config.{field}"));
-        }
+        let moves = "spec.s3.endpoint>location.s3Config.endpoint spec.s3.region>location.s3Config.region";
+        document.move_all(&mut native, moves);
     }
     // The same location in several snapshots is one.
     native.is_derived = name.is_none();

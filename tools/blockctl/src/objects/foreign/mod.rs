@@ -15,7 +15,7 @@ use super::{
     document::{Document, Problem},
     secret::SecretDocument,
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 /// Label of volumes that a namespace selects.
 pub const NAMESPACE: &str = "namespace";
@@ -41,58 +41,103 @@ pub enum Converted {
     Secret(Box<SecretDocument>),
 }
 
+/// End of a conversion: takes the other fields of the document.
+type Finish = fn(&mut Document, Document, &str) -> Result<Vec<Document>, Problem>;
+
+/// Conversions: API group, any without one; kind, kind of ours, moved fields as `FROM>TO` or one path for
+/// both, and the end.
+#[rustfmt::skip]
+const CONVERSIONS: [(&str, &str, Kind, &str, Finish); 14] = [
+    (stork::GROUP, "ApplicationBackup", Kind::VolumeBackup,
+        "spec.backupLocation spec.reclaimPolicy spec.preExecRule spec.postExecRule spec.full spec.ttl", stork::backup),
+    (stork::GROUP, "ApplicationBackupSchedule", Kind::VolumeBackupSchedule,
+        "spec.schedulePolicyName spec.suspend spec.template.spec.backupLocation spec.template.spec.reclaimPolicy \
+        spec.template.spec.preExecRule spec.template.spec.postExecRule spec.template.spec.full spec.template.spec.ttl",
+        stork::schedule),
+    (stork::GROUP, "ApplicationRestore", Kind::VolumeRestore,
+        "spec.backupName spec.backupLocation spec.namespaceMapping spec.replacePolicy", restore),
+    (stork::GROUP, "ApplicationClone", Kind::VolumeClone, "spec.sourceNamespace spec.destinationNamespace", only),
+    (stork::GROUP, "VolumeSnapshotSchedule", Kind::VolumeBackupSchedule,
+        "spec.schedulePolicyName spec.suspend spec.reclaimPolicy>spec.template.spec.reclaimPolicy \
+        spec.template.spec.persistentVolumeClaimName>spec.template.spec.volume", stork::snapshot_schedule),
+    (stork::GROUP, "GroupVolumeSnapshot", Kind::VolumeSnapshot,
+        "spec.pvcSelector.matchLabels>spec.selectors", stork::snapshot),
+    // A claim is the volume of its name.
+    ("", "VolumeSnapshot", Kind::VolumeSnapshot, "spec.persistentVolumeClaimName>spec.volume \
+        spec.source.persistentVolumeClaimName>spec.volume", stork::snapshot),
+    (stork::GROUP, "SchedulePolicy", Kind::SchedulePolicy, "policy.timeZone", stork::policy),
+    (kubedb::GROUP, "Snapshot", Kind::VolumeBackup, "", kubedb::snapshot),
+    // The storage section of a snapshot as a location.
+    (kubedb::GROUP, "BackupLocation", Kind::BackupLocation, "", kubedb::location),
+    (velero::GROUP, "Backup", Kind::VolumeBackup, "spec.storageLocation>spec.backupLocation spec.ttl", velero::backup),
+    (velero::GROUP, "Schedule", Kind::VolumeBackupSchedule,
+        "spec.template.storageLocation>spec.template.spec.backupLocation spec.paused>spec.suspend", velero::schedule),
+    (velero::GROUP, "Restore", Kind::VolumeRestore, "spec.backupName spec.namespaceMapping", restore),
+    (velero::GROUP, "BackupStorageLocation", Kind::BackupLocation,
+        "spec.objectStorage.bucket>location.path spec.objectStorage.prefix>location.prefix", velero::location),
+];
+
 /// Converts a document; one of ours stays as it is.
 pub fn convert(mut document: Document) -> Result<Converted, Problem> {
-    let text =
-        |document: &Document, path: &str| document.get(path).and_then(Value::as_str).map(str::to_owned);
-    let kind = text(&document, "kind").unwrap_or_default();
-    let version = text(&document, "apiVersion").unwrap_or_default();
-    let group = version.split_once('/').map_or(version.as_str(), |(group, _)| group);
-    let is_ours = version == API_VERSION;
-    // The storage section of KubeDB in a location.
-    let is_storage = group == kubedb::GROUP && kind == "BackupLocation";
-    let converter: Converter = match (group, kind.as_str()) {
-        ("v1", "Secret") => return Ok(Converted::Secret(Box::new(SecretDocument::take(document)?))),
-        (stork::GROUP, "Rule") if rules::is_foreign(&document) => {
-            return Ok(Converted::Rule(Box::new(ForeignRule::take(document)?)));
+    let text = |path: &str| document.get(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (kind, version) = (text("kind"), text("apiVersion"));
+    let group = version.split('/').next().unwrap_or_default();
+    let is_known = GROUPS.contains(&group);
+    if (group, kind.as_str()) == ("v1", "Secret") {
+        return Ok(Converted::Secret(Box::new(SecretDocument::take(document)?)));
+    }
+    if (group, kind.as_str()) == (stork::GROUP, "Rule") && rules::is_foreign(&document) {
+        return Ok(Converted::Rule(Box::new(ForeignRule::take(document)?)));
+    }
+    let is_meant = |(of, theirs, ..): &&(&str, &str, Kind, &str, Finish)| {
+        *theirs == kind && (*of == group || (of.is_empty() && is_known))
+    };
+    let Some((_, _, ours, moves, finish)) = CONVERSIONS.iter().find(is_meant) else {
+        if is_known || version == API_VERSION {
+            return Ok(Converted::Objects(vec![document]));
         }
-        (kubedb::GROUP, "Snapshot") => kubedb::snapshot,
-        _ if is_storage => kubedb::location,
-        (velero::GROUP, "Backup") => velero::backup,
-        (velero::GROUP, "Schedule") => velero::schedule,
-        (velero::GROUP, "Restore") => velero::restore,
-        (velero::GROUP, "BackupStorageLocation") => velero::location,
-        _ if is_ours => return Ok(Converted::Objects(vec![document])),
-        (group, "VolumeSnapshot") if GROUPS.contains(&group) => stork::volume_snapshot,
-        (stork::GROUP, kind) => match stork::converter(kind) {
-            Some(converter) => converter,
-            None => return Ok(Converted::Objects(vec![document])),
-        },
-        _ if GROUPS.contains(&group) => return Ok(Converted::Objects(vec![document])),
-        _ => {
-            // An unknown kind is the first error.
-            kind.parse::<Kind>().map_err(|error| document.problem("kind", error))?;
-            if !document.has("apiVersion") {
-                return Err(document.problem("apiVersion", "missing"));
-            }
-            let message = format!("unknown version {version:?}: write {API_VERSION}");
-            return Err(document.problem("apiVersion", message));
+        // An unknown kind is the first error.
+        kind.parse::<Kind>().map_err(|error| document.problem("kind", error))?;
+        if !document.has("apiVersion") {
+            return Err(document.problem("apiVersion", "missing"));
         }
+        let message = format!("unknown version {version:?}: write {API_VERSION}");
+        return Err(document.problem("apiVersion", message));
     };
     let name = name_of(&document)?;
-    let mut natives = converter(&mut document, &name)?;
-    document.remove("kind");
-    document.remove("apiVersion");
-    document.remove("metadata.name");
-    document.ignore_rest();
+    // The namespace of Velero's documents is that of its server.
+    let namespace = document.get("metadata.namespace").filter(|_| group != velero::GROUP).cloned();
+    let mut native = begin(&document, *ours, &name);
+    document.move_all(&mut native, moves);
+    let mut natives = finish(&mut document, native, &name)?;
+    let is_backup = |native: &&mut Document| native.get("kind") == Some(&json!(Kind::VolumeBackup));
+    for native in natives.iter_mut().filter(is_backup) {
+        document.move_all(native, "metadata.labels");
+        if let Some(namespace) = &namespace {
+            document.remove("metadata.namespace");
+            native.set("metadata.namespace", namespace.clone(), "metadata.namespace");
+        }
+    }
+    let warnings = document.close(&format!("{kind}/{name}"));
     if let Some(first) = natives.first_mut() {
-        first.inherited.extend(document.finish(&format!("{kind}/{name}")));
+        first.inherited.extend(warnings);
     }
     Ok(Converted::Objects(natives))
 }
 
-/// Conversion of a document with a name. The fields that it leaves are ignored.
-type Converter = fn(&mut Document, &str) -> Result<Vec<Document>, Problem>;
+/// Ends a conversion without other fields.
+fn only(_: &mut Document, native: Document, _: &str) -> Result<Vec<Document>, Problem> {
+    Ok(vec![native])
+}
+
+/// Ends the conversion of a restore, which is of all volumes.
+fn restore(document: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
+    native.set_default("spec.namespaceMapping", json!({}), "spec.namespaceMapping");
+    if document.take_text("spec.existingResourcePolicy")?.as_deref() == Some("update") {
+        native.set("spec.replacePolicy", "Delete".into(), "spec.existingResourcePolicy");
+    }
+    Ok(vec![native])
+}
 
 /// Returns the name of a document.
 pub fn name_of(document: &Document) -> Result<String, Problem> {
@@ -107,18 +152,9 @@ pub fn name_of(document: &Document) -> Result<String, Problem> {
 fn begin(document: &Document, kind: Kind, name: &str) -> Document {
     let mut native = document.emptied();
     native.set("apiVersion", API_VERSION.into(), "apiVersion");
-    native.set("kind", kind.to_string().into(), "kind");
+    native.set("kind", json!(kind), "kind");
     native.set("metadata.name", name.into(), "metadata.name");
     native
-}
-
-/// Moves labels and a namespace to those of a backup.
-fn take_metadata(document: &mut Document, native: &mut Document, namespace: Option<Value>) {
-    document.move_to(native, "metadata.labels", "metadata.labels");
-    if let Some(namespace) = namespace {
-        document.remove("metadata.namespace");
-        native.set("metadata.namespace", namespace, "metadata.namespace");
-    }
 }
 
 /// Volumes that a document selects: those with all labels, in any of the namespaces.
@@ -133,27 +169,16 @@ impl Selection {
     /// Takes the namespaces and labels; without both, the namespace of the document.
     fn take(document: &mut Document, namespaces: &str, labels: &str) -> Result<Self, Problem> {
         let mut found = Self { namespaces: Vec::new(), labels: Map::new(), field: namespaces.to_owned() };
-        match document.remove(labels) {
-            None => {}
-            Some(Value::Object(fields)) => {
-                found.labels = fields;
-                found.field = labels.to_owned();
-            }
-            Some(_) => return Err(document.problem(labels, "labels are expected")),
+        if let Some(given) = document.take_as(labels, "labels are expected")? {
+            (found.labels, found.field) = (given, labels.to_owned());
         }
-        if let Some(value) = document.remove(namespaces) {
-            let Value::Array(items) = value else {
-                return Err(document.problem(namespaces, "a list is expected"));
-            };
+        if let Some(given) = document.take_as::<Vec<String>>(namespaces, "a list is expected")? {
             found.field = namespaces.to_owned();
-            let names = || items.iter().filter_map(Value::as_str).map(str::to_owned);
-            let is_all = names().any(|one| one == "*");
-            found.namespaces = names().filter(|_| !is_all).collect();
+            found.namespaces = if given.iter().any(|one| one == "*") { Vec::new() } else { given };
         } else if found.labels.is_empty()
             && let Some(namespace) = document.take_text("metadata.namespace")?
         {
-            found.namespaces = vec![namespace];
-            found.field = "metadata.namespace".to_owned();
+            (found.namespaces, found.field) = (vec![namespace], "metadata.namespace".to_owned());
         }
         Ok(found)
     }
@@ -181,20 +206,17 @@ impl Selection {
     }
 
     /// Returns one document for each selector, with the namespace in its name if there are several.
-    fn each(&self, native: &Document, name: &str, spec: &str) -> Vec<Document> {
-        let mut natives = Vec::new();
+    fn each(&self, mut native: Document, name: &str, spec: &str) -> Vec<Document> {
         if self.namespaces.len() < 2 {
-            let mut one = native.clone();
-            self.set(&mut one, spec);
-            return vec![one];
+            self.set(&mut native, spec);
+            return vec![native];
         }
-        for (index, selector) in self.selectors().into_iter().enumerate() {
+        let one = |(namespace, selector): (&String, Value)| {
             let mut one = native.clone();
-            let name = format!("{name}-{}", self.namespaces[index]);
-            one.set("metadata.name", name.into(), "metadata.name");
+            one.set("metadata.name", format!("{name}-{namespace}").into(), "metadata.name");
             one.set(&format!("{spec}.selectors"), selector, &self.field);
-            natives.push(one);
-        }
-        natives
+            one
+        };
+        self.namespaces.iter().zip(self.selectors()).map(one).collect()
     }
 }

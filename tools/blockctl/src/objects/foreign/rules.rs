@@ -74,11 +74,7 @@ impl ForeignRule {
         for (index, _) in items.iter().enumerate().filter(|(_, item)| item.container.is_some()) {
             document.ignore(&format!("{field}[{index}].container"));
         }
-        for part in ["kind", "apiVersion", "metadata.name"] {
-            document.remove(part);
-        }
-        document.ignore_rest();
-        native.inherited = document.finish(&format!("Rule/{name}"));
+        native.inherited = document.close(&format!("Rule/{name}"));
         let actions = || items.iter().flat_map(|item| &item.actions);
         let (mut before, mut end) = (String::from("set -e\n"), String::new());
         for (index, action) in actions().enumerate() {
@@ -117,43 +113,45 @@ fn held(name: &str, index: usize, command: &str) -> String {
 }
 
 /// Adds the rules to the documents of all files; pairs of rules that one object names are joined.
-pub fn join(rules: Vec<(usize, ForeignRule)>, documents: &mut Vec<(usize, Document)>) {
-    let names: BTreeSet<String> = rules.iter().map(|(_, rule)| rule.name.clone()).collect();
+pub fn join(rules: Vec<ForeignRule>, mut documents: Vec<Document>) -> Vec<Document> {
+    let scripts: BTreeMap<String, String> =
+        rules.iter().map(|rule| (rule.name.clone(), rule.after.clone())).collect();
     let mut befores: BTreeSet<String> = BTreeSet::new();
     // Rules after a snapshot, by the rule that has the hook.
     let mut afters: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    for (_, object) in documents.iter_mut() {
+    for object in &mut documents {
         for spec in ["spec", "spec.template.spec"] {
-            let (pre, post) = (format!("{spec}.preExecRule"), format!("{spec}.postExecRule"));
+            let [pre, post] = ["preExecRule", "postExecRule"].map(|field| format!("{spec}.{field}"));
             let named = |path: &str| object.get(path).and_then(Value::as_str).map(str::to_owned);
             let (before, after) = (named(&pre), named(&post));
             befores.extend(before.clone());
-            let Some(after) = after.filter(|after| names.contains(after)) else { continue };
-            let holder = before.filter(|before| names.contains(before)).unwrap_or_else(|| after.clone());
+            let Some(after) = after.filter(|after| scripts.contains_key(after)) else { continue };
+            let holder =
+                before.filter(|before| scripts.contains_key(before)).unwrap_or_else(|| after.clone());
             if holder != after {
                 object.set(&post, holder.as_str().into(), &post);
             }
             afters.entry(holder).or_default().insert(after);
         }
     }
-    let scripts: BTreeMap<String, String> =
-        rules.iter().map(|(_, rule)| (rule.name.clone(), rule.after.clone())).collect();
     let is_joined = |name: &str| {
         let of_others = afters.iter().any(|(holder, all)| holder != name && all.contains(name));
         of_others && !befores.contains(name) && !afters.contains_key(name)
     };
-    for (source, ForeignRule { name, mut native, before, end, .. }) in rules {
-        let after = afters.get(&name);
-        let is_before = befores.contains(&name) || after.is_none();
-        let ends = if is_before { end.as_str() } else { "" };
-        let after: String =
-            after.into_iter().flatten().filter_map(|one| scripts.get(one)).map(String::as_str).collect();
-        let command = |text: String| if text.is_empty() { Value::Null } else { text.trim_end().into() };
+    for ForeignRule { name, mut native, before, end, .. } in rules {
         if is_joined(&name) {
             continue;
         }
-        native.set("spec.preCommand", command(if is_before { before } else { String::new() }), "rules");
-        native.set("spec.postCommand", command(format!("{ends}{after}")), "rules");
-        documents.push((source, native));
+        let after = afters.get(&name);
+        let is_before = befores.contains(&name) || after.is_none();
+        let (before, end) = if is_before { (before, end) } else { Default::default() };
+        let after = after.into_iter().flatten().filter_map(|one| scripts.get(one)).map(String::as_str);
+        let after = end + &after.collect::<String>();
+        for (path, text) in [("spec.preCommand", before), ("spec.postCommand", after)] {
+            let command = if text.is_empty() { Value::Null } else { text.trim_end().into() };
+            native.set(path, command, "rules");
+        }
+        documents.push(native);
     }
+    documents
 }

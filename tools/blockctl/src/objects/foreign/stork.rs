@@ -1,6 +1,6 @@
 //! Kinds of Stork.
 
-use super::{Converter, Selection, begin, take_metadata};
+use super::Selection;
 use crate::objects::{
     Kind,
     document::{Document, Problem},
@@ -9,80 +9,26 @@ use serde_json::{Value, json};
 
 pub const GROUP: &str = "stork.libopenstorage.org";
 
-/// Fields of a backup that are the same here.
-const BACKUP_FIELDS: [&str; 6] =
-    ["backupLocation", "reclaimPolicy", "preExecRule", "postExecRule", "full", "ttl"];
-
-/// Returns the conversion of a kind that has another name or other fields here.
-pub fn converter(kind: &str) -> Option<Converter> {
-    Some(match kind {
-        "ApplicationBackup" => backup,
-        "ApplicationBackupSchedule" => schedule,
-        "ApplicationRestore" => restore,
-        "ApplicationClone" => clone,
-        "VolumeSnapshotSchedule" => snapshot_schedule,
-        "GroupVolumeSnapshot" => group_snapshot,
-        "SchedulePolicy" => policy,
-        _ => return None,
-    })
-}
-
-fn backup(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin(document, Kind::VolumeBackup, name);
-    for field in BACKUP_FIELDS {
-        document.move_to(&mut native, &format!("spec.{field}"), &format!("spec.{field}"));
-    }
-    let namespace = document.get("metadata.namespace").cloned();
-    let volumes = Selection::take(document, "spec.namespaces", "spec.selectors")?;
-    take_metadata(document, &mut native, namespace);
-    volumes.set(&mut native, "spec");
+pub fn backup(document: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
+    Selection::take(document, "spec.namespaces", "spec.selectors")?.set(&mut native, "spec");
     Ok(vec![native])
 }
 
-fn schedule(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin(document, Kind::VolumeBackupSchedule, name);
-    for field in ["schedulePolicyName", "suspend"] {
-        document.move_to(&mut native, &format!("spec.{field}"), &format!("spec.{field}"));
-    }
-    for field in BACKUP_FIELDS {
-        let path = format!("spec.template.spec.{field}");
-        document.move_to(&mut native, &path, &path);
-    }
+pub fn schedule(document: &mut Document, native: Document, name: &str) -> Result<Vec<Document>, Problem> {
     let (namespaces, labels) = ("spec.template.spec.namespaces", "spec.template.spec.selectors");
-    let volumes = Selection::take(document, namespaces, labels)?;
-    Ok(volumes.each(&native, name, "spec.template.spec"))
-}
-
-fn restore(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin(document, Kind::VolumeRestore, name);
-    native.set("spec.namespaceMapping", json!({}), "spec.namespaceMapping");
-    for field in ["backupName", "backupLocation", "namespaceMapping", "replacePolicy"] {
-        document.move_to(&mut native, &format!("spec.{field}"), &format!("spec.{field}"));
-    }
-    Ok(vec![native])
-}
-
-fn clone(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin(document, Kind::VolumeClone, name);
-    for field in ["sourceNamespace", "destinationNamespace"] {
-        document.move_to(&mut native, &format!("spec.{field}"), &format!("spec.{field}"));
-    }
-    Ok(vec![native])
+    Ok(Selection::take(document, namespaces, labels)?.each(native, name, "spec.template.spec"))
 }
 
 /// Takes the known fields of a policy; clusters have more.
-fn policy(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin(document, Kind::SchedulePolicy, name);
-    native.set("policy", json!({}), "policy");
-    document.move_to(&mut native, "policy.timeZone", "policy.timeZone");
+pub fn policy(document: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
+    native.set_default("policy", json!({}), "policy");
     for block in ["interval", "daily", "weekly", "monthly", "cron", "calendar"] {
         let path = format!("policy.{block}");
         if document.get(&path).is_some_and(Value::is_array) {
-            document.move_to(&mut native, &path, &path);
+            document.move_all(&mut native, &path);
         }
         for field in ["intervalMinutes", "day", "date", "time", "expression", "retain", "timeZone"] {
-            let path = format!("{path}.{field}");
-            document.move_to(&mut native, &path, &path);
+            document.move_all(&mut native, &format!("{path}.{field}"));
         }
     }
     Ok(vec![native])
@@ -114,7 +60,7 @@ fn take_options(document: &mut Document, native: &mut Document, spec: &str) -> R
         given.keys().for_each(|key| document.ignore(&format!("{path}.{key}")));
     }
     for field in ["preExecRule", "postExecRule"] {
-        document.move_to(native, &format!("spec.{field}"), &format!("{spec}.{field}"));
+        document.move_all(native, &format!("spec.{field}>{spec}.{field}"));
     }
     let credential = format!("metadata.annotations.{CREDENTIAL}");
     match location {
@@ -125,42 +71,21 @@ fn take_options(document: &mut Document, native: &mut Document, spec: &str) -> R
     Ok(is_cloud)
 }
 
-/// Begins a document of local snapshots or of backups.
-fn begin_snapshot(document: &mut Document, name: &str) -> Result<Document, Problem> {
-    let mut native = begin(document, Kind::VolumeSnapshot, name);
+/// Makes a local snapshot, or a backup of one of the type `cloud`.
+pub fn snapshot(document: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
     if take_options(document, &mut native, "spec")? {
-        native.set("kind", Kind::VolumeBackup.to_string().into(), "kind");
-        let namespace = document.get("metadata.namespace").cloned();
-        take_metadata(document, &mut native, namespace);
-    }
-    Ok(native)
-}
-
-/// Converts a snapshot of a claim, which is a volume of its name.
-pub fn volume_snapshot(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin_snapshot(document, name)?;
-    for claim in ["spec.persistentVolumeClaimName", "spec.source.persistentVolumeClaimName"] {
-        document.move_to(&mut native, claim, "spec.volume");
+        native.set("kind", json!(Kind::VolumeBackup), "kind");
     }
     Ok(vec![native])
 }
 
-fn group_snapshot(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin_snapshot(document, name)?;
-    document.move_to(&mut native, "spec.pvcSelector.matchLabels", "spec.selectors");
-    Ok(vec![native])
-}
-
-fn snapshot_schedule(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin(document, Kind::VolumeBackupSchedule, name);
+pub fn snapshot_schedule(
+    document: &mut Document,
+    mut native: Document,
+    _: &str,
+) -> Result<Vec<Document>, Problem> {
     if !take_options(document, &mut native, "spec.template.spec")? {
         native.set("spec.localSnapshots", json!({}), "spec.template.spec");
     }
-    for field in ["schedulePolicyName", "suspend"] {
-        document.move_to(&mut native, &format!("spec.{field}"), &format!("spec.{field}"));
-    }
-    document.move_to(&mut native, "spec.reclaimPolicy", "spec.template.spec.reclaimPolicy");
-    let claim = "spec.template.spec.persistentVolumeClaimName";
-    document.move_to(&mut native, claim, "spec.template.spec.volume");
     Ok(vec![native])
 }

@@ -1,10 +1,9 @@
 //! Kinds of Velero.
 
-use super::{Selection, begin, take_metadata};
+use super::Selection;
 use crate::{
     commands::volume::args::parse_seconds,
     objects::{
-        Kind,
         document::{Document, Problem},
         secret::decode_base64,
     },
@@ -27,25 +26,19 @@ pub fn parse_ttl(text: &str) -> Result<u64, String> {
     sum.ok_or_else(|| format!("invalid time {text:?}: expected a time such as 720h0m0s"))
 }
 
-/// Takes the fields of a backup, except for its volumes and its time to live.
-fn take_template(document: &mut Document, native: &mut Document, from: &str, to: &str) {
-    document.move_to(native, &format!("{from}.storageLocation"), &format!("{to}.backupLocation"));
-    if document.get(&format!("{from}.hooks")).is_some() {
+/// Warns about hooks.
+fn ignore_hooks(document: &mut Document, path: &str) {
+    if document.get(path).is_some() {
         let message = "ignored: hooks run in pods; write a Rule and name it in preExecRule of a VolumeBackup";
-        document.warn(&format!("{from}.hooks"), message);
-        document.remove(&format!("{from}.hooks"));
+        document.warn(path, message);
+        document.remove(path);
     }
 }
 
-pub fn backup(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin(document, Kind::VolumeBackup, name);
-    take_template(document, &mut native, "spec", "spec");
-    native.set("spec.ttl", DEFAULT_TTL.into(), "spec.ttl");
-    document.move_to(&mut native, "spec.ttl", "spec.ttl");
-    let volumes = selection(document, "spec")?;
-    // The namespace is that of the server.
-    take_metadata(document, &mut native, None);
-    volumes.set(&mut native, "spec");
+pub fn backup(document: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
+    ignore_hooks(document, "spec.hooks");
+    native.set_default("spec.ttl", DEFAULT_TTL.into(), "spec.ttl");
+    selection(document, "spec")?.set(&mut native, "spec");
     Ok(vec![native])
 }
 
@@ -59,40 +52,30 @@ fn selection(document: &mut Document, spec: &str) -> Result<Selection, Problem> 
     Selection::take(document, &namespaces, &labels)
 }
 
-pub fn schedule(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin(document, Kind::VolumeBackupSchedule, name);
-    take_template(document, &mut native, "spec.template", "spec.template.spec");
-    document.move_to(&mut native, "spec.paused", "spec.suspend");
+pub fn schedule(document: &mut Document, mut native: Document, name: &str) -> Result<Vec<Document>, Problem> {
+    ignore_hooks(document, "spec.template.hooks");
     let Some(cron) = document.take_text("spec.schedule")? else {
         return Err(document.problem("spec.schedule", "missing"));
     };
     let ttl = document.take_text("spec.template.ttl")?.unwrap_or_else(|| DEFAULT_TTL.to_owned());
-    let (expression, zone) = match cron.strip_prefix("CRON_TZ=").and_then(|rest| rest.split_once(' ')) {
-        Some((zone, expression)) => (expression.to_owned(), Some(zone.to_owned())),
-        None => (cron.clone(), None),
-    };
     let ttl_s = parse_ttl(&ttl).map_err(|error| document.problem("spec.template.ttl", error))?;
-    let rule = match expression.strip_prefix("@every ") {
-        Some(every) => {
+    let zoned = cron.strip_prefix("CRON_TZ=").and_then(|rest| rest.split_once(' '));
+    let expression = zoned.map_or(cron.as_str(), |(_, expression)| expression);
+    let rule = match (expression.strip_prefix("@every "), zoned) {
+        (Some(every), _) => {
             let minutes = parse_ttl(every).map_err(|error| document.problem("spec.schedule", error))? / 60;
             json!({ "interval": { "intervalMinutes": minutes } })
         }
-        None => json!({ "cron": { "expression": expression, "timeZone": zone } }),
+        (None, None) => json!({ "cron": { "expression": expression } }),
+        (None, Some((zone, _))) => json!({ "cron": { "expression": expression, "timeZone": zone } }),
     };
-    let kept = runs_within(&expression, ttl_s);
-    native.set("spec.schedule", without_null(rule), "spec.schedule");
+    let kept = runs_within(expression, ttl_s);
+    native.set("spec.schedule", rule, "spec.schedule");
     native.set("spec.retain", kept.into(), "spec.template.ttl");
     let message = format!("{ttl} is kept as the newest {kept} backups");
     document.warn("spec.template.ttl", &message);
     let volumes = selection(document, "spec.template")?;
-    Ok(volumes.each(&native, name, "spec.template.spec"))
-}
-
-fn without_null(mut rule: Value) -> Value {
-    if let Some(Value::Object(cron)) = rule.get_mut("cron") {
-        cron.retain(|_, value| !value.is_null());
-    }
-    rule
+    Ok(volumes.each(native, name, "spec.template.spec"))
 }
 
 /// Returns the number of runs in a time, at least one.
@@ -112,20 +95,8 @@ fn runs_within(expression: &str, time_s: u64) -> u32 {
     count.max(1)
 }
 
-pub fn restore(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin(document, Kind::VolumeRestore, name);
-    native.set("spec.namespaceMapping", json!({}), "spec.namespaceMapping");
-    document.move_to(&mut native, "spec.backupName", "spec.backupName");
-    document.move_to(&mut native, "spec.namespaceMapping", "spec.namespaceMapping");
-    if document.take_text("spec.existingResourcePolicy")?.as_deref() == Some("update") {
-        native.set("spec.replacePolicy", "Delete".into(), "spec.existingResourcePolicy");
-    }
-    Ok(vec![native])
-}
-
 /// Converts a location. Its secret is a file of the provider.
-pub fn location(document: &mut Document, name: &str) -> Result<Vec<Document>, Problem> {
-    let mut native = begin(document, Kind::BackupLocation, name);
+pub fn location(document: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
     let provider = document.take_text("spec.provider")?.unwrap_or_default();
     let (kind, section) = match provider.trim_start_matches("velero.io/") {
         "aws" => ("s3", "s3Config"),
@@ -133,11 +104,9 @@ pub fn location(document: &mut Document, name: &str) -> Result<Vec<Document>, Pr
         "azure" => ("azure", "azureConfig"),
         _ => return Err(document.problem("spec.provider", "`aws`, `gcp` or `azure` is expected")),
     };
-    native.set("location", json!({}), "spec");
+    native.set_default("location", json!({}), "spec");
     native.set("location.type", kind.into(), "spec.provider");
     native.set(&format!("location.{section}"), json!({}), "spec.config");
-    document.move_to(&mut native, "spec.objectStorage.bucket", "location.path");
-    document.move_to(&mut native, "spec.objectStorage.prefix", "location.prefix");
     if let Some(text) = document.take_text("spec.objectStorage.caCert")? {
         let decoded =
             decode_base64(&text).map_err(|error| document.problem("spec.objectStorage.caCert", error))?;
@@ -146,11 +115,8 @@ pub fn location(document: &mut Document, name: &str) -> Result<Vec<Document>, Pr
     if kind == "s3" {
         take_s3(document, &mut native)?;
     } else if kind == "azure" {
-        document.move_to(
-            &mut native,
-            "spec.config.storageAccount",
-            "location.azureConfig.storageAccountName",
-        );
+        let moves = "spec.config.storageAccount>location.azureConfig.storageAccountName";
+        document.move_all(&mut native, moves);
     }
     let (name, key) =
         (document.take_text("spec.credential.name")?, document.take_text("spec.credential.key")?);
@@ -163,16 +129,14 @@ pub fn location(document: &mut Document, name: &str) -> Result<Vec<Document>, Pr
 }
 
 fn take_s3(document: &mut Document, native: &mut Document) -> Result<(), Problem> {
-    let region = document.take_text("spec.config.region")?;
+    document.move_all(native, "spec.config.region>location.s3Config.region");
+    let region = native.get("location.s3Config.region").and_then(Value::as_str);
     let url = document.take_text("spec.config.s3Url")?;
-    let endpoint = url.unwrap_or_else(|| match region.as_deref() {
+    let endpoint = url.unwrap_or_else(|| match region {
         None | Some("us-east-1") => "s3.amazonaws.com".to_owned(),
         Some(region) => format!("s3.{region}.amazonaws.com"),
     });
     native.set("location.s3Config.endpoint", endpoint.into(), "spec.config.s3Url");
-    if let Some(region) = region {
-        native.set("location.s3Config.region", region.into(), "spec.config.region");
-    }
     let is_path_style = match document.remove("spec.config.s3ForcePathStyle") {
         Some(Value::Bool(is_path_style)) => is_path_style,
         Some(Value::String(text)) => text == "true",
