@@ -200,6 +200,52 @@ fn location_with_new_keys_updates_credential() {
 }
 
 #[test]
+fn schedule_is_deleted_with_its_backups_if_its_policy_says_so() {
+    const ID: &str = "078557a3-26c7-49b1-9822-34e6f816c2d1";
+    let route = |method: &str, rest: &str| format!("{method} /v1/schedules/{ID}{rest}");
+    let (pause, plan, delete) = (route("PATCH", ""), route("GET", "/retention"), route("DELETE", ""));
+    let run = |stored: &str, line: &str, is_pinned: bool| {
+        let mut schedule = reply("GET /v1/schedules")["items"][0].take();
+        schedule["labels"] = json!({ "reclaim-policy": stored });
+        let mut kept = reply(&plan);
+        if is_pinned {
+            kept["cloudSnapshots"][1]["verdict"] = json!({ "keep": [{ "kind": "pinned" }] });
+        }
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/schedules", ok(list(json!([schedule])))),
+            (plan.as_str(), ok(kept)),
+            ("GET /v1/tasks", ok(list(json!([])))),
+        ]);
+        let ran = fake.run(line);
+        (ran, changes(&fake))
+    };
+    let both = ["POST /v1/cloudsnaps/delete", "POST /v1/cloudsnaps/delete"];
+    let all = [&[pause.as_str()][..], &both, &[delete.as_str()]].concat();
+    let (ran, seen) = run("Delete", "delete VolumeBackupSchedule nightly", false);
+    assert_eq!((ran.status, seen), (0, all.iter().map(ToString::to_string).collect()), "{ran:?}");
+    let (ran, seen) = run("Delete", "delete VolumeBackupSchedule nightly --dry-run", false);
+    assert_eq!((ran.status, seen), (0, Vec::new()), "{ran:?}");
+    let (ran, seen) = run("Retain", "delete VolumeBackupSchedule nightly", false);
+    assert_eq!((ran.status, seen), (0, vec![delete.clone()]), "{ran:?}");
+    // Nothing is deleted if one of several cannot be.
+    let (ran, seen) = run("Delete", "-j delete VolumeBackupSchedule nightly", true);
+    assert_eq!((&ran.json()["error"]["code"], seen), (&json!("cloudsnap_pinned"), Vec::new()), "{ran:?}");
+
+    // The policy of the file wins.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("schedule.yaml");
+    for (policy, count) in [("Retain", 1), ("Delete", 4)] {
+        let text = format!(
+            "apiVersion: blockd/v1\nkind: VolumeBackupSchedule\nmetadata: {{name: nightly}}\nspec: {{schedulePolicyName: gold, template: {{spec: {{backupLocation: nas, volume: db, reclaimPolicy: {policy}}}}}}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let stored = if policy == "Retain" { "Delete" } else { "Retain" };
+        let (ran, seen) = run(stored, &format!("delete -f {}", path.display()), false);
+        assert_eq!((ran.status, seen.len()), (0, count), "{policy}: {ran:?} {seen:?}");
+    }
+}
+
+#[test]
 fn object_with_a_pinned_backup_is_not_deleted_in_part() {
     let backup = |suffix: &str, volume: (&str, &str), pinned: bool| {
         let mut found = cloudsnap(suffix);

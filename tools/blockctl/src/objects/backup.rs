@@ -1,6 +1,7 @@
 //! Backups: objects of their own, and templates of schedules.
 
 use super::{
+    RECLAIM_POLICY,
     document::{FieldError, Spec},
     foreign::parse_ttl,
     values::{one_as_value, one_or_many, selectors},
@@ -16,15 +17,29 @@ use blockd_api::{
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// Fate of backups whose object is deleted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ReclaimPolicy {
     /// The backups stay.
-    #[default]
     Retain,
     /// The backups are deleted.
     Delete,
+}
+
+impl ReclaimPolicy {
+    /// Returns the policy in the labels of a backup or schedule.
+    pub fn of(labels: &Labels) -> Option<Self> {
+        let text = labels.as_map().get(RECLAIM_POLICY)?;
+        [Self::Retain, Self::Delete].into_iter().find(|policy| policy.to_string() == *text)
+    }
+}
+
+impl fmt::Display for ReclaimPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
 }
 
 /// Backup, local snapshot, or template of the backups of a schedule.
@@ -64,12 +79,11 @@ pub struct Backup {
     /// Time after which the backups expire, such as `720h`.
     #[serde(skip_serializing)]
     pub(super) ttl: Option<String>,
-    /// Fate of the backups after the object.
-    #[serde(skip_serializing)]
-    pub reclaim_policy: ReclaimPolicy,
-    /// Labels of the backups, from the metadata.
+    /// Fate of the backups after the object; they stay by default.
+    pub reclaim_policy: Option<ReclaimPolicy>,
+    /// Labels of the backups, from the metadata, with the reclaim policy.
     #[serde(skip)]
-    pub(super) labels: Labels,
+    pub labels: Labels,
 }
 
 impl Backup {

@@ -25,11 +25,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
+pub use backup::ReclaimPolicy;
 pub use foreign::NAMESPACE;
 pub use reader::{ObjectSet, read_all};
 pub use resolve::resolve;
 pub use values::{Retain, view};
 
+/// Label of backups with the reclaim policy of their object.
+pub const RECLAIM_POLICY: &str = "reclaim-policy";
+/// Beginning of the labels of backups that are annotations of their object.
+const ANNOTATION: &str = "annotation/";
 /// `apiVersion` of written objects.
 pub const API_VERSION: &str = "blockd/v1";
 
@@ -189,8 +194,8 @@ pub struct Object {
 impl Object {
     /// Returns the document with all defaults and without secrets: equal objects have equal documents.
     pub fn view(&self) -> Value {
-        let labels = if let Body::Backup(backup) = &self.body { &backup.labels } else { &Labels::default() };
-        document(self.kind, self.name.as_str(), labels, &view(&self.body))
+        let labels = self.body.backup().map(|backup| &backup.labels);
+        document(self.kind, self.name.as_str(), labels.unwrap_or(&Labels::default()), &view(&self.body))
     }
 
     /// Returns true for another object of the same kind and name.
@@ -205,11 +210,26 @@ impl fmt::Display for Object {
     }
 }
 
-/// Returns an object as a document.
+impl Body {
+    /// Returns the options of backups with labels: those of a backup or a schedule.
+    pub fn backup(&self) -> Option<&backup::Backup> {
+        match self {
+            Self::Backup(backup) => Some(backup),
+            Self::Schedule(schedule) => Some(schedule.backup()),
+            _ => None,
+        }
+    }
+}
+
+/// Returns an object as a document. Labels are those of backups, which have annotations, too.
 pub fn document(kind: Kind, name: &str, labels: &Labels, body: &Value) -> Value {
     let mut metadata = json!({ "name": name });
-    if !labels.is_empty() {
-        metadata["labels"] = json!(labels);
+    for (key, value) in labels.as_map() {
+        match key.strip_prefix(ANNOTATION) {
+            Some(annotation) => metadata["annotations"][annotation] = json!(value),
+            None if key == RECLAIM_POLICY => {}
+            None => metadata["labels"][key] = json!(value),
+        }
     }
     json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": metadata, kind.properties().field: body })
 }
@@ -229,15 +249,51 @@ struct Metadata {
     rest: Map<String, Value>,
 }
 
-/// Takes the labels of a backup from its metadata.
-fn backup_labels(document: &Document, metadata: &mut Map<String, Value>) -> Result<Labels, Problem> {
-    let invalid = |error: String| document.problem("metadata.labels", error);
-    let given = metadata.remove("labels").map(serde_json::from_value::<BTreeMap<String, String>>);
-    let mut labels = given.transpose().map_err(|error| invalid(error.to_string()))?.unwrap_or_default();
+/// Takes the labels of backups: those of the metadata, its namespace and annotations, and the reclaim policy.
+fn backup_labels(
+    document: &mut Document,
+    metadata: &mut Map<String, Value>,
+    policy: Option<ReclaimPolicy>,
+) -> Result<Labels, Problem> {
+    let mut take = |field: &str| -> Result<BTreeMap<String, String>, Problem> {
+        let given = metadata.remove(field).map(serde_json::from_value).transpose();
+        let invalid =
+            |error: serde_json::Error| document.problem(&format!("metadata.{field}"), error.to_string());
+        Ok(given.map_err(invalid)?.unwrap_or_default())
+    };
+    let (mut labels, annotations) = (take("labels")?, take("annotations")?);
     if let Some(Value::String(namespace)) = metadata.remove("namespace") {
         labels.entry(NAMESPACE.to_owned()).or_insert(namespace);
     }
-    Labels::try_from(labels).map_err(|error| invalid(error.to_string()))
+    labels.extend(policy.map(|policy| (RECLAIM_POLICY.to_owned(), policy.to_string())));
+    let mut labels =
+        Labels::try_from(labels).map_err(|error| document.problem("metadata.labels", error.to_string()))?;
+    for (key, value) in annotations {
+        let one = Labels::try_from(BTreeMap::from([(format!("{ANNOTATION}{key}"), value)]));
+        match one.and_then(|one| Labels::try_from(BTreeMap::from(labels.clone().overlaid_by(&one)))) {
+            Ok(all) => labels = all,
+            Err(error) => document.warn(&format!("metadata.annotations.{key}"), &format!("ignored: {error}")),
+        }
+    }
+    Ok(labels)
+}
+
+/// Warns about a reclaim policy that has no meaning, and removes it.
+fn ignore_reclaim_policy(document: &mut Document, body: &mut Body) {
+    let (backup, path, reason) = match body {
+        Body::Snapshot(backup) => {
+            (backup.as_mut(), "spec.reclaimPolicy", "a local snapshot is deleted with its object")
+        }
+        Body::Schedule(schedule) if schedule.is_local() && schedule.backup().backup_location.is_empty() => (
+            schedule.backup_mut(),
+            "spec.template.spec.reclaimPolicy",
+            "local snapshots outlive their schedule",
+        ),
+        _ => return,
+    };
+    if backup.reclaim_policy.take().is_some() {
+        document.warn(path, &format!("ignored: {reason}"));
+    }
 }
 
 /// Takes an object from its document.
@@ -246,36 +302,33 @@ fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Problem
     let kind: Kind = kind.parse().map_err(|error: String| document.problem("kind", error))?;
     document.is_foreign = document.take::<String>("apiVersion")? != API_VERSION;
     let Metadata { name, mut rest } = document.take("metadata")?;
-    let labels = match kind {
-        Kind::VolumeBackup => backup_labels(&document, &mut rest)?,
-        _ => Labels::default(),
-    };
-    rest.keys().for_each(|key| document.ignore(&format!("metadata.{key}")));
     let (field, text) = (kind.properties().field, name.as_str());
     let selecting = ["selectors", "allVolumes", "group", "volume", "sourceNamespace", "sourceVolume"]
         .map(|name| format!("spec.{name}"));
     let selecting = selecting.iter().find(|path| document.get(path).is_some()).map_or("spec", String::as_str);
     let at = document.problem(selecting, "");
-    let body = match kind {
+    let mut body = match kind {
         Kind::BackupLocation => Body::Location(Box::new(location::Location::take(&mut document, secrets)?)),
         Kind::SchedulePolicy => Body::Policy(document.spec(field, text)?),
         Kind::Rule => Body::Rule(document.spec(field, text)?),
         Kind::VolumeSnapshot => Body::Snapshot(Box::new(document.spec(field, text)?)),
-        Kind::VolumeBackup => {
-            let backup: backup::Backup = document.spec(field, text)?;
-            Body::Backup(Box::new(backup::Backup { labels, ..backup }))
-        }
+        Kind::VolumeBackup => Body::Backup(Box::new(document.spec(field, text)?)),
         Kind::VolumeBackupSchedule => Body::Schedule(Box::new(document.spec(field, text)?)),
         Kind::VolumeRestore => Body::Restore(document.spec(field, text)?),
         Kind::VolumeClone => Body::Clone(document.spec(field, text)?),
     };
-    if let Body::Schedule(schedule) = &body
-        && schedule.backup().reclaim_policy == backup::ReclaimPolicy::Delete
-    {
-        let reason =
-            "ignored: `retain` determines which backups are deleted; the other ones outlive the schedule";
-        document.warn("spec.template.spec.reclaimPolicy", reason);
+    ignore_reclaim_policy(&mut document, &mut body);
+    match &mut body {
+        Body::Backup(backup) => {
+            backup.labels = backup_labels(&mut document, &mut rest, backup.reclaim_policy)?;
+        }
+        Body::Schedule(schedule) => {
+            let backup = schedule.backup_mut();
+            backup.labels = backup_labels(&mut document, &mut rest, backup.reclaim_policy)?;
+        }
+        _ => {}
     }
+    rest.keys().for_each(|key| document.ignore(&format!("metadata.{key}")));
     if document.is_foreign {
         document.ignore_rest();
     }

@@ -1,7 +1,7 @@
 //! Schedules: a policy or rules of their own, and a backup as their template.
 
 use super::{
-    backup::Backup,
+    backup::{Backup, ReclaimPolicy},
     document::{FieldError, Spec},
     policy::Rules,
     values::{Retain, one_or_many},
@@ -85,6 +85,8 @@ impl ScheduleSpec {
             full: schedule.full,
             pre_exec_rule: schedule.rule_name.clone(),
             post_exec_rule: schedule.rule_name.clone(),
+            reclaim_policy: ReclaimPolicy::of(&schedule.labels),
+            labels: schedule.labels.clone(),
             ..Backup::default()
         };
         let has_own_retain = schedule.policy_name.is_none() || schedule.retain != Retention::default();
@@ -149,6 +151,7 @@ impl ScheduleSpec {
             jitter_seconds: Jitter { max_s: self.jitter_seconds },
             priority: self.priority,
             rule_name: backup.rule(),
+            labels: backup.labels.clone(),
             paused: self.suspend,
         }
     }
@@ -204,6 +207,7 @@ pub fn update(current: &CreateSchedule, wanted: CreateSchedule) -> UpdateSchedul
         jitter_seconds: changed(&current.jitter_seconds, wanted.jitter_seconds),
         priority: changed(&current.priority, wanted.priority),
         rule_name: changed(&current.rule_name, wanted.rule_name),
+        labels: changed(&current.labels, wanted.labels),
         paused: changed(&current.paused, wanted.paused),
     }
 }

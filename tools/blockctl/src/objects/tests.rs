@@ -172,6 +172,44 @@ fn backup_has_labels_and_namespace_of_its_metadata() {
     assert!(problems(&text)[0].starts_with("line 3: metadata.labels: invalid type"), "{:?}", problems(&text));
 }
 
+#[test]
+fn annotations_and_labels_of_backups_are_kept() {
+    let long = "x".repeat(300);
+    let metadata =
+        format!("{{name: x, labels: {{app: db}}, annotations: {{example.com/team: dba, long: {long}}}}}");
+    let template = "spec: {schedulePolicyName: p, template: {spec: {volume: v}}}";
+    let stork = text_of(
+        "ApplicationBackupSchedule",
+        "spec: {schedulePolicyName: p, template: {spec: {namespaces: [a]}}}",
+    );
+    let texts = [
+        text_of("VolumeBackup", "spec: {volume: v}"),
+        text_of("VolumeBackupSchedule", template),
+        stork.replace(API_VERSION, "stork.libopenstorage.org/v1"),
+    ];
+    for text in texts.map(|text| text.replace("{name: x}", &metadata)) {
+        let object = parse_in(Path::new("/dir"), &text).unwrap().remove(0);
+        assert_eq!(
+            request(&object)["labels"],
+            json!({ "annotation/example.com/team": "dba", "app": "db" }),
+            "{text}"
+        );
+        let kept =
+            json!({ "name": "x", "labels": { "app": "db" }, "annotations": { "example.com/team": "dba" } });
+        assert_eq!(object.view()["metadata"], kept, "{text}");
+        let warnings: Vec<String> = object.warnings.iter().map(ToString::to_string).collect();
+        let beginning = format!("line 3: {object}: metadata.annotations.long: ignored: ");
+        assert!(warnings.len() == 1 && warnings[0].starts_with(&beginning), "{warnings:?}");
+        let again = parse_in(Path::new("/dir"), &yaml(&object.view())).unwrap().remove(0);
+        assert!(again.view() == object.view() && again.warnings.is_empty(), "{again:?}");
+    }
+    // Other objects have no labels.
+    let text = text_of("VolumeClone", "spec: {sourceVolume: v}").replace("{name: x}", &metadata);
+    let object = parse_in(Path::new("/dir"), &text).unwrap().remove(0);
+    let warning = object.warnings[0].to_string();
+    assert!(warning.contains("metadata.annotations (line 3), metadata.labels (line 3)"), "{warning}");
+}
+
 /// The scripts of a rule of Stork, whose command holds from the one until the other.
 #[test]
 fn held_command_ends_after_the_snapshot() {

@@ -1,6 +1,6 @@
 //! `blockctl apply`, `get`, `describe`, `diff` and `delete`
 
-use crate::objects::Kind;
+use crate::{confirm::YesArg, objects::Kind};
 use blockd_api::{CredentialName, VolumeName};
 use clap::{Args, ValueEnum};
 use std::{path::PathBuf, str::FromStr};
@@ -52,8 +52,9 @@ Examples:
   blockctl diff -f backups.yaml";
 
 pub const DELETE_HELP: &str = "\
-Backups stay in the store unless the object has `reclaimPolicy: Delete`; a backup that is named \
-here is deleted. If several have the name, `--location` and `--volume` or an id select one; an id \
+Backups stay in the store unless the object has `reclaimPolicy: Delete`, in the file or when it was \
+applied: then those of a backup or a schedule are deleted with it. A backup that is named here is \
+deleted. If several have the name, `--location` and `--volume` or an id select one; an id \
 also selects those of other hosts. Volumes made by restores and clones stay: see `blockctl volume \
 delete`. An assigned rule is deleted only by an object that names all its volumes and groups.
 
@@ -156,4 +157,7 @@ pub struct DeleteArgs {
     /// Print the actions without carrying them out
     #[arg(long)]
     pub dry_run: bool,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }

@@ -5,7 +5,7 @@ use super::{
     resources::{ResourceSet, backup_name},
 };
 use crate::{
-    objects::{Kind, NAMESPACE},
+    objects::{Kind, NAMESPACE, ReclaimPolicy},
     table::short_uuid,
 };
 use blockd_api::{
@@ -117,12 +117,16 @@ impl<'a> BackupGroup<'a> {
     /// Returns the backup.
     pub fn found(&self, own: Option<Uuid>) -> Found {
         let volumes = self.volumes();
-        let body = json!({ "backupLocation": self.location, "volume": one_or_all(&volumes) });
+        let own_labels = self.stored.first().map(|one| one.backup_labels.clone()).unwrap_or_default();
+        let mut body = json!({ "backupLocation": self.location, "volume": one_or_all(&volumes) });
+        if let Some(policy) = ReclaimPolicy::of(&own_labels) {
+            body["reclaimPolicy"] = json!(policy);
+        }
         let labels = self.stored.iter().flat_map(|one| [&one.labels, &one.backup_labels]);
         let namespaces = labels.filter_map(|labels| labels.as_map().get(NAMESPACE).cloned()).collect();
         Found {
             shown: self.shown(own),
-            labels: self.stored.first().map(|one| one.backup_labels.clone()).unwrap_or_default(),
+            labels: own_labels,
             is_of_other_host: self.cluster != own,
             tasks: self.tasks.iter().map(|task| task.task_id).collect(),
             volumes,

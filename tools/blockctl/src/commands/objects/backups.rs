@@ -345,7 +345,7 @@ impl BackupTarget {
 }
 
 /// Refuses to delete backups, all of them, if a task is making one or one is pinned.
-fn refuse_kept<'a>(
+pub fn refuse_kept<'a>(
     object: &str,
     mut tasks: impl Iterator<Item = &'a Task>,
     pinned: Option<CloudSnapshotId>,
@@ -363,7 +363,7 @@ fn refuse_kept<'a>(
 }
 
 /// Deletes a cloud snapshot and waits for it.
-async fn delete_cloudsnap(
+pub async fn delete_cloudsnap(
     context: &Context<'_>,
     id: CloudSnapshotId,
     credential: Option<CredentialRef>,

@@ -35,7 +35,7 @@ pub struct Found {
     pub shown: String,
     pub body: Value,
     pub status: Value,
-    /// Labels of a backup.
+    /// Labels of backups.
     pub labels: Labels,
     /// It is a backup of another host.
     pub is_of_other_host: bool,
@@ -188,7 +188,7 @@ impl ResourceSet {
         });
         let body = spec.map_or(Value::Null, |spec| view(&spec));
         let found = Found::new(Kind::VolumeBackupSchedule, schedule_name(one), body, status);
-        Found { volumes, shown: called(one), ..found }
+        Found { volumes, shown: called(one), labels: one.labels.clone(), ..found }
     }
 
     fn restores(&self) -> Vec<Found> {

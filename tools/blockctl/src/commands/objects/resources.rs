@@ -2,7 +2,7 @@
 
 use crate::{
     failure::Failure,
-    objects::{Body, Kind, Object, hook::Hook, resolve, schedule::ScheduleSpec},
+    objects::{Body, Kind, Object, ReclaimPolicy, hook::Hook, resolve, schedule::ScheduleSpec},
     output::Context,
 };
 use blockd_api::{
@@ -193,6 +193,12 @@ impl ResourceSet {
     /// Returns the schedule of a name.
     pub fn schedule(&self, name: &str) -> Option<&Schedule> {
         self.schedules.iter().find(|one| schedule_name(one) == name)
+    }
+
+    /// Returns true if the backups of a schedule are deleted with it; a given policy wins over the stored.
+    pub fn reclaims(&self, name: &str, given: Option<ReclaimPolicy>) -> bool {
+        let stored = || ReclaimPolicy::of(&self.schedule(name)?.labels);
+        given.or_else(stored) == Some(ReclaimPolicy::Delete)
     }
 
     /// Converts a schedule; `None` if it refers to a missing volume or location.

@@ -110,12 +110,17 @@ pub fn convert(mut document: Document) -> Result<Converted, Problem> {
     let mut native = begin(&document, *ours, &name);
     document.move_all(&mut native, moves);
     let mut natives = finish(&mut document, native, &name)?;
-    let is_backup = |native: &&mut Document| native.get("kind") == Some(&json!(Kind::VolumeBackup));
-    for native in natives.iter_mut().filter(is_backup) {
-        document.move_all(native, "metadata.labels");
-        if let Some(namespace) = &namespace {
-            document.remove("metadata.namespace");
-            native.set("metadata.namespace", namespace.clone(), "metadata.namespace");
+    let given = ["metadata.labels", "metadata.annotations"];
+    let mut metadata = given.map(|path| (path, document.get(path).cloned())).to_vec();
+    metadata.push(("metadata.namespace", namespace));
+    let has_labels = |native: &&mut Document| {
+        let kind = native.get("kind");
+        [Kind::VolumeBackup, Kind::VolumeBackupSchedule].iter().any(|one| kind == Some(&json!(one)))
+    };
+    for native in natives.iter_mut().filter(has_labels) {
+        for (path, value) in metadata.iter().filter_map(|(path, value)| Some((path, value.clone()?))) {
+            document.remove(path);
+            native.set(path, value, path);
         }
     }
     let warnings = document.close(&format!("{kind}/{name}"));

@@ -5,7 +5,7 @@ use crate::objects::{
     Kind,
     document::{Document, Problem},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 pub const GROUP: &str = "stork.libopenstorage.org";
 
@@ -39,7 +39,7 @@ pub fn policy(document: &mut Document, mut native: Document, _: &str) -> Result<
 fn take_options(document: &mut Document, native: &mut Document, spec: &str) -> Result<bool, Problem> {
     const TYPE: &str = "portworx/snapshot-type";
     const CREDENTIAL: &str = "portworx/cloud-cred-id";
-    let (mut is_cloud, mut location) = (false, None);
+    let (mut is_cloud, mut location, mut annotations) = (false, None, Map::new());
     for path in ["metadata.annotations", "spec.options"] {
         let Some(Value::Object(mut given)) = document.remove(path) else { continue };
         match given.remove(TYPE).as_ref().and_then(Value::as_str) {
@@ -57,7 +57,16 @@ fn take_options(document: &mut Document, native: &mut Document, spec: &str) -> R
                 native.set(&format!("{spec}.{field}"), rule, &format!("{path}.{annotation}"));
             }
         }
-        given.keys().for_each(|key| document.ignore(&format!("{path}.{key}")));
+        if path == "spec.options" {
+            given.keys().for_each(|key| document.ignore(&format!("{path}.{key}")));
+        } else {
+            annotations = given;
+        }
+    }
+    if is_cloud || spec != "spec" {
+        native.set("metadata.annotations", annotations.into(), "metadata.annotations");
+    } else {
+        annotations.keys().for_each(|key| document.ignore(&format!("metadata.annotations.{key}")));
     }
     for field in ["preExecRule", "postExecRule"] {
         document.move_all(native, &format!("spec.{field}>{spec}.{field}"));
