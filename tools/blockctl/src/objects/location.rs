@@ -3,7 +3,7 @@
 use super::{
     document::{Document, Problem},
     location_table::{ENCRYPTED, FIELDS, SECRET, SECTIONS, STORE_TYPE, SYNC, UNREPORTED, with_fields},
-    secret::{SecretKeys, SecretSet},
+    secret::SecretSet,
     values::{absolute, view},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     failure::Failure,
 };
 use blockd_api::{
-    CredentialName, Secret, SecretRef,
+    CredentialName, SecretRef,
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, ProviderKind},
 };
@@ -103,64 +103,28 @@ impl<'a> Fields<'a> {
 
     /// Sets the setting of a field.
     fn put(&mut self, document: &mut Document, path: &str, value: Value) -> Result<(), Problem> {
-        let section = path.rsplit_once('.').map_or("", |(section, _)| section);
         let Some((setting, ..)) = FIELDS.iter().find(|(_, field, _)| *field == path) else {
             if document.is_foreign {
                 document.ignore(&format!("{ROOT}.{path}"));
                 return Ok(());
             }
+            let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
             let siblings = FIELDS.iter().map(|(_, field, _)| field.rsplit_once('.').unwrap_or(("", field)));
-            let mut known: Vec<&str> =
-                siblings.filter(|(of, _)| *of == section).map(|(_, field)| field).collect();
-            known.extend(SECTIONS.iter().filter(|_| section.is_empty()));
-            let name = path.trim_start_matches(section).trim_start_matches('.');
-            let message = format!("unknown field `{name}`, expected one of `{}`", known.join("`, `"));
-            return Err(problem(document, path, message));
+            let siblings = siblings.filter(|(of, _)| *of == section).map(|(_, field)| field);
+            let sections = SECTIONS.into_iter().filter(|_| section.is_empty());
+            let known = siblings.chain(sections).collect::<Vec<_>>().join("`, `");
+            return Err(problem(
+                document,
+                path,
+                format!("unknown field `{name}`, expected one of `{known}`"),
+            ));
         };
-        if !is_secret(setting) {
-            self.values.insert((*setting).to_owned(), value);
-            return Ok(());
-        }
-        let (form, value) = self.source(value).map_err(|(is_content, message)| match is_content {
-            true => problem(document, "", format!("{path}: {message}")),
-            false => problem(document, path, message),
-        })?;
-        self.values.insert(format!("{setting}{form}"), value.into());
+        let (form, value) = match is_secret(setting) {
+            true => source(self.dir, value).map_err(|message| problem(document, path, message))?,
+            false => ("", value),
+        };
+        self.values.insert(format!("{setting}{form}"), value);
         Ok(())
-    }
-
-    /// Returns the form of a secret's setting and its value: a value, a file or variable that blockctl reads,
-    /// or a reference that the daemon resolves.
-    ///
-    /// # Errors
-    /// The message, and true if it is about the content of the field.
-    fn source(&self, value: Value) -> Result<(&'static str, String), (bool, String)> {
-        let (source, text) = match value {
-            Value::String(text) => ("value".to_owned(), text),
-            Value::Object(fields) => match fields.into_iter().collect::<Vec<_>>().as_slice() {
-                [(source, Value::String(text))] if source != "value" => (source.clone(), text.clone()),
-                _ => (String::new(), String::new()),
-            },
-            // YAML has changed the spelling of a plain number, and serde's message would show it.
-            _ => return Err((false, "a secret is text: write it in quotes".to_owned())),
-        };
-        let reference = match source.as_str() {
-            "file" => return Ok(("-file", absolute(self.dir, Path::new(&text)).display().to_string())),
-            "value" => return Ok(("", text)),
-            "env" => {
-                let value = std::env::var(&text).ok().filter(|value| !value.is_empty());
-                let missing = || (true, format!("the environment variable {text} is empty or unset"));
-                return Ok(("", value.ok_or_else(missing)?));
-            }
-            "from" => text,
-            "systemd" | "command" => format!("{source}:{text}"),
-            _ => {
-                let message = "one of `file`, `env`, `systemd`, `command` and `from` is expected";
-                return Err((false, message.to_owned()));
-            }
-        };
-        let reference: SecretRef = reference.parse().map_err(|error| (false, format!("{error}")))?;
-        Ok(("-from", reference.to_string()))
     }
 
     fn text(&self, setting: &str) -> Option<&str> {
@@ -169,13 +133,11 @@ impl<'a> Fields<'a> {
 
     /// Checks the sections, makes paths absolute, and adds the keys of a secret.
     fn complete(&mut self, secrets: &SecretSet) -> Result<(), String> {
-        let provider = match self.text(STORE_TYPE) {
-            Some("nfs") => "local",
-            Some("gcs") => "google",
-            Some(provider) => provider,
-            None => return Err("missing field `type`".to_owned()),
-        }
-        .to_owned();
+        let provider = match self.text(STORE_TYPE).ok_or_else(|| "missing field `type`".to_owned())? {
+            "nfs" => "local".to_owned(),
+            "gcs" => "google".to_owned(),
+            provider => provider.to_owned(),
+        };
         self.values.insert(STORE_TYPE.to_owned(), provider.as_str().into());
         let is_foreign = |section: &&String| section.strip_suffix("Config").is_some_and(|of| of != provider);
         if let Some(section) = self.sections.iter().find(is_foreign) {
@@ -194,44 +156,34 @@ impl<'a> Fields<'a> {
         if let Some(prefix) = self.text("prefix").map(|prefix| prefix.trim_matches('/').to_owned()) {
             self.values.insert("prefix".to_owned(), Some(prefix).filter(|prefix| !prefix.is_empty()).into());
         }
-        match self.values.remove(SECRET) {
-            Some(Value::String(name)) => self.read_secret(&provider, &secrets.keys(&name, self.dir)?),
-            Some(value) => {
-                let file = CredentialsFile::deserialize(value);
-                self.read_credentials(
-                    &provider,
-                    &file.map_err(|error| format!("secretConfig: {error}"))?,
-                    secrets,
-                )
+        let secret = match self.values.remove(SECRET) {
+            None => return Ok(()),
+            Some(Value::String(name)) => secrets.keys(&name, self.dir)?,
+            Some(file) => {
+                let file =
+                    CredentialsFile::deserialize(file).map_err(|error| format!("secretConfig: {error}"))?;
+                return self.read_credentials(&provider, &file, secrets);
             }
-            None => Ok(()),
-        }
-    }
-
-    /// Sets a setting that no field sets.
-    fn set(&mut self, setting: &str, value: &Secret) {
-        let mut forms = ["", "-file", "-from"].iter().map(|form| format!("{setting}{form}"));
-        if !forms.any(|form| self.values.contains_key(&form)) {
-            let is_flag = setting == "s3-disable-ssl";
-            let value = if is_flag { (value.expose() == "true").into() } else { value.expose().into() };
-            self.values.insert(setting.to_owned(), value);
-        }
-    }
-
-    /// Reads the keys of a secret for settings that no field sets.
-    fn read_secret(&mut self, provider: &str, secret: &SecretKeys<'_>) -> Result<(), String> {
+        };
+        // Keys of the secret are for settings that no field sets.
         for (setting, _, keys) in FIELDS {
             let of = setting.split('-').next().unwrap_or_default();
-            if ![provider, "encryption"].contains(&of) {
-                continue;
-            }
-            for key in keys.split_whitespace() {
+            for key in keys.split_whitespace().filter(|_| [provider.as_str(), "encryption"].contains(&of)) {
                 if let Some(value) = secret.get(key, is_secret(setting))? {
-                    self.set(setting, &value);
+                    self.set(setting, value.expose());
                 }
             }
         }
         Ok(())
+    }
+
+    /// Sets a setting that no field sets.
+    fn set(&mut self, setting: &str, value: &str) {
+        let mut forms = ["", "-file", "-from"].iter().map(|form| format!("{setting}{form}"));
+        if !forms.any(|form| self.values.contains_key(&form)) {
+            let value = if setting == "s3-disable-ssl" { (value == "true").into() } else { value.into() };
+            self.values.insert(setting.to_owned(), value);
+        }
     }
 
     /// Reads the keys of a profile from a file of a secret.
@@ -241,20 +193,44 @@ impl<'a> Fields<'a> {
         file: &CredentialsFile,
         secrets: &SecretSet,
     ) -> Result<(), String> {
-        let secret = match &file.name {
-            Some(name) => secrets.keys(name, self.dir)?,
-            None => match secrets.keys(DEFAULT_SECRET, self.dir) {
-                Ok(secret) => secret,
-                Err(_) => return Ok(()),
-            },
+        let secret = match secrets.keys(file.name.as_deref().unwrap_or(DEFAULT_SECRET), self.dir) {
+            Err(_) if file.name.is_none() => return Ok(()),
+            secret => secret?,
         };
         let missing = || format!("secretConfig: the secret has no key {}", file.key);
         let text = secret.get(&file.key, true)?.ok_or_else(missing)?;
         for (setting, value) in file.settings(provider, text.expose()) {
-            self.set(setting, &Secret::new(value));
+            self.set(setting, &value);
         }
         Ok(())
     }
+}
+
+/// Returns the form of a secret's setting and its value: a value, a file or variable that blockctl reads, or a
+/// reference that the daemon resolves.
+fn source(dir: &Path, value: Value) -> Result<(&'static str, Value), String> {
+    let (source, text) = match value {
+        Value::String(_) => return Ok(("", value)),
+        Value::Object(fields) if fields.len() == 1 => fields.into_iter().next().unwrap_or_default(),
+        Value::Object(_) => Default::default(),
+        // YAML has changed the spelling of a plain number, and serde's message would show it.
+        _ => return Err("a secret is text: write it in quotes".to_owned()),
+    };
+    let wrong = || "one of `file`, `env`, `systemd`, `command` and `from` is expected".to_owned();
+    let text = text.as_str().ok_or_else(wrong)?;
+    let reference = match source.as_str() {
+        "file" => return Ok(("-file", absolute(dir, Path::new(text)).display().to_string().into())),
+        "env" => {
+            let value = std::env::var(text).ok().filter(|value| !value.is_empty());
+            let missing = || format!("the environment variable {text} is empty or unset");
+            return Ok(("", value.ok_or_else(missing)?.into()));
+        }
+        "from" => text.to_owned(),
+        "systemd" | "command" => format!("{source}:{text}"),
+        _ => return Err(wrong()),
+    };
+    let reference: SecretRef = reference.parse().map_err(|error| format!("{error}"))?;
+    Ok(("-from", reference.to_string().into()))
 }
 
 /// Secret of locations that name none.
@@ -301,14 +277,14 @@ impl Location {
             problem(document, path, error.inner().to_string())
         })?;
         let location = Self { settings, encrypted, ca_certificates: fields.ca_certificates };
-        let message = if location.settings.proxy.as_deref().is_some_and(has_user) {
-            "proxy: the URL must not have a user or password, because listings show it"
-        } else if location.has_passphrase() && encrypted == Some(false) {
-            "encrypted: a location with an encryptionKey is encrypted"
-        } else {
-            return Ok(location);
-        };
-        Err(problem(document, "", message))
+        if location.settings.proxy.as_deref().is_some_and(has_user) {
+            let message = "the URL must not have a user or password, because listings show it";
+            return Err(problem(document, "proxy", message));
+        }
+        if location.has_passphrase() && encrypted == Some(false) {
+            return Err(problem(document, ENCRYPTED, "a location with an encryptionKey is encrypted"));
+        }
+        Ok(location)
     }
 
     fn has_passphrase(&self) -> bool {
