@@ -71,7 +71,7 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Exit {
             }
             let (id, location) = (name.parse().ok(), args.location);
             let scope = Scope { locations: location.clone().map(|location| vec![location]), id };
-            let resources = ResourceSet::load_kind(context, kind, &scope).await?;
+            let resources = ResourceSet::load_kinds(context, &[kind], &scope).await?;
             let scope = DeleteScope::One(args.volume);
             let target = BackupTarget { name: name.clone(), id, location, scope };
             let exists = match kind {

@@ -98,15 +98,16 @@ impl ResourceSet {
         Ok(())
     }
 
-    /// Loads the resources of a kind.
-    pub async fn load_kind(context: &Context<'_>, kind: Kind, scope: &Scope) -> Result<Self, Failure> {
+    /// Loads the resources of kinds.
+    pub async fn load_kinds(context: &Context<'_>, kinds: &[Kind], scope: &Scope) -> Result<Self, Failure> {
         let mut resources = Self::load(context).await?;
-        match kind {
-            Kind::VolumeBackup => resources.load_stores(context, scope).await?,
-            Kind::VolumeSnapshot => resources.load_snapshots(context).await?,
-            _ => {}
+        if kinds.contains(&Kind::VolumeBackup) {
+            resources.load_stores(context, scope).await?;
         }
-        resources.refuse_hidden(kind)?;
+        if kinds.contains(&Kind::VolumeSnapshot) {
+            resources.load_snapshots(context).await?;
+        }
+        kinds.iter().try_for_each(|kind| resources.refuse_hidden(*kind))?;
         Ok(resources)
     }
 

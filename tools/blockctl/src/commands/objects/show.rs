@@ -35,20 +35,16 @@ const MIN_TEXT_WIDTH: usize = 12;
 /// Returns the objects of kinds, all or those of the names, and of a namespace.
 async fn found(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, Failure> {
     let Selection { kinds: Kinds(kinds), names, namespace } = wanted;
-    let mut all = Vec::new();
-    for kind in kinds {
-        let id = names.iter().find_map(|name| name.parse::<CloudSnapshotId>().ok());
-        let scope = Scope { locations: None, id: id.filter(|_| names.len() == 1) };
-        let mut found = ResourceSet::load_kind(context, *kind, &scope).await?.of(*kind);
-        if let Some(name) =
-            names.iter().find(|name| kinds.len() == 1 && !found.iter().any(|one| one.is_named(name)))
-        {
-            return Err(kind.missing(name));
-        }
-        found.retain(|one| names.is_empty() || names.iter().any(|name| one.is_named(name)));
-        found.retain(|one| namespace.as_ref().is_none_or(|namespace| one.is_in(namespace)));
-        all.extend(found);
+    let id = names.iter().find_map(|name| name.parse::<CloudSnapshotId>().ok());
+    let scope = Scope { locations: None, id: id.filter(|_| names.len() == 1) };
+    let resources = ResourceSet::load_kinds(context, kinds, &scope).await?;
+    let mut all: Vec<Found> = kinds.iter().flat_map(|kind| resources.of(*kind)).collect();
+    let missing = |name: &&String| !all.iter().any(|one| one.is_named(name));
+    if let ([kind], Some(name)) = (kinds.as_slice(), names.iter().find(missing)) {
+        return Err(kind.missing(name));
     }
+    all.retain(|one| names.is_empty() || names.iter().any(|name| one.is_named(name)));
+    all.retain(|one| namespace.as_ref().is_none_or(|namespace| one.is_in(namespace)));
     Ok(all)
 }
 
