@@ -1,12 +1,13 @@
 //! Completion of objects by what the daemon and the other objects have.
 
-use super::{Body, Object, backup::Backup};
+use super::{Body, Kind, Object, backup::Backup};
 use blockd_api::{
     ApiError, CredentialName, ErrorCode, LabelSelector,
     credentials::Credential,
     schedules::{Policy, PolicyName},
     volumes::Volume,
 };
+use std::collections::BTreeSet;
 
 /// Location of objects that name none, if there is one of this name.
 const DEFAULT_LOCATION: &str = "default";
@@ -21,19 +22,14 @@ pub fn resolve(
     credentials: &[Credential],
     policies: &[Policy],
 ) -> Result<(), ApiError> {
-    let mut locations: Vec<CredentialName> = credentials.iter().map(|one| one.name.clone()).collect();
-    let mut policies: Vec<Policy> = policies.to_vec();
-    for object in objects.iter() {
-        let name = object.name.as_str();
-        if let (Body::Location(_), Ok(location)) = (&object.body, name.parse()) {
-            locations.push(location);
-        }
-        if let (Body::Policy(rules), Ok(name)) = (&object.body, name.parse()) {
-            policies.insert(0, Policy { name, rules: rules.0.clone() });
-        }
-    }
-    locations.sort();
-    locations.dedup();
+    let mut locations: BTreeSet<String> = credentials.iter().map(|one| one.name.to_string()).collect();
+    let of_files = objects.iter().filter(|one| one.kind == Kind::BackupLocation);
+    locations.extend(of_files.map(|one| one.name.to_string()));
+    let of_files = objects.iter().filter_map(|one| match &one.body {
+        Body::Policy(rules) => Some(Policy { name: one.name.as_str().parse().ok()?, rules: rules.0.clone() }),
+        _ => None,
+    });
+    let policies: Vec<Policy> = of_files.chain(policies.iter().cloned()).collect();
     for object in objects {
         let text = object.to_string();
         match &mut object.body {
@@ -45,7 +41,7 @@ pub fn resolve(
             Body::Snapshot(backup) => choose_volumes(backup, volumes),
             Body::Backup(backup) => {
                 choose_volumes(backup, volumes);
-                choose_location(&text, "spec", backup, &locations)?;
+                choose_location(&format!("{text}: spec"), backup, &locations)?;
             }
             Body::Schedule(schedule) => {
                 let rules = |name: &PolicyName| {
@@ -53,7 +49,8 @@ pub fn resolve(
                 };
                 schedule.complete_local(rules);
                 if !schedule.is_local() {
-                    choose_location(&text, "spec.template.spec", schedule.backup_mut(), &locations)?;
+                    let spec = format!("{text}: spec.template.spec");
+                    choose_location(&spec, schedule.backup_mut(), &locations)?;
                 }
             }
             _ => {}
@@ -73,27 +70,22 @@ fn choose_volumes(backup: &mut Backup, volumes: &[Volume]) {
     }
 }
 
-fn choose_location(
-    object: &str,
-    spec: &str,
-    backup: &mut Backup,
-    locations: &[CredentialName],
-) -> Result<(), ApiError> {
+fn choose_location(spec: &str, backup: &mut Backup, locations: &BTreeSet<String>) -> Result<(), ApiError> {
     if !backup.backup_location.is_empty() {
         return Ok(());
     }
-    let default = locations.iter().find(|one| one.as_str() == DEFAULT_LOCATION);
-    let only = if let [one] = locations { Some(one) } else { default };
-    let Some(one) = only else {
-        let names: Vec<String> = locations.iter().map(ToString::to_string).collect();
-        let all = if names.is_empty() {
-            "there is no location".to_owned()
-        } else {
-            format!("name one of {}", names.join(", "))
+    let only = locations.first().filter(|_| locations.len() == 1);
+    let chosen = only.or_else(|| locations.get(DEFAULT_LOCATION));
+    let chosen: Option<CredentialName> = chosen.and_then(|name| name.parse().ok());
+    if chosen.is_none() {
+        let names: Vec<&str> = locations.iter().map(String::as_str).collect();
+        let all = match names.is_empty() {
+            true => "there is no location".to_owned(),
+            false => format!("name one of {}", names.join(", ")),
         };
-        let message = format!("{object}: {spec}.backupLocation is missing: {all}");
+        let message = format!("{spec}.backupLocation is missing: {all}");
         return Err(ApiError::new(ErrorCode::CredentialNotFound, message));
-    };
-    backup.backup_location = vec![one.clone()];
+    }
+    backup.backup_location.extend(chosen);
     Ok(())
 }
