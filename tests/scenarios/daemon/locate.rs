@@ -2,7 +2,7 @@
 //! and labels of restored volumes.
 
 use super::*;
-use blockd_api::schedules::CreateSchedule;
+use blockd_api::{cloudsnaps::VerifyDepth, schedules::CreateSchedule};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn locations_with_different_prefixes_are_distinct() {
@@ -119,4 +119,25 @@ async fn restored_volume_has_given_labels_and_reports_schedules() {
     let lazy = StartLazyRestore { labels: Some("app=web".parse().unwrap()), ..lazy_restore(&id) };
     assert_eq!(host.call(START_LAZY_RESTORE, &lazy).await.schedules[0].to_string(), "other");
     host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unmounted_location_is_an_error_until_it_is_back() {
+    let host = Host::new().await;
+    host.encrypted_backup().await;
+    // The mount point of an unmounted disk is an empty directory.
+    let away = host.hide_store();
+    fs::create_dir(host.store.path()).unwrap();
+    let volume = Some("data".parse().unwrap());
+    for query in [ListCloudsnaps::default(), ListCloudsnaps { volume, ..ListCloudsnaps::default() }] {
+        let error = api_error(host.client.call(LIST_CLOUDSNAPS, &query).await);
+        assert!(error.message.contains("is not the repository of these credentials"), "{error}");
+    }
+    let verify = StartVerify { depth: VerifyDepth::Quick, ..StartVerify::default() };
+    let failed = host.verify(&verify).await;
+    assert_eq!(failed.error.as_ref().unwrap().code, ErrorCode::StoreFailed, "{failed:?}");
+    assert_eq!(host.inspect_volume("data").await.last_backups.len(), 1);
+    fs::remove_dir(host.store.path()).unwrap();
+    host.show_store(&away);
+    assert_eq!(host.list().await.len(), 1);
 }

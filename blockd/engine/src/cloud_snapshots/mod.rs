@@ -234,6 +234,10 @@ impl CloudSnapshots {
         let (cached, listed_at) = (catalog.clone(), Timestamp::now());
         let before = blocking(move || cached.before_listing()).await?;
         let listed = Box::pin(repository.list_manifests(&scope.filter, &catalog)).await?;
+        // The mount point of an unmounted disk is an empty directory, in which no cloud snapshot is missing.
+        if listed.is_empty() {
+            self.repositories.prove_location(credential.uuid, &repository).await?;
+        }
         if scope.whole_store {
             let keys: BTreeSet<String> = listed.iter().map(|item| item.key.clone()).collect();
             blocking(move || catalog.listed(&keys, before, listed_at)).await?;

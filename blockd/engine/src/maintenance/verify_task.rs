@@ -64,6 +64,10 @@ pub(crate) async fn run(
         false => vec![row.cloudsnap],
         true => {
             let listed = repository.list_manifests(&ManifestFilter::default(), &manifest_cache).await?;
+            // Nothing is damaged in the empty mount point of an unmounted disk.
+            if listed.is_empty() {
+                work.repositories.prove_location(row.credential, &repository).await?;
+            }
             listed.into_iter().filter_map(|listed| listed.id).collect()
         }
     };
