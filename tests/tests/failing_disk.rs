@@ -264,6 +264,30 @@ fn full_disk_lets_snapshots_be_deleted_and_merged() {
     let _ = daemon.stop();
 }
 
+#[test]
+fn full_disk_lets_volumes_be_deleted() {
+    let bed = Bed::new();
+    let setup = bed.daemon("a");
+    let data = setup.data_dir();
+    let daemon = setup.tmpfs(&data, 48 * MIB).start();
+    let ctl = daemon.ctl();
+    for name in ["vol", "kept"] {
+        ctl.create_volume(name, "64MiB");
+    }
+    let mut client = daemon.nbd("vol");
+    client.write_long(0, &Rng::fixed(7).bytes(8 * MIB));
+    client.flush();
+    client.close();
+    fill(&daemon, 4096);
+    let mut kept = daemon.nbd("kept");
+    let more = Rng::fixed(9).bytes(1 << 20);
+    assert_eq!(refused(write(&mut kept, 0, 0, &more)), errno::ENOSPC);
+    ctl.json(&["volume", "delete", "vol"]);
+    wait_for("room", || write(&mut kept, 0, 0, &more).ok());
+    kept.close();
+    let _ = daemon.stop();
+}
+
 /// Checks that a restore without enough space fails and leaves no volume.
 fn assert_large_restore_fails(bed: &Bed, daemon: &Daemon) {
     let store = bed.store("store");

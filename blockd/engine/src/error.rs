@@ -312,7 +312,7 @@ fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> 
             "free space in the backup location with `blockctl cloudsnap delete`, or enlarge it"
         }
         ErrorCode::NoSpace => {
-            "delete unneeded snapshots, or free space on the filesystem of the data directory"
+            "delete unneeded snapshots or volumes, or free space on the filesystem of the data directory"
         }
         _ => return None,
     })

@@ -240,7 +240,7 @@ impl Snapshots {
 
     /// Runs an operation that frees space, or a step of one; on a full disk again with the space reserve
     /// released, which the merger fills again.
-    async fn with_space_reserve<T, E, F>(&self, step: impl Fn() -> F) -> Result<T, ServiceError>
+    pub(crate) async fn with_space_reserve<T, E, F>(&self, step: impl Fn() -> F) -> Result<T, ServiceError>
     where
         E: Into<ServiceError>,
         F: Future<Output = Result<T, E>>,

@@ -9,7 +9,7 @@ use crate::{
     },
 };
 use blockd_api::{Deleted, ErrorCode, VolumeRef};
-use blockd_catalog::{DbError, SnapshotRow, VolumeRow, VolumeState};
+use blockd_catalog::{SnapshotRow, VolumeRow, VolumeState};
 use blockd_volume::Volume;
 use std::sync::Arc;
 
@@ -36,14 +36,16 @@ impl Volumes {
         let before = entry.begin_delete()?;
         // Resumable backups can never be resumed again.
         let volume_id = entry.id;
-        if let Err(error) = self.runner.abandon_matching(move |task| task.volume == Some(volume_id)).await {
+        let abandon = || self.runner.abandon_matching(move |task| task.volume == Some(volume_id));
+        if let Err(error) = self.snapshots.with_space_reserve(abandon).await {
             tracing::warn!(volume = %entry.id, %error, "abandoning the resumable tasks of the volume failed");
         }
         drop(admission);
         let id = entry.id;
-        if let Err(error) = self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting)).await {
+        let mark = || self.db.run(move |tx| VolumeRow::set_state(tx, id, VolumeState::Deleting));
+        if let Err(error) = self.snapshots.with_space_reserve(mark).await {
             self.undo_delete(&entry, before, &error).await;
-            return Err(error.into());
+            return Err(error);
         }
         // The deletion is durable from here: the next start completes it.
         let volume = match before {
@@ -92,7 +94,7 @@ impl Volumes {
 
     /// Reopens a volume whose row may be in deletion: a failed commit may be durable nevertheless, and then
     /// the next start would delete later writes. If the row cannot be reset, the volume refuses writes.
-    pub(crate) async fn undo_delete(&self, entry: &Arc<VolumeEntry>, before: EntryState, why: &DbError) {
+    pub(crate) async fn undo_delete(&self, entry: &Arc<VolumeEntry>, before: EntryState, why: &ServiceError) {
         let id = entry.id;
         let volume = match before {
             EntryState::Up(volume) => volume,
@@ -132,6 +134,6 @@ impl Volumes {
             Volume::delete_files(&dir)
         });
         removed.await?;
-        Ok(self.db.run(move |tx| VolumeRow::remove(tx, id)).await?)
+        self.snapshots.with_space_reserve(|| self.db.run(move |tx| VolumeRow::remove(tx, id))).await
     }
 }
