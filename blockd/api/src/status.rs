@@ -86,7 +86,7 @@ pub struct LocationSpace {
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
     /// Kind: `data-directory`, `clock`, `discarded-writes`, `retention`, `garbage`, `schedules`, `metrics`,
-    /// `control-socket`, `control-address` or `credential`.
+    /// `control-socket`, `control-address`, `credential`, `location` or `key-slot`.
     pub kind: String,
     /// Message.
     pub cause: String,

@@ -199,7 +199,10 @@ impl Repository {
         if let Some(slot) = check.source.clone().filter(|_| is_there) {
             memory.remember(slot);
         }
-        memory.note(&findings);
+        // Slots that are missing from another store, such as an unmounted disk, are not damaged.
+        if !check.needs_place() || is_place_proven {
+            memory.note(&findings);
+        }
         Ok((is_there, findings))
     }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub const DATA_DIR: &str = "data-directory";
 
 /// Kinds of problems, as shown by the API and in metric labels.
-pub const KINDS: [&str; 10] = [
+pub const KINDS: [&str; 12] = [
     DATA_DIR,
     CLOCK,
     DISCARDED_WRITES,
@@ -22,6 +22,8 @@ pub const KINDS: [&str; 10] = [
     CONTROL_SOCKET,
     CONTROL_ADDRESS,
     CREDENTIAL,
+    LOCATION,
+    KEY_SLOT,
 ];
 /// The clocks of this host and of a store differ, or the store's clock is unknown.
 pub const CLOCK: &str = "clock";
@@ -41,6 +43,10 @@ pub const CONTROL_SOCKET: &str = "control-socket";
 pub const CONTROL_ADDRESS: &str = "control-address";
 /// The secrets of a credential cannot be unsealed.
 pub const CREDENTIAL: &str = "credential";
+/// A store is not that of its credential, such as the mount point of an unmounted disk.
+pub const LOCATION: &str = "location";
+/// A copy of a key slot is damaged and was not repaired.
+pub const KEY_SLOT: &str = "key-slot";
 
 /// Current problems.
 #[derive(Debug, Default)]

@@ -125,6 +125,10 @@ async fn restored_volume_has_given_labels_and_reports_schedules() {
 async fn unmounted_location_is_an_error_until_it_is_back() {
     let host = Host::new().await;
     host.encrypted_backup().await;
+    let problems = async || {
+        let problems = host.call(GET_STATUS, &()).await.problems;
+        problems.into_iter().filter(|one| one.kind == "location").map(|one| one.cause).collect::<Vec<_>>()
+    };
     // The mount point of an unmounted disk is an empty directory.
     let away = host.hide_store();
     fs::create_dir(host.store.path()).unwrap();
@@ -136,8 +140,12 @@ async fn unmounted_location_is_an_error_until_it_is_back() {
     let verify = StartVerify { depth: VerifyDepth::Quick, ..StartVerify::default() };
     let failed = host.verify(&verify).await;
     assert_eq!(failed.error.as_ref().unwrap().code, ErrorCode::StoreFailed, "{failed:?}");
+    let found = problems().await;
+    assert!(found.len() == 1 && found[0].contains("location nas"), "{found:?}");
+    assert!(host.events_of("key-slot-damaged").await.is_empty());
     assert_eq!(host.inspect_volume("data").await.last_backups.len(), 1);
     fs::remove_dir(host.store.path()).unwrap();
     host.show_store(&away);
     assert_eq!(host.list().await.len(), 1);
+    assert!(problems().await.is_empty());
 }

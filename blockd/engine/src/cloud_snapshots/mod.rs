@@ -235,7 +235,7 @@ impl CloudSnapshots {
         let before = blocking(move || cached.before_listing()).await?;
         let listed = Box::pin(repository.list_manifests(&scope.filter, &catalog)).await?;
         // The mount point of an unmounted disk is an empty directory, in which no cloud snapshot is missing.
-        if listed.is_empty() {
+        if listed.is_empty() || self.repositories.is_location_in_doubt(credential.uuid) {
             self.repositories.prove_location(credential.uuid, &repository).await?;
         }
         if scope.whole_store {

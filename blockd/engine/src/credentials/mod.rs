@@ -228,6 +228,10 @@ impl Credentials {
         let slots = repository.check_key_slots().await;
         let proven = repository.prove_key_slot().await;
         self.repositories.note_key_slots(row.uuid, &repository).await;
+        self.repositories.note_location(row.uuid, &proven).await;
+        if let Ok(found) = &slots {
+            self.repositories.end_slot_problems(row.uuid, found);
+        }
         slots.and(proven).and(repository.check_writable()).map_err(|error| explain(error.into()))?;
         let capabilities = probe(repository.store().as_ref()).await.map_err(|error| explain(error.into()))?;
         row.capabilities = capabilities.clone();
@@ -289,9 +293,10 @@ impl Credentials {
         self.repositories.forget(uuid);
         self.meters.forget(uuid);
         self.readers.forget(uuid);
-        for kind in [health::CREDENTIAL, health::CLOCK, health::GARBAGE] {
+        for kind in [health::CREDENTIAL, health::CLOCK, health::GARBAGE, health::LOCATION] {
             self.health.clear(kind, &uuid.to_string());
         }
+        self.repositories.end_slot_problems(uuid, &[]);
         self.repositories.forget_unneeded_secrets().await;
         for entry in self.registry.all() {
             self.snapshots.forget_intervals(&entry).await;

@@ -88,6 +88,9 @@ pub(crate) async fn run(
     .await;
     let seen = finish_comparison(against, report.is_ok()).await;
     work.repositories.note_key_slots(row.credential, &slots_of).await;
+    if let Ok(report) = &report {
+        work.repositories.end_slot_problems(row.credential, &report.slots);
+    }
     drop_own_snapshot(work, &row).await;
     let report = report?;
     if report.snapshots.is_empty() && !what.all {

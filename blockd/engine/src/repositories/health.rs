@@ -1,11 +1,14 @@
-//! Credentials whose secrets cannot be unsealed.
+//! Problems of credentials: secrets that cannot be unsealed, unmounted locations and damaged key slots.
 
 use crate::{
     error::ServiceError,
-    health::CREDENTIAL,
+    health::{CREDENTIAL, KEY_SLOT, LOCATION},
     repositories::{Repositories, opening::cannot_be_opened},
 };
+use blockd_api::CredentialRef;
 use blockd_catalog::CredentialRow;
+use blockd_cloud::{CloudError, SlotFinding};
+use uuid::Uuid;
 
 impl Repositories {
     /// Records a problem for each credential whose secrets cannot be unsealed: its backups will fail.
@@ -33,4 +36,49 @@ impl Repositories {
             }
         }
     }
+
+    /// Records a problem if a store is not that of its credential, or ends it after a successful proof.
+    pub(crate) async fn note_location(&self, uuid: Uuid, proven: &Result<(), CloudError>) {
+        let of = uuid.to_string();
+        match proven {
+            Ok(()) => drop(self.health.clear(LOCATION, &of)),
+            Err(error @ CloudError::KeySlotMissing { .. }) => {
+                let Ok(row) = self.credential(Some(&CredentialRef::Id(uuid))).await else { return };
+                let what = format!("backup location {} cannot be used: {error}", row.name);
+                let todo = format!("mount it, then run blockctl credentials validate {}", row.name);
+                self.health.note(LOCATION, &of, what, todo);
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Returns true if the last proof found another store.
+    pub(crate) fn is_location_in_doubt(&self, uuid: Uuid) -> bool {
+        self.health.has(LOCATION, &uuid.to_string())
+    }
+
+    /// Records a key slot that was not repaired; returns true if the problem is new.
+    pub(crate) fn note_damaged_slot(&self, row: &CredentialRow, found: &SlotFinding) -> bool {
+        let what = format!("key slot of credential {}: {found}", row.name);
+        let todo = format!(
+            "remove the cause, then run blockctl credentials validate {}: it repairs and checks all key slots",
+            row.name
+        );
+        self.health.note(KEY_SLOT, &slot_problem(row.uuid, &found.object), what, todo)
+    }
+
+    /// Ends the problems of key slots that a check of all copies did not find again.
+    pub(crate) fn end_slot_problems(&self, uuid: Uuid, still_damaged: &[SlotFinding]) {
+        let damaged = still_damaged.iter().filter(|found| !found.is_repaired());
+        let damaged: Vec<String> = damaged.map(|found| slot_problem(uuid, &found.object)).collect();
+        let prefix = slot_problem(uuid, "");
+        let stays =
+            |kind: &str, of: &String| kind != KEY_SLOT || !of.starts_with(&prefix) || damaged.contains(of);
+        self.health.problems.lock().retain(|(kind, of), _| stays(kind, of));
+    }
+}
+
+/// Returns the key of the problem of one copy of a slot.
+fn slot_problem(uuid: Uuid, object: &str) -> String {
+    format!("{uuid} {object}")
 }

@@ -29,7 +29,9 @@ impl Repositories {
             known.remember_missing(slot);
         }
         let slots = known.encode_slots();
-        let mut events: Vec<NewEvent> = findings.iter().map(|found| event_of(found, &row, now)).collect();
+        // An unrepaired slot is found again by each proof: one event until it is intact.
+        let news = findings.iter().filter(|found| found.is_repaired() || self.note_damaged_slot(&row, found));
+        let mut events: Vec<NewEvent> = news.map(|found| event_of(found, &row, now)).collect();
         events.extend(self.refusal(repository, &row, now));
         if events.is_empty() && slots == row.key_slots {
             return Ok(());

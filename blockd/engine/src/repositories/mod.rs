@@ -220,6 +220,7 @@ impl Repositories {
         let identity = self.directory_identity(uuid).await?;
         let proven = repository.prove_key_slot().await;
         self.note_key_slots(uuid, repository).await;
+        self.note_location(uuid, &proven).await;
         proven?;
         self.proven.lock().insert(uuid, (Instant::now(), identity));
         Ok(())
@@ -245,6 +246,7 @@ impl Repositories {
         }
         let (repository, _) = self.opened_repository(uuid).await?;
         let proven = repository.prove_key_slot().await;
+        self.note_location(uuid, &proven).await;
         if let Err(error) = &proven {
             tracing::info!(credential = %uuid, %error, "the content of the store's directory has changed");
         }

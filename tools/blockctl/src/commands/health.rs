@@ -254,35 +254,53 @@ fn a_day_before(now: Timestamp) -> Timestamp {
     now.checked_sub(SignedDuration::from_hours(RECENT_H)).unwrap_or(Timestamp::MIN)
 }
 
-/// Returns errors of the last day without a later success.
-fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
-    let since = a_day_before(now);
-    let is_recent = |event: &&Event| event.severity == Severity::Error && event.occurred_at >= since;
-    // By name only where there is no id: a name moves to other volumes.
-    let is_of = |event: &Event, id: Option<VolumeId>, name: Option<&VolumeName>| match event.volume_id {
+/// Returns true if an event is of a volume: by name only where there is no id, as a name moves to other volumes.
+fn is_of(event: &Event, id: Option<VolumeId>, name: Option<&VolumeName>) -> bool {
+    match event.volume_id {
         Some(own) => id == Some(own),
         None => event.volume_name.as_ref() == name,
-    };
-    // A failed backup is reported by its run or task, or a later one succeeded.
-    let is_told = |event: &&Event| event.kind.ends_with("-failed") && event.kind != "run-failed";
-    let made_good = |event: &Event| {
-        known.tasks.iter().any(|task| {
+    }
+}
+
+/// Returns true if a problem of the daemon, a volume or the last reload reports the state behind an event; it
+/// ends with that state.
+fn is_state(known: &Known, event: &Event) -> bool {
+    match event.kind.as_str() {
+        "volume-degraded" => known.volumes.iter().any(|volume| {
+            volume.state == VolumeState::Failed && is_of(event, Some(volume.volume_id), Some(&volume.name))
+        }),
+        "data-directory-full" | "key-slot-damaged" | "reload-failed" => true,
+        _ => false,
+    }
+}
+
+/// Returns true if the operation of an error event succeeded later.
+fn is_made_good(known: &Known, event: &Event) -> bool {
+    let later = known.events.iter().filter(|other| other.event_id > event.event_id);
+    let mut there = later.filter(|other| other.credential_name == event.credential_name);
+    let is_of_volume = |other: &Event| is_of(event, other.volume_id, other.volume_name.as_ref());
+    match event.kind.as_str() {
+        "store-unreachable" => there.any(|other| other.kind.ends_with("-done")),
+        // The verification of all cloud snapshots has no volume.
+        "damage-found" => there
+            .any(|other| other.kind == "verify-done" && (other.volume_name.is_none() || is_of_volume(other))),
+        "write-key-refused" => there.any(|other| other.kind == "backup-done"),
+        kind if kind.ends_with("-failed") => known.tasks.iter().any(|task| {
             task.state.kind == TaskKind::Backup
                 && task.state.stage == TaskStage::Done
                 && is_of(event, task.volume_id, task.volume_name.as_ref())
                 && task.completed_at.is_some_and(|completed| completed > event.occurred_at)
-        })
-    };
-    // Already reported from the state of the volume or the last reload.
-    let is_state = |event: &Event| match event.kind.as_str() {
-        "volume-degraded" => known.volumes.iter().any(|volume| {
-            volume.state == VolumeState::Failed && is_of(event, Some(volume.volume_id), Some(&volume.name))
         }),
-        "reload-failed" => true,
         _ => false,
-    };
-    let events = known.events.iter().rev().filter(is_recent).filter(|event| !is_state(event));
-    let events = events.filter(|event| !is_told(event) || !made_good(event));
+    }
+}
+
+/// Returns errors of the last day without a later success.
+fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
+    let since = a_day_before(now);
+    let is_recent = |event: &&Event| event.severity == Severity::Error && event.occurred_at >= since;
+    let events = known.events.iter().rev().filter(is_recent);
+    let events = events.filter(|event| !is_state(known, event) && !is_made_good(known, event));
     events
         .take(MAX_EVENTS)
         .map(|event| {
@@ -402,6 +420,30 @@ mod tests {
             let found = lines(&json!({ "events": [failed], "tasks": done }));
             assert_eq!(found.len(), causes, "{name} {found:?}");
         }
+    }
+
+    #[test]
+    fn error_event_ends_with_a_later_success() {
+        let of = |id: u64, kind: &str, volume: Option<&str>, credential: &str| {
+            let mut event = event(id, NOW, kind);
+            (event["volumeName"], event["credentialName"]) = (json!(volume), json!(credential));
+            event["severity"] = json!(if kind.ends_with("-done") { "info" } else { "error" });
+            event
+        };
+        for (kind, later, ends) in [
+            ("store-unreachable", of(2, "backup-done", Some("other"), "nas"), true),
+            ("store-unreachable", of(2, "backup-done", Some("db"), "s3"), false),
+            ("damage-found", of(2, "verify-done", None, "nas"), true),
+            ("damage-found", of(2, "verify-done", Some("other"), "nas"), false),
+            ("damage-found", of(2, "backup-done", Some("db"), "nas"), false),
+            ("write-key-refused", of(2, "backup-done", Some("db"), "nas"), true),
+        ] {
+            let events = json!({ "events": [of(1, kind, Some("db"), "nas"), later] });
+            assert_eq!(lines(&events).is_empty(), ends, "{events}");
+        }
+        // The daemon reports these states itself, until they end.
+        let states = [event(1, NOW, "data-directory-full"), event(2, NOW, "key-slot-damaged")];
+        assert!(lines(&json!({ "events": states })).is_empty());
     }
 
     #[test]
