@@ -263,7 +263,7 @@ pub struct Schedule {
     /// Time since which the next run is overdue by minutes: the scheduler is blocked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overdue_at: Option<Timestamp>,
-    /// No volume is selected: nothing is protected.
+    /// No volume is selected: nothing is protected. Never set for a schedule of all volumes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub without_volume: bool,
     /// Warnings, only in replies to creation and change.

@@ -5,7 +5,7 @@ use blockd::check_start::check_start;
 use blockd_api::{
     CredentialRef,
     credential_update::UpdateCredential,
-    schedules::{CreateSchedule, Rule},
+    schedules::{CreateSchedule, Rule, Selector},
     status::Problem,
 };
 use blockd_schedule::{Jitter, Recurrence, When};
@@ -119,6 +119,12 @@ async fn schedule_without_volumes_is_refused_or_reported() {
     let late = CreateSchedule { jitter_seconds: Jitter { max_s: 31 }, ..of_label("app=mysql", "periodic 1") };
     host.refused(ErrorCode::InvalidRequest, CREATE_SCHEDULE, &late).await;
 
+    let selector = Selector { all: true, ..Selector::default() };
+    let all = CreateSchedule { selector, ..of_label("app=mysql", "daily @21:00") };
+    let all = host.call(CREATE_SCHEDULE, &all).await;
+    assert!(!all.without_volume && all.warnings[0].contains("no volume now"), "{all:?}");
+    host.call_at(DELETE_SCHEDULE, &all.schedule_id, &()).await;
+
     let early = host.call(CREATE_SCHEDULE, &of_label("app=mysql", "daily @21:00")).await;
     assert!(early.without_volume && early.warnings[0].contains("app=mysql"), "{early:?}");
     let sample =
@@ -179,4 +185,24 @@ async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
     }
     host.stop().await;
     assert_eq!(check_start(&config(host.dir.path())).unwrap(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn deleted_backing_snapshot_is_reported_with_its_volume() {
+    let host = Host::new().await;
+    let (_, _) = host.fill("data").await;
+    host.create_credential().await;
+    let id = host.backup("data", true).await.cloud_snapshot_id.unwrap();
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.create_credential().await;
+    other.restore_lazily(&id, "copy", false).await;
+    host.delete_cloudsnap(&delete_of(&id)).await;
+    let copy = other.volume("copy");
+    let read = tokio::task::spawn_blocking(move || copy.read(0, &mut [0; BLOCK as usize]));
+    read.await.unwrap().unwrap_err();
+    let problems = other.problems_when(1).await;
+    assert!(problems[0].kind == "backing-snapshot" && problems[0].cause.contains(&id), "{problems:?}");
+    let event = other.events_of("backing-snapshot-deleted").await.pop().unwrap();
+    other.delete_volume("copy").await;
+    other.problems_when(0).await;
 }

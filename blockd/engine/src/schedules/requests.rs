@@ -93,7 +93,7 @@ fn to_api(
         next_run_at: transactions::next_run(tx, row, now)?,
         last_run_at: RunRow::last_of(tx, row.uuid)?,
         overdue_at: transactions::overdue_since(tx, row, now)?,
-        without_volume: !transactions::selects_any(&spec.selector, volumes),
+        without_volume: transactions::protects_nothing(&spec.selector, volumes),
         warnings: Vec::new(),
         schedule: whens.join(", "),
     })
@@ -191,7 +191,8 @@ impl Schedules {
             let rows = ScheduleRow::all(tx)?.into_iter();
             let was_for = |row: &ScheduleRow| {
                 let selector = &row.spec.selector;
-                transactions::is_selected(selector, &gone) && !transactions::selects_any(selector, &volumes)
+                transactions::is_selected(selector, &gone)
+                    && transactions::protects_nothing(selector, &volumes)
             };
             Ok(rows.filter(was_for).map(|row| (row.uuid, row.spec.name)).collect::<Vec<_>>())
         });

@@ -52,6 +52,11 @@ pub fn selects_any(selector: &Selector, volumes: &[Candidate]) -> bool {
     volumes.iter().any(|volume| is_selected(selector, volume))
 }
 
+/// Returns true if a schedule protects none of these volumes, and not because there are none yet.
+pub fn protects_nothing(selector: &Selector, volumes: &[Candidate]) -> bool {
+    !selector.all && !selects_any(selector, volumes)
+}
+
 /// Cause of runs of a schedule.
 struct Cause<'a> {
     rule: Option<&'a Rule>,

@@ -159,7 +159,9 @@ fn overdue_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
 
 /// Returns schedules that protect no volume, for example because of a mistyped label.
 fn idle_schedules(known: &Known) -> impl Iterator<Item = HealthProblem> {
-    let idle = known.schedules.list.items.iter().filter(|schedule| schedule.without_volume);
+    // Without any volume, a selector is not mistyped.
+    let idle = known.schedules.list.items.iter().filter(|_| !known.volumes.is_empty());
+    let idle = idle.filter(|schedule| schedule.without_volume);
     idle.map(|schedule| {
         let name = called(schedule);
         HealthProblem::new(
@@ -354,6 +356,14 @@ mod tests {
         })
     }
 
+    fn volume(name: &str, state: &str) -> Value {
+        json!({
+            "volumeId": "7", "name": name, "sizeBytes": 0, "labels": {}, "createdAt": NOW, "state": state, "stateReason": "its disk is gone",
+            "uri": "", "connections": 0, "dirtyBytes": 0, "allocatedBytes": 0, "snapshotCount": 0, "layers": 0,
+            "io": { "reads": 0, "writes": 0, "readBytes": 0, "writtenBytes": 0, "flushes": 0 }, "lastBackups": []
+        })
+    }
+
     fn event(id: u64, at: &str, kind: &str) -> Value {
         json!({
             "eventId": id, "occurredAt": at, "severity": "error", "kind": kind, "volumeName": "db", "credentialName": "nas", "taskId": null,
@@ -383,6 +393,8 @@ mod tests {
         let mut idle = good;
         idle["schedules"][0]["withoutVolume"] = json!(true);
         idle["schedules"][0]["name"] = json!("nightly");
+        assert!(lines(&idle).is_empty(), "there is no volume yet");
+        idle["volumes"] = json!([volume("db", "up")]);
         assert_eq!(lines(&idle), ["schedule nightly selects no volume"]);
         idle["schedules"][0]["withoutVolume"] = json!(false);
         idle["schedules"][0]["overdueAt"] = json!("2026-11-22T11:00:00Z");
@@ -449,11 +461,7 @@ mod tests {
     #[test]
     fn volume_not_served_is_reported_once() {
         let mut degraded = event(1, NOW, "volume-degraded");
-        let volume = json!([{
-            "volumeId": "7", "name": "db", "sizeBytes": 0, "labels": {}, "createdAt": NOW, "state": "failed", "stateReason": "its disk is gone",
-            "uri": "", "connections": 0, "dirtyBytes": 0, "allocatedBytes": 0, "snapshotCount": 0, "layers": 0,
-            "io": { "reads": 0, "writes": 0, "readBytes": 0, "writtenBytes": 0, "flushes": 0 }, "lastBackups": []
-        }]);
+        let volume = json!([volume("db", "failed")]);
         let parts = json!({ "volumes": volume, "events": [degraded] });
         assert_eq!(lines(&parts), ["volume db is not served: its disk is gone"]);
         // A volume that is served again or gone has no other report.
