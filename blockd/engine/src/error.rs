@@ -300,7 +300,7 @@ fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> 
             "the store refuses the access key: run `blockctl credentials validate`; `blockctl credentials update` sets a new key"
         }
         ErrorCode::BucketMissing => {
-            "create the bucket or directory first, or check --bucket, --path and --disable-path-style"
+            "mount the disk or network filesystem of the directory, or restore the bucket: `blockctl credentials inspect` shows where it is"
         }
         ErrorCode::StoreUnreachable => "check whether the server runs, and `blockctl credentials inspect`",
         ErrorCode::WrongPassphrase => "check --encryption-passphrase or --encryption-passphrase-file",

@@ -283,7 +283,7 @@ impl StoreErrorKind {
             Self::WrongRegion => "the bucket is in another region or at another address",
             Self::WrongStyle => "the store requires the bucket's name in the host name",
             Self::WrongScheme => "one side uses TLS and the other one plain HTTP",
-            Self::BucketMissing => "the bucket or directory does not exist: create it, or correct its name",
+            Self::BucketMissing => "the bucket or directory does not exist",
             Self::Unreachable => "cannot be reached: check the address, the port, TLS, and the network",
             Self::Timeout => "no response in time",
             Self::NoSpace => "no space left: free some, or raise the quota",

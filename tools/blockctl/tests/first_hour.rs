@@ -256,3 +256,17 @@ fn doctor_without_daemon_names_the_next_action() {
     let ran = crate::support::Ran::of(crate::support::blockctl("doctor").output().unwrap());
     assert!(ran.status == 1 && ran.stdout.contains("-> start it with `blockd --data-dir DIR`"), "{ran:?}");
 }
+
+#[test]
+fn doctor_reports_an_unlisted_location_once() {
+    let fake = Fake::with_defaults(vec![
+        (VALIDATE, fail(502, "bucket_missing", "the directory is missing")),
+        ("GET /v1/cloudsnaps", fail(502, "bucket_missing", "the directory is missing")),
+    ]);
+    let ran = fake.run("doctor -j");
+    let document = ran.json();
+    let items = document["items"].as_array().unwrap().iter();
+    let proofs: Vec<_> = items.filter(|one| one["check"] == "proof").map(|one| &one["detail"]).collect();
+    assert_eq!(proofs, [&json!("cloud snapshots cannot be listed: the only location")]);
+    assert_eq!((ran.status, verdict(&document, "location")), (1, &json!("failed")));
+}

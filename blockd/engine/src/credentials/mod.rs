@@ -224,7 +224,11 @@ impl Credentials {
         let (store, _) = task_store(Arc::clone(opened.store()), self.host.settings.verify_policy());
         let repository = opened.with_store(store);
         let kind = row.store.config.kind();
-        let explain = |error: ServiceError| error.with_hint(|code, store| stores::hint(kind, code, store));
+        // A location in use existed: its bucket or directory is not to be created.
+        let hint = |code, store| {
+            (code != ErrorCode::BucketMissing).then(|| stores::hint(kind, code, store)).flatten()
+        };
+        let explain = |error: ServiceError| error.with_hint(hint);
         let slots = repository.check_key_slots().await;
         let proven = repository.prove_key_slot().await;
         self.repositories.note_key_slots(row.uuid, &repository).await;

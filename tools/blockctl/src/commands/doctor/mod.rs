@@ -188,24 +188,44 @@ async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>
     if checks.is_empty() {
         checks.push(Check::ok("health", "no problems"));
     }
-    let snapshots = context.client.call(operations::LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await?;
-    checks.extend(proofs(&known.volumes, status.cluster_id, &snapshots.list.items));
+    let mut volumes: Vec<&Volume> = known.volumes.iter().collect();
+    let listed = context.client.call(operations::LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await;
+    let (snapshots, unlisted) = match listed {
+        Ok(list) => {
+            let failed = list.failed_credentials.into_iter().map(|failed| failed.credential_name);
+            (list.list.items, failed.collect::<Vec<_>>())
+        }
+        // The only location fails.
+        Err(ClientError::Api(_)) => (Vec::new(), vec!["the only location".to_owned()]),
+        Err(error) => return Err(error.into()),
+    };
+    if !unlisted.is_empty() {
+        // The other volumes may have cloud snapshots there.
+        volumes.retain(|volume| snapshots.iter().any(|one| is_of(one, status.cluster_id, volume)));
+        checks.push(Check::warning(
+            "proof",
+            format!("cloud snapshots cannot be listed: {}", unlisted.join(", ")),
+            "see the failed location above",
+        ));
+    }
+    checks.extend(proofs(&volumes, status.cluster_id, &snapshots));
     Ok(checks)
+}
+
+/// Returns true for a cloud snapshot of the volume. Other hosts, and former volumes of this one, have volumes of
+/// the same name: only the ids tell them apart.
+fn is_of(snapshot: &Cloudsnap, cluster: Uuid, volume: &Volume) -> bool {
+    snapshot.cloud_snapshot_id.cluster == cluster && snapshot.volume_id == volume.volume_id
 }
 
 /// Checks that each volume has a cloud snapshot, that the newest verified one is sound, and that this host
 /// verified one.
-///
-/// Other hosts, and former volumes of this one, have volumes of the same name: only the ids tell them apart.
-fn proofs(volumes: &[Volume], cluster: Uuid, snapshots: &[Cloudsnap]) -> Vec<Check> {
+fn proofs(volumes: &[&Volume], cluster: Uuid, snapshots: &[Cloudsnap]) -> Vec<Check> {
     // Oldest first: a later entry replaces an earlier one.
     let newest = |volume: &Volume, is_wanted: fn(&Cloudsnap) -> bool| {
-        let is_own = |one: &&Cloudsnap| {
-            one.cloud_snapshot_id.cluster == cluster && one.volume_id == volume.volume_id && is_wanted(one)
-        };
-        snapshots.iter().rfind(is_own)
+        snapshots.iter().rfind(|one| is_of(one, cluster, volume) && is_wanted(one))
     };
-    let check = |volume: &Volume| {
+    let check = |volume: &&Volume| {
         let name = &volume.name;
         let Some(last) = newest(volume, |_| true) else {
             return Check::warning(
