@@ -99,6 +99,7 @@ event_kinds! {
     ClockUnknown, "clock-unknown", 0x07c43388_7a0c_42b6_8c04_6cf216629c05, "the clock of a backup location cannot be read";
     ReloadFailed, "reload-failed", 0xba8a2a1f_cb1d_42ad_8d32_33c7e23dc906, "a reload of the configuration failed; no setting was changed";
     WriteKeyRefused, "write-key-refused", 0x8c61f7a3_27d4_4b0e_9f83_60b5d21c4e7a, "backups to a credential are refused, because their data key is missing or not the newest";
+    BackingSnapshotDeleted, "backing-snapshot-deleted", 0x0a58b1bc_9a90_47b6_a641_117fdeee6a7a, "the cloud snapshot behind a lazy volume does not exist any more";
     KeySlotDamaged, "key-slot-damaged", 0x5d0b2c44_9a1e_4f6b_8a57_3c1f0e8b7d92, "a key slot of a backup location was missing or damaged";
 }
 

@@ -86,7 +86,8 @@ pub struct LocationSpace {
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
     /// Kind: `data-directory`, `clock`, `discarded-writes`, `retention`, `garbage`, `schedules`, `metrics`,
-    /// `control-socket`, `control-address`, `credential`, `location` or `key-slot`.
+    /// `control-socket`, `control-address`, `credential`, `location`, `key-slot` or
+    /// `backing-snapshot`.
     pub kind: String,
     /// Message.
     pub cause: String,

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub const DATA_DIR: &str = "data-directory";
 
 /// Kinds of problems, as shown by the API and in metric labels.
-pub const KINDS: [&str; 12] = [
+pub const KINDS: [&str; 13] = [
     DATA_DIR,
     CLOCK,
     DISCARDED_WRITES,
@@ -24,6 +24,7 @@ pub const KINDS: [&str; 12] = [
     CREDENTIAL,
     LOCATION,
     KEY_SLOT,
+    BACKING_SNAPSHOT,
 ];
 /// The clocks of this host and of a store differ, or the store's clock is unknown.
 pub const CLOCK: &str = "clock";
@@ -47,6 +48,8 @@ pub const CREDENTIAL: &str = "credential";
 pub const LOCATION: &str = "location";
 /// A copy of a key slot is damaged and was not repaired.
 pub const KEY_SLOT: &str = "key-slot";
+/// The backing snapshot of a lazy volume was deleted by another host.
+pub const BACKING_SNAPSHOT: &str = "backing-snapshot";
 
 /// Current problems.
 #[derive(Debug, Default)]

@@ -5,6 +5,7 @@ use blockd::check_start::check_start;
 use blockd_api::{
     CredentialRef,
     credential_update::UpdateCredential,
+    events::Severity,
     schedules::{CreateSchedule, Rule, Selector},
     status::Problem,
 };
@@ -203,6 +204,7 @@ async fn deleted_backing_snapshot_is_reported_with_its_volume() {
     let problems = other.problems_when(1).await;
     assert!(problems[0].kind == "backing-snapshot" && problems[0].cause.contains(&id), "{problems:?}");
     let event = other.events_of("backing-snapshot-deleted").await.pop().unwrap();
+    assert_eq!((event.volume_name, event.severity), (Some("copy".parse().unwrap()), Severity::Error));
     other.delete_volume("copy").await;
     other.problems_when(0).await;
 }

@@ -58,7 +58,7 @@ impl Volumes {
             return Err(error);
         }
         self.registry.remove(&entry);
-        self.lazy.lazy_sources.lock().remove(&id);
+        self.lazy.drop_source(id);
         // Layers shared with other volumes may be mergeable now.
         self.merger.wake();
         tracing::info!(volume = %id, name = %entry.name, "volume deleted");

@@ -272,6 +272,7 @@ fn is_state(known: &Known, event: &Event) -> bool {
             volume.state == VolumeState::Failed && is_of(event, Some(volume.volume_id), Some(&volume.name))
         }),
         "data-directory-full" | "key-slot-damaged" | "reload-failed" => true,
+        "backing-snapshot-deleted" => known.problems.iter().any(|problem| problem.kind == "backing-snapshot"),
         _ => false,
     }
 }
@@ -286,6 +287,9 @@ fn is_made_good(known: &Known, event: &Event) -> bool {
         // The verification of all cloud snapshots has no volume.
         "damage-found" => there
             .any(|other| other.kind == "verify-done" && (other.volume_name.is_none() || is_of_volume(other))),
+        "backing-snapshot-deleted" => {
+            known.volumes.iter().all(|volume| event.volume_name.as_ref() != Some(&volume.name))
+        }
         "write-key-refused" => there.any(|other| other.kind == "backup-done"),
         kind if kind.ends_with("-failed") => known.tasks.iter().any(|task| {
             task.state.kind == TaskKind::Backup
@@ -452,6 +456,11 @@ mod tests {
         ] {
             let events = json!({ "events": [of(1, kind, Some("db"), "nas"), later] });
             assert_eq!(lines(&events).is_empty(), ends, "{events}");
+        }
+        let deleted = event(1, NOW, "backing-snapshot-deleted");
+        for (name, reported) in [("db", 1), ("other", 0)] {
+            let parts = json!({ "events": [deleted], "volumes": [volume(name, "up")] });
+            assert_eq!(lines(&parts).len(), reported, "{name}");
         }
         // The daemon reports these states itself, until they end.
         let states = [event(1, NOW, "data-directory-full"), event(2, NOW, "key-slot-damaged")];

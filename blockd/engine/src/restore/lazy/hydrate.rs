@@ -62,6 +62,7 @@ pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Resu
     let source = work.lazy.lazy_sources.lock().get(&id).cloned();
     if let Some(source) = &source {
         source.recheck();
+        work.lazy.end_deleted_backing(id);
     }
     let mut damage = None;
     loop {
@@ -230,7 +231,7 @@ async fn finish(
     live.detail(|detail| (detail.bytes_processed, detail.note) = (detail.bytes_total, None));
     work.host.failpoints.reached("hydration ended")?;
     let done = work.tasks.finish(live, move |tx| LazyRow::remove(tx, id)).await?;
-    work.lazy.lazy_sources.lock().remove(&id);
+    work.lazy.drop_source(id);
     // Its layers can be merged with the base now.
     work.merger.wake();
     tracing::info!(volume = %id, name = %entry.name, "volume hydrated");

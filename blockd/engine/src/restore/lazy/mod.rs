@@ -13,14 +13,19 @@ pub use crate::restore::lazy::source::{CloudSource, SharedSource};
 
 use crate::{
     error::{ServiceError, blocking},
+    health::BACKING_SNAPSHOT,
     host::Host,
     ids::random_id,
     repositories::Repositories,
     tasks::findings::is_in_doubt,
     volumes::registry::{EntryState, Registry},
 };
-use blockd_api::{ErrorCode, Labels, VolumeName, lazy::Hydration, schedules::ScheduleSummary};
-use blockd_catalog::{Chain, Db, DbError, DbManifestCache, LazyRow, ScheduleRow, VolumeRow, VolumeState};
+use blockd_api::{
+    ErrorCode, Labels, VolumeName, events::{EventKind, Severity}, lazy::Hydration, schedules::ScheduleSummary,
+};
+use blockd_catalog::{
+    Chain, Db, DbError, DbManifestCache, LazyRow, NewEvent, ScheduleRow, VolumeRow, VolumeState,
+};
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
 use blockd_extent::VolumeId;
 use blockd_volume::Volume;
@@ -62,6 +67,35 @@ impl LazyVolumes {
         self.lazy_sources.lock().insert(row.volume, Arc::clone(&source.0));
         volume.set_lazy_source(Arc::new(source.clone()));
         source
+    }
+
+    /// Drops the source of a volume that is hydrated or gone.
+    pub(crate) fn drop_source(&self, id: VolumeId) {
+        self.lazy_sources.lock().remove(&id);
+        self.end_deleted_backing(id);
+    }
+
+    /// Ends the problem of a deleted backing snapshot, which the next read reports again.
+    pub(crate) fn end_deleted_backing(&self, id: VolumeId) {
+        self.repositories.health.clear(BACKING_SNAPSHOT, &id.to_string());
+    }
+
+    /// Reports a backing snapshot that another host deleted.
+    pub(crate) async fn note_deleted_backing(&self, id: VolumeId, cause: &str) {
+        let name = self.volume_name(id);
+        let message = format!("volume {name} is incomplete: {cause}");
+        let todo = format!(
+            "restore another cloud snapshot (blockctl cloudsnap list), then blockctl volume delete {name}"
+        );
+        if !self.repositories.health.note(BACKING_SNAPSHOT, &id.to_string(), message.clone(), todo) {
+            return;
+        }
+        let event = NewEvent::new(Timestamp::now(), Severity::Error, EventKind::BackingSnapshotDeleted, message);
+        let event = NewEvent { volume_id: Some(id), volume: name.parse().ok(), ..event };
+        if let Err(error) = self.db.run(move |tx| event.insert(tx)).await {
+            tracing::warn!(volume = %id, %error, "storing the event of a deleted backing snapshot failed");
+        }
+        self.repositories.events.wake();
     }
 
     /// Creates a lazy volume: rows, then files, then the state of the row. A crash in between leaves rows
@@ -161,7 +195,7 @@ impl LazyVolumes {
     /// Removes the remains of a failed creation. The next start removes the rest.
     pub async fn undo_create(&self, id: VolumeId, volume: Option<Arc<Volume>>) {
         let dir = self.host.data_dir.volume_dir(id);
-        self.lazy_sources.lock().remove(&id);
+        self.drop_source(id);
         let removed = blocking(move || -> Result<(), blockd_volume::VolumeError> {
             if let Some(volume) = volume
                 && let Err(error) = volume.close()
