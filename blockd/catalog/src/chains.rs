@@ -94,6 +94,20 @@ impl Chain {
         }
     }
 
+    /// Removes the chains of this credential that end in this backup.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn remove_tip_at(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+        cloudsnap: &CloudSnapshotId,
+    ) -> Result<(), DbError> {
+        let sql = "DELETE FROM chains WHERE credential = ?1 AND cloudsnap = ?2";
+        tx.execute(sql, [credential.to_string(), cloudsnap.to_string()])?;
+        Ok(())
+    }
+
     /// Removes the chains that end in this backup; returns true if there was one.
     ///
     /// # Errors

@@ -149,3 +149,25 @@ async fn unmounted_location_is_an_error_until_it_is_back() {
     assert_eq!(host.list().await.len(), 1);
     assert!(problems().await.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_deleted_by_another_host_is_no_last_backup() {
+    let host = Host::new().await;
+    host.encrypted_backup().await;
+    host.create_volume("kept").await;
+    host.backup("kept", true).await;
+    let last = async |volume: &str| host.inspect_volume(volume).await.last_backups.pop();
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.call(CREATE_CREDENTIAL, &other.credential("nas", Some("first"))).await;
+    for by_verification in [false, true] {
+        let id = last("data").await.unwrap().cloud_snapshot_id;
+        other.delete_cloudsnap(&StartDelete { force: true, ..delete_of(&id) }).await;
+        assert!(last("data").await.is_some());
+        match by_verification {
+            true => drop(host.verify(&StartVerify::default()).await),
+            false => drop(host.list().await),
+        }
+        assert!(last("data").await.is_none() && last("kept").await.is_some());
+        assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Full));
+    }
+}

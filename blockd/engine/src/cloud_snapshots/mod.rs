@@ -233,11 +233,13 @@ impl CloudSnapshots {
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
         let (cached, listed_at) = (catalog.clone(), Timestamp::now());
         let before = blocking(move || cached.before_listing()).await?;
+        let newest = self.repositories.newest_backups(credential.uuid, &scope.filter).await?;
         let listed = Box::pin(repository.list_manifests(&scope.filter, &catalog)).await?;
         // The mount point of an unmounted disk is an empty directory, in which no cloud snapshot is missing.
         if listed.is_empty() || self.repositories.is_location_in_doubt(credential.uuid) {
             self.repositories.prove_location(credential.uuid, &repository).await?;
         }
+        self.repositories.forget_deleted_backups(credential.uuid, &repository, &newest, &listed).await?;
         if scope.whole_store {
             let keys: BTreeSet<String> = listed.iter().map(|item| item.key.clone()).collect();
             blocking(move || catalog.listed(&keys, before, listed_at)).await?;

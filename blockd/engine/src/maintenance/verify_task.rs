@@ -63,11 +63,14 @@ pub(crate) async fn run(
     let ids = match what.all {
         false => vec![row.cloudsnap],
         true => {
-            let listed = repository.list_manifests(&ManifestFilter::default(), &manifest_cache).await?;
+            let scope = ManifestFilter::default();
+            let newest = work.repositories.newest_backups(row.credential, &scope).await?;
+            let listed = repository.list_manifests(&scope, &manifest_cache).await?;
             // Nothing is damaged in the empty mount point of an unmounted disk.
             if listed.is_empty() {
                 work.repositories.prove_location(row.credential, &repository).await?;
             }
+            work.repositories.forget_deleted_backups(row.credential, &repository, &newest, &listed).await?;
             listed.into_iter().filter_map(|listed| listed.id).collect()
         }
     };
