@@ -1,11 +1,13 @@
 //! Retention decisions: backups and snapshots that a schedule does not keep.
 
-use crate::schedules::{known_health::KnownHealth, transactions::pool_of, uses::Uses};
-use blockd_api::SnapshotName;
+use crate::schedules::{
+    known_health::KnownHealth, plausibility::shortest_s, transactions::pool_of, uses::Uses,
+};
+use blockd_api::{SnapshotName, schedules::Rule};
 use blockd_catalog::{DbError, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskRow};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
-use blockd_schedule::{Condition, Health, KeepReason, Snapshot, Verdict, decide};
+use blockd_schedule::{Condition, Health, KeepReason, Retention, Snapshot, Verdict, decide};
 use jiff::Timestamp;
 use rusqlite::Transaction;
 use std::collections::{BTreeMap, btree_map::Entry};
@@ -24,6 +26,20 @@ pub struct Judgement {
     pub mark: Option<RetentionOverride>,
 }
 
+/// Returns the retention pool of manual runs. Without a retention of the schedule they count as runs of its
+/// most frequent rule with one, where they displace the fewest other backups.
+fn pool_of_manual_runs(
+    schedule: &ScheduleRow,
+    rules: &[Rule],
+    now: Timestamp,
+) -> Option<(String, Retention)> {
+    if !schedule.spec.retain.keeps_all() {
+        return None;
+    }
+    let own = rules.iter().filter(|rule| rule.retain.as_ref().is_some_and(|retain| !retain.keeps_all()));
+    own.min_by_key(|rule| shortest_s(&rule.when, now).unwrap_or(i64::MAX)).and_then(pool_of)
+}
+
 /// Applies the retention to the backups of a schedule. Rules with their own retention count separately, all
 /// others together, for each volume and location. Backups of a removed rule keep its last retention: a
 /// stricter one must not apply without a user's decision.
@@ -33,8 +49,10 @@ pub fn judge(
     now: Timestamp,
 ) -> Result<Vec<Judgement>, DbError> {
     let rules = schedule.rules(tx)?;
+    let of_manual_runs = pool_of_manual_runs(schedule, &rules, now);
     let own = |run: &RunRow| match rules.iter().find(|rule| Some(&rule.when) == run.rule.as_ref()) {
         Some(rule) => pool_of(rule),
+        None if run.rule.is_none() => of_manual_runs.clone(),
         None if run.pool.is_empty() => None,
         None => Some((run.pool.clone(), run.retain.clone().unwrap_or_default())),
     };

@@ -29,7 +29,7 @@ pub(super) fn refuse_never(rules: &[Rule], now: Timestamp) -> Result<(), Service
 }
 
 /// Returns the shortest interval between the next runs, in seconds.
-fn shortest_s(recurrence: &Recurrence, now: Timestamp) -> Option<i64> {
+pub(super) fn shortest_s(recurrence: &Recurrence, now: Timestamp) -> Option<i64> {
     let mut at = recurrence.next_after(now)?;
     let mut shortest: Option<i64> = None;
     for _ in 0..LOOK_AHEAD {

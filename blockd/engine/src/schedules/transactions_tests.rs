@@ -124,6 +124,23 @@ fn backups_of_a_deleted_rule_keep_its_retention() {
 }
 
 #[test]
+fn manual_runs_follow_the_retention_of_the_rules() {
+    let bench = EngineFixture::new();
+    let mut schedule = bench.schedule(vec![rule("daily 00:00", Some(9)), rule("periodic 60", Some(2))], 1);
+    for number in 1..=4 {
+        bench.tx(|tx| transactions::run_now(tx, &schedule, &[volume()], at(0)));
+        bench.work(number);
+    }
+    assert_eq!(bench.deleted(&schedule, 1), [3, 2, 1]);
+    // The schedule has no retention of its own.
+    schedule.spec.retain = Retention::default();
+    bench.tx(|tx| schedule.put(tx));
+    assert_eq!(bench.deleted(&schedule, 1), [2, 1]);
+    schedule.spec.rules = vec![rule("periodic 60", None)];
+    assert_eq!(bench.deleted(&schedule, 1), [0_u64; 0]);
+}
+
+#[test]
 fn deleted_backups_do_not_count_and_used_ones_are_kept() {
     let bench = EngineFixture::new();
     let schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
