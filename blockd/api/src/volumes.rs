@@ -180,6 +180,9 @@ pub struct Volume {
     pub shared_bytes: u64,
     /// Number of local snapshots.
     pub snapshot_count: u64,
+    /// Point in time of the newest of its snapshots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_snapshot_at: Option<Timestamp>,
     /// Layers in its stack, including the head.
     pub layers: u64,
     /// Running merges; `None` without any.

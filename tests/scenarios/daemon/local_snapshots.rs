@@ -366,3 +366,14 @@ async fn snapshot_of_a_running_rollback_is_not_deleted() {
     host.scheduled_when(1).await;
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn newest_snapshot_of_each_volume_is_reported() {
+    let host = Host::new().await;
+    host.create_volume("v").await;
+    host.create_volume("w").await;
+    host.take_snapshot("v", &new_snapshot("first")).await;
+    let second = host.take_snapshot("v", &new_snapshot("second")).await;
+    let newest = async |name: &str| host.inspect_volume(name).await.last_snapshot_at;
+    assert_eq!((newest("v").await, newest("w").await), (Some(second.created_at), None));
+}

@@ -244,7 +244,9 @@ impl Volumes {
         };
         let (state, state_reason) = state_of(view.state, view.fault);
         let shown = |row: &&SnapshotRow| row.volume == entry.id && !row.internal;
-        let snapshot_count = facts.snapshots.iter().filter(shown).count() as u64;
+        let snapshots = facts.snapshots.iter().filter(shown);
+        let (snapshot_count, last_snapshot_at) =
+            (snapshots.clone().count() as u64, snapshots.map(|row| row.created).max());
         api::Volume {
             volume_id: entry.id,
             name: entry.name.clone(),
@@ -264,6 +266,7 @@ impl Volumes {
             shared_bytes: stats.as_ref().map_or(0, |stats| stats.shared_bytes),
             allocated_bytes: stats.as_ref().map_or(0, |stats| stats.allocated_bytes),
             snapshot_count,
+            last_snapshot_at,
             layers: stats.as_ref().map_or(0, |stats| stats.layers),
             merge: stats.as_ref().map(|stats| stats.merge).filter(|merge| merge.layers > 0).map(|merge| {
                 let MergeStats { layers, done_bytes, total_bytes, .. } = merge;
