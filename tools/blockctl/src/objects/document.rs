@@ -18,6 +18,9 @@ use std::{
     sync::Arc,
 };
 
+/// Error of a field that YAML reads as a number or a truth value.
+const NO_TEXT: &str = "text is expected: write it in quotes";
+
 /// Path in a content and cause.
 pub type FieldError = (String, String);
 
@@ -211,7 +214,17 @@ impl Document {
 
     /// Removes a field that is text.
     pub fn take_text(&mut self, path: &str) -> Result<Option<String>, Problem> {
-        self.take_as(path, "text is expected: write it in quotes")
+        self.take_as(path, NO_TEXT)
+    }
+
+    /// Removes a field that is a list of texts.
+    pub fn take_texts(&mut self, path: &str) -> Result<Option<Vec<String>>, Problem> {
+        let Some(items) = self.take_as::<Vec<Value>>(path, "a list is expected")? else { return Ok(None) };
+        let text = |(index, item): (usize, Value)| match item {
+            Value::String(text) => Ok(text),
+            _ => Err(self.problem(&format!("{path}[{index}]"), NO_TEXT)),
+        };
+        items.into_iter().enumerate().map(text).collect::<Result<_, _>>().map(Some)
     }
 
     /// Ignores all fields that were not removed; fields around removed ones are not listed themselves.

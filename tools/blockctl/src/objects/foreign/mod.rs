@@ -177,7 +177,7 @@ impl Selection {
         if let Some(given) = document.take_as(labels, "labels are expected")? {
             (found.labels, found.field) = (given, labels.to_owned());
         }
-        if let Some(given) = document.take_as::<Vec<String>>(namespaces, "a list is expected")? {
+        if let Some(given) = document.take_texts(namespaces)? {
             found.field = namespaces.to_owned();
             found.namespaces = if given.iter().any(|one| one == "*") { Vec::new() } else { given };
         } else if found.labels.is_empty()
