@@ -279,3 +279,50 @@ fn object_with_a_pinned_backup_is_not_deleted_in_part() {
     }
     assert!(fake.seen().iter().all(|seen| !seen.line.starts_with("POST")), "{:?}", fake.seen());
 }
+
+#[test]
+fn snapshots_of_other_volumes_stay() {
+    let snapshot = |id: &str, volume_id: &str, volume: &str| {
+        let mut found = reply("GET /v1/snapshots")["items"][0].take();
+        (found["snapshotId"], found["name"]) = (json!(id), json!("daily"));
+        (found["volumeId"], found["volumeName"]) = (json!(volume_id), json!(volume));
+        found
+    };
+    let run = |line: &str| {
+        let mut script = world(&[], &[]);
+        let found = [snapshot("11", "1", "a"), snapshot("12", "2", "b")];
+        script.push(("GET /v1/snapshots", ok(list(json!(found)))));
+        for route in ["DELETE /v1/snapshots/11", "DELETE /v1/snapshots/12"] {
+            script.push((route, ok(reply("GET /v1/snapshots")["items"][0].take())));
+        }
+        let fake = Fake::start(script);
+        (fake.run(line), changes(&fake))
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("snapshot.yaml");
+    let document = |volumes: &str| {
+        let text = format!(
+            "apiVersion: blockd/v1\nkind: VolumeSnapshot\nmetadata: {{name: daily}}\nspec: {{{volumes}}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        format!("delete -f {}", path.display())
+    };
+    let (ran, seen) = run(&document("volume: a"));
+    assert_eq!(ran.stdout, "VolumeSnapshot/daily deleted: a@daily\n", "{ran:?}");
+    assert_eq!(seen, ["DELETE /v1/snapshots/11"]);
+    let (ran, seen) = run(&format!("{} --dry-run", document("volume: [b, a]")));
+    assert_eq!(ran.stdout, "VolumeSnapshot/daily deleted: a@daily, b@daily (dry run)\n", "{ran:?}");
+    assert!(seen.is_empty(), "{seen:?}");
+    let (ran, seen) = run(&document("volume: c"));
+    assert_eq!((ran.stdout.as_str(), seen), ("VolumeSnapshot/daily not there\n", Vec::new()), "{ran:?}");
+
+    // By its name, a snapshot of one volume.
+    let (ran, seen) = run("delete VolumeSnapshot daily");
+    assert!(ran.status == 2 && seen.is_empty(), "{ran:?} {seen:?}");
+    assert!(ran.stderr.contains("is ambiguous (a@daily, b@daily): add --volume"), "{ran:?}");
+    let (ran, seen) = run("-j delete VolumeSnapshot daily --volume b");
+    assert_eq!(ran.json()["items"][0]["snapshots"], json!(["b@daily"]), "{ran:?}");
+    assert_eq!(seen, ["DELETE /v1/snapshots/12"]);
+    assert_eq!(run("delete VolumeSnapshot daily --volume c").0.status, 4);
+    assert_eq!(run("delete Rule pg --volume a").0.status, 2);
+}

@@ -55,7 +55,8 @@ pub const DELETE_HELP: &str = "\
 Backups stay in the store unless the object has `reclaimPolicy: Delete`, in the file or when it was \
 applied: then those of a backup or a schedule are deleted with it. A backup that is named here is \
 deleted. If several have the name, `--location` and `--volume` or an id select one; an id \
-also selects those of other hosts. Volumes made by restores and clones stay: see `blockctl volume \
+also selects those of other hosts. Of snapshots of one name, a file selects those of its volumes, and \
+`--volume` selects one. Volumes made by restores and clones stay: see `blockctl volume \
 delete`. An assigned rule is deleted only by an object that names all its volumes and groups.
 
 Examples:
@@ -151,7 +152,7 @@ pub struct DeleteArgs {
     /// Only the backup in this location
     #[arg(long, value_name = "LOCATION", requires = "name")]
     pub location: Option<CredentialName>,
-    /// Only the backup of this volume
+    /// Only the backup or snapshot of this volume
     #[arg(long, value_name = "VOLUME", requires = "name")]
     pub volume: Option<VolumeName>,
     /// Print the actions without carrying them out

@@ -15,6 +15,7 @@ use blockd_api::{
     ApiError, CredentialName, CredentialRef, ErrorCode, Labels, ObjectName, VolumeId, VolumeName,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, StartDelete},
     operations,
+    snapshots::Snapshot,
     tasks::{StopTask, Task, TaskKind, TaskStage},
     volumes::Volume,
 };
@@ -29,7 +30,7 @@ pub struct RestoreTarget {
     pub labels: Option<Labels>,
 }
 
-/// Volume of a backup: its id, if it is known, and its name.
+/// Volume of a backup or snapshot: its id, if it is known, and its name.
 type Origin<'a> = (Option<VolumeId>, &'a str);
 
 fn origin_of(one: &Cloudsnap) -> Origin<'_> {
@@ -237,13 +238,50 @@ fn listed(several: &[&Cloudsnap]) -> String {
     several.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
-/// Volumes of deleted backups.
+/// Volumes of deleted backups or local snapshots.
 #[derive(Debug)]
 pub enum DeleteScope {
-    /// A volume by its name, or any: at most one backup.
+    /// A volume by its name, or any: at most one backup or snapshot.
     One(Option<VolumeName>),
-    /// Volumes of an object: all of their backups.
+    /// Volumes of an object: all of their backups or snapshots.
     All(Box<Backup>),
+}
+
+impl DeleteScope {
+    fn has(&self, resources: &ResourceSet, origin: Origin<'_>) -> bool {
+        match self {
+            Self::One(volume) => volume.as_ref().is_none_or(|volume| volume.as_str() == origin.1),
+            Self::All(volumes) => resources.selects(volumes, origin),
+        }
+    }
+
+    /// Returns the local snapshots of a name to delete.
+    ///
+    /// # Errors
+    /// The name is ambiguous.
+    pub fn snapshots<'a>(
+        &self,
+        name: &str,
+        resources: &'a ResourceSet,
+    ) -> Result<Vec<&'a Snapshot>, ApiError> {
+        let is_meant = |one: &&Snapshot| {
+            one.name.as_str() == name && self.has(resources, (Some(one.volume_id), one.volume_name.as_str()))
+        };
+        let found: Vec<&Snapshot> = resources.snapshots.iter().filter(is_meant).collect();
+        if matches!(self, Self::One(_)) && found.len() > 1 {
+            let message = format!(
+                "VolumeSnapshot/{name} is ambiguous ({}): add --volume, or delete those of an object with -f",
+                found.iter().map(|one| snapshot_name(one)).collect::<Vec<_>>().join(", ")
+            );
+            return Err(ApiError::new(ErrorCode::InvalidRequest, message));
+        }
+        Ok(found)
+    }
+}
+
+/// Returns the name of a local snapshot with that of its volume.
+pub fn snapshot_name(one: &Snapshot) -> String {
+    format!("{}@{}", one.volume_name, one.name)
 }
 
 /// Backups to delete.
@@ -272,18 +310,11 @@ impl BackupTarget {
         resources.cloudsnaps.iter().flatten().filter(is_meant).collect()
     }
 
-    fn has(&self, resources: &ResourceSet, origin: Origin<'_>) -> bool {
-        match &self.scope {
-            DeleteScope::One(volume) => volume.as_ref().is_none_or(|volume| volume.as_str() == origin.1),
-            DeleteScope::All(volumes) => resources.selects(volumes, origin),
-        }
-    }
-
     /// Returns the tasks of the name that run or can be resumed.
     fn tasks<'a>(&'a self, resources: &'a ResourceSet) -> Vec<&'a Task> {
         let tasks = resources.tasks_named(&self.name, self.location.as_ref());
         let tasks = tasks.filter(|task| !task.state.stage.is_over() || task.resumable);
-        tasks.filter(|task| self.has(resources, origin_of_task(task))).collect()
+        tasks.filter(|task| self.scope.has(resources, origin_of_task(task))).collect()
     }
 
     /// Returns the cloud snapshots and tasks to delete; none without a backup of the name.
@@ -301,7 +332,7 @@ impl BackupTarget {
         if let Some(error) = resources.unlisted(&object, self.location.as_ref()).filter(|_| !is_found_by_id) {
             return Err(error.into());
         }
-        found.retain(|one| self.has(resources, origin_of(one)));
+        found.retain(|one| self.scope.has(resources, origin_of(one)));
         // Two locations may lead to one store.
         found.sort_by_key(|one| one.cloud_snapshot_id);
         found.dedup_by_key(|one| one.cloud_snapshot_id);

@@ -2,7 +2,7 @@
 
 use super::{
     args::DeleteArgs,
-    backups::{BackupTarget, DeleteScope, delete_cloudsnap, refuse_kept},
+    backups::{BackupTarget, DeleteScope, delete_cloudsnap, refuse_kept, snapshot_name},
     record::Record,
     resources::{ResourceSet, Scope, schedule_name},
 };
@@ -13,13 +13,15 @@ use crate::{
     table::counted,
 };
 use blockd_api::{
-    CredentialRef, RuleName, SnapshotRef,
+    ApiError, CredentialRef, RuleName, SnapshotRef,
     cloudsnaps::CloudSnapshotId,
     operations,
     schedules::{Schedule, UpdateSchedule},
+    snapshots::Snapshot,
     tasks::TaskOwner,
 };
 use blockd_schedule::KeepReason;
+use serde_json::json;
 
 /// Object to delete.
 struct Deletion {
@@ -27,6 +29,8 @@ struct Deletion {
     name: String,
     /// Backups to delete, if a backup was named or has `reclaimPolicy: Delete`.
     backups: Option<BackupTarget>,
+    /// Volumes of local snapshots to delete.
+    snapshots: Option<DeleteScope>,
     /// Backups of a schedule are deleted with it.
     reclaims: bool,
     /// Assignments to remove with a rule.
@@ -35,7 +39,7 @@ struct Deletion {
 
 impl Deletion {
     fn new(kind: Kind, name: &str) -> Self {
-        Self { kind, name: name.to_owned(), backups: None, reclaims: false, rule: None }
+        Self { kind, name: name.to_owned(), backups: None, snapshots: None, reclaims: false, rule: None }
     }
 
     /// Returns the deletion of an object of a file. Its reclaim policy wins over the stored one.
@@ -55,10 +59,32 @@ impl Deletion {
             Body::Schedule(schedule) => {
                 deletion.reclaims = resources.reclaims(&name, schedule.backup().reclaim_policy);
             }
+            Body::Snapshot(snapshot) => deletion.snapshots = Some(DeleteScope::All(snapshot)),
             Body::Rule(hook) => deletion.rule = Some(hook),
             _ => {}
         }
         deletion
+    }
+
+    /// Returns the local snapshots to delete.
+    fn snapshots<'a>(&self, resources: &'a ResourceSet) -> Result<Vec<&'a Snapshot>, ApiError> {
+        self.snapshots.as_ref().map_or_else(|| Ok(Vec::new()), |scope| scope.snapshots(&self.name, resources))
+    }
+
+    /// Returns the names of the local snapshots to delete.
+    fn snapshot_names(&self, resources: &ResourceSet) -> Result<Vec<String>, ApiError> {
+        Ok(self.snapshots(resources)?.into_iter().map(snapshot_name).collect())
+    }
+
+    fn exists(&self, resources: &ResourceSet) -> Result<bool, Failure> {
+        Ok(match (&self.backups, &self.snapshots) {
+            (Some(target), _) => {
+                let (found, tasks) = target.selected(resources)?;
+                !found.is_empty() || !tasks.is_empty()
+            }
+            (None, Some(_)) => !self.snapshots(resources)?.is_empty(),
+            (None, None) => resources.find(self.kind, &self.name).is_some(),
+        })
     }
 }
 
@@ -96,23 +122,23 @@ async fn named(
     name: String,
     args: DeleteArgs,
 ) -> Result<(Vec<Deletion>, ResourceSet), Failure> {
-    if kind != Kind::VolumeBackup && (args.location.is_some() || args.volume.is_some()) {
-        return Err(Failure::usage("--location and --volume belong to VolumeBackup"));
+    if args.location.is_some() && kind != Kind::VolumeBackup {
+        return Err(Failure::usage("--location belongs to VolumeBackup"));
+    }
+    if args.volume.is_some() && !matches!(kind, Kind::VolumeBackup | Kind::VolumeSnapshot) {
+        return Err(Failure::usage("--volume belongs to VolumeBackup and VolumeSnapshot"));
     }
     let (id, location) = (name.parse().ok(), args.location);
     let scope = Scope { locations: location.clone().map(|location| vec![location]), id };
     let resources = ResourceSet::load_kinds(context, &[kind], &scope).await?;
-    let mut deletion = Deletion::new(kind, &name);
-    let exists = if kind == Kind::VolumeBackup {
-        let scope = DeleteScope::One(args.volume);
-        let target = deletion.backups.insert(BackupTarget { name, id, location, scope });
-        let (found, tasks) = target.selected(&resources)?;
-        !found.is_empty() || !tasks.is_empty()
-    } else {
-        deletion.reclaims = kind == Kind::VolumeBackupSchedule && resources.reclaims(&name, None);
-        resources.find(kind, &name).is_some()
-    };
-    match exists {
+    let (mut deletion, scope) = (Deletion::new(kind, &name), DeleteScope::One(args.volume));
+    match kind {
+        Kind::VolumeBackup => deletion.backups = Some(BackupTarget { name, id, location, scope }),
+        Kind::VolumeSnapshot => deletion.snapshots = Some(scope),
+        Kind::VolumeBackupSchedule => deletion.reclaims = resources.reclaims(&name, None),
+        _ => {}
+    }
+    match deletion.exists(&resources)? {
         true => Ok((vec![deletion], resources)),
         false => Err(kind.missing(&deletion.name)),
     }
@@ -128,6 +154,10 @@ struct Delete<'a> {
 impl Delete<'_> {
     /// Describes the loss of a deletion; `None` for an object that stays.
     async fn consequence(&self, one: &Deletion) -> Result<Option<String>, Failure> {
+        let snapshots = one.snapshot_names(&self.resources)?.join(", ");
+        if !snapshots.is_empty() {
+            return Ok(Some(format!("{}/{} is deleted permanently ({snapshots})", one.kind, one.name)));
+        }
         let lost = match (&one.backups, self.resources.schedule(&one.name)) {
             (Some(target), _) => target.selected(&self.resources)?.0.len(),
             (None, Some(schedule)) if one.reclaims => self.backups_of(schedule).await?.len(),
@@ -135,7 +165,7 @@ impl Delete<'_> {
         };
         let stays = matches!(one.kind, Kind::VolumeBackup | Kind::VolumeRestore | Kind::VolumeClone);
         Ok(match lost {
-            0 if stays || self.resources.find(one.kind, &one.name).is_none() => None,
+            0 if stays || !one.exists(&self.resources)? => None,
             0 => Some(format!("{}/{} is deleted", one.kind, one.name)),
             _ => {
                 let lost = counted(lost as u64, "cloud snapshot");
@@ -148,10 +178,17 @@ impl Delete<'_> {
         for one in wanted {
             record.begin();
             let result = self.one(one).await?;
-            record.done(result);
+            let snapshots = one.snapshot_names(&self.resources)?;
+            let document = record.done(result);
+            if !snapshots.is_empty() {
+                document["snapshots"] = json!(snapshots);
+            }
+            let colon = if snapshots.is_empty() { "" } else { ": " };
+            let snapshots = snapshots.join(", ");
             let dry = if self.dry_run { " (dry run)" } else { "" };
             if !self.context.output.is_json() {
-                self.context.output.line(format!("{}/{} {result}{dry}", one.kind, one.name))?;
+                let line = format!("{}/{} {result}{colon}{snapshots}{dry}", one.kind, one.name);
+                self.context.output.line(line)?;
             }
         }
         Ok(EXIT_DONE)
@@ -163,7 +200,7 @@ impl Delete<'_> {
         if let Some(target) = &one.backups {
             return target.delete(self.context, resources, self.dry_run).await;
         }
-        if resources.find(one.kind, name).is_none() {
+        if !one.exists(resources)? {
             return Ok("not there");
         }
         match one.kind {
@@ -184,7 +221,7 @@ impl Delete<'_> {
                 }
             }
             Kind::VolumeSnapshot => {
-                for one in resources.snapshots.iter().filter(|one| one.name.as_str() == name) {
+                for one in one.snapshots(resources)? {
                     let id = SnapshotRef::Id(one.snapshot_id);
                     client.call_at(operations::DELETE_SNAPSHOT, &id, &Default::default()).await?;
                 }
