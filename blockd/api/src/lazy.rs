@@ -131,6 +131,9 @@ pub struct StartInPlace {
     /// Keep no snapshot of the previous state.
     #[serde(default)]
     pub discard: bool,
+    /// Labels that the volume gets when the restore starts; its other labels stay.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// Bandwidth limits.
     #[serde(default)]
     pub limits: TaskLimits,

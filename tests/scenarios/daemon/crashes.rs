@@ -56,13 +56,20 @@ async fn in_place_restore_survives_a_crash_at_any_step() {
         model.write(&volume, 9 << 20, 5, 1 << 20);
         drop(volume);
 
+        let named = "data".parse().unwrap();
+        let labelled = UpdateVolume { labels: Some("app=db".parse().unwrap()), ..UpdateVolume::default() };
+        host.call_at(UPDATE_VOLUME, &named, &labelled).await;
         host.die_at(step);
-        let request = StartInPlace { discard: true, ..in_place_restore(&snap, "data") };
+        let labels = "restored-from=snap".parse().unwrap();
+        let request = StartInPlace { discard: true, labels, ..in_place_restore(&snap, "data") };
         let task = host.call(START_IN_PLACE, &request).await.task_id;
         host.die_and_start().await;
         let done = host.done(task).await;
         assert_eq!(done.resumed, 1, "{step}");
         backed_up.assert_is(&host.volume("data"));
+        // The label is stored with the task.
+        let labels = host.inspect_volume("data").await.labels;
+        assert_eq!(labels.to_string(), "app=db,restored-from=snap", "{step}");
         host.assert_tidy();
         host.stop().await;
     }

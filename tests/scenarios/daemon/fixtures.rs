@@ -72,6 +72,7 @@ pub(crate) fn in_place_restore(snap: &str, volume: &str) -> StartInPlace {
         volume: volume.parse().unwrap(),
         credential: None,
         discard: false,
+        labels: Default::default(),
         limits: TaskLimits::default(),
     }
 }

@@ -1,6 +1,6 @@
 //! `apply`, `diff` and `get` of objects: requests to the daemon and their order.
 
-use crate::support::{Fake, Reply, cloudsnap, fail, list, ok, reply, snap, volume};
+use crate::support::{CLUSTER, Fake, Reply, cloudsnap, fail, list, ok, reply, snap, volume};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -325,4 +325,59 @@ fn snapshots_of_other_volumes_stay() {
     assert_eq!(seen, ["DELETE /v1/snapshots/12"]);
     assert_eq!(run("delete VolumeSnapshot daily --volume c").0.status, 4);
     assert_eq!(run("delete Rule pg --volume a").0.status, 2);
+}
+
+/// Starts a daemon with these volumes and a backup `before` of volumes: cluster, id, name at its time and
+/// namespace.
+fn with_backup(volumes: &[(&str, &str)], backup: &[(&str, &str, &str, &str)]) -> Fake {
+    let volumes: Vec<Value> = volumes.iter().map(|(id, name)| volume(id, name)).collect();
+    let one = |(cluster, id, name, namespace): &(&str, &str, &str, &str)| {
+        let mut found = cloudsnap("59-61");
+        found["cloudSnapshotId"] = json!(format!("{cluster}/{id}-61"));
+        (found["volumeId"], found["volumeName"]) = (json!(id), json!(name));
+        (found["name"], found["labels"]) = (json!("before"), json!({ "namespace": namespace }));
+        found["backupLabels"] = json!({ "reclaim-policy": "Delete" });
+        found
+    };
+    let found: Vec<Value> = backup.iter().map(one).collect();
+    let total = found.len();
+    let listed =
+        json!({ "items": found, "next": null, "damaged": [], "failedCredentials": [], "total": total });
+    Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!(volumes)))),
+        ("GET /v1/tasks", ok(list(json!([])))),
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ("GET /v1/cloudsnaps", ok(listed)),
+    ])
+}
+
+/// Applies a document and returns the cloud snapshots that are restored, and the volumes.
+fn restored(fake: &Fake, text: &str) -> Vec<(String, String)> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    std::fs::write(&path, text).unwrap();
+    let ran = fake.run(&format!("apply -f {}", path.display()));
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let seen = fake.seen().into_iter().filter(|seen| !seen.line.starts_with("GET "));
+    let one = |body: Value| {
+        let volume = if body["volume"].is_null() { &body["volumeName"] } else { &body["volume"] };
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        (text(&body["cloudSnapshotId"]), text(volume))
+    };
+    seen.map(|seen| one(seen.body)).collect()
+}
+
+fn restore_document(spec: &str) -> String {
+    format!(
+        "apiVersion: blockd/v1\nkind: VolumeRestore\nmetadata: {{name: back}}\nspec: {{backupName: before, {spec}}}\n"
+    )
+}
+
+#[test]
+fn replacing_restore_sets_its_label_with_the_start() {
+    let fake = with_backup(&[("1", "a")], &[(CLUSTER, "1", "a", "shop")]);
+    let found = restored(&fake, &restore_document("destinationVolume: a, replacePolicy: Delete"));
+    assert_eq!(changes(&fake), ["POST /v1/cloudsnaps/restore-in-place"], "{found:?}");
+    let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("POST ")).unwrap();
+    assert_eq!(sent.body["labels"], json!({ "restored-from": snap("1-61") }));
 }

@@ -5,11 +5,13 @@ use crate::{
     ids::random_id,
     restore::{Restores, in_place::fence_reason},
     tasks::requests::check_limits,
+    volumes::registry::{Tags, VolumeEntry},
 };
-use blockd_api::{ErrorCode, cloudsnaps::RestoreStarted, lazy::StartInPlace};
-use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec};
+use blockd_api::{ErrorCode, Labels, cloudsnaps::RestoreStarted, lazy::StartInPlace};
+use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec, VolumeRow};
 use blockd_extent::SnapshotId;
-use std::sync::Arc;
+use rusqlite::Transaction;
+use std::{collections::BTreeMap, sync::Arc};
 
 impl Restores {
     /// Starts an in-place restore of a volume.
@@ -24,15 +26,7 @@ impl Restores {
         let id = request.cloud_snapshot_id;
         let (credential, manifest, _admission) = self.admit(&id, request.credential.as_ref()).await?;
         let entry = self.registry.find(&request.volume)?;
-        self.tasks.refuse_if_working(entry.id, &entry.name, |_| true).await?;
-        let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.spec.is_in_place();
-        if let Some(task) = self.tasks.resumable_tasks().await?.into_iter().find(is_half_done) {
-            let message = format!(
-                "volume {} is partially restored by task {}: resume or discard that restore first",
-                entry.name, task.id
-            );
-            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
-        }
+        self.refuse_other_work(&entry).await?;
         if manifest.size_bytes > entry.size_bytes() {
             let message = format!(
                 "cloud snapshot {id} has {} bytes, and volume {} only {}: grow the volume first",
@@ -42,6 +36,7 @@ impl Restores {
             );
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
+        let tags = with_labels(entry.tags(), &request.labels)?;
         self.attachments.check_delete(entry.id)?;
         let (_, mark) = entry.begin_rollback()?;
         let before = SnapshotId::from_u64(random_id()?);
@@ -53,18 +48,49 @@ impl Restores {
         row.detail.limits = request.limits;
         mark.set_reason(fence_reason(&row));
         self.in_place_work.fences.lock().insert(entry.id, mark);
-        match self.runner.store_and_launch(row, |_| Ok(())).await {
-            Ok(started) => Ok(RestoreStarted {
-                task_id: started.task_id,
-                volume_id: entry.id,
-                volume_name: entry.name.clone(),
-                previous_snapshot_id: (!request.discard).then_some(before),
-                schedules: Vec::new(),
-            }),
+        let (id, new) = (entry.id, tags.clone());
+        let set_tags =
+            move |tx: &Transaction<'_>| VolumeRow::set_tags(tx, id, &new.labels, new.group.as_ref());
+        match self.runner.store_and_launch(row, set_tags).await {
+            Ok(started) => {
+                entry.set_tags(tags);
+                Ok(RestoreStarted {
+                    task_id: started.task_id,
+                    volume_id: entry.id,
+                    volume_name: entry.name.clone(),
+                    previous_snapshot_id: (!request.discard).then_some(before),
+                    schedules: Vec::new(),
+                })
+            }
             Err(error) => {
                 self.in_place_work.fences.lock().remove(&entry.id);
                 Err(error)
             }
         }
     }
+
+    /// Refuses a volume on which a task works, or that another restore has left half done.
+    async fn refuse_other_work(&self, entry: &VolumeEntry) -> Result<(), ServiceError> {
+        self.tasks.refuse_if_working(entry.id, &entry.name, |_| true).await?;
+        let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.spec.is_in_place();
+        if let Some(task) = self.tasks.resumable_tasks().await?.into_iter().find(is_half_done) {
+            let message = format!(
+                "volume {} is partially restored by task {}: resume or discard that restore first",
+                entry.name, task.id
+            );
+            return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
+        }
+        Ok(())
+    }
+}
+
+/// Adds labels.
+///
+/// # Errors
+/// They are too many.
+fn with_labels(tags: Tags, labels: &Labels) -> Result<Tags, ServiceError> {
+    let labels = Labels::try_from(BTreeMap::from(tags.labels.overlaid_by(labels)));
+    let labels =
+        labels.map_err(|error| ServiceError::refused(ErrorCode::InvalidRequest, error.to_string()))?;
+    Ok(Tags { labels, ..tags })
 }

@@ -94,7 +94,7 @@ impl Restore {
 }
 
 /// Returns labels with another one; `None` if there are too many.
-pub fn with_label(labels: &Labels, key: &str, value: &str) -> Option<Labels> {
+fn with_label(labels: &Labels, key: &str, value: &str) -> Option<Labels> {
     let mut map = labels.as_map().clone();
     map.insert(key.to_owned(), value.to_owned());
     Labels::try_from(map).ok()

@@ -181,8 +181,8 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
             "Volume {volume} becomes cloud snapshot {cloud_snapshot_id}; its current content is {fate}."
         );
         args.yes.confirm(context.output, &consequence)?;
-        let request =
-            StartInPlace { cloud_snapshot_id, volume, credential, discard: args.how.discard, limits };
+        let (discard, labels) = (args.how.discard, Labels::default());
+        let request = StartInPlace { cloud_snapshot_id, volume, credential, discard, labels, limits };
         let reply = client.call(operations::START_IN_PLACE, &request).await?;
         if let Some(previous) = reply.previous_snapshot_id.filter(|_| !context.output.is_json()) {
             let volume = &reply.volume_name;

@@ -10,18 +10,18 @@ use crate::{
     failure::Failure,
     objects::{
         Object,
-        volumes::{RESTORED_FROM, Restore, with_label},
+        volumes::{RESTORED_FROM, Restore},
     },
     output::Context,
 };
 use blockd_api::{
-    CredentialRef, VolumeRef,
+    CredentialRef, Labels, VolumeRef,
     cloudsnaps::StartRestore,
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
     tasks::TaskLimits,
-    volumes::{UpdateVolume, Volume},
 };
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Starts or resumes the restores that are not done, and returns their tasks.
@@ -57,7 +57,7 @@ pub async fn start_restore(
             _ => continue,
         }
         tasks.extend(match resources.volume(&target.volume) {
-            Some(existing) => Some(replace(context, restore, &target, existing).await?),
+            Some(_) => Some(replace(context, restore, &target).await?),
             None => start(context, restore, target).await?,
         });
     }
@@ -102,26 +102,18 @@ async fn start(
 
 /// Restores into an existing volume. The task is forgotten in time: without a label, a later `apply` would
 /// restore again.
-async fn replace(
-    context: &Context<'_>,
-    restore: &Restore,
-    target: &RestoreTarget,
-    existing: &Volume,
-) -> Result<Uuid, Failure> {
+async fn replace(context: &Context<'_>, restore: &Restore, target: &RestoreTarget) -> Result<Uuid, Failure> {
     let (client, cloud_snapshot_id) = (&context.client, target.snap);
-    let volume = VolumeRef::Name(target.volume.clone());
+    let label = BTreeMap::from([(RESTORED_FROM.to_owned(), cloud_snapshot_id.to_string())]);
     let request = StartInPlace {
         cloud_snapshot_id,
-        volume: volume.clone(),
+        volume: VolumeRef::Name(target.volume.clone()),
         credential: restore.location.clone().map(CredentialRef::Name),
         discard: false,
+        labels: Labels::try_from(label).map_err(|error| Failure::usage(error.to_string()))?,
         limits: TaskLimits::default(),
     };
     let started = client.call(operations::START_IN_PLACE, &request).await?;
-    if let Some(labels) = with_label(&existing.labels, RESTORED_FROM, &cloud_snapshot_id.to_string()) {
-        let request = UpdateVolume { labels: Some(labels), ..UpdateVolume::default() };
-        client.call_at(operations::UPDATE_VOLUME, &volume, &request).await?;
-    }
     if let Some(previous) = started.previous_snapshot_id {
         context.output.note(format!(
             "note: the previous content of {} is kept as snapshot {previous}",
