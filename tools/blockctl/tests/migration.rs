@@ -84,6 +84,7 @@ fn daemon(case: &Case<'_>) -> Fake {
     let backup = |number: &str, volume: &str| {
         let mut found = reply("GET /v1/cloudsnaps")["items"][0].take();
         (found["cloudSnapshotId"], found["volumeName"]) = (json!(snap(number)), json!(volume));
+        found["volumeId"] = json!(number.split('-').next());
         (found["labels"], found["credentialName"]) = (mysql.clone(), json!(name));
         found["name"] = json!("backup");
         found

@@ -327,6 +327,8 @@ fn snapshots_of_other_volumes_stay() {
     assert_eq!(run("delete Rule pg --volume a").0.status, 2);
 }
 
+const OTHER_CLUSTER: &str = "fe431d7d-0b42-4a4b-9496-f3e9050d0f68";
+
 /// Starts a daemon with these volumes and a backup `before` of volumes: cluster, id, name at its time and
 /// namespace.
 fn with_backup(volumes: &[(&str, &str)], backup: &[(&str, &str, &str, &str)]) -> Fake {
@@ -371,6 +373,22 @@ fn restore_document(spec: &str) -> String {
     format!(
         "apiVersion: blockd/v1\nkind: VolumeRestore\nmetadata: {{name: back}}\nspec: {{backupName: before, {spec}}}\n"
     )
+}
+
+#[test]
+fn restore_finds_renamed_volumes_by_their_ids() {
+    let pair = |cluster: &str, id: &str, volume: &str| (format!("{cluster}/{id}-61"), volume.to_owned());
+    let own = [(CLUSTER, "1", "a", "shop"), (CLUSTER, "9", "gone", "shop")];
+    let volumes = [("1", "old"), ("2", "a"), ("3", "gone")];
+    let all = restore_document("namespaceMapping: {}, replacePolicy: Delete");
+    let found = restored(&with_backup(&volumes, &own), &all);
+    assert_eq!(found, [pair(CLUSTER, "1", "old"), pair(CLUSTER, "9", "gone")]);
+    let one = restore_document("sourceVolume: old, destinationVolume: new");
+    assert_eq!(restored(&with_backup(&volumes, &own), &one), [pair(CLUSTER, "1", "new")]);
+    // The ids of another host have no meaning here.
+    let other = [(OTHER_CLUSTER, "1", "a", "shop")];
+    let found = restored(&with_backup(&volumes, &other), &all);
+    assert_eq!(found, [pair(OTHER_CLUSTER, "1", "a")]);
 }
 
 #[test]

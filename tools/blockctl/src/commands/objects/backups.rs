@@ -168,6 +168,14 @@ impl ResourceSet {
         Ok(found)
     }
 
+    /// Returns the present name of the volume of a backup; the name at its time, if this host has no such
+    /// volume.
+    fn present_name<'a>(&'a self, one: &'a Cloudsnap) -> &'a str {
+        let is_own = self.own == Some(one.cloud_snapshot_id.cluster);
+        let known = self.volumes.iter().find(|volume| is_own && volume.volume_id == one.volume_id);
+        known.map_or(one.volume_name.as_str(), |volume| volume.name.as_str())
+    }
+
     /// Returns the cloud snapshot of a restore to one volume.
     ///
     /// # Errors
@@ -179,7 +187,7 @@ impl ResourceSet {
             None => return Err(ApiError::new(ErrorCode::InvalidRequest, "the restore names no backup")),
         };
         let mut found = self.restorable(name, restore.location.as_ref())?;
-        found.retain(|one| volume.is_none_or(|volume| one.volume_name == volume.as_str()));
+        found.retain(|one| volume.is_none_or(|volume| self.present_name(one) == volume.as_str()));
         match found.as_slice() {
             [one] => Ok(one.cloud_snapshot_id),
             [] => {
@@ -199,7 +207,7 @@ impl ResourceSet {
         let found = self.restorable(name, restore.location.as_ref())?;
         let mut targets: Vec<RestoreTarget> = Vec::new();
         for one in &found {
-            let (volume, labels) = restore.destination(&one.volume_name, &one.labels);
+            let (volume, labels) = restore.destination(self.present_name(one), &one.labels);
             let id = one.cloud_snapshot_id;
             let volume: VolumeName = volume
                 .parse()
