@@ -296,6 +296,22 @@ fn ignore_reclaim_policy(document: &mut Document, body: &mut Body) {
     }
 }
 
+/// Warns about the effect of a time to live that is not that of a backup.
+fn warn_about_ttl(document: &mut Document, body: &mut Body) {
+    match body {
+        Body::Snapshot(backup) if backup.ttl.is_some() => {
+            backup.ttl = None;
+            document.warn("spec.ttl", "ignored: local snapshots do not expire");
+        }
+        Body::Schedule(schedule) => {
+            if let Some(warning) = schedule.ttl_warning.take() {
+                document.warn("spec.template.spec.ttl", &warning);
+            }
+        }
+        _ => {}
+    }
+}
+
 /// Takes an object from its document.
 fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Problem> {
     let kind = document.take::<String>("kind")?;
@@ -318,6 +334,7 @@ fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Problem
         Kind::VolumeClone => Body::Clone(document.spec(field, text)?),
     };
     ignore_reclaim_policy(&mut document, &mut body);
+    warn_about_ttl(&mut document, &mut body);
     match &mut body {
         Body::Backup(backup) => {
             backup.labels = backup_labels(&mut document, &mut rest, backup.reclaim_policy)?;

@@ -3,6 +3,7 @@
 use super::{
     backup::{Backup, ReclaimPolicy},
     document::{FieldError, Spec},
+    foreign::parse_ttl,
     policy::Rules,
     values::{Retain, one_or_many},
 };
@@ -11,12 +12,16 @@ use blockd_api::{
     schedules::{CreateSchedule, PolicyName, Priority, RetainAt, Rule, Schedule, UpdateSchedule},
 };
 use blockd_schedule::{Jitter, Retention};
+use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::iter::successors;
 use uuid::Uuid;
 
 /// Backups that a schedule without a policy and without `retain` keeps.
 const DEFAULT_RETAIN: u32 = 7;
+/// Maximum number of backups that a time to live is converted to.
+const MAX_RETAINED: u32 = 10_000;
 
 /// Retention in one location.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -61,6 +66,9 @@ pub struct ScheduleSpec {
     #[serde(default)]
     priority: Priority,
     template: TemplateObject,
+    /// Effect of the time to live of the template, if it has one.
+    #[serde(skip)]
+    pub ttl_warning: Option<String>,
 }
 
 impl ScheduleSpec {
@@ -103,6 +111,7 @@ impl ScheduleSpec {
             jitter_seconds: schedule.jitter_seconds.max_s,
             priority: schedule.priority,
             template: TemplateObject { spec },
+            ttl_warning: None,
         })
     }
 
@@ -119,6 +128,26 @@ impl ScheduleSpec {
     /// Returns true if it makes local snapshots.
     pub fn is_local(&self) -> bool {
         self.local_snapshots.is_some()
+    }
+
+    /// Converts the time to live of the template to the retention of the schedule, if that has none, and
+    /// returns a warning.
+    fn convert_ttl(&mut self) -> Option<String> {
+        let ttl = self.template.spec.ttl.take()?;
+        let makes_backups = !self.is_local() || !self.template.spec.backup_location.is_empty();
+        let has_retain = self.retain.is_some() || self.schedule.0.iter().any(|rule| rule.retain.is_some());
+        Some(match &self.schedule_policy_name {
+            _ if !makes_backups => {
+                "ignored: the retention of local snapshots is `localSnapshots.retain`".to_owned()
+            }
+            Some(policy) => format!("ignored: SchedulePolicy/{policy} and `retain` set the retention"),
+            None if has_retain => "ignored: `retain` sets the retention".to_owned(),
+            None => {
+                let kept = runs_within(&self.schedule.0, parse_ttl(&ttl).ok()?);
+                self.retain = Some(Retain::last(kept));
+                format!("{ttl} is kept as the newest {kept} backups")
+            }
+        })
     }
 
     /// Sets the retention of local snapshots, if none is given, to that of the rules of the policy.
@@ -157,11 +186,25 @@ impl ScheduleSpec {
     }
 }
 
+/// Returns the number of runs in a time, at least one: the same at each conversion.
+fn runs_within(rules: &[Rule], time_s: u64) -> u32 {
+    let span = SignedDuration::from_secs(i64::try_from(time_s).unwrap_or(i64::MAX));
+    let end = Timestamp::UNIX_EPOCH.checked_add(span).unwrap_or(Timestamp::MAX);
+    let runs = |rule: &Rule| {
+        let when = rule.when.clone();
+        let first = when.next_after(Timestamp::UNIX_EPOCH);
+        successors(first, move |time| when.next_after(*time)).take_while(|time| *time <= end)
+    };
+    let all = rules.iter().flat_map(runs).zip(1..=MAX_RETAINED);
+    all.last().map_or(1, |(_, count)| count)
+}
+
 impl Spec for ScheduleSpec {
     fn check(&mut self, _: &str) -> Result<(), FieldError> {
         let refused = |path: &str, message: String| Err((path.to_owned(), message));
         let template = self.template.spec.check_template();
         template.map_err(|message| ("template.spec".to_owned(), message))?;
+        self.ttl_warning = self.convert_ttl();
         if self.schedule_policy_name.is_none() {
             if self.schedule.is_empty() {
                 let message = "`schedulePolicyName` or `schedule` is expected";

@@ -8,16 +8,12 @@ use crate::{
         secret::decode_base64,
     },
 };
-use blockd_schedule::{Recurrence, Zone};
-use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 pub const GROUP: &str = "velero.io";
 
 /// Time that a backup is kept by default.
 const DEFAULT_TTL: &str = "720h0m0s";
-/// Maximum number of backups that a time to live is converted to.
-const MAX_RETAINED: u32 = 10_000;
 
 /// Returns a duration such as `720h0m0s` in seconds.
 pub fn parse_ttl(text: &str) -> Result<u64, String> {
@@ -58,7 +54,7 @@ pub fn schedule(document: &mut Document, mut native: Document, name: &str) -> Re
         return Err(document.problem("spec.schedule", "missing"));
     };
     let ttl = document.take_text("spec.template.ttl")?.unwrap_or_else(|| DEFAULT_TTL.to_owned());
-    let ttl_s = parse_ttl(&ttl).map_err(|error| document.problem("spec.template.ttl", error))?;
+    parse_ttl(&ttl).map_err(|error| document.problem("spec.template.ttl", error))?;
     let zoned = cron.strip_prefix("CRON_TZ=").and_then(|rest| rest.split_once(' '));
     let expression = zoned.map_or(cron.as_str(), |(_, expression)| expression);
     let rule = match (expression.strip_prefix("@every "), zoned) {
@@ -69,30 +65,10 @@ pub fn schedule(document: &mut Document, mut native: Document, name: &str) -> Re
         (None, None) => json!({ "cron": { "expression": expression } }),
         (None, Some((zone, _))) => json!({ "cron": { "expression": expression, "timeZone": zone } }),
     };
-    let kept = runs_within(expression, ttl_s);
     native.set("spec.schedule", rule, "spec.schedule");
-    native.set("spec.retain", kept.into(), "spec.template.ttl");
-    let message = format!("{ttl} is kept as the newest {kept} backups");
-    document.warn("spec.template.ttl", &message);
+    native.set("spec.template.spec.ttl", ttl.into(), "spec.template.ttl");
     let volumes = selection(document, "spec.template")?;
     Ok(volumes.each(native, name, "spec.template.spec"))
-}
-
-/// Returns the number of runs in a time, at least one.
-fn runs_within(expression: &str, time_s: u64) -> u32 {
-    if let Some(Ok(every_s)) = expression.strip_prefix("@every ").map(parse_ttl) {
-        return u32::try_from(time_s / every_s.max(60)).unwrap_or(MAX_RETAINED).clamp(1, MAX_RETAINED);
-    }
-    let Ok(when) = format!("cron {expression}").parse() else { return 1 };
-    let recurrence = Recurrence { when, zone: Zone::utc() };
-    // The same number at each conversion.
-    let (mut time, mut count) = (Timestamp::UNIX_EPOCH, 0);
-    let span = SignedDuration::from_secs(i64::try_from(time_s).unwrap_or(i64::MAX));
-    let end = time.checked_add(span).unwrap_or(Timestamp::MAX);
-    while let Some(next) = recurrence.next_after(time).filter(|next| *next <= end && count < MAX_RETAINED) {
-        (time, count) = (next, count + 1);
-    }
-    count.max(1)
 }
 
 /// Converts a location. Its secret is a file of the provider.
