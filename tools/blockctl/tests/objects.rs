@@ -399,3 +399,37 @@ fn replacing_restore_sets_its_label_with_the_start() {
     let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("POST ")).unwrap();
     assert_eq!(sent.body["labels"], json!({ "restored-from": snap("1-61") }));
 }
+
+#[test]
+fn restore_of_velero_replaces_only_selected_volumes() {
+    let document = |spec: &str| {
+        format!(
+            "apiVersion: velero.io/v1\nkind: Restore\nmetadata: {{name: back}}\nspec: {{backupName: before, existingResourcePolicy: update, {spec}}}\n"
+        )
+    };
+    let fake =
+        || with_backup(&[("1", "va"), ("2", "vb")], &[(CLUSTER, "1", "va", "a"), (CLUSTER, "2", "vb", "b")]);
+    for spec in [
+        "includedNamespaces: [a]",
+        "excludedNamespaces: [b]",
+        "includedNamespaces: [a, b], excludedNamespaces: [b]",
+        "labelSelector: {matchLabels: {namespace: a}}",
+    ] {
+        let found = restored(&fake(), &document(spec));
+        assert_eq!(found, [(snap("1-61"), "va".to_owned())], "{spec}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("velero.yaml");
+    std::fs::write(&path, document("includedNamespaces: [c]")).unwrap();
+    let fake = fake();
+    let ran = fake.run(&format!("apply -f {}", path.display()));
+    assert!(ran.stderr.contains("VolumeBackup/before has no volume with the selected labels"), "{ran:?}");
+
+    // A deletion that a file limits in another way than here is refused.
+    let text = "apiVersion: velero.io/v1\nkind: Backup\nmetadata: {name: before}\nspec:\n  storageLocation: nas\n  excludedNamespaces: [a]\n";
+    std::fs::write(&path, text).unwrap();
+    let ran = fake.run(&format!("delete -f {}", path.display()));
+    let words = "line 6: spec.excludedNamespaces: not supported: the volumes that it excludes would be lost";
+    assert!(ran.status == 2 && ran.stderr.contains(words), "{ran:?}");
+    assert!(changes(&fake).is_empty(), "{:?}", changes(&fake));
+}

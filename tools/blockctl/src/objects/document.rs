@@ -71,6 +71,8 @@ pub struct Document {
     pub is_foreign: bool,
     /// An equal object of another document is the same one.
     pub is_derived: bool,
+    /// Error of a field that selects fewer volumes and is not supported, if they are lost.
+    pub wider: Option<Problem>,
     /// Fields. Those without a value are left out.
     fields: Map<String, Value>,
     /// Lines by path, such as `.policy.daily.retain`.

@@ -186,6 +186,8 @@ pub struct Object {
     pub volumes_at: (usize, String),
     /// Warnings about fields.
     pub warnings: Vec<Problem>,
+    /// Error of a field that selects fewer volumes and is not supported, if they are lost.
+    pub wider: Option<Problem>,
     /// An equal object of another document is the same one.
     is_derived: bool,
     pub body: Body,
@@ -354,9 +356,10 @@ fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Problem
         return Err(document.problem(field, "unknown field"));
     }
     let (file, line, is_derived) = (document.source.file.clone(), document.line, document.is_derived);
+    let wider = document.wider.take();
     let volumes_at = (at.line, at.path);
     let warnings = document.finish(&format!("{kind}/{name}"));
-    Ok(Object { kind, name, file, line, volumes_at, warnings, is_derived, body })
+    Ok(Object { kind, name, file, line, volumes_at, warnings, wider, is_derived, body })
 }
 
 #[cfg(test)]

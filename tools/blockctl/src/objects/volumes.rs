@@ -3,9 +3,10 @@
 use super::{
     document::{FieldError, Spec},
     foreign::NAMESPACE,
+    values::selectors,
 };
 use blockd_api::{
-    CredentialName, Labels, ObjectName, SnapshotName, SnapshotRef, VolumeName, VolumeRef,
+    CredentialName, LabelSelector, Labels, ObjectName, SnapshotName, SnapshotRef, VolumeName, VolumeRef,
     cloudsnaps::CloudSnapshotId,
 };
 use serde::{Deserialize, Serialize};
@@ -58,6 +59,12 @@ pub struct Restore {
     /// Namespaces of the new volumes by those of the original ones; given, the restore is of all volumes of
     /// the backup.
     namespace_mapping: Option<BTreeMap<String, String>>,
+    /// Labels of the volumes to restore; those with any of them.
+    #[serde(default, with = "selectors", skip_serializing_if = "Vec::is_empty")]
+    selectors: Vec<LabelSelector>,
+    /// Values of the label `namespace` of the volumes not to restore.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    excluded_namespaces: Vec<String>,
     /// Action on an existing volume.
     #[serde(default, skip_serializing)]
     pub replace_policy: ReplacePolicy,
@@ -80,6 +87,13 @@ impl Restore {
     /// Returns true if all volumes of the backup are restored.
     pub fn is_of_all(&self) -> bool {
         self.namespace_mapping.is_some() && self.backup_name.is_some()
+    }
+
+    /// Returns true if a volume with these labels is restored.
+    pub fn selects(&self, labels: &Labels) -> bool {
+        let namespace = labels.as_map().get(NAMESPACE);
+        let is_selected = self.selectors.is_empty() || self.selectors.iter().any(|one| labels.matches(one));
+        is_selected && !namespace.is_some_and(|namespace| self.excluded_namespaces.contains(namespace))
     }
 
     /// Returns the new volume of a volume with these labels, and its labels if they are others.
@@ -123,6 +137,12 @@ impl Spec for Restore {
             return refused(
                 "destinationVolume",
                 "with `namespaceMapping` volumes keep their names".to_owned(),
+            );
+        }
+        if !self.is_of_all() && !(self.selectors.is_empty() && self.excluded_namespaces.is_empty()) {
+            return refused(
+                "namespaceMapping",
+                "`selectors` and `excludedNamespaces` need it, such as `{}`".to_owned(),
             );
         }
         if self.is_of_all() { Ok(()) } else { name_volume(&mut self.destination_volume, name) }

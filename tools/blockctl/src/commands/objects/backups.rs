@@ -201,12 +201,12 @@ impl ResourceSet {
     /// Returns the volumes of a restore of all volumes of a backup.
     ///
     /// # Errors
-    /// There is no such backup, or the names of its volumes are ambiguous.
+    /// There is no such backup, none of its volumes is selected, or their names are ambiguous.
     pub fn restore_targets(&self, restore: &Restore) -> Result<Vec<RestoreTarget>, ApiError> {
         let Some(RestoreSource::Backup(name, _)) = restore.source() else { return Ok(Vec::new()) };
         let found = self.restorable(name, restore.location.as_ref())?;
         let mut targets: Vec<RestoreTarget> = Vec::new();
-        for one in &found {
+        for one in found.iter().filter(|one| restore.selects(&one.labels)) {
             let (volume, labels) = restore.destination(self.present_name(one), &one.labels);
             let id = one.cloud_snapshot_id;
             let volume: VolumeName = volume
@@ -216,6 +216,10 @@ impl ResourceSet {
                 return Err(ambiguous(name, &found));
             }
             targets.push(RestoreTarget { snap: id, volume, labels });
+        }
+        if targets.is_empty() {
+            let message = format!("VolumeBackup/{name} has no volume with the selected labels");
+            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
         }
         Ok(targets)
     }

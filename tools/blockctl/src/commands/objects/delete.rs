@@ -43,7 +43,10 @@ impl Deletion {
     }
 
     /// Returns the deletion of an object of a file. Its reclaim policy wins over the stored one.
-    fn of(object: Object, resources: &ResourceSet) -> Self {
+    ///
+    /// # Errors
+    /// Backups or snapshots of volumes that the file excludes would be deleted.
+    fn of(object: Object, resources: &ResourceSet) -> Result<Self, Failure> {
         let (kind, name) = (object.kind, object.name.to_string());
         let mut deletion = Self::new(kind, &name);
         match object.body {
@@ -63,7 +66,12 @@ impl Deletion {
             Body::Rule(hook) => deletion.rule = Some(hook),
             _ => {}
         }
-        deletion
+        match object.wider {
+            Some(problem) if deletion.backups.is_some() || deletion.snapshots.is_some() => {
+                Err(Failure::usage(format!("{}: {problem}", object.file)))
+            }
+            _ => Ok(deletion),
+        }
     }
 
     /// Returns the local snapshots to delete.
@@ -96,7 +104,8 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Exit {
         _ => {
             let mut objects = read_all(&args.file)?.objects;
             let resources = ResourceSet::load_for(context, &mut objects).await?;
-            (objects.into_iter().map(|object| Deletion::of(object, &resources)).collect(), resources)
+            let wanted = objects.into_iter().map(|object| Deletion::of(object, &resources));
+            (wanted.collect::<Result<_, _>>()?, resources)
         }
     };
     wanted.sort_by_key(|one| std::cmp::Reverse(one.kind));

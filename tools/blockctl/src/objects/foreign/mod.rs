@@ -72,10 +72,69 @@ const CONVERSIONS: [(&str, &str, Kind, &str, Finish); 14] = [
     (velero::GROUP, "Backup", Kind::VolumeBackup, "spec.storageLocation>spec.backupLocation spec.ttl", velero::backup),
     (velero::GROUP, "Schedule", Kind::VolumeBackupSchedule,
         "spec.template.storageLocation>spec.template.spec.backupLocation spec.paused>spec.suspend", velero::schedule),
-    (velero::GROUP, "Restore", Kind::VolumeRestore, "spec.backupName spec.namespaceMapping", restore),
+    (velero::GROUP, "Restore", Kind::VolumeRestore, "spec.backupName spec.namespaceMapping", velero::restore),
     (velero::GROUP, "BackupStorageLocation", Kind::BackupLocation,
         "spec.objectStorage.bucket>location.path spec.objectStorage.prefix>location.prefix", velero::location),
 ];
+
+/// Fields of specs that select fewer volumes and have no equivalent, and the values that do.
+const NARROWING: [(&str, fn(&Value) -> bool); 13] = [
+    ("excludedNamespaces", is_given),
+    ("excludedResources", has_volumes),
+    ("excludedNamespaceScopedResources", has_volumes),
+    ("excludeResourceTypes", has_volumes),
+    ("includeResources", is_given),
+    ("includedNamespaceScopedResources", has_no_volumes),
+    ("includedResources", has_no_volumes),
+    ("labelSelector.matchExpressions", is_given),
+    ("namespaceSelector", is_given),
+    ("orLabelSelectors", is_given),
+    ("pvcSelector.matchExpressions", is_given),
+    ("resourceTypes", has_no_volumes),
+    ("restorePVs", is_given),
+];
+
+fn is_given(value: &Value) -> bool {
+    ![json!([]), json!({}), json!(true)].contains(value)
+}
+
+/// Returns true for a list of resources with volumes.
+fn has_volumes(value: &Value) -> bool {
+    let words = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+    words
+        .map(str::to_ascii_lowercase)
+        .any(|word| ["*", "pv", "pvc"].contains(&word.as_str()) || word.starts_with("persistentvolume"))
+}
+
+/// Returns true for a list of other resources only.
+fn has_no_volumes(value: &Value) -> bool {
+    is_given(value) && !has_volumes(value)
+}
+
+/// Warns about fields that select fewer volumes and have no equivalent.
+///
+/// # Errors
+/// Excluded volumes would be replaced.
+fn widen(document: &mut Document, natives: &mut [Document]) -> Result<(), Problem> {
+    for spec in ["spec", "spec.template", "spec.template.spec"] {
+        for (field, narrows) in NARROWING {
+            let path = format!("{spec}.{field}");
+            if !document.get(&path).is_some_and(narrows) {
+                continue;
+            }
+            if natives.iter().any(|one| one.get("spec.replacePolicy") == Some(&json!("Delete"))) {
+                let message = "not supported: the volumes that it excludes would be replaced";
+                return Err(document.problem(&path, message));
+            }
+            document.warn(&path, "not supported: the volumes that it excludes are selected, too");
+            document.remove(&path);
+            let problem =
+                document.problem(&path, "not supported: the volumes that it excludes would be lost");
+            natives.iter_mut().for_each(|one| one.wider = Some(problem.clone()));
+        }
+    }
+    Ok(())
+}
 
 /// Converts a document; one of ours stays as it is.
 pub fn convert(mut document: Document) -> Result<Converted, Problem> {
@@ -110,6 +169,7 @@ pub fn convert(mut document: Document) -> Result<Converted, Problem> {
     let mut native = begin(&document, *ours, &name);
     document.move_all(&mut native, moves);
     let mut natives = finish(&mut document, native, &name)?;
+    widen(&mut document, &mut natives)?;
     let given = ["metadata.labels", "metadata.annotations"];
     let mut metadata = given.map(|path| (path, document.get(path).cloned())).to_vec();
     metadata.push(("metadata.namespace", namespace));

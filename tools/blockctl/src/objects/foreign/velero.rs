@@ -42,10 +42,29 @@ fn selection(document: &mut Document, spec: &str) -> Result<Selection, Problem> 
     let labels = format!("{spec}.labelSelector.matchLabels");
     let namespaces = format!("{spec}.includedNamespaces");
     // The namespace of a document is that of the server.
-    if document.get(&namespaces).is_none() && document.get(&labels).is_none() {
+    let has_labels = document.get(&labels).is_some_and(|given| *given != json!({}));
+    if document.get(&namespaces).is_none() && !has_labels {
         document.set(&namespaces, json!([]), &namespaces);
     }
-    Selection::take(document, &namespaces, &labels)
+    let mut found = Selection::take(document, &namespaces, &labels)?;
+    if !found.namespaces.is_empty() {
+        let excluded = document.take_texts(&format!("{spec}.excludedNamespaces"))?.unwrap_or_default();
+        found.namespaces.retain(|one| !excluded.contains(one));
+        if found.namespaces.is_empty() {
+            return Err(document.problem(&namespaces, "all of them are excluded"));
+        }
+    }
+    Ok(found)
+}
+
+pub fn restore(document: &mut Document, mut native: Document, name: &str) -> Result<Vec<Document>, Problem> {
+    let volumes = selection(document, "spec")?;
+    let selectors = volumes.selectors();
+    if !selectors.is_empty() {
+        native.set("spec.selectors", selectors.into(), &volumes.field);
+    }
+    document.move_all(&mut native, "spec.excludedNamespaces");
+    super::restore(document, native, name)
 }
 
 pub fn schedule(document: &mut Document, mut native: Document, name: &str) -> Result<Vec<Document>, Problem> {
