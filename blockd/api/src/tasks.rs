@@ -1,7 +1,8 @@
 //! Tasks: backups, restores and deletes that run in the background.
 
 use crate::{
-    ApiError, CredentialName, ObjectName, VolumeId, VolumeName, quiesce::QuiesceReport, roles::Role, text::as_text,
+    ApiError, CredentialName, ObjectName, VolumeId, VolumeName, quiesce::QuiesceReport, roles::Role,
+    text::as_text,
 };
 use jiff::Timestamp;
 use schemars::JsonSchema;

@@ -1,6 +1,6 @@
 //! Commands on a terminal: confirmation of destructive ones.
 
-use crate::support::{Fake, Ran, list, ok, snap, task};
+use crate::support::{Fake, Ran, list, ok, reply, snap, task};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::json;
 use std::{
@@ -108,4 +108,57 @@ fn scripts_delete_cloud_snapshots_by_complete_ids() {
         assert_eq!(ran.status, 0, "{ran:?}");
     }
     assert_eq!(deletions(&fake), 2);
+}
+
+/// Starts a daemon for deletions and replacements of objects.
+fn with_objects() -> Fake {
+    let volume = reply("GET /v1/volumes/db");
+    let mut other = volume.clone();
+    (other["name"], other["volumeId"]) = (json!("NewVol"), json!("60"));
+    let snapshot = reply("GET /v1/snapshots")["items"][0].take();
+    let credential = reply("GET /v1/credentials/nas");
+    let delete = format!("DELETE /v1/credentials/{}", credential["credentialId"].as_str().unwrap());
+    Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!([volume, other])))),
+        ("GET /v1/tasks", ok(list(json!([])))),
+        ("GET /v1/credentials", ok(list(json!([credential])))),
+        ("DELETE /v1/snapshots/61", ok(snapshot)),
+        (delete.as_str(), ok(reply("DELETE /v1/credentials/nas"))),
+    ])
+}
+
+#[test]
+fn objects_are_deleted_and_replaced_after_a_question() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("objects.yaml");
+    let object = |kind: &str, spec: &str| {
+        format!("apiVersion: blockd/v1\nkind: {kind}\nmetadata: {{name: monday}}\nspec: {{{spec}}}\n---\n")
+    };
+    let source = format!("cloudSnapshotId: {}, destinationVolume: NewVol", snap("59-61-incr"));
+    let restore = object("VolumeRestore", &format!("{source}, replacePolicy: Delete"));
+    let both = object("VolumeSnapshot", "volume: db") + &object("Rule", "preCommand: sync");
+    let replaced = "VolumeRestore/monday replaces the content of volume NewVol, which is kept as a snapshot";
+    for (line, text, words) in [
+        ("delete VolumeSnapshot monday", "", "VolumeSnapshot/monday is deleted permanently (db@monday)"),
+        ("delete VolumeBackupSchedule nightly", "", "VolumeBackupSchedule/nightly is deleted"),
+        ("delete BackupLocation nas", "", "BackupLocation/nas is deleted"),
+        ("delete -f FILE", &both, "VolumeSnapshot/monday is deleted permanently (db@monday)"),
+        ("apply -f FILE", &restore, replaced),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let line = line.replace("FILE", path.to_str().unwrap());
+        let refused = with_objects();
+        let shown = on_terminal(&refused, &line, "n\n");
+        assert!(shown.stdout.contains(words) && shown.stdout.contains("[y/N]"), "{line} {shown:?}");
+        assert_eq!((shown.status, deletions(&refused)), (1, 0), "{line} {shown:?}");
+        for (option, typed) in [("", "y\n"), (" --yes", "")] {
+            let confirmed = with_objects();
+            let shown = on_terminal(&confirmed, &format!("{line}{option}"), typed);
+            assert_eq!((shown.status, deletions(&confirmed)), (0, 1), "{line}{option} {shown:?}");
+        }
+        // A dry run changes nothing.
+        let shown = on_terminal(&refused, &format!("{line} --dry-run"), "");
+        assert!(shown.status == 0 && !shown.stdout.contains("[y/N]"), "{line} {shown:?}");
+        assert_eq!(deletions(&refused), 0);
+    }
 }

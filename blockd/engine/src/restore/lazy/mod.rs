@@ -21,7 +21,10 @@ use crate::{
     volumes::registry::{EntryState, Registry},
 };
 use blockd_api::{
-    ErrorCode, Labels, VolumeName, events::{EventKind, Severity}, lazy::Hydration, schedules::ScheduleSummary,
+    ErrorCode, Labels, VolumeName,
+    events::{EventKind, Severity},
+    lazy::Hydration,
+    schedules::ScheduleSummary,
 };
 use blockd_catalog::{
     Chain, Db, DbError, DbManifestCache, LazyRow, NewEvent, ScheduleRow, VolumeRow, VolumeState,
@@ -90,7 +93,8 @@ impl LazyVolumes {
         if !self.repositories.health.note(BACKING_SNAPSHOT, &id.to_string(), message.clone(), todo) {
             return;
         }
-        let event = NewEvent::new(Timestamp::now(), Severity::Error, EventKind::BackingSnapshotDeleted, message);
+        let event =
+            NewEvent::new(Timestamp::now(), Severity::Error, EventKind::BackingSnapshotDeleted, message);
         let event = NewEvent { volume_id: Some(id), volume: name.parse().ok(), ..event };
         if let Err(error) = self.db.run(move |tx| event.insert(tx)).await {
             tracing::warn!(volume = %id, %error, "storing the event of a deleted backing snapshot failed");

@@ -6,7 +6,7 @@ use super::{
     plan::{FieldChange, Plan, plan},
     record::{Record, show_warnings, warn},
     resources::ResourceSet,
-    restores::start_restore,
+    restores::{consequence, start_restore},
 };
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
@@ -54,6 +54,13 @@ pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Exit {
     let mut read = read_all(&args.from.file)?;
     warn(context, &read);
     let resources = ResourceSet::load_for(context, &mut read.objects).await?;
+    let replaced: Vec<String> = match args.yes.must_ask() && !args.dry_run {
+        true => read.objects.iter().filter_map(|object| consequence(object, &resources)).collect(),
+        false => Vec::new(),
+    };
+    if !replaced.is_empty() {
+        args.yes.confirm(context.output, &replaced.join("; "))?;
+    }
     let record = Record::of(read.objects.iter().map(|one| (one.kind, one.name.to_string())));
     let mut apply = Apply { context, args: &args, objects: &read.objects, resources, record };
     let ended = apply.all().await;

@@ -16,7 +16,8 @@ restored by its name too, unless this host has one of that name. Give secrets as
 (relative to the file), `env: NAME` or by a Secret of the same call; they are not compared: a \
 location whose secrets alone changed is `unchanged` and keeps the old ones. Objects that tasks are \
 creating are `under way`, a stopped or failed restore is `resumed`, and one whose backup is still \
-running is `waiting`: everything else is applied, and the exit status is 6; --wait waits. Fields \
+running is `waiting`: everything else is applied, and the exit status is 6; --wait waits. A restore \
+with `replacePolicy: Delete` into an existing volume asks for confirmation on a terminal. Fields \
 without a meaning on a host are ignored with a warning.
 
 Examples:
@@ -84,6 +85,9 @@ pub struct ApplyArgs {
     /// Wait for started tasks
     #[arg(long)]
     pub wait: bool,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }
 
 /// Output format.

@@ -9,13 +9,13 @@ use crate::{
     commands::cloudsnap::restore::tell_schedules,
     failure::Failure,
     objects::{
-        Object,
-        volumes::{RESTORED_FROM, Restore},
+        Body, Object,
+        volumes::{RESTORED_FROM, ReplacePolicy, Restore, RestoreSource},
     },
     output::Context,
 };
 use blockd_api::{
-    CredentialRef, Labels, VolumeRef,
+    ApiError, CredentialRef, Labels, VolumeRef,
     cloudsnaps::StartRestore,
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
@@ -24,6 +24,42 @@ use blockd_api::{
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
+fn targets(restore: &Restore, resources: &ResourceSet) -> Result<Vec<RestoreTarget>, ApiError> {
+    Ok(match &restore.destination_volume {
+        _ if restore.is_of_all() => resources.restore_targets(restore)?,
+        Some(volume) => {
+            vec![RestoreTarget { snap: resources.source(restore)?, volume: volume.clone(), labels: None }]
+        }
+        None => Vec::new(),
+    })
+}
+
+/// Describes the loss of a restore into existing volumes; `None` if it replaces none.
+pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
+    let Body::Restore(restore) = &object.body else { return None };
+    if restore.replace_policy != ReplacePolicy::Delete {
+        return None;
+    }
+    let is_replaced = |target: &&RestoreTarget| {
+        let plan = plan_target(object, restore, &target.volume, Some(target.snap), resources);
+        matches!(plan, Plan::Create) && resources.volume(&target.volume).is_some()
+    };
+    let volumes = match (targets(restore, resources), restore.source(), &restore.destination_volume) {
+        (Ok(targets), ..) => {
+            let names = targets.iter().filter(is_replaced).map(|target| format!("volume {}", target.volume));
+            names.collect::<Vec<_>>().join(" and ")
+        }
+        // Another object or a task makes the backup.
+        (Err(_), Some(RestoreSource::Backup(name, _)), None) if !resources.volumes.is_empty() => {
+            format!("the existing volumes of VolumeBackup/{name}")
+        }
+        (Err(_), _, Some(volume)) if resources.volume(volume).is_some() => format!("volume {volume}"),
+        _ => String::new(),
+    };
+    (!volumes.is_empty())
+        .then(|| format!("{object} replaces the content of {volumes}, which is kept as a snapshot"))
+}
+
 /// Starts or resumes the restores that are not done, and returns their tasks.
 pub async fn start_restore(
     context: &Context<'_>,
@@ -31,15 +67,8 @@ pub async fn start_restore(
     restore: &Restore,
     resources: &ResourceSet,
 ) -> Result<Vec<Uuid>, Failure> {
-    let targets = match &restore.destination_volume {
-        _ if restore.is_of_all() => resources.restore_targets(restore)?,
-        Some(volume) => {
-            vec![RestoreTarget { snap: resources.source(restore)?, volume: volume.clone(), labels: None }]
-        }
-        None => Vec::new(),
-    };
     let mut tasks = Vec::new();
-    for target in targets {
+    for target in targets(restore, resources)? {
         match plan_target(object, restore, &target.volume, Some(target.snap), resources) {
             Plan::Create => {}
             Plan::Wait(running) => {
