@@ -42,7 +42,7 @@ pub use client::{Client, ClientError};
 pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use labels::{LabelSelector, Labels, PairsError};
-pub use limits::{DailyLimit, LimitError, LimitWindow, MAX_LIMIT_WINDOWS};
+pub use limits::{DailyLimit, LimitError, LimitWindow, MAX_LIMIT_WINDOWS, NO_LIMIT};
 pub use list::{Document, List, SCHEMA_VERSION};
 pub use names::{
     CredentialName, CredentialRef, GroupName, GroupRef, NameError, ObjectName, RuleName, SnapshotName,

@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr};
 /// Maximum number of windows of a limit.
 pub const MAX_LIMIT_WINDOWS: usize = 24;
 /// Text of no limit.
-const NO_LIMIT: &str = "none";
+pub const NO_LIMIT: &str = "none";
 
 /// Invalid limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

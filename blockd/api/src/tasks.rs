@@ -110,6 +110,9 @@ pub struct Task {
     /// Findings of a verification, or of a restore that skips damage.
     #[serde(default)]
     pub findings: Option<Findings>,
+    /// Bandwidth limits of its own.
+    #[serde(default, skip_serializing_if = "TaskLimits::is_unlimited")]
+    pub limits: TaskLimits,
     /// Number of continuations after daemon restarts.
     pub resumed: u64,
     /// Version, incremented by each change, for long polls.
@@ -169,6 +172,13 @@ pub struct TaskLimits {
     /// Download limit, in bytes per second; `None` is unlimited.
     #[serde(default)]
     pub limit_download_bytes_per_second: Option<u64>,
+}
+
+impl TaskLimits {
+    /// Returns true without a limit.
+    pub fn is_unlimited(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// Findings of a verification, or of a restore that skips damage. Lists are truncated; counts are complete.

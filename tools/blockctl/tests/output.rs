@@ -179,6 +179,7 @@ blockctl cs verify -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --deep --cr nas
 blockctl cs stop -n 3F4F0A67-e12a-4d35-81ad-985657757352 --discard
 blockctl cs resume 3f4f0a67-e12a-4d35-81ad-985657757352 --wait
 blockctl cs limit -n 3f4f0a67-e12a-4d35-81ad-985657757352 --limit-upload 20MiB
+blockctl cs limit -n 3f4f0a67-e12a-4d35-81ad-985657757352 --limit-upload none
 blockctl browse umount /mnt/browse
 blockctl sched-policy create gold --periodic 60,24 --daily 22:14,7 --weekly Thursday@10:13PM,5
 blockctl sched-policy update gold --daily 02:00 --cron '0 4 * * 1,3;9' --on-calendar '*-*-* 02:30 Asia/Tokyo;9'

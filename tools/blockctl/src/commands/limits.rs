@@ -1,11 +1,12 @@
 //! Bandwidth limits of tasks and credentials.
 
 use blockd_api::{
-    ByteSize, CredentialRef, DailyLimit,
+    ByteSize, CredentialRef, DailyLimit, NO_LIMIT,
     credentials::{Credential, CredentialLimits},
     tasks::TaskLimits,
 };
 use clap::Args;
+use std::str::FromStr;
 
 /// Help of `credentials limit`.
 pub const CREDENTIALS_LIMIT_HELP: &str = "\
@@ -35,6 +36,45 @@ impl TaskLimitArgs {
         TaskLimits {
             limit_upload_bytes_per_second: self.limit_upload.map(ByteSize::as_bytes),
             limit_download_bytes_per_second: self.limit_download.map(ByteSize::as_bytes),
+        }
+    }
+}
+
+/// Bandwidth limit of a task, or `none`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskLimit(Option<ByteSize>);
+
+impl FromStr for TaskLimit {
+    type Err = <ByteSize as FromStr>::Err;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(if text.eq_ignore_ascii_case(NO_LIMIT) { None } else { Some(text.parse()?) }))
+    }
+}
+
+/// Changed bandwidth limits of a task.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct ChangedLimitArgs {
+    /// Upload limit in bytes per second, or none
+    #[arg(long, value_name = "SIZE", required_unless_present = "limit_download")]
+    pub limit_upload: Option<TaskLimit>,
+    /// Download limit in bytes per second, or none
+    #[arg(long, value_name = "SIZE")]
+    pub limit_download: Option<TaskLimit>,
+}
+
+impl ChangedLimitArgs {
+    /// Returns the limits for the API; omitted ones keep their value.
+    pub fn limits(self, now: TaskLimits) -> TaskLimits {
+        let changed = |limit: Option<TaskLimit>, now| {
+            limit.map_or(now, |TaskLimit(limit)| limit.map(ByteSize::as_bytes))
+        };
+        TaskLimits {
+            limit_upload_bytes_per_second: changed(self.limit_upload, now.limit_upload_bytes_per_second),
+            limit_download_bytes_per_second: changed(
+                self.limit_download,
+                now.limit_download_bytes_per_second,
+            ),
         }
     }
 }

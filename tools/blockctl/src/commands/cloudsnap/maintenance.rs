@@ -2,7 +2,10 @@
 
 use crate::{
     cloudsnap_ref::SnapRef,
-    commands::arguments::{CredentialArg, TaskArg, WaitArg, WideArg},
+    commands::{
+        arguments::{CredentialArg, TaskArg, WaitArg, WideArg},
+        limits::ChangedLimitArgs,
+    },
     confirm::YesArg,
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::{Context, Output},
@@ -14,7 +17,7 @@ use blockd_api::{
     ApiError, ByteSize, ClientError, CredentialRef, ErrorCode, List,
     cloudsnaps::{CloudSnapshotId, CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
     operations,
-    tasks::{ListTasks, StopTask, Task, TaskLimits, TaskStage},
+    tasks::{ListTasks, StopTask, Task, TaskStage},
 };
 use clap::Args;
 use schemars::JsonSchema;
@@ -43,11 +46,12 @@ Examples:
 
 /// Help of `cloudsnap limit`.
 pub const LIMIT_HELP: &str = "\
-The limits apply at once, in addition to those of the credential; an omitted limit is removed.
+The limits apply at once, in addition to those of the credential; omitted limits stay, and `none` \
+removes one.
 
 Examples:
   blockctl cloudsnap limit --name 3f4f --limit-upload 20MiB
-  blockctl cs limit 3f4f";
+  blockctl cs limit 3f4f --limit-upload none --limit-download none";
 
 /// Help of `cloudsnap verify`.
 pub const VERIFY_HELP: &str = "\
@@ -102,12 +106,9 @@ pub struct LimitArgs {
     /// Target.
     #[command(flatten)]
     pub task: TaskArg,
-    /// Upload limit in bytes per second [default: none]
-    #[arg(long, value_name = "SIZE")]
-    pub limit_upload: Option<ByteSize>,
-    /// Download limit in bytes per second [default: none]
-    #[arg(long, value_name = "SIZE")]
-    pub limit_download: Option<ByteSize>,
+    /// Limits.
+    #[command(flatten)]
+    pub limits: ChangedLimitArgs,
 }
 
 /// `cloudsnap verify`
@@ -290,21 +291,19 @@ pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
 }
 
 pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Exit {
-    let id = one_task(context, args.task.name()).await?.task_id;
-    let bytes = |size: Option<ByteSize>| size.map(ByteSize::as_bytes);
-    let limits = TaskLimits {
-        limit_upload_bytes_per_second: bytes(args.limit_upload),
-        limit_download_bytes_per_second: bytes(args.limit_download),
-    };
+    let task = one_task(context, args.task.name()).await?;
+    let (id, limits) = (task.task_id, args.limits.limits(task.limits));
     let task = context.client.call_at(operations::LIMIT_TASK, &id, &limits).await?;
     let output = context.output;
-    let shown =
-        |size: Option<ByteSize>| size.map_or_else(|| "no limit".to_owned(), |size| format!("{size}/s"));
+    let shown = |bytes: Option<u64>| match bytes {
+        Some(bytes) => format!("{}/s", ByteSize::from_bytes(bytes)),
+        None => "no limit".to_owned(),
+    };
     output.tell(&task, || {
         format!(
             "Cloudsnap task limited successfully: {id} (upload {}, download {})",
-            shown(args.limit_upload),
-            shown(args.limit_download)
+            shown(limits.limit_upload_bytes_per_second),
+            shown(limits.limit_download_bytes_per_second)
         )
     })
 }
