@@ -5,8 +5,9 @@ mod listing;
 pub use listing::*;
 
 use crate::{
-    ApiError, CredentialRef, GroupName, LabelSelector, Labels, List, ObjectName, SnapshotId, SnapshotRef,
-    VolumeId, VolumeName, VolumeRef, quiesce::HookOptions, schedules::ScheduleSummary, tasks::TaskLimits,
+    ApiError, CredentialRef, GroupName, GroupSnapshotRef, LabelSelector, Labels, List, ObjectName,
+    SnapshotId, SnapshotRef, VolumeId, VolumeName, VolumeRef, quiesce::HookOptions,
+    schedules::ScheduleSummary, tasks::TaskLimits,
 };
 pub use blockd_extent::{BadCloudSnapshotId, CloudSnapshotId};
 use jiff::Timestamp;
@@ -99,7 +100,7 @@ pub struct StartGroupBackup {
     pub volumes: Vec<VolumeRef>,
     /// Volumes of this local group snapshot, which is backed up; otherwise a new one is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub snapshot_group: Option<Uuid>,
+    pub snapshot_group: Option<GroupSnapshotRef>,
     /// Keep the new local snapshots after the backup, as for one volume.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_local: bool,

@@ -45,8 +45,8 @@ pub use labels::{LabelSelector, Labels, PairsError};
 pub use limits::{DailyLimit, LimitError, LimitWindow, MAX_LIMIT_WINDOWS, NO_LIMIT};
 pub use list::{Document, List, SCHEMA_VERSION};
 pub use names::{
-    CredentialName, CredentialRef, GroupName, GroupRef, NameError, ObjectName, RuleName, SnapshotName,
-    SnapshotRef, VolumeName, VolumeRef,
+    CredentialName, CredentialRef, GroupName, GroupRef, GroupSnapshotRef, NameError, ObjectName, RuleName,
+    SnapshotName, SnapshotRef, VolumeName, VolumeRef,
 };
 pub use size::{ByteSize, SizeError, check_volume_size};
 pub use text::{format_duration, format_time, with_sources};

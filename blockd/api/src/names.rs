@@ -313,6 +313,18 @@ pub enum GroupRef {
 
 uuid_or_name!(GroupRef);
 
+/// One group snapshot by its UUID, or by a unique prefix of it or the name of its snapshots.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum GroupSnapshotRef {
+    /// By UUID.
+    Id(Uuid),
+    /// By prefix or name.
+    Name(SnapshotName),
+}
+
+uuid_or_name!(GroupSnapshotRef);
+
 #[cfg(test)]
 mod tests {
     use super::*;

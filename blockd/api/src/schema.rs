@@ -4,9 +4,9 @@
 //! that is not a UUID) are in the description.
 
 use crate::{
-    CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, LabelSelector, Labels,
-    LimitWindow, ObjectName, RuleName, SnapshotName, SnapshotRef, VolumeName, VolumeRef, browse::FilePath,
-    schedules::PolicyName, tasks::TaskState,
+    CredentialName, CredentialRef, DailyLimit, ErrorCode, GroupName, GroupRef, GroupSnapshotRef,
+    LabelSelector, Labels, LimitWindow, ObjectName, RuleName, SnapshotName, SnapshotRef, VolumeName,
+    VolumeRef, browse::FilePath, schedules::PolicyName, tasks::TaskState,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use std::borrow::Cow;
@@ -48,6 +48,8 @@ text_schema! {
         "pattern": "^([1-9][0-9]{0,19}|[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._-]*)$";
     CredentialRef: "A credential, by its UUID or its name", "pattern": NAME, "maxLength": NAME_MAX_LEN;
     GroupRef: "Group snapshots: one by its UUID, or all of a group by its name",
+        "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    GroupSnapshotRef: "A group snapshot, by its UUID, a unique prefix of it, or the name of its snapshots",
         "pattern": NAME, "maxLength": NAME_MAX_LEN;
     LabelSelector: "Label selector: key=value pairs separated by commas",
         "examples": ["app=shop,tier=db"];

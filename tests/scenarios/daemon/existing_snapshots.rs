@@ -168,13 +168,22 @@ async fn group_snapshot_is_backed_up_as_one() {
     let group = Some("shop".parse().unwrap());
     let taken = host.call(CREATE_GROUP_SNAPSHOT, &CreateGroupSnapshot { group, ..Default::default() }).await;
     Model::new().write(&host.volume("a"), 0, 1, 4096);
-    let request =
-        StartGroupBackup { snapshot_group: Some(taken.group.group_id), ..StartGroupBackup::default() };
+    let of = |group: &str| StartGroupBackup {
+        snapshot_group: Some(group.parse().unwrap()),
+        ..StartGroupBackup::default()
+    };
+    let id = taken.group.group_id.to_string();
+    let request = of(&id[..8]);
     let started = host.call(START_GROUP_BACKUP, &request).await;
     assert_eq!(host.all_done(&started).await.len(), 3);
     let times: Vec<_> = host.list().await.iter().map(|entry| entry.created_at).collect();
     assert_eq!(times, [taken.created_at; 3]);
     assert_eq!(host.local_names().await.len(), 3);
+
+    for group in [&id, taken.name.as_str()] {
+        host.all_done(&host.call(START_GROUP_BACKUP, &of(group)).await).await;
+    }
+    host.refused(ErrorCode::SnapshotNotFound, START_GROUP_BACKUP, &of("tuesday")).await;
 
     let both = StartGroupBackup { group: Some("shop".parse().unwrap()), ..request.clone() };
     host.refused(ErrorCode::InvalidRequest, START_GROUP_BACKUP, &both).await;

@@ -4,14 +4,16 @@
 //! full and leaves the chain as it is, so that the next backup of the volume is still based on the newest
 //! point in time.
 
-use crate::{backup::Backups, error::ServiceError};
+use crate::{backup::Backups, error::ServiceError, ids::only_one};
 use blockd_api::{
-    ErrorCode, SnapshotName,
+    ErrorCode, GroupSnapshotRef, SnapshotName,
     cloudsnaps::{StartBackup, StartGroupBackup},
     quiesce::HookOptions,
 };
 use blockd_catalog::{SnapshotRow, SnapshotState};
 use blockd_extent::{SnapshotId, VolumeId};
+use std::collections::BTreeSet;
+use uuid::Uuid;
 
 fn refuse<T>(message: impl Into<String>) -> Result<T, ServiceError> {
     Err(ServiceError::refused(ErrorCode::InvalidRequest, message))
@@ -57,20 +59,24 @@ impl Backups {
         &self,
         request: &StartGroupBackup,
     ) -> Result<Vec<(VolumeId, SnapshotId)>, ServiceError> {
-        let Some(id) = request.snapshot_group else { return Ok(Vec::new()) };
+        let Some(wanted) = &request.snapshot_group else { return Ok(Vec::new()) };
         if request.group.is_some() || request.label.is_some() || !request.volumes.is_empty() {
             return refuse("the selection of volumes is ambiguous: a group snapshot has its own volumes");
         }
         refuse_freeze_options(&request.hooks, request.keep_local)?;
         let mut rows = self.snapshots.db.run(|tx| SnapshotRow::all(tx, None)).await?;
-        let is_member = |row: &SnapshotRow| {
-            let is_usable = !row.internal && row.state == SnapshotState::Ready;
-            is_usable && row.taken_with.as_ref().is_some_and(|group| group.group_id == id)
+        rows.retain(|row| !row.internal && row.state == SnapshotState::Ready);
+        let no_such = || {
+            let message = format!(
+                "there is no group snapshot {wanted}: `blockctl snapshot list --wide` shows their ids"
+            );
+            ServiceError::refused(ErrorCode::SnapshotNotFound, message)
         };
-        rows.retain(is_member);
+        let id = group_snapshot_id(&rows, wanted)?.ok_or_else(no_such)?;
+        rows.retain(|row| row.taken_with.as_ref().is_some_and(|group| group.group_id == id));
         let members = rows.first().and_then(|row| row.taken_with.as_ref()).map(|group| group.members);
         let message = match members {
-            None => format!("there is no group snapshot {id}"),
+            None => return Err(no_such()),
             Some(members) if members != rows.len() as u64 => format!(
                 "group snapshot {id} has {} of its {members} snapshots: back them up one by one",
                 rows.len()
@@ -95,6 +101,29 @@ impl Backups {
                 Err(ServiceError::refused(ErrorCode::SnapshotExists, message))
             }
             None => Ok(()),
+        }
+    }
+}
+
+/// Returns the id of a group snapshot by its UUID, the name of its snapshots, or a prefix of the UUID.
+fn group_snapshot_id(rows: &[SnapshotRow], wanted: &GroupSnapshotRef) -> Result<Option<Uuid>, ServiceError> {
+    let name = match wanted {
+        GroupSnapshotRef::Id(id) => return Ok(Some(*id)),
+        GroupSnapshotRef::Name(name) => name,
+    };
+    let ids = |is_wanted: &dyn Fn(&SnapshotRow) -> bool| {
+        let groups = rows.iter().filter(|row| is_wanted(row)).filter_map(|row| row.taken_with.as_ref());
+        groups.map(|group| group.group_id).collect::<BTreeSet<Uuid>>()
+    };
+    let named = ids(&|row| row.name == *name);
+    match (named.first(), named.len()) {
+        (Some(id), 1) => Ok(Some(*id)),
+        (None, _) => {
+            let all = ids(&|_| true).into_iter().map(|id| (id.to_string(), id));
+            only_one("group snapshots", name.as_str(), all)
+        }
+        (Some(_), several) => {
+            refuse(format!("{several} group snapshots have the name {name}: give the id of one"))
         }
     }
 }

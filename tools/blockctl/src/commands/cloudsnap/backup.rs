@@ -9,7 +9,8 @@ use crate::{
     wait::report_group_start,
 };
 use blockd_api::{
-    CredentialRef, GroupName, LabelSelector, Labels, NameError, ObjectName, SnapshotRef, VolumeRef,
+    CredentialRef, GroupName, GroupSnapshotRef, LabelSelector, Labels, NameError, ObjectName, SnapshotRef,
+    VolumeRef,
     cloudsnaps::{BackupOptions, StartBackup, StartGroupBackup},
     operations,
 };
@@ -44,7 +45,7 @@ each location is a task of its own. Pre-commands run before the barrier, post-co
 Examples:
   blockctl cloudsnap backup-group --group shop
   blockctl cs bg --label app=mysql --cred-id nas --cred-id offsite --wait
-  blockctl cs bg --snapshot-group 0f0e8b1a-64a5-4c70-9b4e-0a2b2d3d8f10
+  blockctl cs bg --snapshot-group 0f0e8b1a
   blockctl -j cs backup-group --volumes vol1,vol2";
 
 /// `cloudsnap backup`
@@ -101,9 +102,9 @@ pub struct BackupGroupArgs {
         alias = "volume_ids"
     )]
     pub volumes: Vec<VolumeRef>,
-    /// Back up this local group snapshot
-    #[arg(long, value_name = "GROUP-ID", group = "which")]
-    pub snapshot_group: Option<Uuid>,
+    /// Back up this local group snapshot, by id, id prefix or name
+    #[arg(long, value_name = "GROUP-SNAPSHOT", group = "which")]
+    pub snapshot_group: Option<GroupSnapshotRef>,
     /// Labels of the backups, beside those of their volumes
     #[arg(long, value_name = "K=V,…", default_value_t)]
     pub backup_label: Labels,

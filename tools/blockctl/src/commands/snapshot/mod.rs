@@ -7,7 +7,7 @@ use crate::{
     failure::Exit,
     output::Context,
     progress::{Measured, Progress},
-    table::{Facts, Table, Width, counted, or_dash},
+    table::{Facts, Table, Width, counted, or_dash, short_uuid},
 };
 use args::{CreateArgs, CreateGroupArgs, DeleteArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand, Sort};
 use blockd_api::{
@@ -15,7 +15,7 @@ use blockd_api::{
     quiesce::{QuiesceReport, QuiesceStep},
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, ListSnapshots, MarkSnapshot,
-        RestoreSnapshot, Snapshot, SnapshotGroup,
+        RestoreSnapshot, Snapshot,
     },
 };
 use std::time::Duration;
@@ -121,7 +121,7 @@ fn table(snapshots: &[Snapshot], width: Width) -> Table {
         return Table::of("VOLUME|NAME|CREATED|EXCLUSIVE|STATUS", rows).fit("VOLUME|NAME");
     }
     Table::of(
-        "ID|VOLUME|NAME|CREATED-TIME|DIRTY|EXCLUSIVE|SHARED|FREEZE|GROUP|STATUS",
+        "ID|VOLUME|NAME|CREATED-TIME|DIRTY|EXCLUSIVE|SHARED|FREEZE|GROUP-SNAPSHOT|STATUS",
         snapshots.iter().map(|snapshot| {
             [
                 snapshot.snapshot_id.to_string(),
@@ -132,7 +132,7 @@ fn table(snapshots: &[Snapshot], width: Width) -> Table {
                 size(snapshot.exclusive_bytes),
                 size(snapshot.shared_bytes),
                 micros(snapshot.freeze_stall_micros),
-                or_dash(snapshot.taken_with.as_ref().map(group_name)),
+                or_dash(snapshot.taken_with.as_ref().map(|group| short_uuid(group.group_id))),
                 status(snapshot),
             ]
         }),
@@ -285,11 +285,6 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
     context
         .output
         .tell(&deleted, || format!("Snapshot {} successfully deleted.", or_dash(deleted.name.as_ref())))
-}
-
-/// Returns the group's name, or the id of the group snapshot if volumes were selected otherwise.
-fn group_name(group: &SnapshotGroup) -> String {
-    group.group.as_ref().map_or_else(|| group.group_id.to_string(), ToString::to_string)
 }
 
 pub fn micros(micros: u64) -> String {
