@@ -283,7 +283,12 @@ blockctl credentials rekey nas --accept-key 6b657900-0000-4000-8000-000000000001
 
 #[test]
 fn credentials() {
-    matches("credentials", &Fake::with_defaults(Vec::new()).transcript(CREDENTIALS));
+    let mut rekeyed = reply("POST /v1/credentials/nas/rekey");
+    (rekeyed["rewrapped"], rekeyed["foreign"], rekeyed["newDataKey"]) = (json!(0), json!(0), json!(false));
+    let current = Fake::with_defaults(vec![("POST /v1/credentials/nas/rekey", ok(rekeyed))]).transcript(
+        "echo s3cret > key; chmod 600 key\nblockctl credentials rekey nas --encryption-passphrase-file key --new-encryption-passphrase-file key",
+    );
+    matches("credentials", &(Fake::with_defaults(Vec::new()).transcript(CREDENTIALS) + &current));
 }
 
 /// Command lines that end with exit status 2 and send no request.

@@ -76,6 +76,7 @@ pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
             return Err(Failure::usage(message));
         }
     }
+    let has_new_value = args.new_encryption_passphrase_file.is_some();
     let new_passphrase = args.new_encryption_passphrase_file.as_deref();
     let new_passphrase =
         new_passphrase.map(|path| read_file("new encryption passphrase", path)).transpose()?;
@@ -87,9 +88,17 @@ pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
     let is_changed = new_passphrase.is_some() || new_data_key || accept_key.is_some();
     let request = RekeyCredential { passphrase, new_passphrase, new_data_key, accept_key };
     let rekeyed = client.call_at(operations::REKEY_CREDENTIAL, &args.credential, &request).await?;
+    // A complete change that is repeated, or a current passphrase that nothing checked.
+    let is_current = has_new_value && rekeyed.rewrapped == 0 && !new_data_key && accept_key.is_none();
     let exit = output.tell(&rekeyed, || {
+        let keys = counted(rekeyed.data_keys, "data key");
+        if is_current {
+            return format!(
+                "Credentials unchanged, UUID:{} (the new passphrase opens {keys} already)",
+                rekeyed.credential_id
+            );
+        }
         if !is_changed {
-            let keys = counted(rekeyed.data_keys, "data key");
             return format!("Credentials unchanged, UUID:{} ({keys} loaded)", rekeyed.credential_id);
         }
         format!(
@@ -100,6 +109,9 @@ pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
             rekeyed.data_keys,
         )
     })?;
+    if is_current {
+        output.note("note: the current passphrase that you gave was not checked".to_owned());
+    }
     if rekeyed.foreign > 0 {
         let slots = counted(rekeyed.foreign, "key slot");
         output.note(format!("warning: {slots} open with neither passphrase and stay as they are"));
