@@ -148,7 +148,10 @@ impl ServiceError {
     pub fn to_api(&self) -> ApiError {
         let code = match self {
             // The message may quote input with line breaks.
-            Self::Refused(error) => return ApiError { message: one_line(&error.message), ..error.clone() },
+            Self::Refused(error) => {
+                let hint = error.hint.clone().or_else(|| missing_hint(error.code).map(str::to_owned));
+                return ApiError { code: error.code, message: one_line(&error.message), hint };
+            }
             Self::Db(error) if error.is_full() => ErrorCode::NoSpace,
             Self::Db(_) | Self::Internal(_) => ErrorCode::Internal,
             Self::File { source, .. } => io_code(source, ErrorCode::Internal),
@@ -291,6 +294,22 @@ pub fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
     })
 }
 
+/// Returns the command that lists the objects of a kind, for an error that there is no such one.
+fn missing_hint(code: ErrorCode) -> Option<&'static str> {
+    Some(match code {
+        ErrorCode::VolumeNotFound => "`blockctl volume list` shows the volumes",
+        ErrorCode::SnapshotNotFound => "`blockctl snapshot list` shows the local snapshots",
+        ErrorCode::CloudsnapNotFound => "`blockctl cloudsnap list` shows the cloud snapshots",
+        ErrorCode::FileNotFound => "`blockctl cloudsnap catalog` lists the files of a cloud snapshot",
+        ErrorCode::MountNotFound => "`blockctl browse list` shows the mounts",
+        ErrorCode::TaskNotFound => "`blockctl cloudsnap status` shows the tasks",
+        ErrorCode::ScheduleNotFound => "`blockctl cloudsnap schedules list` shows the schedules",
+        ErrorCode::PolicyNotFound => "`blockctl sched-policy list` shows the policies",
+        ErrorCode::RuleNotFound => "`blockctl rule list` shows the rules",
+        _ => return None,
+    })
+}
+
 fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> {
     if let Some(hint) = store.and_then(store_hint) {
         return Some(hint);
@@ -314,7 +333,7 @@ fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> 
         ErrorCode::NoSpace => {
             "delete unneeded snapshots or volumes, or free space on the filesystem of the data directory"
         }
-        _ => return None,
+        _ => return missing_hint(code),
     })
 }
 
@@ -377,5 +396,13 @@ mod tests {
         assert_eq!(api.code, ErrorCode::WrongPassphrase);
         assert!(api.hint.is_some_and(|hint| hint.contains("--encryption-passphrase")));
         assert!(ServiceError::from(CloudError::Cancelled).is_cancelled());
+    }
+
+    #[test]
+    fn missing_object_has_the_command_that_lists_its_kind() {
+        let error = ServiceError::refused(ErrorCode::RuleNotFound, "there is no rule pg").to_api();
+        assert_eq!(error.hint.as_deref(), Some("`blockctl rule list` shows the rules"));
+        let own = ApiError::new(ErrorCode::RuleNotFound, "there is no rule pg").with_hint("create it");
+        assert_eq!(ServiceError::Refused(own.clone()).to_api(), own);
     }
 }

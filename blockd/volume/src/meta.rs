@@ -238,7 +238,7 @@ impl Meta {
 pub(crate) fn check_size(size_bytes: u64) -> Result<(), String> {
     if size_bytes == 0 || size_bytes > MAX_VOLUME_BYTES || !size_bytes.is_multiple_of(BLOCK_SIZE_BYTES) {
         return Err(format!(
-            "volume size must be a positive multiple of 4096 bytes up to 64 TiB, not {size_bytes} bytes"
+            "volume size must be a positive multiple of 4096 bytes up to 64 TiB, not {size_bytes} bytes: give it in GiB, MiB or KiB"
         ));
     }
     Ok(())

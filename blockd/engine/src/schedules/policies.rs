@@ -48,7 +48,7 @@ impl Schedules {
             Ok(()) => Ok(request),
             Err(error) if error.is_conflict() => Err(ServiceError::refused(
                 ErrorCode::PolicyExists,
-                format!("schedule policy {name} already exists"),
+                format!("schedule policy {name} already exists: choose another name, or delete it first"),
             )),
             Err(error) => Err(error.into()),
         }

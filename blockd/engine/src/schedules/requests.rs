@@ -129,7 +129,10 @@ fn refuse_duplicate_name(tx: &Transaction<'_>, name: Option<&ObjectName>) -> Res
     else {
         return Ok(());
     };
-    let message = format!("schedule {name} already exists: {}", other.uuid);
+    let message = format!(
+        "schedule {name} already exists ({}): choose another name, or change it with `blockctl cloudsnap schedules update`",
+        other.uuid
+    );
     Err(ServiceError::refused(ErrorCode::ScheduleExists, message))
 }
 

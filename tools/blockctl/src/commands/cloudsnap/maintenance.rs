@@ -193,7 +193,8 @@ async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<(Vec<Task>, 
     match tasks.len() {
         0 => {
             let error =
-                ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
+                ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"))
+                    .with_hint("`blockctl cloudsnap status` shows the tasks");
             Err(error.into())
         }
         count if count > 1 && !is_group => {

@@ -131,7 +131,8 @@ async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Fa
     let mut tasks = context.client.call(operations::LIST_TASKS, &query).await?.items;
     if let (Some(name), true) = (args.name(), tasks.is_empty()) {
         let error =
-            ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"));
+            ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"))
+                .with_hint("`blockctl cloudsnap status` shows the tasks");
         return Err(error.into());
     }
     let volume = VolumeFilter::load(context, args.volume.as_ref()).await?;
