@@ -110,6 +110,9 @@ pub struct Task {
     /// Findings of a verification, or of a restore that skips damage.
     #[serde(default)]
     pub findings: Option<Findings>,
+    /// Note, such as the reason of a full backup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// Bandwidth limits of its own.
     #[serde(default, skip_serializing_if = "TaskLimits::is_unlimited")]
     pub limits: TaskLimits,

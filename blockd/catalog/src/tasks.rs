@@ -170,7 +170,7 @@ pub struct TaskDetail {
     pub completed: Option<Timestamp>,
     /// Full or incremental, once it is decided.
     pub backup_type: Option<BackupType>,
-    /// Note for support, such as the reason of a full backup; not in replies of the API.
+    /// Note, such as the reason of a full backup.
     pub note: Option<String>,
     /// Error of a failed task.
     pub error: Option<ApiError>,

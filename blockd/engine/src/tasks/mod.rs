@@ -252,6 +252,7 @@ impl Tasks {
             name: row.spec.backup().and_then(|backup| backup.options.name.clone()),
             resumable: detail.resumable,
             findings: detail.findings.clone(),
+            note: detail.note.clone(),
             limits: detail.limits,
             resumed: detail.resumed.into(),
             version: detail.version,

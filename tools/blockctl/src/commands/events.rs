@@ -10,7 +10,7 @@ use super::{
 use crate::{
     failure::{EXIT_DONE, Exit, Failure},
     output::Context,
-    table::{Table, or_dash, printable, short_time},
+    table::{Table, counted, or_dash, printable, short_time},
     wait::reason,
 };
 use blockd_api::{
@@ -260,17 +260,60 @@ fn log_table(task: &Task, events: &[Event]) -> Table {
         let message = format!("{} ({took}, {result}){}", step.target, output.unwrap_or_default());
         ["-".to_owned(), step.kind.to_string(), message]
     });
+    let resumed = (task.resumed > 0).then(|| {
+        let times = counted(task.resumed, "time");
+        [
+            "-".to_owned(),
+            "resumed".to_owned(),
+            format!("{times}, after a stop, a failure or a restart of blockd"),
+        ]
+    });
+    let note = task.note.as_ref().map(|note| {
+        let what = task.backup_type.map_or_else(String::new, |backup_type| format!("{backup_type}: "));
+        ["-".to_owned(), "note".to_owned(), format!("{what}{note}")]
+    });
+    let ends = events.iter().any(|event| event.kind.eq_ignore_ascii_case(&task.state.to_string()));
     let events =
         events.iter().map(|event| [short_time(event.occurred_at), event.kind.clone(), event.message.clone()]);
-    let now = task.completed_at.map_or_else(|| "-".to_owned(), short_time);
-    let state = [now, task.state.to_string(), task.phase.clone()];
-    Table::of("TIME|STEP|MESSAGE", std::iter::once(started).chain(steps).chain(events).chain([state]))
+    // The event of its end tells more than the state.
+    let state = (!ends).then(|| {
+        let now = task.completed_at.map_or_else(|| "-".to_owned(), short_time);
+        let phase = if task.state.stage.is_over() { String::new() } else { task.phase.clone() };
+        [now, task.state.to_string(), phase]
+    });
+    let rows = std::iter::once(started).chain(resumed).chain(note).chain(steps).chain(events).chain(state);
+    Table::of("TIME|STEP|MESSAGE", rows)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn log_shows_resumption_note_and_one_end() {
+        let at = "2026-11-22T12:00:00Z";
+        let task: Task = serde_json::from_value(json!({
+            "taskId": uuid::Uuid::nil(), "type": "backup", "cloudSnapshotId": null, "volumeName": "vol",
+            "state": "Backup-Done", "node": "host", "owner": {"kind": "daemon"}, "credentialId": uuid::Uuid::nil(), "credentialName": "nas",
+            "phase": "pending", "totalBytes": 0, "processedBytes": 0, "uploadedBytes": 0, "downloadedBytes": 0, "dirtyBytes": 0,
+            "requests": {"put": 0, "get": 0, "list": 0, "delete": 0, "head": 0}, "freezeStallMicros": null, "startedAt": at,
+            "completedAt": at, "elapsedSeconds": 1.0, "backupType": "full", "error": null, "resumed": 2, "version": 1,
+            "note": "the last backup is gone from the store or cannot be read"
+        }))
+        .unwrap();
+        let event: Event = serde_json::from_value(json!({
+            "eventId": 1, "occurredAt": at, "severity": "info", "kind": "backup-done",
+            "volumeName": "vol", "credentialName": "nas", "taskId": null, "message": "backup done"
+        }))
+        .unwrap();
+        let text = log_table(&task, &[event]).render(false);
+        assert!(text.contains("2 times") && text.contains("full: the last backup is gone"), "{text}");
+        assert_eq!(text.to_lowercase().matches("backup-done").count(), 1, "{text}");
+        // Without the event, the state is the last line, without the phase at its end.
+        let text = log_table(&task, &[]).render(false);
+        assert!(text.contains("Backup-Done") && !text.contains("pending"), "{text}");
+    }
 
     #[test]
     fn followed_rows_have_the_columns_of_the_list() {
