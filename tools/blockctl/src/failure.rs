@@ -14,6 +14,8 @@ pub const EXIT_FAILED: u8 = 1;
 pub const EXIT_USAGE: u8 = 2;
 /// The daemon cannot be reached.
 pub const EXIT_UNREACHABLE: u8 = 3;
+/// The request conflicts with an existing object.
+pub const EXIT_CONFLICT: u8 = 5;
 /// An object waits for a running backup.
 pub const EXIT_WAITING: u8 = 6;
 /// The user pressed Ctrl-C.
@@ -53,6 +55,12 @@ pub enum Failure {
         path: PathBuf,
         /// Reason.
         source: io::Error,
+    },
+    /// The target of a copied file exists.
+    #[error("copy failed on {}: it exists already", path.display())]
+    Exists {
+        /// File or link.
+        path: PathBuf,
     },
     /// An image could not be read or copied.
     #[error("copy of {image} failed: {source}")]
@@ -164,6 +172,7 @@ impl Failure {
         match self {
             Self::Usage { .. } | Self::Secret { .. } => EXIT_USAGE,
             Self::Client(error) => client_exit_status(error),
+            Self::Exists { .. } => EXIT_CONFLICT,
             Self::Lost { .. } => EXIT_UNREACHABLE,
             Self::Interrupted { .. } => EXIT_INTERRUPTED,
             Self::Write { .. } | Self::Stdout { .. } | Self::Runtime { .. } | Self::Declined => EXIT_FAILED,
@@ -181,6 +190,10 @@ impl Failure {
             Self::Write { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
                 Some("the existing file is kept: name another file, or remove this one first".into())
             }
+            Self::Exists { .. } => Some(
+                "--overwrite replaces existing files, --skip-existing keeps them and copies the others"
+                    .into(),
+            ),
             Self::Interrupted { task } => Some(status_hint(*task)),
             Self::TooDeep { .. } => {
                 Some("copy a subdirectory, or mount the image (`blockctl browse mount DIR`)".into())
@@ -205,6 +218,7 @@ impl Failure {
             Self::Write { .. } | Self::Stdout { .. } => "cannot_write",
             Self::Image { source, .. } if source.kind() == io::ErrorKind::Interrupted => "interrupted",
             Self::Image { .. } => "cannot_copy",
+            Self::Exists { .. } => "file_exists",
             Self::Runtime { .. } => ErrorCode::Internal.as_str(),
             Self::Short { .. } => ErrorCode::CloudsnapDamaged.as_str(),
             Self::TooDeep { .. } => "too_deep",

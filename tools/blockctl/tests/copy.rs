@@ -63,3 +63,16 @@ fn image_is_read_from_a_path_that_is_not_utf8() {
     let ran = Ran::of(fake.command("volume create db --from-image").arg(image).output().unwrap());
     assert!(ran.stderr.contains("is a qcow2 image"), "{ran:?}");
 }
+
+#[test]
+fn copy_onto_an_existing_file_is_a_conflict_with_its_options() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("fstab"), "mine").unwrap();
+    let files = ("GET /v1/cloudsnaps/files", ok(list("/etc/fstab", "file", &[])));
+    let fake = Fake::start(vec![files]);
+    let line = format!("cloudsnap cp --snap {} /etc/fstab {}", snap("59-61"), dir.path().display());
+    let ran = fake.run(&line);
+    assert_eq!(ran.status, 5, "{ran:?}");
+    assert!(ran.stderr.contains("exists already") && ran.stderr.contains("--skip-existing"), "{ran:?}");
+    assert_eq!(fs::read(dir.path().join("fstab")).unwrap(), b"mine");
+}

@@ -204,7 +204,7 @@ impl TreeCopy<'_> {
                     }
                     queue_entries(&mut left, entries, &dir, &from, self.copied)?;
                 }
-                FileKind::File | FileKind::Symlink if self.is_skipped(&to).map_err(failed)? => {
+                FileKind::File | FileKind::Symlink if self.is_skipped(&to)? => {
                     self.copied.skipped += 1;
                 }
                 FileKind::Symlink => self.copy_symlink(&file, &to).map_err(failed)?,
@@ -219,10 +219,11 @@ impl TreeCopy<'_> {
     ///
     /// # Errors
     /// The entry exists and may be neither kept nor replaced.
-    fn is_skipped(&self, to: &Destination) -> io::Result<bool> {
-        let there = to.dir.stat(to.name()?);
+    fn is_skipped(&self, to: &Destination) -> Result<bool, Failure> {
+        let name = to.name().map_err(|source| Failure::Write { path: to.path(), source })?;
+        let there = to.dir.stat(name);
         match self.existing {
-            Existing::Refuse if there.is_ok() => Err(io::ErrorKind::AlreadyExists.into()),
+            Existing::Refuse if there.is_ok() => Err(Failure::Exists { path: to.path() }),
             Existing::Skip => {
                 Ok(there.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory))
             }
