@@ -8,7 +8,7 @@ use std::{io, path::PathBuf};
 pub enum KernelError {
     /// The driver is not loaded.
     #[error(
-        "the kernel's nbd module is not loaded: run `modprobe nbd`, and add the line `nbd` to /etc/modules-load.d/nbd.conf"
+        "the kernel's nbd module is not loaded: run `modprobe nbd` (if the kernel has no such module, use nbdfuse instead), and add the line `nbd` to /etc/modules-load.d/nbd.conf"
     )]
     NoModule,
     /// The process lacks privileges.

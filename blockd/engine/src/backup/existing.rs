@@ -25,7 +25,7 @@ fn refuse_freeze_options(hooks: &HookOptions, keep_local: bool) -> Result<(), Se
         return refuse("rules and commands run around a new snapshot: omit them for an existing one");
     }
     match keep_local {
-        true => refuse("an existing snapshot stays after its backup: omit keepLocal (--keep-local)"),
+        true => refuse("an existing snapshot stays after its backup: omit --keep-local"),
         false => Ok(()),
     }
 }

@@ -58,7 +58,7 @@ pub fn refuse_unknown(tx: &Transaction<'_>, name: Option<&RuleName>) -> Result<(
 
 fn check(quiesce: &Quiesce) -> Result<(), ServiceError> {
     if quiesce.is_nothing() {
-        return Err(invalid("the rule is empty: give a pre-command, a post-command or freezeFs"));
+        return Err(invalid("the rule is empty: give a pre-command, a post-command or --freeze-fs"));
     }
     quiesce.check().map_err(invalid)
 }

@@ -184,7 +184,7 @@ impl Repositories {
             (None, CredentialRef::Id(_)) => None,
         };
         found.ok_or_else(|| {
-            let others = if known.is_empty() { known } else { format!(": there are {known}") };
+            let others = if known.is_empty() { known } else { format!(": the credentials are {known}") };
             ServiceError::refused(ErrorCode::CredentialNotFound, format!("no credential {wanted}{others}"))
         })
     }

@@ -2,7 +2,10 @@
 
 use crate::{
     error::ServiceError,
-    schedules::{plausibility::refuse_never, requests::Schedules},
+    schedules::{
+        plausibility::refuse_never,
+        requests::{Schedules, called},
+    },
 };
 use blockd_api::{
     Deleted, ErrorCode, List,
@@ -123,7 +126,7 @@ impl Schedules {
             if let Some(user) = user {
                 let message = format!(
                     "schedule {} uses the policy {wanted}: delete that first, or update the policy",
-                    user.uuid
+                    called(&user)
                 );
                 return Err(ServiceError::refused(ErrorCode::PolicyInUse, message));
             }

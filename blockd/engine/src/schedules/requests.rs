@@ -122,6 +122,11 @@ fn find(tx: &Transaction<'_>, uuid: Uuid) -> Result<ScheduleRow, ServiceError> {
     ScheduleRow::find(tx, uuid)?.ok_or_else(|| no_schedule(uuid))
 }
 
+/// Returns the name of a schedule, or its UUID.
+pub(super) fn called(row: &ScheduleRow) -> String {
+    row.spec.name.as_ref().map_or_else(|| row.uuid.to_string(), ToString::to_string)
+}
+
 /// Refuses the name of another schedule.
 fn refuse_duplicate_name(tx: &Transaction<'_>, name: Option<&ObjectName>) -> Result<(), ServiceError> {
     let Some(name) = name else { return Ok(()) };
@@ -153,7 +158,7 @@ fn put(
     let rules = row.rules(tx)?;
     if rules.is_empty() {
         return Err(invalid(
-            "the schedule has no rules: give periodic, daily, weekly, monthly, cron, calendar or a policy",
+            "the schedule has no rules: give --periodic, --daily, --weekly, --monthly, --cron, --on-calendar or --policy",
         ));
     }
     for rule in &rules {
@@ -170,9 +175,8 @@ impl Schedules {
     pub async fn refuse_if_scheduled(&self, credential: Uuid, name: &str) -> Result<(), ServiceError> {
         let found = self.db.run(move |tx| -> Result<_, DbError> {
             let readable = ScheduleRow::all(tx)?.into_iter();
-            let of = readable
-                .filter(|row| row.spec.credentials.contains(&credential))
-                .map(|row| row.uuid.to_string());
+            let of =
+                readable.filter(|row| row.spec.credentials.contains(&credential)).map(|row| called(&row));
             let unreadable = ScheduleRow::unreadable(tx)?.into_iter();
             let of_unreadable = unreadable.filter(|(_, spec)| spec.contains(&credential.to_string()));
             let named =

@@ -109,8 +109,9 @@ async fn find(context: &Context<'_>, wanted: &str) -> Result<Uuid, Failure> {
     let begins = |one: &&Schedule| one.schedule_id.to_string().starts_with(wanted);
     let found: Vec<&Schedule> = list.iter().filter(begins).collect();
     let candidates = |all: &[&Schedule]| {
+        let more = if all.len() > MAX_NAMED { ", …" } else { "" };
         let all: Vec<String> = all.iter().take(MAX_NAMED).map(|one| called(one)).collect();
-        all.join(", ")
+        all.join(", ") + more
     };
     match found[..] {
         [only] => Ok(only.schedule_id),
