@@ -80,7 +80,11 @@ fn clock(synchronized: Option<&str>) -> Check {
             "not synchronized: schedules and retention follow this clock",
             "enable systemd-timesyncd or chrony",
         ),
-        None => Check::ok("clock", "not checked: timedatectl is not available"),
+        None => Check::warning(
+            "clock",
+            "not checked: timedatectl does not answer",
+            "make sure that NTP sets the clock of this host",
+        ),
     }
 }
 
@@ -124,6 +128,12 @@ mod tests {
         ] {
             assert_eq!(kernel(release).status, verdict, "{release}");
         }
+    }
+
+    #[test]
+    fn clock_without_an_answer_is_a_warning() {
+        let verdicts = [Some("yes"), Some("no"), None].map(|answer| clock(answer).status);
+        assert_eq!(verdicts, [Verdict::Ok, Verdict::Warning, Verdict::Warning]);
     }
 
     #[test]

@@ -115,7 +115,12 @@ pub async fn run(context: &Context<'_>) -> Exit {
 }
 
 fn unreachable(error: &ClientError) -> Check {
-    let action = error.hint().unwrap_or("start it: systemctl start blockd, or blockd --data-dir DIR");
+    let action = match error {
+        ClientError::PermissionDenied { .. } => {
+            "run it as root, as the user of blockd, or as a member of the socket's group"
+        }
+        error => error.hint().unwrap_or("start it: systemctl start blockd, or blockd --data-dir DIR"),
+    };
     Check::failed("daemon", error.to_string(), action)
 }
 
