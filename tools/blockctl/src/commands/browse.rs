@@ -137,6 +137,7 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Exit {
     }
     // Without a daemon the mount would be dead.
     context.client.call(operations::LIST_MOUNTS, &()).await?;
+    let is_new = !dir.exists();
     let mut unserved = UnservedMount::make(&dir, args.allow_other).map_err(|error| refused(&error))?;
     let request = HandMount {
         mountpoint: unserved.mountpoint().to_owned(),
@@ -148,6 +149,9 @@ async fn mount(context: &Context<'_>, args: MountArgs) -> Exit {
     };
     let mount = context.client.hand_mount(&request, descriptor).await?;
     unserved.keep();
+    if is_new && !context.output.is_json() {
+        context.output.note(format!("note: created the directory {}", dir.display()));
+    }
     context.output.tell(&mount, || format!("Snapshots mounted at {}", mount.mountpoint.display()))
 }
 

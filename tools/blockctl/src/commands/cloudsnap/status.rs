@@ -9,7 +9,6 @@ use crate::{
     },
     failure::{EXIT_DONE, EXIT_INTERRUPTED, Exit, Failure},
     output::Context,
-    short_ids::ShortIds,
     table::{Table, Width, counted, or_dash, short_uuid},
     wait::{AWAY_LIMIT, AWAY_PAUSE, follow_to_end, noun, reason},
 };
@@ -316,11 +315,11 @@ fn pace(task: &Task) -> (Option<f64>, Option<f64>) {
     (rate, rate.filter(|_| task.total_bytes > 0).map(|rate| left / rate))
 }
 
-/// Returns the volume of a task, or the short id of the cloud snapshot that it deletes or verifies.
+/// Returns the volume of a task, or the id of the volume whose cloud snapshot it deletes or verifies.
 fn subject(task: &Task) -> String {
     let snap = || task.cloud_snapshot_id.as_ref()?.parse::<CloudSnapshotId>().ok();
     let volume = task.volume_name.as_ref().map(ToString::to_string);
-    or_dash(volume.or_else(|| snap().map(|id| ShortIds::new(std::iter::once(id)).of(&id))))
+    or_dash(volume.or_else(|| snap().map(|id| id.volume.to_string())))
 }
 
 fn table(tasks: &[Task], width: Width) -> Table {
