@@ -6,7 +6,7 @@ pub use listing::*;
 
 use crate::{
     ApiError, CredentialRef, GroupName, GroupSnapshotRef, LabelSelector, Labels, List, ObjectName,
-    SnapshotId, SnapshotRef, VolumeId, VolumeName, VolumeRef, quiesce::HookOptions,
+    SnapshotId, SnapshotName, SnapshotRef, VolumeId, VolumeName, VolumeRef, quiesce::HookOptions,
     schedules::ScheduleSummary, tasks::TaskLimits,
 };
 pub use blockd_extent::{BadCloudSnapshotId, CloudSnapshotId};
@@ -191,6 +191,9 @@ pub struct RestoreStarted {
     /// Local snapshot that keeps the previous content after an in-place restore.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_snapshot_id: Option<SnapshotId>,
+    /// Its name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous_snapshot_name: Option<SnapshotName>,
     /// Schedules that include the new volume by its labels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub schedules: Vec<ScheduleSummary>,

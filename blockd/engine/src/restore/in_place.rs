@@ -147,7 +147,7 @@ async fn run_fenced(
     });
     let before = {
         let _slot = work.tasks.slot(&live.cancel).await?;
-        frozen(work, &entry, asked.before).await?
+        frozen(work, &entry, asked.before, row.created).await?
     };
     work.host.failpoints.reached("in-place restore frozen")?;
     let mut pause = PAUSE;
@@ -250,6 +250,7 @@ async fn frozen(
     work: &InPlaceWork,
     entry: &Arc<VolumeEntry>,
     before: SnapshotId,
+    created: Timestamp,
 ) -> Result<SnapshotRow, ServiceError> {
     let id = entry.id;
     let rows = work.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
@@ -259,7 +260,7 @@ async fn frozen(
     }
     let wanted = FreezeRequest {
         members: vec![(Arc::clone(entry), before)],
-        name: SnapshotName::before_restore(Timestamp::now()),
+        name: SnapshotName::before_restore(created),
         internal: false,
         group: None,
         quiesce_rules: Vec::new(),

@@ -94,9 +94,14 @@ impl Restores {
         let (volume_id, volume_name) = (row.id, row.name.clone());
         let started = self.runner.store_and_launch(task, move |tx| row.insert(tx)).await;
         match started {
-            Ok(TaskStarted { task_id }) => {
-                Ok(RestoreStarted { task_id, volume_id, volume_name, previous_snapshot_id: None, schedules })
-            }
+            Ok(TaskStarted { task_id }) => Ok(RestoreStarted {
+                task_id,
+                volume_id,
+                volume_name,
+                previous_snapshot_id: None,
+                previous_snapshot_name: None,
+                schedules,
+            }),
             Err(error) => {
                 self.registry.remove(&entry);
                 Err(error)

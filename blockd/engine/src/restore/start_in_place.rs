@@ -7,7 +7,7 @@ use crate::{
     tasks::requests::check_limits,
     volumes::registry::{Tags, VolumeEntry},
 };
-use blockd_api::{ErrorCode, Labels, cloudsnaps::RestoreStarted, lazy::StartInPlace};
+use blockd_api::{ErrorCode, Labels, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace};
 use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec, VolumeRow};
 use blockd_extent::SnapshotId;
 use rusqlite::Transaction;
@@ -46,6 +46,7 @@ impl Restores {
         row.detail.volume_name = Some(entry.name.clone());
         row.detail.credential_name = credential.name.to_string();
         row.detail.limits = request.limits;
+        let name = SnapshotName::before_restore(row.created);
         mark.set_reason(fence_reason(&row));
         self.in_place_work.fences.lock().insert(entry.id, mark);
         let (id, new) = (entry.id, tags.clone());
@@ -59,6 +60,7 @@ impl Restores {
                     volume_id: entry.id,
                     volume_name: entry.name.clone(),
                     previous_snapshot_id: (!request.discard).then_some(before),
+                    previous_snapshot_name: (!request.discard).then_some(name),
                     schedules: Vec::new(),
                 })
             }

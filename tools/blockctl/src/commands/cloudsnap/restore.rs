@@ -184,11 +184,11 @@ pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
         let (discard, labels) = (args.how.discard, Labels::default());
         let request = StartInPlace { cloud_snapshot_id, volume, credential, discard, labels, limits };
         let reply = client.call(operations::START_IN_PLACE, &request).await?;
-        if let Some(previous) = reply.previous_snapshot_id.filter(|_| !context.output.is_json()) {
+        if let Some(previous) = reply.previous_snapshot_name.as_ref().filter(|_| !context.output.is_json()) {
             let volume = &reply.volume_name;
-            context
-                .output
-                .note(format!("note: the previous content of {volume} is kept as snapshot {previous}"));
+            context.output.note(format!(
+                "note: the previous content of {volume} is kept as snapshot {volume}@{previous}"
+            ));
         }
         let line = started(reply.volume_id, reply.task_id);
         return report_start(context, reply.task_id, &reply, &line, args.wait.report()).await;
