@@ -336,7 +336,7 @@ async fn first_byte_takes_three_round_trips_after_the_manifest() {
 #[tokio::test(flavor = "multi_thread")]
 async fn missing_index_pages_are_fetched_into_memory() {
     let store = Arc::new(FaultStore::new(Arc::new(MemoryStore::default())));
-    let repo = fixed(store.clone(), EncryptionMode::None);
+    let repo = fixed(store.clone(), EncryptionMode::Checksummed);
     // Its index is too long to be kept whole.
     let manifest = Tebibyte::put(&repo).await.unwrap();
     let snapshot = cache(None).snapshot(&repo, &manifest).await.unwrap();

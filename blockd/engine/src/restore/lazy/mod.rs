@@ -32,6 +32,7 @@ use blockd_catalog::{
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
 use blockd_extent::VolumeId;
 use blockd_volume::Volume;
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{collections::HashMap, sync::Arc};
 use uuid::Uuid;

@@ -301,6 +301,9 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
             list: changes.into(),
         });
     }
+    if changes.is_empty() {
+        output.note("no changes".to_owned());
+    }
     for change in &changes {
         let (sign, what) = match change.change {
             ChangeKind::Added => ('+', String::new()),
