@@ -205,7 +205,7 @@ async fn quick_and_failed_verifications_are_no_proof() {
     host.backup("v", false).await;
     let steps = [
         (VerifyDepth::Quick, TaskStage::Done, false),
-        (VerifyDepth::Frames, TaskStage::Done, true),
+        (VerifyDepth::Full, TaskStage::Done, true),
         (VerifyDepth::Quick, TaskStage::Done, true),
         (VerifyDepth::Deep, TaskStage::Failed, false),
     ];

@@ -231,7 +231,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
         let snap = snap.map(|snap| snap.parse().unwrap());
         host.verify(&StartVerify { cloud_snapshot_id: snap, depth, credential: None }).await
     };
-    for depth in [VerifyDepth::Quick, VerifyDepth::Frames, VerifyDepth::Deep] {
+    for depth in [VerifyDepth::Quick, VerifyDepth::Full, VerifyDepth::Deep] {
         let task = verify(Some(&full), depth).await;
         assert_eq!(task.state.to_string(), "Verify-Done", "{task:?}");
         let findings = task.findings.unwrap();
@@ -244,7 +244,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
 
     flip_bit(host.packs().remove(0), IN_SECOND_FRAME);
     assert_eq!(verify(None, VerifyDepth::Quick).await.state.stage, TaskStage::Done);
-    let task = verify(None, VerifyDepth::Frames).await;
+    let task = verify(None, VerifyDepth::Full).await;
     assert_eq!(task.state.to_string(), "Verify-Failed");
     assert_eq!(task.error.as_ref().unwrap().code, ErrorCode::CloudsnapDamaged);
     let findings = task.findings.unwrap();
@@ -282,7 +282,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
     let task = verify(Some(&next), VerifyDepth::Deep).await;
     assert_eq!(task.state.stage, TaskStage::Done, "{task:?}");
     // The newer cloud snapshot does not need the damaged frame.
-    let task = verify(Some(&next), VerifyDepth::Frames).await;
+    let task = verify(Some(&next), VerifyDepth::Full).await;
     assert_eq!(task.findings.unwrap().damaged_snapshots, Vec::<String>::new());
     host.assert_tidy();
 }
@@ -299,7 +299,7 @@ async fn damage_found_with_another_credential_is_healed() {
     let other = CredentialRef::Id(host.create_credential_at("other", host.store.path().join(".")).await);
     let verify = async |credential: &CredentialRef| {
         let (cloud_snapshot_id, credential) = (Some(full.parse().unwrap()), Some(credential.clone()));
-        host.verify(&StartVerify { cloud_snapshot_id, depth: VerifyDepth::Frames, credential })
+        host.verify(&StartVerify { cloud_snapshot_id, depth: VerifyDepth::Full, credential })
             .await
             .state
             .stage
