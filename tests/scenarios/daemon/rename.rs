@@ -69,3 +69,41 @@ async fn concurrent_renames_leave_one_entry() {
     let all = host.call(LIST_VOLUMES, &ListVolumes::default()).await.items;
     assert_eq!(all.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>(), ["b"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn listing_by_name_follows_the_volume_and_not_its_name() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("db").await;
+    let first = host.backup("db", false).await.cloud_snapshot_id.unwrap();
+    host.call_at(UPDATE_VOLUME, &"db".parse().unwrap(), &to("old")).await;
+    let of = async |volume: &str, cluster_id| {
+        let volume = Some(volume.parse().unwrap());
+        let query = ListCloudsnaps { volume, cluster_id, ..ListCloudsnaps::default() };
+        let list = host.call(LIST_CLOUDSNAPS, &query).await.list.items;
+        list.iter().map(|entry| entry.cloud_snapshot_id.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(of("old", None).await, [first.as_str()]);
+    assert_eq!(of("db", None).await, [first.as_str()], "no volume has this name now");
+
+    // Another volume gets the name.
+    host.create_volume("db").await;
+    assert_eq!(of("db", None).await, [""; 0]);
+    let second = host.backup("db", false).await.cloud_snapshot_id.unwrap();
+    assert_eq!(of("db", None).await, [second.as_str()]);
+    assert_eq!(of("old", None).await, [first.as_str()]);
+    let id = snap_id(&first).volume.to_string();
+    assert_eq!(of(&id, None).await, [first.as_str()]);
+
+    // A volume of another host with that name.
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.create_credential().await;
+    other.create_volume("db").await;
+    let third = other.backup("db", false).await.cloud_snapshot_id.unwrap();
+    assert_eq!(of("db", None).await, [second.as_str()]);
+    assert_eq!(of("db", Some(snap_id(&third).cluster)).await, [third.as_str()]);
+
+    // After a deletion the name at backup time counts, in all clusters.
+    host.delete_volume("db").await;
+    assert_eq!(of("db", None).await, [first.as_str(), &second, &third]);
+}

@@ -18,7 +18,9 @@ pub struct ListCloudsnaps {
     /// Only this credential; all by default.
     #[serde(default)]
     pub credential: Option<CredentialRef>,
-    /// Only this volume, by its name or id at backup time; it may be deleted.
+    /// Only this volume. The name or id of a volume of this host selects its backups by this host, also those
+    /// under a former name; any other name or id selects the volumes that had it at backup time, such as
+    /// deleted volumes and those of other hosts.
     #[serde(default)]
     pub volume: Option<VolumeRef>,
     /// Only this cluster; all by default.

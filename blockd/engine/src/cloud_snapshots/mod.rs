@@ -15,7 +15,7 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{
-    CredentialRef, ErrorCode, Labels, VolumeRef,
+    CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,
     cloudsnaps::{
         self as api, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapStatus, DamagedCloudsnap,
         FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail, Verification, VerifyDepth,
@@ -104,6 +104,8 @@ struct ListedCloudsnaps {
 /// Part of a store that is listed.
 struct ListScope {
     filter: ManifestFilter,
+    /// Name at backup time of a volume that this host does not have.
+    volume_name: Option<VolumeName>,
     whole_store: bool,
 }
 
@@ -132,16 +134,13 @@ impl CloudSnapshots {
         if query.status == Some(CloudsnapStatus::Done) {
             found.damaged.clear();
         }
-        let src_name = match &query.volume {
-            Some(VolumeRef::Name(name)) => Some(name.as_str()),
-            _ => None,
-        };
+        let volume_name = scope.volume_name.as_ref().map(VolumeName::as_str);
         found.entries.retain(|entry| {
             query.status.is_none_or(|status| status == entry.status)
                 && query.cloud_snapshot_id.is_none_or(|id| id == entry.cloud_snapshot_id)
                 && cluster.is_none_or(|cluster| cluster == entry.cloud_snapshot_id.cluster)
                 && volume.is_none_or(|volume| volume == entry.volume_id)
-                && src_name.is_none_or(|name| name == entry.volume_name)
+                && volume_name.is_none_or(|name| name == entry.volume_name)
                 && query
                     .label
                     .as_ref()
@@ -165,26 +164,31 @@ impl CloudSnapshots {
         Ok(list)
     }
 
+    /// Resolves the volume of a query: a volume of this host by its present name or its id, with the backups
+    /// of its former names and without those of other volumes; otherwise one that was deleted, or of another
+    /// host, by its name at backup time or its id.
     fn scope_of(&self, query: &ListCloudsnaps) -> Result<ListScope, ServiceError> {
-        let cluster = match (&query.cloud_snapshot_id, query.cluster_id) {
-            (Some(id), _) => Some(id.cluster),
-            // No cluster: the bucket and the passphrase are sufficient to list all of it.
-            (None, cluster) => cluster,
+        let own = self.host.cluster;
+        let is_own = query.cluster_id.is_none_or(|cluster| cluster == own);
+        let found = match query.volume.as_ref().filter(|_| is_own).map(|wanted| self.registry.find(wanted)) {
+            Some(Err(error)) if error.to_api().code != ErrorCode::VolumeNotFound => return Err(error),
+            Some(Ok(entry)) => Some(entry),
+            Some(Err(_)) | None => None,
         };
-        let volume = match (&query.cloud_snapshot_id, &query.volume) {
-            (Some(id), _) => Some(id.volume),
-            (None, Some(wanted @ VolumeRef::Id(id))) => match self.registry.find(wanted) {
-                Ok(entry) => Some(entry.id),
-                // A deleted volume.
-                Err(error) if error.to_api().code == ErrorCode::VolumeNotFound => Some(*id),
-                Err(error) => return Err(error),
-            },
-            _ => None,
+        // No cluster: the bucket and the passphrase are sufficient to list all of it.
+        let cluster = found.as_ref().map(|_| own).or(query.cluster_id);
+        let (volume, volume_name) = match (found, &query.volume) {
+            (Some(entry), _) => (Some(entry.id), None),
+            (None, Some(VolumeRef::Id(id))) => (Some(*id), None),
+            (None, Some(VolumeRef::Name(name))) => (None, Some(name.clone())),
+            (None, None) => (None, None),
         };
-        Ok(ListScope {
-            filter: ManifestFilter { cluster, volume },
-            whole_store: cluster.is_none() && volume.is_none(),
-        })
+        let filter = match &query.cloud_snapshot_id {
+            Some(id) => ManifestFilter { cluster: Some(id.cluster), volume: volume.or(Some(id.volume)) },
+            None => ManifestFilter { cluster, volume },
+        };
+        let whole_store = filter.cluster.is_none() && filter.volume.is_none();
+        Ok(ListScope { filter, volume_name, whole_store })
     }
 
     /// Lists the stores concurrently: with several credentials, an unresponsive store does not hide the
