@@ -199,7 +199,7 @@ pub struct Volume {
     pub hydration: Option<Hydration>,
     /// I/O counters since it was opened.
     pub io: VolumeIo,
-    /// Last backup under each credential.
+    /// Newest backup under each credential, as far as this host knows.
     pub last_backups: Vec<LastBackup>,
 }
 

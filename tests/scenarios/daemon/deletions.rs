@@ -129,6 +129,33 @@ async fn stored_backup_whose_base_was_deleted_becomes_full() {
     host.assert_tidy();
 }
 
+/// The chain is only the base of the next backup.
+#[tokio::test(flavor = "multi_thread")]
+async fn newest_backup_is_reported_without_a_chain() {
+    let host = Host::new().await;
+    let (base, volume, mut model) = host.one_backup().await;
+    model.write(&volume, 0, 9, 4096);
+    let tip = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    let reported = async || {
+        let last = host.inspect_volume("data").await.last_backups;
+        last.into_iter().map(|backup| backup.cloud_snapshot_id).collect::<Vec<_>>()
+    };
+    assert_eq!(reported().await, [tip.as_str()]);
+    // The commit of the last backup is in doubt, so that the chain ends before it.
+    host.sql(&format!(
+        "INSERT INTO doubts (credential, cloudsnap, since, is_abandoned, is_checked)
+         SELECT credential, cloudsnap, finished, 0, 0 FROM chains;
+         UPDATE chains SET cloudsnap = '{base}', finished = '1970-01-01T00:00:00Z', incrementals = 0"
+    ));
+    assert_eq!(reported().await, [tip.as_str()]);
+    // The deletion of a tip removes its chain.
+    host.sql(&format!("DELETE FROM doubts; UPDATE chains SET cloudsnap = '{tip}', incrementals = 1"));
+    host.delete_cloudsnap(&delete_of(&tip)).await;
+    assert_eq!(reported().await, [base.as_str()]);
+    host.delete_cloudsnap(&delete_of(&base)).await;
+    assert_eq!(reported().await, [""; 0]);
+}
+
 /// The base exists or was deleted by another host, and the store fails while the backup checks it.
 #[tokio::test(flavor = "multi_thread")]
 async fn backup_with_an_unchecked_base_resumes_and_checks_it() {

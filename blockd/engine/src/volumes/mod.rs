@@ -34,12 +34,16 @@ use blockd_api::{
     volumes::{self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo},
 };
 use blockd_catalog::{
-    Chain, CredentialRow, Db, DbError, LazyRow, Proof, RuleUses, SnapshotRow, TaskRow, VolumeRow, VolumeState,
+    CredentialRow, Db, DbError, LazyRow, NewestBackup, Proof, RuleUses, SnapshotRow, TaskRow, VolumeRow,
+    VolumeState,
 };
 use blockd_extent::VolumeId;
 use blockd_volume::{MergeStats, Volume, VolumeError};
 use jiff::Timestamp;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use uuid::Uuid;
 
 /// Volumes.
@@ -218,11 +222,16 @@ impl Volumes {
                 self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
             in_place_restores.extend(tasks.filter(|task| task.spec.is_in_place()));
         }
+        let cluster = self.host.cluster;
+        let volumes = match volume {
+            Some(volume) => BTreeSet::from([volume]),
+            None => self.registry.all().iter().map(|entry| entry.id).collect(),
+        };
         let facts = self.db.run(move |tx| -> Result<VolumeFacts, DbError> {
             Ok(VolumeFacts {
                 in_place_restores,
                 snapshots: SnapshotRow::all(tx, volume)?,
-                chains: Chain::all(tx, volume)?,
+                backups: NewestBackup::all(tx, cluster, &volumes)?,
                 credentials: CredentialRow::all(tx)?,
                 lazy: LazyRow::all(tx)?,
                 rules: RuleUses::all(tx)?.volumes,
@@ -384,7 +393,7 @@ struct VolumeFacts {
     /// Tasks of in-place restores.
     in_place_restores: Vec<TaskRow>,
     snapshots: Vec<SnapshotRow>,
-    chains: Vec<Chain>,
+    backups: Vec<NewestBackup>,
     credentials: Vec<CredentialRow>,
     lazy: Vec<LazyRow>,
     rules: BTreeMap<VolumeId, RuleName>,
@@ -395,14 +404,13 @@ struct VolumeFacts {
 impl VolumeFacts {
     /// Returns the newest backup of a volume in each repository.
     fn last_backups_of(&self, volume: VolumeId) -> Vec<LastBackup> {
-        let chains = self.chains.iter().filter(|chain| chain.volume == volume);
-        let newest = chains.map(|chain| LastBackup {
-            credential_id: chain.credential,
-            credential_name: self.credential_name(chain.credential),
-            cloud_snapshot_id: chain.cloudsnap.to_string(),
-            created_at: chain.point_in_time,
-            incrementals_since_full: chain.incrementals,
-            verified_at: self.verified.get(&(chain.credential, volume)).copied(),
+        let newest = self.backups.iter().filter(|backup| backup.volume == volume).map(|backup| LastBackup {
+            credential_id: backup.credential,
+            credential_name: self.credential_name(backup.credential),
+            cloud_snapshot_id: backup.cloudsnap.to_string(),
+            created_at: backup.created,
+            incrementals_since_full: backup.incrementals,
+            verified_at: self.verified.get(&(backup.credential, volume)).copied(),
         });
         newest.collect()
     }

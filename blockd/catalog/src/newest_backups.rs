@@ -1,0 +1,114 @@
+//! Newest backup of each volume with each credential, for reports.
+
+use crate::{Chain, CredentialRow, DbError, Doubt, rows};
+use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
+use blockd_extent::{SnapshotId, VolumeId};
+use jiff::Timestamp;
+use rusqlite::{Transaction, params};
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
+
+/// Newest backup of a volume with a credential. The base of the next incremental backup, its [`Chain`], may
+/// be another one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NewestBackup {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The credential.
+    pub credential: Uuid,
+    /// The backup.
+    pub cloudsnap: CloudSnapshotId,
+    /// Number of incrementals since the last full backup, including this one.
+    pub incrementals: u64,
+    /// Point in time.
+    pub created: Timestamp,
+}
+
+impl NewestBackup {
+    /// Returns the newest backups of these volumes of a cluster, newest first. Backups whose commit is in
+    /// doubt count, and after the deletion of the newest one the cached manifests.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(
+        tx: &Transaction<'_>,
+        cluster: Uuid,
+        volumes: &BTreeSet<VolumeId>,
+    ) -> Result<Vec<Self>, DbError> {
+        let mut newest: BTreeMap<(VolumeId, Uuid), Self> = BTreeMap::new();
+        for chain in Chain::all(tx, None)?.into_iter().filter(|chain| volumes.contains(&chain.volume)) {
+            newest.insert((chain.volume, chain.credential), chain.into());
+        }
+        for credential in CredentialRow::all(tx)?.into_iter().map(|row| row.uuid) {
+            for &volume in volumes {
+                if newest.contains_key(&(volume, credential)) {
+                    continue;
+                }
+                let cached = cached_of(tx, credential, cluster, volume)?;
+                let last = cached.into_iter().max_by_key(|manifest| manifest.description.created);
+                newest.extend(last.map(|manifest| ((volume, credential), Self::of(credential, &manifest))));
+            }
+        }
+        for doubt in Doubt::all(tx)?.into_iter().filter(|doubt| !doubt.abandoned) {
+            let Doubt { cloudsnap, credential, .. } = doubt;
+            let key = (cloudsnap.volume, credential);
+            if cloudsnap.cluster != cluster || !volumes.contains(&cloudsnap.volume) {
+                continue;
+            }
+            let manifest_key = cloudsnap.manifest_key();
+            for manifest in cached_between(tx, credential, &manifest_key, &manifest_key)? {
+                let found = Self::of(credential, &manifest);
+                if newest.get(&key).is_none_or(|known| known.created < found.created) {
+                    newest.insert(key, found);
+                }
+            }
+        }
+        let mut all: Vec<_> = newest.into_values().collect();
+        all.sort_by_key(|backup| std::cmp::Reverse(backup.created));
+        Ok(all)
+    }
+
+    fn of(credential: Uuid, manifest: &Manifest) -> Self {
+        Self {
+            volume: manifest.volume,
+            credential,
+            cloudsnap: manifest.id(),
+            incrementals: manifest.chain.len() as u64,
+            created: manifest.description.created,
+        }
+    }
+}
+
+impl From<Chain> for NewestBackup {
+    fn from(chain: Chain) -> Self {
+        let Chain { volume, credential, cloudsnap, incrementals, finished, .. } = chain;
+        Self { volume, credential, cloudsnap, incrementals, created: finished }
+    }
+}
+
+/// Returns the cached manifests of a volume.
+fn cached_of(
+    tx: &Transaction<'_>,
+    credential: Uuid,
+    cluster: Uuid,
+    volume: VolumeId,
+) -> Result<Vec<Manifest>, DbError> {
+    let bound = |snapshot| {
+        let snapshot = SnapshotId::from_u64(snapshot);
+        CloudSnapshotId { cluster, volume, snapshot, incremental: false }.manifest_key()
+    };
+    // The keys continue with a decimal number, and those of incrementals with a suffix.
+    cached_between(tx, credential, &bound(1), &format!("{}~", bound(9)))
+}
+
+/// Returns the cached manifests whose keys are in a range. Unreadable ones are no manifests.
+fn cached_between(
+    tx: &Transaction<'_>,
+    credential: Uuid,
+    first: &str,
+    last: &str,
+) -> Result<Vec<Manifest>, DbError> {
+    let sql = "SELECT manifest FROM catalog WHERE credential = ?1 AND key BETWEEN ?2 AND ?3";
+    let texts: Vec<String> = rows(tx, sql, params![credential.to_string(), first, last], |row| row.get(0))?;
+    Ok(texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
+}
