@@ -287,7 +287,8 @@ fn postgresql_is_restored_from_a_backup_made_under_load() {
                 let command = repository().join("examples/postgresql/checkpoint");
                 let command = format!("PGHOST={} {}", paths.run.display(), command.display());
                 let limits = ["--user", POSTGRES, "--command-timeout", MAX_COMMAND_TIMEOUT];
-                ctl.json(&[&["rule", "create", "pg", "--pre-command", &command], &limits[..]].concat());
+                let create = ["rule", "create", "pg", "--pre-command", command.as_str()];
+                ctl.json(&[&create[..], &limits[..]].concat());
                 ctl.json(&["rule", "assign", "pg", "--group", "pg"]);
                 run_scheduled(&ctl, &["--group", "pg", "--cred-id", "nas"], 2)
             },
@@ -436,9 +437,9 @@ fn mariadb_is_restored_from_a_snapshot_taken_under_load() {
             },
             || {
                 let (begin, end) = (format!("{hold} begin"), format!("{hold} end"));
-                let commands = ["--pre-command", &begin, "--post-command", &end];
-                let limits = ["--command-timeout", MAX_COMMAND_TIMEOUT];
-                ctl.json(&[&["rule", "create", "db"], &commands[..], &limits[..]].concat());
+                let commands = ["--pre-command", begin.as_str(), "--post-command", end.as_str()];
+                let create = ["rule", "create", "db", "--command-timeout", MAX_COMMAND_TIMEOUT];
+                ctl.json(&[&create[..], &commands[..]].concat());
                 // The backups of the schedule and its local snapshots have the same freeze.
                 let of = ["--group", "db", "--rule", "db", "--cred-id", "nas", "--local-keep-last", "2"];
                 run_scheduled(&ctl, &of, 4)

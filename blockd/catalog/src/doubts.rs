@@ -125,10 +125,7 @@ mod tests {
         db.transaction::<_, DbError>(|tx| {
             doubt.put(tx)?;
             assert!(!Doubt::is_of(tx, &cloudsnap)?);
-            tx.execute(
-                "INSERT INTO credentials VALUES (?1, 'nas', '', '', NULL, x'00', 0, '', NULL, x'', '', 0)",
-                [credential.to_string()],
-            )?;
+            crate::CredentialRow::sample(credential, "/backup", Uuid::nil()).insert(tx)?;
             doubt.put(tx)?;
             assert!(Doubt::is_of(tx, &cloudsnap)?);
             assert_eq!(Doubt::abandoned(tx)?, vec![doubt.clone()]);

@@ -81,8 +81,8 @@ impl NewestBackup {
 
 impl From<Chain> for NewestBackup {
     fn from(chain: Chain) -> Self {
-        let Chain { volume, credential, cloudsnap, incrementals, finished, .. } = chain;
-        Self { volume, credential, cloudsnap, incrementals, created: finished }
+        let Chain { volume, credential, cloudsnap, incrementals, point_in_time: created, .. } = chain;
+        Self { volume, credential, cloudsnap, incrementals, created }
     }
 }
 

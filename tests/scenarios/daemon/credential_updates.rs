@@ -7,9 +7,10 @@ use super::{
 use blockd_api::{
     ApiError, CredentialRef, Secret, SecretInput, SecretRef,
     credential_update::UpdateCredential,
-    credentials::{Credential, S3Access, StoreAccess},
+    credentials::{Credential, S3Access, S3Config, StoreAccess},
 };
 use blockd_cloud::{OpenOptions, Repository};
+use blockd_testkit::store::{FakeHttpServer, HttpReply};
 use std::os::unix::fs::PermissionsExt;
 
 /// Writes a secret to a file; returns the reference to it.
@@ -177,4 +178,39 @@ async fn new_location_without_a_passphrase_has_a_warning() {
     let other = Host::new().await;
     let encrypted = other.credential("encrypted", Some("correct horse"));
     assert_eq!(other.call(CREATE_CREDENTIAL, &encrypted).await.warnings, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_creation_names_its_new_bucket() {
+    let host = Host::new().await;
+    let server = FakeHttpServer::start(|request| match request.method.as_str() {
+        "PUT" => HttpReply::status(200),
+        _ => HttpReply::status(403).body("<Error><Code>AccessDenied</Code></Error>"),
+    });
+    let server = server.await;
+    let access = S3Access {
+        access_key: Some("key".into()),
+        secret_key: Some(Secret::new("secret".into()).into()),
+        ..S3Access::default()
+    };
+    let s3 = |bucket: &str| S3Config {
+        endpoint: server.url(),
+        region: "eu-central-1".into(),
+        bucket: bucket.to_owned(),
+        disable_ssl: true,
+        disable_path_style: false,
+        access: access.clone(),
+    };
+    let create = async |bucket| {
+        let request =
+            CreateCredential { provider: StoreConfig::S3(s3(bucket)), ..host.credential("s3", None) };
+        let error =
+            host.engine().credentials.create_credential(request).await.map_err(|error| error.to_api());
+        error.unwrap_err().hint.unwrap_or_default()
+    };
+    let bucket = host.engine().host.cluster.to_string();
+    let hint = create("").await;
+    assert!(hint.contains(&format!("bucket {bucket} exists now")), "{hint}");
+    let hint = create("given").await;
+    assert!(!hint.contains("exists now"), "{hint}");
 }

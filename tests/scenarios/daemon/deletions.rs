@@ -144,8 +144,8 @@ async fn newest_backup_is_reported_without_a_chain() {
     // The commit of the last backup is in doubt, so that the chain ends before it.
     host.sql(&format!(
         "INSERT INTO doubts (credential, cloudsnap, since, is_abandoned, is_checked)
-         SELECT credential, cloudsnap, finished, 0, 0 FROM chains;
-         UPDATE chains SET cloudsnap = '{base}', finished = '1970-01-01T00:00:00Z', incrementals = 0"
+         SELECT credential, cloudsnap, point_in_time, 0, 0 FROM chains;
+         UPDATE chains SET cloudsnap = '{base}', point_in_time = '1970-01-01T00:00:00Z', incrementals = 0"
     ));
     assert_eq!(reported().await, [tip.as_str()]);
     // The deletion of a tip removes its chain.

@@ -138,7 +138,7 @@ async fn abandoned_backup_leaves_no_objects() {
     runner.abandon_expired(Timestamp::now() + week + SignedDuration::from_secs(2)).await.unwrap();
     host.assert_tidy();
     // A volume with a resumable task can be deleted.
-    let task = host.start_backup("data", true).await;
+    let task = host.start_slow_backup(true).await;
     host.stop_in_progress(task).await;
     drop(volume);
     host.delete_volume("data").await;

@@ -90,11 +90,13 @@ impl Credentials {
         let key = self.repositories.store_key(store_row.config.secret()).await?;
         let passphrase = self.repositories.store_key(request.encryption_passphrase.as_ref()).await?;
         let explain = |error: ServiceError| error.with_hint(|code, store| stores::hint(kind, code, store));
-        if has_default_bucket {
-            stores::create_bucket(&store_row, key.text()).await.map_err(explain)?;
-        }
-        let opened = self.open_new(&store_row, &key, &passphrase).await;
-        let (base, capabilities, repository) = opened.map_err(explain)?;
+        let has_new_bucket =
+            has_default_bucket && stores::create_bucket(&store_row, key.text()).await.map_err(explain)?;
+        let opened = self.open_new(&store_row, &key, &passphrase).await.map_err(|error| {
+            let error = explain(error);
+            if has_new_bucket { stores::with_kept_bucket(&error, &store_row) } else { error }
+        });
+        let (base, capabilities, repository) = opened?;
 
         let known = repository.known_keys();
         let write_key =

@@ -137,21 +137,31 @@ fn http_options(row: &StoreRow) -> HttpOptions {
     }
 }
 
-/// Creates the bucket of a store, unless it exists.
+/// Creates the bucket of a store, unless it exists; returns true if it was created.
 ///
 /// # Errors
 /// The store cannot be reached, or refuses the creation.
 pub(crate) async fn create_bucket(
     row: &StoreRow,
     secret: Option<Zeroizing<String>>,
-) -> Result<(), ServiceError> {
+) -> Result<bool, ServiceError> {
     let config = row.config.clone().with_secret_value(secret.as_ref().map(|text| text.as_str()));
     let http = http_options(row);
     let created = spawned(async move { blockd_store::create_bucket(&config, &http).await }).await?;
     if created {
         tracing::info!(bucket = StoreView::from(&row.config).bucket, "bucket created");
     }
-    Ok(())
+    Ok(created)
+}
+
+/// Adds to the error of a location that its new bucket stays: only the store knows whether it is in use by
+/// now, so that a deletion would not be safe.
+pub(crate) fn with_kept_bucket(error: &ServiceError, row: &StoreRow) -> ServiceError {
+    let mut error = error.to_api();
+    let bucket = StoreView::from(&row.config).bucket.unwrap_or_default();
+    let kept = format!("bucket {bucket} exists now, and a repeated command uses it");
+    error.hint = Some(error.hint.map_or_else(|| kept.clone(), |hint| format!("{hint}; {kept}")));
+    ServiceError::Refused(error)
 }
 
 /// Returns the bandwidth limit that all tasks of a credential share.

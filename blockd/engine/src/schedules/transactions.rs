@@ -1,8 +1,7 @@
 //! Transactions of the scheduler: each step is one transaction, with the time as an argument.
 //!
-//! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the
-//! transaction that stores the task. So a daemon that is killed between two of them finds the remaining work
-//! at its next start.
+//! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that
+//! stores the task. So a daemon that is killed between them finds the remaining work at its next start.
 
 use crate::volumes::registry::Tags;
 use blockd_api::{
@@ -52,7 +51,7 @@ pub fn selects_any(selector: &Selector, volumes: &[Candidate]) -> bool {
     volumes.iter().any(|volume| is_selected(selector, volume))
 }
 
-/// Returns true if a schedule protects none of these volumes, and not because there are none yet.
+/// Returns true if a schedule protects none of these volumes: one of all volumes waits for the first.
 pub fn protects_nothing(selector: &Selector, volumes: &[Candidate]) -> bool {
     !selector.all && !selects_any(selector, volumes)
 }
@@ -192,8 +191,8 @@ pub fn fire(
                             "{missed} runs of schedule {} ({}) were missed: one run replaces them",
                             schedule.uuid, rule.when
                         );
-                        NewEvent::new(now, Severity::Warning, EventKind::ScheduleMissed, message)
-                            .insert(tx)?;
+                        let event = EventKind::ScheduleMissed;
+                        NewEvent::new(now, Severity::Warning, event, message).insert(tx)?;
                     }
                     let cause = Cause { rule: Some(&rule), nominal, missed };
                     for run in add_runs(tx, schedule, &cause, volumes, now)? {
@@ -201,8 +200,8 @@ pub fn fire(
                             tracing::warn!(schedule = %schedule.uuid, run = run.id, %reason, "run skipped");
                             let message = format!("a run of schedule {} is skipped: {reason}", schedule.uuid);
                             let event = NewEvent::new(now, Severity::Warning, EventKind::RunSkipped, message);
-                            NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }
-                                .insert(tx)?;
+                            let (volume_id, volume) = (run.volume, run.volume_name.clone());
+                            NewEvent { volume_id, volume, ..event }.insert(tx)?;
                         }
                     }
                     schedule.set_cursor(tx, &rule.when, processed_until)?;

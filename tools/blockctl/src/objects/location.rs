@@ -206,8 +206,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Returns the form of a secret's setting and its value: a value, a file or variable that blockctl reads, or a
-/// reference that the daemon resolves.
+/// Returns the form of a secret's setting and its value: a value, a file or variable that blockctl reads, or
+/// a reference that the daemon resolves.
 fn source(dir: &Path, value: Value) -> Result<(&'static str, Value), String> {
     let (source, text) = match value {
         Value::String(_) => return Ok(("", value)),

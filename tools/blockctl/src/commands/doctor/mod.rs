@@ -217,8 +217,8 @@ async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>
     Ok(checks)
 }
 
-/// Returns true for a cloud snapshot of the volume. Other hosts, and former volumes of this one, have volumes of
-/// the same name: only the ids tell them apart.
+/// Returns true for a cloud snapshot of the volume. Other hosts, and former volumes of this one, have volumes
+/// of the same name: only the ids tell them apart.
 fn is_of(snapshot: &Cloudsnap, cluster: Uuid, volume: &Volume) -> bool {
     snapshot.cloud_snapshot_id.cluster == cluster && snapshot.volume_id == volume.volume_id
 }

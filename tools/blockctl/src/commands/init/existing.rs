@@ -105,7 +105,7 @@ pub fn check_schedule(args: &InitArgs, location: &Credential, found: &Schedule) 
     }
 }
 
-/// Returns the file of a requested recovery key if it opens the existing location: an earlier `init` wrote it.
+/// Returns the file of the requested recovery key if it opens the location: an earlier `init` wrote it.
 ///
 /// # Errors
 /// There is no such file, or it does not open the location: an existing location takes no new key.

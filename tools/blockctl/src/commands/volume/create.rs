@@ -101,7 +101,7 @@ async fn copy(volume: &Volume, image: Image, interrupts: &mut Interrupts) -> io:
     }
 }
 
-/// Deletes a volume with an incomplete copy. It is in use until the daemon has seen the end of the connection.
+/// Deletes a volume with an incomplete copy. The daemon first has to see the end of the connection.
 async fn delete_incomplete(context: &Context<'_>, volume: &Volume) {
     let (id, request) = (VolumeRef::Id(volume.volume_id), DeleteVolume::default());
     let until = Instant::now() + RELEASE_LIMIT;

@@ -1,0 +1,200 @@
+use super::*;
+use serde_json::{Value, json};
+
+const NOW: &str = "2026-11-22T12:00:00Z";
+
+fn known(parts: &Value) -> Known {
+    fn part<T: serde::de::DeserializeOwned>(parts: &Value, name: &str) -> Vec<T> {
+        let part = parts.get(name).cloned().unwrap_or_else(|| json!([]));
+        serde_json::from_value(part).unwrap()
+    }
+    Known {
+        volumes: part(parts, "volumes"),
+        schedules: ScheduleList {
+            list: part(parts, "schedules").into(),
+            unreadable: part(parts, "unreadable"),
+        },
+        runs: part(parts, "runs"),
+        tasks: part(parts, "tasks"),
+        events: part(parts, "events"),
+        webhooks: part(parts, "webhooks"),
+        reload_failure: parts.get("reloadFailure").map(|one| serde_json::from_value(one.clone()).unwrap()),
+        problems: part(parts, "problems"),
+    }
+}
+
+fn lines(parts: &Value) -> Vec<String> {
+    problems(&known(parts), NOW.parse().unwrap()).into_iter().map(|one| one.cause).collect()
+}
+
+fn run(id: u64, state: &str) -> Value {
+    json!({
+        "runId": id, "scheduleId": "00000000-0000-0000-0000-000000000001", "when": null, "plannedAt": NOW, "startedAt": NOW,
+        "missed": 0, "volumeId": "7", "volumeName": "db", "credentialId": null, "state": state, "taskId": null,
+        "cloudSnapshotId": null, "completedAt": null, "reason": "the store is full"
+    })
+}
+
+fn volume(name: &str, state: &str) -> Value {
+    json!({
+        "volumeId": "7", "name": name, "sizeBytes": 0, "labels": {}, "createdAt": NOW, "state": state, "stateReason": "its disk is gone",
+        "uri": "", "connections": 0, "dirtyBytes": 0, "allocatedBytes": 0, "snapshotCount": 0, "layers": 0,
+        "io": { "reads": 0, "writes": 0, "readBytes": 0, "writtenBytes": 0, "flushes": 0 }, "lastBackups": []
+    })
+}
+
+fn event(id: u64, at: &str, kind: &str) -> Value {
+    json!({
+        "eventId": id, "occurredAt": at, "severity": "error", "kind": kind, "volumeName": "db", "credentialName": "nas", "taskId": null,
+        "message": format!("{kind} {id}")
+    })
+}
+
+#[test]
+fn empty_state_has_no_problems() {
+    assert!(lines(&json!({})).is_empty());
+}
+
+#[test]
+fn newest_run_of_existing_schedules_counts() {
+    let schedule = json!([{
+        "scheduleId": "00000000-0000-0000-0000-000000000001", "selector": {}, "credentialIds": [], "rules": [], "policyName": null,
+        "retain": {}, "full": false, "jitterSeconds": 0, "priority": "normal", "paused": false, "createdAt": NOW,
+        "nextRunAt": null, "lastRunAt": null, "schedule": ""
+    }]);
+    let failed =
+        json!({ "schedules": schedule, "runs": [run(3, "skipped"), run(2, "failed"), run(1, "done")] });
+    assert_eq!(lines(&failed), ["the newest scheduled backup of volume db failed: the store is full"]);
+    let good = json!({ "schedules": schedule, "runs": [run(2, "done"), run(1, "failed")] });
+    assert!(lines(&good).is_empty());
+    assert!(lines(&json!({ "runs": [run(1, "failed")] })).is_empty());
+
+    let mut idle = good;
+    idle["schedules"][0]["withoutVolume"] = json!(true);
+    idle["schedules"][0]["name"] = json!("nightly");
+    assert!(lines(&idle).is_empty(), "there is no volume yet");
+    idle["volumes"] = json!([volume("db", "up")]);
+    assert_eq!(lines(&idle), ["schedule nightly selects no volume"]);
+    idle["schedules"][0]["withoutVolume"] = json!(false);
+    idle["schedules"][0]["overdueAt"] = json!("2026-11-22T11:00:00Z");
+    assert_eq!(
+        lines(&idle),
+        ["schedule nightly is overdue since Sun, 22 Nov 2026 11:00:00 UTC: it makes no backups"]
+    );
+    idle["problems"] = json!([{ "kind": "data-directory", "cause": "it is full", "action": "make room", "detectedAt": NOW }]);
+    assert_eq!(lines(&idle).first().unwrap(), "it is full", "the worst comes first");
+}
+
+#[test]
+fn errors_of_the_last_day_are_listed_newest_first() {
+    let events = json!({ "events": [
+        event(1, "2026-11-21T11:59:00Z", "damage-found"),
+        event(2, "2026-11-21T12:01:00Z", "store-unreachable"),
+        event(3, "2026-11-22T11:00:00Z", "damage-found"),
+    ] });
+    assert_eq!(lines(&events), ["damage-found 3", "store-unreachable 2"]);
+}
+
+#[test]
+fn failure_is_made_good_by_the_same_volume_only() {
+    let mut failed = event(1, "2026-11-22T11:00:00Z", "backup-failed");
+    failed["volumeId"] = json!("7");
+    for (volume, name, causes) in [("7", "renamed", 0), ("8", "db", 1)] {
+        let done = json!([{
+            "taskId": "00000000-0000-0000-0000-000000000001", "type": "backup", "cloudSnapshotId": null, "volumeId": volume,
+            "volumeName": name, "state": "Backup-Done", "node": "host", "owner": { "kind": "daemon" },
+            "credentialId": "00000000-0000-0000-0000-000000000002", "credentialName": "nas", "phase": "", "totalBytes": 0,
+            "processedBytes": 0, "uploadedBytes": 0, "downloadedBytes": 0, "dirtyBytes": 0,
+            "requests": { "put": 0, "get": 0, "list": 0, "delete": 0, "head": 0 }, "freezeStallMicros": null,
+            "startedAt": NOW, "completedAt": NOW, "elapsedSeconds": 1.0, "backupType": null, "error": null, "resumed": 0, "version": 1
+        }]);
+        let found = lines(&json!({ "events": [failed], "tasks": done }));
+        assert_eq!(found.len(), causes, "{name} {found:?}");
+    }
+}
+
+#[test]
+fn error_event_ends_with_a_later_success() {
+    let of = |id: u64, kind: &str, volume: Option<&str>, credential: &str| {
+        let mut event = event(id, NOW, kind);
+        (event["volumeName"], event["credentialName"]) = (json!(volume), json!(credential));
+        event["severity"] = json!(if kind.ends_with("-done") { "info" } else { "error" });
+        event
+    };
+    for (kind, later, ends) in [
+        ("store-unreachable", of(2, "backup-done", Some("other"), "nas"), true),
+        ("store-unreachable", of(2, "backup-done", Some("db"), "s3"), false),
+        ("damage-found", of(2, "verify-done", None, "nas"), true),
+        ("damage-found", of(2, "verify-done", Some("other"), "nas"), false),
+        ("damage-found", of(2, "backup-done", Some("db"), "nas"), false),
+        ("write-key-refused", of(2, "backup-done", Some("db"), "nas"), true),
+    ] {
+        let events = json!({ "events": [of(1, kind, Some("db"), "nas"), later] });
+        assert_eq!(lines(&events).is_empty(), ends, "{events}");
+    }
+    let deleted = event(1, NOW, "backing-snapshot-deleted");
+    for (name, reported) in [("db", 1), ("other", 0)] {
+        let parts = json!({ "events": [deleted], "volumes": [volume(name, "up")] });
+        assert_eq!(lines(&parts).len(), reported, "{name}");
+    }
+    // The daemon reports these states itself, until they end.
+    let states = [event(1, NOW, "data-directory-full"), event(2, NOW, "key-slot-damaged")];
+    assert!(lines(&json!({ "events": states })).is_empty());
+}
+
+#[test]
+fn volume_not_served_is_reported_once() {
+    let mut degraded = event(1, NOW, "volume-degraded");
+    let volume = json!([volume("db", "failed")]);
+    let parts = json!({ "volumes": volume, "events": [degraded] });
+    assert_eq!(lines(&parts), ["volume db is not served: its disk is gone"]);
+    // A volume that is served again or gone has no other report.
+    degraded["volumeName"] = json!("other");
+    assert_eq!(lines(&json!({ "volumes": volume, "events": [degraded] })).len(), 2);
+}
+
+#[test]
+fn failed_reload_is_reported_until_success() {
+    let events = json!([event(1, NOW, "reload-failed")]);
+    assert!(lines(&json!({ "events": events })).is_empty());
+    let parts = json!({ "events": events, "reloadFailure": { "failedAt": NOW, "cause": "no such key" } });
+    let lines = lines(&parts);
+    assert!(lines.len() == 1 && lines[0].ends_with(": no such key"), "{lines:?}");
+}
+
+#[test]
+fn failing_webhooks_and_undelivered_events_are_reported() {
+    let hook = |since: Option<&str>, undelivered: u64| {
+        json!({ "webhooks": [{
+            "name": "ops", "origin": "https://h", "waiting": 2, "delivered": 1, "undelivered": undelivered,
+            "lastDeliveredAt": null, "firstFailedAt": since, "error": since.map(|_| "no answer within 9 ms"),
+        }] })
+    };
+    assert_eq!(
+        lines(&hook(Some("2026-11-22T11:00:00Z"), 0)),
+        [
+            "webhook ops has been failing since Sun, 22 Nov 2026 11:00:00 UTC: no answer within 9 ms; 2 events waiting"
+        ]
+    );
+    assert_eq!(lines(&hook(None, 3)), ["3 events not delivered to webhook ops"]);
+    assert!(lines(&hook(None, 0)).is_empty());
+
+    // Reported until a later delivery, or for a day.
+    for (undelivered, delivered, is_told) in [
+        ("2026-11-22T11:00:00Z", None, true),
+        ("2026-11-22T11:00:00Z", Some("2026-11-22T10:59:00Z"), true),
+        ("2026-11-22T11:00:00Z", Some("2026-11-22T11:01:00Z"), false),
+        ("2026-11-21T11:59:00Z", None, false),
+    ] {
+        let mut passing = hook(None, 2);
+        passing["webhooks"][0]["lastUndeliveredAt"] = json!(undelivered);
+        passing["webhooks"][0]["lastDeliveredAt"] = json!(delivered);
+        assert_eq!(lines(&passing).is_empty(), !is_told, "{undelivered} {delivered:?}");
+    }
+}
+
+#[test]
+fn unreadable_secret_is_a_problem() {
+    let parts = json!({ "unreadable": [{ "scheduleId": "x", "cause": "no such time zone" }] });
+    assert_eq!(lines(&parts), ["schedule x makes no backups: no such time zone"]);
+}
