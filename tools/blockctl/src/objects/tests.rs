@@ -44,7 +44,7 @@ fn parse_in(dir: &Path, text: &str) -> Result<Vec<Object>, Vec<String>> {
     let mut reader = Reader::default();
     reader.add(text, "test.yaml", dir);
     let found = reader.finish().map(|found| found.objects);
-    found.map_err(|found| found.iter().flat_map(|(_, all)| all).map(ToString::to_string).collect())
+    found.map_err(|found| found.values().flatten().map(ToString::to_string).collect())
 }
 
 fn problems(text: &str) -> Vec<String> {

@@ -139,7 +139,8 @@ impl Spec for Restore {
                 "with `namespaceMapping` volumes keep their names".to_owned(),
             );
         }
-        if !self.is_of_all() && !(self.selectors.is_empty() && self.excluded_namespaces.is_empty()) {
+        let is_selective = !self.selectors.is_empty() || !self.excluded_namespaces.is_empty();
+        if is_selective && !self.is_of_all() {
             return refused(
                 "namespaceMapping",
                 "`selectors` and `excludedNamespaces` need it, such as `{}`".to_owned(),

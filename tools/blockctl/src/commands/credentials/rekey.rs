@@ -110,7 +110,7 @@ pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
         )
     })?;
     if is_current {
-        output.note("note: the current passphrase that you gave was not checked".to_owned());
+        output.note("note: the current passphrase that you gave was not checked");
     }
     if rekeyed.foreign > 0 {
         let slots = counted(rekeyed.foreign, "key slot");

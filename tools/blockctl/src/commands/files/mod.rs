@@ -302,7 +302,7 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
         });
     }
     if changes.is_empty() {
-        output.note("no changes".to_owned());
+        output.note("no changes");
     }
     for change in &changes {
         let (sign, what) = match change.change {

@@ -3,6 +3,7 @@
 use super::{
     found::{Found, one_or_all},
     resources::{ResourceSet, backup_name},
+    status::{BackupSpec, Condition, RestoreSpec, TransferMember, TransferStatus},
 };
 use crate::{
     objects::{Kind, NAMESPACE, ReclaimPolicy},
@@ -14,7 +15,7 @@ use blockd_api::{
     tasks::{Task, TaskKind, TaskStage},
 };
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
@@ -118,10 +119,11 @@ impl<'a> BackupGroup<'a> {
     pub fn found(&self, own: Option<Uuid>) -> Found {
         let volumes = self.volumes();
         let own_labels = self.stored.first().map(|one| one.backup_labels.clone()).unwrap_or_default();
-        let mut body = json!({ "backupLocation": self.location, "volume": one_or_all(&volumes) });
-        if let Some(policy) = ReclaimPolicy::of(&own_labels) {
-            body["reclaimPolicy"] = json!(policy);
-        }
+        let body = json!(BackupSpec {
+            backup_location: self.location.to_owned(),
+            volume: one_or_all(&volumes),
+            reclaim_policy: ReclaimPolicy::of(&own_labels),
+        });
         let labels = self.stored.iter().flat_map(|one| [&one.labels, &one.backup_labels]);
         let namespaces = labels.filter_map(|labels| labels.as_map().get(NAMESPACE).cloned()).collect();
         Found {
@@ -131,20 +133,21 @@ impl<'a> BackupGroup<'a> {
             tasks: self.tasks.iter().map(|task| task.task_id).collect(),
             volumes,
             namespaces,
-            ..Found::new(Kind::VolumeBackup, self.name.clone(), body, self.status())
+            ..Found::new(Kind::VolumeBackup, self.name.clone(), body, json!(self.status()))
         }
     }
 
     /// Returns the restore.
     pub fn found_restore(&self) -> Found {
         let mut status = self.status();
-        let id = status["volumes"][0]["cloudSnapshotId"].clone();
-        let body = json!({
-            "backupLocation": self.location, "cloudSnapshotId": id, "destinationVolume": self.name
+        status.cloud_snapshot_id = status.volumes.first().and_then(TransferMember::cloud_snapshot_id);
+        let body = json!(RestoreSpec {
+            backup_location: self.location.to_owned(),
+            cloud_snapshot_id: status.cloud_snapshot_id.clone(),
+            destination_volume: self.name.clone(),
         });
-        status["cloudSnapshotId"] = id;
         let tasks = self.tasks.iter().map(|task| task.task_id).collect();
-        let found = Found::new(Kind::VolumeRestore, self.name.clone(), body, status);
+        let found = Found::new(Kind::VolumeRestore, self.name.clone(), body, json!(status));
         Found { tasks, volumes: self.volumes(), ..found }
     }
 
@@ -154,40 +157,61 @@ impl<'a> BackupGroup<'a> {
         stored.chain(tasks).collect()
     }
 
-    fn status(&self) -> Value {
-        let ((stage, status), (created, elapsed_s)) = (self.stage(), self.times());
-        let stored = self.stored.iter().map(|one| {
-            json!({
-                "volumeName": one.volume_name, "cloudSnapshotId": one.cloud_snapshot_id, "status": one.status,
-                "createdAt": one.created_at, "backupType": one.backup_type, "sizeBytes": one.size_bytes,
-                "storedBytes": one.stored_bytes, "verification": one.verification
-            })
-        });
-        let tasks = self.tasks.iter().map(|task| {
-            json!({
-                "volumeName": task.volume_name, "taskId": task.task_id, "status": stage_of(task).1,
-                "startedAt": task.started_at, "completedAt": task.completed_at,
-                "cloudSnapshotId": task.cloud_snapshot_id,
-                "reason": task.error.as_ref().map(|error| &error.message)
-            })
-        });
-        let reason = self.tasks.iter().find_map(|task| task.error.as_ref()).map(|error| &error.message);
+    fn status(&self) -> TransferStatus {
+        let ((stage, status), (created_at, elapsed_seconds)) = (self.stage(), self.times());
+        let reason_of = |task: &&Task| task.error.as_ref().map(|error| error.message.clone());
+        let reason = self.tasks.iter().find_map(reason_of);
         let only = match (self.stored.as_slice(), self.tasks.as_slice()) {
-            ([one], []) => Some(one.cloud_snapshot_id),
+            ([one], []) => Some(one.cloud_snapshot_id.to_string()),
             _ => None,
         };
         let done = self.tasks.iter().filter(|task| task.state.stage == TaskStage::Done).count();
-        json!({
-            "stage": stage, "status": status, "createdAt": created, "elapsedSeconds": elapsed_s,
-            "clusterId": self.cluster, "cloudSnapshotId": only, "reason": reason,
-            "storedBytes": self.stored.iter().map(|one| one.stored_bytes).sum::<u64>(),
-            "doneCount": self.stored.len() + done, "volumeCount": self.stored.len() + self.tasks.len(),
-            "volumes": stored.chain(tasks).collect::<Vec<_>>(),
-            "conditions": [
-                { "type": "Complete", "status": stage == "Final", "reason": status },
-                { "type": "Succeeded", "status": status == "Successful", "reason": status, "message": reason }
-            ]
-        })
+        let condition = |kind: &str, is_true, message| Condition {
+            kind: kind.to_owned(),
+            status: is_true,
+            reason: Some(status.to_owned()),
+            message,
+        };
+        TransferStatus {
+            stage: stage.to_owned(),
+            status: status.to_owned(),
+            created_at,
+            elapsed_seconds,
+            cluster_id: self.cluster,
+            cloud_snapshot_id: only,
+            stored_bytes: self.stored.iter().map(|one| one.stored_bytes).sum(),
+            done_count: self.stored.len() + done,
+            volume_count: self.stored.len() + self.tasks.len(),
+            volumes: self.members(),
+            conditions: vec![
+                condition("Complete", stage == "Final", None),
+                condition("Succeeded", status == "Successful", reason.clone()),
+            ],
+            reason,
+        }
+    }
+
+    fn members(&self) -> Vec<TransferMember> {
+        let stored = self.stored.iter().map(|one| TransferMember::Stored {
+            volume_name: one.volume_name.clone(),
+            cloud_snapshot_id: one.cloud_snapshot_id,
+            status: one.status,
+            created_at: one.created_at,
+            backup_type: one.backup_type,
+            size_bytes: one.size_bytes,
+            stored_bytes: one.stored_bytes,
+            verification: one.verification,
+        });
+        let tasks = self.tasks.iter().map(|task| TransferMember::Task {
+            volume_name: task.volume_name.clone(),
+            task_id: task.task_id,
+            status: stage_of(task).1.to_owned(),
+            started_at: task.started_at,
+            completed_at: task.completed_at,
+            cloud_snapshot_id: task.cloud_snapshot_id.clone(),
+            reason: task.error.as_ref().map(|error| error.message.clone()),
+        });
+        stored.chain(tasks).collect()
     }
 }
 

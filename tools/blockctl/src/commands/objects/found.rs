@@ -3,6 +3,10 @@
 use super::{
     backup_groups::BackupGroup,
     resources::{ResourceSet, schedule_name},
+    status::{
+        CloneSpec, CloneStatus, Condition, LocationStatus, Names, PolicyStatus, RuleStatus, ScheduleStatus,
+        SnapshotMember, SnapshotSpec, SnapshotStatus,
+    },
 };
 use crate::{
     commands::schedules::{called, kept, selected},
@@ -139,10 +143,10 @@ fn short_duration(seconds: f64) -> String {
 }
 
 /// Returns the only name, or all.
-pub fn one_or_all(names: &BTreeSet<String>) -> Value {
+pub fn one_or_all(names: &BTreeSet<String>) -> Names {
     match names.first() {
-        Some(only) if names.len() == 1 => only.as_str().into(),
-        _ => json!(names),
+        Some(only) if names.len() == 1 => Names::One(only.clone()),
+        _ => Names::Several(names.iter().cloned().collect()),
     }
 }
 
@@ -177,17 +181,21 @@ impl ResourceSet {
         let spec = self.schedule_spec(one);
         let members = spec.iter().flat_map(|spec| self.members(spec.backup()));
         let volumes = members.map(|volume| volume.name.to_string()).collect();
-        let status = json!({
-            "scheduleId": one.schedule_id, "createdAt": one.created_at, "nextRunAt": one.next_run_at,
-            "lastRunAt": one.last_run_at, "state": if one.paused { "paused" } else { "active" },
-            "selected": selected(&one.selector), "schedule": one.schedule, "kept": kept(one, &self.policies),
-            "conditions": [
-                { "type": "Active", "status": !one.paused },
-                { "type": "Covering", "status": !one.without_volume }
-            ]
-        });
+        let condition =
+            |kind: &str, status| Condition { kind: kind.to_owned(), status, ..Condition::default() };
+        let status = ScheduleStatus {
+            schedule_id: one.schedule_id,
+            created_at: one.created_at,
+            next_run_at: one.next_run_at,
+            last_run_at: one.last_run_at,
+            state: if one.paused { "paused" } else { "active" }.to_owned(),
+            selected: selected(&one.selector),
+            schedule: one.schedule.clone(),
+            kept: kept(one, &self.policies),
+            conditions: vec![condition("Active", !one.paused), condition("Covering", !one.without_volume)],
+        };
         let body = spec.map_or(Value::Null, |spec| view(&spec));
-        let found = Found::new(Kind::VolumeBackupSchedule, schedule_name(one), body, status);
+        let found = Found::new(Kind::VolumeBackupSchedule, schedule_name(one), body, json!(status));
         Found { volumes, shown: called(one), labels: one.labels.clone(), ..found }
     }
 
@@ -212,14 +220,19 @@ impl ResourceSet {
                 None => groups.push((one.name.as_str(), vec![one])),
             }
         }
-        let member = |one: &&Snapshot| json!({ "volumeName": one.volume_name, "snapshotId": one.snapshot_id, "state": one.state });
+        let member = |one: &&Snapshot| SnapshotMember {
+            volume_name: one.volume_name.clone(),
+            snapshot_id: one.snapshot_id,
+            state: one.state,
+        };
         let object = |(name, group): (&str, Vec<&Snapshot>)| {
             let volumes: BTreeSet<String> = group.iter().map(|one| one.volume_name.to_string()).collect();
-            let status = json!({
-                "createdAt": group.iter().map(|one| one.created_at).min(), "volumeCount": volumes.len(),
-                "volumes": group.iter().map(member).collect::<Vec<_>>()
+            let status = json!(SnapshotStatus {
+                created_at: group.iter().map(|one| one.created_at).min(),
+                volume_count: volumes.len(),
+                volumes: group.iter().map(member).collect(),
             });
-            let body = json!({ "volume": one_or_all(&volumes) });
+            let body = json!(SnapshotSpec { volume: one_or_all(&volumes) });
             Found { volumes, ..Found::new(Kind::VolumeSnapshot, name.to_owned(), body, status) }
         };
         groups.into_iter().map(object).collect()
@@ -227,9 +240,12 @@ impl ResourceSet {
 }
 
 fn location(one: &Credential) -> Found {
-    let status = json!({
-        "credentialId": one.credential_id, "createdAt": one.created_at, "authentication": one.store.auth,
-        "createIfAbsent": one.conditional_put, "writeBytesPerSecond": one.write_bytes_per_second
+    let status = json!(LocationStatus {
+        credential_id: one.credential_id,
+        created_at: one.created_at,
+        authentication: one.store.auth.clone(),
+        create_if_absent: one.conditional_put,
+        write_bytes_per_second: one.write_bytes_per_second,
     });
     Found::new(Kind::BackupLocation, one.name.to_string(), view_of(one), status)
 }
@@ -239,26 +255,33 @@ fn policy(one: &Policy) -> Found {
     let retains = one.rules.iter().filter_map(|rule| rule.retain.as_ref());
     let retains: Vec<String> = retains.map(ToString::to_string).collect();
     let retain = (!retains.is_empty()).then(|| retains.join(", "));
-    let status = json!({ "schedule": whens.join(", "), "retain": retain });
+    let status = json!(PolicyStatus { schedule: whens.join(", "), retain });
     Found::new(Kind::SchedulePolicy, one.name.to_string(), view(&Rules::of(&one.rules)), status)
 }
 
 fn rule(one: &HookRule) -> Found {
     let groups = one.groups.iter().map(|group| format!("group {group}"));
     let targets: Vec<String> = one.volume_names.iter().map(ToString::to_string).chain(groups).collect();
-    let status = json!({
-        "scheduleIds": one.schedule_ids, "problem": one.problem, "assignedTo": targets
-    });
+    let (schedule_ids, problem) = (one.schedule_ids.clone(), one.problem.clone());
+    let status = json!(RuleStatus { schedule_ids, problem, assigned_to: targets });
     Found::new(Kind::Rule, one.name.to_string(), view(&Hook::of(one)), status)
 }
 
 fn clone(volume: &Volume) -> Option<Found> {
     let origin = volume.labels.as_map().get(CLONED_FROM)?;
     let (source, snapshot) = origin.split_once('@')?;
-    let body = json!({ "sourceVolume": source, "snapshot": snapshot, "destinationVolume": volume.name });
-    let status = json!({
-        "stage": "Final", "status": "Successful", "volumeId": volume.volume_id, "createdAt": volume.created_at,
-        "origin": origin, "state": volume.state.to_string()
+    let body = json!(CloneSpec {
+        source_volume: source.to_owned(),
+        snapshot: snapshot.to_owned(),
+        destination_volume: volume.name.clone(),
+    });
+    let status = json!(CloneStatus {
+        stage: "Final".to_owned(),
+        status: "Successful".to_owned(),
+        volume_id: volume.volume_id,
+        created_at: volume.created_at,
+        origin: origin.clone(),
+        state: volume.state.to_string(),
     });
     let found = Found::new(Kind::VolumeClone, volume.name.to_string(), body, status);
     Some(Found { volumes: BTreeSet::from([volume.name.to_string()]), ..found })

@@ -12,6 +12,7 @@ mod record;
 mod resources;
 mod restores;
 mod show;
+pub mod status;
 
 pub use apply::run as apply;
 pub use delete::run as delete;

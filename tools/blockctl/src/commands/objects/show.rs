@@ -6,6 +6,7 @@ use super::{
     plan::{Plan, plan},
     record::{show_warnings, warn},
     resources::{ResourceSet, Scope},
+    status::{EventSummary, RunSummary},
 };
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
@@ -172,9 +173,8 @@ fn is_about(event: &Event, found: &Found) -> bool {
 }
 
 fn told(event: &Event) -> Value {
-    json!({
-        "occurredAt": event.occurred_at, "severity": event.severity, "kind": event.kind, "message": event.message
-    })
+    let Event { occurred_at, severity, .. } = *event;
+    json!(EventSummary { occurred_at, severity, kind: event.kind.clone(), message: event.message.clone() })
 }
 
 /// Returns the newest runs of a schedule.
@@ -182,13 +182,14 @@ async fn runs(context: &Context<'_>, found: &Found) -> Result<Value, Failure> {
     let schedule_id: Option<Uuid> = serde_json::from_value(found.status["scheduleId"].clone()).ok();
     let query = ListRuns { schedule_id, max: u32::try_from(MAX_DESCRIBED).ok(), ..ListRuns::default() };
     let runs = context.client.call(operations::LIST_RUNS, &query).await?.items;
-    let told = runs.iter().map(|run| {
-        json!({
-            "startedAt": run.started_at, "volumeName": run.volume_name, "state": run.state,
-            "cloudSnapshotId": run.cloud_snapshot_id, "reason": run.reason
-        })
+    let told = runs.into_iter().map(|run| RunSummary {
+        started_at: run.started_at,
+        volume_name: run.volume_name,
+        state: run.state,
+        cloud_snapshot_id: run.cloud_snapshot_id,
+        reason: run.reason,
     });
-    Ok(told.collect())
+    Ok(json!(told.collect::<Vec<_>>()))
 }
 
 /// `diff`

@@ -1,9 +1,18 @@
 //! Schemas of declarative objects, of the results of commands on them, and of their differences.
 
-#![allow(dead_code, reason = "the types describe documents that are built as JSON values")]
+#![allow(dead_code, reason = "documents are put together from JSON values")]
 
 use crate::{
-    commands::{credentials::settings::is_secret, objects::FieldChange},
+    commands::{
+        credentials::settings::is_secret,
+        objects::{
+            FieldChange,
+            status::{
+                BackupSpec, CloneSpec, CloneStatus, EventSummary, LocationStatus, PolicyStatus, RestoreSpec,
+                RuleStatus, RunSummary, ScheduleStatus, SnapshotSpec, SnapshotStatus, TransferStatus,
+            },
+        },
+    },
     objects::{
         Kind, Retain,
         hook::Hook,
@@ -12,18 +21,11 @@ use crate::{
         schedule::ScheduleSpec,
     },
 };
-use blockd_api::{
-    Labels, List, SnapshotId, SnapshotName, VolumeId, VolumeName,
-    cloudsnaps::{CloudSnapshotId, CloudsnapStatus, Verification},
-    events::Severity,
-    schedules::RunState,
-    tasks::BackupType,
-};
+use blockd_api::{Labels, List};
 use blockd_schedule::Zone;
-use jiff::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde_json::{Map, Value, json};
-use std::{borrow::Cow, marker::PhantomData};
+use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData};
 use uuid::Uuid;
 
 /// List that is written as its value if it has one.
@@ -186,6 +188,9 @@ struct Metadata {
     /// Labels of a backup.
     #[serde(skip_serializing_if = "Option::is_none")]
     labels: Option<Labels>,
+    /// Annotations of a backup.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<BTreeMap<String, String>>,
 }
 
 /// Content and state of an object.
@@ -211,7 +216,7 @@ enum Content {
     },
     VolumeBackup {
         spec: BackupSpec,
-        status: BackupStatus,
+        status: TransferStatus,
     },
     VolumeBackupSchedule {
         /// Null if its volume was deleted.
@@ -221,7 +226,7 @@ enum Content {
     },
     VolumeRestore {
         spec: RestoreSpec,
-        status: RestoreStatus,
+        status: TransferStatus,
     },
     VolumeClone {
         spec: CloneSpec,
@@ -231,203 +236,6 @@ enum Content {
 
 fn schedule_spec(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [without_unset::<ScheduleSpec>(generator), { "type": "null" }] })
-}
-
-/// State of a backup location.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct LocationStatus {
-    credential_id: Uuid,
-    created_at: Timestamp,
-    /// Kind of the keys or identity.
-    authentication: Option<String>,
-    create_if_absent: bool,
-    write_bytes_per_second: Option<u64>,
-}
-
-/// State of a policy.
-#[derive(JsonSchema)]
-struct PolicyStatus {}
-
-/// State of a rule.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct RuleStatus {
-    /// Schedules that use it.
-    schedule_ids: Vec<Uuid>,
-    /// Problem that prevents its use.
-    problem: Option<String>,
-}
-
-/// Local snapshot of one or several volumes.
-#[derive(JsonSchema)]
-struct SnapshotSpec {
-    volume: OneOrMany<VolumeName>,
-}
-
-/// State of a local snapshot.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct SnapshotStatus {
-    created_at: Timestamp,
-    volumes: Vec<SnapshotMember>,
-}
-
-/// Local snapshot of a volume.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct SnapshotMember {
-    volume_name: VolumeName,
-    snapshot_id: SnapshotId,
-}
-
-/// Backup of one or several volumes.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct BackupSpec {
-    backup_location: String,
-    /// Volumes at the time of the backup.
-    volume: OneOrMany<String>,
-}
-
-/// State of a backup.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct BackupStatus {
-    /// `Initial`, `Volumes` or `Final`.
-    stage: String,
-    /// State in the words of custom resources, such as `Successful`.
-    status: String,
-    created_at: Timestamp,
-    /// Cluster of the host that made it.
-    cluster_id: Option<Uuid>,
-    /// Cloud snapshot of a backup of one volume.
-    cloud_snapshot_id: Option<CloudSnapshotId>,
-    /// Cause of a failure.
-    reason: Option<String>,
-    volumes: Vec<BackupMember>,
-    conditions: Vec<Condition>,
-}
-
-/// Backup of a volume: stored, or its task.
-#[derive(JsonSchema)]
-#[serde(untagged)]
-enum BackupMember {
-    #[serde(rename_all = "camelCase")]
-    Stored {
-        volume_name: String,
-        cloud_snapshot_id: CloudSnapshotId,
-        status: CloudsnapStatus,
-        created_at: Timestamp,
-        backup_type: BackupType,
-        size_bytes: u64,
-        stored_bytes: u64,
-        verification: Option<Verification>,
-    },
-    #[serde(rename_all = "camelCase")]
-    Task {
-        volume_name: Option<VolumeName>,
-        task_id: Uuid,
-        status: String,
-        started_at: Timestamp,
-        reason: Option<String>,
-    },
-}
-
-/// State of a schedule.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct ScheduleStatus {
-    schedule_id: Uuid,
-    created_at: Timestamp,
-    next_run_at: Option<Timestamp>,
-    last_run_at: Option<Timestamp>,
-    /// `active` or `paused`.
-    state: String,
-    /// Retention, in words.
-    kept: String,
-    conditions: Vec<Condition>,
-}
-
-/// Restore into a volume.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct RestoreSpec {
-    backup_location: String,
-    cloud_snapshot_id: Option<String>,
-    destination_volume: VolumeName,
-}
-
-/// State of a restore.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct RestoreStatus {
-    /// `Initial`, `Volumes` or `Final`.
-    stage: String,
-    /// State in the words of custom resources, such as `Successful`.
-    status: String,
-    task_id: Uuid,
-    started_at: Timestamp,
-    completed_at: Option<Timestamp>,
-    cloud_snapshot_id: Option<String>,
-    /// Cause of a failure.
-    reason: Option<String>,
-    conditions: Vec<Condition>,
-}
-
-/// Volume cloned from a snapshot.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct CloneSpec {
-    source_volume: VolumeName,
-    snapshot: SnapshotName,
-    destination_volume: VolumeName,
-}
-
-/// State of a cloned volume.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct CloneStatus {
-    stage: String,
-    status: String,
-    volume_id: VolumeId,
-    created_at: Timestamp,
-}
-
-/// Condition of an object.
-#[derive(JsonSchema)]
-struct Condition {
-    /// `Complete`, `Succeeded`, `Active` or `Covering`.
-    #[serde(rename = "type")]
-    kind: String,
-    status: bool,
-    /// State in the words of custom resources.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    /// Cause of a failure.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    message: Option<Option<String>>,
-}
-
-/// Run of a schedule.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct RunSummary {
-    started_at: Timestamp,
-    volume_name: Option<VolumeName>,
-    state: RunState,
-    cloud_snapshot_id: Option<CloudSnapshotId>,
-    reason: Option<String>,
-}
-
-/// Event of an object.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct EventSummary {
-    occurred_at: Timestamp,
-    severity: Severity,
-    kind: String,
-    message: String,
 }
 
 /// Results of `apply` and `delete`, and the error of the first object that failed.
@@ -456,6 +264,9 @@ struct ObjectResult {
     /// States of the tasks at their end, with `--wait`.
     #[serde(skip_serializing_if = "Option::is_none")]
     states: Option<Vec<String>>,
+    /// Deleted local snapshots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    snapshots: Option<Vec<String>>,
     /// Object that must be complete first.
     #[serde(skip_serializing_if = "Option::is_none")]
     waits_for: Option<String>,

@@ -77,8 +77,11 @@ const CONVERSIONS: [(&str, &str, Kind, &str, Finish); 14] = [
         "spec.objectStorage.bucket>location.path spec.objectStorage.prefix>location.prefix", velero::location),
 ];
 
+/// Tests a value.
+type Test = fn(&Value) -> bool;
+
 /// Fields of specs that select fewer volumes and have no equivalent, and the values that do.
-const NARROWING: [(&str, fn(&Value) -> bool); 13] = [
+const NARROWING: [(&str, Test); 13] = [
     ("excludedNamespaces", is_given),
     ("excludedResources", has_volumes),
     ("excludedNamespaceScopedResources", has_volumes),
