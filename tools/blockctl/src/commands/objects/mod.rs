@@ -16,5 +16,4 @@ pub mod status;
 
 pub use apply::run as apply;
 pub use delete::run as delete;
-pub use plan::FieldChange;
 pub use show::{describe, diff, get};

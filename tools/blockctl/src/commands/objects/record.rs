@@ -94,8 +94,13 @@ pub fn warn(context: &Context<'_>, read: &ObjectSet) {
 
 /// Adds the warnings of an object to its document.
 pub fn show_warnings(object: &Object, document: &mut Value) {
-    let warnings: Vec<String> = object.warnings.iter().map(ToString::to_string).collect();
+    let warnings = warnings(object);
     if !warnings.is_empty() {
         document["warnings"] = json!(warnings);
     }
+}
+
+/// Returns the warnings about an object.
+pub fn warnings(object: &Object) -> Vec<String> {
+    object.warnings.iter().map(ToString::to_string).collect()
 }

@@ -4,9 +4,9 @@ use super::{
     args::{FileArg, Format, GetArgs, Kinds, Selection},
     found::Found,
     plan::{Plan, plan},
-    record::{show_warnings, warn},
+    record::{warn, warnings},
     resources::{ResourceSet, Scope},
-    status::{EventSummary, RunSummary},
+    status::{EventSummary, ObjectDifference, RunSummary},
 };
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
@@ -207,15 +207,17 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
             continue;
         }
         let reason = match &planned {
-            Plan::Refused(_, error) => Some(&error.message),
+            Plan::Refused(_, error) => Some(error.message.clone()),
             _ => None,
         };
-        let mut document = json!({
-            "kind": object.kind, "name": object.name, "result": planned.result(), "changes": planned.changes(),
-            "reason": reason
+        documents.push(ObjectDifference {
+            kind: object.kind,
+            name: object.name.to_string(),
+            result: planned.result().to_owned(),
+            changes: planned.changes().to_vec(),
+            reason,
+            warnings: warnings(object),
         });
-        show_warnings(object, &mut document);
-        documents.push(document);
     }
     if context.output.is_json() {
         context.output.document(&List::from(documents))?;

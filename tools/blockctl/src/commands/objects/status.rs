@@ -1,6 +1,7 @@
 //! Contents and states of objects that are written from resources.
 
-use crate::objects::ReclaimPolicy;
+use super::plan::FieldChange;
+use crate::objects::{Kind, ReclaimPolicy};
 use blockd_api::{
     SnapshotId, VolumeId, VolumeName,
     cloudsnaps::{CloudSnapshotId, CloudsnapStatus, Verification},
@@ -240,4 +241,20 @@ pub struct EventSummary {
     pub severity: Severity,
     pub kind: String,
     pub message: String,
+}
+
+/// Difference between an object of a file and its resource.
+#[derive(Serialize, JsonSchema)]
+pub struct ObjectDifference {
+    pub kind: Kind,
+    pub name: String,
+    /// Result that `apply` would have.
+    pub result: String,
+    /// Differing fields.
+    pub changes: Vec<FieldChange>,
+    /// Reason why it cannot be applied.
+    pub reason: Option<String>,
+    /// Warnings about fields of the file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }

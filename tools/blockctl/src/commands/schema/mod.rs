@@ -10,6 +10,7 @@ use super::{
     events::TaskLog,
     files::{CatalogDocument, DiffDocument, copied::Copied},
     init::Initialized,
+    objects::status::ObjectDifference,
     status::Health,
     top::rates::ActivityRates,
     volume::{ExportUri, Inspected},
@@ -36,7 +37,7 @@ use blockd_api::{
     volumes::{Volume, VolumeCheck},
 };
 use clap::Args;
-use objects::{ObjectDifference, ObjectDocument, ObjectResults};
+use objects::{ObjectDocument, ObjectResults};
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::Serialize;
 use serde_json::{Map, Value, json};

@@ -1,16 +1,13 @@
-//! Schemas of declarative objects, of the results of commands on them, and of their differences.
+//! Schemas of declarative objects and of the results of commands on them.
 
 #![allow(dead_code, reason = "documents are put together from JSON values")]
 
 use crate::{
     commands::{
         credentials::settings::is_secret,
-        objects::{
-            FieldChange,
-            status::{
-                BackupSpec, CloneSpec, CloneStatus, EventSummary, LocationStatus, PolicyStatus, RestoreSpec,
-                RuleStatus, RunSummary, ScheduleStatus, SnapshotSpec, SnapshotStatus, TransferStatus,
-            },
+        objects::status::{
+            BackupSpec, CloneSpec, CloneStatus, EventSummary, LocationStatus, PolicyStatus, RestoreSpec,
+            RuleStatus, RunSummary, ScheduleStatus, SnapshotSpec, SnapshotStatus, TransferStatus,
         },
     },
     objects::{
@@ -270,20 +267,4 @@ struct ObjectResult {
     /// Object that must be complete first.
     #[serde(skip_serializing_if = "Option::is_none")]
     waits_for: Option<String>,
-}
-
-/// Difference between an object of a file and its resource.
-#[derive(JsonSchema)]
-pub struct ObjectDifference {
-    kind: Kind,
-    name: String,
-    /// Result that `apply` would have.
-    result: String,
-    /// Differing fields.
-    changes: Vec<FieldChange>,
-    /// Reason why it cannot be applied.
-    reason: Option<String>,
-    /// Warnings about fields of the file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    warnings: Option<Vec<String>>,
 }
