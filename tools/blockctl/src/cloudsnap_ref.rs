@@ -137,17 +137,51 @@ impl SnapRef {
         has_cluster && volume.starts_with(of_volume) && snapshot.starts_with(of_snapshot)
     }
 
-    /// Resolves to one cloud snapshot.
+    /// Resolves to one cloud snapshot; of the copies of one point in time at several locations, to the
+    /// preferred one.
     ///
     /// # Errors
-    /// None or several match, or a location cannot be listed. A complete id needs no list.
+    /// None or several points match, or a location cannot be listed. A complete id needs no list.
     pub async fn resolve(
         &self,
         context: &Context<'_>,
         cred_id: Option<&CredentialRef>,
     ) -> Result<CloudSnapshotId, Failure> {
+        let (copies, list) = self.copies(context, cred_id).await?;
+        let default = match is_one_location(&copies, &list) {
+            true => None,
+            false => {
+                let credentials = context.client.call(operations::LIST_CREDENTIALS, &()).await?.items;
+                credentials.into_iter().find(|one| one.is_default).map(|one| one.credential_id)
+            }
+        };
+        preferred(&copies, default, &list)
+    }
+
+    /// Resolves to one cloud snapshot that a command changes or deletes, without copies at other locations.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`], or the point in time has copies at several locations.
+    pub async fn resolve_only(
+        &self,
+        context: &Context<'_>,
+        cred_id: Option<&CredentialRef>,
+    ) -> Result<CloudSnapshotId, Failure> {
+        let (copies, list) = self.copies(context, cred_id).await?;
+        match is_one_location(&copies, &list) {
+            true => preferred(&copies, None, &list),
+            false => Err(ambiguous(self, &copies, true, &list)),
+        }
+    }
+
+    /// Returns the copies of one point in time, and the list that they are from.
+    async fn copies(
+        &self,
+        context: &Context<'_>,
+        cred_id: Option<&CredentialRef>,
+    ) -> Result<(Vec<CloudSnapshotId>, CloudsnapList), Failure> {
         if let Some(id) = self.whole() {
-            return Ok(id);
+            return Ok((vec![id], CloudsnapList::default()));
         }
         let as_given = self.as_id();
         let volume = match self {
@@ -158,35 +192,73 @@ impl SnapRef {
         let list = match (context.client.call(operations::LIST_CLOUDSNAPS, &query).await, as_given) {
             (Ok(list), _) => list,
             // The daemon's error is more specific.
-            (Err(_), Some(id)) => return Ok(id),
+            (Err(_), Some(id)) => return Ok((vec![id], CloudsnapList::default())),
             (Err(error), None) => return Err(error.into()),
         };
         if let Some(id) = as_given.filter(|id| ids(&list).contains(id)) {
-            return Ok(id);
+            return Ok((vec![id], list));
         }
         // One that cannot be listed may have a newer backup, or another one with this name or prefix.
         if let Some(failed) = list.failed_credentials.first() {
             return Err(not_searched(self, failed));
         }
-        match self {
-            Self::Text(text) => self.only_one(text, &list),
-            Self::Point(volume, at) => newest(context, volume, *at, &list.list.items).await,
-        }
+        let copies = match self {
+            Self::Text(text) => self.matching(text, &list)?,
+            Self::Point(volume, at) => newest(context, volume, *at, &list.list.items).await?,
+        };
+        Ok((copies, list))
     }
 
-    /// Finds the only cloud snapshot with this id prefix or name.
-    fn only_one(&self, text: &str, list: &CloudsnapList) -> Result<CloudSnapshotId, Failure> {
+    /// Finds the cloud snapshots with this id prefix or name, which must be copies of one point in time.
+    fn matching(&self, text: &str, list: &CloudsnapList) -> Result<Vec<CloudSnapshotId>, Failure> {
         let is_named = |one: &&Cloudsnap| one.name.as_deref() == Some(text);
         let by_name: BTreeSet<_> =
             list.list.items.iter().filter(is_named).map(|one| one.cloud_snapshot_id).collect();
         let by_id: BTreeSet<_> = ids(list).into_iter().filter(|id| self.is_of(&id.to_string())).collect();
         let found: Vec<CloudSnapshotId> = by_id.union(&by_name).copied().collect();
         match found.as_slice() {
-            [only] => Ok(*only),
             [] => Err(not_found(text, list)),
-            several => Err(ambiguous(text, several, by_id.is_empty(), list)),
+            [_] => Ok(found),
+            several if is_one_point(several, list) => Ok(found),
+            several => Err(ambiguous(self, several, by_id.is_empty(), list)),
         }
     }
+}
+
+/// Returns true for copies of one point in time of a volume at several locations.
+fn is_one_point(found: &[CloudSnapshotId], list: &CloudsnapList) -> bool {
+    let point = |id: &CloudSnapshotId| {
+        let entry = list.list.items.iter().find(|one| one.cloud_snapshot_id == *id);
+        entry.map(|one| (id.cluster, one.volume_id, one.created_at))
+    };
+    let points: BTreeSet<_> = found.iter().map(point).collect();
+    // One with an unreadable manifest has no point.
+    points.len() == 1 && !points.contains(&None)
+}
+
+/// Returns true if the copies are at one location, or there is only one.
+fn is_one_location(copies: &[CloudSnapshotId], list: &CloudsnapList) -> bool {
+    let entries = list.list.items.iter().filter(|one| copies.contains(&one.cloud_snapshot_id));
+    copies.len() == 1 || entries.map(|one| one.credential_id).collect::<BTreeSet<_>>().len() == 1
+}
+
+/// Selects a copy of one point in time: a readable one, if possible that of the default credential, otherwise
+/// the newest.
+fn preferred(
+    copies: &[CloudSnapshotId],
+    default: Option<Uuid>,
+    list: &CloudsnapList,
+) -> Result<CloudSnapshotId, Failure> {
+    let rank = |id: &&CloudSnapshotId| {
+        let entries = list.list.items.iter().filter(|one| one.cloud_snapshot_id == **id);
+        let rank = |one: &Cloudsnap| {
+            let is_readable = one.status == CloudsnapStatus::Done;
+            (is_readable, Some(one.credential_id) == default, one.completed_at)
+        };
+        (entries.map(rank).max(), **id)
+    };
+    let found = copies.iter().max_by_key(rank).copied();
+    found.ok_or_else(|| Failure::usage("no cloud snapshot matches"))
 }
 
 /// Returns the ids of a list, also of damaged cloud snapshots.
@@ -217,15 +289,18 @@ fn not_found(text: &str, list: &CloudsnapList) -> Failure {
 }
 
 /// Reports several matches: of a name, or of an id prefix.
-fn ambiguous(text: &str, found: &[CloudSnapshotId], is_name: bool, list: &CloudsnapList) -> Failure {
+fn ambiguous(snap: &SnapRef, found: &[CloudSnapshotId], is_name: bool, list: &CloudsnapList) -> Failure {
     let line = |id: &CloudSnapshotId| {
         let entry = list.list.items.iter().find(|one| one.cloud_snapshot_id == *id);
-        let of = entry.map(|one| format!(" ({}, {})", one.volume_name, short_time(one.created_at)));
+        let of = entry.map(|one| {
+            format!(" ({}, {}, at {})", one.volume_name, short_time(one.created_at), one.credential_name)
+        });
         format!("{id}{}", of.unwrap_or_default())
     };
     let named: Vec<String> = found.iter().take(MAX_NAMED).map(line).collect();
     let more = if found.len() > MAX_NAMED { ", …" } else { "" };
-    let hint = match behind_cluster_name(text) {
+    let text = snap.to_string();
+    let hint = match behind_cluster_name(&text) {
         None if is_name => "give one of these ids, or --cred-id if they are at different locations",
         Some(_) => "give the UUID of the cluster, as in these ids, in place of its name",
         None => "give a longer prefix",
@@ -266,8 +341,8 @@ fn several_sources(volume: &VolumeRef, all: &[&Cloudsnap]) -> Failure {
     }
 }
 
-/// Returns the newest restorable cloud snapshot of a volume at or before a time. Backups of this host have
-/// priority over those of others.
+/// Returns the copies of the newest restorable cloud snapshot of a volume at or before a time. Backups of
+/// this host have priority over those of others.
 ///
 /// # Errors
 /// There is none, or several volumes, of this host or of others, have one.
@@ -276,7 +351,7 @@ async fn newest(
     volume: &VolumeRef,
     at: Option<Timestamp>,
     all: &[Cloudsnap],
-) -> Result<CloudSnapshotId, Failure> {
+) -> Result<Vec<CloudSnapshotId>, Failure> {
     let is_wanted =
         |one: &&Cloudsnap| one.status == CloudsnapStatus::Done && at.is_none_or(|at| one.created_at <= at);
     let mut wanted: Vec<&Cloudsnap> = all.iter().filter(is_wanted).collect();
@@ -289,18 +364,20 @@ async fn newest(
     if sources(&wanted).len() > 1 {
         return Err(several_sources(volume, &wanted));
     }
-    // Of one point in time at several locations, each copy restores the same.
-    let found = wanted.iter().max_by_key(|one| (one.created_at, one.cloud_snapshot_id));
-    found.map(|one| one.cloud_snapshot_id).ok_or_else(|| {
-        let until = at.map(|at| format!(" at or before {}", short_time(at))).unwrap_or_default();
-        let message = format!("volume {volume} has no restorable cloud snapshot{until}");
-        let oldest = all.iter().map(|one| one.created_at).min();
-        let hint = match oldest.filter(|_| at.is_some()) {
-            Some(oldest) => format!("its oldest is of {}", short_time(oldest)),
-            None => format!("blockctl cloudsnap list --src {volume}"),
-        };
-        ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint).into()
-    })
+    let newest = wanted.iter().map(|one| one.created_at).max();
+    let copies: BTreeSet<CloudSnapshotId> =
+        wanted.iter().filter(|one| Some(one.created_at) == newest).map(|one| one.cloud_snapshot_id).collect();
+    if !copies.is_empty() {
+        return Ok(copies.into_iter().collect());
+    }
+    let until = at.map(|at| format!(" at or before {}", short_time(at))).unwrap_or_default();
+    let message = format!("volume {volume} has no restorable cloud snapshot{until}");
+    let oldest = all.iter().map(|one| one.created_at).min();
+    let hint = match oldest.filter(|_| at.is_some()) {
+        Some(oldest) => format!("its oldest is of {}", short_time(oldest)),
+        None => format!("blockctl cloudsnap list --src {volume}"),
+    };
+    Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint).into())
 }
 
 #[cfg(test)]

@@ -12,9 +12,12 @@ fn entry(id: &str, time: &str, name: &str) -> Value {
     entry
 }
 
+/// Starts a daemon with these cloud snapshots, whose first credential is the default.
 fn fake(entries: &[Value]) -> Fake {
     let list = json!({ "items": entries, "next": null, "damaged": [], "failedCredentials": [], "total": entries.len() });
-    Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(list))])
+    let mut credentials = reply("GET /v1/credentials");
+    credentials["items"][0]["isDefault"] = json!(true);
+    Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(list)), ("GET /v1/credentials", ok(credentials))])
 }
 
 /// Returns the restored cloud snapshot.
@@ -79,13 +82,36 @@ fn candidates_of_ambiguous_names_are_listed() {
 }
 
 #[test]
-fn name_of_copies_at_two_locations_hints_at_the_option() {
+fn copy_of_the_default_credential_is_preferred() {
+    let [here, there] = ["59-1111111111111111111", "59-2222222222222222222"].map(snap);
+    let [mut first, mut second] =
+        [&here, &there].map(|id| entry(id, "2026-11-20T21:00:30Z", "before-upgrade"));
+    second["credentialId"] = json!(OTHER);
+    let lines = ["cs restore before-upgrade", "cs restore db@latest", "cs clone before-upgrade"];
+    for line in lines {
+        assert_eq!(restored(&fake(&[first.clone(), second.clone()]), line).as_ref(), Ok(&here), "{line}");
+    }
+    // Neither is of the default credential: the newest copy.
+    first["credentialId"] = json!(OTHER);
+    second["completedAt"] = json!("2026-11-20T22:00:30Z");
+    assert_eq!(restored(&fake(&[first.clone(), second.clone()]), lines[0]).as_ref(), Ok(&there));
+    second["status"] = json!("Damaged");
+    assert_eq!(restored(&fake(&[first, second]), lines[0]), Ok(here));
+}
+
+#[test]
+fn changes_of_one_copy_need_its_id_or_location() {
     let ids = ["59-1111111111111111111", "59-2222222222222222222"].map(snap);
-    let entries = ids.each_ref().map(|id| entry(id, "2026-11-20T21:00:30Z", "before-upgrade"));
+    let mut entries = ids.each_ref().map(|id| entry(id, "2026-11-20T21:00:30Z", "before-upgrade"));
+    entries[1]["credentialId"] = json!(OTHER);
+    for line in ["cs pin before-upgrade", "cs expire db@latest --at 30d", "cs delete --yes before-upgrade"] {
+        let ran = fake(&entries).run(line);
+        assert!(ran.status == 2 && ran.stderr.contains("--cred-id"), "{line} {ran:?}");
+    }
+    // Two points in time of one name.
+    entries[1]["createdAt"] = json!("2026-11-21T21:00:30Z");
     let ran = fake(&entries).run("cs inspect before-upgrade");
-    assert!(ran.status == 2 && ran.stderr.contains("--cred-id"), "{ran:?}");
-    // Each copy is the same point of the volume.
-    assert_eq!(restored(&fake(&entries), "cs restore db@latest").as_ref(), Ok(&ids[1]));
+    assert!(ran.status == 2 && ran.stderr.contains(&ids[0]) && ran.stderr.contains(&ids[1]), "{ran:?}");
 }
 
 #[test]

@@ -92,7 +92,7 @@ fn expiry_from(text: &str, now: Timestamp) -> Result<Timestamp, String> {
 pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Exit {
     let credential = args.credential.cred_id;
     let request = MarkCloudsnap {
-        cloud_snapshot_id: args.snap.snap()?.resolve(context, credential.as_ref()).await?,
+        cloud_snapshot_id: args.snap.snap()?.resolve_only(context, credential.as_ref()).await?,
         credential,
         pinned: Some(pinned),
         expires_at: None,
@@ -104,7 +104,7 @@ pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Exit {
 pub async fn expire(context: &Context<'_>, args: ExpireArgs) -> Exit {
     let credential = args.credential.cred_id;
     let request = MarkCloudsnap {
-        cloud_snapshot_id: args.snap.snap()?.resolve(context, credential.as_ref()).await?,
+        cloud_snapshot_id: args.snap.snap()?.resolve_only(context, credential.as_ref()).await?,
         credential,
         pinned: None,
         expires_at: args.at,

@@ -117,7 +117,7 @@ async fn to_delete(context: &Context<'_>, args: &DeleteArgs) -> Result<CloudSnap
     let (snap, cred_id) = (args.snap.snap()?, args.credential.cred_id.as_ref());
     let id = match snap.as_id() {
         Some(id) => id,
-        None if args.yes.is_deliberate() => snap.resolve(context, cred_id).await?,
+        None if args.yes.is_deliberate() => snap.resolve_only(context, cred_id).await?,
         None => {
             return Err(Failure::Usage {
                 message: format!(
