@@ -1,6 +1,7 @@
 //! Times and durations in tables, errors with their causes.
 
 use jiff::Timestamp;
+use std::fmt::Display;
 
 /// Formats a time as `Wed, 16 Jan 2019 21:51:53 UTC`.
 pub fn format_time(time: Timestamp) -> String {
@@ -21,6 +22,19 @@ pub fn format_duration(seconds: f64) -> String {
         (0, 0) => seconds,
         (0, _) => format!("{minutes}m{seconds}"),
         _ => format!("{hours}h{minutes}m{seconds}"),
+    }
+}
+
+/// Maximum number of names in a message.
+const MAX_NAMED: usize = 5;
+
+/// Formats the first names of a list, and the number of the others: `a, b, c, d, e and 3 more`.
+pub fn first_names<T: Display>(all: impl IntoIterator<Item = T>) -> String {
+    let mut all = all.into_iter();
+    let first: Vec<String> = all.by_ref().take(MAX_NAMED).map(|name| name.to_string()).collect();
+    match all.count() {
+        0 => first.join(", "),
+        more => format!("{} and {more} more", first.join(", ")),
     }
 }
 
@@ -84,6 +98,13 @@ mod tests {
         assert_eq!(with_sources(&cause), "cannot open x: disk on fire; try again");
         let chained = Chained { source: cause };
         assert_eq!(with_sources(&chained), "start failed on y: cannot open x: disk on fire; try again");
+    }
+
+    #[test]
+    fn names_beyond_five_are_counted() {
+        assert_eq!(first_names(["nas"]), "nas");
+        assert_eq!(first_names('a'..='e'), "a, b, c, d, e");
+        assert_eq!(first_names('a'..='h'), "a, b, c, d, e and 3 more");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use blockd_api::{
     cloudsnaps::{
         CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, FailedCredential, ListCloudsnaps,
     },
-    operations,
+    first_names, operations,
 };
 use jiff::Timestamp;
 use std::{collections::BTreeSet, fmt, str::FromStr};
@@ -16,8 +16,6 @@ use uuid::Uuid;
 const MIN_LEN: usize = 6;
 /// Maximum digits of an incomplete number; longer ones are complete.
 const MAX_DIGITS: usize = 15;
-/// Maximum number of candidates in a message.
-const MAX_NAMED: usize = 5;
 /// Word for the newest cloud snapshot of a volume.
 const LATEST: &str = "latest";
 
@@ -297,8 +295,6 @@ fn ambiguous(snap: &SnapRef, found: &[CloudSnapshotId], is_name: bool, list: &Cl
         });
         format!("{id}{}", of.unwrap_or_default())
     };
-    let named: Vec<String> = found.iter().take(MAX_NAMED).map(line).collect();
-    let more = if found.len() > MAX_NAMED { ", …" } else { "" };
     let text = snap.to_string();
     let hint = match behind_cluster_name(&text) {
         None if is_name => "give one of these ids, or --cred-id if they are at different locations",
@@ -306,7 +302,11 @@ fn ambiguous(snap: &SnapRef, found: &[CloudSnapshotId], is_name: bool, list: &Cl
         None => "give a longer prefix",
     };
     Failure::Usage {
-        message: format!("{} cloud snapshots match {text}: {}{more}", found.len(), named.join(", ")),
+        message: format!(
+            "{} cloud snapshots match {text}: {}",
+            found.len(),
+            first_names(found.iter().map(line))
+        ),
         hint: Some(hint.to_owned()),
     }
 }
@@ -324,19 +324,17 @@ fn several_sources(volume: &VolumeRef, all: &[&Cloudsnap]) -> Failure {
         let own = all.iter().filter(|one| one.cloud_snapshot_id.cluster == *cluster && one.volume_id == *id);
         own.max_by_key(|one| one.created_at)
     };
-    let named: Vec<String> = found
+    let named = found
         .iter()
         .filter_map(newest)
-        .map(|one| format!("{} ({})", one.cloud_snapshot_id, short_time(one.created_at)))
-        .take(MAX_NAMED)
-        .collect();
+        .map(|one| format!("{} ({})", one.cloud_snapshot_id, short_time(one.created_at)));
     let (count, who) = match hosts.len() {
         1 => (found.len(), "volumes named"),
         hosts => (hosts, "hosts have backups of a volume"),
     };
     let has = if hosts.len() == 1 { " have backups" } else { "" };
     Failure::Usage {
-        message: format!("{count} {who} {volume}{has}: {}", named.join(", ")),
+        message: format!("{count} {who} {volume}{has}: {}", first_names(named)),
         hint: Some("give one of these ids".to_owned()),
     }
 }

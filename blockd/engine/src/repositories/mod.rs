@@ -28,7 +28,7 @@ use crate::{
     },
     tasks::workers::TaskWorkers,
 };
-use blockd_api::{CredentialRef, ErrorCode, SecretRef, credentials::StoreConfig};
+use blockd_api::{CredentialRef, ErrorCode, SecretRef, credentials::StoreConfig, first_names};
 use blockd_catalog::{CredentialRow, Db, StoreRow};
 use blockd_cloud::{CloudError, Repository};
 use blockd_secrets::{Fingerprint, Purpose, References, Secrets};
@@ -143,13 +143,9 @@ impl Repositories {
     }
 }
 
-/// Maximum number of credentials named in an error.
-const MAX_NAMED: usize = 8;
-
 /// Returns the names of the first credentials.
 fn names(rows: &[CredentialRow]) -> String {
-    let first: Vec<&str> = rows.iter().take(MAX_NAMED).map(|row| row.name.as_str()).collect();
-    first.join(", ") + if rows.len() > MAX_NAMED { ", …" } else { "" }
+    first_names(rows.iter().map(|row| &row.name))
 }
 
 impl Repositories {

@@ -8,7 +8,7 @@ use crate::{
         registry::{EntryState, VolumeEntry},
     },
 };
-use blockd_api::{Deleted, ErrorCode, VolumeRef};
+use blockd_api::{Deleted, ErrorCode, VolumeRef, first_names};
 use blockd_catalog::{SnapshotRow, VolumeRow, VolumeState};
 use blockd_volume::Volume;
 use std::sync::Arc;
@@ -73,21 +73,16 @@ impl Volumes {
 
     /// Refuses to delete a volume with pinned snapshots.
     pub(crate) async fn refuse_pinned(&self, entry: &VolumeEntry) -> Result<(), ServiceError> {
-        const MAX_NAMED: usize = 10;
         let id = entry.id;
         let rows = self.db.run(move |tx| SnapshotRow::all(tx, Some(id))).await?;
         let pinned: Vec<_> = rows.iter().filter(|row| row.pinned).map(|row| row.name.as_str()).collect();
         if pinned.is_empty() {
             return Ok(());
         }
-        let more = match pinned.len().saturating_sub(MAX_NAMED) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
         let message = format!(
-            "snapshots of volume {} are pinned ({}{more}): unpin them first, or delete it by force",
+            "snapshots of volume {} are pinned ({}): unpin them first, or delete it by force",
             entry.name,
-            pinned.iter().take(MAX_NAMED).copied().collect::<Vec<_>>().join(", ")
+            first_names(pinned)
         );
         Err(ServiceError::refused(ErrorCode::SnapshotPinned, message))
     }

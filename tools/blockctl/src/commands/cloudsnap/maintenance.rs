@@ -16,15 +16,12 @@ use crate::{
 use blockd_api::{
     ApiError, ByteSize, ClientError, CredentialRef, ErrorCode, List,
     cloudsnaps::{CloudSnapshotId, CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
-    operations,
+    first_names, operations,
     tasks::{ListTasks, StopTask, Task, TaskStage},
 };
 use clap::Args;
 use schemars::JsonSchema;
 use serde::Serialize;
-
-/// Maximum number of tasks in a message.
-const MAX_NAMED: usize = 5;
 
 /// Help of `cloudsnap stop`.
 pub const STOP_HELP: &str = "\
@@ -197,19 +194,14 @@ async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<(Vec<Task>, 
                     .with_hint("`blockctl cloudsnap status` shows the tasks");
             Err(error.into())
         }
-        count if count > 1 && !is_group => {
-            let names: Vec<String> =
-                tasks.iter().take(MAX_NAMED).map(|task| task.task_id.to_string()).collect();
-            let more = if count > MAX_NAMED { ", …" } else { "" };
-            Err(Failure::Usage {
-                message: format!(
-                    "{} have an id, or the id of a group, that begins with {name}: {}{more}",
-                    counted(count as u64, "task"),
-                    names.join(", ")
-                ),
-                hint: Some("give a longer prefix".to_owned()),
-            })
-        }
+        count if count > 1 && !is_group => Err(Failure::Usage {
+            message: format!(
+                "{} have an id, or the id of a group, that begins with {name}: {}",
+                counted(count as u64, "task"),
+                first_names(tasks.iter().map(|task| task.task_id))
+            ),
+            hint: Some("give a longer prefix".to_owned()),
+        }),
         _ => Ok((tasks, is_group)),
     }
 }

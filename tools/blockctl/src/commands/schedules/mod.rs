@@ -15,7 +15,7 @@ use args::{
     UuidArg,
 };
 use blockd_api::{
-    ApiError, ErrorCode, Labels, format_time, operations,
+    ApiError, ErrorCode, Labels, first_names, format_time, operations,
     schedules::{
         CreateSchedule, ListRuns, MAX_HISTORY, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
         UpdateSchedule,
@@ -32,8 +32,6 @@ use uuid::Uuid;
 const DEFAULT_MAX: u32 = 7;
 /// Maximum number of runs searched for the awaited one.
 const MAX_RUNS: u32 = 1_000;
-/// Maximum number of schedules in a message.
-const MAX_NAMED: usize = 5;
 /// Poll interval of an awaited run.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
@@ -108,11 +106,7 @@ async fn find(context: &Context<'_>, wanted: &str) -> Result<Uuid, Failure> {
     }
     let begins = |one: &&Schedule| one.schedule_id.to_string().starts_with(wanted);
     let found: Vec<&Schedule> = list.iter().filter(begins).collect();
-    let candidates = |all: &[&Schedule]| {
-        let more = if all.len() > MAX_NAMED { ", …" } else { "" };
-        let all: Vec<String> = all.iter().take(MAX_NAMED).map(|one| called(one)).collect();
-        all.join(", ") + more
-    };
+    let candidates = |all: &[&Schedule]| first_names(all.iter().map(|one| called(one)));
     match found[..] {
         [only] => Ok(only.schedule_id),
         [] => {
@@ -144,7 +138,8 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
     let Some(now) = list.list.items.into_iter().find(|schedule| schedule.schedule_id == uuid) else {
         let message = format!("schedule {uuid} does not exist or is unreadable");
-        return Err(ApiError::new(ErrorCode::ScheduleNotFound, message).into());
+        let hint = "`blockctl cloudsnap schedules list` shows the schedules";
+        return Err(ApiError::new(ErrorCode::ScheduleNotFound, message).with_hint(hint).into());
     };
     let zone = args.times.time_zone.clone().or_else(|| common_zone(&now.rules));
     let usage = |error: blockd_schedule::ScheduleError| Failure::usage(error.to_string());
