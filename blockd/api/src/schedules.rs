@@ -381,6 +381,9 @@ pub struct Run {
     pub run_id: u64,
     /// Schedule.
     pub schedule_id: Uuid,
+    /// Name of the schedule, also of a deleted one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule_name: Option<ObjectName>,
     /// Rule of the run; `None` for a manual run.
     pub when: Option<Recurrence>,
     /// Scheduled time.

@@ -1,11 +1,10 @@
 //! Rows of rules and of their assignments.
 
 use crate::{DbError, ScheduleRow, json, parsed, rows, to_json};
-use blockd_api::{GroupName, RuleName, quiesce::Quiesce};
+use blockd_api::{GroupName, RuleName, quiesce::Quiesce, schedules::ScheduleSummary};
 use blockd_extent::VolumeId;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use std::collections::BTreeMap;
-use uuid::Uuid;
 
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +77,7 @@ pub struct RuleUses {
     /// Groups with a rule.
     pub groups: BTreeMap<GroupName, RuleName>,
     /// Schedules with a rule.
-    pub schedules: Vec<(Uuid, RuleName)>,
+    pub schedules: Vec<(ScheduleSummary, RuleName)>,
     /// Unreadable schedules with their stored text.
     pub unreadable: Vec<(String, String)>,
 }
@@ -97,15 +96,15 @@ impl RuleUses {
         let groups = statement
             .query_map([], |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))?
             .collect::<Result<_, _>>()?;
-        let with_rule = |row: ScheduleRow| row.spec.rule.map(|rule| (row.uuid, rule));
+        let with_rule = |row: ScheduleRow| Some((row.summary(), row.spec.rule?));
         let schedules = ScheduleRow::all(tx)?.into_iter().filter_map(with_rule).collect();
         let unreadable = ScheduleRow::unreadable(tx)?;
         Ok(Self { volumes, groups, schedules, unreadable })
     }
 
     /// Returns the schedules with a rule, including unreadable ones that may have it.
-    pub fn schedules_with(&self, rule: &RuleName) -> (Vec<Uuid>, Vec<&str>) {
-        let readable = self.schedules.iter().filter(|(_, has)| has == rule).map(|(uuid, _)| *uuid);
+    pub fn schedules_with(&self, rule: &RuleName) -> (Vec<&ScheduleSummary>, Vec<&str>) {
+        let readable = self.schedules.iter().filter(|(_, has)| has == rule).map(|(schedule, _)| schedule);
         let may_have = |spec: &str| match serde_json::from_str::<serde_json::Value>(spec) {
             Ok(spec) => spec["rule"] == rule.as_str(),
             Err(_) => spec.contains(rule.as_str()),

@@ -2,7 +2,7 @@
 
 use crate::{DbError, json_if_there, number, parsed, parsed_if_there, rows, stored, to_json};
 use blockd_api::{
-    VolumeName,
+    ObjectName, VolumeName,
     schedules::{Priority, Run, RunState},
 };
 use blockd_cloud::CloudSnapshotId;
@@ -340,6 +340,16 @@ impl RunRow {
         )
     }
 
+    /// Returns the names of deleted schedules that had one.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn deleted_schedules(tx: &Transaction<'_>) -> Result<Vec<(Uuid, ObjectName)>, DbError> {
+        let sql =
+            "SELECT DISTINCT schedule, schedule_name FROM schedule_runs WHERE schedule_name IS NOT NULL";
+        rows(tx, sql, [], |row| Ok((parsed(row, 0)?, parsed(row, 1)?)))
+    }
+
     /// Returns the start time of a schedule's last run.
     ///
     /// # Errors
@@ -376,10 +386,11 @@ impl RunRow {
     }
 
     /// Converts to the API type.
-    pub fn to_api(&self) -> Run {
+    pub fn to_api(&self, schedule_name: Option<ObjectName>) -> Run {
         Run {
             run_id: self.id,
             schedule_id: self.schedule,
+            schedule_name,
             when: self.rule.clone(),
             planned_at: self.nominal,
             started_at: self.started,

@@ -1,7 +1,7 @@
 //! Rows of schedules and policies.
 
 use crate::{DbError, json, parsed, parsed_if_there, runs::LOCAL, to_json};
-use blockd_api::schedules::{PolicyName, Priority, Rule, Selector};
+use blockd_api::schedules::{PolicyName, Priority, Rule, ScheduleSummary, Selector};
 use blockd_api::{Labels, ObjectName, RuleName};
 use blockd_schedule::{Jitter, Recurrence, Retention};
 use jiff::Timestamp;
@@ -147,6 +147,28 @@ impl ScheduleRow {
         Ok(tx.query_row(&sql, [uuid.to_string()], Self::read).optional()?)
     }
 
+    /// Returns the name of a schedule, also of an unreadable one.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn name_of(tx: &Transaction<'_>, uuid: Uuid) -> Result<Option<String>, DbError> {
+        let sql = "SELECT json_extract(spec, '$.name') FROM schedules WHERE uuid = ?1 AND json_valid(spec)";
+        Ok(tx.query_row(sql, [uuid.to_string()], |row| row.get(0)).optional()?.flatten())
+    }
+
+    /// Returns the name of a schedule, or its id without one.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn called(tx: &Transaction<'_>, uuid: Uuid) -> Result<String, DbError> {
+        Ok(Self::name_of(tx, uuid)?.unwrap_or_else(|| uuid.to_string()))
+    }
+
+    /// Returns the id and the name.
+    pub fn summary(&self) -> ScheduleSummary {
+        ScheduleSummary { schedule_id: self.uuid, schedule_name: self.spec.name.clone() }
+    }
+
     /// Adds or replaces the row.
     ///
     /// # Errors
@@ -166,11 +188,15 @@ impl ScheduleRow {
         Ok(())
     }
 
-    /// Removes the row and its cursors.
+    /// Removes the row and its cursors; its runs keep its name.
     ///
     /// # Errors
     /// The database fails.
     pub fn delete(tx: &Transaction<'_>, uuid: Uuid) -> Result<(), DbError> {
+        tx.execute(
+            "UPDATE schedule_runs SET schedule_name = ?2 WHERE schedule = ?1",
+            params![uuid.to_string(), Self::name_of(tx, uuid)?],
+        )?;
         tx.execute("DELETE FROM schedules WHERE uuid = ?1", [uuid.to_string()])?;
         Ok(())
     }

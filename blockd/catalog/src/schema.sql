@@ -167,7 +167,8 @@ CREATE TABLE schedule_runs (
     pool        TEXT NOT NULL DEFAULT '',   -- retention pool; '': that of all rules without a retention of their own
     retain      TEXT,                       -- JSON: retention of its rule, valid after the rule was deleted
     freed       INTEGER NOT NULL DEFAULT 0 CHECK (freed IN (0, 1)), -- the clock was set back: its instant comes again
-    snapshot    TEXT                        -- local snapshot that the run keeps
+    snapshot    TEXT,                       -- local snapshot that the run keeps
+    schedule_name TEXT                      -- name of its schedule, once that was deleted
 ) STRICT;
 CREATE UNIQUE INDEX schedule_runs_once ON schedule_runs (schedule, rule, nominal, volume, credential)
     WHERE rule IS NOT NULL AND freed = 0;

@@ -102,9 +102,11 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     let resume = UpdateSchedule { paused: Some(false), ..UpdateSchedule::default() };
     assert!(host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &resume).await.next_run_at.is_some());
 
-    // A paused schedule makes no scheduled runs; its history is available by id prefix, also after its
-    // deletion.
-    let paused = host.call(CREATE_SCHEDULE, &CreateSchedule { paused: true, ..by_policy }).await;
+    // A paused schedule makes no scheduled runs; its history is available by id prefix, with its name, also
+    // after its deletion.
+    let name = Some("nightly".parse().unwrap());
+    let paused = CreateSchedule { paused: true, name: name.clone(), ..by_policy };
+    let paused = host.call(CREATE_SCHEDULE, &paused).await;
     assert_eq!((paused.paused, paused.next_run_at), (true, None));
     host.call_at(RUN_SCHEDULE, &paused.schedule_id, &()).await;
     host.settled().await;
@@ -113,7 +115,7 @@ async fn invalid_schedule_is_refused_with_its_cause() {
         |prefix: &str| ListRuns { schedule_id_prefix: Some(prefix.to_owned()), ..ListRuns::default() };
     let id = paused.schedule_id.to_string();
     let runs = host.call(LIST_RUNS, &by_prefix(&id[..9].to_uppercase())).await.items;
-    assert_eq!((runs.len(), runs[0].schedule_id), (1, paused.schedule_id));
+    assert_eq!((runs.len(), runs[0].schedule_id, &runs[0].schedule_name), (1, paused.schedule_id, &name));
     let other = if id.starts_with('0') { "1" } else { "0" };
     assert_eq!(host.call(LIST_RUNS, &by_prefix(other)).await.items, []);
     host.refused(ErrorCode::InvalidRequest, LIST_RUNS, &by_prefix("%")).await;

@@ -197,7 +197,8 @@ impl Quiescer {
             .collect();
         volumes.sort_unstable();
         let groups = uses.groups.iter().filter(|(_, rule)| **rule == row.name);
-        let (mut schedules, unreadable) = uses.schedules_with(&row.name);
+        let (readable, unreadable) = uses.schedules_with(&row.name);
+        let mut schedules: Vec<Uuid> = readable.iter().map(|schedule| schedule.schedule_id).collect();
         schedules.extend(unreadable.into_iter().filter_map(|key| key.parse::<Uuid>().ok()));
         HookRule {
             volume_names: volumes,

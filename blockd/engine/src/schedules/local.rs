@@ -9,19 +9,15 @@ use crate::{
     quiesce::rules::QuiesceRequest,
     schedules::{
         judgement,
+        run_events::add_run_event,
         runner::{Delays, ScheduleRunner},
         transactions::{self, Batch, failures_of},
     },
     snapshots::freeze::FreezeRequest,
     volumes::registry::VolumeEntry,
 };
-use blockd_api::{
-    SnapshotName, SnapshotRef,
-    events::{EventKind, Severity},
-    schedules::RunState,
-    snapshots::SnapshotGroup,
-};
-use blockd_catalog::{DbError, LOCAL, NewEvent, RunRow, ScheduleRow, SnapshotRow};
+use blockd_api::{SnapshotName, SnapshotRef, schedules::RunState, snapshots::SnapshotGroup};
+use blockd_catalog::{DbError, LOCAL, RunRow, ScheduleRow, SnapshotRow};
 use blockd_extent::SnapshotId;
 use blockd_quiesce::QuiescePart;
 use jiff::Timestamp;
@@ -165,9 +161,7 @@ impl ScheduleRunner {
         let now = Timestamp::now();
         let failed = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
             for run in runs {
-                let message = format!("a run of schedule {} failed: {reason}", run.schedule);
-                let event = NewEvent::new(now, Severity::Error, EventKind::RunFailed, message);
-                NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)?;
+                add_run_event(tx, &run, RunState::Failed, &reason, now)?;
                 let failed = RunRow {
                     state: RunState::Failed,
                     completed: Some(now),

@@ -8,6 +8,7 @@ pub mod plausibility;
 pub mod policies;
 pub mod requests;
 pub mod retention_checks;
+mod run_events;
 pub mod runner;
 #[cfg(test)]
 mod simulation;

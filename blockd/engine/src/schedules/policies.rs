@@ -2,10 +2,7 @@
 
 use crate::{
     error::ServiceError,
-    schedules::{
-        plausibility::refuse_never,
-        requests::{Schedules, called},
-    },
+    schedules::{plausibility::refuse_never, requests::Schedules},
 };
 use blockd_api::{
     Deleted, ErrorCode, List,
@@ -96,7 +93,7 @@ impl Schedules {
             for schedule in ScheduleRow::all(tx)? {
                 if schedule.policy.as_ref() == Some(&stored.name) {
                     let refused = |error: ServiceError| {
-                        let message = format!("schedule {}: {}", schedule.uuid, error.to_api().message);
+                        let message = format!("schedule {}: {}", schedule.summary(), error.to_api().message);
                         ServiceError::refused(error.to_api().code, message)
                     };
                     schedule
@@ -126,7 +123,7 @@ impl Schedules {
             if let Some(user) = user {
                 let message = format!(
                     "schedule {} uses the policy {wanted}: delete that first, or update the policy",
-                    called(&user)
+                    user.summary()
                 );
                 return Err(ServiceError::refused(ErrorCode::PolicyInUse, message));
             }

@@ -13,7 +13,7 @@ use crate::{
     volumes::registry::{EntryState, Registry},
 };
 use blockd_api::{
-    Deleted, ErrorCode, List, ObjectName, VolumeRef,
+    ApiError, Deleted, ErrorCode, List, ObjectName, VolumeRef,
     schedules::{
         CopyState, CreateSchedule, CredentialRetention, ListRuns, MAX_HISTORY, MAX_TARGETS, RetainAt, Run,
         RunState, Schedule, ScheduleList, SelectedVolumes, Selector, UnreadableSchedule, UpdateSchedule,
@@ -122,23 +122,16 @@ fn find(tx: &Transaction<'_>, uuid: Uuid) -> Result<ScheduleRow, ServiceError> {
     ScheduleRow::find(tx, uuid)?.ok_or_else(|| no_schedule(uuid))
 }
 
-/// Returns the name of a schedule, or its UUID.
-pub(super) fn called(row: &ScheduleRow) -> String {
-    row.spec.name.as_ref().map_or_else(|| row.uuid.to_string(), ToString::to_string)
-}
-
 /// Refuses the name of another schedule.
 fn refuse_duplicate_name(tx: &Transaction<'_>, name: Option<&ObjectName>) -> Result<(), ServiceError> {
     let Some(name) = name else { return Ok(()) };
-    let Some(other) = ScheduleRow::all(tx)?.into_iter().find(|row| row.spec.name.as_ref() == Some(name))
-    else {
+    if !ScheduleRow::all(tx)?.iter().any(|row| row.spec.name.as_ref() == Some(name)) {
         return Ok(());
-    };
-    let message = format!(
-        "schedule {name} already exists ({}): choose another name, or change it with `blockctl cloudsnap schedules update`",
-        other.uuid
-    );
-    Err(ServiceError::refused(ErrorCode::ScheduleExists, message))
+    }
+    let message = format!("schedule {name} already exists: choose another name");
+    let error = ApiError::new(ErrorCode::ScheduleExists, message);
+    let hint = format!("`blockctl cloudsnap schedules update {name}` changes it");
+    Err(ServiceError::Refused(error.with_hint(hint)))
 }
 
 /// Stores a schedule with an existing policy; its rules start now.
@@ -175,8 +168,9 @@ impl Schedules {
     pub async fn refuse_if_scheduled(&self, credential: Uuid, name: &str) -> Result<(), ServiceError> {
         let found = self.db.run(move |tx| -> Result<_, DbError> {
             let readable = ScheduleRow::all(tx)?.into_iter();
-            let of =
-                readable.filter(|row| row.spec.credentials.contains(&credential)).map(|row| called(&row));
+            let of = readable
+                .filter(|row| row.spec.credentials.contains(&credential))
+                .map(|row| row.summary().to_string());
             let unreadable = ScheduleRow::unreadable(tx)?.into_iter();
             let of_unreadable = unreadable.filter(|(_, spec)| spec.contains(&credential.to_string()));
             let named =
@@ -201,12 +195,11 @@ impl Schedules {
                 transactions::is_selected(selector, &gone)
                     && transactions::protects_nothing(selector, &volumes)
             };
-            Ok(rows.filter(was_for).map(|row| (row.uuid, row.spec.name)).collect::<Vec<_>>())
+            Ok(rows.filter(was_for).map(|row| row.summary()).collect::<Vec<_>>())
         });
-        let warnings = idle.await?.into_iter().map(|(uuid, name)| {
-            let called = name.map_or_else(|| uuid.to_string(), |name| format!("{name} ({uuid})"));
+        let warnings = idle.await?.into_iter().map(|schedule| {
             format!(
-                "schedule {called} protects nothing any more: delete it with blockctl cloudsnap schedules delete --uuid {uuid} if it is not needed"
+                "schedule {schedule} protects nothing any more: delete it with blockctl cloudsnap schedules delete {schedule} if it is not needed"
             )
         });
         Ok(warnings.collect())
@@ -410,8 +403,7 @@ impl Schedules {
                 if !ScheduleRow::exists(tx, uuid)? {
                     return Err(no_schedule(uuid));
                 }
-                let readable = ScheduleRow::all(tx)?.into_iter().find(|row| row.uuid == uuid);
-                let name = readable.and_then(|row| row.spec.name).map(|name| name.to_string());
+                let name = ScheduleRow::name_of(tx, uuid)?;
                 let queued = RunRow::in_state(tx, RunState::Queued)?;
                 for run in queued.iter().filter(|run| run.schedule == uuid) {
                     transactions::end_queued(
@@ -438,11 +430,13 @@ impl Schedules {
         let runs = self.db.run(move |tx| -> Result<_, ServiceError> {
             // A run whose snapshot or task has ended must not block this one until the next pass.
             scheduler.settle(tx, now)?;
-            Ok(transactions::run_now(tx, &find(tx, uuid)?, &volumes, now)?)
+            let schedule = find(tx, uuid)?;
+            let runs = transactions::run_now(tx, &schedule, &volumes, now)?;
+            Ok(runs.iter().map(|run| run.to_api(schedule.spec.name.clone())).collect())
         });
         let runs = runs.await?;
         self.scheduler.wake();
-        Ok(runs.iter().map(RunRow::to_api).collect())
+        Ok(runs)
     }
 
     /// Returns the runs of schedules, newest first.
@@ -461,12 +455,15 @@ impl Schedules {
         if prefix.as_ref().is_some_and(|prefix| !prefix.chars().all(|c| c.is_ascii_hexdigit() || c == '-')) {
             return Err(invalid("scheduleIdPrefix is not a prefix of a schedule's id"));
         }
-        let rows = self.db.run(move |tx| {
+        let runs = self.db.run(move |tx| -> Result<_, DbError> {
             let schedule = query.schedule_id.map(|id| id.to_string()).or(prefix);
-            RunRow::history(tx, schedule.as_deref(), volume, max)
+            let runs = RunRow::history(tx, schedule.as_deref(), volume, max)?;
+            let mut names: BTreeMap<Uuid, ObjectName> = RunRow::deleted_schedules(tx)?.into_iter().collect();
+            let schedules = ScheduleRow::all(tx)?.into_iter();
+            names.extend(schedules.filter_map(|row| Some((row.uuid, row.spec.name?))));
+            Ok(runs.iter().map(|run| run.to_api(names.get(&run.schedule).cloned())).collect())
         });
-        let rows = rows.await?;
-        Ok(rows.iter().map(RunRow::to_api).collect())
+        Ok(runs.await?)
     }
 
     /// Returns the retention of single locations of a schedule.

@@ -14,6 +14,7 @@ use crate::{
         local::snapshot_name,
         requests::Schedules,
         retention_checks::{RetentionCheck, RetentionChecks},
+        run_events::add_run_event,
         transactions::{self, Batch, Ready},
         wake::Scheduler,
     },
@@ -21,13 +22,8 @@ use crate::{
     tasks::Tasks,
     volumes::registry::Registry,
 };
-use blockd_api::{
-    CredentialRef, ErrorCode, VolumeRef,
-    cloudsnaps::BackupOptions,
-    events::{EventKind, Severity},
-    schedules::RunState,
-};
-use blockd_catalog::{Db, DbError, LOCAL, NewEvent, RunRow, ScheduleRow, TaskRow};
+use blockd_api::{CredentialRef, ErrorCode, VolumeRef, cloudsnaps::BackupOptions, schedules::RunState};
+use blockd_catalog::{Db, DbError, LOCAL, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::VolumeId;
 use futures::FutureExt;
 use jiff::Timestamp;
@@ -359,9 +355,7 @@ impl ScheduleRunner {
                 if !transactions::end_queued(tx, run, RunState::Failed, reason.clone(), now)? {
                     return Ok(());
                 }
-                let message = format!("a run of schedule {} failed: {reason}", run.schedule);
-                let event = NewEvent::new(now, Severity::Error, EventKind::RunFailed, message);
-                NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)
+                add_run_event(tx, run, RunState::Failed, &reason, now)
             })
         };
         self.db.run(ended).await?;

@@ -3,7 +3,7 @@
 //! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that
 //! stores the task. So a daemon that is killed between them finds the remaining work at its next start.
 
-use crate::volumes::registry::Tags;
+use crate::{schedules::run_events::add_run_event, volumes::registry::Tags};
 use blockd_api::{
     VolumeName,
     events::{EventKind, Severity},
@@ -99,9 +99,7 @@ fn fail_waiting(tx: &Transaction<'_>, run: &RunRow, now: Timestamp) -> Result<()
     let why = run.reason.as_deref().unwrap_or_default();
     let reason = format!("it could not start before the next run was due: {why}");
     tracing::error!(schedule = %run.schedule, run = run.id, %reason, "the run failed");
-    let message = format!("a run of schedule {} failed: {reason}", run.schedule);
-    let event = NewEvent::new(now, Severity::Error, EventKind::RunFailed, message);
-    NewEvent { volume_id: run.volume, volume: run.volume_name.clone(), ..event }.insert(tx)?;
+    add_run_event(tx, run, RunState::Failed, &reason, now)?;
     end_queued(tx, run, RunState::Failed, reason, now).map(drop)
 }
 
@@ -189,7 +187,8 @@ pub fn fire(
                         tracing::warn!(schedule = %schedule.uuid, rule = %rule.when, missed, late_s, "runs were missed: one run replaces them");
                         let message = format!(
                             "{missed} runs of schedule {} ({}) were missed: one run replaces them",
-                            schedule.uuid, rule.when
+                            schedule.summary(),
+                            rule.when
                         );
                         let event = EventKind::ScheduleMissed;
                         NewEvent::new(now, Severity::Warning, event, message).insert(tx)?;
@@ -198,10 +197,7 @@ pub fn fire(
                     for run in add_runs(tx, schedule, &cause, volumes, now)? {
                         if let Some(reason) = &run.reason {
                             tracing::warn!(schedule = %schedule.uuid, run = run.id, %reason, "run skipped");
-                            let message = format!("a run of schedule {} is skipped: {reason}", schedule.uuid);
-                            let event = NewEvent::new(now, Severity::Warning, EventKind::RunSkipped, message);
-                            let (volume_id, volume) = (run.volume, run.volume_name.clone());
-                            NewEvent { volume_id, volume, ..event }.insert(tx)?;
+                            add_run_event(tx, &run, RunState::Skipped, reason, now)?;
                         }
                     }
                     schedule.set_cursor(tx, &rule.when, processed_until)?;

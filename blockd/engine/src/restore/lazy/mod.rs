@@ -244,9 +244,7 @@ impl LazyVolumes {
                 selector.all || selector.label.as_ref().is_some_and(|label| labels.matches(label))
             };
             let rows = ScheduleRow::all(tx)?.into_iter().filter(is_meant);
-            Ok(rows
-                .map(|row| ScheduleSummary { schedule_id: row.uuid, schedule_name: row.spec.name })
-                .collect())
+            Ok(rows.map(|row| row.summary()).collect())
         });
         Ok(found.await?)
     }

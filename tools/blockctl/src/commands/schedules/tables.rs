@@ -55,12 +55,6 @@ impl Names {
         or_dash((!all.is_empty()).then(|| all.join(",")))
     }
 
-    /// Returns the name of a schedule, or its short id without one.
-    fn schedule(&self, uuid: Uuid) -> String {
-        let found = self.schedules.list.items.iter().find(|one| one.schedule_id == uuid);
-        found.map_or_else(|| short_uuid(uuid), called)
-    }
-
     /// Formats each copy: number, own retention, and state of the last run unless done.
     fn copies(&self, schedule: &Schedule) -> String {
         let copy = |copy: &CopyState| {
@@ -90,6 +84,11 @@ pub fn selected(selector: &SelectedVolumes) -> String {
 /// Returns the name of a schedule, or its short id without one.
 pub fn called(schedule: &Schedule) -> String {
     schedule.name.as_ref().map_or_else(|| short_uuid(schedule.schedule_id), ToString::to_string)
+}
+
+/// Returns the name of the schedule of a run, or its short id without one.
+fn called_in(run: &Run) -> String {
+    run.schedule_name.as_ref().map_or_else(|| short_uuid(run.schedule_id), ToString::to_string)
 }
 
 /// Formats a retention briefly.
@@ -239,7 +238,7 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
         let short = ShortIds::new(runs.iter().filter_map(|run| run.cloud_snapshot_id));
         let rows = runs.iter().map(|run| {
             [
-                names.schedule(run.schedule_id),
+                called_in(run),
                 or_dash(run.volume_name.as_ref()),
                 short_time(run.started_at),
                 run.state.to_string(),
@@ -255,7 +254,7 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
     let rows = runs.iter().map(|run| {
         [
             run.run_id.to_string(),
-            names.schedule(run.schedule_id),
+            called_in(run),
             run.schedule_id.to_string(),
             or_dash(run.when.as_ref()),
             or_dash(run.volume_name.as_ref()),
