@@ -1,14 +1,14 @@
 //! Manifest cache of a credential.
 
-use crate::{Db, DbError, json, parsed_if_there, to_json};
-use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey};
+use crate::{Db, DbError, json, number, parsed_if_there, to_json};
+use blockd_cloud::{CloudSnapshotId, Delta, Manifest, ManifestCache, ManifestKey};
 use blockd_extent::SnapshotId;
 use blockd_store::ObjectInfo;
 use futures::future::BoxFuture;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params, types::Type};
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 use uuid::Uuid;
@@ -56,24 +56,33 @@ impl DbManifestCache {
         key: &str,
         manifest: &Manifest,
     ) -> Result<(), DbError> {
-        tx.execute(
-            "INSERT OR REPLACE INTO catalog (credential, key, manifest) VALUES (?1, ?2, ?3)",
-            params![credential.to_string(), key, to_json("manifest", manifest)?],
-        )?;
-        Ok(())
+        Self::insert(tx, credential, key, None, manifest)
     }
 
-    fn put_version(
-        &self,
+    fn insert(
         tx: &Transaction<'_>,
+        credential: Uuid,
         key: &str,
-        version: &str,
+        version: Option<&str>,
         manifest: &Manifest,
     ) -> Result<(), DbError> {
-        let text = to_json("manifest", manifest)?;
-        let sql =
-            "INSERT OR REPLACE INTO catalog (credential, key, manifest, version) VALUES (?1, ?2, ?3, ?4)";
-        tx.prepare_cached(sql)?.execute(params![self.credential.to_string(), key, text, version])?;
+        let snapshot = |delta: &Delta| {
+            let Delta { cluster, volume, snapshot, .. } = *delta;
+            CloudSnapshotId { cluster, volume, snapshot, incremental: false }.to_string()
+        };
+        let deltas: BTreeMap<String, u64> =
+            manifest.deltas().map(|delta| (snapshot(delta), delta.stored_bytes)).collect();
+        let sql = "INSERT OR REPLACE INTO catalog (credential, key, version, created_ns, deltas, manifest)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6)";
+        tx.prepare_cached(sql)?.execute(params![
+            credential.to_string(),
+            key,
+            version,
+            // Saturates in the year 2262.
+            i64::try_from(manifest.description.created.as_nanosecond()).unwrap_or(i64::MAX),
+            to_json("deltas", &deltas)?,
+            to_json("manifest", manifest)?
+        ])?;
         Ok(())
     }
 
@@ -124,23 +133,21 @@ impl DbManifestCache {
     /// Returns the content of the location. Blocks.
     ///
     /// # Errors
-    /// The database fails, or a manifest cannot be read.
+    /// The database fails.
     pub fn content(&self) -> Result<KnownContent, DbError> {
-        let listed_at = self.db.transaction::<_, DbError>(|tx| {
-            let sql = "SELECT listed FROM credentials WHERE uuid = ?1";
-            let listed = tx.query_row(sql, [self.credential.to_string()], |row| parsed_if_there(row, 0));
-            Ok(listed.optional()?.flatten())
-        })?;
-        let (mut cloud_snapshots, mut sizes) = (0, HashMap::new());
-        self.for_each(|manifest| {
-            cloud_snapshots += 1;
-            // Manifests of a chain share deltas.
-            let deltas = manifest.deltas();
-            sizes.extend(
-                deltas.map(|delta| ((delta.cluster, delta.volume, delta.snapshot), delta.stored_bytes)),
-            );
-        })?;
-        Ok(KnownContent { cloud_snapshots, stored_bytes: sizes.into_values().sum(), listed_at })
+        // Manifests of a chain share deltas.
+        let sql = "SELECT
+            (SELECT count(*) FROM catalog WHERE credential = ?1),
+            (SELECT coalesce(sum(stored_bytes), 0) FROM (
+                SELECT max(delta.value) AS stored_bytes FROM catalog, json_each(deltas) AS delta
+                WHERE credential = ?1 GROUP BY delta.key)),
+            (SELECT listed FROM credentials WHERE uuid = ?1)";
+        self.db.transaction(|tx| {
+            Ok(tx.query_row(sql, [self.credential.to_string()], |row| {
+                let (cloud_snapshots, stored_bytes) = (number(row, 0)?, number(row, 1)?);
+                Ok(KnownContent { cloud_snapshots, stored_bytes, listed_at: parsed_if_there(row, 2)? })
+            })?)
+        })
     }
 
     /// Returns the cached manifests of all volumes, except that of one snapshot.
@@ -246,7 +253,7 @@ impl DbManifestCache {
     fn store_part(&self, manifests: &[(ObjectInfo, Manifest)]) {
         let stored = self.db.transaction(|tx| {
             let put = |(object, manifest): &(ObjectInfo, Manifest)| {
-                self.put_version(tx, &object.key, &object.version, manifest)
+                Self::insert(tx, self.credential, &object.key, Some(&object.version), manifest)
             };
             manifests.iter().try_for_each(put)
         });
@@ -295,7 +302,8 @@ impl ManifestCache for DbManifestCache {
     }
 
     fn store_version(&self, key: &str, version: &str, manifest: &Manifest) {
-        let stored = self.db.transaction(|tx| self.put_version(tx, key, version, manifest));
+        let stored =
+            self.db.transaction(|tx| Self::insert(tx, self.credential, key, Some(version), manifest));
         if let Err(error) = stored {
             tracing::warn!(%error, key, "a manifest is not cached");
         }
@@ -397,7 +405,7 @@ mod tests {
         let put = |key: &str| {
             db.transaction::<_, DbError>(|tx| {
                 tx.execute(
-                    "INSERT INTO catalog (credential, key, manifest) VALUES (?1, ?2, '')",
+                    "INSERT INTO catalog (credential, key, created_ns, deltas, manifest) VALUES (?1, ?2, 0, '{}', '')",
                     [credential.to_string().as_str(), key],
                 )?;
                 Ok(())

@@ -44,8 +44,7 @@ impl NewestBackup {
                 if newest.contains_key(&(volume, credential)) {
                     continue;
                 }
-                let cached = cached_of(tx, credential, cluster, volume)?;
-                let last = cached.into_iter().max_by_key(|manifest| manifest.description.created);
+                let last = newest_cached(tx, credential, cluster, volume)?;
                 newest.extend(last.map(|manifest| ((volume, credential), Self::of(credential, &manifest))));
             }
         }
@@ -56,7 +55,7 @@ impl NewestBackup {
                 continue;
             }
             let manifest_key = cloudsnap.manifest_key();
-            for manifest in cached_between(tx, credential, &manifest_key, &manifest_key)? {
+            if let Some(manifest) = newest_between(tx, credential, &manifest_key, &manifest_key)? {
                 let found = Self::of(credential, &manifest);
                 if newest.get(&key).is_none_or(|known| known.created < found.created) {
                     newest.insert(key, found);
@@ -86,29 +85,38 @@ impl From<Chain> for NewestBackup {
     }
 }
 
-/// Returns the cached manifests of a volume.
-fn cached_of(
+/// Returns the newest cached manifest of a volume.
+fn newest_cached(
     tx: &Transaction<'_>,
     credential: Uuid,
     cluster: Uuid,
     volume: VolumeId,
-) -> Result<Vec<Manifest>, DbError> {
+) -> Result<Option<Manifest>, DbError> {
     let bound = |snapshot| {
         let snapshot = SnapshotId::from_u64(snapshot);
         CloudSnapshotId { cluster, volume, snapshot, incremental: false }.manifest_key()
     };
     // The keys continue with a decimal number, and those of incrementals with a suffix.
-    cached_between(tx, credential, &bound(1), &format!("{}~", bound(9)))
+    newest_between(tx, credential, &bound(1), &format!("{}~", bound(9)))
 }
 
-/// Returns the cached manifests whose keys are in a range. Unreadable ones are no manifests.
-fn cached_between(
+/// Returns the newest cached manifest whose key is in a range. Unreadable ones are no manifests.
+fn newest_between(
     tx: &Transaction<'_>,
     credential: Uuid,
     first: &str,
     last: &str,
-) -> Result<Vec<Manifest>, DbError> {
-    let sql = "SELECT manifest FROM catalog WHERE credential = ?1 AND key BETWEEN ?2 AND ?3";
-    let texts: Vec<String> = rows(tx, sql, params![credential.to_string(), first, last], |row| row.get(0))?;
-    Ok(texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
+) -> Result<Option<Manifest>, DbError> {
+    let sql =
+        "SELECT key FROM catalog WHERE credential = ?1 AND key BETWEEN ?2 AND ?3 ORDER BY created_ns DESC";
+    let credential = credential.to_string();
+    let keys: Vec<String> = rows(tx, sql, params![credential, first, last], |row| row.get(0))?;
+    for key in keys {
+        let sql = "SELECT manifest FROM catalog WHERE credential = ?1 AND key = ?2";
+        let text: String = tx.prepare_cached(sql)?.query_row([&credential, &key], |row| row.get(0))?;
+        if let Ok(manifest) = serde_json::from_str(&text) {
+            return Ok(Some(manifest));
+        }
+    }
+    Ok(None)
 }

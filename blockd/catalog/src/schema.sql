@@ -84,6 +84,8 @@ CREATE TABLE catalog (
     credential TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
     key        TEXT NOT NULL,
     version    TEXT,                        -- of the object that it was read from; NULL: this host wrote it
+    created_ns INTEGER NOT NULL,            -- point in time, since 1970
+    deltas     TEXT NOT NULL,               -- JSON: stored bytes of each delta that it needs, by its cloud snapshot
     manifest   TEXT NOT NULL,               -- JSON
     PRIMARY KEY (credential, key)
 ) STRICT;

@@ -10,7 +10,7 @@ impl CloudSnapshots {
     /// Returns the space of each location as this host knows it, by name. No store is asked.
     ///
     /// # Errors
-    /// The database fails, or a cached manifest cannot be read.
+    /// The database fails.
     pub async fn location_space(&self) -> Result<Vec<LocationSpace>, ServiceError> {
         let credentials = self.repositories.credential_rows().await?;
         let db = Arc::clone(&self.db);
