@@ -3,7 +3,7 @@
 //! `K M G T P` and `KiB … PiB` are powers of 1024, `KB … PB` powers of 1000. Fractions are exact: a fraction
 //! of a byte is refused, never rounded.
 
-use blockd_extent::MAX_VOLUME_BYTES;
+use blockd_extent::{BLOCK_SIZE_BYTES, MAX_VOLUME_BYTES};
 use std::{fmt, str::FromStr};
 
 /// Invalid size.
@@ -135,10 +135,13 @@ impl FromStr for ByteSize {
     }
 }
 
-/// Checks the size of a volume: above 0, at most 64 TiB.
+/// Checks the size of a volume: a multiple of 4096 bytes, above 0, at most 64 TiB.
+///
+/// # Errors
+/// It is not.
 pub fn check_volume_size(size_bytes: u64) -> Result<(), SizeError> {
     match size_bytes {
-        1..=MAX_VOLUME_BYTES => Ok(()),
+        1..=MAX_VOLUME_BYTES if size_bytes.is_multiple_of(BLOCK_SIZE_BYTES) => Ok(()),
         _ => Err(SizeError::NotAVolumeSize { given: ByteSize(size_bytes) }),
     }
 }
@@ -209,8 +212,8 @@ mod tests {
 
     #[test]
     fn volumes_have_bounds() {
-        assert!(check_volume_size(1).is_ok() && check_volume_size(MAX_VOLUME_BYTES).is_ok());
-        assert!(check_volume_size(0).is_err());
+        assert!(check_volume_size(4096).is_ok() && check_volume_size(MAX_VOLUME_BYTES).is_ok());
+        assert!(check_volume_size(0).is_err() && check_volume_size(4097).is_err());
         assert_eq!(
             check_volume_size(MAX_VOLUME_BYTES * 2).unwrap_err().to_string(),
             "a volume of 128 TiB is not possible: expected a multiple of 4096 bytes up to 64 TiB"

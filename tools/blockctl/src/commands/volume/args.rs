@@ -454,16 +454,36 @@ pub struct OneVolume {
 
 fn parse_size(text: &str) -> Result<ByteSize, String> {
     let size: ByteSize = text.parse().map_err(|error: blockd_api::SizeError| error.to_string())?;
-    check_volume_size(size.as_bytes()).map_err(|error| error.to_string())?;
-    if size.as_bytes() < 4096 && text.bytes().all(|b| b.is_ascii_digit()) {
-        return Err(format!("a size without a unit is in bytes: did you mean {text}GiB?"));
+    let Err(error) = check_volume_size(size.as_bytes()) else { return Ok(size) };
+    let (binary, cause) = match text.strip_suffix(['B', 'b']) {
+        Some(decimal) => (format!("{decimal}iB"), error.to_string()),
+        None => (format!("{text}GiB"), "a size without a unit is in bytes".to_owned()),
+    };
+    match binary.parse::<ByteSize>().is_ok_and(|size| check_volume_size(size.as_bytes()).is_ok()) {
+        true => Err(format!("{cause}: did you mean {binary}?")),
+        false => Err(error.to_string()),
     }
-    Ok(size)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn size_of_no_volume_suggests_a_binary_unit() {
+        for (given, hint) in [
+            ("8", Some("8GiB")),
+            ("10GB", Some("10GiB")),
+            ("1.5gb", Some("1.5giB")),
+            ("65TiB", None),
+            ("17B", None),
+        ] {
+            let error = parse_size(given).unwrap_err();
+            let found = error.split_once("did you mean ").map(|(_, found)| found.trim_end_matches('?'));
+            assert_eq!(found, hint, "{error}");
+        }
+        assert_eq!(parse_size("4096").unwrap().as_bytes(), 4096);
+    }
 
     #[test]
     fn label_changes_keep_other_labels() {
