@@ -258,7 +258,7 @@ fn log_table(task: &Task, events: &[Event]) -> Table {
         let output = step.output.as_deref().map(rules::one_line).map(|text| format!(": {text}"));
         let took = micros(step.duration_micros);
         let message = format!("{} ({took}, {result}){}", step.target, output.unwrap_or_default());
-        ["-".to_owned(), step.kind.to_string(), message]
+        [or_dash(step.started_at.map(short_time)), step.kind.to_string(), message]
     });
     let resumed = (task.resumed > 0).then(|| {
         let times = counted(task.resumed, "time");
@@ -291,7 +291,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn log_shows_resumption_note_and_one_end() {
+    fn log_shows_resumption_note_times_and_one_end() {
         let at = "2026-11-22T12:00:00Z";
         let task: Task = serde_json::from_value(json!({
             "taskId": uuid::Uuid::nil(), "type": "backup", "cloudSnapshotId": null, "volumeName": "vol",
@@ -299,7 +299,8 @@ mod tests {
             "phase": "pending", "totalBytes": 0, "processedBytes": 0, "uploadedBytes": 0, "downloadedBytes": 0, "dirtyBytes": 0,
             "requests": {"put": 0, "get": 0, "list": 0, "delete": 0, "head": 0}, "freezeStallMicros": null, "startedAt": at,
             "completedAt": at, "elapsedSeconds": 1.0, "backupType": "full", "error": null, "resumed": 2, "version": 1,
-            "note": "the last backup is gone from the store or cannot be read"
+            "note": "the last backup is gone from the store or cannot be read",
+            "quiesce": {"steps": [{"kind": "pre-command", "target": "sync", "startedAt": "2026-11-22T12:34:00Z", "durationMicros": 7}]}
         }))
         .unwrap();
         let event: Event = serde_json::from_value(json!({
@@ -309,6 +310,7 @@ mod tests {
         .unwrap();
         let text = log_table(&task, &[event]).render(false);
         assert!(text.contains("2 times") && text.contains("full: the last backup is gone"), "{text}");
+        assert!(text.contains("2026-11-22T12:34Z  pre-command"), "{text}");
         assert_eq!(text.to_lowercase().matches("backup-done").count(), 1, "{text}");
         // Without the event, the state is the last line, without the phase at its end.
         let text = log_table(&task, &[]).render(false);
