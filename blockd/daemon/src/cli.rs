@@ -85,102 +85,164 @@ pub struct Cli {
 
 const CONFIG_HELP: &str = "\
 Keys of the configuration file (defaults in brackets):
-  data_dir              data directory [\"/var/lib/blockd\"]
-  nbd_listen            additional NBD listeners, a list of \"tcp://ADDR:PORT\" and \"unix:///PATH\" [[]]
-  log_format            \"text\" or \"json\" to stderr, \"journal\" = records with fields to the systemd journal, \"auto\" =
-                        journal if stderr is connected to it, otherwise text [\"auto\"]
-  log_level             log level or filter [\"info\"]
-  full_every            every n-th backup of a volume to a credential is full [7]
-  task_concurrency      backups and restores that move data concurrently; the others stay Pending [2]
-  task_priority         priority of these tasks: \"low\" = only idle CPU and I/O while guests are active, or \"normal\"
-                        [\"low\"]
-  hydration_limit_bytes_per_s  bandwidth limit of the hydration of one lazy volume; 0 = unlimited [0]
-  hydration_concurrency  concurrent fetches, of at most 4 MiB each, of the hydration of one lazy volume [8]
-  lazy_stall_ms         timeout of reads from an unreachable store, for lazy volumes that stall [600000]
-  lazy_error_ms         the same for lazy volumes that fail [20000]
-  limit_upload          upload bandwidth limit over all tasks, by time of day, such as \"20MiB@08:00-18:00,100MiB\" (per
-                        second); credentials and tasks have further limits []
-  limit_download        download bandwidth limit over all tasks []
-  limit_time_zone       time zone of the times in these limits, such as \"Europe/Berlin\" [UTC]
-  upload_concurrency    concurrent pack uploads of one backup [4]
-  download_concurrency  concurrent requests of one restore [4]
-  merge_limit_bytes_per_s  bandwidth limit of layer merges; 0 = unlimited [0]
-  cpu_threads           threads that compress and encrypt, half as many while guests are active; 0 = one per core [0]
-  ring_threads          threads that serve NBD sockets; 0 = one per core [0]
-  nbd_workers           threads for NBD requests that block on storage, and as many for flushes [8]
-  nbd_connections       maximum of NBD connections, up to 64 of them reserved for Unix sockets [1024]
-  nbd_connections_per_volume      maximum of TCP connections of one volume [64]
-  nbd_handshake_timeout_ms        timeout of the NBD handshake, including TLS [10000]
-  nbd_idle_timeout_ms             idle timeout of NBD connections over TCP; 0 = none [0]
-  nbd_connection_in_flight_bytes  in-flight payload limit of one NBD connection [67108864]
-  nbd_in_flight_bytes             in-flight payload limit of all NBD connections [536870912]
-  nbd_tls               TLS for TCP: \"off\", \"allow\", \"require\" [\"require\" with a certificate, otherwise \"off\"]
-  nbd_tls_certificate   server certificate chain, PEM []
-  nbd_tls_key           server private key, PEM; readable by its owner only []
-  nbd_tls_client_ca     CA certificates for client certificates, PEM; if set, a client certificate is required []
-  nbd_tls_client_crl    revocation lists, PEM; if set, one of each CA is required []
-  nbd_allow_plaintext   serve TCP addresses that other hosts can reach without requiring TLS [false]
-  store_attempts        maximum attempts of one request to an object store [6]
-  store_timeout_ms      timeout of one attempt of a store request, plus the time of its body at 64 KiB/s [60000]
-  store_answer_ms       timeout of the pre-flight store requests of a command such as `cloudsnap restore`; after it, the
-                        command fails without changes [30000]
-  stop_timeout_ms       grace period for tasks and clients at shutdown [30000]
-  gc_every_hours        interval of garbage collection in the backup locations; 0 = never [24]
-  verify_bytes_per_day  bytes that background verification reads a day; 0 = off [1073741824]
-  task_history          finished tasks kept in the history of `cloudsnap status` [1000]
-  core_dumps            allow core dumps, and access to the memory of blockd by processes of its user: it holds keys [false]
-  [browse]              table: snapshots as files, with these keys
-  mountpoint            (browse) mount point of snapshots from the start on []
-  credentials           (browse) credentials whose cloud snapshots are shown; empty = all [[]]
-  allow_other           (browse) allow other users, subject to the modes and owners shown; requires root, or
-                        user_allow_other in /etc/fuse.conf [false]
-  cache_dir             (browse) cache of cloud snapshot frames, encrypted as in the store [DATA_DIR/cache]
-  cache_bytes           (browse) capacity of the cache [4294967296]
-  stall_timeout_ms      (browse) timeout of reads from a store [30000]
-  refresh_ms            (browse) minimum interval between listings of a store [10000]
-  [metrics]             table: metrics for Prometheus, with this key
-  listen                (metrics) ADDR:PORT of /metrics, /healthz and /readyz besides the control socket, in clear text and
-                        without authentication; names of volumes and credentials are visible, secrets are not []
-  [control]             table: remote and delegated access to the control API, with these keys
-  listen                (control) ADDR:PORT of the control API over TLS with client certificates []
-  certificate           (control) server certificate chain, PEM []
-  key                   (control) server private key, PEM; readable by its owner only []
-  client_ca             (control) CA certificates for client certificates, PEM []
-  client_crl            (control) revocation lists, PEM; if set, one of each CA is required []
-  sockets               (control) [[control.sockets]] with path, group and role: an additional socket for a group [[]]
-  [control.roles]       table: NAME = \"read-only\", \"operator\" or \"admin\", by name in the client certificate; `*` matches
-                        every other name [empty]
-  [secrets]             table: external secrets (`--…-from` of `blockctl credentials create`), with these keys
-  cache_s               (secrets) maximum age of cached program output [3600]
-  wait_s                (secrets) timeout of a task, at its start, for a secret that cannot be read [120]
-  command_timeout_ms    (secrets) timeout of a program that prints a secret [10000]
-  file_dir              (secrets) directory of `file:` and `command:`; its files must not be readable and its programs not
-                        writable by other users [\"/etc/blockd/secrets\"]
-  [nbd_access]          table, at the end: VOLUME = [\"NAME\", …], names of client certificates that may use the volume over
-                        TCP; `*` matches any characters; volumes that are not listed are open to all [empty]
-  [[webhook]]           tables, at the end: receivers of events, with these keys
-  name                  (webhook) name in the log, in metrics and in `blockctl status`
-  url                   (webhook) https://HOST/PATH; http:// only to this host, unless allow_http is set
-  kinds                 (webhook) kinds of events, such as [\"*-failed\", \"damage-found\"]; `*` matches any characters [all]
-  min_severity          (webhook) lowest severity: \"info\", \"warning\", \"error\" [\"info\"]
-  secret                (webhook) reference to the secret that signs deliveries, such as \"file:/etc/blockd/secrets/webhook\" []
-  allow_http            (webhook) allow a receiver on another host without TLS [false]
-  timeout_ms            (webhook) timeout of one attempt [10000]
+  data_dir                data directory [\"/var/lib/blockd\"]
+  nbd_listen              additional NBD listeners, a list of \"tcp://ADDR:PORT\"
+                          and \"unix:///PATH\" [[]]
+  log_format              \"text\" or \"json\" to stderr, \"journal\" = records with
+                          fields to the systemd journal, \"auto\" = journal if
+                          stderr is connected to it, otherwise text [\"auto\"]
+  log_level               log level or filter [\"info\"]
+  full_every              every n-th backup of a volume to a credential is full
+                          [7]
+  task_concurrency        backups and restores that move data concurrently; the
+                          others stay Pending [2]
+  task_priority           priority of these tasks: \"low\" = only idle CPU and I/O
+                          while guests are active, or \"normal\" [\"low\"]
+  hydration_limit_bytes_per_s
+                          bandwidth limit of the hydration of one lazy volume; 0
+                          = unlimited [0]
+  hydration_concurrency   concurrent fetches, of at most 4 MiB each, of the
+                          hydration of one lazy volume [8]
+  lazy_stall_ms           timeout of reads from an unreachable store, for lazy
+                          volumes that stall [600000]
+  lazy_error_ms           the same for lazy volumes that fail [20000]
+  limit_upload            upload bandwidth limit over all tasks, by time of day,
+                          such as \"20MiB@08:00-18:00,100MiB\" (per second);
+                          credentials and tasks have further limits []
+  limit_download          download bandwidth limit over all tasks []
+  limit_time_zone         time zone of the times in these limits, such as
+                          \"Europe/Berlin\" [UTC]
+  upload_concurrency      concurrent pack uploads of one backup [4]
+  download_concurrency    concurrent requests of one restore [4]
+  merge_limit_bytes_per_s
+                          bandwidth limit of layer merges; 0 = unlimited [0]
+  cpu_threads             threads that compress and encrypt, half as many while
+                          guests are active; 0 = one per core [0]
+  ring_threads            threads that serve NBD sockets; 0 = one per core [0]
+  nbd_workers             threads for NBD requests that block on storage, and as
+                          many for flushes [8]
+  nbd_connections         maximum of NBD connections, up to 64 of them reserved
+                          for Unix sockets [1024]
+  nbd_connections_per_volume
+                          maximum of TCP connections of one volume [64]
+  nbd_handshake_timeout_ms
+                          timeout of the NBD handshake, including TLS [10000]
+  nbd_idle_timeout_ms     idle timeout of NBD connections over TCP; 0 = none [0]
+  nbd_connection_in_flight_bytes
+                          in-flight payload limit of one NBD connection
+                          [67108864]
+  nbd_in_flight_bytes     in-flight payload limit of all NBD connections
+                          [536870912]
+  nbd_tls                 TLS for TCP: \"off\", \"allow\", \"require\" [\"require\" with
+                          a certificate, otherwise \"off\"]
+  nbd_tls_certificate     server certificate chain, PEM []
+  nbd_tls_key             server private key, PEM; readable by its owner only []
+  nbd_tls_client_ca       CA certificates for client certificates, PEM; if set,
+                          a client certificate is required []
+  nbd_tls_client_crl      revocation lists, PEM; if set, one of each CA is
+                          required []
+  nbd_allow_plaintext     serve TCP addresses that other hosts can reach without
+                          requiring TLS [false]
+  store_attempts          maximum attempts of one request to an object store [6]
+  store_timeout_ms        timeout of one attempt of a store request, plus the
+                          time of its body at 64 KiB/s [60000]
+  store_answer_ms         timeout of the pre-flight store requests of a command
+                          such as `cloudsnap restore`; after it, the command
+                          fails without changes [30000]
+  stop_timeout_ms         grace period for tasks and clients at shutdown [30000]
+  gc_every_hours          interval of garbage collection in the backup
+                          locations; 0 = never [24]
+  verify_bytes_per_day    bytes that background verification reads a day; 0 =
+                          off [1073741824]
+  task_history            finished tasks kept in the history of `cloudsnap
+                          status` [1000]
+  core_dumps              allow core dumps, and access to the memory of blockd
+                          by processes of its user: it holds keys [false]
+  [browse]                table: snapshots as files, with these keys
+  mountpoint              (browse) mount point of snapshots from the start on []
+  credentials             (browse) credentials whose cloud snapshots are shown;
+                          empty = all [[]]
+  allow_other             (browse) allow other users, subject to the modes and
+                          owners shown; requires root, or user_allow_other in
+                          /etc/fuse.conf [false]
+  cache_dir               (browse) cache of cloud snapshot frames, encrypted as
+                          in the store [DATA_DIR/cache]
+  cache_bytes             (browse) capacity of the cache [4294967296]
+  stall_timeout_ms        (browse) timeout of reads from a store [30000]
+  refresh_ms              (browse) minimum interval between listings of a store
+                          [10000]
+  [metrics]               table: metrics for Prometheus, with this key
+  listen                  (metrics) ADDR:PORT of /metrics, /healthz and /readyz
+                          besides the control socket, in clear text and without
+                          authentication; names of volumes and credentials are
+                          visible, secrets are not []
+  [control]               table: remote and delegated access to the control API,
+                          with these keys
+  listen                  (control) ADDR:PORT of the control API over TLS with
+                          client certificates []
+  certificate             (control) server certificate chain, PEM []
+  key                     (control) server private key, PEM; readable by its
+                          owner only []
+  client_ca               (control) CA certificates for client certificates, PEM
+                          []
+  client_crl              (control) revocation lists, PEM; if set, one of each
+                          CA is required []
+  sockets                 (control) [[control.sockets]] with path, group and
+                          role: an additional socket for a group [[]]
+  [control.roles]         table: NAME = \"read-only\", \"operator\" or \"admin\", by
+                          name in the client certificate; `*` matches every
+                          other name [empty]
+  [secrets]               table: external secrets (`--…-from` of `blockctl
+                          credentials create`), with these keys
+  cache_s                 (secrets) maximum age of cached program output [3600]
+  wait_s                  (secrets) timeout of a task, at its start, for a
+                          secret that cannot be read [120]
+  command_timeout_ms      (secrets) timeout of a program that prints a secret
+                          [10000]
+  file_dir                (secrets) directory of `file:` and `command:`; its
+                          files must not be readable and its programs not
+                          writable by other users [\"/etc/blockd/secrets\"]
+  [nbd_access]            table, at the end: VOLUME = [\"NAME\", …], names of
+                          client certificates that may use the volume over TCP;
+                          `*` matches any characters; volumes that are not
+                          listed are open to all [empty]
+  [[webhook]]             tables, at the end: receivers of events, with these
+                          keys
+  name                    (webhook) name in the log, in metrics and in `blockctl
+                          status`
+  url                     (webhook) https://HOST/PATH; http:// only to this
+                          host, unless allow_http is set
+  kinds                   (webhook) kinds of events, such as [\"*-failed\",
+                          \"damage-found\"]; `*` matches any characters [all]
+  min_severity            (webhook) lowest severity: \"info\", \"warning\", \"error\"
+                          [\"info\"]
+  secret                  (webhook) reference to the secret that signs
+                          deliveries, such as \"file:/etc/blockd/secrets/webhook\"
+                          []
+  allow_http              (webhook) allow a receiver on another host without TLS
+                          [false]
+  timeout_ms              (webhook) timeout of one attempt [10000]
 
-SIGHUP reloads this file: roles, [nbd_access], certificates and log_level take effect, other changes are logged as requiring
-a restart, and an invalid file changes nothing. Changed certificate files are also reloaded within a minute.
+SIGHUP reloads this file: roles, [nbd_access], certificates and log_level take
+effect, other changes are logged as requiring a restart, and an invalid file
+changes nothing. Changed certificate files are also reloaded within a minute.
 
 Environment:
-  BLOCKD_LOG             same as --log-level
-  CREDENTIALS_DIRECTORY  its file blockd.key (32 bytes), if present, is the key that encrypts stored secrets; the other
-                         files are the targets of `systemd:NAME`
-  JOURNAL_STREAM         set by systemd if stderr is connected to the journal
-  NOTIFY_SOCKET          socket for readiness and stop notifications to systemd
-  LISTEN_PID, LISTEN_FDS  control API sockets passed by systemd; served if their addresses are configured
-  WATCHDOG_USEC          watchdog interval of systemd; blockd notifies it three times per interval
+  BLOCKD_LOG              same as --log-level
+  CREDENTIALS_DIRECTORY   its file blockd.key (32 bytes), if present, is the key
+                          that encrypts stored secrets; the other files are the
+                          targets of `systemd:NAME`
+  JOURNAL_STREAM          set by systemd if stderr is connected to the journal
+  NOTIFY_SOCKET           socket for readiness and stop notifications to systemd
+  LISTEN_PID, LISTEN_FDS  control API sockets passed by systemd; served if their
+                          addresses are configured
+  WATCHDOG_USEC           watchdog interval of systemd; blockd notifies it three
+                          times per interval
 
-Exit status: 0 stopped cleanly, 1 failed, 2 invalid command line or configuration. With --check-volumes: 0 sound, 1 problems in
-a volume or the database, 2 as above, 3 not checked. With --check-start: 0 could start, 1 could not, 2 as above, 3 unknown.";
+Exit status: 0 stopped cleanly, 1 failed, 2 invalid command line or
+configuration. With --check-volumes: 0 sound, 1 problems in a volume or the
+database, 2 as above, 3 not checked. With --check-start: 0 could start, 1 could
+not, 2 as above, 3 unknown.";
 
 #[cfg(test)]
 mod tests {
@@ -193,11 +255,18 @@ mod tests {
     }
 
     #[test]
+    fn help_of_the_configuration_fits_80_columns() {
+        let wide: Vec<&str> = CONFIG_HELP.lines().filter(|line| line.chars().count() > 80).collect();
+        assert_eq!(wide, [""; 0]);
+    }
+
+    #[test]
     fn configuration_keys_are_all_in_the_help() {
         let printed = crate::config::Config::default().to_toml();
-        for line in printed.lines().filter(|line| !line.starts_with('#')) {
+        for line in printed.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
             let key = line.split(" =").next().unwrap();
-            assert!(CONFIG_HELP.contains(&format!("\n  {key} ")), "{key} is not documented");
+            let is_documented = CONFIG_HELP.lines().any(|line| line.split_whitespace().next() == Some(key));
+            assert!(is_documented, "{key} is not documented");
         }
     }
 }
