@@ -159,6 +159,9 @@ impl ServiceError {
             Self::Cloud(error) => cloud_code(error),
             Self::Store(error) => store_code(error),
             Self::Probe(error) => error.store_error().map_or(ErrorCode::StoreFailed, store_code),
+            Self::Secrets(SecretsError::Create { source, .. }) => {
+                io_code(source, ErrorCode::SecretUnavailable)
+            }
             Self::Secrets(_) => ErrorCode::SecretUnavailable,
             Self::Stopping => ErrorCode::ShuttingDown,
         };
@@ -382,6 +385,7 @@ pub(crate) fn to_io(error: VolumeError) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     #[test]
     fn api_error_has_a_code_and_a_message_of_one_line() {
@@ -391,6 +395,9 @@ mod tests {
         let full = std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
         let error = ServiceError::File { action: "write", path: "/x".into(), source: full };
         assert_eq!(error.to_api().code, ErrorCode::NoSpace);
+        let full = Arc::new(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()));
+        let api = ServiceError::from(SecretsError::Create { path: "/x".into(), source: full }).to_api();
+        assert!(api.hint.is_some_and(|hint| hint.contains("free space")), "{}", api.message);
         let wrong = CloudError::WrongPassphrase { store: "s".into(), slots: 1 };
         let api = ServiceError::from(wrong).to_api();
         assert_eq!(api.code, ErrorCode::WrongPassphrase);

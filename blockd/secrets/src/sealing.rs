@@ -25,6 +25,7 @@ use std::{
     io::{Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 use uuid::Uuid;
 use zeroize::Zeroizing;
@@ -65,6 +66,14 @@ pub enum SecretsError {
         path: PathBuf,
         /// Cause.
         what: String,
+    },
+    /// The key file cannot be created.
+    #[error("create failed on the key of stored secrets, {}: {source}", path.display())]
+    Create {
+        /// The key file.
+        path: PathBuf,
+        /// Cause reported by the system.
+        source: Arc<std::io::Error>,
     },
     /// There are sealed secrets, but no key.
     #[error("{} is missing, so the secrets of this credential cannot be decrypted: put the file back, or set all secrets again (blockctl credentials update)", path.display())]
@@ -274,7 +283,7 @@ fn read_key(path: &Path, check_mode: bool) -> Result<SealingKey, SecretsError> {
 
 /// Creates the key under a temporary name and links it when it is durable: a crash leaves no partial key.
 fn make_key(path: &Path) -> Result<SealingKey, SecretsError> {
-    let bad = |error: std::io::Error| SecretsError::Key { path: path.to_owned(), what: error.to_string() };
+    let bad = |error: std::io::Error| SecretsError::Create { path: path.to_owned(), source: error.into() };
     let mut key = Zeroizing::new([0; KEY_BYTES]);
     fill_random(key.as_mut_slice())?;
     let temporary = path.with_extension("key.new");
