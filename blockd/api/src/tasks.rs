@@ -62,7 +62,8 @@ pub struct Task {
     /// Volume that is backed up or restored; `None` for a delete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_id: Option<VolumeId>,
-    /// Name of the volume at the start of the task.
+    /// Name of the volume at the start of the task; `None` for cloud snapshots of other hosts and of deleted
+    /// volumes.
     pub volume_name: Option<VolumeName>,
     /// State: `Backup-Active`, `Restore-Done`, …
     pub state: TaskState,

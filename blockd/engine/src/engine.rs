@@ -284,7 +284,7 @@ impl Engine {
             snapshots, tasks });
         let cloud_snapshots = service!(CloudSnapshots { db, host, registry, repositories });
         let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host,
-            repositories, runner, scheduler, tasks });
+            registry, repositories, runner, scheduler, tasks });
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, health,
             host, registry, repositories, runner, tasks });
         let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, events, health,

@@ -234,6 +234,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
     for depth in [VerifyDepth::Quick, VerifyDepth::Full, VerifyDepth::Deep] {
         let task = verify(Some(&full), depth).await;
         assert_eq!(task.state.to_string(), "Verify-Done", "{task:?}");
+        assert_eq!(task.volume_name, Some("data".parse().unwrap()), "a list of tasks shows it");
         let findings = task.findings.unwrap();
         assert_eq!((findings.snapshots, findings.damage_total, findings.objects), (1, 0, 2));
         let compared = if depth == VerifyDepth::Deep { 1 << 20 } else { 0 };

@@ -10,6 +10,7 @@ use crate::{
         wake::Scheduler,
     },
     tasks::{Tasks, runner::Runner},
+    volumes::registry::Registry,
 };
 use blockd_api::{ApiError, ErrorCode, cloudsnaps::StartDelete, tasks::TaskStarted};
 use blockd_catalog::{Db, DeleteTask, RetentionOverride, TaskRow, TaskSpec};
@@ -25,6 +26,7 @@ pub struct Deletions {
     pub(crate) db: Arc<Db>,
     pub(crate) delete_work: Arc<DeleteWork>,
     pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) runner: Arc<Runner>,
     pub(crate) scheduler: Arc<Scheduler>,
@@ -68,6 +70,7 @@ impl Deletions {
         self.delete_work.refuse_if_used(&id).await?;
         let spec = DeleteTask { force: request.force, damaged, by_retention: judged_by.is_some() };
         let mut row = TaskRow::new(TaskSpec::Delete(spec), credential.uuid, id, crate::owner::current());
+        row.detail.volume_name = self.registry.source_name(&id, self.host.cluster);
         row.detail.credential_name = credential.name.to_string();
         self.runner.store_and_launch(row, |_| Ok(())).await.map(Some)
     }

@@ -97,6 +97,7 @@ impl Maintenance {
         let mut row =
             TaskRow::new(TaskSpec::Verify(verify), credential.uuid, cloudsnap, crate::owner::current());
         (row.volume, row.snapshot) = (source.map(|entry| entry.id), snapshot);
+        row.detail.volume_name = self.registry.source_name(&cloudsnap, self.host.cluster);
         row.detail.credential_name = credential.name.to_string();
         self.runner.store_and_launch(row, |_| Ok(())).await
     }

@@ -11,6 +11,7 @@ pub use guards::{Attachment, RollbackMark};
 use crate::{error::ServiceError, ids::only_one, metrics::Traffic};
 use blockd_api::{ApiError, ErrorCode, GroupName, Labels, SnapshotName, VolumeName, VolumeRef};
 use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow};
+use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::Volume;
 use entries::Entries;
@@ -23,6 +24,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
+use uuid::Uuid;
 
 /// State of a volume.
 #[derive(Clone)]
@@ -454,6 +456,12 @@ impl Registry {
     /// Returns the volume of this id.
     pub fn by_id(&self, id: VolumeId) -> Option<Arc<VolumeEntry>> {
         self.entries.read().all().find(|entry| entry.id == id).cloned()
+    }
+
+    /// Returns the name of the volume that a cloud snapshot of this host was made of.
+    pub fn source_name(&self, id: &CloudSnapshotId, own_cluster: Uuid) -> Option<VolumeName> {
+        let entry = (id.cluster == own_cluster).then(|| self.by_id(id.volume)).flatten();
+        entry.map(|entry| entry.name.clone())
     }
 
     /// Finds a volume by name, id or unique id prefix.
