@@ -47,7 +47,7 @@ async fn renamed_volume_keeps_its_backups_schedules_and_rule() {
         assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), 4096));
         assert_eq!(host.list().await.last().unwrap().volume_name, "w");
         model.assert_is(&*host.restore(&next.cloud_snapshot_id.unwrap(), &format!("copy-{restarts}")).await);
-        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
         let runs = host.settled().await;
         assert!(runs.iter().all(|run| run.state == RunState::Done), "{runs:?}");
     }
@@ -71,7 +71,7 @@ async fn concurrent_renames_leave_one_entry() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn listing_by_name_follows_the_volume_and_not_its_name() {
+async fn listing_by_name_has_all_volumes_of_that_name() {
     let host = Host::new().await;
     host.create_credential().await;
     host.create_volume("db").await;
@@ -88,22 +88,26 @@ async fn listing_by_name_follows_the_volume_and_not_its_name() {
 
     // Another volume gets the name.
     host.create_volume("db").await;
-    assert_eq!(of("db", None).await, [""; 0]);
+    assert_eq!(of("db", None).await, [first.as_str()]);
     let second = host.backup("db", false).await.cloud_snapshot_id.unwrap();
-    assert_eq!(of("db", None).await, [second.as_str()]);
+    assert_eq!(of("db", None).await, [first.as_str(), &second]);
     assert_eq!(of("old", None).await, [first.as_str()]);
-    let id = snap_id(&first).volume.to_string();
-    assert_eq!(of(&id, None).await, [first.as_str()]);
+    for one in [&first, &second] {
+        let id = snap_id(one).volume.to_string();
+        assert_eq!(of(&id, None).await, [one.as_str()]);
+    }
 
     // A volume of another host with that name.
     let other = Host::with_store(Arc::clone(&host.store)).await;
     other.create_credential().await;
     other.create_volume("db").await;
     let third = other.backup("db", false).await.cloud_snapshot_id.unwrap();
-    assert_eq!(of("db", None).await, [second.as_str()]);
-    assert_eq!(of("db", Some(snap_id(&third).cluster)).await, [third.as_str()]);
-
-    // After a deletion the name at backup time counts, in all clusters.
-    host.delete_volume("db").await;
-    assert_eq!(of("db", None).await, [first.as_str(), &second, &third]);
+    for deleted in [false, true] {
+        if deleted {
+            host.delete_volume("db").await;
+        }
+        assert_eq!(of("db", None).await, [first.as_str(), &second, &third]);
+        assert_eq!(of("db", Some(snap_id(&third).cluster)).await, [third.as_str()]);
+        assert_eq!(of("db", Some(snap_id(&first).cluster)).await, [first.as_str(), &second]);
+    }
 }

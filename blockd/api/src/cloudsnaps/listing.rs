@@ -18,9 +18,9 @@ pub struct ListCloudsnaps {
     /// Only this credential; all by default.
     #[serde(default)]
     pub credential: Option<CredentialRef>,
-    /// Only this volume. The name or id of a volume of this host selects its backups by this host, also those
-    /// under a former name; any other name or id selects the volumes that had it at backup time, such as
-    /// deleted volumes and those of other hosts.
+    /// Only this volume. A name selects the backups of the volume that has it on this host now, also those
+    /// under its former names, and those that any volume of any host made under this name. The id of a volume
+    /// of this host selects its backups by this host, any other id those of all hosts.
     #[serde(default)]
     pub volume: Option<VolumeRef>,
     /// Only this cluster; all by default.

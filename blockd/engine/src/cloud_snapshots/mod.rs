@@ -15,7 +15,7 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{
-    CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,
+    CredentialRef, ErrorCode, Labels, VolumeId, VolumeName, VolumeRef,
     cloudsnaps::{
         self as api, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapStatus, DamagedCloudsnap,
         FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail, Verification, VerifyDepth,
@@ -30,6 +30,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
+use uuid::Uuid;
 
 /// Listing and inspection of cloud snapshots.
 pub struct CloudSnapshots {
@@ -104,9 +105,23 @@ struct ListedCloudsnaps {
 /// Part of a store that is listed.
 struct ListScope {
     filter: ManifestFilter,
-    /// Name at backup time of a volume that this host does not have.
-    volume_name: Option<VolumeName>,
+    name: Option<ScopeName>,
     whole_store: bool,
+}
+
+/// Name of a volume.
+struct ScopeName {
+    name: VolumeName,
+    /// Cluster and id of the volume that has the name on this host now.
+    present: Option<(Uuid, VolumeId)>,
+}
+
+impl ScopeName {
+    /// Returns true for a backup of the volume that has the name, and for one that was made under the name.
+    fn selects(&self, entry: &Cloudsnap) -> bool {
+        self.present == Some((entry.cloud_snapshot_id.cluster, entry.volume_id))
+            || self.name.as_str() == entry.volume_name
+    }
 }
 
 impl CloudSnapshots {
@@ -134,13 +149,12 @@ impl CloudSnapshots {
         if query.status == Some(CloudsnapStatus::Done) {
             found.damaged.clear();
         }
-        let volume_name = scope.volume_name.as_ref().map(VolumeName::as_str);
         found.entries.retain(|entry| {
             query.status.is_none_or(|status| status == entry.status)
                 && query.cloud_snapshot_id.is_none_or(|id| id == entry.cloud_snapshot_id)
                 && cluster.is_none_or(|cluster| cluster == entry.cloud_snapshot_id.cluster)
                 && volume.is_none_or(|volume| volume == entry.volume_id)
-                && volume_name.is_none_or(|name| name == entry.volume_name)
+                && scope.name.as_ref().is_none_or(|name| name.selects(entry))
                 && query
                     .label
                     .as_ref()
@@ -164,31 +178,34 @@ impl CloudSnapshots {
         Ok(list)
     }
 
-    /// Resolves the volume of a query: a volume of this host by its present name or its id, with the backups
-    /// of its former names and without those of other volumes; otherwise one that was deleted, or of another
-    /// host, by its name at backup time or its id.
+    /// Resolves the volume of a query. An id of a volume of this host selects its backups by this host; a
+    /// name needs the manifests, which record the name at backup time.
     fn scope_of(&self, query: &ListCloudsnaps) -> Result<ListScope, ServiceError> {
         let own = self.host.cluster;
         let is_own = query.cluster_id.is_none_or(|cluster| cluster == own);
-        let found = match query.volume.as_ref().filter(|_| is_own).map(|wanted| self.registry.find(wanted)) {
+        let present = match query.volume.as_ref().filter(|_| is_own).map(|wanted| self.registry.find(wanted))
+        {
             Some(Err(error)) if error.to_api().code != ErrorCode::VolumeNotFound => return Err(error),
-            Some(Ok(entry)) => Some(entry),
+            Some(Ok(entry)) => Some(entry.id),
             Some(Err(_)) | None => None,
         };
-        // No cluster: the bucket and the passphrase are sufficient to list all of it.
-        let cluster = found.as_ref().map(|_| own).or(query.cluster_id);
-        let (volume, volume_name) = match (found, &query.volume) {
-            (Some(entry), _) => (Some(entry.id), None),
-            (None, Some(VolumeRef::Id(id))) => (Some(*id), None),
-            (None, Some(VolumeRef::Name(name))) => (None, Some(name.clone())),
-            (None, None) => (None, None),
+        let (cluster, volume, name) = match &query.volume {
+            Some(VolumeRef::Id(id)) => {
+                (query.cluster_id.or(present.map(|_| own)), Some(present.unwrap_or(*id)), None)
+            }
+            Some(VolumeRef::Name(name)) => {
+                let present = present.map(|id| (own, id));
+                (query.cluster_id, None, Some(ScopeName { name: name.clone(), present }))
+            }
+            // No cluster: the bucket and the passphrase are sufficient to list all of it.
+            None => (query.cluster_id, None, None),
         };
         let filter = match &query.cloud_snapshot_id {
             Some(id) => ManifestFilter { cluster: Some(id.cluster), volume: volume.or(Some(id.volume)) },
             None => ManifestFilter { cluster, volume },
         };
         let whole_store = filter.cluster.is_none() && filter.volume.is_none();
-        Ok(ListScope { filter, volume_name, whole_store })
+        Ok(ListScope { filter, name, whole_store })
     }
 
     /// Lists the stores concurrently: with several credentials, an unresponsive store does not hide the

@@ -47,7 +47,7 @@ pub struct ListArgs {
     /// List snapshots of all clusters (default)
     #[arg(short, long, conflicts_with = "cluster")]
     pub all: bool,
-    /// Only snapshots of this volume, by its name or id at backup time
+    /// Only snapshots of this volume, by its id, or by its name now or at backup time
     #[arg(short, long, value_name = "VOLUME")]
     pub src: Option<VolumeRef>,
     /// Credential option.
@@ -186,6 +186,7 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
             false => None,
         };
         output.list(&(), "cloud snapshots", || table(&list, width, here))?;
+        tell_volumes(context, &args, &list);
     }
     for damaged in &list.damaged {
         output.note(format!(
@@ -205,6 +206,17 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     }
     // The list is correct but incomplete.
     Ok(if is_whole { EXIT_DONE } else { EXIT_FAILED })
+}
+
+/// Tells that a list by name has the backups of several volumes.
+fn tell_volumes(context: &Context<'_>, args: &ListArgs, list: &CloudsnapList) {
+    let volumes: BTreeSet<_> =
+        list.list.items.iter().map(|one| (one.cloud_snapshot_id.cluster, one.volume_id)).collect();
+    if let (Some(VolumeRef::Name(name)), count @ 2..) = (&args.src, volumes.len()) {
+        context.output.note(format!(
+            "note: {count} volumes have or had the name {name}: --wide shows their ids, --src ID lists one of them"
+        ));
+    }
 }
 
 /// A named snapshot that does not exist is an error, not an empty list.
