@@ -1,6 +1,6 @@
 //! Commands on a terminal: confirmation of destructive ones.
 
-use crate::support::{Fake, Ran, list, ok, reply, snap, task};
+use crate::support::{Fake, Ran, Reply, list, ok, reply, snap, task};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use serde_json::json;
 use std::{
@@ -66,6 +66,7 @@ fn destructive_commands_ask_on_a_terminal() {
         let fake = Fake::with_defaults(vec![
             ("POST /v1/cloudsnaps/gc", ok(json!({}))),
             ("GET /v1/tasks", ok(list(json!([task("Backup-Active", 4)])))),
+            unpinned(),
         ]);
         let refused = on_terminal(&fake, line, "n\n");
         assert!(refused.stdout.contains(words) && refused.stdout.contains("[y/N]"), "{line} {refused:?}");
@@ -74,9 +75,14 @@ fn destructive_commands_ask_on_a_terminal() {
     }
 }
 
+/// Local snapshots without a pinned one.
+fn unpinned() -> (&'static str, Reply) {
+    ("GET /v1/snapshots", ok(list(json!([]))))
+}
+
 #[test]
 fn confirmed_and_scripted_deletions_are_sent() {
-    let fake = Fake::with_defaults(Vec::new());
+    let fake = Fake::with_defaults(vec![unpinned()]);
     let confirmed = on_terminal(&fake, "volume delete db", "y\n");
     assert!(confirmed.status == 0 && confirmed.stdout.contains("successfully deleted"), "{confirmed:?}");
     assert_eq!(deletions(&fake), 1);
@@ -89,7 +95,7 @@ fn confirmed_and_scripted_deletions_are_sent() {
 
 #[test]
 fn redirected_output_does_not_skip_the_question() {
-    let fake = Fake::with_defaults(Vec::new());
+    let fake = Fake::with_defaults(vec![unpinned()]);
     let refused = redirected(&fake, "volume delete db", "n\n");
     assert!(refused.stdout.contains("[y/N]") && refused.status == 1, "{refused:?}");
     assert_eq!(deletions(&fake), 0);
@@ -108,6 +114,40 @@ fn scripts_delete_cloud_snapshots_by_complete_ids() {
         assert_eq!(ran.status, 0, "{ran:?}");
     }
     assert_eq!(deletions(&fake), 2);
+}
+
+#[test]
+fn forced_deletion_names_what_it_overrides() {
+    let foreign = "7e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr";
+    for (id, pinned, cause, words) in [
+        (snap("59-61-incr"), true, "is pinned", "at nas, pinned)"),
+        (foreign.to_owned(), false, "was made by host 7e4d4b67", "volume vol of host 7e4d4b67,"),
+    ] {
+        let mut detail = reply("GET /v1/cloudsnaps/inspect");
+        (detail["cloudSnapshotId"], detail["pinned"]) = (json!(id), json!(pinned));
+        let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps/inspect", ok(detail))]);
+        let refused = on_terminal(&fake, &format!("cs delete {id}"), "y\n");
+        assert!(refused.stdout.contains(cause) && !refused.stdout.contains("[y/N]"), "{refused:?}");
+        let asked = on_terminal(&fake, &format!("cs delete {id} --force"), "n\n");
+        assert!(asked.stdout.contains(words) && asked.stdout.contains("[y/N]"), "{asked:?}");
+        assert_eq!((refused.status, deletions(&fake)), (5, 0), "{refused:?}");
+    }
+    let mut snapshot = reply("GET /v1/snapshots/db@monday");
+    snapshot["pinned"] = json!(true);
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/snapshots/db@monday", ok(snapshot.clone())),
+        ("GET /v1/snapshots", ok(list(json!([snapshot])))),
+    ]);
+    for (line, cause, words) in [
+        ("snapshot delete db@monday", "snapshot db@monday is pinned", "Snapshot db@monday, which is pinned,"),
+        ("volume delete db", "db@monday is pinned", "2 local snapshots, 1 pinned)"),
+    ] {
+        let refused = on_terminal(&fake, line, "y\n");
+        assert!(refused.stdout.contains(cause) && !refused.stdout.contains("[y/N]"), "{refused:?}");
+        let asked = on_terminal(&fake, &format!("{line} --force"), "n\n");
+        assert!(asked.stdout.contains(words), "{asked:?}");
+        assert_eq!((refused.status, deletions(&fake)), (5, 0), "{refused:?}");
+    }
 }
 
 /// Starts a daemon for deletions and replacements of objects.

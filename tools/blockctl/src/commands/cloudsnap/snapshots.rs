@@ -5,15 +5,16 @@ use crate::{
     confirm::YesArg,
     failure::{Exit, Failure},
     output::Context,
-    table::{Facts, counted, or_dash},
+    table::{Facts, counted, or_dash, short_uuid},
     wait::report_start,
 };
 use blockd_api::{
-    ByteSize, Labels,
+    ApiError, ByteSize, ErrorCode, Labels,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapDetail, InspectCloudsnap, StartDelete, Verification},
     format_time, operations,
 };
 use clap::Args;
+use uuid::Uuid;
 
 pub const INSPECT_HELP: &str = "\
 Examples:
@@ -132,14 +133,42 @@ async fn to_delete(context: &Context<'_>, args: &DeleteArgs) -> Result<CloudSnap
         // The manifest of a damaged one cannot be read.
         let of = match context.client.call(operations::INSPECT_CLOUDSNAP, &query).await {
             Ok(CloudsnapDetail { entry, .. }) => {
-                let (volume, time) = (&entry.volume_name, format_time(entry.created_at));
-                format!(" (volume {volume}, {time}, at {})", entry.credential_name)
+                let here = context.client.call(operations::GET_STATUS, &()).await?.cluster_id;
+                if !args.force {
+                    refuse_kept(&entry, here)?;
+                }
+                let (volume, time) = (source_volume(&entry, here), format_time(entry.created_at));
+                let pinned = if entry.pinned { ", pinned" } else { "" };
+                format!(" (volume {volume}, {time}, at {}{pinned})", entry.credential_name)
             }
             Err(_) => String::new(),
         };
         args.yes.confirm(context.output, &format!("Cloud snapshot {id}{of} is deleted permanently."))?;
     }
     Ok(id)
+}
+
+/// Names the volume of a cloud snapshot, and its host if that is another one than `here`.
+pub(super) fn source_volume(entry: &Cloudsnap, here: Uuid) -> String {
+    let (name, cluster) = (&entry.volume_name, entry.cloud_snapshot_id.cluster);
+    match cluster == here {
+        true => name.clone(),
+        false => format!("{name} of host {}", short_uuid(cluster)),
+    }
+}
+
+/// Refuses, before a question, a cloud snapshot that the daemon deletes only by force.
+fn refuse_kept(entry: &Cloudsnap, here: Uuid) -> Result<(), Failure> {
+    let id = entry.cloud_snapshot_id;
+    let (code, cause, unpin) = match (entry.pinned, id.cluster == here) {
+        (true, _) => (ErrorCode::CloudsnapPinned, "is pinned".to_owned(), "unpin it, or "),
+        (false, false) => {
+            (ErrorCode::CloudsnapOfOtherHost, format!("was made by host {}", short_uuid(id.cluster)), "")
+        }
+        (false, true) => return Ok(()),
+    };
+    let hint = format!("{unpin}delete it with --force");
+    Err(ApiError::new(code, format!("cloud snapshot {id} {cause}")).with_hint(hint).into())
 }
 
 pub async fn delete(context: &Context<'_>, args: DeleteArgs) -> Exit {

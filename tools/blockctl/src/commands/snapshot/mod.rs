@@ -4,14 +4,14 @@ pub mod args;
 
 use super::{filters::is_named, rules};
 use crate::{
-    failure::Exit,
+    failure::{Exit, Failure},
     output::Context,
     progress::{Measured, Progress},
     table::{Facts, Table, Width, counted, or_dash, short_uuid},
 };
 use args::{CreateArgs, CreateGroupArgs, DeleteArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand, Sort};
 use blockd_api::{
-    ByteSize, ClientError, SnapshotRef, VolumeRef, format_time, operations,
+    ApiError, ByteSize, ClientError, ErrorCode, SnapshotRef, VolumeRef, format_time, operations,
     quiesce::{QuiesceReport, QuiesceStep},
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, ListSnapshots, MarkSnapshot,
@@ -273,12 +273,27 @@ async fn pin(context: &Context<'_>, snapshot: &SnapshotRef, pinned: bool) -> Exi
     context.output.tell(&snapshot, || format!("Snapshot {}@{} {what}.", snapshot.volume_name, snapshot.name))
 }
 
+/// Refuses, before a question, a deletion that the daemon does only by force.
+///
+/// # Errors
+/// One of the snapshots is pinned.
+pub fn refuse_pinned(snapshots: &[Snapshot]) -> Result<(), Failure> {
+    let Some(pinned) = snapshots.iter().find(|one| one.pinned) else { return Ok(()) };
+    let message = format!("snapshot {}@{} is pinned", pinned.volume_name, pinned.name);
+    let refused = ApiError::new(ErrorCode::SnapshotPinned, message);
+    Err(refused.with_hint("unpin it, or delete by --force").into())
+}
+
 async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
     let (snapshot, query) = (&args.snapshot, DeleteSnapshot { force: args.force });
     if args.yes.must_ask() {
         let found = context.client.call_at(operations::GET_SNAPSHOT, snapshot, &()).await?;
+        if !args.force {
+            refuse_pinned(std::slice::from_ref(&found))?;
+        }
         let (volume, name, created) = (&found.volume_name, &found.name, format_time(found.created_at));
-        let consequence = format!("Snapshot {volume}@{name} of {created} is deleted permanently.");
+        let pinned = if found.pinned { ", which is pinned," } else { "" };
+        let consequence = format!("Snapshot {volume}@{name}{pinned} of {created} is deleted permanently.");
         args.yes.confirm(context.output, &consequence)?;
     }
     let deleted = context.client.call_at(operations::DELETE_SNAPSHOT, snapshot, &query).await?;

@@ -5,6 +5,7 @@ mod create;
 mod image;
 mod list;
 
+use super::snapshot::refuse_pinned;
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
@@ -361,7 +362,16 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
     if args.yes.must_ask() {
         let volume = context.client.call_at(operations::GET_VOLUME, &args.volume, &()).await?;
         let used = ByteSize::from_bytes(volume.allocated_bytes);
-        let snapshots = counted(volume.snapshot_count, "local snapshot");
+        let query = ListSnapshots { volume: Some(args.volume.clone()), ..ListSnapshots::default() };
+        let list = context.client.call(operations::LIST_SNAPSHOTS, &query).await?.items;
+        if !args.force {
+            refuse_pinned(&list)?;
+        }
+        let mut snapshots = counted(volume.snapshot_count, "local snapshot");
+        match list.iter().filter(|one| one.pinned).count() {
+            0 => {}
+            pinned => snapshots += &format!(", {pinned} pinned"),
+        }
         args.yes.confirm(
             context.output,
             &format!(
