@@ -59,7 +59,8 @@ fn in_place_restore_fetches_differing_blocks_only() {
     client.write(SIZE + 5, b"beyond the end of the cloud snapshot");
     client.close();
     let args = ["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol", "--discard", "--wait"];
-    ctl.json(&args);
+    ctl.fails_with(&args, 2, "is of another volume, vol of host");
+    ctl.json(&[&args[..], &["--yes"]].concat());
     let mut wanted = origin.content.clone();
     wanted.resize((SIZE + MIB) as usize, 0);
     assert_same("volume restored on another host", &daemon.content("vol"), &wanted);
@@ -75,7 +76,7 @@ fn failed_in_place_restore_fences_clients_until_resumed() {
     let ctl = daemon.ctl();
     ctl.create_volume("vol", &format!("{SIZE}B"));
     let intact = damage(&origin.store);
-    let args = ["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol"];
+    let args = ["cloudsnap", "restore", "--snap", &origin.snap, "--in-place", "vol", "--yes"];
     let limited = [&args[..], &["--limit-download", "100MiB"]].concat();
     let task = ctl.json(&limited)["taskId"].as_str().unwrap().to_owned();
     let failed = ctl.wait_task(&task);

@@ -1,14 +1,17 @@
 //! Cloud snapshots on the command line: an id, a unique prefix of it, a name, or a point of a volume.
 
+mod points;
+
 use crate::{failure::Failure, output::Context, table::short_time, times::Period};
 use blockd_api::{
-    ApiError, CredentialRef, ErrorCode, ObjectName, VolumeId, VolumeRef,
+    ApiError, CredentialRef, ErrorCode, ObjectName, VolumeRef,
     cloudsnaps::{
         CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, FailedCredential, ListCloudsnaps,
     },
     first_names, operations,
 };
 use jiff::Timestamp;
+use points::{Owner, newest};
 use std::{collections::BTreeSet, fmt, str::FromStr};
 use uuid::Uuid;
 
@@ -145,7 +148,29 @@ impl SnapRef {
         context: &Context<'_>,
         cred_id: Option<&CredentialRef>,
     ) -> Result<CloudSnapshotId, Failure> {
-        let (copies, list) = self.copies(context, cred_id).await?;
+        self.preferred_copy(context, cred_id, Owner::Any).await
+    }
+
+    /// Resolves as [`Self::resolve`] to one cloud snapshot that overwrites a volume: the name of a volume of
+    /// this host never selects a backup of another volume.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`], or only other volumes have backups of this name.
+    pub async fn resolve_own(
+        &self,
+        context: &Context<'_>,
+        cred_id: Option<&CredentialRef>,
+    ) -> Result<CloudSnapshotId, Failure> {
+        self.preferred_copy(context, cred_id, Owner::Present).await
+    }
+
+    async fn preferred_copy(
+        &self,
+        context: &Context<'_>,
+        cred_id: Option<&CredentialRef>,
+        owner: Owner,
+    ) -> Result<CloudSnapshotId, Failure> {
+        let (copies, list) = self.copies(context, cred_id, owner).await?;
         let default = match is_one_location(&copies, &list) {
             true => None,
             false => {
@@ -156,16 +181,17 @@ impl SnapRef {
         preferred(&copies, default, &list)
     }
 
-    /// Resolves to one cloud snapshot that a command changes or deletes, without copies at other locations.
+    /// Resolves as [`Self::resolve_own`] to one cloud snapshot that a command changes or deletes, without
+    /// copies at other locations.
     ///
     /// # Errors
-    /// As [`Self::resolve`], or the point in time has copies at several locations.
+    /// As [`Self::resolve_own`], or the point in time has copies at several locations.
     pub async fn resolve_only(
         &self,
         context: &Context<'_>,
         cred_id: Option<&CredentialRef>,
     ) -> Result<CloudSnapshotId, Failure> {
-        let (copies, list) = self.copies(context, cred_id).await?;
+        let (copies, list) = self.copies(context, cred_id, Owner::Present).await?;
         match is_one_location(&copies, &list) {
             true => preferred(&copies, None, &list),
             false => Err(ambiguous(self, &copies, true, &list)),
@@ -177,6 +203,7 @@ impl SnapRef {
         &self,
         context: &Context<'_>,
         cred_id: Option<&CredentialRef>,
+        owner: Owner,
     ) -> Result<(Vec<CloudSnapshotId>, CloudsnapList), Failure> {
         if let Some(id) = self.whole() {
             return Ok((vec![id], CloudsnapList::default()));
@@ -202,7 +229,7 @@ impl SnapRef {
         }
         let copies = match self {
             Self::Text(text) => self.matching(text, &list)?,
-            Self::Point(volume, at) => newest(context, volume, *at, &list.list.items).await?,
+            Self::Point(volume, at) => newest(context, volume, *at, &list.list.items, owner).await?,
         };
         Ok((copies, list))
     }
@@ -309,73 +336,6 @@ fn ambiguous(snap: &SnapRef, found: &[CloudSnapshotId], is_name: bool, list: &Cl
         ),
         hint: Some(hint.to_owned()),
     }
-}
-
-/// Returns the volumes of cloud snapshots, each with its host.
-fn sources(all: &[&Cloudsnap]) -> BTreeSet<(Uuid, VolumeId)> {
-    all.iter().map(|one| (one.cloud_snapshot_id.cluster, one.volume_id)).collect()
-}
-
-/// Reports a name that several volumes have, or had before they were renamed or deleted.
-fn several_sources(volume: &VolumeRef, all: &[&Cloudsnap]) -> Failure {
-    let found = sources(all);
-    let hosts: BTreeSet<Uuid> = found.iter().map(|(cluster, _)| *cluster).collect();
-    let newest = |(cluster, id): &(Uuid, VolumeId)| {
-        let own = all.iter().filter(|one| one.cloud_snapshot_id.cluster == *cluster && one.volume_id == *id);
-        own.max_by_key(|one| one.created_at)
-    };
-    let named = found
-        .iter()
-        .filter_map(newest)
-        .map(|one| format!("{} ({})", one.cloud_snapshot_id, short_time(one.created_at)));
-    let (count, who) = match hosts.len() {
-        1 => (found.len(), "volumes named"),
-        hosts => (hosts, "hosts have backups of a volume"),
-    };
-    let has = if hosts.len() == 1 { " have backups" } else { "" };
-    Failure::Usage {
-        message: format!("{count} {who} {volume}{has}: {}", first_names(named)),
-        hint: Some("give one of these ids".to_owned()),
-    }
-}
-
-/// Returns the copies of the newest restorable cloud snapshot of a volume at or before a time. Backups of
-/// this host have priority over those of others.
-///
-/// # Errors
-/// There is none, or several volumes, of this host or of others, have one.
-async fn newest(
-    context: &Context<'_>,
-    volume: &VolumeRef,
-    at: Option<Timestamp>,
-    all: &[Cloudsnap],
-) -> Result<Vec<CloudSnapshotId>, Failure> {
-    let is_wanted =
-        |one: &&Cloudsnap| one.status == CloudsnapStatus::Done && at.is_none_or(|at| one.created_at <= at);
-    let mut wanted: Vec<&Cloudsnap> = all.iter().filter(is_wanted).collect();
-    if sources(&wanted).len() > 1 {
-        let here = context.client.call(operations::GET_STATUS, &()).await?.cluster_id;
-        if wanted.iter().any(|one| one.cloud_snapshot_id.cluster == here) {
-            wanted.retain(|one| one.cloud_snapshot_id.cluster == here);
-        }
-    }
-    if sources(&wanted).len() > 1 {
-        return Err(several_sources(volume, &wanted));
-    }
-    let newest = wanted.iter().map(|one| one.created_at).max();
-    let copies: BTreeSet<CloudSnapshotId> =
-        wanted.iter().filter(|one| Some(one.created_at) == newest).map(|one| one.cloud_snapshot_id).collect();
-    if !copies.is_empty() {
-        return Ok(copies.into_iter().collect());
-    }
-    let until = at.map(|at| format!(" at or before {}", short_time(at))).unwrap_or_default();
-    let message = format!("volume {volume} has no restorable cloud snapshot{until}");
-    let oldest = all.iter().map(|one| one.created_at).min();
-    let hint = match oldest.filter(|_| at.is_some()) {
-        Some(oldest) => format!("its oldest is of {}", short_time(oldest)),
-        None => format!("blockctl cloudsnap list --src {volume}"),
-    };
-    Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint).into())
 }
 
 #[cfg(test)]

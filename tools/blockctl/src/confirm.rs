@@ -24,6 +24,11 @@ impl YesArg {
         !self.yes && io::stdin().is_terminal()
     }
 
+    /// Returns true with the option.
+    pub fn is_given(self) -> bool {
+        self.yes
+    }
+
     /// Returns true if the user confirms the command, by the option or an answer.
     pub fn is_deliberate(self) -> bool {
         self.yes || self.must_ask()

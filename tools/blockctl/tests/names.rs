@@ -1,6 +1,6 @@
 //! Cloud snapshots, schedules and tasks by name, prefix or point in time; completion of names.
 
-use crate::support::{CLUSTER, Fake, cloudsnap, fail, list, ok, reply, snap, task};
+use crate::support::{CLUSTER, Fake, Reply, cloudsnap, fail, list, ok, reply, snap, task};
 use serde_json::{Value, json};
 
 const OTHER: &str = "7e4d4b67-95d7-481e-aec5-14223ac55170";
@@ -14,10 +14,14 @@ fn entry(id: &str, time: &str, name: &str) -> Value {
 
 /// Starts a daemon with these cloud snapshots, whose first credential is the default.
 fn fake(entries: &[Value]) -> Fake {
+    Fake::with_defaults(fake_list(entries))
+}
+
+fn fake_list(entries: &[Value]) -> Vec<(&'static str, Reply)> {
     let list = json!({ "items": entries, "next": null, "damaged": [], "failedCredentials": [], "total": entries.len() });
     let mut credentials = reply("GET /v1/credentials");
     credentials["items"][0]["isDefault"] = json!(true);
-    Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(list)), ("GET /v1/credentials", ok(credentials))])
+    vec![("GET /v1/cloudsnaps", ok(list)), ("GET /v1/credentials", ok(credentials))]
 }
 
 /// Returns the restored cloud snapshot.
@@ -139,16 +143,51 @@ fn unsearched_locations_leave_only_complete_ids() {
     assert_eq!(restored(&fake, &format!("cs restore {id}")), Ok(id));
 }
 
-#[test]
-fn points_of_a_reused_name_are_ambiguous() {
-    let [old, new] = ["59-1111111111111111111", "60-2222222222222222222"].map(snap);
+/// Returns backups of volume 60, which had the name once, and of volume 59, which has it now.
+fn backups_of_a_reused_name() -> [Value; 2] {
+    let [old, new] = ["60-1111111111111111111", "59-2222222222222222222"].map(snap);
     let mut entries = [entry(&old, "2026-11-20T21:00:30Z", "x"), entry(&new, "2026-11-21T21:00:30Z", "y")];
-    entries[1]["volumeId"] = json!("60");
-    let told = restored(&fake(&entries), "cs restore db --latest").unwrap_err();
+    entries[0]["volumeId"] = json!("60");
+    entries
+}
+
+#[test]
+fn points_of_a_reused_name_are_of_the_present_volume() {
+    let entries = backups_of_a_reused_name();
+    let [old, new] = entries.each_ref().map(|one| one["cloudSnapshotId"].as_str().unwrap().to_owned());
+    assert_eq!(restored(&fake(&entries), "cs restore db --latest"), Ok(new));
+    let early = fake(&entries).run("cs restore db --at 2026-11-20");
+    assert_eq!(early.status, 4, "{early:?}");
+    for words in
+        ["volumes that had this name have 1 cloud snapshot", "60 (host 2e4d4b67, newest 2026-11-20T21:00Z)"]
+    {
+        assert!(early.stderr.contains(words), "{early:?}");
+    }
+    assert!(early.stderr.contains("hint: its oldest is of 2026-11-21T21:00Z"), "{early:?}");
+    let listed = fake(&entries).run("cs list --src db");
+    assert!(listed.stderr.contains("2 volumes have or had the name db"), "{listed:?}");
+    // The present volume has no backup.
+    assert_eq!(restored(&fake(&entries[..1]), "cs restore db --latest"), Ok(old));
+    // No volume has the name.
+    let mut absent = fake_list(&entries);
+    absent.push(("GET /v1/volumes/db", fail(404, "volume_not_found", "there is no volume db")));
+    let told = restored(&Fake::with_defaults(absent), "cs restore db --latest").unwrap_err();
     assert!(told.contains("2 volumes named db have backups"), "{told}");
-    assert!(told.contains(&old) && told.contains(&new), "{told}");
-    // Only one of them has a backup until then.
-    assert_eq!(restored(&fake(&entries), "cs restore db@2026-11-20"), Ok(old));
+}
+
+#[test]
+fn changes_by_a_name_spare_backups_of_other_volumes() {
+    let entries = backups_of_a_reused_name();
+    for line in [
+        "cs restore db --latest --in-place db --yes",
+        "cs delete db@latest --yes",
+        "cs expire db@latest --at 30d",
+    ] {
+        let fake = fake(&entries[..1]);
+        let ran = fake.run(line);
+        assert!(ran.status == 4 && ran.stderr.contains("give the id of one"), "{line} {ran:?}");
+        assert!(fake.seen().iter().all(|seen| seen.line.starts_with("GET ")), "{line}");
+    }
 }
 
 #[test]

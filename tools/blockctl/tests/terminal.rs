@@ -117,6 +117,26 @@ fn scripts_delete_cloud_snapshots_by_complete_ids() {
 }
 
 #[test]
+fn in_place_restore_of_another_volume_needs_yes() {
+    let mut detail = reply("GET /v1/cloudsnaps/inspect");
+    (detail["volumeId"], detail["volumeName"]) = (json!("60"), json!("mem"));
+    detail["volumeSizeBytes"] = json!(4 << 20);
+    let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps/inspect", ok(detail))]);
+    let line = format!("cs restore {} --in-place db", snap("59-61-incr"));
+    let refused = fake.run(&line);
+    assert!(
+        refused.status == 2
+            && refused.stderr.contains("is of another volume, mem (4 MiB), not of db (4 GiB)"),
+        "{refused:?}"
+    );
+    let asked = on_terminal(&fake, &line, "n\n");
+    assert!(asked.stdout.contains("of another volume, mem (4 MiB), Wed, 16 Jan 2019"), "{asked:?}");
+    assert_eq!((asked.status, deletions(&fake)), (1, 0));
+    let confirmed = fake.run(&format!("{line} --yes"));
+    assert_eq!((confirmed.status, deletions(&fake)), (0, 1), "{confirmed:?}");
+}
+
+#[test]
 fn forced_deletion_names_what_it_overrides() {
     let foreign = "7e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr";
     for (id, pinned, cause, words) in [

@@ -1,5 +1,6 @@
 //! `blockctl cloudsnap restore` and `clone`: restores in full, lazy and in place.
 
+use super::snapshots::source_volume;
 use crate::{
     cloudsnap_ref::SnapRef,
     commands::{
@@ -13,8 +14,9 @@ use crate::{
     wait::report_start,
 };
 use blockd_api::{
-    Labels, VolumeId, VolumeName, VolumeRef,
-    cloudsnaps::StartRestore,
+    ByteSize, Labels, VolumeId, VolumeName, VolumeRef,
+    cloudsnaps::{CloudSnapshotId, InspectCloudsnap, StartRestore},
+    format_time,
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
     schedules::ScheduleSummary,
@@ -27,7 +29,8 @@ The restore creates a volume with the size and labels of the original; it is ser
 restore is done. Schedules by labels include it from then on; --label and --no-labels set other \
 labels. With --lazy the volume is served and writable at once: reads are \
 fetched first, the rest in the background, and this daemon does not delete the cloud snapshot \
-until hydration is done; another host with the same bucket does not know of it.
+until hydration is done; another host with the same bucket does not know of it. With --in-place, a \
+backup of another volume needs --yes in scripts.
 
 Examples:
   blockctl cloudsnap restore db --latest --volume db-restored --wait
@@ -69,16 +72,16 @@ impl SourceArgs {
     ///
     /// # Errors
     /// `--latest` or `--at` are given with a cloud snapshot instead of a volume.
-    fn snap(self) -> Result<SnapRef, Failure> {
-        let given =
-            self.id.or(self.snap).ok_or_else(|| Failure::usage("name the cloud snapshot to restore"))?;
+    fn snap(&self) -> Result<SnapRef, Failure> {
+        let given = self.id.as_ref().or(self.snap.as_ref());
+        let given = given.ok_or_else(|| Failure::usage("name the cloud snapshot to restore"))?;
         if !self.latest && self.at.is_none() {
-            return Ok(given);
+            return Ok(given.clone());
         }
         let volume = given.volume().ok_or_else(|| {
             Failure::usage(format!("--latest and --at need the name or id of a volume, not {given}"))
         })?;
-        Ok(SnapRef::Point(volume, self.at.map(|at| at.end)))
+        Ok(SnapRef::Point(volume, self.at.as_ref().map(|at| at.end)))
     }
 }
 
@@ -169,30 +172,77 @@ pub struct CloneArgs {
     pub credential: CredentialArg,
 }
 
-pub async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
+/// Refuses to overwrite a volume with another one's backup without a confirmation, and asks for one on a
+/// terminal.
+async fn confirm_in_place(
+    context: &Context<'_>,
+    args: &RestoreArgs,
+    volume: &VolumeRef,
+    cloud_snapshot_id: CloudSnapshotId,
+) -> Result<(), Failure> {
+    if args.yes.is_given() {
+        return Ok(());
+    }
+    let (client, credential) = (&context.client, args.credential.cred_id.clone());
+    let query = InspectCloudsnap { cloud_snapshot_id, credential };
+    let entry = client.call(operations::INSPECT_CLOUDSNAP, &query).await?.entry;
+    let target = client.call_at(operations::GET_VOLUME, volume, &()).await?;
+    let here = client.call(operations::GET_STATUS, &()).await?.cluster_id;
+    let size = |len_bytes| ByteSize::from_bytes(len_bytes);
+    let is_own = cloud_snapshot_id.cluster == here && entry.volume_id == target.volume_id;
+    let source = format!("{} ({})", source_volume(&entry, here), size(entry.volume_size_bytes));
+    let name = &target.name;
+    if !is_own && !args.yes.must_ask() {
+        let size = size(target.size_bytes);
+        return Err(Failure::Usage {
+            message: format!(
+                "cloud snapshot {cloud_snapshot_id} is of another volume, {source}, not of {name} ({size})"
+            ),
+            hint: Some(format!("--yes replaces the content of {name}; --volume restores to a new volume")),
+        });
+    }
+    let of = if is_own { String::new() } else { format!("another volume, {source}, ") };
+    let (time, location) = (format_time(entry.created_at), &entry.credential_name);
+    let fate = if args.how.discard { "discarded" } else { "kept as a local snapshot" };
+    let consequence = format!(
+        "Volume {name} becomes cloud snapshot {cloud_snapshot_id} of {of}{time}, at {location}; its current content is {fate}."
+    );
+    args.yes.confirm(context.output, &consequence)
+}
+
+async fn restore_in_place(context: &Context<'_>, args: RestoreArgs, volume: VolumeRef) -> Exit {
+    let snap = args.source.snap()?;
+    let cloud_snapshot_id = snap.resolve_own(context, args.credential.cred_id.as_ref()).await?;
+    confirm_in_place(context, &args, &volume, cloud_snapshot_id).await?;
+    let request = StartInPlace {
+        cloud_snapshot_id,
+        volume,
+        credential: args.credential.cred_id,
+        discard: args.how.discard,
+        labels: Labels::default(),
+        limits: args.limits.limits(),
+    };
+    let reply = context.client.call(operations::START_IN_PLACE, &request).await?;
+    if let Some(previous) = reply.previous_snapshot_name.as_ref().filter(|_| !context.output.is_json()) {
+        let volume = &reply.volume_name;
+        context
+            .output
+            .note(format!("note: the previous content of {volume} is kept as snapshot {volume}@{previous}"));
+    }
+    let line = started(reply.volume_id, reply.task_id);
+    report_start(context, reply.task_id, &reply, &line, args.wait.report()).await
+}
+
+fn started(volume: VolumeId, task: Uuid) -> String {
+    format!("Cloudsnap restore started successfully on volume: {volume} with task name:{task}")
+}
+
+pub async fn restore(context: &Context<'_>, mut args: RestoreArgs) -> Exit {
+    if let Some(volume) = args.how.in_place.take() {
+        return restore_in_place(context, args, volume).await;
+    }
     let (credential, limits, client) = (args.credential.cred_id, args.limits.limits(), &context.client);
     let cloud_snapshot_id = args.source.snap()?.resolve(context, credential.as_ref()).await?;
-    let started = |volume: VolumeId, task: Uuid| {
-        format!("Cloudsnap restore started successfully on volume: {volume} with task name:{task}")
-    };
-    if let Some(volume) = args.how.in_place {
-        let fate = if args.how.discard { "discarded" } else { "kept as a local snapshot" };
-        let consequence = format!(
-            "Volume {volume} becomes cloud snapshot {cloud_snapshot_id}; its current content is {fate}."
-        );
-        args.yes.confirm(context.output, &consequence)?;
-        let (discard, labels) = (args.how.discard, Labels::default());
-        let request = StartInPlace { cloud_snapshot_id, volume, credential, discard, labels, limits };
-        let reply = client.call(operations::START_IN_PLACE, &request).await?;
-        if let Some(previous) = reply.previous_snapshot_name.as_ref().filter(|_| !context.output.is_json()) {
-            let volume = &reply.volume_name;
-            context.output.note(format!(
-                "note: the previous content of {volume} is kept as snapshot {volume}@{previous}"
-            ));
-        }
-        let line = started(reply.volume_id, reply.task_id);
-        return report_start(context, reply.task_id, &reply, &line, args.wait.report()).await;
-    }
     let labels = args.labels.labels();
     if !args.how.lazy {
         let skip_damaged = args.skip_damaged;

@@ -1,0 +1,139 @@
+//! Points in time of volumes: `VOLUME@latest` and `VOLUME@TIME`.
+
+use crate::{
+    failure::Failure,
+    output::Context,
+    table::{counted, short_time, short_uuid},
+};
+use blockd_api::{
+    ApiError, ClientError, ErrorCode, VolumeId, VolumeRef,
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapStatus},
+    first_names, operations,
+};
+use jiff::Timestamp;
+use std::collections::BTreeSet;
+use uuid::Uuid;
+
+/// Volumes whose backups the name of a volume may select.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// Any volume that has the name or had it, if the present one has no backups.
+    Any,
+    /// The volume that has the name on this host now, if there is one.
+    Present,
+}
+
+/// Returns the volumes of cloud snapshots, each with its host.
+fn sources(all: &[&Cloudsnap]) -> BTreeSet<(Uuid, VolumeId)> {
+    all.iter().map(|one| (one.cloud_snapshot_id.cluster, one.volume_id)).collect()
+}
+
+/// Returns the newest cloud snapshot of each volume.
+fn newest_of_each<'a>(all: &[&'a Cloudsnap]) -> Vec<&'a Cloudsnap> {
+    let newest = |(cluster, volume)| {
+        let own =
+            all.iter().filter(move |one| one.cloud_snapshot_id.cluster == cluster && one.volume_id == volume);
+        own.copied().max_by_key(|one| one.created_at)
+    };
+    sources(all).into_iter().filter_map(newest).collect()
+}
+
+/// Reports a name that several volumes have, or had before they were renamed or deleted.
+fn several_sources(volume: &VolumeRef, all: &[&Cloudsnap]) -> Failure {
+    let found = newest_of_each(all);
+    let hosts: BTreeSet<Uuid> = found.iter().map(|one| one.cloud_snapshot_id.cluster).collect();
+    let named = found.iter().map(|one| format!("{} ({})", one.cloud_snapshot_id, short_time(one.created_at)));
+    let (count, who) = match hosts.len() {
+        1 => (found.len(), "volumes named"),
+        hosts => (hosts, "hosts have backups of a volume"),
+    };
+    let has = if hosts.len() == 1 { " have backups" } else { "" };
+    Failure::Usage {
+        message: format!("{count} {who} {volume}{has}: {}", first_names(named)),
+        hint: Some("give one of these ids".to_owned()),
+    }
+}
+
+/// Returns the backups that count for a name: those of the volume that has it now, otherwise those of this
+/// host, otherwise all.
+async fn eligible<'a>(
+    context: &Context<'_>,
+    volume: &VolumeRef,
+    all: &'a [Cloudsnap],
+    owner: Owner,
+) -> Result<Vec<&'a Cloudsnap>, Failure> {
+    let mut eligible: Vec<&Cloudsnap> = all.iter().collect();
+    if eligible.is_empty() || (sources(&eligible).len() == 1 && owner == Owner::Any) {
+        return Ok(eligible);
+    }
+    let here = context.client.call(operations::GET_STATUS, &()).await?.cluster_id;
+    let present = match context.client.call_at(operations::GET_VOLUME, volume, &()).await {
+        Ok(found) => Some((here, found.volume_id)),
+        Err(ClientError::Api(error)) if error.code == ErrorCode::VolumeNotFound => None,
+        Err(error) => return Err(error.into()),
+    };
+    let is_here = |one: &&Cloudsnap| one.cloud_snapshot_id.cluster == here;
+    let is_present = |one: &&Cloudsnap| present == Some((one.cloud_snapshot_id.cluster, one.volume_id));
+    if eligible.iter().any(is_present) || (owner == Owner::Present && present.is_some()) {
+        eligible.retain(is_present);
+    } else if eligible.iter().any(is_here) {
+        eligible.retain(is_here);
+    }
+    Ok(eligible)
+}
+
+/// Returns the copies of the newest restorable cloud snapshot of a volume at or before a time.
+///
+/// # Errors
+/// None of those that count, or several volumes have one.
+pub(super) async fn newest(
+    context: &Context<'_>,
+    volume: &VolumeRef,
+    at: Option<Timestamp>,
+    all: &[Cloudsnap],
+    owner: Owner,
+) -> Result<Vec<CloudSnapshotId>, Failure> {
+    let eligible = eligible(context, volume, all, owner).await?;
+    let is_wanted =
+        |one: &&Cloudsnap| one.status == CloudsnapStatus::Done && at.is_none_or(|at| one.created_at <= at);
+    let wanted: Vec<&Cloudsnap> = eligible.iter().copied().filter(is_wanted).collect();
+    if sources(&wanted).len() > 1 {
+        return Err(several_sources(volume, &wanted));
+    }
+    let newest = wanted.iter().map(|one| one.created_at).max();
+    let copies: BTreeSet<CloudSnapshotId> =
+        wanted.iter().filter(|one| Some(one.created_at) == newest).map(|one| one.cloud_snapshot_id).collect();
+    match copies.is_empty() {
+        true => Err(none(volume, at, all, &eligible)),
+        false => Ok(copies.into_iter().collect()),
+    }
+}
+
+/// Reports that no eligible cloud snapshot can be restored, and which other volumes of the name have some.
+fn none(volume: &VolumeRef, at: Option<Timestamp>, all: &[Cloudsnap], eligible: &[&Cloudsnap]) -> Failure {
+    let own = sources(eligible);
+    let is_other = |one: &&Cloudsnap| !own.contains(&(one.cloud_snapshot_id.cluster, one.volume_id));
+    let others: Vec<&Cloudsnap> = all.iter().filter(is_other).collect();
+    let until = at.map(|at| format!(" at or before {}", short_time(at))).unwrap_or_default();
+    let mut message = format!("volume {volume} has no restorable cloud snapshot{until}");
+    let oldest = eligible.iter().map(|one| one.created_at).min().filter(|_| at.is_some());
+    let mut hints: Vec<String> =
+        oldest.iter().map(|oldest| format!("its oldest is of {}", short_time(*oldest))).collect();
+    if !others.is_empty() {
+        let count = counted(others.len() as u64, "cloud snapshot");
+        message += &format!("; other volumes that had this name have {count}");
+        let named = |one: &&Cloudsnap| {
+            let (id, time) = (one.volume_id, short_time(one.created_at));
+            format!("{id} (host {}, newest {time})", short_uuid(one.cloud_snapshot_id.cluster))
+        };
+        hints.push(format!(
+            "give the id of one: `blockctl cloudsnap list --src ID` lists those of volume {}",
+            first_names(newest_of_each(&others).iter().map(named))
+        ));
+    }
+    if hints.is_empty() {
+        hints.push(format!("blockctl cloudsnap list --src {volume}"));
+    }
+    let hint = hints.join("; ");
+    ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint).into()
+}
