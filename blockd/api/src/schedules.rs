@@ -416,6 +416,15 @@ pub struct Run {
     pub reason: Option<String>,
 }
 
+/// Body of `POST /v1/schedules/{schedule}/run`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RunSchedule {
+    /// Only these of its volumes; all by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_ids: Option<Vec<VolumeId>>,
+}
+
 /// Query of `GET /v1/schedule-runs`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

@@ -159,7 +159,7 @@ async fn group_schedule_freezes_once_for_all_locations() {
     };
     let schedule = host.call(CREATE_SCHEDULE, &schedule).await;
     for round in 1..=2 {
-        let begun = host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await.items;
+        let begun = host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await.items;
         assert_eq!(begun.len(), 6);
         let runs = host.settled().await;
         assert!(runs.iter().all(|run| run.state == RunState::Done), "{runs:?}");

@@ -37,7 +37,7 @@ impl Host {
 
     /// Runs a schedule, and waits for the end.
     async fn ran(&self, schedule: &Schedule) -> Vec<Run> {
-        self.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+        self.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
         self.settled().await
     }
 
@@ -230,7 +230,7 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
         host.create_volume("v").await;
         let schedule = host.local_schedule("v", 5, &[]).await;
         host.die_at(step);
-        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
         host.die_and_start().await;
         let runs = host.settled().await;
         assert_eq!((runs.len(), runs[0].state), (1, RunState::Done), "{step}: {runs:?}");
@@ -244,7 +244,7 @@ async fn local_snapshot_survives_a_crash_at_any_step() {
         host.create_volume("v").await;
         let schedule = host.local_schedule("v", 5, &["nas"]).await;
         host.die_at(step);
-        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
         host.die_and_start().await;
         let runs = host.settled().await;
         assert!(runs.len() == 2 && runs.iter().all(|run| run.state == RunState::Done), "{step}: {runs:?}");
@@ -300,7 +300,7 @@ async fn slow_upload_does_not_delay_local_snapshots() {
     let task = host.call(START_BACKUP, &slow).await.items[0].task_id;
     let schedule = host.local_schedule("v", 9, &["nas"]).await;
     for round in 1..=3 {
-        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+        host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
         host.scheduled_when(round).await;
     }
     let query = ListRuns { volume: Some(VolumeRef::Name("v".parse().unwrap())), ..ListRuns::default() };
@@ -321,7 +321,7 @@ async fn ended_run_does_not_block_a_manual_one() {
     host.ran(&schedule).await;
     // As between the end of the snapshot and the next pass.
     host.sql("UPDATE schedule_runs SET state = 'active', completed = NULL");
-    let runs = host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await.items;
+    let runs = host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await.items;
     assert_eq!(runs.iter().map(|run| run.state).collect::<Vec<_>>(), [RunState::Queued]);
     assert!(host.settled().await.iter().all(|run| run.state == RunState::Done));
     host.stop().await;
@@ -337,7 +337,7 @@ async fn local_snapshots_are_taken_without_a_backup_slot() {
     let full = Config { task_concurrency: 0, ..config(host.dir.path()) };
     host.daemon = Some(Daemon::start(full, false).await.unwrap());
     let schedule = host.local_schedule("v", 3, &["nas"]).await;
-    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
     host.scheduled_when(1).await;
     let waits = |run: &&Run| run.state == RunState::Queued;
     assert_eq!(host.runs().await.iter().filter(waits).map(|run| run.local).collect::<Vec<_>>(), [false]);

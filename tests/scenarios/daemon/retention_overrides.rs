@@ -36,7 +36,7 @@ impl Host {
     /// Writes to the volume `v` and runs a schedule; returns the id of the cloud snapshot.
     pub(super) async fn write_and_run(&self, schedule: &Schedule, round: u64) -> String {
         self.volume("v").write(round << 20, &[7; 4096], false).unwrap();
-        self.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+        self.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
         self.settled().await[0].cloud_snapshot_id.unwrap().to_string()
     }
 

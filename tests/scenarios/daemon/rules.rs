@@ -49,7 +49,7 @@ impl Host {
         let rule = Some(rule.map(|rule| rule.parse().unwrap()));
         let request = UpdateSchedule { rule_name: rule, ..UpdateSchedule::default() };
         self.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &request).await;
-        self.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+        self.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
         self.settled().await.remove(0)
     }
 }

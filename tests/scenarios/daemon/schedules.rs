@@ -2,7 +2,8 @@
 
 use super::*;
 use blockd_api::schedules::{
-    CreateSchedule, ListRuns, Policy, Run, RunState, Schedule, UpdatePolicy, UpdateSchedule,
+    CreateSchedule, ListRuns, Policy, Run, RunSchedule, RunState, Schedule, Selector, UpdatePolicy,
+    UpdateSchedule,
 };
 use blockd_schedule::{KeepReason, Retention, Verdict};
 use std::collections::BTreeSet;
@@ -45,7 +46,7 @@ async fn runs_are_made_kept_and_deleted_across_restarts() {
     drop(volume);
     for round in 0..4 {
         model.write(&host.volume("v"), round << 20, round, 4096);
-        let started = host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await.items;
+        let started = host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await.items;
         assert_eq!((started.len(), started[0].state, started[0].when.clone()), (1, RunState::Queued, None));
         if round == 2 {
             // The run may be queued, active or done.
@@ -108,7 +109,7 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     let paused = CreateSchedule { paused: true, name: name.clone(), ..by_policy };
     let paused = host.call(CREATE_SCHEDULE, &paused).await;
     assert_eq!((paused.paused, paused.next_run_at), (true, None));
-    host.call_at(RUN_SCHEDULE, &paused.schedule_id, &()).await;
+    host.call_at(RUN_SCHEDULE, &paused.schedule_id, &Default::default()).await;
     host.settled().await;
     host.call_at(DELETE_SCHEDULE, &paused.schedule_id, &()).await;
     let by_prefix =
@@ -121,7 +122,8 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     host.refused(ErrorCode::InvalidRequest, LIST_RUNS, &by_prefix("%")).await;
 
     host.call_at(DELETE_SCHEDULE, &schedule.schedule_id, &()).await;
-    host.refused_at(ErrorCode::ScheduleNotFound, RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+    host.refused_at(ErrorCode::ScheduleNotFound, RUN_SCHEDULE, &schedule.schedule_id, &Default::default())
+        .await;
     host.call_at(DELETE_POLICY, &gold, &()).await;
     host.stop().await;
 }
@@ -139,14 +141,33 @@ async fn backups_of_a_schedule_have_its_labels() {
     };
     let schedule = host.call(CREATE_SCHEDULE, &request).await;
     assert_eq!(schedule.labels, request.labels);
-    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
     host.settled().await;
     let update = UpdateSchedule { labels: Some("tier=silver".parse().unwrap()), ..UpdateSchedule::default() };
     host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &update).await;
-    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &()).await;
+    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
     host.settled().await;
     let labels = host.list().await.into_iter().map(|entry| entry.backup_labels.to_string());
     assert_eq!(labels.collect::<BTreeSet<_>>(), ["tier=gold", "tier=silver"].map(str::to_owned).into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn run_of_some_volumes_leaves_the_others() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.create_volume("a").await;
+    let id = host.create_volume("b").await.id();
+    let request = CreateSchedule {
+        selector: Selector { all: true, ..Selector::default() },
+        rules: vec![rule(NEVER)],
+        ..CreateSchedule::default()
+    };
+    let schedule = host.call(CREATE_SCHEDULE, &request).await.schedule_id;
+    let only = RunSchedule { volume_ids: Some(vec![id]) };
+    let runs = host.call_at(RUN_SCHEDULE, &schedule, &only).await.items;
+    assert_eq!(runs.iter().map(|run| run.volume_id).collect::<Vec<_>>(), [Some(id)]);
+    assert_eq!(host.call_at(RUN_SCHEDULE, &schedule, &RunSchedule::default()).await.items.len(), 2);
+    host.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -209,14 +230,14 @@ async fn unreadable_schedule_does_not_block_other_backups() {
     host.create_volume("v").await;
     let broken = host.schedule(2).await;
     let sound = host.schedule(2).await;
-    host.call_at(RUN_SCHEDULE, &broken.schedule_id, &()).await;
+    host.call_at(RUN_SCHEDULE, &broken.schedule_id, &Default::default()).await;
     host.settled().await;
     host.sql(&format!(
         "UPDATE schedules SET spec = '{{' WHERE uuid = '{0}';
          UPDATE schedule_runs SET state = 'queued', task = NULL, cloudsnap = NULL, completed = NULL WHERE schedule = '{0}'",
         broken.schedule_id
     ));
-    host.call_at(RUN_SCHEDULE, &sound.schedule_id, &()).await;
+    host.call_at(RUN_SCHEDULE, &sound.schedule_id, &Default::default()).await;
     let runs = host.settled().await;
     let of = |schedule: &Schedule| runs.iter().find(|run| run.schedule_id == schedule.schedule_id).unwrap();
     assert_eq!((of(&broken).state, of(&sound).state), (RunState::Failed, RunState::Done), "{runs:?}");

@@ -135,6 +135,38 @@ fn init_uses_an_existing_location_and_schedule() {
 
 /// Returns a schedule `nas` of all volumes with another value of a field.
 fn schedule_of(field: &str, value: Value) -> (&'static str, Reply) {
+#[test]
+fn repeated_init_backs_up_unprotected_volumes_only() {
+    const RUN: &str = "POST /v1/schedules/078557a3-26c7-49b1-9822-34e6f816c2d1/run";
+    let volumes = list(json!([volume("59", "db"), volume("60", "log")]));
+    let protected = |id: &str, volume_id: &str| {
+        let mut entry = cloudsnap(id);
+        (entry["volumeId"], entry["verification"]) = (json!(volume_id), Value::Null);
+        entry
+    };
+    for (entries, run, verifications) in [
+        (vec![], Some(json!(["59", "60"])), 1),
+        (vec![protected("59-61", "59")], Some(json!(["60"])), 2),
+        (vec![protected("59-61", "59"), protected("60-62", "60")], None, 2),
+    ] {
+        let mut snapshots = reply("GET /v1/cloudsnaps");
+        snapshots["items"] = json!(entries);
+        let mut replies = fresh().split_off(2);
+        replies.extend([
+            schedule_of("selector", json!({ "all": true })),
+            ("GET /v1/volumes", ok(volumes.clone())),
+            ("GET /v1/cloudsnaps", ok(snapshots)),
+        ]);
+        let fake = Fake::with_defaults(replies);
+        let ran = fake.run("init nas");
+        assert!(ran.status == 0 && ran.stdout.contains("2 volumes protected and verified"), "{ran:?}");
+        let seen = fake.seen();
+        let sent = seen.iter().find(|one| one.line == RUN).map(|one| one.body["volumeIds"].clone());
+        assert_eq!(sent, run);
+        assert_eq!(seen.iter().filter(|one| one.line == VERIFY).count(), verifications, "{seen:?}");
+    }
+}
+
     let mut schedules = reply(SCHEDULES);
     let schedule = &mut schedules["items"][0];
     (schedule["name"], schedule["selector"]) = (json!("nas"), json!({ "all": true }));

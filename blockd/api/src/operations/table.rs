@@ -25,8 +25,8 @@ use crate::{
     roles::Role,
     rules::{CreateRule, HookRule, RuleTarget, UpdateRule},
     schedules::{
-        CreateSchedule, ListRuns, Policy, PolicyName, RetentionPlan, Run, Schedule, ScheduleList,
-        UpdatePolicy, UpdateSchedule,
+        CreateSchedule, ListRuns, Policy, PolicyName, RetentionPlan, Run, RunSchedule, Schedule,
+        ScheduleList, UpdatePolicy, UpdateSchedule,
     },
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, GroupSnapshot, ListSnapshots,
@@ -282,7 +282,7 @@ operations! {
     DELETE_SCHEDULE: (Uuid, ()) -> Deleted = delete(Admin, "/v1/schedules/{schedule}").errors(&[A_SCHEDULE]);
     // Its retention can delete older backups.
     "Run a schedule now"
-    RUN_SCHEDULE: (Uuid, ()) -> List<Run> = post(Admin, "/v1/schedules/{schedule}/run").errors(&[A_SCHEDULE]);
+    RUN_SCHEDULE: (Uuid, RunSchedule) -> List<Run> = post(Admin, "/v1/schedules/{schedule}/run").errors(&[A_SCHEDULE]);
     "Show the backups that a schedule's retention keeps and deletes"
     PLAN_RETENTION: (Uuid, ()) -> RetentionPlan = get(ReadOnly, "/v1/schedules/{schedule}/retention")
         .errors(&[A_SCHEDULE]);

@@ -16,7 +16,9 @@ pub(super) fn routes() -> Routes {
         .detached(operations::DELETE_SCHEDULE, async |call| {
             call.engine.schedules.delete_schedule(call.path).await
         })
-        .detached(operations::RUN_SCHEDULE, async |call| call.engine.schedules.run_schedule(call.path).await)
+        .detached(operations::RUN_SCHEDULE, async |call| {
+            call.engine.schedules.run_schedule(call.path, call.input).await
+        })
         .on(operations::PLAN_RETENTION, async |call| call.engine.schedules.plan_retention(call.path).await)
         .on(operations::LIST_RUNS, async |call| call.engine.schedules.list_runs(call.input).await)
         .on(operations::LIST_POLICIES, async |call| call.engine.schedules.list_policies().await)

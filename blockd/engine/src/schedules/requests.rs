@@ -16,7 +16,8 @@ use blockd_api::{
     ApiError, Deleted, ErrorCode, List, ObjectName, VolumeRef,
     schedules::{
         CopyState, CreateSchedule, CredentialRetention, ListRuns, MAX_HISTORY, MAX_TARGETS, RetainAt, Run,
-        RunState, Schedule, ScheduleList, SelectedVolumes, Selector, UnreadableSchedule, UpdateSchedule,
+        RunSchedule, RunState, Schedule, ScheduleList, SelectedVolumes, Selector, UnreadableSchedule,
+        UpdateSchedule,
     },
 };
 use blockd_catalog::{Db, DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec};
@@ -425,8 +426,10 @@ impl Schedules {
     ///
     /// # Errors
     /// There is no such schedule.
-    pub async fn run_schedule(&self, uuid: Uuid) -> Result<List<Run>, ServiceError> {
-        let (now, volumes, scheduler) = (Timestamp::now(), self.candidates(), Arc::clone(&self.scheduler));
+    pub async fn run_schedule(&self, uuid: Uuid, request: RunSchedule) -> Result<List<Run>, ServiceError> {
+        let (now, scheduler) = (Timestamp::now(), Arc::clone(&self.scheduler));
+        let mut volumes = self.candidates();
+        volumes.retain(|one| request.volume_ids.as_ref().is_none_or(|ids| ids.contains(&one.id)));
         let runs = self.db.run(move |tx| -> Result<_, ServiceError> {
             // A run whose snapshot or task has ended must not block this one until the next pass.
             scheduler.settle(tx, now)?;

@@ -9,9 +9,10 @@ use clap::Args;
 use std::path::PathBuf;
 
 pub const INIT_HELP: &str = "\
-Creates a backup location and a schedule for all volumes, backs all volumes up and verifies these \
-backups. On a terminal it asks for what the options leave open. It can be repeated: a location and a \
-schedule with this name are used if they do the same, and agree with the options.
+Creates a backup location and a schedule for all volumes, backs up the volumes that have no backup \
+there, and verifies these backups. On a terminal it asks for what the options leave open. It can be \
+repeated: a location and a schedule with this name are used if they do the same, and agree with the \
+options.
 
 A recovery key is a random passphrase in a new file. Without it no backup can be restored after the \
 loss of this host: keep a copy elsewhere.

@@ -14,11 +14,11 @@ use crate::{
 use args::InitArgs;
 use ask::Questions;
 use blockd_api::{
-    ClientError, CredentialRef, ErrorCode, ObjectName, Secret,
-    cloudsnaps::{StartVerify, VerifyDepth},
+    ClientError, CredentialRef, ErrorCode, ObjectName, Secret, VolumeId,
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapStatus, ListCloudsnaps, StartVerify, VerifyDepth},
     credentials::Credential,
     format_time, operations,
-    schedules::{CreateSchedule, Rule, Run, RunState, Schedule, Selector},
+    schedules::{CreateSchedule, Rule, Run, RunSchedule, RunState, Schedule, Selector},
     tasks::Task,
     volumes::ListVolumes,
 };
@@ -26,6 +26,7 @@ use blockd_schedule::{Recurrence, Retention, When, Zone};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs::OpenOptions,
     io::Write as _,
@@ -50,9 +51,9 @@ pub struct Initialized {
     /// File of the new recovery key.
     #[serde(skip_serializing_if = "Option::is_none")]
     recovery_key_file: Option<PathBuf>,
-    /// First backups.
+    /// First backups of volumes that had none at the location.
     runs: Vec<Run>,
-    /// Verifications of these.
+    /// Verifications of these, and of existing backups that were never verified.
     verifications: Vec<Task>,
 }
 
@@ -206,7 +207,49 @@ async fn schedule(
     Ok(context.client.call(operations::CREATE_SCHEDULE, &request).await?)
 }
 
-/// Backs up all volumes and verifies these backups.
+/// Returns the restorable backups of this host at the location by volume, oldest first.
+async fn restorable(
+    context: &Context<'_>,
+    location: &Credential,
+) -> Result<BTreeMap<VolumeId, Vec<Cloudsnap>>, Failure> {
+    let here = context.client.call(operations::GET_STATUS, &()).await?.cluster_id;
+    let query = ListCloudsnaps {
+        credential: Some(CredentialRef::Id(location.credential_id)),
+        cluster_id: Some(here),
+        status: Some(CloudsnapStatus::Done),
+        ..ListCloudsnaps::default()
+    };
+    let mut found: BTreeMap<VolumeId, Vec<Cloudsnap>> = BTreeMap::new();
+    for one in context.client.call(operations::LIST_CLOUDSNAPS, &query).await?.list.items {
+        found.entry(one.volume_id).or_default().push(one);
+    }
+    Ok(found)
+}
+
+/// Verifies a backup, and returns the exit status.
+async fn verify(
+    context: &Context<'_>,
+    done: &mut Initialized,
+    snap: CloudSnapshotId,
+    credential: Option<Uuid>,
+) -> Exit {
+    let request = StartVerify {
+        cloud_snapshot_id: Some(snap),
+        depth: VerifyDepth::Full,
+        credential: credential.map(CredentialRef::Id),
+    };
+    let started = context.client.call(operations::START_VERIFY, &request).await?;
+    let task = follow(&context.client, started.task_id, context.output).await?;
+    if !context.output.is_json() {
+        tell(context, &task, Width::Narrow)?;
+    }
+    let exit = exit_status(&task);
+    done.verifications.push(task);
+    Ok(exit)
+}
+
+/// Backs up the volumes without a restorable backup at the location, and verifies one backup of each volume.
+/// A repeated `init` makes no further backups: they would expire older ones.
 async fn back_up(context: &Context<'_>, done: &mut Initialized) -> Exit {
     let output = context.output;
     let volumes = context.client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items;
@@ -215,28 +258,50 @@ async fn back_up(context: &Context<'_>, done: &mut Initialized) -> Exit {
         return Ok(EXIT_DONE);
     }
     let mut exit = EXIT_DONE;
-    let runs = context.client.call_at(operations::RUN_SCHEDULE, &done.schedule.schedule_id, &()).await?.items;
-    for run in runs {
+    let mut volume_ids = Vec::new();
+    for volume in &volumes {
+        let Some((newest, older)) = found.get(&volume.volume_id).and_then(|all| all.split_last()) else {
+            volume_ids.push(volume.volume_id);
+            continue;
+        };
+        if !output.is_json() {
+            let created = format_time(newest.created_at);
+            output.line(format!("Volume {} has a backup of {created}.", volume.name))?;
+        }
+        let is_verified = |one: &Cloudsnap| one.verification.as_ref().is_some_and(|last| last.sound);
+        if !is_verified(newest) && !older.iter().any(is_verified) {
+            let credential = Some(newest.credential_id);
+            exit = exit.max(verify(context, done, newest.cloud_snapshot_id, credential).await?);
+        }
+    }
+    if !volume_ids.is_empty() {
+        exit = exit.max(first_backups(context, done, volume_ids).await?);
+    }
+    if exit == EXIT_DONE && !output.is_json() {
+        output.line(format!(
+            "{} protected and verified. `blockctl doctor` checks this set-up at any time.",
+            counted(volumes.len() as u64, "volume")
+        ))?;
+    }
+    Ok(exit)
+}
+
+/// Backs up these volumes by the schedule, and verifies the backups.
+async fn first_backups(context: &Context<'_>, done: &mut Initialized, volume_ids: Vec<VolumeId>) -> Exit {
+    let output = context.output;
+    let mut exit = EXIT_DONE;
+    let (schedule, request) = (done.schedule.schedule_id, RunSchedule { volume_ids: Some(volume_ids) });
+    for run in context.client.call_at(operations::RUN_SCHEDULE, &schedule, &request).await?.items {
         let run = schedules::ended(context, run).await?;
         let volume = or_dash(run.volume_name.as_ref());
         match (run.state, &run.cloud_snapshot_id) {
             (RunState::Done, Some(snap)) => {
-                let request = StartVerify {
-                    cloud_snapshot_id: Some(*snap),
-                    depth: VerifyDepth::Full,
-                    // An existing schedule may have further locations.
-                    credential: run.credential_id.map(CredentialRef::Id),
-                };
+    let found = restorable(context, &done.credential).await?;
                 if !output.is_json() {
                     output.line(format!("Volume {volume} backed up: {snap}"))?;
                 }
-                let started = context.client.call(operations::START_VERIFY, &request).await?;
-                let task = follow(&context.client, started.task_id, output).await?;
-                if !output.is_json() {
-                    tell(context, &task, Width::Narrow)?;
-                }
-                exit = exit.max(exit_status(&task));
-                done.verifications.push(task);
+                // An existing schedule may have further locations.
+                exit = exit.max(verify(context, done, *snap, run.credential_id).await?);
             }
             _ => {
                 let reason = run.reason.as_deref().unwrap_or("see `blockctl cloudsnap history`");
@@ -245,12 +310,6 @@ async fn back_up(context: &Context<'_>, done: &mut Initialized) -> Exit {
             }
         }
         done.runs.push(run);
-    }
-    if exit == EXIT_DONE && !output.is_json() {
-        output.line(format!(
-            "{} protected and verified. `blockctl doctor` checks this set-up at any time.",
-            counted(done.runs.len() as u64, "volume")
-        ))?;
     }
     Ok(exit)
 }

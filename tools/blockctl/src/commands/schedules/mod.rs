@@ -17,8 +17,8 @@ use args::{
 use blockd_api::{
     ApiError, ErrorCode, Labels, first_names, format_time, operations,
     schedules::{
-        CreateSchedule, ListRuns, MAX_HISTORY, Policy, Rule, Run, RunState, Schedule, Selector, UpdatePolicy,
-        UpdateSchedule,
+        CreateSchedule, ListRuns, MAX_HISTORY, Policy, Rule, Run, RunSchedule, RunState, Schedule, Selector,
+        UpdatePolicy, UpdateSchedule,
     },
 };
 use blockd_schedule::{Jitter, Retention, Zone};
@@ -200,7 +200,7 @@ async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Exit {
 
 async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Exit {
     let uuid = find(context, args.uuid.schedule()).await?;
-    let mut list = context.client.call_at(operations::RUN_SCHEDULE, &uuid, &()).await?;
+    let mut list = context.client.call_at(operations::RUN_SCHEDULE, &uuid, &RunSchedule::default()).await?;
     let mut exit = EXIT_DONE;
     if args.wait.wait {
         for run in &mut list.items {
