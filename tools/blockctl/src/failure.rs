@@ -188,7 +188,7 @@ impl Failure {
             Self::Usage { hint, .. } => hint.clone(),
             Self::Client(error) => error.hint().map(str::to_owned),
             Self::Write { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
-                Some("the existing file is kept: name another file, or remove this one first".into())
+                Some("the existing file is kept: name another file".into())
             }
             Self::Exists { .. } => Some(
                 "--overwrite replaces existing files, --skip-existing keeps them and copies the others"

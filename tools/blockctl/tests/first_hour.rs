@@ -66,7 +66,7 @@ fn init_keeps_no_recovery_key_of_a_refused_location() {
     // An existing file is no new key, and stays.
     fs::write(&key, "precious").unwrap();
     let ran = fake.run(&line);
-    assert!(ran.status == 1 && ran.stderr.contains("existing file is kept"), "{ran:?}");
+    assert!(ran.status == 2 && ran.stderr.contains("give --encryption-passphrase-file"), "{ran:?}");
     assert_eq!(fs::read_to_string(&key).unwrap(), "precious");
 }
 
@@ -103,8 +103,10 @@ fn recovery_key_of_a_lost_reply_is_kept_and_used() {
     // Neither another key nor a missing file becomes the key of an existing location.
     let wrong = (REKEY, fail(422, "wrong_passphrase", "the passphrase opens no key slot"));
     let fake = Fake::with_defaults(vec![location(true), wrong]);
-    let ran = fake.run(&line);
-    assert!(ran.status == 2 && ran.stderr.contains("does not open it: the passphrase"), "{ran:?}");
+    for line in [&line, "init nas --no-backup --encryption-passphrase x"] {
+        let ran = fake.run(line);
+        assert!(ran.status == 2 && ran.stderr.contains("does not open it: the passphrase"), "{ran:?}");
+    }
     fs::remove_file(&key).unwrap();
     for (encrypted, cause) in [(true, "keeps its recovery key"), (false, "stores backups unencrypted")] {
         let fake = Fake::with_defaults(vec![location(encrypted)]);
@@ -133,8 +135,6 @@ fn init_uses_an_existing_location_and_schedule() {
     }
 }
 
-/// Returns a schedule `nas` of all volumes with another value of a field.
-fn schedule_of(field: &str, value: Value) -> (&'static str, Reply) {
 #[test]
 fn repeated_init_backs_up_unprotected_volumes_only() {
     const RUN: &str = "POST /v1/schedules/078557a3-26c7-49b1-9822-34e6f816c2d1/run";
@@ -167,6 +167,8 @@ fn repeated_init_backs_up_unprotected_volumes_only() {
     }
 }
 
+/// Returns a schedule `nas` of all volumes with another value of a field.
+fn schedule_of(field: &str, value: Value) -> (&'static str, Reply) {
     let mut schedules = reply(SCHEDULES);
     let schedule = &mut schedules["items"][0];
     (schedule["name"], schedule["selector"]) = (json!("nas"), json!({ "all": true }));
@@ -182,6 +184,7 @@ fn init_refuses_an_existing_location_that_differs() {
         ("--prefix p", "--prefix - instead of p"),
         ("--s3-endpoint https://h:1/", "--s3-endpoint - instead of h:1"),
         ("--encryption-passphrase x", "stores backups unencrypted"),
+        ("--limit-upload 1MiB", "--limit-upload none instead of 1MiB"),
     ] {
         let fake = Fake::with_defaults(Vec::new());
         let ran = fake.run(&format!("init nas --no-backup {options}"));

@@ -2,33 +2,72 @@
 
 use super::args::InitArgs;
 use crate::{
-    commands::{credentials::create::read_settings, schedules::selected},
+    commands::{
+        credentials::{
+            create::read_settings,
+            settings::{Defaults, Settings},
+        },
+        limits::limits_of,
+        schedules::selected,
+    },
     failure::Failure,
     output::Context,
     secrets::read_file,
     table::or_dash,
 };
 use blockd_api::{
-    ClientError, CredentialRef,
+    ClientError, CredentialRef, DailyLimit, Secret, SecretInput, SecretRef,
     credentials::{Credential, RekeyCredential},
     operations,
     schedules::Schedule,
 };
 use std::path::{self, PathBuf};
 
-/// Compares the given options of the location. Keys and connection settings change without moving it.
+/// Compares the given options of the location. Keys of the store and connection settings change without
+/// moving it.
 ///
 /// # Errors
-/// An option names another location, or contradicts its encryption.
-pub fn check_location(args: &InitArgs, found: &Credential) -> Result<(), Failure> {
+/// An option names another location or another limit, or contradicts its encryption.
+pub async fn check_location(
+    context: &Context<'_>,
+    args: &InitArgs,
+    found: &Credential,
+) -> Result<(), Failure> {
     let given = match &args.file {
         Some(file) => args.settings.completed(&read_settings(file)?)?,
         None => args.settings.clone(),
     };
+    check_settings(&given, found)?;
+    let passphrase = given.passphrase(Defaults::None)?;
+    match passphrase {
+        Some(_) if !found.encrypted => Err(differs(found, "and stores backups unencrypted")),
+        _ if found.encrypted && args.no_encryption => Err(differs(found, "and is encrypted")),
+        Some(SecretInput::Value(passphrase)) => match opens(context, found, passphrase).await? {
+            Some(cause) => {
+                Err(differs(found, &format!("and the given passphrase does not open it: {cause}")))
+            }
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+/// Reports an option that contradicts an existing location.
+fn differs(found: &Credential, cause: &str) -> Failure {
+    Failure::Usage {
+        message: format!("backup location {} exists, {cause}", found.name),
+        hint: Some("omit the options of an existing location, or name another one".to_owned()),
+    }
+}
+
+fn check_settings(given: &Settings, found: &Credential) -> Result<(), Failure> {
     let store = &found.store;
     let dir = given.path.as_ref().and_then(|path| path::absolute(path).ok());
     let text = |path: &PathBuf| path.display().to_string();
     let prefix = |prefix: &Option<String>| prefix.as_ref().map(|prefix| prefix.trim_matches('/').to_owned());
+    let [upload, download] = limits_of(found).map(|limit| Some(limit.to_string()));
+    let limit = |given: &Option<DailyLimit>| given.as_ref().map(ToString::to_string);
+    let key_from = |from: &Option<SecretRef>| from.as_ref().map(ToString::to_string);
     let compared = [
         ("provider", given.provider.map(|one| one.to_string()), Some(store.provider.to_string())),
         ("path", dir.as_ref().map(text), store.path.as_ref().map(text)),
@@ -40,24 +79,41 @@ pub fn check_location(args: &InitArgs, found: &Credential) -> Result<(), Failure
         ("azure-endpoint", servers(&given.azure_endpoint), servers(&store.endpoint)),
         ("google-endpoint", servers(&given.google_endpoint), servers(&store.endpoint)),
         ("swift-auth-url", servers(&given.swift_auth_url), servers(&store.endpoint)),
+        ("limit-upload", limit(&given.limit_upload), upload),
+        ("limit-download", limit(&given.limit_download), download),
+        ("limit-time-zone", given.limit_time_zone.clone(), found.limit_time_zone.clone()),
+        (
+            "encryption-passphrase-from",
+            key_from(&given.encryption_passphrase_from),
+            key_from(&found.encryption_key_from),
+        ),
     ];
-    let differs = |cause: String| Failure::Usage {
-        message: format!("backup location {} exists, {cause}", found.name),
-        hint: Some("omit the options of an existing location, or name another one".to_owned()),
-    };
     for (option, given, own) in compared {
         if given.is_some() && given != own {
             let (given, own) = (or_dash(given), or_dash(own));
-            return Err(differs(format!("with --{option} {own} instead of {given}")));
+            return Err(differs(found, &format!("with --{option} {own} instead of {given}")));
         }
     }
-    let has_passphrase = given.encryption_passphrase.is_some()
-        || given.encryption_passphrase_file.is_some()
-        || given.encryption_passphrase_from.is_some();
-    match found.encrypted {
-        true if args.no_encryption => Err(differs("and is encrypted".to_owned())),
-        false if has_passphrase => Err(differs("and stores backups unencrypted".to_owned())),
-        _ => Ok(()),
+    Ok(())
+}
+
+/// Returns why a passphrase does not open the location; `None` if it does.
+async fn opens(
+    context: &Context<'_>,
+    found: &Credential,
+    passphrase: Secret,
+) -> Result<Option<String>, Failure> {
+    let request = RekeyCredential {
+        passphrase: Some(passphrase),
+        new_passphrase: None,
+        new_data_key: false,
+        accept_key: None,
+    };
+    let location = CredentialRef::Id(found.credential_id);
+    match context.client.call_at(operations::REKEY_CREDENTIAL, &location, &request).await {
+        Ok(_) => Ok(None),
+        Err(ClientError::Api(error)) => Ok(Some(error.message)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -125,18 +181,8 @@ pub async fn recovery_key(
     if !file.exists() {
         return Err(refused("and keeps its recovery key".to_owned()));
     }
-    let request = RekeyCredential {
-        passphrase: Some(read_file("recovery key", file)?),
-        new_passphrase: None,
-        new_data_key: false,
-        accept_key: None,
-    };
-    let location = CredentialRef::Id(found.credential_id);
-    match context.client.call_at(operations::REKEY_CREDENTIAL, &location, &request).await {
-        Ok(_) => Ok(Some(file.clone())),
-        Err(ClientError::Api(error)) => {
-            Err(refused(format!("and {} does not open it: {}", file.display(), error.message)))
-        }
-        Err(error) => Err(error.into()),
+    match opens(context, found, read_file("recovery key", file)?).await? {
+        None => Ok(Some(file.clone())),
+        Some(cause) => Err(refused(format!("and {} does not open it: {cause}", file.display()))),
     }
 }

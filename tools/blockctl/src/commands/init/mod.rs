@@ -29,7 +29,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs::OpenOptions,
-    io::Write as _,
+    io::{self, Write as _},
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -76,7 +76,7 @@ pub async fn run(context: &Context<'_>, mut args: InitArgs) -> Exit {
     let recovery_key_file = args.new_recovery_key.clone();
     let (credential, recovery_key_file) = match existing(context, &args).await? {
         Some(credential) => {
-            existing::check_location(&args, &credential)?;
+            existing::check_location(context, &args, &credential).await?;
             let key_file = existing::recovery_key(context, &args, &credential).await?;
             say(format!("Backup location {} exists, and works.", credential.name))?;
             (credential, key_file)
@@ -140,7 +140,7 @@ async fn create_location(context: &Context<'_>, args: &mut InitArgs) -> Result<C
     let create = credentials::args::CreateArgs { name: args.name.clone(), file: args.file.clone(), settings };
     let request = credentials::create::request(create)?;
     if let Some((file, key)) = &key {
-        write_new(file, &format!("{key}\n"))?;
+        write_key(file, key)?;
     }
     let created = context.client.call(operations::CREATE_CREDENTIAL, &request).await;
     match (&created, key) {
@@ -173,11 +173,24 @@ fn random_key() -> String {
     key
 }
 
-/// Writes a new file that only its owner can read.
-fn write_new(path: &Path, text: &str) -> Result<(), Failure> {
-    let failed = |source| Failure::Write { path: path.to_owned(), source };
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)
+/// Writes a recovery key to a new file that only its owner can read.
+fn write_key(path: &Path, key: &str) -> Result<(), Failure> {
+    let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(file) => file,
+        // It may be the only key of a location that this daemon does not know yet.
+        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(Failure::Usage {
+                message: format!("{} exists, and is kept: it is no new recovery key", path.display()),
+                hint: Some(format!(
+                    "if it is the recovery key of this location, give --encryption-passphrase-file {}; otherwise name another file",
+                    path.display()
+                )),
+            });
+        }
+        Err(source) => return Err(Failure::Write { path: path.to_owned(), source }),
+    };
+    let written = writeln!(file, "{key}").and_then(|()| file.sync_all());
+    written.map_err(|source| Failure::Write { path: path.to_owned(), source })
 }
 
 /// Returns the schedule with this name, created if it is missing.
@@ -257,6 +270,7 @@ async fn back_up(context: &Context<'_>, done: &mut Initialized) -> Exit {
         output.note("There are no volumes yet; new ones are backed up by the schedule.");
         return Ok(EXIT_DONE);
     }
+    let found = restorable(context, &done.credential).await?;
     let mut exit = EXIT_DONE;
     let mut volume_ids = Vec::new();
     for volume in &volumes {
@@ -296,7 +310,6 @@ async fn first_backups(context: &Context<'_>, done: &mut Initialized, volume_ids
         let volume = or_dash(run.volume_name.as_ref());
         match (run.state, &run.cloud_snapshot_id) {
             (RunState::Done, Some(snap)) => {
-    let found = restorable(context, &done.credential).await?;
                 if !output.is_json() {
                     output.line(format!("Volume {volume} backed up: {snap}"))?;
                 }
