@@ -232,6 +232,19 @@ fn schedules_are_found_by_name() {
 }
 
 #[test]
+fn time_zone_of_a_schedule_by_policy_is_refused() {
+    let mut schedules = reply("GET /v1/schedules");
+    let nightly = &mut schedules["items"][0];
+    (nightly["policyName"], nightly["rules"], nightly["retain"]) = (json!("gold"), json!([]), json!({}));
+    let fake = Fake::with_defaults(vec![("GET /v1/schedules", ok(schedules))]);
+    let refused = fake.run("cs sched update nightly --time-zone Europe/Paris");
+    assert!(refused.status == 2 && refused.stderr.contains("the times of policy gold"), "{refused:?}");
+    // The days of a retention are those of the time zone.
+    let changed = fake.run("cs sched update nightly --time-zone Europe/Paris --keep-daily 7");
+    assert_eq!(changed.status, 0, "{changed:?}");
+}
+
+#[test]
 fn history_finds_a_schedule_with_a_hexadecimal_name() {
     let mut schedules = reply("GET /v1/schedules");
     schedules["items"][0]["name"] = json!("cafe");

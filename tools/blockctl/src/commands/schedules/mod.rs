@@ -17,8 +17,8 @@ use args::{
 use blockd_api::{
     ApiError, ErrorCode, Labels, first_names, format_time, operations,
     schedules::{
-        CreateSchedule, ListRuns, MAX_HISTORY, Policy, Rule, Run, RunSchedule, RunState, Schedule, Selector,
-        UpdatePolicy, UpdateSchedule,
+        CreateSchedule, ListRuns, MAX_HISTORY, Policy, PolicyName, Rule, Run, RunSchedule, RunState,
+        Schedule, Selector, UpdatePolicy, UpdateSchedule,
     },
 };
 use blockd_schedule::{Jitter, Retention, Zone};
@@ -65,6 +65,9 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     }
     let zone = args.times.zone();
     let (local, retain) = (args.local.retention(&zone), args.retain.retention(&zone));
+    if args.times.time_zone.is_some() && rules.is_empty() {
+        refuse_unused_zone(args.policy.as_ref(), &[retain.as_ref(), local.as_ref()])?;
+    }
     if local.is_some() && args.cred_id.is_empty() && (retain.is_some() || args.full) {
         return Err(Failure::usage(
             "--max, --keep-… and --full are about backups, and without --cred-id there are local snapshots only: name a location",
@@ -92,6 +95,25 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     let line =
         format!("Cloudsnap schedule created successfully, UUID:{} (next run {next})", schedule.schedule_id);
     context.output.tell(&schedule, || line)
+}
+
+/// Refuses a time zone for a schedule that has only the times of a policy, if no retention uses it either.
+fn refuse_unused_zone(policy: Option<&PolicyName>, retentions: &[Option<&Retention>]) -> Result<(), Failure> {
+    let has_days = |retain: &Retention| {
+        let zone = retain.zone.clone();
+        *retain != Retention { keep_last: retain.keep_last, zone, ..Retention::default() }
+    };
+    match policy {
+        Some(policy) if !retentions.iter().flatten().any(|retain| has_days(retain)) => Err(Failure::Usage {
+            message: format!(
+                "--time-zone has no effect: the times of policy {policy} have their own time zone"
+            ),
+            hint: Some(format!(
+                "omit it, or give the policy other times: blockctl sched-policy update {policy}"
+            )),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Resolves a schedule by its name, its UUID or a prefix of it.
@@ -162,6 +184,14 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
         // A time zone alone moves the existing times.
         if rules.is_empty() && now.rules.iter().any(|rule| rule.when.zone != *zone) {
             rules = now.rules.clone();
+        if rules.is_empty() && now.rules.is_empty() {
+            let local = local.clone().flatten().or_else(|| now.local.clone());
+            let retain = retain.as_ref().unwrap_or(&now.retain);
+            refuse_unused_zone(
+                args.policy.as_ref().or(now.policy_name.as_ref()),
+                &[Some(retain), local.as_ref()],
+            )?;
+        }
             rules.iter_mut().for_each(|rule| rule.when.zone = zone.clone());
         }
         if now.retain.zone != *zone {
