@@ -229,6 +229,7 @@ blockctl cs sched pause 0785
 blockctl cs sched resume -u 0785
 blockctl cs sched run-now 0785
 blockctl cs sched delete --uuid 0785
+blockctl cs sched delete --uuid 078557a3-26c7-49b1-9822-34e6f816c2d1
 ";
 
 #[test]

@@ -54,7 +54,7 @@ fn destructive_commands_ask_on_a_terminal() {
         ("snapshot delete db@monday", "Snapshot db@monday of Wed, 16 Jan 2019 21:51:53 UTC is deleted"),
         ("snapshot restore db --snapshot monday", "its current content is kept as a snapshot"),
         ("credentials delete nas", "Credential nas is deleted; its backups stay"),
-        ("cloudsnap schedules delete nightly", "Schedule nightly (078557a3"),
+        ("cloudsnap schedules delete nightly", "Schedule nightly (9) with the UUID 078557a3"),
         ("cloudsnap gc", "--dry-run lists them"),
         ("cloudsnap restore vol --latest --in-place db --discard", "its current content is discarded"),
         ("cloudsnap stop 3f4f --discard", "of volume vol is discarded; it cannot be resumed"),

@@ -118,10 +118,13 @@ fn refuse_unused_zone(policy: Option<&PolicyName>, retentions: &[Option<&Retenti
 
 /// Resolves a schedule by its name, its UUID or a prefix of it.
 async fn find(context: &Context<'_>, wanted: &str) -> Result<Uuid, Failure> {
-    if let Ok(uuid) = Uuid::parse_str(wanted) {
-        return Ok(uuid);
+    match Uuid::parse_str(wanted) {
+        Ok(uuid) => Ok(uuid),
+        Err(_) => find_in(&context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items, wanted),
     }
-    let list = context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items;
+}
+
+fn find_in(list: &[Schedule], wanted: &str) -> Result<Uuid, Failure> {
     let is_named = |one: &&Schedule| one.name.as_ref().is_some_and(|name| name.as_str() == wanted);
     if let Some(named) = list.iter().find(is_named) {
         return Ok(named.schedule_id);
@@ -181,9 +184,6 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
         ));
     }
     if let Some(zone) = &args.times.time_zone {
-        // A time zone alone moves the existing times.
-        if rules.is_empty() && now.rules.iter().any(|rule| rule.when.zone != *zone) {
-            rules = now.rules.clone();
         if rules.is_empty() && now.rules.is_empty() {
             let local = local.clone().flatten().or_else(|| now.local.clone());
             let retain = retain.as_ref().unwrap_or(&now.retain);
@@ -192,6 +192,9 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
                 &[Some(retain), local.as_ref()],
             )?;
         }
+        // A time zone alone moves the existing times.
+        if rules.is_empty() && now.rules.iter().any(|rule| rule.when.zone != *zone) {
+            rules = now.rules.clone();
             rules.iter_mut().for_each(|rule| rule.when.zone = zone.clone());
         }
         if now.retain.zone != *zone {
@@ -269,14 +272,28 @@ pub async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> 
 }
 
 async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
-    let uuid = find(context, args.uuid.schedule()).await?;
+    let wanted = args.uuid.schedule();
+    let list = context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items;
+    let uuid = Uuid::parse_str(wanted).or_else(|_| find_in(&list, wanted))?;
+    let found = list.iter().find(|one| one.schedule_id == uuid);
+    let is_name = found.is_some_and(|one| one.name.as_ref().is_some_and(|name| name.as_str() == wanted));
+    let schedule = found.map_or_else(
+        // An unreadable one.
+        || uuid.to_string(),
+        |one| format!("{} ({})", called(one), selected(&one.selector)),
+    );
+    if !is_name && Uuid::parse_str(wanted).is_err() {
+        return Err(Failure::Usage {
+            message: format!("a deletion needs the name or the complete UUID of the schedule, not {wanted}"),
+            hint: Some(format!("schedule {schedule} has the UUID {uuid}")),
+        });
+    }
     let consequence = format!(
-        "Schedule {} ({uuid}) is deleted; its backups stay and are no longer expired.",
-        args.uuid.schedule()
+        "Schedule {schedule} with the UUID {uuid} is deleted; its backups stay and are no longer expired."
     );
     args.yes.confirm(context.output, &consequence)?;
     let deleted = context.client.call_at(operations::DELETE_SCHEDULE, &uuid, &()).await?;
-    context.output.tell(&deleted, || "Cloudsnap schedule deleted successfully")
+    context.output.tell(&deleted, || format!("Cloudsnap schedule {schedule} deleted successfully"))
 }
 
 /// `cloudsnap history`
