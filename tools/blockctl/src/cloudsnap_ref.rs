@@ -305,9 +305,11 @@ fn not_searched(snap: &SnapRef, failed: &FailedCredential) -> Failure {
 /// Reports an unknown name; the name of a volume lacks its point in time.
 fn not_found(text: &str, list: &CloudsnapList) -> Failure {
     let is_volume = list.list.items.iter().any(|one| one.volume_name == text);
-    let hint = match is_volume {
-        true => format!("{text} is a volume: name a point of it, {text}@{LATEST} or {text}@TIME"),
-        false => "blockctl cloudsnap list".to_owned(),
+    let is_short = text.len() < MIN_LEN && text.chars().all(|c| c.is_ascii_hexdigit());
+    let hint = match (is_volume, is_short) {
+        (true, _) => format!("{text} is a volume: name a point of it, {text}@{LATEST} or {text}@TIME"),
+        (false, true) => format!("a prefix of an id needs at least {MIN_LEN} characters"),
+        (false, false) => "blockctl cloudsnap list".to_owned(),
     };
     let message = format!("there is no cloud snapshot with the id, id prefix or name {text}");
     ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint).into()

@@ -245,6 +245,12 @@ fn time_zone_of_a_schedule_by_policy_is_refused() {
 }
 
 #[test]
+fn prefixes_that_are_too_short_are_named() {
+    let ran = fake(&[entry(&snap("59-61"), "2026-11-20T21:00:30Z", "x")]).run("cs inspect 2e4d");
+    assert!(ran.status == 4 && ran.stderr.contains("at least 6 characters"), "{ran:?}");
+}
+
+#[test]
 fn history_finds_a_schedule_with_a_hexadecimal_name() {
     let mut schedules = reply("GET /v1/schedules");
     schedules["items"][0]["name"] = json!("cafe");
