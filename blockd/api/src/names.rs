@@ -137,6 +137,24 @@ macro_rules! uuid_or_name {
 
         id_or_name!($name);
     };
+    ($name:ident, or prefix of the UUID, $inner:ident) => {
+        impl FromStr for $name {
+            type Err = NameError;
+            fn from_str(text: &str) -> Result<Self, NameError> {
+                if let Ok(id) = Uuid::parse_str(text) {
+                    return Ok(Self::Id(id));
+                }
+                // No name is all digits, but a prefix may be.
+                if !text.is_empty() && all_digits(text) {
+                    check_characters("prefix of an id", text)?;
+                    return Ok(Self::Name($inner(text.to_owned())));
+                }
+                text.parse().map(Self::Name)
+            }
+        }
+
+        id_or_name!($name);
+    };
 }
 
 macro_rules! name_type {
@@ -289,17 +307,17 @@ impl fmt::Display for SnapshotRef {
 
 as_text!(SnapshotRef);
 
-/// Credential by UUID or name.
+/// Credential by UUID, or by a unique prefix of it or the name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum CredentialRef {
     /// By UUID.
     Id(Uuid),
-    /// By name.
+    /// By prefix or name.
     Name(CredentialName),
 }
 
-uuid_or_name!(CredentialRef);
+uuid_or_name!(CredentialRef, or prefix of the UUID, CredentialName);
 
 /// Group snapshots by their UUID, or by the group of volumes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -323,7 +341,7 @@ pub enum GroupSnapshotRef {
     Name(SnapshotName),
 }
 
-uuid_or_name!(GroupSnapshotRef);
+uuid_or_name!(GroupSnapshotRef, or prefix of the UUID, SnapshotName);
 
 #[cfg(test)]
 mod tests {
@@ -372,7 +390,14 @@ mod tests {
         assert!("v@".parse::<SnapshotRef>().is_err() && "@s".parse::<SnapshotRef>().is_err());
         let id = "af563a4d-afd7-48df-90f7-8e8f9414ff77";
         assert_eq!(id.parse(), Ok(CredentialRef::Id(id.parse().unwrap())));
-        assert!(matches!("nas".parse(), Ok(CredentialRef::Name(_))));
+        for text in ["nas", "4070", "40702532"] {
+            assert!(matches!(text.parse(), Ok(CredentialRef::Name(name)) if name.as_str() == text), "{text}");
+            assert!(
+                matches!(text.parse(), Ok(GroupSnapshotRef::Name(name)) if name.as_str() == text),
+                "{text}"
+            );
+        }
+        assert!("4070".parse::<GroupRef>().is_err());
         assert_eq!(id.parse(), Ok(GroupRef::Id(id.parse().unwrap())));
         assert!(matches!("shop".parse(), Ok(GroupRef::Name(_))));
         assert!(id.parse::<GroupName>().is_err());

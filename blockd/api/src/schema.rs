@@ -46,11 +46,12 @@ text_schema! {
         "pattern": NAME_OR_ID, "maxLength": NAME_MAX_LEN;
     SnapshotRef: "A snapshot, by its id (a decimal number) or as VOLUME@NAME",
         "pattern": "^([1-9][0-9]{0,19}|[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9._-]*)$";
-    CredentialRef: "A credential, by its UUID or its name", "pattern": NAME, "maxLength": NAME_MAX_LEN;
+    CredentialRef: "A credential, by its UUID, a unique prefix of it, or its name",
+        "pattern": NAME_OR_ID, "maxLength": NAME_MAX_LEN;
     GroupRef: "Group snapshots: one by its UUID, or all of a group by its name",
         "pattern": NAME, "maxLength": NAME_MAX_LEN;
     GroupSnapshotRef: "A group snapshot, by its UUID, a unique prefix of it, or the name of its snapshots",
-        "pattern": NAME, "maxLength": NAME_MAX_LEN;
+        "pattern": NAME_OR_ID, "maxLength": NAME_MAX_LEN;
     LabelSelector: "Label selector: key=value pairs separated by commas",
         "examples": ["app=shop,tier=db"];
     TaskState: "Type and state of a task",
@@ -114,7 +115,7 @@ mod tests {
         same::<PolicyName>(&names, &bad);
         same::<VolumeRef>(&["a", "0a", "42"], &["", "-a", "a b"]);
         same::<SnapshotRef>(&["v@monday", "7@monday", "7"], &["", "x", "0", "07", "v@", "@s"]);
-        same::<CredentialRef>(&["nas", "af563a4d-afd7-48df-90f7-8e8f9414ff77"], &["", "1", "-"]);
+        same::<CredentialRef>(&["nas", "4070", "af563a4d-afd7-48df-90f7-8e8f9414ff77"], &["", "a b", "-"]);
         same::<CloudSnapshotId>(
             &[
                 "2e4d4b67-95d7-481e-aec5-14223ac55170/1-2",
