@@ -232,6 +232,20 @@ fn schedules_are_found_by_name() {
 }
 
 #[test]
+fn labels_are_advised_against_schedules_by_labels() {
+    for (id, is_advised) in
+        [("078557a3-26c7-49b1-9822-34e6f816c2d1", false), ("178557a3-26c7-49b1-9822-34e6f816c2d1", true)]
+    {
+        let mut started = reply("POST /v1/cloudsnaps/restore");
+        started["schedules"] = json!([{ "scheduleId": id, "scheduleName": "daily" }]);
+        let fake = Fake::with_defaults(vec![("POST /v1/cloudsnaps/restore", ok(started))]);
+        let told = fake.run(&format!("cs restore {}", snap("59-61-incr"))).stderr;
+        assert!(told.contains("new is backed up by the schedule daily from now on"), "{told}");
+        assert_eq!(told.contains("--no-labels"), is_advised, "{told}");
+    }
+}
+
+#[test]
 fn time_zone_of_a_schedule_by_policy_is_refused() {
     let mut schedules = reply("GET /v1/schedules");
     let nightly = &mut schedules["items"][0];

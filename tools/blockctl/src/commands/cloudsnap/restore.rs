@@ -255,7 +255,7 @@ pub async fn restore(context: &Context<'_>, mut args: RestoreArgs) -> Exit {
             labels,
         };
         let reply = client.call(operations::START_RESTORE, &request).await?;
-        tell_schedules(context, &reply.volume_name, &reply.schedules);
+        tell_schedules(context, &reply.volume_name, &reply.schedules).await?;
         let line = started(reply.volume_id, reply.task_id);
         return report_start(context, reply.task_id, &reply, &line, args.wait.report()).await;
     }
@@ -269,7 +269,7 @@ pub async fn restore(context: &Context<'_>, mut args: RestoreArgs) -> Exit {
         labels,
     };
     let reply = client.call(operations::START_LAZY_RESTORE, &request).await?;
-    tell_schedules(context, &reply.volume_name, &reply.schedules);
+    tell_schedules(context, &reply.volume_name, &reply.schedules).await?;
     let Some(task) = reply.task_id else {
         return Err(Failure::usage("blockd created the volume, but no task that hydrates it"));
     };
@@ -280,15 +280,27 @@ pub async fn restore(context: &Context<'_>, mut args: RestoreArgs) -> Exit {
     report_start(context, task, &reply, &line, args.wait.report()).await
 }
 
-/// Prints the schedules that include a new volume.
-pub fn tell_schedules(context: &Context<'_>, volume: &VolumeName, schedules: &[ScheduleSummary]) {
-    if !schedules.is_empty() && !context.output.is_json() {
-        context.output.note(format!(
-            "note: {volume} is backed up by the {} {} from now on; a restore with --no-labels or --label avoids schedules by labels",
-            if schedules.len() == 1 { "schedule" } else { "schedules" },
-            schedules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        ));
+/// Prints the schedules that include a new volume, and how to avoid those by labels.
+pub async fn tell_schedules(
+    context: &Context<'_>,
+    volume: &VolumeName,
+    schedules: &[ScheduleSummary],
+) -> Result<(), Failure> {
+    if schedules.is_empty() || context.output.is_json() {
+        return Ok(());
     }
+    let all = context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items;
+    let mut by_label = all.iter().filter(|one| one.selector.label.is_some()).map(|one| one.schedule_id);
+    let advice = match by_label.any(|id| schedules.iter().any(|one| one.schedule_id == id)) {
+        true => "; a restore with --no-labels or --label avoids schedules by labels",
+        false => "",
+    };
+    context.output.note(format!(
+        "note: {volume} is backed up by the {} {} from now on{advice}",
+        if schedules.len() == 1 { "schedule" } else { "schedules" },
+        schedules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    ));
+    Ok(())
 }
 
 /// `cloudsnap clone`.
@@ -302,7 +314,7 @@ pub async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {
         labels: args.labels.labels(),
     };
     let restored = context.client.call(operations::START_LAZY_RESTORE, &request).await?;
-    tell_schedules(context, &restored.volume_name, &restored.schedules);
+    tell_schedules(context, &restored.volume_name, &restored.schedules).await?;
     context.output.tell(&restored, || {
         format!("Volume successfully cloned: {} ({})", restored.volume_id, restored.volume_name)
     })

@@ -125,7 +125,7 @@ async fn start(
         let started = client.call(operations::START_RESTORE, &request).await?;
         (started.volume_name, started.schedules, Some(started.task_id))
     };
-    tell_schedules(context, &volume, &schedules);
+    tell_schedules(context, &volume, &schedules).await?;
     Ok(task)
 }
 
