@@ -258,6 +258,9 @@ fn cloud_hint(error: &CloudError) -> Option<&'static str> {
         CloudError::UnknownKey { .. } => {
             "run `blockctl credentials rekey` with the passphrase: it loads data keys of other hosts"
         }
+        CloudError::KeySlotMissing { .. } => {
+            "mount the disk, or set the right bucket with `blockctl credentials update`; then run `blockctl credentials validate`"
+        }
         CloudError::TooManyDeltas { .. } | CloudError::CollectionTimeout { .. } => ENDLESS_HINT,
         _ => return None,
     })

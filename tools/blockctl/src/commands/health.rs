@@ -206,15 +206,21 @@ fn failed_runs(known: &Known) -> Vec<HealthProblem> {
     found
 }
 
+/// Returns true for a task that has ended and can be resumed.
+fn is_kept(task: &Task) -> bool {
+    task.resumable && task.state.stage.is_over()
+}
+
 /// Returns tasks that can be resumed.
 fn kept_tasks(known: &Known) -> Vec<HealthProblem> {
-    let kept = known.tasks.iter().filter(|task| task.resumable && task.state.stage.is_over());
+    let kept = known.tasks.iter().filter(|task| is_kept(task));
     kept.map(|task| {
         let of = task.volume_name.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
         let how = if task.state.stage == TaskStage::Stopped { "was stopped" } else { "failed" };
+        let cause = task.error.as_ref().map_or_else(String::new, |error| format!(": {}", error.message));
         HealthProblem::new(
             "task",
-            format!("{}{of} {how}, and can be resumed", task.state.kind),
+            format!("{}{of} {how}, and can be resumed{cause}", task.state.kind),
             format!("blockctl cloudsnap resume --name {}", task.task_id),
         )
     })
@@ -307,7 +313,11 @@ fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
     let since = a_day_before(now);
     let is_recent = |event: &&Event| event.severity == Severity::Error && event.occurred_at >= since;
     let events = known.events.iter().rev().filter(is_recent);
-    let events = events.filter(|event| !is_state(known, event) && !is_made_good(known, event));
+    // A task that can be resumed is a problem of its own.
+    let is_of_kept =
+        |event: &Event| known.tasks.iter().any(|task| is_kept(task) && event.task_id == Some(task.task_id));
+    let events =
+        events.filter(|event| !is_state(known, event) && !is_made_good(known, event) && !is_of_kept(event));
     events
         .take(MAX_EVENTS)
         .map(|event| {

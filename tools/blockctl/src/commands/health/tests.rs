@@ -50,6 +50,17 @@ fn event(id: u64, at: &str, kind: &str) -> Value {
     })
 }
 
+fn task(state: &str) -> Value {
+    json!({
+        "taskId": "00000000-0000-0000-0000-000000000001", "type": "backup", "cloudSnapshotId": null, "volumeId": "7",
+        "volumeName": "db", "state": state, "node": "host", "owner": { "kind": "daemon" },
+        "credentialId": "00000000-0000-0000-0000-000000000002", "credentialName": "nas", "phase": "", "totalBytes": 0,
+        "processedBytes": 0, "uploadedBytes": 0, "downloadedBytes": 0, "dirtyBytes": 0,
+        "requests": { "put": 0, "get": 0, "list": 0, "delete": 0, "head": 0 }, "freezeStallMicros": null,
+        "startedAt": NOW, "completedAt": NOW, "elapsedSeconds": 1.0, "backupType": null, "error": null, "resumed": 0, "version": 1
+    })
+}
+
 #[test]
 fn empty_state_has_no_problems() {
     assert!(lines(&json!({})).is_empty());
@@ -100,15 +111,9 @@ fn failure_is_made_good_by_the_same_volume_only() {
     let mut failed = event(1, "2026-11-22T11:00:00Z", "backup-failed");
     failed["volumeId"] = json!("7");
     for (volume, name, causes) in [("7", "renamed", 0), ("8", "db", 1)] {
-        let done = json!([{
-            "taskId": "00000000-0000-0000-0000-000000000001", "type": "backup", "cloudSnapshotId": null, "volumeId": volume,
-            "volumeName": name, "state": "Backup-Done", "node": "host", "owner": { "kind": "daemon" },
-            "credentialId": "00000000-0000-0000-0000-000000000002", "credentialName": "nas", "phase": "", "totalBytes": 0,
-            "processedBytes": 0, "uploadedBytes": 0, "downloadedBytes": 0, "dirtyBytes": 0,
-            "requests": { "put": 0, "get": 0, "list": 0, "delete": 0, "head": 0 }, "freezeStallMicros": null,
-            "startedAt": NOW, "completedAt": NOW, "elapsedSeconds": 1.0, "backupType": null, "error": null, "resumed": 0, "version": 1
-        }]);
-        let found = lines(&json!({ "events": [failed], "tasks": done }));
+        let mut done = task("Backup-Done");
+        (done["volumeId"], done["volumeName"]) = (json!(volume), json!(name));
+        let found = lines(&json!({ "events": [failed], "tasks": [done] }));
         assert_eq!(found.len(), causes, "{name} {found:?}");
     }
 }
@@ -197,4 +202,16 @@ fn failing_webhooks_and_undelivered_events_are_reported() {
 fn unreadable_secret_is_a_problem() {
     let parts = json!({ "unreadable": [{ "scheduleId": "x", "cause": "no such time zone" }] });
     assert_eq!(lines(&parts), ["schedule x makes no backups: no such time zone"]);
+}
+
+#[test]
+fn failure_of_a_resumable_task_is_shown_once() {
+    let shown = |resumable: bool| {
+        let (mut failed, mut kept) = (event(1, NOW, "backup-failed"), task("Backup-Failed"));
+        (failed["taskId"], kept["resumable"]) = (kept["taskId"].clone(), json!(resumable));
+        kept["error"] = json!({ "code": "store_full", "message": "it is full", "hint": null });
+        lines(&json!({ "tasks": [kept], "events": [failed] }))
+    };
+    assert_eq!(shown(true), ["backup of volume db failed, and can be resumed: it is full"]);
+    assert_eq!(shown(false), ["backup-failed 1"]);
 }
