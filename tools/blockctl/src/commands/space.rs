@@ -51,7 +51,7 @@ pub fn volume_table(volumes: &[VolumeSpace]) -> Table {
             one.snapshot_count.to_string(),
         ]
     });
-    Table::of("VOLUME|SIZE|USED|DIRTY|SNAPSHOTS", rows)
+    Table::of("VOLUME|SIZE|USED|DIRTY|SNAPSHOTS", rows).fit("VOLUME")
 }
 
 /// Formats the space of backup locations.
@@ -65,5 +65,5 @@ pub fn location_table(locations: &[LocationSpace], now: Timestamp) -> Table {
             or_dash(age),
         ]
     });
-    Table::of("LOCATION|CLOUD-SNAPSHOTS|STORED|LISTED", rows)
+    Table::of("LOCATION|CLOUD-SNAPSHOTS|STORED|LISTED", rows).fit("LOCATION")
 }
