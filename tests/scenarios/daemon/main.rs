@@ -22,7 +22,7 @@ use blockd_api::{
     volumes::{CreateVolume, ListVolumes, UpdateVolume},
 };
 use blockd_catalog::{DbError, SnapshotRow, TaskRow};
-use blockd_cloud::ManifestKey;
+use blockd_cloud::{CancelToken, ManifestKey};
 use blockd_engine::{engine::Engine, volumes::registry::EntryState};
 use blockd_extent::SnapshotId;
 use blockd_volume::{Volume, VolumeErrorKind};

@@ -146,6 +146,26 @@ async fn abandoned_backup_leaves_no_objects() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn deletion_of_a_volume_stops_its_hydration() {
+    let host = Host::new().await;
+    let (_, volume, _) = host.one_backup().await;
+    drop(volume);
+    let snap = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    // The hydration cannot fetch anything before the deletion.
+    let (engine, cancel) = (host.engine(), CancelToken::new());
+    let mut slots = Vec::new();
+    for _ in 0..engine.host.settings.task_concurrency {
+        slots.push(engine.tasks.slot(&cancel).await.unwrap());
+    }
+    let task = host.restore_lazily(&snap, "copy", true).await.task_id.unwrap();
+    host.delete_volume("copy").await;
+    drop(slots);
+    let stopped = host.wait(task).await;
+    assert_eq!((stopped.state.to_string().as_str(), stopped.resumable), ("Restore-Stopped", false));
+    assert!(host.events_of("restore-failed").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stopped_restore_fetches_the_remainder_only() {
     for restart in [false, true] {
         let mut host = Host::new().await;

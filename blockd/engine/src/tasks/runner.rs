@@ -304,7 +304,11 @@ async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
             );
             live.set_row(row);
         }
-        Err(error) if error.is_cancelled() && live.is_stop_wanted() => {
+        // A hydration stops with its volume.
+        Err(error)
+            if live.is_stop_wanted()
+                && (error.is_cancelled() || error.to_api().code == ErrorCode::VolumeNotFound) =>
+        {
             if end_unsuccessful(runner, live, &error, true).await.is_err() {
                 live.detach();
                 return;

@@ -16,6 +16,7 @@ use crate::{
 };
 use blockd_api::{ErrorCode, tasks::TaskStage};
 use blockd_catalog::{LazyRow, TaskRow};
+use blockd_extent::VolumeId;
 use blockd_volume::{FetchFailure, Volume, VolumeError};
 use futures::StreamExt;
 use std::{
@@ -48,8 +49,8 @@ pub struct HydrationWork {
 pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let id = row.volume.ok_or_else(|| ServiceError::Internal("a hydration without a volume".into()))?;
-    let gone = || ServiceError::refused(ErrorCode::VolumeNotFound, format!("volume {id} was deleted"));
-    let entry = work.registry.by_id(id).ok_or_else(gone)?;
+    let entry = work.registry.by_id(id).ok_or_else(|| stopped_by_deletion(live, id))?;
+    refuse_if_gone(live, &entry)?;
     let volume = entry.volume()?;
     live.update(|row| {
         row.state = TaskStage::Active;
@@ -71,9 +72,7 @@ pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Resu
             () = live.cancel.cancelled() => Err(ServiceError::Stopping),
         };
         update_progress(work, live, &volume, before).await;
-        if !matches!(entry.view().state, EntryState::Up(_)) {
-            return Err(gone());
-        }
+        refuse_if_gone(live, &entry)?;
         match step {
             Ok(true) => pause = PAUSE,
             Ok(false) => {
@@ -110,6 +109,24 @@ pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Resu
         }
     }
     finish(work, live, &entry).await
+}
+
+/// Ends a hydration as stopped: the deletion of its volume was requested.
+fn stopped_by_deletion(live: &LiveTask, id: VolumeId) -> ServiceError {
+    live.stop();
+    ServiceError::refused(ErrorCode::VolumeNotFound, format!("volume {id} was deleted"))
+}
+
+/// Refuses to hydrate a volume that is deleted or fails.
+fn refuse_if_gone(live: &LiveTask, entry: &VolumeEntry) -> Result<(), ServiceError> {
+    match entry.view().state {
+        EntryState::Up(_) => Ok(()),
+        EntryState::Deleting => Err(stopped_by_deletion(live, entry.id)),
+        _ => {
+            entry.volume()?;
+            Ok(())
+        }
+    }
 }
 
 /// Returns the error of a hydration that skipped damaged blocks.
