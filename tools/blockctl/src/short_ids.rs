@@ -1,6 +1,6 @@
-//! Short forms of ids of cloud snapshots.
+//! Short forms of ids of cloud snapshots and local snapshots.
 
-use blockd_api::cloudsnaps::CloudSnapshotId;
+use blockd_api::{SnapshotId, cloudsnaps::CloudSnapshotId};
 use std::collections::BTreeSet;
 
 /// Minimum digits of a short form.
@@ -29,11 +29,7 @@ impl ShortIds {
             let rest = id.to_string();
             return rest.split_once('/').map_or_else(|| rest.clone(), |(_, rest)| rest.to_owned());
         }
-        let at = self.snapshots.partition_point(|other| *other < number);
-        let neighbours = [at.checked_sub(1), Some(at + 1)].into_iter().flatten();
-        let neighbours = neighbours.filter_map(|nth| self.snapshots.get(nth));
-        let shared = neighbours.map(|other| shared_len(other, &number)).max().unwrap_or(0);
-        let mut len = SHORT_DIGITS.max(shared + 1).min(number.len());
+        let mut len = unique_len(&self.snapshots, &number);
         let is_other = |len: usize| {
             let prefix = number.get(..len).unwrap_or(&number);
             self.others.range(prefix.to_owned()..).next().is_some_and(|other| other.starts_with(prefix))
@@ -43,6 +39,36 @@ impl ShortIds {
         }
         number.chars().take(len).collect()
     }
+}
+
+/// Short forms of the ids of local snapshots of a list.
+pub struct ShortSnapshotIds {
+    /// Distinct ids, sorted.
+    ids: Vec<String>,
+}
+
+impl ShortSnapshotIds {
+    /// Takes the ids of a list.
+    pub fn new(ids: impl Iterator<Item = SnapshotId>) -> Self {
+        let ids: BTreeSet<_> = ids.map(|id| id.to_string()).collect();
+        Self { ids: ids.into_iter().collect() }
+    }
+
+    /// Returns the short form of an id of the list: at least 8 digits, if it has as many.
+    pub fn of(&self, id: SnapshotId) -> String {
+        let number = id.to_string();
+        number.chars().take(unique_len(&self.ids, &number)).collect()
+    }
+}
+
+/// Returns the length of the shortest prefix of a number, of at least 8 digits, that no other number of a
+/// sorted list has.
+fn unique_len(sorted: &[String], number: &str) -> usize {
+    let at = sorted.partition_point(|other| other.as_str() < number);
+    let neighbours = [at.checked_sub(1), Some(at + 1)].into_iter().flatten();
+    let neighbours = neighbours.filter_map(|nth| sorted.get(nth));
+    let shared = neighbours.map(|other| shared_len(other, number)).max().unwrap_or(0);
+    SHORT_DIGITS.max(shared + 1).min(number.len())
 }
 
 /// Returns the length of the common prefix of two numbers.
@@ -74,5 +100,13 @@ mod tests {
             let found: Vec<_> = ids.iter().filter(|id| snap.is_of(&id.to_string())).collect();
             assert_eq!(found, [id], "{text}");
         }
+    }
+
+    #[test]
+    fn short_forms_of_local_snapshots_are_unique() {
+        let ids = ["4599742766642631545", "4599742766999999999", "59", "61"];
+        let ids = ids.map(|id| id.parse::<SnapshotId>().unwrap());
+        let short = ShortSnapshotIds::new(ids.into_iter());
+        assert_eq!(ids.map(|id| short.of(id)), ["45997427666", "45997427669", "59", "61"]);
     }
 }

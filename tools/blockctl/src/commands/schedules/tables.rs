@@ -5,7 +5,7 @@ use crate::{
     commands::filters::is_named,
     failure::{Exit, Failure},
     output::Context,
-    short_ids::ShortIds,
+    short_ids::{ShortIds, ShortSnapshotIds},
     table::{Table, Width, cut, or_dash, short_time, short_uuid},
 };
 use blockd_api::{
@@ -231,11 +231,13 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
     let location = |run: &Run| {
         or_dash((run.local || run.credential_id.is_some()).then(|| names.location(run.credential_id)))
     };
-    let made = |run: &Run, cloudsnap: Option<String>| {
-        or_dash(cloudsnap.or_else(|| run.snapshot_id.map(|id| id.to_string())))
-    };
     if width == Width::Narrow {
         let short = ShortIds::new(runs.iter().filter_map(|run| run.cloud_snapshot_id));
+        let local = ShortSnapshotIds::new(runs.iter().filter_map(|run| run.snapshot_id));
+        let made = |run: &Run| {
+            let cloudsnap = run.cloud_snapshot_id.map(|id| short.of(&id));
+            or_dash(cloudsnap.or_else(|| run.snapshot_id.map(|id| local.of(id))))
+        };
         let rows = runs.iter().map(|run| {
             [
                 called_in(run),
@@ -243,7 +245,7 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
                 short_time(run.started_at),
                 run.state.to_string(),
                 location(run),
-                made(run, run.cloud_snapshot_id.map(|id| short.of(&id))),
+                made(run),
                 or_dash(run.reason.as_ref()),
             ]
         });
@@ -251,6 +253,10 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
             .fit("SCHEDULE|VOLUME|LOCATION")
             .with_text("REASON");
     }
+    let made = |run: &Run| {
+        let cloudsnap = run.cloud_snapshot_id.map(|id| id.to_string());
+        or_dash(cloudsnap.or_else(|| run.snapshot_id.map(|id| id.to_string())))
+    };
     let rows = runs.iter().map(|run| {
         [
             run.run_id.to_string(),
@@ -262,7 +268,7 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
             width.time(run.started_at),
             run.missed.to_string(),
             run.state.to_string(),
-            made(run, run.cloud_snapshot_id.map(|id| id.to_string())),
+            made(run),
             location(run),
             or_dash(run.reason.as_ref()),
         ]
