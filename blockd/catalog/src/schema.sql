@@ -166,7 +166,7 @@ CREATE TABLE schedule_runs (
     cloudsnap   TEXT,
     completed   TEXT,
     reason      TEXT,
-    pool        TEXT NOT NULL DEFAULT '',   -- retention pool; '': that of all rules without a retention of their own
+    pool        TEXT NOT NULL DEFAULT '',   -- retention pool: '' of all rules without their own, RULE, 'manual ' or 'manual RULE'
     retain      TEXT,                       -- JSON: retention of its rule, valid after the rule was deleted
     freed       INTEGER NOT NULL DEFAULT 0 CHECK (freed IN (0, 1)), -- the clock was set back: its instant comes again
     snapshot    TEXT,                       -- local snapshot that the run keeps

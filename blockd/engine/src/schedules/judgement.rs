@@ -1,13 +1,15 @@
 //! Retention decisions: backups and snapshots that a schedule does not keep.
 
 use crate::schedules::{
-    known_health::KnownHealth, plausibility::shortest_s, transactions::pool_of, uses::Uses,
+    known_health::KnownHealth,
+    transactions::{MANUAL_POOL, pool_of},
+    uses::Uses,
 };
-use blockd_api::{SnapshotName, schedules::Rule};
+use blockd_api::SnapshotName;
 use blockd_catalog::{DbError, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskRow};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
-use blockd_schedule::{Condition, Health, KeepReason, Retention, Snapshot, Verdict, decide};
+use blockd_schedule::{Condition, Health, KeepReason, Snapshot, Verdict, decide};
 use jiff::Timestamp;
 use rusqlite::Transaction;
 use std::collections::{BTreeMap, btree_map::Entry};
@@ -26,35 +28,24 @@ pub struct Judgement {
     pub mark: Option<RetentionOverride>,
 }
 
-/// Returns the retention pool of manual runs. Without a retention of the schedule they count as runs of its
-/// most frequent rule with one, where they displace the fewest other backups.
-fn pool_of_manual_runs(
-    schedule: &ScheduleRow,
-    rules: &[Rule],
-    now: Timestamp,
-) -> Option<(String, Retention)> {
-    if !schedule.spec.retain.keeps_all() {
-        return None;
-    }
-    let own = rules.iter().filter(|rule| rule.retain.as_ref().is_some_and(|retain| !retain.keeps_all()));
-    own.min_by_key(|rule| shortest_s(&rule.when, now).unwrap_or(i64::MAX)).and_then(pool_of)
-}
-
-/// Applies the retention to the backups of a schedule. Rules with their own retention count separately, all
-/// others together, for each volume and location. Backups of a removed rule keep its last retention: a
-/// stricter one must not apply without a user's decision.
+/// Applies the retention to the backups of a schedule. Rules with their own retention, manual runs and all
+/// others count separately, for each volume and location. Backups of a removed rule keep its last retention:
+/// a stricter one must not apply without a user's decision.
 pub fn judge(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
     now: Timestamp,
 ) -> Result<Vec<Judgement>, DbError> {
     let rules = schedule.rules(tx)?;
-    let of_manual_runs = pool_of_manual_runs(schedule, &rules, now);
-    let own = |run: &RunRow| match rules.iter().find(|rule| Some(&rule.when) == run.rule.as_ref()) {
-        Some(rule) => pool_of(rule),
-        None if run.rule.is_none() => of_manual_runs.clone(),
-        None if run.pool.is_empty() => None,
-        None => Some((run.pool.clone(), run.retain.clone().unwrap_or_default())),
+    let of_schedule = || schedule.spec.retain.clone();
+    let own = |run: &RunRow| {
+        if let Some(rule) = rules.iter().find(|rule| Some(&rule.when) == run.rule.as_ref()) {
+            return pool_of(rule).unwrap_or_else(|| (String::new(), of_schedule()));
+        }
+        let of_rule = run.pool.strip_prefix(MANUAL_POOL).filter(|when| !when.is_empty());
+        let rule = rules.iter().find(|rule| of_rule.is_some_and(|when| rule.when.to_string() == when));
+        let retain = rule.and_then(|rule| rule.retain.clone()).or_else(|| run.retain.clone());
+        (run.pool.clone(), retain.unwrap_or_else(of_schedule))
     };
     let uses = Uses::all(tx)?;
     let mut known = BTreeMap::new();
@@ -64,11 +55,12 @@ pub fn judge(
     for run in RunRow::kept(tx, schedule.uuid)? {
         let (Some(cloudsnap), Some(credential)) = (run.cloudsnap, run.credential) else { continue };
         let is_of_gone_rule = run.rule.as_ref().is_some_and(|of| rules.iter().all(|rule| rule.when != *of));
-        // The retention of a location has precedence over that of rules.
-        let of_location = schedule.spec.retain_at.get(&credential).map(|at| (String::new(), at.clone()));
-        let (pool, retain) = of_location
-            .or_else(|| own(&run))
-            .unwrap_or_else(|| (String::new(), schedule.spec.retain.clone()));
+        let (pool, retain) = match schedule.spec.retain_at.get(&credential) {
+            // The retention of a location has precedence over that of rules.
+            Some(at) if run.rule.is_none() => (MANUAL_POOL.to_owned(), at.clone()),
+            Some(at) => (String::new(), at.clone()),
+            None => own(&run),
+        };
         let key = (pool, cloudsnap.cluster, cloudsnap.volume, credential);
         let known = match known.entry(credential) {
             Entry::Occupied(known) => known.into_mut(),
@@ -107,15 +99,15 @@ pub struct LocalJudgement {
     pub(crate) verdict: Verdict,
 }
 
-/// Applies the retention to the local snapshots of a schedule, for each volume. If the schedule no longer
-/// takes any, all are kept.
+/// Applies the retention to the local snapshots of a schedule, for each volume, to manual ones separately. If
+/// the schedule no longer takes any, all are kept.
 pub fn judge_local(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
     now: Timestamp,
 ) -> Result<Vec<LocalJudgement>, DbError> {
     let retain = schedule.spec.local.clone().unwrap_or_default();
-    let mut volumes: BTreeMap<VolumeId, Vec<Snapshot<u64>>> = BTreeMap::new();
+    let mut volumes: BTreeMap<(bool, VolumeId), Vec<Snapshot<u64>>> = BTreeMap::new();
     let mut runs = BTreeMap::new();
     for run in RunRow::kept(tx, schedule.uuid)?.into_iter().filter(RunRow::is_local) {
         let (Some(volume), Some(id)) = (run.volume, run.snapshot) else { continue };
@@ -131,7 +123,7 @@ pub fn judge_local(
             pinned: row.pinned,
             expires: None,
         };
-        volumes.entry(volume).or_default().push(snapshot);
+        volumes.entry((run.rule.is_none(), volume)).or_default().push(snapshot);
         runs.insert(run.id, (run, id, row.name));
     }
     let mut judged = Vec::new();

@@ -3,7 +3,10 @@
 //! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that
 //! stores the task. So a daemon that is killed between them finds the remaining work at its next start.
 
-use crate::{schedules::run_events::add_run_event, volumes::registry::Tags};
+use crate::{
+    schedules::{plausibility::shortest_s, run_events::add_run_event},
+    volumes::registry::Tags,
+};
 use blockd_api::{
     VolumeName,
     events::{EventKind, Severity},
@@ -59,9 +62,15 @@ pub fn protects_nothing(selector: &Selector, volumes: &[Candidate]) -> bool {
 /// Cause of runs of a schedule.
 struct Cause<'a> {
     rule: Option<&'a Rule>,
+    /// Retention pool and its retention; `None` for the schedule's own.
+    pool: Option<String>,
+    retain: Option<Retention>,
     nominal: Timestamp,
     missed: u32,
 }
+
+/// Prefix of the retention pools of manual runs: they displace no backup of a scheduled time.
+pub(crate) const MANUAL_POOL: &str = "manual ";
 
 /// Returns the retention pool of a rule and its retention, if it has its own.
 pub(crate) fn pool_of(rule: &Rule) -> Option<(String, Retention)> {
@@ -70,7 +79,6 @@ pub(crate) fn pool_of(rule: &Rule) -> Option<(String, Retention)> {
 
 /// Returns a run of a schedule without volume and credential.
 fn template(schedule: &ScheduleRow, cause: &Cause<'_>, now: Timestamp) -> RunRow {
-    let (pool, retain) = cause.rule.and_then(pool_of).unzip();
     RunRow {
         id: 0,
         schedule: schedule.uuid,
@@ -88,8 +96,8 @@ fn template(schedule: &ScheduleRow, cause: &Cause<'_>, now: Timestamp) -> RunRow
         cloudsnap: None,
         completed: None,
         reason: None,
-        pool: pool.unwrap_or_default(),
-        retain,
+        pool: cause.pool.clone().unwrap_or_default(),
+        retain: cause.retain.clone(),
         snapshot: None,
     }
 }
@@ -193,7 +201,8 @@ pub fn fire(
                         let event = EventKind::ScheduleMissed;
                         NewEvent::new(now, Severity::Warning, event, message).insert(tx)?;
                     }
-                    let cause = Cause { rule: Some(&rule), nominal, missed };
+                    let (pool, retain) = pool_of(&rule).unzip();
+                    let cause = Cause { rule: Some(&rule), pool, retain, nominal, missed };
                     for run in add_runs(tx, schedule, &cause, volumes, now)? {
                         if let Some(reason) = &run.reason {
                             tracing::warn!(schedule = %schedule.uuid, run = run.id, %reason, "run skipped");
@@ -216,14 +225,27 @@ pub fn fire(
     Ok(next)
 }
 
-/// Adds manual runs.
+/// Returns the rule whose retention manual runs of a schedule without its own have: the most frequent one.
+fn rule_of_manual_runs<'a>(schedule: &ScheduleRow, rules: &'a [Rule], now: Timestamp) -> Option<&'a Rule> {
+    if !schedule.spec.retain.keeps_all() {
+        return None;
+    }
+    let limited = rules.iter().filter(|rule| rule.retain.as_ref().is_some_and(|own| !own.keeps_all()));
+    limited.min_by_key(|rule| shortest_s(&rule.when, now).unwrap_or(i64::MAX))
+}
+
+/// Adds manual runs. What they keep is decided now: a rule that is added later must not delete their backups.
 pub fn run_now(
     tx: &Transaction<'_>,
     schedule: &ScheduleRow,
     volumes: &[Candidate],
     now: Timestamp,
 ) -> Result<Vec<RunRow>, DbError> {
-    add_runs(tx, schedule, &Cause { rule: None, nominal: now, missed: 0 }, volumes, now)
+    let rules = schedule.rules(tx)?;
+    let (of_rule, retain) = rule_of_manual_runs(schedule, &rules, now).and_then(pool_of).unzip();
+    let pool = Some(format!("{MANUAL_POOL}{}", of_rule.unwrap_or_default()));
+    let cause = Cause { rule: None, pool, retain, nominal: now, missed: 0 };
+    add_runs(tx, schedule, &cause, volumes, now)
 }
 
 /// Returns the start of the next run, including jitter.

@@ -16,7 +16,7 @@ use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Jitter, KeepReason, Retention, Verdict};
 use jiff::Timestamp;
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 use uuid::Uuid;
 
 const CREDENTIAL: Uuid = Uuid::from_u128(9);
@@ -124,20 +124,47 @@ fn backups_of_a_deleted_rule_keep_its_retention() {
 }
 
 #[test]
-fn manual_runs_follow_the_retention_of_the_rules() {
+fn manual_runs_displace_no_scheduled_ones() {
     let bench = EngineFixture::new();
-    let mut schedule = bench.schedule(vec![rule("daily 00:00", Some(9)), rule("periodic 60", Some(2))], 1);
-    for number in 1..=4 {
+    let mut schedule = bench.schedule(vec![rule("periodic 60", None)], 2);
+    for hour in 1..=3 {
+        bench.fire(hour);
+        bench.work(hour.unsigned_abs());
+    }
+    for number in 11..=14 {
+        bench.tx(|tx| transactions::run_now(tx, &schedule, &[volume()], at(4)));
+        bench.work(number);
+    }
+    let deleted = |schedule: &ScheduleRow| BTreeSet::from_iter(bench.deleted(schedule, 4));
+    assert_eq!(deleted(&schedule), [1, 11, 12].into());
+    // Another retention of the schedule or a location applies to both.
+    schedule.spec.retain_at.insert(CREDENTIAL, Retention::max(1).unwrap());
+    assert_eq!(deleted(&schedule), [1, 2, 11, 12, 13].into());
+}
+
+#[test]
+fn manual_runs_keep_the_retention_of_rules_at_their_time() {
+    let bench = EngineFixture::new();
+    let mut schedule = bench.schedule(vec![rule("daily 00:00", Some(3))], 1);
+    schedule.spec.retain = Retention::default();
+    bench.tx(|tx| schedule.put(tx));
+    for number in 1..=3 {
         bench.tx(|tx| transactions::run_now(tx, &schedule, &[volume()], at(0)));
         bench.work(number);
     }
-    assert_eq!(bench.deleted(&schedule, 1), [3, 2, 1]);
-    // The schedule has no retention of its own.
-    schedule.spec.retain = Retention::default();
+    schedule.spec.rules.push(rule("periodic 60", Some(1)));
     bench.tx(|tx| schedule.put(tx));
-    assert_eq!(bench.deleted(&schedule, 1), [2, 1]);
-    schedule.spec.rules = vec![rule("periodic 60", None)];
     assert_eq!(bench.deleted(&schedule, 1), [0_u64; 0]);
+    // Later ones follow the rule that is now the most frequent.
+    for number in 4..=5 {
+        bench.tx(|tx| transactions::run_now(tx, &schedule, &[volume()], at(1)));
+        bench.work(number);
+    }
+    assert_eq!(bench.deleted(&schedule, 1), [4]);
+    // The retention of the rule itself applies.
+    schedule.spec.rules[0].retain = Some(Retention::max(2).unwrap());
+    bench.tx(|tx| schedule.put(tx));
+    assert_eq!(BTreeSet::from_iter(bench.deleted(&schedule, 1)), [1, 4].into());
 }
 
 #[test]
