@@ -180,7 +180,7 @@ fn second_server_takes_over_during_a_backup() {
     let task = ctl.wait_task(&id);
     assert_eq!(task.state(), "Backup-Done", "{task:?}");
     let log = daemon.log();
-    assert!(log.contains("server of the store unreachable; using the next one"), "{log}");
+    assert!(log.contains("server of the store does not respond; using the next one"), "{log}");
     ctl.restore(task.snap(), "again");
     assert_same("restored volume", &daemon.content("again"), &content);
 

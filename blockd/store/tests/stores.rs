@@ -335,16 +335,56 @@ async fn failover_leaves_a_server_that_does_not_respond() {
     assert_eq!(store.list("").await.unwrap().len(), 1);
     assert_eq!(servers.each_ref().map(|server| server.operations()), [1, 2]);
 
-    // A caller may stop to wait before the server's own timeout.
+    // A caller that stops to wait early changes nothing.
     let silent = Arc::new(FaultStore::new(content.clone()));
     silent.fail_all(Fault::Hang);
     let store = FailoverStore::new(silent.clone(), vec![servers[1].clone()], "two servers".into());
-    let brief = tokio::time::timeout(Duration::from_secs(1), store.get("a", 10)).await;
-    assert!(brief.is_err());
-    let (store, requests) =
-        task_store(Arc::new(store), RetryPolicy { attempts: 2, ..RetryPolicy::default() });
+    for _ in 0..2 {
+        let brief = tokio::time::timeout(Duration::from_secs(1), store.get("a", 10)).await;
+        assert!(brief.is_err());
+    }
+    assert_eq!((silent.operations(), servers[1].operations()), (2, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn failover_leaves_a_silent_server_with_any_timeout() {
+    let content = Arc::new(MemoryStore::default());
+    content.insert("a", "x");
+    let silent = || {
+        let servers = [(); 2].map(|()| Arc::new(FaultStore::new(content.clone())));
+        servers[0].fail_all(Fault::Hang);
+        FailoverStore::new(servers[0].clone(), vec![servers[1].clone()], "two servers".into())
+    };
+    // A listing may take minutes, but not until its first byte.
+    let (store, _) = task_store(Arc::new(silent()), RetryPolicy { attempts: 1, ..RetryPolicy::default() });
+    assert_eq!(store.list("").await.unwrap().len(), 1);
+    // Attempts shorter than the silence count together.
+    let brief = RetryPolicy { request_timeout_ms: 3_000, ..RetryPolicy::default() };
+    let (store, requests) = task_store(Arc::new(silent()), brief);
     assert_eq!(store.get("a", 10).await.unwrap(), "x");
-    assert_eq!((silent.operations(), requests.snapshot().get), (2, 2), "cancelled reads are no failures");
+    assert!((3..=5).contains(&requests.snapshot().get), "{:?}", requests.snapshot());
+}
+
+#[tokio::test]
+async fn pages_of_a_listing_come_from_one_server() {
+    let contents = [(); 2].map(|()| Arc::new(MemoryStore::default()));
+    // One more than a page.
+    for number in 0..=10000 {
+        contents[0].insert(&format!("k{number}"), "x");
+    }
+    let servers = contents.each_ref().map(|content| Arc::new(FaultStore::new(content.clone())));
+    let store = FailoverStore::new(servers[0].clone(), vec![servers[1].clone()], "two servers".into());
+    let first = store.list_page("", None).await.unwrap();
+    let next = first.next.unwrap();
+    servers[0].fail_all(Fault::BeforeApply);
+    let error = store.list_page("", Some(&next)).await.unwrap_err();
+    assert_eq!((error.kind, servers[1].operations()), (StoreErrorKind::Unreachable, 0));
+    assert_eq!(store.list_page("", None).await.unwrap().objects.len(), 0, "of the second server");
+    servers[0].heal();
+    assert_eq!(store.list_page("", Some(&next)).await.unwrap().objects.len(), 1);
+    for position in ["2:x", "x"] {
+        assert_eq!(store.list_page("", Some(position)).await.unwrap_err().kind, StoreErrorKind::Other);
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Store with several servers.
 
-use super::layer::{Middleware, Request, RequestKind, Response};
-use crate::{BlobStore, StoreFuture};
+use super::layer::{Middleware, Operation, Request, RequestKind, Response};
+use crate::{BlobStore, ListPage, StoreErrorKind, StoreFuture};
+use parking_lot::Mutex;
 use std::{
     sync::{
         Arc,
@@ -11,35 +12,99 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// Time without a response after which a cancelled request counts as a failure of its server.
+/// Time of cancelled requests, without any response in between, after which a server is left.
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// Time for the response to a request that can be repeated at the next server, in addition to the time of its
+/// body. Longer than what a working server needs for a page of a listing.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Minimum transfer rate of a response body, in bytes per second.
+const MIN_BYTES_PER_S: u64 = 64 << 10;
 
 /// Store whose servers are used in turn: after a request that got no response, the later ones go to the next
 /// server. All servers have the same objects.
 ///
-/// A request that got no response may have succeeded. Reads, listings and deletions are repeated at the next
-/// server at once. Others fail, so that the caller repeats and counts them: the commit of a backup depends on
-/// the number of its requests.
+/// A request that got no response may have succeeded. Reads, deletions and first pages of listings are
+/// repeated at the next server at once. Writes fail, so that the caller repeats and counts them: the commit
+/// of a backup depends on the number of its requests. Further pages of a listing come from the server of the
+/// first: another one may take an unknown position for the end.
 pub struct FailoverStore {
     description: String,
-    servers: Vec<Arc<dyn BlobStore>>,
+    servers: Vec<Server>,
     /// Index of the server of the next request.
     current: AtomicUsize,
+}
+
+struct Server {
+    store: Arc<dyn BlobStore>,
+    /// Time of the cancelled requests since its last response.
+    silence: Mutex<Duration>,
 }
 
 impl FailoverStore {
     /// Creates a store of a first server and others.
     pub fn new(first: Arc<dyn BlobStore>, others: Vec<Arc<dyn BlobStore>>, description: String) -> Self {
-        let servers = std::iter::once(first).chain(others).collect();
+        let servers = std::iter::once(first).chain(others);
+        let servers = servers.map(|store| Server { store, silence: Mutex::default() }).collect();
         Self { description, servers, current: AtomicUsize::new(0) }
     }
 
     /// Directs later requests to the server after this one; returns its index.
-    fn leave(&self, at: usize) -> usize {
+    fn leave(&self, at: usize, why: &str) -> usize {
         let next = (at + 1) % self.servers.len();
         // Unless another request has moved on already.
-        let _ = self.current.compare_exchange(at, next, Relaxed, Relaxed);
+        if self.current.compare_exchange(at, next, Relaxed, Relaxed).is_ok() {
+            tracing::warn!(
+                server = self.servers[at].store.describe(),
+                next = self.servers[next].store.describe(),
+                why,
+                "server of the store does not respond; using the next one"
+            );
+        }
+        *self.servers[at].silence.lock() = Duration::ZERO;
         next
+    }
+
+    /// Sends a request to the current server, or only to a given one; returns the index of the server that
+    /// responded and the response.
+    async fn send<'a, T>(
+        &self,
+        request: Request<'a>,
+        only: Option<usize>,
+        ask: &(impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync),
+    ) -> (usize, Result<T, crate::StoreError>) {
+        let is_repeatable = match request.operation.kind() {
+            RequestKind::Get | RequestKind::List | RequestKind::Delete => only.is_none(),
+            RequestKind::Put | RequestKind::Multipart => false,
+        };
+        let mut at = only.unwrap_or_else(|| self.current.load(Relaxed));
+        let mut others = if is_repeatable { self.servers.len() - 1 } else { 0 };
+        loop {
+            let attempt = Attempt::start(self, at);
+            let asked = ask(Arc::clone(&self.servers[at].store));
+            // Pages of a listing have one server; without a bound, each retry would wait for minutes.
+            let result = if others == 0 && only.is_none() {
+                asked.await
+            } else {
+                // Most bodies are much shorter than their maximum.
+                let body = Duration::from_secs(request.wanted_bytes / MIN_BYTES_PER_S).min(RESPONSE_TIMEOUT);
+                tokio::time::timeout(RESPONSE_TIMEOUT + body, asked).await.unwrap_or_else(|_| {
+                    Err(request.failed(StoreErrorKind::Timeout, self.servers[at].store.describe()))
+                })
+            };
+            attempt.end();
+            match result {
+                Err(error) if error.kind.is_without_response() => {
+                    let next = self.leave(at, &error.to_string());
+                    if others == 0 {
+                        return (at, Err(error));
+                    }
+                    (at, others) = (next, others - 1);
+                }
+                result => return (at, result),
+            }
+        }
     }
 }
 
@@ -51,16 +116,29 @@ struct Attempt<'a> {
     has_ended: bool,
 }
 
+impl<'a> Attempt<'a> {
+    fn start(store: &'a FailoverStore, at: usize) -> Self {
+        Self { store, at, began: Instant::now(), has_ended: false }
+    }
+
+    fn end(mut self) {
+        *self.store.servers[self.at].silence.lock() = Duration::ZERO;
+        self.has_ended = true;
+    }
+}
+
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
-        if !self.has_ended && self.began.elapsed() >= SILENCE {
-            let next = self.store.leave(self.at);
-            let silent = self.store.servers[self.at].describe();
-            tracing::warn!(
-                silent,
-                next = self.store.servers[next].describe(),
-                "server of the store does not respond; using the next one"
-            );
+        if self.has_ended {
+            return;
+        }
+        let silence = {
+            let mut silence = self.store.servers[self.at].silence.lock();
+            *silence += self.began.elapsed();
+            *silence
+        };
+        if silence >= SILENCE {
+            self.store.leave(self.at, "requests were cancelled that got no response");
         }
     }
 }
@@ -75,29 +153,26 @@ impl Middleware for FailoverStore {
         request: Request<'a>,
         ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
-        let is_repeatable = match request.operation.kind() {
-            RequestKind::Get | RequestKind::List | RequestKind::Delete => true,
-            RequestKind::Put | RequestKind::Multipart => false,
-        };
+        Box::pin(async move { self.send(request, None, &ask).await.1 })
+    }
+
+    /// Positions begin with the index of their server.
+    fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
+        let request = Request::new(Operation::List, prefix);
         Box::pin(async move {
-            let mut at = self.current.load(Relaxed);
-            let mut others = self.servers.len() - 1;
-            loop {
-                let mut attempt = Attempt { store: self, at, began: Instant::now(), has_ended: false };
-                let result = ask(Arc::clone(&self.servers[at])).await;
-                attempt.has_ended = true;
-                match result {
-                    Err(error) if error.kind.is_without_response() => {
-                        at = self.leave(at);
-                        tracing::warn!(%error, next = self.servers[at].describe(), "server of the store unreachable; using the next one");
-                        if others == 0 || !is_repeatable {
-                            return Err(error);
-                        }
-                        others -= 1;
-                    }
-                    result => return result,
-                }
-            }
+            let position = page.map(|page| {
+                let found = page.split_once(':').and_then(|(at, page)| Some((at.parse().ok()?, page)));
+                found.filter(|(at, _)| *at < self.servers.len()).ok_or_else(|| {
+                    request.failed(StoreErrorKind::Other, &self.description).with_detail("unknown position")
+                })
+            });
+            let (only, page) = position.transpose()?.unzip();
+            let ask = move |store: Arc<dyn BlobStore>| -> StoreFuture<'a, ListPage> {
+                Box::pin(async move { store.list_page(prefix, page).await })
+            };
+            let (at, listed) = self.send(request, only, &ask).await;
+            let listed = listed?;
+            Ok(ListPage { next: listed.next.map(|next| format!("{at}:{next}")), ..listed })
         })
     }
 }
