@@ -61,6 +61,10 @@ pub enum PairsError {
     },
 }
 
+/// Key of the label that names the backup whose content a volume has. The client that restores the volume
+/// sets it; the daemon removes it when other content replaces this one, and keeps it out of cloud snapshots.
+pub const RESTORED_FROM: &str = "restored-from";
+
 /// Labels of a volume, ordered by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
@@ -81,6 +85,13 @@ impl Labels {
     #[must_use]
     pub fn overlaid_by(mut self, over: &Self) -> Self {
         self.0.extend(over.0.iter().map(|(key, value)| (key.clone(), value.clone())));
+        self
+    }
+
+    /// Returns these labels without the one of a key.
+    #[must_use]
+    pub fn without(mut self, key: &str) -> Self {
+        self.0.remove(key);
         self
     }
 

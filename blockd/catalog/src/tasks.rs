@@ -3,7 +3,7 @@
 use crate::volumes::UnknownWord;
 use crate::{DbError, json, parsed, rows, to_json};
 use blockd_api::{
-    ApiError, SnapshotName, VolumeName,
+    ApiError, Labels, SnapshotName, VolumeName,
     cloudsnaps::BackupOptions,
     tasks::{Findings, TaskKind, TaskLimits, TaskOwner, TaskStage},
 };
@@ -58,7 +58,7 @@ pub struct BackupTask {
 }
 
 /// Request of a restore.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "target", rename_all = "kebab-case")]
 pub enum RestoreTask {
     /// Restores into a new volume, which is served when it is complete.
@@ -73,12 +73,14 @@ pub enum RestoreTask {
 }
 
 /// Request of an in-place restore.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct InPlaceRestore {
     /// Snapshot of the previous content.
     pub before: SnapshotId,
     /// The snapshot is deleted after the restore.
     pub discard: bool,
+    /// Labels that the volume gets after the restore.
+    pub labels: Labels,
 }
 
 /// Request of a deletion.
@@ -435,7 +437,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let barrier = Some(Barrier { id: Uuid::new_v4(), volumes: 3 });
-        let in_place = InPlaceRestore { before: SnapshotId::from_u64(u64::MAX), discard: true };
+        let in_place = InPlaceRestore {
+            before: SnapshotId::from_u64(u64::MAX),
+            discard: true,
+            labels: "a=1".parse().unwrap(),
+        };
         let verify = VerifyTask { depth: VerifyDepth::Deep, all: true, background: false };
         let specs = [
             TaskSpec::Backup(BackupTask {

@@ -268,8 +268,8 @@ impl Engine {
             } shared_readers, freezing, failed);
         let restore_work = service!(RestoreWork { db, host, merger, registry, repositories, tasks });
         let hydration_work = service!(HydrationWork { host, lazy, merger, registry, tasks });
-        let in_place_work = service!(InPlaceWork { lazy, db, host, merger, registry, snapshots, tasks }
-            fences);
+        let in_place_work = service!(InPlaceWork { admission, lazy, db, host, merger, registry, snapshots,
+            tasks } fences);
         let delete_work = service!(DeleteWork { db, host, lazy, registry, snapshots, tasks });
         let verify_work = service!(VerifyWork { db, host, registry, repositories, snapshots, tasks });
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, events, health,

@@ -1,6 +1,7 @@
 //! Reported failures, resources in use, and restarts.
 
 use super::*;
+use blockd_api::{RESTORED_FROM, lazy::StartInPlace, snapshots::RestoreSnapshot};
 use blockd_engine::volumes::registry::VolumeEntry;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -245,4 +246,40 @@ async fn grown_volume_is_backed_up_incrementally_and_restored() {
     assert_eq!(task.backup_type, Some(BackupType::Incremental));
     model.assert_is(&*host.restore(&task.cloud_snapshot_id.unwrap(), "again").await);
     host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn label_of_the_origin_follows_the_content() {
+    let mut host = Host::new().await;
+    let (snap, volume, model) = host.one_backup().await;
+    let data = "data".parse().unwrap();
+    host.take_snapshot("data", &new_snapshot("before")).await;
+    let origin = || async { host.inspect_volume("data").await.labels.as_map().get(RESTORED_FROM).cloned() };
+
+    // A restore that fails has not restored anything.
+    let mut packs = host.packs();
+    let good = packs.drain(..).map(|pack| (fs::read(&pack).unwrap(), pack)).collect::<Vec<_>>();
+    good.iter().for_each(|(_, pack)| damage(pack));
+    let mut changed = model.clone();
+    changed.write(&volume, 0, 9, 1 << 20);
+    let request =
+        StartInPlace { labels: "restored-from=first".parse().unwrap(), ..in_place_restore(&snap, "data") };
+    let failed = host.wait(host.call(START_IN_PLACE, &request).await.task_id).await;
+    assert_eq!((failed.state.stage, origin().await), (TaskStage::Failed, None));
+    good.iter().for_each(|(bytes, pack)| fs::write(pack, bytes).unwrap());
+    host.call_at(RESUME_TASK, &failed.task_id, &()).await;
+    host.done(failed.task_id).await;
+    assert_eq!(origin().await.as_deref(), Some("first"));
+
+    // Neither another volume nor another content has it.
+    let second = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    host.restore(&second, "copy").await;
+    let labels = host.inspect_volume("copy").await.labels;
+    assert!(!labels.as_map().contains_key(RESTORED_FROM), "{labels}");
+    let back = RestoreSnapshot { snapshot: "data@before".parse().unwrap(), discard: true };
+    host.call_at(RESTORE_SNAPSHOT, &data, &back).await;
+    assert_eq!(origin().await, None);
+    model.assert_is(&volume);
+    drop(volume);
+    host.stop().await;
 }

@@ -14,20 +14,21 @@
 
 use crate::{
     error::{ServiceError, blocking, spawned},
-    host::Host,
+    host::{Admission, Host},
     restore::lazy::{
         LazyVolumes,
         hydrate::{PAUSE, wait},
         source::{CHUNK_BLOCKS, SnapshotSource},
     },
+    restore::start_in_place::with_labels,
     snapshots::{Snapshots, freeze::FreezeRequest},
     tasks::{LiveTask, Tasks},
     volumes::{
         merger::Wake,
-        registry::{Registry, RollbackMark, VolumeEntry},
+        registry::{Registry, RollbackMark, Tags, VolumeEntry},
     },
 };
-use blockd_api::{ErrorCode, SnapshotName, SnapshotRef, tasks::TaskStage};
+use blockd_api::{ErrorCode, Labels, SnapshotName, SnapshotRef, tasks::TaskStage};
 use blockd_catalog::{Chain, Db, InPlaceRestore, SnapshotRow, SnapshotState, TaskRow};
 use blockd_cloud::{Manifest, changed_blocks};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
@@ -42,6 +43,7 @@ const FLUSH_EVERY_BYTES: u64 = 64 << 20;
 
 /// Work of in-place restores.
 pub struct InPlaceWork {
+    pub(crate) admission: Arc<Admission>,
     pub(crate) lazy: Arc<LazyVolumes>,
     pub(crate) db: Arc<Db>,
     /// Fences of the volumes with unfinished in-place restores.
@@ -176,6 +178,7 @@ async fn run_fenced(
     }
     work.host.failpoints.reached("in-place restore written")?;
     live.detail(|detail| detail.phase = "done".into());
+    set_labels(work, &entry, &asked.labels).await?;
     let done = work.tasks.finish(live, |_| Ok(())).await?;
     release(work, &done);
     if asked.discard
@@ -185,6 +188,22 @@ async fn run_fenced(
     }
     work.merger.wake();
     Ok(done)
+}
+
+/// Sets the labels that were asked for: what the volume contains now is known.
+async fn set_labels(work: &InPlaceWork, entry: &VolumeEntry, labels: &Labels) -> Result<(), ServiceError> {
+    if labels.is_empty() {
+        return Ok(());
+    }
+    let admission = work.admission.lock().await;
+    let change = |tags: Tags| {
+        with_labels(tags.clone(), labels).unwrap_or_else(|error| {
+            // The user added others meanwhile.
+            tracing::warn!(volume = %entry.id, %error, "the labels of the restore are not set");
+            tags
+        })
+    };
+    entry.change_tags(&work.db, &admission, change).await
 }
 
 /// Returns the error of a permanently failed restore, with its consequence for the volume.

@@ -7,7 +7,9 @@ use crate::{
     tasks::requests::check_limits,
     volumes::registry::{Tags, VolumeEntry},
 };
-use blockd_api::{ErrorCode, Labels, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace};
+use blockd_api::{
+    ErrorCode, Labels, RESTORED_FROM, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace,
+};
 use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec, VolumeRow};
 use blockd_extent::SnapshotId;
 use rusqlite::Transaction;
@@ -36,11 +38,15 @@ impl Restores {
             );
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
-        let tags = with_labels(entry.tags(), &request.labels)?;
+        with_labels(entry.tags(), &request.labels)?;
         self.attachments.check_delete(entry.id)?;
         let (_, mark) = entry.begin_rollback()?;
         let before = SnapshotId::from_u64(random_id()?);
-        let spec = RestoreTask::InPlace(InPlaceRestore { before, discard: request.discard });
+        let spec = RestoreTask::InPlace(InPlaceRestore {
+            before,
+            discard: request.discard,
+            labels: request.labels.clone(),
+        });
         let mut row = TaskRow::new(TaskSpec::Restore(spec), credential.uuid, id, crate::owner::current());
         row.volume = Some(entry.id);
         row.detail.volume_name = Some(entry.name.clone());
@@ -49,6 +55,9 @@ impl Restores {
         let name = SnapshotName::before_restore(row.created);
         mark.set_reason(fence_reason(&row));
         self.in_place_work.fences.lock().insert(entry.id, mark);
+        // From its first write on, the content is another one.
+        let tags = entry.tags();
+        let tags = Tags { labels: tags.labels.without(RESTORED_FROM), ..tags };
         let (id, new) = (entry.id, tags.clone());
         let set_tags =
             move |tx: &Transaction<'_>| VolumeRow::set_tags(tx, id, &new.labels, new.group.as_ref());
@@ -90,7 +99,7 @@ impl Restores {
 ///
 /// # Errors
 /// They are too many.
-fn with_labels(tags: Tags, labels: &Labels) -> Result<Tags, ServiceError> {
+pub(super) fn with_labels(tags: Tags, labels: &Labels) -> Result<Tags, ServiceError> {
     let labels = Labels::try_from(BTreeMap::from(tags.labels.overlaid_by(labels)));
     let labels =
         labels.map_err(|error| ServiceError::refused(ErrorCode::InvalidRequest, error.to_string()))?;

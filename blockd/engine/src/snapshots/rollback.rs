@@ -8,10 +8,10 @@ use crate::{
     error::{ServiceError, blocking},
     ids::random_id,
     snapshots::{Snapshots, freeze::FreezeRequest, to_api},
-    volumes::registry::VolumeEntry,
+    volumes::registry::{Tags, VolumeEntry},
 };
 use blockd_api::{
-    ErrorCode, List, SnapshotName, SnapshotRef, VolumeRef,
+    ErrorCode, List, RESTORED_FROM, SnapshotName, SnapshotRef, VolumeRef,
     snapshots::{DiffExtent, DiffKind, DiffSnapshots, RestoreSnapshot, SnapshotDiff, SnapshotRestored},
 };
 use blockd_catalog::{SnapshotRow, SnapshotState};
@@ -148,6 +148,10 @@ impl Snapshots {
             }
         };
         self.forget_intervals(&entry).await;
+        let admission = self.admission.lock().await;
+        let without = |tags: Tags| Tags { labels: tags.labels.without(RESTORED_FROM), ..tags };
+        entry.change_tags(&self.db, &admission, without).await?;
+        drop(admission);
         let restored = SnapshotRestored {
             volume_name: entry.name.clone(),
             snapshot_name: snapshot.name,

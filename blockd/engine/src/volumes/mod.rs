@@ -24,7 +24,7 @@ use crate::{
     volumes::{
         attachments::Attachments,
         merger::Wake,
-        registry::{EntryState, Registry, VolumeEntry},
+        registry::{EntryState, Registry, Tags, VolumeEntry},
     },
 };
 use blockd_api::{
@@ -342,14 +342,10 @@ impl Volumes {
         labels: Option<Labels>,
         group: Option<Option<GroupName>>,
     ) -> Result<(), ServiceError> {
-        // One at a time, or concurrent changes could undo each other.
-        let _admission = self.admission.lock().await;
-        let mut tags = entry.tags();
-        tags.labels = labels.unwrap_or(tags.labels);
-        tags.group = group.unwrap_or(tags.group);
-        let (id, new) = (entry.id, tags.clone());
-        self.db.run(move |tx| VolumeRow::set_tags(tx, id, &new.labels, new.group.as_ref())).await?;
-        entry.set_tags(tags);
+        let admission = self.admission.lock().await;
+        let changed =
+            |tags: Tags| Tags { labels: labels.unwrap_or(tags.labels), group: group.unwrap_or(tags.group) };
+        entry.change_tags(&self.db, &admission, changed).await?;
         tracing::info!(volume = %entry.id, name = %entry.name, "labels and group updated");
         Ok(())
     }
