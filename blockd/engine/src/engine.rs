@@ -282,7 +282,7 @@ impl Engine {
             in_place_work, lazy, merger, registry, restores, runner, schedules, snapshots, tasks });
         let backups = service!(Backups { admission, host, quiescer, registry, repositories, runner,
             snapshots, tasks });
-        let cloud_snapshots = service!(CloudSnapshots { db, host, registry, repositories });
+        let cloud_snapshots = service!(CloudSnapshots { db, host, lazy, registry, repositories });
         let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host,
             registry, repositories, runner, scheduler, tasks });
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, health,

@@ -191,12 +191,14 @@ async fn lost_key_is_reported_at_start_and_fixed_by_an_update() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn deleted_backing_snapshot_is_reported_with_its_volume() {
     let host = Host::new().await;
-    let (_, _) = host.fill("data").await;
+    let (_, model) = host.fill("data").await;
     host.create_credential().await;
     let id = host.backup("data", true).await.cloud_snapshot_id.unwrap();
     let other = Host::with_store(Arc::clone(&host.store)).await;
     other.create_credential().await;
     other.restore_lazily(&id, "copy", false).await;
+    let files = walk(host.store.path()).into_iter().map(|name| host.store.path().join(name));
+    let objects: Vec<_> = files.map(|path| (fs::read(&path).unwrap(), path)).collect();
     host.delete_cloudsnap(&delete_of(&id)).await;
     let copy = other.volume("copy");
     let read = tokio::task::spawn_blocking(move || copy.read(0, &mut [0; BLOCK as usize]));
@@ -205,6 +207,12 @@ async fn deleted_backing_snapshot_is_reported_with_its_volume() {
     assert!(problems[0].kind == "backing-snapshot" && problems[0].cause.contains(&id), "{problems:?}");
     let event = other.events_of("backing-snapshot-deleted").await.pop().unwrap();
     assert_eq!((event.volume_name, event.severity), (Some("copy".parse().unwrap()), Severity::Error));
-    other.delete_volume("copy").await;
+    // An operator brings the objects back.
+    for (bytes, path) in objects {
+        fs::write(path, bytes).unwrap();
+    }
+    assert_eq!(other.list().await.len(), 1);
     other.problems_when(0).await;
+    model.assert_is(&other.volume("copy"));
+    other.delete_volume("copy").await;
 }

@@ -10,7 +10,7 @@ use crate::{
     error::{ServiceError, blocking},
     host::Host,
     repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS, preflight::in_reader_time},
-    restore::lazy::labels,
+    restore::lazy::{LazyVolumes, labels},
     tasks::backup_type,
     volumes::registry::Registry,
 };
@@ -36,6 +36,7 @@ use uuid::Uuid;
 pub struct CloudSnapshots {
     pub(crate) db: Arc<Db>,
     pub(crate) host: Arc<Host>,
+    pub(crate) lazy: Arc<LazyVolumes>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
 }
@@ -260,6 +261,7 @@ impl CloudSnapshots {
         if listed.is_empty() || self.repositories.is_location_in_doubt(credential.uuid) {
             self.repositories.prove_location(credential.uuid, &repository).await?;
         }
+        self.lazy.end_relisted_backings(credential.uuid, &listed);
         self.repositories.forget_deleted_backups(credential.uuid, &repository, &newest, &listed).await?;
         if scope.whole_store {
             let keys: BTreeSet<String> = listed.iter().map(|item| item.key.clone()).collect();

@@ -29,7 +29,7 @@ use blockd_api::{
 use blockd_catalog::{
     Chain, Db, DbError, DbManifestCache, LazyRow, NewEvent, ScheduleRow, VolumeRow, VolumeState,
 };
-use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
+use blockd_cloud::{CloudSnapshotId, ListedManifest, Manifest, ManifestKey};
 use blockd_extent::VolumeId;
 use blockd_volume::Volume;
 use jiff::Timestamp;
@@ -84,15 +84,34 @@ impl LazyVolumes {
         self.repositories.health.clear(BACKING_SNAPSHOT, &id.to_string());
     }
 
+    /// Ends the problems of deleted backing snapshots that a location lists again.
+    pub(crate) fn end_relisted_backings(&self, credential: Uuid, listed: &[ListedManifest]) {
+        let sources: Vec<_> = self.lazy_sources.lock().values().map(Arc::clone).collect();
+        for source in sources.iter().filter(|source| source.deleted().is_some()) {
+            let (at, id) = source.origin();
+            if at == credential && listed.iter().any(|item| item.id == Some(id) && item.manifest.is_ok()) {
+                source.recheck();
+                self.end_deleted_backing(source.volume());
+            }
+        }
+    }
+
     /// Reports a backing snapshot that another host deleted.
     pub(crate) async fn note_deleted_backing(&self, id: VolumeId, cause: &str) {
         let name = self.volume_name(id);
         let message = format!("volume {name} is incomplete: {cause}");
         let todo = format!(
-            "restore another cloud snapshot (blockctl cloudsnap list), then blockctl volume delete {name}"
+            "bring its objects back if the store keeps deleted versions, then run blockctl cloudsnap list; otherwise \
+             copy what can be read of {name}, and restore another cloud snapshot"
         );
-        if !self.repositories.health.note(BACKING_SNAPSHOT, &id.to_string(), message.clone(), todo) {
-            return;
+        {
+            // A volume that is deleted meanwhile has no problem: its source is dropped first.
+            let sources = self.lazy_sources.lock();
+            let is_new = sources.contains_key(&id)
+                && self.repositories.health.note(BACKING_SNAPSHOT, &id.to_string(), message.clone(), todo);
+            if !is_new {
+                return;
+            }
         }
         let event =
             NewEvent::new(Timestamp::now(), Severity::Error, EventKind::BackingSnapshotDeleted, message);

@@ -14,7 +14,7 @@ use blockd_catalog::{DbManifestCache, LazyRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, Damage, ManifestCache, ManifestKey, Repository, SnapshotReader,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent, VolumeId};
 use blockd_store::{RequestCounts, Requests};
 use blockd_volume::{FetchReply, FetchSink, LazySource, SourceError, Urgency};
 use parking_lot::Mutex;
@@ -95,6 +95,16 @@ impl CloudSource {
     /// [`recheck`](Self::recheck).
     pub(crate) fn deleted(&self) -> Option<SourceError> {
         self.deleted.lock().clone()
+    }
+
+    /// Returns the volume.
+    pub(crate) fn volume(&self) -> VolumeId {
+        self.row.volume
+    }
+
+    /// Returns the credential and the snapshot.
+    pub(crate) fn origin(&self) -> (Uuid, CloudSnapshotId) {
+        (self.row.credential, self.row.cloudsnap)
     }
 
     /// Clears the observed deletion, as the snapshot may have been restored.
