@@ -135,10 +135,11 @@ impl DbManifestCache {
     /// # Errors
     /// The database fails.
     pub fn content(&self) -> Result<KnownContent, DbError> {
-        // Manifests of a chain share deltas.
+        // Manifests of a chain share deltas. Any holder of an unencrypted location can write sizes, whose sum
+        // may be above the largest integer.
         let sql = "SELECT
             (SELECT count(*) FROM catalog WHERE credential = ?1),
-            (SELECT coalesce(sum(stored_bytes), 0) FROM (
+            (SELECT CAST(min(total(stored_bytes), 9e18) AS INTEGER) FROM (
                 SELECT max(delta.value) AS stored_bytes FROM catalog, json_each(deltas) AS delta
                 WHERE credential = ?1 GROUP BY delta.key)),
             (SELECT listed FROM credentials WHERE uuid = ?1)";

@@ -1,6 +1,6 @@
 //! Newest backup of each volume with each credential, for reports.
 
-use crate::{Chain, CredentialRow, DbError, Doubt, rows};
+use crate::{Chain, CredentialRow, DbError, Doubt, Proof, rows};
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -26,7 +26,8 @@ pub struct NewestBackup {
 
 impl NewestBackup {
     /// Returns the newest backups of these volumes of a cluster, newest first. Backups whose commit is in
-    /// doubt count, and after the deletion of the newest one the cached manifests.
+    /// doubt count, and after the deletion of the newest one the cached manifests, but none that was found
+    /// damaged.
     ///
     /// # Errors
     /// The database fails.
@@ -36,7 +37,11 @@ impl NewestBackup {
         volumes: &BTreeSet<VolumeId>,
     ) -> Result<Vec<Self>, DbError> {
         let mut newest: BTreeMap<(VolumeId, Uuid), Self> = BTreeMap::new();
-        for chain in Chain::all(tx, None)?.into_iter().filter(|chain| volumes.contains(&chain.volume)) {
+        let useless = useless_backups(tx)?;
+        let is_wanted = |chain: &Chain| {
+            volumes.contains(&chain.volume) && !useless.contains(&(chain.credential, chain.cloudsnap))
+        };
+        for chain in Chain::all(tx, None)?.into_iter().filter(is_wanted) {
             newest.insert((chain.volume, chain.credential), chain.into());
         }
         for credential in CredentialRow::all(tx)?.into_iter().map(|row| row.uuid) {
@@ -44,18 +49,17 @@ impl NewestBackup {
                 if newest.contains_key(&(volume, credential)) {
                     continue;
                 }
-                let last = newest_cached(tx, credential, cluster, volume)?;
+                let last = newest_cached(tx, credential, cluster, volume, &useless)?;
                 newest.extend(last.map(|manifest| ((volume, credential), Self::of(credential, &manifest))));
             }
         }
-        for doubt in Doubt::all(tx)?.into_iter().filter(|doubt| !doubt.abandoned) {
-            let Doubt { cloudsnap, credential, .. } = doubt;
+        for Doubt { cloudsnap, credential, .. } in Doubt::all(tx)? {
             let key = (cloudsnap.volume, credential);
             if cloudsnap.cluster != cluster || !volumes.contains(&cloudsnap.volume) {
                 continue;
             }
             let manifest_key = cloudsnap.manifest_key();
-            if let Some(manifest) = newest_between(tx, credential, &manifest_key, &manifest_key)? {
+            if let Some(manifest) = newest_between(tx, credential, &manifest_key, &manifest_key, &useless)? {
                 let found = Self::of(credential, &manifest);
                 if newest.get(&key).is_none_or(|known| known.created < found.created) {
                     newest.insert(key, found);
@@ -85,35 +89,52 @@ impl From<Chain> for NewestBackup {
     }
 }
 
-/// Returns the newest cached manifest of a volume.
+/// Returns the backups that protect nothing, by credential: abandoned in doubt, or found damaged.
+fn useless_backups(tx: &Transaction<'_>) -> Result<BTreeSet<(Uuid, CloudSnapshotId)>, DbError> {
+    let abandoned = Doubt::all(tx)?.into_iter().filter(|doubt| doubt.abandoned);
+    let mut useless: BTreeSet<_> = abandoned.map(|doubt| (doubt.credential, doubt.cloudsnap)).collect();
+    for row in CredentialRow::all(tx)? {
+        let damaged = Proof::all(tx, row.uuid)?.into_iter().filter(|proof| !proof.sound);
+        useless.extend(damaged.map(|proof| (row.uuid, proof.cloudsnap)));
+    }
+    Ok(useless)
+}
+
+/// Returns the newest cached manifest of a volume that protects it.
 fn newest_cached(
     tx: &Transaction<'_>,
     credential: Uuid,
     cluster: Uuid,
     volume: VolumeId,
+    useless: &BTreeSet<(Uuid, CloudSnapshotId)>,
 ) -> Result<Option<Manifest>, DbError> {
     let bound = |snapshot| {
         let snapshot = SnapshotId::from_u64(snapshot);
         CloudSnapshotId { cluster, volume, snapshot, incremental: false }.manifest_key()
     };
     // The keys continue with a decimal number, and those of incrementals with a suffix.
-    newest_between(tx, credential, &bound(1), &format!("{}~", bound(9)))
+    newest_between(tx, credential, &bound(1), &format!("{}~", bound(9)), useless)
 }
 
-/// Returns the newest cached manifest whose key is in a range. Unreadable ones are no manifests.
+/// Returns the newest cached manifest whose key is in a range, without useless and unreadable ones.
 fn newest_between(
     tx: &Transaction<'_>,
     credential: Uuid,
     first: &str,
     last: &str,
+    useless: &BTreeSet<(Uuid, CloudSnapshotId)>,
 ) -> Result<Option<Manifest>, DbError> {
     let sql =
         "SELECT key FROM catalog WHERE credential = ?1 AND key BETWEEN ?2 AND ?3 ORDER BY created_ns DESC";
-    let credential = credential.to_string();
-    let keys: Vec<String> = rows(tx, sql, params![credential, first, last], |row| row.get(0))?;
+    let of = credential.to_string();
+    let keys: Vec<String> = rows(tx, sql, params![of, first, last], |row| row.get(0))?;
     for key in keys {
+        let id = CloudSnapshotId::from_manifest_key(&key);
+        if id.is_some_and(|id| useless.contains(&(credential, id))) {
+            continue;
+        }
         let sql = "SELECT manifest FROM catalog WHERE credential = ?1 AND key = ?2";
-        let text: String = tx.prepare_cached(sql)?.query_row([&credential, &key], |row| row.get(0))?;
+        let text: String = tx.prepare_cached(sql)?.query_row([&of, &key], |row| row.get(0))?;
         if let Ok(manifest) = serde_json::from_str(&text) {
             return Ok(Some(manifest));
         }

@@ -216,3 +216,23 @@ async fn deleted_backing_snapshot_is_reported_with_its_volume() {
     model.assert_is(&other.volume("copy"));
     other.delete_volume("copy").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_cached_manifest_hides_no_status() {
+    let host = Host::new().await;
+    let (volume, _) = host.fill("data").await;
+    host.create_credential().await;
+    host.backup("data", true).await;
+    let space = async || {
+        let locations = host.engine().cloud_snapshots.location_space().await.unwrap();
+        (locations[0].cloud_snapshot_count, locations[0].stored_bytes)
+    };
+    let before = space().await;
+    assert!(before.0 == 1 && before.1 > 0, "{before:?}");
+    host.sql("UPDATE catalog SET manifest = '{}'");
+    assert_eq!(space().await, before);
+    // Forged sizes whose sum is above the largest integer.
+    host.sql(r#"UPDATE catalog SET deltas = '{"a": 9000000000000000000, "b": 18446744073709551615}'"#);
+    assert_eq!(space().await, (1, 9_000_000_000_000_000_000));
+    drop(volume);
+}

@@ -15,16 +15,20 @@ use blockd_api::{
     schedules::RunState,
     status::{DataSpace, WebhookStatus},
 };
-use blockd_catalog::{Chain, CredentialRow, DbError, Proof, RunRow, ScheduleRow, TaskRow};
+use blockd_catalog::{CredentialRow, DbError, NewestBackup, Proof, RunRow, ScheduleRow, TaskRow};
+use blockd_extent::VolumeId;
 use blockd_store::RequestKind;
 use blockd_volume::VolumeStats;
 use jiff::Timestamp;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use uuid::Uuid;
 
 /// Values from the database.
 struct Rows {
-    chains: Vec<Chain>,
+    newest: Vec<NewestBackup>,
     credentials: Vec<CredentialRow>,
     proofs: Vec<Proof>,
     /// Number of tasks by kind and state.
@@ -37,7 +41,13 @@ struct Rows {
 }
 
 impl Rows {
-    fn read(tx: &rusqlite::Transaction<'_>, hooks: &[Arc<Webhook>], now: Timestamp) -> Result<Self, DbError> {
+    fn read(
+        tx: &rusqlite::Transaction<'_>,
+        cluster: Uuid,
+        volumes: &BTreeSet<VolumeId>,
+        hooks: &[Arc<Webhook>],
+        now: Timestamp,
+    ) -> Result<Self, DbError> {
         let credentials = CredentialRow::all(tx)?;
         let (mut proofs, mut next_runs, mut runs) = (Vec::new(), Vec::new(), Vec::new());
         let (mut schedules, mut overdue) = (Vec::new(), 0);
@@ -57,8 +67,8 @@ impl Rows {
             *tasks.entry((task.kind().as_str(), task.state.as_str())).or_default() += 1;
         }
         let webhooks = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<_, _>>()?;
-        let chains = Chain::all(tx, None)?;
-        Ok(Self { chains, credentials, proofs, tasks, runs, next_runs, schedules, overdue, webhooks })
+        let newest = NewestBackup::all(tx, cluster, volumes)?;
+        Ok(Self { newest, credentials, proofs, tasks, runs, next_runs, schedules, overdue, webhooks })
     }
 
     fn proofs_of(&self, row: &CredentialRow) -> impl Iterator<Item = &Proof> {
@@ -103,8 +113,9 @@ impl Monitor {
         let now = Timestamp::now();
         let space = self.free_space.check_free_space().await;
         let hooks = self.webhook_delivery.webhooks.clone();
-        let rows = self.db.run(move |tx| Rows::read(tx, &hooks, now)).await?;
         let entries = self.registry.all();
+        let (cluster, volumes) = (self.host.cluster, entries.iter().map(|entry| entry.id).collect());
+        let rows = self.db.run(move |tx| Rows::read(tx, cluster, &volumes, &hooks, now)).await?;
         // Sizes are read from the filesystem.
         let seen = blocking(move || {
             Ok::<_, ServiceError>(entries.into_iter().map(VolumeSample::of).collect::<Vec<_>>())
@@ -168,15 +179,15 @@ impl Monitor {
     }
 
     fn of_backups(&self, text: &mut Exposition, rows: &Rows) {
-        let target = |chain: &Chain| {
-            let entry = self.registry.by_id(chain.volume)?;
-            let credential = rows.credential(chain.credential)?;
+        let target = |backup: &NewestBackup| {
+            let entry = self.registry.by_id(backup.volume)?;
+            let credential = rows.credential(backup.credential)?;
             Some(vec![("volume", entry.name.to_string()), ("credential", credential.name.to_string())])
         };
         text.gauge(
             "blockd_backup_last_point_timestamp_seconds",
             "The point in time of the newest backup of the volume to the credential; its age is the data loss if this host fails.",
-            rows.chains.iter().filter_map(|chain| Some((target(chain)?, chain.point_in_time.as_second()))),
+            rows.newest.iter().filter_map(|backup| Some((target(backup)?, backup.created.as_second()))),
         );
         let of = |name: &dyn ToString| vec![("credential", name.to_string())];
         text.gauge(
@@ -186,7 +197,8 @@ impl Monitor {
                 let sound = rows.proofs_of(row).filter(|proof| proof.covers_content());
                 let last = sound.map(|proof| proof.verified.as_second()).max();
                 // Without backups there is nothing to verify.
-                let has_backups = rows.chains.iter().any(|chain| chain.credential == row.uuid);
+                let has_backups = rows.newest.iter().any(|backup| backup.credential == row.uuid)
+                    || rows.proofs_of(row).next().is_some();
                 Some((of(&row.name), last.or(has_backups.then_some(0))?))
             }),
         );
