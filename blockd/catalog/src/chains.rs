@@ -18,7 +18,8 @@ pub struct Chain {
     pub epoch: Epoch,
     /// The backup.
     pub cloudsnap: CloudSnapshotId,
-    /// Number of incrementals since the last full backup, including this one.
+    /// Number of incrementals since the last full backup, or since the backing snapshot of a lazy volume,
+    /// including this one.
     pub incrementals: u64,
     /// Point in time of the backup.
     pub point_in_time: Timestamp,
@@ -30,6 +31,12 @@ impl Chain {
     /// Returns true if the backup is the backing snapshot of a lazy volume without a backup of its own.
     pub fn is_backing_snapshot(&self) -> bool {
         self.cloudsnap.volume != self.volume
+    }
+
+    /// Returns the [`incrementals`](Self::incrementals) of a backup based on this one. A full backup of a
+    /// lazy volume would fetch all of it, so its backing snapshot begins a new cycle.
+    pub fn next_incremental(&self) -> u64 {
+        if self.is_backing_snapshot() { 1 } else { self.incrementals + 1 }
     }
 
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {

@@ -53,7 +53,7 @@ pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_le
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};
 pub use keys::{DataKey, KdfParams, KeySlot};
 pub use listing::{ListedManifest, ManifestCache, ManifestFilter, MemoryCache, NoCache};
-pub use manifest::{BackupType, Delta, IndexRef, Manifest, SnapshotDescription};
+pub use manifest::{BackupType, Delta, IndexRef, MAX_CHAIN, Manifest, SnapshotDescription};
 pub use names::ManifestKey;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
 pub use reader::SnapshotReader;

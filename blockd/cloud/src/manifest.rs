@@ -19,7 +19,7 @@ const HEADER_LEN_BYTES: usize = 64;
 /// Maximum length of a manifest in bytes.
 pub(crate) const MAX_MANIFEST_LEN: u64 = 16 << 20;
 /// Maximum length of a chain.
-pub(crate) const MAX_CHAIN: usize = 4096;
+pub const MAX_CHAIN: usize = 4096;
 
 /// Type of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]

@@ -222,3 +222,23 @@ async fn kept_snapshot_is_the_frozen_point_of_its_backup() {
     }
     host.refused(ErrorCode::SnapshotNotFound, START_BACKUP, &backup_of_snapshot("none")).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backing_snapshot_of_a_lazy_volume_begins_a_cycle() {
+    let mut host = Host::new().await;
+    let (mut last, volume, model) = host.one_backup().await;
+    // The last of the cycle of seven.
+    for _ in 1..7 {
+        last = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    }
+    drop(volume);
+    host.restore_lazily(&last, "copy", false).await;
+    for _ in 1..7 {
+        let done = host.backup("copy", false).await;
+        assert_eq!(done.backup_type, Some(BackupType::Incremental));
+        last = done.cloud_snapshot_id.unwrap();
+    }
+    assert_eq!(host.backup("copy", false).await.backup_type, Some(BackupType::Full));
+    model.assert_is(&*host.restore(&last, "restored").await);
+    host.stop().await;
+}

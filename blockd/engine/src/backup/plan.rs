@@ -60,9 +60,7 @@ pub fn decide(chain: Option<&Chain>, force_full: bool, full_every: u32, frozen: 
     if force_full {
         return Decision::Full { why: "full backup requested" };
     }
-    // A full backup of a lazy volume would fetch all of it: its backing snapshot begins a new cycle.
-    let in_cycle = if base.is_backing_snapshot() { 0 } else { base.incrementals };
-    if in_cycle + 1 >= u64::from(full_every) {
+    if base.next_incremental() >= u64::from(full_every) {
         return Decision::Full { why: "full backup due in the cycle of full and incremental backups" };
     }
     if base.epoch >= frozen {

@@ -18,7 +18,7 @@ use crate::{
 };
 use blockd_catalog::{Chain, DbError, DbManifestCache, Proof, TaskRow};
 use blockd_cloud::{
-    CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository, new_delta_salt,
+    CloudError, CloudSnapshotId, MAX_CHAIN, Manifest, ManifestCache, ManifestKey, Repository, new_delta_salt,
 };
 use blockd_extent::{BlockSet, Epoch, SnapshotId};
 use blockd_volume::{Changes, Volume, VolumeErrorKind};
@@ -109,6 +109,9 @@ async fn make_plan(
     match decision {
         Decision::Full { why } => note = why,
         Decision::Incremental { base } => match base_manifest(repository, manifests, base.cloudsnap).await {
+            Ok(manifest) if manifest.chain.len() + 1 > MAX_CHAIN => {
+                note = "the chain of the last backup has its maximum length";
+            }
             Ok(manifest) => {
                 let (changed, since) = (Arc::clone(volume), base.epoch);
                 match blocking(move || changed.changes(Some(since), until)).await {

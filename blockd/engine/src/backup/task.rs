@@ -49,6 +49,7 @@ use blockd_cloud::{
 use blockd_extent::{BlockSource, SnapshotId, VolumeId};
 use blockd_volume::Volume;
 use jiff::Timestamp;
+use rusqlite::Transaction;
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
 
@@ -288,6 +289,22 @@ fn open_journal(path: &Path, binding: &JournalBinding) -> Result<FileJournal, Cl
     }
 }
 
+/// Returns the number of incrementals since the last full backup. The chain of the base is still stored,
+/// unless it was forgotten meanwhile.
+fn incrementals(
+    tx: &Transaction<'_>,
+    volume: VolumeId,
+    credential: Uuid,
+    manifest: &Manifest,
+) -> Result<u64, DbError> {
+    let of_base = match manifest.base {
+        Some(base) => Chain::find(tx, volume, credential)?.filter(|chain| chain.cloudsnap == base),
+        None => None,
+    };
+    // One delta for the full backup, and one for each incremental.
+    Ok(of_base.map_or(manifest.chain.len() as u64, |chain| chain.next_incremental()))
+}
+
 /// Records a committed backup. The store lists it, so it must not fail any more: this retries until the
 /// database has it, and the next start completes it if the daemon stops.
 ///
@@ -307,8 +324,7 @@ async fn commit(
         credential,
         epoch: snapshot.epoch,
         cloudsnap: id,
-        // One delta for the full backup, and one for each incremental.
-        incrementals: manifest.chain.len() as u64,
+        incrementals: 0,
         point_in_time: snapshot.created,
     };
     if in_doubt {
@@ -326,6 +342,8 @@ async fn commit(
         .until_stored("the committed backup", || {
             let (chain, manifest) = (chain.clone(), manifest.clone());
             work.tasks.finish(live, move |tx| {
+                let incrementals = incrementals(tx, chain.volume, credential, &manifest)?;
+                let chain = Chain { incrementals, ..chain };
                 match in_doubt {
                     false if is_existing => chain.put_unless_older(tx)?,
                     false => chain.put(tx)?,
