@@ -109,10 +109,9 @@ impl Chain {
         tx: &Transaction<'_>,
         credential: Uuid,
         cloudsnap: &CloudSnapshotId,
-    ) -> Result<(), DbError> {
+    ) -> Result<bool, DbError> {
         let sql = "DELETE FROM chains WHERE credential = ?1 AND cloudsnap = ?2";
-        tx.execute(sql, [credential.to_string(), cloudsnap.to_string()])?;
-        Ok(())
+        Ok(tx.execute(sql, [credential.to_string(), cloudsnap.to_string()])? > 0)
     }
 
     /// Removes the chains that end in this backup; returns true if there was one.

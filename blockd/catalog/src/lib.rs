@@ -30,7 +30,7 @@ pub use doubts::Doubt;
 pub use event_readers::EventReader;
 pub use events::{NewEvent, count_events_after, events_after, newest_events};
 pub use lazy::LazyRow;
-pub use manifest_cache::{CachedBefore, DbManifestCache, KnownContent};
+pub use manifest_cache::{DbManifestCache, KnownContent};
 pub use newest_backups::NewestBackup;
 pub use proofs::Proof;
 pub use repository_location::{Alias, Aliases};

@@ -1,6 +1,6 @@
 //! Manifest cache of a credential.
 
-use crate::{Db, DbError, json, number, parsed_if_there, to_json};
+use crate::{Db, DbError, json, number, parsed_if_there, rows, to_json};
 use blockd_cloud::{CloudSnapshotId, Delta, Manifest, ManifestCache, ManifestKey};
 use blockd_extent::SnapshotId;
 use blockd_store::ObjectInfo;
@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Transaction, params, types::Type};
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
 };
 use uuid::Uuid;
@@ -28,10 +28,6 @@ pub struct KnownContent {
     /// Last complete listing.
     pub listed_at: Option<Timestamp>,
 }
-
-/// Manifests that were cached before a listing.
-#[derive(Clone, Copy, Debug)]
-pub struct CachedBefore(i64);
 
 /// Manifest cache of one credential. A database error only causes more requests.
 #[derive(Debug, Clone)]
@@ -175,42 +171,22 @@ impl DbManifestCache {
         Ok(deltas)
     }
 
-    /// Returns the state of the cache before a complete listing, for [`Self::listed`].
+    /// Returns the keys of the cached manifests.
     ///
     /// # Errors
     /// The database fails.
-    pub fn before_listing(&self) -> Result<CachedBefore, DbError> {
-        self.db.transaction(|tx| {
-            Ok(CachedBefore(
-                tx.query_row("SELECT coalesce(max(rowid), 0) FROM catalog", [], |row| row.get(0))?,
-            ))
-        })
+    pub fn keys(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<String>, DbError> {
+        rows(tx, "SELECT key FROM catalog WHERE credential = ?1", [credential.to_string()], |row| row.get(0))
     }
 
-    /// Records a complete listing that found `keys`: manifests that were cached before it and are not in it
-    /// are removed, because the store no longer has them.
+    /// Records the time of a complete listing.
     ///
     /// # Errors
     /// The database fails.
-    pub fn listed(
-        &self,
-        keys: &BTreeSet<String>,
-        before: CachedBefore,
-        at: Timestamp,
-    ) -> Result<(), DbError> {
-        let credential = self.credential.to_string();
-        self.db.transaction(|tx| {
-            let mut statement =
-                tx.prepare("SELECT key FROM catalog WHERE credential = ?1 AND rowid <= ?2")?;
-            let cached: Vec<String> = statement
-                .query_map(params![credential, before.0], |row| row.get(0))?
-                .collect::<Result<_, _>>()?;
-            for key in cached.iter().filter(|key| !keys.contains(*key)) {
-                Self::remove(tx, self.credential, key)?;
-            }
-            tx.execute("UPDATE credentials SET listed = ?2 WHERE uuid = ?1", [credential, at.to_string()])?;
-            Ok(())
-        })
+    pub fn set_listed(tx: &Transaction<'_>, credential: Uuid, at: Timestamp) -> Result<(), DbError> {
+        let sql = "UPDATE credentials SET listed = ?2 WHERE uuid = ?1";
+        tx.execute(sql, [credential.to_string(), at.to_string()])?;
+        Ok(())
     }
 
     /// Returns the cached manifests of adjacent objects by key.
@@ -327,7 +303,6 @@ impl ManifestCache for DbManifestCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::CredentialRow;
     use blockd_cloud::{NoCache, OpenOptions, Repository};
     use blockd_testkit::cloud::put_many_snapshots;
     use blockd_testkit::store::MemoryStore;
@@ -393,38 +368,5 @@ mod tests {
         for (nth, (object, manifest)) in known.iter().enumerate() {
             assert_eq!(found.get(&object.key).map(Manifest::id), (nth != 1).then(|| manifest.id()));
         }
-    }
-
-    #[test]
-    fn listing_keeps_manifests_that_were_cached_during_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let db = Arc::new(Db::open(&dir.path().join("blockd.db")).unwrap());
-        let credential = Uuid::from_u128(7);
-        db.transaction(|tx| CredentialRow::sample(credential, "/backup", Uuid::from_u128(1)).insert(tx))
-            .unwrap();
-        let catalog = DbManifestCache::new(Arc::clone(&db), credential);
-        let put = |key: &str| {
-            db.transaction::<_, DbError>(|tx| {
-                tx.execute(
-                    "INSERT INTO catalog (credential, key, created_ns, deltas, manifest) VALUES (?1, ?2, 0, '{}', '')",
-                    [credential.to_string().as_str(), key],
-                )?;
-                Ok(())
-            })
-            .unwrap();
-        };
-        put("deleted");
-        put("listed");
-        let before = catalog.before_listing().unwrap();
-        put("new");
-        catalog.listed(&BTreeSet::from(["listed".to_owned()]), before, Timestamp::UNIX_EPOCH).unwrap();
-        let left: Vec<String> = db
-            .transaction::<_, DbError>(|tx| {
-                let mut statement = tx.prepare("SELECT key FROM catalog ORDER BY key")?;
-                let keys = statement.query_map([], |row| row.get(0))?;
-                Ok(keys.collect::<Result<_, _>>()?)
-            })
-            .unwrap();
-        assert_eq!(left, ["listed", "new"]);
     }
 }

@@ -3,6 +3,8 @@
 
 use super::*;
 use blockd_api::{cloudsnaps::VerifyDepth, schedules::CreateSchedule};
+use blockd_cloud::ManifestFilter;
+use std::collections::BTreeSet;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn locations_with_different_prefixes_are_distinct() {
@@ -148,6 +150,31 @@ async fn unmounted_location_is_an_error_until_it_is_back() {
     host.show_store(&away);
     assert_eq!(host.list().await.len(), 1);
     assert!(problems().await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_that_a_listing_omits_is_asked_for() {
+    let host = Host::new().await;
+    host.encrypted_backup().await;
+    let repositories = &host.engine().repositories;
+    let credential = repositories.credential_rows().await.unwrap()[0].uuid;
+    let (repository, _) = repositories.task_repository(credential).await.unwrap();
+    let known = async || repositories.known_before(credential, &ManifestFilter::default()).await.unwrap();
+    let forget = async |known| {
+        repositories.forget_deleted_backups(credential, &repository, known, &BTreeSet::new()).await.unwrap();
+    };
+    let last = async || host.inspect_volume("data").await.last_backups.pop();
+    // A listing that lags behind.
+    forget(known().await).await;
+    assert!(last().await.is_some());
+    fs::remove_file(host.manifest(&last().await.unwrap().cloud_snapshot_id)).unwrap();
+    // Cached during the listing.
+    let before = known().await;
+    let next = host.backup("data", false).await.cloud_snapshot_id;
+    forget(before).await;
+    assert_eq!(last().await.map(|backup| backup.cloud_snapshot_id), next);
+    forget(known().await).await;
+    assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Incremental));
 }
 
 #[tokio::test(flavor = "multi_thread")]

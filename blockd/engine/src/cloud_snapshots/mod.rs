@@ -7,7 +7,7 @@ pub mod space;
 
 use crate::{
     backup::task::trigger_of,
-    error::{ServiceError, blocking},
+    error::ServiceError,
     host::Host,
     repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS, preflight::in_reader_time},
     restore::lazy::{LazyVolumes, labels},
@@ -253,22 +253,21 @@ impl CloudSnapshots {
     ) -> Result<(), ServiceError> {
         let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
-        let (cached, listed_at) = (catalog.clone(), Timestamp::now());
-        let before = blocking(move || cached.before_listing()).await?;
-        let newest = self.repositories.newest_backups(credential.uuid, &scope.filter).await?;
+        let listed_at = Timestamp::now();
+        let known = self.repositories.known_before(credential.uuid, &scope.filter).await?;
         let listed = Box::pin(repository.list_manifests(&scope.filter, &catalog)).await?;
         // The mount point of an unmounted disk is an empty directory, in which no cloud snapshot is missing.
         if listed.is_empty() || self.repositories.is_location_in_doubt(credential.uuid) {
             self.repositories.prove_location(credential.uuid, &repository).await?;
         }
         self.lazy.end_relisted_backings(credential.uuid, &listed);
-        self.repositories.forget_deleted_backups(credential.uuid, &repository, &newest, &listed).await?;
-        if scope.whole_store {
-            let keys: BTreeSet<String> = listed.iter().map(|item| item.key.clone()).collect();
-            blocking(move || catalog.listed(&keys, before, listed_at)).await?;
-        }
-        let uuid = credential.uuid;
+        let keys = listed.iter().map(|item| item.key.clone()).collect();
+        self.repositories.forget_deleted_backups(credential.uuid, &repository, known, &keys).await?;
+        let (uuid, whole_store) = (credential.uuid, scope.whole_store);
         let known = self.db.run(move |tx| -> Result<_, DbError> {
+            if whole_store {
+                DbManifestCache::set_listed(tx, uuid, listed_at)?;
+            }
             Ok((Proof::of_repository(tx, uuid)?, RetentionOverride::all(tx)?))
         });
         let (proofs, marks) = known.await?;

@@ -148,14 +148,14 @@ impl Maintenance {
             protected.insert(task.cloudsnap.snapshot);
         }
         let cached = catalog.clone();
-        let known = move || Ok::<_, ServiceError>((cached.deltas()?, cached.before_listing()?));
-        let (deltas, before) = blocking(known).await?;
-        protected.extend(deltas);
+        protected.extend(blocking(move || Ok::<_, ServiceError>(cached.deltas()?)).await?);
+        let known = self.repositories.known_before(credential.uuid, &ManifestFilter::default()).await?;
         let listed_at = Timestamp::now();
         let options = GarbageOptions { now: now(), dry_run, protected };
         let report = Box::pin(collect_garbage(&repository, &options, &catalog)).await?;
-        let manifests = report.manifests.clone();
-        blocking(move || Ok::<_, ServiceError>(catalog.listed(&manifests, before, listed_at)?)).await?;
+        let uuid = credential.uuid;
+        self.repositories.forget_deleted_backups(uuid, &repository, known, &report.manifests).await?;
+        self.db.run(move |tx| DbManifestCache::set_listed(tx, uuid, listed_at)).await?;
         if report.objects_deleted > 0 {
             tracing::info!(
                 credential = %credential.name,

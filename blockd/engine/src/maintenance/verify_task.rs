@@ -64,13 +64,14 @@ pub(crate) async fn run(
         false => vec![row.cloudsnap],
         true => {
             let scope = ManifestFilter::default();
-            let newest = work.repositories.newest_backups(row.credential, &scope).await?;
+            let known = work.repositories.known_before(row.credential, &scope).await?;
             let listed = repository.list_manifests(&scope, &manifest_cache).await?;
             // Nothing is damaged in the empty mount point of an unmounted disk.
             if listed.is_empty() {
                 work.repositories.prove_location(row.credential, &repository).await?;
             }
-            work.repositories.forget_deleted_backups(row.credential, &repository, &newest, &listed).await?;
+            let keys = listed.iter().map(|item| item.key.clone()).collect();
+            work.repositories.forget_deleted_backups(row.credential, &repository, known, &keys).await?;
             listed.into_iter().filter_map(|listed| listed.id).collect()
         }
     };

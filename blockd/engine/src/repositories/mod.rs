@@ -1,6 +1,6 @@
 //! Credentials: probing of stores, storage of their secrets, and opening of repositories.
 
-mod deleted_backups;
+pub mod deleted_backups;
 pub mod external_secrets;
 mod health;
 pub mod key_slots;
