@@ -8,7 +8,8 @@ use crate::{
         traffic::Operation,
     },
     monitor::Monitor,
-    schedules::transactions::{self, Candidate},
+    schedules::selection::{self, Candidate},
+    schedules::transactions,
     volumes::registry::{EntryState, VolumeEntry},
 };
 use blockd_api::{
@@ -255,7 +256,7 @@ impl Monitor {
             "blockd_schedule_without_volume",
             "1 if the schedule selects no volume and thus protects nothing; 0 for a schedule of all volumes.",
             rows.schedules.iter().map(|schedule| {
-                let is_without = transactions::protects_nothing(&schedule.spec.selector, &volumes);
+                let is_without = selection::protects_nothing(&schedule.spec.selector, &volumes);
                 (vec![("schedule", schedule.uuid.to_string())], u64::from(is_without))
             }),
         );
@@ -266,7 +267,7 @@ impl Monitor {
         let mut wanted: BTreeMap<(String, String), Timestamp> = BTreeMap::new();
         for schedule in rows.schedules.iter().filter(|schedule| !schedule.paused) {
             let meant =
-                volumes.iter().filter(|volume| transactions::is_selected(&schedule.spec.selector, volume));
+                volumes.iter().filter(|volume| selection::is_selected(&schedule.spec.selector, volume));
             for volume in meant {
                 let created = self.registry.by_id(volume.id).map(|entry| entry.created);
                 let since = created.map_or(schedule.created, |created| created.max(schedule.created));

@@ -10,6 +10,7 @@ pub mod requests;
 pub mod retention_checks;
 mod run_events;
 pub mod runner;
+pub mod selection;
 #[cfg(test)]
 mod simulation;
 pub mod transactions;

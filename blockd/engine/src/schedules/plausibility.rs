@@ -2,7 +2,7 @@
 
 use crate::{
     error::ServiceError,
-    schedules::transactions::{self, Candidate},
+    schedules::selection::{self, Candidate},
 };
 use blockd_api::{
     ErrorCode,
@@ -58,7 +58,7 @@ pub(super) fn refuse_long_jitter(rules: &[Rule], jitter: Jitter, now: Timestamp)
 
 /// Returns warnings about a created or updated schedule.
 pub(super) fn warnings(selector: &Selector, volumes: &[Candidate]) -> Vec<String> {
-    if transactions::selects_any(selector, volumes) {
+    if selection::selects_any(selector, volumes) {
         return Vec::new();
     }
     let what = match (&selector.group, &selector.label) {

@@ -7,7 +7,8 @@ use crate::{
     schedules::{
         plausibility,
         policies::{check_rules, not_found},
-        transactions::{self, Candidate},
+        selection::{self, Candidate},
+        transactions,
         wake::Scheduler,
     },
     volumes::registry::{EntryState, Registry},
@@ -94,7 +95,7 @@ fn to_api(
         next_run_at: transactions::next_run(tx, row, now)?,
         last_run_at: RunRow::last_of(tx, row.uuid)?,
         overdue_at: transactions::overdue_since(tx, row, now)?,
-        without_volume: transactions::protects_nothing(&spec.selector, volumes),
+        without_volume: selection::protects_nothing(&spec.selector, volumes),
         warnings: Vec::new(),
         schedule: whens.join(", "),
     })
@@ -193,8 +194,7 @@ impl Schedules {
             let rows = ScheduleRow::all(tx)?.into_iter();
             let was_for = |row: &ScheduleRow| {
                 let selector = &row.spec.selector;
-                transactions::is_selected(selector, &gone)
-                    && transactions::protects_nothing(selector, &volumes)
+                selection::is_selected(selector, &gone) && selection::protects_nothing(selector, &volumes)
             };
             Ok(rows.filter(was_for).map(|row| row.summary()).collect::<Vec<_>>())
         });

@@ -4,7 +4,8 @@
 use crate::{
     schedules::{
         judgement,
-        transactions::{self, Batch, Candidate},
+        selection::Candidate,
+        transactions::{self, Batch},
     },
     volumes::registry::Tags,
 };

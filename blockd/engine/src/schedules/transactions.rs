@@ -3,15 +3,15 @@
 //! The cursor of a rule moves in the transaction that adds its runs, and a run gets its task in the one that
 //! stores the task. So a daemon that is killed between them finds the remaining work at its next start.
 
-use crate::{
-    schedules::{plausibility::shortest_s, run_events::add_run_event},
-    volumes::registry::Tags,
+use crate::schedules::{
+    plausibility::shortest_s,
+    run_events::add_run_event,
+    selection::{Candidate, is_selected},
 };
 use blockd_api::{
-    VolumeName,
     events::{EventKind, Severity},
     quiesce::QuiesceReport,
-    schedules::{Rule, RunState, Selector},
+    schedules::{Rule, RunState},
     tasks::{TaskKind, TaskStage},
 };
 use blockd_catalog::{DbError, NewEvent, RunRow, ScheduleRow, SnapshotRow, TaskRow};
@@ -27,37 +27,6 @@ pub const MAX_ENDED_RUNS: u32 = 10_000;
 
 /// Delay after which a run is overdue: the scheduler runs several times a minute.
 const OVERDUE_AFTER: SignedDuration = SignedDuration::from_mins(5);
-
-/// Volume that schedules may select.
-#[derive(Clone, Debug)]
-pub struct Candidate {
-    pub(crate) id: VolumeId,
-    pub(crate) name: VolumeName,
-    pub(crate) tags: Tags,
-}
-
-/// Returns true if the selector matches the volume.
-pub fn is_selected(selector: &Selector, volume: &Candidate) -> bool {
-    let named = match &selector.volume {
-        Some(blockd_api::VolumeRef::Id(id)) => *id == volume.id,
-        Some(blockd_api::VolumeRef::Name(name)) => *name == volume.name,
-        None => false,
-    };
-    named
-        || selector.all
-        || (selector.group.is_some() && selector.group == volume.tags.group)
-        || selector.label.as_ref().is_some_and(|label| volume.tags.labels.matches(label))
-}
-
-/// Returns true if the selector matches one of these volumes.
-pub fn selects_any(selector: &Selector, volumes: &[Candidate]) -> bool {
-    volumes.iter().any(|volume| is_selected(selector, volume))
-}
-
-/// Returns true if a schedule protects none of these volumes: one of all volumes waits for the first.
-pub fn protects_nothing(selector: &Selector, volumes: &[Candidate]) -> bool {
-    !selector.all && !selects_any(selector, volumes)
-}
 
 /// Cause of runs of a schedule.
 struct Cause<'a> {

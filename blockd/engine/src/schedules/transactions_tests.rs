@@ -1,10 +1,7 @@
 //! Tests of scheduler steps that the simulation does not reach.
 
 use crate::schedules::judgement;
-use crate::{
-    schedules::transactions::{self, Candidate},
-    volumes::registry::Tags,
-};
+use crate::{schedules::selection::Candidate, schedules::transactions, volumes::registry::Tags};
 use blockd_api::{
     schedules::{Priority, Rule, RunState, Selector},
     tasks::TaskOwner,

@@ -2,7 +2,7 @@
 
 use crate::{
     error::{ServiceError, blocking},
-    schedules::transactions::Candidate,
+    schedules::selection::Candidate,
     volumes::{
         Volumes,
         registry::{EntryState, VolumeEntry},
