@@ -9,6 +9,7 @@ mod migration;
 mod names;
 mod objects;
 mod output;
+mod restores;
 mod schemas;
 mod streams;
 mod support;

@@ -1,6 +1,6 @@
 //! `apply`, `diff` and `get` of objects: requests to the daemon and their order.
 
-use crate::support::{CLUSTER, Fake, Reply, cloudsnap, fail, list, ok, reply, snap, volume};
+use crate::support::{Fake, Reply, cloudsnap, fail, list, ok, reply, snap, volume};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -30,11 +30,6 @@ fn file(dir: &tempfile::TempDir, rules: &[(&str, &str)]) -> PathBuf {
     path
 }
 
-fn changes(fake: &Fake) -> Vec<String> {
-    let lines = fake.seen().into_iter().map(|seen| seen.line);
-    lines.filter(|line| !line.starts_with("GET ")).collect()
-}
-
 #[test]
 fn invalid_rule_target_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -47,13 +42,13 @@ fn invalid_rule_target_changes_nothing() {
             let fake = Fake::start(world(&rules, &[]));
             let ran = fake.run(&format!("{command} -f {}", path.display()));
             assert!(ran.status != 0 && ran.stderr.contains(words), "{command} {ran:?}");
-            assert_eq!(changes(&fake), Vec::<String>::new());
+            assert_eq!(fake.changes(), Vec::<String>::new());
         }
     }
     // Also not the rule itself.
     let fake = Fake::start(world(&[], &[]));
     let ran = fake.run(&format!("apply -f {}", file(&dir, &[("new", "gone")]).display()));
-    assert!(ran.status != 0 && changes(&fake).is_empty(), "{ran:?}");
+    assert!(ran.status != 0 && fake.changes().is_empty(), "{ran:?}");
 }
 
 #[test]
@@ -66,7 +61,7 @@ fn volumes_get_a_rule_before_others_lose_it() {
     let fake = Fake::start(script);
     let ran = fake.run(&format!("apply -f {}", path.display()));
     assert_ne!(ran.status, 0, "{ran:?}");
-    assert_eq!(changes(&fake), ["POST /v1/rules/pg/assign"], "a keeps its rule");
+    assert_eq!(fake.changes(), ["POST /v1/rules/pg/assign"], "a keeps its rule");
 
     // From one rule to another one of the same call: never without one.
     let path = file(&dir, &[("pg", ""), ("other", "a")]);
@@ -74,7 +69,7 @@ fn volumes_get_a_rule_before_others_lose_it() {
     script.push(("POST /v1/rules/other/assign", ok(rule("other", &["a"]))));
     let fake = Fake::start(script);
     let ran = fake.run(&format!("apply -f {}", path.display()));
-    assert_eq!((ran.status, changes(&fake)), (0, vec!["POST /v1/rules/other/assign".to_owned()]), "{ran:?}");
+    assert_eq!((ran.status, fake.changes()), (0, vec!["POST /v1/rules/other/assign".to_owned()]), "{ran:?}");
 }
 
 #[test]
@@ -217,7 +212,7 @@ fn schedule_is_deleted_with_its_backups_if_its_policy_says_so() {
             ("GET /v1/tasks", ok(list(json!([])))),
         ]);
         let ran = fake.run(line);
-        (ran, changes(&fake))
+        (ran, fake.changes())
     };
     let both = ["POST /v1/cloudsnaps/delete", "POST /v1/cloudsnaps/delete"];
     let all = [&[pause.as_str()][..], &both, &[delete.as_str()]].concat();
@@ -296,7 +291,7 @@ fn snapshots_of_other_volumes_stay() {
             script.push((route, ok(reply("GET /v1/snapshots")["items"][0].take())));
         }
         let fake = Fake::start(script);
-        (fake.run(line), changes(&fake))
+        (fake.run(line), fake.changes())
     };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("snapshot.yaml");
@@ -325,111 +320,4 @@ fn snapshots_of_other_volumes_stay() {
     assert_eq!(seen, ["DELETE /v1/snapshots/12"]);
     assert_eq!(run("delete VolumeSnapshot daily --volume c").0.status, 4);
     assert_eq!(run("delete Rule pg --volume a").0.status, 2);
-}
-
-const OTHER_CLUSTER: &str = "fe431d7d-0b42-4a4b-9496-f3e9050d0f68";
-
-/// Starts a daemon with these volumes and a backup `before` of volumes: cluster, id, name at its time and
-/// namespace.
-fn with_backup(volumes: &[(&str, &str)], backup: &[(&str, &str, &str, &str)]) -> Fake {
-    let volumes: Vec<Value> = volumes.iter().map(|(id, name)| volume(id, name)).collect();
-    let one = |(cluster, id, name, namespace): &(&str, &str, &str, &str)| {
-        let mut found = cloudsnap("59-61");
-        found["cloudSnapshotId"] = json!(format!("{cluster}/{id}-61"));
-        (found["volumeId"], found["volumeName"]) = (json!(id), json!(name));
-        (found["name"], found["labels"]) = (json!("before"), json!({ "namespace": namespace }));
-        found["backupLabels"] = json!({ "reclaim-policy": "Delete" });
-        found
-    };
-    let found: Vec<Value> = backup.iter().map(one).collect();
-    let total = found.len();
-    let listed =
-        json!({ "items": found, "next": null, "damaged": [], "failedCredentials": [], "total": total });
-    Fake::with_defaults(vec![
-        ("GET /v1/volumes", ok(list(json!(volumes)))),
-        ("GET /v1/tasks", ok(list(json!([])))),
-        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
-        ("GET /v1/cloudsnaps", ok(listed)),
-    ])
-}
-
-/// Applies a document and returns the cloud snapshots that are restored, and the volumes.
-fn restored(fake: &Fake, text: &str) -> Vec<(String, String)> {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("restore.yaml");
-    std::fs::write(&path, text).unwrap();
-    let ran = fake.run(&format!("apply -f {}", path.display()));
-    assert_eq!(ran.status, 0, "{ran:?}");
-    let seen = fake.seen().into_iter().filter(|seen| !seen.line.starts_with("GET "));
-    let one = |body: Value| {
-        let volume = if body["volume"].is_null() { &body["volumeName"] } else { &body["volume"] };
-        let text = |value: &Value| value.as_str().unwrap().to_owned();
-        (text(&body["cloudSnapshotId"]), text(volume))
-    };
-    seen.map(|seen| one(seen.body)).collect()
-}
-
-fn restore_document(spec: &str) -> String {
-    format!(
-        "apiVersion: blockd/v1\nkind: VolumeRestore\nmetadata: {{name: back}}\nspec: {{backupName: before, {spec}}}\n"
-    )
-}
-
-#[test]
-fn restore_finds_renamed_volumes_by_their_ids() {
-    let pair = |cluster: &str, id: &str, volume: &str| (format!("{cluster}/{id}-61"), volume.to_owned());
-    let own = [(CLUSTER, "1", "a", "shop"), (CLUSTER, "9", "gone", "shop")];
-    let volumes = [("1", "old"), ("2", "a"), ("3", "gone")];
-    let all = restore_document("namespaceMapping: {}, replacePolicy: Delete");
-    let found = restored(&with_backup(&volumes, &own), &all);
-    assert_eq!(found, [pair(CLUSTER, "1", "old"), pair(CLUSTER, "9", "gone")]);
-    let one = restore_document("sourceVolume: old, destinationVolume: new");
-    assert_eq!(restored(&with_backup(&volumes, &own), &one), [pair(CLUSTER, "1", "new")]);
-    // The ids of another host have no meaning here.
-    let other = [(OTHER_CLUSTER, "1", "a", "shop")];
-    let found = restored(&with_backup(&volumes, &other), &all);
-    assert_eq!(found, [pair(OTHER_CLUSTER, "1", "a")]);
-}
-
-#[test]
-fn replacing_restore_sets_its_label_with_the_start() {
-    let fake = with_backup(&[("1", "a")], &[(CLUSTER, "1", "a", "shop")]);
-    let found = restored(&fake, &restore_document("destinationVolume: a, replacePolicy: Delete"));
-    assert_eq!(changes(&fake), ["POST /v1/cloudsnaps/restore-in-place"], "{found:?}");
-    let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("POST ")).unwrap();
-    assert_eq!(sent.body["labels"], json!({ "restored-from": snap("1-61") }));
-}
-
-#[test]
-fn restore_of_velero_replaces_only_selected_volumes() {
-    let document = |spec: &str| {
-        format!(
-            "apiVersion: velero.io/v1\nkind: Restore\nmetadata: {{name: back}}\nspec: {{backupName: before, existingResourcePolicy: update, {spec}}}\n"
-        )
-    };
-    let fake =
-        || with_backup(&[("1", "va"), ("2", "vb")], &[(CLUSTER, "1", "va", "a"), (CLUSTER, "2", "vb", "b")]);
-    for spec in [
-        "includedNamespaces: [a]",
-        "excludedNamespaces: [b]",
-        "includedNamespaces: [a, b], excludedNamespaces: [b]",
-        "labelSelector: {matchLabels: {namespace: a}}",
-    ] {
-        let found = restored(&fake(), &document(spec));
-        assert_eq!(found, [(snap("1-61"), "va".to_owned())], "{spec}");
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("velero.yaml");
-    std::fs::write(&path, document("includedNamespaces: [c]")).unwrap();
-    let fake = fake();
-    let ran = fake.run(&format!("apply -f {}", path.display()));
-    assert!(ran.stderr.contains("VolumeBackup/before has no volume with the selected labels"), "{ran:?}");
-
-    // A deletion that a file limits in another way than here is refused.
-    let text = "apiVersion: velero.io/v1\nkind: Backup\nmetadata: {name: before}\nspec:\n  storageLocation: nas\n  excludedNamespaces: [a]\n";
-    std::fs::write(&path, text).unwrap();
-    let ran = fake.run(&format!("delete -f {}", path.display()));
-    let words = "line 6: spec.excludedNamespaces: not supported: the volumes that it excludes would be lost";
-    assert!(ran.status == 2 && ran.stderr.contains(words), "{ran:?}");
-    assert!(changes(&fake).is_empty(), "{:?}", changes(&fake));
 }

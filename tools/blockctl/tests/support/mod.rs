@@ -75,6 +75,12 @@ impl Fake {
         self.seen.lock().unwrap().clone()
     }
 
+    /// Returns the lines of the received requests that change something.
+    pub fn changes(&self) -> Vec<String> {
+        let lines = self.seen().into_iter().map(|seen| seen.line);
+        lines.filter(|line| !line.starts_with("GET ")).collect()
+    }
+
     /// Waits for the next request and returns its line.
     pub fn arrival(&self) -> String {
         self.arrivals.recv().unwrap()

@@ -46,6 +46,8 @@ struct Apply<'a> {
     args: &'a ApplyArgs,
     objects: &'a [Object],
     resources: ResourceSet,
+    /// Tasks and cloud snapshots are older than the other resources.
+    is_outdated: bool,
     record: Record,
 }
 
@@ -62,7 +64,8 @@ pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Exit {
         args.yes.confirm(context.output, &replaced.join("; "))?;
     }
     let record = Record::of(read.objects.iter().map(|one| (one.kind, one.name.to_string())));
-    let mut apply = Apply { context, args: &args, objects: &read.objects, resources, record };
+    let mut apply =
+        Apply { context, args: &args, objects: &read.objects, resources, is_outdated: false, record };
     let ended = apply.all().await;
     apply.record.finish(context, ended)
 }
@@ -74,8 +77,9 @@ impl Apply<'_> {
         for object in self.objects {
             self.record.begin();
             let mut planned = plan(object, &self.resources);
-            if let (Plan::Await(_, tasks), true, true) = (&planned, self.args.wait, is_real) {
-                for task in tasks {
+            if let (Plan::Await(_, tasks), true) = (&planned, is_real && (self.args.wait || self.is_outdated))
+            {
+                for task in tasks.iter().filter(|_| self.args.wait) {
                     follow(&context.client, *task, context.output).await?;
                 }
                 self.reload(true).await?;
@@ -100,6 +104,7 @@ impl Apply<'_> {
     }
 
     async fn reload(&mut self, is_stored: bool) -> Result<(), Failure> {
+        self.is_outdated = !is_stored;
         let loaded = (!is_stored).then(|| std::mem::take(&mut self.resources));
         self.resources = ResourceSet::reload(self.context, self.objects, loaded).await?;
         Ok(())

@@ -88,6 +88,17 @@ impl ResourceSet {
         self.tasks_named(name, location).filter(|task| !task.state.stage.is_over())
     }
 
+    /// Returns the running tasks of the backups of a restore source: of one volume, or of all.
+    pub fn awaited<'a>(
+        &'a self,
+        name: &'a ObjectName,
+        volume: Option<&'a VolumeName>,
+        location: Option<&'a CredentialName>,
+    ) -> impl Iterator<Item = &'a Task> {
+        let is_meant = move |task: &&Task| volume.is_none() || task.volume_name.as_ref() == volume;
+        self.under_way(name.as_str(), location).filter(is_meant)
+    }
+
     /// Returns the selected volumes.
     pub fn members<'a>(&'a self, backup: &'a Backup) -> impl Iterator<Item = &'a Volume> {
         self.volumes.iter().filter(move |volume| {
@@ -136,15 +147,16 @@ impl ResourceSet {
     /// Returns the cloud snapshots of a name for a restore: those of this host, or of another one.
     ///
     /// # Errors
-    /// There are none, or those of several hosts.
+    /// There are none, one that is needed is being made, or they are those of several hosts.
     fn restorable<'a>(
         &'a self,
         name: &'a ObjectName,
+        volume: Option<&'a VolumeName>,
         location: Option<&'a CredentialName>,
     ) -> Result<Vec<&'a Cloudsnap>, ApiError> {
         let mut found: Vec<&Cloudsnap> = self.backups_named(name.as_str(), location).collect();
-        let running = self.under_way(name.as_str(), location).next();
-        if found.is_empty() && running.is_none() {
+        let is_own = !found.is_empty() || self.under_way(name.as_str(), location).next().is_some();
+        if !is_own {
             let all = self.cloudsnaps.iter().flatten();
             found = all.filter(|one| is_named(one, name.as_str(), location)).collect();
         }
@@ -153,12 +165,12 @@ impl ResourceSet {
         found.dedup_by_key(|one| one.cloud_snapshot_id);
         let clusters: Vec<Uuid> = found.iter().map(|one| one.cloud_snapshot_id.cluster).collect();
         let place = location.map(|location| format!(" in BackupLocation/{location}")).unwrap_or_default();
-        if running.is_some() {
+        if self.awaited(name, volume, location).next().is_some() {
             let message =
                 format!("VolumeBackup/{name} is not done yet: apply this again when it is, or with --wait");
             return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
         }
-        if found.is_empty() {
+        if found.is_empty() && !is_own {
             let message = format!("there is no VolumeBackup/{name}{place}");
             return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
         }
@@ -186,7 +198,7 @@ impl ResourceSet {
             Some(RestoreSource::Backup(name, volume)) => (name, volume),
             None => return Err(ApiError::new(ErrorCode::InvalidRequest, "the restore names no backup")),
         };
-        let mut found = self.restorable(name, restore.location.as_ref())?;
+        let mut found = self.restorable(name, volume, restore.location.as_ref())?;
         found.retain(|one| volume.is_none_or(|volume| self.present_name(one) == volume.as_str()));
         match found.as_slice() {
             [one] => Ok(one.cloud_snapshot_id),
@@ -204,7 +216,7 @@ impl ResourceSet {
     /// There is no such backup, none of its volumes is selected, or their names are ambiguous.
     pub fn restore_targets(&self, restore: &Restore) -> Result<Vec<RestoreTarget>, ApiError> {
         let Some(RestoreSource::Backup(name, _)) = restore.source() else { return Ok(Vec::new()) };
-        let found = self.restorable(name, restore.location.as_ref())?;
+        let found = self.restorable(name, None, restore.location.as_ref())?;
         let mut targets: Vec<RestoreTarget> = Vec::new();
         for one in found.iter().filter(|one| restore.selects(&one.labels)) {
             let (volume, labels) = restore.destination(self.present_name(one), &one.labels);

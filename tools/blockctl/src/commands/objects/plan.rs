@@ -308,8 +308,7 @@ fn plan_source(object: &Object, restore: &Restore, is_found: bool, resources: &R
     if let Some(error) = resources.unlisted(&object.to_string(), restore.location.as_ref()) {
         return Plan::Refused(Vec::new(), error);
     }
-    let is_meant = |task: &&Task| volume.is_none() || task.volume_name.as_ref() == volume;
-    let running = resources.under_way(name.as_str(), restore.location.as_ref()).filter(is_meant);
+    let running = resources.awaited(name, volume, restore.location.as_ref());
     let tasks: Vec<Uuid> = running.map(|task| task.task_id).collect();
     match !is_found && !tasks.is_empty() {
         true => Plan::Await(format!("VolumeBackup/{name}"), tasks),

@@ -60,14 +60,18 @@ impl ResourceSet {
         Ok(resources)
     }
 
-    /// Loads the resources that objects need again. Cloud snapshots that are loaded are not listed again.
+    /// Loads the resources that objects need again. Cloud snapshots that are loaded are not listed again, and
+    /// neither are tasks: with newer tasks, a backup that ended in between would have neither a running task
+    /// nor a cloud snapshot.
     pub async fn reload(
         context: &Context<'_>,
         objects: &[Object],
         loaded: Option<Self>,
     ) -> Result<Self, Failure> {
-        let Self { own, cloudsnaps, unlisted, .. } = loaded.unwrap_or_default();
-        let mut resources = Self { own, cloudsnaps, unlisted, ..Self::load(context).await? };
+        let mut resources = Self::load(context).await?;
+        if let Some(Self { own, cloudsnaps, unlisted, tasks, .. }) = loaded {
+            resources = Self { own, cloudsnaps, unlisted, tasks, ..resources };
+        }
         resources.load_needed(context, objects).await?;
         Ok(resources)
     }

@@ -1,0 +1,182 @@
+//! Restores of objects: their sources, their volumes and their names.
+
+use crate::support::{CLUSTER, Fake, cloudsnap, list, ok, reply, snap, task, volume};
+use serde_json::{Value, json};
+
+const OTHER_CLUSTER: &str = "fe431d7d-0b42-4a4b-9496-f3e9050d0f68";
+
+/// Starts a daemon with these volumes and a backup `before` of volumes: cluster, id, name at its time and
+/// namespace.
+fn with_backup(volumes: &[(&str, &str)], backup: &[(&str, &str, &str, &str)]) -> Fake {
+    let volumes: Vec<Value> = volumes.iter().map(|(id, name)| volume(id, name)).collect();
+    let one = |(cluster, id, name, namespace): &(&str, &str, &str, &str)| {
+        let mut found = cloudsnap("59-61");
+        found["cloudSnapshotId"] = json!(format!("{cluster}/{id}-61"));
+        (found["volumeId"], found["volumeName"]) = (json!(id), json!(name));
+        (found["name"], found["labels"]) = (json!("before"), json!({ "namespace": namespace }));
+        found["backupLabels"] = json!({ "reclaim-policy": "Delete" });
+        found
+    };
+    let found: Vec<Value> = backup.iter().map(one).collect();
+    let total = found.len();
+    let listed =
+        json!({ "items": found, "next": null, "damaged": [], "failedCredentials": [], "total": total });
+    Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!(volumes)))),
+        ("GET /v1/tasks", ok(list(json!([])))),
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ("GET /v1/cloudsnaps", ok(listed)),
+    ])
+}
+
+/// Applies a document and returns the cloud snapshots that are restored, and the volumes.
+fn restored(fake: &Fake, text: &str) -> Vec<(String, String)> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    std::fs::write(&path, text).unwrap();
+    let ran = fake.run(&format!("apply -f {}", path.display()));
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let seen = fake.seen().into_iter().filter(|seen| !seen.line.starts_with("GET "));
+    let one = |body: Value| {
+        let volume = if body["volume"].is_null() { &body["volumeName"] } else { &body["volume"] };
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        (text(&body["cloudSnapshotId"]), text(volume))
+    };
+    seen.map(|seen| one(seen.body)).collect()
+}
+
+fn restore_document(spec: &str) -> String {
+    format!(
+        "apiVersion: blockd/v1\nkind: VolumeRestore\nmetadata: {{name: back}}\nspec: {{backupName: before, {spec}}}\n"
+    )
+}
+
+#[test]
+fn restore_finds_renamed_volumes_by_their_ids() {
+    let pair = |cluster: &str, id: &str, volume: &str| (format!("{cluster}/{id}-61"), volume.to_owned());
+    let own = [(CLUSTER, "1", "a", "shop"), (CLUSTER, "9", "gone", "shop")];
+    let volumes = [("1", "old"), ("2", "a"), ("3", "gone")];
+    let all = restore_document("namespaceMapping: {}, replacePolicy: Delete");
+    let found = restored(&with_backup(&volumes, &own), &all);
+    assert_eq!(found, [pair(CLUSTER, "1", "old"), pair(CLUSTER, "9", "gone")]);
+    let one = restore_document("sourceVolume: old, destinationVolume: new");
+    assert_eq!(restored(&with_backup(&volumes, &own), &one), [pair(CLUSTER, "1", "new")]);
+    // The ids of another host have no meaning here.
+    let other = [(OTHER_CLUSTER, "1", "a", "shop")];
+    let found = restored(&with_backup(&volumes, &other), &all);
+    assert_eq!(found, [pair(OTHER_CLUSTER, "1", "a")]);
+}
+
+#[test]
+fn replacing_restore_sets_its_label_with_the_start() {
+    let fake = with_backup(&[("1", "a")], &[(CLUSTER, "1", "a", "shop")]);
+    let found = restored(&fake, &restore_document("destinationVolume: a, replacePolicy: Delete"));
+    assert_eq!(fake.changes(), ["POST /v1/cloudsnaps/restore-in-place"], "{found:?}");
+    let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("POST ")).unwrap();
+    assert_eq!(sent.body["labels"], json!({ "restored-from": snap("1-61") }));
+}
+
+#[test]
+fn restore_of_velero_replaces_only_selected_volumes() {
+    let document = |spec: &str| {
+        format!(
+            "apiVersion: velero.io/v1\nkind: Restore\nmetadata: {{name: back}}\nspec: {{backupName: before, existingResourcePolicy: update, {spec}}}\n"
+        )
+    };
+    let fake =
+        || with_backup(&[("1", "va"), ("2", "vb")], &[(CLUSTER, "1", "va", "a"), (CLUSTER, "2", "vb", "b")]);
+    for spec in [
+        "includedNamespaces: [a]",
+        "excludedNamespaces: [b]",
+        "includedNamespaces: [a, b], excludedNamespaces: [b]",
+        "labelSelector: {matchLabels: {namespace: a}}",
+    ] {
+        let found = restored(&fake(), &document(spec));
+        assert_eq!(found, [(snap("1-61"), "va".to_owned())], "{spec}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("velero.yaml");
+    std::fs::write(&path, document("includedNamespaces: [c]")).unwrap();
+    let fake = fake();
+    let ran = fake.run(&format!("apply -f {}", path.display()));
+    assert!(ran.stderr.contains("VolumeBackup/before has no volume with the selected labels"), "{ran:?}");
+
+    // A deletion that a file limits in another way than here is refused.
+    let text = "apiVersion: velero.io/v1\nkind: Backup\nmetadata: {name: before}\nspec:\n  storageLocation: nas\n  excludedNamespaces: [a]\n";
+    std::fs::write(&path, text).unwrap();
+    let ran = fake.run(&format!("delete -f {}", path.display()));
+    let words = "line 6: spec.excludedNamespaces: not supported: the volumes that it excludes would be lost";
+    assert!(ran.status == 2 && ran.stderr.contains(words), "{ran:?}");
+    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+}
+
+/// Returns a list of the backup `before` of volume `a`, or of none.
+fn listed(is_stored: bool) -> Value {
+    let mut found = cloudsnap("59-61");
+    (found["name"], found["volumeName"]) = (json!("before"), json!("a"));
+    let found = if is_stored { vec![found] } else { Vec::new() };
+    let total = found.len();
+    json!({ "items": found, "next": null, "damaged": [], "failedCredentials": [], "total": total })
+}
+
+/// Returns the task of the backup `before` of a volume.
+fn backup_task(state: &str, volume: &str) -> Value {
+    let mut made = task(state, 1);
+    (made["name"], made["volumeName"]) = (json!("before"), json!(volume));
+    made["cloudSnapshotId"] = json!(null);
+    made
+}
+
+#[test]
+fn backup_that_ends_during_the_lookup_is_awaited() {
+    let (running, ended) = (backup_task("Backup-Active", "a"), backup_task("Backup-Done", "a"));
+    let object = |kind: &str, spec: &str| {
+        format!("apiVersion: blockd/v1\nkind: {kind}\nmetadata: {{name: before}}\nspec: {spec}\n---\n")
+    };
+    let volume_of = "{spec: {backupLocation: nas, volume: a}}";
+    let text = object("VolumeBackup", "{backupLocation: nas, volume: a}")
+        + &object("VolumeBackupSchedule", &format!("{{schedulePolicyName: gold, template: {volume_of}}}"))
+        + &restore_document("backupLocation: nas");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("both.yaml");
+    std::fs::write(&path, text).unwrap();
+    // Tasks after the start of the backup, cloud snapshots, and tasks after the creation of the schedule.
+    for (tasks, is_stored, last, status) in [
+        (&ended, true, &ended, 0),
+        (&running, true, &ended, 0),
+        (&running, false, &ended, 0),
+        (&running, false, &running, 6),
+    ] {
+        for wait in ["", " --wait"] {
+            let fake = Fake::with_defaults(vec![
+                ("GET /v1/volumes", ok(list(json!([volume("59", "a")])))),
+                ("GET /v1/schedules", ok(list(json!([])))),
+                ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+                ("GET /v1/tasks", ok(list(json!([])))),
+                ("GET /v1/tasks", ok(list(json!([tasks])))),
+                ("GET /v1/tasks", ok(list(json!([last])))),
+                ("GET /v1/tasks", ok(list(json!([if wait.is_empty() { last } else { &ended }])))),
+                ("GET /v1/cloudsnaps", ok(listed(false))),
+                ("GET /v1/cloudsnaps", ok(listed(is_stored))),
+                ("GET /v1/cloudsnaps", ok(listed(true))),
+            ]);
+            let ran = fake.run(&format!("apply{wait} -f {}", path.display()));
+            let status = if wait.is_empty() { status } else { 0 };
+            let end = if status == 0 { "started" } else { "waiting" };
+            let line = format!("VolumeRestore/back {end}");
+            assert!(ran.status == status && ran.stdout.contains(&line), "{is_stored}{wait}: {ran:?}");
+        }
+    }
+}
+
+#[test]
+fn restore_of_one_volume_awaits_no_other() {
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!([volume("59", "a"), volume("60", "b")])))),
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ("GET /v1/tasks", ok(list(json!([backup_task("Backup-Active", "b")])))),
+        ("GET /v1/cloudsnaps", ok(listed(true))),
+    ]);
+    let found = restored(&fake, &restore_document("sourceVolume: a"));
+    assert_eq!(found, [(snap("59-61"), "back".to_owned())]);
+}
