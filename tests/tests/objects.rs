@@ -186,8 +186,8 @@ fn deleted_file_keeps_volumes() {
     assert_eq!(
         results(&ctl.json(&["delete", "-f", file])),
         [
-            "VolumeClone/pgdata-test kept as a volume",
-            "VolumeRestore/pgdata-restored kept as a volume",
+            "VolumeClone/pgdata-test kept on this host",
+            "VolumeRestore/pgdata-restored kept on this host",
             "VolumeBackupSchedule/shop deleted",
             "VolumeBackupSchedule/pgdata-nights deleted",
             "VolumeBackup/before-upgrade not there",

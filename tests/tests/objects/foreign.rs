@@ -67,6 +67,8 @@ fn namespace_is_backed_up_restored_and_cloned() {
     b.json(&["apply", "--wait", "-f", &restore("namespaceMapping: {mysql-app: dev}")]);
     assert_eq!(volume_names(&b), ["data", "data-dev", "log", "log-dev"]);
     assert_eq!(b.json(&["volume", "inspect", "data-dev"])["labels"]["namespace"], "dev");
+    let found = b.json(&["get", "applicationrestore", "restore"]);
+    assert_eq!(found["spec"]["destinationVolume"], serde_json::json!(["data", "data-dev", "log", "log-dev"]));
     let again = restore("namespaceMapping: {mysql-app: dev}, replacePolicy: Delete");
     assert_eq!(results(&b.json(&["apply", "-f", &again])), ["VolumeRestore/restore unchanged"]);
 
@@ -82,6 +84,12 @@ fn namespace_is_backed_up_restored_and_cloned() {
     assert_eq!(results(&a.json(&["apply", "-f", &clone])), ["VolumeClone/clone-mysql created"]);
     assert_eq!(results(&a.json(&["apply", "-f", &clone])), ["VolumeClone/clone-mysql unchanged"]);
     assert_eq!(volume_names(&a), ["data", "data-clone-mysql", "log", "log-clone-mysql"]);
+    let kept = a.run(&["delete", "-f", &clone]).stdout;
+    assert_eq!(kept, "VolumeClone/clone-mysql kept on this host: data-clone-mysql, log-clone-mysql\n");
+    for volume in ["data-clone-mysql", "log-clone-mysql"] {
+        a.json(&["volume", "delete", volume]);
+    }
+    assert_eq!(results(&a.json(&["delete", "-f", &clone])), ["VolumeClone/clone-mysql not there"]);
 
     // The description has the events.
     let described = a.json(&["describe", "applicationbackup", "backup"]);

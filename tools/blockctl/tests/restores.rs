@@ -73,7 +73,7 @@ fn replacing_restore_sets_its_label_with_the_start() {
     let found = restored(&fake, &restore_document("destinationVolume: a, replacePolicy: Delete"));
     assert_eq!(fake.changes(), ["POST /v1/cloudsnaps/restore-in-place"], "{found:?}");
     let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("POST ")).unwrap();
-    assert_eq!(sent.body["labels"], json!({ "restored-from": snap("1-61") }));
+    assert_eq!(sent.body["labels"], json!({ "restored-by": "back", "restored-from": snap("1-61") }));
 }
 
 #[test]
@@ -179,4 +179,101 @@ fn restore_of_one_volume_awaits_no_other() {
     ]);
     let found = restored(&fake, &restore_document("sourceVolume: a"));
     assert_eq!(found, [(snap("59-61"), "back".to_owned())]);
+}
+
+/// Returns a volume with labels.
+fn labelled(id: &str, name: &str, labels: &Value) -> Value {
+    let mut found = volume(id, name);
+    found["labels"] = labels.clone();
+    found
+}
+
+#[test]
+fn restores_and_clones_have_their_own_names() {
+    let restored = |id: &str| json!({ "restored-by": "back", "restored-from": snap(&format!("{id}-61")) });
+    let cloned = |of: &str| json!({ "cloned-by": "copy", "cloned-from": format!("{of}@clone-1") });
+    let mut of_deleted = task("Restore-Done", 1);
+    (of_deleted["volumeId"], of_deleted["volumeName"]) = (json!("99"), json!("gone"));
+    let mut by_command = of_deleted.clone();
+    (by_command["volumeId"], by_command["volumeName"]) = (json!("5"), json!("old-name"));
+    let fake = Fake::with_defaults(vec![
+        (
+            "GET /v1/volumes",
+            ok(list(json!([
+                labelled("1", "a", &restored("11")),
+                labelled("2", "b", &restored("12")),
+                labelled("3", "a-copy", &cloned("a")),
+                labelled("4", "b-copy", &cloned("b")),
+                volume("5", "plain"),
+                volume("6", "gone"),
+            ]))),
+        ),
+        ("GET /v1/tasks", ok(list(json!([of_deleted, by_command])))),
+    ]);
+    let names = fake.run("get vr,vc -o name").stdout;
+    assert_eq!(names, "VolumeRestore/back\nVolumeRestore/plain\nVolumeClone/copy\n");
+    let found = fake.run("-j get applicationrestore back").json();
+    assert_eq!(found["spec"]["destinationVolume"], json!(["a", "b"]), "{found:#}");
+    assert_eq!(found["spec"]["cloudSnapshotId"], json!([snap("11-61"), snap("12-61")]));
+    assert_eq!(
+        (&found["status"]["doneCount"], &found["status"]["status"]),
+        (&json!(2), &json!("Successful"))
+    );
+    let found = fake.run("-j describe applicationclone copy").json();
+    assert_eq!(found["items"][0]["status"]["volumes"][1]["origin"], "b@clone-1", "{found:#}");
+    let wide = fake.run("get vc -o wide").stdout;
+    assert!(wide.contains("a@clone-1,b@clone-1") && wide.contains("a-copy,b-copy"), "{wide}");
+    // Documents with several volumes are for reading.
+    let yaml = fake.run("get vr,vc -o yaml");
+    assert!(yaml.stdout.contains("name: plain") && !yaml.stdout.contains("name: back"), "{yaml:?}");
+    assert!(yaml.stderr.contains("VolumeClone/copy has several volumes"), "{yaml:?}");
+
+    let kept = fake.run("delete vc copy").stdout;
+    assert_eq!(kept, "VolumeClone/copy kept on this host: a-copy, b-copy\n");
+    let kept = fake.run("-j delete vr back").json();
+    assert_eq!(kept["items"][0]["volumes"], json!(["a", "b"]), "{kept:#}");
+    assert_eq!(fake.run("delete vr gone").status, 4);
+}
+
+#[test]
+fn restored_volumes_get_labels_of_their_object() {
+    let listed = |labels: Value| {
+        let mut found = cloudsnap("59-61");
+        (found["name"], found["labels"]) = (json!("before"), labels);
+        json!({ "items": [found], "next": null, "damaged": [], "failedCredentials": [], "total": 1 })
+    };
+    // The backup was made of a volume that was restored and cloned itself.
+    let labels = json!({ "app": "db", "restored-by": "x", "restored-from": "y", "cloned-by": "x", "cloned-from": "a@b" });
+    for (spec, route) in [
+        ("destinationVolume: new", "POST /v1/cloudsnaps/restore"),
+        ("destinationVolume: new, lazy: true", "POST /v1/cloudsnaps/restore-lazy"),
+        ("namespaceMapping: {}", "POST /v1/cloudsnaps/restore"),
+    ] {
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/volumes", ok(list(json!([])))),
+            ("GET /v1/tasks", ok(list(json!([])))),
+            ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+            ("GET /v1/cloudsnaps", ok(listed(labels.clone()))),
+        ]);
+        restored(&fake, &restore_document(spec));
+        let sent = fake.seen().into_iter().find(|seen| seen.line == route).unwrap();
+        let wanted = json!({ "app": "db", "restored-by": "back", "restored-from": snap("59-61") });
+        assert_eq!(sent.body["labels"], wanted, "{spec}");
+    }
+}
+
+#[test]
+fn replacing_restore_of_a_forgotten_task_is_not_repeated() {
+    let origin = json!({ "restored-by": "back", "restored-from": snap("1-61") });
+    let mut found = cloudsnap("1-61");
+    (found["name"], found["volumeId"], found["volumeName"]) = (json!("before"), json!("1"), json!("a"));
+    let listed =
+        json!({ "items": [found], "next": null, "damaged": [], "failedCredentials": [], "total": 1 });
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!([labelled("7", "back", &origin)])))),
+        ("GET /v1/tasks", ok(list(json!([])))),
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ("GET /v1/cloudsnaps", ok(listed)),
+    ]);
+    assert_eq!(restored(&fake, &restore_document("replacePolicy: Delete")), []);
 }

@@ -12,7 +12,7 @@ blockctl -j apply -f rule.yaml
 blockctl -j delete --dry-run -f rule.yaml
 blockctl -j get VolumeSnapshot
 blockctl -j get all
-blockctl -j describe VolumeRestore vol
+blockctl -j describe VolumeRestore db
 blockctl -j support-bundle --output - --log-lines 0
 blockctl -j support-bundle --output bundle --log-lines 5
 ";

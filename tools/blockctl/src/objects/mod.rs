@@ -104,11 +104,11 @@ kinds! {
     VolumeBackupSchedule: "spec", ScheduleNotFound, "applicationbackupschedule volumesnapshotschedule schedule",
         ["OF=status.selected LOCATION=spec.template.spec.backupLocation NEXT-RUN=status.nextRunAt STATUS=status.state",
         "+SCHEDULE=status.schedule +LAST-RUN=status.lastRunAt +KEPT=status.kept"];
-    /// Volume restored from a backup, made once.
-    VolumeRestore: "spec", VolumeNotFound, "applicationrestore restore", [OF_TASKS, "+CLOUD-SNAP-ID=status.cloudSnapshotId"];
-    /// Volume cloned from a snapshot, made once.
+    /// Volumes restored from a backup, made once.
+    VolumeRestore: "spec", VolumeNotFound, "applicationrestore restore", [OF_TASKS, "+INTO=spec.destinationVolume +CLOUD-SNAP-ID=status.volumes.cloudSnapshotId"];
+    /// Volumes cloned from snapshots, made once.
     VolumeClone: "spec", VolumeNotFound, "applicationclone",
-        ["OF=status.origin CREATED=status.createdAt STATUS=status.state", ""];
+        ["OF=status.volumes.origin CREATED=status.createdAt STATUS=status.volumes.state", "+INTO=spec.destinationVolume"];
 }
 
 impl Kind {

@@ -1,4 +1,5 @@
-//! New volumes, each created once: restores of backups, and clones with a label of their origin.
+//! New volumes, each created once: restores of backups, and clones. Labels of the volumes name the object
+//! that made them, and their origin.
 
 use super::{
     document::{FieldError, Spec},
@@ -15,8 +16,12 @@ use uuid::Uuid;
 
 /// Label of a cloned volume: `SOURCE@SNAPSHOT`.
 pub const CLONED_FROM: &str = "cloned-from";
-/// Label of a volume that a restore replaced: the cloud snapshot.
+/// Label of a cloned volume: the object.
+pub const CLONED_BY: &str = "cloned-by";
+/// Label of a restored volume: the cloud snapshot.
 pub const RESTORED_FROM: &str = "restored-from";
+/// Label of a restored volume: the object.
+pub const RESTORED_BY: &str = "restored-by";
 /// Prefix of snapshots that are taken for a clone.
 const SNAPSHOT_PREFIX: &str = "clone-";
 
@@ -96,22 +101,30 @@ impl Restore {
         is_selected && !namespace.is_some_and(|namespace| self.excluded_namespaces.contains(namespace))
     }
 
-    /// Returns the new volume of a volume with these labels, and its labels if they are others.
-    pub fn destination(&self, volume: &str, labels: &Labels) -> (String, Option<Labels>) {
+    /// Returns the new volume of a volume with these labels, and its labels.
+    pub fn destination(&self, volume: &str, labels: &Labels) -> (String, Labels) {
         let namespace = labels.as_map().get(NAMESPACE);
         let mapping = self.namespace_mapping.as_ref();
         let mapped =
             namespace.and_then(|namespace| mapping?.get(namespace)).filter(|to| Some(*to) != namespace);
-        let Some(to) = mapped else { return (volume.to_owned(), None) };
-        (format!("{volume}-{to}"), with_label(labels, NAMESPACE, to))
+        let Some(to) = mapped else { return (volume.to_owned(), labels.clone()) };
+        (format!("{volume}-{to}"), with_labels(labels, [(NAMESPACE, to.clone())]))
     }
 }
 
-/// Returns labels with another one; `None` if there are too many.
-fn with_label(labels: &Labels, key: &str, value: &str) -> Option<Labels> {
+/// Returns labels with others; without them if they are too many.
+pub fn with_labels<const N: usize>(labels: &Labels, more: [(&str, String); N]) -> Labels {
     let mut map = labels.as_map().clone();
-    map.insert(key.to_owned(), value.to_owned());
-    Labels::try_from(map).ok()
+    map.extend(more.map(|(key, value)| (key.to_owned(), value)));
+    Labels::try_from(map).unwrap_or_else(|_| labels.clone())
+}
+
+/// Returns the labels that a restored volume takes from its backup: those of another origin are left out.
+pub fn inherited(labels: &Labels) -> Labels {
+    let is_own = |key: &String| [CLONED_FROM, CLONED_BY, RESTORED_FROM, RESTORED_BY].contains(&key.as_str());
+    let map = labels.as_map().iter().filter(|(key, _)| !is_own(key));
+    let map = map.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeMap<_, _>>();
+    Labels::try_from(map).unwrap_or_default()
 }
 
 impl Spec for Restore {

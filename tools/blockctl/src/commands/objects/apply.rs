@@ -242,7 +242,7 @@ impl Apply<'_> {
             (Body::Restore(restore), _) => {
                 return start_restore(self.context, object, restore, resources).await;
             }
-            (Body::Clone(clone), _) => clone_volumes(self.context, clone, resources).await?,
+            (Body::Clone(clone), _) => clone_volumes(self.context, object, clone, resources).await?,
         }
         Ok(Vec::new())
     }

@@ -57,8 +57,8 @@ Backups stay in the store unless the object has `reclaimPolicy: Delete`, in the 
 applied: then those of a backup or a schedule are deleted with it. A backup that is named here is \
 deleted. If several have the name, `--location` and `--volume` or an id select one; an id \
 also selects those of other hosts. Of snapshots of one name, a file selects those of its volumes, and \
-`--volume` selects one. Volumes made by restores and clones stay: see `blockctl volume \
-delete`. An assigned rule is deleted only by an object that names all its volumes and groups.
+`--volume` selects one. Volumes made by restores and clones are listed and stay: see `blockctl \
+volume delete`. An assigned rule is deleted only by an object that names all its volumes and groups.
 
 Examples:
   blockctl delete -f backups.yaml

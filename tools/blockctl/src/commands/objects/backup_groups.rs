@@ -3,18 +3,17 @@
 use super::{
     found::{Found, one_or_all},
     resources::{ResourceSet, backup_name},
-    status::{BackupSpec, Condition, RestoreSpec, TransferMember, TransferStatus},
+    status::{BackupSpec, TransferStatus},
+    transfers::Transfer,
 };
 use crate::{
     objects::{Kind, NAMESPACE, ReclaimPolicy},
     table::short_uuid,
 };
 use blockd_api::{
-    VolumeName,
-    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapStatus},
+    cloudsnaps::{CloudSnapshotId, Cloudsnap},
     tasks::{Task, TaskKind, TaskStage},
 };
-use jiff::Timestamp;
 use serde_json::json;
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -22,7 +21,7 @@ use uuid::Uuid;
 /// Digits of the number of a snapshot in tables.
 const SHORT: usize = 8;
 
-/// Backups of a name, a location and a host, or the restore of a volume.
+/// Backups of a name, a location and a host.
 #[derive(Debug)]
 pub struct BackupGroup<'a> {
     name: String,
@@ -59,12 +58,6 @@ impl<'a> BackupGroup<'a> {
         groups
     }
 
-    /// Returns the restore of a volume.
-    pub fn of_restore(volume: &VolumeName, task: &'a Task) -> Self {
-        let location = task.credential_name.as_ref().map_or("-", |name| name.as_str());
-        Self { name: volume.to_string(), location, cluster: None, stored: Vec::new(), tasks: vec![task] }
-    }
-
     fn entry<'b>(
         groups: &'b mut Vec<Self>,
         name: String,
@@ -92,29 +85,6 @@ impl<'a> BackupGroup<'a> {
         }
     }
 
-    fn stage(&self) -> (&'static str, &'static str) {
-        let running = self.tasks.iter().find(|task| !task.state.stage.is_over());
-        if let Some(task) = running.or(self.tasks.first()) {
-            return stage_of(task);
-        }
-        let is_damaged = self.stored.iter().any(|one| one.status == CloudsnapStatus::Damaged);
-        ("Final", if is_damaged { "Damaged" } else { "Successful" })
-    }
-
-    /// Returns start and duration in seconds.
-    fn times(&self) -> (Timestamp, f64) {
-        let stored =
-            self.stored.iter().flat_map(|one| [one.started_at, one.completed_at.unwrap_or(one.started_at)]);
-        let tasks = self.tasks.iter().flat_map(|task| {
-            let elapsed = std::time::Duration::try_from_secs_f64(task.elapsed_seconds).unwrap_or_default();
-            [task.started_at, task.started_at.checked_add(elapsed).unwrap_or(task.started_at)]
-        });
-        let all: Vec<Timestamp> = stored.chain(tasks).collect();
-        let (first, last) = (all.iter().min(), all.iter().max());
-        let first = first.copied().unwrap_or_default();
-        (first, last.map_or(0.0, |last| last.duration_since(first).as_secs_f64()))
-    }
-
     /// Returns the backup.
     pub fn found(&self, own: Option<Uuid>) -> Found {
         let volumes = self.volumes();
@@ -137,20 +107,6 @@ impl<'a> BackupGroup<'a> {
         }
     }
 
-    /// Returns the restore.
-    pub fn found_restore(&self) -> Found {
-        let mut status = self.status();
-        status.cloud_snapshot_id = status.volumes.first().and_then(TransferMember::cloud_snapshot_id);
-        let body = json!(RestoreSpec {
-            backup_location: self.location.to_owned(),
-            cloud_snapshot_id: status.cloud_snapshot_id.clone(),
-            destination_volume: self.name.clone(),
-        });
-        let tasks = self.tasks.iter().map(|task| task.task_id).collect();
-        let found = Found::new(Kind::VolumeRestore, self.name.clone(), body, json!(status));
-        Found { tasks, volumes: self.volumes(), ..found }
-    }
-
     fn volumes(&self) -> BTreeSet<String> {
         let stored = self.stored.iter().map(|one| one.volume_name.clone());
         let tasks = self.tasks.iter().filter_map(|task| task.volume_name.as_ref().map(ToString::to_string));
@@ -158,70 +114,8 @@ impl<'a> BackupGroup<'a> {
     }
 
     fn status(&self) -> TransferStatus {
-        let ((stage, status), (created_at, elapsed_seconds)) = (self.stage(), self.times());
-        let reason_of = |task: &&Task| task.error.as_ref().map(|error| error.message.clone());
-        let reason = self.tasks.iter().find_map(reason_of);
-        let only = match (self.stored.as_slice(), self.tasks.as_slice()) {
-            ([one], []) => Some(one.cloud_snapshot_id.to_string()),
-            _ => None,
-        };
-        let done = self.tasks.iter().filter(|task| task.state.stage == TaskStage::Done).count();
-        let condition = |kind: &str, is_true, message| Condition {
-            kind: kind.to_owned(),
-            status: is_true,
-            reason: Some(status.to_owned()),
-            message,
-        };
-        TransferStatus {
-            stage: stage.to_owned(),
-            status: status.to_owned(),
-            created_at,
-            elapsed_seconds,
-            cluster_id: self.cluster,
-            cloud_snapshot_id: only,
-            stored_bytes: self.stored.iter().map(|one| one.stored_bytes).sum(),
-            done_count: self.stored.len() + done,
-            volume_count: self.stored.len() + self.tasks.len(),
-            volumes: self.members(),
-            conditions: vec![
-                condition("Complete", stage == "Final", None),
-                condition("Succeeded", status == "Successful", reason.clone()),
-            ],
-            reason,
-        }
-    }
-
-    fn members(&self) -> Vec<TransferMember> {
-        let stored = self.stored.iter().map(|one| TransferMember::Stored {
-            volume_name: one.volume_name.clone(),
-            cloud_snapshot_id: one.cloud_snapshot_id,
-            status: one.status,
-            created_at: one.created_at,
-            backup_type: one.backup_type,
-            size_bytes: one.size_bytes,
-            stored_bytes: one.stored_bytes,
-            verification: one.verification,
-        });
-        let tasks = self.tasks.iter().map(|task| TransferMember::Task {
-            volume_name: task.volume_name.clone(),
-            task_id: task.task_id,
-            status: stage_of(task).1.to_owned(),
-            started_at: task.started_at,
-            completed_at: task.completed_at,
-            cloud_snapshot_id: task.cloud_snapshot_id.clone(),
-            reason: task.error.as_ref().map(|error| error.message.clone()),
-        });
-        stored.chain(tasks).collect()
-    }
-}
-
-/// Returns the stage and status of a task in the words of custom resources.
-fn stage_of(task: &Task) -> (&'static str, &'static str) {
-    match task.state.stage {
-        TaskStage::Pending => ("Initial", "Pending"),
-        TaskStage::Active => ("Volumes", "InProgress"),
-        TaskStage::Done => ("Final", "Successful"),
-        TaskStage::Stopped => ("Final", "Stopped"),
-        TaskStage::Failed => ("Final", "Failed"),
+        let stored = self.stored.iter().map(|one| Transfer::of_stored(one));
+        let tasks = self.tasks.iter().map(|task| Transfer::of_task(task));
+        TransferStatus::of(stored.chain(tasks).collect(), self.cluster)
     }
 }

@@ -6,7 +6,7 @@ use crate::{
     objects::{
         NAMESPACE,
         backup::Backup,
-        volumes::{Restore, RestoreSource, VolumeClone},
+        volumes::{Restore, RestoreSource, VolumeClone, inherited},
     },
     output::Context,
     wait::follow,
@@ -26,7 +26,7 @@ use uuid::Uuid;
 pub struct RestoreTarget {
     pub snap: CloudSnapshotId,
     pub volume: VolumeName,
-    /// Other labels than those of the original.
+    /// Labels of a new volume; `None` if the cloud snapshot is not listed.
     pub labels: Option<Labels>,
 }
 
@@ -219,7 +219,7 @@ impl ResourceSet {
         let found = self.restorable(name, None, restore.location.as_ref())?;
         let mut targets: Vec<RestoreTarget> = Vec::new();
         for one in found.iter().filter(|one| restore.selects(&one.labels)) {
-            let (volume, labels) = restore.destination(self.present_name(one), &one.labels);
+            let (volume, labels) = restore.destination(self.present_name(one), &inherited(&one.labels));
             let id = one.cloud_snapshot_id;
             let volume: VolumeName = volume
                 .parse()
@@ -227,7 +227,7 @@ impl ResourceSet {
             if targets.iter().any(|other| other.volume == volume) {
                 return Err(ambiguous(name, &found));
             }
-            targets.push(RestoreTarget { snap: id, volume, labels });
+            targets.push(RestoreTarget { snap: id, volume, labels: Some(labels) });
         }
         if targets.is_empty() {
             let message = format!("VolumeBackup/{name} has no volume with the selected labels");

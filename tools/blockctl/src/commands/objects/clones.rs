@@ -4,8 +4,8 @@ use super::resources::ResourceSet;
 use crate::{
     failure::Failure,
     objects::{
-        NAMESPACE,
-        volumes::{CLONED_FROM, VolumeClone, snapshot_of},
+        NAMESPACE, Object,
+        volumes::{CLONED_BY, CLONED_FROM, VolumeClone, snapshot_of, with_labels},
     },
     output::Context,
 };
@@ -15,11 +15,11 @@ use blockd_api::{
     snapshots::{CreateGroupSnapshot, CreateSnapshot},
     volumes::CloneVolume,
 };
-use std::collections::BTreeMap;
 
 /// Clones a named snapshot of a volume, or the current content of volumes without a clone.
 pub async fn clone_volumes(
     context: &Context<'_>,
+    object: &Object,
     clone: &VolumeClone,
     resources: &ResourceSet,
 ) -> Result<(), Failure> {
@@ -38,7 +38,7 @@ pub async fn clone_volumes(
         take_snapshots(client, sources, snapshot.clone(), HookOptions::default()).await?;
     }
     for (index, (source, name)) in pairs.iter().enumerate() {
-        let Err(error) = clone_one(context, clone, source, name, &snapshot).await else { continue };
+        let Err(error) = clone_one(context, object, clone, [source, name], &snapshot).await else { continue };
         for (left, _) in pairs[index..].iter().filter(|_| clone.snapshot.is_none()) {
             let taken = snapshot_of(left, snapshot.clone());
             let deleted = client.call_at(operations::DELETE_SNAPSHOT, &taken, &Default::default()).await;
@@ -73,15 +73,17 @@ pub async fn take_snapshots(
 
 async fn clone_one(
     context: &Context<'_>,
+    object: &Object,
     clone: &VolumeClone,
-    source: &VolumeName,
-    name: &VolumeName,
+    [source, name]: [&VolumeName; 2],
     snapshot: &SnapshotName,
 ) -> Result<(), Failure> {
     let snapshot = snapshot_of(source, snapshot.clone());
-    let mut labels = BTreeMap::from([(CLONED_FROM.to_owned(), snapshot.to_string())]);
-    labels.extend(clone.destination_namespace.clone().map(|namespace| (NAMESPACE.to_owned(), namespace)));
-    let labels = Labels::try_from(labels).map_err(|error| Failure::usage(error.to_string()))?;
+    let origin = [(CLONED_FROM, snapshot.to_string()), (CLONED_BY, object.name.to_string())];
+    let mut labels = with_labels(&Labels::default(), origin);
+    if let Some(namespace) = &clone.destination_namespace {
+        labels = with_labels(&labels, [(NAMESPACE, namespace.clone())]);
+    }
     let request = CloneVolume { name: name.clone(), snapshot, labels };
     context.client.call_at(operations::CLONE_VOLUME, &VolumeRef::Name(source.clone()), &request).await?;
     Ok(())

@@ -187,20 +187,29 @@ impl Delete<'_> {
         for one in wanted {
             record.begin();
             let result = self.one(one).await?;
-            let snapshots = one.snapshot_names(&self.resources)?;
+            let (snapshots, volumes) = (one.snapshot_names(&self.resources)?, self.kept_volumes(one));
             let document = record.done(result);
-            if !snapshots.is_empty() {
-                document["snapshots"] = json!(snapshots);
+            for (field, names) in [("snapshots", &snapshots), ("volumes", &volumes)] {
+                if !names.is_empty() {
+                    document[field] = json!(names);
+                }
             }
-            let colon = if snapshots.is_empty() { "" } else { ": " };
-            let snapshots = snapshots.join(", ");
+            let names = [snapshots, volumes].concat().join(", ");
+            let colon = if names.is_empty() { "" } else { ": " };
             let dry = if self.dry_run { " (dry run)" } else { "" };
             if !self.context.output.is_json() {
-                let line = format!("{}/{} {result}{colon}{snapshots}{dry}", one.kind, one.name);
+                let line = format!("{}/{} {result}{colon}{names}{dry}", one.kind, one.name);
                 self.context.output.line(line)?;
             }
         }
         Ok(EXIT_DONE)
+    }
+
+    /// Returns the volumes of a restore or clone, which stay.
+    fn kept_volumes(&self, one: &Deletion) -> Vec<String> {
+        let is_made = matches!(one.kind, Kind::VolumeRestore | Kind::VolumeClone);
+        let found = is_made.then(|| self.resources.find(one.kind, &one.name)).flatten();
+        found.into_iter().flat_map(|found| found.volumes).collect()
     }
 
     async fn one(&self, one: &Deletion) -> Result<&'static str, Failure> {
@@ -215,7 +224,7 @@ impl Delete<'_> {
         match one.kind {
             Kind::VolumeBackup => return Ok("kept in the store"),
             // Their volumes may be in use.
-            Kind::VolumeRestore | Kind::VolumeClone => return Ok("kept as a volume"),
+            Kind::VolumeRestore | Kind::VolumeClone => return Ok("kept on this host"),
             Kind::VolumeBackupSchedule => self.schedule(one).await?,
             _ if self.dry_run => {}
             Kind::BackupLocation => {

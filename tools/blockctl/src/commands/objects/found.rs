@@ -4,15 +4,13 @@ use super::{
     backup_groups::BackupGroup,
     resources::{ResourceSet, schedule_name},
     status::{
-        CloneSpec, CloneStatus, Condition, LocationStatus, Names, PolicyStatus, RuleStatus, ScheduleStatus,
-        SnapshotMember, SnapshotSpec, SnapshotStatus,
+        Condition, LocationStatus, Names, PolicyStatus, RuleStatus, ScheduleStatus, SnapshotMember,
+        SnapshotSpec, SnapshotStatus,
     },
 };
 use crate::{
     commands::schedules::{called, kept, selected},
-    objects::{
-        self, Kind, NAMESPACE, hook::Hook, location::view_of, policy::Rules, view, volumes::CLONED_FROM,
-    },
+    objects::{self, Kind, NAMESPACE, hook::Hook, location::view_of, policy::Rules, view},
 };
 use blockd_api::{
     ByteSize, Labels, ObjectName,
@@ -21,8 +19,6 @@ use blockd_api::{
     rules::HookRule,
     schedules::{Policy, Schedule},
     snapshots::Snapshot,
-    tasks::TaskKind,
-    volumes::Volume,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -71,10 +67,17 @@ impl Found {
         objects::document(self.kind, &self.name, &self.labels, &self.body)
     }
 
-    /// Returns true without a name that can be applied.
-    pub fn has_no_name(&self) -> bool {
+    /// Returns the reason why the document cannot be applied.
+    pub fn unappliable(&self) -> Option<&'static str> {
         let is_uuid = self.kind == Kind::VolumeBackupSchedule && Uuid::try_parse(&self.name).is_ok();
-        is_uuid || self.name.parse::<ObjectName>().is_err()
+        if is_uuid || self.name.parse::<ObjectName>().is_err() {
+            return Some("has no name: it cannot be applied");
+        }
+        if self.is_of_other_host {
+            return Some("is a backup of another host: applied, it would be one of this host");
+        }
+        let is_made = matches!(self.kind, Kind::VolumeRestore | Kind::VolumeClone);
+        (is_made && self.volumes.len() > 1).then_some("has several volumes: only its own file can be applied")
     }
 
     /// Returns true for the object of a name, short name, or id of a cloud snapshot.
@@ -161,7 +164,7 @@ impl ResourceSet {
             Kind::VolumeBackup => BackupGroup::all(self).iter().map(|group| group.found(self.own)).collect(),
             Kind::VolumeBackupSchedule => self.schedules.iter().map(|one| self.found_schedule(one)).collect(),
             Kind::VolumeRestore => self.restores(),
-            Kind::VolumeClone => self.volumes.iter().filter_map(clone).collect(),
+            Kind::VolumeClone => self.clones(),
         };
         for one in all.iter_mut().filter(|one| !one.is_of_other_host) {
             let volumes = self.volumes.iter().filter(|volume| one.volumes.contains(volume.name.as_str()));
@@ -197,18 +200,6 @@ impl ResourceSet {
         let body = spec.map_or(Value::Null, |spec| view(&spec));
         let found = Found::new(Kind::VolumeBackupSchedule, schedule_name(one), body, json!(status));
         Found { volumes, shown: called(one), labels: one.labels.clone(), ..found }
-    }
-
-    fn restores(&self) -> Vec<Found> {
-        let mut found: Vec<Found> = Vec::new();
-        // The newest comes first, and describes the volume.
-        for task in self.tasks.iter().filter(|task| task.state.kind == TaskKind::Restore) {
-            let Some(volume) = &task.volume_name else { continue };
-            if !found.iter().any(|one| one.name == volume.as_str()) {
-                found.push(BackupGroup::of_restore(volume, task).found_restore());
-            }
-        }
-        found
     }
 
     /// Returns the local snapshots, those of one name together.
@@ -265,24 +256,4 @@ fn rule(one: &HookRule) -> Found {
     let (schedule_ids, problem) = (one.schedule_ids.clone(), one.problem.clone());
     let status = json!(RuleStatus { schedule_ids, problem, assigned_to: targets });
     Found::new(Kind::Rule, one.name.to_string(), view(&Hook::of(one)), status)
-}
-
-fn clone(volume: &Volume) -> Option<Found> {
-    let origin = volume.labels.as_map().get(CLONED_FROM)?;
-    let (source, snapshot) = origin.split_once('@')?;
-    let body = json!(CloneSpec {
-        source_volume: source.to_owned(),
-        snapshot: snapshot.to_owned(),
-        destination_volume: volume.name.clone(),
-    });
-    let status = json!(CloneStatus {
-        stage: "Final".to_owned(),
-        status: "Successful".to_owned(),
-        volume_id: volume.volume_id,
-        created_at: volume.created_at,
-        origin: origin.clone(),
-        state: volume.state.to_string(),
-    });
-    let found = Found::new(Kind::VolumeClone, volume.name.to_string(), body, status);
-    Some(Found { volumes: BTreeSet::from([volume.name.to_string()]), ..found })
 }

@@ -7,12 +7,14 @@ mod backups;
 mod clones;
 mod delete;
 mod found;
+mod made_volumes;
 mod plan;
 mod record;
 mod resources;
 mod restores;
 mod show;
 pub mod status;
+mod transfers;
 
 pub use apply::run as apply;
 pub use delete::run as delete;

@@ -13,7 +13,7 @@ use crate::objects::{
 use blockd_api::{
     ApiError, ErrorCode, VolumeName,
     cloudsnaps::CloudSnapshotId,
-    tasks::{Task, TaskKind, TaskStage},
+    tasks::{Task, TaskStage},
     volumes::{Volume, VolumeState},
 };
 use schemars::JsonSchema;
@@ -326,16 +326,14 @@ pub fn plan_target(
     resources: &ResourceSet,
 ) -> Plan {
     let Some(volume) = resources.volume(name) else { return Plan::Create };
-    // The newest comes first. The task of an old restore may be missing.
-    let is_meant =
-        |task: &&Task| task.state.kind == TaskKind::Restore && task.volume_name.as_ref() == Some(name);
-    let task = resources.tasks.iter().find(is_meant);
-    let was = task.and_then(|task| task.cloud_snapshot_id.as_ref());
+    let task = resources.restore_task(volume);
+    let label = volume.labels.as_map().get(RESTORED_FROM);
+    // The task of an old restore is forgotten.
+    let was = task.and_then(|task| task.cloud_snapshot_id.as_ref()).or(label);
     let wanted = source.map(|source| source.to_string());
     let is_other = wanted.is_some() && was != wanted.as_ref();
     if restore.replace_policy == ReplacePolicy::Delete && is_other {
-        let replaced = volume.labels.as_map().get(RESTORED_FROM);
-        return if replaced == wanted.as_ref() { Plan::Unchanged } else { Plan::Create };
+        return if label == wanted.as_ref() { Plan::Unchanged } else { Plan::Create };
     }
     // Other volumes of the backup may be missing.
     if restore.is_of_all() && is_other {

@@ -10,25 +10,29 @@ use crate::{
     failure::Failure,
     objects::{
         Body, Object,
-        volumes::{RESTORED_FROM, ReplacePolicy, Restore, RestoreSource},
+        volumes::{
+            RESTORED_BY, RESTORED_FROM, ReplacePolicy, Restore, RestoreSource, inherited, with_labels,
+        },
     },
     output::Context,
 };
 use blockd_api::{
     ApiError, CredentialRef, Labels, VolumeRef,
-    cloudsnaps::StartRestore,
+    cloudsnaps::{CloudSnapshotId, StartRestore},
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
     tasks::TaskLimits,
 };
-use std::collections::BTreeMap;
 use uuid::Uuid;
 
 fn targets(restore: &Restore, resources: &ResourceSet) -> Result<Vec<RestoreTarget>, ApiError> {
     Ok(match &restore.destination_volume {
         _ if restore.is_of_all() => resources.restore_targets(restore)?,
         Some(volume) => {
-            vec![RestoreTarget { snap: resources.source(restore)?, volume: volume.clone(), labels: None }]
+            let snap = resources.source(restore)?;
+            let listed = resources.cloudsnaps.iter().flatten().find(|one| one.cloud_snapshot_id == snap);
+            let labels = listed.map(|one| inherited(&one.labels));
+            vec![RestoreTarget { snap, volume: volume.clone(), labels }]
         }
         None => Vec::new(),
     })
@@ -86,21 +90,29 @@ pub async fn start_restore(
             _ => continue,
         }
         tasks.extend(match resources.volume(&target.volume) {
-            Some(_) => Some(replace(context, restore, &target).await?),
-            None => start(context, restore, target).await?,
+            Some(_) => Some(replace(context, object, restore, &target).await?),
+            None => start(context, object, restore, target).await?,
         });
     }
     Ok(tasks)
 }
 
+/// Returns labels with those of a restore. Its task is forgotten in time: without the labels, the volume
+/// would not be found under the name of the object, and a later `apply` could restore again.
+fn restored(object: &Object, snap: CloudSnapshotId, labels: &Labels) -> Labels {
+    with_labels(labels, [(RESTORED_FROM, snap.to_string()), (RESTORED_BY, object.name.to_string())])
+}
+
 async fn start(
     context: &Context<'_>,
+    object: &Object,
     restore: &Restore,
     target: RestoreTarget,
 ) -> Result<Option<Uuid>, Failure> {
     let client = &context.client;
     let RestoreTarget { snap: cloud_snapshot_id, volume, labels } = target;
     let (volume_name, skip_damaged) = (Some(volume), restore.skip_damaged);
+    let labels = labels.map(|labels| restored(object, cloud_snapshot_id, &labels));
     let credential = restore.location.clone().map(CredentialRef::Name);
     let (volume, schedules, task) = if restore.lazy {
         let on_store_loss = StoreLoss::default();
@@ -129,17 +141,20 @@ async fn start(
     Ok(task)
 }
 
-/// Restores into an existing volume. The task is forgotten in time: without a label, a later `apply` would
-/// restore again.
-async fn replace(context: &Context<'_>, restore: &Restore, target: &RestoreTarget) -> Result<Uuid, Failure> {
+/// Restores into an existing volume.
+async fn replace(
+    context: &Context<'_>,
+    object: &Object,
+    restore: &Restore,
+    target: &RestoreTarget,
+) -> Result<Uuid, Failure> {
     let (client, cloud_snapshot_id) = (&context.client, target.snap);
-    let label = BTreeMap::from([(RESTORED_FROM.to_owned(), cloud_snapshot_id.to_string())]);
     let request = StartInPlace {
         cloud_snapshot_id,
         volume: VolumeRef::Name(target.volume.clone()),
         credential: restore.location.clone().map(CredentialRef::Name),
         discard: false,
-        labels: Labels::try_from(label).map_err(|error| Failure::usage(error.to_string()))?,
+        labels: restored(object, cloud_snapshot_id, &Labels::default()),
         limits: TaskLimits::default(),
     };
     let started = client.call(operations::START_IN_PLACE, &request).await?;

@@ -121,15 +121,9 @@ fn write_yaml(context: &Context<'_>, found: &[Found], is_named: bool) -> Exit {
     let rest = if is_named { "" } else { ", and is left out" };
     let (mut texts, mut seen) = (Vec::new(), BTreeSet::new());
     for one in found {
-        let why = if one.has_no_name() {
-            Some("has no name: it cannot be applied")
-        } else if one.is_of_other_host {
-            Some("is a backup of another host: applied, it would be one of this host")
-        } else if !is_named && !seen.insert((one.kind, &one.name)) {
-            Some("is a duplicate: only one object of a name can be applied")
-        } else {
-            None
-        };
+        let mut is_duplicate = || !is_named && !seen.insert((one.kind, &one.name));
+        let duplicate = "is a duplicate: only one object of a name can be applied";
+        let why = one.unappliable().or_else(|| is_duplicate().then_some(duplicate));
         if let Some(why) = why {
             context.output.note(format!("warning: {}/{} {why}{rest}", one.kind, one.name));
         }

@@ -9,6 +9,7 @@ use blockd_api::{
     schedules::RunState,
     snapshots::SnapshotState,
     tasks::BackupType,
+    volumes::VolumeState,
 };
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -94,13 +95,13 @@ pub struct BackupSpec {
     pub reclaim_policy: Option<ReclaimPolicy>,
 }
 
-/// Restore into a volume.
+/// Restore into one or several volumes.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RestoreSpec {
     pub backup_location: String,
-    pub cloud_snapshot_id: Option<String>,
-    pub destination_volume: String,
+    pub cloud_snapshot_id: Names,
+    pub destination_volume: Names,
 }
 
 /// State of a backup or restore.
@@ -115,7 +116,7 @@ pub struct TransferStatus {
     pub elapsed_seconds: f64,
     /// Cluster of the host that made it.
     pub cluster_id: Option<Uuid>,
-    /// Cloud snapshot of a restore, or of a stored backup of one volume.
+    /// Cloud snapshot, of a single volume.
     pub cloud_snapshot_id: Option<String>,
     /// Cause of a failure.
     pub reason: Option<String>,
@@ -127,7 +128,7 @@ pub struct TransferStatus {
 }
 
 /// Backup or restore of a volume: stored, or its task.
-#[derive(Serialize, JsonSchema)]
+#[derive(Debug, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum TransferMember {
     /// Stored backup.
@@ -146,7 +147,8 @@ pub enum TransferMember {
     #[serde(rename_all = "camelCase")]
     Task {
         volume_name: Option<VolumeName>,
-        task_id: Uuid,
+        /// `None` for a restore whose task the daemon has forgotten.
+        task_id: Option<Uuid>,
         status: String,
         started_at: Timestamp,
         completed_at: Option<Timestamp>,
@@ -184,27 +186,35 @@ pub struct ScheduleStatus {
     pub conditions: Vec<Condition>,
 }
 
-/// Volume cloned from a snapshot.
+/// One or several volumes cloned from snapshots.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloneSpec {
-    pub source_volume: String,
-    pub snapshot: String,
-    pub destination_volume: VolumeName,
+    pub source_volume: Names,
+    pub snapshot: Names,
+    pub destination_volume: Names,
 }
 
-/// State of a cloned volume.
+/// State of cloned volumes.
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CloneStatus {
     pub stage: String,
     pub status: String,
+    pub created_at: Option<Timestamp>,
+    pub volumes: Vec<CloneMember>,
+}
+
+/// Cloned volume.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CloneMember {
+    pub volume_name: VolumeName,
     pub volume_id: VolumeId,
-    pub created_at: Timestamp,
     /// Volume and snapshot that it was cloned from.
     pub origin: String,
     /// State of the volume.
-    pub state: String,
+    pub state: VolumeState,
 }
 
 /// Condition of an object.

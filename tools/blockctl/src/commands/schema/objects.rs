@@ -264,6 +264,9 @@ struct ObjectResult {
     /// Deleted local snapshots.
     #[serde(skip_serializing_if = "Option::is_none")]
     snapshots: Option<Vec<String>>,
+    /// Volumes of a deleted restore or clone; they stay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    volumes: Option<Vec<String>>,
     /// Object that must be complete first.
     #[serde(skip_serializing_if = "Option::is_none")]
     waits_for: Option<String>,

@@ -1,0 +1,128 @@
+//! Volumes that restores and clones made. The objects are their labels.
+
+use super::{
+    found::{Found, one_or_all},
+    resources::ResourceSet,
+    status::{CloneMember, CloneSpec, CloneStatus, RestoreSpec, TransferMember, TransferStatus},
+    transfers::Transfer,
+};
+use crate::objects::{
+    Kind,
+    volumes::{CLONED_BY, CLONED_FROM, RESTORED_BY, RESTORED_FROM},
+};
+use blockd_api::{
+    tasks::{Task, TaskKind},
+    volumes::Volume,
+};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// Volumes of an object.
+struct Made<'a> {
+    name: &'a str,
+    /// The object is known; otherwise, the volume is named.
+    is_labelled: bool,
+    volumes: Vec<&'a Volume>,
+}
+
+/// Groups volumes by the objects that made them; one without a label is its own object.
+fn by_object<'a>(volumes: impl Iterator<Item = &'a Volume>, label: &str) -> Vec<Made<'a>> {
+    let mut all: Vec<Made<'a>> = Vec::new();
+    for volume in volumes {
+        let object = volume.labels.as_map().get(label).map(String::as_str);
+        match all.iter_mut().find(|made| made.is_labelled && Some(made.name) == object) {
+            Some(made) => made.volumes.push(volume),
+            None => all.push(Made {
+                name: object.unwrap_or(volume.name.as_str()),
+                is_labelled: object.is_some(),
+                volumes: vec![volume],
+            }),
+        }
+    }
+    all
+}
+
+impl Made<'_> {
+    fn found(&self, kind: Kind, body: Value, status: Value) -> Found {
+        Found { volumes: self.volume_names(), ..Found::new(kind, self.name.to_owned(), body, status) }
+    }
+
+    fn volume_names(&self) -> BTreeSet<String> {
+        self.volumes.iter().map(|volume| volume.name.to_string()).collect()
+    }
+}
+
+impl ResourceSet {
+    /// Returns the newest restore task of a volume.
+    pub fn restore_task(&self, volume: &Volume) -> Option<&Task> {
+        // The newest comes first. The id tells a new volume of the name from a deleted one.
+        let is_meant = |task: &&Task| match task.volume_id {
+            Some(id) => id == volume.volume_id,
+            None => task.volume_name.as_ref() == Some(&volume.name),
+        };
+        self.tasks.iter().filter(|task| task.state.kind == TaskKind::Restore).find(is_meant)
+    }
+
+    /// Returns the restores that have volumes.
+    pub fn restores(&self) -> Vec<Found> {
+        let is_restored = |volume: &&Volume| {
+            volume.labels.as_map().contains_key(RESTORED_BY) || self.restore_task(volume).is_some()
+        };
+        let restores = by_object(self.volumes.iter().filter(is_restored), RESTORED_BY);
+        restores.iter().map(|made| self.restore(made)).collect()
+    }
+
+    fn restore(&self, made: &Made<'_>) -> Found {
+        let tasks: Vec<&Task> = made.volumes.iter().filter_map(|volume| self.restore_task(volume)).collect();
+        let transfer = |volume: &&Volume| {
+            let label = volume.labels.as_map().get(RESTORED_FROM).cloned();
+            self.restore_task(volume).map_or_else(|| Transfer::of_restored(volume, label), Transfer::of_task)
+        };
+        let status = TransferStatus::of(made.volumes.iter().map(transfer).collect(), None);
+        let location = tasks.iter().find_map(|task| task.credential_name.as_ref());
+        let snapshots = status.volumes.iter().filter_map(TransferMember::cloud_snapshot_id).collect();
+        let body = json!(RestoreSpec {
+            backup_location: location.map_or_else(|| "-".to_owned(), ToString::to_string),
+            cloud_snapshot_id: one_or_all(&snapshots),
+            destination_volume: one_or_all(&made.volume_names()),
+        });
+        let found = made.found(Kind::VolumeRestore, body, json!(status));
+        Found { tasks: tasks.iter().map(|task| task.task_id).collect(), ..found }
+    }
+
+    /// Returns the clones.
+    pub fn clones(&self) -> Vec<Found> {
+        let is_clone = |volume: &&Volume| origin(volume).is_some();
+        by_object(self.volumes.iter().filter(is_clone), CLONED_BY).iter().map(clone).collect()
+    }
+}
+
+/// Returns the source and the snapshot of a cloned volume.
+fn origin(volume: &Volume) -> Option<(&str, &str)> {
+    volume.labels.as_map().get(CLONED_FROM)?.split_once('@')
+}
+
+fn clone(made: &Made<'_>) -> Found {
+    let origins = || made.volumes.iter().filter_map(|volume| origin(volume));
+    let body = json!(CloneSpec {
+        source_volume: one_or_all(&origins().map(|(source, _)| source.to_owned()).collect()),
+        snapshot: one_or_all(&origins().map(|(_, snapshot)| snapshot.to_owned()).collect()),
+        destination_volume: one_or_all(&made.volume_names()),
+    });
+    let member = |volume: &&Volume| {
+        let (source, snapshot) = origin(volume)?;
+        Some(CloneMember {
+            volume_name: volume.name.clone(),
+            volume_id: volume.volume_id,
+            origin: format!("{source}@{snapshot}"),
+            state: volume.state,
+        })
+    };
+    let status = CloneStatus {
+        stage: "Final".to_owned(),
+        status: "Successful".to_owned(),
+        created_at: made.volumes.iter().map(|volume| volume.created_at).min(),
+        volumes: made.volumes.iter().filter_map(member).collect(),
+    };
+    made.found(Kind::VolumeClone, body, json!(status))
+}
