@@ -321,3 +321,97 @@ fn snapshots_of_other_volumes_stay() {
     assert_eq!(run("delete VolumeSnapshot daily --volume c").0.status, 4);
     assert_eq!(run("delete Rule pg --volume a").0.status, 2);
 }
+
+#[test]
+fn missing_references_name_line_and_field() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("one.yaml");
+    let native = "apiVersion: blockd/v1";
+    let stork = "apiVersion: stork.libopenstorage.org/v1alpha1";
+    let velero = "apiVersion: velero.io/v1";
+    for (version, kind, spec, failure, words) in [
+        (
+            native,
+            "VolumeBackup",
+            "volume: a\n  backupLocation: mysql",
+            "credential_not_found",
+            "line 6: spec.backupLocation: no",
+        ),
+        (
+            native,
+            "VolumeBackup",
+            "volume: a\n  postExecRule: x",
+            "rule_not_found",
+            "line 6: spec.postExecRule: no",
+        ),
+        (
+            velero,
+            "Backup",
+            "ttl: 1h\n  storageLocation: x",
+            "credential_not_found",
+            "line 6: spec.storageLocation: no",
+        ),
+        (
+            stork,
+            "ApplicationBackupSchedule",
+            "schedulePolicyName: x\n  template: {spec: {backupLocation: nas}}",
+            "policy_not_found",
+            "line 5: spec.schedulePolicyName: no",
+        ),
+        (
+            stork,
+            "ApplicationRestore",
+            "backupLocation: nas\n  backupName: gone",
+            "",
+            "line 6: spec.backupName: there is no VolumeBackup/gone in BackupLocation/nas",
+        ),
+        (
+            native,
+            "VolumeClone",
+            "sourceVolume: a\n  snapshot: x",
+            "snapshot_not_found",
+            "line 6: spec.snapshot: no",
+        ),
+        (
+            native,
+            "Rule",
+            "preCommand: sync\n  volumes: [x]",
+            "",
+            "line 6: spec.volumes: there is no volume x",
+        ),
+        (
+            native,
+            "VolumeBackup",
+            "backupLocation: nas\n  group: x",
+            "",
+            "line 6: spec.group: no volume is in",
+        ),
+    ] {
+        std::fs::write(&path, format!("{version}\nkind: {kind}\nmetadata: {{name: one}}\nspec:\n  {spec}\n"))
+            .unwrap();
+        let mut script = vec![
+            ("GET /v1/volumes", ok(list(json!([volume("1", "a"), volume("2", "b")])))),
+            ("GET /v1/schedules", ok(list(json!([])))),
+            ("GET /v1/tasks", ok(list(json!([])))),
+            ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ];
+        for route in [
+            "POST /v1/cloudsnaps/backup",
+            "POST /v1/cloudsnaps/backup-group",
+            "POST /v1/schedules",
+            "POST /v1/volumes/a/clone",
+        ] {
+            script.push((route, fail(404, failure, "no")));
+        }
+        let ran = Fake::with_defaults(script).run(&format!("apply -f {}", path.display()));
+        let words = format!("error: {}: {words}", path.display());
+        assert!(ran.status == 4 && ran.stderr.contains(&words), "{words}: {ran:?}");
+    }
+    std::fs::write(
+        &path,
+        "apiVersion: blockd/v1\nkind: VolumeBackup\nmetadata: {name: one}\nspec: {volume: a}\n",
+    )
+    .unwrap();
+    let ran = Fake::start(world(&[], &[])).run(&format!("apply -f {}", path.display()));
+    assert!(ran.stderr.contains("line 4: spec.backupLocation: missing: there is no location"), "{ran:?}");
+}

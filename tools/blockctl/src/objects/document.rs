@@ -114,8 +114,18 @@ impl Document {
         Problem { line: self.line_of(&path), path, message: message.into() }
     }
 
+    /// Returns a message about a field, with its file and line.
+    pub fn at(&self, path: &str, message: impl Into<String>) -> String {
+        format!("{}: {}", self.source.file, self.problem(path, message))
+    }
+
+    /// Returns true if the file has a field.
+    pub fn is_written(&self, path: &str) -> bool {
+        self.lines.contains_key(&format!(".{}", self.written(path)))
+    }
+
     /// Returns the path of a field in the file.
-    fn written(&self, path: &str) -> String {
+    pub fn written(&self, path: &str) -> String {
         let mut nearest = path;
         loop {
             if let Some(origin) = self.origins.get(nearest) {
@@ -183,6 +193,11 @@ impl Document {
     pub fn emptied(&self) -> Self {
         let (source, lines) = (Arc::clone(&self.source), self.lines.clone());
         Self { source, line: self.line, lines, ..Self::default() }
+    }
+
+    /// Returns a document without fields and warnings, with the paths and lines of this one.
+    pub fn positions(&self) -> Self {
+        Self { origins: self.origins.clone(), ..self.emptied() }
     }
 
     /// Returns a field.

@@ -178,12 +178,10 @@ pub enum Body {
 pub struct Object {
     pub kind: Kind,
     pub name: ObjectName,
-    /// File, for messages.
-    pub file: String,
-    /// First line.
-    pub line: usize,
-    /// Line and path of the field that selects the volumes, for messages.
-    pub volumes_at: (usize, String),
+    /// File, lines and paths of the fields, for messages.
+    pub document: Document,
+    /// Field that selects the volumes.
+    pub volumes_field: String,
     /// Warnings about fields.
     pub warnings: Vec<Problem>,
     /// Error of a field that selects fewer volumes and is not supported, if they are lost.
@@ -198,6 +196,32 @@ impl Object {
     pub fn view(&self) -> Value {
         let labels = self.body.backup().map(|backup| &backup.labels);
         document(self.kind, self.name.as_str(), labels.unwrap_or(&Labels::default()), &view(&self.body))
+    }
+
+    /// Returns the error with the file, line and field of a missing object that this one names.
+    pub fn locate(&self, mut error: ApiError) -> ApiError {
+        let template = if self.kind == Kind::VolumeBackupSchedule { "spec.template.spec" } else { "spec" };
+        let fields: &[&str] = match error.code {
+            ErrorCode::CredentialNotFound => &["backupLocation"],
+            ErrorCode::RuleNotFound => &["preExecRule", "postExecRule"],
+            ErrorCode::CloudsnapNotFound => &["backupName", "cloudSnapshotId"],
+            ErrorCode::SnapshotNotFound => &["snapshot"],
+            _ => &[],
+        };
+        let fields = fields.iter().map(|field| format!("{template}.{field}")).collect::<Vec<_>>();
+        let field = match error.code {
+            ErrorCode::PolicyNotFound => Some("spec.schedulePolicyName"),
+            ErrorCode::VolumeNotFound => Some(self.volumes_field.as_str()),
+            _ => fields
+                .iter()
+                .find(|path| self.document.is_written(path))
+                .or(fields.first())
+                .map(String::as_str),
+        };
+        if let Some(field) = field {
+            error.message = self.document.at(field, error.message);
+        }
+        error
     }
 
     /// Returns true for another object of the same kind and name.
@@ -324,7 +348,7 @@ fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Problem
     let selecting = ["selectors", "allVolumes", "group", "volume", "sourceNamespace", "sourceVolume"]
         .map(|name| format!("spec.{name}"));
     let selecting = selecting.iter().find(|path| document.get(path).is_some()).map_or("spec", String::as_str);
-    let at = document.problem(selecting, "");
+    let volumes_field = selecting.to_owned();
     let mut body = match kind {
         Kind::BackupLocation => Body::Location(Box::new(location::Location::take(&mut document, secrets)?)),
         Kind::SchedulePolicy => Body::Policy(document.spec(field, text)?),
@@ -355,11 +379,10 @@ fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Problem
     if let Some(field) = document.rest().find(|field| *field != "status") {
         return Err(document.problem(field, "unknown field"));
     }
-    let (file, line, is_derived) = (document.source.file.clone(), document.line, document.is_derived);
-    let wider = document.wider.take();
-    let volumes_at = (at.line, at.path);
+    let (is_derived, wider) = (document.is_derived, document.wider.take());
+    let positions = document.positions();
     let warnings = document.finish(&format!("{kind}/{name}"));
-    Ok(Object { kind, name, file, line, volumes_at, warnings, wider, is_derived, body })
+    Ok(Object { kind, name, document: positions, volumes_field, warnings, wider, is_derived, body })
 }
 
 #[cfg(test)]

@@ -86,10 +86,11 @@ impl Reader {
                     continue;
                 }
                 Some(other) => {
-                    let at = if other.file == file { String::new() } else { format!("{}, ", other.file) };
-                    let message = format!("{object} is in {at}line {} already", other.line);
+                    let of = &other.document.source.file;
+                    let at = if *of == file { String::new() } else { format!("{of}, ") };
+                    let message = format!("{object} is in {at}line {} already", other.document.line);
                     let path = "metadata.name".to_owned();
-                    self.fail(&file, Problem { line: object.line, path, message });
+                    self.fail(&file, Problem { line: object.document.line, path, message });
                 }
                 None => {}
             }
@@ -170,9 +171,10 @@ fn refuse_two_rules(objects: &[Object]) -> Result<(), Failure> {
         let Body::Rule(hook) = &object.body else { continue };
         for target in hook.targets().iter().flatten().flatten().map(ToString::to_string) {
             if let Some(other) = rules.insert(target.clone(), object) {
+                let [here, there] = [&object.document, &other.document];
                 let message = format!(
                     "{}: line {}: {target} cannot have {object}: it has {other} already, in {}, line {}",
-                    object.file, object.line, other.file, other.line
+                    here.source.file, here.line, there.source.file, there.line
                 );
                 return Err(Failure::usage(message));
             }

@@ -1,6 +1,6 @@
 //! Completion of objects by what the daemon and the other objects have.
 
-use super::{Body, Kind, Object, backup::Backup};
+use super::{Body, Kind, Object, backup::Backup, document::Document};
 use blockd_api::{
     ApiError, CredentialName, ErrorCode, LabelSelector,
     credentials::Credential,
@@ -31,7 +31,6 @@ pub fn resolve(
     });
     let policies: Vec<Policy> = of_files.chain(policies.iter().cloned()).collect();
     for object in objects {
-        let text = object.to_string();
         match &mut object.body {
             Body::Rule(hook) if !hook.selectors.is_empty() => {
                 let is_meant = |volume: &&Volume| hook.selectors.iter().any(|one| volume.labels.matches(one));
@@ -41,7 +40,7 @@ pub fn resolve(
             Body::Snapshot(backup) => choose_volumes(backup, volumes),
             Body::Backup(backup) => {
                 choose_volumes(backup, volumes);
-                choose_location(&format!("{text}: spec"), backup, &locations)?;
+                choose_location(&object.document, "spec.backupLocation", backup, &locations)?;
             }
             Body::Schedule(schedule) => {
                 let rules = |name: &PolicyName| {
@@ -49,8 +48,8 @@ pub fn resolve(
                 };
                 schedule.complete_local(rules);
                 if !schedule.is_local() {
-                    let spec = format!("{text}: spec.template.spec");
-                    choose_location(&spec, schedule.backup_mut(), &locations)?;
+                    let path = "spec.template.spec.backupLocation";
+                    choose_location(&object.document, path, schedule.backup_mut(), &locations)?;
                 }
             }
             _ => {}
@@ -70,7 +69,12 @@ fn choose_volumes(backup: &mut Backup, volumes: &[Volume]) {
     }
 }
 
-fn choose_location(spec: &str, backup: &mut Backup, locations: &BTreeSet<String>) -> Result<(), ApiError> {
+fn choose_location(
+    document: &Document,
+    path: &str,
+    backup: &mut Backup,
+    locations: &BTreeSet<String>,
+) -> Result<(), ApiError> {
     if !backup.backup_location.is_empty() {
         return Ok(());
     }
@@ -83,7 +87,7 @@ fn choose_location(spec: &str, backup: &mut Backup, locations: &BTreeSet<String>
             true => "there is no location".to_owned(),
             false => format!("name one of {}", names.join(", ")),
         };
-        let message = format!("{spec}.backupLocation is missing: {all}");
+        let message = document.at(path, format!("missing: {all}"));
         return Err(ApiError::new(ErrorCode::CredentialNotFound, message));
     }
     backup.backup_location.extend(chosen);

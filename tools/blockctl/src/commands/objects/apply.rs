@@ -182,6 +182,10 @@ impl Apply<'_> {
 
     async fn execute(&self, object: &Object, planned: Plan) -> Result<Done, Failure> {
         let mut done = Done { result: planned.result(), tasks: Vec::new(), awaited: None };
+        let locate = |failure| match failure {
+            Failure::Client(ClientError::Api(error)) => object.locate(error).into(),
+            other => other,
+        };
         match planned {
             Plan::Refused(_, error) => return Err(error.into()),
             Plan::Await(awaited, _) => done.awaited = Some(awaited),
@@ -195,12 +199,12 @@ impl Apply<'_> {
                 done.tasks = tasks;
             }
             Plan::Create => {
-                done.tasks = self.put(object, None).await?;
+                done.tasks = self.put(object, None).await.map_err(locate)?;
                 if matches!(object.body, Body::Backup(_) | Body::Restore(_)) {
                     done.result = "started";
                 }
             }
-            Plan::Update(changes) => drop(self.put(object, Some(&changes)).await?),
+            Plan::Update(changes) => drop(self.put(object, Some(&changes)).await.map_err(locate)?),
         }
         Ok(done)
     }

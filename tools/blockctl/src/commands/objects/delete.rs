@@ -68,7 +68,7 @@ impl Deletion {
         }
         match object.wider {
             Some(problem) if deletion.backups.is_some() || deletion.snapshots.is_some() => {
-                Err(Failure::usage(format!("{}: {problem}", object.file)))
+                Err(Failure::usage(format!("{}: {problem}", object.document.source.file)))
             }
             _ => Ok(deletion),
         }

@@ -183,7 +183,8 @@ fn check_targets(object: &Object, hook: &Hook, resources: &ResourceSet) -> Resul
     }
     let refused = |code, cause: String| Err(ApiError::new(code, format!("{object}: {cause}")));
     if let Some(name) = hook.volumes.iter().flatten().find(|name| resources.volume(name).is_none()) {
-        return refused(ErrorCode::VolumeNotFound, format!("there is no volume {name}"));
+        let message = object.document.at("spec.volumes", format!("there is no volume {name}"));
+        return Err(ApiError::new(ErrorCode::VolumeNotFound, message));
     }
     for rule in resources.rules.iter().filter(|rule| rule.name.as_str() != object.name.as_str()) {
         let in_files = resources.file_rules.iter().find(|(name, _)| name.as_str() == rule.name.as_str());
@@ -210,7 +211,6 @@ fn no_label(labels: &str, first: &str) -> String {
 
 /// Returns the error of an object that selects no volume.
 fn no_volumes(object: &Object, backup: &Backup) -> Plan {
-    let (line, field) = &object.volumes_at;
     let cause = match (backup.selectors.as_slice(), &backup.group, backup.volume.as_slice()) {
         _ if backup.all_volumes => "there are no volumes".to_owned(),
         ([], Some(group), _) => {
@@ -230,8 +230,7 @@ fn no_volumes(object: &Object, backup: &Backup) -> Plan {
             no_label(&labels.join(" or "), &labels[0])
         }
     };
-    let cause = format!("{} line {line}: {field}: {cause}", object.file);
-    Plan::refused(object, ErrorCode::VolumeNotFound, &cause)
+    Plan::Refused(Vec::new(), object.locate(ApiError::new(ErrorCode::VolumeNotFound, cause)))
 }
 
 fn plan_snapshot(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
@@ -369,10 +368,9 @@ fn plan_clone(object: &Object, clone: &VolumeClone, resources: &ResourceSet) -> 
     let sources = resources.clone_sources(clone);
     if sources.is_empty() {
         let namespace = clone.source_namespace.as_deref().unwrap_or_default();
-        let (line, field) = &object.volumes_at;
         let label = format!("{NAMESPACE}={namespace}");
-        let cause = format!("{} line {line}: {field}: {}", object.file, no_label(&label, &label));
-        return Plan::refused(object, ErrorCode::VolumeNotFound, &cause);
+        let error = ApiError::new(ErrorCode::VolumeNotFound, no_label(&label, &label));
+        return Plan::Refused(Vec::new(), object.locate(error));
     }
     let mut plan = Plan::Unchanged;
     for source in sources {

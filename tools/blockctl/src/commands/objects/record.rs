@@ -87,7 +87,7 @@ pub fn warn(context: &Context<'_>, read: &ObjectSet) {
     }
     for object in &read.objects {
         for warning in &object.warnings {
-            context.output.note(format!("warning: {}: {warning}", object.file));
+            context.output.note(format!("warning: {}: {warning}", object.document.source.file));
         }
     }
 }
