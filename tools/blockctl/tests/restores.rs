@@ -77,6 +77,38 @@ fn replacing_restore_sets_its_label_with_the_start() {
 }
 
 #[test]
+fn kept_volumes_are_named_with_the_replacing_field() {
+    let fake =
+        || with_backup(&[("1", "va"), ("2", "vb")], &[(CLUSTER, "1", "va", "a"), (CLUSTER, "2", "vb", "b")]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    let stork = "apiVersion: stork.libopenstorage.org/v1alpha1\nkind: ApplicationRestore\nmetadata: {name: back}\nspec: {backupName: before, backupLocation: nas}\n";
+    let velero =
+        "apiVersion: velero.io/v1\nkind: Restore\nmetadata: {name: back}\nspec: {backupName: before}\n";
+    let native = restore_document("sourceVolume: vb, destinationVolume: vb");
+    for (text, kept, replacing) in [
+        (stork, ["va", "vb"].as_slice(), "replacePolicy: Delete"),
+        (velero, &["va", "vb"], "existingResourcePolicy: update"),
+        (native.as_str(), &["vb"], "replacePolicy: Delete"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let ran = fake().run(&format!("apply -f {}", path.display()));
+        let note = |volume: &&str| {
+            format!(
+                "note: VolumeRestore/back: volume {volume} exists and is kept; `{replacing}` restores into it\n"
+            )
+        };
+        let notes: String = kept.iter().map(note).collect();
+        assert_eq!(
+            (ran.stdout.as_str(), ran.stderr.as_str()),
+            ("VolumeRestore/back unchanged\n", notes.as_str())
+        );
+        let ran = fake().run(&format!("-j apply -f {}", path.display()));
+        assert_eq!(ran.json()["items"][0]["keptVolumes"], json!(kept), "{ran:?}");
+    }
+}
+
+#[test]
 fn restore_of_velero_replaces_only_selected_volumes() {
     let document = |spec: &str| {
         format!(

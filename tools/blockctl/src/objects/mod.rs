@@ -27,6 +27,7 @@ use std::{collections::BTreeMap, fmt, str::FromStr};
 
 pub use backup::ReclaimPolicy;
 pub use foreign::NAMESPACE;
+use foreign::{EXISTING_POLICY, UPDATE};
 pub use reader::{ObjectSet, read_all};
 pub use resolve::resolve;
 pub use values::{Retain, view};
@@ -222,6 +223,13 @@ impl Object {
             error.message = self.document.at(field, error.message);
         }
         error
+    }
+
+    /// Returns the setting of its file with which a restore replaces existing volumes.
+    pub fn replacing(&self) -> String {
+        let field = self.document.written("spec.replacePolicy");
+        let field = field.rsplit('.').next().unwrap_or_default();
+        format!("{field}: {}", if field == EXISTING_POLICY { UPDATE } else { "Delete" })
     }
 
     /// Returns true for another object of the same kind and name.

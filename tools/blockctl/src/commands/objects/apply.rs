@@ -6,7 +6,7 @@ use super::{
     plan::{FieldChange, Plan, plan},
     record::{Record, show_warnings, warn},
     resources::ResourceSet,
-    restores::{consequence, start_restore},
+    restores::{consequence, kept_volumes, start_restore},
 };
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
@@ -18,7 +18,7 @@ use crate::{
     wait::follow,
 };
 use blockd_api::{
-    ByteSize, ClientError, CredentialRef, ErrorCode, NameError, ObjectName, RuleName, VolumeRef,
+    ByteSize, ClientError, CredentialRef, ErrorCode, NameError, ObjectName, RuleName, VolumeName, VolumeRef,
     cloudsnaps::{StartBackup, StartGroupBackup},
     format_duration, operations,
     rules::{CreateRule, RuleTarget, UpdateRule},
@@ -85,9 +85,10 @@ impl Apply<'_> {
                 self.reload(true).await?;
                 planned = plan(object, &self.resources);
             }
-            let is_change = !matches!(planned, Plan::Unchanged | Plan::Await(..));
+            let is_change = !matches!(planned, Plan::Unchanged | Plan::Kept | Plan::Await(..));
+            let kept = kept_volumes(object, &self.resources);
             let done = self.make(object, planned).await?;
-            self.report(object, &done)?;
+            self.report(object, &done, &kept)?;
             // The status of a failed task wins.
             if done.awaited.is_some() && status == EXIT_DONE && is_real {
                 status = EXIT_WAITING;
@@ -110,8 +111,11 @@ impl Apply<'_> {
         Ok(())
     }
 
-    fn report(&mut self, object: &Object, done: &Done) -> Result<(), Failure> {
+    fn report(&mut self, object: &Object, done: &Done, kept: &[VolumeName]) -> Result<(), Failure> {
         let document = self.record.done(done.result);
+        if !kept.is_empty() {
+            document["keptVolumes"] = json!(kept);
+        }
         show_warnings(object, document);
         if !done.tasks.is_empty() {
             document["taskIds"] = json!(done.tasks);
@@ -129,7 +133,14 @@ impl Apply<'_> {
             (false, None) if tasks.is_empty() => String::new(),
             (false, None) => format!(" (task {})", tasks.join(", ")),
         };
-        self.context.output.line(format!("{object} {}{more}", done.result)).map(drop)
+        self.context.output.line(format!("{object} {}{more}", done.result))?;
+        for volume in kept {
+            let replacing = object.replacing();
+            self.context.output.note(format!(
+                "note: {object}: volume {volume} exists and is kept; `{replacing}` restores into it"
+            ));
+        }
+        Ok(())
     }
 
     /// Waits for tasks and reports each; false if one of them is not done.
@@ -190,6 +201,7 @@ impl Apply<'_> {
             Plan::Refused(_, error) => return Err(error.into()),
             Plan::Await(awaited, _) => done.awaited = Some(awaited),
             Plan::Unchanged => note_uncompared_key(self.context, object),
+            Plan::Kept => {}
             _ if self.args.dry_run => {}
             Plan::Wait(tasks) => done.tasks = tasks,
             Plan::Resume(tasks) => {

@@ -45,6 +45,8 @@ pub struct FieldChange {
 pub enum Plan {
     /// The resource matches.
     Unchanged,
+    /// A restore keeps an existing volume that it did not make.
+    Kept,
     /// These tasks are making it.
     Wait(Vec<Uuid>),
     /// A named dependency is being made by these tasks.
@@ -63,7 +65,7 @@ impl Plan {
     /// Returns the result of the plan.
     pub fn result(&self) -> &'static str {
         match self {
-            Self::Unchanged => "unchanged",
+            Self::Unchanged | Self::Kept => "unchanged",
             Self::Wait(_) => UNDER_WAY,
             Self::Await(..) => WAITING,
             Self::Resume(_) => RESUMED,
@@ -335,8 +337,9 @@ pub fn plan_target(
         return if label == wanted.as_ref() { Plan::Unchanged } else { Plan::Create };
     }
     // Other volumes of the backup may be missing.
-    if restore.is_of_all() && is_other {
-        return Plan::Unchanged;
+    let is_restored = task.is_some() || label.is_some();
+    if !is_restored || (restore.is_of_all() && is_other) {
+        return Plan::Kept;
     }
     if let Some(was) = was.filter(|_| is_other) {
         let cause = format!(

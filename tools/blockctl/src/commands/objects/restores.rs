@@ -17,7 +17,7 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ApiError, CredentialRef, Labels, VolumeRef,
+    ApiError, CredentialRef, Labels, VolumeName, VolumeRef,
     cloudsnaps::{CloudSnapshotId, StartRestore},
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
@@ -62,6 +62,17 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
     };
     (!volumes.is_empty())
         .then(|| format!("{object} replaces the content of {volumes}, which is kept as a snapshot"))
+}
+
+/// Returns the existing volumes that a restore keeps.
+pub fn kept_volumes(object: &Object, resources: &ResourceSet) -> Vec<VolumeName> {
+    let Body::Restore(restore) = &object.body else { return Vec::new() };
+    let is_kept = |target: &RestoreTarget| {
+        let plan = plan_target(object, restore, &target.volume, Some(target.snap), resources);
+        matches!(plan, Plan::Kept)
+    };
+    let targets = targets(restore, resources).unwrap_or_default();
+    targets.into_iter().filter(is_kept).map(|target| target.volume).collect()
 }
 
 /// Starts or resumes the restores that are not done, and returns their tasks.

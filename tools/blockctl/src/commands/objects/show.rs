@@ -195,7 +195,7 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
     let (mut documents, mut differs) = (Vec::new(), false);
     for object in &objects {
         let planned = plan(object, &resources);
-        differs |= !matches!(planned, Plan::Unchanged | Plan::Wait(_));
+        differs |= !matches!(planned, Plan::Unchanged | Plan::Kept | Plan::Wait(_));
         if !context.output.is_json() {
             show(context, object, &planned)?;
             continue;
@@ -223,7 +223,7 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
 fn show(context: &Context<'_>, object: &Object, planned: &Plan) -> Result<(), Failure> {
     let output = context.output;
     match planned {
-        Plan::Unchanged => {}
+        Plan::Unchanged | Plan::Kept => {}
         Plan::Create => {
             output.line(format!("+ {object}"))?;
             for line in yaml(&object.view()).lines() {

@@ -267,6 +267,9 @@ struct ObjectResult {
     /// Volumes of a deleted restore or clone; they stay.
     #[serde(skip_serializing_if = "Option::is_none")]
     volumes: Option<Vec<String>>,
+    /// Existing volumes that a restore keeps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept_volumes: Option<Vec<String>>,
     /// Object that must be complete first.
     #[serde(skip_serializing_if = "Option::is_none")]
     waits_for: Option<String>,

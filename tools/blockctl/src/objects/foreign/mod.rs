@@ -8,7 +8,7 @@ mod stork;
 mod velero;
 
 pub use rules::{ForeignRule, join};
-pub use velero::parse_ttl;
+pub use velero::{EXISTING_POLICY, UPDATE, parse_ttl};
 
 use super::{
     API_VERSION, Kind,
@@ -199,11 +199,8 @@ fn only(_: &mut Document, native: Document, _: &str) -> Result<Vec<Document>, Pr
 }
 
 /// Ends the conversion of a restore, which is of all volumes.
-fn restore(document: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
+fn restore(_: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
     native.set_default("spec.namespaceMapping", json!({}), "spec.namespaceMapping");
-    if document.take_text("spec.existingResourcePolicy")?.as_deref() == Some("update") {
-        native.set("spec.replacePolicy", "Delete".into(), "spec.existingResourcePolicy");
-    }
     Ok(vec![native])
 }
 

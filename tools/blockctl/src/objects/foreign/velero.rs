@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 
 pub const GROUP: &str = "velero.io";
 
+/// Field of a restore with the action on existing volumes, and its value that replaces them.
+pub const EXISTING_POLICY: &str = "existingResourcePolicy";
+pub const UPDATE: &str = "update";
 /// Time that a backup is kept by default.
 const DEFAULT_TTL: &str = "720h0m0s";
 
@@ -64,6 +67,9 @@ pub fn restore(document: &mut Document, mut native: Document, name: &str) -> Res
         native.set("spec.selectors", selectors.into(), &volumes.field);
     }
     document.move_all(&mut native, "spec.excludedNamespaces");
+    let path = format!("spec.{EXISTING_POLICY}");
+    let is_update = document.take_text(&path)?.as_deref() == Some(UPDATE);
+    native.set("spec.replacePolicy", if is_update { "Delete" } else { "Retain" }.into(), &path);
     super::restore(document, native, name)
 }
 
