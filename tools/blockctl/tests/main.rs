@@ -5,6 +5,7 @@
 mod copy;
 mod first_hour;
 mod lists;
+mod locations;
 mod migration;
 mod names;
 mod objects;

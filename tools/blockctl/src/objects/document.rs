@@ -119,6 +119,16 @@ impl Document {
         format!("{}: {}", self.source.file, self.problem(path, message))
     }
 
+    /// Returns the path in the file of a field that was converted from another one.
+    pub fn origin(&self, path: &str) -> Option<&str> {
+        self.origins.get(path).map(String::as_str)
+    }
+
+    /// Sets the path in the file of a field without a value, for messages.
+    pub fn set_origin(&mut self, path: &str, origin: &str) {
+        self.origins.insert(path.to_owned(), origin.to_owned());
+    }
+
     /// Returns true if the file has a field.
     pub fn is_written(&self, path: &str) -> bool {
         self.lines.contains_key(&format!(".{}", self.written(path)))
@@ -186,7 +196,7 @@ impl Document {
             fields = inner;
         }
         fields.insert(name.to_owned(), value);
-        self.origins.insert(path.to_owned(), origin.to_owned());
+        self.set_origin(path, origin);
     }
 
     /// Returns a document without fields, with the lines of this one.

@@ -19,7 +19,7 @@ use crate::{
     failure::Failure,
 };
 use blockd_api::{
-    CredentialName, SecretRef,
+    ApiError, ClientError, CredentialName, SecretRef,
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, ProviderKind},
 };
@@ -315,24 +315,41 @@ impl Location {
     /// Returns the request that creates the credential, with its secrets.
     pub fn request(&self, name: &CredentialName) -> Result<CreateCredential, Failure> {
         let args = CreateArgs { name: name.clone(), file: None, settings: self.settings.clone() };
-        let provider = self.settings.provider.unwrap_or_default().name();
-        let mut request = create::request(args).map_err(|error| match error {
-            Failure::Usage { message, hint } => {
-                let message = message.replace(&format!("--provider {provider}"), &format!("type {provider}"));
-                let message = with_fields(&message, provider);
-                Failure::Usage { message: format!("BackupLocation/{name}: {message}"), hint }
-            }
-            error => error,
-        })?;
+        let mut request = create::request(args)?;
         if self.ca_certificates.is_some() {
             request.connection.ca_certificates = self.ca_certificates.clone();
         }
         if self.encrypted.is_some_and(|wanted| wanted != request.encryption_passphrase.is_some()) {
-            return Err(Failure::usage(format!(
-                "BackupLocation/{name}: {PASSPHRASE}: an encrypted location needs a passphrase, and only such a location"
-            )));
+            let message =
+                "--encryption-passphrase: an encrypted location needs a passphrase, and only such a location";
+            return Err(Failure::usage(message));
         }
         Ok(request)
+    }
+
+    /// Returns a failure with the fields of the document in place of the options of a command.
+    pub fn in_fields(&self, failure: Failure, document: &Document) -> Failure {
+        let provider = self.settings.provider.unwrap_or_default().name();
+        let named = |text: &str| {
+            let text = text.replace(&format!("--provider {provider}"), &format!("type {provider}"));
+            with_fields(&text, provider, document)
+        };
+        match failure {
+            // Its keys have other names in a converted document.
+            Failure::Usage { hint, .. } if document.origin(STORE_KEY).is_some() => {
+                let message =
+                    document.at(STORE_KEY, "a secret with the access keys of the store is expected");
+                Failure::Usage { message, hint }
+            }
+            Failure::Usage { message, hint } => {
+                Failure::Usage { message: document.at(ROOT, named(&message)), hint }
+            }
+            Failure::Client(ClientError::Api(error)) => {
+                let hint = error.hint.as_deref().map(named);
+                ApiError { message: document.at(ROOT, named(&error.message)), hint, ..error }.into()
+            }
+            other => other,
+        }
     }
 
     /// Returns the request that sets the access of this location, with its secrets; unset fields stay.

@@ -1,5 +1,6 @@
 //! Table of the fields of backup locations.
 
+use super::document::Document;
 use crate::commands::credentials::settings::is_changeable;
 
 /// Secret: a document of the same call, or a directory with a file for each key, as `kubectl create secret
@@ -66,8 +67,9 @@ pub const UNREPORTED: &str = "ca-certificate s3-sts-endpoint azure-client-id swi
 /// Sections of fields.
 pub const SECTIONS: [&str; 4] = ["s3Config", "azureConfig", "googleConfig", "swiftConfig"];
 
-/// Replaces command line options in a message by the fields of a location.
-pub fn with_fields(message: &str, provider: &str) -> String {
+/// Replaces command line options in a message by the fields of a location, which a document may name
+/// otherwise.
+pub fn with_fields(message: &str, provider: &str, document: &Document) -> String {
     let mut words: Vec<String> = Vec::new();
     for word in message.split(' ') {
         let option = word.trim_start_matches('(').trim_end_matches([',', ':', ';', ')', '.']);
@@ -89,7 +91,10 @@ pub fn with_fields(message: &str, provider: &str) -> String {
             Some(*setting) == bare && (!path.contains('.') || path.starts_with(&section))
         };
         words.push(match FIELDS.iter().find(of) {
-            Some((_, path, _)) => format!("\u{1}{}", word.replacen(option, path, 1)),
+            Some((_, path, _)) => {
+                let field = document.origin(&format!("location.{path}")).unwrap_or(path);
+                format!("\u{1}{}", word.replacen(option, field, 1))
+            }
             None => word.to_owned(),
         });
     }

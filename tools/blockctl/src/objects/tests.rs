@@ -265,17 +265,6 @@ fn first_error_of_each_object_is_reported() {
 }
 
 #[test]
-fn location_with_missing_field_is_refused() {
-    let body = "location: {type: azure, path: container}\n";
-    let Body::Location(location) = object(Kind::BackupLocation, body).body else { panic!() };
-    let error = location.request(&"offsite".parse().unwrap()).unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "BackupLocation/offsite: type azure needs azureConfig.storageAccountName, or AZURE_STORAGE_ACCOUNT"
-    );
-}
-
-#[test]
 fn minutes_are_the_same_in_every_time_zone() {
     let rules = |when: &str| {
         policy::Rules::of(&[blockd_api::schedules::Rule { when: when.parse().unwrap(), retain: None }])

@@ -226,9 +226,12 @@ impl Apply<'_> {
     async fn put(&self, object: &Object, changes: Option<&[FieldChange]>) -> Result<Vec<Uuid>, Failure> {
         let (client, resources, name) = (&self.context.client, &self.resources, &object.name);
         match (&object.body, changes) {
-            (Body::Location(location), None) => self.create_location(object, location).await?,
-            (Body::Location(location), Some(changes)) => {
-                self.update_location(name.as_str(), location, changes).await?;
+            (Body::Location(location), changes) => {
+                let put = match changes {
+                    None => self.create_location(object, location).await,
+                    Some(changes) => self.update_location(name.as_str(), location, changes).await,
+                };
+                put.map_err(|failure| location.in_fields(failure, &object.document))?;
             }
             (Body::Policy(Rules(rules)), None) => {
                 let policy = Policy { name: parse_name(name)?, rules: rules.clone() };

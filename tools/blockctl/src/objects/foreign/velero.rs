@@ -138,6 +138,7 @@ fn take_s3(document: &mut Document, native: &mut Document) -> Result<(), Problem
         Some(region) => format!("s3.{region}.amazonaws.com"),
     });
     native.set("location.s3Config.endpoint", endpoint.into(), "spec.config.s3Url");
+    native.set_origin("location.s3Config.disableSSL", "spec.config.s3Url");
     let is_path_style = match document.remove("spec.config.s3ForcePathStyle") {
         Some(Value::Bool(is_path_style)) => is_path_style,
         Some(Value::String(text)) => text == "true",

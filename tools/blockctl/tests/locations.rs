@@ -1,0 +1,99 @@
+//! Locations as objects: their keys and their errors.
+
+use crate::{
+    objects::world,
+    support::{Fake, Reply, list, ok},
+};
+use serde_json::{Value, json};
+
+#[test]
+fn location_with_new_keys_updates_credential() {
+    let credential = json!({
+        "credentialId": "178557a3-26c7-49b1-9822-34e6f816c2d1", "name": "s3", "provider": "s3", "path": null, "endpoint": "e:1",
+        "region": "us-east-1", "bucket": "b", "accessKey": "OLD", "account": null, "project": null, "user": null,
+        "auth": "access key", "sslEnabled": true, "pathStyle": true, "storageClass": null, "proxy": null,
+        "limitUploadBytesPerSecond": null, "limitDownloadBytesPerSecond": null, "encrypted": false, "conditionalPut": true,
+        "createdAt": "2019-01-16T21:51:53Z", "writeBytesPerSecond": null
+    });
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("key"), "planted").unwrap();
+    let apply = |config: &str, kept: &Value| {
+        let path = dir.path().join("s3.yaml");
+        let text = format!(
+            "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {{name: s3}}\nlocation: {{type: s3, path: b, s3Config: {{endpoint: 'e:1', {config}}}}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let mut script = world(&[], &[]);
+        script.retain(|(line, _)| *line != "GET /v1/credentials");
+        script.push(("GET /v1/credentials", ok(list(json!([kept])))));
+        script.push(("PATCH /v1/credentials/s3", ok(kept.clone())));
+        let fake = Fake::start(script);
+        let ran = fake.run(&format!("apply -f {}", path.display()));
+        let asked = fake.seen().into_iter().find(|seen| !seen.line.starts_with("GET ")).map(|seen| seen.body);
+        (ran, asked)
+    };
+    // Another key, and what takes the place of one.
+    for (config, access) in [
+        (
+            "accessKeyID: NEW, secretAccessKey: {file: key}",
+            json!({ "type": "s3", "accessKey": "NEW", "secretKey": "planted", "useIam": false }),
+        ),
+        ("useIAM: true", json!({ "type": "s3", "useIam": true })),
+        (
+            "accessKeyID: OLD, secretAccessKey: {from: 'systemd:k'}",
+            json!({ "type": "s3", "accessKey": "OLD", "secretKey": { "from": "systemd:k" }, "useIam": false }),
+        ),
+    ] {
+        let (ran, asked) = apply(config, &credential);
+        assert_eq!(ran.stdout, "BackupLocation/s3 configured\n", "{ran:?}");
+        assert_eq!(asked.unwrap()["access"], access, "{config}");
+    }
+    // A key in a file replaces a reference.
+    let mut with_reference = credential.clone();
+    with_reference["storeKeyFrom"] = json!("systemd:k");
+    let (ran, asked) = apply("accessKeyID: OLD, secretAccessKey: {file: key}", &with_reference);
+    assert!(ran.status == 0 && asked.unwrap()["access"]["secretKey"] == "planted", "{ran:?}");
+    // A secret that cannot be compared is reported; another location is refused.
+    let (ran, asked) = apply("accessKeyID: OLD, secretAccessKey: {file: key}", &credential);
+    assert!(ran.status == 0 && asked.is_none() && ran.stderr.contains("cannot be compared"), "{ran:?}");
+    let (ran, asked) =
+        apply("region: elsewhere, accessKeyID: NEW, secretAccessKey: {file: key}", &credential);
+    assert!(ran.status == 5 && asked.is_none(), "{ran:?}");
+    assert!(ran.stderr.contains("location.s3Config.region cannot be changed: give another"), "{ran:?}");
+}
+
+#[test]
+fn location_errors_name_the_fields_of_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("location.yaml");
+    let native = |config: &str| {
+        format!(
+            "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {{name: s3}}\nlocation: {{type: s3, path: b, s3Config: {{{config}}}}}\n"
+        )
+    };
+    let velero = |credential: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: keys}}\nstringData: {{cloud: \"[default]\\naws_access_key_id=A\\naws_secret_access_key=S\\n\"}}\n---\n\
+             apiVersion: velero.io/v1\nkind: BackupStorageLocation\nmetadata: {{name: s3}}\nspec:\n  provider: aws\n  objectStorage: {{bucket: b}}\n  config: {{region: eu}}\n{credential}"
+        )
+    };
+    let keys = "endpoint: 'e:1', accessKeyID: A, secretAccessKey: S";
+    for (text, words) in [
+        (native("accessKeyID: A"), "line 4: location: type s3 needs s3Config.endpoint"),
+        (native("endpoint: 'e:1'"), "line 4: location: type s3 needs s3Config.accessKeyID, or"),
+        (native(keys), "line 4: location: no answer"),
+        (native(keys), "hint: check s3Config.endpoint, path and caCertificate"),
+        (velero(""), "line 9: spec.credential: a secret with the access keys of the store is expected"),
+        (
+            velero("  credential: {name: keys}\n"),
+            "hint: check spec.config.s3Url, spec.objectStorage.bucket and caCertificate",
+        ),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let mut script = world(&[], &[]);
+        let body = json!({ "error": { "code": "store_unreachable", "message": "no answer", "hint": "check --s3-endpoint, --bucket and --ca-certificate" } });
+        script.push(("POST /v1/credentials", Reply::Json(502, body)));
+        let ran = Fake::start(script).run(&format!("apply -f {}", path.display()));
+        assert!(ran.status != 0 && ran.stderr.contains(words), "{words}: {ran:?}");
+    }
+}
