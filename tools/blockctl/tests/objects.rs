@@ -360,3 +360,47 @@ fn missing_references_name_line_and_field() {
     let ran = Fake::start(world(&[], &[])).run(&format!("apply -f {}", path.display()));
     assert!(ran.stderr.contains("line 4: spec.backupLocation: missing: there is no location"), "{ran:?}");
 }
+
+#[test]
+fn backups_of_one_snapshot_are_objects_of_their_own() {
+    let backup = |suffix: &str, volume: &str, minute: u8| {
+        let mut found = cloudsnap(suffix);
+        (found["name"], found["volumeId"], found["volumeName"]) =
+            (json!("kept"), json!(volume), json!(format!("v{volume}")));
+        found["startedAt"] = json!(format!("2019-01-16T21:{minute}:00Z"));
+        found["completedAt"] = json!(format!("2019-01-16T21:{minute}:05Z"));
+        found
+    };
+    let found = [backup("1-61", "1", 10), backup("2-61", "2", 10), backup("1-62", "1", 15)];
+    let listed = json!({ "items": found, "next": null, "damaged": [], "failedCredentials": [], "total": 3 });
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/tasks", ok(list(json!([])))),
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ("GET /v1/cloudsnaps", ok(listed)),
+    ]);
+    let found = fake.run("-j get vb").json();
+    let status = |nth: usize| {
+        let status = &found["items"][nth]["status"];
+        (status["volumeCount"].as_u64().unwrap(), status["elapsedSeconds"].as_f64().unwrap())
+    };
+    assert_eq!([status(0), status(1)], [(2, 5.0), (1, 5.0)], "{found:#}");
+    // Only another host is named.
+    assert!(found["items"][0]["status"]["clusterId"].is_null(), "{found:#}");
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    let apply = |source: &str| {
+        let text = format!(
+            "apiVersion: blockd/v1\nkind: VolumeRestore\nmetadata: {{name: back}}\nspec: {{backupName: kept{source}}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        fake.run(&format!("apply -f {}", path.display()))
+    };
+    for (source, advice) in [("", "sourceVolume or "), (", sourceVolume: v1", "")] {
+        let refused = apply(source);
+        let words = format!("): name its {advice}cloudSnapshotId\n");
+        assert!(refused.stderr.contains(&words), "{refused:?}");
+    }
+    let refused = fake.run("delete vb kept --volume v1");
+    assert!(refused.stderr.contains("): give the id instead of the name\n"), "{refused:?}");
+}

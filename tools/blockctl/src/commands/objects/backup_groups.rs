@@ -21,7 +21,7 @@ use uuid::Uuid;
 /// Digits of the number of a snapshot in tables.
 const SHORT: usize = 8;
 
-/// Backups of a name, a location and a host.
+/// Backups of a name, a location and a host: at most one of each volume.
 #[derive(Debug)]
 pub struct BackupGroup<'a> {
     name: String,
@@ -38,7 +38,8 @@ impl<'a> BackupGroup<'a> {
         let mut groups: Vec<Self> = Vec::new();
         for one in resources.cloudsnaps.iter().flatten() {
             let (name, location) = (backup_name(one), one.credential_name.as_str());
-            Self::entry(&mut groups, name, location, Some(one.cloud_snapshot_id.cluster)).stored.push(one);
+            let cluster = Some(one.cloud_snapshot_id.cluster);
+            Self::entry(&mut groups, name, location, cluster, Some(one)).stored.push(one);
         }
         // The newest comes first.
         for task in resources.tasks.iter().filter(|task| task.state.kind == TaskKind::Backup) {
@@ -46,7 +47,7 @@ impl<'a> BackupGroup<'a> {
                 continue;
             };
             let location = task.credential_name.as_ref().map_or("-", |name| name.as_str());
-            let group = Self::entry(&mut groups, name.to_string(), location, resources.own);
+            let group = Self::entry(&mut groups, name.to_string(), location, resources.own, None);
             let volume = task.volume_name.as_ref().map_or("", |volume| volume.as_str());
             let is_stored = group.stored.iter().any(|one| one.volume_name == volume);
             if !is_stored && !group.tasks.iter().any(|other| other.volume_name == task.volume_name) {
@@ -58,14 +59,22 @@ impl<'a> BackupGroup<'a> {
         groups
     }
 
+    /// Returns the first group, or the first without another backup of the same volume.
     fn entry<'b>(
         groups: &'b mut Vec<Self>,
         name: String,
         location: &'a str,
         cluster: Option<Uuid>,
+        stored: Option<&Cloudsnap>,
     ) -> &'b mut Self {
-        let is_it =
-            |group: &Self| group.name == name && group.location == location && group.cluster == cluster;
+        let is_other = |one: &Cloudsnap, other: &Cloudsnap| {
+            one.volume_id == other.volume_id && one.cloud_snapshot_id != other.cloud_snapshot_id
+        };
+        let has_other =
+            |group: &Self| stored.is_some_and(|stored| group.stored.iter().any(|one| is_other(one, stored)));
+        let is_it = |group: &Self| {
+            group.name == name && group.location == location && group.cluster == cluster && !has_other(group)
+        };
         let index = groups.iter().position(is_it).unwrap_or_else(|| {
             groups.push(Self { name, location, cluster, stored: Vec::new(), tasks: Vec::new() });
             groups.len() - 1
@@ -103,7 +112,7 @@ impl<'a> BackupGroup<'a> {
             tasks: self.tasks.iter().map(|task| task.task_id).collect(),
             volumes,
             namespaces,
-            ..Found::new(Kind::VolumeBackup, self.name.clone(), body, json!(self.status()))
+            ..Found::new(Kind::VolumeBackup, self.name.clone(), body, json!(self.status(own)))
         }
     }
 
@@ -113,9 +122,9 @@ impl<'a> BackupGroup<'a> {
         stored.chain(tasks).collect()
     }
 
-    fn status(&self) -> TransferStatus {
+    fn status(&self, own: Option<Uuid>) -> TransferStatus {
         let stored = self.stored.iter().map(|one| Transfer::of_stored(one));
         let tasks = self.tasks.iter().map(|task| Transfer::of_task(task));
-        TransferStatus::of(stored.chain(tasks).collect(), self.cluster)
+        TransferStatus::of(stored.chain(tasks).collect(), self.cluster.filter(|one| Some(*one) != own))
     }
 }

@@ -247,11 +247,14 @@ impl ResourceSet {
 }
 
 fn ambiguous(name: &ObjectName, several: &[&Cloudsnap]) -> ApiError {
-    let message = format!(
-        "VolumeBackup/{name} is ambiguous ({}): name its sourceVolume or cloudSnapshotId",
-        listed(several)
-    );
+    let advice = if is_of_one_volume(several) { "" } else { "sourceVolume or " };
+    let message =
+        format!("VolumeBackup/{name} is ambiguous ({}): name its {advice}cloudSnapshotId", listed(several));
     ApiError::new(ErrorCode::InvalidRequest, message)
+}
+
+fn is_of_one_volume(several: &[&Cloudsnap]) -> bool {
+    several.iter().all(|one| one.volume_id == several[0].volume_id)
 }
 
 /// Formats cloud snapshots for a message.
@@ -361,8 +364,13 @@ impl BackupTarget {
         found.sort_by_key(|one| one.cloud_snapshot_id);
         found.dedup_by_key(|one| one.cloud_snapshot_id);
         if matches!(self.scope, DeleteScope::One(_)) && found.len() > 1 {
+            let is_in_one = found.iter().all(|one| one.credential_id == found[0].credential_id);
+            let advice = match is_in_one && is_of_one_volume(&found) {
+                true => "",
+                false => "add --location and --volume, or ",
+            };
             let message = format!(
-                "{object} is ambiguous ({}): add --location and --volume, or give the id instead of the name",
+                "{object} is ambiguous ({}): {advice}give the id instead of the name",
                 listed(&found)
             );
             return Err(ApiError::new(ErrorCode::InvalidRequest, message).into());

@@ -114,7 +114,7 @@ pub struct TransferStatus {
     pub status: String,
     pub created_at: Timestamp,
     pub elapsed_seconds: f64,
-    /// Cluster of the host that made it.
+    /// Cluster of the host that made it; `None` for this host.
     pub cluster_id: Option<Uuid>,
     /// Cloud snapshot, of a single volume.
     pub cloud_snapshot_id: Option<String>,
