@@ -362,6 +362,33 @@ fn missing_references_name_line_and_field() {
 }
 
 #[test]
+fn schedule_is_described_with_events_of_its_locations() {
+    let mut schedule = reply("GET /v1/schedules")["items"][0].take();
+    schedule["selector"]["volumeName"] = json!("db");
+    let event = |message: &str, at: &str, location: Value| {
+        json!({
+            "eventId": 1, "occurredAt": at, "severity": "info", "kind": "backup-done", "volumeName": "db",
+            "credentialName": location, "taskId": null, "message": message
+        })
+    };
+    let (before, after) = ("2019-01-16T21:51:52Z", "2019-01-16T21:51:53Z");
+    let events = [
+        event("earlier", before, json!("nas")),
+        event("of it", after, json!("nas")),
+        event("elsewhere", after, json!("other")),
+        event("of the volume", after, json!(null)),
+    ];
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/schedules", ok(list(json!([schedule])))),
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ("GET /v1/events", ok(list(json!(events)))),
+    ]);
+    let described = fake.run("-j describe vbs nightly").json();
+    let messages = described["items"][0]["events"].as_array().unwrap().iter().map(|event| &event["message"]);
+    assert_eq!(messages.collect::<Vec<_>>(), ["of the volume", "of it"], "{described:#}");
+}
+
+#[test]
 fn backups_of_one_snapshot_are_objects_of_their_own() {
     let backup = |suffix: &str, volume: &str, minute: u8| {
         let mut found = cloudsnap(suffix);

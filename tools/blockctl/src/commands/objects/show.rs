@@ -21,6 +21,7 @@ use blockd_api::{
     operations,
     schedules::ListRuns,
 };
+use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -161,9 +162,22 @@ fn is_about(event: &Event, found: &Found) -> bool {
     let of_task = event.task_id.is_some_and(|task| found.tasks.contains(&task));
     let of_snapshot =
         event.cloud_snapshot_id.as_ref().is_some_and(|id| found.status.to_string().contains(id));
-    let of_volume = found.kind == Kind::VolumeBackupSchedule
-        && event.volume_name.as_ref().is_some_and(|volume| found.volumes.contains(volume.as_str()));
-    is_location || of_task || of_snapshot || of_volume
+    is_location
+        || of_task
+        || of_snapshot
+        || (found.kind == Kind::VolumeBackupSchedule && is_of_schedule(event, found))
+}
+
+/// Returns true for an event of a volume of a schedule, since its creation and in its locations.
+fn is_of_schedule(event: &Event, found: &Found) -> bool {
+    let created_at = found.status["createdAt"].as_str().and_then(|text| text.parse::<Timestamp>().ok());
+    let locations = &found.body["template"]["spec"]["backupLocation"];
+    let is_in = |name: &String| {
+        *locations == **name || locations.as_array().is_some_and(|all| all.contains(&json!(name)))
+    };
+    event.volume_name.as_ref().is_some_and(|volume| found.volumes.contains(volume.as_str()))
+        && created_at.is_some_and(|created_at| event.occurred_at >= created_at)
+        && event.credential_name.as_ref().is_none_or(is_in)
 }
 
 fn told(event: &Event) -> Value {
