@@ -309,3 +309,24 @@ fn replacing_restore_of_a_forgotten_task_is_not_repeated() {
     ]);
     assert_eq!(restored(&fake, &restore_document("replacePolicy: Delete")), []);
 }
+
+#[test]
+fn note_on_schedules_names_no_option_of_other_commands() {
+    let fake = || {
+        let mut started = reply("POST /v1/cloudsnaps/restore");
+        started["schedules"] =
+            json!([{ "scheduleId": "078557a3-26c7-49b1-9822-34e6f816c2d1", "scheduleName": "nightly" }]);
+        Fake::with_defaults(vec![
+            ("GET /v1/volumes", ok(list(json!([])))),
+            ("GET /v1/tasks", ok(list(json!([])))),
+            ("POST /v1/cloudsnaps/restore", ok(started)),
+        ])
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    let text =
+        restore_document("").replace("backupName: before", &format!("cloudSnapshotId: {}", snap("59-61")));
+    std::fs::write(&path, text).unwrap();
+    let ran = fake().run(&format!("apply -f {}", path.display()));
+    assert_eq!(ran.stderr, "note: new is backed up by the schedule nightly from now on\n", "{ran:?}");
+}

@@ -281,26 +281,30 @@ pub async fn restore(context: &Context<'_>, mut args: RestoreArgs) -> Exit {
 }
 
 /// Prints the schedules that include a new volume, and how to avoid those by labels.
-pub async fn tell_schedules(
+async fn tell_schedules(
     context: &Context<'_>,
     volume: &VolumeName,
     schedules: &[ScheduleSummary],
 ) -> Result<(), Failure> {
-    if schedules.is_empty() || context.output.is_json() {
+    let Some(note) = note_on_schedules(volume, schedules).filter(|_| !context.output.is_json()) else {
         return Ok(());
-    }
+    };
     let all = context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items;
     let mut by_label = all.iter().filter(|one| one.selector.label.is_some()).map(|one| one.schedule_id);
     let advice = match by_label.any(|id| schedules.iter().any(|one| one.schedule_id == id)) {
         true => "; a restore with --no-labels or --label avoids schedules by labels",
         false => "",
     };
-    context.output.note(format!(
-        "note: {volume} is backed up by the {} {} from now on{advice}",
-        if schedules.len() == 1 { "schedule" } else { "schedules" },
-        schedules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-    ));
+    context.output.note(note + advice);
     Ok(())
+}
+
+/// Returns a note on the schedules that include a new volume.
+pub fn note_on_schedules(volume: &VolumeName, schedules: &[ScheduleSummary]) -> Option<String> {
+    let plural = if schedules.len() == 1 { "" } else { "s" };
+    let names = schedules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    (!schedules.is_empty())
+        .then(|| format!("note: {volume} is backed up by the schedule{plural} {names} from now on"))
 }
 
 /// `cloudsnap clone`.

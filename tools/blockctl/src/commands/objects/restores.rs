@@ -6,7 +6,7 @@ use super::{
     resources::ResourceSet,
 };
 use crate::{
-    commands::cloudsnap::restore::tell_schedules,
+    commands::cloudsnap::restore::note_on_schedules,
     failure::Failure,
     objects::{
         Body, Object,
@@ -148,7 +148,9 @@ async fn start(
         let started = client.call(operations::START_RESTORE, &request).await?;
         (started.volume_name, started.schedules, Some(started.task_id))
     };
-    tell_schedules(context, &volume, &schedules).await?;
+    if let Some(note) = note_on_schedules(&volume, &schedules).filter(|_| !context.output.is_json()) {
+        context.output.note(note);
+    }
     Ok(task)
 }
 
