@@ -134,7 +134,8 @@ impl From<ApiError> for Failure {
 /// JSON form of a failure: `{"error": {"code": …, "message": …, "hint": …}}`.
 #[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct FailureDocument {
-    error: FailureBody,
+    /// Error.
+    pub error: FailureBody,
 }
 
 /// Error of a document.

@@ -4,7 +4,7 @@ use super::{
     args::ApplyArgs,
     clones::{clone_volumes, take_snapshots},
     plan::{FieldChange, Plan, plan},
-    record::{Record, show_warnings, warn},
+    record::{Record, warn, warnings},
     resources::ResourceSet,
     restores::{consequence, kept_volumes, start_restore},
 };
@@ -25,7 +25,6 @@ use blockd_api::{
     schedules::{Policy, UpdatePolicy},
     tasks::{Task, TaskKind, TaskStage},
 };
-use serde_json::json;
 use std::str::FromStr;
 use uuid::Uuid;
 
@@ -88,7 +87,7 @@ impl Apply<'_> {
             let is_change = !matches!(planned, Plan::Unchanged | Plan::Kept | Plan::Await(..));
             let kept = kept_volumes(object, &self.resources);
             let done = self.make(object, planned).await?;
-            self.report(object, &done, &kept)?;
+            self.report(object, &done, kept)?;
             // The status of a failed task wins.
             if done.awaited.is_some() && status == EXIT_DONE && is_real {
                 status = EXIT_WAITING;
@@ -111,18 +110,12 @@ impl Apply<'_> {
         Ok(())
     }
 
-    fn report(&mut self, object: &Object, done: &Done, kept: &[VolumeName]) -> Result<(), Failure> {
-        let document = self.record.done(done.result);
-        if !kept.is_empty() {
-            document["keptVolumes"] = json!(kept);
-        }
-        show_warnings(object, document);
-        if !done.tasks.is_empty() {
-            document["taskIds"] = json!(done.tasks);
-        }
-        if let Some(awaited) = &done.awaited {
-            document["waitsFor"] = json!(awaited);
-        }
+    fn report(&mut self, object: &Object, done: &Done, kept: Vec<VolumeName>) -> Result<(), Failure> {
+        let result = self.record.done(done.result);
+        result.warnings = warnings(object);
+        result.task_ids.clone_from(&done.tasks);
+        result.waits_for.clone_from(&done.awaited);
+        result.kept_volumes.clone_from(&kept);
         if self.context.output.is_json() {
             return Ok(());
         }
@@ -162,9 +155,7 @@ impl Apply<'_> {
             let why = ended.error.map_or_else(|| "it was stopped".to_owned(), |error| error.message);
             output.note(format!("error: {object}: {}{of}: {why}", ended.state));
         }
-        if !states.is_empty() {
-            self.record.last()["states"] = json!(states);
-        }
+        self.record.last().states = states;
         Ok(all_done)
     }
 

@@ -21,7 +21,6 @@ use blockd_api::{
     tasks::TaskOwner,
 };
 use blockd_schedule::KeepReason;
-use serde_json::json;
 
 /// Object to delete.
 struct Deletion {
@@ -188,12 +187,9 @@ impl Delete<'_> {
             record.begin();
             let result = self.one(one).await?;
             let (snapshots, volumes) = (one.snapshot_names(&self.resources)?, self.kept_volumes(one));
-            let document = record.done(result);
-            for (field, names) in [("snapshots", &snapshots), ("volumes", &volumes)] {
-                if !names.is_empty() {
-                    document[field] = json!(names);
-                }
-            }
+            let done = record.done(result);
+            done.snapshots.clone_from(&snapshots);
+            done.volumes.clone_from(&volumes);
             let names = [snapshots, volumes].concat().join(", ");
             let colon = if names.is_empty() { "" } else { ": " };
             let dry = if self.dry_run { " (dry run)" } else { "" };

@@ -9,7 +9,7 @@ mod delete;
 mod found;
 mod made_volumes;
 mod plan;
-mod record;
+pub mod record;
 mod resources;
 mod restores;
 mod show;

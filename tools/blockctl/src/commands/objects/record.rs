@@ -1,17 +1,64 @@
 //! Results of a command by object, also after a failure.
 
 use crate::{
-    failure::Exit,
+    failure::{Exit, FailureBody},
     objects::{Kind, Object, ObjectSet},
     output::Context,
 };
-use blockd_api::List;
-use serde_json::{Value, json};
+use blockd_api::{List, VolumeName};
+use schemars::JsonSchema;
+use serde::Serialize;
+use uuid::Uuid;
+
+/// Result of an object that has not been tried.
+const NOT_TRIED: &str = "not tried";
+/// Result of an object that failed.
+const FAILED: &str = "failed";
+
+/// Results of `apply` and `delete`, and the error of the first object that failed.
+#[derive(Serialize, JsonSchema)]
+pub struct ObjectResults {
+    #[serde(flatten)]
+    list: List<ObjectResult>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<FailureBody>,
+}
+
+/// Result of an object.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ObjectResult {
+    kind: Kind,
+    name: String,
+    /// Such as `created`, `configured`, `unchanged`, `started`, `deleted`, `failed` or `not tried`.
+    result: String,
+    /// Warnings about fields of the file.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// Started tasks.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub task_ids: Vec<Uuid>,
+    /// States of the tasks at their end, with `--wait`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub states: Vec<String>,
+    /// Deleted local snapshots.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<String>,
+    /// Volumes of a deleted restore or clone; they stay.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
+    /// Existing volumes that a restore keeps.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub kept_volumes: Vec<VolumeName>,
+    /// Object that must be complete first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waits_for: Option<String>,
+}
 
 /// Results of the objects in their order.
 #[derive(Debug)]
 pub struct Record {
-    items: Vec<Value>,
+    items: Vec<ObjectResult>,
     /// Number of finished objects.
     done: usize,
 }
@@ -19,51 +66,58 @@ pub struct Record {
 impl Record {
     /// Creates a record without finished objects.
     pub fn of(objects: impl Iterator<Item = (Kind, String)>) -> Self {
-        let item = |(kind, name)| json!({ "kind": kind, "name": name, "result": "not tried" });
+        let item = |(kind, name)| ObjectResult {
+            kind,
+            name,
+            result: NOT_TRIED.to_owned(),
+            warnings: Vec::new(),
+            task_ids: Vec::new(),
+            states: Vec::new(),
+            snapshots: Vec::new(),
+            volumes: Vec::new(),
+            kept_volumes: Vec::new(),
+            waits_for: None,
+        };
         Self { items: objects.map(item).collect(), done: 0 }
     }
 
     /// Begins the next object, which fails unless it is done.
     pub fn begin(&mut self) {
-        self.items[self.done]["result"] = json!("failed");
+        FAILED.clone_into(&mut self.items[self.done].result);
     }
 
     /// Finishes the object, and returns its result for more fields.
-    pub fn done(&mut self, result: &str) -> &mut Value {
+    pub fn done(&mut self, result: &str) -> &mut ObjectResult {
         self.done += 1;
-        self.last()["result"] = json!(result);
+        result.clone_into(&mut self.last().result);
         self.last()
     }
 
     /// Returns the result of the last finished object.
-    pub fn last(&mut self) -> &mut Value {
+    pub fn last(&mut self) -> &mut ObjectResult {
         &mut self.items[self.done - 1]
     }
 
     /// Writes the document of the command, or as text the parts that the lines of the objects lack.
     pub fn finish(self, context: &Context<'_>, ended: Exit) -> Exit {
         let output = context.output;
+        if output.is_json() {
+            let (status, error) = match ended {
+                Ok(status) => (status, None),
+                Err(failure) => (failure.exit_status(), Some(failure.document().error)),
+            };
+            output.document(&ObjectResults { list: List::from(self.items), error })?;
+            return Ok(status);
+        }
         let failure = match ended {
-            Ok(status) if output.is_json() => {
-                output.document(&List::from(self.items))?;
-                return Ok(status);
-            }
             Ok(status) => return Ok(status),
             Err(failure) => failure,
         };
-        if output.is_json() {
-            let mut whole = json!(failure.document());
-            (whole["items"], whole["next"]) = (json!(self.items), json!(null));
-            output.document(&whole)?;
-            return Ok(failure.exit_status());
-        }
         let with = |result: &str| {
-            let items = self.items.iter().filter(|item| item["result"] == result);
-            let names = items
-                .filter_map(|item| Some(format!("{}/{}", item["kind"].as_str()?, item["name"].as_str()?)));
-            names.collect::<Vec<_>>().join(", ")
+            let items = self.items.iter().filter(|item| item.result == result);
+            items.map(|item| format!("{}/{}", item.kind, item.name)).collect::<Vec<_>>().join(", ")
         };
-        let (failed, left) = (with("failed"), with("not tried"));
+        let (failed, left) = (with(FAILED), with(NOT_TRIED));
         let notes = [
             (!failed.is_empty()).then(|| format!("{failed} failed")),
             (self.done > 0).then(|| "the objects above are done".to_owned()),
@@ -89,14 +143,6 @@ pub fn warn(context: &Context<'_>, read: &ObjectSet) {
         for warning in &object.warnings {
             context.output.note(format!("warning: {}: {warning}", object.document.source.file));
         }
-    }
-}
-
-/// Adds the warnings of an object to its document.
-pub fn show_warnings(object: &Object, document: &mut Value) {
-    let warnings = warnings(object);
-    if !warnings.is_empty() {
-        document["warnings"] = json!(warnings);
     }
 }
 

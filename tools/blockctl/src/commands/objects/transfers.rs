@@ -117,7 +117,7 @@ impl Transfer {
 }
 
 impl TransferStatus {
-    /// Returns the state of the transfers of an object, which another host of this cluster may have made.
+    /// Returns the state of the transfers of an object, which another cluster may have made.
     pub fn of(transfers: Vec<Transfer>, cluster_id: Option<Uuid>) -> Self {
         let running = transfers.iter().find(|one| !one.is_over());
         let worst = running.or_else(|| transfers.iter().rev().find(|one| !one.is_successful()));

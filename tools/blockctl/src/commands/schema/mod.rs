@@ -10,7 +10,7 @@ use super::{
     events::TaskLog,
     files::{CatalogDocument, DiffDocument, copied::Copied},
     init::Initialized,
-    objects::status::ObjectDifference,
+    objects::{record::ObjectResults, status::ObjectDifference},
     status::Health,
     top::rates::ActivityRates,
     volume::{ExportUri, Inspected},
@@ -37,7 +37,7 @@ use blockd_api::{
     volumes::{Volume, VolumeCheck},
 };
 use clap::Args;
-use objects::{ObjectDocument, ObjectResults};
+use objects::ObjectDocument;
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::Serialize;
 use serde_json::{Map, Value, json};

@@ -11,19 +11,18 @@ use crate::{
         },
     },
     objects::{
-        Kind, Retain,
+        Retain,
         hook::Hook,
         location_table::{ENCRYPTED, FIELDS, SECRET, SYNC, UNREPORTED},
         policy::{BLOCKS, Rules},
         schedule::ScheduleSpec,
     },
 };
-use blockd_api::{Labels, List};
+use blockd_api::Labels;
 use blockd_schedule::Zone;
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde_json::{Map, Value, json};
 use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData};
-use uuid::Uuid;
 
 /// List that is written as its value if it has one.
 pub struct OneOrMany<T>(PhantomData<T>);
@@ -233,44 +232,4 @@ enum Content {
 
 fn schedule_spec(generator: &mut SchemaGenerator) -> Schema {
     json_schema!({ "anyOf": [without_unset::<ScheduleSpec>(generator), { "type": "null" }] })
-}
-
-/// Results of `apply` and `delete`, and the error of the first object that failed.
-#[derive(JsonSchema)]
-pub struct ObjectResults {
-    #[serde(flatten)]
-    list: List<ObjectResult>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<crate::failure::FailureBody>,
-}
-
-/// Result of an object.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct ObjectResult {
-    kind: Kind,
-    name: String,
-    /// Such as `created`, `configured`, `unchanged`, `started`, `deleted`, `failed` or `not tried`.
-    result: String,
-    /// Warnings about fields of the file.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    warnings: Option<Vec<String>>,
-    /// Started tasks.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    task_ids: Option<Vec<Uuid>>,
-    /// States of the tasks at their end, with `--wait`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    states: Option<Vec<String>>,
-    /// Deleted local snapshots.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    snapshots: Option<Vec<String>>,
-    /// Volumes of a deleted restore or clone; they stay.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    volumes: Option<Vec<String>>,
-    /// Existing volumes that a restore keeps.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kept_volumes: Option<Vec<String>>,
-    /// Object that must be complete first.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    waits_for: Option<String>,
 }
