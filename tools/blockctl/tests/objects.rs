@@ -431,3 +431,35 @@ fn backups_of_one_snapshot_are_objects_of_their_own() {
     let refused = fake.run("delete vb kept --volume v1");
     assert!(refused.stderr.contains("): give the id instead of the name\n"), "{refused:?}");
 }
+
+#[test]
+fn tables_of_all_kinds_fit_80_columns() {
+    let long = |text: &str, len: usize| text.repeat(len / text.len());
+    let mut hook = rule(&long("rule", 40), &["a", "b"]);
+    hook["quiesce"] = json!({ "preCommand": long("sync; ", 120), "postCommand": long("\tsync", 90) });
+    hook["volumeNames"] = json!([long("volume-a", 40), long("volume-b", 40)]);
+    let mut schedule = reply("GET /v1/schedules")["items"][0].take();
+    schedule["name"] = json!(long("nightly", 42));
+    schedule["selector"]["volumeName"] = json!(long("volume", 42));
+    let mut backup = cloudsnap("59-61");
+    (backup["name"], backup["volumeName"]) = (json!(long("before", 60)), json!("db"));
+    let mut credential = reply("GET /v1/credentials/nas");
+    (credential["name"], credential["path"]) = (json!(long("nas", 60)), json!(long("/srv", 80)));
+    let mut clone = volume("77", &long("copy", 60));
+    clone["labels"] =
+        json!({ "cloned-by": long("clone", 60), "cloned-from": format!("{}@x", long("db", 40)) });
+    let listed =
+        json!({ "items": [backup], "next": null, "damaged": [], "failedCredentials": [], "total": 1 });
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/rules", ok(list(json!([hook])))),
+        ("GET /v1/schedules", ok(list(json!([schedule])))),
+        ("GET /v1/credentials", ok(list(json!([credential])))),
+        ("GET /v1/volumes", ok(list(json!([volume("9", "db"), clone])))),
+        ("GET /v1/cloudsnaps", ok(listed)),
+    ]);
+    for kinds in ["rule", "all", "bl", "vb", "vbs", "vc", "vr", "vs", "sp"] {
+        let ran = fake.run(&format!("get {kinds}"));
+        let wide: Vec<&str> = ran.stdout.lines().filter(|line| line.chars().count() > 80).collect();
+        assert!(ran.status == 0 && wide.is_empty(), "{kinds}: {wide:#?}");
+    }
+}

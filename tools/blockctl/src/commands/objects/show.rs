@@ -12,7 +12,7 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     objects::{Kind, Object, read_all, yaml},
     output::Context,
-    table::Table,
+    table::{Table, printable},
 };
 use blockd_api::{
     List,
@@ -78,7 +78,8 @@ fn tables(context: &Context<'_>, kinds: &[Kind], found: &[Found], is_wide: bool)
     let mut tables = Vec::new();
     for kind in kinds {
         let of_kind = found.iter().filter(|one| one.kind == *kind);
-        let mut rows: Vec<Vec<String>> = of_kind.map(|one| one.cells(is_wide).collect()).collect();
+        let mut rows: Vec<Vec<String>> =
+            of_kind.map(|one| one.cells(is_wide).map(|cell| printable(&cell)).collect()).collect();
         if rows.is_empty() && kinds.len() > 1 {
             continue;
         }
@@ -94,7 +95,7 @@ fn tables(context: &Context<'_>, kinds: &[Kind], found: &[Found], is_wide: bool)
     context.output.raw(tables.join("\n").as_bytes())
 }
 
-/// Shortens cells until the rows have the maximum width: first long texts, then names.
+/// Shortens printable cells until the rows have the maximum width: first long texts, then names.
 fn fit(columns: &[(&str, &str)], rows: &mut [Vec<String>]) {
     let width = |rows: &[Vec<String>], column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
