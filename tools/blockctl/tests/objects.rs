@@ -267,71 +267,60 @@ fn snapshots_of_other_volumes_stay() {
     assert_eq!(run("delete Rule pg --volume a").0.status, 2);
 }
 
+const NATIVE: &str = "apiVersion: blockd/v1";
+/// Objects that name a missing one: version, kind, content, error code of the daemon, and message.
+const MISSING: [(&str, &str, &str, &str, &str); 8] = [
+    (
+        NATIVE,
+        "VolumeBackup",
+        "volume: a\n  backupLocation: mysql",
+        "credential_not_found",
+        "line 6: spec.backupLocation: no",
+    ),
+    (
+        NATIVE,
+        "VolumeBackup",
+        "volume: a\n  postExecRule: x",
+        "rule_not_found",
+        "line 6: spec.postExecRule: no",
+    ),
+    (
+        "apiVersion: velero.io/v1",
+        "Backup",
+        "ttl: 1h\n  storageLocation: x",
+        "credential_not_found",
+        "line 6: spec.storageLocation: no",
+    ),
+    (
+        "apiVersion: stork.libopenstorage.org/v1alpha1",
+        "ApplicationBackupSchedule",
+        "schedulePolicyName: x\n  template: {spec: {backupLocation: nas}}",
+        "policy_not_found",
+        "line 5: spec.schedulePolicyName: no",
+    ),
+    (
+        "apiVersion: stork.libopenstorage.org/v1alpha1",
+        "ApplicationRestore",
+        "backupLocation: nas\n  backupName: gone",
+        "",
+        "line 6: spec.backupName: there is no VolumeBackup/gone in BackupLocation/nas",
+    ),
+    (
+        NATIVE,
+        "VolumeClone",
+        "sourceVolume: a\n  snapshot: x",
+        "snapshot_not_found",
+        "line 6: spec.snapshot: no",
+    ),
+    (NATIVE, "Rule", "preCommand: sync\n  volumes: [x]", "", "line 6: spec.volumes: there is no volume x"),
+    (NATIVE, "VolumeBackup", "backupLocation: nas\n  group: x", "", "line 6: spec.group: no volume is in"),
+];
+
 #[test]
 fn missing_references_name_line_and_field() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("one.yaml");
-    let native = "apiVersion: blockd/v1";
-    let stork = "apiVersion: stork.libopenstorage.org/v1alpha1";
-    let velero = "apiVersion: velero.io/v1";
-    for (version, kind, spec, failure, words) in [
-        (
-            native,
-            "VolumeBackup",
-            "volume: a\n  backupLocation: mysql",
-            "credential_not_found",
-            "line 6: spec.backupLocation: no",
-        ),
-        (
-            native,
-            "VolumeBackup",
-            "volume: a\n  postExecRule: x",
-            "rule_not_found",
-            "line 6: spec.postExecRule: no",
-        ),
-        (
-            velero,
-            "Backup",
-            "ttl: 1h\n  storageLocation: x",
-            "credential_not_found",
-            "line 6: spec.storageLocation: no",
-        ),
-        (
-            stork,
-            "ApplicationBackupSchedule",
-            "schedulePolicyName: x\n  template: {spec: {backupLocation: nas}}",
-            "policy_not_found",
-            "line 5: spec.schedulePolicyName: no",
-        ),
-        (
-            stork,
-            "ApplicationRestore",
-            "backupLocation: nas\n  backupName: gone",
-            "",
-            "line 6: spec.backupName: there is no VolumeBackup/gone in BackupLocation/nas",
-        ),
-        (
-            native,
-            "VolumeClone",
-            "sourceVolume: a\n  snapshot: x",
-            "snapshot_not_found",
-            "line 6: spec.snapshot: no",
-        ),
-        (
-            native,
-            "Rule",
-            "preCommand: sync\n  volumes: [x]",
-            "",
-            "line 6: spec.volumes: there is no volume x",
-        ),
-        (
-            native,
-            "VolumeBackup",
-            "backupLocation: nas\n  group: x",
-            "",
-            "line 6: spec.group: no volume is in",
-        ),
-    ] {
+    for (version, kind, spec, failure, words) in MISSING {
         std::fs::write(&path, format!("{version}\nkind: {kind}\nmetadata: {{name: one}}\nspec:\n  {spec}\n"))
             .unwrap();
         let mut script = vec![
