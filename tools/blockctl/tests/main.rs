@@ -10,6 +10,7 @@ mod migration;
 mod names;
 mod objects;
 mod output;
+mod plans;
 mod restores;
 mod schemas;
 mod streams;

@@ -222,3 +222,24 @@ fn objects_are_deleted_and_replaced_after_a_question() {
         assert_eq!(deletions(&refused), 0);
     }
 }
+
+#[test]
+fn restore_without_a_volume_to_replace_asks_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    for (spec, words) in [
+        ("backupName: typo", "there is no VolumeBackup/typo"),
+        ("backupName: monday, includedNamespaces: [none]", "has no volume with the selected labels"),
+    ] {
+        let text = format!(
+            "apiVersion: velero.io/v1\nkind: Restore\nmetadata: {{name: back}}\nspec: {{existingResourcePolicy: update, {spec}}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let mut listed = reply("GET /v1/cloudsnaps");
+        listed["items"][0]["name"] = json!("monday");
+        let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(listed))]);
+        let refused = on_terminal(&fake, &format!("apply -f {}", path.display()), "y\n");
+        assert!(refused.stdout.contains(words) && !refused.stdout.contains("[y/N]"), "{spec} {refused:?}");
+        assert_eq!((refused.status, deletions(&fake)), (4, 0), "{spec} {refused:?}");
+    }
+}

@@ -43,7 +43,7 @@ fn origin_of_task(task: &Task) -> Origin<'_> {
     (id, task.volume_name.as_ref().map_or("", VolumeName::as_str))
 }
 
-fn is_named(one: &Cloudsnap, name: &str, location: Option<&CredentialName>) -> bool {
+pub(super) fn is_named(one: &Cloudsnap, name: &str, location: Option<&CredentialName>) -> bool {
     backup_name(one) == name && location.is_none_or(|location| is_in(one, location))
 }
 
@@ -147,13 +147,17 @@ impl ResourceSet {
     /// Returns the cloud snapshots of a name for a restore: those of this host, or of another one.
     ///
     /// # Errors
-    /// There are none, one that is needed is being made, or they are those of several hosts.
+    /// A location cannot be listed, there are none, one that is needed is being made, or they are those of
+    /// several hosts.
     fn restorable<'a>(
         &'a self,
         name: &'a ObjectName,
         volume: Option<&'a VolumeName>,
         location: Option<&'a CredentialName>,
     ) -> Result<Vec<&'a Cloudsnap>, ApiError> {
+        if let Some(error) = self.unlisted(&format!("VolumeBackup/{name}"), location) {
+            return Err(error);
+        }
         let mut found: Vec<&Cloudsnap> = self.backups_named(name.as_str(), location).collect();
         let is_own = !found.is_empty() || self.under_way(name.as_str(), location).next().is_some();
         if !is_own {
@@ -172,7 +176,8 @@ impl ResourceSet {
         }
         if found.is_empty() && !is_own {
             let message = format!("there is no VolumeBackup/{name}{place}");
-            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
+            let hint = "`blockctl get VolumeBackup` lists the backups";
+            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint));
         }
         if clusters.iter().any(|cluster| *cluster != clusters[0]) {
             return Err(ambiguous(name, &found));
@@ -182,7 +187,7 @@ impl ResourceSet {
 
     /// Returns the present name of the volume of a backup; the name at its time, if this host has no such
     /// volume.
-    fn present_name<'a>(&'a self, one: &'a Cloudsnap) -> &'a str {
+    pub(super) fn present_name<'a>(&'a self, one: &'a Cloudsnap) -> &'a str {
         let is_own = self.own == Some(one.cloud_snapshot_id.cluster);
         let known = self.volumes.iter().find(|volume| is_own && volume.volume_id == one.volume_id);
         known.map_or(one.volume_name.as_str(), |volume| volume.name.as_str())
@@ -230,7 +235,12 @@ impl ResourceSet {
             targets.push(RestoreTarget { snap: id, volume, labels: Some(labels) });
         }
         if targets.is_empty() {
-            let message = format!("VolumeBackup/{name} has no volume with the selected labels");
+            let volumes: Vec<String> =
+                found.iter().map(|one| format!("{} ({})", one.volume_name, one.labels)).collect();
+            let message = format!(
+                "VolumeBackup/{name} has no volume with the selected labels: its volumes are {}",
+                volumes.join(", ")
+            );
             return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
         }
         Ok(targets)

@@ -8,6 +8,7 @@ mod clones;
 mod delete;
 mod found;
 mod made_volumes;
+mod origins;
 mod plan;
 pub mod record;
 mod resources;

@@ -274,20 +274,18 @@ fn plan_backup(object: &Object, backup: &Backup, resources: &ResourceSet) -> Pla
 fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> Plan {
     if !restore.is_of_all() {
         let Some(volume) = &restore.destination_volume else { return Plan::Create };
-        let source = resources.source(restore);
-        if resources.volume(volume).is_none()
-            || (restore.replace_policy == ReplacePolicy::Delete && source.is_err())
-        {
-            return plan_source(object, restore, source.is_ok(), resources);
-        }
-        return plan_target(object, restore, volume, source.ok(), resources);
+        return match resources.source(restore) {
+            Ok(source) => plan_target(object, restore, volume, source, resources),
+            Err(error) => plan_without_source(object, restore, error, resources),
+        };
     }
-    let Ok(targets) = resources.restore_targets(restore) else {
-        return plan_source(object, restore, false, resources);
+    let targets = match resources.restore_targets(restore) {
+        Ok(targets) => targets,
+        Err(error) => return plan_without_source(object, restore, error, resources),
     };
     let (mut waits, mut resumes, mut creates) = (Vec::new(), Vec::new(), false);
     for target in targets {
-        match plan_target(object, restore, &target.volume, Some(target.snap), resources) {
+        match plan_target(object, restore, &target.volume, target.snap, resources) {
             Plan::Wait(tasks) => waits.extend(tasks),
             Plan::Resume(tasks) => resumes.extend(tasks),
             Plan::Create => creates = true,
@@ -303,19 +301,27 @@ fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> 
     }
 }
 
-/// Returns the plan for a restore before its volumes are known, or whose volume does not exist.
-fn plan_source(object: &Object, restore: &Restore, is_found: bool, resources: &ResourceSet) -> Plan {
-    let Some(RestoreSource::Backup(name, volume)) = restore.source() else { return Plan::Create };
-    if let Some(error) = resources.unlisted(&object.to_string(), restore.location.as_ref()) {
-        return Plan::Refused(Vec::new(), error);
+/// Returns the plan for a restore whose cloud snapshots are not known: it is done, its backup is being made,
+/// or the error.
+fn plan_without_source(object: &Object, restore: &Restore, error: ApiError, resources: &ResourceSet) -> Plan {
+    let volume = restore.destination_volume.as_ref().and_then(|name| resources.volume(name));
+    let is_kept = |_: &&Volume| restore.replace_policy == ReplacePolicy::Retain;
+    // The backup may have been deleted since.
+    if let Some(volume) = volume.filter(is_kept).filter(|volume| resources.is_restored(restore, volume)) {
+        let task = resources.restore_task(volume);
+        return task.map_or(Plan::Unchanged, |task| plan_restored(object, volume, task));
     }
-    let running = resources.awaited(name, volume, restore.location.as_ref());
-    let tasks: Vec<Uuid> = running.map(|task| task.task_id).collect();
-    match !is_found && !tasks.is_empty() {
-        true => Plan::Await(format!("VolumeBackup/{name}"), tasks),
-        // Another object may make the backup first.
-        false => Plan::Create,
+    if let Some(RestoreSource::Backup(name, volume)) = restore.source() {
+        let location = restore.location.as_ref();
+        let tasks: Vec<Uuid> = resources.awaited(name, volume, location).map(|task| task.task_id).collect();
+        if !tasks.is_empty() {
+            return Plan::Await(format!("VolumeBackup/{name}"), tasks);
+        }
+        if resources.makes_backup(name, location) {
+            return Plan::Create;
+        }
     }
+    Plan::Refused(Vec::new(), object.locate(error))
 }
 
 /// Returns the plan for one volume of a restore.
@@ -323,7 +329,7 @@ pub fn plan_target(
     object: &Object,
     restore: &Restore,
     name: &VolumeName,
-    source: Option<CloudSnapshotId>,
+    source: CloudSnapshotId,
     resources: &ResourceSet,
 ) -> Plan {
     let Some(volume) = resources.volume(name) else { return Plan::Create };
@@ -331,10 +337,10 @@ pub fn plan_target(
     let label = volume.labels.as_map().get(RESTORED_FROM);
     // The task of an old restore is forgotten.
     let was = task.and_then(|task| task.cloud_snapshot_id.as_ref()).or(label);
-    let wanted = source.map(|source| source.to_string());
-    let is_other = wanted.is_some() && was != wanted.as_ref();
+    let wanted = source.to_string();
+    let is_other = was != Some(&wanted);
     if restore.replace_policy == ReplacePolicy::Delete && is_other {
-        return if label == wanted.as_ref() { Plan::Unchanged } else { Plan::Create };
+        return if label == Some(&wanted) { Plan::Unchanged } else { Plan::Create };
     }
     // Other volumes of the backup may be missing.
     let is_restored = task.is_some() || label.is_some();

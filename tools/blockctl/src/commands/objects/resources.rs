@@ -16,7 +16,7 @@ use blockd_api::{
     tasks::{ListTasks, Task},
     volumes::{ListVolumes, Volume},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
 /// Resources of the daemon.
@@ -38,6 +38,8 @@ pub struct ResourceSet {
     pub snapshots: Vec<Snapshot>,
     /// Rules of the files of this command.
     pub file_rules: Vec<(ObjectName, Hook)>,
+    /// Kinds and names of the objects of the files of this command.
+    pub file_objects: BTreeSet<(Kind, String)>,
     /// Locations that cannot be listed, and the errors.
     pub unlisted: BTreeMap<String, ApiError>,
 }
@@ -79,6 +81,7 @@ impl ResourceSet {
     async fn load_needed(&mut self, context: &Context<'_>, objects: &[Object]) -> Result<(), Failure> {
         let (mut locations, mut needs_stores, mut needs_snapshots) = (Some(Vec::new()), false, false);
         for object in objects {
+            self.file_objects.insert((object.kind, object.name.to_string()));
             match &object.body {
                 Body::Rule(hook) => self.file_rules.push((object.name.clone(), hook.clone())),
                 Body::Backup(backup) => {

@@ -2,7 +2,7 @@
 
 use super::{
     backups::RestoreTarget,
-    plan::{Plan, plan_target},
+    plan::{Plan, plan, plan_target},
     resources::ResourceSet,
 };
 use crate::{
@@ -44,8 +44,11 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
     if restore.replace_policy != ReplacePolicy::Delete {
         return None;
     }
+    if !matches!(plan(object, resources), Plan::Create | Plan::Await(..)) {
+        return None;
+    }
     let is_replaced = |target: &&RestoreTarget| {
-        let plan = plan_target(object, restore, &target.volume, Some(target.snap), resources);
+        let plan = plan_target(object, restore, &target.volume, target.snap, resources);
         matches!(plan, Plan::Create) && resources.volume(&target.volume).is_some()
     };
     let volumes = match (targets(restore, resources), restore.source(), &restore.destination_volume) {
@@ -68,7 +71,7 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
 pub fn kept_volumes(object: &Object, resources: &ResourceSet) -> Vec<VolumeName> {
     let Body::Restore(restore) = &object.body else { return Vec::new() };
     let is_kept = |target: &RestoreTarget| {
-        let plan = plan_target(object, restore, &target.volume, Some(target.snap), resources);
+        let plan = plan_target(object, restore, &target.volume, target.snap, resources);
         matches!(plan, Plan::Kept)
     };
     let targets = targets(restore, resources).unwrap_or_default();
@@ -84,7 +87,7 @@ pub async fn start_restore(
 ) -> Result<Vec<Uuid>, Failure> {
     let mut tasks = Vec::new();
     for target in targets(restore, resources)? {
-        match plan_target(object, restore, &target.volume, Some(target.snap), resources) {
+        match plan_target(object, restore, &target.volume, target.snap, resources) {
             Plan::Create => {}
             Plan::Wait(running) => {
                 tasks.extend(running);

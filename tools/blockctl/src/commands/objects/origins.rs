@@ -1,0 +1,45 @@
+//! Origins of restored volumes, and backups that do not exist yet.
+
+use super::{backups::is_named, resources::ResourceSet};
+use crate::objects::{
+    Kind,
+    volumes::{RESTORED_FROM, Restore, RestoreSource},
+};
+use blockd_api::{CredentialName, ObjectName, cloudsnaps::Cloudsnap, volumes::Volume};
+
+impl ResourceSet {
+    /// Returns true if a volume was restored from the backup of a restore, or from one that is not listed any
+    /// more.
+    pub fn is_restored(&self, restore: &Restore, volume: &Volume) -> bool {
+        let (Some(RestoreSource::Backup(name, source)), location) = (restore.source(), &restore.location)
+        else {
+            return false;
+        };
+        let task = self.restore_task(volume);
+        let place = task.and_then(|task| task.credential_name.as_ref());
+        if location.is_some() && place.is_some() && place != location.as_ref() {
+            return false;
+        }
+        let origin = task.and_then(|task| task.cloud_snapshot_id.as_ref());
+        let Some(origin) = origin.or_else(|| volume.labels.as_map().get(RESTORED_FROM)) else { return false };
+        let is_meant = |one: &Cloudsnap| {
+            let names = [one.volume_name.as_str(), self.present_name(one)];
+            is_named(one, name.as_str(), location.as_ref())
+                && source.is_none_or(|source| names.contains(&source.as_str()))
+        };
+        let mut listed = self.cloudsnaps.iter().flatten();
+        listed.find(|one| one.cloud_snapshot_id.to_string() == *origin).is_none_or(is_meant)
+    }
+
+    /// Returns true if an object of this command may make a backup: its own, or a new location that has it.
+    pub fn makes_backup(&self, name: &ObjectName, location: Option<&CredentialName>) -> bool {
+        let is_new = |(kind, place): &(Kind, String)| {
+            *kind == Kind::BackupLocation
+                && location.is_none_or(|location| location.as_str() == place)
+                && self.credential(place).is_none()
+        };
+        let is_made = self.backups_named(name.as_str(), location).next().is_some();
+        self.file_objects.iter().any(is_new)
+            || (!is_made && self.file_objects.contains(&(Kind::VolumeBackup, name.to_string())))
+    }
+}
