@@ -1,6 +1,6 @@
 //! Plans of backups and restores: what they refuse, leave and report.
 
-use crate::support::{Fake, Ran, cloudsnap, list, ok, reply, snap, task, volume};
+use crate::support::{Fake, Ran, TASK, cloudsnap, list, ok, reply, snap, task, volume};
 use serde_json::{Value, json};
 
 /// Returns a cloud snapshot of a volume: suffix of the id, name of the backup, id and name of the volume.
@@ -12,7 +12,12 @@ fn backup(suffix: &str, name: &str, volume: (&str, &str)) -> Value {
 
 /// Starts a daemon with volumes, cloud snapshots in the location `nas`, and tasks.
 fn daemon(volumes: &[(&str, &str)], backups: &[Value], tasks: &[Value]) -> Fake {
-    let volumes: Vec<Value> = volumes.iter().map(|(id, name)| volume(id, name)).collect();
+    let labelled = |(id, name): &(&str, &str)| {
+        let mut one = volume(id, name);
+        one["labels"] = json!({ "app": "shop" });
+        one
+    };
+    let volumes: Vec<Value> = volumes.iter().map(labelled).collect();
     let listed = json!({
         "items": backups, "next": null, "damaged": [], "failedCredentials": [], "total": backups.len()
     });
@@ -86,4 +91,46 @@ fn restore_without_source_is_refused() {
     ];
     let ran = run_on(&fake, "apply --dry-run", &both);
     assert!(ran.status == 0 && ran.stdout.contains("VolumeRestore/rr created (dry run)"), "{ran:?}");
+}
+
+#[test]
+fn backup_of_an_existing_name_gets_no_more_volumes() {
+    let volumes = [("59", "db"), ("1", "acc")];
+    let before = backup("59-61", "before", ("59", "db"));
+    let fake = daemon(&volumes, std::slice::from_ref(&before), &[]);
+    // The snapshot `monday` of the volume exists.
+    for (kind, name, time) in
+        [("VolumeBackup", "before", "2019-01-16T21:51Z"), ("VolumeSnapshot", "monday", "2019-01-16T21:51Z")]
+    {
+        let lacks = format!("{kind}/{name} of {time} lacks acc");
+        let place = if kind == "VolumeBackup" { "backupLocation: nas, " } else { "" };
+        let listed = format!("{place}volume: [db, acc]");
+        for (command, status) in [("apply", 5), ("apply --dry-run", 5), ("diff", 1)] {
+            let ran = run_on(&fake, command, &[(kind, name, &listed)]);
+            let words = format!("line 4: spec.volume: {lacks}: give a new one another name");
+            assert!(ran.status == status && ran.stderr.contains(&words), "{command} {ran:?}");
+        }
+        let selected = [(kind, name, &*format!("{place}selectors: {{app: shop}}"))];
+        let ran = run_on(&fake, "apply", &selected);
+        assert_eq!((ran.status, ran.stdout), (0, format!("{kind}/{name} unchanged\n")), "{}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("warning: {lacks}, which is selected")), "{}", ran.stderr);
+        for command in ["-j apply", "-j diff"] {
+            let shown = run_on(&fake, command, &selected).json();
+            let warning = shown["items"][0]["warnings"][0].as_str().unwrap();
+            assert!(warning.starts_with(&lacks), "{command} {shown:#}");
+        }
+    }
+    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+
+    // An interrupted backup has the point in time of the others.
+    let mut stopped = task("Backup-Stopped", 1);
+    (stopped["name"], stopped["volumeName"]) = (json!("before"), json!("acc"));
+    (stopped["resumable"], stopped["cloudSnapshotId"]) = (json!(true), json!(null));
+    let fake = daemon(&volumes, &[before], &[stopped]);
+    let ran = run_on(&fake, "apply", &[("VolumeBackup", "before", "backupLocation: nas, volume: [db, acc]")]);
+    let resumed = format!("VolumeBackup/before resumed (task {TASK})\n");
+    assert_eq!(
+        (ran.status, ran.stdout, fake.changes()),
+        (0, resumed, vec![format!("POST /v1/tasks/{TASK}/resume")])
+    );
 }

@@ -3,6 +3,7 @@
 use super::{
     args::ApplyArgs,
     clones::{clone_volumes, take_snapshots},
+    differences::warnings_of_unchanged,
     plan::{FieldChange, Plan, plan},
     record::{Record, warn, warnings},
     resources::ResourceSet,
@@ -34,6 +35,7 @@ struct Done {
     tasks: Vec<Uuid>,
     /// Unfinished dependency.
     awaited: Option<String>,
+    warnings: Vec<String>,
 }
 
 /// Maximum number of retries after a concurrent creation.
@@ -112,13 +114,14 @@ impl Apply<'_> {
 
     fn report(&mut self, object: &Object, done: &Done, kept: Vec<VolumeName>) -> Result<(), Failure> {
         let result = self.record.done(done.result);
-        result.warnings = warnings(object);
+        result.warnings = [&warnings(object), done.warnings.as_slice()].concat();
         result.task_ids.clone_from(&done.tasks);
         result.waits_for.clone_from(&done.awaited);
         result.kept_volumes.clone_from(&kept);
         if self.context.output.is_json() {
             return Ok(());
         }
+        self.context.output.warn(&done.warnings);
         let tasks: Vec<String> = done.tasks.iter().map(ToString::to_string).collect();
         let more = match (self.args.dry_run, &done.awaited) {
             (true, _) => " (dry run)".to_owned(),
@@ -183,7 +186,8 @@ impl Apply<'_> {
     }
 
     async fn execute(&self, object: &Object, planned: Plan) -> Result<Done, Failure> {
-        let mut done = Done { result: planned.result(), tasks: Vec::new(), awaited: None };
+        let mut done =
+            Done { result: planned.result(), tasks: Vec::new(), awaited: None, warnings: Vec::new() };
         let locate = |failure| match failure {
             Failure::Client(ClientError::Api(error)) => object.locate(error).into(),
             other => other,
@@ -191,7 +195,10 @@ impl Apply<'_> {
         match planned {
             Plan::Refused(_, error) => return Err(error.into()),
             Plan::Await(awaited, _) => done.awaited = Some(awaited),
-            Plan::Unchanged => note_uncompared_key(self.context, object),
+            Plan::Unchanged => {
+                note_uncompared_key(self.context, object);
+                done.warnings = warnings_of_unchanged(object, &self.resources);
+            }
             Plan::Kept => {}
             _ if self.args.dry_run => {}
             Plan::Wait(tasks) => done.tasks = tasks,
@@ -267,13 +274,10 @@ impl Apply<'_> {
             let started = client.call(operations::START_BACKUP, &request).await?;
             return Ok(started.items.into_iter().map(|task| task.task_id).collect());
         }
-        let missing = resources.not_backed_up(name.as_str(), backup);
-        let is_of_some = !missing.is_empty() && missing.len() < resources.members(backup).count();
-        let is_one_selector = backup.group.is_some() || backup.selectors.len() == 1;
-        if is_of_some || !is_one_selector {
-            // The other volumes have a backup, or the daemon has no such selector.
-            request.volumes = missing.iter().map(|volume| VolumeRef::Id(volume.volume_id)).collect();
-            (request.group, request.label) = (None, None);
+        if backup.group.is_none() && backup.selectors.len() != 1 {
+            // The daemon has no such selector.
+            request.volumes =
+                resources.members(backup).map(|volume| VolumeRef::Id(volume.volume_id)).collect();
         }
         let started = client.call(operations::START_GROUP_BACKUP, &request).await?;
         Ok(started.list.items.into_iter().flat_map(|member| member.task_ids).collect())

@@ -19,6 +19,7 @@ use blockd_api::{
     tasks::{StopTask, Task, TaskKind, TaskStage},
     volumes::Volume,
 };
+use jiff::Timestamp;
 use uuid::Uuid;
 
 /// Restored volume.
@@ -134,6 +135,20 @@ impl ResourceSet {
                 && !running.any(|origin| is_origin(volume, origin))
         };
         self.members(backup).filter(is_missing).collect()
+    }
+
+    /// Returns the time of the backups of a name of this host, of the first one; `None` without any.
+    pub fn backed_up_at(&self, name: &str, location: Option<&CredentialName>) -> Option<Timestamp> {
+        let stored = self.backups_named(name, location).map(|one| one.created_at);
+        stored.chain(self.under_way(name, location).map(|task| task.started_at)).min()
+    }
+
+    /// Returns the ended tasks of a name that can be resumed, of selected volumes without a backup.
+    pub fn resumable(&self, name: &str, backup: &Backup) -> Vec<Uuid> {
+        let missing = self.not_backed_up(name, backup);
+        let is_missing = |task: &&Task| missing.iter().any(|volume| is_origin(volume, origin_of_task(task)));
+        let ended = self.tasks_named(name, backup.location()).filter(|task| task.resumable);
+        ended.filter(is_missing).map(|task| task.task_id).collect()
     }
 
     /// Returns the error of a location that could not be listed: of this one, or of any.

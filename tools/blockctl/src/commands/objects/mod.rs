@@ -6,6 +6,7 @@ mod backup_groups;
 mod backups;
 mod clones;
 mod delete;
+mod differences;
 mod found;
 mod made_volumes;
 mod origins;

@@ -1,6 +1,6 @@
 //! Plans of changes that make a resource match its object.
 
-use super::resources::ResourceSet;
+use super::{differences::refuse_lacking, resources::ResourceSet};
 use crate::objects::{
     Body, NAMESPACE, Object,
     backup::Backup,
@@ -236,10 +236,11 @@ fn no_volumes(object: &Object, backup: &Backup) -> Plan {
 }
 
 fn plan_snapshot(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
-    match resources.without_snapshot(object.name.as_str(), backup) {
-        missing if !missing.is_empty() => Plan::Create,
-        _ if resources.members(backup).next().is_none() => no_volumes(object, backup),
-        _ => Plan::Unchanged,
+    let count = resources.members(backup).count();
+    match resources.without_snapshot(object.name.as_str(), backup).len() {
+        _ if count == 0 => no_volumes(object, backup),
+        missing if missing == count => Plan::Create,
+        _ => plan_made(object, backup, resources),
     }
 }
 
@@ -248,27 +249,30 @@ fn plan_backup(object: &Object, backup: &Backup, resources: &ResourceSet) -> Pla
     if let Some(error) = resources.unlisted(&object.to_string(), location) {
         return Plan::Refused(Vec::new(), error);
     }
-    let running = || resources.under_way(name, location);
-    let stored = || resources.backups_named(name, location);
-    let tasks: Vec<Uuid> =
-        running().filter(|task| resources.is_task_of(backup, task)).map(|task| task.task_id).collect();
-    let exists = !tasks.is_empty() || stored().any(|one| resources.is_backup_of(backup, one));
-    if exists && resources.not_backed_up(name, backup).is_empty() {
-        return if tasks.is_empty() { Plan::Unchanged } else { Plan::Wait(tasks) };
-    }
-    if resources.members(backup).next().is_none() {
+    let running = resources.under_way(name, location).filter(|task| resources.is_task_of(backup, task));
+    let running: Vec<Uuid> = running.map(|task| task.task_id).collect();
+    let is_made = || resources.backups_named(name, location).any(|one| resources.is_backup_of(backup, one));
+    if running.is_empty() && resources.members(backup).next().is_none() && !is_made() {
         return no_volumes(object, backup);
     }
-    if let [wanted] = backup.volume.as_slice() {
-        let tasks = running().filter_map(|task| task.volume_name.as_ref().map(VolumeName::as_str));
-        let mut names = stored().map(|one| one.volume_name.as_str()).chain(tasks);
-        if let Some(other) = names.find(|name| *name != wanted.as_str()) {
-            let cause =
-                format!("there is a backup of this name of volume {other}: give this one another name");
-            return Plan::refused(object, ErrorCode::InvalidRequest, &cause);
-        }
+    if resources.backed_up_at(name, location).is_none() {
+        return Plan::Create;
     }
-    Plan::Create
+    // The local snapshot of an interrupted backup has the point in time of the others.
+    let resumes = resources.resumable(name, backup);
+    match plan_made(object, backup, resources) {
+        _ if !resumes.is_empty() => Plan::Resume(resumes),
+        Plan::Unchanged if !running.is_empty() => Plan::Wait(running),
+        planned => planned,
+    }
+}
+
+/// Returns the plan for a backup or snapshot whose name exists.
+fn plan_made(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
+    match refuse_lacking(object, backup, resources) {
+        Ok(()) => Plan::Unchanged,
+        Err(error) => Plan::Refused(Vec::new(), error),
+    }
 }
 
 fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> Plan {

@@ -2,6 +2,7 @@
 
 use super::{
     args::{FileArg, Format, GetArgs, Kinds, Selection},
+    differences::warnings_of_unchanged,
     found::Found,
     plan::{Plan, plan},
     record::{warn, warnings},
@@ -210,8 +211,13 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
     let (mut documents, mut differs) = (Vec::new(), false);
     for object in &objects {
         let planned = plan(object, &resources);
+        let more = match planned {
+            Plan::Unchanged => warnings_of_unchanged(object, &resources),
+            _ => Vec::new(),
+        };
         differs |= !matches!(planned, Plan::Unchanged | Plan::Kept | Plan::Wait(_));
         if !context.output.is_json() {
+            context.output.warn(&more);
             show(context, object, &planned)?;
             continue;
         }
@@ -225,7 +231,7 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
             result: planned.result().to_owned(),
             changes: planned.changes().to_vec(),
             reason,
-            warnings: warnings(object),
+            warnings: [warnings(object), more].concat(),
         });
     }
     if context.output.is_json() {
