@@ -335,7 +335,12 @@ fn ambiguous_backup_name_deletes_none() {
     ctl.create_volume("log", "8MiB");
     let log = "backupLocation: here, volume: log, reclaimPolicy: Delete";
     let log = file(bed.dir(), "log.yaml", &object("VolumeBackup", "before", log));
-    assert_eq!(results(&ctl.json(&["delete", "-f", &log])), ["VolumeBackup/before not there"]);
+    let deleted = ctl.json(&["delete", "-f", &log]);
+    assert_eq!(results(&deleted), ["VolumeBackup/before kept in the store"]);
+    assert!(
+        deleted["items"][0]["warnings"].to_string().contains(" of an older volume log stays"),
+        "{deleted:#}"
+    );
     ctl.fails_with(&["apply", "-f", &log], 5, " lacks log: give a new one another name");
     let older = left["items"][0]["cloudSnapshotId"].as_str().unwrap();
     ctl.json(&["delete", "VolumeBackup", older, "--location", "again"]);

@@ -134,3 +134,20 @@ fn backup_of_an_existing_name_gets_no_more_volumes() {
         (0, resumed, vec![format!("POST /v1/tasks/{TASK}/resume")])
     );
 }
+
+#[test]
+fn deleted_backup_reports_cloud_snapshots_that_stay() {
+    let backups = [backup("59-61", "before", ("59", "db")), backup("60-62", "before", ("60", "wal"))];
+    let object =
+        [("VolumeBackup", "before", "backupLocation: nas, volume: [db, wal], reclaimPolicy: Delete")];
+    let stays = format!("cloud snapshot {} of wal2 (then wal) stays", snap("60-62"));
+    let fake = daemon(&[("59", "db"), ("60", "wal2"), ("61", "wal")], &backups, &[]);
+    let ran = run_on(&fake, "delete", &object);
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, "VolumeBackup/before deleted\n"), "{ran:?}");
+    assert!(ran.stderr.contains(&stays) && ran.stderr.contains("before --volume wal`"), "{ran:?}");
+    let fake = daemon(&[("60", "wal2"), ("61", "wal")], &backups[1..], &[]);
+    let deleted = run_on(&fake, "-j delete", &object).json();
+    assert_eq!(deleted["items"][0]["result"], "kept in the store", "{deleted:#}");
+    assert!(deleted["items"][0]["warnings"][0].as_str().unwrap().contains(&stays), "{deleted:#}");
+    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+}

@@ -22,6 +22,9 @@ use blockd_api::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
+/// Result of a deletion that keeps cloud snapshots.
+pub const IN_STORE: &str = "kept in the store";
+
 /// Restored volume.
 #[derive(Clone, Debug)]
 pub struct RestoreTarget {
@@ -405,6 +408,19 @@ impl BackupTarget {
         Ok((found, tasks))
     }
 
+    /// Returns the cloud snapshots that stay although their volumes were selected at the time: they are of
+    /// other volumes than those with the name or label now.
+    pub fn left<'a>(&'a self, resources: &'a ResourceSet) -> Vec<&'a Cloudsnap> {
+        let DeleteScope::All(backup) = &self.scope else { return Vec::new() };
+        let was_selected = |one: &&Cloudsnap| {
+            backup.all_volumes
+                || backup.volume.iter().any(|volume| volume.as_str() == one.volume_name)
+                || backup.selectors.iter().any(|label| one.labels.matches(label))
+        };
+        let stored = self.stored(resources).into_iter().filter(was_selected);
+        stored.filter(|one| !resources.is_backup_of(backup, one)).collect()
+    }
+
     /// Deletes the backups and returns the result.
     pub async fn delete(
         &self,
@@ -414,7 +430,7 @@ impl BackupTarget {
     ) -> Result<&'static str, Failure> {
         let (found, tasks) = self.selected(resources)?;
         if found.is_empty() && tasks.is_empty() {
-            return Ok("not there");
+            return Ok(if self.left(resources).is_empty() { "not there" } else { IN_STORE });
         }
         if dry_run {
             return Ok("deleted");

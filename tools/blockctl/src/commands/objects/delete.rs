@@ -2,7 +2,7 @@
 
 use super::{
     args::DeleteArgs,
-    backups::{BackupTarget, DeleteScope, delete_cloudsnap, refuse_kept, snapshot_name},
+    backups::{BackupTarget, DeleteScope, IN_STORE, delete_cloudsnap, refuse_kept, snapshot_name},
     record::Record,
     resources::{ResourceSet, Scope, schedule_name},
 };
@@ -14,7 +14,7 @@ use crate::{
 };
 use blockd_api::{
     ApiError, CredentialRef, RuleName, SnapshotRef,
-    cloudsnaps::CloudSnapshotId,
+    cloudsnaps::{CloudSnapshotId, Cloudsnap},
     operations,
     schedules::{Schedule, UpdateSchedule},
     snapshots::Snapshot,
@@ -187,18 +187,36 @@ impl Delete<'_> {
             record.begin();
             let result = self.one(one).await?;
             let (snapshots, volumes) = (one.snapshot_names(&self.resources)?, self.kept_volumes(one));
+            let warnings = self.left(one);
             let done = record.done(result);
+            done.warnings.clone_from(&warnings);
             done.snapshots.clone_from(&snapshots);
             done.volumes.clone_from(&volumes);
             let names = [snapshots, volumes].concat().join(", ");
             let colon = if names.is_empty() { "" } else { ": " };
             let dry = if self.dry_run { " (dry run)" } else { "" };
             if !self.context.output.is_json() {
+                self.context.output.warn(&warnings);
                 let line = format!("{}/{} {result}{colon}{names}{dry}", one.kind, one.name);
                 self.context.output.line(line)?;
             }
         }
         Ok(EXIT_DONE)
+    }
+
+    /// Returns warnings about cloud snapshots of a deleted backup that stay.
+    fn left(&self, one: &Deletion) -> Vec<String> {
+        let left = one.backups.iter().flat_map(|target| target.left(&self.resources));
+        let warning = |snap: &Cloudsnap| {
+            let (then, now) = (snap.volume_name.as_str(), self.resources.present_name(snap));
+            let volume =
+                if then == now { format!("an older volume {then}") } else { format!("{now} (then {then})") };
+            format!(
+                "VolumeBackup/{0}: cloud snapshot {1} of {volume} stays; `blockctl delete VolumeBackup {0} --volume {then}` deletes it",
+                one.name, snap.cloud_snapshot_id
+            )
+        };
+        left.map(warning).collect()
     }
 
     /// Returns the volumes of a restore or clone, which stay.
@@ -218,7 +236,7 @@ impl Delete<'_> {
             return Ok("not there");
         }
         match one.kind {
-            Kind::VolumeBackup => return Ok("kept in the store"),
+            Kind::VolumeBackup => return Ok(IN_STORE),
             // Their volumes may be in use.
             Kind::VolumeRestore | Kind::VolumeClone => return Ok("kept on this host"),
             Kind::VolumeBackupSchedule => self.schedule(one).await?,

@@ -32,7 +32,7 @@ pub struct ObjectResult {
     name: String,
     /// Such as `created`, `configured`, `unchanged`, `started`, `deleted`, `failed` or `not tried`.
     result: String,
-    /// Warnings about fields of the file.
+    /// Warnings about fields of the file, and about what is not changed or deleted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
     /// Started tasks.
