@@ -1,6 +1,6 @@
 //! Plans of backups and restores: what they refuse, leave and report.
 
-use crate::support::{Fake, Ran, TASK, cloudsnap, list, ok, reply, snap, task, volume};
+use crate::support::{Fake, Ran, TASK, cloudsnap, fail, list, ok, reply, snap, task, volume};
 use serde_json::{Value, json};
 
 /// Returns a cloud snapshot of a volume: suffix of the id, name of the backup, id and name of the volume.
@@ -150,4 +150,48 @@ fn deleted_backup_reports_cloud_snapshots_that_stay() {
     assert_eq!(deleted["items"][0]["result"], "kept in the store", "{deleted:#}");
     assert!(deleted["items"][0]["warnings"][0].as_str().unwrap().contains(&stays), "{deleted:#}");
     assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+}
+
+#[test]
+fn failed_deletion_of_a_schedule_leaves_it_active() {
+    const ID: &str = "078557a3-26c7-49b1-9822-34e6f816c2d1";
+    let route = |method: &str, rest: &str| format!("{method} /v1/schedules/{ID}{rest}");
+    let (change, plan) = (route("PATCH", ""), route("GET", "/retention"));
+    let backups = reply(&plan);
+    let newest = &backups["cloudSnapshots"][0]["cloudSnapshotId"];
+    let mut lazy = volume("7", "lazy");
+    lazy["hydration"] = json!({
+        "cloudSnapshotId": newest, "credentialId": "af563a4d-afd7-48df-90f7-8e8f9414ff77", "doneBytes": 0,
+        "totalBytes": 4096, "inBackground": true, "onStoreLoss": "stall", "waitingRequests": 0
+    });
+    let mut in_use = backups.clone();
+    in_use["cloudSnapshots"][0]["verdict"] = json!({ "keep": [{ "kind": "in-use" }] });
+    let run = |is_paused: bool, volumes: Vec<Value>, kept: &Value| {
+        let mut schedule = reply("GET /v1/schedules")["items"][0].take();
+        (schedule["labels"], schedule["paused"]) = (json!({ "reclaim-policy": "Delete" }), json!(is_paused));
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/schedules", ok(list(json!([schedule])))),
+            (plan.as_str(), ok(kept.clone())),
+            ("GET /v1/tasks", ok(list(json!([])))),
+            ("GET /v1/volumes", ok(list(json!(volumes)))),
+            ("POST /v1/cloudsnaps/delete", fail(409, "cloudsnap_pinned", "no")),
+        ]);
+        let ran = fake.run("delete VolumeBackupSchedule nightly");
+        assert_eq!(ran.status, 5, "{ran:?}");
+        let sent = fake.seen().into_iter().filter(|seen| !seen.line.starts_with("GET "));
+        let sent = sent.map(|seen| (seen.line, seen.body["paused"].as_bool())).collect::<Vec<_>>();
+        (ran.stderr, sent)
+    };
+    let delete = ("POST /v1/cloudsnaps/delete".to_owned(), None);
+    let changed = |is_paused| (change.clone(), Some(is_paused));
+    assert_eq!(run(false, Vec::new(), &backups).1, [changed(true), delete.clone(), changed(false)]);
+    assert_eq!(run(true, Vec::new(), &backups).1, [changed(true), delete]);
+    // Nothing is deleted if one of several cannot be.
+    let (told, sent) = run(false, vec![lazy], &backups);
+    assert!(
+        told.contains("VolumeBackupSchedule/nightly is needed by lazy volume lazy") && sent.is_empty(),
+        "{told}"
+    );
+    let (told, sent) = run(false, Vec::new(), &in_use);
+    assert!(told.contains("is used by a task") && sent.is_empty(), "{told}");
 }

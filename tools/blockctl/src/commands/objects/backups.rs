@@ -375,7 +375,7 @@ impl BackupTarget {
     /// Returns the cloud snapshots and tasks to delete; none without a backup of the name.
     ///
     /// # Errors
-    /// A location could not be listed, the name is ambiguous, or a backup is running or pinned.
+    /// A location could not be listed, the name is ambiguous, or a backup is running, pinned or needed.
     pub fn selected<'a>(
         &'a self,
         resources: &'a ResourceSet,
@@ -403,8 +403,8 @@ impl BackupTarget {
             );
             return Err(ApiError::new(ErrorCode::InvalidRequest, message).into());
         }
-        let pinned = found.iter().find(|one| one.pinned).map(|one| one.cloud_snapshot_id);
-        refuse_kept(&object, tasks.iter().copied(), pinned)?;
+        let backups: Vec<_> = found.iter().map(|one| (one.cloud_snapshot_id, one.pinned)).collect();
+        refuse_kept(&object, resources, tasks.iter().copied(), &backups)?;
         Ok((found, tasks))
     }
 
@@ -448,18 +448,27 @@ impl BackupTarget {
     }
 }
 
-/// Refuses to delete backups, all of them, if a task is making one or one is pinned.
+/// Refuses to delete backups, all of them, if a task is making one, or one is pinned or needed by a lazy
+/// volume.
 pub fn refuse_kept<'a>(
     object: &str,
+    resources: &ResourceSet,
     mut tasks: impl Iterator<Item = &'a Task>,
-    pinned: Option<CloudSnapshotId>,
+    backups: &[(CloudSnapshotId, bool)],
 ) -> Result<(), Failure> {
+    let is_needed = |volume: &&Volume| {
+        let base = volume.hydration.as_ref().map(|hydration| hydration.cloud_snapshot_id.as_str());
+        base.is_some_and(|base| backups.iter().any(|(id, _)| id.to_string() == base))
+    };
     let (code, message) = if let Some(task) = tasks.find(|task| !task.state.stage.is_over()) {
         let hint = format!("see `blockctl cloudsnap stop --name {} --discard`", task.task_id);
         (ErrorCode::CloudsnapNotDone, format!("{object} is being made: {hint}"))
-    } else if let Some(id) = pinned {
+    } else if let Some((id, _)) = backups.iter().find(|(_, is_pinned)| *is_pinned) {
         let hint = format!("see `blockctl cloudsnap unpin --snap {id}`");
         (ErrorCode::CloudsnapPinned, format!("{object}: cloud snapshot {id} is pinned: {hint}"))
+    } else if let Some(volume) = resources.volumes.iter().find(is_needed) {
+        let hint = "wait until it is hydrated, or delete the volume";
+        (ErrorCode::CloudsnapInUse, format!("{object} is needed by lazy volume {}: {hint}", volume.name))
     } else {
         return Ok(());
     };

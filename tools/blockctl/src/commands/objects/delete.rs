@@ -13,10 +13,10 @@ use crate::{
     table::counted,
 };
 use blockd_api::{
-    ApiError, CredentialRef, RuleName, SnapshotRef,
+    ApiError, CredentialRef, ErrorCode, RuleName, SnapshotRef,
     cloudsnaps::{CloudSnapshotId, Cloudsnap},
     operations,
-    schedules::{Schedule, UpdateSchedule},
+    schedules::{Judged, Schedule, UpdateSchedule},
     snapshots::Snapshot,
     tasks::TaskOwner,
 };
@@ -275,22 +275,44 @@ impl Delete<'_> {
         if self.dry_run {
             return Ok(());
         }
+        let pause = |paused| UpdateSchedule { paused: Some(paused), ..UpdateSchedule::default() };
         if one.reclaims {
             // No run starts meanwhile.
-            let pause = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
-            client.call_at(operations::UPDATE_SCHEDULE, &schedule.schedule_id, &pause).await?;
+            client.call_at(operations::UPDATE_SCHEDULE, &schedule.schedule_id, &pause(true)).await?;
         }
+        let ended = self.schedule_with(schedule, backups).await;
+        if ended.is_err() && one.reclaims && !schedule.paused {
+            // Its volumes would lose their protection.
+            let resumed =
+                client.call_at(operations::UPDATE_SCHEDULE, &schedule.schedule_id, &pause(false)).await;
+            if let Err(error) = resumed {
+                let name = &one.name;
+                let warning = format!(
+                    "warning: VolumeBackupSchedule/{name} is paused now ({error}): blockctl cloudsnap schedules resume {name}"
+                );
+                self.context.output.note(warning);
+            }
+        }
+        ended
+    }
+
+    /// Deletes backups, and then their schedule.
+    async fn schedule_with(
+        &self,
+        schedule: &Schedule,
+        backups: Vec<(CloudSnapshotId, CredentialRef)>,
+    ) -> Result<(), Failure> {
         for (snapshot, credential) in backups {
             delete_cloudsnap(self.context, snapshot, Some(credential)).await?;
         }
-        client.call_at(operations::DELETE_SCHEDULE, &schedule.schedule_id, &()).await?;
+        self.context.client.call_at(operations::DELETE_SCHEDULE, &schedule.schedule_id, &()).await?;
         Ok(())
     }
 
     /// Returns the backups of a schedule and their locations.
     ///
     /// # Errors
-    /// A backup is running or pinned: nothing is deleted if one of several cannot be.
+    /// A backup is running, pinned or in use: nothing is deleted if one of several cannot be.
     async fn backups_of(
         &self,
         schedule: &Schedule,
@@ -299,9 +321,19 @@ impl Delete<'_> {
         let plan = self.context.client.call_at(operations::PLAN_RETENTION, &schedule_id, &()).await?;
         let tasks = self.resources.tasks.iter();
         let tasks = tasks.filter(|task| task.owner == TaskOwner::Schedule { schedule_id });
-        let pinned = plan.cloud_snapshots.iter().find(|one| one.verdict.is_kept_as(KeepReason::Pinned));
         let object = format!("a backup of VolumeBackupSchedule/{}", schedule_name(schedule));
-        refuse_kept(&object, tasks, pinned.map(|one| one.cloud_snapshot_id))?;
+        let is_pinned = |one: &Judged| one.verdict.is_kept_as(KeepReason::Pinned);
+        let found: Vec<_> =
+            plan.cloud_snapshots.iter().map(|one| (one.cloud_snapshot_id, is_pinned(one))).collect();
+        refuse_kept(&object, &self.resources, tasks, &found)?;
+        if let Some(used) = plan.cloud_snapshots.iter().find(|one| one.verdict.is_kept_as(KeepReason::InUse))
+        {
+            let message = format!(
+                "{object} is used by a task: wait for the end of those of {}",
+                used.cloud_snapshot_id
+            );
+            return Err(ApiError::new(ErrorCode::CloudsnapInUse, message).into());
+        }
         let backups = plan.cloud_snapshots.into_iter();
         Ok(backups.map(|one| (one.cloud_snapshot_id, CredentialRef::Id(one.credential_id))).collect())
     }
