@@ -195,3 +195,14 @@ fn failed_deletion_of_a_schedule_leaves_it_active() {
     let (told, sent) = run(false, Vec::new(), &in_use);
     assert!(told.contains("is used by a task") && sent.is_empty(), "{told}");
 }
+
+#[test]
+fn restore_of_a_missing_volume_names_the_others() {
+    let backups = [backup("59-61", "before", ("59", "wal")), backup("60-62", "before", ("60", "db"))];
+    let fake = daemon(&[("59", "wal2"), ("60", "db"), ("61", "wal")], &backups, &[]);
+    let spec = "backupName: before, sourceVolume: wal, destinationVolume: wal, replacePolicy: Delete";
+    let ran = run_on(&fake, "apply", &[("VolumeRestore", "rr", spec)]);
+    let words = "line 4: spec.sourceVolume: VolumeBackup/before has no volume wal: \
+        its volumes are db, wal2 (wal at the time of the backup)";
+    assert!(ran.status == 4 && ran.stderr.contains(words), "{ran:?}");
+}

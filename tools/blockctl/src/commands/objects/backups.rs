@@ -226,8 +226,11 @@ impl ResourceSet {
         match found.as_slice() {
             [one] => Ok(one.cloud_snapshot_id),
             [] => {
-                let message = format!("VolumeBackup/{name} has no such sourceVolume");
-                Err(ApiError::new(ErrorCode::CloudsnapNotFound, message))
+                let volume = volume.map(VolumeName::as_str).unwrap_or_default();
+                let volumes = self.volumes_of(name, restore.location.as_ref());
+                let message =
+                    format!("VolumeBackup/{name} has no volume {volume}: its volumes are {volumes}");
+                Err(ApiError::new(ErrorCode::VolumeNotFound, message))
             }
             several => Err(ambiguous(name, several)),
         }

@@ -6,6 +6,7 @@ use crate::objects::{
     volumes::{RESTORED_FROM, Restore, RestoreSource},
 };
 use blockd_api::{CredentialName, ObjectName, cloudsnaps::Cloudsnap, volumes::Volume};
+use std::collections::BTreeSet;
 
 impl ResourceSet {
     /// Returns true if a volume was restored from the backup of a restore, or from one that is not listed any
@@ -41,5 +42,15 @@ impl ResourceSet {
         let is_made = self.backups_named(name.as_str(), location).next().is_some();
         self.file_objects.iter().any(is_new)
             || (!is_made && self.file_objects.contains(&(Kind::VolumeBackup, name.to_string())))
+    }
+
+    /// Returns the present names of the volumes of a backup, and the former ones.
+    pub fn volumes_of(&self, name: &ObjectName, location: Option<&CredentialName>) -> String {
+        let named = |one: &Cloudsnap| match (self.present_name(one), one.volume_name.as_str()) {
+            (now, then) if now == then => now.to_owned(),
+            (now, then) => format!("{now} ({then} at the time of the backup)"),
+        };
+        let found = self.cloudsnaps.iter().flatten().filter(|one| is_named(one, name.as_str(), location));
+        found.map(named).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
     }
 }
