@@ -206,3 +206,17 @@ fn restore_of_a_missing_volume_names_the_others() {
         its volumes are db, wal2 (wal at the time of the backup)";
     assert!(ran.status == 4 && ran.stderr.contains(words), "{ran:?}");
 }
+
+#[test]
+fn planned_restore_warns_about_replaced_volumes() {
+    let fake = daemon(&[("59", "wal")], &[backup("59-61", "before", ("59", "wal"))], &[]);
+    let object = [("VolumeRestore", "rr", "backupName: before, namespaceMapping: {}, replacePolicy: Delete")];
+    let words = "VolumeRestore/rr replaces the content of volume wal, which is kept as a snapshot";
+    for (command, status) in [("diff", 1), ("apply --dry-run", 0)] {
+        let ran = run_on(&fake, command, &object);
+        assert!(ran.status == status && ran.stderr.contains(&format!("warning: {words}")), "{ran:?}");
+        let shown = run_on(&fake, &format!("-j {command}"), &object).json();
+        assert_eq!(shown["items"][0]["warnings"], json!([words]), "{shown:#}");
+    }
+    assert!(run_on(&fake, "diff", &object).stdout.contains("replacePolicy: Delete"));
+}

@@ -44,6 +44,12 @@ pub enum ReplacePolicy {
     Delete,
 }
 
+impl ReplacePolicy {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Restore.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -71,7 +77,7 @@ pub struct Restore {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     excluded_namespaces: Vec<String>,
     /// Action on an existing volume.
-    #[serde(default, skip_serializing)]
+    #[serde(default, skip_serializing_if = "ReplacePolicy::is_default")]
     pub replace_policy: ReplacePolicy,
     /// The volume is available at once and fetches blocks on first access.
     #[serde(default, skip_serializing)]

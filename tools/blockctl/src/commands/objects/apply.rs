@@ -200,7 +200,7 @@ impl Apply<'_> {
                 done.warnings = warnings_of_unchanged(object, &self.resources);
             }
             Plan::Kept => {}
-            _ if self.args.dry_run => {}
+            _ if self.args.dry_run => done.warnings.extend(consequence(object, &self.resources)),
             Plan::Wait(tasks) => done.tasks = tasks,
             Plan::Resume(tasks) => {
                 for task in &tasks {

@@ -7,6 +7,7 @@ use super::{
     plan::{Plan, plan},
     record::{warn, warnings},
     resources::{ResourceSet, Scope},
+    restores::consequence,
     status::{EventSummary, ObjectDifference, RunSummary},
 };
 use crate::{
@@ -213,7 +214,7 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
         let planned = plan(object, &resources);
         let more = match planned {
             Plan::Unchanged => warnings_of_unchanged(object, &resources),
-            _ => Vec::new(),
+            _ => consequence(object, &resources).into_iter().collect(),
         };
         differs |= !matches!(planned, Plan::Unchanged | Plan::Kept | Plan::Wait(_));
         if !context.output.is_json() {
