@@ -40,6 +40,13 @@ fn labelled(id: &str, name: &str, labels: &Value) -> Value {
     found
 }
 
+/// Returns a list with one object, whose name the documents refer to.
+fn named(of: &str, name: &str) -> Value {
+    let mut found = reply(of)["items"].take();
+    found[0]["name"] = json!(name);
+    found
+}
+
 /// Starts a daemon with the volumes of the documents and, unless the case makes locations, with locations
 /// and a backup of another host.
 fn daemon(case: &Case<'_>) -> Fake {
@@ -50,9 +57,13 @@ fn daemon(case: &Case<'_>) -> Fake {
         labelled("63", "other", &json!({ "namespace": "mysql" })),
         labelled("65", "postgres-db", &json!({})),
     ];
+    let (mut policies, mut rules) = (json!([]), json!([]));
+    if case.line.contains("volumesnapshotschedule-") {
+        rules = named("GET /v1/rules", "testRule");
+    }
     let mut lists = vec![
         ("GET /v1/volumes", ok(list(json!(volumes)))),
-        ("GET /v1/rules", ok(list(json!([])))),
+        ("GET /v1/rules", ok(list(rules))),
         ("GET /v1/schedules", ok(list(json!([])))),
         ("GET /v1/snapshots", ok(list(json!([])))),
         ("PATCH /v1/volumes/mysql-data", ok(labelled("59", "mysql-data", &mysql))),
@@ -66,7 +77,8 @@ fn daemon(case: &Case<'_>) -> Fake {
         (found["damaged"], found["failedCredentials"]) = (json!([]), json!([]));
         return Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(found))]);
     }
-    let makes_locations = ["location", "snapshot-", "velero"].iter().any(|word| case.line.contains(word));
+    let words = ["location", "/snapshot-", "velero"];
+    let makes_locations = words.iter().any(|word| case.line.contains(word));
     if makes_locations && !case.line.contains("velero/") {
         lists.push(("GET /v1/credentials", ok(list(json!([])))));
         lists.push(("GET /v1/sched-policies", ok(list(json!([])))));
@@ -94,9 +106,12 @@ fn daemon(case: &Case<'_>) -> Fake {
     } else {
         vec![backup("59-71", "mysql-data"), backup("67-73", "mysql-new")]
     };
+    if case.line.contains("schedule-") {
+        policies = named("GET /v1/sched-policies", "testpolicy");
+    }
     lists.push(("GET /v1/credentials", ok(list(json!(credentials)))));
     lists.push(("GET /v1/tasks", ok(list(json!([])))));
-    lists.push(("GET /v1/sched-policies", ok(list(json!([])))));
+    lists.push(("GET /v1/sched-policies", ok(list(policies))));
     let total = cloudsnaps.len();
     let list = json!({
         "items": cloudsnaps, "next": null, "damaged": [], "failedCredentials": [], "total": total

@@ -220,3 +220,34 @@ fn planned_restore_warns_about_replaced_volumes() {
     }
     assert!(run_on(&fake, "diff", &object).stdout.contains("replacePolicy: Delete"));
 }
+
+#[test]
+fn missing_references_are_errors_of_plans() {
+    let fake = daemon(&[("59", "db")], &[], &[]);
+    let template = "template: {spec: {backupLocation: nas, volume: db}}";
+    let by_policy = format!("schedulePolicyName: gone, {template}");
+    for (kind, spec, status, words) in [
+        (
+            "VolumeBackup",
+            "backupLocation: gone, volume: db",
+            4,
+            "spec.backupLocation: there is no BackupLocation/gone",
+        ),
+        (
+            "VolumeBackup",
+            "backupLocation: nas, volume: db, preExecRule: gone",
+            4,
+            "spec.preExecRule: there is no Rule/gone",
+        ),
+        ("VolumeBackupSchedule", &*by_policy, 4, "spec.schedulePolicyName: there is no SchedulePolicy/gone"),
+        ("VolumeBackup", "backupLocation: nas, volume: db, ttl: 0s", 2, "spec.ttl: a time above zero"),
+    ] {
+        let ran = run_on(&fake, "apply --dry-run", &[(kind, "new", spec)]);
+        assert!(ran.status == status && ran.stderr.contains(&format!("line 4: {words}")), "{ran:?}");
+        assert_ne!(run_on(&fake, "diff", &[(kind, "new", spec)]).status, 0);
+    }
+    // An object of the call is one.
+    let rule = ("Rule", "gone", "preCommand: sync");
+    let backup = ("VolumeBackup", "new", "backupLocation: nas, volume: db, preExecRule: gone");
+    assert_eq!(run_on(&fake, "apply --dry-run", &[rule, backup]).status, 0);
+}

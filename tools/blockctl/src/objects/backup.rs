@@ -166,6 +166,9 @@ impl Backup {
 impl Spec for Backup {
     fn check(&mut self, _: &str) -> Result<(), FieldError> {
         self.check_template().map_err(|message| (String::new(), message))?;
+        if self.ttl.as_deref().and_then(|ttl| parse_ttl(ttl).ok()) == Some(0) {
+            return Err(("ttl".to_owned(), "a time above zero is expected".to_owned()));
+        }
         match self.backup_location.len() {
             0 | 1 => Ok(()),
             _ => Err((String::new(), "one `backupLocation` is expected".to_owned())),

@@ -130,6 +130,11 @@ impl ScheduleSpec {
         self.local_snapshots.is_some()
     }
 
+    /// Returns the name of the policy.
+    pub fn policy(&self) -> Option<&PolicyName> {
+        self.schedule_policy_name.as_ref()
+    }
+
     /// Converts the time to live of the template to the retention of the schedule, if that has none, and
     /// returns a warning.
     fn convert_ttl(&mut self) -> Option<String> {

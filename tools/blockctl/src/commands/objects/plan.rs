@@ -115,7 +115,7 @@ fn compare(path: &str, is: Option<&Value>, should: Option<&Value>, given_only: b
 
 /// Returns the plan of an object.
 pub fn plan(object: &Object, resources: &ResourceSet) -> Plan {
-    match &object.body {
+    let planned = match &object.body {
         Body::Snapshot(backup) => plan_snapshot(object, backup, resources),
         Body::Backup(backup) => plan_backup(object, backup, resources),
         Body::Restore(restore) => plan_restore(object, restore, resources),
@@ -123,7 +123,12 @@ pub fn plan(object: &Object, resources: &ResourceSet) -> Plan {
         Body::Location(_) | Body::Policy(_) | Body::Rule(_) | Body::Schedule(_) => {
             plan_resource(object, resources).unwrap_or_else(|error| Plan::Refused(Vec::new(), error))
         }
-    }
+    };
+    let missing = match planned {
+        Plan::Create | Plan::Update(_) => resources.missing_reference(object),
+        _ => None,
+    };
+    missing.map_or(planned, |error| Plan::Refused(Vec::new(), object.locate(error)))
 }
 
 /// Compares a resource with its object.

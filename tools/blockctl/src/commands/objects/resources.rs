@@ -11,7 +11,7 @@ use blockd_api::{
     credentials::Credential,
     operations,
     rules::HookRule,
-    schedules::{Policy, Schedule},
+    schedules::{Policy, PolicyName, Schedule},
     snapshots::{ListSnapshots, Snapshot},
     tasks::{ListTasks, Task},
     volumes::{ListVolumes, Volume},
@@ -181,6 +181,40 @@ impl ResourceSet {
             Some(error) if kind == Kind::Rule => Err(error.clone().into()),
             _ => Ok(()),
         }
+    }
+
+    /// Returns the error of a backup or schedule that names a location, policy or rule which neither exists
+    /// nor is made by this command.
+    pub fn missing_reference(&self, object: &Object) -> Option<ApiError> {
+        let backup = object.body.backup()?;
+        let policy = match &object.body {
+            Body::Schedule(schedule) => schedule.policy(),
+            _ => None,
+        };
+        let is_made = |kind, name: &str| self.file_objects.contains(&(kind, name.to_owned()));
+        let missing = |kind, name: &str, is_there: bool| {
+            let code = match kind {
+                Kind::BackupLocation => ErrorCode::CredentialNotFound,
+                Kind::SchedulePolicy => ErrorCode::PolicyNotFound,
+                _ => ErrorCode::RuleNotFound,
+            };
+            let message = format!("there is no {kind}/{name}");
+            (!is_there && !is_made(kind, name)).then(|| ApiError::new(code, message))
+        };
+        let location = |name: &CredentialName| {
+            missing(Kind::BackupLocation, name.as_str(), self.credential(name.as_str()).is_some())
+        };
+        let has_policy = |name: &PolicyName| self.policies.iter().any(|policy| policy.name == *name);
+        let rule = backup.rule().filter(|_| self.rules_hidden.is_none());
+        let mut locations = backup.backup_location.iter();
+        locations
+            .find_map(location)
+            .or_else(|| {
+                policy.and_then(|name| missing(Kind::SchedulePolicy, name.as_str(), has_policy(name)))
+            })
+            .or_else(|| {
+                rule.and_then(|name| missing(Kind::Rule, name.as_str(), self.rule(name.as_str()).is_some()))
+            })
     }
 
     /// Returns the rule of a name.
