@@ -3,6 +3,7 @@
 pub mod args;
 mod create;
 mod image;
+mod labels;
 mod list;
 
 use super::snapshot::refuse_pinned;

@@ -1,0 +1,61 @@
+//! Changes of the labels of a volume.
+
+use blockd_api::Labels;
+
+/// Changes of single labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LabelChanges(Vec<(String, Option<String>)>);
+
+impl LabelChanges {
+    /// Returns labels with these changes.
+    pub fn applied_to(&self, labels: &Labels) -> Result<Labels, blockd_api::PairsError> {
+        let mut map = labels.as_map().clone();
+        for (key, value) in &self.0 {
+            match value {
+                Some(value) => drop(map.insert(key.clone(), value.clone())),
+                None => drop(map.remove(key)),
+            }
+        }
+        Labels::try_from(map)
+    }
+}
+
+impl std::str::FromStr for LabelChanges {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let change = |part: &str| match part.strip_prefix('-') {
+            Some(key) if !key.is_empty() && !key.contains('=') => Ok((key.to_owned(), None)),
+            Some(_) => Err(format!("{part}: expected -KEY")),
+            None => {
+                let pair = part.strip_prefix('+').unwrap_or(part).split_once('=');
+                let (key, value) = pair.ok_or_else(|| format!("{part}: expected KEY=VALUE or -KEY"))?;
+                Ok((key.to_owned(), Some(value.to_owned())))
+            }
+        };
+        text.split(',').map(|part| change(part.trim())).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn label_changes_keep_other_labels() {
+        let labels: Labels = "app=shop,tier=db".parse().unwrap();
+        for (changes, expected) in [
+            ("tier=web", "app=shop,tier=web"),
+            ("+zone=a,-app", "tier=db,zone=a"),
+            ("-none", "app=shop,tier=db"),
+            ("-app,-tier", ""),
+        ] {
+            let changes: LabelChanges = changes.parse().unwrap();
+            assert_eq!(changes.applied_to(&labels).unwrap().to_string(), expected);
+        }
+        for bad in ["", "app", "-", "-app=shop", "a=b,,"] {
+            assert!(bad.parse::<LabelChanges>().is_err(), "{bad}");
+        }
+        assert!("=x".parse::<LabelChanges>().unwrap().applied_to(&labels).is_err());
+    }
+}
