@@ -61,9 +61,18 @@ pub enum PairsError {
     },
 }
 
-/// Key of the label that names the backup whose content a volume has. The client that restores the volume
-/// sets it; the daemon removes it when other content replaces this one, and keeps it out of cloud snapshots.
+/// Label of a restored volume: the cloud snapshot whose content it has. The client that restores the volume
+/// sets it; the daemon removes it when other content replaces this one.
 pub const RESTORED_FROM: &str = "restored-from";
+/// Label of a restored volume: the object that restored it.
+pub const RESTORED_BY: &str = "restored-by";
+/// Label of a cloned volume: `SOURCE@SNAPSHOT`.
+pub const CLONED_FROM: &str = "cloned-from";
+/// Label of a cloned volume: the object that cloned it.
+pub const CLONED_BY: &str = "cloned-by";
+/// Labels on the origin of a volume. Its cloud snapshots do not have them: they are untrue for what is
+/// restored from these.
+pub const ORIGIN_LABELS: [&str; 4] = [RESTORED_FROM, RESTORED_BY, CLONED_FROM, CLONED_BY];
 
 /// Labels of a volume, ordered by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,10 +97,10 @@ impl Labels {
         self
     }
 
-    /// Returns these labels without the one of a key.
+    /// Returns these labels without those of some keys.
     #[must_use]
-    pub fn without(mut self, key: &str) -> Self {
-        self.0.remove(key);
+    pub fn without(mut self, keys: &[&str]) -> Self {
+        self.0.retain(|key, _| !keys.contains(&key.as_str()));
         self
     }
 

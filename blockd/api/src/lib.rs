@@ -41,7 +41,9 @@ pub use blockd_store_config::{MAX_SECRET_REF_BYTES, Secret, SecretInput, SecretR
 pub use client::{Client, ClientError};
 pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{ApiError, ErrorBody, ErrorCode};
-pub use labels::{LabelSelector, Labels, PairsError, RESTORED_FROM};
+pub use labels::{
+    CLONED_BY, CLONED_FROM, LabelSelector, Labels, ORIGIN_LABELS, PairsError, RESTORED_BY, RESTORED_FROM,
+};
 pub use limits::{DailyLimit, LimitError, LimitWindow, MAX_LIMIT_WINDOWS, NO_LIMIT};
 pub use list::{Document, List, SCHEMA_VERSION};
 pub use names::{

@@ -37,7 +37,7 @@ use crate::{
     tasks::{LiveTask, clean_files, secrets},
     volumes::registry::VolumeEntry,
 };
-use blockd_api::{CredentialRef, ErrorCode, RESTORED_FROM};
+use blockd_api::{CredentialRef, ErrorCode, ORIGIN_LABELS};
 use blockd_catalog::{
     BackupTask, Chain, CredentialRow, DbError, DbManifestCache, Doubt, RetentionOverride, SnapshotRow,
     TaskRow,
@@ -158,7 +158,7 @@ async fn attempt(
             volume_name: entry.name.to_string(),
             // The local snapshot is deleted after the backup; the backup's name stays.
             snapshot_name: asked.options.name.as_ref().map_or(snapshot.name.to_string(), ToString::to_string),
-            labels: entry.tags().labels.without(RESTORED_FROM).as_map().clone(),
+            labels: entry.tags().labels.without(&ORIGIN_LABELS).as_map().clone(),
             backup_labels: asked.options.labels.as_map().clone(),
             created: snapshot.created,
             trigger: trigger_of(asked).into(),

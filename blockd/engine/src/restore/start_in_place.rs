@@ -57,7 +57,7 @@ impl Restores {
         self.in_place_work.fences.lock().insert(entry.id, mark);
         // From its first write on, the content is another one.
         let tags = entry.tags();
-        let tags = Tags { labels: tags.labels.without(RESTORED_FROM), ..tags };
+        let tags = Tags { labels: tags.labels.without(&[RESTORED_FROM]), ..tags };
         let (id, new) = (entry.id, tags.clone());
         let set_tags =
             move |tx: &Transaction<'_>| VolumeRow::set_tags(tx, id, &new.labels, new.group.as_ref());

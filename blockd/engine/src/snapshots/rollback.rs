@@ -149,7 +149,7 @@ impl Snapshots {
         };
         self.forget_intervals(&entry).await;
         let admission = self.admission.lock().await;
-        let without = |tags: Tags| Tags { labels: tags.labels.without(RESTORED_FROM), ..tags };
+        let without = |tags: Tags| Tags { labels: tags.labels.without(&[RESTORED_FROM]), ..tags };
         entry.change_tags(&self.db, &admission, without).await?;
         drop(admission);
         let restored = SnapshotRestored {

@@ -5,12 +5,14 @@
 
 mod entries;
 mod guards;
+mod tags;
 
 pub use guards::{Attachment, RollbackMark};
+pub use tags::Tags;
 
 use crate::{error::ServiceError, ids::only_one, metrics::Traffic};
-use blockd_api::{ApiError, ErrorCode, GroupName, Labels, SnapshotName, VolumeName, VolumeRef};
-use blockd_catalog::{Db, SnapshotRow, SnapshotState, VolumeRow};
+use blockd_api::{ApiError, ErrorCode, SnapshotName, VolumeName, VolumeRef};
+use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
 use blockd_volume::Volume;
@@ -24,7 +26,6 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use tokio::sync::MutexGuard;
 use uuid::Uuid;
 
 /// State of a volume.
@@ -84,15 +85,6 @@ pub struct VolumeShared {
     /// Latencies of client requests.
     pub traffic: Traffic,
     inner: Mutex<Inner>,
-}
-
-/// Labels and group of a volume.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Tags {
-    /// Its labels.
-    pub labels: Labels,
-    /// Its consistency group.
-    pub group: Option<GroupName>,
 }
 
 /// User snapshot of a volume.
@@ -170,24 +162,6 @@ impl VolumeEntry {
     /// Sets the labels and the group.
     pub fn set_tags(&self, tags: Tags) {
         *self.tags.lock() = tags;
-    }
-
-    /// Changes labels and group, in the database and here.
-    ///
-    /// # Errors
-    /// The database fails.
-    pub(crate) async fn change_tags(
-        &self,
-        db: &Arc<Db>,
-        // One at a time, or concurrent changes could undo each other.
-        _admission: &MutexGuard<'_, ()>,
-        change: impl FnOnce(Tags) -> Tags,
-    ) -> Result<(), ServiceError> {
-        let tags = change(self.tags());
-        let (id, new) = (self.id, tags.clone());
-        db.run(move |tx| VolumeRow::set_tags(tx, id, &new.labels, new.group.as_ref())).await?;
-        self.set_tags(tags);
-        Ok(())
     }
 
     /// Makes a user snapshot visible to clients.

@@ -14,14 +14,6 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Label of a cloned volume: `SOURCE@SNAPSHOT`.
-pub const CLONED_FROM: &str = "cloned-from";
-/// Label of a cloned volume: the object.
-pub const CLONED_BY: &str = "cloned-by";
-/// Label of a restored volume: the cloud snapshot.
-pub const RESTORED_FROM: &str = "restored-from";
-/// Label of a restored volume: the object.
-pub const RESTORED_BY: &str = "restored-by";
 /// Prefix of snapshots that are taken for a clone.
 const SNAPSHOT_PREFIX: &str = "clone-";
 
@@ -123,14 +115,6 @@ pub fn with_labels<const N: usize>(labels: &Labels, more: [(&str, String); N]) -
     let mut map = labels.as_map().clone();
     map.extend(more.map(|(key, value)| (key.to_owned(), value)));
     Labels::try_from(map).unwrap_or_else(|_| labels.clone())
-}
-
-/// Returns the labels that a restored volume takes from its backup: those of another origin are left out.
-pub fn inherited(labels: &Labels) -> Labels {
-    let is_own = |key: &String| [CLONED_FROM, CLONED_BY, RESTORED_FROM, RESTORED_BY].contains(&key.as_str());
-    let map = labels.as_map().iter().filter(|(key, _)| !is_own(key));
-    let map = map.map(|(key, value)| (key.clone(), value.clone())).collect::<BTreeMap<_, _>>();
-    Labels::try_from(map).unwrap_or_default()
 }
 
 impl Spec for Restore {

@@ -6,7 +6,7 @@ use crate::{
     objects::{
         NAMESPACE,
         backup::Backup,
-        volumes::{Restore, RestoreSource, VolumeClone, inherited},
+        volumes::{Restore, RestoreSource, VolumeClone},
     },
     output::Context,
     wait::follow,
@@ -245,7 +245,7 @@ impl ResourceSet {
         let found = self.restorable(name, None, restore.location.as_ref())?;
         let mut targets: Vec<RestoreTarget> = Vec::new();
         for one in found.iter().filter(|one| restore.selects(&one.labels)) {
-            let (volume, labels) = restore.destination(self.present_name(one), &inherited(&one.labels));
+            let (volume, labels) = restore.destination(self.present_name(one), &one.labels);
             let id = one.cloud_snapshot_id;
             let volume: VolumeName = volume
                 .parse()

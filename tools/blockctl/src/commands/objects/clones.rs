@@ -5,12 +5,12 @@ use crate::{
     failure::Failure,
     objects::{
         NAMESPACE, Object,
-        volumes::{CLONED_BY, CLONED_FROM, VolumeClone, snapshot_of, with_labels},
+        volumes::{VolumeClone, snapshot_of, with_labels},
     },
     output::Context,
 };
 use blockd_api::{
-    Client, Labels, SnapshotName, VolumeName, VolumeRef, operations,
+    CLONED_BY, CLONED_FROM, Client, Labels, SnapshotName, VolumeName, VolumeRef, operations,
     quiesce::HookOptions,
     snapshots::{CreateGroupSnapshot, CreateSnapshot},
     volumes::CloneVolume,

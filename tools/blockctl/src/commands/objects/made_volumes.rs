@@ -6,11 +6,9 @@ use super::{
     status::{CloneMember, CloneSpec, CloneStatus, RestoreSpec, TransferMember, TransferStatus},
     transfers::Transfer,
 };
-use crate::objects::{
-    Kind,
-    volumes::{CLONED_BY, CLONED_FROM, RESTORED_BY, RESTORED_FROM},
-};
+use crate::objects::Kind;
 use blockd_api::{
+    CLONED_BY, CLONED_FROM, RESTORED_BY, RESTORED_FROM,
     tasks::{Task, TaskKind},
     volumes::Volume,
 };

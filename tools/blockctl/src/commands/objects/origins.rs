@@ -3,9 +3,9 @@
 use super::{backups::is_named, resources::ResourceSet};
 use crate::objects::{
     Kind,
-    volumes::{RESTORED_FROM, Restore, RestoreSource},
+    volumes::{Restore, RestoreSource},
 };
-use blockd_api::{CredentialName, ObjectName, cloudsnaps::Cloudsnap, volumes::Volume};
+use blockd_api::{CredentialName, ObjectName, RESTORED_FROM, cloudsnaps::Cloudsnap, volumes::Volume};
 use std::collections::BTreeSet;
 
 impl ResourceSet {

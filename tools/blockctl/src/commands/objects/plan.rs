@@ -8,10 +8,10 @@ use crate::objects::{
     location_table::is_access,
     schedule::fixed,
     view,
-    volumes::{CLONED_FROM, RESTORED_FROM, ReplacePolicy, Restore, RestoreSource, VolumeClone},
+    volumes::{ReplacePolicy, Restore, RestoreSource, VolumeClone},
 };
 use blockd_api::{
-    ApiError, ErrorCode, VolumeName,
+    ApiError, CLONED_FROM, ErrorCode, RESTORED_FROM, VolumeName,
     cloudsnaps::CloudSnapshotId,
     tasks::{Task, TaskStage},
     volumes::{Volume, VolumeState},

@@ -10,14 +10,12 @@ use crate::{
     failure::Failure,
     objects::{
         Body, Object,
-        volumes::{
-            RESTORED_BY, RESTORED_FROM, ReplacePolicy, Restore, RestoreSource, inherited, with_labels,
-        },
+        volumes::{ReplacePolicy, Restore, RestoreSource, with_labels},
     },
     output::Context,
 };
 use blockd_api::{
-    ApiError, CredentialRef, Labels, VolumeName, VolumeRef,
+    ApiError, CredentialRef, Labels, RESTORED_BY, RESTORED_FROM, VolumeName, VolumeRef,
     cloudsnaps::{CloudSnapshotId, StartRestore},
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
@@ -31,7 +29,7 @@ fn targets(restore: &Restore, resources: &ResourceSet) -> Result<Vec<RestoreTarg
         Some(volume) => {
             let snap = resources.source(restore)?;
             let listed = resources.cloudsnaps.iter().flatten().find(|one| one.cloud_snapshot_id == snap);
-            let labels = listed.map(|one| inherited(&one.labels));
+            let labels = listed.map(|one| one.labels.clone());
             vec![RestoreTarget { snap, volume: volume.clone(), labels }]
         }
         None => Vec::new(),
