@@ -35,7 +35,7 @@ fn acknowledged_writes_survive_kills() {
             ctl.add_local("nas", store.dir(), Some("passphrase"));
             ctl.create_volume("vol", &format!("{}MiB", WRITERS * REGION / MIB));
         } else {
-            assert!(recovered(&daemon), "the recovery is not logged:\n{}", daemon.log());
+            wait_until("the recovery to be logged", || recovered(&daemon));
             check_regions(&daemon, "vol", &mut regions);
             // Interrupted backups complete.
             for task in ctl.json(&["cloudsnap", "status"])["items"].as_array().unwrap() {
@@ -133,8 +133,8 @@ fn clean_stop_keeps_the_dirty_set_exact() {
         let before = client.read_all();
         daemon = daemon.stop().start();
         drop(client);
-        assert!(!recovered(&daemon), "recovery after a clean stop:\n{}", daemon.log());
         assert_eq!(daemon.ctl().volume("vol")["dirtyBytes"], dirty, "after the stop");
+        assert!(!recovered(&daemon), "recovery after a clean stop:\n{}", daemon.log());
         assert_same("after the stop", &daemon.content("vol"), &before);
         let task = daemon.ctl().backup("vol");
         assert_eq!((task.is_incremental(), task.number("dirtyBytes")), (true, dirty));
@@ -156,8 +156,8 @@ fn stop_under_load_loses_no_writes() {
         daemon.stop()
     });
     let daemon = setup.start();
-    assert!(!recovered(&daemon), "recovery after a clean stop:\n{}", daemon.log());
     check_regions(&daemon, "vol", &mut regions);
+    assert!(!recovered(&daemon), "recovery after a clean stop:\n{}", daemon.log());
     let task = daemon.ctl().backup("vol");
     assert!(task.is_incremental());
     assert_restore_equals_volume(&daemon.ctl(), &daemon, task.snap(), "vol");
