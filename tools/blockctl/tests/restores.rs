@@ -294,6 +294,27 @@ fn restored_volumes_get_labels_of_their_object() {
 }
 
 #[test]
+fn replaced_content_is_not_restored_again() {
+    let labels = json!({ "restored-by": "back" });
+    let mut found = cloudsnap("1-61");
+    (found["name"], found["volumeId"], found["volumeName"]) = (json!("before"), json!("1"), json!("a"));
+    let listed =
+        json!({ "items": [found], "next": null, "damaged": [], "failedCredentials": [], "total": 1 });
+    for (labels, is_restored) in
+        [(labels, false), (json!({ "restored-by": "other" }), true), (json!({}), true)]
+    {
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/volumes", ok(list(json!([labelled("7", "back", &labels)])))),
+            ("GET /v1/tasks", ok(list(json!([])))),
+            ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+            ("GET /v1/cloudsnaps", ok(listed.clone())),
+        ]);
+        let lines = restored(&fake, &restore_document("replacePolicy: Delete"));
+        assert_eq!(!lines.is_empty(), is_restored, "{labels}: {lines:?}");
+    }
+}
+
+#[test]
 fn replacing_restore_of_a_forgotten_task_is_not_repeated() {
     let origin = json!({ "restored-by": "back", "restored-from": snap("1-61") });
     let mut found = cloudsnap("1-61");

@@ -261,6 +261,11 @@ async fn revert_blocks(
         detail.bytes_processed = total_bytes - left.len_bytes();
     });
     work.tasks.store_progress(live).await;
+    if let Some(entry) = work.registry.by_id(volume.id()) {
+        // From the first write on, the content is another one.
+        let admission = work.admission.lock().await;
+        entry.change_tags(&work.db, &admission, Tags::without_origin).await?;
+    }
     write_all(work, live, volume, &source, &left).await
 }
 

@@ -7,12 +7,9 @@ use crate::{
     tasks::requests::check_limits,
     volumes::registry::{Tags, VolumeEntry},
 };
-use blockd_api::{
-    ErrorCode, Labels, RESTORED_FROM, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace,
-};
-use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec, VolumeRow};
+use blockd_api::{ErrorCode, Labels, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace};
+use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec};
 use blockd_extent::SnapshotId;
-use rusqlite::Transaction;
 use std::{collections::BTreeMap, sync::Arc};
 
 impl Restores {
@@ -55,24 +52,15 @@ impl Restores {
         let name = SnapshotName::before_restore(row.created);
         mark.set_reason(fence_reason(&row));
         self.in_place_work.fences.lock().insert(entry.id, mark);
-        // From its first write on, the content is another one.
-        let tags = entry.tags();
-        let tags = Tags { labels: tags.labels.without(&[RESTORED_FROM]), ..tags };
-        let (id, new) = (entry.id, tags.clone());
-        let set_tags =
-            move |tx: &Transaction<'_>| VolumeRow::set_tags(tx, id, &new.labels, new.group.as_ref());
-        match self.runner.store_and_launch(row, set_tags).await {
-            Ok(started) => {
-                entry.set_tags(tags);
-                Ok(RestoreStarted {
-                    task_id: started.task_id,
-                    volume_id: entry.id,
-                    volume_name: entry.name.clone(),
-                    previous_snapshot_id: (!request.discard).then_some(before),
-                    previous_snapshot_name: (!request.discard).then_some(name),
-                    schedules: Vec::new(),
-                })
-            }
+        match self.runner.store_and_launch(row, |_| Ok(())).await {
+            Ok(started) => Ok(RestoreStarted {
+                task_id: started.task_id,
+                volume_id: entry.id,
+                volume_name: entry.name.clone(),
+                previous_snapshot_id: (!request.discard).then_some(before),
+                previous_snapshot_name: (!request.discard).then_some(name),
+                schedules: Vec::new(),
+            }),
             Err(error) => {
                 self.in_place_work.fences.lock().remove(&entry.id);
                 Err(error)

@@ -11,7 +11,7 @@ use crate::{
     volumes::registry::{Tags, VolumeEntry},
 };
 use blockd_api::{
-    ErrorCode, List, RESTORED_FROM, SnapshotName, SnapshotRef, VolumeRef,
+    ErrorCode, List, SnapshotName, SnapshotRef, VolumeRef,
     snapshots::{DiffExtent, DiffKind, DiffSnapshots, RestoreSnapshot, SnapshotDiff, SnapshotRestored},
 };
 use blockd_catalog::{SnapshotRow, SnapshotState};
@@ -149,8 +149,7 @@ impl Snapshots {
         };
         self.forget_intervals(&entry).await;
         let admission = self.admission.lock().await;
-        let without = |tags: Tags| Tags { labels: tags.labels.without(&[RESTORED_FROM]), ..tags };
-        entry.change_tags(&self.db, &admission, without).await?;
+        entry.change_tags(&self.db, &admission, Tags::without_origin).await?;
         drop(admission);
         let restored = SnapshotRestored {
             volume_name: entry.name.clone(),

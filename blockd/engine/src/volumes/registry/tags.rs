@@ -2,7 +2,7 @@
 
 use super::VolumeEntry;
 use crate::error::ServiceError;
-use blockd_api::{GroupName, Labels};
+use blockd_api::{GroupName, Labels, RESTORED_FROM};
 use blockd_catalog::{Db, VolumeRow};
 use std::sync::Arc;
 use tokio::sync::MutexGuard;
@@ -14,6 +14,13 @@ pub struct Tags {
     pub labels: Labels,
     /// Its consistency group.
     pub group: Option<GroupName>,
+}
+
+impl Tags {
+    /// Returns the tags of a volume whose content was replaced.
+    pub(crate) fn without_origin(self) -> Self {
+        Self { labels: self.labels.without(&[RESTORED_FROM]), ..self }
+    }
 }
 
 impl VolumeEntry {

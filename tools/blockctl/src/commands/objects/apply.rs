@@ -13,13 +13,14 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
     objects::{
         Body, Kind, Object, backup::Backup, hook::Hook, location::Location, location_table::is_access,
-        policy::Rules, read_all, schedule,
+        policy::Rules, read_all, schedule, volumes::ReplacePolicy,
     },
     output::Context,
     wait::follow,
 };
 use blockd_api::{
-    ByteSize, ClientError, CredentialRef, ErrorCode, NameError, ObjectName, RuleName, VolumeName, VolumeRef,
+    ByteSize, ClientError, CredentialRef, ErrorCode, NameError, ObjectName, RESTORED_BY, RuleName,
+    VolumeName, VolumeRef,
     cloudsnaps::{StartBackup, StartGroupBackup},
     format_duration, operations,
     rules::{CreateRule, RuleTarget, UpdateRule},
@@ -130,11 +131,16 @@ impl Apply<'_> {
             (false, None) => format!(" (task {})", tasks.join(", ")),
         };
         self.context.output.line(format!("{object} {}{more}", done.result))?;
+        let is_replacing =
+            matches!(&object.body, Body::Restore(restore) if restore.replace_policy == ReplacePolicy::Delete);
         for volume in kept {
-            let replacing = object.replacing();
-            self.context.output.note(format!(
-                "note: {object}: volume {volume} exists and is kept; `{replacing}` restores into it"
-            ));
+            let text = match is_replacing {
+                true => format!(
+                    "has other content since this restore, and is kept; without its label {RESTORED_BY} it is restored again"
+                ),
+                false => format!("exists and is kept; `{}` restores into it", object.replacing()),
+            };
+            self.context.output.note(format!("note: {object}: volume {volume} {text}"));
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use crate::objects::{
     volumes::{ReplacePolicy, Restore, RestoreSource, VolumeClone},
 };
 use blockd_api::{
-    ApiError, CLONED_FROM, ErrorCode, RESTORED_FROM, VolumeName,
+    ApiError, CLONED_FROM, ErrorCode, RESTORED_BY, RESTORED_FROM, VolumeName,
     cloudsnaps::CloudSnapshotId,
     tasks::{Task, TaskStage},
     volumes::{Volume, VolumeState},
@@ -45,7 +45,7 @@ pub struct FieldChange {
 pub enum Plan {
     /// The resource matches.
     Unchanged,
-    /// A restore keeps an existing volume that it did not make.
+    /// A restore keeps an existing volume that it did not make, or whose content was replaced since.
     Kept,
     /// These tasks are making it.
     Wait(Vec<Uuid>),
@@ -349,7 +349,12 @@ pub fn plan_target(
     let wanted = source.to_string();
     let is_other = was != Some(&wanted);
     if restore.replace_policy == ReplacePolicy::Delete && is_other {
-        return if label == Some(&wanted) { Plan::Unchanged } else { Plan::Create };
+        return match (label, volume.labels.as_map().get(RESTORED_BY)) {
+            (Some(label), _) if *label == wanted => Plan::Unchanged,
+            // Another restore or a rollback replaced the content: a repeated `apply` must not undo it.
+            (None, Some(by)) if by == object.name.as_str() => Plan::Kept,
+            _ => Plan::Create,
+        };
     }
     // Other volumes of the backup may be missing.
     let is_restored = task.is_some() || label.is_some();
