@@ -269,7 +269,7 @@ fn snapshots_of_other_volumes_stay() {
 
 const NATIVE: &str = "apiVersion: blockd/v1";
 /// Objects that name a missing one: version, kind, content, error code of the daemon, and message.
-const MISSING: [(&str, &str, &str, &str, &str); 8] = [
+const MISSING: [(&str, &str, &str, &str, &str); 10] = [
     (
         NATIVE,
         "VolumeBackup",
@@ -314,6 +314,14 @@ const MISSING: [(&str, &str, &str, &str, &str); 8] = [
     ),
     (NATIVE, "Rule", "preCommand: sync\n  volumes: [x]", "", "line 6: spec.volumes: there is no volume x"),
     (NATIVE, "VolumeBackup", "backupLocation: nas\n  group: x", "", "line 6: spec.group: no volume is in"),
+    (
+        NATIVE,
+        "VolumeBackup",
+        "backupLocation: nas\n  volume: [a, x]",
+        "",
+        "line 6: spec.volume: there is no volume x",
+    ),
+    (NATIVE, "VolumeSnapshot", "volume: [a, x]", "", "line 5: spec.volume: there is no volume x"),
 ];
 
 #[test]

@@ -240,11 +240,23 @@ fn no_volumes(object: &Object, backup: &Backup) -> Plan {
     Plan::Refused(Vec::new(), object.locate(ApiError::new(ErrorCode::VolumeNotFound, cause)))
 }
 
+/// Returns the plan for a new backup or snapshot, which must not leave out a named volume.
+fn plan_new(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
+    let is_missing = |name: &&VolumeName| backup.or_selectors.is_none() && resources.volume(name).is_none();
+    match backup.volume.iter().find(is_missing) {
+        None => Plan::Create,
+        Some(name) => {
+            let cause = format!("there is no volume {name}");
+            Plan::Refused(Vec::new(), object.locate(ApiError::new(ErrorCode::VolumeNotFound, cause)))
+        }
+    }
+}
+
 fn plan_snapshot(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
     let count = resources.members(backup).count();
     match resources.without_snapshot(object.name.as_str(), backup).len() {
         _ if count == 0 => no_volumes(object, backup),
-        missing if missing == count => Plan::Create,
+        missing if missing == count => plan_new(object, backup, resources),
         _ => plan_made(object, backup, resources),
     }
 }
@@ -261,7 +273,7 @@ fn plan_backup(object: &Object, backup: &Backup, resources: &ResourceSet) -> Pla
         return no_volumes(object, backup);
     }
     if resources.backed_up_at(name, location).is_none() {
-        return Plan::Create;
+        return plan_new(object, backup, resources);
     }
     // The local snapshot of an interrupted backup has the point in time of the others.
     let resumes = resources.resumable(name, backup);
