@@ -54,3 +54,21 @@ async fn cloud_snapshot_of_another_host_is_deleted_by_force_only() {
     other.done(other.call(START_DELETE, &request).await.task_id).await;
     assert_eq!(host.ids().await.len(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_is_listed_under_the_name_of_its_volume() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    for name in ["a", "b"] {
+        host.create_volume(name).await;
+        let id = host.backup(name, false).await.cloud_snapshot_id.unwrap();
+        if name == "a" {
+            damage(host.manifest(&id));
+        }
+    }
+    for (name, count) in [("a", 1), ("b", 0), ("nothing", 0)] {
+        let query = ListCloudsnaps { volume: Some(name.parse().unwrap()), ..ListCloudsnaps::default() };
+        let listed = host.call(LIST_CLOUDSNAPS, &query).await;
+        assert_eq!(listed.damaged.len(), count, "{name}");
+    }
+}

@@ -150,6 +150,16 @@ impl CloudSnapshots {
         if query.status == Some(CloudsnapStatus::Done) {
             found.damaged.clear();
         }
+        if let Some(name) = &scope.name {
+            // A damaged manifest has no name: its volume is known by other backups.
+            let source = |id: &CloudSnapshotId| (id.cluster, id.volume);
+            let named = found.entries.iter().filter(|entry| name.selects(entry));
+            let mut volumes: BTreeSet<_> = named.map(|entry| source(&entry.cloud_snapshot_id)).collect();
+            volumes.extend(name.present);
+            found.damaged.retain(|damaged| {
+                damaged.cloud_snapshot_id.parse().is_ok_and(|id| volumes.contains(&source(&id)))
+            });
+        }
         found.entries.retain(|entry| {
             query.status.is_none_or(|status| status == entry.status)
                 && query.cloud_snapshot_id.is_none_or(|id| id == entry.cloud_snapshot_id)
