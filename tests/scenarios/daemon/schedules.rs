@@ -163,6 +163,8 @@ async fn run_of_some_volumes_leaves_the_others() {
         ..CreateSchedule::default()
     };
     let schedule = host.call(CREATE_SCHEDULE, &request).await.schedule_id;
+    let none = RunSchedule { volume_ids: Some(Vec::new()) };
+    host.refused_at(ErrorCode::InvalidRequest, RUN_SCHEDULE, &schedule, &none).await;
     let only = RunSchedule { volume_ids: Some(vec![id]) };
     let runs = host.call_at(RUN_SCHEDULE, &schedule, &only).await.items;
     assert_eq!(runs.iter().map(|run| run.volume_id).collect::<Vec<_>>(), [Some(id)]);

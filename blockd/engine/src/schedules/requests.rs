@@ -425,15 +425,20 @@ impl Schedules {
     /// Runs a schedule now, also while it is paused.
     ///
     /// # Errors
-    /// There is no such schedule.
+    /// There is no such schedule, or it selects none of the given volumes.
     pub async fn run_schedule(&self, uuid: Uuid, request: RunSchedule) -> Result<List<Run>, ServiceError> {
         let (now, scheduler) = (Timestamp::now(), Arc::clone(&self.scheduler));
         let mut volumes = self.candidates();
-        volumes.retain(|one| request.volume_ids.as_ref().is_none_or(|ids| ids.contains(&one.id)));
+        if let Some(ids) = &request.volume_ids {
+            volumes.retain(|one| ids.contains(&one.id));
+        }
         let runs = self.db.run(move |tx| -> Result<_, ServiceError> {
             // A run whose snapshot or task has ended must not block this one until the next pass.
             scheduler.settle(tx, now)?;
             let schedule = find(tx, uuid)?;
+            if request.volume_ids.is_some() && !selection::selects_any(&schedule.spec.selector, &volumes) {
+                return Err(invalid("the schedule selects none of these volumes"));
+            }
             let runs = transactions::run_now(tx, &schedule, &volumes, now)?;
             Ok(runs.iter().map(|run| run.to_api(schedule.spec.name.clone())).collect())
         });
