@@ -149,7 +149,10 @@ impl Snapshots {
         };
         self.forget_intervals(&entry).await;
         let admission = self.admission.lock().await;
-        entry.change_tags(&self.db, &admission, Tags::without_origin).await?;
+        if let Err(error) = entry.change_tags(&self.db, &admission, Tags::without_origin).await {
+            // The rollback is done.
+            tracing::warn!(volume = %entry.id, %error, "removing the label of the former content failed");
+        }
         drop(admission);
         let restored = SnapshotRestored {
             volume_name: entry.name.clone(),
