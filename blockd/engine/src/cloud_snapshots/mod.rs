@@ -190,7 +190,9 @@ impl CloudSnapshots {
     }
 
     /// Resolves the volume of a query. An id of a volume of this host selects its backups by this host; a
-    /// name needs the manifests, which record the name at backup time.
+    /// name needs the manifests, which record the name at backup time. Keys do not have names, so a query by
+    /// name lists all manifests of a store and reads those of all hosts that are not cached: one request for
+    /// each, once. A further query costs the listing. With a cluster, only its manifests count.
     fn scope_of(&self, query: &ListCloudsnaps) -> Result<ListScope, ServiceError> {
         let own = self.host.cluster;
         let is_own = query.cluster_id.is_none_or(|cluster| cluster == own);
