@@ -393,6 +393,12 @@ async fn old_unreferenced_garbage_is_collected() {
     let report = host.engine().maintenance.collect_garbage_of(&credential, true, || later).await.unwrap();
     assert_eq!((report.garbage.len(), report.objects_deleted, host.packs().len()), (1, 0, packs));
     let id = host.backup("data", true).await.cloud_snapshot_id.unwrap();
+    // A failure of the database after the deletion: a backup that another host deleted cannot be forgotten.
+    let deleted = host.backup("data", true).await.cloud_snapshot_id.unwrap();
+    fs::remove_file(host.manifest(&deleted)).unwrap();
+    host.sql(
+        "CREATE TRIGGER fault BEFORE DELETE ON catalog BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END",
+    );
     // The age is determined after the comparison of clocks, which stores a probe object.
     let probes = host.store.path().join("blockd/probe");
     let _ = fs::remove_dir_all(&probes);
@@ -403,6 +409,7 @@ async fn old_unreferenced_garbage_is_collected() {
     let report =
         host.engine().maintenance.collect_garbage_of(&credential, false, after_the_check).await.unwrap();
     assert_eq!(report.objects_deleted, packs as u64);
+    host.sql("DROP TRIGGER fault");
     model.assert_is(&*host.restore(&id, "copy").await);
     drop(volume);
 }

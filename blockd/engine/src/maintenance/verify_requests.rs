@@ -126,7 +126,8 @@ impl Maintenance {
     /// Removes or counts the garbage of a repository.
     ///
     /// # Errors
-    /// The store is not the one that was opened, or the store or the database fails.
+    /// The store is not the one that was opened, or the store or the database fails before the end of the
+    /// collection.
     pub async fn collect_garbage_of(
         self: &Arc<Self>,
         credential: &CredentialRow,
@@ -154,8 +155,15 @@ impl Maintenance {
         let options = GarbageOptions { now: now(), dry_run, protected };
         let report = Box::pin(collect_garbage(&repository, &options, &catalog)).await?;
         let uuid = credential.uuid;
-        self.repositories.forget_deleted_backups(uuid, &repository, known, &report.manifests).await?;
-        self.db.run(move |tx| DbManifestCache::set_listed(tx, uuid, listed_at)).await?;
+        let noted = async {
+            self.repositories.forget_deleted_backups(uuid, &repository, known, &report.manifests).await?;
+            self.db.run(move |tx| DbManifestCache::set_listed(tx, uuid, listed_at)).await?;
+            Ok::<_, ServiceError>(())
+        };
+        if let Err(error) = noted.await {
+            // The collection is done; the next listing notes the same.
+            tracing::warn!(credential = %credential.name, %error, "noting the listed cloud snapshots failed");
+        }
         if report.objects_deleted > 0 {
             tracing::info!(
                 credential = %credential.name,
