@@ -277,6 +277,13 @@ async fn label_of_the_origin_follows_the_content() {
     let labels = host.inspect_volume("copy").await.labels;
     assert!(!labels.as_map().contains_key(RESTORED_FROM), "{labels}");
     let back = RestoreSnapshot { snapshot: "data@before".parse().unwrap(), discard: true };
+    // A rollback is done even if the database fails after it.
+    host.sql("CREATE TRIGGER fault BEFORE UPDATE OF labels ON volumes BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END");
+    changed.write(&volume, 0, 7, 1 << 20);
+    host.call_at(RESTORE_SNAPSHOT, &data, &back).await;
+    model.assert_is(&volume);
+    assert_eq!(origin().await.as_deref(), Some("first"));
+    host.sql("DROP TRIGGER fault");
     host.call_at(RESTORE_SNAPSHOT, &data, &back).await;
     assert_eq!(origin().await, None);
     model.assert_is(&volume);

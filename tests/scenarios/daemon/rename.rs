@@ -57,6 +57,27 @@ async fn renamed_volume_keeps_its_backups_schedules_and_rule() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rename_that_cannot_be_stored_is_undone() {
+    let host = Host::new().await;
+    let volume = host.create_volume("v").await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    host.sql(
+        "CREATE TRIGGER fault BEFORE UPDATE ON volumes BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END",
+    );
+    let old: VolumeRef = "v".parse().unwrap();
+    assert_eq!(api_code(host.client.call_at(UPDATE_VOLUME, &old, &to("w")).await), ErrorCode::Internal);
+    host.sql("DROP TRIGGER fault");
+    assert!(host.inspect_volume("v").await.uri.contains("/v?"));
+    host.refused_at(ErrorCode::VolumeNotFound, GET_VOLUME, &"w".parse().unwrap(), &()).await;
+    model.assert_is(&host.volume("v"));
+    // Both names are as before: one is taken, the other free.
+    host.refused(ErrorCode::VolumeExists, CREATE_VOLUME, &new_volume("v")).await;
+    host.create_volume("w").await;
+    assert_eq!(host.call_at(UPDATE_VOLUME, &old, &to("u")).await.name.as_str(), "u");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn concurrent_renames_leave_one_entry() {
     let host = Host::new().await;
     let id = host.create_volume("v").await.id();
