@@ -2,6 +2,7 @@
 
 use crate::{
     error::ServiceError,
+    ids::random_id,
     repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS},
 };
 use blockd_catalog::{Chain, DbError, DbManifestCache};
@@ -10,12 +11,36 @@ use futures::StreamExt;
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
-/// Maximum number of missing cloud snapshots that are asked for after a listing. The next one continues.
+/// Maximum number of missing cloud snapshots that are asked for after a listing.
 const MAX_LOOKUPS: usize = 100;
+/// Maximum number of newest backups among them.
+const MAX_TIP_LOOKUPS: usize = MAX_LOOKUPS / 2;
 
 /// Cloud snapshots of a location that this host knew before a listing.
 #[derive(Debug)]
-pub struct KnownBefore(BTreeSet<CloudSnapshotId>);
+pub struct KnownBefore {
+    /// Newest backups of volumes, whose deletion makes the next backup full.
+    tips: BTreeSet<CloudSnapshotId>,
+    others: BTreeSet<CloudSnapshotId>,
+}
+
+impl KnownBefore {
+    /// Returns the cloud snapshots that are missing from a listing, newest backups first, as many as are
+    /// asked for at once. `first` chooses where the selection begins: those whose requests keep failing do
+    /// not keep others out for ever.
+    fn missing(self, listed: &BTreeSet<String>, first: u64) -> Vec<CloudSnapshotId> {
+        let some_of = |ids: BTreeSet<CloudSnapshotId>, max: usize| {
+            let mut ids: Vec<_> = ids.into_iter().filter(|id| !listed.contains(&id.manifest_key())).collect();
+            let start = (first as usize).checked_rem(ids.len()).unwrap_or(0);
+            ids.rotate_left(start);
+            ids.truncate(max);
+            ids
+        };
+        let mut missing = some_of(self.tips, MAX_TIP_LOOKUPS);
+        missing.extend(some_of(self.others, MAX_LOOKUPS - missing.len()));
+        missing
+    }
+}
 
 impl Repositories {
     /// Returns the cached cloud snapshots and the newest backups of volumes at a location, before it is
@@ -34,12 +59,13 @@ impl Repositories {
         let (chains, keys) = known.await?;
         let here = chains.into_iter().filter(|chain| chain.credential == credential);
         let cached = keys.iter().filter_map(|key| CloudSnapshotId::from_manifest_key(key));
-        let all = here.map(|chain| chain.cloudsnap).chain(cached);
         let is_listed = |id: &CloudSnapshotId| {
             scope.cluster.is_none_or(|cluster| cluster == id.cluster)
                 && scope.volume.is_none_or(|volume| volume == id.volume)
         };
-        Ok(KnownBefore(all.filter(is_listed).collect()))
+        let tips: BTreeSet<_> = here.map(|chain| chain.cloudsnap).filter(is_listed).collect();
+        let others = cached.filter(|id| is_listed(id) && !tips.contains(id)).collect();
+        Ok(KnownBefore { tips, others })
     }
 
     /// Forgets the cloud snapshots that were known before a listing, are missing from it, and do not exist:
@@ -55,8 +81,7 @@ impl Repositories {
         known: KnownBefore,
         listed: &BTreeSet<String>,
     ) -> Result<(), ServiceError> {
-        let missing = known.0.into_iter().filter(|id| !listed.contains(&id.manifest_key())).take(MAX_LOOKUPS);
-        let lookups = missing.map(|id| async move {
+        let lookups = known.missing(listed, random_id()?).into_iter().map(|id| async move {
             let found = repository.manifest(&id).await;
             matches!(found, Err(CloudError::SnapshotNotFound { .. })).then_some(id)
         });
@@ -77,5 +102,38 @@ impl Repositories {
             Ok(())
         });
         Ok(forgotten.await?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use blockd_extent::{SnapshotId, VolumeId};
+
+    #[test]
+    fn missing_backups_are_asked_for_newest_first_and_in_turn() {
+        let id = |snapshot| CloudSnapshotId {
+            cluster: Uuid::nil(),
+            volume: VolumeId::from_u64(1),
+            snapshot: SnapshotId::from_u64(snapshot),
+            incremental: false,
+        };
+        let max = MAX_LOOKUPS as u64;
+        let missing = |tips: u64, others: u64, listed: &[u64], first| {
+            let tips: BTreeSet<_> = (1..=tips).map(|n| id(10_000 + n)).collect();
+            let others = (1..=others).map(id).collect();
+            let listed = listed.iter().map(|n| id(*n).manifest_key()).collect();
+            KnownBefore { tips, others }.missing(&listed, first)
+        };
+        assert_eq!(missing(0, 0, &[], 7), []);
+        assert_eq!(missing(1, 2, &[1], 7), [id(10_001), id(2)]);
+        let asked = missing(max, 3 * max, &[], 0);
+        assert_eq!(asked.len() as u64, max);
+        assert!(asked.contains(&id(10_001)) && asked.contains(&id(1)));
+        let mut seen = BTreeSet::new();
+        for first in 0..3 * max {
+            seen.extend(missing(max, 3 * max, &[], first));
+        }
+        assert_eq!(seen.len() as u64, 4 * max, "each is asked for at some listing");
     }
 }
