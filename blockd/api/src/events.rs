@@ -82,7 +82,7 @@ event_kinds! {
     DeleteDone, "delete-done", 0x9ead4550_f589_4ca5_a56d_d9f8454e6020, "a cloud snapshot was deleted";
     DeleteFailed, "delete-failed", 0xb2f39bc7_1637_45d9_9ff7_fa8f36861b68, "the deletion of a cloud snapshot failed";
     DeleteStopped, "delete-stopped", 0xf7134c5a_a4a4_4e82_8386_46565faf41ea, "the deletion of a cloud snapshot was stopped on request";
-    VerifyDone, "verify-done", 0x9575eb52_1c4c_4e70_bdeb_1f2affdaf7dc, "a verification found no damage";
+    VerifyDone, "verify-done", 0x9575eb52_1c4c_4e70_bdeb_1f2affdaf7dc, "a verification found its cloud snapshots sound";
     VerifyFailed, "verify-failed", 0xf5cdc2cb_6585_4a68_a44f_516cfe0c4a1e, "a verification could not be completed";
     VerifyStopped, "verify-stopped", 0x5ee1d3aa_df9f_44ad_b0c7_5b75a84ea3b8, "a verification was stopped on request";
     StoreUnreachable, "store-unreachable", 0xfb2b319d_6047_4558_8fe8_7c226d461d80, "a task failed because its backup location cannot be reached";

@@ -4,6 +4,7 @@ use super::*;
 use blockd_api::{
     CredentialRef,
     cloudsnaps::{CloudsnapStatus, CollectGarbage, VerifyDepth},
+    events::Severity,
     tasks::{StopTask, TaskLimits},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -302,10 +303,36 @@ async fn damage_is_found_listed_skipped_and_healed() {
     model.assert_is(&*host.restore(&next, "healed").await);
     let task = verify(Some(&next), VerifyDepth::Deep).await;
     assert_eq!(task.state.stage, TaskStage::Done, "{task:?}");
-    // The newer cloud snapshot does not need the damaged frame.
-    let task = verify(Some(&next), VerifyDepth::Full).await;
-    assert_eq!(task.findings.unwrap().damaged_snapshots, Vec::<String>::new());
     host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_only_others_have_is_a_warning() {
+    let host = Host::new().await;
+    let (full, volume, mut model) = host.one_backup().await;
+    let pack = host.packs().remove(0);
+    model.write(&volume, 0, 3, 3 << 20);
+    let next = host.backup("data", false).await;
+    assert_eq!(next.backup_type, Some(BackupType::Incremental));
+    flip_bit(pack, IN_SECOND_FRAME);
+    let request = StartVerify {
+        cloud_snapshot_id: next.cloud_snapshot_id.as_ref().map(|id| id.parse().unwrap()),
+        ..StartVerify::default()
+    };
+    for _ in 0..2 {
+        let task = host.verify(&request).await;
+        assert_eq!(task.state.stage, TaskStage::Done, "{task:?}");
+        let findings = task.findings.unwrap();
+        assert_eq!((findings.damaged_snapshots, findings.damage_total), (Vec::new(), 1));
+        assert_eq!(findings.damage[0].affects[0].cloud_snapshot_id, full);
+    }
+    let found = host.events_of("damage-found").await;
+    assert_eq!(found.len(), 1, "known damage is no news: {found:?}");
+    assert_eq!((found[0].severity, found[0].cloud_snapshot_id.as_ref()), (Severity::Warning, Some(&full)));
+    assert!(found[0].message.contains(&full) && found[0].message.contains("/pack-"), "{found:?}");
+    let listed = host.list().await;
+    let sound: Vec<_> = listed.into_iter().map(|one| one.verification.unwrap().sound).collect();
+    assert_eq!(sound, [false, true]);
 }
 
 /// Another credential of the same repository found the damage, after a verification without findings.

@@ -1,7 +1,7 @@
 //! Verification: reads cloud snapshots and records a proof for each.
 //!
-//! Damage fails the task with all findings; the next backup based on a damaged cloud snapshot uploads the
-//! damaged blocks again.
+//! Damage of a verified cloud snapshot fails the task with all findings; damage that only other cloud
+//! snapshots have is an event. The next backup based on a damaged one uploads the damaged blocks again.
 
 use crate::{
     backup::task,
@@ -17,9 +17,13 @@ use crate::{
     },
     volumes::registry::Registry,
 };
-use blockd_api::{ErrorCode, SnapshotName, tasks::Findings};
+use blockd_api::{
+    ErrorCode, SnapshotName,
+    events::{EventKind, Severity},
+    tasks::{DamageFinding, Findings},
+};
 use blockd_catalog::{
-    Chain, Db, DbError, DbManifestCache, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyTask,
+    Chain, Db, DbError, DbManifestCache, NewEvent, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyTask,
 };
 use blockd_cloud::{
     AffectedSnapshot, BlockCheck, CloudSnapshotId, ManifestFilter, ManifestKey, Progress, Repository,
@@ -28,7 +32,10 @@ use blockd_cloud::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
 use blockd_store::Bandwidth;
 use jiff::Timestamp;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 
@@ -123,7 +130,8 @@ async fn finish_comparison(
     .await
 }
 
-/// Records the findings and proofs, and ends the task; damage is its error.
+/// Records the findings and proofs, and ends the task. Its error is damage of a verified cloud snapshot or
+/// of a key slot.
 async fn record(
     work: &VerifyWork,
     live: &LiveTask,
@@ -152,23 +160,61 @@ async fn record(
     let put = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
         proofs.iter().try_for_each(|proof| proof.put(tx))
     };
-    if found.damaged_snapshots.is_empty() && report.findings_total == 0 {
-        return work.tasks.finish(live, put).await;
+    if found.damaged_snapshots.is_empty() && report.slots.is_empty() {
+        let event = damage_of_others(&row, &report, &known);
+        let done = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
+            put(tx)?;
+            event.map_or(Ok(()), |event| event.insert(tx))
+        };
+        return work.tasks.finish(live, done).await;
     }
     work.db.run(put).await?;
     Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, summary(&found)))
 }
 
-fn summary(found: &Findings) -> String {
-    let first = found.damage.first().map(|damage| {
-        format!(": object {} is damaged at byte {}: {}", damage.object, damage.offset_bytes, damage.cause)
+/// Returns the event of damage that only cloud snapshots outside of the verification have; `None` if it was
+/// known.
+fn damage_of_others(
+    row: &TaskRow,
+    report: &VerifyReport,
+    known: &BTreeMap<CloudSnapshotId, Proof>,
+) -> Option<NewEvent> {
+    let is_new = |id: &CloudSnapshotId| known.get(id).is_none_or(|proof| proof.sound);
+    let affected = report.findings.iter().flat_map(|finding| &finding.affects).chain(&report.others);
+    let new: BTreeSet<CloudSnapshotId> = affected.map(|one| one.id).filter(is_new).collect();
+    let first = *new.first()?;
+    let more = match new.len() {
+        1 => String::new(),
+        count => format!(" (and {} more)", count - 1),
+    };
+    let object = report.findings.iter().find(|finding| finding.affects.iter().any(|one| one.id == first));
+    let cause = object.map_or_else(String::new, |finding| {
+        format!(": object {} at byte {}: {}", finding.object, finding.offset_bytes, finding.what)
     });
-    format!(
-        "{} of {} cloud snapshots are damaged{}",
-        found.damaged_snapshots.len(),
-        found.snapshots,
-        first.unwrap_or_default()
-    )
+    let message = format!("a verification of others found cloud snapshot {first}{more} damaged{cause}");
+    Some(NewEvent {
+        credential_id: Some(row.credential),
+        credential: Some(row.detail.credential_name.clone()),
+        task: Some(row.id),
+        cloudsnap: Some(first),
+        ..NewEvent::new(Timestamp::now(), Severity::Warning, EventKind::DamageFound, message)
+    })
+}
+
+/// Describes the first damage of a verified cloud snapshot, or of a key slot if all of them are sound.
+fn summary(found: &Findings) -> String {
+    let is_meant = |damage: &&DamageFinding| match found.damaged_snapshots.is_empty() {
+        true => damage.affects.is_empty(),
+        false => damage.affects.iter().any(|one| found.damaged_snapshots.contains(&one.cloud_snapshot_id)),
+    };
+    let first = found.damage.iter().find(is_meant).map(|damage| {
+        format!("object {} is damaged at byte {}: {}", damage.object, damage.offset_bytes, damage.cause)
+    });
+    let first = first.unwrap_or_default();
+    match found.damaged_snapshots.len() {
+        0 => format!("no cloud snapshot is damaged, but a key slot was: {first}"),
+        count => format!("{count} of {} cloud snapshots are damaged: {first}", found.snapshots),
+    }
 }
 
 /// Limits a background verification to its budget.
