@@ -152,6 +152,9 @@ pub fn tell(context: &Context<'_>, task: &Task, width: Width) -> Result<(), Fail
     let resume = format!("`blockctl cloudsnap resume --name {}` resumes it", task.task_id);
     match task.state.stage {
         TaskStage::Done => {
+            if let Some(warning) = damage_of_others(task) {
+                output.note(format!("warning: {warning}"));
+            }
             output.line(ending(task))?;
         }
         TaskStage::Stopped => output.error(&format!("Cloudsnap {} was stopped", noun(task)), Some(&resume)),
@@ -214,6 +217,27 @@ fn ending(task: &Task) -> String {
         }
         TaskKind::Delete => format!("Cloudsnap deleted successfully: {snap} ({requests}, {elapsed})"),
     }
+}
+
+/// Returns the warning of a verification of sound cloud snapshots that found damage which only others have.
+fn damage_of_others(task: &Task) -> Option<String> {
+    let findings = task.findings.as_ref().filter(|_| task.kind == TaskKind::Verify)?;
+    let damage = findings.damage.first()?;
+    let ids = findings.damage.iter().flat_map(|damage| &damage.affects);
+    let mut ids: Vec<_> = ids.map(|affected| affected.cloud_snapshot_id.as_str()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let whose = match ids.as_slice() {
+        [] => "which no cloud snapshot needs".to_owned(),
+        [id] => format!("which cloud snapshot {id} needs"),
+        [id, others @ ..] => {
+            format!("which cloud snapshot {id} and {} need", counted(others.len() as u64, "other"))
+        }
+    };
+    let object = &damage.object;
+    Some(format!(
+        "object {object} is damaged, {whose}; the verified cloud snapshots do not need the damaged part"
+    ))
 }
 
 /// Prints the damage found by a verification.

@@ -1,6 +1,6 @@
 //! Interruption of `--wait` and `--watch`, and stops of tasks.
 
-use crate::support::{Fake, Ran, Reply, TASK, fail, list, ok, reply, task, volume};
+use crate::support::{Fake, Ran, Reply, TASK, fail, list, ok, reply, snap, task, volume};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::{
@@ -142,6 +142,34 @@ fn incomplete_copy_of_an_image_leaves_no_volume() {
         assert!(ran.status == status && !ran.stderr.contains("is left"), "{from} {ran:?}");
         assert_eq!(fake.seen().iter().filter(|seen| seen.line == DELETE).count(), 2);
         assert_eq!(server.join().unwrap(), last_command, "{from} {signal:?}");
+    }
+}
+
+#[test]
+fn damage_that_only_others_have_is_a_warning() {
+    let damage = |affects: &[&str]| {
+        let affects: Vec<_> = affects
+            .iter()
+            .map(|id| json!({ "cloudSnapshotId": snap(id), "lostBytes": 1, "ranges": [] }))
+            .collect();
+        json!({ "object": "blockd/data/pack-00000000", "offsetBytes": 1, "cause": "altered", "affects": affects })
+    };
+    for (affects, warning) in [
+        (vec![], "no cloud snapshot needs".to_owned()),
+        (vec!["59-62"], format!("cloud snapshot {} needs", snap("59-62"))),
+        (vec!["59-63", "59-62"], format!("cloud snapshot {} and 1 other need", snap("59-62"))),
+    ] {
+        let mut verified = task("Verify-Done", 2);
+        verified["findings"] = json!({
+            "snapshots": 1, "damagedSnapshots": [], "objects": 3, "blockBytes": 1, "comparedBytes": 0,
+            "damage": [damage(&affects)], "damageTotal": 1,
+        });
+        let verify = "POST /v1/cloudsnaps/verify";
+        let fake = Fake::start(vec![(verify, ok(reply(verify))), (ONE_TASK, ok(verified))]);
+        let ran = fake.run(&format!("cloudsnap verify --snap {} --wait", snap("59-61")));
+        assert_eq!(ran.status, 0, "{ran:?}");
+        let expected = format!("warning: object blockd/data/pack-00000000 is damaged, which {warning}");
+        assert!(ran.stderr.contains(&expected), "{ran:?}");
     }
 }
 

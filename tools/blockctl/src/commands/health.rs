@@ -13,6 +13,7 @@ use blockd_api::{
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::Serialize;
+use std::collections::HashSet;
 
 /// Maximum number of examined runs and events.
 const LOOK_BACK: u32 = 1_000;
@@ -288,12 +289,9 @@ fn is_state(known: &Known, event: &Event) -> bool {
 fn is_made_good(known: &Known, event: &Event) -> bool {
     let later = known.events.iter().filter(|other| other.event_id > event.event_id);
     let mut there = later.filter(|other| other.credential_name == event.credential_name);
-    let is_of_volume = |other: &Event| is_of(event, other.volume_id, other.volume_name.as_ref());
     match event.kind.as_str() {
         "store-unreachable" => there.any(|other| other.kind.ends_with("-done")),
-        // The verification of all cloud snapshots has no volume.
-        "damage-found" => there
-            .any(|other| other.kind == "verify-done" && (other.volume_name.is_none() || is_of_volume(other))),
+        "damage-found" => is_damage_gone(known, event, there),
         "backing-snapshot-deleted" => {
             known.volumes.iter().all(|volume| event.volume_name.as_ref() != Some(&volume.name))
         }
@@ -305,6 +303,25 @@ fn is_made_good(known: &Known, event: &Event) -> bool {
                 && task.completed_at.is_some_and(|completed| completed > event.occurred_at)
         }),
         _ => false,
+    }
+}
+
+/// Returns true if the damage of an event is gone, by later events of its location: each damaged cloud
+/// snapshot was deleted or found sound, or all of them were verified. Each verification checks the key slots.
+fn is_damage_gone<'a>(known: &Known, event: &Event, later: impl Iterator<Item = &'a Event>) -> bool {
+    let (mut verified, mut gone) = (false, HashSet::new());
+    for other in later.filter(|other| ["verify-done", "delete-done"].contains(&other.kind.as_str())) {
+        match &other.cloud_snapshot_id {
+            None => return true,
+            Some(id) => _ = gone.insert(id.as_str()),
+        }
+        verified |= other.kind == "verify-done";
+    }
+    let task = known.tasks.iter().find(|task| event.task_id == Some(task.task_id));
+    match task.and_then(|task| task.findings.as_ref()) {
+        Some(found) if found.damaged_snapshots.is_empty() => verified,
+        Some(found) => found.damaged_snapshots.iter().all(|id| gone.contains(id.as_str())),
+        None => event.cloud_snapshot_id.as_ref().is_some_and(|id| gone.contains(id.as_str())),
     }
 }
 

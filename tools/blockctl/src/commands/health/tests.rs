@@ -130,7 +130,7 @@ fn error_event_ends_with_a_later_success() {
         ("store-unreachable", of(2, "backup-done", Some("other"), "nas"), true),
         ("store-unreachable", of(2, "backup-done", Some("db"), "s3"), false),
         ("damage-found", of(2, "verify-done", None, "nas"), true),
-        ("damage-found", of(2, "verify-done", Some("other"), "nas"), false),
+        ("damage-found", of(2, "verify-done", None, "s3"), false),
         ("damage-found", of(2, "backup-done", Some("db"), "nas"), false),
         ("write-key-refused", of(2, "backup-done", Some("db"), "nas"), true),
     ] {
@@ -145,6 +145,43 @@ fn error_event_ends_with_a_later_success() {
     // The daemon reports these states itself, until they end.
     let states = [event(1, NOW, "data-directory-full"), event(2, NOW, "key-slot-damaged")];
     assert!(lines(&json!({ "events": states })).is_empty());
+}
+
+#[test]
+fn damage_ends_with_the_damaged_cloud_snapshots() {
+    let later = |kind: &str, snap: &str| {
+        let mut event = event(2, NOW, kind);
+        (event["severity"], event["cloudSnapshotId"]) = (json!("info"), json!(snap));
+        event
+    };
+    let verified = later("verify-done", "c/7-3");
+    let (one, two) = (later("delete-done", "c/7-1"), later("verify-done", "c/7-2"));
+    for (damaged, events, ends) in [
+        (vec!["c/7-1"], json!([one]), true),
+        (vec!["c/7-2"], json!([two]), true),
+        // Another cloud snapshot of the volume is sound: it replaces no damaged one that is still listed.
+        (vec!["c/7-1"], json!([verified]), false),
+        (vec!["c/7-1", "c/7-2"], json!([one, verified]), false),
+        (vec!["c/7-1", "c/7-2"], json!([one, two]), true),
+        // A key slot, which each verification checks.
+        (vec![], json!([verified]), true),
+        (vec![], json!([one]), false),
+    ] {
+        let (mut found, mut verify) = (event(1, NOW, "damage-found"), task("Verify-Failed"));
+        (found["taskId"], verify["type"]) = (verify["taskId"].clone(), json!("verify"));
+        verify["findings"] = json!({
+            "snapshots": 2, "damagedSnapshots": damaged, "objects": 2, "blockBytes": 0, "comparedBytes": 0, "damage": [],
+            "damageTotal": 1
+        });
+        let events: Vec<_> = [vec![found.clone()], events.as_array().unwrap().clone()].concat();
+        let parts = json!({ "events": events, "tasks": [verify] });
+        assert_eq!(lines(&parts).is_empty(), ends, "{damaged:?} {events:?}");
+        // Without its task, the event names the cloud snapshot of the verification.
+        let [id] = damaged.as_slice() else { continue };
+        found["cloudSnapshotId"] = json!(id);
+        let events: Vec<_> = [vec![found], events[1..].to_vec()].concat();
+        assert_eq!(lines(&json!({ "events": events })).is_empty(), ends, "{events:?}");
+    }
 }
 
 #[test]
