@@ -83,7 +83,7 @@ pub struct Task {
     pub uploaded_bytes: u64,
     /// Bytes received from the store.
     pub downloaded_bytes: u64,
-    /// Dirty bytes at the freeze, for a backup.
+    /// Bytes of data and zero blocks that the backup contains.
     pub dirty_bytes: u64,
     /// Store requests.
     pub requests: Requests,

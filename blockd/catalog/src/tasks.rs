@@ -160,7 +160,7 @@ pub struct TaskDetail {
     pub bytes_uploaded: u64,
     /// Bytes fetched from the store.
     pub bytes_downloaded: u64,
-    /// Bytes dirtied since the base backup; the data of the volume for a full backup.
+    /// Bytes of data and zero blocks that the backup contains.
     pub bytes_dirty: u64,
     /// Requests made.
     pub requests: RequestCounts,

@@ -136,7 +136,7 @@ pub struct Manifest {
     pub started: Timestamp,
     /// End of the backup, before the manifest was stored.
     pub finished: Timestamp,
-    /// Bytes of the changed blocks, including those that became zero.
+    /// Bytes of data and zero blocks of its own delta.
     pub dirty_bytes: u64,
     /// Bytes of the stored packs and index.
     pub stored_bytes: u64,

@@ -147,7 +147,7 @@ pub struct Cloudsnap {
     pub size_bytes: u64,
     /// Bytes in the store.
     pub stored_bytes: u64,
-    /// Dirty bytes at the freeze.
+    /// Bytes of data and zero blocks in this backup.
     pub dirty_bytes: u64,
     /// Stall time of the freeze, in microseconds.
     pub freeze_stall_micros: u64,

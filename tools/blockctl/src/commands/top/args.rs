@@ -7,7 +7,7 @@ use std::time::Duration;
 pub const TOP_HELP: &str = "\
 Rates are averages between two refreshes, latencies the mean of requests that ended in between, \
 measured in the volume. --wide adds flushes, WAITING, the number of requests that the volume is \
-executing, and DIRTY, the size of the next backup. ETA uses the whole history of a task. On a terminal the screen refreshes until \
+executing, and DIRTY, the bytes changed since the last freeze or growth. ETA uses the whole history of a task. On a terminal the screen refreshes until \
 Ctrl-C; elsewhere snapshots are printed one after the other, with --json as a document per line. \
 --once prints one snapshot of one interval.
 
@@ -42,7 +42,7 @@ pub enum SortKey {
     Throughput,
     // The higher latency of reads and writes.
     Latency,
-    // Bytes of the next backup.
+    // Bytes changed since the last freeze or growth.
     Dirty,
     // Ascending.
     Name,
