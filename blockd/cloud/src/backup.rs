@@ -1,9 +1,10 @@
 //! Backup: stores packs concurrently, then the index, then the manifest.
 //!
 //! Memory does not depend on the volume's size: at most `upload_concurrency` packs (33 MiB each), one of them
-//! twice during its assembly, and 32 MiB of raw blocks, so by default 5 * 33 + 32 MiB, then 100 MiB for a
-//! part of the index; pooled memory (192 MiB) is included. In addition some dozen bytes per 32 MiB of blocks,
-//! and the block sets.
+//! twice during its assembly, and 32 MiB of raw blocks, so by default 5 * 33 + 32 MiB. The pool keeps up to
+//! 192 MiB of that until the end, beside 100 MiB for a part of the index. A pack that the store already has,
+//! such as one that an earlier run did not record, is fetched for comparison: its memory is needed twice. In
+//! addition some dozen bytes per 32 MiB of blocks, and the block sets.
 
 use crate::{
     CloudError, CloudSnapshotId,
@@ -122,7 +123,7 @@ impl BackupSpec {
 /// Resource options of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct UploadOptions {
-    /// Packs in flight; each takes up to 33 MiB.
+    /// Packs in flight; the description of this module has their memory.
     pub upload_concurrency: usize,
     /// Threads that compress and seal; 0 is one per core.
     pub cpu_threads: usize,

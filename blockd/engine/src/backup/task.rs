@@ -8,8 +8,8 @@
 //! 4. the manifest in the store: the backup exists; a repeated put of the same manifest is no conflict;
 //! 5. one transaction: chain, manifest, task done, snapshot `deleting`; each start removes the leftovers.
 //!
-//! If the base of an incremental is gone after step 4, the backup resumes from step 2 as a full one under
-//! another name.
+//! If the base of an incremental is gone after step 4, or when a resumed run reads the plan, the backup
+//! resumes from step 2 as a full one under another name.
 //!
 //! Facts about earlier attempts of the commit:
 //!
@@ -196,7 +196,7 @@ async fn attempt(
 ///
 /// In such a store, a restarted daemon cannot be distinguished from a copy of it. So an interrupted backup
 /// without a manifest fails, and its objects are abandoned; the next backup has another name, and includes
-/// the same blocks again. It is full only if no earlier backup exists.
+/// the same blocks again.
 async fn committed_before(
     work: &BackupWork,
     live: &LiveTask,
@@ -246,7 +246,7 @@ async fn upload(
     })
     .await?;
     let options = UploadOptions {
-        // The memory limit covers all locations together.
+        // The locations of a snapshot divide the packs in flight; the other memory is needed by each.
         upload_concurrency: (work.host.settings.upload_concurrency / work.tasks.sharing(snapshot).max(1))
             .max(1),
         cpu_threads: work.host.settings.cpu_threads,
