@@ -12,7 +12,7 @@ use uuid::Uuid;
 pub struct Status {
     /// Version of the daemon.
     pub version: String,
-    /// Cluster id of this daemon's cloud snapshots.
+    /// Id of the data directory, which its cloud snapshots have; a copy has the same.
     pub cluster_id: Uuid,
     /// Name of the host.
     pub node: String,

@@ -269,7 +269,7 @@ impl Db {
         }
     }
 
-    /// Returns the id of this installation, which is created with the database.
+    /// Returns the cluster id, which is created with the database; a copy of the data directory has the same.
     ///
     /// # Errors
     /// The database fails.

@@ -37,7 +37,7 @@ pub const MAX_CLOCK_SKEW_S: i64 = 24 * 3600;
 /// Specification of a backup. A resumed backup must have the same one, including the salt.
 #[derive(Clone, Debug)]
 pub struct BackupSpec {
-    /// Installation.
+    /// Cluster id of the host that makes it.
     pub cluster: Uuid,
     /// Volume.
     pub volume: VolumeId,
