@@ -278,7 +278,7 @@ impl Head {
         }
     }
 
-    /// Returns the number of blocks dirtied since the last freeze.
+    /// Returns the number of blocks dirtied since the last freeze or growth.
     pub(crate) fn dirty_blocks(&self) -> u64 {
         let tracked = self.tracked.lock();
         tracked.logged.len_blocks() + tracked.unlogged.len_blocks()
