@@ -288,8 +288,12 @@ fn full_disk_lets_volumes_be_deleted() {
     let _ = daemon.stop();
 }
 
-/// Checks that a restore without enough space fails and leaves no volume.
-fn assert_large_restore_fails(bed: &Bed, daemon: &Daemon) {
+#[test]
+fn restore_without_space_fails_and_leaves_no_volume() {
+    let bed = Bed::new();
+    let setup = bed.daemon("a");
+    let data = setup.data_dir();
+    let daemon = setup.tmpfs(&data, 48 * MIB).start();
     let store = bed.store("store");
     let other = bed.daemon("b").start();
     other.ctl().add_local("nas", store.dir(), None);
@@ -298,6 +302,7 @@ fn assert_large_restore_fails(bed: &Bed, daemon: &Daemon) {
     other.nbd("large").write_long(0, &Rng::fixed(8).bytes(64 * MIB));
     let error = daemon.ctl().restore_fails(other.ctl().backup("large").snap(), "large");
     assert_eq!(error["code"], "no_space", "{error:#}");
+    let _ = (daemon.stop(), other.stop());
 }
 
 #[test]
@@ -311,7 +316,6 @@ fn full_disk_refuses_writes_until_space_is_free() {
     let mut client = daemon.nbd("vol");
     client.write_long(0, &content);
     client.flush();
-    assert_large_restore_fails(&bed, &daemon);
     let other = fill(&daemon, 65536);
     let full =
         (8..64).find_map(|nth| write(&mut client, 0, nth * MIB, &content[..1 << 20]).err().map(|e| (nth, e)));
