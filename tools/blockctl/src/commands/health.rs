@@ -1,12 +1,16 @@
 //! Health: problems and their remedies.
 
-use crate::{failure::Failure, output::Context, table::counted};
+use crate::{
+    failure::Failure,
+    output::Context,
+    table::{counted, short_uuid},
+};
 use blockd_api::{
     VolumeId, VolumeName,
     events::{Event, ListEvents, Severity},
     format_time, operations,
     schedules::{ListRuns, Run, RunState, Schedule, ScheduleList},
-    status::{Problem, ReloadFailure, Status, WebhookStatus},
+    status::{LocationSpace, Problem, ReloadFailure, Status, WebhookStatus},
     tasks::{ListTasks, Task, TaskKind, TaskStage},
     volumes::{ListVolumes, Volume, VolumeState},
 };
@@ -14,6 +18,7 @@ use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::collections::HashSet;
+use uuid::Uuid;
 
 /// Maximum number of examined runs and events.
 const LOOK_BACK: u32 = 1_000;
@@ -61,6 +66,8 @@ pub struct Known {
     pub reload_failure: Option<ReloadFailure>,
     /// Problems reported by the daemon.
     pub problems: Vec<Problem>,
+    /// Backup locations.
+    pub locations: Vec<LocationSpace>,
 }
 
 impl Known {
@@ -81,7 +88,14 @@ impl Known {
             webhooks: status.webhooks.clone(),
             reload_failure: status.reload_failure.clone(),
             problems: status.problems.clone(),
+            locations: status.locations.clone(),
         })
+    }
+
+    /// Returns the name of a backup location, or its short id if it was deleted.
+    pub fn location(&self, credential: Uuid) -> String {
+        let found = self.locations.iter().find(|one| one.credential_id == credential);
+        found.map_or_else(|| short_uuid(credential), |one| one.credential_name.clone())
     }
 }
 

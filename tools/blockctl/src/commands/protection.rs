@@ -12,7 +12,7 @@ use super::{
 use crate::{
     failure::Failure,
     output::Context,
-    table::{Table, or_dash, short_uuid},
+    table::{Table, or_dash},
 };
 use blockd_api::{
     format_time, operations,
@@ -104,29 +104,31 @@ impl Protection {
             true => context.client.call(operations::LIST_SNAPSHOTS, &ListSnapshots::default()).await?.items,
             false => Vec::new(),
         };
-        Ok(protections(&known.volumes, schedules, &policies, &snapshots, now))
+        Ok(protections(known, &policies, &snapshots, now))
     }
 }
 
 /// Returns the protection of each volume, by volume, schedule and location.
 fn protections(
-    volumes: &[Volume],
-    schedules: &[Schedule],
+    known: &Known,
     policies: &[Policy],
     snapshots: &[Snapshot],
     now: Timestamp,
 ) -> Vec<Protection> {
     let mut all = Vec::new();
-    for volume in volumes {
+    for volume in &known.volumes {
         let before = all.len();
         let ready = |one: &&Snapshot| one.volume_id == volume.volume_id && one.state == SnapshotState::Ready;
         let last_snapshot = snapshots.iter().filter(ready).map(|one| one.created_at).max();
-        for schedule in schedules.iter().filter(|schedule| selects(&schedule.selector, volume)) {
+        for schedule in
+            known.schedules.list.items.iter().filter(|schedule| selects(&schedule.selector, volume))
+        {
             let due = due_since(schedule, policies, volume, now);
             let is_local = schedule.local.is_some() || schedule.credential_ids.is_empty();
             let local = is_local.then_some(None);
             for credential in local.into_iter().chain(schedule.credential_ids.iter().copied().map(Some)) {
-                all.push(protection(volume, schedule, credential, last_snapshot, due));
+                let location = credential.map_or_else(|| LOCAL.to_owned(), |id| known.location(id));
+                all.push(protection(volume, schedule, (credential, location), last_snapshot, due));
             }
         }
         if all.len() == before {
@@ -151,7 +153,7 @@ fn protections(
 fn protection(
     volume: &Volume,
     schedule: &Schedule,
-    credential: Option<Uuid>,
+    (credential, location): (Option<Uuid>, String),
     last_snapshot: Option<Timestamp>,
     due: Option<Timestamp>,
 ) -> Protection {
@@ -159,11 +161,6 @@ fn protection(
     let last_backup = match credential {
         Some(_) => backup.map(|backup| backup.created_at),
         None => last_snapshot,
-    };
-    let location = match (credential, backup) {
-        (None, _) => LOCAL.to_owned(),
-        (Some(_), Some(backup)) => backup.credential_name.clone(),
-        (Some(uuid), None) => short_uuid(uuid),
     };
     let objective = match (last_backup, due) {
         _ if schedule.paused => Objective::Paused,
@@ -287,6 +284,7 @@ pub fn span(length: SignedDuration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_api::schedules::ScheduleList;
     use blockd_schedule::Retention;
     use serde_json::{Value, json};
 
@@ -322,9 +320,22 @@ mod tests {
         .unwrap()
     }
 
+    fn known(volumes: &[Volume], schedules: &[Schedule]) -> Known {
+        let location = json!({
+            "credentialId": CREDENTIAL, "credentialName": "nas", "cloudSnapshotCount": 0, "storedBytes": 0, "listedAt": null
+        });
+        Known {
+            volumes: volumes.to_vec(),
+            schedules: ScheduleList { list: schedules.to_vec().into(), unreadable: Vec::new() },
+            locations: vec![serde_json::from_value(location).unwrap()],
+            ..Known::default()
+        }
+    }
+
     fn objective(when: &str, created: &str, last: Option<&str>) -> Objective {
         let volumes = [volume("db", &json!({ "app": "db" }), last)];
-        let all = protections(&volumes, &[schedule(when, created, false)], &[], &[], NOW.parse().unwrap());
+        let known = known(&volumes, &[schedule(when, created, false)]);
+        let all = protections(&known, &[], &[], NOW.parse().unwrap());
         assert_eq!(all.len(), 1);
         all[0].objective
     }
@@ -354,7 +365,7 @@ mod tests {
             volume("tmp", &json!({ "backup": "none" }), None),
         ];
         let paused = [schedule("daily @21:00", NOW, true)];
-        let all = protections(&volumes, &paused, &[], &[], NOW.parse().unwrap());
+        let all = protections(&known(&volumes, &paused), &[], &[], NOW.parse().unwrap());
         let objectives: Vec<_> = all.iter().map(|one| one.objective).collect();
         assert_eq!(objectives, [Objective::Paused, Objective::NoSchedule, Objective::Excluded]);
         let found: Vec<_> = unprotected(&all).map(|problem| problem.cause).collect();
@@ -362,7 +373,7 @@ mod tests {
         assert_eq!(missed(&all).count(), 0);
         let mut every = schedule("daily @21:00", NOW, true);
         every.selector = SelectedVolumes { all: true, ..SelectedVolumes::default() };
-        let all = protections(&volumes, &[every], &[], &[], NOW.parse().unwrap());
+        let all = protections(&known(&volumes, &[every]), &[], &[], NOW.parse().unwrap());
         assert!(all.len() == 3 && all.iter().all(|one| one.objective == Objective::Paused), "{all:?}");
     }
 
@@ -378,19 +389,18 @@ mod tests {
         let mut both = schedule("daily @21:00", "2026-11-01T00:00:00Z", false);
         both.selector = SelectedVolumes { all: true, ..SelectedVolumes::default() };
         both.local = Some(Retention::max(3).unwrap());
-        let all = protections(&volumes, &[both], &[], &[snapshot], NOW.parse().unwrap());
+        let all = protections(&known(&volumes, &[both]), &[], &[snapshot], NOW.parse().unwrap());
         let rows: Vec<_> = all
             .iter()
             .map(|one| (one.volume_name.as_str(), one.location.as_deref().unwrap(), one.objective))
             .collect();
-        let nas = short_uuid(CREDENTIAL.parse().unwrap());
         assert_eq!(
             rows,
             [
                 ("db", LOCAL, Objective::Met),
-                ("db", nas.as_str(), Objective::Missed),
+                ("db", "nas", Objective::Missed),
                 ("log", LOCAL, Objective::Missed),
-                ("log", nas.as_str(), Objective::Missed),
+                ("log", "nas", Objective::Missed),
             ]
         );
         assert!(missed(&all).any(|problem| problem.cause.starts_with("volume log has no local snapshot")));
@@ -399,13 +409,8 @@ mod tests {
     #[test]
     fn missed_objective_names_volume_location_and_time() {
         let volumes = [volume("db", &json!({ "app": "db" }), Some("2026-11-20T21:00:05Z"))];
-        let all = protections(
-            &volumes,
-            &[schedule("daily @21:00", "2026-11-01T00:00:00Z", false)],
-            &[],
-            &[],
-            NOW.parse().unwrap(),
-        );
+        let known = known(&volumes, &[schedule("daily @21:00", "2026-11-01T00:00:00Z", false)]);
+        let all = protections(&known, &[], &[], NOW.parse().unwrap());
         let found: Vec<_> = missed(&all).map(|problem| problem.cause).collect();
         assert_eq!(
             found,

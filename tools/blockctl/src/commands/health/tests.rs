@@ -20,6 +20,7 @@ fn known(parts: &Value) -> Known {
         webhooks: part(parts, "webhooks"),
         reload_failure: parts.get("reloadFailure").map(|one| serde_json::from_value(one.clone()).unwrap()),
         problems: part(parts, "problems"),
+        locations: Vec::new(),
     }
 }
 
