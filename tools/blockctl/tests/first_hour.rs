@@ -224,6 +224,19 @@ fn doctor_fails_with_a_failed_check() {
     assert_eq!(verdict(&ran.json(), "daemon"), "ok");
 }
 
+/// The validation of a location that is back ends the problem.
+#[test]
+fn doctor_shows_the_problems_that_its_checks_left() {
+    const STATUS: &str = "GET /v1/status";
+    let mut before = reply(STATUS);
+    before["problems"] = json!([{
+        "kind": "location", "cause": "backup location nas cannot be used", "action": "mount it", "detectedAt": "2019-01-16T21:51:53Z"
+    }]);
+    let fake = Fake::with_defaults(vec![(STATUS, ok(before)), (STATUS, ok(reply(STATUS)))]);
+    let ran = fake.run("doctor");
+    assert!(ran.stdout.contains("nas: works") && !ran.stdout.contains("cannot be used"), "{ran:?}");
+}
+
 #[test]
 fn doctor_counts_the_snapshots_of_the_volume_itself() {
     let foreign = "7e4d4b67-95d7-481e-aec5-14223ac55170/59-61";

@@ -94,6 +94,8 @@ pub async fn run(context: &Context<'_>) -> Exit {
         Ok(status) => {
             checks.extend(daemon(&status));
             checks.extend(locations(context).await?);
+            // The tests of the locations have ended or shown problems.
+            let status = context.client.call(operations::GET_STATUS, &()).await?;
             checks.extend(protection(context, &status).await?);
         }
         Err(error) => checks.push(unreachable(&error)),
