@@ -1,6 +1,6 @@
 //! `init` and `doctor`.
 
-use crate::support::{Fake, Reply, TASK, cloudsnap, fail, list, ok, reply, snap, task, volume};
+use crate::support::{Fake, Ran, Reply, TASK, cloudsnap, fail, list, ok, reply, snap, task, volume};
 use serde_json::{Value, json};
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -107,6 +107,10 @@ fn recovery_key_of_a_lost_reply_is_kept_and_used() {
         let ran = fake.run(line);
         assert!(ran.status == 2 && ran.stderr.contains("does not open it: the passphrase"), "{ran:?}");
     }
+    let mut command = fake.command("init nas --no-backup");
+    let ran = Ran::of(command.env("BLOCKD_ENCRYPTION_PASSPHRASE", "x").output().unwrap());
+    let words = "and BLOCKD_ENCRYPTION_PASSPHRASE does not open it: the passphrase";
+    assert!(ran.status == 2 && ran.stderr.contains(words), "{ran:?}");
     fs::remove_file(&key).unwrap();
     for (encrypted, cause) in [(true, "keeps its recovery key"), (false, "stores backups unencrypted")] {
         let fake = Fake::with_defaults(vec![location(encrypted)]);

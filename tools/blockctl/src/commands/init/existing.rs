@@ -5,7 +5,7 @@ use crate::{
     commands::{
         credentials::{
             create::read_settings,
-            settings::{Defaults, Settings},
+            settings::{Defaults, PASSPHRASE, Settings, variable},
         },
         limits::limits_of,
         schedules::selected,
@@ -38,14 +38,18 @@ pub async fn check_location(
         None => args.settings.clone(),
     };
     check_settings(&given, found)?;
-    let passphrase = given.passphrase(Defaults::None)?;
+    let (passphrase, from) = match given.passphrase(Defaults::None)? {
+        // A new recovery key takes precedence over the variable.
+        None if found.encrypted && args.new_recovery_key.is_none() => {
+            (variable(&[PASSPHRASE]).map(Secret::new).map(SecretInput::Value), PASSPHRASE)
+        }
+        given => (given, "the given passphrase"),
+    };
     match passphrase {
         Some(_) if !found.encrypted => Err(differs(found, "and stores backups unencrypted")),
         _ if found.encrypted && args.no_encryption => Err(differs(found, "and is encrypted")),
         Some(SecretInput::Value(passphrase)) => match opens(context, found, passphrase).await? {
-            Some(cause) => {
-                Err(differs(found, &format!("and the given passphrase does not open it: {cause}")))
-            }
+            Some(cause) => Err(differs(found, &format!("and {from} does not open it: {cause}"))),
             None => Ok(()),
         },
         _ => Ok(()),

@@ -5,7 +5,10 @@ mod ask;
 mod existing;
 
 use crate::{
-    commands::{credentials, schedules},
+    commands::{
+        credentials::{self, settings::PASSPHRASE},
+        schedules,
+    },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
     table::{Width, counted, or_dash},
@@ -64,7 +67,7 @@ impl InitArgs {
         let has_passphrase = settings.encryption_passphrase.is_some()
             || settings.encryption_passphrase_file.is_some()
             || settings.encryption_passphrase_from.is_some()
-            || std::env::var_os("BLOCKD_ENCRYPTION_PASSPHRASE").is_some();
+            || std::env::var_os(PASSPHRASE).is_some();
         !has_passphrase && self.new_recovery_key.is_none() && !self.no_encryption
     }
 }

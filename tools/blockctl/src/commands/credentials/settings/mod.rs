@@ -205,6 +205,9 @@ pub struct Settings {
     pub encryption_passphrase_from: Option<SecretRef>,
 }
 
+/// Variable with the passphrase that encrypts the backups.
+pub const PASSPHRASE: &str = "BLOCKD_ENCRYPTION_PASSPHRASE";
+
 /// Settings with secrets; each has a variant `…-file` and `…-from`.
 const SECRETS: [&str; 7] = [
     "encryption-passphrase",
@@ -415,7 +418,7 @@ impl Settings {
             &self.encryption_passphrase,
             &self.encryption_passphrase_file,
             &self.encryption_passphrase_from,
-            defaults.variable("BLOCKD_ENCRYPTION_PASSPHRASE"),
+            defaults.variable(PASSPHRASE),
         )
         .input()
     }
