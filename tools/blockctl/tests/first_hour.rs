@@ -197,7 +197,7 @@ fn init_refuses_an_existing_location_that_differs() {
     for (field, value, options, cause) in [
         ("selector", json!({ "volumeId": "9" }), "", "selects 9 instead of all volumes"),
         ("credentialIds", json!([]), "", "does not back up to nas"),
-        ("paused", json!(true), "", "is paused"),
+        ("paused", json!(true), "", "is paused\nhint: blockctl cloudsnap schedules resume nas\n"),
         ("full", json!(false), "--daily 03:00", "other times: daily @21:00"),
         ("full", json!(false), "--max 3", "another retention"),
     ] {

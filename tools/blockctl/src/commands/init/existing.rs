@@ -150,7 +150,8 @@ pub fn check_schedule(args: &InitArgs, location: &Credential, found: &Schedule) 
         return differs(format!("and does not back up to {}", location.name), another);
     }
     if found.paused {
-        return differs("and is paused".to_owned(), "blockctl cloudsnap schedules resume NAME");
+        let resume = format!("blockctl cloudsnap schedules resume {}", args.name);
+        return differs("and is paused".to_owned(), &resume);
     }
     let usage = |error: blockd_schedule::ScheduleError| Failure::usage(error.to_string());
     let times = args.times.rules(false).map_err(usage)?;
