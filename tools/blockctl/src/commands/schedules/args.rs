@@ -106,7 +106,11 @@ pub enum SchedulesCommand {
     )]
     Retention(UuidArg),
     /// Delete a backup schedule; its backups stay
-    #[command(visible_alias = "d", after_help = "Examples:\n  blockctl cloudsnap schedules delete nightly")]
+    #[command(
+        visible_alias = "d",
+        after_help = "Examples:\n  blockctl cloudsnap schedules delete nightly",
+        mut_arg("schedule", |schedule| schedule.help("Schedule: name or complete UUID"))
+    )]
     Delete(DeleteArgs),
 }
 
@@ -248,7 +252,7 @@ pub struct ListArgs {
 /// Schedule argument.
 #[derive(Clone, Debug, Args)]
 pub struct UuidArg {
-    /// Schedule: name, UUID or prefix of it
+    /// Schedule: name, UUID or a prefix of the UUID
     #[arg(value_name = "SCHEDULE", value_parser = parse_schedule, required_unless_present = "uuid", conflicts_with = "uuid")]
     schedule: Option<String>,
     /// The same, as an option
@@ -291,7 +295,7 @@ pub struct HistoryArgs {
     /// Only runs of this volume
     #[arg(short, long, value_name = "VOLUME")]
     pub src: Option<VolumeRef>,
-    /// Only runs of this schedule, by name, UUID or prefix of it; it may be deleted
+    /// Only runs of this schedule, by name, UUID or a prefix of the UUID; it may be deleted
     #[arg(short, long, value_name = "SCHEDULE", value_parser = parse_schedule)]
     pub uuid: Option<String>,
     /// Only the newest N
