@@ -346,3 +346,30 @@ fn names_are_completed_by_the_daemon() {
     let output = nowhere.output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
+
+#[test]
+fn history_of_a_name_has_the_runs_of_former_volumes() {
+    let mut runs = reply("GET /v1/schedule-runs");
+    let first = &mut runs["items"][0];
+    (first["volumeId"], first["volumeName"]) = (json!("59"), json!("db"));
+    runs["items"].as_array_mut().unwrap().truncate(1);
+    // `db` was renamed, and another volume has its name, or none.
+    for (present, name, status, found) in [
+        (Some("60"), "db", 0, 1),
+        (None, "db", 0, 1),
+        (Some("59"), "old-db", 0, 1),
+        (Some("60"), "new", 0, 0),
+        (None, "nosuch", 4, 0),
+    ] {
+        let route = format!("GET /v1/volumes/{name}");
+        let volume = match present {
+            Some(id) => ok(crate::support::volume(id, name)),
+            None => fail(404, "volume_not_found", "there is no such volume"),
+        };
+        let fake =
+            Fake::with_defaults(vec![(route.as_str(), volume), ("GET /v1/schedule-runs", ok(runs.clone()))]);
+        let ran = fake.run(&format!("-j cloudsnap history --src {name}"));
+        let items = ran.json()["items"].as_array().map_or(0, Vec::len);
+        assert_eq!((ran.status, items), (status, found), "{name} {present:?} {ran:?}");
+    }
+}

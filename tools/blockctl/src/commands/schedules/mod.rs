@@ -15,7 +15,7 @@ use args::{
     UuidArg,
 };
 use blockd_api::{
-    ApiError, ErrorCode, Labels, first_names, format_time, operations,
+    ApiError, ErrorCode, Labels, VolumeRef, first_names, format_time, operations,
     schedules::{
         CreateSchedule, ListRuns, MAX_HISTORY, Policy, PolicyName, Rule, Run, RunSchedule, RunState,
         Schedule, Selector, UpdatePolicy, UpdateSchedule,
@@ -306,12 +306,27 @@ pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Exit {
         Some((text, None)) if !is_prefix(text) => Some(find(context, text).await?),
         _ => None,
     };
-    let is_filtered = args.status.is_some() || !args.time.is_empty();
+    // The name may have been that of a former volume.
+    let (volume, name) = match args.src {
+        Some(VolumeRef::Name(name)) => (None, Some(name)),
+        id => (id, None),
+    };
+    let is_filtered = args.status.is_some() || !args.time.is_empty() || name.is_some();
     let max = if is_filtered { Some(MAX_HISTORY) } else { args.max };
     let schedule_prefix = args.uuid.filter(|_| schedule.is_none());
-    let query =
-        ListRuns { schedule_id: schedule, schedule_id_prefix: schedule_prefix, volume: args.src, max };
+    let query = ListRuns { schedule_id: schedule, schedule_id_prefix: schedule_prefix, volume, max };
     let mut list = context.client.call(operations::LIST_RUNS, &query).await?;
+    if let Some(name) = name {
+        let wanted = VolumeRef::Name(name.clone());
+        let found = context.client.call_at(operations::GET_VOLUME, &wanted, &()).await;
+        let id = found.as_ref().ok().map(|volume| volume.volume_id);
+        let is_of =
+            |run: &Run| run.volume_name.as_ref() == Some(&name) || (id.is_some() && run.volume_id == id);
+        list.items.retain(is_of);
+        if list.items.is_empty() {
+            found?;
+        }
+    }
     list.items.retain(|run| {
         args.status.is_none_or(|state| run.state == state) && args.time.includes(run.started_at)
     });
