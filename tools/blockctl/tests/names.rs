@@ -373,3 +373,16 @@ fn history_of_a_name_has_the_runs_of_former_volumes() {
         assert_eq!((ran.status, items), (status, found), "{name} {present:?} {ran:?}");
     }
 }
+
+#[test]
+fn schedules_of_hexadecimal_names_are_found() {
+    let mut schedules = reply("GET /v1/schedules");
+    schedules["items"][0]["name"] = json!("DB");
+    let id = schedules["items"][0]["scheduleId"].as_str().unwrap();
+    let route = format!("PATCH /v1/schedules/{id}");
+    for wanted in ["DB", "0785", "078557A3"] {
+        let fake = Fake::with_defaults(vec![("GET /v1/schedules", ok(schedules.clone()))]);
+        let ran = fake.run(&format!("cs sched pause {wanted}"));
+        assert_eq!((ran.status, fake.changes()), (0, vec![route.clone()]), "{wanted} {ran:?}");
+    }
+}

@@ -102,13 +102,12 @@ pub fn parse_task(text: &str) -> Result<String, String> {
 
 /// Parses the name or UUID of a schedule, or a prefix of its UUID.
 pub fn parse_schedule(text: &str) -> Result<String, String> {
-    let is_name = text.parse::<ObjectName>().is_ok();
-    match parse_prefix(
-        text,
-        "expected the name or UUID of a schedule, as `cloudsnap schedules list` shows it",
-    ) {
-        Err(_) if is_name => Ok(text.to_owned()),
-        parsed => parsed,
+    match text.parse::<ObjectName>() {
+        Ok(name) => Ok(name.to_string()),
+        Err(_) => parse_prefix(
+            text,
+            "expected the name or UUID of a schedule, as `cloudsnap schedules list` shows it",
+        ),
     }
 }
 

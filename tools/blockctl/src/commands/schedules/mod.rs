@@ -129,7 +129,8 @@ fn find_in(list: &[Schedule], wanted: &str) -> Result<Uuid, Failure> {
     if let Some(named) = list.iter().find(is_named) {
         return Ok(named.schedule_id);
     }
-    let begins = |one: &&Schedule| one.schedule_id.to_string().starts_with(wanted);
+    let prefix = wanted.to_ascii_lowercase();
+    let begins = |one: &&Schedule| one.schedule_id.to_string().starts_with(&prefix);
     let found: Vec<&Schedule> = list.iter().filter(begins).collect();
     let candidates = |all: &[&Schedule]| first_names(all.iter().map(|one| called(one)));
     match found[..] {
