@@ -77,6 +77,20 @@ fn replacing_restore_sets_its_label_with_the_start() {
 }
 
 #[test]
+fn unknown_source_volume_is_told_with_those_of_this_host() {
+    let all = [(CLUSTER, "1", "pg", "shop"), (OTHER_CLUSTER, "7", "lzv", "shop")];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    for (backup, name, volumes) in [(&all[..], "lzv", "pg"), (&all[1..], "pg", "lzv")] {
+        let spec = format!("sourceVolume: {name}, destinationVolume: new");
+        std::fs::write(&path, restore_document(&spec)).unwrap();
+        let ran = with_backup(&[("1", "pg")], backup).run(&format!("diff -f {}", path.display()));
+        let words = format!("has no volume {name}: its volumes are {volumes}\n");
+        assert!(ran.stderr.contains(&words), "{ran:?}");
+    }
+}
+
+#[test]
 fn kept_volumes_are_named_with_the_replacing_field() {
     let fake =
         || with_backup(&[("1", "va"), ("2", "vb")], &[(CLUSTER, "1", "va", "a"), (CLUSTER, "2", "vb", "b")]);

@@ -44,13 +44,18 @@ impl ResourceSet {
             || (!is_made && self.file_objects.contains(&(Kind::VolumeBackup, name.to_string())))
     }
 
-    /// Returns the present names of the volumes of a backup, and the former ones.
+    /// Returns the present names of the volumes of a backup, and the former ones: of this host, or of others
+    /// if it has none.
     pub fn volumes_of(&self, name: &ObjectName, location: Option<&CredentialName>) -> String {
         let named = |one: &Cloudsnap| match (self.present_name(one), one.volume_name.as_str()) {
             (now, then) if now == then => now.to_owned(),
             (now, then) => format!("{now} ({then} at the time of the backup)"),
         };
-        let found = self.cloudsnaps.iter().flatten().filter(|one| is_named(one, name.as_str(), location));
-        found.map(named).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+        let mut found: Vec<&Cloudsnap> = self.backups_named(name.as_str(), location).collect();
+        if found.is_empty() {
+            let all = self.cloudsnaps.iter().flatten();
+            found.extend(all.filter(|one| is_named(one, name.as_str(), location)));
+        }
+        found.into_iter().map(named).collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
     }
 }
