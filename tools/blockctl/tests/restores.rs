@@ -70,8 +70,13 @@ fn restore_finds_renamed_volumes_by_their_ids() {
 #[test]
 fn replacing_restore_sets_its_label_with_the_start() {
     let fake = with_backup(&[("1", "a")], &[(CLUSTER, "1", "a", "shop")]);
-    let found = restored(&fake, &restore_document("destinationVolume: a, replacePolicy: Delete"));
-    assert_eq!(fake.changes(), ["POST /v1/cloudsnaps/restore-in-place"], "{found:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    std::fs::write(&path, restore_document("destinationVolume: a, replacePolicy: Delete")).unwrap();
+    let ran = fake.run(&format!("apply -f {}", path.display()));
+    assert_eq!(fake.changes(), ["POST /v1/cloudsnaps/restore-in-place"], "{ran:?}");
+    let note = "note: the previous content of new is kept as snapshot new@before-restore";
+    assert!(ran.stderr.contains(note), "{ran:?}");
     let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("POST ")).unwrap();
     assert_eq!(sent.body["labels"], json!({ "restored-by": "back", "restored-from": snap("1-61") }));
 }
@@ -87,6 +92,26 @@ fn unknown_source_volume_is_told_with_those_of_this_host() {
         let ran = with_backup(&[("1", "pg")], backup).run(&format!("diff -f {}", path.display()));
         let words = format!("has no volume {name}: its volumes are {volumes}\n");
         assert!(ran.stderr.contains(&words), "{ran:?}");
+    }
+}
+
+#[test]
+fn replacing_restore_names_another_source_volume() {
+    let volumes = [("1", "a"), ("2", "b")];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    for (cluster, destination, source) in [
+        (CLUSTER, "a", ""),
+        (CLUSTER, "b", " (by that of another volume, a, 4 GiB)"),
+        (OTHER_CLUSTER, "a", " (by that of another volume, a of host fe431d7d, 4 GiB)"),
+    ] {
+        let text = restore_document(&format!("destinationVolume: {destination}, replacePolicy: Delete"));
+        std::fs::write(&path, text).unwrap();
+        let fake = with_backup(&volumes, &[(cluster, "1", "a", "shop")]);
+        let ran = fake.run(&format!("diff -f {}", path.display()));
+        let words =
+            format!("replaces the content of volume {destination}{source}, which is kept as a snapshot\n");
+        assert!(ran.stderr.contains(&words), "{words}{ran:?}");
     }
 }
 

@@ -197,7 +197,7 @@ fn objects_are_deleted_and_replaced_after_a_question() {
     let source = format!("cloudSnapshotId: {}, destinationVolume: NewVol", snap("59-61-incr"));
     let restore = object("VolumeRestore", &format!("{source}, replacePolicy: Delete"));
     let both = object("VolumeSnapshot", "volume: db") + &object("Rule", "preCommand: sync");
-    let replaced = "VolumeRestore/monday replaces the content of volume NewVol, which is kept as a snapshot";
+    let replaced = "VolumeRestore/monday replaces the content of volume NewVol (by that of another volume, vol, 4 GiB), which is kept as a snapshot";
     for (line, text, words) in [
         ("delete VolumeSnapshot monday", "", "VolumeSnapshot/monday is deleted permanently (db@monday)"),
         ("delete VolumeBackupSchedule nightly", "", "VolumeBackupSchedule/nightly is deleted"),

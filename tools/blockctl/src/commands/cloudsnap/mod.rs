@@ -6,7 +6,7 @@ pub mod maintenance;
 mod marks;
 pub mod pxctl;
 pub mod restore;
-mod snapshots;
+pub mod snapshots;
 mod status;
 
 pub use maintenance::one_task;

@@ -15,7 +15,7 @@ use crate::{
 };
 use blockd_api::{
     ByteSize, Labels, VolumeId, VolumeName, VolumeRef,
-    cloudsnaps::{CloudSnapshotId, InspectCloudsnap, StartRestore},
+    cloudsnaps::{CloudSnapshotId, InspectCloudsnap, RestoreStarted, StartRestore},
     format_time,
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
@@ -223,14 +223,17 @@ async fn restore_in_place(context: &Context<'_>, args: RestoreArgs, volume: Volu
         limits: args.limits.limits(),
     };
     let reply = context.client.call(operations::START_IN_PLACE, &request).await?;
-    if let Some(previous) = reply.previous_snapshot_name.as_ref().filter(|_| !context.output.is_json()) {
-        let volume = &reply.volume_name;
-        context
-            .output
-            .note(format!("note: the previous content of {volume} is kept as snapshot {volume}@{previous}"));
+    if let Some(note) = note_on_previous(&reply).filter(|_| !context.output.is_json()) {
+        context.output.note(note);
     }
     let line = started(reply.volume_id, reply.task_id);
     report_start(context, reply.task_id, &reply, &line, args.wait.report()).await
+}
+
+/// Returns a note on the snapshot of the previous content.
+pub fn note_on_previous(started: &RestoreStarted) -> Option<String> {
+    let (volume, previous) = (&started.volume_name, started.previous_snapshot_name.as_ref()?);
+    Some(format!("note: the previous content of {volume} is kept as snapshot {volume}@{previous}"))
 }
 
 fn started(volume: VolumeId, task: Uuid) -> String {

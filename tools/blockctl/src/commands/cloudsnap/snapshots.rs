@@ -149,7 +149,7 @@ async fn to_delete(context: &Context<'_>, args: &DeleteArgs) -> Result<CloudSnap
 }
 
 /// Names the volume of a cloud snapshot, and its host if that is another one than `here`.
-pub(super) fn source_volume(entry: &Cloudsnap, here: Uuid) -> String {
+pub fn source_volume(entry: &Cloudsnap, here: Uuid) -> String {
     let (name, cluster) = (&entry.volume_name, entry.cloud_snapshot_id.cluster);
     match cluster == here {
         true => name.clone(),

@@ -6,7 +6,10 @@ use super::{
     resources::ResourceSet,
 };
 use crate::{
-    commands::cloudsnap::restore::note_on_schedules,
+    commands::cloudsnap::{
+        restore::{note_on_previous, note_on_schedules},
+        snapshots::source_volume,
+    },
     failure::Failure,
     objects::{
         Body, Object,
@@ -15,8 +18,8 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ApiError, CredentialRef, Labels, RESTORED_BY, RESTORED_FROM, VolumeName, VolumeRef,
-    cloudsnaps::{CloudSnapshotId, StartRestore},
+    ApiError, ByteSize, CredentialRef, Labels, RESTORED_BY, RESTORED_FROM, VolumeName, VolumeRef,
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, StartRestore},
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
     tasks::TaskLimits,
@@ -51,7 +54,9 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
     };
     let volumes = match (targets(restore, resources), restore.source(), &restore.destination_volume) {
         (Ok(targets), ..) => {
-            let names = targets.iter().filter(is_replaced).map(|target| format!("volume {}", target.volume));
+            let replaced = targets.iter().filter(is_replaced);
+            let names =
+                replaced.map(|target| format!("volume {}{}", target.volume, other_source(target, resources)));
             names.collect::<Vec<_>>().join(" and ")
         }
         // Another object or a task makes the backup.
@@ -63,6 +68,20 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
     };
     (!volumes.is_empty())
         .then(|| format!("{object} replaces the content of {volumes}, which is kept as a snapshot"))
+}
+
+/// Names the source of a restore into an existing volume if that is of another volume.
+fn other_source(target: &RestoreTarget, resources: &ResourceSet) -> String {
+    let mut listed = resources.cloudsnaps.iter().flatten();
+    let source = listed.find(|one| one.cloud_snapshot_id == target.snap).zip(resources.own);
+    let is_own = |(one, here): &(&Cloudsnap, Uuid)| {
+        let volume = resources.volume(&target.volume);
+        target.snap.cluster == *here && volume.is_some_and(|volume| volume.volume_id == one.volume_id)
+    };
+    source.filter(|source| !is_own(source)).map_or_else(String::new, |(one, here)| {
+        let size = ByteSize::from_bytes(one.volume_size_bytes);
+        format!(" (by that of another volume, {}, {size})", source_volume(one, here))
+    })
 }
 
 /// Returns the existing volumes that a restore keeps.
@@ -172,11 +191,8 @@ async fn replace(
         limits: TaskLimits::default(),
     };
     let started = client.call(operations::START_IN_PLACE, &request).await?;
-    if let Some(previous) = started.previous_snapshot_id {
-        context.output.note(format!(
-            "note: the previous content of {} is kept as snapshot {previous}",
-            started.volume_name
-        ));
+    if let Some(note) = note_on_previous(&started).filter(|_| !context.output.is_json()) {
+        context.output.note(note);
     }
     Ok(started.task_id)
 }
