@@ -145,9 +145,18 @@ fn forced_deletion_names_what_it_overrides() {
     ] {
         let mut detail = reply("GET /v1/cloudsnaps/inspect");
         (detail["cloudSnapshotId"], detail["pinned"]) = (json!(id), json!(pinned));
-        let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps/inspect", ok(detail))]);
+        let mut listed = reply("GET /v1/cloudsnaps");
+        let entry = &mut listed["items"][0];
+        (entry["cloudSnapshotId"], entry["pinned"]) = (json!(id), json!(pinned));
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/cloudsnaps/inspect", ok(detail)),
+            ("GET /v1/cloudsnaps", ok(listed)),
+            ("GET /v1/tasks", ok(list(json!([])))),
+        ]);
         let refused = on_terminal(&fake, &format!("cs delete {id}"), "y\n");
         assert!(refused.stdout.contains(cause) && !refused.stdout.contains("[y/N]"), "{refused:?}");
+        let object = on_terminal(&fake, &format!("delete VolumeBackup {id}"), "y\n");
+        assert!(object.stdout.contains(cause) && !object.stdout.contains("[y/N]"), "{object:?}");
         let asked = on_terminal(&fake, &format!("cs delete {id} --force"), "n\n");
         assert!(asked.stdout.contains(words) && asked.stdout.contains("[y/N]"), "{asked:?}");
         assert_eq!((refused.status, deletions(&fake)), (5, 0), "{refused:?}");

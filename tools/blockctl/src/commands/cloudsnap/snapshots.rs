@@ -158,7 +158,7 @@ pub fn source_volume(entry: &Cloudsnap, here: Uuid) -> String {
 }
 
 /// Refuses, before a question, a cloud snapshot that the daemon deletes only by force.
-fn refuse_kept(entry: &Cloudsnap, here: Uuid) -> Result<(), Failure> {
+pub fn refuse_kept(entry: &Cloudsnap, here: Uuid) -> Result<(), Failure> {
     let id = entry.cloud_snapshot_id;
     let (code, cause, unpin) = match (entry.pinned, id.cluster == here) {
         (true, _) => (ErrorCode::CloudsnapPinned, "is pinned".to_owned(), "unpin it, or "),
@@ -167,7 +167,7 @@ fn refuse_kept(entry: &Cloudsnap, here: Uuid) -> Result<(), Failure> {
         }
         (false, true) => return Ok(()),
     };
-    let hint = format!("{unpin}delete it with --force");
+    let hint = format!("{unpin}`blockctl cloudsnap delete {id} --force`");
     Err(ApiError::new(code, format!("cloud snapshot {id} {cause}")).with_hint(hint).into())
 }
 

@@ -7,6 +7,7 @@ use super::{
     resources::{ResourceSet, Scope, schedule_name},
 };
 use crate::{
+    commands::cloudsnap::snapshots::refuse_kept as refuse_kept_by_daemon,
     failure::{EXIT_DONE, Exit, Failure},
     objects::{Body, Kind, Object, ReclaimPolicy, hook::Hook, read_all},
     output::Context,
@@ -146,10 +147,16 @@ async fn named(
         Kind::VolumeBackupSchedule => deletion.reclaims = resources.reclaims(&name, None),
         _ => {}
     }
-    match deletion.exists(&resources)? {
-        true => Ok((vec![deletion], resources)),
-        false => Err(kind.missing(&deletion.name)),
+    if !deletion.exists(&resources)? {
+        return Err(kind.missing(&deletion.name));
     }
+    // An id may be of another host.
+    let mut listed = resources.cloudsnaps.iter().flatten();
+    let selected = listed.find(|one| Some(one.cloud_snapshot_id) == id);
+    if let Some((found, here)) = selected.zip(resources.own) {
+        refuse_kept_by_daemon(found, here)?;
+    }
+    Ok((vec![deletion], resources))
 }
 
 /// Deletion of objects.
