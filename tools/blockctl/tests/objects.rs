@@ -386,6 +386,23 @@ fn schedule_is_described_with_events_of_its_locations() {
 }
 
 #[test]
+fn backup_under_way_is_told_apart_from_a_stored_one() {
+    let mut running = crate::support::task("Backup-Active", 1);
+    (running["name"], running["volumeName"]) = (json!("before"), json!("a"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("backup.yaml");
+    let text = "apiVersion: blockd/v1\nkind: VolumeBackup\nmetadata: {name: before}\nspec: {backupLocation: nas, volume: a}\n";
+    std::fs::write(&path, text).unwrap();
+    let listed = json!({ "items": [], "next": null, "damaged": [], "failedCredentials": [], "total": 0 });
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/tasks", ok(list(json!([running])))),
+        ("GET /v1/cloudsnaps", ok(listed)),
+    ]);
+    let ran = fake.run(&format!("delete -f {}", path.display()));
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, "VolumeBackup/before still being made\n"), "{ran:?}");
+}
+
+#[test]
 fn backups_of_one_snapshot_are_objects_of_their_own() {
     let backup = |suffix: &str, volume: &str, minute: u8| {
         let mut found = cloudsnap(suffix);

@@ -243,7 +243,11 @@ impl Delete<'_> {
             return Ok("not there");
         }
         match one.kind {
-            Kind::VolumeBackup => return Ok(IN_STORE),
+            Kind::VolumeBackup => {
+                let is_stored = resources.backups_named(name, None).next().is_some();
+                let is_running = resources.under_way(name, None).next().is_some();
+                return Ok(if is_running && !is_stored { "still being made" } else { IN_STORE });
+            }
             // Their volumes may be in use.
             Kind::VolumeRestore | Kind::VolumeClone => return Ok("kept on this host"),
             Kind::VolumeBackupSchedule => self.schedule(one).await?,
