@@ -359,30 +359,38 @@ fn missing_references_name_line_and_field() {
 }
 
 #[test]
-fn schedule_is_described_with_events_of_its_locations() {
-    let mut schedule = reply("GET /v1/schedules")["items"][0].take();
-    schedule["selector"]["volumeName"] = json!("db");
-    let event = |message: &str, at: &str, location: Value| {
+fn schedule_is_described_with_the_events_of_its_runs() {
+    let (task, other) = (crate::support::TASK, "4f4f0a67-e12a-4d35-81ad-985657757352");
+    let event = |id: u64, kind: &str, task: Option<&str>, message: &str| {
         json!({
-            "eventId": 1, "occurredAt": at, "severity": "info", "kind": "backup-done", "volumeName": "db",
-            "credentialName": location, "taskId": null, "message": message
+            "eventId": id, "occurredAt": "2019-01-16T22:00:00Z", "severity": "info", "kind": kind, "volumeName": "db",
+            "credentialName": "nas", "taskId": task, "message": message
         })
     };
-    let (before, after) = ("2019-01-16T21:51:52Z", "2019-01-16T21:51:53Z");
+    let mut of_backup = event(4, "delete-done", Some(other), "its backup");
+    of_backup["cloudSnapshotId"] = json!(snap("59-61"));
     let events = [
-        event("earlier", before, json!("nas")),
-        event("of it", after, json!("nas")),
-        event("elsewhere", after, json!("other")),
-        event("of the volume", after, json!(null)),
+        event(1, "backup-done", Some(other), "by hand"),
+        event(2, "backup-done", Some(task), "its run"),
+        event(3, "run-skipped", None, "a run of schedule nightly is skipped: busy"),
+        of_backup,
+        event(5, "run-failed", None, "a run of schedule nightly-2 failed: full"),
+        event(6, "restore-done", Some(other), "a restore"),
     ];
+    let mut run = reply("GET /v1/schedule-runs")["items"][0].take();
+    (run["taskId"], run["cloudSnapshotId"]) = (json!(task), json!(snap("59-61")));
     let fake = Fake::with_defaults(vec![
-        ("GET /v1/schedules", ok(list(json!([schedule])))),
-        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
         ("GET /v1/events", ok(list(json!(events)))),
+        ("GET /v1/schedule-runs", ok(list(json!([run])))),
     ]);
-    let described = fake.run("-j describe vbs nightly").json();
-    let messages = described["items"][0]["events"].as_array().unwrap().iter().map(|event| &event["message"]);
-    assert_eq!(messages.collect::<Vec<_>>(), ["of the volume", "of it"], "{described:#}");
+    let described = fake.run("-j describe VolumeBackupSchedule nightly").json();
+    let events = described["items"][0]["events"].as_array().unwrap();
+    let told: Vec<_> = events.iter().map(|event| event["message"].as_str().unwrap()).collect();
+    assert_eq!(
+        told,
+        ["its backup", "a run of schedule nightly is skipped: busy", "its run"],
+        "{described:#}"
+    );
 }
 
 #[test]

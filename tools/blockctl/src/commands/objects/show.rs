@@ -21,9 +21,8 @@ use blockd_api::{
     cloudsnaps::CloudSnapshotId,
     events::{Event, ListEvents, MAX_EVENTS},
     operations,
-    schedules::ListRuns,
+    schedules::{ListRuns, MAX_HISTORY, Run},
 };
-use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use uuid::Uuid;
@@ -146,10 +145,18 @@ pub async fn describe(context: &Context<'_>, args: Selection) -> Exit {
     let mut documents = Vec::new();
     for one in &found {
         let mut document = one.document();
-        if one.kind == Kind::VolumeBackupSchedule {
-            document["runs"] = runs(context, one).await?;
+        let runs = match one.kind {
+            Kind::VolumeBackupSchedule => Some(runs(context, one).await?),
+            _ => None,
+        };
+        let is_about = |event: &&Event| match &runs {
+            Some(runs) => is_of_schedule(event, one, runs),
+            None => is_about(event, one),
+        };
+        let newest = events.iter().rev().filter(is_about).take(MAX_DESCRIBED);
+        if let Some(runs) = &runs {
+            document["runs"] = runs.iter().take(MAX_DESCRIBED).map(summary).collect();
         }
-        let newest = events.iter().rev().filter(|event| is_about(event, one)).take(MAX_DESCRIBED);
         document["events"] = newest.map(told).collect();
         documents.push(document);
     }
@@ -158,29 +165,28 @@ pub async fn describe(context: &Context<'_>, args: Selection) -> Exit {
         .text(&List::from(documents.clone()), || documents.iter().map(yaml).collect::<Vec<_>>().join("---\n"))
 }
 
-/// Returns true for an event of an object: of its tasks, its location or its volumes.
+/// Returns true for an event of an object: of its tasks or its location.
 fn is_about(event: &Event, found: &Found) -> bool {
     let is_location =
         found.kind == Kind::BackupLocation && event.credential_name.as_deref() == Some(&found.name);
     let of_task = event.task_id.is_some_and(|task| found.tasks.contains(&task));
     let of_snapshot =
         event.cloud_snapshot_id.as_ref().is_some_and(|id| found.status.to_string().contains(id));
-    is_location
-        || of_task
-        || of_snapshot
-        || (found.kind == Kind::VolumeBackupSchedule && is_of_schedule(event, found))
+    is_location || of_task || of_snapshot
 }
 
-/// Returns true for an event of a volume of a schedule, since its creation and in its locations.
-fn is_of_schedule(event: &Event, found: &Found) -> bool {
-    let created_at = found.status["createdAt"].as_str().and_then(|text| text.parse::<Timestamp>().ok());
-    let locations = &found.body["template"]["spec"]["backupLocation"];
-    let is_in = |name: &String| {
-        *locations == **name || locations.as_array().is_some_and(|all| all.contains(&json!(name)))
-    };
-    event.volume_name.as_ref().is_some_and(|volume| found.volumes.contains(volume.as_str()))
-        && created_at.is_some_and(|created_at| event.occurred_at >= created_at)
-        && event.credential_name.as_ref().is_none_or(is_in)
+/// Returns true for an event of a schedule: of its runs and their backups, or of a run that made none.
+fn is_of_schedule(event: &Event, found: &Found, runs: &[Run]) -> bool {
+    let is_made = |run: &Run| run.cloud_snapshot_id.map(|id| id.to_string()) == event.cloud_snapshot_id;
+    match (event.task_id, &event.cloud_snapshot_id) {
+        (None, None) => {
+            let mut words = event.message.split([' ', ':']);
+            words.any(|word| word == "schedule") && words.next() == Some(found.name.as_str())
+        }
+        (task, id) => {
+            runs.iter().any(|run| (task.is_some() && run.task_id == task) || (id.is_some() && is_made(run)))
+        }
+    }
 }
 
 fn told(event: &Event) -> Value {
@@ -188,19 +194,21 @@ fn told(event: &Event) -> Value {
     json!(EventSummary { occurred_at, severity, kind: event.kind.clone(), message: event.message.clone() })
 }
 
-/// Returns the newest runs of a schedule.
-async fn runs(context: &Context<'_>, found: &Found) -> Result<Value, Failure> {
+/// Returns the runs of a schedule, newest first.
+async fn runs(context: &Context<'_>, found: &Found) -> Result<Vec<Run>, Failure> {
     let schedule_id: Option<Uuid> = serde_json::from_value(found.status["scheduleId"].clone()).ok();
-    let query = ListRuns { schedule_id, max: u32::try_from(MAX_DESCRIBED).ok(), ..ListRuns::default() };
-    let runs = context.client.call(operations::LIST_RUNS, &query).await?.items;
-    let told = runs.into_iter().map(|run| RunSummary {
+    let query = ListRuns { schedule_id, max: Some(MAX_HISTORY), ..ListRuns::default() };
+    Ok(context.client.call(operations::LIST_RUNS, &query).await?.items)
+}
+
+fn summary(run: &Run) -> Value {
+    json!(RunSummary {
         started_at: run.started_at,
-        volume_name: run.volume_name,
+        volume_name: run.volume_name.clone(),
         state: run.state,
         cloud_snapshot_id: run.cloud_snapshot_id,
-        reason: run.reason,
-    });
-    Ok(json!(told.collect::<Vec<_>>()))
+        reason: run.reason.clone(),
+    })
 }
 
 /// `diff`
