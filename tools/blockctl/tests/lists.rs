@@ -1,4 +1,4 @@
-//! Width of lists, and the protection in `status`.
+//! Width of lists, the protection in `status`, and hints about missing objects.
 
 use crate::support::{CLUSTER, Fake, TASK, defaults, list, ok, reply, snap, task};
 use serde_json::{Value, json};
@@ -196,4 +196,23 @@ fn status_shows_protection_and_problems() {
     ]);
     let check = calm.run("status --check");
     assert_eq!((check.status, check.stdout.as_str()), (0, "no problems\n"), "{check:?}");
+}
+
+#[test]
+fn missing_objects_and_refused_plans_have_a_hint() {
+    let fake = Fake::with_defaults(Vec::new());
+    for line in ["get vb nope", "delete BackupLocation nope"] {
+        let ran = fake.run(line);
+        let words = format!(
+            "hint: `blockctl get {}` lists",
+            if line.contains("vb") { "VolumeBackup" } else { "BackupLocation" }
+        );
+        assert!(ran.status == 4 && ran.stderr.contains(&words), "{ran:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    let text = "apiVersion: blockd/v1\nkind: VolumeRestore\nmetadata: {name: r}\nspec: {backupName: nope, destinationVolume: new}\n";
+    std::fs::write(&path, text).unwrap();
+    let ran = fake.run(&format!("diff -f {}", path.display()));
+    assert!(ran.stderr.contains("hint: `blockctl get VolumeBackup` lists the backups"), "{ran:?}");
 }

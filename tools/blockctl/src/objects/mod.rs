@@ -124,7 +124,8 @@ impl Kind {
 
     /// Returns the error of an object that does not exist.
     pub fn missing(self, name: &str) -> Failure {
-        ApiError::new(self.properties().missing, format!("there is no {self}/{name}")).into()
+        let hint = format!("`blockctl get {self}` lists those that exist");
+        ApiError::new(self.properties().missing, format!("there is no {self}/{name}")).with_hint(hint).into()
     }
 }
 

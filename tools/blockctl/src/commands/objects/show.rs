@@ -271,7 +271,7 @@ fn show(context: &Context<'_>, object: &Object, planned: &Plan) -> Result<(), Fa
         }
     }
     if let Plan::Refused(_, error) = planned {
-        output.note(format!("error: {}", error.message));
+        output.error(&error.message, error.hint.as_deref());
     }
     Ok(())
 }
