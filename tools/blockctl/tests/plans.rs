@@ -113,7 +113,7 @@ fn backup_of_an_existing_name_gets_no_more_volumes() {
         let selected = [(kind, name, &*format!("{place}selectors: {{app: shop}}"))];
         let ran = run_on(&fake, "apply", &selected);
         assert_eq!((ran.status, ran.stdout), (0, format!("{kind}/{name} unchanged\n")), "{}", ran.stderr);
-        assert!(ran.stderr.contains(&format!("warning: {lacks}, which is selected")), "{}", ran.stderr);
+        assert!(ran.stderr.contains(&format!("warning: {lacks} of the selected volumes")), "{}", ran.stderr);
         for command in ["-j apply", "-j diff"] {
             let shown = run_on(&fake, command, &selected).json();
             let warning = shown["items"][0]["warnings"][0].as_str().unwrap();

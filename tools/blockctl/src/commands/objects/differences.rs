@@ -5,7 +5,7 @@ use crate::{
     objects::{Body, Object, backup::Backup},
     table::short_time,
 };
-use blockd_api::{ApiError, ErrorCode};
+use blockd_api::{ApiError, ErrorCode, first_names};
 
 /// Returns the error of an object that names volumes which its backup or snapshot lacks: a new one would have
 /// another point in time.
@@ -24,7 +24,7 @@ pub fn refuse_lacking(object: &Object, backup: &Backup, resources: &ResourceSet)
 pub fn warnings_of_unchanged(object: &Object, resources: &ResourceSet) -> Vec<String> {
     let (Body::Backup(backup) | Body::Snapshot(backup)) = &object.body else { return Vec::new() };
     let lacking = lacking(object, backup, resources);
-    let selected = lacking.map(|text| format!("{text}, which is selected: give a new one another name"));
+    let selected = lacking.map(|text| format!("{text} of the selected volumes: give a new one another name"));
     selected.into_iter().collect()
 }
 
@@ -47,7 +47,6 @@ fn lacking(object: &Object, backup: &Backup, resources: &ResourceSet) -> Option<
             )
         }
     };
-    let names: Vec<String> = missing.iter().map(ToString::to_string).collect();
-    let made_at = made_at.filter(|_| !names.is_empty())?;
-    Some(format!("{object} of {} lacks {}", short_time(made_at), names.join(", ")))
+    let made_at = made_at.filter(|_| !missing.is_empty())?;
+    Some(format!("{object} of {} lacks {}", short_time(made_at), first_names(missing)))
 }
