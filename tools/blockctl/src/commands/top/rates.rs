@@ -225,7 +225,9 @@ fn latency(rate: Rate) -> String {
 impl ActivityRates {
     /// Returns the summary line.
     pub fn headline(&self) -> String {
-        let sum = |value: fn(&VolumeLine) -> f64| self.volumes.iter().map(value).sum::<f64>();
+        // The sum of no numbers would be -0.
+        let sum =
+            |value: fn(&VolumeLine) -> f64| self.volumes.iter().map(value).fold(0.0, std::ops::Add::add);
         format!(
             "{}, {}, in {}: {} requests/s, read {}, write {} MiB/s",
             counted(self.volumes.len() as u64, "volume"),
@@ -346,6 +348,13 @@ mod tests {
         let run = Uuid::from_u128(run);
         let all = json!({ "daemonRunId": run, "monotonicMicros": at_s * 1_000_000, "volumes": volumes, "tasks": tasks });
         serde_json::from_value(all).unwrap()
+    }
+
+    #[test]
+    fn sums_without_volumes_are_zero() {
+        let mut looks = Sampler::new(activity(1, 10, &[], &[]));
+        let text = looks.next(activity(1, 12, &[], &[]), SortKey::Throughput).headline();
+        assert_eq!(text, "0 volumes, 0 tasks, in 2s: 0 requests/s, read 0.0, write 0.0 MiB/s");
     }
 
     #[test]
