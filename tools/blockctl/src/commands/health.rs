@@ -201,8 +201,9 @@ fn failed_runs(known: &Known) -> Vec<HealthProblem> {
             continue;
         }
         seen.push(of);
-        let there = known.schedules.list.items.iter().any(|schedule| schedule.schedule_id == run.schedule_id);
-        if run.state == RunState::Failed && there {
+        let mut schedules = known.schedules.list.items.iter();
+        let schedule = schedules.find(|schedule| schedule.schedule_id == run.schedule_id);
+        if let (RunState::Failed, Some(schedule)) = (run.state, schedule) {
             let volume = run
                 .volume_name
                 .as_ref()
@@ -212,8 +213,8 @@ fn failed_runs(known: &Known) -> Vec<HealthProblem> {
                 "run",
                 format!("the newest scheduled backup of {volume} failed: {reason}"),
                 format!(
-                    "blockctl cloudsnap history --uuid {}; again with blockctl cloudsnap schedules run-now",
-                    run.schedule_id
+                    "blockctl cloudsnap history --uuid {0}; again with blockctl cloudsnap schedules run-now {0}",
+                    called(schedule)
                 ),
             ));
         }

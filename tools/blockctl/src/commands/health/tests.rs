@@ -70,13 +70,15 @@ fn empty_state_has_no_problems() {
 #[test]
 fn newest_run_of_existing_schedules_counts() {
     let schedule = json!([{
-        "scheduleId": "00000000-0000-0000-0000-000000000001", "selector": {}, "credentialIds": [], "rules": [], "policyName": null,
-        "retain": {}, "full": false, "jitterSeconds": 0, "priority": "normal", "paused": false, "createdAt": NOW,
-        "nextRunAt": null, "lastRunAt": null, "schedule": ""
+        "scheduleId": "00000000-0000-0000-0000-000000000001", "name": "nightly", "selector": {}, "credentialIds": [],
+        "rules": [], "policyName": null, "retain": {}, "full": false, "jitterSeconds": 0, "priority": "normal",
+        "paused": false, "createdAt": NOW, "nextRunAt": null, "lastRunAt": null, "schedule": ""
     }]);
     let failed =
         json!({ "schedules": schedule, "runs": [run(3, "skipped"), run(2, "failed"), run(1, "done")] });
     assert_eq!(lines(&failed), ["the newest scheduled backup of volume db failed: the store is full"]);
+    let action = problems(&known(&failed), NOW.parse().unwrap()).remove(0).action;
+    assert!(action.ends_with("blockctl cloudsnap schedules run-now nightly"), "{action}");
     let good = json!({ "schedules": schedule, "runs": [run(2, "done"), run(1, "failed")] });
     assert!(lines(&good).is_empty());
     assert!(lines(&json!({ "runs": [run(1, "failed")] })).is_empty());
