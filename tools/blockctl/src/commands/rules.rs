@@ -13,6 +13,7 @@ use blockd_api::{
         QuiesceStep,
     },
     rules::{CreateRule, HookRule, RuleTarget, UpdateRule},
+    schedules::Schedule,
 };
 use clap::{Args, Subcommand, ValueEnum};
 use uuid::Uuid;
@@ -247,7 +248,8 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
     match command {
         RuleCommand::List(args) => {
             let list = client.call(operations::LIST_RULES, &()).await?;
-            let exit = output.list(&list, "rules", || table(&list.items, args.width()));
+            let schedules = schedules(context, &list.items).await?;
+            let exit = output.list(&list, "rules", || table(&list.items, &schedules, args.width()));
             for HookRule { name, problem, .. } in &list.items {
                 if let Some(problem) = problem {
                     output.note(format!("the commands of rule {name} cannot be run: {problem}"));
@@ -257,7 +259,8 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
         }
         RuleCommand::Inspect(args) => {
             let rule = client.call_at(operations::GET_RULE, &args.name, &()).await?;
-            output.describe(&rule, || facts(&rule))
+            let schedules = schedules(context, std::slice::from_ref(&rule)).await?;
+            output.describe(&rule, || facts(&rule, &schedules))
         }
         RuleCommand::Delete(args) => {
             let deleted = client.call_at(operations::DELETE_RULE, &args.name, &()).await?;
@@ -296,14 +299,27 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
     }
 }
 
-fn used_by(rule: &HookRule, width: Width) -> Option<String> {
+/// Returns the schedules if a rule is used by one.
+async fn schedules(context: &Context<'_>, rules: &[HookRule]) -> Result<Vec<Schedule>, Failure> {
+    match context.output.is_json() || rules.iter().all(|rule| rule.schedule_ids.is_empty()) {
+        true => Ok(Vec::new()),
+        false => Ok(context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items),
+    }
+}
+
+/// Formats the users of a rule; schedules without a name have their id.
+fn used_by(rule: &HookRule, schedules: &[Schedule], width: Width) -> Option<String> {
     let volumes = rule.volume_names.iter().map(ToString::to_string);
     let groups = rule.groups.iter().map(|group| format!("group {group}"));
-    let id = |schedule: Uuid| match width {
-        Width::Narrow => short_uuid(schedule),
-        Width::Wide => schedule.to_string(),
+    let called = |id: Uuid| {
+        let schedule = schedules.iter().find(|one| one.schedule_id == id);
+        match (schedule.and_then(|one| one.name.as_ref()), width) {
+            (Some(name), _) => name.to_string(),
+            (None, Width::Narrow) => short_uuid(id),
+            (None, Width::Wide) => id.to_string(),
+        }
     };
-    let schedules = rule.schedule_ids.iter().map(|schedule| format!("schedule {}", id(*schedule)));
+    let schedules = rule.schedule_ids.iter().map(|id| format!("schedule {}", called(*id)));
     let all: Vec<String> = volumes.chain(groups).chain(schedules).collect();
     (!all.is_empty()).then(|| all.join(", "))
 }
@@ -312,7 +328,7 @@ fn timeout(quiesce: &Quiesce) -> String {
     format!("{}s", quiesce.command_timeout_seconds.unwrap_or(DEFAULT_COMMAND_TIMEOUT_SECONDS))
 }
 
-fn table(rules: &[HookRule], width: Width) -> Table {
+fn table(rules: &[HookRule], schedules: &[Schedule], width: Width) -> Table {
     let has = |command: &Option<String>| if command.is_some() { "yes" } else { "-" }.to_owned();
     if width == Width::Narrow {
         let rows = rules.iter().map(|rule| {
@@ -323,7 +339,7 @@ fn table(rules: &[HookRule], width: Width) -> Table {
                 has(&quiesce.post_command),
                 quiesce.freeze_fs.to_string(),
                 or_dash(quiesce.user.as_ref()),
-                or_dash(used_by(rule, width)),
+                or_dash(used_by(rule, schedules, width)),
             ]
         });
         return Table::of("NAME|PRE|POST|FREEZE-FS|USER|USED-BY", rows).fit("NAME|USER|USED-BY");
@@ -340,13 +356,13 @@ fn table(rules: &[HookRule], width: Width) -> Table {
                 or_dash(quiesce.user.as_ref()),
                 timeout(quiesce),
                 quiesce.on_failure.to_string(),
-                or_dash(used_by(rule, width)),
+                or_dash(used_by(rule, schedules, width)),
             ]
         }),
     )
 }
 
-fn facts(rule: &HookRule) -> Facts {
+fn facts(rule: &HookRule, schedules: &[Schedule]) -> Facts {
     let quiesce = &rule.quiesce;
     let mut facts = Facts::default();
     facts
@@ -357,7 +373,7 @@ fn facts(rule: &HookRule) -> Facts {
         .add("User", or_dash(quiesce.user.as_ref()))
         .add("Timeout", timeout(quiesce))
         .add("On failure", quiesce.on_failure)
-        .add("Used by", or_dash(used_by(rule, Width::Wide)));
+        .add("Used by", or_dash(used_by(rule, schedules, Width::Wide)));
     if let Some(problem) = &rule.problem {
         facts.add("Problem", problem);
     }
