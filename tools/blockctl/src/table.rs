@@ -11,6 +11,8 @@ const SHORT_ID_CHARS: usize = 8;
 const COLUMNS: usize = 80;
 /// Width of the gap between columns.
 const GAP: usize = 2;
+/// Indentation of a text below its row.
+const INDENT: &str = "  ";
 /// Least width of a cut cell.
 const MIN_CUT: usize = 7;
 /// Greatest width of a complete cell that other cells make room for: a cause of a failure can be long.
@@ -85,7 +87,7 @@ pub struct Table {
     tone_column: Option<usize>,
     /// Columns whose cells are cut to fit the table.
     cut: Vec<usize>,
-    /// Column of free text, which gets the remaining width.
+    /// Column of free text, the last one.
     text: Option<usize>,
 }
 
@@ -112,10 +114,11 @@ impl Table {
         self
     }
 
-    /// Gives a column of free text, such as causes of failures, the remaining width. It may exceed it.
+    /// Makes the last column one of free text, such as causes of failures: a text that exceeds the remaining
+    /// width is on lines of its own below the row. Only a word that is longer than a line exceeds it.
     #[must_use]
-    pub fn with_text(mut self, title: &str) -> Self {
-        self.text = self.column(title);
+    pub fn with_text(mut self) -> Self {
+        self.text = self.header.len().checked_sub(1);
         self
     }
 
@@ -125,12 +128,20 @@ impl Table {
 
     /// Returns the greatest width of a cell that is cut.
     fn cut_width(&self) -> usize {
+        let texts = self.text.iter().flat_map(|text| self.rows.iter().map(|row| row[*text].chars().count()));
+        // Longer ones are below their rows; without room for one beside cut cells, all are.
+        let room = texts.filter(|width| *width <= MAX_ROOM).max().unwrap_or(0);
+        [room, 0].into_iter().find_map(|room| self.cut_width_beside(room)).unwrap_or(MIN_CUT)
+    }
+
+    /// Returns the greatest width of a cell that is cut beside a text; `None` if no width leaves that room.
+    fn cut_width_beside(&self, room: usize) -> Option<usize> {
         let widths: Vec<usize> = (0..self.header.len())
             .map(|column| {
                 let cells = self.rows.iter().map(|row| row[column].chars().count());
                 let title = self.header[column].len();
                 match () {
-                    () if self.text == Some(column) => title,
+                    () if self.text == Some(column) => room.max(title),
                     () if self.cut.contains(&column) => cells.max().unwrap_or(0).max(title),
                     () => cells.max().unwrap_or(0).min(MAX_ROOM).max(title),
                 }
@@ -145,7 +156,31 @@ impl Table {
             gaps + widths.iter().enumerate().map(of).sum::<usize>()
         };
         let widest = widths.iter().max().copied().unwrap_or(0);
-        (MIN_CUT..=widest).rev().find(|width| total(*width) <= COLUMNS).unwrap_or(MIN_CUT)
+        (MIN_CUT..=widest).rev().find(|width| total(*width) <= COLUMNS)
+    }
+
+    /// Cuts cells, and takes the texts that exceed the remaining width out of their rows.
+    fn fitted(&self) -> (Vec<Vec<String>>, Vec<String>) {
+        let mut rows = self.rows.clone();
+        if !self.cut.is_empty() {
+            let width = self.cut_width();
+            for row in &mut rows {
+                self.cut.iter().for_each(|column| row[*column] = cut(&row[*column], width));
+            }
+        }
+        let mut below = vec![String::new(); rows.len()];
+        let Some(text) = self.text else { return (rows, below) };
+        let width = |column: usize| {
+            let cells = rows.iter().map(|row| row[column].chars().count());
+            cells.max().unwrap_or(0).max(self.header[column].len()) + GAP
+        };
+        let room = COLUMNS.saturating_sub((0..text).map(width).sum());
+        for (row, below) in rows.iter_mut().zip(&mut below) {
+            if row[text].chars().count() > room {
+                *below = std::mem::take(&mut row[text]);
+            }
+        }
+        (rows, below)
     }
 
     /// Returns true without rows.
@@ -171,10 +206,9 @@ impl Table {
             grid.force_no_tty();
         }
         grid.set_header(self.header.iter().map(Cell::new));
-        let width = if self.cut.is_empty() { usize::MAX } else { self.cut_width() };
-        for row in &self.rows {
+        let (rows, below) = self.fitted();
+        for row in &rows {
             grid.add_row(row.iter().enumerate().map(|(column, text)| {
-                let text = if self.cut.contains(&column) { &cut(text, width) } else { text };
                 let tone = (Some(column) == self.tone_column).then(|| Tone::of_state(text)).flatten();
                 match tone {
                     Some(tone) => Cell::new(text).fg(tone.color()),
@@ -185,8 +219,30 @@ impl Table {
         for column in grid.column_iter_mut() {
             column.set_padding((0, GAP as u16));
         }
-        grid.trim_fmt() + "\n"
+        let below = std::iter::once("").chain(below.iter().map(String::as_str));
+        let lines = grid.trim_fmt();
+        let lines = lines.lines().zip(below).flat_map(|(line, text)| {
+            std::iter::once(line.to_owned())
+                .chain(wrapped(text).into_iter().map(|text| INDENT.to_owned() + &text))
+        });
+        lines.map(|line| line + "\n").collect()
     }
+}
+
+/// Breaks a text at spaces into lines for the space below a row.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ').filter(|word| !word.is_empty()) {
+        let width = |line: &String| INDENT.len() + line.chars().count() + 1 + word.chars().count();
+        match lines.last_mut().filter(|line| width(line) <= COLUMNS) {
+            Some(line) => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            None => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }
 
 /// Cuts a text in the middle: names often differ at their ends.
@@ -286,22 +342,40 @@ mod tests {
         };
         let rows =
             [row(long, "nas", "-"), row("db", long, "the store is full, and other hosts still write to it")];
-        let table = |fit: &str, text: &str| {
-            Table::of("NAME|LOCATION|STARTED|REASON", rows.clone()).fit(fit).with_text(text).render(false)
+        let table = |fit: &str| {
+            Table::of("NAME|LOCATION|STARTED|REASON", rows.clone()).fit(fit).with_text().render(false)
         };
         assert_eq!(
-            table("NAME|LOCATION", "REASON"),
+            table("NAME|LOCATION"),
             "\
 NAME                       LOCATION                   STARTED            REASON
 database-of-the-…n-berlin  nas                        2019-01-16T21:51Z  -
-db                         database-of-the-…n-berlin  2019-01-16T21:51Z  the store is full, and other hosts still write to it
+db                         database-of-the-…n-berlin  2019-01-16T21:51Z
+  the store is full, and other hosts still write to it
 "
         );
-        assert!(table("LOCATION", "REASON").contains(long), "other columns are complete");
+        assert!(table("LOCATION").contains(long), "other columns are complete");
+        // A text that has no room beside cut cells cuts none.
+        let row = ["a".repeat(24), "n".repeat(20), "t".repeat(24), "x".repeat(20)];
+        let shown = Table::of("A|NAME|TIME|TEXT", [row]).fit("NAME").with_text().render(false);
+        assert!(
+            shown.contains(&"n".repeat(20)) && shown.contains(&format!("\n  {}\n", "x".repeat(20))),
+            "{shown}"
+        );
         assert_eq!(cut("abcdef", 6), "abcdef");
         assert_eq!(cut("äbcdefgh", 6), "äbcd…h");
         let fits = Table::of("A", [["x".repeat(80)]]).fit("A").render(false);
         assert!(!fits.contains('…'), "{fits}");
+    }
+
+    #[test]
+    fn long_texts_are_wrapped_below_their_rows() {
+        let id = "x".repeat(90);
+        let long = format!("{} {id} {}", "word ".repeat(16), "word ".repeat(15));
+        let text = Table::of("ID|REASON", ["fits", &long].map(|text| ["1".to_owned(), text.to_owned()]));
+        let line = ["word"; 15].join(" ");
+        let expected = format!("ID  REASON\n1   fits\n1\n  {line}\n  word\n  {id}\n  {line}\n");
+        assert_eq!(text.with_text().render(false), expected);
     }
 
     #[test]

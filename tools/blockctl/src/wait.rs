@@ -286,5 +286,5 @@ fn damage_table(findings: &Findings, width: Width) -> Table {
         return Table::of("OBJECT|OFFSET|CLOUD-SNAP-ID|LOST|RANGES|CAUSE", rows);
     }
     let rows = rows.into_iter().map(|[object, offset, id, lost, _, cause]| [id, lost, object, offset, cause]);
-    Table::of("ID|LOST|OBJECT|OFFSET|CAUSE", rows).fit("OBJECT").with_text("CAUSE")
+    Table::of("ID|LOST|OBJECT|OFFSET|CAUSE", rows).fit("OBJECT").with_text()
 }

@@ -221,8 +221,8 @@ async fn list(context: &Context<'_>) -> Exit {
             let credentials: Vec<String> = mount.credentials.iter().map(ToString::to_string).collect();
             let credentials = if credentials.is_empty() { "all".to_owned() } else { credentials.join(",") };
             let mountpoint = mount.mountpoint.display().to_string();
-            [mountpoint, credentials, or_dash(mount.uid), short_time(mount.mounted_at)]
+            [credentials, or_dash(mount.uid), short_time(mount.mounted_at), mountpoint]
         });
-        Table::of("MOUNTPOINT|CREDENTIALS|UID|SINCE", rows).fit("CREDENTIALS")
+        Table::of("CREDENTIALS|UID|SINCE|MOUNTPOINT", rows).fit("CREDENTIALS").with_text()
     })
 }

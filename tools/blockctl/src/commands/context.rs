@@ -160,6 +160,6 @@ fn list(output: &Output, contexts: Contexts) -> Exit {
             let by = entry.endpoint.clone().or_else(socket);
             [name.clone(), or_dash(current.then_some("yes")), or_dash(by)]
         };
-        Table::of("NAME|CURRENT|REACHED BY", list.items.iter().map(row)).fit("NAME").with_text("REACHED BY")
+        Table::of("NAME|CURRENT|REACHED BY", list.items.iter().map(row)).fit("NAME").with_text()
     })
 }

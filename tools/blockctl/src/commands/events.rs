@@ -10,11 +10,13 @@ use super::{
 use crate::{
     failure::{EXIT_DONE, Exit, Failure},
     output::Context,
+    short_ids::ShortIds,
     table::{Table, counted, or_dash, printable, short_time},
     wait::reason,
 };
 use blockd_api::{
     List, VolumeRef,
+    cloudsnaps::CloudSnapshotId,
     events::{Event, EventKind, ListEvents, MAX_EVENTS, Severity},
     operations,
     tasks::{Task, TaskStage},
@@ -212,8 +214,22 @@ fn row(event: &Event) -> [String; 6] {
 
 fn table(events: &[Event]) -> Table {
     let mut table = Table::new(COLUMNS.iter().map(|(title, _)| *title));
-    events.iter().for_each(|event| table.row(row(event)));
-    table.fit("VOLUME|LOCATION").with_text("MESSAGE")
+    for (event, message) in events.iter().zip(messages(events)) {
+        let [time, severity, kind, volume, location, _] = row(event);
+        table.row([time, severity, kind, volume, location, message]);
+    }
+    table.fit("VOLUME|LOCATION").with_text()
+}
+
+/// Returns the messages of events with short ids of cloud snapshots: a complete one is as long as a line.
+fn messages(events: &[Event]) -> Vec<String> {
+    let id = |event: &Event| event.cloud_snapshot_id.as_ref()?.parse::<CloudSnapshotId>().ok();
+    let short = ShortIds::new(events.iter().filter_map(id));
+    let message = |event: &Event| match id(event) {
+        Some(id) => event.message.replace(&id.to_string(), &short.of(&id)),
+        None => event.message.clone(),
+    };
+    events.iter().map(message).collect()
 }
 
 /// Formats a row of a list that grows: columns cannot follow the widest cell.
@@ -315,6 +331,17 @@ mod tests {
         // Without the event, the state is the last line, without the phase at its end.
         let text = log_table(&task, &[]).render(false);
         assert!(text.contains("Backup-Done") && !text.contains("pending"), "{text}");
+    }
+
+    #[test]
+    fn messages_of_lists_have_short_ids() {
+        let id = "2e4d4b67-95d7-481e-aec5-14223ac55170/590114184663672482-951325819047337066-incr";
+        let event: Event = serde_json::from_value(json!({
+            "eventId": 1, "occurredAt": "2026-11-22T12:00:00Z", "severity": "info", "kind": "backup-done", "volumeName": "db",
+            "credentialName": "nas", "taskId": null, "cloudSnapshotId": id, "message": format!("backup of {id} done")
+        }))
+        .unwrap();
+        assert_eq!(messages(&[event]), ["backup of 95132581 done"]);
     }
 
     #[test]

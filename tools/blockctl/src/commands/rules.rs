@@ -342,7 +342,7 @@ fn table(rules: &[HookRule], schedules: &[Schedule], width: Width) -> Table {
                 or_dash(used_by(rule, schedules, width)),
             ]
         });
-        return Table::of("NAME|PRE|POST|FREEZE-FS|USER|USED-BY", rows).fit("NAME|USER|USED-BY");
+        return Table::of("NAME|PRE|POST|FREEZE-FS|USER|USED-BY", rows).fit("NAME|USER").with_text();
     }
     Table::of(
         "NAME|PRE-COMMAND|POST-COMMAND|FREEZE-FS|USER|TIMEOUT|ON-FAILURE|USED-BY",
@@ -393,21 +393,28 @@ pub fn step_name(step: &QuiesceStep) -> &'static str {
 
 /// Formats the quiesce steps of a freeze, one per line, with output of commands.
 pub fn steps_table(report: &QuiesceReport, width: Width) -> Table {
-    let table = Table::of(
-        "STEP|RULE|WHAT|TIME|EXIT|RESULT|OUTPUT",
-        report.steps.iter().map(|step| {
-            [
-                step.kind.to_string(),
-                or_dash(step.rule_name.as_ref()),
-                step.target.clone(),
-                super::snapshot::micros(step.duration_micros),
-                or_dash(step.exit_status),
-                step.error.clone().unwrap_or_else(|| "ok".to_owned()),
-                or_dash(step.output.as_deref().map(one_line)),
-            ]
-        }),
-    );
-    if width == Width::Narrow { table.fit("RULE|WHAT").with_text("OUTPUT") } else { table }
+    let rows = report.steps.iter().map(|step| {
+        let (error, output) = (step.error.clone(), step.output.as_deref().map(one_line));
+        let (result, text) = match (width, error) {
+            (_, None) => ("ok".to_owned(), output),
+            (Width::Wide, Some(error)) => (error, output),
+            (Width::Narrow, Some(error)) => (
+                "failed".to_owned(),
+                Some(std::iter::once(error).chain(output).collect::<Vec<_>>().join(": ")),
+            ),
+        };
+        [
+            step.kind.to_string(),
+            or_dash(step.rule_name.as_ref()),
+            step.target.clone(),
+            super::snapshot::micros(step.duration_micros),
+            or_dash(step.exit_status),
+            result,
+            or_dash(text),
+        ]
+    });
+    let table = Table::of("STEP|RULE|WHAT|TIME|EXIT|RESULT|OUTPUT", rows);
+    if width == Width::Narrow { table.fit("RULE|WHAT").with_text() } else { table }
 }
 
 /// Formats output of a command in one line; the JSON document has the complete output.

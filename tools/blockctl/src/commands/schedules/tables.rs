@@ -157,7 +157,7 @@ fn narrow_table(names: &Names) -> Table {
     });
     Table::of("NAME|VOLUMES|SCHEDULE|LOCATIONS|NEXT-RUN|STATUS", rows.chain(unreadable))
         .fit("NAME|VOLUMES|SCHEDULE|LOCATIONS")
-        .with_text("STATUS")
+        .with_text()
 }
 
 fn wide_table(names: &Names, policies: &[Policy]) -> Table {
@@ -222,7 +222,9 @@ pub async fn retention(context: &Context<'_>, uuid: &Uuid) -> Exit {
                 format!("{}{gone}", judged.verdict),
             ]
         });
-        Table::of("VOLUME|ID|CREATED|LOCATION|VERDICT", snapshots.chain(cloudsnaps)).fit("VOLUME|LOCATION")
+        Table::of("VOLUME|ID|CREATED|LOCATION|VERDICT", snapshots.chain(cloudsnaps))
+            .fit("VOLUME|LOCATION")
+            .with_text()
     })
 }
 
@@ -251,7 +253,7 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
         });
         return Table::of("SCHEDULE|VOLUME|STARTED|STATUS|LOCATION|ID|REASON", rows)
             .fit("SCHEDULE|VOLUME|LOCATION")
-            .with_text("REASON");
+            .with_text();
     }
     let made = |run: &Run| {
         let cloudsnap = run.cloud_snapshot_id.map(|id| id.to_string());

@@ -51,7 +51,8 @@ fn table(volumes: &[Volume], width: Width) -> Table {
                 [name, size, used, dirty, snapshots, device, status(volume)]
             }),
         )
-        .fit("NAME"),
+        .fit("NAME")
+        .with_text(),
         Width::Wide => Table::of(
             "ID|NAME|SIZE|USED|DIRTY|SNAPSHOTS|DEVICE|GROUP|LABELS|STATUS",
             volumes.iter().map(|volume| {
