@@ -151,7 +151,7 @@ fn long_cells_of_objects_are_shortened() {
     let fake = Fake::with_defaults(vec![("GET /v1/rules", ok(list(json!([rule]))))]);
     let shown = fake.run("get Rule").stdout;
     let widths: Vec<usize> = shown.lines().map(|line| line.chars().count()).collect();
-    assert!(widths.iter().all(|width| *width <= COLUMNS) && shown.contains("ppp…  "), "{shown}");
+    assert!(widths.iter().all(|width| *width <= COLUMNS) && shown.contains("ppp…ppp"), "{shown}");
     let wide = fake.run("get Rule -o wide").stdout;
     assert!(wide.contains(&name) && wide.contains(&"p".repeat(60)), "{wide}");
 }

@@ -14,7 +14,7 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     objects::{Kind, Object, read_all, yaml},
     output::Context,
-    table::{Table, printable},
+    table::Table,
 };
 use blockd_api::{
     List,
@@ -29,11 +29,6 @@ use uuid::Uuid;
 
 /// Maximum number of events, and of runs, of a described object.
 const MAX_DESCRIBED: usize = 20;
-/// Maximum width of a table, in characters, and the space between its columns.
-const MAX_WIDTH: usize = 80;
-const GAP: usize = 2;
-/// Minimum width of a shortened text, in characters; states are shorter.
-const MIN_TEXT_WIDTH: usize = 12;
 
 /// Returns the objects of kinds, all or those of the names, and of a namespace.
 async fn found(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, Failure> {
@@ -78,45 +73,26 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Exit {
 fn tables(context: &Context<'_>, kinds: &[Kind], found: &[Found], is_wide: bool) -> Exit {
     let mut tables = Vec::new();
     for kind in kinds {
-        let of_kind = found.iter().filter(|one| one.kind == *kind);
-        let mut rows: Vec<Vec<String>> =
-            of_kind.map(|one| one.cells(is_wide).map(|cell| printable(&cell)).collect()).collect();
-        if rows.is_empty() && kinds.len() > 1 {
-            continue;
-        }
         let title = if kinds.len() > 1 { kind.text() } else { "NAME" };
         let columns: Vec<_> = std::iter::once((title, title)).chain(kind.columns(is_wide)).collect();
-        if !is_wide {
-            fit(&columns, &mut rows);
+        let mut table = Table::new(columns.iter().map(|(title, _)| *title));
+        let of_kind = found.iter().filter(|one| one.kind == *kind);
+        of_kind.for_each(|one| table.row(one.cells(is_wide)));
+        if table.is_empty() {
+            continue;
         }
-        let mut table = Table::new(columns.into_iter().map(|(title, _)| title));
-        rows.into_iter().for_each(|row| table.row(row));
+        if !is_wide {
+            let cut = columns.iter().filter(|(_, path)| !path.ends_with("At")).map(|(title, _)| *title);
+            table = table.fit(&cut.collect::<Vec<_>>().join("|"));
+        }
         tables.push(table.render(context.output.is_colored()));
     }
-    context.output.raw(tables.join("\n").as_bytes())
-}
-
-/// Shortens printable cells until the rows have the maximum width: first long texts, then names.
-fn fit(columns: &[(&str, &str)], rows: &mut [Vec<String>]) {
-    let width = |rows: &[Vec<String>], column: usize| {
-        let cells = rows.iter().map(|row| row[column].chars().count());
-        cells.chain([columns[column].0.len()]).max().unwrap_or_default()
-    };
-    let is_text = |column: &usize| *column > 0 && !columns[*column].1.ends_with("At");
-    let texts = (1..columns.len()).filter(is_text).map(|column| (column, MIN_TEXT_WIDTH));
-    let mut order: Vec<(usize, usize)> = texts.collect();
-    order.sort_by_key(|(column, _)| std::cmp::Reverse(width(rows, *column)));
-    order.push((0, columns[0].0.len()));
-    for (column, min) in order {
-        let total: usize = (0..columns.len()).map(|column| width(rows, column) + GAP).sum();
-        let excess = (total - GAP).saturating_sub(MAX_WIDTH);
-        let left = width(rows, column).saturating_sub(excess).max(min);
-        for cell in rows.iter_mut().map(|row| &mut row[column]).filter(|_| excess > 0) {
-            if cell.chars().count() > left {
-                *cell = cell.chars().take(left - 1).chain(['…']).collect();
-            }
-        }
+    if let ([], [kind]) = (tables.as_slice(), kinds) {
+        context.output.note(format!("no {kind}"));
+    } else if tables.is_empty() {
+        context.output.note("no objects");
     }
+    context.output.raw(tables.join("\n").as_bytes())
 }
 
 /// Writes documents. A listing of all can be applied.
