@@ -288,17 +288,26 @@ fn log_table(task: &Task, events: &[Event]) -> Table {
         let what = task.backup_type.map_or_else(String::new, |backup_type| format!("{backup_type}: "));
         ["-".to_owned(), "note".to_owned(), format!("{what}{note}")]
     });
-    let ends = events.iter().any(|event| event.kind.eq_ignore_ascii_case(&task.state.to_string()));
-    let events =
-        events.iter().map(|event| [short_time(event.occurred_at), event.kind.clone(), event.message.clone()]);
+    let is_end = |event: &Event| event.kind.eq_ignore_ascii_case(&task.state.to_string());
+    let end = events.iter().rposition(is_end);
+    let mut events: Vec<_> = events
+        .iter()
+        .zip(messages(events))
+        .map(|(event, message)| [short_time(event.occurred_at), event.kind.clone(), message])
+        .collect();
+    // The time of a resumption is not known: it follows the last stop or failure before the end.
+    let is_break = |row: &[String; 3]| row[1].ends_with("-stopped") || row[1].ends_with("-failed");
+    let at = events[..end.unwrap_or(events.len())].iter().rposition(is_break).map_or(0, |nth| nth + 1);
+    let later = events.split_off(at);
     // The event of its end tells more than the state.
-    let state = (!ends).then(|| {
+    let state = end.is_none().then(|| {
         let now = task.completed_at.map_or_else(|| "-".to_owned(), short_time);
         let phase = if task.state.stage.is_over() { String::new() } else { task.phase.clone() };
         [now, task.state.to_string(), phase]
     });
-    let rows = std::iter::once(started).chain(resumed).chain(note).chain(steps).chain(events).chain(state);
-    Table::of("TIME|STEP|MESSAGE", rows)
+    let rows = std::iter::once(started).chain(note).chain(steps).chain(events).chain(resumed);
+    let rows = rows.chain(later).chain(state);
+    Table::of("TIME|STEP|MESSAGE", rows).with_text()
 }
 
 #[cfg(test)]
@@ -324,10 +333,16 @@ mod tests {
             "volumeName": "vol", "credentialName": "nas", "taskId": null, "message": "backup done"
         }))
         .unwrap();
-        let text = log_table(&task, &[event]).render(false);
+        let text = log_table(&task, std::slice::from_ref(&event)).render(false);
         assert!(text.contains("2 times") && text.contains("full: the last backup is gone"), "{text}");
         assert!(text.contains("2026-11-22T12:34Z  pre-command"), "{text}");
         assert_eq!(text.to_lowercase().matches("backup-done").count(), 1, "{text}");
+        // The task was stopped and resumed before its end.
+        let mut stopped = event.clone();
+        stopped.kind = "backup-stopped".to_owned();
+        let text = log_table(&task, &[stopped, event]).render(false);
+        let at = |step: &str| text.find(step).unwrap();
+        assert!(at("backup-stopped") < at("resumed") && at("resumed") < at("backup-done"), "{text}");
         // Without the event, the state is the last line, without the phase at its end.
         let text = log_table(&task, &[]).render(false);
         assert!(text.contains("Backup-Done") && !text.contains("pending"), "{text}");
