@@ -29,6 +29,7 @@ use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
 };
+use uuid::Uuid;
 
 /// Refresh interval of `--watch`.
 const WATCH_INTERVAL: Duration = Duration::from_secs(1);
@@ -112,7 +113,11 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
     if output.is_json() {
         return output.document(&List::from(tasks));
     }
-    output.list(&(), "tasks", || table(&tasks, args.width.width()))?;
+    let here = match tasks.iter().any(|task| task.volume_name.is_none()) {
+        true => Some(context.client.call(operations::GET_STATUS, &()).await?.cluster_id),
+        false => None,
+    };
+    output.list(&(), "tasks", || table(&tasks, args.width.width(), here))?;
     if args.name().is_some() {
         for task in &tasks {
             let Some(report) = &task.quiesce else { continue };
@@ -251,7 +256,7 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Exit {
             seen = poll_status(context, args, &mut shown, &last) => Some(seen?),
         };
         let Some(tasks) = seen else { return end_early(context, shown, &last) };
-        last = table(&tasks, args.width.width()).render(context.output.is_colored());
+        last = table(&tasks, args.width.width(), None).render(context.output.is_colored());
         let text = last.clone();
         // A slow reader can block the write.
         let mut writing = spawn_blocking(move || {
@@ -315,21 +320,26 @@ fn pace(task: &Task) -> (Option<f64>, Option<f64>) {
     (rate, rate.filter(|_| task.total_bytes > 0).map(|rate| left / rate))
 }
 
-/// Returns the volume of a task, or the id of the volume whose cloud snapshot it deletes or verifies.
-fn subject(task: &Task) -> String {
+/// Returns the volume of a task, or the id of the volume whose cloud snapshot it deletes or verifies; of that
+/// of another host than `here`, the host.
+fn subject(task: &Task, here: Option<Uuid>) -> String {
     let snap = || task.cloud_snapshot_id.as_ref()?.parse::<CloudSnapshotId>().ok();
+    let of_snap = |id: CloudSnapshotId| match here.is_some_and(|here| here != id.cluster) {
+        true => format!("host {}", short_uuid(id.cluster)),
+        false => id.volume.to_string(),
+    };
     let volume = task.volume_name.as_ref().map(ToString::to_string);
-    or_dash(volume.or_else(|| snap().map(|id| id.volume.to_string())))
+    or_dash(volume.or_else(|| snap().map(of_snap)))
 }
 
-fn table(tasks: &[Task], width: Width) -> Table {
+fn table(tasks: &[Task], width: Width, here: Option<Uuid>) -> Table {
     let size = |bytes| ByteSize::from_bytes(bytes).to_string();
     let eta = |eta_s: Option<f64>| or_dash(eta_s.map(|eta_s| format_duration(eta_s.round())));
     if width == Width::Narrow {
         let rows = tasks.iter().map(|task| {
             [
                 short_uuid(task.task_id),
-                subject(task),
+                subject(task, here),
                 task.state.to_string(),
                 width.time(task.started_at),
                 size(task.processed_bytes),
@@ -368,20 +378,33 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    #[test]
-    fn newest_and_named_failures_are_explained() {
-        let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
-        let task = |stage: &str, minutes_ago: i64| -> Task {
-            let at = now - SignedDuration::from_mins(minutes_ago);
-            serde_json::from_value(json!({
-                "taskId": uuid::Uuid::new_v4(), "type": "backup", "cloudSnapshotId": null, "volumeName": "vol",
-                "state": format!("Backup-{stage}"), "node": "host", "owner": {"kind": "daemon"}, "credentialId": uuid::Uuid::nil(), "credentialName": "nas",
+    const NOW: &str = "2026-11-22T12:00:00Z";
+
+    fn task(stage: &str, minutes_ago: i64) -> Task {
+        let at = NOW.parse::<Timestamp>().unwrap() - SignedDuration::from_mins(minutes_ago);
+        serde_json::from_value(json!({
+                "taskId": Uuid::new_v4(), "type": "backup", "cloudSnapshotId": null, "volumeName": "vol",
+                "state": format!("Backup-{stage}"), "node": "host", "owner": {"kind": "daemon"}, "credentialId": Uuid::nil(), "credentialName": "nas",
                 "phase": "", "totalBytes": 0, "processedBytes": 0, "uploadedBytes": 0, "downloadedBytes": 0, "dirtyBytes": 0,
                 "requests": {"put": 0, "get": 0, "list": 0, "delete": 0, "head": 0}, "freezeStallMicros": null,
                 "startedAt": at, "completedAt": at, "elapsedSeconds": 1.0, "backupType": null, "error": null, "resumed": 0, "version": 1
             }))
             .unwrap()
-        };
+    }
+
+    #[test]
+    fn verification_for_another_host_names_the_host() {
+        let [here, other] = [1, 2].map(Uuid::from_u128);
+        let mut task = task("Done", 1);
+        task.volume_name = None;
+        task.cloud_snapshot_id = Some(format!("{other}/59-61"));
+        assert_eq!(subject(&task, Some(here)), "host 00000000");
+        assert_eq!(subject(&task, Some(other)), "59");
+    }
+
+    #[test]
+    fn newest_and_named_failures_are_explained() {
+        let now: Timestamp = NOW.parse().unwrap();
         let mut tasks = vec![task("Done", 1)];
         tasks.extend((2..22).map(|minutes| task("Failed", minutes)));
         tasks.push(task("Failed", 61));
