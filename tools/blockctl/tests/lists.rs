@@ -219,3 +219,12 @@ fn missing_objects_and_refused_plans_have_a_hint() {
     let ran = fake.run(&format!("diff -f {}", path.display()));
     assert!(ran.stderr.contains("hint: `blockctl get VolumeBackup` lists the backups"), "{ran:?}");
 }
+
+#[test]
+fn empty_retention_plan_is_a_note() {
+    const ROUTE: &str = "GET /v1/schedules/078557a3-26c7-49b1-9822-34e6f816c2d1/retention";
+    let mut plan = reply(ROUTE);
+    (plan["snapshots"], plan["cloudSnapshots"]) = (json!([]), json!([]));
+    let ran = Fake::with_defaults(vec![(ROUTE, ok(plan))]).run("cs sched retention nightly");
+    assert_eq!((ran.status, ran.stdout.as_str(), ran.stderr.as_str()), (0, "", "no backups\n"));
+}

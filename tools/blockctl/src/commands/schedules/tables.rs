@@ -199,7 +199,7 @@ fn status(schedule: &Schedule) -> String {
 pub async fn retention(context: &Context<'_>, uuid: &Uuid) -> Exit {
     let plan = context.client.call_at(operations::PLAN_RETENTION, uuid, &()).await?;
     let names = Names::load(context).await?;
-    context.output.show(&plan, || {
+    context.output.list(&plan, "backups", || {
         let snapshots = plan.snapshots.iter().map(|judged| {
             [
                 or_dash(judged.volume_name.as_ref()),
