@@ -64,13 +64,17 @@ fn namespace_is_backed_up_restored_and_cloned() {
     b.add_local("mysql", &dir, None);
     let restore = |more: &str| file(bed.dir(), "restore.yaml", &RESTORE.replace("MORE", more));
     b.json(&["apply", "--wait", "-f", &restore("replacePolicy: Retain")]);
-    b.json(&["apply", "--wait", "-f", &restore("namespaceMapping: {mysql-app: dev}")]);
+    let to_dev = |more: &str| {
+        let text = RESTORE.replace("name: restore", "name: to-dev").replace("MORE", more);
+        file(bed.dir(), "to-dev.yaml", &text)
+    };
+    b.json(&["apply", "--wait", "-f", &to_dev("namespaceMapping: {mysql-app: dev}")]);
     assert_eq!(volume_names(&b), ["data", "data-dev", "log", "log-dev"]);
     assert_eq!(b.json(&["volume", "inspect", "data-dev"])["labels"]["namespace"], "dev");
-    let found = b.json(&["get", "applicationrestore", "restore"]);
-    assert_eq!(found["spec"]["destinationVolume"], serde_json::json!(["data", "data-dev", "log", "log-dev"]));
-    let again = restore("namespaceMapping: {mysql-app: dev}, replacePolicy: Delete");
-    assert_eq!(results(&b.json(&["apply", "-f", &again])), ["VolumeRestore/restore unchanged"]);
+    let found = b.json(&["get", "applicationrestore", "to-dev"]);
+    assert_eq!(found["spec"]["destinationVolume"], serde_json::json!(["data-dev", "log-dev"]));
+    let again = to_dev("namespaceMapping: {mysql-app: dev}, replacePolicy: Delete");
+    assert_eq!(results(&b.json(&["apply", "-f", &again])), ["VolumeRestore/to-dev unchanged"]);
 
     // On the same host, existing volumes stay or are restored into, once.
     let kept = restore("replacePolicy: Retain");

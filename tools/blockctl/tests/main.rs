@@ -4,6 +4,7 @@
 
 mod copy;
 mod first_hour;
+mod labels;
 mod lists;
 mod locations;
 mod migration;

@@ -4,33 +4,41 @@ use crate::support::{Fake, Ran, TASK, cloudsnap, fail, list, ok, reply, snap, ta
 use serde_json::{Value, json};
 
 /// Returns a cloud snapshot of a volume: suffix of the id, name of the backup, id and name of the volume.
-fn backup(suffix: &str, name: &str, volume: (&str, &str)) -> Value {
+pub fn backup(suffix: &str, name: &str, volume: (&str, &str)) -> Value {
     let mut found = cloudsnap(suffix);
     (found["name"], found["volumeId"], found["volumeName"]) = (json!(name), json!(volume.0), json!(volume.1));
     found
 }
 
+/// Starts a daemon with volumes of the shop: ids and names.
+pub fn daemon(volumes: &[(&str, &str)], backups: &[Value], tasks: &[Value]) -> Fake {
+    let of_shop = |(id, name): &(&str, &str)| labelled(id, name, json!({ "app": "shop" }));
+    with_volumes(&volumes.iter().map(of_shop).collect::<Vec<_>>(), backups, tasks)
+}
+
+/// Returns a volume with labels.
+pub fn labelled(id: &str, name: &str, labels: Value) -> Value {
+    let mut one = volume(id, name);
+    one["labels"] = labels;
+    one
+}
+
 /// Starts a daemon with volumes, cloud snapshots in the location `nas`, and tasks.
-fn daemon(volumes: &[(&str, &str)], backups: &[Value], tasks: &[Value]) -> Fake {
-    let labelled = |(id, name): &(&str, &str)| {
-        let mut one = volume(id, name);
-        one["labels"] = json!({ "app": "shop" });
-        one
-    };
-    let volumes: Vec<Value> = volumes.iter().map(labelled).collect();
+pub fn with_volumes(volumes: &[Value], backups: &[Value], tasks: &[Value]) -> Fake {
     let listed = json!({
         "items": backups, "next": null, "damaged": [], "failedCredentials": [], "total": backups.len()
     });
     Fake::with_defaults(vec![
         ("GET /v1/volumes", ok(list(json!(volumes)))),
         ("GET /v1/tasks", ok(list(json!(tasks)))),
+        ("GET /v1/schedules", ok(list(json!([])))),
         ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
         ("GET /v1/cloudsnaps", ok(listed)),
     ])
 }
 
 /// Runs a command on a file with objects: kinds, names and contents.
-fn run_on(fake: &Fake, command: &str, objects: &[(&str, &str, &str)]) -> Ran {
+pub fn run_on(fake: &Fake, command: &str, objects: &[(&str, &str, &str)]) -> Ran {
     let one = |(kind, name, spec): &(&str, &str, &str)| {
         format!("apiVersion: blockd/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n---\n")
     };
@@ -74,15 +82,8 @@ fn restore_without_source_is_refused() {
         }
         assert!(fake.changes().is_empty(), "{:?}", fake.changes());
     }
-    // A backup may be deleted after its restore, and its volume renamed.
-    for (listed, spec) in [
-        (vec![good], "backupName: good"),
-        (vec![backup("59-61", "good", ("59", "was"))], "backupName: good, sourceVolume: was"),
-        (Vec::new(), "backupName: good"),
-    ] {
-        let ran = of(&daemon(&volumes, &listed, &[restored.clone()]), "apply", spec);
-        assert_eq!((ran.status, ran.stdout.as_str()), (0, "VolumeRestore/rr unchanged\n"), "{ran:?}");
-    }
+    let ran = of(&daemon(&volumes, &[good], &[restored]), "apply", "backupName: good");
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, "VolumeRestore/rr unchanged\n"), "{ran:?}");
     // Another object makes the backup.
     let fake = daemon(&volumes, &[], &[]);
     let both = [
@@ -120,6 +121,14 @@ fn backup_of_an_existing_name_gets_no_more_volumes() {
             assert!(warning.starts_with(&lacks), "{command} {shown:#}");
         }
     }
+    // Another set of volumes would have another point in time, too.
+    for (kind, name, spec) in [
+        ("VolumeBackup", "before", "backupLocation: nas, volume: acc"),
+        ("VolumeSnapshot", "monday", "volume: acc"),
+    ] {
+        let ran = run_on(&fake, "apply", &[(kind, name, spec)]);
+        assert!(ran.status == 5 && ran.stderr.contains(" lacks acc: give a new one another name"), "{ran:?}");
+    }
     assert!(fake.changes().is_empty(), "{:?}", fake.changes());
 
     // An interrupted backup has the point in time of the others.
@@ -133,6 +142,33 @@ fn backup_of_an_existing_name_gets_no_more_volumes() {
         (ran.status, ran.stdout, fake.changes()),
         (0, resumed, vec![format!("POST /v1/tasks/{TASK}/resume")])
     );
+}
+
+#[test]
+fn interrupted_backup_has_the_volumes_of_its_tasks() {
+    let volumes = [("59", "hrv"), ("60", "lzv"), ("61", "db")];
+    let stored = backup("59-61", "ig", ("59", "hrv"));
+    let mut stopped = task("Backup-Stopped", 1);
+    (stopped["name"], stopped["volumeName"]) = (json!("ig"), json!("lzv"));
+    (stopped["resumable"], stopped["cloudSnapshotId"]) = (json!(true), json!(null));
+    let fake = daemon(&volumes, &[stored], &[stopped]);
+    let interrupted = ("VolumeBackup", "ig", "backupLocation: nas, volume: [lzv, hrv]");
+    let restore = "backupLocation: nas, backupName: ig, sourceVolume:";
+    for (of, status, words) in [
+        ("lzv", 0, "VolumeRestore/back created (dry run)"),
+        ("db", 4, "has no volume db: its volumes are hrv, lzv"),
+    ] {
+        let spec = format!("{restore} {of}");
+        let ran = run_on(&fake, "apply --dry-run", &[interrupted, ("VolumeRestore", "back", &spec)]);
+        assert!(ran.status == status && (ran.stdout.clone() + &ran.stderr).contains(words), "{ran:?}");
+    }
+    // A volume without a task is missing after the resumption.
+    for (command, status) in [("diff", 1), ("apply --dry-run", 5), ("apply", 5)] {
+        let spec = "backupLocation: nas, volume: [lzv, hrv, db]";
+        let ran = run_on(&fake, command, &[("VolumeBackup", "ig", spec)]);
+        assert!(ran.status == status && ran.stderr.contains(" lacks db: give a new one"), "{ran:?}");
+    }
+    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
 }
 
 #[test]
@@ -250,4 +286,10 @@ fn missing_references_are_errors_of_plans() {
     let rule = ("Rule", "gone", "preCommand: sync");
     let backup = ("VolumeBackup", "new", "backupLocation: nas, volume: db, preExecRule: gone");
     assert_eq!(run_on(&fake, "apply --dry-run", &[rule, backup]).status, 0);
+    let backup = ("VolumeBackup", "new", "backupLocation: nas, volume: db");
+    // The backup of the call will not have the volume.
+    let restore = ("VolumeRestore", "again", "backupLocation: nas, backupName: new, sourceVolume: gone");
+    let ran = run_on(&fake, "apply --dry-run", &[backup, restore]);
+    let words = "spec.sourceVolume: VolumeBackup/new has no volume gone: its volumes are db";
+    assert!(ran.status == 4 && ran.stderr.contains(words), "{ran:?}");
 }

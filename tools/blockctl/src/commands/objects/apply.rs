@@ -259,8 +259,8 @@ impl Apply<'_> {
             }
             (Body::Backup(backup), _) => return self.start_backup(name, backup).await,
             (Body::Snapshot(snapshot), _) => {
-                let missing = resources.without_snapshot(name.as_str(), snapshot);
-                take_snapshots(client, missing, parse_name(name)?, snapshot.hooks()).await?;
+                let volumes = resources.members(snapshot).map(|volume| volume.name.clone()).collect();
+                take_snapshots(client, volumes, parse_name(name)?, snapshot.hooks()).await?;
             }
             (Body::Restore(restore), _) => {
                 return start_restore(self.context, object, restore, resources).await;

@@ -1,18 +1,17 @@
-//! Backups of a name: their volumes, the source of a restore, and their deletion.
+//! Backups of a name: their volumes, and their deletion.
 
 use super::resources::{ResourceSet, backup_name};
 use crate::{
     failure::Failure,
     objects::{
-        NAMESPACE,
         backup::Backup,
-        volumes::{Restore, RestoreSource, VolumeClone},
+        volumes::{Restore, RestoreSource},
     },
     output::Context,
     wait::follow,
 };
 use blockd_api::{
-    ApiError, CredentialName, CredentialRef, ErrorCode, Labels, ObjectName, VolumeId, VolumeName,
+    ApiError, CredentialName, CredentialRef, ErrorCode, VolumeId, VolumeName,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, StartDelete},
     operations,
     snapshots::Snapshot,
@@ -24,15 +23,6 @@ use uuid::Uuid;
 
 /// Result of a deletion that keeps cloud snapshots.
 pub const IN_STORE: &str = "kept in the store";
-
-/// Restored volume.
-#[derive(Clone, Debug)]
-pub struct RestoreTarget {
-    pub snap: CloudSnapshotId,
-    pub volume: VolumeName,
-    /// Labels of a new volume; `None` if the cloud snapshot is not listed.
-    pub labels: Option<Labels>,
-}
 
 /// Volume of a backup or snapshot: its id, if it is known, and its name.
 type Origin<'a> = (Option<VolumeId>, &'a str);
@@ -92,15 +82,15 @@ impl ResourceSet {
         self.tasks_named(name, location).filter(|task| !task.state.stage.is_over())
     }
 
-    /// Returns the running tasks of the backups of a restore source: of one volume, or of all.
-    pub fn awaited<'a>(
-        &'a self,
-        name: &'a ObjectName,
-        volume: Option<&'a VolumeName>,
-        location: Option<&'a CredentialName>,
-    ) -> impl Iterator<Item = &'a Task> {
-        let is_meant = move |task: &&Task| volume.is_none() || task.volume_name.as_ref() == volume;
-        self.under_way(name.as_str(), location).filter(is_meant)
+    /// Returns the running tasks of the backup of a restore: of its volume, or of all.
+    pub fn awaited<'a>(&'a self, restore: &'a Restore) -> impl Iterator<Item = &'a Task> {
+        let (name, volume) = match restore.source() {
+            Some(RestoreSource::Backup(name, volume)) => (Some(name), volume),
+            _ => (None, None),
+        };
+        let tasks =
+            name.into_iter().flat_map(|name| self.under_way(name.as_str(), restore.location.as_ref()));
+        tasks.filter(move |task| volume.is_none() || task.volume_name.as_ref() == volume)
     }
 
     /// Returns the selected volumes.
@@ -129,13 +119,45 @@ impl ResourceSet {
         self.selects(backup, origin_of_task(task))
     }
 
-    /// Returns the selected volumes without a finished or running backup of a name.
-    pub fn not_backed_up<'a>(&'a self, name: &'a str, backup: &'a Backup) -> Vec<&'a Volume> {
+    /// Returns true if a volume has a finished or running backup of a name.
+    fn is_backed_up(&self, name: &str, backup: &Backup, volume: &Volume) -> bool {
+        let stored = self.backups_named(name, backup.location()).map(origin_of);
+        let running = self.under_way(name, backup.location()).map(origin_of_task);
+        stored.chain(running).any(|origin| is_origin(volume, origin))
+    }
+
+    /// Returns the ended tasks that make the missing backup of a volume if they are resumed.
+    fn resumable_of<'a>(
+        &'a self,
+        name: &'a str,
+        backup: &'a Backup,
+        volume: &'a Volume,
+    ) -> impl Iterator<Item = &'a Task> {
+        let ended = self.tasks_named(name, backup.location()).filter(|task| task.resumable);
+        let is_missing = !self.is_backed_up(name, backup, volume);
+        ended.filter(move |task| is_missing && is_origin(volume, origin_of_task(task)))
+    }
+
+    /// Returns the ended tasks of a backup that can be resumed.
+    pub fn resumable(&self, name: &str, backup: &Backup) -> Vec<Uuid> {
+        let tasks = self.members(backup).flat_map(|volume| self.resumable_of(name, backup, volume));
+        tasks.map(|task| task.task_id).collect()
+    }
+
+    /// Returns the volumes that `apply` adds to a backup: all of a new one, those of an interrupted one. The
+    /// local snapshot of an interrupted backup has the point in time of the others.
+    pub fn coming<'a>(&'a self, name: &str, backup: &'a Backup) -> Vec<&'a Volume> {
+        let is_new = self.backed_up_at(name, backup.location()).is_none();
+        let comes = |volume: &&Volume| is_new || self.resumable_of(name, backup, volume).next().is_some();
+        self.members(backup).filter(comes).collect()
+    }
+
+    /// Returns the selected volumes that a backup neither has nor gets.
+    pub fn not_backed_up<'a>(&'a self, name: &str, backup: &'a Backup) -> Vec<&'a Volume> {
+        let coming = self.coming(name, backup);
         let is_missing = |volume: &&Volume| {
-            let mut stored = self.backups_named(name, backup.location()).map(origin_of);
-            let mut running = self.under_way(name, backup.location()).map(origin_of_task);
-            !stored.any(|origin| is_origin(volume, origin))
-                && !running.any(|origin| is_origin(volume, origin))
+            !self.is_backed_up(name, backup, volume)
+                && !coming.iter().any(|one| one.volume_id == volume.volume_id)
         };
         self.members(backup).filter(is_missing).collect()
     }
@@ -146,14 +168,6 @@ impl ResourceSet {
         stored.chain(self.under_way(name, location).map(|task| task.started_at)).min()
     }
 
-    /// Returns the ended tasks of a name that can be resumed, of selected volumes without a backup.
-    pub fn resumable(&self, name: &str, backup: &Backup) -> Vec<Uuid> {
-        let missing = self.not_backed_up(name, backup);
-        let is_missing = |task: &&Task| missing.iter().any(|volume| is_origin(volume, origin_of_task(task)));
-        let ended = self.tasks_named(name, backup.location()).filter(|task| task.resumable);
-        ended.filter(is_missing).map(|task| task.task_id).collect()
-    }
-
     /// Returns the error of a location that could not be listed: of this one, or of any.
     pub fn unlisted(&self, object: &str, location: Option<&CredentialName>) -> Option<ApiError> {
         let is_it = |name: &str| location.is_none_or(|location| location.as_str() == name);
@@ -161,135 +175,15 @@ impl ResourceSet {
         let message = format!("{object}: BackupLocation/{name} cannot be listed: {}", error.message);
         Some(ApiError { message, ..error.clone() })
     }
-
-    /// Returns the cloud snapshots of a name for a restore: those of this host, or of another one.
-    ///
-    /// # Errors
-    /// A location cannot be listed, there are none, one that is needed is being made, or they are those of
-    /// several hosts.
-    fn restorable<'a>(
-        &'a self,
-        name: &'a ObjectName,
-        volume: Option<&'a VolumeName>,
-        location: Option<&'a CredentialName>,
-    ) -> Result<Vec<&'a Cloudsnap>, ApiError> {
-        if let Some(error) = self.unlisted(&format!("VolumeBackup/{name}"), location) {
-            return Err(error);
-        }
-        let mut found: Vec<&Cloudsnap> = self.backups_named(name.as_str(), location).collect();
-        let is_own = !found.is_empty() || self.under_way(name.as_str(), location).next().is_some();
-        if !is_own {
-            let all = self.cloudsnaps.iter().flatten();
-            found = all.filter(|one| is_named(one, name.as_str(), location)).collect();
-        }
-        // Two locations may lead to one store.
-        found.sort_by_key(|one| one.cloud_snapshot_id);
-        found.dedup_by_key(|one| one.cloud_snapshot_id);
-        let clusters: Vec<Uuid> = found.iter().map(|one| one.cloud_snapshot_id.cluster).collect();
-        let place = location.map(|location| format!(" in BackupLocation/{location}")).unwrap_or_default();
-        if self.awaited(name, volume, location).next().is_some() {
-            let message =
-                format!("VolumeBackup/{name} is not done yet: apply this again when it is, or with --wait");
-            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
-        }
-        if found.is_empty() && !is_own {
-            let message = format!("there is no VolumeBackup/{name}{place}");
-            let hint = "`blockctl get VolumeBackup` lists the backups";
-            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint));
-        }
-        if clusters.iter().any(|cluster| *cluster != clusters[0]) {
-            return Err(ambiguous(name, &found));
-        }
-        Ok(found)
-    }
-
-    /// Returns the present name of the volume of a backup; the name at its time, if this host has no such
-    /// volume.
-    pub(super) fn present_name<'a>(&'a self, one: &'a Cloudsnap) -> &'a str {
-        let is_own = self.own == Some(one.cloud_snapshot_id.cluster);
-        let known = self.volumes.iter().find(|volume| is_own && volume.volume_id == one.volume_id);
-        known.map_or(one.volume_name.as_str(), |volume| volume.name.as_str())
-    }
-
-    /// Returns the cloud snapshot of a restore to one volume.
-    ///
-    /// # Errors
-    /// There is none, or there are several.
-    pub fn source(&self, restore: &Restore) -> Result<CloudSnapshotId, ApiError> {
-        let (name, volume) = match restore.source() {
-            Some(RestoreSource::Cloudsnap(id)) => return Ok(id),
-            Some(RestoreSource::Backup(name, volume)) => (name, volume),
-            None => return Err(ApiError::new(ErrorCode::InvalidRequest, "the restore names no backup")),
-        };
-        let mut found = self.restorable(name, volume, restore.location.as_ref())?;
-        found.retain(|one| volume.is_none_or(|volume| self.present_name(one) == volume.as_str()));
-        match found.as_slice() {
-            [one] => Ok(one.cloud_snapshot_id),
-            [] => {
-                let volume = volume.map(VolumeName::as_str).unwrap_or_default();
-                let volumes = self.volumes_of(name, restore.location.as_ref());
-                let message =
-                    format!("VolumeBackup/{name} has no volume {volume}: its volumes are {volumes}");
-                Err(ApiError::new(ErrorCode::VolumeNotFound, message))
-            }
-            several => Err(ambiguous(name, several)),
-        }
-    }
-
-    /// Returns the volumes of a restore of all volumes of a backup.
-    ///
-    /// # Errors
-    /// There is no such backup, none of its volumes is selected, or their names are ambiguous.
-    pub fn restore_targets(&self, restore: &Restore) -> Result<Vec<RestoreTarget>, ApiError> {
-        let Some(RestoreSource::Backup(name, _)) = restore.source() else { return Ok(Vec::new()) };
-        let found = self.restorable(name, None, restore.location.as_ref())?;
-        let mut targets: Vec<RestoreTarget> = Vec::new();
-        for one in found.iter().filter(|one| restore.selects(&one.labels)) {
-            let (volume, labels) = restore.destination(self.present_name(one), &one.labels);
-            let id = one.cloud_snapshot_id;
-            let volume: VolumeName = volume
-                .parse()
-                .map_err(|error| ApiError::new(ErrorCode::InvalidRequest, format!("{id}: {error}")))?;
-            if targets.iter().any(|other| other.volume == volume) {
-                return Err(ambiguous(name, &found));
-            }
-            targets.push(RestoreTarget { snap: id, volume, labels: Some(labels) });
-        }
-        if targets.is_empty() {
-            let volumes: Vec<String> =
-                found.iter().map(|one| format!("{} ({})", one.volume_name, one.labels)).collect();
-            let message = format!(
-                "VolumeBackup/{name} has no volume with the selected labels: its volumes are {}",
-                volumes.join(", ")
-            );
-            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
-        }
-        Ok(targets)
-    }
-
-    /// Returns the volumes of a clone.
-    pub fn clone_sources(&self, clone: &VolumeClone) -> Vec<VolumeName> {
-        let Some(namespace) = &clone.source_namespace else {
-            return clone.source.clone().into_iter().collect();
-        };
-        let is_meant = |volume: &&Volume| volume.labels.as_map().get(NAMESPACE) == Some(namespace);
-        self.volumes.iter().filter(is_meant).map(|volume| volume.name.clone()).collect()
-    }
 }
 
-fn ambiguous(name: &ObjectName, several: &[&Cloudsnap]) -> ApiError {
-    let advice = if is_of_one_volume(several) { "" } else { "sourceVolume or " };
-    let message =
-        format!("VolumeBackup/{name} is ambiguous ({}): name its {advice}cloudSnapshotId", listed(several));
-    ApiError::new(ErrorCode::InvalidRequest, message)
-}
-
-fn is_of_one_volume(several: &[&Cloudsnap]) -> bool {
+/// Returns true if cloud snapshots have the same volume.
+pub(super) fn is_of_one_volume(several: &[&Cloudsnap]) -> bool {
     several.iter().all(|one| one.volume_id == several[0].volume_id)
 }
 
 /// Formats cloud snapshots for a message.
-fn listed(several: &[&Cloudsnap]) -> String {
+pub(super) fn listed(several: &[&Cloudsnap]) -> String {
     let one = |one: &&Cloudsnap| {
         format!("{} of {} in {}", one.cloud_snapshot_id, one.volume_name, one.credential_name)
     };

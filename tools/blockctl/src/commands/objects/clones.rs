@@ -1,6 +1,9 @@
 //! Clones of volumes from one point in time.
 
-use super::resources::ResourceSet;
+use super::{
+    plan::{Plan, no_label},
+    resources::ResourceSet,
+};
 use crate::{
     failure::Failure,
     objects::{
@@ -10,11 +13,75 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    CLONED_BY, CLONED_FROM, Client, Labels, SnapshotName, VolumeName, VolumeRef, operations,
+    ApiError, CLONED_BY, CLONED_FROM, Client, ErrorCode, Labels, SnapshotName, VolumeName, VolumeRef,
+    operations,
     quiesce::HookOptions,
     snapshots::{CreateGroupSnapshot, CreateSnapshot},
-    volumes::CloneVolume,
+    volumes::{CloneVolume, Volume},
 };
+
+/// Clone of a volume.
+pub struct ClonePlan<'a> {
+    source: VolumeName,
+    pub name: VolumeName,
+    /// Existing clone. A volume whose label names the object is one under any name.
+    pub volume: Option<&'a Volume>,
+}
+
+/// Returns the plan of a clone.
+pub fn plan_clone(object: &Object, clone: &VolumeClone, resources: &ResourceSet) -> Plan {
+    match clone_plans(object, clone, resources) {
+        Ok(plans) if plans.iter().all(|one| one.volume.is_some()) => Plan::Unchanged,
+        Ok(_) => Plan::Create,
+        Err(error) => Plan::Refused(Vec::new(), error),
+    }
+}
+
+/// Returns the clones of an object.
+///
+/// # Errors
+/// There are no volumes to clone, or a volume of the name is not a clone.
+pub fn clone_plans<'a>(
+    object: &'a Object,
+    clone: &VolumeClone,
+    resources: &'a ResourceSet,
+) -> Result<Vec<ClonePlan<'a>>, ApiError> {
+    let made: Vec<&Volume> = resources.made_by(CLONED_BY, object).collect();
+    let sources = clone_sources(clone, resources);
+    if sources.is_empty() && made.is_empty() {
+        let namespace = clone.source_namespace.as_deref().unwrap_or_default();
+        let label = format!("{NAMESPACE}={namespace}");
+        return Err(object.locate(ApiError::new(ErrorCode::VolumeNotFound, no_label(&label, &label))));
+    }
+    let planned = |source: VolumeName| {
+        let is_clone = |volume: &&Volume| {
+            volume.labels.as_map().get(CLONED_FROM).is_some_and(|origin| clone.is_of(&source, origin))
+        };
+        let name = clone.destination(&source).ok_or_else(unnamed)?;
+        let volume = made.iter().copied().find(is_clone).or_else(|| resources.volume(&name));
+        if volume.is_some_and(|volume| !is_clone(&volume)) {
+            let snapshot = clone.snapshot.as_ref().map(|snapshot| format!("@{snapshot}"));
+            let message = format!(
+                "{object}: volume {name} exists and is not a clone of {source}{}: delete it first, or name another one in destinationVolume",
+                snapshot.unwrap_or_default()
+            );
+            return Err(ApiError::new(ErrorCode::VolumeExists, message));
+        }
+        Ok(ClonePlan { source, name, volume })
+    };
+    sources.into_iter().map(planned).collect()
+}
+
+/// Returns the volumes of a clone.
+fn clone_sources(clone: &VolumeClone, resources: &ResourceSet) -> Vec<VolumeName> {
+    let Some(namespace) = &clone.source_namespace else { return clone.source.clone().into_iter().collect() };
+    let is_meant = |volume: &&Volume| volume.labels.as_map().get(NAMESPACE) == Some(namespace);
+    resources.volumes.iter().filter(is_meant).map(|volume| volume.name.clone()).collect()
+}
+
+fn unnamed() -> ApiError {
+    ApiError::new(ErrorCode::InvalidRequest, "a clone cannot be named: its name is too long")
+}
 
 /// Clones a named snapshot of a volume, or the current content of volumes without a clone.
 pub async fn clone_volumes(
@@ -24,15 +91,9 @@ pub async fn clone_volumes(
     resources: &ResourceSet,
 ) -> Result<(), Failure> {
     let client = &context.client;
-    let unnamed = || Failure::usage("a clone cannot be named: its name is too long");
     let snapshot = clone.snapshot_name().ok_or_else(unnamed)?;
-    let mut pairs: Vec<(VolumeName, VolumeName)> = Vec::new();
-    for source in resources.clone_sources(clone) {
-        let name = clone.destination(&source).ok_or_else(unnamed)?;
-        if resources.volume(&name).is_none() {
-            pairs.push((source, name));
-        }
-    }
+    let missing = clone_plans(object, clone, resources)?.into_iter().filter(|one| one.volume.is_none());
+    let pairs: Vec<_> = missing.map(|one| (one.source, one.name)).collect();
     if clone.snapshot.is_none() {
         let sources = pairs.iter().map(|(source, _)| source.clone()).collect();
         take_snapshots(client, sources, snapshot.clone(), HookOptions::default()).await?;

@@ -1,11 +1,12 @@
-//! Differences of backups and snapshots that stay: these are made once.
+//! Differences of objects that stay, because they are made once.
 
-use super::resources::ResourceSet;
+use super::{clones::clone_plans, resources::ResourceSet, restore_plans::volume_plans};
 use crate::{
     objects::{Body, Object, backup::Backup},
     table::short_time,
 };
-use blockd_api::{ApiError, ErrorCode, first_names};
+use blockd_api::{ApiError, ErrorCode, VolumeName, first_names, volumes::Volume};
+use jiff::Timestamp;
 
 /// Returns the error of an object that names volumes which its backup or snapshot lacks: a new one would have
 /// another point in time.
@@ -22,31 +23,58 @@ pub fn refuse_lacking(object: &Object, backup: &Backup, resources: &ResourceSet)
 
 /// Returns warnings about an object that is not changed.
 pub fn warnings_of_unchanged(object: &Object, resources: &ResourceSet) -> Vec<String> {
-    let (Body::Backup(backup) | Body::Snapshot(backup)) = &object.body else { return Vec::new() };
+    let (Body::Backup(backup) | Body::Snapshot(backup)) = &object.body else {
+        let renamed = renamed(object, resources).into_iter();
+        let text = |(name, now)| {
+            format!("{object} has volume {now} and makes no {name}: give a new one another name")
+        };
+        return renamed.map(text).collect();
+    };
     let lacking = lacking(object, backup, resources);
     let selected = lacking.map(|text| format!("{text} of the selected volumes: give a new one another name"));
     selected.into_iter().collect()
 }
 
-/// Describes the selected volumes that an existing backup or snapshot lacks.
+/// Returns the names of volumes of a restore or clone that it has under another name, and these.
+fn renamed(object: &Object, resources: &ResourceSet) -> Vec<(VolumeName, VolumeName)> {
+    let pairs: Vec<_> = match &object.body {
+        Body::Restore(restore) => {
+            let plans = volume_plans(object, restore, resources).unwrap_or_default().into_iter();
+            plans.filter_map(|one| Some((one.target?.volume, one.volume))).collect()
+        }
+        Body::Clone(clone) => {
+            let plans = clone_plans(object, clone, resources).unwrap_or_default().into_iter();
+            plans.filter_map(|one| Some((one.name, one.volume?.name.clone()))).collect()
+        }
+        _ => Vec::new(),
+    };
+    pairs.into_iter().filter(|(name, now)| name != now).collect()
+}
+
+/// Describes the selected volumes that an existing backup or snapshot neither has nor gets.
 fn lacking(object: &Object, backup: &Backup, resources: &ResourceSet) -> Option<String> {
     let name = object.name.as_str();
     let (made_at, missing) = match &object.body {
-        Body::Snapshot(_) => {
-            let of_member = resources.snapshots.iter().filter(|one| {
-                one.name.as_str() == name
-                    && resources.members(backup).any(|volume| volume.volume_id == one.volume_id)
-            });
-            (of_member.map(|one| one.created_at).min(), resources.without_snapshot(name, backup))
-        }
-        _ => {
-            let missing = resources.not_backed_up(name, backup);
-            (
-                resources.backed_up_at(name, backup.location()),
-                missing.into_iter().map(|one| one.name.clone()).collect(),
-            )
-        }
+        Body::Snapshot(_) => (resources.snapshot_at(name), resources.without_snapshot(name, backup)),
+        _ => (resources.backed_up_at(name, backup.location()), resources.not_backed_up(name, backup)),
     };
     let made_at = made_at.filter(|_| !missing.is_empty())?;
-    Some(format!("{object} of {} lacks {}", short_time(made_at), first_names(missing)))
+    let names = first_names(missing.iter().map(|volume| &volume.name));
+    Some(format!("{object} of {} lacks {names}", short_time(made_at)))
+}
+
+impl ResourceSet {
+    /// Returns the time of the local snapshots of a name, of the first one; `None` without any.
+    pub fn snapshot_at(&self, name: &str) -> Option<Timestamp> {
+        let named = self.snapshots.iter().filter(|one| one.name.as_str() == name);
+        named.map(|one| one.created_at).min()
+    }
+
+    /// Returns the selected volumes without a local snapshot of a name.
+    fn without_snapshot<'a>(&'a self, name: &str, backup: &'a Backup) -> Vec<&'a Volume> {
+        let is_missing = |volume: &&Volume| {
+            !self.snapshots.iter().any(|one| one.volume_id == volume.volume_id && one.name.as_str() == name)
+        };
+        self.members(backup).filter(is_missing).collect()
+    }
 }

@@ -6,7 +6,7 @@ use super::{
     status::{CloneMember, CloneSpec, CloneStatus, RestoreSpec, TransferMember, TransferStatus},
     transfers::Transfer,
 };
-use crate::objects::Kind;
+use crate::objects::{Kind, Object};
 use blockd_api::{
     CLONED_BY, CLONED_FROM, RESTORED_BY, RESTORED_FROM,
     tasks::{Task, TaskKind},
@@ -61,24 +61,47 @@ impl ResourceSet {
         self.tasks.iter().filter(|task| task.state.kind == TaskKind::Restore).find(is_meant)
     }
 
-    /// Returns the restores that have volumes.
-    pub fn restores(&self) -> Vec<Found> {
-        let is_restored = |volume: &&Volume| {
-            volume.labels.as_map().contains_key(RESTORED_BY) || self.restore_task(volume).is_some()
+    /// Returns the cloud snapshot whose content a volume has or gets. Its label is removed when other content
+    /// replaces this one; of a volume that no object restored, the newest task is all that is known.
+    pub fn origin<'a>(&'a self, volume: &'a Volume) -> Option<&'a String> {
+        let labels = volume.labels.as_map();
+        let is_labelled = [RESTORED_BY, RESTORED_FROM].iter().any(|label| labels.contains_key(*label));
+        let is_known = |task: &&Task| !is_labelled || !task.state.stage.is_over() || task.resumable;
+        let task = self.restore_task(volume).filter(is_known);
+        task.and_then(|task| task.cloud_snapshot_id.as_ref()).or_else(|| labels.get(RESTORED_FROM))
+    }
+
+    /// Returns the newest restore task of a volume, if the volume has or gets its content.
+    pub fn task_of_origin(&self, volume: &Volume) -> Option<&Task> {
+        let task = self.restore_task(volume)?;
+        (task.cloud_snapshot_id.as_ref() == self.origin(volume)).then_some(task)
+    }
+
+    /// Returns the volumes whose label names an object.
+    pub fn made_by<'a>(&'a self, label: &'a str, object: &'a Object) -> impl Iterator<Item = &'a Volume> {
+        let is_made = move |volume: &&Volume| {
+            volume.labels.as_map().get(label).is_some_and(|by| *by == object.name.as_str())
         };
+        self.volumes.iter().filter(is_made)
+    }
+
+    /// Returns the restores that have volumes with their content.
+    pub fn restores(&self) -> Vec<Found> {
+        let is_restored = |volume: &&Volume| self.origin(volume).is_some();
         let restores = by_object(self.volumes.iter().filter(is_restored), RESTORED_BY);
         restores.iter().map(|made| self.restore(made)).collect()
     }
 
     fn restore(&self, made: &Made<'_>) -> Found {
-        let tasks: Vec<&Task> = made.volumes.iter().filter_map(|volume| self.restore_task(volume)).collect();
-        let transfer = |volume: &&Volume| {
-            let label = volume.labels.as_map().get(RESTORED_FROM).cloned();
-            self.restore_task(volume).map_or_else(|| Transfer::of_restored(volume, label), Transfer::of_task)
+        let tasks: Vec<&Task> =
+            made.volumes.iter().filter_map(|volume| self.task_of_origin(volume)).collect();
+        let transfer = |volume: &&Volume| match self.task_of_origin(volume) {
+            Some(task) => Transfer::of_task(task),
+            None => Transfer::of_restored(volume, self.origin(volume).cloned()),
         };
         let status = TransferStatus::of(made.volumes.iter().map(transfer).collect(), None);
-        let location = tasks.iter().find_map(|task| task.credential_name.as_ref());
         let snapshots = status.volumes.iter().filter_map(TransferMember::cloud_snapshot_id).collect();
+        let location = tasks.iter().find_map(|task| task.credential_name.as_ref());
         let body = json!(RestoreSpec {
             backup_location: location.map_or_else(|| "-".to_owned(), ToString::to_string),
             cloud_snapshot_id: one_or_all(&snapshots),

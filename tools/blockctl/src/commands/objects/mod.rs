@@ -9,12 +9,13 @@ mod delete;
 mod differences;
 mod found;
 mod made_volumes;
-mod origins;
 mod plan;
 pub mod record;
 mod resources;
+mod restore_plans;
 mod restores;
 mod show;
+mod sources;
 pub mod status;
 mod transfers;
 

@@ -1,21 +1,12 @@
 //! Plans of changes that make a resource match its object.
 
-use super::{differences::refuse_lacking, resources::ResourceSet};
+use super::{
+    clones::plan_clone, differences::refuse_lacking, resources::ResourceSet, restore_plans::plan_restore,
+};
 use crate::objects::{
-    Body, NAMESPACE, Object,
-    backup::Backup,
-    hook::Hook,
-    location_table::is_access,
-    schedule::fixed,
-    view,
-    volumes::{ReplacePolicy, Restore, RestoreSource, VolumeClone},
+    Body, Object, backup::Backup, hook::Hook, location_table::is_access, schedule::fixed, view,
 };
-use blockd_api::{
-    ApiError, CLONED_FROM, ErrorCode, RESTORED_BY, RESTORED_FROM, VolumeName,
-    cloudsnaps::CloudSnapshotId,
-    tasks::{Task, TaskStage},
-    volumes::{Volume, VolumeState},
-};
+use blockd_api::{ApiError, ErrorCode, VolumeName};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
@@ -83,7 +74,8 @@ impl Plan {
         }
     }
 
-    fn refused(object: &Object, code: ErrorCode, cause: &str) -> Self {
+    /// Returns the refusal of an object.
+    pub fn refused(object: &Object, code: ErrorCode, cause: &str) -> Self {
         Self::Refused(Vec::new(), ApiError::new(code, format!("{object}: {cause}")))
     }
 }
@@ -212,7 +204,8 @@ fn check_targets(object: &Object, hook: &Hook, resources: &ResourceSet) -> Resul
     Ok(())
 }
 
-fn no_label(labels: &str, first: &str) -> String {
+/// Returns the error of labels that no volume has.
+pub fn no_label(labels: &str, first: &str) -> String {
     format!("no volume has the label {labels}; set it with `blockctl volume update VOLUME --label +{first}`")
 }
 
@@ -253,11 +246,12 @@ fn plan_new(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
 }
 
 fn plan_snapshot(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
-    let count = resources.members(backup).count();
-    match resources.without_snapshot(object.name.as_str(), backup).len() {
-        _ if count == 0 => no_volumes(object, backup),
-        missing if missing == count => plan_new(object, backup, resources),
-        _ => plan_made(object, backup, resources),
+    if resources.members(backup).next().is_none() {
+        return no_volumes(object, backup);
+    }
+    match resources.snapshot_at(object.name.as_str()) {
+        None => plan_new(object, backup, resources),
+        Some(_) => plan_made(object, backup, resources),
     }
 }
 
@@ -275,10 +269,9 @@ fn plan_backup(object: &Object, backup: &Backup, resources: &ResourceSet) -> Pla
     if resources.backed_up_at(name, location).is_none() {
         return plan_new(object, backup, resources);
     }
-    // The local snapshot of an interrupted backup has the point in time of the others.
     let resumes = resources.resumable(name, backup);
     match plan_made(object, backup, resources) {
-        _ if !resumes.is_empty() => Plan::Resume(resumes),
+        Plan::Unchanged if !resumes.is_empty() => Plan::Resume(resumes),
         Plan::Unchanged if !running.is_empty() => Plan::Wait(running),
         planned => planned,
     }
@@ -289,150 +282,6 @@ fn plan_made(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan 
     match refuse_lacking(object, backup, resources) {
         Ok(()) => Plan::Unchanged,
         Err(error) => Plan::Refused(Vec::new(), error),
-    }
-}
-
-fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> Plan {
-    if !restore.is_of_all() {
-        let Some(volume) = &restore.destination_volume else { return Plan::Create };
-        return match resources.source(restore) {
-            Ok(source) => plan_target(object, restore, volume, source, resources),
-            Err(error) => plan_without_source(object, restore, error, resources),
-        };
-    }
-    let targets = match resources.restore_targets(restore) {
-        Ok(targets) => targets,
-        Err(error) => return plan_without_source(object, restore, error, resources),
-    };
-    let (mut waits, mut resumes, mut creates) = (Vec::new(), Vec::new(), false);
-    for target in targets {
-        match plan_target(object, restore, &target.volume, target.snap, resources) {
-            Plan::Wait(tasks) => waits.extend(tasks),
-            Plan::Resume(tasks) => resumes.extend(tasks),
-            Plan::Create => creates = true,
-            refused @ Plan::Refused(..) => return refused,
-            _ => {}
-        }
-    }
-    match (creates, resumes.is_empty(), waits.is_empty()) {
-        (true, ..) => Plan::Create,
-        (_, false, _) => Plan::Resume(resumes),
-        (_, _, false) => Plan::Wait(waits),
-        _ => Plan::Unchanged,
-    }
-}
-
-/// Returns the plan for a restore whose cloud snapshots are not known: it is done, its backup is being made,
-/// or the error.
-fn plan_without_source(object: &Object, restore: &Restore, error: ApiError, resources: &ResourceSet) -> Plan {
-    let volume = restore.destination_volume.as_ref().and_then(|name| resources.volume(name));
-    let is_kept = |_: &&Volume| restore.replace_policy == ReplacePolicy::Retain;
-    // The backup may have been deleted since.
-    if let Some(volume) = volume.filter(is_kept).filter(|volume| resources.is_restored(restore, volume)) {
-        let task = resources.restore_task(volume);
-        return task.map_or(Plan::Unchanged, |task| plan_restored(object, volume, task));
-    }
-    if let Some(RestoreSource::Backup(name, volume)) = restore.source() {
-        let location = restore.location.as_ref();
-        let tasks: Vec<Uuid> = resources.awaited(name, volume, location).map(|task| task.task_id).collect();
-        if !tasks.is_empty() {
-            return Plan::Await(format!("VolumeBackup/{name}"), tasks);
-        }
-        if resources.makes_backup(name, location) {
-            return Plan::Create;
-        }
-    }
-    Plan::Refused(Vec::new(), object.locate(error))
-}
-
-/// Returns the plan for one volume of a restore.
-pub fn plan_target(
-    object: &Object,
-    restore: &Restore,
-    name: &VolumeName,
-    source: CloudSnapshotId,
-    resources: &ResourceSet,
-) -> Plan {
-    let Some(volume) = resources.volume(name) else { return Plan::Create };
-    let task = resources.restore_task(volume);
-    let label = volume.labels.as_map().get(RESTORED_FROM);
-    // The task of an old restore is forgotten.
-    let was = task.and_then(|task| task.cloud_snapshot_id.as_ref()).or(label);
-    let wanted = source.to_string();
-    let is_other = was != Some(&wanted);
-    if restore.replace_policy == ReplacePolicy::Delete && is_other {
-        return match (label, volume.labels.as_map().get(RESTORED_BY)) {
-            (Some(label), _) if *label == wanted => Plan::Unchanged,
-            // Another restore or a rollback replaced the content: a repeated `apply` must not undo it.
-            (None, Some(by)) if by == object.name.as_str() => Plan::Kept,
-            _ => Plan::Create,
-        };
-    }
-    // Other volumes of the backup may be missing.
-    let is_restored = task.is_some() || label.is_some();
-    if !is_restored || (restore.is_of_all() && is_other) {
-        return Plan::Kept;
-    }
-    if let Some(was) = was.filter(|_| is_other) {
-        let cause = format!(
-            "volume {} exists and was restored from {was}: delete it first, or name another one in destinationVolume",
-            volume.name
-        );
-        return Plan::refused(object, ErrorCode::VolumeExists, &cause);
-    }
-    task.map_or(Plan::Unchanged, |task| plan_restored(object, volume, task))
-}
-
-/// Returns the plan for a volume with this restore task.
-fn plan_restored(object: &Object, volume: &Volume, task: &Task) -> Plan {
-    let is_whole = volume.state == VolumeState::Up && volume.hydration.is_none();
-    match task.state.stage {
-        TaskStage::Done => Plan::Unchanged,
-        stage if !stage.is_over() => Plan::Wait(vec![task.task_id]),
-        _ if is_whole => Plan::Unchanged,
-        _ if task.resumable => Plan::Resume(vec![task.task_id]),
-        _ => {
-            let why = task.error.as_ref().map_or("it was stopped", |error| error.message.as_str());
-            let cause = format!("its restore cannot go on ({why}): delete volume {} first", volume.name);
-            Plan::refused(object, ErrorCode::VolumeFailed, &cause)
-        }
-    }
-}
-
-fn plan_clone(object: &Object, clone: &VolumeClone, resources: &ResourceSet) -> Plan {
-    let sources = resources.clone_sources(clone);
-    if sources.is_empty() {
-        let namespace = clone.source_namespace.as_deref().unwrap_or_default();
-        let label = format!("{NAMESPACE}={namespace}");
-        let error = ApiError::new(ErrorCode::VolumeNotFound, no_label(&label, &label));
-        return Plan::Refused(Vec::new(), object.locate(error));
-    }
-    let mut plan = Plan::Unchanged;
-    for source in sources {
-        let Some(volume) = clone.destination(&source).and_then(|name| resources.volume(&name)) else {
-            plan = Plan::Create;
-            continue;
-        };
-        if volume.labels.as_map().get(CLONED_FROM).is_some_and(|origin| clone.is_of(&source, origin)) {
-            continue;
-        }
-        let snapshot = clone.snapshot.as_ref().map(|snapshot| format!("@{snapshot}")).unwrap_or_default();
-        let cause = format!(
-            "volume {} exists and is not a clone of {source}{snapshot}: delete it first, or name another one in destinationVolume",
-            volume.name
-        );
-        return Plan::refused(object, ErrorCode::VolumeExists, &cause);
-    }
-    plan
-}
-
-impl ResourceSet {
-    /// Returns the selected volumes without a local snapshot of a name.
-    pub fn without_snapshot(&self, name: &str, backup: &Backup) -> Vec<VolumeName> {
-        let is_missing = |volume: &&Volume| {
-            !self.snapshots.iter().any(|one| one.volume_id == volume.volume_id && one.name.as_str() == name)
-        };
-        self.members(backup).filter(is_missing).map(|volume| volume.name.clone()).collect()
     }
 }
 

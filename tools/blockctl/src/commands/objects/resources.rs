@@ -2,7 +2,9 @@
 
 use crate::{
     failure::Failure,
-    objects::{Body, Kind, Object, ReclaimPolicy, hook::Hook, resolve, schedule::ScheduleSpec},
+    objects::{
+        Body, Kind, Object, ReclaimPolicy, backup::Backup, hook::Hook, resolve, schedule::ScheduleSpec,
+    },
     output::Context,
 };
 use blockd_api::{
@@ -38,6 +40,8 @@ pub struct ResourceSet {
     pub snapshots: Vec<Snapshot>,
     /// Rules of the files of this command.
     pub file_rules: Vec<(ObjectName, Hook)>,
+    /// Backups of the files of this command.
+    pub file_backups: Vec<(ObjectName, Backup)>,
     /// Kinds and names of the objects of the files of this command.
     pub file_objects: BTreeSet<(Kind, String)>,
     /// Locations that cannot be listed, and the errors.
@@ -86,6 +90,7 @@ impl ResourceSet {
                 Body::Rule(hook) => self.file_rules.push((object.name.clone(), hook.clone())),
                 Body::Backup(backup) => {
                     locations.iter_mut().for_each(|all| all.extend(backup.location().cloned()));
+                    self.file_backups.push((object.name.clone(), backup.as_ref().clone()));
                 }
                 Body::Restore(restore) => match (&mut locations, &restore.location) {
                     (Some(all), Some(location)) => all.push(location.clone()),

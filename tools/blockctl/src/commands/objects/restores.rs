@@ -1,9 +1,10 @@
 //! Restores of one volume, or of all volumes of a backup.
 
 use super::{
-    backups::RestoreTarget,
-    plan::{Plan, plan, plan_target},
+    plan::{Plan, plan},
     resources::ResourceSet,
+    restore_plans::{VolumePlan, volume_plans},
+    sources::RestoreTarget,
 };
 use crate::{
     commands::cloudsnap::{
@@ -26,19 +27,6 @@ use blockd_api::{
 };
 use uuid::Uuid;
 
-fn targets(restore: &Restore, resources: &ResourceSet) -> Result<Vec<RestoreTarget>, ApiError> {
-    Ok(match &restore.destination_volume {
-        _ if restore.is_of_all() => resources.restore_targets(restore)?,
-        Some(volume) => {
-            let snap = resources.source(restore)?;
-            let listed = resources.cloudsnaps.iter().flatten().find(|one| one.cloud_snapshot_id == snap);
-            let labels = listed.map(|one| one.labels.clone());
-            vec![RestoreTarget { snap, volume: volume.clone(), labels }]
-        }
-        None => Vec::new(),
-    })
-}
-
 /// Describes the loss of a restore into existing volumes; `None` if it replaces none.
 pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
     let Body::Restore(restore) = &object.body else { return None };
@@ -48,15 +36,15 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
     if !matches!(plan(object, resources), Plan::Create | Plan::Await(..)) {
         return None;
     }
-    let is_replaced = |target: &&RestoreTarget| {
-        let plan = plan_target(object, restore, &target.volume, target.snap, resources);
-        matches!(plan, Plan::Create) && resources.volume(&target.volume).is_some()
-    };
-    let volumes = match (targets(restore, resources), restore.source(), &restore.destination_volume) {
-        (Ok(targets), ..) => {
-            let replaced = targets.iter().filter(is_replaced);
+    let is_replaced =
+        |one: &&VolumePlan| matches!(one.plan, Plan::Create) && resources.volume(&one.volume).is_some();
+    let planned = volume_plans(object, restore, resources);
+    let volumes = match (planned, restore.source(), &restore.destination_volume) {
+        (Ok(planned), ..) => {
+            let replaced = planned.iter().filter(is_replaced);
+            let source = |one: &VolumePlan| one.target.as_ref().map(|target| other_source(target, resources));
             let names =
-                replaced.map(|target| format!("volume {}{}", target.volume, other_source(target, resources)));
+                replaced.map(|one| format!("volume {}{}", one.volume, source(one).unwrap_or_default()));
             names.collect::<Vec<_>>().join(" and ")
         }
         // Another object or a task makes the backup.
@@ -87,12 +75,8 @@ fn other_source(target: &RestoreTarget, resources: &ResourceSet) -> String {
 /// Returns the existing volumes that a restore keeps.
 pub fn kept_volumes(object: &Object, resources: &ResourceSet) -> Vec<VolumeName> {
     let Body::Restore(restore) = &object.body else { return Vec::new() };
-    let is_kept = |target: &RestoreTarget| {
-        let plan = plan_target(object, restore, &target.volume, target.snap, resources);
-        matches!(plan, Plan::Kept)
-    };
-    let targets = targets(restore, resources).unwrap_or_default();
-    targets.into_iter().filter(is_kept).map(|target| target.volume).collect()
+    let planned = volume_plans(object, restore, resources).unwrap_or_default().into_iter();
+    planned.filter(|one| matches!(one.plan, Plan::Kept)).map(|one| one.volume).collect()
 }
 
 /// Starts or resumes the restores that are not done, and returns their tasks.
@@ -103,27 +87,22 @@ pub async fn start_restore(
     resources: &ResourceSet,
 ) -> Result<Vec<Uuid>, Failure> {
     let mut tasks = Vec::new();
-    for target in targets(restore, resources)? {
-        match plan_target(object, restore, &target.volume, target.snap, resources) {
-            Plan::Create => {}
-            Plan::Wait(running) => {
-                tasks.extend(running);
-                continue;
+    for one in volume_plans(object, restore, resources)? {
+        match (one.plan, one.target) {
+            (Plan::Create, Some(target)) if resources.volume(&one.volume).is_some() => {
+                tasks.push(replace(context, object, restore, &target).await?);
             }
-            Plan::Resume(ended) => {
+            (Plan::Create, Some(target)) => tasks.extend(start(context, object, restore, target).await?),
+            (Plan::Wait(running), _) => tasks.extend(running),
+            (Plan::Resume(ended), _) => {
                 for task in &ended {
                     context.client.call_at(operations::RESUME_TASK, task, &()).await?;
                 }
                 tasks.extend(ended);
-                continue;
             }
-            Plan::Refused(_, error) => return Err(error.into()),
-            _ => continue,
+            (Plan::Refused(_, error), _) => return Err(error.into()),
+            _ => {}
         }
-        tasks.extend(match resources.volume(&target.volume) {
-            Some(_) => Some(replace(context, object, restore, &target).await?),
-            None => start(context, object, restore, target).await?,
-        });
     }
     Ok(tasks)
 }

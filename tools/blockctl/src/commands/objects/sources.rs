@@ -1,0 +1,245 @@
+//! Sources of restores: cloud snapshots by their id or by the name of a backup, also of one that this command
+//! makes.
+
+use super::{
+    backups::{is_named, is_of_one_volume, listed},
+    resources::ResourceSet,
+};
+use crate::objects::{
+    Kind,
+    volumes::{Restore, RestoreSource},
+};
+use blockd_api::{
+    ApiError, CredentialName, ErrorCode, Labels, ObjectName, VolumeName,
+    cloudsnaps::{CloudSnapshotId, Cloudsnap},
+    volumes::Volume,
+};
+use std::collections::BTreeSet;
+
+/// Restored volume.
+#[derive(Clone, Debug)]
+pub struct RestoreTarget {
+    pub snap: CloudSnapshotId,
+    pub volume: VolumeName,
+    /// Labels of a new volume; `None` if the cloud snapshot is not listed.
+    pub labels: Option<Labels>,
+}
+
+impl ResourceSet {
+    /// Returns the volumes of a restore.
+    ///
+    /// # Errors
+    /// There is no such backup, it has none of the wanted volumes, or the source is ambiguous.
+    pub fn restore_targets(&self, restore: &Restore) -> Result<Vec<RestoreTarget>, ApiError> {
+        match (restore.source(), &restore.destination_volume) {
+            (Some(RestoreSource::Cloudsnap(snap)), Some(volume)) => {
+                let labels = self.listed(snap, None).map(|one| one.labels.clone());
+                Ok(vec![RestoreTarget { snap, volume: volume.clone(), labels }])
+            }
+            (Some(RestoreSource::Backup(name, source)), Some(volume)) => {
+                let one = self.source(restore, name, source)?;
+                let (snap, labels) = (one.cloud_snapshot_id, Some(one.labels.clone()));
+                Ok(vec![RestoreTarget { snap, volume: volume.clone(), labels }])
+            }
+            (Some(RestoreSource::Backup(name, _)), None) => self.all_targets(restore, name),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Returns the cloud snapshot of an id, in one location or in any.
+    fn listed(&self, id: CloudSnapshotId, location: Option<&CredentialName>) -> Option<&Cloudsnap> {
+        let is_in =
+            |one: &Cloudsnap| location.is_none_or(|location| one.credential_name == location.as_str());
+        self.cloudsnaps.iter().flatten().find(|one| one.cloud_snapshot_id == id && is_in(one))
+    }
+
+    /// Returns the cloud snapshots of a name for a restore: those of this host, or of another one.
+    ///
+    /// # Errors
+    /// A location cannot be listed, there are none, one that is needed is being made, or they are those of
+    /// several hosts.
+    fn restorable<'a>(
+        &'a self,
+        restore: &'a Restore,
+        name: &'a ObjectName,
+    ) -> Result<Vec<&'a Cloudsnap>, ApiError> {
+        let location = restore.location.as_ref();
+        if let Some(error) = self.unlisted(&format!("VolumeBackup/{name}"), location) {
+            return Err(error);
+        }
+        let mut found: Vec<&Cloudsnap> = self.backups_named(name.as_str(), location).collect();
+        let is_own = !found.is_empty() || self.under_way(name.as_str(), location).next().is_some();
+        if !is_own {
+            let all = self.cloudsnaps.iter().flatten();
+            found = all.filter(|one| is_named(one, name.as_str(), location)).collect();
+        }
+        // Two locations may lead to one store.
+        found.sort_by_key(|one| one.cloud_snapshot_id);
+        found.dedup_by_key(|one| one.cloud_snapshot_id);
+        if self.awaited(restore).next().is_some() {
+            let message =
+                format!("VolumeBackup/{name} is not done yet: apply this again when it is, or with --wait");
+            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
+        }
+        if found.is_empty() && !is_own {
+            let place = location.map(|location| format!(" in BackupLocation/{location}"));
+            let message = format!("there is no VolumeBackup/{name}{}", place.unwrap_or_default());
+            let hint = "`blockctl get VolumeBackup` lists the backups";
+            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint));
+        }
+        let mut clusters = found.iter().map(|one| one.cloud_snapshot_id.cluster);
+        match clusters.next().is_some_and(|first| clusters.any(|other| other != first)) {
+            true => Err(ambiguous(restore, name, &found)),
+            false => Ok(found),
+        }
+    }
+
+    /// Returns the present name of the volume of a backup; the name at its time, if this host has no such
+    /// volume.
+    pub(super) fn present_name<'a>(&'a self, one: &'a Cloudsnap) -> &'a str {
+        let is_own = self.own == Some(one.cloud_snapshot_id.cluster);
+        let known = self.volumes.iter().find(|volume| is_own && volume.volume_id == one.volume_id);
+        known.map_or(one.volume_name.as_str(), |volume| volume.name.as_str())
+    }
+
+    /// Returns the cloud snapshot of a restore of one volume of a backup.
+    fn source<'a>(
+        &'a self,
+        restore: &'a Restore,
+        name: &'a ObjectName,
+        volume: Option<&VolumeName>,
+    ) -> Result<&'a Cloudsnap, ApiError> {
+        let found = self.restorable(restore, name)?;
+        let is_meant =
+            |one: &&Cloudsnap| volume.is_none_or(|volume| self.present_name(one) == volume.as_str());
+        let meant: Vec<&Cloudsnap> = found.iter().copied().filter(is_meant).collect();
+        match (meant.as_slice(), volume) {
+            ([one], _) => Ok(one),
+            ([], Some(volume)) => Err(self.no_volume(name, volume, &found, &[])),
+            (several, _) => Err(ambiguous(restore, name, several)),
+        }
+    }
+
+    /// Returns the error of a backup that lacks a volume and has others.
+    fn no_volume(
+        &self,
+        name: &ObjectName,
+        volume: &VolumeName,
+        stored: &[&Cloudsnap],
+        coming: &[&Volume],
+    ) -> ApiError {
+        let named = |one: &&Cloudsnap| match (self.present_name(one), one.volume_name.as_str()) {
+            (now, then) if now == then => now.to_owned(),
+            (now, then) => format!("{now} ({then} at the time of the backup)"),
+        };
+        let coming = coming.iter().map(|volume| volume.name.to_string());
+        let volumes: BTreeSet<String> = stored.iter().map(named).chain(coming).collect();
+        let volumes = volumes.into_iter().collect::<Vec<_>>().join(", ");
+        let message = format!("VolumeBackup/{name} has no volume {volume}: its volumes are {volumes}");
+        ApiError::new(ErrorCode::VolumeNotFound, message)
+    }
+
+    /// Returns the volumes of a restore of all volumes of a backup.
+    fn all_targets(&self, restore: &Restore, name: &ObjectName) -> Result<Vec<RestoreTarget>, ApiError> {
+        let found = self.restorable(restore, name)?;
+        let mut targets: Vec<RestoreTarget> = Vec::new();
+        for one in found.iter().filter(|one| restore.selects(&one.labels)) {
+            let (volume, labels) = restore.destination(self.present_name(one), &one.labels);
+            let id = one.cloud_snapshot_id;
+            let volume: VolumeName = volume
+                .parse()
+                .map_err(|error| ApiError::new(ErrorCode::InvalidRequest, format!("{id}: {error}")))?;
+            if targets.iter().any(|other| other.volume == volume) {
+                return Err(ambiguous(restore, name, &found));
+            }
+            targets.push(RestoreTarget { snap: id, volume, labels: Some(labels) });
+        }
+        if targets.is_empty() {
+            let volumes: Vec<String> =
+                found.iter().map(|one| format!("{} ({})", one.volume_name, one.labels)).collect();
+            let message = format!(
+                "VolumeBackup/{name} has no volume with the selected labels: its volumes are {}",
+                volumes.join(", ")
+            );
+            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
+        }
+        Ok(targets)
+    }
+
+    /// Returns true if a cloud snapshot is listed and not one of the backup of a restore.
+    pub fn is_of_other_backup(&self, restore: &Restore, id: &str) -> bool {
+        let Some(RestoreSource::Backup(name, source)) = restore.source() else { return false };
+        let is_meant = |one: &Cloudsnap| {
+            let names = [one.volume_name.as_str(), self.present_name(one)];
+            is_named(one, name.as_str(), restore.location.as_ref())
+                && source.is_none_or(|source| names.contains(&source.as_str()))
+        };
+        let mut listed =
+            self.cloudsnaps.iter().flatten().filter(|one| one.cloud_snapshot_id.to_string() == id).peekable();
+        listed.peek().is_some() && !listed.any(is_meant)
+    }
+
+    /// Checks that objects of this command make the backup of a restore: their own, or a new location that
+    /// may have it.
+    ///
+    /// # Errors
+    /// The given error without such an object, or that of a backup that will not have the volume.
+    pub fn expect_backup(&self, restore: &Restore, error: ApiError) -> Result<(), ApiError> {
+        let location = restore.location.as_ref();
+        if self.makes_location(location) {
+            return Ok(());
+        }
+        let Some(RestoreSource::Backup(name, volume)) = restore.source() else { return Err(error) };
+        let is_it = |backup_location: Option<&CredentialName>| {
+            location.is_none_or(|location| backup_location == Some(location))
+        };
+        let backups = self.file_backups.iter().filter(|(of, backup)| of == name && is_it(backup.location()));
+        let coming: Vec<&Volume> =
+            backups.flat_map(|(name, backup)| self.coming(name.as_str(), backup)).collect();
+        match volume {
+            _ if coming.is_empty() => Err(error),
+            Some(volume) if coming.iter().all(|one| one.name != *volume) => {
+                let stored: Vec<_> = self.backups_named(name.as_str(), location).collect();
+                Err(self.no_volume(name, volume, &stored, &coming))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns true if this command adds a location: this one, or any.
+    fn makes_location(&self, location: Option<&CredentialName>) -> bool {
+        self.file_objects.iter().any(|(kind, place)| {
+            *kind == Kind::BackupLocation
+                && location.is_none_or(|location| location.as_str() == place)
+                && self.credential(place).is_none()
+        })
+    }
+}
+
+/// Returns the error of several cloud snapshots for one volume, with the fields that select one.
+fn ambiguous(restore: &Restore, name: &ObjectName, several: &[&Cloudsnap]) -> ApiError {
+    let locations: BTreeSet<&str> = several.iter().map(|one| one.credential_name.as_str()).collect();
+    let is_single = |location: &&str| {
+        let mut there = several.iter().filter(|one| one.credential_name == **location);
+        let first = there.next();
+        there.all(|one| {
+            // Of each volume one, if all are restored.
+            restore.is_of_all()
+                && first.is_some_and(|first| {
+                    first.cloud_snapshot_id.cluster == one.cloud_snapshot_id.cluster
+                        && first.volume_id != one.volume_id
+                })
+        })
+    };
+    let is_open = !restore.is_of_all() && matches!(restore.source(), Some(RestoreSource::Backup(_, None)));
+    let fields = [
+        ("sourceVolume", is_open && !is_of_one_volume(several)),
+        ("backupLocation", locations.len() > 1),
+        ("cloudSnapshotId", locations.len() == 1 || !locations.iter().all(is_single)),
+    ];
+    let fields: Vec<&str> =
+        fields.into_iter().filter_map(|(field, selects)| selects.then_some(field)).collect();
+    let message =
+        format!("VolumeBackup/{name} is ambiguous ({}): name its {}", listed(several), fields.join(" or "));
+    ApiError::new(ErrorCode::InvalidRequest, message)
+}

@@ -1,0 +1,145 @@
+//! Restores and clones are the volumes whose labels name them.
+
+use crate::{
+    plans::{backup, labelled, run_on, with_volumes},
+    support::{Fake, snap, task, volume},
+};
+use serde_json::{Value, json};
+
+/// Labels of a volume that the object `rr` restored.
+fn of_rr() -> Value {
+    json!({ "restored-by": "rr", "restored-from": snap("59-61") })
+}
+
+/// Returns a restore task of a volume.
+fn restore_task(state: &str, volume: (&str, &str)) -> Value {
+    let mut made = task(state, 1);
+    (made["volumeId"], made["volumeName"]) = (json!(volume.0), json!(volume.1));
+    made["cloudSnapshotId"] = json!(snap("59-61"));
+    made
+}
+
+/// Runs `apply` and `diff` and checks the result: unchanged, or an error of apply.
+fn check(fake: &Fake, object: (&str, &str, &str), error: Option<&str>) {
+    let (kind, name, _) = object;
+    for command in ["apply", "apply --dry-run", "diff"] {
+        let ran = run_on(fake, command, &[object]);
+        match error {
+            Some(words) => {
+                let status = if command == "diff" { 1 } else { 4 };
+                assert!(ran.status == status && ran.stderr.contains(words), "{command} {object:?} {ran:?}");
+            }
+            None => {
+                let told = command == "diff" || ran.stdout.starts_with(&format!("{kind}/{name} unchanged"));
+                assert!(ran.status == 0 && told, "{command} {object:?} {ran:?}");
+            }
+        }
+    }
+    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+}
+
+#[test]
+fn finished_restore_outlives_its_backup() {
+    let volumes = || vec![labelled("1", "acc", of_rr()), volume("59", "db")];
+    let deleted = with_volumes(&volumes(), &[], &[]);
+    for spec in [
+        "backupName: good, destinationVolume: acc",
+        "backupName: good, destinationVolume: acc, replacePolicy: Delete",
+        "backupName: good, namespaceMapping: {}",
+    ] {
+        let spec = format!("backupLocation: nas, {spec}");
+        check(&deleted, ("VolumeRestore", "rr", &spec), None);
+        // The volume is no restore of another object.
+        let error = Some("spec.backupName: there is no VolumeBackup/good in BackupLocation/nas");
+        check(&deleted, ("VolumeRestore", "zz", &spec), error);
+        // The volume has another origin, which is listed.
+        let other = with_volumes(&volumes(), &[backup("59-61", "other", ("59", "db"))], &[]);
+        check(&other, ("VolumeRestore", "rr", &spec), error);
+    }
+    // The volume of the backup had another name.
+    let renamed = with_volumes(&volumes(), &[backup("59-61", "good", ("59", "was"))], &[]);
+    let spec = "backupLocation: nas, backupName: good, sourceVolume: was, destinationVolume: acc";
+    check(&renamed, ("VolumeRestore", "rr", spec), None);
+}
+
+#[test]
+fn renamed_volumes_stay_those_of_their_object() {
+    let cloned = |object: &str| json!({ "cloned-by": object, "cloned-from": "db@clone-1" });
+    let volumes =
+        vec![volume("59", "db"), labelled("1", "moved", of_rr()), labelled("2", "moved-clone", cloned("cl"))];
+    let fake = with_volumes(&volumes, &[backup("59-61", "good", ("59", "db"))], &[]);
+    for spec in
+        ["destinationVolume: acc", "destinationVolume: db, replacePolicy: Delete", "namespaceMapping: {}"]
+    {
+        let spec = format!("backupLocation: nas, backupName: good, {spec}");
+        check(&fake, ("VolumeRestore", "rr", &spec), None);
+    }
+    check(&fake, ("VolumeClone", "cl", "sourceVolume: db"), None);
+    let warning = |kind: &str, name: &str, spec: &str| {
+        let ran = run_on(&fake, "apply", &[(kind, name, spec)]);
+        assert_eq!(run_on(&fake, "diff", &[(kind, name, spec)]).stderr, ran.stderr);
+        ran.stderr
+    };
+    assert_eq!(
+        warning("VolumeRestore", "rr", "backupLocation: nas, backupName: good, destinationVolume: acc"),
+        "warning: VolumeRestore/rr has volume moved and makes no acc: give a new one another name\n"
+    );
+    assert_eq!(
+        warning("VolumeClone", "cl", "sourceVolume: db"),
+        "warning: VolumeClone/cl has volume moved-clone and makes no cl: give a new one another name\n"
+    );
+    // A clone of a namespace without volumes.
+    let namespace = "sourceNamespace: gone, destinationNamespace: test";
+    check(&fake, ("VolumeClone", "cl", namespace), None);
+    check(&fake, ("VolumeClone", "other", namespace), Some("no volume has the label namespace=gone"));
+}
+
+#[test]
+fn volume_with_replaced_content_is_no_restore() {
+    let volumes = || vec![labelled("1", "acc", json!({ "restored-by": "rr" }))];
+    let mut stopped = restore_task("Restore-Stopped", ("1", "acc"));
+    stopped["resumable"] = json!(true);
+    for (task, names) in [(restore_task("Restore-Done", ("1", "acc")), ""), (stopped, "VolumeRestore/rr\n")] {
+        let fake = with_volumes(&volumes(), &[backup("59-61", "good", ("59", "db"))], &[task]);
+        assert_eq!(fake.run("get vr -o name").stdout, names);
+        let status = if names.is_empty() { 4 } else { 0 };
+        assert_eq!([fake.run("get vr rr").status, fake.run("delete vr rr").status], [status; 2]);
+        if names.is_empty() {
+            // It is not restored again.
+            for spec in ["", ", replacePolicy: Delete"] {
+                let spec = format!("backupLocation: nas, backupName: good, destinationVolume: acc{spec}");
+                check(&fake, ("VolumeRestore", "rr", &spec), None);
+            }
+        }
+    }
+    let gone = with_volumes(&volumes(), &[], &[]);
+    let spec = "backupLocation: nas, backupName: good, destinationVolume: acc, replacePolicy: Delete";
+    check(&gone, ("VolumeRestore", "rr", spec), None);
+}
+
+#[test]
+fn ambiguous_source_names_the_fields_that_select_one() {
+    let at = |mut one: Value, location: &str| {
+        one["credentialName"] = json!(location);
+        one
+    };
+    let one = |suffix: &str, volume: (&str, &str), location: &str| at(backup(suffix, "cp", volume), location);
+    let (db, wal) = (("59", "db"), ("60", "wal"));
+    for (found, spec, fields) in [
+        (vec![one("59-61", db, "nas"), one("59-62", db, "nas2")], "", "backupLocation\n"),
+        (vec![one("59-61", db, "nas"), one("59-62", db, "nas")], "", "cloudSnapshotId\n"),
+        (vec![one("59-61", db, "nas"), one("60-62", wal, "nas")], "", "sourceVolume or cloudSnapshotId\n"),
+        (
+            vec![one("59-61", db, "nas"), one("59-62", db, "nas2")],
+            ", namespaceMapping: {}",
+            "backupLocation\n",
+        ),
+    ] {
+        let fake = with_volumes(&[volume("59", "db"), volume("60", "wal")], &found, &[]);
+        let spec = format!("backupName: cp{spec}");
+        let ran = run_on(&fake, "apply", &[("VolumeRestore", "rr", &spec)]);
+        let start = "line 4: spec.backupName: VolumeBackup/cp is ambiguous (";
+        let end = format!("): name its {fields}");
+        assert!(ran.status == 2 && ran.stderr.contains(start) && ran.stderr.contains(&end), "{ran:?}");
+    }
+}
