@@ -262,6 +262,8 @@ fn missing_references_are_errors_of_plans() {
     let fake = daemon(&[("59", "db")], &[], &[]);
     let template = "template: {spec: {backupLocation: nas, volume: db}}";
     let by_policy = format!("schedulePolicyName: gone, {template}");
+    let of_gone = "schedule: {daily: {time: '01:00'}}, template: {spec: {backupLocation: nas, volume: gone}}";
+    let by_id = format!("backupLocation: nas, cloudSnapshotId: {}", snap("59-61"));
     for (kind, spec, status, words) in [
         (
             "VolumeBackup",
@@ -275,6 +277,17 @@ fn missing_references_are_errors_of_plans() {
             4,
             "spec.preExecRule: there is no Rule/gone",
         ),
+        ("VolumeSnapshot", "volume: db, preExecRule: gone", 4, "spec.preExecRule: there is no Rule/gone"),
+        ("VolumeBackupSchedule", of_gone, 4, "spec.template.spec.volume: there is no volume gone"),
+        ("VolumeClone", "sourceVolume: gone", 4, "spec.sourceVolume: there is no volume gone"),
+        ("VolumeClone", "sourceVolume: db, snapshot: gone", 4, "spec.snapshot: there is no snapshot db@gone"),
+        (
+            "VolumeRestore",
+            "backupLocation: gone, backupName: before",
+            4,
+            "spec.backupLocation: there is no BackupLocation/gone",
+        ),
+        ("VolumeRestore", &*by_id, 4, "spec.cloudSnapshotId: there is no cloud snapshot 2e4d4b67"),
         ("VolumeBackupSchedule", &*by_policy, 4, "spec.schedulePolicyName: there is no SchedulePolicy/gone"),
         ("VolumeBackup", "backupLocation: nas, volume: db, ttl: 0s", 2, "spec.ttl: a time above zero"),
     ] {
@@ -287,6 +300,13 @@ fn missing_references_are_errors_of_plans() {
     let backup = ("VolumeBackup", "new", "backupLocation: nas, volume: db, preExecRule: gone");
     assert_eq!(run_on(&fake, "apply --dry-run", &[rule, backup]).status, 0);
     let backup = ("VolumeBackup", "new", "backupLocation: nas, volume: db");
+    let restore = ("VolumeRestore", "again", "backupLocation: nas, backupName: new");
+    let clone = ("VolumeClone", "copy", "sourceVolume: again, snapshot: first");
+    let ran = run_on(&fake, "apply --dry-run", &[backup, restore, clone]);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let snapshot = ("VolumeSnapshot", "first", "volume: db");
+    let clone = ("VolumeClone", "copy", "sourceVolume: db, snapshot: first");
+    assert_eq!(run_on(&fake, "apply --dry-run", &[snapshot, clone]).status, 0);
     // The backup of the call will not have the volume.
     let restore = ("VolumeRestore", "again", "backupLocation: nas, backupName: new, sourceVolume: gone");
     let ran = run_on(&fake, "apply --dry-run", &[backup, restore]);

@@ -384,7 +384,7 @@ fn note_on_schedules_names_no_option_of_other_commands() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("restore.yaml");
     let text =
-        restore_document("").replace("backupName: before", &format!("cloudSnapshotId: {}", snap("59-61")));
+        restore_document("").replace("backupName: before", &format!("cloudSnapshotId: {}", snap("59-60")));
     std::fs::write(&path, text).unwrap();
     let ran = fake().run(&format!("apply -f {}", path.display()));
     assert_eq!(ran.stderr, "note: new is backed up by the schedule nightly from now on\n", "{ran:?}");

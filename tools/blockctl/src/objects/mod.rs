@@ -122,6 +122,11 @@ impl Kind {
         })
     }
 
+    /// Returns the path of the fields that name volumes and locations.
+    const fn spec(self) -> &'static str {
+        if matches!(self, Self::VolumeBackupSchedule) { "spec.template.spec" } else { "spec" }
+    }
+
     /// Returns the error of an object that does not exist.
     pub fn missing(self, name: &str) -> Failure {
         let hint = format!("`blockctl get {self}` lists those that exist");
@@ -202,7 +207,7 @@ impl Object {
 
     /// Returns the error with the file, line and field of a missing object that this one names.
     pub fn locate(&self, mut error: ApiError) -> ApiError {
-        let template = if self.kind == Kind::VolumeBackupSchedule { "spec.template.spec" } else { "spec" };
+        let template = self.kind.spec();
         let fields: &[&str] = match error.code {
             ErrorCode::CredentialNotFound => &["backupLocation"],
             ErrorCode::RuleNotFound => &["preExecRule", "postExecRule"],
@@ -355,8 +360,9 @@ fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Problem
     let Metadata { name, mut rest } = document.take("metadata")?;
     let (field, text) = (kind.properties().field, name.as_str());
     let selecting = ["selectors", "allVolumes", "group", "volume", "sourceNamespace", "sourceVolume"]
-        .map(|name| format!("spec.{name}"));
-    let selecting = selecting.iter().find(|path| document.get(path).is_some()).map_or("spec", String::as_str);
+        .map(|name| format!("{}.{name}", kind.spec()));
+    let selecting = selecting.iter().find(|path| document.get(path).is_some());
+    let selecting = selecting.map_or(kind.spec(), String::as_str);
     let volumes_field = selecting.to_owned();
     let mut body = match kind {
         Kind::BackupLocation => Body::Location(Box::new(location::Location::take(&mut document, secrets)?)),

@@ -11,6 +11,7 @@ mod found;
 mod made_volumes;
 mod plan;
 pub mod record;
+mod references;
 mod resources;
 mod restore_plans;
 mod restores;

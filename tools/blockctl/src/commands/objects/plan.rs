@@ -117,7 +117,7 @@ pub fn plan(object: &Object, resources: &ResourceSet) -> Plan {
         }
     };
     let missing = match planned {
-        Plan::Create | Plan::Update(_) => resources.missing_reference(object),
+        Plan::Create | Plan::Update(_) | Plan::Refused(..) => resources.missing_reference(object),
         _ => None,
     };
     missing.map_or(planned, |error| Plan::Refused(Vec::new(), object.locate(error)))

@@ -13,7 +13,7 @@ use blockd_api::{
     credentials::Credential,
     operations,
     rules::HookRule,
-    schedules::{Policy, PolicyName, Schedule},
+    schedules::{Policy, Schedule},
     snapshots::{ListSnapshots, Snapshot},
     tasks::{ListTasks, Task},
     volumes::{ListVolumes, Volume},
@@ -42,6 +42,8 @@ pub struct ResourceSet {
     pub file_rules: Vec<(ObjectName, Hook)>,
     /// Backups of the files of this command.
     pub file_backups: Vec<(ObjectName, Backup)>,
+    /// Volumes that restores and clones of the files of this command make; `None` for several.
+    pub file_volumes: Vec<Option<VolumeName>>,
     /// Kinds and names of the objects of the files of this command.
     pub file_objects: BTreeSet<(Kind, String)>,
     /// Locations that cannot be listed, and the errors.
@@ -91,15 +93,23 @@ impl ResourceSet {
                 Body::Backup(backup) => {
                     locations.iter_mut().for_each(|all| all.extend(backup.location().cloned()));
                     self.file_backups.push((object.name.clone(), backup.as_ref().clone()));
+                    needs_stores = true;
                 }
-                Body::Restore(restore) => match (&mut locations, &restore.location) {
-                    (Some(all), Some(location)) => all.push(location.clone()),
-                    _ => locations = None,
-                },
+                Body::Restore(restore) => {
+                    match (&mut locations, &restore.location) {
+                        (Some(all), Some(location)) => all.push(location.clone()),
+                        _ => locations = None,
+                    }
+                    self.file_volumes.push(restore.destination_volume.clone());
+                    needs_stores = true;
+                }
+                Body::Clone(clone) => {
+                    self.file_volumes.push(clone.destination_volume.clone());
+                    needs_snapshots |= clone.snapshot.is_some();
+                }
+                Body::Snapshot(_) => needs_snapshots = true,
                 _ => {}
             }
-            needs_stores |= matches!(object.body, Body::Backup(_) | Body::Restore(_));
-            needs_snapshots |= matches!(object.body, Body::Snapshot(_));
         }
         if needs_stores {
             self.load_stores(context, &Scope { locations, id: None }).await?;
@@ -186,40 +196,6 @@ impl ResourceSet {
             Some(error) if kind == Kind::Rule => Err(error.clone().into()),
             _ => Ok(()),
         }
-    }
-
-    /// Returns the error of a backup or schedule that names a location, policy or rule which neither exists
-    /// nor is made by this command.
-    pub fn missing_reference(&self, object: &Object) -> Option<ApiError> {
-        let backup = object.body.backup()?;
-        let policy = match &object.body {
-            Body::Schedule(schedule) => schedule.policy(),
-            _ => None,
-        };
-        let is_made = |kind, name: &str| self.file_objects.contains(&(kind, name.to_owned()));
-        let missing = |kind, name: &str, is_there: bool| {
-            let code = match kind {
-                Kind::BackupLocation => ErrorCode::CredentialNotFound,
-                Kind::SchedulePolicy => ErrorCode::PolicyNotFound,
-                _ => ErrorCode::RuleNotFound,
-            };
-            let message = format!("there is no {kind}/{name}");
-            (!is_there && !is_made(kind, name)).then(|| ApiError::new(code, message))
-        };
-        let location = |name: &CredentialName| {
-            missing(Kind::BackupLocation, name.as_str(), self.credential(name.as_str()).is_some())
-        };
-        let has_policy = |name: &PolicyName| self.policies.iter().any(|policy| policy.name == *name);
-        let rule = backup.rule().filter(|_| self.rules_hidden.is_none());
-        let mut locations = backup.backup_location.iter();
-        locations
-            .find_map(location)
-            .or_else(|| {
-                policy.and_then(|name| missing(Kind::SchedulePolicy, name.as_str(), has_policy(name)))
-            })
-            .or_else(|| {
-                rule.and_then(|name| missing(Kind::Rule, name.as_str(), self.rule(name.as_str()).is_some()))
-            })
     }
 
     /// Returns the rule of a name.

@@ -214,6 +214,22 @@ impl ResourceSet {
                 && self.credential(place).is_none()
         })
     }
+
+    /// Returns the error of a restore of a cloud snapshot that is not there.
+    pub fn missing_cloudsnap(&self, restore: &Restore) -> Option<ApiError> {
+        let (Some(RestoreSource::Cloudsnap(id)), location) = (restore.source(), restore.location.as_ref())
+        else {
+            return None;
+        };
+        if self.listed(id, location).is_some() || self.makes_location(location) {
+            return None;
+        }
+        let name = format!("cloud snapshot {id}");
+        let place = location.map(|location| format!(" in BackupLocation/{location}"));
+        let message = format!("there is no {name}{}", place.unwrap_or_default());
+        let missing = || ApiError::new(ErrorCode::CloudsnapNotFound, message);
+        Some(self.unlisted(&name, location).unwrap_or_else(missing))
+    }
 }
 
 /// Returns the error of several cloud snapshots for one volume, with the fields that select one.
