@@ -118,6 +118,33 @@ fn volume_with_replaced_content_is_no_restore() {
 }
 
 #[test]
+fn exported_objects_can_be_applied() {
+    let volumes = vec![labelled("1", "acc", of_rr()), volume("60", "db"), volume("61", "wal")];
+    let backups = [
+        backup("59-61", "older", ("59", "db")),
+        backup("61-62", "good", ("61", "wal")),
+        backup("59-63", "gone", ("59", "x")),
+    ];
+    let mut lost = task("Backup-Stopped", 1);
+    (lost["name"], lost["volumeName"], lost["credentialName"]) = (json!("lost"), json!("wal"), json!(null));
+    let fake = with_volumes(&volumes, &backups, &[lost]);
+    let exported = fake.run("get vb,vr -o yaml");
+    assert_eq!(exported.status, 0, "{exported:?}");
+    for (name, why) in [("older", "is of an older volume"), ("lost", "was to go to a location that is gone")]
+    {
+        let words = format!("warning: VolumeBackup/{name} {why}");
+        assert!(exported.stderr.contains(&words), "{exported:?}");
+    }
+    assert!(!exported.stdout.contains("backupLocation: \"-\""), "{exported:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("all.yaml");
+    std::fs::write(&path, exported.stdout).unwrap();
+    let ran = fake.run(&format!("apply -f {}", path.display()));
+    let lines = "VolumeBackup/good unchanged\nVolumeBackup/gone unchanged\nVolumeRestore/rr unchanged\n";
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, lines), "{ran:?}");
+}
+
+#[test]
 fn ambiguous_source_names_the_fields_that_select_one() {
     let at = |mut one: Value, location: &str| {
         one["credentialName"] = json!(location);

@@ -25,7 +25,8 @@ const SHORT: usize = 8;
 #[derive(Debug)]
 pub struct BackupGroup<'a> {
     name: String,
-    location: &'a str,
+    /// `None` if it was deleted.
+    location: Option<&'a str>,
     cluster: Option<Uuid>,
     stored: Vec<&'a Cloudsnap>,
     /// Newest task of each volume without a stored backup.
@@ -37,7 +38,7 @@ impl<'a> BackupGroup<'a> {
     pub fn all(resources: &'a ResourceSet) -> Vec<Self> {
         let mut groups: Vec<Self> = Vec::new();
         for one in resources.cloudsnaps.iter().flatten() {
-            let (name, location) = (backup_name(one), one.credential_name.as_str());
+            let (name, location) = (backup_name(one), Some(one.credential_name.as_str()));
             let cluster = Some(one.cloud_snapshot_id.cluster);
             Self::entry(&mut groups, name, location, cluster, Some(one)).stored.push(one);
         }
@@ -46,7 +47,7 @@ impl<'a> BackupGroup<'a> {
             let Some(name) = task.name.as_ref().filter(|_| task.state.stage != TaskStage::Done) else {
                 continue;
             };
-            let location = task.credential_name.as_ref().map_or("-", |name| name.as_str());
+            let location = task.credential_name.as_ref().map(|name| name.as_str());
             let group = Self::entry(&mut groups, name.to_string(), location, resources.own, None);
             let volume = task.volume_name.as_ref().map_or("", |volume| volume.as_str());
             let is_stored = group.stored.iter().any(|one| one.volume_name == volume);
@@ -63,7 +64,7 @@ impl<'a> BackupGroup<'a> {
     fn entry<'b>(
         groups: &'b mut Vec<Self>,
         name: String,
-        location: &'a str,
+        location: Option<&'a str>,
         cluster: Option<Uuid>,
         stored: Option<&Cloudsnap>,
     ) -> &'b mut Self {
@@ -95,11 +96,12 @@ impl<'a> BackupGroup<'a> {
     }
 
     /// Returns the backup.
-    pub fn found(&self, own: Option<Uuid>) -> Found {
+    pub fn found(&self, resources: &ResourceSet) -> Found {
+        let own = resources.own;
         let volumes = self.volumes();
         let own_labels = self.stored.first().map(|one| one.backup_labels.clone()).unwrap_or_default();
         let body = json!(BackupSpec {
-            backup_location: self.location.to_owned(),
+            backup_location: self.location.map(ToOwned::to_owned),
             volume: one_or_all(&volumes),
             reclaim_policy: ReclaimPolicy::of(&own_labels),
         });
@@ -109,10 +111,29 @@ impl<'a> BackupGroup<'a> {
             shown: self.shown(own),
             labels: own_labels,
             is_of_other_host: self.cluster != own,
+            obstacle: self.obstacle(resources),
             tasks: self.tasks.iter().map(|task| task.task_id).collect(),
             volumes,
             namespaces,
             ..Found::new(Kind::VolumeBackup, self.name.clone(), body, json!(self.status(own)))
+        }
+    }
+
+    /// Returns the reason why the object cannot be applied.
+    fn obstacle(&self, resources: &ResourceSet) -> Option<&'static str> {
+        let is_older = |one: &Cloudsnap| {
+            let mut volumes = resources.volumes.iter();
+            volumes.any(|volume| volume.name.as_str() == one.volume_name && volume.volume_id != one.volume_id)
+        };
+        match self.location {
+            _ if self.cluster != resources.own => {
+                Some("is a backup of another host: applied, it would be one of this host")
+            }
+            None => Some("was to go to a location that is gone: it cannot be applied"),
+            Some(_) => {
+                let older = "is of an older volume: applied, it would lack the present one of the name";
+                self.stored.iter().any(|one| is_older(one)).then_some(older)
+            }
         }
     }
 

@@ -39,6 +39,8 @@ pub struct Found {
     pub labels: Labels,
     /// It is a backup of another host.
     pub is_of_other_host: bool,
+    /// Reason why it cannot be applied.
+    pub obstacle: Option<&'static str>,
     /// Tasks that made it.
     pub tasks: Vec<Uuid>,
     /// Volumes.
@@ -51,8 +53,20 @@ impl Found {
     /// Creates an object without tasks and volumes.
     pub fn new(kind: Kind, name: String, body: Value, status: Value) -> Self {
         let (tasks, volumes, namespaces) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
-        let (shown, labels, is_of_other_host) = (name.clone(), Labels::default(), false);
-        Self { kind, name, shown, body, status, labels, is_of_other_host, tasks, volumes, namespaces }
+        let (shown, labels, is_of_other_host, obstacle) = (name.clone(), Labels::default(), false, None);
+        Self {
+            kind,
+            name,
+            shown,
+            body,
+            status,
+            labels,
+            is_of_other_host,
+            obstacle,
+            tasks,
+            volumes,
+            namespaces,
+        }
     }
 
     /// Returns the document with its status.
@@ -73,8 +87,8 @@ impl Found {
         if is_uuid || self.name.parse::<ObjectName>().is_err() {
             return Some("has no name: it cannot be applied");
         }
-        if self.is_of_other_host {
-            return Some("is a backup of another host: applied, it would be one of this host");
+        if self.obstacle.is_some() {
+            return self.obstacle;
         }
         let is_made = matches!(self.kind, Kind::VolumeRestore | Kind::VolumeClone);
         (is_made && self.volumes.len() > 1).then_some("has several volumes: only its own file can be applied")
@@ -161,7 +175,7 @@ impl ResourceSet {
             Kind::SchedulePolicy => self.policies.iter().map(policy).collect(),
             Kind::Rule => self.rules.iter().map(rule).collect(),
             Kind::VolumeSnapshot => self.snapshot_objects(),
-            Kind::VolumeBackup => BackupGroup::all(self).iter().map(|group| group.found(self.own)).collect(),
+            Kind::VolumeBackup => BackupGroup::all(self).iter().map(|group| group.found(self)).collect(),
             Kind::VolumeBackupSchedule => self.schedules.iter().map(|one| self.found_schedule(one)).collect(),
             Kind::VolumeRestore => self.restores(),
             Kind::VolumeClone => self.clones(),
@@ -197,9 +211,11 @@ impl ResourceSet {
             kept: kept(one, &self.policies),
             conditions: vec![condition("Active", !one.paused), condition("Covering", !one.without_volume)],
         };
+        let gone = "is of a volume or location that is gone: it cannot be applied";
+        let obstacle = spec.is_none().then_some(gone);
         let body = spec.map_or(Value::Null, |spec| view(&spec));
         let found = Found::new(Kind::VolumeBackupSchedule, schedule_name(one), body, json!(status));
-        Found { volumes, shown: called(one), labels: one.labels.clone(), ..found }
+        Found { volumes, obstacle, shown: called(one), labels: one.labels.clone(), ..found }
     }
 
     /// Returns the local snapshots, those of one name together.

@@ -101,9 +101,8 @@ impl ResourceSet {
         };
         let status = TransferStatus::of(made.volumes.iter().map(transfer).collect(), None);
         let snapshots = status.volumes.iter().filter_map(TransferMember::cloud_snapshot_id).collect();
-        let location = tasks.iter().find_map(|task| task.credential_name.as_ref());
         let body = json!(RestoreSpec {
-            backup_location: location.map_or_else(|| "-".to_owned(), ToString::to_string),
+            backup_location: tasks.iter().find_map(|task| task.credential_name.clone()),
             cloud_snapshot_id: one_or_all(&snapshots),
             destination_volume: one_or_all(&made.volume_names()),
         });

@@ -3,7 +3,7 @@
 use super::plan::FieldChange;
 use crate::objects::{Kind, ReclaimPolicy};
 use blockd_api::{
-    SnapshotId, VolumeId, VolumeName,
+    CredentialName, SnapshotId, VolumeId, VolumeName,
     cloudsnaps::{CloudSnapshotId, CloudsnapStatus, Verification},
     events::Severity,
     schedules::RunState,
@@ -88,7 +88,9 @@ pub struct SnapshotMember {
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct BackupSpec {
-    pub backup_location: String,
+    /// Absent if it was deleted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_location: Option<String>,
     /// Volumes at the time of the backup.
     pub volume: Names,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -99,7 +101,9 @@ pub struct BackupSpec {
 #[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RestoreSpec {
-    pub backup_location: String,
+    /// Absent if the daemon has forgotten the task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_location: Option<CredentialName>,
     pub cloud_snapshot_id: Names,
     pub destination_volume: Names,
 }
