@@ -172,6 +172,21 @@ fn interrupted_backup_has_the_volumes_of_its_tasks() {
 }
 
 #[test]
+fn other_expiry_of_an_existing_backup_is_a_warning() {
+    let mut stored = backup("59-61", "before", ("59", "db"));
+    stored["expiresAt"] = json!("2019-01-17T21:51:00Z");
+    let fake = daemon(&[("59", "db")], &[stored], &[]);
+    for (ttl, words) in
+        [("24h", ""), ("48h", "exists and expires 2019-01-17T21:51Z; `blockctl cloudsnap expire`")]
+    {
+        let spec = format!("backupLocation: nas, volume: db, ttl: {ttl}");
+        let ran = run_on(&fake, "apply", &[("VolumeBackup", "before", &spec)]);
+        assert!(ran.status == 0 && ran.stderr.contains(words), "{ran:?}");
+        assert_eq!(ran.stderr.contains("line 4: spec.ttl: ignored: "), !words.is_empty(), "{ran:?}");
+    }
+}
+
+#[test]
 fn deleted_backup_reports_cloud_snapshots_that_stay() {
     let backups = [backup("59-61", "before", ("59", "db")), backup("60-62", "before", ("60", "wal"))];
     let object =

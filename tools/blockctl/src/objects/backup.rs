@@ -136,15 +136,19 @@ impl Backup {
         HookOptions { rule_name: self.rule(), ..HookOptions::default() }
     }
 
+    /// Returns the time to live.
+    pub fn ttl(&self) -> Option<SignedDuration> {
+        let ttl_s = self.ttl.as_deref().and_then(|ttl| parse_ttl(ttl).ok());
+        ttl_s.and_then(|ttl_s| i64::try_from(ttl_s).ok()).map(SignedDuration::from_secs)
+    }
+
     /// Returns the request of a backup that begins now.
     pub fn request(&self, name: &ObjectName) -> StartGroupBackup {
-        let ttl_s = self.ttl.as_deref().and_then(|ttl| parse_ttl(ttl).ok());
-        let ttl = ttl_s.and_then(|ttl_s| i64::try_from(ttl_s).ok()).map(SignedDuration::from_secs);
         let options = BackupOptions {
             full: self.full,
             name: Some(name.clone()),
             labels: self.labels.clone(),
-            expires_at: ttl.and_then(|ttl| Timestamp::now().checked_add(ttl).ok()),
+            expires_at: self.ttl().and_then(|ttl| Timestamp::now().checked_add(ttl).ok()),
             ..BackupOptions::default()
         };
         let (volumes, label) = match self.selectors.as_slice() {
@@ -166,7 +170,7 @@ impl Backup {
 impl Spec for Backup {
     fn check(&mut self, _: &str) -> Result<(), FieldError> {
         self.check_template().map_err(|message| (String::new(), message))?;
-        if self.ttl.as_deref().and_then(|ttl| parse_ttl(ttl).ok()) == Some(0) {
+        if self.ttl() == Some(SignedDuration::ZERO) {
             return Err(("ttl".to_owned(), "a time above zero is expected".to_owned()));
         }
         match self.backup_location.len() {

@@ -5,8 +5,11 @@ use crate::{
     objects::{Body, Object, backup::Backup},
     table::short_time,
 };
-use blockd_api::{ApiError, ErrorCode, VolumeName, first_names, volumes::Volume};
-use jiff::Timestamp;
+use blockd_api::{ApiError, ErrorCode, VolumeName, cloudsnaps::Cloudsnap, first_names, volumes::Volume};
+use jiff::{SignedDuration, Timestamp};
+
+/// Maximum time from the request of a backup to its snapshot, for the comparison of its expiry.
+const MAX_START: SignedDuration = SignedDuration::from_mins(5);
 
 /// Returns the error of an object that names volumes which its backup or snapshot lacks: a new one would have
 /// another point in time.
@@ -32,7 +35,7 @@ pub fn warnings_of_unchanged(object: &Object, resources: &ResourceSet) -> Vec<St
     };
     let lacking = lacking(object, backup, resources);
     let selected = lacking.map(|text| format!("{text} of the selected volumes: give a new one another name"));
-    selected.into_iter().collect()
+    selected.into_iter().chain(other_expiry(object, backup, resources)).collect()
 }
 
 /// Returns the names of volumes of a restore or clone that it has under another name, and these.
@@ -61,6 +64,22 @@ fn lacking(object: &Object, backup: &Backup, resources: &ResourceSet) -> Option<
     let made_at = made_at.filter(|_| !missing.is_empty())?;
     let names = first_names(missing.iter().map(|volume| &volume.name));
     Some(format!("{object} of {} lacks {names}", short_time(made_at)))
+}
+
+/// Describes the time to live of the file, if an existing backup has another one: it is that of a new backup.
+fn other_expiry(object: &Object, backup: &Backup, resources: &ResourceSet) -> Option<String> {
+    let ttl = backup.ttl()?;
+    let stored = resources.backups_named(object.name.as_str(), backup.location());
+    let mut stored = stored.filter(|one| resources.is_backup_of(backup, one));
+    // The time to live begins at the request, before the snapshot.
+    let is_other = |one: &&Cloudsnap| {
+        let left = one.expires_at.map(|expires_at| expires_at.duration_since(one.created_at));
+        left.is_none_or(|left| left > ttl || left < ttl - MAX_START)
+    };
+    let expires_at = stored.find(is_other)?.expires_at;
+    let expires = expires_at.map_or("does not expire".to_owned(), |at| format!("expires {}", short_time(at)));
+    let message = format!("ignored: {object} exists and {expires}; `blockctl cloudsnap expire` changes that");
+    Some(object.document.at("spec.ttl", message))
 }
 
 impl ResourceSet {
