@@ -16,7 +16,6 @@ mod secret;
 mod values;
 pub mod volumes;
 
-use crate::failure::Failure;
 use blockd_api::{ApiError, ErrorCode, Labels, ObjectName};
 use document::{Document, Problem};
 use schemars::JsonSchema;
@@ -128,9 +127,9 @@ impl Kind {
     }
 
     /// Returns the error of an object that does not exist.
-    pub fn missing(self, name: &str) -> Failure {
+    pub fn missing(self, name: &str) -> ApiError {
         let hint = format!("`blockctl get {self}` lists those that exist");
-        ApiError::new(self.properties().missing, format!("there is no {self}/{name}")).with_hint(hint).into()
+        ApiError::new(self.properties().missing, format!("there is no {self}/{name}")).with_hint(hint)
     }
 }
 

@@ -148,7 +148,7 @@ async fn named(
         _ => {}
     }
     if !deletion.exists(&resources)? {
-        return Err(kind.missing(&deletion.name));
+        return Err(kind.missing(&deletion.name).into());
     }
     // An id may be of another host.
     let mut listed = resources.cloudsnaps.iter().flatten();

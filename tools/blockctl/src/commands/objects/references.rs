@@ -27,19 +27,18 @@ impl ResourceSet {
         }
     }
 
-    fn missing(&self, kind: Kind, name: &str, code: ErrorCode, is_there: bool) -> Option<ApiError> {
+    fn missing(&self, kind: Kind, name: &str, is_there: bool) -> Option<ApiError> {
         let is_there = is_there || self.file_objects.contains(&(kind, name.to_owned()));
-        (!is_there).then(|| ApiError::new(code, format!("there is no {kind}/{name}")))
+        (!is_there).then(|| kind.missing(name))
     }
 
     fn missing_location(&self, name: &CredentialName) -> Option<ApiError> {
-        let (name, code) = (name.as_str(), ErrorCode::CredentialNotFound);
-        self.missing(Kind::BackupLocation, name, code, self.credential(name).is_some())
+        self.missing(Kind::BackupLocation, name.as_str(), self.credential(name.as_str()).is_some())
     }
 
     fn missing_policy(&self, name: &PolicyName) -> Option<ApiError> {
         let is_there = self.policies.iter().any(|policy| policy.name == *name);
-        self.missing(Kind::SchedulePolicy, name.as_str(), ErrorCode::PolicyNotFound, is_there)
+        self.missing(Kind::SchedulePolicy, name.as_str(), is_there)
     }
 
     /// Returns the error of a missing location or rule. Rules may be hidden.
@@ -47,8 +46,7 @@ impl ResourceSet {
         let missing = backup.backup_location.iter().find_map(|name| self.missing_location(name));
         missing.or_else(|| {
             let rule = backup.rule().filter(|_| self.rules_hidden.is_none())?;
-            let (name, code) = (rule.as_str(), ErrorCode::RuleNotFound);
-            self.missing(Kind::Rule, name, code, self.rule(name).is_some())
+            self.missing(Kind::Rule, rule.as_str(), self.rule(rule.as_str()).is_some())
         })
     }
 

@@ -19,7 +19,7 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ApiError, ByteSize, CredentialRef, Labels, RESTORED_BY, RESTORED_FROM, VolumeName, VolumeRef,
+    ByteSize, CredentialRef, Labels, RESTORED_BY, RESTORED_FROM, VolumeName, VolumeRef,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, StartRestore},
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,

@@ -39,7 +39,7 @@ async fn found(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, 
     let mut all: Vec<Found> = kinds.iter().flat_map(|kind| resources.of(*kind)).collect();
     let missing = |name: &&String| !all.iter().any(|one| one.is_named(name));
     if let ([kind], Some(name)) = (kinds.as_slice(), names.iter().find(missing)) {
-        return Err(kind.missing(name));
+        return Err(kind.missing(name).into());
     }
     all.retain(|one| names.is_empty() || names.iter().any(|name| one.is_named(name)));
     all.retain(|one| namespace.as_ref().is_none_or(|namespace| one.is_in(namespace)));
