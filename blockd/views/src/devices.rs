@@ -30,6 +30,10 @@ pub(crate) fn device_error(error: &VolumeError) -> DeviceError {
     DeviceError::new(kind, error.to_string())
 }
 
+fn done<T>(result: Result<T, VolumeError>) -> Result<T, DeviceError> {
+    result.map_err(|error| device_error(&error))
+}
+
 pub(crate) fn progress(content: Content) -> Progress {
     match content {
         Content::Data => Progress::Done,
@@ -78,15 +82,6 @@ pub(crate) struct VolumeDevice {
 impl VolumeDevice {
     fn entry(&self) -> &VolumeEntry {
         self.attachment.entry()
-    }
-
-    fn done<T>(&self, result: Result<T, VolumeError>) -> Result<T, DeviceError> {
-        result.map_err(|error| {
-            if let Some(reason) = self.volume.failure() {
-                self.entry().note_fault(reason);
-            }
-            device_error(&error)
-        })
     }
 
     /// Counts a request as in flight while it runs, and records its latency if it failed or is done.
@@ -146,7 +141,7 @@ fn prefetch_async(
     let shared = Arc::clone(&then);
     let on_fetched = move |result: Result<(), VolumeError>| {
         if let Some(then) = shared.lock().take() {
-            then(result.map_err(|error| device_error(&error)));
+            then(done(result));
         }
     };
     // `fetch` returns the wrapper; the caller gets its own callback.
@@ -184,21 +179,21 @@ impl BlockDevice for VolumeDevice {
 
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         self.timed(Operation::Read, is_done, || {
-            let content = self.done(self.volume.try_read_or_zeroes(offset_bytes, buf))?;
+            let content = done(self.volume.try_read_or_zeroes(offset_bytes, buf))?;
             Ok(content.map_or(Progress::WouldBlock, progress))
         })
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
         self.timed(Operation::Read, is_done, || {
-            self.done(self.volume.read_or_zeroes(offset_bytes, buf)).map(progress)
+            done(self.volume.read_or_zeroes(offset_bytes, buf)).map(progress)
         })
     }
 
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
         self.check_writable()?;
         self.timed(Operation::Write, is_done, || {
-            let done = self.done(self.volume.try_write(offset_bytes, data))?;
+            let done = done(self.volume.try_write(offset_bytes, data))?;
             Ok(if done { Progress::Done } else { Progress::WouldBlock })
         })
     }
@@ -206,7 +201,7 @@ impl BlockDevice for VolumeDevice {
     fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
         self.check_writable()?;
         self.check_durable(fua)?;
-        self.timed(Operation::Write, always, || self.done(self.volume.write(offset_bytes, data, fua)))
+        self.timed(Operation::Write, always, || done(self.volume.write(offset_bytes, data, fua)))
     }
 
     fn flush_key(&self) -> Option<u128> {
@@ -218,13 +213,13 @@ impl BlockDevice for VolumeDevice {
 
     fn flush(&self) -> Result<(), DeviceError> {
         self.check_durable(true)?;
-        self.timed(Operation::Flush, always, || self.done(self.volume.flush()))
+        self.timed(Operation::Flush, always, || done(self.volume.flush()))
     }
 
     fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
         self.check_writable()?;
         self.check_durable(fua)?;
-        self.timed(Operation::Discard, always, || self.done(self.volume.trim(offset_bytes, len_bytes, fua)))
+        self.timed(Operation::Discard, always, || done(self.volume.trim(offset_bytes, len_bytes, fua)))
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
@@ -232,7 +227,7 @@ impl BlockDevice for VolumeDevice {
         let ZeroFlags { no_hole, fast, fua } = flags;
         self.check_durable(fua)?;
         self.timed(Operation::Discard, always, || {
-            self.done(match fast {
+            done(match fast {
                 true => self.volume.write_zeroes_fast(offset_bytes, len_bytes, no_hole, fua),
                 false => self.volume.write_zeroes(offset_bytes, len_bytes, no_hole, fua),
             })
@@ -240,7 +235,7 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn cache(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        self.done(self.volume.will_need(offset_bytes, len_bytes))
+        done(self.volume.will_need(offset_bytes, len_bytes))
     }
 
     fn meta_contexts(&self) -> Vec<String> {
@@ -256,11 +251,11 @@ impl BlockDevice for VolumeDevice {
         extents: &mut Vec<StatusExtent>,
     ) -> Result<(), DeviceError> {
         if context == BASE_ALLOCATION {
-            let found = self.done(self.volume.allocation(offset_bytes, len_bytes, max_extents))?;
+            let found = done(self.volume.allocation(offset_bytes, len_bytes, max_extents))?;
             extents.extend(found.into_iter().map(allocation_extent));
         } else {
             let since = snapshot_of(context, &self.points)?;
-            let found = self.done(self.volume.dirty_since(since, offset_bytes, len_bytes, max_extents))?;
+            let found = done(self.volume.dirty_since(since, offset_bytes, len_bytes, max_extents))?;
             extents.extend(found.into_iter().map(dirty_extent));
         }
         Ok(())
@@ -306,12 +301,12 @@ impl BlockDevice for SnapshotDevice {
     }
 
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        let content = self.view.try_read(offset_bytes, buf).map_err(|error| device_error(&error))?;
+        let content = done(self.view.try_read(offset_bytes, buf))?;
         Ok(content.map_or(Progress::WouldBlock, progress))
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        self.view.read(offset_bytes, buf).map(progress).map_err(|error| device_error(&error))
+        done(self.view.read(offset_bytes, buf)).map(progress)
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
@@ -319,7 +314,7 @@ impl BlockDevice for SnapshotDevice {
     }
 
     fn cache(&self, offset_bytes: u64, len_bytes: u64) -> Result<(), DeviceError> {
-        self.view.will_need(offset_bytes, len_bytes).map_err(|error| device_error(&error))
+        done(self.view.will_need(offset_bytes, len_bytes))
     }
 
     fn meta_contexts(&self) -> Vec<String> {
@@ -336,11 +331,11 @@ impl BlockDevice for SnapshotDevice {
     ) -> Result<(), DeviceError> {
         if context == BASE_ALLOCATION {
             let found = self.view.allocation(offset_bytes, len_bytes, max_extents);
-            extents.extend(found.map_err(|error| device_error(&error))?.into_iter().map(allocation_extent));
+            extents.extend(done(found)?.into_iter().map(allocation_extent));
         } else {
             let since = snapshot_of(context, &self.older)?;
             let found = self.view.dirty_since(since, offset_bytes, len_bytes, max_extents);
-            extents.extend(found.map_err(|error| device_error(&error))?.into_iter().map(dirty_extent));
+            extents.extend(done(found)?.into_iter().map(dirty_extent));
         }
         Ok(())
     }

@@ -4,9 +4,50 @@ use super::*;
 use blockd_api::{
     MAX_WAIT_MILLIS,
     events::{Event, ListEvents, Severity},
+    volumes::VolumeState,
+};
+use blockd_volume::{Op, Storage, attach_storage, detach_storage};
+use jiff::Timestamp;
+use std::{
+    io,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
+/// Disk that can be removed: its files can no longer be synced.
+#[derive(Default)]
+struct RemovableDisk {
+    is_removed: AtomicBool,
+}
+
+impl Storage for RemovableDisk {
+    fn file_at(&self, _: &Path) -> Option<usize> {
+        None
+    }
+
+    fn perform(
+        &self,
+        _: &Path,
+        _: Option<usize>,
+        op: Op<'_>,
+        kernel: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        match op {
+            Op::Sync if self.is_removed.load(Relaxed) => Err(io::Error::other("the disk was removed")),
+            _ => kernel(),
+        }
+    }
+}
+
 impl Host {
+    /// Lets the database refuse or store events.
+    pub(super) async fn refuse_events(&self, refuse: bool) {
+        let sql = match refuse {
+            true => "CREATE TRIGGER t BEFORE INSERT ON events BEGIN SELECT RAISE(ABORT, 'disk error'); END",
+            false => "DROP TRIGGER t",
+        };
+        self.engine().db.run(|tx| -> Result<_, DbError> { Ok(tx.execute_batch(sql)?) }).await.unwrap();
+    }
+
     pub(super) async fn events_since(&self, since: u64, wait_millis: u64) -> Vec<Event> {
         let query = ListEvents { since: Some(since), max: None, wait_millis: Some(wait_millis) };
         self.call(LIST_EVENTS, &query).await.items
@@ -78,12 +119,38 @@ async fn events_reach_waiting_clients_and_survive_a_restart() {
     assert_eq!((event.severity, event.task_id), (Severity::Error, Some(failed)));
     host.show_store(&away);
 
-    host.engine().registry.by_name("v").unwrap().note_fault("the disk was removed");
-    host.engine().scheduler.wake();
-    let degraded = host.event("volume-degraded").await;
-    assert!(degraded.message.contains("the disk was removed"), "{degraded:?}");
     let before = host.events_since(0, 0).await;
     host.restart().await;
     assert_eq!(host.events_since(0, 0).await, before);
     host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn volume_that_fails_without_a_request_is_reported() {
+    let host = Host::new().await;
+    let dir = host.dir.path().join("data");
+    let disk = Arc::new(RemovableDisk::default());
+    attach_storage(&dir, disk.clone());
+    let volume = host.create_volume("v").await;
+    volume.write(0, &[7; 4096], false).unwrap();
+    disk.is_removed.store(true, Relaxed);
+    volume.sync_maps().unwrap_err();
+    assert!(host.metrics_text().await.contains("blockd_volume_up{volume=\"v\"} 0"));
+    assert_eq!(host.call(GET_STATUS, &()).await.counts.volumes_failed, 1);
+    let shown = host.inspect_volume("v").await;
+    assert_eq!(shown.state, VolumeState::Failed);
+    assert!(shown.state_reason.unwrap().contains("the disk was removed"));
+    let runner = host.engine().schedule_runner.clone();
+    host.refuse_events(true).await;
+    runner.scheduler_pass(Timestamp::now()).await.unwrap_err();
+    host.refuse_events(false).await;
+    for _ in 0..2 {
+        runner.scheduler_pass(Timestamp::now()).await.unwrap();
+    }
+    let degraded = host.events_of("volume-degraded").await;
+    assert!(
+        matches!(&degraded[..], [event] if event.message.contains("the disk was removed")),
+        "{degraded:?}"
+    );
+    detach_storage(&dir);
 }

@@ -27,7 +27,7 @@ impl Host {
         .await
     }
 
-    async fn metrics_text(&self) -> String {
+    pub(super) async fn metrics_text(&self) -> String {
         self.engine().monitor.metrics_text().await.unwrap()
     }
 }

@@ -10,7 +10,6 @@ use blockd_api::{
     status::{Counts, Status},
 };
 use blockd_catalog::{CredentialRow, DbError, SnapshotRow};
-use blockd_engine::volumes::registry::EntryState;
 use std::sync::LazyLock;
 
 static OPENAPI: LazyLock<String> = LazyLock::new(blockd_api::openapi::document_text);
@@ -38,8 +37,7 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
     let (snapshots, credentials, webhooks) = rows.await?;
     let locations = engine.cloud_snapshots.location_space().await?;
     let volumes: Vec<_> = engine.registry.all().iter().map(|entry| entry.view()).collect();
-    let failed =
-        volumes.iter().filter(|view| view.fault.is_some() || matches!(view.state, EntryState::Failed(_)));
+    let failed = volumes.iter().filter(|view| view.failure().is_some());
     let mut nbd = vec![blockd_api::nbd_unix_uri("", &engine.host.data_dir.nbd_socket())];
     nbd.extend(served.nbd_tcp.iter().map(|address| blockd_api::nbd_tcp_uri("", &address.to_string())));
     nbd.extend(served.nbd_unix.iter().map(|path| blockd_api::nbd_unix_uri("", path)));

@@ -1,13 +1,10 @@
-//! Events. Each is stored in the transaction of the change that it reports.
+//! Events. Each is stored in the transaction of the change that it reports. What is no change of the database
+//! (failed volumes, stopped retention, free space) is reported until its event is stored.
 
 pub mod webhook_config;
 pub mod webhooks;
 
-use crate::{
-    error::ServiceError,
-    host::Host,
-    volumes::registry::{EntryState, Registry},
-};
+use crate::{error::ServiceError, host::Host, volumes::registry::Registry};
 use blockd_api::{
     List, MAX_WAIT_MILLIS,
     events::{Event, EventKind, ListEvents, MAX_EVENTS, Severity},
@@ -136,29 +133,23 @@ impl EventLog {
 
     /// Raises an event for each volume that has failed since the last call.
     pub async fn report_degraded_volumes(&self, now: Timestamp) -> Result<(), ServiceError> {
-        let mut events = Vec::new();
+        let (mut failed, mut events) = (HashSet::new(), Vec::new());
+        let reported = self.degraded.lock().clone();
         for entry in self.registry.all() {
             let view = entry.view();
-            let reason = match view.state {
-                EntryState::Failed(reason) => Some(reason),
-                _ => view.fault,
-            };
-            let mut degraded = self.degraded.lock();
-            let Some(reason) = reason else {
-                degraded.remove(&entry.id);
-                continue;
-            };
-            if degraded.insert(entry.id) {
+            let Some(reason) = view.failure() else { continue };
+            failed.insert(entry.id);
+            if !reported.contains(&entry.id) {
                 let message = format!("volume {} does not accept requests: {reason}", entry.name);
                 let event = NewEvent::new(now, Severity::Error, EventKind::VolumeDegraded, message);
                 events.push(NewEvent { volume: Some(entry.name.clone()), ..event });
             }
         }
-        if events.is_empty() {
-            return Ok(());
+        if !events.is_empty() {
+            self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await?;
+            self.wake();
         }
-        let stored = self.db.run(move |tx| events.iter().try_for_each(|event| event.insert(tx))).await;
-        self.wake();
-        Ok(stored?)
+        *self.degraded.lock() = failed;
+        Ok(())
     }
 }

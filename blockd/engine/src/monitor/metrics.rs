@@ -10,7 +10,7 @@ use crate::{
     monitor::Monitor,
     schedules::selection::{self, Candidate},
     schedules::transactions,
-    volumes::registry::{EntryState, VolumeEntry},
+    volumes::registry::VolumeEntry,
 };
 use blockd_api::{
     schedules::RunState,
@@ -93,11 +93,8 @@ struct VolumeSample {
 impl VolumeSample {
     fn of(entry: Arc<VolumeEntry>) -> Self {
         let view = entry.view();
-        let (stats, is_up) = match &view.state {
-            EntryState::Up(volume) => (Some(volume.stats()), view.fault.is_none()),
-            _ => (None, false),
-        };
-        Self { up: is_up, connections: view.connections, stats, entry }
+        let stats = view.volume().map(|volume| volume.stats());
+        Self { up: view.is_up(), connections: view.connections, stats, entry }
     }
 
     fn labels(&self) -> Labels<'static> {

@@ -15,7 +15,7 @@ use crate::{
     tasks::Tasks,
     volumes::{
         Volumes,
-        registry::{EntryState, Registry, VolumeEntry},
+        registry::{Registry, VolumeEntry},
     },
 };
 use blockd_api::activity::{Activity, OperationActivity, VolumeActivity};
@@ -69,10 +69,7 @@ impl Monitor {
 
 fn of_volume(entry: &Arc<VolumeEntry>) -> VolumeActivity {
     let view = entry.view();
-    let (stats, is_up) = match &view.state {
-        EntryState::Up(volume) => (Some(volume.stats()), view.fault.is_none()),
-        _ => (None, false),
-    };
+    let stats = view.volume().map(|volume| volume.stats());
     let number = |value: fn(&blockd_volume::VolumeStats) -> u64| stats.as_ref().map_or(0, value);
     let requests = |operation| {
         let counted = entry.traffic.counted(operation);
@@ -85,7 +82,7 @@ fn of_volume(entry: &Arc<VolumeEntry>) -> VolumeActivity {
     VolumeActivity {
         volume_id: entry.id,
         name: entry.name.clone(),
-        up: is_up,
+        up: view.is_up(),
         connections: view.connections,
         dirty_bytes: number(|stats| stats.head_dirty_bytes),
         read_bytes: number(|stats| stats.bytes_read),

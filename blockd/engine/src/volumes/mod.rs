@@ -24,7 +24,7 @@ use crate::{
     volumes::{
         attachments::Attachments,
         merger::Wake,
-        registry::{EntryState, Registry, Tags, VolumeEntry},
+        registry::{EntryState, EntryView, Registry, Tags, VolumeEntry},
     },
 };
 use blockd_api::{
@@ -243,15 +243,9 @@ impl Volumes {
 
     fn to_api(&self, entry: &VolumeEntry, facts: &VolumeFacts) -> api::Volume {
         let (view, tags) = (entry.view(), entry.tags());
-        let hydration = match &view.state {
-            EntryState::Up(volume) => self.lazy.hydration(volume, &facts.lazy),
-            _ => None,
-        };
-        let stats = match &view.state {
-            EntryState::Up(volume) => Some(volume.stats()),
-            _ => None,
-        };
-        let (state, state_reason) = state_of(view.state, view.fault);
+        let hydration = view.volume().and_then(|volume| self.lazy.hydration(volume, &facts.lazy));
+        let stats = view.volume().map(|volume| volume.stats());
+        let (state, state_reason) = state_of(&view);
         let shown = |row: &&SnapshotRow| row.volume == entry.id && !row.internal;
         let snapshots = facts.snapshots.iter().filter(shown);
         let (snapshot_count, last_snapshot_at) =
@@ -430,13 +424,13 @@ impl VolumeFacts {
 }
 
 /// Returns the state of a volume for the API, and its cause.
-fn state_of(state: EntryState, fault: Option<String>) -> (api::VolumeState, Option<String>) {
-    match (state, fault) {
-        (_, Some(fault)) => (api::VolumeState::Failed, Some(fault)),
-        (EntryState::Up(_), None) => (api::VolumeState::Up, None),
-        (EntryState::Restoring, None) => (api::VolumeState::Restoring, None),
-        (EntryState::Failed(reason), None) => (api::VolumeState::Failed, Some(reason)),
-        (EntryState::Creating, None) => (api::VolumeState::Failed, Some("it is being created".into())),
-        (EntryState::Deleting, None) => (api::VolumeState::Failed, Some("it is being deleted".into())),
-    }
+fn state_of(view: &EntryView) -> (api::VolumeState, Option<String>) {
+    let reason = match &view.state {
+        EntryState::Restoring => return (api::VolumeState::Restoring, None),
+        EntryState::Creating => Some("it is being created"),
+        EntryState::Deleting => Some("it is being deleted"),
+        EntryState::Up(_) | EntryState::Failed(_) => view.failure(),
+    };
+    let state = if reason.is_some() { api::VolumeState::Failed } else { api::VolumeState::Up };
+    (state, reason.map(str::to_owned))
 }

@@ -48,8 +48,6 @@ struct Inner {
     connections: u64,
     /// Message to clients during a rollback, which fences the volume.
     rolling_back: Option<String>,
-    /// Cause of a stop of writes since it was opened.
-    fault: Option<String>,
 }
 
 /// Volume of this host under its name. A renamed volume has another entry, with the same state.
@@ -114,8 +112,30 @@ pub struct EntryView {
     pub state: EntryState,
     /// Clients connected.
     pub connections: u64,
-    /// Cause of a stop of writes.
-    pub fault: Option<String>,
+}
+
+impl EntryView {
+    /// Returns the open volume, which may have failed.
+    pub fn volume(&self) -> Option<&Arc<Volume>> {
+        match &self.state {
+            EntryState::Up(volume) => Some(volume),
+            _ => None,
+        }
+    }
+
+    /// Returns the cause if the volume failed or could not be opened.
+    pub fn failure(&self) -> Option<&str> {
+        match &self.state {
+            EntryState::Up(volume) => volume.failure(),
+            EntryState::Failed(reason) => Some(reason),
+            EntryState::Creating | EntryState::Restoring | EntryState::Deleting => None,
+        }
+    }
+
+    /// Returns true if the volume is open and accepts requests.
+    pub fn is_up(&self) -> bool {
+        self.volume().is_some() && self.failure().is_none()
+    }
 }
 
 impl VolumeEntry {
@@ -131,7 +151,7 @@ impl VolumeEntry {
             layer_changes: Mutex::new(()),
             stop_merges: AtomicBool::new(false),
             traffic: Traffic::default(),
-            inner: Mutex::new(Inner { state, connections: 0, rolling_back: None, fault: None }),
+            inner: Mutex::new(Inner { state, connections: 0, rolling_back: None }),
         };
         Arc::new(Self { name: row.name.clone(), shared: Arc::new(shared) })
     }
@@ -202,7 +222,7 @@ impl VolumeEntry {
     /// Returns the view of the volume.
     pub fn view(&self) -> EntryView {
         let inner = self.inner.lock();
-        EntryView { state: inner.state.clone(), connections: inner.connections, fault: inner.fault.clone() }
+        EntryView { state: inner.state.clone(), connections: inner.connections }
     }
 
     /// Returns the open volume.
@@ -273,15 +293,6 @@ impl VolumeEntry {
     /// Sets the state.
     pub fn set_state(&self, state: EntryState) {
         self.inner.lock().state = state;
-    }
-
-    /// Records that an open volume accepts no more writes; the first reason is kept.
-    pub fn note_fault(&self, reason: &str) {
-        let mut inner = self.inner.lock();
-        if inner.fault.is_none() {
-            tracing::error!(volume = %self.id, name = %self.name, reason, "volume failed");
-            inner.fault = Some(reason.to_owned());
-        }
     }
 
     /// Starts a deletion: no client can connect any more. Returns the previous state for
