@@ -345,3 +345,19 @@ async fn deletion_by_retention_is_evaluated_again_after_a_restart() {
     assert_eq!(host.events_of("delete-done").await, []);
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopped_retention_is_reported_after_a_failed_insert() {
+    let mut host = Host::new().await;
+    host.one_dated().await;
+    let newest = host.backup("v", true).await.cloud_snapshot_id.unwrap();
+    host.lose_pack(&newest);
+    host.refuse_events(true).await;
+    host.expire_at(later()).await;
+    host.refuse_events(false).await;
+    for _ in 0..2 {
+        host.expire_at(later()).await;
+    }
+    assert_eq!(host.events_of("retention-stopped").await.len(), 1);
+    host.stop().await;
+}

@@ -252,17 +252,16 @@ impl RetentionChecks {
         let Obstacle { what, hint } = obstacle;
         let message = format!("retention stopped on volume {name}: {what}; none of its backups is deleted");
         let of = stopped_key(credential, like);
-        let is_known = self.health.is_noted(health::RETENTION, &of, &message);
-        self.health.note(health::RETENTION, &of, message.clone(), hint.clone());
-        if is_known {
-            return Ok(());
+        if !self.health.is_noted(health::RETENTION, &of, &message) {
+            tracing::error!(volume = %like.volume, %credential, %hint, "{message}");
+            let text = format!("{message}; {hint}");
+            let event = NewEvent::new(Timestamp::now(), Severity::Error, EventKind::RetentionStopped, text);
+            let event = NewEvent { volume, ..event };
+            // Noted after its event is stored: a failed pass reports it again.
+            self.db.run(move |tx| event.insert(tx)).await?;
+            self.events.wake();
         }
-        tracing::error!(volume = %like.volume, %credential, %hint, "{message}");
-        let message = format!("{message}; {hint}");
-        let event = NewEvent::new(Timestamp::now(), Severity::Error, EventKind::RetentionStopped, message);
-        let event = NewEvent { volume, ..event };
-        self.db.run(move |tx| event.insert(tx)).await?;
-        self.events.wake();
+        self.health.note(health::RETENTION, &of, message, hint);
         Ok(())
     }
 }
