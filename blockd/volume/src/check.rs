@@ -36,7 +36,7 @@ impl Volume {
         let admin = self.admin.lock();
         let mut found = Checked::default();
         if let Some(reason) = self.failure() {
-            found.findings.push(format!("volume stopped after a failed sync: {reason}"));
+            found.findings.push(format!("volume stopped: {reason}"));
         }
         match Meta::load(&self.dir) {
             Err(error) => found.findings.push(error.to_string()),

@@ -5,9 +5,8 @@ use blockd_extent::{BlockIndex, Epoch, SnapshotId, VolumeId};
 use rustix::io::Errno;
 use std::{io, path::PathBuf};
 
-/// Kind of a [`VolumeError`]; stable, for mapping to protocol codes.
+/// Kind of a [`VolumeError`], for mapping to protocol codes. Exhaustive, so that a new kind gets a code.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[non_exhaustive]
 pub enum VolumeErrorKind {
     /// Invalid request (beyond the end, size not a multiple of the block size, …).
     InvalidInput,
@@ -23,7 +22,7 @@ pub enum VolumeErrorKind {
     Busy,
     /// The volume is closed.
     Closed,
-    /// An earlier sync failed; the volume acknowledges no writes until it is opened again.
+    /// The volume stopped after an earlier failure; it refuses all requests until it is opened again.
     Failed,
     /// A block set of the requested interval was deleted.
     IntervalsGone,
@@ -90,12 +89,12 @@ pub enum VolumeError {
     /// The volume is closed.
     #[error("volume {0} is closed")]
     Closed(VolumeId),
-    /// An earlier sync failed: acknowledged writes may be lost, so the volume acknowledges no further ones.
-    #[error("volume {volume} stopped after a failed sync: {reason}; repair the disk and restart blockd")]
+    /// The state on disk is in doubt, as after a failed sync, so the volume refuses all requests.
+    #[error("volume {volume} stopped: {reason}; repair the disk and restart blockd")]
     Failed {
         /// Volume.
         volume: VolumeId,
-        /// Cause of the failed sync.
+        /// First failure.
         reason: String,
     },
     /// Missing blocks of a lazy volume could not be fetched.

@@ -265,7 +265,7 @@ impl Volume {
     /// Makes every write, trim and zeroing acknowledged before the call durable.
     ///
     /// # Errors
-    /// After a failed sync the volume acknowledges nothing more ([`VolumeError::Failed`]): the kernel drops
+    /// After a failed sync the volume refuses all requests ([`VolumeError::Failed`]): the kernel drops
     /// pages that it could not write, so a later successful sync would not prove durability. A full disk is
     /// not such a failure if only the log could not grow.
     pub fn flush(&self) -> Result<(), VolumeError> {
@@ -284,7 +284,7 @@ impl Volume {
         }
     }
 
-    /// Marks the volume as failed: it acknowledges nothing until it is opened again.
+    /// Marks the volume as failed: it refuses all requests until it is opened again.
     pub(crate) fn fail(&self, reason: String) {
         tracing::error!(volume = %self.id, reason, "volume stopped");
         let _ = self.failed.set(reason);
@@ -321,7 +321,7 @@ impl Volume {
     ///
     /// # Errors
     /// A map cannot be rewritten. On a full disk the next call retries; after any other error the volume
-    /// acknowledges nothing more.
+    /// refuses all requests.
     pub fn sync_maps(&self) -> Result<(), VolumeError> {
         self.check_usable()?;
         for layer in self.current().layers() {
