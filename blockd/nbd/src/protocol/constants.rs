@@ -134,8 +134,6 @@ pub const NBD_REPLY_TYPE_BLOCK_STATUS: u16 = 5;
 pub const NBD_REPLY_TYPE_BLOCK_STATUS_EXT: u16 = 6;
 /// Error number and message.
 pub const NBD_REPLY_TYPE_ERROR: u16 = (1 << 15) + 1;
-/// Error number, message and offset of the failure.
-pub const NBD_REPLY_TYPE_ERROR_OFFSET: u16 = (1 << 15) + 2;
 
 // "Request types"
 
@@ -194,8 +192,6 @@ pub const NBD_EIO: u32 = 5;
 pub const NBD_EINVAL: u32 = 22;
 /// No space left on device.
 pub const NBD_ENOSPC: u32 = 28;
-/// Value too large; for a read with `NBD_CMD_FLAG_DF`, too large for one chunk.
-pub const NBD_EOVERFLOW: u32 = 75;
 /// Not supported.
 pub const NBD_ENOTSUP: u32 = 95;
 /// The server is shutting down.

@@ -213,7 +213,6 @@ pub fn errno_text(errno: u32) -> &'static str {
         NBD_EIO => "input/output error; see the server's log",
         NBD_EINVAL => "invalid request: unknown command or flag, or a range beyond the export",
         NBD_ENOSPC => "no space left: the server's storage is full, or the range ends beyond the export",
-        NBD_EOVERFLOW => "value too large",
         NBD_ENOTSUP => "operation not supported with these flags",
         NBD_ESHUTDOWN => "the export or its connection is shutting down",
         _ => "request failed",
