@@ -234,11 +234,28 @@ pub enum DeviceErrorKind {
     Permission,
     /// The device is being removed: `NBD_ESHUTDOWN`.
     Shutdown,
-    /// The device does not support the request: `NBD_ENOTSUP`.
+    /// The device does not support the request, such as a slow zeroing with `FAST_ZERO`: `NBD_ENOTSUP`.
     NotSupported,
 }
 
 impl DeviceErrorKind {
+    /// All kinds.
+    pub const ALL: [Self; 6] =
+        [Self::Io, Self::NoSpace, Self::InvalidInput, Self::Permission, Self::Shutdown, Self::NotSupported];
+
+    /// Returns the name of the error number, without the prefix of NBD.
+    #[must_use]
+    pub const fn errno_name(self) -> &'static str {
+        match self {
+            Self::Io => "EIO",
+            Self::NoSpace => "ENOSPC",
+            Self::InvalidInput => "EINVAL",
+            Self::Permission => "EPERM",
+            Self::Shutdown => "ESHUTDOWN",
+            Self::NotSupported => "ENOTSUP",
+        }
+    }
+
     /// Returns the error number of this kind.
     pub(crate) fn nbd_errno(self) -> u32 {
         match self {
@@ -252,7 +269,8 @@ impl DeviceErrorKind {
     }
 }
 
-/// Failure of a device. The message is for the server's log; clients receive the error number of the kind.
+/// Failure of a device. Clients receive the error number of the kind. The server logs the message, for each
+/// error number at most once a minute and connection; `ENOTSUP` only at level trace.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct DeviceError {

@@ -328,7 +328,7 @@ impl Connection {
             Done::Request(done) => {
                 if let (Phase::Transmission(transmission), Err(failure)) = (&mut self.phase, &done.result) {
                     let _entered = self.span.enter();
-                    transmission.report(failure);
+                    transmission.report(&done.request, failure, cx.now);
                 }
                 transmission::finish(done, &mut self.flow, cx);
                 let is_over = match &self.security {

@@ -169,7 +169,7 @@ impl Transmission {
     ) {
         let errno = result.map_or_else(
             |failure| {
-                self.report(&failure);
+                self.report(request, &failure, scope.cx.now);
                 failure.errno
             },
             |_| 0,

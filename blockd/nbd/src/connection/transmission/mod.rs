@@ -2,8 +2,10 @@
 //! passes the others to threads that may block.
 
 mod execution;
+mod failure_log;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::connection::buffer_pool::{Buffer, HEADROOM_BYTES};
 use crate::connection::flow::{Context, Flow, REQUEST_OVERHEAD_BYTES};
@@ -16,6 +18,7 @@ use crate::protocol::reply::ReplyTo;
 use crate::protocol::request::{Operation, Request, Terms, Verdict};
 use crate::server::ring::Transfer;
 use crate::server::worker::{Admitted, DeviceFailure};
+use failure_log::FailureLog;
 
 pub(super) use execution::finish;
 
@@ -31,7 +34,7 @@ pub(crate) struct Transmission {
     /// The last request was a write with its own buffer, and the next one probably is: receive only its
     /// header, which avoids a copy of its payload.
     expects_large: bool,
-    warned: bool,
+    failure_log: FailureLog,
     /// Number of payloads awaited so far.
     payloads: u64,
     /// Verdict on the next request, which waits for admission. It is kept because a part of its charge may be
@@ -97,7 +100,7 @@ impl Transmission {
             contexts: contexts.into(),
             input: Input::Requests,
             expects_large: false,
-            warned: false,
+            failure_log: FailureLog::default(),
             payloads: 0,
             pending_verdict: None,
         }
@@ -260,17 +263,9 @@ impl Transmission {
         None
     }
 
-    /// Logs the first failure of a device on this connection; others would flood the log.
-    pub(crate) fn report(&mut self, failure: &DeviceFailure) {
-        if std::mem::replace(&mut self.warned, true) {
-            tracing::trace!(errno = failure.errno, error = failure.message, "a device request failed");
-        } else {
-            tracing::warn!(
-                errno = failure.errno,
-                error = failure.message,
-                "a device request failed; further failures on this connection are logged at level trace"
-            );
-        }
+    /// Logs a failure of the device.
+    pub(crate) fn report(&mut self, request: &Admitted, failure: &DeviceFailure, now: Instant) {
+        self.failure_log.note(request, failure, now);
     }
 }
 
