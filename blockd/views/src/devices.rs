@@ -19,15 +19,30 @@ use blockd_volume::{
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Instant};
 
-pub(crate) fn device_error(error: &VolumeError) -> DeviceError {
+fn device_error(error: &VolumeError) -> DeviceError {
     let kind = match error.kind() {
-        VolumeErrorKind::InvalidInput | VolumeErrorKind::NotFound => DeviceErrorKind::InvalidInput,
+        // Bitmaps end with the snapshot or the block sets that they need.
+        VolumeErrorKind::InvalidInput | VolumeErrorKind::NotFound | VolumeErrorKind::IntervalsGone => {
+            DeviceErrorKind::InvalidInput
+        }
         VolumeErrorKind::NoSpace => DeviceErrorKind::NoSpace,
         VolumeErrorKind::Closed => DeviceErrorKind::Shutdown,
-        VolumeErrorKind::Unsupported => DeviceErrorKind::NotSupported,
-        _ => DeviceErrorKind::Io,
+        VolumeErrorKind::Io
+        | VolumeErrorKind::Damaged
+        | VolumeErrorKind::Busy
+        | VolumeErrorKind::Failed
+        | VolumeErrorKind::Unsupported
+        | VolumeErrorKind::NotFetched => DeviceErrorKind::Io,
     };
     DeviceError::new(kind, error.to_string())
+}
+
+/// Converts the error of a fast zeroing, the only request that a client expects to be unsupported.
+fn fast_zero_error(error: &VolumeError) -> DeviceError {
+    match error.kind() {
+        VolumeErrorKind::Unsupported => DeviceError::new(DeviceErrorKind::NotSupported, error.to_string()),
+        _ => device_error(error),
+    }
 }
 
 fn done<T>(result: Result<T, VolumeError>) -> Result<T, DeviceError> {
@@ -84,8 +99,8 @@ impl VolumeDevice {
         self.attachment.entry()
     }
 
-    /// Counts a request as in flight while it runs, and records its latency if it failed or is done.
-    fn timed<T>(
+    /// Counts a request as in flight while it runs, and records its latency and error if it has ended.
+    fn execute<T>(
         &self,
         operation: Operation,
         is_done: impl FnOnce(&T) -> bool,
@@ -95,6 +110,9 @@ impl VolumeDevice {
         let in_flight = self.entry().traffic.begin(operation);
         let result = work();
         drop(in_flight);
+        if let Err(error) = &result {
+            self.entry().traffic.note_failure(operation, error.kind());
+        }
         if result.as_ref().map_or(true, is_done) {
             self.entry().traffic.note(operation, start);
         }
@@ -124,11 +142,12 @@ fn always(_: &()) -> bool {
     true
 }
 
-/// Starts fetching the missing blocks of a request; `fetch` calls the volume or the snapshot. Returns the
-/// callback if no block is missing.
+/// Starts fetching the missing blocks of a request; `fetch` calls the volume or the snapshot, and a failure
+/// ends the request. Returns the callback if no block is missing.
 fn prefetch_async(
     access: nbd::Access,
     then: OnFetched,
+    note_failure: impl FnOnce(DeviceErrorKind) + Send + 'static,
     fetch: impl FnOnce(volume::Access, volume::OnFetched) -> Option<volume::OnFetched>,
 ) -> Option<OnFetched> {
     let access = match access {
@@ -140,8 +159,12 @@ fn prefetch_async(
     let then = Arc::new(Mutex::new(Some(then)));
     let shared = Arc::clone(&then);
     let on_fetched = move |result: Result<(), VolumeError>| {
+        let result = done(result);
+        if let Err(error) = &result {
+            note_failure(error.kind());
+        }
         if let Some(then) = shared.lock().take() {
-            then(done(result));
+            then(result);
         }
     };
     // `fetch` returns the wrapper; the caller gets its own callback.
@@ -164,7 +187,10 @@ impl BlockDevice for VolumeDevice {
         len_bytes: u64,
         then: OnFetched,
     ) -> Option<OnFetched> {
-        prefetch_async(access, then, |access, then| {
+        let entry = Arc::clone(self.attachment.entry());
+        let operation = if access == nbd::Access::Write { Operation::Write } else { Operation::Read };
+        let note_failure = move |kind| entry.traffic.note_failure(operation, kind);
+        prefetch_async(access, then, note_failure, |access, then| {
             self.volume.prefetch_async(access, offset_bytes, len_bytes, then)
         })
     }
@@ -178,30 +204,32 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn try_read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        self.timed(Operation::Read, is_done, || {
+        self.execute(Operation::Read, is_done, || {
             let content = done(self.volume.try_read_or_zeroes(offset_bytes, buf))?;
             Ok(content.map_or(Progress::WouldBlock, progress))
         })
     }
 
     fn read(&self, offset_bytes: u64, buf: &mut [u8]) -> Result<Progress, DeviceError> {
-        self.timed(Operation::Read, is_done, || {
+        self.execute(Operation::Read, is_done, || {
             done(self.volume.read_or_zeroes(offset_bytes, buf)).map(progress)
         })
     }
 
     fn try_write(&self, offset_bytes: u64, data: &[u8]) -> Result<Progress, DeviceError> {
-        self.check_writable()?;
-        self.timed(Operation::Write, is_done, || {
+        self.execute(Operation::Write, is_done, || {
+            self.check_writable()?;
             let done = done(self.volume.try_write(offset_bytes, data))?;
             Ok(if done { Progress::Done } else { Progress::WouldBlock })
         })
     }
 
     fn write(&self, offset_bytes: u64, data: &[u8], fua: bool) -> Result<(), DeviceError> {
-        self.check_writable()?;
-        self.check_durable(fua)?;
-        self.timed(Operation::Write, always, || done(self.volume.write(offset_bytes, data, fua)))
+        self.execute(Operation::Write, always, || {
+            self.check_writable()?;
+            self.check_durable(fua)?;
+            done(self.volume.write(offset_bytes, data, fua))
+        })
     }
 
     fn flush_key(&self) -> Option<u128> {
@@ -212,25 +240,31 @@ impl BlockDevice for VolumeDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.check_durable(true)?;
-        self.timed(Operation::Flush, always, || done(self.volume.flush()))
+        self.execute(Operation::Flush, always, || {
+            self.check_durable(true)?;
+            done(self.volume.flush())
+        })
     }
 
     fn trim(&self, offset_bytes: u64, len_bytes: u64, fua: bool) -> Result<(), DeviceError> {
-        self.check_writable()?;
-        self.check_durable(fua)?;
-        self.timed(Operation::Discard, always, || done(self.volume.trim(offset_bytes, len_bytes, fua)))
+        self.execute(Operation::Discard, always, || {
+            self.check_writable()?;
+            self.check_durable(fua)?;
+            done(self.volume.trim(offset_bytes, len_bytes, fua))
+        })
     }
 
     fn write_zeroes(&self, offset_bytes: u64, len_bytes: u64, flags: ZeroFlags) -> Result<(), DeviceError> {
-        self.check_writable()?;
         let ZeroFlags { no_hole, fast, fua } = flags;
-        self.check_durable(fua)?;
-        self.timed(Operation::Discard, always, || {
-            done(match fast {
-                true => self.volume.write_zeroes_fast(offset_bytes, len_bytes, no_hole, fua),
-                false => self.volume.write_zeroes(offset_bytes, len_bytes, no_hole, fua),
-            })
+        self.execute(Operation::Discard, always, || {
+            self.check_writable()?;
+            self.check_durable(fua)?;
+            if fast {
+                let zeroed = self.volume.write_zeroes_fast(offset_bytes, len_bytes, no_hole, fua);
+                zeroed.map_err(|error| fast_zero_error(&error))
+            } else {
+                done(self.volume.write_zeroes(offset_bytes, len_bytes, no_hole, fua))
+            }
         })
     }
 
@@ -286,10 +320,15 @@ impl BlockDevice for SnapshotDevice {
         len_bytes: u64,
         then: OnFetched,
     ) -> Option<OnFetched> {
-        prefetch_async(access, then, |access, then| match access {
-            volume::Access::Read => self.view.prefetch_async(offset_bytes, len_bytes, then),
-            volume::Access::Write => Some(then),
-        })
+        prefetch_async(
+            access,
+            then,
+            |_| {},
+            |access, then| match access {
+                volume::Access::Read => self.view.prefetch_async(offset_bytes, len_bytes, then),
+                volume::Access::Write => Some(then),
+            },
+        )
     }
 
     fn size_bytes(&self) -> u64 {

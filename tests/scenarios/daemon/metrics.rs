@@ -65,8 +65,14 @@ async fn metrics_count_the_requests_served() {
     device.write(1 << 20, &[7; 4096], true).unwrap();
     device.read(0, &mut [0; 4096]).unwrap();
     device.flush().unwrap();
+    device.write(1 << 40, &[7; 4096], false).unwrap_err();
     let now = host.families().await;
-    for (operation, count) in [("read", 1.0), ("write", 2.0), ("flush", 1.0), ("discard", 0.0)] {
+    let failed = "blockd_volume_request_errors_total";
+    for (errno, count) in [("EINVAL", 1.0), ("EIO", 0.0)] {
+        let labels = [("volume", "v"), ("operation", "write"), ("errno", errno)];
+        assert_eq!(value(&now, failed, failed, &labels), count, "{errno}");
+    }
+    for (operation, count) in [("read", 1.0), ("write", 3.0), ("flush", 1.0), ("discard", 0.0)] {
         let (family, labels) =
             ("blockd_volume_request_duration_seconds", [("volume", "v"), ("operation", operation)]);
         assert_eq!(value(&now, family, &format!("{family}_count"), &labels), count, "{operation}");

@@ -1,6 +1,7 @@
-//! Durations of a volume's requests, and the number of those in flight.
+//! Durations and failures of a volume's requests, and the number of those in flight.
 
 use crate::metrics::histogram::{Counted, Histogram};
+use blockd_nbd::DeviceErrorKind;
 use std::{
     cell::Cell,
     sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
@@ -60,6 +61,7 @@ impl Drop for ActiveRequest<'_> {
 #[derive(Debug, Default)]
 pub struct Traffic {
     shards: [Shard; SHARDS],
+    failed: [[AtomicU64; DeviceErrorKind::ALL.len()]; Operation::ALL.len()],
 }
 
 thread_local! {
@@ -82,6 +84,16 @@ impl Traffic {
     /// Records a request that started at `began` and ends now.
     pub fn note(&self, operation: Operation, began: Instant) {
         self.shards[shard()].took[operation as usize].note(began.elapsed());
+    }
+
+    /// Counts a failed request.
+    pub fn note_failure(&self, operation: Operation, kind: DeviceErrorKind) {
+        self.failed[operation as usize][kind as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Returns the number of failed requests of a kind.
+    pub fn failed(&self, operation: Operation, kind: DeviceErrorKind) -> u64 {
+        self.failed[operation as usize][kind as usize].load(Relaxed)
     }
 
     /// Counts a request as in flight until the guard is dropped.

@@ -18,6 +18,7 @@ use blockd_api::{
 };
 use blockd_catalog::{CredentialRow, DbError, NewestBackup, Proof, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::VolumeId;
+use blockd_nbd::DeviceErrorKind;
 use blockd_store::RequestKind;
 use blockd_volume::VolumeStats;
 use jiff::Timestamp;
@@ -99,6 +100,12 @@ impl VolumeSample {
 
     fn labels(&self) -> Labels<'static> {
         vec![("volume", self.entry.name.to_string())]
+    }
+
+    fn labels_of(&self, operation: Operation) -> Labels<'static> {
+        let mut labels = self.labels();
+        labels.push(("operation", operation.as_str().to_owned()));
+        labels
     }
 }
 
@@ -403,12 +410,21 @@ fn of_volumes(text: &mut Exposition, seen: &[VolumeSample]) {
     );
     text.histogram(
         "blockd_volume_request_duration_seconds",
-        "Execution time of NBD requests by the volume, without queueing and remote fetches.",
+        "Execution time of NBD requests by the volume, failed ones included, without queueing and remote fetches.",
         seen.iter().flat_map(|seen| {
-            Operation::ALL.map(|operation| {
-                let mut labels = seen.labels();
-                labels.push(("operation", operation.as_str().to_owned()));
-                (labels, seen.entry.traffic.counted(operation))
+            Operation::ALL.map(|operation| (seen.labels_of(operation), seen.entry.traffic.counted(operation)))
+        }),
+    );
+    text.counter(
+        "blockd_volume_request_errors_total",
+        "Failed NBD requests of the volume by error number; a failed fetch of missing blocks counts as read or write.",
+        seen.iter().flat_map(|seen| {
+            Operation::ALL.into_iter().flat_map(|operation| {
+                DeviceErrorKind::ALL.map(|kind| {
+                    let mut labels = seen.labels_of(operation);
+                    labels.push(("errno", kind.errno_name().to_owned()));
+                    (labels, seen.entry.traffic.failed(operation, kind))
+                })
             })
         }),
     );

@@ -2,13 +2,14 @@
 
 use super::*;
 use blockd_catalog::{SnapshotRow, SnapshotState, VolumeRow};
-use blockd_engine::volumes::registry::VolumeEntry;
+use blockd_engine::{metrics::Operation, volumes::registry::VolumeEntry};
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_nbd::{
     DeviceErrorKind, Progress, ZeroFlags,
     constants::{STATE_HOLE, STATE_ZERO},
 };
-use blockd_volume::VolumeErrorKind;
+use blockd_volume::{Op, Storage, VolumeErrorKind, attach_storage, detach_storage};
+use std::{io, path::Path};
 
 fn add(registry: &Registry, dir: &std::path::Path, number: u64, name: &str) -> Arc<VolumeEntry> {
     let id = VolumeId::from_u64(number);
@@ -245,4 +246,49 @@ fn exports_obey_access_lists_and_connection_limits() {
     drop((first, of_this_host));
     assert!(exports.open("one", &client("alice")).is_ok());
     assert!(exports.open("two", &client("bob")).is_ok(), "each volume has its own limit");
+}
+
+const EOPNOTSUPP: i32 = 95;
+
+/// Disk without support for writes and zeroing.
+struct Unsupported;
+
+impl Storage for Unsupported {
+    fn file_at(&self, _: &Path) -> Option<usize> {
+        None
+    }
+
+    fn perform(
+        &self,
+        path: &Path,
+        _: Option<usize>,
+        op: Op<'_>,
+        kernel: &mut dyn FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let is_data = path.extension().is_some_and(|extension| extension == "data");
+        match op {
+            Op::Write { .. } | Op::Zero { .. } if is_data => Err(io::Error::from_raw_os_error(EOPNOTSUPP)),
+            _ => kernel(),
+        }
+    }
+}
+
+#[test]
+fn unsupported_call_is_an_io_error_except_for_fast_zeroes() {
+    let dir = tempfile::tempdir().unwrap();
+    attach_storage(dir.path(), Arc::new(Unsupported));
+    let registry = Arc::new(Registry::default());
+    let exports = Exports::new(Arc::clone(&registry));
+    let entry = add(&registry, dir.path(), 1, "one");
+    let device = exports.open("one", &Client::default()).unwrap();
+    let failed = |operation| DeviceErrorKind::ALL.map(|kind| entry.traffic.failed(operation, kind));
+    assert_eq!(device.write(0, &[7; 4096], false).unwrap_err().kind(), DeviceErrorKind::Io);
+    assert_eq!(failed(Operation::Write), [1, 0, 0, 0, 0, 0]);
+    let fast = ZeroFlags { fast: true, ..ZeroFlags::default() };
+    assert_eq!(device.write_zeroes(0, 4096, fast).unwrap_err().kind(), DeviceErrorKind::NotSupported);
+    entry.set_read_only(true);
+    assert_eq!(device.trim(0, 4096, false).unwrap_err().kind(), DeviceErrorKind::Permission);
+    assert_eq!(failed(Operation::Discard), [0, 0, 0, 1, 0, 1]);
+    assert_eq!(entry.traffic.counted(Operation::Discard).total(), 2, "durations include failures");
+    detach_storage(dir.path());
 }
