@@ -102,6 +102,14 @@ impl ServiceError {
         self.is_retryable() || matches!(self, Self::Store(_)) || is_secret()
     }
 
+    /// Returns the phase of a task that waits before it retries after this error.
+    pub fn waiting_phase(&self) -> &'static str {
+        match self.to_api().code {
+            ErrorCode::NoSpace => "waiting for free space",
+            _ => "waiting for the store",
+        }
+    }
+
     /// Returns true if the task was stopped, rather than failed.
     pub fn is_cancelled(&self) -> bool {
         match self {
@@ -398,6 +406,7 @@ mod tests {
         let full = std::io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
         let error = ServiceError::File { action: "write", path: "/x".into(), source: full };
         assert_eq!(error.to_api().code, ErrorCode::NoSpace);
+        assert_eq!(error.waiting_phase(), "waiting for free space");
         let full = Arc::new(io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error()));
         let api = ServiceError::from(SecretsError::Create { path: "/x".into(), source: full }).to_api();
         assert!(api.hint.is_some_and(|hint| hint.contains("free space")), "{}", api.message);
@@ -406,6 +415,8 @@ mod tests {
         assert_eq!(api.code, ErrorCode::WrongPassphrase);
         assert!(api.hint.is_some_and(|hint| hint.contains("--encryption-passphrase")));
         assert!(ServiceError::from(CloudError::Cancelled).is_cancelled());
+        let unreachable = ServiceError::refused(ErrorCode::StoreUnreachable, "s");
+        assert_eq!(unreachable.waiting_phase(), "waiting for the store");
     }
 
     #[test]

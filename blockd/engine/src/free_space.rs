@@ -86,7 +86,7 @@ impl FreeSpace {
         let dir = self.host.data_dir.display();
         let (free, total) = (ByteSize::from_bytes(space.free_bytes), ByteSize::from_bytes(space.total_bytes));
         let todo = format!(
-            "delete unneeded snapshots, free space on the filesystem of {dir} or enlarge it; failed tasks are retried automatically"
+            "delete unneeded snapshots, free space on the filesystem of {dir} or enlarge it; then start failed backups and restores again"
         );
         let (severity, what) = match SpaceLevel::of(space) {
             SpaceLevel::Enough => {

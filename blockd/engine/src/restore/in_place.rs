@@ -166,12 +166,13 @@ async fn run_fenced(
         if !error.may_change() {
             return Err(partial_restore(error, &live.view(), &entry, &before));
         }
-        tracing::info!(volume = %entry.id, %error, "in-place restore waits for the store");
+        let phase = error.waiting_phase();
+        tracing::info!(volume = %entry.id, %error, "in-place restore {phase}");
         if live.view().detail.bytes_processed > started_at {
             pause = PAUSE;
         }
         live.detail(|detail| {
-            detail.phase = "waiting for the store".into();
+            detail.phase = phase.into();
             detail.note = Some(error.to_api().message);
         });
         wait(live, &mut pause).await?;

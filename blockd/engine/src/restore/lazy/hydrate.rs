@@ -97,9 +97,10 @@ pub(crate) async fn run(work: &Arc<HydrationWork>, live: &Arc<LiveTask>) -> Resu
             }
             Err(error) if error.is_cancelled() => return Err(error),
             Err(error) if error.is_retryable() => {
-                tracing::info!(volume = %id, %error, "hydration waits for the store");
+                let phase = error.waiting_phase();
+                tracing::info!(volume = %id, %error, "hydration {phase}");
                 live.detail(|detail| {
-                    detail.phase = "waiting for the store".into();
+                    detail.phase = phase.into();
                     detail.note = Some(error.to_api().message);
                 });
                 wait(live, &mut pause).await?;
