@@ -18,7 +18,7 @@ pub fn hint(kind: ProviderKind, code: ErrorCode) -> Option<&'static str> {
         ProviderKind::Azure => "check --azure-account-key, --azure-sas-token or --use-iam",
         ProviderKind::Google => GOOGLE_ACCESS,
         ProviderKind::Swift => "check --swift-key or --swift-token",
-        _ => return None,
+        ProviderKind::Local => return None,
     };
     match code {
         // In some stores each account has its own buckets.

@@ -27,42 +27,55 @@ pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) 
     if let Some(hint) = specific.and_then(store_hint) {
         return Some(hint);
     }
-    Some(match (code, kind) {
-        (ErrorCode::StoreUnauthorized, ProviderKind::S3) => S3_ACCESS,
-        (ErrorCode::StoreUnauthorized, ProviderKind::Azure) => {
-            "check --azure-account-name and --azure-account-key, or --azure-sas-token, or --use-iam"
-        }
-        (ErrorCode::StoreUnauthorized, ProviderKind::Google) => GOOGLE_ACCESS,
-        (ErrorCode::StoreUnauthorized, ProviderKind::Swift) => {
-            "check --swift-user and --swift-key, or --swift-token"
-        }
-        (ErrorCode::StoreUnreachable, ProviderKind::S3) => {
-            "check --s3-endpoint, --s3-disable-ssl, --disable-path-style, --ca-certificate and --proxy, and whether the server runs"
-        }
-        (ErrorCode::StoreUnreachable, ProviderKind::Azure) => {
-            "check --azure-account-name, --azure-endpoint, --ca-certificate and --proxy, and whether the server runs"
-        }
-        (ErrorCode::StoreUnreachable, ProviderKind::Google) => {
-            "check --google-endpoint, --ca-certificate and --proxy, and whether the server runs"
-        }
-        (ErrorCode::StoreUnreachable, ProviderKind::Swift) => {
-            "check --swift-auth-url, --ca-certificate and --proxy, and whether the server runs"
-        }
-        (ErrorCode::BucketMissing, ProviderKind::Local) => "create the directory first, or check --path",
-        (ErrorCode::BucketMissing, ProviderKind::S3) => {
-            "create the bucket first, or check --bucket and --disable-path-style"
-        }
-        (ErrorCode::StoreFailed, ProviderKind::S3) => {
-            "check whether --s3-endpoint is an S3 server, with TLS or, with --s3-disable-ssl, without it"
-        }
-        (ErrorCode::StoreFull, ProviderKind::Local) => {
-            "free space on the filesystem of --path, or use a directory on another one"
-        }
-        (ErrorCode::InvalidRequest, ProviderKind::S3) if store.is_some() => {
-            "check --s3-endpoint, --bucket, --disable-path-style and --s3-storage-class"
-        }
-        (ErrorCode::BucketMissing, _) => "create the bucket or container first, or check --bucket",
-        _ => return None,
+    let no_bucket = "create the bucket or container first, or check --bucket";
+    Some(match kind {
+        ProviderKind::Local => match code {
+            ErrorCode::BucketMissing => "create the directory first, or check --path",
+            ErrorCode::StoreFull => {
+                "free space on the filesystem of --path, or use a directory on another one"
+            }
+            _ => return None,
+        },
+        ProviderKind::S3 => match code {
+            ErrorCode::StoreUnauthorized => S3_ACCESS,
+            ErrorCode::StoreUnreachable => {
+                "check --s3-endpoint, --s3-disable-ssl, --disable-path-style, --ca-certificate and --proxy, and whether the server runs"
+            }
+            ErrorCode::BucketMissing => "create the bucket first, or check --bucket and --disable-path-style",
+            ErrorCode::StoreFailed => {
+                "check whether --s3-endpoint is an S3 server, with TLS or, with --s3-disable-ssl, without it"
+            }
+            ErrorCode::InvalidRequest if store.is_some() => {
+                "check --s3-endpoint, --bucket, --disable-path-style and --s3-storage-class"
+            }
+            _ => return None,
+        },
+        ProviderKind::Azure => match code {
+            ErrorCode::StoreUnauthorized => {
+                "check --azure-account-name and --azure-account-key, or --azure-sas-token, or --use-iam"
+            }
+            ErrorCode::StoreUnreachable => {
+                "check --azure-account-name, --azure-endpoint, --ca-certificate and --proxy, and whether the server runs"
+            }
+            ErrorCode::BucketMissing => no_bucket,
+            _ => return None,
+        },
+        ProviderKind::Google => match code {
+            ErrorCode::StoreUnauthorized => GOOGLE_ACCESS,
+            ErrorCode::StoreUnreachable => {
+                "check --google-endpoint, --ca-certificate and --proxy, and whether the server runs"
+            }
+            ErrorCode::BucketMissing => no_bucket,
+            _ => return None,
+        },
+        ProviderKind::Swift => match code {
+            ErrorCode::StoreUnauthorized => "check --swift-user and --swift-key, or --swift-token",
+            ErrorCode::StoreUnreachable => {
+                "check --swift-auth-url, --ca-certificate and --proxy, and whether the server runs"
+            }
+            ErrorCode::BucketMissing => no_bucket,
+            _ => return None,
+        },
     })
 }
 

@@ -409,12 +409,14 @@ fn spelled(provider: ProviderKind, values: &Map<String, Value>) -> Value {
 pub fn view_of(one: &Credential) -> Value {
     let (store, auth) = (&one.store, one.store.auth.as_deref().unwrap_or_default());
     let key = match store.provider {
+        // It has no secret.
+        ProviderKind::Local => "",
         ProviderKind::S3 => "s3-secret-key-from",
         ProviderKind::Azure if auth == "account key" => "azure-account-key-from",
         ProviderKind::Azure => "azure-sas-token-from",
         ProviderKind::Google => "google-json-key-from",
         ProviderKind::Swift if store.user.is_some() => "swift-key-from",
-        _ => "swift-token-from",
+        ProviderKind::Swift => "swift-token-from",
     };
     let path = store.path.as_ref().map(|path| path.display().to_string()).or(store.bucket.clone());
     let [upload, download] = limits_of(one).map(|limit| (!limit.is_none()).then_some(limit));
