@@ -16,5 +16,6 @@ mod simulation;
 pub mod transactions;
 #[cfg(test)]
 mod transactions_tests;
+mod update;
 pub mod uses;
 pub mod wake;

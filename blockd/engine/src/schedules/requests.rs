@@ -9,6 +9,7 @@ use crate::{
         policies::{check_rules, not_found},
         selection::{self, Candidate},
         transactions,
+        update::updated,
         wake::Scheduler,
     },
     volumes::registry::{EntryState, Registry},
@@ -44,7 +45,7 @@ pub(super) fn no_schedule(uuid: Uuid) -> ServiceError {
     ServiceError::refused(ErrorCode::ScheduleNotFound, format!("there is no schedule {uuid}"))
 }
 
-fn invalid(message: impl Into<String>) -> ServiceError {
+pub(super) fn invalid(message: impl Into<String>) -> ServiceError {
     ServiceError::refused(ErrorCode::InvalidRequest, message)
 }
 
@@ -346,44 +347,7 @@ impl Schedules {
         };
         let volumes = self.candidates();
         let changed = self.db.run(move |tx| {
-            let mut row = find(tx, uuid)?;
-            // A problem of the policy must not prevent a pause.
-            let must_check = request.rules.is_some() || request.policy_name.is_some();
-            let must_fit = must_check || request.jitter_seconds.is_some();
-            if let Some(rules) = &request.rules {
-                plausibility::refuse_never(rules, now)?;
-            }
-            if let Some(paused) = request.paused {
-                if row.paused && !paused {
-                    // Runs skipped during a pause are not made up for.
-                    ScheduleRow::clear_cursors(tx, uuid)?;
-                }
-                row.paused = paused;
-            }
-            if let Some(rules) = request.rules {
-                row.spec.rules = rules;
-                ScheduleRow::clear_cursors(tx, uuid)?;
-            }
-            row.policy = request.policy_name.or(row.policy);
-            row.spec.retain = request.retain.unwrap_or(row.spec.retain);
-            row.spec.full = request.full.unwrap_or(row.spec.full);
-            row.spec.jitter = request.jitter_seconds.unwrap_or(row.spec.jitter);
-            row.spec.priority = request.priority.unwrap_or(row.spec.priority);
-            row.spec.local = request.local.unwrap_or(row.spec.local);
-            if row.spec.local.is_none() && row.spec.credentials.is_empty() {
-                return Err(invalid(
-                    "the schedule would have neither local snapshots nor a credential: delete or pause it",
-                ));
-            }
-            row.spec.retain_at = retain_at.unwrap_or(row.spec.retain_at);
-            row.spec.rule = request.rule_name.unwrap_or(row.spec.rule);
-            row.spec.labels = request.labels.unwrap_or(row.spec.labels);
-            if must_check {
-                check_rules(&row.rules(tx)?)?;
-            }
-            if must_fit {
-                plausibility::refuse_long_jitter(&row.rules(tx)?, row.spec.jitter, now)?;
-            }
+            let row = updated(tx, find(tx, uuid)?, request, retain_at, now)?;
             put(tx, &row, &volumes, now)
         });
         let schedule = changed.await?;
