@@ -425,7 +425,7 @@ pub(crate) async fn clean_up(work: &BackupWork, row: &TaskRow) -> Result<(), Ser
         if !stays.await? {
             dropped = work.snapshots.drop_snapshot(volume, snapshot).await;
         }
-        work.snapshots.forget_intervals(&entry).await;
+        work.snapshots.drop_unneeded_intervals(&entry).await;
     }
     clean_files(&work.tasks, row.id).await?;
     dropped

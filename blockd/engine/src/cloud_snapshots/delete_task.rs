@@ -114,7 +114,7 @@ pub(crate) async fn run(
         })
         .await?;
     if let Some(entry) = work.registry.by_id(id.volume) {
-        work.snapshots.forget_intervals(&entry).await;
+        work.snapshots.drop_unneeded_intervals(&entry).await;
     }
     if let Err(error) = clean_files(&work.tasks, done.id).await {
         tracing::warn!(%error, "cleanup of the deletion failed; the next start retries");

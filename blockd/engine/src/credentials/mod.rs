@@ -305,7 +305,7 @@ impl Credentials {
         self.repositories.end_slot_problems(uuid, &[]);
         self.repositories.forget_unneeded_secrets().await;
         for entry in self.registry.all() {
-            self.snapshots.forget_intervals(&entry).await;
+            self.snapshots.drop_unneeded_intervals(&entry).await;
         }
         tracing::info!(credential = %uuid, name = %row.name, "credential deleted");
         let name = Some(row.name.to_string());

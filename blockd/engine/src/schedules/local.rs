@@ -130,7 +130,7 @@ impl ScheduleRunner {
         match self.snapshots.freeze_with_report(wanted, &mut report).await {
             Ok(rows) => {
                 for (entry, _) in &entries {
-                    self.snapshots.forget_intervals(entry).await;
+                    self.snapshots.drop_unneeded_intervals(entry).await;
                 }
                 let failures = failures_of(report.as_ref());
                 tracing::info!(%schedule, snapshots = rows.len(), ?failures, "local snapshots taken");

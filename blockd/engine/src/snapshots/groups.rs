@@ -51,7 +51,7 @@ impl Snapshots {
         };
         let rows = self.freeze_together(wanted).await?;
         for entry in &entries {
-            self.forget_intervals(entry).await;
+            self.drop_unneeded_intervals(entry).await;
         }
         // A row per member, and `members` returns at least one.
         let first = &rows[0];

@@ -71,7 +71,7 @@ impl Snapshots {
         let wanted =
             FreezeRequest { members, name, internal: false, group: None, quiesce_rules, schedule: None };
         let row = self.freeze_alone(wanted).await?;
-        self.forget_intervals(&entry).await;
+        self.drop_unneeded_intervals(&entry).await;
         tracing::info!(volume = %entry.id, snapshot = %id, name = %row.name, stall_micros = row.freeze_stall_micros, "snapshot taken");
         Ok(to_api(&row, &entry, None, &self.host.data_dir.nbd_socket()))
     }
@@ -215,7 +215,7 @@ impl Snapshots {
             }
             return Err(error);
         }
-        self.forget_intervals(&entry).await;
+        self.drop_unneeded_intervals(&entry).await;
         tracing::info!(volume = %row.volume, snapshot = %id, name = %row.name, "snapshot deleted");
         let name = Some(row.name.to_string());
         Ok(Deleted { snapshot_id: Some(id), name, ..Deleted::default() })
@@ -260,8 +260,10 @@ impl Snapshots {
         done
     }
 
-    /// Drops the block sets of a volume that no later incremental backup needs. A failure costs only space.
-    pub async fn forget_intervals(&self, entry: &Arc<VolumeEntry>) {
+    /// Drops the block sets of a volume that no later incremental backup needs: those up to the oldest of the
+    /// last backups of all credentials and of backups under way. A credential without new backups keeps all
+    /// sets since its last one until it is deleted. A failure costs only space.
+    pub async fn drop_unneeded_intervals(&self, entry: &Arc<VolumeEntry>) {
         let Ok(volume) = entry.volume() else { return };
         let id = entry.id;
         let running = self.tasks.running();

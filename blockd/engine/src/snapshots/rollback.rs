@@ -147,7 +147,7 @@ impl Snapshots {
                 return Err(error);
             }
         };
-        self.forget_intervals(&entry).await;
+        self.drop_unneeded_intervals(&entry).await;
         let admission = self.admission.lock().await;
         if let Err(error) = entry.change_tags(&self.db, &admission, Tags::without_origin).await {
             // The rollback is done.
