@@ -40,7 +40,8 @@ pub use runs::{CopyCount, LOCAL, RunRow};
 pub use schedules::{PolicyRow, ScheduleRow, ScheduleSpec};
 pub use snapshots::{SnapshotRow, SnapshotState};
 pub use tasks::{
-    BackupTask, Barrier, DeleteTask, InPlaceRestore, RestoreTask, TaskDetail, TaskRow, TaskSpec, VerifyTask,
+    BackupTask, DeleteTask, GroupFreeze, InPlaceRestore, RestoreTask, TaskDetail, TaskRow, TaskSpec,
+    VerifyTask,
 };
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
 

@@ -16,13 +16,13 @@ use serde::{Deserialize, Serialize};
 use std::str::FromStr;
 use uuid::Uuid;
 
-/// Barrier shared by backups of several volumes with one point in time.
+/// Freeze of a consistency group, shared by the backups of its volumes.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Barrier {
+pub struct GroupFreeze {
     /// Its id.
     pub id: Uuid,
     /// Number of volumes.
-    pub volumes: u64,
+    pub volume_count: u64,
 }
 
 /// Kind of a task, and the request that it serves.
@@ -45,8 +45,8 @@ pub enum TaskSpec {
 pub struct BackupTask {
     /// Options.
     pub options: BackupOptions,
-    /// Barrier of its consistency group.
-    pub barrier: Option<Barrier>,
+    /// Freeze of its consistency group.
+    pub group_freeze: Option<GroupFreeze>,
     /// Quiesce parts.
     pub quiesce_rules: Vec<blockd_quiesce::QuiescePart>,
     /// Schedule that started it.

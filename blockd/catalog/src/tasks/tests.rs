@@ -26,7 +26,7 @@ fn task(second: i64, state: TaskStage) -> TaskRow {
 fn stored_specs_keep_their_kind() {
     let dir = tempfile::tempdir().unwrap();
     let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-    let barrier = Some(Barrier { id: Uuid::new_v4(), volumes: 3 });
+    let group_freeze = Some(GroupFreeze { id: Uuid::new_v4(), volume_count: 3 });
     let in_place = InPlaceRestore {
         before: SnapshotId::from_u64(u64::MAX),
         discard: true,
@@ -36,7 +36,7 @@ fn stored_specs_keep_their_kind() {
     let specs = [
         TaskSpec::Backup(BackupTask {
             options: BackupOptions { expires_at: Some(Timestamp::UNIX_EPOCH), ..BackupOptions::default() },
-            barrier,
+            group_freeze,
             schedule: Some(Uuid::new_v4()),
             keep_local: Some("daily".parse().unwrap()),
             existing: true,

@@ -5,7 +5,7 @@ use crate::{
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{ApiError, ErrorCode, SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
-use blockd_catalog::{BackupTask, Barrier, SnapshotRow, SnapshotState, TaskRow};
+use blockd_catalog::{BackupTask, GroupFreeze, SnapshotRow, SnapshotState, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -14,9 +14,9 @@ use std::{
 use uuid::Uuid;
 
 /// Returns the key of a freeze, which the backups of a group or of several locations share.
-fn freeze_key(barrier: Option<&Barrier>, id: SnapshotId) -> String {
-    match barrier {
-        Some(barrier) => format!("barrier {}", barrier.id),
+fn freeze_key(group: Option<&GroupFreeze>, id: SnapshotId) -> String {
+    match group {
+        Some(group) => format!("group {}", group.id),
         None => format!("snapshot {id}"),
     }
 }
@@ -47,7 +47,7 @@ pub(crate) async fn snapshot_for_backup(
     asked: &BackupTask,
 ) -> Result<SnapshotRow, ServiceError> {
     let volume = entry.id;
-    let key = freeze_key(asked.barrier.as_ref(), id);
+    let key = freeze_key(asked.group_freeze.as_ref(), id);
     // Other freezes do not wait for the hooks of this one.
     let _guard = work.freezing.take([key.clone()]).await;
     if work.host.stopping.is_cancelled() {
@@ -64,13 +64,13 @@ pub(crate) async fn snapshot_for_backup(
     }
     let failed_before = work.failed.lock().find(&key);
     // A resumed backup of one volume tries again. One of a group cannot: its members are frozen together.
-    let tries_again = asked.barrier.is_none() && live.view().detail.resumed > 0;
+    let tries_again = asked.group_freeze.is_none() && live.view().detail.resumed > 0;
     if let Some((why, report)) = failed_before.filter(|_| !tries_again) {
         live.detail(|detail| detail.quiesce = report);
         return Err(ServiceError::Refused(why));
     }
-    let wanted = match &asked.barrier {
-        Some(barrier) => group_freeze(work, barrier, asked).await,
+    let wanted = match &asked.group_freeze {
+        Some(group) => group_freeze(work, group, asked).await,
         None => volume_freeze(live, entry, id, asked),
     };
     let mut report = None;
@@ -80,19 +80,19 @@ pub(crate) async fn snapshot_for_backup(
     };
     match rows {
         Ok(rows) => {
-            if let Some(barrier) = &asked.barrier {
-                tracing::info!(group = %barrier.id, members = rows.len(), "consistency group frozen");
+            if let Some(group) = &asked.group_freeze {
+                tracing::info!(group = %group.id, members = rows.len(), "consistency group frozen");
             }
-            rows.into_iter()
-                .find(|row| row.id == id)
-                .ok_or_else(|| ServiceError::Internal("the barrier lacks the volume of the backup".into()))
+            rows.into_iter().find(|row| row.id == id).ok_or_else(|| {
+                ServiceError::Internal("the group freeze lacks the volume of the backup".into())
+            })
         }
         Err(ServiceError::Stopping) => Err(ServiceError::Stopping),
         Err(error) => {
             live.detail(|detail| detail.quiesce.clone_from(&report));
             // The other members of a group must not be frozen without this one.
             let why = error.to_api();
-            let code = match asked.barrier {
+            let code = match asked.group_freeze {
                 Some(_) if report.is_none() => ErrorCode::VolumeFailed,
                 _ => why.code,
             };
@@ -109,7 +109,7 @@ async fn ended_failures(work: &BackupWork) -> Vec<String> {
     let mut keys: Vec<_> = work.failed.lock().0.keys().cloned().collect();
     let Ok(unfinished) = work.tasks.unfinished_tasks().await else { return Vec::new() };
     let Ok(resumable) = work.tasks.resumable_tasks().await else { return Vec::new() };
-    let key_of = |task: &TaskRow| Some(freeze_key(task.spec.backup()?.barrier.as_ref(), task.snapshot?));
+    let key_of = |task: &TaskRow| Some(freeze_key(task.spec.backup()?.group_freeze.as_ref(), task.snapshot?));
     let needed: HashSet<_> = unfinished.iter().chain(&resumable).filter_map(key_of).collect();
     keys.retain(|key| !needed.contains(key));
     keys
@@ -140,28 +140,28 @@ fn volume_freeze(
     })
 }
 
-/// Returns the freeze of all volumes of a barrier.
+/// Returns the freeze of all volumes of a group.
 async fn group_freeze(
     work: &BackupWork,
-    barrier: &Barrier,
+    group: &GroupFreeze,
     asked: &BackupTask,
 ) -> Result<FreezeRequest, ServiceError> {
-    let of_barrier = |task: &TaskRow| {
-        let other = task.spec.backup().and_then(|backup| backup.barrier.as_ref());
-        other.is_some_and(|other| other.id == barrier.id)
+    let is_of_group = |task: &TaskRow| {
+        let other = task.spec.backup().and_then(|backup| backup.group_freeze.as_ref());
+        other.is_some_and(|other| other.id == group.id)
     };
     let mut points: BTreeMap<VolumeId, SnapshotId> = BTreeMap::new();
-    for task in work.tasks.unfinished_tasks().await?.iter().filter(|task| of_barrier(task)) {
+    for task in work.tasks.unfinished_tasks().await?.iter().filter(|task| is_of_group(task)) {
         if let (Some(volume), Some(snapshot)) = (task.volume, task.snapshot) {
             points.insert(volume, snapshot);
         }
     }
-    if points.len() as u64 != barrier.volumes {
+    if points.len() as u64 != group.volume_count {
         let message = format!(
             "freeze failed on group backup {}: {} of its {} volumes have no unfinished backup task",
-            barrier.id,
-            barrier.volumes.saturating_sub(points.len() as u64),
-            barrier.volumes
+            group.id,
+            group.volume_count.saturating_sub(points.len() as u64),
+            group.volume_count
         );
         return Err(ServiceError::refused(ErrorCode::VolumeFailed, message));
     }
@@ -170,7 +170,7 @@ async fn group_freeze(
         let entry = work.registry.by_id(volume).ok_or_else(|| {
             ServiceError::refused(
                 ErrorCode::VolumeNotFound,
-                format!("freeze failed on group backup {}: volume {volume} no longer exists", barrier.id),
+                format!("freeze failed on group backup {}: volume {volume} no longer exists", group.id),
             )
         })?;
         members.push((entry, snapshot));
@@ -178,10 +178,10 @@ async fn group_freeze(
     // Order of the names in the environment of hook commands.
     members.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     let group =
-        SnapshotGroup { group_id: barrier.id, group: None, members: barrier.volumes, group_stall_micros: 0 };
+        SnapshotGroup { group_id: group.id, group: None, members: group.volume_count, group_stall_micros: 0 };
     Ok(FreezeRequest {
         members,
-        name: name_of(asked, barrier.id)?,
+        name: name_of(asked, group.group_id)?,
         internal: asked.keep_local.is_none(),
         group: Some(group),
         quiesce_rules: asked.quiesce_rules.clone(),
@@ -195,9 +195,9 @@ mod tests {
 
     #[test]
     fn failed_freezes_are_kept_until_their_backups_end() {
-        let barrier = Barrier { id: Uuid::from_u128(1), volumes: 2 };
+        let group = GroupFreeze { id: Uuid::from_u128(1), volume_count: 2 };
         let keys: Vec<_> =
-            (0..1000).map(|id| freeze_key((id == 0).then_some(&barrier), SnapshotId::from_u64(id))).collect();
+            (0..1000).map(|id| freeze_key((id == 0).then_some(&group), SnapshotId::from_u64(id))).collect();
         let mut failed = FailedFreezes::default();
         for key in &keys {
             failed.note(key.clone(), ApiError::new(ErrorCode::VolumeFailed, key), None, &[]);

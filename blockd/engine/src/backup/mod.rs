@@ -31,7 +31,7 @@ use blockd_api::{
     tasks::{TaskKind, TaskLimits, TaskOwner, TaskStarted},
 };
 use blockd_catalog::{
-    BackupTask, Barrier, CredentialRow, DbError, SnapshotRow, SnapshotState, TaskRow, TaskSpec,
+    BackupTask, CredentialRow, DbError, GroupFreeze, SnapshotRow, SnapshotState, TaskRow, TaskSpec,
 };
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{Epoch, SnapshotId, VolumeId};
@@ -119,7 +119,7 @@ impl StartedBackup {
 
 /// Attributes common to all tasks of one point in time.
 struct PointInTime {
-    barrier: Option<Barrier>,
+    group_freeze: Option<GroupFreeze>,
     quiesce_rules: Vec<QuiescePart>,
 }
 
@@ -228,12 +228,12 @@ impl Backups {
             let volumes: Vec<VolumeId> = entries.iter().map(|entry| entry.id).collect();
             self.refuse_taken(name, &volumes).await?;
         }
-        let barrier = asked.together.map(|id| Barrier { id, volumes: members.len() as u64 });
+        let group_freeze = asked.together.map(|id| GroupFreeze { id, volume_count: members.len() as u64 });
         // Members selected by label are frozen independently.
-        let together = match &barrier {
-            Some(barrier) => {
+        let together = match &group_freeze {
+            Some(group) => {
                 let quiesce_rules = self.quiescer.quiesce_for(&asked.hooks, &entries).await?;
-                Some(PointInTime { barrier: Some(barrier.clone()), quiesce_rules })
+                Some(PointInTime { group_freeze: Some(group.clone()), quiesce_rules })
             }
             None => None,
         };
@@ -250,7 +250,7 @@ impl Backups {
                 None => {
                     let quiesce_rules =
                         self.quiescer.quiesce_for(&asked.hooks, std::slice::from_ref(entry)).await?;
-                    alone = PointInTime { barrier: None, quiesce_rules };
+                    alone = PointInTime { group_freeze: None, quiesce_rules };
                     &alone
                 }
             };
@@ -357,7 +357,7 @@ impl Backups {
             };
             let spec = TaskSpec::Backup(BackupTask {
                 options: asked.options.clone(),
-                barrier: point.barrier.clone(),
+                group_freeze: point.group_freeze.clone(),
                 quiesce_rules: point.quiesce_rules.clone(),
                 schedule: asked.schedule,
                 keep_local: asked.keep_local.clone(),

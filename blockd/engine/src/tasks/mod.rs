@@ -84,7 +84,7 @@ impl Ended {
 
 /// Returns the group snapshot of a group backup.
 fn group_of(row: &TaskRow) -> Option<Uuid> {
-    row.spec.backup()?.barrier.as_ref().map(|barrier| barrier.id)
+    row.spec.backup()?.group_freeze.as_ref().map(|group| group.id)
 }
 
 impl Tasks {
