@@ -8,13 +8,16 @@
 //!
 //! The merge thread [waits](wait_for_removed_files) until the files of a merged layer are closed. So the
 //! queue holds at most one removed layer of each merge thread, the removed files of freezes, which wait while
-//! it has more than [`MAX_WAITING`] entries, and layers that a reader kept open.
+//! it has more than [`MAX_WAITING`] entries, and layers that a reader kept open. If those fill the queue, the
+//! thread that releases one closes it.
 
 use parking_lot::{Condvar, Mutex};
 use std::{collections::VecDeque, thread};
 
 /// Number of queued values above which a freeze waits.
 const MAX_WAITING: u64 = 1024;
+/// Capacity of the queue. Each value has an open file.
+const MAX_QUEUED: usize = 16 << 10;
 
 static CLOSER: Closer = Closer {
     queue: Mutex::new(Queue { waiting: VecDeque::new(), added: 0, done: 0, has_thread: false }),
@@ -37,7 +40,20 @@ struct Queue {
     has_thread: bool,
 }
 
-/// Queues a value to be dropped by the closer thread. Does not block.
+impl Queue {
+    /// Adds a value, or returns it if the queue is full.
+    fn push(&mut self, value: Box<dyn Send>) -> Option<Box<dyn Send>> {
+        if self.waiting.len() >= MAX_QUEUED {
+            return Some(value);
+        }
+        self.waiting.push_back(value);
+        self.added += 1;
+        None
+    }
+}
+
+/// Queues a value to be dropped by the closer thread. If the queue is full, the caller drops it and may wait
+/// for the disk.
 pub(crate) fn drop_later(value: impl Send + 'static) {
     let mut queue = CLOSER.queue.lock();
     if !queue.has_thread {
@@ -50,10 +66,10 @@ pub(crate) fn drop_later(value: impl Send + 'static) {
             }
         }
     }
-    queue.waiting.push_back(Box::new(value));
-    queue.added += 1;
+    let refused = queue.push(Box::new(value));
     drop(queue);
     CLOSER.added.notify_one();
+    drop(refused);
 }
 
 /// Waits until all files that were removed and released before the call, of all volumes, are closed and their
@@ -132,6 +148,16 @@ mod tests {
             name.starts_with(dir) && text.contains(".data") && text.ends_with(" (deleted)")
         };
         names.filter(is_removed).count()
+    }
+
+    #[test]
+    fn full_queue_returns_the_value() {
+        let mut queue = Queue { waiting: VecDeque::new(), added: 0, done: 0, has_thread: false };
+        for number in 0..MAX_QUEUED {
+            assert!(queue.push(Box::new(number)).is_none());
+        }
+        assert!(queue.push(Box::new(())).is_some());
+        assert_eq!((queue.waiting.len(), queue.added), (MAX_QUEUED, MAX_QUEUED as u64));
     }
 
     fn merged(dir: &Path) -> (Arc<Volume>, Arc<Stack>) {
