@@ -10,7 +10,7 @@ use crate::{
     read::ReadPart,
 };
 use io_uring::{IoUring, opcode, types};
-use std::os::fd::AsRawFd;
+use std::{marker::PhantomData, os::fd::AsRawFd};
 
 /// Maximum number of reads in flight.
 const DEPTH: usize = 64;
@@ -50,7 +50,7 @@ impl RingReader {
         match &mut self.ring {
             // A single read gains nothing from the ring.
             Some(ring) if parts.len() > 1 || parts.iter().any(|p| p.len_bytes as u64 > READ_MAX_BYTES) => {
-                let result = InFlightRead { ring, slots: [const { None }; DEPTH], busy: 0 }.run(parts, buf);
+                let result = InFlightRead::new(ring, buf).run(parts);
                 if result.is_err() {
                     self.ring = None;
                 }
@@ -68,42 +68,55 @@ struct InFlightRead<'ring, 'a> {
     ring: &'ring mut IoUring,
     slots: [Option<Slot<'a>>; DEPTH],
     busy: usize,
+    /// Start of the caller's buffer. All targets derive from this pointer, since a new reference to the
+    /// buffer would claim the memory that the kernel writes to.
+    buf: *mut u8,
+    buf_len: usize,
+    borrowed: PhantomData<&'a mut [u8]>,
 }
 
-impl<'a> InFlightRead<'_, 'a> {
-    fn run(mut self, parts: &'a [ReadPart], buf: &mut [u8]) -> Result<(), VolumeError> {
+impl<'ring, 'a> InFlightRead<'ring, 'a> {
+    fn new(ring: &'ring mut IoUring, buf: &'a mut [u8]) -> Self {
+        let (slots, buf_len) = ([const { None }; DEPTH], buf.len());
+        Self { ring, slots, busy: 0, buf: buf.as_mut_ptr(), buf_len, borrowed: PhantomData }
+    }
+
+    fn run(mut self, parts: &'a [ReadPart]) -> Result<(), VolumeError> {
         let mut wanted = parts.iter().flat_map(slots_of).peekable();
         while self.busy > 0 || wanted.peek().is_some() {
             while self.busy < DEPTH {
                 let Some(slot) = wanted.next() else { break };
                 slot.part.file.before_read().during("read", slot.part.path)?;
-                self.submit(slot, buf);
+                self.submit(slot);
             }
             self.wait()?;
-            self.reap(buf)?;
+            self.reap()?;
         }
         assert!(self.slots.iter().all(Option::is_none), "each read has completed");
         Ok(())
     }
 
     /// Queues a read in a free slot; the submission queue has as many entries as there are slots.
-    #[allow(unsafe_code)]
-    fn submit(&mut self, slot: Slot<'a>, buf: &mut [u8]) {
+    fn submit(&mut self, slot: Slot<'a>) {
         let free = self.slots.iter().position(Option::is_none);
         assert!(free.is_some() && self.busy < DEPTH, "each read has a slot");
         let Some(number) = free else { return };
         assert!(slot.done_bytes < slot.part.len_bytes, "only an incomplete read is submitted");
         let len = slot.part.len_bytes - slot.done_bytes;
-        let target = &mut buf[slot.at + slot.done_bytes as usize..][..len as usize];
-        let entry = opcode::Read::new(types::Fd(slot.part.file.as_raw_fd()), target.as_mut_ptr(), len as u32)
+        let start = slot.at + slot.done_bytes as usize;
+        assert!(start <= self.buf_len && len as usize <= self.buf_len - start, "a read is within the buffer");
+        let target = self.buf.wrapping_add(start);
+        let entry = opcode::Read::new(types::Fd(slot.part.file.as_raw_fd()), target, len as u32)
             .offset(slot.part.offset_bytes + slot.done_bytes)
             .build()
             .user_data(number as u64);
         self.slots[number] = Some(slot);
         self.busy += 1;
-        // SAFETY: `target` is a slice of `buf`, which is borrowed until `run` returns or unwinds, and both
-        // only happen after `Drop` has reaped every read in flight; the byte ranges of the parts do not
-        // overlap, and no other code accesses them. The part that the slot borrows keeps the file open.
+        // SAFETY: `target` and `len` are within the caller's buffer, as asserted. `self` borrows that buffer
+        // and the file of the slot for `'a`. `run` owns `self` and never leaks it, and `Drop` ends only when
+        // no read is in flight, so both outlive the read. Until then no code makes a reference to the buffer:
+        // `new` keeps its pointer only, and the caller's reference is borrowed. Other reads in flight have
+        // other bytes, since neither the parts of a call nor their slots overlap.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
             // Unreachable: the queue has an entry for each slot. The kernel does not own the read.
@@ -126,13 +139,14 @@ impl<'a> InFlightRead<'_, 'a> {
     }
 
     /// Reaps completed reads; short reads are continued.
-    fn reap(&mut self, buf: &mut [u8]) -> Result<(), VolumeError> {
+    fn reap(&mut self) -> Result<(), VolumeError> {
         let ended: Vec<(usize, i32)> =
             self.ring.completion().map(|entry| (entry.user_data() as usize, entry.result())).collect();
+        // The kernel no longer owns them. `Drop`, also after a panic below, must not wait for them.
+        self.busy = self.busy.saturating_sub(ended.len());
         let mut first_error = Ok(());
         for (number, result) in ended {
             let Some(mut slot) = self.slots.get_mut(number).and_then(Option::take) else { continue };
-            self.busy -= 1;
             match u64::try_from(result) {
                 Ok(0) => {
                     let error = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
@@ -145,10 +159,10 @@ impl<'a> InFlightRead<'_, 'a> {
                     );
                     slot.done_bytes += count;
                     if slot.done_bytes < slot.part.len_bytes {
-                        self.submit(slot, buf);
+                        self.submit(slot);
                     }
                 }
-                Err(_) if result == -rustix::io::Errno::INTR.raw_os_error() => self.submit(slot, buf),
+                Err(_) if result == -rustix::io::Errno::INTR.raw_os_error() => self.submit(slot),
                 Err(_) => {
                     let error = std::io::Error::from_raw_os_error(-result);
                     first_error = first_error.and(Err(error).during("read", slot.part.path));
