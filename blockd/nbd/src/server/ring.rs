@@ -219,8 +219,9 @@ impl Ring {
         let entry = entry.user_data(index as u64);
         // SAFETY: the entry's pointer, if it has one, leads into the buffer that the in-flight table owns
         // under `index`; the table keeps it, and the descriptor, until the completion with this index has
-        // been reaped, also when the ring is dropped (see `Drop`). Nothing touches the buffer in between: it
-        // is reachable through the table only.
+        // been reaped, also when the ring is dropped (see `Drop`). Its memory stays in place when the table
+        // grows, because a `Buffer` never reallocates (see there). No code accesses it in between: it is
+        // reachable through the table only.
         let pushed = unsafe { push_or_submit(&mut self.uring, &entry) };
         if let Err(error) = pushed
             && let Some(operation) = self.remove(index)
@@ -231,7 +232,7 @@ impl Ring {
 
     fn push_cancellation(&mut self, index: usize) {
         let entry = opcode::AsyncCancel::new(index as u64).build().user_data(CANCELLATION);
-        // SAFETY: a cancellation refers to no memory.
+        // SAFETY: a cancellation refers to no memory and no descriptor.
         let pushed = unsafe { push_or_submit(&mut self.uring, &entry) };
         if let Err(error) = pushed {
             tracing::debug!(%error, "cancelling an operation failed");
@@ -299,7 +300,8 @@ fn complete(operation: InFlight, result: io::Result<i32>) -> Completion {
         }
         Subject::HangUp => Outcome::HungUp(result.map(|_| ())),
         Subject::Accept => Outcome::Accepted(result.map(|fd: RawFd| {
-            // SAFETY: the result of a successful accept is a new descriptor with no other owner.
+            // SAFETY: only `accept` inserts this subject, with an accept entry; the result of a successful
+            // accept is a new descriptor with no other owner.
             unsafe { OwnedFd::from_raw_fd(fd) }
         })),
     };
@@ -309,14 +311,15 @@ fn complete(operation: InFlight, result: io::Result<i32>) -> Completion {
 /// Pushes an entry; submits the queue first if it is full.
 ///
 /// # Safety
-/// The memory that the entry refers to must stay valid until its completion.
+/// Until the completion of the entry, the memory and the descriptor that it refers to must stay valid, and no
+/// other code may access memory that it writes, or write memory that it reads.
 unsafe fn push_or_submit(uring: &mut IoUring, entry: &squeue::Entry) -> io::Result<()> {
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller keeps memory and descriptor as `push` requires until the completion.
     if unsafe { uring.submission().push(entry) }.is_ok() {
         return Ok(());
     }
     uring.submit()?;
-    // SAFETY: the caller's promise.
+    // SAFETY: as above. The failed push kept nothing of the entry, so the kernel receives it once.
     unsafe { uring.submission().push(entry) }
         .map_err(|_| io::Error::new(io::ErrorKind::WouldBlock, "the submission queue is full after a submit"))
 }

@@ -38,5 +38,13 @@ mod tests {
     #[test]
     fn opcode_equals_ficlonerange() {
         assert_eq!(FICLONERANGE, 0x4020_940d);
+        use std::mem::offset_of;
+        let offsets = [
+            offset_of!(FileCloneRange, src_fd),
+            offset_of!(FileCloneRange, src_offset_bytes),
+            offset_of!(FileCloneRange, src_len_bytes),
+            offset_of!(FileCloneRange, dest_offset_bytes),
+        ];
+        assert_eq!(offsets, [0, 8, 16, 24]);
     }
 }
