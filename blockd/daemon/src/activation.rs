@@ -5,6 +5,8 @@
 //! that of the daemon's own socket or of a group's, and must be the one bound at that path. Other descriptors
 //! are closed with a log line, and volumes are served nevertheless.
 
+#![allow(unsafe_code, reason = "descriptors from systemd")]
+
 mod bound_file;
 
 use std::{

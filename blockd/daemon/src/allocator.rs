@@ -1,5 +1,7 @@
 //! Configuration of glibc's allocator for the large buffers of backups, restores and connections.
 
+#![allow(unsafe_code, reason = "mallopt")]
+
 /// Minimum size of an allocation with a mapping of its own, which is returned to the kernel when it is freed.
 #[cfg(target_env = "gnu")]
 const MMAP_THRESHOLD_BYTES: libc::c_int = 1 << 20;

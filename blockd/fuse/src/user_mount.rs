@@ -5,6 +5,8 @@
 //! of the descriptor and take or answer requests, including `RELEASE` and `FORGET`, so the state of a mount
 //! is bounded. The sender also must not be able to block threads of this process or keep them busy.
 
+#![allow(unsafe_code, reason = "ioctl of a passed descriptor")]
+
 use crate::{
     Catalog, FuseError, MountOptions, filesystem::BrowseFilesystem, fusermount, mount::SESSION_THREADS,
     mountinfo::find_mount, tree::Tree,

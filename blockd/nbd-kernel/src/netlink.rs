@@ -1,5 +1,7 @@
 //! Generic netlink client of the kernel's nbd driver. Each call waits for its acknowledgement.
 
+#![allow(unsafe_code, reason = "socket option")]
+
 use crate::{
     AttachOptions, Dialed,
     driver::{Driver, DriverSession, Watch},
@@ -294,7 +296,6 @@ impl Watch for LinkWatch {
 }
 
 /// Joins a multicast group. Group ids above 32 do not fit into the bit mask of a netlink address.
-#[allow(unsafe_code)]
 fn join(socket: &OwnedFd, group: u32) -> io::Result<()> {
     // SAFETY: the option takes a pointer to four bytes, which live until the call returns.
     let result = unsafe {

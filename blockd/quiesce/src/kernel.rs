@@ -1,5 +1,7 @@
 //! System calls that freeze and thaw a filesystem.
 
+#![allow(unsafe_code, reason = "freeze and thaw ioctls")]
+
 use crate::{
     filesystems::{Freezer, FreezerError, Thawed},
     holder::Handle,

@@ -1,5 +1,7 @@
 //! Child processes, which end with the test, and the tools of the tests.
 
+#![allow(unsafe_code, reason = "calls between fork and exec")]
+
 use crate::harness::wait_until;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{

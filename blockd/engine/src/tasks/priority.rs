@@ -1,5 +1,7 @@
 //! Low scheduling priorities for threads.
 
+#![allow(unsafe_code, reason = "scheduler calls of libc")]
+
 const MAX_NICE: libc::c_int = 19;
 
 /// Gives the calling thread the policy `SCHED_IDLE`: it runs while no other thread wants the processor, and

@@ -5,6 +5,8 @@
 //! completion has been reaped. A dropped ring cancels its operations and waits for them. If the wait fails,
 //! it leaks the table, because the kernel may still use the buffers.
 
+#![allow(unsafe_code, reason = "io_uring")]
+
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Range;

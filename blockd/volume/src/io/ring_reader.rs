@@ -4,6 +4,8 @@
 //! target slices of one borrowed buffer, so no call returns before all of its reads have completed, also on
 //! errors. Without io_uring (disabled by seccomp or sysctl) parts are read sequentially.
 
+#![allow(unsafe_code, reason = "io_uring")]
+
 use crate::{
     error::{IoContext, VolumeError},
     layer::data_files::FilePart,

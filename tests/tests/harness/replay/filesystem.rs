@@ -1,6 +1,8 @@
 //! Real filesystems on images and recorded disks, mounted in the namespace of one thread: mounts and their
 //! loop devices end with the test.
 
+#![allow(unsafe_code, reason = "mount namespace of one thread")]
+
 use crate::harness::{
     Rng, TIMEOUT,
     process::{Process, both, die_with_parent},

@@ -3,6 +3,8 @@
 //! The kernel performs them, unless a [`Storage`] is attached to the directory, such as a fake disk for fault
 //! injection. Reads through io_uring bypass this module; [`File::before_read`] announces them.
 
+#![allow(unsafe_code, reason = "a file is taken on drop; ioctl that shares extents")]
+
 mod share;
 
 use crate::io::closer;

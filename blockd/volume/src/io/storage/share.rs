@@ -24,7 +24,6 @@ pub(super) fn share_range(from: &File, to: &File, offset_bytes: u64, len_bytes: 
     };
     // SAFETY: FICLONERANGE reads a `struct file_clone_range`, whose layout `range` has, and writes to no
     // memory of this process. Both files stay open until it returns.
-    #[allow(unsafe_code)]
     unsafe {
         ioctl(to, Setter::<FICLONERANGE, _>::new(range))?;
     }
