@@ -6,17 +6,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, path::PathBuf, str::FromStr};
 
-/// Body of `POST /v1/browse/mounts`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct MountBrowse {
-    /// Absolute path of an empty directory; created if missing.
-    pub mountpoint: PathBuf,
-    /// Credentials whose cloud snapshots are shown; all if empty.
-    #[serde(default)]
-    pub credentials: Vec<CredentialRef>,
-}
-
 /// Body of `POST /v1/browse/handed`. The message with its head carries one descriptor (`SCM_RIGHTS`): that of
 /// `/dev/fuse` of the caller's mount. It needs a Unix socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -10,8 +10,8 @@ use crate::{
     activity::Activity,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     browse::{
-        BrowseMount, FileList, FileRuns, HandMount, ListFileRuns, ListFiles, MountBrowse, ReadFile,
-        UnmountBrowse, Unmounted,
+        BrowseMount, FileList, FileRuns, HandMount, ListFileRuns, ListFiles, ReadFile, UnmountBrowse,
+        Unmounted,
     },
     cloudsnaps::{
         CloudsnapDetail, CloudsnapList, CloudsnapMark, CollectGarbage, GarbageCollected, GroupBackupStarted,
@@ -259,9 +259,6 @@ operations! {
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, FILES]);
     "List mounts of snapshots"
     LIST_MOUNTS: ((), ()) -> List<BrowseMount> = get(ReadOnly, "/v1/browse/mounts");
-    "Mount snapshots as files on the daemon's host"
-    MOUNT: ((), MountBrowse) -> BrowseMount = post(Admin, "/v1/browse/mounts")
-        .timeout(STORE_CALL).errors(&[A_STORE, &[DeviceInUse]]);
     "Serve a mount of the caller, whose descriptor comes with the request; unix sockets only"
     HAND_MOUNT: ((), HandMount) -> BrowseMount = post(Operator, "/v1/browse/handed")
         .timeout(STORE_CALL).errors(&[A_STORE]);

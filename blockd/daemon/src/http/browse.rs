@@ -15,9 +15,6 @@ pub(super) fn routes() -> Routes {
         .on(operations::LIST_MOUNTS, async |call| {
             in_turn(call.browser, |browser| Ok(browser.list_browse())).await
         })
-        .on(operations::MOUNT, async |call| {
-            in_turn(call.browser, move |browser| browser.mount_browse(&call.input)).await
-        })
         .raw(operations::HAND_MOUNT, serve_passed)
         .on(operations::UNMOUNT, async |call| {
             in_turn(call.browser, move |browser| browser.unmount_browse(&call.input)).await

@@ -1,4 +1,4 @@
-//! Browse mounts: created at the start from the configuration, and by requests.
+//! The browse mount of the configuration, created at the start, and the list of all mounts.
 
 use super::{
     browser::Browser,
@@ -7,17 +7,14 @@ use super::{
     mount_table::{Mount, UserMount, list_path},
 };
 use blockd_api::{
-    CredentialRef, ErrorCode, List,
-    browse::{BrowseMount, MountBrowse, UnmountBrowse, Unmounted},
+    ErrorCode, List,
+    browse::{BrowseMount, UnmountBrowse, Unmounted},
 };
-use blockd_engine::error::ServiceError;
+use blockd_engine::{error::ServiceError, settings::BrowseConfig};
 use blockd_fuse::{FuseError, MountOptions, resolve};
 use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
 use tokio::runtime::Handle;
-
-/// Maximum number of mounts that the daemon creates.
-const MAX_MOUNTS: usize = 64;
 
 /// Converts an error of a mount.
 pub(super) fn mount_failed(error: &FuseError) -> ServiceError {
@@ -53,7 +50,7 @@ fn clean(browser: &Browser) {
 fn mount_configured(browser: &Arc<Browser>) {
     let config = &browser.host.settings.browse;
     let Some(mountpoint) = &config.mountpoint else { return };
-    if let Err(error) = browser.mount(mountpoint, config.credentials.clone()) {
+    if let Err(error) = browser.mount(mountpoint, config) {
         tracing::error!(%error, "creating the configured browse mount failed");
     }
 }
@@ -84,52 +81,26 @@ impl Browser {
         self.browse.clear();
     }
 
-    fn mount(
-        self: &Arc<Self>,
-        mountpoint: &Path,
-        credentials: Vec<CredentialRef>,
-    ) -> Result<BrowseMount, ServiceError> {
+    fn mount(self: &Arc<Self>, mountpoint: &Path, config: &BrowseConfig) -> Result<(), ServiceError> {
         let runtime = Handle::current();
+        let credentials = config.credentials.clone();
         for wanted in &credentials {
             runtime.block_on(self.repositories.credential(Some(wanted)))?;
         }
-        let invalid = |message: String| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-        if !mountpoint.is_absolute() || mountpoint.as_os_str().as_encoded_bytes().contains(&b'\n') {
-            let message = "mount failed: the mount point must be an absolute path without line breaks";
-            return invalid(message.to_owned());
+        if mountpoint.as_os_str().as_encoded_bytes().contains(&b'\n') {
+            let message = "mount failed: the mount point must be a path without line breaks";
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
-        let failed = |reason: &str| invalid(format!("mount failed on {}: {reason}", mountpoint.display()));
         let mut mounts = self.browse.mounts.own.lock();
         let Some(all) = &mut *mounts else { return Err(ServiceError::Stopping) };
-        all.retain(|mount| mount.mounted.is_alive());
-        if all.len() >= MAX_MOUNTS {
-            return failed("too many mounts; unmount one first (blockctl browse umount)");
-        }
-        // Checked before any access to the directory, which inside one of the daemon's own mounts would be a
-        // request to this process itself.
-        let taken = |mount: &Mount| mountpoint.starts_with(mount.mounted.mountpoint());
-        if all.iter().any(taken) {
-            return failed("snapshots are already mounted there");
-        }
         let catalog = Arc::new(BrowseCatalog::new(self, credentials.clone(), runtime));
-        let options =
-            MountOptions { allow_other: self.host.settings.browse.allow_other, ..MountOptions::default() };
+        let options = MountOptions { allow_other: config.allow_other, ..MountOptions::default() };
         let mounted =
             blockd_fuse::mount(catalog, mountpoint, options).map_err(|error| mount_failed(&error))?;
         tracing::info!(mountpoint = %mounted.mountpoint().display(), "snapshots mounted");
-        let mount = Mount { mounted, credentials, since: Timestamp::now() };
-        let reply = mount.describe();
-        all.push(mount);
+        all.push(Mount { mounted, credentials, since: Timestamp::now() });
         self.browse.mounts.write(&self.host.data_dir, all);
-        Ok(reply)
-    }
-
-    /// Mounts snapshots. Blocks.
-    ///
-    /// # Errors
-    /// The mount point cannot be used, a credential is unknown, or the mount is refused.
-    pub fn mount_browse(self: &Arc<Self>, request: &MountBrowse) -> Result<BrowseMount, ServiceError> {
-        self.mount(&request.mountpoint, request.credentials.clone())
+        Ok(())
     }
 
     /// Unmounts a browse mount. Blocks.
