@@ -15,28 +15,21 @@ pub const DEFAULT_DEAD_TIMEOUT_SECONDS: u64 = 600;
 
 /// Body of `POST /v1/volumes/{volume}/attach`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct AttachVolume {
     /// Device; a free one by default.
-    #[serde(default)]
     pub device: Option<NbdDevice>,
     /// Read-only device.
-    #[serde(default)]
     pub read_only: bool,
     /// Attach again at each start of the daemon.
-    #[serde(default)]
     pub persistent: bool,
     /// See [`DEFAULT_TIMEOUT_SECONDS`]; 1 to 3600.
-    #[serde(default)]
     pub timeout_seconds: Option<u64>,
     /// See [`DEFAULT_DEAD_TIMEOUT_SECONDS`]; 1 to 604800.
-    #[serde(default)]
     pub dead_timeout_seconds: Option<u64>,
     /// See [`DEFAULT_CONNECTIONS`]; 1 to 16.
-    #[serde(default)]
     pub connections: Option<u32>,
     /// See [`DEFAULT_BLOCK_SIZE_BYTES`]; 512, 1024, 2048 or 4096.
-    #[serde(default)]
     pub block_size_bytes: Option<u32>,
 }
 
@@ -64,10 +57,9 @@ impl AttachVolume {
 
 /// Body of `POST /v1/volumes/{volume}/detach`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct DetachVolume {
     /// Detach a device in use: its users get errors, and unwritten data is lost.
-    #[serde(default)]
     pub force: bool,
 }
 

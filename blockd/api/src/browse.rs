@@ -51,7 +51,7 @@ pub struct BrowseMount {
     /// Time of the mount.
     pub mounted_at: Timestamp,
     /// User who created the mount and passed it to the daemon; absent for the daemon's own mounts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub uid: Option<u32>,
 }
 
@@ -175,7 +175,6 @@ pub struct ListFiles {
     #[serde(default)]
     pub xattrs: bool,
     /// Credential; optional.
-    #[serde(default)]
     pub credential: Option<CredentialRef>,
 }
 
@@ -192,7 +191,6 @@ pub struct ReadFile {
     /// Number of bytes.
     pub len_bytes: u64,
     /// Credential; optional.
-    #[serde(default)]
     pub credential: Option<CredentialRef>,
 }
 
@@ -208,7 +206,6 @@ pub struct ListFileRuns {
     #[serde(default)]
     pub offset_bytes: u64,
     /// Credential; optional.
-    #[serde(default)]
     pub credential: Option<CredentialRef>,
 }
 
@@ -276,13 +273,13 @@ pub struct SnapshotFile {
     /// Modification time, if known.
     pub modified_at: Option<Timestamp>,
     /// Inode number, if known; equal for all hard links.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub inode: Option<u64>,
     /// Number of hard links, if known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub links: Option<u32>,
     /// Target of a symbolic link.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<FilePath>,
 }
 

@@ -25,7 +25,6 @@ pub struct CreateCredential {
     pub connection: Connection,
     /// Passphrase of client-side encryption; without one, data has checksums only. Keys opened by a
     /// referenced passphrase are not stored on the host.
-    #[serde(default)]
     pub encryption_passphrase: Option<SecretInput>,
 }
 
@@ -35,16 +34,13 @@ pub struct CreateCredential {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RekeyCredential {
     /// Current passphrase; by default the one that the credential refers to.
-    #[serde(default)]
     pub passphrase: Option<Secret>,
     /// New passphrase.
-    #[serde(default)]
     pub new_passphrase: Option<SecretInput>,
     /// Create a data key for new backups.
     #[serde(default)]
     pub new_data_key: bool,
     /// Id of the newest data key, made by another host, to use for new backups.
-    #[serde(default)]
     pub accept_key: Option<Uuid>,
 }
 
@@ -128,7 +124,7 @@ pub struct Credential {
     #[serde(flatten)]
     pub store: StoreView,
     /// Prefix of all objects.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// Proxy.
     pub proxy: Option<String>,
@@ -146,12 +142,12 @@ pub struct Credential {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub limit_download_windows: Vec<LimitWindow>,
     /// Time zone of the limits; UTC by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub limit_time_zone: Option<String>,
     /// True if the repository is encrypted.
     pub encrypted: bool,
     /// Reference to the passphrase, if external.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption_key_from: Option<SecretRef>,
     /// True if the store supports create-if-absent, as tested.
     pub conditional_put: bool,

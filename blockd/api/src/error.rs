@@ -202,7 +202,6 @@ pub struct ApiError {
     /// One line with operation, object and cause. Never contains a secret.
     pub message: String,
     /// Next action, unless the message implies it.
-    #[serde(default)]
     pub hint: Option<String>,
 }
 

@@ -123,19 +123,19 @@ pub struct Event {
     /// Name of the [`EventKind`]; of another version, perhaps an unknown one.
     pub kind: String,
     /// Volume.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_id: Option<VolumeId>,
     /// Name of the volume at that time.
     pub volume_name: Option<VolumeName>,
     /// Credential.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub credential_id: Option<Uuid>,
     /// Name of the credential at that time.
     pub credential_name: Option<String>,
     /// Task.
     pub task_id: Option<Uuid>,
     /// Cloud snapshot that the task made, restored, deleted or verified.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cloud_snapshot_id: Option<String>,
     /// Message.
     pub message: String,
@@ -146,13 +146,10 @@ pub struct Event {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListEvents {
     /// Only events after this number, oldest first; the newest by default.
-    #[serde(default)]
     pub since: Option<u64>,
     /// Maximum number, up to [`MAX_EVENTS`]; 100 by default.
-    #[serde(default)]
     pub max: Option<u32>,
     /// Time to wait for an event, at most [`crate::MAX_WAIT_MILLIS`].
-    #[serde(default)]
     pub wait_millis: Option<u64>,
 }
 

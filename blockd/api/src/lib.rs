@@ -69,16 +69,16 @@ pub const MAX_WAIT_MILLIS: u64 = 60_000;
 #[serde(rename_all = "camelCase")]
 pub struct Deleted {
     /// Id of a deleted volume.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_id: Option<VolumeId>,
     /// Id of a deleted local snapshot.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_id: Option<SnapshotId>,
     /// Id of a deleted credential.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub credential_id: Option<Uuid>,
     /// Id of a deleted schedule; it may be invalid.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule_id: Option<String>,
     /// Name of the deleted object, if any.
     pub name: Option<String>,

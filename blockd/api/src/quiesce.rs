@@ -56,7 +56,7 @@ pub struct HookOptions {
     #[serde(default, skip_serializing_if = "Quiesce::is_nothing")]
     pub quiesce: Quiesce,
     /// Rule used instead of those of the volumes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rule_name: Option<RuleName>,
     /// Use no rule.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -71,16 +71,16 @@ pub struct Quiesce {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freeze_fs: bool,
     /// Pre-command for `/bin/sh -c`. If it fails, no snapshot is taken.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub pre_command: Option<String>,
     /// Post-command for `/bin/sh -c`. It always runs, also after a failure.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub post_command: Option<String>,
     /// Timeout of each command, in seconds; [`DEFAULT_COMMAND_TIMEOUT_SECONDS`] by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub command_timeout_seconds: Option<u64>,
     /// User of the commands on the daemon's host; the daemon's by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
     /// Action after a failed pre-command or filesystem freeze.
     #[serde(default, skip_serializing_if = "OnFailure::is_default")]
@@ -166,21 +166,21 @@ pub struct QuiesceStep {
     /// Command or mount point.
     pub target: String,
     /// Rule of the step, if any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rule_name: Option<RuleName>,
     /// Start time.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     /// Duration, in microseconds.
     pub duration_micros: u64,
     /// Exit status of a command that exited.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub exit_status: Option<i32>,
     /// Error, in one line; `None` on success.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
     /// Output of a command, the last [`MAX_OUTPUT_BYTES`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
 }
 

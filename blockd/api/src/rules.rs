@@ -32,10 +32,10 @@ pub struct UpdateRule {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RuleTarget {
     /// Volume.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeRef>,
     /// Group, including later members.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
 }
 
@@ -67,6 +67,6 @@ pub struct HookRule {
     #[serde(default)]
     pub schedule_ids: Vec<Uuid>,
     /// Reason why its commands cannot run, as found at the daemon's start.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }

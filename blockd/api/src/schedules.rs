@@ -29,7 +29,7 @@ pub struct Rule {
     /// Time.
     pub when: Recurrence,
     /// Retention of this rule's backups; by default they count with the schedule's others.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub retain: Option<Retention>,
 }
 
@@ -38,13 +38,13 @@ pub struct Rule {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Selector {
     /// One volume.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeRef>,
     /// Volumes of a group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
     /// Volumes with all these labels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<LabelSelector>,
     /// All volumes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -56,16 +56,16 @@ pub struct Selector {
 #[serde(rename_all = "camelCase")]
 pub struct SelectedVolumes {
     /// One volume.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_id: Option<VolumeId>,
     /// Its name; `None` if it is deleted.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_name: Option<VolumeName>,
     /// Volumes of a group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
     /// Volumes with all these labels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<LabelSelector>,
     /// All volumes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -130,7 +130,7 @@ pub struct CredentialRetention {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateSchedule {
     /// Unique name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
     /// Volumes.
     pub selector: Selector,
@@ -139,7 +139,7 @@ pub struct CreateSchedule {
     #[serde(default)]
     pub credentials: Vec<CredentialRef>,
     /// Retention of local snapshots of the same freezes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub local: Option<Retention>,
     /// Retention of single credentials.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -148,7 +148,6 @@ pub struct CreateSchedule {
     #[serde(default)]
     pub rules: Vec<Rule>,
     /// Policy whose current rules apply too.
-    #[serde(default)]
     pub policy_name: Option<PolicyName>,
     /// Retention of backups whose rule has none.
     #[serde(default)]
@@ -163,7 +162,7 @@ pub struct CreateSchedule {
     #[serde(default)]
     pub priority: Priority,
     /// Rule used instead of those of the volumes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rule_name: Option<RuleName>,
     /// Labels of the backups: [`BackupOptions::labels`](crate::cloudsnaps::BackupOptions::labels).
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
@@ -178,37 +177,30 @@ pub struct CreateSchedule {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct UpdateSchedule {
     /// New rules. Their past runs are not made up for.
-    #[serde(default)]
     pub rules: Option<Vec<Rule>>,
     /// New policy.
-    #[serde(default)]
     pub policy_name: Option<PolicyName>,
     /// New retention.
-    #[serde(default)]
     pub retain: Option<Retention>,
     /// New retention of local snapshots; `null` makes none and keeps existing ones.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::volumes::given")]
     pub local: Option<Option<Retention>>,
     /// New retention of single credentials; replaces all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub retain_at: Option<Vec<RetainAt>>,
     /// Make full backups only, or not.
-    #[serde(default)]
     pub full: Option<bool>,
     /// New maximum start delay.
-    #[serde(default)]
     pub jitter_seconds: Option<Jitter>,
     /// New priority.
-    #[serde(default)]
     pub priority: Option<Priority>,
     /// New rule; `null` for the volumes' rules.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::volumes::given")]
     pub rule_name: Option<Option<RuleName>>,
     /// Labels of future backups; they replace all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
     /// Pause or resume; runs skipped while paused are not made up for.
-    #[serde(default)]
     pub paused: Option<bool>,
 }
 
@@ -219,14 +211,14 @@ pub struct Schedule {
     /// Id.
     pub schedule_id: Uuid,
     /// Name, if any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
     /// Volumes.
     pub selector: SelectedVolumes,
     /// Credentials.
     pub credential_ids: Vec<Uuid>,
     /// Retention of local snapshots; `None` makes none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub local: Option<Retention>,
     /// Retention of single credentials.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -247,7 +239,7 @@ pub struct Schedule {
     /// Priority of runs.
     pub priority: Priority,
     /// Rule used instead of those of the volumes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rule_name: Option<RuleName>,
     /// Labels of the backups.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
@@ -261,7 +253,7 @@ pub struct Schedule {
     /// Time of the last started run.
     pub last_run_at: Option<Timestamp>,
     /// Time since which the next run is overdue by minutes: the scheduler is blocked.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub overdue_at: Option<Timestamp>,
     /// No volume is selected: nothing is protected. Never set for a schedule of all volumes.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -280,7 +272,7 @@ pub struct ScheduleSummary {
     /// Id.
     pub schedule_id: Uuid,
     /// Name, if any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule_name: Option<ObjectName>,
 }
 
@@ -382,7 +374,7 @@ pub struct Run {
     /// Schedule.
     pub schedule_id: Uuid,
     /// Name of the schedule, also of a deleted one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule_name: Option<ObjectName>,
     /// Rule of the run; `None` for a manual run.
     pub when: Option<Recurrence>,
@@ -402,7 +394,7 @@ pub struct Run {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub local: bool,
     /// Local snapshot.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshot_id: Option<SnapshotId>,
     /// State.
     pub state: RunState,
@@ -421,7 +413,7 @@ pub struct Run {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RunSchedule {
     /// Only these of its volumes; all by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_ids: Option<Vec<VolumeId>>,
 }
 
@@ -430,16 +422,12 @@ pub struct RunSchedule {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListRuns {
     /// Only this schedule.
-    #[serde(default)]
     pub schedule_id: Option<Uuid>,
     /// Only schedules with this id prefix, including deleted ones.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schedule_id_prefix: Option<String>,
     /// Only this volume.
-    #[serde(default)]
     pub volume: Option<VolumeRef>,
     /// Maximum number, the newest, at most [`MAX_HISTORY`]; 100 by default.
-    #[serde(default)]
     pub max: Option<u32>,
 }
 
@@ -460,7 +448,7 @@ pub struct Judged {
     /// Verdict and reason.
     pub verdict: Verdict,
     /// Former rule that made it, whose retention still applies.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub former_rule: Option<String>,
 }
 

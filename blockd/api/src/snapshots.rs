@@ -19,7 +19,6 @@ pub const MAX_GROUP_MEMBERS: usize = 64;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateSnapshot {
     /// Name; [`SnapshotName::from_time`] by default.
-    #[serde(default)]
     pub name: Option<SnapshotName>,
     /// Hooks around the freeze.
     #[serde(flatten)]
@@ -31,16 +30,16 @@ pub struct CreateSnapshot {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CreateGroupSnapshot {
     /// Volumes of this group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
     /// Volumes with all these labels.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<LabelSelector>,
     /// Volumes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<VolumeRef>,
     /// Name of each snapshot; [`SnapshotName::from_time`] by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<SnapshotName>,
     /// Hooks around the freeze.
     #[serde(flatten)]
@@ -82,10 +81,8 @@ pub struct SnapshotGroup {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListSnapshots {
     /// Only this volume.
-    #[serde(default)]
     pub volume: Option<VolumeRef>,
     /// Only this group, or this group snapshot.
-    #[serde(default)]
     pub group: Option<GroupRef>,
 }
 
@@ -110,10 +107,8 @@ pub struct Snapshot {
     /// Bytes dirtied in its epoch.
     pub dirty_bytes: u64,
     /// Bytes freed by deleting only this snapshot; `None` if the volume is not available.
-    #[serde(default)]
     pub exclusive_bytes: Option<u64>,
     /// Bytes shared with other snapshots or the volume; `None` if the volume is not available.
-    #[serde(default)]
     pub shared_bytes: Option<u64>,
     /// State.
     pub state: SnapshotState,
@@ -122,10 +117,10 @@ pub struct Snapshot {
     /// URI of the export; see [`crate::nbd_unix_uri`].
     pub uri: String,
     /// Group snapshot that it belongs to; `None` if taken alone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub taken_with: Option<SnapshotGroup>,
     /// Quiesce report; `None` without steps.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub quiesce: Option<QuiesceReport>,
     /// Pinned.
     #[serde(default)]
@@ -156,10 +151,8 @@ pub struct DiffSnapshots {
     /// Older snapshot.
     pub from: SnapshotRef,
     /// Newer snapshot; the current content by default.
-    #[serde(default)]
     pub to: Option<SnapshotRef>,
     /// Start offset; from [`List::next`].
-    #[serde(default)]
     pub offset_bytes: Option<u64>,
 }
 

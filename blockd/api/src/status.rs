@@ -21,7 +21,7 @@ pub struct Status {
     /// NBD listeners, as URIs without an export.
     pub nbd: Vec<String>,
     /// TCP address of this API, if any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub control: Option<String>,
     /// Seconds since the daemon was ready.
     pub uptime_seconds: u64,
@@ -31,10 +31,10 @@ pub struct Status {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub webhooks: Vec<WebhookStatus>,
     /// Failure of the last reload, if any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub reload_failure: Option<ReloadFailure>,
     /// Space on the filesystem of the data directory.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub data_space: Option<DataSpace>,
     /// Space of each backup location, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -23,7 +23,6 @@ pub struct TaskStarted {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListTasks {
     /// Only tasks with this id prefix.
-    #[serde(default)]
     pub id_prefix: Option<String>,
 }
 
@@ -35,10 +34,8 @@ pub struct ListTasks {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct WaitTask {
     /// Maximum wait, in milliseconds, up to [`crate::MAX_WAIT_MILLIS`].
-    #[serde(default)]
     pub wait_millis: Option<u64>,
     /// Known version.
-    #[serde(default)]
     pub since_version: Option<u64>,
 }
 
@@ -52,15 +49,15 @@ pub struct Task {
     #[serde(rename = "type")]
     pub kind: TaskKind,
     /// Name given by the caller; only for backups.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
     /// Cloud snapshot that it makes, restores or deletes; `None` while undecided.
     pub cloud_snapshot_id: Option<String>,
     /// Group snapshot of a group backup.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub group_id: Option<Uuid>,
     /// Volume that is backed up or restored; `None` for a delete.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub volume_id: Option<VolumeId>,
     /// Name of the volume at the start of the task; `None` for cloud snapshots of other hosts and of deleted
     /// volumes.
@@ -91,7 +88,7 @@ pub struct Task {
     pub freeze_stall_micros: Option<u64>,
     /// Quiesce report of a backup; `None` without steps. Commands and their output are visible to admins
     /// only.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub quiesce: Option<QuiesceReport>,
     /// Caller, schedule or daemon that started it.
     pub owner: TaskOwner,
@@ -109,10 +106,9 @@ pub struct Task {
     #[serde(default)]
     pub resumable: bool,
     /// Findings of a verification, or of a restore that skips damage.
-    #[serde(default)]
     pub findings: Option<Findings>,
     /// Note, such as the reason of a full backup.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
     /// Bandwidth limits of its own.
     #[serde(default, skip_serializing_if = "TaskLimits::is_unlimited")]
@@ -141,7 +137,7 @@ pub enum TaskOwner {
         /// Role at the start of the task.
         role: Role,
         /// User id, for a Unix socket.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[serde(skip_serializing_if = "Option::is_none")]
         uid: Option<u32>,
     },
 }
@@ -159,10 +155,9 @@ impl fmt::Display for TaskOwner {
 
 /// Body of `POST /v1/tasks/{task}/stop`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct StopTask {
     /// Discard the checkpoint, also of a task that was stopped or failed before.
-    #[serde(default)]
     pub discard: bool,
 }
 
@@ -171,10 +166,8 @@ pub struct StopTask {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TaskLimits {
     /// Upload limit, in bytes per second; `None` is unlimited.
-    #[serde(default)]
     pub limit_upload_bytes_per_second: Option<u64>,
     /// Download limit, in bytes per second; `None` is unlimited.
-    #[serde(default)]
     pub limit_download_bytes_per_second: Option<u64>,
 }
 

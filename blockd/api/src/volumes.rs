@@ -23,7 +23,7 @@ pub struct CreateVolume {
     #[serde(default)]
     pub labels: Labels,
     /// Consistency group.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub group: Option<GroupName>,
 }
 
@@ -42,17 +42,17 @@ pub struct DeleteVolume {
 pub struct UpdateVolume {
     /// New name of the volume and of its export. Refused while clients are connected; schedules, rules and
     /// backups follow the volume.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<VolumeName>,
     /// Larger size in bytes; see [`crate::check_volume_size`]. A volume never shrinks.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub size_bytes: Option<u64>,
     /// Read-only state for NBD clients. Connected clients are not notified; their writes are refused or
     /// accepted from then on.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub read_only: Option<bool>,
     /// New labels; they replace all.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
     /// Acknowledges discarded writes: flushes of clients no longer fail.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -105,10 +105,8 @@ pub struct VolumeCheck {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ListVolumes {
     /// Only volumes with all these labels.
-    #[serde(default)]
     pub label: Option<LabelSelector>,
     /// Only volumes of this group.
-    #[serde(default)]
     pub group: Option<GroupName>,
 }
 
@@ -150,10 +148,9 @@ pub struct Volume {
     /// Labels.
     pub labels: Labels,
     /// Consistency group.
-    #[serde(default)]
     pub group: Option<GroupName>,
     /// Own rule for freezes; that of the group by default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub rule_name: Option<RuleName>,
     /// Creation time.
     pub created_at: Timestamp,
@@ -162,14 +159,13 @@ pub struct Volume {
     /// Reason of a failure, in one line.
     pub state_reason: Option<String>,
     /// Acknowledged writes that a start may have discarded, until an administrator acknowledges it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub discarded_writes: Option<DiscardedWrites>,
     /// URI of the export; see [`crate::nbd_unix_uri`].
     pub uri: String,
     /// NBD connections.
     pub connections: u64,
     /// Attachment to a device of this host.
-    #[serde(default)]
     pub attachment: Option<Attachment>,
     /// Bytes dirtied since the last freeze or growth.
     pub dirty_bytes: u64,
@@ -181,21 +177,17 @@ pub struct Volume {
     /// Number of local snapshots.
     pub snapshot_count: u64,
     /// Point in time of the newest of its snapshots.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub last_snapshot_at: Option<Timestamp>,
     /// Layers in its stack, including the head.
     pub layers: u64,
     /// Running merges; `None` without any.
-    #[serde(default)]
     pub merge: Option<MergeProgress>,
     /// Running rollback; `None` without one.
-    #[serde(default)]
     pub rollback: Option<RollbackProgress>,
     /// Incomplete in-place restore; `None` without one.
-    #[serde(default)]
     pub in_place_restore: Option<InPlaceProgress>,
     /// Hydration state of a lazy volume; `None` if complete.
-    #[serde(default)]
     pub hydration: Option<Hydration>,
     /// I/O counters since it was opened.
     pub io: VolumeIo,
@@ -279,6 +271,6 @@ pub struct LastBackup {
     /// Incremental backups since the last full one; 0 if this one is full.
     pub incrementals_since_full: u64,
     /// Time of the last verification by this host that read a backup of the volume there and found it sound.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub verified_at: Option<Timestamp>,
 }

@@ -13,36 +13,27 @@ use uuid::Uuid;
 
 /// Query of `GET /v1/cloudsnaps`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct ListCloudsnaps {
     /// Only this credential; all by default.
-    #[serde(default)]
     pub credential: Option<CredentialRef>,
     /// Only this volume. A name selects the backups of the volume that has it on this host now, also those
     /// under its former names, and those that any volume of any host made under this name. The id of a volume
     /// of this host selects its backups by this host, any other id those of all hosts.
-    #[serde(default)]
     pub volume: Option<VolumeRef>,
     /// Only this cluster; all by default.
-    #[serde(default)]
     pub cluster_id: Option<Uuid>,
     /// All clusters, as without `cluster`.
-    #[serde(default)]
     pub all: bool,
     /// Only this state; [`CloudsnapStatus::Done`] and [`CloudsnapStatus::Damaged`] by default.
-    #[serde(default)]
     pub status: Option<CloudsnapStatus>,
     /// Only these labels of the backup or of its volume; a label of the backup hides one of the volume.
-    #[serde(default)]
     pub label: Option<LabelSelector>,
     /// Only backups of this name.
-    #[serde(default)]
     pub name: Option<ObjectName>,
     /// Only this cloud snapshot, of any cluster.
-    #[serde(default)]
     pub cloud_snapshot_id: Option<CloudSnapshotId>,
     /// Maximum number of entries, the newest.
-    #[serde(default)]
     pub max: Option<u32>,
 }
 
@@ -107,7 +98,7 @@ pub struct Cloudsnap {
     /// Id.
     pub cloud_snapshot_id: CloudSnapshotId,
     /// Name of the backup, or the generated name of its snapshot.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Id of the source volume.
     pub volume_id: VolumeId,
@@ -155,10 +146,10 @@ pub struct Cloudsnap {
     #[serde(default)]
     pub pinned: bool,
     /// Expiry date set on this host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
     /// Last verification by this host.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub verification: Option<Verification>,
 }
 
@@ -205,7 +196,6 @@ pub struct InspectCloudsnap {
     /// Cloud snapshot.
     pub cloud_snapshot_id: CloudSnapshotId,
     /// Credential; all are tried by default.
-    #[serde(default)]
     pub credential: Option<CredentialRef>,
 }
 
