@@ -77,34 +77,14 @@ impl Daemon {
     /// # Errors
     /// The data directory is in use, or it or a socket cannot be used.
     pub async fn start(config: Config, after_power_loss: bool) -> Result<Self, DaemonError> {
-        Self::start_with(Passed::default(), config, after_power_loss).await
+        Self::start_with(System::default(), Passed::default(), config, after_power_loss).await
     }
 
-    /// Starts the daemon with the sockets that systemd passed.
+    /// Starts the daemon with this system of kernel devices and the sockets that systemd passed.
     ///
     /// # Errors
     /// The errors of [`start`](Self::start).
     pub async fn start_with(
-        passed: Passed,
-        config: Config,
-        after_power_loss: bool,
-    ) -> Result<Self, DaemonError> {
-        Self::start_all(System::default(), passed, config, after_power_loss).await
-    }
-
-    /// Starts the daemon on this system of kernel devices.
-    ///
-    /// # Errors
-    /// The errors of [`start`](Self::start).
-    pub async fn start_on(
-        system: System,
-        config: Config,
-        after_power_loss: bool,
-    ) -> Result<Self, DaemonError> {
-        Self::start_all(system, Passed::default(), config, after_power_loss).await
-    }
-
-    async fn start_all(
         system: System,
         passed: Passed,
         config: Config,

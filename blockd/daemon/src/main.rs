@@ -13,6 +13,7 @@ use blockd::{
     reload::on_hangup,
     salvage::ExportRequest,
 };
+use blockd_nbd_kernel::System;
 use blockd_quiesce::hold_filesystem;
 use blockd_volume::{OpenOptions, Recovery};
 use clap::{CommandFactory, Parser};
@@ -147,7 +148,7 @@ async fn serve(
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let daemon = Daemon::start_with(passed, config, cli.after_power_loss).await?;
+    let daemon = Daemon::start_with(System::default(), passed, config, cli.after_power_loss).await?;
     let mut result = Ok(());
     loop {
         tokio::select! {

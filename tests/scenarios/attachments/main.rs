@@ -4,7 +4,7 @@
 
 mod fake;
 
-use blockd::{config::Config, daemon::Daemon};
+use blockd::{activation::Passed, config::Config, daemon::Daemon};
 use blockd_api::{
     ApiError, ErrorCode, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
@@ -42,7 +42,8 @@ impl Host {
             cpu_threads: 2,
             ..Config::default()
         };
-        self.daemon = Some(Daemon::start_on(self.kernel.system(), config, false).await.unwrap());
+        let daemon = Daemon::start_with(self.kernel.system(), Passed::default(), config, false).await;
+        self.daemon = Some(daemon.unwrap());
     }
 
     async fn restart(&mut self) {

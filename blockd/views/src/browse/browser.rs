@@ -2,6 +2,7 @@
 
 use super::{
     images::{self, LocalImage},
+    listing::SharedListing,
     mount_table::Mounts,
     request_limit::RequestLimit,
 };
@@ -56,7 +57,7 @@ pub struct Browse {
     pub(super) local: Mutex<Vec<Weak<LocalImage>>>,
     pub(super) mounts: Mounts,
     /// Listings shown in the mounts.
-    pub(super) listings: Mutex<Vec<Weak<dyn Listing>>>,
+    pub(super) listings: Mutex<Vec<Weak<SharedListing>>>,
     /// Limit of blocking requests.
     pub requests: RequestLimit,
 }
@@ -65,12 +66,6 @@ impl std::fmt::Debug for Browse {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Browse").finish_non_exhaustive()
     }
-}
-
-/// Listing of stores, shown in a mount.
-pub(super) trait Listing: Send + Sync {
-    /// Invalidates the listing of a store: the next access waits for a new one.
-    fn renew(&self, credential: Uuid);
 }
 
 impl Browse {

@@ -4,7 +4,7 @@
 //! new listings; of a slower store it shows the last known listing until the new one arrives.
 
 use super::{
-    browser::{Browser, Listing},
+    browser::Browser,
     images::LocalImage,
     stores::{ListRequest, ListedSnapshot, Stores},
 };
@@ -44,7 +44,8 @@ struct ListingState {
     has_waited: bool,
 }
 
-struct SharedListing {
+/// Listing of stores, shown in a mount.
+pub(super) struct SharedListing {
     browser: Weak<Browser>,
     credentials: Vec<CredentialRef>,
     refresh: Duration,
@@ -106,8 +107,7 @@ impl BrowseCatalog {
             changed: Condvar::new(),
         };
         let shared = Arc::new(shared);
-        let listing: Weak<dyn Listing> = Arc::downgrade(&shared) as _;
-        browser.browse.listings.lock().push(listing);
+        browser.browse.listings.lock().push(Arc::downgrade(&shared));
         Self { shared, runtime }
     }
 
@@ -189,10 +189,9 @@ impl SharedListing {
             state.local = local;
         }
     }
-}
 
-impl Listing for SharedListing {
-    fn renew(&self, credential: Uuid) {
+    /// Invalidates the listing of a store: the next access waits for a new one.
+    pub fn renew(&self, credential: Uuid) {
         let mut state = self.state.lock();
         state.stores.renew(credential);
         state.cloud_at = None;
