@@ -17,6 +17,7 @@ use crate::{cli::Cli, logging};
 use blockd_api::{DailyLimit, credentials::CredentialLimits};
 use blockd_engine::{repositories::limits::LimitPlan, settings::Settings};
 use blockd_nbd::TlsFiles;
+use ranges::{config, range, zero_or};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -58,7 +59,7 @@ pub enum ConfigError {
         /// Configured value.
         given: String,
         /// Valid values.
-        wanted: &'static str,
+        wanted: String,
     },
     /// The log level or filter is invalid.
     #[error("log_level: {reason}")]
@@ -107,163 +108,106 @@ pub struct MetricsConfig {
     pub listen: Option<SocketAddr>,
 }
 
-/// All settings.
-#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
+config! {
     /// Data directory.
-    pub data_dir: PathBuf,
+    data_dir: PathBuf = DEFAULT_DATA_DIR.into();
     /// NBD addresses besides `DIR/nbd.sock`.
-    pub nbd_listen: Vec<NbdAddress>,
+    nbd_listen: Vec<NbdAddress> = Vec::new();
     /// Log format.
-    pub log_format: LogFormat,
+    log_format: LogFormat = LogFormat::Auto;
     /// Log level or filter.
-    pub log_level: String,
+    log_level: String = "info".into();
     /// Backups per chain: every n-th backup of a volume to a credential is full; 1: all.
-    pub full_every: u32,
+    full_every: u32 = 7, range(1, 1000);
     /// Bandwidth limit of background layer merges over all volumes, in bytes per second; 0: unlimited.
-    pub merge_limit_bytes_per_s: u64,
+    merge_limit_bytes_per_s: u64 = 0, zero_or(1 << 20, 1 << 40);
     /// Number of backups and restores that move data concurrently.
-    pub task_concurrency: usize,
+    task_concurrency: usize = 2, range(1, 64);
     /// Priority of these tasks.
-    pub task_priority: TaskPriority,
+    task_priority: TaskPriority = TaskPriority::Low;
     /// Bandwidth limit of the hydration of one lazy volume, in bytes per second; 0: unlimited.
-    pub hydration_limit_bytes_per_s: u64,
+    hydration_limit_bytes_per_s: u64 = 0, zero_or(1 << 20, 1 << 40);
     /// Concurrent fetches, of at most 4 MiB each, of the hydration of one lazy volume.
-    pub hydration_concurrency: usize,
+    hydration_concurrency: usize = 8, range(1, 64);
     /// Timeout of reads from an unreachable store for lazy volumes with the policy "stall".
-    pub lazy_stall_ms: u64,
+    lazy_stall_ms: u64 = 600_000, range(1000, 86_400_000);
     /// The same for lazy volumes with the policy "error".
-    pub lazy_error_ms: u64,
+    lazy_error_ms: u64 = 20_000, range(100, 3_600_000);
     /// Upload bandwidth limit over all tasks of the host, by time of day. Not set: unlimited.
-    pub limit_upload: Option<DailyLimit>,
+    limit_upload: Option<DailyLimit> = None;
     /// Download bandwidth limit over all tasks of the host.
-    pub limit_download: Option<DailyLimit>,
+    limit_download: Option<DailyLimit> = None;
     /// Time zone of the times in these limits. Not set: UTC.
-    pub limit_time_zone: Option<String>,
+    limit_time_zone: Option<String> = None;
     /// Concurrent pack uploads of one backup.
-    pub upload_concurrency: usize,
+    upload_concurrency: usize = 4, range(1, 64);
     /// Concurrent requests of one restore.
-    pub download_concurrency: usize,
+    download_concurrency: usize = 4, range(1, 64);
     /// Threads that compress and encrypt; 0: one per core.
-    pub cpu_threads: usize,
+    cpu_threads: usize = 0, range(0, 1024);
     /// Threads that serve NBD sockets; 0: one per core.
-    pub ring_threads: usize,
+    ring_threads: usize = 0, range(0, 256);
     /// Threads for NBD requests that block on storage.
-    pub nbd_workers: usize,
+    nbd_workers: usize = 8, range(1, 1024);
     /// Maximum number of NBD connections; a quarter of them, at most 64, is reserved for Unix sockets.
-    pub nbd_connections: usize,
+    nbd_connections: usize = 1024, range(1, 65_536);
     /// Maximum number of TCP connections of one volume.
-    pub nbd_connections_per_volume: u64,
+    nbd_connections_per_volume: u64 = 64, range(1, 65_536);
     /// Timeout of the NBD handshake, including the TLS handshake.
-    pub nbd_handshake_timeout_ms: u64,
+    nbd_handshake_timeout_ms: u64 = 10_000, range(100, 3_600_000);
     /// Idle timeout of NBD connections over TCP; 0: none.
-    pub nbd_idle_timeout_ms: u64,
+    nbd_idle_timeout_ms: u64 = 0, zero_or(1000, 86_400_000);
     /// In-flight payload limit of one NBD connection, in bytes.
-    pub nbd_connection_in_flight_bytes: u64,
+    nbd_connection_in_flight_bytes: u64 = 64 << 20, range(1 << 20, 1 << 40);
     /// In-flight payload limit of all NBD connections, in bytes.
-    pub nbd_in_flight_bytes: u64,
+    nbd_in_flight_bytes: u64 = 512 << 20, range(1 << 20, 1 << 40);
     /// TLS policy of TCP listeners. Not set: `require` if there is a certificate.
-    pub nbd_tls: Option<NbdTls>,
+    nbd_tls: Option<NbdTls> = None;
     /// Server certificate chain, PEM.
-    pub nbd_tls_certificate: Option<PathBuf>,
+    nbd_tls_certificate: Option<PathBuf> = None;
     /// Server private key, PEM.
-    pub nbd_tls_key: Option<PathBuf>,
+    nbd_tls_key: Option<PathBuf> = None;
     /// CA certificates for client certificates, PEM; if set, a client certificate is required.
-    pub nbd_tls_client_ca: Option<PathBuf>,
+    nbd_tls_client_ca: Option<PathBuf> = None;
     /// Revocation lists of these CAs, PEM; if set, revoked client certificates are refused.
-    pub nbd_tls_client_crl: Option<PathBuf>,
+    nbd_tls_client_crl: Option<PathBuf> = None;
     /// Allows TCP listeners that other hosts can reach without requiring TLS.
-    pub nbd_allow_plaintext: bool,
+    nbd_allow_plaintext: bool = false;
     /// Maximum attempts of one request to an object store.
-    pub store_attempts: u32,
+    store_attempts: u32 = 6, range(1, 100);
     /// Timeout of one attempt of a store request, plus the time of its body at 64 KiB/s.
-    pub store_timeout_ms: u64,
+    store_timeout_ms: u64 = 60_000, range(100, 3_600_000);
     /// Timeout of the pre-flight store requests of a command.
-    pub store_answer_ms: u64,
+    store_answer_ms: u64 = 30_000, range(100, 3_600_000);
     /// Grace period for tasks and clients at shutdown.
-    pub stop_timeout_ms: u64,
+    stop_timeout_ms: u64 = 30_000, range(0, 3_600_000);
     /// Interval of garbage collection in the repositories, in hours; 0: never.
-    pub gc_every_hours: u32,
+    gc_every_hours: u32 = 24, range(0, 8760);
     /// Daily budget of background verification, in bytes read from stores; 0: off. The default costs little
     /// at any store's prices, and verifies every snapshot of a small host within days.
-    pub verify_bytes_per_day: u64,
+    verify_bytes_per_day: u64 = 1 << 30, zero_or(100 << 20, 1 << 50);
     /// Number of finished tasks that are kept in the history.
-    pub task_history: u32,
+    task_history: u32 = 1000, range(1, 1_000_000);
     /// Allows core dumps, and access to the daemon's memory by other processes of its user: the memory holds
     /// keys.
-    pub core_dumps: bool,
+    core_dumps: bool = false;
     /// Browsing of snapshots as files.
-    pub browse: BrowseConfig,
+    browse: BrowseConfig = BrowseConfig::default();
     /// Metrics endpoint.
-    pub metrics: MetricsConfig,
+    metrics: MetricsConfig = MetricsConfig::default();
     /// Remote access to the control API, and roles.
-    pub control: ControlConfig,
+    control: ControlConfig = ControlConfig::default();
     /// External secrets.
-    pub secrets: SecretsConfig,
+    secrets: SecretsConfig = SecretsConfig::default();
     /// By volume: names of client certificates that may use it over TCP. Almost last, since TOML puts tables
     /// after plain values.
-    pub nbd_access: BTreeMap<String, Vec<String>>,
+    nbd_access: BTreeMap<String, Vec<String>> = BTreeMap::new();
     /// Event receivers. Last, since they are an array of tables.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub webhook: Vec<WebhookConfig>,
+    webhook: Vec<WebhookConfig> = Vec::new();
     /// Intervals that no administrator changes.
     #[serde(skip)]
-    pub intervals: Intervals,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            data_dir: DEFAULT_DATA_DIR.into(),
-            nbd_listen: Vec::new(),
-            log_format: LogFormat::Auto,
-            log_level: "info".into(),
-            full_every: 7,
-            merge_limit_bytes_per_s: 0,
-            task_concurrency: 2,
-            task_priority: TaskPriority::Low,
-            hydration_limit_bytes_per_s: 0,
-            hydration_concurrency: 8,
-            lazy_stall_ms: 600_000,
-            lazy_error_ms: 20_000,
-            limit_upload: None,
-            limit_download: None,
-            limit_time_zone: None,
-            upload_concurrency: 4,
-            download_concurrency: 4,
-            cpu_threads: 0,
-            ring_threads: 0,
-            nbd_workers: 8,
-            nbd_connections: 1024,
-            nbd_connections_per_volume: 64,
-            nbd_handshake_timeout_ms: 10_000,
-            nbd_idle_timeout_ms: 0,
-            nbd_connection_in_flight_bytes: 64 << 20,
-            nbd_in_flight_bytes: 512 << 20,
-            nbd_tls: None,
-            nbd_tls_certificate: None,
-            nbd_tls_key: None,
-            nbd_tls_client_ca: None,
-            nbd_tls_client_crl: None,
-            nbd_allow_plaintext: false,
-            store_attempts: 6,
-            store_timeout_ms: 60_000,
-            store_answer_ms: 30_000,
-            stop_timeout_ms: 30_000,
-            gc_every_hours: 24,
-            verify_bytes_per_day: 1 << 30,
-            task_history: 1000,
-            core_dumps: false,
-            browse: BrowseConfig::default(),
-            metrics: MetricsConfig::default(),
-            control: ControlConfig::default(),
-            secrets: SecretsConfig::default(),
-            nbd_access: BTreeMap::new(),
-            webhook: Vec::new(),
-            intervals: Intervals::default(),
-        }
-    }
+    intervals: Intervals = Intervals::default();
 }
 
 impl Config {
@@ -318,24 +262,31 @@ impl Config {
 
     fn check(&self) -> Result<(), ConfigError> {
         if self.data_dir.as_os_str().is_empty() {
-            return Err(ConfigError::Range { key: "data_dir", given: "empty".into(), wanted: "a directory" });
+            return Err(ConfigError::Range {
+                key: "data_dir",
+                given: "empty".into(),
+                wanted: "a directory".into(),
+            });
         }
         logging::check_level(&self.log_level)
             .map_err(|error| ConfigError::LogLevel { reason: error.to_string() })?;
-        ranges::check(self)?;
+        self.check_ranges()?;
+        range(1 << 20, 1 << 50).check("browse.cache_bytes", self.browse.cache_bytes)?;
+        range(100, 3_600_000).check("browse.stall_timeout_ms", self.browse.stall_timeout_ms)?;
+        range(100, 3_600_000).check("browse.refresh_ms", self.browse.refresh_ms)?;
         self.check_tls()?;
         self.control.check()?;
         self.secrets.check().map_err(|error| ConfigError::Range {
             key: error.key,
             given: error.given,
-            wanted: error.wanted,
+            wanted: error.wanted.into(),
         })?;
         blockd_engine::events::webhook_config::check(&self.webhook)?;
         self.limit_plan()?;
         let relative = |path: &Option<PathBuf>| path.as_ref().is_some_and(|path| !path.is_absolute());
         if relative(&self.browse.mountpoint) || relative(&self.browse.cache_dir) {
             let given = "a relative path".into();
-            return Err(ConfigError::Range { key: "browse", given, wanted: "absolute paths" });
+            return Err(ConfigError::Range { key: "browse", given, wanted: "absolute paths".into() });
         }
         Ok(())
     }
@@ -387,8 +338,9 @@ impl Config {
     }
 
     fn check_tls(&self) -> Result<(), ConfigError> {
-        let wrong =
-            |key, given: &str, wanted| Err(ConfigError::Range { key, given: given.to_owned(), wanted });
+        let wrong = |key, given: &str, wanted: &str| {
+            Err(ConfigError::Range { key, given: given.to_owned(), wanted: wanted.to_owned() })
+        };
         let has_certificate = self.nbd_tls_certificate.is_some();
         if has_certificate != self.nbd_tls_key.is_some() {
             let key = if has_certificate { "nbd_tls_key" } else { "nbd_tls_certificate" };

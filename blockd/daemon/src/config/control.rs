@@ -65,8 +65,9 @@ impl ControlConfig {
     }
 
     pub(super) fn check(&self) -> Result<(), ConfigError> {
-        let wrong =
-            |key, given: &str, wanted| Err(ConfigError::Range { key, given: given.to_owned(), wanted });
+        let wrong = |key, given: &str, wanted: &str| {
+            Err(ConfigError::Range { key, given: given.to_owned(), wanted: wanted.to_owned() })
+        };
         if self.listen.is_some() {
             for (key, path) in [
                 ("control.certificate", &self.certificate),
