@@ -21,6 +21,7 @@ pub mod monitor;
 pub mod names;
 pub mod owner;
 pub mod quiesce;
+pub mod quota;
 pub mod readers;
 pub mod repositories;
 pub mod restore;

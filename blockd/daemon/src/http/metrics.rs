@@ -15,14 +15,10 @@ use axum::{
 };
 use blockd_api::{ErrorCode, operations, roles::Role};
 use blockd_catalog::DbError;
-use blockd_engine::{engine::Engine, error::ServiceError, free_space::SpaceLevel, metrics::TEXT_FORMAT};
-use parking_lot::Mutex;
-use std::{
-    collections::{HashMap, hash_map::Entry},
-    net::IpAddr,
-    sync::Arc,
-    time::Duration,
+use blockd_engine::{
+    engine::Engine, error::ServiceError, free_space::SpaceLevel, metrics::TEXT_FORMAT, quota::Quota,
 };
+use std::{sync::Arc, time::Duration};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -49,43 +45,9 @@ pub(crate) async fn serve(listener: TcpListener, api: Api, stop: CancellationTok
     serve_router(listener, routes().into_router().with_state(api), stop).await;
 }
 
-/// Number of connections by address.
-#[derive(Default)]
-struct Addresses(Mutex<HashMap<IpAddr, usize>>);
-
-/// Connection slot of an address.
-struct AddressSlot {
-    addresses: Arc<Addresses>,
-    address: IpAddr,
-}
-
-impl Addresses {
-    /// Takes a slot; `None` if the address has too many connections.
-    fn take(self: &Arc<Self>, address: IpAddr) -> Option<AddressSlot> {
-        let mut addresses = self.0.lock();
-        let count = addresses.entry(address).or_default();
-        if *count == MAX_PER_ADDRESS {
-            return None;
-        }
-        *count += 1;
-        Some(AddressSlot { addresses: Arc::clone(self), address })
-    }
-}
-
-impl Drop for AddressSlot {
-    fn drop(&mut self) {
-        if let Entry::Occupied(mut count) = self.addresses.0.lock().entry(self.address) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
-    }
-}
-
 async fn serve_router(listener: TcpListener, router: Router, stop: CancellationToken) {
     let until = stop.clone();
-    let addresses = Arc::new(Addresses::default());
+    let addresses = Quota::<_, MAX_PER_ADDRESS, MAX_CONNECTIONS>::default();
     let connection = move |stream: TcpStream| {
         let (router, stop) = (router.clone(), stop.clone());
         let caller = Caller { role: Some(Role::ReadOnly), name: "metrics".to_owned(), user: None };
@@ -171,14 +133,6 @@ mod tests {
             let open = stream.try_read(&mut [0]).unwrap_err();
             assert_eq!(open.kind(), std::io::ErrorKind::WouldBlock);
         }
-        // The end of a connection frees its slot.
-        let addresses = Arc::new(Addresses::default());
-        let mut slots: Vec<_> = (0..MAX_PER_ADDRESS).map(|_| addresses.take(address.ip())).collect();
-        assert!(slots.iter().all(Option::is_some) && addresses.take(address.ip()).is_none());
-        slots.pop();
-        assert!(addresses.take(address.ip()).is_some());
-        slots.clear();
-        assert!(addresses.0.lock().is_empty());
         drop(idle);
         stop.cancel();
         served.await.unwrap();

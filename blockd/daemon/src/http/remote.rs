@@ -10,10 +10,11 @@ use super::{
 };
 use crate::config::ControlConfig;
 use axum::Router;
+use blockd_engine::quota::Quota;
 use blockd_nbd::{TlsIdentity, certificate_names};
 use parking_lot::{Mutex, RwLock};
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -43,7 +44,7 @@ pub(crate) struct Remote {
     identity: Arc<TlsIdentity>,
     roles: Arc<RwLock<ControlConfig>>,
     handshakes: Handshakes,
-    connected: Mutex<HashMap<String, usize>>,
+    connected: Quota<String, MAX_CONNECTIONS_OF_ONE, MAX_CONNECTIONS>,
     stop: CancellationToken,
 }
 
@@ -54,7 +55,7 @@ impl Remote {
         roles: Arc<RwLock<ControlConfig>>,
         stop: CancellationToken,
     ) -> Self {
-        let (handshakes, connected) = (Handshakes::default(), Mutex::default());
+        let (handshakes, connected) = (Handshakes::default(), Quota::default());
         Self { router, identity, roles, handshakes, connected, stop }
     }
 
@@ -105,41 +106,12 @@ impl Remote {
         let names = certificate.map(|der| certificate_names(der)).unwrap_or_default();
         let role = self.roles.read().role_of(&names);
         let name = if names.is_empty() { format!("the certificate of {peer}") } else { names.join(", ") };
-        let Some(_slot) = NameSlot::take(&self.connected, &name) else {
+        let Some(_slot) = self.connected.take(name.clone()) else {
             return tracing::debug!(name, "too many control connections");
         };
         tracing::debug!(name, ?role, "a control connection");
         let caller = Caller { role, name, user: None };
         serve_one(session, caller, PassedFds::default(), self.router.clone(), &self.stop).await;
-    }
-}
-
-/// Connection slot of a name.
-struct NameSlot<'a> {
-    connected: &'a Mutex<HashMap<String, usize>>,
-    name: String,
-}
-
-impl<'a> NameSlot<'a> {
-    fn take(connected: &'a Mutex<HashMap<String, usize>>, name: &str) -> Option<Self> {
-        let mut counts = connected.lock();
-        let all: usize = counts.values().sum();
-        let own = counts.get(name).copied().unwrap_or(0);
-        if all >= MAX_CONNECTIONS || own >= MAX_CONNECTIONS_OF_ONE {
-            return None;
-        }
-        counts.insert(name.to_owned(), own + 1);
-        Some(Self { connected, name: name.to_owned() })
-    }
-}
-
-impl Drop for NameSlot<'_> {
-    fn drop(&mut self) {
-        let mut counts = self.connected.lock();
-        match counts.get_mut(&self.name) {
-            Some(count) if *count > 1 => *count -= 1,
-            _ => drop(counts.remove(&self.name)),
-        }
     }
 }
 
@@ -199,18 +171,5 @@ mod tests {
         let newest = handshakes.begin(address(3)).0;
         handshakes.end(newest);
         assert_eq!(handshakes.0.lock().queue.len(), MAX_HANDSHAKES - 1);
-    }
-
-    #[test]
-    fn certificate_name_does_not_take_all_connections() {
-        let connected = Mutex::default();
-        let mut slots: Vec<_> =
-            (0..MAX_CONNECTIONS_OF_ONE).map(|_| NameSlot::take(&connected, "a")).collect();
-        assert!(slots.iter().all(Option::is_some) && NameSlot::take(&connected, "a").is_none());
-        assert!(NameSlot::take(&connected, "b").is_some());
-        slots.pop();
-        assert!(NameSlot::take(&connected, "a").is_some());
-        slots.clear();
-        assert!(connected.lock().is_empty());
     }
 }

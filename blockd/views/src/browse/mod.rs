@@ -8,7 +8,6 @@ mod export;
 mod files;
 mod images;
 mod listing;
-mod mount_quota;
 mod mount_table;
 mod mounts;
 mod request_limit;

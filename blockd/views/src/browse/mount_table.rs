@@ -4,8 +4,8 @@
 //! The list is the file `browse-mounts` in the data directory: one path per line. Paths with line breaks are
 //! refused.
 
-use super::mount_quota::MountQuota;
 use blockd_api::{CredentialRef, browse::BrowseMount};
+use blockd_engine::quota::Quota;
 use blockd_fuse::{Mounted, Served};
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -13,6 +13,10 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
 };
+
+/// Maximum number of user mounts, per user and in total: each takes threads for as long as its user keeps it.
+const MAX_PER_USER: usize = 16;
+const MAX_TOTAL: usize = 64;
 
 /// Returns the path of the list.
 pub(super) fn list_path(data_dir: &Path) -> PathBuf {
@@ -44,7 +48,7 @@ pub(super) struct Mounts {
     pub own: Mutex<Option<Vec<Mount>>>,
     /// `None` while the daemon starts or stops.
     pub handed: Mutex<Option<Vec<UserMount>>>,
-    pub quota: MountQuota,
+    pub quota: Quota<u32, MAX_PER_USER, MAX_TOTAL>,
 }
 
 impl Mounts {
