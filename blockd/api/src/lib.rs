@@ -51,7 +51,7 @@ pub use names::{
     SnapshotName, SnapshotRef, VolumeName, VolumeRef,
 };
 pub use size::{ByteSize, SizeError, check_volume_size};
-pub use text::{first_names, format_duration, format_time, with_sources};
+pub use text::{first_names, format_duration, format_time, matches_wildcard, with_sources};
 pub use uri::{nbd_tcp_uri, nbd_unix_uri};
 
 use schemars::JsonSchema;

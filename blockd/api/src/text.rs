@@ -1,4 +1,4 @@
-//! Times and durations in tables, errors with their causes.
+//! Times and durations in tables, errors with their causes, wildcards.
 
 use jiff::Timestamp;
 use std::fmt::Display;
@@ -73,6 +73,25 @@ pub fn with_sources(error: &dyn std::error::Error) -> String {
     line
 }
 
+/// Returns true if `text` matches `pattern`, in which `*` stands for any number of characters.
+pub fn matches_wildcard(pattern: &str, text: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else {
+        return false;
+    };
+    let Some(last) = parts.next_back() else {
+        return rest.is_empty();
+    };
+    for part in parts {
+        // The first match is sufficient: it leaves the longest rest.
+        let Some(at) = rest.find(part) else {
+            return false;
+        };
+        rest = &rest[at + part.len()..];
+    }
+    rest.ends_with(last)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +109,31 @@ mod tests {
     #[error("start failed on y")]
     struct Chained {
         source: Including,
+    }
+
+    #[test]
+    fn wildcard_pattern_matches_any_characters() {
+        for (pattern, text, expected) in [
+            ("db", "db", true),
+            ("db", "db1", false),
+            ("db", "adb", false),
+            ("db*", "db", true),
+            ("db*", "db-1", true),
+            ("*", "", true),
+            ("*", "anything", true),
+            ("*.example", "a.b.example", true),
+            ("*.example", "a.example.org", false),
+            ("a*b*c", "abc", true),
+            ("a*b*c", "a-b-b-c", true),
+            ("a*b*c", "acb", false),
+            ("ab*ba", "aba", false),
+            ("a**a", "aa", true),
+            ("", "", true),
+            ("", "x", false),
+            ("é*", "éa", true),
+        ] {
+            assert_eq!(matches_wildcard(pattern, text), expected, "{pattern} {text}");
+        }
     }
 
     #[test]
