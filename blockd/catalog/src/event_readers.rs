@@ -4,7 +4,7 @@ use crate::{DbError, number, stored};
 use rusqlite::{OptionalExtension, Transaction, params};
 
 /// Reader of events.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EventReader {
     /// Its name.
     pub name: String,

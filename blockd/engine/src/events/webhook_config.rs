@@ -142,19 +142,14 @@ impl WebhookUrl {
 
     /// Returns true if the receiver is on this host.
     pub fn is_loopback(&self) -> bool {
-        is_loopback(&self.0)
-    }
-}
-
-/// Returns true if a URL refers to this host.
-pub fn is_loopback(url: &Url) -> bool {
-    match url.host_str() {
-        Some("localhost") => true,
-        Some(host) => {
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            host.parse().is_ok_and(|ip: std::net::IpAddr| ip.to_canonical().is_loopback())
+        match self.0.host_str() {
+            Some("localhost") => true,
+            Some(host) => {
+                let host = host.trim_start_matches('[').trim_end_matches(']');
+                host.parse().is_ok_and(|ip: std::net::IpAddr| ip.to_canonical().is_loopback())
+            }
+            None => false,
         }
-        None => false,
     }
 }
 

@@ -56,7 +56,7 @@ pub struct Webhook {
 }
 
 /// Progress of a webhook. Counters start with the daemon.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct WebhookState {
     cursor: EventReader,
     /// Position of the cursor in the database.
@@ -74,20 +74,6 @@ pub struct WebhookState {
 }
 
 impl WebhookState {
-    fn new(cursor: EventReader) -> Self {
-        Self {
-            stored_until: cursor.processed_until,
-            cursor,
-            delivered: 0,
-            failed_attempts: 0,
-            undelivered: 0,
-            last_delivered: None,
-            last_undelivered: None,
-            failing_since: None,
-            error: None,
-        }
-    }
-
     fn count_undelivered(&mut self, events: u64) {
         self.undelivered += events;
         self.last_undelivered = Some(Timestamp::now());
@@ -136,27 +122,27 @@ pub fn reader_name(config: &WebhookConfig) -> String {
 pub fn all(webhooks: &[WebhookConfig], readers: &[EventReader]) -> Vec<Arc<Webhook>> {
     let reader = |name: String| readers.iter().find(|reader| reader.name == name).cloned();
     let known = webhooks.iter().filter_map(|hook| Some((hook, reader(reader_name(hook))?)));
-    known
-        .map(|(config, reader)| {
-            Arc::new(Webhook { config: config.clone(), state: Mutex::new(WebhookState::new(reader)) })
-        })
-        .collect()
+    let webhook = |(config, cursor): (&WebhookConfig, EventReader)| {
+        let state = WebhookState { stored_until: cursor.processed_until, cursor, ..WebhookState::default() };
+        Arc::new(Webhook { config: config.clone(), state: Mutex::new(state) })
+    };
+    known.map(webhook).collect()
 }
 
 /// Delivers events to all webhooks and to the log until the daemon stops.
-pub async fn run(webhook_delivery: Arc<WebhookDelivery>) {
+pub async fn run(delivery: Arc<WebhookDelivery>) {
     let mut workers = JoinSet::new();
-    if let Some(reader) = webhook_delivery.log_reader.clone() {
-        workers.spawn(log_all(Arc::clone(&webhook_delivery.events), reader));
+    if let Some(reader) = delivery.log_reader.clone() {
+        workers.spawn(log_all(Arc::clone(&delivery.events), reader));
     }
-    for hook in &webhook_delivery.webhooks {
-        let (webhook_delivery, hook) = (Arc::clone(&webhook_delivery), Arc::clone(hook));
+    for hook in &delivery.webhooks {
+        let (delivery, hook) = (Arc::clone(&delivery), Arc::clone(hook));
         workers.spawn(async move {
             tokio::select! {
-                () = hook.run(&webhook_delivery) => {}
-                () = webhook_delivery.host.stopping.cancelled() => {}
+                () = hook.run(&delivery) => {}
+                () = delivery.host.stopping.cancelled() => {}
             }
-            if let Err(error) = hook.store_cursor(&webhook_delivery).await {
+            if let Err(error) = hook.store_cursor(&delivery).await {
                 tracing::warn!(webhook = hook.name(), %error, "storing the cursor in the event log failed");
             }
         });
@@ -177,7 +163,7 @@ impl Webhook {
         self.state.lock().clone()
     }
 
-    async fn run(&self, webhook_delivery: &Arc<WebhookDelivery>) {
+    async fn run(&self, delivery: &WebhookDelivery) {
         let client = loop {
             match self.client() {
                 Ok(client) => break client,
@@ -188,7 +174,7 @@ impl Webhook {
             tokio::time::sleep(DATABASE_RETRY_WAIT).await;
         };
         loop {
-            if let Err(error) = self.deliver_next(webhook_delivery, &client).await {
+            if let Err(error) = self.deliver_next(delivery, &client).await {
                 tracing::warn!(webhook = self.name(), %error, "reading the event log failed; retrying");
                 tokio::time::sleep(DATABASE_RETRY_WAIT).await;
             }
@@ -196,23 +182,19 @@ impl Webhook {
     }
 
     /// Delivers the next batch of events, or waits until there are some.
-    async fn deliver_next(
-        &self,
-        webhook_delivery: &Arc<WebhookDelivery>,
-        client: &Client,
-    ) -> Result<(), ServiceError> {
+    async fn deliver_next(&self, delivery: &WebhookDelivery, client: &Client) -> Result<(), ServiceError> {
         let since = self.state.lock().cursor.processed_until;
         let query = ListEvents { since: Some(since), max: Some(BATCH), wait_millis: Some(MAX_WAIT_MILLIS) };
-        for event in webhook_delivery.events.list_events(&query).await?.items {
+        for event in delivery.events.list_events(&query).await?.items {
             self.count_expired_before(&event);
             if self.config.wants(&event.kind, event.severity) {
-                self.deliver(webhook_delivery, client, &event).await;
+                self.deliver(delivery, client, &event).await;
                 self.state.lock().cursor.processed_until = event.event_id;
-                self.store_cursor(webhook_delivery).await?;
+                self.store_cursor(delivery).await?;
             }
             self.state.lock().cursor.processed_until = event.event_id;
         }
-        self.store_cursor(webhook_delivery).await
+        self.store_cursor(delivery).await
     }
 
     /// Counts the events that expired before this one: ids have no gaps, so missing ones have expired.
@@ -225,37 +207,33 @@ impl Webhook {
         }
     }
 
-    async fn store_cursor(&self, webhook_delivery: &Arc<WebhookDelivery>) -> Result<(), ServiceError> {
-        let (cursor, stored_until) = {
-            let state = self.state.lock();
-            (state.cursor.clone(), state.stored_until)
-        };
+    async fn store_cursor(&self, delivery: &WebhookDelivery) -> Result<(), ServiceError> {
+        let WebhookState { cursor, stored_until, .. } = self.state();
         let until = cursor.processed_until;
         if until > stored_until {
-            webhook_delivery.db.run(move |tx| cursor.put(tx)).await?;
+            delivery.db.run(move |tx| cursor.put(tx)).await?;
             self.state.lock().stored_until = until;
         }
         Ok(())
     }
 
     /// Delivers an event; returns when the receiver has accepted it or rejected it permanently.
-    async fn deliver(&self, webhook_delivery: &Arc<WebhookDelivery>, client: &Client, event: &Event) {
-        let builder = ExponentialBuilder::default()
+    async fn deliver(&self, delivery: &WebhookDelivery, client: &Client, event: &Event) {
+        let mut waits = ExponentialBuilder::default()
             .with_min_delay(FIRST_RETRY_WAIT)
             .with_max_delay(MAX_RETRY_WAIT)
             .without_max_times()
-            .with_jitter();
-        let mut waits = builder.build();
+            .with_jitter()
+            .build();
+        let timeout = Duration::from_millis(self.config.timeout_ms);
         loop {
-            let timeout = Duration::from_millis(self.config.timeout_ms);
-            let attempt = tokio::time::timeout(timeout, self.post(webhook_delivery, client, event)).await;
-            let Err(error) = attempt.unwrap_or(Err(DeliveryError::Timeout(self.config.timeout_ms))) else {
-                return self.succeeded();
-            };
+            let attempt = tokio::time::timeout(timeout, self.post(delivery, client, event)).await;
+            let result = attempt.unwrap_or(Err(DeliveryError::Timeout(self.config.timeout_ms)));
+            self.note(event, &result);
+            let Err(error) = result else { return };
             if error.is_permanent() {
-                return self.rejected(event, &error);
+                return;
             }
-            self.failed(event, &error);
             let wait = waits.next().unwrap_or(MAX_RETRY_WAIT).max(error.retry_after());
             tokio::time::sleep(wait).await;
         }
@@ -264,24 +242,24 @@ impl Webhook {
     /// Makes one attempt.
     async fn post(
         &self,
-        webhook_delivery: &WebhookDelivery,
+        delivery: &WebhookDelivery,
         client: &Client,
         event: &Event,
     ) -> Result<(), DeliveryError> {
         let body = serde_json::to_vec(&Document::new(event))?;
-        let (id, timestamp_s) =
-            (format!("{}-{}", webhook_delivery.host.cluster, event.event_id), Timestamp::now().as_second());
+        let id = format!("{}-{}", delivery.host.cluster, event.event_id);
+        let timestamp_s = Timestamp::now().as_second();
         let mut request = client
             .post(self.config.url.url().clone())
             .header(header::CONTENT_TYPE, "application/json")
             .header(HEADER_WEBHOOK_ID, &id)
             .header(HEADER_WEBHOOK_TIMESTAMP, timestamp_s);
         // Host names may contain bytes that are not valid in a header.
-        if let Ok(node) = header::HeaderValue::from_str(&webhook_delivery.host.node) {
+        if let Ok(node) = header::HeaderValue::from_str(&delivery.host.node) {
             request = request.header("blockd-node", node);
         }
         if let Some(reference) = &self.config.secret {
-            let secret = webhook_delivery.references.resolve(reference).await?;
+            let secret = delivery.references.resolve(reference).await?;
             let signer = standardwebhooks::Webhook::new(secret.expose())?;
             request = request.header(HEADER_WEBHOOK_SIGNATURE, signer.sign(&id, timestamp_s, &body)?);
         }
@@ -311,38 +289,34 @@ impl Webhook {
         builder.build()
     }
 
-    fn succeeded(&self) {
+    /// Records the result of an attempt.
+    fn note(&self, event: &Event, result: &Result<(), DeliveryError>) {
         let mut state = self.state.lock();
-        state.delivered += 1;
-        state.last_delivered = Some(Timestamp::now());
-        self.recovered(&mut state);
-    }
-
-    fn recovered(&self, state: &mut WebhookState) {
+        state.failed_attempts += u64::from(result.is_err());
+        match result {
+            Ok(()) => {
+                state.delivered += 1;
+                state.last_delivered = Some(Timestamp::now());
+            }
+            Err(error) if error.is_permanent() => {
+                tracing::error!(webhook = self.name(), event = event.event_id, kind = event.kind, %error, "event not delivered");
+                state.count_undelivered(1);
+            }
+            Err(error) => {
+                let text = Some(error.to_string());
+                // Logged when it changes, not at each attempt.
+                if state.error != text {
+                    tracing::warn!(webhook = self.name(), event = event.event_id, %error, "webhook delivery failed; retrying");
+                }
+                state.failing_since.get_or_insert_with(Timestamp::now);
+                state.error = text;
+                return;
+            }
+        }
         state.error = None;
         if state.failing_since.take().is_some() {
             tracing::info!(webhook = self.name(), "webhook delivery works again");
         }
-    }
-
-    fn rejected(&self, event: &Event, error: &DeliveryError) {
-        tracing::error!(webhook = self.name(), event = event.event_id, kind = event.kind, %error, "event not delivered");
-        let mut state = self.state.lock();
-        state.failed_attempts += 1;
-        state.count_undelivered(1);
-        self.recovered(&mut state);
-    }
-
-    fn failed(&self, event: &Event, error: &DeliveryError) {
-        let mut state = self.state.lock();
-        state.failed_attempts += 1;
-        let text = error.to_string();
-        // Logged when it changes, not at each attempt.
-        if state.error.as_ref() != Some(&text) {
-            tracing::warn!(webhook = self.name(), event = event.event_id, %error, "webhook delivery failed; retrying");
-        }
-        state.failing_since.get_or_insert_with(Timestamp::now);
-        state.error = Some(text);
     }
 
     /// Returns the webhook's status; reads the number of waiting events from `tx`.
