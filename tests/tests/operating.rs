@@ -59,8 +59,9 @@ fn group_backup_raises_events_and_bundle_has_no_secret() {
     let made = ctl.run(&["support-bundle", "--output", path]);
     assert!(made.stderr.contains("describes only this host"), "{made:?}");
     let bundle: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
-    assert!(bundle["status"]["error"].is_string() && bundle["host"]["kernel"].is_string(), "{bundle:#}");
-    assert!(bundle["host"]["dataDir"]["availableBytes"].is_u64(), "{bundle:#}");
+    assert!(bundle["status"]["error"].is_string(), "{bundle:#}");
+    assert!(bundle["host"]["/proc/sys/kernel/osrelease"].is_string(), "{bundle:#}");
+    assert!(bundle["host"]["dataDir"].as_str().unwrap().contains("bytes"), "{bundle:#}");
     drop(stopped);
 }
 

@@ -49,6 +49,6 @@ fn schemas_of_objects_have_fields_for_each_kind() {
     {
         assert!(text.contains(&format!("\"{field}\"")), "{field}");
     }
-    assert!(schema("support-bundle").to_string().contains("\"nbdDevices\""));
+    assert!(schema("support-bundle").to_string().contains("\"host\""));
     assert!(schema("diff").to_string().contains("\"should\""));
 }

@@ -23,73 +23,21 @@ const JOURNAL_TIMEOUT: Duration = Duration::from_secs(15);
 /// Journal fields about a command of a rule; they can contain secrets.
 const COMMAND_FIELDS: [&str; 3] = ["BLOCKD_COMMAND", "BLOCKD_OUTPUT", "BLOCKD_ERROR"];
 
-/// Kernel, memory, NBD devices, and the filesystem of the data.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct HostReport {
-    /// Release of the kernel.
-    kernel: Option<String>,
-    /// Name of the distribution.
-    system: Option<String>,
-    processors: Option<usize>,
-    /// `/proc/loadavg`.
-    load_average: Option<String>,
-    /// `/proc/uptime`.
-    uptime: Option<String>,
-    memory: Option<Memory>,
-    /// Pressure stall information of I/O.
-    waits_for_disks: Option<String>,
-    /// Pressure stall information of memory.
-    waits_for_memory: Option<String>,
-    /// The module is loaded.
-    nbd_module: bool,
-    /// NBD devices in use or left behind, by name.
-    nbd_devices: BTreeMap<String, KernelDevice>,
-    /// Data directory of the daemon.
-    data_dir: Directory,
-}
-
-/// Lines of `/proc/meminfo`.
-#[derive(Debug, Serialize, JsonSchema)]
-struct Memory {
-    total: Option<String>,
-    available: Option<String>,
-    dirty: Option<String>,
-}
-
-/// NBD device as the kernel describes it.
-#[derive(Debug, PartialEq, Eq, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct KernelDevice {
-    sectors: Option<String>,
-    pid: Option<String>,
-    backend: Option<String>,
-    read_only: Option<String>,
-    in_flight: Option<String>,
-}
-
-/// Directory with its filesystem.
-#[derive(Debug, Serialize, JsonSchema)]
-struct Directory {
-    path: PathBuf,
-    #[serde(flatten)]
-    filesystem: Option<Filesystem>,
-    /// Cause without a filesystem.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-}
-
-/// Filesystem of a directory.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-struct Filesystem {
-    total_bytes: u64,
-    available_bytes: u64,
-    available_files: u64,
-    is_read_only: bool,
-    /// Device, mount point, type and options.
-    mount: Option<String>,
-}
+/// Files about kernel, memory, disks and mounts. The parameter exists while the module is loaded.
+const FILES: [&str; 10] = [
+    "/etc/os-release",
+    "/proc/loadavg",
+    "/proc/meminfo",
+    "/proc/pressure/io",
+    "/proc/pressure/memory",
+    "/proc/self/mounts",
+    "/proc/sys/kernel/osrelease",
+    "/proc/uptime",
+    "/sys/devices/system/cpu/online",
+    "/sys/module/nbd/parameters/nbds_max",
+];
+/// Files of an NBD device below `/sys/block`.
+const DEVICE_FILES: [&str; 5] = ["backend", "inflight", "pid", "ro", "size"];
 
 /// Configuration of the daemon.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -103,22 +51,15 @@ pub struct BundledConfig {
     error: Option<String>,
 }
 
-/// Describes the host.
-pub fn describe(data_dir: &Path) -> HostReport {
-    let root = Path::new("/");
-    HostReport {
-        kernel: text(&root.join("proc/sys/kernel/osrelease")),
-        system: text(&root.join("etc/os-release")).and_then(|text| field(&text, "PRETTY_NAME=")),
-        processors: std::thread::available_parallelism().ok().map(usize::from),
-        load_average: text(&root.join("proc/loadavg")),
-        uptime: text(&root.join("proc/uptime")),
-        memory: text(&root.join("proc/meminfo")).map(|text| memory(&text)),
-        waits_for_disks: text(&root.join("proc/pressure/io")),
-        waits_for_memory: text(&root.join("proc/pressure/memory")),
-        nbd_module: root.join("sys/module/nbd").exists(),
-        nbd_devices: devices(&root.join("sys/block")),
-        data_dir: directory(data_dir),
-    }
+/// Reads the files that describe the host, by path, and describes the filesystem of the data directory.
+pub fn describe(data_dir: &Path) -> BTreeMap<String, String> {
+    let devices = devices(Path::new("/sys/block"));
+    let device_files = devices.iter().flat_map(|device| DEVICE_FILES.map(|name| device.join(name)));
+    let files = FILES.map(PathBuf::from).into_iter().chain(device_files);
+    let mut found: BTreeMap<String, String> =
+        files.filter_map(|path| Some((path.display().to_string(), text(&path)?))).collect();
+    found.insert("dataDir".to_owned(), filesystem(data_dir));
+    found
 }
 
 /// Returns the daemon's configuration with URL paths removed: webhook paths are often secret.
@@ -207,61 +148,28 @@ fn text(path: &Path) -> Option<String> {
     read_bounded(path).ok().map(|text| text.trim_end().to_owned())
 }
 
-/// Returns the unquoted value of the line that starts with a name.
-fn field(text: &str, name: &str) -> Option<String> {
-    let value = text.lines().find_map(|line| line.strip_prefix(name))?;
-    Some(value.trim().trim_matches('"').to_owned())
-}
-
-fn memory(text: &str) -> Memory {
-    let field = |name| field(text, name);
-    Memory { total: field("MemTotal:"), available: field("MemAvailable:"), dirty: field("Dirty:") }
-}
-
-/// Lists NBD devices in use or left behind.
-fn devices(sys_block: &Path) -> BTreeMap<String, KernelDevice> {
-    let mut found = BTreeMap::new();
-    for device in fs::read_dir(sys_block).into_iter().flatten().flatten() {
-        let Some(name) = device.file_name().to_str().map(str::to_owned) else { continue };
-        let file = |name: &str| text(&device.path().join(name));
-        let (sectors, pid) = (file("size"), file("pid"));
-        if name.starts_with("nbd") && (pid.is_some() || sectors.as_deref().is_some_and(|size| size != "0")) {
-            let (backend, read_only, in_flight) = (file("backend"), file("ro"), file("inflight"));
-            found.insert(name, KernelDevice { sectors, pid, backend, read_only, in_flight });
-        }
-    }
-    found
+/// Lists the directories of NBD devices in use or left behind.
+fn devices(sys_block: &Path) -> Vec<PathBuf> {
+    let devices = fs::read_dir(sys_block).into_iter().flatten().flatten().map(|device| device.path());
+    let is_used = |device: &PathBuf| {
+        let has_size = text(&device.join("size")).is_some_and(|size| size != "0");
+        let is_nbd = device.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"nbd"));
+        is_nbd && (has_size || device.join("pid").exists())
+    };
+    devices.filter(is_used).collect()
 }
 
 /// Describes a directory and its filesystem.
-fn directory(path: &Path) -> Directory {
-    let stat = rustix::fs::statvfs(path).map(|stat| Filesystem {
-        total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
-        available_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
-        available_files: stat.f_favail,
-        is_read_only: stat.f_flag.contains(rustix::fs::StatVfsMountFlags::RDONLY),
-        mount: text(Path::new("/proc/self/mounts")).and_then(|mounts| mount_of(&mounts, path)),
-    });
-    let error = stat.as_ref().err().map(ToString::to_string);
-    Directory { path: path.to_owned(), filesystem: stat.ok(), error }
-}
-
-/// Returns the mount of a path: the last one with the longest matching mount point.
-fn mount_of(mounts: &str, path: &Path) -> Option<String> {
-    let path = fs::canonicalize(path).ok()?;
-    let mut found: Option<(usize, String)> = None;
-    for line in mounts.lines() {
-        let mut words = line.split(' ');
-        let (Some(device), Some(place), Some(kind), Some(options)) =
-            (words.next(), words.next(), words.next(), words.next())
-        else {
-            continue;
-        };
-        if path.starts_with(place) && found.as_ref().is_none_or(|(len, _)| *len <= place.len()) {
-            found = Some((place.len(), format!("{device} {place} {kind} {options}")));
-        }
-    }
-    found.map(|(_, line)| line)
+fn filesystem(path: &Path) -> String {
+    let state = rustix::fs::statvfs(path).map_or_else(
+        |error| error.to_string(),
+        |stat| {
+            let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+            let (total, free, files) = (bytes(stat.f_blocks), bytes(stat.f_bavail), stat.f_favail);
+            format!("{free} of {total} bytes and {files} files are available")
+        },
+    );
+    format!("{}: {state}", path.display())
 }
 
 /// Removes path and query from URLs.
@@ -327,18 +235,6 @@ mod tests {
             fs::create_dir(dir.path().join(name)).unwrap();
             fs::write(dir.path().join(name).join("size"), format!("{size}\n")).unwrap();
         }
-        let told = devices(dir.path());
-        assert_eq!(told.len(), 1);
-        assert_eq!(told["nbd1"].sectors.as_deref(), Some("131072"));
-    }
-
-    #[test]
-    fn mount_of_path_is_the_last_one() {
-        let dir = fs::canonicalize(std::env::temp_dir()).unwrap();
-        let mounts = format!(
-            "/dev/a / ext4 rw\n/dev/b {0} xfs rw\n/dev/c {0} tmpfs rw\n/dev/d {0}x ext4 rw\n",
-            dir.display()
-        );
-        assert_eq!(mount_of(&mounts, &dir), Some(format!("/dev/c {} tmpfs rw", dir.display())));
+        assert_eq!(devices(dir.path()), [dir.path().join("nbd1")]);
     }
 }

@@ -6,7 +6,7 @@
 mod clean;
 mod host;
 
-use self::host::{BundledConfig, HostReport};
+use self::host::BundledConfig;
 use super::events::BundleArgs;
 use crate::{
     failure::{Exit, Failure},
@@ -30,6 +30,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::{
+    collections::BTreeMap,
     fs::OpenOptions,
     io::{self, IsTerminal, Write},
     os::unix::fs::OpenOptionsExt,
@@ -79,8 +80,8 @@ pub struct Bundle {
 /// Parts of the host.
 #[derive(Debug, Serialize, JsonSchema)]
 struct LocalParts {
-    /// Host.
-    host: HostReport,
+    /// Files of the host by path, and the space at the data directory.
+    host: BTreeMap<String, String>,
     /// Configuration of the daemon.
     config: BundledConfig,
     /// Newest lines of the daemon's log by field; null if none were requested.
