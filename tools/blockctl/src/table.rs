@@ -84,7 +84,6 @@ impl Tone {
 pub struct Table {
     header: Vec<&'static str>,
     rows: Vec<Vec<String>>,
-    tone_column: Option<usize>,
     /// Columns whose cells are cut to fit the table.
     cut: Vec<usize>,
     /// Column of free text, the last one.
@@ -94,9 +93,7 @@ pub struct Table {
 impl Table {
     /// Creates an empty table.
     pub fn new(header: impl IntoIterator<Item = &'static str>) -> Self {
-        let header: Vec<_> = header.into_iter().collect();
-        let tone_column = header.iter().position(|title| matches!(*title, "STATUS" | "STATE"));
-        Self { header, rows: Vec::new(), tone_column, cut: Vec::new(), text: None }
+        Self { header: header.into_iter().collect(), rows: Vec::new(), cut: Vec::new(), text: None }
     }
 
     /// Creates a table of rows; `|` separates the titles of the columns.
@@ -104,6 +101,24 @@ impl Table {
         let mut table = Self::new(header.split('|'));
         rows.into_iter().for_each(|row| table.row(row));
         table
+    }
+
+    /// Begins a table with a row for each item; its columns follow.
+    pub fn list<T>(items: &[T], width: Width) -> Columns<'_, T> {
+        let mut table = Self::new([]);
+        table.rows.resize(items.len(), Vec::new());
+        Columns { items, width, table }
+    }
+
+    /// Adds a row of some cells by the titles of their columns, and dashes.
+    pub fn partial_row(&mut self, cells: &[(&str, String)]) {
+        let mut row = vec!["-".to_owned(); self.header.len()];
+        for (title, cell) in cells {
+            if let Some(column) = self.column(title) {
+                row[column].clone_from(cell);
+            }
+        }
+        self.row(row);
     }
 
     /// Fits the table into 80 characters: cuts the longest cells of these columns in the middle. Cells of
@@ -206,10 +221,11 @@ impl Table {
             grid.force_no_tty();
         }
         grid.set_header(self.header.iter().map(Cell::new));
+        let tone_column = self.header.iter().position(|title| matches!(*title, "STATUS" | "STATE"));
         let (rows, below) = self.fitted();
         for row in &rows {
             grid.add_row(row.iter().enumerate().map(|(column, text)| {
-                let tone = (Some(column) == self.tone_column).then(|| Tone::of_state(text)).flatten();
+                let tone = (Some(column) == tone_column).then(|| Tone::of_state(text)).flatten();
                 match tone {
                     Some(tone) => Cell::new(text).fg(tone.color()),
                     None => Cell::new(text),
@@ -226,6 +242,51 @@ impl Table {
                 .chain(wrapped(text).into_iter().map(|text| INDENT.to_owned() + &text))
         });
         lines.map(|line| line + "\n").collect()
+    }
+}
+
+/// Columns of a list: those of a narrow table, of a wide one, or of both, in the order of their addition.
+#[derive(Debug)]
+pub struct Columns<'a, T> {
+    items: &'a [T],
+    width: Width,
+    table: Table,
+}
+
+impl<'a, T> Columns<'a, T> {
+    /// Adds a column to narrow and wide tables; `|` separates their titles if they differ.
+    pub fn both<S: ToString>(self, title: &'static str, cell: impl Fn(&'a T) -> S) -> Self {
+        let (narrow, wide) = title.split_once('|').unwrap_or((title, title));
+        let title = if self.width == Width::Narrow { narrow } else { wide };
+        self.add(title, cell)
+    }
+
+    /// Adds a column to narrow tables.
+    pub fn narrow<S: ToString>(self, title: &'static str, cell: impl Fn(&'a T) -> S) -> Self {
+        if self.width == Width::Narrow { self.add(title, cell) } else { self }
+    }
+
+    /// Adds a column to wide tables.
+    pub fn wide<S: ToString>(self, title: &'static str, cell: impl Fn(&'a T) -> S) -> Self {
+        if self.width == Width::Wide { self.add(title, cell) } else { self }
+    }
+
+    fn add<S: ToString>(mut self, title: &'static str, cell: impl Fn(&'a T) -> S) -> Self {
+        self.table.header.push(title);
+        for (row, item) in self.table.rows.iter_mut().zip(self.items) {
+            row.push(printable(&cell(item).to_string()));
+        }
+        self
+    }
+
+    /// Returns the table; a narrow one fits, see [`Table::fit`].
+    pub fn fit(self, titles: &str) -> Table {
+        if self.width == Width::Narrow { self.table.fit(titles) } else { self.table }
+    }
+
+    /// Returns the table; a narrow one fits and ends with a text, see [`Table::with_text`].
+    pub fn fit_with_text(self, titles: &str) -> Table {
+        if self.width == Width::Narrow { self.table.fit(titles).with_text() } else { self.table }
     }
 }
 

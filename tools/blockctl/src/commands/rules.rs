@@ -329,37 +329,20 @@ fn timeout(quiesce: &Quiesce) -> String {
 }
 
 fn table(rules: &[HookRule], schedules: &[Schedule], width: Width) -> Table {
-    let has = |command: &Option<String>| if command.is_some() { "yes" } else { "-" }.to_owned();
-    if width == Width::Narrow {
-        let rows = rules.iter().map(|rule| {
-            let quiesce = &rule.quiesce;
-            [
-                rule.name.to_string(),
-                has(&quiesce.pre_command),
-                has(&quiesce.post_command),
-                quiesce.freeze_fs.to_string(),
-                or_dash(quiesce.user.as_ref()),
-                or_dash(used_by(rule, schedules, width)),
-            ]
-        });
-        return Table::of("NAME|PRE|POST|FREEZE-FS|USER|USED-BY", rows).fit("NAME|USER").with_text();
-    }
-    Table::of(
-        "NAME|PRE-COMMAND|POST-COMMAND|FREEZE-FS|USER|TIMEOUT|ON-FAILURE|USED-BY",
-        rules.iter().map(|rule| {
-            let quiesce = &rule.quiesce;
-            [
-                rule.name.to_string(),
-                or_dash(quiesce.pre_command.as_ref()),
-                or_dash(quiesce.post_command.as_ref()),
-                quiesce.freeze_fs.to_string(),
-                or_dash(quiesce.user.as_ref()),
-                timeout(quiesce),
-                quiesce.on_failure.to_string(),
-                or_dash(used_by(rule, schedules, width)),
-            ]
-        }),
-    )
+    let command = |command: &Option<String>| match width {
+        Width::Narrow => or_dash(command.as_ref().map(|_| "yes")),
+        Width::Wide => or_dash(command.as_ref()),
+    };
+    Table::list(rules, width)
+        .both("NAME", |rule| &rule.name)
+        .both("PRE|PRE-COMMAND", |rule| command(&rule.quiesce.pre_command))
+        .both("POST|POST-COMMAND", |rule| command(&rule.quiesce.post_command))
+        .both("FREEZE-FS", |rule| rule.quiesce.freeze_fs)
+        .both("USER", |rule| or_dash(rule.quiesce.user.as_ref()))
+        .wide("TIMEOUT", |rule| timeout(&rule.quiesce))
+        .wide("ON-FAILURE", |rule| rule.quiesce.on_failure)
+        .both("USED-BY", |rule| or_dash(used_by(rule, schedules, width)))
+        .fit_with_text("NAME|USER")
 }
 
 fn facts(rule: &HookRule, schedules: &[Schedule]) -> Facts {

@@ -234,56 +234,53 @@ pub(super) fn volume_id(damaged: &DamagedCloudsnap) -> Option<VolumeId> {
 
 /// Least digits of the short id of a host.
 const MIN_HOST_DIGITS: usize = 4;
-/// Columns of a wide list: first those of `pxctl`.
-const WIDE: &str = "SOURCEVOLUME|SOURCEVOLUMEID|CLOUD-SNAP-ID|CREATED-TIME|TYPE|STATUS|BACKUP|SIZE|STORED|LOCATION|HOST|NAME|VERIFIED|PINNED|EXPIRES";
-const NARROW: &str = "VOLUME|ID|CREATED|TYPE|SIZE|LOCATION|HOST|STATUS";
-
 /// Returns the table of a list; `here` is the cluster of this host.
 fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
-    let host = |cluster: Uuid| (Some(cluster) != here).then_some(cluster);
     let location = |credential: Uuid| {
         let found = list.list.items.iter().find(|entry| entry.credential_id == credential);
         found.map_or_else(|| short_uuid(credential), |entry| entry.credential_name.clone())
     };
-    if width == Width::Wide {
-        let rows = list
-            .list
-            .items
-            .iter()
-            .map(|entry| wide_row(entry, or_dash(host(entry.cloud_snapshot_id.cluster))));
-        let unreadable = list.damaged.iter().map(|one| {
-            let mut row: [String; 15] = std::array::from_fn(|_| "-".to_owned());
-            (row[1], row[5]) = (or_dash(volume_id(one)), CloudsnapStatus::Damaged.to_string());
-            (row[2], row[9]) = (one.cloud_snapshot_id.clone(), location(one.credential_id));
-            row
-        });
-        return Table::of(WIDE, rows.chain(unreadable));
-    }
+    let items = &list.list.items;
     let id_of = |one: &DamagedCloudsnap| one.cloud_snapshot_id.parse::<CloudSnapshotId>().ok();
-    let ids = list.list.items.iter().map(|entry| entry.cloud_snapshot_id);
+    let ids = items.iter().map(|entry| entry.cloud_snapshot_id);
     let short = ShortIds::new(ids.chain(list.damaged.iter().filter_map(id_of)));
     let clusters: BTreeSet<String> =
-        list.list.items.iter().map(|entry| entry.cloud_snapshot_id.cluster.to_string()).collect();
-    let rows = list.list.items.iter().map(|entry| {
-        [
-            entry.volume_name.clone(),
-            short.of(&entry.cloud_snapshot_id),
-            width.time(entry.created_at),
-            kind(entry.backup_type).to_owned(),
-            ByteSize::from_bytes(entry.size_bytes).to_string(),
-            entry.credential_name.clone(),
-            or_dash(host(entry.cloud_snapshot_id.cluster).map(|cluster| short_host(cluster, &clusters))),
-            entry.status.to_string(),
-        ]
-    });
-    let unreadable = list.damaged.iter().map(|one| {
-        let mut row: [String; 8] = std::array::from_fn(|_| "-".to_owned());
-        let id = id_of(one).map_or_else(|| one.cloud_snapshot_id.clone(), |id| short.of(&id));
-        (row[1], row[5]) = (id, location(one.credential_id));
-        row[7] = CloudsnapStatus::Damaged.to_string();
-        row
-    });
-    Table::of(NARROW, rows.chain(unreadable)).fit("VOLUME|LOCATION")
+        items.iter().map(|entry| entry.cloud_snapshot_id.cluster.to_string()).collect();
+    let short_host = |cluster: Uuid| short_host(cluster, &clusters);
+    let host =
+        |entry: &Cloudsnap| Some(entry.cloud_snapshot_id.cluster).filter(|cluster| Some(*cluster) != here);
+    let mut table = Table::list(items, width)
+        .both("VOLUME|SOURCEVOLUME", |entry| &entry.volume_name)
+        .narrow("ID", |entry| short.of(&entry.cloud_snapshot_id))
+        .wide("SOURCEVOLUMEID", |entry| entry.volume_id)
+        .wide("CLOUD-SNAP-ID", |entry| entry.cloud_snapshot_id)
+        .both("CREATED|CREATED-TIME", |entry| width.time(entry.created_at))
+        .narrow("TYPE", |entry| kind(entry.backup_type))
+        // The first columns of a wide list are those of `pxctl`.
+        .wide("TYPE", |entry| &entry.trigger)
+        .wide("STATUS", |entry| entry.status)
+        .wide("BACKUP", |entry| kind(entry.backup_type))
+        .both("SIZE", |entry| ByteSize::from_bytes(entry.size_bytes))
+        .wide("STORED", |entry| ByteSize::from_bytes(entry.stored_bytes))
+        .both("LOCATION", |entry| &entry.credential_name)
+        .narrow("HOST", |entry| or_dash(host(entry).map(short_host)))
+        .narrow("STATUS", |entry| entry.status)
+        .wide("HOST", |entry| or_dash(host(entry)))
+        .wide("NAME", |entry| or_dash(entry.name.as_ref()))
+        .wide("VERIFIED", verified)
+        .wide("PINNED", |entry| if entry.pinned { "yes" } else { "-" })
+        .wide("EXPIRES", |entry| or_dash(entry.expires_at.map(format_time)))
+        .fit("VOLUME|LOCATION");
+    for one in &list.damaged {
+        table.partial_row(&[
+            ("ID", id_of(one).map_or_else(|| one.cloud_snapshot_id.clone(), |id| short.of(&id))),
+            ("SOURCEVOLUMEID", or_dash(volume_id(one))),
+            ("CLOUD-SNAP-ID", one.cloud_snapshot_id.clone()),
+            ("LOCATION", location(one.credential_id)),
+            ("STATUS", CloudsnapStatus::Damaged.to_string()),
+        ]);
+    }
+    table
 }
 
 /// Returns the shortest prefix of a cluster id, of at least 4 digits, that no other host of the list has.
@@ -292,26 +289,6 @@ fn short_host(cluster: Uuid, clusters: &BTreeSet<String>) -> String {
     let prefixes = (MIN_HOST_DIGITS..id.len()).map(|len| id.chars().take(len).collect::<String>());
     let is_own = |prefix: &String| clusters.iter().filter(|one| one.starts_with(prefix)).count() < 2;
     prefixes.into_iter().find(is_own).unwrap_or_else(|| id.clone())
-}
-
-fn wide_row(entry: &Cloudsnap, host: String) -> [String; 15] {
-    [
-        entry.volume_name.clone(),
-        entry.volume_id.to_string(),
-        entry.cloud_snapshot_id.to_string(),
-        format_time(entry.created_at),
-        entry.trigger.clone(),
-        entry.status.to_string(),
-        kind(entry.backup_type).to_owned(),
-        ByteSize::from_bytes(entry.size_bytes).to_string(),
-        ByteSize::from_bytes(entry.stored_bytes).to_string(),
-        entry.credential_name.clone(),
-        host,
-        or_dash(entry.name.as_ref()),
-        verified(entry),
-        if entry.pinned { "yes" } else { "-" }.to_owned(),
-        or_dash(entry.expires_at.map(format_time)),
-    ]
 }
 
 fn kind(backup: BackupType) -> &'static str {

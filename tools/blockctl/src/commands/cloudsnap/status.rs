@@ -333,44 +333,26 @@ fn subject(task: &Task, here: Option<Uuid>) -> String {
 }
 
 fn table(tasks: &[Task], width: Width, here: Option<Uuid>) -> Table {
-    let size = |bytes| ByteSize::from_bytes(bytes).to_string();
-    let eta = |eta_s: Option<f64>| or_dash(eta_s.map(|eta_s| format_duration(eta_s.round())));
-    if width == Width::Narrow {
-        let rows = tasks.iter().map(|task| {
-            [
-                short_uuid(task.task_id),
-                subject(task, here),
-                task.state.to_string(),
-                width.time(task.started_at),
-                size(task.processed_bytes),
-                eta(pace(task).1),
-            ]
-        });
-        return Table::of("NAME|VOLUME|STATE|STARTED|PROCESSED|ETA", rows).fit("VOLUME");
-    }
-    let rows = tasks.iter().map(|task| {
-        let (rate, eta_s) = pace(task);
-        [
-            task.task_id.to_string(),
-            // Without a cloud snapshot, the volume tells what failed.
-            or_dash(
-                task.cloud_snapshot_id.clone().or_else(|| task.volume_name.as_ref().map(ToString::to_string)),
-            ),
-            task.state.to_string(),
-            task.node.clone(),
-            task.processed_bytes.to_string(),
-            format_duration(task.elapsed_seconds),
-            or_dash(task.completed_at.map(format_time)),
-            or_dash(rate.map(|rate| size(rate as u64) + "/s")),
-            eta(eta_s),
-            or_dash(task.credential_name.as_ref()),
-            or_dash(task.group_id),
-        ]
-    });
-    Table::of(
-        "NAME|SOURCEVOLUME|STATE|NODE|BYTES-PROCESSED|TIME-ELAPSED|COMPLETED|RATE|ETA|LOCATION|GROUP",
-        rows,
-    )
+    let size = ByteSize::from_bytes;
+    let volume = |task: &Task| task.volume_name.as_ref().map(ToString::to_string);
+    Table::list(tasks, width)
+        .narrow("NAME", |task| short_uuid(task.task_id))
+        .narrow("VOLUME", |task| subject(task, here))
+        .wide("NAME", |task| task.task_id)
+        // Without a cloud snapshot, the volume tells what failed.
+        .wide("SOURCEVOLUME", |task| or_dash(task.cloud_snapshot_id.clone().or_else(|| volume(task))))
+        .both("STATE", |task| &task.state)
+        .narrow("STARTED", |task| width.time(task.started_at))
+        .narrow("PROCESSED", |task| size(task.processed_bytes))
+        .wide("NODE", |task| &task.node)
+        .wide("BYTES-PROCESSED", |task| task.processed_bytes)
+        .wide("TIME-ELAPSED", |task| format_duration(task.elapsed_seconds))
+        .wide("COMPLETED", |task| or_dash(task.completed_at.map(format_time)))
+        .wide("RATE", |task| or_dash(pace(task).0.map(|rate| format!("{}/s", size(rate as u64)))))
+        .both("ETA", |task| or_dash(pace(task).1.map(|eta_s| format_duration(eta_s.round()))))
+        .wide("LOCATION", |task| or_dash(task.credential_name.as_ref()))
+        .wide("GROUP", |task| or_dash(task.group_id))
+        .fit("VOLUME")
 }
 
 #[cfg(test)]

@@ -132,67 +132,37 @@ pub async fn list(context: &Context<'_>, args: &ListArgs) -> Exit {
         true => context.client.call(operations::LIST_POLICIES, &()).await?.items,
         false => Vec::new(),
     };
-    context.output.list(&(), "schedules", || match width {
-        Width::Narrow => narrow_table(&names),
-        Width::Wide => wide_table(&names, &policies),
-    })
+    context.output.list(&(), "schedules", || table(&names, &policies, width))
 }
 
-fn narrow_table(names: &Names) -> Table {
-    let rows = names.schedules.list.items.iter().map(|schedule| {
-        [
-            called(schedule),
-            selected(&schedule.selector),
-            schedule.schedule.clone(),
-            names.locations(schedule),
-            or_dash(schedule.next_run_at.map(short_time)),
-            status(schedule),
-        ]
-    });
-    let unreadable = names.schedules.unreadable.iter().map(|schedule| {
-        let mut row: [String; 6] = std::array::from_fn(|_| "-".to_owned());
-        row[0].clone_from(&schedule.schedule_id);
-        row[5] = format!("unreadable: {}", schedule.cause);
-        row
-    });
-    Table::of("NAME|VOLUMES|SCHEDULE|LOCATIONS|NEXT-RUN|STATUS", rows.chain(unreadable))
-        .fit("NAME|VOLUMES|SCHEDULE|LOCATIONS")
-        .with_text()
-}
-
-fn wide_table(names: &Names, policies: &[Policy]) -> Table {
-    let width = Width::Wide;
-    let rows = names.schedules.list.items.iter().map(|schedule| {
-        let volume = schedule.selector.volume_id.map(|id| id.to_string());
-        [
-            schedule.schedule_id.to_string(),
-            volume.unwrap_or_else(|| selected(&schedule.selector)),
-            kept(schedule, policies),
-            schedule.full.to_string(),
-            schedule.schedule.clone(),
-            or_dash(schedule.name.as_ref()),
-            selected(&schedule.selector),
-            or_dash(schedule.policy_name.as_ref()),
-            or_dash(schedule.next_run_at.map(|at| width.time(at))),
-            or_dash(schedule.last_run_at.map(|at| width.time(at))),
-            names.copies(schedule),
-            status(schedule),
-        ]
-    });
-    let unreadable = names.schedules.unreadable.iter().map(|schedule| {
-        let mut row: [String; 12] = std::array::from_fn(|_| "-".to_owned());
-        row[0].clone_from(&schedule.schedule_id);
-        row[11] = format!("unreadable: {}", schedule.cause);
-        row
-    });
-    Table::of(
-        "UUID|VOLUMEID|MAX-BACKUPS|FULL|SCHEDULE|NAME|VOLUMES|POLICY|NEXT-RUN|LAST-RUN|KEPT-AT|STATUS",
-        rows.chain(unreadable),
-    )
-}
-
-fn status(schedule: &Schedule) -> String {
-    if schedule.paused { "paused" } else { "active" }.to_owned()
+fn table(names: &Names, policies: &[Policy], width: Width) -> Table {
+    let volume = |schedule: &Schedule| match schedule.selector.volume_id {
+        Some(id) => id.to_string(),
+        None => selected(&schedule.selector),
+    };
+    let mut table = Table::list(&names.schedules.list.items, width)
+        .narrow("NAME", called)
+        .narrow("VOLUMES", |schedule| selected(&schedule.selector))
+        .wide("UUID", |schedule| schedule.schedule_id)
+        .wide("VOLUMEID", volume)
+        .wide("MAX-BACKUPS", |schedule| kept(schedule, policies))
+        .wide("FULL", |schedule| schedule.full)
+        .both("SCHEDULE", |schedule| &schedule.schedule)
+        .narrow("LOCATIONS", |schedule| names.locations(schedule))
+        .wide("NAME", |schedule| or_dash(schedule.name.as_ref()))
+        .wide("VOLUMES", |schedule| selected(&schedule.selector))
+        .wide("POLICY", |schedule| or_dash(schedule.policy_name.as_ref()))
+        .both("NEXT-RUN", |schedule| or_dash(schedule.next_run_at.map(|at| width.time(at))))
+        .wide("LAST-RUN", |schedule| or_dash(schedule.last_run_at.map(|at| width.time(at))))
+        .wide("KEPT-AT", |schedule| names.copies(schedule))
+        .both("STATUS", |schedule| if schedule.paused { "paused" } else { "active" })
+        .fit_with_text("NAME|VOLUMES|SCHEDULE|LOCATIONS");
+    let id = if width == Width::Narrow { "NAME" } else { "UUID" };
+    for schedule in &names.schedules.unreadable {
+        let status = format!("unreadable: {}", schedule.cause);
+        table.partial_row(&[(id, schedule.schedule_id.clone()), ("STATUS", status)]);
+    }
+    table
 }
 
 /// `cloudsnap schedules retention`
@@ -233,52 +203,30 @@ pub fn history_table(runs: &[Run], names: &Names, width: Width) -> Table {
     let location = |run: &Run| {
         or_dash((run.local || run.credential_id.is_some()).then(|| names.location(run.credential_id)))
     };
-    if width == Width::Narrow {
-        let short = ShortIds::new(runs.iter().filter_map(|run| run.cloud_snapshot_id));
-        let local = ShortSnapshotIds::new(runs.iter().filter_map(|run| run.snapshot_id));
-        let made = |run: &Run| {
-            let cloudsnap = run.cloud_snapshot_id.map(|id| short.of(&id));
-            or_dash(cloudsnap.or_else(|| run.snapshot_id.map(|id| local.of(id))))
-        };
-        let rows = runs.iter().map(|run| {
-            [
-                called_in(run),
-                or_dash(run.volume_name.as_ref()),
-                short_time(run.started_at),
-                run.state.to_string(),
-                location(run),
-                made(run),
-                or_dash(run.reason.as_ref()),
-            ]
-        });
-        return Table::of("SCHEDULE|VOLUME|STARTED|STATUS|LOCATION|ID|REASON", rows)
-            .fit("SCHEDULE|VOLUME|LOCATION")
-            .with_text();
-    }
-    let made = |run: &Run| {
-        let cloudsnap = run.cloud_snapshot_id.map(|id| id.to_string());
-        or_dash(cloudsnap.or_else(|| run.snapshot_id.map(|id| id.to_string())))
+    let short = ShortIds::new(runs.iter().filter_map(|run| run.cloud_snapshot_id));
+    let local = ShortSnapshotIds::new(runs.iter().filter_map(|run| run.snapshot_id));
+    let made = |run: &Run| match (width, run.cloud_snapshot_id, run.snapshot_id) {
+        (Width::Narrow, Some(id), _) => short.of(&id),
+        (Width::Narrow, None, Some(id)) => local.of(id),
+        (Width::Wide, Some(id), _) => id.to_string(),
+        (Width::Wide, None, id) => or_dash(id),
+        (Width::Narrow, None, None) => "-".to_owned(),
     };
-    let rows = runs.iter().map(|run| {
-        [
-            run.run_id.to_string(),
-            called_in(run),
-            run.schedule_id.to_string(),
-            or_dash(run.when.as_ref()),
-            or_dash(run.volume_name.as_ref()),
-            width.time(run.planned_at),
-            width.time(run.started_at),
-            run.missed.to_string(),
-            run.state.to_string(),
-            made(run),
-            location(run),
-            or_dash(run.reason.as_ref()),
-        ]
-    });
-    Table::of(
-        "RUN|SCHEDULE|SCHEDULE-UUID|RULE|VOLUME|SCHEDULED-TIME|STARTED-TIME|MISSED|STATUS|CLOUD-SNAP-ID|LOCATION|REASON",
-        rows,
-    )
+    Table::list(runs, width)
+        .wide("RUN", |run| run.run_id)
+        .both("SCHEDULE", called_in)
+        .wide("SCHEDULE-UUID", |run| run.schedule_id)
+        .wide("RULE", |run| or_dash(run.when.as_ref()))
+        .both("VOLUME", |run| or_dash(run.volume_name.as_ref()))
+        .wide("SCHEDULED-TIME", |run| width.time(run.planned_at))
+        .both("STARTED|STARTED-TIME", |run| width.time(run.started_at))
+        .wide("MISSED", |run| run.missed)
+        .both("STATUS", |run| run.state)
+        .wide("CLOUD-SNAP-ID", made)
+        .both("LOCATION", location)
+        .narrow("ID", made)
+        .both("REASON", |run| or_dash(run.reason.as_ref()))
+        .fit_with_text("SCHEDULE|VOLUME|LOCATION")
 }
 
 /// Formats the rules of policies.

@@ -108,35 +108,20 @@ fn table(snapshots: &[Snapshot], width: Width) -> Table {
         true => format!("{} - pinned", snapshot.state),
         false => snapshot.state.to_string(),
     };
-    if width == Width::Narrow {
-        let rows = snapshots.iter().map(|snapshot| {
-            [
-                snapshot.volume_name.to_string(),
-                snapshot.name.to_string(),
-                width.time(snapshot.created_at),
-                size(snapshot.exclusive_bytes),
-                status(snapshot),
-            ]
-        });
-        return Table::of("VOLUME|NAME|CREATED|EXCLUSIVE|STATUS", rows).fit("VOLUME|NAME");
-    }
-    Table::of(
-        "ID|VOLUME|NAME|CREATED-TIME|DIRTY|EXCLUSIVE|SHARED|FREEZE|GROUP-SNAPSHOT|STATUS",
-        snapshots.iter().map(|snapshot| {
-            [
-                snapshot.snapshot_id.to_string(),
-                snapshot.volume_name.to_string(),
-                snapshot.name.to_string(),
-                width.time(snapshot.created_at),
-                ByteSize::from_bytes(snapshot.dirty_bytes).to_string(),
-                size(snapshot.exclusive_bytes),
-                size(snapshot.shared_bytes),
-                micros(snapshot.freeze_stall_micros),
-                or_dash(snapshot.taken_with.as_ref().map(|group| short_uuid(group.group_id))),
-                status(snapshot),
-            ]
-        }),
-    )
+    Table::list(snapshots, width)
+        .wide("ID", |snapshot| snapshot.snapshot_id)
+        .both("VOLUME", |snapshot| &snapshot.volume_name)
+        .both("NAME", |snapshot| &snapshot.name)
+        .both("CREATED|CREATED-TIME", |snapshot| width.time(snapshot.created_at))
+        .wide("DIRTY", |snapshot| ByteSize::from_bytes(snapshot.dirty_bytes))
+        .both("EXCLUSIVE", |snapshot| size(snapshot.exclusive_bytes))
+        .wide("SHARED", |snapshot| size(snapshot.shared_bytes))
+        .wide("FREEZE", |snapshot| micros(snapshot.freeze_stall_micros))
+        .wide("GROUP-SNAPSHOT", |snapshot| {
+            or_dash(snapshot.taken_with.as_ref().map(|group| short_uuid(group.group_id)))
+        })
+        .both("STATUS", status)
+        .fit("VOLUME|NAME")
 }
 
 async fn inspect(context: &Context<'_>, snapshot: &SnapshotRef) -> Exit {

@@ -241,67 +241,40 @@ impl ActivityRates {
 
     /// Returns the table of volumes.
     pub fn volume_table(&self, width: Width) -> Table {
-        let rows = self.volumes.iter().map(|volume| {
-            let [read, write, flush] = [
-                volume.read.per_second,
-                volume.write.per_second + volume.discard.per_second,
-                volume.flush.per_second,
-            ]
-            .map(count);
-            [
-                volume.name.clone(),
-                read,
-                write,
-                flush,
-                mebibytes(volume.read_bytes_per_second),
-                mebibytes(volume.written_bytes_per_second),
-                latency(volume.read),
-                latency(volume.write),
-                latency(volume.flush),
-                volume.in_flight().to_string(),
-                ByteSize::from_bytes(volume.dirty_bytes).to_string(),
-                if volume.up { "up".into() } else { "failed".into() },
-            ]
-        });
-        if width == Width::Wide {
-            return Table::of(
-                "VOLUME|READ/S|WRITE/S|FLUSH/S|READ MIB/S|WRITE MIB/S|READ LAT|WRITE LAT|FLUSH LAT|WAITING|DIRTY|STATE",
-                rows,
-            );
-        }
-        let rows = rows.map(|row| {
-            let [name, read, write, _, read_mib, write_mib, read_latency, write_latency, .., state] = row;
-            [name, read, write, read_mib, write_mib, read_latency, write_latency, state]
-        });
-        Table::of("VOLUME|READ/S|WRITE/S|R-MIB/S|W-MIB/S|R-LAT|W-LAT|STATE", rows).fit("VOLUME")
+        Table::list(&self.volumes, width)
+            .both("VOLUME", |volume| &volume.name)
+            .both("READ/S", |volume| count(volume.read.per_second))
+            .both("WRITE/S", |volume| count(volume.write.per_second + volume.discard.per_second))
+            .wide("FLUSH/S", |volume| count(volume.flush.per_second))
+            .both("R-MIB/S|READ MIB/S", |volume| mebibytes(volume.read_bytes_per_second))
+            .both("W-MIB/S|WRITE MIB/S", |volume| mebibytes(volume.written_bytes_per_second))
+            .both("R-LAT|READ LAT", |volume| latency(volume.read))
+            .both("W-LAT|WRITE LAT", |volume| latency(volume.write))
+            .wide("FLUSH LAT", |volume| latency(volume.flush))
+            .wide("WAITING", VolumeLine::in_flight)
+            .wide("DIRTY", |volume| ByteSize::from_bytes(volume.dirty_bytes))
+            .both("STATE", |volume| if volume.up { "up" } else { "failed" })
+            .fit("VOLUME")
     }
 
     /// Returns the table of tasks.
     pub fn task_table(&self, width: Width) -> Table {
-        let rows = self.tasks.iter().map(|task| {
-            let bytes = |bytes: u64| ByteSize::from_bytes(bytes).to_string();
-            let percent = (task.total_bytes > 0).then(|| task.processed_bytes * 100 / task.total_bytes);
-            let done = bytes(task.processed_bytes);
-            [
-                short_uuid(task.task_id),
-                task.state.clone(),
-                or_dash(task.volume_name.as_ref()),
-                task.phase.clone(),
-                match (width, percent) {
-                    (Width::Narrow, Some(percent)) => format!("{percent}%"),
-                    _ => done,
-                },
-                if task.total_bytes > 0 { bytes(task.total_bytes) } else { "-".into() },
-                task.bytes_per_second.map_or_else(|| "-".into(), |rate| format!("{} MiB/s", mebibytes(rate))),
-                task.eta_seconds.map_or_else(|| "-".into(), |seconds| format_duration(seconds.round())),
-            ]
-        });
-        if width == Width::Wide {
-            return Table::of("TASK|STATE|VOLUME|PHASE|DONE|OF|RATE|ETA", rows);
-        }
-        let rows =
-            rows.map(|[id, state, volume, _, done, _, rate, eta]| [id, state, volume, done, rate, eta]);
-        Table::of("TASK|STATE|VOLUME|DONE|RATE|ETA", rows).fit("VOLUME")
+        let size = ByteSize::from_bytes;
+        let percent = |task: &TaskLine| match task.total_bytes {
+            0 => size(task.processed_bytes).to_string(),
+            total => format!("{}%", task.processed_bytes * 100 / total),
+        };
+        Table::list(&self.tasks, width)
+            .both("TASK", |task| short_uuid(task.task_id))
+            .both("STATE", |task| &task.state)
+            .both("VOLUME", |task| or_dash(task.volume_name.as_ref()))
+            .narrow("DONE", percent)
+            .wide("PHASE", |task| &task.phase)
+            .wide("DONE", |task| size(task.processed_bytes))
+            .wide("OF", |task| or_dash((task.total_bytes > 0).then(|| size(task.total_bytes))))
+            .both("RATE", |task| or_dash(task.bytes_per_second.map(|rate| mebibytes(rate) + " MiB/s")))
+            .both("ETA", |task| or_dash(task.eta_seconds.map(|eta_s| format_duration(eta_s.round()))))
+            .fit("VOLUME")
     }
 
     /// Renders everything as text.

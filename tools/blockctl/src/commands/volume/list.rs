@@ -31,37 +31,18 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
 }
 
 fn table(volumes: &[Volume], width: Width) -> Table {
-    let size = |bytes| ByteSize::from_bytes(bytes).to_string();
-    let columns = |volume: &Volume| {
-        [
-            volume.name.to_string(),
-            size(volume.size_bytes),
-            // Shared bytes count for each volume that has them.
-            size(volume.allocated_bytes + volume.shared_bytes),
-            size(volume.dirty_bytes),
-            volume.snapshot_count.to_string(),
-            or_dash(volume.attachment.as_ref().and_then(|attachment| attachment.device)),
-        ]
-    };
-    match width {
-        Width::Narrow => Table::of(
-            "NAME|SIZE|USED|DIRTY|SNAPS|DEVICE|STATUS",
-            volumes.iter().map(|volume| {
-                let [name, size, used, dirty, snapshots, device] = columns(volume);
-                [name, size, used, dirty, snapshots, device, status(volume)]
-            }),
-        )
-        .fit("NAME")
-        .with_text(),
-        Width::Wide => Table::of(
-            "ID|NAME|SIZE|USED|DIRTY|SNAPSHOTS|DEVICE|GROUP|LABELS|STATUS",
-            volumes.iter().map(|volume| {
-                let [name, size, used, dirty, snapshots, device] = columns(volume);
-                let labels = (!volume.labels.is_empty()).then_some(&volume.labels);
-                let group = or_dash(volume.group.as_ref());
-                let id = volume.volume_id.to_string();
-                [id, name, size, used, dirty, snapshots, device, group, or_dash(labels), status(volume)]
-            }),
-        ),
-    }
+    let size = ByteSize::from_bytes;
+    Table::list(volumes, width)
+        .wide("ID", |volume| volume.volume_id)
+        .both("NAME", |volume| &volume.name)
+        .both("SIZE", |volume| size(volume.size_bytes))
+        // Shared bytes count for each volume that has them.
+        .both("USED", |volume| size(volume.allocated_bytes + volume.shared_bytes))
+        .both("DIRTY", |volume| size(volume.dirty_bytes))
+        .both("SNAPS|SNAPSHOTS", |volume| volume.snapshot_count)
+        .both("DEVICE", |volume| or_dash(volume.attachment.as_ref().and_then(|attachment| attachment.device)))
+        .wide("GROUP", |volume| or_dash(volume.group.as_ref()))
+        .wide("LABELS", |volume| or_dash((!volume.labels.is_empty()).then_some(&volume.labels)))
+        .both("STATUS", status)
+        .fit_with_text("NAME")
 }
