@@ -15,6 +15,7 @@ mod output;
 mod progress;
 mod secrets;
 mod short_ids;
+mod signals;
 mod table;
 mod times;
 mod wait;

@@ -10,7 +10,7 @@ use crate::{
     table::{Table, Width, counted, or_dash},
 };
 use blockd_api::{
-    ByteSize, Client, List,
+    ByteSize, Client, ClientError, List,
     cloudsnaps::CloudSnapshotId,
     format_duration, operations,
     quiesce::QuiesceReport,
@@ -27,11 +27,33 @@ const POLL_WAIT_MS: u64 = 2_000;
 /// Minimum interval of polls.
 const POLL_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum absence of the daemon.
-pub const AWAY_LIMIT: Duration = Duration::from_secs(60);
+const AWAY_LIMIT: Duration = Duration::from_secs(60);
 /// Maximum number of damaged ranges in a table.
 const MAX_RANGES: usize = 4;
 /// Retry interval for an absent daemon.
-pub const AWAY_PAUSE: Duration = Duration::from_millis(250);
+const AWAY_PAUSE: Duration = Duration::from_millis(250);
+
+/// Absence of the daemon, from the first failed call on.
+#[derive(Default)]
+pub struct Away(Option<Instant>);
+
+impl Away {
+    /// Waits for a retry; notes the first failure.
+    ///
+    /// # Errors
+    /// The daemon is away for too long.
+    pub async fn retry(&mut self, error: ClientError, note: impl FnOnce(&str)) -> Result<(), ClientError> {
+        let since = *self.0.get_or_insert_with(|| {
+            note(&format!("{error}; waiting for the daemon"));
+            Instant::now()
+        });
+        if since.elapsed() >= AWAY_LIMIT {
+            return Err(error);
+        }
+        sleep(AWAY_PAUSE).await;
+        Ok(())
+    }
+}
 
 /// Waits until a task has ended and returns it; Ctrl-C ends the wait, not the task.
 pub async fn follow(client: &Client, task: Uuid, output: &Output) -> Result<Task, Failure> {
@@ -47,28 +69,22 @@ pub async fn follow(client: &Client, task: Uuid, output: &Output) -> Result<Task
 
 async fn poll(client: &Client, task: Uuid, progress: &mut Progress) -> Result<Task, Failure> {
     let mut since_version = None;
-    let mut away_since: Option<Instant> = None;
+    let mut away = Away::default();
     loop {
         let wait = WaitTask { wait_millis: since_version.map(|_| POLL_WAIT_MS), since_version };
         match client.call_at(operations::GET_TASK, &task, &wait).await {
             Ok(now) if now.state.stage.is_over() => return Ok(now),
             Ok(now) => {
-                away_since = None;
+                away = Away::default();
                 since_version = Some(now.version);
                 progress.update(&now);
                 sleep(POLL_PAUSE).await;
             }
             Err(error) if error.is_retryable() => {
-                let since = *away_since.get_or_insert_with(|| {
-                    progress.note(&format!("{error}; waiting for the daemon"));
-                    Instant::now()
-                });
-                if since.elapsed() >= AWAY_LIMIT {
-                    return Err(Failure::Lost { task, source: error });
-                }
+                let retried = away.retry(error, |note| progress.note(note)).await;
+                retried.map_err(|source| Failure::Lost { task, source })?;
                 // Versions restart with the daemon.
                 since_version = None;
-                sleep(AWAY_PAUSE).await;
             }
             Err(error) => return Err(error.into()),
         }

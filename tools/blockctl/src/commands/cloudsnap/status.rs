@@ -9,8 +9,9 @@ use crate::{
     },
     failure::{EXIT_DONE, EXIT_INTERRUPTED, Exit, Failure},
     output::Context,
+    signals::Signals,
     table::{Table, Width, counted, or_dash, short_uuid},
-    wait::{AWAY_LIMIT, AWAY_PAUSE, follow_to_end, noun, reason},
+    wait::{Away, follow_to_end, noun, reason},
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, List, VolumeRef,
@@ -22,10 +23,10 @@ use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 use std::{
     io::{self, IsTerminal, Stdout, Write},
-    time::{Duration, Instant},
+    time::Duration,
 };
 use tokio::{
-    signal::unix::{Signal as Signals, SignalKind, signal},
+    signal::unix::SignalKind,
     task::spawn_blocking,
     time::{sleep, timeout},
 };
@@ -196,14 +197,6 @@ impl Shown {
     }
 }
 
-/// Waits for an interrupt.
-async fn wait_for_signal(interrupt: &mut Signals, terminate: &mut Signals) {
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-}
-
 /// Fetches the tasks. Waits for a daemon that restarts.
 async fn poll_status(
     context: &Context<'_>,
@@ -211,25 +204,18 @@ async fn poll_status(
     shown: &mut Shown,
     last: &str,
 ) -> Result<Vec<Task>, Failure> {
-    let mut away_since: Option<Instant> = None;
+    let mut away = Away::default();
     loop {
         let error = match tasks(context, args).await {
             Err(Failure::Client(error)) if error.is_retryable() && !last.is_empty() => error,
             other => return other,
         };
-        let since = *away_since.get_or_insert_with(|| {
-            let note = format!("{error}; waiting for the daemon");
-            match &mut shown.screen {
-                // A failed draw is repaired by the next refresh.
-                Some(screen) => drop(screen.show(&format!("{last}\n{note}\n"))),
-                None => context.output.note(note),
-            }
-            Instant::now()
-        });
-        if since.elapsed() >= AWAY_LIMIT {
-            return Err(error.into());
-        }
-        sleep(AWAY_PAUSE).await;
+        let tell = |note: &str| match &mut shown.screen {
+            // A failed draw is repaired by the next refresh.
+            Some(screen) => drop(screen.show(&format!("{last}\n{note}\n"))),
+            None => context.output.note(note),
+        };
+        away.retry(error, tell).await?;
     }
 }
 
@@ -241,8 +227,8 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Exit {
         ));
     }
     let failed = |source| Failure::Stdout { source };
-    let listen = |kind| signal(kind).map_err(|source| Failure::Runtime { source });
-    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    let ends = [SignalKind::interrupt(), SignalKind::terminate()];
+    let mut ends = Signals::listen(&ends).map_err(|source| Failure::Runtime { source })?;
     let screen = match io::stdout().is_terminal() {
         true => Some(Screen::<Stdout>::enter(io::stdout()).map_err(failed)?),
         false => None,
@@ -252,7 +238,7 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Exit {
     loop {
         let seen = tokio::select! {
             biased;
-            () = wait_for_signal(&mut interrupt, &mut terminate) => None,
+            () = ends.received() => None,
             seen = poll_status(context, args, &mut shown, &last) => Some(seen?),
         };
         let Some(tasks) = seen else { return end_early(context, shown, &last) };
@@ -265,7 +251,7 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Exit {
         });
         let written = tokio::select! {
             written = &mut writing => written,
-            () = wait_for_signal(&mut interrupt, &mut terminate) => {
+            () = ends.received() => {
                 // Dropping the screen restores the terminal.
                 let _ = timeout(LAST_WRITE_LIMIT, writing).await;
                 return Ok(EXIT_INTERRUPTED);
@@ -284,7 +270,7 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Exit {
             return Ok(EXIT_DONE);
         }
         let is_ended = tokio::select! {
-            () = wait_for_signal(&mut interrupt, &mut terminate) => true,
+            () = ends.received() => true,
             () = sleep(WATCH_INTERVAL) => false,
         };
         if is_ended {

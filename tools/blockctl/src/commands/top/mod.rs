@@ -7,6 +7,7 @@ pub(super) mod screen;
 use crate::{
     failure::{EXIT_DONE, Exit, Failure},
     output::Context,
+    signals::Signals,
     table::printable,
 };
 use args::TopArgs;
@@ -18,10 +19,7 @@ use std::{
     io::{self, IsTerminal, Stdout, Write},
     time::Duration,
 };
-use tokio::{
-    signal::unix::{Signal as Signals, SignalKind, signal},
-    time::sleep,
-};
+use tokio::{signal::unix::SignalKind, time::sleep};
 
 pub async fn run(context: &Context<'_>, args: TopArgs) -> Exit {
     let mut looks = Sampler::new(context.client.call(operations::GET_ACTIVITY, &()).await?);
@@ -64,41 +62,11 @@ fn line(picture: &ActivityRates) -> Result<String, Failure> {
     Ok(text + "\n")
 }
 
-/// Action of a key or signal.
-enum Fetch {
-    End,
-    Rest,
-}
-
-struct FetchQueue {
-    ends: [Signals; 3],
-    rest: Signals,
-}
-
-impl FetchQueue {
-    fn new() -> io::Result<Self> {
-        let ends = [
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::hangup())?,
-        ];
-        Ok(Self { ends, rest: signal(SignalKind::from_raw(Signal::TSTP.as_raw()))? })
-    }
-
-    async fn next(&mut self) -> Fetch {
-        let [interrupt, terminate, hangup] = &mut self.ends;
-        tokio::select! {
-            _ = interrupt.recv() => Fetch::End,
-            _ = terminate.recv() => Fetch::End,
-            _ = hangup.recv() => Fetch::End,
-            _ = self.rest.recv() => Fetch::Rest,
-        }
-    }
-}
-
 /// Draws on the terminal until an interrupt. Waits for a daemon that restarts.
 async fn draw(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Exit {
-    let mut wishes = FetchQueue::new().map_err(|source| Failure::Runtime { source })?;
+    let listen = |kinds: &[SignalKind]| Signals::listen(kinds).map_err(|source| Failure::Runtime { source });
+    let mut ends = listen(&[SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()])?;
+    let mut stops = listen(&[SignalKind::from_raw(Signal::TSTP.as_raw())])?;
     let failed = |source| Failure::Stdout { source };
     let enter = || Screen::<Stdout>::enter(io::stdout()).map_err(failed);
     let mut screen = enter()?;
@@ -110,16 +78,14 @@ async fn draw(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Exit
             context.client.call(operations::GET_ACTIVITY, &()).await
         };
         let seen = tokio::select! {
-            wish = wishes.next() => match wish {
-                Fetch::End => return Ok(EXIT_DONE),
-                Fetch::Rest => {
-                    drop(screen);
-                    // The shell owns the terminal while the process is stopped.
-                    let _ = kill_process(getpid(), Signal::STOP);
-                    screen = enter()?;
-                    continue;
-                }
-            },
+            () = ends.received() => return Ok(EXIT_DONE),
+            () = stops.received() => {
+                drop(screen);
+                // The shell owns the terminal while the process is stopped.
+                let _ = kill_process(getpid(), Signal::STOP);
+                screen = enter()?;
+                continue;
+            }
             seen = look => seen,
         };
         wait = args.interval;

@@ -7,6 +7,7 @@ use crate::{
     failure::{Exit, Failure},
     nbd::{NbdClient, NbdUri},
     output::Context,
+    signals::Signals,
 };
 use blockd_api::{
     ClientError, ErrorCode, VolumeRef, operations,
@@ -17,11 +18,7 @@ use std::{
     io,
     time::{Duration, Instant},
 };
-use tokio::{
-    signal::unix::{Signal, SignalKind, signal},
-    task::spawn_blocking,
-    time::sleep,
-};
+use tokio::{signal::unix::SignalKind, task::spawn_blocking, time::sleep};
 
 /// Timeout of the daemon for the end of a connection.
 const RELEASE_LIMIT: Duration = Duration::from_secs(10);
@@ -43,9 +40,10 @@ pub(super) async fn run(context: &Context<'_>, args: CreateArgs) -> Exit {
     };
     let failed = |source| Failure::Image { image: from.to_string(), source };
     // Before the volume exists: from then on, a signal deletes it.
-    let mut interrupts = Interrupts::new().map_err(failed)?;
+    let ends = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+    let mut signals = Signals::listen(&ends).map_err(failed)?;
     let volume = context.client.call(operations::CREATE_VOLUME, &request).await?;
-    if let Err(source) = copy(&volume, image, &mut interrupts).await {
+    if let Err(source) = copy(&volume, image, &mut signals).await {
         delete_incomplete(context, &volume).await;
         return Err(failed(source));
     }
@@ -56,43 +54,18 @@ fn tell(context: &Context<'_>, volume: &Volume) -> Exit {
     context.output.tell(volume, || format!("Volume successfully created: {}", volume.volume_id))
 }
 
-/// Signals that end the command.
-struct Interrupts {
-    interrupt: Signal,
-    terminate: Signal,
-    hangup: Signal,
-}
-
-impl Interrupts {
-    fn new() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn received(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-            _ = self.hangup.recv() => {}
-        }
-    }
-}
-
 /// Copies an image into a volume of this host.
 ///
 /// # Errors
 /// The copy fails, or a signal ends it (`Interrupted`).
-async fn copy(volume: &Volume, image: Image, interrupts: &mut Interrupts) -> io::Result<()> {
+async fn copy(volume: &Volume, image: Image, signals: &mut Signals) -> io::Result<()> {
     let uri = volume.uri.parse::<NbdUri>().map_err(io::Error::other)?;
     let client = NbdClient::connect(&uri)?;
     let connection = client.connection()?;
     let copying = spawn_blocking(move || image.copy_to(client));
     tokio::select! {
         biased;
-        () = interrupts.received() => {
+        () = signals.received() => {
             // A read of stdin may never return: only the end of the connection releases the volume.
             shutdown(&connection, Shutdown::Both)?;
             Err(io::Error::new(io::ErrorKind::Interrupted, "interrupted by a signal"))
