@@ -330,14 +330,12 @@ fn ambiguous(snap: &SnapRef, found: &[CloudSnapshotId], is_name: bool, list: &Cl
         Some(_) => "give the UUID of the cluster, as in these ids, in place of its name",
         None => "give a longer prefix",
     };
-    Failure::Usage {
-        message: format!(
-            "{} cloud snapshots match {text}: {}",
-            found.len(),
-            first_names(found.iter().map(line))
-        ),
-        hint: Some(hint.to_owned()),
-    }
+    Failure::usage(format!(
+        "{} cloud snapshots match {text}: {}",
+        found.len(),
+        first_names(found.iter().map(line))
+    ))
+    .with_hint(hint)
 }
 
 #[cfg(test)]

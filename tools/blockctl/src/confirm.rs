@@ -1,6 +1,10 @@
 //! Confirmation of destructive commands on a terminal.
 
-use crate::{failure::Failure, output::Output, table::printable};
+use crate::{
+    failure::{EXIT_FAILED, Failure},
+    output::Output,
+    table::printable,
+};
 use clap::Args;
 use rustix::fs::OFlags;
 use std::{
@@ -55,7 +59,7 @@ impl YesArg {
         }
         match answer.trim().to_ascii_lowercase().as_str() {
             "y" | "yes" => Ok(()),
-            _ => Err(Failure::Declined),
+            _ => Err(Failure::local("declined", EXIT_FAILED, "cancelled: nothing was changed")),
         }
     }
 }

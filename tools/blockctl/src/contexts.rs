@@ -118,7 +118,7 @@ impl Contexts {
 
     /// Writes the contexts atomically.
     pub fn save(&self, path: &Path) -> Result<(), Failure> {
-        let failed = |source| Failure::Write { path: path.to_owned(), source };
+        let failed = |source| Failure::write(path, source);
         let text = toml::to_string(self).map_err(|error| failed(std::io::Error::other(error)))?;
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir).map_err(failed)?;
@@ -139,10 +139,8 @@ impl Contexts {
             } else {
                 format!("there are: {}", names.join(", "))
             };
-            Failure::Usage {
-                message: format!("there is no context {name}: {there}"),
-                hint: Some("create one with `blockctl context create`".to_owned()),
-            }
+            Failure::usage(format!("there is no context {name}: {there}"))
+                .with_hint("create one with `blockctl context create`")
         };
         self.contexts.get(name).ok_or_else(missing)
     }

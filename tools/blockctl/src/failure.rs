@@ -1,9 +1,9 @@
 //! Failures of commands, their exit statuses and JSON form.
 
-use blockd_api::{ApiError, ClientError, ErrorCode, browse::FilePath};
+use blockd_api::{ApiError, ClientError, ErrorCode};
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::{io, path::PathBuf};
+use std::{fmt::Display, io, path::Path};
 use uuid::Uuid;
 
 /// Success.
@@ -38,90 +38,17 @@ pub enum Failure {
     /// An API call failed.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// A secret could not be read.
-    #[error("cannot read the {what} from {from}: {reason}")]
-    Secret {
-        /// Name of the secret.
-        what: &'static str,
-        /// File, `stdin`, or variable.
-        from: String,
-        /// Reason.
-        reason: String,
-    },
-    /// A file could not be written.
-    #[error("cannot write {}: {source}", path.display())]
-    Write {
-        /// File or directory.
-        path: PathBuf,
-        /// Reason.
-        source: io::Error,
-    },
-    /// The target of a copied file exists.
-    #[error("copy failed on {}: it exists already", path.display())]
-    Exists {
-        /// File or link.
-        path: PathBuf,
-    },
-    /// An image could not be read or copied.
-    #[error("copy of {image} failed: {source}")]
-    Image {
-        /// Image.
-        image: String,
-        /// Reason.
-        source: io::Error,
-    },
-    /// Stdout could not be written.
-    #[error("cannot write to stdout: {source}")]
-    Stdout {
-        /// Reason.
-        source: io::Error,
-    },
-    /// A file in a snapshot is shorter than its recorded length.
-    #[error("{path} in the snapshot ends at byte {at_bytes}, before its length")]
-    Short {
-        /// File.
-        path: FilePath,
-        /// Bytes that could be read.
-        at_bytes: u64,
-    },
-    /// Directories in a snapshot are nested too deeply.
-    #[error("{path} in the snapshot is nested more than {most} directories deep")]
-    TooDeep {
-        /// Directory.
-        path: FilePath,
-        /// Maximum depth.
-        most: usize,
-    },
-    /// A snapshot has more files than the limit of one command.
-    #[error("there are more than {most} files below {path} in the snapshot")]
-    TooManyFiles {
-        /// Directory of the files.
-        path: FilePath,
-        /// Maximum number of files.
-        most: usize,
-    },
-    /// The async runtime could not be created.
-    #[error("cannot start: {source}")]
-    Runtime {
-        /// Reason.
-        source: io::Error,
-    },
-    /// The user did not confirm a destructive command.
-    #[error("cancelled: nothing was changed")]
-    Declined,
-    /// Ctrl-C while waiting for a task.
-    #[error("stopped waiting: task {task} continues")]
-    Interrupted {
-        /// Task.
-        task: Uuid,
-    },
-    /// The daemon became unreachable during a wait.
-    #[error("lost the connection to blockd while waiting for task {task}: {source}")]
-    Lost {
-        /// Task.
-        task: Uuid,
-        /// Last error.
-        source: ClientError,
+    /// The command failed otherwise.
+    #[error("{message}")]
+    Local {
+        /// Code of the JSON form.
+        code: &'static str,
+        /// Exit status.
+        exit_status: u8,
+        /// Cause.
+        message: String,
+        /// Next action.
+        hint: Option<String>,
     },
 }
 
@@ -152,12 +79,69 @@ impl Failure {
         Self::Usage { message: message.into(), hint: None }
     }
 
+    /// Creates a failure of this host without a hint.
+    pub fn local(code: &'static str, exit_status: u8, message: impl Into<String>) -> Self {
+        Self::Local { code, exit_status, message: message.into(), hint: None }
+    }
+
+    /// Creates a failure to write a file or directory.
+    pub fn write(path: &Path, error: impl Into<io::Error>) -> Self {
+        let error = error.into();
+        let failure =
+            Self::local("cannot_write", EXIT_FAILED, format!("cannot write {}: {error}", path.display()));
+        match error.kind() {
+            io::ErrorKind::AlreadyExists => failure.with_hint("the existing file is kept: name another file"),
+            _ => failure,
+        }
+    }
+
+    /// Creates a failure to write to stdout.
+    pub fn stdout(error: impl Into<io::Error>) -> Self {
+        Self::local("cannot_write", EXIT_FAILED, format!("cannot write to stdout: {}", error.into()))
+    }
+
+    /// Creates a failure to read or copy an image.
+    pub fn image(image: impl Display, error: impl Into<io::Error>) -> Self {
+        let error = error.into();
+        let (code, exit_status) = match error.kind() {
+            io::ErrorKind::Interrupted => ("interrupted", EXIT_INTERRUPTED),
+            _ => ("cannot_copy", EXIT_FAILED),
+        };
+        Self::local(code, exit_status, format!("copy of {image} failed: {error}"))
+    }
+
+    /// Creates a failure of the async runtime.
+    pub fn runtime(error: impl Into<io::Error>) -> Self {
+        Self::local(ErrorCode::Internal.as_str(), EXIT_FAILED, format!("cannot start: {}", error.into()))
+    }
+
+    /// Creates the failure of a wait that the user interrupted.
+    pub fn interrupted(task: Uuid) -> Self {
+        let message = format!("stopped waiting: task {task} continues");
+        Self::local("interrupted", EXIT_INTERRUPTED, message).with_hint(status_hint(task))
+    }
+
+    /// Creates the failure of a wait without a daemon.
+    pub fn lost(task: Uuid, error: &ClientError) -> Self {
+        let message = format!("lost the connection to blockd while waiting for task {task}: {error}");
+        let hint = format!("the task continues when blockd is back; {}", status_hint(task));
+        Self::local("connection_lost", EXIT_UNREACHABLE, message).with_hint(hint)
+    }
+
+    /// Adds the next action; errors of the API have their own.
+    #[must_use]
+    pub fn with_hint(mut self, next: impl Into<String>) -> Self {
+        if let Self::Usage { hint, .. } | Self::Local { hint, .. } = &mut self {
+            *hint = Some(next.into());
+        }
+        self
+    }
+
     /// Creates a usage error from an error of the parser.
     pub fn from_clap(error: &clap::Error) -> Self {
         use clap::error::ErrorKind;
         if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-            let hint = Some("see `blockctl --help`".to_owned());
-            return Self::Usage { message: "a command is missing".to_owned(), hint };
+            return Self::usage("a command is missing").with_hint("see `blockctl --help`");
         }
         let text = error.render().to_string();
         let mut paragraphs =
@@ -171,69 +155,39 @@ impl Failure {
     /// Returns the exit status.
     pub fn exit_status(&self) -> u8 {
         match self {
-            Self::Usage { .. } | Self::Secret { .. } => EXIT_USAGE,
+            Self::Usage { .. } => EXIT_USAGE,
             Self::Client(error) => client_exit_status(error),
-            Self::Exists { .. } => EXIT_CONFLICT,
-            Self::Lost { .. } => EXIT_UNREACHABLE,
-            Self::Interrupted { .. } => EXIT_INTERRUPTED,
-            Self::Write { .. } | Self::Stdout { .. } | Self::Runtime { .. } | Self::Declined => EXIT_FAILED,
-            Self::Image { source, .. } if source.kind() == io::ErrorKind::Interrupted => EXIT_INTERRUPTED,
-            Self::Image { .. } | Self::Short { .. } | Self::TooDeep { .. } => EXIT_FAILED,
-            Self::TooManyFiles { .. } => EXIT_USAGE,
+            Self::Local { exit_status, .. } => *exit_status,
         }
     }
 
     /// Remedy.
-    pub fn hint(&self) -> Option<String> {
+    pub fn hint(&self) -> Option<&str> {
         match self {
-            Self::Usage { hint, .. } => hint.clone(),
-            Self::Client(error) => error.hint().map(str::to_owned),
-            Self::Write { source, .. } if source.kind() == io::ErrorKind::AlreadyExists => {
-                Some("the existing file is kept: name another file".into())
-            }
-            Self::Exists { .. } => Some(
-                "--overwrite replaces existing files, --skip-existing keeps them and copies the others"
-                    .into(),
-            ),
-            Self::Interrupted { task } => Some(status_hint(*task)),
-            Self::TooDeep { .. } => {
-                Some("copy a subdirectory, or mount the image (`blockctl browse mount DIR`)".into())
-            }
-            Self::TooManyFiles { .. } => Some("name a subdirectory".into()),
-            Self::Lost { task, .. } => {
-                Some(format!("the task continues when blockd is back; {}", status_hint(*task)))
-            }
-            _ => None,
+            Self::Usage { hint, .. } | Self::Local { hint, .. } => hint.as_deref(),
+            Self::Client(error) => error.hint(),
         }
     }
 
     fn code(&self) -> &str {
         match self {
             Self::Usage { .. } => "usage",
-            Self::Secret { .. } => "unreadable_secret",
             Self::Client(ClientError::Api(error)) => error.code.as_str(),
             Self::Client(error) if error.is_unreachable() => "unreachable",
             Self::Client(ClientError::Timeout { .. }) => "timeout",
             Self::Client(ClientError::Broken { .. }) => "connection_lost",
             Self::Client(_) => "bad_reply",
-            Self::Write { .. } | Self::Stdout { .. } => "cannot_write",
-            Self::Image { source, .. } if source.kind() == io::ErrorKind::Interrupted => "interrupted",
-            Self::Image { .. } => "cannot_copy",
-            Self::Exists { .. } => "file_exists",
-            Self::Runtime { .. } => ErrorCode::Internal.as_str(),
-            Self::Short { .. } => ErrorCode::CloudsnapDamaged.as_str(),
-            Self::TooDeep { .. } => "too_deep",
-            Self::TooManyFiles { .. } => "too_many_files",
-            Self::Interrupted { .. } => "interrupted",
-            Self::Declined => "declined",
-            Self::Lost { .. } => "connection_lost",
+            Self::Local { code, .. } => code,
         }
     }
 
     /// Returns the JSON form.
     pub fn document(&self) -> FailureDocument {
-        let error =
-            FailureBody { code: self.code().to_owned(), message: self.to_string(), hint: self.hint() };
+        let error = FailureBody {
+            code: self.code().to_owned(),
+            message: self.to_string(),
+            hint: self.hint().map(str::to_owned),
+        };
         FailureDocument { error }
     }
 }

@@ -61,7 +61,7 @@ fn main() -> ExitCode {
             runtime.shutdown_background();
             done
         }
-        Err(source) => Err(Failure::Runtime { source }),
+        Err(source) => Err(Failure::runtime(source)),
     };
     ExitCode::from(match done {
         Ok(status) => status,

@@ -85,16 +85,14 @@ impl Output {
     }
 
     fn json_text(&self, document: &impl Serialize) -> Exit {
-        let mut text =
-            serde_json::to_vec_pretty(document).map_err(|error| Failure::Stdout { source: error.into() })?;
+        let mut text = serde_json::to_vec_pretty(document).map_err(Failure::stdout)?;
         text.push(b'\n');
         self.raw(&text)
     }
 
     /// Writes one of several JSON documents, on a line.
     pub fn document_line<T: Serialize + JsonSchema>(&self, document: &T) -> Exit {
-        let text = serde_json::to_string(&Document::new(document))
-            .map_err(|error| Failure::Stdout { source: error.into() })?;
+        let text = serde_json::to_string(&Document::new(document)).map_err(Failure::stdout)?;
         self.raw((text + "\n").as_bytes())
     }
 
@@ -157,7 +155,7 @@ impl Output {
         let mut stdout = io::stdout().lock();
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             // The reader closed the pipe, as `head` does.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Stdout { source: error }),
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::stdout(error)),
             _ => Ok(EXIT_DONE),
         }
     }
@@ -180,7 +178,7 @@ impl Output {
                 return EXIT_FAILED;
             }
         } else {
-            self.error(&failure.to_string(), failure.hint().as_deref());
+            self.error(&failure.to_string(), failure.hint());
         }
         failure.exit_status()
     }

@@ -1,6 +1,9 @@
 //! Secrets from options, files, stdin and the environment, in that order, or references.
 
-use crate::{failure::Failure, table::printable};
+use crate::{
+    failure::{EXIT_USAGE, Failure},
+    table::printable,
+};
 use blockd_api::{Secret, SecretInput, SecretRef};
 use std::{
     fs::File,
@@ -103,7 +106,8 @@ impl<'a> Sources<'a> {
     }
 
     fn unreadable(&self, from: &str, reason: &str) -> Failure {
-        Failure::Secret { what: self.what, from: from.to_owned(), reason: reason.to_owned() }
+        let message = format!("cannot read the {} from {from}: {reason}", self.what);
+        Failure::local("unreadable_secret", EXIT_USAGE, message)
     }
 }
 

@@ -60,7 +60,7 @@ pub async fn follow(client: &Client, task: Uuid, output: &Output) -> Result<Task
     let mut progress = Progress::new(output.is_json());
     let ended = tokio::select! {
         biased;
-        Ok(()) = tokio::signal::ctrl_c() => Err(Failure::Interrupted { task }),
+        Ok(()) = tokio::signal::ctrl_c() => Err(Failure::interrupted(task)),
         ended = poll(client, task, &mut progress) => ended,
     };
     progress.finish();
@@ -82,7 +82,7 @@ async fn poll(client: &Client, task: Uuid, progress: &mut Progress) -> Result<Ta
             }
             Err(error) if error.is_retryable() => {
                 let retried = away.retry(error, |note| progress.note(note)).await;
-                retried.map_err(|source| Failure::Lost { task, source })?;
+                retried.map_err(|error| Failure::lost(task, &error))?;
                 // Versions restart with the daemon.
                 since_version = None;
             }

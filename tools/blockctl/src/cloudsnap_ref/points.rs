@@ -48,10 +48,8 @@ fn several_sources(volume: &VolumeRef, all: &[&Cloudsnap]) -> Failure {
         hosts => (hosts, "hosts have backups of a volume"),
     };
     let has = if hosts.len() == 1 { " have backups" } else { "" };
-    Failure::Usage {
-        message: format!("{count} {who} {volume}{has}: {}", first_names(named)),
-        hint: Some("give one of these ids".to_owned()),
-    }
+    Failure::usage(format!("{count} {who} {volume}{has}: {}", first_names(named)))
+        .with_hint("give one of these ids")
 }
 
 /// Returns the backups that count for a name: those of the volume that has it now, otherwise those of this

@@ -54,14 +54,14 @@ pub fn completions(output: &Output, args: &CompletionsArgs) -> Exit {
     let mut script = Vec::new();
     let written =
         shell.write_registration(cli::completion::VARIABLE, "blockctl", "blockctl", "blockctl", &mut script);
-    written.map_err(|source| Failure::Stdout { source })?;
+    written.map_err(Failure::stdout)?;
     let script = String::from_utf8_lossy(&script);
     output.text(&json!({ "shell": args.shell.to_string(), "script": script }), || script.to_string())
 }
 
 pub fn man(output: &Output, args: &ManArgs) -> Exit {
     if let Some(dir) = &args.dir {
-        fs::create_dir_all(dir).map_err(|source| Failure::Write { path: dir.clone(), source })?;
+        fs::create_dir_all(dir).map_err(|source| Failure::write(dir, source))?;
         let mut command = cli::command().disable_help_subcommand(true);
         command.build();
         let mut pages = Vec::new();
@@ -70,7 +70,7 @@ pub fn man(output: &Output, args: &ManArgs) -> Exit {
         return output.text(&List::from(pages.clone()), lines);
     }
     let mut page = Vec::new();
-    Man::new(cli::command()).render(&mut page).map_err(|source| Failure::Stdout { source })?;
+    Man::new(cli::command()).render(&mut page).map_err(Failure::stdout)?;
     let page = String::from_utf8_lossy(&page);
     output.text(&json!({ "page": page }), || page.to_string())
 }
@@ -79,7 +79,7 @@ pub fn man(output: &Output, args: &ManArgs) -> Exit {
 fn write_pages(command: clap::Command, dir: &Path, pages: &mut Vec<String>) -> Result<(), Failure> {
     let below: Vec<_> = command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned().collect();
     let page = Man::new(command);
-    let failed = |source| Failure::Write { path: dir.join(page.get_filename()), source };
+    let failed = |source| Failure::write(&dir.join(page.get_filename()), source);
     let path = page.generate_to(dir).map_err(failed)?;
     pages.push(path.display().to_string());
     below.into_iter().try_for_each(|sub| write_pages(sub, dir, pages))

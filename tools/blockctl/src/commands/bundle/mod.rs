@@ -119,10 +119,8 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Exit {
     let client = &context.client;
     let is_stdout = args.output.as_os_str() == "-";
     if is_stdout && io::stdout().is_terminal() {
-        return Err(Failure::Usage {
-            message: "a support bundle is long, and stdout is a terminal".to_owned(),
-            hint: Some("name a file (--output FILE), or send it somewhere (--output - > FILE)".to_owned()),
-        });
+        return Err(Failure::usage("a support bundle is long, and stdout is a terminal")
+            .with_hint("name a file (--output FILE), or send it somewhere (--output - > FILE)"));
     }
     let created_at = Timestamp::now();
     let mut local = None;
@@ -145,13 +143,12 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Exit {
     let daemon = if is_there { Some(ask_daemon(client).await) } else { None };
     let blockctl_version = env!("CARGO_PKG_VERSION").to_owned();
     let bundle = Bundle { created_at, blockctl_version, local, status: status.into(), daemon };
-    let mut bundle =
-        serde_json::to_value(bundle).map_err(|error| Failure::Stdout { source: error.into() })?;
+    let mut bundle = serde_json::to_value(bundle).map_err(Failure::stdout)?;
     clean::clean(&mut bundle);
     if is_stdout {
         return context.output.document(&bundle);
     }
-    write(&args.output, &bundle).map_err(|source| Failure::Write { path: args.output.clone(), source })?;
+    write(&args.output, &bundle).map_err(|source| Failure::write(&args.output, source))?;
     let line = format!("Support bundle written to {}", args.output.display());
     context.output.tell(&BundleWritten { path: args.output, daemon: is_there }, || line)
 }

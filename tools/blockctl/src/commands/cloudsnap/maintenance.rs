@@ -194,14 +194,12 @@ async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<(Vec<Task>, 
                     .with_hint("`blockctl cloudsnap status` shows the tasks");
             Err(error.into())
         }
-        count if count > 1 && !is_group => Err(Failure::Usage {
-            message: format!(
-                "{} have an id, or the id of a group, that begins with {name}: {}",
-                counted(count as u64, "task"),
-                first_names(tasks.iter().map(|task| task.task_id))
-            ),
-            hint: Some("give a longer prefix".to_owned()),
-        }),
+        count if count > 1 && !is_group => Err(Failure::usage(format!(
+            "{} have an id, or the id of a group, that begins with {name}: {}",
+            counted(count as u64, "task"),
+            first_names(tasks.iter().map(|task| task.task_id))
+        ))
+        .with_hint("give a longer prefix")),
         _ => Ok((tasks, is_group)),
     }
 }

@@ -194,12 +194,10 @@ async fn confirm_in_place(
     let name = &target.name;
     if !is_own && !args.yes.must_ask() {
         let size = size(target.size_bytes);
-        return Err(Failure::Usage {
-            message: format!(
-                "cloud snapshot {cloud_snapshot_id} is of another volume, {source}, not of {name} ({size})"
-            ),
-            hint: Some(format!("--yes replaces the content of {name}; --volume restores to a new volume")),
-        });
+        return Err(Failure::usage(format!(
+            "cloud snapshot {cloud_snapshot_id} is of another volume, {source}, not of {name} ({size})"
+        ))
+        .with_hint(format!("--yes replaces the content of {name}; --volume restores to a new volume")));
     }
     let of = if is_own { String::new() } else { format!("another volume, {source}, ") };
     let (time, location) = (format_time(entry.created_at), &entry.credential_name);

@@ -120,12 +120,10 @@ async fn to_delete(context: &Context<'_>, args: &DeleteArgs) -> Result<CloudSnap
         Some(id) => id,
         None if args.yes.is_deliberate() => snap.resolve_only(context, cred_id).await?,
         None => {
-            return Err(Failure::Usage {
-                message: format!(
-                    "without --yes, delete requires the complete id of a cloud snapshot, not {snap}"
-                ),
-                hint: Some(format!("blockctl cloudsnap inspect {snap}")),
-            });
+            return Err(Failure::usage(format!(
+                "without --yes, delete requires the complete id of a cloud snapshot, not {snap}"
+            ))
+            .with_hint(format!("blockctl cloudsnap inspect {snap}")));
         }
     };
     if args.yes.must_ask() {

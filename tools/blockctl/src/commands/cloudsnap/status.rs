@@ -226,9 +226,9 @@ async fn watch(context: &Context<'_>, args: &StatusArgs) -> Exit {
             "--watch has no JSON form: use `top -j`, which prints a JSON document per interval",
         ));
     }
-    let failed = |source| Failure::Stdout { source };
+    let failed = Failure::stdout;
     let ends = [SignalKind::interrupt(), SignalKind::terminate()];
-    let mut ends = Signals::listen(&ends).map_err(|source| Failure::Runtime { source })?;
+    let mut ends = Signals::listen(&ends).map_err(Failure::runtime)?;
     let screen = match io::stdout().is_terminal() {
         true => Some(Screen::<Stdout>::enter(io::stdout()).map_err(failed)?),
         false => None,

@@ -13,7 +13,7 @@ use super::{
     sparse_reader::{SparsePart, SparseParts},
 };
 use crate::{
-    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    failure::{EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
     table::counted,
 };
@@ -107,7 +107,7 @@ enum Existing {
 
 /// Opens the destination directory; with the new name of the copy, unless the directory itself was named.
 fn open_destination(to: &Path) -> Result<(Arc<DirHandle>, Option<OsString>), Failure> {
-    let failed = |source| Failure::Write { path: to.to_owned(), source };
+    let failed = |source| Failure::write(to, source);
     match DirHandle::open(to) {
         Ok(dir) => return Ok((Arc::new(dir), None)),
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
@@ -189,7 +189,7 @@ impl TreeCopy<'_> {
                 }
             };
             check_depth(&file.path)?;
-            let failed = |source| Failure::Write { path: to.path(), source };
+            let failed = |source| Failure::write(&to.path(), source);
             match file.kind {
                 FileKind::Directory => {
                     let (dir, is_new) = match &to.name {
@@ -220,10 +220,15 @@ impl TreeCopy<'_> {
     /// # Errors
     /// The entry exists and may be neither kept nor replaced.
     fn is_skipped(&self, to: &Destination) -> Result<bool, Failure> {
-        let name = to.name().map_err(|source| Failure::Write { path: to.path(), source })?;
+        let name = to.name().map_err(|source| Failure::write(&to.path(), source))?;
         let there = to.dir.stat(name);
         match self.existing {
-            Existing::Refuse if there.is_ok() => Err(Failure::Exists { path: to.path() }),
+            Existing::Refuse if there.is_ok() => {
+                let message = format!("copy failed on {}: it exists already", to.path().display());
+                Err(Failure::local("file_exists", EXIT_CONFLICT, message).with_hint(
+                    "--overwrite replaces existing files, --skip-existing keeps them and copies the others",
+                ))
+            }
             Existing::Skip => {
                 Ok(there.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory))
             }
@@ -248,7 +253,7 @@ impl TreeCopy<'_> {
     }
 
     async fn copy_file(&mut self, file: &SnapshotFile, to: &Destination) -> Result<(), Failure> {
-        let failed = |source| Failure::Write { path: to.path(), source };
+        let failed = |source| Failure::write(&to.path(), source);
         let (name, replaces) = (to.name().map_err(failed)?, self.replaces());
         let several = file.inode.filter(|_| file.links.is_some_and(|links| links > 1));
         let original = several.and_then(|inode| self.copied.named.get(&inode));
@@ -272,7 +277,7 @@ impl TreeCopy<'_> {
     }
 
     async fn finish_dir(&mut self, file: &SnapshotFile, dir: &DirHandle) -> Result<(), Failure> {
-        let failed = |source| Failure::Write { path: dir.path().to_owned(), source };
+        let failed = |source| Failure::write(dir.path(), source);
         let xattrs = readable(self.source.xattrs(&file.path).await)?;
         let dir = dir.to_file().map_err(failed)?;
         self.copied.note_xattrs(&file.path, xattrs.map(|xattrs| set_xattrs(&dir, &xattrs)));
@@ -314,7 +319,7 @@ async fn copy_content(
     to: &Path,
     copied: &mut Copied,
 ) -> Result<u64, Failure> {
-    let failed = |source| Failure::Write { path: to.to_owned(), source };
+    let failed = |source| Failure::write(to, source);
     let mut offset_bytes = 0;
     let mut pieces = SparseParts::new(source, &file.path);
     while let Some(piece) = pieces.next().await? {
@@ -376,7 +381,7 @@ mod tests {
         let CopyStep::Copy(_, target) = &left[1] else { panic!("{left:?}") };
         assert_eq!(target.path(), at.path().join("b"));
         let refused = queue_entries(&mut left, vec![file(b"c")], &to, &from, &mut copied);
-        assert!(matches!(refused, Err(Failure::TooManyFiles { most: MAX_FILES, .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Failure::Local { code: "too_many_files", .. })), "{refused:?}");
         assert_eq!(left.len(), 2, "entries beyond the limit are not queued");
     }
 

@@ -112,8 +112,8 @@ pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
     let path = typed(&args.path);
     let output = context.output;
     let failed = |source| match &args.output {
-        Some(path) => Failure::Write { path: path.clone(), source },
-        None => Failure::Stdout { source },
+        Some(path) => Failure::write(path, source),
+        None => Failure::stdout(source),
     };
     let mut file = match &args.output {
         Some(path) => Some(BufWriter::new(std::fs::File::create(path).map_err(failed)?)),
@@ -154,7 +154,7 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Exit {
     }
     let (snap, paths) = args.files.split()?;
     let source = FileSource::new(context, &snap, args.credential.cred_id).await?;
-    let mut stdout = SparseOutput::stdout().map_err(|source| Failure::Stdout { source })?;
+    let mut stdout = SparseOutput::stdout().map_err(Failure::stdout)?;
     for path in &paths {
         let path = typed_or_escaped(path, args.escaped)?;
         let mut pieces = SparseParts::new(&source, &path);
@@ -162,7 +162,7 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Exit {
             match stdout.write(&piece) {
                 // The reader closed the pipe, as `head` does.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(EXIT_DONE),
-                written => written.map_err(|source| Failure::Stdout { source })?,
+                written => written.map_err(Failure::stdout)?,
             }
         }
     }

@@ -1,6 +1,10 @@
 //! Files of a cloud snapshot over the API, and their limits.
 
-use crate::{cloudsnap_ref::SnapRef, failure::Failure, output::Context};
+use crate::{
+    cloudsnap_ref::SnapRef,
+    failure::{EXIT_FAILED, EXIT_USAGE, Failure},
+    output::Context,
+};
 use blockd_api::{
     CredentialRef,
     browse::{FileList, FilePath, FileRuns, ListFileRuns, ListFiles, ReadFile, SnapshotXattr},
@@ -68,7 +72,9 @@ impl<'a> FileSource<'a> {
 pub fn check_depth(path: &FilePath) -> Result<(), Failure> {
     let depth = path.as_bytes().iter().filter(|byte| **byte == b'/').count();
     if depth > MAX_DEPTH {
-        return Err(Failure::TooDeep { path: path.clone(), most: MAX_DEPTH });
+        let message = format!("{path} in the snapshot is nested more than {MAX_DEPTH} directories deep");
+        let hint = "copy a subdirectory, or mount the image (`blockctl browse mount DIR`)";
+        return Err(Failure::local("too_deep", EXIT_FAILED, message).with_hint(hint));
     }
     Ok(())
 }
@@ -76,7 +82,9 @@ pub fn check_depth(path: &FilePath) -> Result<(), Failure> {
 /// Checks the number of files against the limit.
 pub fn check_count(count: usize, path: &FilePath) -> Result<(), Failure> {
     if count > MAX_FILES {
-        return Err(Failure::TooManyFiles { path: path.clone(), most: MAX_FILES });
+        let message = format!("there are more than {MAX_FILES} files below {path} in the snapshot");
+        let failure = Failure::local("too_many_files", EXIT_USAGE, message);
+        return Err(failure.with_hint("name a subdirectory"));
     }
     Ok(())
 }

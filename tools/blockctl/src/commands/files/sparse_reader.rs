@@ -1,8 +1,11 @@
 //! Streaming of a file of a snapshot: holes are neither fetched nor, where possible, written.
 
 use super::source::{FileSource, PIECE_BYTES};
-use crate::failure::Failure;
-use blockd_api::browse::{FilePath, FileRun, FileRuns};
+use crate::failure::{EXIT_FAILED, Failure};
+use blockd_api::{
+    ErrorCode,
+    browse::{FilePath, FileRun, FileRuns},
+};
 use rustix::fs::OFlags;
 use std::{
     collections::VecDeque,
@@ -137,7 +140,9 @@ impl<'a> SparseParts<'a> {
     }
 
     fn ends_early(&self) -> Failure {
-        Failure::Short { path: self.path.clone(), at_bytes: self.plan.at_bytes }
+        let (path, at_bytes) = (&self.path, self.plan.at_bytes);
+        let message = format!("{path} in the snapshot ends at byte {at_bytes}, before its length");
+        Failure::local(ErrorCode::CloudsnapDamaged.as_str(), EXIT_FAILED, message)
     }
 }
 

@@ -58,10 +58,8 @@ pub async fn check_location(
 
 /// Reports an option that contradicts an existing location.
 fn differs(found: &Credential, cause: &str) -> Failure {
-    Failure::Usage {
-        message: format!("backup location {} exists, {cause}", found.name),
-        hint: Some("omit the options of an existing location, or name another one".to_owned()),
-    }
+    Failure::usage(format!("backup location {} exists, {cause}", found.name))
+        .with_hint("omit the options of an existing location, or name another one")
 }
 
 fn check_settings(given: &Settings, found: &Credential) -> Result<(), Failure> {
@@ -139,7 +137,7 @@ fn servers(text: &Option<String>) -> Option<String> {
 pub fn check_schedule(args: &InitArgs, location: &Credential, found: &Schedule) -> Result<(), Failure> {
     let differs = |cause: String, hint: &str| {
         let message = format!("schedule {} exists, {cause}", args.name);
-        Err(Failure::Usage { message, hint: Some(hint.to_owned()) })
+        Err(Failure::usage(message).with_hint(hint))
     };
     let another = "name another location, or delete this schedule (`blockctl cloudsnap schedules delete`)";
     let update = "omit these options, or change it with `blockctl cloudsnap schedules update`";
@@ -176,9 +174,9 @@ pub async fn recovery_key(
     found: &Credential,
 ) -> Result<Option<PathBuf>, Failure> {
     let Some(file) = &args.new_recovery_key else { return Ok(None) };
-    let refused = |cause: String| Failure::Usage {
-        message: format!("backup location {} exists, {cause}", found.name),
-        hint: Some("omit --new-recovery-key, or name another location".to_owned()),
+    let refused = |cause: String| {
+        Failure::usage(format!("backup location {} exists, {cause}", found.name))
+            .with_hint("omit --new-recovery-key, or name another location")
     };
     if !found.encrypted {
         return Err(refused("and stores backups unencrypted: it has no recovery key".to_owned()));

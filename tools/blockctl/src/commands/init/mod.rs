@@ -182,18 +182,16 @@ fn write_key(path: &Path, key: &str) -> Result<(), Failure> {
         Ok(file) => file,
         // It may be the only key of a location that this daemon does not know yet.
         Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(Failure::Usage {
-                message: format!("{} exists, and is kept: it is no new recovery key", path.display()),
-                hint: Some(format!(
-                    "if it is the recovery key of this location, give --encryption-passphrase-file {}; otherwise name another file",
-                    path.display()
-                )),
-            });
+            let path = path.display();
+            let message = format!("{path} exists, and is kept: it is no new recovery key");
+            return Err(Failure::usage(message).with_hint(format!(
+                "if it is the recovery key of this location, give --encryption-passphrase-file {path}; otherwise name another file"
+            )));
         }
-        Err(source) => return Err(Failure::Write { path: path.to_owned(), source }),
+        Err(source) => return Err(Failure::write(path, source)),
     };
     let written = writeln!(file, "{key}").and_then(|()| file.sync_all());
-    written.map_err(|source| Failure::Write { path: path.to_owned(), source })
+    written.map_err(|source| Failure::write(path, source))
 }
 
 /// Returns the schedule with this name, created if it is missing.

@@ -104,14 +104,13 @@ fn refuse_unused_zone(policy: Option<&PolicyName>, retentions: &[Option<&Retenti
         *retain != Retention { keep_last: retain.keep_last, zone, ..Retention::default() }
     };
     match policy {
-        Some(policy) if !retentions.iter().flatten().any(|retain| has_days(retain)) => Err(Failure::Usage {
-            message: format!(
-                "--time-zone has no effect: the times of policy {policy} have their own time zone"
-            ),
-            hint: Some(format!(
+        Some(policy) if !retentions.iter().flatten().any(|retain| has_days(retain)) => {
+            let message =
+                format!("--time-zone has no effect: the times of policy {policy} have their own time zone");
+            Err(Failure::usage(message).with_hint(format!(
                 "omit it, or give the policy other times: blockctl sched-policy update {policy}"
-            )),
-        }),
+            )))
+        }
         _ => Ok(()),
     }
 }
@@ -146,10 +145,8 @@ fn find_in(list: &[Schedule], wanted: &str) -> Result<Uuid, Failure> {
             };
             Err(ApiError::new(ErrorCode::ScheduleNotFound, message).with_hint(hint).into())
         }
-        _ => Err(Failure::Usage {
-            message: format!("{} schedules have a UUID that begins with {wanted}", found.len()),
-            hint: Some(format!("give a longer prefix or a name: {}", candidates(&found))),
-        }),
+        _ => Err(Failure::usage(format!("{} schedules have a UUID that begins with {wanted}", found.len()))
+            .with_hint(format!("give a longer prefix or a name: {}", candidates(&found)))),
     }
 }
 
@@ -284,10 +281,10 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
         |one| format!("{} ({})", called(one), selected(&one.selector)),
     );
     if !is_name && Uuid::parse_str(wanted).is_err() {
-        return Err(Failure::Usage {
-            message: format!("a deletion needs the name or the complete UUID of the schedule, not {wanted}"),
-            hint: Some(format!("schedule {schedule} has the UUID {uuid}")),
-        });
+        return Err(Failure::usage(format!(
+            "a deletion needs the name or the complete UUID of the schedule, not {wanted}"
+        ))
+        .with_hint(format!("schedule {schedule} has the UUID {uuid}")));
     }
     let consequence = format!(
         "Schedule {schedule} with the UUID {uuid} is deleted; its backups stay and are no longer expired."
@@ -395,10 +392,8 @@ fn merged(old: Vec<Rule>, given: Vec<Rule>) -> Result<Vec<Rule>, Failure> {
         if same_kind.all(|other| other.retain == first.retain) {
             return Ok(Rule { retain: first.retain.clone(), ..rule });
         }
-        Err(Failure::Usage {
-            message: format!("the rules that {} replaces have different retentions", rule.when),
-            hint: Some("give the number to keep after the time, such as 21:00,7".to_owned()),
-        })
+        Err(Failure::usage(format!("the rules that {} replaces have different retentions", rule.when))
+            .with_hint("give the number to keep after the time, such as 21:00,7"))
     };
     let given = given.into_iter().map(with_retention).collect::<Result<Vec<_>, _>>()?;
     Ok(old.into_iter().filter(|rule| !replaced.contains(&kind(rule))).chain(given).collect())

@@ -235,10 +235,8 @@ pub fn run(output: &Output, args: &SchemaArgs) -> Exit {
     let wanted = canonical(&args.command);
     let Some((_, documents)) = DOCUMENTS.iter().find(|(command, _)| *command == wanted) else {
         let given = args.command.join(" ");
-        return Err(Failure::Usage {
-            message: format!("no command {given:?} prints a document"),
-            hint: Some("list the commands with `blockctl schema`".to_owned()),
-        });
+        return Err(Failure::usage(format!("no command {given:?} prints a document"))
+            .with_hint("list the commands with `blockctl schema`"));
     };
     output.foreign_document(&schema_of(documents))
 }

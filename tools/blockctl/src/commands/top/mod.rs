@@ -51,23 +51,22 @@ async fn print(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Exi
             Ok(()) => {}
             // The reader closed the pipe, as `head` does.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(EXIT_DONE),
-            Err(source) => return Err(Failure::Stdout { source }),
+            Err(source) => return Err(Failure::stdout(source)),
         }
     }
 }
 
 fn line(picture: &ActivityRates) -> Result<String, Failure> {
-    let text = serde_json::to_string(&Document::new(picture))
-        .map_err(|error| Failure::Stdout { source: error.into() })?;
+    let text = serde_json::to_string(&Document::new(picture)).map_err(Failure::stdout)?;
     Ok(text + "\n")
 }
 
 /// Draws on the terminal until an interrupt. Waits for a daemon that restarts.
 async fn draw(context: &Context<'_>, mut looks: Sampler, args: &TopArgs) -> Exit {
-    let listen = |kinds: &[SignalKind]| Signals::listen(kinds).map_err(|source| Failure::Runtime { source });
+    let listen = |kinds: &[SignalKind]| Signals::listen(kinds).map_err(Failure::runtime);
     let mut ends = listen(&[SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()])?;
     let mut stops = listen(&[SignalKind::from_raw(Signal::TSTP.as_raw())])?;
-    let failed = |source| Failure::Stdout { source };
+    let failed = Failure::stdout;
     let enter = || Screen::<Stdout>::enter(io::stdout()).map_err(failed);
     let mut screen = enter()?;
     // The first interval is short.

@@ -38,7 +38,7 @@ pub(super) async fn run(context: &Context<'_>, args: CreateArgs) -> Exit {
         let volume = context.client.call(operations::CREATE_VOLUME, &request).await?;
         return tell(context, &volume);
     };
-    let failed = |source| Failure::Image { image: from.to_string(), source };
+    let failed = |source| Failure::image(from, source);
     // Before the volume exists: from then on, a signal deletes it.
     let ends = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
     let mut signals = Signals::listen(&ends).map_err(failed)?;

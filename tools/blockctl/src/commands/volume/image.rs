@@ -65,7 +65,7 @@ impl Image {
     /// # Errors
     /// It cannot be opened, or is not raw.
     pub fn open(from: &ImageRef) -> Result<Self, Failure> {
-        let failed = |source| Failure::Image { image: from.to_string(), source };
+        let failed = |source| Failure::image(from, source);
         match from {
             ImageRef::Stdin => Ok(Self::Stream(Box::new(io::stdin()))),
             ImageRef::Nbd(uri) => {

@@ -398,16 +398,14 @@ async fn reachable(context: &Context<'_>, uri: String) -> Result<String, Failure
     let served = context.client.call(operations::GET_STATUS, &()).await?.nbd;
     let tcp_uris: Vec<String> =
         served.iter().filter(|one| one.starts_with("nbd://")).map(|one| format!("{one}{export}")).collect();
-    Err(Failure::Usage {
-        message: format!("{uri} can be used on the host of that blockd only"),
-        hint: Some(match tcp_uris.as_slice() {
-            [] => "it serves NBD to no other host: set nbd_listen in its configuration, with TLS".to_owned(),
-            _ => format!(
-                "it serves {} as well: give the address by which this host reaches it, and nbds:// if it wants TLS (nbdinfo, nbdcopy and qemu take certificates)",
-                tcp_uris.join(" and ")
-            ),
-        }),
-    })
+    let hint = match tcp_uris.as_slice() {
+        [] => "it serves NBD to no other host: set nbd_listen in its configuration, with TLS".to_owned(),
+        _ => format!(
+            "it serves {} as well: give the address by which this host reaches it, and nbds:// if it wants TLS (nbdinfo, nbdcopy and qemu take certificates)",
+            tcp_uris.join(" and ")
+        ),
+    };
+    Err(Failure::usage(format!("{uri} can be used on the host of that blockd only")).with_hint(hint))
 }
 
 /// Document of `volume uri`.
