@@ -57,14 +57,15 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
         (None, Ok(max)) => max,
         _ => Retention::default(),
     };
+    let local = args.local.as_retain();
     let nothing = args.retain.nothing().map(|flag| format!("--{flag}"));
-    if let Some(flag) = nothing.or_else(|| args.local.nothing().map(|flag| format!("--local-{flag}"))) {
+    if let Some(flag) = nothing.or_else(|| local.nothing().map(|flag| format!("--local-{flag}"))) {
         return Err(Failure::usage(format!(
             "{flag} 0 keeps nothing: give a number from 1 on, or omit the option"
         )));
     }
     let zone = args.times.zone();
-    let (local, retain) = (args.local.retention(&zone), args.retain.retention(&zone));
+    let (local, retain) = (local.retention(&zone), args.retain.retention(&zone));
     if args.times.time_zone.is_some() && rules.is_empty() {
         refuse_unused_zone(args.policy.as_ref(), &[retain.as_ref(), local.as_ref()])?;
     }
@@ -168,15 +169,15 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     let usage = |error: blockd_schedule::ScheduleError| Failure::usage(error.to_string());
     let mut rules = args.times.rules_in(&zone.unwrap_or_else(Zone::utc), false).map_err(usage)?;
     let mut retain = args.retain.patch(&now.retain);
-    let local = match args.no_local {
-        true => Some(None),
-        false => args.local.patch(now.local.as_ref(), &now.retain.zone).map(Some),
+    let given = args.local.as_retain();
+    let local = match &now.local {
+        _ if args.no_local => Some(None),
+        Some(now) => given.patch(now).map(Some),
+        None => given.retention(&now.retain.zone).map(Some),
     };
     // A retention without numbers would keep everything.
     let all = |retain: &Option<Retention>| retain.as_ref().is_some_and(Retention::keeps_all);
-    if (all(&retain) && !args.retain.keep_all)
-        || (all(&local.clone().flatten()) && !args.local.local_keep_all)
-    {
+    if (all(&retain) && !args.retain.keep_all) || (all(&local.clone().flatten()) && !given.keep_all) {
         return Err(Failure::usage(
             "this would remove the last retention number: give another one, or --keep-all (--local-keep-all)",
         ));

@@ -196,12 +196,8 @@ pub struct LocalArgs {
 }
 
 impl LocalArgs {
-    /// Returns the same as [`RetainArgs::nothing`].
-    pub fn nothing(&self) -> Option<&'static str> {
-        self.as_retain().nothing()
-    }
-
-    fn as_retain(&self) -> RetainArgs {
+    /// Returns the options in the form of those of backups.
+    pub fn as_retain(&self) -> RetainArgs {
         RetainArgs {
             max: self.local_keep_last,
             keep_hourly: self.local_keep_hourly,
@@ -210,19 +206,6 @@ impl LocalArgs {
             keep_monthly: self.local_keep_monthly,
             keep_yearly: self.local_keep_yearly,
             keep_all: self.local_keep_all,
-        }
-    }
-
-    /// Returns the given retention; `None` without options.
-    pub fn retention(&self, zone: &Zone) -> Option<Retention> {
-        self.as_retain().retention(zone)
-    }
-
-    /// Returns the current retention with the given changes; `None` without options.
-    pub fn patch(&self, now: Option<&Retention>, zone: &Zone) -> Option<Retention> {
-        match now {
-            Some(now) => self.as_retain().patch(now),
-            None => self.retention(zone),
         }
     }
 }
