@@ -120,13 +120,13 @@ config! {
     /// Backups per chain: every n-th backup of a volume to a credential is full; 1: all.
     full_every: u32 = 7, range(1, 1000);
     /// Bandwidth limit of background layer merges over all volumes, in bytes per second; 0: unlimited.
-    merge_limit_bytes_per_s: u64 = 0, zero_or(1 << 20, 1 << 40);
+    merge_limit_bytes_per_s: u64 = 0, zero_or("no limit", 1 << 20, 1 << 40);
     /// Number of backups and restores that move data concurrently.
     task_concurrency: usize = 2, range(1, 64);
     /// Priority of these tasks.
     task_priority: TaskPriority = TaskPriority::Low;
     /// Bandwidth limit of the hydration of one lazy volume, in bytes per second; 0: unlimited.
-    hydration_limit_bytes_per_s: u64 = 0, zero_or(1 << 20, 1 << 40);
+    hydration_limit_bytes_per_s: u64 = 0, zero_or("no limit", 1 << 20, 1 << 40);
     /// Concurrent fetches, of at most 4 MiB each, of the hydration of one lazy volume.
     hydration_concurrency: usize = 8, range(1, 64);
     /// Timeout of reads from an unreachable store for lazy volumes with the policy "stall".
@@ -144,9 +144,9 @@ config! {
     /// Concurrent requests of one restore.
     download_concurrency: usize = 4, range(1, 64);
     /// Threads that compress and encrypt; 0: one per core.
-    cpu_threads: usize = 0, range(0, 1024);
+    cpu_threads: usize = 0, zero_or("one per core", 1, 1024);
     /// Threads that serve NBD sockets; 0: one per core.
-    ring_threads: usize = 0, range(0, 256);
+    ring_threads: usize = 0, zero_or("one per core", 1, 256);
     /// Threads for NBD requests that block on storage.
     nbd_workers: usize = 8, range(1, 1024);
     /// Maximum number of NBD connections; a quarter of them, at most 64, is reserved for Unix sockets.
@@ -156,7 +156,7 @@ config! {
     /// Timeout of the NBD handshake, including the TLS handshake.
     nbd_handshake_timeout_ms: u64 = 10_000, range(100, 3_600_000);
     /// Idle timeout of NBD connections over TCP; 0: none.
-    nbd_idle_timeout_ms: u64 = 0, zero_or(1000, 86_400_000);
+    nbd_idle_timeout_ms: u64 = 0, zero_or("never", 1000, 86_400_000);
     /// In-flight payload limit of one NBD connection, in bytes.
     nbd_connection_in_flight_bytes: u64 = 64 << 20, range(1 << 20, 1 << 40);
     /// In-flight payload limit of all NBD connections, in bytes.
@@ -182,10 +182,10 @@ config! {
     /// Grace period for tasks and clients at shutdown.
     stop_timeout_ms: u64 = 30_000, range(0, 3_600_000);
     /// Interval of garbage collection in the repositories, in hours; 0: never.
-    gc_every_hours: u32 = 24, range(0, 8760);
+    gc_every_hours: u32 = 24, zero_or("never", 1, 8760);
     /// Daily budget of background verification, in bytes read from stores; 0: off. The default costs little
     /// at any store's prices, and verifies every snapshot of a small host within days.
-    verify_bytes_per_day: u64 = 1 << 30, zero_or(100 << 20, 1 << 50);
+    verify_bytes_per_day: u64 = 1 << 30, zero_or("nothing", 100 << 20, 1 << 50);
     /// Number of finished tasks that are kept in the history.
     task_history: u32 = 1000, range(1, 1_000_000);
     /// Allows core dumps, and access to the daemon's memory by other processes of its user: the memory holds

@@ -7,29 +7,29 @@ use blockd_api::ByteSize;
 pub(super) struct Range {
     low: u64,
     high: u64,
-    /// Zero is valid, too.
-    or_zero: bool,
+    /// Meaning of zero, if that is valid, too.
+    zero: Option<&'static str>,
 }
 
 pub(super) fn range(low: u64, high: u64) -> Range {
-    Range { low, high, or_zero: false }
+    Range { low, high, zero: None }
 }
 
-pub(super) fn zero_or(low: u64, high: u64) -> Range {
-    Range { low, high, or_zero: true }
+pub(super) fn zero_or(zero: &'static str, low: u64, high: u64) -> Range {
+    Range { low, high, zero: Some(zero) }
 }
 
 impl Range {
     pub(super) fn check(&self, key: &'static str, given: impl TryInto<u64>) -> Result<(), ConfigError> {
         let given = given.try_into().unwrap_or(u64::MAX);
-        if (self.low..=self.high).contains(&given) || (self.or_zero && given == 0) {
+        if (self.low..=self.high).contains(&given) || (self.zero.is_some() && given == 0) {
             return Ok(());
         }
         let number = |number: u64| match key.contains("bytes") && number > 0 {
             true => format!("{number} ({})", ByteSize::from_bytes(number)),
             false => number.to_string(),
         };
-        let zero = if self.or_zero { "0, or " } else { "" };
+        let zero = self.zero.map(|meaning| format!("0 ({meaning}), or ")).unwrap_or_default();
         let wanted = format!("{zero}{} to {}", number(self.low), number(self.high));
         Err(ConfigError::Range { key, given: given.to_string(), wanted })
     }

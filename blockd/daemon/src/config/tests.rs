@@ -52,6 +52,9 @@ fn named_file_that_is_missing_is_refused() {
 fn value_out_of_range_is_refused_by_name() {
     let config = Config { full_every: 0, ..Config::default() };
     assert_eq!(config.check().unwrap_err().to_string(), "full_every is 0, but must be 1 to 1000");
+    let config = Config { cpu_threads: 2000, ..Config::default() };
+    let wanted = "cpu_threads is 2000, but must be 0 (one per core), or 1 to 1024";
+    assert_eq!(config.check().unwrap_err().to_string(), wanted);
 }
 
 #[test]
