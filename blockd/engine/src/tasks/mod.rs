@@ -26,7 +26,7 @@ use blockd_secrets::References;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     future::Future,
     sync::{
         Arc,
@@ -137,12 +137,11 @@ impl Tasks {
     /// # Errors
     /// The database fails.
     pub async fn unfinished_tasks(&self) -> Result<Vec<TaskRow>, ServiceError> {
-        // Rows of running tasks are newer in memory.
-        let mut tasks = self.running();
-        let running: HashSet<Uuid> = tasks.iter().map(|task| task.id).collect();
+        // A task is over once that is stored. The rows of the others are newer in memory.
         let stored = self.db.run(TaskRow::unfinished).await?;
-        tasks.extend(stored.into_iter().filter(|row| !running.contains(&row.id)));
-        Ok(tasks)
+        let mut running: HashMap<Uuid, TaskRow> =
+            self.running().into_iter().map(|task| (task.id, task)).collect();
+        Ok(stored.into_iter().map(|row| running.remove(&row.id).unwrap_or(row)).collect())
     }
 
     /// Repeats `attempt` until it succeeds: for results that must survive a temporary failure of the
