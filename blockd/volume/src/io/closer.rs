@@ -17,7 +17,7 @@ use std::{collections::VecDeque, thread};
 /// Number of queued values above which a freeze waits.
 const MAX_WAITING: u64 = 1024;
 /// Capacity of the queue. Each value has an open file.
-const MAX_QUEUED: usize = 16 << 10;
+const MAX_QUEUED: usize = 4 << 10;
 
 static CLOSER: Closer = Closer {
     queue: Mutex::new(Queue { waiting: VecDeque::new(), added: 0, done: 0, has_thread: false }),
@@ -73,8 +73,8 @@ pub(crate) fn drop_later(value: impl Send + 'static) {
 }
 
 /// Waits until all files that were removed and released before the call, of all volumes, are closed and their
-/// space is free. Merge threads call it between layers, because the next merge may need that space. It can
-/// take tens of seconds: hold no contended lock.
+/// space is free, except those that a full queue left to their threads. Merge threads call it between layers,
+/// because the next merge may need that space. It can take tens of seconds: hold no contended lock.
 pub fn wait_for_removed_files() {
     let added = CLOSER.queue.lock().added;
     wait_until(added);
