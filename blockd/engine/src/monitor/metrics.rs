@@ -410,7 +410,7 @@ fn of_volumes(text: &mut Exposition, seen: &[VolumeSample]) {
     );
     text.histogram(
         "blockd_volume_request_duration_seconds",
-        "Execution time of NBD requests by the volume, failed ones included, without queueing and remote fetches.",
+        "Execution time of NBD requests by the volume, without queueing and remote fetches; failed ones included, except for failed fetches.",
         seen.iter().flat_map(|seen| {
             Operation::ALL.map(|operation| (seen.labels_of(operation), seen.entry.traffic.counted(operation)))
         }),
