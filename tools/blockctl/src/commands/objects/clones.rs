@@ -55,7 +55,10 @@ pub fn clone_plans<'a>(
     }
     let planned = |source: VolumeName| {
         let is_clone = |volume: &&Volume| {
-            volume.labels.as_map().get(CLONED_FROM).is_some_and(|origin| clone.is_of(&source, origin))
+            let origin = volume.labels.as_map().get(CLONED_FROM);
+            origin.is_some_and(|origin| {
+                clone.is_of(&source, origin) || is_of_renamed(clone, &source, origin, resources)
+            })
         };
         let name = clone.destination(&source).ok_or_else(unnamed)?;
         let volume = made.iter().copied().find(is_clone).or_else(|| resources.volume(&name));
@@ -70,6 +73,19 @@ pub fn clone_plans<'a>(
         Ok(ClonePlan { source, name, volume })
     };
     sources.into_iter().map(planned).collect()
+}
+
+/// Returns true if a source had another name when it was cloned: it has the snapshot that was taken then.
+fn is_of_renamed(clone: &VolumeClone, source: &VolumeName, origin: &str, resources: &ResourceSet) -> bool {
+    let (Some((was, snapshot)), Some(volume)) = (origin.split_once('@'), resources.volume(source)) else {
+        return false;
+    };
+    clone.snapshot.is_none()
+        && was.parse().is_ok_and(|was| clone.is_of(&was, origin))
+        && resources
+            .snapshots
+            .iter()
+            .any(|one| one.volume_id == volume.volume_id && one.name.as_str() == snapshot)
 }
 
 /// Returns the volumes of a clone.

@@ -1,7 +1,8 @@
 //! Plans of changes that make a resource match its object.
 
 use super::{
-    clones::plan_clone, differences::refuse_lacking, resources::ResourceSet, restore_plans::plan_restore,
+    clones::plan_clone, differences::refuse_lacking, references::no_volume, resources::ResourceSet,
+    restore_plans::plan_restore,
 };
 use crate::objects::{
     Body, Object, backup::Backup, hook::Hook, location_table::is_access, schedule::fixed, view,
@@ -182,8 +183,8 @@ fn check_targets(object: &Object, hook: &Hook, resources: &ResourceSet) -> Resul
     }
     let refused = |code, cause: String| Err(ApiError::new(code, format!("{object}: {cause}")));
     if let Some(name) = hook.volumes.iter().flatten().find(|name| resources.volume(name).is_none()) {
-        let message = object.document.at("spec.volumes", format!("there is no volume {name}"));
-        return Err(ApiError::new(ErrorCode::VolumeNotFound, message));
+        let error = no_volume(name);
+        return Err(ApiError { message: object.document.at("spec.volumes", error.message), ..error });
     }
     for rule in resources.rules.iter().filter(|rule| rule.name.as_str() != object.name.as_str()) {
         let in_files = resources.file_rules.iter().find(|(name, _)| name.as_str() == rule.name.as_str());
@@ -238,10 +239,7 @@ fn plan_new(object: &Object, backup: &Backup, resources: &ResourceSet) -> Plan {
     let is_missing = |name: &&VolumeName| backup.or_selectors.is_none() && resources.volume(name).is_none();
     match backup.volume.iter().find(is_missing) {
         None => Plan::Create,
-        Some(name) => {
-            let cause = format!("there is no volume {name}");
-            Plan::Refused(Vec::new(), object.locate(ApiError::new(ErrorCode::VolumeNotFound, cause)))
-        }
+        Some(name) => Plan::Refused(Vec::new(), object.locate(no_volume(name))),
     }
 }
 

@@ -6,7 +6,9 @@ use crate::objects::{
     backup::Backup,
     volumes::{VolumeClone, snapshot_of},
 };
-use blockd_api::{ApiError, CredentialName, ErrorCode, VolumeName, schedules::PolicyName};
+use blockd_api::{
+    ApiError, CredentialName, ErrorCode, ObjectName, VolumeName, schedules::PolicyName, snapshots::Snapshot,
+};
 
 impl ResourceSet {
     /// Returns the error of an object that names another one which neither exists nor is made by the call.
@@ -16,7 +18,9 @@ impl ResourceSet {
             Body::Schedule(schedule) => {
                 let (backup, policy) = (schedule.backup(), schedule.policy());
                 let missing = self.missing_of_backup(backup).or_else(|| self.missing_policy(policy?));
-                missing.or_else(|| backup.volume.iter().find_map(|volume| self.missing_volume(volume)))
+                // Restores and clones follow schedules.
+                let is_missing = |volume: &&VolumeName| self.volume(volume).is_none();
+                missing.or_else(|| backup.volume.iter().find(is_missing).map(no_volume))
             }
             Body::Restore(restore) => {
                 let missing = restore.location.as_ref().and_then(|location| self.missing_location(location));
@@ -50,23 +54,28 @@ impl ResourceSet {
         })
     }
 
-    fn missing_volume(&self, name: &VolumeName) -> Option<ApiError> {
-        // A restore of all volumes of a backup may make it.
-        let is_it = |one: &Option<VolumeName>| one.as_ref().is_none_or(|one| one == name);
-        let is_there = self.volume(name).is_some() || self.file_volumes.iter().any(is_it);
-        (!is_there).then(|| ApiError::new(ErrorCode::VolumeNotFound, format!("there is no volume {name}")))
-    }
-
     fn missing_source(&self, clone: &VolumeClone) -> Option<ApiError> {
         let source = clone.source.as_ref()?;
-        if let Some(error) = self.missing_volume(source) {
-            return Some(error);
-        }
-        let (snapshot, volume) = (clone.snapshot.as_ref()?, self.volume(source)?);
-        let is_it = |id, name: &str| id == volume.volume_id && name == snapshot.as_str();
-        let is_there = self.snapshots.iter().any(|one| is_it(one.volume_id, one.name.as_str()))
-            || self.file_objects.contains(&(Kind::VolumeSnapshot, snapshot.to_string()));
+        // A restore of all volumes of a backup may make it.
+        let is_it = |one: &Option<VolumeName>| one.as_ref().is_none_or(|one| one == source);
+        let Some(volume) = self.volume(source) else {
+            return (!self.file_volumes.iter().any(is_it)).then(|| no_volume(source));
+        };
+        let snapshot = clone.snapshot.as_ref()?;
+        let has = |one: &Snapshot| one.volume_id == volume.volume_id && one.name == *snapshot;
+        let takes = |(name, backup): &(ObjectName, Backup)| {
+            name.as_str() == snapshot.as_str()
+                && self.members(backup).any(|member| member.volume_id == volume.volume_id)
+        };
+        let is_there = self.snapshots.iter().any(has) || self.file_snapshots.iter().any(takes);
         let missing = format!("there is no snapshot {}", snapshot_of(source, snapshot.clone()));
-        (!is_there).then(|| ApiError::new(ErrorCode::SnapshotNotFound, missing))
+        let hint = "`blockctl snapshot list` shows the local snapshots";
+        (!is_there).then(|| ApiError::new(ErrorCode::SnapshotNotFound, missing).with_hint(hint))
     }
+}
+
+/// Returns the error of a volume that does not exist.
+pub fn no_volume(name: &VolumeName) -> ApiError {
+    let hint = "`blockctl volume list` shows the volumes";
+    ApiError::new(ErrorCode::VolumeNotFound, format!("there is no volume {name}")).with_hint(hint)
 }

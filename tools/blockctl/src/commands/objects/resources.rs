@@ -42,6 +42,8 @@ pub struct ResourceSet {
     pub file_rules: Vec<(ObjectName, Hook)>,
     /// Backups of the files of this command.
     pub file_backups: Vec<(ObjectName, Backup)>,
+    /// Local snapshots of the files of this command.
+    pub file_snapshots: Vec<(ObjectName, Backup)>,
     /// Volumes that restores and clones of the files of this command make; `None` for several.
     pub file_volumes: Vec<Option<VolumeName>>,
     /// Kinds and names of the objects of the files of this command.
@@ -105,9 +107,12 @@ impl ResourceSet {
                 }
                 Body::Clone(clone) => {
                     self.file_volumes.push(clone.destination_volume.clone());
-                    needs_snapshots |= clone.snapshot.is_some();
+                    needs_snapshots = true;
                 }
-                Body::Snapshot(_) => needs_snapshots = true,
+                Body::Snapshot(backup) => {
+                    self.file_snapshots.push((object.name.clone(), backup.as_ref().clone()));
+                    needs_snapshots = true;
+                }
                 _ => {}
             }
         }
