@@ -2,7 +2,7 @@
 
 use crate::{
     plans::{backup, labelled, run_on, with_volumes},
-    support::{Fake, snap, task, volume},
+    support::{Fake, list, ok, reply, snap, task, volume},
 };
 use serde_json::{Value, json};
 
@@ -115,6 +115,61 @@ fn volume_with_replaced_content_is_no_restore() {
     let gone = with_volumes(&volumes(), &[], &[]);
     let spec = "backupLocation: nas, backupName: good, destinationVolume: acc, replacePolicy: Delete";
     check(&gone, ("VolumeRestore", "rr", spec), None);
+}
+
+#[test]
+fn restore_is_not_repeated_when_its_backup_is_made_again() {
+    // The backup of the label is gone; another one has the name.
+    let again = [backup("59-62", "good", ("59", "db"))];
+    for (volume_name, labels) in
+        [("acc", of_rr()), ("moved", of_rr()), ("moved", json!({ "restored-by": "rr" }))]
+    {
+        let volumes = [labelled("1", volume_name, labels), volume("59", "db")];
+        for spec in ["", ", replacePolicy: Delete"] {
+            let spec = format!("backupLocation: nas, backupName: good, destinationVolume: acc{spec}");
+            check(&with_volumes(&volumes, &again, &[]), ("VolumeRestore", "rr", &spec), None);
+            check(&with_volumes(&volumes, &[], &[]), ("VolumeRestore", "rr", &spec), None);
+        }
+    }
+}
+
+#[test]
+fn two_restores_of_one_volume_are_refused() {
+    let fake = with_volumes(&[volume("59", "db")], &[], &[]);
+    let spec = "backupLocation: nas, backupName: good, destinationVolume: db, replacePolicy: Delete";
+    let ran = run_on(&fake, "apply", &[("VolumeRestore", "a", spec), ("VolumeRestore", "b", spec)]);
+    let words = "line 6: VolumeRestore/b and VolumeRestore/a, in ";
+    assert!(ran.status == 2 && ran.stderr.contains(words), "{ran:?}");
+}
+
+#[test]
+fn schedule_of_a_volume_that_a_restore_makes_is_refused() {
+    let fake = with_volumes(&[volume("59", "db")], &[backup("59-61", "good", ("59", "db"))], &[]);
+    let restore = ("VolumeRestore", "rr", "backupLocation: nas, backupName: good, destinationVolume: acc");
+    let schedule = "schedule: {daily: {time: '01:00'}}, template: {spec: {backupLocation: nas, volume: acc}}";
+    let ran = run_on(&fake, "apply --dry-run", &[("VolumeBackupSchedule", "s", schedule), restore]);
+    let hint = "hint: `blockctl volume list` shows the volumes";
+    let words = ["spec.template.spec.volume: there is no volume acc", hint];
+    assert!(ran.status == 4 && words.iter().all(|words| ran.stderr.contains(words)), "{ran:?}");
+}
+
+#[test]
+fn clones_follow_their_source_through_names() {
+    // The snapshot `monday` of db stands for one that was taken for the clone.
+    let cloned = json!({ "cloned-by": "cl", "cloned-from": "was@clone-1" });
+    let mut taken = reply("GET /v1/snapshots/db@monday");
+    taken["name"] = json!("clone-1");
+    let volumes = [volume("59", "db"), labelled("2", "db-test", cloned)];
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!(volumes)))),
+        ("GET /v1/snapshots", ok(list(json!([taken])))),
+    ]);
+    check(&fake, ("VolumeClone", "cl", "sourceVolume: db"), None);
+    // Another volume has no such snapshot, also if a snapshot of the file has the name.
+    let snapshot = ("VolumeSnapshot", "snap", "volume: db");
+    let clone = ("VolumeClone", "other", "sourceVolume: db-test, snapshot: snap");
+    let ran = run_on(&fake, "apply --dry-run", &[snapshot, clone]);
+    assert!(ran.status == 4 && ran.stderr.contains("there is no snapshot db-test@snap"), "{ran:?}");
 }
 
 #[test]

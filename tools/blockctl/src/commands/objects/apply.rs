@@ -13,7 +13,7 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
     objects::{
         Body, Kind, Object, backup::Backup, hook::Hook, location::Location, location_table::is_access,
-        policy::Rules, read_all, schedule, volumes::ReplacePolicy,
+        policy::Rules, read_all, schedule,
     },
     output::Context,
     wait::follow,
@@ -131,10 +131,9 @@ impl Apply<'_> {
             (false, None) => format!(" (task {})", tasks.join(", ")),
         };
         self.context.output.line(format!("{object} {}{more}", done.result))?;
-        let is_replacing =
-            matches!(&object.body, Body::Restore(restore) if restore.replace_policy == ReplacePolicy::Delete);
         for volume in kept {
-            let text = match is_replacing {
+            let mut made = self.resources.made_by(RESTORED_BY, object);
+            let text = match made.any(|one| one.name == volume) {
                 true => format!(
                     "has other content since this restore, and is kept; without its label {RESTORED_BY} it is restored again"
                 ),

@@ -102,8 +102,13 @@ fn plan_target(
 ) -> VolumePlan {
     let wanted = target.snap.to_string();
     let is_wanted = |volume: &&Volume| resources.origin(volume) == Some(&wanted);
-    let made = resources.made_by(RESTORED_BY, object).find(is_wanted);
-    let found = made.or_else(|| resources.volume(&target.volume));
+    let is_of_past = |volume: &&Volume| {
+        !restore.is_of_all()
+            && resources.origin(volume).is_none_or(|origin| resources.was_of_backup(restore, origin))
+    };
+    let mut made = resources.made_by(RESTORED_BY, object);
+    let found = resources.made_by(RESTORED_BY, object).find(is_wanted);
+    let found = found.or_else(|| made.find(is_of_past)).or_else(|| resources.volume(&target.volume));
     let name = found.map_or(&target.volume, |volume| &volume.name).clone();
     let plan =
         found.map_or(Plan::Create, |volume| plan_existing(object, restore, volume, &wanted, resources));
@@ -118,12 +123,15 @@ fn plan_existing(
     wanted: &String,
     resources: &ResourceSet,
 ) -> Plan {
-    let is_replaced =
-        || resources.made_by(RESTORED_BY, object).any(|made| made.volume_id == volume.volume_id);
+    let is_made = || resources.made_by(RESTORED_BY, object).any(|made| made.volume_id == volume.volume_id);
     match (resources.origin(volume), restore.replace_policy) {
         (Some(origin), _) if origin == wanted => plan_restored(object, volume, resources),
+        // The backup was made again under its name: the restore was of the earlier one.
+        (Some(origin), _) if is_made() && resources.was_of_backup(restore, origin) => {
+            plan_restored(object, volume, resources)
+        }
         // Another restore or a rollback replaced the content: a repeated `apply` must not undo it.
-        (None, _) if is_replaced() => Plan::Kept,
+        (None, _) if is_made() => Plan::Kept,
         (_, ReplacePolicy::Delete) => Plan::Create,
         // Other volumes of the backup may be missing.
         (Some(origin), ReplacePolicy::Retain) if !restore.is_of_all() => {

@@ -179,6 +179,11 @@ impl ResourceSet {
         listed.peek().is_some() && !listed.any(is_meant)
     }
 
+    /// Returns true if a cloud snapshot may have been one of the named backup of a restore.
+    pub fn was_of_backup(&self, restore: &Restore, id: &str) -> bool {
+        matches!(restore.source(), Some(RestoreSource::Backup(..))) && !self.is_of_other_backup(restore, id)
+    }
+
     /// Checks that objects of this command make the backup of a restore: their own, or a new location that
     /// may have it.
     ///
