@@ -59,7 +59,7 @@ pub async fn check_location(
 /// Reports an option that contradicts an existing location.
 fn differs(found: &Credential, cause: &str) -> Failure {
     Failure::usage(format!("backup location {} exists, {cause}", found.name))
-        .with_hint("omit the options of an existing location, or name another one")
+        .with_hint("omit the options and variables of an existing location, or name another one")
 }
 
 fn check_settings(given: &Settings, found: &Credential) -> Result<(), Failure> {
