@@ -272,7 +272,7 @@ impl CloudSnapshots {
         if listed.is_empty() || self.repositories.is_location_in_doubt(credential.uuid) {
             self.repositories.prove_location(credential.uuid, &repository).await?;
         }
-        self.lazy.end_relisted_backings(credential.uuid, &repository, &listed).await;
+        self.lazy.end_relisted_backings(credential.uuid, &listed);
         let keys = listed.iter().map(|item| item.key.clone()).collect();
         self.repositories.forget_deleted_backups(credential.uuid, &repository, known, &keys).await?;
         let (uuid, whole_store) = (credential.uuid, scope.whole_store);

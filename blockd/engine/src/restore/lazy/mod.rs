@@ -12,7 +12,7 @@ pub use crate::restore::lazy::fetcher::Fetcher;
 pub use crate::restore::lazy::source::{CloudSource, SharedSource};
 
 use crate::{
-    error::{ServiceError, blocking, spawned},
+    error::{ServiceError, blocking},
     health::BACKING_SNAPSHOT,
     host::Host,
     ids::random_id,
@@ -29,10 +29,7 @@ use blockd_api::{
 use blockd_catalog::{
     Chain, Db, DbError, DbManifestCache, LazyRow, NewEvent, ScheduleRow, VolumeRow, VolumeState,
 };
-use blockd_cloud::{
-    CancelToken, CloudSnapshotId, ListedManifest, Manifest, ManifestKey, Progress, Repository,
-    VerifiedSnapshot, VerifyDepth, VerifyOptions, verify,
-};
+use blockd_cloud::{CloudSnapshotId, ListedManifest, Manifest, ManifestKey};
 use blockd_extent::VolumeId;
 use blockd_volume::Volume;
 use jiff::Timestamp;
@@ -87,48 +84,16 @@ impl LazyVolumes {
         self.repositories.health.clear(BACKING_SNAPSHOT, &id.to_string());
     }
 
-    /// Ends the problems of deleted backing snapshots that a location has again, with all of their objects.
-    pub(crate) async fn end_relisted_backings(
-        &self,
-        credential: Uuid,
-        repository: &Repository,
-        listed: &[ListedManifest],
-    ) {
+    /// Ends the problems of deleted backing snapshots that a location lists again.
+    pub(crate) fn end_relisted_backings(&self, credential: Uuid, listed: &[ListedManifest]) {
         let sources: Vec<_> = self.lazy_sources.lock().values().map(Arc::clone).collect();
         for source in sources.iter().filter(|source| source.deleted().is_some()) {
             let (at, id) = source.origin();
-            let is_listed = |item: &ListedManifest| item.id == Some(id) && item.manifest.is_ok();
-            if at != credential || !listed.iter().any(is_listed) {
-                continue;
-            }
-            match self.has_all_objects(credential, repository, id).await {
-                Ok(true) => {
-                    source.recheck();
-                    self.end_deleted_backing(source.volume());
-                }
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(cloudsnap = %id, %error, "check of a backing snapshot that is listed again failed");
-                }
+            if at == credential && listed.iter().any(|item| item.id == Some(id) && item.manifest.is_ok()) {
+                source.recheck();
+                self.end_deleted_backing(source.volume());
             }
         }
-    }
-
-    /// Returns true if the objects that a cloud snapshot needs exist with the right lengths.
-    async fn has_all_objects(
-        &self,
-        credential: Uuid,
-        repository: &Repository,
-        id: CloudSnapshotId,
-    ) -> Result<bool, ServiceError> {
-        let options = VerifyOptions { depth: VerifyDepth::Quick, download_concurrency: 1, cpu_threads: 1 };
-        let manifests = DbManifestCache::new(Arc::clone(&self.db), credential);
-        let repository = repository.clone();
-        let report = spawned(async move {
-            let (progress, cancel) = (Arc::new(Progress::new(Arc::default())), CancelToken::new());
-            verify(&repository, &[id], &options, &|_| None, &manifests, progress, &cancel).await
-        });
-        Ok(report.await?.snapshots.iter().any(VerifiedSnapshot::is_sound))
     }
 
     /// Reports a backing snapshot that another host deleted.
@@ -136,9 +101,8 @@ impl LazyVolumes {
         let name = self.volume_name(id);
         let message = format!("volume {name} is incomplete: {cause}");
         let todo = format!(
-            "bring its objects back if the store keeps deleted versions, then run blockctl cloudsnap list, and \
-             blockctl cloudsnap resume if its hydration failed; otherwise copy what can be read of {name}, and \
-             restore another cloud snapshot"
+            "bring its objects back if the store keeps deleted versions, then run blockctl cloudsnap list; otherwise \
+             copy what can be read of {name}, and restore another cloud snapshot"
         );
         {
             // A volume that is deleted meanwhile has no problem: its source is dropped first.
