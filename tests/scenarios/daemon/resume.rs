@@ -314,7 +314,7 @@ async fn damage_that_only_others_have_is_a_warning() {
     model.write(&volume, 0, 3, 3 << 20);
     let next = host.backup("data", false).await;
     assert_eq!(next.backup_type, Some(BackupType::Incremental));
-    flip_bit(pack, IN_SECOND_FRAME);
+    flip_bit(&pack, IN_SECOND_FRAME);
     let request = StartVerify {
         cloud_snapshot_id: next.cloud_snapshot_id.as_ref().map(|id| id.parse().unwrap()),
         ..StartVerify::default()
@@ -330,6 +330,10 @@ async fn damage_that_only_others_have_is_a_warning() {
     assert_eq!(found.len(), 1, "known damage is no news: {found:?}");
     assert_eq!((found[0].severity, found[0].cloud_snapshot_id.as_ref()), (Severity::Warning, Some(&full)));
     assert!(found[0].message.contains(&full) && found[0].message.contains("/pack-"), "{found:?}");
+    // Damage that grows is news.
+    fs::remove_file(&pack).unwrap();
+    assert_eq!(host.verify(&request).await.state.stage, TaskStage::Done);
+    assert_eq!(host.events_of("damage-found").await.len(), 2);
     let listed = host.list().await;
     let sound: Vec<_> = listed.into_iter().map(|one| one.verification.unwrap().sound).collect();
     assert_eq!(sound, [false, true]);

@@ -32,10 +32,7 @@ use blockd_cloud::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
 use blockd_store::Bandwidth;
 use jiff::Timestamp;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 
@@ -172,17 +169,18 @@ async fn record(
     Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, summary(&found)))
 }
 
-/// Returns the event of damage that only cloud snapshots outside of the verification have; `None` if it was
-/// known.
+/// Returns the event of damage that only cloud snapshots outside of the verification have; `None` if all of
+/// it was known.
 fn damage_of_others(
     row: &TaskRow,
     report: &VerifyReport,
     known: &BTreeMap<CloudSnapshotId, Proof>,
 ) -> Option<NewEvent> {
-    let is_new = |id: &CloudSnapshotId| known.get(id).is_none_or(|proof| proof.sound);
-    let affected = report.findings.iter().flat_map(|finding| &finding.affects).chain(&report.others);
-    let new: BTreeSet<CloudSnapshotId> = affected.map(|one| one.id).filter(is_new).collect();
-    let first = *new.first()?;
+    let is_new = |other: &&AffectedSnapshot| {
+        known.get(&other.id).is_none_or(|proof| proof.sound || loses_more(proof, &other.blocks))
+    };
+    let new: Vec<_> = report.others.iter().filter(is_new).collect();
+    let first = new.first()?.id;
     let more = match new.len() {
         1 => String::new(),
         count => format!(" (and {} more)", count - 1),
@@ -199,6 +197,13 @@ fn damage_of_others(
         cloudsnap: Some(first),
         ..NewEvent::new(Timestamp::now(), Severity::Warning, EventKind::DamageFound, message)
     })
+}
+
+/// Returns true if these blocks are more than what is recorded as lost. All are recorded if none is named.
+fn loses_more(proof: &Proof, blocks: &BlockSet) -> bool {
+    let mut new = blocks.clone();
+    new.subtract(&proof.damaged);
+    !proof.damaged.is_empty() && !new.is_empty()
 }
 
 /// Describes the first damage of a verified cloud snapshot, or of a key slot if all of them are sound.
