@@ -330,6 +330,8 @@ async fn damage_that_only_others_have_is_a_warning() {
     assert_eq!(found.len(), 1, "known damage is no news: {found:?}");
     assert_eq!((found[0].severity, found[0].cloud_snapshot_id.as_ref()), (Severity::Warning, Some(&full)));
     assert!(found[0].message.contains(&full) && found[0].message.contains("/pack-"), "{found:?}");
+    let of = (found[0].volume_name.as_ref().map(|name| name.as_str()), found[0].volume_id);
+    assert_eq!(of, (Some("data"), Some(host.inspect_volume("data").await.volume_id)));
     // Damage that grows is news.
     fs::remove_file(&pack).unwrap();
     assert_eq!(host.verify(&request).await.state.stage, TaskStage::Done);

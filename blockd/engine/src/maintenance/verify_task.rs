@@ -158,7 +158,7 @@ async fn record(
         proofs.iter().try_for_each(|proof| proof.put(tx))
     };
     if found.damaged_snapshots.is_empty() && report.slots.is_empty() {
-        let event = damage_of_others(&row, &report, &known);
+        let event = damage_of_others(work, &row, &report, &known);
         let done = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
             put(tx)?;
             event.map_or(Ok(()), |event| event.insert(tx))
@@ -172,6 +172,7 @@ async fn record(
 /// Returns the event of damage that only cloud snapshots outside of the verification have; `None` if all of
 /// it was known.
 fn damage_of_others(
+    work: &VerifyWork,
     row: &TaskRow,
     report: &VerifyReport,
     known: &BTreeMap<CloudSnapshotId, Proof>,
@@ -190,7 +191,10 @@ fn damage_of_others(
         format!(": object {} at byte {}: {}", finding.object, finding.offset_bytes, finding.what)
     });
     let message = format!("a verification of others found cloud snapshot {first}{more} damaged{cause}");
+    let own_cluster = work.host.cluster;
     Some(NewEvent {
+        volume_id: (first.cluster == own_cluster).then_some(first.volume),
+        volume: work.registry.source_name(&first, own_cluster),
         credential_id: Some(row.credential),
         credential: Some(row.detail.credential_name.clone()),
         task: Some(row.id),
