@@ -307,7 +307,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn damage_that_only_others_have_is_a_warning() {
+async fn damage_that_only_others_have_is_an_event() {
     let host = Host::new().await;
     let (full, volume, mut model) = host.one_backup().await;
     let pack = host.packs().remove(0);
@@ -328,7 +328,7 @@ async fn damage_that_only_others_have_is_a_warning() {
     }
     let found = host.events_of("damage-found").await;
     assert_eq!(found.len(), 1, "known damage is no news: {found:?}");
-    assert_eq!((found[0].severity, found[0].cloud_snapshot_id.as_ref()), (Severity::Warning, Some(&full)));
+    assert_eq!((found[0].severity, found[0].cloud_snapshot_id.as_ref()), (Severity::Error, Some(&full)));
     assert!(found[0].message.contains(&full) && found[0].message.contains("/pack-"), "{found:?}");
     let of = (found[0].volume_name.as_ref().map(|name| name.as_str()), found[0].volume_id);
     assert_eq!(of, (Some("data"), Some(host.inspect_volume("data").await.volume_id)));

@@ -199,7 +199,7 @@ fn damage_of_others(
         credential: Some(row.detail.credential_name.clone()),
         task: Some(row.id),
         cloudsnap: Some(first),
-        ..NewEvent::new(Timestamp::now(), Severity::Warning, EventKind::DamageFound, message)
+        ..NewEvent::new(Timestamp::now(), Severity::Error, EventKind::DamageFound, message)
     })
 }
 
