@@ -20,7 +20,6 @@ use crate::{
 use blockd_api::{
     ErrorCode, SnapshotName,
     events::{EventKind, Severity},
-    tasks::{DamageFinding, Findings},
 };
 use blockd_catalog::{
     Chain, Db, DbError, DbManifestCache, NewEvent, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyTask,
@@ -32,7 +31,10 @@ use blockd_cloud::{
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet};
 use blockd_store::Bandwidth;
 use jiff::Timestamp;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 
@@ -166,7 +168,7 @@ async fn record(
         return work.tasks.finish(live, done).await;
     }
     work.db.run(put).await?;
-    Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, summary(&found)))
+    Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, summary(&report)))
 }
 
 /// Returns the event of damage that only cloud snapshots outside of the verification have; `None` if all of
@@ -210,19 +212,22 @@ fn loses_more(proof: &Proof, blocks: &BlockSet) -> bool {
     !proof.damaged.is_empty() && !new.is_empty()
 }
 
-/// Describes the first damage of a verified cloud snapshot, or of a key slot if all of them are sound.
-fn summary(found: &Findings) -> String {
-    let is_meant = |damage: &&DamageFinding| match found.damaged_snapshots.is_empty() {
-        true => damage.affects.is_empty(),
-        false => damage.affects.iter().any(|one| found.damaged_snapshots.contains(&one.cloud_snapshot_id)),
+/// Describes the first damage of a verified cloud snapshot, or of a key slot if all of them are sound. It
+/// searches the report, because the stored findings are limited.
+fn summary(report: &VerifyReport) -> String {
+    let damaged: BTreeSet<CloudSnapshotId> =
+        report.snapshots.iter().filter(|one| !one.is_sound()).map(|one| one.id).collect();
+    let is_meant = |finding: &&VerifyFinding| match damaged.is_empty() {
+        true => finding.affects.is_empty(),
+        false => finding.affects.iter().any(|one| damaged.contains(&one.id)),
     };
-    let first = found.damage.iter().find(is_meant).map(|damage| {
-        format!("object {} is damaged at byte {}: {}", damage.object, damage.offset_bytes, damage.cause)
+    let first = report.findings.iter().find(is_meant).or(report.findings.first());
+    let first = first.map_or_else(String::new, |finding| {
+        format!(": object {} is damaged at byte {}: {}", finding.object, finding.offset_bytes, finding.what)
     });
-    let first = first.unwrap_or_default();
-    match found.damaged_snapshots.len() {
-        0 => format!("no cloud snapshot is damaged, but a key slot was: {first}"),
-        count => format!("{count} of {} cloud snapshots are damaged: {first}", found.snapshots),
+    match damaged.len() {
+        0 => format!("no cloud snapshot is damaged, but a key slot was{first}"),
+        count => format!("{count} of {} cloud snapshots are damaged{first}", report.snapshots.len()),
     }
 }
 
@@ -396,6 +401,28 @@ mod tests {
         let report = VerifyReport { others, ..VerifyReport::default() };
         let proof = proofs(&report, &known, credential, VerifyDepth::Full, later).remove(0);
         assert_eq!((proof.cloudsnap, proof.sound, proof.damaged), (id(3), false, blocks(8)));
+    }
+
+    #[test]
+    fn summary_names_damage_behind_the_limits_of_findings() {
+        let affects = (1..=40).map(|snapshot| AffectedSnapshot { id: id(snapshot), blocks: blocks(5) });
+        let finding = VerifyFinding {
+            object: "pack".into(),
+            offset_bytes: 7,
+            what: "torn".into(),
+            affects: affects.collect(),
+        };
+        let snapshot = VerifiedSnapshot { id: id(40), damaged: blocks(5), has_manifest: true, digest: None };
+        let report = VerifyReport {
+            snapshots: vec![snapshot],
+            findings: vec![finding],
+            findings_total: 1,
+            ..VerifyReport::default()
+        };
+        let text = summary(&report);
+        assert_eq!(text, "1 of 1 cloud snapshots are damaged: object pack is damaged at byte 7: torn");
+        let affects = &findings::of_report(&report).damage[0].affects;
+        assert_eq!(affects[0].cloud_snapshot_id, id(40).to_string(), "the verified ones are listed first");
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use blockd_api::tasks::{AffectedCloudsnap, ByteRange, DamageFinding, Findings, TaskKind};
 use blockd_catalog::{DbError, Doubt, Proof, TaskRow};
-use blockd_cloud::{CloudSnapshotId, Damage, VerifiedSnapshot, VerifyDepth, VerifyReport};
+use blockd_cloud::{AffectedSnapshot, CloudSnapshotId, Damage, VerifiedSnapshot, VerifyDepth, VerifyReport};
 use blockd_extent::{BlockSet, Extent};
 use jiff::Timestamp;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Maximum number of listed damages.
 const MAX_LISTED: usize = 100;
@@ -27,16 +27,18 @@ fn affected(cloudsnap: &str, blocks: &BlockSet) -> AffectedCloudsnap {
 /// Returns the findings of a verification.
 pub(crate) fn of_report(report: &VerifyReport) -> Findings {
     let damaged = report.snapshots.iter().filter(|snapshot| !snapshot.is_sound());
+    let verified: BTreeSet<_> = report.snapshots.iter().map(|snapshot| snapshot.id).collect();
+    // The verified ones come first, because the others may be cut.
+    let by_request = |affects: &[AffectedSnapshot]| {
+        let (first, others): (Vec<_>, Vec<_>) = affects.iter().partition(|one| verified.contains(&one.id));
+        let listed = first.into_iter().chain(others).take(MAX_AFFECTED);
+        listed.map(|one| affected(&one.id.to_string(), &one.blocks)).collect()
+    };
     let damage = report.findings.iter().take(MAX_LISTED).map(|finding| DamageFinding {
         object: finding.object.clone(),
         offset_bytes: finding.offset_bytes,
         cause: finding.what.clone(),
-        affects: finding
-            .affects
-            .iter()
-            .take(MAX_AFFECTED)
-            .map(|one| affected(&one.id.to_string(), &one.blocks))
-            .collect(),
+        affects: by_request(&finding.affects),
     });
     Findings {
         snapshots: report.snapshots.len() as u64,
