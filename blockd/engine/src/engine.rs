@@ -263,7 +263,8 @@ impl Engine {
         let devices = service!(Devices { admission, attachments, db, registry });
         let snapshots = service!(Snapshots { admission, attachments, readers, db, events, host, merger,
             quiescer, quiescing, registry, reserve, scheduler, tasks } to_undo);
-        let lazy = service!(LazyVolumes { db, host, registry, repositories } fetcher, lazy_sources);
+        let lazy = service!(LazyVolumes { db, host, registry, repositories } fetcher, lazy_sources,
+            reporting);
         let backup_work = service!(BackupWork { db, events, host, registry, repositories, snapshots, tasks
             } shared_readers, freezing, failed);
         let restore_work = service!(RestoreWork { db, host, merger, registry, repositories, tasks });

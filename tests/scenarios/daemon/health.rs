@@ -200,9 +200,18 @@ async fn deleted_backing_snapshot_is_reported_with_its_volume() {
     let files = walk(host.store.path()).into_iter().map(|name| host.store.path().join(name));
     let objects: Vec<_> = files.map(|path| (fs::read(&path).unwrap(), path)).collect();
     host.delete_cloudsnap(&delete_of(&id)).await;
-    let copy = other.volume("copy");
-    let read = tokio::task::spawn_blocking(move || copy.read(0, &mut [0; BLOCK as usize]));
-    read.await.unwrap().unwrap_err();
+    let read = async || {
+        let copy = other.volume("copy");
+        let read = tokio::task::spawn_blocking(move || copy.read(0, &mut [0; BLOCK as usize]));
+        read.await.unwrap().unwrap_err();
+    };
+    other.refuse_events(true).await;
+    read().await;
+    other.refuse_events(false).await;
+    for _ in 0..2 {
+        read().await;
+    }
+    assert_eq!(other.events_of("backing-snapshot-deleted").await.len(), 1);
     let problems = other.problems_when(1).await;
     assert!(problems[0].kind == "backing-snapshot" && problems[0].cause.contains(&id), "{problems:?}");
     let event = other.events_of("backing-snapshot-deleted").await.pop().unwrap();

@@ -43,6 +43,8 @@ pub struct LazyVolumes {
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) host: Arc<Host>,
     pub(crate) lazy_sources: Mutex<HashMap<VolumeId, Arc<CloudSource>>>,
+    /// Held while a deleted backing snapshot is reported.
+    pub(crate) reporting: tokio::sync::Mutex<()>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
 }
@@ -96,30 +98,39 @@ impl LazyVolumes {
         }
     }
 
-    /// Reports a backing snapshot that another host deleted.
-    pub(crate) async fn note_deleted_backing(&self, id: VolumeId, cause: &str) {
+    /// Reports a backing snapshot that another host deleted; returns false if its event was not stored.
+    pub(crate) async fn note_deleted_backing(&self, id: VolumeId, cause: &str) -> bool {
         let name = self.volume_name(id);
         let message = format!("volume {name} is incomplete: {cause}");
         let todo = format!(
             "bring its objects back if the store keeps deleted versions, then run blockctl cloudsnap list; otherwise \
              copy what can be read of {name}, and restore another cloud snapshot"
         );
-        {
-            // A volume that is deleted meanwhile has no problem: its source is dropped first.
-            let sources = self.lazy_sources.lock();
-            let is_new = sources.contains_key(&id)
-                && self.repositories.health.note(BACKING_SNAPSHOT, &id.to_string(), message.clone(), todo);
-            if !is_new {
-                return;
-            }
+        let health = &self.repositories.health;
+        // Of reads that fail at the same time only one stores the event.
+        let _one = self.reporting.lock().await;
+        if health.has(BACKING_SNAPSHOT, &id.to_string()) || !self.lazy_sources.lock().contains_key(&id) {
+            return true;
         }
-        let event =
-            NewEvent::new(Timestamp::now(), Severity::Error, EventKind::BackingSnapshotDeleted, message);
+        let event = NewEvent::new(
+            Timestamp::now(),
+            Severity::Error,
+            EventKind::BackingSnapshotDeleted,
+            message.clone(),
+        );
         let event = NewEvent { volume_id: Some(id), volume: name.parse().ok(), ..event };
-        if let Err(error) = self.db.run(move |tx| event.insert(tx)).await {
+        let stored = self.db.run(move |tx| event.insert(tx)).await;
+        // A volume that is deleted meanwhile has no problem: its source is dropped first.
+        let sources = self.lazy_sources.lock();
+        if let Err(error) = stored {
             tracing::warn!(volume = %id, %error, "storing the event of a deleted backing snapshot failed");
+            return false;
+        }
+        if sources.contains_key(&id) {
+            health.note(BACKING_SNAPSHOT, &id.to_string(), message, todo);
         }
         self.repositories.events.wake();
+        true
     }
 
     /// Creates a lazy volume: rows, then files, then the state of the row. A crash in between leaves rows

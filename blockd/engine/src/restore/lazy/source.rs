@@ -127,9 +127,12 @@ impl CloudSource {
                     let message = format!(
                         "cloud snapshot {id} was deleted from {store}: the blocks that the volume has not fetched are lost"
                     );
-                    lazy.note_deleted_backing(self.row.volume, &message).await;
+                    let is_reported = lazy.note_deleted_backing(self.row.volume, &message).await;
                     let deleted = SourceError::new(message, false);
-                    *self.deleted.lock() = Some(deleted.clone());
+                    // Otherwise the next read reports it.
+                    if is_reported {
+                        *self.deleted.lock() = Some(deleted.clone());
+                    }
                     Some(deleted)
                 }
                 _ => None,
