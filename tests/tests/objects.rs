@@ -358,7 +358,8 @@ fn ambiguous_backup_name_deletes_none() {
     with_label("two");
     let ran = ctl.run(&["apply", "-f", &both]);
     assert!(
-        ran.stdout == "VolumeBackup/before unchanged\n" && ran.stderr.contains(" lacks two, which"),
+        ran.stdout == "VolumeBackup/before unchanged\n"
+            && ran.stderr.contains(" lacks two of the selected volumes"),
         "{ran:?}"
     );
 }

@@ -87,7 +87,7 @@ fn failed_in_place_restore_fences_clients_until_resumed() {
     let ctl = daemon.ctl();
     ctl.fails_with(&["volume", "delete", "vol"], 5, "partially restored");
     let resume = format!("blockctl cloudsnap resume --name {task}");
-    let listed = ctl.run(&["volume", "list"]).stdout;
+    let listed = ctl.run(&["volume", "list"]).stdout.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(listed.contains(&format!("up - restored in part: resume it, `{resume}`")), "{listed}");
     assert_eq!(ctl.volume("vol")["inPlaceRestore"]["isPartial"], true);
     let Err(refused) = Nbd::try_open(&daemon.nbd_socket(), "vol") else {
