@@ -1,7 +1,9 @@
 //! Filters and order of lists.
 
 use crate::{failure::Failure, output::Context, times::Period};
-use blockd_api::{ClientError, ErrorCode, ObjectName, VolumeId, VolumeName, VolumeRef, operations};
+use blockd_api::{
+    ClientError, ErrorCode, ObjectName, VolumeId, VolumeName, VolumeRef, matches_wildcard, operations,
+};
 use clap::Args;
 use jiff::Timestamp;
 use std::str::FromStr;
@@ -68,7 +70,7 @@ impl VolumeFilter {
 
 /// Pattern of a name: `*` matches any characters, also none.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamePattern(Vec<String>);
+pub struct NamePattern(String);
 
 impl FromStr for NamePattern {
     type Err = String;
@@ -76,7 +78,7 @@ impl FromStr for NamePattern {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.is_empty() {
             true => Err("expected a name, or a pattern such as 'db-*'".to_owned()),
-            false => Ok(Self(text.split('*').map(str::to_owned).collect())),
+            false => Ok(Self(text.to_owned())),
         }
     }
 }
@@ -84,22 +86,12 @@ impl FromStr for NamePattern {
 impl NamePattern {
     /// Returns the only name of a backup that matches, without a `*`.
     pub fn exact(&self) -> Option<ObjectName> {
-        match self.0.as_slice() {
-            [name] => name.parse().ok(),
-            _ => None,
-        }
+        self.0.parse().ok().filter(|_| !self.0.contains('*'))
     }
 
     /// Returns true if the whole name matches.
     pub fn matches(&self, name: &str) -> bool {
-        let Some((first, rest)) = self.0.split_first() else { return false };
-        let Some(mut left) = name.strip_prefix(first.as_str()) else { return false };
-        let Some((last, middle)) = rest.split_last() else { return left.is_empty() };
-        for part in middle {
-            let Some(at) = left.find(part.as_str()) else { return false };
-            left = left.get(at + part.len()..).unwrap_or_default();
-        }
-        left.ends_with(last.as_str())
+        matches_wildcard(&self.0, name)
     }
 }
 
