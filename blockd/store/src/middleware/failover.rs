@@ -25,10 +25,10 @@ const MIN_BYTES_PER_S: u64 = 64 << 10;
 /// Store whose servers are used in turn: after a request that got no response, the later ones go to the next
 /// server. All servers have the same objects.
 ///
-/// A request that got no response may have succeeded. Reads, deletions and first pages of listings are
-/// repeated at the next server at once. Writes fail, so that the caller repeats and counts them: the commit
-/// of a backup depends on the number of its requests. Further pages of a listing come from the server of the
-/// first: another one may take an unknown position for the end.
+/// A request that got no response may have succeeded. Reads, deletions and listings are repeated at the next
+/// server at once. Writes fail, so that the caller repeats and counts them: the commit of a backup depends on
+/// the number of its requests. A listing begins again at the next server, which may take the position of
+/// another one for the end; its pages then repeat objects.
 pub struct FailoverStore {
     description: String,
     servers: Vec<Server>,
@@ -66,25 +66,26 @@ impl FailoverStore {
         next
     }
 
-    /// Sends a request to the current server, or only to a given one; returns the index of the server that
-    /// responded and the response.
+    /// Returns the route of a new request.
+    fn route(&self, kind: RequestKind) -> Route {
+        let others = match kind {
+            RequestKind::Get | RequestKind::List | RequestKind::Delete => self.servers.len() - 1,
+            RequestKind::Put | RequestKind::Multipart => 0,
+        };
+        Route { at: self.current.load(Relaxed), others }
+    }
+
+    /// Sends a request along a route; returns the route from the server that responded, and the response.
     async fn send<'a, T>(
         &self,
         request: Request<'a>,
-        only: Option<usize>,
-        ask: &(impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync),
-    ) -> (usize, Result<T, crate::StoreError>) {
-        let is_repeatable = match request.operation.kind() {
-            RequestKind::Get | RequestKind::List | RequestKind::Delete => only.is_none(),
-            RequestKind::Put | RequestKind::Multipart => false,
-        };
-        let mut at = only.unwrap_or_else(|| self.current.load(Relaxed));
-        let mut others = if is_repeatable { self.servers.len() - 1 } else { 0 };
+        Route { mut at, mut others }: Route,
+        ask: &(impl Fn(usize, Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync),
+    ) -> (Route, Result<T, crate::StoreError>) {
         loop {
             let attempt = Attempt::start(self, at);
-            let asked = ask(Arc::clone(&self.servers[at].store));
-            // Pages of a listing have one server; without a bound, each retry would wait for minutes.
-            let result = if others == 0 && only.is_none() {
+            let asked = ask(at, Arc::clone(&self.servers[at].store));
+            let result = if others == 0 {
                 asked.await
             } else {
                 // Most bodies are much shorter than their maximum.
@@ -98,13 +99,36 @@ impl FailoverStore {
                 Err(error) if error.kind.is_without_response() => {
                     let next = self.leave(at, &error.to_string());
                     if others == 0 {
-                        return (at, Err(error));
+                        return (Route { at, others }, Err(error));
                     }
                     (at, others) = (next, others - 1);
                 }
-                result => return (at, result),
+                result => return (Route { at, others }, result),
             }
         }
+    }
+}
+
+/// Server of a request or of the next page of a listing, and the number of servers after it that may repeat
+/// the request.
+#[derive(Clone, Copy)]
+struct Route {
+    at: usize,
+    others: usize,
+}
+
+impl Route {
+    /// Returns the position of a page whose server calls it `page`.
+    fn position(self, page: &str) -> String {
+        format!("{}:{}:{page}", self.at, self.others)
+    }
+
+    /// Returns the route of a position, and the position at its server.
+    fn of_position(position: &str) -> Option<(Self, &str)> {
+        let mut parts = position.splitn(3, ':');
+        let mut number = || parts.next()?.parse().ok();
+        let route = Self { at: number()?, others: number()? };
+        Some((route, parts.next()?))
     }
 }
 
@@ -153,26 +177,30 @@ impl Middleware for FailoverStore {
         request: Request<'a>,
         ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
-        Box::pin(async move { self.send(request, None, &ask).await.1 })
+        let route = self.route(request.operation.kind());
+        Box::pin(async move { self.send(request, route, &|_, store| ask(store)).await.1 })
     }
 
-    /// Positions begin with the index of their server.
+    /// Positions begin with their route, so that a listing begins again at most once at each other server.
     fn list_page<'a>(&'a self, prefix: &'a str, page: Option<&'a str>) -> StoreFuture<'a, ListPage> {
         let request = Request::new(Operation::List, prefix);
         Box::pin(async move {
             let position = page.map(|page| {
-                let found = page.split_once(':').and_then(|(at, page)| Some((at.parse().ok()?, page)));
-                found.filter(|(at, _)| *at < self.servers.len()).ok_or_else(|| {
+                let found = Route::of_position(page);
+                let count = self.servers.len();
+                found.filter(|(route, _)| route.at < count && route.others < count).ok_or_else(|| {
                     request.failed(StoreErrorKind::Other, &self.description).with_detail("unknown position")
                 })
             });
-            let (only, page) = position.transpose()?.unzip();
-            let ask = move |store: Arc<dyn BlobStore>| -> StoreFuture<'a, ListPage> {
+            let (start, page) = position.transpose()?.unzip();
+            let start = start.unwrap_or_else(|| self.route(RequestKind::List));
+            let ask = move |at, store: Arc<dyn BlobStore>| -> StoreFuture<'a, ListPage> {
+                let page = page.filter(|_| at == start.at);
                 Box::pin(async move { store.list_page(prefix, page).await })
             };
-            let (at, listed) = self.send(request, only, &ask).await;
+            let (route, listed) = self.send(request, start, &ask).await;
             let listed = listed?;
-            Ok(ListPage { next: listed.next.map(|next| format!("{at}:{next}")), ..listed })
+            Ok(ListPage { next: listed.next.map(|next| route.position(&next)), ..listed })
         })
     }
 }
