@@ -3,8 +3,8 @@
 //! [`LocalStore`], [`BucketStore`] (S3, Azure, Google) and [`SwiftStore`] are clients. The others are
 //! [`Middleware`]: [`MeterStore`] counts requests, [`RetryStore`] repeats failed ones within bounds,
 //! [`LimitStore`] enforces bandwidth limits, [`FailoverStore`] uses the next server of a bucket, and
-//! [`ReloadStore`] confines requests to a prefix and takes new credentials. A request of a task passes
-//! `LimitStore`, `RetryStore`, `MeterStore` and the shared `ReloadStore` of its credential to a client.
+//! [`ReloadStore`] confines requests to a prefix and takes new credentials. `docs/architecture.md`, "A layer
+//! of store requests", has their order.
 
 mod backends;
 mod middleware;
@@ -253,6 +253,8 @@ pub enum StoreErrorKind {
 impl StoreErrorKind {
     /// Returns true if a retry can succeed.
     pub const fn is_retryable(self) -> bool {
+        // `Other`: the cause is unknown, and a needless retry costs seconds, a missing one a backup.
+        // `WrongScheme`: recognized by texts that a starting server or a proxy can cause as well.
         matches!(
             self,
             Self::Unreachable

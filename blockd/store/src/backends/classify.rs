@@ -37,7 +37,8 @@ fn expected_region(text: &str) -> Option<&str> {
     between(text, "Region").filter(plain)
 }
 
-/// Error codes of servers by kind.
+/// Error codes of servers by kind. One that is absent here, with a status that decides nothing either, is
+/// [`Kind::Other`] and is retried: a permanent error belongs here.
 const CODES: [(Kind, &[&str]); 10] = [
     (Kind::WrongClock, &["RequestTimeTooSkewed", "RequestExpired"]),
     (Kind::WrongStyle, &["SecondLevelDomainForbidden"]),
