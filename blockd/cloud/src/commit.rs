@@ -6,7 +6,7 @@ use crate::{
     error::random,
     index_writer::StoredIndex,
     manifest::{BackupType, Delta, Manifest},
-    pack::OBJECT_HEADER_LEN,
+    pack::{OBJECT_HEADER_LEN, ObjectKind},
     repository::run_blocking,
 };
 use blockd_extent::BLOCK_SIZE_BYTES;
@@ -113,18 +113,18 @@ impl Job {
     /// removal is still to come, and removes this manifest too.
     async fn check_own(&self, manifest: &Manifest) -> Result<(), CloudError> {
         let delta = self.spec.delta_id();
-        let packs = (0..self.layout.pack_count).map(|pack_no| async move {
-            let is_stored = retry(|| self.is_stored(pack_no)).await?;
-            Ok::<_, CloudError>((!is_stored).then(|| delta.pack_key(pack_no)))
+        let checks = ObjectKind::all(self.layout.pack_count).map(|object| async move {
+            let key = delta.key(object);
+            let is_stored = match object {
+                ObjectKind::Pack(pack_no) => retry(|| self.is_stored(pack_no)).await?,
+                ObjectKind::Index => retry(|| self.exists(&key)).await?,
+            };
+            Ok::<_, CloudError>((!is_stored).then_some(key))
         });
-        let mut packs = futures::stream::iter(packs).buffer_unordered(CHECK_CONCURRENCY);
+        let mut checks = futures::stream::iter(checks).buffer_unordered(CHECK_CONCURRENCY);
         let mut gone: Option<String> = None;
-        while let Some(pack) = packs.next().await {
-            gone = gone.or(pack?);
-        }
-        let index_key = delta.index_key();
-        if gone.is_none() && !retry(|| self.exists(&index_key)).await? {
-            gone = Some(index_key);
+        while let Some(missing) = checks.next().await {
+            gone = gone.or(missing?);
         }
         let Some(object) = gone else { return Ok(()) };
         self.delete_manifest(manifest).await?;

@@ -242,8 +242,7 @@ async fn still_needed(
 async fn delete_delta(repo: &Repository, delta: &Delta) -> Result<u64, CloudError> {
     let id = delta.id();
     debug_assert_eq!(u64::from(delta.pack_count), delta.frames.div_ceil(PACK_FRAMES));
-    let packs = (0..delta.pack_count).map(|pack_no| id.pack_key(pack_no));
-    delete_objects(repo, packs.chain(std::iter::once(id.index_key()))).await
+    delete_objects(repo, id.keys(delta.pack_count)).await
 }
 
 /// Lists the objects of a delta. Foreign objects below its prefix are skipped.

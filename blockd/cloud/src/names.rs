@@ -1,5 +1,6 @@
 //! Names of the objects of a repository.
 
+use crate::pack::ObjectKind;
 use blockd_extent::{CloudSnapshotId, SnapshotId, VolumeId};
 use uuid::Uuid;
 
@@ -57,29 +58,37 @@ impl DeltaId {
         format!("{DATA_PREFIX}{}/{}/{}/", self.cluster, self.volume, self.snapshot)
     }
 
+    pub fn key(&self, object: ObjectKind) -> String {
+        match object {
+            ObjectKind::Pack(pack_no) => self.pack_key(pack_no),
+            ObjectKind::Index => self.index_key(),
+        }
+    }
+
     pub fn pack_key(&self, pack_no: u32) -> String {
         format!("{}pack-{pack_no:08x}", self.prefix())
     }
 
-    /// Returns the delta of a pack or an index; `None` for other keys.
+    pub fn index_key(&self) -> String {
+        format!("{}index", self.prefix())
+    }
+
+    /// Returns the keys of all objects of a delta with this number of packs.
+    pub fn keys(self, pack_count: u32) -> impl Iterator<Item = String> {
+        ObjectKind::all(pack_count).map(move |object| self.key(object))
+    }
+
+    /// Returns the delta of an object; `None` for other keys.
     pub fn of_object(key: &str) -> Option<Self> {
         let mut parts = key.strip_prefix(DATA_PREFIX)?.split('/');
         let cluster = parse_uuid(parts.next()?)?;
         let (volume, snapshot) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let delta = Self { cluster, volume, snapshot };
-        let name = parts.next()?;
-        let is_pack = || {
-            let digits = name.strip_prefix("pack-")?;
-            let number = u32::from_str_radix(digits, 16).ok()?;
-            (key == delta.pack_key(number)).then_some(())
+        let object = match parts.next()?.strip_prefix("pack-") {
+            Some(digits) => ObjectKind::Pack(u32::from_str_radix(digits, 16).ok()?),
+            None => ObjectKind::Index,
         };
-        (parts.next().is_none() && (name == "index" || is_pack().is_some())).then_some(delta)
-    }
-
-    pub fn index_key(&self) -> String {
-        let key = format!("{}index", self.prefix());
-        debug_assert_eq!(Self::of_object(&key), Some(*self));
-        key
+        (key == delta.key(object)).then_some(delta)
     }
 }
 
@@ -94,7 +103,7 @@ mod tests {
             volume: VolumeId::from_u64(5),
             snapshot: SnapshotId::from_u64(6),
         };
-        for key in [delta.index_key(), delta.pack_key(0), delta.pack_key(u32::MAX)] {
+        for key in delta.keys(2).chain([delta.pack_key(u32::MAX)]) {
             assert_eq!(DeltaId::of_object(&key), Some(delta));
         }
         let prefix = delta.prefix();

@@ -323,8 +323,8 @@ async fn quick(repo: &Repository, alone: &Manifest, found: &mut Damage) -> Resul
     let index_len = lens.get(&id.index_key()).copied();
     let total: u64 = lens.values().sum();
     // Also by name: a foreign object could hide a missing one of the same size.
-    let has_all_packs = (0..delta.pack_count).all(|pack_no| lens.contains_key(&id.pack_key(pack_no)));
-    if index_len == Some(delta.index.len_bytes) && total == delta.stored_bytes && has_all_packs {
+    let has_all = id.keys(delta.pack_count).all(|key| lens.contains_key(&key));
+    if index_len == Some(delta.index.len_bytes) && total == delta.stored_bytes && has_all {
         return Ok(());
     }
     let everything = Extent::whole(alone.size_bytes);
