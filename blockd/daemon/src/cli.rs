@@ -260,13 +260,38 @@ mod tests {
         assert_eq!(wide, [""; 0]);
     }
 
+    /// Returns the keys of a table, which the error for an unknown one lists; none of a plain key.
+    fn keys_of(table: &str) -> Vec<String> {
+        let parsed = toml::from_str::<crate::config::Config>(&format!("{table}\nunknown = 1"));
+        let error = parsed.unwrap_err();
+        let Some(known) = error.message().strip_prefix("unknown field `unknown`, expected ") else {
+            return Vec::new();
+        };
+        known.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    }
+
     #[test]
     fn configuration_keys_are_all_in_the_help() {
-        let printed = crate::config::Config::default().to_toml();
-        for line in printed.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let key = line.split(" =").next().unwrap();
-            let is_documented = CONFIG_HELP.lines().any(|line| line.split_whitespace().next() == Some(key));
-            assert!(is_documented, "{key} is not documented");
+        let documents = |words: &str| {
+            let words: Vec<&str> = words.split(' ').collect();
+            CONFIG_HELP
+                .lines()
+                .any(|line| line.split_whitespace().take(words.len()).eq(words.iter().copied()))
+        };
+        let (mut tables, mut keys) = (0, 0);
+        for key in keys_of("") {
+            let forms = [key.clone(), format!("[{key}]"), format!("[[{key}]]")];
+            assert!(forms.iter().any(|form| documents(form)), "{key} is not documented");
+            for of_table in forms[1..].iter().map(|table| keys_of(table)) {
+                tables += usize::from(!of_table.is_empty());
+                for inner in of_table {
+                    keys += 1;
+                    let is_documented =
+                        documents(&format!("{inner} ({key})")) || documents(&format!("[{key}.{inner}]"));
+                    assert!(is_documented, "{key}.{inner} is not documented");
+                }
+            }
         }
+        assert!(tables >= 5 && keys >= 20, "{keys} keys of {tables} tables");
     }
 }
