@@ -152,6 +152,93 @@ impl Handshakes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_nbd::TlsFiles;
+    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+    use std::{fs, os::unix::fs::PermissionsExt};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio_rustls::{
+        TlsConnector,
+        rustls::{ClientConfig, RootCertStore, crypto::aws_lc_rs, pki_types::PrivateKeyDer},
+    };
+
+    /// Certificate authority of a test.
+    struct Authority(Issuer<'static, KeyPair>);
+
+    impl Authority {
+        fn new(roots: &mut RootCertStore) -> (Self, String) {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let key = KeyPair::generate().unwrap();
+            let certificate = params.self_signed(&key).unwrap();
+            roots.add(certificate.der().clone()).unwrap();
+            (Self(Issuer::new(params, key)), certificate.pem())
+        }
+
+        fn sign(&self, name: &str, hosts: &[String]) -> (rcgen::Certificate, KeyPair) {
+            let mut params = CertificateParams::new(hosts).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
+            let key = KeyPair::generate().unwrap();
+            (params.signed_by(&key, &self.0).unwrap(), key)
+        }
+
+        /// Sends a request with a certificate of this name; returns the reply, which is empty if the
+        /// connection is refused.
+        async fn request(&self, roots: &RootCertStore, address: SocketAddr, name: &str) -> String {
+            let (certificate, key) = self.sign(name, &[]);
+            let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+            let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots.clone())
+                .with_client_auth_cert(vec![certificate.der().clone()], key)
+                .unwrap();
+            let stream = TcpStream::connect(address).await.unwrap();
+            let connector = TlsConnector::from(Arc::new(config));
+            let mut session = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+            let mut reply = Vec::new();
+            // The refusal may come before the request.
+            let _ = session.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+            let _ = session.read_to_end(&mut reply).await;
+            String::from_utf8(reply).unwrap()
+        }
+    }
+
+    #[tokio::test]
+    async fn connections_of_one_certificate_name_are_limited() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut roots = RootCertStore::empty();
+        let (authority, ca) = Authority::new(&mut roots);
+        let (certificate, key) = authority.sign("server", &["localhost".to_owned()]);
+        let file = |name: &str, pem: String| {
+            let path = dir.path().join(name);
+            fs::write(&path, pem).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            path
+        };
+        let files = TlsFiles {
+            certificate: file("server.pem", certificate.pem()),
+            key: file("server.key", key.serialize_pem()),
+            client_ca: Some(file("ca.pem", ca)),
+            client_crl: None,
+        };
+        let identity = Arc::new(TlsIdentity::load(files).unwrap());
+        let stop = CancellationToken::new();
+        let remote = Arc::new(Remote::new(Router::new(), identity, Arc::default(), stop.clone()));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let served = tokio::spawn(Arc::clone(&remote).serve(listener));
+        let request = async |name: &str| authority.request(&roots, address, name).await;
+
+        let one = || remote.connected.take("one".to_owned());
+        let mut slots: Vec<_> = std::iter::from_fn(one).collect();
+        assert_eq!(slots.len(), MAX_CONNECTIONS_OF_ONE);
+        assert_eq!(request("one").await, "");
+        assert!(request("two").await.starts_with("HTTP/1.1 404"));
+        slots.pop();
+        assert!(request("one").await.starts_with("HTTP/1.1 404"));
+        stop.cancel();
+        served.await.unwrap();
+    }
 
     #[test]
     fn oldest_handshake_of_an_address_is_dropped_first() {
