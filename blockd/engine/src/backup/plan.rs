@@ -1,4 +1,4 @@
-//! Plan of a backup: [`decide`] chooses between full and incremental, and a file keeps the plan.
+//! Plan of a backup: [`decide`] chooses between full and incremental by the chain, and a file keeps the plan.
 //!
 //! The file exists from before the first upload until the commit: a resumed backup uses the same blocks, salt
 //! and base, so its earlier uploads remain valid.
@@ -37,6 +37,9 @@ const MAGIC: &[u8; 8] = b"BLKDPLAN";
 const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 136;
 
+/// Reason for a full backup without a chain, which only the last backup has.
+const NO_LAST_BACKUP: &str = "no last backup of the volume to this location is recorded on this host: none was made, or it was deleted";
+
 /// Type of a backup with its reason or base.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Decision<'a> {
@@ -53,9 +56,10 @@ pub enum Decision<'a> {
 }
 
 /// Decides between full and incremental: a full backup, then `full_every - 1` incrementals, and so on.
+/// `make_plan` has the reasons for a full backup that need the manifest of the base or the volume.
 pub fn decide(chain: Option<&Chain>, force_full: bool, full_every: u32, frozen: Epoch) -> Decision<'_> {
     let Some(base) = chain else {
-        return Decision::Full { why: "this host has no earlier backup of the volume in this location" };
+        return Decision::Full { why: NO_LAST_BACKUP };
     };
     if force_full {
         return Decision::Full { why: "full backup requested" };

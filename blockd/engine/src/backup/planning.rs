@@ -26,6 +26,9 @@ use jiff::Timestamp;
 use std::sync::Arc;
 use uuid::Uuid;
 
+/// Reason for the full backup of a restart.
+const BASE_DELETED: &str = "the base of the incremental backup was deleted";
+
 /// Returns the plan of an earlier run or a new one, with the manifest of its base.
 pub(crate) async fn planned(
     work: &BackupWork,
@@ -93,6 +96,8 @@ async fn base_manifest(
     }
 }
 
+/// Plans a new backup. Its reasons for a full one besides those of [`decide`] are here and in
+/// [`restart_as_full`].
 async fn make_plan(
     work: &BackupWork,
     live: &LiveTask,
@@ -107,6 +112,8 @@ async fn make_plan(
     let mut note = "incremental to the last backup";
     let mut found = None;
     match decision {
+        // Its restart removed the chain.
+        Decision::Full { .. } if row.detail.note.as_deref() == Some(BASE_DELETED) => note = BASE_DELETED,
         Decision::Full { why } => note = why,
         Decision::Incremental { base } => match base_manifest(repository, manifests, base.cloudsnap).await {
             Ok(manifest) if manifest.chain.len() + 1 > MAX_CHAIN => {
@@ -239,6 +246,7 @@ pub(crate) async fn restart_as_full(
         row.detail.run = Some(run);
         row.detail.may_be_committed = false;
         row.detail.backup_type = None;
+        row.detail.note = Some(BASE_DELETED.to_owned());
     });
     let (stored, credential) = (live.view(), row.credential);
     work.db
