@@ -198,3 +198,25 @@ async fn backup_deleted_by_another_host_is_no_last_backup() {
         assert_eq!(host.backup("data", false).await.backup_type, Some(BackupType::Full));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_deleted_by_another_host_is_not_reported() {
+    let unreadable = |host: &Host, id: &str| damage(host.manifest(id));
+    type Damage = fn(&Host, &str);
+    let damages: [Damage; 2] = [Host::lose_pack, unreadable];
+    for damage in damages {
+        let host = Host::new().await;
+        let (id, _volume, _) = host.one_backup().await;
+        host.backup("data", true).await;
+        damage(&host, &id);
+        // The daemon has only the proof of an unreadable manifest.
+        host.sql("DELETE FROM catalog");
+        host.verify(&StartVerify::default()).await;
+        let damaged =
+            async || host.metrics_text().await.contains("blockd_cloudsnaps_damaged{credential=\"nas\"} 1");
+        assert!(damaged().await);
+        fs::remove_file(host.manifest(&id)).unwrap();
+        assert_eq!(host.list().await.len(), 1);
+        assert!(!damaged().await);
+    }
+}

@@ -5,7 +5,7 @@ use crate::{
     ids::random_id,
     repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS},
 };
-use blockd_catalog::{Chain, DbError, DbManifestCache};
+use blockd_catalog::{Chain, DbError, DbManifestCache, Proof};
 use blockd_cloud::{CloudError, CloudSnapshotId, ManifestFilter, ManifestKey, Repository};
 use futures::StreamExt;
 use std::collections::BTreeSet;
@@ -43,8 +43,8 @@ impl KnownBefore {
 }
 
 impl Repositories {
-    /// Returns the cached cloud snapshots and the newest backups of volumes at a location, before it is
-    /// listed.
+    /// Returns the cached or verified cloud snapshots and the newest backups of volumes at a location, before
+    /// it is listed.
     ///
     /// # Errors
     /// The database fails.
@@ -54,9 +54,11 @@ impl Repositories {
         scope: &ManifestFilter,
     ) -> Result<KnownBefore, ServiceError> {
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((Chain::all(tx, None)?, DbManifestCache::keys(tx, credential)?))
+            // The manifest of a damaged one may not be cached.
+            let proofs = Proof::all(tx, credential)?.into_iter().map(|proof| proof.cloudsnap);
+            Ok((Chain::all(tx, None)?, DbManifestCache::keys(tx, credential)?, proofs.collect::<Vec<_>>()))
         });
-        let (chains, keys) = known.await?;
+        let (chains, keys, verified) = known.await?;
         let here = chains.into_iter().filter(|chain| chain.credential == credential);
         let cached = keys.iter().filter_map(|key| CloudSnapshotId::from_manifest_key(key));
         let is_listed = |id: &CloudSnapshotId| {
@@ -64,7 +66,7 @@ impl Repositories {
                 && scope.volume.is_none_or(|volume| volume == id.volume)
         };
         let tips: BTreeSet<_> = here.map(|chain| chain.cloudsnap).filter(is_listed).collect();
-        let others = cached.filter(|id| is_listed(id) && !tips.contains(id)).collect();
+        let others = cached.chain(verified).filter(|id| is_listed(id) && !tips.contains(id)).collect();
         Ok(KnownBefore { tips, others })
     }
 
@@ -97,6 +99,7 @@ impl Repositories {
                 if Chain::remove_tip_at(tx, credential, &id)? {
                     tracing::warn!(%credential, cloudsnap = %id, "the newest backup of a volume was deleted by another host: the next one is full");
                 }
+                Proof::remove(tx, credential, &id)?;
                 DbManifestCache::remove(tx, credential, &id.manifest_key())?;
             }
             Ok(())
