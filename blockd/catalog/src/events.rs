@@ -58,6 +58,12 @@ impl NewEvent {
         }
     }
 
+    /// Adds a volume, with its name if this host has it.
+    #[must_use]
+    pub fn of_volume(self, id: VolumeId, name: Option<VolumeName>) -> Self {
+        Self { volume_id: Some(id), volume: name, ..self }
+    }
+
     /// Creates the event of a finished task.
     pub fn of_task(task: &TaskRow, at: Timestamp) -> Self {
         let name = task.kind();

@@ -152,5 +152,6 @@ async fn volume_that_fails_without_a_request_is_reported() {
         matches!(&degraded[..], [event] if event.message.contains("the disk was removed")),
         "{degraded:?}"
     );
+    assert_eq!(degraded[0].volume_id, Some(shown.volume_id));
     detach_storage(&dir);
 }

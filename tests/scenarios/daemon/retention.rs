@@ -88,6 +88,7 @@ async fn damage_of_the_newest_backup_stops_retention() {
         host.keep(schedule, 1).await;
         let event = host.event("retention-stopped").await;
         assert!(event.message.contains(expected), "{event:?}");
+        assert_eq!(event.volume_id, Some(host.inspect_volume("v").await.volume_id));
         let status = host.call(GET_STATUS, &()).await;
         assert!(status.problems.iter().any(|problem| problem.kind == "retention"), "{:?}", status.problems);
         if expected == "cannot be read" {

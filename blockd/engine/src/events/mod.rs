@@ -142,7 +142,7 @@ impl EventLog {
             if !reported.contains(&entry.id) {
                 let message = format!("volume {} does not accept requests: {reason}", entry.name);
                 let event = NewEvent::new(now, Severity::Error, EventKind::VolumeDegraded, message);
-                events.push(NewEvent { volume: Some(entry.name.clone()), ..event });
+                events.push(event.of_volume(entry.id, Some(entry.name.clone())));
             }
         }
         if !events.is_empty() {

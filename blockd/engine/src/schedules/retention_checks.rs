@@ -256,7 +256,7 @@ impl RetentionChecks {
             tracing::error!(volume = %like.volume, %credential, %hint, "{message}");
             let text = format!("{message}; {hint}");
             let event = NewEvent::new(Timestamp::now(), Severity::Error, EventKind::RetentionStopped, text);
-            let event = NewEvent { volume, ..event };
+            let event = event.of_volume(like.volume, volume);
             // Noted after its event is stored: a failed pass reports it again.
             self.db.run(move |tx| event.insert(tx)).await?;
             self.events.wake();

@@ -24,7 +24,7 @@ impl Volumes {
             tracing::error!(volume = %entry.id, name = %entry.name, "{message}");
             self.health.note(health::DISCARDED_WRITES, &entry.id.to_string(), message.clone(), hint(&entry));
             let event = NewEvent::new(Timestamp::now(), Severity::Error, EventKind::WritesDiscarded, message);
-            events.push(NewEvent { volume_id: Some(entry.id), volume: Some(entry.name.clone()), ..event });
+            events.push(event.of_volume(entry.id, Some(entry.name.clone())));
         }
         if events.is_empty() {
             return;

@@ -118,7 +118,7 @@ impl LazyVolumes {
             EventKind::BackingSnapshotDeleted,
             message.clone(),
         );
-        let event = NewEvent { volume_id: Some(id), volume: name.parse().ok(), ..event };
+        let event = event.of_volume(id, name.parse().ok());
         let stored = self.db.run(move |tx| event.insert(tx)).await;
         // A volume that is deleted meanwhile has no problem: its source is dropped first.
         let sources = self.lazy_sources.lock();
