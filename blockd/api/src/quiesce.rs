@@ -67,7 +67,7 @@ pub struct HookOptions {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Quiesce {
-    /// Freeze filesystems on the volumes' devices during the barrier.
+    /// Freeze filesystems on the volumes' devices around the write barrier, for at most 10 seconds.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freeze_fs: bool,
     /// Pre-command for `/bin/sh -c`. If it fails, no snapshot is taken.

@@ -15,8 +15,8 @@ const CREATE_HELP: &str = "\
 The daemon runs commands with /bin/sh, as its user unless --user is given. Their environment has \
 BLOCKD_VOLUMES, BLOCKD_SNAPSHOT and more (`rule create --help`). If the pre-command fails or times \
 out, no snapshot is taken. The post-command always runs. --freeze-fs freezes filesystems on the \
-volume's device on this host while the barrier is held. Without these options, the rule of the \
-volume or its group applies.
+volume's device on this host around the write barrier, for at most 10 seconds: after that no \
+snapshot is taken. Without these options, the rule of the volume or its group applies.
 
 Examples:
   blockctl snapshot create db
