@@ -250,42 +250,44 @@ pub struct Requests {
     pub head: u64,
 }
 
-/// Kind of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum TaskKind {
-    /// Creates a cloud snapshot of a volume.
-    Backup,
-    /// Restores a cloud snapshot to a volume.
-    Restore,
-    /// Deletes a cloud snapshot.
-    Delete,
-    /// Verifies cloud snapshots.
-    Verify,
+/// Declares an enum with the words of its values.
+macro_rules! words {
+    ($(#[$of_type:meta])* $name:ident { $($(#[$doc:meta])* $value:ident = $word:literal,)+ }) => {
+        $(#[$of_type])*
+        pub enum $name {
+            $($(#[$doc])* $value,)+
+        }
+
+        impl $name {
+            /// All values.
+            pub const ALL: [Self; [$($word),+].len()] = [$(Self::$value),+];
+
+            /// Returns the word of the API, the database, messages and metrics.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$value => $word,)+ }
+            }
+
+            /// Returns the part of a [`TaskState`].
+            pub const fn title(self) -> &'static str {
+                match self { $(Self::$value => stringify!($value),)+ }
+            }
+        }
+    };
 }
 
-impl TaskKind {
-    /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Backup, Self::Restore, Self::Delete, Self::Verify];
-
-    /// Returns the word of the API, the database and messages.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Backup => "backup",
-            Self::Restore => "restore",
-            Self::Delete => "delete",
-            Self::Verify => "verify",
-        }
-    }
-
-    /// Returns the part before the dash of a state.
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::Backup => "Backup",
-            Self::Restore => "Restore",
-            Self::Delete => "Delete",
-            Self::Verify => "Verify",
-        }
+words! {
+    /// Kind of a task.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+    #[serde(rename_all = "lowercase")]
+    TaskKind {
+        /// Creates a cloud snapshot of a volume.
+        Backup = "backup",
+        /// Restores a cloud snapshot to a volume.
+        Restore = "restore",
+        /// Deletes a cloud snapshot.
+        Delete = "delete",
+        /// Verifies cloud snapshots.
+        Verify = "verify",
     }
 }
 
@@ -295,47 +297,24 @@ impl fmt::Display for TaskKind {
     }
 }
 
-/// Stage of a task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum TaskStage {
-    /// Waiting.
-    Pending,
-    /// Running.
-    Active,
-    /// Completed.
-    Done,
-    /// Failed.
-    Failed,
-    /// Stopped; it can be resumed.
-    Stopped,
+words! {
+    /// Stage of a task.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    TaskStage {
+        /// Waiting.
+        Pending = "pending",
+        /// Running.
+        Active = "active",
+        /// Completed.
+        Done = "done",
+        /// Failed.
+        Failed = "failed",
+        /// Stopped; it can be resumed.
+        Stopped = "stopped",
+    }
 }
 
 impl TaskStage {
-    /// All stages.
-    pub const ALL: [Self; 5] = [Self::Pending, Self::Active, Self::Done, Self::Failed, Self::Stopped];
-
-    /// Returns the word of the database and the metrics.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Active => "active",
-            Self::Done => "done",
-            Self::Failed => "failed",
-            Self::Stopped => "stopped",
-        }
-    }
-
-    /// Returns the part after the dash of a state.
-    pub const fn title(self) -> &'static str {
-        match self {
-            Self::Pending => "Pending",
-            Self::Active => "Active",
-            Self::Done => "Done",
-            Self::Failed => "Failed",
-            Self::Stopped => "Stopped",
-        }
-    }
-
     /// Returns true if the task has ended.
     pub const fn is_over(self) -> bool {
         matches!(self, Self::Done | Self::Failed | Self::Stopped)
