@@ -439,9 +439,10 @@ proptest! {
         run.check();
     }
 
-    /// A flushed block keeps its content; an unflushed one has its old or its new content.
+    /// A flushed block keeps its content; an unflushed one has its old or its new content. The page cache
+    /// keeps all writes: `power.rs` loses unsynced ones.
     #[test]
-    fn power_cut_keeps_flushed_data(
+    fn start_after_power_loss_keeps_logged_blocks(
         before in prop::collection::vec(step(), 1..15),
         after in prop::collection::vec((0..60u64, 1..=255u8), 1..20),
     ) {
