@@ -76,6 +76,8 @@ fn stretched() -> Fake {
         "damage": [damage, damage], "damageTotal": 2,
     });
     replies.insert(format!("GET /v1/tasks/{TASK}"), verified);
+    // A stopped restore that cannot be resumed has made nothing.
+    replies.get_mut("GET /v1/tasks").unwrap()["items"][0]["resumable"] = json!(true);
     let mut answers: Vec<(String, Value)> =
         replies.into_iter().filter(|(line, _)| line != "GET /v1/activity").collect();
     answers.extend(samples.map(|sample| ("GET /v1/activity".to_owned(), sample)));

@@ -4,6 +4,7 @@
 
 mod copy;
 mod first_hour;
+mod happens_once;
 mod labels;
 mod lists;
 mod locations;

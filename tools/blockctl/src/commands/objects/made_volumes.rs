@@ -9,7 +9,8 @@ use super::{
 use crate::objects::{Kind, Object};
 use blockd_api::{
     CLONED_BY, CLONED_FROM, RESTORED_BY, RESTORED_FROM,
-    tasks::{Task, TaskKind},
+    cloudsnaps::CloudSnapshotId,
+    tasks::{Task, TaskKind, TaskStage},
     volumes::Volume,
 };
 use serde_json::{Value, json};
@@ -52,7 +53,7 @@ impl Made<'_> {
 
 impl ResourceSet {
     /// Returns the newest restore task of a volume.
-    pub fn restore_task(&self, volume: &Volume) -> Option<&Task> {
+    fn restore_task(&self, volume: &Volume) -> Option<&Task> {
         // The newest comes first. The id tells a new volume of the name from a deleted one.
         let is_meant = |task: &&Task| match task.volume_id {
             Some(id) => id == volume.volume_id,
@@ -61,18 +62,24 @@ impl ResourceSet {
         self.tasks.iter().filter(|task| task.state.kind == TaskKind::Restore).find(is_meant)
     }
 
+    /// Returns the restore task of a volume that runs or can be resumed.
+    pub fn unfinished_restore(&self, volume: &Volume) -> Option<&Task> {
+        self.restore_task(volume).filter(|task| is_unfinished(task))
+    }
+
     /// Returns the cloud snapshot whose content a volume has or gets. Its label is removed when other content
     /// replaces this one; of a volume that no object restored, the newest task is all that is known.
-    pub fn origin<'a>(&'a self, volume: &'a Volume) -> Option<&'a String> {
+    fn origin<'a>(&'a self, volume: &'a Volume) -> Option<&'a String> {
         let labels = volume.labels.as_map();
         let is_labelled = [RESTORED_BY, RESTORED_FROM].iter().any(|label| labels.contains_key(*label));
-        let is_known = |task: &&Task| !is_labelled || !task.state.stage.is_over() || task.resumable;
+        let is_known =
+            |task: &&Task| is_unfinished(task) || (!is_labelled && task.state.stage == TaskStage::Done);
         let task = self.restore_task(volume).filter(is_known);
         task.and_then(|task| task.cloud_snapshot_id.as_ref()).or_else(|| labels.get(RESTORED_FROM))
     }
 
     /// Returns the newest restore task of a volume, if the volume has or gets its content.
-    pub fn task_of_origin(&self, volume: &Volume) -> Option<&Task> {
+    fn task_of_origin(&self, volume: &Volume) -> Option<&Task> {
         let task = self.restore_task(volume)?;
         (task.cloud_snapshot_id.as_ref() == self.origin(volume)).then_some(task)
     }
@@ -115,6 +122,15 @@ impl ResourceSet {
         let is_clone = |volume: &&Volume| origin(volume).is_some();
         by_object(self.volumes.iter().filter(is_clone), CLONED_BY).iter().map(clone).collect()
     }
+}
+
+fn is_unfinished(task: &Task) -> bool {
+    !task.state.stage.is_over() || task.resumable
+}
+
+/// Returns the cloud snapshot of the content of a restored volume; `None` if other content replaced it.
+pub fn restored_from(volume: &Volume) -> Option<CloudSnapshotId> {
+    volume.labels.as_map().get(RESTORED_FROM)?.parse().ok()
 }
 
 /// Returns the source and the snapshot of a cloned volume.

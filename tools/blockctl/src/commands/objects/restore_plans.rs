@@ -1,15 +1,22 @@
-//! Plans of restores. A restore is the volumes whose labels name it, under any name; others count for those
-//! that are still to be made.
+//! Plans of restores.
+//!
+//! Labels decide which volumes a restore has: those whose `restored-by` names it, under any name. Tasks are
+//! forgotten in time: they tell only the progress, as long as they run or can be resumed.
+//!
+//! - `restored-from` is the cloud snapshot of the content. A volume without it has other content since, and
+//!   is kept. A volume of another source than that of the object is none of its volumes.
+//! - A restore happens once. If no volume has the backup as it is now, they have an earlier one of its name,
+//!   and nothing is added. Otherwise, the missing volumes are made.
+//! - Another volume of the name is restored into or kept, as the object says, unless it has the wanted
+//!   content.
 
-use super::{plan::Plan, resources::ResourceSet, sources::RestoreTarget};
+use super::{made_volumes::restored_from, plan::Plan, resources::ResourceSet, sources::RestoreTarget};
 use crate::objects::{
     Object,
     volumes::{ReplacePolicy, Restore, RestoreSource},
 };
 use blockd_api::{
-    ApiError, ErrorCode, RESTORED_BY, VolumeName,
-    tasks::TaskStage,
-    volumes::{Volume, VolumeState},
+    ApiError, ErrorCode, RESTORED_BY, VolumeName, cloudsnaps::CloudSnapshotId, tasks::Task, volumes::Volume,
 };
 use uuid::Uuid;
 
@@ -17,13 +24,13 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub struct VolumePlan {
     pub volume: VolumeName,
-    /// `None` if its cloud snapshot is not listed any more.
+    /// `None` if it is of an earlier backup, or if the backup is not listed any more.
     pub target: Option<RestoreTarget>,
     pub plan: Plan,
 }
 
-/// Returns the plans of the volumes of a restore: those of its source, or those that it made if the source
-/// does not exist any more.
+/// Returns the plans of the volumes of a restore: those of its source, or those that it made of an earlier
+/// one.
 ///
 /// # Errors
 /// There is neither a source nor a volume that was restored from it.
@@ -32,26 +39,17 @@ pub fn volume_plans(
     restore: &Restore,
     resources: &ResourceSet,
 ) -> Result<Vec<VolumePlan>, ApiError> {
-    let error = match resources.restore_targets(restore) {
-        Ok(targets) => {
-            return Ok(targets.into_iter().map(|one| plan_target(object, restore, one, resources)).collect());
+    let is_of_source =
+        |volume: &&Volume| restored_from(volume).is_none_or(|id| !resources.is_of_other_source(restore, id));
+    let made = resources.made_by(RESTORED_BY, object).filter(is_of_source).collect();
+    let planner = Planner { object, restore, resources, made };
+    match resources.restore_targets(restore) {
+        Ok(targets) if planner.made.is_empty() || planner.has_one_of(&targets) => {
+            Ok(targets.iter().map(|target| planner.plan_target(target, &targets)).collect())
         }
-        Err(error) => error,
-    };
-    let made: Vec<&Volume> = resources.made_by(RESTORED_BY, object).collect();
-    let mut origins = made.iter().filter_map(|volume| resources.origin(volume));
-    if made.is_empty() || origins.any(|origin| resources.is_of_other_backup(restore, origin)) {
-        return Err(error);
+        Err(error) if planner.made.is_empty() => Err(error),
+        _ => Ok(planner.plans_of_made()),
     }
-    let planned = |volume: &&Volume| VolumePlan {
-        volume: volume.name.clone(),
-        target: None,
-        plan: match resources.origin(volume) {
-            Some(_) => plan_restored(object, volume, resources),
-            None => Plan::Kept,
-        },
-    };
-    Ok(made.iter().map(planned).collect())
 }
 
 pub fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> Plan {
@@ -93,71 +91,109 @@ fn plan_without_source(object: &Object, restore: &Restore, error: ApiError, reso
     }
 }
 
-/// Returns the plan for one volume of a restore: the one that this object made, or that with the name.
-fn plan_target(
-    object: &Object,
-    restore: &Restore,
-    target: RestoreTarget,
-    resources: &ResourceSet,
-) -> VolumePlan {
-    let wanted = target.snap.to_string();
-    let is_wanted = |volume: &&Volume| resources.origin(volume) == Some(&wanted);
-    let is_of_past = |volume: &&Volume| {
-        !restore.is_of_all()
-            && resources.origin(volume).is_none_or(|origin| resources.was_of_backup(restore, origin))
-    };
-    let mut made = resources.made_by(RESTORED_BY, object);
-    let found = resources.made_by(RESTORED_BY, object).find(is_wanted);
-    let found = found.or_else(|| made.find(is_of_past)).or_else(|| resources.volume(&target.volume));
-    let name = found.map_or(&target.volume, |volume| &volume.name).clone();
-    let plan =
-        found.map_or(Plan::Create, |volume| plan_existing(object, restore, volume, &wanted, resources));
-    VolumePlan { volume: name, target: Some(target), plan }
+/// Planner of the volumes of a restore.
+struct Planner<'a> {
+    object: &'a Object,
+    restore: &'a Restore,
+    resources: &'a ResourceSet,
+    /// Volumes of the restore.
+    made: Vec<&'a Volume>,
 }
 
-/// Returns the plan for an existing volume, which is to have the content of a cloud snapshot.
-fn plan_existing(
-    object: &Object,
-    restore: &Restore,
-    volume: &Volume,
-    wanted: &String,
-    resources: &ResourceSet,
-) -> Plan {
-    let is_made = || resources.made_by(RESTORED_BY, object).any(|made| made.volume_id == volume.volume_id);
-    match (resources.origin(volume), restore.replace_policy) {
-        (Some(origin), _) if origin == wanted => plan_restored(object, volume, resources),
-        // The backup was made again under its name: the restore was of the earlier one.
-        (Some(origin), _) if is_made() && resources.was_of_backup(restore, origin) => {
-            plan_restored(object, volume, resources)
+impl Planner<'_> {
+    /// Returns the unfinished task that restores a volume from the source of the object.
+    fn task_of(&self, volume: &Volume) -> Option<&Task> {
+        let is_meant = |id: CloudSnapshotId| match restored_from(volume) {
+            Some(from) => id == from,
+            None => !self.resources.is_of_other_source(self.restore, id),
+        };
+        let task = self.resources.unfinished_restore(volume)?;
+        restored_by(task).is_some_and(is_meant).then_some(task)
+    }
+
+    /// Returns the cloud snapshot whose content a volume of the restore has or gets.
+    fn content_of(&self, volume: &Volume) -> Option<CloudSnapshotId> {
+        restored_from(volume).or_else(|| restored_by(self.task_of(volume)?))
+    }
+
+    /// Returns true if a volume of the restore has one of these cloud snapshots.
+    fn has_one_of(&self, targets: &[RestoreTarget]) -> bool {
+        let contents = self.made.iter().filter_map(|volume| self.content_of(volume));
+        contents.into_iter().any(|id| targets.iter().any(|target| target.snap == id))
+    }
+
+    fn plans_of_made(&self) -> Vec<VolumePlan> {
+        let planned = |volume: &&Volume| VolumePlan {
+            volume: volume.name.clone(),
+            target: None,
+            plan: self.plan_made(volume),
+        };
+        self.made.iter().map(planned).collect()
+    }
+
+    /// Returns the plan for one volume of a restore: the one that it made, or that with the name.
+    fn plan_target(&self, target: &RestoreTarget, targets: &[RestoreTarget]) -> VolumePlan {
+        let source = |id: CloudSnapshotId| (id.cluster, id.volume);
+        let has_it = |volume: &&&Volume| self.content_of(volume) == Some(target.snap);
+        let has_earlier =
+            |volume: &&&Volume| self.content_of(volume).map(source) == Some(source(target.snap));
+        // Of a renamed volume with other content, the source is unknown.
+        let may_be_it = |volume: &&&Volume| {
+            self.content_of(volume).is_none() && targets.iter().all(|other| other.volume != volume.name)
+        };
+        let made = || self.made.iter();
+        let found = made().find(has_it).or_else(|| made().find(has_earlier));
+        let found = found.or_else(|| made().find(|volume| volume.name == target.volume));
+        let (volume, plan) =
+            match (found.or_else(|| made().find(may_be_it)), self.resources.volume(&target.volume)) {
+                (Some(made), _) => (&made.name, self.plan_made(made)),
+                (None, Some(other)) => (&other.name, self.plan_other(other, target.snap)),
+                (None, None) => (&target.volume, Plan::Create),
+            };
+        VolumePlan { volume: volume.clone(), target: Some(target.clone()), plan }
+    }
+
+    /// Returns the plan for a volume of the restore.
+    fn plan_made(&self, volume: &Volume) -> Plan {
+        match (self.task_of(volume), restored_from(volume)) {
+            (Some(task), _) => plan_task(task),
+            (None, Some(_)) => Plan::Unchanged,
+            // Another restore or a rollback replaced the content: a repeated `apply` must not undo it.
+            (None, None) => Plan::Kept,
         }
-        // Another restore or a rollback replaced the content: a repeated `apply` must not undo it.
-        (None, _) if is_made() => Plan::Kept,
-        (_, ReplacePolicy::Delete) => Plan::Create,
-        // Other volumes of the backup may be missing.
-        (Some(origin), ReplacePolicy::Retain) if !restore.is_of_all() => {
-            let cause = format!(
-                "volume {} exists and was restored from {origin}: delete it first, or name another one in destinationVolume",
-                volume.name
-            );
-            Plan::refused(object, ErrorCode::VolumeExists, &cause)
+    }
+
+    /// Returns the plan for a volume with the name of one of the restore.
+    fn plan_other(&self, volume: &Volume, wanted: CloudSnapshotId) -> Plan {
+        let task = self.resources.unfinished_restore(volume);
+        let task = task.filter(|task| restored_by(task) == Some(wanted));
+        let from = restored_from(volume);
+        match (task, from, self.restore.replace_policy) {
+            (Some(task), ..) => plan_task(task),
+            (_, Some(from), _) if from == wanted => Plan::Unchanged,
+            (.., ReplacePolicy::Delete) => Plan::Create,
+            // Other volumes of the backup may be missing.
+            (_, Some(from), _) if !self.restore.is_of_all() => {
+                let cause = format!(
+                    "volume {} exists and was restored from {from}: delete it first, or name another one in destinationVolume",
+                    volume.name
+                );
+                Plan::refused(self.object, ErrorCode::VolumeExists, &cause)
+            }
+            _ => Plan::Kept,
         }
-        _ => Plan::Kept,
     }
 }
 
-/// Returns the plan for a volume with the wanted origin, whose restore may have ended early.
-fn plan_restored(object: &Object, volume: &Volume, resources: &ResourceSet) -> Plan {
-    let Some(task) = resources.task_of_origin(volume) else { return Plan::Unchanged };
-    let is_whole = volume.state == VolumeState::Up && volume.hydration.is_none();
-    match task.state.stage {
-        TaskStage::Done => Plan::Unchanged,
-        stage if !stage.is_over() => Plan::Wait(vec![task.task_id]),
-        _ if is_whole => Plan::Unchanged,
-        _ if task.resumable => Plan::Resume(vec![task.task_id]),
-        _ => {
-            let why = task.error.as_ref().map_or("it was stopped", |error| error.message.as_str());
-            let cause = format!("its restore cannot go on ({why}): delete volume {} first", volume.name);
-            Plan::refused(object, ErrorCode::VolumeFailed, &cause)
-        }
+/// Returns the cloud snapshot of a restore task.
+fn restored_by(task: &Task) -> Option<CloudSnapshotId> {
+    task.cloud_snapshot_id.as_ref()?.parse().ok()
+}
+
+/// Returns the plan for a volume that an unfinished task restores.
+fn plan_task(task: &Task) -> Plan {
+    match task.state.stage.is_over() {
+        true => Plan::Resume(vec![task.task_id]),
+        false => Plan::Wait(vec![task.task_id]),
     }
 }

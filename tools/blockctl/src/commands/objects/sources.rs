@@ -166,22 +166,23 @@ impl ResourceSet {
         Ok(targets)
     }
 
-    /// Returns true if a cloud snapshot is listed and not one of the backup of a restore.
-    pub fn is_of_other_backup(&self, restore: &Restore, id: &str) -> bool {
-        let Some(RestoreSource::Backup(name, source)) = restore.source() else { return false };
-        let is_meant = |one: &Cloudsnap| {
-            let names = [one.volume_name.as_str(), self.present_name(one)];
-            is_named(one, name.as_str(), restore.location.as_ref())
-                && source.is_none_or(|source| names.contains(&source.as_str()))
+    /// Returns true if a cloud snapshot is known to be of another source than that of a restore: it is
+    /// another one, or listed as one of another backup or volume. Without a listing, it may be of the source.
+    pub fn is_of_other_source(&self, restore: &Restore, id: CloudSnapshotId) -> bool {
+        let (name, source) = match restore.source() {
+            Some(RestoreSource::Backup(name, source)) => (name, source),
+            Some(RestoreSource::Cloudsnap(wanted)) => return id != wanted,
+            None => return false,
         };
-        let mut listed =
-            self.cloudsnaps.iter().flatten().filter(|one| one.cloud_snapshot_id.to_string() == id).peekable();
-        listed.peek().is_some() && !listed.any(is_meant)
-    }
-
-    /// Returns true if a cloud snapshot may have been one of the named backup of a restore.
-    pub fn was_of_backup(&self, restore: &Restore, id: &str) -> bool {
-        matches!(restore.source(), Some(RestoreSource::Backup(..))) && !self.is_of_other_backup(restore, id)
+        let all = || self.cloudsnaps.iter().flatten();
+        let is_of_backup = |one: &&Cloudsnap| is_named(one, name.as_str(), restore.location.as_ref());
+        let is_of_volume = |one: &Cloudsnap| {
+            source.is_none_or(|source| {
+                [one.volume_name.as_str(), self.present_name(one)].contains(&source.as_str())
+            })
+        };
+        let is_it = |one: &&Cloudsnap| one.cloud_snapshot_id == id;
+        all().any(|one| is_it(&one)) && !all().filter(is_it).filter(is_of_backup).any(is_of_volume)
     }
 
     /// Checks that objects of this command make the backup of a restore: their own, or a new location that

@@ -1,0 +1,151 @@
+//! A restore happens once: its volumes are known by their labels, and tasks tell only the progress.
+
+use crate::{
+    plans::{backup, labelled, run_on, with_volumes},
+    support::{Fake, TASK, snap, task, volume},
+};
+use serde_json::{Value, json};
+
+/// Specification of a restore into the volume `acc`.
+const INTO_ACC: &str = "backupLocation: nas, backupName: good, destinationVolume: acc";
+/// The same for an existing volume.
+const REPLACING: &str =
+    "backupLocation: nas, backupName: good, destinationVolume: acc, replacePolicy: Delete";
+
+/// Labels of a volume that the object `rr` restored, of a cloud snapshot.
+fn of_rr(suffix: &str) -> Value {
+    json!({ "restored-by": "rr", "restored-from": snap(suffix) })
+}
+
+/// Returns a restore task of the volume 1, of a cloud snapshot.
+fn restore_task(state: &str, suffix: &str, is_resumable: bool) -> Value {
+    let mut made = task(state, 1);
+    (made["volumeId"], made["volumeName"]) = (json!("1"), json!("acc"));
+    (made["cloudSnapshotId"], made["resumable"]) = (json!(snap(suffix)), json!(is_resumable));
+    made
+}
+
+/// Returns the result of the object `rr`, which `diff` and a dry run have in common.
+fn planned(fake: &Fake, spec: &str) -> String {
+    let result = |command: &str| {
+        let shown = run_on(fake, command, &[("VolumeRestore", "rr", spec)]).json();
+        shown["items"][0]["result"].as_str().unwrap_or_else(|| panic!("{shown:#}")).to_owned()
+    };
+    let (differs, tried) = (result("-j diff"), result("-j apply --dry-run"));
+    assert_eq!(tried, if differs == "refused" { "failed" } else { &differs }, "{spec}");
+    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    differs
+}
+
+/// The volume `db` and its backup `good`.
+fn db() -> (Value, Value) {
+    (volume("59", "db"), backup("59-61", "good", ("59", "db")))
+}
+
+#[test]
+fn half_done_restore_into_a_volume_is_resumed() {
+    let (db, good) = db();
+    for (labels, state) in
+        [(json!({}), "Restore-Stopped"), (json!({ "restored-by": "rr" }), "Restore-Failed")]
+    {
+        let tasks = [restore_task(state, "59-61", true)];
+        let fake = with_volumes(&[labelled("1", "acc", labels), db.clone()], &[good.clone()], &tasks);
+        assert_eq!(planned(&fake, REPLACING), "resumed");
+        let ran = run_on(&fake, "apply", &[("VolumeRestore", "rr", REPLACING)]);
+        assert_eq!(fake.changes(), [format!("POST /v1/tasks/{TASK}/resume")], "{ran:?}");
+    }
+}
+
+#[test]
+fn restore_that_wrote_nothing_did_not_happen() {
+    let (db, good) = db();
+    for state in ["Restore-Stopped", "Restore-Failed"] {
+        let tasks = [restore_task(state, "59-61", false)];
+        let fake = with_volumes(&[labelled("1", "acc", json!({})), db.clone()], &[good.clone()], &tasks);
+        assert_eq!(planned(&fake, REPLACING), "created", "{state}");
+        assert_eq!(fake.run("get vr -o name").stdout, "", "{state}");
+    }
+}
+
+#[test]
+fn restore_by_a_command_is_none_of_the_object() {
+    let (db, good) = db();
+    // The daemon forgets tasks.
+    for tasks in [vec![restore_task("Restore-Done", "59-61", false)], Vec::new()] {
+        let fake = with_volumes(&[labelled("1", "acc", json!({})), db.clone()], &[good.clone()], &tasks);
+        assert_eq!(planned(&fake, REPLACING), "created", "{tasks:?}");
+        assert_eq!(planned(&fake, INTO_ACC), "unchanged", "{tasks:?}");
+    }
+}
+
+#[test]
+fn restore_by_a_command_into_a_made_volume_is_kept() {
+    let (db, good) = db();
+    let listed = [good, backup("59-70", "other", ("59", "db"))];
+    // Before the first write, and after it.
+    for labels in [of_rr("59-61"), json!({ "restored-by": "rr" })] {
+        for (state, is_resumable) in [("Restore-Active", false), ("Restore-Stopped", true)] {
+            let tasks = [restore_task(state, "59-70", is_resumable)];
+            for name in ["acc", "moved"] {
+                let volumes = [labelled("1", name, labels.clone()), db.clone()];
+                let fake = with_volumes(&volumes, &listed, &tasks);
+                for spec in [INTO_ACC, REPLACING] {
+                    assert_eq!(planned(&fake, spec), "unchanged", "{labels} {state} {name} {spec}");
+                }
+            }
+        }
+    }
+}
+
+/// Returns the backup `good` of a volume in the namespace `shop`.
+fn of_shop(suffix: &str, volume: (&str, &str)) -> Value {
+    let mut found = backup(suffix, "good", volume);
+    found["labels"] = json!({ "namespace": "shop" });
+    found
+}
+
+#[test]
+fn restore_of_all_volumes_is_not_repeated() {
+    let spec = "backupLocation: nas, backupName: good, namespaceMapping: {shop: dev}, replacePolicy: Delete";
+    let renamed = volume("59", "db");
+    let wal = || (labelled("2", "wal-dev", of_rr("60-61")), of_shop("60-61", ("60", "wal")));
+    let replaced = json!({ "restored-by": "rr" });
+    let made = |name: &str, labels: &Value| labelled("1", name, labels.clone());
+    for (volumes, backups, result) in [
+        // The backup was made again after its volume or the new one was renamed.
+        (vec![made("data-dev", &of_rr("59-61"))], vec![of_shop("59-62", ("59", "data"))], "unchanged"),
+        (vec![made("moved", &of_rr("59-61"))], vec![of_shop("59-62", ("59", "data"))], "unchanged"),
+        (vec![made("moved", &replaced)], vec![of_shop("59-62", ("59", "data"))], "unchanged"),
+        // It has more volumes than before.
+        (
+            vec![made("data-dev", &of_rr("59-61"))],
+            vec![of_shop("59-62", ("59", "data")), of_shop("60-62", ("60", "wal"))],
+            "unchanged",
+        ),
+        // One of its cloud snapshots is the same.
+        (
+            vec![made("moved", &of_rr("59-61")), wal().0],
+            vec![of_shop("59-62", ("59", "data")), wal().1],
+            "unchanged",
+        ),
+        // The content of a renamed volume was replaced.
+        (
+            vec![made("moved", &replaced), wal().0],
+            vec![of_shop("59-61", ("59", "data")), wal().1],
+            "unchanged",
+        ),
+        // A volume of the same backup is missing.
+        (vec![wal().0], vec![of_shop("59-61", ("59", "data")), wal().1], "created"),
+    ] {
+        let volumes = [volumes, vec![renamed.clone()]].concat();
+        let fake = with_volumes(&volumes, &backups, &[]);
+        assert_eq!(planned(&fake, spec), result, "{volumes:#?} {backups:#?}");
+    }
+}
+
+#[test]
+fn volumes_of_an_earlier_specification_do_not_count() {
+    let volumes = [labelled("1", "v1", of_rr("59-61")), labelled("2", "acc", of_rr("59-62"))];
+    let fake = with_volumes(&volumes, &[backup("59-61", "earlier", ("59", "db"))], &[]);
+    assert_eq!(planned(&fake, INTO_ACC), "unchanged");
+}
