@@ -144,6 +144,24 @@ fn restore_of_all_volumes_is_not_repeated() {
 }
 
 #[test]
+fn finished_restore_outlives_names_of_its_source() {
+    // The volume was `a`, then `b` when it was restored, and is `c` or deleted.
+    let spec = |volume: &str| {
+        format!(
+            "backupLocation: nas, backupName: good, sourceVolume: {volume}, destinationVolume: acc, replacePolicy: Delete"
+        )
+    };
+    let listed = [backup("59-61", "good", ("59", "a")), backup("60-61", "good", ("60", "other"))];
+    for now in [Some("c"), None] {
+        let made = labelled("1", "acc", of_rr("59-61"));
+        let volumes: Vec<Value> = now.map(|name| volume("59", name)).into_iter().chain([made]).collect();
+        let fake = with_volumes(&volumes, &listed, &[]);
+        assert_eq!(planned(&fake, &spec("b")), "unchanged", "{now:?}");
+        assert_eq!(planned(&fake, &spec("other")), "created", "{now:?}");
+    }
+}
+
+#[test]
 fn volumes_of_an_earlier_specification_do_not_count() {
     let volumes = [labelled("1", "v1", of_rr("59-61")), labelled("2", "acc", of_rr("59-62"))];
     let fake = with_volumes(&volumes, &[backup("59-61", "earlier", ("59", "db"))], &[]);

@@ -182,7 +182,12 @@ impl ResourceSet {
             })
         };
         let is_it = |one: &&Cloudsnap| one.cloud_snapshot_id == id;
-        all().any(|one| is_it(&one)) && !all().filter(is_it).filter(is_of_backup).any(is_of_volume)
+        let mut same = all().filter(is_it).filter(is_of_backup).peekable();
+        if same.peek().is_none() {
+            return all().any(|one| is_it(&one));
+        }
+        // Its volume may have had the wanted name in between, unless another volume of the backup has it.
+        !same.any(is_of_volume) && all().filter(is_of_backup).any(is_of_volume)
     }
 
     /// Checks that objects of this command make the backup of a restore: their own, or a new location that
