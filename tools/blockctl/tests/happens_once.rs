@@ -2,7 +2,7 @@
 
 use crate::{
     plans::{backup, labelled, run_on, with_volumes},
-    support::{Fake, TASK, snap, task, volume},
+    support::{Fake, TASK, list, ok, reply, snap, task, volume},
 };
 use serde_json::{Value, json};
 
@@ -166,4 +166,30 @@ fn volumes_of_an_earlier_specification_do_not_count() {
     let volumes = [labelled("1", "v1", of_rr("59-61")), labelled("2", "acc", of_rr("59-62"))];
     let fake = with_volumes(&volumes, &[backup("59-61", "earlier", ("59", "db"))], &[]);
     assert_eq!(planned(&fake, INTO_ACC), "unchanged");
+}
+
+#[test]
+fn origin_in_another_location_is_that_of_another_backup() {
+    let listed = |found: &[Value]| {
+        ok(
+            json!({ "items": found, "next": null, "damaged": [], "failedCredentials": [], "total": found.len() }),
+        )
+    };
+    let nas = reply("GET /v1/credentials/nas");
+    let mut two = nas.clone();
+    (two["name"], two["credentialId"]) = (json!("two"), json!("bf563a4d-afd7-48df-90f7-8e8f9414ff77"));
+    let mut earlier = backup("59-61", "earlier", ("59", "db"));
+    earlier["credentialName"] = json!("two");
+    for command in ["-j diff", "-j apply --dry-run"] {
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/volumes", ok(list(json!([labelled("1", "acc", of_rr("59-61")), volume("59", "db")])))),
+            ("GET /v1/tasks", ok(list(json!([])))),
+            ("GET /v1/schedules", ok(list(json!([])))),
+            ("GET /v1/credentials", ok(list(json!([nas, two])))),
+            ("GET /v1/cloudsnaps", listed(&[backup("59-70", "good", ("59", "db"))])),
+            ("GET /v1/cloudsnaps", listed(&[earlier.clone()])),
+        ]);
+        let shown = run_on(&fake, command, &[("VolumeRestore", "rr", REPLACING)]).json();
+        assert_eq!(shown["items"][0]["result"], "created", "{shown:#}");
+    }
 }
