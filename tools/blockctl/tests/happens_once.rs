@@ -2,7 +2,7 @@
 
 use crate::{
     plans::{backup, labelled, run_on, with_volumes},
-    support::{Fake, TASK, list, ok, reply, snap, task, volume},
+    support::{Fake, TASK, fail, list, ok, reply, snap, task, volume},
 };
 use serde_json::{Value, json};
 
@@ -192,4 +192,18 @@ fn origin_in_another_location_is_that_of_another_backup() {
         let shown = run_on(&fake, command, &[("VolumeRestore", "rr", REPLACING)]).json();
         assert_eq!(shown["items"][0]["result"], "created", "{shown:#}");
     }
+}
+
+#[test]
+fn restore_of_all_volumes_needs_the_list_of_its_location() {
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!([labelled("1", "acc", of_rr("59-61"))])))),
+        ("GET /v1/tasks", ok(list(json!([])))),
+        ("GET /v1/schedules", ok(list(json!([])))),
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ("GET /v1/cloudsnaps", fail(503, "store_unavailable", "no answer")),
+    ]);
+    assert_eq!(planned(&fake, "backupLocation: nas, backupName: good, namespaceMapping: {}"), "refused");
+    // The volume of a restore of one is known.
+    assert_eq!(planned(&fake, INTO_ACC), "unchanged");
 }

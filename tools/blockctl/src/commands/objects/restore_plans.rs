@@ -33,7 +33,7 @@ pub struct VolumePlan {
 /// one.
 ///
 /// # Errors
-/// There is neither a source nor a volume that was restored from it.
+/// There is neither a source nor a volume that was restored from it, or some may be missing.
 pub fn volume_plans(
     object: &Object,
     restore: &Restore,
@@ -47,7 +47,7 @@ pub fn volume_plans(
         Ok(targets) if planner.made.is_empty() || planner.has_one_of(&targets) => {
             Ok(targets.iter().map(|target| planner.plan_target(target, &targets)).collect())
         }
-        Err(error) if planner.made.is_empty() => Err(error),
+        Err(error) if planner.made.is_empty() || planner.may_lack_volumes() => Err(error),
         _ => Ok(planner.plans_of_made()),
     }
 }
@@ -120,6 +120,12 @@ impl Planner<'_> {
     fn has_one_of(&self, targets: &[RestoreTarget]) -> bool {
         let contents = self.made.iter().filter_map(|volume| self.content_of(volume));
         contents.into_iter().any(|id| targets.iter().any(|target| target.snap == id))
+    }
+
+    /// Returns true if the backup has an unknown number of volumes.
+    fn may_lack_volumes(&self) -> bool {
+        let location = self.restore.location.as_ref();
+        self.restore.is_of_all() && self.resources.unlisted("", location).is_some()
     }
 
     fn plans_of_made(&self) -> Vec<VolumePlan> {
