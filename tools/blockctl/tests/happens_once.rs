@@ -11,6 +11,8 @@ const INTO_ACC: &str = "backupLocation: nas, backupName: good, destinationVolume
 /// The same for an existing volume.
 const REPLACING: &str =
     "backupLocation: nas, backupName: good, destinationVolume: acc, replacePolicy: Delete";
+/// Another task.
+const OTHER_TASK: &str = "4f4f0a67-e12a-4d35-81ad-985657757352";
 
 /// Labels of a volume that the object `rr` restored, of a cloud snapshot.
 fn of_rr(suffix: &str) -> Value {
@@ -206,4 +208,45 @@ fn restore_of_all_volumes_needs_the_list_of_its_location() {
     assert_eq!(planned(&fake, "backupLocation: nas, backupName: good, namespaceMapping: {}"), "refused");
     // The volume of a restore of one is known.
     assert_eq!(planned(&fake, INTO_ACC), "unchanged");
+}
+
+#[test]
+fn running_tasks_beside_resumed_ones_are_reported() {
+    let with_id = |mut task: Value, id: &str, volume: (&str, &str)| {
+        (task["taskId"], task["volumeId"], task["volumeName"]) =
+            (json!(id), json!(volume.0), json!(volume.1));
+        task
+    };
+    let (stopped, running) = (
+        with_id(restore_task("Restore-Stopped", "59-61", true), TASK, ("1", "db-dev")),
+        with_id(restore_task("Restore-Active", "60-61", false), OTHER_TASK, ("2", "wal-dev")),
+    );
+    let backups = [of_shop("59-61", ("59", "db")), of_shop("60-61", ("60", "wal"))];
+    let volumes = [labelled("1", "db-dev", of_rr("59-61")), labelled("2", "wal-dev", of_rr("60-61"))];
+    let restores = with_volumes(&volumes, &backups, &[running, stopped]);
+    let restore =
+        ("VolumeRestore", "rr", "backupLocation: nas, backupName: good, namespaceMapping: {shop: dev}");
+
+    let of_backup = |state: &str, id: &str, volume: (&str, &str)| {
+        let mut one = with_id(task(state, 1), id, volume);
+        (one["name"], one["cloudSnapshotId"], one["resumable"]) =
+            (json!("good"), json!(null), json!(state == "Backup-Stopped"));
+        one
+    };
+    let tasks = [
+        of_backup("Backup-Active", OTHER_TASK, ("60", "wal")),
+        of_backup("Backup-Stopped", TASK, ("59", "db")),
+    ];
+    let backups = with_volumes(&[volume("59", "db"), volume("60", "wal")], &[], &tasks);
+    let backup = ("VolumeBackup", "good", "backupLocation: nas, volume: [db, wal]");
+    for (fake, object) in [(restores, restore), (backups, backup)] {
+        let shown = run_on(&fake, "-j apply", &[object]).json();
+        let item = &shown["items"][0];
+        assert_eq!(
+            (&item["result"], &item["taskIds"]),
+            (&json!("resumed"), &json!([TASK, OTHER_TASK])),
+            "{shown:#}"
+        );
+        assert_eq!(fake.changes(), [format!("POST /v1/tasks/{TASK}/resume")]);
+    }
 }

@@ -207,11 +207,11 @@ impl Apply<'_> {
             Plan::Kept => {}
             _ if self.args.dry_run => done.warnings.extend(consequence(object, &self.resources)),
             Plan::Wait(tasks) => done.tasks = tasks,
-            Plan::Resume(tasks) => {
-                for task in &tasks {
+            Plan::Resume { ended, running } => {
+                for task in &ended {
                     self.context.client.call_at(operations::RESUME_TASK, task, &()).await?;
                 }
-                done.tasks = tasks;
+                done.tasks = [ended, running].concat();
             }
             Plan::Create => {
                 done.tasks = self.put(object, None).await.map_err(locate)?;

@@ -43,8 +43,8 @@ pub enum Plan {
     Wait(Vec<Uuid>),
     /// A named dependency is being made by these tasks.
     Await(String, Vec<Uuid>),
-    /// Resume these tasks, which ended early.
-    Resume(Vec<Uuid>),
+    /// Resume tasks that ended early, beside those that run.
+    Resume { ended: Vec<Uuid>, running: Vec<Uuid> },
     /// Create the resource.
     Create,
     /// Change these fields.
@@ -60,7 +60,7 @@ impl Plan {
             Self::Unchanged | Self::Kept => "unchanged",
             Self::Wait(_) => UNDER_WAY,
             Self::Await(..) => WAITING,
-            Self::Resume(_) => RESUMED,
+            Self::Resume { .. } => RESUMED,
             Self::Create => "created",
             Self::Update(_) => "configured",
             Self::Refused(..) => "refused",
@@ -269,7 +269,7 @@ fn plan_backup(object: &Object, backup: &Backup, resources: &ResourceSet) -> Pla
     }
     let resumes = resources.resumable(name, backup);
     match plan_made(object, backup, resources) {
-        Plan::Unchanged if !resumes.is_empty() => Plan::Resume(resumes),
+        Plan::Unchanged if !resumes.is_empty() => Plan::Resume { ended: resumes, running },
         Plan::Unchanged if !running.is_empty() => Plan::Wait(running),
         planned => planned,
     }

@@ -61,7 +61,7 @@ pub fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet)
     for one in volumes {
         match one.plan {
             Plan::Wait(tasks) => waits.extend(tasks),
-            Plan::Resume(tasks) => resumes.extend(tasks),
+            Plan::Resume { ended, .. } => resumes.extend(ended),
             Plan::Create => creates = true,
             refused @ Plan::Refused(..) => return refused,
             _ => {}
@@ -69,7 +69,7 @@ pub fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet)
     }
     match (creates, resumes.is_empty(), waits.is_empty()) {
         (true, ..) => Plan::Create,
-        (_, false, _) => Plan::Resume(resumes),
+        (_, false, _) => Plan::Resume { ended: resumes, running: waits },
         (_, _, false) => Plan::Wait(waits),
         _ => Plan::Unchanged,
     }
@@ -199,7 +199,7 @@ fn restored_by(task: &Task) -> Option<CloudSnapshotId> {
 /// Returns the plan for a volume that an unfinished task restores.
 fn plan_task(task: &Task) -> Plan {
     match task.state.stage.is_over() {
-        true => Plan::Resume(vec![task.task_id]),
+        true => Plan::Resume { ended: vec![task.task_id], running: Vec::new() },
         false => Plan::Wait(vec![task.task_id]),
     }
 }

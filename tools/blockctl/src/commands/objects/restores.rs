@@ -94,7 +94,7 @@ pub async fn start_restore(
             }
             (Plan::Create, Some(target)) => tasks.extend(start(context, object, restore, target).await?),
             (Plan::Wait(running), _) => tasks.extend(running),
-            (Plan::Resume(ended), _) => {
+            (Plan::Resume { ended, .. }, _) => {
                 for task in &ended {
                     context.client.call_at(operations::RESUME_TASK, task, &()).await?;
                 }
