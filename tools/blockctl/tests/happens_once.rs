@@ -250,3 +250,16 @@ fn running_tasks_beside_resumed_ones_are_reported() {
         assert_eq!(fake.changes(), [format!("POST /v1/tasks/{TASK}/resume")]);
     }
 }
+
+#[test]
+fn backup_of_a_volume_renamed_meanwhile_is_awaited() {
+    let mut running = task("Backup-Active", 1);
+    (running["name"], running["cloudSnapshotId"]) = (json!("good"), json!(null));
+    (running["volumeId"], running["volumeName"]) = (json!("59"), json!("before"));
+    let fake = with_volumes(&[volume("59", "db"), volume("60", "before")], &[], &[running]);
+    let spec = |volume: &str| {
+        format!("backupLocation: nas, backupName: good, sourceVolume: {volume}, destinationVolume: acc")
+    };
+    assert_eq!(planned(&fake, &spec("db")), "waiting");
+    assert_eq!(planned(&fake, &spec("before")), "refused");
+}

@@ -32,9 +32,7 @@ fn origin_of(one: &Cloudsnap) -> Origin<'_> {
 }
 
 fn origin_of_task(task: &Task) -> Origin<'_> {
-    let id =
-        task.cloud_snapshot_id.as_ref().and_then(|id| id.parse::<CloudSnapshotId>().ok()).map(|id| id.volume);
-    (id, task.volume_name.as_ref().map_or("", VolumeName::as_str))
+    (task.volume_id, task.volume_name.as_ref().map_or("", VolumeName::as_str))
 }
 
 pub(super) fn is_named(one: &Cloudsnap, name: &str, location: Option<&CredentialName>) -> bool {
@@ -90,7 +88,22 @@ impl ResourceSet {
         };
         let tasks =
             name.into_iter().flat_map(|name| self.under_way(name.as_str(), restore.location.as_ref()));
-        tasks.filter(move |task| volume.is_none() || task.volume_name.as_ref() == volume)
+        // A task has the name of its start.
+        let is_of = move |name: &VolumeName, task: &Task| match self.volume(name) {
+            Some(volume) => is_origin(volume, origin_of_task(task)),
+            None => task.volume_name.as_ref() == Some(name),
+        };
+        tasks.filter(move |task| volume.is_none_or(|name| is_of(name, task)))
+    }
+
+    /// Returns the volumes with a running backup of a name.
+    pub(super) fn volumes_under_way<'a>(
+        &'a self,
+        name: &'a str,
+        location: Option<&'a CredentialName>,
+    ) -> impl Iterator<Item = &'a Volume> {
+        let of_task = |task| self.volumes.iter().find(move |volume| is_origin(volume, origin_of_task(task)));
+        self.under_way(name, location).filter_map(of_task)
     }
 
     /// Returns the selected volumes.

@@ -115,7 +115,11 @@ impl ResourceSet {
         let meant: Vec<&Cloudsnap> = found.iter().copied().filter(is_meant).collect();
         match (meant.as_slice(), volume) {
             ([one], _) => Ok(one),
-            ([], Some(volume)) => Err(self.no_volume(name, volume, &found, &[])),
+            ([], Some(volume)) => {
+                let coming: Vec<_> =
+                    self.volumes_under_way(name.as_str(), restore.location.as_ref()).collect();
+                Err(self.no_volume(name, volume, &found, &coming))
+            }
             (several, _) => Err(ambiguous(restore, name, several)),
         }
     }
