@@ -263,3 +263,40 @@ fn backup_of_a_volume_renamed_meanwhile_is_awaited() {
     assert_eq!(planned(&fake, &spec("db")), "waiting");
     assert_eq!(planned(&fake, &spec("before")), "refused");
 }
+
+#[test]
+fn two_objects_of_one_volume_are_refused() {
+    let backups = [backup("59-61", "good", ("59", "db")), backup("59-62", "later", ("59", "db"))];
+    let fake = with_volumes(&[volume("59", "db")], &backups, &[]);
+    let of = |name: &str, rest: &str| format!("backupLocation: nas, backupName: {name}, {rest}");
+    let into =
+        |name: &str, policy: &str| of(name, &format!("destinationVolume: db, replacePolicy: {policy}"));
+    let all =
+        |name: &str, policy: &str| of(name, &format!("namespaceMapping: {{}}, replacePolicy: {policy}"));
+    let coming = ("VolumeBackup", "new", "backupLocation: nas, volume: db");
+    let clone = ("VolumeClone", "sourceVolume: db, destinationVolume: copy".to_owned());
+    let new = ("VolumeRestore", of("good", "destinationVolume: copy"));
+    for (first, second, is_refused) in [
+        (("VolumeRestore", all("good", "Delete")), ("VolumeRestore", all("later", "Delete")), true),
+        (("VolumeRestore", all("good", "Delete")), ("VolumeRestore", all("later", "Retain")), true),
+        (("VolumeRestore", all("good", "Delete")), ("VolumeRestore", into("later", "Delete")), true),
+        (("VolumeRestore", all("new", "Delete")), ("VolumeRestore", into("good", "Delete")), true),
+        (("VolumeRestore", into("good", "Retain")), ("VolumeRestore", into("later", "Delete")), true),
+        (("VolumeRestore", into("good", "Retain")), ("VolumeRestore", into("later", "Retain")), true),
+        (new.clone(), clone.clone(), true),
+        (clone.clone(), clone, true),
+        (("VolumeRestore", all("good", "Retain")), ("VolumeRestore", all("later", "Retain")), false),
+    ] {
+        let objects = [coming, (first.0, "a", &first.1), (second.0, "b", &second.1)];
+        for command in ["diff", "apply --dry-run", "apply"] {
+            if !is_refused && command == "apply" {
+                continue;
+            }
+            let ran = run_on(&fake, command, &objects);
+            let kind = second.0;
+            let is_told = ran.stderr.contains(&format!("{kind}/b and {}/a, in ", first.0));
+            assert_eq!((ran.status == 2, is_told), (is_refused, is_refused), "{objects:?} {ran:?}");
+        }
+    }
+    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+}

@@ -6,10 +6,8 @@ use super::{
     foreign::{Converted, ForeignRule, convert, join},
     object,
     secret::SecretSet,
-    volumes::ReplacePolicy,
 };
 use crate::failure::Failure;
-use blockd_api::VolumeName;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
@@ -163,7 +161,6 @@ pub fn read_all(paths: &[PathBuf]) -> Result<ObjectSet, Failure> {
         Failure::usage(problems.into_iter().map(of_file).collect::<Vec<_>>().join("; "))
     })?;
     refuse_two_rules(&found.objects)?;
-    refuse_two_restores(&found.objects)?;
     Ok(found)
 }
 
@@ -181,27 +178,6 @@ fn refuse_two_rules(objects: &[Object]) -> Result<(), Failure> {
                 );
                 return Err(Failure::usage(message));
             }
-        }
-    }
-    Ok(())
-}
-
-/// Refuses two restores that replace the content of one volume: each `apply` would restore both again.
-fn refuse_two_restores(objects: &[Object]) -> Result<(), Failure> {
-    let mut restores: BTreeMap<&VolumeName, &Object> = BTreeMap::new();
-    for object in objects {
-        let Body::Restore(restore) = &object.body else { continue };
-        let Some(volume) = restore.destination_volume.as_ref() else { continue };
-        if restore.replace_policy != ReplacePolicy::Delete {
-            continue;
-        }
-        if let Some(other) = restores.insert(volume, object) {
-            let [here, there] = [&object.document, &other.document];
-            let message = format!(
-                "{}: line {}: {object} and {other}, in {}, line {}, both replace the content of volume {volume}",
-                here.source.file, here.line, there.source.file, there.line
-            );
-            return Err(Failure::usage(message));
         }
     }
     Ok(())

@@ -4,6 +4,7 @@ use super::{
     args::ApplyArgs,
     clones::{clone_volumes, take_snapshots},
     differences::warnings_of_unchanged,
+    overlaps::refuse_overlaps,
     plan::{FieldChange, Plan, plan},
     record::{Record, warn, warnings},
     resources::ResourceSet,
@@ -58,6 +59,7 @@ pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Exit {
     let mut read = read_all(&args.from.file)?;
     warn(context, &read);
     let resources = ResourceSet::load_for(context, &mut read.objects).await?;
+    refuse_overlaps(&read.objects, &resources)?;
     let replaced: Vec<String> = match args.yes.must_ask() && !args.dry_run {
         true => read.objects.iter().filter_map(|object| consequence(object, &resources)).collect(),
         false => Vec::new(),

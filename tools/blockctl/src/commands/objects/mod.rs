@@ -9,6 +9,7 @@ mod delete;
 mod differences;
 mod found;
 mod made_volumes;
+mod overlaps;
 mod plan;
 pub mod record;
 mod references;

@@ -4,6 +4,7 @@ use super::{
     args::{FileArg, Format, GetArgs, Kinds, Selection},
     differences::warnings_of_unchanged,
     found::Found,
+    overlaps::refuse_overlaps,
     plan::{Plan, plan},
     record::{warn, warnings},
     resources::{ResourceSet, Scope},
@@ -192,6 +193,7 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
     let mut read = read_all(&args.file)?;
     warn(context, &read);
     let resources = ResourceSet::load_for(context, &mut read.objects).await?;
+    refuse_overlaps(&read.objects, &resources)?;
     let objects = read.objects;
     let (mut documents, mut differs) = (Vec::new(), false);
     for object in &objects {

@@ -205,12 +205,7 @@ impl ResourceSet {
             return Ok(());
         }
         let Some(RestoreSource::Backup(name, volume)) = restore.source() else { return Err(error) };
-        let is_it = |backup_location: Option<&CredentialName>| {
-            location.is_none_or(|location| backup_location == Some(location))
-        };
-        let backups = self.file_backups.iter().filter(|(of, backup)| of == name && is_it(backup.location()));
-        let coming: Vec<&Volume> =
-            backups.flat_map(|(name, backup)| self.coming(name.as_str(), backup)).collect();
+        let coming = self.coming_for(restore, name);
         match volume {
             _ if coming.is_empty() => Err(error),
             Some(volume) if coming.iter().all(|one| one.name != *volume) => {
@@ -219,6 +214,25 @@ impl ResourceSet {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Returns the volumes of the backup of a restore that this command makes.
+    fn coming_for(&self, restore: &Restore, name: &ObjectName) -> Vec<&Volume> {
+        let is_it = |location: Option<&CredentialName>| {
+            restore.location.as_ref().is_none_or(|wanted| location == Some(wanted))
+        };
+        let backups = self.file_backups.iter().filter(|(of, backup)| of == name && is_it(backup.location()));
+        backups.flat_map(|(name, backup)| self.coming(name.as_str(), backup)).collect()
+    }
+
+    /// Returns the new volumes of a restore of all volumes of a backup that this command or a task makes.
+    pub fn expected_volumes(&self, restore: &Restore) -> Vec<VolumeName> {
+        let Some(RestoreSource::Backup(name, _)) = restore.source() else { return Vec::new() };
+        let coming = self.coming_for(restore, name).into_iter();
+        let sources = coming.chain(self.volumes_under_way(name.as_str(), restore.location.as_ref()));
+        let selected = sources.filter(|source| restore.selects(&source.labels));
+        let names = selected.map(|source| restore.destination(source.name.as_str(), &source.labels).0);
+        names.filter_map(|name| name.parse().ok()).collect()
     }
 
     /// Returns true if this command adds a location: this one, or any.
