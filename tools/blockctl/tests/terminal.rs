@@ -1,8 +1,8 @@
 //! Commands on a terminal: confirmation of destructive ones.
 
-use crate::support::{Fake, Ran, Reply, list, ok, reply, snap, task};
+use crate::support::{Fake, Ran, Reply, cloudsnap, fail, list, ok, reply, snap, task, volume};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
@@ -230,6 +230,69 @@ fn objects_are_deleted_and_replaced_after_a_question() {
         assert!(shown.status == 0 && !shown.stdout.contains("[y/N]"), "{line} {shown:?}");
         assert_eq!(deletions(&refused), 0);
     }
+}
+
+/// Volumes, cloud snapshots and tasks of the volume `db` with the backup `good`, and the volume `acc`.
+fn replies_of_good(volumes: &[Value], is_stored: bool, tasks: &[Value]) -> Vec<(&'static str, Reply)> {
+    let mut found = cloudsnap("59-61");
+    (found["name"], found["volumeName"]) = (json!("good"), json!("db"));
+    let found = if is_stored { vec![found] } else { Vec::new() };
+    let listed =
+        json!({ "items": found, "next": null, "damaged": [], "failedCredentials": [], "total": found.len() });
+    vec![
+        ("GET /v1/volumes", ok(list(json!(volumes)))),
+        ("GET /v1/cloudsnaps", ok(listed)),
+        ("GET /v1/tasks", ok(list(json!(tasks)))),
+    ]
+}
+
+/// Restores the backup `good` into the volume `acc`.
+const INTO_ACC: &str = "apiVersion: blockd/v1\nkind: VolumeRestore\nmetadata: {name: back}\n\
+    spec: {backupLocation: nas, backupName: good, destinationVolume: acc, replacePolicy: Delete}\n";
+
+#[test]
+fn replacement_that_becomes_known_later_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    std::fs::write(&path, INTO_ACC).unwrap();
+    let (db, acc) = (volume("59", "db"), volume("1", "acc"));
+    let mut running = task("Backup-Active", 1);
+    (running["name"], running["volumeName"]) = (json!("good"), json!("db"));
+    let fake = || {
+        let before = replies_of_good(std::slice::from_ref(&db), false, &[running.clone()]);
+        let after = replies_of_good(&[db.clone(), acc.clone()], true, &[]);
+        let credentials = ok(list(json!([reply("GET /v1/credentials/nas")])));
+        let rest = vec![("GET /v1/credentials", credentials), ("GET /v1/schedules", ok(list(json!([]))))];
+        Fake::with_defaults([before, after, rest].concat())
+    };
+    let line = format!("apply --wait -f {}", path.display());
+    let refused = fake();
+    let shown = on_terminal(&refused, &line, "n\n");
+    let words = ["volume acc", "which is kept as a snapshot", "cancelled: VolumeRestore/back is not applied"];
+    assert!(shown.status == 1 && words.iter().all(|words| shown.stdout.contains(words)), "{shown:?}");
+    assert_eq!(deletions(&refused), 0);
+    let scripted = fake();
+    let ran = scripted.run(&line);
+    assert_eq!(scripted.changes(), ["POST /v1/cloudsnaps/restore-in-place"], "{ran:?}");
+}
+
+#[test]
+fn volume_that_another_user_creates_is_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("restore.yaml");
+    std::fs::write(&path, INTO_ACC).unwrap();
+    let (db, acc) = (volume("59", "db"), volume("1", "acc"));
+    let before = replies_of_good(std::slice::from_ref(&db), true, &[]);
+    let after = replies_of_good(&[db, acc], true, &[]);
+    let rest = vec![
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ("GET /v1/schedules", ok(list(json!([])))),
+        ("POST /v1/cloudsnaps/restore", fail(409, "volume_exists", "volume acc exists")),
+    ];
+    let fake = Fake::with_defaults([before, after, rest].concat());
+    let ran = fake.run(&format!("apply -f {}", path.display()));
+    assert!(ran.status == 5 && ran.stderr.contains("volume acc exists"), "{ran:?}");
+    assert_eq!(fake.changes(), ["POST /v1/cloudsnaps/restore"]);
 }
 
 #[test]

@@ -51,6 +51,8 @@ struct Apply<'a> {
     resources: ResourceSet,
     /// Tasks and cloud snapshots are older than the other resources.
     is_outdated: bool,
+    /// Replacements of content that the user has confirmed.
+    confirmed: Vec<String>,
     record: Record,
 }
 
@@ -60,16 +62,14 @@ pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Exit {
     warn(context, &read);
     let resources = ResourceSet::load_for(context, &mut read.objects).await?;
     refuse_overlaps(&read.objects, &resources)?;
-    let replaced: Vec<String> = match args.yes.must_ask() && !args.dry_run {
-        true => read.objects.iter().filter_map(|object| consequence(object, &resources)).collect(),
-        false => Vec::new(),
-    };
-    if !replaced.is_empty() {
-        args.yes.confirm(context.output, &replaced.join("; "))?;
+    let confirmed: Vec<String> =
+        read.objects.iter().filter_map(|object| consequence(object, &resources)).collect();
+    if !confirmed.is_empty() && !args.dry_run {
+        args.yes.confirm(context.output, &confirmed.join("; "))?;
     }
     let record = Record::of(read.objects.iter().map(|one| (one.kind, one.name.to_string())));
-    let mut apply =
-        Apply { context, args: &args, objects: &read.objects, resources, is_outdated: false, record };
+    let (objects, is_outdated) = (read.objects.as_slice(), false);
+    let mut apply = Apply { context, args: &args, objects, resources, is_outdated, confirmed, record };
     let ended = apply.all().await;
     apply.record.finish(context, ended)
 }
@@ -171,6 +171,7 @@ impl Apply<'_> {
 
     /// Executes a plan. After a concurrent creation, the object is planned again.
     async fn make(&mut self, object: &Object, mut planned: Plan) -> Result<Done, Failure> {
+        let replaced = consequence(object, &self.resources);
         let mut retries = 0;
         loop {
             let may_retry = matches!(planned, Plan::Create) && retries < MAX_RETRIES;
@@ -185,8 +186,11 @@ impl Apply<'_> {
             retries += 1;
             self.reload(true).await?;
             planned = plan(object, &self.resources);
-            if object.kind == Kind::VolumeBackup && matches!(planned, Plan::Create) {
-                // Another backup of the volume is running.
+            let replaces = consequence(object, &self.resources);
+            // Another backup of the volume is running, or the volume of a restore is another one.
+            if (object.kind == Kind::VolumeBackup && matches!(planned, Plan::Create))
+                || (replaces.is_some() && replaces != replaced)
+            {
                 return Err(error.into());
             }
         }
@@ -216,6 +220,7 @@ impl Apply<'_> {
                 done.tasks = [ended, running].concat();
             }
             Plan::Create => {
+                self.confirm_replacement(object)?;
                 done.tasks = self.put(object, None).await.map_err(locate)?;
                 if matches!(object.body, Body::Backup(_) | Body::Restore(_)) {
                     done.result = "started";
@@ -224,6 +229,16 @@ impl Apply<'_> {
             Plan::Update(changes) => drop(self.put(object, Some(&changes)).await.map_err(locate)?),
         }
         Ok(done)
+    }
+
+    /// Asks for the confirmation of a replacement that was not known before: its backup or its volume was
+    /// made meanwhile.
+    fn confirm_replacement(&self, object: &Object) -> Result<(), Failure> {
+        let is_new = |text: &String| !self.confirmed.contains(text);
+        let Some(text) = consequence(object, &self.resources).filter(is_new) else { return Ok(()) };
+        let refused =
+            |_| Failure::local("declined", EXIT_FAILED, format!("cancelled: {object} is not applied"));
+        self.args.yes.confirm(self.context.output, &text).map_err(refused)
     }
 
     /// Creates the resource of an object, or changes the given fields of the existing one, and returns the

@@ -48,9 +48,15 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
             names.collect::<Vec<_>>().join(" and ")
         }
         // Another object or a task makes the backup.
-        (Err(_), Some(RestoreSource::Backup(name, _)), None) if !resources.volumes.is_empty() => {
-            format!("the existing volumes of VolumeBackup/{name}")
-        }
+        (Err(_), Some(RestoreSource::Backup(name, _)), None) => match resources.expected_volumes(restore) {
+            unknown if unknown.is_empty() && !resources.volumes.is_empty() => {
+                format!("the existing volumes of VolumeBackup/{name}")
+            }
+            expected => {
+                let existing = expected.iter().filter(|volume| resources.volume(volume).is_some());
+                existing.map(|volume| format!("volume {volume}")).collect::<Vec<_>>().join(" and ")
+            }
+        },
         (Err(_), _, Some(volume)) if resources.volume(volume).is_some() => format!("volume {volume}"),
         _ => String::new(),
     };
