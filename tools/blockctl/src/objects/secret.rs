@@ -49,9 +49,10 @@ impl SecretDocument {
                     return Err(document.problem(&format!("{field}.{key}"), message));
                 };
                 let value = match field {
-                    "data" => {
-                        decode_base64(&text).map_err(|error| format!("Secret/{name}: data.{key}: {error}"))
-                    }
+                    "data" => decode_base64(&text).map_err(|error| {
+                        let problem = document.problem(&format!("{field}.{key}"), &error);
+                        format!("Secret/{name} in {}: {problem}", document.source.file)
+                    }),
                     _ => Ok(text),
                 };
                 values.insert(key, value.map(Secret::new));

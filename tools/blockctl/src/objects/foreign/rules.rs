@@ -23,7 +23,9 @@ struct Item {
     #[serde(default)]
     pod_selector: Map<String, Value>,
     actions: Vec<Action>,
-    container: Option<String>,
+    /// Fields without a meaning here, such as `container`.
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -34,6 +36,9 @@ struct Action {
     value: String,
     #[serde(default)]
     background: bool,
+    /// Fields without a meaning here, such as `runInSinglePod`.
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
 #[derive(Deserialize)]
@@ -71,8 +76,15 @@ impl ForeignRule {
         if !selectors.is_empty() {
             native.set("spec.selectors", selectors.into(), field);
         }
-        for (index, _) in items.iter().enumerate().filter(|(_, item)| item.container.is_some()) {
-            document.ignore(&format!("{field}[{index}].container"));
+        for (index, item) in items.iter().enumerate() {
+            let place = format!("{field}[{index}]");
+            item.rest.keys().for_each(|key| document.ignore(&format!("{place}.{key}")));
+            for (action, found) in item.actions.iter().enumerate() {
+                found
+                    .rest
+                    .keys()
+                    .for_each(|key| document.ignore(&format!("{place}.actions[{action}].{key}")));
+            }
         }
         native.inherited = document.close(&format!("Rule/{name}"));
         let actions = || items.iter().flat_map(|item| &item.actions);
@@ -138,11 +150,21 @@ pub fn join(rules: Vec<ForeignRule>, mut documents: Vec<Document>) -> Vec<Docume
         let of_others = afters.iter().any(|(holder, all)| holder != name && all.contains(name));
         of_others && !befores.contains(name) && !afters.contains_key(name)
     };
+    let (joined, rules): (Vec<ForeignRule>, Vec<ForeignRule>) =
+        rules.into_iter().partition(|rule| is_joined(&rule.name));
+    let mut joined: BTreeMap<String, Document> =
+        joined.into_iter().map(|rule| (rule.name, rule.native)).collect();
     for ForeignRule { name, mut native, before, end, .. } in rules {
-        if is_joined(&name) {
-            continue;
-        }
         let after = afters.get(&name);
+        for mut other in after.into_iter().flatten().filter_map(|one| joined.remove(one)) {
+            if other.source.file != native.source.file {
+                other
+                    .inherited
+                    .iter_mut()
+                    .for_each(|one| one.path = format!("{}: {}", other.source.file, one.path));
+            }
+            native.inherited.append(&mut other.inherited);
+        }
         let is_before = befores.contains(&name) || after.is_none();
         let (before, end) = if is_before { (before, end) } else { Default::default() };
         let after = after.into_iter().flatten().filter_map(|one| scripts.get(one)).map(String::as_str);
