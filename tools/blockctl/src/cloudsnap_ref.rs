@@ -88,12 +88,24 @@ fn behind_cluster_name(text: &str) -> Option<&str> {
     (!is_uuid_prefix && cluster.parse::<ObjectName>().is_ok() && !rest.is_empty()).then_some(rest)
 }
 
+/// Returns false if the number of the snapshot may be a prefix.
+fn has_whole_numbers(id: &CloudSnapshotId) -> bool {
+    id.incremental || id.snapshot.to_string().len() > MAX_DIGITS
+}
+
 impl SnapRef {
     /// Returns the id if it is complete.
     pub fn whole(&self) -> Option<CloudSnapshotId> {
         let Self::Text(text) = self else { return None };
-        let id: CloudSnapshotId = without_ellipsis(text).parse().ok()?;
-        (id.incremental || id.snapshot.to_string().len() > MAX_DIGITS).then_some(id)
+        without_ellipsis(text).parse().ok().filter(has_whole_numbers)
+    }
+
+    /// Returns true if the text has complete numbers behind the name of a cluster.
+    pub fn is_whole_but_cluster(&self) -> bool {
+        let Self::Text(text) = self else { return false };
+        let text = without_ellipsis(text);
+        let rest = behind_cluster_name(&text).unwrap_or_default();
+        format!("{}/{rest}", Uuid::nil()).parse().is_ok_and(|id| has_whole_numbers(&id))
     }
 
     /// Returns the id if the text is one, complete or not.

@@ -118,7 +118,9 @@ async fn to_delete(context: &Context<'_>, args: &DeleteArgs) -> Result<CloudSnap
     let (snap, cred_id) = (args.snap.snap()?, args.credential.cred_id.as_ref());
     let id = match snap.as_id() {
         Some(id) => id,
-        None if args.yes.is_deliberate() => snap.resolve_only(context, cred_id).await?,
+        None if args.yes.is_deliberate() || snap.is_whole_but_cluster() => {
+            snap.resolve_only(context, cred_id).await?
+        }
         None => {
             return Err(Failure::usage(format!(
                 "without --yes, delete requires the complete id of a cloud snapshot, not {snap}"

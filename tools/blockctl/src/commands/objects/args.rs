@@ -113,7 +113,14 @@ impl FromStr for Kinds {
         if text == "all" {
             return Ok(Self(Kind::ALL.to_vec()));
         }
-        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+        let mut kinds = Vec::new();
+        for name in text.split(',') {
+            let kind = name.parse()?;
+            if !kinds.contains(&kind) {
+                kinds.push(kind);
+            }
+        }
+        Ok(Self(kinds))
     }
 }
 
