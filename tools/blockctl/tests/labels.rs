@@ -2,7 +2,7 @@
 
 use crate::{
     plans::{backup, labelled, run_on, with_volumes},
-    support::{Fake, list, ok, reply, snap, task, volume},
+    support::{Fake, snap, task, volume},
 };
 use serde_json::{Value, json};
 
@@ -20,7 +20,7 @@ fn restore_task(state: &str, volume: (&str, &str)) -> Value {
 }
 
 /// Runs `apply` and `diff` and checks the result: unchanged, or an error of apply.
-fn check(fake: &Fake, object: (&str, &str, &str), error: Option<&str>) {
+pub fn check(fake: &Fake, object: (&str, &str, &str), error: Option<&str>) {
     let (kind, name, _) = object;
     for command in ["apply", "apply --dry-run", "diff"] {
         let ran = run_on(fake, command, &[object]);
@@ -151,25 +151,6 @@ fn schedule_of_a_volume_that_a_restore_makes_is_refused() {
     let hint = "hint: `blockctl volume list` shows the volumes";
     let words = ["spec.template.spec.volume: there is no volume acc", hint];
     assert!(ran.status == 4 && words.iter().all(|words| ran.stderr.contains(words)), "{ran:?}");
-}
-
-#[test]
-fn clones_follow_their_source_through_names() {
-    // The snapshot `monday` of db stands for one that was taken for the clone.
-    let cloned = json!({ "cloned-by": "cl", "cloned-from": "was@clone-1" });
-    let mut taken = reply("GET /v1/snapshots/db@monday");
-    taken["name"] = json!("clone-1");
-    let volumes = [volume("59", "db"), labelled("2", "db-test", cloned)];
-    let fake = Fake::with_defaults(vec![
-        ("GET /v1/volumes", ok(list(json!(volumes)))),
-        ("GET /v1/snapshots", ok(list(json!([taken])))),
-    ]);
-    check(&fake, ("VolumeClone", "cl", "sourceVolume: db"), None);
-    // Another volume has no such snapshot, also if a snapshot of the file has the name.
-    let snapshot = ("VolumeSnapshot", "snap", "volume: db");
-    let clone = ("VolumeClone", "other", "sourceVolume: db-test, snapshot: snap");
-    let ran = run_on(&fake, "apply --dry-run", &[snapshot, clone]);
-    assert!(ran.status == 4 && ran.stderr.contains("there is no snapshot db-test@snap"), "{ran:?}");
 }
 
 #[test]

@@ -209,6 +209,9 @@ impl Spec for VolumeClone {
             (None, Some(_), Some(_)) if self.snapshot.is_some() || self.destination_volume.is_some() => {
                 refused("sourceNamespace", "`snapshot` and `destinationVolume` belong to `sourceVolume`")
             }
+            (None, Some(source), Some(destination)) if source == destination => {
+                refused("destinationNamespace", "another one than `sourceNamespace` is expected")
+            }
             (None, Some(_), Some(_)) => Ok(()),
             (None, Some(_), None) => refused("destinationNamespace", "missing"),
             _ => refused("sourceVolume", "one of `sourceVolume` and `sourceNamespace` is expected"),

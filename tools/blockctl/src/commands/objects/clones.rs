@@ -47,26 +47,32 @@ pub fn clone_plans<'a>(
     resources: &'a ResourceSet,
 ) -> Result<Vec<ClonePlan<'a>>, ApiError> {
     let made: Vec<&Volume> = resources.made_by(CLONED_BY, object).collect();
-    let sources = clone_sources(clone, resources);
+    let sources = clone_sources(object, clone, resources);
     if sources.is_empty() && made.is_empty() {
         let namespace = clone.source_namespace.as_deref().unwrap_or_default();
         let label = format!("{NAMESPACE}={namespace}");
         return Err(object.locate(ApiError::new(ErrorCode::VolumeNotFound, no_label(&label, &label))));
     }
     let planned = |source: VolumeName| {
-        let is_clone = |volume: &&Volume| {
-            let origin = volume.labels.as_map().get(CLONED_FROM);
-            origin.is_some_and(|origin| {
-                clone.is_of(&source, origin) || is_of_renamed(clone, &source, origin, resources)
-            })
+        let is_exact = |volume: &&Volume| origin(volume).is_some_and(|origin| clone.is_of(&source, origin));
+        let is_renamed = |volume: &&Volume| {
+            origin(volume).is_some_and(|origin| is_of_renamed(clone, &source, origin, resources))
         };
         let name = clone.destination(&source).ok_or_else(unnamed)?;
-        let volume = made.iter().copied().find(is_clone).or_else(|| resources.volume(&name));
-        if volume.is_some_and(|volume| !is_clone(&volume)) {
-            let snapshot = clone.snapshot.as_ref().map(|snapshot| format!("@{snapshot}"));
+        let find = |is_clone: &dyn Fn(&&Volume) -> bool| made.iter().copied().find(is_clone);
+        // Snapshots that were taken together have one name: they do not tell a renamed source from another.
+        let volume = find(&is_exact).or_else(|| find(&is_renamed)).or_else(|| resources.volume(&name));
+        let obstacle = volume.and_then(|volume| match volume.labels.as_map().get(CLONED_BY) {
+            Some(by) if *by != object.name.as_str() => Some(format!("the clone of {}/{by}", object.kind)),
+            _ if is_exact(&volume) || is_renamed(&volume) => None,
+            _ => {
+                let snapshot = clone.snapshot.as_ref().map(|snapshot| format!("@{snapshot}"));
+                Some(format!("not a clone of {source}{}", snapshot.unwrap_or_default()))
+            }
+        });
+        if let Some(obstacle) = obstacle {
             let message = format!(
-                "{object}: volume {name} exists and is not a clone of {source}{}: delete it first, or name another one in destinationVolume",
-                snapshot.unwrap_or_default()
+                "{object}: volume {name} exists and is {obstacle}: delete it first, or name another one in destinationVolume"
             );
             return Err(ApiError::new(ErrorCode::VolumeExists, message));
         }
@@ -75,23 +81,32 @@ pub fn clone_plans<'a>(
     sources.into_iter().map(planned).collect()
 }
 
-/// Returns true if a source had another name when it was cloned: it has the snapshot that was taken then.
+/// Returns the volume and snapshot that a volume was cloned from.
+fn origin(volume: &Volume) -> Option<&String> {
+    volume.labels.as_map().get(CLONED_FROM)
+}
+
+/// Returns true if a source had another name when it was cloned: that of no volume now, and it has the
+/// snapshot.
 fn is_of_renamed(clone: &VolumeClone, source: &VolumeName, origin: &str, resources: &ResourceSet) -> bool {
     let (Some((was, snapshot)), Some(volume)) = (origin.split_once('@'), resources.volume(source)) else {
         return false;
     };
-    clone.snapshot.is_none()
-        && was.parse().is_ok_and(|was| clone.is_of(&was, origin))
+    was.parse().is_ok_and(|was| resources.volume(&was).is_none() && clone.is_of(&was, origin))
         && resources
             .snapshots
             .iter()
             .any(|one| one.volume_id == volume.volume_id && one.name.as_str() == snapshot)
 }
 
-/// Returns the volumes of a clone.
-fn clone_sources(clone: &VolumeClone, resources: &ResourceSet) -> Vec<VolumeName> {
+/// Returns the volumes of a clone. Its own clones are none, also with the label of the namespace.
+fn clone_sources(object: &Object, clone: &VolumeClone, resources: &ResourceSet) -> Vec<VolumeName> {
     let Some(namespace) = &clone.source_namespace else { return clone.source.clone().into_iter().collect() };
-    let is_meant = |volume: &&Volume| volume.labels.as_map().get(NAMESPACE) == Some(namespace);
+    let is_meant = |volume: &&Volume| {
+        let labels = volume.labels.as_map();
+        labels.get(NAMESPACE) == Some(namespace)
+            && labels.get(CLONED_BY).is_none_or(|by| *by != object.name.as_str())
+    };
     resources.volumes.iter().filter(is_meant).map(|volume| volume.name.clone()).collect()
 }
 

@@ -1,0 +1,91 @@
+//! Clones: their volumes, names and order.
+
+use crate::{
+    labels::check,
+    plans::{labelled, run_on},
+    support::{Fake, list, ok, reply, volume},
+};
+use serde_json::{Value, json};
+
+/// Starts a daemon with volumes, and local snapshots of a name: ids of the volumes.
+fn with_snapshots(volumes: &[Value], name: &str, of: &[&str]) -> Fake {
+    let taken = |id: &&str| {
+        let mut taken = reply("GET /v1/snapshots/db@monday");
+        (taken["name"], taken["volumeId"]) = (json!(name), json!(id));
+        taken
+    };
+    let created = ok(reply("POST /v1/volumes"));
+    Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!(volumes)))),
+        ("GET /v1/snapshots", ok(list(of.iter().map(taken).collect::<Vec<_>>()))),
+        ("POST /v1/volumes/log/snapshots", ok(reply("GET /v1/snapshots/db@monday"))),
+        ("POST /v1/volumes/log/clone", created),
+    ])
+}
+
+/// Returns a volume that an object cloned.
+fn cloned(id: &str, name: &str, by: &str, from: &str) -> Value {
+    labelled(id, name, json!({ "cloned-by": by, "cloned-from": from }))
+}
+
+#[test]
+fn clones_follow_their_source_through_names() {
+    let volumes = [volume("59", "db"), cloned("2", "db-test", "cl", "was@clone-1")];
+    let fake = with_snapshots(&volumes, "clone-1", &["59"]);
+    check(&fake, ("VolumeClone", "cl", "sourceVolume: db"), None);
+    // Another volume has no such snapshot, also if a snapshot of the file has the name.
+    let snapshot = ("VolumeSnapshot", "snap", "volume: db");
+    let clone = ("VolumeClone", "other", "sourceVolume: db-test, snapshot: snap");
+    let ran = run_on(&fake, "apply --dry-run", &[snapshot, clone]);
+    assert!(ran.status == 4 && ran.stderr.contains("there is no snapshot db-test@snap"), "{ran:?}");
+    // The snapshot has a name.
+    let volumes = [volume("59", "db"), cloned("2", "x", "cl", "was@first")];
+    let fake = with_snapshots(&volumes, "first", &["59"]);
+    check(&fake, ("VolumeClone", "cl", "sourceVolume: db, snapshot: first, destinationVolume: x"), None);
+}
+
+#[test]
+fn clone_of_one_volume_is_none_of_another() {
+    let of_shop = |id: &str, name: &str| labelled(id, name, json!({ "namespace": "shop" }));
+    let mut volumes = vec![of_shop("59", "data"), of_shop("60", "log")];
+    volumes.push(cloned("1", "data-test", "cl", "data@clone-1"));
+    let object = ("VolumeClone", "cl", "sourceNamespace: shop, destinationNamespace: test");
+    // Both sources have the snapshot, which was taken of them together.
+    let fake = with_snapshots(&volumes, "clone-1", &["59", "60"]);
+    assert_eq!(run_on(&fake, "diff", &[object]).status, 1);
+    let ran = run_on(&fake, "apply", &[object]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, "VolumeClone/cl created\n"), "{ran:?}");
+    assert_eq!(fake.changes(), ["POST /v1/volumes/log/snapshots", "POST /v1/volumes/log/clone"]);
+    volumes.push(cloned("2", "log-test", "cl", "log@clone-1"));
+    for volumes in [&volumes[..], &volumes[1..]] {
+        let fake = with_snapshots(volumes, "clone-1", &["59", "60"]);
+        check(&fake, object, None);
+        assert_eq!(run_on(&fake, "apply", &[object]).stderr, "");
+    }
+}
+
+#[test]
+fn clones_are_no_sources_of_their_own_object() {
+    let labels = json!({ "cloned-by": "cl", "cloned-from": "data@clone-1", "namespace": "shop" });
+    let volumes =
+        [labelled("59", "data", json!({ "namespace": "shop" })), labelled("1", "data-test", labels)];
+    let fake = with_snapshots(&volumes, "clone-1", &["59"]);
+    check(&fake, ("VolumeClone", "cl", "sourceNamespace: shop, destinationNamespace: test"), None);
+    let spec = "sourceNamespace: shop, destinationNamespace: shop";
+    let ran = run_on(&fake, "apply", &[("VolumeClone", "cl", spec)]);
+    let words = "line 4: spec.destinationNamespace: another one than `sourceNamespace` is expected";
+    assert!(ran.status == 2 && ran.stderr.contains(words), "{ran:?}");
+}
+
+#[test]
+fn clone_of_another_object_is_refused() {
+    let fake =
+        with_snapshots(&[volume("59", "db"), cloned("1", "x", "first", "db@clone-1")], "clone-1", &["59"]);
+    let spec = "sourceVolume: db, destinationVolume: x";
+    check(&fake, ("VolumeClone", "first", spec), None);
+    let words = "VolumeClone/second: volume x exists and is the clone of VolumeClone/first: delete it first";
+    for (command, status) in [("apply", 5), ("apply --dry-run", 5), ("diff", 1)] {
+        let ran = run_on(&fake, command, &[("VolumeClone", "second", spec)]);
+        assert!(ran.status == status && ran.stderr.contains(words), "{command} {ran:?}");
+    }
+}
