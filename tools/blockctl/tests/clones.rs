@@ -2,7 +2,7 @@
 
 use crate::{
     labels::check,
-    plans::{labelled, run_on},
+    plans::{backup, labelled, run_on, with_volumes},
     support::{Fake, list, ok, reply, volume},
 };
 use serde_json::{Value, json};
@@ -87,5 +87,34 @@ fn clone_of_another_object_is_refused() {
     for (command, status) in [("apply", 5), ("apply --dry-run", 5), ("diff", 1)] {
         let ran = run_on(&fake, command, &[("VolumeClone", "second", spec)]);
         assert!(ran.status == status && ran.stderr.contains(words), "{command} {ran:?}");
+    }
+}
+
+#[test]
+fn labels_without_room_are_refused() {
+    let long = "x".repeat(128);
+    let fake = with_snapshots(&[volume("59", &long)], &long, &["59"]);
+    let spec = format!("sourceVolume: {long}, snapshot: {long}");
+    let ran = run_on(&fake, "apply --dry-run", &[("VolumeClone", "cl", &spec)]);
+    let words = "line 4: spec.snapshot: the value of";
+    assert!(ran.status == 2 && ran.stderr.contains(words), "{ran:?}");
+
+    let labels: serde_json::Map<_, _> = (0..63).map(|n| (format!("label-{n}"), json!("x"))).collect();
+    let mut one = backup("59-61", "good", ("59", "db"));
+    one["labels"] = json!(labels);
+    let volumes = [volume("59", "db"), labelled("1", "full", json!(labels))];
+    let words = |volume: &str| {
+        format!("VolumeRestore/rr: volume {volume} with the labels of this restore: 65 labels")
+    };
+    for (labels, volume, more) in [(json!(labels), "new", ""), (json!({}), "full", ", replacePolicy: Delete")]
+    {
+        one["labels"] = labels;
+        let fake = with_volumes(&volumes, std::slice::from_ref(&one), &[]);
+        let spec = format!("backupLocation: nas, backupName: good, destinationVolume: {volume}{more}");
+        for (command, status) in [("apply", 2), ("apply --dry-run", 2), ("diff", 1)] {
+            let ran = run_on(&fake, command, &[("VolumeRestore", "rr", &spec)]);
+            assert!(ran.status == status && ran.stderr.contains(&words(volume)), "{command} {ran:?}");
+        }
+        assert!(fake.changes().is_empty(), "{:?}", fake.changes());
     }
 }

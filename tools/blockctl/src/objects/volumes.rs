@@ -7,8 +7,8 @@ use super::{
     values::selectors,
 };
 use blockd_api::{
-    CredentialName, LabelSelector, Labels, ObjectName, SnapshotName, SnapshotRef, VolumeName, VolumeRef,
-    cloudsnaps::CloudSnapshotId,
+    CLONED_FROM, CredentialName, LabelSelector, Labels, ObjectName, PairsError, SnapshotName, SnapshotRef,
+    VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -100,21 +100,30 @@ impl Restore {
     }
 
     /// Returns the new volume of a volume with these labels, and its labels.
-    pub fn destination(&self, volume: &str, labels: &Labels) -> (String, Labels) {
+    ///
+    /// # Errors
+    /// The new namespace is no label.
+    pub fn destination(&self, volume: &str, labels: &Labels) -> Result<(String, Labels), PairsError> {
         let namespace = labels.as_map().get(NAMESPACE);
         let mapping = self.namespace_mapping.as_ref();
         let mapped =
             namespace.and_then(|namespace| mapping?.get(namespace)).filter(|to| Some(*to) != namespace);
-        let Some(to) = mapped else { return (volume.to_owned(), labels.clone()) };
-        (format!("{volume}-{to}"), with_labels(labels, [(NAMESPACE, to.clone())]))
+        let Some(to) = mapped else { return Ok((volume.to_owned(), labels.clone())) };
+        Ok((format!("{volume}-{to}"), with_labels(labels, [(NAMESPACE, to.clone())])?))
     }
 }
 
-/// Returns labels with others; without them if they are too many.
-pub fn with_labels<const N: usize>(labels: &Labels, more: [(&str, String); N]) -> Labels {
+/// Returns labels with others.
+///
+/// # Errors
+/// They are too many, or one is too long.
+pub fn with_labels<'a>(
+    labels: &Labels,
+    more: impl IntoIterator<Item = (&'a str, String)>,
+) -> Result<Labels, PairsError> {
     let mut map = labels.as_map().clone();
-    map.extend(more.map(|(key, value)| (key.to_owned(), value)));
-    Labels::try_from(map).unwrap_or_else(|_| labels.clone())
+    map.extend(more.into_iter().map(|(key, value)| (key.to_owned(), value)));
+    Labels::try_from(map)
 }
 
 impl Spec for Restore {
@@ -205,7 +214,14 @@ impl Spec for VolumeClone {
     fn check(&mut self, name: &str) -> Result<(), FieldError> {
         let refused = |path: &str, message: &str| Err((path.to_owned(), message.to_owned()));
         match (&self.source, &self.source_namespace, &self.destination_namespace) {
-            (Some(_), None, None) => name_volume(&mut self.destination_volume, name),
+            (Some(source), None, None) => {
+                if let Some(snapshot) = &self.snapshot {
+                    let origin = snapshot_of(source, snapshot.clone()).to_string();
+                    let labels = with_labels(&Labels::default(), [(CLONED_FROM, origin)]);
+                    labels.map_err(|error| ("snapshot".to_owned(), error.to_string()))?;
+                }
+                name_volume(&mut self.destination_volume, name)
+            }
             (None, Some(_), Some(_)) if self.snapshot.is_some() || self.destination_volume.is_some() => {
                 refused("sourceNamespace", "`snapshot` and `destinationVolume` belong to `sourceVolume`")
             }

@@ -172,10 +172,9 @@ async fn clone_one(
 ) -> Result<(), Failure> {
     let snapshot = snapshot_of(source, snapshot.clone());
     let origin = [(CLONED_FROM, snapshot.to_string()), (CLONED_BY, object.name.to_string())];
-    let mut labels = with_labels(&Labels::default(), origin);
-    if let Some(namespace) = &clone.destination_namespace {
-        labels = with_labels(&labels, [(NAMESPACE, namespace.clone())]);
-    }
+    let namespace = clone.destination_namespace.iter().map(|namespace| (NAMESPACE, namespace.clone()));
+    let labels =
+        with_labels(&Labels::default(), origin.into_iter().chain(namespace)).map_err(ApiError::from)?;
     let request = CloneVolume { name: name.clone(), snapshot, labels };
     context.client.call_at(operations::CLONE_VOLUME, &VolumeRef::Name(source.clone()), &request).await?;
     Ok(())

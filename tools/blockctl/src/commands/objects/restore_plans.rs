@@ -150,12 +150,19 @@ impl Planner<'_> {
         let made = || self.made.iter();
         let found = made().find(has_it).or_else(|| made().find(has_earlier));
         let found = found.or_else(|| made().find(|volume| volume.name == target.volume));
-        let (volume, plan) =
-            match (found.or_else(|| made().find(may_be_it)), self.resources.volume(&target.volume)) {
-                (Some(made), _) => (&made.name, self.plan_made(made)),
-                (None, Some(other)) => (&other.name, self.plan_other(other, target.snap)),
-                (None, None) => (&target.volume, Plan::Create),
-            };
+        let other = self.resources.volume(&target.volume);
+        let (volume, plan, labels) = match (found.or_else(|| made().find(may_be_it)), other) {
+            (Some(made), _) => (&made.name, self.plan_made(made), Some(&made.labels)),
+            (None, Some(other)) => (&other.name, self.plan_other(other, target.snap), Some(&other.labels)),
+            (None, None) => (&target.volume, Plan::Create, target.labels.as_ref()),
+        };
+        let plan = match labels.map(|labels| target.labelled(self.object, labels)) {
+            Some(Err(error)) if matches!(plan, Plan::Create) => {
+                let cause = format!("volume {volume} with the labels of this restore: {}", error.message);
+                Plan::refused(self.object, error.code, &cause)
+            }
+            _ => plan,
+        };
         VolumePlan { volume: volume.clone(), target: Some(target.clone()), plan }
     }
 

@@ -14,13 +14,13 @@ use crate::{
     failure::Failure,
     objects::{
         Body, Object,
-        volumes::{ReplacePolicy, Restore, RestoreSource, with_labels},
+        volumes::{ReplacePolicy, Restore, RestoreSource},
     },
     output::Context,
 };
 use blockd_api::{
-    ByteSize, CredentialRef, Labels, RESTORED_BY, RESTORED_FROM, VolumeName, VolumeRef,
-    cloudsnaps::{CloudSnapshotId, Cloudsnap, StartRestore},
+    ByteSize, CredentialRef, Labels, VolumeName, VolumeRef,
+    cloudsnaps::{Cloudsnap, StartRestore},
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
     tasks::TaskLimits,
@@ -113,12 +113,6 @@ pub async fn start_restore(
     Ok(tasks)
 }
 
-/// Returns labels with those of a restore. Its task is forgotten in time: without the labels, the volume
-/// would not be found under the name of the object, and a later `apply` could restore again.
-fn restored(object: &Object, snap: CloudSnapshotId, labels: &Labels) -> Labels {
-    with_labels(labels, [(RESTORED_FROM, snap.to_string()), (RESTORED_BY, object.name.to_string())])
-}
-
 async fn start(
     context: &Context<'_>,
     object: &Object,
@@ -126,9 +120,9 @@ async fn start(
     target: RestoreTarget,
 ) -> Result<Option<Uuid>, Failure> {
     let client = &context.client;
-    let RestoreTarget { snap: cloud_snapshot_id, volume, labels } = target;
+    let labels = target.labels.as_ref().map(|labels| target.labelled(object, labels)).transpose()?;
+    let RestoreTarget { snap: cloud_snapshot_id, volume, .. } = target;
     let (volume_name, skip_damaged) = (Some(volume), restore.skip_damaged);
-    let labels = labels.map(|labels| restored(object, cloud_snapshot_id, &labels));
     let credential = restore.location.clone().map(CredentialRef::Name);
     let (volume, schedules, task) = if restore.lazy {
         let on_store_loss = StoreLoss::default();
@@ -172,7 +166,7 @@ async fn replace(
         volume: VolumeRef::Name(target.volume.clone()),
         credential: restore.location.clone().map(CredentialRef::Name),
         discard: false,
-        labels: restored(object, cloud_snapshot_id, &Labels::default()),
+        labels: target.labelled(object, &Labels::default())?,
         limits: TaskLimits::default(),
     };
     let started = client.call(operations::START_IN_PLACE, &request).await?;

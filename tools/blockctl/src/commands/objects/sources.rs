@@ -6,11 +6,11 @@ use super::{
     resources::ResourceSet,
 };
 use crate::objects::{
-    Kind,
-    volumes::{Restore, RestoreSource},
+    Kind, Object,
+    volumes::{Restore, RestoreSource, with_labels},
 };
 use blockd_api::{
-    ApiError, CredentialName, ErrorCode, Labels, ObjectName, VolumeName,
+    ApiError, CredentialName, ErrorCode, Labels, ObjectName, RESTORED_BY, RESTORED_FROM, VolumeName,
     cloudsnaps::{CloudSnapshotId, Cloudsnap},
     volumes::Volume,
 };
@@ -23,6 +23,18 @@ pub struct RestoreTarget {
     pub volume: VolumeName,
     /// Labels of a new volume; `None` if the cloud snapshot is not listed.
     pub labels: Option<Labels>,
+}
+
+impl RestoreTarget {
+    /// Returns labels with those of a restore. Its task is forgotten in time: without them, the volume would
+    /// not be found under the name of the object, and a later `apply` could restore again.
+    ///
+    /// # Errors
+    /// They are too many.
+    pub fn labelled(&self, object: &Object, labels: &Labels) -> Result<Labels, ApiError> {
+        let more = [(RESTORED_FROM, self.snap.to_string()), (RESTORED_BY, object.name.to_string())];
+        Ok(with_labels(labels, more)?)
+    }
 }
 
 impl ResourceSet {
@@ -148,7 +160,7 @@ impl ResourceSet {
         let found = self.restorable(restore, name)?;
         let mut targets: Vec<RestoreTarget> = Vec::new();
         for one in found.iter().filter(|one| restore.selects(&one.labels)) {
-            let (volume, labels) = restore.destination(self.present_name(one), &one.labels);
+            let (volume, labels) = restore.destination(self.present_name(one), &one.labels)?;
             let id = one.cloud_snapshot_id;
             let volume: VolumeName = volume
                 .parse()
@@ -231,7 +243,9 @@ impl ResourceSet {
         let coming = self.coming_for(restore, name).into_iter();
         let sources = coming.chain(self.volumes_under_way(name.as_str(), restore.location.as_ref()));
         let selected = sources.filter(|source| restore.selects(&source.labels));
-        let names = selected.map(|source| restore.destination(source.name.as_str(), &source.labels).0);
+        let names =
+            selected.filter_map(|source| restore.destination(source.name.as_str(), &source.labels).ok());
+        let names = names.map(|(name, _)| name);
         names.filter_map(|name| name.parse().ok()).collect()
     }
 
