@@ -3,7 +3,7 @@
 use crate::{
     labels::check,
     plans::{backup, labelled, run_on, with_volumes},
-    support::{Fake, list, ok, reply, volume},
+    support::{Fake, list, ok, reply, snap, task, volume},
 };
 use serde_json::{Value, json};
 
@@ -116,5 +116,29 @@ fn labels_without_room_are_refused() {
             assert!(ran.status == status && ran.stderr.contains(&words(volume)), "{command} {ran:?}");
         }
         assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    }
+}
+
+#[test]
+fn hydration_of_a_clone_is_no_restore() {
+    let mut lazy = cloned("1", "copy", "cl", "db@clone-1");
+    lazy["hydration"] = json!({
+        "cloudSnapshotId": snap("59-61"), "credentialId": "af563a4d-afd7-48df-90f7-8e8f9414ff77", "doneBytes": 0,
+        "totalBytes": 4096, "inBackground": true, "onStoreLoss": "stall", "waitingRequests": 0
+    });
+    let complete = cloned("1", "copy", "cl", "db@clone-1");
+    for (volume, state) in
+        [(&lazy, "Restore-Active"), (&lazy, "Restore-Stopped"), (&complete, "Restore-Done")]
+    {
+        let mut hydration = task(state, 1);
+        (hydration["volumeId"], hydration["volumeName"]) = (json!("1"), json!("copy"));
+        (hydration["cloudSnapshotId"], hydration["resumable"]) =
+            (json!(snap("59-61")), json!(state == "Restore-Stopped"));
+        let stored = backup("59-61", "good", ("59", "db"));
+        let fake = with_volumes(std::slice::from_ref(volume), &[stored], &[hydration]);
+        assert_eq!(fake.run("get vr,vc -o name").stdout, "VolumeClone/cl\n", "{state}");
+        let spec = "backupLocation: nas, backupName: good, destinationVolume: copy, replacePolicy: Delete";
+        let ran = run_on(&fake, "apply --dry-run", &[("VolumeRestore", "rr", spec)]);
+        assert_eq!(ran.stdout, "VolumeRestore/rr created (dry run)\n", "{state} {ran:?}");
     }
 }

@@ -52,8 +52,11 @@ impl Made<'_> {
 }
 
 impl ResourceSet {
-    /// Returns the newest restore task of a volume.
+    /// Returns the newest restore task of a volume; the hydration of a clone is that of its source.
     fn restore_task(&self, volume: &Volume) -> Option<&Task> {
+        if volume.hydration.is_some() && volume.labels.as_map().contains_key(CLONED_FROM) {
+            return None;
+        }
         // The newest comes first. The id tells a new volume of the name from a deleted one.
         let is_meant = |task: &&Task| match task.volume_id {
             Some(id) => id == volume.volume_id,
@@ -68,10 +71,11 @@ impl ResourceSet {
     }
 
     /// Returns the cloud snapshot whose content a volume has or gets. Its label is removed when other content
-    /// replaces this one; of a volume that no object restored, the newest task is all that is known.
+    /// replaces this one; of a volume that no object made, the newest task is all that is known.
     fn origin<'a>(&'a self, volume: &'a Volume) -> Option<&'a String> {
         let labels = volume.labels.as_map();
-        let is_labelled = [RESTORED_BY, RESTORED_FROM].iter().any(|label| labels.contains_key(*label));
+        let is_labelled =
+            [RESTORED_BY, RESTORED_FROM, CLONED_FROM].iter().any(|label| labels.contains_key(*label));
         let is_known =
             |task: &&Task| is_unfinished(task) || (!is_labelled && task.state.stage == TaskStage::Done);
         let task = self.restore_task(volume).filter(is_known);
