@@ -91,6 +91,32 @@ fn clone_of_another_object_is_refused() {
 }
 
 #[test]
+fn clones_are_applied_after_those_of_their_source() {
+    let fake = with_snapshots(&[volume("59", "db")], "monday", &["59"]);
+    let clone = |name, spec| ("VolumeClone", name, spec);
+    let chain = [
+        clone("c", "sourceVolume: b"),
+        clone("b", "sourceVolume: a"),
+        clone("a", "sourceVolume: db"),
+        clone("all", "sourceNamespace: shop, destinationNamespace: test"),
+    ];
+    let ran = run_on(&fake, "apply --dry-run", &chain[..3]);
+    let order =
+        "VolumeClone/a created (dry run)\nVolumeClone/b created (dry run)\nVolumeClone/c created (dry run)\n";
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, order), "{ran:?}");
+    let ran = run_on(&fake, "apply --dry-run", &chain);
+    assert!(ran.stderr.contains("VolumeClone/all failed; not tried: VolumeClone/a, "), "{ran:?}");
+    for circular in [
+        &[clone("x", "sourceVolume: x")][..],
+        &[clone("a", "sourceVolume: b"), clone("b", "sourceVolume: a")],
+    ] {
+        let ran = run_on(&fake, "apply --dry-run", circular);
+        let words = "line 4: spec.sourceVolume: the volume would be a clone of itself";
+        assert!(ran.status == 2 && ran.stderr.contains(words), "{ran:?}");
+    }
+}
+
+#[test]
 fn labels_without_room_are_refused() {
     let long = "x".repeat(128);
     let fake = with_snapshots(&[volume("59", &long)], &long, &["59"]);

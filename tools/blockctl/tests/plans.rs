@@ -316,9 +316,14 @@ fn missing_references_are_errors_of_plans() {
     assert_eq!(run_on(&fake, "apply --dry-run", &[rule, backup]).status, 0);
     let backup = ("VolumeBackup", "new", "backupLocation: nas, volume: db");
     let restore = ("VolumeRestore", "again", "backupLocation: nas, backupName: new");
-    let clone = ("VolumeClone", "copy", "sourceVolume: again, snapshot: first");
+    let clone = ("VolumeClone", "copy", "sourceVolume: again");
     let ran = run_on(&fake, "apply --dry-run", &[backup, restore, clone]);
     assert_eq!(ran.status, 0, "{ran:?}");
+    // The restored volume has no snapshots.
+    let clone = ("VolumeClone", "copy", "sourceVolume: again, snapshot: first");
+    let ran = run_on(&fake, "apply --dry-run", &[backup, restore, clone]);
+    let words = "spec.snapshot: there is no snapshot again@first";
+    assert!(ran.status == 4 && ran.stderr.contains(words), "{ran:?}");
     let snapshot = ("VolumeSnapshot", "first", "volume: db");
     let clone = ("VolumeClone", "copy", "sourceVolume: db, snapshot: first");
     assert_eq!(run_on(&fake, "apply --dry-run", &[snapshot, clone]).status, 0);

@@ -8,10 +8,12 @@ use super::{
     secret::SecretSet,
 };
 use crate::failure::Failure;
+use blockd_api::VolumeName;
 use std::{
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Read},
+    iter,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -96,12 +98,38 @@ impl Reader {
             }
             objects.push(object);
         }
+        if let Err((file, problem)) = sort(&mut objects) {
+            self.fail(&file, problem);
+        }
         if !self.problems.is_empty() {
             return Err(self.problems);
         }
-        objects.sort_by_key(|object| object.kind);
         Ok(ObjectSet { objects, notes: self.secrets.warnings() })
     }
+}
+
+/// Sorts objects by kind, and clones after those that make their source.
+///
+/// # Errors
+/// The problem with a file whose clone would be one of itself.
+fn sort(objects: &mut [Object]) -> Result<(), (String, Problem)> {
+    let made_from = |object: &Object| match &object.body {
+        Body::Clone(clone) => Some((clone.destination_volume.clone()?, clone.source.clone()?)),
+        _ => None,
+    };
+    let sources: BTreeMap<VolumeName, VolumeName> = objects.iter().filter_map(made_from).collect();
+    let depth = |object: &Object| {
+        let source = made_from(object).map(|(_, source)| source);
+        iter::successors(source.as_ref(), |volume| sources.get(*volume)).take(sources.len() + 1).count()
+    };
+    if let Some(Object { document, volumes_field, .. }) =
+        objects.iter().find(|object| depth(object) > sources.len())
+    {
+        let problem = document.problem(volumes_field, "the volume would be a clone of itself");
+        return Err((document.source.file.clone(), problem));
+    }
+    objects.sort_by_cached_key(|object| (object.kind, depth(object)));
+    Ok(())
 }
 
 /// Returns the files of a path: itself, or those of a directory in the order of their names.

@@ -58,16 +58,20 @@ impl ResourceSet {
         let source = clone.source.as_ref()?;
         // A restore of all volumes of a backup may make it.
         let is_it = |one: &Option<VolumeName>| one.as_ref().is_none_or(|one| one == source);
-        let Some(volume) = self.volume(source) else {
-            return (!self.file_volumes.iter().any(is_it)).then(|| no_volume(source));
-        };
+        let volume = self.volume(source);
+        if volume.is_none() && !self.file_volumes.iter().any(is_it) {
+            return Some(no_volume(source));
+        }
         let snapshot = clone.snapshot.as_ref()?;
-        let has = |one: &Snapshot| one.volume_id == volume.volume_id && one.name == *snapshot;
-        let takes = |(name, backup): &(ObjectName, Backup)| {
-            name.as_str() == snapshot.as_str()
-                && self.members(backup).any(|member| member.volume_id == volume.volume_id)
-        };
-        let is_there = self.snapshots.iter().any(has) || self.file_snapshots.iter().any(takes);
+        // The files take snapshots before they make volumes.
+        let is_there = volume.is_some_and(|volume| {
+            let has = |one: &Snapshot| one.volume_id == volume.volume_id && one.name == *snapshot;
+            let takes = |(name, backup): &(ObjectName, Backup)| {
+                name.as_str() == snapshot.as_str()
+                    && self.members(backup).any(|member| member.volume_id == volume.volume_id)
+            };
+            self.snapshots.iter().any(has) || self.file_snapshots.iter().any(takes)
+        });
         let missing = format!("there is no snapshot {}", snapshot_of(source, snapshot.clone()));
         let hint = "`blockctl snapshot list` shows the local snapshots";
         (!is_there).then(|| ApiError::new(ErrorCode::SnapshotNotFound, missing).with_hint(hint))
