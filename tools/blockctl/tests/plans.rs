@@ -333,3 +333,45 @@ fn missing_references_are_errors_of_plans() {
     let words = "spec.sourceVolume: VolumeBackup/new has no volume gone: its volumes are db";
     assert!(ran.status == 4 && ran.stderr.contains(words), "{ran:?}");
 }
+
+#[test]
+fn deletion_by_name_selects_backups_of_one_volume() {
+    let interrupted = |id: &str, volume: &str, location: &str| {
+        let mut stopped = task("Backup-Stopped", 1);
+        (stopped["taskId"], stopped["name"]) = (json!(format!("{id}{}", &TASK[8..])), json!("vb"));
+        (stopped["volumeName"], stopped["credentialName"]) = (json!(volume), json!(location));
+        (stopped["resumable"], stopped["cloudSnapshotId"]) = (json!(true), json!(null));
+        stopped
+    };
+    let at = |suffix: &str, volume: (&str, &str), location: &str| {
+        let mut one = backup(suffix, "vb", volume);
+        one["credentialName"] = json!(location);
+        one
+    };
+    let (db, wal) = (("59", "db"), ("60", "wal"));
+    let one = interrupted("11111111", "db", "nas");
+    for (stored, tasks, advice) in [
+        (vec![at("59-61", db, "nas"), at("60-62", wal, "nas")], vec![], "add --volume, or give the id"),
+        (vec![at("59-61", db, "nas"), at("59-62", db, "nas2")], vec![], "add --location, or give the id"),
+        (
+            vec![at("59-61", db, "nas"), at("60-62", wal, "nas"), at("59-63", db, "nas2")],
+            vec![],
+            "add --location and --volume, or give the id",
+        ),
+        (vec![at("59-61", db, "nas"), at("59-62", db, "nas")], vec![], "give the id"),
+        (vec![at("60-62", wal, "nas")], vec![one.clone()], "add --volume, or give the id"),
+        (vec![], vec![one.clone(), interrupted("22222222", "wal", "nas")], "add --volume\n"),
+    ] {
+        let fake = daemon(&[db, wal], &stored, &tasks);
+        let ran = fake.run("delete vb vb");
+        let words = format!("): {advice}");
+        assert!(ran.status == 2 && ran.stderr.contains(&words), "{advice} {ran:?}");
+        assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    }
+    let fake = daemon(&[db, wal], &[], &[one, interrupted("22222222", "wal", "nas")]);
+    let told = fake.run("delete vb vb").stderr;
+    let listed = "task 11111111-e12a-4d35-81ad-985657757352 of db in nas, task 22222222-";
+    assert!(told.contains(listed), "{told}");
+    let deleted = fake.run("delete vb vb --volume wal --dry-run");
+    assert_eq!((deleted.status, deleted.stdout.as_str()), (0, "VolumeBackup/vb deleted (dry run)\n"));
+}

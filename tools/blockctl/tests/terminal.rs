@@ -315,3 +315,14 @@ fn restore_without_a_volume_to_replace_asks_nothing() {
         assert_eq!((refused.status, deletions(&fake)), (4, 0), "{spec} {refused:?}");
     }
 }
+
+#[test]
+fn deletion_of_interrupted_backups_asks() {
+    let mut stopped = task("Backup-Stopped", 1);
+    (stopped["name"], stopped["resumable"]) = (json!("vb"), json!(true));
+    let fake = Fake::with_defaults(vec![("GET /v1/tasks", ok(list(json!([stopped]))))]);
+    let refused = on_terminal(&fake, "delete vb vb", "n\n");
+    let words = "VolumeBackup/vb is deleted permanently with 1 interrupted backup";
+    assert!(refused.stdout.contains(words) && refused.stdout.contains("[y/N]"), "{refused:?}");
+    assert_eq!((refused.status, deletions(&fake)), (1, 0));
+}

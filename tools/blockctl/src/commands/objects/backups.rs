@@ -190,6 +190,35 @@ impl ResourceSet {
     }
 }
 
+/// Stored or interrupted backup of a name: if it is stored, its location, and the name of its volume.
+type Candidate<'a> = (bool, &'a str, &'a str);
+
+/// Returns true if backups are more than one: several stored ones, or those of several volumes.
+fn is_ambiguous<'a>(all: impl Iterator<Item = &'a Candidate<'a>> + Clone) -> bool {
+    let mut volumes = all.clone().map(|(.., volume)| volume);
+    let first = volumes.next();
+    all.filter(|(is_stored, ..)| *is_stored).count() > 1 || volumes.any(|volume| Some(volume) != first)
+}
+
+/// Returns the options that select one of several backups, the fewest; `None` if only an id does.
+fn selecting_options(all: &[Candidate<'_>]) -> Option<&'static str> {
+    let selects = |by_location: bool, by_volume: bool| {
+        let is_one = |(_, location, volume): &Candidate<'_>| {
+            let is_same = |other: &&Candidate<'_>| {
+                (!by_location || other.1 == *location) && (!by_volume || other.2 == *volume)
+            };
+            !is_ambiguous(all.iter().filter(is_same))
+        };
+        all.iter().all(is_one)
+    };
+    let options = [
+        ("--volume", selects(false, true)),
+        ("--location", selects(true, false)),
+        ("--location and --volume", selects(true, true)),
+    ];
+    options.into_iter().find_map(|(options, selects)| selects.then_some(options))
+}
+
 /// Returns true if cloud snapshots have the same volume.
 pub(super) fn is_of_one_volume(several: &[&Cloudsnap]) -> bool {
     several.iter().all(|one| one.volume_id == several[0].volume_id)
@@ -301,17 +330,8 @@ impl BackupTarget {
         // Two locations may lead to one store.
         found.sort_by_key(|one| one.cloud_snapshot_id);
         found.dedup_by_key(|one| one.cloud_snapshot_id);
-        if matches!(self.scope, DeleteScope::One(_)) && found.len() > 1 {
-            let is_in_one = found.iter().all(|one| one.credential_id == found[0].credential_id);
-            let advice = match is_in_one && is_of_one_volume(&found) {
-                true => "",
-                false => "add --location and --volume, or ",
-            };
-            let message = format!(
-                "{object} is ambiguous ({}): {advice}give the id instead of the name",
-                listed(&found)
-            );
-            return Err(ApiError::new(ErrorCode::InvalidRequest, message).into());
+        if matches!(self.scope, DeleteScope::One(_)) {
+            refuse_ambiguous(&object, &found, &tasks)?;
         }
         let backups: Vec<_> = found.iter().map(|one| (one.cloud_snapshot_id, one.pinned)).collect();
         refuse_kept(&object, resources, tasks.iter().copied(), &backups)?;
@@ -356,6 +376,31 @@ impl BackupTarget {
         }
         Ok("deleted")
     }
+}
+
+/// Refuses to delete more than one backup by a name.
+fn refuse_ambiguous(object: &str, found: &[&Cloudsnap], tasks: &[&Task]) -> Result<(), ApiError> {
+    // A running one is refused in its own words.
+    let ended = tasks.iter().filter(|task| task.state.stage.is_over());
+    let stored = found.iter().map(|one| (true, one.credential_name.as_str(), one.volume_name.as_str()));
+    let interrupted = ended.clone().map(|task| {
+        let location = task.credential_name.as_ref().map_or("-", CredentialName::as_str);
+        (false, location, origin_of_task(task).1)
+    });
+    let all: Vec<Candidate<'_>> = stored.chain(interrupted).collect();
+    if !is_ambiguous(all.iter()) {
+        return Ok(());
+    }
+    let tasks = ended.zip(&all[found.len()..]);
+    let tasks =
+        tasks.map(|(task, (_, location, volume))| format!("task {} of {volume} in {location}", task.task_id));
+    let stored = (!found.is_empty()).then(|| listed(found));
+    let listed = stored.into_iter().chain(tasks).collect::<Vec<_>>().join(", ");
+    let options = selecting_options(&all).map(|options| format!("add {options}"));
+    let id = (!found.is_empty()).then(|| "give the id instead of the name".to_owned());
+    let advice = options.into_iter().chain(id).collect::<Vec<_>>().join(", or ");
+    let message = format!("{object} is ambiguous ({listed}): {advice}");
+    Err(ApiError::new(ErrorCode::InvalidRequest, message))
 }
 
 /// Refuses to delete backups, all of them, if a task is making one, or one is pinned or needed by a lazy

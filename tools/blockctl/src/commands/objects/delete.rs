@@ -173,18 +173,23 @@ impl Delete<'_> {
         if !snapshots.is_empty() {
             return Ok(Some(format!("{}/{} is deleted permanently ({snapshots})", one.kind, one.name)));
         }
-        let lost = match (&one.backups, self.resources.schedule(&one.name)) {
-            (Some(target), _) => target.selected(&self.resources)?.0.len(),
-            (None, Some(schedule)) if one.reclaims => self.backups_of(schedule).await?.len(),
-            _ => 0,
+        let (lost, interrupted) = match (&one.backups, self.resources.schedule(&one.name)) {
+            (Some(target), _) => {
+                let (found, tasks) = target.selected(&self.resources)?;
+                (found.len(), tasks.len())
+            }
+            (None, Some(schedule)) if one.reclaims => (self.backups_of(schedule).await?.len(), 0),
+            _ => (0, 0),
         };
+        let lost = [(lost, "cloud snapshot"), (interrupted, "interrupted backup")];
+        let lost = lost.into_iter().filter(|(count, _)| *count > 0);
+        let lost: Vec<_> = lost.map(|(count, noun)| counted(count as u64, noun)).collect();
         let stays = matches!(one.kind, Kind::VolumeBackup | Kind::VolumeRestore | Kind::VolumeClone);
-        Ok(match lost {
-            0 if stays || !one.exists(&self.resources)? => None,
-            0 => Some(format!("{}/{} is deleted", one.kind, one.name)),
-            _ => {
-                let lost = counted(lost as u64, "cloud snapshot");
-                Some(format!("{}/{} is deleted permanently with {lost}", one.kind, one.name))
+        Ok(match lost.as_slice() {
+            [] if stays || !one.exists(&self.resources)? => None,
+            [] => Some(format!("{}/{} is deleted", one.kind, one.name)),
+            lost => {
+                Some(format!("{}/{} is deleted permanently with {}", one.kind, one.name, lost.join(" and ")))
             }
         })
     }
