@@ -124,7 +124,7 @@ fn partial_apply_reports_completed_objects() {
     let fake = Fake::start(script());
     let ran = fake.run(&format!("apply -f {}", path.display()));
     assert_eq!((ran.status, ran.stdout.as_str()), (5, "Rule/first created\n"), "{ran:?}");
-    let words = "Rule/second failed; the objects above are done; not tried: Rule/third\n";
+    let words = "Rule/second failed; not tried: Rule/third\n";
     assert!(ran.stderr.contains(words) && ran.stderr.contains("error: volume a has another one"), "{ran:?}");
 
     // The same for removals.

@@ -120,7 +120,6 @@ impl Record {
         let (failed, left) = (with(FAILED), with(NOT_TRIED));
         let notes = [
             (!failed.is_empty()).then(|| format!("{failed} failed")),
-            (self.done > 0).then(|| "the objects above are done".to_owned()),
             (!left.is_empty()).then(|| format!("not tried: {left}")),
         ];
         let notes: Vec<String> = notes.into_iter().flatten().collect();
