@@ -170,7 +170,8 @@ fn restore_of_velero_replaces_only_selected_volumes() {
     std::fs::write(&path, document("includedNamespaces: [c]")).unwrap();
     let fake = fake();
     let ran = fake.run(&format!("apply -f {}", path.display()));
-    assert!(ran.stderr.contains("VolumeBackup/before has no volume with the selected labels"), "{ran:?}");
+    let words = "spec.includedNamespaces: VolumeBackup/before has no volume with the selected labels";
+    assert!(ran.status == 4 && ran.stderr.contains(words), "{ran:?}");
 
     // A deletion that a file limits in another way than here is refused.
     let text = "apiVersion: velero.io/v1\nkind: Backup\nmetadata: {name: before}\nspec:\n  storageLocation: nas\n  excludedNamespaces: [a]\n";

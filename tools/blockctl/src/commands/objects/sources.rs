@@ -177,7 +177,7 @@ impl ResourceSet {
                 "VolumeBackup/{name} has no volume with the selected labels: its volumes are {}",
                 volumes.join(", ")
             );
-            return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message));
+            return Err(ApiError::new(ErrorCode::VolumeNotFound, message));
         }
         Ok(targets)
     }
