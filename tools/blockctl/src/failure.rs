@@ -116,8 +116,14 @@ impl Failure {
     }
 
     /// Creates the failure of a wait that the user interrupted.
-    pub fn interrupted(task: Uuid) -> Self {
-        let message = format!("stopped waiting: task {task} continues");
+    pub fn interrupted(task: Uuid, others: &[Uuid]) -> Self {
+        let message = match others {
+            [] => format!("stopped waiting: task {task} continues"),
+            others => {
+                let others: Vec<String> = others.iter().map(ToString::to_string).collect();
+                format!("stopped waiting: tasks {task}, {} are not stopped", others.join(", "))
+            }
+        };
         Self::local("interrupted", EXIT_INTERRUPTED, message).with_hint(status_hint(task))
     }
 

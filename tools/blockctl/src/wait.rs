@@ -57,10 +57,20 @@ impl Away {
 
 /// Waits until a task has ended and returns it; Ctrl-C ends the wait, not the task.
 pub async fn follow(client: &Client, task: Uuid, output: &Output) -> Result<Task, Failure> {
+    follow_before(client, task, &[], output).await
+}
+
+/// Waits as [`follow`], before a wait for other tasks, which Ctrl-C ends as well.
+pub async fn follow_before(
+    client: &Client,
+    task: Uuid,
+    others: &[Uuid],
+    output: &Output,
+) -> Result<Task, Failure> {
     let mut progress = Progress::new(output.is_json());
     let ended = tokio::select! {
         biased;
-        Ok(()) = tokio::signal::ctrl_c() => Err(Failure::interrupted(task)),
+        Ok(()) = tokio::signal::ctrl_c() => Err(Failure::interrupted(task, others)),
         ended = poll(client, task, &mut progress) => ended,
     };
     progress.finish();
@@ -111,8 +121,9 @@ pub async fn report_group_start<T: Serialize + JsonSchema>(
     }
     // Tasks are independent; any failure decides the exit status.
     let (mut exit, mut ended) = (EXIT_DONE, Vec::new());
-    for (task, width) in wait.into_iter().flat_map(|width| tasks.iter().map(move |task| (*task, width))) {
-        let task = follow(&context.client, task, output).await?;
+    let waits = wait.into_iter().flat_map(|width| tasks.iter().enumerate().map(move |one| (one, width)));
+    for ((index, task), width) in waits {
+        let task = follow_before(&context.client, *task, &tasks[index + 1..], output).await?;
         exit = exit.max(exit_status(&task));
         match output.is_json() {
             true => ended.push(task),

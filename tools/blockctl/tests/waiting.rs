@@ -85,6 +85,29 @@ fn ctrl_c_stops_the_waiting_and_not_the_task() {
     }
 }
 
+#[test]
+fn ctrl_c_names_all_tasks_of_the_wait() {
+    let other = TASK.replace("3f4f", "4f4f");
+    for done in [0, 1] {
+        let tasks = list(json!([{ "taskId": TASK }, { "taskId": other }]));
+        let second = format!("GET /v1/tasks/{other}");
+        let first = if done == 0 { Reply::Hold } else { ok(task("Backup-Done", 2)) };
+        let fake = Fake::start(vec![(BACKUP, ok(tasks)), (ONE_TASK, first), (&second, Reply::Hold)]);
+        let mut command = fake.command("cs backup vol --wait");
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        for line in [BACKUP, ONE_TASK, &second].iter().take(2 + done) {
+            assert_eq!(fake.arrival(), *line);
+        }
+        kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        let ran = Ran::of(child.wait_with_output().unwrap());
+        let told = match done {
+            0 => format!("stopped waiting: tasks {TASK}, {other} are not stopped\n"),
+            _ => format!("stopped waiting: task {other} continues\n"),
+        };
+        assert!(ran.status == 130 && ran.stderr.contains(&told), "{ran:?}");
+    }
+}
+
 /// Serves the handshake of an export of 1 MiB, and reads until the client has left; returns the last command.
 fn serve_export(listener: UnixListener) -> thread::JoinHandle<u16> {
     thread::spawn(move || {

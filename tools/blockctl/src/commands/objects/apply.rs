@@ -17,7 +17,7 @@ use crate::{
         policy::Rules, read_all, schedule,
     },
     output::Context,
-    wait::follow,
+    wait::follow_before,
 };
 use blockd_api::{
     ByteSize, ClientError, CredentialRef, ErrorCode, NameError, ObjectName, RESTORED_BY, RuleName,
@@ -83,8 +83,8 @@ impl Apply<'_> {
             let mut planned = plan(object, &self.resources);
             if let (Plan::Await(_, tasks), true) = (&planned, is_real && (self.args.wait || self.is_outdated))
             {
-                for task in tasks.iter().filter(|_| self.args.wait) {
-                    follow(&context.client, *task, context.output).await?;
+                for (index, task) in tasks.iter().enumerate().filter(|_| self.args.wait) {
+                    follow_before(&context.client, *task, &tasks[index + 1..], context.output).await?;
                 }
                 self.reload(true).await?;
                 planned = plan(object, &self.resources);
@@ -150,8 +150,8 @@ impl Apply<'_> {
     async fn wait(&mut self, object: &Object, tasks: &[Uuid]) -> Result<bool, Failure> {
         let output = self.context.output;
         let (mut states, mut all_done) = (Vec::new(), true);
-        for task in tasks {
-            let ended = follow(&self.context.client, *task, output).await?;
+        for (index, task) in tasks.iter().enumerate() {
+            let ended = follow_before(&self.context.client, *task, &tasks[index + 1..], output).await?;
             states.push(ended.state.to_string());
             if ended.state.stage == TaskStage::Done {
                 if !output.is_json() {
