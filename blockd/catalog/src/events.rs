@@ -75,7 +75,7 @@ impl NewEvent {
                 (Severity::Error, format!("{name} failed: {why}"))
             }
             TaskStage::Stopped => (Severity::Warning, format!("{name} was stopped")),
-            _ => (Severity::Info, format!("{name} of {} done", task.cloudsnap)),
+            _ => (Severity::Info, format!("{name} of {} done", task.object())),
         };
         let kind = match (task.state, error.map(|error| error.code)) {
             (TaskStage::Failed, _) if damage > 0 && name == TaskKind::Verify => EventKind::DamageFound,

@@ -282,6 +282,16 @@ impl TaskRow {
 
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         Ok(Self {
+    /// Describes what it works on: one cloud snapshot, or all at a location.
+    pub fn object(&self) -> String {
+        match &self.spec {
+            TaskSpec::Verify(VerifyTask { all: true, .. }) => {
+                format!("all cloud snapshots at {}", self.detail.credential_name)
+            }
+            _ => self.cloudsnap.to_string(),
+        }
+    }
+
             id: parsed(row, 0)?,
             spec: json(row, 1)?,
             state: stage(row, 2)?,

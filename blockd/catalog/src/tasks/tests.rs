@@ -1,6 +1,6 @@
 //! Tests of the rows of tasks.
 
-use super::super::Db;
+use super::super::{Db, NewEvent};
 use super::*;
 use blockd_api::roles::Role;
 
@@ -88,4 +88,17 @@ fn rows_read_back_and_old_ones_are_forgotten() {
         Ok(())
     })
     .unwrap();
+}
+
+#[test]
+fn verification_of_all_names_the_location() {
+    let of = |all| {
+        let spec = TaskSpec::Verify(VerifyTask { depth: VerifyDepth::Full, all, background: false });
+        let mut row = TaskRow { spec, ..task(0, TaskStage::Done) };
+        row.detail.credential_name = "nas".into();
+        (NewEvent::of_task(&row, row.created).message, row.cloudsnap)
+    };
+    assert_eq!(of(true).0, "verify of all cloud snapshots at nas done");
+    let (message, id) = of(false);
+    assert_eq!(message, format!("verify of {id} done"));
 }

@@ -239,7 +239,7 @@ impl Runner {
             })
             .await?;
         let task = row.id;
-        tracing::info!(task = %task, kind = %row.kind(), cloudsnap = %row.cloudsnap, "task accepted");
+        tracing::info!(task = %task, kind = %row.kind(), cloudsnap = row.object(), "task accepted");
         self.launch(row);
         Ok(TaskStarted { task_id: task })
     }
@@ -295,7 +295,7 @@ async fn run(runner: &Arc<Runner>, live: &Arc<LiveTask>) {
         Ok(row) => {
             let detail = &row.detail;
             tracing::info!(
-                cloudsnap = %row.cloudsnap,
+                cloudsnap = row.object(),
                 bytes_processed = detail.bytes_processed,
                 bytes_uploaded = detail.bytes_uploaded,
                 bytes_downloaded = detail.bytes_downloaded,
