@@ -3,7 +3,7 @@
 use crate::volumes::UnknownWord;
 use crate::{DbError, json, parsed, rows, to_json};
 use blockd_api::{
-    ApiError, Labels, SnapshotName, VolumeName,
+    ApiError, GroupName, Labels, SnapshotName, VolumeName,
     cloudsnaps::BackupOptions,
     tasks::{Findings, TaskKind, TaskLimits, TaskOwner, TaskStage},
 };
@@ -21,6 +21,8 @@ use uuid::Uuid;
 pub struct GroupFreeze {
     /// Its id.
     pub id: Uuid,
+    /// Group of volumes, if they were selected by group.
+    pub name: Option<GroupName>,
     /// Number of volumes.
     pub volume_count: u64,
 }
@@ -280,8 +282,6 @@ impl TaskRow {
         is_decided.then_some(self.cloudsnap)
     }
 
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self {
     /// Describes what it works on: one cloud snapshot, or all at a location.
     pub fn object(&self) -> String {
         match &self.spec {
@@ -292,6 +292,8 @@ impl TaskRow {
         }
     }
 
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
             id: parsed(row, 0)?,
             spec: json(row, 1)?,
             state: stage(row, 2)?,

@@ -5,6 +5,7 @@ use blockd_api::{
     cloudsnaps::{GroupBackupStarted, StartGroupBackup},
     schedules::{CreateSchedule, RunState},
 };
+use blockd_schedule::Retention;
 use std::collections::BTreeMap;
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -165,5 +166,31 @@ async fn group_schedule_freezes_once_for_all_locations() {
         assert!(runs.iter().all(|run| run.state == RunState::Done), "{runs:?}");
         assert_eq!(host.points_in_time().await.into_values().collect::<Vec<_>>(), vec![6; round]);
     }
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kept_snapshots_of_group_backups_have_its_name() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    host.grouped_volumes().await;
+    let group = Some("shop".parse().unwrap());
+    let request = StartGroupBackup { group, keep_local: true, ..StartGroupBackup::default() };
+    let started = host.call(START_GROUP_BACKUP, &request).await;
+    host.all_done(&started).await;
+    let of_group = ListSnapshots { group: Some("shop".parse().unwrap()), ..ListSnapshots::default() };
+    assert_eq!(host.call(LIST_SNAPSHOTS, &of_group).await.items.len(), 3);
+
+    let schedule = CreateSchedule {
+        selector: select_group("shop"),
+        credentials: vec!["nas".parse().unwrap()],
+        rules: vec![rule(NEVER)],
+        local: Some(Retention::max(1).unwrap()),
+        ..CreateSchedule::default()
+    };
+    let schedule = host.call(CREATE_SCHEDULE, &schedule).await;
+    host.call_at(RUN_SCHEDULE, &schedule.schedule_id, &Default::default()).await;
+    host.settled().await;
+    assert_eq!(host.call(LIST_SNAPSHOTS, &of_group).await.items.len(), 6);
     host.stop().await;
 }

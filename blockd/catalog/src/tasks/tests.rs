@@ -26,7 +26,8 @@ fn task(second: i64, state: TaskStage) -> TaskRow {
 fn stored_specs_keep_their_kind() {
     let dir = tempfile::tempdir().unwrap();
     let db = Db::open(&dir.path().join("blockd.db")).unwrap();
-    let group_freeze = Some(GroupFreeze { id: Uuid::new_v4(), volume_count: 3 });
+    let group_freeze =
+        Some(GroupFreeze { id: Uuid::new_v4(), name: Some("shop".parse().unwrap()), volume_count: 3 });
     let in_place = InPlaceRestore {
         before: SnapshotId::from_u64(u64::MAX),
         discard: true,

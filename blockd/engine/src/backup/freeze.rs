@@ -177,8 +177,12 @@ async fn group_freeze(
     }
     // Order of the names in the environment of hook commands.
     members.sort_unstable_by(|(a, _), (b, _)| a.name.cmp(&b.name));
-    let group =
-        SnapshotGroup { group_id: group.id, group: None, members: group.volume_count, group_stall_micros: 0 };
+    let group = SnapshotGroup {
+        group_id: group.id,
+        group: group.name.clone(),
+        members: group.volume_count,
+        group_stall_micros: 0,
+    };
     Ok(FreezeRequest {
         members,
         name: name_of(asked, group.group_id)?,
@@ -195,7 +199,7 @@ mod tests {
 
     #[test]
     fn failed_freezes_are_kept_until_their_backups_end() {
-        let group = GroupFreeze { id: Uuid::from_u128(1), volume_count: 2 };
+        let group = GroupFreeze { id: Uuid::from_u128(1), name: None, volume_count: 2 };
         let keys: Vec<_> =
             (0..1000).map(|id| freeze_key((id == 0).then_some(&group), SnapshotId::from_u64(id))).collect();
         let mut failed = FailedFreezes::default();

@@ -25,7 +25,7 @@ use crate::{
     volumes::registry::{Registry, VolumeEntry},
 };
 use blockd_api::{
-    ApiError, CredentialRef, ErrorCode, List, SnapshotName, VolumeRef,
+    ApiError, CredentialRef, ErrorCode, GroupName, List, SnapshotName, VolumeRef,
     cloudsnaps::{BackupOptions, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup},
     snapshots::CreateGroupSnapshot,
     tasks::{TaskKind, TaskLimits, TaskOwner, TaskStarted},
@@ -67,6 +67,8 @@ pub struct BackupRequest {
     pub options: BackupOptions,
     /// Id of the consistency group; `None` if members are frozen independently.
     pub together: Option<Uuid>,
+    /// Group of volumes, if its members were selected by group.
+    pub group: Option<GroupName>,
     /// Bandwidth limits of each task.
     pub limits: TaskLimits,
     /// Quiesce actions around the freeze.
@@ -163,7 +165,7 @@ impl Backups {
         let mut volumes = request.volumes;
         volumes.extend(snapshots.iter().map(|(volume, _)| VolumeRef::Id(*volume)));
         let chosen = CreateGroupSnapshot {
-            group: request.group,
+            group: request.group.clone(),
             label: request.label,
             volumes,
             ..CreateGroupSnapshot::default()
@@ -180,6 +182,7 @@ impl Backups {
             keep_local: local_name(request.keep_local, &request.options)?,
             options: request.options,
             together: Some(group_id),
+            group: request.group,
             limits: request.limits,
             hooks: QuiesceRequest { hooks: request.hooks, scheduled: None },
             ..BackupRequest::default()
@@ -228,7 +231,11 @@ impl Backups {
             let volumes: Vec<VolumeId> = entries.iter().map(|entry| entry.id).collect();
             self.refuse_taken(name, &volumes).await?;
         }
-        let group_freeze = asked.together.map(|id| GroupFreeze { id, volume_count: members.len() as u64 });
+        let group_freeze = asked.together.map(|id| GroupFreeze {
+            id,
+            name: asked.group.clone(),
+            volume_count: members.len() as u64,
+        });
         // Members selected by label are frozen independently.
         let together = match &group_freeze {
             Some(group) => {

@@ -307,11 +307,13 @@ impl ScheduleRunner {
             true => None,
             false => Some(snapshot_name(of, now)?),
         };
-        let (scheduled, labels) = schedule.map(|row| (row.spec.rule, row.spec.labels)).unwrap_or_default();
+        let spec = schedule.map(|row| (row.spec.rule, row.spec.labels, row.spec.selector.group));
+        let (scheduled, labels, group) = spec.unwrap_or_default();
         let hooks = QuiesceRequest { scheduled, ..QuiesceRequest::default() };
         let asked = BackupRequest {
             options: BackupOptions { full: first.force_full, labels, ..BackupOptions::default() },
             together,
+            group,
             hooks,
             schedule: Some(of),
             keep_local,
