@@ -205,8 +205,8 @@ pub struct StartDelete {
     pub cloud_snapshot_id: CloudSnapshotId,
     /// Credential; optional if only one has it.
     pub credential: Option<CredentialRef>,
-    /// Delete it although it is pinned or its manifest is damaged (then only its own data is deleted). An
-    /// expiry date does not prevent a manual deletion.
+    /// Delete it although it is pinned, another host made it, or its manifest is damaged (then only its own
+    /// data is deleted). An expiry date does not prevent a manual deletion.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
@@ -243,6 +243,9 @@ pub struct MarkCloudsnap {
     /// Remove the expiry date.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub never_expires: bool,
+    /// Set the expiry date although another host made it. Pins and the removal of a date need no force.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// Reply to `POST /v1/cloudsnaps/mark`.

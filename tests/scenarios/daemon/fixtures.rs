@@ -89,6 +89,7 @@ pub(crate) fn mark_of(snap: &str) -> MarkCloudsnap {
         pinned: None,
         expires_at: None,
         never_expires: false,
+        force: false,
     }
 }
 

@@ -139,6 +139,30 @@ async fn retention_of_schedules_keeps_pinned_backups() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn date_of_another_hosts_backup_is_set_by_force_only() {
+    let (host, other) = (Host::new().await, Host::new().await);
+    host.credential_and_volume().await;
+    let mut snaps = Vec::new();
+    for _ in 0..2 {
+        snaps.push(host.backup("v", false).await.cloud_snapshot_id.unwrap());
+    }
+    other.create_credential_at("nas", host.store.path()).await;
+    let mut dated = MarkCloudsnap { expires_at: Some(tomorrow()), ..mark_of(&snaps[0]) };
+    other.refused(ErrorCode::CloudsnapOfOtherHost, MARK_CLOUDSNAP, &dated).await;
+    other.expire_at(later()).await;
+    assert_eq!(host.ids().await, snaps);
+
+    // What keeps it needs no force.
+    assert!(other.pin(&snaps[0], true).await.pinned && !other.pin(&snaps[0], false).await.pinned);
+    let never = MarkCloudsnap { never_expires: true, ..mark_of(&snaps[0]) };
+    assert_eq!(other.call(MARK_CLOUDSNAP, &never).await.expires_at, None);
+    dated.force = true;
+    assert_eq!(other.call(MARK_CLOUDSNAP, &dated).await.expires_at, dated.expires_at);
+    other.expire_at(later()).await;
+    assert_eq!(host.ids().await, snaps[1..]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn manual_backup_expires_unless_it_is_the_last_good_one() {
     let mut host = Host::new().await;
     let credential = host.credential_and_volume().await;

@@ -179,6 +179,22 @@ fn forced_deletion_names_what_it_overrides() {
     }
 }
 
+#[test]
+fn forced_date_of_another_hosts_backup_asks() {
+    let foreign = "7e4d4b67-95d7-481e-aec5-14223ac55170/59-61-incr";
+    let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(list(json!([]))))]);
+    let line = format!("cs expire {foreign} --at 2027-01-31 --force");
+    let asked = on_terminal(&fake, &line, "n\n");
+    assert!(
+        asked.stdout.contains("of host 7e4d4b67 is deleted permanently on Sun, 31 Jan 2027"),
+        "{asked:?}"
+    );
+    assert_eq!((asked.status, deletions(&fake)), (1, 0), "{asked:?}");
+    assert_eq!((fake.run(&line).status, deletions(&fake)), (0, 1));
+    let own = on_terminal(&fake, &format!("cs expire {} --at 2027-01-31", snap("59-61")), "");
+    assert_eq!((own.status, deletions(&fake)), (0, 2), "{own:?}");
+}
+
 /// Starts a daemon for deletions and replacements of objects.
 fn with_objects() -> Fake {
     let volume = reply("GET /v1/volumes/db");

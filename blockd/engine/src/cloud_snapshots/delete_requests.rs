@@ -62,7 +62,8 @@ impl Deletions {
         match judged_by {
             Some(mark) if !self.is_judged_by(&id, credential.uuid, mark).await? => return Ok(None),
             None if !request.force => {
-                self.refuse_of_other_host(&id)?;
+                let hint = format!("to delete it anyway, an administrator runs `{}`", delete_command(&id));
+                self.refuse_of_other_host(&id, hint)?;
                 self.checks.refuse_if_pinned(&id, credential.uuid).await?;
             }
             _ => {}
@@ -75,15 +76,17 @@ impl Deletions {
         self.runner.store_and_launch(row, |_| Ok(())).await.map(Some)
     }
 
-    /// Refuses to delete a cloud snapshot that another host made, and may still need.
-    fn refuse_of_other_host(&self, id: &CloudSnapshotId) -> Result<(), ServiceError> {
+    /// Refuses to delete a cloud snapshot that another host made, and may still need, at once or at a date.
+    pub(super) fn refuse_of_other_host(
+        &self,
+        id: &CloudSnapshotId,
+        hint: impl Into<String>,
+    ) -> Result<(), ServiceError> {
         if id.cluster == self.host.cluster {
             return Ok(());
         }
         let message = format!("another host, of cluster {}, made cloud snapshot {id}", id.cluster);
-        let mut refused = ApiError::new(ErrorCode::CloudsnapOfOtherHost, message);
-        refused.hint = Some(format!("to delete it anyway, an administrator runs `{}`", delete_command(id)));
-        Err(ServiceError::Refused(refused))
+        Err(ServiceError::Refused(ApiError::new(ErrorCode::CloudsnapOfOtherHost, message).with_hint(hint)))
     }
 
     /// Returns true if the manifest is damaged and `force` is set; refuses a damaged one otherwise.

@@ -37,7 +37,8 @@ impl Deletions {
     /// Sets or removes the pin and expiry date of a cloud snapshot.
     ///
     /// # Errors
-    /// There is no such cloud snapshot, it is being deleted, or the date is past.
+    /// There is no such cloud snapshot, it is being deleted, or the date is past. Without `force`, also a
+    /// date of one that another host made.
     pub async fn mark_cloudsnap(&self, request: &MarkCloudsnap) -> Result<CloudsnapMark, ServiceError> {
         let invalid = |message: &str| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         if request.expires_at.is_some() && request.never_expires {
@@ -48,6 +49,11 @@ impl Deletions {
         }
         refuse_past(request.expires_at)?;
         let id = request.cloud_snapshot_id;
+        if let Some(at) = request.expires_at.filter(|_| !request.force) {
+            // A date causes a deletion.
+            let hint = format!("blockctl cloudsnap expire {id} --at {at} --force");
+            self.refuse_of_other_host(&id, hint)?;
+        }
         let (credential, _) = self.cloud_snapshots.find_manifest(&id, request.credential.as_ref()).await?;
         self.host.failpoints.reached("override requested")?;
         // Deletions check for pins under the same lock.

@@ -2,8 +2,10 @@
 
 use crate::{
     commands::arguments::{CredentialArg, SnapArg},
+    confirm::YesArg,
     failure::Exit,
     output::Context,
+    table::short_uuid,
 };
 use blockd_api::{
     cloudsnaps::{CloudsnapMark, MarkCloudsnap},
@@ -28,7 +30,8 @@ Examples:
 
 pub const EXPIRE_HELP: &str = "\
 The cloud snapshot is kept until the date and deleted then, independent of schedules; but never \
-the last restorable one of its volume. This daemon stores the date, as it does pins.
+the last restorable one of its volume. This daemon stores the date, as it does pins; one that \
+another host made needs --force.
 
 Examples:
   blockctl cloudsnap expire ID --at 2027-01-31
@@ -58,9 +61,15 @@ pub struct ExpireArgs {
     /// Remove the expiry date
     #[arg(long, conflicts_with = "at")]
     pub never: bool,
+    /// Set the date although another host made it
+    #[arg(short, long, conflicts_with = "never")]
+    pub force: bool,
     /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }
 
 /// Parses an expiry date.
@@ -97,18 +106,28 @@ pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Exit {
         pinned: Some(pinned),
         expires_at: None,
         never_expires: false,
+        force: false,
     };
     mark(context, &request).await
 }
 
 pub async fn expire(context: &Context<'_>, args: ExpireArgs) -> Exit {
     let credential = args.credential.cred_id;
+    let id = args.snap.snap()?.resolve_only(context, credential.as_ref()).await?;
+    if let Some(at) = args.at.filter(|_| args.force && args.yes.must_ask())
+        && id.cluster != context.client.call(operations::GET_STATUS, &()).await?.cluster_id
+    {
+        let (host, at) = (short_uuid(id.cluster), format_time(at));
+        let consequence = format!("Cloud snapshot {id} of host {host} is deleted permanently on {at}.");
+        args.yes.confirm(context.output, &consequence)?;
+    }
     let request = MarkCloudsnap {
-        cloud_snapshot_id: args.snap.snap()?.resolve_only(context, credential.as_ref()).await?,
+        cloud_snapshot_id: id,
         credential,
         pinned: None,
         expires_at: args.at,
         never_expires: args.never,
+        force: args.force,
     };
     mark(context, &request).await
 }
