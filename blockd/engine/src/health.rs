@@ -44,7 +44,8 @@ pub const CONTROL_SOCKET: &str = "control-socket";
 pub const CONTROL_ADDRESS: &str = "control-address";
 /// The secrets of a credential cannot be unsealed.
 pub const CREDENTIAL: &str = "credential";
-/// A store is not that of its credential, such as the mount point of an unmounted disk.
+/// A store is not that of its credential, such as the mount point of an unmounted disk, or a requested check
+/// of it failed.
 pub const LOCATION: &str = "location";
 /// A copy of a key slot is damaged and was not repaired.
 pub const KEY_SLOT: &str = "key-slot";

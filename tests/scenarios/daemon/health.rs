@@ -245,3 +245,27 @@ async fn unreadable_cached_manifest_hides_no_status() {
     assert_eq!(space().await, (1, 9_000_000_000_000_000_000));
     drop(volume);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failed_check_of_a_location_is_a_problem_until_it_works() {
+    let mut host = Host::new().await;
+    host.credential_and_volume().await;
+    let nas: CredentialRef = "nas".parse().unwrap();
+    for ends_by_backup in [false, true] {
+        let away = host.hide_store();
+        assert!(host.client.call_at(VALIDATE_CREDENTIAL, &nas, &()).await.is_err());
+        let problems = host.problems().await;
+        assert!(problems.len() == 1 && problems[0].kind == "location", "{problems:?}");
+        assert!(problems[0].action.ends_with("blockctl credentials validate nas"), "{problems:?}");
+        host.show_store(&away);
+        // A mere reader does not write.
+        host.list().await;
+        assert_eq!(host.problems().await.len(), 1);
+        match ends_by_backup {
+            true => drop(host.backup("v", false).await),
+            false => drop(host.call_at(VALIDATE_CREDENTIAL, &nas, &()).await),
+        }
+        assert_eq!(host.problems().await, []);
+    }
+    host.stop().await;
+}

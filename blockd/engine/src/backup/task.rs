@@ -358,6 +358,7 @@ async fn commit(
             })
         })
         .await
+        .inspect(|_| work.repositories.end_failed_check(credential))
 }
 
 /// Stores the requested pin and expiry date. A pin or date that was set during the backup stays.

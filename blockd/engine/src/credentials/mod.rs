@@ -206,12 +206,19 @@ impl Credentials {
         Ok(described(&row, Some(uuid)))
     }
 
-    /// Verifies that a credential's store works and that its keys can be opened.
+    /// Verifies that a credential's store works and that its keys can be opened; a failure is a problem until
+    /// the next success.
     ///
     /// # Errors
     /// The cause of the failure.
     pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
-        let mut row = self.repositories.credential(Some(wanted)).await?;
+        let row = self.repositories.credential(Some(wanted)).await?;
+        let checked = self.check_location(row.clone()).await;
+        self.repositories.note_check(&row, checked.as_ref().err());
+        checked
+    }
+
+    async fn check_location(&self, mut row: CredentialRow) -> Result<Credential, ServiceError> {
         for reference in references_of(&row) {
             self.repositories.resolve_again(Some(&row.name), reference).await?;
         }
@@ -303,6 +310,7 @@ impl Credentials {
             self.health.clear(kind, &uuid.to_string());
         }
         self.repositories.end_slot_problems(uuid, &[]);
+        self.repositories.end_failed_check(uuid);
         self.repositories.forget_unneeded_secrets().await;
         for entry in self.registry.all() {
             self.snapshots.drop_unneeded_intervals(&entry).await;

@@ -52,6 +52,23 @@ impl Repositories {
         }
     }
 
+    /// Records a problem if a requested check of a location failed. A successful check or backup ends it, a
+    /// mere proof does not: the store may refuse writes.
+    pub(crate) fn note_check(&self, row: &CredentialRow, failure: Option<&ServiceError>) {
+        // The problem of another store says more.
+        let Some(error) = failure.filter(|_| !self.is_location_in_doubt(row.uuid)) else {
+            return self.end_failed_check(row.uuid);
+        };
+        let what = format!("the check of backup location {} failed: {error}", row.name);
+        let todo = format!("remove the cause, then run blockctl credentials validate {}", row.name);
+        self.health.note(LOCATION, &failed_check(row.uuid), what, todo);
+    }
+
+    /// Ends the problem of a failed check.
+    pub(crate) fn end_failed_check(&self, uuid: Uuid) {
+        self.health.clear(LOCATION, &failed_check(uuid));
+    }
+
     /// Returns true if the last proof found another store.
     pub(crate) fn is_location_in_doubt(&self, uuid: Uuid) -> bool {
         self.health.has(LOCATION, &uuid.to_string())
@@ -76,6 +93,11 @@ impl Repositories {
             |kind: &str, of: &String| kind != KEY_SLOT || !of.starts_with(&prefix) || damaged.contains(of);
         self.health.problems.lock().retain(|(kind, of), _| stays(kind, of));
     }
+}
+
+/// Returns the key of the problem of a failed check.
+fn failed_check(uuid: Uuid) -> String {
+    format!("{uuid} check")
 }
 
 /// Returns the key of the problem of one copy of a slot.
