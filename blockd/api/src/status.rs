@@ -25,6 +25,8 @@ pub struct Status {
     pub control: Option<String>,
     /// Seconds since the daemon was ready.
     pub uptime_seconds: u64,
+    /// Rights of the daemon's process.
+    pub rights: DaemonRights,
     /// Resource counts.
     pub counts: Counts,
     /// Webhooks.
@@ -42,6 +44,18 @@ pub struct Status {
     /// Current problems noticed by the daemon.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
+}
+
+/// Rights of the daemon's process, which it may lack without root.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DaemonRights {
+    /// Attaches volumes as `/dev/nbdX` (`CAP_SYS_ADMIN`).
+    pub kernel_devices: bool,
+    /// Opens `/dev/fuse`, to mount snapshots.
+    pub fuse_mounts: bool,
+    /// Uses memory reserves for writeback of its own devices (`CAP_SYS_RESOURCE`).
+    pub io_priority: bool,
 }
 
 /// Failed reload of the configuration; it changed nothing.

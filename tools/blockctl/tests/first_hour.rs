@@ -228,17 +228,58 @@ fn doctor_fails_with_a_failed_check() {
     assert_eq!(verdict(&ran.json(), "daemon"), "ok");
 }
 
+/// Starts a daemon with schedules and without a problem of its own.
+fn healthy(more: Vec<(&str, Reply)>) -> Fake {
+    let mut schedules = reply(SCHEDULES);
+    schedules["unreadable"] = json!([]);
+    for one in schedules["items"].as_array_mut().unwrap() {
+        (one["overdueAt"], one["paused"]) = (json!(null), json!(false));
+    }
+    let mut replies = vec![(SCHEDULES, ok(schedules))];
+    for empty in ["GET /v1/volumes", "GET /v1/schedule-runs", "GET /v1/tasks", "GET /v1/events"] {
+        replies.push((empty, ok(list(json!([])))));
+    }
+    replies.extend(more);
+    Fake::with_defaults(replies)
+}
+
+#[test]
+fn doctor_is_not_healthy_beside_a_failure() {
+    let mut status = reply("GET /v1/status");
+    status["problems"] = json!([{
+        "kind": "location", "cause": "the check of backup location nas failed", "action": "remove the cause", "detectedAt": "2019-01-16T21:51:53Z"
+    }]);
+    let fake = healthy(vec![
+        ("GET /v1/status", ok(status)),
+        (VALIDATE, fail(502, "bucket_missing", "the directory is missing")),
+    ]);
+    let ran = fake.run("doctor");
+    assert!(ran.status == 1 && !ran.stdout.contains("health"), "{ran:?}");
+}
+
+#[test]
+fn doctor_shows_rights_and_schedules() {
+    let mut status = reply("GET /v1/status");
+    let checks = |status: &Value| {
+        let found = healthy(vec![("GET /v1/status", ok(status.clone()))]).run("doctor -j").json();
+        ["rights", "schedules"].map(|check| verdict(&found, check).as_str().unwrap().to_owned())
+    };
+    assert_eq!(checks(&status), ["ok", "ok"]);
+    status["rights"]["kernelDevices"] = json!(false);
+    assert_eq!(checks(&status), ["warning", "ok"]);
+}
+
 /// The validation of a location that is back ends the problem.
 #[test]
 fn doctor_shows_the_problems_that_its_checks_left() {
     const STATUS: &str = "GET /v1/status";
     let mut before = reply(STATUS);
     before["problems"] = json!([{
-        "kind": "location", "cause": "backup location nas cannot be used", "action": "mount it", "detectedAt": "2019-01-16T21:51:53Z"
+        "kind": "key-slot", "cause": "key slot of credential nas", "action": "validate it", "detectedAt": "2019-01-16T21:51:53Z"
     }]);
     let fake = Fake::with_defaults(vec![(STATUS, ok(before)), (STATUS, ok(reply(STATUS)))]);
     let ran = fake.run("doctor");
-    assert!(ran.stdout.contains("nas: works") && !ran.stdout.contains("cannot be used"), "{ran:?}");
+    assert!(ran.stdout.contains("nas: works") && !ran.stdout.contains("key slot"), "{ran:?}");
 }
 
 #[test]

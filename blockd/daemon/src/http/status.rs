@@ -7,10 +7,11 @@ use super::{
 use axum::{http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::{
     operations,
-    status::{Counts, Status},
+    status::{Counts, DaemonRights, Status},
 };
 use blockd_catalog::{CredentialRow, DbError, SnapshotRow};
-use std::sync::LazyLock;
+use rustix::thread::CapabilitySet;
+use std::{fs::OpenOptions, sync::LazyLock};
 
 static OPENAPI: LazyLock<String> = LazyLock::new(blockd_api::openapi::document_text);
 
@@ -57,6 +58,7 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
         nbd,
         control: served.control_tcp.get().map(ToString::to_string),
         uptime_seconds: engine.host.started.elapsed().as_secs(),
+        rights: rights(),
         counts,
         webhooks,
         reload_failure: served.reload_failure.lock().clone(),
@@ -64,4 +66,14 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
         locations,
         problems: engine.health.problems(),
     })
+}
+
+/// Returns the rights of this process.
+fn rights() -> DaemonRights {
+    let effective = rustix::thread::capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
+    DaemonRights {
+        kernel_devices: effective.contains(CapabilitySet::SYS_ADMIN),
+        fuse_mounts: OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok(),
+        io_priority: effective.contains(CapabilitySet::SYS_RESOURCE),
+    }
 }

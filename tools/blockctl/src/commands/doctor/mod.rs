@@ -4,18 +4,19 @@ mod host;
 
 use crate::{
     commands::{
-        health::{self, Known},
+        health::{self, HealthProblem, Known},
         protection::{Protection, last_verified, missed},
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
+    table::counted,
 };
 use blockd_api::{
     ByteSize, ClientError, CredentialRef, List,
     cloudsnaps::{Cloudsnap, ListCloudsnaps},
     credentials::Credential,
     format_time, operations,
-    status::Status,
+    status::{DaemonRights, Status},
     volumes::Volume,
 };
 use jiff::Timestamp;
@@ -100,8 +101,13 @@ pub async fn run(context: &Context<'_>) -> Exit {
         }
         Err(error) => checks.push(unreachable(&error)),
     }
-    let exit =
-        if checks.iter().any(|check| check.status == Verdict::Failed) { EXIT_FAILED } else { EXIT_DONE };
+    let exit = match checks.iter().any(|check| check.status == Verdict::Failed) {
+        true => EXIT_FAILED,
+        false => {
+            checks.push(Check::ok("health", "no problems"));
+            EXIT_DONE
+        }
+    };
     let diagnosis: Diagnosis = checks.into_iter().collect();
     if context.output.is_json() {
         context.output.document(&diagnosis)?;
@@ -126,7 +132,7 @@ fn unreachable(error: &ClientError) -> Check {
     Check::failed("daemon", error.to_string(), action)
 }
 
-/// Checks version and data directory.
+/// Checks version, rights and data directory.
 fn daemon(status: &Status) -> Vec<Check> {
     let own = env!("CARGO_PKG_VERSION");
     let version = match status.version == own {
@@ -149,7 +155,28 @@ fn daemon(status: &Status) -> Vec<Check> {
             false => Check::ok("space", free),
         }
     });
-    std::iter::once(version).chain(space).collect()
+    [version, rights(&status.rights)].into_iter().chain(space).collect()
+}
+
+/// Checks what the process of the daemon may do.
+fn rights(rights: &DaemonRights) -> Check {
+    let all = [
+        (rights.kernel_devices, "attach kernel devices"),
+        (rights.fuse_mounts, "open /dev/fuse"),
+        (rights.io_priority, "use memory reserves for writeback"),
+    ];
+    let texts = |has: bool| -> Vec<&str> {
+        all.iter().filter(|(one, _)| *one == has).map(|(_, text)| *text).collect()
+    };
+    let missing = texts(false);
+    match missing.is_empty() {
+        true => Check::ok("rights", format!("blockd may {}", texts(true).join(", "))),
+        false => Check::warning(
+            "rights",
+            format!("blockd may not {}", missing.join(", ")),
+            "run it as root or with the unit of the package, if that is needed",
+        ),
+    }
 }
 
 /// Tests each location.
@@ -190,11 +217,10 @@ async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>
     let now = Timestamp::now();
     let protections = Protection::load(context, &known, now).await?;
     let problems = health::problems(&known, now).into_iter().chain(missed(&protections));
-    let mut checks: Vec<Check> =
-        problems.map(|problem| Check::failed("health", problem.cause, problem.action)).collect();
-    if checks.is_empty() {
-        checks.push(Check::ok("health", "no problems"));
-    }
+    // The tests of the locations show theirs.
+    let problems: Vec<HealthProblem> = problems.filter(|problem| problem.kind != "location").collect();
+    let mut checks: Vec<Check> = schedules(&known, &problems).into_iter().collect();
+    checks.extend(problems.into_iter().map(|problem| Check::failed("health", problem.cause, problem.action)));
     let mut volumes: Vec<&Volume> = known.volumes.iter().collect();
     let listed = context.client.call(operations::LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await;
     let (snapshots, unlisted) = match listed {
@@ -217,6 +243,31 @@ async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>
     }
     checks.extend(proofs(&volumes, status.cluster_id, &snapshots));
     Ok(checks)
+}
+
+/// Checks that there are schedules; `None` if problems of them are shown.
+fn schedules(known: &Known, problems: &[HealthProblem]) -> Option<Check> {
+    let list = &known.schedules.list.items;
+    if problems.iter().any(|one| ["schedule", "schedules", "run", "protection"].contains(&one.kind.as_str()))
+    {
+        return None;
+    }
+    if list.is_empty() {
+        let action = "blockctl cloudsnap schedules create";
+        return Some(Check::warning("schedules", "there is no schedule", action));
+    }
+    let paused = list.iter().filter(|one| one.paused).count();
+    let next = list.iter().filter_map(|one| one.next_run_at).min();
+    let next = next.map_or_else(String::new, |at| format!(", next run {}", format_time(at)));
+    let count = counted(list.len() as u64, "schedule");
+    Some(match paused {
+        0 => Check::ok("schedules", format!("{count}{next}")),
+        _ => Check::warning(
+            "schedules",
+            format!("{paused} of {count} paused{next}"),
+            "blockctl cloudsnap schedules resume",
+        ),
+    })
 }
 
 /// Returns true for a cloud snapshot of the volume. Other hosts, and former volumes of this one, have volumes
