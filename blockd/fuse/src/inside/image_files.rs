@@ -61,7 +61,7 @@ pub(super) fn dir() -> FileStat {
 
 pub(super) fn notice(reason: &str) -> Vec<u8> {
     format!(
-        "{reason}\nThe image itself is available. Filesystems that the kernel supports can be mounted from it, as root:\n  \
+        "No files of this image or partition are shown: {reason}.\nThe image itself is available. Filesystems that the kernel supports can be mounted from it, as root:\n  \
          mount -o ro,loop,norecovery DIR/VOLUME/SNAPSHOT/disk.img /mnt\n\
          (XFS and ext4; for btrfs -o ro,loop,rescue=nologreplay; for a partition add offset=BYTES: `fdisk -l disk.img` prints its first sector).\n"
     )

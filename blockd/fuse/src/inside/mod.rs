@@ -154,7 +154,7 @@ pub trait Files: FileTree + NumberedFiles {}
 pub enum Content {
     /// Files.
     Files(Arc<dyn Files>),
-    /// No supported filesystem, and the reason.
+    /// No supported filesystem, and the reason, as a clause about the content.
     NoFiles(String),
 }
 
@@ -248,14 +248,14 @@ fn content(image: Arc<dyn BlockSource>) -> io::Result<Content> {
         return Ok(match ext::open(image) {
             Ok(tree) => Content::Files(tree),
             Err(error) if is_about_content(&error) => {
-                Content::NoFiles(format!("The ext2, ext3 or ext4 filesystem cannot be read: {error}."))
+                Content::NoFiles(format!("its ext2, ext3 or ext4 filesystem cannot be read: {error}"))
             }
             Err(error) => return Err(error),
         });
     }
     let reason = match other_kind(&*image)? {
-        Some(kind) => format!("The content is {kind}; only files of ext2, ext3 and ext4 are shown."),
-        None => "No ext2, ext3 or ext4 filesystem was found.".into(),
+        Some(kind) => format!("it is {kind}; only files of ext2, ext3 and ext4 can be read"),
+        None => "it has no ext2, ext3 or ext4 filesystem".into(),
     };
     Ok(Content::NoFiles(reason))
 }

@@ -28,10 +28,11 @@ const MAX_RANGES: usize = 1 << 16;
 
 /// File tree of a cloud snapshot.
 pub struct FileReader {
+    id: CloudSnapshotId,
     files: Arc<ImageFiles>,
 }
 
-fn refused(error: &io::Error, path: &FilePath) -> ServiceError {
+fn refused(id: &CloudSnapshotId, path: &FilePath, error: &io::Error) -> ServiceError {
     let code = match error.kind() {
         io::ErrorKind::NotFound => ErrorCode::FileNotFound,
         io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidInput => {
@@ -41,7 +42,11 @@ fn refused(error: &io::Error, path: &FilePath) -> ServiceError {
         io::ErrorKind::ResourceBusy => ErrorCode::CloudsnapInUse,
         _ => ErrorCode::CloudsnapDamaged,
     };
-    ServiceError::refused(code, format!("read failed on {path} in the snapshot: {error}"))
+    let cause = match error.kind() {
+        io::ErrorKind::NotFound => "there is no such file".to_owned(),
+        _ => error.to_string(),
+    };
+    ServiceError::refused(code, format!("read failed on {path} in cloud snapshot {id}: {cause}"))
 }
 
 fn kind(kind: inside::FileKind) -> FileKind {
@@ -84,17 +89,17 @@ impl Browser {
             files.iter().find(|(other, _)| *other == id).map(|(_, files)| Arc::clone(files))
         };
         if let Some(files) = found(&self.browse.files.lock()) {
-            return Ok(FileReader { files });
+            return Ok(FileReader { id, files });
         }
         let (snapshot, _) = self.open_cloudsnap(&Handle::current(), &id, cred_id)?;
         let files = ImageFiles::open(Arc::new(snapshot));
-        let files = Arc::new(files.map_err(|error| refused(&error, &FilePath::root()))?);
+        let files = Arc::new(files.map_err(|error| refused(&id, &FilePath::root(), &error))?);
         let mut open = self.browse.files.lock();
         if open.len() >= MAX_FILES {
             open.remove(0);
         }
         open.push((id, Arc::clone(&files)));
-        Ok(FileReader { files })
+        Ok(FileReader { id, files })
     }
 }
 
@@ -106,14 +111,12 @@ impl FileReader {
     pub fn list(&self, query: &ListFiles) -> Result<FileList, ServiceError> {
         let path = &query.path;
         let bytes = path.as_bytes();
-        let reason = self.files.unreadable_reason(bytes).map_err(|error| refused(&error, path))?;
-        if let Some(reason) = reason {
-            return Err(with_image_hint(ServiceError::refused(ErrorCode::NoFiles, reason)));
-        }
-        let stat = self.files.stat(bytes).map_err(|error| refused(&error, path))?;
+        self.check_supported(path)?;
+        let refused = |error: io::Error| refused(&self.id, path, &error);
+        let stat = self.files.stat(bytes).map_err(refused)?;
         let mut entries = Vec::new();
         if stat.kind == inside::FileKind::Directory && query.entries {
-            let found = self.files.read_dir(bytes, MAX_ENTRIES).map_err(|error| refused(&error, path))?;
+            let found = self.files.read_dir(bytes, MAX_ENTRIES).map_err(refused)?;
             entries.extend(found.into_iter().map(|entry| {
                 let path = path.join(&entry.name);
                 let link = entry.stat.filter(|stat| stat.kind == inside::FileKind::Symlink);
@@ -125,11 +128,7 @@ impl FileReader {
             inside::FileKind::Symlink => self.files.read_link(bytes).ok(),
             _ => None,
         };
-        let xattrs = if query.xattrs {
-            self.files.xattrs(bytes).map_err(|error| refused(&error, path))?
-        } else {
-            Vec::new()
-        };
+        let xattrs = if query.xattrs { self.files.xattrs(bytes).map_err(refused)? } else { Vec::new() };
         let xattr = |xattr: Xattr| SnapshotXattr {
             name: FilePath::from_bytes(xattr.name),
             value: FilePath::from_bytes(xattr.value),
@@ -146,10 +145,11 @@ impl FileReader {
     /// # Errors
     /// The file does not exist, is not a regular file, or cannot be read.
     pub fn read(&self, query: &ReadFile) -> Result<Vec<u8>, ServiceError> {
+        self.check_supported(&query.path)?;
         let len = usize::try_from(query.len_bytes.min(MAX_READ_BYTES)).unwrap_or(0);
         self.files
             .read(query.path.as_bytes(), query.offset_bytes, len)
-            .map_err(|error| refused(&error, &query.path))
+            .map_err(|error| refused(&self.id, &query.path, &error))
     }
 
     /// Returns the data extents of a file.
@@ -157,8 +157,17 @@ impl FileReader {
     /// # Errors
     /// The file does not exist, is not a regular file, or cannot be read.
     pub fn runs(&self, query: &ListFileRuns) -> Result<FileRuns, ServiceError> {
+        self.check_supported(&query.path)?;
         data_runs(&*self.files, query.path.as_bytes(), query.offset_bytes)
-            .map_err(|error| refused(&error, &query.path))
+            .map_err(|error| refused(&self.id, &query.path, &error))
+    }
+
+    /// Refuses a path in an image or partition without supported files.
+    fn check_supported(&self, path: &FilePath) -> Result<(), ServiceError> {
+        let reason = self.files.unreadable_reason(path.as_bytes());
+        let Some(reason) = reason.map_err(|error| refused(&self.id, path, &error))? else { return Ok(()) };
+        let message = format!("read failed on {path} in cloud snapshot {}: {reason}", self.id);
+        Err(with_image_hint(ServiceError::refused(ErrorCode::NoFiles, message)))
     }
 }
 
@@ -202,7 +211,7 @@ fn with_image_hint(error: ServiceError) -> ServiceError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use blockd_extent::DataRange;
+    use blockd_extent::{BlockSource, DataRange};
     use blockd_fuse::inside::FileEntry;
 
     /// Fake file with `data` bytes of data at each multiple of `step`, reported in ranges of up to
@@ -262,6 +271,52 @@ mod tests {
 
         fn xattrs(&self, _: &[u8]) -> io::Result<Vec<Xattr>> {
             unimplemented!()
+        }
+    }
+
+    /// Fake image of zeros, without a filesystem.
+    struct EmptyImage;
+
+    impl BlockSource for EmptyImage {
+        fn size_bytes(&self) -> u64 {
+            1 << 20
+        }
+
+        fn read_at(&self, _: u64, buf: &mut [u8]) -> io::Result<()> {
+            buf.fill(0);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn requests_without_files_name_snapshot_and_cause() {
+        let files = Arc::new(ImageFiles::open(Arc::new(EmptyImage)).unwrap());
+        let id: CloudSnapshotId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
+        let (reader, path) = (FileReader { id, files }, FilePath::root().join(b"etc"));
+        let (cloud_snapshot_id, credential, offset_bytes) = (id, None, 0);
+        let list = ListFiles {
+            cloud_snapshot_id,
+            path: path.clone(),
+            entries: false,
+            xattrs: false,
+            credential: credential.clone(),
+        };
+        let runs = ListFileRuns {
+            cloud_snapshot_id,
+            path: path.clone(),
+            offset_bytes,
+            credential: credential.clone(),
+        };
+        let read = ReadFile { cloud_snapshot_id, path, offset_bytes, len_bytes: 9, credential };
+        let errors = [
+            reader.list(&list).unwrap_err(),
+            reader.runs(&runs).unwrap_err(),
+            reader.read(&read).unwrap_err(),
+        ];
+        let expected =
+            format!("read failed on /etc in cloud snapshot {id}: it has no ext2, ext3 or ext4 filesystem");
+        for error in errors.map(|error| error.to_api()) {
+            assert_eq!((error.code, error.message), (ErrorCode::NoFiles, expected.clone()));
         }
     }
 
