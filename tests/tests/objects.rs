@@ -422,7 +422,7 @@ fn file_can_be_applied_concurrently() {
 
     // Retention by the policy is shown for a schedule without its own.
     let listed = ctl.run(&["cloudsnap", "schedules", "list", "-o", "wide"]).stdout;
-    assert!(listed.contains("7/5 by policy"), "{listed}");
+    assert!(listed.contains("last=7/last=5 by policy"), "{listed}");
     let shown = ctl.json(&["get", "vbs", "nightly"]);
     assert!(shown["spec"].get("retain").is_none() && shown["status"]["kept"] == "7/5 by policy", "{shown:#}");
 

@@ -17,9 +17,10 @@ use blockd_api::{
     credentials::Credential,
     format_duration,
     rules::HookRule,
-    schedules::{Policy, Schedule},
+    schedules::{Policy, Schedule, SelectedVolumes},
     snapshots::Snapshot,
 };
+use blockd_schedule::Retention;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -206,9 +207,12 @@ impl ResourceSet {
             next_run_at: one.next_run_at,
             last_run_at: one.last_run_at,
             state: if one.paused { "paused" } else { "active" }.to_owned(),
-            selected: selected(&one.selector),
+            selected: match &one.selector {
+                SelectedVolumes { volume_name: None, volume_id: Some(id), .. } => format!("volume {id}"),
+                selector => selected(selector),
+            },
             schedule: one.schedule.clone(),
-            kept: kept(one, &self.policies),
+            kept: kept(one, &self.policies, Retention::to_string),
             conditions: vec![condition("Active", !one.paused), condition("Covering", !one.without_volume)],
         };
         let gone = "is of a volume or location that is gone: it cannot be applied";

@@ -98,17 +98,17 @@ fn shortly(retain: &Retention) -> String {
     if !retain.keeps_all() && *retain == only_max { retain.keep_last.to_string() } else { retain.to_string() }
 }
 
-/// Formats the retention of a schedule, or those of its policy's rules.
-pub fn kept(schedule: &Schedule, policies: &[Policy]) -> String {
+/// Formats the retention of a schedule, or those of its policy's rules, each with `format`.
+pub fn kept(schedule: &Schedule, policies: &[Policy], format: impl Fn(&Retention) -> String) -> String {
     let policy = policies.iter().find(|policy| Some(&policy.name) == schedule.policy_name.as_ref());
     let rules = policy.map_or(&[][..], |policy| policy.rules.as_slice()).iter().chain(&schedule.rules);
     let own: Vec<Option<&Retention>> = rules.map(|rule| rule.retain.as_ref()).collect();
-    let says = shortly(&schedule.retain);
+    let says = format(&schedule.retain);
     if own.iter().all(Option::is_none) {
         return says;
     }
     // Rules without a retention use the schedule's.
-    let each = own.iter().map(|retain| retain.map_or_else(|| says.clone(), shortly));
+    let each = own.iter().map(|retain| retain.map_or_else(|| says.clone(), &format));
     let by = if policy.is_some() { "by policy" } else { "by rule" };
     format!("{} {by}", each.collect::<Vec<_>>().join("/"))
 }
@@ -145,7 +145,7 @@ fn table(names: &Names, policies: &[Policy], width: Width) -> Table {
         .narrow("VOLUMES", |schedule| selected(&schedule.selector))
         .wide("UUID", |schedule| schedule.schedule_id)
         .wide("VOLUMEID", volume)
-        .wide("MAX-BACKUPS", |schedule| kept(schedule, policies))
+        .wide("MAX-BACKUPS", |schedule| kept(schedule, policies, shortly))
         .wide("FULL", |schedule| schedule.full)
         .both("SCHEDULE", |schedule| &schedule.schedule)
         .narrow("LOCATIONS", |schedule| names.locations(schedule))
