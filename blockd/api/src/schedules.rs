@@ -471,7 +471,8 @@ pub struct JudgedSnapshot {
 }
 
 /// Reply to `GET /v1/schedules/{schedule}/retention`: verdicts at this time; nothing is changed. Backups of a
-/// deleted schedule are listed too: all stay.
+/// deleted schedule are listed too: all stay. One object with two lists: the retention of each keeps its own
+/// number.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RetentionPlan {

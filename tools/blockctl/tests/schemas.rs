@@ -15,14 +15,20 @@ blockctl -j get all
 blockctl -j describe VolumeRestore db
 blockctl -j support-bundle --output - --log-lines 0
 blockctl -j support-bundle --output bundle --log-lines 5
+blockctl -j secrets kvdb login
 ";
 
 #[test]
 fn documents_of_objects_follow_their_schemas() {
     let text = Fake::with_defaults(Vec::new()).transcript(DOCUMENTS);
-    for expected in
-        ["\"changes\": [", "\"warnings\": [", "\"VolumeSnapshot\"", "\"blockctlVersion\"", "\"daemon\": true"]
-    {
+    for expected in [
+        "\"changes\": [",
+        "\"warnings\": [",
+        "\"VolumeSnapshot\"",
+        "\"blockctlVersion\"",
+        "\"daemon\": true",
+        "\"loginNeeded\": false",
+    ] {
         assert!(text.contains(expected), "{expected}\n{text}");
     }
     // Without a daemon, parts are missing.

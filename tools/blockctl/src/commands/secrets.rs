@@ -5,6 +5,8 @@ use crate::{
     output::Output,
 };
 use clap::Args;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 pub const LOGIN_HELP: &str = "\
 Examples:
@@ -24,9 +26,21 @@ pub struct SecretsArgs {
     pub command: Vec<String>,
 }
 
+/// Document of a login.
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LoginDocument<'a> {
+    store: &'a str,
+    login_needed: bool,
+    reason: &'static str,
+}
+
 /// Succeeds for a login, which a host does not need.
 pub fn run(output: &Output, args: &SecretsArgs) -> Exit {
     match args.command.first().map(String::as_str) {
+        Some("login") if output.is_json() => {
+            output.document(&LoginDocument { store: &args.store, login_needed: false, reason: REASON })
+        }
         Some("login") => {
             output.note(format!("No login to {} is needed: {REASON}.", args.store));
             Ok(EXIT_DONE)

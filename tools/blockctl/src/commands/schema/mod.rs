@@ -11,6 +11,7 @@ use super::{
     files::{CatalogDocument, DiffDocument, copied::Copied},
     init::Initialized,
     objects::{record::ObjectResults, status::ObjectDifference},
+    secrets::LoginDocument,
     status::Health,
     top::rates::ActivityRates,
     volume::{ExportUri, Inspected},
@@ -149,6 +150,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("sched-policy list", &[of::<List<Policy>>()]),
     ("sched-policy update", &[of::<Policy>()]),
     ("schema", &[of::<List<CommandSchema>>(), of::<Any>()]),
+    ("secrets", &[of::<LoginDocument<'static>>()]),
     ("snapshot create", &[of::<Snapshot>()]),
     ("snapshot create-group", &[of::<GroupSnapshot>()]),
     ("snapshot delete", &[of::<Deleted>()]),
@@ -263,6 +265,8 @@ mod tests {
         leaves(&crate::cli::command(), "", &mut commands);
         // It writes the content of files.
         commands.remove("cloudsnap cat");
+        // Hidden; scripts for pxctl call it.
+        commands.insert("secrets".to_owned());
         listed.extend(DOCUMENTS.iter().map(|(command, _)| (*command).to_owned()));
         assert_eq!(listed, commands);
         assert_eq!(
