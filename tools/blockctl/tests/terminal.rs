@@ -7,7 +7,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{Read, Write},
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
-    process::Stdio,
+    process::{Command, Stdio},
 };
 
 /// Runs a command on a terminal that receives `typed`, and returns what it shows.
@@ -21,6 +21,10 @@ fn redirected(fake: &Fake, line: &str, typed: &str) -> Ran {
 }
 
 fn run_with(fake: &Fake, line: &str, typed: &str, is_redirected: bool) -> Ran {
+    with_terminal(fake.command(line), typed, is_redirected)
+}
+
+fn with_terminal(mut command: Command, typed: &str, is_redirected: bool) -> Ran {
     let controller: OwnedFd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&controller).unwrap();
     unlockpt(&controller).unwrap();
@@ -29,7 +33,9 @@ fn run_with(fake: &Fake, line: &str, typed: &str, is_redirected: bool) -> Ran {
     let terminal = OpenOptions::new().read(true).write(true).open(path).unwrap();
     let stdin = Stdio::from(terminal.try_clone().unwrap());
     let stdio = || if is_redirected { Stdio::null() } else { Stdio::from(terminal.try_clone().unwrap()) };
-    let mut child = fake.command(line).stdin(stdin).stdout(stdio()).stderr(stdio()).spawn().unwrap();
+    let mut child = command.stdin(stdin).stdout(stdio()).stderr(stdio()).spawn().unwrap();
+    // It has copies of the terminal.
+    drop(command);
     drop(terminal);
     let mut controller = File::from(controller);
     controller.write_all(typed.as_bytes()).unwrap();
@@ -55,6 +61,12 @@ fn destructive_commands_ask_on_a_terminal() {
         ("snapshot restore db --snapshot monday", "its current content is kept as a snapshot"),
         ("credentials delete nas", "Credential nas is deleted; its backups stay"),
         ("cloudsnap schedules delete nightly", "Schedule nightly (9) with the UUID 078557a3"),
+        ("sched-policy delete gold", "Schedule policy gold (daily @01:00, weekly Sunday@03:00) is deleted"),
+        ("rule delete pg", "Rule pg (pre-command"),
+        (
+            "credentials rekey nas --encryption-passphrase old --new-data-key",
+            "Credential nas is rekeyed: other hosts refuse to write until",
+        ),
         ("cloudsnap gc", "--dry-run lists them"),
         ("cloudsnap restore vol --latest --in-place db --discard", "its current content is discarded"),
         ("cloudsnap stop 3f4f --discard", "of volume vol is discarded; it cannot be resumed"),
@@ -73,6 +85,35 @@ fn destructive_commands_ask_on_a_terminal() {
         assert!(refused.stdout.contains("cancelled: nothing was changed"), "{line} {refused:?}");
         assert_eq!((refused.status, deletions(&fake)), (1, 0), "{line}");
     }
+}
+
+#[test]
+fn deletion_of_a_context_asks_with_its_address() {
+    let fake = Fake::with_defaults(Vec::new());
+    let home = tempfile::tempdir().unwrap();
+    let run = |line: &str| {
+        let mut command = fake.command(line);
+        command.env("XDG_CONFIG_HOME", home.path());
+        command
+    };
+    assert!(
+        run("context create vault --endpoint vault.example:9440 --current --ca a --cert b --key c")
+            .status()
+            .unwrap()
+            .success()
+    );
+    let refused = with_terminal(run("context delete vault"), "n\n", false);
+    assert!(
+        refused.stdout.contains("Context vault (vault.example:9440) is deleted; without a current"),
+        "{refused:?}"
+    );
+    let listed = Ran::of(run("context list").output().unwrap());
+    assert!(refused.status == 1 && listed.stdout.contains("vault.example"), "{listed:?}");
+    let deleted = with_terminal(run("context delete vault"), "y\n", false);
+    assert!(
+        deleted.status == 0 && deleted.stdout.contains("Context vault deleted successfully"),
+        "{deleted:?}"
+    );
 }
 
 /// Local snapshots without a pinned one.

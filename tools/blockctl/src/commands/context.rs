@@ -1,6 +1,7 @@
 //! `blockctl context`: named daemons.
 
 use crate::{
+    confirm::YesArg,
     contexts::{ContextEntry, Contexts, Global, contexts_path},
     failure::{Exit, Failure},
     output::Output,
@@ -49,7 +50,18 @@ pub enum ContextCommand {
     Unset,
     /// Delete a context
     #[command(visible_alias = "d", after_help = DELETE_HELP)]
-    Delete(NameArgs),
+    Delete(DeleteArgs),
+}
+
+/// `context delete`
+#[derive(Debug, Args)]
+pub struct DeleteArgs {
+    /// Context.
+    #[command(flatten)]
+    pub context: NameArgs,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }
 
 /// Arguments of `context create`; the address comes from the global options.
@@ -99,16 +111,30 @@ pub fn run(global: &Global, output: &Output, command: ContextCommand) -> Exit {
             contexts.current = Some(args.name);
         }
         ContextCommand::Unset => contexts.current = None,
-        ContextCommand::Delete(args) => {
-            contexts.named(&args.name)?;
-            contexts.contexts.remove(&args.name);
-            if contexts.current.as_ref() == Some(&args.name) {
-                contexts.current = None;
-            }
-        }
+        ContextCommand::Delete(args) => delete(output, &mut contexts, &args)?,
     }
     contexts.save(&path)?;
     list(output, contexts)
+}
+
+fn delete(output: &Output, contexts: &mut Contexts, args: &DeleteArgs) -> Result<(), Failure> {
+    let name = &args.context.name;
+    let is_current = contexts.current.as_ref() == Some(name);
+    let target = target(contexts.named(name)?).unwrap_or_default();
+    let then = if is_current { "; without a current context, the daemon of this host is used" } else { "" };
+    args.yes.confirm(output, &format!("Context {name} ({target}) is deleted{then}."))?;
+    contexts.contexts.remove(name);
+    if is_current {
+        contexts.current = None;
+    }
+    output.note(format!("Context {name} deleted successfully"));
+    Ok(())
+}
+
+/// Returns the address of a context.
+fn target(entry: &ContextEntry) -> Option<String> {
+    let socket = || entry.socket.as_ref().map(|path| path.display().to_string());
+    entry.endpoint.clone().or_else(socket)
 }
 
 fn path() -> Result<PathBuf, Failure> {
@@ -156,9 +182,7 @@ fn list(output: &Output, contexts: Contexts) -> Exit {
     let list = List::from(listed);
     output.list(&list, "contexts", || {
         let row = |ListedContext { name, current, entry }: &ListedContext| {
-            let socket = || entry.socket.as_ref().map(|path| path.display().to_string());
-            let by = entry.endpoint.clone().or_else(socket);
-            [name.clone(), or_dash(current.then_some("yes")), or_dash(by)]
+            [name.clone(), or_dash(current.then_some("yes")), or_dash(target(entry))]
         };
         Table::of("NAME|CURRENT|REACHED BY", list.items.iter().map(row)).fit("NAME").with_text()
     })

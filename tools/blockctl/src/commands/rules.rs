@@ -2,6 +2,7 @@
 
 use super::{arguments::WideArg, volume::args::parse_seconds};
 use crate::{
+    confirm::YesArg,
     failure::{Exit, Failure},
     output::Context,
     table::{Facts, Table, Width, or_dash, short_uuid},
@@ -81,7 +82,18 @@ pub enum RuleCommand {
     Unassign(TargetArgs),
     /// Delete an unassigned rule
     #[command(visible_alias = "d", after_help = "Examples:\n  blockctl rule delete pg")]
-    Delete(RuleNameArg),
+    Delete(DeleteRuleArgs),
+}
+
+/// `rule delete`
+#[derive(Debug, Args)]
+pub struct DeleteRuleArgs {
+    /// Target.
+    #[command(flatten)]
+    pub name: RuleNameArg,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }
 
 /// Rule name argument.
@@ -262,10 +274,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
             let schedules = schedules(context, std::slice::from_ref(&rule)).await?;
             output.describe(&rule, || facts(&rule, &schedules))
         }
-        RuleCommand::Delete(args) => {
-            let deleted = client.call_at(operations::DELETE_RULE, &args.name, &()).await?;
-            output.tell(&deleted, || format!("Rule {} deleted successfully", args.name))
-        }
+        RuleCommand::Delete(args) => delete(context, &args).await,
         RuleCommand::Create(args) => {
             let quiesce: Quiesce = args.quiesce.into();
             quiesce.check().map_err(Failure::usage)?;
@@ -297,6 +306,22 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
             output.tell(&rule, || format!("Rule {} unassigned from {target} successfully", rule.name))
         }
     }
+}
+
+async fn delete(context: &Context<'_>, args: &DeleteRuleArgs) -> Exit {
+    let (Context { client, output }, name) = (context, &args.name.name);
+    if args.yes.must_ask() {
+        let quiesce = client.call_at(operations::GET_RULE, name, &()).await?.quiesce;
+        let commands = [
+            quiesce.pre_command.map(|command| format!("pre-command {command}")),
+            quiesce.post_command.map(|command| format!("post-command {command}")),
+            quiesce.freeze_fs.then(|| "freeze of filesystems".to_owned()),
+        ];
+        let commands: Vec<String> = commands.into_iter().flatten().collect();
+        args.yes.confirm(output, &format!("Rule {name} ({}) is deleted.", commands.join(", ")))?;
+    }
+    let deleted = client.call_at(operations::DELETE_RULE, name, &()).await?;
+    output.tell(&deleted, || format!("Rule {name} deleted successfully"))
 }
 
 /// Returns the schedules if a rule is used by one.

@@ -2,6 +2,7 @@
 
 use super::settings::parse_secret;
 use crate::{
+    confirm::YesArg,
     failure::{Exit, Failure},
     output::Context,
     secrets::{Sources, read_file},
@@ -57,6 +58,26 @@ pub struct RekeyArgs {
     /// Accept this newest data key, made by another host
     #[arg(long, value_name = "KEY", conflicts_with = "new_data_key")]
     pub accept_key: Option<Uuid>,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
+}
+
+impl RekeyArgs {
+    /// Returns the effects of the command; without one, it only loads data keys.
+    fn consequence(&self) -> Option<String> {
+        let has_new_passphrase =
+            self.new_encryption_passphrase_file.is_some() || self.new_encryption_passphrase_from.is_some();
+        let effects = [
+            has_new_passphrase.then(|| "the old passphrase opens nothing anymore".to_owned()),
+            self.new_data_key
+                .then(|| "other hosts refuse to write until they accept the new data key".to_owned()),
+            self.accept_key.map(|key| format!("new backups use data key {key}, made by another host")),
+        ];
+        let effects: Vec<String> = effects.into_iter().flatten().collect();
+        (!effects.is_empty())
+            .then(|| format!("Credential {} is rekeyed: {}.", self.credential, effects.join(", and ")))
+    }
 }
 
 pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
@@ -76,6 +97,7 @@ pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
             return Err(Failure::usage(message));
         }
     }
+    let consequence = args.consequence();
     let has_new_value = args.new_encryption_passphrase_file.is_some();
     let new_passphrase = args.new_encryption_passphrase_file.as_deref();
     let new_passphrase =
@@ -84,6 +106,9 @@ pub(super) async fn run(context: &Context<'_>, args: RekeyArgs) -> Exit {
         Some(reference) => Some(reference.into()),
         None => new_passphrase.map(Into::into),
     };
+    if let Some(consequence) = consequence {
+        args.yes.confirm(output, &consequence)?;
+    }
     let (new_data_key, accept_key) = (args.new_data_key, args.accept_key);
     let is_changed = new_passphrase.is_some() || new_data_key || accept_key.is_some();
     let request = RekeyCredential { passphrase, new_passphrase, new_data_key, accept_key };

@@ -131,7 +131,7 @@ pub enum PolicyCommand {
     Update(UpdatePolicyArgs),
     /// Delete an unused schedule policy
     #[command(visible_alias = "d", after_help = "Examples:\n  blockctl sched-policy delete gold")]
-    Delete(PolicyNameArg),
+    Delete(DeletePolicyArgs),
 }
 
 /// `schedules create`
@@ -348,4 +348,15 @@ pub struct PolicyNameArg {
     /// Name of the policy
     #[arg(value_name = "POLICY")]
     pub name: PolicyName,
+}
+
+/// `sched-policy delete`
+#[derive(Debug, Args)]
+pub struct DeletePolicyArgs {
+    /// Policy.
+    #[command(flatten)]
+    pub policy: PolicyNameArg,
+    /// Confirmation option.
+    #[command(flatten)]
+    pub yes: YesArg,
 }

@@ -11,8 +11,8 @@ use crate::{
     wait::follow,
 };
 use args::{
-    CreateArgs, DeleteArgs, HistoryArgs, PolicyArgs, PolicyCommand, RunNowArgs, SchedulesCommand, UpdateArgs,
-    UuidArg,
+    CreateArgs, DeleteArgs, DeletePolicyArgs, HistoryArgs, PolicyArgs, PolicyCommand, RunNowArgs,
+    SchedulesCommand, UpdateArgs, UuidArg,
 };
 use blockd_api::{
     ApiError, ErrorCode, Labels, VolumeRef, first_names, format_time, operations,
@@ -369,11 +369,20 @@ pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Exit {
             let policy = context.client.call_at(operations::GET_POLICY, &args.name, &()).await?;
             context.output.show(&policy, || policy_table(std::slice::from_ref(&policy)))
         }
-        PolicyCommand::Delete(args) => {
-            let deleted = context.client.call_at(operations::DELETE_POLICY, &args.name, &()).await?;
-            context.output.tell(&deleted, || format!("Schedule policy {} deleted successfully", args.name))
-        }
+        PolicyCommand::Delete(args) => delete_policy(context, &args).await,
     }
+}
+
+async fn delete_policy(context: &Context<'_>, args: &DeletePolicyArgs) -> Exit {
+    let name = &args.policy.name;
+    if args.yes.must_ask() {
+        let policy = context.client.call_at(operations::GET_POLICY, name, &()).await?;
+        let rules: Vec<String> = policy.rules.iter().map(|rule| rule.when.to_string()).collect();
+        let consequence = format!("Schedule policy {name} ({}) is deleted.", rules.join(", "));
+        args.yes.confirm(context.output, &consequence)?;
+    }
+    let deleted = context.client.call_at(operations::DELETE_POLICY, name, &()).await?;
+    context.output.tell(&deleted, || format!("Schedule policy {name} deleted successfully"))
 }
 
 fn rules(args: &PolicyArgs) -> Result<Vec<Rule>, Failure> {
