@@ -25,13 +25,7 @@ use clap_complete::CompleteEnv;
 use cli::{Cli, Prescan};
 use failure::Failure;
 use output::Output;
-use std::{ffi::OsString, process::ExitCode};
-
-/// Returns the reason for refusing words known from other tools.
-fn not_here(error: &clap::Error, args: &[OsString]) -> Option<String> {
-    let args: Vec<String> = args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-    cli::unsupported::reason(error, &args)
-}
+use std::process::ExitCode;
 
 fn main() -> ExitCode {
     CompleteEnv::with_factory(cli::completable).var(cli::completion::VARIABLE).complete();
@@ -42,8 +36,10 @@ fn main() -> ExitCode {
     let cli = match parsed {
         Ok(cli) => cli,
         Err(error) => {
-            let error = cli::suggestions::improve(error);
-            let known = not_here(&error, &args).map(Failure::usage);
+            let args: Vec<String> =
+                args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+            let error = cli::suggestions::improve(error, &args);
+            let known = cli::unsupported::reason(&error, &args).map(Failure::usage);
             let shown_as_json = || (early.json && error.use_stderr()).then(|| Failure::from_clap(&error));
             if let Some(failure) = known.or_else(shown_as_json) {
                 return ExitCode::from(Output::new(early.json, early.color).failure(&failure));

@@ -4,6 +4,8 @@ use clap::error::{ContextKind, ContextValue};
 
 /// Minimum length of a proposed name: shorter ones are aliases, which resemble any word.
 const MIN_CHARS: usize = 3;
+/// Length of the common beginning of a mistyped global option and its proposal.
+const COMMON_CHARS: usize = 2;
 
 /// Adds the names of other tools to a command and its subcommands: `ls`, `rm` and `show`.
 pub fn with_familiar_names(command: clap::Command) -> clap::Command {
@@ -20,17 +22,74 @@ pub fn with_familiar_names(command: clap::Command) -> clap::Command {
     command.mut_subcommands(with_familiar_names)
 }
 
-/// Removes proposals that do not help: aliases of one or two letters, and options passed as values.
-pub fn improve(mut error: clap::Error) -> clap::Error {
+/// Words of other tools, and commands with this meaning, the preferred one first.
+const MEANINGS: [(&str, &str); 15] = [
+    ("ls", "list get"),
+    ("list", "get"),
+    ("rm", "delete unset"),
+    ("remove", "delete unset"),
+    ("del", "delete"),
+    ("destroy", "delete"),
+    ("show", "inspect list"),
+    ("describe", "inspect list"),
+    ("info", "inspect list status"),
+    ("get", "inspect list"),
+    ("cancel", "stop"),
+    ("abort", "stop"),
+    ("kill", "stop"),
+    ("add", "create"),
+    ("new", "create"),
+];
+
+/// Replaces proposals that do not help: commands by those with the meaning of the typed word, aliases of one
+/// or two letters, options passed as values, and options of every command that begin otherwise.
+pub fn improve(mut error: clap::Error, args: &[String]) -> clap::Error {
     error.remove(ContextKind::Suggested);
-    if let Some(ContextValue::Strings(names)) = error.get(ContextKind::SuggestedSubcommand) {
-        let names: Vec<String> = names.iter().filter(|name| name.len() >= MIN_CHARS).cloned().collect();
+    let similar = match error.get(ContextKind::SuggestedSubcommand) {
+        Some(ContextValue::Strings(names)) => names.clone(),
+        _ => Vec::new(),
+    };
+    if let Some(typed) = typed(&error, ContextKind::InvalidSubcommand) {
         error.remove(ContextKind::SuggestedSubcommand);
-        if !names.is_empty() {
-            error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(names));
+        // The most similar one is the last.
+        let similar = || similar.into_iter().rfind(|name| name.len() >= MIN_CHARS);
+        if let Some(name) = meant(&typed, args).or_else(similar) {
+            error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![name]));
         }
     }
+    let is_far = match (typed(&error, ContextKind::InvalidArg), error.get(ContextKind::SuggestedArg)) {
+        (Some(typed), Some(ContextValue::String(option))) => {
+            is_global(option) && !typed.starts_with(option.get(..2 + COMMON_CHARS).unwrap_or(option))
+        }
+        _ => false,
+    };
+    if is_far {
+        error.remove(ContextKind::SuggestedArg);
+    }
     error
+}
+
+/// Returns the word that an error is about.
+fn typed(error: &clap::Error, kind: ContextKind) -> Option<String> {
+    match error.get(kind) {
+        Some(ContextValue::String(typed)) => Some(typed.clone()),
+        _ => None,
+    }
+}
+
+/// Returns the command of the typed group with the meaning of an unknown word.
+fn meant(typed: &str, args: &[String]) -> Option<String> {
+    let root = super::command();
+    let at = args.iter().take_while(|arg| *arg != typed);
+    let group = at.fold(&root, |group, arg| group.find_subcommand(arg).unwrap_or(group));
+    let (_, names) = MEANINGS.iter().find(|(word, _)| *word == typed)?;
+    names.split(' ').find(|name| group.find_subcommand(name).is_some()).map(str::to_owned)
+}
+
+/// Returns true for an option of every command.
+fn is_global(option: &str) -> bool {
+    let root = super::command();
+    root.get_arguments().any(|arg| arg.is_global_set() && arg.get_long() == option.strip_prefix("--"))
 }
 
 #[cfg(test)]
@@ -39,7 +98,8 @@ mod tests {
 
     fn error(line: &str) -> String {
         let words = std::iter::once("blockctl").chain(line.split_whitespace());
-        improve(crate::cli::command().try_get_matches_from(words).unwrap_err()).to_string()
+        let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        improve(crate::cli::command().try_get_matches_from(words).unwrap_err(), &args).to_string()
     }
 
     #[test]
@@ -50,6 +110,38 @@ mod tests {
             let words = std::iter::once("blockctl").chain(line.split_whitespace());
             assert!(crate::cli::command().try_get_matches_from(words).is_ok(), "{line}");
         }
+    }
+
+    #[test]
+    fn words_of_other_tools_propose_the_command() {
+        for (line, tip) in [
+            ("ls", Some("get")),
+            ("rm-all", None),
+            ("volume remove db", Some("delete")),
+            ("volume destroy db", Some("delete")),
+            ("volume info db", Some("inspect")),
+            ("cloudsnap cancel", Some("stop")),
+            ("cloudsnap schedules show nightly", Some("list")),
+            ("cs sched info", Some("list")),
+            ("context show", Some("list")),
+            ("context remove vault", Some("delete")),
+            ("browse show", Some("list")),
+            ("sched-policy add gold", Some("create")),
+            ("volume creat db", Some("create")),
+        ] {
+            let told = error(line);
+            match tip {
+                Some(tip) => assert!(told.contains(&format!("exists: '{tip}'")), "{line}: {told}"),
+                None => assert!(!told.contains("exists"), "{line}: {told}"),
+            }
+        }
+    }
+
+    #[test]
+    fn options_of_every_command_are_proposed_for_their_beginning() {
+        assert!(!error("sched-policy list --since 7d").contains("tip"));
+        assert!(error("sched-policy list --sokcet /s").contains("'--socket'"));
+        assert!(error("volume list --grup shop").contains("'--group'"));
     }
 
     #[test]
