@@ -95,7 +95,7 @@ impl fmt::Display for NbdUri {
 }
 
 /// Decodes percent-encoded UTF-8.
-fn decoded(text: &str) -> Option<String> {
+pub fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {

@@ -175,7 +175,7 @@ pub struct CreateArgs {
     #[arg(short, long, value_parser = parse_size, required_unless_present = "from_image")]
     pub size: Option<ByteSize>,
     /// Raw image to copy: a file, - for stdin, or an NBD URI
-    #[arg(long, value_name = "FILE|URI", value_parser = OsStringValueParser::new().map(ImageRef::from))]
+    #[arg(long, value_name = "FILE|URI", value_parser = OsStringValueParser::new().try_map(ImageRef::try_from))]
     pub from_image: Option<ImageRef>,
     /// Labels of the volume
     #[arg(short, long, value_name = "K=V,…", default_value_t)]

@@ -2,7 +2,7 @@
 
 use crate::{
     failure::Failure,
-    nbd::{MAX_REQUEST_BYTES, NbdClient, NbdUri},
+    nbd::{MAX_REQUEST_BYTES, NbdClient, NbdUri, decoded},
 };
 use blockd_api::ByteSize;
 use rustix::fs::{SeekFrom, seek};
@@ -31,13 +31,32 @@ pub enum ImageRef {
     Nbd(String),
 }
 
-impl From<OsString> for ImageRef {
-    fn from(text: OsString) -> Self {
-        match text.to_str() {
-            Some("-") => Self::Stdin,
-            Some(uri) if uri.starts_with("nbd:") || uri.starts_with("nbd+") => Self::Nbd(uri.to_owned()),
-            // A path need not be UTF-8.
-            _ => Self::File(text.into()),
+/// URI of an image that cannot be copied.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "images are not read from {0} URIs: expected a file, file:///PATH, nbd://…, nbd+unix://…, or - for stdin, as in `curl --fail URI | blockctl volume create NAME --size SIZE --from-image -`"
+)]
+pub struct UnknownScheme(String);
+
+impl TryFrom<OsString> for ImageRef {
+    type Error = UnknownScheme;
+
+    fn try_from(text: OsString) -> Result<Self, UnknownScheme> {
+        // A path need not be UTF-8.
+        let Some(given) = text.to_str() else { return Ok(Self::File(text.into())) };
+        let is_scheme = |scheme: &str| {
+            scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+                && scheme.chars().all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+        };
+        match given.split_once("://").filter(|(scheme, _)| is_scheme(scheme)) {
+            _ if given == "-" => Ok(Self::Stdin),
+            _ if given.starts_with("nbd:") || given.starts_with("nbd+") => Ok(Self::Nbd(given.to_owned())),
+            Some(("file", path)) => {
+                let path = decoded(path.strip_prefix("localhost").unwrap_or(path));
+                path.map(|path| Self::File(path.into())).ok_or_else(|| UnknownScheme("such file".to_owned()))
+            }
+            Some((scheme, _)) => Err(UnknownScheme(scheme.to_owned())),
+            None => Ok(Self::File(text.into())),
         }
     }
 }
@@ -252,6 +271,27 @@ mod tests {
         let (image, rest) = found.split_at(content().len());
         assert!(image == content() && rest.iter().all(|byte| *byte == 0));
         written
+    }
+
+    #[test]
+    fn image_is_a_path_or_a_known_uri() {
+        let parsed = |text: &str| ImageRef::try_from(OsString::from(text));
+        let file = |path: &str| Ok(ImageRef::File(path.into()));
+        for (text, expected) in [
+            ("-", Ok(ImageRef::Stdin)),
+            ("ext4.img", file("ext4.img")),
+            ("backup:2026.img", file("backup:2026.img")),
+            ("./a://b", file("./a://b")),
+            ("file:///srv/my%20disk.img", file("/srv/my disk.img")),
+            ("file://localhost/srv/disk.img", file("/srv/disk.img")),
+            ("nbd+unix:///?socket=/s", Ok(ImageRef::Nbd("nbd+unix:///?socket=/s".to_owned()))),
+            ("http://host/disk.img", Err(UnknownScheme("http".to_owned()))),
+            ("s3://bucket/disk.img", Err(UnknownScheme("s3".to_owned()))),
+        ] {
+            assert_eq!(parsed(text), expected, "{text}");
+        }
+        let told = parsed("https://host/disk.img").unwrap_err().to_string();
+        assert!(told.contains("curl") && told.contains("--from-image -"), "{told}");
     }
 
     #[test]
