@@ -97,3 +97,25 @@ fn location_errors_name_the_fields_of_the_file() {
         assert!(ran.status != 0 && ran.stderr.contains(words), "{words}: {ran:?}");
     }
 }
+
+#[test]
+fn hint_names_a_field_of_several_options_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("location.yaml");
+    let text = "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {name: n}\nlocation: {type: local, path: /b}\n";
+    std::fs::write(&path, text).unwrap();
+    for (hint, words) in [
+        ("give --encryption-passphrase or --encryption-passphrase-file", "hint: give encryptionKey\n"),
+        (
+            "check --bucket, --encryption-passphrase-from or --encryption-passphrase-file; then",
+            "hint: check path, encryptionKey; then\n",
+        ),
+        ("check --bucket or --prefix", "hint: check path or prefix\n"),
+    ] {
+        let mut script = world(&[], &[]);
+        let body = json!({ "error": { "code": "passphrase_required", "message": "no", "hint": hint } });
+        script.push(("POST /v1/credentials", Reply::Json(400, body)));
+        let ran = Fake::start(script).run(&format!("apply -f {}", path.display()));
+        assert!(ran.stderr.contains(words), "{words}: {ran:?}");
+    }
+}

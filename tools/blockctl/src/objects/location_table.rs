@@ -90,15 +90,25 @@ pub fn with_fields(message: &str, provider: &str, document: &Document) -> String
         let of = |(setting, path, _): &&(&str, &str, &str)| {
             Some(*setting) == bare && (!path.contains('.') || path.starts_with(&section))
         };
-        words.push(match FIELDS.iter().find(of) {
-            Some((_, path, _)) => {
-                let field = document.origin(&format!("location.{path}")).unwrap_or(path);
-                format!("\u{1}{}", word.replacen(option, field, 1))
-            }
-            None => word.to_owned(),
-        });
+        let Some((_, path, _)) = FIELDS.iter().find(of) else {
+            words.push(word.to_owned());
+            continue;
+        };
+        let field = document.origin(&format!("location.{path}")).unwrap_or(path);
+        drop_alternative(&mut words, field);
+        words.push(format!("\u{1}{}", word.replacen(option, field, 1)));
     }
     words.join(" ").replace('\u{1}', "")
+}
+
+/// Removes a field from the end of a message, with the conjunction behind it, if it is named again: several
+/// options set one field.
+fn drop_alternative(words: &mut Vec<String>, field: &str) {
+    let Some(last) = words.iter().rposition(|word| word != "or") else { return };
+    let is_same = words[last].trim_end_matches(',').strip_prefix('\u{1}') == Some(field);
+    if is_same && words.len() - last <= 2 {
+        words.truncate(last);
+    }
 }
 
 /// Returns true for the path of a field that describes access.

@@ -1,7 +1,10 @@
 //! Plans of changes that make a resource match its object.
 
 use super::{
-    clones::plan_clone, differences::refuse_lacking, references::no_volume, resources::ResourceSet,
+    clones::plan_clone,
+    differences::refuse_lacking,
+    references::{VOLUME_LIST, no_volume},
+    resources::ResourceSet,
     restore_plans::plan_restore,
 };
 use crate::objects::{
@@ -231,7 +234,8 @@ fn no_volumes(object: &Object, backup: &Backup) -> Plan {
             no_label(&labels.join(" or "), &labels[0])
         }
     };
-    Plan::Refused(Vec::new(), object.locate(ApiError::new(ErrorCode::VolumeNotFound, cause)))
+    let error = ApiError::new(ErrorCode::VolumeNotFound, cause).with_hint(VOLUME_LIST);
+    Plan::Refused(Vec::new(), object.locate(error))
 }
 
 /// Returns the plan for a new backup or snapshot, which must not leave out a named volume.

@@ -78,8 +78,10 @@ impl ResourceSet {
     }
 }
 
+/// Hint about missing volumes.
+pub const VOLUME_LIST: &str = "`blockctl volume list` shows the volumes";
+
 /// Returns the error of a volume that does not exist.
 pub fn no_volume(name: &VolumeName) -> ApiError {
-    let hint = "`blockctl volume list` shows the volumes";
-    ApiError::new(ErrorCode::VolumeNotFound, format!("there is no volume {name}")).with_hint(hint)
+    ApiError::new(ErrorCode::VolumeNotFound, format!("there is no volume {name}")).with_hint(VOLUME_LIST)
 }
