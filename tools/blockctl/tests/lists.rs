@@ -230,3 +230,134 @@ fn empty_retention_plan_is_a_note() {
     let ran = Fake::with_defaults(vec![(ROUTE, ok(plan))]).run("cs sched retention nightly");
     assert_eq!((ran.status, ran.stdout.as_str(), ran.stderr.as_str()), (0, "", "no backups\n"));
 }
+
+/// List with filters: route, command, fields of name and time of its entries, and its orders.
+type FilteredList = (&'static str, &'static str, &'static str, &'static str, &'static str);
+
+const FILTERED: [FilteredList; 9] = [
+    ("GET /v1/volumes", "volume list", "name", "createdAt", "name size used created"),
+    ("GET /v1/snapshots", "snapshot list", "name", "createdAt", "volume created name size"),
+    ("GET /v1/cloudsnaps", "cloudsnap list", "name", "createdAt", "created name volume size location"),
+    ("GET /v1/tasks", "cloudsnap status", "name", "startedAt", "started name volume status size"),
+    ("GET /v1/schedules", "cloudsnap schedules list", "name", "createdAt", "created name volume next"),
+    ("GET /v1/schedule-runs", "cloudsnap history", "scheduleName", "startedAt", "started name volume status"),
+    ("GET /v1/credentials", "credentials list", "name", "createdAt", "created name"),
+    ("GET /v1/sched-policies", "sched-policy list", "name", "", ""),
+    ("GET /v1/rules", "rule list", "name", "", ""),
+];
+
+#[test]
+fn list_with_filters_has_the_selected_entries() {
+    for (route, line, name, time, sorts) in FILTERED {
+        let mut replies = defaults();
+        let body = replies.get_mut(route).unwrap();
+        let mut first = body["items"][0].take();
+        let mut entry = |called: &str, at: &str, volume: &str| {
+            first[name] = json!(called);
+            if !time.is_empty() {
+                (first[time], first["volumeId"]) = (json!(at), json!(volume));
+            }
+            if first.get("selector").is_some() {
+                first["selector"] = json!({ "volumeId": volume, "volumeName": "db" });
+            }
+            first.clone()
+        };
+        let entries =
+            [entry("beta", "2026-11-20T21:00:00Z", "59"), entry("alpha", "2026-11-22T21:00:00Z", "60")];
+        body["items"] = json!(entries);
+        let volumes = ["59", "60"].map(|id| {
+            let mut volume = crate::support::volume(id, if id == "59" { "beta" } else { "alpha" });
+            volume["labels"] = if id == "59" { json!({ "app": "web" }) } else { json!({}) };
+            volume["createdAt"] =
+                json!(if id == "59" { "2026-11-20T21:00:00Z" } else { "2026-11-22T21:00:00Z" });
+            volume
+        });
+        replies.insert("GET /v1/volumes".to_owned(), list(json!(volumes)));
+        let fake =
+            Fake::start(replies.iter().map(|(line, body)| (line.as_str(), ok(body.clone()))).collect());
+        let found = |options: &str| {
+            let ran = fake.run(&format!("-j {line} {options}"));
+            assert_eq!(ran.status, 0, "{line} {options} {ran:?}");
+            let items = ran.json()["items"].as_array().cloned().unwrap();
+            items.iter().map(|one| one[name].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(found("--name alp*"), ["alpha"], "{line}");
+        if time.is_empty() {
+            continue;
+        }
+        assert_eq!(found("--since 2026-11-21"), ["alpha"], "{line}");
+        assert_eq!(found("--until 2026-11-21"), ["beta"], "{line}");
+        for sort in sorts.split(' ') {
+            assert_eq!(found(&format!("--sort {sort}")).len(), 2, "{line} {sort}");
+        }
+        if line != "volume list" {
+            assert_eq!(found("--sort name"), ["alpha", "beta"], "{line}");
+        }
+        match line {
+            "credentials list" => {}
+            // The daemon selects by these labels.
+            "volume list" | "cloudsnap list" => {
+                found("--label app=web");
+                let seen = fake.seen();
+                assert!(seen.iter().any(|seen| seen.line.starts_with(route) && seen.line.contains("label=")));
+            }
+            _ => assert_eq!(found("--label app=web"), ["beta"], "{line}"),
+        }
+    }
+}
+
+#[test]
+fn tasks_are_found_by_the_name_of_their_backup() {
+    let mut tasks = ["before-upgrade", "cafe"].map(|name| {
+        let mut task = task("Backup-Done", 1);
+        task["name"] = json!(name);
+        task
+    });
+    tasks[1]["taskId"] = json!("7f4f0a67-e12a-4d35-81ad-985657757352");
+    for (given, by_id, found) in [
+        ("before-upgrade", &[][..], 1),
+        ("before-*", &[], 1),
+        // It could begin an id, but begins none.
+        ("cafe", &[], 1),
+        ("3f4f", &tasks[..1], 1),
+        ("*", &[], 2),
+    ] {
+        let mut replies = vec![("GET /v1/tasks", ok(list(json!(tasks))))];
+        if given == "cafe" || given == "3f4f" {
+            replies.insert(0, ("GET /v1/tasks", ok(list(json!(by_id)))));
+        }
+        let fake = Fake::with_defaults(replies);
+        for option in ["", "--name "] {
+            let ran = fake.run(&format!("-j cs status {option}{given}"));
+            let items = ran.json()["items"].as_array().map(Vec::len);
+            assert!(ran.status == 0 && items.is_some_and(|len| len >= found), "{given}: {ran:?}");
+        }
+    }
+    let ran = Fake::with_defaults(vec![("GET /v1/tasks", ok(list(json!(tasks))))]).run("cs status nosuch");
+    assert!(ran.status == 4 && ran.stderr.contains("is of a backup of this name"), "{ran:?}");
+}
+
+#[test]
+fn long_schedule_leaves_the_others_complete() {
+    let mut schedules = reply("GET /v1/schedules");
+    let long = "periodic 60, daily @21:00, weekly Sunday@03:00/2, monthly 14@20:05, and policy gold";
+    schedules["items"][0]["schedule"] = json!(long);
+    schedules["items"][1]["schedule"] = json!("daily @09:00");
+    let ran = Fake::with_defaults(vec![("GET /v1/schedules", ok(schedules))]).run("cs sched list");
+    assert!(ran.stdout.contains("  daily @09:00\n"), "{ran:?}");
+    let below = ran.stdout.lines().skip(2).take_while(|line| line.starts_with("  "));
+    assert_eq!(below.map(str::trim).collect::<Vec<_>>().join(" "), long, "{ran:?}");
+    assert!(ran.stdout.lines().all(|line| line.chars().count() <= COLUMNS), "{ran:?}");
+}
+
+#[test]
+fn wide_list_of_backups_has_names_and_labels() {
+    let mut listed = reply("GET /v1/cloudsnaps");
+    let first = &mut listed["items"][0];
+    first["name"] = json!("before-upgrade");
+    (first["labels"], first["backupLabels"]) = (json!({ "app": "web" }), json!({ "change": "1742" }));
+    let ran = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(listed))]).run("cs list -o wide");
+    for words in ["LABELS", "before-upgrade", "app=web,change=1742"] {
+        assert!(ran.stdout.contains(words), "{words}: {ran:?}");
+    }
+}

@@ -6,7 +6,7 @@ use blockd_api::{
 };
 use clap::Args;
 use jiff::Timestamp;
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 /// Limits of the time of an entry.
 #[derive(Clone, Copy, Debug, Default, Args)]
@@ -89,15 +89,21 @@ impl NamePattern {
         self.0.parse().ok().filter(|_| !self.0.contains('*'))
     }
 
+    /// Returns the pattern as it was given.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// Returns true if the whole name matches.
     pub fn matches(&self, name: &str) -> bool {
         matches_wildcard(&self.0, name)
     }
 }
 
-/// Returns true if a name matches an optional pattern.
-pub fn is_named(pattern: Option<&NamePattern>, name: &str) -> bool {
-    pattern.is_none_or(|pattern| pattern.matches(name))
+impl fmt::Display for NamePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 #[cfg(test)]

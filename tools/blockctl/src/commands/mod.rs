@@ -14,6 +14,7 @@ mod filters;
 mod health;
 pub mod init;
 pub mod limits;
+mod list_filter;
 pub mod objects;
 mod protection;
 pub mod rules;

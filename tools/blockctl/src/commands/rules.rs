@@ -1,6 +1,11 @@
 //! `blockctl rule …`, and reports of quiesce steps.
 
-use super::{arguments::WideArg, volume::args::parse_seconds};
+use super::{
+    arguments::WideArg,
+    filters::NamePattern,
+    list_filter::{LabelOption, ListFilter, Listed, Sort},
+    volume::args::parse_seconds,
+};
 use crate::{
     confirm::YesArg,
     failure::{Exit, Failure},
@@ -17,6 +22,7 @@ use blockd_api::{
     schedules::Schedule,
 };
 use clap::{Args, Subcommand, ValueEnum};
+use jiff::Timestamp;
 use uuid::Uuid;
 
 const CREATE_HELP: &str = "\
@@ -67,7 +73,7 @@ pub enum RuleCommand {
         visible_alias = "l",
         after_help = "Examples:\n  blockctl rule list\n  blockctl rule list -o wide\n  blockctl -j rule list"
     )]
-    List(WideArg),
+    List(ListArgs),
     /// Show a rule in detail
     #[command(visible_alias = "i", after_help = "Examples:\n  blockctl rule inspect pg")]
     Inspect(RuleNameArg),
@@ -83,6 +89,31 @@ pub enum RuleCommand {
     /// Delete an unassigned rule
     #[command(visible_alias = "d", after_help = "Examples:\n  blockctl rule delete pg")]
     Delete(DeleteRuleArgs),
+}
+
+/// `rule list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Filter.
+    #[command(flatten)]
+    filter: ListFilter<HookRule>,
+    /// Width option.
+    #[command(flatten)]
+    width: WideArg,
+}
+
+impl Listed for HookRule {
+    const NAME_HELP: &'static str = "Only rules of this name; * matches any characters";
+    const LABEL: LabelOption = LabelOption::Absent;
+    const SORTS: &'static [Sort] = &[];
+
+    fn is_named(&self, pattern: &NamePattern) -> bool {
+        pattern.matches(self.name.as_str())
+    }
+
+    fn at(&self) -> Option<Timestamp> {
+        None
+    }
 }
 
 /// `rule delete`
@@ -259,9 +290,10 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
     let Context { client, output } = context;
     match command {
         RuleCommand::List(args) => {
-            let list = client.call(operations::LIST_RULES, &()).await?;
+            let mut list = client.call(operations::LIST_RULES, &()).await?;
+            args.filter.apply(context, &mut list.items, None).await?;
             let schedules = schedules(context, &list.items).await?;
-            let exit = output.list(&list, "rules", || table(&list.items, &schedules, args.width()));
+            let exit = output.list(&list, "rules", || table(&list.items, &schedules, args.width.width()));
             for HookRule { name, problem, .. } in &list.items {
                 if let Some(problem) = problem {
                     output.note(format!("the commands of rule {name} cannot be run: {problem}"));

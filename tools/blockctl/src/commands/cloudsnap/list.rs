@@ -5,7 +5,8 @@ use crate::{
     cloudsnap_ref::SnapRef,
     commands::{
         arguments::{CredentialArg, WideArg},
-        filters::{NamePattern, TimeFilter, is_named},
+        filters::NamePattern,
+        list_filter::{LabelOption, ListFilter, Listed, Sort},
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
@@ -13,7 +14,7 @@ use crate::{
     table::{Table, Width, or_dash, short_uuid},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, LabelSelector, VolumeId, VolumeRef,
+    ApiError, ByteSize, ErrorCode, Labels, VolumeId, VolumeRef,
     cloudsnaps::{
         CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, DamagedCloudsnap, ListCloudsnaps,
     },
@@ -21,16 +22,17 @@ use blockd_api::{
     tasks::BackupType,
 };
 use clap::{
-    Args, ValueEnum,
+    Args,
     builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
 };
-use std::collections::BTreeSet;
+use jiff::Timestamp;
+use std::{cmp::Ordering, collections::BTreeSet};
 use uuid::Uuid;
 
 pub const LIST_HELP: &str = "\
 ID is the shortest form that commands accept. TYPE is full or incr, SIZE the volume data in this \
 backup, LOCATION the credential, HOST the cluster that made it (- for this host). --wide shows \
-complete ids, the columns of pxctl, verification, pin and expiry date.
+complete ids, the columns of pxctl, name, labels, verification, pin and expiry date.
 
 Examples:
   blockctl cloudsnap list
@@ -59,18 +61,9 @@ pub struct ListArgs {
     /// Only snapshots in this state [default: Done and Damaged]
     #[arg(short = 't', long, ignore_case = true, value_parser = status_parser())]
     pub status: Option<CloudsnapStatus>,
-    /// Only snapshots with all these labels, their own or of their volume
-    #[arg(long, value_name = "K=V,…")]
-    pub label: Option<LabelSelector>,
-    /// Only backups of this name; * matches any characters
-    #[arg(long, value_name = "PATTERN")]
-    pub name: Option<NamePattern>,
-    /// Time filter.
+    /// Filters and order.
     #[command(flatten)]
-    pub time: TimeFilter,
-    /// Order of the list
-    #[arg(long, value_enum, default_value_t = Sort::Created)]
-    pub sort: Sort,
+    pub filter: ListFilter<Cloudsnap>,
     /// Only this snapshot
     #[arg(short = 'i', long, value_name = "ID")]
     pub cloudsnap_id: Option<SnapRef>,
@@ -85,47 +78,44 @@ pub struct ListArgs {
     pub migration: bool,
 }
 
-/// Order of cloud snapshots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Sort {
-    /// Oldest first
-    Created,
-    /// By volume
-    Volume,
-    /// Largest last
-    Size,
-    /// By location
-    Location,
+impl Listed for Cloudsnap {
+    const NAME_HELP: &'static str = "Only backups of this name; * matches any characters";
+    const LABEL: LabelOption =
+        LabelOption::OfQuery("Only snapshots with all these labels, their own or of their volume");
+    const SORTS: &'static [Sort] = &[Sort::Created, Sort::Name, Sort::Volume, Sort::Size, Sort::Location];
+
+    fn is_named(&self, pattern: &NamePattern) -> bool {
+        pattern.matches(self.name.as_deref().unwrap_or_default())
+    }
+
+    fn at(&self) -> Option<Timestamp> {
+        Some(self.created_at)
+    }
+
+    fn compare(&self, other: &Self, sort: Sort) -> Ordering {
+        match sort {
+            Sort::Name => self.name.cmp(&other.name),
+            Sort::Volume => self.volume_name.cmp(&other.volume_name),
+            Sort::Size => self.size_bytes.cmp(&other.size_bytes),
+            Sort::Location => self.credential_name.cmp(&other.credential_name),
+            // The order of the daemon: oldest first.
+            _ => Ordering::Equal,
+        }
+    }
 }
 
-impl ListArgs {
-    /// Keeps the entries of the filters that the daemon does not know, in the requested order.
-    fn filter(&self, list: &mut CloudsnapList) {
-        if self.is_filtered() {
-            let is_wanted = |one: &Cloudsnap| {
-                let name = one.name.as_deref().unwrap_or_default();
-                is_named(self.name.as_ref(), name) && self.time.includes(one.created_at)
-            };
-            list.list.items.retain(is_wanted);
-            // Unreadable ones have neither name nor time.
-            list.damaged.clear();
-            list.total = list.list.items.len() as u64;
-            let most = self.max.map_or(usize::MAX, |max| max as usize);
-            list.list.items.drain(..list.list.items.len().saturating_sub(most));
-        }
-        match self.sort {
-            Sort::Created => {}
-            Sort::Volume => list.list.items.sort_by(|a, b| a.volume_name.cmp(&b.volume_name)),
-            Sort::Size => list.list.items.sort_by_key(|one| one.size_bytes),
-            Sort::Location => {
-                list.list.items.sort_by(|a, b| a.credential_name.cmp(&b.credential_name));
-            }
-        }
+/// Keeps the entries of the filters that the daemon does not know, in the requested order.
+fn select(args: &ListArgs, list: &mut CloudsnapList) {
+    let items = &mut list.list.items;
+    if args.filter.is_filtered() {
+        items.retain(|one| args.filter.includes(one));
+        // Unreadable ones have neither name nor time.
+        list.damaged.clear();
+        list.total = items.len() as u64;
+        let most = args.max.map_or(usize::MAX, |max| max as usize);
+        items.drain(..items.len().saturating_sub(most));
     }
-
-    fn is_filtered(&self) -> bool {
-        self.name.is_some() || !self.time.is_empty()
-    }
+    args.filter.order(items);
 }
 
 fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
@@ -159,10 +149,10 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
         cluster_id: args.cluster,
         all: args.all,
         status: args.status,
-        label: args.label.clone(),
-        name: args.name.as_ref().and_then(NamePattern::exact),
+        label: args.filter.label.clone(),
+        name: args.filter.name.as_ref().and_then(NamePattern::exact),
         cloud_snapshot_id: cloudsnap_id,
-        max: args.max.filter(|_| !args.is_filtered()),
+        max: args.max.filter(|_| !args.filter.is_filtered()),
     };
     let mut list = context.client.call(operations::LIST_CLOUDSNAPS, &query).await?;
     let is_whole = list.failed_credentials.is_empty();
@@ -171,7 +161,7 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     {
         return Err(unknown(id, &query));
     }
-    args.filter(&mut list);
+    select(&args, &mut list);
     let output = context.output;
     if output.is_json() {
         match query.cloud_snapshot_id {
@@ -267,6 +257,7 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
         .narrow("STATUS", |entry| entry.status)
         .wide("HOST", |entry| or_dash(host(entry)))
         .wide("NAME", |entry| or_dash(entry.name.as_ref()))
+        .wide("LABELS", |entry| or_dash(labels_of(entry)))
         .wide("VERIFIED", verified)
         .wide("PINNED", |entry| if entry.pinned { "yes" } else { "-" })
         .wide("EXPIRES", |entry| or_dash(entry.expires_at.map(format_time)))
@@ -281,6 +272,12 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
         ]);
     }
     table
+}
+
+/// Returns the labels of a backup: those of its volume, and its own, which win; `None` without labels.
+fn labels_of(entry: &Cloudsnap) -> Option<Labels> {
+    let labels = entry.labels.clone().overlaid_by(&entry.backup_labels);
+    (!labels.is_empty()).then_some(labels)
 }
 
 /// Returns the shortest prefix of a cluster id, of at least 4 digits, that no other host of the list has.

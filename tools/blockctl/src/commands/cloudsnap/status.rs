@@ -3,7 +3,8 @@
 use crate::{
     commands::{
         arguments::{WaitArg, WideArg, parse_task},
-        filters::{TimeFilter, VolumeFilter},
+        filters::{NamePattern, VolumeFilter},
+        list_filter::{LabelOption, ListFilter, Listed, Sort},
         rules,
         top::screen::Screen,
     },
@@ -14,7 +15,7 @@ use crate::{
     wait::{Away, follow_to_end, noun, reason},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, List, VolumeRef,
+    ApiError, ByteSize, ErrorCode, LabelSelector, List, VolumeId, VolumeRef,
     cloudsnaps::CloudSnapshotId,
     format_duration, format_time, operations,
     tasks::{ListTasks, Task, TaskStage},
@@ -22,6 +23,8 @@ use blockd_api::{
 use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 use std::{
+    cmp::Ordering,
+    collections::BTreeSet,
     io::{self, IsTerminal, Stdout, Write},
     time::Duration,
 };
@@ -45,12 +48,13 @@ pub const STATUS_HELP: &str = "\
 NAME is an id prefix that commands accept. ETA is the remaining time of an active task at its \
 average rate; --wide shows that as RATE, and the elapsed time. \
 The cause of a failure is shown for the newest three tasks that ended within the last hour, and \
-with --name for any.
+with --name for any. -o wide shows the name of a backup too.
 
 Examples:
   blockctl cloudsnap status
   blockctl cs status --active
   blockctl cs status --volume db --since 24h
+  blockctl cs status --name 'before-*' --label app=web
   blockctl cs status --name 3f4f0a67-e12a-4d35-81ad-985657757352
   blockctl cs status 3f4f --wait
   blockctl cs status --watch
@@ -59,21 +63,18 @@ Examples:
 /// `cloudsnap status`
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Only this task, by an id prefix
-    #[arg(value_name = "TASK", conflicts_with = "name", value_parser = parse_task)]
-    task: Option<String>,
-    /// The same, as an option
-    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
-    name: Option<String>,
+    /// Only this task, by an id prefix, or tasks of backups of this name; * matches any characters
+    #[arg(value_name = "TASK", conflicts_with = "name")]
+    task: Option<NamePattern>,
+    /// Filters and order.
+    #[command(flatten)]
+    filter: ListFilter<Task>,
     /// Only active tasks
     #[arg(long, conflicts_with_all = ["task", "name"])]
     pub active: bool,
     /// Only tasks of this volume, by name or id
     #[arg(short, long, value_name = "VOLUME")]
     pub volume: Option<VolumeRef>,
-    /// Filter of the start.
-    #[command(flatten)]
-    pub time: TimeFilter,
     /// Only the newest N
     #[arg(short = 'x', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max: Option<u32>,
@@ -90,8 +91,42 @@ pub struct StatusArgs {
 
 impl StatusArgs {
     /// Returns the task, from the argument or the option.
-    pub fn name(&self) -> Option<&str> {
-        self.task.as_deref().or(self.name.as_deref())
+    fn name(&self) -> Option<&NamePattern> {
+        self.task.as_ref().or(self.filter.name.as_ref())
+    }
+}
+
+impl Listed for Task {
+    const NAME_HELP: &'static str = "The same, as an option";
+    const NAME_SHORT: Option<char> = Some('n');
+    const LABEL: LabelOption = LabelOption::OfVolume("Only tasks of volumes with all these labels");
+    const SORTS: &'static [Sort] = &[Sort::Started, Sort::Name, Sort::Volume, Sort::Status, Sort::Size];
+
+    fn is_named(&self, pattern: &NamePattern) -> bool {
+        let is_of =
+            |id: Uuid| parse_task(pattern.as_str()).is_ok_and(|prefix| id.to_string().starts_with(&prefix));
+        is_of(self.task_id)
+            || self.group_id.is_some_and(is_of)
+            || self.name.as_ref().is_some_and(|name| pattern.matches(name.as_str()))
+    }
+
+    fn at(&self) -> Option<Timestamp> {
+        Some(self.started_at)
+    }
+
+    fn is_labelled(&self, _label: &LabelSelector, volumes: &BTreeSet<VolumeId>) -> bool {
+        self.volume_id.is_some_and(|id| volumes.contains(&id))
+    }
+
+    fn compare(&self, other: &Self, sort: Sort) -> Ordering {
+        match sort {
+            Sort::Name => self.name.cmp(&other.name),
+            Sort::Volume => self.volume_name.cmp(&other.volume_name),
+            Sort::Status => self.state.to_string().cmp(&other.state.to_string()),
+            Sort::Size => self.processed_bytes.cmp(&other.processed_bytes),
+            // The order of the daemon: newest first.
+            _ => Ordering::Equal,
+        }
     }
 }
 
@@ -132,22 +167,28 @@ pub(super) async fn run(context: &Context<'_>, args: StatusArgs) -> Exit {
 }
 
 async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Failure> {
-    let query = ListTasks { id_prefix: args.name().map(str::to_owned) };
-    let mut tasks = context.client.call(operations::LIST_TASKS, &query).await?.items;
+    let id_prefix = args.name().and_then(|name| parse_task(name.as_str()).ok());
+    let mut tasks = match id_prefix {
+        Some(_) => context.client.call(operations::LIST_TASKS, &ListTasks { id_prefix }).await?.items,
+        None => Vec::new(),
+    };
+    // The daemon finds tasks by their id alone.
+    if tasks.is_empty() {
+        tasks = context.client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items;
+        tasks.retain(|task| args.name().is_none_or(|name| task.is_named(name)));
+    }
     if let (Some(name), true) = (args.name(), tasks.is_empty()) {
-        let error =
-            ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"))
-                .with_hint("`blockctl cloudsnap status` shows the tasks");
+        let message = format!("no task has an id that begins with {name}, or is of a backup of this name");
+        let error = ApiError::new(ErrorCode::TaskNotFound, message)
+            .with_hint("`blockctl cloudsnap status` shows the tasks");
         return Err(error.into());
     }
     let volume = VolumeFilter::load(context, args.volume.as_ref()).await?;
     tasks.retain(|task| {
         (!args.active || !task.state.stage.is_over())
             && volume.as_ref().is_none_or(|volume| volume.includes(task.volume_id, task.volume_name.as_ref()))
-            && args.time.includes(task.started_at)
     });
-    // Newest first.
-    tasks.truncate(args.max.map_or(usize::MAX, |max| max as usize));
+    args.filter.apply(context, &mut tasks, args.max).await?;
     Ok(tasks)
 }
 
@@ -337,6 +378,7 @@ fn table(tasks: &[Task], width: Width, here: Option<Uuid>) -> Table {
         .wide("RATE", |task| or_dash(pace(task).0.map(|rate| format!("{}/s", size(rate as u64)))))
         .both("ETA", |task| or_dash(pace(task).1.map(|eta_s| format_duration(eta_s.round()))))
         .wide("LOCATION", |task| or_dash(task.credential_name.as_ref()))
+        .wide("BACKUP-NAME", |task| or_dash(task.name.as_ref()))
         .wide("GROUP", |task| or_dash(task.group_id))
         .fit("VOLUME")
 }

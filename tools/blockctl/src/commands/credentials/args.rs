@@ -6,10 +6,10 @@ use super::{
     update::{UPDATE_HELP, UpdateArgs, as_update},
 };
 use crate::{
-    commands::{arguments::WideArg, limits},
+    commands::{arguments::WideArg, limits, list_filter::ListFilter},
     confirm::YesArg,
 };
-use blockd_api::{CredentialName, CredentialRef};
+use blockd_api::{CredentialName, CredentialRef, credentials::Credential};
 use clap::{Args, Subcommand};
 use std::path::PathBuf;
 
@@ -85,7 +85,7 @@ pub enum CredentialsCommand {
     Create(Box<CreateArgs>),
     /// List credentials
     #[command(visible_alias = "l", after_help = LIST_HELP)]
-    List(WideArg),
+    List(ListArgs),
     /// Show a credential without its secrets
     #[command(visible_alias = "i", after_help = INSPECT_HELP)]
     Inspect(OneCredential),
@@ -120,6 +120,17 @@ pub struct CreateArgs {
     /// Settings that the file may also contain.
     #[command(flatten)]
     pub settings: Settings,
+}
+
+/// `credentials list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Filters and order.
+    #[command(flatten)]
+    pub filter: ListFilter<Credential>,
+    /// Width option.
+    #[command(flatten)]
+    pub width: WideArg,
 }
 
 /// Credential argument.

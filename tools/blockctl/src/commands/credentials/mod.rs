@@ -7,17 +7,23 @@ pub mod settings;
 pub mod update;
 
 use crate::{
-    commands::limits::changed_limits,
+    commands::{
+        filters::NamePattern,
+        limits::changed_limits,
+        list_filter::{LabelOption, Listed, Sort},
+    },
     failure::{EXIT_DONE, Exit},
     output::Context,
     table::{Facts, Table, Width, or_dash, short_uuid},
 };
-use args::CredentialsCommand;
+use args::{CredentialsCommand, ListArgs};
 use blockd_api::{
     ByteSize, LimitWindow,
     credentials::{Credential, ProviderKind},
     format_time, operations,
 };
+use jiff::Timestamp;
+use std::cmp::Ordering;
 
 pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
     let Context { client, output } = context;
@@ -33,7 +39,7 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
             output.warn(&credential.warnings);
             say("created", &credential)
         }
-        CredentialsCommand::List(args) => list(context, args.width()).await,
+        CredentialsCommand::List(args) => list(context, &args).await,
         CredentialsCommand::Inspect(args) => {
             let credential = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;
             output.describe(&credential, || facts(&credential))
@@ -129,12 +135,35 @@ const KINDS: [(&str, ProviderKind, &[Column]); 5] = [
     ("Local", ProviderKind::Local, &[("PATH", |one| or_dash(place(one))), ENCRYPTION]),
 ];
 
-async fn list(context: &Context<'_>, width: Width) -> Exit {
-    let output = context.output;
-    let list = context.client.call(operations::LIST_CREDENTIALS, &()).await?;
+impl Listed for Credential {
+    const NAME_HELP: &'static str = "Only credentials of this name; * matches any characters";
+    const LABEL: LabelOption = LabelOption::Absent;
+    const SORTS: &'static [Sort] = &[Sort::Created, Sort::Name];
+
+    fn is_named(&self, pattern: &NamePattern) -> bool {
+        pattern.matches(self.name.as_str())
+    }
+
+    fn at(&self) -> Option<Timestamp> {
+        Some(self.created_at)
+    }
+
+    fn compare(&self, other: &Self, sort: Sort) -> Ordering {
+        match sort {
+            Sort::Name => self.name.cmp(&other.name),
+            _ => self.created_at.cmp(&other.created_at),
+        }
+    }
+}
+
+async fn list(context: &Context<'_>, args: &ListArgs) -> Exit {
+    let (output, width) = (context.output, args.width.width());
+    let mut list = context.client.call(operations::LIST_CREDENTIALS, &()).await?;
+    let is_fresh = list.items.is_empty();
+    args.filter.apply(context, &mut list.items, None).await?;
     if output.is_json() || list.items.is_empty() || width == Width::Narrow {
         let exit = output.list(&list, "credentials", || table(&list.items));
-        if list.items.is_empty() && !output.is_json() {
+        if is_fresh && !output.is_json() {
             output.note("hint: blockctl credentials create --help");
         }
         return exit;

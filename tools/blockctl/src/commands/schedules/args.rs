@@ -4,13 +4,13 @@ use super::retention_args::{KeepAt, LocalArgs, PriorityArg, RetainArgs, TimeArgs
 use crate::{
     commands::{
         arguments::{WaitArg, WideArg, parse_schedule},
-        filters::{NamePattern, TimeFilter},
+        list_filter::ListFilter,
     },
     confirm::YesArg,
 };
 use blockd_api::{
     CredentialRef, GroupName, LabelSelector, ObjectName, RuleName, VolumeRef,
-    schedules::{PolicyName, RunState},
+    schedules::{Policy, PolicyName, Run, RunState, Schedule},
 };
 use clap::{
     Args, Subcommand,
@@ -70,6 +70,7 @@ Examples:
   blockctl cloudsnap history
   blockctl cs history --src db --max 20
   blockctl cs history --status failed --since 7d
+  blockctl cs history --name 'night*' --label app=web --sort volume
   blockctl cs history -o wide
   blockctl -j cs history";
 
@@ -82,7 +83,7 @@ pub enum SchedulesCommand {
     /// List backup schedules
     #[command(
         visible_alias = "l",
-        after_help = "Examples:\n  blockctl cloudsnap schedules list\n  blockctl cs sched list -o wide\n  blockctl -j cs sched list"
+        after_help = "Examples:\n  blockctl cloudsnap schedules list\n  blockctl cs sched list --volume db --sort next\n  blockctl cs sched list -o wide\n  blockctl -j cs sched list"
     )]
     List(ListArgs),
     /// Change a backup schedule
@@ -121,8 +122,11 @@ pub enum PolicyCommand {
     #[command(visible_alias = "c", after_help = POLICY_HELP)]
     Create(PolicyArgs),
     /// List the schedule policies
-    #[command(visible_alias = "l", after_help = "Examples:\n  blockctl sched-policy list")]
-    List,
+    #[command(
+        visible_alias = "l",
+        after_help = "Examples:\n  blockctl sched-policy list\n  blockctl sched-policy list --name 'gold*'"
+    )]
+    List(ListFilter<Policy>),
     /// Show a schedule policy
     #[command(after_help = "Examples:\n  blockctl sched-policy inspect gold")]
     Inspect(PolicyNameArg),
@@ -241,9 +245,12 @@ pub struct UpdateArgs {
 /// `schedules list`
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Only schedules of this name; * matches any characters
-    #[arg(long, value_name = "PATTERN")]
-    pub name: Option<NamePattern>,
+    /// Only schedules of this volume, by name or id
+    #[arg(short, long, value_name = "VOLUME")]
+    pub volume: Option<VolumeRef>,
+    /// Filters and order.
+    #[command(flatten)]
+    pub filter: ListFilter<Schedule>,
     /// Width option.
     #[command(flatten)]
     pub width: WideArg,
@@ -304,9 +311,9 @@ pub struct HistoryArgs {
     /// Only runs in this state
     #[arg(short = 't', long, value_name = "STATE", ignore_case = true, value_parser = run_state_parser())]
     pub status: Option<RunState>,
-    /// Filter of the start.
+    /// Filters and order.
     #[command(flatten)]
-    pub time: TimeFilter,
+    pub filter: ListFilter<Run>,
     /// Width option.
     #[command(flatten)]
     pub width: WideArg,

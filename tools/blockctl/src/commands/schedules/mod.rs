@@ -1,6 +1,7 @@
 //! `blockctl cloudsnap schedules …`, `cloudsnap history` and `sched-policy …`
 
 pub mod args;
+mod listed;
 pub mod retention_args;
 mod tables;
 
@@ -310,7 +311,7 @@ pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Exit {
         Some(VolumeRef::Name(name)) => (None, Some(name)),
         id => (id, None),
     };
-    let is_filtered = args.status.is_some() || !args.time.is_empty() || name.is_some();
+    let is_filtered = args.status.is_some() || args.filter.is_filtered() || name.is_some();
     let max = if is_filtered { Some(MAX_HISTORY) } else { args.max };
     let schedule_prefix = args.uuid.filter(|_| schedule.is_none());
     let query = ListRuns { schedule_id: schedule, schedule_id_prefix: schedule_prefix, volume, max };
@@ -326,10 +327,8 @@ pub async fn history(context: &Context<'_>, args: HistoryArgs) -> Exit {
             found?;
         }
     }
-    list.items.retain(|run| {
-        args.status.is_none_or(|state| run.state == state) && args.time.includes(run.started_at)
-    });
-    list.items.truncate(args.max.map_or(usize::MAX, |max| max as usize));
+    list.items.retain(|run| args.status.is_none_or(|state| run.state == state));
+    args.filter.apply(context, &mut list.items, args.max).await?;
     let width = args.width.width();
     context.output.list(&list, "runs", || history_table(&list.items, &names, width))
 }
@@ -361,8 +360,9 @@ pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Exit {
             context.output.line(format!("Schedule policy {} updated successfully", policy.name))?;
             context.output.table(&policy_table(std::slice::from_ref(&policy)))
         }
-        PolicyCommand::List => {
-            let list = context.client.call(operations::LIST_POLICIES, &()).await?;
+        PolicyCommand::List(filter) => {
+            let mut list = context.client.call(operations::LIST_POLICIES, &()).await?;
+            filter.apply(context, &mut list.items, None).await?;
             context.output.list(&list, "schedule policies", || policy_table(&list.items))
         }
         PolicyCommand::Inspect(args) => {

@@ -2,7 +2,7 @@
 
 use super::args::ListArgs;
 use crate::{
-    commands::filters::is_named,
+    commands::filters::VolumeFilter,
     failure::{Exit, Failure},
     output::Context,
     short_ids::{ShortIds, ShortSnapshotIds},
@@ -33,11 +33,12 @@ impl Names {
     }
 
     pub async fn load(context: &Context<'_>) -> Result<Self, Failure> {
-        let client = &context.client;
-        Ok(Self {
-            schedules: client.call(operations::LIST_SCHEDULES, &()).await?,
-            credentials: client.call(operations::LIST_CREDENTIALS, &()).await?.items,
-        })
+        Self::of(context, context.client.call(operations::LIST_SCHEDULES, &()).await?).await
+    }
+
+    async fn of(context: &Context<'_>, schedules: ScheduleList) -> Result<Self, Failure> {
+        let credentials = context.client.call(operations::LIST_CREDENTIALS, &()).await?.items;
+        Ok(Self { schedules, credentials })
     }
 
     /// Returns the name of a location, or its short id if it was deleted; `None` is this host.
@@ -87,7 +88,7 @@ pub fn called(schedule: &Schedule) -> String {
 }
 
 /// Returns the name of the schedule of a run, or its short id without one.
-fn called_in(run: &Run) -> String {
+pub fn called_in(run: &Run) -> String {
     run.schedule_name.as_ref().map_or_else(|| short_uuid(run.schedule_id), ToString::to_string)
 }
 
@@ -115,18 +116,18 @@ pub fn kept(schedule: &Schedule, policies: &[Policy], format: impl Fn(&Retention
 
 /// `cloudsnap schedules list`
 pub async fn list(context: &Context<'_>, args: &ListArgs) -> Exit {
+    let volume = VolumeFilter::load(context, args.volume.as_ref()).await?;
     let is_wanted = |one: &Schedule| {
-        let name = one.name.as_ref().map(ToString::to_string).unwrap_or_default();
-        is_named(args.name.as_ref(), &name)
+        let SelectedVolumes { volume_id, volume_name, .. } = &one.selector;
+        volume.as_ref().is_none_or(|volume| volume.includes(*volume_id, volume_name.as_ref()))
     };
+    let mut schedules = context.client.call(operations::LIST_SCHEDULES, &()).await?;
+    schedules.list.items.retain(is_wanted);
+    args.filter.apply(context, &mut schedules.list.items, None).await?;
     if context.output.is_json() {
-        let mut list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
-        list.list.items.retain(is_wanted);
-        return context.output.document(&list);
+        return context.output.document(&schedules);
     }
-    let width = args.width.width();
-    let mut names = Names::load(context).await?;
-    names.schedules.list.items.retain(is_wanted);
+    let (width, names) = (args.width.width(), Names::of(context, schedules).await?);
     let needs_policies = names.schedules.list.items.iter().any(|one| one.policy_name.is_some());
     let policies = match needs_policies && width == Width::Wide {
         true => context.client.call(operations::LIST_POLICIES, &()).await?.items,
@@ -147,7 +148,7 @@ fn table(names: &Names, policies: &[Policy], width: Width) -> Table {
         .wide("VOLUMEID", volume)
         .wide("MAX-BACKUPS", |schedule| kept(schedule, policies, shortly))
         .wide("FULL", |schedule| schedule.full)
-        .both("SCHEDULE", |schedule| &schedule.schedule)
+        .wide("SCHEDULE", |schedule| &schedule.schedule)
         .narrow("LOCATIONS", |schedule| names.locations(schedule))
         .wide("NAME", |schedule| or_dash(schedule.name.as_ref()))
         .wide("VOLUMES", |schedule| selected(&schedule.selector))
@@ -156,11 +157,18 @@ fn table(names: &Names, policies: &[Policy], width: Width) -> Table {
         .wide("LAST-RUN", |schedule| or_dash(schedule.last_run_at.map(|at| width.time(at))))
         .wide("KEPT-AT", |schedule| names.copies(schedule))
         .both("STATUS", |schedule| if schedule.paused { "paused" } else { "active" })
-        .fit_with_text("NAME|VOLUMES|SCHEDULE|LOCATIONS");
-    let id = if width == Width::Narrow { "NAME" } else { "UUID" };
+        .narrow("SCHEDULE", |schedule| &schedule.schedule)
+        .fit_with_text("NAME|VOLUMES|LOCATIONS");
     for schedule in &names.schedules.unreadable {
-        let status = format!("unreadable: {}", schedule.cause);
-        table.partial_row(&[(id, schedule.schedule_id.clone()), ("STATUS", status)]);
+        let (id, cause) = (schedule.schedule_id.clone(), &schedule.cause);
+        match width {
+            Width::Narrow => table.partial_row(&[
+                ("NAME", id),
+                ("STATUS", "unreadable".to_owned()),
+                ("SCHEDULE", cause.clone()),
+            ]),
+            Width::Wide => table.partial_row(&[("UUID", id), ("STATUS", format!("unreadable: {cause}"))]),
+        }
     }
     table
 }

@@ -1,15 +1,13 @@
 //! `blockctl snapshot …`
 
 use crate::{
-    commands::{
-        arguments::WideArg,
-        filters::{NamePattern, TimeFilter},
-        rules::HookArgs,
-    },
+    commands::{arguments::WideArg, list_filter::ListFilter, rules::HookArgs},
     confirm::YesArg,
 };
-use blockd_api::{GroupName, GroupRef, LabelSelector, NameError, SnapshotName, SnapshotRef, VolumeRef};
-use clap::{Args, Subcommand, ValueEnum};
+use blockd_api::{
+    GroupName, GroupRef, LabelSelector, NameError, SnapshotName, SnapshotRef, VolumeRef, snapshots::Snapshot,
+};
+use clap::{Args, Subcommand};
 
 const CREATE_HELP: &str = "\
 The daemon runs commands with /bin/sh, as its user unless --user is given. Their environment has \
@@ -45,6 +43,7 @@ Examples:
   blockctl snapshot list
   blockctl snapshot list db
   blockctl snapshot list --since 24h --sort size
+  blockctl snapshot list --label app=web --name 'before-*'
   blockctl snapshot list --group shop
   blockctl snapshot list --group 3b1de846-1078-40e6-ac1a-2e66ef3986d1";
 
@@ -175,29 +174,12 @@ pub struct ListArgs {
     /// Only snapshots of this group, or with this group id
     #[arg(short, long, value_name = "GROUP|ID")]
     pub group: Option<GroupRef>,
-    /// Only snapshots of this name; * matches any characters
-    #[arg(long, value_name = "PATTERN")]
-    pub name: Option<NamePattern>,
-    /// Time filter.
+    /// Filters and order.
     #[command(flatten)]
-    pub time: TimeFilter,
-    /// Order of the list
-    #[arg(long, value_enum, default_value_t = Sort::Created)]
-    pub sort: Sort,
+    pub filter: ListFilter<Snapshot>,
     /// Width option.
     #[command(flatten)]
     pub width: WideArg,
-}
-
-/// Order of snapshots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Sort {
-    /// As the daemon lists them: by volume, oldest first
-    Created,
-    /// By name
-    Name,
-    /// Most exclusive space last
-    Size,
 }
 
 /// `snapshot diff`

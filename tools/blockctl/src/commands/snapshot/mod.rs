@@ -2,23 +2,29 @@
 
 pub mod args;
 
-use super::{filters::is_named, rules};
+use super::{
+    filters::NamePattern,
+    list_filter::{LabelOption, Listed, Sort},
+    rules,
+};
 use crate::{
     failure::{Exit, Failure},
     output::Context,
     progress::{Measured, Progress},
     table::{Facts, Table, Width, counted, or_dash, short_uuid},
 };
-use args::{CreateArgs, CreateGroupArgs, DeleteArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand, Sort};
+use args::{CreateArgs, CreateGroupArgs, DeleteArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand};
 use blockd_api::{
-    ApiError, ByteSize, ClientError, ErrorCode, SnapshotRef, VolumeRef, format_time, operations,
+    ApiError, ByteSize, ClientError, ErrorCode, LabelSelector, SnapshotRef, VolumeId, VolumeRef, format_time,
+    operations,
     quiesce::{QuiesceReport, QuiesceStep},
     snapshots::{
         CreateGroupSnapshot, CreateSnapshot, DeleteSnapshot, DiffSnapshots, ListSnapshots, MarkSnapshot,
         RestoreSnapshot, Snapshot,
     },
 };
-use std::time::Duration;
+use jiff::Timestamp;
+use std::{cmp::Ordering, collections::BTreeSet, time::Duration};
 
 /// Delay before the progress of a rollback is shown.
 const SHOW_AFTER: Duration = Duration::from_secs(1);
@@ -86,18 +92,38 @@ fn warn(context: &Context<'_>, report: Option<&QuiesceReport>) {
     }
 }
 
+impl Listed for Snapshot {
+    const NAME_HELP: &'static str = "Only snapshots of this name; * matches any characters";
+    const LABEL: LabelOption = LabelOption::OfVolume("Only snapshots of volumes with all these labels");
+    const SORTS: &'static [Sort] = &[Sort::Volume, Sort::Created, Sort::Name, Sort::Size];
+
+    fn is_named(&self, pattern: &NamePattern) -> bool {
+        pattern.matches(self.name.as_str())
+    }
+
+    fn at(&self) -> Option<Timestamp> {
+        Some(self.created_at)
+    }
+
+    fn is_labelled(&self, _label: &LabelSelector, volumes: &BTreeSet<VolumeId>) -> bool {
+        volumes.contains(&self.volume_id)
+    }
+
+    fn compare(&self, other: &Self, sort: Sort) -> Ordering {
+        match sort {
+            Sort::Created => self.created_at.cmp(&other.created_at),
+            Sort::Name => self.name.cmp(&other.name),
+            Sort::Size => self.exclusive_bytes.cmp(&other.exclusive_bytes),
+            // The order of the daemon: by volume, oldest first.
+            _ => Ordering::Equal,
+        }
+    }
+}
+
 async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     let query = ListSnapshots { volume: args.volume, group: args.group };
     let mut list = context.client.call(operations::LIST_SNAPSHOTS, &query).await?;
-    let is_wanted = |one: &Snapshot| {
-        is_named(args.name.as_ref(), one.name.as_str()) && args.time.includes(one.created_at)
-    };
-    list.items.retain(is_wanted);
-    match args.sort {
-        Sort::Created => {}
-        Sort::Name => list.items.sort_by(|a, b| a.name.cmp(&b.name)),
-        Sort::Size => list.items.sort_by_key(|one| one.exclusive_bytes),
-    }
+    args.filter.apply(context, &mut list.items, None).await?;
     let width = args.width.width();
     context.output.list(&list, "snapshots", || table(&list.items, width))
 }

@@ -2,18 +2,15 @@
 
 use super::{image::ImageRef, labels::LabelChanges};
 use crate::{
-    commands::{
-        arguments::WideArg,
-        filters::{NamePattern, TimeFilter},
-    },
+    commands::{arguments::WideArg, list_filter::ListFilter},
     confirm::YesArg,
 };
 use blockd_api::{
-    ByteSize, GroupName, LabelSelector, Labels, NameError, SnapshotRef, VolumeName, VolumeRef,
-    attachments::NbdDevice, check_volume_size,
+    ByteSize, GroupName, Labels, NameError, SnapshotRef, VolumeName, VolumeRef, attachments::NbdDevice,
+    check_volume_size, volumes::Volume,
 };
 use clap::{
-    Args, Subcommand, ValueEnum,
+    Args, Subcommand,
     builder::{OsStringValueParser, TypedValueParser},
 };
 
@@ -201,37 +198,15 @@ pub struct CloneArgs {
 /// `volume list`
 #[derive(Debug, Args)]
 pub struct ListArgs {
-    /// Only volumes with all these labels
-    #[arg(short, long, value_name = "K=V,…")]
-    pub label: Option<LabelSelector>,
     /// Only volumes of this group
     #[arg(short, long)]
     pub group: Option<GroupName>,
-    /// Only volumes of this name; * matches any characters
-    #[arg(long, value_name = "PATTERN")]
-    pub name: Option<NamePattern>,
-    /// Filter of the creation time.
+    /// Filters and order.
     #[command(flatten)]
-    pub time: TimeFilter,
-    /// Order of the list
-    #[arg(long, value_enum, default_value_t = Sort::Name)]
-    pub sort: Sort,
+    pub filter: ListFilter<Volume>,
     /// Width option.
     #[command(flatten)]
     pub width: WideArg,
-}
-
-/// Order of volumes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Sort {
-    /// By name
-    Name,
-    /// Largest last
-    Size,
-    /// Most space on disk last
-    Used,
-    /// Oldest first
-    Created,
 }
 
 /// `volume attach`

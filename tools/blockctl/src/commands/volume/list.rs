@@ -1,11 +1,11 @@
 //! `blockctl volume list`
 
-use super::{
-    args::{ListArgs, Sort},
-    status,
-};
+use super::{args::ListArgs, status};
 use crate::{
-    commands::filters::is_named,
+    commands::{
+        filters::NamePattern,
+        list_filter::{LabelOption, Listed, Sort},
+    },
     failure::Exit,
     output::Context,
     table::{Table, Width, or_dash},
@@ -14,19 +14,38 @@ use blockd_api::{
     ByteSize, operations,
     volumes::{ListVolumes, Volume},
 };
+use jiff::Timestamp;
+use std::cmp::Ordering;
+
+impl Listed for Volume {
+    const NAME_HELP: &'static str = "Only volumes of this name; * matches any characters";
+    const LABEL: LabelOption = LabelOption::OfQuery("Only volumes with all these labels");
+    const SORTS: &'static [Sort] = &[Sort::Name, Sort::Size, Sort::Used, Sort::Created];
+
+    fn is_named(&self, pattern: &NamePattern) -> bool {
+        pattern.matches(self.name.as_str())
+    }
+
+    fn at(&self) -> Option<Timestamp> {
+        Some(self.created_at)
+    }
+
+    fn compare(&self, other: &Self, sort: Sort) -> Ordering {
+        let used = |one: &Self| one.allocated_bytes + one.shared_bytes;
+        match sort {
+            Sort::Size => self.size_bytes.cmp(&other.size_bytes),
+            Sort::Used => used(self).cmp(&used(other)),
+            Sort::Created => self.created_at.cmp(&other.created_at),
+            // The order of the daemon.
+            _ => Ordering::Equal,
+        }
+    }
+}
 
 pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
-    let query = ListVolumes { label: args.label, group: args.group };
+    let query = ListVolumes { label: args.filter.label.clone(), group: args.group };
     let mut list = context.client.call(operations::LIST_VOLUMES, &query).await?;
-    let is_wanted =
-        |one: &Volume| is_named(args.name.as_ref(), one.name.as_str()) && args.time.includes(one.created_at);
-    list.items.retain(is_wanted);
-    match args.sort {
-        Sort::Name => {}
-        Sort::Size => list.items.sort_by_key(|one| one.size_bytes),
-        Sort::Used => list.items.sort_by_key(|one| one.allocated_bytes + one.shared_bytes),
-        Sort::Created => list.items.sort_by_key(|one| one.created_at),
-    }
+    args.filter.apply(context, &mut list.items, None).await?;
     context.output.list(&list, "volumes", || table(&list.items, args.width.width()))
 }
 
