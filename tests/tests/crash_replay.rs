@@ -7,7 +7,7 @@
 use crate::harness::{
     Rng,
     replay::{
-        backups,
+        backups, files,
         filesystem::{Filesystem, hide_mount_numbers, with_mounts},
         image::Image,
         load::{Files, Omission, Workload, record},
@@ -15,7 +15,8 @@ use crate::harness::{
         verify::verify,
     },
 };
-use std::path::Path;
+use blockd_testkit::ext4;
+use std::{cell::Cell, path::Path};
 
 /// Default number of states of a filesystem.
 const DEFAULT_STATES: usize = 10;
@@ -23,6 +24,10 @@ const DEFAULT_STATES: usize = 10;
 const DEFAULT_STEPS: u64 = 60;
 /// Steps for each backup of a workload of backups.
 const STEPS_PER_BACKUP: u64 = 15;
+
+/// Changes of files for each step, and states for each state: both are faster than those of a daemon.
+const FILE_STEPS: u64 = 5;
+const FILE_STATES: usize = 5;
 
 fn steps() -> u64 {
     std::env::var("BLOCKD_REPLAY_STEPS")
@@ -136,6 +141,28 @@ fn power_cut_on_ext4_keeps_volumes_consistent() {
 #[test]
 fn power_cut_on_xfs_keeps_volumes_consistent() {
     replay("power_cut_on_xfs_keeps_volumes_consistent", Filesystem::Xfs);
+}
+
+#[test]
+fn power_cut_on_ext4_leaves_no_findings() {
+    let name = "power_cut_on_ext4_leaves_no_findings";
+    with_mounts(name, Filesystem::Ext4, |dir, rng| {
+        let recording = files::record(Filesystem::Ext4, dir, FILE_STEPS * steps(), rng);
+        let cuts = some_cuts(&recording, 0, max_states().saturating_mul(FILE_STATES), rng);
+        let path = dir.join("image");
+        let replayed = Cell::new(0);
+        let checked = verify_each(&recording, &cuts, &kept(name), rng, |_, image| {
+            image.store(&path).map_err(|error| error.to_string())?;
+            let checked = ext4::check(&path).map_err(|error| error.to_string())?;
+            replayed.set(replayed.get() + u64::from(checked.is_replayed));
+            if checked.findings.is_empty() { Ok(()) } else { Err(checked.findings.join("\n")) }
+        });
+        match checked {
+            Ok(count) => eprintln!("{name}: {count} states, {} with a replayed journal", replayed.get()),
+            Err(what) => panic!("{what}"),
+        }
+        assert!(replayed.get() > 0, "no state has a journal that needs recovery");
+    });
 }
 
 fn replay_backups(name: &str, filesystem: Filesystem) {

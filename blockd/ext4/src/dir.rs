@@ -19,8 +19,8 @@ const MAX_BYTES: u64 = 1 << 30;
 pub(crate) const MAX_LOOKUP_BYTES: u64 = 256 << 20;
 /// Offsets of `limit` and `count` in hash tree nodes: in the root after `.` and `..` and the root info, in
 /// other nodes after the fake entry that spans the block.
-const ROOT_TABLE_AT: usize = 32;
-const NODE_TABLE_AT: usize = 8;
+pub(crate) const ROOT_TABLE_AT: usize = 32;
+pub(crate) const NODE_TABLE_AT: usize = 8;
 
 /// Entry of a directory.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -42,11 +42,19 @@ fn entry_len(stored: u16, block_len: usize) -> usize {
 }
 
 /// Returns true for a name that a system call could have created.
-fn is_name(name: &[u8]) -> bool {
+pub(crate) fn is_name(name: &[u8]) -> bool {
     !matches!(name, b"" | b"." | b"..") && !name.iter().any(|byte| matches!(byte, 0 | b'/'))
 }
 
-type Visit<'a> = dyn FnMut(&[u8], InodeNumber) -> ControlFlow<()> + 'a;
+/// Stored entry, also of `.` and `..`.
+pub(crate) struct StoredEntry<'a> {
+    pub name: &'a [u8],
+    pub inode: InodeNumber,
+    /// File type, or zero without the feature `filetype`.
+    pub kind: u8,
+}
+
+pub(crate) type Visit<'a> = dyn FnMut(&StoredEntry<'_>) -> ControlFlow<()> + 'a;
 
 impl Filesystem {
     /// Returns the entries of a directory in storage order, without `.` and `..`. Entries whose names no
@@ -57,7 +65,7 @@ impl Filesystem {
     /// cannot be read.
     pub fn read_dir(&self, dir: &Inode, max_entries: usize) -> Result<Vec<DirEntry>, ExtError> {
         let (mut entries, mut left) = (Vec::new(), MAX_BYTES);
-        let flow = self.each_entry(dir, &mut left, &mut |name, inode| {
+        let flow = self.each_entry(dir, &mut left, &mut |&StoredEntry { name, inode, .. }| {
             if !is_name(name) {
                 return ControlFlow::Continue(());
             }
@@ -90,11 +98,11 @@ impl Filesystem {
         left: &mut u64,
     ) -> Result<InodeNumber, ExtError> {
         let mut found = Err(ExtError::NotFound);
-        let _ = self.each_entry(dir, left, &mut |other, inode| {
-            if other != name || !is_name(name) {
+        let _ = self.each_entry(dir, left, &mut |entry| {
+            if entry.name != name || !is_name(name) {
                 return ControlFlow::Continue(());
             }
-            found = Ok(inode);
+            found = Ok(entry.inode);
             ControlFlow::Break(())
         })?;
         found
@@ -163,7 +171,7 @@ impl Filesystem {
         Ok(ControlFlow::Continue(()))
     }
 
-    fn each_in_block(
+    pub(crate) fn each_in_block(
         &self,
         dir: &Inode,
         block: &[u8],
@@ -173,14 +181,14 @@ impl Filesystem {
         // Each iteration advances by at least the header of an entry.
         while rest.len() >= HEADER_LEN {
             let len = entry_len(le16(rest, 4), self.disk().block_len());
-            // The next byte is the file type, or zero without the feature `filetype`.
             let name_len = usize::from(rest[6]);
             if len < HEADER_LEN + name_len || !len.is_multiple_of(4) || len > rest.len() {
                 return dir.damaged("invalid length of a directory entry");
             }
             let inode = le32(rest, 0);
             if inode != 0 {
-                let flow = visit(&rest[HEADER_LEN..HEADER_LEN + name_len], InodeNumber(inode));
+                let name = &rest[HEADER_LEN..HEADER_LEN + name_len];
+                let flow = visit(&StoredEntry { name, inode: InodeNumber(inode), kind: rest[7] });
                 if flow.is_break() {
                     return Ok(flow);
                 }
@@ -192,7 +200,7 @@ impl Filesystem {
 
     /// Verifies the checksum of a directory block: of a leaf (section "Linear Directories") or of a hash tree
     /// node (section "Hash Tree Directories").
-    fn check_dir_block(&self, dir: &Inode, number: u64, block: &[u8]) -> Result<(), ExtError> {
+    pub(crate) fn check_dir_block(&self, dir: &Inode, number: u64, block: &[u8]) -> Result<(), ExtError> {
         if !self.superblock().has_checksums() {
             return Ok(());
         }

@@ -86,6 +86,9 @@ pub enum ExtError {
         /// The limit.
         max_entries: usize,
     },
+    /// The caller cancelled a consistency check.
+    #[error("check cancelled by the caller")]
+    Cancelled,
 }
 
 impl ExtError {

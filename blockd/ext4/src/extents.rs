@@ -10,23 +10,53 @@ use std::sync::Arc;
 
 const MAGIC: u16 = 0xf30a;
 const HEADER_LEN: usize = 12;
-const ENTRY_LEN: usize = 12;
+pub(crate) const ENTRY_LEN: usize = 12;
 /// Maximum depth of a tree that maps 2³² blocks.
 const MAX_DEPTH: u16 = 5;
 /// Maximum length of a written extent. Longer values encode unwritten extents, offset by this length.
 const MAX_WRITTEN_LEN: u16 = 1 << 15;
 /// Maximum number of logical blocks of a file.
-const MAX_BLOCKS: u64 = 1 << 32;
+pub(crate) const MAX_BLOCKS: u64 = 1 << 32;
 
 /// Extent tree node with a verified header.
-struct Node<'a> {
-    depth: u16,
-    entries: &'a [u8],
+pub(crate) struct Node<'a> {
+    pub depth: u16,
+    pub entries: &'a [u8],
+}
+
+/// Extent: consecutive blocks.
+pub(crate) struct Extent {
+    /// First logical block.
+    pub first: u64,
+    /// Number of blocks.
+    pub len: u64,
+    /// First physical block.
+    pub start: u64,
+    pub is_written: bool,
+}
+
+/// Returns the physical block of the node that an entry of an index node leads to.
+pub(crate) fn child(entry: &[u8]) -> u64 {
+    join(le16(entry, 8), le32(entry, 4))
+}
+
+impl Extent {
+    /// Decodes an entry of a leaf, without a check.
+    pub fn decode(entry: &[u8]) -> Self {
+        let len = le16(entry, 4);
+        let is_written = len <= MAX_WRITTEN_LEN;
+        Self {
+            first: le32(entry, 0).into(),
+            len: u64::from(if is_written { len } else { len - MAX_WRITTEN_LEN }),
+            start: join(le16(entry, 6), le32(entry, 8)),
+            is_written,
+        }
+    }
 }
 
 impl<'a> Node<'a> {
     /// Parses an extent node; `depth` is its expected depth, if known.
-    fn parse(inode: &Inode, bytes: &'a [u8], depth: Option<u16>) -> Result<Self, ExtError> {
+    pub(crate) fn parse(inode: &Inode, bytes: &'a [u8], depth: Option<u16>) -> Result<Self, ExtError> {
         if le16(bytes, 0) != MAGIC {
             return inode.damaged("invalid magic number of an extent tree node");
         }
@@ -79,27 +109,24 @@ impl Filesystem {
             let Some(entry) = found else { return hole(end) };
             if node.depth > 0 {
                 depth = Some(node.depth - 1);
-                held = Some(self.extent_node(inode, join(le16(entry, 8), le32(entry, 4)))?);
+                held = Some(self.extent_node(inode, child(entry))?);
                 continue;
             }
-            let (first, len) = (u64::from(le32(entry, 0)), le16(entry, 4));
-            let start = join(le16(entry, 6), le32(entry, 8));
-            let (len, written) =
-                if len > MAX_WRITTEN_LEN { (len - MAX_WRITTEN_LEN, false) } else { (len, true) };
-            if len == 0 || !self.disk().contains(start, len.into()) {
+            let Extent { first, len, start, is_written } = Extent::decode(entry);
+            if len == 0 || !self.disk().contains(start, len) {
                 return inode.damaged("extent outside of the filesystem");
             }
-            let extent_end = first + u64::from(len);
+            let extent_end = first + len;
             if block >= extent_end {
                 return hole(end);
             }
-            let physical = written.then(|| start + (block - first));
+            let physical = is_written.then(|| start + (block - first));
             return Ok(Mapping { physical, len: extent_end.min(end) - block });
         }
     }
 
     /// Reads a node outside of the inode and verifies its checksum.
-    fn extent_node(&self, inode: &Inode, block: u64) -> Result<Arc<[u8]>, ExtError> {
+    pub(crate) fn extent_node(&self, inode: &Inode, block: u64) -> Result<Arc<[u8]>, ExtError> {
         if !self.disk().contains(block, 1) {
             return inode.damaged("extent tree node outside of the filesystem");
         }

@@ -6,17 +6,25 @@ use crate::ExtError;
 /// Feature bits that change how a filesystem is read.
 pub(crate) mod bit {
     pub const COMPAT_HAS_JOURNAL: u32 = 0x4;
+    pub const COMPAT_RESIZE_INODE: u32 = 0x10;
     pub const COMPAT_SPARSE_SUPER2: u32 = 0x200;
+    pub const COMPAT_ORPHAN_FILE: u32 = 0x1000;
 
+    pub const INCOMPAT_FILETYPE: u32 = 0x2;
     pub const INCOMPAT_RECOVER: u32 = 0x4;
     pub const INCOMPAT_META_BG: u32 = 0x10;
     pub const INCOMPAT_64BIT: u32 = 0x80;
+    pub const INCOMPAT_MMP: u32 = 0x100;
+    pub const INCOMPAT_FLEX_BG: u32 = 0x200;
     pub const INCOMPAT_CSUM_SEED: u32 = 0x2000;
     pub const INCOMPAT_LARGEDIR: u32 = 0x4000;
 
     pub const RO_COMPAT_SPARSE_SUPER: u32 = 0x1;
     pub const RO_COMPAT_HUGE_FILE: u32 = 0x8;
     pub const RO_COMPAT_GDT_CSUM: u32 = 0x10;
+    pub const RO_COMPAT_DIR_NLINK: u32 = 0x20;
+    pub const RO_COMPAT_QUOTA: u32 = 0x100;
+    pub const RO_COMPAT_BIGALLOC: u32 = 0x200;
     pub const RO_COMPAT_METADATA_CSUM: u32 = 0x400;
 }
 

@@ -13,8 +13,6 @@ use std::sync::Arc;
 
 /// Maximum length of a symbolic link's target (`PATH_MAX`).
 const MAX_LINK_LEN: u64 = 4096;
-/// Shorter targets are stored in `i_block` (fast symbolic links).
-const FAST_LINK_LEN: u64 = 60;
 
 /// Information about a filesystem.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -179,7 +177,7 @@ impl Filesystem {
         let mut target = vec![0; len];
         if inode.has(flag::INLINE_DATA) {
             self.read_inline(inode, 0, &mut target)?;
-        } else if inode.size_bytes < FAST_LINK_LEN && !inode.has(flag::EXTENTS) {
+        } else if inode.is_fast_link() {
             target.copy_from_slice(&inode.block[..len]);
         } else {
             self.read_blocks(inode, 0, &mut target)?;

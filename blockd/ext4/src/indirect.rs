@@ -4,7 +4,7 @@ use crate::{ExtError, Filesystem, Inode, bytes::le32, map::Mapping};
 
 const DIRECT: u64 = 12;
 /// Offsets of the indirect, double-indirect and triple-indirect pointers in `i_block`.
-const INDIRECT_AT: [usize; 3] = [48, 52, 56];
+pub(crate) const INDIRECT_AT: [usize; 3] = [48, 52, 56];
 
 impl Filesystem {
     pub(crate) fn indirect_mapping(&self, inode: &Inode, block: u64) -> Result<Mapping, ExtError> {

@@ -14,6 +14,8 @@ use std::{
 
 /// Length of the original ext2 inode (`EXT2_GOOD_OLD_INODE_SIZE`).
 const OLD_LEN: usize = 128;
+/// Shorter targets of symbolic links are stored in `i_block` (fast symbolic links).
+const FAST_LINK_LEN: u64 = 60;
 const CHECKSUM_LOW_AT: usize = 0x7c;
 const CHECKSUM_HIGH_AT: usize = 0x82;
 
@@ -23,6 +25,7 @@ pub(crate) mod flag {
     pub const INDEX: u32 = 0x1000;
     pub const HUGE_FILE: u32 = 0x4_0000;
     pub const EXTENTS: u32 = 0x8_0000;
+    pub const VERITY: u32 = 0x10_0000;
     pub const EA_INODE: u32 = 0x20_0000;
     pub const INLINE_DATA: u32 = 0x1000_0000;
 }
@@ -147,6 +150,11 @@ impl Inode {
         self.flags & flag::ENCRYPTED != 0
     }
 
+    /// Returns true for a symbolic link without inline data whose target is in `i_block`.
+    pub(crate) fn is_fast_link(&self) -> bool {
+        self.size_bytes < FAST_LINK_LEN && !self.has(flag::EXTENTS)
+    }
+
     pub(crate) fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
     }
@@ -233,7 +241,7 @@ impl Filesystem {
         self.parse_inode(number, raw)
     }
 
-    fn parse_inode(&self, number: InodeNumber, raw: &[u8]) -> Result<Inode, ExtError> {
+    pub(crate) fn parse_inode(&self, number: InodeNumber, raw: &[u8]) -> Result<Inode, ExtError> {
         let sb = self.superblock();
         let invalid = |reason| damaged(Structure::Inode(number), reason);
         let end = fields_end(raw);

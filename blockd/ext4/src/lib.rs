@@ -26,6 +26,7 @@
 
 mod acl;
 mod bytes;
+pub mod check;
 mod checksum;
 mod dir;
 mod disk;

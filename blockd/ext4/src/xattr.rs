@@ -77,6 +77,14 @@ pub(crate) struct Entry<'a> {
 }
 
 impl Entry<'_> {
+    /// Returns the inode that holds the value, if any.
+    pub fn holder(&self) -> Option<InodeNumber> {
+        match self.value {
+            Value::Local(_) => None,
+            Value::Inode(number, _) => Some(number),
+        }
+    }
+
     pub fn is(&self, (index, name): (u8, &[u8])) -> bool {
         self.index == index && self.name == name
     }
@@ -114,6 +122,11 @@ fn entries<'a>(inode: &Inode, region: &'a [u8], first: usize) -> Result<Vec<Entr
     Ok(found)
 }
 
+/// Returns the entries of an extended attribute block.
+pub(crate) fn block_entries<'a>(inode: &Inode, block: &'a [u8]) -> Result<Vec<Entry<'a>>, ExtError> {
+    entries(inode, block, BLOCK_HEADER_LEN)
+}
+
 impl Filesystem {
     /// Returns the entries stored in the inode.
     pub(crate) fn inode_xattr_entries<'a>(&self, inode: &'a Inode) -> Result<Vec<Entry<'a>>, ExtError> {
@@ -124,7 +137,7 @@ impl Filesystem {
     }
 
     /// Returns the extended attribute block with a verified header and checksum.
-    fn xattr_block(&self, inode: &Inode) -> Result<Option<Arc<[u8]>>, ExtError> {
+    pub(crate) fn xattr_block(&self, inode: &Inode) -> Result<Option<Arc<[u8]>>, ExtError> {
         let number = inode.xattr_block;
         if number == 0 {
             return Ok(None);
@@ -175,7 +188,7 @@ impl Filesystem {
         let mut stored = self.inode_xattr_entries(inode)?;
         let block = self.xattr_block(inode)?;
         if let Some(block) = &block {
-            stored.extend(entries(inode, block, BLOCK_HEADER_LEN)?);
+            stored.extend(block_entries(inode, block)?);
         }
         let (mut found, mut names, mut len) = (Vec::new(), HashSet::new(), 0);
         for entry in stored {

@@ -11,7 +11,7 @@ use std::{
 };
 
 /// Combinations of features: name, and options of mke2fs.
-const SETS: [(&str, &str); 20] = [
+pub const SETS: [(&str, &str); 20] = [
     ("ext2, 1k", "-t ext2 -b 1024 -O ^resize_inode,^dir_index -I 128"),
     ("ext2, 4k", "-t ext2 -b 4096 -O ext_attr -I 256"),
     ("revision 0", "-t ext2 -b 1024 -r 0 -O none"),
@@ -92,7 +92,7 @@ fn fill(root: &Path) {
     }
 }
 
-fn filled() -> (tempfile::TempDir, PathBuf) {
+pub fn filled() -> (tempfile::TempDir, PathBuf) {
     // Not in /tmp: a tmpfs may lack user extended attributes.
     let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let source = dir.path().join("source");

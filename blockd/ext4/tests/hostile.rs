@@ -4,12 +4,16 @@
 
 mod common;
 
-use blockd_ext4::{ExtError, Filesystem, ReadAt};
+use blockd_ext4::{
+    ExtError, Filesystem, ReadAt,
+    check::{Finding, Limits, Problem},
+};
 use blockd_testkit::ext4::explore;
 use common::{Bytes, debugfs, make, noise};
 use std::{
     fs::{self, File},
     io,
+    ops::ControlFlow,
     os::unix::fs::FileExt,
     path::PathBuf,
     sync::{
@@ -163,6 +167,25 @@ fn open_of_1_tib_filesystem_reads_less_than_64_kib() {
     let root = fs.resolve(b"/").unwrap();
     assert!(fs.read_dir(&root, 100).unwrap().iter().any(|entry| entry.name == b"lost+found"));
     assert!(count.load(Relaxed) < 64 << 10, "{count:?}");
+}
+
+#[test]
+fn blocks_shared_by_directories_are_checked_once() {
+    let dir = tempfile::Builder::new().tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let source = dir.path().join("source");
+    let names = (0..100).map(|number| format!("dir-{number}"));
+    names.clone().for_each(|name| fs::create_dir_all(source.join(name)).unwrap());
+    let path = make(dir.path(), "image", KINDS[2].replace(",inline_data", "").as_str(), Some(&source), 4096);
+    // The only extent of each directory: its length and first block.
+    let share = |name| [(4, 3000), (5, 1000)].map(|(at, value)| format!("sif /{name} block[{at}] {value}"));
+    let mut commands: Vec<_> = names.clone().flat_map(share).collect();
+    commands.extend(names.map(|name| format!("sif /{name} size {}", 3000 * 1024)));
+    debugfs(&path, &commands);
+    let fs = crate::common::open(&path);
+    let report = fs.check(Limits::default(), &mut |_| ControlFlow::Continue(())).unwrap();
+    let is_shared = |finding: &&Finding| finding.problem == Problem::ClaimedTwice { block: 1000 };
+    assert!(report.findings.iter().filter(is_shared).count() > 90, "{report:?}");
+    assert!(report.read_bytes < 8 << 20, "{report:?}");
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! Invariants of readable images.
 
 use crate::Image;
-use blockd_ext4::{FileKind, Filesystem, InodeNumber};
-use std::sync::Arc;
+use blockd_ext4::{
+    FileKind, Filesystem, InodeNumber, JournalState, ReadAt,
+    check::{Limits, MAX_FINDINGS},
+};
+use std::{error::Error, fs::File, io, ops::ControlFlow, os::unix::fs::FileExt, path::Path, sync::Arc};
 
 /// Limits of an image: files, bytes of each, extents of each.
 const MAX_FILES: usize = 60;
@@ -10,14 +13,21 @@ const MAX_FILE_LEN: usize = 100_000;
 const MAX_EXTENTS: usize = 64;
 /// Entries of a directory.
 const MAX_ENTRIES: usize = 10_000;
+/// Limits of a check, in bytes. Checks read each block of a small image a few times at most.
+const CHECK_LIMITS: Limits = Limits { memory_bytes: 64 << 20, read_bytes: 64 << 20 };
 
-/// Opens an image and reads a limited number of reachable files; returns their number.
+/// Opens an image, checks it, and reads a limited number of reachable files; returns their number.
 ///
 /// # Panics
 /// If a property is violated.
 pub fn explore(image: Vec<u8>) -> usize {
     let Ok(fs) = Filesystem::open(Arc::new(Image(image))) else { return 0 };
     let info = fs.info();
+    let checked = fs.check(CHECK_LIMITS, &mut |_| ControlFlow::Continue(()));
+    let max_read_bytes = 8 * info.size_bytes + (1 << 20);
+    assert!(checked.is_ok_and(|report| {
+        report.findings.len() <= MAX_FINDINGS && report.read_bytes <= max_read_bytes
+    }));
     assert!(info.block_len_bytes.is_power_of_two());
     for range in fs.metadata(1000).iter().skip(1) {
         assert!(range.start < range.end && range.end <= info.size_bytes);
@@ -67,6 +77,46 @@ pub fn explore(image: Vec<u8>) -> usize {
         }
     }
     seen
+}
+
+/// Image in a file.
+struct ImageFile {
+    file: File,
+    size_bytes: u64,
+}
+
+impl ReadAt for ImageFile {
+    fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    fn read_exact_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset_bytes)
+    }
+}
+
+/// Result of a consistency check.
+pub struct Checked {
+    /// True if the journal needs recovery.
+    pub is_replayed: bool,
+    /// Texts of the findings, and of the parts that were not checked.
+    pub findings: Vec<String>,
+}
+
+/// Checks the consistency of an image.
+///
+/// # Errors
+/// The image cannot be opened or read.
+pub fn check(image: &Path) -> Result<Checked, Box<dyn Error>> {
+    let file = File::open(image)?;
+    let size_bytes = file.metadata()?.len();
+    let fs = Filesystem::open(Arc::new(ImageFile { file, size_bytes }))?;
+    let report = fs.check(Limits::default(), &mut |_| ControlFlow::Continue(()))?;
+    let unchecked = report.unchecked.iter().map(|part| format!("not checked: {part}"));
+    Ok(Checked {
+        is_replayed: matches!(fs.info().journal, JournalState::Replayed { blocks: 1.., .. }),
+        findings: report.findings.iter().map(ToString::to_string).chain(unchecked).collect(),
+    })
 }
 
 /// Granularity of sparse images.

@@ -46,3 +46,8 @@ pub(crate) fn replay(
     let blocks = overlay.len();
     Ok((overlay, JournalState::Replayed { transactions, blocks, damaged, fast_commits }))
 }
+
+/// Checks the superblock of a journal.
+pub(crate) fn check(fs: &Filesystem, source: &dyn ReadAt, inode: InodeNumber) -> Result<(), ExtError> {
+    Log::open(fs, source, inode).map(|_| ())
+}

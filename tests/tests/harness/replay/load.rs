@@ -80,7 +80,7 @@ pub(super) struct Load<'a> {
 }
 
 /// Starts a recorded disk with an empty filesystem in the empty directory `dir`.
-pub(super) fn start_recorder(filesystem: Filesystem, dir: &Path) -> Recorder {
+pub fn start_recorder(filesystem: Filesystem, dir: &Path) -> Recorder {
     let base = dir.join("base");
     filesystem.make(&base);
     let image = Image::of_file(&base).expect("the image of an empty filesystem");

@@ -6,6 +6,7 @@
 //! as a block device. Mounting requires root.
 
 pub mod backups;
+pub mod files;
 pub mod filesystem;
 mod group;
 pub mod history;
