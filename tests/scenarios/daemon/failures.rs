@@ -1,6 +1,6 @@
 //! Reported failures, resources in use, and restarts.
 
-use super::*;
+use super::{resume::DISCARD, *};
 use blockd_api::{RESTORED_FROM, lazy::StartInPlace, snapshots::RestoreSnapshot};
 use blockd_engine::volumes::registry::VolumeEntry;
 
@@ -287,6 +287,30 @@ async fn label_of_the_origin_follows_the_content() {
     host.call_at(RESTORE_SNAPSHOT, &data, &back).await;
     assert_eq!(origin().await, None);
     model.assert_is(&volume);
+    drop(volume);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn discarded_restore_leaves_no_label_of_its_object() {
+    let mut host = Host::new().await;
+    let (snap, volume, mut model) = host.one_backup().await;
+    let labels = || async { host.inspect_volume("data").await.labels.without(&["app", "tier"]).to_string() };
+    let request =
+        |labels: &str| StartInPlace { labels: labels.parse().unwrap(), ..in_place_restore(&snap, "data") };
+    let first = "restored-by=rr,restored-from=first";
+    host.done(host.call(START_IN_PLACE, &request(first)).await.task_id).await;
+    assert_eq!(labels().await, first);
+    model.write(&volume, 0, 9, 1 << 20);
+    host.packs().iter().for_each(|pack| damage(pack));
+
+    // Without an object, that of the earlier content stays known.
+    for (asked, left) in [("", "restored-by=rr"), ("restored-by=rr,restored-from=second", "")] {
+        let failed = host.wait(host.call(START_IN_PLACE, &request(asked)).await.task_id).await;
+        assert_eq!((failed.state.stage, labels().await.as_str()), (TaskStage::Failed, left), "{asked}");
+        host.call_at(STOP_TASK, &failed.task_id, &DISCARD).await;
+        assert_eq!(labels().await, left, "{asked}");
+    }
     drop(volume);
     host.stop().await;
 }

@@ -28,7 +28,7 @@ use crate::{
         registry::{Registry, RollbackMark, Tags, VolumeEntry},
     },
 };
-use blockd_api::{ErrorCode, Labels, SnapshotName, SnapshotRef, tasks::TaskStage};
+use blockd_api::{ErrorCode, Labels, RESTORED_BY, SnapshotName, SnapshotRef, tasks::TaskStage};
 use blockd_catalog::{Chain, Db, InPlaceRestore, SnapshotRow, SnapshotState, TaskRow};
 use blockd_cloud::{Manifest, changed_blocks};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
@@ -155,7 +155,7 @@ async fn run_fenced(
     let mut pause = PAUSE;
     loop {
         let started_at = live.view().detail.bytes_processed;
-        let error = match revert_blocks(work, live, &volume, &before).await {
+        let error = match revert_blocks(work, live, &volume, &before, &asked.labels).await {
             Ok(()) => break,
             Err(error) => error,
         };
@@ -189,6 +189,17 @@ async fn run_fenced(
     }
     work.merger.wake();
     Ok(done)
+}
+
+/// Removes the labels on the origin: the content is another one from the first write on. The object of an
+/// earlier restore stays known, unless an object asked for this one: what it abandons half done is none of
+/// its volumes.
+fn before_first_write(tags: Tags, labels: &Labels) -> Tags {
+    let tags = tags.without_origin();
+    match labels.as_map().contains_key(RESTORED_BY) {
+        true => Tags { labels: tags.labels.without(&[RESTORED_BY]), ..tags },
+        false => tags,
+    }
 }
 
 /// Sets the labels that were asked for: what the volume contains now is known.
@@ -243,6 +254,7 @@ async fn revert_blocks(
     live: &LiveTask,
     volume: &Arc<Volume>,
     before: &SnapshotRow,
+    labels: &Labels,
 ) -> Result<(), ServiceError> {
     // Other tasks may move data while this one waits for a store.
     let _slot = work.tasks.slot(&live.cancel).await?;
@@ -263,9 +275,8 @@ async fn revert_blocks(
     });
     work.tasks.store_progress(live).await;
     if let Some(entry) = work.registry.by_id(volume.id()) {
-        // From the first write on, the content is another one.
         let admission = work.admission.lock().await;
-        entry.change_tags(&work.db, &admission, Tags::without_origin).await?;
+        entry.change_tags(&work.db, &admission, |tags| before_first_write(tags, labels)).await?;
     }
     write_all(work, live, volume, &source, &left).await
 }
