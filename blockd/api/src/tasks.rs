@@ -1,7 +1,7 @@
 //! Tasks: backups, restores and deletes that run in the background.
 
 use crate::{
-    ApiError, CredentialName, ObjectName, VolumeId, VolumeName, quiesce::QuiesceReport, roles::Role,
+    ApiError, CredentialName, Labels, ObjectName, VolumeId, VolumeName, quiesce::QuiesceReport, roles::Role,
     text::as_text,
 };
 use jiff::Timestamp;
@@ -105,6 +105,9 @@ pub struct Task {
     /// True if it can be resumed.
     #[serde(default)]
     pub resumable: bool,
+    /// Labels that an in-place restore sets when it is done; `None` for other tasks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
     /// Findings of a verification, or of a restore that skips damage.
     pub findings: Option<Findings>,
     /// Note, such as the reason of a full backup.

@@ -127,9 +127,17 @@ impl TaskSpec {
         }
     }
 
+    /// Returns the request of an in-place restore; `None` for other tasks.
+    pub fn in_place(&self) -> Option<&InPlaceRestore> {
+        match self {
+            Self::Restore(RestoreTask::InPlace(restore)) => Some(restore),
+            _ => None,
+        }
+    }
+
     /// Returns true for an in-place restore.
     pub fn is_in_place(&self) -> bool {
-        matches!(self, Self::Restore(RestoreTask::InPlace(_)))
+        self.in_place().is_some()
     }
 
     /// Returns true if the volume existed before the task or is used during it, so that it stays after a

@@ -308,6 +308,7 @@ async fn discarded_restore_leaves_no_label_of_its_object() {
     for (asked, left) in [("", "restored-by=rr"), ("restored-by=rr,restored-from=second", "")] {
         let failed = host.wait(host.call(START_IN_PLACE, &request(asked)).await.task_id).await;
         assert_eq!((failed.state.stage, labels().await.as_str()), (TaskStage::Failed, left), "{asked}");
+        assert_eq!(failed.labels, Some(asked.parse().unwrap()));
         host.call_at(STOP_TASK, &failed.task_id, &DISCARD).await;
         assert_eq!(labels().await, left, "{asked}");
     }

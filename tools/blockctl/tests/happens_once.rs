@@ -27,6 +27,14 @@ fn restore_task(state: &str, suffix: &str, is_resumable: bool) -> Value {
     made
 }
 
+/// Returns an in-place restore task of the volume 1, and the labels that it sets at its end.
+fn in_place_task(state: &str, suffix: &str, labels: Value) -> Value {
+    let is_over = !["Restore-Pending", "Restore-Active"].contains(&state);
+    let mut made = restore_task(state, suffix, is_over);
+    made["labels"] = labels;
+    made
+}
+
 /// Returns the result of the object `rr`, which `diff` and a dry run have in common.
 fn planned(fake: &Fake, spec: &str) -> String {
     let result = |command: &str| {
@@ -47,14 +55,35 @@ fn db() -> (Value, Value) {
 #[test]
 fn half_done_restore_into_a_volume_is_resumed() {
     let (db, good) = db();
-    for (labels, state) in
-        [(json!({}), "Restore-Stopped"), (json!({ "restored-by": "rr" }), "Restore-Failed")]
-    {
-        let tasks = [restore_task(state, "59-61", true)];
-        let fake = with_volumes(&[labelled("1", "acc", labels), db.clone()], &[good.clone()], &tasks);
+    for state in ["Restore-Stopped", "Restore-Failed"] {
+        let tasks = [in_place_task(state, "59-61", of_rr("59-61"))];
+        let fake = with_volumes(&[labelled("1", "acc", json!({})), db.clone()], &[good.clone()], &tasks);
         assert_eq!(planned(&fake, REPLACING), "resumed");
+        assert_eq!(fake.run("get vr -o name").stdout, "VolumeRestore/rr\n", "{state}");
         let ran = run_on(&fake, "apply", &[("VolumeRestore", "rr", REPLACING)]);
         assert_eq!(fake.changes(), [format!("POST /v1/tasks/{TASK}/resume")], "{ran:?}");
+    }
+}
+
+#[test]
+fn half_done_restore_of_another_origin_is_refused() {
+    let (db, good) = db();
+    let listed = [good, backup("59-70", "other", ("59", "db"))];
+    let of_other = json!({ "restored-by": "other", "restored-from": snap("59-61") });
+    // By a command, another object, and the object before its backup was changed.
+    for (suffix, labels) in [("59-61", json!({})), ("59-61", of_other), ("59-70", of_rr("59-70"))] {
+        for (state, action) in [("Restore-Active", "status"), ("Restore-Stopped", "resume")] {
+            let tasks = [in_place_task(state, suffix, labels.clone())];
+            let volumes = [labelled("1", "acc", json!({})), db.clone()];
+            let fake = with_volumes(&volumes, &listed, &tasks);
+            for spec in [INTO_ACC, REPLACING] {
+                assert_eq!(planned(&fake, spec), "refused", "{labels} {state} {spec}");
+            }
+            let ran = run_on(&fake, "apply", &[("VolumeRestore", "rr", REPLACING)]);
+            let hint = format!("hint: `blockctl cloudsnap {action} --name {TASK}`");
+            assert!(ran.stderr.contains(&hint), "{ran:?}");
+            assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+        }
     }
 }
 
@@ -86,8 +115,10 @@ fn restore_by_a_command_into_a_made_volume_is_kept() {
     let listed = [good, backup("59-70", "other", ("59", "db"))];
     // Before the first write, and after it.
     for labels in [of_rr("59-61"), json!({ "restored-by": "rr" })] {
-        for (state, is_resumable) in [("Restore-Active", false), ("Restore-Stopped", true)] {
-            let tasks = [restore_task(state, "59-70", is_resumable)];
+        for (state, suffix) in
+            [("Restore-Active", "59-70"), ("Restore-Stopped", "59-70"), ("Restore-Stopped", "59-61")]
+        {
+            let tasks = [in_place_task(state, suffix, json!({}))];
             for name in ["acc", "moved"] {
                 let volumes = [labelled("1", name, labels.clone()), db.clone()];
                 let fake = with_volumes(&volumes, &listed, &tasks);

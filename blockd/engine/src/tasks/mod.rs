@@ -250,6 +250,7 @@ impl Tasks {
             error: detail.error.clone(),
             name: row.spec.backup().and_then(|backup| backup.options.name.clone()),
             resumable: detail.resumable,
+            labels: row.spec.in_place().map(|restore| restore.labels.clone()),
             findings: detail.findings.clone(),
             note: detail.note.clone(),
             limits: detail.limits,

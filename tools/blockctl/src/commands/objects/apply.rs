@@ -134,7 +134,7 @@ impl Apply<'_> {
         };
         self.context.output.line(format!("{object} {}{more}", done.result))?;
         for volume in kept {
-            let mut made = self.resources.made_by(RESTORED_BY, object);
+            let mut made = self.resources.restored_by(object);
             let text = match made.any(|one| one.name == volume) {
                 true => format!(
                     "has other content since this restore, and is kept; without its label {RESTORED_BY} it is restored again"

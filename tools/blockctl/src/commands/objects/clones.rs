@@ -46,7 +46,7 @@ pub fn clone_plans<'a>(
     clone: &VolumeClone,
     resources: &'a ResourceSet,
 ) -> Result<Vec<ClonePlan<'a>>, ApiError> {
-    let made: Vec<&Volume> = resources.made_by(CLONED_BY, object).collect();
+    let made: Vec<&Volume> = resources.cloned_by(object).collect();
     let sources = clone_sources(object, clone, resources);
     if sources.is_empty() && made.is_empty() {
         let namespace = clone.source_namespace.as_deref().unwrap_or_default();

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::objects::{Kind, Object};
 use blockd_api::{
-    CLONED_BY, CLONED_FROM, RESTORED_BY, RESTORED_FROM,
+    CLONED_BY, CLONED_FROM, Labels, RESTORED_BY, RESTORED_FROM,
     cloudsnaps::CloudSnapshotId,
     tasks::{Task, TaskKind, TaskStage},
     volumes::Volume,
@@ -24,11 +24,14 @@ struct Made<'a> {
     volumes: Vec<&'a Volume>,
 }
 
-/// Groups volumes by the objects that made them; one without a label is its own object.
-fn by_object<'a>(volumes: impl Iterator<Item = &'a Volume>, label: &str) -> Vec<Made<'a>> {
+/// Groups volumes by the objects that made them; one without an object is its own.
+fn by_object<'a>(
+    volumes: impl Iterator<Item = &'a Volume>,
+    object_of: impl Fn(&'a Volume) -> Option<&'a str>,
+) -> Vec<Made<'a>> {
     let mut all: Vec<Made<'a>> = Vec::new();
     for volume in volumes {
-        let object = volume.labels.as_map().get(label).map(String::as_str);
+        let object = object_of(volume);
         match all.iter_mut().find(|made| made.is_labelled && Some(made.name) == object) {
             Some(made) => made.volumes.push(volume),
             None => all.push(Made {
@@ -66,8 +69,39 @@ impl ResourceSet {
     }
 
     /// Returns the restore task of a volume that runs or can be resumed.
-    pub fn unfinished_restore(&self, volume: &Volume) -> Option<&Task> {
+    fn unfinished_restore(&self, volume: &Volume) -> Option<&Task> {
         self.restore_task(volume).filter(|task| is_unfinished(task))
+    }
+
+    /// Returns the unfinished task by which an object restores a volume.
+    pub fn restore_by(&self, object: &Object, volume: &Volume) -> Option<&Task> {
+        let task = self.unfinished_restore(volume)?;
+        let labels = task.labels.as_ref().unwrap_or(&volume.labels);
+        let is_by_it = label(labels, RESTORED_BY) == Some(object.name.as_str());
+        // Without the origin, other content has replaced that of the task.
+        let is_origin = label(labels, RESTORED_FROM) == task.cloud_snapshot_id.as_deref();
+        (is_by_it && is_origin).then_some(task)
+    }
+
+    /// Returns the name of the object that restored a volume, or is restoring it.
+    fn restoring<'a>(&'a self, volume: &'a Volume) -> Option<&'a str> {
+        let labels = self.unfinished_restore(volume).and_then(|task| task.labels.as_ref());
+        labels.and_then(|labels| label(labels, RESTORED_BY)).or_else(|| label(&volume.labels, RESTORED_BY))
+    }
+
+    /// Returns the restore task that prevents another one into the same volume.
+    pub fn blocking_restore(&self, volume: &Volume) -> Option<&Task> {
+        let task = self.unfinished_restore(volume)?;
+        let is_stopped_hydration =
+            volume.hydration.is_some() && task.labels.is_none() && task.state.stage.is_over();
+        (!is_stopped_hydration).then_some(task)
+    }
+
+    /// Returns the volumes that an object restored, or is restoring.
+    pub fn restored_by<'a>(&'a self, object: &'a Object) -> impl Iterator<Item = &'a Volume> {
+        self.volumes.iter().filter(|volume| {
+            is_made_by(volume, RESTORED_BY, object) || self.restore_by(object, volume).is_some()
+        })
     }
 
     /// Returns the cloud snapshot whose content a volume has or gets. Its label is removed when other content
@@ -88,18 +122,15 @@ impl ResourceSet {
         (task.cloud_snapshot_id.as_ref() == self.origin(volume)).then_some(task)
     }
 
-    /// Returns the volumes whose label names an object.
-    pub fn made_by<'a>(&'a self, label: &'a str, object: &'a Object) -> impl Iterator<Item = &'a Volume> {
-        let is_made = move |volume: &&Volume| {
-            volume.labels.as_map().get(label).is_some_and(|by| *by == object.name.as_str())
-        };
-        self.volumes.iter().filter(is_made)
+    /// Returns the volumes that an object cloned.
+    pub fn cloned_by<'a>(&'a self, object: &'a Object) -> impl Iterator<Item = &'a Volume> {
+        self.volumes.iter().filter(|volume| is_made_by(volume, CLONED_BY, object))
     }
 
     /// Returns the restores that have volumes with their content.
     pub fn restores(&self) -> Vec<Found> {
         let is_restored = |volume: &&Volume| self.origin(volume).is_some();
-        let restores = by_object(self.volumes.iter().filter(is_restored), RESTORED_BY);
+        let restores = by_object(self.volumes.iter().filter(is_restored), |volume| self.restoring(volume));
         restores.iter().map(|made| self.restore(made)).collect()
     }
 
@@ -124,7 +155,10 @@ impl ResourceSet {
     /// Returns the clones.
     pub fn clones(&self) -> Vec<Found> {
         let is_clone = |volume: &&Volume| origin(volume).is_some();
-        by_object(self.volumes.iter().filter(is_clone), CLONED_BY).iter().map(clone).collect()
+        by_object(self.volumes.iter().filter(is_clone), |volume| label(&volume.labels, CLONED_BY))
+            .iter()
+            .map(clone)
+            .collect()
     }
 }
 
@@ -132,9 +166,22 @@ fn is_unfinished(task: &Task) -> bool {
     !task.state.stage.is_over() || task.resumable
 }
 
+fn label<'a>(labels: &'a Labels, key: &str) -> Option<&'a str> {
+    labels.as_map().get(key).map(String::as_str)
+}
+
+fn is_made_by(volume: &Volume, key: &str, object: &Object) -> bool {
+    label(&volume.labels, key) == Some(object.name.as_str())
+}
+
 /// Returns the cloud snapshot of the content of a restored volume; `None` if other content replaced it.
 pub fn restored_from(volume: &Volume) -> Option<CloudSnapshotId> {
-    volume.labels.as_map().get(RESTORED_FROM)?.parse().ok()
+    label(&volume.labels, RESTORED_FROM)?.parse().ok()
+}
+
+/// Returns the cloud snapshot of a restore task.
+pub fn restored_with(task: &Task) -> Option<CloudSnapshotId> {
+    task.cloud_snapshot_id.as_ref()?.parse().ok()
 }
 
 /// Returns the source and the snapshot of a cloned volume.

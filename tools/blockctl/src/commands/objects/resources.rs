@@ -8,7 +8,7 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ApiError, ClientError, CredentialName, CredentialRef, ErrorCode, ObjectName, RESTORED_BY, VolumeName,
+    ApiError, ClientError, CredentialName, CredentialRef, ErrorCode, ObjectName, VolumeName,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, ListCloudsnaps},
     credentials::Credential,
     operations,
@@ -99,7 +99,7 @@ impl ResourceSet {
                 }
                 Body::Restore(restore) => {
                     // Its volumes may be of another location, which the file does not name any more.
-                    let is_new = self.made_by(RESTORED_BY, object).next().is_none();
+                    let is_new = self.restored_by(object).next().is_none();
                     match (&mut locations, &restore.location) {
                         (Some(all), Some(location)) if is_new => all.push(location.clone()),
                         _ => locations = None,

@@ -1,22 +1,28 @@
 //! Plans of restores.
 //!
-//! Labels decide which volumes a restore has: those whose `restored-by` names it, under any name. Tasks are
-//! forgotten in time: they tell only the progress, as long as they run or can be resumed.
+//! Labels decide which volumes a restore has: those whose `restored-by` names it, under any name. An in-place
+//! restore sets them at its end; until then, its task names them. Tasks are forgotten in time: they tell only
+//! the progress, as long as they run or can be resumed.
 //!
 //! - `restored-from` is the cloud snapshot of the content. A volume without it has other content since, and
 //!   is kept. A volume of another source than that of the object is none of its volumes.
-//! - A restore happens once. If no volume has the backup as it is now, they have an earlier one of its name,
-//!   and nothing is added. Otherwise, the missing volumes are made.
+//! - A restore happens once. If its volumes have an earlier backup of its name, and none has the backup as it
+//!   is now, nothing is added. Otherwise, the missing volumes are made.
 //! - Another volume of the name is restored into or kept, as the object says, unless it has the wanted
-//!   content.
+//!   content. A restore of another origin into it has to end first.
 
-use super::{made_volumes::restored_from, plan::Plan, resources::ResourceSet, sources::RestoreTarget};
+use super::{
+    made_volumes::{restored_from, restored_with},
+    plan::Plan,
+    resources::ResourceSet,
+    sources::RestoreTarget,
+};
 use crate::objects::{
     Object,
     volumes::{ReplacePolicy, Restore, RestoreSource},
 };
 use blockd_api::{
-    ApiError, ErrorCode, RESTORED_BY, VolumeName, cloudsnaps::CloudSnapshotId, tasks::Task, volumes::Volume,
+    ApiError, ErrorCode, VolumeName, cloudsnaps::CloudSnapshotId, tasks::Task, volumes::Volume,
 };
 use uuid::Uuid;
 
@@ -39,10 +45,7 @@ pub fn volume_plans(
     restore: &Restore,
     resources: &ResourceSet,
 ) -> Result<Vec<VolumePlan>, ApiError> {
-    let is_of_source =
-        |volume: &&Volume| restored_from(volume).is_none_or(|id| !resources.is_of_other_source(restore, id));
-    let made = resources.made_by(RESTORED_BY, object).filter(is_of_source).collect();
-    let planner = Planner { object, restore, resources, made };
+    let planner = Planner::new(object, restore, resources);
     match resources.restore_targets(restore) {
         Ok(targets) if planner.made.is_empty() || planner.has_one_of(&targets) => {
             Ok(targets.iter().map(|target| planner.plan_target(target, &targets)).collect())
@@ -100,20 +103,24 @@ struct Planner<'a> {
     made: Vec<&'a Volume>,
 }
 
-impl Planner<'_> {
-    /// Returns the unfinished task that restores a volume from the source of the object.
-    fn task_of(&self, volume: &Volume) -> Option<&Task> {
-        let is_meant = |id: CloudSnapshotId| match restored_from(volume) {
-            Some(from) => id == from,
-            None => !self.resources.is_of_other_source(self.restore, id),
+impl<'a> Planner<'a> {
+    fn new(object: &'a Object, restore: &'a Restore, resources: &'a ResourceSet) -> Self {
+        let mut planner = Self { object, restore, resources, made: Vec::new() };
+        let is_of_source = |volume: &&Volume| {
+            planner.content_of(volume).is_none_or(|id| !resources.is_of_other_source(restore, id))
         };
-        let task = self.resources.unfinished_restore(volume)?;
-        restored_by(task).is_some_and(is_meant).then_some(task)
+        planner.made = resources.restored_by(object).filter(is_of_source).collect();
+        planner
+    }
+
+    /// Returns the unfinished task by which the object restores a volume.
+    fn task_of(&self, volume: &Volume) -> Option<&'a Task> {
+        self.resources.restore_by(self.object, volume)
     }
 
     /// Returns the cloud snapshot whose content a volume of the restore has or gets.
     fn content_of(&self, volume: &Volume) -> Option<CloudSnapshotId> {
-        restored_from(volume).or_else(|| restored_by(self.task_of(volume)?))
+        self.task_of(volume).map_or_else(|| restored_from(volume), restored_with)
     }
 
     /// Returns true if a volume of the restore has one of these cloud snapshots.
@@ -178,11 +185,9 @@ impl Planner<'_> {
 
     /// Returns the plan for a volume with the name of one of the restore.
     fn plan_other(&self, volume: &Volume, wanted: CloudSnapshotId) -> Plan {
-        let task = self.resources.unfinished_restore(volume);
-        let task = task.filter(|task| restored_by(task) == Some(wanted));
         let from = restored_from(volume);
-        match (task, from, self.restore.replace_policy) {
-            (Some(task), ..) => plan_task(task),
+        match (self.resources.blocking_restore(volume), from, self.restore.replace_policy) {
+            (Some(task), ..) => Plan::Refused(Vec::new(), other_restore(self.object, volume, task)),
             (_, Some(from), _) if from == wanted => Plan::Unchanged,
             (.., ReplacePolicy::Delete) => Plan::Create,
             // Other volumes of the backup may be missing.
@@ -198,9 +203,17 @@ impl Planner<'_> {
     }
 }
 
-/// Returns the cloud snapshot of a restore task.
-fn restored_by(task: &Task) -> Option<CloudSnapshotId> {
-    task.cloud_snapshot_id.as_ref()?.parse().ok()
+/// Returns the error of a volume that a restore of another origin is changing, or has left half done.
+fn other_restore(object: &Object, volume: &Volume, task: &Task) -> ApiError {
+    let id = task.task_id;
+    let message = format!("{object}: volume {} is the target of another restore, task {id}", volume.name);
+    let hint = match task.state.stage.is_over() {
+        true => format!(
+            "`blockctl cloudsnap resume --name {id}` completes it, `blockctl cloudsnap stop --name {id} --discard` abandons it"
+        ),
+        false => format!("`blockctl cloudsnap status --name {id}` shows its progress"),
+    };
+    ApiError::new(ErrorCode::VolumeInUse, message).with_hint(hint)
 }
 
 /// Returns the plan for a volume that an unfinished task restores.
