@@ -167,6 +167,8 @@ fn restore_of_all_volumes_is_not_repeated() {
             vec![of_shop("59-61", ("59", "data")), wal().1],
             "unchanged",
         ),
+        // The content of a volume was replaced, and another one is missing.
+        (vec![made("db-dev", &replaced)], vec![of_shop("59-61", ("59", "data")), wal().1], "created"),
         // A volume of the same backup is missing.
         (vec![wal().0], vec![of_shop("59-61", ("59", "data")), wal().1], "created"),
     ] {
@@ -174,6 +176,61 @@ fn restore_of_all_volumes_is_not_repeated() {
         let fake = with_volumes(&volumes, &backups, &[]);
         assert_eq!(planned(&fake, spec), result, "{volumes:#?} {backups:#?}");
     }
+}
+
+#[test]
+fn restore_of_all_volumes_awaits_those_of_a_running_backup() {
+    let volumes = [labelled("1", "db-dev", of_rr("59-61")), volume("59", "db"), wal_of_shop()];
+    let spec = "backupLocation: nas, backupName: good, namespaceMapping: {shop: dev}";
+    let backup_task = |state: &str| {
+        let mut one = task(state, 1);
+        (one["volumeId"], one["volumeName"], one["name"]) = (json!("60"), json!("wal"), json!("good"));
+        (one["cloudSnapshotId"], one["resumable"]) = (json!(null), json!(state == "Backup-Stopped"));
+        one
+    };
+    let stored = [of_shop("59-61", ("59", "db"))];
+    let fake = with_volumes(&volumes, &stored, &[backup_task("Backup-Active")]);
+    assert_eq!(planned(&fake, spec), "waiting");
+    // The call resumes the backup.
+    let fake = with_volumes(&volumes, &stored, &[backup_task("Backup-Stopped")]);
+    let objects =
+        [("VolumeBackup", "good", "backupLocation: nas, volume: [db, wal]"), ("VolumeRestore", "rr", spec)];
+    for command in ["-j diff", "-j apply --dry-run"] {
+        let shown = run_on(&fake, command, &objects).json();
+        assert_eq!(shown["items"][0]["result"], "resumed", "{shown:#}");
+        assert_eq!(shown["items"][1]["result"], "created", "{shown:#}");
+    }
+}
+
+/// The volume `wal` in the namespace `shop`.
+fn wal_of_shop() -> Value {
+    labelled("60", "wal", json!({ "namespace": "shop" }))
+}
+
+#[test]
+fn restore_of_a_backup_of_the_call_keeps_existing_volumes() {
+    let coming = ("VolumeBackup", "new", "backupLocation: nas, volume: wal");
+    let spec = "backupLocation: nas, backupName: new, destinationVolume: acc";
+    let all = "backupLocation: nas, backupName: new, namespaceMapping: {}";
+    for (labels, spec, result) in [
+        (json!({}), spec, "unchanged"),
+        (json!({ "restored-by": "other", "restored-from": snap("59-61") }), spec, "refused"),
+        (json!({}), all, "unchanged"),
+    ] {
+        let fake = with_volumes(&[labelled("1", "acc", labels), wal_of_shop()], &[], &[]);
+        let shown = run_on(&fake, "-j diff", &[coming, ("VolumeRestore", "rr", spec)]).json();
+        assert_eq!(shown["items"][1]["result"], result, "{shown:#}");
+    }
+}
+
+#[test]
+fn volumes_of_an_expired_backup_are_warned_about() {
+    let listed = [backup("60-70", "good", ("60", "wal"))];
+    let fake = with_volumes(&[labelled("1", "acc", of_rr("59-61")), volume("60", "wal")], &listed, &[]);
+    assert_eq!(planned(&fake, REPLACING), "unchanged");
+    let ran = run_on(&fake, "diff", &[("VolumeRestore", "rr", REPLACING)]);
+    let words = format!("VolumeRestore/rr has volume acc of cloud snapshot {}", snap("59-61"));
+    assert!(ran.stderr.contains(&words), "{ran:?}");
 }
 
 #[test]
@@ -192,6 +249,14 @@ fn finished_restore_outlives_names_of_its_source() {
         assert_eq!(planned(&fake, &spec("b")), "unchanged", "{now:?}");
         assert_eq!(planned(&fake, &spec("other")), "created", "{now:?}");
     }
+}
+
+#[test]
+fn renamed_other_volume_is_not_the_source_of_a_finished_restore() {
+    let listed = [backup("59-61", "good", ("59", "x1")), backup("60-61", "good", ("60", "x2"))];
+    let volumes = [labelled("1", "acc", of_rr("59-61")), volume("59", "old"), volume("60", "src")];
+    let fake = with_volumes(&volumes, &listed, &[]);
+    assert_eq!(planned(&fake, &format!("{REPLACING}, sourceVolume: src")), "unchanged");
 }
 
 #[test]

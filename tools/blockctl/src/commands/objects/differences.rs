@@ -1,6 +1,8 @@
 //! Differences of objects that stay, because they are made once.
 
-use super::{clones::clone_plans, resources::ResourceSet, restore_plans::volume_plans};
+use super::{
+    clones::clone_plans, made_volumes::restored_from, resources::ResourceSet, restore_plans::volume_plans,
+};
 use crate::{
     objects::{Body, Object, backup::Backup},
     table::short_time,
@@ -31,7 +33,7 @@ pub fn warnings_of_unchanged(object: &Object, resources: &ResourceSet) -> Vec<St
         let text = |(name, now)| {
             format!("{object} has volume {now} and makes no {name}: give a new one another name")
         };
-        return renamed.map(text).collect();
+        return renamed.map(text).chain(earlier(object, resources)).collect();
     };
     let lacking = lacking(object, backup, resources);
     let selected = lacking.map(|text| format!("{text} of the selected volumes: give a new one another name"));
@@ -52,6 +54,23 @@ fn renamed(object: &Object, resources: &ResourceSet) -> Vec<(VolumeName, VolumeN
         _ => Vec::new(),
     };
     pairs.into_iter().filter(|(name, now)| name != now).collect()
+}
+
+/// Describes the volumes of a restore whose cloud snapshots are none of its source any more.
+fn earlier(object: &Object, resources: &ResourceSet) -> Vec<String> {
+    let Body::Restore(restore) = &object.body else { return Vec::new() };
+    let Ok(targets) = resources.restore_targets(restore) else { return Vec::new() };
+    let planned = volume_plans(object, restore, resources).unwrap_or_default();
+    let volumes =
+        resources.restored_by(object).filter(|made| planned.iter().any(|one| one.volume == made.name));
+    let of = volumes.filter_map(|volume| Some((&volume.name, restored_from(volume)?)));
+    let others = of.filter(|(_, id)| targets.iter().all(|target| target.snap != *id));
+    let text = |(name, id)| {
+        format!(
+            "{object} has volume {name} of cloud snapshot {id}, which its source lacks now: give a new one another name"
+        )
+    };
+    others.map(text).collect()
 }
 
 /// Describes the selected volumes that an existing backup or snapshot neither has nor gets.

@@ -1,6 +1,6 @@
 //! Objects of one call that make the same volume.
 
-use super::{resources::ResourceSet, restore_plans::volume_plans};
+use super::{clones::clone_plans, resources::ResourceSet, restore_plans::foreseen_plans};
 use crate::{
     failure::Failure,
     objects::{Body, Object, volumes::ReplacePolicy},
@@ -42,12 +42,14 @@ fn keeps_volumes(object: &Object) -> bool {
 /// Returns the volumes of a restore or clone, as far as they are known before the first change.
 fn volumes_of(object: &Object, resources: &ResourceSet) -> Vec<VolumeName> {
     match &object.body {
-        Body::Restore(restore) if restore.is_of_all() => match volume_plans(object, restore, resources) {
-            Ok(planned) => planned.into_iter().map(|one| one.volume).collect(),
-            Err(_) => resources.expected_volumes(restore),
-        },
-        Body::Restore(restore) => restore.destination_volume.clone().into_iter().collect(),
-        Body::Clone(clone) => clone.destination_volume.clone().into_iter().collect(),
+        Body::Restore(restore) => {
+            let planned = foreseen_plans(object, restore, resources).into_iter().map(|one| one.volume);
+            planned.chain(restore.destination_volume.clone()).collect()
+        }
+        Body::Clone(clone) => {
+            let planned = clone_plans(object, clone, resources).unwrap_or_default().into_iter();
+            planned.map(|one| one.name).chain(clone.destination_volume.clone()).collect()
+        }
         _ => Vec::new(),
     }
 }

@@ -30,7 +30,7 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub struct VolumePlan {
     pub volume: VolumeName,
-    /// `None` if it is of an earlier backup, or if the backup is not listed any more.
+    /// `None` if it is of an earlier backup, or of one that is not listed: any more, or yet.
     pub target: Option<RestoreTarget>,
     pub plan: Plan,
 }
@@ -47,19 +47,32 @@ pub fn volume_plans(
 ) -> Result<Vec<VolumePlan>, ApiError> {
     let planner = Planner::new(object, restore, resources);
     match resources.restore_targets(restore) {
-        Ok(targets) if planner.made.is_empty() || planner.has_one_of(&targets) => {
-            Ok(targets.iter().map(|target| planner.plan_target(target, &targets)).collect())
+        Ok(targets) if planner.may_have(&targets) => {
+            let coming = planner.expected().filter(|one| targets.iter().all(|it| it.volume != one.volume));
+            let planned = targets.iter().map(|target| planner.plan_target(target, &targets));
+            Ok(planned.chain(coming.filter(|_| restore.is_of_all())).collect())
         }
         Err(error) if planner.made.is_empty() || planner.may_lack_volumes() => Err(error),
         _ => Ok(planner.plans_of_made()),
     }
 }
 
+/// Returns the plans of the volumes of a restore; without its cloud snapshots those that are expected of a
+/// backup of this call, or of one that is running.
+pub fn foreseen_plans(object: &Object, restore: &Restore, resources: &ResourceSet) -> Vec<VolumePlan> {
+    let planned = volume_plans(object, restore, resources);
+    planned.unwrap_or_else(|_| Planner::new(object, restore, resources).expected().collect())
+}
+
 pub fn plan_restore(object: &Object, restore: &Restore, resources: &ResourceSet) -> Plan {
-    let volumes = match volume_plans(object, restore, resources) {
-        Ok(volumes) => volumes,
-        Err(error) => return plan_without_source(object, restore, error, resources),
-    };
+    match volume_plans(object, restore, resources) {
+        Ok(volumes) => plan_of_all(volumes),
+        Err(error) => plan_without_source(object, restore, error, resources),
+    }
+}
+
+/// Returns the plan for the volumes of a restore together.
+fn plan_of_all(volumes: Vec<VolumePlan>) -> Plan {
     let (mut waits, mut resumes, mut creates) = (Vec::new(), Vec::new(), false);
     for one in volumes {
         match one.plan {
@@ -85,7 +98,10 @@ fn plan_without_source(object: &Object, restore: &Restore, error: ApiError, reso
         return Plan::Await(format!("VolumeBackup/{name}"), awaited);
     }
     match resources.expect_backup(restore, error) {
-        Ok(()) => Plan::Create,
+        Ok(()) => match foreseen_plans(object, restore, resources) {
+            unknown if unknown.is_empty() => Plan::Create,
+            expected => plan_of_all(expected),
+        },
         Err(error) if error.code == ErrorCode::InvalidRequest => {
             let message = object.document.at("spec.backupName", error.message.clone());
             Plan::Refused(Vec::new(), ApiError { message, ..error })
@@ -123,16 +139,35 @@ impl<'a> Planner<'a> {
         self.task_of(volume).map_or_else(|| restored_from(volume), restored_with)
     }
 
-    /// Returns true if a volume of the restore has one of these cloud snapshots.
-    fn has_one_of(&self, targets: &[RestoreTarget]) -> bool {
-        let contents = self.made.iter().filter_map(|volume| self.content_of(volume));
-        contents.into_iter().any(|id| targets.iter().any(|target| target.snap == id))
+    /// Returns true if the volumes of the restore have one of these cloud snapshots, or none that is known.
+    fn may_have(&self, targets: &[RestoreTarget]) -> bool {
+        let mut contents = self.made.iter().filter_map(|volume| self.content_of(volume)).peekable();
+        contents.peek().is_none() || contents.any(|id| targets.iter().any(|target| target.snap == id))
     }
 
     /// Returns true if the backup has an unknown number of volumes.
     fn may_lack_volumes(&self) -> bool {
-        let location = self.restore.location.as_ref();
-        self.restore.is_of_all() && self.resources.unlisted("", location).is_some()
+        let is_listed = self.resources.unlisted("", self.restore.location.as_ref()).is_none();
+        let is_done = self.resources.awaited(self.restore).next().is_none();
+        self.restore.is_of_all() && !(is_listed && is_done)
+    }
+
+    /// Returns the plans of the volumes whose cloud snapshots this command or a task makes.
+    fn expected(&self) -> impl Iterator<Item = VolumePlan> {
+        let names = match &self.restore.destination_volume {
+            Some(volume) => vec![volume.clone()],
+            None => self.resources.expected_volumes(self.restore),
+        };
+        names.into_iter().map(|volume| {
+            let plan = match self.resources.volume(&volume) {
+                Some(found) if self.made.iter().any(|one| one.volume_id == found.volume_id) => {
+                    self.plan_made(found)
+                }
+                Some(found) => self.plan_other(found, None),
+                None => Plan::Create,
+            };
+            VolumePlan { volume, target: None, plan }
+        })
     }
 
     fn plans_of_made(&self) -> Vec<VolumePlan> {
@@ -160,7 +195,9 @@ impl<'a> Planner<'a> {
         let other = self.resources.volume(&target.volume);
         let (volume, plan, labels) = match (found.or_else(|| made().find(may_be_it)), other) {
             (Some(made), _) => (&made.name, self.plan_made(made), Some(&made.labels)),
-            (None, Some(other)) => (&other.name, self.plan_other(other, target.snap), Some(&other.labels)),
+            (None, Some(other)) => {
+                (&other.name, self.plan_other(other, Some(target.snap)), Some(&other.labels))
+            }
             (None, None) => (&target.volume, Plan::Create, target.labels.as_ref()),
         };
         let plan = match labels.map(|labels| target.labelled(self.object, labels)) {
@@ -184,11 +221,11 @@ impl<'a> Planner<'a> {
     }
 
     /// Returns the plan for a volume with the name of one of the restore.
-    fn plan_other(&self, volume: &Volume, wanted: CloudSnapshotId) -> Plan {
+    fn plan_other(&self, volume: &Volume, wanted: Option<CloudSnapshotId>) -> Plan {
         let from = restored_from(volume);
         match (self.resources.blocking_restore(volume), from, self.restore.replace_policy) {
             (Some(task), ..) => Plan::Refused(Vec::new(), other_restore(self.object, volume, task)),
-            (_, Some(from), _) if from == wanted => Plan::Unchanged,
+            (_, Some(from), _) if wanted == Some(from) => Plan::Unchanged,
             (.., ReplacePolicy::Delete) => Plan::Create,
             // Other volumes of the backup may be missing.
             (_, Some(from), _) if !self.restore.is_of_all() => {

@@ -3,7 +3,7 @@
 use super::{
     plan::{Plan, plan},
     resources::ResourceSet,
-    restore_plans::{VolumePlan, volume_plans},
+    restore_plans::{VolumePlan, foreseen_plans, volume_plans},
     sources::RestoreTarget,
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ByteSize, CredentialRef, Labels, VolumeName, VolumeRef,
+    ApiError, ByteSize, CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,
     cloudsnaps::{Cloudsnap, StartRestore},
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
@@ -38,27 +38,15 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
     }
     let is_replaced =
         |one: &&VolumePlan| matches!(one.plan, Plan::Create) && resources.volume(&one.volume).is_some();
-    let planned = volume_plans(object, restore, resources);
-    let volumes = match (planned, restore.source(), &restore.destination_volume) {
-        (Ok(planned), ..) => {
-            let replaced = planned.iter().filter(is_replaced);
-            let source = |one: &VolumePlan| one.target.as_ref().map(|target| other_source(target, resources));
-            let names =
-                replaced.map(|one| format!("volume {}{}", one.volume, source(one).unwrap_or_default()));
-            names.collect::<Vec<_>>().join(" and ")
+    let planned = foreseen_plans(object, restore, resources);
+    let source = |one: &VolumePlan| one.target.as_ref().map(|target| other_source(target, resources));
+    let name = |one: &VolumePlan| format!("volume {}{}", one.volume, source(one).unwrap_or_default());
+    let volumes = match restore.source() {
+        // Another object makes its location.
+        Some(RestoreSource::Backup(name, _)) if planned.is_empty() && !resources.volumes.is_empty() => {
+            format!("the existing volumes of VolumeBackup/{name}")
         }
-        // Another object or a task makes the backup.
-        (Err(_), Some(RestoreSource::Backup(name, _)), None) => match resources.expected_volumes(restore) {
-            unknown if unknown.is_empty() && !resources.volumes.is_empty() => {
-                format!("the existing volumes of VolumeBackup/{name}")
-            }
-            expected => {
-                let existing = expected.iter().filter(|volume| resources.volume(volume).is_some());
-                existing.map(|volume| format!("volume {volume}")).collect::<Vec<_>>().join(" and ")
-            }
-        },
-        (Err(_), _, Some(volume)) if resources.volume(volume).is_some() => format!("volume {volume}"),
-        _ => String::new(),
+        _ => planned.iter().filter(is_replaced).map(name).collect::<Vec<_>>().join(" and "),
     };
     (!volumes.is_empty())
         .then(|| format!("{object} replaces the content of {volumes}, which is kept as a snapshot"))
@@ -81,7 +69,7 @@ fn other_source(target: &RestoreTarget, resources: &ResourceSet) -> String {
 /// Returns the existing volumes that a restore keeps.
 pub fn kept_volumes(object: &Object, resources: &ResourceSet) -> Vec<VolumeName> {
     let Body::Restore(restore) = &object.body else { return Vec::new() };
-    let planned = volume_plans(object, restore, resources).unwrap_or_default().into_iter();
+    let planned = foreseen_plans(object, restore, resources).into_iter();
     planned.filter(|one| matches!(one.plan, Plan::Kept)).map(|one| one.volume).collect()
 }
 
@@ -99,6 +87,11 @@ pub async fn start_restore(
                 tasks.push(replace(context, object, restore, &target).await?);
             }
             (Plan::Create, Some(target)) => tasks.extend(start(context, object, restore, target).await?),
+            (Plan::Create, None) => {
+                let cause = format!("the cloud snapshot of volume {} is not made yet", one.volume);
+                let message = format!("{object}: {cause}: apply this again when it is");
+                return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).into());
+            }
             (Plan::Wait(running), _) => tasks.extend(running),
             (Plan::Resume { ended, .. }, _) => {
                 for task in &ended {

@@ -202,8 +202,9 @@ impl ResourceSet {
         if same.peek().is_none() {
             return all().any(|one| is_it(&one));
         }
-        // Its volume may have had the wanted name in between, unless another volume of the backup has it.
-        !same.any(is_of_volume) && all().filter(is_of_backup).any(is_of_volume)
+        // Its volume may have had the wanted name in between, unless another volume of the backup had it.
+        let had_name = |one: &Cloudsnap| source.is_some_and(|source| one.volume_name == source.as_str());
+        !same.any(is_of_volume) && all().filter(is_of_backup).any(had_name)
     }
 
     /// Checks that objects of this command make the backup of a restore: their own, or a new location that
