@@ -1,6 +1,6 @@
 //! Failures of commands, their exit statuses and JSON form.
 
-use blockd_api::{ApiError, ClientError, ErrorCode};
+use blockd_api::{ApiError, ClientError, ErrorCode, NameError};
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::{fmt::Display, io, path::Path};
@@ -50,6 +50,12 @@ pub enum Failure {
         /// Next action.
         hint: Option<String>,
     },
+}
+
+impl From<NameError> for Failure {
+    fn from(error: NameError) -> Self {
+        Self::usage(error.to_string())
+    }
 }
 
 impl From<ApiError> for Failure {

@@ -16,6 +16,7 @@ mod progress;
 mod secrets;
 mod short_ids;
 mod signals;
+mod snapshot_ref;
 mod table;
 mod times;
 mod wait;

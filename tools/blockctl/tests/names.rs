@@ -386,3 +386,58 @@ fn schedules_of_hexadecimal_names_are_found() {
         assert_eq!((ran.status, fake.changes()), (0, vec![route.clone()]), "{wanted} {ran:?}");
     }
 }
+
+#[test]
+fn local_snapshots_are_named_in_each_form() {
+    let mut first = reply("GET /v1/snapshots")["items"][0].take();
+    (first["volumeName"], first["volumeId"]) = (json!("db"), json!("59"));
+    (first["name"], first["createdAt"]) = (json!("monday"), json!("2026-11-20T21:00:00Z"));
+    let mut second = first.clone();
+    (second["name"], second["createdAt"]) = (json!("tuesday"), json!("2026-11-21T21:00:00Z"));
+    let mut third = first.clone();
+    (third["name"], third["createdAt"]) = (json!("2026-11-20"), json!("2026-11-19T21:00:00Z"));
+    let snapshots = list(json!([first, second, third]));
+    for (line, wanted) in [
+        ("snapshot restore db --snapshot monday", "db@monday"),
+        ("snapshot restore db monday", "db@monday"),
+        ("snapshot restore db@monday", "db@monday"),
+        ("snapshot restore db@latest", "db@tuesday"),
+        ("snapshot restore db latest", "db@tuesday"),
+        ("snapshot restore db@2026-11-20T22:00", "db@monday"),
+        ("snapshot restore db@2026-11-20", "db@2026-11-20"),
+        ("snapshot restore 61", "61"),
+        ("volume clone new --from db@monday", "db@monday"),
+        ("volume clone new db@monday", "db@monday"),
+        ("volume clone new db@latest", "db@tuesday"),
+        ("volume clone new 61", "61"),
+    ] {
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/snapshots", ok(snapshots.clone())),
+            ("GET /v1/snapshots/61", ok(first.clone())),
+        ]);
+        let ran = fake.run(line);
+        let sent = fake.seen().into_iter().rev().find(|seen| seen.line.starts_with("POST "));
+        let sent = sent.unwrap_or_else(|| panic!("{line} {ran:?}"));
+        assert_eq!(sent.body["snapshot"], json!(wanted), "{line} {ran:?}");
+    }
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/snapshots", ok(snapshots)),
+        ("GET /v1/snapshots/61", ok(first)),
+        ("DELETE /v1/snapshots/db@2026-11-20", ok(reply("DELETE /v1/snapshots/db@monday"))),
+        ("GET /v1/volumes/61", fail(404, "volume_not_found", "there is no volume 61")),
+    ]);
+    for (line, status, words) in [
+        ("snapshot restore db", 2, "db@latest is the newest"),
+        ("snapshot restore db@monday monday", 2, "given twice"),
+        ("snapshot delete db@latest", 2, "without --yes"),
+        ("snapshot delete db@2026-11-20", 0, "deleted"),
+        ("snapshot inspect db@2026-11-18", 4, "there is no snapshot db@2026-11-18"),
+        ("volume uri 61", 0, "nbd"),
+        ("volume uri 62", 4, "there is no such volume"),
+        ("snapshot diff db@monday", 0, ""),
+        ("cs sched pause --name nightly", 0, ""),
+    ] {
+        let ran = fake.run(line);
+        assert!(ran.status == status && (ran.stdout.clone() + &ran.stderr).contains(words), "{line} {ran:?}");
+    }
+}

@@ -263,7 +263,7 @@ pub struct UuidArg {
     #[arg(value_name = "SCHEDULE", value_parser = parse_schedule, required_unless_present = "uuid", conflicts_with = "uuid")]
     schedule: Option<String>,
     /// The same, as an option
-    #[arg(short, long, value_name = "SCHEDULE", value_parser = parse_schedule)]
+    #[arg(short, long, value_name = "SCHEDULE", value_parser = parse_schedule, alias = "name")]
     uuid: Option<String>,
 }
 

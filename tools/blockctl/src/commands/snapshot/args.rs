@@ -1,11 +1,12 @@
 //! `blockctl snapshot …`
 
 use crate::{
-    commands::{arguments::WideArg, list_filter::ListFilter, rules::HookArgs},
+    commands::{arguments::WideArg, list_filter::ListFilter, rules::HookArgs, volume::args::ExportRef},
     confirm::YesArg,
+    snapshot_ref::LocalSnapshot,
 };
 use blockd_api::{
-    GroupName, GroupRef, LabelSelector, NameError, SnapshotName, SnapshotRef, VolumeRef, snapshots::Snapshot,
+    GroupName, GroupRef, LabelSelector, NameError, SnapshotName, VolumeRef, snapshots::Snapshot,
 };
 use clap::{Args, Subcommand};
 
@@ -59,7 +60,8 @@ zeroes.
 
 Examples:
   blockctl snapshot diff db monday tuesday
-  blockctl snapshot diff db monday
+  blockctl snapshot diff db@monday
+  blockctl snapshot diff db latest
   blockctl -j snapshot diff db monday now";
 
 const RESTORE_HELP: &str = "\
@@ -69,11 +71,12 @@ given. All other snapshots stay. The volume must be neither attached nor connect
 are not accepted.
 
 Examples:
-  blockctl snapshot restore db --snapshot before-upgrade
+  blockctl snapshot restore db@before-upgrade
+  blockctl snapshot restore db before-upgrade
   blockctl snapshot restore db --snapshot 725134927222077463 --discard";
 
 const DELETE_HELP: &str = "\
-Id prefixes are not accepted.
+Id prefixes are not accepted; VOLUME@latest and VOLUME@TIME need --yes in scripts.
 
 Examples:
   blockctl snapshot delete db@before-upgrade
@@ -162,8 +165,8 @@ pub struct CreateGroupArgs {
 /// `snapshot inspect`, `pin` and `unpin`
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// Id of the snapshot, or VOLUME@NAME
-    pub snapshot: SnapshotRef,
+    /// Id of the snapshot, VOLUME@NAME, VOLUME@latest or VOLUME@TIME
+    pub snapshot: LocalSnapshot,
 }
 
 /// `snapshot list`
@@ -185,24 +188,29 @@ pub struct ListArgs {
 /// `snapshot diff`
 #[derive(Debug, Args)]
 pub struct DiffArgs {
-    /// Name or id of the volume
-    pub volume: VolumeRef,
-    /// Name or id of the older snapshot
+    /// Name or id of the volume, or its older snapshot
+    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    pub at: ExportRef,
+    /// Name or id of the older snapshot, unless given before
     #[arg(value_name = "A")]
-    pub from: Point,
-    /// Name or id of the newer snapshot, or now
-    #[arg(value_name = "B", default_value = "now")]
-    pub to: Point,
+    pub from: Option<Point>,
+    /// Name or id of the newer snapshot, or now [default: now]
+    #[arg(value_name = "B")]
+    pub to: Option<Point>,
 }
 
 /// `snapshot restore`
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
-    /// Name or id of the volume
-    pub volume: VolumeRef,
-    /// Name or id of the snapshot
-    #[arg(short, long)]
-    pub snapshot: Point,
+    /// Name or id of the volume, its snapshot, or the id of a snapshot
+    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    pub at: ExportRef,
+    /// Name or id of the snapshot, unless given before
+    #[arg(value_name = "SNAPSHOT", conflicts_with = "snapshot")]
+    pub point: Option<Point>,
+    /// The same, as an option
+    #[arg(short, long, value_name = "SNAPSHOT")]
+    pub snapshot: Option<Point>,
     /// Discard the current content
     #[arg(long)]
     pub discard: bool,
@@ -214,26 +222,26 @@ pub struct RestoreArgs {
 /// Point of a volume that is named separately: a snapshot, or now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Point {
-    /// Snapshot name.
-    Name(SnapshotName),
+    /// Name, `latest`, or time.
+    Of(String),
     /// Snapshot id, or VOLUME@NAME.
-    Full(SnapshotRef),
+    Full(LocalSnapshot),
 }
 
 impl Point {
-    /// Resolves the point to a snapshot of this volume.
-    pub fn of(self, volume: &VolumeRef) -> SnapshotRef {
-        match self {
-            Self::Name(name) => SnapshotRef::Named { volume: volume.clone(), name },
-            Self::Full(snapshot) => snapshot,
-        }
+    /// Returns true for the current content.
+    pub fn is_now(&self) -> bool {
+        matches!(self, Self::Of(text) if text == "now")
     }
 
-    /// Resolves the point; `None` for the current content (`now`).
-    pub fn of_or_now(self, volume: &VolumeRef) -> Option<SnapshotRef> {
+    /// Returns the snapshot of this volume.
+    ///
+    /// # Errors
+    /// The text is no name, which the parser refuses.
+    pub fn of(&self, volume: &VolumeRef) -> Result<LocalSnapshot, NameError> {
         match self {
-            Self::Name(name) if name.as_str() == "now" => None,
-            other => Some(other.of(volume)),
+            Self::Of(text) => format!("{volume}@{text}").parse(),
+            Self::Full(snapshot) => Ok(snapshot.clone()),
         }
     }
 }
@@ -244,15 +252,18 @@ impl std::str::FromStr for Point {
     fn from_str(text: &str) -> Result<Self, NameError> {
         let is_full =
             text.contains('@') || (!text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()));
-        if is_full { text.parse().map(Self::Full) } else { text.parse().map(Self::Name) }
+        if is_full {
+            return text.parse().map(Self::Full);
+        }
+        format!("v@{text}").parse::<LocalSnapshot>().map(|_| Self::Of(text.to_owned()))
     }
 }
 
 /// `snapshot delete`
 #[derive(Debug, Args)]
 pub struct DeleteArgs {
-    /// Id of the snapshot, or VOLUME@NAME
-    pub snapshot: SnapshotRef,
+    /// Id of the snapshot, VOLUME@NAME, VOLUME@latest or VOLUME@TIME
+    pub snapshot: LocalSnapshot,
     /// Delete a pinned snapshot
     #[arg(long)]
     pub force: bool,

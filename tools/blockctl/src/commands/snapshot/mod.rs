@@ -6,6 +6,7 @@ use super::{
     filters::NamePattern,
     list_filter::{LabelOption, Listed, Sort},
     rules,
+    volume::{args::ExportRef, volume_of},
 };
 use crate::{
     failure::{Exit, Failure},
@@ -13,7 +14,9 @@ use crate::{
     progress::{Measured, Progress},
     table::{Facts, Table, Width, counted, or_dash, short_uuid},
 };
-use args::{CreateArgs, CreateGroupArgs, DeleteArgs, DiffArgs, ListArgs, RestoreArgs, SnapshotCommand};
+use args::{
+    CreateArgs, CreateGroupArgs, DeleteArgs, DiffArgs, ListArgs, Point, RestoreArgs, SnapshotCommand,
+};
 use blockd_api::{
     ApiError, ByteSize, ClientError, ErrorCode, LabelSelector, SnapshotRef, VolumeId, VolumeRef, format_time,
     operations,
@@ -36,11 +39,11 @@ pub async fn run(context: &Context<'_>, command: SnapshotCommand) -> Exit {
         SnapshotCommand::Create(args) => create(context, args).await,
         SnapshotCommand::CreateGroup(args) => create_group(context, args).await,
         SnapshotCommand::List(args) => list(context, args).await,
-        SnapshotCommand::Inspect(args) => inspect(context, &args.snapshot).await,
+        SnapshotCommand::Inspect(args) => inspect(context, &args.snapshot.resolve(context).await?).await,
         SnapshotCommand::Diff(args) => diff(context, args).await,
         SnapshotCommand::Restore(args) => restore(context, args).await,
-        SnapshotCommand::Pin(args) => pin(context, &args.snapshot, true).await,
-        SnapshotCommand::Unpin(args) => pin(context, &args.snapshot, false).await,
+        SnapshotCommand::Pin(args) => pin(context, &args.snapshot.resolve(context).await?, true).await,
+        SnapshotCommand::Unpin(args) => pin(context, &args.snapshot.resolve(context).await?, false).await,
         SnapshotCommand::Delete(args) => delete(context, &args).await,
     }
 }
@@ -193,13 +196,21 @@ fn step_text(step: &QuiesceStep) -> String {
 }
 
 async fn diff(context: &Context<'_>, args: DiffArgs) -> Exit {
-    let (from, to) = (args.from.of(&args.volume), args.to.of_or_now(&args.volume));
+    let (from, to) = match (&args.from, &args.to) {
+        (from, None) if !matches!(args.at, ExportRef::Volume(_)) => (None, from),
+        (from, to) => (from.as_ref(), to),
+    };
+    let (volume, from) = source(context, &args.at, from).await?;
+    let to = match to.as_ref().filter(|to| !to.is_now()) {
+        Some(to) => Some(to.of(&volume)?.resolve(context).await?),
+        None => None,
+    };
     let mut query = DiffSnapshots { from, to, offset_bytes: None };
-    let mut diff = context.client.call_at(operations::DIFF_SNAPSHOTS, &args.volume, &query).await?;
+    let mut diff = context.client.call_at(operations::DIFF_SNAPSHOTS, &volume, &query).await?;
     // Replies are paged; the difference of two snapshots does not change between requests.
     while let Some(offset_bytes) = diff.list.next {
         query.offset_bytes = Some(offset_bytes);
-        let mut next = context.client.call_at(operations::DIFF_SNAPSHOTS, &args.volume, &query).await?;
+        let mut next = context.client.call_at(operations::DIFF_SNAPSHOTS, &volume, &query).await?;
         diff.list.items.append(&mut next.list.items);
         diff.list.next = next.list.next;
     }
@@ -219,20 +230,48 @@ async fn diff(context: &Context<'_>, args: DiffArgs) -> Exit {
     exit
 }
 
+/// Returns the volume and the snapshot of `VOLUME SNAPSHOT`, `VOLUME@SNAPSHOT`, or the id of a snapshot.
+///
+/// # Errors
+/// The snapshot is missing, given twice, or does not exist.
+async fn source(
+    context: &Context<'_>,
+    at: &ExportRef,
+    point: Option<&Point>,
+) -> Result<(VolumeRef, SnapshotRef), Failure> {
+    let snapshot = match (at, point) {
+        (ExportRef::Volume(volume), Some(point)) => {
+            let snapshot = point.of(volume)?.resolve(context).await?;
+            return Ok((volume.clone(), snapshot));
+        }
+        (ExportRef::Snapshot(snapshot), None) => snapshot.resolve(context).await?,
+        (ExportRef::Snapshot(_), Some(_)) => {
+            return Err(Failure::usage("the snapshot is given twice: by VOLUME@SNAPSHOT and separately"));
+        }
+        (ExportRef::Volume(VolumeRef::Id(id)), None) => id.to_string().parse()?,
+        (ExportRef::Volume(volume), None) => {
+            let hint = format!(
+                "`blockctl snapshot list {volume}` shows the snapshots; {volume}@latest is the newest"
+            );
+            return Err(
+                Failure::usage("name the snapshot: VOLUME@SNAPSHOT or VOLUME SNAPSHOT").with_hint(hint)
+            );
+        }
+    };
+    Ok((volume_of(context, &snapshot).await?, snapshot))
+}
+
 async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
-    let request = RestoreSnapshot { snapshot: args.snapshot.of(&args.volume), discard: args.discard };
+    let given = args.point.as_ref().or(args.snapshot.as_ref());
+    let (volume, snapshot) = source(context, &args.at, given).await?;
+    let request = RestoreSnapshot { snapshot, discard: args.discard };
     let fate = if args.discard { "discarded" } else { "kept as a snapshot" };
-    let consequence = format!(
-        "Volume {} returns to snapshot {}; its current content is {fate}.",
-        args.volume, request.snapshot
-    );
+    let consequence =
+        format!("Volume {} returns to snapshot {}; its current content is {fate}.", volume, request.snapshot);
     args.yes.confirm(context.output, &consequence)?;
-    let restored = watched(
-        context,
-        &args.volume,
-        context.client.call_at(operations::RESTORE_SNAPSHOT, &args.volume, &request),
-    )
-    .await?;
+    let restored =
+        watched(context, &volume, context.client.call_at(operations::RESTORE_SNAPSHOT, &volume, &request))
+            .await?;
     if context.output.is_json() {
         return context.output.document(&restored);
     }
@@ -296,7 +335,10 @@ pub fn refuse_pinned(snapshots: &[Snapshot]) -> Result<(), Failure> {
 }
 
 async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
-    let (snapshot, query) = (&args.snapshot, DeleteSnapshot { force: args.force });
+    let (snapshot, query) = (&args.snapshot.resolve(context).await?, DeleteSnapshot { force: args.force });
+    if !args.snapshot.is_exactly(snapshot) && !args.yes.is_deliberate() {
+        return Err(Failure::usage("without --yes, delete requires the id or the name of a snapshot"));
+    }
     if args.yes.must_ask() {
         let found = context.client.call_at(operations::GET_SNAPSHOT, snapshot, &()).await?;
         if !args.force {

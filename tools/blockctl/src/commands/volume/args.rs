@@ -4,10 +4,12 @@ use super::{image::ImageRef, labels::LabelChanges};
 use crate::{
     commands::{arguments::WideArg, list_filter::ListFilter},
     confirm::YesArg,
+    failure::Failure,
+    snapshot_ref::LocalSnapshot,
 };
 use blockd_api::{
-    ByteSize, GroupName, Labels, NameError, SnapshotRef, VolumeName, VolumeRef, attachments::NbdDevice,
-    check_volume_size, volumes::Volume,
+    ByteSize, GroupName, Labels, NameError, VolumeName, VolumeRef, attachments::NbdDevice, check_volume_size,
+    volumes::Volume,
 };
 use clap::{
     Args, Subcommand,
@@ -35,7 +37,8 @@ The clone is writable at once and takes no space until it is written: it shares 
 source. Both, and the snapshot, can be changed and deleted in any order. Its first backup is full.
 
 Examples:
-  blockctl volume clone db-test --from db@before-upgrade
+  blockctl volume clone db-test db@before-upgrade
+  blockctl volume clone db-test --from db@latest
   blockctl volume clone db-test --from 725134927222077463 --label app=test";
 
 const CHECK_HELP: &str = "\
@@ -187,12 +190,26 @@ pub struct CreateArgs {
 pub struct CloneArgs {
     /// Name of the new volume and of its export
     pub name: VolumeName,
-    /// Snapshot: VOLUME@NAME or id
+    /// Snapshot: VOLUME@NAME, VOLUME@latest, VOLUME@TIME or id
+    #[arg(value_name = "SNAPSHOT", required_unless_present = "from", conflicts_with = "from")]
+    snapshot: Option<LocalSnapshot>,
+    /// The same, as an option
     #[arg(short, long, value_name = "SNAPSHOT")]
-    pub from: SnapshotRef,
+    from: Option<LocalSnapshot>,
     /// Labels of the new volume
     #[arg(short, long, value_name = "K=V,…", default_value_t)]
     pub label: Labels,
+}
+
+impl CloneArgs {
+    /// Returns the snapshot, from the argument or the option.
+    ///
+    /// # Errors
+    /// Neither is given, which the parser refuses.
+    pub fn snapshot(&self) -> Result<&LocalSnapshot, Failure> {
+        let given = self.snapshot.as_ref().or(self.from.as_ref());
+        given.ok_or_else(|| Failure::usage("name the snapshot"))
+    }
 }
 
 /// `volume list`
@@ -350,7 +367,7 @@ fn parse_switch(text: &str) -> Result<bool, String> {
 /// `volume uri`
 #[derive(Debug, Args)]
 pub struct UriArgs {
-    /// Name or id of the volume, or VOLUME@SNAPSHOT
+    /// Name or id of the volume, VOLUME@SNAPSHOT, or id of a snapshot
     #[arg(value_name = "VOLUME[@SNAPSHOT]")]
     pub export: ExportRef,
 }
@@ -361,13 +378,13 @@ pub enum ExportRef {
     /// Current content of a volume.
     Volume(VolumeRef),
     /// Local snapshot.
-    Snapshot(SnapshotRef),
+    Snapshot(LocalSnapshot),
 }
 
 impl std::str::FromStr for ExportRef {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        // A bare id names a volume; a snapshot needs its volume in front.
+        // A bare id is that of a volume, unless there is none with it.
         if text.contains('@') { text.parse().map(Self::Snapshot) } else { text.parse().map(Self::Volume) }
     }
 }

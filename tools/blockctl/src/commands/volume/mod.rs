@@ -17,7 +17,7 @@ use args::{
     UpdateArgs, VolumeCommand,
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, Labels, SnapshotId, SnapshotRef, VolumeRef,
+    ApiError, ByteSize, ErrorCode, Labels, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
     format_time,
     lazy::{Hydration, InPlaceProgress},
@@ -64,11 +64,9 @@ async fn check(context: &Context<'_>, volume: &VolumeRef) -> Exit {
 }
 
 async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {
-    let parent = match &args.from {
-        SnapshotRef::Named { volume, .. } => volume.clone(),
-        SnapshotRef::Id(id) => volume_of(context, *id).await?,
-    };
-    let request = CloneVolume { name: args.name, snapshot: args.from, labels: args.label };
+    let snapshot = args.snapshot()?.resolve(context).await?;
+    let parent = volume_of(context, &snapshot).await?;
+    let request = CloneVolume { name: args.name, snapshot, labels: args.label };
     let volume = context.client.call_at(operations::CLONE_VOLUME, &parent, &request).await?;
     context
         .output
@@ -76,13 +74,17 @@ async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {
 }
 
 /// Returns the volume of a snapshot.
-async fn volume_of(context: &Context<'_>, id: SnapshotId) -> Result<VolumeRef, Failure> {
-    let list = context.client.call(operations::LIST_SNAPSHOTS, &ListSnapshots::default()).await?;
-    let found = list.items.into_iter().find(|snapshot| snapshot.snapshot_id == id);
-    found.map(|snapshot| VolumeRef::Id(snapshot.volume_id)).ok_or_else(|| {
-        let message = format!("there is no snapshot {id}");
-        ApiError::new(ErrorCode::SnapshotNotFound, message).into()
-    })
+///
+/// # Errors
+/// There is no snapshot with this id.
+pub async fn volume_of(context: &Context<'_>, snapshot: &SnapshotRef) -> Result<VolumeRef, Failure> {
+    match snapshot {
+        SnapshotRef::Named { volume, .. } => Ok(volume.clone()),
+        SnapshotRef::Id(_) => {
+            let found = context.client.call_at(operations::GET_SNAPSHOT, snapshot, &()).await?;
+            Ok(VolumeRef::Id(found.volume_id))
+        }
+    }
 }
 
 /// Formats the state of a volume: attached as a device of this host, or used by other NBD clients.
@@ -416,10 +418,20 @@ pub struct ExportUri {
 }
 
 async fn uri(context: &Context<'_>, export: &ExportRef) -> Exit {
+    let snapshot_uri = async |snapshot: SnapshotRef| {
+        context.client.call_at(operations::GET_SNAPSHOT, &snapshot, &()).await.map(|found| found.uri)
+    };
     let uri = match export {
-        ExportRef::Volume(volume) => context.client.call_at(operations::GET_VOLUME, volume, &()).await?.uri,
-        ExportRef::Snapshot(snapshot) => {
-            context.client.call_at(operations::GET_SNAPSHOT, snapshot, &()).await?.uri
+        ExportRef::Snapshot(snapshot) => snapshot_uri(snapshot.resolve(context).await?).await?,
+        ExportRef::Volume(volume) => {
+            let found = context.client.call_at(operations::GET_VOLUME, volume, &()).await;
+            let snapshot = volume.to_string().parse::<SnapshotRef>();
+            match (found, snapshot) {
+                (Ok(found), _) => found.uri,
+                // The error about the volume is that of most mistakes.
+                (Err(error), Ok(snapshot)) => snapshot_uri(snapshot).await.map_err(|_| error)?,
+                (Err(error), Err(_)) => return Err(error.into()),
+            }
         }
     };
     let uri = reachable(context, uri).await?;
