@@ -1,6 +1,6 @@
 //! Cloud snapshots, schedules and tasks by name, prefix or point in time; completion of names.
 
-use crate::support::{CLUSTER, Fake, Reply, cloudsnap, fail, list, ok, reply, snap, task};
+use crate::support::{CLUSTER, Fake, Reply, cloudsnap, fail, list, ok, reply, snap, task, volume};
 use serde_json::{Value, json};
 
 const OTHER: &str = "7e4d4b67-95d7-481e-aec5-14223ac55170";
@@ -313,15 +313,17 @@ fn location_that_fails_does_not_stop_the_others() {
     assert!(collected.stderr.contains("no reply from h:1"), "{collected:?}");
 }
 
+/// Returns the candidates for the last word of a line.
+fn completed(fake: &Fake, words: &[&str]) -> Vec<String> {
+    let mut command = fake.command("--");
+    let output = command.args(words).env("BLOCKCTL_COMPLETE", "fish").output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    shown.lines().filter_map(|line| line.split('\t').next()).map(ToOwned::to_owned).collect()
+}
+
 #[test]
 fn names_are_completed_by_the_daemon() {
     let fake = Fake::with_defaults(Vec::new());
-    let complete = |words: &[&str]| {
-        let mut command = fake.command("--");
-        command.args(words).env("BLOCKCTL_COMPLETE", "fish");
-        let output = command.output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    };
     for (words, name) in [
         (&["blockctl", "volume", "inspect", "New"][..], "NewVol"),
         (&["blockctl", "snapshot", "inspect", "db@m"], "db@monday"),
@@ -332,8 +334,8 @@ fn names_are_completed_by_the_daemon() {
         (&["blockctl", "cloudsnap", "restore", "db"], "db@latest"),
         (&["blockctl", "cloudsnap", "stop", "3f"], "3f4f0a67"),
     ] {
-        let shown = complete(words);
-        assert!(shown.lines().any(|line| line.split('\t').next() == Some(name)), "{words:?}: {shown}");
+        let shown = completed(&fake, words);
+        assert!(shown.iter().any(|one| one == name), "{words:?}: {shown:?}");
     }
     let mut typed = fake.command("--");
     typed.env("BLOCKCTL_COMPLETE", "fish").env("BLOCKD_SOCKET", "/nonexistent/blockd.sock");
@@ -384,6 +386,49 @@ fn schedules_of_hexadecimal_names_are_found() {
         let fake = Fake::with_defaults(vec![("GET /v1/schedules", ok(schedules.clone()))]);
         let ran = fake.run(&format!("cs sched pause {wanted}"));
         assert_eq!((ran.status, fake.changes()), (0, vec![route.clone()]), "{wanted} {ran:?}");
+    }
+}
+
+#[test]
+fn words_before_select_the_candidates() {
+    let mut backup = task("Backup-Done", 1);
+    backup["name"] = json!("before-upgrade");
+    let mut failed = task("Backup-Failed", 1);
+    failed["name"] = json!("before-failure");
+    let mut snapshots = reply("GET /v1/snapshots")["items"].take();
+    let mut other = snapshots[0].clone();
+    (other["volumeName"], other["volumeId"], other["name"]) = (json!("web"), json!("60"), json!("may"));
+    snapshots.as_array_mut().unwrap().push(other);
+    let mut made = volume("60", "web");
+    made["labels"] = json!({"restored-by": "again"});
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/tasks", ok(list(json!([backup, failed])))),
+        ("GET /v1/snapshots", ok(list(snapshots))),
+        ("GET /v1/volumes", ok(list(json!([made])))),
+    ]);
+    for (line, wanted) in [
+        ("cloudsnap restore bef", &["before-upgrade"][..]),
+        ("cloudsnap restore --snap w", &["web@latest"]),
+        ("snapshot restore db --snapshot m", &["monday"]),
+        ("snapshot restore web m", &["may"]),
+        ("snapshot diff db monday t", &["tuesday"]),
+        ("snapshot restore w", &["web"]),
+        ("volume uri web@", &["web@may"]),
+        ("volume clone db m", &[]),
+        ("volume clone new web", &["web@may"]),
+        ("get volumeb", &["volumebackup", "volumebackupschedule"]),
+        ("describe VolumeR", &["VolumeRestore"]),
+        ("get vb,ru", &["vb,rule"]),
+        ("get vb bef", &["before-upgrade"]),
+        ("describe rule p", &["pg"]),
+        ("get VolumeSnapshot m", &["may", "monday"]),
+        ("delete vbs nig", &["nightly"]),
+        ("get vr a", &["again"]),
+        ("get vc a", &[]),
+        ("get all go", &["gold"]),
+    ] {
+        let words: Vec<&str> = std::iter::once("blockctl").chain(line.split(' ')).collect();
+        assert_eq!(completed(&fake, &words), wanted, "{line}");
     }
 }
 

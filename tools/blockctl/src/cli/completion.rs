@@ -4,19 +4,21 @@
 //! value names of arguments; without a daemon there are none.
 
 use crate::{
-    commands::schedules::called,
+    commands::{objects::args::Kinds, schedules::called},
     contexts::{self, Global},
+    objects::Kind,
     table::short_uuid,
 };
 use blockd_api::{
-    Client, operations,
-    snapshots::ListSnapshots,
-    tasks::ListTasks,
+    CLONED_BY, Client, RESTORED_BY, operations,
+    snapshots::{ListSnapshots, Snapshot},
+    tasks::{ListTasks, Task, TaskKind, TaskStage},
     volumes::{ListVolumes, Volume},
 };
+use clap::{Arg, Command, Id};
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
     os::unix::ffi::OsStrExt,
     path::PathBuf,
@@ -32,9 +34,23 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Volumes,
-    /// `VOLUME@latest`: a list of cloud snapshots may need slow stores.
+    /// Volumes; after `@`, also local snapshots.
+    Exports,
+    /// `VOLUME@latest` and backups of tasks: a list of cloud snapshots may need slow stores.
     Points,
+    /// `VOLUME@latest`.
+    Latest,
     Snapshots,
+    /// Names of the snapshots of the volume that is typed before.
+    SnapshotsOfVolume,
+    SnapshotNames,
+    /// Names of backups that tasks made.
+    Backups,
+    /// Objects in this label of volumes.
+    Makers(&'static str),
+    Kinds,
+    /// Names of objects of the kinds that are typed before.
+    Objects,
     Groups,
     Credentials,
     Schedules,
@@ -44,12 +60,21 @@ enum Source {
 }
 
 impl Source {
-    /// Returns the source for the value name of an argument.
-    fn of(value_name: &str) -> Option<Self> {
-        Some(match value_name {
-            "VOLUME" | "VOLUME,…" | "VOLUME|DEVICE" | "VOLUME[@SNAPSHOT]" => Self::Volumes,
+    /// Returns the source for an argument, which follows from its value name and the other arguments.
+    fn of(arg: &Arg, command: &Command) -> Option<Self> {
+        let name_of = |arg: &Arg| {
+            let first = arg.get_value_names().and_then(|names| names.first()).map(ToString::to_string);
+            first.unwrap_or_default()
+        };
+        let has = |name: &str| command.get_positionals().any(|arg| name_of(arg).starts_with(name));
+        Some(match name_of(arg).as_str() {
+            "VOLUME" | "VOLUME,…" | "VOLUME|DEVICE" => Self::Volumes,
+            "VOLUME[@SNAPSHOT]" => Self::Exports,
             "ID" | "ID|VOLUME" | "ID-1" | "ID-2" | "ID PATH" => Self::Points,
+            "SNAPSHOT" | "A" | "B" if has("VOLUME[@SNAPSHOT]") => Self::SnapshotsOfVolume,
             "SNAPSHOT" => Self::Snapshots,
+            "KIND" | "KIND,…" if arg.is_positional() => Self::Kinds,
+            "NAME" if arg.is_positional() && has("KIND") => Self::Objects,
             "GROUP" | "GROUP|ID" => Self::Groups,
             "CREDENTIAL" | "CREDENTIALS" => Self::Credentials,
             "SCHEDULE" => Self::Schedules,
@@ -60,42 +85,94 @@ impl Source {
         })
     }
 
-    /// Returns the names that the daemon knows; nothing if it does not answer in time.
-    fn names(self) -> Vec<String> {
-        let Ok(endpoint) = contexts::resolve(&selected(), |name| std::env::var_os(name)) else {
-            return Vec::new();
-        };
-        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
-            return Vec::new();
-        };
-        let client = Client::at(endpoint);
-        let found = runtime.block_on(async { tokio::time::timeout(TIMEOUT, self.load(&client)).await });
-        runtime.shutdown_background();
-        found.ok().flatten().unwrap_or_default()
+    /// Returns the source for the names of objects of a kind.
+    fn of_kind(kind: Kind) -> Self {
+        match kind {
+            Kind::BackupLocation => Self::Credentials,
+            Kind::SchedulePolicy => Self::Policies,
+            Kind::Rule => Self::Rules,
+            Kind::VolumeSnapshot => Self::SnapshotNames,
+            Kind::VolumeBackup => Self::Backups,
+            Kind::VolumeBackupSchedule => Self::Schedules,
+            Kind::VolumeRestore => Self::Makers(RESTORED_BY),
+            Kind::VolumeClone => Self::Makers(CLONED_BY),
+        }
     }
 
-    async fn load(self, client: &Client) -> Option<Vec<String>> {
+    /// Returns the sources for a word on a line.
+    fn parts(self, word: &str, line: &[String]) -> Vec<Self> {
+        match self {
+            Self::Exports if word.contains('@') => vec![Self::Snapshots],
+            Self::Exports => vec![Self::Volumes],
+            Self::Points => vec![Self::Latest, Self::Backups],
+            Self::Objects => {
+                let kinds = line.iter().find_map(|word| word.parse::<Kinds>().ok());
+                kinds.map_or_else(Vec::new, |kinds| kinds.0.into_iter().map(Self::of_kind).collect())
+            }
+            other => vec![other],
+        }
+    }
+
+    /// Returns the names for a word; none of the daemon if it does not answer in time.
+    fn names(self, word: &str) -> BTreeSet<String> {
+        if self == Self::Kinds {
+            let is_lower = word.starts_with(|first: char| first.is_ascii_lowercase());
+            let spelled = |kind: Kind| if is_lower { kind.text().to_lowercase() } else { kind.to_string() };
+            return Kind::ALL.into_iter().map(spelled).collect();
+        }
+        let Ok(endpoint) = contexts::resolve(&selected(), |name| std::env::var_os(name)) else {
+            return BTreeSet::new();
+        };
+        let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else {
+            return BTreeSet::new();
+        };
+        let client = Client::at(endpoint);
+        let line: Vec<String> = typed().filter_map(|word| word.into_string().ok()).collect();
+        let all = async {
+            let mut names = BTreeSet::new();
+            for part in self.parts(word, &line) {
+                names.extend(part.load(&client, &line).await.unwrap_or_default());
+            }
+            names
+        };
+        let found = runtime.block_on(async { tokio::time::timeout(TIMEOUT, all).await });
+        runtime.shutdown_background();
+        found.unwrap_or_default()
+    }
+
+    async fn load(self, client: &Client, line: &[String]) -> Option<Vec<String>> {
         let volumes = async || {
             let list = client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await.ok()?;
             Some(list.items)
         };
+        let snapshots = async || {
+            let list = client.call(operations::LIST_SNAPSHOTS, &ListSnapshots::default()).await.ok()?;
+            Some(list.items)
+        };
+        let tasks =
+            async || Some(client.call(operations::LIST_TASKS, &ListTasks::default()).await.ok()?.items);
         let names = match self {
             Self::Volumes => volumes().await?.iter().map(|one| one.name.to_string()).collect(),
-            Self::Points => {
+            Self::Latest => {
                 let backed_up = |one: &&Volume| !one.last_backups.is_empty();
                 volumes().await?.iter().filter(backed_up).map(|one| format!("{}@latest", one.name)).collect()
             }
-            Self::Groups => {
-                let groups: BTreeSet<String> = volumes()
-                    .await?
-                    .iter()
-                    .filter_map(|one| one.group.as_ref().map(ToString::to_string))
-                    .collect();
-                groups.into_iter().collect()
+            Self::Groups => volumes()
+                .await?
+                .iter()
+                .filter_map(|one| one.group.as_ref().map(ToString::to_string))
+                .collect(),
+            Self::Makers(label) => {
+                volumes().await?.iter().filter_map(|one| one.labels.as_map().get(label).cloned()).collect()
             }
-            Self::Snapshots => {
-                let list = client.call(operations::LIST_SNAPSHOTS, &ListSnapshots::default()).await.ok()?;
-                list.items.iter().map(|one| format!("{}@{}", one.volume_name, one.name)).collect()
+            Self::Snapshots => snapshots().await?.iter().map(full_name).collect(),
+            Self::SnapshotNames => snapshots().await?.iter().map(|one| one.name.to_string()).collect(),
+            Self::SnapshotsOfVolume => {
+                let is_typed = |one: &&Snapshot| {
+                    let volume = [one.volume_name.to_string(), one.volume_id.to_string()];
+                    line.iter().any(|word| volume.contains(word))
+                };
+                snapshots().await?.iter().filter(is_typed).map(|one| one.name.to_string()).collect()
             }
             Self::Credentials => {
                 let list = client.call(operations::LIST_CREDENTIALS, &()).await.ok()?;
@@ -113,10 +190,9 @@ impl Source {
                 let list = client.call(operations::LIST_RULES, &()).await.ok()?;
                 list.items.iter().map(|one| one.name.to_string()).collect()
             }
-            Self::Tasks => {
-                let list = client.call(operations::LIST_TASKS, &ListTasks::default()).await.ok()?;
-                list.items.iter().map(|one| short_uuid(one.task_id)).collect()
-            }
+            Self::Tasks => tasks().await?.iter().map(|one| short_uuid(one.task_id)).collect(),
+            Self::Backups => tasks().await?.iter().filter_map(backup_name).collect(),
+            Self::Points | Self::Exports | Self::Objects | Self::Kinds => return None,
         };
         Some(names)
     }
@@ -128,14 +204,30 @@ impl Source {
             Some((before, last)) => (format!("{before},"), last),
             None => (String::new(), word),
         };
-        let names = self.names().into_iter().filter(|name| name.starts_with(last));
+        let names = self.names(last).into_iter().filter(|name| name.starts_with(last));
         names.map(|name| CompletionCandidate::new(format!("{before}{name}"))).collect()
     }
 }
 
+/// Returns the name of a snapshot with its volume.
+fn full_name(one: &Snapshot) -> String {
+    format!("{}@{}", one.volume_name, one.name)
+}
+
+/// Returns the name of the backup that a task made.
+fn backup_name(task: &Task) -> Option<String> {
+    let is_made = task.state.kind == TaskKind::Backup && task.state.stage == TaskStage::Done;
+    task.name.as_ref().filter(|_| is_made).map(ToString::to_string)
+}
+
+/// Returns the line as far as it is typed.
+fn typed() -> impl Iterator<Item = OsString> {
+    std::env::args_os().skip_while(|word| word != "--")
+}
+
 /// Returns the options that select the daemon, as far as they are typed.
 fn selected() -> Global {
-    selected_by(&std::env::args_os().skip_while(|word| word != "--").collect::<Vec<_>>())
+    selected_by(&typed().collect::<Vec<_>>())
 }
 
 fn selected_by(words: &[OsString]) -> Global {
@@ -165,13 +257,14 @@ fn selected_by(words: &[OsString]) -> Global {
 }
 
 /// Adds sources of names to the arguments of a command and its subcommands.
-pub fn with_names(command: clap::Command) -> clap::Command {
-    let command = command.mut_args(|arg| {
-        let name = arg.get_value_names().and_then(|names| names.first()).map(ToString::to_string);
-        match name.and_then(|name| Source::of(&name)) {
-            Some(source) => arg.add(ArgValueCompleter::new(move |word: &OsStr| source.complete(word))),
-            None => arg,
-        }
+pub fn with_names(command: Command) -> Command {
+    let sources: BTreeMap<Id, Source> = command
+        .get_arguments()
+        .filter_map(|arg| Some((arg.get_id().clone(), Source::of(arg, &command)?)))
+        .collect();
+    let command = command.mut_args(|arg| match sources.get(arg.get_id()).copied() {
+        Some(source) => arg.add(ArgValueCompleter::new(move |word: &OsStr| source.complete(word))),
+        None => arg,
     });
     command.mut_subcommands(with_names)
 }

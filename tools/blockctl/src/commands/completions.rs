@@ -19,7 +19,7 @@ use std::{
 /// Help of `completions`.
 pub const COMPLETIONS_HELP: &str = "\
 The script runs blockctl for each completion, which asks the daemon for names of volumes, snapshots, \
-credentials, schedules, policies, rules and tasks.
+backups, credentials, schedules, policies, rules and tasks.
 
 Examples:
   blockctl completions bash > ~/.local/share/bash-completion/completions/blockctl
