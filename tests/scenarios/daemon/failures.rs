@@ -302,7 +302,7 @@ async fn discarded_restore_leaves_no_label_of_its_object() {
     host.done(host.call(START_IN_PLACE, &request(first)).await.task_id).await;
     assert_eq!(labels().await, first);
     model.write(&volume, 0, 9, 1 << 20);
-    host.packs().iter().for_each(|pack| damage(pack));
+    host.packs().iter().for_each(damage);
 
     // Without an object, that of the earlier content stays known.
     for (asked, left) in [("", "restored-by=rr"), ("restored-by=rr,restored-from=second", "")] {

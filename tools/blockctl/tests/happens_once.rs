@@ -57,7 +57,8 @@ fn half_done_restore_into_a_volume_is_resumed() {
     let (db, good) = db();
     for state in ["Restore-Stopped", "Restore-Failed"] {
         let tasks = [in_place_task(state, "59-61", of_rr("59-61"))];
-        let fake = with_volumes(&[labelled("1", "acc", json!({})), db.clone()], &[good.clone()], &tasks);
+        let fake =
+            with_volumes(&[labelled("1", "acc", json!({})), db.clone()], std::slice::from_ref(&good), &tasks);
         assert_eq!(planned(&fake, REPLACING), "resumed");
         assert_eq!(fake.run("get vr -o name").stdout, "VolumeRestore/rr\n", "{state}");
         let ran = run_on(&fake, "apply", &[("VolumeRestore", "rr", REPLACING)]);
@@ -92,7 +93,8 @@ fn restore_that_wrote_nothing_did_not_happen() {
     let (db, good) = db();
     for state in ["Restore-Stopped", "Restore-Failed"] {
         let tasks = [restore_task(state, "59-61", false)];
-        let fake = with_volumes(&[labelled("1", "acc", json!({})), db.clone()], &[good.clone()], &tasks);
+        let fake =
+            with_volumes(&[labelled("1", "acc", json!({})), db.clone()], std::slice::from_ref(&good), &tasks);
         assert_eq!(planned(&fake, REPLACING), "created", "{state}");
         assert_eq!(fake.run("get vr -o name").stdout, "", "{state}");
     }
