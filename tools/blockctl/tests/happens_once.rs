@@ -105,7 +105,8 @@ fn restore_by_a_command_is_none_of_the_object() {
     let (db, good) = db();
     // The daemon forgets tasks.
     for tasks in [vec![restore_task("Restore-Done", "59-61", false)], Vec::new()] {
-        let fake = with_volumes(&[labelled("1", "acc", json!({})), db.clone()], &[good.clone()], &tasks);
+        let fake =
+            with_volumes(&[labelled("1", "acc", json!({})), db.clone()], std::slice::from_ref(&good), &tasks);
         assert_eq!(planned(&fake, REPLACING), "created", "{tasks:?}");
         assert_eq!(planned(&fake, INTO_ACC), "unchanged", "{tasks:?}");
     }
