@@ -43,6 +43,7 @@ mod crashes;
 mod credential_updates;
 mod damaged_manifests;
 mod deletions;
+mod discarded_restores;
 mod events;
 mod existing_snapshots;
 mod exposition;

@@ -7,7 +7,7 @@
 //!
 //! The restore waits while the store is unavailable. If it is stopped or fails after its first write, the
 //! volume is a mixture of both states: clients stay fenced until the restore is resumed and done, or
-//! abandoned.
+//! abandoned, which rolls the volume back to the snapshot.
 //!
 //! The blocks that may differ are known from the block sets of this host if the cloud snapshot is the last
 //! backup of the volume in its repository, or in the chain of that backup. Otherwise all blocks are compared.
@@ -112,6 +112,43 @@ fn update_fence(work: &InPlaceWork, row: &TaskRow) {
     }
 }
 
+/// Rolls the volume of an unfinished restore back to its content before the restore. The returned mark
+/// fences clients, and a resume is refused, until the task is abandoned. A failure changes nothing: the
+/// restore can be resumed.
+///
+/// # Errors
+/// The disk is full or fails, the daemon stops, or another request abandons the restore.
+pub(crate) async fn undo(
+    work: &InPlaceWork,
+    row: &TaskRow,
+    asked: &InPlaceRestore,
+) -> Result<Option<RollbackMark>, ServiceError> {
+    let Some(entry) = row.volume.and_then(|id| work.registry.by_id(id)).filter(|_| has_started(row)) else {
+        return Ok(None);
+    };
+    let volume = entry.volume()?;
+    // Without a fence in the table, nothing resumes the restore meanwhile.
+    let mark = work.fences.lock().remove(&entry.id).ok_or_else(|| {
+        let message = format!("restore task {} of volume {} is being discarded", row.id, entry.name);
+        ServiceError::refused(ErrorCode::VolumeInUse, message)
+    })?;
+    mark.set_reason(format!("is being rolled back to its content before restore task {}", row.id));
+    match work.snapshots.roll_back(&entry, volume, asked.before).await {
+        Ok(_) => {}
+        // Nothing else can end the restore of a cloud snapshot that is lost, too.
+        Err(ServiceError::Volume(error)) if error.kind() == VolumeErrorKind::NotFound => {
+            tracing::warn!(volume = %entry.id, snapshot = %asked.before, "the snapshot of the previous content is missing: the volume stays partially restored");
+        }
+        Err(error) => {
+            mark.set_reason(fence_reason(row));
+            work.fences.lock().insert(entry.id, mark);
+            return Err(error);
+        }
+    }
+    work.host.failpoints.reached("in-place restore undone")?;
+    Ok(Some(mark))
+}
+
 /// Removes the fence.
 pub fn release(work: &InPlaceWork, row: &TaskRow) {
     if let Some(volume) = row.volume {
@@ -182,13 +219,22 @@ async fn run_fenced(
     set_labels(work, &entry, &asked.labels).await?;
     let done = work.tasks.finish(live, |_| Ok(())).await?;
     release(work, &done);
-    if asked.discard
-        && let Err(error) = work.snapshots.delete_snapshot(&SnapshotRef::Id(asked.before), false).await
-    {
-        tracing::warn!(volume = %entry.id, snapshot = %asked.before, %error, "deleting the snapshot of the previous content failed");
-    }
+    drop_previous(work, &asked).await;
     work.merger.wake();
     Ok(done)
+}
+
+/// Deletes the snapshot of the previous content if the restore was asked to keep none.
+pub(crate) async fn drop_previous(work: &InPlaceWork, asked: &InPlaceRestore) {
+    if !asked.discard {
+        return;
+    }
+    match work.snapshots.delete_snapshot(&SnapshotRef::Id(asked.before), false).await {
+        Err(error) if error.to_api().code != ErrorCode::SnapshotNotFound => {
+            tracing::warn!(snapshot = %asked.before, %error, "deleting the snapshot of the previous content failed");
+        }
+        _ => {}
+    }
 }
 
 /// Removes the labels on the origin: the content is another one from the first write on. The object of an
@@ -230,7 +276,7 @@ fn partial_restore(
     }
     let message = format!(
         "in-place restore failed on volume {}: {error}; the volume is a mixture of its previous state and the cloud snapshot, \
-         and clients are fenced: resume task {}, or stop it with --discard and roll back to snapshot {}",
+         and clients are fenced: resume task {}, or stop it with --discard, which rolls back to snapshot {}",
         entry.name, row.id, before.name
     );
     ServiceError::refused(error.to_api().code, message)

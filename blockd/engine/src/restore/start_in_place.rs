@@ -45,7 +45,7 @@ impl Restores {
             labels: request.labels.clone(),
         });
         let mut row = TaskRow::new(TaskSpec::Restore(spec), credential.uuid, id, crate::owner::current());
-        row.volume = Some(entry.id);
+        (row.volume, row.snapshot) = (Some(entry.id), Some(before));
         row.detail.volume_name = Some(entry.name.clone());
         row.detail.credential_name = credential.name.to_string();
         row.detail.limits = request.limits;

@@ -200,7 +200,7 @@ impl Snapshots {
         };
         if let Some(task) = self.with_space_reserve(mark).await? {
             let message = format!(
-                "backup task {task} needs snapshot {}@{}: wait for it to end, or stop it with --discard",
+                "task {task} needs snapshot {}@{}: wait for it to end, or stop it with --discard",
                 entry.name, row.name
             );
             return Err(ServiceError::refused(ErrorCode::SnapshotInUse, message));

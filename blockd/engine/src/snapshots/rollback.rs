@@ -16,6 +16,7 @@ use blockd_api::{
 };
 use blockd_catalog::{SnapshotRow, SnapshotState};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent, SnapshotId};
+use blockd_volume::{RolledBack, Volume};
 use jiff::Timestamp;
 use std::sync::Arc;
 
@@ -135,11 +136,9 @@ impl Snapshots {
                 Some(self.freeze_alone(wanted).await?)
             }
         };
-        let (stopping, id) = (self.host.stopping.clone(), snapshot.id);
-        let done = blocking(move || volume.roll_back(id, &|| !stopping.is_cancelled())).await;
+        let id = snapshot.id;
+        let done = self.roll_back(&entry, volume, id).await;
         drop(mark);
-        // A merge may have yielded to the rollback.
-        self.merger.wake();
         let done = match done {
             Ok(done) => done,
             Err(error) => {
@@ -147,7 +146,6 @@ impl Snapshots {
                 return Err(error);
             }
         };
-        self.drop_unneeded_intervals(&entry).await;
         let admission = self.admission.lock().await;
         if let Err(error) = entry.change_tags(&self.db, &admission, Tags::without_origin).await {
             // The rollback is done.
@@ -163,6 +161,26 @@ impl Snapshots {
         };
         tracing::info!(volume = %entry.id, snapshot = %id, changed_bytes = restored.changed_bytes, "volume rolled back");
         Ok(restored)
+    }
+
+    /// Rolls a fenced volume back to one of its snapshots.
+    ///
+    /// # Errors
+    /// There is no such snapshot, the disk is full or fails, or the daemon stops: the volume is unchanged.
+    pub(crate) async fn roll_back(
+        &self,
+        entry: &Arc<VolumeEntry>,
+        volume: Arc<Volume>,
+        id: SnapshotId,
+    ) -> Result<RolledBack, ServiceError> {
+        let stopping = self.host.stopping.clone();
+        let done = blocking(move || volume.roll_back(id, &|| !stopping.is_cancelled())).await;
+        // A merge may have yielded to the rollback.
+        self.merger.wake();
+        if done.is_ok() {
+            self.drop_unneeded_intervals(entry).await;
+        }
+        done
     }
 
     /// Deletes the snapshot of the previous content, which the volume still has.

@@ -58,10 +58,11 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Stops a task and waits for its end. With `discard`, a stopped task is abandoned.
+    /// Stops a task and waits for its end. With `discard`, a stopped task is abandoned: an in-place restore
+    /// after its volume is rolled back to the content before it.
     ///
     /// # Errors
-    /// There is no such task, or it has ended.
+    /// There is no such task, it has ended, or the rollback failed.
     pub async fn stop_task(self: &Arc<Self>, id: Uuid, request: StopTask) -> Result<api::Task, ServiceError> {
         let live = self.tasks.live.lock().get(&id).cloned();
         let was_live = live.is_some();
@@ -72,6 +73,12 @@ impl Runner {
                 () = self.host.stopping.cancelled() => return Err(ServiceError::Stopping),
             }
         }
+        let row = self.tasks.task_row(id).await?;
+        // Other requests do not wait for the rollback.
+        let _fence = match row.spec.in_place().filter(|_| request.discard && row.detail.resumable) {
+            Some(asked) => in_place::undo(&self.in_place_work, &row, asked).await?,
+            None => None,
+        };
         let _admission = self.admission.lock().await;
         let mut row = self.tasks.task_row(id).await?;
         let is_over = matches!(row.state, TaskStage::Done | TaskStage::Failed);

@@ -107,8 +107,9 @@ async fn clean_up(runner: &Arc<Runner>, row: &TaskRow) -> Result<(), ServiceErro
         TaskSpec::Restore(RestoreTask::NewVolume { .. }) => full::clean_up(&runner.restore_work, row).await,
         // The volume is in use, with the fetched blocks.
         TaskSpec::Restore(RestoreTask::LazyVolume) => Ok(()),
-        TaskSpec::Restore(RestoreTask::InPlace(_)) => {
+        TaskSpec::Restore(RestoreTask::InPlace(asked)) => {
             in_place::release(&runner.in_place_work, row);
+            in_place::drop_previous(&runner.in_place_work, asked).await;
             Ok(())
         }
         TaskSpec::Delete(_) | TaskSpec::Verify(_) => clean_files(&runner.tasks, row.id).await,

@@ -27,7 +27,7 @@ use serde::Serialize;
 pub const STOP_HELP: &str = "\
 The task keeps its checkpoint: `cloudsnap resume` continues it within 7 days, until a newer backup \
 of the volume to the same location starts. The id of a group stops all its backups. --discard drops the checkpoint, also that of a task \
-that was stopped or failed before.
+that was stopped or failed before; the volume of an in-place restore is rolled back to its previous content.
 
 Examples:
   blockctl cloudsnap stop --name 3f4f0a67-e12a-4d35-81ad-985657757352
@@ -252,7 +252,14 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
 fn discarding(tasks: &[Task]) -> String {
     let line = |task: &Task| {
         let of = task.volume_name.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
-        format!("The checkpoint of {} {}{of} is discarded; it cannot be resumed.", task.kind, task.task_id)
+        let undone = match (task.labels.is_some(), &task.volume_name) {
+            (true, Some(volume)) => format!(" Volume {volume} is rolled back to its content before it."),
+            _ => String::new(),
+        };
+        format!(
+            "The checkpoint of {} {}{of} is discarded; it cannot be resumed.{undone}",
+            task.kind, task.task_id
+        )
     };
     tasks.iter().map(line).collect::<Vec<_>>().join(" ")
 }
