@@ -97,7 +97,7 @@ impl TimeArgs {
             return Err(ScheduleError::Part {
                 part: "time zone",
                 given: own.to_string(),
-                expected: format!("{given}as in --time-zone, or omit one of them"),
+                expected: format!("{given} as in --time-zone, or omit one of them"),
             });
         }
         Recurrence::on_calendar(text, zone)
