@@ -285,13 +285,24 @@ fn store_code(error: &StoreError) -> ErrorCode {
         StoreErrorKind::Timeout | StoreErrorKind::Throttled => ErrorCode::StoreTimeout,
         StoreErrorKind::NoSpace => ErrorCode::StoreFull,
         StoreErrorKind::BadKey | StoreErrorKind::Misconfigured => ErrorCode::InvalidRequest,
-        _ => ErrorCode::StoreFailed,
+        StoreErrorKind::NotFound
+        | StoreErrorKind::AlreadyExists
+        | StoreErrorKind::Archived
+        | StoreErrorKind::ShortBody
+        | StoreErrorKind::Altered
+        | StoreErrorKind::RangeBeyondEnd
+        | StoreErrorKind::TooLarge
+        | StoreErrorKind::Unsupported
+        | StoreErrorKind::Other => ErrorCode::StoreFailed,
     }
 }
 
 /// Returns the provider-independent next action for a store error.
 pub fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
     Some(match kind {
+        StoreErrorKind::Archived => {
+            "restore the object from the archive class first; backups need a class that is read at once: check the lifecycle rules of the bucket, and --s3-storage-class"
+        }
         StoreErrorKind::WrongClock => {
             "check `timedatectl` on this host: its clock should be synchronised (NTP)"
         }
@@ -417,6 +428,9 @@ mod tests {
         assert!(ServiceError::from(CloudError::Cancelled).is_cancelled());
         let unreachable = ServiceError::refused(ErrorCode::StoreUnreachable, "s");
         assert_eq!(unreachable.waiting_phase(), "waiting for the store");
+        let archived = StoreError::new(StoreErrorKind::Archived, "GET", "k", "s");
+        let api = ServiceError::from(CloudError::Store(archived)).to_api();
+        assert!(api.hint.is_some_and(|hint| hint.contains("archive class first")), "{}", api.message);
     }
 
     #[test]

@@ -206,12 +206,13 @@ impl<'a, S: BlobStore + ?Sized> Pages<'a, S> {
 
 /// Kind of a store error.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[non_exhaustive]
 pub enum StoreErrorKind {
     /// The object does not exist.
     NotFound,
     /// The object already exists.
     AlreadyExists,
+    /// The object is in an archive class or tier, from which it must be restored before it can be read.
+    Archived,
     /// The store refuses the credentials, or they lack a permission.
     Unauthorized,
     /// The clocks of this host and of the store differ by more than the store accepts.
@@ -276,6 +277,7 @@ impl StoreErrorKind {
         match self {
             Self::NotFound => "the object does not exist",
             Self::AlreadyExists => "the object already exists",
+            Self::Archived => "the object is in an archive class and cannot be read",
             Self::Unauthorized => {
                 "access denied: check the credentials and their permissions to read, write, list and delete"
             }

@@ -23,8 +23,10 @@ pub(super) const GOOGLE_ACCESS: &str =
 /// Returns the hint for an error of a store of this provider.
 pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> {
     // The store's own message is more specific than the kind of the error.
-    let specific = store.filter(|_| kind == ProviderKind::S3 || store == Some(StoreErrorKind::WrongClock));
-    if let Some(hint) = specific.and_then(store_hint) {
+    let specific = |store: &StoreErrorKind| {
+        kind == ProviderKind::S3 || matches!(store, StoreErrorKind::WrongClock | StoreErrorKind::Archived)
+    };
+    if let Some(hint) = store.filter(specific).and_then(store_hint) {
         return Some(hint);
     }
     let no_bucket = "create the bucket or container first, or check --bucket";
@@ -275,6 +277,7 @@ mod tests {
             (StoreErrorKind::WrongStyle, "--disable-path-style"),
             (StoreErrorKind::WrongRegion, "--s3-region"),
             (StoreErrorKind::WrongClock, "clock"),
+            (StoreErrorKind::Archived, "--s3-storage-class"),
             (StoreErrorKind::Unauthorized, "--s3-secret-key"),
         ] {
             let told = hint(ProviderKind::S3, ErrorCode::StoreUnauthorized, Some(store)).unwrap();

@@ -77,6 +77,7 @@ mod tests {
     use super::*;
     use crate::{BlobStore, StoreErrorKind};
     use blockd_store_config::Secret;
+    use blockd_testkit::store::{FakeHttpServer, HttpReply};
 
     fn with_key(key: &str) -> AzureAccess {
         AzureAccess { auth: AzureAuth::AccountKey { key: Some(Secret::new(key.to_owned()).into()) } }
@@ -107,6 +108,17 @@ mod tests {
         refused(|c| c.container = "a/b".into(), "container");
         refused(|c| c.access = with_key("planted%"), "account key");
         refused(|c| c.endpoint = Some("ftp://x".into()), "scheme");
+    }
+
+    #[tokio::test]
+    async fn read_of_an_archived_blob_fails_without_retry() {
+        let body = "<Error><Code>BlobArchived</Code><Message>an archived blob</Message></Error>";
+        let server = FakeHttpServer::start(move |_| HttpReply::status(409).body(body)).await;
+        let at_server = AzureConfig { endpoint: Some(server.url()), ..config() };
+        let store = open(&at_server, &HttpOptions::default()).unwrap();
+        let error = store.get("a/b", 100).await.unwrap_err();
+        assert_eq!((error.kind, error.is_retryable()), (StoreErrorKind::Archived, false), "{error}");
+        assert!(error.to_string().ends_with("(BlobArchived: an archived blob)"), "{error}");
     }
 
     #[test]

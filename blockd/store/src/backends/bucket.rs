@@ -402,6 +402,7 @@ mod tests {
             (xml(400, "AuthorizationHeaderMalformed", ""), StoreErrorKind::Unauthorized, "access denied"),
             (xml(301, "PermanentRedirect", ""), StoreErrorKind::WrongRegion, "another region"),
             (xml(400, "InvalidStorageClass", ""), StoreErrorKind::Misconfigured, "settings"),
+            (xml(403, "InvalidObjectState", ""), StoreErrorKind::Archived, "archive class"),
             (HttpReply::status(400).body(plain), StoreErrorKind::WrongScheme, "TLS"),
             (HttpReply::status(407).body("who are you"), StoreErrorKind::Unreachable, "407"),
         ] {

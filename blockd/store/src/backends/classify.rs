@@ -39,7 +39,8 @@ fn expected_region(text: &str) -> Option<&str> {
 
 /// Error codes of servers by kind. One that is absent here, with a status that decides nothing either, is
 /// [`Kind::Other`] and is retried: a permanent error belongs here.
-const CODES: [(Kind, &[&str]); 10] = [
+const CODES: [(Kind, &[&str]); 11] = [
+    (Kind::Archived, &["InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"]),
     (Kind::WrongClock, &["RequestTimeTooSkewed", "RequestExpired"]),
     (Kind::WrongStyle, &["SecondLevelDomainForbidden"]),
     (Kind::WrongRegion, &["PermanentRedirect", "IllegalLocationConstraintException"]),
