@@ -13,8 +13,6 @@ use std::{fmt, str::FromStr};
 /// Maximum interval of a periodic schedule: a year, in minutes.
 pub const MAX_PERIOD_MINUTES: u32 = 366 * 24 * 60;
 
-const KINDS: &str = "periodic MINUTES, daily HH:MM, weekly WEEKDAY@HH:MM[/WEEKS], monthly DAY@HH:MM, cron EXPRESSION, calendar EXPRESSION";
-
 /// Time of day, to the minute. Its text is `HH:MM`; `10:14PM` is accepted too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TimeOfDay {
@@ -67,7 +65,6 @@ impl FromStr for TimeOfDay {
 
 /// Recurrence without a time zone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum When {
     /// Interval in minutes, counted from 1970-01-01 00:00 UTC in every time zone: `periodic 60` is every full
     /// hour.
@@ -110,6 +107,9 @@ pub struct Named {
 }
 
 impl When {
+    /// Text forms of all kinds, for messages.
+    pub const FORMS: &str = "periodic MINUTES, daily HH:MM, weekly WEEKDAY@HH:MM[/WEEKS], monthly DAY@HH:MM, cron EXPRESSION, calendar EXPRESSION";
+
     /// Parses an interval in minutes.
     ///
     /// # Errors
@@ -231,7 +231,7 @@ impl FromStr for When {
     fn from_str(text: &str) -> Result<Self, ScheduleError> {
         let text = text.trim();
         if text.is_empty() {
-            return Err(ScheduleError::Empty { what: "schedule", expected: KINDS });
+            return Err(ScheduleError::Empty { what: "schedule", expected: Self::FORMS });
         }
         let (kind, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
         match kind.to_ascii_lowercase().as_str() {
@@ -241,7 +241,7 @@ impl FromStr for When {
             "monthly" => Self::monthly(rest),
             "cron" => Self::cron(rest),
             "calendar" | "oncalendar" => Self::on_calendar(rest),
-            _ => Err(ScheduleError::UnknownKind { given: kind.to_owned(), expected: KINDS }),
+            _ => Err(ScheduleError::UnknownKind { given: kind.to_owned(), expected: Self::FORMS }),
         }
     }
 }

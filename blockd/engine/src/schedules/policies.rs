@@ -9,6 +9,7 @@ use blockd_api::{
     schedules::{MAX_RULES, Policy, PolicyName, Rule, UpdatePolicy},
 };
 use blockd_catalog::{PolicyRow, ScheduleRow};
+use blockd_schedule::When;
 use jiff::Timestamp;
 
 /// Refuses too many rules, and duplicates.
@@ -138,7 +139,7 @@ impl Schedules {
 
 fn refuse_none(rules: &[Rule]) -> Result<(), ServiceError> {
     if rules.is_empty() {
-        let message = "a policy needs at least one rule: periodic, daily, weekly, monthly, cron or calendar";
+        let message = format!("a policy needs at least one rule: {}", When::FORMS);
         return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
     }
     Ok(())

@@ -153,9 +153,7 @@ fn put(
     row.put(tx)?;
     let rules = row.rules(tx)?;
     if rules.is_empty() {
-        return Err(invalid(
-            "the schedule has no rules: give --periodic, --daily, --weekly, --monthly, --cron, --on-calendar or --policy",
-        ));
+        return Err(invalid("the schedule has no rules: give a time, such as --daily 02:00, or --policy"));
     }
     for rule in &rules {
         if row.cursor(tx, &rule.when)?.is_none() {

@@ -1,5 +1,4 @@
-//! Rules of schedule policies and schedules: the blocks `interval`, `daily`, `weekly`, `monthly`, `cron` and
-//! `calendar`.
+//! Rules of schedule policies and schedules: a block for each kind of recurrence.
 
 use super::{
     document::{FieldError, Spec},
@@ -46,9 +45,7 @@ impl Rules {
 impl Spec for Rules {
     fn check(&mut self, _: &str) -> Result<(), FieldError> {
         match self.is_empty() {
-            true => {
-                Err((String::new(), "give interval, daily, weekly, monthly, cron or calendar".to_owned()))
-            }
+            true => Err((String::new(), format!("give {}", BLOCKS.map(|(name, _)| name).join(", ")))),
             false => Ok(()),
         }
     }
@@ -58,10 +55,16 @@ fn is_timed(rule: &Rule) -> bool {
     !matches!(rule.when.when, When::Periodic { .. })
 }
 
-fn block_index(when: &When) -> usize {
-    // The text of an interval begins with `periodic`.
-    let text = when.to_string();
-    BLOCKS.iter().position(|(name, _)| text.starts_with(name)).unwrap_or(0)
+/// Returns the index of a kind in [`BLOCKS`].
+const fn block_index(when: &When) -> usize {
+    match when {
+        When::Periodic { .. } => 0,
+        When::Daily { .. } => 1,
+        When::Weekly { .. } => 2,
+        When::Monthly { .. } => 3,
+        When::Cron(_) => 4,
+        When::OnCalendar(_) => 5,
+    }
 }
 
 /// Written form of a rule; its valid fields depend on the name of the block.
@@ -149,7 +152,9 @@ fn block_of(rule: &Rule, common: &Zone) -> Value {
     let words: Vec<&str> = match &rule.when.when {
         When::Periodic { .. } => vec![words.trim_end_matches("min")],
         When::Cron(_) | When::OnCalendar(_) => vec![words],
-        _ => words.split('@').filter(|word| !word.is_empty()).collect(),
+        When::Daily { .. } | When::Weekly { .. } | When::Monthly { .. } => {
+            words.split('@').filter(|word| !word.is_empty()).collect()
+        }
     };
     let value = |word: &str| word.parse::<u32>().map_or_else(|_| word.into(), Value::from);
     let fields = BLOCKS[block_index(&rule.when.when)].1.iter().zip(words);

@@ -4,6 +4,7 @@ use super::Selection;
 use crate::objects::{
     Kind,
     document::{Document, Problem},
+    policy::BLOCKS,
 };
 use serde_json::{Map, Value, json};
 
@@ -22,7 +23,7 @@ pub fn schedule(document: &mut Document, native: Document, name: &str) -> Result
 /// Takes the known fields of a policy; clusters have more.
 pub fn policy(document: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
     native.set_default("policy", json!({}), "policy");
-    for block in ["interval", "daily", "weekly", "monthly", "cron", "calendar"] {
+    for (block, _) in BLOCKS {
         let path = format!("policy.{block}");
         if document.get(&path).is_some_and(Value::is_array) {
             document.move_all(&mut native, &path);
