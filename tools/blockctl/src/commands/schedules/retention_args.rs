@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 /// Times; each option may be repeated.
 #[derive(Debug, Default, Args)]
 pub struct TimeArgs {
-    /// Interval in minutes; in a policy, MINUTES,KEPT
+    /// Interval in minutes, counted in UTC; in a policy, MINUTES,KEPT
     #[arg(short, long, value_name = "MINUTES")]
     pub periodic: Vec<String>,
     /// Daily
