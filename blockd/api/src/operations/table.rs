@@ -327,7 +327,7 @@ operations! {
     "Set the bandwidth limits of a task"
     LIMIT_TASK: (Uuid, TaskLimits) -> Task = post(Admin, "/v1/tasks/{task}/limit")
         .errors(&[A_TASK, &[TaskEnded]]);
-    "Resume a task; deletions and rollbacks need an admin"
+    "Resume a task; deletions and in-place restores need an admin"
     RESUME_TASK: (Uuid, ()) -> Task = post(Operator, "/v1/tasks/{task}/resume")
         .errors(&[A_TASK, A_STORE, AN_OPEN_VOLUME, &[TaskEnded, CloudsnapInUse, CloudsnapPinned]]);
 }

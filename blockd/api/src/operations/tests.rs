@@ -19,7 +19,6 @@ fn operations_of_operators_are_reviewed_for_deletions() {
         START_LAZY_RESTORE.info.path,
         START_VERIFY.info.path,
         CREATE_GROUP_SNAPSHOT.info.path,
-        RESUME_TASK.info.path,
         CREATE_VOLUME.info.path,
         ATTACH_VOLUME.info.path,
         CHECK_VOLUME.info.path,
@@ -33,8 +32,9 @@ fn operations_of_operators_are_reviewed_for_deletions() {
         MARK_CLOUDSNAP.info.path,
         // Unpinning.
         MARK_SNAPSHOT.info.path,
-        // Tasks of others.
+        // Tasks of others; deletions and in-place restores.
         STOP_TASK.info.path,
+        RESUME_TASK.info.path,
         // Everything except growth; force.
         UPDATE_VOLUME.info.path,
         DETACH_VOLUME.info.path,
