@@ -3,6 +3,7 @@
 use crate::{
     ErrorBody, ErrorCode, SCHEMA_VERSION,
     operations::{OPERATIONS, OperationInfo, ReplyBody},
+    roles::Role,
 };
 use schemars::{Schema, SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
@@ -15,9 +16,13 @@ const VERSION: &str = "SchemaVersion";
 
 const DESCRIPTION: &str = "\
 HTTP/1.1 with JSON bodies, over the daemon's unix socket, or over TCP with TLS and a client certificate. \
-`x-role` is the minimum role of an operation. The roles are read-only, operator and admin; each includes those before it. \
 An empty body stands for `{}`. Requests with unknown fields are refused. All error replies have the body `ErrorBody`. \
 JSON replies have `schemaVersion`, and may have fields that are not described here.";
+
+fn roles() -> String {
+    let names = Role::names();
+    format!("`x-role` is the minimum role of an operation, one of {names}; each includes those before it.")
+}
 
 /// Generates the document.
 #[must_use]
@@ -42,7 +47,7 @@ pub fn document() -> Value {
             "title": "blockd",
             "version": env!("CARGO_PKG_VERSION"),
             "summary": "Volumes behind NBD, and backups of them in object storage",
-            "description": DESCRIPTION,
+            "description": format!("{DESCRIPTION} {}", roles()),
             "license": { "name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0" }
         },
         "servers": [{ "url": "/" }],

@@ -23,6 +23,12 @@ impl Role {
     /// All roles, ascending.
     pub const ALL: [Self; 3] = [Self::ReadOnly, Self::Operator, Self::Admin];
 
+    /// Returns the names of all roles, ascending, for messages.
+    #[must_use]
+    pub fn names() -> String {
+        Self::ALL.map(Self::as_str).join(", ")
+    }
+
     /// Returns the name used in the configuration.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
@@ -42,7 +48,7 @@ impl fmt::Display for Role {
 
 /// Unknown role.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("unknown role `{given}`: expected read-only, operator or admin")]
+#[error("unknown role `{given}`: expected {}", Role::names())]
 pub struct NoSuchRole {
     /// Given text.
     pub given: String,
@@ -68,6 +74,6 @@ mod tests {
             assert_eq!(role.as_str().parse(), Ok(role));
             assert_eq!(serde_json::to_string(&role).unwrap(), format!("\"{role}\""));
         }
-        assert!("root".parse::<Role>().unwrap_err().to_string().contains("read-only, operator or admin"));
+        assert!("root".parse::<Role>().unwrap_err().to_string().contains("read-only, operator, admin"));
     }
 }
