@@ -82,7 +82,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 pub(super) async fn guard(caller: Caller, path: MatchedPath, request: Request, then: Next) -> Response {
     // Only browsers send an origin, and a foreign page must not use the browser's certificate.
     if ["origin", "sec-fetch-site"].iter().any(|name| request.headers().contains_key(*name)) {
-        let message = "requests of web pages are not taken";
+        let message = "requests of web pages are refused";
         return Failure(ServiceError::refused(ErrorCode::Forbidden, message)).into_response();
     }
     let method = request.method().as_str();

@@ -91,8 +91,8 @@ async fn restore(call: OperationCall<(), StartRestore>) -> Result<RestoreStarted
 async fn mark(call: OperationCall<(), MarkCloudsnap>) -> Result<CloudsnapMark, Failure> {
     let request = &call.input;
     if request.pinned != Some(true) || request.expires_at.is_some() || request.never_expires {
-        // An expiry date causes a deletion.
-        call.caller.needs(Role::Admin, "taking a pin back, or setting a date")?;
+        // A removed pin or an expiry date permits a deletion.
+        call.caller.needs(Role::Admin, "removing a pin, or setting an expiry date")?;
     }
     detached(async move { call.engine.deletions.mark_cloudsnap(&call.input).await }).await
 }

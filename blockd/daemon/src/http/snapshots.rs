@@ -68,8 +68,8 @@ async fn list(call: OperationCall<(), ListSnapshots>) -> Result<List<Snapshot>, 
 async fn mark(call: OperationCall<SnapshotRef, MarkSnapshot>) -> Result<Snapshot, Failure> {
     let OperationCall { engine, caller, path: snapshot, input: request, .. } = call;
     if !request.pinned {
-        // An expiry date causes a deletion.
-        caller.needs(Role::Admin, "taking a pin back")?;
+        // Retention may delete the snapshot then.
+        caller.needs(Role::Admin, "removing a pin")?;
     }
     let marked =
         detached(async move { engine.snapshots.pin_snapshot(&snapshot, request.pinned).await }).await?;
