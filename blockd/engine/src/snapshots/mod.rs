@@ -21,7 +21,7 @@ use crate::{
     },
 };
 use blockd_api::{
-    Deleted, ErrorCode, GroupRef, List, SnapshotName, SnapshotRef, VolumeRef,
+    ApiError, Deleted, ErrorCode, GroupRef, List, SnapshotName, SnapshotRef, VolumeRef,
     snapshots::{self as api, CreateSnapshot, ListSnapshots},
 };
 use blockd_catalog::{Chain, Db, DbError, SnapshotRow, SnapshotState, TaskRow};
@@ -200,8 +200,7 @@ impl Snapshots {
         };
         if let Some(task) = self.with_space_reserve(mark).await? {
             let message = format!(
-                "task {task} needs snapshot {}@{}: wait for it to end, or stop it with --discard",
-                entry.name, row.name
+                "task {task} needs snapshot {shown}: wait for it to end, or stop it with --discard"
             );
             return Err(ServiceError::refused(ErrorCode::SnapshotInUse, message));
         }
@@ -212,6 +211,10 @@ impl Snapshots {
             if busy {
                 self.db.run(move |tx| SnapshotRow::set_state(tx, id, SnapshotState::Ready)).await?;
                 show(&entry, &row).await;
+                let message = format!("delete failed on snapshot {shown}: it is open for reading");
+                let hint =
+                    "an NBD client of its export or a browse mount reads it: repeat the command afterwards";
+                return Err(ApiError::new(ErrorCode::SnapshotInUse, message).with_hint(hint).into());
             }
             return Err(error);
         }
