@@ -10,8 +10,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Idle time after which a local snapshot is closed. A deletion of its volume closes an idle one at once; a
-/// read in flight refuses the deletion.
+/// Idle time after which a local snapshot is closed. A deletion of the snapshot or its volume closes an idle
+/// one at once; a read in flight refuses the deletion.
 pub(super) const IDLE: Duration = Duration::from_secs(2);
 
 /// Open snapshot, with the attachment that prevents the deletion of its volume.
