@@ -53,7 +53,7 @@ pub struct GarbageOptions {
 /// Objects of an abandoned backup.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Leftover {
-    /// The installation that made it.
+    /// Cluster id of the host that made it.
     pub cluster: Uuid,
     /// Volume.
     pub volume: VolumeId,

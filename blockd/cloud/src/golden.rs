@@ -20,7 +20,7 @@ const BLOCK: usize = BLOCK_SIZE_BYTES as usize;
 const KDF: KdfParams = KdfParams { m_kib: 64, t: 2, p: 1 };
 
 /// Kind of a repository: its encryption, and a second snapshot of the same volume or of a volume of another
-/// installation.
+/// host.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kind {
     mode: EncryptionMode,

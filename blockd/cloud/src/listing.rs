@@ -28,7 +28,7 @@ const MAX_MISSES: u32 = 3;
 /// Filter of a listing; all snapshots by default.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct ManifestFilter {
-    /// Installation.
+    /// Cluster id of the host.
     pub cluster: Option<Uuid>,
     /// Volume.
     pub volume: Option<VolumeId>,

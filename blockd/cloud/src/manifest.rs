@@ -48,7 +48,7 @@ pub struct IndexRef {
 /// Location, key and size of one delta.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Delta {
-    /// The installation that made it.
+    /// Cluster id of the host that made it.
     pub cluster: Uuid,
     /// Volume.
     pub volume: VolumeId,
@@ -119,7 +119,7 @@ pub struct SnapshotDescription {
 pub struct Manifest {
     /// Version of the format.
     pub format_version: u16,
-    /// The installation that made it.
+    /// Cluster id of the host that made it.
     pub cluster: Uuid,
     /// Volume.
     pub volume: VolumeId,

@@ -8,7 +8,7 @@ use uuid::Uuid;
 /// This run of the daemon on this host.
 #[derive(Debug)]
 pub struct Host {
-    /// Id of this installation.
+    /// Cluster id of this host.
     pub cluster: Uuid,
     /// Id of this run of the daemon.
     pub run: Uuid,
