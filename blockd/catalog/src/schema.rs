@@ -5,7 +5,8 @@ use rusqlite::Connection;
 use std::path::Path;
 
 const SCHEMA: &str = include_str!("schema.sql");
-/// `user_version` of a database with the tables of `schema.sql`; SQLite gives a new file 0.
+/// `user_version` of a database with the tables of `schema.sql`; SQLite gives a new file 0. A change of the
+/// tables keeps 1 until the first release: earlier data directories are deleted.
 const VERSION: i64 = 1;
 
 /// Creates the tables in a new database and refuses one of another version.
