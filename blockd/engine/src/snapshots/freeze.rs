@@ -53,7 +53,8 @@ impl FreezeRequest {
         }
     }
 
-    /// Returns the environment of the hooks.
+    /// Returns the environment of all hooks. `QuiescePart` adds phase and rule, a post-command gets the
+    /// outcome; the help of `rule create` lists all variables.
     fn env(&self) -> Vec<(String, String)> {
         let volumes: Vec<_> = self.members.iter().map(|(entry, _)| entry.name.as_str()).collect();
         let ids: Vec<_> = self.members.iter().map(|(entry, _)| entry.id.to_string()).collect();
