@@ -194,10 +194,10 @@ pub struct ReadFile {
     pub credential: Option<CredentialRef>,
 }
 
-/// Query of `GET /v1/cloudsnaps/file/runs`.
+/// Query of `GET /v1/cloudsnaps/file/ranges`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct ListFileRuns {
+pub struct ListFileRanges {
     /// Cloud snapshot.
     pub cloud_snapshot_id: CloudSnapshotId,
     /// Regular file.
@@ -212,23 +212,23 @@ pub struct ListFileRuns {
 /// Byte range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct FileRun {
+pub struct FileRange {
     /// Start offset, in bytes.
     pub offset_bytes: u64,
     /// Length, in bytes.
     pub len_bytes: u64,
 }
 
-/// Reply to `GET /v1/cloudsnaps/file/runs`.
+/// Reply to `GET /v1/cloudsnaps/file/ranges`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct FileRuns {
+pub struct FileRanges {
     /// Length of the file, in bytes.
     pub size_bytes: u64,
     /// Ascending ranges that may hold data; `next` is the offset, in bytes, that they extend to if that is
     /// not the end of the file. Everything outside of them is a hole and reads as zeroes.
     #[serde(flatten)]
-    pub list: List<FileRun>,
+    pub list: List<FileRange>,
 }
 
 /// Type of a file.

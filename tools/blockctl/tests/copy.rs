@@ -36,7 +36,7 @@ fn directory_swapped_for_a_link_between_files_gets_nothing() {
         (files, ok(list("/d/sub", "directory", &[]))),
     ];
     let no_data = json!({ "sizeBytes": 0, "items": [], "next": null });
-    answers.push(("GET /v1/cloudsnaps/file/runs", ok(no_data)));
+    answers.push(("GET /v1/cloudsnaps/file/ranges", ok(no_data)));
     let fake = Fake::start(answers);
     let line = format!("cloudsnap cp --snap {} /d {}", snap("59-61"), into.display());
     let child = fake.command(&line).stdout(std::process::Stdio::piped()).spawn().unwrap();

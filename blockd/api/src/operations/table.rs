@@ -10,7 +10,7 @@ use crate::{
     activity::Activity,
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     browse::{
-        BrowseMount, FileList, FileRuns, HandMount, ListFileRuns, ListFiles, ReadFile, UnmountBrowse,
+        BrowseMount, FileList, FileRanges, HandMount, ListFileRanges, ListFiles, ReadFile, UnmountBrowse,
         Unmounted,
     },
     cloudsnaps::{
@@ -255,7 +255,7 @@ operations! {
     READ_FILE: ((), ReadFile) -> Bytes = get_bytes(Operator, "/v1/cloudsnaps/file")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, FILES]);
     "List data ranges of a file inside a cloud snapshot"
-    LIST_FILE_RUNS: ((), ListFileRuns) -> FileRuns = get(Operator, "/v1/cloudsnaps/file/runs")
+    LIST_FILE_RANGES: ((), ListFileRanges) -> FileRanges = get(Operator, "/v1/cloudsnaps/file/ranges")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP, FILES]);
     "List mounts of snapshots"
     LIST_MOUNTS: ((), ()) -> List<BrowseMount> = get(ReadOnly, "/v1/browse/mounts");

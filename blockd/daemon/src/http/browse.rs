@@ -27,12 +27,12 @@ pub(super) fn routes() -> Routes {
             in_turn(call.browser, list).await
         })
         .raw(operations::READ_FILE, read_file)
-        .on(operations::LIST_FILE_RUNS, async |call| {
+        .on(operations::LIST_FILE_RANGES, async |call| {
             let query = call.input;
-            let runs = move |browser: &Arc<Browser>| {
-                browser.snapshot_files(&query.cloud_snapshot_id, query.credential.as_ref())?.runs(&query)
+            let ranges = move |browser: &Arc<Browser>| {
+                browser.snapshot_files(&query.cloud_snapshot_id, query.credential.as_ref())?.ranges(&query)
             };
-            in_turn(call.browser, runs).await
+            in_turn(call.browser, ranges).await
         })
 }
 

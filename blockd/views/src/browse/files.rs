@@ -4,8 +4,8 @@ use super::browser::Browser;
 use blockd_api::{
     CredentialRef, ErrorCode, List,
     browse::{
-        FileKind, FileList, FilePath, FileRun, FileRuns, ListFileRuns, ListFiles, ReadFile, SnapshotFile,
-        SnapshotXattr,
+        FileKind, FileList, FilePath, FileRange, FileRanges, ListFileRanges, ListFiles, ReadFile,
+        SnapshotFile, SnapshotXattr,
     },
 };
 use blockd_cloud::CloudSnapshotId;
@@ -21,7 +21,7 @@ const MAX_FILES: usize = 8;
 const MAX_READ_BYTES: u64 = 8 << 20;
 /// Maximum number of entries returned for a directory.
 const MAX_ENTRIES: usize = 100_000;
-/// Maximum number of data extents of a file in one response.
+/// Maximum number of data ranges of a file in one response.
 const MAX_EXTENTS: usize = 1024;
 /// Maximum number of ranges examined for one response: many short ranges may form one extent.
 const MAX_RANGES: usize = 1 << 16;
@@ -152,13 +152,13 @@ impl FileReader {
             .map_err(|error| refused(&self.id, &query.path, &error))
     }
 
-    /// Returns the data extents of a file.
+    /// Returns the data ranges of a file.
     ///
     /// # Errors
     /// The file does not exist, is not a regular file, or cannot be read.
-    pub fn runs(&self, query: &ListFileRuns) -> Result<FileRuns, ServiceError> {
+    pub fn ranges(&self, query: &ListFileRanges) -> Result<FileRanges, ServiceError> {
         self.check_supported(&query.path)?;
-        data_runs(&*self.files, query.path.as_bytes(), query.offset_bytes)
+        data_ranges(&*self.files, query.path.as_bytes(), query.offset_bytes)
             .map_err(|error| refused(&self.id, &query.path, &error))
     }
 
@@ -171,7 +171,7 @@ impl FileReader {
     }
 }
 
-fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<FileRuns> {
+fn data_ranges(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<FileRanges> {
     let stat = files.stat(path)?;
     match stat.kind {
         inside::FileKind::Regular => {}
@@ -179,7 +179,7 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
         _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     }
     let size_bytes = stat.size_bytes;
-    let mut data: Vec<FileRun> = Vec::new();
+    let mut data: Vec<FileRange> = Vec::new();
     let mut at = from_bytes.min(size_bytes);
     for _ in 0..MAX_RANGES {
         if at >= size_bytes {
@@ -193,13 +193,13 @@ fn data_runs(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result<F
             match data.last_mut() {
                 Some(last) if last.offset_bytes + last.len_bytes == at => last.len_bytes += end - at,
                 _ if is_full => break,
-                _ => data.push(FileRun { offset_bytes: at, len_bytes: end - at }),
+                _ => data.push(FileRange { offset_bytes: at, len_bytes: end - at }),
             }
         }
         at = end;
     }
     let next = (at < size_bytes).then_some(at);
-    Ok(FileRuns { size_bytes, list: List { items: data, next } })
+    Ok(FileRanges { size_bytes, list: List { items: data, next } })
 }
 
 fn with_image_hint(error: ServiceError) -> ServiceError {
@@ -301,7 +301,7 @@ mod tests {
             xattrs: false,
             credential: credential.clone(),
         };
-        let runs = ListFileRuns {
+        let ranges = ListFileRanges {
             cloud_snapshot_id,
             path: path.clone(),
             offset_bytes,
@@ -310,7 +310,7 @@ mod tests {
         let read = ReadFile { cloud_snapshot_id, path, offset_bytes, len_bytes: 9, credential };
         let errors = [
             reader.list(&list).unwrap_err(),
-            reader.runs(&runs).unwrap_err(),
+            reader.ranges(&ranges).unwrap_err(),
             reader.read(&read).unwrap_err(),
         ];
         let expected =
@@ -323,29 +323,29 @@ mod tests {
     #[test]
     fn data_extents_are_joined_clamped_and_bounded() {
         let file = SparseFile { size: 1000, step: 300, data: 100, max_range: 40 };
-        let run = |offset_bytes, len_bytes| FileRun { offset_bytes, len_bytes };
-        let found = data_runs(&file, b"/file", 0).unwrap();
-        let data = vec![run(0, 100), run(300, 100), run(600, 100), run(900, 100)];
-        assert_eq!(found, FileRuns { size_bytes: 1000, list: data.into() });
-        let found = data_runs(&file, b"/file", 650).unwrap();
-        assert_eq!(found.list.items, [run(650, 50), run(900, 100)]);
-        assert_eq!(data_runs(&file, b"/file", 5000).unwrap().list.next, None);
+        let range = |offset_bytes, len_bytes| FileRange { offset_bytes, len_bytes };
+        let found = data_ranges(&file, b"/file", 0).unwrap();
+        let data = vec![range(0, 100), range(300, 100), range(600, 100), range(900, 100)];
+        assert_eq!(found, FileRanges { size_bytes: 1000, list: data.into() });
+        let found = data_ranges(&file, b"/file", 650).unwrap();
+        assert_eq!(found.list.items, [range(650, 50), range(900, 100)]);
+        assert_eq!(data_ranges(&file, b"/file", 5000).unwrap().list.next, None);
 
         // Further extents come with the next request, without duplicates.
         let file = SparseFile { size: 1 << 24, step: 4096, data: 1024, max_range: 1 << 30 };
         let (mut at, mut total, mut requests) = (0, 0, 0);
         while at < file.size {
-            let found = data_runs(&file, b"/file", at).unwrap();
+            let found = data_ranges(&file, b"/file", at).unwrap();
             assert!(found.list.items.len() <= MAX_EXTENTS && found.list.next.is_none_or(|next| next > at));
-            total += found.list.items.iter().map(|run| run.len_bytes).sum::<u64>();
+            total += found.list.items.iter().map(|range| range.len_bytes).sum::<u64>();
             (at, requests) = (found.list.next.unwrap_or(found.size_bytes), requests + 1);
         }
         assert_eq!((total, requests), ((1 << 24) / 4, 4));
 
         // An image without progress is abandoned after a bounded number of steps.
         let file = SparseFile { size: u64::MAX, step: u64::MAX, data: u64::MAX, max_range: 1 };
-        assert_eq!(data_runs(&file, b"/file", 0).unwrap().list.next, Some(MAX_RANGES as u64));
-        assert_eq!(data_runs(&file, b"/dir", 0).unwrap_err().kind(), io::ErrorKind::IsADirectory);
-        assert_eq!(data_runs(&file, b"/pipe", 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(data_ranges(&file, b"/file", 0).unwrap().list.next, Some(MAX_RANGES as u64));
+        assert_eq!(data_ranges(&file, b"/dir", 0).unwrap_err().kind(), io::ErrorKind::IsADirectory);
+        assert_eq!(data_ranges(&file, b"/pipe", 0).unwrap_err().kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -7,7 +7,7 @@ use crate::{
 };
 use blockd_api::{
     CredentialRef,
-    browse::{FileList, FilePath, FileRuns, ListFileRuns, ListFiles, ReadFile, SnapshotXattr},
+    browse::{FileList, FilePath, FileRanges, ListFileRanges, ListFiles, ReadFile, SnapshotXattr},
     cloudsnaps::CloudSnapshotId,
     operations,
 };
@@ -61,10 +61,10 @@ impl<'a> FileSource<'a> {
     }
 
     /// Returns the data ranges of a file from an offset on.
-    pub async fn runs(&self, path: &FilePath, offset_bytes: u64) -> Result<FileRuns, Failure> {
+    pub async fn ranges(&self, path: &FilePath, offset_bytes: u64) -> Result<FileRanges, Failure> {
         let (path, credential) = (path.clone(), self.cred_id.clone());
-        let query = ListFileRuns { cloud_snapshot_id: self.snap, path, offset_bytes, credential };
-        Ok(self.context.client.call(operations::LIST_FILE_RUNS, &query).await?)
+        let query = ListFileRanges { cloud_snapshot_id: self.snap, path, offset_bytes, credential };
+        Ok(self.context.client.call(operations::LIST_FILE_RANGES, &query).await?)
     }
 }
 

@@ -4,7 +4,7 @@ use super::source::{FileSource, PIECE_BYTES};
 use crate::failure::{EXIT_FAILED, Failure};
 use blockd_api::{
     ErrorCode,
-    browse::{FilePath, FileRun, FileRuns},
+    browse::{FilePath, FileRange, FileRanges},
 };
 use rustix::fs::OFlags;
 use std::{
@@ -35,7 +35,7 @@ enum ReadStep {
     /// Request data ranges from this offset.
     Ask(u64),
     /// Read this range.
-    Read(FileRun),
+    Read(FileRange),
     /// Skip a hole of this length.
     Skip(u64),
     /// End of file.
@@ -48,8 +48,8 @@ struct ReadPlan {
     at_bytes: u64,
     /// `None` until requested.
     size_bytes: Option<u64>,
-    runs: VecDeque<FileRun>,
-    /// End of the range that `runs` describes.
+    ranges: VecDeque<FileRange>,
+    /// End of the range that `ranges` describes.
     until_bytes: u64,
 }
 
@@ -59,11 +59,11 @@ impl ReadPlan {
         if self.size_bytes.is_some_and(|size| at >= size) {
             return ReadStep::End;
         }
-        match self.runs.front() {
-            Some(run) if at < run.offset_bytes => ReadStep::Skip(run.offset_bytes - at),
-            Some(run) => {
-                let left = (run.offset_bytes + run.len_bytes).saturating_sub(at);
-                ReadStep::Read(FileRun { offset_bytes: at, len_bytes: left.min(PIECE_BYTES) })
+        match self.ranges.front() {
+            Some(range) if at < range.offset_bytes => ReadStep::Skip(range.offset_bytes - at),
+            Some(range) => {
+                let left = (range.offset_bytes + range.len_bytes).saturating_sub(at);
+                ReadStep::Read(FileRange { offset_bytes: at, len_bytes: left.min(PIECE_BYTES) })
             }
             None if at < self.until_bytes => ReadStep::Skip(self.until_bytes - at),
             None => ReadStep::Ask(at),
@@ -71,28 +71,30 @@ impl ReadPlan {
     }
 
     /// Adds received data ranges.
-    fn learn(&mut self, found: FileRuns) {
+    fn learn(&mut self, found: FileRanges) {
         self.size_bytes = Some(found.size_bytes);
         self.until_bytes = found.list.next.unwrap_or(found.size_bytes);
-        self.runs.clear();
-        for run in found.list.items {
-            match self.runs.back_mut() {
+        self.ranges.clear();
+        for range in found.list.items {
+            match self.ranges.back_mut() {
                 Some(last)
-                    if run.offset_bytes.saturating_sub(last.offset_bytes.saturating_add(last.len_bytes))
+                    if range
+                        .offset_bytes
+                        .saturating_sub(last.offset_bytes.saturating_add(last.len_bytes))
                         < MIN_HOLE_BYTES =>
                 {
-                    let end = run.offset_bytes.saturating_add(run.len_bytes);
+                    let end = range.offset_bytes.saturating_add(range.len_bytes);
                     last.len_bytes = last.len_bytes.max(end.saturating_sub(last.offset_bytes));
                 }
-                _ => self.runs.push_back(run),
+                _ => self.ranges.push_back(range),
             }
         }
     }
 
     fn pass(&mut self, len_bytes: u64) {
         self.at_bytes += len_bytes;
-        while self.runs.front().is_some_and(|run| run.offset_bytes + run.len_bytes <= self.at_bytes) {
-            self.runs.pop_front();
+        while self.ranges.front().is_some_and(|range| range.offset_bytes + range.len_bytes <= self.at_bytes) {
+            self.ranges.pop_front();
         }
     }
 }
@@ -119,8 +121,8 @@ impl<'a> SparseParts<'a> {
                     self.plan.pass(len_bytes);
                     return Ok(Some(SparsePart::Hole(len_bytes)));
                 }
-                ReadStep::Read(run) => {
-                    let bytes = self.source.read(self.path, run.offset_bytes, run.len_bytes).await?;
+                ReadStep::Read(range) => {
+                    let bytes = self.source.read(self.path, range.offset_bytes, range.len_bytes).await?;
                     if bytes.is_empty() {
                         return Err(self.ends_early());
                     }
@@ -128,7 +130,7 @@ impl<'a> SparseParts<'a> {
                     return Ok(Some(SparsePart::Data(bytes)));
                 }
                 ReadStep::Ask(at_bytes) => {
-                    let found = self.source.runs(self.path, at_bytes).await?;
+                    let found = self.source.ranges(self.path, at_bytes).await?;
                     let until_bytes = found.list.next.unwrap_or(found.size_bytes);
                     if until_bytes <= at_bytes && at_bytes < found.size_bytes {
                         return Err(self.ends_early());
@@ -206,14 +208,14 @@ mod tests {
         os::{fd::OwnedFd, unix::fs::MetadataExt},
     };
 
-    fn run(offset_bytes: u64, len_bytes: u64) -> FileRun {
-        FileRun { offset_bytes, len_bytes }
+    fn range(offset_bytes: u64, len_bytes: u64) -> FileRange {
+        FileRange { offset_bytes, len_bytes }
     }
 
     #[test]
     fn sparse_read_returns_each_data_byte_once() {
         let size = 40 << 20;
-        let data = [run(0, 10), run(1 << 20, 6 << 20), run(39 << 20, 1 << 20)];
+        let data = [range(0, 10), range(1 << 20, 6 << 20), range(39 << 20, 1 << 20)];
         let mut plan = ReadPlan::default();
         let (mut at, mut read, mut asked) = (0, 0, 0);
         loop {
@@ -225,7 +227,7 @@ mod tests {
                     // The last range is returned only by the request for the following offset.
                     let told = if asked == 1 { &data[..2] } else { &data[2..] };
                     let next = (asked == 1).then_some(10 << 20);
-                    plan.learn(FileRuns { size_bytes: size, list: List { items: told.to_vec(), next } });
+                    plan.learn(FileRanges { size_bytes: size, list: List { items: told.to_vec(), next } });
                 }
                 ReadStep::Skip(len) => {
                     plan.pass(len);
@@ -247,16 +249,16 @@ mod tests {
 
     #[test]
     fn short_holes_are_read_and_long_ones_are_not() {
-        let kib = |from: u64, len: u64| run(from << 10, len << 10);
+        let kib = |from: u64, len: u64| range(from << 10, len << 10);
         let mut plan = ReadPlan::default();
         // Holes of 255 KiB, 0 and 256 KiB between the ranges.
         let data = vec![kib(0, 4), kib(259, 1), kib(260, 4), kib(520, 4)];
-        plan.learn(FileRuns { size_bytes: 1 << 20, list: data.into() });
+        plan.learn(FileRanges { size_bytes: 1 << 20, list: data.into() });
         let mut steps = vec![];
         loop {
             let step = plan.next();
             match &step {
-                ReadStep::Read(run) => plan.pass(run.len_bytes),
+                ReadStep::Read(range) => plan.pass(range.len_bytes),
                 ReadStep::Skip(len_bytes) => plan.pass(*len_bytes),
                 ReadStep::End | ReadStep::Ask(_) => break,
             }
