@@ -29,8 +29,8 @@ fn frame_table() {
 }
 
 #[test]
-fn key_file() {
-    replay("key_file", fuzz::key_slots);
+fn key_slot() {
+    replay("key_slot", fuzz::key_slots);
 }
 
 #[test]
