@@ -1,7 +1,7 @@
 //! Background thread that merges layers without a snapshot between them.
 //!
-//! One thread of low priority serves all volumes; it sleeps until a snapshot is deleted, or for a minute if a
-//! merge failed. On a full disk, a merge is retried with the space reserve released; the thread refills the
+//! One thread of low priority serves all volumes; it sleeps until layers may be mergeable, or for a minute if
+//! a merge failed. On a full disk, a merge is retried with the space reserve released; the thread refills the
 //! reserve as soon as there is space.
 
 use crate::volumes::registry::{EntryState, Registry, VolumeEntry};
