@@ -136,9 +136,9 @@ impl MergeNote {
 
     /// Removes the note durably if it exists; otherwise does no sync.
     pub(crate) fn remove_if_exists(dir: &Path) -> Result<(), VolumeError> {
-        match Self::path(dir).exists() {
-            true => Self::remove(dir),
-            false => Ok(()),
+        match Self::path(dir).try_exists() {
+            Ok(false) => Ok(()),
+            Ok(true) | Err(_) => Self::remove(dir),
         }
     }
 
