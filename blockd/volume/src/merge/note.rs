@@ -1,8 +1,6 @@
 //! Progress note of a merge: checkpoint from which the next process resumes.
 //!
-//! Without the note, blocks are copied again. It is valid only while `volume.meta` has both layers in the
-//! noted generations; the commit of the merge changes the target's generation, so a stale note is garbage.
-//! The data of the noted blocks is synced before the note is written.
+//! `FORMAT.md`, "Merge", has the conditions under which it is valid.
 //!
 //! # File
 //!
