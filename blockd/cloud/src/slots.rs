@@ -19,7 +19,7 @@ use uuid::Uuid;
 const SLOT_CONCURRENCY: usize = 8;
 /// Prefixes of the two copies of each slot.
 const PREFIXES: [&str; 2] = [KEYS_PREFIX, KEY_COPIES_PREFIX];
-/// Order of writes. A slot that exists under the first prefix, which is written last, has both copies.
+/// Order of writes (`FORMAT.md`, "Copies").
 pub(crate) const WRITE_ORDER: [usize; 2] = [1, 0];
 
 /// Returns the object of one copy of a slot.
