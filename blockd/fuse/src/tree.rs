@@ -372,6 +372,7 @@ impl Tree {
             atime: time,
             mtime: time,
             ctime: time,
+            // Linux does not ask for it.
             crtime: time,
             kind,
             perm,
