@@ -4,7 +4,7 @@ use blockd_engine::{
     metrics::Operation,
     volumes::{
         discarded::UnreportedLoss,
-        registry::{Attachment, SnapshotPoint, VolumeEntry},
+        registry::{ClientGuard, SnapshotPoint, VolumeEntry},
     },
 };
 use blockd_extent::SnapshotId;
@@ -90,13 +90,13 @@ pub(crate) struct VolumeDevice {
     /// Snapshots at the time of the connection. If a name is deleted and reused for a later snapshot, the
     /// bitmap must not follow it: the blocks written in between would be reported clean.
     pub(crate) points: Arc<Vec<SnapshotPoint>>,
-    pub(crate) attachment: Attachment,
+    pub(crate) guard: ClientGuard,
     pub(crate) loss: UnreportedLoss,
 }
 
 impl VolumeDevice {
     fn entry(&self) -> &VolumeEntry {
-        self.attachment.entry()
+        self.guard.entry()
     }
 
     /// Counts a request as in flight while it runs, and records its latency and error if it has ended.
@@ -187,7 +187,7 @@ impl BlockDevice for VolumeDevice {
         len_bytes: u64,
         then: OnFetched,
     ) -> Option<OnFetched> {
-        let entry = Arc::clone(self.attachment.entry());
+        let entry = Arc::clone(self.guard.entry());
         let operation = if access == nbd::Access::Write { Operation::Write } else { Operation::Read };
         let note_failure = move |kind| entry.traffic.note_failure(operation, kind);
         prefetch_async(access, then, note_failure, |access, then| {
@@ -300,7 +300,7 @@ impl BlockDevice for VolumeDevice {
 pub(crate) struct SnapshotDevice {
     pub(crate) view: SnapshotView,
     pub(crate) older: Vec<SnapshotPoint>,
-    pub(crate) attachment: Attachment,
+    pub(crate) guard: ClientGuard,
 }
 
 impl BlockDevice for SnapshotDevice {
@@ -310,7 +310,7 @@ impl BlockDevice for SnapshotDevice {
 
     fn source_key(&self) -> u128 {
         // The key of its volume, which has the same source.
-        self.attachment.entry().id.as_u64().into()
+        self.guard.entry().id.as_u64().into()
     }
 
     fn prefetch_async(

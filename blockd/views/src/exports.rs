@@ -15,7 +15,7 @@ use crate::{
 use blockd_api::{ApiError, ErrorCode, format_time};
 use blockd_engine::volumes::{
     discarded::UnreportedLoss,
-    registry::{Attachment, EntryState, Registry, SnapshotPoint, VolumeEntry},
+    registry::{ClientGuard, EntryState, Registry, SnapshotPoint, VolumeEntry},
 };
 use blockd_nbd::{BlockDevice, Client, ExportCatalog, ExportError, ExportInfo};
 use blockd_volume::{Volume, VolumeErrorKind};
@@ -83,14 +83,14 @@ impl ExportCatalog for Exports {
         let entry = self.volume_entry(volume_name).ok_or(ExportError::Unknown)?;
         self.access.check(entry.name.as_str(), client)?;
         let max_connections = self.access.max_connections(client);
-        let (volume, attachment) = entry.attach_up_to(max_connections).map_err(unavailable)?;
+        let (volume, guard) = entry.connect_up_to(max_connections).map_err(unavailable)?;
         match snapshot {
             None => {
                 let loss = UnreportedLoss::of(&volume, client);
-                let points = attachment.entry().snapshots();
-                Ok(Arc::new(VolumeDevice { volume, points, attachment, loss }))
+                let points = guard.entry().snapshots();
+                Ok(Arc::new(VolumeDevice { volume, points, guard, loss }))
             }
-            Some(wanted) => open_snapshot(&volume, attachment, wanted),
+            Some(wanted) => open_snapshot(&volume, guard, wanted),
         }
     }
 
@@ -172,10 +172,10 @@ fn find_point<'a>(points: &'a [SnapshotPoint], wanted: &str) -> Option<&'a Snaps
 
 fn open_snapshot(
     volume: &Volume,
-    attachment: Attachment,
+    guard: ClientGuard,
     wanted: &str,
 ) -> Result<Arc<dyn BlockDevice>, ExportError> {
-    let points = attachment.entry().snapshots();
+    let points = guard.entry().snapshots();
     let point = find_point(&points, wanted).ok_or(ExportError::Unknown)?;
     let view = volume.view(point.id).map_err(|error| match error.kind() {
         // Deleted since the lookup.
@@ -183,7 +183,7 @@ fn open_snapshot(
         _ => unavailable(ApiError::new(ErrorCode::VolumeFailed, error.to_string())),
     })?;
     let older = points.iter().filter(|older| older.epoch < point.epoch).cloned().collect();
-    Ok(Arc::new(SnapshotDevice { view, older, attachment }))
+    Ok(Arc::new(SnapshotDevice { view, older, guard }))
 }
 
 #[cfg(test)]

@@ -189,7 +189,7 @@ async fn failed_database_write_is_rolled_back() {
     host.assert_tidy();
     host.refused_at(ErrorCode::Internal, DELETE_VOLUME, &name, &Default::default()).await;
     let entry = host.engine().registry.by_name("data").unwrap();
-    assert!(entry.attach().is_ok());
+    assert!(entry.connect().is_ok());
     assert!(!entry.stop_merges.load(std::sync::atomic::Ordering::Relaxed));
     host.sql("DROP TRIGGER not_ready; DROP TRIGGER not_deleting");
     drop((volume, entry));

@@ -87,10 +87,10 @@ async fn resources_in_use_are_not_deleted() {
     let id = host.backup("data", false).await.cloud_snapshot_id.unwrap();
 
     let entry = host.engine().registry.by_name("data").unwrap();
-    let (_, attachment) = entry.attach().unwrap();
+    let (_, client) = entry.connect().unwrap();
     host.refused_at(ErrorCode::VolumeInUse, DELETE_VOLUME, &"data".parse().unwrap(), &Default::default())
         .await;
-    drop(attachment);
+    drop(client);
 
     // A task that a crash interrupted counts as running.
     host.die_at("backup planned");

@@ -24,7 +24,7 @@ async fn renamed_volume_keeps_its_backups_schedules_and_rule() {
     let old = "v".parse().unwrap();
     host.refused_at(ErrorCode::VolumeExists, UPDATE_VOLUME, &old, &to("taken")).await;
     let entry = host.engine().registry.by_name("v").unwrap();
-    let client = entry.attach().unwrap();
+    let client = entry.connect().unwrap();
     host.refused_at(ErrorCode::VolumeInUse, UPDATE_VOLUME, &old, &to("w")).await;
     drop(client);
     let renamed = host.call_at(UPDATE_VOLUME, &old, &to("w")).await;
@@ -32,7 +32,7 @@ async fn renamed_volume_keeps_its_backups_schedules_and_rule() {
     assert!(renamed.uri.contains("/w?"), "{}", renamed.uri);
     host.refused_at(ErrorCode::VolumeNotFound, GET_VOLUME, &old, &()).await;
     // Holders of the former entry share its state.
-    let client = entry.attach().unwrap();
+    let client = entry.connect().unwrap();
     assert_eq!(host.inspect_volume("w").await.connections, 1);
     drop((client, entry));
 

@@ -7,7 +7,7 @@ mod entries;
 mod guards;
 mod tags;
 
-pub use guards::{Attachment, RollbackMark};
+pub use guards::{ClientGuard, RollbackMark};
 pub use tags::Tags;
 
 use crate::{error::ServiceError, ids::only_one, metrics::Traffic};
@@ -255,30 +255,30 @@ impl VolumeEntry {
     ///
     /// # Errors
     /// The volume is not open, with the cause.
-    pub fn attach(self: &Arc<Self>) -> Result<(Arc<Volume>, Attachment), ApiError> {
-        self.attach_up_to(u64::MAX)
+    pub fn connect(self: &Arc<Self>) -> Result<(Arc<Volume>, ClientGuard), ApiError> {
+        self.connect_up_to(u64::MAX)
     }
 
     /// Adds a client connection up to a maximum.
     ///
     /// # Errors
     /// The volume is not open, with the cause, or there are too many connections.
-    pub fn attach_up_to(
+    pub fn connect_up_to(
         self: &Arc<Self>,
         max_connections: u64,
-    ) -> Result<(Arc<Volume>, Attachment), ApiError> {
+    ) -> Result<(Arc<Volume>, ClientGuard), ApiError> {
         let mut inner = self.inner.lock();
         let volume = self.volume_of(&inner.state)?;
         self.check_not_rolling_back(&inner)?;
-        let attachment = self.add_connection(&mut inner, max_connections)?;
-        Ok((volume, attachment))
+        let guard = self.add_connection(&mut inner, max_connections)?;
+        Ok((volume, guard))
     }
 
     fn add_connection(
         self: &Arc<Self>,
         inner: &mut Inner,
         max_connections: u64,
-    ) -> Result<Attachment, ApiError> {
+    ) -> Result<ClientGuard, ApiError> {
         if inner.connections >= max_connections {
             let name = &self.name;
             let message = format!(
@@ -287,7 +287,7 @@ impl VolumeEntry {
             return Err(ApiError::new(ErrorCode::VolumeInUse, message));
         }
         inner.connections += 1;
-        Ok(Attachment { entry: Arc::clone(self) })
+        Ok(ClientGuard { entry: Arc::clone(self) })
     }
 
     /// Sets the state.

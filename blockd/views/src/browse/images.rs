@@ -1,6 +1,6 @@
 //! Snapshots of local volumes as images.
 
-use blockd_engine::volumes::registry::{Attachment, VolumeEntry};
+use blockd_engine::volumes::registry::{ClientGuard, VolumeEntry};
 use blockd_extent::{BlockSource, DataRange, SnapshotId, VolumeId};
 use blockd_volume::{Allocation, Content, SnapshotView, VolumeError, VolumeErrorKind};
 use parking_lot::Mutex;
@@ -14,10 +14,10 @@ use std::{
 /// one at once; a read in flight refuses the deletion.
 pub(super) const IDLE: Duration = Duration::from_secs(2);
 
-/// Open snapshot, with the attachment that prevents the deletion of its volume.
+/// Open snapshot, with the connection that prevents the deletion of its volume.
 struct OpenView {
     view: SnapshotView,
-    _attachment: Attachment,
+    _guard: ClientGuard,
 }
 
 /// Image of a local volume's snapshot, open only while it is read.
@@ -62,9 +62,9 @@ impl LocalImage {
             *used = Instant::now();
             return Ok(Arc::clone(view));
         }
-        let (volume, attachment) = self.entry.attach().map_err(|error| io::Error::other(error.message))?;
+        let (volume, guard) = self.entry.connect().map_err(|error| io::Error::other(error.message))?;
         let view = volume.view(self.snapshot).map_err(|error| volume_error(&error))?;
-        let view = Arc::new(OpenView { view, _attachment: attachment });
+        let view = Arc::new(OpenView { view, _guard: guard });
         *open = Some((Arc::clone(&view), Instant::now()));
         Ok(view)
     }

@@ -24,18 +24,18 @@ impl RollbackMark {
 
 /// Connection of a client to a volume.
 #[derive(Debug)]
-pub struct Attachment {
+pub struct ClientGuard {
     pub(super) entry: Arc<VolumeEntry>,
 }
 
-impl Attachment {
+impl ClientGuard {
     /// The volume's entry.
     pub fn entry(&self) -> &Arc<VolumeEntry> {
         &self.entry
     }
 }
 
-impl Drop for Attachment {
+impl Drop for ClientGuard {
     fn drop(&mut self) {
         let mut inner = self.entry.inner.lock();
         inner.connections = inner.connections.saturating_sub(1);

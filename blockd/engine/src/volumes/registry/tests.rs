@@ -12,36 +12,36 @@ fn connected_volume_is_not_deleted_and_accepts_no_clients() {
     let dir = tempfile::tempdir().unwrap();
     let volume = Volume::create(&dir.path().join("7"), VolumeId::from_u64(7), 1 << 20).unwrap();
     let entry = entry("data", EntryState::Up(volume));
-    let (_, attachment) = entry.attach().unwrap();
+    let (_, client) = entry.connect().unwrap();
     let error = entry.begin_delete().err().unwrap();
     assert_eq!(
         (error.code, error.message.contains("1 NBD connection or browse read:")),
         (ErrorCode::VolumeInUse, true)
     );
-    drop(attachment);
+    drop(client);
     let before = entry.begin_delete().unwrap();
     assert!(matches!(before, EntryState::Up(_)));
-    assert!(entry.attach().is_err());
+    assert!(entry.connect().is_err());
     assert!(entry.begin_delete().is_err());
     entry.undo_delete(before);
-    assert!(entry.attach().is_ok() && !entry.stop_merges.load(Ordering::Relaxed));
-    let (_, attachment) = entry.attach().unwrap();
+    assert!(entry.connect().is_ok() && !entry.stop_merges.load(Ordering::Relaxed));
+    let (_, client) = entry.connect().unwrap();
     assert_eq!(entry.begin_rollback().err().unwrap().code, ErrorCode::VolumeInUse);
-    drop(attachment);
+    drop(client);
     let (_, mark) = entry.begin_rollback().unwrap();
-    for refused in [entry.attach().err(), entry.begin_rollback().err(), entry.begin_delete().err()] {
+    for refused in [entry.connect().err(), entry.begin_rollback().err(), entry.begin_delete().err()] {
         let refused = refused.unwrap();
         assert!(refused.code == ErrorCode::VolumeInUse && refused.message.contains("rolled back"));
     }
     drop(mark);
-    assert!(entry.attach().is_ok());
+    assert!(entry.connect().is_ok());
 }
 
 #[test]
 fn volume_in_creation_is_not_deleted() {
     let entry = entry("data", EntryState::Creating);
     assert_eq!(entry.begin_delete().err().unwrap().code, ErrorCode::VolumeInUse);
-    assert_eq!(entry.attach().err().unwrap().code, ErrorCode::VolumeNotReady);
+    assert_eq!(entry.connect().err().unwrap().code, ErrorCode::VolumeNotReady);
 }
 
 #[test]
