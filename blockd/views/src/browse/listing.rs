@@ -73,7 +73,7 @@ fn service_error(error: &ServiceError) -> io::Error {
 }
 
 /// Snapshot that a key refers to.
-enum SnapshotSource {
+enum KeyTarget {
     Cloud(Uuid, CloudSnapshotId),
     Local(VolumeId, SnapshotId),
 }
@@ -82,12 +82,12 @@ fn local_key(volume: VolumeId, snapshot: SnapshotId) -> SnapshotKey {
     SnapshotKey(format!("local:{volume}:{snapshot}").into())
 }
 
-fn source(key: &SnapshotKey) -> Option<SnapshotSource> {
+fn target(key: &SnapshotKey) -> Option<KeyTarget> {
     let (kind, rest) = key.0.split_once(':')?;
     let (first, second) = rest.split_once(':')?;
     match kind {
-        "cloud" => Some(SnapshotSource::Cloud(first.parse().ok()?, second.parse().ok()?)),
-        _ => Some(SnapshotSource::Local(first.parse().ok()?, second.parse().ok()?)),
+        "cloud" => Some(KeyTarget::Cloud(first.parse().ok()?, second.parse().ok()?)),
+        _ => Some(KeyTarget::Local(first.parse().ok()?, second.parse().ok()?)),
     }
 }
 
@@ -261,8 +261,8 @@ impl Catalog for BrowseCatalog {
 
     fn open(&self, key: &SnapshotKey) -> io::Result<Arc<dyn BlockSource>> {
         let browser = self.browser()?;
-        match source(key).ok_or_else(not_found)? {
-            SnapshotSource::Cloud(credential, id) => {
+        match target(key).ok_or_else(not_found)? {
+            KeyTarget::Cloud(credential, id) => {
                 let opened = browser.open_of_credential(&self.runtime, credential, &id);
                 let (snapshot, _) = opened.map_err(|error| {
                     tracing::warn!(%error, snapshot = %id, "opening a cloud snapshot failed");
@@ -270,7 +270,7 @@ impl Catalog for BrowseCatalog {
                 })?;
                 Ok(Arc::new(snapshot))
             }
-            SnapshotSource::Local(volume, snapshot) => {
+            KeyTarget::Local(volume, snapshot) => {
                 let entry = browser.registry.by_id(volume).ok_or_else(not_found)?;
                 let points = entry.snapshots();
                 let point = points.iter().find(|point| point.id == snapshot).ok_or_else(not_found)?;
@@ -283,8 +283,8 @@ impl Catalog for BrowseCatalog {
 
     fn manifest_json(&self, key: &SnapshotKey) -> io::Result<Vec<u8>> {
         let browser = self.browser()?;
-        let mut json = match source(key).ok_or_else(not_found)? {
-            SnapshotSource::Cloud(credential, id) => {
+        let mut json = match target(key).ok_or_else(not_found)? {
+            KeyTarget::Cloud(credential, id) => {
                 let catalog = DbManifestCache::new(Arc::clone(&browser.db), credential);
                 let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
                 let manifest = match known {
@@ -296,7 +296,7 @@ impl Catalog for BrowseCatalog {
                 };
                 serde_json::to_vec_pretty(&manifest)?
             }
-            SnapshotSource::Local(volume, snapshot) => {
+            KeyTarget::Local(volume, snapshot) => {
                 let entry = browser.registry.by_id(volume).ok_or_else(not_found)?;
                 let points = entry.snapshots();
                 let point = points.iter().find(|point| point.id == snapshot).ok_or_else(not_found)?;
