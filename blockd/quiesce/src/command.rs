@@ -35,16 +35,16 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 /// Timeout for remaining output of a failed command.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+const FAILED_OUTPUT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Timeout for remaining output of a successful command: the next step must not wait for its background
 /// processes.
-const LAST_GOOD_WORDS: Duration = Duration::from_millis(20);
+const OUTPUT_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// Search path of commands if the daemon has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Maximum number of consecutive reads; more than a pipe holds.
-const MAX_PIECES: usize = 4096;
+const MAX_READS: usize = 4096;
 
 /// Polling interval for a stop of the daemon.
 const STOP_PAUSE: Duration = Duration::from_millis(50);
@@ -85,27 +85,27 @@ impl Hook<'_> {
         let (began, started) = (Instant::now(), Timestamp::now());
         let result = self.spawn().and_then(|mut child| {
             // `wait` would close standard input.
-            let leash = child.stdin.take();
-            let said = child.stderr.take().map(|pipe| listen(pipe.into())).transpose()?.unwrap_or_default();
+            let stdin = child.stdin.take();
+            let output = child.stderr.take().map(|pipe| listen(pipe.into())).transpose()?.unwrap_or_default();
             let ended = wait(&mut child, began + self.timeout, self.stopping)?;
             // Tells the wrapper not to kill background processes of the command.
-            let _ = leash.map(|mut leash| leash.write_all(b"\n"));
-            Ok((ended, said))
+            let _ = stdin.map(|mut stdin| stdin.write_all(b"\n"));
+            Ok((ended, output))
         });
         let duration_micros = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
-        let (exit_status, error, said) = match result {
+        let (exit_status, error, output) = match result {
             Err(error) => (None, Some(format!("start failed: {error}")), Vec::new()),
-            Ok((None, said)) => {
+            Ok((None, output)) => {
                 let error = match self.stopping.is_some_and(CancellationToken::is_cancelled) {
                     true => "killed: the daemon is stopping".to_owned(),
                     false => format!("killed after {} s", self.timeout.as_secs()),
                 };
-                (None, Some(error), said.output_yet(LAST_WORDS))
+                (None, Some(error), output.collect(FAILED_OUTPUT_TIMEOUT))
             }
-            Ok((Some(status), said)) if status.success() => (Some(0), None, said.output_yet(LAST_GOOD_WORDS)),
-            Ok((Some(status), said)) => {
-                let said = said.output_yet(LAST_WORDS);
-                (status.code(), Some(failure(status, &said)), said)
+            Ok((Some(status), output)) if status.success() => (Some(0), None, output.collect(OUTPUT_TIMEOUT)),
+            Ok((Some(status), output)) => {
+                let output = output.collect(FAILED_OUTPUT_TIMEOUT);
+                (status.code(), Some(failure(status, &output)), output)
             }
         };
         // Commands and their output are for administrators; the log has more readers.
@@ -119,7 +119,7 @@ impl Hook<'_> {
             duration_micros,
             exit_status,
             error,
-            output: (!said.is_empty()).then(|| String::from_utf8_lossy(&said).into_owned()),
+            output: (!output.is_empty()).then(|| String::from_utf8_lossy(&output).into_owned()),
         }
     }
 
@@ -194,40 +194,40 @@ fn without_capabilities(command: &mut Command) -> io::Result<Child> {
 /// Output of a command.
 #[derive(Default)]
 struct CommandOutput {
-    words: Option<Arc<Mutex<Words>>>,
+    reader: Option<Arc<Mutex<OutputReader>>>,
     ended: Option<mpsc::Receiver<()>>,
 }
 
 impl CommandOutput {
     /// Returns the output of a command that has ended, even if the reader thread did not run since. Does not
     /// wait for background processes that hold standard error.
-    fn output_yet(&self, time_limit: Duration) -> Vec<u8> {
+    fn collect(&self, time_limit: Duration) -> Vec<u8> {
         if let Some(ended) = &self.ended {
             let _ = ended.recv_timeout(time_limit);
         }
-        let Some(words) = &self.words else { return Vec::new() };
-        let mut words = words.lock();
-        words.take_in();
-        words.kept[words.kept.len().saturating_sub(MAX_OUTPUT_BYTES)..].to_vec()
+        let Some(reader) = &self.reader else { return Vec::new() };
+        let mut reader = reader.lock();
+        reader.read_available();
+        reader.kept[reader.kept.len().saturating_sub(MAX_OUTPUT_BYTES)..].to_vec()
     }
 }
 
 /// Output read so far, and its pipe. Readers hold the lock.
-struct Words {
+struct OutputReader {
     pipe: File,
     kept: Vec<u8>,
 }
 
-impl Words {
+impl OutputReader {
     /// Reads the available output without blocking; returns true if there may be more.
-    fn take_in(&mut self) -> bool {
-        let mut piece = [0; 1024];
-        for _ in 0..MAX_PIECES {
-            if !is_there(&self.pipe, Some(&Timespec::default())) {
+    fn read_available(&mut self) -> bool {
+        let mut buffer = [0; 1024];
+        for _ in 0..MAX_READS {
+            if !is_readable(&self.pipe, Some(&Timespec::default())) {
                 return true;
             }
-            let Ok(len @ 1..) = self.pipe.read(&mut piece) else { return false };
-            self.kept.extend_from_slice(&piece[..len]);
+            let Ok(len @ 1..) = self.pipe.read(&mut buffer) else { return false };
+            self.kept.extend_from_slice(&buffer[..len]);
             // The last lines name the cause of a failure.
             if self.kept.len() > 2 * MAX_OUTPUT_BYTES {
                 let surplus = self.kept.len() - MAX_OUTPUT_BYTES;
@@ -239,7 +239,7 @@ impl Words {
 }
 
 /// Returns true if the pipe becomes readable within the timeout.
-fn is_there(pipe: &File, time_limit: Option<&Timespec>) -> bool {
+fn is_readable(pipe: &File, time_limit: Option<&Timespec>) -> bool {
     loop {
         match poll(&mut [PollFd::new(pipe, PollFlags::IN)], time_limit) {
             Err(rustix::io::Errno::INTR) => {}
@@ -254,15 +254,15 @@ fn is_there(pipe: &File, time_limit: Option<&Timespec>) -> bool {
 fn listen(pipe: OwnedFd) -> io::Result<CommandOutput> {
     let pipe = File::from(pipe);
     let watched = pipe.try_clone()?;
-    let words = Arc::new(Mutex::new(Words { pipe, kept: Vec::new() }));
+    let reader = Arc::new(Mutex::new(OutputReader { pipe, kept: Vec::new() }));
     let (end, ended) = mpsc::channel();
-    let heard = Arc::clone(&words);
+    let shared = Arc::clone(&reader);
     let listener = move || {
-        while is_there(&watched, None) && heard.lock().take_in() {}
+        while is_readable(&watched, None) && shared.lock().read_available() {}
         drop(end);
     };
     std::thread::Builder::new().name("hook-stderr".into()).spawn(listener)?;
-    Ok(CommandOutput { words: Some(words), ended: Some(ended) })
+    Ok(CommandOutput { reader: Some(reader), ended: Some(ended) })
 }
 
 /// Waits for the end, the deadline or a stop of the daemon, and kills the process group in the last two
@@ -310,14 +310,14 @@ fn pid_of(child: &Child) -> Option<Pid> {
     Pid::from_raw(i32::try_from(child.id()).ok()?)
 }
 
-fn failure(status: ExitStatus, said: &[u8]) -> String {
+fn failure(status: ExitStatus, output: &[u8]) -> String {
     let how = match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
         (None, Some(signal)) => format!("killed by signal {signal}"),
         (None, None) => "failed".to_owned(),
     };
-    let said = String::from_utf8_lossy(said);
-    match said.lines().map(str::trim).rfind(|line| !line.is_empty()) {
+    let output = String::from_utf8_lossy(output);
+    match output.lines().map(str::trim).rfind(|line| !line.is_empty()) {
         Some(line) => format!("{how}: {line}"),
         None => how,
     }

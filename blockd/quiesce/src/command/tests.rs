@@ -112,9 +112,9 @@ fn command_runs_as_its_user_without_daemon_privileges() {
     }
     let step = Hook { user: Some("nobody"), ..hook("id -un; id -Gn; echo $USER; ! cat /etc/shadow") }.run();
     assert_eq!(step.error, None, "{step:?}");
-    let said = step.output.unwrap();
-    let said: Vec<&str> = said.lines().collect();
-    assert_eq!(said[..3], ["nobody", "nogroup", "nobody"], "{said:?}");
+    let output = step.output.unwrap();
+    let output: Vec<&str> = output.lines().collect();
+    assert_eq!(output[..3], ["nobody", "nogroup", "nobody"], "{output:?}");
     // Background processes are killed as well.
     let user = Some("nobody");
     let slow = Hook { user, timeout: Duration::from_millis(300), ..hook("sleep 600") }.run();
@@ -136,8 +136,8 @@ fn command_has_no_capabilities_of_the_daemon() {
         configure_capability_in_ambient_set(given, true).unwrap();
         for user in [None, Some(own.as_str())] {
             let step = Hook { user, ..hook("grep -E 'Cap(Inh|Amb)' /proc/self/status") }.run();
-            let said = step.output.unwrap();
-            let sets: Vec<_> = said.lines().map(|line| line.split_whitespace().last().unwrap()).collect();
+            let output = step.output.unwrap();
+            let sets: Vec<_> = output.lines().map(|line| line.split_whitespace().last().unwrap()).collect();
             assert_eq!(sets, ["0000000000000000"; 2], "{user:?}");
         }
         assert_eq!(capabilities(None).unwrap(), sets);
@@ -149,18 +149,18 @@ fn command_has_no_capabilities_of_the_daemon() {
 
 #[test]
 fn command_output_is_complete_on_a_busy_machine() {
-    let (reads, mut says) = std::io::pipe().unwrap();
-    let words = vec![b'x'; 3_000];
-    says.write_all(&words).unwrap();
-    let said = listen(reads.into()).unwrap();
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    let written = vec![b'x'; 3_000];
+    writer.write_all(&written).unwrap();
+    let output = listen(reader.into()).unwrap();
     // The reader thread may not have started yet, and a background process may write more.
-    assert_eq!(said.output_yet(Duration::ZERO), words);
+    assert_eq!(output.collect(Duration::ZERO), written);
     for _ in 0..100 {
-        says.write_all(b"more").unwrap();
-        assert!(said.output_yet(Duration::ZERO).ends_with(b"more"));
+        writer.write_all(b"more").unwrap();
+        assert!(output.collect(Duration::ZERO).ends_with(b"more"));
     }
-    drop(says);
-    assert!(said.output_yet(Duration::from_secs(60)).len() >= words.len());
+    drop(writer);
+    assert!(output.collect(Duration::from_secs(60)).len() >= written.len());
 }
 
 #[test]
@@ -202,9 +202,9 @@ fn command_is_killed_with_its_children_when_the_daemon_dies() {
     let pid = dir.path().join("pid");
     let command = format!("sleep 600 & echo $! > {}; echo >&2; wait", pid.display());
     let mut child = hook(&command).spawn().unwrap();
-    let leash = child.stdin.take();
+    let stdin = child.stdin.take();
     child.stderr.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-    drop(leash);
+    drop(stdin);
     assert_eq!(child.wait().unwrap().signal(), Some(9));
     wait_for_the_end_of(std::fs::read_to_string(pid).unwrap().trim());
 }
