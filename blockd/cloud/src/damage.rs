@@ -10,7 +10,7 @@ pub const MAX_DAMAGE_DESCRIBED: usize = 1000;
 
 /// Damaged part of an object.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct DamagedPiece {
+pub struct DamagedPart {
     /// Key of the object.
     pub object: String,
     /// Offset of the part.
@@ -25,7 +25,7 @@ pub struct DamagedPiece {
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Damage {
     /// Damaged parts, at most [`MAX_DAMAGE_DESCRIBED`].
-    pub pieces: Vec<DamagedPiece>,
+    pub parts: Vec<DamagedPart>,
     /// Number of damaged parts; an undescribed one may count once per snapshot.
     pub total: u64,
     /// All affected blocks.
@@ -49,33 +49,33 @@ impl Damage {
             lost.insert_extent(*extent);
         }
         self.total += 1;
-        if self.pieces.len() < MAX_DAMAGE_DESCRIBED {
-            self.pieces.push(DamagedPiece { object: key, offset_bytes, what, blocks });
+        if self.parts.len() < MAX_DAMAGE_DESCRIBED {
+            self.parts.push(DamagedPart { object: key, offset_bytes, what, blocks });
         }
-        debug_assert!(self.total >= self.pieces.len() as u64);
+        debug_assert!(self.total >= self.parts.len() as u64);
     }
 
     /// Merges other damage. A part damaged in several snapshots counts once.
     pub(crate) fn merge(&mut self, damage: Self) {
-        let Self { pieces, total, blocks, objects } = damage;
-        debug_assert!(total >= pieces.len() as u64, "{total} damaged parts, {} described", pieces.len());
+        let Self { parts, total, blocks, objects } = damage;
+        debug_assert!(total >= parts.len() as u64, "{total} damaged parts, {} described", parts.len());
         // Undescribed parts may be duplicates: over-counting is safe.
-        self.total += total.saturating_sub(pieces.len() as u64);
+        self.total += total.saturating_sub(parts.len() as u64);
         self.blocks.union_with(&blocks);
         for (object, blocks) in objects {
             self.objects.entry(object).or_default().union_with(&blocks);
         }
-        for piece in pieces {
-            let place = (&piece.object, piece.offset_bytes);
-            match self.pieces.iter_mut().find(|known| (&known.object, known.offset_bytes) == place) {
+        for part in parts {
+            let place = (&part.object, part.offset_bytes);
+            match self.parts.iter_mut().find(|known| (&known.object, known.offset_bytes) == place) {
                 Some(known) => {
-                    let all: BlockSet = known.blocks.iter().copied().chain(piece.blocks).collect();
+                    let all: BlockSet = known.blocks.iter().copied().chain(part.blocks).collect();
                     known.blocks = all.extents().collect();
                 }
                 None => {
                     self.total += 1;
-                    if self.pieces.len() < MAX_DAMAGE_DESCRIBED {
-                        self.pieces.push(piece);
+                    if self.parts.len() < MAX_DAMAGE_DESCRIBED {
+                        self.parts.push(part);
                     }
                 }
             }
@@ -105,7 +105,7 @@ impl DamageList {
     /// Returns the recorded damage, sorted by position.
     pub fn take(&self) -> Damage {
         let mut damage = std::mem::take(&mut *self.damage.lock());
-        damage.pieces.sort_by(|a, b| (&a.object, a.offset_bytes).cmp(&(&b.object, b.offset_bytes)));
+        damage.parts.sort_by(|a, b| (&a.object, a.offset_bytes).cmp(&(&b.object, b.offset_bytes)));
         damage
     }
 }
@@ -127,8 +127,8 @@ mod tests {
         let damage = list.take();
         assert_eq!(damage.total, MAX_DAMAGE_DESCRIBED as u64 + 5);
         assert_eq!(damage.blocks.len_blocks(), damage.total);
-        assert_eq!(damage.pieces.len(), MAX_DAMAGE_DESCRIBED);
-        assert!(damage.pieces.is_sorted_by_key(|piece| piece.offset_bytes));
+        assert_eq!(damage.parts.len(), MAX_DAMAGE_DESCRIBED);
+        assert!(damage.parts.is_sorted_by_key(|part| part.offset_bytes));
 
         let other = DamageList::default();
         other.add(CloudError::damaged("other", 0, "torn"), [Extent::new(BlockIndex(1), 1)]);
@@ -138,7 +138,7 @@ mod tests {
         // The first part of the pack was known or undescribed: it may count twice, but is not lost.
         let most = MAX_DAMAGE_DESCRIBED as u64;
         assert!((most + 6..=most + 7).contains(&all.total), "{}", all.total);
-        assert_eq!(all.pieces.len(), MAX_DAMAGE_DESCRIBED);
+        assert_eq!(all.parts.len(), MAX_DAMAGE_DESCRIBED);
         assert_eq!(all.objects["pack"].len_blocks(), most + 6);
         assert_eq!(all.objects["other"].len_blocks(), 1);
         assert_eq!(all.blocks.len_blocks(), most + 7);

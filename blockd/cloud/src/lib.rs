@@ -46,7 +46,7 @@ pub use cache::{CacheCounters, CacheOptions, SnapshotCache};
 pub use changed::changed_blocks;
 pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
 pub use commit::check_base;
-pub use damage::{Damage, DamagedPiece, MAX_DAMAGE_DESCRIBED};
+pub use damage::{Damage, DamagedPart, MAX_DAMAGE_DESCRIBED};
 pub use delete::{DeleteReport, UnreadableSiblings, delete_damaged, delete_snapshot, delete_with_manifest};
 pub use error::{ClockUnknownCause, CloudError};
 pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_leftovers_of};

@@ -224,7 +224,7 @@ async fn restore_skips_damage_and_lists_the_missing_extents() {
     assert!(error.to_string().contains(&pack), "{error}");
     let (damage, content) = restore(true).await.unwrap();
     assert_eq!(damage.blocks.extents().collect::<Vec<_>>(), [Extent::new(BlockIndex(64), 32)]);
-    assert_eq!((damage.pieces.len(), damage.pieces[0].offset_bytes), (1, 64 + 2 * frame as u64));
+    assert_eq!((damage.parts.len(), damage.parts[0].offset_bytes), (1, 64 + 2 * frame as u64));
     let mut expected: BTreeMap<_, _> = sample.live.content();
     expected.retain(|block, _| !(64..96).contains(block));
     assert_eq!(content, expected);

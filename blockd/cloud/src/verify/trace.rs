@@ -64,13 +64,13 @@ pub(super) async fn trace(
             }
         }
     }
-    for piece in found.pieces {
-        let lost: BlockSet = piece.blocks.iter().copied().collect();
-        let affected = DeltaId::of_object(&piece.object).and_then(|delta| affected_by.get(&delta.prefix()));
+    for part in found.parts {
+        let lost: BlockSet = part.blocks.iter().copied().collect();
+        let affected = DeltaId::of_object(&part.object).and_then(|delta| affected_by.get(&delta.prefix()));
         let mut affects = affected.cloned().unwrap_or_default();
         affects.iter_mut().for_each(|affected| affected.blocks.intersect_with(&lost));
         affects.retain(|affected| !affected.blocks.is_empty());
-        let (object, offset_bytes, what) = (piece.object, piece.offset_bytes, piece.what);
+        let (object, offset_bytes, what) = (part.object, part.offset_bytes, part.what);
         report.findings.push(VerifyFinding { object, offset_bytes, what, affects });
     }
     let asked: BTreeSet<CloudSnapshotId> = manifests.iter().map(Manifest::id).collect();

@@ -53,11 +53,11 @@ pub(crate) fn of_report(report: &VerifyReport) -> Findings {
 
 /// Returns the findings of a restore that skipped damage.
 pub(crate) fn of_restore(cloudsnap: &str, damage: &Damage) -> Findings {
-    let listed = damage.pieces.iter().take(MAX_LISTED).map(|piece| DamageFinding {
-        object: piece.object.clone(),
-        offset_bytes: piece.offset_bytes,
-        cause: piece.what.clone(),
-        affects: vec![affected(cloudsnap, &piece.blocks.iter().copied().collect())],
+    let listed = damage.parts.iter().take(MAX_LISTED).map(|part| DamageFinding {
+        object: part.object.clone(),
+        offset_bytes: part.offset_bytes,
+        cause: part.what.clone(),
+        affects: vec![affected(cloudsnap, &part.blocks.iter().copied().collect())],
     });
     Findings {
         snapshots: 1,

@@ -55,12 +55,12 @@ impl std::fmt::Debug for CloudSource {
 
 /// Returns the error of the first damage.
 fn damage_error(damage: &Damage) -> Option<SourceError> {
-    let piece = damage.pieces.first()?;
+    let part = damage.parts.first()?;
     let blocks = damage.blocks.first().zip(damage.blocks.last());
     let error = CloudError::Damaged {
-        key: piece.object.clone(),
-        offset_bytes: piece.offset_bytes,
-        what: piece.what.clone(),
+        key: part.object.clone(),
+        offset_bytes: part.offset_bytes,
+        what: part.what.clone(),
         blocks: blocks.map(|(first, last)| Extent::between(first, BlockIndex(last.0 + 1))),
     };
     Some(source_error(&error.into()))
