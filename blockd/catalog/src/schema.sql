@@ -1,4 +1,4 @@
--- Tables of the daemon's database, version 1. Instants are RFC 3339 in UTC. Ids of volumes and snapshots are 64-bit
+-- Tables of the daemon's database, version 1. Times are RFC 3339 in UTC. Ids of volumes and snapshots are 64-bit
 -- numbers, kept as decimal text because SQLite's integers are signed.
 
 -- The daemon's own identity and settings.
@@ -140,7 +140,7 @@ CREATE TABLE schedules (
     spec    TEXT NOT NULL                   -- JSON: fields that no query selects by
 ) STRICT;
 
--- The instant up to which all runs of a rule are recorded; moved in the transaction that adds the runs.
+-- The time up to which all runs of a rule are recorded; moved in the transaction that adds the runs.
 CREATE TABLE schedule_cursors (
     schedule         TEXT NOT NULL REFERENCES schedules (uuid) ON DELETE CASCADE,
     rule             TEXT NOT NULL,         -- its text: a changed rule is another one
@@ -168,7 +168,7 @@ CREATE TABLE schedule_runs (
     reason      TEXT,
     pool        TEXT NOT NULL DEFAULT '',   -- retention pool: '' of all rules without their own, RULE, 'manual ' or 'manual RULE'
     retain      TEXT,                       -- JSON: retention of its rule, valid after the rule was deleted
-    freed       INTEGER NOT NULL DEFAULT 0 CHECK (freed IN (0, 1)), -- the clock was set back: its instant comes again
+    freed       INTEGER NOT NULL DEFAULT 0 CHECK (freed IN (0, 1)), -- the clock was set back: its time may recur
     snapshot    TEXT,                       -- local snapshot that the run keeps
     schedule_name TEXT                      -- name of its schedule, once that was deleted
 ) STRICT;

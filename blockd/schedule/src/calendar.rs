@@ -130,7 +130,7 @@ impl Calendar {
     }
 
     /// Returns true if any minute matches.
-    pub(crate) fn comes(&self) -> bool {
+    pub(crate) fn can_occur(&self) -> bool {
         let first = self.years.first().copied().unwrap_or(2000);
         self.first_from(date(first, 1, 1).at(0, 0, 0, 0)).is_some()
     }

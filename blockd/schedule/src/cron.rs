@@ -55,7 +55,7 @@ pub(crate) fn parse(text: &str) -> Result<Calendar, ScheduleError> {
         day_or_weekday: !day.starts_with('*') && !weekday.starts_with('*'),
         weeks: Weeks::EVERY,
     };
-    if calendar.comes() { Ok(calendar) } else { Err(ScheduleError::Never { given: text.to_owned() }) }
+    if calendar.can_occur() { Ok(calendar) } else { Err(ScheduleError::Never { given: text.to_owned() }) }
 }
 
 fn set(kind: FieldKind, text: &str) -> Result<u64, ScheduleError> {

@@ -45,7 +45,7 @@ pub(crate) fn parse(text: &str) -> Result<Calendar, ScheduleError> {
         let found = expression.split_whitespace().count();
         return Err(ScheduleError::FieldCount { given: text.to_owned(), found, expected: EXPECTED });
     }
-    if calendar.comes() { Ok(calendar) } else { Err(ScheduleError::Never { given: text.to_owned() }) }
+    if calendar.can_occur() { Ok(calendar) } else { Err(ScheduleError::Never { given: text.to_owned() }) }
 }
 
 fn weekdays(text: &str) -> Result<u8, ScheduleError> {

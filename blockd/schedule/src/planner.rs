@@ -68,17 +68,17 @@ pub enum Tick {
 /// seconds after their time.
 pub fn tick(recurrence: &Recurrence, processed_until: Timestamp, delay_s: u32, now: Timestamp) -> Tick {
     let delay = SignedDuration::from_secs(delay_s.into());
-    let came_until = now.checked_sub(delay).unwrap_or(Timestamp::MIN);
+    let due_until = now.checked_sub(delay).unwrap_or(Timestamp::MIN);
     if processed_until.as_second().saturating_sub(now.as_second()) > CLOCK_BACK_TOLERANCE_S {
-        return Tick::ClockSetBack { processed_until: came_until };
+        return Tick::ClockSetBack { processed_until: due_until };
     }
     let Some(first) = recurrence.next_after(processed_until) else {
         return Tick::Never;
     };
-    if first > came_until {
+    if first > due_until {
         return Tick::Wait { due: first.checked_add(delay).unwrap_or(Timestamp::MAX) };
     }
-    let nominal = recurrence.last_until(processed_until, came_until).unwrap_or(first);
+    let nominal = recurrence.last_until(processed_until, due_until).unwrap_or(first);
     let mut missed = 0;
     let mut at = first;
     while at < nominal && missed < MAX_MISSED_COUNTED {
@@ -88,7 +88,7 @@ pub fn tick(recurrence: &Recurrence, processed_until: Timestamp, delay_s: u32, n
             None => break,
         }
     }
-    let late_s = came_until.as_second().saturating_sub(nominal.as_second());
+    let late_s = due_until.as_second().saturating_sub(nominal.as_second());
     Tick::Run { nominal, missed, late_s, processed_until: nominal }
 }
 
@@ -181,11 +181,11 @@ mod tests {
             let mut covered = 0;
             for gap in gaps {
                 now = Timestamp::from_second(now.as_second() + gap).unwrap();
-                let came_until = Timestamp::from_second(now.as_second() - i64::from(delay_s)).unwrap();
+                let due_until = Timestamp::from_second(now.as_second() - i64::from(delay_s)).unwrap();
                 // Scheduled times since the watermark.
                 let mut waiting = Vec::new();
                 let mut next = schedule.next_after(until);
-                while let Some(at) = next.filter(|at| *at <= came_until) {
+                while let Some(at) = next.filter(|at| *at <= due_until) {
                     waiting.push(at);
                     next = schedule.next_after(at);
                 }
@@ -194,7 +194,7 @@ mod tests {
                         prop_assert_eq!(Some(&nominal), waiting.last());
                         let expected = (waiting.len() - 1).min(MAX_MISSED_COUNTED as usize);
                         prop_assert_eq!(missed as usize, expected);
-                        prop_assert_eq!(late_s, came_until.as_second() - nominal.as_second());
+                        prop_assert_eq!(late_s, due_until.as_second() - nominal.as_second());
                         covered += waiting.len();
                         until = processed_until;
                     }

@@ -133,9 +133,9 @@ pub enum Unchecked {
     UnsupportedParts,
     /// Comparisons that need structures that are damaged, such as link counts.
     DamagedParts,
-    /// All that follows after the limit of memory.
+    /// Everything after the memory limit.
     MemoryLimit,
-    /// All that follows after the limit of reads.
+    /// Everything after the read limit.
     ReadLimit,
 }
 

@@ -327,7 +327,7 @@ mod tests {
     fn store_through(endpoint: &str, proxy: Option<String>) -> BucketStore {
         let mut config = s3::tests::config(endpoint);
         config.access.storage_class = Some("STANDARD_IA".into());
-        // Who answers is in time, on a busy machine as well.
+        // Longer than a busy machine delays a response.
         let http = HttpOptions { stall_timeout: Duration::from_secs(10), proxy, ..HttpOptions::default() };
         s3::open(&config, &http).unwrap()
     }
@@ -450,7 +450,7 @@ mod tests {
     async fn plain_http_server_is_distinguished_from_an_absent_one() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("https://{}", listener.local_addr().unwrap());
-        // What servers say to a greeting of TLS.
+        // The response of a plain HTTP server to a TLS greeting.
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut greeting = [0; 1];

@@ -155,7 +155,7 @@ impl Apply<'_> {
             states.push(ended.state.to_string());
             if ended.state.stage == TaskStage::Done {
                 if !output.is_json() {
-                    output.line(format!("{object} done: {}", told(&ended)))?;
+                    output.line(format!("{object} done: {}", outcome(&ended)))?;
                 }
                 continue;
             }
@@ -406,7 +406,7 @@ fn is_existing(object: &Object, code: ErrorCode) -> bool {
 }
 
 /// Returns the result of a task as text.
-fn told(task: &Task) -> String {
+fn outcome(task: &Task) -> String {
     let volume = task.volume_name.as_ref().map(|volume| format!("volume {volume}"));
     let verb = if task.state.kind == TaskKind::Restore { "restored" } else { "backed up" };
     let bytes = ByteSize::from_bytes(task.processed_bytes);

@@ -134,7 +134,7 @@ pub async fn describe(context: &Context<'_>, args: Selection) -> Exit {
         if let Some(runs) = &runs {
             document["runs"] = runs.iter().take(MAX_DESCRIBED).map(summary).collect();
         }
-        document["events"] = newest.map(told).collect();
+        document["events"] = newest.map(event_value).collect();
         documents.push(document);
     }
     context
@@ -166,7 +166,7 @@ fn is_of_schedule(event: &Event, found: &Found, runs: &[Run]) -> bool {
     }
 }
 
-fn told(event: &Event) -> Value {
+fn event_value(event: &Event) -> Value {
     let Event { occurred_at, severity, .. } = *event;
     json!(EventSummary { occurred_at, severity, kind: event.kind.clone(), message: event.message.clone() })
 }
