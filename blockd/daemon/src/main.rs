@@ -38,7 +38,7 @@ fn failed(error: &dyn std::error::Error, status: u8) -> ExitCode {
 }
 
 fn main() -> ExitCode {
-    // Before any other file is opened.
+    // Any file opened earlier could get the number of a passed descriptor.
     let passed = Passed::take();
     let cli = Cli::parse();
     let mut config = match configure(&cli) {

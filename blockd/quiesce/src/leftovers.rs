@@ -161,7 +161,7 @@ impl Left {
             }
         }
         if !quiesced.posts.is_empty() {
-            // Waits for commands of the previous daemon.
+            // Commands of the previous daemon hold the lock.
             let lock = marker::lock(&path);
             for env in quiesced.posts.iter_mut().map(|post| &mut post.env) {
                 // The daemon died before it set the variable for all of them.

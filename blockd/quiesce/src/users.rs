@@ -44,9 +44,7 @@ pub fn try_user(user: &str, stopping: &CancellationToken) -> Result<(), UserRefu
     let own = geteuid();
     match User::from_name(user) {
         Ok(None) => return Err(UserRefused::Unknown(user.to_owned())),
-        // Own user.
         Ok(Some(found)) if found.uid == own => return Ok(()),
-        // The test decides.
         Ok(Some(_)) | Err(_) => {}
     }
     let not_allowed = |why: String| UserRefused::NotAllowed { user: user.to_owned(), own: name_of(own), why };

@@ -169,7 +169,6 @@ fn next_of_calendar(calendar: &Calendar, zone: &TimeZone, after: Timestamp) -> O
             let before = begin
                 .checked_sub(SignedDuration::from_nanos(1))
                 .map_or(segment.offset, |at| zone.to_offset(at));
-            // Local time before and after the transition.
             let (ended, began) = (local(before, begin), local(segment.offset, begin));
             if ended < began
                 && begin >= first

@@ -269,7 +269,6 @@ impl Backups {
             return Err(ServiceError::Internal("backup without a location".into()));
         };
         let (stored, all) = (others.to_vec(), rows.clone());
-        // All tasks are stored in one transaction.
         let with = move |tx: &rusqlite::Transaction<'_>| {
             and(tx, &all)?;
             stored.iter().try_for_each(|row| row.put(tx))

@@ -199,7 +199,6 @@ fn exchange_held(
     began: Instant,
 ) -> Duration {
     assert!(held.len() == exchanges.len(), "each member is locked at the barrier");
-    // The barrier.
     for (current, exchange) in held.iter_mut().zip(exchanges.iter_mut()) {
         std::mem::swap(&mut **current, &mut exchange.stack);
     }

@@ -87,7 +87,6 @@ impl Volume {
     /// The volume is closed or has failed, the id exists, or the disk is full or fails. Then there is no
     /// snapshot, and the volume continues without lost writes or dirty blocks.
     pub fn freeze(&self, snapshot: SnapshotId) -> Result<Frozen, VolumeError> {
-        // A group of one member.
         let frozen = freeze_group(&[(self, snapshot)]).map_err(|error| error.source)?;
         Ok(frozen.members[0])
     }
