@@ -35,6 +35,12 @@ fn in_place_task(state: &str, suffix: &str, labels: Value) -> Value {
     made
 }
 
+/// Returns a document with another value of a field.
+fn json_with(mut document: Value, field: &str, value: Value) -> Value {
+    document[field] = value;
+    document
+}
+
 /// Returns the result of the object `rr`, which `diff` and a dry run have in common.
 fn planned(fake: &Fake, spec: &str) -> String {
     let result = |command: &str| {
@@ -92,7 +98,7 @@ fn half_done_restore_of_another_origin_is_refused() {
 fn restore_that_wrote_nothing_did_not_happen() {
     let (db, good) = db();
     for state in ["Restore-Stopped", "Restore-Failed"] {
-        let tasks = [restore_task(state, "59-61", false)];
+        let tasks = [json_with(in_place_task(state, "59-61", of_rr("59-61")), "resumable", json!(false))];
         let fake =
             with_volumes(&[labelled("1", "acc", json!({})), db.clone()], std::slice::from_ref(&good), &tasks);
         assert_eq!(planned(&fake, REPLACING), "created", "{state}");
@@ -168,6 +174,12 @@ fn restore_of_all_volumes_is_not_repeated() {
         (
             vec![made("moved", &replaced), wal().0],
             vec![of_shop("59-61", ("59", "data")), wal().1],
+            "unchanged",
+        ),
+        // The content of a volume was replaced.
+        (
+            vec![made("db-dev", &replaced), wal().0],
+            vec![of_shop("59-61", ("59", "db")), wal().1],
             "unchanged",
         ),
         // The content of a volume was replaced, and another one is missing.
@@ -361,41 +373,4 @@ fn backup_of_a_volume_renamed_meanwhile_is_awaited() {
     };
     assert_eq!(planned(&fake, &spec("db")), "waiting");
     assert_eq!(planned(&fake, &spec("before")), "refused");
-}
-
-#[test]
-fn two_objects_of_one_volume_are_refused() {
-    let backups = [backup("59-61", "good", ("59", "db")), backup("59-62", "later", ("59", "db"))];
-    let fake = with_volumes(&[volume("59", "db")], &backups, &[]);
-    let of = |name: &str, rest: &str| format!("backupLocation: nas, backupName: {name}, {rest}");
-    let into =
-        |name: &str, policy: &str| of(name, &format!("destinationVolume: db, replacePolicy: {policy}"));
-    let all =
-        |name: &str, policy: &str| of(name, &format!("namespaceMapping: {{}}, replacePolicy: {policy}"));
-    let coming = ("VolumeBackup", "new", "backupLocation: nas, volume: db");
-    let clone = ("VolumeClone", "sourceVolume: db, destinationVolume: copy".to_owned());
-    let new = ("VolumeRestore", of("good", "destinationVolume: copy"));
-    for (first, second, is_refused) in [
-        (("VolumeRestore", all("good", "Delete")), ("VolumeRestore", all("later", "Delete")), true),
-        (("VolumeRestore", all("good", "Delete")), ("VolumeRestore", all("later", "Retain")), true),
-        (("VolumeRestore", all("good", "Delete")), ("VolumeRestore", into("later", "Delete")), true),
-        (("VolumeRestore", all("new", "Delete")), ("VolumeRestore", into("good", "Delete")), true),
-        (("VolumeRestore", into("good", "Retain")), ("VolumeRestore", into("later", "Delete")), true),
-        (("VolumeRestore", into("good", "Retain")), ("VolumeRestore", into("later", "Retain")), true),
-        (new.clone(), clone.clone(), true),
-        (clone.clone(), clone, true),
-        (("VolumeRestore", all("good", "Retain")), ("VolumeRestore", all("later", "Retain")), false),
-    ] {
-        let objects = [coming, (first.0, "a", &first.1), (second.0, "b", &second.1)];
-        for command in ["diff", "apply --dry-run", "apply"] {
-            if !is_refused && command == "apply" {
-                continue;
-            }
-            let ran = run_on(&fake, command, &objects);
-            let kind = second.0;
-            let is_told = ran.stderr.contains(&format!("{kind}/b and {}/a, in ", first.0));
-            assert_eq!((ran.status == 2, is_told), (is_refused, is_refused), "{objects:?} {ran:?}");
-        }
-    }
-    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
 }

@@ -13,6 +13,7 @@ mod migration;
 mod names;
 mod objects;
 mod output;
+mod overlaps;
 mod plans;
 mod restores;
 mod schemas;
