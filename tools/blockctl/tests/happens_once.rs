@@ -139,6 +139,59 @@ fn restore_by_a_command_into_a_made_volume_is_kept() {
     }
 }
 
+#[test]
+fn other_restore_blocks_only_a_replacement_of_its_volume() {
+    let good = backup("59-61", "good", ("59", "db"));
+    let all = |policy: &str| {
+        format!("backupLocation: nas, backupName: good, namespaceMapping: {{}}, replacePolicy: {policy}")
+    };
+    let (keeping, replacing) = (all("Retain"), all("Delete"));
+    let by_other = json!({ "restored-by": "other", "restored-from": snap("59-61") });
+    let hydration = |state: &str| restore_task(state, "59-61", state == "Restore-Stopped");
+    for (state, labels, task, results) in [
+        // The new volume of another object, and a lazy one.
+        ("restoring", &by_other, hydration("Restore-Active"), ["refused", "refused", "unchanged", "refused"]),
+        (
+            "restoring",
+            &by_other,
+            hydration("Restore-Stopped"),
+            ["refused", "refused", "unchanged", "refused"],
+        ),
+        ("up", &by_other, hydration("Restore-Active"), ["unchanged", "unchanged", "unchanged", "unchanged"]),
+        // A lazy volume by a command.
+        ("up", &json!({}), hydration("Restore-Active"), ["unchanged", "refused", "unchanged", "refused"]),
+        ("up", &json!({}), hydration("Restore-Stopped"), ["unchanged", "created", "unchanged", "created"]),
+    ] {
+        for (spec, result) in
+            [INTO_ACC, REPLACING, keeping.as_str(), replacing.as_str()].into_iter().zip(results)
+        {
+            let mut target = labelled("1", "acc", labels.clone());
+            target["state"] = json!(state);
+            let (source, mut task) = (if spec.contains("acc") { "db" } else { "acc" }, task.clone());
+            task["labels"] = Value::Null;
+            let mut stored = good.clone();
+            stored["volumeName"] = json!(source);
+            let fake = with_volumes(&[target], std::slice::from_ref(&stored), &[task]);
+            assert_eq!(planned(&fake, spec), result, "{state} {labels} {spec}");
+        }
+    }
+}
+
+#[test]
+fn stopped_hydration_is_told_by_the_label_of_its_content() {
+    let (db, good) = db();
+    let failed = json_with(in_place_task("Restore-Failed", "59-61", json!({})), "resumable", json!(false));
+    let tasks = [failed, restore_task("Restore-Stopped", "59-61", true)];
+    // A restore by a command replaced the content in the second case, and wrote nothing in the first.
+    for (labels, result) in [(of_rr("59-61"), "resumed"), (json!({ "restored-by": "rr" }), "unchanged")] {
+        let volumes = [labelled("1", "acc", labels), db.clone()];
+        let fake = with_volumes(&volumes, std::slice::from_ref(&good), &tasks);
+        for spec in [INTO_ACC, REPLACING] {
+            assert_eq!(planned(&fake, spec), result, "{spec}");
+        }
+    }
+}
+
 /// Returns the backup `good` of a volume in the namespace `shop`.
 fn of_shop(suffix: &str, volume: (&str, &str)) -> Value {
     let mut found = backup(suffix, "good", volume);

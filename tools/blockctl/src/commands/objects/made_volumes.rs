@@ -11,7 +11,7 @@ use blockd_api::{
     CLONED_BY, CLONED_FROM, Labels, RESTORED_BY, RESTORED_FROM,
     cloudsnaps::CloudSnapshotId,
     tasks::{Task, TaskKind, TaskStage},
-    volumes::Volume,
+    volumes::{Volume, VolumeState},
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -55,22 +55,22 @@ impl Made<'_> {
 }
 
 impl ResourceSet {
-    /// Returns the newest restore task of a volume; the hydration of a clone is that of its source.
-    fn restore_task(&self, volume: &Volume) -> Option<&Task> {
-        if volume.hydration.is_some() && volume.labels.as_map().contains_key(CLONED_FROM) {
-            return None;
-        }
-        // The newest comes first. The id tells a new volume of the name from a deleted one.
-        let is_meant = |task: &&Task| match task.volume_id {
+    /// Returns the restore tasks of a volume, the newest first. Hydrations of clones are none.
+    fn restore_tasks<'a>(&'a self, volume: &Volume) -> impl Iterator<Item = &'a Task> {
+        let is_hydrated_clone =
+            volume.hydration.is_some() && volume.labels.as_map().contains_key(CLONED_FROM);
+        // The id tells a new volume of the name from a deleted one.
+        let is_meant = move |task: &&Task| match task.volume_id {
             Some(id) => id == volume.volume_id,
             None => task.volume_name.as_ref() == Some(&volume.name),
         };
-        self.tasks.iter().filter(|task| task.state.kind == TaskKind::Restore).find(is_meant)
+        let restores = self.tasks.iter().filter(|task| task.state.kind == TaskKind::Restore);
+        restores.filter(move |task| !is_hydrated_clone && is_meant(task))
     }
 
     /// Returns the restore task of a volume that runs or can be resumed.
     fn unfinished_restore(&self, volume: &Volume) -> Option<&Task> {
-        self.restore_task(volume).filter(|task| is_unfinished(task))
+        self.restore_tasks(volume).find(|task| is_unfinished(task))
     }
 
     /// Returns the unfinished task by which an object restores a volume.
@@ -89,12 +89,13 @@ impl ResourceSet {
         labels.and_then(|labels| label(labels, RESTORED_BY)).or_else(|| label(&volume.labels, RESTORED_BY))
     }
 
-    /// Returns the restore task that prevents another one into the same volume.
-    pub fn blocking_restore(&self, volume: &Volume) -> Option<&Task> {
-        let task = self.unfinished_restore(volume)?;
-        let is_stopped_hydration =
-            volume.hydration.is_some() && task.labels.is_none() && task.state.stage.is_over();
-        (!is_stopped_hydration).then_some(task)
+    /// Returns the restore task that prevents another one into the same volume: one that it leaves half done,
+    /// or the running hydration of a volume that is to be replaced.
+    pub fn blocking_restore(&self, volume: &Volume, is_replaced: bool) -> Option<&Task> {
+        self.unfinished_restore(volume).filter(|task| {
+            let is_half_done = task.labels.is_some() || volume.state == VolumeState::Restoring;
+            is_half_done || (is_replaced && !task.state.stage.is_over())
+        })
     }
 
     /// Returns the volumes that an object restored, or is restoring.
@@ -112,13 +113,13 @@ impl ResourceSet {
             [RESTORED_BY, RESTORED_FROM, CLONED_FROM].iter().any(|label| labels.contains_key(*label));
         let is_known =
             |task: &&Task| is_unfinished(task) || (!is_labelled && task.state.stage == TaskStage::Done);
-        let task = self.restore_task(volume).filter(is_known);
+        let task = self.restore_tasks(volume).next().filter(is_known);
         task.and_then(|task| task.cloud_snapshot_id.as_ref()).or_else(|| labels.get(RESTORED_FROM))
     }
 
     /// Returns the newest restore task of a volume, if the volume has or gets its content.
     fn task_of_origin(&self, volume: &Volume) -> Option<&Task> {
-        let task = self.restore_task(volume)?;
+        let task = self.restore_tasks(volume).next()?;
         (task.cloud_snapshot_id.as_ref() == self.origin(volume)).then_some(task)
     }
 

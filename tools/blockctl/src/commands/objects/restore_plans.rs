@@ -22,7 +22,10 @@ use crate::objects::{
     volumes::{ReplacePolicy, Restore, RestoreSource},
 };
 use blockd_api::{
-    ApiError, ErrorCode, VolumeName, cloudsnaps::CloudSnapshotId, tasks::Task, volumes::Volume,
+    ApiError, ErrorCode, VolumeName,
+    cloudsnaps::CloudSnapshotId,
+    tasks::Task,
+    volumes::{Volume, VolumeState},
 };
 use uuid::Uuid;
 
@@ -222,13 +225,16 @@ impl<'a> Planner<'a> {
 
     /// Returns the plan for a volume with the name of one of the restore.
     fn plan_other(&self, volume: &Volume, wanted: Option<CloudSnapshotId>) -> Plan {
-        let from = restored_from(volume);
-        match (self.resources.blocking_restore(volume), from, self.restore.replace_policy) {
-            (Some(task), ..) => Plan::Refused(Vec::new(), other_restore(self.object, volume, task)),
+        let from = restored_from(volume).filter(|_| volume.state != VolumeState::Restoring);
+        let policy = self.restore.replace_policy;
+        let task = self.resources.blocking_restore(volume, policy == ReplacePolicy::Delete);
+        match (task, from, policy) {
             (_, Some(from), _) if wanted == Some(from) => Plan::Unchanged,
-            (.., ReplacePolicy::Delete) => Plan::Create,
             // Other volumes of the backup may be missing.
-            (_, Some(from), _) if !self.restore.is_of_all() => {
+            (.., ReplacePolicy::Retain) if self.restore.is_of_all() => Plan::Kept,
+            (Some(task), ..) => Plan::Refused(Vec::new(), other_restore(self.object, volume, task)),
+            (.., ReplacePolicy::Delete) => Plan::Create,
+            (_, Some(from), _) => {
                 let cause = format!(
                     "volume {} exists and was restored from {from}: delete it first, or name another one in destinationVolume",
                     volume.name
