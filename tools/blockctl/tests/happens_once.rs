@@ -270,6 +270,25 @@ fn restore_of_all_volumes_awaits_those_of_a_running_backup() {
     }
 }
 
+#[test]
+fn restore_without_a_cloud_snapshot_starts_nothing() {
+    let mut stopped = task("Backup-Stopped", 1);
+    (stopped["volumeId"], stopped["volumeName"], stopped["name"]) =
+        (json!("60"), json!("wal"), json!("good"));
+    (stopped["cloudSnapshotId"], stopped["resumable"]) = (json!(null), json!(true));
+    let volumes = [volume("59", "db"), wal_of_shop()];
+    // The resumed backup fails again.
+    let fake = with_volumes(&volumes, &[of_shop("59-61", ("59", "db"))], &[stopped]);
+    let restore = "backupLocation: nas, backupName: good, namespaceMapping: {shop: dev}";
+    let objects = [
+        ("VolumeBackup", "good", "backupLocation: nas, volume: [db, wal]"),
+        ("VolumeRestore", "rr", restore),
+    ];
+    let ran = run_on(&fake, "apply", &objects);
+    assert_eq!(fake.changes(), [format!("POST /v1/tasks/{TASK}/resume")], "{ran:?}");
+    assert!(ran.stderr.contains("the cloud snapshot of volume wal-dev is not made yet"), "{ran:?}");
+}
+
 /// The volume `wal` in the namespace `shop`.
 fn wal_of_shop() -> Value {
     labelled("60", "wal", json!({ "namespace": "shop" }))

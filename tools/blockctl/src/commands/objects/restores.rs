@@ -80,18 +80,20 @@ pub async fn start_restore(
     restore: &Restore,
     resources: &ResourceSet,
 ) -> Result<Vec<Uuid>, Failure> {
+    let planned = volume_plans(object, restore, resources)?;
+    let is_coming = |one: &&VolumePlan| matches!(one.plan, Plan::Create) && one.target.is_none();
+    if let Some(one) = planned.iter().find(is_coming) {
+        let cause = format!("the cloud snapshot of volume {} is not made yet", one.volume);
+        let message = format!("{object}: {cause}: apply this again when it is");
+        return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).into());
+    }
     let mut tasks = Vec::new();
-    for one in volume_plans(object, restore, resources)? {
+    for one in planned {
         match (one.plan, one.target) {
             (Plan::Create, Some(target)) if resources.volume(&one.volume).is_some() => {
                 tasks.push(replace(context, object, restore, &target).await?);
             }
             (Plan::Create, Some(target)) => tasks.extend(start(context, object, restore, target).await?),
-            (Plan::Create, None) => {
-                let cause = format!("the cloud snapshot of volume {} is not made yet", one.volume);
-                let message = format!("{object}: {cause}: apply this again when it is");
-                return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).into());
-            }
             (Plan::Wait(running), _) => tasks.extend(running),
             (Plan::Resume { ended, .. }, _) => {
                 for task in &ended {
