@@ -29,7 +29,8 @@ fn with_backup(volumes: &[(&str, &str)], backup: &[(&str, &str, &str, &str)]) ->
     ])
 }
 
-/// Applies a document and returns the cloud snapshots that are restored, and the volumes.
+/// Applies a document and returns the cloud snapshots that are restored, and the volumes: names of new ones,
+/// ids of existing ones.
 fn restored(fake: &Fake, text: &str) -> Vec<(String, String)> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("restore.yaml");
@@ -58,13 +59,13 @@ fn restore_finds_renamed_volumes_by_their_ids() {
     let volumes = [("1", "old"), ("2", "a"), ("3", "gone")];
     let all = restore_document("namespaceMapping: {}, replacePolicy: Delete");
     let found = restored(&with_backup(&volumes, &own), &all);
-    assert_eq!(found, [pair(CLUSTER, "1", "old"), pair(CLUSTER, "9", "gone")]);
+    assert_eq!(found, [pair(CLUSTER, "1", "1"), pair(CLUSTER, "9", "3")]);
     let one = restore_document("sourceVolume: old, destinationVolume: new");
     assert_eq!(restored(&with_backup(&volumes, &own), &one), [pair(CLUSTER, "1", "new")]);
     // The ids of another host have no meaning here.
     let other = [(OTHER_CLUSTER, "1", "a", "shop")];
     let found = restored(&with_backup(&volumes, &other), &all);
-    assert_eq!(found, [pair(OTHER_CLUSTER, "1", "a")]);
+    assert_eq!(found, [pair(OTHER_CLUSTER, "1", "2")]);
 }
 
 #[test]
@@ -163,7 +164,7 @@ fn restore_of_velero_replaces_only_selected_volumes() {
         "labelSelector: {matchLabels: {namespace: a}}",
     ] {
         let found = restored(&fake(), &document(spec));
-        assert_eq!(found, [(snap("1-61"), "va".to_owned())], "{spec}");
+        assert_eq!(found, [(snap("1-61"), "1".to_owned())], "{spec}");
     }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("velero.yaml");

@@ -334,6 +334,28 @@ fn replacement_that_becomes_known_later_is_asked_for() {
 }
 
 #[test]
+fn other_volume_of_a_confirmed_name_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("both.yaml");
+    let backup = "apiVersion: blockd/v1\nkind: VolumeBackup\nmetadata: {name: new}\n\
+        spec: {backupLocation: nas, volume: db}\n---\n";
+    std::fs::write(&path, [backup, INTO_ACC].concat()).unwrap();
+    let db = volume("59", "db");
+    // After the start of the backup, the volume `acc` is another one.
+    let before = replies_of_good(&[db.clone(), volume("1", "acc")], true, &[]);
+    let after = replies_of_good(&[db, volume("2", "acc")], true, &[]);
+    let credentials = ok(list(json!([reply("GET /v1/credentials/nas")])));
+    let rest = vec![("GET /v1/credentials", credentials), ("GET /v1/schedules", ok(list(json!([]))))];
+    for (typed, status, restores) in [("y\nn\n", 1, 0), ("y\ny\n", 0, 1)] {
+        let fake = Fake::with_defaults([before.clone(), after.clone(), rest.clone()].concat());
+        let shown = on_terminal(&fake, &format!("apply -f {}", path.display()), typed);
+        let sent = fake.seen().into_iter().filter(|seen| seen.line.ends_with("restore-in-place"));
+        let sent: Vec<Value> = sent.map(|seen| seen.body["volume"].clone()).collect();
+        assert_eq!((shown.status, sent), (status, vec![json!("2"); restores]), "{shown:?}");
+    }
+}
+
+#[test]
 fn volume_that_another_user_creates_is_not_replaced() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("restore.yaml");

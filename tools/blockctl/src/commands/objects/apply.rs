@@ -8,13 +8,13 @@ use super::{
     plan::{FieldChange, Plan, plan},
     record::{Record, warn, warnings},
     resources::ResourceSet,
-    restores::{consequence, kept_volumes, start_restore},
+    restores::{Replacement, consequence, kept_volumes, start_restore},
 };
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
     objects::{
         Body, Kind, Object, backup::Backup, hook::Hook, location::Location, location_table::is_access,
-        policy::Rules, read_all, schedule,
+        policy::Rules, read_all, schedule, volumes::ReplacePolicy,
     },
     output::Context,
     wait::follow_before,
@@ -52,7 +52,7 @@ struct Apply<'a> {
     /// Tasks and cloud snapshots are older than the other resources.
     is_outdated: bool,
     /// Replacements of content that the user has confirmed.
-    confirmed: Vec<String>,
+    confirmed: Vec<Replacement>,
     record: Record,
 }
 
@@ -62,10 +62,11 @@ pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Exit {
     warn(context, &read);
     let resources = ResourceSet::load_for(context, &mut read.objects).await?;
     refuse_overlaps(&read.objects, &resources)?;
-    let confirmed: Vec<String> =
+    let confirmed: Vec<Replacement> =
         read.objects.iter().filter_map(|object| consequence(object, &resources)).collect();
     if !confirmed.is_empty() && !args.dry_run {
-        args.yes.confirm(context.output, &confirmed.join("; "))?;
+        let texts: Vec<&str> = confirmed.iter().map(|one| one.text.as_str()).collect();
+        args.yes.confirm(context.output, &texts.join("; "))?;
     }
     let record = Record::of(read.objects.iter().map(|one| (one.kind, one.name.to_string())));
     let (objects, is_outdated) = (read.objects.as_slice(), false);
@@ -211,7 +212,9 @@ impl Apply<'_> {
                 done.warnings = warnings_of_unchanged(object, &self.resources);
             }
             Plan::Kept => {}
-            _ if self.args.dry_run => done.warnings.extend(consequence(object, &self.resources)),
+            _ if self.args.dry_run => {
+                done.warnings.extend(consequence(object, &self.resources).map(|one| one.text));
+            }
             Plan::Wait(tasks) => done.tasks = tasks,
             Plan::Resume { ended, running } => {
                 for task in &ended {
@@ -234,11 +237,11 @@ impl Apply<'_> {
     /// Asks for the confirmation of a replacement that was not known before: its backup or its volume was
     /// made meanwhile.
     fn confirm_replacement(&self, object: &Object) -> Result<(), Failure> {
-        let is_new = |text: &String| !self.confirmed.contains(text);
-        let Some(text) = consequence(object, &self.resources).filter(is_new) else { return Ok(()) };
+        let is_new = |one: &Replacement| !self.confirmed.contains(one);
+        let Some(new) = consequence(object, &self.resources).filter(is_new) else { return Ok(()) };
         let refused =
             |_| Failure::local("declined", EXIT_FAILED, format!("cancelled: {object} is not applied"));
-        self.args.yes.confirm(self.context.output, &text).map_err(refused)
+        self.args.yes.confirm(self.context.output, &new.text).map_err(refused)
     }
 
     /// Creates the resource of an object, or changes the given fields of the existing one, and returns the

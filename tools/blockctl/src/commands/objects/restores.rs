@@ -19,16 +19,25 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ApiError, ByteSize, CredentialRef, ErrorCode, Labels, VolumeName, VolumeRef,
+    ApiError, ByteSize, CredentialRef, ErrorCode, Labels, VolumeId, VolumeName, VolumeRef,
     cloudsnaps::{Cloudsnap, StartRestore},
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
     tasks::TaskLimits,
+    volumes::Volume,
 };
 use uuid::Uuid;
 
-/// Describes the loss of a restore into existing volumes; `None` if it replaces none.
-pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
+/// Loss by a restore into existing volumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replacement {
+    pub text: String,
+    /// Another volume may get the name of one meanwhile.
+    ids: Vec<VolumeId>,
+}
+
+/// Returns the loss by a restore into existing volumes; `None` if it replaces none.
+pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<Replacement> {
     let Body::Restore(restore) = &object.body else { return None };
     if restore.replace_policy != ReplacePolicy::Delete {
         return None;
@@ -36,9 +45,9 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
     if !matches!(plan(object, resources), Plan::Create | Plan::Await(..)) {
         return None;
     }
-    let is_replaced =
-        |one: &&VolumePlan| matches!(one.plan, Plan::Create) && resources.volume(&one.volume).is_some();
     let planned = foreseen_plans(object, restore, resources);
+    let creates = planned.iter().filter(|one| matches!(one.plan, Plan::Create));
+    let replaced: Vec<_> = creates.filter_map(|one| Some((one, resources.volume(&one.volume)?))).collect();
     let source = |one: &VolumePlan| one.target.as_ref().map(|target| other_source(target, resources));
     let name = |one: &VolumePlan| format!("volume {}{}", one.volume, source(one).unwrap_or_default());
     let volumes = match restore.source() {
@@ -46,10 +55,11 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<String> {
         Some(RestoreSource::Backup(name, _)) if planned.is_empty() && !resources.volumes.is_empty() => {
             format!("the existing volumes of VolumeBackup/{name}")
         }
-        _ => planned.iter().filter(is_replaced).map(name).collect::<Vec<_>>().join(" and "),
+        _ => replaced.iter().map(|(one, _)| name(one)).collect::<Vec<_>>().join(" and "),
     };
-    (!volumes.is_empty())
-        .then(|| format!("{object} replaces the content of {volumes}, which is kept as a snapshot"))
+    let ids = replaced.iter().map(|(_, volume)| volume.volume_id).collect();
+    let text = format!("{object} replaces the content of {volumes}, which is kept as a snapshot");
+    (!volumes.is_empty()).then_some(Replacement { text, ids })
 }
 
 /// Names the source of a restore into an existing volume if that is of another volume.
@@ -90,10 +100,10 @@ pub async fn start_restore(
     let mut tasks = Vec::new();
     for one in planned {
         match (one.plan, one.target) {
-            (Plan::Create, Some(target)) if resources.volume(&one.volume).is_some() => {
-                tasks.push(replace(context, object, restore, &target).await?);
-            }
-            (Plan::Create, Some(target)) => tasks.extend(start(context, object, restore, target).await?),
+            (Plan::Create, Some(target)) => match resources.volume(&one.volume) {
+                Some(volume) => tasks.push(replace(context, object, restore, &target, volume).await?),
+                None => tasks.extend(start(context, object, restore, target).await?),
+            },
             (Plan::Wait(running), _) => tasks.extend(running),
             (Plan::Resume { ended, .. }, _) => {
                 for task in &ended {
@@ -154,11 +164,12 @@ async fn replace(
     object: &Object,
     restore: &Restore,
     target: &RestoreTarget,
+    volume: &Volume,
 ) -> Result<Uuid, Failure> {
     let (client, cloud_snapshot_id) = (&context.client, target.snap);
     let request = StartInPlace {
         cloud_snapshot_id,
-        volume: VolumeRef::Name(target.volume.clone()),
+        volume: VolumeRef::Id(volume.volume_id),
         credential: restore.location.clone().map(CredentialRef::Name),
         discard: false,
         labels: target.labelled(object, &Labels::default())?,

@@ -200,7 +200,7 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
         let planned = plan(object, &resources);
         let more = match planned {
             Plan::Unchanged => warnings_of_unchanged(object, &resources),
-            _ => consequence(object, &resources).into_iter().collect(),
+            _ => consequence(object, &resources).into_iter().map(|one| one.text).collect(),
         };
         differs |= !matches!(planned, Plan::Unchanged | Plan::Kept | Plan::Wait(_));
         if !context.output.is_json() {
