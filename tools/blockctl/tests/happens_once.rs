@@ -192,6 +192,21 @@ fn stopped_hydration_is_told_by_the_label_of_its_content() {
     }
 }
 
+#[test]
+fn kept_content_is_told_with_its_policy() {
+    let (db, good) = db();
+    let volumes = [labelled("1", "acc", json!({ "restored-by": "rr" })), db];
+    let fake = with_volumes(&volumes, std::slice::from_ref(&good), &[]);
+    for (spec, end) in [
+        (INTO_ACC, "and is kept\n"),
+        (REPLACING, "and is kept; without its label restored-by it is restored again\n"),
+    ] {
+        let ran = run_on(&fake, "apply", &[("VolumeRestore", "rr", spec)]);
+        let note = format!("note: VolumeRestore/rr: volume acc has other content since this restore, {end}");
+        assert_eq!(ran.stderr, note);
+    }
+}
+
 /// Returns the backup `good` of a volume in the namespace `shop`.
 fn of_shop(suffix: &str, volume: (&str, &str)) -> Value {
     let mut found = backup(suffix, "good", volume);

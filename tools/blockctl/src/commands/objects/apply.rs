@@ -136,11 +136,15 @@ impl Apply<'_> {
         self.context.output.line(format!("{object} {}{more}", done.result))?;
         for volume in kept {
             let mut made = self.resources.restored_by(object);
-            let text = match made.any(|one| one.name == volume) {
-                true => format!(
-                    "has other content since this restore, and is kept; without its label {RESTORED_BY} it is restored again"
-                ),
-                false => format!("exists and is kept; `{}` restores into it", object.replacing()),
+            let is_made = made.any(|one| one.name == volume);
+            let text = match &object.body {
+                Body::Restore(restore) if is_made && restore.replace_policy == ReplacePolicy::Delete => {
+                    format!(
+                        "has other content since this restore, and is kept; without its label {RESTORED_BY} it is restored again"
+                    )
+                }
+                _ if is_made => "has other content since this restore, and is kept".to_owned(),
+                _ => format!("exists and is kept; `{}` restores into it", object.replacing()),
             };
             self.context.output.note(format!("note: {object}: volume {volume} {text}"));
         }
