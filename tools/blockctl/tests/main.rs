@@ -17,6 +17,7 @@ mod overlaps;
 mod plans;
 mod restores;
 mod schemas;
+mod sources;
 mod streams;
 mod support;
 mod terminal;

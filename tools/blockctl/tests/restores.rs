@@ -3,11 +3,11 @@
 use crate::support::{CLUSTER, Fake, cloudsnap, list, ok, reply, snap, task, volume};
 use serde_json::{Value, json};
 
-const OTHER_CLUSTER: &str = "fe431d7d-0b42-4a4b-9496-f3e9050d0f68";
+pub const OTHER_CLUSTER: &str = "fe431d7d-0b42-4a4b-9496-f3e9050d0f68";
 
 /// Starts a daemon with these volumes and a backup `before` of volumes: cluster, id, name at its time and
 /// namespace.
-fn with_backup(volumes: &[(&str, &str)], backup: &[(&str, &str, &str, &str)]) -> Fake {
+pub fn with_backup(volumes: &[(&str, &str)], backup: &[(&str, &str, &str, &str)]) -> Fake {
     let volumes: Vec<Value> = volumes.iter().map(|(id, name)| volume(id, name)).collect();
     let one = |(cluster, id, name, namespace): &(&str, &str, &str, &str)| {
         let mut found = cloudsnap("59-61");
@@ -31,7 +31,7 @@ fn with_backup(volumes: &[(&str, &str)], backup: &[(&str, &str, &str, &str)]) ->
 
 /// Applies a document and returns the cloud snapshots that are restored, and the volumes: names of new ones,
 /// ids of existing ones.
-fn restored(fake: &Fake, text: &str) -> Vec<(String, String)> {
+pub fn restored(fake: &Fake, text: &str) -> Vec<(String, String)> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("restore.yaml");
     std::fs::write(&path, text).unwrap();

@@ -170,16 +170,12 @@ impl ResourceSet {
             }
             targets.push(RestoreTarget { snap: id, volume, labels: Some(labels) });
         }
-        if targets.is_empty() {
-            let volumes: Vec<String> =
-                found.iter().map(|one| format!("{} ({})", one.volume_name, one.labels)).collect();
-            let message = format!(
-                "VolumeBackup/{name} has no volume with the selected labels: its volumes are {}",
-                volumes.join(", ")
-            );
-            return Err(ApiError::new(ErrorCode::VolumeNotFound, message));
+        match targets.is_empty() {
+            true => {
+                Err(no_selected_volume(name, found.iter().map(|one| (one.volume_name.as_str(), &one.labels))))
+            }
+            false => Ok(targets),
         }
-        Ok(targets)
     }
 
     /// Returns true if a cloud snapshot is known to be of another source than that of a restore: it is
@@ -211,7 +207,7 @@ impl ResourceSet {
     /// may have it.
     ///
     /// # Errors
-    /// The given error without such an object, or that of a backup that will not have the volume.
+    /// The given error without such an object, or that of a backup that will not have the volumes.
     pub fn expect_backup(&self, restore: &Restore, error: ApiError) -> Result<(), ApiError> {
         let location = restore.location.as_ref();
         if self.makes_location(location) {
@@ -224,6 +220,9 @@ impl ResourceSet {
             Some(volume) if coming.iter().all(|one| one.name != *volume) => {
                 let stored: Vec<_> = self.backups_named(name.as_str(), location).collect();
                 Err(self.no_volume(name, volume, &stored, &coming))
+            }
+            None if !coming.iter().any(|one| restore.selects(&one.labels)) => {
+                Err(no_selected_volume(name, coming.iter().map(|one| (one.name.as_str(), &one.labels))))
             }
             _ => Ok(()),
         }
@@ -274,6 +273,19 @@ impl ResourceSet {
         let missing = || ApiError::new(ErrorCode::CloudsnapNotFound, message);
         Some(self.unlisted(&name, location).unwrap_or_else(missing))
     }
+}
+
+/// Returns the error of a backup whose volumes, with their labels, are not selected.
+fn no_selected_volume<'a>(
+    name: &ObjectName,
+    volumes: impl Iterator<Item = (&'a str, &'a Labels)>,
+) -> ApiError {
+    let volumes: Vec<String> = volumes.map(|(volume, labels)| format!("{volume} ({labels})")).collect();
+    let message = format!(
+        "VolumeBackup/{name} has no volume with the selected labels: its volumes are {}",
+        volumes.join(", ")
+    );
+    ApiError::new(ErrorCode::VolumeNotFound, message)
 }
 
 /// Returns the error of several cloud snapshots for one volume, with the fields that select one.

@@ -55,7 +55,7 @@ const CONVERSIONS: [(&str, &str, Kind, &str, Finish); 14] = [
         spec.template.spec.preExecRule spec.template.spec.postExecRule spec.template.spec.full spec.template.spec.ttl",
         stork::schedule),
     (stork::GROUP, "ApplicationRestore", Kind::VolumeRestore,
-        "spec.backupName spec.backupLocation spec.namespaceMapping spec.replacePolicy", restore),
+        "spec.backupName spec.backupLocation spec.namespaceMapping spec.replacePolicy", stork::restore),
     (stork::GROUP, "ApplicationClone", Kind::VolumeClone, "spec.sourceNamespace spec.destinationNamespace", only),
     (stork::GROUP, "VolumeSnapshotSchedule", Kind::VolumeBackupSchedule,
         "spec.schedulePolicyName spec.suspend spec.reclaimPolicy>spec.template.spec.reclaimPolicy \
@@ -198,11 +198,8 @@ fn only(_: &mut Document, native: Document, _: &str) -> Result<Vec<Document>, Pr
     Ok(vec![native])
 }
 
-/// Ends the conversion of a restore, which is of all volumes.
-fn restore(_: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
-    native.set_default("spec.namespaceMapping", json!({}), "spec.namespaceMapping");
-    Ok(vec![native])
-}
+/// Path of the field with which a restore is of all volumes of a backup.
+const MAPPING: &str = "spec.namespaceMapping";
 
 /// Returns the name of a document.
 pub fn name_of(document: &Document) -> Result<String, Problem> {

@@ -1,6 +1,6 @@
 //! Kinds of Stork.
 
-use super::Selection;
+use super::{MAPPING, NAMESPACE, Selection};
 use crate::objects::{
     Kind,
     document::{Document, Problem},
@@ -18,6 +18,18 @@ pub fn backup(document: &mut Document, mut native: Document, _: &str) -> Result<
 pub fn schedule(document: &mut Document, native: Document, name: &str) -> Result<Vec<Document>, Problem> {
     let (namespaces, labels) = ("spec.template.spec.namespaces", "spec.template.spec.selectors");
     Ok(Selection::take(document, namespaces, labels)?.each(native, name, "spec.template.spec"))
+}
+
+/// A mapping selects the namespaces that it names; an empty one selects all.
+pub fn restore(_: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
+    native.set_default(MAPPING, json!({}), MAPPING);
+    let mapped = native.get(MAPPING).and_then(Value::as_object);
+    let selectors: Vec<Value> =
+        mapped.into_iter().flat_map(Map::keys).map(|namespace| json!({ NAMESPACE: namespace })).collect();
+    if !selectors.is_empty() {
+        native.set("spec.selectors", selectors.into(), MAPPING);
+    }
+    Ok(vec![native])
 }
 
 /// Takes the known fields of a policy; clusters have more.

@@ -1,6 +1,6 @@
 //! Kinds of Velero.
 
-use super::Selection;
+use super::{MAPPING, Selection};
 use crate::{
     commands::volume::args::parse_seconds,
     objects::{
@@ -60,7 +60,8 @@ fn selection(document: &mut Document, spec: &str) -> Result<Selection, Problem> 
     Ok(found)
 }
 
-pub fn restore(document: &mut Document, mut native: Document, name: &str) -> Result<Vec<Document>, Problem> {
+/// Volumes keep their namespaces, unless they are mapped.
+pub fn restore(document: &mut Document, mut native: Document, _: &str) -> Result<Vec<Document>, Problem> {
     let volumes = selection(document, "spec")?;
     let selectors = volumes.selectors();
     if !selectors.is_empty() {
@@ -70,7 +71,8 @@ pub fn restore(document: &mut Document, mut native: Document, name: &str) -> Res
     let path = format!("spec.{EXISTING_POLICY}");
     let is_update = document.take_text(&path)?.as_deref() == Some(UPDATE);
     native.set("spec.replacePolicy", if is_update { "Delete" } else { "Retain" }.into(), &path);
-    super::restore(document, native, name)
+    native.set_default(MAPPING, json!({}), MAPPING);
+    Ok(vec![native])
 }
 
 pub fn schedule(document: &mut Document, mut native: Document, name: &str) -> Result<Vec<Document>, Problem> {
