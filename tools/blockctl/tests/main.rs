@@ -16,6 +16,7 @@ mod output;
 mod overlaps;
 mod plans;
 mod restores;
+mod rules;
 mod schemas;
 mod sources;
 mod streams;

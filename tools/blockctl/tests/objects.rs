@@ -4,7 +4,7 @@ use crate::support::{Fake, Reply, cloudsnap, fail, list, ok, reply, snap, volume
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
-fn rule(name: &str, volumes: &[&str]) -> Value {
+pub fn rule(name: &str, volumes: &[&str]) -> Value {
     json!({ "name": name, "quiesce": { "preCommand": "sync" }, "volumeNames": volumes, "groups": [], "scheduleIds": [] })
 }
 
@@ -20,7 +20,7 @@ pub fn world(rules: &[Value], schedules: &[Value]) -> Vec<(&'static str, Reply)>
     ]
 }
 
-fn file(dir: &tempfile::TempDir, rules: &[(&str, &str)]) -> PathBuf {
+pub fn rules_file(dir: &tempfile::TempDir, rules: &[(&str, &str)]) -> PathBuf {
     let path = dir.path().join("rules.yaml");
     let one = |(name, volumes): &(&str, &str)| {
         format!(
@@ -29,48 +29,6 @@ fn file(dir: &tempfile::TempDir, rules: &[(&str, &str)]) -> PathBuf {
     };
     std::fs::write(&path, rules.iter().map(one).collect::<Vec<_>>().join("---\n")).unwrap();
     path
-}
-
-#[test]
-fn invalid_rule_target_changes_nothing() {
-    let dir = tempfile::tempdir().unwrap();
-    let rules = [rule("pg", &["a"]), rule("other", &["b"])];
-    for (volumes, words) in
-        [("gone", "there is no volume gone"), ("a, b", "volume b has the rule other already")]
-    {
-        let path = file(&dir, &[("pg", volumes)]);
-        for command in ["apply", "apply --dry-run", "diff"] {
-            let fake = Fake::start(world(&rules, &[]));
-            let ran = fake.run(&format!("{command} -f {}", path.display()));
-            assert!(ran.status != 0 && ran.stderr.contains(words), "{command} {ran:?}");
-            assert_eq!(fake.changes(), Vec::<String>::new());
-        }
-    }
-    // Also not the rule itself.
-    let fake = Fake::start(world(&[], &[]));
-    let ran = fake.run(&format!("apply -f {}", file(&dir, &[("new", "gone")]).display()));
-    assert!(ran.status != 0 && fake.changes().is_empty(), "{ran:?}");
-}
-
-#[test]
-fn volumes_get_a_rule_before_others_lose_it() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = file(&dir, &[("pg", "b")]);
-    let mut script = world(&[rule("pg", &["a"])], &[]);
-    script.push(("POST /v1/rules/pg/assign", fail(500, "internal", "no")));
-    script.push(("POST /v1/rules/pg/unassign", ok(rule("pg", &[]))));
-    let fake = Fake::start(script);
-    let ran = fake.run(&format!("apply -f {}", path.display()));
-    assert_ne!(ran.status, 0, "{ran:?}");
-    assert_eq!(fake.changes(), ["POST /v1/rules/pg/assign"], "a keeps its rule");
-
-    // From one rule to another one of the same call: never without one.
-    let path = file(&dir, &[("pg", ""), ("other", "a")]);
-    let mut script = world(&[rule("pg", &["a"]), rule("other", &[])], &[]);
-    script.push(("POST /v1/rules/other/assign", ok(rule("other", &["a"]))));
-    let fake = Fake::start(script);
-    let ran = fake.run(&format!("apply -f {}", path.display()));
-    assert_eq!((ran.status, fake.changes()), (0, vec!["POST /v1/rules/other/assign".to_owned()]), "{ran:?}");
 }
 
 #[test]
@@ -107,7 +65,7 @@ fn unnamed_schedules_are_not_exported() {
 #[test]
 fn partial_apply_reports_completed_objects() {
     let dir = tempfile::tempdir().unwrap();
-    let path = file(&dir, &[("first", ""), ("second", "a"), ("third", "")]);
+    let path = rules_file(&dir, &[("first", ""), ("second", "a"), ("third", "")]);
     let script = || {
         let mut script = world(&[rule("second", &[])], &[]);
         script.push(("POST /v1/rules", ok(rule("first", &[]))));

@@ -181,32 +181,11 @@ pub fn read_all(paths: &[PathBuf]) -> Result<ObjectSet, Failure> {
             read(&file, &mut reader)?;
         }
     }
-    let found = reader.finish().map_err(|problems| {
+    reader.finish().map_err(|problems| {
         let of_file = |(file, problems): (String, Vec<Problem>)| {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
             format!("{file}: {}", problems.join("; "))
         };
         Failure::usage(problems.into_iter().map(of_file).collect::<Vec<_>>().join("; "))
-    })?;
-    refuse_two_rules(&found.objects)?;
-    Ok(found)
-}
-
-/// Refuses a volume or group with two rules: it has one, and each would take it from the other.
-fn refuse_two_rules(objects: &[Object]) -> Result<(), Failure> {
-    let mut rules: BTreeMap<String, &Object> = BTreeMap::new();
-    for object in objects {
-        let Body::Rule(hook) = &object.body else { continue };
-        for target in hook.targets().iter().flatten().flatten().map(ToString::to_string) {
-            if let Some(other) = rules.insert(target.clone(), object) {
-                let [here, there] = [&object.document, &other.document];
-                let message = format!(
-                    "{}: line {}: {target} cannot have {object}: it has {other} already, in {}, line {}",
-                    here.source.file, here.line, there.source.file, there.line
-                );
-                return Err(Failure::usage(message));
-            }
-        }
-    }
-    Ok(())
+    })
 }

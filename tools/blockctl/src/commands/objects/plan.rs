@@ -10,7 +10,7 @@ use super::{
 use crate::objects::{
     Body, Object, backup::Backup, hook::Hook, location_table::is_access, schedule::fixed, view,
 };
-use blockd_api::{ApiError, ErrorCode, VolumeName};
+use blockd_api::{ApiError, ErrorCode, VolumeName, rules::RuleTarget};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
@@ -179,33 +179,49 @@ fn immutable(paths: &[&str], code: ErrorCode, cause: &str) -> Option<(ErrorCode,
     (!paths.is_empty()).then(|| (code, format!("{} {cause}", paths.join(", "))))
 }
 
-/// Checks the targets of a rule: they exist, and none belongs to a rule outside of the files.
+/// Checks the targets of a rule: they exist, and no other rule has or gets one. A rule of the files gives up
+/// those that it has and the files do not give it.
 fn check_targets(object: &Object, hook: &Hook, resources: &ResourceSet) -> Result<(), ApiError> {
     if let Some(error) = &resources.rules_hidden {
         return Err(error.clone());
     }
-    let refused = |code, cause: String| Err(ApiError::new(code, format!("{object}: {cause}")));
     if let Some(name) = hook.volumes.iter().flatten().find(|name| resources.volume(name).is_none()) {
         let error = no_volume(name);
         return Err(ApiError { message: object.document.at("spec.volumes", error.message), ..error });
     }
+    let wanted: Vec<RuleTarget> = hook.targets().into_iter().flatten().flatten().collect();
+    let in_files = resources.file_rules.iter().filter(|(name, _)| *name != object.name);
+    for (other, of_files) in in_files.clone() {
+        if let Some(target) = of_files.targets().iter().flatten().flatten().find(|one| wanted.contains(one)) {
+            let message =
+                format!("{object}: {target} is one of {}/{other}, too: it has one rule", object.kind);
+            return Err(ApiError::new(ErrorCode::RuleInUse, message).with_hint(one_rule_hint(object)));
+        }
+    }
     for rule in resources.rules.iter().filter(|rule| rule.name.as_str() != object.name.as_str()) {
-        let in_files = resources.file_rules.iter().find(|(name, _)| name.as_str() == rule.name.as_str());
-        let in_files = in_files.map(|(_, hook)| hook.targets()).unwrap_or_default();
-        let lists = Hook::of(rule).targets().into_iter().zip(hook.targets()).zip(in_files);
-        // A rule in the files gives up its targets.
-        for ((has, wanted), _) in lists.filter(|(_, in_files)| in_files.is_none()) {
-            let wanted = wanted.unwrap_or_default();
-            if let Some(target) = has.iter().flatten().find(|target| wanted.contains(target)) {
-                let cause = format!(
-                    "{target} has the rule {0} already: unassign that first (`blockctl rule unassign {0} --{target}`), or apply both together",
-                    rule.name
-                );
-                return refused(ErrorCode::RuleInUse, cause);
-            }
+        let of_files = in_files.clone().find(|(name, _)| name.as_str() == rule.name.as_str());
+        let of_files = of_files.map(|(_, hook)| hook.targets()).unwrap_or_default();
+        let kept =
+            Hook::of(rule).targets().into_iter().zip(of_files).filter(|(_, of_files)| of_files.is_none());
+        if let Some(target) = kept.flat_map(|(has, _)| has).flatten().find(|one| wanted.contains(one)) {
+            let message = format!(
+                "{object}: {target} has the rule {0} already: unassign that first (`blockctl rule unassign {0} --{target}`)",
+                rule.name
+            );
+            return Err(ApiError::new(ErrorCode::RuleInUse, message).with_hint(one_rule_hint(object)));
         }
     }
     Ok(())
+}
+
+/// Returns the way to objects with several rules for one volume.
+fn one_rule_hint(object: &Object) -> &'static str {
+    match object.document.origin("spec.selectors") {
+        Some(_) => {
+            "name both rules in one object (`preExecRule`, `postExecRule`), or omit `podSelector` of one: it runs for the objects that name it"
+        }
+        None => "leave it out of one of the rules: objects that name a rule run it without an assignment",
+    }
 }
 
 /// Returns the error of labels that no volume has.
