@@ -130,6 +130,21 @@ fn backup_of_an_existing_name_gets_no_more_volumes() {
         assert!(ran.status == 5 && ran.stderr.contains(" lacks acc: give a new one another name"), "{ran:?}");
     }
     assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    let others = [labelled("2", "crm", json!({ "namespace": "crm" })), volume("59", "db")];
+    let fake = with_volumes(&others, std::slice::from_ref(&before), &[]);
+    for (kind, name, place) in
+        [("VolumeBackup", "before", "backupLocation: nas, "), ("VolumeSnapshot", "monday", "")]
+    {
+        let spec = format!("{place}selectors: {{namespace: crm}}");
+        for (command, status) in [("apply", 5), ("apply --dry-run", 5), ("diff", 1)] {
+            let ran = run_on(&fake, command, &[(kind, name, &spec)]);
+            let words = format!(
+                "line 4: spec.selectors: {kind}/{name} of 2019-01-16T21:51Z has none of the selected volumes (crm): give a new one another name"
+            );
+            assert!(ran.status == status && ran.stderr.contains(&words), "{command} {ran:?}");
+        }
+    }
+    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
 
     // An interrupted backup has the point in time of the others.
     let mut stopped = task("Backup-Stopped", 1);

@@ -13,17 +13,21 @@ use jiff::{SignedDuration, Timestamp};
 /// Maximum time from the request of a backup to its snapshot, for the comparison of its expiry.
 const MAX_START: SignedDuration = SignedDuration::from_mins(5);
 
-/// Returns the error of an object that names volumes which its backup or snapshot lacks: a new one would have
-/// another point in time.
+/// Returns the error of an object whose backup or snapshot lacks volumes that it names, or all that it selects:
+/// a new one would have another point in time.
 pub fn refuse_lacking(object: &Object, backup: &Backup, resources: &ResourceSet) -> Result<(), ApiError> {
-    match lacking(object, backup, resources) {
-        Some(lacking) if !backup.volume.is_empty() => {
-            let message = format!("{lacking}: give a new one another name");
-            let message = object.document.at(&object.volumes_field, message);
-            Err(ApiError::new(ErrorCode::SnapshotExists, message))
+    let Some((made_at, missing)) = lacking(object, backup, resources) else { return Ok(()) };
+    let names = first_names(missing.iter().map(|volume| &volume.name));
+    let lack = match backup.volume.is_empty() {
+        false => format!("lacks {names}"),
+        true if missing.len() == resources.members(backup).count() => {
+            format!("has none of the selected volumes ({names})")
         }
-        _ => Ok(()),
-    }
+        true => return Ok(()),
+    };
+    let message = format!("{object} of {} {lack}: give a new one another name", short_time(made_at));
+    let message = object.document.at(&object.volumes_field, message);
+    Err(ApiError::new(ErrorCode::SnapshotExists, message))
 }
 
 /// Returns warnings about an object that is not changed.
@@ -35,8 +39,13 @@ pub fn warnings_of_unchanged(object: &Object, resources: &ResourceSet) -> Vec<St
         };
         return renamed.map(text).chain(earlier(object, resources)).collect();
     };
-    let lacking = lacking(object, backup, resources);
-    let selected = lacking.map(|text| format!("{text} of the selected volumes: give a new one another name"));
+    let selected = lacking(object, backup, resources).map(|(made_at, missing)| {
+        let names = first_names(missing.iter().map(|volume| &volume.name));
+        format!(
+            "{object} of {} lacks {names} of the selected volumes: give a new one another name",
+            short_time(made_at)
+        )
+    });
     selected.into_iter().chain(other_expiry(object, backup, resources)).collect()
 }
 
@@ -73,16 +82,18 @@ fn earlier(object: &Object, resources: &ResourceSet) -> Vec<String> {
     others.map(text).collect()
 }
 
-/// Describes the selected volumes that an existing backup or snapshot neither has nor gets.
-fn lacking(object: &Object, backup: &Backup, resources: &ResourceSet) -> Option<String> {
+/// Returns the time of an existing backup or snapshot, and the selected volumes that it neither has nor gets.
+fn lacking<'a>(
+    object: &Object,
+    backup: &'a Backup,
+    resources: &'a ResourceSet,
+) -> Option<(Timestamp, Vec<&'a Volume>)> {
     let name = object.name.as_str();
     let (made_at, missing) = match &object.body {
         Body::Snapshot(_) => (resources.snapshot_at(name), resources.without_snapshot(name, backup)),
         _ => (resources.backed_up_at(name, backup.location()), resources.not_backed_up(name, backup)),
     };
-    let made_at = made_at.filter(|_| !missing.is_empty())?;
-    let names = first_names(missing.iter().map(|volume| &volume.name));
-    Some(format!("{object} of {} lacks {names}", short_time(made_at)))
+    Some((made_at.filter(|_| !missing.is_empty())?, missing))
 }
 
 /// Describes the time to live of the file, if an existing backup has another one: it is that of a new backup.
