@@ -55,7 +55,20 @@ fn clone_of_one_volume_is_none_of_another() {
     assert_eq!(run_on(&fake, "diff", &[object]).status, 1);
     let ran = run_on(&fake, "apply", &[object]);
     assert_eq!((ran.status, ran.stdout.as_str()), (0, "VolumeClone/cl created\n"), "{ran:?}");
-    assert_eq!(fake.changes(), ["POST /v1/volumes/log/snapshots", "POST /v1/volumes/log/clone"]);
+    // The missing clone has the point in time of the other one.
+    assert_eq!(fake.changes(), ["POST /v1/volumes/log/clone"]);
+    let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("POST ")).unwrap();
+    assert_eq!(
+        (&sent.body["snapshot"], &sent.body["labels"]["cloned-from"]),
+        (&json!("log@clone-1"), &json!("log@clone-1"))
+    );
+    let fake = with_snapshots(&volumes, "clone-1", &["59"]);
+    let words = "VolumeClone/cl: volume log has no snapshot of the point in time of data-test\nhint: delete these clones";
+    for (command, status) in [("apply", 5), ("apply --dry-run", 5), ("diff", 1)] {
+        let ran = run_on(&fake, command, &[object]);
+        assert!(ran.status == status && ran.stderr.contains(words), "{command} {ran:?}");
+    }
+    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
     volumes.push(cloned("2", "log-test", "cl", "log@clone-1"));
     for volumes in [&volumes[..], &volumes[1..]] {
         let fake = with_snapshots(volumes, "clone-1", &["59", "60"]);

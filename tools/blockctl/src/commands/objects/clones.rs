@@ -14,11 +14,12 @@ use crate::{
 };
 use blockd_api::{
     ApiError, CLONED_BY, CLONED_FROM, Client, ErrorCode, Labels, SnapshotName, VolumeName, VolumeRef,
-    operations,
+    first_names, operations,
     quiesce::HookOptions,
-    snapshots::{CreateGroupSnapshot, CreateSnapshot},
+    snapshots::{CreateGroupSnapshot, CreateSnapshot, Snapshot},
     volumes::{CloneVolume, Volume},
 };
+use std::collections::BTreeSet;
 
 /// Clone of a volume.
 pub struct ClonePlan<'a> {
@@ -26,6 +27,8 @@ pub struct ClonePlan<'a> {
     pub name: VolumeName,
     /// Existing clone. A volume whose label names the object is one under any name.
     pub volume: Option<&'a Volume>,
+    /// Existing snapshot to clone; `None` for a new one.
+    snapshot: Option<SnapshotName>,
 }
 
 /// Returns the plan of a clone.
@@ -40,7 +43,8 @@ pub fn plan_clone(object: &Object, clone: &VolumeClone, resources: &ResourceSet)
 /// Returns the clones of an object.
 ///
 /// # Errors
-/// There are no volumes to clone, or a volume of the name is not a clone.
+/// There are no volumes to clone, a volume of the name is not a clone, or a missing one cannot have the point
+/// in time of the others.
 pub fn clone_plans<'a>(
     object: &'a Object,
     clone: &VolumeClone,
@@ -76,9 +80,40 @@ pub fn clone_plans<'a>(
             );
             return Err(ApiError::new(ErrorCode::VolumeExists, message));
         }
-        Ok(ClonePlan { source, name, volume })
+        let snapshot = match volume {
+            None => snapshot_to_clone(object, clone, &source, &made, resources)?,
+            Some(_) => None,
+        };
+        Ok(ClonePlan { source, name, volume, snapshot })
     };
     sources.into_iter().map(planned).collect()
+}
+
+/// Returns the existing snapshot of a volume to clone: the named one, or of a namespace that of the other clones;
+/// `None` for a new one.
+///
+/// # Errors
+/// The volume has no snapshot of the point in time of the other clones.
+fn snapshot_to_clone(
+    object: &Object,
+    clone: &VolumeClone,
+    source: &VolumeName,
+    made: &[&Volume],
+    resources: &ResourceSet,
+) -> Result<Option<SnapshotName>, ApiError> {
+    if clone.source_namespace.is_none() || made.is_empty() {
+        return Ok(clone.snapshot.clone());
+    }
+    let names: BTreeSet<&str> = made.iter().filter_map(|one| Some(origin(one)?.split_once('@')?.1)).collect();
+    let id = resources.volume(source).map(|volume| volume.volume_id);
+    let is_it = |one: &&Snapshot| Some(one.volume_id) == id && names.contains(one.name.as_str());
+    if let Some(snapshot) = resources.snapshots.iter().find(is_it) {
+        return Ok(Some(snapshot.name.clone()));
+    }
+    let others = first_names(made.iter().map(|volume| &volume.name));
+    let message = format!("{object}: volume {source} has no snapshot of the point in time of {others}");
+    let hint = "delete these clones to clone all volumes again, or give a new object another name and destinationNamespace";
+    Err(ApiError::new(ErrorCode::VolumeExists, message).with_hint(hint))
 }
 
 /// Returns the volume and snapshot that a volume was cloned from.
@@ -114,7 +149,8 @@ fn unnamed() -> ApiError {
     ApiError::new(ErrorCode::InvalidRequest, "a clone cannot be named: its name is too long")
 }
 
-/// Clones a named snapshot of a volume, or the current content of volumes without a clone.
+/// Clones a named snapshot of a volume, the current content of volumes, or of those without a clone the
+/// snapshots of the point in time of the others.
 pub async fn clone_volumes(
     context: &Context<'_>,
     object: &Object,
@@ -122,17 +158,21 @@ pub async fn clone_volumes(
     resources: &ResourceSet,
 ) -> Result<(), Failure> {
     let client = &context.client;
-    let snapshot = clone.snapshot_name().ok_or_else(unnamed)?;
-    let missing = clone_plans(object, clone, resources)?.into_iter().filter(|one| one.volume.is_none());
-    let pairs: Vec<_> = missing.map(|one| (one.source, one.name)).collect();
-    if clone.snapshot.is_none() {
-        let sources = pairs.iter().map(|(source, _)| source.clone()).collect();
-        take_snapshots(client, sources, snapshot.clone(), HookOptions::default()).await?;
+    let taken = clone.snapshot_name().ok_or_else(unnamed)?;
+    let mut missing = clone_plans(object, clone, resources)?;
+    missing.retain(|one| one.volume.is_none());
+    let without: Vec<_> =
+        missing.iter().filter(|one| one.snapshot.is_none()).map(|one| one.source.clone()).collect();
+    if !without.is_empty() {
+        take_snapshots(client, without, taken.clone(), HookOptions::default()).await?;
     }
-    for (index, (source, name)) in pairs.iter().enumerate() {
-        let Err(error) = clone_one(context, object, clone, [source, name], &snapshot).await else { continue };
-        for (left, _) in pairs[index..].iter().filter(|_| clone.snapshot.is_none()) {
-            let taken = snapshot_of(left, snapshot.clone());
+    for (index, one) in missing.iter().enumerate() {
+        let snapshot = one.snapshot.as_ref().unwrap_or(&taken);
+        let Err(error) = clone_one(context, object, clone, [&one.source, &one.name], snapshot).await else {
+            continue;
+        };
+        for left in missing[index..].iter().filter(|left| left.snapshot.is_none()) {
+            let taken = snapshot_of(&left.source, taken.clone());
             let deleted = client.call_at(operations::DELETE_SNAPSHOT, &taken, &Default::default()).await;
             if let Err(error) = deleted {
                 let warning = format!("warning: snapshot {taken}, taken for the clone, is left: {error}");
