@@ -315,3 +315,33 @@ async fn discarded_restore_leaves_no_label_of_its_object() {
     drop(volume);
     host.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restore_without_room_for_its_labels_is_not_done() {
+    let mut host = Host::new().await;
+    let (snap, volume, _) = host.one_backup().await;
+    let data = "data".parse().unwrap();
+    let good = host.packs().into_iter().map(|pack| (fs::read(&pack).unwrap(), pack)).collect::<Vec<_>>();
+    good.iter().for_each(|(_, pack)| damage(pack));
+    let asked = "restored-by=rr,restored-from=first";
+    let request = StartInPlace { labels: asked.parse().unwrap(), ..in_place_restore(&snap, "data") };
+    let failed = host.wait(host.call(START_IN_PLACE, &request).await.task_id).await;
+    assert_eq!(failed.state.stage, TaskStage::Failed);
+    good.iter().for_each(|(bytes, pack)| fs::write(pack, bytes).unwrap());
+
+    let resumed = async |labels: String| {
+        let labels = Some(labels.parse().unwrap());
+        host.call_at(UPDATE_VOLUME, &data, &UpdateVolume { labels, ..UpdateVolume::default() }).await;
+        host.call_at(RESUME_TASK, &failed.task_id, &()).await;
+        host.wait(failed.task_id).await
+    };
+    let full = (0..64).map(|index| format!("label-{index}=x")).collect::<Vec<_>>().join(",");
+    let error = resumed(full).await.error.unwrap();
+    let words = "setting the labels of the restore failed on volume data: 66 labels are too many";
+    assert!(error.message.starts_with(words), "{error:?}");
+    let done = resumed("app=db".to_owned()).await;
+    assert_eq!(done.state.stage, TaskStage::Done);
+    assert_eq!(host.inspect_volume("data").await.labels.to_string(), format!("app=db,{asked}"));
+    drop(volume);
+    host.stop().await;
+}

@@ -28,7 +28,7 @@ use crate::{
         registry::{Registry, RollbackMark, Tags, VolumeEntry},
     },
 };
-use blockd_api::{ErrorCode, Labels, RESTORED_BY, SnapshotName, SnapshotRef, tasks::TaskStage};
+use blockd_api::{ApiError, ErrorCode, Labels, RESTORED_BY, SnapshotName, SnapshotRef, tasks::TaskStage};
 use blockd_catalog::{Chain, Db, InPlaceRestore, SnapshotRow, SnapshotState, TaskRow};
 use blockd_cloud::{Manifest, changed_blocks};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
@@ -249,19 +249,20 @@ fn before_first_write(tags: Tags, labels: &Labels) -> Tags {
 }
 
 /// Sets the labels that were asked for: what the volume contains now is known.
+///
+/// # Errors
+/// A user added too many labels meanwhile. Without those of its object, the restore would happen again.
 async fn set_labels(work: &InPlaceWork, entry: &VolumeEntry, labels: &Labels) -> Result<(), ServiceError> {
     if labels.is_empty() {
         return Ok(());
     }
     let admission = work.admission.lock().await;
-    let change = |tags: Tags| {
-        with_labels(tags.clone(), labels).unwrap_or_else(|error| {
-            // The user added others meanwhile.
-            tracing::warn!(volume = %entry.id, %error, "the labels of the restore are not set");
-            tags
-        })
-    };
-    entry.change_tags(&work.db, &admission, change).await
+    let tags = with_labels(entry.tags(), labels).map_err(|error| {
+        let message = format!("setting the labels of the restore failed on volume {}: {error}", entry.name);
+        let hint = "remove labels of the volume with `blockctl volume update`, then resume the task";
+        ServiceError::Refused(ApiError::new(ErrorCode::InvalidRequest, message).with_hint(hint))
+    })?;
+    entry.change_tags(&work.db, &admission, |_| tags).await
 }
 
 /// Returns the error of a permanently failed restore, with its consequence for the volume.
