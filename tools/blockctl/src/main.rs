@@ -21,9 +21,8 @@ mod table;
 mod times;
 mod wait;
 
-use clap::FromArgMatches;
 use clap_complete::CompleteEnv;
-use cli::{Cli, Prescan};
+use cli::Prescan;
 use failure::Failure;
 use output::Output;
 use std::process::ExitCode;
@@ -32,14 +31,11 @@ fn main() -> ExitCode {
     CompleteEnv::with_factory(cli::completable).var(cli::completion::VARIABLE).complete();
     let args: Vec<_> = std::env::args_os().collect();
     let early = Prescan::of(args.iter().skip(1));
-    let command = cli::command().color(early.color.into());
-    let parsed = command.try_get_matches_from(&args).and_then(|matches| Cli::from_arg_matches(&matches));
-    let cli = match parsed {
+    let cli = match cli::parse(&args, early.color) {
         Ok(cli) => cli,
         Err(error) => {
             let args: Vec<String> =
                 args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-            let error = cli::suggestions::improve(error, &args);
             let known = cli::unsupported::reason(&error, &args).map(Failure::usage);
             let shown_as_json = || (early.json && error.use_stderr()).then(|| Failure::from_clap(&error));
             if let Some(failure) = known.or_else(shown_as_json) {

@@ -1,9 +1,10 @@
 //! Command line grammar; the arguments of each command are beside its implementation.
 
 pub mod completion;
+mod option_names;
 #[cfg(test)]
 mod pxctl;
-pub mod suggestions;
+mod suggestions;
 pub mod unsupported;
 
 use crate::{
@@ -14,7 +15,7 @@ use crate::{
     contexts::Global,
     output::ColorChoice,
 };
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use std::ffi::{OsStr, OsString};
 
 const AFTER_HELP: &str = "\
@@ -135,12 +136,22 @@ pub enum Command {
 
 /// Returns the parser.
 pub fn command() -> clap::Command {
-    suggestions::with_familiar_names(Cli::command())
+    option_names::with_help(suggestions::with_familiar_names(Cli::command()))
 }
 
 /// Returns the parser with completion of names.
 pub fn completable() -> clap::Command {
-    completion::with_names(command())
+    completion::with_names(option_names::with_options(command()))
+}
+
+/// Parses a command line, with the name of the program.
+///
+/// # Errors
+/// It is not valid, or asks for help or the version.
+pub fn parse(args: &[OsString], color: ColorChoice) -> Result<Cli, clap::Error> {
+    let (command, options) = option_names::as_given(command().color(color.into()), args);
+    let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
+    parsed.map_err(|error| suggestions::improve(error, args, &options))
 }
 
 /// Options needed to report errors of the command line itself.
@@ -181,7 +192,9 @@ mod tests {
 
     /// Parses a command line, split at spaces.
     pub fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::try_parse_from(std::iter::once("blockctl").chain(line.split_whitespace()))
+        let args: Vec<OsString> =
+            std::iter::once("blockctl").chain(line.split_whitespace()).map(Into::into).collect();
+        super::parse(&args, ColorChoice::Never)
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Familiar names of commands, and corrections of mistyped ones.
 
-use clap::error::{ContextKind, ContextValue};
+use clap::{
+    builder::StyledStr,
+    error::{ContextKind, ContextValue},
+};
+use std::ffi::OsString;
 
 /// Minimum length of a proposed name: shorter ones are aliases, which resemble any word.
 const MIN_CHARS: usize = 3;
@@ -42,9 +46,16 @@ const MEANINGS: [(&str, &str); 15] = [
 ];
 
 /// Replaces proposals that do not help: commands by those with the meaning of the typed word, aliases of one
-/// or two letters, options passed as values, and options of every command that begin otherwise.
-pub fn improve(mut error: clap::Error, args: &[String]) -> clap::Error {
+/// or two letters, options passed as values, and options of every command that begin otherwise. Names the one
+/// of `options` that stands for a superfluous argument.
+pub fn improve(mut error: clap::Error, args: &[OsString], options: &[&str]) -> clap::Error {
     error.remove(ContextKind::Suggested);
+    if let (Some(option), Some(word)) = (options.first(), typed(&error, ContextKind::InvalidArg))
+        && !word.starts_with('-')
+    {
+        let tip = StyledStr::from(format!("--{option} is given as well"));
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip]));
+    }
     let similar = match error.get(ContextKind::SuggestedSubcommand) {
         Some(ContextValue::Strings(names)) => names.clone(),
         _ => Vec::new(),
@@ -78,9 +89,9 @@ fn typed(error: &clap::Error, kind: ContextKind) -> Option<String> {
 }
 
 /// Returns the command of the typed group with the meaning of an unknown word.
-fn meant(typed: &str, args: &[String]) -> Option<String> {
+fn meant(typed: &str, args: &[OsString]) -> Option<String> {
     let root = super::command();
-    let at = args.iter().take_while(|arg| *arg != typed);
+    let at = args.iter().take_while(|arg| arg.as_os_str() != typed);
     let group = at.fold(&root, |group, arg| group.find_subcommand(arg).unwrap_or(group));
     let (_, names) = MEANINGS.iter().find(|(word, _)| *word == typed)?;
     names.split(' ').find(|name| group.find_subcommand(name).is_some()).map(str::to_owned)
@@ -94,12 +105,9 @@ fn is_global(option: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
 
     fn error(line: &str) -> String {
-        let words = std::iter::once("blockctl").chain(line.split_whitespace());
-        let args: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
-        improve(crate::cli::command().try_get_matches_from(words).unwrap_err(), &args).to_string()
+        crate::cli::tests::parse(line).unwrap_err().to_string()
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Arguments of several commands.
 
-use crate::{cloudsnap_ref::SnapRef, failure::Failure, table::Width};
+use crate::{cloudsnap_ref::SnapRef, table::Width};
 use blockd_api::{CredentialRef, ObjectName};
 use clap::{Args, ValueEnum};
 
@@ -44,22 +44,8 @@ pub struct CredentialArg {
 #[derive(Debug, Args)]
 pub struct SnapArg {
     /// Cloud snapshot: id, id prefix, name, VOLUME@latest or VOLUME@TIME
-    #[arg(value_name = "ID", required_unless_present = "snap", conflicts_with = "snap")]
-    id: Option<SnapRef>,
-    /// The same, as an option
-    #[arg(short, long, value_name = "ID", alias = "cloudsnap-id", short_alias = 'i')]
-    snap: Option<SnapRef>,
-}
-
-impl SnapArg {
-    /// Returns the cloud snapshot, from the argument or the option.
-    ///
-    /// # Errors
-    /// Neither is given, which the parser refuses.
-    pub fn snap(&self) -> Result<&SnapRef, Failure> {
-        let given = self.id.as_ref().or(self.snap.as_ref());
-        given.ok_or_else(|| Failure::usage("name the cloud snapshot"))
-    }
+    #[arg(value_name = "ID")]
+    pub snap: SnapRef,
 }
 
 /// Wait option.
@@ -81,18 +67,8 @@ impl WaitArg {
 #[derive(Debug, Args)]
 pub struct TaskArg {
     /// Task, by an id prefix
-    #[arg(value_name = "TASK", required_unless_present = "name", conflicts_with = "name", value_parser = parse_task)]
-    task: Option<String>,
-    /// The same, as an option
-    #[arg(short, long, value_name = "TASK", value_parser = parse_task)]
-    name: Option<String>,
-}
-
-impl TaskArg {
-    /// Returns the id prefix, from the argument or the option; the parser requires one.
-    pub fn name(&self) -> Option<&str> {
-        self.task.as_deref().or(self.name.as_deref())
-    }
+    #[arg(value_parser = parse_task)]
+    pub task: String,
 }
 
 /// Parses the UUID of a task, or a prefix of it.

@@ -249,7 +249,7 @@ pub struct TaskLog {
 
 /// `logs`
 pub async fn logs(context: &Context<'_>, args: TaskArg) -> Exit {
-    let task = one_task(context, args.name()).await?;
+    let task = one_task(context, &args.task).await?;
     let mut events = all_events(context).await?;
     events.retain(|event| event.task_id == Some(task.task_id));
     if context.output.is_json() {

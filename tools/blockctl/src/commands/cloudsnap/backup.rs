@@ -3,7 +3,7 @@
 use super::marks::expiry;
 use crate::{
     commands::{arguments::WaitArg, limits::TaskLimitArgs, rules::HookArgs},
-    failure::{Exit, Failure},
+    failure::Exit,
     output::Context,
     table::counted,
     wait::report_group_start,
@@ -52,11 +52,8 @@ Examples:
 #[derive(Debug, Args)]
 pub struct BackupArgs {
     /// Name or id of the volume, or its local snapshot to back up
-    #[arg(value_name = "VOLUME[@SNAPSHOT]", required_unless_present = "volume", conflicts_with = "volume")]
-    source: Option<BackupSource>,
-    /// The same, as an option
-    #[arg(short, long, value_name = "VOLUME[@SNAPSHOT]")]
-    volume: Option<BackupSource>,
+    #[arg(value_name = "VOLUME[@SNAPSHOT]")]
+    volume: BackupSource,
     /// Labels of the backup, beside those of its volume
     #[arg(long, value_name = "K=V,…", default_value_t)]
     pub label: Labels,
@@ -162,17 +159,14 @@ impl BackupOptionArgs {
 }
 
 pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
-    let source = args.source.or(args.volume);
-    let BackupSource { volume, snapshot } =
-        source.ok_or_else(|| Failure::usage("name the volume to back up"))?;
-    let start = args.start;
+    let BackupArgs { volume: BackupSource { volume, snapshot }, label, start } = args;
     let request = StartBackup {
         volume,
         snapshot,
         keep_local: start.backup.keep_local,
         credentials: start.cred_id,
         limits: start.limits.limits(),
-        options: start.backup.options(args.label),
+        options: start.backup.options(label),
         hooks: start.hooks.options()?,
     };
     let started = context.client.call(operations::START_BACKUP, &request).await?;

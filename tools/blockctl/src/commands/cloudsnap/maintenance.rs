@@ -112,13 +112,10 @@ pub struct LimitArgs {
 #[derive(Debug, Args)]
 pub struct VerifyArgs {
     /// Cloud snapshot: id, id prefix, name, VOLUME@latest or VOLUME@TIME [default: all of the credential]
-    #[arg(value_name = "ID", conflicts_with = "snap")]
-    id: Option<SnapRef>,
-    /// The same, as an option
-    #[arg(short, long, value_name = "ID")]
+    #[arg(value_name = "ID")]
     snap: Option<SnapRef>,
     /// Verify all cloud snapshots of all credentials
-    #[arg(long, conflicts_with_all = ["id", "snap", "cred_id"])]
+    #[arg(long, conflicts_with_all = ["snap", "cred_id"])]
     all: bool,
     /// Check manifests, and existence and length of objects only
     #[arg(long, conflicts_with = "deep")]
@@ -138,11 +135,6 @@ pub struct VerifyArgs {
 }
 
 impl VerifyArgs {
-    /// Returns the cloud snapshot, from the argument or the option.
-    pub fn id(&self) -> Option<&SnapRef> {
-        self.id.as_ref().or(self.snap.as_ref())
-    }
-
     /// Returns the width of the reported damage, with `--wait`.
     fn report(&self) -> Option<Width> {
         self.wait.wait.then(|| self.width.width())
@@ -179,8 +171,7 @@ pub struct GcArgs {
 }
 
 /// Resolves tasks by a prefix of the id of one, or of the group of all; returns true for a group.
-async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<(Vec<Task>, bool), Failure> {
-    let name = name.ok_or_else(|| Failure::usage("name the task"))?;
+async fn tasks(context: &Context<'_>, name: &str) -> Result<(Vec<Task>, bool), Failure> {
     let query = ListTasks { id_prefix: Some(name.to_owned()) };
     let tasks = context.client.call(operations::LIST_TASKS, &query).await?.items;
     let group = tasks.first().and_then(|first| first.group_id);
@@ -205,7 +196,7 @@ async fn tasks(context: &Context<'_>, name: Option<&str>) -> Result<(Vec<Task>, 
 }
 
 /// Resolves one task by its id prefix.
-pub async fn one_task(context: &Context<'_>, name: Option<&str>) -> Result<Task, Failure> {
+pub async fn one_task(context: &Context<'_>, name: &str) -> Result<Task, Failure> {
     let (mut found, _) = tasks(context, name).await?;
     match (found.pop(), found.is_empty()) {
         (Some(task), true) => Ok(task),
@@ -222,7 +213,7 @@ pub async fn one_task(context: &Context<'_>, name: Option<&str>) -> Result<Task,
 }
 
 pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
-    let (found, is_group) = tasks(context, args.task.name()).await?;
+    let (found, is_group) = tasks(context, &args.task.task).await?;
     if args.discard {
         args.yes.confirm(context.output, &discarding(&found))?;
     }
@@ -281,7 +272,7 @@ fn stopped_line(task: &Task, is_discarded: bool) -> String {
 }
 
 pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
-    let id = one_task(context, args.task.name()).await?.task_id;
+    let id = one_task(context, &args.task.task).await?.task_id;
     let task = context.client.call_at(operations::RESUME_TASK, &id, &()).await?;
     let noun = task.kind;
     let line = format!("Cloudsnap {noun} resumed successfully with id: {id}");
@@ -289,7 +280,7 @@ pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
 }
 
 pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Exit {
-    let task = one_task(context, args.task.name()).await?;
+    let task = one_task(context, &args.task.task).await?;
     let (id, limits) = (task.task_id, args.limits.limits(task.limits));
     let task = context.client.call_at(operations::LIMIT_TASK, &id, &limits).await?;
     let output = context.output;
@@ -361,7 +352,7 @@ pub(super) async fn verify(context: &Context<'_>, args: VerifyArgs) -> Exit {
     if args.all {
         return verify_all(context, &args).await;
     }
-    let snap = match args.id() {
+    let snap = match &args.snap {
         Some(snap) => Some(snap.resolve(context, args.credential.cred_id.as_ref()).await?),
         None => None,
     };

@@ -101,7 +101,7 @@ fn expiry_from(text: &str, now: Timestamp) -> Result<Timestamp, String> {
 pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Exit {
     let credential = args.credential.cred_id;
     let request = MarkCloudsnap {
-        cloud_snapshot_id: args.snap.snap()?.resolve_only(context, credential.as_ref()).await?,
+        cloud_snapshot_id: args.snap.snap.resolve_only(context, credential.as_ref()).await?,
         credential,
         pinned: Some(pinned),
         expires_at: None,
@@ -113,7 +113,7 @@ pub async fn pin(context: &Context<'_>, args: PinArgs, pinned: bool) -> Exit {
 
 pub async fn expire(context: &Context<'_>, args: ExpireArgs) -> Exit {
     let credential = args.credential.cred_id;
-    let id = args.snap.snap()?.resolve_only(context, credential.as_ref()).await?;
+    let id = args.snap.snap.resolve_only(context, credential.as_ref()).await?;
     if let Some(at) = args.at.filter(|_| args.force && args.yes.must_ask())
         && id.cluster != context.client.call(operations::GET_STATUS, &()).await?.cluster_id
     {

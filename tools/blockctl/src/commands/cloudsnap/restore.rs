@@ -54,11 +54,8 @@ Examples:
 #[derive(Debug, Args)]
 pub struct SourceArgs {
     /// Cloud snapshot: id, id prefix, name, VOLUME@latest or VOLUME@TIME; or the volume of --latest or --at
-    #[arg(value_name = "ID|VOLUME", required_unless_present = "snap", conflicts_with = "snap")]
-    id: Option<SnapRef>,
-    /// Cloud snapshot, as an option
-    #[arg(short, long, value_name = "ID", conflicts_with_all = ["latest", "at"])]
-    snap: Option<SnapRef>,
+    #[arg(value_name = "ID|VOLUME")]
+    snap: SnapRef,
     /// Newest cloud snapshot of the volume
     #[arg(long, conflicts_with = "at")]
     latest: bool,
@@ -73,8 +70,7 @@ impl SourceArgs {
     /// # Errors
     /// `--latest` or `--at` are given with a cloud snapshot instead of a volume.
     fn snap(&self) -> Result<SnapRef, Failure> {
-        let given = self.id.as_ref().or(self.snap.as_ref());
-        let given = given.ok_or_else(|| Failure::usage("name the cloud snapshot to restore"))?;
+        let given = &self.snap;
         if !self.latest && self.at.is_none() {
             return Ok(given.clone());
         }

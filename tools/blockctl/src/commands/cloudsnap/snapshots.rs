@@ -74,7 +74,7 @@ pub fn verified(entry: &Cloudsnap) -> String {
 }
 
 pub async fn inspect(context: &Context<'_>, args: InspectArgs) -> Exit {
-    let id = args.snap.snap()?.resolve(context, args.credential.cred_id.as_ref()).await?;
+    let id = args.snap.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
     let query = InspectCloudsnap { cloud_snapshot_id: id, credential: args.credential.cred_id };
     let detail = context.client.call(operations::INSPECT_CLOUDSNAP, &query).await?;
     context.output.describe(&detail, || facts(&detail))
@@ -115,7 +115,7 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
 /// Returns the cloud snapshot to delete. Without a confirmation, only a complete id is accepted: a prefix may
 /// match another one a moment later.
 async fn to_delete(context: &Context<'_>, args: &DeleteArgs) -> Result<CloudSnapshotId, Failure> {
-    let (snap, cred_id) = (args.snap.snap()?, args.credential.cred_id.as_ref());
+    let (snap, cred_id) = (&args.snap.snap, args.credential.cred_id.as_ref());
     let id = match snap.as_id() {
         Some(id) => id,
         None if args.yes.is_deliberate() || snap.is_whole_but_cluster() => {

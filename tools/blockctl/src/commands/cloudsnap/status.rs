@@ -97,7 +97,7 @@ impl StatusArgs {
 }
 
 impl Listed for Task {
-    const NAME_HELP: &'static str = "The same, as an option";
+    const NAME_HELP: &'static str = "The same as TASK";
     const NAME_SHORT: Option<char> = Some('n');
     const LABEL: LabelOption = LabelOption::OfVolume("Only tasks of volumes with all these labels");
     const SORTS: &'static [Sort] = &[Sort::Started, Sort::Name, Sort::Volume, Sort::Status, Sort::Size];

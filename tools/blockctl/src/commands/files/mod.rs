@@ -108,7 +108,7 @@ pub struct CatalogDocument<'a> {
 }
 
 pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
-    let source = FileSource::new(context, args.snap.snap()?, args.credential.cred_id).await?;
+    let source = FileSource::new(context, &args.snap.snap, args.credential.cred_id).await?;
     let path = typed(&args.path);
     let output = context.output;
     let failed = |source| match &args.output {

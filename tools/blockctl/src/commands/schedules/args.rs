@@ -91,10 +91,10 @@ pub enum SchedulesCommand {
     Update(Box<UpdateArgs>),
     /// Pause a schedule
     #[command(after_help = "Examples:\n  blockctl cloudsnap schedules pause nightly")]
-    Pause(UuidArg),
+    Pause(ScheduleArg),
     /// Resume a schedule; skipped runs are not made up for
     #[command(after_help = "Examples:\n  blockctl cloudsnap schedules resume nightly")]
-    Resume(UuidArg),
+    Resume(ScheduleArg),
     /// Run a schedule now
     #[command(
         after_help = "Examples:\n  blockctl cloudsnap schedules run-now nightly\n  blockctl cs sched run-now 0785 --wait"
@@ -105,7 +105,7 @@ pub enum SchedulesCommand {
         visible_alias = "dry-run",
         after_help = "Examples:\n  blockctl cloudsnap schedules retention nightly"
     )]
-    Retention(UuidArg),
+    Retention(ScheduleArg),
     /// Delete a backup schedule; its backups stay
     #[command(
         visible_alias = "d",
@@ -142,11 +142,8 @@ pub enum PolicyCommand {
 #[derive(Debug, Args)]
 pub struct CreateArgs {
     /// Name or id of the volume
-    #[arg(value_name = "VOLUME", required_unless_present_any = ["volume", "group", "label", "all"], conflicts_with_all = ["volume", "group", "label", "all"])]
-    source: Option<VolumeRef>,
-    /// The same, as an option
-    #[arg(short, long, value_name = "VOLUME", conflicts_with_all = ["group", "label", "all"])]
-    volume: Option<VolumeRef>,
+    #[arg(required_unless_present_any = ["group", "label", "all"], conflicts_with_all = ["group", "label", "all"])]
+    pub volume: Option<VolumeRef>,
     /// Unique name of the schedule
     #[arg(short, long, value_name = "NAME")]
     pub name: Option<ObjectName>,
@@ -194,19 +191,12 @@ pub struct CreateArgs {
     pub paused: bool,
 }
 
-impl CreateArgs {
-    /// Returns the volume, from the argument or the option.
-    pub fn volume(&self) -> Option<VolumeRef> {
-        self.source.clone().or_else(|| self.volume.clone())
-    }
-}
-
 /// `schedules update`
 #[derive(Debug, Args)]
 pub struct UpdateArgs {
     /// Target.
     #[command(flatten)]
-    pub uuid: UuidArg,
+    pub target: ScheduleArg,
     /// Times.
     #[command(flatten)]
     pub times: TimeArgs,
@@ -258,20 +248,10 @@ pub struct ListArgs {
 
 /// Schedule argument.
 #[derive(Clone, Debug, Args)]
-pub struct UuidArg {
+pub struct ScheduleArg {
     /// Schedule: name, UUID or a prefix of the UUID
-    #[arg(value_name = "SCHEDULE", value_parser = parse_schedule, required_unless_present = "uuid", conflicts_with = "uuid")]
-    schedule: Option<String>,
-    /// The same, as an option
-    #[arg(short, long, value_name = "SCHEDULE", value_parser = parse_schedule, alias = "name")]
-    uuid: Option<String>,
-}
-
-impl UuidArg {
-    /// Returns the schedule, from the argument or the option; the parser requires one.
-    pub fn schedule(&self) -> &str {
-        self.schedule.as_deref().or(self.uuid.as_deref()).unwrap_or_default()
-    }
+    #[arg(value_parser = parse_schedule)]
+    pub schedule: String,
 }
 
 /// `schedules delete`
@@ -279,7 +259,7 @@ impl UuidArg {
 pub struct DeleteArgs {
     /// Target.
     #[command(flatten)]
-    pub uuid: UuidArg,
+    pub target: ScheduleArg,
     /// Confirmation option.
     #[command(flatten)]
     pub yes: YesArg,
@@ -290,7 +270,7 @@ pub struct DeleteArgs {
 pub struct RunNowArgs {
     /// Target.
     #[command(flatten)]
-    pub uuid: UuidArg,
+    pub target: ScheduleArg,
     /// Wait option.
     #[command(flatten)]
     pub wait: WaitArg,

@@ -13,7 +13,7 @@ use crate::{
 };
 use args::{
     CreateArgs, DeleteArgs, DeletePolicyArgs, HistoryArgs, PolicyArgs, PolicyCommand, RunNowArgs,
-    SchedulesCommand, UpdateArgs, UuidArg,
+    ScheduleArg, SchedulesCommand, UpdateArgs,
 };
 use blockd_api::{
     ApiError, ErrorCode, Labels, VolumeRef, first_names, format_time, operations,
@@ -45,7 +45,7 @@ pub async fn run(context: &Context<'_>, command: SchedulesCommand) -> Exit {
         SchedulesCommand::Resume(args) => pause(context, &args, false).await,
         SchedulesCommand::RunNow(args) => run_now(context, &args).await,
         SchedulesCommand::Retention(args) => {
-            tables::retention(context, &find(context, args.schedule()).await?).await
+            tables::retention(context, &find(context, &args.schedule).await?).await
         }
         SchedulesCommand::Delete(args) => delete(context, &args).await,
     }
@@ -77,7 +77,7 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
     }
     let request = CreateSchedule {
         name: args.name.clone(),
-        selector: Selector { volume: args.volume(), group: args.group, label: args.label, all: args.all },
+        selector: Selector { volume: args.volume, group: args.group, label: args.label, all: args.all },
         credentials: args.cred_id,
         rules,
         policy_name: args.policy,
@@ -159,7 +159,7 @@ fn common_zone(rules: &[Rule]) -> Option<Zone> {
 }
 
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
-    let uuid = find(context, args.uuid.schedule()).await?;
+    let uuid = find(context, &args.target.schedule).await?;
     let list = context.client.call(operations::LIST_SCHEDULES, &()).await?;
     let Some(now) = list.list.items.into_iter().find(|schedule| schedule.schedule_id == uuid) else {
         let message = format!("schedule {uuid} does not exist or is unreadable");
@@ -223,8 +223,8 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     context.output.tell(&schedule, || "Cloudsnap schedule updated successfully")
 }
 
-async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Exit {
-    let uuid = find(context, args.schedule()).await?;
+async fn pause(context: &Context<'_>, args: &ScheduleArg, paused: bool) -> Exit {
+    let uuid = find(context, &args.schedule).await?;
     let request = UpdateSchedule { paused: Some(paused), ..UpdateSchedule::default() };
     let schedule = context.client.call_at(operations::UPDATE_SCHEDULE, &uuid, &request).await?;
     let done = if paused { "paused" } else { "resumed" };
@@ -232,7 +232,7 @@ async fn pause(context: &Context<'_>, args: &UuidArg, paused: bool) -> Exit {
 }
 
 async fn run_now(context: &Context<'_>, args: &RunNowArgs) -> Exit {
-    let uuid = find(context, args.uuid.schedule()).await?;
+    let uuid = find(context, &args.target.schedule).await?;
     let mut list = context.client.call_at(operations::RUN_SCHEDULE, &uuid, &RunSchedule::default()).await?;
     let mut exit = EXIT_DONE;
     if args.wait.wait {
@@ -272,7 +272,7 @@ pub async fn ended(context: &Context<'_>, mut run: Run) -> Result<Run, Failure> 
 }
 
 async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
-    let wanted = args.uuid.schedule();
+    let wanted = &args.target.schedule;
     let list = context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items;
     let uuid = Uuid::parse_str(wanted).or_else(|_| find_in(&list, wanted))?;
     let found = list.iter().find(|one| one.schedule_id == uuid);

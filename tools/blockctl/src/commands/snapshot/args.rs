@@ -206,10 +206,6 @@ pub struct RestoreArgs {
     #[arg(value_name = "VOLUME[@SNAPSHOT]")]
     pub at: ExportRef,
     /// Name or id of the snapshot, unless given before
-    #[arg(value_name = "SNAPSHOT", conflicts_with = "snapshot")]
-    pub point: Option<Point>,
-    /// The same, as an option
-    #[arg(short, long, value_name = "SNAPSHOT")]
     pub snapshot: Option<Point>,
     /// Discard the current content
     #[arg(long)]

@@ -262,7 +262,7 @@ async fn source(
 }
 
 async fn restore(context: &Context<'_>, args: RestoreArgs) -> Exit {
-    let given = args.point.as_ref().or(args.snapshot.as_ref());
+    let given = args.snapshot.as_ref();
     let (volume, snapshot) = source(context, &args.at, given).await?;
     let request = RestoreSnapshot { snapshot, discard: args.discard };
     let fate = if args.discard { "discarded" } else { "kept as a snapshot" };

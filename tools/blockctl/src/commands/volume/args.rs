@@ -4,7 +4,6 @@ use super::{image::ImageRef, labels::LabelChanges};
 use crate::{
     commands::{arguments::WideArg, list_filter::ListFilter},
     confirm::YesArg,
-    failure::Failure,
     snapshot_ref::LocalSnapshot,
 };
 use blockd_api::{
@@ -191,25 +190,10 @@ pub struct CloneArgs {
     /// Name of the new volume and of its export
     pub name: VolumeName,
     /// Snapshot: VOLUME@NAME, VOLUME@latest, VOLUME@TIME or id
-    #[arg(value_name = "SNAPSHOT", required_unless_present = "from", conflicts_with = "from")]
-    snapshot: Option<LocalSnapshot>,
-    /// The same, as an option
-    #[arg(short, long, value_name = "SNAPSHOT")]
-    from: Option<LocalSnapshot>,
+    pub snapshot: LocalSnapshot,
     /// Labels of the new volume
     #[arg(short, long, value_name = "K=V,…", default_value_t)]
     pub label: Labels,
-}
-
-impl CloneArgs {
-    /// Returns the snapshot, from the argument or the option.
-    ///
-    /// # Errors
-    /// Neither is given, which the parser refuses.
-    pub fn snapshot(&self) -> Result<&LocalSnapshot, Failure> {
-        let given = self.snapshot.as_ref().or(self.from.as_ref());
-        given.ok_or_else(|| Failure::usage("name the snapshot"))
-    }
 }
 
 /// `volume list`

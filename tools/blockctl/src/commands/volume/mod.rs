@@ -64,7 +64,7 @@ async fn check(context: &Context<'_>, volume: &VolumeRef) -> Exit {
 }
 
 async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {
-    let snapshot = args.snapshot()?.resolve(context).await?;
+    let snapshot = args.snapshot.resolve(context).await?;
     let parent = volume_of(context, &snapshot).await?;
     let request = CloneVolume { name: args.name, snapshot, labels: args.label };
     let volume = context.client.call_at(operations::CLONE_VOLUME, &parent, &request).await?;
