@@ -2,7 +2,12 @@
 
 mod points;
 
-use crate::{failure::Failure, output::Context, table::short_time, times::Period};
+use crate::{
+    failure::Failure,
+    output::Context,
+    table::short_time,
+    volume_point::{LATEST, VolumePoint},
+};
 use blockd_api::{
     ApiError, CredentialRef, ErrorCode, ObjectName, VolumeRef,
     cloudsnaps::{
@@ -10,7 +15,6 @@ use blockd_api::{
     },
     first_names, operations,
 };
-use jiff::Timestamp;
 use points::{Owner, newest};
 use std::{collections::BTreeSet, fmt, str::FromStr};
 use uuid::Uuid;
@@ -19,16 +23,14 @@ use uuid::Uuid;
 const MIN_LEN: usize = 6;
 /// Maximum digits of an incomplete number; longer ones are complete.
 const MAX_DIGITS: usize = 15;
-/// Word for the newest cloud snapshot of a volume.
-const LATEST: &str = "latest";
 
 /// Reference to a cloud snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SnapRef {
     /// Id, prefix of it or of its parts, or name of a backup.
     Text(String),
-    /// Newest of a volume at or before a time; the newest of all without a time.
-    Point(VolumeRef, Option<Timestamp>),
+    /// Point in time of a volume.
+    Point(VolumePoint),
 }
 
 /// Text that is none of these.
@@ -45,12 +47,8 @@ impl FromStr for SnapRef {
 
     fn from_str(text: &str) -> Result<Self, BadSnapRef> {
         let bad = || BadSnapRef { given: text.to_owned() };
-        if let Some((volume, point)) = text.split_once('@') {
-            let volume = volume.parse().map_err(|_| bad())?;
-            return match point {
-                LATEST => Ok(Self::Point(volume, None)),
-                at => at.parse().map(|at: Period| Self::Point(volume, Some(at.end))).map_err(|_| bad()),
-            };
+        if text.contains('@') {
+            return text.parse().map(Self::Point).map_err(|_| bad());
         }
         let is_known = |c: char| c.is_ascii_hexdigit() || "-/incr".contains(c);
         let plain = without_ellipsis(text);
@@ -67,8 +65,7 @@ impl fmt::Display for SnapRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Text(text) => f.write_str(text),
-            Self::Point(volume, None) => write!(f, "{volume}@{LATEST}"),
-            Self::Point(volume, Some(at)) => write!(f, "{volume}@{at}"),
+            Self::Point(point) => point.fmt(f),
         }
     }
 }
@@ -223,7 +220,7 @@ impl SnapRef {
         let as_given = self.as_id();
         let volume = match self {
             Self::Text(_) => None,
-            Self::Point(volume, _) => Some(volume.clone()),
+            Self::Point(point) => Some(point.volume.clone()),
         };
         let query = ListCloudsnaps { credential: cred_id.cloned(), volume, ..ListCloudsnaps::default() };
         let list = match (context.client.call(operations::LIST_CLOUDSNAPS, &query).await, as_given) {
@@ -241,7 +238,7 @@ impl SnapRef {
         }
         let copies = match self {
             Self::Text(text) => self.matching(text, &list)?,
-            Self::Point(volume, at) => newest(context, volume, *at, &list.list.items, owner).await?,
+            Self::Point(point) => newest(context, point, &list.list.items, owner).await?,
         };
         Ok((copies, list))
     }
@@ -397,11 +394,9 @@ mod tests {
     }
 
     #[test]
-    fn points_of_volumes_are_parsed() {
+    fn names_may_be_those_of_volumes() {
         let parse = |text: &str| text.parse::<SnapRef>().unwrap();
-        assert_eq!(parse("db@latest"), SnapRef::Point("db".parse().unwrap(), None));
-        let SnapRef::Point(_, Some(at)) = parse("7@2026-11-20T21:00") else { panic!("no time") };
-        assert_eq!(at.to_string(), "2026-11-20T21:00:59.999999999Z");
         assert_eq!(parse("before-upgrade").volume(), Some("before-upgrade".parse().unwrap()));
+        assert_eq!(parse("db@latest").volume(), None);
     }
 }

@@ -19,6 +19,7 @@ mod signals;
 mod snapshot_ref;
 mod table;
 mod times;
+mod volume_point;
 mod wait;
 
 use clap_complete::CompleteEnv;

@@ -4,13 +4,13 @@ use crate::{
     failure::Failure,
     output::Context,
     table::{counted, short_time, short_uuid},
+    volume_point::VolumePoint,
 };
 use blockd_api::{
     ApiError, ClientError, ErrorCode, VolumeId, VolumeRef,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapStatus},
     first_names, operations,
 };
-use jiff::Timestamp;
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
@@ -80,41 +80,40 @@ async fn eligible<'a>(
     Ok(eligible)
 }
 
-/// Returns the copies of the newest restorable cloud snapshot of a volume at or before a time.
+/// Returns the copies of the newest restorable cloud snapshot that a point in time selects.
 ///
 /// # Errors
 /// None of those that count, or several volumes have one.
 pub(super) async fn newest(
     context: &Context<'_>,
-    volume: &VolumeRef,
-    at: Option<Timestamp>,
+    point: &VolumePoint,
     all: &[Cloudsnap],
     owner: Owner,
 ) -> Result<Vec<CloudSnapshotId>, Failure> {
-    let eligible = eligible(context, volume, all, owner).await?;
-    let is_wanted =
-        |one: &&Cloudsnap| one.status == CloudsnapStatus::Done && at.is_none_or(|at| one.created_at <= at);
+    let eligible = eligible(context, &point.volume, all, owner).await?;
+    let is_wanted = |one: &&Cloudsnap| one.status == CloudsnapStatus::Done && point.includes(one.created_at);
     let wanted: Vec<&Cloudsnap> = eligible.iter().copied().filter(is_wanted).collect();
     if sources(&wanted).len() > 1 {
-        return Err(several_sources(volume, &wanted));
+        return Err(several_sources(&point.volume, &wanted));
     }
     let newest = wanted.iter().map(|one| one.created_at).max();
     let copies: BTreeSet<CloudSnapshotId> =
         wanted.iter().filter(|one| Some(one.created_at) == newest).map(|one| one.cloud_snapshot_id).collect();
     match copies.is_empty() {
-        true => Err(none(volume, at, all, &eligible)),
+        true => Err(none(point, all, &eligible)),
         false => Ok(copies.into_iter().collect()),
     }
 }
 
 /// Reports that no eligible cloud snapshot can be restored, and which other volumes of the name have some.
-fn none(volume: &VolumeRef, at: Option<Timestamp>, all: &[Cloudsnap], eligible: &[&Cloudsnap]) -> Failure {
+fn none(point: &VolumePoint, all: &[Cloudsnap], eligible: &[&Cloudsnap]) -> Failure {
+    let (volume, until) = (&point.volume, point.until);
     let own = sources(eligible);
     let is_other = |one: &&Cloudsnap| !own.contains(&(one.cloud_snapshot_id.cluster, one.volume_id));
     let others: Vec<&Cloudsnap> = all.iter().filter(is_other).collect();
-    let until = at.map(|at| format!(" at or before {}", short_time(at))).unwrap_or_default();
-    let mut message = format!("volume {volume} has no restorable cloud snapshot{until}");
-    let oldest = eligible.iter().map(|one| one.created_at).min().filter(|_| at.is_some());
+    let limit = until.map(|until| format!(" at or before {}", short_time(until))).unwrap_or_default();
+    let mut message = format!("volume {volume} has no restorable cloud snapshot{limit}");
+    let oldest = eligible.iter().map(|one| one.created_at).min().filter(|_| until.is_some());
     let mut hints: Vec<String> =
         oldest.iter().map(|oldest| format!("its oldest is of {}", short_time(*oldest))).collect();
     if !others.is_empty() {

@@ -11,6 +11,7 @@ use crate::{
     failure::{Exit, Failure},
     output::Context,
     times::Period,
+    volume_point::VolumePoint,
     wait::report_start,
 };
 use blockd_api::{
@@ -77,7 +78,7 @@ impl SourceArgs {
         let volume = given.volume().ok_or_else(|| {
             Failure::usage(format!("--latest and --at need the name or id of a volume, not {given}"))
         })?;
-        Ok(SnapRef::Point(volume, self.at.as_ref().map(|at| at.end)))
+        Ok(SnapRef::Point(VolumePoint { volume, until: self.at.as_ref().map(|at| at.end) }))
     }
 }
 
