@@ -455,6 +455,9 @@ fn local_snapshots_are_named_in_each_form() {
         ("volume clone new db@monday", "db@monday"),
         ("volume clone new db@latest", "db@tuesday"),
         ("volume clone new 61", "61"),
+        ("cloudsnap backup db@monday", "db@monday"),
+        ("cloudsnap backup db@latest", "db@tuesday"),
+        ("cloudsnap backup --volume db@2026-11-20T22:00", "db@monday"),
     ] {
         let fake = Fake::with_defaults(vec![
             ("GET /v1/snapshots", ok(snapshots.clone())),

@@ -2,21 +2,24 @@
 
 use super::marks::expiry;
 use crate::{
-    commands::{arguments::WaitArg, limits::TaskLimitArgs, rules::HookArgs},
+    commands::{
+        arguments::WaitArg,
+        limits::TaskLimitArgs,
+        rules::HookArgs,
+        volume::{args::ExportRef, volume_of},
+    },
     failure::Exit,
     output::Context,
     table::counted,
     wait::report_group_start,
 };
 use blockd_api::{
-    CredentialRef, GroupName, GroupSnapshotRef, LabelSelector, Labels, NameError, ObjectName, SnapshotRef,
-    VolumeRef,
+    CredentialRef, GroupName, GroupSnapshotRef, LabelSelector, Labels, ObjectName, VolumeRef,
     cloudsnaps::{BackupOptions, StartBackup, StartGroupBackup},
     operations,
 };
 use clap::Args;
 use jiff::Timestamp;
-use std::str::FromStr;
 use uuid::Uuid;
 
 pub const BACKUP_HELP: &str = "\
@@ -33,6 +36,7 @@ Examples:
   blockctl cloudsnap backup db --cred-id nas --cred-id offsite --wait
   blockctl cloudsnap backup db --limit-upload 10MiB
   blockctl cloudsnap backup db@monday --wait
+  blockctl cloudsnap backup db@latest --cred-id offsite
   blockctl cloudsnap backup db --keep-local
   blockctl cloudsnap backup db --name before-upgrade --label change=1742 --expires 30d
   blockctl cloudsnap backup db --pre-command 'hold begin' --post-command 'hold end' --freeze-fs
@@ -51,32 +55,15 @@ Examples:
 /// `cloudsnap backup`
 #[derive(Debug, Args)]
 pub struct BackupArgs {
-    /// Name or id of the volume, or its local snapshot to back up
+    /// Name or id of the volume, or its local snapshot: VOLUME@NAME, VOLUME@latest or VOLUME@TIME
     #[arg(value_name = "VOLUME[@SNAPSHOT]")]
-    volume: BackupSource,
+    volume: ExportRef,
     /// Labels of the backup, beside those of its volume
     #[arg(long, value_name = "K=V,…", default_value_t)]
     pub label: Labels,
     /// Options of the tasks.
     #[command(flatten)]
     pub start: StartArgs,
-}
-
-/// Volume to back up, with an existing snapshot of it.
-#[derive(Clone, Debug)]
-pub struct BackupSource {
-    volume: VolumeRef,
-    snapshot: Option<SnapshotRef>,
-}
-
-impl FromStr for BackupSource {
-    type Err = NameError;
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        let Some((volume, _)) = text.split_once('@') else {
-            return Ok(Self { volume: text.parse()?, snapshot: None });
-        };
-        Ok(Self { volume: volume.parse()?, snapshot: Some(text.parse()?) })
-    }
 }
 
 /// `cloudsnap backup-group`
@@ -159,7 +146,14 @@ impl BackupOptionArgs {
 }
 
 pub async fn backup(context: &Context<'_>, args: BackupArgs) -> Exit {
-    let BackupArgs { volume: BackupSource { volume, snapshot }, label, start } = args;
+    let BackupArgs { volume, label, start } = args;
+    let (volume, snapshot) = match volume {
+        ExportRef::Volume(volume) => (volume, None),
+        ExportRef::Snapshot(snapshot) => {
+            let snapshot = snapshot.resolve(context).await?;
+            (volume_of(context, &snapshot).await?, Some(snapshot))
+        }
+    };
     let request = StartBackup {
         volume,
         snapshot,
