@@ -9,6 +9,7 @@ mod commands;
 mod confirm;
 mod contexts;
 mod failure;
+mod hanging;
 mod nbd;
 mod objects;
 mod output;

@@ -2,10 +2,12 @@
 
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    hanging::hanging,
     table::{Facts, Table, printable},
 };
 use blockd_api::{Client, Document};
 use clap::ValueEnum;
+use rustix::termios::tcgetwinsize;
 use schemars::JsonSchema;
 use serde::Serialize;
 use std::io::{self, IsTerminal, Write};
@@ -43,6 +45,8 @@ pub struct Context<'a> {
 pub struct Output {
     json: bool,
     color: bool,
+    /// Width of the terminal; `None` for files and pipes.
+    columns: Option<usize>,
 }
 
 impl Output {
@@ -61,7 +65,8 @@ impl Output {
                 !unwanted && !dumb && io::stdout().is_terminal()
             }
         };
-        Self { json, color }
+        let columns = tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
+        Self { json, color, columns: columns.filter(|columns| *columns > 0) }
     }
 
     /// Returns true if results are JSON.
@@ -72,6 +77,11 @@ impl Output {
     /// Returns true if tables have colours.
     pub fn is_colored(&self) -> bool {
         self.color
+    }
+
+    /// Returns the width of the terminal; `None` for files and pipes.
+    pub fn columns(&self) -> Option<usize> {
+        self.columns
     }
 
     /// Writes the one JSON document of a command.
@@ -135,13 +145,25 @@ impl Output {
 
     /// Writes the document of a command, or its properties.
     pub fn describe<T: Serialize + JsonSchema>(&self, document: &T, facts: impl FnOnce() -> Facts) -> Exit {
-        self.text(document, || facts().render())
+        self.text(document, || facts().render(self.columns))
     }
 
     /// Writes one line of text.
     pub fn line(&self, text: impl AsRef<str>) -> Exit {
         debug_assert!(!self.json, "text beside a document");
         self.raw((printable(text.as_ref()) + "\n").as_bytes())
+    }
+
+    /// Writes a text behind `head`: one line, on a terminal as many as it needs, the others with an indent.
+    pub fn hanging(&self, head: &str, text: &str, indent: usize) -> Exit {
+        debug_assert!(!self.json, "text beside a document");
+        let text = hanging(head, &printable(text), indent, self.columns.unwrap_or(usize::MAX));
+        self.raw((text + "\n").as_bytes())
+    }
+
+    /// Writes properties.
+    pub fn facts(&self, facts: &Facts) -> Exit {
+        self.raw(facts.render(self.columns).as_bytes())
     }
 
     /// Writes a table.

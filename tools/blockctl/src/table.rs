@@ -1,5 +1,6 @@
 //! Tables without borders, left-aligned, never wrapped; and lists of facts.
 
+use crate::hanging::hanging;
 use blockd_api::format_time;
 use comfy_table::{Cell, Color, Table as Grid, presets};
 use jiff::Timestamp;
@@ -237,11 +238,11 @@ impl Table {
         }
         let below = std::iter::once("").chain(below.iter().map(String::as_str));
         let lines = grid.trim_fmt();
-        let lines = lines.lines().zip(below).flat_map(|(line, text)| {
-            std::iter::once(line.to_owned())
-                .chain(wrapped(text).into_iter().map(|text| INDENT.to_owned() + &text))
+        let lines = lines.lines().zip(below).map(|(line, text)| match text {
+            "" => format!("{line}\n"),
+            text => format!("{line}\n{}\n", hanging(INDENT, text, INDENT.len(), COLUMNS)),
         });
-        lines.map(|line| line + "\n").collect()
+        lines.collect()
     }
 }
 
@@ -290,22 +291,6 @@ impl<'a, T> Columns<'a, T> {
     }
 }
 
-/// Breaks a text at spaces into lines for the space below a row.
-fn wrapped(text: &str) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split(' ').filter(|word| !word.is_empty()) {
-        let width = |line: &String| INDENT.len() + line.chars().count() + 1 + word.chars().count();
-        match lines.last_mut().filter(|line| width(line) <= COLUMNS) {
-            Some(line) => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            None => lines.push(word.to_owned()),
-        }
-    }
-    lines
-}
-
 /// Cuts a text in the middle: names often differ at their ends.
 pub fn cut(text: &str, width: usize) -> String {
     let len = text.chars().count();
@@ -331,13 +316,14 @@ impl Facts {
         self
     }
 
-    /// Renders the properties, each line with a line end.
-    pub fn render(&self) -> String {
+    /// Renders the properties, each line with a line end, within `columns` on a terminal.
+    pub fn render(&self, columns: Option<usize>) -> String {
         let width = self.0.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-        self.0
-            .iter()
-            .map(|(name, value)| format!("{name:<width$} : {value}").trim_end().to_owned() + "\n")
-            .collect()
+        let lines = self.0.iter().map(|(name, value)| {
+            let head = format!("{name:<width$} : ");
+            hanging(&head, value, head.len(), columns.unwrap_or(usize::MAX)).trim_end().to_owned() + "\n"
+        });
+        lines.collect()
     }
 }
 
@@ -435,7 +421,7 @@ db                         database-of-the-…n-berlin  2019-01-16T21:51Z
         let long = format!("{} {id} {}", "word ".repeat(16), "word ".repeat(15));
         let text = Table::of("ID|REASON", ["fits", &long].map(|text| ["1".to_owned(), text.to_owned()]));
         let line = ["word"; 15].join(" ");
-        let expected = format!("ID  REASON\n1   fits\n1\n  {line}\n  word\n  {id}\n  {line}\n");
+        let expected = format!("ID  REASON\n1   fits\n1\n  {line}\n  word\n{id}\n  {line}\n");
         assert_eq!(text.with_text().render(false), expected);
     }
 

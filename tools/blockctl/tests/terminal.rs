@@ -1,7 +1,10 @@
 //! Commands on a terminal: confirmation of destructive ones.
 
 use crate::support::{Fake, Ran, Reply, cloudsnap, fail, list, ok, reply, snap, task, volume};
-use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::{
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    termios::{Winsize, tcsetwinsize},
+};
 use serde_json::{Value, json};
 use std::{
     fs::{File, OpenOptions},
@@ -24,10 +27,17 @@ fn run_with(fake: &Fake, line: &str, typed: &str, is_redirected: bool) -> Ran {
     with_terminal(fake.command(line), typed, is_redirected)
 }
 
-fn with_terminal(mut command: Command, typed: &str, is_redirected: bool) -> Ran {
+fn with_terminal(command: Command, typed: &str, is_redirected: bool) -> Ran {
+    on_terminal_of(0, command, typed, is_redirected)
+}
+
+/// Runs a command on a terminal of a width; of an unknown one, if it is 0.
+fn on_terminal_of(columns: u16, mut command: Command, typed: &str, is_redirected: bool) -> Ran {
     let controller: OwnedFd = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&controller).unwrap();
     unlockpt(&controller).unwrap();
+    let size = Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    tcsetwinsize(&controller, size).unwrap();
     let name = ptsname(&controller, Vec::new()).unwrap();
     let path = std::ffi::OsStr::from_bytes(name.as_bytes());
     let terminal = OpenOptions::new().read(true).write(true).open(path).unwrap();
@@ -404,4 +414,22 @@ fn deletion_of_interrupted_backups_asks() {
     let words = "VolumeBackup/vb is deleted permanently with 1 interrupted backup";
     assert!(refused.stdout.contains(words) && refused.stdout.contains("[y/N]"), "{refused:?}");
     assert_eq!((refused.status, deletions(&fake)), (1, 0));
+}
+
+#[test]
+fn long_texts_are_broken_at_words_on_a_terminal_only() {
+    let mut lost = volume("7", "lost");
+    let cause = ["the data file of the head is shorter than its map"; 3].join(" and ");
+    (lost["state"], lost["stateReason"]) = (json!("failed"), json!(cause));
+    let fake = Fake::with_defaults(vec![("GET /v1/volumes", ok(list(json!([lost]))))]);
+    for line in ["status", "status --check", "doctor"] {
+        let narrow = on_terminal_of(80, fake.command(line), "", false).stdout.replace('\r', "");
+        let wide = narrow.lines().find(|shown| shown.chars().count() > 80);
+        assert_eq!(wide, None, "{line}\n{narrow}");
+        let ran = fake.run(line);
+        assert!(ran.stdout.lines().any(|line| line.contains(&cause)), "{line} {ran:?}");
+        let words = |text: &str| text.split_whitespace().map(ToOwned::to_owned).collect::<Vec<_>>();
+        let narrow = narrow.replace("\u{1b}", "");
+        assert!(words(&ran.stdout).iter().all(|word| narrow.contains(word)), "{line}\n{narrow}");
+    }
 }

@@ -9,9 +9,10 @@ use super::{
 };
 use crate::{
     failure::{EXIT_DONE, Exit, Failure},
+    hanging::hanging,
     output::Context,
     short_ids::ShortIds,
-    table::{Table, counted, or_dash, printable, short_time},
+    table::{Table, counted, cut, or_dash, printable, short_time},
     wait::reason,
 };
 use blockd_api::{
@@ -148,6 +149,8 @@ pub struct BundleArgs {
 /// Long-poll timeout.
 const WAIT_MS: u64 = 30_000;
 
+/// Least width of a cut name.
+const MIN_NAME: usize = 8;
 /// Columns of a table of events, and the least width of each in a list that grows.
 const COLUMNS: [(&str, usize); 6] =
     [("TIME", 17), ("SEVERITY", 8), ("EVENT", 17), ("VOLUME", 8), ("LOCATION", 8), ("MESSAGE", 0)];
@@ -185,15 +188,23 @@ pub async fn run(context: &Context<'_>, args: EventsArgs) -> Exit {
         let list = List { items: events, next: (last > 0).then_some(last) };
         return context.output.list(&list, "events", || table(&list.items));
     }
-    if !context.output.is_json() {
-        context.output.line(line(&COLUMNS.map(|(title, _)| title.to_owned())))?;
+    let output = context.output;
+    if !output.is_json() {
+        output.raw(lines(&COLUMNS.map(|(title, _)| title.to_owned()), output.columns()).as_bytes())?;
     }
     loop {
-        for event in events.iter().filter(|event| includes(event)) {
-            match context.output.is_json() {
-                true => context.output.document_line(event)?,
-                false => context.output.line(line(&row(event)))?,
-            };
+        events.retain(includes);
+        for (event, message) in events.iter().zip(messages(&events)) {
+            if output.is_json() {
+                output.document_line(event)?;
+                continue;
+            }
+            let mut row = row(event);
+            // Lines of a file have the complete id.
+            if output.columns().is_some() {
+                row[5] = message;
+            }
+            output.raw(lines(&row, output.columns()).as_bytes())?;
         }
         let query = ListEvents { since: Some(last), max: None, wait_millis: Some(WAIT_MS) };
         events = context.client.call(operations::LIST_EVENTS, &query).await?.items;
@@ -232,10 +243,21 @@ fn messages(events: &[Event]) -> Vec<String> {
     events.iter().map(message).collect()
 }
 
-/// Formats a row of a list that grows: columns cannot follow the widest cell.
-fn line(cells: &[String; 6]) -> String {
-    let cells = cells.iter().zip(COLUMNS).map(|(cell, (_, width))| format!("{:<width$}", printable(cell)));
-    cells.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+/// Formats a row of a list that grows: columns cannot follow the widest cell. On a terminal, long names are
+/// cut, and a long message is below the row.
+fn lines(cells: &[String; 6], columns: Option<usize>) -> String {
+    let columns = columns.unwrap_or(usize::MAX);
+    let [time, severity, kind, volume, location, message] = cells.each_ref().map(|cell| printable(cell));
+    let mut widths = COLUMNS.iter().map(|(_, width)| *width);
+    let mut padded = |cell: String| format!("{cell:<0$}  ", widths.next().unwrap_or_default());
+    let head = padded(time) + &padded(severity) + &padded(kind);
+    let room = (columns.saturating_sub(head.len()) / 2).saturating_sub(2).max(MIN_NAME);
+    let head = head + &padded(cut(&volume, room)) + &padded(cut(&location, room));
+    let line = format!("{head}{message}");
+    match line.chars().count() > columns {
+        true => format!("{}\n{}\n", head.trim_end(), hanging("  ", &message, 2, columns)),
+        false => format!("{}\n", line.trim_end()),
+    }
 }
 
 /// Document of `logs`.
@@ -366,12 +388,20 @@ mod tests {
             "volumeName": "db", "credentialName": null, "taskId": null, "message": "a block is damaged"
         }))
         .unwrap();
-        let header = line(&COLUMNS.map(|(title, _)| title.to_owned()));
-        let row = line(&row(&event));
+        let header = lines(&COLUMNS.map(|(title, _)| title.to_owned()), None);
+        let row = lines(&self::row(&event), None);
         for (title, cell) in
             [("SEVERITY", "error"), ("EVENT", "damage"), ("VOLUME", "db"), ("MESSAGE", "a block")]
         {
             assert_eq!(header.find(title), row.find(cell), "{header}\n{row}");
         }
+        let mut cells = self::row(&event);
+        (cells[3], cells[4], cells[5]) = ("n".repeat(60), "m".repeat(60), ["word"; 20].join(" "));
+        let shown = lines(&cells, Some(80));
+        assert!(
+            shown.lines().all(|line| line.chars().count() <= 80) && shown.lines().count() == 3,
+            "{shown}"
+        );
+        assert_eq!(lines(&cells, None).lines().count(), 1);
     }
 }

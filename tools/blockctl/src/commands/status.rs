@@ -78,7 +78,7 @@ pub async fn run(context: &Context<'_>, args: &StatusArgs) -> Exit {
     }
     if args.check {
         for problem in &problems {
-            context.output.line(format!("{}: {}", problem.cause, problem.action))?;
+            context.output.hanging("", &format!("{}: {}", problem.cause, problem.action), 2)?;
         }
         if problems.is_empty() {
             context.output.line("no problems")?;
@@ -93,10 +93,10 @@ pub async fn run(context: &Context<'_>, args: &StatusArgs) -> Exit {
             several => counted(several as u64, "problem"),
         },
     );
-    context.output.raw(facts.render().as_bytes())?;
+    context.output.facts(&facts)?;
     for problem in &problems {
-        context.output.line(format!("- {}", problem.cause))?;
-        context.output.line(format!("    {}", problem.action))?;
+        context.output.hanging("- ", &problem.cause, 2)?;
+        context.output.hanging("    ", &problem.action, 4)?;
     }
     let tables =
         [table(&protections, now), volume_table(&volume_space), location_table(&status.locations, now)];

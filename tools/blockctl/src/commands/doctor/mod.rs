@@ -114,9 +114,11 @@ pub async fn run(context: &Context<'_>) -> Exit {
         return Ok(exit);
     }
     for Check { check, status, detail, action } in &diagnosis.items {
-        context.output.line(format!("{:<9}{check:<12}{detail}", status.to_string()))?;
+        let head = format!("{:<9}{check:<12}", status.to_string());
+        context.output.hanging(&head, detail, head.len())?;
         if let Some(action) = action {
-            context.output.line(format!("{:<21}-> {action}", ""))?;
+            let head = format!("{:<21}-> ", "");
+            context.output.hanging(&head, action, head.len())?;
         }
     }
     Ok(exit)

@@ -168,7 +168,7 @@ async fn inspect(context: &Context<'_>, volume: &VolumeRef) -> Exit {
         let (exclusive, shared) = (size(snapshot.exclusive_bytes), size(snapshot.shared_bytes));
         facts.add("Snapshot", format!("{}, {exclusive} exclusive, {shared} shared", snapshot.name));
     }
-    context.output.raw(facts.render().as_bytes())
+    context.output.facts(&facts)
 }
 
 fn discarded(loss: &DiscardedWrites) -> String {
