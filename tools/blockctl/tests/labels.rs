@@ -2,7 +2,7 @@
 
 use crate::{
     plans::{backup, labelled, run_on, with_volumes},
-    support::{Fake, snap, task, volume},
+    support::{Fake, list, ok, reply, snap, task, volume},
 };
 use serde_json::{Value, json};
 
@@ -204,5 +204,35 @@ fn ambiguous_source_names_the_fields_that_select_one() {
         let start = "line 4: spec.backupName: VolumeBackup/cp is ambiguous (";
         let end = format!("): name its {fields}");
         assert!(ran.status == 2 && ran.stderr.contains(start) && ran.stderr.contains(&end), "{ran:?}");
+    }
+}
+
+#[test]
+fn namespaces_select_objects_that_their_volumes_have_or_use() {
+    let mut volumes = ["shop", "web"].map(|name| labelled("59", name, json!({ "namespace": name })));
+    (volumes[1]["volumeId"], volumes[1]["lastBackups"]) = (json!("60"), json!([]));
+    let mut credentials = reply("GET /v1/credentials");
+    let mut credentials = [credentials["items"][0].take(), credentials["items"][1].take()];
+    credentials[1]["credentialId"] = json!("bf563a4d-afd7-48df-90f7-8e8f9414ff77");
+    let mut schedule = reply("GET /v1/schedules")["items"][1].take();
+    (schedule["name"], schedule["selector"]) = (json!("hourly"), json!({ "volumeId": "59", "volumeName": "shop" }));
+    let mut schedules = list(json!([schedule]));
+    schedules["unreadable"] = json!([]);
+    let mut rule = reply("GET /v1/rules")["items"][0].take();
+    (rule["volumeNames"], rule["groups"], rule["scheduleIds"]) = (json!(["web"]), json!([]), json!([]));
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!(volumes)))),
+        ("GET /v1/credentials", ok(list(json!(credentials)))),
+        ("GET /v1/schedules", ok(schedules)),
+        ("GET /v1/rules", ok(list(json!([rule])))),
+    ]);
+    let kinds = "bl,sp,rule,vbs";
+    for (namespace, expected) in [
+        ("shop", "BackupLocation/nas SchedulePolicy/gold VolumeBackupSchedule/hourly"),
+        ("web", "Rule/pg"),
+        ("none", ""),
+    ] {
+        let ran = fake.run(&format!("get {kinds} -n {namespace} -o name"));
+        assert_eq!(ran.stdout.split_whitespace().collect::<Vec<_>>().join(" "), expected, "{ran:?}");
     }
 }

@@ -133,7 +133,7 @@ pub struct Selection {
     /// Names of objects
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// Only objects of volumes with the label namespace=NAME
+    /// Only objects that volumes with the label namespace=NAME have or use
     #[arg(short, long, value_name = "NAME")]
     pub namespace: Option<String>,
 }

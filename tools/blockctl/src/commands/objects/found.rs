@@ -19,6 +19,7 @@ use blockd_api::{
     rules::HookRule,
     schedules::{Policy, Schedule, SelectedVolumes},
     snapshots::Snapshot,
+    volumes::Volume,
 };
 use blockd_schedule::Retention;
 use jiff::Timestamp;
@@ -103,9 +104,9 @@ impl Found {
             || self.status["volumes"].as_array().is_some_and(|all| all.iter().any(is_id))
     }
 
-    /// Returns true for an object of a namespace, or of none because it has no volumes.
+    /// Returns true if one of its volumes is in a namespace.
     pub fn is_in(&self, namespace: &str) -> bool {
-        self.kind <= Kind::Rule || self.namespaces.contains(namespace)
+        self.namespaces.contains(namespace)
     }
 
     /// Returns the cells of a table.
@@ -172,9 +173,9 @@ impl ResourceSet {
     /// Returns the objects of a kind.
     pub fn of(&self, kind: Kind) -> Vec<Found> {
         let mut all: Vec<Found> = match kind {
-            Kind::BackupLocation => self.credentials.iter().map(location).collect(),
-            Kind::SchedulePolicy => self.policies.iter().map(policy).collect(),
-            Kind::Rule => self.rules.iter().map(rule).collect(),
+            Kind::BackupLocation => self.credentials.iter().map(|one| self.location(one)).collect(),
+            Kind::SchedulePolicy => self.policies.iter().map(|one| self.policy(one)).collect(),
+            Kind::Rule => self.rules.iter().map(|one| self.found_rule(one)).collect(),
             Kind::VolumeSnapshot => self.snapshot_objects(),
             Kind::VolumeBackup => BackupGroup::all(self).iter().map(|group| group.found(self)).collect(),
             Kind::VolumeBackupSchedule => self.schedules.iter().map(|one| self.found_schedule(one)).collect(),
@@ -192,6 +193,58 @@ impl ResourceSet {
     /// Returns the object of a kind and name.
     pub fn find(&self, kind: Kind, name: &str) -> Option<Found> {
         self.of(kind).into_iter().find(|found| found.name == name)
+    }
+
+    /// Returns the names of volumes with a property, and of the volumes of schedules with one.
+    fn users(
+        &self,
+        is_user: impl Fn(&Volume) -> bool,
+        is_used_by: impl Fn(&Schedule) -> bool,
+    ) -> BTreeSet<String> {
+        let schedules = self.schedules.iter().filter(|one| is_used_by(one));
+        let specs: Vec<_> = schedules.filter_map(|one| self.schedule_spec(one)).collect();
+        let scheduled = specs.iter().flat_map(|spec| self.members(spec.backup()));
+        let volumes = self.volumes.iter().filter(|volume| is_user(volume));
+        volumes.chain(scheduled).map(|volume| volume.name.to_string()).collect()
+    }
+
+    fn location(&self, one: &Credential) -> Found {
+        let status = json!(LocationStatus {
+            credential_id: one.credential_id,
+            created_at: one.created_at,
+            authentication: one.store.auth.clone(),
+            create_if_absent: one.conditional_put,
+            write_bytes_per_second: one.write_bytes_per_second,
+        });
+        let has_backup =
+            |volume: &Volume| volume.last_backups.iter().any(|last| last.credential_id == one.credential_id);
+        let volumes = self.users(has_backup, |schedule| schedule.credential_ids.contains(&one.credential_id));
+        let found = Found::new(Kind::BackupLocation, one.name.to_string(), view_of(one), status);
+        Found { volumes, ..found }
+    }
+
+    fn policy(&self, one: &Policy) -> Found {
+        let whens: Vec<String> = one.rules.iter().map(|rule| rule.when.to_string()).collect();
+        let retains = one.rules.iter().filter_map(|rule| rule.retain.as_ref());
+        let retains: Vec<String> = retains.map(ToString::to_string).collect();
+        let retain = (!retains.is_empty()).then(|| retains.join(", "));
+        let status = json!(PolicyStatus { schedule: whens.join(", "), retain });
+        let volumes = self.users(|_| false, |schedule| schedule.policy_name.as_ref() == Some(&one.name));
+        let body = view(&Rules::of(&one.rules));
+        Found { volumes, ..Found::new(Kind::SchedulePolicy, one.name.to_string(), body, status) }
+    }
+
+    fn found_rule(&self, one: &HookRule) -> Found {
+        let groups = one.groups.iter().map(|group| format!("group {group}"));
+        let targets: Vec<String> = one.volume_names.iter().map(ToString::to_string).chain(groups).collect();
+        let (schedule_ids, problem) = (one.schedule_ids.clone(), one.problem.clone());
+        let status = json!(RuleStatus { schedule_ids, problem, assigned_to: targets });
+        let is_target = |volume: &Volume| {
+            one.volume_names.contains(&volume.name)
+                || volume.group.as_ref().is_some_and(|group| one.groups.contains(group))
+        };
+        let volumes = self.users(is_target, |schedule| one.schedule_ids.contains(&schedule.schedule_id));
+        Found { volumes, ..Found::new(Kind::Rule, one.name.to_string(), view(&Hook::of(one)), status) }
     }
 
     fn found_schedule(&self, one: &Schedule) -> Found {
@@ -248,32 +301,4 @@ impl ResourceSet {
         };
         groups.into_iter().map(object).collect()
     }
-}
-
-fn location(one: &Credential) -> Found {
-    let status = json!(LocationStatus {
-        credential_id: one.credential_id,
-        created_at: one.created_at,
-        authentication: one.store.auth.clone(),
-        create_if_absent: one.conditional_put,
-        write_bytes_per_second: one.write_bytes_per_second,
-    });
-    Found::new(Kind::BackupLocation, one.name.to_string(), view_of(one), status)
-}
-
-fn policy(one: &Policy) -> Found {
-    let whens: Vec<String> = one.rules.iter().map(|rule| rule.when.to_string()).collect();
-    let retains = one.rules.iter().filter_map(|rule| rule.retain.as_ref());
-    let retains: Vec<String> = retains.map(ToString::to_string).collect();
-    let retain = (!retains.is_empty()).then(|| retains.join(", "));
-    let status = json!(PolicyStatus { schedule: whens.join(", "), retain });
-    Found::new(Kind::SchedulePolicy, one.name.to_string(), view(&Rules::of(&one.rules)), status)
-}
-
-fn rule(one: &HookRule) -> Found {
-    let groups = one.groups.iter().map(|group| format!("group {group}"));
-    let targets: Vec<String> = one.volume_names.iter().map(ToString::to_string).chain(groups).collect();
-    let (schedule_ids, problem) = (one.schedule_ids.clone(), one.problem.clone());
-    let status = json!(RuleStatus { schedule_ids, problem, assigned_to: targets });
-    Found::new(Kind::Rule, one.name.to_string(), view(&Hook::of(one)), status)
 }
