@@ -215,7 +215,8 @@ fn namespaces_select_objects_that_their_volumes_have_or_use() {
     let mut credentials = [credentials["items"][0].take(), credentials["items"][1].take()];
     credentials[1]["credentialId"] = json!("bf563a4d-afd7-48df-90f7-8e8f9414ff77");
     let mut schedule = reply("GET /v1/schedules")["items"][1].take();
-    (schedule["name"], schedule["selector"]) = (json!("hourly"), json!({ "volumeId": "59", "volumeName": "shop" }));
+    (schedule["name"], schedule["selector"]) =
+        (json!("hourly"), json!({ "volumeId": "59", "volumeName": "shop" }));
     let mut schedules = list(json!([schedule]));
     schedules["unreadable"] = json!([]);
     let mut rule = reply("GET /v1/rules")["items"][0].take();

@@ -391,3 +391,36 @@ fn note_on_schedules_names_no_option_of_other_commands() {
     let ran = fake().run(&format!("apply -f {}", path.display()));
     assert_eq!(ran.stderr, "note: new is backed up by the schedule nightly from now on\n", "{ran:?}");
 }
+
+#[test]
+fn printed_names_of_backups_select_one_each() {
+    let of = |cluster: &'static str, id: &'static str| (cluster, id, "db", "shop");
+    for (backups, expected) in [
+        (&[of(CLUSTER, "1")][..], &["before"][..]),
+        (&[of(CLUSTER, "1"), of(OTHER_CLUSTER, "1")], &["2e4d4b67/before", "fe431d7d/before"]),
+    ] {
+        let fake = with_backup(&[("1", "db")], backups);
+        let printed = fake.run("get vb -o name").stdout;
+        assert_eq!(printed, expected.iter().map(|name| format!("VolumeBackup/{name}\n")).collect::<String>());
+        for name in expected {
+            for command in ["get", "describe"] {
+                let listed = fake.run(&format!("-j {command} vb {name}")).json();
+                let found = listed["items"].as_array().map_or(1, Vec::len);
+                assert_eq!(found, 1, "{command} {name}: {listed}");
+            }
+        }
+    }
+    // Two backups of a volume with one name.
+    let mut twice = ["61", "62"].map(|id| cloudsnap(&format!("1-{id}")));
+    for one in &mut twice {
+        (one["volumeId"], one["name"]) = (json!("1"), json!("before"));
+    }
+    let listed = json!({ "items": twice, "next": null, "damaged": [], "failedCredentials": [], "total": 2 });
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/tasks", ok(list(json!([])))),
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
+        ("GET /v1/cloudsnaps", ok(listed)),
+    ]);
+    let ids = ["61", "62"].map(|id| format!("VolumeBackup/{}\n", snap(&format!("1-{id}"))));
+    assert_eq!(fake.run("get vb -o name").stdout, ids.concat());
+}

@@ -28,7 +28,8 @@ Examples:
 
 pub const GET_HELP: &str = "\
 Resources made by other commands are shown too, schedules without a name by their UUID, and \
-backups of other hosts as HOST/NAME. Several kinds are separated by commas; `all` is each kind. \
+backups of other hosts as HOST/NAME. `-o name` prints names that select one object: where several \
+have one, with the host or an id. Several kinds are separated by commas; `all` is each kind. \
 Times are in UTC. The YAML output can be applied again.
 
 Examples:

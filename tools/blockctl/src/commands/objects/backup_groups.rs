@@ -109,6 +109,7 @@ impl<'a> BackupGroup<'a> {
         let namespaces = labels.filter_map(|labels| labels.as_map().get(NAMESPACE).cloned()).collect();
         Found {
             shown: self.shown(own),
+            with_host: self.cluster.map(|cluster| format!("{}/{}", short_uuid(cluster), self.name)),
             labels: own_labels,
             is_of_other_host: self.cluster != own,
             obstacle: self.obstacle(resources),

@@ -24,7 +24,7 @@ use blockd_api::{
 use blockd_schedule::Retention;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
 
 /// Resource in the form of an object.
@@ -35,6 +35,8 @@ pub struct Found {
     pub name: String,
     /// Short name for tables.
     pub shown: String,
+    /// Name with the host that made it: backups of several hosts can have one name.
+    pub with_host: Option<String>,
     pub body: Value,
     pub status: Value,
     /// Labels of backups.
@@ -56,10 +58,12 @@ impl Found {
     pub fn new(kind: Kind, name: String, body: Value, status: Value) -> Self {
         let (tasks, volumes, namespaces) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
         let (shown, labels, is_of_other_host, obstacle) = (name.clone(), Labels::default(), false, None);
+        let with_host = None;
         Self {
             kind,
             name,
             shown,
+            with_host,
             body,
             status,
             labels,
@@ -96,12 +100,21 @@ impl Found {
         (is_made && self.volumes.len() > 1).then_some("has several volumes: only its own file can be applied")
     }
 
-    /// Returns true for the object of a name, short name, or id of a cloud snapshot.
+    /// Returns the names that select it, those for scripts first: its name, the name with its host, and the
+    /// ids of its cloud snapshots, or of the tasks of those that are not done.
+    fn names(&self) -> impl Iterator<Item = &str> {
+        let members = self.status["volumes"].as_array().into_iter().flatten();
+        let ids =
+            members.filter_map(|one| one["cloudSnapshotId"].as_str().or_else(|| one["taskId"].as_str()));
+        std::iter::once(self.name.as_str())
+            .chain(self.with_host.as_deref())
+            .chain(ids)
+            .chain(std::iter::once(self.shown.as_str()))
+    }
+
+    /// Returns true if a name selects it.
     pub fn is_named(&self, name: &str) -> bool {
-        let is_id = |one: &Value| one["cloudSnapshotId"] == name;
-        self.name == name
-            || self.shown == name
-            || self.status["volumes"].as_array().is_some_and(|all| all.iter().any(is_id))
+        self.names().any(|one| one == name)
     }
 
     /// Returns true if one of its volumes is in a namespace.
@@ -115,6 +128,27 @@ impl Found {
         let document = self.document();
         let columns = self.kind.columns(is_wide);
         std::iter::once(name.clone()).chain(columns.map(move |(_, paths)| cell(&document, paths)))
+    }
+}
+
+/// Names of objects and the number of objects that each one selects.
+pub struct NameCounts<'a>(HashMap<(Kind, &'a str), usize>);
+
+impl<'a> NameCounts<'a> {
+    /// Counts the names of all objects of some kinds.
+    pub fn of(all: &'a [Found]) -> Self {
+        let mut counts = HashMap::new();
+        for one in all {
+            for name in one.names().collect::<BTreeSet<_>>() {
+                *counts.entry((one.kind, name)).or_default() += 1;
+            }
+        }
+        Self(counts)
+    }
+
+    /// Returns the first name of an object that selects no other one.
+    pub fn unique(&self, one: &'a Found) -> &'a str {
+        one.names().find(|name| self.0.get(&(one.kind, *name)) == Some(&1)).unwrap_or(&one.name)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{
     args::{FileArg, Format, GetArgs, Kinds, Selection},
     differences::warnings_of_unchanged,
-    found::Found,
+    found::{Found, NameCounts},
     overlaps::refuse_overlaps,
     plan::{Plan, plan},
     record::{warn, warnings},
@@ -31,30 +31,40 @@ use uuid::Uuid;
 /// Maximum number of events, and of runs, of a described object.
 const MAX_DESCRIBED: usize = 20;
 
-/// Returns the objects of kinds, all or those of the names, and of a namespace.
-async fn found(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, Failure> {
-    let Selection { kinds: Kinds(kinds), names, namespace } = wanted;
+/// Returns all objects of the kinds.
+///
+/// # Errors
+/// None of the only kind has one of the names.
+async fn load(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, Failure> {
+    let Selection { kinds: Kinds(kinds), names, .. } = wanted;
     let id = names.iter().find_map(|name| name.parse::<CloudSnapshotId>().ok());
     let scope = Scope { locations: None, id: id.filter(|_| names.len() == 1) };
     let resources = ResourceSet::load_kinds(context, kinds, &scope).await?;
-    let mut all: Vec<Found> = kinds.iter().flat_map(|kind| resources.of(*kind)).collect();
+    let all: Vec<Found> = kinds.iter().flat_map(|kind| resources.of(*kind)).collect();
     let missing = |name: &&String| !all.iter().any(|one| one.is_named(name));
-    if let ([kind], Some(name)) = (kinds.as_slice(), names.iter().find(missing)) {
-        return Err(kind.missing(name).into());
+    match (kinds.as_slice(), names.iter().find(missing)) {
+        ([kind], Some(name)) => Err(kind.missing(name).into()),
+        _ => Ok(all),
     }
-    all.retain(|one| names.is_empty() || names.iter().any(|name| one.is_named(name)));
-    all.retain(|one| namespace.as_ref().is_none_or(|namespace| one.is_in(namespace)));
-    Ok(all)
+}
+
+/// Returns the objects of the names and of the namespace.
+fn selected<'a>(all: &'a [Found], wanted: &Selection) -> Vec<&'a Found> {
+    let Selection { names, namespace, .. } = wanted;
+    let is_named = |one: &&Found| names.is_empty() || names.iter().any(|name| one.is_named(name));
+    let is_in = |one: &&Found| namespace.as_ref().is_none_or(|namespace| one.is_in(namespace));
+    all.iter().filter(is_named).filter(is_in).collect()
 }
 
 /// `get`
 pub async fn get(context: &Context<'_>, args: GetArgs) -> Exit {
     let GetArgs { objects, output: format } = args;
-    let found = found(context, &objects).await?;
+    let all = load(context, &objects).await?;
+    let found = selected(&all, &objects);
     let Selection { kinds: Kinds(kinds), names, .. } = objects;
     let output = context.output;
     if output.is_json() || format == Format::Json {
-        let documents = found.iter().map(Found::document).collect::<Vec<_>>();
+        let documents = found.iter().map(|one| one.document()).collect::<Vec<_>>();
         return match (names.as_slice(), documents.as_slice()) {
             ([_], [one]) => output.document(one),
             _ => output.document(&List::from(documents)),
@@ -62,7 +72,8 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Exit {
     }
     match format {
         Format::Name => {
-            let lines = found.iter().map(|one| format!("{}/{}\n", one.kind, one.name));
+            let counts = NameCounts::of(&all);
+            let lines = found.iter().map(|one| format!("{}/{}\n", one.kind, counts.unique(one)));
             output.raw(lines.collect::<String>().as_bytes())
         }
         Format::Yaml => write_yaml(context, &found, !names.is_empty()),
@@ -71,7 +82,7 @@ pub async fn get(context: &Context<'_>, args: GetArgs) -> Exit {
 }
 
 /// Writes a table of each kind. Several have their kind as the title of the names.
-fn tables(context: &Context<'_>, kinds: &[Kind], found: &[Found], is_wide: bool) -> Exit {
+fn tables(context: &Context<'_>, kinds: &[Kind], found: &[&Found], is_wide: bool) -> Exit {
     let mut tables = Vec::new();
     for kind in kinds {
         let title = if kinds.len() > 1 { kind.text() } else { "NAME" };
@@ -97,7 +108,7 @@ fn tables(context: &Context<'_>, kinds: &[Kind], found: &[Found], is_wide: bool)
 }
 
 /// Writes documents. A listing of all can be applied.
-fn write_yaml(context: &Context<'_>, found: &[Found], is_named: bool) -> Exit {
+fn write_yaml(context: &Context<'_>, found: &[&Found], is_named: bool) -> Exit {
     let rest = if is_named { "" } else { ", and is left out" };
     let (mut texts, mut seen) = (Vec::new(), BTreeSet::new());
     for one in found {
@@ -116,11 +127,11 @@ fn write_yaml(context: &Context<'_>, found: &[Found], is_named: bool) -> Exit {
 
 /// `describe`
 pub async fn describe(context: &Context<'_>, args: Selection) -> Exit {
-    let found = found(context, &args).await?;
+    let all = load(context, &args).await?;
     let query = ListEvents { max: Some(MAX_EVENTS), ..ListEvents::default() };
     let events = context.client.call(operations::LIST_EVENTS, &query).await?.items;
     let mut documents = Vec::new();
-    for one in &found {
+    for one in selected(&all, &args) {
         let mut document = one.document();
         let runs = match one.kind {
             Kind::VolumeBackupSchedule => Some(runs(context, one).await?),
