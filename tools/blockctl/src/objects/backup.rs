@@ -6,7 +6,7 @@ use super::{
     foreign::parse_ttl,
     values::{one_as_value, one_or_many, selectors},
 };
-use crate::commands::schema::objects::OneOrMany;
+use crate::commands::schema::objects::one_or_many as one_or_many_schema;
 use blockd_api::{
     CredentialName, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, RuleName, VolumeName,
     VolumeRef,
@@ -52,7 +52,7 @@ pub struct Backup {
         serialize_with = "one_as_value",
         skip_serializing_if = "Vec::is_empty"
     )]
-    #[schemars(with = "OneOrMany<CredentialName>")]
+    #[schemars(schema_with = "one_or_many_schema::<CredentialName>")]
     pub backup_location: Vec<CredentialName>,
     /// Volumes.
     #[serde(
@@ -60,11 +60,11 @@ pub struct Backup {
         serialize_with = "one_as_value",
         skip_serializing_if = "Vec::is_empty"
     )]
-    #[schemars(with = "OneOrMany<VolumeName>")]
+    #[schemars(schema_with = "one_or_many_schema::<VolumeName>")]
     pub volume: Vec<VolumeName>,
     pub group: Option<GroupName>,
     #[serde(with = "selectors", skip_serializing_if = "Vec::is_empty")]
-    #[schemars(with = "OneOrMany<Labels>")]
+    #[schemars(schema_with = "one_or_many_schema::<Labels>")]
     pub selectors: Vec<LabelSelector>,
     /// All volumes; those of each run of a schedule.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

@@ -112,6 +112,11 @@ kinds! {
 }
 
 impl Kind {
+    /// Returns the field of the content.
+    pub const fn field(self) -> &'static str {
+        self.properties().field
+    }
+
     /// Returns the columns of `get` after the name: titles and paths of the values.
     pub fn columns(self, is_wide: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
         let columns = self.properties().columns.into_iter().flat_map(str::split_whitespace);
@@ -270,7 +275,7 @@ pub fn document(kind: Kind, name: &str, labels: &Labels, body: &Value) -> Value 
             None => metadata["labels"][key] = json!(value),
         }
     }
-    json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": metadata, kind.properties().field: body })
+    json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": metadata, kind.field(): body })
 }
 
 /// Returns a document as YAML.
@@ -357,7 +362,7 @@ fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Problem
     let kind: Kind = kind.parse().map_err(|error: String| document.problem("kind", error))?;
     document.is_foreign = document.take::<String>("apiVersion")? != API_VERSION;
     let Metadata { name, mut rest } = document.take("metadata")?;
-    let (field, text) = (kind.properties().field, name.as_str());
+    let (field, text) = (kind.field(), name.as_str());
     let selecting = ["selectors", "allVolumes", "group", "volume", "sourceNamespace", "sourceVolume"]
         .map(|name| format!("{}.{name}", kind.spec()));
     let selecting = selecting.iter().find(|path| document.get(path).is_some());

@@ -1,7 +1,5 @@
 //! Schemas of declarative objects and of the results of commands on them.
 
-#![allow(dead_code, reason = "documents are put together from JSON values")]
-
 use crate::{
     commands::{
         credentials::settings::is_secret,
@@ -11,7 +9,7 @@ use crate::{
         },
     },
     objects::{
-        Retain,
+        API_VERSION, Kind, Retain,
         hook::Hook,
         location_table::{ENCRYPTED, FIELDS, SECRET, SYNC, UNREPORTED},
         policy::{BLOCKS, Rules},
@@ -22,24 +20,12 @@ use blockd_api::Labels;
 use blockd_schedule::Zone;
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde_json::{Map, Value, json};
-use std::{borrow::Cow, collections::BTreeMap, marker::PhantomData};
+use std::{borrow::Cow, collections::BTreeMap};
 
-/// List that is written as its value if it has one.
-pub struct OneOrMany<T>(PhantomData<T>);
-
-impl<T: JsonSchema> JsonSchema for OneOrMany<T> {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        format!("OneOrMany{}", T::schema_name()).into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let one = generator.subschema_for::<T>();
-        json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
-    }
+/// Returns the schema of a list that is written as its value if it has one.
+pub fn one_or_many<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    let one = generator.subschema_for::<T>();
+    json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
 }
 
 impl JsonSchema for Retain {
@@ -92,46 +78,38 @@ impl JsonSchema for Rules {
     }
 }
 
-/// Backup location; secrets are references.
-struct Location;
-
-impl JsonSchema for Location {
-    fn schema_name() -> Cow<'static, str> {
-        "Location".into()
+/// Returns the schema of a backup location; its secrets are references.
+fn location() -> Schema {
+    const FLAGS: [&str; 4] = [ENCRYPTED, "use-iam", "s3-disable-ssl", "disable-path-style"];
+    let mut properties = Map::new();
+    let written = FIELDS
+        .iter()
+        .filter(|(setting, ..)| *setting != SECRET && *setting != SYNC)
+        .filter(|(setting, ..)| UNREPORTED.split_whitespace().all(|one| one != *setting));
+    for (setting, path, _) in written {
+        let value = match () {
+            () if is_secret(setting) => {
+                json!({ "type": "object", "properties": { "from": { "type": "string" } }, "required": ["from"] })
+            }
+            () if FLAGS.contains(setting) => json!({ "type": "boolean" }),
+            () => json!({ "type": "string" }),
+        };
+        match path.split_once('.') {
+            None => properties.insert((*path).to_owned(), value),
+            Some((section, name)) => {
+                let section = properties
+                    .entry(section)
+                    .or_insert_with(|| json!({ "type": "object", "properties": {} }));
+                section["properties"][name] = value;
+                None
+            }
+        };
     }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        const FLAGS: [&str; 4] = [ENCRYPTED, "use-iam", "s3-disable-ssl", "disable-path-style"];
-        let mut properties = Map::new();
-        let written = FIELDS
-            .iter()
-            .filter(|(setting, ..)| *setting != SECRET && *setting != SYNC)
-            .filter(|(setting, ..)| UNREPORTED.split_whitespace().all(|one| one != *setting));
-        for (setting, path, _) in written {
-            let value = match () {
-                () if is_secret(setting) => {
-                    json!({ "type": "object", "properties": { "from": { "type": "string" } }, "required": ["from"] })
-                }
-                () if FLAGS.contains(setting) => json!({ "type": "boolean" }),
-                () => json!({ "type": "string" }),
-            };
-            match path.split_once('.') {
-                None => properties.insert((*path).to_owned(), value),
-                Some((section, name)) => {
-                    let section = properties
-                        .entry(section)
-                        .or_insert_with(|| json!({ "type": "object", "properties": {} }));
-                    section["properties"][name] = value;
-                    None
-                }
-            };
-        }
-        json_schema!({ "type": "object", "properties": properties, "required": ["type", "path"] })
-    }
+    json_schema!({ "type": "object", "properties": properties, "required": ["type", "path"] })
 }
 
 /// Returns the schema of a content that is written without its unset fields.
-fn without_unset<T: JsonSchema>(_: &mut SchemaGenerator) -> Schema {
+fn without_unset<T: JsonSchema>() -> Schema {
     fn relax(value: &mut Value) {
         match value {
             Value::Object(fields) => {
@@ -157,79 +135,73 @@ fn without_unset<T: JsonSchema>(_: &mut SchemaGenerator) -> Schema {
     Schema::try_from(schema).unwrap_or_default()
 }
 
-/// Object with its state, as `get` and `describe` write it.
-#[derive(JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct ObjectDocument {
-    /// Version of the format of objects: `blockd/v1`.
-    api_version: String,
-    /// Metadata.
-    metadata: Metadata,
-    /// Content and state by kind.
-    #[serde(flatten)]
-    content: Content,
-    /// Newest runs of a described schedule.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    runs: Option<Vec<RunSummary>>,
-    /// Newest events of a described object.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    events: Option<Vec<EventSummary>>,
+/// Object with its state, as `get` and `describe` write it. Only its schema is needed.
+pub enum ObjectDocument {}
+
+impl JsonSchema for ObjectDocument {
+    fn schema_name() -> Cow<'static, str> {
+        "ObjectDocument".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let labels = generator.subschema_for::<Labels>();
+        let annotations = generator.subschema_for::<BTreeMap<String, String>>();
+        let metadata = json!({
+            "type": "object",
+            "properties": {
+                "name": { "type": "string", "description": "Name, or id without a name" },
+                "labels": { "allOf": [labels], "description": "Labels of a backup" },
+                "annotations": { "allOf": [annotations], "description": "Annotations of a backup" }
+            },
+            "required": ["name"]
+        });
+        let runs = generator.subschema_for::<Vec<RunSummary>>();
+        let events = generator.subschema_for::<Vec<EventSummary>>();
+        let contents: Vec<Schema> = Kind::ALL.iter().map(|kind| content(*kind, generator)).collect();
+        json_schema!({
+            "description": "Object with its state",
+            "type": "object",
+            "properties": {
+                "apiVersion": { "const": API_VERSION },
+                "metadata": metadata,
+                "runs": { "allOf": [runs], "description": "Newest runs of a described schedule" },
+                "events": { "allOf": [events], "description": "Newest events of a described object" }
+            },
+            "required": ["apiVersion", "metadata"],
+            "oneOf": contents
+        })
+    }
 }
 
-/// Metadata of an object.
-#[derive(JsonSchema)]
-struct Metadata {
-    /// Name, or id without a name.
-    name: String,
-    /// Labels of a backup.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    labels: Option<Labels>,
-    /// Annotations of a backup.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    annotations: Option<BTreeMap<String, String>>,
-}
-
-/// Content and state of an object.
-#[derive(JsonSchema)]
-#[serde(tag = "kind")]
-enum Content {
-    BackupLocation {
-        location: Location,
-        status: LocationStatus,
-    },
-    SchedulePolicy {
-        policy: Rules,
-        status: PolicyStatus,
-    },
-    Rule {
-        #[schemars(schema_with = "without_unset::<Hook>")]
-        spec: Hook,
-        status: RuleStatus,
-    },
-    VolumeSnapshot {
-        spec: SnapshotSpec,
-        status: SnapshotStatus,
-    },
-    VolumeBackup {
-        spec: BackupSpec,
-        status: TransferStatus,
-    },
-    VolumeBackupSchedule {
-        /// Null if its volume was deleted.
-        #[schemars(schema_with = "schedule_spec")]
-        spec: (),
-        status: ScheduleStatus,
-    },
-    VolumeRestore {
-        spec: RestoreSpec,
-        status: TransferStatus,
-    },
-    VolumeClone {
-        spec: CloneSpec,
-        status: CloneStatus,
-    },
-}
-
-fn schedule_spec(generator: &mut SchemaGenerator) -> Schema {
-    json_schema!({ "anyOf": [without_unset::<ScheduleSpec>(generator), { "type": "null" }] })
+/// Returns the schema of the content and the state of an object of a kind.
+fn content(kind: Kind, generator: &mut SchemaGenerator) -> Schema {
+    let (content, status) = match kind {
+        Kind::BackupLocation => (location(), generator.subschema_for::<LocationStatus>()),
+        Kind::SchedulePolicy => {
+            (generator.subschema_for::<Rules>(), generator.subschema_for::<PolicyStatus>())
+        }
+        Kind::Rule => (without_unset::<Hook>(), generator.subschema_for::<RuleStatus>()),
+        Kind::VolumeSnapshot => {
+            (generator.subschema_for::<SnapshotSpec>(), generator.subschema_for::<SnapshotStatus>())
+        }
+        Kind::VolumeBackup => {
+            (generator.subschema_for::<BackupSpec>(), generator.subschema_for::<TransferStatus>())
+        }
+        Kind::VolumeBackupSchedule => {
+            // Null if its volume was deleted.
+            let spec = json_schema!({ "anyOf": [without_unset::<ScheduleSpec>(), { "type": "null" }] });
+            (spec, generator.subschema_for::<ScheduleStatus>())
+        }
+        Kind::VolumeRestore => {
+            (generator.subschema_for::<RestoreSpec>(), generator.subschema_for::<TransferStatus>())
+        }
+        Kind::VolumeClone => {
+            (generator.subschema_for::<CloneSpec>(), generator.subschema_for::<CloneStatus>())
+        }
+    };
+    json_schema!({
+        "type": "object",
+        "properties": { "kind": { "type": "string", "const": kind.text() }, kind.field(): content, "status": status },
+        "required": ["kind", kind.field(), "status"]
+    })
 }
