@@ -127,7 +127,7 @@ impl Found {
         let name = if is_wide { &self.name } else { &self.shown };
         let document = self.document();
         let columns = self.kind.columns(is_wide);
-        std::iter::once(name.clone()).chain(columns.map(move |(_, paths)| cell(&document, paths)))
+        std::iter::once(name.clone()).chain(columns.map(move |(_, paths)| cell(&document, paths, is_wide)))
     }
 }
 
@@ -152,12 +152,24 @@ impl<'a> NameCounts<'a> {
     }
 }
 
-/// Returns the values at paths separated by `/`: each once, of lists those of their items.
-fn cell(document: &Value, paths: &str) -> String {
+/// Greatest width of several values in a narrow table.
+const MAX_VALUES_WIDTH: usize = 24;
+
+/// Returns the values at paths separated by `/`: each once, of lists those of their items. Of several long
+/// ones, a narrow table has the first and the number of the others.
+fn cell(document: &Value, paths: &str, is_wide: bool) -> String {
     let words_at = |path: &str| {
         let mut words = BTreeSet::new();
         collect(document, path, path, &mut words);
-        words.into_iter().collect::<Vec<_>>().join(",")
+        let words: Vec<String> = words.into_iter().collect();
+        match (words.join(","), words.as_slice()) {
+            (all, [first, others @ ..])
+                if !is_wide && !others.is_empty() && all.chars().count() > MAX_VALUES_WIDTH =>
+            {
+                format!("{first},+{}", others.len())
+            }
+            (all, _) => all,
+        }
     };
     let parts: Vec<String> = paths.split('/').map(words_at).filter(|words| !words.is_empty()).collect();
     if parts.is_empty() { "-".to_owned() } else { parts.join("/") }
@@ -334,5 +346,20 @@ impl ResourceSet {
             Found { volumes, ..Found::new(Kind::VolumeSnapshot, name.to_owned(), body, status) }
         };
         groups.into_iter().map(object).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn narrow_cells_have_the_first_of_several_long_values() {
+        let of = |names: &[&str]| json!({ "volumes": names.iter().map(|name| json!({ "of": name })).collect::<Vec<_>>() });
+        let long = of(&["database@clone-1", "journal@clone-1", "log@clone-1"]);
+        assert_eq!(cell(&long, "volumes.of", false), "database@clone-1,+2");
+        assert_eq!(cell(&long, "volumes.of", true), "database@clone-1,journal@clone-1,log@clone-1");
+        assert_eq!(cell(&of(&["a@clone-1", "b@clone-1"]), "volumes.of", false), "a@clone-1,b@clone-1");
+        assert_eq!(cell(&of(&["a-very-long-name-of-a-volume@clone-1"]), "volumes.of", false).len(), 36);
     }
 }
