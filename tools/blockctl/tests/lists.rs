@@ -1,6 +1,6 @@
 //! Width of lists, the protection in `status`, and hints about missing objects.
 
-use crate::support::{CLUSTER, Fake, TASK, defaults, list, ok, reply, snap, task};
+use crate::support::{CLUSTER, Fake, TASK, cloudsnap, defaults, list, ok, reply, snap, task};
 use serde_json::{Value, json};
 
 /// Maximum width of a list.
@@ -144,6 +144,33 @@ fn lists_fit_into_80_columns() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn names_of_backups_take_the_place_of_a_state_that_all_have() {
+    let list_of = |names: [&str; 2], damaged: Value| {
+        let items = ["61", "62"].iter().zip(names).map(|(id, name)| {
+            let mut one = cloudsnap(&format!("59-{id}"));
+            one["name"] = json!(name);
+            one
+        });
+        let items: Vec<Value> = items.collect();
+        let listed =
+            json!({ "items": items, "next": null, "damaged": damaged, "failedCredentials": [], "total": 2 });
+        Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(listed))]).run("cloudsnap list").stdout
+    };
+    let generated = format!("backup-{TASK}");
+    let named = list_of(["before", &generated], json!([]));
+    let lines: Vec<&str> = named.lines().collect();
+    assert!(lines[0].ends_with("  HOST  NAME") && !named.contains("Done"), "{named}");
+    assert!(lines[1].ends_with("  before") && lines[2].ends_with("  -"), "{named}");
+    let long = "n".repeat(60);
+    assert!(list_of([&long, "b"], json!([])).contains(&format!("\n  {long}\n")));
+    let id = snap("59-63");
+    let damaged = json!([{ "cloudSnapshotId": id, "credentialId": TASK, "reason": "a bit is flipped" }]);
+    let shown = list_of(["before", "b"], damaged);
+    assert!(shown.contains("  HOST  STATUS   NAME\n") && shown.contains("Done     before"), "{shown}");
+    assert!(list_of([&generated, &generated], json!([])).contains("  HOST  STATUS\n"));
 }
 
 #[test]

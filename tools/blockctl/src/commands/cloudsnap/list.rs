@@ -31,8 +31,8 @@ use uuid::Uuid;
 
 pub const LIST_HELP: &str = "\
 ID is the shortest form that commands accept. TYPE is full or incr, SIZE the volume data in this \
-backup, LOCATION the credential, HOST the cluster that made it (- for this host). --wide shows \
-complete ids, the columns of pxctl, name, labels, verification, pin and expiry date.
+backup, LOCATION the credential, HOST the cluster that made it (- for this host). If one has a name, \
+NAME is shown, and STATUS unless all are Done. --wide shows complete ids, the columns of pxctl, name, labels, verification, pin and expiry date.
 
 Examples:
   blockctl cloudsnap list
@@ -239,7 +239,7 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
     let short_host = |cluster: Uuid| short_host(cluster, &clusters);
     let host =
         |entry: &Cloudsnap| Some(entry.cloud_snapshot_id.cluster).filter(|cluster| Some(*cluster) != here);
-    let mut table = Table::list(items, width)
+    let columns = Table::list(items, width)
         .both("VOLUME|SOURCEVOLUME", |entry| &entry.volume_name)
         .narrow("ID", |entry| short.of(&entry.cloud_snapshot_id))
         .wide("SOURCEVOLUMEID", |entry| entry.volume_id)
@@ -254,14 +254,23 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
         .wide("STORED", |entry| ByteSize::from_bytes(entry.stored_bytes))
         .both("LOCATION", |entry| &entry.credential_name)
         .narrow("HOST", |entry| or_dash(host(entry).map(short_host)))
-        .narrow("STATUS", |entry| entry.status)
         .wide("HOST", |entry| or_dash(host(entry)))
         .wide("NAME", |entry| or_dash(entry.name.as_ref()))
         .wide("LABELS", |entry| or_dash(labels_of(entry)))
         .wide("VERIFIED", verified)
         .wide("PINNED", |entry| if entry.pinned { "yes" } else { "-" })
-        .wide("EXPIRES", |entry| or_dash(entry.expires_at.map(format_time)))
-        .fit("VOLUME|LOCATION");
+        .wide("EXPIRES", |entry| or_dash(entry.expires_at.map(format_time)));
+    let has_names = items.iter().any(|entry| given_name(entry).is_some());
+    let is_all_done = list.damaged.is_empty() && items.iter().all(|one| one.status == CloudsnapStatus::Done);
+    // Names need the room.
+    let columns = match has_names && is_all_done {
+        true => columns,
+        false => columns.narrow("STATUS", |entry| entry.status),
+    };
+    let mut table = match has_names {
+        true => columns.narrow("NAME", |entry| or_dash(given_name(entry))).fit_with_text("VOLUME|LOCATION"),
+        false => columns.fit("VOLUME|LOCATION"),
+    };
     for one in &list.damaged {
         table.partial_row(&[
             ("ID", id_of(one).map_or_else(|| one.cloud_snapshot_id.clone(), |id| short.of(&id))),
@@ -272,6 +281,13 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
         ]);
     }
     table
+}
+
+/// Returns the name of a backup, unless the daemon generated it.
+pub fn given_name(one: &Cloudsnap) -> Option<&str> {
+    let is_generated =
+        |name: &str| name.strip_prefix("backup-").is_some_and(|rest| Uuid::try_parse(rest).is_ok());
+    one.name.as_deref().filter(|name| !name.is_empty() && !is_generated(name))
 }
 
 /// Returns the labels of a backup: those of its volume, and its own, which win; `None` without labels.

@@ -1,7 +1,7 @@
 //! `blockctl cloudsnap …`
 
 mod backup;
-mod list;
+pub mod list;
 pub mod maintenance;
 mod marks;
 pub mod pxctl;

@@ -1,6 +1,7 @@
 //! Resources of the daemon.
 
 use crate::{
+    commands::cloudsnap::list::given_name,
     failure::Failure,
     objects::{
         Body, Kind, Object, ReclaimPolicy, backup::Backup, hook::Hook, resolve, schedule::ScheduleSpec,
@@ -247,7 +248,5 @@ pub fn schedule_name(one: &Schedule) -> String {
 
 /// Returns the name of a backup, or its id if the daemon generated the name.
 pub fn backup_name(one: &Cloudsnap) -> String {
-    let name = one.name.as_deref().unwrap_or_default();
-    let is_made = name.strip_prefix("backup-").is_some_and(|rest| Uuid::try_parse(rest).is_ok());
-    if name.is_empty() || is_made { one.cloud_snapshot_id.to_string() } else { name.to_owned() }
+    given_name(one).map_or_else(|| one.cloud_snapshot_id.to_string(), ToOwned::to_owned)
 }
