@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 pub struct AzureConfig {
     /// Storage account.
     pub account: String,
-    /// Existing container.
+    /// Existing container. By default one named after the cluster, which a new credential creates if needed.
+    #[serde(default)]
     pub container: String,
     /// Custom endpoint, `host:port` or `host`; the account is then the first part of the path.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -136,15 +136,19 @@ impl StoreConfig {
         self
     }
 
-    /// Sets the name of an S3 bucket that has none; returns true if it did.
+    /// Sets the name of a bucket that has none and can be created; returns true if it did.
     pub fn name_bucket(&mut self, name: &str) -> bool {
-        match self {
-            Self::S3(s3) if s3.bucket.is_empty() => {
-                name.clone_into(&mut s3.bucket);
-                true
-            }
-            _ => false,
+        let bucket = match self {
+            Self::S3(s3) => &mut s3.bucket,
+            Self::Azure(azure) => &mut azure.container,
+            Self::Google(google) if google.project.is_some() => &mut google.bucket,
+            _ => return false,
+        };
+        let is_unnamed = bucket.is_empty();
+        if is_unnamed {
+            name.clone_into(bucket);
         }
+        is_unnamed
     }
 
     /// Checks a new configuration, which has its secret.

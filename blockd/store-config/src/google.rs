@@ -13,10 +13,12 @@ const KEY_FLAG: &str = "--google-json-key-file";
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GoogleConfig {
-    /// Project, for information.
+    /// Project of a new bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub project: Option<String>,
-    /// Existing bucket.
+    /// Existing bucket. By default one named after the cluster, which a new credential creates in the project
+    /// if needed.
+    #[serde(default)]
     pub bucket: String,
     /// Custom endpoint, `host:port` or `host`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -44,7 +46,7 @@ pub struct GoogleAccess {
 
 impl GoogleConfig {
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
-        required([("--bucket", &self.bucket)])?;
+        required([("--bucket, or --google-project-id for a new bucket", &self.bucket)])?;
         one_identity(self.access.use_iam, self.access.json_key.is_some(), KEY_FLAG)
     }
 

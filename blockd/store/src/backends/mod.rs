@@ -2,6 +2,7 @@
 
 mod azure;
 mod bucket;
+mod bucket_creation;
 mod classify;
 mod direct;
 mod endpoint;
@@ -50,11 +51,13 @@ pub fn open(
 /// Creates the bucket of a configuration with the value of its secret; returns false if it exists already.
 ///
 /// # Errors
-/// The store cannot be reached or refuses the creation; [`StoreErrorKind::Unsupported`] for other providers
-/// than S3.
+/// The store cannot be reached or refuses the creation; [`StoreErrorKind::Unsupported`] for directories and
+/// Swift.
 pub async fn create_bucket(config: &StoreConfig, http: &HttpOptions) -> Result<bool, StoreError> {
     match config {
         StoreConfig::S3(config) => s3::create_bucket(config, http).await,
+        StoreConfig::Azure(config) => azure::create_container(config, http).await,
+        StoreConfig::Google(config) => google::create_bucket(config, http).await,
         other => Err(StoreError::new(StoreErrorKind::Unsupported, "CREATE", "bucket", other.kind().name())),
     }
 }

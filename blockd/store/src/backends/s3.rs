@@ -2,13 +2,13 @@
 
 use super::{
     bucket::{BucketStore, no_retries},
-    classify::classify,
+    bucket_creation::BucketCreation,
     endpoint::ServerAddress,
-    http::{HttpOptions, chain, misconfigured},
+    http::{HttpOptions, misconfigured},
     secret_value,
-    sts::{RoleCredentials, element},
+    sts::RoleCredentials,
 };
-use crate::{BlobStore, FailoverStore, StoreError, StoreErrorKind};
+use crate::{BlobStore, FailoverStore, StoreError};
 use blockd_store_config::S3Config;
 use bytes::Bytes;
 use object_store::{
@@ -125,11 +125,6 @@ pub(super) async fn create_bucket(config: &S3Config, http: &HttpOptions) -> Resu
 
 async fn create_bucket_at(config: &S3Config, http: &HttpOptions) -> Result<bool, StoreError> {
     let (client, endpoint) = client(config, http)?;
-    let store = describe(config, &endpoint);
-    let failed = |error: object_store::Error| {
-        let (kind, detail) = classify("CREATE", &error);
-        StoreError::new(kind, "CREATE", &config.bucket, &store).with_detail(detail)
-    };
     let wrong = |detail: String| misconfigured("S3", &config.bucket, detail);
     let url = match config.disable_path_style {
         true => format!("{}/", endpoint.url_of_host_below(&config.bucket).map_err(wrong)?),
@@ -138,6 +133,14 @@ async fn create_bucket_at(config: &S3Config, http: &HttpOptions) -> Result<bool,
     if !config.region.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-') {
         return Err(wrong("the region has letters, digits and '-' only".into()));
     }
+    let creation = BucketCreation {
+        provider: "S3",
+        bucket: &config.bucket,
+        store: &describe(config, &endpoint),
+        client: http.client(!endpoint.tls).map_err(wrong)?,
+        timeout: http.stall_timeout,
+    };
+    let failed = |error: object_store::Error| creation.failed(&error);
     let credential = client.credentials().get_credential().await.map_err(failed)?;
     let body = match config.region.as_str() {
         // The default of the API, which refuses it in a body.
@@ -153,27 +156,7 @@ async fn create_bucket_at(config: &S3Config, http: &HttpOptions) -> Result<bool,
     AwsAuthorizer::new(&credential, "s3", &config.region)
         .try_authorize(&mut request, None)
         .map_err(failed)?;
-    let client = http.client(!endpoint.tls).map_err(wrong)?;
-    let put = client.put(&url).headers(request.headers().clone()).body(body).timeout(http.stall_timeout);
-    let answer = put.send().await.map_err(|error| {
-        let kind = if error.is_timeout() { StoreErrorKind::Timeout } else { StoreErrorKind::Unreachable };
-        StoreError::new(kind, "CREATE", &config.bucket, &store).with_detail(chain(&error))
-    })?;
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(true);
-    }
-    let text = answer.text().await.unwrap_or_default();
-    let code = element(&text, "Code").unwrap_or_default();
-    // Some servers report the caller's own bucket like any other; the first request to that of another
-    // account is refused.
-    if matches!(code, "BucketAlreadyOwnedByYou" | "BucketAlreadyExists") {
-        return Ok(false);
-    }
-    let message = element(&text, "Message").unwrap_or_default();
-    // In the format that `classify` parses.
-    let what = format!("status code: {} <Code>{code}</Code><Message>{message}</Message>", status.as_u16());
-    Err(failed(object_store::Error::Generic { store: "S3", source: what.into() }))
+    creation.send(request, body).await
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ impl Settings {
         let account = defaults.or_variable(&self.azure_account_name, &["AZURE_STORAGE_ACCOUNT"]);
         let account = account.ok_or_else(|| needs("--azure-account-name NAME, or AZURE_STORAGE_ACCOUNT"))?;
         let (endpoint, disable_ssl) = own_endpoint("--azure-endpoint", self.azure_endpoint.as_ref())?;
-        let container = self.bucket("azure")?;
+        // Without a name, the daemon creates one named after its cluster.
+        let container = self.bucket.clone().unwrap_or_default();
         let access = self.azure_access(defaults)?.ok_or_else(|| {
             needs(
                 "--azure-account-key-file FILE, --azure-sas-token-file FILE, AZURE_STORAGE_KEY in the environment, or --use-iam",

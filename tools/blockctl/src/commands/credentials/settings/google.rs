@@ -8,7 +8,11 @@ use std::path::PathBuf;
 impl Settings {
     pub(super) fn google_config(&self) -> Result<GoogleConfig, Failure> {
         let (endpoint, disable_ssl) = own_endpoint("--google-endpoint", self.google_endpoint.as_ref())?;
-        let bucket = self.bucket("google")?;
+        let bucket = self.bucket.clone().unwrap_or_default();
+        // Without a name, the daemon creates one named after its cluster.
+        if bucket.is_empty() && self.google_project_id.is_none() {
+            return Err(needs("google", "--bucket BUCKET, or --google-project-id ID for a new bucket"));
+        }
         let access = self.google_access(Defaults::Environment)?;
         if access == GoogleAccess::default() {
             return Err(needs(

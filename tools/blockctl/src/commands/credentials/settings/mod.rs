@@ -32,7 +32,7 @@ pub struct Settings {
     /// Provider: a directory on the daemon's host, or an object store
     #[arg(long, value_name = "PROVIDER", value_parser = provider_parser())]
     pub provider: Option<ProviderKind>,
-    /// Existing bucket or container [default for s3: one named after the cluster, which is created]
+    /// Existing bucket or container [default: one named after the cluster, which is created; not for swift]
     #[arg(long, value_name = "BUCKET")]
     pub bucket: Option<String>,
     /// Prefix of all objects, such as hosts/a; part of the location
@@ -335,11 +335,6 @@ impl Settings {
             }
             ProviderKind::Swift => self.swift_access()?.map(StoreAccess::Swift),
         })
-    }
-
-    fn bucket(&self, provider: &str) -> Result<String, Failure> {
-        let bucket = self.bucket.clone().filter(|bucket| !bucket.is_empty());
-        bucket.ok_or_else(|| needs(provider, "--bucket BUCKET: blockd creates only buckets of --provider s3"))
     }
 
     fn local_config(&self) -> Result<StoreConfig, Failure> {

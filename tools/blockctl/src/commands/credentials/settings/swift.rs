@@ -9,7 +9,9 @@ use blockd_api::{
 
 impl Settings {
     pub(super) fn swift_config(&self) -> Result<SwiftConfig, Failure> {
-        let container = self.bucket("swift")?;
+        let container = self.bucket.clone().filter(|bucket| !bucket.is_empty());
+        let container = container
+            .ok_or_else(|| needs("swift", "--bucket BUCKET: blockd creates no containers of Swift"))?;
         let has_token_flag = self.swift_token.is_some()
             || self.swift_token_file.is_some()
             || self.swift_token_from.is_some()
