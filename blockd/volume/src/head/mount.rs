@@ -1,16 +1,7 @@
 //! Identification of a filesystem's mount within a boot.
 //!
-//! The live map relies on the page cache of an earlier process, which is valid only while the filesystem
-//! stays mounted. A pulled disk, or a loop device or LUN rolled back to an older state, loses the page cache
-//! within one boot.
-//!
-//! ext4 and XFS represent each mounted filesystem by a directory in `/sys/fs`, which exists while it is
-//! mounted. The kernel assigns ascending 64-bit inode numbers in sysfs and never reuses one, so the inode
-//! number of the directory identifies the period from the first mount to the last unmount. It is equal in all
-//! mount namespaces and bind mounts, whereas `STATX_MNT_ID_UNIQUE` differs for each of them; a service may
-//! get a new namespace at each start.
-//!
-//! Other filesystems, and systems without `/sys`, have no such number: there only the boot id is checked.
+//! `DURABILITY.md`, "Another mount in the same boot", has the argument, and `kernel-notes/live-map.md` the
+//! measurement.
 
 use crate::io::storage::File;
 use rustix::fs::{fstat, fstatfs, major, minor};
