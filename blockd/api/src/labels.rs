@@ -2,7 +2,7 @@
 
 use crate::text::as_text;
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, iter, str::FromStr};
 
 /// Maximum number of labels.
 pub const MAX_PAIRS: usize = 64;
@@ -66,13 +66,19 @@ pub enum PairsError {
 pub const RESTORED_FROM: &str = "restored-from";
 /// Label of a restored volume: the object that restored it.
 pub const RESTORED_BY: &str = "restored-by";
+/// Label of a restored volume: the objects that restored it before, the newest first, separated by colons. The
+/// daemon adds one when the restore of another object replaces its content.
+pub const RESTORED_BEFORE: &str = "restored-before";
 /// Label of a cloned volume: `SOURCE@SNAPSHOT`.
 pub const CLONED_FROM: &str = "cloned-from";
 /// Label of a cloned volume: the object that cloned it.
 pub const CLONED_BY: &str = "cloned-by";
 /// Labels on the origin of a volume. Its cloud snapshots do not have them: they are untrue for what is
 /// restored from these.
-pub const ORIGIN_LABELS: [&str; 4] = [RESTORED_FROM, RESTORED_BY, CLONED_FROM, CLONED_BY];
+pub const ORIGIN_LABELS: [&str; 5] = [RESTORED_FROM, RESTORED_BY, RESTORED_BEFORE, CLONED_FROM, CLONED_BY];
+
+/// Separator of names in a label; a comma separates labels.
+const SEPARATOR: &str = ":";
 
 /// Labels of a volume, ordered by key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +108,43 @@ impl Labels {
     pub fn without(mut self, keys: &[&str]) -> Self {
         self.0.retain(|key, _| !keys.contains(&key.as_str()));
         self
+    }
+
+    /// Returns the labels of a volume whose content an in-place restore replaces, which sets `next` at its end.
+    /// The object of the last restore becomes an earlier one, unless `next` names the same: a restore that is
+    /// abandoned half done has not happened. A restore without an object leaves it known.
+    ///
+    /// # Errors
+    /// The names of earlier objects are too long: without one of them, its restore would happen again.
+    pub fn replaced_by(mut self, next: &Self) -> Result<Self, PairsError> {
+        self.0.remove(RESTORED_FROM);
+        let Some(next) = next.0.get(RESTORED_BY) else { return Ok(self) };
+        if let Some(last) = self.0.remove(RESTORED_BY).filter(|last| last != next) {
+            let earlier = self.restored_before().filter(|name| *name != last);
+            let names: Vec<&str> = iter::once(last.as_str()).chain(earlier).collect();
+            let names = names.join(SEPARATOR);
+            self.0.insert(RESTORED_BEFORE.to_owned(), names);
+        }
+        Self::try_from(self.0)
+    }
+
+    /// Returns the names of the objects that restored a volume before the last one, the newest first.
+    pub fn restored_before(&self) -> impl Iterator<Item = &str> {
+        self.0.get(RESTORED_BEFORE).into_iter().flat_map(|names| names.split(SEPARATOR))
+    }
+
+    /// Returns the labels of a volume without the name of an object that restored it.
+    #[must_use]
+    pub fn without_restore(mut self, name: &str) -> Self {
+        self.0.retain(|key, value| key != RESTORED_BY || value != name);
+        let left: Vec<&str> = self.restored_before().filter(|one| *one != name).collect();
+        match left.join(SEPARATOR) {
+            left if left.is_empty() => self.without(&[RESTORED_BEFORE]),
+            left => {
+                self.0.insert(RESTORED_BEFORE.to_owned(), left);
+                self
+            }
+        }
     }
 
     /// Returns true if all pairs of the selector are present.
@@ -210,6 +253,38 @@ mod tests {
     fn overlaid_labels_replace_equal_keys() {
         let labels = |text: &str| text.parse::<Labels>().unwrap();
         assert_eq!(labels("a=1,b=2").overlaid_by(&labels("b=3,c=4")), labels("a=1,b=3,c=4"));
+    }
+
+    #[test]
+    fn earlier_restores_of_a_volume_stay_known() {
+        let labels = |text: &str| text.parse::<Labels>().unwrap();
+        let next = labels("restored-by=r3,restored-from=c");
+        for (was, is) in [
+            ("app=db", "app=db"),
+            ("restored-by=r1,restored-from=a", "restored-before=r1"),
+            ("restored-before=r1,restored-by=r2,restored-from=b", "restored-before=r2:r1"),
+            ("restored-before=r2:r1,restored-by=r1", "restored-before=r1:r2"),
+            // It did not happen before its end.
+            ("restored-before=r2:r1,restored-by=r3,restored-from=c", "restored-before=r2:r1"),
+            ("restored-before=r2:r1", "restored-before=r2:r1"),
+        ] {
+            assert_eq!(labels(was).replaced_by(&next).unwrap(), labels(is), "{was}");
+        }
+        let without_object = labels("restored-by=r1,restored-from=a").replaced_by(&Labels::default());
+        assert_eq!(without_object.unwrap(), labels("restored-by=r1"));
+        let long = "x".repeat(128);
+        let full = labels(&format!("restored-before={long},restored-by={long}2"));
+        assert!(matches!(full.replaced_by(&next), Err(PairsError::TooLong { max_bytes: 256, .. })));
+
+        let made = labels("restored-before=r2:r1,restored-by=r3,restored-from=c");
+        for (name, is) in [
+            ("r1", "restored-before=r2,restored-by=r3,restored-from=c"),
+            ("r3", "restored-before=r2:r1,restored-from=c"),
+            ("r", "restored-before=r2:r1,restored-by=r3,restored-from=c"),
+        ] {
+            assert_eq!(made.clone().without_restore(name), labels(is), "{name}");
+        }
+        assert_eq!(labels("restored-before=r1").without_restore("r1"), Labels::default());
     }
 
     #[test]

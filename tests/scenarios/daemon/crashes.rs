@@ -57,19 +57,23 @@ async fn in_place_restore_survives_a_crash_at_any_step() {
         drop(volume);
 
         let named = "data".parse().unwrap();
-        let labelled = UpdateVolume { labels: Some("app=db".parse().unwrap()), ..UpdateVolume::default() };
+        let labelled = UpdateVolume {
+            labels: Some("app=db,restored-by=r1".parse().unwrap()),
+            ..UpdateVolume::default()
+        };
         host.call_at(UPDATE_VOLUME, &named, &labelled).await;
         host.die_at(step);
-        let labels = "restored-from=snap".parse().unwrap();
+        let labels = "restored-by=r2,restored-from=snap".parse().unwrap();
         let request = StartInPlace { discard: true, labels, ..in_place_restore(&snap, "data") };
         let task = host.call(START_IN_PLACE, &request).await.task_id;
         host.die_and_start().await;
         let done = host.done(task).await;
         assert_eq!(done.resumed, 1, "{step}");
         backed_up.assert_is(&host.volume("data"));
-        // The label is stored with the task.
+        // The labels are stored with the task, and the earlier restore stays known.
         let labels = host.inspect_volume("data").await.labels;
-        assert_eq!(labels.to_string(), "app=db,restored-from=snap", "{step}");
+        let wanted = "app=db,restored-before=r1,restored-by=r2,restored-from=snap";
+        assert_eq!(labels.to_string(), wanted, "{step}");
         host.assert_tidy();
         host.stop().await;
     }

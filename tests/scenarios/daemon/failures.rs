@@ -304,8 +304,17 @@ async fn discarded_restore_leaves_no_label_of_its_object() {
     model.write(&volume, 0, 9, 1 << 20);
     host.packs().iter().for_each(damage);
 
-    // Without an object, that of the earlier content stays known.
-    for (asked, left) in [("", "restored-by=rr"), ("restored-by=rr,restored-from=second", "")] {
+    // Without an object or with another one, that of the earlier content stays known.
+    let other = "restored-by=other,restored-from=second";
+    for (was, asked, left) in [
+        (first, "", "restored-by=rr"),
+        (first, other, "restored-before=rr"),
+        ("restored-before=aa,restored-by=rr", other, "restored-before=rr:aa"),
+        (first, "restored-by=rr,restored-from=second", ""),
+    ] {
+        let labels_before = Some(was.parse().unwrap());
+        let update = UpdateVolume { labels: labels_before, ..UpdateVolume::default() };
+        host.call_at(UPDATE_VOLUME, &"data".parse().unwrap(), &update).await;
         let failed = host.wait(host.call(START_IN_PLACE, &request(asked)).await.task_id).await;
         assert_eq!((failed.state.stage, labels().await.as_str()), (TaskStage::Failed, left), "{asked}");
         assert_eq!(failed.labels, Some(asked.parse().unwrap()));

@@ -20,7 +20,7 @@ use crate::{
         hydrate::{PAUSE, wait},
         source::{CHUNK_BLOCKS, SnapshotSource},
     },
-    restore::start_in_place::with_labels,
+    restore::start_in_place::{before_first_write, with_labels},
     snapshots::{Snapshots, freeze::FreezeRequest},
     tasks::{LiveTask, Tasks},
     volumes::{
@@ -28,7 +28,7 @@ use crate::{
         registry::{Registry, RollbackMark, Tags, VolumeEntry},
     },
 };
-use blockd_api::{ApiError, ErrorCode, Labels, RESTORED_BY, SnapshotName, SnapshotRef, tasks::TaskStage};
+use blockd_api::{ApiError, ErrorCode, Labels, SnapshotName, SnapshotRef, tasks::TaskStage};
 use blockd_catalog::{Chain, Db, InPlaceRestore, SnapshotRow, SnapshotState, TaskRow};
 use blockd_cloud::{Manifest, changed_blocks};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
@@ -237,17 +237,6 @@ pub(crate) async fn drop_previous(work: &InPlaceWork, asked: &InPlaceRestore) {
     }
 }
 
-/// Removes the labels on the origin: the content is another one from the first write on. The object of an
-/// earlier restore stays known, unless an object asked for this one: what it abandons half done is none of
-/// its volumes.
-fn before_first_write(tags: Tags, labels: &Labels) -> Tags {
-    let tags = tags.without_origin();
-    match labels.as_map().contains_key(RESTORED_BY) {
-        true => Tags { labels: tags.labels.without(&[RESTORED_BY]), ..tags },
-        false => tags,
-    }
-}
-
 /// Sets the labels that were asked for: what the volume contains now is known.
 ///
 /// # Errors
@@ -323,7 +312,8 @@ async fn revert_blocks(
     work.tasks.store_progress(live).await;
     if let Some(entry) = work.registry.by_id(volume.id()) {
         let admission = work.admission.lock().await;
-        entry.change_tags(&work.db, &admission, |tags| before_first_write(tags, labels)).await?;
+        let tags = before_first_write(entry.tags(), labels)?;
+        entry.change_tags(&work.db, &admission, |_| tags).await?;
     }
     write_all(work, live, volume, &source, &left).await
 }

@@ -7,7 +7,9 @@ use crate::{
     tasks::requests::check_limits,
     volumes::registry::{Tags, VolumeEntry},
 };
-use blockd_api::{ErrorCode, Labels, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace};
+use blockd_api::{
+    ErrorCode, Labels, PairsError, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace,
+};
 use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec};
 use blockd_extent::SnapshotId;
 use std::{collections::BTreeMap, sync::Arc};
@@ -35,7 +37,7 @@ impl Restores {
             );
             return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
         }
-        with_labels(entry.tags(), &request.labels)?;
+        with_labels(before_first_write(entry.tags(), &request.labels)?, &request.labels)?;
         self.attachments.check_delete(entry.id)?;
         let (_, mark) = entry.begin_rollback()?;
         let before = SnapshotId::from_u64(random_id()?);
@@ -83,13 +85,24 @@ impl Restores {
     }
 }
 
+/// Returns the tags of a volume from the first write of a restore on, with the labels that it sets at its end.
+///
+/// # Errors
+/// The names of earlier restores are too long.
+pub(super) fn before_first_write(tags: Tags, labels: &Labels) -> Result<Tags, ServiceError> {
+    let labels = tags.labels.replaced_by(labels).map_err(refused)?;
+    Ok(Tags { labels, ..tags })
+}
+
 /// Adds labels.
 ///
 /// # Errors
 /// They are too many.
 pub(super) fn with_labels(tags: Tags, labels: &Labels) -> Result<Tags, ServiceError> {
-    let labels = Labels::try_from(BTreeMap::from(tags.labels.overlaid_by(labels)));
-    let labels =
-        labels.map_err(|error| ServiceError::refused(ErrorCode::InvalidRequest, error.to_string()))?;
+    let labels = Labels::try_from(BTreeMap::from(tags.labels.overlaid_by(labels))).map_err(refused)?;
     Ok(Tags { labels, ..tags })
+}
+
+fn refused(error: PairsError) -> ServiceError {
+    ServiceError::refused(ErrorCode::InvalidRequest, error.to_string())
 }
