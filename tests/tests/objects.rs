@@ -187,7 +187,7 @@ fn deleted_file_keeps_volumes() {
         results(&ctl.json(&["delete", "-f", file])),
         [
             "VolumeClone/pgdata-test kept on this host",
-            "VolumeRestore/pgdata-restored kept on this host",
+            "VolumeRestore/pgdata-restored deleted, volumes kept",
             "VolumeBackupSchedule/shop deleted",
             "VolumeBackupSchedule/pgdata-nights deleted",
             "VolumeBackup/before-upgrade not there",

@@ -66,8 +66,8 @@ pub enum PairsError {
 pub const RESTORED_FROM: &str = "restored-from";
 /// Label of a restored volume: the object that restored it.
 pub const RESTORED_BY: &str = "restored-by";
-/// Label of a restored volume: the objects that restored it before, the newest first, separated by colons. The
-/// daemon adds one when the restore of another object replaces its content.
+/// Label of a restored volume: the objects that restored it before, the newest first, separated by colons.
+/// The daemon adds one when the restore of another object replaces its content.
 pub const RESTORED_BEFORE: &str = "restored-before";
 /// Label of a cloned volume: `SOURCE@SNAPSHOT`.
 pub const CLONED_FROM: &str = "cloned-from";
@@ -110,9 +110,9 @@ impl Labels {
         self
     }
 
-    /// Returns the labels of a volume whose content an in-place restore replaces, which sets `next` at its end.
-    /// The object of the last restore becomes an earlier one, unless `next` names the same: a restore that is
-    /// abandoned half done has not happened. A restore without an object leaves it known.
+    /// Returns the labels of a volume whose content an in-place restore replaces, which sets `next` at its
+    /// end. The object of the last restore becomes an earlier one, unless `next` names the same: a restore
+    /// that is abandoned half done has not happened. A restore without an object leaves it known.
     ///
     /// # Errors
     /// The names of earlier objects are too long: without one of them, its restore would happen again.

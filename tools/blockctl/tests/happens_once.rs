@@ -7,15 +7,15 @@ use crate::{
 use serde_json::{Value, json};
 
 /// Specification of a restore into the volume `acc`.
-const INTO_ACC: &str = "backupLocation: nas, backupName: good, destinationVolume: acc";
+pub const INTO_ACC: &str = "backupLocation: nas, backupName: good, destinationVolume: acc";
 /// The same for an existing volume.
-const REPLACING: &str =
+pub const REPLACING: &str =
     "backupLocation: nas, backupName: good, destinationVolume: acc, replacePolicy: Delete";
 /// Another task.
 const OTHER_TASK: &str = "4f4f0a67-e12a-4d35-81ad-985657757352";
 
 /// Labels of a volume that the object `rr` restored, of a cloud snapshot.
-fn of_rr(suffix: &str) -> Value {
+pub fn of_rr(suffix: &str) -> Value {
     json!({ "restored-by": "rr", "restored-from": snap(suffix) })
 }
 
@@ -28,7 +28,7 @@ fn restore_task(state: &str, suffix: &str, is_resumable: bool) -> Value {
 }
 
 /// Returns an in-place restore task of the volume 1, and the labels that it sets at its end.
-fn in_place_task(state: &str, suffix: &str, labels: Value) -> Value {
+pub fn in_place_task(state: &str, suffix: &str, labels: Value) -> Value {
     let is_over = !["Restore-Pending", "Restore-Active"].contains(&state);
     let mut made = restore_task(state, suffix, is_over);
     made["labels"] = labels;
@@ -42,7 +42,7 @@ fn json_with(mut document: Value, field: &str, value: Value) -> Value {
 }
 
 /// Returns the result of the object `rr`, which `diff` and a dry run have in common.
-fn planned(fake: &Fake, spec: &str) -> String {
+pub fn planned(fake: &Fake, spec: &str) -> String {
     let result = |command: &str| {
         let shown = run_on(fake, command, &[("VolumeRestore", "rr", spec)]).json();
         shown["items"][0]["result"].as_str().unwrap_or_else(|| panic!("{shown:#}")).to_owned()
@@ -54,7 +54,7 @@ fn planned(fake: &Fake, spec: &str) -> String {
 }
 
 /// The volume `db` and its backup `good`.
-fn db() -> (Value, Value) {
+pub fn db() -> (Value, Value) {
     (volume("59", "db"), backup("59-61", "good", ("59", "db")))
 }
 
@@ -157,7 +157,7 @@ fn other_restore_blocks_only_a_replacement_of_its_volume() {
             hydration("Restore-Stopped"),
             ["refused", "refused", "unchanged", "refused"],
         ),
-        ("up", &by_other, hydration("Restore-Active"), ["unchanged", "unchanged", "unchanged", "unchanged"]),
+        ("up", &by_other, hydration("Restore-Active"), ["unchanged", "refused", "unchanged", "refused"]),
         // A lazy volume by a command.
         ("up", &json!({}), hydration("Restore-Active"), ["unchanged", "refused", "unchanged", "refused"]),
         ("up", &json!({}), hydration("Restore-Stopped"), ["unchanged", "created", "unchanged", "created"]),
@@ -193,22 +193,19 @@ fn stopped_hydration_is_told_by_the_label_of_its_content() {
 }
 
 #[test]
-fn kept_content_is_told_with_its_policy() {
+fn kept_content_is_told_with_the_way_to_restore_again() {
     let (db, good) = db();
     let volumes = [labelled("1", "acc", json!({ "restored-by": "rr" })), db];
     let fake = with_volumes(&volumes, std::slice::from_ref(&good), &[]);
-    for (spec, end) in [
-        (INTO_ACC, "and is kept\n"),
-        (REPLACING, "and is kept; without its label restored-by it is restored again\n"),
-    ] {
-        let ran = run_on(&fake, "apply", &[("VolumeRestore", "rr", spec)]);
-        let note = format!("note: VolumeRestore/rr: volume acc has other content since this restore, {end}");
-        assert_eq!(ran.stderr, note);
+    let note = "note: VolumeRestore/rr: volume acc has other content since this restore, and is kept; to restore into it again: \
+                `blockctl delete VolumeRestore rr`, then apply this with `replacePolicy: Delete`\n";
+    for spec in [INTO_ACC, REPLACING] {
+        assert_eq!(run_on(&fake, "apply", &[("VolumeRestore", "rr", spec)]).stderr, note);
     }
 }
 
 /// Returns the backup `good` of a volume in the namespace `shop`.
-fn of_shop(suffix: &str, volume: (&str, &str)) -> Value {
+pub fn of_shop(suffix: &str, volume: (&str, &str)) -> Value {
     let mut found = backup(suffix, "good", volume);
     found["labels"] = json!({ "namespace": "shop" });
     found

@@ -4,6 +4,7 @@
 
 mod clones;
 mod copy;
+mod earlier_restores;
 mod first_hour;
 mod happens_once;
 mod labels;

@@ -26,6 +26,7 @@ fn two_objects_of_one_volume_are_refused() {
     for (first, second, is_refused) in [
         (("VolumeRestore", all("good", "Delete")), ("VolumeRestore", all("later", "Delete")), true),
         (("VolumeRestore", all("good", "Delete")), ("VolumeRestore", all("later", "Retain")), true),
+        (("VolumeRestore", into("good", "Delete")), ("VolumeRestore", into("good", "Delete")), true),
         (("VolumeRestore", all("good", "Delete")), ("VolumeRestore", into("later", "Delete")), true),
         (("VolumeRestore", all("new", "Delete")), ("VolumeRestore", into("good", "Delete")), true),
         (("VolumeRestore", into("good", "Retain")), ("VolumeRestore", into("later", "Delete")), true),

@@ -303,7 +303,7 @@ fn restores_and_clones_have_their_own_names() {
 
     let kept = fake.run("delete vc copy").stdout;
     assert_eq!(kept, "VolumeClone/copy kept on this host: a-copy, b-copy\n");
-    let kept = fake.run("-j delete vr back").json();
+    let kept = fake.run("-j delete vr back --dry-run").json();
     assert_eq!(kept["items"][0]["volumes"], json!(["a", "b"]), "{kept:#}");
     assert_eq!(fake.run("delete vr gone").status, 4);
 }

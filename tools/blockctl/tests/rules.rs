@@ -1,4 +1,4 @@
-//! Rules of objects: their volumes, each of which has one rule.
+//! Rules of objects and their volumes.
 
 use crate::{
     objects::{rule, rules_file, world},

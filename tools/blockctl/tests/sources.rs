@@ -28,9 +28,10 @@ fn mapping_of_stork_selects_its_namespaces() {
     let pair = |id: &str, volume: &str| (snap(&format!("{id}-61")), volume.to_owned());
     for (mapping, volumes) in [
         ("a: test", vec![pair("1", "va-test")]),
-        ("b: b", vec![pair("2", "vb")]),
-        ("", vec![pair("1", "va"), pair("2", "vb")]),
-        ("a: a, b: b", vec![pair("1", "va"), pair("2", "vb")]),
+        // Existing volumes are named by id.
+        ("b: b", vec![pair("2", "2")]),
+        ("", vec![pair("1", "1"), pair("2", "2")]),
+        ("a: a, b: b", vec![pair("1", "1"), pair("2", "2")]),
     ] {
         assert_eq!(restored(&of_two_namespaces(), &document(mapping)), volumes, "{mapping}");
     }
@@ -49,6 +50,6 @@ fn mapping_of_stork_selects_its_namespaces() {
 #[test]
 fn mapping_of_velero_selects_no_namespaces() {
     let text = "apiVersion: velero.io/v1\nkind: Restore\nmetadata: {name: back}\nspec: {backupName: before, existingResourcePolicy: update, namespaceMapping: {a: test}}\n";
-    let volumes = [(snap("1-61"), "va-test".to_owned()), (snap("2-61"), "vb".to_owned())];
+    let volumes = [(snap("1-61"), "va-test".to_owned()), (snap("2-61"), "2".to_owned())];
     assert_eq!(restored(&of_two_namespaces(), text), volumes);
 }

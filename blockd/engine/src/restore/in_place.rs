@@ -25,7 +25,7 @@ use crate::{
     tasks::{LiveTask, Tasks},
     volumes::{
         merger::Wake,
-        registry::{Registry, RollbackMark, Tags, VolumeEntry},
+        registry::{Registry, RollbackMark, VolumeEntry},
     },
 };
 use blockd_api::{ApiError, ErrorCode, Labels, SnapshotName, SnapshotRef, tasks::TaskStage};

@@ -199,9 +199,8 @@ impl Snapshots {
             })
         };
         if let Some(task) = self.with_space_reserve(mark).await? {
-            let message = format!(
-                "task {task} needs snapshot {shown}: wait for it to end, or stop it with --discard"
-            );
+            let message =
+                format!("task {task} needs snapshot {shown}: wait for it to end, or stop it with --discard");
             return Err(ServiceError::refused(ErrorCode::SnapshotInUse, message));
         }
         entry.hide_snapshot(id);

@@ -14,14 +14,13 @@ use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
     objects::{
         Body, Kind, Object, backup::Backup, hook::Hook, location::Location, location_table::is_access,
-        policy::Rules, read_all, schedule, volumes::ReplacePolicy,
+        policy::Rules, read_all, schedule,
     },
     output::Context,
     wait::follow_before,
 };
 use blockd_api::{
-    ByteSize, ClientError, CredentialRef, ErrorCode, NameError, ObjectName, RESTORED_BY, RuleName,
-    VolumeName, VolumeRef,
+    ByteSize, ClientError, CredentialRef, ErrorCode, NameError, ObjectName, RuleName, VolumeName, VolumeRef,
     cloudsnaps::{StartBackup, StartGroupBackup},
     format_duration, operations,
     rules::{CreateRule, RuleTarget, UpdateRule},
@@ -136,15 +135,14 @@ impl Apply<'_> {
         self.context.output.line(format!("{object} {}{more}", done.result))?;
         for volume in kept {
             let mut made = self.resources.restored_by(object);
-            let is_made = made.any(|one| one.name == volume);
-            let text = match &object.body {
-                Body::Restore(restore) if is_made && restore.replace_policy == ReplacePolicy::Delete => {
-                    format!(
-                        "has other content since this restore, and is kept; without its label {RESTORED_BY} it is restored again"
-                    )
-                }
-                _ if is_made => "has other content since this restore, and is kept".to_owned(),
-                _ => format!("exists and is kept; `{}` restores into it", object.replacing()),
+            let text = match made.any(|one| one.name == volume) {
+                true => format!(
+                    "has other content since this restore, and is kept; to restore into it again: `blockctl delete {} {}`, then apply this with `{}`",
+                    object.kind,
+                    object.name,
+                    object.replacing()
+                ),
+                false => format!("exists and is kept; `{}` restores into it", object.replacing()),
             };
             self.context.output.note(format!("note: {object}: volume {volume} {text}"));
         }

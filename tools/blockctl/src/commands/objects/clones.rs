@@ -89,8 +89,8 @@ pub fn clone_plans<'a>(
     sources.into_iter().map(planned).collect()
 }
 
-/// Returns the existing snapshot of a volume to clone: the named one, or of a namespace that of the other clones;
-/// `None` for a new one.
+/// Returns the existing snapshot of a volume to clone: the named one, or in a namespace that of the other
+/// clones; `None` for a new one.
 ///
 /// # Errors
 /// The volume has no snapshot of the point in time of the other clones.

@@ -14,14 +14,16 @@ use crate::{
     table::counted,
 };
 use blockd_api::{
-    ApiError, CredentialRef, ErrorCode, RuleName, SnapshotRef,
+    ApiError, CredentialRef, ErrorCode, RuleName, SnapshotRef, VolumeRef,
     cloudsnaps::{CloudSnapshotId, Cloudsnap},
     operations,
     schedules::{Judged, Schedule, UpdateSchedule},
     snapshots::Snapshot,
-    tasks::TaskOwner,
+    tasks::{Task, TaskOwner},
+    volumes::{UpdateVolume, Volume},
 };
 use blockd_schedule::KeepReason;
+use std::collections::BTreeSet;
 
 /// Object to delete.
 struct Deletion {
@@ -91,7 +93,11 @@ impl Deletion {
                 !found.is_empty() || !tasks.is_empty()
             }
             (None, Some(_)) => !self.snapshots(resources)?.is_empty(),
-            (None, None) => resources.find(self.kind, &self.name).is_some(),
+            (None, None) => {
+                let is_named = || resources.labelled_by_restore(&self.name).next().is_some();
+                let is_earlier = self.kind == Kind::VolumeRestore && is_named();
+                is_earlier || resources.find(self.kind, &self.name).is_some()
+            }
         })
     }
 }
@@ -216,8 +222,18 @@ impl Delete<'_> {
         Ok(EXIT_DONE)
     }
 
-    /// Returns warnings about cloud snapshots of a deleted backup that stay.
+    /// Returns warnings about cloud snapshots of a deleted backup that stay, and about tasks of a restore.
     fn left(&self, one: &Deletion) -> Vec<String> {
+        if one.kind == Kind::VolumeRestore {
+            let task = |(volume, task): (&Volume, &Task)| {
+                let id = task.task_id;
+                format!(
+                    "VolumeRestore/{}: task {id} restores volume {}: `blockctl cloudsnap stop --name {id} --discard` abandons it",
+                    one.name, volume.name
+                )
+            };
+            return self.unfinished(&one.name).map(task).collect();
+        }
         let left = one.backups.iter().flat_map(|target| target.left(&self.resources));
         let warning = |snap: &Cloudsnap| {
             let (then, now) = (snap.volume_name.as_str(), self.resources.present_name(snap));
@@ -235,7 +251,18 @@ impl Delete<'_> {
     fn kept_volumes(&self, one: &Deletion) -> Vec<String> {
         let is_made = matches!(one.kind, Kind::VolumeRestore | Kind::VolumeClone);
         let found = is_made.then(|| self.resources.find(one.kind, &one.name)).flatten();
-        found.into_iter().flat_map(|found| found.volumes).collect()
+        let mut volumes: BTreeSet<String> = found.into_iter().flat_map(|found| found.volumes).collect();
+        if one.kind == Kind::VolumeRestore {
+            let named = self.resources.labelled_by_restore(&one.name);
+            volumes.extend(named.map(|volume| volume.name.to_string()));
+        }
+        volumes.into_iter().collect()
+    }
+
+    /// Returns the unfinished tasks of a restore and their volumes.
+    fn unfinished(&self, name: &str) -> impl Iterator<Item = (&Volume, &Task)> {
+        let volumes = self.resources.volumes.iter();
+        volumes.filter_map(move |volume| Some((volume, self.resources.unfinished_by(name, volume)?)))
     }
 
     async fn one(&self, one: &Deletion) -> Result<&'static str, Failure> {
@@ -254,7 +281,8 @@ impl Delete<'_> {
                 return Ok(if is_running && !is_stored { "still being made" } else { IN_STORE });
             }
             // Their volumes may be in use.
-            Kind::VolumeRestore | Kind::VolumeClone => return Ok("kept on this host"),
+            Kind::VolumeClone => return Ok("kept on this host"),
+            Kind::VolumeRestore => return self.restore(name).await,
             Kind::VolumeBackupSchedule => self.schedule(one).await?,
             _ if self.dry_run => {}
             Kind::BackupLocation => {
@@ -281,6 +309,27 @@ impl Delete<'_> {
             }
         }
         Ok("deleted")
+    }
+
+    /// Removes the name of a restore from the labels of its volumes, which stay: applied again, it happens
+    /// again. A task sets its labels at its end.
+    async fn restore(&self, name: &str) -> Result<&'static str, Failure> {
+        if self.unfinished(name).next().is_some() {
+            return Ok("still being made");
+        }
+        let mut result = "kept on this host";
+        for volume in self.resources.labelled_by_restore(name) {
+            result = "deleted, volumes kept";
+            if !self.dry_run {
+                let (client, id) = (&self.context.client, VolumeRef::Id(volume.volume_id));
+                // They may have changed since the resources were loaded.
+                let labels = client.call_at(operations::GET_VOLUME, &id, &()).await?.labels;
+                let labels = Some(labels.without_restore(name));
+                let request = UpdateVolume { labels, ..UpdateVolume::default() };
+                client.call_at(operations::UPDATE_VOLUME, &id, &request).await?;
+            }
+        }
+        Ok(result)
     }
 
     /// Deletes a schedule, perhaps after its backups: a repeated command continues.

@@ -1,7 +1,7 @@
 //! Differences of objects that stay, because they are made once.
 
 use super::{
-    clones::clone_plans, made_volumes::restored_from, resources::ResourceSet, restore_plans::volume_plans,
+    clones::clone_plans, resources::ResourceSet, restore_plans::volume_plans, sources::RestoreTarget,
 };
 use crate::{
     objects::{Body, Object, backup::Backup},
@@ -13,8 +13,8 @@ use jiff::{SignedDuration, Timestamp};
 /// Maximum time from the request of a backup to its snapshot, for the comparison of its expiry.
 const MAX_START: SignedDuration = SignedDuration::from_mins(5);
 
-/// Returns the error of an object whose backup or snapshot lacks volumes that it names, or all that it selects:
-/// a new one would have another point in time.
+/// Returns the error of an object whose backup or snapshot lacks volumes that it names, or all that it
+/// selects: a new one would have another point in time.
 pub fn refuse_lacking(object: &Object, backup: &Backup, resources: &ResourceSet) -> Result<(), ApiError> {
     let Some((made_at, missing)) = lacking(object, backup, resources) else { return Ok(()) };
     let names = first_names(missing.iter().map(|volume| &volume.name));
@@ -54,7 +54,10 @@ fn renamed(object: &Object, resources: &ResourceSet) -> Vec<(VolumeName, VolumeN
     let pairs: Vec<_> = match &object.body {
         Body::Restore(restore) => {
             let plans = volume_plans(object, restore, resources).unwrap_or_default().into_iter();
-            plans.filter_map(|one| Some((one.target?.volume, one.volume))).collect()
+            let name = |target: Option<RestoreTarget>| {
+                target.map(|target| target.volume).or_else(|| restore.destination_volume.clone())
+            };
+            plans.filter_map(|one| Some((name(one.target)?, one.volume))).collect()
         }
         Body::Clone(clone) => {
             let plans = clone_plans(object, clone, resources).unwrap_or_default().into_iter();
@@ -65,21 +68,37 @@ fn renamed(object: &Object, resources: &ResourceSet) -> Vec<(VolumeName, VolumeN
     pairs.into_iter().filter(|(name, now)| name != now).collect()
 }
 
-/// Describes the volumes of a restore whose cloud snapshots are none of its source any more.
+/// Describes the volumes of a restore whose cloud snapshots are none of its source any more, and those that
+/// it does not make, as they are of another backup.
 fn earlier(object: &Object, resources: &ResourceSet) -> Vec<String> {
     let Body::Restore(restore) = &object.body else { return Vec::new() };
-    let Ok(targets) = resources.restore_targets(restore) else { return Vec::new() };
+    let targets = match resources.restore_targets(restore) {
+        Ok(targets) => targets,
+        Err(error) if restore.is_of_all() => {
+            return vec![format!("{object} makes no more volumes: {}", error.message)];
+        }
+        Err(_) => return Vec::new(),
+    };
     let planned = volume_plans(object, restore, resources).unwrap_or_default();
+    let is_made = planned.iter().any(|one| one.target.is_some()) || !restore.is_of_all();
+    let is_missing =
+        |target: &&RestoreTarget| !is_made && planned.iter().all(|one| one.volume != target.volume);
+    let missing = targets.iter().filter(is_missing).map(|target| {
+        format!(
+            "{object} is of an earlier backup and makes no {}: give a new one another name",
+            target.volume
+        )
+    });
     let volumes =
         resources.restored_by(object).filter(|made| planned.iter().any(|one| one.volume == made.name));
-    let of = volumes.filter_map(|volume| Some((&volume.name, restored_from(volume)?)));
+    let of = volumes.filter_map(|volume| Some((&volume.name, resources.content_by(object, volume)?)));
     let others = of.filter(|(_, id)| targets.iter().all(|target| target.snap != *id));
     let text = |(name, id)| {
         format!(
             "{object} has volume {name} of cloud snapshot {id}, which its source lacks now: give a new one another name"
         )
     };
-    others.map(text).collect()
+    others.map(text).chain(missing).collect()
 }
 
 /// Returns the time of an existing backup or snapshot, and the selected volumes that it neither has nor gets.

@@ -98,11 +98,27 @@ impl ResourceSet {
         })
     }
 
-    /// Returns the volumes that an object restored, or is restoring.
+    /// Returns the volumes that an object restored, also before another one, or is restoring.
     pub fn restored_by<'a>(&'a self, object: &'a Object) -> impl Iterator<Item = &'a Volume> {
-        self.volumes.iter().filter(|volume| {
-            is_made_by(volume, RESTORED_BY, object) || self.restore_by(object, volume).is_some()
-        })
+        let is_of = |volume: &&Volume| was_restored_by(volume, object.name.as_str());
+        self.volumes.iter().filter(move |volume| is_of(volume) || self.restore_by(object, volume).is_some())
+    }
+
+    /// Returns the cloud snapshot whose content a volume has or gets by the restore of an object; `None` if
+    /// other content replaced it.
+    pub fn content_by(&self, object: &Object, volume: &Volume) -> Option<CloudSnapshotId> {
+        let last = || is_made_by(volume, RESTORED_BY, object).then(|| restored_from(volume)).flatten();
+        self.restore_by(object, volume).map_or_else(last, restored_with)
+    }
+
+    /// Returns the volumes whose labels name a restore.
+    pub fn labelled_by_restore(&self, name: &str) -> impl Iterator<Item = &Volume> {
+        self.volumes.iter().filter(move |volume| was_restored_by(volume, name))
+    }
+
+    /// Returns the unfinished task by which a restore of a name has a volume.
+    pub fn unfinished_by(&self, name: &str, volume: &Volume) -> Option<&Task> {
+        self.unfinished_restore(volume).filter(|_| self.restoring(volume) == Some(name))
     }
 
     /// Returns the cloud snapshot whose content a volume has or gets. Its label is removed when other content
@@ -114,7 +130,9 @@ impl ResourceSet {
         let is_known =
             |task: &&Task| is_unfinished(task) || (!is_labelled && task.state.stage == TaskStage::Done);
         let task = self.restore_tasks(volume).next().filter(is_known);
-        task.and_then(|task| task.cloud_snapshot_id.as_ref()).or_else(|| labels.get(RESTORED_FROM))
+        // Without its object, the restore was deleted.
+        let last = labels.get(RESTORED_FROM).filter(|_| labels.contains_key(RESTORED_BY));
+        task.and_then(|task| task.cloud_snapshot_id.as_ref()).or(last)
     }
 
     /// Returns the newest restore task of a volume, if the volume has or gets its content.
@@ -171,6 +189,11 @@ fn label<'a>(labels: &'a Labels, key: &str) -> Option<&'a str> {
     labels.as_map().get(key).map(String::as_str)
 }
 
+fn was_restored_by(volume: &Volume, name: &str) -> bool {
+    label(&volume.labels, RESTORED_BY) == Some(name)
+        || volume.labels.restored_before().any(|earlier| earlier == name)
+}
+
 fn is_made_by(volume: &Volume, key: &str, object: &Object) -> bool {
     label(&volume.labels, key) == Some(object.name.as_str())
 }
@@ -181,7 +204,7 @@ pub fn restored_from(volume: &Volume) -> Option<CloudSnapshotId> {
 }
 
 /// Returns the cloud snapshot of a restore task.
-pub fn restored_with(task: &Task) -> Option<CloudSnapshotId> {
+fn restored_with(task: &Task) -> Option<CloudSnapshotId> {
     task.cloud_snapshot_id.as_ref()?.parse().ok()
 }
 

@@ -1,22 +1,19 @@
 //! Plans of restores.
 //!
-//! Labels decide which volumes a restore has: those whose `restored-by` names it, under any name. An in-place
-//! restore sets them at its end; until then, its task names them. Tasks are forgotten in time: they tell only
-//! the progress, as long as they run or can be resumed.
+//! Labels decide which volumes a restore has: those whose `restored-by` or `restored-before` names it, under
+//! any name. An in-place restore sets them at its end; until then, its task names them. Tasks are forgotten
+//! in time: they tell only the progress, as long as they run or can be resumed.
 //!
 //! - `restored-from` is the cloud snapshot of the content. A volume without it has other content since, and
-//!   is kept. A volume of another source than that of the object is none of its volumes.
+//!   is kept, as is one that another object restored since (`restored-before`): objects that are applied in
+//!   a loop do not replace the content of each other. A volume of another source than that of the object is
+//!   none of its volumes.
 //! - A restore happens once. If its volumes have an earlier backup of its name, and none has the backup as it
 //!   is now, nothing is added. Otherwise, the missing volumes are made.
-//! - Another volume of the name is restored into or kept, as the object says, unless it has the wanted
-//!   content. A restore of another origin into it has to end first.
+//! - Another volume of the name is restored into or kept, as the object says, also if it was restored from
+//!   the same cloud snapshot: it has been written since. A restore of another origin has to end first.
 
-use super::{
-    made_volumes::{restored_from, restored_with},
-    plan::Plan,
-    resources::ResourceSet,
-    sources::RestoreTarget,
-};
+use super::{made_volumes::restored_from, plan::Plan, resources::ResourceSet, sources::RestoreTarget};
 use crate::objects::{
     Object,
     volumes::{ReplacePolicy, Restore, RestoreSource},
@@ -132,14 +129,9 @@ impl<'a> Planner<'a> {
         planner
     }
 
-    /// Returns the unfinished task by which the object restores a volume.
-    fn task_of(&self, volume: &Volume) -> Option<&'a Task> {
-        self.resources.restore_by(self.object, volume)
-    }
-
     /// Returns the cloud snapshot whose content a volume of the restore has or gets.
     fn content_of(&self, volume: &Volume) -> Option<CloudSnapshotId> {
-        self.task_of(volume).map_or_else(|| restored_from(volume), restored_with)
+        self.resources.content_by(self.object, volume)
     }
 
     /// Returns true if the volumes of the restore have one of these cloud snapshots, or none that is known.
@@ -205,8 +197,9 @@ impl<'a> Planner<'a> {
         };
         let plan = match labels.map(|labels| target.labelled(self.object, labels)) {
             Some(Err(error)) if matches!(plan, Plan::Create) => {
-                let cause = format!("volume {volume} with the labels of this restore: {}", error.message);
-                Plan::refused(self.object, error.code, &cause)
+                let (object, cause) = (self.object, &error.message);
+                let message = format!("{object}: volume {volume} with the labels of this restore: {cause}");
+                Plan::Refused(Vec::new(), ApiError { message, ..error })
             }
             _ => plan,
         };
@@ -215,7 +208,7 @@ impl<'a> Planner<'a> {
 
     /// Returns the plan for a volume of the restore.
     fn plan_made(&self, volume: &Volume) -> Plan {
-        match (self.task_of(volume), restored_from(volume)) {
+        match (self.resources.restore_by(self.object, volume), self.content_of(volume)) {
             (Some(task), _) => plan_task(task),
             (None, Some(_)) => Plan::Unchanged,
             // Another restore or a rollback replaced the content: a repeated `apply` must not undo it.
@@ -229,12 +222,12 @@ impl<'a> Planner<'a> {
         let policy = self.restore.replace_policy;
         let task = self.resources.blocking_restore(volume, policy == ReplacePolicy::Delete);
         match (task, from, policy) {
-            (_, Some(from), _) if wanted == Some(from) => Plan::Unchanged,
             // Other volumes of the backup may be missing.
             (.., ReplacePolicy::Retain) if self.restore.is_of_all() => Plan::Kept,
             (Some(task), ..) => Plan::Refused(Vec::new(), other_restore(self.object, volume, task)),
+            // Its content may have changed since another restore of the same cloud snapshot.
             (.., ReplacePolicy::Delete) => Plan::Create,
-            (_, Some(from), _) => {
+            (_, Some(from), _) if wanted != Some(from) => {
                 let cause = format!(
                     "volume {} exists and was restored from {from}: delete it first, or name another one in destinationVolume",
                     volume.name

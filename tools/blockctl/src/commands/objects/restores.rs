@@ -19,7 +19,7 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ApiError, ByteSize, CredentialRef, ErrorCode, Labels, VolumeId, VolumeName, VolumeRef,
+    ApiError, ByteSize, CredentialRef, ErrorCode, VolumeId, VolumeName, VolumeRef,
     cloudsnaps::{Cloudsnap, StartRestore},
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
@@ -172,7 +172,7 @@ async fn replace(
         volume: VolumeRef::Id(volume.volume_id),
         credential: restore.location.clone().map(CredentialRef::Name),
         discard: false,
-        labels: target.labelled(object, &Labels::default())?,
+        labels: target.restore_labels(object)?,
         limits: TaskLimits::default(),
     };
     let started = client.call(operations::START_IN_PLACE, &request).await?;

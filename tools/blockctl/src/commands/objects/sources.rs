@@ -26,14 +26,28 @@ pub struct RestoreTarget {
 }
 
 impl RestoreTarget {
-    /// Returns labels with those of a restore. Its task is forgotten in time: without them, the volume would
-    /// not be found under the name of the object, and a later `apply` could restore again.
+    /// Returns the labels of a restore. Its task is forgotten in time: without them, the volume would not be
+    /// found under the name of the object, and a later `apply` could restore again.
     ///
     /// # Errors
-    /// They are too many.
+    /// The name is too long.
+    pub fn restore_labels(&self, object: &Object) -> Result<Labels, ApiError> {
+        let own = [(RESTORED_FROM, self.snap.to_string()), (RESTORED_BY, object.name.to_string())];
+        Ok(with_labels(&Labels::default(), own)?)
+    }
+
+    /// Returns the labels of a volume after the restore.
+    ///
+    /// # Errors
+    /// They are too many, or the names of earlier restores too long.
     pub fn labelled(&self, object: &Object, labels: &Labels) -> Result<Labels, ApiError> {
-        let more = [(RESTORED_FROM, self.snap.to_string()), (RESTORED_BY, object.name.to_string())];
-        Ok(with_labels(labels, more)?)
+        let own = self.restore_labels(object)?;
+        let labels = labels.clone().replaced_by(&own).map_err(|error| {
+            ApiError::from(error)
+                .with_hint("`blockctl delete VolumeRestore NAME` removes the name of an earlier restore")
+        })?;
+        let labels = labels.overlaid_by(&own);
+        Ok(with_labels(&labels, [])?)
     }
 }
 
