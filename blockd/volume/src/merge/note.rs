@@ -180,6 +180,14 @@ mod tests {
     }
 
     #[test]
+    fn failed_stat_does_not_count_as_absence() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(MergeNote::remove_if_exists(file.path()).is_err(), "the path below a file is no directory");
+        let dir = tempfile::tempdir().unwrap();
+        MergeNote::remove_if_exists(dir.path()).unwrap();
+    }
+
+    #[test]
     fn note_applies_only_to_same_generations() {
         let dir = tempfile::tempdir().unwrap();
         let layer = |epoch, file, generation, open| LayerEntry {
