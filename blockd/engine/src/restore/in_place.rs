@@ -133,7 +133,15 @@ pub(crate) async fn undo(
         ServiceError::refused(ErrorCode::VolumeInUse, message)
     })?;
     mark.set_reason(format!("is being rolled back to its content before restore task {}", row.id));
-    match work.snapshots.roll_back(&entry, volume, asked.before).await {
+    // A resume after a crash must not rely on blocks that the rollback takes away.
+    let mut from_start = row.clone();
+    from_start.detail.restored_below = 0;
+    let stored = work.db.run(move |tx| from_start.put(tx)).await.map_err(ServiceError::from);
+    let done = match stored {
+        Ok(()) => work.snapshots.roll_back(&entry, volume, asked.before).await,
+        Err(error) => Err(error),
+    };
+    match done {
         Ok(_) => {}
         // Nothing else can end the restore of a cloud snapshot that is lost, too.
         Err(ServiceError::Volume(error)) if error.kind() == VolumeErrorKind::NotFound => {
