@@ -54,3 +54,19 @@ async fn in_place_restore_stays_fenced_until_it_is_undone() {
     host.call_at(STOP_TASK, &task, &DISCARD).await;
     model.assert_is(&host.volume("data"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restore_resumed_after_its_undo_restores_all_blocks() {
+    let mut host = Host::new().await;
+    let (task, _) = half_restored(&host, false).await;
+    // As after a flush in the middle of the volume.
+    host.sql("UPDATE tasks SET detail = json_set(detail, '$.restored_below', 1000)");
+    host.die_at("in-place restore undone");
+    let _ = host.client.call_at(STOP_TASK, &task, &DISCARD).await;
+    host.die_and_start().await;
+    host.call_at(RESUME_TASK, &task, &()).await;
+    host.done(task).await;
+    let mut found = [0; 4096];
+    host.volume("data").read(0, &mut found).unwrap();
+    assert_eq!(found, *pattern(1, 4096));
+}
