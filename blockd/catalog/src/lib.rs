@@ -54,6 +54,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 /// Database error.
@@ -264,10 +265,11 @@ impl Db {
         E: From<DbError> + Send + 'static,
     {
         let db = Arc::clone(self);
-        match tokio::task::spawn_blocking(move || db.transaction(work)).await {
-            Ok(result) => result,
-            Err(error) => Err(DbError::Cut(error.to_string()).into()),
-        }
+        let (reply, answer) = oneshot::channel();
+        // One type for all work: the compiler generates much code for each type of task.
+        let work: Box<dyn FnOnce() + Send> = Box::new(move || drop(reply.send(db.transaction(work))));
+        tokio::task::spawn_blocking(work).await.map_err(|error| DbError::Cut(error.to_string()))?;
+        answer.await.map_err(|error| DbError::Cut(error.to_string()))?
     }
 
     /// Returns the cluster id, which is created with the database; a copy of the data directory has the same.

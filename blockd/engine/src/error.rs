@@ -6,7 +6,9 @@ use blockd_cloud::{ClockUnknownCause, CloudError};
 use blockd_secrets::SecretsError;
 use blockd_store::{ProbeError, StoreError, StoreErrorKind};
 use blockd_volume::{VolumeError, VolumeErrorKind};
+use futures::FutureExt;
 use std::{io, path::PathBuf};
+use tokio::sync::oneshot;
 use tracing::Instrument;
 
 /// Reasons why an operation failed.
@@ -371,10 +373,11 @@ where
     R: Send + 'static,
     E: Into<ServiceError> + Send + 'static,
 {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(result) => result.map_err(Into::into),
-        Err(error) => Err(ServiceError::Internal(error.to_string())),
-    }
+    let (reply, answer) = oneshot::channel();
+    // One type for all work: the compiler generates much code for each type of task.
+    let work: Box<dyn FnOnce() + Send> = Box::new(move || drop(reply.send(work())));
+    tokio::task::spawn_blocking(work).await.map_err(|error| ServiceError::Internal(error.to_string()))?;
+    answer.await.map_err(|error| ServiceError::Internal(error.to_string()))?.map_err(Into::into)
 }
 
 /// Runs a future on a task of its own, which continues if the caller is dropped.
@@ -388,10 +391,11 @@ where
     R: Send + 'static,
     E: Into<ServiceError> + Send + 'static,
 {
-    match tokio::spawn(work.in_current_span()).await {
-        Ok(result) => result.map_err(Into::into),
-        Err(error) => Err(ServiceError::Internal(error.to_string())),
-    }
+    let (reply, answer) = oneshot::channel();
+    let work = async move { drop(reply.send(work.await)) }.boxed();
+    let ran = tokio::spawn(work.in_current_span()).await;
+    ran.map_err(|error| ServiceError::Internal(error.to_string()))?;
+    answer.await.map_err(|error| ServiceError::Internal(error.to_string()))?.map_err(Into::into)
 }
 
 /// Converts a volume error to an I/O error; the kind of a full disk is kept.

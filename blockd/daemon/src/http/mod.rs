@@ -36,7 +36,7 @@ use blockd_api::{ApiError, Document, ErrorBody, ErrorCode, operations::PathParam
 use blockd_engine::{engine::Engine, error::ServiceError};
 use blockd_views::browse::Browser;
 use caller::Caller;
-use futures::FutureExt;
+use futures::{FutureExt, future::BoxFuture};
 use routes::Routes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -48,6 +48,7 @@ use std::{
     },
     time::Instant,
 };
+use tokio::sync::oneshot::{self, error::RecvError};
 use tracing::Instrument;
 
 /// Maximum size of a request body: names, labels and secrets.
@@ -196,12 +197,18 @@ impl<T: Serialize> IntoResponse for Reply<T> {
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Result<T, Failure> {
+    let (reply, answer) = oneshot::channel();
+    run_detached(async move { drop(reply.send(work.await)) }.boxed()).await?;
+    let lost = |error: RecvError| ServiceError::Internal(error.to_string());
+    Ok(answer.await.map_err(lost)??)
+}
+
+/// [`detached`] for work of one type: the compiler generates much code for each type of task.
+async fn run_detached(work: BoxFuture<'static, ()>) -> Result<(), ServiceError> {
     let (_waiting, work) =
         blockd_engine::repositories::preflight::with_client_cancellation(work.in_current_span());
-    match tokio::spawn(blockd_engine::owner::scope(blockd_engine::owner::current(), work)).await {
-        Ok(result) => Ok(result?),
-        Err(error) => Err(Failure(ServiceError::Internal(error.to_string()))),
-    }
+    let work = tokio::spawn(blockd_engine::owner::scope(blockd_engine::owner::current(), work));
+    work.await.map_err(|error| ServiceError::Internal(error.to_string()))
 }
 
 fn invalid(message: impl Into<String>) -> Failure {
@@ -261,7 +268,6 @@ impl<T: PathParameter, S: Send + Sync> FromRequestParts<S> for Named<T> {
 mod tests {
     use super::*;
     use std::{sync::atomic::AtomicBool, time::Duration};
-    use tokio::sync::oneshot;
 
     #[tokio::test]
     async fn change_is_not_started_after_its_client_disconnects() {

@@ -7,7 +7,7 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Request, State},
     handler::Handler,
     middleware::map_response,
-    response::Response,
+    response::{IntoResponse, Response},
     routing::{self, MethodRouter},
 };
 use blockd_api::{
@@ -16,8 +16,12 @@ use blockd_api::{
 };
 use blockd_engine::{engine::Engine, error::ServiceError};
 use blockd_views::browse::Browser;
+use futures::{FutureExt, future::BoxFuture};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
+
+/// Handlers of operations have one type: the compiler generates much code for each.
+type Serve = Arc<dyn Fn(Api, Request) -> BoxFuture<'static, Result<Response, Failure>> + Send + Sync>;
 
 /// Request of an operation.
 pub(super) struct OperationCall<P, I> {
@@ -76,18 +80,25 @@ pub(super) struct Routes {
 
 impl Routes {
     /// Adds an operation with a handler that reads the HTTP request itself, or writes the reply.
-    pub(super) fn raw<P, I, R, H, T>(mut self, operation: Operation<P, I, R>, handler: H) -> Self
+    pub(super) fn raw<P, I, R, H, T>(self, operation: Operation<P, I, R>, handler: H) -> Self
     where
         H: Handler<T, Api>,
         T: 'static,
     {
-        let serve: fn(H) -> MethodRouter<Api> = match operation.info.method {
+        self.with(operation.info, handler)
+    }
+
+    fn with<H, T>(mut self, info: OperationInfo, handler: H) -> Self
+    where
+        H: Handler<T, Api>,
+        T: 'static,
+    {
+        let serve: fn(H) -> MethodRouter<Api> = match info.method {
             Method::Get => routing::get,
             Method::Post => routing::post,
             Method::Patch => routing::patch,
             Method::Delete => routing::delete,
         };
-        let info = operation.info;
         let mut served = serve(handler);
         if cfg!(debug_assertions) {
             served = served.layer(map_response(move |response: Response| async move {
@@ -113,10 +124,19 @@ impl Routes {
         E: Into<Failure>,
         F: Future<Output = Result<R, E>> + Send,
     {
-        self.raw(operation, async move |State(api): State<Api>, request: Request| {
-            let call = OperationCall::of(operation, api, request).await?;
-            handler(call).await.map(Reply).map_err(E::into)
-        })
+        let serve: Serve = Arc::new(move |api, request| {
+            let handler = handler.clone();
+            async move {
+                let call = OperationCall::of(operation, api, request).await?;
+                handler(call).await.map(|reply| Reply(reply).into_response()).map_err(E::into)
+            }
+            .boxed()
+        });
+        self.erased(operation.info, serve)
+    }
+
+    fn erased(self, info: OperationInfo, serve: Serve) -> Self {
+        self.with(info, move |State(api): State<Api>, request: Request| serve(api, request))
     }
 
     /// Adds an operation that runs apart from its connection; see [`detached`].
