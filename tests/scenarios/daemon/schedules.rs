@@ -152,6 +152,48 @@ async fn backups_of_a_schedule_have_its_labels() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn backups_of_a_run_have_one_name_and_each_run_another() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    for name in ["a", "b"] {
+        host.create_volume(name).await;
+    }
+    let named = |name: &str| CreateSchedule {
+        name: Some(name.parse().unwrap()),
+        selector: Selector { all: true, ..Selector::default() },
+        rules: vec![rule(NEVER)],
+        retain: Retention::max(2).unwrap(),
+        ..CreateSchedule::default()
+    };
+    let schedule = host.call(CREATE_SCHEDULE, &named("nightly")).await.schedule_id;
+    let mut names = Vec::new();
+    for _ in 0..3 {
+        let planned =
+            host.call_at(RUN_SCHEDULE, &schedule, &RunSchedule::default()).await.items[0].planned_at;
+        names.push(Some(format!("nightly-{}", planned.strftime("%Y%m%d%H%M%S%3f"))));
+        host.settled().await;
+    }
+    // Retention keeps the backups of the last two runs.
+    let expected: BTreeSet<_> =
+        names[1..].iter().flat_map(|name| ["a", "b"].map(|of| (name.clone(), of.to_owned()))).collect();
+    eventually(async || {
+        let stored: BTreeSet<_> =
+            host.list().await.into_iter().map(|one| (one.name, one.volume_name)).collect();
+        if stored == expected { Ok(()) } else { Err(stored) }
+    })
+    .await;
+
+    let long = host.call(CREATE_SCHEDULE, &named(&"x".repeat(120))).await.schedule_id;
+    host.call_at(RUN_SCHEDULE, &long, &RunSchedule::default()).await;
+    let runs = host.settled().await;
+    assert!(
+        runs.iter().filter(|run| run.schedule_id == long).all(|run| run.state == RunState::Done),
+        "{runs:?}"
+    );
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn run_of_some_volumes_leaves_the_others() {
     let mut host = Host::new().await;
     host.create_credential().await;

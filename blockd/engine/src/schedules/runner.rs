@@ -22,7 +22,9 @@ use crate::{
     tasks::Tasks,
     volumes::registry::Registry,
 };
-use blockd_api::{CredentialRef, ErrorCode, VolumeRef, cloudsnaps::BackupOptions, schedules::RunState};
+use blockd_api::{
+    CredentialRef, ErrorCode, ObjectName, VolumeRef, cloudsnaps::BackupOptions, schedules::RunState,
+};
 use blockd_catalog::{Db, DbError, LOCAL, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::VolumeId;
 use futures::FutureExt;
@@ -208,6 +210,14 @@ fn members_of(runs: &[RunRow]) -> Vec<Member> {
     targets.into_iter().map(member).collect()
 }
 
+/// Returns the name of the backups of all volumes of a schedule at one scheduled time; `None` if it is too
+/// long. That of a manual run has milliseconds: several of one second may each back up a small volume.
+fn scheduled_name(schedule: &ObjectName, nominal: Timestamp) -> Option<ObjectName> {
+    let is_whole = nominal.subsec_nanosecond() == 0;
+    let format = if is_whole { "%Y%m%d%H%M%S" } else { "%Y%m%d%H%M%S%3f" };
+    format!("{schedule}-{}", nominal.strftime(format)).parse().ok()
+}
+
 /// Records the tasks of started runs.
 fn record_starts(tx: &rusqlite::Transaction<'_>, runs: &[RunRow], tasks: &[TaskRow]) -> Result<(), DbError> {
     runs.iter().try_for_each(|run| {
@@ -307,11 +317,13 @@ impl ScheduleRunner {
             true => None,
             false => Some(snapshot_name(of, now)?),
         };
-        let spec = schedule.map(|row| (row.spec.rule, row.spec.labels, row.spec.selector.group));
+        let spec = schedule.map(|row| row.spec);
+        let name = spec.as_ref().and_then(|spec| scheduled_name(spec.name.as_ref()?, first.nominal));
+        let spec = spec.map(|spec| (spec.rule, spec.labels, spec.selector.group));
         let (scheduled, labels, group) = spec.unwrap_or_default();
         let hooks = QuiesceRequest { scheduled, ..QuiesceRequest::default() };
         let asked = BackupRequest {
-            options: BackupOptions { full: first.force_full, labels, ..BackupOptions::default() },
+            options: BackupOptions { full: first.force_full, name, labels, ..BackupOptions::default() },
             together,
             group,
             hooks,
