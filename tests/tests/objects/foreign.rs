@@ -131,3 +131,48 @@ fn background_rule_holds_until_the_snapshot_is_taken() {
     assert!(shown.contains("group"), "{shown}");
     assert_eq!(results(&ctl.json(&["delete", "-f", &all]))[0], "VolumeSnapshot/group deleted");
 }
+
+#[test]
+fn scheduled_backups_are_restored_by_their_schedule() {
+    let bed = Bed::new();
+    let (a, b) = (bed.daemon("a").start(), bed.daemon("b").start());
+    let (a, b) = (a.ctl(), b.ctl());
+    let dir = bed.store("shared").dir().to_owned();
+    a.add_local("mysql", &dir, None);
+    for volume in ["data", "log"] {
+        a.json(&["volume", "create", volume, "--size", "4MiB", "--label", "namespace=shop"]);
+    }
+    let velero = |kind: &str, name: &str, spec: &str| {
+        format!("apiVersion: velero.io/v1\nkind: {kind}\nmetadata: {{name: {name}}}\nspec: {{{spec}}}\n")
+    };
+    let schedule =
+        velero("Schedule", "nightly", "schedule: '0 1 * * *', template: {includedNamespaces: [shop]}");
+    a.json(&["apply", "-f", &file(bed.dir(), "schedule.yaml", &schedule)]);
+    let run = ["cloudsnap", "schedules", "run-now", "nightly", "--wait"];
+    a.json(&run);
+    let listed = get(&a, "vb");
+    let name = listed[0]["metadata"]["name"].as_str().unwrap();
+    let time = name.strip_prefix("nightly-20").unwrap_or_else(|| panic!("{listed:#?}"));
+    assert!(listed.len() == 1 && time.len() == 15, "{listed:#?}");
+    // Nothing is deleted: two volumes have a backup of the name.
+    let error = a.fails(&["delete", "vb", name], 2);
+    assert!(error["message"].as_str().unwrap().contains("--volume"), "{error}");
+
+    // The location is new to the host, too.
+    let restore = stork_location(&dir)
+        + &velero("Restore", "back", "scheduleName: nightly, namespaceMapping: {shop: test}");
+    let restore = file(bed.dir(), "restore.yaml", &restore);
+    let ran = b.run(&["apply", "--wait", "-f", &restore]);
+    assert!(ran.code == 0 && ran.stderr.contains("the points in time of data, log are up to "), "{ran:?}");
+    assert_eq!(volume_names(&b), ["data-test", "log-test"]);
+    a.json(&run);
+    assert_eq!(results(&b.json(&["apply", "-f", &restore]))[1], "VolumeRestore/back unchanged");
+    // Narrow lists show the name as HOST/NAME, with the first digits of the host's id.
+    let printed = b.run(&["get", "vb", "-o", "wide"]).stdout;
+    let fields: Vec<&str> = printed.lines().nth(1).unwrap().split_whitespace().collect();
+    let host = fields.iter().find(|field| field.len() == 36).unwrap_or_else(|| panic!("{printed}"));
+    let name = format!("{}/{}", &host[..8], fields[0]);
+    let one = velero("Restore", "one", &format!("backupName: {name}, namespaceMapping: {{shop: one}}"));
+    let ran = b.run(&["apply", "--wait", "-f", &file(bed.dir(), "one.yaml", &one)]);
+    assert_eq!(volume_names(&b), ["data-one", "data-test", "log-one", "log-test"], "{ran:?}");
+}

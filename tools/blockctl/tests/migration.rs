@@ -107,7 +107,11 @@ fn daemon(case: &Case<'_>) -> Fake {
         (found["cloudSnapshotId"], found["volumeName"]) = (json!(snap(number)), json!(volume));
         found["volumeId"] = json!(number.split('-').next());
         (found["labels"], found["credentialName"]) = (mysql.clone(), json!(name));
-        found["name"] = json!("backup");
+        let (name, trigger) = match case.line.contains("restore-scheduled") {
+            true => ("a-20190116220000", "Scheduled"),
+            false => ("backup", "Manual"),
+        };
+        (found["name"], found["trigger"]) = (json!(name), json!(trigger));
         found
     };
     let cloudsnaps = if case.line.contains("applicationbackup-") || case.line.contains("velero/backup") {

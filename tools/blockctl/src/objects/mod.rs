@@ -215,7 +215,7 @@ impl Object {
         let fields: &[&str] = match error.code {
             ErrorCode::CredentialNotFound => &["backupLocation"],
             ErrorCode::RuleNotFound => &["preExecRule", "postExecRule"],
-            ErrorCode::CloudsnapNotFound => &["backupName", "cloudSnapshotId"],
+            ErrorCode::CloudsnapNotFound => &["backupName", "scheduleName", "cloudSnapshotId"],
             ErrorCode::SnapshotNotFound => &["snapshot"],
             _ => &[],
         };

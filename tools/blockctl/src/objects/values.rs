@@ -61,6 +61,14 @@ pub fn one_as_value<S: Serializer, T: Serialize>(items: &[T], serializer: S) -> 
     }
 }
 
+/// Reads a text that YAML may take for a number, such as an id.
+pub fn text_or_number<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    match Value::deserialize(from)? {
+        Value::Number(number) if number.is_u64() => Ok(Some(number.to_string())),
+        other => Option::deserialize(other).map_err(D::Error::custom),
+    }
+}
+
 /// Labels that select volumes: fields, `key=value` pairs, or a list of those for volumes with any.
 pub mod selectors {
     use super::*;

@@ -4,24 +4,28 @@
 use super::{
     document::{FieldError, Spec},
     foreign::NAMESPACE,
-    values::selectors,
+    values::{selectors, text_or_number},
 };
 use blockd_api::{
     CLONED_FROM, CredentialName, LabelSelector, Labels, ObjectName, PairsError, SnapshotName, SnapshotRef,
     VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::OnceLock};
 use uuid::Uuid;
 
+/// Digits of the id of a host in names.
+const SHORT_UUID: usize = 8;
 /// Prefix of snapshots that are taken for a clone.
 const SNAPSHOT_PREFIX: &str = "clone-";
 
 /// Backup of a restore.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum RestoreSource<'a> {
-    /// Backup of this name, and of this volume if several volumes have one.
-    Backup(&'a ObjectName, Option<&'a VolumeName>),
+    /// Backup with a name that lists show, and of this volume if several volumes have one.
+    Backup(&'a str, Option<&'a VolumeName>),
+    /// Schedule without a chosen backup: it has none, or they are not listed yet.
+    Schedule(&'a ObjectName),
     /// Cloud snapshot with this id.
     Cloudsnap(CloudSnapshotId),
 }
@@ -49,11 +53,15 @@ pub struct Restore {
     /// Backup location; all by default.
     #[serde(rename = "backupLocation")]
     pub location: Option<CredentialName>,
-    /// Name of a backup, or id of a cloud snapshot, which the checks move.
-    #[serde(rename = "backupName")]
+    /// Name of a backup as lists show it, or id of a cloud snapshot.
+    #[serde(rename = "backupName", default, deserialize_with = "text_or_number")]
     given_name: Option<String>,
+    /// Schedule whose newest backup is restored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schedule_name: Option<ObjectName>,
+    /// Name of the backup; of a schedule, it is chosen once the backups are listed.
     #[serde(skip)]
-    backup_name: Option<ObjectName>,
+    backup_name: OnceLock<String>,
     #[serde(rename = "cloudSnapshotId")]
     cloudsnap_id: Option<CloudSnapshotId>,
     source_volume: Option<VolumeName>,
@@ -83,13 +91,49 @@ impl Restore {
     /// Returns the backup.
     pub fn source(&self) -> Option<RestoreSource<'_>> {
         let by_name =
-            self.backup_name.as_ref().map(|name| RestoreSource::Backup(name, self.source_volume.as_ref()));
-        by_name.or(self.cloudsnap_id.map(RestoreSource::Cloudsnap))
+            self.backup_name.get().map(|name| RestoreSource::Backup(name, self.source_volume.as_ref()));
+        let by_schedule = || self.schedule_name.as_ref().map(RestoreSource::Schedule);
+        by_name.or_else(by_schedule).or(self.cloudsnap_id.map(RestoreSource::Cloudsnap))
+    }
+
+    /// Returns the schedule whose newest backup is restored.
+    pub fn schedule(&self) -> Option<&ObjectName> {
+        self.schedule_name.as_ref()
+    }
+
+    /// Returns the path of the field with the source, for messages.
+    pub fn source_field(&self) -> &'static str {
+        if self.schedule_name.is_some() { "spec.scheduleName" } else { "spec.backupName" }
+    }
+
+    /// Chooses the backup of the schedule, once.
+    pub fn choose_backup(&self, name: String) {
+        self.backup_name.get_or_init(|| name);
     }
 
     /// Returns true if all volumes of the backup are restored.
     pub fn is_of_all(&self) -> bool {
-        self.namespace_mapping.is_some() && self.backup_name.is_some()
+        self.namespace_mapping.is_some() && self.cloudsnap_id.is_none()
+    }
+
+    /// Checks the source.
+    fn check_source(&mut self) -> Result<(), String> {
+        let given = [self.given_name.is_some(), self.schedule_name.is_some(), self.cloudsnap_id.is_some()];
+        if given.into_iter().filter(|is_given| *is_given).count() != 1 {
+            return Err("one of `backupName`, `scheduleName` and `cloudSnapshotId` is expected".to_owned());
+        }
+        let Some(given) = &self.given_name else { return Ok(()) };
+        match given.parse() {
+            Ok(id) if self.namespace_mapping.is_none() => {
+                (self.cloudsnap_id, self.given_name) = (Some(id), None);
+                return Ok(());
+            }
+            // With a mapping, the volume keeps its name.
+            Ok(_) => {}
+            Err(_) => check_listed_name(given)?,
+        }
+        self.backup_name = OnceLock::from(given.clone());
+        Ok(())
     }
 
     /// Returns true if a volume with these labels is restored.
@@ -113,6 +157,21 @@ impl Restore {
     }
 }
 
+/// Checks the name of a backup as lists show it: a name or the digits of a short id, of another host after
+/// the first digits of its id.
+fn check_listed_name(text: &str) -> Result<(), String> {
+    let name = match text.split_once('/') {
+        Some((host, name))
+            if host.len() == SHORT_UUID && host.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
+        {
+            name
+        }
+        _ => text,
+    };
+    let is_short_id = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_digit());
+    if is_short_id { Ok(()) } else { name.parse::<ObjectName>().map(drop).map_err(|error| error.to_string()) }
+}
+
 /// Returns labels with others.
 ///
 /// # Errors
@@ -129,16 +188,7 @@ pub fn with_labels<'a>(
 impl Spec for Restore {
     fn check(&mut self, name: &str) -> Result<(), FieldError> {
         let refused = |path: &str, message: String| Err((path.to_owned(), message));
-        if self.given_name.is_some() == self.cloudsnap_id.is_some() {
-            return refused("backupName", "one of `backupName` and `cloudSnapshotId` is expected".to_owned());
-        }
-        if let Some(given) = &self.given_name {
-            match (given.parse(), given.parse()) {
-                (Ok(id), _) => (self.cloudsnap_id, self.given_name) = (Some(id), None),
-                (_, Ok(name)) => self.backup_name = Some(name),
-                (_, Err(error)) => return refused("backupName", format!("{error}")),
-            }
-        }
+        self.check_source().map_err(|message| ("backupName".to_owned(), message))?;
         if self.lazy && self.skip_damaged {
             return refused("skipDamaged", "a lazy volume cannot skip damaged extents".to_owned());
         }

@@ -8,7 +8,7 @@ use super::{
     plan::{FieldChange, Plan, plan},
     record::{Record, warn, warnings},
     resources::ResourceSet,
-    restores::{Replacement, consequence, kept_volumes, start_restore},
+    restores::{Replacement, consequence, kept_volumes, start_restore, warnings_of_new},
 };
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
@@ -206,6 +206,9 @@ impl Apply<'_> {
             Failure::Client(ClientError::Api(error)) => object.locate(error).into(),
             other => other,
         };
+        if matches!(planned, Plan::Create) {
+            done.warnings = warnings_of_new(object, &self.resources);
+        }
         match planned {
             Plan::Refused(_, error) => return Err(error.into()),
             Plan::Await(awaited, _) => done.awaited = Some(awaited),

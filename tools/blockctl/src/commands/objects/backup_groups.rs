@@ -3,6 +3,7 @@
 use super::{
     found::{Found, one_or_all},
     resources::{ResourceSet, backup_name},
+    scheduled::SCHEDULED,
     status::{BackupSpec, TransferStatus},
     transfers::Transfer,
 };
@@ -20,6 +21,14 @@ use uuid::Uuid;
 
 /// Digits of the number of a snapshot in tables.
 const SHORT: usize = 8;
+
+/// Returns a name as tables have it: short if it is an id.
+pub(super) fn short_name(name: &str) -> String {
+    match name.parse::<CloudSnapshotId>() {
+        Ok(id) => id.snapshot.to_string().chars().take(SHORT).collect(),
+        Err(_) => name.to_owned(),
+    }
+}
 
 /// Backups of a name, a location and a host: at most one of each volume.
 #[derive(Debug)]
@@ -85,10 +94,7 @@ impl<'a> BackupGroup<'a> {
 
     /// Returns the name for tables: short if it is an id, and with the host if it is another one.
     fn shown(&self, own: Option<Uuid>) -> String {
-        let short = match self.name.parse::<CloudSnapshotId>() {
-            Ok(id) => id.snapshot.to_string().chars().take(SHORT).collect(),
-            Err(_) => self.name.clone(),
-        };
+        let short = short_name(&self.name);
         match self.cluster {
             Some(cluster) if self.cluster != own => format!("{}/{short}", short_uuid(cluster)),
             _ => short,
@@ -131,6 +137,9 @@ impl<'a> BackupGroup<'a> {
                 Some("is a backup of another host: applied, it would be one of this host")
             }
             None => Some("was to go to a location that is gone: it cannot be applied"),
+            Some(_) if self.stored.iter().any(|one| one.trigger == SCHEDULED) => {
+                Some("is a backup of a schedule: applied, it would be a new one")
+            }
             Some(_) => {
                 let older = "is of an older volume: applied, it would lack the present one of the name";
                 self.stored.iter().any(|one| is_older(one)).then_some(older)

@@ -1,6 +1,9 @@
 //! Backups of a name: their volumes, and their deletion.
 
-use super::resources::{ResourceSet, backup_name};
+use super::{
+    backup_groups::short_name,
+    resources::{ResourceSet, backup_name},
+};
 use crate::{
     failure::Failure,
     objects::{
@@ -8,6 +11,7 @@ use crate::{
         volumes::{Restore, RestoreSource},
     },
     output::Context,
+    table::short_uuid,
     wait::follow,
 };
 use blockd_api::{
@@ -35,11 +39,20 @@ fn origin_of_task(task: &Task) -> Origin<'_> {
     (task.volume_id, task.volume_name.as_ref().map_or("", VolumeName::as_str))
 }
 
-pub(super) fn is_named(one: &Cloudsnap, name: &str, location: Option<&CredentialName>) -> bool {
-    backup_name(one) == name && location.is_none_or(|location| is_in(one, location))
+fn is_named(one: &Cloudsnap, name: &str, location: Option<&CredentialName>) -> bool {
+    backup_name(one) == name && location.is_none_or(|location| is_in_location(one, location))
 }
 
-fn is_in(one: &Cloudsnap, location: &CredentialName) -> bool {
+/// Returns true for a name as lists show it, or an id: also of a volume whose backup has a name.
+pub(super) fn is_listed_as(one: &Cloudsnap, name: &str, location: Option<&CredentialName>) -> bool {
+    let (id, own_name) = (one.cloud_snapshot_id, backup_name(one));
+    let of_host = name.strip_prefix(&short_uuid(id.cluster)).and_then(|rest| rest.strip_prefix('/'));
+    let wanted = of_host.unwrap_or(name);
+    let is_it = wanted == own_name || wanted == short_name(&own_name) || name == id.to_string();
+    is_it && location.is_none_or(|location| is_in_location(one, location))
+}
+
+pub(super) fn is_in_location(one: &Cloudsnap, location: &CredentialName) -> bool {
     one.credential_name == location.as_str()
 }
 
@@ -55,15 +68,17 @@ impl ResourceSet {
         location: Option<&'a CredentialName>,
     ) -> impl Iterator<Item = &'a Cloudsnap> {
         let is_own = |one: &&Cloudsnap| self.own.is_none_or(|own| own == one.cloud_snapshot_id.cluster);
-        self.cloudsnaps.iter().flatten().filter(move |one| is_named(one, name, location)).filter(is_own)
+        self.cloudsnaps.iter().flatten().filter(move |one| is_listed_as(one, name, location)).filter(is_own)
     }
 
-    /// Returns the backup tasks of a name, to one location or to all.
-    fn tasks_named<'a>(
+    /// Returns the backup tasks of a name, which may be that of lists, to one location or to all.
+    pub(super) fn tasks_named<'a>(
         &'a self,
         name: &'a str,
         location: Option<&'a CredentialName>,
     ) -> impl Iterator<Item = &'a Task> {
+        let of_host = self.own.and_then(|own| name.strip_prefix(&short_uuid(own))?.strip_prefix('/'));
+        let name = of_host.unwrap_or(name);
         self.tasks.iter().filter(move |task| {
             task.state.kind == TaskKind::Backup
                 && task.name.as_ref().is_some_and(|one| one.as_str() == name)
@@ -86,8 +101,7 @@ impl ResourceSet {
             Some(RestoreSource::Backup(name, volume)) => (Some(name), volume),
             _ => (None, None),
         };
-        let tasks =
-            name.into_iter().flat_map(|name| self.under_way(name.as_str(), restore.location.as_ref()));
+        let tasks = name.into_iter().flat_map(|name| self.under_way(name, restore.location.as_ref()));
         // A task has the name of its start.
         let is_of = move |name: &VolumeName, task: &Task| match self.volume(name) {
             Some(volume) => is_origin(volume, origin_of_task(task)),
@@ -294,7 +308,8 @@ impl BackupTarget {
         let Self { name, id, location, .. } = self;
         let is_meant = |one: &&Cloudsnap| match id {
             Some(id) => {
-                one.cloud_snapshot_id == *id && location.as_ref().is_none_or(|location| is_in(one, location))
+                one.cloud_snapshot_id == *id
+                    && location.as_ref().is_none_or(|location| is_in_location(one, location))
             }
             None => {
                 is_named(one, name, location.as_ref())

@@ -16,6 +16,7 @@ mod references;
 mod resources;
 mod restore_plans;
 mod restores;
+mod scheduled;
 mod show;
 mod sources;
 pub mod status;

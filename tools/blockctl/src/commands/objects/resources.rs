@@ -125,6 +125,7 @@ impl ResourceSet {
         if needs_snapshots {
             self.load_snapshots(context).await?;
         }
+        self.choose_backups(objects);
         Ok(())
     }
 

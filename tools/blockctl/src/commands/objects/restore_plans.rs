@@ -103,7 +103,7 @@ fn plan_without_source(object: &Object, restore: &Restore, error: ApiError, reso
             expected => plan_of_all(expected),
         },
         Err(error) if error.code == ErrorCode::InvalidRequest => {
-            let message = object.document.at("spec.backupName", error.message.clone());
+            let message = object.document.at(restore.source_field(), error.message.clone());
             Plan::Refused(Vec::new(), ApiError { message, ..error })
         }
         Err(error) => Plan::Refused(Vec::new(), object.locate(error)),

@@ -4,6 +4,7 @@ use super::{
     plan::{Plan, plan},
     resources::ResourceSet,
     restore_plans::{VolumePlan, foreseen_plans, volume_plans},
+    scheduled::several_points,
     sources::RestoreTarget,
 };
 use crate::{
@@ -55,6 +56,9 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<Replaceme
         Some(RestoreSource::Backup(name, _)) if planned.is_empty() && !resources.volumes.is_empty() => {
             format!("the existing volumes of VolumeBackup/{name}")
         }
+        Some(RestoreSource::Schedule(name)) if !resources.volumes.is_empty() => {
+            format!("the existing volumes of the newest backup of schedule {name}")
+        }
         _ => replaced.iter().map(|(one, _)| name(one)).collect::<Vec<_>>().join(" and "),
     };
     let ids = replaced.iter().map(|(_, volume)| volume.volume_id).collect();
@@ -81,6 +85,20 @@ pub fn kept_volumes(object: &Object, resources: &ResourceSet) -> Vec<VolumeName>
     let Body::Restore(restore) = &object.body else { return Vec::new() };
     let planned = foreseen_plans(object, restore, resources).into_iter();
     planned.filter(|one| matches!(one.plan, Plan::Kept)).map(|one| one.volume).collect()
+}
+
+/// Returns warnings about the volumes of a restore that starts: several points in time, and those that only
+/// other backups of its schedule have.
+pub fn warnings_of_new(object: &Object, resources: &ResourceSet) -> Vec<String> {
+    let Body::Restore(restore) = &object.body else { return Vec::new() };
+    if !restore.is_of_all() || resources.restored_by(object).next().is_some() {
+        return Vec::new();
+    }
+    let targets = resources.restore_targets(restore).unwrap_or_default();
+    let is_target = |one: &&Cloudsnap| targets.iter().any(|target| target.snap == one.cloud_snapshot_id);
+    let found: Vec<&Cloudsnap> = resources.cloudsnaps.iter().flatten().filter(is_target).collect();
+    let texts = several_points(&found).into_iter().chain(resources.lacking_of_schedule(restore, &found));
+    texts.map(|text| object.document.at(restore.source_field(), text)).collect()
 }
 
 /// Starts or resumes the restores that are not done, and returns their tasks.

@@ -8,7 +8,7 @@ use super::{
     plan::{Plan, plan},
     record::{warn, warnings},
     resources::{ResourceSet, Scope},
-    restores::consequence,
+    restores::{consequence, warnings_of_new},
     status::{EventSummary, ObjectDifference, RunSummary},
 };
 use crate::{
@@ -209,10 +209,12 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
     let (mut documents, mut differs) = (Vec::new(), false);
     for object in &objects {
         let planned = plan(object, &resources);
-        let more = match planned {
+        let mut more = match planned {
             Plan::Unchanged => warnings_of_unchanged(object, &resources),
-            _ => consequence(object, &resources).into_iter().map(|one| one.text).collect(),
+            Plan::Create => warnings_of_new(object, &resources),
+            _ => Vec::new(),
         };
+        more.extend(consequence(object, &resources).map(|one| one.text));
         differs |= !matches!(planned, Plan::Unchanged | Plan::Kept | Plan::Wait(_));
         if !context.output.is_json() {
             context.output.warn(&more);

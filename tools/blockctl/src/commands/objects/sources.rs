@@ -2,15 +2,18 @@
 //! makes.
 
 use super::{
-    backups::{is_named, is_of_one_volume, listed},
+    backups::{is_listed_as, is_of_one_volume, listed},
     resources::ResourceSet,
 };
-use crate::objects::{
-    Kind, Object,
-    volumes::{Restore, RestoreSource, with_labels},
+use crate::{
+    commands::cloudsnap::list::given_name,
+    objects::{
+        Kind, Object,
+        volumes::{Restore, RestoreSource, with_labels},
+    },
 };
 use blockd_api::{
-    ApiError, CredentialName, ErrorCode, Labels, ObjectName, RESTORED_BY, RESTORED_FROM, VolumeName,
+    ApiError, CredentialName, ErrorCode, Labels, RESTORED_BY, RESTORED_FROM, VolumeName,
     cloudsnaps::{CloudSnapshotId, Cloudsnap},
     volumes::Volume,
 };
@@ -68,6 +71,7 @@ impl ResourceSet {
                 Ok(vec![RestoreTarget { snap, volume: volume.clone(), labels }])
             }
             (Some(RestoreSource::Backup(name, _)), None) => self.all_targets(restore, name),
+            (Some(RestoreSource::Schedule(name)), _) => Err(self.no_scheduled(restore, name)),
             _ => Ok(Vec::new()),
         }
     }
@@ -83,21 +87,17 @@ impl ResourceSet {
     ///
     /// # Errors
     /// A location cannot be listed, there are none, one that is needed is being made, or they are those of
-    /// several hosts.
-    fn restorable<'a>(
-        &'a self,
-        restore: &'a Restore,
-        name: &'a ObjectName,
-    ) -> Result<Vec<&'a Cloudsnap>, ApiError> {
+    /// several hosts, or several with one short id.
+    fn restorable<'a>(&'a self, restore: &'a Restore, name: &'a str) -> Result<Vec<&'a Cloudsnap>, ApiError> {
         let location = restore.location.as_ref();
         if let Some(error) = self.unlisted(&format!("VolumeBackup/{name}"), location) {
             return Err(error);
         }
-        let mut found: Vec<&Cloudsnap> = self.backups_named(name.as_str(), location).collect();
-        let is_own = !found.is_empty() || self.under_way(name.as_str(), location).next().is_some();
+        let mut found: Vec<&Cloudsnap> = self.backups_named(name, location).collect();
+        let is_own = !found.is_empty() || self.under_way(name, location).next().is_some();
         if !is_own {
             let all = self.cloudsnaps.iter().flatten();
-            found = all.filter(|one| is_named(one, name.as_str(), location)).collect();
+            found = all.filter(|one| is_listed_as(one, name, location)).collect();
         }
         // Two locations may lead to one store.
         found.sort_by_key(|one| one.cloud_snapshot_id);
@@ -110,11 +110,13 @@ impl ResourceSet {
         if found.is_empty() && !is_own {
             let place = location.map(|location| format!(" in BackupLocation/{location}"));
             let message = format!("there is no VolumeBackup/{name}{}", place.unwrap_or_default());
-            let hint = "`blockctl get VolumeBackup` lists the backups";
+            let hint = self.hint_about_missing(name);
             return Err(ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint));
         }
         let mut clusters = found.iter().map(|one| one.cloud_snapshot_id.cluster);
-        match clusters.next().is_some_and(|first| clusters.any(|other| other != first)) {
+        // Several short ids may be equal; they are no backup of several volumes.
+        let are_ids = found.len() > 1 && found.iter().all(|one| given_name(one).is_none());
+        match are_ids || clusters.next().is_some_and(|first| clusters.any(|other| other != first)) {
             true => Err(ambiguous(restore, name, &found)),
             false => Ok(found),
         }
@@ -132,7 +134,7 @@ impl ResourceSet {
     fn source<'a>(
         &'a self,
         restore: &'a Restore,
-        name: &'a ObjectName,
+        name: &'a str,
         volume: Option<&VolumeName>,
     ) -> Result<&'a Cloudsnap, ApiError> {
         let found = self.restorable(restore, name)?;
@@ -142,8 +144,7 @@ impl ResourceSet {
         match (meant.as_slice(), volume) {
             ([one], _) => Ok(one),
             ([], Some(volume)) => {
-                let coming: Vec<_> =
-                    self.volumes_under_way(name.as_str(), restore.location.as_ref()).collect();
+                let coming: Vec<_> = self.volumes_under_way(name, restore.location.as_ref()).collect();
                 Err(self.no_volume(name, volume, &found, &coming))
             }
             (several, _) => Err(ambiguous(restore, name, several)),
@@ -153,7 +154,7 @@ impl ResourceSet {
     /// Returns the error of a backup that lacks a volume and has others.
     fn no_volume(
         &self,
-        name: &ObjectName,
+        name: &str,
         volume: &VolumeName,
         stored: &[&Cloudsnap],
         coming: &[&Volume],
@@ -170,7 +171,7 @@ impl ResourceSet {
     }
 
     /// Returns the volumes of a restore of all volumes of a backup.
-    fn all_targets(&self, restore: &Restore, name: &ObjectName) -> Result<Vec<RestoreTarget>, ApiError> {
+    fn all_targets(&self, restore: &Restore, name: &str) -> Result<Vec<RestoreTarget>, ApiError> {
         let found = self.restorable(restore, name)?;
         let mut targets: Vec<RestoreTarget> = Vec::new();
         for one in found.iter().filter(|one| restore.selects(&one.labels)) {
@@ -198,10 +199,11 @@ impl ResourceSet {
         let (name, source) = match restore.source() {
             Some(RestoreSource::Backup(name, source)) => (name, source),
             Some(RestoreSource::Cloudsnap(wanted)) => return id != wanted,
+            Some(RestoreSource::Schedule(_)) => return self.listed(id, None).is_some(),
             None => return false,
         };
         let all = || self.cloudsnaps.iter().flatten();
-        let is_of_backup = |one: &&Cloudsnap| is_named(one, name.as_str(), restore.location.as_ref());
+        let is_of_backup = |one: &&Cloudsnap| is_listed_as(one, name, restore.location.as_ref());
         let is_of_volume = |one: &Cloudsnap| {
             source.is_none_or(|source| {
                 [one.volume_name.as_str(), self.present_name(one)].contains(&source.as_str())
@@ -232,7 +234,7 @@ impl ResourceSet {
         match volume {
             _ if coming.is_empty() => Err(error),
             Some(volume) if coming.iter().all(|one| one.name != *volume) => {
-                let stored: Vec<_> = self.backups_named(name.as_str(), location).collect();
+                let stored: Vec<_> = self.backups_named(name, location).collect();
                 Err(self.no_volume(name, volume, &stored, &coming))
             }
             None if !coming.iter().any(|one| restore.selects(&one.labels)) => {
@@ -243,11 +245,12 @@ impl ResourceSet {
     }
 
     /// Returns the volumes of the backup of a restore that this command makes.
-    fn coming_for(&self, restore: &Restore, name: &ObjectName) -> Vec<&Volume> {
+    fn coming_for(&self, restore: &Restore, name: &str) -> Vec<&Volume> {
         let is_it = |location: Option<&CredentialName>| {
             restore.location.as_ref().is_none_or(|wanted| location == Some(wanted))
         };
-        let backups = self.file_backups.iter().filter(|(of, backup)| of == name && is_it(backup.location()));
+        let backups =
+            self.file_backups.iter().filter(|(of, backup)| of.as_str() == name && is_it(backup.location()));
         backups.flat_map(|(name, backup)| self.coming(name.as_str(), backup)).collect()
     }
 
@@ -255,7 +258,7 @@ impl ResourceSet {
     pub fn expected_volumes(&self, restore: &Restore) -> Vec<VolumeName> {
         let Some(RestoreSource::Backup(name, _)) = restore.source() else { return Vec::new() };
         let coming = self.coming_for(restore, name).into_iter();
-        let sources = coming.chain(self.volumes_under_way(name.as_str(), restore.location.as_ref()));
+        let sources = coming.chain(self.volumes_under_way(name, restore.location.as_ref()));
         let selected = sources.filter(|source| restore.selects(&source.labels));
         let names =
             selected.filter_map(|source| restore.destination(source.name.as_str(), &source.labels).ok());
@@ -290,10 +293,7 @@ impl ResourceSet {
 }
 
 /// Returns the error of a backup whose volumes, with their labels, are not selected.
-fn no_selected_volume<'a>(
-    name: &ObjectName,
-    volumes: impl Iterator<Item = (&'a str, &'a Labels)>,
-) -> ApiError {
+fn no_selected_volume<'a>(name: &str, volumes: impl Iterator<Item = (&'a str, &'a Labels)>) -> ApiError {
     let volumes: Vec<String> = volumes.map(|(volume, labels)| format!("{volume} ({labels})")).collect();
     let message = format!(
         "VolumeBackup/{name} has no volume with the selected labels: its volumes are {}",
@@ -303,7 +303,7 @@ fn no_selected_volume<'a>(
 }
 
 /// Returns the error of several cloud snapshots for one volume, with the fields that select one.
-fn ambiguous(restore: &Restore, name: &ObjectName, several: &[&Cloudsnap]) -> ApiError {
+fn ambiguous(restore: &Restore, name: &str, several: &[&Cloudsnap]) -> ApiError {
     let locations: BTreeSet<&str> = several.iter().map(|one| one.credential_name.as_str()).collect();
     let is_single = |location: &&str| {
         let mut there = several.iter().filter(|one| one.credential_name == **location);

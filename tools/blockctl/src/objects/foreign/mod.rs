@@ -72,7 +72,7 @@ const CONVERSIONS: [(&str, &str, Kind, &str, Finish); 14] = [
     (velero::GROUP, "Backup", Kind::VolumeBackup, "spec.storageLocation>spec.backupLocation spec.ttl", velero::backup),
     (velero::GROUP, "Schedule", Kind::VolumeBackupSchedule,
         "spec.template.storageLocation>spec.template.spec.backupLocation spec.paused>spec.suspend", velero::schedule),
-    (velero::GROUP, "Restore", Kind::VolumeRestore, "spec.backupName spec.namespaceMapping", velero::restore),
+    (velero::GROUP, "Restore", Kind::VolumeRestore, "spec.backupName spec.scheduleName spec.namespaceMapping", velero::restore),
     (velero::GROUP, "BackupStorageLocation", Kind::BackupLocation,
         "spec.objectStorage.bucket>location.path spec.objectStorage.prefix>location.prefix", velero::location),
 ];
