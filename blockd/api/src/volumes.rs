@@ -156,7 +156,7 @@ pub struct Volume {
     pub created_at: Timestamp,
     /// State.
     pub state: VolumeState,
-    /// Reason of a failure, in one line.
+    /// Reason of a failure, or the way to complete an interrupted restore, in one line.
     pub state_reason: Option<String>,
     /// Acknowledged writes that a start may have discarded, until an administrator acknowledges it.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -6,6 +6,7 @@ use blockd_api::{
     cloudsnaps::{CloudsnapStatus, CollectGarbage, VerifyDepth},
     events::Severity,
     tasks::{StopTask, TaskLimits},
+    volumes::VolumeState,
 };
 use jiff::{SignedDuration, Timestamp};
 use std::os::unix::fs::PermissionsExt;
@@ -182,6 +183,9 @@ async fn stopped_restore_fetches_the_remainder_only() {
         if restart {
             host.restart().await;
         }
+        let volume = host.inspect_volume("copy").await;
+        let way = format!("stopped: resume it, `blockctl cloudsnap resume --name {task}`");
+        assert_eq!((volume.state, volume.state_reason), (VolumeState::Restoring, Some(way)));
         host.call_at(RESUME_TASK, &task, &()).await;
         let done = host.done(task).await;
         // Only data in flight at the stop is fetched twice.

@@ -30,7 +30,7 @@ use crate::{
 use blockd_api::{
     ByteSize, ErrorCode, GroupName, Labels, List, RuleName, VolumeRef, check_volume_size,
     lazy::InPlaceProgress,
-    tasks::TaskStage,
+    tasks::{TaskKind, TaskStage},
     volumes::{self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo},
 };
 use blockd_catalog::{
@@ -216,11 +216,12 @@ impl Volumes {
     }
 
     async fn facts(&self, volume: Option<VolumeId>) -> Result<VolumeFacts, ServiceError> {
-        let mut in_place_restores = Vec::new();
-        if !self.in_place_work.fences.lock().is_empty() {
+        let mut restores = Vec::new();
+        let is_restoring = |entry: &Arc<VolumeEntry>| matches!(entry.view().state, EntryState::Restoring);
+        if !self.in_place_work.fences.lock().is_empty() || self.registry.all().iter().any(is_restoring) {
             let tasks =
                 self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
-            in_place_restores.extend(tasks.filter(|task| task.spec.is_in_place()));
+            restores.extend(tasks.filter(|task| task.spec.kind() == TaskKind::Restore));
         }
         let cluster = self.host.cluster;
         let volumes = match volume {
@@ -229,7 +230,7 @@ impl Volumes {
         };
         let facts = self.db.run(move |tx| -> Result<VolumeFacts, DbError> {
             Ok(VolumeFacts {
-                in_place_restores,
+                restores,
                 snapshots: SnapshotRow::all(tx, volume)?,
                 backups: NewestBackup::all(tx, cluster, &volumes)?,
                 credentials: CredentialRow::all(tx)?,
@@ -245,7 +246,10 @@ impl Volumes {
         let (view, tags) = (entry.view(), entry.tags());
         let hydration = view.volume().and_then(|volume| self.lazy.hydration(volume, &facts.lazy));
         let stats = view.volume().map(|volume| volume.stats());
-        let (state, state_reason) = state_of(&view);
+        let (state, mut state_reason) = state_of(&view);
+        if state == api::VolumeState::Restoring {
+            state_reason = facts.stopped_restore_of(entry.id);
+        }
         let shown = |row: &&SnapshotRow| row.volume == entry.id && !row.internal;
         let snapshots = facts.snapshots.iter().filter(shown);
         let (snapshot_count, last_snapshot_at) =
@@ -380,8 +384,8 @@ impl Volumes {
 
 /// Facts about volumes, read in one transaction.
 struct VolumeFacts {
-    /// Tasks of in-place restores.
-    in_place_restores: Vec<TaskRow>,
+    /// Tasks of restores that run or can be resumed, if they are needed.
+    restores: Vec<TaskRow>,
     snapshots: Vec<SnapshotRow>,
     backups: Vec<NewestBackup>,
     credentials: Vec<CredentialRow>,
@@ -407,7 +411,8 @@ impl VolumeFacts {
 
     /// Returns the in-place restore of a volume, if there is one.
     fn in_place_restore_of(&self, volume: VolumeId) -> Option<InPlaceProgress> {
-        let task = self.in_place_restores.iter().find(|task| task.volume == Some(volume))?;
+        let is_it = |task: &&TaskRow| task.volume == Some(volume) && task.spec.is_in_place();
+        let task = self.restores.iter().find(is_it)?;
         Some(InPlaceProgress {
             task_id: task.id,
             cloud_snapshot_id: task.cloudsnap.to_string(),
@@ -415,6 +420,13 @@ impl VolumeFacts {
             total_bytes: task.detail.bytes_total,
             is_partial: matches!(task.state, TaskStage::Failed | TaskStage::Stopped),
         })
+    }
+
+    /// Describes the ended restore of a new volume that is not complete, if there is one.
+    fn stopped_restore_of(&self, volume: VolumeId) -> Option<String> {
+        let is_it = |task: &&TaskRow| task.volume == Some(volume) && task.state.is_over();
+        let task = self.restores.iter().find(is_it)?;
+        Some(format!("{}: resume it, `blockctl cloudsnap resume --name {}`", task.state.as_str(), task.id))
     }
 
     fn credential_name(&self, uuid: Uuid) -> String {
