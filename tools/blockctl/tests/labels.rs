@@ -237,3 +237,33 @@ fn namespaces_select_objects_that_their_volumes_have_or_use() {
         assert_eq!(ran.stdout.split_whitespace().collect::<Vec<_>>().join(" "), expected, "{ran:?}");
     }
 }
+
+#[test]
+fn removal_of_all_labels_keeps_those_of_restores() {
+    let of_rr = json!({ "restored-by": "rr", "restored-from": snap("59-61") });
+    let mut before = of_rr.clone();
+    before["app"] = json!("shop");
+    for (line, expected) in [
+        ("volume update db --no-labels", of_rr),
+        ("volume update db --label -restored-by,-restored-from,-app", json!({})),
+        ("volume update db -l a=1 -l -app,b=2 -l a=3", json!({ "a": "3", "b": "2" })),
+    ] {
+        let is_changed = line.contains("-l a=1");
+        let labels = if is_changed { json!({ "app": "shop" }) } else { before.clone() };
+        let (asked, answer) = (labelled("59", "db", labels), labelled("59", "db", expected.clone()));
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/volumes/db", ok(asked)),
+            ("PATCH /v1/volumes/db", ok(answer)),
+        ]);
+        assert_eq!(fake.run(line).status, 0);
+        assert_eq!(sent(&fake, "PATCH ")["labels"], expected, "{line}");
+    }
+    let fake = Fake::with_defaults(vec![]);
+    assert_eq!(fake.run("volume create x --size 4MiB -l a=1 -l b=2,a=3").status, 0);
+    assert_eq!(sent(&fake, "POST ")["labels"], json!({ "a": "3", "b": "2" }));
+}
+
+/// Returns the body of the first request of a method.
+fn sent(fake: &Fake, method: &str) -> Value {
+    fake.seen().into_iter().find(|seen| seen.line.starts_with(method)).unwrap().body
+}

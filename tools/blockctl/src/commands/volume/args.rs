@@ -177,8 +177,8 @@ pub struct CreateArgs {
     #[arg(long, value_name = "FILE|URI", value_parser = OsStringValueParser::new().try_map(ImageRef::try_from))]
     pub from_image: Option<ImageRef>,
     /// Labels of the volume
-    #[arg(short, long, value_name = "K=V,…", default_value_t)]
-    pub label: Labels,
+    #[arg(short, long, value_name = "K=V,…")]
+    pub label: Vec<Labels>,
     /// Consistency group of the volume
     #[arg(short, long)]
     pub group: Option<GroupName>,
@@ -192,8 +192,8 @@ pub struct CloneArgs {
     /// Snapshot: VOLUME@NAME, VOLUME@latest, VOLUME@TIME or id
     pub snapshot: LocalSnapshot,
     /// Labels of the new volume
-    #[arg(short, long, value_name = "K=V,…", default_value_t)]
-    pub label: Labels,
+    #[arg(short, long, value_name = "K=V,…")]
+    pub label: Vec<Labels>,
 }
 
 /// `volume list`
@@ -328,8 +328,8 @@ pub struct Changes {
     pub acknowledge_discarded_writes: bool,
     /// Set labels, or remove those with a minus
     #[arg(short, long, value_name = "K=V|-K,…", allow_hyphen_values = true)]
-    pub label: Option<LabelChanges>,
-    /// Remove all labels
+    pub label: Vec<LabelChanges>,
+    /// Remove all labels, except those of restores and clones
     #[arg(long, conflicts_with = "label")]
     pub no_labels: bool,
     /// Consistency group of the volume

@@ -1,6 +1,17 @@
 //! Changes of the labels of a volume.
 
+use crate::failure::Failure;
 use blockd_api::Labels;
+use std::collections::BTreeMap;
+
+/// Returns the labels of several options; the last one of a key wins.
+///
+/// # Errors
+/// They are too many.
+pub fn merged(options: &[Labels]) -> Result<Labels, Failure> {
+    let all = options.iter().flat_map(|labels| labels.as_map().clone()).collect::<BTreeMap<_, _>>();
+    Labels::try_from(all).map_err(|error| Failure::usage(error.to_string()))
+}
 
 /// Changes of single labels.
 #[derive(Clone, Debug, PartialEq, Eq)]

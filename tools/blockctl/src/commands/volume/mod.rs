@@ -17,7 +17,7 @@ use args::{
     UpdateArgs, VolumeCommand,
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, Labels, SnapshotRef, VolumeRef,
+    ApiError, ByteSize, ErrorCode, ORIGIN_LABELS, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
     format_time,
     lazy::{Hydration, InPlaceProgress},
@@ -28,6 +28,7 @@ use blockd_api::{
         UpdateVolume, Volume, VolumeState,
     },
 };
+use labels::merged;
 use schemars::JsonSchema;
 use serde::Serialize;
 
@@ -66,7 +67,7 @@ async fn check(context: &Context<'_>, volume: &VolumeRef) -> Exit {
 async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {
     let snapshot = args.snapshot.resolve(context).await?;
     let parent = volume_of(context, &snapshot).await?;
-    let request = CloneVolume { name: args.name, snapshot, labels: args.label };
+    let request = CloneVolume { name: args.name, snapshot, labels: merged(&args.label)? };
     let volume = context.client.call_at(operations::CLONE_VOLUME, &parent, &request).await?;
     context
         .output
@@ -319,13 +320,17 @@ async fn rename(context: &Context<'_>, args: RenameArgs) -> Exit {
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     let changes = args.changes;
     let group = if changes.no_group { Some(None) } else { changes.group.map(Some) };
-    let labels = match &changes.label {
-        Some(label) => {
-            let volume = context.client.call_at(operations::GET_VOLUME, &args.volume, &()).await?;
-            let labels = label.applied_to(&volume.labels);
-            Some(labels.map_err(|error| Failure::usage(error.to_string()))?)
+    let labels = match changes.no_labels || !changes.label.is_empty() {
+        true => {
+            let labels = context.client.call_at(operations::GET_VOLUME, &args.volume, &()).await?.labels;
+            // Without them, a restore or clone would happen again.
+            let is_other = |key: &&str| changes.no_labels && !ORIGIN_LABELS.contains(key);
+            let removed: Vec<&str> = labels.as_map().keys().map(String::as_str).filter(is_other).collect();
+            let kept = labels.clone().without(&removed);
+            let changed = changes.label.iter().try_fold(kept, |labels, change| change.applied_to(&labels));
+            Some(changed.map_err(|error| Failure::usage(error.to_string()))?)
         }
-        None => changes.no_labels.then(Labels::default),
+        false => None,
     };
     let request = UpdateVolume {
         name: None,
