@@ -195,6 +195,8 @@ mod tests {
             ("cs backup -fv db", "cs backup db -f"),
             ("cs restore -s db --latest", "cs restore db --latest"),
             ("cs resume --name 3f4f", "cs resume 3f4f"),
+            ("cs list --volume db", "cs list --src db"),
+            ("cs history --volume db", "cs history --src db"),
             ("cs sched delete --uuid nightly", "cs sched delete nightly"),
             ("context delete --name vault", "context delete vault"),
             ("get --name a --name b vb", "get vb a b"),

@@ -45,6 +45,18 @@ const MEANINGS: [(&str, &str); 15] = [
     ("new", "create"),
 ];
 
+/// Words without a group, and the commands with this meaning.
+const WITHOUT_GROUP: [(&str, &str); 8] = [
+    ("backup", "cloudsnap backup"),
+    ("backups", "cloudsnap list"),
+    ("restore", "cloudsnap restore"),
+    ("schedule", "cloudsnap schedules"),
+    ("schedules", "cloudsnap schedules"),
+    ("snapshots", "snapshot"),
+    ("tasks", "cloudsnap status"),
+    ("volumes", "volume"),
+];
+
 /// Replaces proposals that do not help: commands by those with the meaning of the typed word, aliases of one
 /// or two letters, options passed as values, and options of every command that begin otherwise. Names the one
 /// of `options` that stands for a superfluous argument.
@@ -93,6 +105,11 @@ fn meant(typed: &str, args: &[OsString]) -> Option<String> {
     let root = super::command();
     let at = args.iter().take_while(|arg| arg.as_os_str() != typed);
     let group = at.fold(&root, |group, arg| group.find_subcommand(arg).unwrap_or(group));
+    if group.get_name() == root.get_name()
+        && let Some((_, command)) = WITHOUT_GROUP.iter().find(|(word, _)| *word == typed)
+    {
+        return Some((*command).to_owned());
+    }
     let (_, names) = MEANINGS.iter().find(|(word, _)| *word == typed)?;
     names.split(' ').find(|name| group.find_subcommand(name).is_some()).map(str::to_owned)
 }
@@ -142,6 +159,17 @@ mod tests {
                 Some(tip) => assert!(told.contains(&format!("exists: '{tip}'")), "{line}: {told}"),
                 None => assert!(!told.contains("exists"), "{line}: {told}"),
             }
+        }
+    }
+
+    #[test]
+    fn words_without_a_group_propose_the_command() {
+        for (word, command) in super::WITHOUT_GROUP {
+            let told = error(&format!("{word} list"));
+            assert!(told.contains(&format!("exists: '{command}'")), "{word}: {told}");
+            let root = crate::cli::command();
+            let found = command.split(' ').try_fold(&root, |group, name| group.find_subcommand(name));
+            assert!(found.is_some(), "{command}");
         }
     }
 

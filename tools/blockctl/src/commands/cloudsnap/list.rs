@@ -50,7 +50,7 @@ pub struct ListArgs {
     #[arg(short, long, conflicts_with = "cluster")]
     pub all: bool,
     /// Only snapshots of this volume, by its id, or by its name now or at backup time
-    #[arg(short, long, value_name = "VOLUME")]
+    #[arg(short, long, visible_alias = "volume", value_name = "VOLUME")]
     pub src: Option<VolumeRef>,
     /// Credential option.
     #[command(flatten)]

@@ -280,7 +280,7 @@ pub struct RunNowArgs {
 #[derive(Debug, Args)]
 pub struct HistoryArgs {
     /// Only runs of this volume
-    #[arg(short, long, value_name = "VOLUME")]
+    #[arg(short, long, visible_alias = "volume", value_name = "VOLUME")]
     pub src: Option<VolumeRef>,
     /// Only runs of this schedule, by name, UUID or a prefix of the UUID; it may be deleted
     #[arg(short, long, value_name = "SCHEDULE", value_parser = parse_schedule)]
