@@ -99,6 +99,22 @@ fn location_errors_name_the_fields_of_the_file() {
 }
 
 #[test]
+fn hint_of_a_database_snapshot_names_its_fields() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("snapshot.yaml");
+    let text = "apiVersion: v1\nkind: Secret\nmetadata: {name: keys}\nstringData: {AWS_ACCESS_KEY_ID: A, AWS_SECRET_ACCESS_KEY: S}\n---\n\
+                apiVersion: kubedb.com/v1alpha1\nkind: Snapshot\nmetadata: {name: s}\n\
+                spec: {databaseName: db, storageSecretName: keys, s3: {endpoint: 'http://e:1', bucket: b}}\n";
+    std::fs::write(&path, text).unwrap();
+    let mut script = world(&[], &[]);
+    let hint = "check --s3-endpoint, --s3-disable-ssl and --bucket";
+    let body = json!({ "error": { "code": "store_unreachable", "message": "no answer", "hint": hint } });
+    script.push(("POST /v1/credentials", Reply::Json(502, body)));
+    let ran = Fake::start(script).run(&format!("apply -f {}", path.display()));
+    assert!(ran.stderr.contains("hint: check spec.s3.endpoint and spec.s3.bucket\n"), "{ran:?}");
+}
+
+#[test]
 fn hint_names_a_field_of_several_options_once() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("location.yaml");

@@ -263,6 +263,13 @@ fn failed_deletion_of_a_schedule_leaves_it_active() {
 }
 
 #[test]
+fn name_with_a_comma_is_told_as_several() {
+    let ran = daemon(&[], &[], &[]).run("get vb before,after");
+    let words = "there is no VolumeBackup/before,after\nhint: names are separated by spaces\n";
+    assert!(ran.status == 4 && ran.stderr.contains(words), "{ran:?}");
+}
+
+#[test]
 fn restore_of_a_missing_volume_names_the_others() {
     let backups = [backup("59-61", "before", ("59", "wal")), backup("60-62", "before", ("60", "db"))];
     let fake = daemon(&[("59", "wal2"), ("60", "db"), ("61", "wal")], &backups, &[]);

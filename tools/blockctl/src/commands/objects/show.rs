@@ -43,7 +43,14 @@ async fn load(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, F
     let all: Vec<Found> = kinds.iter().flat_map(|kind| resources.of(*kind)).collect();
     let missing = |name: &&String| !all.iter().any(|one| one.is_named(name));
     match (kinds.as_slice(), names.iter().find(missing)) {
-        ([kind], Some(name)) => Err(kind.missing(name).into()),
+        ([kind], Some(name)) => {
+            let error = kind.missing(name);
+            let error = match name.contains(',') {
+                true => error.with_hint("names are separated by spaces"),
+                false => error,
+            };
+            Err(error.into())
+        }
         _ => Ok(all),
     }
 }

@@ -64,6 +64,8 @@ fn take_storage(document: &mut Document, name: Option<&str>) -> Result<(Document
         }
         let moves = "spec.s3.endpoint>location.s3Config.endpoint spec.s3.region>location.s3Config.region";
         document.move_all(&mut native, moves);
+        // The scheme of the endpoint decides.
+        native.set_origin("location.s3Config.disableSSL", "spec.s3.endpoint");
     }
     // The same location in several snapshots is one.
     native.is_derived = name.is_none();
