@@ -16,6 +16,7 @@ mod objects;
 mod output;
 mod overlaps;
 mod plans;
+mod replacements;
 mod restores;
 mod rules;
 mod schemas;

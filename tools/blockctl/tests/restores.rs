@@ -35,7 +35,7 @@ pub fn restored(fake: &Fake, text: &str) -> Vec<(String, String)> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("restore.yaml");
     std::fs::write(&path, text).unwrap();
-    let ran = fake.run(&format!("apply -f {}", path.display()));
+    let ran = fake.run(&format!("apply --yes -f {}", path.display()));
     assert_eq!(ran.status, 0, "{ran:?}");
     let seen = fake.seen().into_iter().filter(|seen| !seen.line.starts_with("GET "));
     let one = |body: Value| {

@@ -338,9 +338,12 @@ fn replacement_that_becomes_known_later_is_asked_for() {
     let words = ["volume acc", "which is kept as a snapshot", "cancelled: VolumeRestore/back is not applied"];
     assert!(shown.status == 1 && words.iter().all(|words| shown.stdout.contains(words)), "{shown:?}");
     assert_eq!(deletions(&refused), 0);
-    let scripted = fake();
-    let ran = scripted.run(&line);
-    assert_eq!(scripted.changes(), ["POST /v1/cloudsnaps/restore-in-place"], "{ran:?}");
+    // A script needs the option: the volume is another one.
+    for (option, status, changes) in [("", 5, 0), (" --yes", 0, 1)] {
+        let scripted = fake();
+        let ran = scripted.run(&format!("{line}{option}"));
+        assert_eq!((ran.status, scripted.changes().len()), (status, changes), "{ran:?}");
+    }
 }
 
 #[test]

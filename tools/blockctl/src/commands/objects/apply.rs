@@ -64,6 +64,7 @@ pub async fn run(context: &Context<'_>, args: ApplyArgs) -> Exit {
     let confirmed: Vec<Replacement> =
         read.objects.iter().filter_map(|object| consequence(object, &resources)).collect();
     if !confirmed.is_empty() && !args.dry_run {
+        confirmed.iter().try_for_each(|one| one.refuse_unrelated(args.yes))?;
         let texts: Vec<&str> = confirmed.iter().map(|one| one.text.as_str()).collect();
         args.yes.confirm(context.output, &texts.join("; "))?;
     }
@@ -244,6 +245,7 @@ impl Apply<'_> {
     fn confirm_replacement(&self, object: &Object) -> Result<(), Failure> {
         let is_new = |one: &Replacement| !self.confirmed.contains(one);
         let Some(new) = consequence(object, &self.resources).filter(is_new) else { return Ok(()) };
+        new.refuse_unrelated(self.args.yes)?;
         let refused =
             |_| Failure::local("declined", EXIT_FAILED, format!("cancelled: {object} is not applied"));
         self.args.yes.confirm(self.context.output, &new.text).map_err(refused)

@@ -1,6 +1,7 @@
 //! Restores of one volume, or of all volumes of a backup.
 
 use super::{
+    made_volumes::restored_from,
     plan::{Plan, plan},
     resources::ResourceSet,
     restore_plans::{VolumePlan, foreseen_plans, volume_plans},
@@ -12,6 +13,7 @@ use crate::{
         restore::{note_on_previous, note_on_schedules},
         snapshots::source_volume,
     },
+    confirm::YesArg,
     failure::Failure,
     objects::{
         Body, Object,
@@ -20,7 +22,8 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ApiError, ByteSize, CredentialRef, ErrorCode, VolumeId, VolumeName, VolumeRef,
+    ApiError, ByteSize, CredentialRef, ErrorCode, RESTORED_BEFORE, RESTORED_BY, VolumeId, VolumeName,
+    VolumeRef,
     cloudsnaps::{Cloudsnap, StartRestore},
     lazy::{StartInPlace, StartLazyRestore, StoreLoss},
     operations,
@@ -35,6 +38,22 @@ pub struct Replacement {
     pub text: String,
     /// Another volume may get the name of one meanwhile.
     ids: Vec<VolumeId>,
+    /// Error of a script: a volume is not known to have its origin in the volume of the backup.
+    unrelated: Option<ApiError>,
+}
+
+impl Replacement {
+    /// Refuses, in a script without `--yes`, to replace the content of a volume that has only the name of the
+    /// wanted one: a finished restore finds such a volume after its own one is deleted.
+    ///
+    /// # Errors
+    /// The volume is another one than that of the backup.
+    pub fn refuse_unrelated(&self, yes: YesArg) -> Result<(), Failure> {
+        match &self.unrelated {
+            Some(error) if !yes.is_deliberate() => Err(error.clone().into()),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Returns the loss by a restore into existing volumes; `None` if it replaces none.
@@ -49,8 +68,11 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<Replaceme
     let planned = foreseen_plans(object, restore, resources);
     let creates = planned.iter().filter(|one| matches!(one.plan, Plan::Create));
     let replaced: Vec<_> = creates.filter_map(|one| Some((one, resources.volume(&one.volume)?))).collect();
-    let source = |one: &VolumePlan| one.target.as_ref().map(|target| other_source(target, resources));
-    let name = |one: &VolumePlan| format!("volume {}{}", one.volume, source(one).unwrap_or_default());
+    let source = |one: &VolumePlan| one.target.as_ref().and_then(|target| other_source(target, resources));
+    let name = |one: &VolumePlan| {
+        let source = source(one).map(|source| format!(" (by that of another volume, {source})"));
+        format!("volume {}{}", one.volume, source.unwrap_or_default())
+    };
     let volumes = match restore.source() {
         // Another object makes its location.
         Some(RestoreSource::Backup(name, _)) if planned.is_empty() && !resources.volumes.is_empty() => {
@@ -63,20 +85,41 @@ pub fn consequence(object: &Object, resources: &ResourceSet) -> Option<Replaceme
     };
     let ids = replaced.iter().map(|(_, volume)| volume.volume_id).collect();
     let text = format!("{object} replaces the content of {volumes}, which is kept as a snapshot");
-    (!volumes.is_empty()).then_some(Replacement { text, ids })
+    let unrelated = replaced.iter().find_map(|(one, volume)| {
+        let target = one.target.as_ref().filter(|target| !has_origin(volume, target))?;
+        let source = other_source(target, resources)?;
+        let message = format!(
+            "{object}: its backup is of another volume, {source}, not of the existing {}",
+            volume.name
+        );
+        let hint =
+            "`--yes` replaces the content; with another name in the file, the restore makes a new volume";
+        Some(ApiError::new(ErrorCode::VolumeExists, message).with_hint(hint))
+    });
+    (!volumes.is_empty()).then_some(Replacement { text, ids, unrelated })
+}
+
+/// Returns true for a volume that a restore made from the volume of a target, or whose content another one
+/// replaced since.
+fn has_origin(volume: &Volume, target: &RestoreTarget) -> bool {
+    let labels = volume.labels.as_map();
+    match restored_from(volume) {
+        Some(from) => (from.cluster, from.volume) == (target.snap.cluster, target.snap.volume),
+        None => [RESTORED_BY, RESTORED_BEFORE].iter().any(|label| labels.contains_key(*label)),
+    }
 }
 
 /// Names the source of a restore into an existing volume if that is of another volume.
-fn other_source(target: &RestoreTarget, resources: &ResourceSet) -> String {
+fn other_source(target: &RestoreTarget, resources: &ResourceSet) -> Option<String> {
     let mut listed = resources.cloudsnaps.iter().flatten();
     let source = listed.find(|one| one.cloud_snapshot_id == target.snap).zip(resources.own);
     let is_own = |(one, here): &(&Cloudsnap, Uuid)| {
         let volume = resources.volume(&target.volume);
         target.snap.cluster == *here && volume.is_some_and(|volume| volume.volume_id == one.volume_id)
     };
-    source.filter(|source| !is_own(source)).map_or_else(String::new, |(one, here)| {
+    source.filter(|source| !is_own(source)).map(|(one, here)| {
         let size = ByteSize::from_bytes(one.volume_size_bytes);
-        format!(" (by that of another volume, {}, {size})", source_volume(one, here))
+        format!("{}, {size}", source_volume(one, here))
     })
 }
 
