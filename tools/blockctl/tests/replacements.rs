@@ -2,7 +2,7 @@
 
 use crate::{
     happens_once::{REPLACING, db, planned},
-    plans::{labelled, run_on, with_volumes},
+    plans::{backup, labelled, run_on, with_volumes},
     support::snap,
 };
 use serde_json::json;
@@ -36,4 +36,28 @@ fn volume_without_the_origin_of_the_backup_needs_yes_in_scripts() {
     let fake = with_volumes(&[db], &[good], &[]);
     run_on(&fake, "apply", &[("VolumeRestore", "rr", &into_db)]);
     assert_eq!(fake.changes(), ["POST /v1/cloudsnaps/restore-in-place"]);
+}
+
+#[test]
+fn replacing_restore_without_a_volume_warns_about_its_name() {
+    let (db, good) = db();
+    let spec = |more: &str| format!("backupLocation: nas, backupName: good, replacePolicy: Delete{more}");
+    let words = "line 4: spec.replacePolicy: nothing is replaced: without `destinationVolume`, the restore is into volume rr, named after it";
+    let existing = labelled("1", "rr", json!({ "restored-from": snap("59-60") }));
+    for (volumes, more, is_told) in [
+        (vec![db.clone()], "", true),
+        (vec![db.clone()], ", destinationVolume: rr", false),
+        (vec![db.clone(), existing], "", false),
+        (vec![db], ", namespaceMapping: {}", false),
+    ] {
+        let fake = with_volumes(&volumes, std::slice::from_ref(&good), &[]);
+        for command in ["diff", "apply --dry-run", "apply"] {
+            let ran = run_on(&fake, command, &[("VolumeRestore", "rr", &spec(more))]);
+            assert_eq!(ran.stderr.contains(words), is_told, "{command} {more} {ran:?}");
+        }
+    }
+    // Into its own volume, several times.
+    let listed = [backup("59-61", "good", ("59", "rr"))];
+    let fake = with_volumes(&[labelled("59", "rr", json!({}))], &listed, &[]);
+    assert!(!run_on(&fake, "diff", &[("VolumeRestore", "rr", &spec(""))]).stderr.contains(words));
 }

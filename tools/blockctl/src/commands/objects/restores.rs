@@ -130,12 +130,22 @@ pub fn kept_volumes(object: &Object, resources: &ResourceSet) -> Vec<VolumeName>
     planned.filter(|one| matches!(one.plan, Plan::Kept)).map(|one| one.volume).collect()
 }
 
-/// Returns warnings about the volumes of a restore that starts: several points in time, and those that only
-/// other backups of its schedule have.
+/// Returns warnings about the volumes of a restore that starts: none to replace, several points in time, and
+/// those that only other backups of its schedule have.
 pub fn warnings_of_new(object: &Object, resources: &ResourceSet) -> Vec<String> {
     let Body::Restore(restore) = &object.body else { return Vec::new() };
-    if !restore.is_of_all() || resources.restored_by(object).next().is_some() {
+    if resources.restored_by(object).next().is_some() {
         return Vec::new();
+    }
+    if let Some(volume) = &restore.destination_volume {
+        let is_default = !object.document.is_written("spec.destinationVolume");
+        let replaces = restore.replace_policy == ReplacePolicy::Delete;
+        let text = format!(
+            "nothing is replaced: without `destinationVolume`, the restore is into volume {volume}, named after it"
+        );
+        let text = object.document.at("spec.replacePolicy", text);
+        let is_meant = is_default && replaces && resources.volume(volume).is_none();
+        return is_meant.then_some(text).into_iter().collect();
     }
     let targets = resources.restore_targets(restore).unwrap_or_default();
     let is_target = |one: &&Cloudsnap| targets.iter().any(|target| target.snap == one.cloud_snapshot_id);
