@@ -132,16 +132,17 @@ fn volumes_that_a_finished_restore_lacks_are_warned_about() {
     let into_new = "backupLocation: nas, backupName: good, destinationVolume: new";
     let made = || vec![labelled("1", "db-dev", of_rr("59-61")), volume("59", "db")];
     let again = [of_shop("59-62", ("59", "db")), of_shop("60-62", ("60", "wal"))];
-    for (spec, backups, warning) in [
-        (all, vec![], "makes no more volumes: there is no VolumeBackup/good in BackupLocation/nas"),
-        (all, again.to_vec(), "is of an earlier backup and makes no wal-dev: give a new one another name"),
-        (into_new, vec![], "has volume db-dev and makes no new: give a new one another name"),
+    for (spec, backups, status, warning) in [
+        (all, vec![], 0, "makes no more volumes: there is no VolumeBackup/good in BackupLocation/nas"),
+        (all, again.to_vec(), 1, "is of an earlier backup and makes no wal-dev: give a new one another name"),
+        (into_new, vec![], 1, "has volume db-dev and makes no new: give a new one another name"),
     ] {
         let fake = with_volumes(&made(), &backups, &[]);
         assert_eq!(planned(&fake, spec), "unchanged");
         for command in ["apply", "diff"] {
-            let told = run_on(&fake, command, &[("VolumeRestore", "rr", spec)]).stderr;
-            assert!(told.contains(&format!("warning: VolumeRestore/rr {warning}\n")), "{told}");
+            let ran = run_on(&fake, command, &[("VolumeRestore", "rr", spec)]);
+            assert!(ran.stderr.contains(&format!("warning: VolumeRestore/rr {warning}\n")), "{ran:?}");
+            assert_eq!(ran.status, if command == "diff" { status } else { 0 }, "{ran:?}");
         }
     }
 }

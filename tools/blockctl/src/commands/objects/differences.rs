@@ -68,8 +68,25 @@ fn renamed(object: &Object, resources: &ResourceSet) -> Vec<(VolumeName, VolumeN
     pairs.into_iter().filter(|(name, now)| name != now).collect()
 }
 
+/// Returns true if the file of a finished restore or clone names volumes that it neither has nor makes.
+pub fn lacks_named_volumes(object: &Object, resources: &ResourceSet) -> bool {
+    !renamed(object, resources).is_empty() || !not_made(object, resources).is_empty()
+}
+
+/// Returns the volumes of a backup that a finished restore does not make, as it is of an earlier one.
+fn not_made(object: &Object, resources: &ResourceSet) -> Vec<VolumeName> {
+    let Body::Restore(restore) = &object.body else { return Vec::new() };
+    let planned = volume_plans(object, restore, resources).unwrap_or_default();
+    if !restore.is_of_all() || planned.iter().any(|one| one.target.is_some()) {
+        return Vec::new();
+    }
+    let targets = resources.restore_targets(restore).unwrap_or_default().into_iter();
+    let names = targets.map(|target| target.volume);
+    names.filter(|name| planned.iter().all(|one| one.volume != *name)).collect()
+}
+
 /// Describes the volumes of a restore whose cloud snapshots are none of its source any more, and those that
-/// it does not make, as they are of another backup.
+/// it does not make.
 fn earlier(object: &Object, resources: &ResourceSet) -> Vec<String> {
     let Body::Restore(restore) = &object.body else { return Vec::new() };
     let targets = match resources.restore_targets(restore) {
@@ -80,14 +97,8 @@ fn earlier(object: &Object, resources: &ResourceSet) -> Vec<String> {
         Err(_) => return Vec::new(),
     };
     let planned = volume_plans(object, restore, resources).unwrap_or_default();
-    let is_made = planned.iter().any(|one| one.target.is_some()) || !restore.is_of_all();
-    let is_missing =
-        |target: &&RestoreTarget| !is_made && planned.iter().all(|one| one.volume != target.volume);
-    let missing = targets.iter().filter(is_missing).map(|target| {
-        format!(
-            "{object} is of an earlier backup and makes no {}: give a new one another name",
-            target.volume
-        )
+    let missing = not_made(object, resources).into_iter().map(|volume| {
+        format!("{object} is of an earlier backup and makes no {volume}: give a new one another name")
     });
     let volumes =
         resources.restored_by(object).filter(|made| planned.iter().any(|one| one.volume == made.name));

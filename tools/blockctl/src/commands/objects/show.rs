@@ -2,7 +2,7 @@
 
 use super::{
     args::{FileArg, Format, GetArgs, Kinds, Selection},
-    differences::warnings_of_unchanged,
+    differences::{lacks_named_volumes, warnings_of_unchanged},
     found::{Found, NameCounts},
     overlaps::refuse_overlaps,
     plan::{Plan, plan},
@@ -222,7 +222,11 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
             _ => Vec::new(),
         };
         more.extend(consequence(object, &resources).map(|one| one.text));
-        differs |= !matches!(planned, Plan::Unchanged | Plan::Kept | Plan::Wait(_));
+        differs |= match planned {
+            Plan::Unchanged => lacks_named_volumes(object, &resources),
+            Plan::Kept | Plan::Wait(_) => false,
+            _ => true,
+        };
         if !context.output.is_json() {
             context.output.warn(&more);
             show(context, object, &planned)?;
