@@ -34,6 +34,7 @@ mod repository;
 mod restore;
 mod rotate;
 mod seal;
+mod sealed_json;
 mod slot_limits;
 mod slots;
 mod unlock;

@@ -1,11 +1,8 @@
 //! Manifest: the commit record of a snapshot, with all that is needed to read it.
 
 use crate::{
-    CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey,
-    keys::DataKey,
-    names::DeltaId,
-    plan::PACK_FRAMES,
-    seal::{Cipher, Domain, EncryptionMode, TAG_LEN_BYTES, nonce},
+    CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey, keys::DataKey, names::DeltaId,
+    plan::PACK_FRAMES, seal::Domain, sealed_json::SealedJson,
 };
 use blockd_extent::{MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use blockd_store::RequestCounts;
@@ -14,10 +11,14 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-const MAGIC: &[u8; 8] = b"BLKDMNFT";
-const HEADER_LEN_BYTES: usize = 64;
-/// Maximum length of a manifest in bytes.
-pub(crate) const MAX_MANIFEST_LEN: u64 = 16 << 20;
+pub(crate) const MANIFEST: SealedJson = SealedJson {
+    noun: "manifest",
+    magic: b"BLKDMNFT",
+    domain: Domain::Manifest,
+    info: b"blockd manifest v1",
+    max_len_bytes: 16 << 20,
+    too_long_hint: "make a full backup",
+};
 /// Maximum length of a chain.
 pub const MAX_CHAIN: usize = 4096;
 
@@ -194,32 +195,7 @@ impl Manifest {
 
     /// Encodes the object of a manifest, sealed for its key with a fresh salt.
     pub(crate) fn encode(&self, key: &DataKey, salt: &[u8; 32]) -> Result<Vec<u8>, CloudError> {
-        let failed = |detail: String| CloudError::Internal { what: "encoding the manifest", detail };
-        let body = serde_json::to_vec(self).map_err(|e| failed(e.to_string()))?;
-        let len = (HEADER_LEN_BYTES + body.len() + TAG_LEN_BYTES) as u64;
-        if len > MAX_MANIFEST_LEN {
-            return Err(CloudError::InvalidRequest {
-                what: format!(
-                    "the manifest has {len} bytes, at most {MAX_MANIFEST_LEN} are read: make a full backup"
-                ),
-            });
-        }
-        let mut out = Vec::with_capacity(len as usize);
-        out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&self.format_version.to_le_bytes());
-        out.extend_from_slice(&[key.mode().byte(), 0]);
-        out.extend_from_slice(&(body.len() as u32).to_le_bytes());
-        out.extend_from_slice(key.key_id().as_bytes());
-        out.extend_from_slice(salt);
-        debug_assert_eq!(out.len(), HEADER_LEN_BYTES);
-        out.extend_from_slice(&body);
-        let aad = aad(&out[..HEADER_LEN_BYTES], &self.id().manifest_key());
-        let tag = cipher(key, salt)
-            .seal(nonce(Domain::Manifest, 0), &aad, &mut out[HEADER_LEN_BYTES..])
-            .ok_or_else(|| failed("it is too long".into()))?;
-        out.extend_from_slice(&tag);
-        assert_eq!(out.len() as u64, len, "the length in the header is that of the manifest");
-        Ok(out)
+        MANIFEST.encode(self, &self.id().manifest_key(), key, salt)
     }
 
     /// Decodes the object at a manifest's key.
@@ -232,62 +208,10 @@ impl Manifest {
         find_key: impl Fn(Uuid) -> Option<DataKey>,
     ) -> Result<Self, CloudError> {
         let path = id.manifest_key();
-        let damaged = |at: usize, what: &str| CloudError::damaged(&path, at as u64, what);
-        let (header, sealed) = object
-            .split_first_chunk::<HEADER_LEN_BYTES>()
-            .ok_or_else(|| damaged(0, "it is shorter than the header of a manifest"))?;
-        if &header[..8] != MAGIC {
-            return Err(damaged(0, "it does not begin as a manifest does"));
-        }
-        let version = u16::from_le_bytes([header[8], header[9]]);
-        if version != FORMAT_VERSION {
-            return Err(CloudError::UnsupportedVersion {
-                object: path,
-                found: version,
-                supported: FORMAT_VERSION,
-            });
-        }
-        let mode =
-            EncryptionMode::from_byte(header[10]).ok_or_else(|| damaged(10, "unknown encryption mode"))?;
-        if header[11] != 0 {
-            return Err(damaged(11, "a reserved byte is not zero"));
-        }
-        let body_len = u32::from_le_bytes([header[12], header[13], header[14], header[15]]) as usize;
-        let mut key_id = [0; 16];
-        key_id.copy_from_slice(&header[16..32]);
-        let mut salt = [0; 32];
-        salt.copy_from_slice(&header[32..]);
-        let key_id = Uuid::from_bytes(key_id);
-        let key = find_key(key_id).ok_or_else(|| CloudError::UnknownKey { object: path.clone(), key_id })?;
-        if key.mode() != mode {
-            return Err(damaged(10, "its encryption mode is not that of its key"));
-        }
-        if sealed.len().checked_sub(TAG_LEN_BYTES) != Some(body_len) {
-            return Err(damaged(12, "its length differs from its header (truncated or extended)"));
-        }
-        let mut sealed = sealed.to_vec();
-        let (body, tag) = sealed
-            .split_last_chunk_mut::<TAG_LEN_BYTES>()
-            .ok_or_else(|| damaged(HEADER_LEN_BYTES, "it has no tag"))?;
-        if !cipher(&key, &salt).open(nonce(Domain::Manifest, 0), &aad(header, &path), body, tag) {
-            return Err(damaged(
-                HEADER_LEN_BYTES,
-                "it does not open: it was altered, moved, or sealed with another key",
-            ));
-        }
-        let manifest: Self = serde_json::from_slice(body)
-            .map_err(|e| damaged(HEADER_LEN_BYTES, &format!("its body is invalid for this version: {e}")))?;
-        manifest.check(id).map_err(|what| damaged(HEADER_LEN_BYTES, what))?;
+        let manifest: Self = MANIFEST.decode(object, &path, find_key)?;
+        manifest.check(id).map_err(|what| SealedJson::invalid(&path, what))?;
         Ok(manifest)
     }
-}
-
-fn aad(header: &[u8], path: &str) -> Vec<u8> {
-    [header, path.as_bytes()].concat()
-}
-
-fn cipher(key: &DataKey, salt: &[u8; 32]) -> Cipher {
-    Cipher::derived(key, salt, &[b"blockd manifest v1"])
 }
 
 /// Serialization of 32 bytes as 64 hexadecimal digits.
@@ -322,6 +246,7 @@ mod hex32 {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::EncryptionMode;
 
     pub fn sample() -> Manifest {
         let delta = Delta {
@@ -397,8 +322,9 @@ pub(crate) mod tests {
     fn unknown_version_is_refused() {
         let key = DataKey::fixed(Uuid::from_u128(4), EncryptionMode::Aes256GcmSiv, [1; 32]);
         let find = |id| (id == key.key_id()).then(|| key.clone());
-        let manifest = Manifest { format_version: FORMAT_VERSION + 1, ..sample() };
-        let bytes = manifest.encode(&key, &[2; 32]).unwrap();
+        let manifest = sample();
+        let mut bytes = manifest.encode(&key, &[2; 32]).unwrap();
+        bytes[8..10].copy_from_slice(&(FORMAT_VERSION + 1).to_le_bytes());
         let refused = Manifest::decode(&bytes, &manifest.id(), find);
         assert!(matches!(refused, Err(CloudError::UnsupportedVersion { found: 2, .. })), "{refused:?}");
     }

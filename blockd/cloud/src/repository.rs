@@ -3,7 +3,7 @@
 use crate::{
     CloudError, CloudSnapshotId, ManifestKey,
     keys::{DataKey, KdfParams, KeySlot, SLOT_LEN_BYTES},
-    manifest::{MAX_MANIFEST_LEN, Manifest},
+    manifest::{MANIFEST, Manifest},
     names::MANIFESTS_PREFIX,
     seal::EncryptionMode,
     slots::{self, SlotCheck, SlotFinding, StoredSlot},
@@ -327,20 +327,9 @@ impl Repository {
     /// # Errors
     /// [`CloudError::SnapshotNotFound`]; [`CloudError::Damaged`]; errors of the store.
     pub async fn manifest(&self, id: &CloudSnapshotId) -> Result<Manifest, CloudError> {
-        let path = id.manifest_key();
-        match self.store.get(&path, MAX_MANIFEST_LEN).await {
-            Ok(object) => Manifest::decode(&object, id, |key_id| self.find_key(key_id)),
-            Err(error) => match error.kind {
-                StoreErrorKind::NotFound => {
-                    Err(CloudError::SnapshotNotFound { id: *id, store: self.store.describe().to_owned() })
-                }
-                StoreErrorKind::TooLarge => Err(CloudError::damaged(
-                    &path,
-                    0,
-                    format!("it exceeds the maximum length of a manifest, {MAX_MANIFEST_LEN} bytes"),
-                )),
-                _ => Err(error.into()),
-            },
+        match MANIFEST.get(&*self.store, &id.manifest_key()).await? {
+            Some(object) => Manifest::decode(&object, id, |key_id| self.find_key(key_id)),
+            None => Err(CloudError::SnapshotNotFound { id: *id, store: self.store.describe().to_owned() }),
         }
     }
 
