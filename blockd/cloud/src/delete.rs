@@ -1,4 +1,5 @@
-//! Deletion of a snapshot: its manifest first, then each delta that no other manifest references.
+//! Deletion of a snapshot: its manifest first, then each delta that no other manifest references, and its
+//! proofs.
 //!
 //! Before that, the manifests of the volume's other snapshots are read: if one is unreadable, this snapshot
 //! may be the last one that can be restored. After the deletion of the manifest the snapshot does not exist;
@@ -10,6 +11,7 @@ use crate::{
     manifest::{Delta, Manifest},
     names::DeltaId,
     plan::PACK_FRAMES,
+    proof::ProofId,
 };
 use blockd_extent::SnapshotId;
 use futures::{StreamExt, TryStreamExt};
@@ -87,8 +89,10 @@ pub async fn delete_with_manifest(
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
     let deleted = delete_unneeded(repo, manifest, protected, cache, &mut report).await;
     // Also after a partial failure, or without deltas: a backup may have stored the manifest again.
+    let proofs = delete_proofs(repo, &id).await;
     let recommit = refuse_recommit(repo, &id).await;
     deleted?;
+    report.objects_deleted += proofs?;
     recommit?;
     Ok(report)
 }
@@ -158,6 +162,21 @@ async fn delete_unneeded(
     Ok(())
 }
 
+/// Deletes the proofs of a deleted snapshot. A host that is verifying it may store another one, which is
+/// garbage like those that a store refuses to delete.
+async fn delete_proofs(repo: &Repository, id: &CloudSnapshotId) -> Result<u64, CloudError> {
+    let listed = repo.store().list(&ProofId::prefix(id)).await?;
+    let keys = listed.into_iter().map(|object| object.key);
+    // Skips foreign objects.
+    match delete_objects(repo, keys.filter(|key| ProofId::from_key(key).is_some())).await {
+        Err(error) if !error.is_retryable() => {
+            tracing::warn!(snapshot = %id, %error, "proofs of a deleted cloud snapshot stay");
+            Ok(0)
+        }
+        deleted => deleted,
+    }
+}
+
 /// Deletes a manifest again once its objects may be gone.
 ///
 /// A backup that did not know of its commit may have stored the manifest again. Such a backup then checks all
@@ -184,8 +203,10 @@ pub async fn delete_damaged(
     let there = repo.store().delete(&id.manifest_key()).await?;
     let mut report = DeleteReport { objects_deleted: u64::from(there), ..DeleteReport::default() };
     let deleted = delete_own(repo, id, protected, cache, &mut report).await;
+    let proofs = delete_proofs(repo, id).await;
     let recommit = refuse_recommit(repo, id).await;
     deleted?;
+    report.objects_deleted += proofs?;
     recommit?;
     Ok(report)
 }

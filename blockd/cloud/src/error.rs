@@ -136,6 +136,9 @@ pub enum CloudError {
         /// Supported version.
         supported: u16,
     },
+    /// A proof cannot be used, so that the cloud snapshot counts as if it did not exist.
+    #[error("proof of a cloud snapshot ignored: {0}")]
+    ProofIgnored(Box<CloudError>),
     /// The cloud snapshot does not exist.
     #[error("there is no cloud snapshot {id} at {store}")]
     SnapshotNotFound {
@@ -355,6 +358,7 @@ impl CloudError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Store(error) => error.is_retryable(),
+            Self::ProofIgnored(error) => error.is_retryable(),
             Self::ReadVolume { source, .. }
             | Self::WriteVolume { source, .. }
             | Self::Journal { source, .. } => {

@@ -1,4 +1,4 @@
-//! Garbage collection of deltas that no manifest references or ever will.
+//! Garbage collection of deltas that no manifest references or ever will, and of proofs of deleted snapshots.
 //!
 //! An abandoned backup leaves packs without a manifest. Only their age distinguishes them from those of a
 //! running backup on another host: no backup commits later than [`BACKUP_LIFETIME_S`] after its start, so a
@@ -9,11 +9,12 @@ use crate::{
     CloudError, Repository,
     backup::{BACKUP_LIFETIME_S, MAX_CLOCK_SKEW_S},
     delete::{delete_objects, objects_of},
-    listing::{ManifestCache, NoCache},
+    listing::{ManifestCache, NoCache, stored},
     manifest::{Delta, Manifest},
-    names::{DATA_PREFIX, DeltaId, PROBE_PREFIX, ROOT_PREFIX},
+    names::{DATA_PREFIX, DeltaId, ManifestKey, PROBE_PREFIX, PROOFS_PREFIX, ROOT_PREFIX},
+    proof::ProofId,
 };
-use blockd_extent::{SnapshotId, VolumeId};
+use blockd_extent::{CloudSnapshotId, SnapshotId, VolumeId};
 use blockd_store::{ObjectInfo, Pages};
 use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
@@ -27,15 +28,20 @@ use uuid::Uuid;
 const PROBE_AGE_S: i64 = MAX_CLOCK_SKEW_S;
 /// Age at which the objects of a delta without a manifest are garbage, in seconds.
 const DELTA_AGE_S: i64 = BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S;
+/// Age at which a proof without a manifest is garbage, in seconds: a lagging listing may lack the manifest.
+const PROOF_AGE_S: i64 = DELTA_AGE_S;
 const _: () = assert!(DELTA_AGE_S > BACKUP_LIFETIME_S && PROBE_AGE_S > 0, "running backups are no garbage");
 
-/// Deltas whose objects are listed and deleted in one batch.
+/// Deltas or snapshots whose objects are listed and deleted in one batch.
 const DELTAS_AT_ONCE: usize = 64;
 /// Concurrent listings.
 const LISTINGS_AT_ONCE: usize = 8;
 
 /// Maximum number of deltas in a collection: some hundred megabytes.
 const MAX_DELTAS: usize = 2_000_000;
+/// Maximum number of snapshots with old proofs in a collection, in the order of their keys; proofs of others
+/// stay.
+const MAX_PROVEN: usize = 2_000_000;
 /// Time limit of a collection in hours: a slow store with an endless listing must not delay the others.
 const MAX_HOURS: u64 = 6;
 
@@ -85,6 +91,8 @@ pub struct GarbageReport {
     pub unknown: Vec<(Uuid, VolumeId, String)>,
     /// Number of probe objects that were deleted, or would be in a dry run.
     pub probe_objects: u64,
+    /// Number of proofs of deleted snapshots that were deleted, or would be in a dry run.
+    pub proofs: u64,
     /// Number of files or segments of unfinished uploads that were removed, or would be in a dry run.
     pub unfinished: u64,
     /// Number of deleted objects, as far as the store reports; 0 in a dry run.
@@ -123,6 +131,7 @@ async fn collect(
 ) -> Result<GarbageReport, CloudError> {
     // In this order, so that the later listing includes snapshots committed in between.
     let leftovers = leftovers(repo).await?;
+    let mut proven = proven_long_ago(repo, options.now).await?;
     let probes = repo.store().list(PROBE_PREFIX).await?;
     let manifests = repo.list_for_deletion(None, cache).await?;
 
@@ -155,7 +164,7 @@ async fn collect(
         }
     }
     report.unknown = unknown.into_iter().map(|((cluster, volume), why)| (cluster, volume, why)).collect();
-    let old = probes.into_iter().filter(|probe| is_garbage(time(probe), options.now, PROBE_AGE_S));
+    let old = probes.into_iter().filter(|probe| is_garbage(stored(probe), options.now, PROBE_AGE_S));
     let probes: Vec<String> = old.map(|probe| probe.key).collect();
     report.probe_objects = probes.len() as u64;
     assert!(report.unknown.is_empty() || report.garbage.is_empty(), "an unreadable manifest may name them");
@@ -163,6 +172,8 @@ async fn collect(
         assert!(!named.contains(&one.delta()), "a manifest names {:?}", one.delta());
         assert!(!options.protected.contains(&one.snapshot), "a running backup makes {}", one.snapshot);
     }
+    // An unreadable manifest keeps the proofs of its own snapshot only, as none depends on another one.
+    proven.retain(|id| !report.manifests.contains(&id.manifest_key()));
     if !options.dry_run {
         // In the empty directory of an unmounted disk no manifest would reference a delta.
         repo.prove_key_slot().await?;
@@ -173,6 +184,8 @@ async fn collect(
     }
     let before_unix_s = options.now.as_second().saturating_sub(DELTA_AGE_S);
     report.unfinished = repo.store().remove_unfinished(ROOT_PREFIX, before_unix_s, options.dry_run).await?;
+    // Last: an object lock or a policy may keep proofs.
+    collect_proofs(repo, &Vec::from_iter(proven), options, &mut report).await?;
     Ok(report)
 }
 
@@ -186,7 +199,7 @@ async fn leftovers(repo: &Repository) -> Result<BTreeMap<DeltaId, Leftover>, Clo
         for (delta, object) in
             page.iter().filter_map(|object| Some((DeltaId::of_object(&object.key)?, object)))
         {
-            let since = time(object);
+            let since = stored(object);
             match deltas.entry(delta) {
                 Entry::Vacant(new) => {
                     let DeltaId { cluster, volume, snapshot } = delta;
@@ -208,6 +221,45 @@ async fn leftovers(repo: &Repository) -> Result<BTreeMap<DeltaId, Leftover>, Clo
         }
     }
     Ok(deltas)
+}
+
+/// Returns the snapshots with a proof of the age of garbage. Reads the listing page by page, as proofs may be
+/// many.
+async fn proven_long_ago(repo: &Repository, now: Timestamp) -> Result<BTreeSet<CloudSnapshotId>, CloudError> {
+    let mut proven = BTreeSet::new();
+    let mut pages = Pages::new(&**repo.store(), PROOFS_PREFIX);
+    while let Some(page) = pages.next().await? {
+        let old = page.iter().filter(|object| is_garbage(stored(object), now, PROOF_AGE_S));
+        proven.extend(old.filter_map(|object| ProofId::from_key(&object.key)).map(|proof| proof.cloudsnap));
+        if proven.len() > MAX_PROVEN {
+            break;
+        }
+    }
+    Ok(proven)
+}
+
+/// Deletes the old proofs of snapshots that no manifest has.
+async fn collect_proofs(
+    repo: &Repository,
+    gone: &[CloudSnapshotId],
+    options: &GarbageOptions,
+    report: &mut GarbageReport,
+) -> Result<(), CloudError> {
+    for some in gone.chunks(DELTAS_AT_ONCE) {
+        let listings = some.iter().map(|id| async move { repo.store().list(&ProofId::prefix(id)).await });
+        let listings: Vec<_> = listings.collect();
+        let listed: Vec<Vec<ObjectInfo>> =
+            futures::stream::iter(listings).buffer_unordered(LISTINGS_AT_ONCE).try_collect().await?;
+        let is_old = |object: &ObjectInfo| {
+            ProofId::from_key(&object.key).is_some() && is_garbage(stored(object), options.now, PROOF_AGE_S)
+        };
+        let old: Vec<_> = listed.into_iter().flatten().filter(is_old).map(|object| object.key).collect();
+        report.proofs += old.len() as u64;
+        if !options.dry_run {
+            report.objects_deleted += delete_objects(repo, old.into_iter()).await?;
+        }
+    }
+    Ok(())
 }
 
 /// Deletes the objects of deltas; returns their number, as far as the store reports.
@@ -257,10 +309,6 @@ pub async fn remove_leftovers_of(
     }
     repo.prove_key_slot().await?;
     delete_objects(repo, objects.into_iter()).await
-}
-
-fn time(object: &ObjectInfo) -> Option<Timestamp> {
-    object.modified_unix_s.and_then(|second| Timestamp::from_second(second).ok())
 }
 
 fn is_garbage(since: Option<Timestamp>, now: Timestamp, age_s: i64) -> bool {

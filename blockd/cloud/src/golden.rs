@@ -4,9 +4,9 @@
 //! never change.
 
 use crate::{
-    BackupSpec, CancelToken, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest, ManifestKey,
-    MemoryJournal, NoCache, OpenOptions, Progress, Repository, SnapshotDescription, SnapshotReader,
-    UploadOptions, backup, keys,
+    BackupSpec, CancelToken, CloudSnapshotId, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest,
+    ManifestFilter, ManifestKey, MemoryJournal, NoCache, OpenOptions, Progress, Proof, ProofKind, Repository,
+    SnapshotDescription, SnapshotReader, UploadOptions, backup, keys,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_store::BlobStore;
@@ -114,6 +114,26 @@ fn volume(generation: u64) -> MemoryVolume {
     live
 }
 
+/// Proofs of each kind: sound ones of the first generation, and one of damage of the second one.
+fn proofs(first: CloudSnapshotId, second: CloudSnapshotId) -> Vec<Proof> {
+    let proof = |cloudsnap, kind| Proof {
+        cloudsnap,
+        kind,
+        proven: Timestamp::from_second(1_700_000_400).unwrap(),
+        host: Uuid::from_u128(0x9d0e_5b7a_33c1_4e52_8f60_41d2_7ab3_c5e9),
+        host_name: "db1".into(),
+        version: "1.2.3".into(),
+        location: Uuid::from_u128(0x51c3_0d64_8e2f_4b1a_a7d9_0c6e_15f8_2b37),
+        sound: true,
+    };
+    vec![
+        proof(first, ProofKind::Deep),
+        proof(first, ProofKind::Drill),
+        proof(first, ProofKind::Quick),
+        Proof { sound: false, ..proof(second, ProofKind::Full) },
+    ]
+}
+
 async fn write(kind: Kind) -> MemoryStore {
     let mode = kind.mode;
     let store = Arc::new(MemoryStore::default());
@@ -123,7 +143,7 @@ async fn write(kind: Kind) -> MemoryStore {
     for prefix in ["blockd/keys/", "blockd/keys-copy/"] {
         store.insert(&format!("{prefix}{}", key(mode).key_id()), slot.clone());
     }
-    let mut base: Option<Manifest> = None;
+    let (mut base, mut ids): (Option<Manifest>, Vec<CloudSnapshotId>) = (None, Vec::new());
     for generation in 1..=2u64 {
         let (data, zero) = match generation {
             1 => (BlockSet::from_iter([Extent::new(BlockIndex(10), 40)]), BlockSet::new()),
@@ -163,7 +183,11 @@ async fn write(kind: Kind) -> MemoryStore {
         let manifest = Manifest { started, finished, ..done };
         let salt = [0x50 + generation as u8; 32];
         store.insert(&manifest.id().manifest_key(), manifest.encode(&key(mode), &salt).unwrap());
+        ids.push(manifest.id());
         base = Some(manifest);
+    }
+    for proof in proofs(ids[0], ids[1]) {
+        store.insert(&proof.id().key(), proof.encode(&key(mode), &[0x60; 32]).unwrap());
     }
     store.fork()
 }
@@ -195,8 +219,12 @@ async fn golden_files_are_readable() {
         let objects = files.objects();
         let store: Arc<dyn BlobStore> = Arc::new(files);
         let repo = Repository::open(store, kind.passphrase(), &OpenOptions::default()).await.unwrap();
-        let listed = repo.list_manifests(&crate::ManifestFilter::default(), &NoCache).await.unwrap();
+        let listed = repo.list_manifests(&ManifestFilter::default(), &NoCache).await.unwrap();
         assert_eq!(listed.len(), 2);
+        let [first, second] = [0, 1].map(|generation: usize| listed[generation].id.unwrap());
+        let found = repo.list_proofs(&ManifestFilter::default()).await.unwrap();
+        let found = repo.read_proofs(found).await.into_iter().map(|(_, proof)| proof.unwrap());
+        assert_eq!(found.collect::<Vec<_>>(), proofs(first, second));
         for (generation, listed) in (1..).zip(listed) {
             assert_eq!(
                 objects[&listed.key][8..10],

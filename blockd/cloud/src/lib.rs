@@ -29,6 +29,7 @@ mod pack;
 mod packing;
 mod plan;
 mod progress;
+mod proof;
 mod reader;
 mod repository;
 mod restore;
@@ -57,6 +58,7 @@ pub use listing::{ListedManifest, ManifestCache, ManifestFilter, MemoryCache, No
 pub use manifest::{BackupType, Delta, IndexRef, MAX_CHAIN, Manifest, SnapshotDescription};
 pub use names::ManifestKey;
 pub use progress::{CancelToken, Phase, Progress, ProgressSnapshot};
+pub use proof::{ListedProof, MAX_PROOF_AHEAD, Proof, ProofId, ProofKind, location_id};
 pub use reader::SnapshotReader;
 pub use repository::{KnownKeys, OpenOptions, Repository};
 pub use restore::{BlockWriter, RestoreOptions, RestoreRequest, RestoreSummary, restore};

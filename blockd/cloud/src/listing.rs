@@ -4,6 +4,7 @@ use crate::{CloudError, CloudSnapshotId, Manifest, ManifestKey, Repository, name
 use blockd_extent::VolumeId;
 use blockd_store::ObjectInfo;
 use futures::{StreamExt, future::BoxFuture};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -34,6 +35,22 @@ pub struct ManifestFilter {
     pub volume: Option<VolumeId>,
 }
 
+impl ManifestFilter {
+    /// Returns the longest prefix of the wanted keys below `root`.
+    pub(crate) fn prefix(&self, root: &str) -> String {
+        match (self.cluster, self.volume) {
+            (Some(cluster), Some(volume)) => format!("{root}{cluster}/{volume}-"),
+            (Some(cluster), None) => format!("{root}{cluster}/"),
+            (None, _) => root.to_owned(),
+        }
+    }
+
+    /// Returns true for a wanted snapshot of a key with the prefix.
+    pub(crate) fn includes(&self, id: &CloudSnapshotId) -> bool {
+        self.volume.is_none_or(|volume| id.volume == volume)
+    }
+}
+
 /// Listed snapshot.
 #[derive(Debug)]
 pub struct ListedManifest {
@@ -43,6 +60,13 @@ pub struct ListedManifest {
     pub id: Option<CloudSnapshotId>,
     /// Manifest, or the reason why it cannot be read.
     pub manifest: Result<Manifest, CloudError>,
+    /// Time of the object by the store's clock; `None` if the store does not report it.
+    pub stored: Option<Timestamp>,
+}
+
+/// Returns the time of an object by the store's clock; `None` if the store does not report it.
+pub(crate) fn stored(object: &ObjectInfo) -> Option<Timestamp> {
+    object.modified_unix_s.and_then(|second| Timestamp::from_second(second).ok())
 }
 
 /// Cache of manifests by key; manifests never change. Holds only authenticated manifests.
@@ -115,15 +139,9 @@ impl Repository {
         filter: &ManifestFilter,
         cache: &dyn ManifestCache,
     ) -> Result<Vec<ListedManifest>, CloudError> {
-        let prefix = match (filter.cluster, filter.volume) {
-            (Some(cluster), Some(volume)) => format!("{MANIFESTS_PREFIX}{cluster}/{volume}-"),
-            (Some(cluster), None) => format!("{MANIFESTS_PREFIX}{cluster}/"),
-            (None, _) => MANIFESTS_PREFIX.to_owned(),
-        };
-        let listed = self.store().list(&prefix).await?;
+        let listed = self.store().list(&filter.prefix(MANIFESTS_PREFIX)).await?;
         let is_wanted = |object: &ObjectInfo| {
-            let id = CloudSnapshotId::from_manifest_key(&object.key);
-            filter.volume.is_none_or(|volume| id.is_none_or(|id| id.volume == volume))
+            CloudSnapshotId::from_manifest_key(&object.key).is_none_or(|id| filter.includes(&id))
         };
         let listed: Vec<ObjectInfo> = listed.into_iter().filter(is_wanted).collect();
         Ok(self.read_all_listed(listed, cache).await.into_iter().flatten().collect())
@@ -238,10 +256,10 @@ impl Repository {
 
     /// Reads a listed manifest unless it is known; `None` if it was deleted.
     async fn read_listed(&self, object: &ObjectInfo, known: Option<Manifest>) -> Option<ListedManifest> {
-        let key = object.key.clone();
+        let (key, stored) = (object.key.clone(), stored(object));
         let Some(id) = CloudSnapshotId::from_manifest_key(&key) else {
             let error = CloudError::damaged(&key, 0, "its name is not that of a cloud snapshot");
-            return Some(ListedManifest { key, id: None, manifest: Err(error) });
+            return Some(ListedManifest { key, id: None, manifest: Err(error), stored });
         };
         let manifest = match known {
             Some(manifest) => Ok(manifest),
@@ -251,6 +269,6 @@ impl Repository {
             },
         };
         debug_assert!(manifest.as_ref().map_or(true, |manifest| manifest.id() == id), "{key} is of another");
-        Some(ListedManifest { key, id: Some(id), manifest })
+        Some(ListedManifest { key, id: Some(id), manifest, stored })
     }
 }

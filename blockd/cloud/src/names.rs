@@ -12,7 +12,8 @@ pub(crate) const KEYS_PREFIX: &str = "blockd/keys/";
 pub(crate) const KEY_COPIES_PREFIX: &str = "blockd/keys-copy/";
 /// Prefix of the manifests.
 pub(crate) const MANIFESTS_PREFIX: &str = "blockd/manifests/";
-
+/// Prefix of the proofs.
+pub(crate) const PROOFS_PREFIX: &str = "blockd/proofs/";
 /// Prefix of packs and indexes.
 pub(crate) const DATA_PREFIX: &str = "blockd/data/";
 /// Prefix of probe objects.

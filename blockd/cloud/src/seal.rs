@@ -67,6 +67,7 @@ pub(crate) enum Domain {
     Manifest = 4,
     DataKey = 5,
     KeySlot = 6,
+    Proof = 7,
 }
 
 /// Returns the nonce of the `ordinal`-th item of its kind.

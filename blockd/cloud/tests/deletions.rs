@@ -1,4 +1,6 @@
 //! Deletions interleaved with the steps of other hosts: regression tests by the moment of the loss.
+mod proofs;
+
 use crate::common::{BLOCK, restored, run, run_with, set, with_slot};
 use blockd_cloud::{
     BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, Manifest, ManifestKey, MemoryJournal,

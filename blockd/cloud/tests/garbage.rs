@@ -1,10 +1,11 @@
 //! Tests of garbage collection: objects of abandoned backups are deleted, and no object of a snapshot.
-use crate::common::{BLOCK, restored, run, run_with, set, with_slot};
+use crate::common::{BLOCK, CLUSTER, proof, restored, run, run_with, set, with_slot};
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CancelToken, CloudError, EncryptionMode, GarbageOptions, GarbageReport,
-    MAX_CLOCK_SKEW_S, ManifestKey, MemoryJournal, NoCache, Repository, collect_garbage, remove_leftovers_of,
+    MAX_CLOCK_SKEW_S, ManifestFilter, ManifestKey, MemoryJournal, NoCache, ProofId, ProofKind, Repository,
+    collect_garbage, remove_leftovers_of,
 };
-use blockd_extent::SnapshotId;
+use blockd_extent::{CloudSnapshotId, SnapshotId};
 use blockd_store::{
     BlobStore, LIST_MAX_OBJECTS, ListPage, Middleware, ObjectInfo, Operation, Request, Response,
     StoreErrorKind, StoreFuture,
@@ -125,6 +126,71 @@ async fn leftovers_named_by_a_manifest_are_kept() {
     assert_eq!(remove(3).await, 2);
     assert!(store.objects().contains_key(&foreign), "a foreign object was deleted");
     assert_eq!(restored(&repo, &tip).await.unwrap(), live.content());
+}
+
+async fn proof_ids(repo: &Repository) -> Vec<ProofId> {
+    let listed = repo.list_proofs(&ManifestFilter::default()).await.unwrap();
+    listed.into_iter().map(|one| one.id).collect()
+}
+
+#[tokio::test]
+async fn proofs_of_deleted_snapshots_are_collected_after_a_week() {
+    let store = Arc::new(MemoryStore::default());
+    let (repo, _, tip) = sample(&store).await;
+    let deleted = CloudSnapshotId { snapshot: SnapshotId::from_u64(1), incremental: false, ..tip.id() };
+    let of_tip = repo.publish_proof(&proof(tip.id(), ProofKind::Full, 1000, CLUSTER)).await.unwrap();
+    let orphan = repo.publish_proof(&proof(deleted, ProofKind::Full, 1000, CLUSTER)).await.unwrap();
+    let foreign = format!("blockd/proofs/{deleted}/notes.txt");
+    store.insert(&foreign, "?");
+    let limit = 1000 + BACKUP_LIFETIME_S + MAX_CLOCK_SKEW_S;
+    store.set_clock(limit);
+    let young = repo.publish_proof(&proof(deleted, ProofKind::Deep, 1000, CLUSTER)).await.unwrap();
+
+    assert_eq!(collect(&repo, limit, false, &[]).await.proofs, 0);
+    let report = collect(&repo, limit + 1, true, &[3]).await;
+    assert_eq!((report.proofs, report.objects_deleted), (1, 0));
+    let mut all = vec![of_tip, orphan, young];
+    all.sort_by_key(ProofId::key);
+    assert_eq!(proof_ids(&repo).await, all, "a dry run deletes nothing");
+    let report = collect(&repo, limit + 1, false, &[3]).await;
+    assert_eq!((report.proofs, report.objects_deleted), (1, 1));
+    all.retain(|id| *id != orphan);
+    assert_eq!(proof_ids(&repo).await, all);
+    assert!(store.objects().contains_key(&foreign), "a foreign object was deleted");
+}
+
+#[tokio::test]
+async fn proofs_of_snapshots_with_a_manifest_are_never_collected() {
+    let store = Arc::new(MemoryStore::default());
+    let (repo, _, tip) = sample(&store).await;
+    let own = repo.publish_proof(&proof(tip.id(), ProofKind::Full, 1000, CLUSTER)).await.unwrap();
+    let key = tip.id().manifest_key();
+    let mut body = store.objects()[&key].to_vec();
+    body[70] ^= 1;
+    store.insert(&key, body);
+    let deleted = CloudSnapshotId { snapshot: SnapshotId::from_u64(1), incremental: false, ..tip.id() };
+    repo.publish_proof(&proof(deleted, ProofKind::Full, 1000, CLUSTER)).await.unwrap();
+    let report = collect(&repo, i64::from(i32::MAX), false, &[]).await;
+    assert_eq!(
+        (report.unknown.len(), report.proofs),
+        (1, 1),
+        "an unreadable manifest keeps its own proofs only"
+    );
+    assert_eq!(proof_ids(&repo).await, [own]);
+}
+
+#[tokio::test]
+async fn collection_in_an_unmounted_directory_deletes_no_proof() {
+    let store = Arc::new(MemoryStore::default());
+    let (repo, _, tip) = sample(&store).await;
+    repo.publish_proof(&proof(tip.id(), ProofKind::Full, 1000, CLUSTER)).await.unwrap();
+    let gone = store.objects().into_keys().filter(|key| !key.starts_with("blockd/proofs/"));
+    gone.for_each(|key| drop(store.remove(&key)));
+    let now = Timestamp::from_second(i64::from(i32::MAX)).unwrap();
+    let options = GarbageOptions { now, dry_run: false, protected: BTreeSet::new() };
+    let error = collect_garbage(&repo, &options, &NoCache).await.unwrap_err();
+    assert!(matches!(error, CloudError::KeySlotMissing { .. }), "{error}");
+    assert_eq!(proof_ids(&repo).await.len(), 1);
 }
 
 #[tokio::test]

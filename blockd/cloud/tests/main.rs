@@ -13,6 +13,7 @@ mod garbage;
 mod key_slots;
 mod listing;
 mod lost_answers;
+mod proofs;
 mod restore_again;
 mod resume;
 mod rotate;

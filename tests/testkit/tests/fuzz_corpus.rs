@@ -44,6 +44,11 @@ fn nbd() {
 }
 
 #[test]
+fn proof() {
+    replay("proof", fuzz::proofs);
+}
+
+#[test]
 fn volume() {
     replay("volume", blockd_testkit::volume_files);
 }

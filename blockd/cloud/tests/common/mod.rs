@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use blockd_cloud::{
-    BackupJournal, BackupSpec, CancelToken, CloudError, EncryptionMode, KnownKeys, Manifest, MemoryJournal,
-    OpenOptions, Progress, Repository, RestoreOptions, RestoreRequest, UploadOptions, backup, restore,
+    BackupJournal, BackupSpec, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, KnownKeys, Manifest,
+    MemoryJournal, OpenOptions, Progress, Proof, ProofKind, Repository, RestoreOptions, RestoreRequest,
+    UploadOptions, backup, restore,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{BlobStore, RequestCounts, Requests, RetryPolicy, task_store};
@@ -12,6 +13,7 @@ use blockd_testkit::{
     cloud::{FAST_KDF, MemoryVolume, data_key},
     store::MemoryStore,
 };
+use jiff::Timestamp;
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 use uuid::Uuid;
 
@@ -104,6 +106,21 @@ pub async fn restored_with(
     let snapshot = progress.snapshot();
     assert_eq!(snapshot.bytes_processed, snapshot.bytes_total);
     Ok((target.content(), requests.snapshot()))
+}
+
+/// Returns the proof of a sound snapshot.
+pub fn proof(cloudsnap: CloudSnapshotId, kind: ProofKind, second: i64, host: Uuid) -> Proof {
+    let proven = Timestamp::from_second(second).unwrap();
+    Proof {
+        cloudsnap,
+        kind,
+        proven,
+        host,
+        host_name: "db1".into(),
+        version: "1.2.3".into(),
+        location: Uuid::from_u128(0x10c),
+        sound: true,
+    }
 }
 
 pub fn requests() -> Arc<Requests> {

@@ -1,7 +1,9 @@
 //! Objects of an unencrypted repository with arbitrary content, built from `FORMAT.md` of `blockd-cloud` and
 //! not with its code.
 
-use blockd_cloud::{CloudSnapshotId, DataKey, EncryptionMode, FORMAT_VERSION, Manifest, ManifestKey};
+use blockd_cloud::{
+    CloudSnapshotId, DataKey, EncryptionMode, FORMAT_VERSION, Manifest, ManifestKey, ProofId,
+};
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -27,12 +29,22 @@ pub(super) fn sealed(associated: &[u8], content: &[u8]) -> Vec<u8> {
     [content, &tag.to_le_bytes()].concat()
 }
 
+/// Returns the JSON object with these first bytes, key and body.
+fn sealed_json(magic: &[u8; 8], key: &str, key_id: Uuid, body: &[u8]) -> Vec<u8> {
+    let (version, len) = (FORMAT_VERSION.to_le_bytes(), (body.len() as u32).to_le_bytes());
+    let header = [&magic[..], &version, &[0, 0], &len, key_id.as_bytes(), &SALT].concat();
+    let associated = [&header, key.as_bytes()].concat();
+    [header, sealed(&associated, body)].concat()
+}
+
 /// Returns the object of a manifest with this body.
 pub(super) fn manifest(id: &CloudSnapshotId, key_id: Uuid, body: &[u8]) -> Vec<u8> {
-    let (version, len) = (FORMAT_VERSION.to_le_bytes(), (body.len() as u32).to_le_bytes());
-    let header = [&b"BLKDMNFT"[..], &version, &[0, 0], &len, key_id.as_bytes(), &SALT].concat();
-    let associated = [&header, id.manifest_key().as_bytes()].concat();
-    [header, sealed(&associated, body)].concat()
+    sealed_json(b"BLKDMNFT", &id.manifest_key(), key_id, body)
+}
+
+/// Returns the object of a proof with this body.
+pub(super) fn proof(id: &ProofId, key_id: Uuid, body: &[u8]) -> Vec<u8> {
+    sealed_json(b"BLKDPROF", &id.key(), key_id, body)
 }
 
 /// Returns the object of a manifest.

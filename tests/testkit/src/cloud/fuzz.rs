@@ -1,8 +1,8 @@
 //! Fuzz entry points for the objects of a repository.
 //!
 //! The first byte of an input selects the kind of object, and whether this module seals it: the parsers run
-//! only behind valid seals. [`objects`] takes all kinds; [`manifests`], [`frame_tables`] and [`key_slots`]
-//! one each.
+//! only behind valid seals. [`objects`] takes all kinds but proofs; [`manifests`], [`proofs`],
+//! [`frame_tables`] and [`key_slots`] one each.
 #![allow(clippy::expect_used, clippy::panic, reason = "a violated property must be found")]
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
 use crate::store::MemoryStore;
 use blockd_cloud::{
     CloudSnapshotId, DataKey, Delta, EncryptionMode, IndexRef, KdfParams, KnownKeys, Manifest, ManifestKey,
-    Repository, SnapshotReader,
+    ProofId, ProofKind, Repository, SnapshotReader,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use sha2::{Digest, Sha256};
@@ -25,6 +25,13 @@ const ID: CloudSnapshotId = CloudSnapshotId {
     volume: VolumeId::from_u64(2),
     snapshot: SnapshotId::from_u64(3),
     incremental: false,
+};
+/// The proof under which all inputs are stored.
+const PROOF: ProofId = ProofId {
+    cloudsnap: ID,
+    proven_unix_ms: 1_700_000_400_000,
+    kind: ProofKind::Full,
+    host: Uuid::from_u128(9),
 };
 const KEY: u128 = 4;
 const DELTA: ForgedDelta = ForgedDelta { id: ID, key_id: Uuid::from_u128(KEY) };
@@ -71,6 +78,32 @@ pub fn manifests(data: &[u8]) {
         0 => manifest(rest.to_vec()),
         _ => manifest(forge::manifest(&ID, DELTA.key_id, rest)),
     }
+}
+
+/// Reads `data` as a proof, as given or sealed.
+///
+/// # Panics
+/// If a property is violated.
+pub fn proofs(data: &[u8]) {
+    let Some((kind, rest)) = data.split_first() else {
+        return;
+    };
+    let (store, repo) = repository();
+    let read = |object: Vec<u8>| {
+        store.insert(&PROOF.key(), object);
+        block_on(repo.proof(&PROOF))
+    };
+    let object = match kind % 3 {
+        0 => rest.to_vec(),
+        _ => forge::proof(&PROOF, DELTA.key_id, rest),
+    };
+    let Ok(proof) = read(object) else { return };
+    let proof = proof.expect("it is stored");
+    assert_eq!(proof.id(), PROOF);
+    assert!(proof.host_name.len() < 256 && proof.version.len() < 256);
+    let again =
+        forge::proof(&PROOF, DELTA.key_id, &serde_json::to_vec(&proof).expect("a proof is serializable"));
+    assert_eq!(read(again).expect("a written proof is readable"), Some(proof));
 }
 
 /// Reads `data` as a key slot, as given and with a valid checksum.
@@ -256,6 +289,9 @@ fn names(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
+    if let Some(id) = ProofId::from_key(text) {
+        assert_eq!(id.key(), text, "the key of a proof is unique");
+    }
     if let Ok(id) = text.parse::<CloudSnapshotId>() {
         assert_eq!(id.to_string(), text, "the text of an id is unique");
         assert_eq!(CloudSnapshotId::from_manifest_key(&id.manifest_key()), Some(id));
