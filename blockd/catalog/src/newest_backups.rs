@@ -1,6 +1,6 @@
 //! Newest backup of each volume with each credential, for reports.
 
-use crate::{Chain, CredentialRow, DbError, Doubt, Proof, rows};
+use crate::{Chain, CredentialRow, DbError, Doubt, ProofRow, rows};
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestKey};
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::Timestamp;
@@ -94,7 +94,7 @@ fn useless_backups(tx: &Transaction<'_>) -> Result<BTreeSet<(Uuid, CloudSnapshot
     let abandoned = Doubt::all(tx)?.into_iter().filter(|doubt| doubt.abandoned);
     let mut useless: BTreeSet<_> = abandoned.map(|doubt| (doubt.credential, doubt.cloudsnap)).collect();
     for row in CredentialRow::all(tx)? {
-        let damaged = Proof::all(tx, row.uuid)?.into_iter().filter(|proof| !proof.sound);
+        let damaged = ProofRow::all(tx, row.uuid)?.into_iter().filter(|proof| !proof.sound);
         useless.extend(damaged.map(|proof| (row.uuid, proof.cloudsnap)));
     }
     Ok(useless)

@@ -1,16 +1,16 @@
-//! Rows of proofs: results of the last verification of each cloud snapshot.
+//! Rows of proofs: results of this host's last verification of each cloud snapshot.
 
 use crate::{DbError, parsed, repository_location::Aliases, rows};
-use blockd_cloud::{CloudSnapshotId, VerifyDepth};
+use blockd_cloud::{CloudSnapshotId, MAX_PROOF_AHEAD, VerifyDepth};
 use blockd_extent::{BlockSet, VolumeId};
 use jiff::Timestamp;
 use rusqlite::{Row, Transaction, params, types::Type};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// Result of the last verification of a cloud snapshot.
+/// Result of this host's last verification of a cloud snapshot.
 #[derive(Clone, PartialEq, Debug)]
-pub struct Proof {
+pub struct ProofRow {
     /// Credential of the verification.
     pub credential: Uuid,
     /// The cloud snapshot.
@@ -25,11 +25,18 @@ pub struct Proof {
     pub damaged: BlockSet,
     /// Digest of its content from the last complete restore.
     pub digest: Option<[u8; 32]>,
+    /// Version of blockd.
+    pub version: String,
 }
 
-const COLUMNS: &str = "credential, cloudsnap, verified, depth, sound, damaged, digest";
+const COLUMNS: &str = "credential, cloudsnap, verified, depth, sound, damaged, digest, version";
 
-fn depth_of(text: &str) -> VerifyDepth {
+/// Returns the pattern of the cloud snapshots of a volume; of all volumes by default.
+pub(crate) fn pattern(volume: Option<VolumeId>) -> String {
+    volume.map_or_else(|| "%".to_owned(), |volume| format!("%/{volume}-%"))
+}
+
+pub(crate) fn depth_of(text: &str) -> VerifyDepth {
     // The table accepts no other words.
     [VerifyDepth::Quick, VerifyDepth::Deep]
         .into_iter()
@@ -37,7 +44,7 @@ fn depth_of(text: &str) -> VerifyDepth {
         .unwrap_or(VerifyDepth::Full)
 }
 
-impl Proof {
+impl ProofRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
         let (depth, damaged): (String, Option<Vec<u8>>) = (row.get(3)?, row.get(5)?);
         let digest: Option<Vec<u8>> = row.get(6)?;
@@ -52,14 +59,22 @@ impl Proof {
                 .map_err(|error| rusqlite::Error::FromSqlConversionFailure(5, Type::Blob, Box::new(error)))?
                 .unwrap_or_default(),
             digest: digest.and_then(|bytes| bytes.try_into().ok()),
+            version: row.get(7)?,
         })
+    }
+
+    /// Returns true if the verification found no damage. One that is dated in the future shows nothing: the
+    /// clock was ahead.
+    #[must_use]
+    pub fn is_sound(&self, now: Timestamp) -> bool {
+        self.sound && self.verified <= now.saturating_add(MAX_PROOF_AHEAD).unwrap_or(Timestamp::MAX)
     }
 
     /// Returns true if the verification read the content and found no damage. A quick one only shows that the
     /// objects exist.
     #[must_use]
-    pub fn covers_content(&self) -> bool {
-        self.sound && self.depth != VerifyDepth::Quick
+    pub fn covers_content(&self, now: Timestamp) -> bool {
+        self.is_sound(now) && self.depth > VerifyDepth::Quick
     }
 
     /// Returns the proofs of a credential's cloud snapshots.
@@ -118,23 +133,55 @@ impl Proof {
         Ok(found)
     }
 
-    /// Returns the times of the last verifications that read a cloud snapshot of a volume and found it sound,
-    /// by credential and volume; of all volumes by default.
+    /// Returns the proofs of the cloud snapshots of a volume from all credentials; of all volumes by default.
     ///
     /// # Errors
     /// The database fails.
-    pub fn last_sound(
-        tx: &Transaction<'_>,
-        volume: Option<VolumeId>,
-    ) -> Result<BTreeMap<(Uuid, VolumeId), Timestamp>, DbError> {
-        let sql = format!("SELECT {COLUMNS} FROM proofs WHERE sound AND cloudsnap LIKE ?1");
-        let pattern = volume.map_or_else(|| "%".to_owned(), |volume| format!("%/{volume}-%"));
-        let mut found = BTreeMap::new();
-        for proof in rows(tx, &sql, [pattern], Self::read)?.into_iter().filter(Self::covers_content) {
-            let last = found.entry((proof.credential, proof.cloudsnap.volume)).or_insert(proof.verified);
-            *last = proof.verified.max(*last);
+    pub fn of_volume(tx: &Transaction<'_>, volume: Option<VolumeId>) -> Result<Vec<Self>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM proofs WHERE cloudsnap LIKE ?1 ORDER BY verified");
+        rows(tx, &sql, [pattern(volume)], Self::read)
+    }
+
+    /// Returns this result after an earlier one; `None` if the earlier one stays. A quick verification adds
+    /// damage to the result of a read and removes none.
+    #[must_use]
+    pub fn after(mut self, before: Option<&Self>) -> Option<Self> {
+        let Some(before) = before.filter(|before| before.depth > VerifyDepth::Quick) else {
+            return Some(self);
+        };
+        if self.depth > VerifyDepth::Quick {
+            return Some(self);
         }
-        Ok(found)
+        // Where no block is named, all may be lost.
+        match self.damaged.is_empty() || (!before.sound && before.damaged.is_empty()) {
+            true => self.damaged = BlockSet::new(),
+            false => self.damaged.union_with(&before.damaged),
+        }
+        self.depth = before.depth;
+        (!self.sound).then_some(self)
+    }
+
+    /// Returns results of a credential that are not published, the latest ones first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn unpublished(tx: &Transaction<'_>, credential: Uuid, max: u32) -> Result<Vec<Self>, DbError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM proofs WHERE credential = ?1 AND NOT published ORDER BY verified DESC LIMIT ?2"
+        );
+        rows(tx, &sql, params![credential.to_string(), max], Self::read)
+    }
+
+    /// Notes that the location has this result, unless a later one replaced it.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_published(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        let key = [self.credential.to_string(), self.cloudsnap.to_string(), self.verified.to_string()];
+        let sql =
+            "UPDATE proofs SET published = 1 WHERE credential = ?1 AND cloudsnap = ?2 AND verified = ?3";
+        tx.execute(sql, key)?;
+        Ok(())
     }
 
     /// Adds or replaces the proof, and keeps a known digest.
@@ -144,10 +191,11 @@ impl Proof {
     pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         let damaged = (!self.damaged.is_empty()).then(|| self.damaged.to_bytes());
         tx.execute(
-            "INSERT INTO proofs (credential, cloudsnap, verified, depth, sound, damaged, digest)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+            "INSERT INTO proofs (credential, cloudsnap, verified, depth, sound, damaged, digest, version, published)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0)
              ON CONFLICT (credential, cloudsnap) DO UPDATE SET verified = excluded.verified, depth = excluded.depth,
-             sound = excluded.sound, damaged = excluded.damaged, digest = coalesce(digest, excluded.digest)",
+             sound = excluded.sound, damaged = excluded.damaged, digest = coalesce(digest, excluded.digest),
+             version = excluded.version, published = 0",
             params![
                 self.credential.to_string(),
                 self.cloudsnap.to_string(),
@@ -155,14 +203,15 @@ impl Proof {
                 self.depth.to_string(),
                 self.sound,
                 damaged,
-                self.digest
+                self.digest,
+                self.version
             ],
         )?;
         Ok(())
     }
 
-    /// Removes the proofs of a cloud snapshot that was deleted from a credential's location. Copies of the
-    /// repository keep theirs.
+    /// Removes the proofs of a cloud snapshot that was deleted from a credential's location, also those of
+    /// other hosts. Copies of the repository keep theirs.
     ///
     /// # Errors
     /// The database fails.
@@ -172,10 +221,12 @@ impl Proof {
         cloudsnap: &CloudSnapshotId,
     ) -> Result<(), DbError> {
         let sql = "DELETE FROM proofs WHERE cloudsnap = ?1 AND credential = ?2";
+        let of_others = "DELETE FROM host_proofs WHERE cloudsnap = ?1 AND credential = ?2";
         let aliases = Aliases::all(tx)?;
         let same = aliases.of(credential).iter().filter(|alias| alias.is_same_location);
         for credential in same.map(|alias| alias.credential).chain([credential]) {
             tx.execute(sql, [cloudsnap.to_string(), credential.to_string()])?;
+            tx.execute(of_others, [cloudsnap.to_string(), credential.to_string()])?;
         }
         Ok(())
     }
@@ -185,6 +236,7 @@ impl Proof {
 mod tests {
     use super::super::{CredentialRow, Db};
     use super::*;
+    use blockd_extent::{BlockIndex, Extent};
 
     #[test]
     fn deletion_in_one_place_keeps_the_proofs_of_others() {
@@ -199,12 +251,13 @@ mod tests {
             CredentialRow::sample(copy, "/copy", key).insert(tx)?;
             for credential in [here, spelled, copy] {
                 let (verified, depth, sound) = (Timestamp::UNIX_EPOCH, VerifyDepth::Full, false);
-                let (damaged, digest) = (BlockSet::new(), None);
-                Proof { credential, cloudsnap, verified, depth, sound, damaged, digest }.put(tx)?;
+                let (damaged, digest, version) = (BlockSet::new(), None, String::new());
+                ProofRow { credential, cloudsnap, verified, depth, sound, damaged, digest, version }
+                    .put(tx)?;
             }
-            Proof::remove(tx, here, &cloudsnap)?;
+            ProofRow::remove(tx, here, &cloudsnap)?;
             let left =
-                [here, spelled, copy].map(|credential| Proof::all(tx, credential).map(|all| all.len()));
+                [here, spelled, copy].map(|credential| ProofRow::all(tx, credential).map(|all| all.len()));
             assert_eq!(left.map(Result::unwrap), [0, 0, 1]);
             Ok(())
         })
@@ -212,40 +265,68 @@ mod tests {
     }
 
     #[test]
-    fn last_proof_of_content_of_each_volume_counts() {
+    fn results_of_this_host_wait_for_their_publication() {
         let dir = tempfile::tempdir().unwrap();
         let db = Db::open(&dir.path().join("blockd.db")).unwrap();
         let credential = Uuid::from_u128(7);
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let proof = |rest: &str, second, depth, sound| Proof {
+        let proof = |snapshot: u64, second| ProofRow {
             credential,
-            cloudsnap: format!("2e4d4b67-95d7-481e-aec5-14223ac55170/{rest}").parse().unwrap(),
-            verified: at(second),
-            depth,
-            sound,
+            cloudsnap: format!("2e4d4b67-95d7-481e-aec5-14223ac55170/59-{snapshot}").parse().unwrap(),
+            verified: Timestamp::from_second(second).unwrap(),
+            depth: VerifyDepth::Full,
+            sound: true,
             damaged: BlockSet::new(),
             digest: None,
+            version: "1.2.3".into(),
         };
         db.transaction::<_, DbError>(|tx| {
+            let other = Uuid::from_u128(8);
             CredentialRow::sample(credential, "/backup", Uuid::from_u128(1)).insert(tx)?;
-            for (rest, second, depth, sound) in [
-                ("59-61", 5, VerifyDepth::Full, true),
-                ("59-62-incr", 3, VerifyDepth::Deep, true),
-                ("59-63-incr", 9, VerifyDepth::Deep, false),
-                ("59-64-incr", 10, VerifyDepth::Quick, true),
-                ("159-61", 8, VerifyDepth::Deep, true),
-            ] {
-                proof(rest, second, depth, sound).put(tx)?;
-            }
-            let volume = |number| VolumeId::from_u64(number);
-            let all = Proof::last_sound(tx, None)?;
-            assert_eq!(all.get(&(credential, volume(59))), Some(&at(5)));
-            assert_eq!(all.len(), 2);
-            let one = Proof::last_sound(tx, Some(volume(59)))?;
-            assert_eq!(one.into_iter().collect::<Vec<_>>(), [((credential, volume(59)), at(5))]);
+            CredentialRow::sample(other, "/other", Uuid::from_u128(2)).insert(tx)?;
+            let (first, second) = (proof(1, 1), proof(2, 2));
+            let elsewhere = ProofRow { credential: other, ..proof(3, 3) };
+            [&first, &second, &elsewhere].into_iter().try_for_each(|row| row.put(tx))?;
+            assert_eq!(ProofRow::unpublished(tx, credential, 9)?, [second.clone(), first.clone()]);
+            assert_eq!(ProofRow::unpublished(tx, credential, 1)?, std::slice::from_ref(&second));
+            first.set_published(tx)?;
+            let later = ProofRow { verified: Timestamp::from_second(9).unwrap(), ..second.clone() };
+            later.put(tx)?;
+            second.set_published(tx)?;
+            assert_eq!(
+                ProofRow::unpublished(tx, credential, 9)?,
+                [later],
+                "a later result is not published with it"
+            );
             Ok(())
         })
         .unwrap();
+    }
+
+    #[test]
+    fn lesser_verification_names_no_less_damage() {
+        let blocks = |start| BlockSet::from_iter([Extent::new(BlockIndex(start), 1)]);
+        let result = |depth, damaged: &BlockSet| ProofRow {
+            credential: Uuid::nil(),
+            cloudsnap: "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap(),
+            verified: Timestamp::UNIX_EPOCH,
+            depth,
+            sound: false,
+            damaged: damaged.clone(),
+            digest: None,
+            version: String::new(),
+        };
+        let (all, five, seven) = (BlockSet::new(), blocks(5), blocks(7));
+        let mut both = five.clone();
+        both.union_with(&seven);
+        for (before, found, expected) in
+            [(&five, &seven, &both), (&all, &seven, &all), (&five, &all, &all), (&all, &all, &all)]
+        {
+            let before = result(VerifyDepth::Full, before);
+            let after = result(VerifyDepth::Quick, found).after(Some(&before)).unwrap();
+            assert_eq!((&after.damaged, after.depth), (expected, VerifyDepth::Full));
+        }
+        let sound = ProofRow { sound: true, ..result(VerifyDepth::Full, &all) };
+        assert_eq!(result(VerifyDepth::Quick, &five).after(Some(&sound)).unwrap().damaged, five);
     }
 
     #[test]
@@ -255,7 +336,7 @@ mod tests {
         let cloudsnap: CloudSnapshotId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
         let [here, spelled, copy] = [7, 8, 9].map(Uuid::from_u128);
         let key = Uuid::from_u128(1);
-        let proof = |credential, second, sound| Proof {
+        let proof = |credential, second, sound| ProofRow {
             credential,
             cloudsnap,
             verified: Timestamp::from_second(second).unwrap(),
@@ -263,12 +344,14 @@ mod tests {
             sound,
             damaged: BlockSet::new(),
             digest: None,
+            version: String::new(),
         };
         db.transaction::<_, DbError>(|tx| {
             CredentialRow::sample(here, "/backup", key).insert(tx)?;
             CredentialRow::sample(spelled, "/backup/.", key).insert(tx)?;
             CredentialRow::sample(copy, "/copy", key).insert(tx)?;
-            let last = |tx| Ok::<_, DbError>(Proof::of_repository(tx, here)?.pop().map(|proof| proof.sound));
+            let last =
+                |tx| Ok::<_, DbError>(ProofRow::of_repository(tx, here)?.pop().map(|proof| proof.sound));
             proof(here, 1, false).put(tx)?;
             proof(copy, 2, true).put(tx)?;
             assert_eq!(last(tx)?, Some(false));

@@ -39,6 +39,38 @@ impl RepositoryLocation {
     }
 }
 
+impl CredentialRow {
+    /// Returns the identity of the location in proofs, which all of its hosts compute. A directory has the
+    /// given identity; without one, or on a server that only this host reaches, `host` is part of it.
+    #[must_use]
+    pub fn location_id(&self, host: Uuid, directory: Option<&str>) -> Uuid {
+        let RepositoryLocation { kind, server, container, prefix } = RepositoryLocation::of(self);
+        let (kind, host) = (kind.to_string(), host.to_string());
+        if let (StoreConfig::Local { .. }, Some(directory)) = (&self.store.config, directory) {
+            return blockd_cloud::location_id(&[&kind, directory]);
+        }
+        let is_local = matches!(self.store.config, StoreConfig::Local { .. }) || is_loopback(&server);
+        let host = if is_local { host.as_str() } else { "" };
+        blockd_cloud::location_id(&[&kind, &server, &container, &prefix, host])
+    }
+}
+
+/// Returns true for a server that is another one on each host.
+fn is_loopback(server: &str) -> bool {
+    let host = server.split('/').next().unwrap_or_default();
+    let host = host
+        .rsplit_once(':')
+        .filter(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()))
+        .map_or(host, |(host, _)| host);
+    let address = host.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    host == "localhost"
+        || host.ends_with(".localhost")
+        || address.is_ok_and(|address| match address {
+            std::net::IpAddr::V4(v4) => v4.is_loopback() || v4.is_link_local(),
+            std::net::IpAddr::V6(v6) => v6.is_loopback() || v6.is_unicast_link_local(),
+        })
+}
+
 /// Another credential of the same repository.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Alias {
@@ -119,6 +151,25 @@ fn normal_path(path: &Path) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn location_of_a_directory_is_its_identity() {
+        let [host, other] = [1, 2].map(Uuid::from_u128);
+        let at = |path: &str| CredentialRow::sample(Uuid::from_u128(7), path, Uuid::from_u128(8));
+        let id = |path: &str, host, directory| at(path).location_id(host, directory);
+        assert_eq!(id("/a", host, Some("1/2.3")), id("/b", other, Some("1/2.3")));
+        assert_ne!(id("/a", host, Some("1/2.3")), id("/a", host, Some("1/2.4")));
+        assert_eq!(id("/a", host, None), id("/a/.", host, None));
+        assert_ne!(id("/a", host, None), id("/a", other, None), "each host may mean another disk");
+        for server in ["localhost", "127.0.0.1:9000", "[::1]:9000", "169.254.1.1", "s3.localhost:80/x"] {
+            assert!(is_loopback(server), "{server}");
+        }
+        for server in
+            ["s3.example.org", "10.0.0.1:9000", "localhost.example.org:9000", "[2001:db8::1]:80", ""]
+        {
+            assert!(!is_loopback(server), "{server}");
+        }
+    }
 
     #[test]
     fn endpoints_in_other_spellings_are_one_server() {

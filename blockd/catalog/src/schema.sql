@@ -105,7 +105,7 @@ CREATE TABLE attachments (
     block_size_bytes INTEGER NOT NULL
 ) STRICT;
 
--- Result of the last verification of each cloud snapshot.
+-- Result of the last verification of each cloud snapshot by this host.
 CREATE TABLE proofs (
     credential TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
     cloudsnap  TEXT NOT NULL,
@@ -114,7 +114,23 @@ CREATE TABLE proofs (
     sound      INTEGER NOT NULL CHECK (sound IN (0, 1)),
     damaged    BLOB,                        -- set of blocks that cannot be read; NULL: none, or all
     digest     BLOB,                        -- of the content, once it was restored in full
+    version    TEXT NOT NULL,               -- of blockd
+    published  INTEGER NOT NULL CHECK (published IN (0, 1)), -- the location has it as a proof
     PRIMARY KEY (credential, cloudsnap)
+) STRICT;
+
+-- Newest result of each depth that another host published about a cloud snapshot.
+CREATE TABLE host_proofs (
+    credential     TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    cloudsnap      TEXT NOT NULL,
+    host           TEXT NOT NULL,           -- its installation
+    depth          TEXT NOT NULL CHECK (depth IN ('quick', 'full', 'deep')),
+    proven_unix_ms INTEGER NOT NULL,        -- by the clock of that host
+    verified       TEXT NOT NULL,           -- time from which it counts
+    sound          INTEGER NOT NULL CHECK (sound IN (0, 1)),
+    host_name      TEXT NOT NULL,
+    version        TEXT NOT NULL,
+    PRIMARY KEY (credential, cloudsnap, host, depth)
 ) STRICT;
 
 -- Lazy volumes that are not hydrated: their backing snapshot and its treatment.

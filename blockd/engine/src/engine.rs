@@ -18,6 +18,7 @@ use crate::{
     metrics::Meters,
     monitor::Monitor,
     names::Names,
+    proofs::Proofs,
     quiesce::Quiescer,
     readers::SnapshotReaders,
     repositories::{
@@ -94,6 +95,8 @@ pub struct Engine {
     pub free_space: Arc<FreeSpace>,
     /// Repositories.
     pub repositories: Arc<Repositories>,
+    /// Publishes and imports proofs.
+    pub proofs: Arc<Proofs>,
     /// Table of tasks.
     pub tasks: Arc<Tasks>,
     /// Quiesces applications and filesystems by the rules that apply.
@@ -255,6 +258,7 @@ impl Engine {
         let free_space = service!(FreeSpace { db, events, health, host });
         let repositories = service!(Repositories { bandwidth, db, events, health, host, meters, task_workers,
             references, secrets } proven, opened, opened_with, unopened, refused, stores, changes);
+        let proofs = service!(Proofs { db, events, host, registry, repositories } refused, seen);
         let checks = service!(RetentionChecks { db, events, health, host, registry, repositories });
         let tasks = service!(Tasks { readers, db, host, references, repositories, slots } live, running,
             closed, ended);
@@ -272,7 +276,7 @@ impl Engine {
         let in_place_work = service!(InPlaceWork { admission, lazy, db, host, merger, registry, snapshots,
             tasks } fences);
         let delete_work = service!(DeleteWork { db, host, lazy, registry, snapshots, tasks });
-        let verify_work = service!(VerifyWork { db, host, registry, repositories, snapshots, tasks });
+        let verify_work = service!(VerifyWork { db, host, proofs, registry, repositories, snapshots, tasks });
         let runner = service!(Runner { admission, backup_work, checks, db, delete_work, events, health,
             host, hydration_work, in_place_work, task_workers, registry, repositories, restore_work,
             scheduler, tasks, verify_work });
@@ -283,11 +287,11 @@ impl Engine {
             in_place_work, lazy, merger, registry, restores, runner, schedules, snapshots, tasks });
         let backups = service!(Backups { admission, host, quiescer, registry, repositories, runner,
             snapshots, tasks });
-        let cloud_snapshots = service!(CloudSnapshots { db, host, lazy, registry, repositories });
+        let cloud_snapshots = service!(CloudSnapshots { db, host, lazy, proofs, registry, repositories });
         let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host,
             registry, repositories, runner, scheduler, tasks });
         let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, health,
-            host, registry, repositories, runner, tasks });
+            host, proofs, registry, repositories, runner, tasks });
         let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, events, health,
             host, quiescer, registry, repositories, scheduler, schedules, snapshots, tasks });
         let credentials = service!(Credentials { admission, readers, db, health, host, lazy, meters,
@@ -301,7 +305,7 @@ impl Engine {
             host, reserve, registry, db, attachments, health, references, task_workers, merger, scheduler,
             quiescing, admission, events, free_space, repositories, tasks, quiescer, devices, snapshots,
             lazy, backup_work, in_place_work, runner, schedules, restores, volumes, backups,
-            cloud_snapshots, deletions, maintenance, schedule_runner, credentials, webhook_delivery,
+            cloud_snapshots, deletions, proofs, maintenance, schedule_runner, credentials, webhook_delivery,
             monitor, names,
         }
     }

@@ -20,6 +20,7 @@ pub mod metrics;
 pub mod monitor;
 pub mod names;
 pub mod owner;
+pub mod proofs;
 pub mod quiesce;
 pub mod quota;
 pub mod readers;

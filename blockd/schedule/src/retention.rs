@@ -152,6 +152,8 @@ pub enum Health {
     Unverified,
     /// Verified completely.
     Verified,
+    /// Verified completely by another host only: a reason to keep it, and none to delete others.
+    VerifiedElsewhere,
     /// Missing or damaged in part.
     Bad,
 }
@@ -406,9 +408,11 @@ pub fn decide<Id: Clone + Ord>(
         .filter(is_past)
         .find(|snapshot| is_done(snapshot) || is_bad(snapshot))
         .is_some_and(|newest| is_bad(newest));
-    let is_verified = |snapshot: &&&Snapshot<Id>| snapshot.health == Health::Verified;
+    let is_verified = |snapshot: &Snapshot<Id>| snapshot.health == Health::Verified;
+    let is_verified_anywhere =
+        |snapshot: &&&Snapshot<Id>| is_verified(snapshot) || snapshot.health == Health::VerifiedElsewhere;
     let last_good = sorted.iter().find(good).map(|snapshot| &snapshot.id);
-    let last_verified = sorted.iter().filter(good).find(is_verified).map(|snapshot| &snapshot.id);
+    let last_verified = sorted.iter().filter(good).find(is_verified_anywhere).map(|snapshot| &snapshot.id);
 
     let mut rules = rules(retention);
     let mut last = 0;
@@ -421,7 +425,10 @@ pub fn decide<Id: Clone + Ord>(
         let is_good = good(&snapshot);
         let mut keep_if = |condition: bool, reason| condition.then(|| reasons.push(reason));
         keep_if(last_good == Some(&snapshot.id), KeepReason::LastGood);
-        keep_if(last_verified == Some(&snapshot.id), KeepReason::LastVerified);
+        // A doubt takes nothing from one that was verified before.
+        let is_last_verified = is_verified(snapshot) && !verified_seen && is_past(&snapshot);
+        let is_last_verified = is_last_verified && snapshot.condition != Condition::InUse;
+        keep_if(last_verified == Some(&snapshot.id) || is_last_verified, KeepReason::LastVerified);
         keep_if(snapshot.pinned, KeepReason::Pinned);
         keep_if(snapshot.condition == Condition::InUse, KeepReason::InUse);
         keep_if(snapshot.expires.is_some() && !expired, KeepReason::NotExpired);
@@ -444,7 +451,7 @@ pub fn decide<Id: Clone + Ord>(
             reasons.extend(rules.iter().filter_map(|rule| rule.would_take(retention, snapshot.created)));
         }
         good_seen |= is_good;
-        verified_seen |= is_good && snapshot.health == Health::Verified;
+        verified_seen |= is_good && is_verified(snapshot);
         let verdict = if !reasons.is_empty() {
             Verdict::Keep(reasons)
         } else {

@@ -59,6 +59,7 @@ mod layers;
 mod local_snapshots;
 mod locate;
 mod metrics;
+mod proofs;
 mod rename;
 mod requests;
 mod resume;

@@ -5,7 +5,7 @@ use blockd_api::{
     cloudsnaps::{MarkCloudsnap, VerifyDepth},
     schedules::{RunState, UpdateSchedule},
 };
-use blockd_catalog::{Proof, RetentionOverride};
+use blockd_catalog::{HostProof, ProofRow, RetentionOverride};
 use blockd_engine::{
     cloud_snapshots::retention_overrides::RecentListings, maintenance::Attempts, schedules::runner::Delays,
 };
@@ -260,8 +260,8 @@ async fn damage_in_a_possible_copy_deletes_nothing() {
     let prove = |credential, snap: &str, sound| {
         let cloudsnap = snap_id(snap);
         let (verified, depth) = (Timestamp::now(), blockd_cloud::VerifyDepth::Full);
-        let (damaged, digest) = (Default::default(), None);
-        let proof = Proof { credential, cloudsnap, verified, depth, sound, damaged, digest };
+        let (damaged, digest, version) = (Default::default(), None, String::new());
+        let proof = ProofRow { credential, cloudsnap, verified, depth, sound, damaged, digest, version };
         host.engine().db.transaction(|tx| proof.put(tx)).unwrap();
     };
     let verdicts = async || {
@@ -290,6 +290,50 @@ async fn damage_in_a_possible_copy_deletes_nothing() {
     assert!(found[1].is_kept_as(KeepReason::NoneBetter), "{found:?}");
     prove(own, &snaps[1], true);
     assert!(verdicts().await[1].is_kept_as(KeepReason::LastGood));
+    host.stop().await;
+}
+
+/// Each writer of the bucket can forge proofs, and another host may have a defect.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn proofs_of_another_host_keep_backups_and_delete_none() {
+    let mut host = Host::new().await;
+    let (snaps, schedule) = host.two_kept().await;
+    let credential = host.engine().repositories.credential_rows().await.unwrap().remove(0);
+    let proof = |snap: &str, second, sound| HostProof {
+        credential: credential.uuid,
+        cloudsnap: snap_id(snap),
+        host: Uuid::from_u128(1),
+        depth: blockd_cloud::VerifyDepth::Full,
+        proven: Timestamp::from_second(second).unwrap(),
+        verified: Timestamp::now(),
+        sound,
+        host_name: "db2".into(),
+        version: "1.2.3".into(),
+    };
+    let put = |proof: HostProof| assert!(host.engine().db.transaction(|tx| proof.put(tx)).unwrap());
+    let verdicts = async || {
+        let plan = host.call_at(PLAN_RETENTION, &schedule, &()).await.cloud_snapshots;
+        let of = |snap: &String| {
+            plan.iter().find(|planned| planned.cloud_snapshot_id.to_string() == *snap).unwrap()
+        };
+        snaps.iter().map(|snap| of(snap).verdict.clone()).collect::<Vec<_>>()
+    };
+    put(proof(&snaps[0], 1, false));
+    put(proof(&snaps[1], 1, true));
+    let found = verdicts().await;
+    assert!(!found[0].is_delete() && found[1].is_kept_as(KeepReason::LastVerified), "{found:?}");
+    let attempts = Attempts::new();
+    let next = host.engine().maintenance.next_to_verify(&credential, later(), &attempts).await.unwrap();
+    assert_eq!(next, Some(snap_id(&snaps[0])), "this host decides by its own verification");
+    put(proof(&snaps[0], 2, true));
+    put(proof(&snaps[1], 2, false));
+    let found = verdicts().await;
+    assert!(found[0].is_kept_as(KeepReason::LastGood) && found[0].is_kept_as(KeepReason::LastVerified));
+    assert!(found[1].is_kept_as(KeepReason::NoneBetter), "{found:?}");
+    let request = StartVerify { depth: VerifyDepth::Full, ..StartVerify::default() };
+    assert_eq!(host.verify(&request).await.state.stage, TaskStage::Done);
+    let found = verdicts().await;
+    assert!(found[1].is_kept_as(KeepReason::LastVerified) && found[1].is_kept_as(KeepReason::LastGood));
     host.stop().await;
 }
 

@@ -50,7 +50,7 @@ pub enum CloudsnapStatus {
     Failed,
     /// A backup of this daemon was stopped; there is no cloud snapshot.
     Stopped,
-    /// The manifest cannot be read, or the last verification on this host found damage.
+    /// The manifest cannot be read, or the last verification found damage.
     Damaged,
 }
 
@@ -148,7 +148,7 @@ pub struct Cloudsnap {
     /// Expiry date set on this host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
-    /// Last verification by this host.
+    /// Last verification by a host of the location.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verification: Option<Verification>,
 }

@@ -15,7 +15,7 @@ use blockd_api::{
     events::{EventKind, Severity},
     tasks::TaskKind,
 };
-use blockd_catalog::{CredentialRow, DbError, DbManifestCache, Doubt, NewEvent, Proof, TaskRow};
+use blockd_catalog::{CredentialRow, DbError, DbManifestCache, Doubt, NewEvent, ProofRow, TaskRow};
 use blockd_cloud::{
     CancelToken, CloudSnapshotId, ManifestKey, Progress, VerifyDepth, VerifyOptions, VerifyReport, verify,
 };
@@ -154,8 +154,8 @@ fn note(
     let Some(found) = report.snapshots.first() else {
         return DbManifestCache::remove(tx, credential, &id.manifest_key());
     };
-    let known: BTreeMap<CloudSnapshotId, Proof> =
-        Proof::of_repository(tx, credential)?.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
+    let known: BTreeMap<CloudSnapshotId, ProofRow> =
+        ProofRow::of_repository(tx, credential)?.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
     proofs(report, &known, credential, VerifyDepth::Quick, now).iter().try_for_each(|proof| proof.put(tx))?;
     if found.is_sound() {
         tracing::info!(cloudsnap = %id, "abandoned backup is complete in the store and stays listed");

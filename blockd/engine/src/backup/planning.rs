@@ -16,7 +16,7 @@ use crate::{
     repositories::opening::is_missing_or_damaged,
     tasks::{LiveTask, clean_files},
 };
-use blockd_catalog::{Chain, DbError, DbManifestCache, Proof, TaskRow};
+use blockd_catalog::{Chain, DbError, DbManifestCache, ProofRow, TaskRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, MAX_CHAIN, Manifest, ManifestCache, ManifestKey, Repository, new_delta_salt,
 };
@@ -179,7 +179,7 @@ async fn heal(
     mut changes: Changes,
 ) -> Result<Changes, ServiceError> {
     let credential = row.credential;
-    let proofs = work.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
+    let proofs = work.db.run(move |tx| ProofRow::of_repository(tx, credential)).await?;
     // Any credential of the repository may have found damage.
     let mut lost = BlockSet::new();
     proofs.iter().filter(|proof| proof.cloudsnap == base).for_each(|proof| lost.union_with(&proof.damaged));

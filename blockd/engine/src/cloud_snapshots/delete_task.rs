@@ -18,7 +18,7 @@ use crate::{
 };
 use blockd_api::{ErrorCode, tasks::TaskKind};
 use blockd_catalog::{
-    Chain, Db, DbManifestCache, DeleteTask, Doubt, Proof, RetentionOverride, RunRow, TaskRow,
+    Chain, Db, DbManifestCache, DeleteTask, Doubt, ProofRow, RetentionOverride, RunRow, TaskRow,
 };
 use blockd_cloud::{
     CloudError, CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Progress, Repository,
@@ -106,7 +106,7 @@ pub(crate) async fn run(
         .tasks
         .finish(live, move |tx| {
             Chain::remove_tip(tx, &id)?;
-            Proof::remove(tx, credential, &id)?;
+            ProofRow::remove(tx, credential, &id)?;
             Doubt::remove(tx, credential, &id)?;
             RetentionOverride::remove(tx, &id, credential)?;
             RunRow::expire(tx, credential, &id, &format!("deleted by task {task}"))?;

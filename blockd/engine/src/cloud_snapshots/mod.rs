@@ -9,6 +9,7 @@ use crate::{
     backup::task::trigger_of,
     error::ServiceError,
     host::Host,
+    proofs::Proofs,
     repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS, preflight::in_reader_time},
     restore::lazy::{LazyVolumes, labels},
     tasks::backup_type,
@@ -22,14 +23,13 @@ use blockd_api::{
     },
     tasks::{BackupType, TaskStage},
 };
-use blockd_catalog::{CredentialRow, Db, DbError, DbManifestCache, Proof, RetentionOverride, TaskRow};
+use blockd_catalog::{
+    CredentialRow, Db, DbError, DbManifestCache, KnownProofs, LastProof, RetentionOverride, TaskRow,
+};
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, ManifestFilter};
 use futures::StreamExt;
 use jiff::Timestamp;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 use uuid::Uuid;
 
 /// Listing and inspection of cloud snapshots.
@@ -37,6 +37,7 @@ pub struct CloudSnapshots {
     pub(crate) db: Arc<Db>,
     pub(crate) host: Arc<Host>,
     pub(crate) lazy: Arc<LazyVolumes>,
+    pub(crate) proofs: Arc<Proofs>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
 }
@@ -81,12 +82,12 @@ fn verify_depth(depth: blockd_cloud::VerifyDepth) -> VerifyDepth {
 }
 
 /// Fills in the last verification, which decides the status.
-fn show_proof(entry: &mut Cloudsnap, proof: Option<&Proof>) {
+fn show_proof(entry: &mut Cloudsnap, proof: Option<LastProof>) {
     let Some(proof) = proof else { return };
     if !proof.sound {
         entry.status = CloudsnapStatus::Damaged;
     }
-    let (verified_at, depth) = (proof.verified, verify_depth(proof.depth));
+    let (verified_at, depth) = (proof.proven, verify_depth(proof.kind));
     entry.verification = Some(Verification { verified_at, depth, sound: proof.sound });
 }
 
@@ -275,22 +276,21 @@ impl CloudSnapshots {
         self.lazy.end_relisted_backings(credential.uuid, &listed);
         let keys = listed.iter().map(|item| item.key.clone()).collect();
         self.repositories.forget_deleted_backups(credential.uuid, &repository, known, &keys).await?;
+        self.proofs.import_after_listing(credential, &repository, &scope.filter, &listed).await;
+        let now = Timestamp::now();
         let (uuid, whole_store) = (credential.uuid, scope.whole_store);
         let known = self.db.run(move |tx| -> Result<_, DbError> {
             if whole_store {
                 DbManifestCache::set_listed(tx, uuid, listed_at)?;
             }
-            Ok((Proof::of_repository(tx, uuid)?, RetentionOverride::all(tx)?))
+            Ok((KnownProofs::of_repository(tx, uuid, now)?, RetentionOverride::all(tx)?))
         });
         let (proofs, marks) = known.await?;
-        let now = Timestamp::now();
-        let proofs: BTreeMap<CloudSnapshotId, Proof> =
-            proofs.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
         for item in listed {
             match item.manifest {
                 Ok(manifest) => {
                     let mut entry = entry(&manifest, credential);
-                    show_proof(&mut entry, proofs.get(&manifest.id()));
+                    show_proof(&mut entry, proofs.last(&manifest.id()));
                     show_mark(&mut entry, marks.of(&manifest.id(), uuid, now).as_ref());
                     found.entries.push(entry);
                 }
@@ -376,13 +376,13 @@ impl CloudSnapshots {
             chain_stored_bytes: manifest.deltas().map(stored).sum(),
         };
         let mut entry = entry(&manifest, &credential);
-        let uuid = credential.uuid;
+        let (uuid, now) = (credential.uuid, Timestamp::now());
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((Proof::of_repository(tx, uuid)?, RetentionOverride::all(tx)?))
+            Ok((KnownProofs::of_repository(tx, uuid, now)?, RetentionOverride::all(tx)?))
         });
         let (proofs, marks) = known.await?;
-        show_proof(&mut entry, proofs.iter().rfind(|proof| proof.cloudsnap == id));
-        show_mark(&mut entry, marks.of(&id, uuid, Timestamp::now()).as_ref());
+        show_proof(&mut entry, proofs.last(&id));
+        show_mark(&mut entry, marks.of(&id, uuid, now).as_ref());
         Ok(CloudsnapDetail { entry, detail })
     }
 

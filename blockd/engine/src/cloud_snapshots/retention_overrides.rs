@@ -182,7 +182,7 @@ impl Deletions {
         now: Timestamp,
     ) -> Result<Vec<VerdictOfOverride>, ServiceError> {
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((KnownHealth::of(tx, credential)?, RetentionOverride::all(tx)?, Uses::all(tx)?))
+            Ok((KnownHealth::of(tx, credential, now)?, RetentionOverride::all(tx)?, Uses::all(tx)?))
         });
         let (known, marks, uses) = known.await?;
         let snapshots: Vec<_> = manifests

@@ -11,6 +11,7 @@ use crate::{
     error::{ENDLESS_HINT, ServiceError},
     health::{self, ComponentHealth},
     host::{Admission, Host},
+    proofs::Proofs,
     repositories::Repositories,
     schedules::retention_checks::RetentionChecks,
     tasks::{Tasks, runner::Runner},
@@ -27,6 +28,8 @@ use uuid::Uuid;
 
 /// Interval of maintenance passes.
 const PASS_INTERVAL: Duration = Duration::from_secs(60);
+/// Interval of the exchange of proofs with the locations.
+const EXCHANGE_INTERVAL: Duration = Duration::from_secs(3600);
 /// Minimum time between two verifications of a cloud snapshot, regardless of the budget.
 const VERIFY_AGAIN_AFTER: SignedDuration = SignedDuration::from_hours(24);
 /// Lifetime of a recorded attempt: longer than a round through all stores.
@@ -41,6 +44,7 @@ pub struct Maintenance {
     pub(crate) deletions: Arc<Deletions>,
     pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
+    pub(crate) proofs: Arc<Proofs>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) runner: Arc<Runner>,
@@ -55,6 +59,7 @@ pub type Attempts = HashMap<(Uuid, CloudSnapshotId), Timestamp>;
 pub async fn run(maintenance: Arc<Maintenance>) {
     // Not at once: a start has more urgent work.
     let mut collect_at = Instant::now() + gc_interval(&maintenance).min(Duration::from_secs(3600));
+    let mut exchange_at = Instant::now() + EXCHANGE_INTERVAL;
     let mut attempts = Attempts::new();
     let mut expired = RecentListings::default();
     let mut failing = Failing::default();
@@ -68,6 +73,12 @@ pub async fn run(maintenance: Arc<Maintenance>) {
         }
         if let Err(error) = maintenance.deletions.delete_expired(Timestamp::now, &mut expired).await {
             tracing::warn!(%error, "deleting expired cloud snapshots failed");
+        }
+        if Instant::now() >= exchange_at {
+            exchange_at = Instant::now() + EXCHANGE_INTERVAL;
+            if let Err(error) = maintenance.proofs.exchange().await {
+                tracing::warn!(%error, "exchanging proofs failed");
+            }
         }
         if maintenance.host.settings.gc_every_hours > 0 && Instant::now() >= collect_at {
             collect_at = Instant::now() + gc_interval(&maintenance);

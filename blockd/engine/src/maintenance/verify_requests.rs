@@ -10,17 +10,14 @@ use blockd_api::{
     cloudsnaps::{CollectGarbage, GarbageCollected, Leftover, StartVerify, VerifyDepth},
     tasks::{TaskKind, TaskStarted},
 };
-use blockd_catalog::{CredentialRow, DbManifestCache, Proof, TaskRow, TaskSpec, VerifyTask};
+use blockd_catalog::{CredentialRow, DbManifestCache, KnownProofs, LastProof, TaskRow, TaskSpec, VerifyTask};
 use blockd_cloud::{
-    BACKUP_LIFETIME_S, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, ManifestFilter,
-    collect_garbage,
+    BACKUP_LIFETIME_S, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, MAX_PROOF_AHEAD,
+    ManifestFilter, collect_garbage,
 };
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::{SignedDuration, Timestamp};
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 /// Placeholder id in the task row of a verification of all cloud snapshots.
 const ALL: u64 = 1;
@@ -185,18 +182,24 @@ impl Maintenance {
     ) -> Result<Option<CloudSnapshotId>, ServiceError> {
         let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
-        let listed = Box::pin(repository.list_manifests(&ManifestFilter::default(), &catalog)).await?;
-        let uuid = credential.uuid;
-        let proofs = self.db.run(move |tx| Proof::of_location(tx, uuid)).await?;
-        // A quick verification does not read the content.
-        let proofs: BTreeMap<CloudSnapshotId, Timestamp> = proofs
-            .into_iter()
-            .filter(|proof| proof.depth > blockd_cloud::VerifyDepth::Quick)
-            .map(|proof| (proof.cloudsnap, proof.verified))
-            .collect();
+        let scope = ManifestFilter::default();
+        let listed = Box::pin(repository.list_manifests(&scope, &catalog)).await?;
+        let (uuid, now) = (credential.uuid, Timestamp::now());
+        let known = self.db.run(move |tx| KnownProofs::of_location(tx, uuid, now)).await?;
         let ids = listed.into_iter().filter_map(|listed| listed.id);
-        let last = |id: &CloudSnapshotId| proofs.get(id).max(attempts.get(&(uuid, *id))).copied();
+        let last = |id: &CloudSnapshotId| last_read(&known, id, now).max(attempts.get(&(uuid, *id)).copied());
         let oldest = ids.min_by_key(|id| (last(id), *id));
         Ok(oldest.filter(|id| last(id).is_none_or(|last| last < before)))
     }
+}
+
+/// Returns the time of the last verification that read a cloud snapshot. Damage that another host found, and
+/// a result from the future, need a verification by this host.
+fn last_read(known: &KnownProofs, id: &CloudSnapshotId, now: Timestamp) -> Option<Timestamp> {
+    let read = match known.damage_of_others(id) {
+        Some(_) => known.own(id).map(LastProof::from),
+        None => known.last(id),
+    };
+    let reads = |last: &LastProof| last.kind > blockd_cloud::VerifyDepth::Quick;
+    read.filter(reads).map(|last| last.proven).filter(|proven| *proven <= now + MAX_PROOF_AHEAD)
 }

@@ -8,11 +8,12 @@ use crate::{
     error::{ServiceError, blocking, spawned},
     host::Host,
     maintenance::compare::{Comparison, DiffBase},
+    proofs::{MAX_PUBLISHED_AT_ONCE, Proofs},
     repositories::{Repositories, limits::limited},
     snapshots::Snapshots,
     tasks::{
         LiveTask, Tasks,
-        findings::{self, proofs},
+        findings::{self, loses_more, proofs},
         secrets,
     },
     volumes::registry::Registry,
@@ -22,7 +23,7 @@ use blockd_api::{
     events::{EventKind, Severity},
 };
 use blockd_catalog::{
-    Chain, Db, DbError, DbManifestCache, NewEvent, Proof, SnapshotRow, SnapshotState, TaskRow, VerifyTask,
+    Chain, Db, DbError, DbManifestCache, NewEvent, ProofRow, SnapshotRow, SnapshotState, TaskRow, VerifyTask,
 };
 use blockd_cloud::{
     AffectedSnapshot, BlockCheck, CloudSnapshotId, ManifestFilter, ManifestKey, Progress, Repository,
@@ -42,6 +43,7 @@ const SECONDS_PER_DAY: u64 = 24 * 3600;
 pub struct VerifyWork {
     pub(crate) db: Arc<Db>,
     pub(crate) host: Arc<Host>,
+    pub(crate) proofs: Arc<Proofs>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) repositories: Arc<Repositories>,
     pub(crate) snapshots: Arc<Snapshots>,
@@ -107,7 +109,7 @@ pub(crate) async fn run(
         let message = format!("there is no cloud snapshot {}", row.cloudsnap);
         return Err(ServiceError::refused(ErrorCode::CloudsnapNotFound, message));
     }
-    record(work, live, what.depth, report, seen?).await
+    record(work, live, what.depth, report, seen?, &slots_of).await
 }
 
 /// Ends the comparison with the volume; returns its result if the verification is done.
@@ -137,6 +139,7 @@ async fn record(
     depth: VerifyDepth,
     mut report: VerifyReport,
     seen: Option<Comparison>,
+    repository: &Repository,
 ) -> Result<TaskRow, ServiceError> {
     let row = live.view();
     let compared_blocks = match seen {
@@ -148,27 +151,43 @@ async fn record(
         None => 0,
     };
     let credential = row.credential;
-    let known = work.db.run(move |tx| Proof::of_repository(tx, credential)).await?;
-    let known: BTreeMap<CloudSnapshotId, Proof> =
+    let known = work.db.run(move |tx| ProofRow::of_repository(tx, credential)).await?;
+    let known: BTreeMap<CloudSnapshotId, ProofRow> =
         known.into_iter().map(|proof| (proof.cloudsnap, proof)).collect();
     let recorded = compare_with_recorded(&mut report, &known);
     let proofs = proofs(&report, &known, row.credential, depth, Timestamp::now());
     let mut found = findings::of_report(&report);
     found.compared_bytes = compared_blocks * BLOCK_SIZE_BYTES + recorded;
     live.detail(|detail| detail.findings = Some(found.clone()));
-    let put = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
-        proofs.iter().try_for_each(|proof| proof.put(tx))
-    };
-    if found.damaged_snapshots.is_empty() && report.slots.is_empty() {
-        let event = damage_of_others(work, &row, &report, &known);
-        let done = move |tx: &rusqlite::Transaction<'_>| -> Result<(), DbError> {
-            put(tx)?;
-            event.map_or(Ok(()), |event| event.insert(tx))
-        };
-        return work.tasks.finish(live, done).await;
+    let is_sound = found.damaged_snapshots.is_empty() && report.slots.is_empty();
+    // A failed verification is an event of its own.
+    let event = if is_sound { damage_of_others(work, &row, &report, &known) } else { None };
+    let put = proofs.clone();
+    let stored = work.db.run(move |tx| -> Result<(), DbError> {
+        put.iter().try_for_each(|proof| proof.put(tx))?;
+        event.map_or(Ok(()), |event| event.insert(tx))
+    });
+    stored.await?;
+    publish(work, live, repository, proofs).await;
+    if is_sound {
+        return work.tasks.finish(live, |_| Ok(())).await;
     }
-    work.db.run(put).await?;
     Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, summary(&report)))
+}
+
+/// Publishes the first results, unless the task is stopped. The maintenance publishes the others, and those
+/// that the location does not take now.
+async fn publish(work: &VerifyWork, live: &LiveTask, repository: &Repository, mut proofs: Vec<ProofRow>) {
+    proofs.truncate(MAX_PUBLISHED_AT_ONCE as usize);
+    let credential = live.view().credential;
+    tokio::select! {
+        published = work.proofs.publish(repository, proofs) => {
+            if let Err(error) = published {
+                tracing::warn!(%credential, %error, "publishing proofs failed; maintenance tries again");
+            }
+        }
+        () = live.cancel.cancelled() => {}
+    }
 }
 
 /// Returns the event of damage that only cloud snapshots outside of the verification have; `None` if all of
@@ -177,7 +196,7 @@ fn damage_of_others(
     work: &VerifyWork,
     row: &TaskRow,
     report: &VerifyReport,
-    known: &BTreeMap<CloudSnapshotId, Proof>,
+    known: &BTreeMap<CloudSnapshotId, ProofRow>,
 ) -> Option<NewEvent> {
     let is_new = |other: &&AffectedSnapshot| {
         known.get(&other.id).is_none_or(|proof| proof.sound || loses_more(proof, &other.blocks))
@@ -203,13 +222,6 @@ fn damage_of_others(
         cloudsnap: Some(first),
         ..NewEvent::new(Timestamp::now(), Severity::Error, EventKind::DamageFound, message)
     })
-}
-
-/// Returns true if these blocks are more than what is recorded as lost. All are recorded if none is named.
-fn loses_more(proof: &Proof, blocks: &BlockSet) -> bool {
-    let mut new = blocks.clone();
-    new.subtract(&proof.damaged);
-    !proof.damaged.is_empty() && !new.is_empty()
 }
 
 /// Describes the first damage of a verified cloud snapshot, or of a key slot if all of them are sound. It
@@ -320,7 +332,7 @@ fn add_differences(report: &mut VerifyReport, id: CloudSnapshotId, differing: &B
 }
 
 /// Compares digests with the recorded ones; returns the number of compared bytes.
-fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudSnapshotId, Proof>) -> u64 {
+fn compare_with_recorded(report: &mut VerifyReport, known: &BTreeMap<CloudSnapshotId, ProofRow>) -> u64 {
     let mut compared = false;
     for snapshot in &mut report.snapshots {
         let recorded = known.get(&snapshot.id).and_then(|proof| proof.digest);
@@ -392,7 +404,7 @@ mod tests {
         let told = (proof.sound, proof.damaged, proof.depth, proof.verified);
         assert_eq!(
             told,
-            (false, both, VerifyDepth::Full, now),
+            (false, both, VerifyDepth::Full, later),
             "a quick verification only adds damage to a deeper one"
         );
         let proof = proofs(&report, &known, credential, VerifyDepth::Full, later).remove(0);
@@ -435,7 +447,7 @@ mod tests {
         let mut proof =
             proofs(&report, &BTreeMap::new(), uuid::Uuid::nil(), VerifyDepth::Deep, Timestamp::UNIX_EPOCH)
                 .remove(0);
-        let known = |proof: &Proof| BTreeMap::from([(proof.cloudsnap, proof.clone())]);
+        let known = |proof: &ProofRow| BTreeMap::from([(proof.cloudsnap, proof.clone())]);
         assert_eq!((compare_with_recorded(&mut report, &known(&proof)), report.findings_total), (7, 0));
         proof.digest = digest(2);
         compare_with_recorded(&mut report, &known(&proof));

@@ -16,7 +16,7 @@ use blockd_api::{
     schedules::RunState,
     status::{DataSpace, WebhookStatus},
 };
-use blockd_catalog::{CredentialRow, DbError, NewestBackup, Proof, RunRow, ScheduleRow, TaskRow};
+use blockd_catalog::{CredentialRow, DbError, LastProof, NewestBackup, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::VolumeId;
 use blockd_nbd::DeviceErrorKind;
 use blockd_store::RequestKind;
@@ -32,7 +32,8 @@ use uuid::Uuid;
 struct Rows {
     newest: Vec<NewestBackup>,
     credentials: Vec<CredentialRow>,
-    proofs: Vec<Proof>,
+    /// Last proofs of cloud snapshots, by credential.
+    proofs: BTreeMap<Uuid, Vec<LastProof>>,
     /// Number of tasks by kind and state.
     tasks: BTreeMap<(&'static str, &'static str), u64>,
     runs: Vec<(RunState, usize)>,
@@ -51,10 +52,11 @@ impl Rows {
         now: Timestamp,
     ) -> Result<Self, DbError> {
         let credentials = CredentialRow::all(tx)?;
-        let (mut proofs, mut next_runs, mut runs) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut next_runs, mut runs) = (Vec::new(), Vec::new());
         let (mut schedules, mut overdue) = (Vec::new(), 0);
-        for credential in &credentials {
-            proofs.extend(Proof::all(tx, credential.uuid)?);
+        let mut proofs: BTreeMap<Uuid, Vec<LastProof>> = BTreeMap::new();
+        for (credential, _, proof) in LastProof::of_volume(tx, None, now)? {
+            proofs.entry(credential).or_default().push(proof);
         }
         for schedule in ScheduleRow::all(tx)? {
             next_runs.push((schedule.uuid, transactions::next_run(tx, &schedule, now)?));
@@ -73,9 +75,8 @@ impl Rows {
         Ok(Self { newest, credentials, proofs, tasks, runs, next_runs, schedules, overdue, webhooks })
     }
 
-    fn proofs_of(&self, row: &CredentialRow) -> impl Iterator<Item = &Proof> {
-        let uuid = row.uuid;
-        self.proofs.iter().filter(move |proof| proof.credential == uuid)
+    fn proofs_of(&self, row: &CredentialRow) -> impl Iterator<Item = &LastProof> {
+        self.proofs.get(&row.uuid).into_iter().flatten()
     }
 
     fn credential(&self, uuid: Uuid) -> Option<&CredentialRow> {
@@ -200,7 +201,7 @@ impl Monitor {
             "Time of the last verification that read a cloud snapshot of the credential and found it sound, not a quick one; 0 if there are backups and no such verification.",
             rows.credentials.iter().filter_map(|row| {
                 let sound = rows.proofs_of(row).filter(|proof| proof.covers_content());
-                let last = sound.map(|proof| proof.verified.as_second()).max();
+                let last = sound.map(|proof| proof.proven.as_second()).max();
                 // Without backups there is nothing to verify.
                 let has_backups = rows.newest.iter().any(|backup| backup.credential == row.uuid)
                     || rows.proofs_of(row).next().is_some();

@@ -5,7 +5,7 @@ use crate::{
     ids::random_id,
     repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS},
 };
-use blockd_catalog::{Chain, DbError, DbManifestCache, Proof};
+use blockd_catalog::{Chain, DbError, DbManifestCache, HostProof, ProofRow};
 use blockd_cloud::{CloudError, CloudSnapshotId, ManifestFilter, ManifestKey, Repository};
 use futures::StreamExt;
 use std::collections::BTreeSet;
@@ -55,8 +55,10 @@ impl Repositories {
     ) -> Result<KnownBefore, ServiceError> {
         let known = self.db.run(move |tx| -> Result<_, DbError> {
             // The manifest of a damaged one may not be cached.
-            let proofs = Proof::all(tx, credential)?.into_iter().map(|proof| proof.cloudsnap);
-            Ok((Chain::all(tx, None)?, DbManifestCache::keys(tx, credential)?, proofs.collect::<Vec<_>>()))
+            let own = ProofRow::all(tx, credential)?.into_iter().map(|proof| proof.cloudsnap);
+            let of_others = HostProof::all(tx, credential)?.into_iter().map(|proof| proof.cloudsnap);
+            let verified: Vec<_> = own.chain(of_others).collect();
+            Ok((Chain::all(tx, None)?, DbManifestCache::keys(tx, credential)?, verified))
         });
         let (chains, keys, verified) = known.await?;
         let here = chains.into_iter().filter(|chain| chain.credential == credential);
@@ -99,7 +101,7 @@ impl Repositories {
                 if Chain::remove_tip_at(tx, credential, &id)? {
                     tracing::warn!(%credential, cloudsnap = %id, "the newest backup of a volume was deleted by another host: the next one is full");
                 }
-                Proof::remove(tx, credential, &id)?;
+                ProofRow::remove(tx, credential, &id)?;
                 DbManifestCache::remove(tx, credential, &id.manifest_key())?;
             }
             Ok(())

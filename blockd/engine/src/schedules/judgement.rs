@@ -64,7 +64,7 @@ pub fn judge(
         let key = (pool, cloudsnap.cluster, cloudsnap.volume, credential);
         let known = match known.entry(credential) {
             Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(unknown) => unknown.insert(KnownHealth::of(tx, credential)?),
+            Entry::Vacant(unknown) => unknown.insert(KnownHealth::of(tx, credential, now)?),
         };
         let (condition, health) = known.judge(&cloudsnap, uses.condition(credential, &cloudsnap));
         let mark = marks.of(&cloudsnap, credential, now);

@@ -1,7 +1,7 @@
 //! Findings of a verification or a restore that skips damage, limited to a readable size.
 
 use blockd_api::tasks::{AffectedCloudsnap, ByteRange, DamageFinding, Findings, TaskKind};
-use blockd_catalog::{DbError, Doubt, Proof, TaskRow};
+use blockd_catalog::{DbError, Doubt, ProofRow, TaskRow};
 use blockd_cloud::{AffectedSnapshot, CloudSnapshotId, Damage, VerifiedSnapshot, VerifyDepth, VerifyReport};
 use blockd_extent::{BlockSet, Extent};
 use jiff::Timestamp;
@@ -86,12 +86,12 @@ pub fn is_in_doubt(tx: &rusqlite::Transaction<'_>, id: &CloudSnapshotId) -> Resu
 /// Returns the proof of each cloud snapshot, including others that the damage affects.
 pub(crate) fn proofs(
     report: &VerifyReport,
-    known: &BTreeMap<CloudSnapshotId, Proof>,
+    known: &BTreeMap<CloudSnapshotId, ProofRow>,
     credential: uuid::Uuid,
     depth: VerifyDepth,
     now: Timestamp,
-) -> Vec<Proof> {
-    let of = |snapshot: &VerifiedSnapshot| Proof {
+) -> Vec<ProofRow> {
+    let of = |snapshot: &VerifiedSnapshot| ProofRow {
         credential,
         cloudsnap: snapshot.id,
         verified: now,
@@ -99,14 +99,15 @@ pub(crate) fn proofs(
         sound: snapshot.is_sound(),
         damaged: snapshot.damaged.clone(),
         digest: snapshot.digest,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
     };
-    let mut proofs: BTreeMap<CloudSnapshotId, Proof> =
+    let mut proofs: BTreeMap<CloudSnapshotId, ProofRow> =
         report.snapshots.iter().map(|snapshot| (snapshot.id, of(snapshot))).collect();
     for affected in report.findings.iter().flat_map(|finding| &finding.affects).chain(&report.others) {
         if report.snapshots.iter().any(|snapshot| snapshot.id == affected.id) {
             continue;
         }
-        let proof = proofs.entry(affected.id).or_insert_with(|| Proof {
+        let proof = proofs.entry(affected.id).or_insert_with(|| ProofRow {
             credential,
             cloudsnap: affected.id,
             verified: now,
@@ -114,25 +115,16 @@ pub(crate) fn proofs(
             sound: false,
             damaged: known.get(&affected.id).map(|proof| proof.damaged.clone()).unwrap_or_default(),
             digest: None,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
         });
         proof.damaged.union_with(&affected.blocks);
     }
-    if depth == VerifyDepth::Quick {
-        for proof in proofs.values_mut().filter(|proof| !proof.sound) {
-            let Some(before) = known.get(&proof.cloudsnap) else { continue };
-            if before.depth > VerifyDepth::Quick {
-                // A quick verification adds to earlier findings and removes none.
-                proof.damaged.union_with(&before.damaged);
-                (proof.depth, proof.verified) = (before.depth, before.verified);
-            }
-        }
-    }
-    // A quick verification does not replace findings of a read.
-    let is_news = |proof: &Proof| match known.get(&proof.cloudsnap) {
-        Some(before) => {
-            !proof.sound || proof.depth > VerifyDepth::Quick || before.depth == VerifyDepth::Quick
-        }
-        None => true,
-    };
-    proofs.into_values().filter(is_news).collect()
+    proofs.into_iter().filter_map(|(id, proof)| proof.after(known.get(&id))).collect()
+}
+
+/// Returns true if these blocks are more than what is recorded as lost. All are recorded if none is named.
+pub(crate) fn loses_more(proof: &ProofRow, blocks: &BlockSet) -> bool {
+    let mut new = blocks.clone();
+    new.subtract(&proof.damaged);
+    !proof.damaged.is_empty() && !new.is_empty()
 }

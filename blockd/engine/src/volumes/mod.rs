@@ -34,7 +34,7 @@ use blockd_api::{
     volumes::{self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo},
 };
 use blockd_catalog::{
-    CredentialRow, Db, DbError, LazyRow, NewestBackup, Proof, RuleUses, SnapshotRow, TaskRow, VolumeRow,
+    CredentialRow, Db, DbError, LastProof, LazyRow, NewestBackup, RuleUses, SnapshotRow, TaskRow, VolumeRow,
     VolumeState,
 };
 use blockd_extent::VolumeId;
@@ -223,7 +223,7 @@ impl Volumes {
                 self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
             restores.extend(tasks.filter(|task| task.spec.kind() == TaskKind::Restore));
         }
-        let cluster = self.host.cluster;
+        let (cluster, now) = (self.host.cluster, Timestamp::now());
         let volumes = match volume {
             Some(volume) => BTreeSet::from([volume]),
             None => self.registry.all().iter().map(|entry| entry.id).collect(),
@@ -236,7 +236,7 @@ impl Volumes {
                 credentials: CredentialRow::all(tx)?,
                 lazy: LazyRow::all(tx)?,
                 rules: RuleUses::all(tx)?.volumes,
-                verified: Proof::last_sound(tx, volume)?,
+                proofs: LastProof::of_content(tx, volume, now)?,
             })
         });
         Ok(facts.await?)
@@ -392,7 +392,7 @@ struct VolumeFacts {
     lazy: Vec<LazyRow>,
     rules: BTreeMap<VolumeId, RuleName>,
     /// Times of the last verifications that found a backup sound, by credential.
-    verified: BTreeMap<(Uuid, VolumeId), Timestamp>,
+    proofs: BTreeMap<(Uuid, VolumeId), LastProof>,
 }
 
 impl VolumeFacts {
@@ -404,7 +404,7 @@ impl VolumeFacts {
             cloud_snapshot_id: backup.cloudsnap.to_string(),
             created_at: backup.created,
             incrementals_since_full: backup.incrementals,
-            verified_at: self.verified.get(&(backup.credential, volume)).copied(),
+            verified_at: self.proofs.get(&(backup.credential, volume)).map(|last| last.proven),
         });
         newest.collect()
     }

@@ -96,6 +96,28 @@ fn last_verified_snapshot_is_kept_beside_unverified_ones() {
 }
 
 #[test]
+fn verification_by_another_host_protects_and_deletes_nothing() {
+    let mut snapshots: Vec<_> = (0..5).map(|id| made(id, i64::from(id))).collect();
+    snapshots[1].health = Health::VerifiedElsewhere;
+    snapshots[3].health = Health::Verified;
+    assert_eq!(deleted(&snapshots, &Retention::max(1).unwrap()), [2, 4], "its own proof stays as well");
+    snapshots[0].health = Health::Verified;
+    assert_eq!(deleted(&snapshots, &Retention::max(1).unwrap()), [1, 2, 3, 4]);
+    snapshots[0].health = Health::VerifiedElsewhere;
+    snapshots[1].health = Health::Bad;
+    assert_eq!(deleted(&snapshots, &Retention::max(2).unwrap()), [4], "damage goes by own proofs only");
+}
+
+#[test]
+fn doubt_takes_no_protection_from_the_last_verified_snapshot() {
+    let mut snapshots: Vec<_> = (0..4).map(|id| made(id, i64::from(id))).collect();
+    snapshots[1].health = Health::Verified;
+    snapshots[1].condition = Condition::InDoubt;
+    snapshots[3].health = Health::Verified;
+    assert_eq!(deleted(&snapshots, &Retention::max(1).unwrap()), [2]);
+}
+
+#[test]
 fn dates_and_pins() {
     let mut snapshots: Vec<_> = (0..4).map(|id| made(id, i64::from(id))).collect();
     snapshots[1].expires = Some(now());
@@ -248,6 +270,31 @@ proptest! {
         // After the deletions, nothing more is deleted.
         let left: Vec<_> = verdicts.iter().filter(|(_, v)| !v.is_delete()).map(|(id, _)| of(*id).clone()).collect();
         prop_assert!(decide(&left, &retention, now()).iter().all(|(_, verdict)| !verdict.is_delete()));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    /// Proofs of other hosts are no reason for a deletion.
+    #[test]
+    fn results_of_other_hosts_delete_nothing(
+        own in snapshots(), retention in retentions(), others in prop::collection::vec(0..4_u8, 40),
+    ) {
+        let mut known = own.clone();
+        for (snapshot, other) in known.iter_mut().zip(others) {
+            match (other, snapshot.health) {
+                (0, Health::Unverified) => snapshot.health = Health::VerifiedElsewhere,
+                (1, Health::Unverified | Health::Verified) if snapshot.condition == Condition::Done => {
+                    snapshot.condition = Condition::InDoubt;
+                }
+                _ => {}
+            }
+        }
+        let without = deleted(&own, &retention);
+        for id in deleted(&known, &retention) {
+            prop_assert!(without.contains(&id), "{}", id);
+        }
     }
 }
 

@@ -66,7 +66,7 @@ pub struct DeleteArgs {
     pub yes: YesArg,
 }
 
-/// Describes the last verification on this host.
+/// Describes the last verification.
 pub fn verified(entry: &Cloudsnap) -> String {
     let Some(Verification { verified_at, depth, sound }) = entry.verification else { return "-".to_owned() };
     let result = if sound { "ok" } else { "damaged" };

@@ -1,0 +1,288 @@
+//! Import of the proofs that other hosts published.
+
+use super::Proofs;
+use crate::{error::ServiceError, repositories::preflight};
+use blockd_api::{
+    credentials::StoreConfig,
+    events::{EventKind, Severity},
+};
+use blockd_catalog::{CredentialRow, DbError, DbManifestCache, HostProof, KnownProofs, LastProof, NewEvent};
+use blockd_cloud::{
+    CloudError, CloudSnapshotId, ListedManifest, ListedProof, ManifestFilter, Proof, ProofId, ProofKind,
+    Repository, VerifyDepth,
+};
+use jiff::Timestamp;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+use uuid::Uuid;
+
+/// Maximum number of proofs that an import reads; the next one reads others.
+const MAX_READ: usize = 256;
+/// Number of proofs that are read and stored at once.
+const BATCH: usize = 32;
+/// Maximum number of proofs of a location that are remembered as read.
+const MAX_SEEN: usize = 200_000;
+/// Maximum time that a listing waits for the import.
+const LISTING_TIME_LIMIT: Duration = Duration::from_secs(5);
+
+/// Proofs that were read from a location.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// Location and keys with which they were read: with others, they may be usable.
+    with: (Uuid, Vec<Uuid>),
+    ids: HashSet<ProofId>,
+}
+
+impl Proofs {
+    /// Imports the proofs of other hosts after a listing of the manifests. Waits for some seconds at most;
+    /// errors are logged.
+    pub async fn import_after_listing(
+        &self,
+        credential: &CredentialRow,
+        repository: &Repository,
+        scope: &ManifestFilter,
+        manifests: &[ListedManifest],
+    ) {
+        let import = self.import(credential, repository, scope, manifests);
+        if let Err(error) = preflight::in_time(LISTING_TIME_LIMIT, import).await {
+            tracing::warn!(credential = %credential.name, %error, "importing proofs of other hosts failed");
+        }
+    }
+
+    /// Imports the proofs of a location.
+    ///
+    /// # Errors
+    /// The store or the database fails.
+    pub(super) async fn import_all(&self, credential: &CredentialRow) -> Result<(), ServiceError> {
+        let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
+        let cache = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
+        let scope = ManifestFilter::default();
+        let manifests = Box::pin(repository.list_manifests(&scope, &cache)).await?;
+        self.import(credential, &repository, &scope, &manifests).await
+    }
+
+    /// Reads the proofs of listed cloud snapshots that this host does not know, and stores their results.
+    ///
+    /// A proof of another location, or of a bucket that was copied since, shows nothing about this one. An
+    /// invalid proof is ignored with a warning.
+    async fn import(
+        &self,
+        credential: &CredentialRow,
+        repository: &Repository,
+        scope: &ManifestFilter,
+        manifests: &[ListedManifest],
+    ) -> Result<(), ServiceError> {
+        let uuid = credential.uuid;
+        let found = repository.list_proofs(scope).await?;
+        let known = self.db.run(move |tx| HostProof::all(tx, uuid)).await?;
+        let here = self.location(uuid).await?;
+        self.begin(uuid, here, repository);
+        let selection = Selection {
+            host: self.host.cluster,
+            now: Timestamp::now(),
+            // Files of a directory have the time of their last change, such as of the owner.
+            is_bucket: !matches!(credential.store.config, StoreConfig::Local { .. }),
+            manifests: manifests.iter().filter_map(|listed| Some((listed.id?, listed))).collect(),
+            known: known
+                .into_iter()
+                .map(|proof| ((proof.cloudsnap, proof.host, proof.depth), proof.proven))
+                .collect(),
+        };
+        let mut wanted = found;
+        wanted.retain(|one| selection.wants(one) && !self.is_seen(uuid, &one.id));
+        wanted.sort_by_key(|one| Reverse(one.id.proven_unix_ms));
+        wanted.truncate(MAX_READ);
+        for batch in wanted.chunks(BATCH) {
+            let mut proofs = Vec::new();
+            for (one, read) in repository.read_proofs(batch.to_vec()).await {
+                match read {
+                    // Without the memory of it, the next import reads it again.
+                    Err(error) if error.is_retryable() => {
+                        tracing::warn!(credential = %credential.name, %error, "reading a proof failed");
+                        continue;
+                    }
+                    Err(error) => warn(credential, &error),
+                    Ok(proof) if proof.location == here => {
+                        proofs.extend(host_proof(uuid, &one, proof, selection.now));
+                    }
+                    Ok(_) => {}
+                }
+                self.note_seen(uuid, one.id);
+            }
+            self.store(credential, proofs).await?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what was read of the location with other keys or at another address.
+    fn begin(&self, credential: Uuid, here: Uuid, repository: &Repository) {
+        let with = (here, repository.keys().iter().map(|key| key.key_id()).collect());
+        let mut seen = self.seen.lock();
+        let seen = seen.entry(credential).or_default();
+        if seen.with != with || seen.ids.len() >= MAX_SEEN {
+            *seen = Seen { with, ids: HashSet::new() };
+        }
+    }
+
+    fn is_seen(&self, credential: Uuid, id: &ProofId) -> bool {
+        self.seen.lock().get(&credential).is_some_and(|seen| seen.ids.contains(id))
+    }
+
+    fn note_seen(&self, credential: Uuid, id: ProofId) {
+        self.seen.lock().entry(credential).or_default().ids.insert(id);
+    }
+
+    /// Stores proofs; an event reports damage of a cloud snapshot that was not known to be damaged.
+    async fn store(&self, credential: &CredentialRow, proofs: Vec<HostProof>) -> Result<(), ServiceError> {
+        if proofs.is_empty() {
+            return Ok(());
+        }
+        let (uuid, name) = (credential.uuid, credential.name.to_string());
+        let own = self.host.cluster;
+        let damaged = proofs.iter().filter(|proof| !proof.sound).map(|proof| proof.cloudsnap);
+        let names: BTreeMap<CloudSnapshotId, _> =
+            damaged.map(|id| (id, self.registry.source_name(&id, own))).collect();
+        let stored = self.db.run(move |tx| -> Result<(), DbError> {
+            let now = Timestamp::now();
+            let before = KnownProofs::of_location(tx, uuid, now)?;
+            for proof in proofs {
+                proof.put(tx)?;
+            }
+            let after = KnownProofs::of_location(tx, uuid, now)?;
+            for (id, volume) in names {
+                if before.last(&id).is_some_and(|last| !last.sound) {
+                    continue;
+                }
+                let Some(LastProof { sound: false, host: Some(host), .. }) = after.last(&id) else {
+                    continue;
+                };
+                let message = format!("a verification by host {host} found cloud snapshot {id} damaged");
+                let event = NewEvent {
+                    volume_id: (id.cluster == own).then_some(id.volume),
+                    volume,
+                    credential_id: Some(uuid),
+                    credential: Some(name.clone()),
+                    cloudsnap: Some(id),
+                    ..NewEvent::new(now, Severity::Error, EventKind::DamageFound, message)
+                };
+                event.insert(tx)?;
+            }
+            Ok(())
+        });
+        stored.await?;
+        self.events.wake();
+        Ok(())
+    }
+}
+
+/// Selection of the proofs to read.
+struct Selection<'a> {
+    host: Uuid,
+    now: Timestamp,
+    is_bucket: bool,
+    manifests: BTreeMap<CloudSnapshotId, &'a ListedManifest>,
+    /// Times of the known proofs.
+    known: BTreeMap<(CloudSnapshotId, Uuid, VerifyDepth), Timestamp>,
+}
+
+impl Selection<'_> {
+    fn wants(&self, one: &ListedProof) -> bool {
+        let id = &one.id;
+        let (Some(manifest), Some(depth)) = (self.manifests.get(&id.cloudsnap), depth(id.kind)) else {
+            return false;
+        };
+        let known = self.known.get(&(id.cloudsnap, id.host, depth));
+        id.host != self.host
+            && !id.is_from_the_future(self.now)
+            && !(self.is_bucket && one.is_older_than(manifest))
+            && known.is_none_or(|known| *known < id.proven())
+    }
+}
+
+fn host_proof(credential: Uuid, one: &ListedProof, proof: Proof, now: Timestamp) -> Option<HostProof> {
+    Some(HostProof {
+        credential,
+        cloudsnap: proof.cloudsnap,
+        host: proof.host,
+        depth: depth(proof.kind)?,
+        proven: one.id.proven(),
+        verified: one.counts_from(proof.sound).min(now),
+        sound: proof.sound,
+        host_name: proof.host_name,
+        version: proof.version,
+    })
+}
+
+fn warn(credential: &CredentialRow, error: &CloudError) {
+    // A key of another host: `credentials rekey` opens it.
+    let is_foreign =
+        matches!(error, CloudError::ProofIgnored(cause) if matches!(**cause, CloudError::UnknownKey { .. }));
+    match is_foreign {
+        true => tracing::debug!(credential = %credential.name, %error, "proof skipped"),
+        false => tracing::warn!(credential = %credential.name, %error, "proof of a cloud snapshot ignored"),
+    }
+}
+
+/// Returns the depth of a kind that reads everything or checks all objects; a drill reads a part.
+fn depth(kind: ProofKind) -> Option<VerifyDepth> {
+    match kind {
+        ProofKind::Quick => Some(VerifyDepth::Quick),
+        ProofKind::Full => Some(VerifyDepth::Full),
+        ProofKind::Deep => Some(VerifyDepth::Deep),
+        ProofKind::Drill => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW_S: u64 = 1_000_000;
+
+    #[test]
+    fn import_reads_later_proofs_of_other_hosts_only() {
+        let at = |second: u64| Timestamp::from_second(second as i64).unwrap();
+        let cloudsnap: CloudSnapshotId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
+        let unlisted = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-62".parse().unwrap();
+        let [own, other] = [1, 2].map(Uuid::from_u128);
+        let manifest = ListedManifest {
+            key: String::new(),
+            id: Some(cloudsnap),
+            manifest: Err(CloudError::SnapshotNotFound { id: cloudsnap, store: String::new() }),
+            stored: Some(at(NOW_S)),
+        };
+        let proof = |second: u64| ProofId {
+            cloudsnap,
+            proven_unix_ms: second * 1000,
+            kind: ProofKind::Full,
+            host: other,
+        };
+        let wants = |id, is_bucket, known: Option<u64>| {
+            let known = known.map(|second| ((cloudsnap, other, VerifyDepth::Full), at(second)));
+            let selection = Selection {
+                host: own,
+                now: at(NOW_S),
+                is_bucket,
+                manifests: BTreeMap::from([(cloudsnap, &manifest)]),
+                known: known.into_iter().collect(),
+            };
+            selection.wants(&ListedProof { id, stored: None })
+        };
+        let valid = proof(NOW_S);
+        assert!(wants(valid, true, None) && wants(valid, true, Some(NOW_S - 1)));
+        assert!(!wants(valid, true, Some(NOW_S)), "it is known");
+        assert!(!wants(proof(NOW_S + 3601), true, None), "it is from the future");
+        let copied = proof(NOW_S - 3601);
+        assert!(!wants(copied, true, None) && wants(copied, false, None), "the bucket was copied since");
+        let foreign = [
+            ProofId { host: own, ..valid },
+            ProofId { cloudsnap: unlisted, ..valid },
+            ProofId { kind: ProofKind::Drill, ..valid },
+        ];
+        assert!(!foreign.into_iter().any(|id| wants(id, true, None)));
+    }
+}

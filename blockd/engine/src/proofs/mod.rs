@@ -1,0 +1,114 @@
+//! Proofs of cloud snapshots in their locations: this host publishes its results and imports those of others.
+//!
+//! The rows of the database stay the input of every decision, and those of this host and of others are apart.
+//! A result that cannot be published is kept and published later.
+
+mod import;
+mod location;
+
+use crate::{
+    error::ServiceError, events::EventLog, host::Host, repositories::Repositories,
+    volumes::registry::Registry,
+};
+use blockd_api::CredentialRef;
+use blockd_catalog::{CredentialRow, Db, ProofRow};
+use blockd_cloud::{CloudError, Proof, Repository};
+use import::Seen;
+use parking_lot::Mutex;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+use uuid::Uuid;
+
+/// Maximum number of results that a verification, or a pass of the maintenance, publishes to a location.
+pub const MAX_PUBLISHED_AT_ONCE: u32 = 100;
+/// Maximum number of characters of this host's name in a proof.
+const MAX_NAME_CHARS: usize = 63;
+
+/// Publication and import of proofs.
+pub struct Proofs {
+    pub(crate) db: Arc<Db>,
+    pub(crate) events: Arc<EventLog>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    /// Proofs that were read since the start and need not be read again, by credential.
+    pub(crate) seen: Mutex<HashMap<Uuid, Seen>>,
+    /// Credentials whose location refused a proof, which is warned about once.
+    pub(crate) refused: Mutex<HashSet<Uuid>>,
+}
+
+impl Proofs {
+    /// Publishes results of this host. Those that the store refuses stay unpublished.
+    ///
+    /// # Errors
+    /// The first error of the store that is permanent, after an attempt with each row; a temporary one at
+    /// once. The location cannot be identified, or the database fails.
+    pub async fn publish(&self, repository: &Repository, rows: Vec<ProofRow>) -> Result<(), ServiceError> {
+        let Some(first) = rows.first() else { return Ok(()) };
+        let location = self.location(first.credential).await?;
+        let name = self.host.node.chars().filter(|char| !char.is_control()).take(MAX_NAME_CHARS);
+        let host_name: String = name.collect();
+        let mut refused: Option<CloudError> = None;
+        for row in rows {
+            let proof = Proof {
+                cloudsnap: row.cloudsnap,
+                kind: row.depth.into(),
+                proven: row.verified,
+                host: self.host.cluster,
+                host_name: host_name.clone(),
+                version: row.version.clone(),
+                location,
+                sound: row.sound,
+            };
+            match repository.publish_proof(&proof).await {
+                Ok(_) => self.db.run(move |tx| row.set_published(tx)).await?,
+                Err(error) if error.is_retryable() => return Err(error.into()),
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        refused.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Publishes the results that are not published yet, such as those of a location that did not respond,
+    /// and imports those of other hosts.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn exchange(&self) -> Result<(), ServiceError> {
+        for credential in self.repositories.credential_rows().await? {
+            let uuid = credential.uuid;
+            match self.publish_pending(uuid).await {
+                Ok(()) => drop(self.refused.lock().remove(&uuid)),
+                Err(error) if self.refused.lock().insert(uuid) => {
+                    tracing::warn!(credential = %credential.name, %error, "publishing proofs failed; each hour tries again");
+                }
+                Err(error) => {
+                    tracing::debug!(credential = %credential.name, %error, "publishing proofs failed");
+                }
+            }
+            if let Err(error) = self.import_all(&credential).await {
+                tracing::warn!(credential = %credential.name, %error, "importing proofs of other hosts failed");
+            }
+        }
+        Ok(())
+    }
+
+    async fn publish_pending(&self, credential: Uuid) -> Result<(), ServiceError> {
+        let pending =
+            self.db.run(move |tx| ProofRow::unpublished(tx, credential, MAX_PUBLISHED_AT_ONCE)).await?;
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let (repository, _) = self.repositories.task_repository(credential).await?;
+        // The mount point of an unmounted disk accepts all writes.
+        self.repositories.prove_location(credential, &repository).await?;
+        self.publish(&repository, pending).await
+    }
+
+    async fn location(&self, credential: Uuid) -> Result<Uuid, ServiceError> {
+        let row: CredentialRow = self.repositories.credential(Some(&CredentialRef::Id(credential))).await?;
+        location::of(row, self.host.cluster).await
+    }
+}

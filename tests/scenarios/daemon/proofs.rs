@@ -1,0 +1,217 @@
+//! Proofs of cloud snapshots: other hosts of a location see the results of verifications.
+
+use super::*;
+use blockd_api::{
+    cloudsnaps::{CloudsnapStatus, Verification, VerifyDepth},
+    events::ListEvents,
+};
+use blockd_catalog::ProofRow;
+use jiff::{SignedDuration, Timestamp};
+
+impl Host {
+    async fn verify_snapshot(&self, snap: &str, depth: VerifyDepth) -> Task {
+        let cloud_snapshot_id = Some(snap.parse().unwrap());
+        self.verify(&StartVerify { cloud_snapshot_id, depth, ..Default::default() }).await
+    }
+
+    /// Returns the last verification of the only cloud snapshot.
+    async fn last_verification(&self) -> Option<Verification> {
+        let list = self.list().await;
+        assert_eq!(list.len(), 1);
+        list[0].verification
+    }
+
+    fn proof_files(&self) -> Vec<String> {
+        walk(&self.store.path().join("blockd/proofs"))
+    }
+
+    /// Makes a backup; returns its id.
+    async fn backed_up(&self) -> String {
+        let volume = self.create_volume("data").await;
+        self.create_credential().await;
+        Model::new().write(&volume, 0, 1, 1 << 20);
+        self.backup("data", true).await.cloud_snapshot_id.unwrap()
+    }
+
+    /// Returns the number of damaged cloud snapshots in the metrics.
+    async fn damaged(&self) -> String {
+        let text = self.metrics_text().await;
+        let name = "blockd_cloudsnaps_damaged{credential=\"nas\"} ";
+        text.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned()
+    }
+
+    /// Starts another host with the same store.
+    async fn other(&self) -> Self {
+        let other = Self::with_store(self.store.clone()).await;
+        other.create_credential().await;
+        other
+    }
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let (from, to) = {
+            let entry = entry.unwrap();
+            (entry.path(), to.join(entry.file_name()))
+        };
+        match from.is_dir() {
+            true => copy_dir(&from, &to),
+            false => drop(fs::copy(from, to).unwrap()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proof_is_seen_by_other_and_reinstalled_hosts() {
+    let host = Host::new().await;
+    let snap = host.backed_up().await;
+    assert_eq!(host.proof_files().len(), 0, "a backup is no proof");
+    host.verify_snapshot(&snap, VerifyDepth::Quick).await;
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    assert_eq!(host.proof_files().len(), 2);
+    let other = host.other().await;
+    let seen = other.last_verification().await.expect("the other host sees the proof");
+    assert_eq!((seen.depth, seen.sound), (VerifyDepth::Full, true));
+    assert!(seen.verified_at <= host.last_verification().await.unwrap().verified_at);
+
+    // A later one replaces that of its host; its deletion removes all of them.
+    other.verify_snapshot(&snap, VerifyDepth::Deep).await;
+    assert_eq!(host.last_verification().await.unwrap().depth, VerifyDepth::Deep);
+    drop(other);
+    let reinstalled = host.other().await;
+    assert_eq!(reinstalled.last_verification().await.unwrap().depth, VerifyDepth::Deep);
+    host.delete_cloudsnap(&delete_of(&snap)).await;
+    assert_eq!(host.proof_files(), Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_another_host_found_is_reported_once() {
+    let host = Host::new().await;
+    let snap = host.backed_up().await;
+    damage(&host.packs()[0]);
+    assert_eq!(host.verify_snapshot(&snap, VerifyDepth::Full).await.state.stage, TaskStage::Failed);
+    let other = host.other().await;
+    for _ in 0..2 {
+        let list = other.list().await;
+        assert_eq!(list[0].status, CloudsnapStatus::Damaged);
+        let events = other.call(LIST_EVENTS, &ListEvents::default()).await.items;
+        let found: Vec<_> = events.iter().filter(|event| event.kind == "damage-found").collect();
+        assert_eq!(found.len(), 1, "{events:?}");
+    }
+    assert_eq!((host.damaged().await, other.damaged().await), ("1".into(), "1".into()));
+    host.delete_cloudsnap(&delete_of(&snap)).await;
+    assert_eq!(other.list().await.len(), 0);
+    assert_eq!((host.damaged().await, other.damaged().await), ("0".into(), "0".into()));
+}
+
+/// No manifest is cached: only the proof names the cloud snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_of_an_unreadable_backup_ends_with_its_deletion() {
+    let host = Host::new().await;
+    let snap = host.backed_up().await;
+    damage(&host.packs()[0]);
+    assert_eq!(host.verify_snapshot(&snap, VerifyDepth::Full).await.state.stage, TaskStage::Failed);
+    damage(host.manifest(&snap));
+    let other = host.other().await;
+    assert_eq!(other.call(LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await.damaged.len(), 1);
+    assert_eq!(other.damaged().await, "1");
+    fs::remove_file(host.manifest(&snap)).unwrap();
+    assert_eq!((other.list().await.len(), other.damaged().await), (0, "0".into()));
+}
+
+/// Another host finds the cloud snapshot sound: its path to the store may be another one.
+#[tokio::test(flavor = "multi_thread")]
+async fn own_damage_stays_until_an_own_verification() {
+    let host = Host::new().await;
+    let snap = host.backed_up().await;
+    let pack = host.packs().remove(0);
+    let intact = fs::read(&pack).unwrap();
+    damage(&pack);
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    fs::write(&pack, intact).unwrap();
+    let other = host.other().await;
+    assert!(!other.last_verification().await.unwrap().sound);
+    other.verify_snapshot(&snap, VerifyDepth::Deep).await;
+    assert!(other.last_verification().await.unwrap().sound, "its own result is later");
+    assert!(!host.last_verification().await.unwrap().sound);
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    assert!(host.last_verification().await.unwrap().sound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proof_from_the_future_does_not_count() {
+    let host = Host::new().await;
+    let snap = host.backed_up().await;
+    let credential = host.engine().repositories.credential_rows().await.unwrap()[0].uuid;
+    let ahead = ProofRow {
+        credential,
+        cloudsnap: snap_id(&snap),
+        verified: Timestamp::now() + SignedDuration::from_hours(24 * 3650),
+        depth: blockd_cloud::VerifyDepth::Full,
+        sound: true,
+        damaged: Default::default(),
+        digest: None,
+        version: "1.2.3".into(),
+    };
+    host.engine().db.transaction(|tx| ahead.put(tx)).unwrap();
+    host.engine().proofs.exchange().await.unwrap();
+    assert_eq!(host.proof_files().len(), 1);
+    let other = host.other().await;
+    assert_eq!((host.last_verification().await, other.last_verification().await), (None, None));
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    assert_eq!(host.proof_files().len(), 1, "the later result replaces it");
+    let [own, seen] = [host.last_verification().await.unwrap(), other.last_verification().await.unwrap()];
+    assert!(own.verified_at <= Timestamp::now() && seen.verified_at <= Timestamp::now());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proof_in_a_copy_of_the_location_does_not_count() {
+    let host = Host::new().await;
+    let snap = host.backed_up().await;
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    let copy = tempfile::tempdir().unwrap();
+    copy_dir(host.store.path(), copy.path());
+    let replica = Host::with_store(Arc::new(copy)).await;
+    replica.create_credential().await;
+    assert_eq!(replica.last_verification().await, None);
+    replica.verify_snapshot(&snap, VerifyDepth::Quick).await;
+    assert_eq!(replica.last_verification().await.unwrap().depth, VerifyDepth::Quick);
+    assert_eq!(replica.proof_files().len(), 2, "it keeps the proof of the original");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn altered_proof_is_ignored() {
+    let host = Host::new().await;
+    let snap = host.backed_up().await;
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    damage(&host.proof_files()[0]);
+    let other = host.other().await;
+    assert_eq!(other.last_verification().await, None);
+    assert!(host.last_verification().await.unwrap().sound, "the host keeps its own result");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_proof_is_published_later() {
+    let host = Host::new().await;
+    let snap = host.backed_up().await;
+    let folder = host.store.path().join("blockd/proofs");
+    fs::write(&folder, "not a directory").unwrap();
+    assert_eq!(host.verify_snapshot(&snap, VerifyDepth::Full).await.state.stage, TaskStage::Done);
+    assert!(host.last_verification().await.unwrap().sound);
+    // The mount point of an unmounted disk accepts all writes.
+    let root = host.store.path().join("blockd");
+    let away = move_away(&root);
+    fs::create_dir(&root).unwrap();
+    host.engine().proofs.exchange().await.unwrap();
+    assert_eq!(host.proof_files(), Vec::<String>::new());
+    fs::remove_dir_all(&root).unwrap();
+    fs::rename(away, &root).unwrap();
+    fs::remove_file(&folder).unwrap();
+    host.engine().proofs.exchange().await.unwrap();
+    assert_eq!(host.proof_files().len(), 1);
+    let before = fs::metadata(&host.proof_files()[0]).unwrap().modified().unwrap();
+    host.engine().proofs.exchange().await.unwrap();
+    assert_eq!(fs::metadata(&host.proof_files()[0]).unwrap().modified().unwrap(), before, "once");
+    assert!(host.other().await.last_verification().await.unwrap().sound);
+}
