@@ -3,6 +3,7 @@
 use crate::{
     GroupName, LabelSelector, Labels, RuleName, SnapshotRef, VolumeId, VolumeName,
     attachments::Attachment,
+    cloudsnaps::LastProof,
     lazy::{Hydration, InPlaceProgress},
 };
 use jiff::Timestamp;
@@ -270,7 +271,7 @@ pub struct LastBackup {
     pub created_at: Timestamp,
     /// Incremental backups since the last full one; 0 if this one is full.
     pub incrementals_since_full: u64,
-    /// Time of the last verification by this host that read a backup of the volume there and found it sound.
+    /// Last proof that read a backup of the volume there and found it sound.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verified_at: Option<Timestamp>,
+    pub last_proof: Option<LastProof>,
 }

@@ -65,7 +65,7 @@ impl Host {
             .into_iter()
             .find(|listed| listed.cloud_snapshot_id.to_string() == snap)
             .expect("it is listed");
-        found.verification.map(|verification| verification.sound)
+        found.last_proof.as_ref().map(|last| last.sound)
     }
 }
 

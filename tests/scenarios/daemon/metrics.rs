@@ -220,16 +220,14 @@ async fn quick_and_failed_verifications_are_no_proof() {
             fs::remove_file(host.packs().remove(0)).unwrap();
         }
         assert_eq!(host.verify(&StartVerify { depth, ..StartVerify::default() }).await.state.stage, stage);
-        let time = value(
-            &host.families().await,
-            "blockd_verification_last_timestamp_seconds",
-            "blockd_verification_last_timestamp_seconds",
-            &[("credential", "nas")],
-        );
-        assert_eq!(time > 0.0, is_proven, "{depth:?}");
+        let families = host.families().await;
+        let ages = families.get("blockd_last_proof_age_seconds").map(|family| &family.samples[..]);
+        let kinds = ages.unwrap_or_default().iter().map(|sample| sample.labels["kind"].as_str());
+        assert_eq!(kinds.clone().any(|kind| kind != "quick"), is_proven, "{depth:?}");
+        assert_eq!(kinds.count() > 0, stage == TaskStage::Done, "{depth:?}");
         let volumes = host.call(LIST_VOLUMES, &ListVolumes::default()).await.items;
         let last = volumes[0].last_backups.first();
-        assert_eq!(last.is_some_and(|last| last.verified_at.is_some()), is_proven, "{depth:?}");
+        assert_eq!(last.is_some_and(|last| last.last_proof.is_some()), is_proven, "{depth:?}");
         // A damaged backup protects nothing.
         assert_eq!(last.is_some(), stage == TaskStage::Done, "{depth:?}");
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use blockd_api::{
-    cloudsnaps::{CloudsnapStatus, Verification, VerifyDepth},
+    cloudsnaps::{CloudsnapStatus, LastProof, VerifyDepth},
     events::ListEvents,
 };
 use blockd_catalog::ProofRow;
@@ -14,11 +14,11 @@ impl Host {
         self.verify(&StartVerify { cloud_snapshot_id, depth, ..Default::default() }).await
     }
 
-    /// Returns the last verification of the only cloud snapshot.
-    async fn last_verification(&self) -> Option<Verification> {
+    /// Returns the last proof of the only cloud snapshot.
+    async fn last_proof(&self) -> Option<LastProof> {
         let list = self.list().await;
         assert_eq!(list.len(), 1);
-        list[0].verification
+        list[0].last_proof.clone()
     }
 
     fn proof_files(&self) -> Vec<String> {
@@ -71,16 +71,16 @@ async fn proof_is_seen_by_other_and_reinstalled_hosts() {
     host.verify_snapshot(&snap, VerifyDepth::Full).await;
     assert_eq!(host.proof_files().len(), 2);
     let other = host.other().await;
-    let seen = other.last_verification().await.expect("the other host sees the proof");
-    assert_eq!((seen.depth, seen.sound), (VerifyDepth::Full, true));
-    assert!(seen.verified_at <= host.last_verification().await.unwrap().verified_at);
+    let seen = other.last_proof().await.expect("the other host sees the proof");
+    assert_eq!((seen.kind, seen.sound), (VerifyDepth::Full, true));
+    assert!(seen.proven_at <= host.last_proof().await.unwrap().proven_at);
 
     // A later one replaces that of its host; its deletion removes all of them.
     other.verify_snapshot(&snap, VerifyDepth::Deep).await;
-    assert_eq!(host.last_verification().await.unwrap().depth, VerifyDepth::Deep);
+    assert_eq!(host.last_proof().await.unwrap().kind, VerifyDepth::Deep);
     drop(other);
     let reinstalled = host.other().await;
-    assert_eq!(reinstalled.last_verification().await.unwrap().depth, VerifyDepth::Deep);
+    assert_eq!(reinstalled.last_proof().await.unwrap().kind, VerifyDepth::Deep);
     host.delete_cloudsnap(&delete_of(&snap)).await;
     assert_eq!(host.proof_files(), Vec::<String>::new());
 }
@@ -131,12 +131,12 @@ async fn own_damage_stays_until_an_own_verification() {
     host.verify_snapshot(&snap, VerifyDepth::Full).await;
     fs::write(&pack, intact).unwrap();
     let other = host.other().await;
-    assert!(!other.last_verification().await.unwrap().sound);
+    assert!(!other.last_proof().await.unwrap().sound);
     other.verify_snapshot(&snap, VerifyDepth::Deep).await;
-    assert!(other.last_verification().await.unwrap().sound, "its own result is later");
-    assert!(!host.last_verification().await.unwrap().sound);
+    assert!(other.last_proof().await.unwrap().sound, "its own result is later");
+    assert!(!host.last_proof().await.unwrap().sound);
     host.verify_snapshot(&snap, VerifyDepth::Full).await;
-    assert!(host.last_verification().await.unwrap().sound);
+    assert!(host.last_proof().await.unwrap().sound);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,11 +158,11 @@ async fn proof_from_the_future_does_not_count() {
     host.engine().proofs.exchange().await.unwrap();
     assert_eq!(host.proof_files().len(), 1);
     let other = host.other().await;
-    assert_eq!((host.last_verification().await, other.last_verification().await), (None, None));
+    assert_eq!((host.last_proof().await, other.last_proof().await), (None, None));
     host.verify_snapshot(&snap, VerifyDepth::Full).await;
     assert_eq!(host.proof_files().len(), 1, "the later result replaces it");
-    let [own, seen] = [host.last_verification().await.unwrap(), other.last_verification().await.unwrap()];
-    assert!(own.verified_at <= Timestamp::now() && seen.verified_at <= Timestamp::now());
+    let [own, seen] = [host.last_proof().await.unwrap(), other.last_proof().await.unwrap()];
+    assert!(own.proven_at <= Timestamp::now() && seen.proven_at <= Timestamp::now());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,9 +174,9 @@ async fn proof_in_a_copy_of_the_location_does_not_count() {
     copy_dir(host.store.path(), copy.path());
     let replica = Host::with_store(Arc::new(copy)).await;
     replica.create_credential().await;
-    assert_eq!(replica.last_verification().await, None);
+    assert_eq!(replica.last_proof().await, None);
     replica.verify_snapshot(&snap, VerifyDepth::Quick).await;
-    assert_eq!(replica.last_verification().await.unwrap().depth, VerifyDepth::Quick);
+    assert_eq!(replica.last_proof().await.unwrap().kind, VerifyDepth::Quick);
     assert_eq!(replica.proof_files().len(), 2, "it keeps the proof of the original");
 }
 
@@ -187,8 +187,8 @@ async fn altered_proof_is_ignored() {
     host.verify_snapshot(&snap, VerifyDepth::Full).await;
     damage(&host.proof_files()[0]);
     let other = host.other().await;
-    assert_eq!(other.last_verification().await, None);
-    assert!(host.last_verification().await.unwrap().sound, "the host keeps its own result");
+    assert_eq!(other.last_proof().await, None);
+    assert!(host.last_proof().await.unwrap().sound, "the host keeps its own result");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -198,7 +198,7 @@ async fn refused_proof_is_published_later() {
     let folder = host.store.path().join("blockd/proofs");
     fs::write(&folder, "not a directory").unwrap();
     assert_eq!(host.verify_snapshot(&snap, VerifyDepth::Full).await.state.stage, TaskStage::Done);
-    assert!(host.last_verification().await.unwrap().sound);
+    assert!(host.last_proof().await.unwrap().sound);
     // The mount point of an unmounted disk accepts all writes.
     let root = host.store.path().join("blockd");
     let away = move_away(&root);
@@ -213,5 +213,5 @@ async fn refused_proof_is_published_later() {
     let before = fs::metadata(&host.proof_files()[0]).unwrap().modified().unwrap();
     host.engine().proofs.exchange().await.unwrap();
     assert_eq!(fs::metadata(&host.proof_files()[0]).unwrap().modified().unwrap(), before, "once");
-    assert!(host.other().await.last_verification().await.unwrap().sound);
+    assert!(host.other().await.last_proof().await.unwrap().sound);
 }

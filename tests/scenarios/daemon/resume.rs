@@ -264,7 +264,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
         assert_eq!((findings.snapshots, findings.damage_total, findings.objects), (1, 0, 2));
         let compared = if depth == VerifyDepth::Deep { 1 << 20 } else { 0 };
         assert_eq!(findings.compared_bytes, compared, "{depth:?}");
-        assert!(host.list().await[0].verification.unwrap().sound);
+        assert!(host.list().await[0].last_proof.as_ref().unwrap().sound);
     }
     host.assert_tidy();
 
@@ -279,7 +279,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
     assert!(findings.damage[0].object.ends_with("/pack-00000000") && lost.cloud_snapshot_id == full);
     let (offset, len) = (lost.ranges[0].offset_bytes as usize, lost.ranges[0].len_bytes as usize);
     assert_eq!((lost.ranges.len(), offset, len), (1, 128 << 10, 128 << 10));
-    assert!(!host.list().await[0].verification.unwrap().sound);
+    assert!(!host.list().await[0].last_proof.as_ref().unwrap().sound);
     for (status, count) in [(CloudsnapStatus::Damaged, 1), (CloudsnapStatus::Done, 0)] {
         let query = ListCloudsnaps { status: Some(status), ..ListCloudsnaps::default() };
         let found = host.call(LIST_CLOUDSNAPS, &query).await.list.items;
@@ -287,7 +287,7 @@ async fn damage_is_found_listed_skipped_and_healed() {
     }
     // A quick verification does not reset the result.
     assert_eq!(verify(Some(&full), VerifyDepth::Quick).await.state.stage, TaskStage::Done);
-    assert!(!host.list().await[0].verification.unwrap().sound);
+    assert!(!host.list().await[0].last_proof.as_ref().unwrap().sound);
 
     let mut request = restore_as(&full, "past");
     let refused = host.wait(host.call(START_RESTORE, &request).await.task_id).await;
@@ -341,7 +341,7 @@ async fn damage_that_only_others_have_is_an_event() {
     assert_eq!(host.verify(&request).await.state.stage, TaskStage::Done);
     assert_eq!(host.events_of("damage-found").await.len(), 2);
     let listed = host.list().await;
-    let sound: Vec<_> = listed.into_iter().map(|one| one.verification.unwrap().sound).collect();
+    let sound: Vec<_> = listed.into_iter().map(|one| one.last_proof.unwrap().sound).collect();
     assert_eq!(sound, [false, true]);
 }
 

@@ -15,7 +15,7 @@ const GAP: usize = 2;
 /// Indentation of a text below its row.
 const INDENT: &str = "  ";
 /// Least width of a cut cell.
-const MIN_CUT: usize = 7;
+const MIN_CUT: usize = 6;
 /// Greatest width of a complete cell that other cells make room for: a cause of a failure can be long.
 const MAX_ROOM: usize = 24;
 
@@ -267,6 +267,16 @@ impl<'a, T> Columns<'a, T> {
         if self.width == Width::Narrow { self.add(title, cell) } else { self }
     }
 
+    /// Adds a column to narrow tables if a condition holds.
+    pub fn narrow_if<S: ToString>(
+        self,
+        is_shown: bool,
+        title: &'static str,
+        cell: impl Fn(&'a T) -> S,
+    ) -> Self {
+        if is_shown { self.narrow(title, cell) } else { self }
+    }
+
     /// Adds a column to wide tables.
     pub fn wide<S: ToString>(self, title: &'static str, cell: impl Fn(&'a T) -> S) -> Self {
         if self.width == Width::Wide { self.add(title, cell) } else { self }
@@ -403,10 +413,10 @@ db                         database-of-the-…n-berlin  2019-01-16T21:51Z
         );
         assert!(table("LOCATION").contains(long), "other columns are complete");
         // A text that has no room beside cut cells cuts none.
-        let row = ["a".repeat(24), "n".repeat(20), "t".repeat(24), "x".repeat(20)];
+        let row = ["a".repeat(24), "n".repeat(20), "t".repeat(24), "x".repeat(21)];
         let shown = Table::of("A|NAME|TIME|TEXT", [row]).fit("NAME").with_text().render(false);
         assert!(
-            shown.contains(&"n".repeat(20)) && shown.contains(&format!("\n  {}\n", "x".repeat(20))),
+            shown.contains(&"n".repeat(20)) && shown.contains(&format!("\n  {}\n", "x".repeat(21))),
             "{shown}"
         );
         assert_eq!(cut("abcdef", 6), "abcdef");

@@ -145,7 +145,7 @@ fn repeated_init_backs_up_unprotected_volumes_only() {
     let volumes = list(json!([volume("59", "db"), volume("60", "log")]));
     let protected = |id: &str, volume_id: &str| {
         let mut entry = cloudsnap(id);
-        (entry["volumeId"], entry["verification"]) = (json!(volume_id), Value::Null);
+        (entry["volumeId"], entry["lastProof"]) = (json!(volume_id), Value::Null);
         entry
     };
     for (entries, run, verifications) in [
@@ -282,6 +282,10 @@ fn doctor_shows_the_problems_that_its_checks_left() {
     assert!(ran.stdout.contains("nas: works") && !ran.stdout.contains("key slot"), "{ran:?}");
 }
 
+fn proof(at: &str, sound: bool) -> Value {
+    json!({ "provenAt": at, "kind": "full", "sound": sound, "host": "db1", "version": "1.2.3" })
+}
+
 #[test]
 fn doctor_counts_the_snapshots_of_the_volume_itself() {
     let foreign = "7e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
@@ -294,8 +298,7 @@ fn doctor_counts_the_snapshots_of_the_volume_itself() {
         let mut entry = cloudsnap("59-61");
         (entry["cloudSnapshotId"], entry["volumeId"], entry["volumeName"]) =
             (json!(id), json!(volume_id), json!(volume_name));
-        entry["verification"] =
-            json!({ "verifiedAt": "2026-11-20T21:00:30Z", "depth": "full", "sound": false });
+        entry["lastProof"] = proof("2026-11-20T21:00:30Z", false);
         let fake = Fake::with_defaults(vec![
             ("GET /v1/volumes", ok(list(json!([volume("59", "db")])))),
             (
@@ -311,16 +314,15 @@ fn doctor_counts_the_snapshots_of_the_volume_itself() {
 }
 
 #[test]
-fn doctor_and_status_show_the_same_verification() {
+fn doctor_and_status_show_the_same_proof() {
     let mut volumes = reply("GET /v1/volumes");
     let items = volumes["items"].as_array_mut().unwrap();
     items.truncate(1);
     items[0]["name"] = json!("vol");
-    items[0]["lastBackups"][0]["verifiedAt"] = json!("2019-01-17T03:00:00Z");
+    items[0]["lastBackups"][0]["lastProof"] = proof("2019-01-17T03:00:00Z", true);
     let mut snapshots = reply("GET /v1/cloudsnaps");
-    // An older verification of one of its cloud snapshots.
-    snapshots["items"][0]["verification"] =
-        json!({ "verifiedAt": "2019-01-16T22:00:00Z", "depth": "full", "sound": true });
+    // An older proof of one of its cloud snapshots.
+    snapshots["items"][0]["lastProof"] = proof("2019-01-16T22:00:00Z", true);
     snapshots["items"][0]["volumeId"] = volumes["items"][0]["volumeId"].clone();
     snapshots["failedCredentials"] = json!([]);
     let fake = |snapshots: &Value| {
@@ -332,17 +334,17 @@ fn doctor_and_status_show_the_same_verification() {
     let status = fake(&snapshots).run("-j status").json();
     let protection = status["protection"].as_array().unwrap();
     let in_nas = protection.iter().find(|one| one["location"] == "nas").unwrap();
-    assert_eq!(in_nas["lastVerifiedAt"], "2019-01-17T03:00:00Z", "{status:#}");
-    let proof = |snapshots: &Value| {
+    assert_eq!(in_nas["lastProof"], proof("2019-01-17T03:00:00Z", true), "{status:#}");
+    let checked = |snapshots: &Value| {
         let document = fake(snapshots).run("-j doctor").json();
         let items = document["items"].as_array().unwrap();
         let proof = items.iter().find(|one| one["check"] == "proof").unwrap().clone();
         (proof["status"].clone(), proof["detail"].as_str().unwrap().to_owned())
     };
     let expected = "volume vol: a backup was verified at Thu, 17 Jan 2019 03:00:00 UTC".to_owned();
-    assert_eq!(proof(&snapshots), (json!("ok"), expected));
-    snapshots["items"][0]["verification"]["sound"] = json!(false);
-    let (status, detail) = proof(&snapshots);
+    assert_eq!(checked(&snapshots), (json!("ok"), expected));
+    snapshots["items"][0]["lastProof"]["sound"] = json!(false);
+    let (status, detail) = checked(&snapshots);
     assert!(status == "failed" && detail.ends_with("is damaged"), "{detail}");
 }
 

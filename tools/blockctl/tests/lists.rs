@@ -146,31 +146,99 @@ fn lists_fit_into_80_columns() {
     assert!(failures.is_empty(), "{}", failures.join("\n"));
 }
 
+/// Returns a proof of the content.
+fn proof(is_sound: bool) -> Value {
+    json!({
+        "provenAt": "2024-01-17T03:00:00Z", "kind": "full", "sound": is_sound, "host": "db1", "version": "1.2.3",
+    })
+}
+
+/// Returns the narrow list of cloud snapshots, and of an unreadable one.
+fn narrow_list(items: &[Value], has_damaged: bool) -> String {
+    let damaged =
+        json!({ "cloudSnapshotId": snap("59-63"), "credentialId": TASK, "reason": "a bit is flipped" });
+    let damaged: Vec<Value> = has_damaged.then_some(damaged).into_iter().collect();
+    let listed = json!({
+        "items": items, "next": null, "damaged": damaged, "failedCredentials": [], "total": items.len(),
+    });
+    Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(listed))]).run("cloudsnap list").stdout
+}
+
 #[test]
-fn names_of_backups_take_the_place_of_a_state_that_all_have() {
-    let list_of = |names: [&str; 2], damaged: Value| {
+fn list_of_backups_shows_given_names_and_states_that_differ() {
+    let list_of = |names: [&str; 2], has_damaged: bool| {
         let items = ["61", "62"].iter().zip(names).map(|(id, name)| {
             let mut one = cloudsnap(&format!("59-{id}"));
             one["name"] = json!(name);
             one
         });
-        let items: Vec<Value> = items.collect();
-        let listed =
-            json!({ "items": items, "next": null, "damaged": damaged, "failedCredentials": [], "total": 2 });
-        Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(listed))]).run("cloudsnap list").stdout
+        narrow_list(&items.collect::<Vec<_>>(), has_damaged)
     };
     let generated = format!("backup-{TASK}");
-    let named = list_of(["before", &generated], json!([]));
-    let lines: Vec<&str> = named.lines().collect();
-    assert!(lines[0].ends_with("  HOST  NAME") && !named.contains("Done"), "{named}");
-    assert!(lines[1].ends_with("  before") && lines[2].ends_with("  -"), "{named}");
     let long = "n".repeat(60);
-    assert!(list_of([&long, "b"], json!([])).contains(&format!("\n  {long}\n")));
-    let id = snap("59-63");
-    let damaged = json!([{ "cloudSnapshotId": id, "credentialId": TASK, "reason": "a bit is flipped" }]);
-    let shown = list_of(["before", "b"], damaged);
-    assert!(shown.contains("  HOST  STATUS   NAME\n") && shown.contains("Done     before"), "{shown}");
-    assert!(list_of([&generated, &generated], json!([])).contains("  HOST  STATUS\n"));
+    for (has_damaged, first, last) in [
+        (false, "CREATED            SIZE   LOCATION", ""),
+        (true, "CREATED            LOCATION", "  STATUS "),
+    ] {
+        let named = list_of(["before", &generated], has_damaged);
+        let lines: Vec<&str> = named.lines().collect();
+        assert!(
+            lines[0].contains(first) && lines[0].ends_with(&format!("  LAST-PROOF{last}  NAME")),
+            "{named}"
+        );
+        assert!(lines[1].ends_with("  before") && lines[2].ends_with("  -"), "{named}");
+        assert_eq!(
+            (named.contains("Done"), named.contains("Damaged")),
+            (has_damaged, has_damaged),
+            "{named}"
+        );
+        assert!(list_of([&long, "b"], has_damaged).contains(&format!("\n  {long}\n")));
+        let unnamed = list_of([&generated, &generated], has_damaged);
+        let header = unnamed.lines().next().unwrap();
+        assert!(
+            header.contains(first) && header.ends_with(&format!("  LAST-PROOF{}", last.trim_end())),
+            "{unnamed}"
+        );
+    }
+}
+
+#[test]
+fn list_of_backups_fits_with_names_and_states() {
+    for name in ["", "before-upgrade"] {
+        for has_damaged in [false, true] {
+            let mut one = cloudsnap("59-61");
+            one["lastProof"] = proof(true);
+            stretch("", &mut one);
+            one["name"] = json!(name);
+            let shown = narrow_list(&[one], has_damaged);
+            assert!(shown.lines().all(|line| line.chars().count() <= COLUMNS), "{shown}");
+            assert!(shown.contains(name) && shown.contains("d full"), "{shown}");
+        }
+    }
+}
+
+#[test]
+fn list_of_backups_shows_the_last_proof() {
+    let proven = |id: &str, last: Value| {
+        let mut one = cloudsnap(id);
+        one["lastProof"] = last;
+        one
+    };
+    let mut items = vec![proven("59-61", proof(true)), proven("59-62", Value::Null)];
+    let shown = narrow_list(&items, false);
+    let proofs: Vec<&str> = shown.lines().map(|line| line.rsplit("  ").next().unwrap()).collect();
+    assert!(proofs[1].ends_with("d full") && proofs[2] == "-", "{shown}");
+    let mut damaged = proven("59-64", proof(false));
+    damaged["status"] = json!("Damaged");
+    items.push(damaged);
+    let shown = narrow_list(&items, true);
+    let rows: Vec<&str> = shown.lines().collect();
+    assert!(
+        rows[1].contains("d full ") && rows[3].contains("  damaged ") && rows[3].ends_with("Damaged"),
+        "{shown}"
+    );
+    // Nothing is known of the content of an unreadable one.
+    assert!(rows[4].ends_with("Damaged") && !rows[4].contains("damaged"), "{shown}");
 }
 
 #[test]

@@ -148,21 +148,25 @@ pub struct Cloudsnap {
     /// Expiry date set on this host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
-    /// Last verification by a host of the location.
+    /// Last proof.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub verification: Option<Verification>,
+    pub last_proof: Option<LastProof>,
 }
 
-/// Verification of a cloud snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// Last proof of a cloud snapshot: the result of a verification by a host of the location.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct Verification {
+pub struct LastProof {
     /// Time.
-    pub verified_at: Timestamp,
-    /// Depth.
-    pub depth: VerifyDepth,
+    pub proven_at: Timestamp,
+    /// Kind.
+    pub kind: VerifyDepth,
     /// True if no damage was found.
     pub sound: bool,
+    /// Name of the host, or the id of its installation.
+    pub host: String,
+    /// Version of its blockd.
+    pub version: String,
 }
 
 /// Entry with an unreadable manifest: it is not Done and cannot be restored.

@@ -9,7 +9,7 @@ use crate::{
     backup::task::trigger_of,
     error::ServiceError,
     host::Host,
-    proofs::Proofs,
+    proofs::{self, Proofs},
     repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS, preflight::in_reader_time},
     restore::lazy::{LazyVolumes, labels},
     tasks::backup_type,
@@ -19,13 +19,11 @@ use blockd_api::{
     CredentialRef, ErrorCode, Labels, VolumeId, VolumeName, VolumeRef,
     cloudsnaps::{
         self as api, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapStatus, DamagedCloudsnap,
-        FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail, Verification, VerifyDepth,
+        FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail,
     },
     tasks::{BackupType, TaskStage},
 };
-use blockd_catalog::{
-    CredentialRow, Db, DbError, DbManifestCache, KnownProofs, LastProof, RetentionOverride, TaskRow,
-};
+use blockd_catalog::{CredentialRow, Db, DbError, DbManifestCache, KnownProofs, RetentionOverride, TaskRow};
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, ManifestFilter};
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -69,26 +67,16 @@ fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
         freeze_stall_micros: description.freeze_stall_micros,
         pinned: false,
         expires_at: None,
-        verification: None,
+        last_proof: None,
     }
 }
 
-fn verify_depth(depth: blockd_cloud::VerifyDepth) -> VerifyDepth {
-    match depth {
-        blockd_cloud::VerifyDepth::Quick => VerifyDepth::Quick,
-        blockd_cloud::VerifyDepth::Full => VerifyDepth::Full,
-        blockd_cloud::VerifyDepth::Deep => VerifyDepth::Deep,
-    }
-}
-
-/// Fills in the last verification, which decides the status.
-fn show_proof(entry: &mut Cloudsnap, proof: Option<LastProof>) {
-    let Some(proof) = proof else { return };
-    if !proof.sound {
+/// Fills in the last proof, which decides the status.
+fn show_proof(entry: &mut Cloudsnap, proof: Option<api::LastProof>) {
+    if proof.as_ref().is_some_and(|proof| !proof.sound) {
         entry.status = CloudsnapStatus::Damaged;
     }
-    let (verified_at, depth) = (proof.proven, verify_depth(proof.kind));
-    entry.verification = Some(Verification { verified_at, depth, sound: proof.sound });
+    entry.last_proof = proof;
 }
 
 /// Fills in the retention override.
@@ -290,7 +278,10 @@ impl CloudSnapshots {
             match item.manifest {
                 Ok(manifest) => {
                     let mut entry = entry(&manifest, credential);
-                    show_proof(&mut entry, proofs.last(&manifest.id()));
+                    show_proof(
+                        &mut entry,
+                        proofs.last(&manifest.id()).map(|last| proofs::shown(last, &self.host)),
+                    );
                     show_mark(&mut entry, marks.of(&manifest.id(), uuid, now).as_ref());
                     found.entries.push(entry);
                 }
@@ -353,7 +344,7 @@ impl CloudSnapshots {
                 freeze_stall_micros: row.detail.freeze_stall_micros,
                 pinned: false,
                 expires_at: None,
-                verification: None,
+                last_proof: None,
             });
         }
         Ok(())
@@ -381,7 +372,7 @@ impl CloudSnapshots {
             Ok((KnownProofs::of_repository(tx, uuid, now)?, RetentionOverride::all(tx)?))
         });
         let (proofs, marks) = known.await?;
-        show_proof(&mut entry, proofs.last(&id));
+        show_proof(&mut entry, proofs.last(&id).map(|last| proofs::shown(last, &self.host)));
         show_mark(&mut entry, marks.of(&id, uuid, now).as_ref());
         Ok(CloudsnapDetail { entry, detail })
     }

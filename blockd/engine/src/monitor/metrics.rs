@@ -17,6 +17,7 @@ use blockd_api::{
     status::{DataSpace, WebhookStatus},
 };
 use blockd_catalog::{CredentialRow, DbError, LastProof, NewestBackup, RunRow, ScheduleRow, TaskRow};
+use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::VolumeId;
 use blockd_nbd::DeviceErrorKind;
 use blockd_store::RequestKind;
@@ -32,8 +33,8 @@ use uuid::Uuid;
 struct Rows {
     newest: Vec<NewestBackup>,
     credentials: Vec<CredentialRow>,
-    /// Last proofs of cloud snapshots, by credential.
-    proofs: BTreeMap<Uuid, Vec<LastProof>>,
+    /// Last proofs of cloud snapshots, with their credentials.
+    proofs: Vec<(Uuid, CloudSnapshotId, LastProof)>,
     /// Number of tasks by kind and state.
     tasks: BTreeMap<(&'static str, &'static str), u64>,
     runs: Vec<(RunState, usize)>,
@@ -54,10 +55,7 @@ impl Rows {
         let credentials = CredentialRow::all(tx)?;
         let (mut next_runs, mut runs) = (Vec::new(), Vec::new());
         let (mut schedules, mut overdue) = (Vec::new(), 0);
-        let mut proofs: BTreeMap<Uuid, Vec<LastProof>> = BTreeMap::new();
-        for (credential, _, proof) in LastProof::of_volume(tx, None, now)? {
-            proofs.entry(credential).or_default().push(proof);
-        }
+        let proofs = LastProof::of_volume(tx, None, now)?;
         for schedule in ScheduleRow::all(tx)? {
             next_runs.push((schedule.uuid, transactions::next_run(tx, &schedule, now)?));
             overdue += usize::from(transactions::overdue_since(tx, &schedule, now)?.is_some());
@@ -73,10 +71,6 @@ impl Rows {
         let webhooks = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<_, _>>()?;
         let newest = NewestBackup::all(tx, cluster, volumes)?;
         Ok(Self { newest, credentials, proofs, tasks, runs, next_runs, schedules, overdue, webhooks })
-    }
-
-    fn proofs_of(&self, row: &CredentialRow) -> impl Iterator<Item = &LastProof> {
-        self.proofs.get(&row.uuid).into_iter().flatten()
     }
 
     fn credential(&self, uuid: Uuid) -> Option<&CredentialRow> {
@@ -133,6 +127,8 @@ impl Monitor {
         self.of_health(&mut text, space);
         self.of_stores(&mut text, &rows);
         self.of_backups(&mut text, &rows);
+        self.of_proofs(&mut text, &rows, now);
+        self.of_tasks(&mut text, &rows);
         self.of_schedules(&mut text, &rows);
         self.of_rules(&mut text);
         self.of_caches(&mut text);
@@ -195,26 +191,41 @@ impl Monitor {
             "The point in time of the newest backup of the volume to the credential; its age is the data loss if this host fails.",
             rows.newest.iter().filter_map(|backup| Some((target(backup)?, backup.created.as_second()))),
         );
-        let of = |name: &dyn ToString| vec![("credential", name.to_string())];
+    }
+
+    fn of_proofs(&self, text: &mut Exposition, rows: &Rows, now: Timestamp) {
+        let mut last: BTreeMap<(Uuid, VolumeId, VerifyDepth), Timestamp> = BTreeMap::new();
+        let own = self.host.cluster;
+        for (credential, id, proof) in
+            rows.proofs.iter().filter(|(_, id, proof)| id.cluster == own && proof.sound)
+        {
+            let newest = last.entry((*credential, id.volume, proof.kind)).or_insert(proof.proven);
+            *newest = proof.proven.max(*newest);
+        }
         text.gauge(
-            "blockd_verification_last_timestamp_seconds",
-            "Time of the last verification that read a cloud snapshot of the credential and found it sound, not a quick one; 0 if there are backups and no such verification.",
-            rows.credentials.iter().filter_map(|row| {
-                let sound = rows.proofs_of(row).filter(|proof| proof.covers_content());
-                let last = sound.map(|proof| proof.proven.as_second()).max();
-                // Without backups there is nothing to verify.
-                let has_backups = rows.newest.iter().any(|backup| backup.credential == row.uuid)
-                    || rows.proofs_of(row).next().is_some();
-                Some((of(&row.name), last.or(has_backups.then_some(0))?))
+            "blockd_last_proof_age_seconds",
+            "Age of the last proof that a cloud snapshot of the volume at the credential is sound, of this or another host, by kind; quick reads no content.",
+            last.into_iter().filter_map(|((credential, volume, kind), proven)| {
+                let labels = vec![
+                    ("volume", self.registry.by_id(volume)?.name.to_string()),
+                    ("credential", rows.credential(credential)?.name.to_string()),
+                    ("kind", kind.to_string()),
+                ];
+                Some((labels, now.duration_since(proven).as_secs().max(0)))
             }),
         );
         text.gauge(
             "blockd_cloudsnaps_damaged",
             "Cloud snapshots of the credential whose last verification found damage.",
-            rows.credentials
-                .iter()
-                .map(|row| (of(&row.name), rows.proofs_of(row).filter(|proof| !proof.sound).count())),
+            rows.credentials.iter().map(|row| {
+                let of_row = rows.proofs.iter().filter(|(credential, ..)| *credential == row.uuid);
+                let damaged = of_row.filter(|(_, _, proof)| !proof.sound).count();
+                (vec![("credential", row.name.to_string())], damaged)
+            }),
         );
+    }
+
+    fn of_tasks(&self, text: &mut Exposition, rows: &Rows) {
         text.gauge(
             "blockd_tasks",
             "Tasks in the history, by kind and state.",

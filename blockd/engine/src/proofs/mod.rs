@@ -10,9 +10,9 @@ use crate::{
     error::ServiceError, events::EventLog, host::Host, repositories::Repositories,
     volumes::registry::Registry,
 };
-use blockd_api::CredentialRef;
-use blockd_catalog::{CredentialRow, Db, ProofRow};
-use blockd_cloud::{CloudError, Proof, Repository};
+use blockd_api::{CredentialRef, cloudsnaps};
+use blockd_catalog::{CredentialRow, Db, LastProof, ProofRow};
+use blockd_cloud::{CloudError, Proof, Repository, VerifyDepth};
 use import::Seen;
 use parking_lot::Mutex;
 use std::{
@@ -37,6 +37,21 @@ pub struct Proofs {
     pub(crate) seen: Mutex<HashMap<Uuid, Seen>>,
     /// Credentials whose location refused a proof, which is warned about once.
     pub(crate) refused: Mutex<HashSet<Uuid>>,
+}
+
+/// Returns a proof for lists.
+pub fn shown(last: LastProof, host: &Host) -> cloudsnaps::LastProof {
+    cloudsnaps::LastProof {
+        proven_at: last.proven,
+        kind: match last.kind {
+            VerifyDepth::Quick => cloudsnaps::VerifyDepth::Quick,
+            VerifyDepth::Full => cloudsnaps::VerifyDepth::Full,
+            VerifyDepth::Deep => cloudsnaps::VerifyDepth::Deep,
+        },
+        sound: last.sound,
+        host: last.host.unwrap_or_else(|| host.node.clone()),
+        version: last.version,
+    }
 }
 
 impl Proofs {

@@ -16,6 +16,7 @@ use crate::{
     health::ComponentHealth,
     host::{Admission, Host},
     ids::random_id,
+    proofs,
     readers::SnapshotReaders,
     restore::{Restores, in_place::InPlaceWork, lazy::LazyVolumes},
     schedules::requests::Schedules,
@@ -28,7 +29,7 @@ use crate::{
     },
 };
 use blockd_api::{
-    ByteSize, ErrorCode, GroupName, Labels, List, RuleName, VolumeRef, check_volume_size,
+    ByteSize, ErrorCode, GroupName, Labels, List, RuleName, VolumeRef, check_volume_size, cloudsnaps,
     lazy::InPlaceProgress,
     tasks::{TaskKind, TaskStage},
     volumes::{self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo},
@@ -228,7 +229,9 @@ impl Volumes {
             Some(volume) => BTreeSet::from([volume]),
             None => self.registry.all().iter().map(|entry| entry.id).collect(),
         };
+        let host = Arc::clone(&self.host);
         let facts = self.db.run(move |tx| -> Result<VolumeFacts, DbError> {
+            let proofs = LastProof::of_content(tx, volume, now)?.into_iter();
             Ok(VolumeFacts {
                 restores,
                 snapshots: SnapshotRow::all(tx, volume)?,
@@ -236,7 +239,7 @@ impl Volumes {
                 credentials: CredentialRow::all(tx)?,
                 lazy: LazyRow::all(tx)?,
                 rules: RuleUses::all(tx)?.volumes,
-                proofs: LastProof::of_content(tx, volume, now)?,
+                proofs: proofs.map(|(of, last)| (of, proofs::shown(last, &host))).collect(),
             })
         });
         Ok(facts.await?)
@@ -391,8 +394,8 @@ struct VolumeFacts {
     credentials: Vec<CredentialRow>,
     lazy: Vec<LazyRow>,
     rules: BTreeMap<VolumeId, RuleName>,
-    /// Times of the last verifications that found a backup sound, by credential.
-    proofs: BTreeMap<(Uuid, VolumeId), LastProof>,
+    /// Last proofs that read a backup and found it sound.
+    proofs: BTreeMap<(Uuid, VolumeId), cloudsnaps::LastProof>,
 }
 
 impl VolumeFacts {
@@ -404,7 +407,7 @@ impl VolumeFacts {
             cloud_snapshot_id: backup.cloudsnap.to_string(),
             created_at: backup.created,
             incrementals_since_full: backup.incrementals,
-            verified_at: self.proofs.get(&(backup.credential, volume)).map(|last| last.proven),
+            last_proof: self.proofs.get(&(backup.credential, volume)).cloned(),
         });
         newest.collect()
     }

@@ -15,6 +15,7 @@ use crate::{
     table::{Table, or_dash},
 };
 use blockd_api::{
+    cloudsnaps::LastProof,
     format_time, operations,
     schedules::{Policy, Rule, Schedule, SelectedVolumes},
     snapshots::{ListSnapshots, Snapshot, SnapshotState},
@@ -79,8 +80,8 @@ pub struct Protection {
     pub location: Option<String>,
     /// Point in time of the newest backup, by any schedule or by hand.
     pub last_backup_at: Option<Timestamp>,
-    /// Last verification that read a backup there and found it sound.
-    pub last_verified_at: Option<Timestamp>,
+    /// Last proof that read a backup there and found it sound.
+    pub last_proof: Option<LastProof>,
     /// Next run of the schedule.
     pub next_run_at: Option<Timestamp>,
     /// Scheduled time that the newest backup must cover.
@@ -140,7 +141,7 @@ fn protections(
                 schedule_name: None,
                 location: None,
                 last_backup_at: volume.last_backups.iter().map(|backup| backup.created_at).max(),
-                last_verified_at: last_verified(volume),
+                last_proof: last_proof(volume).cloned(),
                 next_run_at: None,
                 due_at: None,
                 objective: if is_excluded { Objective::Excluded } else { Objective::NoSchedule },
@@ -175,16 +176,25 @@ fn protection(
         schedule_name: Some(called(schedule)),
         location: Some(location),
         last_backup_at: last_backup,
-        last_verified_at: backup.and_then(|backup| backup.verified_at),
+        last_proof: backup.and_then(|backup| backup.last_proof.clone()),
         next_run_at: schedule.next_run_at,
         due_at: due,
         objective,
     }
 }
 
-/// Returns the last verification that found a backup of a volume sound, at any location.
-pub fn last_verified(volume: &Volume) -> Option<Timestamp> {
-    volume.last_backups.iter().filter_map(|backup| backup.verified_at).max()
+/// Returns the last proof that found a backup of a volume sound, at any location.
+pub fn last_proof(volume: &Volume) -> Option<&LastProof> {
+    volume
+        .last_backups
+        .iter()
+        .filter_map(|backup| backup.last_proof.as_ref())
+        .max_by_key(|last| last.proven_at)
+}
+
+/// Formats age and kind of a proof: `3d full`.
+pub fn proof_age(last: &LastProof, now: Timestamp) -> String {
+    format!("{} {}", span(now.duration_since(last.proven_at)), last.kind)
 }
 
 /// Returns true if a schedule selects a volume.
@@ -255,14 +265,14 @@ pub fn unprotected(all: &[Protection]) -> impl Iterator<Item = HealthProblem> {
 pub fn table(all: &[Protection], now: Timestamp) -> Table {
     let ago = |at: Option<Timestamp>| or_dash(at.map(|at| span(now.duration_since(at))));
     Table::of(
-        "VOLUME|SCHEDULE|LOCATION|BACKUP-AGE|VERIFIED|NEXT-RUN|RPO",
+        "VOLUME|SCHEDULE|LOCATION|BACKUP-AGE|LAST-PROOF|NEXT-RUN|RPO",
         all.iter().map(|one| {
             [
                 one.volume_name.clone(),
                 or_dash(one.schedule_name.as_ref()),
                 or_dash(one.location.as_ref()),
                 ago(one.last_backup_at),
-                ago(one.last_verified_at),
+                or_dash(one.last_proof.as_ref().map(|last| proof_age(last, now))),
                 or_dash(one.next_run_at.map(|at| format!("in {}", span(at.duration_since(now))))),
                 one.objective.as_str().to_owned(),
             ]

@@ -33,8 +33,8 @@ pub struct Health {
 /// Help of `status`.
 pub const STATUS_HELP: &str = "\
 The table has a row for each volume, schedule and location: age of the newest backup, next run, and \
-recovery point objective (RPO). VERIFIED is the age of \
-the last verification that read a backup there, in full or deep, and found it sound. The RPO is `met` if the newest backup is not older than the last time of \
+recovery point objective (RPO). LAST-PROOF is age and kind of \
+the last verification by any host that read a backup there, in full or deep, and found it sound. The RPO is `met` if the newest backup is not older than the last time of \
 the schedule, after a grace period of half of the interval (5 minutes to 6 hours); `waiting` before \
 the first one is due; `missed` otherwise. A volume with the label backup=none needs no schedule.
 

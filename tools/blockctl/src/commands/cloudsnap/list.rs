@@ -1,12 +1,13 @@
 //! `blockctl cloudsnap list`
 
-use super::{pxctl, snapshots::verified};
+use super::{pxctl, snapshots::proof_text};
 use crate::{
     cloudsnap_ref::SnapRef,
     commands::{
         arguments::{CredentialArg, WideArg},
         filters::NamePattern,
         list_filter::{LabelOption, ListFilter, Listed, Sort},
+        protection::proof_age,
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
@@ -30,9 +31,11 @@ use std::{cmp::Ordering, collections::BTreeSet};
 use uuid::Uuid;
 
 pub const LIST_HELP: &str = "\
-ID is the shortest form that commands accept. TYPE is full or incr, SIZE the volume data in this \
-backup, LOCATION the credential, HOST the cluster that made it (- for this host). If one has a name, \
-NAME is shown, and STATUS unless all are Done. --wide shows complete ids, the columns of pxctl, name, labels, verification, pin and expiry date.
+ID is the shortest form that commands accept. SIZE is the volume data in this backup, LOCATION the \
+credential, HOST the cluster that made it (- for this host). LAST-PROOF is age and kind of the last \
+verification by any host of the location, or damaged. If one has a name, NAME is shown; STATUS takes the \
+place of SIZE unless all are Done. --wide shows complete ids, the columns of pxctl, type, name, labels, \
+the whole proof, pin and expiry date.
 
 Examples:
   blockctl cloudsnap list
@@ -175,7 +178,7 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
             true => Some(context.client.call(operations::GET_STATUS, &()).await?.cluster_id),
             false => None,
         };
-        output.list(&(), "cloud snapshots", || table(&list, width, here))?;
+        output.list(&(), "cloud snapshots", || table(&list, width, here, Timestamp::now()))?;
         tell_volumes(context, &args, &list);
     }
     for damaged in &list.damaged {
@@ -225,7 +228,7 @@ pub(super) fn volume_id(damaged: &DamagedCloudsnap) -> Option<VolumeId> {
 /// Least digits of the short id of a host.
 const MIN_HOST_DIGITS: usize = 4;
 /// Returns the table of a list; `here` is the cluster of this host.
-fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
+fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp) -> Table {
     let location = |credential: Uuid| {
         let found = list.list.items.iter().find(|entry| entry.credential_id == credential);
         found.map_or_else(|| short_uuid(credential), |entry| entry.credential_name.clone())
@@ -239,36 +242,36 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>) -> Table {
     let short_host = |cluster: Uuid| short_host(cluster, &clusters);
     let host =
         |entry: &Cloudsnap| Some(entry.cloud_snapshot_id.cluster).filter(|cluster| Some(*cluster) != here);
+    let size = |entry: &Cloudsnap| ByteSize::from_bytes(entry.size_bytes);
+    let has_names = items.iter().any(|entry| given_name(entry).is_some());
+    let is_all_done = list.damaged.is_empty() && items.iter().all(|one| one.status == CloudsnapStatus::Done);
     let columns = Table::list(items, width)
         .both("VOLUME|SOURCEVOLUME", |entry| &entry.volume_name)
         .narrow("ID", |entry| short.of(&entry.cloud_snapshot_id))
         .wide("SOURCEVOLUMEID", |entry| entry.volume_id)
         .wide("CLOUD-SNAP-ID", |entry| entry.cloud_snapshot_id)
         .both("CREATED|CREATED-TIME", |entry| width.time(entry.created_at))
-        .narrow("TYPE", |entry| kind(entry.backup_type))
         // The first columns of a wide list are those of `pxctl`.
         .wide("TYPE", |entry| &entry.trigger)
         .wide("STATUS", |entry| entry.status)
         .wide("BACKUP", |entry| kind(entry.backup_type))
-        .both("SIZE", |entry| ByteSize::from_bytes(entry.size_bytes))
+        // A narrow list has room for one of size and status.
+        .narrow_if(is_all_done, "SIZE", size)
+        .wide("SIZE", size)
         .wide("STORED", |entry| ByteSize::from_bytes(entry.stored_bytes))
         .both("LOCATION", |entry| &entry.credential_name)
         .narrow("HOST", |entry| or_dash(host(entry).map(short_host)))
+        .narrow("LAST-PROOF", |entry| proof_in_brief(entry, now))
         .wide("HOST", |entry| or_dash(host(entry)))
         .wide("NAME", |entry| or_dash(entry.name.as_ref()))
         .wide("LABELS", |entry| or_dash(labels_of(entry)))
-        .wide("VERIFIED", verified)
+        .wide("LAST-PROOF", proof_text)
         .wide("PINNED", |entry| if entry.pinned { "yes" } else { "-" })
-        .wide("EXPIRES", |entry| or_dash(entry.expires_at.map(format_time)));
-    let has_names = items.iter().any(|entry| given_name(entry).is_some());
-    let is_all_done = list.damaged.is_empty() && items.iter().all(|one| one.status == CloudsnapStatus::Done);
-    // Names need the room.
-    let columns = match has_names && is_all_done {
-        true => columns,
-        false => columns.narrow("STATUS", |entry| entry.status),
-    };
+        .wide("EXPIRES", |entry| or_dash(entry.expires_at.map(format_time)))
+        .narrow_if(!is_all_done, "STATUS", |entry| entry.status)
+        .narrow_if(has_names, "NAME", |entry| or_dash(given_name(entry)));
     let mut table = match has_names {
-        true => columns.narrow("NAME", |entry| or_dash(given_name(entry))).fit_with_text("VOLUME|LOCATION"),
+        true => columns.fit_with_text("VOLUME|LOCATION"),
         false => columns.fit("VOLUME|LOCATION"),
     };
     for one in &list.damaged {
@@ -288,6 +291,14 @@ pub fn given_name(one: &Cloudsnap) -> Option<&str> {
     let is_generated =
         |name: &str| name.strip_prefix("backup-").is_some_and(|rest| Uuid::try_parse(rest).is_ok());
     one.name.as_deref().filter(|name| !name.is_empty() && !is_generated(name))
+}
+
+/// Returns age and kind of the last proof, or `damaged`.
+fn proof_in_brief(entry: &Cloudsnap, now: Timestamp) -> String {
+    or_dash(entry.last_proof.as_ref().map(|last| match last.sound {
+        true => proof_age(last, now),
+        false => "damaged".to_owned(),
+    }))
 }
 
 /// Returns the labels of a backup: those of its volume, and its own, which win; `None` without labels.

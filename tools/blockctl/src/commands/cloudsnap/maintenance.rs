@@ -54,8 +54,8 @@ Examples:
 pub const VERIFY_HELP: &str = "\
 Without --quick and --deep, all stored data is read and decrypted. Damage is listed by object and \
 position, with the affected cloud snapshots, and the task fails. The next backup that builds on a \
-damaged one uploads the lost blocks again. `cloudsnap list` shows the time of the last \
-verification.
+damaged one uploads the lost blocks again. `cloudsnap list` shows age and kind of the last \
+verification by any host.
 
 Examples:
   blockctl cloudsnap verify --all --wait

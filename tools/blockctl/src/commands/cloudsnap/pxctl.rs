@@ -76,10 +76,12 @@ fn entry(one: &Cloudsnap) -> PxctlCloudsnap {
     add("snapshotName", one.name.clone());
     add("pinned", one.pinned.then(|| "true".to_owned()));
     add("expires", one.expires_at.map(format_time));
-    add("verified", one.verification.map(|verification| format_time(verification.verified_at)));
-    add("verifyDepth", one.verification.map(|verification| verification.depth.to_string()));
-    let result = |sound| if sound { "Sound" } else { "Damaged" }.to_owned();
-    add("verifyResult", one.verification.map(|verification| result(verification.sound)));
+    if let Some(last) = &one.last_proof {
+        add("lastProof", Some(format_time(last.proven_at)));
+        add("lastProofKind", Some(last.kind.to_string()));
+        add("lastProofResult", Some(if last.sound { "Sound" } else { "Damaged" }.to_owned()));
+        add("lastProofHost", Some(last.host.clone()));
+    }
     PxctlCloudsnap {
         id: one.cloud_snapshot_id.to_string(),
         src_volume_id: one.volume_id.to_string(),

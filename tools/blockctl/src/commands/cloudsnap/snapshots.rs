@@ -10,7 +10,7 @@ use crate::{
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels,
-    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapDetail, InspectCloudsnap, StartDelete, Verification},
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapDetail, InspectCloudsnap, LastProof, StartDelete},
     format_time, operations,
 };
 use clap::Args;
@@ -66,11 +66,13 @@ pub struct DeleteArgs {
     pub yes: YesArg,
 }
 
-/// Describes the last verification.
-pub fn verified(entry: &Cloudsnap) -> String {
-    let Some(Verification { verified_at, depth, sound }) = entry.verification else { return "-".to_owned() };
-    let result = if sound { "ok" } else { "damaged" };
-    format!("{result} ({depth}, {})", format_time(verified_at))
+/// Describes the last proof.
+pub fn proof_text(entry: &Cloudsnap) -> String {
+    let Some(LastProof { proven_at, kind, sound, host, version }) = &entry.last_proof else {
+        return "-".to_owned();
+    };
+    let result = if *sound { "ok" } else { "damaged" };
+    format!("{result} ({kind}, {}, host {host}, blockd {version})", format_time(*proven_at))
 }
 
 pub async fn inspect(context: &Context<'_>, args: InspectArgs) -> Exit {
@@ -104,7 +106,7 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         .add("Zeroed", counted(detail.zero_blocks, "block"))
         .add("Stored", format!("{} in {}", size(entry.stored_bytes), counted(detail.packs, "pack")))
         .add("Freeze", format!("{} µs", entry.freeze_stall_micros))
-        .add("Verified", verified(entry))
+        .add("Last proof", proof_text(entry))
         .add("Restore reads", size(detail.chain_stored_bytes));
     for (nth, id) in detail.chain.iter().enumerate() {
         facts.add(if nth == 0 { "Shares data of" } else { "" }, id);

@@ -5,7 +5,7 @@ mod host;
 use crate::{
     commands::{
         health::{self, HealthProblem, Known},
-        protection::{Protection, last_verified, missed},
+        protection::{Protection, last_proof, missed},
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
@@ -278,8 +278,8 @@ fn is_of(snapshot: &Cloudsnap, cluster: Uuid, volume: &Volume) -> bool {
     snapshot.cloud_snapshot_id.cluster == cluster && snapshot.volume_id == volume.volume_id
 }
 
-/// Checks that each volume has a cloud snapshot, that the newest verified one is sound, and that this host
-/// verified one.
+/// Checks that each volume has a cloud snapshot, that the newest verified one is sound, and that one was
+/// verified.
 fn proofs(volumes: &[&Volume], cluster: Uuid, snapshots: &[Cloudsnap]) -> Vec<Check> {
     // Oldest first: a later entry replaces an earlier one.
     let newest = |volume: &Volume, is_wanted: fn(&Cloudsnap) -> bool| {
@@ -296,16 +296,17 @@ fn proofs(volumes: &[&Volume], cluster: Uuid, snapshots: &[Cloudsnap]) -> Vec<Ch
                 ),
             );
         };
-        let verified = newest(volume, |one| one.verification.is_some());
-        let damaged = verified.filter(|one| one.verification.is_some_and(|found| !found.sound));
-        match (damaged, last_verified(volume)) {
+        let proven = newest(volume, |one| one.last_proof.is_some());
+        let damaged = proven.filter(|one| one.last_proof.as_ref().is_some_and(|last| !last.sound));
+        match (damaged, last_proof(volume)) {
             (Some(damaged), _) => Check::failed(
                 "proof",
                 format!("volume {name}: cloud snapshot {} is damaged", damaged.cloud_snapshot_id),
                 format!("blockctl cloudsnap backup {name} --full"),
             ),
-            (None, Some(at)) => {
-                Check::ok("proof", format!("volume {name}: a backup was verified at {}", format_time(at)))
+            (None, Some(last)) => {
+                let at = format_time(last.proven_at);
+                Check::ok("proof", format!("volume {name}: a backup was verified at {at}"))
             }
             (None, None) => Check::warning(
                 "proof",

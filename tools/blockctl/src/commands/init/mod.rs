@@ -283,7 +283,7 @@ async fn back_up(context: &Context<'_>, done: &mut Initialized) -> Exit {
             let created = format_time(newest.created_at);
             output.line(format!("Volume {} has a backup of {created}.", volume.name))?;
         }
-        let is_verified = |one: &Cloudsnap| one.verification.as_ref().is_some_and(|last| last.sound);
+        let is_verified = |one: &Cloudsnap| one.last_proof.as_ref().is_some_and(|last| last.sound);
         if !is_verified(newest) && !older.iter().any(is_verified) {
             let credential = Some(newest.credential_id);
             exit = exit.max(verify(context, done, newest.cloud_snapshot_id, credential).await?);

@@ -4,7 +4,7 @@ use super::plan::FieldChange;
 use crate::objects::{Kind, ReclaimPolicy};
 use blockd_api::{
     CredentialName, SnapshotId, VolumeId, VolumeName,
-    cloudsnaps::{CloudSnapshotId, CloudsnapStatus, Verification},
+    cloudsnaps::{CloudSnapshotId, CloudsnapStatus, LastProof},
     events::Severity,
     schedules::RunState,
     snapshots::SnapshotState,
@@ -145,7 +145,7 @@ pub enum TransferMember {
         backup_type: BackupType,
         size_bytes: u64,
         stored_bytes: u64,
-        verification: Option<Verification>,
+        last_proof: Option<LastProof>,
     },
     /// Task.
     #[serde(rename_all = "camelCase")]

@@ -46,7 +46,7 @@ impl Transfer {
                 backup_type: one.backup_type,
                 size_bytes: one.size_bytes,
                 stored_bytes: one.stored_bytes,
-                verification: one.verification,
+                last_proof: one.last_proof.clone(),
             },
         }
     }
