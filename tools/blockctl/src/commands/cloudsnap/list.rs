@@ -33,7 +33,8 @@ use uuid::Uuid;
 pub const LIST_HELP: &str = "\
 ID is the shortest form that commands accept. SIZE is the volume data in this backup, LOCATION the \
 credential, HOST the cluster that made it (- for this host). LAST-PROOF is age and kind of the last \
-verification by any host of the location, or damaged. If one has a name, NAME is shown; STATUS takes the \
+verification by any host of the location, or damaged. If one has a name, other than those of schedules, \
+NAME is shown; STATUS takes the \
 place of SIZE unless all are Done. --wide shows complete ids, the columns of pxctl, type, name, labels, \
 the whole proof, pin and expiry date.
 
@@ -225,6 +226,8 @@ pub(super) fn volume_id(damaged: &DamagedCloudsnap) -> Option<VolumeId> {
     damaged.cloud_snapshot_id.parse::<CloudSnapshotId>().ok().map(|id| id.volume)
 }
 
+/// Origin of the backups of schedules.
+pub const SCHEDULED: &str = "Scheduled";
 /// Least digits of the short id of a host.
 const MIN_HOST_DIGITS: usize = 4;
 /// Returns the table of a list; `here` is the cluster of this host.
@@ -243,7 +246,9 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp)
     let host =
         |entry: &Cloudsnap| Some(entry.cloud_snapshot_id.cluster).filter(|cluster| Some(*cluster) != here);
     let size = |entry: &Cloudsnap| ByteSize::from_bytes(entry.size_bytes);
-    let has_names = items.iter().any(|entry| given_name(entry).is_some());
+    let own_name =
+        |entry: &Cloudsnap| given_name(entry).filter(|_| entry.trigger != SCHEDULED).map(str::to_owned);
+    let has_names = items.iter().any(|entry| own_name(entry).is_some());
     let is_all_done = list.damaged.is_empty() && items.iter().all(|one| one.status == CloudsnapStatus::Done);
     let columns = Table::list(items, width)
         .both("VOLUME|SOURCEVOLUME", |entry| &entry.volume_name)
@@ -269,7 +274,7 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp)
         .wide("PINNED", |entry| if entry.pinned { "yes" } else { "-" })
         .wide("EXPIRES", |entry| or_dash(entry.expires_at.map(format_time)))
         .narrow_if(!is_all_done, "STATUS", |entry| entry.status)
-        .narrow_if(has_names, "NAME", |entry| or_dash(given_name(entry)));
+        .narrow_if(has_names, "NAME", |entry| or_dash(own_name(entry)));
     let mut table = match has_names {
         true => columns.fit_with_text("VOLUME|LOCATION"),
         false => columns.fit("VOLUME|LOCATION"),

@@ -3,11 +3,11 @@
 use super::{
     found::{Found, one_or_all},
     resources::{ResourceSet, backup_name},
-    scheduled::SCHEDULED,
     status::{BackupSpec, TransferStatus},
     transfers::Transfer,
 };
 use crate::{
+    commands::cloudsnap::list::SCHEDULED,
     objects::{Kind, NAMESPACE, ReclaimPolicy},
     table::short_uuid,
 };

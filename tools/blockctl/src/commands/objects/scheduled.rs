@@ -8,6 +8,7 @@ use super::{
     resources::{ResourceSet, backup_name},
 };
 use crate::{
+    commands::cloudsnap::list::SCHEDULED,
     objects::{
         Body, Object,
         volumes::{Restore, RestoreSource},
@@ -23,8 +24,6 @@ use blockd_api::{
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
-/// Origin of the backups of schedules.
-pub(super) const SCHEDULED: &str = "Scheduled";
 /// Digits of the time in the name of a backup, without and with milliseconds.
 const TIME_DIGITS: [usize; 2] = [14, 17];
 
