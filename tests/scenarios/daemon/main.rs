@@ -42,6 +42,7 @@ mod crash_after_commit;
 mod crashes;
 mod credential_updates;
 mod damaged_manifests;
+mod damaged_packs;
 mod deletions;
 mod discarded_restores;
 mod events;
