@@ -128,34 +128,34 @@ fn held(name: &str, index: usize, command: &str) -> String {
 pub fn join(rules: Vec<ForeignRule>, mut documents: Vec<Document>) -> Vec<Document> {
     let scripts: BTreeMap<String, String> =
         rules.iter().map(|rule| (rule.name.clone(), rule.after.clone())).collect();
-    let mut befores: BTreeSet<String> = BTreeSet::new();
+    let mut before_names: BTreeSet<String> = BTreeSet::new();
     // Rules after a snapshot, by the rule that has the hook.
-    let mut afters: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut after_names: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for object in &mut documents {
         for spec in ["spec", "spec.template.spec"] {
             let [pre, post] = ["preExecRule", "postExecRule"].map(|field| format!("{spec}.{field}"));
             let named = |path: &str| object.get(path).and_then(Value::as_str).map(str::to_owned);
             let (before, after) = (named(&pre), named(&post));
-            befores.extend(before.clone());
+            before_names.extend(before.clone());
             let Some(after) = after.filter(|after| scripts.contains_key(after)) else { continue };
             let holder =
                 before.filter(|before| scripts.contains_key(before)).unwrap_or_else(|| after.clone());
             if holder != after {
                 object.set(&post, holder.as_str().into(), &post);
             }
-            afters.entry(holder).or_default().insert(after);
+            after_names.entry(holder).or_default().insert(after);
         }
     }
     let is_joined = |name: &str| {
-        let of_others = afters.iter().any(|(holder, all)| holder != name && all.contains(name));
-        of_others && !befores.contains(name) && !afters.contains_key(name)
+        let of_others = after_names.iter().any(|(holder, all)| holder != name && all.contains(name));
+        of_others && !before_names.contains(name) && !after_names.contains_key(name)
     };
     let (joined, rules): (Vec<ForeignRule>, Vec<ForeignRule>) =
         rules.into_iter().partition(|rule| is_joined(&rule.name));
     let mut joined: BTreeMap<String, Document> =
         joined.into_iter().map(|rule| (rule.name, rule.native)).collect();
     for ForeignRule { name, mut native, before, end, .. } in rules {
-        let after = afters.get(&name);
+        let after = after_names.get(&name);
         for mut other in after.into_iter().flatten().filter_map(|one| joined.remove(one)) {
             if other.source.file != native.source.file {
                 other
@@ -165,7 +165,7 @@ pub fn join(rules: Vec<ForeignRule>, mut documents: Vec<Document>) -> Vec<Docume
             }
             native.inherited.append(&mut other.inherited);
         }
-        let is_before = befores.contains(&name) || after.is_none();
+        let is_before = before_names.contains(&name) || after.is_none();
         let (before, end) = if is_before { (before, end) } else { Default::default() };
         let after = after.into_iter().flatten().filter_map(|one| scripts.get(one)).map(String::as_str);
         let after = end + &after.collect::<String>();
