@@ -57,3 +57,70 @@ impl KnownHealth {
         (condition, health)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use Condition::{Done, InDoubt, InUse};
+    use Health::{Bad, Unverified, Verified, VerifiedElsewhere};
+    use VerifyDepth::{Full, Quick};
+    use blockd_catalog::HostProof;
+    use blockd_cloud::VerifyDepth;
+
+    const NOW_S: i64 = 1_000_000;
+
+    fn id() -> CloudSnapshotId {
+        "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap()
+    }
+
+    fn own(second: i64, depth: VerifyDepth, sound: bool) -> ProofRow {
+        ProofRow {
+            credential: Uuid::nil(),
+            cloudsnap: id(),
+            verified: Timestamp::from_second(second).unwrap(),
+            depth,
+            sound,
+            damaged: Default::default(),
+            digest: None,
+            version: String::new(),
+        }
+    }
+
+    fn other(second: i64, depth: VerifyDepth, sound: bool) -> HostProof {
+        let time = Timestamp::from_second(second).unwrap();
+        HostProof {
+            credential: Uuid::nil(),
+            cloudsnap: id(),
+            host: Uuid::from_u128(1),
+            depth,
+            proven: time,
+            verified: time,
+            sound,
+            host_name: String::new(),
+            version: String::new(),
+        }
+    }
+
+    /// Neither soundness nor damage that another host found counts as found by this one.
+    #[test]
+    fn results_of_other_hosts_are_reasons_to_keep_only() {
+        let now = Timestamp::from_second(NOW_S).unwrap();
+        for (own, other, condition, expected) in [
+            (None, Some(other(10, Full, true)), Done, (Done, VerifiedElsewhere)),
+            (None, Some(other(10, Quick, true)), Done, (Done, Unverified)),
+            (Some(own(20, Quick, true)), Some(other(10, Full, true)), Done, (Done, VerifiedElsewhere)),
+            (Some(own(20, Full, true)), Some(other(10, Full, true)), Done, (Done, Verified)),
+            (Some(own(10, Full, false)), Some(other(20, Full, true)), Done, (Done, Bad)),
+            (Some(own(10, Full, false)), Some(other(20, Full, false)), Done, (Done, Bad)),
+            (None, Some(other(10, Full, false)), Done, (InDoubt, Unverified)),
+            (None, Some(other(10, Full, false)), InUse, (InUse, Unverified)),
+            (Some(own(10, Full, true)), Some(other(20, Full, false)), Done, (InDoubt, Verified)),
+            (Some(own(20, Full, true)), Some(other(10, Full, false)), Done, (Done, Verified)),
+        ] {
+            let case = format!("{own:?} {other:?}");
+            let proofs = KnownProofs::new(own.into_iter().collect(), other.into_iter().collect(), now);
+            let known = KnownHealth { proofs, damaged_copies: BTreeMap::new(), now };
+            assert_eq!(known.judge(&id(), condition), expected, "{case}");
+        }
+    }
+}
