@@ -318,8 +318,8 @@ async fn proofs_of_another_host_keep_backups_and_delete_none() {
         };
         snaps.iter().map(|snap| of(snap).verdict.clone()).collect::<Vec<_>>()
     };
-    put(proof(&snaps[0], 1, false));
     put(proof(&snaps[1], 1, true));
+    put(proof(&snaps[0], 1, false));
     let found = verdicts().await;
     assert!(!found[0].is_delete() && found[1].is_kept_as(KeepReason::LastVerified), "{found:?}");
     let attempts = Attempts::new();
