@@ -118,6 +118,19 @@ fn doubt_takes_no_protection_from_the_last_verified_snapshot() {
 }
 
 #[test]
+fn snapshot_in_use_or_from_the_future_is_not_the_last_verified() {
+    let [in_use, future, past] = [1, -48, 2].map(|hours_ago| made(0, hours_ago));
+    for (snapshot, is_last_verified) in
+        [(Snapshot { condition: Condition::InUse, ..in_use }, false), (future, false), (past, true)]
+    {
+        let verdicts =
+            decide(&[Snapshot { health: Health::Verified, ..snapshot }], &Retention::default(), now());
+        let [(_, Verdict::Keep(reasons))] = &verdicts[..] else { panic!("{verdicts:?}") };
+        assert_eq!(reasons.contains(&KeepReason::LastVerified), is_last_verified, "{reasons:?}");
+    }
+}
+
+#[test]
 fn dates_and_pins() {
     let mut snapshots: Vec<_> = (0..4).map(|id| made(id, i64::from(id))).collect();
     snapshots[1].expires = Some(now());
