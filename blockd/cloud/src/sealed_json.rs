@@ -151,3 +151,29 @@ impl SealedJson {
 fn aad(header: &[u8], path: &str) -> Vec<u8> {
     [header, path.as_bytes()].concat()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KIND: SealedJson = SealedJson {
+        noun: "sample",
+        magic: b"BLKDTEST",
+        domain: Domain::Proof,
+        info: b"blockd sample v1",
+        max_len_bytes: 1 << 10,
+        too_long_hint: "shorten it",
+    };
+
+    #[test]
+    fn object_opens_at_its_path_only() {
+        for mode in [EncryptionMode::Checksummed, EncryptionMode::Aes256GcmSiv] {
+            let key = DataKey::fixed(Uuid::from_u128(4), mode, [1; 32]);
+            let object = KIND.encode(&7, "a/1", &key, &[2; 32]).unwrap();
+            let read = |path: &str| KIND.decode::<u8>(&object, path, |_| Some(key.clone()));
+            assert_eq!(read("a/1").unwrap(), 7);
+            let error = read("a/2").unwrap_err();
+            assert!(matches!(&error, CloudError::Damaged { key, .. } if key == "a/2"), "{error}");
+        }
+    }
+}
