@@ -33,10 +33,15 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use blockd_api::{ApiError, Document, ErrorBody, ErrorCode, operations::PathParameter};
-use blockd_engine::{engine::Engine, error::ServiceError};
+use blockd_engine::{
+    engine::Engine,
+    error::{ServiceError, spawned},
+    owner,
+    repositories::preflight::with_client_cancellation,
+};
 use blockd_views::browse::Browser;
 use caller::Caller;
-use futures::{FutureExt, future::BoxFuture};
+use futures::FutureExt;
 use routes::Routes;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
@@ -48,7 +53,6 @@ use std::{
     },
     time::Instant,
 };
-use tokio::sync::oneshot::{self, error::RecvError};
 use tracing::Instrument;
 
 /// Maximum size of a request body: names, labels and secrets.
@@ -197,18 +201,8 @@ impl<T: Serialize> IntoResponse for Reply<T> {
 async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
 ) -> Result<T, Failure> {
-    let (reply, answer) = oneshot::channel();
-    run_detached(async move { drop(reply.send(work.await)) }.boxed()).await?;
-    let lost = |error: RecvError| ServiceError::Internal(error.to_string());
-    Ok(answer.await.map_err(lost)??)
-}
-
-/// [`detached`] for work of one type: the compiler generates much code for each type of task.
-async fn run_detached(work: BoxFuture<'static, ()>) -> Result<(), ServiceError> {
-    let (_waiting, work) =
-        blockd_engine::repositories::preflight::with_client_cancellation(work.in_current_span());
-    let work = tokio::spawn(blockd_engine::owner::scope(blockd_engine::owner::current(), work));
-    work.await.map_err(|error| ServiceError::Internal(error.to_string()))
+    let (_waiting, work) = with_client_cancellation(work.boxed());
+    Ok(spawned(owner::scope(owner::current(), work)).await?)
 }
 
 fn invalid(message: impl Into<String>) -> Failure {
@@ -268,6 +262,7 @@ impl<T: PathParameter, S: Send + Sync> FromRequestParts<S> for Named<T> {
 mod tests {
     use super::*;
     use std::{sync::atomic::AtomicBool, time::Duration};
+    use tokio::sync::oneshot;
 
     #[tokio::test]
     async fn change_is_not_started_after_its_client_disconnects() {
