@@ -148,10 +148,12 @@ impl Proofs {
             damaged.map(|id| (id, self.registry.source_name(&id, own))).collect();
         let stored = self.db.run(move |tx| -> Result<(), DbError> {
             let now = Timestamp::now();
-            let before = KnownProofs::of_location(tx, uuid, now)?;
-            for proof in proofs {
-                proof.put(tx)?;
+            let put_all = || proofs.iter().try_for_each(|proof| proof.put(tx).map(drop));
+            if names.is_empty() {
+                return put_all();
             }
+            let before = KnownProofs::of_location(tx, uuid, now)?;
+            put_all()?;
             let after = KnownProofs::of_location(tx, uuid, now)?;
             for (id, volume) in names {
                 if before.last(&id).is_some_and(|last| !last.sound) {
