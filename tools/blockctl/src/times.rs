@@ -1,4 +1,4 @@
-//! Times on the command line: a date, a time, or an age.
+//! Times and durations in arguments and objects: a date, a time, an age, or a number of seconds.
 
 use jiff::{SignedDuration, Timestamp, civil, tz::TimeZone};
 
@@ -68,6 +68,21 @@ fn age(text: &str) -> Option<SignedDuration> {
     // Longer than ten thousand years is a typing error.
     let count: u32 = count.parse().ok().filter(|count| *count <= 100_000_000)?;
     Some(SignedDuration::from_mins(i64::from(count) * unit_min))
+}
+
+/// Parses a duration into seconds: a number and s, m, h or d.
+pub fn parse_seconds(text: &str) -> Result<u64, String> {
+    let wrong = || format!("invalid time {text:?}: expected a time such as 30s, 10m, 1h or 2d");
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit_s = match text.strip_prefix(digits).unwrap_or_default() {
+        "" | "s" => 1,
+        "m" | "min" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(unit_s).ok_or_else(wrong)
 }
 
 #[cfg(test)]

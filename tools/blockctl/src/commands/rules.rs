@@ -4,13 +4,13 @@ use super::{
     arguments::WideArg,
     filters::NamePattern,
     list_filter::{LabelOption, ListFilter, Listed, Sort},
-    volume::args::parse_seconds,
 };
 use crate::{
     confirm::YesArg,
     failure::{Exit, Failure},
     output::Context,
     table::{Facts, Table, Width, or_dash, short_uuid},
+    times::parse_seconds,
 };
 use blockd_api::{
     GroupName, RuleName, VolumeRef, operations,

@@ -3,8 +3,7 @@
 use super::{
     RECLAIM_POLICY,
     document::{FieldError, Spec},
-    foreign::parse_ttl,
-    values::{one_as_value, one_or_many, selectors},
+    values::{one_as_value, one_or_many, parse_ttl, selectors},
 };
 use crate::commands::schema::objects::one_or_many as one_or_many_schema;
 use blockd_api::{

@@ -4,7 +4,7 @@ use super::{
     document::{FieldError, Spec},
     values::{selectors, some_set},
 };
-use crate::commands::volume::args::parse_seconds;
+use crate::times::parse_seconds;
 use blockd_api::{
     GroupName, LabelSelector, VolumeName, VolumeRef,
     quiesce::{DEFAULT_COMMAND_TIMEOUT_SECONDS, OnFailure, Quiesce},

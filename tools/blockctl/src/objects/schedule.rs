@@ -3,9 +3,8 @@
 use super::{
     backup::{Backup, ReclaimPolicy},
     document::{FieldError, Spec},
-    foreign::parse_ttl,
     policy::Rules,
-    values::{Retain, one_or_many},
+    values::{Retain, one_or_many, parse_ttl},
 };
 use blockd_api::{
     CredentialName, CredentialRef, ObjectName,

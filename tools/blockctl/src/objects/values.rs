@@ -1,5 +1,6 @@
 //! Values that several kinds of objects share.
 
+use crate::times::parse_seconds;
 use blockd_api::{LabelSelector, Labels};
 use blockd_schedule::{Retention, Zone};
 use serde::{
@@ -203,6 +204,13 @@ impl Serialize for Retain {
         }
         fields.serialize(serializer)
     }
+}
+
+/// Returns a duration such as `720h0m0s` in seconds.
+pub fn parse_ttl(text: &str) -> Result<u64, String> {
+    let parts = text.split_inclusive(|letter: char| letter.is_ascii_alphabetic());
+    let sum = parts.map(parse_seconds).try_fold(0_u64, |sum, part| sum.checked_add(part.ok()?));
+    sum.ok_or_else(|| format!("invalid time {text:?}: expected a time such as 720h0m0s"))
 }
 
 /// Returns a path of an object as an absolute path; relative paths start at the directory of its file.

@@ -5,6 +5,7 @@ use crate::{
     commands::{arguments::WideArg, list_filter::ListFilter},
     confirm::YesArg,
     snapshot_ref::LocalSnapshot,
+    times::parse_seconds,
 };
 use blockd_api::{
     ByteSize, GroupName, Labels, NameError, VolumeName, VolumeRef, attachments::NbdDevice, check_volume_size,
@@ -270,21 +271,6 @@ impl std::str::FromStr for DetachTarget {
         }
         text.parse().map(Self::Volume).map_err(|error: blockd_api::NameError| error.to_string())
     }
-}
-
-/// Parses a duration into seconds: a number and s, m, h or d.
-pub fn parse_seconds(text: &str) -> Result<u64, String> {
-    let wrong = || format!("invalid time {text:?}: expected a time such as 30s, 10m, 1h or 2d");
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let unit_s = match text.strip_prefix(digits).unwrap_or_default() {
-        "" | "s" => 1,
-        "m" | "min" => 60,
-        "h" => 3600,
-        "d" => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(unit_s).ok_or_else(wrong)
 }
 
 /// `volume resize`

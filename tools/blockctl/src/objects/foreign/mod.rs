@@ -8,7 +8,7 @@ mod stork;
 mod velero;
 
 pub use rules::{ForeignRule, join};
-pub use velero::{EXISTING_POLICY, UPDATE, parse_ttl};
+pub use velero::{EXISTING_POLICY, UPDATE};
 
 use super::{
     API_VERSION, Kind,

@@ -1,12 +1,10 @@
 //! Kinds of Velero.
 
 use super::{MAPPING, Selection};
-use crate::{
-    commands::volume::args::parse_seconds,
-    objects::{
-        document::{Document, Problem},
-        secret::decode_base64,
-    },
+use crate::objects::{
+    document::{Document, Problem},
+    secret::decode_base64,
+    values::parse_ttl,
 };
 use serde_json::{Value, json};
 
@@ -17,13 +15,6 @@ pub const EXISTING_POLICY: &str = "existingResourcePolicy";
 pub const UPDATE: &str = "update";
 /// Time that a backup is kept by default.
 const DEFAULT_TTL: &str = "720h0m0s";
-
-/// Returns a duration such as `720h0m0s` in seconds.
-pub fn parse_ttl(text: &str) -> Result<u64, String> {
-    let parts = text.split_inclusive(|letter: char| letter.is_ascii_alphabetic());
-    let sum = parts.map(parse_seconds).try_fold(0_u64, |sum, part| sum.checked_add(part.ok()?));
-    sum.ok_or_else(|| format!("invalid time {text:?}: expected a time such as 720h0m0s"))
-}
 
 /// Warns about hooks.
 fn ignore_hooks(document: &mut Document, path: &str) {
