@@ -61,3 +61,35 @@ impl LocalSnapshot {
         }
     }
 }
+
+/// Returns the volume of a snapshot.
+///
+/// # Errors
+/// There is no snapshot with this id.
+pub async fn volume_of(context: &Context<'_>, snapshot: &SnapshotRef) -> Result<VolumeRef, Failure> {
+    match snapshot {
+        SnapshotRef::Named { volume, .. } => Ok(volume.clone()),
+        SnapshotRef::Id(_) => {
+            let found = context.client.call_at(operations::GET_SNAPSHOT, snapshot, &()).await?;
+            Ok(VolumeRef::Id(found.volume_id))
+        }
+    }
+}
+
+/// Volume or snapshot export.
+#[derive(Clone, Debug)]
+pub enum ExportRef {
+    /// Current content of a volume.
+    Volume(VolumeRef),
+    /// Local snapshot.
+    Snapshot(LocalSnapshot),
+}
+
+impl FromStr for ExportRef {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        // A bare id is that of a volume, unless there is none with it.
+        if text.contains('@') { text.parse().map(Self::Snapshot) } else { text.parse().map(Self::Volume) }
+    }
+}

@@ -5,14 +5,13 @@ use super::{
     cloudsnap::one_task,
     filters::{TimeFilter, VolumeFilter},
     rules,
-    snapshot::micros,
 };
 use crate::{
     failure::{EXIT_DONE, Exit, Failure},
     hanging::hanging,
     output::Context,
     short_ids::ShortIds,
-    table::{Table, counted, cut, or_dash, printable, short_time},
+    table::{Table, counted, cut, micros, or_dash, printable, short_time},
     wait::reason,
 };
 use blockd_api::{

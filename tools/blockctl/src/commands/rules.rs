@@ -9,7 +9,7 @@ use crate::{
     confirm::YesArg,
     failure::{Exit, Failure},
     output::Context,
-    table::{Facts, Table, Width, or_dash, short_uuid},
+    table::{Facts, Table, Width, micros, or_dash, short_uuid},
     times::parse_seconds,
 };
 use blockd_api::{
@@ -447,7 +447,7 @@ pub fn steps_table(report: &QuiesceReport, width: Width) -> Table {
             step.kind.to_string(),
             or_dash(step.rule_name.as_ref()),
             step.target.clone(),
-            super::snapshot::micros(step.duration_micros),
+            micros(step.duration_micros),
             or_dash(step.exit_status),
             result,
             or_dash(text),

@@ -2,14 +2,10 @@
 
 use super::marks::expiry;
 use crate::{
-    commands::{
-        arguments::WaitArg,
-        limits::TaskLimitArgs,
-        rules::HookArgs,
-        volume::{args::ExportRef, volume_of},
-    },
+    commands::{arguments::WaitArg, limits::TaskLimitArgs, rules::HookArgs},
     failure::Exit,
     output::Context,
+    snapshot_ref::{ExportRef, volume_of},
     table::counted,
     wait::report_group_start,
 };

@@ -15,7 +15,7 @@ use crate::{
     table::{Table, Width, or_dash, short_uuid},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, Labels, VolumeId, VolumeRef,
+    ApiError, ByteSize, ErrorCode, Labels, VolumeRef,
     cloudsnaps::{
         CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, DamagedCloudsnap, ListCloudsnaps,
     },
@@ -221,11 +221,6 @@ fn unknown(id: &CloudSnapshotId, query: &ListCloudsnaps) -> Failure {
     ApiError::new(ErrorCode::CloudsnapNotFound, message).into()
 }
 
-/// Returns the volume id of a damaged entry, if its name is complete.
-pub(super) fn volume_id(damaged: &DamagedCloudsnap) -> Option<VolumeId> {
-    damaged.cloud_snapshot_id.parse::<CloudSnapshotId>().ok().map(|id| id.volume)
-}
-
 /// Origin of the backups of schedules.
 pub const SCHEDULED: &str = "Scheduled";
 /// Least digits of the short id of a host.
@@ -282,7 +277,7 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp)
     for one in &list.damaged {
         table.partial_row(&[
             ("ID", id_of(one).map_or_else(|| one.cloud_snapshot_id.clone(), |id| short.of(&id))),
-            ("SOURCEVOLUMEID", or_dash(volume_id(one))),
+            ("SOURCEVOLUMEID", or_dash(pxctl::volume_id(one))),
             ("CLOUD-SNAP-ID", one.cloud_snapshot_id.clone()),
             ("LOCATION", location(one.credential_id)),
             ("STATUS", CloudsnapStatus::Damaged.to_string()),

@@ -3,7 +3,8 @@
 //! Everything in `Metadata` is text, and times in it are in the form of [`format_time`].
 
 use blockd_api::{
-    cloudsnaps::{Cloudsnap, CloudsnapList, CloudsnapStatus},
+    VolumeId,
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, DamagedCloudsnap},
     format_time,
 };
 use schemars::JsonSchema;
@@ -34,7 +35,7 @@ pub struct PxctlCloudsnap {
 pub fn entries(list: &CloudsnapList) -> Vec<PxctlCloudsnap> {
     let damaged = list.damaged.iter().map(|damaged| PxctlCloudsnap {
         id: damaged.cloud_snapshot_id.clone(),
-        src_volume_id: super::list::volume_id(damaged).map(|id| id.to_string()).unwrap_or_default(),
+        src_volume_id: volume_id(damaged).map(|id| id.to_string()).unwrap_or_default(),
         src_volume_name: String::new(),
         timestamp: None,
         metadata: fields([
@@ -45,6 +46,11 @@ pub fn entries(list: &CloudsnapList) -> Vec<PxctlCloudsnap> {
         status: CloudsnapStatus::Damaged,
     });
     list.list.items.iter().map(entry).chain(damaged).collect()
+}
+
+/// Returns the volume id of a damaged entry, if its name is complete.
+pub fn volume_id(damaged: &DamagedCloudsnap) -> Option<VolumeId> {
+    damaged.cloud_snapshot_id.parse::<CloudSnapshotId>().ok().map(|id| id.volume)
 }
 
 fn fields<const N: usize>(fields: [(&str, String); N]) -> Map<String, Value> {

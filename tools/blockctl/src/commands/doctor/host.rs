@@ -1,6 +1,6 @@
 //! Checks of the host that `blockctl` runs on.
 
-use super::Check;
+use super::check::Check;
 use std::{
     fs,
     path::Path,
@@ -115,7 +115,7 @@ fn is_program(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::doctor::Verdict;
+    use crate::commands::doctor::check::Verdict;
 
     #[test]
     fn kernels_before_5_15_fail() {

@@ -1,5 +1,6 @@
 //! `blockctl doctor`: checks of host, daemon, backup locations, schedules and verifications.
 
+mod check;
 mod host;
 
 use crate::{
@@ -19,10 +20,8 @@ use blockd_api::{
     status::{DaemonRights, Status},
     volumes::Volume,
 };
+use check::{Check, Verdict};
 use jiff::Timestamp;
-use schemars::JsonSchema;
-use serde::Serialize;
-use std::fmt;
 use uuid::Uuid;
 
 pub const DOCTOR_HELP: &str = "\
@@ -35,56 +34,6 @@ Examples:
 
 /// Free space below which a data directory is a problem, in percent.
 const MIN_FREE_PERCENT: u64 = 5;
-
-/// Result of a check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    Ok,
-    Warning,
-    Failed,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Ok => "ok",
-            Self::Warning => "warning",
-            Self::Failed => "failed",
-        })
-    }
-}
-
-/// A check with its result.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
-pub struct Check {
-    /// Subject.
-    pub check: &'static str,
-    /// Result.
-    pub status: Verdict,
-    /// Finding, in one line.
-    pub detail: String,
-    /// Next action.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub action: Option<String>,
-}
-
-impl Check {
-    /// Creates a passed check.
-    pub fn ok(check: &'static str, detail: impl Into<String>) -> Self {
-        Self { check, status: Verdict::Ok, detail: detail.into(), action: None }
-    }
-
-    /// Creates a check with a warning.
-    pub fn warning(check: &'static str, detail: impl Into<String>, action: impl Into<String>) -> Self {
-        Self { check, status: Verdict::Warning, detail: detail.into(), action: Some(action.into()) }
-    }
-
-    /// Creates a failed check.
-    pub fn failed(check: &'static str, detail: impl Into<String>, action: impl Into<String>) -> Self {
-        Self { check, status: Verdict::Failed, detail: detail.into(), action: Some(action.into()) }
-    }
-}
 
 /// Document of `doctor`.
 pub type Diagnosis = List<Check>;

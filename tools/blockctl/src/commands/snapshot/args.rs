@@ -1,9 +1,9 @@
 //! `blockctl snapshot …`
 
 use crate::{
-    commands::{arguments::WideArg, list_filter::ListFilter, rules::HookArgs, volume::args::ExportRef},
+    commands::{arguments::WideArg, list_filter::ListFilter, rules::HookArgs},
     confirm::YesArg,
-    snapshot_ref::LocalSnapshot,
+    snapshot_ref::{ExportRef, LocalSnapshot},
 };
 use blockd_api::{
     GroupName, GroupRef, LabelSelector, NameError, SnapshotName, VolumeRef, snapshots::Snapshot,

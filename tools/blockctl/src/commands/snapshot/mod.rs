@@ -6,13 +6,13 @@ use super::{
     filters::NamePattern,
     list_filter::{LabelOption, Listed, Sort},
     rules,
-    volume::{args::ExportRef, volume_of},
 };
 use crate::{
     failure::{Exit, Failure},
     output::Context,
     progress::{Measured, Progress},
-    table::{Facts, Table, Width, counted, or_dash, short_uuid},
+    snapshot_ref::{ExportRef, volume_of},
+    table::{Facts, Table, Width, counted, micros, or_dash, short_uuid},
 };
 use args::{
     CreateArgs, CreateGroupArgs, DeleteArgs, DiffArgs, ListArgs, Point, RestoreArgs, SnapshotCommand,
@@ -353,12 +353,4 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
     context
         .output
         .tell(&deleted, || format!("Snapshot {} successfully deleted.", or_dash(deleted.name.as_ref())))
-}
-
-pub fn micros(micros: u64) -> String {
-    match micros {
-        0..10_000 => format!("{micros} µs"),
-        10_000..10_000_000 => format!("{} ms", micros / 1000),
-        _ => format!("{} s", micros / 1_000_000),
-    }
 }

@@ -4,11 +4,11 @@ use super::{image::ImageRef, labels::LabelChanges};
 use crate::{
     commands::{arguments::WideArg, list_filter::ListFilter},
     confirm::YesArg,
-    snapshot_ref::LocalSnapshot,
+    snapshot_ref::{ExportRef, LocalSnapshot},
     times::parse_seconds,
 };
 use blockd_api::{
-    ByteSize, GroupName, Labels, NameError, VolumeName, VolumeRef, attachments::NbdDevice, check_volume_size,
+    ByteSize, GroupName, Labels, VolumeName, VolumeRef, attachments::NbdDevice, check_volume_size,
     volumes::Volume,
 };
 use clap::{
@@ -340,23 +340,6 @@ pub struct UriArgs {
     /// Name or id of the volume, VOLUME@SNAPSHOT, or id of a snapshot
     #[arg(value_name = "VOLUME[@SNAPSHOT]")]
     pub export: ExportRef,
-}
-
-/// Volume or snapshot export.
-#[derive(Clone, Debug)]
-pub enum ExportRef {
-    /// Current content of a volume.
-    Volume(VolumeRef),
-    /// Local snapshot.
-    Snapshot(LocalSnapshot),
-}
-
-impl std::str::FromStr for ExportRef {
-    type Err = NameError;
-    fn from_str(text: &str) -> Result<Self, NameError> {
-        // A bare id is that of a volume, unless there is none with it.
-        if text.contains('@') { text.parse().map(Self::Snapshot) } else { text.parse().map(Self::Volume) }
-    }
 }
 
 /// `volume delete`

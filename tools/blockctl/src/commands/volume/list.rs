@@ -1,6 +1,6 @@
 //! `blockctl volume list`
 
-use super::{args::ListArgs, status};
+use super::{args::ListArgs, state::status};
 use crate::{
     commands::{
         filters::NamePattern,

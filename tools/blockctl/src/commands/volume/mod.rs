@@ -5,32 +5,33 @@ mod create;
 mod image;
 mod labels;
 mod list;
+mod state;
 
 use super::snapshot::refuse_pinned;
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
+    snapshot_ref::{ExportRef, volume_of},
     table::{Facts, counted, or_dash},
 };
 use args::{
-    AttachArgs, CloneArgs, DeleteArgs, DetachArgs, DetachTarget, ExportRef, RenameArgs, ResizeArgs,
-    UpdateArgs, VolumeCommand,
+    AttachArgs, CloneArgs, DeleteArgs, DetachArgs, DetachTarget, RenameArgs, ResizeArgs, UpdateArgs,
+    VolumeCommand,
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, ORIGIN_LABELS, SnapshotRef, VolumeRef,
     attachments::{AttachVolume, Attachment, DetachVolume, NbdDevice},
-    format_time,
-    lazy::{Hydration, InPlaceProgress},
-    operations,
+    format_time, operations,
     snapshots::{ListSnapshots, Snapshot},
     volumes::{
         CloneVolume, DeleteVolume, DiscardedWrites, ListVolumes, MergeProgress, SurvivingClients,
-        UpdateVolume, Volume, VolumeState,
+        UpdateVolume, Volume,
     },
 };
 use labels::merged;
 use schemars::JsonSchema;
 use serde::Serialize;
+use state::{hydration_line, status};
 
 pub async fn run(context: &Context<'_>, command: VolumeCommand) -> Exit {
     match command {
@@ -72,79 +73,6 @@ async fn clone(context: &Context<'_>, args: CloneArgs) -> Exit {
     context
         .output
         .tell(&volume, || format!("Volume successfully cloned: {} ({})", volume.volume_id, volume.name))
-}
-
-/// Returns the volume of a snapshot.
-///
-/// # Errors
-/// There is no snapshot with this id.
-pub async fn volume_of(context: &Context<'_>, snapshot: &SnapshotRef) -> Result<VolumeRef, Failure> {
-    match snapshot {
-        SnapshotRef::Named { volume, .. } => Ok(volume.clone()),
-        SnapshotRef::Id(_) => {
-            let found = context.client.call_at(operations::GET_SNAPSHOT, snapshot, &()).await?;
-            Ok(VolumeRef::Id(found.volume_id))
-        }
-    }
-}
-
-/// Formats the state of a volume: attached as a device of this host, or used by other NBD clients.
-fn status(volume: &Volume) -> String {
-    let hydration = volume.hydration.as_ref().filter(|_| volume.state == VolumeState::Up);
-    let hydration = hydration.map(|hydration| format!(" - {}", percent(hydration)));
-    use_of(volume) + &hydration.unwrap_or_default()
-}
-
-fn use_of(volume: &Volume) -> String {
-    if let (VolumeState::Up, Some(in_place_restore)) = (volume.state, &volume.in_place_restore) {
-        return format!("up - {}", in_place_line(in_place_restore));
-    }
-    match (volume.state, &volume.state_reason) {
-        (VolumeState::Up, _) if volume.rollback.is_some() => "up - rolling back".to_owned(),
-        (VolumeState::Up, _) if volume.attachment.as_ref().is_some_and(|attachment| attachment.connected) => {
-            "up - attached".to_owned()
-        }
-        (VolumeState::Up, _) if volume.connections > 0 => {
-            format!("up - {}", counted(volume.connections, "connection"))
-        }
-        (VolumeState::Up, _) => "up - detached".to_owned(),
-        (state, Some(reason)) => format!("{state} - {reason}"),
-        (state, None) => state.to_string(),
-    }
-}
-
-/// Formats the progress of an in-place restore.
-fn in_place_line(in_place_restore: &InPlaceProgress) -> String {
-    let InPlaceProgress { task_id: task, done_bytes, total_bytes, is_partial, .. } = in_place_restore;
-    match is_partial {
-        true => format!("restored in part: resume it, `blockctl cloudsnap resume --name {task}`"),
-        false if *total_bytes == 0 => "restoring".to_owned(),
-        false => format!("restoring, {}%", u128::from(*done_bytes) * 100 / u128::from(*total_bytes)),
-    }
-}
-
-/// Formats the hydrated share of a volume.
-fn percent(hydration: &Hydration) -> String {
-    let percent = hydration.done_bytes * 100 / hydration.total_bytes.max(1);
-    match hydration.in_background {
-        true => format!("hydrating, {percent}%"),
-        false => format!("lazy, {percent}%"),
-    }
-}
-
-/// Formats the hydration state in one line.
-fn hydration_line(hydration: Option<&Hydration>) -> String {
-    let Some(hydration) = hydration else { return "-".to_owned() };
-    let size = |bytes| ByteSize::from_bytes(bytes).to_string();
-    format!(
-        "{} of {}, {} of {}, {} on loss of the store, {} waiting",
-        if hydration.in_background { "hydrating" } else { "lazy" },
-        hydration.cloud_snapshot_id,
-        size(hydration.done_bytes),
-        size(hydration.total_bytes),
-        hydration.on_store_loss,
-        hydration.waiting_requests
-    )
 }
 
 /// Document of `volume inspect`: the volume, and the space of its snapshots.
