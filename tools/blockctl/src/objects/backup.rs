@@ -3,9 +3,8 @@
 use super::{
     RECLAIM_POLICY,
     document::{FieldError, Spec},
-    values::{one_as_value, one_or_many, parse_ttl, selectors},
+    values::{one_as_value, one_or_many, one_or_many_schema, parse_ttl, selectors},
 };
-use crate::commands::schema::objects::one_or_many as one_or_many_schema;
 use blockd_api::{
     CredentialName, CredentialRef, GroupName, LabelSelector, Labels, ObjectName, RuleName, VolumeName,
     VolumeRef,

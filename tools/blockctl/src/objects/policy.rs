@@ -6,8 +6,10 @@ use super::{
 };
 use blockd_api::schedules::Rule;
 use blockd_schedule::{Recurrence, When, Zone};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize, Serializer};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 
 /// Blocks in their order, and the fields of their times.
 pub const BLOCKS: [(&str, &[&str]); 6] = [
@@ -188,5 +190,32 @@ impl Serialize for Rules {
             fields.insert("timeZone".to_owned(), common.to_string().into());
         }
         fields.serialize(serializer)
+    }
+}
+
+impl JsonSchema for Rules {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Rules".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let (zone, retain) = (generator.subschema_for::<Zone>(), generator.subschema_for::<Retain>());
+        let text = json!({ "type": ["string", "integer"] });
+        let block = |fields: &[&str]| {
+            let mut properties: Map<String, Value> =
+                fields.iter().map(|name| ((*name).to_owned(), text.clone())).collect();
+            properties.insert("retain".to_owned(), json!(retain));
+            properties.insert("timeZone".to_owned(), json!(zone));
+            let one = json!({ "type": "object", "properties": properties, "required": fields });
+            json!({ "anyOf": [one, { "type": "array", "items": one }] })
+        };
+        let mut blocks: Map<String, Value> =
+            BLOCKS.iter().map(|(name, fields)| ((*name).to_owned(), block(fields))).collect();
+        blocks.insert("timeZone".to_owned(), json!(zone));
+        json_schema!({ "type": "object", "properties": blocks })
     }
 }

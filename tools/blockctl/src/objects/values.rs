@@ -3,6 +3,7 @@
 use crate::times::parse_seconds;
 use blockd_api::{LabelSelector, Labels};
 use blockd_schedule::{Retention, Zone};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{
@@ -10,8 +11,9 @@ use serde::{
         value::{MapAccessDeserializer, SeqAccessDeserializer},
     },
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     marker::PhantomData,
@@ -60,6 +62,12 @@ pub fn one_as_value<S: Serializer, T: Serialize>(items: &[T], serializer: S) -> 
         [item] => item.serialize(serializer),
         items => items.serialize(serializer),
     }
+}
+
+/// Returns the schema of a list that is written as its value if it has one.
+pub fn one_or_many_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    let one = generator.subschema_for::<T>();
+    json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
 }
 
 /// Reads a text that YAML may take for a number, such as an id.
@@ -203,6 +211,29 @@ impl Serialize for Retain {
             fields.insert("timeZone".to_owned(), self.0.zone.to_string().into());
         }
         fields.serialize(serializer)
+    }
+}
+
+impl JsonSchema for Retain {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Retain".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let count = json!({ "type": "integer", "minimum": 0 });
+        let periods = ["last", "hourly", "daily", "weekly", "monthly", "yearly"];
+        let mut fields: Map<String, Value> =
+            periods.iter().map(|name| ((*name).to_owned(), count.clone())).collect();
+        fields.insert("all".to_owned(), json!({ "type": "boolean" }));
+        fields.insert("timeZone".to_owned(), generator.subschema_for::<Zone>().into());
+        json_schema!({
+            "description": "A number of backups, `all`, or numbers by period",
+            "anyOf": [count, { "const": "all" }, { "type": "object", "properties": fields }]
+        })
     }
 }
 

@@ -9,74 +9,17 @@ use crate::{
         },
     },
     objects::{
-        API_VERSION, Kind, Retain,
+        API_VERSION, Kind,
         hook::Hook,
         location_table::{ENCRYPTED, FIELDS, SECRET, SYNC, UNREPORTED},
-        policy::{BLOCKS, Rules},
+        policy::Rules,
         schedule::ScheduleSpec,
     },
 };
 use blockd_api::Labels;
-use blockd_schedule::Zone;
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings, json_schema};
 use serde_json::{Map, Value, json};
 use std::{borrow::Cow, collections::BTreeMap};
-
-/// Returns the schema of a list that is written as its value if it has one.
-pub fn one_or_many<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
-    let one = generator.subschema_for::<T>();
-    json_schema!({ "anyOf": [one, { "type": "array", "items": one }] })
-}
-
-impl JsonSchema for Retain {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Retain".into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let count = json!({ "type": "integer", "minimum": 0 });
-        let periods = ["last", "hourly", "daily", "weekly", "monthly", "yearly"];
-        let mut fields: Map<String, Value> =
-            periods.iter().map(|name| ((*name).to_owned(), count.clone())).collect();
-        fields.insert("all".to_owned(), json!({ "type": "boolean" }));
-        fields.insert("timeZone".to_owned(), generator.subschema_for::<Zone>().into());
-        json_schema!({
-            "description": "A number of backups, `all`, or numbers by period",
-            "anyOf": [count, { "const": "all" }, { "type": "object", "properties": fields }]
-        })
-    }
-}
-
-impl JsonSchema for Rules {
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn schema_name() -> Cow<'static, str> {
-        "Rules".into()
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let (zone, retain) = (generator.subschema_for::<Zone>(), generator.subschema_for::<Retain>());
-        let text = json!({ "type": ["string", "integer"] });
-        let block = |fields: &[&str]| {
-            let mut properties: Map<String, Value> =
-                fields.iter().map(|name| ((*name).to_owned(), text.clone())).collect();
-            properties.insert("retain".to_owned(), json!(retain));
-            properties.insert("timeZone".to_owned(), json!(zone));
-            let one = json!({ "type": "object", "properties": properties, "required": fields });
-            json!({ "anyOf": [one, { "type": "array", "items": one }] })
-        };
-        let mut blocks: Map<String, Value> =
-            BLOCKS.iter().map(|(name, fields)| ((*name).to_owned(), block(fields))).collect();
-        blocks.insert("timeZone".to_owned(), json!(zone));
-        json_schema!({ "type": "object", "properties": blocks })
-    }
-}
 
 /// Returns the schema of a backup location; its secrets are references.
 fn location() -> Schema {
