@@ -1,7 +1,6 @@
 //! Backups: objects of their own, and templates of schedules.
 
 use super::{
-    RECLAIM_POLICY,
     document::{FieldError, Spec},
     values::{one_as_value, one_or_many, one_or_many_schema, parse_ttl, selectors},
 };
@@ -16,6 +15,9 @@ use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+
+/// Label of backups with the reclaim policy of their object.
+pub const RECLAIM_POLICY: &str = "reclaim-policy";
 
 /// Fate of backups whose object is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

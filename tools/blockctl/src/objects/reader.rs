@@ -1,10 +1,9 @@
 //! Files of objects.
 
 use super::{
-    Body, Object,
     document::{Document, Problem, Source, documents},
     foreign::{Converted, ForeignRule, convert, join},
-    object,
+    object::{Body, Object, object},
     secret::SecretSet,
 };
 use crate::failure::Failure;

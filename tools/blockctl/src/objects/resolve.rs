@@ -1,6 +1,11 @@
 //! Completion of objects by what the daemon and the other objects have.
 
-use super::{Body, Kind, Object, backup::Backup, document::Document};
+use super::{
+    backup::Backup,
+    document::Document,
+    kind::Kind,
+    object::{Body, Object},
+};
 use blockd_api::{
     ApiError, CredentialName, ErrorCode, LabelSelector,
     credentials::Credential,

@@ -1,6 +1,7 @@
 use super::{reader::Reader, *};
 use blockd_api::schedules::{CreateSchedule, UpdateSchedule};
 use blockd_schedule::Jitter;
+use serde_json::{Value, json};
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},

@@ -3,8 +3,7 @@
 
 use super::{
     document::{FieldError, Spec},
-    foreign::NAMESPACE,
-    values::{selectors, text_or_number},
+    values::{NAMESPACE, selectors, text_or_number},
 };
 use blockd_api::{
     CLONED_FROM, CredentialName, LabelSelector, Labels, ObjectName, PairsError, SnapshotName, SnapshotRef,

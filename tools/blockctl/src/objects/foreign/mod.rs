@@ -11,14 +11,13 @@ pub use rules::{ForeignRule, join};
 pub use velero::{EXISTING_POLICY, UPDATE};
 
 use super::{
-    API_VERSION, Kind,
     document::{Document, Problem},
+    kind::{API_VERSION, Kind},
     secret::SecretDocument,
+    values::NAMESPACE,
 };
 use serde_json::{Map, Value, json};
 
-/// Label of volumes that a namespace selects.
-pub const NAMESPACE: &str = "namespace";
 /// API groups of foreign documents; their versions have the same fields.
 const GROUPS: [&str; 6] = [
     stork::GROUP,

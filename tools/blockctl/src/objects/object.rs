@@ -1,0 +1,256 @@
+//! Objects, and their documents.
+
+use super::{
+    backup::{Backup, RECLAIM_POLICY, ReclaimPolicy},
+    document::{Document, Problem},
+    foreign::{EXISTING_POLICY, UPDATE},
+    hook::Hook,
+    kind::{API_VERSION, Kind},
+    location::Location,
+    policy::Rules,
+    schedule::ScheduleSpec,
+    secret::SecretSet,
+    values::{NAMESPACE, view},
+    volumes::{Restore, VolumeClone},
+};
+use blockd_api::{ApiError, ErrorCode, Labels, ObjectName};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::{collections::BTreeMap, fmt};
+
+/// Beginning of the labels of backups that are annotations of their object.
+const ANNOTATION: &str = "annotation/";
+
+/// Content of an object by kind.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+pub enum Body {
+    Location(Box<Location>),
+    Policy(Rules),
+    Rule(Hook),
+    Snapshot(Box<Backup>),
+    Backup(Box<Backup>),
+    Schedule(Box<ScheduleSpec>),
+    Restore(Restore),
+    Clone(VolumeClone),
+}
+
+/// Object of a file.
+#[derive(Debug)]
+pub struct Object {
+    pub kind: Kind,
+    pub name: ObjectName,
+    /// File, lines and paths of the fields, for messages.
+    pub document: Document,
+    /// Field that selects the volumes.
+    pub volumes_field: String,
+    /// Warnings about fields.
+    pub warnings: Vec<Problem>,
+    /// Error of a field that selects fewer volumes and is not supported, if they are lost.
+    pub wider: Option<Problem>,
+    /// An equal object of another document is the same one.
+    pub is_derived: bool,
+    pub body: Body,
+}
+
+impl Object {
+    /// Returns the document with all defaults and without secrets: equal objects have equal documents.
+    pub fn view(&self) -> Value {
+        let labels = self.body.backup().map(|backup| &backup.labels);
+        document(self.kind, self.name.as_str(), labels.unwrap_or(&Labels::default()), &view(&self.body))
+    }
+
+    /// Returns the error with the file, line and field of a missing object that this one names.
+    pub fn locate(&self, mut error: ApiError) -> ApiError {
+        let template = self.kind.spec();
+        let fields: &[&str] = match error.code {
+            ErrorCode::CredentialNotFound => &["backupLocation"],
+            ErrorCode::RuleNotFound => &["preExecRule", "postExecRule"],
+            ErrorCode::CloudsnapNotFound => &["backupName", "scheduleName", "cloudSnapshotId"],
+            ErrorCode::SnapshotNotFound => &["snapshot"],
+            _ => &[],
+        };
+        let fields = fields.iter().map(|field| format!("{template}.{field}")).collect::<Vec<_>>();
+        let field = match error.code {
+            ErrorCode::PolicyNotFound => Some("spec.schedulePolicyName"),
+            ErrorCode::VolumeNotFound => Some(self.volumes_field.as_str()),
+            _ => fields
+                .iter()
+                .find(|path| self.document.is_written(path))
+                .or(fields.first())
+                .map(String::as_str),
+        };
+        if let Some(field) = field {
+            error.message = self.document.at(field, error.message);
+        }
+        error
+    }
+
+    /// Returns the setting of its file with which a restore replaces existing volumes.
+    pub fn replacing(&self) -> String {
+        let field = self.document.written("spec.replacePolicy");
+        let field = field.rsplit('.').next().unwrap_or_default();
+        format!("{field}: {}", if field == EXISTING_POLICY { UPDATE } else { "Delete" })
+    }
+
+    /// Returns true for another object of the same kind and name.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.kind == other.kind && self.name == other.name
+    }
+}
+
+impl fmt::Display for Object {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.kind, self.name)
+    }
+}
+
+impl Body {
+    /// Returns the options of backups with labels: those of a backup or a schedule.
+    pub fn backup(&self) -> Option<&Backup> {
+        match self {
+            Self::Backup(backup) => Some(backup),
+            Self::Schedule(schedule) => Some(schedule.backup()),
+            _ => None,
+        }
+    }
+}
+
+/// Returns an object as a document. Labels are those of backups, which have annotations, too.
+pub fn document(kind: Kind, name: &str, labels: &Labels, body: &Value) -> Value {
+    let mut metadata = json!({ "name": name });
+    for (key, value) in labels.as_map() {
+        match key.strip_prefix(ANNOTATION) {
+            Some(annotation) => metadata["annotations"][annotation] = json!(value),
+            None if key == RECLAIM_POLICY => {}
+            None => metadata["labels"][key] = json!(value),
+        }
+    }
+    json!({ "apiVersion": API_VERSION, "kind": kind, "metadata": metadata, kind.field(): body })
+}
+
+/// Returns a document as YAML.
+pub fn yaml(document: &Value) -> String {
+    // JSON is YAML as well; the writer fails on no value of JSON.
+    serde_saphyr::to_string(document).unwrap_or_else(|_| document.to_string())
+}
+
+/// Metadata.
+#[derive(Deserialize)]
+struct Metadata {
+    name: ObjectName,
+    /// Clusters add fields without a meaning here.
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// Takes the labels of backups: those of the metadata, its namespace and annotations, and the reclaim policy.
+fn backup_labels(
+    document: &mut Document,
+    metadata: &mut Map<String, Value>,
+    policy: Option<ReclaimPolicy>,
+) -> Result<Labels, Problem> {
+    let mut take = |field: &str| -> Result<BTreeMap<String, String>, Problem> {
+        let given = metadata.remove(field).map(serde_json::from_value).transpose();
+        let invalid =
+            |error: serde_json::Error| document.problem(&format!("metadata.{field}"), error.to_string());
+        Ok(given.map_err(invalid)?.unwrap_or_default())
+    };
+    let (mut labels, annotations) = (take("labels")?, take("annotations")?);
+    if let Some(Value::String(namespace)) = metadata.remove("namespace") {
+        labels.entry(NAMESPACE.to_owned()).or_insert(namespace);
+    }
+    labels.extend(policy.map(|policy| (RECLAIM_POLICY.to_owned(), policy.to_string())));
+    let mut labels =
+        Labels::try_from(labels).map_err(|error| document.problem("metadata.labels", error.to_string()))?;
+    for (key, value) in annotations {
+        let one = Labels::try_from(BTreeMap::from([(format!("{ANNOTATION}{key}"), value)]));
+        match one.and_then(|one| Labels::try_from(BTreeMap::from(labels.clone().overlaid_by(&one)))) {
+            Ok(all) => labels = all,
+            Err(error) => document.warn(&format!("metadata.annotations.{key}"), &format!("ignored: {error}")),
+        }
+    }
+    Ok(labels)
+}
+
+/// Warns about a reclaim policy that has no meaning, and removes it.
+fn ignore_reclaim_policy(document: &mut Document, body: &mut Body) {
+    let (backup, path, reason) = match body {
+        Body::Snapshot(backup) => {
+            (backup.as_mut(), "spec.reclaimPolicy", "a local snapshot is deleted with its object")
+        }
+        Body::Schedule(schedule) if schedule.is_local() && schedule.backup().backup_location.is_empty() => (
+            schedule.backup_mut(),
+            "spec.template.spec.reclaimPolicy",
+            "local snapshots outlive their schedule",
+        ),
+        _ => return,
+    };
+    if backup.reclaim_policy.take().is_some() {
+        document.warn(path, &format!("ignored: {reason}"));
+    }
+}
+
+/// Warns about the effect of a time to live that is not that of a backup.
+fn warn_about_ttl(document: &mut Document, body: &mut Body) {
+    match body {
+        Body::Snapshot(backup) if backup.ttl.is_some() => {
+            backup.ttl = None;
+            document.warn("spec.ttl", "ignored: local snapshots do not expire");
+        }
+        Body::Schedule(schedule) => {
+            if let Some(warning) = schedule.ttl_warning.take() {
+                document.warn("spec.template.spec.ttl", &warning);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Takes an object from its document.
+pub fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Problem> {
+    let kind = document.take::<String>("kind")?;
+    let kind: Kind = kind.parse().map_err(|error: String| document.problem("kind", error))?;
+    document.is_foreign = document.take::<String>("apiVersion")? != API_VERSION;
+    let Metadata { name, mut rest } = document.take("metadata")?;
+    let (field, text) = (kind.field(), name.as_str());
+    let selecting = ["selectors", "allVolumes", "group", "volume", "sourceNamespace", "sourceVolume"]
+        .map(|name| format!("{}.{name}", kind.spec()));
+    let selecting = selecting.iter().find(|path| document.get(path).is_some());
+    let selecting = selecting.map_or(kind.spec(), String::as_str);
+    let volumes_field = selecting.to_owned();
+    let mut body = match kind {
+        Kind::BackupLocation => Body::Location(Box::new(Location::take(&mut document, secrets)?)),
+        Kind::SchedulePolicy => Body::Policy(document.spec(field, text)?),
+        Kind::Rule => Body::Rule(document.spec(field, text)?),
+        Kind::VolumeSnapshot => Body::Snapshot(Box::new(document.spec(field, text)?)),
+        Kind::VolumeBackup => Body::Backup(Box::new(document.spec(field, text)?)),
+        Kind::VolumeBackupSchedule => Body::Schedule(Box::new(document.spec(field, text)?)),
+        Kind::VolumeRestore => Body::Restore(document.spec(field, text)?),
+        Kind::VolumeClone => Body::Clone(document.spec(field, text)?),
+    };
+    ignore_reclaim_policy(&mut document, &mut body);
+    warn_about_ttl(&mut document, &mut body);
+    match &mut body {
+        Body::Backup(backup) => {
+            backup.labels = backup_labels(&mut document, &mut rest, backup.reclaim_policy)?;
+        }
+        Body::Schedule(schedule) => {
+            let backup = schedule.backup_mut();
+            backup.labels = backup_labels(&mut document, &mut rest, backup.reclaim_policy)?;
+        }
+        _ => {}
+    }
+    rest.keys().for_each(|key| document.ignore(&format!("metadata.{key}")));
+    if document.is_foreign {
+        document.ignore_rest();
+    }
+    // A cluster reports its state in `status`.
+    if let Some(field) = document.rest().find(|field| *field != "status") {
+        return Err(document.problem(field, "unknown field"));
+    }
+    let (is_derived, wider) = (document.is_derived, document.wider.take());
+    let positions = document.positions();
+    let warnings = document.finish(&format!("{kind}/{name}"));
+    Ok(Object { kind, name, document: positions, volumes_field, warnings, wider, is_derived, body })
+}
