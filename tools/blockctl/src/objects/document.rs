@@ -217,6 +217,15 @@ impl Document {
         steps.try_fold(first, |value, step| value.get(step))
     }
 
+    /// Returns the name of the object.
+    pub fn name(&self) -> Result<String, Problem> {
+        if !self.has("metadata") {
+            return Err(self.problem("metadata", "missing"));
+        }
+        let name = self.get("metadata.name").and_then(Value::as_str);
+        name.map(str::to_owned).ok_or_else(|| self.problem("metadata", "missing field `name`"))
+    }
+
     /// Sets a missing field.
     pub fn set_default(&mut self, path: &str, value: Value, origin: &str) {
         let given = self.remove(path);

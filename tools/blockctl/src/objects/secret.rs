@@ -1,9 +1,6 @@
 //! Secrets that documents of the same call name. They stay in memory.
 
-use super::{
-    document::{Document, Problem},
-    foreign::name_of,
-};
+use super::document::{Document, Problem};
 use crate::secrets::read_file;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use blockd_api::Secret;
@@ -36,7 +33,7 @@ pub struct SecretDocument {
 impl SecretDocument {
     /// Takes a secret.
     pub fn take(mut document: Document) -> Result<Self, Problem> {
-        let name = name_of(&document)?;
+        let name = document.name()?;
         let mut values = BTreeMap::new();
         // Plain values win over those in base64.
         for field in ["data", "stringData"] {

@@ -1,6 +1,6 @@
 //! Snapshots of KubeDB: a location and a backup in it.
 
-use super::begin;
+use super::native::begin;
 use crate::objects::{
     Kind,
     document::{Document, Problem},

@@ -3,6 +3,7 @@
 //! Each becomes documents of our kinds. A namespace becomes the label `namespace` of volumes.
 
 mod kubedb;
+mod native;
 mod rules;
 mod stork;
 mod velero;
@@ -14,9 +15,9 @@ use super::{
     document::{Document, Problem},
     kind::{API_VERSION, Kind},
     secret::SecretDocument,
-    values::NAMESPACE,
 };
-use serde_json::{Map, Value, json};
+use native::begin;
+use serde_json::{Value, json};
 
 /// API groups of foreign documents; their versions have the same fields.
 const GROUPS: [&str; 6] = [
@@ -165,7 +166,7 @@ pub fn convert(mut document: Document) -> Result<Converted, Problem> {
         let message = format!("unknown version {version:?}: write {API_VERSION}");
         return Err(document.problem("apiVersion", message));
     };
-    let name = name_of(&document)?;
+    let name = document.name()?;
     // The namespace of Velero's documents is that of its server.
     let namespace = document.get("metadata.namespace").filter(|_| group != velero::GROUP).cloned();
     let mut native = begin(&document, *ours, &name);
@@ -195,89 +196,4 @@ pub fn convert(mut document: Document) -> Result<Converted, Problem> {
 /// Ends a conversion without other fields.
 fn only(_: &mut Document, native: Document, _: &str) -> Result<Vec<Document>, Problem> {
     Ok(vec![native])
-}
-
-/// Path of the field with which a restore is of all volumes of a backup.
-const MAPPING: &str = "spec.namespaceMapping";
-
-/// Returns the name of a document.
-pub fn name_of(document: &Document) -> Result<String, Problem> {
-    if !document.has("metadata") {
-        return Err(document.problem("metadata", "missing"));
-    }
-    let name = document.get("metadata.name").and_then(Value::as_str);
-    name.map(str::to_owned).ok_or_else(|| document.problem("metadata", "missing field `name`"))
-}
-
-/// Begins a document of ours.
-fn begin(document: &Document, kind: Kind, name: &str) -> Document {
-    let mut native = document.emptied();
-    native.set("apiVersion", API_VERSION.into(), "apiVersion");
-    native.set("kind", json!(kind), "kind");
-    native.set("metadata.name", name.into(), "metadata.name");
-    native
-}
-
-/// Volumes that a document selects: those with all labels, in any of the namespaces.
-struct Selection {
-    namespaces: Vec<String>,
-    labels: Map<String, Value>,
-    /// Field for messages.
-    field: String,
-}
-
-impl Selection {
-    /// Takes the namespaces and labels; without both, the namespace of the document.
-    fn take(document: &mut Document, namespaces: &str, labels: &str) -> Result<Self, Problem> {
-        let mut found = Self { namespaces: Vec::new(), labels: Map::new(), field: namespaces.to_owned() };
-        if let Some(given) = document.take_as(labels, "labels are expected")? {
-            (found.labels, found.field) = (given, labels.to_owned());
-        }
-        if let Some(given) = document.take_texts(namespaces)? {
-            found.field = namespaces.to_owned();
-            found.namespaces = if given.iter().any(|one| one == "*") { Vec::new() } else { given };
-        } else if found.labels.is_empty()
-            && let Some(namespace) = document.take_text("metadata.namespace")?
-        {
-            (found.namespaces, found.field) = (vec![namespace], "metadata.namespace".to_owned());
-        }
-        Ok(found)
-    }
-
-    /// Returns the selectors, one for each namespace; none for all volumes.
-    fn selectors(&self) -> Vec<Value> {
-        let with = |namespace: &String| {
-            let mut labels = self.labels.clone();
-            labels.insert(NAMESPACE.to_owned(), namespace.as_str().into());
-            Value::from(labels)
-        };
-        match (self.namespaces.is_empty(), self.labels.is_empty()) {
-            (true, true) => Vec::new(),
-            (true, false) => vec![self.labels.clone().into()],
-            (false, _) => self.namespaces.iter().map(with).collect(),
-        }
-    }
-
-    /// Sets the volumes of a document.
-    fn set(&self, native: &mut Document, spec: &str) {
-        match self.selectors() {
-            none if none.is_empty() => native.set(&format!("{spec}.allVolumes"), true.into(), &self.field),
-            some => native.set(&format!("{spec}.selectors"), some.into(), &self.field),
-        }
-    }
-
-    /// Returns one document for each selector, with the namespace in its name if there are several.
-    fn each(&self, mut native: Document, name: &str, spec: &str) -> Vec<Document> {
-        if self.namespaces.len() < 2 {
-            self.set(&mut native, spec);
-            return vec![native];
-        }
-        let one = |(namespace, selector): (&String, Value)| {
-            let mut one = native.clone();
-            one.set("metadata.name", format!("{name}-{namespace}").into(), "metadata.name");
-            one.set(&format!("{spec}.selectors"), selector, &self.field);
-            one
-        };
-        self.namespaces.iter().zip(self.selectors()).map(one).collect()
-    }
 }

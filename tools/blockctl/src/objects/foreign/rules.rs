@@ -3,7 +3,7 @@
 //! Such a rule has no hook of its own: the objects that name it as `preExecRule` or `postExecRule` decide. A
 //! pair of rules of one object becomes one rule with both hooks.
 
-use super::{begin, name_of};
+use super::native::begin;
 use crate::objects::{
     Kind,
     document::{Document, Problem},
@@ -67,7 +67,7 @@ pub fn is_foreign(document: &Document) -> bool {
 impl ForeignRule {
     /// Takes the rule.
     pub fn take(mut document: Document) -> Result<Self, Problem> {
-        let name = name_of(&document)?;
+        let name = document.name()?;
         let field = if document.has("rules") { "rules" } else { "spec" };
         let items: Vec<Item> = document.take_list(field)?;
         let mut native = begin(&document, Kind::Rule, &name);

@@ -1,8 +1,8 @@
 //! Kinds of Stork.
 
-use super::{MAPPING, NAMESPACE, Selection};
+use super::native::{MAPPING, Selection};
 use crate::objects::{
-    Kind,
+    Kind, NAMESPACE,
     document::{Document, Problem},
     policy::BLOCKS,
 };

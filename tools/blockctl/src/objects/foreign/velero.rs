@@ -1,6 +1,6 @@
 //! Kinds of Velero.
 
-use super::{MAPPING, Selection};
+use super::native::{MAPPING, Selection};
 use crate::objects::{
     document::{Document, Problem},
     secret::decode_base64,
