@@ -4,11 +4,13 @@ use super::{
     args::ApplyArgs,
     clones::{clone_volumes, take_snapshots},
     differences::warnings_of_unchanged,
+    object_plans::plan,
     overlaps::refuse_overlaps,
-    plan::{FieldChange, Plan, plan},
+    plan::Plan,
     record::{Record, warn, warnings},
     resources::ResourceSet,
     restores::{Replacement, consequence, kept_volumes, start_restore, warnings_of_new},
+    status::FieldChange,
 };
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},

@@ -1,9 +1,6 @@
 //! Clones of volumes from one point in time.
 
-use super::{
-    plan::{Plan, no_label},
-    resources::ResourceSet,
-};
+use super::{plan::Plan, references::no_label, resources::ResourceSet};
 use crate::{
     failure::Failure,
     objects::{

@@ -1,29 +1,10 @@
-//! Resources of the daemon in the form of objects.
+//! Resource of the daemon in the form of an object.
 
-use super::{
-    backup_groups::BackupGroup,
-    resources::{ResourceSet, schedule_name},
-    status::{
-        Condition, LocationStatus, Names, PolicyStatus, RuleStatus, ScheduleStatus, SnapshotMember,
-        SnapshotSpec, SnapshotStatus,
-    },
-};
-use crate::{
-    commands::schedules::{called, kept, selected},
-    objects::{self, Kind, NAMESPACE, hook::Hook, location::view_of, policy::Rules, view},
-};
-use blockd_api::{
-    ByteSize, Labels, ObjectName,
-    credentials::Credential,
-    format_duration,
-    rules::HookRule,
-    schedules::{Policy, Schedule, SelectedVolumes},
-    snapshots::Snapshot,
-    volumes::Volume,
-};
-use blockd_schedule::Retention;
+use super::status::Names;
+use crate::objects::{self, Kind};
+use blockd_api::{ByteSize, Labels, ObjectName, format_duration};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
 use uuid::Uuid;
 
@@ -215,143 +196,10 @@ pub fn one_or_all(names: &BTreeSet<String>) -> Names {
     }
 }
 
-impl ResourceSet {
-    /// Returns the objects of a kind.
-    pub fn of(&self, kind: Kind) -> Vec<Found> {
-        let mut all: Vec<Found> = match kind {
-            Kind::BackupLocation => self.credentials.iter().map(|one| self.location(one)).collect(),
-            Kind::SchedulePolicy => self.policies.iter().map(|one| self.policy(one)).collect(),
-            Kind::Rule => self.rules.iter().map(|one| self.found_rule(one)).collect(),
-            Kind::VolumeSnapshot => self.snapshot_objects(),
-            Kind::VolumeBackup => BackupGroup::all(self).iter().map(|group| group.found(self)).collect(),
-            Kind::VolumeBackupSchedule => self.schedules.iter().map(|one| self.found_schedule(one)).collect(),
-            Kind::VolumeRestore => self.restores(),
-            Kind::VolumeClone => self.clones(),
-        };
-        for one in all.iter_mut().filter(|one| !one.is_of_other_host) {
-            let volumes = self.volumes.iter().filter(|volume| one.volumes.contains(volume.name.as_str()));
-            one.namespaces
-                .extend(volumes.filter_map(|volume| volume.labels.as_map().get(NAMESPACE)).cloned());
-        }
-        all
-    }
-
-    /// Returns the object of a kind and name.
-    pub fn find(&self, kind: Kind, name: &str) -> Option<Found> {
-        self.of(kind).into_iter().find(|found| found.name == name)
-    }
-
-    /// Returns the names of volumes with a property, and of the volumes of schedules with one.
-    fn users(
-        &self,
-        is_user: impl Fn(&Volume) -> bool,
-        is_used_by: impl Fn(&Schedule) -> bool,
-    ) -> BTreeSet<String> {
-        let schedules = self.schedules.iter().filter(|one| is_used_by(one));
-        let specs: Vec<_> = schedules.filter_map(|one| self.schedule_spec(one)).collect();
-        let scheduled = specs.iter().flat_map(|spec| self.members(spec.backup()));
-        let volumes = self.volumes.iter().filter(|volume| is_user(volume));
-        volumes.chain(scheduled).map(|volume| volume.name.to_string()).collect()
-    }
-
-    fn location(&self, one: &Credential) -> Found {
-        let status = json!(LocationStatus {
-            credential_id: one.credential_id,
-            created_at: one.created_at,
-            authentication: one.store.auth.clone(),
-            create_if_absent: one.conditional_put,
-            write_bytes_per_second: one.write_bytes_per_second,
-        });
-        let has_backup =
-            |volume: &Volume| volume.last_backups.iter().any(|last| last.credential_id == one.credential_id);
-        let volumes = self.users(has_backup, |schedule| schedule.credential_ids.contains(&one.credential_id));
-        let found = Found::new(Kind::BackupLocation, one.name.to_string(), view_of(one), status);
-        Found { volumes, ..found }
-    }
-
-    fn policy(&self, one: &Policy) -> Found {
-        let whens: Vec<String> = one.rules.iter().map(|rule| rule.when.to_string()).collect();
-        let retains = one.rules.iter().filter_map(|rule| rule.retain.as_ref());
-        let retains: Vec<String> = retains.map(ToString::to_string).collect();
-        let retain = (!retains.is_empty()).then(|| retains.join(", "));
-        let status = json!(PolicyStatus { schedule: whens.join(", "), retain });
-        let volumes = self.users(|_| false, |schedule| schedule.policy_name.as_ref() == Some(&one.name));
-        let body = view(&Rules::of(&one.rules));
-        Found { volumes, ..Found::new(Kind::SchedulePolicy, one.name.to_string(), body, status) }
-    }
-
-    fn found_rule(&self, one: &HookRule) -> Found {
-        let groups = one.groups.iter().map(|group| format!("group {group}"));
-        let targets: Vec<String> = one.volume_names.iter().map(ToString::to_string).chain(groups).collect();
-        let (schedule_ids, problem) = (one.schedule_ids.clone(), one.problem.clone());
-        let status = json!(RuleStatus { schedule_ids, problem, assigned_to: targets });
-        let is_target = |volume: &Volume| {
-            one.volume_names.contains(&volume.name)
-                || volume.group.as_ref().is_some_and(|group| one.groups.contains(group))
-        };
-        let volumes = self.users(is_target, |schedule| one.schedule_ids.contains(&schedule.schedule_id));
-        Found { volumes, ..Found::new(Kind::Rule, one.name.to_string(), view(&Hook::of(one)), status) }
-    }
-
-    fn found_schedule(&self, one: &Schedule) -> Found {
-        // The schedule of a deleted volume has no content that could be applied.
-        let spec = self.schedule_spec(one);
-        let members = spec.iter().flat_map(|spec| self.members(spec.backup()));
-        let volumes = members.map(|volume| volume.name.to_string()).collect();
-        let condition =
-            |kind: &str, status| Condition { kind: kind.to_owned(), status, ..Condition::default() };
-        let status = ScheduleStatus {
-            schedule_id: one.schedule_id,
-            created_at: one.created_at,
-            next_run_at: one.next_run_at,
-            last_run_at: one.last_run_at,
-            state: if one.paused { "paused" } else { "active" }.to_owned(),
-            selected: match &one.selector {
-                SelectedVolumes { volume_name: None, volume_id: Some(id), .. } => format!("volume {id}"),
-                selector => selected(selector),
-            },
-            schedule: one.schedule.clone(),
-            kept: kept(one, &self.policies, Retention::to_string),
-            conditions: vec![condition("Active", !one.paused), condition("Covering", !one.without_volume)],
-        };
-        let gone = "is of a volume or location that is gone: it cannot be applied";
-        let obstacle = spec.is_none().then_some(gone);
-        let body = spec.map_or(Value::Null, |spec| view(&spec));
-        let found = Found::new(Kind::VolumeBackupSchedule, schedule_name(one), body, json!(status));
-        Found { volumes, obstacle, shown: called(one), labels: one.labels.clone(), ..found }
-    }
-
-    /// Returns the local snapshots, those of one name together.
-    fn snapshot_objects(&self) -> Vec<Found> {
-        let mut groups: Vec<(&str, Vec<&Snapshot>)> = Vec::new();
-        for one in &self.snapshots {
-            match groups.iter_mut().find(|(name, _)| *name == one.name.as_str()) {
-                Some((_, group)) => group.push(one),
-                None => groups.push((one.name.as_str(), vec![one])),
-            }
-        }
-        let member = |one: &&Snapshot| SnapshotMember {
-            volume_name: one.volume_name.clone(),
-            snapshot_id: one.snapshot_id,
-            state: one.state,
-        };
-        let object = |(name, group): (&str, Vec<&Snapshot>)| {
-            let volumes: BTreeSet<String> = group.iter().map(|one| one.volume_name.to_string()).collect();
-            let status = json!(SnapshotStatus {
-                created_at: group.iter().map(|one| one.created_at).min(),
-                volume_count: volumes.len(),
-                volumes: group.iter().map(member).collect(),
-            });
-            let body = json!(SnapshotSpec { volume: one_or_all(&volumes) });
-            Found { volumes, ..Found::new(Kind::VolumeSnapshot, name.to_owned(), body, status) }
-        };
-        groups.into_iter().map(object).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn narrow_cells_have_the_first_of_several_long_values() {

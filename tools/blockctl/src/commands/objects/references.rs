@@ -85,3 +85,8 @@ pub const VOLUME_LIST: &str = "`blockctl volume list` shows the volumes";
 pub fn no_volume(name: &VolumeName) -> ApiError {
     ApiError::new(ErrorCode::VolumeNotFound, format!("there is no volume {name}")).with_hint(VOLUME_LIST)
 }
+
+/// Returns the error of labels that no volume has.
+pub fn no_label(labels: &str, first: &str) -> String {
+    format!("no volume has the label {labels}; set it with `blockctl volume update VOLUME --label +{first}`")
+}

@@ -2,7 +2,8 @@
 
 use super::{
     made_volumes::restored_from,
-    plan::{Plan, plan},
+    object_plans::plan,
+    plan::Plan,
     resources::ResourceSet,
     restore_plans::{VolumePlan, foreseen_plans, volume_plans},
     scheduled::several_points,

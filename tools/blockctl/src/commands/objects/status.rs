@@ -1,6 +1,5 @@
 //! Contents and states of objects that are written from resources.
 
-use super::plan::FieldChange;
 use crate::objects::{Kind, ReclaimPolicy};
 use blockd_api::{
     CredentialName, SnapshotId, VolumeId, VolumeName,
@@ -14,6 +13,7 @@ use blockd_api::{
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
+use serde_json::Value;
 use uuid::Uuid;
 
 /// Names, or the only one.
@@ -255,6 +255,17 @@ pub struct EventSummary {
     pub severity: Severity,
     pub kind: String,
     pub message: String,
+}
+
+/// Difference of a field.
+#[derive(Clone, Debug, PartialEq, Serialize, JsonSchema)]
+pub struct FieldChange {
+    /// Path of the field.
+    pub path: String,
+    /// Current value.
+    pub is: Option<Value>,
+    /// Wanted value.
+    pub should: Option<Value>,
 }
 
 /// Difference between an object of a file and its resource.
