@@ -23,10 +23,15 @@ mod times;
 mod volume_point;
 mod wait;
 
+use blockd_api::Client;
 use clap_complete::CompleteEnv;
-use cli::Prescan;
-use failure::Failure;
-use output::Output;
+use cli::{Cli, Command, Prescan};
+use commands::{
+    browse, bundle, cloudsnap, completions, context, credentials, doctor, events, init, rules, schedules,
+    schema, snapshot, status, top, volume,
+};
+use failure::{EXIT_DONE, Exit, Failure};
+use output::{Context, Output};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -51,7 +56,7 @@ fn main() -> ExitCode {
     let output = Output::new(cli.global.json, cli.global.color);
     let done = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            let done = runtime.block_on(commands::run(cli, &output));
+            let done = runtime.block_on(run(cli, &output));
             // Does not wait for a blocked write to a stalled reader.
             runtime.shutdown_background();
             done
@@ -62,4 +67,45 @@ fn main() -> ExitCode {
         Ok(status) => status,
         Err(failure) => output.failure(&failure),
     })
+}
+
+/// Runs a command and returns the exit status.
+async fn run(cli: Cli, output: &Output) -> Exit {
+    let command = match cli.command {
+        // These commands need no daemon.
+        Command::Context(command) => return context::run(&cli.global, output, command),
+        Command::Completions(args) => return completions::completions(output, &args),
+        Command::Man(args) => return completions::man(output, &args),
+        Command::Schema(args) => return schema::run(output, &args),
+        Command::Secrets(args) => return commands::secrets::run(output, &args),
+        command => command,
+    };
+    let endpoint = contexts::resolve(&cli.global, |name| std::env::var_os(name))?;
+    let context = Context { client: Client::at(endpoint), output };
+    match command {
+        Command::Volume(command) => volume::run(&context, command).await,
+        Command::Snapshot(command) => snapshot::run(&context, command).await,
+        Command::Credentials(command) => credentials::run(&context, command).await,
+        Command::Cloudsnap(command) => Box::pin(cloudsnap::run(&context, command)).await,
+        Command::Browse(command) => Box::pin(browse::run(&context, command)).await,
+        Command::Rule(command) => rules::run(&context, command).await,
+        Command::SchedPolicy(command) => schedules::policy(&context, command).await,
+        Command::Apply(args) => Box::pin(commands::objects::apply(&context, args)).await,
+        Command::Get(args) => Box::pin(commands::objects::get(&context, args)).await,
+        Command::Describe(args) => Box::pin(commands::objects::describe(&context, args)).await,
+        Command::Diff(args) => Box::pin(commands::objects::diff(&context, args)).await,
+        Command::Delete(args) => Box::pin(commands::objects::delete(&context, args)).await,
+        Command::Init(args) => Box::pin(init::run(&context, *args)).await,
+        Command::Doctor => Box::pin(doctor::run(&context)).await,
+        Command::Status(args) => status::run(&context, &args).await,
+        Command::Top(args) => Box::pin(top::run(&context, args)).await,
+        Command::Events(args) => events::run(&context, args).await,
+        Command::Logs(args) => events::logs(&context, args).await,
+        Command::SupportBundle(args) => Box::pin(bundle::run(&context, args)).await,
+        Command::Context(_)
+        | Command::Completions(_)
+        | Command::Man(_)
+        | Command::Schema(_)
+        | Command::Secrets(_) => Ok(EXIT_DONE),
+    }
 }
