@@ -131,7 +131,7 @@ pub async fn run(context: &Context<'_>, args: BundleArgs) -> Exit {
         let collect = move || LocalParts {
             host: host::describe(&data_dir),
             config: host::config(&config),
-            log: host::journal(args.log_lines),
+            log: host::journal(args.log_lines).map(Part::from),
         };
         local = tokio::task::spawn_blocking(collect).await.ok();
     }
