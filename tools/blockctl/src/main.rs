@@ -35,7 +35,7 @@ use output::{Context, Output};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    CompleteEnv::with_factory(cli::completable).var(cli::completion::VARIABLE).complete();
+    CompleteEnv::with_factory(cli::completable).var(completions::VARIABLE).complete();
     let args: Vec<_> = std::env::args_os().collect();
     let early = Prescan::of(args.iter().skip(1));
     let cli = match cli::parse(&args, early.color) {
@@ -43,7 +43,7 @@ fn main() -> ExitCode {
         Err(error) => {
             let args: Vec<String> =
                 args.iter().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-            let known = cli::unsupported::reason(&error, &args).map(Failure::usage);
+            let known = cli::unsupported::reason(&cli::command(), &error, &args).map(Failure::usage);
             let shown_as_json = || (early.json && error.use_stderr()).then(|| Failure::from_clap(&error));
             if let Some(failure) = known.or_else(shown_as_json) {
                 return ExitCode::from(Output::new(early.json, early.color).failure(&failure));
@@ -75,8 +75,8 @@ async fn run(cli: Cli, output: &Output) -> Exit {
         // These commands need no daemon.
         Command::Context(command) => return context::run(&cli.global, output, command),
         Command::Completions(args) => return completions::completions(output, &args),
-        Command::Man(args) => return completions::man(output, &args),
-        Command::Schema(args) => return schema::run(output, &args),
+        Command::Man(args) => return completions::man(output, &args, cli::command()),
+        Command::Schema(args) => return schema::run(output, &args, &cli::command()),
         Command::Secrets(args) => return commands::secrets::run(output, &args),
         command => command,
     };

@@ -1,7 +1,7 @@
 //! Completion of names from the daemon.
 //!
-//! The script of a shell runs `blockctl` with [`VARIABLE`] for each completion. Candidates follow from the
-//! value names of arguments; without a daemon there are none.
+//! The script of a shell runs `blockctl` for each completion. Candidates follow from the value names of
+//! arguments; without a daemon there are none.
 
 use crate::{
     commands::{objects::args::Kinds, schedules::called},
@@ -25,8 +25,6 @@ use std::{
     time::Duration,
 };
 
-/// Environment variable that asks for completions.
-pub const VARIABLE: &str = "BLOCKCTL_COMPLETE";
 /// Timeout of the daemon. A slow host completes late, and Ctrl-C ends the wait.
 const TIMEOUT: Duration = Duration::from_secs(10);
 

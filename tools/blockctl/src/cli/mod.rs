@@ -1,6 +1,6 @@
 //! Command line grammar; the arguments of each command are beside its implementation.
 
-pub mod completion;
+mod completion;
 mod option_names;
 #[cfg(test)]
 mod pxctl;
@@ -151,7 +151,7 @@ pub fn completable() -> clap::Command {
 pub fn parse(args: &[OsString], color: ColorChoice) -> Result<Cli, clap::Error> {
     let (command, options) = option_names::as_given(command().color(color.into()), args);
     let parsed = command.try_get_matches_from(args).and_then(|matches| Cli::from_arg_matches(&matches));
-    parsed.map_err(|error| suggestions::improve(error, args, &options))
+    parsed.map_err(|error| suggestions::improve(&self::command(), error, args, &options))
 }
 
 /// Options needed to report errors of the command line itself.

@@ -1,6 +1,7 @@
 //! Familiar names of commands, and corrections of mistyped ones.
 
 use clap::{
+    Command,
     builder::StyledStr,
     error::{ContextKind, ContextValue},
 };
@@ -12,7 +13,7 @@ const MIN_CHARS: usize = 3;
 const COMMON_CHARS: usize = 2;
 
 /// Adds the names of other tools to a command and its subcommands: `ls`, `rm` and `show`.
-pub fn with_familiar_names(command: clap::Command) -> clap::Command {
+pub fn with_familiar_names(command: Command) -> Command {
     let alias = match command.get_name() {
         "list" => Some("ls"),
         "delete" => Some("rm"),
@@ -59,8 +60,8 @@ const WITHOUT_GROUP: [(&str, &str); 8] = [
 
 /// Replaces proposals that do not help: commands by those with the meaning of the typed word, aliases of one
 /// or two letters, options passed as values, and options of every command that begin otherwise. Names the one
-/// of `options` that stands for a superfluous argument.
-pub fn improve(mut error: clap::Error, args: &[OsString], options: &[&str]) -> clap::Error {
+/// of `options` that stands for a superfluous argument. `root` is the parser.
+pub fn improve(root: &Command, mut error: clap::Error, args: &[OsString], options: &[&str]) -> clap::Error {
     error.remove(ContextKind::Suggested);
     if let (Some(option), Some(word)) = (options.first(), typed(&error, ContextKind::InvalidArg))
         && !word.starts_with('-')
@@ -76,13 +77,13 @@ pub fn improve(mut error: clap::Error, args: &[OsString], options: &[&str]) -> c
         error.remove(ContextKind::SuggestedSubcommand);
         // The most similar one is the last.
         let similar = || similar.into_iter().rfind(|name| name.len() >= MIN_CHARS);
-        if let Some(name) = meant(&typed, args).or_else(similar) {
+        if let Some(name) = meant(root, &typed, args).or_else(similar) {
             error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(vec![name]));
         }
     }
     let is_far = match (typed(&error, ContextKind::InvalidArg), error.get(ContextKind::SuggestedArg)) {
         (Some(typed), Some(ContextValue::String(option))) => {
-            is_global(option) && !typed.starts_with(option.get(..2 + COMMON_CHARS).unwrap_or(option))
+            is_global(root, option) && !typed.starts_with(option.get(..2 + COMMON_CHARS).unwrap_or(option))
         }
         _ => false,
     };
@@ -101,10 +102,9 @@ fn typed(error: &clap::Error, kind: ContextKind) -> Option<String> {
 }
 
 /// Returns the command of the typed group with the meaning of an unknown word.
-fn meant(typed: &str, args: &[OsString]) -> Option<String> {
-    let root = super::command();
+fn meant(root: &Command, typed: &str, args: &[OsString]) -> Option<String> {
     let at = args.iter().take_while(|arg| arg.as_os_str() != typed);
-    let group = at.fold(&root, |group, arg| group.find_subcommand(arg).unwrap_or(group));
+    let group = at.fold(root, |group, arg| group.find_subcommand(arg).unwrap_or(group));
     if group.get_name() == root.get_name()
         && let Some((_, command)) = WITHOUT_GROUP.iter().find(|(word, _)| *word == typed)
     {
@@ -115,8 +115,7 @@ fn meant(typed: &str, args: &[OsString]) -> Option<String> {
 }
 
 /// Returns true for an option of every command.
-fn is_global(option: &str) -> bool {
-    let root = super::command();
+fn is_global(root: &Command, option: &str) -> bool {
     root.get_arguments().any(|arg| arg.is_global_set() && arg.get_long() == option.strip_prefix("--"))
 }
 

@@ -1,7 +1,10 @@
 //! Options of `pxctl` and clusters without an equivalent on one host: refused with a reason and an
 //! alternative.
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{
+    Command,
+    error::{ContextKind, ContextValue, ErrorKind},
+};
 
 /// Unsupported words of a command line.
 struct Missing {
@@ -41,7 +44,7 @@ const MISSING: &[Missing] = &[
 ];
 
 /// Returns the reason for refusing a word known from other tools.
-pub fn reason(error: &clap::Error, args: &[String]) -> Option<String> {
+pub fn reason(root: &Command, error: &clap::Error, args: &[String]) -> Option<String> {
     let kind = match error.kind() {
         ErrorKind::UnknownArgument => ContextKind::InvalidArg,
         ErrorKind::InvalidSubcommand => ContextKind::InvalidSubcommand,
@@ -49,7 +52,7 @@ pub fn reason(error: &clap::Error, args: &[String]) -> Option<String> {
     };
     let Some(ContextValue::String(typed)) = error.get(kind) else { return None };
     let typed = typed.split(['=', ' ']).next()?;
-    let command = command_of(args);
+    let command = command_of(root, args);
     let is_meant =
         |one: &&Missing| (one.command.is_empty() || one.command == command) && one.words.contains(&typed);
     let found = MISSING.iter().find(is_meant)?;
@@ -58,9 +61,8 @@ pub fn reason(error: &clap::Error, args: &[String]) -> Option<String> {
 }
 
 /// Returns the full names of the typed command, as far as it is valid.
-fn command_of(args: &[String]) -> String {
-    let root = super::command();
-    let (mut at, mut names) = (&root, Vec::new());
+fn command_of(root: &Command, args: &[String]) -> String {
+    let (mut at, mut names) = (root, Vec::new());
     for arg in args {
         if let Some(sub) = at.find_subcommand(arg) {
             names.push(sub.get_name().to_owned());

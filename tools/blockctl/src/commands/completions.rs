@@ -1,13 +1,12 @@
 //! `blockctl completions` and `blockctl man`
 
 use crate::{
-    cli,
     failure::{Exit, Failure},
     output::Output,
     table::printable,
 };
 use blockd_api::List;
-use clap::Args;
+use clap::{Args, Command};
 use clap_complete::{Shell, env::Shells};
 use clap_mangen::Man;
 use serde_json::json;
@@ -15,6 +14,9 @@ use std::{
     fs,
     path::{Path, PathBuf},
 };
+
+/// Environment variable that asks for completions.
+pub const VARIABLE: &str = "BLOCKCTL_COMPLETE";
 
 /// Help of `completions`.
 pub const COMPLETIONS_HELP: &str = "\
@@ -52,17 +54,17 @@ pub fn completions(output: &Output, args: &CompletionsArgs) -> Exit {
     let shell =
         shells.completer(&name).ok_or_else(|| Failure::usage(format!("there is no script for {name}")))?;
     let mut script = Vec::new();
-    let written =
-        shell.write_registration(cli::completion::VARIABLE, "blockctl", "blockctl", "blockctl", &mut script);
+    let written = shell.write_registration(VARIABLE, "blockctl", "blockctl", "blockctl", &mut script);
     written.map_err(Failure::stdout)?;
     let script = String::from_utf8_lossy(&script);
     output.text(&json!({ "shell": args.shell.to_string(), "script": script }), || script.to_string())
 }
 
-pub fn man(output: &Output, args: &ManArgs) -> Exit {
+/// Runs `man`; `root` is the parser of all commands.
+pub fn man(output: &Output, args: &ManArgs, root: Command) -> Exit {
     if let Some(dir) = &args.dir {
         fs::create_dir_all(dir).map_err(|source| Failure::write(dir, source))?;
-        let mut command = cli::command().disable_help_subcommand(true);
+        let mut command = root.disable_help_subcommand(true);
         command.build();
         let mut pages = Vec::new();
         write_pages(command, dir, &mut pages)?;
@@ -70,13 +72,13 @@ pub fn man(output: &Output, args: &ManArgs) -> Exit {
         return output.text(&List::from(pages.clone()), lines);
     }
     let mut page = Vec::new();
-    Man::new(cli::command()).render(&mut page).map_err(Failure::stdout)?;
+    Man::new(root).render(&mut page).map_err(Failure::stdout)?;
     let page = String::from_utf8_lossy(&page);
     output.text(&json!({ "page": page }), || page.to_string())
 }
 
 /// Writes the pages of a command and its subcommands.
-fn write_pages(command: clap::Command, dir: &Path, pages: &mut Vec<String>) -> Result<(), Failure> {
+fn write_pages(command: Command, dir: &Path, pages: &mut Vec<String>) -> Result<(), Failure> {
     let below: Vec<_> = command.get_subcommands().filter(|sub| !sub.is_hide_set()).cloned().collect();
     let page = Man::new(command);
     let failed = |source| Failure::write(&dir.join(page.get_filename()), source);

@@ -37,7 +37,7 @@ use blockd_api::{
     tasks::{Task, TaskStarted},
     volumes::{Volume, VolumeCheck},
 };
-use clap::Args;
+use clap::{Args, Command};
 use objects::ObjectDocument;
 use schemars::{JsonSchema, Schema, SchemaGenerator, generate::SchemaSettings};
 use serde::Serialize;
@@ -212,9 +212,8 @@ fn schema_of(documents: &[Generate]) -> Map<String, Value> {
 }
 
 /// Returns the canonical words of a command; arguments after it are ignored.
-fn canonical(words: &[String]) -> String {
-    let root = crate::cli::command();
-    let (mut command, mut path) = (&root, Vec::new());
+fn canonical(root: &Command, words: &[String]) -> String {
+    let (mut command, mut path) = (root, Vec::new());
     for word in words {
         let Some(found) = command.find_subcommand(word) else { break };
         path.push(found.get_name().to_owned());
@@ -223,8 +222,8 @@ fn canonical(words: &[String]) -> String {
     path.join(" ")
 }
 
-/// Runs `schema`.
-pub fn run(output: &Output, args: &SchemaArgs) -> Exit {
+/// Runs `schema`; `root` is the parser of all commands.
+pub fn run(output: &Output, args: &SchemaArgs, root: &Command) -> Exit {
     if args.command.is_empty() {
         let list: List<CommandSchema> = DOCUMENTS
             .iter()
@@ -234,7 +233,7 @@ pub fn run(output: &Output, args: &SchemaArgs) -> Exit {
             Table::of("COMMAND", DOCUMENTS.iter().map(|(command, _)| [(*command).to_owned()]))
         });
     }
-    let wanted = canonical(&args.command);
+    let wanted = canonical(root, &args.command);
     let Some((_, documents)) = DOCUMENTS.iter().find(|(command, _)| *command == wanted) else {
         let given = args.command.join(" ");
         return Err(Failure::usage(format!("no command {given:?} prints a document"))
@@ -250,7 +249,7 @@ mod tests {
 
     #[test]
     fn commands_with_documents_have_a_schema() {
-        fn leaves(command: &clap::Command, path: &str, found: &mut BTreeSet<String>) {
+        fn leaves(command: &Command, path: &str, found: &mut BTreeSet<String>) {
             for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set()) {
                 let path = format!("{path} {}", sub.get_name()).trim().to_owned();
                 match sub.has_subcommands() {
@@ -262,7 +261,8 @@ mod tests {
             }
         }
         let (mut commands, mut listed) = (BTreeSet::new(), BTreeSet::new());
-        leaves(&crate::cli::command(), "", &mut commands);
+        let root = crate::cli::command();
+        leaves(&root, "", &mut commands);
         // It writes the content of files.
         commands.remove("cloudsnap cat");
         // Hidden; scripts for pxctl call it.
@@ -270,7 +270,7 @@ mod tests {
         listed.extend(DOCUMENTS.iter().map(|(command, _)| (*command).to_owned()));
         assert_eq!(listed, commands);
         assert_eq!(
-            canonical(&["cs".to_owned(), "bg".to_owned(), "--x".to_owned()]),
+            canonical(&root, &["cs".to_owned(), "bg".to_owned(), "--x".to_owned()]),
             "cloudsnap backup-group"
         );
     }
