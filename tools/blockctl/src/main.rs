@@ -30,7 +30,7 @@ use commands::{
     browse, bundle, cloudsnap, completions, context, credentials, doctor, events, init, rules, schedules,
     schema, snapshot, status, top, volume,
 };
-use failure::{EXIT_DONE, Exit, Failure};
+use failure::{Exit, Failure};
 use output::{Context, Output};
 use std::process::ExitCode;
 
@@ -71,41 +71,35 @@ fn main() -> ExitCode {
 
 /// Runs a command and returns the exit status.
 async fn run(cli: Cli, output: &Output) -> Exit {
-    let command = match cli.command {
-        // These commands need no daemon.
-        Command::Context(command) => return context::run(&cli.global, output, command),
-        Command::Completions(args) => return completions::completions(output, &args),
-        Command::Man(args) => return completions::man(output, &args, cli::command()),
-        Command::Schema(args) => return schema::run(output, &args, &cli::command()),
-        Command::Secrets(args) => return commands::secrets::run(output, &args),
-        command => command,
+    // Only some commands need a daemon.
+    let context = || -> Result<Context<'_>, Failure> {
+        let endpoint = contexts::resolve(&cli.global, |name| std::env::var_os(name))?;
+        Ok(Context { client: Client::at(endpoint), output })
     };
-    let endpoint = contexts::resolve(&cli.global, |name| std::env::var_os(name))?;
-    let context = Context { client: Client::at(endpoint), output };
-    match command {
-        Command::Volume(command) => volume::run(&context, command).await,
-        Command::Snapshot(command) => snapshot::run(&context, command).await,
-        Command::Credentials(command) => credentials::run(&context, command).await,
-        Command::Cloudsnap(command) => Box::pin(cloudsnap::run(&context, command)).await,
-        Command::Browse(command) => Box::pin(browse::run(&context, command)).await,
-        Command::Rule(command) => rules::run(&context, command).await,
-        Command::SchedPolicy(command) => schedules::policy(&context, command).await,
-        Command::Apply(args) => Box::pin(commands::objects::apply(&context, args)).await,
-        Command::Get(args) => Box::pin(commands::objects::get(&context, args)).await,
-        Command::Describe(args) => Box::pin(commands::objects::describe(&context, args)).await,
-        Command::Diff(args) => Box::pin(commands::objects::diff(&context, args)).await,
-        Command::Delete(args) => Box::pin(commands::objects::delete(&context, args)).await,
-        Command::Init(args) => Box::pin(init::run(&context, *args)).await,
-        Command::Doctor => Box::pin(doctor::run(&context)).await,
-        Command::Status(args) => status::run(&context, &args).await,
-        Command::Top(args) => Box::pin(top::run(&context, args)).await,
-        Command::Events(args) => events::run(&context, args).await,
-        Command::Logs(args) => events::logs(&context, args).await,
-        Command::SupportBundle(args) => Box::pin(bundle::run(&context, args)).await,
-        Command::Context(_)
-        | Command::Completions(_)
-        | Command::Man(_)
-        | Command::Schema(_)
-        | Command::Secrets(_) => Ok(EXIT_DONE),
+    match cli.command {
+        Command::Context(command) => context::run(&cli.global, output, command),
+        Command::Completions(args) => completions::completions(output, &args),
+        Command::Man(args) => completions::man(output, &args, cli::command()),
+        Command::Schema(args) => schema::run(output, &args, &cli::command()),
+        Command::Secrets(args) => commands::secrets::run(output, &args),
+        Command::Volume(command) => volume::run(&context()?, command).await,
+        Command::Snapshot(command) => snapshot::run(&context()?, command).await,
+        Command::Credentials(command) => credentials::run(&context()?, command).await,
+        Command::Cloudsnap(command) => Box::pin(cloudsnap::run(&context()?, command)).await,
+        Command::Browse(command) => Box::pin(browse::run(&context()?, command)).await,
+        Command::Rule(command) => rules::run(&context()?, command).await,
+        Command::SchedPolicy(command) => schedules::policy(&context()?, command).await,
+        Command::Apply(args) => Box::pin(commands::objects::apply(&context()?, args)).await,
+        Command::Get(args) => Box::pin(commands::objects::get(&context()?, args)).await,
+        Command::Describe(args) => Box::pin(commands::objects::describe(&context()?, args)).await,
+        Command::Diff(args) => Box::pin(commands::objects::diff(&context()?, args)).await,
+        Command::Delete(args) => Box::pin(commands::objects::delete(&context()?, args)).await,
+        Command::Init(args) => Box::pin(init::run(&context()?, *args)).await,
+        Command::Doctor => Box::pin(doctor::run(&context()?)).await,
+        Command::Status(args) => status::run(&context()?, &args).await,
+        Command::Top(args) => Box::pin(top::run(&context()?, args)).await,
+        Command::Events(args) => events::run(&context()?, args).await,
+        Command::Logs(args) => events::logs(&context()?, args).await,
+        Command::SupportBundle(args) => Box::pin(bundle::run(&context()?, args)).await,
     }
 }
