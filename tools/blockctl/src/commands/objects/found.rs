@@ -37,22 +37,19 @@ pub struct Found {
 impl Found {
     /// Creates an object without tasks and volumes.
     pub fn new(kind: Kind, name: String, body: Value, status: Value) -> Self {
-        let (tasks, volumes, namespaces) = (Vec::new(), BTreeSet::new(), BTreeSet::new());
-        let (shown, labels, is_of_other_host, obstacle) = (name.clone(), Labels::default(), false, None);
-        let with_host = None;
         Self {
             kind,
+            shown: name.clone(),
             name,
-            shown,
-            with_host,
+            with_host: None,
             body,
             status,
-            labels,
-            is_of_other_host,
-            obstacle,
-            tasks,
-            volumes,
-            namespaces,
+            labels: Labels::default(),
+            is_of_other_host: false,
+            obstacle: None,
+            tasks: Vec::new(),
+            volumes: BTreeSet::new(),
+            namespaces: BTreeSet::new(),
         }
     }
 

@@ -7,13 +7,6 @@ use serde_json::Value;
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
-/// Result of an object that tasks are making.
-const UNDER_WAY: &str = "under way";
-/// Result of an object with an unfinished dependency.
-const WAITING: &str = "waiting";
-/// Result of an object whose task is resumed.
-const RESUMED: &str = "resumed";
-
 /// Plan of an object.
 #[derive(Debug)]
 pub enum Plan {
@@ -40,9 +33,9 @@ impl Plan {
     pub fn result(&self) -> &'static str {
         match self {
             Self::Unchanged | Self::Kept => "unchanged",
-            Self::Wait(_) => UNDER_WAY,
-            Self::Await(..) => WAITING,
-            Self::Resume { .. } => RESUMED,
+            Self::Wait(_) => "under way",
+            Self::Await(..) => "waiting",
+            Self::Resume { .. } => "resumed",
             Self::Create => "created",
             Self::Update(_) => "configured",
             Self::Refused(..) => "refused",
