@@ -11,10 +11,13 @@ use uuid::Uuid;
 pub const MAX_EVENTS: u32 = 1_000;
 
 /// Severity of an event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// Information.
+    #[default]
     Info,
     /// Needs attention.
     Warning,

@@ -277,7 +277,7 @@ async fn unresponsive_receiver_gets_its_events_after_a_restart() {
     // Deliveries are not repeated, and new receivers get no past events.
     host.stop().await;
     let mut other = Receiver::new(&[]).await;
-    host.webhooks.push(WebhookConfig { name: "other".into(), ..hook(&other.url()) });
+    host.webhooks.push(WebhookConfig { name: "other".parse().unwrap(), ..hook(&other.url()) });
     host.start().await;
     host.emit(EventKind::RunSkipped, Severity::Warning);
     assert_eq!(receiver.next().await.event().kind, "run-skipped");

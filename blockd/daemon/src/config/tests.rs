@@ -168,7 +168,7 @@ fn invalid_webhook_is_refused_without_showing_its_url() {
         (hook(&format!("{https}secret = \"s\"")), "file:"),
         (hook(&format!("{https}timeout_ms = 5")), "timeout_ms is 5"),
         (hook(https) + &hook(https), "another webhook has the same name"),
-        (hook(https).replace("ops", "o p"), "1 to 64 letters"),
+        (hook(https).replace("ops", "o p"), "only A-Z a-z 0-9"),
         (hook(https).repeat(17), "at most 16"),
     ] {
         let error = checked(&text).unwrap_err();

@@ -1,7 +1,7 @@
 //! Configuration of webhooks.
 
 use blockd_api::{
-    SecretRef,
+    ObjectName, SecretRef,
     events::{EventKind, Severity},
     matches_wildcard,
 };
@@ -10,14 +10,13 @@ use serde::{Deserialize, Serialize};
 use std::{collections::HashSet, fmt};
 
 const MAX_WEBHOOKS: usize = 16;
-const MAX_NAME_BYTES: usize = 64;
 
 /// Reason why webhooks are invalid.
 #[derive(Debug, thiserror::Error)]
 #[error("webhook `{name}`: {what}")]
 pub struct WebhookConfigError {
     /// Name of the webhook.
-    name: String,
+    name: ObjectName,
     /// Cause, without the webhook's URL.
     what: String,
 }
@@ -27,14 +26,14 @@ pub struct WebhookConfigError {
 #[serde(deny_unknown_fields)]
 pub struct WebhookConfig {
     /// Name in the log, in metrics and in `blockctl status`.
-    pub name: String,
+    pub name: ObjectName,
     /// Address of the receiver.
     pub url: WebhookUrl,
     /// Kinds of events to deliver; `*` matches any characters. Empty: all.
     #[serde(default)]
     pub kinds: Vec<String>,
     /// Lowest severity to deliver.
-    #[serde(default = "any_severity")]
+    #[serde(default)]
     pub min_severity: Severity,
     /// Secret that signs deliveries: base64, with or without the prefix `whsec_`. Not set: deliveries are not
     /// signed.
@@ -48,10 +47,6 @@ pub struct WebhookConfig {
     pub timeout_ms: u64,
 }
 
-fn any_severity() -> Severity {
-    Severity::Info
-}
-
 fn timeout_ms() -> u64 {
     10_000
 }
@@ -59,18 +54,12 @@ fn timeout_ms() -> u64 {
 impl WebhookConfig {
     /// Returns true if events of this kind and severity are delivered.
     pub fn wants(&self, kind: &str, severity: Severity) -> bool {
-        let is_meant = |pattern: &String| matches_wildcard(pattern, kind);
-        severity >= self.min_severity && (self.kinds.is_empty() || self.kinds.iter().any(is_meant))
+        let is_meant = self.kinds.is_empty() || self.kinds.iter().any(|meant| matches_wildcard(meant, kind));
+        is_meant && severity >= self.min_severity
     }
 
     fn check(&self) -> Result<(), WebhookConfigError> {
         let wrong = |what: String| Err(WebhookConfigError { name: self.name.clone(), what });
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        if self.name.is_empty() || self.name.len() > MAX_NAME_BYTES || !self.name.chars().all(is_plain) {
-            return wrong(format!(
-                "name must be 1 to {MAX_NAME_BYTES} letters, digits, dots, dashes or underscores"
-            ));
-        }
         if self.url.0.scheme() == "http" && !self.allow_http && !self.url.is_loopback() {
             let origin = self.url.origin();
             return wrong(format!(
@@ -191,7 +180,7 @@ mod tests {
     #[test]
     fn events_are_filtered_by_kind_and_severity() {
         let webhook = WebhookConfig {
-            name: "ops".to_owned(),
+            name: "ops".parse().unwrap(),
             url: "https://h/".to_owned().try_into().unwrap(),
             kinds: vec!["backup-*".to_owned()],
             min_severity: Severity::Warning,

@@ -52,6 +52,7 @@ pub struct WebhookDelivery {
 #[derive(Debug)]
 pub struct Webhook {
     config: WebhookConfig,
+    client: Client,
     state: Mutex<WebhookState>,
 }
 
@@ -89,8 +90,6 @@ enum DeliveryError {
     Signature(#[from] standardwebhooks::WebhookError),
     #[error("the event cannot be encoded: {0}")]
     Encoding(#[from] serde_json::Error),
-    #[error("no answer within {0} ms")]
-    Timeout(u64),
     #[error("no answer: {0}")]
     Unreachable(String),
     #[error("the receiver answered {status}{}", if status.is_redirection() { "; redirects are not followed" } else { "" })]
@@ -119,14 +118,27 @@ pub fn reader_name(config: &WebhookConfig) -> String {
 }
 
 /// Creates the configured webhooks, each with its cursor.
-pub fn all(webhooks: &[WebhookConfig], readers: &[EventReader]) -> Vec<Arc<Webhook>> {
-    let reader = |name: String| readers.iter().find(|reader| reader.name == name).cloned();
-    let known = webhooks.iter().filter_map(|hook| Some((hook, reader(reader_name(hook))?)));
+///
+/// # Errors
+/// An HTTP client cannot be created.
+pub fn all(webhooks: &[WebhookConfig], readers: &[EventReader]) -> Result<Vec<Arc<Webhook>>, reqwest::Error> {
+    let cursor = |name: String| readers.iter().find(|reader| reader.name == name).cloned();
+    let known = webhooks.iter().filter_map(|config| Some((config, cursor(reader_name(config))?)));
     let webhook = |(config, cursor): (&WebhookConfig, EventReader)| {
         let state = WebhookState { stored_until: cursor.processed_until, cursor, ..WebhookState::default() };
-        Arc::new(Webhook { config: config.clone(), state: Mutex::new(state) })
+        let client = client(config.url.is_loopback())?;
+        Ok(Arc::new(Webhook { config: config.clone(), client, state: Mutex::new(state) }))
     };
     known.map(webhook).collect()
+}
+
+/// Creates an HTTP client. It follows no redirects, which would send events to another receiver.
+fn client(is_loopback: bool) -> Result<Client, reqwest::Error> {
+    let builder = Client::builder()
+        .user_agent(concat!("blockd/", env!("CARGO_PKG_VERSION")))
+        .http1_only()
+        .redirect(Policy::none());
+    if is_loopback { builder.no_proxy().build() } else { builder.build() }
 }
 
 /// Delivers events to all webhooks and to the log until the daemon stops.
@@ -156,7 +168,7 @@ pub async fn run(delivery: Arc<WebhookDelivery>) {
 
 impl Webhook {
     pub(crate) fn name(&self) -> &str {
-        &self.config.name
+        self.config.name.as_str()
     }
 
     pub(crate) fn state(&self) -> WebhookState {
@@ -164,17 +176,8 @@ impl Webhook {
     }
 
     async fn run(&self, delivery: &WebhookDelivery) {
-        let client = loop {
-            match self.client() {
-                Ok(client) => break client,
-                Err(error) => {
-                    tracing::error!(webhook = self.name(), %error, "creating the HTTP client failed; retrying");
-                }
-            }
-            tokio::time::sleep(DATABASE_RETRY_WAIT).await;
-        };
         loop {
-            if let Err(error) = self.deliver_next(delivery, &client).await {
+            if let Err(error) = self.deliver_next(delivery).await {
                 tracing::warn!(webhook = self.name(), %error, "reading the event log failed; retrying");
                 tokio::time::sleep(DATABASE_RETRY_WAIT).await;
             }
@@ -182,13 +185,13 @@ impl Webhook {
     }
 
     /// Delivers the next batch of events, or waits until there are some.
-    async fn deliver_next(&self, delivery: &WebhookDelivery, client: &Client) -> Result<(), ServiceError> {
+    async fn deliver_next(&self, delivery: &WebhookDelivery) -> Result<(), ServiceError> {
         let since = self.state.lock().cursor.processed_until;
         let query = ListEvents { since: Some(since), max: Some(BATCH), wait_millis: Some(MAX_WAIT_MILLIS) };
         for event in delivery.events.list_events(&query).await?.items {
             self.count_expired_before(&event);
             if self.config.wants(&event.kind, event.severity) {
-                self.deliver(delivery, client, &event).await;
+                self.deliver(delivery, &event).await;
                 self.state.lock().cursor.processed_until = event.event_id;
                 self.store_cursor(delivery).await?;
             }
@@ -218,17 +221,15 @@ impl Webhook {
     }
 
     /// Delivers an event; returns when the receiver has accepted it or rejected it permanently.
-    async fn deliver(&self, delivery: &WebhookDelivery, client: &Client, event: &Event) {
+    async fn deliver(&self, delivery: &WebhookDelivery, event: &Event) {
         let mut waits = ExponentialBuilder::default()
             .with_min_delay(FIRST_RETRY_WAIT)
             .with_max_delay(MAX_RETRY_WAIT)
             .without_max_times()
             .with_jitter()
             .build();
-        let timeout = Duration::from_millis(self.config.timeout_ms);
         loop {
-            let attempt = tokio::time::timeout(timeout, self.post(delivery, client, event)).await;
-            let result = attempt.unwrap_or(Err(DeliveryError::Timeout(self.config.timeout_ms)));
+            let result = self.post(delivery, event).await;
             self.note(event, &result);
             let Err(error) = result else { return };
             if error.is_permanent() {
@@ -240,17 +241,14 @@ impl Webhook {
     }
 
     /// Makes one attempt.
-    async fn post(
-        &self,
-        delivery: &WebhookDelivery,
-        client: &Client,
-        event: &Event,
-    ) -> Result<(), DeliveryError> {
+    async fn post(&self, delivery: &WebhookDelivery, event: &Event) -> Result<(), DeliveryError> {
         let body = serde_json::to_vec(&Document::new(event))?;
         let id = format!("{}-{}", delivery.host.cluster, event.event_id);
         let timestamp_s = Timestamp::now().as_second();
-        let mut request = client
+        let mut request = self
+            .client
             .post(self.config.url.url().clone())
+            .timeout(Duration::from_millis(self.config.timeout_ms))
             .header(header::CONTENT_TYPE, "application/json")
             .header(HEADER_WEBHOOK_ID, &id)
             .header(HEADER_WEBHOOK_TIMESTAMP, timestamp_s);
@@ -275,18 +273,6 @@ impl Webhook {
         let retry_after = answer.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok());
         let retry_after = retry_after.and_then(|text| text.parse().ok()).map(Duration::from_secs);
         Err(DeliveryError::Rejected { status, retry_after })
-    }
-
-    fn client(&self) -> Result<Client, reqwest::Error> {
-        let mut builder = Client::builder()
-            .user_agent(concat!("blockd/", env!("CARGO_PKG_VERSION")))
-            .http1_only()
-            // A redirect would send events to another receiver.
-            .redirect(Policy::none());
-        if self.config.url.is_loopback() {
-            builder = builder.no_proxy();
-        }
-        builder.build()
     }
 
     /// Records the result of an attempt.
@@ -325,7 +311,7 @@ impl Webhook {
         let counts = count_events_after(tx, state.cursor.processed_until)?;
         let wanted = counts.iter().filter(|(kind, severity, _)| self.config.wants(kind, *severity));
         Ok(WebhookStatus {
-            name: self.config.name.clone(),
+            name: self.config.name.to_string(),
             origin: self.config.url.origin(),
             waiting: wanted.map(|(_, _, count)| count).sum(),
             delivered: state.delivered,
