@@ -1,8 +1,8 @@
 //! Azure Blob Storage.
 
 use crate::{
-    InvalidConfig, SecretChange, SecretInput, StoreView,
-    config::{required, required_secret},
+    InvalidConfig, SecretChange, SecretInput,
+    settings::{required, required_secret},
 };
 use serde::{Deserialize, Serialize};
 
@@ -64,22 +64,6 @@ pub enum AzureAuth {
 impl AzureConfig {
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
         required([("--azure-account-name", &self.account), ("--bucket", &self.container)])
-    }
-
-    pub(crate) fn view(&self) -> StoreView {
-        let auth = match self.access.auth {
-            AzureAuth::AccountKey { .. } => "account key",
-            AzureAuth::Sas { .. } => "shared access signature",
-            AzureAuth::ManagedIdentity { .. } => "managed identity",
-        };
-        StoreView {
-            account: Some(self.account.clone()),
-            bucket: Some(self.container.clone()),
-            endpoint: self.endpoint.clone(),
-            ssl_enabled: Some(!self.disable_ssl),
-            auth: Some(auth.to_owned()),
-            ..StoreView::default()
-        }
     }
 }
 

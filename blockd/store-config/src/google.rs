@@ -1,8 +1,8 @@
 //! Google Cloud Storage.
 
 use crate::{
-    InvalidConfig, SecretChange, SecretInput, StoreView,
-    config::{one_identity, required, required_secret},
+    InvalidConfig, SecretChange, SecretInput,
+    settings::{one_identity, required, required_secret},
 };
 use serde::{Deserialize, Serialize};
 
@@ -48,18 +48,6 @@ impl GoogleConfig {
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
         required([("--bucket, or --google-project-id for a new bucket", &self.bucket)])?;
         one_identity(self.access.use_iam, self.access.json_key.is_some(), KEY_FLAG)
-    }
-
-    pub(crate) fn view(&self) -> StoreView {
-        let auth = if self.access.use_iam { "instance identity" } else { "service account key" };
-        StoreView {
-            project: self.project.clone(),
-            bucket: Some(self.bucket.clone()),
-            endpoint: self.endpoint.clone(),
-            ssl_enabled: Some(!self.disable_ssl),
-            auth: Some(auth.to_owned()),
-            ..StoreView::default()
-        }
     }
 }
 

@@ -16,16 +16,18 @@ mod s3;
 mod schema;
 mod secret;
 mod secret_ref;
+mod settings;
 mod swift;
 #[cfg(test)]
 mod tests;
 mod view;
 
 pub use azure::{AzureAccess, AzureAuth, AzureConfig};
-pub use config::{InvalidConfig, ProviderKind, SecretChange, StoreAccess, StoreConfig};
+pub use config::{StoreAccess, StoreConfig};
 pub use google::{GoogleAccess, GoogleConfig};
-pub use s3::{AssumedRole, S3Access, S3Config, S3View};
+pub use s3::{AssumedRole, S3Access, S3Config};
 pub use secret::Secret;
 pub use secret_ref::{MAX_SECRET_REF_BYTES, SecretInput, SecretRef, SecretRefError};
+pub use settings::{InvalidConfig, ProviderKind, SecretChange};
 pub use swift::{SwiftAccess, SwiftAuth, SwiftConfig};
-pub use view::StoreView;
+pub use view::{S3View, StoreView};

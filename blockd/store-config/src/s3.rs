@@ -1,8 +1,8 @@
 //! S3 buckets.
 
 use crate::{
-    InvalidConfig, SecretChange, SecretInput, StoreView,
-    config::{one_identity, required, required_secret},
+    InvalidConfig, SecretChange, SecretInput,
+    settings::{one_identity, required, required_secret},
 };
 use serde::{Deserialize, Serialize};
 
@@ -66,22 +66,6 @@ pub struct AssumedRole {
     pub endpoint: Option<String>,
 }
 
-/// Fields of a view that only S3 has.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(rename_all = "camelCase")]
-pub struct S3View {
-    /// Id of the access key, for S3; not secret.
-    pub access_key: Option<String>,
-    /// Assumed role, for S3.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub role: Option<AssumedRole>,
-    /// True for addresses of the form `host/bucket`, for S3.
-    pub path_style: Option<bool>,
-    /// Storage class of new objects, for S3.
-    pub storage_class: Option<String>,
-}
-
 impl S3Config {
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
         required([
@@ -94,24 +78,6 @@ impl S3Config {
         match access.use_iam {
             true => Ok(()),
             false => required([("--s3-access-key", access.access_key.as_deref().unwrap_or_default())]),
-        }
-    }
-
-    pub(crate) fn view(&self) -> StoreView {
-        let access = &self.access;
-        StoreView {
-            endpoint: Some(self.endpoint.clone()),
-            region: Some(self.region.clone()),
-            bucket: Some(self.bucket.clone()),
-            auth: Some(if access.use_iam { "instance identity" } else { "access key" }.to_owned()),
-            ssl_enabled: Some(!self.disable_ssl),
-            s3: S3View {
-                access_key: access.access_key.clone(),
-                role: access.role.clone(),
-                path_style: Some(!self.disable_path_style),
-                storage_class: access.storage_class.clone(),
-            },
-            ..StoreView::default()
         }
     }
 }

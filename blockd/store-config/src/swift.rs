@@ -1,8 +1,8 @@
 //! OpenStack Swift.
 
 use crate::{
-    InvalidConfig, SecretChange, SecretInput, StoreView,
-    config::{required, required_secret},
+    InvalidConfig, SecretChange, SecretInput,
+    settings::{required, required_secret},
 };
 use serde::{Deserialize, Serialize};
 
@@ -143,27 +143,5 @@ impl SwiftConfig {
         }
         self.access = new;
         Ok(SecretChange::Replaced)
-    }
-
-    pub(crate) fn view(&self) -> StoreView {
-        let url = self.auth.url();
-        let view = StoreView {
-            bucket: Some(self.container.clone()),
-            endpoint: Some(url.to_owned()),
-            ssl_enabled: Some(url.starts_with("https://")),
-            ..StoreView::default()
-        };
-        let (auth, user, project, region) = match &self.auth {
-            SwiftAuth::V1 { user, .. } => ("auth v1", Some(user), None, None),
-            SwiftAuth::V2 { user, tenant_name, tenant_id, region, .. } => {
-                ("Keystone v2", Some(user), tenant_name.as_ref().or(tenant_id.as_ref()), region.as_ref())
-            }
-            SwiftAuth::V3 { user, project, region, .. } => {
-                ("Keystone v3", Some(user), Some(project), region.as_ref())
-            }
-            SwiftAuth::Token { .. } => ("token", None, None, None),
-        };
-        let [user, project, region] = [user, project, region].map(|text| text.cloned());
-        StoreView { auth: Some(auth.to_owned()), user, project, region, ..view }
     }
 }
