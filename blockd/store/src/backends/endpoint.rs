@@ -1,4 +1,6 @@
-//! Server addresses in settings.
+//! Server addresses and secrets in settings.
+
+use blockd_store_config::SecretInput;
 
 /// Host with an optional port, and the use of TLS.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,6 +64,11 @@ impl ServerAddress {
             )),
         }
     }
+}
+
+/// Returns the value of a secret; empty if there is none.
+pub(super) fn secret_value(secret: Option<&SecretInput>) -> &str {
+    secret.and_then(SecretInput::value).map_or("", |secret| secret.expose())
 }
 
 #[cfg(test)]

@@ -3,9 +3,8 @@
 use super::{
     bucket::{BucketStore, no_retries},
     bucket_creation::BucketCreation,
-    endpoint::ServerAddress,
+    endpoint::{ServerAddress, secret_value},
     http::{HttpOptions, misconfigured},
-    secret_value,
 };
 use crate::StoreError;
 use blockd_store_config::GoogleConfig;

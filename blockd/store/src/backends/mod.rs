@@ -20,7 +20,7 @@ pub use local::LocalStore;
 pub use swift::SwiftStore;
 
 use crate::{BlobStore, StoreError, StoreErrorKind, Work};
-use blockd_store_config::{SecretInput, StoreConfig};
+use blockd_store_config::StoreConfig;
 use std::sync::Arc;
 
 /// Creates the client of a configuration with the value of its secret, without a request. `writing` schedules
@@ -60,9 +60,4 @@ pub async fn create_bucket(config: &StoreConfig, http: &HttpOptions) -> Result<b
         StoreConfig::Google(config) => google::create_bucket(config, http).await,
         other => Err(StoreError::new(StoreErrorKind::Unsupported, "CREATE", "bucket", other.kind().name())),
     }
-}
-
-/// Returns the value of a secret; empty if there is none.
-fn secret_value(secret: Option<&SecretInput>) -> &str {
-    secret.and_then(SecretInput::value).map_or("", |secret| secret.expose())
 }

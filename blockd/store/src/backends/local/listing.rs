@@ -1,6 +1,9 @@
 //! Directory walks of a store: listings, and removal of unfinished uploads.
 
-use super::{ObjectLocation, open_at};
+use super::{
+    location::{ObjectLocation, PARTS, TEMPORARY},
+    open_at,
+};
 use crate::{ListPage, ObjectInfo, StoreError, StoreErrorKind, check_key};
 use rustix::fs::{AtFlags, FileType, Statx, unlinkat};
 use std::{cmp::Ordering, os::fd::OwnedFd};
@@ -97,7 +100,7 @@ pub(super) fn list_page(location: &ObjectLocation, after: Option<&str>) -> Resul
 
 /// Returns true for the hidden name of an unpublished file.
 fn is_unfinished(name: &str) -> bool {
-    [super::TEMPORARY, super::PARTS].iter().any(|prefix| name.starts_with(prefix))
+    [TEMPORARY, PARTS].iter().any(|prefix| name.starts_with(prefix))
 }
 
 /// Removes hidden files and empty directories below a prefix that were last changed before a time; returns

@@ -1,6 +1,6 @@
 //! Object in a directory store: its file, its parent directories and the publication of writes.
 
-use super::{PARTS, PUT_ATTEMPTS, TEMPORARY, open_at};
+use super::open_at;
 use crate::backends::direct::write_file;
 use crate::{PutMode, StoreError, StoreErrorKind};
 use rustix::{
@@ -18,6 +18,13 @@ use std::{
     sync::Arc,
 };
 use uuid::Uuid;
+
+/// Prefix of the hidden names of objects being written.
+pub(super) const TEMPORARY: &str = ".tmp-";
+/// Prefix of the hidden names of files that collect the parts of uploads.
+pub(super) const PARTS: &str = ".parts-";
+/// Attempts of a put while garbage collection concurrently removes its directory.
+const PUT_ATTEMPTS: u32 = 3;
 
 /// Classifies an I/O error; `root` is true for an error of the directory itself.
 pub(super) fn kind_of(error: &io::Error, root: bool) -> StoreErrorKind {

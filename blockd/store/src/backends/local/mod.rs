@@ -25,13 +25,6 @@ use std::{
 };
 use uuid::Uuid;
 
-/// Prefix of the hidden names of objects being written.
-const TEMPORARY: &str = ".tmp-";
-/// Prefix of the hidden names of files that collect the parts of uploads.
-const PARTS: &str = ".parts-";
-/// Attempts of a put while garbage collection concurrently removes its directory.
-const PUT_ATTEMPTS: u32 = 3;
-
 /// Store of objects as files below a directory.
 #[derive(Debug)]
 pub struct LocalStore {

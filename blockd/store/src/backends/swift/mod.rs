@@ -12,8 +12,8 @@ mod listing;
 
 use self::auth::Authority;
 use super::{
+    endpoint::secret_value,
     http::{HttpOptions, chain, date_unix_s, misconfigured, retry_after_s},
-    secret_value,
 };
 use crate::{
     BlobStore, ListPage, PutMode, StoreError, StoreErrorKind, StoreFuture, blocking, check_key, check_prefix,
