@@ -7,118 +7,22 @@
 //! addition some dozen bytes per 32 MiB of blocks, and the block sets.
 
 use crate::{
-    CloudError, CloudSnapshotId,
-    clock::{MAX_CLOCK_DIFFERENCE_S, RunClock},
-    error::random,
+    CloudError,
+    backup_spec::BackupSpec,
+    clock::RunClock,
     index_writer::write_index,
+    job::{Job, Packing},
     journal::BackupJournal,
-    keys::DataKey,
-    manifest::{MAX_CHAIN, Manifest, SnapshotDescription},
-    names::DeltaId,
-    packing::Packing,
+    manifest::Manifest,
     plan::Layout,
     progress::{CancelToken, Phase, Progress},
     repository::{Repository, run_blocking},
     seal::Sealer,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, BlockSource, Extent, SnapshotId, VolumeId};
-use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
-use bytes::Bytes;
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockSource};
 use futures::StreamExt;
 use jiff::Timestamp;
 use std::sync::Arc;
-use uuid::Uuid;
-
-/// Maximum time from the start of a backup to its commit, in seconds: 7 days. See `FORMAT.md`, "Garbage".
-pub const BACKUP_LIFETIME_S: i64 = 7 * 24 * 3600;
-/// Maximum clock difference of hosts and stores, in seconds: a day.
-pub const MAX_CLOCK_SKEW_S: i64 = 24 * 3600;
-
-/// Specification of a backup. A resumed backup must have the same one, including the salt.
-#[derive(Clone, Debug)]
-pub struct BackupSpec {
-    /// Cluster id of the host that makes it.
-    pub cluster: Uuid,
-    /// Volume.
-    pub volume: VolumeId,
-    /// Snapshot: random id, unique among the backups of the volume.
-    pub snapshot: SnapshotId,
-    /// Description in the manifest.
-    pub description: SnapshotDescription,
-    /// Size of the volume.
-    pub size_bytes: u64,
-    /// Start of the backup (of its first run, if resumed).
-    pub started: Timestamp,
-    /// Blocks to store: all that may hold data, or, with a base, all that may have changed to data.
-    pub data: BlockSet,
-    /// Blocks known to have become zero since the base; disjoint from `data`.
-    pub zero: BlockSet,
-    /// Base of an incremental. It may be a snapshot of another volume from which this one was created.
-    pub base: Option<Manifest>,
-    /// Salt from [`new_delta_salt`], kept for a resume.
-    pub delta_salt: [u8; 32],
-}
-
-impl BackupSpec {
-    /// Returns the id of the new cloud snapshot.
-    pub fn id(&self) -> CloudSnapshotId {
-        CloudSnapshotId {
-            cluster: self.cluster,
-            volume: self.volume,
-            snapshot: self.snapshot,
-            incremental: self.base.is_some(),
-        }
-    }
-
-    pub(crate) fn delta_id(&self) -> DeltaId {
-        DeltaId { cluster: self.cluster, volume: self.volume, snapshot: self.snapshot }
-    }
-
-    /// Returns an error for a backup whose objects may be collected as garbage.
-    pub(crate) fn check_age(&self, now: Timestamp) -> Result<(), CloudError> {
-        let age_s = now.as_second().saturating_sub(self.started.as_second());
-        // A start in the future comes from a wrong clock.
-        if !(-MAX_CLOCK_SKEW_S..=BACKUP_LIFETIME_S).contains(&age_s) {
-            return Err(CloudError::Expired { id: self.id(), started: self.started });
-        }
-        Ok(())
-    }
-
-    /// Returns true if the backup is so old that its objects must be checked after the commit.
-    pub(crate) fn is_old(&self, now: Timestamp) -> bool {
-        now.as_second().saturating_sub(self.started.as_second()) > MAX_CLOCK_DIFFERENCE_S
-    }
-
-    fn check(&self) -> Result<(), CloudError> {
-        let invalid = |what: String| Err(CloudError::InvalidRequest { what });
-        let end = Extent::whole(self.size_bytes).end();
-        if self.zero.last().is_some_and(|last| last >= end) {
-            return invalid(format!(
-                "a zero block is beyond the end of a volume of {} bytes",
-                self.size_bytes
-            ));
-        }
-        let mut both = self.data.clone();
-        both.intersect_with(&self.zero);
-        if let Some(block) = both.first() {
-            return invalid(format!("block {block} is both a data block and a zero block"));
-        }
-        let Some(base) = &self.base else { return Ok(()) };
-        if base.size_bytes > self.size_bytes {
-            return invalid(format!(
-                "cloud snapshot {} is of a larger volume and cannot be the base",
-                base.id()
-            ));
-        }
-        if base.deltas().any(|delta| delta.snapshot == self.snapshot) {
-            return invalid(format!("snapshot {} cannot be its own base", self.snapshot));
-        }
-        if base.chain.len() + 1 > MAX_CHAIN {
-            return invalid(format!("a chain has at most {MAX_CHAIN} snapshots: make a full backup"));
-        }
-        Ok(())
-    }
-}
 
 /// Resource options of a backup.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -143,35 +47,6 @@ impl Default for UploadOptions {
 /// Returns the requested number of threads; for 0, the number of cores.
 pub(crate) fn cpu_threads(asked: usize) -> usize {
     if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, std::num::NonZero::get) }
-}
-
-/// Creates a salt for a new delta.
-///
-/// # Errors
-/// [`CloudError::Internal`] without system randomness.
-pub fn new_delta_salt() -> Result<[u8; 32], CloudError> {
-    random()
-}
-
-/// State shared by all packs of a backup.
-pub(crate) struct Job {
-    pub spec: Arc<BackupSpec>,
-    pub layout: Layout,
-    pub key: DataKey,
-    pub sealer: Sealer,
-    pub store: Arc<dyn BlobStore>,
-    pub reader: Arc<dyn BlockSource>,
-    pub journal: Arc<dyn BackupJournal>,
-    pub progress: Arc<Progress>,
-    pub packing: Packing,
-    pub work: Work,
-    write_once: bool,
-    /// An earlier run may have committed the snapshot, and another host may have deleted it since.
-    pub was_committing: bool,
-    /// Start of this run.
-    pub clock: RunClock,
-    /// An earlier run exists. It may have committed even without a commit record.
-    pub is_resumed: bool,
 }
 
 /// Backs up a frozen volume: reads only the blocks of the spec and stores them as a snapshot.
@@ -301,26 +176,6 @@ impl Job {
         Ok(())
     }
 
-    /// Returns true if a pack recorded by an earlier run is still in the store.
-    pub(crate) async fn is_stored(&self, pack_no: u32) -> Result<bool, CloudError> {
-        let journal = self.journal.clone();
-        let lens = run_blocking(move || journal.frame_lens(pack_no)).await?;
-        debug_assert!(lens.is_some(), "pack {pack_no} is neither stored nor recorded");
-        if lens.unwrap_or_default().iter().all(|len| *len == 0) {
-            // Packs of zero blocks only have no object.
-            return Ok(true);
-        }
-        self.exists(&self.spec.delta_id().pack_key(pack_no)).await
-    }
-
-    pub(crate) async fn exists(&self, object: &str) -> Result<bool, CloudError> {
-        match self.store.get_range(object, 0, 1).await {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error.into()),
-        }
-    }
-
     /// Reads, seals, stores and records one pack; returns its bytes of blocks.
     async fn pack(self: &Arc<Self>, pack_no: u32) -> Result<usize, CloudError> {
         let pack = self.build(pack_no).await?;
@@ -333,28 +188,5 @@ impl Job {
         let journal = self.journal.clone();
         run_blocking(move || journal.record(pack_no, &pack.lens)).await?;
         Ok(pack.raw_len_bytes)
-    }
-
-    /// Stores an object of the delta.
-    ///
-    /// No other task writes its key, and every attempt of this one writes the same bytes. If a copied daemon
-    /// runs the same task, write-once objects keep the two runs apart: the committing run has verified that
-    /// each object is its own.
-    pub(crate) async fn put(&self, object: &str, body: Bytes) -> Result<(), CloudError> {
-        assert!(!body.is_empty(), "an empty object at {object}");
-        assert_eq!(DeltaId::of_object(object), Some(self.spec.delta_id()), "{object} is of another delta");
-        if !self.write_once {
-            return Ok(self.store.put(object, body, PutMode::Overwrite).await?);
-        }
-        match self.store.put(object, body.clone(), PutMode::CreateIfAbsent).await {
-            Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
-                match self.store.get(object, body.len() as u64).await {
-                    Ok(found) if found == body => Ok(()),
-                    Err(error) if error.kind != StoreErrorKind::TooLarge => Err(error.into()),
-                    _ => Err(CloudError::Conflict { key: object.to_owned() }),
-                }
-            }
-            result => Ok(result?),
-        }
     }
 }

@@ -2,11 +2,12 @@
 
 use crate::{
     CloudError, FORMAT_VERSION, ManifestKey, Repository,
-    backup::Job,
     error::random,
     index_writer::StoredIndex,
+    job::Job,
     manifest::{BackupType, Delta, Manifest},
-    pack::{OBJECT_HEADER_LEN, ObjectKind},
+    names::ObjectKind,
+    pack::OBJECT_HEADER_LEN,
     repository::run_blocking,
 };
 use blockd_extent::BLOCK_SIZE_BYTES;

@@ -12,13 +12,10 @@ use crate::{
     names::DeltaId,
     plan::PACK_FRAMES,
     proof::ProofId,
+    repository::delete_objects,
 };
 use blockd_extent::SnapshotId;
-use futures::{StreamExt, TryStreamExt};
 use std::collections::HashSet;
-
-/// Concurrent deletions of objects.
-const DELETE_CONCURRENCY: usize = 8;
 
 /// Result of a deletion.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
@@ -271,15 +268,4 @@ pub(crate) async fn objects_of(repo: &Repository, delta: DeltaId) -> Result<Vec<
     let listed = repo.store().list(&delta.prefix()).await?;
     let keys = listed.into_iter().map(|object| object.key);
     Ok(keys.filter(|key| DeltaId::of_object(key) == Some(delta)).collect())
-}
-
-pub(crate) async fn delete_objects(
-    repo: &Repository,
-    objects: impl Iterator<Item = String>,
-) -> Result<u64, CloudError> {
-    let deleted = futures::stream::iter(objects)
-        .map(|object| async move { repo.store().delete(&object).await.map(u64::from) })
-        .buffer_unordered(DELETE_CONCURRENCY)
-        .try_fold(0, |sum, one| async move { Ok(sum + one) });
-    Ok(deleted.await?)
 }

@@ -2,15 +2,16 @@
 
 use crate::{
     CloudError, Repository,
+    cipher::Domain,
     frame::{BLOCK, FRAME_BLOCKS, FrameMemory, FrameReader, OwnedFrame},
     index::{MAX_PAGE_LEN, MAX_ROOT_LEN, Page, PageRef, Root},
     keys::DataKey,
     manifest::Delta,
-    names::DeltaId,
-    pack::{OBJECT_HEADER_LEN, ObjectKind, check_object_header},
+    names::{DeltaId, ObjectKind},
+    pack::{OBJECT_HEADER_LEN, check_object_header},
     plan::PACK_FRAMES,
     repository::run_blocking,
-    seal::{Domain, Sealer},
+    seal::Sealer,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent};
 use blockd_store::BlobStore;
@@ -139,7 +140,7 @@ impl DeltaReader {
             ));
         }
         let mut root_bytes = root_bytes.to_vec();
-        let plain_len = root_bytes.len().saturating_sub(crate::seal::TAG_LEN_BYTES) as u64;
+        let plain_len = root_bytes.len().saturating_sub(crate::cipher::TAG_LEN_BYTES) as u64;
         let root = sealer.open(Domain::IndexRoot, 0, plain_len, &mut root_bytes).ok_or_else(|| {
             damaged("its root does not open: it was altered, moved, or sealed with another key")
         })?;
@@ -210,7 +211,7 @@ impl DeltaReader {
             return Err("it is not the page that the root names: it was altered or replaced");
         }
         let mut sealed = sealed.to_vec();
-        let plain_len = sealed.len().saturating_sub(crate::seal::TAG_LEN_BYTES) as u64;
+        let plain_len = sealed.len().saturating_sub(crate::cipher::TAG_LEN_BYTES) as u64;
         let plain = self
             .sealer
             .open(Domain::IndexPage, number as u64, plain_len, &mut sealed)

@@ -3,7 +3,10 @@
 //! A frame is the unit of reads: small enough for cheap access to a single block, large enough to amortise
 //! compression and sealing.
 
-use crate::seal::{Domain, Sealer, TAG_LEN_BYTES};
+use crate::{
+    cipher::{Domain, TAG_LEN_BYTES},
+    seal::Sealer,
+};
 use blockd_extent::BLOCK_SIZE_BYTES;
 use parking_lot::Mutex;
 use std::{mem, sync::Arc};

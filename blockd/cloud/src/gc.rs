@@ -7,12 +7,13 @@
 
 use crate::{
     CloudError, Repository,
-    backup::{BACKUP_LIFETIME_S, MAX_CLOCK_SKEW_S},
-    delete::{delete_objects, objects_of},
+    backup_spec::{BACKUP_LIFETIME_S, MAX_CLOCK_SKEW_S},
+    delete::objects_of,
     listing::{ManifestCache, NoCache, stored},
     manifest::{Delta, Manifest},
     names::{DATA_PREFIX, DeltaId, ManifestKey, PROBE_PREFIX, PROOFS_PREFIX, ROOT_PREFIX},
     proof::ProofId,
+    repository::delete_objects,
 };
 use blockd_extent::{CloudSnapshotId, SnapshotId, VolumeId};
 use blockd_store::{ObjectInfo, Pages};

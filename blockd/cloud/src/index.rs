@@ -4,10 +4,10 @@
 //! snapshot fetches some hundred kilobytes of index, not tens of megabytes.
 
 use crate::{
+    cipher::TAG_LEN_BYTES,
     frame::{BLOCK, FRAME_BLOCKS, MAX_STORED_LEN, MIN_STORED_LEN},
     pack::OBJECT_HEADER_LEN,
     plan::{PACK_FRAMES, PAGE_BLOCKS, PAGE_SPAN_BLOCKS},
-    seal::TAG_LEN_BYTES,
 };
 use blockd_extent::{BlockIndex, BlockSet, Extent, MAX_VOLUME_BYTES};
 

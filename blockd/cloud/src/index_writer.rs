@@ -5,12 +5,13 @@
 
 use crate::{
     CloudError,
-    backup::Job,
+    cipher::{Domain, TAG_LEN_BYTES},
     index::{MAX_PAGE_LEN, MAX_ROOT_LEN, Page, PageRef, Root, encode_page},
+    job::Job,
     manifest::IndexRef,
-    pack::{OBJECT_HEADER_LEN, ObjectKind, object_header},
+    names::ObjectKind,
+    pack::{OBJECT_HEADER_LEN, object_header},
     plan::{PACK_FRAMES, PageSpan},
-    seal::{Domain, TAG_LEN_BYTES},
 };
 use blockd_extent::{BlockSet, Extent};
 use blockd_store::PART_LEN_BYTES;

@@ -5,10 +5,12 @@
 
 use crate::{
     CloudError, FORMAT_VERSION,
+    cipher::{Cipher, Domain, EncryptionMode, TAG_LEN_BYTES, nonce},
     error::random,
-    seal::{Cipher, Domain, EncryptionMode, TAG_LEN_BYTES, nonce},
 };
 use argon2::{Algorithm, Argon2, Params, Version};
+use hkdf::Hkdf;
+use sha2::Sha256;
 use std::fmt;
 use uuid::Uuid;
 use xxhash_rust::xxh3::xxh3_64;
@@ -101,6 +103,22 @@ impl fmt::Debug for DataKey {
             .field("key_id", &self.key_id)
             .field("mode", &self.mode)
             .finish_non_exhaustive()
+    }
+}
+
+impl Cipher {
+    /// Creates the cipher of a key derived from the data key, a salt and its purpose.
+    pub fn derived(key: &DataKey, salt: &[u8; 32], info: &[&[u8]]) -> Self {
+        match key.mode() {
+            EncryptionMode::Checksummed => Self::Checksum,
+            EncryptionMode::Aes256GcmSiv => {
+                let mut derived = Zeroizing::new([0; 32]);
+                let hkdf = Hkdf::<Sha256>::new(Some(salt), key.secret());
+                #[allow(clippy::expect_used, reason = "HKDF gives up to 255 * 32 bytes, this is 32")]
+                hkdf.expand_multi_info(info, &mut *derived).expect("32 bytes are never too many");
+                Self::with_key(&derived)
+            }
+        }
     }
 }
 

@@ -5,9 +5,11 @@
 //! defines the format byte for byte; volumes are known here only as block sets, readers and writers.
 
 mod backup;
+mod backup_spec;
 mod buffers;
 mod cache;
 mod changed;
+mod cipher;
 mod clock;
 mod commit;
 mod damage;
@@ -20,6 +22,7 @@ mod gc;
 mod golden;
 mod index;
 mod index_writer;
+mod job;
 mod journal;
 mod keys;
 mod listing;
@@ -42,10 +45,12 @@ mod unlock;
 mod verify;
 mod write_key;
 
-pub use backup::{BACKUP_LIFETIME_S, BackupSpec, MAX_CLOCK_SKEW_S, UploadOptions, backup, new_delta_salt};
+pub use backup::{UploadOptions, backup};
+pub use backup_spec::{BACKUP_LIFETIME_S, BackupSpec, MAX_CLOCK_SKEW_S, new_delta_salt};
 pub use blockd_extent::CloudSnapshotId;
 pub use cache::{CacheCounters, CacheOptions, SnapshotCache};
 pub use changed::changed_blocks;
+pub use cipher::EncryptionMode;
 pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
 pub use commit::check_base;
 pub use damage::{Damage, DamagedPart, MAX_DAMAGE_DESCRIBED};
@@ -63,7 +68,6 @@ pub use reader::SnapshotReader;
 pub use repository::{KnownKeys, OpenOptions, Repository};
 pub use restore::{BlockWriter, RestoreOptions, RestoreRequest, RestoreSummary, restore};
 pub use rotate::{Rekey, Rekeyed, rekey};
-pub use seal::EncryptionMode;
 pub use slots::{SlotFinding, SlotRepair};
 pub use verify::{
     AffectedSnapshot, BlockCheck, VerifiedSnapshot, VerifyDepth, VerifyFinding, VerifyOptions, VerifyReport,

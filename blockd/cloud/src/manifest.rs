@@ -1,8 +1,8 @@
 //! Manifest: the commit record of a snapshot, with all that is needed to read it.
 
 use crate::{
-    CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey, keys::DataKey, names::DeltaId,
-    plan::PACK_FRAMES, seal::Domain, sealed_json::SealedJson,
+    CloudError, CloudSnapshotId, FORMAT_VERSION, ManifestKey, cipher::Domain, keys::DataKey, names::DeltaId,
+    plan::PACK_FRAMES, sealed_json::SealedJson,
 };
 use blockd_extent::{MAX_VOLUME_BYTES, SnapshotId, VolumeId};
 use blockd_store::RequestCounts;

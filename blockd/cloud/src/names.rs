@@ -1,6 +1,5 @@
 //! Names of the objects of a repository.
 
-use crate::pack::ObjectKind;
 use blockd_extent::{CloudSnapshotId, SnapshotId, VolumeId};
 use uuid::Uuid;
 
@@ -44,6 +43,20 @@ impl ManifestKey for CloudSnapshotId {
 pub(crate) fn parse_uuid(text: &str) -> Option<Uuid> {
     let uuid: Uuid = text.parse().ok()?;
     (uuid.to_string() == text).then_some(uuid)
+}
+
+/// Kind of an object of a delta.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum ObjectKind {
+    Pack(u32),
+    Index,
+}
+
+impl ObjectKind {
+    /// Returns all objects of a delta with this number of packs.
+    pub fn all(pack_count: u32) -> impl Iterator<Item = Self> {
+        (0..pack_count).map(Self::Pack).chain([Self::Index])
+    }
 }
 
 /// Identity of a delta, which determines the keys of its objects.

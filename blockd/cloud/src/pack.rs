@@ -7,26 +7,12 @@ use crate::{
     CloudError, FORMAT_VERSION,
     frame::{BLOCK, FrameWriter},
     keys::DataKey,
-    names::DeltaId,
+    names::{DeltaId, ObjectKind},
     seal::Sealer,
 };
 
 /// Length of the header of packs and indexes, in bytes.
 pub(crate) const OBJECT_HEADER_LEN: usize = 64;
-
-/// Kind of an object of a delta.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ObjectKind {
-    Pack(u32),
-    Index,
-}
-
-impl ObjectKind {
-    /// Returns all objects of a delta with this number of packs.
-    pub fn all(pack_count: u32) -> impl Iterator<Item = Self> {
-        (0..pack_count).map(Self::Pack).chain([Self::Index])
-    }
-}
 
 /// Returns the header of an object of a delta. All fields follow from the object's key, so a reader compares
 /// bytes.

@@ -5,49 +5,20 @@
 
 use crate::{
     CloudError,
-    backup::Job,
-    buffers::{Buffer, Buffers},
+    buffers::Buffer,
     frame::BLOCK,
-    pack::{OBJECT_HEADER_LEN, ObjectKind, max_sealed_len, object_header, seal_frames},
+    job::Job,
+    names::ObjectKind,
+    pack::{OBJECT_HEADER_LEN, max_sealed_len, object_header, seal_frames},
 };
 use blockd_extent::Extent;
 use blockd_store::Work;
 use bytes::Bytes;
 use futures::future::try_join_all;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
 
-/// Maximum number of packs that are assembled concurrently; others in flight are being uploaded.
-const BUILD_CONCURRENCY: usize = 2;
 /// Frames of a chunk: 4 MiB of blocks.
 const CHUNK_FRAMES: usize = 32;
-/// Maximum number of chunks whose raw blocks are in memory.
-const MAX_RAW_CHUNKS: usize = 8;
-/// Number of chunks read ahead of sealing.
-const CHUNKS_AHEAD: usize = 2;
-
-/// Limits and memory of pack assembly.
-pub(crate) struct Packing {
-    building: Semaphore,
-    raw: Semaphore,
-    cores: Semaphore,
-    /// Assembling a pack needs its memory twice.
-    assembling: Semaphore,
-    buffers: Arc<Buffers>,
-}
-
-impl Packing {
-    pub(crate) fn new(cpu_threads: usize) -> Self {
-        Self {
-            building: Semaphore::new(BUILD_CONCURRENCY),
-            raw: Semaphore::new((cpu_threads + CHUNKS_AHEAD).min(MAX_RAW_CHUNKS)),
-            cores: Semaphore::new(cpu_threads),
-            assembling: Semaphore::new(1),
-            buffers: Arc::default(),
-        }
-    }
-}
-
 /// Assembled pack.
 pub(crate) struct Pack {
     /// Size of its blocks, in bytes.

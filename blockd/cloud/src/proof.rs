@@ -5,9 +5,9 @@
 //! deletes only its own proofs, so that none can hide the result of another.
 
 use crate::{
-    CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, Repository, VerifyDepth,
-    delete::delete_objects, error::random, keys::DataKey, listing::stored, names::PROOFS_PREFIX,
-    seal::Domain, sealed_json::SealedJson,
+    CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, Repository, VerifyDepth, cipher::Domain,
+    error::random, keys::DataKey, listing::stored, names::PROOFS_PREFIX, repository::delete_objects,
+    sealed_json::SealedJson,
 };
 use blockd_store::{ObjectInfo, PutMode, StoreErrorKind};
 use futures::StreamExt;

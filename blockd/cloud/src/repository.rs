@@ -2,16 +2,16 @@
 
 use crate::{
     CloudError, CloudSnapshotId, ManifestKey,
+    cipher::EncryptionMode,
     keys::{DataKey, KdfParams, KeySlot, SLOT_LEN_BYTES},
     manifest::{MANIFEST, Manifest},
     names::MANIFESTS_PREFIX,
-    seal::EncryptionMode,
     slots::{self, SlotCheck, SlotFinding, StoredSlot},
-    unlock,
     write_key::{WriteKey, Writing},
 };
 use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use std::{
     sync::Arc,
@@ -23,6 +23,8 @@ use uuid::Uuid;
 const MAX_SLOT_FINDINGS: usize = 64;
 /// Maximum number of manifests that are read to prove that a store is the right one.
 const MAX_MANIFESTS_FOR_PROOF: usize = 16;
+/// Concurrent deletions of objects.
+const DELETE_CONCURRENCY: usize = 8;
 /// Options to open a repository.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct OpenOptions {
@@ -114,36 +116,6 @@ impl std::fmt::Debug for Repository {
 }
 
 impl Repository {
-    /// Opens the repository of a store, or creates one.
-    ///
-    /// The passphrase is used as UTF-8 bytes, not normalised. Missing or damaged copies of key slots are
-    /// rewritten, see [`take_slot_findings`](Self::take_slot_findings).
-    ///
-    /// # Errors
-    /// [`CloudError::WrongPassphrase`], [`CloudError::EncryptedRepository`] and
-    /// [`CloudError::PlainRepository`] if the passphrase does not fit the repository; [`CloudError::Damaged`]
-    /// if both copies of a key slot are damaged and no other slot opens; errors of the store.
-    pub async fn open(
-        store: Arc<dyn BlobStore>,
-        passphrase: Option<&str>,
-        options: &OpenOptions,
-    ) -> Result<Self, CloudError> {
-        unlock::open(store, passphrase, &KnownKeys::default(), Some(options)).await
-    }
-
-    /// Opens an existing repository and never creates one: an unmounted disk looks like an empty directory.
-    /// The slots in `known` open the repository and are restored if both copies in the store are missing.
-    ///
-    /// # Errors
-    /// Those of [`open`](Self::open); [`CloudError::KeySlotMissing`] if there is no repository.
-    pub async fn open_existing(
-        store: Arc<dyn BlobStore>,
-        passphrase: Option<&str>,
-        known: &KnownKeys,
-    ) -> Result<Self, CloudError> {
-        unlock::open(store, passphrase, known, None).await
-    }
-
     /// Checks that the slot of the key of new backups exists: then the store is the one that was opened, and
     /// other hosts can open the repository. One GET if the slot is intact; otherwise it is repaired if
     /// possible.
@@ -385,4 +357,16 @@ pub(crate) async fn run_blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CloudError> + Send + 'static,
 ) -> Result<T, CloudError> {
     tokio::task::spawn_blocking(work).await.map_err(|error| CloudError::worker(&error))?
+}
+
+/// Deletes objects. Returns the number of those that existed, as far as the store reports.
+pub(crate) async fn delete_objects(
+    repo: &Repository,
+    objects: impl Iterator<Item = String>,
+) -> Result<u64, CloudError> {
+    let deleted = futures::stream::iter(objects)
+        .map(|object| async move { repo.store().delete(&object).await.map(u64::from) })
+        .buffer_unordered(DELETE_CONCURRENCY)
+        .try_fold(0, |sum, one| async move { Ok(sum + one) });
+    Ok(deleted.await?)
 }

@@ -2,8 +2,8 @@
 
 use crate::{
     CloudError, FORMAT_VERSION,
+    cipher::{Cipher, Domain, EncryptionMode, TAG_LEN_BYTES, nonce},
     keys::DataKey,
-    seal::{Cipher, Domain, EncryptionMode, TAG_LEN_BYTES, nonce},
 };
 use blockd_store::{BlobStore, StoreErrorKind};
 use bytes::Bytes;

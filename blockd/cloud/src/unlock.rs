@@ -2,10 +2,10 @@
 
 use crate::{
     CloudError, KdfParams, KnownKeys, OpenOptions, Repository,
+    cipher::EncryptionMode,
     keys::{DataKey, KeySlot, create_slot},
     names::{KEYS_PREFIX, MANIFESTS_PREFIX},
     repository::{SlotMemory, run_blocking, seconds_since_1970},
-    seal::EncryptionMode,
     slot_limits::{self, UnlockBudget},
     slots::{self, SlotCheck, StoredSlot},
 };
@@ -13,11 +13,43 @@ use blockd_store::BlobStore;
 use std::{cmp::Reverse, sync::Arc};
 use zeroize::Zeroizing;
 
+impl Repository {
+    /// Opens the repository of a store, or creates one.
+    ///
+    /// The passphrase is used as UTF-8 bytes, not normalised. Missing or damaged copies of key slots are
+    /// rewritten, see [`take_slot_findings`](Self::take_slot_findings).
+    ///
+    /// # Errors
+    /// [`CloudError::WrongPassphrase`], [`CloudError::EncryptedRepository`] and
+    /// [`CloudError::PlainRepository`] if the passphrase does not fit the repository; [`CloudError::Damaged`]
+    /// if both copies of a key slot are damaged and no other slot opens; errors of the store.
+    pub async fn open(
+        store: Arc<dyn BlobStore>,
+        passphrase: Option<&str>,
+        options: &OpenOptions,
+    ) -> Result<Self, CloudError> {
+        open(store, passphrase, &KnownKeys::default(), Some(options)).await
+    }
+
+    /// Opens an existing repository and never creates one: an unmounted disk looks like an empty directory.
+    /// The slots in `known` open the repository and are restored if both copies in the store are missing.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open); [`CloudError::KeySlotMissing`] if there is no repository.
+    pub async fn open_existing(
+        store: Arc<dyn BlobStore>,
+        passphrase: Option<&str>,
+        known: &KnownKeys,
+    ) -> Result<Self, CloudError> {
+        open(store, passphrase, known, None).await
+    }
+}
+
 /// Opens the repository in a store; creates a missing one if `create` is given.
 ///
 /// # Errors
 /// Those of [`Repository::open`] and [`Repository::open_existing`].
-pub(crate) async fn open(
+async fn open(
     store: Arc<dyn BlobStore>,
     passphrase: Option<&str>,
     known: &KnownKeys,

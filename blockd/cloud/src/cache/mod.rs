@@ -1,7 +1,7 @@
 //! Random reads of snapshots with shared caches.
 //!
 //! [`SnapshotCache`] is the shared state: index pages and decrypted frames in memory, stored frames and pages
-//! on disk, and the in-flight table, so that concurrent requests fetch a frame once. [`SnapshotReader`]s read
+//! on disk, and the in-flight table, so that concurrent requests fetch a frame once. `SnapshotReader`s read
 //! through it.
 //!
 //! A first read takes four sequential requests, independent of the snapshot's size: the manifest, the roots
@@ -22,7 +22,7 @@ mod tests;
 pub(crate) use lru::Lru;
 
 use crate::{
-    CloudError, Manifest, Repository, SnapshotReader,
+    CloudError, Repository,
     fetch::{DeltaReader, FetchJob, NOT_WHOLE, WantedFrame, group},
     frame::FrameMemory,
     index::Page,
@@ -31,7 +31,6 @@ use crate::{
 use blockd_store::{BlobStore, StoreError, StoreErrorKind};
 use disk::{DiskCache, PieceKey};
 use frames::{Frames, Obligation};
-use futures::{StreamExt, TryStreamExt};
 use index_store::IndexStore;
 use parking_lot::Mutex;
 use std::{
@@ -117,7 +116,7 @@ pub struct CacheCounters {
 /// Cache shared by readers of any number of snapshots. Clones share it.
 #[derive(Clone)]
 pub struct SnapshotCache {
-    shared: Arc<CacheShared>,
+    pub(crate) shared: Arc<CacheShared>,
 }
 
 impl std::fmt::Debug for SnapshotCache {
@@ -141,9 +140,9 @@ pub(crate) struct CacheShared {
     pub disk: Option<Arc<DiskCache>>,
     pub frames: Arc<Frames>,
     memory: Arc<FrameMemory>,
-    index_keep_bytes: u64,
+    pub index_keep_bytes: u64,
     /// Maximum number of concurrent requests of roots.
-    open_concurrency: usize,
+    pub open_concurrency: usize,
     pages: Mutex<Lru<(u64, usize), Arc<Page>>>,
     page_locks: [tokio::sync::Mutex<()>; PAGE_LOCKS],
     deltas: Mutex<HashMap<DeltaKey, Weak<SharedDelta>>>,
@@ -218,37 +217,6 @@ impl SnapshotCache {
         }
     }
 
-    /// Opens a snapshot: reads the index roots of its deltas concurrently and checks them against the
-    /// manifest. Must be called in a runtime, on which it runs background work.
-    ///
-    /// # Errors
-    /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; errors of the store, with a timeout after the
-    /// stall timeout.
-    pub async fn snapshot(
-        &self,
-        repo: &Repository,
-        manifest: &Manifest,
-    ) -> Result<SnapshotReader, CloudError> {
-        self.reader(repo, manifest, 0).await
-    }
-
-    pub(crate) async fn reader(
-        &self,
-        repo: &Repository,
-        manifest: &Manifest,
-        threads: usize,
-    ) -> Result<SnapshotReader, CloudError> {
-        // Divided equally in advance, because the roots are read concurrently.
-        let keep = self.shared.index_keep_bytes / (manifest.chain.len() as u64 + 1);
-        let deltas: Vec<Delta> = manifest.deltas().cloned().collect();
-        let opened = futures::stream::iter(deltas)
-            .map(|delta| async move { self.shared.delta(repo, &delta, keep).await })
-            .buffered(self.shared.open_concurrency)
-            .try_collect::<Vec<_>>();
-        let opened = self.shared.with_stall_timeout(repo.store().describe(), "the index", opened).await?;
-        Ok(SnapshotReader::new(self.shared.clone(), repo, manifest, opened, threads))
-    }
-
     /// Returns the counters.
     pub fn counters(&self) -> CacheCounters {
         let CacheShared { counters, disk, frames, .. } = &*self.shared;
@@ -265,7 +233,7 @@ impl SnapshotCache {
 
 impl CacheShared {
     /// Awaits a request to the store, up to the stall timeout.
-    async fn with_stall_timeout<T>(
+    pub async fn with_stall_timeout<T>(
         &self,
         store: &str,
         what: &str,
@@ -280,7 +248,7 @@ impl CacheShared {
         }
     }
 
-    async fn delta(
+    pub async fn delta(
         &self,
         repo: &Repository,
         delta: &Delta,

@@ -18,9 +18,11 @@ use crate::{
     CloudError, CloudSnapshotId, Manifest, Repository, SnapshotCache,
     backup::cpu_threads,
     cache::{CacheShared, SharedDelta},
+    manifest::Delta,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockSet, Extent, Readahead, ReadaheadLimits};
 use blockd_store::Work;
+use futures::{StreamExt, TryStreamExt};
 use parking_lot::Mutex;
 use std::sync::Arc;
 use tokio::{runtime::Handle, sync::Semaphore};
@@ -70,7 +72,7 @@ impl SnapshotReader {
         SnapshotCache::of_one_reader().reader(repo, manifest, threads).await
     }
 
-    pub(crate) fn new(
+    fn new(
         cache: Arc<CacheShared>,
         repo: &Repository,
         manifest: &Manifest,
@@ -108,5 +110,38 @@ impl SnapshotReader {
     /// Returns the snapshot's id.
     pub fn id(&self) -> CloudSnapshotId {
         self.inner.id
+    }
+}
+
+impl SnapshotCache {
+    /// Opens a snapshot: reads the index roots of its deltas concurrently and checks them against the
+    /// manifest. Must be called in a runtime, on which it runs background work.
+    ///
+    /// # Errors
+    /// [`CloudError::Damaged`]; [`CloudError::UnknownKey`]; errors of the store, with a timeout after the
+    /// stall timeout.
+    pub async fn snapshot(
+        &self,
+        repo: &Repository,
+        manifest: &Manifest,
+    ) -> Result<SnapshotReader, CloudError> {
+        self.reader(repo, manifest, 0).await
+    }
+
+    pub(crate) async fn reader(
+        &self,
+        repo: &Repository,
+        manifest: &Manifest,
+        threads: usize,
+    ) -> Result<SnapshotReader, CloudError> {
+        // Divided equally in advance, because the roots are read concurrently.
+        let keep = self.shared.index_keep_bytes / (manifest.chain.len() as u64 + 1);
+        let deltas: Vec<Delta> = manifest.deltas().cloned().collect();
+        let opened = futures::stream::iter(deltas)
+            .map(|delta| async move { self.shared.delta(repo, &delta, keep).await })
+            .buffered(self.shared.open_concurrency)
+            .try_collect::<Vec<_>>();
+        let opened = self.shared.with_stall_timeout(repo.store().describe(), "the index", opened).await?;
+        Ok(SnapshotReader::new(self.shared.clone(), repo, manifest, opened, threads))
     }
 }

@@ -1,0 +1,111 @@
+//! Specification of a backup.
+
+use crate::{
+    CloudError, CloudSnapshotId,
+    clock::MAX_CLOCK_DIFFERENCE_S,
+    error::random,
+    manifest::{MAX_CHAIN, Manifest, SnapshotDescription},
+    names::DeltaId,
+};
+use blockd_extent::{BlockSet, Extent, SnapshotId, VolumeId};
+use jiff::Timestamp;
+use uuid::Uuid;
+
+/// Maximum time from the start of a backup to its commit, in seconds: 7 days. See `FORMAT.md`, "Garbage".
+pub const BACKUP_LIFETIME_S: i64 = 7 * 24 * 3600;
+/// Maximum clock difference of hosts and stores, in seconds: a day.
+pub const MAX_CLOCK_SKEW_S: i64 = 24 * 3600;
+
+/// Specification of a backup. A resumed backup must have the same one, including the salt.
+#[derive(Clone, Debug)]
+pub struct BackupSpec {
+    /// Cluster id of the host that makes it.
+    pub cluster: Uuid,
+    /// Volume.
+    pub volume: VolumeId,
+    /// Snapshot: random id, unique among the backups of the volume.
+    pub snapshot: SnapshotId,
+    /// Description in the manifest.
+    pub description: SnapshotDescription,
+    /// Size of the volume.
+    pub size_bytes: u64,
+    /// Start of the backup (of its first run, if resumed).
+    pub started: Timestamp,
+    /// Blocks to store: all that may hold data, or, with a base, all that may have changed to data.
+    pub data: BlockSet,
+    /// Blocks known to have become zero since the base; disjoint from `data`.
+    pub zero: BlockSet,
+    /// Base of an incremental. It may be a snapshot of another volume from which this one was created.
+    pub base: Option<Manifest>,
+    /// Salt from [`new_delta_salt`], kept for a resume.
+    pub delta_salt: [u8; 32],
+}
+
+impl BackupSpec {
+    /// Returns the id of the new cloud snapshot.
+    pub fn id(&self) -> CloudSnapshotId {
+        CloudSnapshotId {
+            cluster: self.cluster,
+            volume: self.volume,
+            snapshot: self.snapshot,
+            incremental: self.base.is_some(),
+        }
+    }
+
+    pub(crate) fn delta_id(&self) -> DeltaId {
+        DeltaId { cluster: self.cluster, volume: self.volume, snapshot: self.snapshot }
+    }
+
+    /// Returns an error for a backup whose objects may be collected as garbage.
+    pub(crate) fn check_age(&self, now: Timestamp) -> Result<(), CloudError> {
+        let age_s = now.as_second().saturating_sub(self.started.as_second());
+        // A start in the future comes from a wrong clock.
+        if !(-MAX_CLOCK_SKEW_S..=BACKUP_LIFETIME_S).contains(&age_s) {
+            return Err(CloudError::Expired { id: self.id(), started: self.started });
+        }
+        Ok(())
+    }
+
+    /// Returns true if the backup is so old that its objects must be checked after the commit.
+    pub(crate) fn is_old(&self, now: Timestamp) -> bool {
+        now.as_second().saturating_sub(self.started.as_second()) > MAX_CLOCK_DIFFERENCE_S
+    }
+
+    pub(crate) fn check(&self) -> Result<(), CloudError> {
+        let invalid = |what: String| Err(CloudError::InvalidRequest { what });
+        let end = Extent::whole(self.size_bytes).end();
+        if self.zero.last().is_some_and(|last| last >= end) {
+            return invalid(format!(
+                "a zero block is beyond the end of a volume of {} bytes",
+                self.size_bytes
+            ));
+        }
+        let mut both = self.data.clone();
+        both.intersect_with(&self.zero);
+        if let Some(block) = both.first() {
+            return invalid(format!("block {block} is both a data block and a zero block"));
+        }
+        let Some(base) = &self.base else { return Ok(()) };
+        if base.size_bytes > self.size_bytes {
+            return invalid(format!(
+                "cloud snapshot {} is of a larger volume and cannot be the base",
+                base.id()
+            ));
+        }
+        if base.deltas().any(|delta| delta.snapshot == self.snapshot) {
+            return invalid(format!("snapshot {} cannot be its own base", self.snapshot));
+        }
+        if base.chain.len() + 1 > MAX_CHAIN {
+            return invalid(format!("a chain has at most {MAX_CHAIN} snapshots: make a full backup"));
+        }
+        Ok(())
+    }
+}
+
+/// Creates a salt for a new delta.
+///
+/// # Errors
+/// [`CloudError::Internal`] without system randomness.
+pub fn new_delta_salt() -> Result<[u8; 32], CloudError> {
+    random()
+}

@@ -1,0 +1,106 @@
+//! State of a running backup, and requests for its objects.
+
+use crate::{
+    CloudError, backup_spec::BackupSpec, buffers::Buffers, clock::RunClock, journal::BackupJournal,
+    keys::DataKey, names::DeltaId, plan::Layout, progress::Progress, repository::run_blocking, seal::Sealer,
+};
+use blockd_extent::BlockSource;
+use blockd_store::{BlobStore, PutMode, StoreErrorKind, Work};
+use bytes::Bytes;
+use std::sync::Arc;
+use tokio::sync::Semaphore;
+
+/// Maximum number of packs that are assembled concurrently; others in flight are being uploaded.
+const BUILD_CONCURRENCY: usize = 2;
+/// Maximum number of chunks whose raw blocks are in memory.
+const MAX_RAW_CHUNKS: usize = 8;
+/// Number of chunks read ahead of sealing.
+const CHUNKS_AHEAD: usize = 2;
+
+/// Limits and memory of pack assembly.
+pub(crate) struct Packing {
+    pub building: Semaphore,
+    pub raw: Semaphore,
+    pub cores: Semaphore,
+    /// Assembling a pack needs its memory twice.
+    pub assembling: Semaphore,
+    pub buffers: Arc<Buffers>,
+}
+
+impl Packing {
+    pub fn new(cpu_threads: usize) -> Self {
+        Self {
+            building: Semaphore::new(BUILD_CONCURRENCY),
+            raw: Semaphore::new((cpu_threads + CHUNKS_AHEAD).min(MAX_RAW_CHUNKS)),
+            cores: Semaphore::new(cpu_threads),
+            assembling: Semaphore::new(1),
+            buffers: Arc::default(),
+        }
+    }
+}
+
+/// State shared by all packs of a backup.
+pub(crate) struct Job {
+    pub spec: Arc<BackupSpec>,
+    pub layout: Layout,
+    pub key: DataKey,
+    pub sealer: Sealer,
+    pub store: Arc<dyn BlobStore>,
+    pub reader: Arc<dyn BlockSource>,
+    pub journal: Arc<dyn BackupJournal>,
+    pub progress: Arc<Progress>,
+    pub packing: Packing,
+    pub work: Work,
+    pub write_once: bool,
+    /// An earlier run may have committed the snapshot, and another host may have deleted it since.
+    pub was_committing: bool,
+    /// Start of this run.
+    pub clock: RunClock,
+    /// An earlier run exists. It may have committed even without a commit record.
+    pub is_resumed: bool,
+}
+
+impl Job {
+    /// Returns true if a pack recorded by an earlier run is still in the store.
+    pub(crate) async fn is_stored(&self, pack_no: u32) -> Result<bool, CloudError> {
+        let journal = self.journal.clone();
+        let lens = run_blocking(move || journal.frame_lens(pack_no)).await?;
+        debug_assert!(lens.is_some(), "pack {pack_no} is neither stored nor recorded");
+        if lens.unwrap_or_default().iter().all(|len| *len == 0) {
+            // Packs of zero blocks only have no object.
+            return Ok(true);
+        }
+        self.exists(&self.spec.delta_id().pack_key(pack_no)).await
+    }
+
+    pub(crate) async fn exists(&self, object: &str) -> Result<bool, CloudError> {
+        match self.store.get_range(object, 0, 1).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind == StoreErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Stores an object of the delta.
+    ///
+    /// No other task writes its key, and every attempt of this one writes the same bytes. If a copied daemon
+    /// runs the same task, write-once objects keep the two runs apart: the committing run has verified that
+    /// each object is its own.
+    pub(crate) async fn put(&self, object: &str, body: Bytes) -> Result<(), CloudError> {
+        assert!(!body.is_empty(), "an empty object at {object}");
+        assert_eq!(DeltaId::of_object(object), Some(self.spec.delta_id()), "{object} is of another delta");
+        if !self.write_once {
+            return Ok(self.store.put(object, body, PutMode::Overwrite).await?);
+        }
+        match self.store.put(object, body.clone(), PutMode::CreateIfAbsent).await {
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
+                match self.store.get(object, body.len() as u64).await {
+                    Ok(found) if found == body => Ok(()),
+                    Err(error) if error.kind != StoreErrorKind::TooLarge => Err(error.into()),
+                    _ => Err(CloudError::Conflict { key: object.to_owned() }),
+                }
+            }
+            result => Ok(result?),
+        }
+    }
+}
