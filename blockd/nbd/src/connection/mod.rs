@@ -30,9 +30,7 @@ use crate::connection::flow::{Context, Flow};
 use crate::connection::receive_buffer::{RECEIVE_BUFFER_BYTES, ReceiveBuffer};
 use crate::connection::remote_requests::{LATE_AFTER, RemoteRequests};
 use crate::connection::reply_queue::Chunk;
-use crate::connection::time_limits::Payload;
-use crate::connection::tls::Security;
-use crate::connection::transfer_deadline::TransferDeadline;
+use crate::connection::transfer_deadline::{Payload, TransferDeadline};
 use crate::connection::transmission::{Pause, Scope, Transmission};
 use crate::device::Client;
 use crate::protocol::handshake::Handshake;
@@ -40,6 +38,7 @@ use crate::protocol::tls_option::TlsStage;
 use crate::server::ring::Transfer;
 use crate::server::worker::Done;
 use crate::tls::identity::TlsMode;
+use crate::tls::session::TlsSession;
 
 enum Phase {
     Handshake(Handshake),
@@ -55,6 +54,16 @@ enum Life {
     Draining,
     /// Sends nothing; ends when no operation is in progress.
     Aborted,
+}
+
+/// Encryption state of a connection.
+enum Security {
+    Plain,
+    /// TLS starts once the acknowledgement of STARTTLS is sent.
+    Starting,
+    Tls(Box<TlsSession>),
+    /// The handshake thread owns the session; the connection neither receives nor sends.
+    InHandshakeJob,
 }
 
 /// Send in progress.

@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use super::flow::Context;
-use super::tls::Security;
 use super::transmission::Transmission;
-use super::{Connection, Life, Phase};
+use super::{Connection, Life, Phase, Security};
 use crate::protocol::handshake::{LookupResult, Step};
 use crate::server::worker::Work;
 

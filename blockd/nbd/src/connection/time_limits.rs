@@ -7,12 +7,6 @@ use super::flow::Context;
 use super::transfer_deadline::TransferDeadline;
 use super::{Connection, Life, Phase};
 
-/// Awaited payload, whose memory other connections may wait for.
-pub(super) struct Payload {
-    pub(super) number: u64,
-    pub(super) deadline: TransferDeadline,
-}
-
 impl Connection {
     /// Checks the timeouts.
     pub(crate) fn check_time(&mut self, cx: &mut Context<'_>) {

@@ -6,20 +6,10 @@ use std::sync::Arc;
 use super::buffer_pool::BufferPool;
 use super::flow::Context;
 use super::reply_queue::Chunk;
-use super::{Connection, Life, Phase};
+use super::{Connection, Life, Phase, Security};
 use crate::device::Client;
 use crate::server::worker::Work;
 use crate::tls::session::{Decrypted, TlsSession};
-
-/// Encryption state of a connection.
-pub(super) enum Security {
-    Plain,
-    /// TLS starts once the acknowledgement of STARTTLS is sent.
-    Starting,
-    Tls(Box<TlsSession>),
-    /// The handshake thread owns the session; the connection neither receives nor sends.
-    InHandshakeJob,
-}
 
 impl Connection {
     /// Decrypts and processes input while the phase accepts it.

@@ -39,6 +39,12 @@ impl TransferDeadline {
     }
 }
 
+/// Awaited payload, whose memory other connections may wait for.
+pub(super) struct Payload {
+    pub(super) number: u64,
+    pub(super) deadline: TransferDeadline,
+}
+
 fn later(now: Instant, timeout: Duration) -> Instant {
     now.checked_add(timeout).unwrap_or(now)
 }
