@@ -1,9 +1,9 @@
 //! Lazy volumes and in-place restores.
 
 use crate::{
-    CredentialRef, Labels, VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,
-    schedules::ScheduleSummary, tasks::TaskLimits,
+    CredentialRef, Labels, VolumeId, VolumeName, VolumeRef, schedules::ScheduleSummary, tasks::TaskLimits,
 };
+use blockd_extent::CloudSnapshotId;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fmt, str::FromStr};

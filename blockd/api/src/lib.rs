@@ -56,7 +56,7 @@ pub use text::{first_names, format_duration, format_time, matches_wildcard, with
 pub use uri::{nbd_tcp_uri, nbd_unix_uri};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 /// Maximum length of a request or reply body, in bytes.
@@ -86,4 +86,9 @@ pub struct Deleted {
     /// Warnings, such as schedules that no longer protect a volume.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+/// Distinguishes a given `null` from an omitted field.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(value: D) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }

@@ -6,8 +6,9 @@ pub use policies::*;
 
 use crate::{
     CredentialRef, GroupName, LabelSelector, Labels, List, ObjectName, RuleName, SnapshotId, SnapshotName,
-    VolumeId, VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,
+    VolumeId, VolumeName, VolumeRef,
 };
+use blockd_extent::CloudSnapshotId;
 use blockd_schedule::{Jitter, Recurrence, Retention, Verdict};
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -183,7 +184,7 @@ pub struct UpdateSchedule {
     /// New retention.
     pub retain: Option<Retention>,
     /// New retention of local snapshots; `null` makes none and keeps existing ones.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::volumes::given")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::given")]
     pub local: Option<Option<Retention>>,
     /// New retention of single credentials; replaces all.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -195,7 +196,7 @@ pub struct UpdateSchedule {
     /// New priority.
     pub priority: Option<Priority>,
     /// New rule; `null` for the volumes' rules.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::volumes::given")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::given")]
     pub rule_name: Option<Option<RuleName>>,
     /// Labels of future backups; they replace all.
     #[serde(skip_serializing_if = "Option::is_none")]

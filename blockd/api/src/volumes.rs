@@ -8,7 +8,7 @@ use crate::{
 };
 use jiff::Timestamp;
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use uuid::Uuid;
 
@@ -59,15 +59,8 @@ pub struct UpdateVolume {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub acknowledge_discarded_writes: bool,
     /// New consistency group; `null` for none.
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "given")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::given")]
     pub group: Option<Option<GroupName>>,
-}
-
-/// Distinguishes a given `null` from an omitted field.
-pub(crate) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    value: D,
-) -> Result<Option<Option<T>>, D::Error> {
-    Option::deserialize(value).map(Some)
 }
 
 /// Body of `POST /v1/volumes/{volume}/clone`: a new volume from a snapshot.
