@@ -4,11 +4,11 @@ use crate::{
     backup::work::BackupWork, error::ServiceError, snapshots::freeze::FreezeRequest, tasks::LiveTask,
     volumes::registry::VolumeEntry,
 };
-use blockd_api::{ApiError, ErrorCode, SnapshotName, quiesce::QuiesceReport, snapshots::SnapshotGroup};
+use blockd_api::{ApiError, ErrorCode, SnapshotName, snapshots::SnapshotGroup};
 use blockd_catalog::{BackupTask, GroupFreeze, SnapshotRow, SnapshotState, TaskRow};
 use blockd_extent::{SnapshotId, VolumeId};
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     sync::Arc,
 };
 use uuid::Uuid;
@@ -18,23 +18,6 @@ fn freeze_key(group: Option<&GroupFreeze>, id: SnapshotId) -> String {
     match group {
         Some(group) => format!("group {}", group.id),
         None => format!("snapshot {id}"),
-    }
-}
-
-/// Failed freezes by [key](freeze_key). The next failure drops those whose backups have ended and cannot be
-/// resumed.
-#[derive(Debug, Default)]
-pub(crate) struct FailedFreezes(HashMap<String, (ApiError, Option<QuiesceReport>)>);
-
-impl FailedFreezes {
-    /// Adds a failed freeze, and drops those whose backups have ended.
-    fn note(&mut self, key: String, why: ApiError, report: Option<QuiesceReport>, ended: &[String]) {
-        ended.iter().for_each(|key| drop(self.0.remove(key)));
-        self.0.insert(key, (why, report));
-    }
-
-    fn find(&self, key: &str) -> Option<(ApiError, Option<QuiesceReport>)> {
-        self.0.get(key).cloned()
     }
 }
 
@@ -196,6 +179,7 @@ async fn group_freeze(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::work::FailedFreezes;
 
     #[test]
     fn failed_freezes_are_kept_until_their_backups_end() {

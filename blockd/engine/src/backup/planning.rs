@@ -8,19 +8,19 @@ use crate::{
     backup::{
         doubts::doubt_of_restart,
         plan::{Decision, Plan, decide},
-        task::{FrozenBackup, ids},
         work::BackupWork,
     },
     error::{ServiceError, blocking},
     ids::random_id,
     repositories::opening::is_missing_or_damaged,
     tasks::{LiveTask, clean_files},
+    volumes::registry::VolumeEntry,
 };
-use blockd_catalog::{Chain, DbError, DbManifestCache, ProofRow, TaskRow};
+use blockd_catalog::{BackupTask, Chain, DbError, DbManifestCache, ProofRow, SnapshotRow, TaskRow};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, MAX_CHAIN, Manifest, ManifestCache, ManifestKey, Repository, new_delta_salt,
 };
-use blockd_extent::{BlockSet, Epoch, SnapshotId};
+use blockd_extent::{BlockSet, Epoch, SnapshotId, VolumeId};
 use blockd_volume::{Changes, Volume, VolumeErrorKind};
 use jiff::Timestamp;
 use std::sync::Arc;
@@ -28,6 +28,23 @@ use uuid::Uuid;
 
 /// Reason for the full backup of a restart.
 const BASE_DELETED: &str = "the base of the incremental backup was deleted";
+
+/// Frozen snapshot with its request and store settings.
+pub(crate) struct FrozenBackup<'a> {
+    pub(crate) asked: &'a BackupTask,
+    pub(crate) entry: Arc<VolumeEntry>,
+    pub(crate) volume: Arc<Volume>,
+    pub(crate) snapshot: SnapshotRow,
+    /// The store supports create-if-absent.
+    pub(crate) write_once: bool,
+}
+
+pub(crate) fn ids(row: &TaskRow) -> Result<(VolumeId, SnapshotId), ServiceError> {
+    match (row.volume, row.snapshot) {
+        (Some(volume), Some(snapshot)) => Ok((volume, snapshot)),
+        _ => Err(ServiceError::Internal("a backup without volume or snapshot".into())),
+    }
+}
 
 /// Returns the plan of an earlier run or a new one, with the manifest of its base.
 pub(crate) async fn planned(

@@ -28,14 +28,13 @@ use crate::{
     backup::{
         freeze::snapshot_for_backup,
         plan::Plan,
-        planning::{planned, restart_as_full},
+        planning::{FrozenBackup, ids, planned, restart_as_full},
         work::BackupWork,
     },
     error::{ServiceError, blocking, spawned},
     repositories::opening::is_missing_or_damaged,
     snapshots::Snapshots,
     tasks::{LiveTask, clean_files, secrets},
-    volumes::registry::VolumeEntry,
 };
 use blockd_api::{CredentialRef, ErrorCode, ORIGIN_LABELS};
 use blockd_catalog::{
@@ -52,13 +51,6 @@ use jiff::Timestamp;
 use rusqlite::Transaction;
 use std::{path::Path, sync::Arc};
 use uuid::Uuid;
-
-pub(crate) fn ids(row: &TaskRow) -> Result<(VolumeId, SnapshotId), ServiceError> {
-    match (row.volume, row.snapshot) {
-        (Some(volume), Some(snapshot)) => Ok((volume, snapshot)),
-        _ => Err(ServiceError::Internal("a backup without volume or snapshot".into())),
-    }
-}
 
 /// Returns the trigger of a backup for its manifest and listings.
 pub fn trigger_of(asked: &BackupTask) -> &'static str {
@@ -113,16 +105,6 @@ pub(crate) async fn run(
         tracing::warn!(%error, "cleanup of the backup failed; the next start retries");
     }
     Ok(done)
-}
-
-/// Frozen snapshot with its request and store settings.
-pub(crate) struct FrozenBackup<'a> {
-    pub(crate) asked: &'a BackupTask,
-    entry: Arc<VolumeEntry>,
-    pub(crate) volume: Arc<Volume>,
-    pub(crate) snapshot: SnapshotRow,
-    /// The store supports create-if-absent.
-    write_once: bool,
 }
 
 /// Uploads the frozen snapshot under the task's name. Returns the manifest and true if it may have existed

@@ -1,6 +1,6 @@
 //! Import of the proofs that other hosts published.
 
-use super::Proofs;
+use super::{Proofs, Seen};
 use crate::{error::ServiceError, repositories::preflight};
 use blockd_api::{
     credentials::StoreConfig,
@@ -28,14 +28,6 @@ const BATCH: usize = 32;
 const MAX_SEEN: usize = 200_000;
 /// Maximum time that a listing waits for the import.
 const LISTING_TIME_LIMIT: Duration = Duration::from_secs(5);
-
-/// Proofs that were read from a location.
-#[derive(Default)]
-pub(crate) struct Seen {
-    /// Location and keys with which they were read: with others, they may be usable.
-    with: (Uuid, Vec<Uuid>),
-    ids: HashSet<ProofId>,
-}
 
 impl Proofs {
     /// Imports the proofs of other hosts after a listing of the manifests. Waits for some seconds at most;

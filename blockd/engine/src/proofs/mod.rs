@@ -12,8 +12,7 @@ use crate::{
 };
 use blockd_api::{CredentialRef, cloudsnaps};
 use blockd_catalog::{CredentialRow, Db, LastProof, ProofRow};
-use blockd_cloud::{CloudError, Proof, Repository, VerifyDepth};
-use import::Seen;
+use blockd_cloud::{CloudError, Proof, ProofId, Repository, VerifyDepth};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
@@ -37,6 +36,14 @@ pub struct Proofs {
     pub(crate) seen: Mutex<HashMap<Uuid, Seen>>,
     /// Credentials whose location refused a proof, which is warned about once.
     pub(crate) refused: Mutex<HashSet<Uuid>>,
+}
+
+/// Proofs that were read from a location.
+#[derive(Default)]
+pub(crate) struct Seen {
+    /// Location and keys with which they were read: with others, they may be usable.
+    with: (Uuid, Vec<Uuid>),
+    ids: HashSet<ProofId>,
 }
 
 /// Returns a proof for lists.

@@ -7,11 +7,10 @@ use crate::{
     error::ServiceError,
     events::EventLog,
     host::Host,
-    quiesce::rules::RuleProblems,
     volumes::{attachments::Attachments, registry::Registry},
 };
 use blockd_api::{
-    ErrorCode, VolumeName,
+    ErrorCode, RuleName, VolumeName,
     events::{EventKind, Severity},
     quiesce::{QuiesceKind, QuiesceStep},
 };
@@ -23,7 +22,8 @@ use blockd_quiesce::{
 };
 use blockd_volume::Volume;
 use jiff::Timestamp;
-use std::{os::unix::fs::MetadataExt, sync::Arc};
+use parking_lot::Mutex;
+use std::{collections::BTreeMap, os::unix::fs::MetadataExt, sync::Arc};
 
 /// Quiesces applications and filesystems by the rules that apply.
 pub struct Quiescer {
@@ -33,7 +33,8 @@ pub struct Quiescer {
     pub(crate) host: Arc<Host>,
     pub(crate) quiescing: Arc<QuiesceAdmission>,
     pub(crate) registry: Arc<Registry>,
-    pub(crate) rule_problems: RuleProblems,
+    /// Rules whose commands cannot run, with the cause found at the start.
+    pub(crate) rule_problems: Mutex<BTreeMap<RuleName, String>>,
 }
 
 fn refused(message: impl Into<String>) -> ServiceError {

@@ -16,7 +16,6 @@ use blockd_extent::VolumeId;
 use blockd_quiesce::{QuiescePart, UserRefused, try_user};
 use futures::{Stream, StreamExt, stream};
 use jiff::Timestamp;
-use parking_lot::Mutex;
 use rusqlite::Transaction;
 use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 use uuid::Uuid;
@@ -35,9 +34,6 @@ const TRIAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Number of rules tested concurrently at the start: each may wait for an unresponsive directory server.
 const MAX_CONCURRENT_TRIALS: usize = 8;
-
-/// Rules whose commands cannot run, with the cause found at the start.
-pub type RuleProblems = Mutex<BTreeMap<RuleName, String>>;
 
 fn invalid(message: impl Into<String>) -> ServiceError {
     ServiceError::refused(ErrorCode::InvalidRequest, message)

@@ -15,12 +15,12 @@
 use crate::{
     error::{ServiceError, blocking, spawned},
     host::{Admission, Host},
+    restore::labels::{before_first_write, with_labels},
     restore::lazy::{
         LazyVolumes,
         hydrate::{PAUSE, wait},
         source::{CHUNK_BLOCKS, SnapshotSource},
     },
-    restore::start_in_place::{before_first_write, with_labels},
     snapshots::{Snapshots, freeze::FreezeRequest},
     tasks::{LiveTask, Tasks},
     volumes::{

@@ -3,6 +3,7 @@
 pub mod checkpoint;
 pub mod full;
 pub mod in_place;
+mod labels;
 pub mod lazy;
 mod start_in_place;
 

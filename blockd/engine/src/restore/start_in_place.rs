@@ -3,16 +3,18 @@
 use crate::{
     error::ServiceError,
     ids::random_id,
-    restore::{Restores, in_place::fence_reason},
+    restore::{
+        Restores,
+        in_place::fence_reason,
+        labels::{before_first_write, with_labels},
+    },
     tasks::requests::check_limits,
-    volumes::registry::{Tags, VolumeEntry},
+    volumes::registry::VolumeEntry,
 };
-use blockd_api::{
-    ErrorCode, Labels, PairsError, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace,
-};
+use blockd_api::{ErrorCode, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace};
 use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec};
 use blockd_extent::SnapshotId;
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 impl Restores {
     /// Starts an in-place restore of a volume.
@@ -83,28 +85,4 @@ impl Restores {
         }
         Ok(())
     }
-}
-
-/// Returns the tags of a volume from the first write of a restore on; `labels` are those that it sets at its
-/// end.
-///
-/// # Errors
-/// The names of earlier restores are too long.
-pub(super) fn before_first_write(tags: Tags, labels: &Labels) -> Result<Tags, ServiceError> {
-    let labels = tags.labels.replaced_by(labels).map_err(|error| refused(&error))?;
-    Ok(Tags { labels, ..tags })
-}
-
-/// Adds labels.
-///
-/// # Errors
-/// They are too many.
-pub(super) fn with_labels(tags: Tags, labels: &Labels) -> Result<Tags, ServiceError> {
-    let labels = Labels::try_from(BTreeMap::from(tags.labels.overlaid_by(labels)));
-    let labels = labels.map_err(|error| refused(&error))?;
-    Ok(Tags { labels, ..tags })
-}
-
-fn refused(error: &PairsError) -> ServiceError {
-    ServiceError::refused(ErrorCode::InvalidRequest, error.to_string())
 }

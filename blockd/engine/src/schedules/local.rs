@@ -10,7 +10,7 @@ use crate::{
     schedules::{
         judgement,
         run_events::add_run_event,
-        runner::{Delays, ScheduleRunner},
+        runner::{Delays, ScheduleRunner, snapshot_name},
         transactions::{self, Batch, failures_of},
     },
     snapshots::freeze::FreezeRequest,
@@ -23,13 +23,6 @@ use blockd_quiesce::QuiescePart;
 use jiff::Timestamp;
 use std::{collections::HashSet, sync::Arc, time::Instant};
 use uuid::Uuid;
-
-/// Returns the name of a schedule's snapshots of one point in time.
-pub(super) fn snapshot_name(schedule: Uuid, now: Timestamp) -> Result<SnapshotName, ServiceError> {
-    let of = schedule.simple().to_string();
-    let of = of.get(..8).unwrap_or_default();
-    Ok(format!("sched-{of}-{}", now.strftime("%Y%m%dT%H%M%S.%3fZ")).parse()?)
-}
 
 /// Snapshots to take now.
 struct StartedRun {

@@ -6,7 +6,7 @@ use crate::{
 };
 use blockd_api::{
     ErrorCode,
-    schedules::{Rule, Selector},
+    schedules::{MAX_RULES, Rule, Selector},
 };
 use blockd_schedule::{Jitter, Recurrence};
 use jiff::Timestamp;
@@ -14,8 +14,21 @@ use jiff::Timestamp;
 /// Number of runs considered for the shortest interval.
 const LOOK_AHEAD: usize = 64;
 
-fn invalid(message: String) -> ServiceError {
+pub(super) fn invalid(message: impl Into<String>) -> ServiceError {
     ServiceError::refused(ErrorCode::InvalidRequest, message)
+}
+
+/// Refuses too many rules, and duplicates.
+pub(super) fn check_rules(rules: &[Rule]) -> Result<(), ServiceError> {
+    if rules.len() > MAX_RULES {
+        return Err(invalid(format!("{} rules are too many: give at most {MAX_RULES}", rules.len())));
+    }
+    for (at, rule) in rules.iter().enumerate() {
+        if rules[..at].iter().any(|earlier| earlier.when == rule.when) {
+            return Err(invalid(format!("rule {} is given twice", rule.when)));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a rule without future runs.

@@ -2,36 +2,21 @@
 
 use crate::{
     error::ServiceError,
-    schedules::{plausibility::refuse_never, requests::Schedules},
+    schedules::{
+        plausibility::{check_rules, refuse_never},
+        requests::{Schedules, no_policy},
+    },
 };
 use blockd_api::{
     Deleted, ErrorCode, List,
-    schedules::{MAX_RULES, Policy, PolicyName, Rule, UpdatePolicy},
+    schedules::{Policy, PolicyName, Rule, UpdatePolicy},
 };
 use blockd_catalog::{PolicyRow, ScheduleRow};
 use blockd_schedule::When;
 use jiff::Timestamp;
 
-/// Refuses too many rules, and duplicates.
-pub(super) fn check_rules(rules: &[Rule]) -> Result<(), ServiceError> {
-    let invalid = |message| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-    if rules.len() > MAX_RULES {
-        return invalid(format!("{} rules are too many: give at most {MAX_RULES}", rules.len()));
-    }
-    for (at, rule) in rules.iter().enumerate() {
-        if rules[..at].iter().any(|earlier| earlier.when == rule.when) {
-            return invalid(format!("rule {} is given twice", rule.when));
-        }
-    }
-    Ok(())
-}
-
 fn to_api(row: PolicyRow) -> Policy {
     Policy { name: row.name, rules: row.rules }
-}
-
-pub(super) fn not_found(name: &PolicyName) -> ServiceError {
-    ServiceError::refused(ErrorCode::PolicyNotFound, format!("there is no schedule policy {name}"))
 }
 
 impl Schedules {
@@ -71,7 +56,7 @@ impl Schedules {
     pub async fn policy(&self, name: PolicyName) -> Result<Policy, ServiceError> {
         let wanted = name.clone();
         let row = self.db.run(move |tx| PolicyRow::find(tx, &wanted)).await?;
-        row.map(to_api).ok_or_else(|| not_found(&name))
+        row.map(to_api).ok_or_else(|| no_policy(&name))
     }
 
     /// Replaces the rules of a policy for all schedules that use it.
@@ -107,7 +92,7 @@ impl Schedules {
             Ok(found)
         });
         if !updated.await? {
-            return Err(not_found(&name));
+            return Err(no_policy(&name));
         }
         self.scheduler.wake();
         Ok(to_api(row))
@@ -132,7 +117,7 @@ impl Schedules {
         });
         match deleted.await? {
             true => Ok(Deleted { name: Some(name.to_string()), ..Deleted::default() }),
-            false => Err(not_found(&name)),
+            false => Err(no_policy(&name)),
         }
     }
 }

@@ -5,8 +5,7 @@ use crate::{
     quiesce::{Quiescer, rules::refuse_unknown},
     repositories::Repositories,
     schedules::{
-        plausibility,
-        policies::{check_rules, not_found},
+        plausibility::{self, check_rules, invalid},
         selection::{self, Candidate},
         transactions,
         update::updated,
@@ -17,9 +16,9 @@ use crate::{
 use blockd_api::{
     ApiError, Deleted, ErrorCode, List, ObjectName, VolumeRef,
     schedules::{
-        CopyState, CreateSchedule, CredentialRetention, ListRuns, MAX_HISTORY, MAX_TARGETS, RetainAt, Run,
-        RunSchedule, RunState, Schedule, ScheduleList, SelectedVolumes, Selector, UnreadableSchedule,
-        UpdateSchedule,
+        CopyState, CreateSchedule, CredentialRetention, ListRuns, MAX_HISTORY, MAX_TARGETS, PolicyName,
+        RetainAt, Run, RunSchedule, RunState, Schedule, ScheduleList, SelectedVolumes, Selector,
+        UnreadableSchedule, UpdateSchedule,
     },
 };
 use blockd_catalog::{Db, DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec};
@@ -45,8 +44,8 @@ pub(super) fn no_schedule(uuid: Uuid) -> ServiceError {
     ServiceError::refused(ErrorCode::ScheduleNotFound, format!("there is no schedule {uuid}"))
 }
 
-pub(super) fn invalid(message: impl Into<String>) -> ServiceError {
-    ServiceError::refused(ErrorCode::InvalidRequest, message)
+pub(super) fn no_policy(name: &PolicyName) -> ServiceError {
+    ServiceError::refused(ErrorCode::PolicyNotFound, format!("there is no schedule policy {name}"))
 }
 
 fn to_api(
@@ -147,7 +146,7 @@ fn put(
     if let Some(policy) = &row.policy
         && PolicyRow::find(tx, policy)?.is_none()
     {
-        return Err(not_found(policy));
+        return Err(no_policy(policy));
     }
     refuse_unknown(tx, row.spec.rule.as_ref())?;
     row.put(tx)?;

@@ -11,7 +11,6 @@ use crate::{
     repositories::Repositories,
     schedules::{
         judgement::{self, Judgement},
-        local::snapshot_name,
         requests::Schedules,
         retention_checks::{RetentionCheck, RetentionChecks},
         run_events::add_run_event,
@@ -23,7 +22,8 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{
-    CredentialRef, ErrorCode, ObjectName, VolumeRef, cloudsnaps::BackupOptions, schedules::RunState,
+    CredentialRef, ErrorCode, ObjectName, SnapshotName, VolumeRef, cloudsnaps::BackupOptions,
+    schedules::RunState,
 };
 use blockd_catalog::{Db, DbError, LOCAL, RunRow, ScheduleRow, TaskRow};
 use blockd_extent::VolumeId;
@@ -52,6 +52,13 @@ const ADDING: &str = "adding due runs";
 const STARTING: &str = "starting runs";
 const DELETING_LOCAL: &str = "deleting surplus local snapshots";
 const DELETING: &str = "deleting surplus cloud snapshots";
+
+/// Returns the name of a schedule's snapshots of one point in time.
+pub(super) fn snapshot_name(schedule: Uuid, now: Timestamp) -> Result<SnapshotName, ServiceError> {
+    let of = schedule.simple().to_string();
+    let of = of.get(..8).unwrap_or_default();
+    Ok(format!("sched-{of}-{}", now.strftime("%Y%m%dT%H%M%S.%3fZ")).parse()?)
+}
 
 /// Runs the schedules and their retention.
 pub struct ScheduleRunner {

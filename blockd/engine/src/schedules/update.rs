@@ -2,7 +2,7 @@
 
 use crate::{
     error::ServiceError,
-    schedules::{plausibility, policies::check_rules, requests::invalid},
+    schedules::plausibility::{self, check_rules, invalid},
 };
 use blockd_api::schedules::UpdateSchedule;
 use blockd_catalog::ScheduleRow;
