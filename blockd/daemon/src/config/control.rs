@@ -1,6 +1,6 @@
 //! Access to the control API: listeners, client certificates and roles.
 
-use super::ConfigError;
+use super::error::ConfigError;
 use blockd_api::roles::Role;
 use blockd_nbd::TlsFiles;
 use nix::unistd::{Gid, Group};

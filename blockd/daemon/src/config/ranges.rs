@@ -1,6 +1,6 @@
 //! Table of the settings, with the ranges of numbers.
 
-use super::ConfigError;
+use super::error::ConfigError;
 use blockd_api::ByteSize;
 
 /// Valid values of a number.

@@ -1,8 +1,8 @@
 //! Attaching and detaching.
 
 use super::{
-    Failure, detached,
-    routes::{OperationCall, Routes},
+    replies::Failure,
+    routes::{OperationCall, Routes, detached},
 };
 use blockd_api::{
     VolumeRef,

@@ -1,6 +1,12 @@
 //! Mounts of snapshots, and files in cloud snapshots.
 
-use super::{Body, Failure, Input, Reply, caller::Caller, passed_fds::Descriptor, routes::Routes};
+use super::{
+    caller::Caller,
+    extractors::{Body, Input},
+    passed_fds::Descriptor,
+    replies::{Failure, Reply},
+    routes::Routes,
+};
 use axum::{extract::State, http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::{
     browse::{BrowseMount, HandMount, ReadFile},

@@ -3,7 +3,7 @@
 //! Each listener determines its callers; the table of operations has the required role of each one.
 //! Operations that are not in the table are for admins only.
 
-use super::Failure;
+use super::replies::Failure;
 use axum::{
     extract::{FromRequestParts, MatchedPath, Request},
     http::request::Parts,

@@ -1,10 +1,9 @@
 //! Cloud snapshots.
 
 use super::{
-    Failure,
     caller::Caller,
-    detached,
-    routes::{OperationCall, Routes},
+    replies::Failure,
+    routes::{OperationCall, Routes, detached},
     rules::may_run,
 };
 use blockd_api::{

@@ -1,11 +1,11 @@
 //! Metrics and health checks, on the control socket and on a separate address.
 
 use super::{
-    Api, Failure,
     caller::Caller,
     connections::{serve_each, serve_one},
     passed_fds::PassedFds,
-    routes::Routes,
+    replies::Failure,
+    routes::{Api, Routes},
 };
 use axum::{
     Router,

@@ -9,9 +9,11 @@ pub(crate) mod caller;
 mod cloudsnaps;
 pub(crate) mod connections;
 mod credentials;
+mod extractors;
 pub(crate) mod metrics;
 mod passed_fds;
 pub(crate) mod remote;
+mod replies;
 mod routes;
 mod rules;
 mod schedules;
@@ -20,32 +22,22 @@ mod status;
 mod tasks;
 mod volumes;
 
-use crate::served::Served;
+pub(crate) use routes::Api;
+
 use axum::{
     Router,
-    body::Bytes,
-    extract::{
-        DefaultBodyLimit, FromRef, FromRequest, FromRequestParts, Path, Query, Request, State,
-        rejection::BytesRejection,
-    },
-    http::{StatusCode, header::CONTENT_TYPE, request::Parts},
+    extract::{DefaultBodyLimit, Request, State},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
-use blockd_api::{ApiError, Document, ErrorBody, ErrorCode, operations::PathParameter};
-use blockd_engine::{
-    engine::Engine,
-    error::{ServiceError, spawned},
-    owner,
-    repositories::preflight::with_client_cancellation,
-};
-use blockd_views::browse::Browser;
+use blockd_api::ErrorCode;
+use blockd_engine::error::ServiceError;
 use caller::Caller;
+use extractors::MAX_REQUEST_BYTES;
 use futures::FutureExt;
+use replies::Failure;
 use routes::Routes;
-use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    future::Future,
     panic::AssertUnwindSafe,
     sync::{
         Arc,
@@ -54,29 +46,6 @@ use std::{
     time::Instant,
 };
 use tracing::Instrument;
-
-/// Maximum size of a request body: names, labels and secrets.
-const MAX_REQUEST_BYTES: usize = 1 << 20;
-
-/// State of the handlers.
-#[derive(Clone, Debug)]
-pub(crate) struct Api {
-    pub(crate) engine: Arc<Engine>,
-    pub(crate) browser: Arc<Browser>,
-    pub(crate) served: Arc<Served>,
-}
-
-impl FromRef<Api> for Arc<Browser> {
-    fn from_ref(api: &Api) -> Self {
-        Arc::clone(&api.browser)
-    }
-}
-
-impl FromRef<Api> for Arc<Engine> {
-    fn from_ref(api: &Api) -> Self {
-        Arc::clone(&api.engine)
-    }
-}
 
 /// Returns the router, for callers identified by the connection.
 pub(crate) fn router(api: Api) -> Router {
@@ -148,140 +117,4 @@ async fn wrong_method(request: Request) -> Failure {
         request.uri().path()
     );
     Failure(ServiceError::refused(ErrorCode::MethodNotAllowed, message))
-}
-
-/// Error response.
-pub(crate) struct Failure(ServiceError);
-
-impl<E: Into<ServiceError>> From<E> for Failure {
-    fn from(error: E) -> Self {
-        Self(error.into())
-    }
-}
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        let error = self.0.to_api();
-        let status =
-            StatusCode::from_u16(error.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        if status.is_server_error() {
-            tracing::warn!(code = %error.code, error = %error.message, "request failed");
-        } else if matches!(error.code, ErrorCode::InvalidRequest | ErrorCode::QuiesceFailed) {
-            // The message may contain input with a misplaced secret, or the output of a command.
-            tracing::debug!(code = %error.code, "the request was refused");
-        } else {
-            tracing::debug!(code = %error.code, error = %error.message, "the request was refused");
-        }
-        let code = error.code;
-        let mut response = json(status, &ErrorBody { error });
-        // For the check that the operation lists it.
-        response.extensions_mut().insert(code);
-        response
-    }
-}
-
-fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
-    match serde_json::to_vec(&Document::new(body)) {
-        Ok(bytes) => (status, [(CONTENT_TYPE, "application/json")], bytes).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
-}
-
-/// JSON reply.
-struct Reply<T>(T);
-
-impl<T: Serialize> IntoResponse for Reply<T> {
-    fn into_response(self) -> Response {
-        json(StatusCode::OK, &self.0)
-    }
-}
-
-/// Runs a change apart from its connection, and waits for it. A change with a preflight request to a store
-/// does not start if the client has disconnected by then.
-async fn detached<T: Send + 'static>(
-    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
-) -> Result<T, Failure> {
-    let (_waiting, work) = with_client_cancellation(work.boxed());
-    Ok(spawned(owner::scope(owner::current(), work)).await?)
-}
-
-fn invalid(message: impl Into<String>) -> Failure {
-    Failure(ServiceError::Refused(ApiError::new(ErrorCode::InvalidRequest, message)))
-}
-
-/// JSON body. An empty body stands for `{}`.
-struct Body<T>(T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
-    type Rejection = Failure;
-
-    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        let bytes = Bytes::from_request(request, state).await.map_err(|error| body_failure(&error))?;
-        let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(bytes).map(Self).map_err(|error| invalid(format!("invalid request: {error}")))
-    }
-}
-
-fn body_failure(error: &BytesRejection) -> Failure {
-    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let message = format!("the request is too large: at most {MAX_REQUEST_BYTES} bytes are accepted");
-        return Failure(ServiceError::refused(ErrorCode::RequestTooLarge, message));
-    }
-    invalid(format!("the request cannot be read: {}", error.body_text()))
-}
-
-/// Query parameters.
-struct Input<T>(T);
-
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Input<T> {
-    type Rejection = Failure;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        match Query::<T>::from_request_parts(parts, state).await {
-            Ok(Query(query)) => Ok(Self(query)),
-            Err(error) => Err(invalid(format!("invalid query: {}", error.body_text()))),
-        }
-    }
-}
-
-/// Path parameter.
-struct Named<T>(T);
-
-impl<T: PathParameter, S: Send + Sync> FromRequestParts<S> for Named<T> {
-    type Rejection = Failure;
-
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        match Path::<String>::from_request_parts(parts, state).await {
-            Ok(Path(text)) => T::parse(&text).map(Self).map_err(invalid),
-            Err(error) => Err(invalid(error.body_text())),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::{sync::atomic::AtomicBool, time::Duration};
-    use tokio::sync::oneshot;
-
-    #[tokio::test]
-    async fn change_is_not_started_after_its_client_disconnects() {
-        let (answer, answered) = oneshot::channel::<()>();
-        let begun = Arc::new(AtomicBool::new(false));
-        let begins = Arc::clone(&begun);
-        let change = async move {
-            let question = async { Ok(answered.await.is_ok()) };
-            blockd_engine::repositories::preflight::in_time(Duration::from_secs(60), question).await?;
-            begins.store(true, Ordering::SeqCst);
-            Ok(())
-        };
-        let cancelled = tokio::time::timeout(Duration::from_millis(20), detached(change)).await;
-        assert!(cancelled.is_err());
-        let _ = answer.send(());
-        // The request ends in either way.
-        while Arc::strong_count(&begun) > 1 {
-            tokio::task::yield_now().await;
-        }
-        assert!(!begun.load(Ordering::SeqCst));
-    }
 }

@@ -4,7 +4,10 @@
 //! otherwise the kernel drops them before this process receives them. One descriptor is kept for the current
 //! request, and none is accepted after it. Surplus ones are closed by a thread that may block.
 
-use super::{Failure, caller::Caller, invalid};
+use super::{
+    caller::Caller,
+    replies::{Failure, invalid},
+};
 use axum::{extract::FromRequestParts, http::request::Parts};
 use blockd_api::operations::HAND_MOUNT;
 use blockd_views::foreign_fd::{Closer, ForeignFd};

@@ -1,10 +1,14 @@
-//! Router of the operations.
+//! Router of the operations, and the state of their handlers.
 
-use super::{Api, Body, Failure, Input, Named, Reply, caller::Caller, detached};
+use super::{
+    caller::Caller,
+    extractors::{Body, Input, Named},
+    replies::{Failure, Reply, invalid},
+};
 use crate::served::Served;
 use axum::{
     Router,
-    extract::{FromRequest, FromRequestParts, Request, State},
+    extract::{FromRef, FromRequest, FromRequestParts, Request, State},
     handler::Handler,
     middleware::map_response,
     response::{IntoResponse, Response},
@@ -14,11 +18,36 @@ use blockd_api::{
     ErrorCode,
     operations::{Method, Operation, OperationInfo, PathParameter},
 };
-use blockd_engine::{engine::Engine, error::ServiceError};
+use blockd_engine::{
+    engine::Engine,
+    error::{ServiceError, spawned},
+    owner,
+    repositories::preflight::with_client_cancellation,
+};
 use blockd_views::browse::Browser;
 use futures::{FutureExt, future::BoxFuture};
 use serde::{Serialize, de::DeserializeOwned};
 use std::sync::Arc;
+
+/// State of the handlers.
+#[derive(Clone, Debug)]
+pub(crate) struct Api {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) browser: Arc<Browser>,
+    pub(crate) served: Arc<Served>,
+}
+
+impl FromRef<Api> for Arc<Browser> {
+    fn from_ref(api: &Api) -> Self {
+        Arc::clone(&api.browser)
+    }
+}
+
+impl FromRef<Api> for Arc<Engine> {
+    fn from_ref(api: &Api) -> Self {
+        Arc::clone(&api.engine)
+    }
+}
 
 /// Handlers of operations have one type: the compiler generates much code for each.
 type Serve = Arc<dyn Fn(Api, Request) -> BoxFuture<'static, Result<Response, Failure>> + Send + Sync>;
@@ -45,11 +74,10 @@ where
         let caller = Caller::from_request_parts(&mut parts, &api).await?;
         let Named(path) = match operation.info.path.contains('{') {
             true => Named::from_request_parts(&mut parts, &api).await?,
-            false => Named(P::parse("").map_err(super::invalid)?),
+            false => Named(P::parse("").map_err(invalid)?),
         };
         let input = if !operation.has_input() {
-            serde_json::from_value(serde_json::Value::Null)
-                .map_err(|error| super::invalid(error.to_string()))?
+            serde_json::from_value(serde_json::Value::Null).map_err(|error| invalid(error.to_string()))?
         } else if operation.info.method.has_body() {
             Body::from_request(Request::from_parts(parts, body), &api).await?.0
         } else {
@@ -69,6 +97,15 @@ fn assert_listed(operation: &OperationInfo, response: &Response) {
         "{} {path} failed with {code}, which its row of the table does not list",
         method.as_str()
     );
+}
+
+/// Runs a change apart from its connection, and waits for it. A change with a preflight request to a store
+/// does not start if the client has disconnected by then.
+pub(super) async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ServiceError>> + Send + 'static,
+) -> Result<T, Failure> {
+    let (_waiting, work) = with_client_cancellation(work.boxed());
+    Ok(spawned(owner::scope(owner::current(), work)).await?)
 }
 
 /// Router and the operations that it serves.
@@ -169,13 +206,42 @@ impl Routes {
 
 #[cfg(test)]
 mod tests {
-    use super::{Failure, assert_listed};
+    use super::{Failure, assert_listed, detached};
     use axum::response::IntoResponse;
     use blockd_api::{
         ErrorCode,
         operations::{GET_VOLUME, OPERATIONS},
     };
     use blockd_engine::error::ServiceError;
+    use std::{
+        sync::{
+            Arc,
+            atomic::{AtomicBool, Ordering},
+        },
+        time::Duration,
+    };
+    use tokio::sync::oneshot;
+
+    #[tokio::test]
+    async fn change_is_not_started_after_its_client_disconnects() {
+        let (answer, answered) = oneshot::channel::<()>();
+        let begun = Arc::new(AtomicBool::new(false));
+        let begins = Arc::clone(&begun);
+        let change = async move {
+            let question = async { Ok(answered.await.is_ok()) };
+            blockd_engine::repositories::preflight::in_time(Duration::from_secs(60), question).await?;
+            begins.store(true, Ordering::SeqCst);
+            Ok(())
+        };
+        let cancelled = tokio::time::timeout(Duration::from_millis(20), detached(change)).await;
+        assert!(cancelled.is_err());
+        let _ = answer.send(());
+        // The request ends in either way.
+        while Arc::strong_count(&begun) > 1 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!begun.load(Ordering::SeqCst));
+    }
 
     #[test]
     #[should_panic(expected = "failed with volume_exists, which its row")]

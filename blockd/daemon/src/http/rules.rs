@@ -1,6 +1,6 @@
 //! Rules.
 
-use super::{Failure, caller::Caller, routes::Routes};
+use super::{caller::Caller, replies::Failure, routes::Routes};
 use blockd_api::{
     operations,
     quiesce::{HookOptions, QuiesceReport},

@@ -1,10 +1,9 @@
 //! Snapshots.
 
 use super::{
-    Failure,
     caller::Caller,
-    detached,
-    routes::{OperationCall, Routes},
+    replies::Failure,
+    routes::{OperationCall, Routes, detached},
     rules::{hide_commands, may_run},
 };
 use blockd_api::{

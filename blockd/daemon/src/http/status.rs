@@ -1,7 +1,7 @@
 //! Status and events of the daemon.
 
 use super::{
-    Failure,
+    replies::Failure,
     routes::{OperationCall, Routes},
 };
 use axum::{http::header::CONTENT_TYPE, response::IntoResponse};

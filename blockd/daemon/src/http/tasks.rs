@@ -1,10 +1,9 @@
 //! Tasks.
 
 use super::{
-    Failure,
     caller::Caller,
-    detached,
-    routes::{OperationCall, Routes},
+    replies::Failure,
+    routes::{OperationCall, Routes, detached},
     rules::hide_commands,
 };
 use blockd_api::{
