@@ -1,16 +1,13 @@
 //! Inodes (section "Index Nodes").
 
 use crate::{
-    ExtError, Filesystem, Structure,
+    ExtError, Filesystem, InodeNumber, Structure,
     bytes::{join, le16, le32},
     checksum::crc32c,
     error::damaged,
     features::bit,
 };
-use std::{
-    fmt,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Length of the original ext2 inode (`EXT2_GOOD_OLD_INODE_SIZE`).
 const OLD_LEN: usize = 128;
@@ -28,21 +25,6 @@ pub(crate) mod flag {
     pub const VERITY: u32 = 0x10_0000;
     pub const EA_INODE: u32 = 0x20_0000;
     pub const INLINE_DATA: u32 = 0x1000_0000;
-}
-
-/// Inode number, from 1.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct InodeNumber(pub u32);
-
-impl InodeNumber {
-    /// Root directory.
-    pub const ROOT: Self = Self(2);
-}
-
-impl fmt::Display for InodeNumber {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
 }
 
 /// File type.

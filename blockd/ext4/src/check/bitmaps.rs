@@ -1,6 +1,11 @@
 //! Bitmaps and free counts of the groups.
 
-use super::{Check, Count, Problem, Stage, Stop, inodes::DIRECTORY};
+use super::{
+    finding::{Count, Problem},
+    inode_states::DIRECTORY,
+    limits::Stop,
+    state::{Check, Stage},
+};
 use crate::{InodeNumber, Structure, checksum::crc32c, group::Group};
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
 //! Set of claimed blocks.
 
-use super::{Budget, Stop};
+use super::limits::{Budget, Stop};
 use std::ops::Range;
 
 /// Number of blocks of a chunk.

@@ -1,8 +1,10 @@
 //! Directories: each entry leads to an inode in use of the right file type.
 
 use super::{
-    Check, Problem, Stage, Stop, Unchecked,
-    inodes::{DIRECTORY, UNKNOWN},
+    finding::{Problem, Unchecked},
+    inode_states::{DIRECTORY, UNKNOWN},
+    limits::Stop,
+    state::{Check, Stage},
 };
 use crate::{
     Inode, InodeNumber, Structure,

@@ -1,93 +1,17 @@
 //! Superblock and group descriptors: geometry and location of metadata.
 
-use super::{Check, Count, Problem, Stage, Stop, inodes::State};
-use crate::{
-    ExtError, Filesystem, InodeNumber, Structure,
-    bytes::{join, le16, le32},
-    features::bit,
-    group::Group,
-    superblock::{self, Superblock},
+use super::{
+    finding::{Count, Problem},
+    inode_states::State,
+    limits::Stop,
+    state::{Check, Stage},
 };
+use crate::{Structure, features::bit, group::Group};
 
 /// `EXT2_ERROR_FS` of `s_state`.
 const STATE_ERRORS: u16 = 2;
 /// Minimum number of blocks of a group.
 const MIN_GROUP: u32 = 8;
-
-/// Fields of the superblock that only a check reads.
-pub(super) struct Special {
-    state: u16,
-    pub first_inode: u32,
-    reserved_descriptor_blocks: u16,
-    pub prealloc_dir_blocks: u8,
-    /// Blocks of a cluster; 1 without the feature `bigalloc`.
-    pub cluster_len: u32,
-    pub last_orphan: u32,
-    pub orphan_file: u32,
-    quotas: [u32; 3],
-    mmp_block: u64,
-}
-
-impl Special {
-    pub fn read(fs: &Filesystem) -> Result<Self, ExtError> {
-        let sb = fs.superblock();
-        let (block, within) = superblock::location(sb.block_len);
-        let mut bytes = [0; superblock::LEN];
-        fs.disk().read(block, within, &mut bytes)?;
-        let is_bigalloc = sb.features.has_ro_compat(bit::RO_COMPAT_BIGALLOC);
-        let shift = le32(&bytes, 0x1c).saturating_sub(le32(&bytes, 0x18)).min(20);
-        let is_dynamic = le32(&bytes, 0x4c) > 0;
-        Ok(Self {
-            state: le16(&bytes, 0x3a),
-            first_inode: if is_dynamic { le32(&bytes, 0x54) } else { 11 },
-            reserved_descriptor_blocks: le16(&bytes, 0xce),
-            prealloc_dir_blocks: bytes[0xcd],
-            cluster_len: if is_bigalloc { 1 << shift } else { 1 },
-            last_orphan: le32(&bytes, 0xe8),
-            orphan_file: if sb.features.has_compat(bit::COMPAT_ORPHAN_FILE) {
-                le32(&bytes, 0x280)
-            } else {
-                0
-            },
-            quotas: [le32(&bytes, 0x240), le32(&bytes, 0x244), le32(&bytes, 0x26c)],
-            mmp_block: if sb.features.has_incompat(bit::INCOMPAT_MMP) {
-                join(le32(&bytes, 0x16c), le32(&bytes, 0x168))
-            } else {
-                0
-            },
-        })
-    }
-
-    /// Returns true for inodes without entries: reserved ones except the root directory, and quota files.
-    pub fn has_no_entry(&self, number: InodeNumber) -> bool {
-        let is_reserved = number.0 < self.first_inode && number != InodeNumber::ROOT;
-        is_reserved || number.0 == self.orphan_file || self.quotas.contains(&number.0)
-    }
-}
-
-/// Inodes of the groups.
-#[derive(Default)]
-pub(super) struct Groups(Vec<Option<Box<[State]>>>);
-
-impl Groups {
-    /// Returns the inodes of a group's initialized inode table; `None` if it could not be located.
-    pub fn states(&mut self, group: u32) -> Option<&mut Box<[State]>> {
-        self.0.get_mut(group as usize)?.as_mut()
-    }
-
-    /// Returns an inode of an initialized inode table.
-    pub fn state(&mut self, sb: &Superblock, number: InodeNumber) -> Option<&mut State> {
-        let index = number.0.checked_sub(1)?;
-        let states = self.states(index / sb.inodes_per_group)?;
-        states.get_mut((index % sb.inodes_per_group) as usize)
-    }
-
-    /// Returns true if an inode is in a group whose inode table could not be located.
-    pub fn is_unknown(&self, sb: &Superblock, number: InodeNumber) -> bool {
-        let group = number.0.saturating_sub(1) / sb.inodes_per_group;
-        matches!(self.0.get(group as usize), Some(None))
-    }
-}
 
 impl Check<'_> {
     /// Checks fields of the superblock. Returns false if they make all further checks impossible.

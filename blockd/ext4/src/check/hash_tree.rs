@@ -1,6 +1,6 @@
 //! Hash trees of directories: their nodes name each block once, in the order of hashes.
 
-use super::{Check, Stop};
+use super::{limits::Stop, state::Check};
 use crate::{
     Inode, Structure,
     bytes::{le16, le32},

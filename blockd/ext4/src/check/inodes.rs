@@ -1,6 +1,12 @@
 //! Inodes, their blocks and their extended attributes.
 
-use super::{Check, Count, Problem, Stage, Stop, Unchecked, mapping::Mapped};
+use super::{
+    finding::{Count, Problem, Unchecked},
+    inode_states::{DIRECTORY, Directory, State, UNKNOWN, XattrUse},
+    limits::Stop,
+    mapping::Mapped,
+    state::{Check, Stage},
+};
 use crate::{
     FileKind, Inode, InodeNumber, Structure,
     bytes::{le16, le32},
@@ -18,40 +24,6 @@ const DIRECTORY_BYTES: u64 = size_of::<Directory>() as u64 + 4;
 /// Inodes of bad blocks and of blocks reserved for descriptors.
 const BAD_BLOCKS: u32 = 1;
 const RESIZE: u32 = 7;
-
-/// File type of a directory in entries.
-pub(super) const DIRECTORY: u8 = 2;
-/// Reserved or damaged inode, whose file type is unknown.
-pub(super) const UNKNOWN: u8 = u8::MAX;
-
-/// Inode in use, or free by default.
-#[derive(Clone, Copy, Default)]
-pub(super) struct State {
-    /// File type as in entries; 0 if the inode is free.
-    pub kind: u8,
-    pub holds_xattr: bool,
-    pub links: u16,
-    /// Number of entries, or of extended attributes that refer to it.
-    pub references: u16,
-}
-
-/// Directory.
-#[derive(Clone, Copy)]
-pub(super) struct Directory {
-    pub number: InodeNumber,
-    /// Directory with its entry; 0 if none was found.
-    pub parent: InodeNumber,
-    /// Inode of `..`.
-    pub dotdot: InodeNumber,
-    pub is_broken: bool,
-}
-
-/// Use of an extended attribute block.
-pub(super) struct XattrUse {
-    /// Stored number of references; `None` if the block is damaged.
-    pub stored: Option<u32>,
-    pub found: u32,
-}
 
 fn kind_in_entries(kind: FileKind) -> u8 {
     match kind {

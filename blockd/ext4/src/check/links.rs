@@ -1,8 +1,9 @@
 //! Link counts, and paths from the root directory.
 
 use super::{
-    Check, Count, Problem,
-    inodes::{DIRECTORY, State, UNKNOWN},
+    finding::{Count, Problem},
+    inode_states::{DIRECTORY, State, UNKNOWN},
+    state::Check,
 };
 use crate::{InodeNumber, Structure, features::bit};
 

@@ -3,7 +3,7 @@
 //! Each block is claimed before it is read, and read only by its first owner: that bounds the time of the
 //! check.
 
-use super::{Check, Problem, Stop};
+use super::{finding::Problem, limits::Stop, state::Check};
 use crate::{
     Inode, Structure,
     bytes::le32,

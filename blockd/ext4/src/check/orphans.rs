@@ -1,6 +1,6 @@
 //! Orphan list and orphan file: inodes that recovery deletes or truncates.
 
-use super::{Check, Stop};
+use super::{limits::Stop, state::Check};
 use crate::{InodeNumber, Structure, bytes::le32, checksum::crc32c};
 
 /// Memory of an orphan, in bytes.
