@@ -7,7 +7,7 @@
 //! A fetch that holds budget never waits for more. It returns its share when it ends, which issues the next
 //! grants. A volume releases a grant that it does not need.
 
-use crate::{lazy::Urgency, lazy::in_flight::MAX_FETCH_BLOCKS};
+use crate::lazy::Urgency;
 use blockd_extent::BLOCK_SIZE_BYTES;
 use parking_lot::Mutex;
 use std::{
@@ -18,6 +18,8 @@ use std::{
     },
 };
 
+/// Maximum length of a fetch: 4 MiB.
+pub(crate) const MAX_FETCH_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
 /// Budget of all fetches of all volumes: 192 MiB.
 const MAX_BLOCKS: u64 = (192 << 20) / BLOCK_SIZE_BYTES;
 /// Part of the budget for background fetches: 160 MiB. The rest is reserved for readers.

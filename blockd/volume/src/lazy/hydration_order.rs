@@ -1,6 +1,6 @@
 //! Order of hydration: around recent reads, newest first, then preferred extents, then the rest in order.
 
-use crate::{lazy::in_flight::MAX_FETCH_BLOCKS, lazy::prefetch_queue::PrefetchQueue};
+use crate::{lazy::fetch_budget::MAX_FETCH_BLOCKS, lazy::prefetch_queue::PrefetchQueue};
 use blockd_extent::{BlockIndex, Extent};
 use std::collections::{HashSet, VecDeque};
 

@@ -4,20 +4,18 @@
 //! Fetches with waiting readers start before background ones, and the number of running fetches is limited.
 
 use crate::{
+    lazy::fetch_budget::MAX_FETCH_BLOCKS,
     lazy::hydration_order::HydrationOrder,
+    lazy::prefetch_queue::MISS_BLOCKS,
     lazy::waiters::{OnDone, PendingCallback, WaiterId, Waiters},
     lazy::{FetchFailure, Urgency},
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, Readahead, ReadaheadLimits};
+use blockd_extent::{BlockIndex, BlockSet, Extent, Readahead, ReadaheadLimits};
 use std::{
     collections::{BTreeMap, VecDeque},
     time::Instant,
 };
 
-/// Length and alignment of a fetch for a missed block: 256 KiB, two frames of a cloud snapshot.
-pub(crate) const MISS_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
-/// Maximum length of a fetch: 4 MiB.
-pub(crate) const MAX_FETCH_BLOCKS: u64 = (4 << 20) / BLOCK_SIZE_BYTES;
 /// Maximum number of running fetches of a volume. Each holds its blocks in memory, at most 160 MiB in total.
 /// A [budget](super::fetch_budget) limits all volumes together.
 const MAX_ACTIVE: usize = 40;

@@ -1,9 +1,10 @@
 //! Queue of extents of a lazy volume that hydration prefers.
 
-use crate::lazy::in_flight::MISS_BLOCKS;
-use blockd_extent::{BlockIndex, Extent};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
 use std::collections::VecDeque;
 
+/// Length and alignment of a fetch for a missed block: 256 KiB, two frames of a cloud snapshot.
+pub(crate) const MISS_BLOCKS: u64 = (256 << 10) / BLOCK_SIZE_BYTES;
 /// Unit of a fetch: the length fetched for a missed read, 256 KiB.
 pub(crate) const UNIT_BLOCKS: u64 = MISS_BLOCKS;
 /// Maximum number of queued extents.

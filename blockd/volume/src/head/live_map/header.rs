@@ -1,8 +1,7 @@
 //! Header of a map file: identity of the head, and the boot and mount in which the map is valid.
 
-use super::boot_id;
 use crate::{
-    error::VolumeError,
+    error::{IoContext, VolumeError},
     head::mount::{may_be_corrupted, may_be_same, mount_number},
     head::volume_dir::Identity,
     io::record::{check_version, word_at},
@@ -23,6 +22,12 @@ pub(super) const BOOT_ID_BYTES: usize = 36;
 pub(super) const MOUNT_AT: usize = 80;
 /// Maximum number of bits in which a corrupted boot id differs; ids of two boots differ in more.
 const MAX_ALTERED_BITS: u32 = 8;
+
+/// Returns the id of this boot of the kernel.
+pub(super) fn boot_id() -> Result<String, VolumeError> {
+    let path = Path::new("/proc/sys/kernel/random/boot_id");
+    Ok(std::fs::read_to_string(path).during("read", path)?.trim().to_owned())
+}
 
 /// Reason for rejecting a map.
 #[derive(Debug, thiserror::Error)]

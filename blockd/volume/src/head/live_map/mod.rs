@@ -43,7 +43,7 @@ use crate::{
 };
 use bitmap::{BLOCKS_PER_CHUNK, Bitmap, CHUNK_BYTES, words};
 use blockd_extent::{BlockIndex, BlockSet, Extent};
-use header::{BOOT_ID_AT, BOOT_ID_BYTES, CLEAN_AT, HEADER_BYTES, Header};
+use header::{BOOT_ID_AT, BOOT_ID_BYTES, CLEAN_AT, HEADER_BYTES, Header, boot_id};
 use parking_lot::Mutex;
 pub(crate) use recovery::Inspection;
 use std::{
@@ -79,12 +79,6 @@ pub(crate) struct MapFailure {
     pub(crate) error: VolumeError,
     /// True if the disk is full: a later call can succeed.
     pub(crate) may_retry: bool,
-}
-
-/// Returns the id of this boot of the kernel.
-pub(crate) fn boot_id() -> Result<String, VolumeError> {
-    let path = Path::new("/proc/sys/kernel/random/boot_id");
-    Ok(std::fs::read_to_string(path).during("read", path)?.trim().to_owned())
 }
 
 impl LiveMap {
