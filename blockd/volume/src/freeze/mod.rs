@@ -2,8 +2,9 @@
 //!
 //! The new head is created and committed to `volume.meta` before the barrier, so recovery finds acknowledged
 //! writes in it after any crash. The barrier exchanges one pointer under a lock that writers hold for a few
-//! instructions; it does no I/O. Writes in progress finish in the old head. Then the old head is synced, its
-//! block sets are written, and the snapshot is committed.
+//! instructions; it does no I/O. It does not wait for writes in progress, whose I/O would stall all new
+//! writes: they are unanswered, so they may belong to the snapshot, and they finish in the old head. Then the
+//! old head is synced, its block sets are written, and the snapshot is committed.
 
 pub(crate) mod group;
 pub(crate) mod intervals;
