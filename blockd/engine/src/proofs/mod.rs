@@ -2,6 +2,8 @@
 //!
 //! The rows of the database stay the input of every decision, and those of this host and of others are apart.
 //! A result that cannot be published is kept and published later.
+//! [`read_proofs`](Repository::read_proofs) opens proofs and checks them against their keys; `import` selects
+//! those that are about this location. `FORMAT.md` of `blockd_cloud`, "Proofs", has the conditions.
 
 mod import;
 mod location;
