@@ -52,6 +52,8 @@ impl System {
             std::fs::File::create(this.path(device)).expect("a mount point");
             this.mount(&["--bind", device], &this.path(device))?;
         }
+        // Without this file, man-db does not index all pages of the machine at each installation.
+        let _ = std::fs::remove_file(this.path("/var/lib/man-db/auto-update"));
         Ok(this)
     }
 
