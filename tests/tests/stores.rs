@@ -2,7 +2,7 @@
 //! SeaweedFS, Azurite, Ceph, OpenStack Swift, and an emulator of Google Cloud Storage behind a shim.
 
 use crate::harness::{
-    Bed, Ctl, KIB, MIB, Model, Rng, Task, assert_same,
+    Bed, Ctl, Daemon, KIB, MIB, Model, Rng, Task, assert_same,
     seaweed::Seaweed,
     servers::{self, Server},
 };
@@ -96,6 +96,7 @@ fn back_up_and_restore(test: &str, bed: &Bed, server: &Server) {
         assert_same(&name, &fresh.content(&name), &model.bytes);
         assert_eq!(other.volume(&name)["labels"]["tier"], "gold", "the labels are lost");
     }
+    restore_lazily(&fresh, &snaps[1]);
     for (task, _) in &snaps {
         other.json(&["cloudsnap", "delete", "--snap", task.snap(), "--force", "--wait"]);
     }
@@ -103,6 +104,17 @@ fn back_up_and_restore(test: &str, bed: &Bed, server: &Server) {
     for daemon in [&daemon, &fresh] {
         assert!(!daemon.log().contains(&server.secret), "a secret is in the log");
     }
+}
+
+/// Restores a backup lazily; reads it while it hydrates, and after.
+fn restore_lazily(daemon: &Daemon, (backup, model): &(Task, Model)) {
+    let ctl = daemon.ctl();
+    let restore = ["cloudsnap", "restore", "--snap", backup.snap(), "--volume", "lazy", "--lazy"];
+    let hydration = ctl.json(&restore)["taskId"].as_str().unwrap().to_owned();
+    assert_same("the lazy volume", &daemon.content("lazy"), &model.bytes);
+    let ended = ctl.wait_task(&hydration);
+    assert_eq!(ended.state(), "Restore-Done", "{ended:?}");
+    assert_same("the hydrated volume", &daemon.content("lazy"), &model.bytes);
 }
 
 /// Runs the library's tests with blockd's client of a store. They delete all objects of the bucket.
