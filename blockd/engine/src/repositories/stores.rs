@@ -60,6 +60,9 @@ pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) 
                 "check --azure-account-name, --azure-endpoint, --ca-certificate and --proxy, and whether the server runs"
             }
             ErrorCode::BucketMissing => no_bucket,
+            ErrorCode::InvalidRequest if store.is_some() => {
+                "check --azure-account-name, --azure-account-key, --azure-sas-token, --azure-endpoint and --bucket"
+            }
             _ => return None,
         },
         ProviderKind::Google => match code {
@@ -68,6 +71,9 @@ pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) 
                 "check --google-endpoint, --ca-certificate and --proxy, and whether the server runs"
             }
             ErrorCode::BucketMissing => no_bucket,
+            ErrorCode::InvalidRequest if store.is_some() => {
+                "check --google-json-key-file, --google-endpoint and --bucket"
+            }
             _ => return None,
         },
         ProviderKind::Swift => match code {
@@ -76,6 +82,9 @@ pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) 
                 "check --swift-auth-url, --ca-certificate and --proxy, and whether the server runs"
             }
             ErrorCode::BucketMissing => no_bucket,
+            ErrorCode::InvalidRequest if store.is_some() => {
+                "check --swift-auth-url, --swift-storage-url and --bucket"
+            }
             _ => return None,
         },
     })
@@ -282,6 +291,14 @@ mod tests {
         ] {
             let told = hint(ProviderKind::S3, ErrorCode::StoreUnauthorized, Some(store)).unwrap();
             assert!(told.contains(word), "{told}");
+        }
+        for (kind, flag) in [
+            (ProviderKind::Azure, "--azure-account-key"),
+            (ProviderKind::Google, "--google-json-key-file"),
+            (ProviderKind::Swift, "--swift-auth-url"),
+        ] {
+            let told = hint(kind, ErrorCode::InvalidRequest, Some(StoreErrorKind::Misconfigured));
+            assert!(told.is_some_and(|told| told.contains(flag)), "{told:?}");
         }
         let told = hint(ProviderKind::Swift, ErrorCode::StoreUnreachable, Some(StoreErrorKind::WrongScheme));
         assert!(told.is_some_and(|told| told.contains("--swift-auth-url")), "{told:?}");
