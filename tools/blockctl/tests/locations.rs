@@ -2,7 +2,7 @@
 
 use crate::{
     objects::world,
-    support::{Fake, Reply, list, ok},
+    support::{Fake, Reply, list, ok, reply},
 };
 use serde_json::{Value, json};
 
@@ -112,6 +112,37 @@ fn hint_of_a_database_snapshot_names_its_fields() {
     script.push(("POST /v1/credentials", Reply::Json(502, body)));
     let ran = Fake::start(script).run(&format!("apply -f {}", path.display()));
     assert!(ran.stderr.contains("hint: check spec.s3.endpoint and spec.s3.bucket\n"), "{ran:?}");
+}
+
+#[test]
+fn default_location_is_set_once() {
+    let location = |is_default: bool| {
+        let mut found = reply("GET /v1/credentials/nas");
+        if is_default {
+            found["isDefault"] = json!(true);
+        }
+        found
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("location.yaml");
+    let set = "POST /v1/credentials/nas/default";
+    for (existing, changes) in [
+        (vec![], vec!["POST /v1/credentials", set]),
+        (vec![location(false)], vec![set]),
+        (vec![location(true)], vec![]),
+    ] {
+        let shown = Fake::with_defaults(vec![("GET /v1/credentials", ok(list(json!([location(true)]))))]);
+        let text = shown.run("get bsl nas -o yaml").stdout;
+        assert!(text.contains("\n  default: true\n"), "{text}");
+        std::fs::write(&path, text).unwrap();
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/credentials", ok(list(json!(existing)))),
+            ("POST /v1/credentials", ok(location(false))),
+            (set, ok(location(true))),
+        ]);
+        let ran = fake.run(&format!("apply -f {}", path.display()));
+        assert!(ran.status == 0 && fake.changes() == changes, "{:?} {ran:?}", fake.changes());
+    }
 }
 
 #[test]

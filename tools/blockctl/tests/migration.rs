@@ -81,6 +81,7 @@ fn daemon(case: &Case<'_>) -> Fake {
         ("POST /v1/volumes/mysql-data/clone", ok(volume("67", "clone"))),
         ("POST /v1/volumes/mysql-log/clone", ok(volume("69", "clone"))),
         ("POST /v1/volumes/mysql-data/snapshots", ok(reply("POST /v1/volumes/db/snapshots"))),
+        ("POST /v1/credentials/default/default", ok(reply("GET /v1/credentials/nas"))),
         ("POST /v1/rules/mysql-presnap-rule/assign", ok(reply("POST /v1/rules"))),
     ];
     if case.system == "pxctl" {
@@ -125,9 +126,8 @@ fn daemon(case: &Case<'_>) -> Fake {
     lists.push(("GET /v1/credentials", ok(list(json!(credentials)))));
     lists.push(("GET /v1/tasks", ok(list(json!([])))));
     lists.push(("GET /v1/sched-policies", ok(list(policies))));
-    let total = cloudsnaps.len();
     let list = json!({
-        "items": cloudsnaps, "next": null, "damaged": [], "failedCredentials": [], "total": total
+        "items": cloudsnaps, "next": null, "damaged": [], "failedCredentials": [], "total": cloudsnaps.len()
     });
     lists.push(("GET /v1/cloudsnaps", ok(list)));
     Fake::with_defaults(lists)

@@ -2,7 +2,7 @@
 
 use super::{
     document::{Document, Problem},
-    location_table::{ENCRYPTED, FIELDS, SECRET, SECTIONS, STORE_TYPE, SYNC, UNREPORTED, with_fields},
+    location_table::{DEFAULT, ENCRYPTED, FIELDS, SECRET, SECTIONS, STORE_TYPE, SYNC, UNREPORTED, with_fields},
     secret::SecretSet,
     values::{absolute, view},
 };
@@ -275,8 +275,11 @@ impl Location {
             };
             let path = FIELDS.iter().find(is_it).map_or("", |(_, path, _)| path);
             problem(document, path, error.inner().to_string())
+    /// It is the location of backups that name none.
+    pub is_default: bool,
         })?;
-        let location = Self { settings, encrypted, ca_certificates: fields.ca_certificates };
+        let (ca_certificates, is_default) = (fields.ca_certificates, is_default.unwrap_or_default());
+        let location = Self { settings, encrypted, ca_certificates, is_default };
         if location.settings.proxy.as_deref().is_some_and(has_user) {
             let message = "the URL must not have a user or password, because listings show it";
             return Err(problem(document, "proxy", message));
@@ -291,6 +294,8 @@ impl Location {
         self.gives_passphrase() || self.settings.encryption_passphrase_from.is_some()
     }
 
+        let is_default = fields.values.remove(DEFAULT).map(bool::deserialize).transpose();
+        let is_default = is_default.map_err(|error| problem(document, DEFAULT, error.to_string()))?;
     fn gives_passphrase(&self) -> bool {
         self.settings.encryption_passphrase.is_some() || self.settings.encryption_passphrase_file.is_some()
     }
@@ -411,6 +416,7 @@ pub fn view_of(one: &Credential) -> Value {
     let key = match store.provider {
         // It has no secret.
         ProviderKind::Local => "",
+        values.insert(DEFAULT.to_owned(), self.is_default.then_some(true).into());
         ProviderKind::S3 => "s3-secret-key-from",
         ProviderKind::Azure if auth == "account key" => "azure-account-key-from",
         ProviderKind::Azure => "azure-sas-token-from",
@@ -424,7 +430,7 @@ pub fn view_of(one: &Credential) -> Value {
     let values = json!({
         "provider": store.provider, "path": path.unwrap_or_default(), "prefix": one.prefix, "proxy": one.proxy,
         "limit-upload": upload, "limit-download": download, "limit-time-zone": one.limit_time_zone,
-        "encrypted": one.encrypted, "use-iam": auth.ends_with(" identity").then_some(true),
+        "encrypted": one.encrypted, "default": one.is_default.then_some(true), "use-iam": auth.ends_with(" identity").then_some(true),
         "s3-endpoint": store.endpoint, "azure-endpoint": store.endpoint, "google-endpoint": store.endpoint,
         "s3-region": store.region, "s3-access-key": store.s3.access_key, "s3-storage-class": store.s3.storage_class,
         "s3-disable-ssl": store.ssl_enabled.map(|is_enabled| !is_enabled),

@@ -10,6 +10,12 @@ pub const SECRET: &str = "secret";
 pub const SYNC: &str = "sync";
 /// Claim that backups are encrypted.
 pub const ENCRYPTED: &str = "encrypted";
+/// Mark of the location of backups that name none.
+pub const DEFAULT: &str = "default";
+/// Path of this mark in a document.
+pub const DEFAULT_MARK: &str = "location.default";
+/// Beginning of the paths of bandwidth limits.
+pub const LIMITS: &str = "location.limit";
 /// Provider.
 pub const STORE_TYPE: &str = "provider";
 /// Fields: setting, path, and keys of a secret.
@@ -19,6 +25,7 @@ pub const FIELDS: &[(&str, &str, &str)] = &[
     ("prefix", "prefix", ""),
     (SECRET, "secretConfig", ""),
     (ENCRYPTED, "encrypted", ""),
+    (DEFAULT, "default", ""),
     ("encryption-passphrase", "encryptionKey", "encryptionKey"),
     ("proxy", "proxy", ""),
     ("ca-certificate", "caCertificate", ""),
@@ -116,6 +123,6 @@ pub fn is_access(path: &str) -> bool {
     FIELDS.iter().any(|(setting, field, _)| {
         let rest = path.strip_prefix("location.").and_then(|path| path.strip_prefix(field));
         let is_it = rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
-        is_it && *setting != ENCRYPTED && is_changeable(setting)
+        is_it && ![ENCRYPTED, DEFAULT].contains(setting) && is_changeable(setting)
     })
 }

@@ -14,8 +14,15 @@ use blockd_api::{
 };
 use std::collections::BTreeSet;
 
-/// Location of objects that name none, if there is one of this name.
+/// Location of objects that name none, if there is one of this name and no other one is the default.
 const DEFAULT_LOCATION: &str = "default";
+
+/// Names of the locations.
+struct Locations {
+    names: BTreeSet<String>,
+    /// Location of objects that name none, if it exists.
+    default: String,
+}
 
 /// Sets what objects leave open: the location, volumes by label, and the retention of local snapshots.
 ///
@@ -30,6 +37,11 @@ pub fn resolve(
     let mut locations: BTreeSet<String> = credentials.iter().map(|one| one.name.to_string()).collect();
     let of_files = objects.iter().filter(|one| one.kind == Kind::BackupLocation);
     locations.extend(of_files.map(|one| one.name.to_string()));
+    let is_default = |one: &&Object| matches!(&one.body, Body::Location(location) if location.is_default);
+    let default = objects.iter().find(is_default).map(|one| one.name.to_string());
+    let of_daemon = || credentials.iter().find(|one| one.is_default).map(|one| one.name.to_string());
+    let default = default.or_else(of_daemon).unwrap_or_else(|| DEFAULT_LOCATION.to_owned());
+    let locations = Locations { names: locations, default };
     let of_files = objects.iter().filter_map(|one| match &one.body {
         Body::Policy(rules) => Some(Policy { name: one.name.as_str().parse().ok()?, rules: rules.0.clone() }),
         _ => None,
@@ -78,16 +90,16 @@ fn choose_location(
     document: &Document,
     path: &str,
     backup: &mut Backup,
-    locations: &BTreeSet<String>,
+    Locations { names, default }: &Locations,
 ) -> Result<(), ApiError> {
     if !backup.backup_location.is_empty() {
         return Ok(());
     }
-    let only = locations.first().filter(|_| locations.len() == 1);
-    let chosen = only.or_else(|| locations.get(DEFAULT_LOCATION));
+    let only = names.first().filter(|_| names.len() == 1);
+    let chosen = only.or_else(|| names.get(default));
     let chosen: Option<CredentialName> = chosen.and_then(|name| name.parse().ok());
     if chosen.is_none() {
-        let names: Vec<&str> = locations.iter().map(String::as_str).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let all = match names.is_empty() {
             true => "there is no location".to_owned(),
             false => format!("name one of {}", names.join(", ")),

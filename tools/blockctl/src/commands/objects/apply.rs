@@ -15,7 +15,7 @@ use super::{
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
     objects::{
-        Body, Kind, Object, backup::Backup, hook::Hook, location::Location, location_table::is_access,
+        Body, Kind, Object, backup::Backup, hook::Hook, location::Location, location_table::{DEFAULT_MARK, LIMITS, is_access},
         policy::Rules, read_all, schedule,
     },
     output::Context,
@@ -318,8 +318,12 @@ impl Apply<'_> {
     }
 
     async fn create_location(&self, object: &Object, location: &Location) -> Result<(), Failure> {
-        let request = location.request(&parse_name(&object.name)?)?;
-        self.context.client.call(operations::CREATE_CREDENTIAL, &request).await?;
+        let (client, name) = (&self.context.client, parse_name(&object.name)?);
+        let request = location.request(&name)?;
+        client.call(operations::CREATE_CREDENTIAL, &request).await?;
+        if location.is_default {
+            client.call_at(operations::SET_DEFAULT_CREDENTIAL, &CredentialRef::Name(name), &()).await?;
+        }
         if request.encryption_passphrase.is_none() {
             let cause = "location.encryptionKey is not set";
             self.context.output.note(format!("note: {object}: backups are stored unencrypted: {cause}"));
@@ -340,7 +344,10 @@ impl Apply<'_> {
             let request = location.update(current.store.provider)?;
             self.context.client.call_at(operations::UPDATE_CREDENTIAL, &credential, &request).await?;
         }
-        if changes.iter().any(|change| !is_access(&change.path)) {
+        if changes.iter().any(|change| change.path == DEFAULT_MARK) {
+            self.context.client.call_at(operations::SET_DEFAULT_CREDENTIAL, &credential, &()).await?;
+        }
+        if changes.iter().any(|change| change.path.starts_with(LIMITS)) {
             let limits = location.limits(current);
             self.context.client.call_at(operations::LIMIT_CREDENTIAL, &credential, &limits).await?;
         }

@@ -10,7 +10,7 @@ use super::{
     status::FieldChange,
 };
 use crate::objects::{
-    Body, Object, backup::Backup, hook::Hook, location_table::is_access, schedule::fixed, view,
+    Body, Object, backup::Backup, hook::Hook, location_table::{DEFAULT_MARK, LIMITS, is_access}, schedule::fixed, view,
 };
 use blockd_api::{ApiError, ErrorCode, VolumeName, rules::RuleTarget};
 use uuid::Uuid;
@@ -58,7 +58,7 @@ fn plan_resource(object: &Object, resources: &ResourceSet) -> Result<Plan, ApiEr
                 should: Some("kept on this host".into()),
             }));
             let paths = changes.iter().map(|change| change.path.as_str());
-            let fixed = paths.filter(|path| !path.starts_with("location.limit") && !is_access(path));
+            let fixed = paths.filter(|path| !path.starts_with(LIMITS) && *path != DEFAULT_MARK && !is_access(path));
             let cause = "cannot be changed: give another location another name, or delete this one first";
             immutable(&fixed.collect::<Vec<_>>(), ErrorCode::CredentialExists, cause)
         }

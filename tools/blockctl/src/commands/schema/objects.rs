@@ -11,7 +11,7 @@ use crate::{
     objects::{
         API_VERSION, Kind,
         hook::Hook,
-        location_table::{ENCRYPTED, FIELDS, SECRET, SYNC, UNREPORTED},
+        location_table::{DEFAULT, ENCRYPTED, FIELDS, SECRET, SYNC, UNREPORTED},
         policy::Rules,
         schedule::ScheduleSpec,
     },
@@ -23,7 +23,7 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 /// Returns the schema of a backup location; its secrets are references.
 fn location() -> Schema {
-    const FLAGS: [&str; 4] = [ENCRYPTED, "use-iam", "s3-disable-ssl", "disable-path-style"];
+    const FLAGS: [&str; 5] = [ENCRYPTED, DEFAULT, "use-iam", "s3-disable-ssl", "disable-path-style"];
     let mut properties = Map::new();
     let written = FIELDS
         .iter()

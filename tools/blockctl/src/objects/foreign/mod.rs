@@ -74,7 +74,8 @@ const CONVERSIONS: [(&str, &str, Kind, &str, Finish); 14] = [
         "spec.template.storageLocation>spec.template.spec.backupLocation spec.paused>spec.suspend", velero::schedule),
     (velero::GROUP, "Restore", Kind::VolumeRestore, "spec.backupName spec.scheduleName spec.namespaceMapping", velero::restore),
     (velero::GROUP, "BackupStorageLocation", Kind::BackupLocation,
-        "spec.objectStorage.bucket>location.path spec.objectStorage.prefix>location.prefix", velero::location),
+        "spec.objectStorage.bucket>location.path spec.objectStorage.prefix>location.prefix \
+        spec.default>location.default", velero::location),
 ];
 
 /// Tests a value.
