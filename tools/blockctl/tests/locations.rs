@@ -2,7 +2,7 @@
 
 use crate::{
     objects::world,
-    support::{Fake, Reply, list, ok, reply},
+    support::{Fake, Ran, Reply, list, ok, reply},
 };
 use serde_json::{Value, json};
 
@@ -86,7 +86,7 @@ fn location_errors_name_the_fields_of_the_file() {
         (velero(""), "line 9: spec.credential: a secret with the access keys of the store is expected"),
         (
             velero("  credential: {name: keys}\n"),
-            "hint: check spec.config.s3Url, spec.objectStorage.bucket and caCertificate",
+            "hint: check spec.config.s3Url, spec.objectStorage.bucket and spec.objectStorage.caCert",
         ),
     ] {
         std::fs::write(&path, text).unwrap();
@@ -112,6 +112,103 @@ fn hint_of_a_database_snapshot_names_its_fields() {
     script.push(("POST /v1/credentials", Reply::Json(502, body)));
     let ran = Fake::start(script).run(&format!("apply -f {}", path.display()));
     assert!(ran.stderr.contains("hint: check spec.s3.endpoint and spec.s3.bucket\n"), "{ran:?}");
+}
+
+#[test]
+fn hints_of_converted_documents_name_keys_of_secrets() {
+    let velero = "apiVersion: v1\nkind: Secret\nmetadata: {name: keys}\nstringData: {cloud: \"aws_access_key_id=A\\naws_secret_access_key=S\"}\n---\n\
+        apiVersion: velero.io/v1\nkind: BackupStorageLocation\nmetadata: {name: s3}\nspec:\n  provider: aws\n  objectStorage: {bucket: b}\n  credential: {name: keys, key: cloud}\n";
+    let kubedb = |keys: &str, store: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: keys}}\nstringData: {{{keys}}}\n---\n\
+             apiVersion: kubedb.com/v1alpha1\nkind: Snapshot\nmetadata: {{name: s}}\nspec: {{databaseName: db, storageSecretName: keys, {store}}}\n"
+        )
+    };
+    let swift = kubedb(
+        "OS_AUTH_URL: 'http://h', OS_USERNAME: u, OS_PASSWORD: p, OS_TENANT_NAME: t",
+        "swift: {container: c}",
+    );
+    let azure = kubedb("AZURE_ACCOUNT_NAME: a, AZURE_ACCOUNT_KEY: aw==", "azure: {container: c}");
+    let s3 =
+        kubedb("AWS_ACCESS_KEY_ID: A, AWS_SECRET_ACCESS_KEY: S", "s3: {endpoint: 'http://e:1', bucket: b}");
+    for (text, hint, words) in [
+        (
+            velero,
+            "check --s3-access-key and --s3-secret-key, or --use-iam, and --s3-role-arn",
+            "check key cloud of Secret/keys\n",
+        ),
+        (
+            &swift,
+            "check --swift-auth-url, --ca-certificate and --proxy, and whether the server runs",
+            "check OS_AUTH_URL of Secret/keys, and whether the server runs\n",
+        ),
+        (
+            &swift,
+            "check --swift-auth-url, --swift-storage-url and --bucket",
+            "check OS_AUTH_URL of Secret/keys, OS_STORAGE_URL of Secret/keys and spec.swift.container\n",
+        ),
+        (
+            &azure,
+            "check --azure-account-name and --azure-account-key, or --azure-sas-token, or --use-iam",
+            "check AZURE_ACCOUNT_NAME of Secret/keys and AZURE_ACCOUNT_KEY of Secret/keys\n",
+        ),
+        (
+            &s3,
+            "create the bucket first, or check --bucket and --disable-path-style",
+            "create the bucket first, or check spec.s3.bucket\n",
+        ),
+    ] {
+        let ran = refused_by_store(text, hint);
+        assert!(ran.stderr.contains(&format!("hint: {words}")), "{words}: {ran:?}");
+    }
+}
+
+/// Applies a document whose location the daemon refuses with a hint.
+fn refused_by_store(text: &str, hint: &str) -> Ran {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("location.yaml");
+    std::fs::write(&path, text).unwrap();
+    let mut script = world(&[], &[]);
+    let body = json!({ "error": { "code": "store_unreachable", "message": "no answer", "hint": hint } });
+    script.push(("POST /v1/credentials", Reply::Json(502, body)));
+    Fake::start(script).run(&format!("apply -f {}", path.display()))
+}
+
+#[test]
+fn missing_location_is_named_by_the_field_of_its_system() {
+    let two = ["nas", "s3"].map(|name| {
+        let mut found = reply("GET /v1/credentials/nas");
+        found["name"] = json!(name);
+        found
+    });
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("object.yaml");
+    let apply = |text: &str, credentials: &[Value]| {
+        std::fs::write(&path, text).unwrap();
+        let lists = vec![("GET /v1/credentials", ok(list(json!(credentials))))];
+        Fake::with_defaults(lists).run(&format!("apply --dry-run -f {}", path.display()))
+    };
+    const STORK: &str = "apiVersion: stork.libopenstorage.org/v1alpha1\nkind: ";
+    let velero =
+        "apiVersion: velero.io/v1\nkind: Backup\nmetadata: {name: x}\nspec: {includedNamespaces: [a]}\n";
+    for (text, words) in [
+        (velero.to_owned(), "line 4: spec.storageLocation: missing: name one of nas, s3"),
+        (
+            format!("{STORK}GroupVolumeSnapshot\nmetadata: {{name: x}}\nspec:\n  pvcSelector: {{matchLabels: {{app: a}}}}\n  options: {{portworx/snapshot-type: cloud}}\n"),
+            "line 6: spec.options.portworx/cloud-cred-id: missing",
+        ),
+        (
+            format!("{STORK}VolumeSnapshot\nmetadata:\n  name: x\n  annotations: {{portworx/snapshot-type: cloud}}\nspec: {{persistentVolumeClaimName: db}}\n").replace("stork.libopenstorage.org/v1alpha1", "volumesnapshot.external-storage.k8s.io/v1"),
+            "line 5: metadata.annotations.portworx/cloud-cred-id: missing",
+        ),
+    ] {
+        let ran = apply(&text, &two);
+        assert!(ran.status == 4 && ran.stderr.contains(words), "{words}: {ran:?}");
+    }
+    // The default one needs no name.
+    let [first, mut second] = two;
+    second["isDefault"] = json!(true);
+    assert!(!apply(velero, &[first, second]).stderr.contains("storageLocation"));
 }
 
 #[test]
@@ -143,6 +240,30 @@ fn default_location_is_set_once() {
         let ran = fake.run(&format!("apply -f {}", path.display()));
         assert!(ran.status == 0 && fake.changes() == changes, "{:?} {ran:?}", fake.changes());
     }
+}
+
+#[test]
+fn location_of_a_database_snapshot_is_refused_in_its_fields() {
+    let mut kept = reply("GET /v1/credentials/nas");
+    (kept["name"], kept["path"], kept["prefix"]) = (json!("local-repo"), json!("/repo"), json!(null));
+    kept["limitUploadBytesPerSecond"] = json!(null);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("snapshot.yaml");
+    let text = "apiVersion: kubedb.com/v1alpha1\nkind: Snapshot\nmetadata: {name: s}\nspec: {databaseName: db, local: {path: repo/}}\n";
+    std::fs::write(&path, text).unwrap();
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/credentials", ok(list(json!([kept])))),
+        ("POST /v1/credentials", ok(reply("GET /v1/credentials/nas"))),
+    ]);
+    let ran = fake.run(&format!("apply -f {}", path.display()));
+    let words = "spec.local.path cannot be changed: delete this location first, its backups stay";
+    assert!(ran.status == 5 && ran.stderr.contains(words), "{ran:?}");
+    let new = Fake::with_defaults(vec![
+        ("GET /v1/credentials", ok(list(json!([])))),
+        ("POST /v1/credentials", ok(reply("GET /v1/credentials/nas"))),
+    ]);
+    let ran = new.run(&format!("apply -f {}", path.display()));
+    assert!(ran.stderr.contains("stored unencrypted: spec.encryptionKey is not set"), "{ran:?}");
 }
 
 #[test]

@@ -232,12 +232,15 @@ impl Document {
         self.set(path, given.unwrap_or(value), origin);
     }
 
-    /// Removes fields and sets them at paths of ours: `FROM>TO`, or one path for both.
+    /// Removes fields and sets them at paths of ours: `FROM>TO`, or one path for both. Errors about a missing
+    /// field name its first path in the file.
     pub fn move_all(&mut self, native: &mut Self, moves: &str) {
         for one in moves.split_whitespace() {
             let (from, to) = one.split_once('>').unwrap_or((one, one));
-            if let Some(value) = self.remove(from) {
-                native.set(to, value, from);
+            match self.remove(from) {
+                Some(value) => native.set(to, value, from),
+                None if native.origin(to).is_none() => native.set_origin(to, from),
+                None => {}
             }
         }
     }

@@ -2,7 +2,10 @@
 
 use super::{
     document::{Document, Problem},
-    location_table::{DEFAULT, ENCRYPTED, FIELDS, SECRET, SECTIONS, STORE_TYPE, SYNC, UNREPORTED, with_fields},
+    location_table::{
+        DEFAULT, ENCRYPTED, FIELDS, SECRET, SECTIONS, STORE_TYPE, SYNC, UNREPORTED, hint_with_fields,
+        with_fields,
+    },
     secret::SecretSet,
     values::{absolute, view},
 };
@@ -31,7 +34,7 @@ use std::{path::Path, sync::Arc};
 const ROOT: &str = "location";
 /// Placeholder for a given secret.
 const STORE_KEY: &str = "location.secretConfig";
-const PASSPHRASE: &str = "location.encryptionKey";
+pub const PASSPHRASE: &str = "location.encryptionKey";
 
 /// File of a secret with the keys of a profile.
 #[derive(Deserialize)]
@@ -75,12 +78,15 @@ struct Fields<'a> {
     values: Map<String, Value>,
     /// Certificates in the document.
     ca_certificates: Option<String>,
+    /// Keys of the secret by the paths of their fields, and if they are given.
+    keys: Vec<(&'static str, String, bool)>,
 }
 
 impl<'a> Fields<'a> {
     /// Takes the fields of a location; paths are relative to a directory.
     fn take(document: &mut Document, dir: &'a Path) -> Result<Self, Problem> {
-        let mut fields = Self { dir, sections: Vec::new(), values: Map::new(), ca_certificates: None };
+        let (sections, values) = (Vec::new(), Map::new());
+        let mut fields = Self { dir, sections, values, ca_certificates: None, keys: Vec::new() };
         for (name, value) in document.take::<Map<String, Value>>(ROOT)? {
             let is_section = SECTIONS.contains(&name.as_str());
             match value {
@@ -156,33 +162,48 @@ impl<'a> Fields<'a> {
         if let Some(prefix) = self.text("prefix").map(|prefix| prefix.trim_matches('/').to_owned()) {
             self.values.insert("prefix".to_owned(), Some(prefix).filter(|prefix| !prefix.is_empty()).into());
         }
-        let secret = match self.values.remove(SECRET) {
+        let name = match self.values.remove(SECRET) {
             None => return Ok(()),
-            Some(Value::String(name)) => secrets.keys(&name, self.dir)?,
+            Some(Value::String(name)) => name,
             Some(file) => {
                 let file =
                     CredentialsFile::deserialize(file).map_err(|error| format!("secretConfig: {error}"))?;
                 return self.read_credentials(&provider, &file, secrets);
             }
         };
+        let secret = secrets.keys(&name, self.dir)?;
         // Keys of the secret are for settings that no field sets.
-        for (setting, _, keys) in FIELDS {
+        for (setting, path, keys) in FIELDS {
             let of = setting.split('-').next().unwrap_or_default();
             for key in keys.split_whitespace().filter(|_| [provider.as_str(), "encryption"].contains(&of)) {
-                if let Some(value) = secret.get(key, is_secret(setting))? {
-                    self.set(setting, value.expose());
-                }
+                let value = secret.get(key, is_secret(setting))?;
+                let is_given = value.is_some_and(|value| self.set(setting, value.expose()));
+                self.keys.push((path, format!("{key} of Secret/{name}"), is_given));
             }
         }
         Ok(())
     }
 
-    /// Sets a setting that no field sets.
-    fn set(&mut self, setting: &str, value: &str) {
+    /// Sets a setting that no field sets; false if one does.
+    fn set(&mut self, setting: &str, value: &str) -> bool {
         let mut forms = ["", "-file", "-from"].iter().map(|form| format!("{setting}{form}"));
-        if !forms.any(|form| self.values.contains_key(&form)) {
-            let value = if setting == "s3-disable-ssl" { (value == "true").into() } else { value.into() };
-            self.values.insert(setting.to_owned(), value);
+        if forms.any(|form| self.values.contains_key(&form)) {
+            return false;
+        }
+        let value = if setting == "s3-disable-ssl" { (value == "true").into() } else { value.into() };
+        self.values.insert(setting.to_owned(), value);
+        true
+    }
+
+    /// Makes messages about settings of a secret name its keys: those that are given, and all those of a
+    /// converted document without a field.
+    fn name_keys(&self, document: &mut Document) {
+        let is_converted = document.origin(ROOT).is_some();
+        for (path, key, is_given) in &self.keys {
+            let path = format!("{ROOT}.{path}");
+            if *is_given || (is_converted && document.origin(&path).is_none()) {
+                document.set_origin(&path, key);
+            }
         }
     }
 
@@ -193,7 +214,8 @@ impl<'a> Fields<'a> {
         file: &CredentialsFile,
         secrets: &SecretSet,
     ) -> Result<(), String> {
-        let secret = match secrets.keys(file.name.as_deref().unwrap_or(DEFAULT_SECRET), self.dir) {
+        let name = file.name.as_deref().unwrap_or(DEFAULT_SECRET);
+        let secret = match secrets.keys(name, self.dir) {
             Err(_) if file.name.is_none() => return Ok(()),
             secret => secret?,
         };
@@ -202,6 +224,11 @@ impl<'a> Fields<'a> {
         for (setting, value) in file.settings(provider, text.expose()) {
             self.set(setting, &value);
         }
+        let of_provider =
+            FIELDS.iter().filter(|(setting, ..)| setting.starts_with(provider) && is_secret(setting));
+        self.keys.extend(
+            of_provider.map(|(_, path, _)| (*path, format!("key {} of Secret/{name}", file.key), false)),
+        );
         Ok(())
     }
 }
@@ -248,6 +275,8 @@ pub struct Location {
     settings: Settings,
     encrypted: Option<bool>,
     ca_certificates: Option<String>,
+    /// It is the location of backups that name none.
+    pub is_default: bool,
 }
 
 impl Serialize for Location {
@@ -262,7 +291,10 @@ impl Location {
         let source = Arc::clone(&document.source);
         let mut fields = Fields::take(document, &source.dir)?;
         fields.complete(secrets).map_err(|message| problem(document, "", message))?;
+        fields.name_keys(document);
         fields.values.remove(SYNC);
+        let is_default = fields.values.remove(DEFAULT).map(bool::deserialize).transpose();
+        let is_default = is_default.map_err(|error| problem(document, DEFAULT, error.to_string()))?;
         let encrypted = fields.values.remove(ENCRYPTED).map(bool::deserialize).transpose();
         let encrypted = encrypted.map_err(|error| problem(document, ENCRYPTED, error.to_string()))?;
         let provider = fields.text(STORE_TYPE).unwrap_or_default().to_owned();
@@ -275,8 +307,6 @@ impl Location {
             };
             let path = FIELDS.iter().find(is_it).map_or("", |(_, path, _)| path);
             problem(document, path, error.inner().to_string())
-    /// It is the location of backups that name none.
-    pub is_default: bool,
         })?;
         let (ca_certificates, is_default) = (fields.ca_certificates, is_default.unwrap_or_default());
         let location = Self { settings, encrypted, ca_certificates, is_default };
@@ -294,8 +324,6 @@ impl Location {
         self.gives_passphrase() || self.settings.encryption_passphrase_from.is_some()
     }
 
-        let is_default = fields.values.remove(DEFAULT).map(bool::deserialize).transpose();
-        let is_default = is_default.map_err(|error| problem(document, DEFAULT, error.to_string()))?;
     fn gives_passphrase(&self) -> bool {
         self.settings.encryption_passphrase.is_some() || self.settings.encryption_passphrase_file.is_some()
     }
@@ -335,10 +363,8 @@ impl Location {
     /// Returns a failure with the fields of the document in place of the options of a command.
     pub fn in_fields(&self, failure: Failure, document: &Document) -> Failure {
         let provider = self.settings.provider.unwrap_or_default().name();
-        let named = |text: &str| {
-            let text = text.replace(&format!("--provider {provider}"), &format!("type {provider}"));
-            with_fields(&text, provider, document)
-        };
+        let typed = |text: &str| text.replace(&format!("--provider {provider}"), &format!("type {provider}"));
+        let named = |text: &str| with_fields(&typed(text), provider, document);
         match failure {
             // Its keys have other names in a converted document.
             Failure::Usage { hint, .. } if document.origin(STORE_KEY).is_some() => {
@@ -350,7 +376,8 @@ impl Location {
                 Failure::Usage { message: document.at(ROOT, named(&message)), hint }
             }
             Failure::Client(ClientError::Api(error)) => {
-                let hint = error.hint.as_deref().map(named);
+                let hint = error.hint.as_deref();
+                let hint = hint.map(|hint| hint_with_fields(&typed(hint), provider, document));
                 ApiError { message: document.at(ROOT, named(&error.message)), hint, ..error }.into()
             }
             other => other,
@@ -389,6 +416,7 @@ impl Location {
         }
         let encrypted = self.has_passphrase().then_some(true).or(self.encrypted);
         values.insert(ENCRYPTED.to_owned(), encrypted.into());
+        values.insert(DEFAULT.to_owned(), self.is_default.then_some(true).into());
         spelled(self.settings.provider.unwrap_or_default(), &values)
     }
 }
@@ -416,7 +444,6 @@ pub fn view_of(one: &Credential) -> Value {
     let key = match store.provider {
         // It has no secret.
         ProviderKind::Local => "",
-        values.insert(DEFAULT.to_owned(), self.is_default.then_some(true).into());
         ProviderKind::S3 => "s3-secret-key-from",
         ProviderKind::Azure if auth == "account key" => "azure-account-key-from",
         ProviderKind::Azure => "azure-sas-token-from",

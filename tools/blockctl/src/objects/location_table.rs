@@ -74,6 +74,49 @@ pub const UNREPORTED: &str = "ca-certificate s3-sts-endpoint azure-client-id swi
 /// Sections of fields.
 pub const SECTIONS: [&str; 4] = ["s3Config", "azureConfig", "googleConfig", "swiftConfig"];
 
+/// Returns the path of the field of an option, and of a converted document its own field, or the key of a
+/// secret, if it has one.
+fn field_of<'a>(
+    option: &str,
+    provider: &str,
+    document: &'a Document,
+) -> Option<(&'static str, Option<&'a str>)> {
+    let setting = match option {
+        "bucket" => "path",
+        option => option.trim_end_matches("-file").trim_end_matches("-from"),
+    };
+    let section = format!("{provider}Config.");
+    let of = |(known, path, _): &&(&str, &str, &str)| {
+        *known == setting && (!path.contains('.') || path.starts_with(&section))
+    };
+    let (_, path, _) = FIELDS.iter().find(of)?;
+    Some((path, document.origin(&format!("location.{path}"))))
+}
+
+/// Replaces command line options in a hint by the fields of a location. A converted document has fewer
+/// fields: its hint lists those.
+pub fn hint_with_fields(hint: &str, provider: &str, document: &Document) -> String {
+    let options = hint
+        .split(' ')
+        .filter_map(|word| word.trim_end_matches([',', ':', ';', ')', '.']).strip_prefix("--"));
+    let fields: Vec<_> = options.filter_map(|option| field_of(option, provider, document)).collect();
+    let mut own: Vec<&str> = Vec::new();
+    for (_, origin) in &fields {
+        own.extend(origin.filter(|origin| !own.contains(origin)));
+    }
+    if document.origin("location").is_none() || own.len() == fields.len() {
+        return with_fields(hint, provider, document);
+    }
+    let before = hint.split_once("check ").map_or("", |(before, _)| before);
+    let server = if hint.contains("whether the server runs") { ", and whether the server runs" } else { "" };
+    let all = match own.split_last() {
+        Some((last, [])) => (*last).to_owned(),
+        Some((last, others)) => format!("{} and {last}", others.join(", ")),
+        None => document.written("location.secretConfig"),
+    };
+    format!("{before}check {all}{server}")
+}
+
 /// Replaces command line options in a message by the fields of a location, which a document may name
 /// otherwise.
 pub fn with_fields(message: &str, provider: &str, document: &Document) -> String {
@@ -89,19 +132,12 @@ pub fn with_fields(message: &str, provider: &str, document: &Document) -> String
             }
             continue;
         }
-        let bare = option.strip_prefix("--").map(|option| match option {
-            "bucket" => "path",
-            option => option.trim_end_matches("-file").trim_end_matches("-from"),
-        });
-        let section = format!("{provider}Config.");
-        let of = |(setting, path, _): &&(&str, &str, &str)| {
-            Some(*setting) == bare && (!path.contains('.') || path.starts_with(&section))
-        };
-        let Some((_, path, _)) = FIELDS.iter().find(of) else {
+        let bare = option.strip_prefix("--");
+        let Some((path, origin)) = bare.and_then(|option| field_of(option, provider, document)) else {
             words.push(word.to_owned());
             continue;
         };
-        let field = document.origin(&format!("location.{path}")).unwrap_or(path);
+        let field = origin.unwrap_or(path);
         drop_alternative(&mut words, field);
         words.push(format!("\u{1}{}", word.replacen(option, field, 1)));
     }

@@ -15,8 +15,13 @@ use super::{
 use crate::{
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
     objects::{
-        Body, Kind, Object, backup::Backup, hook::Hook, location::Location, location_table::{DEFAULT_MARK, LIMITS, is_access},
-        policy::Rules, read_all, schedule,
+        Body, Kind, Object,
+        backup::Backup,
+        hook::Hook,
+        location::{Location, PASSPHRASE},
+        location_table::{DEFAULT_MARK, LIMITS, is_access},
+        policy::Rules,
+        read_all, schedule,
     },
     output::Context,
     wait::follow_before,
@@ -325,7 +330,7 @@ impl Apply<'_> {
             client.call_at(operations::SET_DEFAULT_CREDENTIAL, &CredentialRef::Name(name), &()).await?;
         }
         if request.encryption_passphrase.is_none() {
-            let cause = "location.encryptionKey is not set";
+            let cause = format!("{} is not set", object.document.written(PASSPHRASE));
             self.context.output.note(format!("note: {object}: backups are stored unencrypted: {cause}"));
         }
         Ok(())

@@ -10,7 +10,12 @@ use super::{
     status::FieldChange,
 };
 use crate::objects::{
-    Body, Object, backup::Backup, hook::Hook, location_table::{DEFAULT_MARK, LIMITS, is_access}, schedule::fixed, view,
+    Body, Object,
+    backup::Backup,
+    hook::Hook,
+    location_table::{DEFAULT_MARK, LIMITS, is_access},
+    schedule::fixed,
+    view,
 };
 use blockd_api::{ApiError, ErrorCode, VolumeName, rules::RuleTarget};
 use uuid::Uuid;
@@ -58,9 +63,16 @@ fn plan_resource(object: &Object, resources: &ResourceSet) -> Result<Plan, ApiEr
                 should: Some("kept on this host".into()),
             }));
             let paths = changes.iter().map(|change| change.path.as_str());
-            let fixed = paths.filter(|path| !path.starts_with(LIMITS) && *path != DEFAULT_MARK && !is_access(path));
-            let cause = "cannot be changed: give another location another name, or delete this one first";
-            immutable(&fixed.collect::<Vec<_>>(), ErrorCode::CredentialExists, cause)
+            let fixed =
+                paths.filter(|path| !path.starts_with(LIMITS) && *path != DEFAULT_MARK && !is_access(path));
+            let fixed: Vec<String> = fixed.map(|path| object.document.written(path)).collect();
+            let fixed: Vec<&str> = fixed.iter().map(String::as_str).collect();
+            // The name of a derived location follows from its fields.
+            let cause = match object.is_derived {
+                true => "cannot be changed: delete this location first, its backups stay",
+                false => "cannot be changed: give another location another name, or delete this one first",
+            };
+            immutable(&fixed, ErrorCode::CredentialExists, cause)
         }
         Body::Schedule(wanted) => {
             let current = resources.schedule(name).and_then(|one| resources.schedule_spec(one));

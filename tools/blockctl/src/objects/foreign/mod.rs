@@ -75,7 +75,7 @@ const CONVERSIONS: [(&str, &str, Kind, &str, Finish); 14] = [
     (velero::GROUP, "Restore", Kind::VolumeRestore, "spec.backupName spec.scheduleName spec.namespaceMapping", velero::restore),
     (velero::GROUP, "BackupStorageLocation", Kind::BackupLocation,
         "spec.objectStorage.bucket>location.path spec.objectStorage.prefix>location.prefix \
-        spec.default>location.default", velero::location),
+        spec.encryptionKey>location.encryptionKey spec.default>location.default", velero::location),
 ];
 
 /// Tests a value.

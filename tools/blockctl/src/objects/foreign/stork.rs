@@ -52,17 +52,23 @@ pub fn policy(document: &mut Document, mut native: Document, _: &str) -> Result<
 fn take_options(document: &mut Document, native: &mut Document, spec: &str) -> Result<bool, Problem> {
     const TYPE: &str = "portworx/snapshot-type";
     const CREDENTIAL: &str = "portworx/cloud-cred-id";
-    let (mut is_cloud, mut location, mut annotations) = (false, None, Map::new());
+    let (mut is_cloud, mut annotations) = (false, Map::new());
+    // Without a location, its path is beside the type.
+    let (mut location, mut credential) = (None, String::new());
     for path in ["metadata.annotations", "spec.options"] {
         let Some(Value::Object(mut given)) = document.remove(path) else { continue };
         match given.remove(TYPE).as_ref().and_then(Value::as_str) {
-            Some("cloud") => is_cloud = true,
+            Some("cloud") => (is_cloud, credential) = (true, format!("{path}.{CREDENTIAL}")),
             None | Some("local") => {}
             Some(_) => {
                 return Err(document.problem(&format!("{path}.{TYPE}"), "`local` or `cloud` is expected"));
             }
         }
-        location = location.or_else(|| given.remove(CREDENTIAL));
+        if location.is_none()
+            && let Some(name) = given.remove(CREDENTIAL)
+        {
+            location = Some((name, format!("{path}.{CREDENTIAL}")));
+        }
         for (annotation, field) in
             [("stork.rule/pre-snapshot", "preExecRule"), ("stork.rule/post-snapshot", "postExecRule")]
         {
@@ -84,10 +90,11 @@ fn take_options(document: &mut Document, native: &mut Document, spec: &str) -> R
     for field in ["preExecRule", "postExecRule"] {
         document.move_all(native, &format!("spec.{field}>{spec}.{field}"));
     }
-    let credential = format!("metadata.annotations.{CREDENTIAL}");
+    let field = format!("{spec}.backupLocation");
     match location {
-        Some(location) if is_cloud => native.set(&format!("{spec}.backupLocation"), location, &credential),
-        Some(_) => document.ignore(&credential),
+        Some((name, path)) if is_cloud => native.set(&field, name, &path),
+        Some((_, path)) => document.ignore(&path),
+        None if is_cloud => native.set_origin(&field, &credential),
         None => {}
     }
     Ok(is_cloud)

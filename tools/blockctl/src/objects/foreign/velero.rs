@@ -101,6 +101,7 @@ pub fn location(document: &mut Document, mut native: Document, _: &str) -> Resul
     native.set_default("location", json!({}), "spec");
     native.set("location.type", kind.into(), "spec.provider");
     native.set(&format!("location.{section}"), json!({}), "spec.config");
+    native.set_origin("location.caCertificate", "spec.objectStorage.caCert");
     if let Some(text) = document.take_text("spec.objectStorage.caCert")? {
         let decoded =
             decode_base64(&text).map_err(|error| document.problem("spec.objectStorage.caCert", error))?;
