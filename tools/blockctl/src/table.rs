@@ -130,6 +130,17 @@ impl Table {
         self
     }
 
+    /// Makes columns ones whose cells are cut, and `last` one if it has a long cell or the others leave no
+    /// room.
+    #[must_use]
+    pub fn fit_but(self, titles: &str, last: &str) -> Self {
+        let mut table = self.fit(titles);
+        let is_long = |column: &usize| table.rows.iter().any(|row| row[*column].chars().count() > MAX_ROOM);
+        let last = table.column(last).filter(|last| is_long(last) || table.cut_width_beside(0).is_none());
+        table.cut.extend(last);
+        table
+    }
+
     /// Makes the last column one of free text, such as causes of failures: a text that exceeds the remaining
     /// width is on lines of its own below the row. Only a word that is longer than a line exceeds it.
     #[must_use]

@@ -397,7 +397,7 @@ fn printed_names_of_backups_select_one_each() {
     let of = |cluster: &'static str, id: &'static str| (cluster, id, "db", "shop");
     for (backups, expected) in [
         (&[of(CLUSTER, "1")][..], &["before"][..]),
-        (&[of(CLUSTER, "1"), of(OTHER_CLUSTER, "1")], &["2e4d4b67/before", "fe431d7d/before"]),
+        (&[of(CLUSTER, "1"), of(OTHER_CLUSTER, "1")], &["2e4d/before", "fe43/before"]),
     ] {
         let fake = with_backup(&[("1", "db")], backups);
         let printed = fake.run("get vb -o name").stdout;
@@ -423,4 +423,26 @@ fn printed_names_of_backups_select_one_each() {
     ]);
     let ids = ["61", "62"].map(|id| format!("VolumeBackup/{}\n", snap(&format!("1-{id}"))));
     assert_eq!(fake.run("get vb -o name").stdout, ids.concat());
+}
+
+#[test]
+fn backups_of_other_hosts_have_one_name_in_all_lists() {
+    let fake = with_backup(&[("1", "db")], &[(OTHER_CLUSTER, "7", "lzv", "shop")]);
+    for line in ["get vb", "get vb -o wide", "get vb fe43/before", "get vb fe431d7d/before"] {
+        let ran = fake.run(line);
+        assert!(ran.status == 0 && ran.stdout.contains("\nfe43/before  "), "{line}: {ran:?}");
+    }
+    let hint =
+        format!("was made by host fe431d7d\nhint: `blockctl cloudsnap delete {OTHER_CLUSTER}/7-61 --force`");
+    for name in ["fe43/before", "before"] {
+        let ran = fake.run(&format!("delete vb {name} --yes"));
+        assert!(ran.status == 5 && ran.stderr.contains(&hint), "{name}: {ran:?}");
+    }
+    let own = with_backup(&[("1", "db")], &[(CLUSTER, "1", "db", "shop")]);
+    let ran = own.run("delete vb 2e4d/before --yes --dry-run");
+    assert_eq!(
+        (ran.status, ran.stdout.as_str()),
+        (0, "VolumeBackup/2e4d/before deleted (dry run)\n"),
+        "{ran:?}"
+    );
 }

@@ -5,6 +5,7 @@ use super::{
     document::{FieldError, Spec},
     values::{NAMESPACE, selectors, text_or_number},
 };
+use crate::commands::cloudsnap::list::MIN_HOST_DIGITS;
 use blockd_api::{
     CLONED_FROM, CredentialName, LabelSelector, Labels, ObjectName, PairsError, SnapshotName, SnapshotRef,
     VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,
@@ -13,8 +14,6 @@ use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, sync::OnceLock};
 use uuid::Uuid;
 
-/// Digits of the id of a host in names.
-const SHORT_UUID: usize = 8;
 /// Prefix of snapshots that are taken for a clone.
 const SNAPSHOT_PREFIX: &str = "clone-";
 
@@ -161,7 +160,8 @@ impl Restore {
 fn check_listed_name(text: &str) -> Result<(), String> {
     let name = match text.split_once('/') {
         Some((host, name))
-            if host.len() == SHORT_UUID && host.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
+            if host.len() >= MIN_HOST_DIGITS
+                && host.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') =>
         {
             name
         }

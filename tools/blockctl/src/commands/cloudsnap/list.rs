@@ -224,7 +224,7 @@ fn unknown(id: &CloudSnapshotId, query: &ListCloudsnaps) -> Failure {
 /// Origin of the backups of schedules.
 pub const SCHEDULED: &str = "Scheduled";
 /// Least digits of the short id of a host.
-const MIN_HOST_DIGITS: usize = 4;
+pub const MIN_HOST_DIGITS: usize = 4;
 /// Returns the table of a list; `here` is the cluster of this host.
 fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp) -> Table {
     let location = |credential: Uuid| {
@@ -308,7 +308,7 @@ fn labels_of(entry: &Cloudsnap) -> Option<Labels> {
 }
 
 /// Returns the shortest prefix of a cluster id, of at least 4 digits, that no other host of the list has.
-fn short_host(cluster: Uuid, clusters: &BTreeSet<String>) -> String {
+pub fn short_host(cluster: Uuid, clusters: &BTreeSet<String>) -> String {
     let id = cluster.to_string();
     let prefixes = (MIN_HOST_DIGITS..id.len()).map(|len| id.chars().take(len).collect::<String>());
     let is_own = |prefix: &String| clusters.iter().filter(|one| one.starts_with(prefix)).count() < 2;

@@ -1,34 +1,23 @@
 //! Backups of one name, which may be of several volumes.
 
 use super::{
+    backup_names::short_name,
     found::{Found, one_or_all},
     resources::{ResourceSet, backup_name},
     status::{BackupSpec, TransferStatus},
     transfers::Transfer,
 };
 use crate::{
-    commands::cloudsnap::list::SCHEDULED,
+    commands::cloudsnap::list::{SCHEDULED, short_host},
     objects::{Kind, NAMESPACE, ReclaimPolicy},
-    table::short_uuid,
 };
 use blockd_api::{
-    cloudsnaps::{CloudSnapshotId, Cloudsnap},
+    cloudsnaps::Cloudsnap,
     tasks::{Task, TaskKind, TaskStage},
 };
 use serde_json::json;
 use std::collections::BTreeSet;
 use uuid::Uuid;
-
-/// Digits of the number of a snapshot in tables.
-const SHORT: usize = 8;
-
-/// Returns a name as tables have it: short if it is an id.
-pub(super) fn short_name(name: &str) -> String {
-    match name.parse::<CloudSnapshotId>() {
-        Ok(id) => id.snapshot.to_string().chars().take(SHORT).collect(),
-        Err(_) => name.to_owned(),
-    }
-}
 
 /// Backups of a name, a location and a host: at most one of each volume.
 #[derive(Debug)]
@@ -92,19 +81,14 @@ impl<'a> BackupGroup<'a> {
         &mut groups[index]
     }
 
-    /// Returns the name for tables: short if it is an id, and with the host if it is another one.
-    fn shown(&self, own: Option<Uuid>) -> String {
-        let short = short_name(&self.name);
-        match self.cluster {
-            Some(cluster) if self.cluster != own => format!("{}/{short}", short_uuid(cluster)),
-            _ => short,
-        }
-    }
-
     /// Returns the backup.
     pub fn found(&self, resources: &ResourceSet) -> Found {
         let own = resources.own;
-        let volumes = self.volumes();
+        let listed = resources.cloudsnaps.iter().flatten();
+        let clusters = listed.map(|one| one.cloud_snapshot_id.cluster.to_string()).collect();
+        let host = self.cluster.map(|cluster| short_host(cluster, &clusters));
+        let of_host = |name: &str| host.as_ref().map(|host| format!("{host}/{name}"));
+        let (short, volumes) = (short_name(&self.name), self.volumes());
         let own_labels = self.stored.first().map(|one| one.backup_labels.clone()).unwrap_or_default();
         let body = json!(BackupSpec {
             backup_location: self.location.map(ToOwned::to_owned),
@@ -114,8 +98,9 @@ impl<'a> BackupGroup<'a> {
         let labels = self.stored.iter().flat_map(|one| [&one.labels, &one.backup_labels]);
         let namespaces = labels.filter_map(|labels| labels.as_map().get(NAMESPACE).cloned()).collect();
         Found {
-            shown: self.shown(own),
-            with_host: self.cluster.map(|cluster| format!("{}/{}", short_uuid(cluster), self.name)),
+            shown: of_host(&short).filter(|_| self.cluster != own).unwrap_or(short),
+            with_host: of_host(&self.name),
+            cluster: self.cluster,
             labels: own_labels,
             is_of_other_host: self.cluster != own,
             obstacle: self.obstacle(resources),

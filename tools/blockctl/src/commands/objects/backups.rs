@@ -1,7 +1,7 @@
 //! Backups of a name: their volumes, and their deletion.
 
 use super::{
-    backup_groups::short_name,
+    backup_names::{short_name, without_host},
     resources::{ResourceSet, backup_name},
 };
 use crate::{
@@ -11,7 +11,6 @@ use crate::{
         volumes::{Restore, RestoreSource},
     },
     output::Context,
-    table::short_uuid,
     wait::follow,
 };
 use blockd_api::{
@@ -46,8 +45,7 @@ fn is_named(one: &Cloudsnap, name: &str, location: Option<&CredentialName>) -> b
 /// Returns true for a name as lists show it, or an id: also of a volume whose backup has a name.
 pub(super) fn is_listed_as(one: &Cloudsnap, name: &str, location: Option<&CredentialName>) -> bool {
     let (id, own_name) = (one.cloud_snapshot_id, backup_name(one));
-    let of_host = name.strip_prefix(&short_uuid(id.cluster)).and_then(|rest| rest.strip_prefix('/'));
-    let wanted = of_host.unwrap_or(name);
+    let wanted = without_host(name, id.cluster).unwrap_or(name);
     let is_it = wanted == own_name || wanted == short_name(&own_name) || name == id.to_string();
     is_it && location.is_none_or(|location| is_in_location(one, location))
 }
@@ -71,14 +69,18 @@ impl ResourceSet {
         self.cloudsnaps.iter().flatten().filter(move |one| is_listed_as(one, name, location)).filter(is_own)
     }
 
+    /// Returns a name as lists show it without the id of this host.
+    pub(super) fn without_own_host<'a>(&self, name: &'a str) -> &'a str {
+        self.own.and_then(|own| without_host(name, own)).unwrap_or(name)
+    }
+
     /// Returns the backup tasks of a name, which may be that of lists, to one location or to all.
     pub(super) fn tasks_named<'a>(
         &'a self,
         name: &'a str,
         location: Option<&'a CredentialName>,
     ) -> impl Iterator<Item = &'a Task> {
-        let of_host = self.own.and_then(|own| name.strip_prefix(&short_uuid(own))?.strip_prefix('/'));
-        let name = of_host.unwrap_or(name);
+        let name = self.without_own_host(name);
         self.tasks.iter().filter(move |task| {
             task.state.kind == TaskKind::Backup
                 && task.name.as_ref().is_some_and(|one| one.as_str() == name)

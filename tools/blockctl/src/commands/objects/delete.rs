@@ -2,7 +2,9 @@
 
 use super::{
     args::DeleteArgs,
-    backups::{BackupTarget, DeleteScope, IN_STORE, delete_cloudsnap, refuse_kept, snapshot_name},
+    backups::{
+        BackupTarget, DeleteScope, IN_STORE, delete_cloudsnap, is_listed_as, refuse_kept, snapshot_name,
+    },
     record::Record,
     resources::{ResourceSet, Scope, schedule_name},
 };
@@ -148,19 +150,26 @@ async fn named(
     let resources = ResourceSet::load_kinds(context, &[kind], &scope).await?;
     let (mut deletion, scope) = (Deletion::new(kind, &name), DeleteScope::One(args.volume));
     match kind {
-        Kind::VolumeBackup => deletion.backups = Some(BackupTarget { name, id, location, scope }),
+        Kind::VolumeBackup => {
+            let (name, location) = (resources.without_own_host(&name).to_owned(), location.clone());
+            deletion.backups = Some(BackupTarget { name, id, location, scope });
+        }
         Kind::VolumeSnapshot => deletion.snapshots = Some(scope),
         Kind::VolumeBackupSchedule => deletion.reclaims = resources.reclaims(&name, None),
         _ => {}
     }
-    if !deletion.exists(&resources)? {
-        return Err(kind.missing(&deletion.name).into());
-    }
-    // An id may be of another host.
+    let exists = deletion.exists(&resources)?;
+    // An id may be of another host, as may a name that this host lacks.
     let mut listed = resources.cloudsnaps.iter().flatten();
-    let selected = listed.find(|one| Some(one.cloud_snapshot_id) == id);
+    let selected = listed.find(|one| match id {
+        Some(id) => one.cloud_snapshot_id == id,
+        None => !exists && is_listed_as(one, &deletion.name, location.as_ref()),
+    });
     if let Some((found, here)) = selected.zip(resources.own) {
         refuse_kept_by_daemon(found, here)?;
+    }
+    if !exists {
+        return Err(kind.missing(&deletion.name).into());
     }
     Ok((vec![deletion], resources))
 }

@@ -1,8 +1,11 @@
 //! Resource of the daemon in the form of an object.
 
-use super::status::Names;
+use super::{
+    backup_names::{short_name, without_host},
+    status::Names,
+};
 use crate::objects::{self, Kind};
-use blockd_api::{ByteSize, Labels, ObjectName, format_duration};
+use blockd_api::{ByteSize, Labels, ObjectName, cloudsnaps::CloudSnapshotId, format_duration};
 use jiff::Timestamp;
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
@@ -18,6 +21,8 @@ pub struct Found {
     pub shown: String,
     /// Name with the host that made it: backups of several hosts can have one name.
     pub with_host: Option<String>,
+    /// Cluster of this host.
+    pub cluster: Option<Uuid>,
     pub body: Value,
     pub status: Value,
     /// Labels of backups.
@@ -42,6 +47,7 @@ impl Found {
             shown: name.clone(),
             name,
             with_host: None,
+            cluster: None,
             body,
             status,
             labels: Labels::default(),
@@ -92,7 +98,9 @@ impl Found {
 
     /// Returns true if a name selects it.
     pub fn is_named(&self, name: &str) -> bool {
+        let of_host = self.cluster.and_then(|cluster| without_host(name, cluster));
         self.names().any(|one| one == name)
+            || of_host.is_some_and(|rest| rest == self.name || rest == short_name(&self.name))
     }
 
     /// Returns true if one of its volumes is in a namespace.
@@ -102,7 +110,10 @@ impl Found {
 
     /// Returns the cells of a table.
     pub fn cells(&self, is_wide: bool) -> impl Iterator<Item = String> {
-        let name = if is_wide { &self.name } else { &self.shown };
+        // A complete id has the host.
+        let is_id = self.name.parse::<CloudSnapshotId>().is_ok();
+        let of_host = self.with_host.as_ref().filter(|_| self.is_of_other_host && !is_id);
+        let name = if is_wide { of_host.unwrap_or(&self.name) } else { &self.shown };
         let document = self.document();
         let columns = self.kind.columns(is_wide);
         std::iter::once(name.clone()).chain(columns.map(move |(_, paths)| cell(&document, paths, is_wide)))

@@ -102,8 +102,8 @@ fn tables(context: &Context<'_>, kinds: &[Kind], found: &[&Found], is_wide: bool
             continue;
         }
         if !is_wide {
-            let cut = columns.iter().filter(|(_, path)| !path.ends_with("At")).map(|(title, _)| *title);
-            table = table.fit(&cut.collect::<Vec<_>>().join("|"));
+            let cut = columns[1..].iter().filter(|(_, path)| !path.ends_with("At")).map(|(title, _)| *title);
+            table = table.fit_but(&cut.collect::<Vec<_>>().join("|"), title);
         }
         tables.push(table.render(context.output.is_colored()));
     }
