@@ -46,7 +46,8 @@ fn clones_follow_their_source_through_names() {
 
 #[test]
 fn clone_of_one_volume_is_none_of_another() {
-    let of_shop = |id: &str, name: &str| labelled(id, name, json!({ "namespace": "shop" }));
+    let labels = json!({ "namespace": "shop", "app": "mysql", "restored-by": "rr" });
+    let of_shop = |id: &str, name: &str| labelled(id, name, labels.clone());
     let mut volumes = vec![of_shop("59", "data"), of_shop("60", "log")];
     volumes.push(cloned("1", "data-test", "cl", "data@clone-1"));
     let object = ("VolumeClone", "cl", "sourceNamespace: shop, destinationNamespace: test");
@@ -58,10 +59,10 @@ fn clone_of_one_volume_is_none_of_another() {
     // The missing clone has the point in time of the other one.
     assert_eq!(fake.changes(), ["POST /v1/volumes/log/clone"]);
     let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("POST ")).unwrap();
-    assert_eq!(
-        (&sent.body["snapshot"], &sent.body["labels"]["cloned-from"]),
-        (&json!("log@clone-1"), &json!("log@clone-1"))
-    );
+    // Its labels are those of its source, and its own origin.
+    let labels =
+        json!({ "app": "mysql", "namespace": "test", "cloned-by": "cl", "cloned-from": "log@clone-1" });
+    assert_eq!((&sent.body["snapshot"], &sent.body["labels"]), (&json!("log@clone-1"), &labels));
     let fake = with_snapshots(&volumes, "clone-1", &["59"]);
     let words = "VolumeClone/cl: volume log has no snapshot of the point in time of data-test\nhint: delete these clones";
     for (command, status) in [("apply", 5), ("apply --dry-run", 5), ("diff", 1)] {
@@ -180,4 +181,22 @@ fn hydration_of_a_clone_is_no_restore() {
         let ran = run_on(&fake, "apply --dry-run", &[("VolumeRestore", "rr", spec)]);
         assert_eq!(ran.stdout, "VolumeRestore/rr created (dry run)\n", "{state} {ran:?}");
     }
+}
+
+#[test]
+fn deleted_clone_keeps_its_volumes_and_is_not_listed() {
+    let made = cloned("1", "db-test", "cl", "db@clone-1");
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!([volume("59", "db"), made])))),
+        ("GET /v1/volumes/1", ok(made.clone())),
+        ("PATCH /v1/volumes/1", ok(made)),
+    ]);
+    let ran = fake.run("delete vc cl");
+    let line = "VolumeClone/cl deleted, volumes kept: db-test\n";
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, line), "{ran:?}");
+    let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("PATCH ")).unwrap();
+    assert_eq!(sent.body["labels"], json!({ "cloned-from": "db@clone-1" }));
+    let left = labelled("1", "db-test", sent.body["labels"].clone());
+    let fake = with_snapshots(&[volume("59", "db"), left], "clone-1", &["59"]);
+    assert_eq!(fake.run("get vc").stderr, "no VolumeClone\n");
 }

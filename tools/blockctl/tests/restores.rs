@@ -301,8 +301,8 @@ fn restores_and_clones_have_their_own_names() {
     assert!(yaml.stdout.contains("name: plain") && !yaml.stdout.contains("name: back"), "{yaml:?}");
     assert!(yaml.stderr.contains("VolumeClone/copy has several volumes"), "{yaml:?}");
 
-    let kept = fake.run("delete vc copy").stdout;
-    assert_eq!(kept, "VolumeClone/copy kept on this host: a-copy, b-copy\n");
+    let kept = fake.run("delete vc copy --dry-run").stdout;
+    assert_eq!(kept, "VolumeClone/copy deleted, volumes kept: a-copy, b-copy (dry run)\n");
     let kept = fake.run("-j delete vr back --dry-run").json();
     assert_eq!(kept["items"][0]["volumes"], json!(["a", "b"]), "{kept:#}");
     assert_eq!(fake.run("delete vr gone").status, 4);

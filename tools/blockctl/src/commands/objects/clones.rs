@@ -10,7 +10,7 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ApiError, CLONED_BY, CLONED_FROM, Client, ErrorCode, Labels, SnapshotName, VolumeName, VolumeRef,
+    ApiError, CLONED_BY, CLONED_FROM, Client, ErrorCode, ORIGIN_LABELS, SnapshotName, VolumeName, VolumeRef,
     first_names, operations,
     quiesce::HookOptions,
     snapshots::{CreateGroupSnapshot, CreateSnapshot, Snapshot},
@@ -47,7 +47,7 @@ pub fn clone_plans<'a>(
     clone: &VolumeClone,
     resources: &'a ResourceSet,
 ) -> Result<Vec<ClonePlan<'a>>, ApiError> {
-    let made: Vec<&Volume> = resources.cloned_by(object).collect();
+    let made: Vec<&Volume> = resources.cloned_by(object.name.as_str()).collect();
     let sources = clone_sources(object, clone, resources);
     if sources.is_empty() && made.is_empty() {
         let namespace = clone.source_namespace.as_deref().unwrap_or_default();
@@ -165,7 +165,8 @@ pub async fn clone_volumes(
     }
     for (index, one) in missing.iter().enumerate() {
         let snapshot = one.snapshot.as_ref().unwrap_or(&taken);
-        let Err(error) = clone_one(context, object, clone, [&one.source, &one.name], snapshot).await else {
+        let (names, parent) = ([&one.source, &one.name], resources.volume(&one.source));
+        let Err(error) = clone_one(context, object, clone, names, snapshot, parent).await else {
             continue;
         };
         for left in missing[index..].iter().filter(|left| left.snapshot.is_none()) {
@@ -206,12 +207,13 @@ async fn clone_one(
     clone: &VolumeClone,
     [source, name]: [&VolumeName; 2],
     snapshot: &SnapshotName,
+    parent: Option<&Volume>,
 ) -> Result<(), Failure> {
     let snapshot = snapshot_of(source, snapshot.clone());
     let origin = [(CLONED_FROM, snapshot.to_string()), (CLONED_BY, object.name.to_string())];
     let namespace = clone.destination_namespace.iter().map(|namespace| (NAMESPACE, namespace.clone()));
-    let labels =
-        with_labels(&Labels::default(), origin.into_iter().chain(namespace)).map_err(ApiError::from)?;
+    let own = parent.map(|parent| parent.labels.clone().without(&ORIGIN_LABELS)).unwrap_or_default();
+    let labels = with_labels(&own, origin.into_iter().chain(namespace)).map_err(ApiError::from)?;
     let request = CloneVolume { name: name.clone(), snapshot, labels };
     context.client.call_at(operations::CLONE_VOLUME, &VolumeRef::Name(source.clone()), &request).await?;
     Ok(())

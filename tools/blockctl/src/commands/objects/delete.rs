@@ -16,7 +16,7 @@ use crate::{
     table::counted,
 };
 use blockd_api::{
-    ApiError, CredentialRef, ErrorCode, RuleName, SnapshotRef, VolumeRef,
+    ApiError, CLONED_BY, CredentialRef, ErrorCode, Labels, RuleName, SnapshotRef, VolumeRef,
     cloudsnaps::{CloudSnapshotId, Cloudsnap},
     operations,
     schedules::{Judged, Schedule, UpdateSchedule},
@@ -289,9 +289,15 @@ impl Delete<'_> {
                 let is_running = resources.under_way(name, None).next().is_some();
                 return Ok(if is_running && !is_stored { "still being made" } else { IN_STORE });
             }
-            // Their volumes may be in use.
-            Kind::VolumeClone => return Ok("kept on this host"),
-            Kind::VolumeRestore => return self.restore(name).await,
+            Kind::VolumeClone => {
+                let without = |labels: Labels| labels.without(&[CLONED_BY]);
+                return self.forget(resources.cloned_by(name), without).await;
+            }
+            Kind::VolumeRestore if self.unfinished(name).next().is_some() => return Ok("still being made"),
+            Kind::VolumeRestore => {
+                let without = |labels: Labels| labels.without_restore(name);
+                return self.forget(resources.labelled_by_restore(name), without).await;
+            }
             Kind::VolumeBackupSchedule => self.schedule(one).await?,
             _ if self.dry_run => {}
             Kind::BackupLocation => {
@@ -320,20 +326,21 @@ impl Delete<'_> {
         Ok("deleted")
     }
 
-    /// Removes the name of a restore from the labels of its volumes, which stay: applied again, it happens
-    /// again. A task sets its labels at its end.
-    async fn restore(&self, name: &str) -> Result<&'static str, Failure> {
-        if self.unfinished(name).next().is_some() {
-            return Ok("still being made");
-        }
+    /// Removes the name of a restore or clone from the labels of its volumes, which stay: they may be in use.
+    /// A restore that is applied again happens again. Its task sets the labels at its end.
+    async fn forget(
+        &self,
+        volumes: impl Iterator<Item = &Volume>,
+        without: impl Fn(Labels) -> Labels,
+    ) -> Result<&'static str, Failure> {
         let mut result = "kept on this host";
-        for volume in self.resources.labelled_by_restore(name) {
+        for volume in volumes {
             result = "deleted, volumes kept";
             if !self.dry_run {
                 let (client, id) = (&self.context.client, VolumeRef::Id(volume.volume_id));
                 // They may have changed since the resources were loaded.
                 let labels = client.call_at(operations::GET_VOLUME, &id, &()).await?.labels;
-                let labels = Some(labels.without_restore(name));
+                let labels = Some(without(labels));
                 let request = UpdateVolume { labels, ..UpdateVolume::default() };
                 client.call_at(operations::UPDATE_VOLUME, &id, &request).await?;
             }

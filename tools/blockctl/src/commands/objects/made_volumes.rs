@@ -107,7 +107,8 @@ impl ResourceSet {
     /// Returns the cloud snapshot whose content a volume has or gets by the restore of an object; `None` if
     /// other content replaced it.
     pub fn content_by(&self, object: &Object, volume: &Volume) -> Option<CloudSnapshotId> {
-        let last = || is_made_by(volume, RESTORED_BY, object).then(|| restored_from(volume)).flatten();
+        let is_by_it = label(&volume.labels, RESTORED_BY) == Some(object.name.as_str());
+        let last = || is_by_it.then(|| restored_from(volume)).flatten();
         self.restore_by(object, volume).map_or_else(last, restored_with)
     }
 
@@ -141,9 +142,9 @@ impl ResourceSet {
         (task.cloud_snapshot_id.as_ref() == self.origin(volume)).then_some(task)
     }
 
-    /// Returns the volumes that an object cloned.
-    pub fn cloned_by<'a>(&'a self, object: &'a Object) -> impl Iterator<Item = &'a Volume> {
-        self.volumes.iter().filter(|volume| is_made_by(volume, CLONED_BY, object))
+    /// Returns the volumes that an object of a name cloned.
+    pub fn cloned_by<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a Volume> {
+        self.volumes.iter().filter(move |volume| label(&volume.labels, CLONED_BY) == Some(name))
     }
 
     /// Returns the restores that have volumes with their content.
@@ -173,7 +174,9 @@ impl ResourceSet {
 
     /// Returns the clones.
     pub fn clones(&self) -> Vec<Found> {
-        let is_clone = |volume: &&Volume| origin(volume).is_some();
+        // Without its object, the clone was deleted.
+        let is_clone =
+            |volume: &&Volume| origin(volume).is_some() && label(&volume.labels, CLONED_BY).is_some();
         by_object(self.volumes.iter().filter(is_clone), |volume| label(&volume.labels, CLONED_BY))
             .iter()
             .map(clone)
@@ -192,10 +195,6 @@ fn label<'a>(labels: &'a Labels, key: &str) -> Option<&'a str> {
 fn was_restored_by(volume: &Volume, name: &str) -> bool {
     label(&volume.labels, RESTORED_BY) == Some(name)
         || volume.labels.restored_before().any(|earlier| earlier == name)
-}
-
-fn is_made_by(volume: &Volume, key: &str, object: &Object) -> bool {
-    label(&volume.labels, key) == Some(object.name.as_str())
 }
 
 /// Returns the cloud snapshot of the content of a restored volume; `None` if other content replaced it.
