@@ -446,3 +446,15 @@ fn backups_of_other_hosts_have_one_name_in_all_lists() {
         "{ran:?}"
     );
 }
+
+#[test]
+fn name_that_no_kind_has_is_an_error() {
+    let fake = with_backup(&[("1", "db")], &[(CLUSTER, "1", "db", "shop")]);
+    for command in ["get", "describe"] {
+        let ran = fake.run(&format!("{command} vb,vr nosuch"));
+        let words = "error: there is no VolumeBackup or VolumeRestore of the name nosuch\nhint: `blockctl get VolumeBackup,VolumeRestore` lists";
+        assert!(ran.status == 4 && ran.stderr.contains(words), "{ran:?}");
+        assert_eq!(fake.run(&format!("{command} vb,vr before")).status, 0);
+        assert_eq!(fake.run(&format!("{command} vb,vr nosuch before")).status, 4);
+    }
+}

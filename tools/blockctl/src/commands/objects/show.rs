@@ -19,7 +19,7 @@ use crate::{
     table::Table,
 };
 use blockd_api::{
-    List,
+    ApiError, List,
     cloudsnaps::CloudSnapshotId,
     events::{Event, ListEvents, MAX_EVENTS},
     operations,
@@ -35,7 +35,7 @@ const MAX_DESCRIBED: usize = 20;
 /// Returns all objects of the kinds.
 ///
 /// # Errors
-/// None of the only kind has one of the names.
+/// No kind has one of the names.
 async fn load(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, Failure> {
     let Selection { kinds: Kinds(kinds), names, .. } = wanted;
     let id = names.iter().find_map(|name| name.parse::<CloudSnapshotId>().ok());
@@ -43,17 +43,30 @@ async fn load(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, F
     let resources = ResourceSet::load_kinds(context, kinds, &scope).await?;
     let all: Vec<Found> = kinds.iter().flat_map(|kind| resources.of(*kind)).collect();
     let missing = |name: &&String| !all.iter().any(|one| one.is_named(name));
-    match (kinds.as_slice(), names.iter().find(missing)) {
-        ([kind], Some(name)) => {
-            let error = kind.missing(name);
+    match names.iter().find(missing) {
+        Some(name) => {
+            let error = missing_of(kinds, name);
             let error = match name.contains(',') {
                 true => error.with_hint("names are separated by spaces"),
                 false => error,
             };
             Err(error.into())
         }
-        _ => Ok(all),
+        None => Ok(all),
     }
+}
+
+/// Returns the error of a name that no object of the kinds has.
+fn missing_of(kinds: &[Kind], name: &str) -> ApiError {
+    let mut error = kinds[0].missing(name);
+    if let [others @ .., last] = kinds
+        && !others.is_empty()
+    {
+        let others = others.iter().map(Kind::to_string).collect::<Vec<_>>();
+        error.message = format!("there is no {} or {last} of the name {name}", others.join(", "));
+        error = error.with_hint(format!("`blockctl get {},{last}` lists those that exist", others.join(",")));
+    }
+    error
 }
 
 /// Returns the objects of the names and of the namespace.
