@@ -395,6 +395,11 @@ fn words_before_select_the_candidates() {
     backup["name"] = json!("before-upgrade");
     let mut failed = task("Backup-Failed", 1);
     failed["name"] = json!("before-failure");
+    let [mut deleted, mut deletion] = [task("Backup-Done", 1), task("Delete-Done", 1)];
+    deleted["name"] = json!("before-deletion");
+    for one in [&mut deleted, &mut deletion] {
+        one["cloudSnapshotId"] = json!(snap("59-9"));
+    }
     let mut snapshots = reply("GET /v1/snapshots")["items"].take();
     let mut other = snapshots[0].clone();
     (other["volumeName"], other["volumeId"], other["name"]) = (json!("web"), json!("60"), json!("may"));
@@ -402,7 +407,7 @@ fn words_before_select_the_candidates() {
     let mut made = volume("60", "web");
     made["labels"] = json!({"restored-by": "again"});
     let fake = Fake::with_defaults(vec![
-        ("GET /v1/tasks", ok(list(json!([backup, failed])))),
+        ("GET /v1/tasks", ok(list(json!([backup, failed, deleted, deletion])))),
         ("GET /v1/snapshots", ok(list(snapshots))),
         ("GET /v1/volumes", ok(list(json!([made])))),
     ]);
@@ -418,6 +423,9 @@ fn words_before_select_the_candidates() {
         ("volume clone new web", &["web@may"]),
         ("get volumeb", &["volumebackup", "volumebackupschedule"]),
         ("describe VolumeR", &["VolumeRestore"]),
+        ("get al", &["all"]),
+        ("get applicationr", &["applicationrestore"]),
+        ("delete al", &[]),
         ("get vb,ru", &["vb,rule"]),
         ("get vb bef", &["before-upgrade"]),
         ("describe rule p", &["pg"]),

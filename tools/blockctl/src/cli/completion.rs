@@ -4,7 +4,10 @@
 //! arguments; without a daemon there are none.
 
 use crate::{
-    commands::{objects::args::Kinds, schedules::called},
+    commands::{
+        objects::args::{ALL, Kinds},
+        schedules::called,
+    },
     contexts::{self, Global},
     objects::Kind,
     table::short_uuid,
@@ -46,7 +49,10 @@ enum Source {
     Backups,
     /// Objects in this label of volumes.
     Makers(&'static str),
-    Kinds,
+    /// Kinds and their names in other systems; of a list, also `all`.
+    Kinds {
+        is_list: bool,
+    },
     /// Names of objects of the kinds that are typed before.
     Objects,
     Groups,
@@ -71,7 +77,7 @@ impl Source {
             "ID" | "ID|VOLUME" | "ID-1" | "ID-2" | "ID PATH" => Self::Points,
             "SNAPSHOT" | "A" | "B" if has("VOLUME[@SNAPSHOT]") => Self::SnapshotsOfVolume,
             "SNAPSHOT" => Self::Snapshots,
-            "KIND" | "KIND,…" if arg.is_positional() => Self::Kinds,
+            of @ ("KIND" | "KIND,…") if arg.is_positional() => Self::Kinds { is_list: of != "KIND" },
             "NAME" if arg.is_positional() && has("KIND") => Self::Objects,
             "GROUP" | "GROUP|ID" => Self::Groups,
             "CREDENTIAL" | "CREDENTIALS" => Self::Credentials,
@@ -113,10 +119,11 @@ impl Source {
 
     /// Returns the names for a word; none of the daemon if it does not answer in time.
     fn names(self, word: &str) -> BTreeSet<String> {
-        if self == Self::Kinds {
+        if let Self::Kinds { is_list } = self {
             let is_lower = word.starts_with(|first: char| first.is_ascii_lowercase());
             let spelled = |kind: Kind| if is_lower { kind.text().to_lowercase() } else { kind.to_string() };
-            return Kind::ALL.into_iter().map(spelled).collect();
+            let others = Kind::ALL.into_iter().flat_map(Kind::other_names).chain(is_list.then_some(ALL));
+            return Kind::ALL.into_iter().map(spelled).chain(others.map(str::to_owned)).collect();
         }
         let Ok(endpoint) = contexts::resolve(&selected(), |name| std::env::var_os(name)) else {
             return BTreeSet::new();
@@ -189,8 +196,8 @@ impl Source {
                 list.items.iter().map(|one| one.name.to_string()).collect()
             }
             Self::Tasks => tasks().await?.iter().map(|one| short_uuid(one.task_id)).collect(),
-            Self::Backups => tasks().await?.iter().filter_map(backup_name).collect(),
-            Self::Points | Self::Exports | Self::Objects | Self::Kinds => return None,
+            Self::Backups => backup_names(&tasks().await?),
+            Self::Points | Self::Exports | Self::Objects | Self::Kinds { .. } => return None,
         };
         Some(names)
     }
@@ -212,10 +219,16 @@ fn full_name(one: &Snapshot) -> String {
     format!("{}@{}", one.volume_name, one.name)
 }
 
-/// Returns the name of the backup that a task made.
-fn backup_name(task: &Task) -> Option<String> {
-    let is_made = task.state.kind == TaskKind::Backup && task.state.stage == TaskStage::Done;
-    task.name.as_ref().filter(|_| is_made).map(ToString::to_string)
+/// Returns the names of the backups that tasks made, without those that tasks deleted.
+fn backup_names(tasks: &[Task]) -> Vec<String> {
+    let done = |kind: TaskKind| {
+        tasks.iter().filter(move |task| task.state.kind == kind && task.state.stage == TaskStage::Done)
+    };
+    let deleted: BTreeSet<_> =
+        done(TaskKind::Delete).filter_map(|task| task.cloud_snapshot_id.as_ref()).collect();
+    let is_there = |task: &&Task| task.cloud_snapshot_id.as_ref().is_none_or(|id| !deleted.contains(id));
+    let named = done(TaskKind::Backup).filter(is_there).filter_map(|task| task.name.as_ref());
+    named.map(ToString::to_string).collect()
 }
 
 /// Returns the line as far as it is typed.

@@ -87,6 +87,11 @@ impl Kind {
         self.properties().field
     }
 
+    /// Returns the names in other systems, in lower case.
+    pub fn other_names(self) -> impl Iterator<Item = &'static str> {
+        self.properties().other_names.split_whitespace()
+    }
+
     /// Returns the columns of `get` after the name: titles and paths of the values.
     pub fn columns(self, is_wide: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
         let columns = self.properties().columns.into_iter().flat_map(str::split_whitespace);
@@ -129,8 +134,8 @@ impl FromStr for Kind {
             let name = kind.to_string();
             let initials: String = name.chars().filter(char::is_ascii_uppercase).collect();
             let (name, initials) = (name.to_ascii_lowercase(), initials.to_ascii_lowercase());
-            let mut names = kind.properties().other_names.split_whitespace().chain([name.as_str()]);
-            initials == word || names.any(|name| name == word || name == singular)
+            let is_meant = |name: &str| name == word || name == singular;
+            initials == word || is_meant(&name) || kind.other_names().any(is_meant)
         };
         Self::ALL.into_iter().find(is_meant).ok_or_else(|| {
             let kinds = Self::ALL.map(|kind| kind.to_string());

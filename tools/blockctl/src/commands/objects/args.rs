@@ -102,6 +102,9 @@ pub enum Format {
     Json,
 }
 
+/// Name of all kinds together.
+pub const ALL: &str = "all";
+
 /// Kinds on the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kinds(pub Vec<Kind>);
@@ -111,7 +114,7 @@ impl FromStr for Kinds {
 
     /// Parses kinds separated by commas, or `all`.
     fn from_str(text: &str) -> Result<Self, String> {
-        if text == "all" {
+        if text == ALL {
             return Ok(Self(Kind::ALL.to_vec()));
         }
         let mut kinds = Vec::new();
