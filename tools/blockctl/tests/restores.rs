@@ -458,3 +458,31 @@ fn name_that_no_kind_has_is_an_error() {
         assert_eq!(fake.run(&format!("{command} vb,vr nosuch before")).status, 4);
     }
 }
+
+#[test]
+fn restore_is_described_with_its_own_events_at_the_end() {
+    let event = |id: u64, task: &str, message: &str| {
+        json!({
+            "eventId": id, "occurredAt": "2019-01-16T22:00:00Z", "severity": "info", "kind": "restore-done",
+            "taskId": task, "cloudSnapshotId": snap("11-61"), "message": message
+        })
+    };
+    let mut done = task("Restore-Done", 1);
+    (done["volumeId"], done["volumeName"]) = (json!("1"), json!("a"));
+    done["cloudSnapshotId"] = json!(snap("11-61"));
+    let labels = json!({ "restored-by": "back", "restored-from": snap("11-61") });
+    let other = "4f4f0a67-e12a-4d35-81ad-985657757352";
+    let events = [event(1, done["taskId"].as_str().unwrap(), "its own"), event(2, other, "another")];
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!([labelled("1", "a", &labels)])))),
+        ("GET /v1/tasks", ok(list(json!([done])))),
+        ("GET /v1/events", ok(list(json!(events)))),
+    ]);
+    let text = fake.run("describe vr back").stdout;
+    let fields: Vec<&str> = text.lines().filter(|line| !line.starts_with([' ', '-'])).collect();
+    assert_eq!(
+        fields,
+        ["apiVersion: blockd/v1", "kind: VolumeRestore", "metadata:", "spec:", "status:", "events:"]
+    );
+    assert!(text.contains("its own") && !text.contains("another"), "{text}");
+}

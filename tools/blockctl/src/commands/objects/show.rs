@@ -169,9 +169,20 @@ pub async fn describe(context: &Context<'_>, args: Selection) -> Exit {
         document["events"] = newest.map(event_value).collect();
         documents.push(document);
     }
-    context
-        .output
-        .text(&List::from(documents.clone()), || documents.iter().map(yaml).collect::<Vec<_>>().join("---\n"))
+    context.output.text(&List::from(documents.clone()), || {
+        documents.into_iter().map(described).collect::<Vec<_>>().join("---\n")
+    })
+}
+
+/// Returns a described object as YAML, with its runs and events at the end.
+fn described(mut document: Value) -> String {
+    let mut last = String::new();
+    for field in ["runs", "events"] {
+        if let Some(value) = document.as_object_mut().and_then(|fields| fields.remove(field)) {
+            last += &yaml(&json!({ (field): value }));
+        }
+    }
+    yaml(&document) + &last
 }
 
 /// Returns true for an event of an object: of its tasks or its location.
@@ -179,8 +190,10 @@ fn is_about(event: &Event, found: &Found) -> bool {
     let is_location =
         found.kind == Kind::BackupLocation && event.credential_name.as_deref() == Some(&found.name);
     let of_task = event.task_id.is_some_and(|task| found.tasks.contains(&task));
+    // Other restores have the cloud snapshot of a restore, too.
+    let is_stored = found.kind != Kind::VolumeRestore;
     let of_snapshot =
-        event.cloud_snapshot_id.as_ref().is_some_and(|id| found.status.to_string().contains(id));
+        is_stored && event.cloud_snapshot_id.as_ref().is_some_and(|id| found.status.to_string().contains(id));
     is_location || of_task || of_snapshot
 }
 
