@@ -3,7 +3,7 @@
 use super::{
     args::ApplyArgs,
     clones::{clone_volumes, take_snapshots},
-    differences::warnings_of_unchanged,
+    differences::differences,
     object_plans::plan,
     overlaps::refuse_overlaps,
     plan::Plan,
@@ -222,7 +222,7 @@ impl Apply<'_> {
             Plan::Await(awaited, _) => done.awaited = Some(awaited),
             Plan::Unchanged => {
                 note_uncompared_key(self.context, object);
-                done.warnings = warnings_of_unchanged(object, &self.resources);
+                done.warnings = differences(object, &self.resources).warnings;
             }
             Plan::Kept => {}
             _ if self.args.dry_run => {

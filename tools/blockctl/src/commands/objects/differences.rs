@@ -1,10 +1,13 @@
 //! Differences of objects that stay, because they are made once.
 
 use super::{
-    clones::clone_plans, resources::ResourceSet, restore_plans::volume_plans, sources::RestoreTarget,
+    clones::clone_plans,
+    resources::ResourceSet,
+    restore_plans::{VolumePlan, volume_plans},
+    sources::RestoreTarget,
 };
 use crate::{
-    objects::{Body, Object, backup::Backup},
+    objects::{Body, Object, backup::Backup, volumes::Restore},
     table::short_time,
 };
 use blockd_api::{ApiError, ErrorCode, VolumeName, cloudsnaps::Cloudsnap, first_names, volumes::Volume};
@@ -30,15 +33,49 @@ pub fn refuse_lacking(object: &Object, backup: &Backup, resources: &ResourceSet)
     Err(ApiError::new(ErrorCode::SnapshotExists, message))
 }
 
-/// Returns warnings about an object that is not changed.
-pub fn warnings_of_unchanged(object: &Object, resources: &ResourceSet) -> Vec<String> {
-    let (Body::Backup(backup) | Body::Snapshot(backup)) = &object.body else {
-        let renamed = renamed(object, resources).into_iter();
-        let text = |(name, now)| {
-            format!("{object} has volume {now} and makes no {name}: give a new one another name")
-        };
-        return renamed.map(text).chain(earlier(object, resources)).collect();
+/// Differences of an object that is not changed.
+#[derive(Default)]
+pub struct Unchanged {
+    pub warnings: Vec<String>,
+    /// The file of a finished restore or clone names volumes that it neither has nor makes.
+    pub lacks_volumes: bool,
+}
+
+/// Returns the differences of an object that is not changed.
+pub fn differences(object: &Object, resources: &ResourceSet) -> Unchanged {
+    let (pairs, earlier): (Vec<_>, _) = match &object.body {
+        Body::Backup(backup) | Body::Snapshot(backup) => {
+            let warnings = selected_differences(object, backup, resources);
+            return Unchanged { warnings, lacks_volumes: false };
+        }
+        Body::Restore(restore) => {
+            let planned = volume_plans(object, restore, resources).unwrap_or_default();
+            let earlier = earlier(object, restore, &planned, resources);
+            let name = |target: Option<RestoreTarget>| {
+                target.map(|target| target.volume).or_else(|| restore.destination_volume.clone())
+            };
+            (planned.into_iter().filter_map(|one| Some((name(one.target)?, one.volume))).collect(), earlier)
+        }
+        Body::Clone(clone) => {
+            let plans = clone_plans(object, clone, resources).unwrap_or_default().into_iter();
+            let pairs = plans.filter_map(|one| Some((one.name, one.volume?.name.clone())));
+            (pairs.collect(), Unchanged::default())
+        }
+        _ => return Unchanged::default(),
     };
+    let renamed: Vec<String> = pairs
+        .into_iter()
+        .filter(|(name, now)| name != now)
+        .map(|(name, now)| {
+            format!("{object} has volume {now} and makes no {name}: give a new one another name")
+        })
+        .collect();
+    let lacks_volumes = earlier.lacks_volumes || !renamed.is_empty();
+    Unchanged { warnings: [renamed, earlier.warnings].concat(), lacks_volumes }
+}
+
+/// Describes selected volumes that an existing backup or snapshot lacks, and another expiry.
+fn selected_differences(object: &Object, backup: &Backup, resources: &ResourceSet) -> Vec<String> {
     let selected = lacking(object, backup, resources).map(|(made_at, missing)| {
         let names = first_names(missing.iter().map(|volume| &volume.name));
         format!(
@@ -49,59 +86,27 @@ pub fn warnings_of_unchanged(object: &Object, resources: &ResourceSet) -> Vec<St
     selected.into_iter().chain(other_expiry(object, backup, resources)).collect()
 }
 
-/// Returns the names of volumes of a restore or clone that it has under another name, and these.
-fn renamed(object: &Object, resources: &ResourceSet) -> Vec<(VolumeName, VolumeName)> {
-    let pairs: Vec<_> = match &object.body {
-        Body::Restore(restore) => {
-            let plans = volume_plans(object, restore, resources).unwrap_or_default().into_iter();
-            let name = |target: Option<RestoreTarget>| {
-                target.map(|target| target.volume).or_else(|| restore.destination_volume.clone())
-            };
-            plans.filter_map(|one| Some((name(one.target)?, one.volume))).collect()
-        }
-        Body::Clone(clone) => {
-            let plans = clone_plans(object, clone, resources).unwrap_or_default().into_iter();
-            plans.filter_map(|one| Some((one.name, one.volume?.name.clone()))).collect()
-        }
-        _ => Vec::new(),
-    };
-    pairs.into_iter().filter(|(name, now)| name != now).collect()
-}
-
-/// Returns true if the file of a finished restore or clone names volumes that it neither has nor makes.
-pub fn lacks_named_volumes(object: &Object, resources: &ResourceSet) -> bool {
-    !renamed(object, resources).is_empty() || !not_made(object, resources).is_empty()
-}
-
-/// Returns the volumes of a backup that a finished restore does not make, as it is of an earlier one.
-fn not_made(object: &Object, resources: &ResourceSet) -> Vec<VolumeName> {
-    let Body::Restore(restore) = &object.body else { return Vec::new() };
-    let planned = volume_plans(object, restore, resources).unwrap_or_default();
-    if !restore.is_of_all() || planned.iter().any(|one| one.target.is_some()) {
-        return Vec::new();
-    }
-    let targets = resources.restore_targets(restore).unwrap_or_default().into_iter();
-    let names = targets.map(|target| target.volume);
-    names.filter(|name| planned.iter().all(|one| one.volume != *name)).collect()
-}
-
 /// Describes the volumes of a restore whose cloud snapshots are none of its source any more, and those that
-/// it does not make.
-fn earlier(object: &Object, resources: &ResourceSet) -> Vec<String> {
-    let Body::Restore(restore) = &object.body else { return Vec::new() };
+/// it does not make, as it is of an earlier backup.
+fn earlier(object: &Object, restore: &Restore, planned: &[VolumePlan], resources: &ResourceSet) -> Unchanged {
     let targets = match resources.restore_targets(restore) {
         Ok(targets) => targets,
         Err(error) if restore.is_of_all() => {
-            return vec![format!("{object} makes no more volumes: {}", error.message)];
+            let warnings = vec![format!("{object} makes no more volumes: {}", error.message)];
+            return Unchanged { warnings, lacks_volumes: false };
         }
-        Err(_) => return Vec::new(),
+        Err(_) => return Unchanged::default(),
     };
-    let planned = volume_plans(object, restore, resources).unwrap_or_default();
-    let missing = not_made(object, resources).into_iter().map(|volume| {
-        format!("{object} is of an earlier backup and makes no {volume}: give a new one another name")
-    });
-    let volumes =
-        resources.restored_by(object).filter(|made| planned.iter().any(|one| one.volume == made.name));
+    let is_planned = |volume: &VolumeName| planned.iter().any(|one| one.volume == *volume);
+    let is_earlier = restore.is_of_all() && planned.iter().all(|one| one.target.is_none());
+    let missing =
+        targets.iter().map(|target| &target.volume).filter(|volume| is_earlier && !is_planned(volume));
+    let missing: Vec<String> = missing
+        .map(|volume| {
+            format!("{object} is of an earlier backup and makes no {volume}: give a new one another name")
+        })
+        .collect();
+    let volumes = resources.restored_by(object).filter(|made| is_planned(&made.name));
     let of = volumes.filter_map(|volume| Some((&volume.name, resources.content_by(object, volume)?)));
     let others = of.filter(|(_, id)| targets.iter().all(|target| target.snap != *id));
     let text = |(name, id)| {
@@ -109,7 +114,8 @@ fn earlier(object: &Object, resources: &ResourceSet) -> Vec<String> {
             "{object} has volume {name} of cloud snapshot {id}, which its source lacks now: give a new one another name"
         )
     };
-    others.map(text).chain(missing).collect()
+    let lacks_volumes = !missing.is_empty();
+    Unchanged { warnings: others.map(text).chain(missing).collect(), lacks_volumes }
 }
 
 /// Returns the time of an existing backup or snapshot, and the selected volumes that it neither has nor gets.

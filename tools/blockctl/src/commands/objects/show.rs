@@ -2,7 +2,7 @@
 
 use super::{
     args::{FileArg, Format, GetArgs, Kinds, Selection},
-    differences::{lacks_named_volumes, warnings_of_unchanged},
+    differences::{Unchanged, differences},
     found::{Found, NameCounts},
     object_plans::plan,
     overlaps::refuse_overlaps,
@@ -243,14 +243,14 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
     let (mut documents, mut differs) = (Vec::new(), false);
     for object in &objects {
         let planned = plan(object, &resources);
-        let mut more = match planned {
-            Plan::Unchanged => warnings_of_unchanged(object, &resources),
-            Plan::Create => warnings_of_new(object, &resources),
-            _ => Vec::new(),
+        let Unchanged { warnings: mut more, lacks_volumes } = match planned {
+            Plan::Unchanged => differences(object, &resources),
+            Plan::Create => Unchanged { warnings: warnings_of_new(object, &resources), lacks_volumes: false },
+            _ => Unchanged::default(),
         };
         more.extend(consequence(object, &resources).map(|one| one.text));
         differs |= match planned {
-            Plan::Unchanged => lacks_named_volumes(object, &resources),
+            Plan::Unchanged => lacks_volumes,
             Plan::Kept | Plan::Wait(_) => false,
             _ => true,
         };
