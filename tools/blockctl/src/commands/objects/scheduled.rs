@@ -132,26 +132,11 @@ impl ResourceSet {
         }
         let place = location.map(|location| format!(" in BackupLocation/{location}")).unwrap_or_default();
         let message = format!("there is no finished backup of a schedule {schedule}{place}");
-        let parts = self.schedules_of_namespaces(schedule.as_str());
         let hint = match self.schedule(schedule.as_str()) {
-            Some(_) => {
-                format!("`blockctl cloudsnap schedules run-now {schedule} --wait` makes one")
-            }
-            None if !parts.is_empty() => {
-                let parts = parts.into_iter().collect::<Vec<_>>().join(", ");
-                format!("there are backups of {parts}; a restore of each takes one in `scheduleName`")
-            }
+            Some(_) => format!("`blockctl cloudsnap schedules run-now {schedule} --wait` makes one"),
             None => "`blockctl get VolumeBackup` lists the backups: `backupName` is their NAME".to_owned(),
         };
         ApiError::new(ErrorCode::CloudsnapNotFound, message).with_hint(hint)
-    }
-
-    /// Returns the schedules with backups whose name begins with another one: a schedule of several
-    /// namespaces became one for each.
-    fn schedules_of_namespaces(&self, schedule: &str) -> BTreeSet<&str> {
-        let prefix = format!("{schedule}-");
-        let all = self.cloudsnaps.iter().flatten().filter_map(schedule_of);
-        all.filter(|one| one.starts_with(&prefix)).collect()
     }
 
     /// Returns the way to a backup whose name does not exist: it may be that of a schedule.
