@@ -92,7 +92,7 @@ pub fn documents(text: &str, source: &Arc<Source>) -> Result<Vec<Document>, Prob
     let nodes =
         serde_saphyr::from_multiple_with_options::<Spanned<Node>>(text, options).map_err(|error| {
             let line = error.location().map_or(1, |location| line_of(&location));
-            problem(line, format!("invalid YAML: {}", error.without_snippet()))
+            problem(line, format!("invalid YAML: {}", cause_of(&error)))
         })?;
     let document = |Spanned { value: Node { value, lines }, referenced, .. }: Spanned<Node>| {
         let line = line_of(&referenced);
@@ -349,6 +349,16 @@ impl Document {
             self.problem(&format!("{field}{dot}{path}"), message)
         })?;
         Ok(spec)
+    }
+}
+
+/// Returns the cause of an error of the parser.
+fn cause_of(error: &serde_saphyr::Error) -> String {
+    match error.without_snippet() {
+        serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("a second field `{key}`: separate documents with a line `---`")
+        }
+        other => other.to_string(),
     }
 }
 

@@ -257,6 +257,9 @@ fn first_error_of_each_object_is_reported() {
     let found = problems(&two);
     assert!(found.len() == 2 && found[1].starts_with("line 9: spec: a list is not expected"), "{found:?}");
     assert!(problems("a: [\n")[0].starts_with("line 1: invalid YAML: "));
+    let joined = text_of("VolumeClone", "spec: {}").repeat(2);
+    let second = "line 5: invalid YAML: a second field `apiVersion`: separate documents with a line `---`";
+    assert_eq!(problems(&joined), [second]);
     assert_eq!(problems("# nothing\n"), ["line 1: no objects"]);
     assert_eq!(problems("[1]"), ["line 1: a mapping is expected"]);
     assert_eq!(problems("apiVersion: blockd/v1\nkind: BackupLocation\n"), ["line 1: metadata: missing"]);
