@@ -73,6 +73,7 @@ pub struct Backup {
     #[serde(skip_serializing)]
     pub or_selectors: Option<Labels>,
     /// Full backups.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub full: bool,
     pub(super) pre_exec_rule: Option<RuleName>,
     pub(super) post_exec_rule: Option<RuleName>,
