@@ -4,7 +4,7 @@ use super::{
     document::{Document, Problem, Source, documents},
     foreign::{Converted, ForeignRule, convert, join},
     object::{Body, Object, object},
-    secret::SecretSet,
+    secret::{STDIN, SecretSet},
 };
 use crate::failure::Failure;
 use blockd_api::VolumeName;
@@ -153,7 +153,7 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>, Failure> {
 /// Reads a file, or stdin for `-`.
 fn read(path: &Path, reader: &mut Reader) -> Result<(), Failure> {
     let is_stdin = path.as_os_str() == "-";
-    let shown = if is_stdin { "stdin".to_owned() } else { path.display().to_string() };
+    let shown = if is_stdin { STDIN.to_owned() } else { path.display().to_string() };
     let mut text = String::new();
     let read = match is_stdin {
         true => io::stdin().lock().take(MAX_FILE_BYTES + 1).read_to_string(&mut text),

@@ -11,6 +11,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Name of stdin in messages.
+pub const STDIN: &str = "stdin";
+
 /// Decodes base64 with line ends, as text.
 pub fn decode_base64(text: &str) -> Result<String, String> {
     let packed: String = text.split_whitespace().collect();
@@ -108,14 +111,15 @@ impl SecretSet {
         ))
     }
 
-    /// Returns the warnings about secrets, and a note for each that no document names.
+    /// Returns the warnings about secrets, and one for each that no document names.
     pub fn warnings(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (name, SecretDocument { file, line, warnings, is_used, .. }) in &self.0 {
             found.extend(warnings.iter().map(|warning| format!("warning: {file}: {warning}")));
             if !is_used.get() {
+                let path = if file == STDIN { "-" } else { file };
                 found.push(format!(
-                    "note: {file}: line {line}: Secret/{name} is not stored: only locations of the same call use it"
+                    "warning: {file}: line {line}: Secret/{name} is not stored: apply it in the same call as its location: `blockctl apply -f {path} -f LOCATION`"
                 ));
             }
         }
