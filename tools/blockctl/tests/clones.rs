@@ -200,3 +200,21 @@ fn deleted_clone_keeps_its_volumes_and_is_not_listed() {
     let fake = with_snapshots(&[volume("59", "db"), left], "clone-1", &["59"]);
     assert_eq!(fake.run("get vc").stderr, "no VolumeClone\n");
 }
+
+#[test]
+fn clone_names_the_schedules_of_its_labels() {
+    let mut schedule = reply("GET /v1/schedules")["items"][0].take();
+    (schedule["name"], schedule["selector"]) = (json!("shops"), json!({ "label": "app=mysql" }));
+    let clone = labelled("2", "log-test", json!({ "app": "mysql", "cloned-by": "cl" }));
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!([labelled("1", "log", json!({ "app": "mysql" }))])))),
+        ("GET /v1/snapshots", ok(list(json!([])))),
+        ("GET /v1/schedules", ok(list(json!([schedule])))),
+        ("POST /v1/volumes/log/snapshots", ok(reply("GET /v1/snapshots/db@monday"))),
+        ("POST /v1/volumes/log/clone", ok(clone)),
+    ]);
+    let ran =
+        run_on(&fake, "apply", &[("VolumeClone", "cl", "sourceVolume: log, destinationVolume: log-test")]);
+    let note = "note: log-test is backed up by the schedule shops from now on\n";
+    assert!(ran.status == 0 && ran.stderr.contains(note), "{ran:?}");
+}

@@ -17,6 +17,7 @@ use blockd_api::{
     ApiError, CredentialName, CredentialRef, ErrorCode, VolumeId, VolumeName,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, StartDelete},
     operations,
+    schedules::{Schedule, ScheduleSummary},
     snapshots::Snapshot,
     tasks::{StopTask, Task, TaskKind, TaskStage},
     volumes::Volume,
@@ -56,6 +57,13 @@ pub(super) fn is_in_location(one: &Cloudsnap, location: &CredentialName) -> bool
 
 fn is_origin(volume: &Volume, (id, name): Origin<'_>) -> bool {
     id.map_or(volume.name.as_str() == name, |id| volume.volume_id == id)
+}
+
+fn is_member(backup: &Backup, volume: &Volume) -> bool {
+    backup.all_volumes
+        || backup.volume.contains(&volume.name)
+        || (backup.group.is_some() && volume.group == backup.group)
+        || backup.selectors.iter().any(|label| volume.labels.matches(label))
 }
 
 impl ResourceSet {
@@ -124,12 +132,18 @@ impl ResourceSet {
 
     /// Returns the selected volumes.
     pub fn members<'a>(&'a self, backup: &'a Backup) -> impl Iterator<Item = &'a Volume> {
-        self.volumes.iter().filter(move |volume| {
-            backup.all_volumes
-                || backup.volume.contains(&volume.name)
-                || (backup.group.is_some() && volume.group == backup.group)
-                || backup.selectors.iter().any(|label| volume.labels.matches(label))
-        })
+        self.volumes.iter().filter(move |volume| is_member(backup, volume))
+    }
+
+    /// Returns the schedules that back up a new volume.
+    pub fn schedules_of(&self, volume: &Volume) -> Vec<ScheduleSummary> {
+        let covers =
+            |one: &&Schedule| self.schedule_spec(one).is_some_and(|spec| is_member(spec.backup(), volume));
+        let summary = |one: &Schedule| ScheduleSummary {
+            schedule_id: one.schedule_id,
+            schedule_name: one.name.clone(),
+        };
+        self.schedules.iter().filter(covers).map(summary).collect()
     }
 
     fn selects(&self, backup: &Backup, origin: Origin<'_>) -> bool {

@@ -2,6 +2,7 @@
 
 use super::{plan::Plan, references::no_label, resources::ResourceSet};
 use crate::{
+    commands::cloudsnap::restore::note_on_schedules,
     failure::Failure,
     objects::{
         NAMESPACE, Object,
@@ -166,8 +167,15 @@ pub async fn clone_volumes(
     for (index, one) in missing.iter().enumerate() {
         let snapshot = one.snapshot.as_ref().unwrap_or(&taken);
         let (names, parent) = ([&one.source, &one.name], resources.volume(&one.source));
-        let Err(error) = clone_one(context, object, clone, names, snapshot, parent).await else {
-            continue;
+        let error = match clone_one(context, object, clone, names, snapshot, parent).await {
+            Ok(made) => {
+                let note = note_on_schedules(&made.name, &resources.schedules_of(&made));
+                note.filter(|_| !context.output.is_json())
+                    .into_iter()
+                    .for_each(|note| context.output.note(note));
+                continue;
+            }
+            Err(error) => error,
         };
         for left in missing[index..].iter().filter(|left| left.snapshot.is_none()) {
             let taken = snapshot_of(&left.source, taken.clone());
@@ -208,13 +216,13 @@ async fn clone_one(
     [source, name]: [&VolumeName; 2],
     snapshot: &SnapshotName,
     parent: Option<&Volume>,
-) -> Result<(), Failure> {
+) -> Result<Volume, Failure> {
     let snapshot = snapshot_of(source, snapshot.clone());
     let origin = [(CLONED_FROM, snapshot.to_string()), (CLONED_BY, object.name.to_string())];
     let namespace = clone.destination_namespace.iter().map(|namespace| (NAMESPACE, namespace.clone()));
     let own = parent.map(|parent| parent.labels.clone().without(&ORIGIN_LABELS)).unwrap_or_default();
     let labels = with_labels(&own, origin.into_iter().chain(namespace)).map_err(ApiError::from)?;
     let request = CloneVolume { name: name.clone(), snapshot, labels };
-    context.client.call_at(operations::CLONE_VOLUME, &VolumeRef::Name(source.clone()), &request).await?;
-    Ok(())
+    let source = VolumeRef::Name(source.clone());
+    Ok(context.client.call_at(operations::CLONE_VOLUME, &source, &request).await?)
 }
