@@ -4,8 +4,9 @@
 //! are their output, where `...` matches any number of lines and words with digits match each other. A
 //! comment `# exits with N` promises another exit status than 0. Blocks of `console,host` (systemd, root or
 //! hardware) and `console,account` (a cloud account) are not executed; their `blockctl` commands run without
-//! a daemon, which shows that the command line is valid. `<!-- test … -->` contains the setup of a page;
-//! `<!-- test root PROGRAM …` marks a page that needs root, loop devices and these programs.
+//! a daemon, which shows that the command line is valid; so do those of `console,fuse` where /dev/fuse cannot
+//! be opened. `<!-- test … -->` contains the setup of a page; `<!-- test root PROGRAM …` marks a page that
+//! needs root, loop devices and these programs.
 
 use crate::harness::{
     files_below,
@@ -65,6 +66,8 @@ impl Step {
 
 /// Reads the commands of a page. Of blocks that are not executed, only `blockctl` commands are kept.
 fn steps_of(page: &str) -> Vec<Step> {
+    let has_fuse = fs::OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    let fuse = if has_fuse { "console" } else { "console,host" };
     let mut steps: Vec<Step> = Vec::new();
     let mut block: Option<&str> = None;
     for (index, text) in page.lines().enumerate() {
@@ -72,6 +75,7 @@ fn steps_of(page: &str) -> Vec<Step> {
         match (block, text) {
             (None, opening) if opening.starts_with("<!-- test") => block = Some("test"),
             (Some("test"), "-->") | (Some(_), "```") => block = None,
+            (None, "```console,fuse") => block = Some(fuse),
             (None, opening) => block = opening.strip_prefix("```").filter(|info| !info.is_empty()),
             (Some("test"), command) => match steps.last_mut() {
                 // One script, as it may contain here-documents.
