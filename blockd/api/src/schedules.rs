@@ -5,8 +5,8 @@ mod policies;
 pub use policies::*;
 
 use crate::{
-    CredentialRef, GroupName, LabelSelector, Labels, List, ObjectName, RuleName, SnapshotId, SnapshotName,
-    VolumeId, VolumeName, VolumeRef,
+    CredentialName, CredentialRef, GroupName, LabelSelector, Labels, List, ObjectName, RuleName, SnapshotId,
+    SnapshotName, VolumeId, VolumeName, VolumeRef,
 };
 use blockd_extent::CloudSnapshotId;
 use blockd_schedule::{Jitter, Recurrence, Retention, Verdict};
@@ -122,6 +122,8 @@ pub struct RetainAt {
 pub struct CredentialRetention {
     /// Credential of the schedule.
     pub credential_id: Uuid,
+    /// Its name.
+    pub credential_name: Option<CredentialName>,
     /// Retention there.
     pub retain: Retention,
 }
@@ -212,12 +214,14 @@ pub struct Schedule {
     /// Id.
     pub schedule_id: Uuid,
     /// Name, if any.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<ObjectName>,
     /// Volumes.
     pub selector: SelectedVolumes,
     /// Credentials.
     pub credential_ids: Vec<Uuid>,
+    /// Their names, in the same order.
+    #[serde(default)]
+    pub credential_names: Vec<CredentialName>,
     /// Retention of local snapshots; `None` makes none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub local: Option<Retention>,
@@ -273,7 +277,6 @@ pub struct ScheduleSummary {
     /// Id.
     pub schedule_id: Uuid,
     /// Name, if any.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub schedule_name: Option<ObjectName>,
 }
 
@@ -292,6 +295,8 @@ impl fmt::Display for ScheduleSummary {
 pub struct CopyState {
     /// Credential; `None` for local snapshots.
     pub credential_id: Option<Uuid>,
+    /// Its name.
+    pub credential_name: Option<CredentialName>,
     /// Retention, except for rules with their own.
     pub retain: Retention,
     /// Number of kept backups.
@@ -374,8 +379,7 @@ pub struct Run {
     pub run_id: u64,
     /// Schedule.
     pub schedule_id: Uuid,
-    /// Name of the schedule, also of a deleted one.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Name of the schedule, if any, also of a deleted one.
     pub schedule_name: Option<ObjectName>,
     /// Rule of the run; `None` for a manual run.
     pub when: Option<Recurrence>,
@@ -391,6 +395,8 @@ pub struct Run {
     pub volume_name: Option<VolumeName>,
     /// Credential; `None` for a local snapshot.
     pub credential_id: Option<Uuid>,
+    /// Its name; `None` if it was deleted.
+    pub credential_name: Option<CredentialName>,
     /// True for a local snapshot.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub local: bool,
@@ -444,6 +450,8 @@ pub struct Judged {
     pub volume_name: Option<VolumeName>,
     /// Credential of the backup.
     pub credential_id: Uuid,
+    /// Its name; `None` if it was deleted.
+    pub credential_name: Option<CredentialName>,
     /// Point in time.
     pub created_at: Timestamp,
     /// Verdict and reason.

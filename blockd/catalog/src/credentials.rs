@@ -10,6 +10,7 @@ use blockd_store::StoreCapabilities;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// Settings of a store. A secret is a reference; values are stored encrypted in a separate column.
@@ -83,6 +84,15 @@ impl CredentialRow {
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
         rows(tx, &format!("SELECT {COLUMNS} FROM credentials ORDER BY name"), [], Self::read)
+    }
+
+    /// Returns the names of all credentials.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn names(tx: &Transaction<'_>) -> Result<BTreeMap<Uuid, CredentialName>, DbError> {
+        let name = |row: &Row<'_>| Ok((parsed(row, 0)?, parsed(row, 1)?));
+        Ok(rows(tx, "SELECT uuid, name FROM credentials", [], name)?.into_iter().collect())
     }
 
     /// Adds the row.

@@ -2,7 +2,7 @@
 
 use crate::{DbError, json_if_there, number, parsed, parsed_if_there, rows, stored, to_json};
 use blockd_api::{
-    ObjectName, VolumeName,
+    CredentialName, ObjectName, VolumeName,
     schedules::{Priority, Run, RunState},
 };
 use blockd_cloud::CloudSnapshotId;
@@ -385,8 +385,13 @@ impl RunRow {
         Ok(())
     }
 
-    /// Converts to the API type.
-    pub fn to_api(&self, schedule_name: Option<ObjectName>) -> Run {
+    /// Converts to the API type, with the names of the schedule and of all credentials.
+    pub fn to_api(
+        &self,
+        schedule_name: Option<ObjectName>,
+        credentials: &BTreeMap<Uuid, CredentialName>,
+    ) -> Run {
+        let credential_id = self.credential.filter(|credential| *credential != LOCAL);
         Run {
             run_id: self.id,
             schedule_id: self.schedule,
@@ -397,7 +402,8 @@ impl RunRow {
             missed: self.missed,
             volume_id: self.volume,
             volume_name: self.volume_name.clone(),
-            credential_id: self.credential.filter(|credential| *credential != LOCAL),
+            credential_id,
+            credential_name: credential_id.and_then(|uuid| credentials.get(&uuid).cloned()),
             local: self.is_local(),
             snapshot_id: self.snapshot,
             state: self.state,

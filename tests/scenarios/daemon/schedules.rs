@@ -117,6 +117,10 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     let id = paused.schedule_id.to_string();
     let runs = host.call(LIST_RUNS, &by_prefix(&id[..9].to_uppercase())).await.items;
     assert_eq!((runs.len(), runs[0].schedule_id, &runs[0].schedule_name), (1, paused.schedule_id, &name));
+    // Ids of credentials have their names beside them.
+    let location = runs[0].credential_name.as_ref();
+    assert!(location.is_some() && paused.credential_names.first() == location, "{paused:?}");
+    assert_eq!(paused.copies[0].credential_name.as_ref(), location);
     let other = if id.starts_with('0') { "1" } else { "0" };
     assert_eq!(host.call(LIST_RUNS, &by_prefix(other)).await.items, []);
     host.refused(ErrorCode::InvalidRequest, LIST_RUNS, &by_prefix("%")).await;

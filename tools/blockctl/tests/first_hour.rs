@@ -333,7 +333,7 @@ fn doctor_and_status_show_the_same_proof() {
     };
     let status = fake(&snapshots).run("-j status").json();
     let protection = status["protection"].as_array().unwrap();
-    let in_nas = protection.iter().find(|one| one["location"] == "nas").unwrap();
+    let in_nas = protection.iter().find(|one| one["credentialName"] == "nas").unwrap();
     assert_eq!(in_nas["lastProof"], proof("2019-01-17T03:00:00Z", true), "{status:#}");
     let checked = |snapshots: &Value| {
         let document = fake(snapshots).run("-j doctor").json();

@@ -8,7 +8,7 @@ use crate::{
     },
 };
 use blockd_api::schedules::{Judged, JudgedSnapshot, RetentionPlan};
-use blockd_catalog::ScheduleRow;
+use blockd_catalog::{CredentialRow, ScheduleRow};
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -20,16 +20,19 @@ impl Schedules {
     pub async fn plan_retention(&self, uuid: Uuid) -> Result<RetentionPlan, ServiceError> {
         let now = Timestamp::now();
         let judged = self.db.run(move |tx| -> Result<_, ServiceError> {
-            match ScheduleRow::find(tx, uuid)? {
-                Some(row) => Ok((judgement::judge(tx, &row, now)?, judgement::judge_local(tx, &row, now)?)),
+            let (judged, local) = match ScheduleRow::find(tx, uuid)? {
+                Some(row) => (judgement::judge(tx, &row, now)?, judgement::judge_local(tx, &row, now)?),
                 // Backups of a deleted schedule are listed as long as their runs are known.
                 None => match judgement::judge_deleted(tx, uuid)? {
-                    (judged, local) if judged.is_empty() && local.is_empty() => Err(no_schedule(uuid)),
-                    both => Ok(both),
+                    (judged, local) if judged.is_empty() && local.is_empty() => {
+                        return Err(no_schedule(uuid));
+                    }
+                    both => both,
                 },
-            }
+            };
+            Ok((judged, local, CredentialRow::names(tx)?))
         });
-        let (judged, local) = judged.await?;
+        let (judged, local, credentials) = judged.await?;
         let snapshots = local.into_iter().map(|judgement| JudgedSnapshot {
             run_id: judgement.run.id,
             snapshot_id: judgement.snapshot,
@@ -48,6 +51,7 @@ impl Schedules {
             cloud_snapshot_id: judgement.cloudsnap,
             volume_name: judgement.run.volume_name.clone(),
             credential_id: judgement.credential,
+            credential_name: credentials.get(&judgement.credential).cloned(),
             created_at: judgement.run.started,
             verdict: judgement.verdict,
         });

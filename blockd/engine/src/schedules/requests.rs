@@ -21,7 +21,7 @@ use blockd_api::{
         UnreadableSchedule, UpdateSchedule,
     },
 };
-use blockd_catalog::{Db, DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec};
+use blockd_catalog::{CredentialRow, Db, DbError, LOCAL, PolicyRow, RunRow, ScheduleRow, ScheduleSpec};
 use blockd_schedule::Retention;
 use jiff::Timestamp;
 use rusqlite::Transaction;
@@ -54,6 +54,7 @@ fn to_api(
     volumes: &[Candidate],
     now: Timestamp,
 ) -> Result<Schedule, DbError> {
+    let names = CredentialRow::names(tx)?;
     let whens: Vec<String> = row.rules(tx)?.iter().map(|rule| rule.when.to_string()).collect();
     let spec = &row.spec;
     let mut counts = RunRow::copies(tx, row.uuid)?;
@@ -63,6 +64,7 @@ fn to_api(
         let retain = if is_local { spec.local.as_ref() } else { spec.retain_at.get(&location) };
         CopyState {
             credential_id: (!is_local).then_some(location),
+            credential_name: names.get(&location).cloned(),
             retain: retain.unwrap_or(&spec.retain).clone(),
             kept: count.kept,
             newest_at: count.newest,
@@ -70,15 +72,18 @@ fn to_api(
         }
     };
     let copies = spec.locations().map(copy).collect();
-    let retain_at = spec
-        .retain_at
-        .iter()
-        .map(|(uuid, retain)| CredentialRetention { credential_id: *uuid, retain: retain.clone() });
+    let retain_at = spec.retain_at.iter().map(|(uuid, retain)| CredentialRetention {
+        credential_id: *uuid,
+        credential_name: names.get(uuid).cloned(),
+        retain: retain.clone(),
+    });
     Ok(Schedule {
         schedule_id: row.uuid,
         name: spec.name.clone(),
         selector: selected(&spec.selector, volumes),
         credential_ids: spec.credentials.clone(),
+        // The credentials of a schedule cannot be deleted.
+        credential_names: spec.credentials.iter().filter_map(|uuid| names.get(uuid).cloned()).collect(),
         local: spec.local.clone(),
         retain_at: retain_at.collect(),
         copies,
@@ -401,7 +406,8 @@ impl Schedules {
                 return Err(invalid("the schedule selects none of these volumes"));
             }
             let runs = transactions::run_now(tx, &schedule, &volumes, now)?;
-            Ok(runs.iter().map(|run| run.to_api(schedule.spec.name.clone())).collect())
+            let credentials = CredentialRow::names(tx)?;
+            Ok(runs.iter().map(|run| run.to_api(schedule.spec.name.clone(), &credentials)).collect())
         });
         let runs = runs.await?;
         self.scheduler.wake();
@@ -430,7 +436,8 @@ impl Schedules {
             let mut names: BTreeMap<Uuid, ObjectName> = RunRow::deleted_schedules(tx)?.into_iter().collect();
             let schedules = ScheduleRow::all(tx)?.into_iter();
             names.extend(schedules.filter_map(|row| Some((row.uuid, row.spec.name?))));
-            Ok(runs.iter().map(|run| run.to_api(names.get(&run.schedule).cloned())).collect())
+            let credentials = CredentialRow::names(tx)?;
+            Ok(runs.iter().map(|run| run.to_api(names.get(&run.schedule).cloned(), &credentials)).collect())
         });
         Ok(runs.await?)
     }

@@ -1,10 +1,6 @@
 //! Health: problems and their remedies.
 
-use crate::{
-    failure::Failure,
-    output::Context,
-    table::{counted, short_uuid},
-};
+use crate::{failure::Failure, output::Context, table::counted};
 use blockd_api::{
     VolumeId, VolumeName,
     events::{Event, ListEvents, Severity},
@@ -92,10 +88,10 @@ impl Known {
         })
     }
 
-    /// Returns the name of a backup location, or its short id if it was deleted.
-    pub fn location(&self, credential: Uuid) -> String {
+    /// Returns the name of a backup location.
+    pub fn location(&self, credential: Uuid) -> Option<String> {
         let found = self.locations.iter().find(|one| one.credential_id == credential);
-        found.map_or_else(|| short_uuid(credential), |one| one.credential_name.clone())
+        found.map(|one| one.credential_name.clone())
     }
 }
 

@@ -5,16 +5,14 @@
 //! The grace period is half of the schedule's interval, 5 minutes at least and 6 hours at most, and the
 //! schedule's jitter: a backup may take as long.
 
-use super::{
-    health::{HealthProblem, Known},
-    schedules::called,
-};
+use super::health::{HealthProblem, Known};
 use crate::{
     failure::Failure,
     output::Context,
-    table::{Table, or_dash},
+    table::{Table, or_dash, short_uuid},
 };
 use blockd_api::{
+    ObjectName,
     cloudsnaps::LastProof,
     format_time, operations,
     schedules::{Policy, Rule, Schedule, SelectedVolumes},
@@ -74,10 +72,15 @@ pub struct Protection {
     pub volume_name: String,
     /// Schedule.
     pub schedule_id: Option<Uuid>,
-    /// Name of the schedule, or its short id.
-    pub schedule_name: Option<String>,
-    /// Name of the location; `local` for local snapshots.
-    pub location: Option<String>,
+    /// Name of the schedule, if any.
+    pub schedule_name: Option<ObjectName>,
+    /// Location; `None` for local snapshots.
+    pub credential_id: Option<Uuid>,
+    /// Name of the location.
+    pub credential_name: Option<String>,
+    /// True for local snapshots.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub local: bool,
     /// Point in time of the newest backup, by any schedule or by hand.
     pub last_backup_at: Option<Timestamp>,
     /// Last proof that read a backup there and found it sound.
@@ -91,6 +94,18 @@ pub struct Protection {
 }
 
 impl Protection {
+    /// Returns the name of the schedule, or its short id without one.
+    fn schedule(&self) -> Option<String> {
+        let name = self.schedule_name.as_ref().map(ToString::to_string);
+        name.or_else(|| self.schedule_id.map(short_uuid))
+    }
+
+    /// Returns the name of the location, or its short id without one; `local` for local snapshots.
+    fn location(&self) -> Option<String> {
+        let name = if self.local { Some(LOCAL.to_owned()) } else { self.credential_name.clone() };
+        name.or_else(|| self.credential_id.map(short_uuid))
+    }
+
     /// Loads the protection of each volume, from the state of the daemon.
     ///
     /// # Errors
@@ -128,8 +143,8 @@ fn protections(
             let is_local = schedule.local.is_some() || schedule.credential_ids.is_empty();
             let local = is_local.then_some(None);
             for credential in local.into_iter().chain(schedule.credential_ids.iter().copied().map(Some)) {
-                let location = credential.map_or_else(|| LOCAL.to_owned(), |id| known.location(id));
-                all.push(protection(volume, schedule, (credential, location), last_snapshot, due));
+                let name = credential.and_then(|id| known.location(id));
+                all.push(protection(volume, schedule, (credential, name), last_snapshot, due));
             }
         }
         if all.len() == before {
@@ -139,7 +154,9 @@ fn protections(
                 volume_name: volume.name.to_string(),
                 schedule_id: None,
                 schedule_name: None,
-                location: None,
+                credential_id: None,
+                credential_name: None,
+                local: false,
                 last_backup_at: volume.last_backups.iter().map(|backup| backup.created_at).max(),
                 last_proof: last_proof(volume).cloned(),
                 next_run_at: None,
@@ -154,12 +171,12 @@ fn protections(
 fn protection(
     volume: &Volume,
     schedule: &Schedule,
-    (credential, location): (Option<Uuid>, String),
+    (credential_id, credential_name): (Option<Uuid>, Option<String>),
     last_snapshot: Option<Timestamp>,
     due: Option<Timestamp>,
 ) -> Protection {
-    let backup = volume.last_backups.iter().find(|backup| Some(backup.credential_id) == credential);
-    let last_backup = match credential {
+    let backup = volume.last_backups.iter().find(|backup| Some(backup.credential_id) == credential_id);
+    let last_backup = match credential_id {
         Some(_) => backup.map(|backup| backup.created_at),
         None => last_snapshot,
     };
@@ -173,8 +190,10 @@ fn protection(
     Protection {
         volume_name: volume.name.to_string(),
         schedule_id: Some(schedule.schedule_id),
-        schedule_name: Some(called(schedule)),
-        location: Some(location),
+        schedule_name: schedule.name.clone(),
+        credential_id,
+        credential_name,
+        local: credential_id.is_none(),
         last_backup_at: last_backup,
         last_proof: backup.and_then(|backup| backup.last_proof.clone()),
         next_run_at: schedule.next_run_at,
@@ -231,13 +250,13 @@ fn due_since(schedule: &Schedule, policies: &[Policy], volume: &Volume, now: Tim
 /// Returns the missed objectives.
 pub fn missed(all: &[Protection]) -> impl Iterator<Item = HealthProblem> {
     all.iter().filter(|one| one.objective == Objective::Missed).map(|one| {
-        let (volume, location) = (&one.volume_name, or_dash(one.location.as_ref()));
+        let (volume, location) = (&one.volume_name, or_dash(one.location()));
         let last = match one.last_backup_at {
             Some(at) => format!("the last backup of volume {volume} to {location} is of {}", format_time(at)),
-            None if location == LOCAL => format!("volume {volume} has no local snapshot"),
+            None if one.local => format!("volume {volume} has no local snapshot"),
             None => format!("volume {volume} has no backup at {location}"),
         };
-        let schedule = or_dash(one.schedule_name.as_ref());
+        let schedule = or_dash(one.schedule());
         let due = or_dash(one.due_at.map(format_time));
         HealthProblem::new(
             KIND,
@@ -269,8 +288,8 @@ pub fn table(all: &[Protection], now: Timestamp) -> Table {
         all.iter().map(|one| {
             [
                 one.volume_name.clone(),
-                or_dash(one.schedule_name.as_ref()),
-                or_dash(one.location.as_ref()),
+                or_dash(one.schedule()),
+                or_dash(one.location()),
                 ago(one.last_backup_at),
                 or_dash(one.last_proof.as_ref().map(|last| proof_age(last, now))),
                 or_dash(one.next_run_at.map(|at| format!("in {}", span(at.duration_since(now))))),
@@ -402,15 +421,15 @@ mod tests {
         let all = protections(&known(&volumes, &[both]), &[], &[snapshot], NOW.parse().unwrap());
         let rows: Vec<_> = all
             .iter()
-            .map(|one| (one.volume_name.as_str(), one.location.as_deref().unwrap(), one.objective))
+            .map(|one| (one.volume_name.as_str(), one.location().unwrap(), one.objective))
             .collect();
         assert_eq!(
             rows,
             [
-                ("db", LOCAL, Objective::Met),
-                ("db", "nas", Objective::Missed),
-                ("log", LOCAL, Objective::Missed),
-                ("log", "nas", Objective::Missed),
+                ("db", LOCAL.to_owned(), Objective::Met),
+                ("db", "nas".to_owned(), Objective::Missed),
+                ("log", LOCAL.to_owned(), Objective::Missed),
+                ("log", "nas".to_owned(), Objective::Missed),
             ]
         );
         assert!(missed(&all).any(|problem| problem.cause.starts_with("volume log has no local snapshot")));
