@@ -339,13 +339,33 @@ fn doctor_and_status_show_the_same_proof() {
         let document = fake(snapshots).run("-j doctor").json();
         let items = document["items"].as_array().unwrap();
         let proof = items.iter().find(|one| one["check"] == "proof").unwrap().clone();
-        (proof["status"].clone(), proof["detail"].as_str().unwrap().to_owned())
+        let text = |name: &str| proof[name].as_str().unwrap_or_default().to_owned();
+        (text("status"), text("detail"), text("action"))
     };
-    let expected = "volume vol: a backup was verified at Thu, 17 Jan 2019 03:00:00 UTC".to_owned();
-    assert_eq!(checked(&snapshots), (json!("ok"), expected));
+    let (status, detail, _) = checked(&snapshots);
+    let expected = "volume vol: a backup was verified at Thu, 17 Jan 2019 03:00:00 UTC";
+    assert_eq!((status.as_str(), detail.as_str()), ("ok", expected));
+    // The remedy goes to the location of the damage, and ends it once it is verified.
+    let mut newer = snapshots["items"][0].clone();
     snapshots["items"][0]["lastProof"]["sound"] = json!(false);
-    let (status, detail) = checked(&snapshots);
+    let (status, detail, action) = checked(&snapshots);
     assert!(status == "failed" && detail.ends_with("is damaged"), "{detail}");
+    assert_eq!(action, "blockctl cloudsnap backup vol --full --cred-id nas");
+    let id = newer["cloudSnapshotId"].as_str().unwrap().replace("-incr", "") + "7";
+    (newer["cloudSnapshotId"], newer["lastProof"]) = (json!(id), json!(null));
+    let damaged = snapshots["items"][0].clone();
+    snapshots["items"] = json!([damaged, newer]);
+    let (status, _, action) = checked(&snapshots);
+    assert_eq!((status.as_str(), action), ("warning", format!("blockctl cloudsnap verify {id}")));
+    snapshots["items"][1]["lastProof"] = proof("2019-01-17T04:00:00Z", true);
+    assert_eq!(checked(&snapshots).0, "ok");
+    // Damage at another location stays.
+    snapshots["items"][1]["credentialName"] = json!("s3");
+    assert_eq!(checked(&snapshots).0, "failed");
+    // Only volumes without a schedule need one.
+    snapshots["items"] = json!([]);
+    let (_, _, action) = checked(&snapshots);
+    assert_eq!(action, "blockctl cloudsnap backup vol");
 }
 
 #[test]

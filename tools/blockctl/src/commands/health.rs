@@ -328,11 +328,10 @@ fn is_damage_gone<'a>(known: &Known, event: &Event, later: impl Iterator<Item = 
         }
         verified |= other.kind == "verify-done";
     }
-    let task = known.tasks.iter().find(|task| event.task_id == Some(task.task_id));
-    match task.and_then(|task| task.findings.as_ref()) {
-        Some(found) if found.damaged_snapshots.is_empty() => verified,
-        Some(found) => found.damaged_snapshots.iter().all(|id| gone.contains(id.as_str())),
-        None => event.cloud_snapshot_id.as_ref().is_some_and(|id| gone.contains(id.as_str())),
+    match damaged_by(known, event) {
+        Some([]) => verified,
+        Some(damaged) => damaged.iter().all(|id| gone.contains(id.as_str())),
+        None => false,
     }
 }
 
@@ -348,15 +347,29 @@ fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
         events.filter(|event| !is_state(known, event) && !is_made_good(known, event) && !is_of_kept(event));
     events
         .take(MAX_EVENTS)
-        .map(|event| {
-            HealthProblem::new(
-                "event",
-                event.message.clone(),
-                format!("blockctl events --errors (event {})", event.event_id),
-            )
-        })
+        .map(|event| HealthProblem::new("event", event.message.clone(), action_of(known, event)))
         .collect()
 }
 
 #[cfg(test)]
 mod tests;
+/// Returns the next action of an error: damage ends with the damaged cloud snapshots.
+fn action_of(known: &Known, event: &Event) -> String {
+    match damaged_by(known, event) {
+        Some([id]) if event.kind == "damage-found" => {
+            format!("back up its volume again, then blockctl cloudsnap delete {id}")
+        }
+        _ => format!("blockctl events --errors (event {})", event.event_id),
+    }
+}
+
+/// Returns the cloud snapshots that a verification found damaged, by its task or its event; without any, it
+/// found other damage.
+fn damaged_by<'a>(known: &'a Known, event: &'a Event) -> Option<&'a [String]> {
+    let task = known.tasks.iter().find(|task| event.task_id == Some(task.task_id));
+    match task.and_then(|task| task.findings.as_ref()) {
+        Some(found) => Some(&found.damaged_snapshots),
+        None => event.cloud_snapshot_id.as_ref().map(std::slice::from_ref),
+    }
+}
+

@@ -22,6 +22,7 @@ use blockd_api::{
 };
 use check::{Check, Verdict};
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 pub const DOCTOR_HELP: &str = "\
@@ -192,7 +193,7 @@ async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>
             "see the failed location above",
         ));
     }
-    checks.extend(proofs(&volumes, status.cluster_id, &snapshots));
+    checks.extend(proofs(&volumes, status.cluster_id, &snapshots, &protections));
     Ok(checks)
 }
 
@@ -227,42 +228,72 @@ fn is_of(snapshot: &Cloudsnap, cluster: Uuid, volume: &Volume) -> bool {
     snapshot.cloud_snapshot_id.cluster == cluster && snapshot.volume_id == volume.volume_id
 }
 
-/// Checks that each volume has a cloud snapshot, that the newest verified one is sound, and that one was
-/// verified.
-fn proofs(volumes: &[&Volume], cluster: Uuid, snapshots: &[Cloudsnap]) -> Vec<Check> {
-    // Oldest first: a later entry replaces an earlier one.
-    let newest = |volume: &Volume, is_wanted: fn(&Cloudsnap) -> bool| {
-        snapshots.iter().rfind(|one| is_of(one, cluster, volume) && is_wanted(one))
-    };
+/// Checks that each volume has a cloud snapshot, that none of its locations has a damaged one without a newer
+/// sound one, and that one was verified.
+fn proofs(
+    volumes: &[&Volume],
+    cluster: Uuid,
+    snapshots: &[Cloudsnap],
+    protections: &[Protection],
+) -> Vec<Check> {
     let check = |volume: &&Volume| {
         let name = &volume.name;
-        let Some(last) = newest(volume, |_| true) else {
-            return Check::warning(
+        let own: Vec<_> = snapshots.iter().filter(|one| is_of(one, cluster, volume)).collect();
+        let Some(last) = own.last() else {
+            let is_scheduled =
+                |one: &Protection| one.volume_name == name.as_str() && one.credential_id.is_some();
+            let or_schedule = match protections.iter().any(is_scheduled) {
+                true => "",
+                false => ", or a schedule: blockctl cloudsnap schedules create",
+            };
+            return vec![Check::warning(
                 "proof",
                 format!("volume {name} has no cloud snapshot"),
-                format!(
-                    "blockctl cloudsnap backup {name}, or a schedule: blockctl cloudsnap schedules create"
-                ),
-            );
+                format!("blockctl cloudsnap backup {name}{or_schedule}"),
+            )];
         };
-        let proven = newest(volume, |one| one.last_proof.is_some());
-        let damaged = proven.filter(|one| one.last_proof.as_ref().is_some_and(|last| !last.sound));
-        match (damaged, last_proof(volume)) {
-            (Some(damaged), _) => Check::failed(
-                "proof",
-                format!("volume {name}: cloud snapshot {} is damaged", damaged.cloud_snapshot_id),
-                format!("blockctl cloudsnap backup {name} --full"),
-            ),
-            (None, Some(last)) => {
+        let damaged = damage(volume, &own);
+        if !damaged.is_empty() {
+            return damaged;
+        }
+        vec![match last_proof(volume) {
+            Some(last) => {
                 let at = format_time(last.proven_at);
                 Check::ok("proof", format!("volume {name}: a backup was verified at {at}"))
             }
-            (None, None) => Check::warning(
+            None => Check::warning(
                 "proof",
                 format!("volume {name}: no cloud snapshot was verified"),
                 format!("blockctl cloudsnap verify {}", last.cloud_snapshot_id),
             ),
+        }]
+    };
+    volumes.iter().flat_map(check).collect()
+}
+
+/// Reports each location where the newest verified cloud snapshot of a volume is damaged: a newer one
+/// replaces it once it is verified. `own` are those of the volume, oldest first.
+fn damage(volume: &Volume, own: &[&Cloudsnap]) -> Vec<Check> {
+    let locations: BTreeSet<_> = own.iter().map(|one| &one.credential_name).collect();
+    let at_location = |location: &String| {
+        let there = || own.iter().rev().filter(move |one| one.credential_name == *location);
+        let damaged = there().find(|one| one.last_proof.is_some())?;
+        let newest = there().next()?;
+        let name = &volume.name;
+        let detail = format!("volume {name}: cloud snapshot {} is damaged", damaged.cloud_snapshot_id);
+        match damaged.last_proof.as_ref()?.sound {
+            true => None,
+            false if newest.cloud_snapshot_id == damaged.cloud_snapshot_id => Some(Check::failed(
+                "proof",
+                detail,
+                format!("blockctl cloudsnap backup {name} --full --cred-id {location}"),
+            )),
+            false => Some(Check::warning(
+                "proof",
+                format!("{detail}, and the newer one at {location} is not verified"),
+                format!("blockctl cloudsnap verify {}", newest.cloud_snapshot_id),
+            )),
         }
     };
-    volumes.iter().map(check).collect()
+    locations.into_iter().filter_map(at_location).collect()
 }
