@@ -307,14 +307,31 @@ fn is_made_good(known: &Known, event: &Event) -> bool {
             known.volumes.iter().all(|volume| event.volume_name.as_ref() != Some(&volume.name))
         }
         "write-key-refused" => there.any(|other| other.kind == "backup-done"),
-        kind if kind.ends_with("-failed") => known.tasks.iter().any(|task| {
-            task.state.kind == TaskKind::Backup
-                && task.state.stage == TaskStage::Done
-                && is_of(event, task.volume_id, task.volume_name.as_ref())
-                && task.completed_at.is_some_and(|completed| completed > event.occurred_at)
+        // The volume of a repeated restore is another one of this name.
+        "restore-failed" => {
+            is_done_later(known, event, TaskKind::Restore, |task| {
+                task.volume_name.is_some() && task.volume_name == event.volume_name
+            }) || there.any(|other| {
+                other.kind == "delete-done"
+                    && event.cloud_snapshot_id.is_some()
+                    && other.cloud_snapshot_id == event.cloud_snapshot_id
+            })
+        }
+        kind if kind.ends_with("-failed") => is_done_later(known, event, TaskKind::Backup, |task| {
+            is_of(event, task.volume_id, task.volume_name.as_ref())
         }),
         _ => false,
     }
+}
+
+/// Returns true if a task of a kind that repeats the operation of an event was done later.
+fn is_done_later(known: &Known, event: &Event, kind: TaskKind, repeats: impl Fn(&Task) -> bool) -> bool {
+    known.tasks.iter().any(|task| {
+        task.state.kind == kind
+            && task.state.stage == TaskStage::Done
+            && repeats(task)
+            && task.completed_at.is_some_and(|completed| completed > event.occurred_at)
+    })
 }
 
 /// Returns true if the damage of an event is gone, by later events of its location: each damaged cloud
@@ -351,8 +368,6 @@ fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
         .collect()
 }
 
-#[cfg(test)]
-mod tests;
 /// Returns the next action of an error: damage ends with the damaged cloud snapshots.
 fn action_of(known: &Known, event: &Event) -> String {
     match damaged_by(known, event) {
@@ -373,3 +388,5 @@ fn damaged_by<'a>(known: &'a Known, event: &'a Event) -> Option<&'a [String]> {
     }
 }
 
+#[cfg(test)]
+mod tests;

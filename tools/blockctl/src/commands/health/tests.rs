@@ -122,6 +122,19 @@ fn failure_is_made_good_by_the_same_volume_only() {
 }
 
 #[test]
+fn failed_restore_ends_with_repetition_or_deletion() {
+    let mut failed = event(1, "2026-11-22T11:00:00Z", "restore-failed");
+    failed["cloudSnapshotId"] = json!("c/7-1");
+    let causes = |volume: &str, deleted: &str| {
+        let (mut done, mut delete) = (task("Restore-Done"), event(2, NOW, "delete-done"));
+        (done["volumeId"], done["volumeName"]) = (json!("9"), json!(volume));
+        (delete["severity"], delete["cloudSnapshotId"]) = (json!("info"), json!(deleted));
+        lines(&json!({ "events": [failed, delete], "tasks": [done] })).len()
+    };
+    assert_eq!([causes("other", "c/7-2"), causes("db", "c/7-2"), causes("other", "c/7-1")], [1, 0, 0]);
+}
+
+#[test]
 fn error_event_ends_with_a_later_success() {
     let of = |id: u64, kind: &str, volume: Option<&str>, credential: &str| {
         let mut event = event(id, NOW, kind);
