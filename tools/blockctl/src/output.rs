@@ -10,7 +10,10 @@ use clap::ValueEnum;
 use rustix::termios::tcgetwinsize;
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::io::{self, IsTerminal, Write};
+use std::{
+    io::{self, IsTerminal, Write},
+    os::fd::AsFd,
+};
 
 /// Use of colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -65,8 +68,7 @@ impl Output {
                 !unwanted && !dumb && io::stdout().is_terminal()
             }
         };
-        let columns = tcgetwinsize(io::stdout()).ok().map(|size| usize::from(size.ws_col));
-        Self { json, color, columns: columns.filter(|columns| *columns > 0) }
+        Self { json, color, columns: columns_of(io::stdout()) }
     }
 
     /// Returns true if results are JSON.
@@ -122,7 +124,7 @@ impl Output {
 
     /// Writes the document of a command, or a table.
     pub fn show<T: Serialize + JsonSchema>(&self, document: &T, table: impl FnOnce() -> Table) -> Exit {
-        self.text(document, || table().render(self.color))
+        self.text(document, || table().render_within(self.color, self.columns.unwrap_or_default()))
     }
 
     /// Writes the document of a list, or its table; a note to stderr if it is empty.
@@ -169,7 +171,7 @@ impl Output {
     /// Writes a table.
     pub fn table(&self, table: &Table) -> Exit {
         debug_assert!(!self.json, "a table beside a document");
-        self.raw(table.render(self.color).as_bytes())
+        self.raw(table.render_within(self.color, self.columns.unwrap_or_default()).as_bytes())
     }
 
     /// Writes bytes as they are.
@@ -205,11 +207,21 @@ impl Output {
         failure.exit_status()
     }
 
-    /// Writes an error and its hint to stderr.
+    /// Writes an error and its hint to stderr. On a terminal, the error is broken at words, the hint is not:
+    /// users copy its commands.
     pub fn error(&self, message: &str, hint: Option<&str>) {
-        self.note(format!("error: {message}"));
+        let columns = columns_of(io::stderr()).unwrap_or(usize::MAX);
+        let text = hanging("error: ", &printable(message), 2, columns);
+        // Errors of a closed stderr are ignored.
+        let _ = writeln!(io::stderr().lock(), "{text}");
         if let Some(hint) = hint {
             self.note(format!("hint: {hint}"));
         }
     }
+}
+
+/// Returns the width of a terminal; `None` for files and pipes.
+fn columns_of(stream: impl AsFd) -> Option<usize> {
+    let columns = tcgetwinsize(stream).ok().map(|size| usize::from(size.ws_col));
+    columns.filter(|columns| *columns > 0)
 }

@@ -1,6 +1,6 @@
 //! Tables without borders, left-aligned, never wrapped; and lists of facts.
 
-use crate::hanging::hanging;
+use crate::hanging::{cut, hanging};
 use blockd_api::format_time;
 use comfy_table::{Cell, Color, Table as Grid, presets};
 use jiff::Timestamp;
@@ -122,8 +122,8 @@ impl Table {
         self.row(row);
     }
 
-    /// Fits the table into 80 characters: cuts the longest cells of these columns in the middle. Cells of
-    /// other columns are complete. `|` separates the titles.
+    /// Fits the table into its width, see [`Self::render_within`]: cuts the longest cells of these columns in
+    /// the middle. Cells of other columns are complete. `|` separates the titles.
     #[must_use]
     pub fn fit(mut self, titles: &str) -> Self {
         self.cut = titles.split('|').filter_map(|title| self.column(title)).collect();
@@ -136,7 +136,8 @@ impl Table {
     pub fn fit_but(self, titles: &str, last: &str) -> Self {
         let mut table = self.fit(titles);
         let is_long = |column: &usize| table.rows.iter().any(|row| row[*column].chars().count() > MAX_ROOM);
-        let last = table.column(last).filter(|last| is_long(last) || table.cut_width_beside(0).is_none());
+        let last =
+            table.column(last).filter(|last| is_long(last) || table.cut_width_beside(0, COLUMNS).is_none());
         table.cut.extend(last);
         table
     }
@@ -154,15 +155,15 @@ impl Table {
     }
 
     /// Returns the greatest width of a cell that is cut.
-    fn cut_width(&self) -> usize {
+    fn cut_width(&self, columns: usize) -> usize {
         let texts = self.text.iter().flat_map(|text| self.rows.iter().map(|row| row[*text].chars().count()));
         // Longer ones are below their rows; without room for one beside cut cells, all are.
         let room = texts.filter(|width| *width <= MAX_ROOM).max().unwrap_or(0);
-        [room, 0].into_iter().find_map(|room| self.cut_width_beside(room)).unwrap_or(MIN_CUT)
+        [room, 0].into_iter().find_map(|room| self.cut_width_beside(room, columns)).unwrap_or(MIN_CUT)
     }
 
     /// Returns the greatest width of a cell that is cut beside a text; `None` if no width leaves that room.
-    fn cut_width_beside(&self, room: usize) -> Option<usize> {
+    fn cut_width_beside(&self, room: usize, columns: usize) -> Option<usize> {
         let widths: Vec<usize> = (0..self.header.len())
             .map(|column| {
                 let cells = self.rows.iter().map(|row| row[column].chars().count());
@@ -183,14 +184,14 @@ impl Table {
             gaps + widths.iter().enumerate().map(of).sum::<usize>()
         };
         let widest = widths.iter().max().copied().unwrap_or(0);
-        (MIN_CUT..=widest).rev().find(|width| total(*width) <= COLUMNS)
+        (MIN_CUT..=widest).rev().find(|width| total(*width) <= columns)
     }
 
     /// Cuts cells, and takes the texts that exceed the remaining width out of their rows.
-    fn fitted(&self) -> (Vec<Vec<String>>, Vec<String>) {
+    fn fitted(&self, columns: usize) -> (Vec<Vec<String>>, Vec<String>) {
         let mut rows = self.rows.clone();
         if !self.cut.is_empty() {
-            let width = self.cut_width();
+            let width = self.cut_width(columns);
             for row in &mut rows {
                 self.cut.iter().for_each(|column| row[*column] = cut(&row[*column], width));
             }
@@ -201,7 +202,7 @@ impl Table {
             let cells = rows.iter().map(|row| row[column].chars().count());
             cells.max().unwrap_or(0).max(self.header[column].len()) + GAP
         };
-        let room = COLUMNS.saturating_sub((0..text).map(width).sum());
+        let room = columns.saturating_sub((0..text).map(width).sum());
         for (row, below) in rows.iter_mut().zip(&mut below) {
             if row[text].chars().count() > room {
                 *below = std::mem::take(&mut row[text]);
@@ -222,8 +223,14 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// Renders the table, each line with a line end.
+    /// Renders the table within 80 characters, each line with a line end.
     pub fn render(&self, color: bool) -> String {
+        self.render_within(color, COLUMNS)
+    }
+
+    /// Renders the table within a width, at least 80 characters, each line with a line end.
+    pub fn render_within(&self, color: bool, columns: usize) -> String {
+        let columns = columns.max(COLUMNS);
         let mut grid = Grid::new();
         grid.load_style(presets::NOTHING);
         if color {
@@ -234,7 +241,7 @@ impl Table {
         }
         grid.set_header(self.header.iter().map(Cell::new));
         let tone_column = self.header.iter().position(|title| matches!(*title, "STATUS" | "STATE"));
-        let (rows, below) = self.fitted();
+        let (rows, below) = self.fitted(columns);
         for row in &rows {
             grid.add_row(row.iter().enumerate().map(|(column, text)| {
                 let tone = (Some(column) == tone_column).then(|| Tone::of_state(text)).flatten();
@@ -251,7 +258,7 @@ impl Table {
         let lines = grid.trim_fmt();
         let lines = lines.lines().zip(below).map(|(line, text)| match text {
             "" => format!("{line}\n"),
-            text => format!("{line}\n{}\n", hanging(INDENT, text, INDENT.len(), COLUMNS)),
+            text => format!("{line}\n{}\n", hanging(INDENT, text, INDENT.len(), columns)),
         });
         lines.collect()
     }
@@ -310,19 +317,6 @@ impl<'a, T> Columns<'a, T> {
     pub fn fit_with_text(self, titles: &str) -> Table {
         if self.width == Width::Narrow { self.table.fit(titles).with_text() } else { self.table }
     }
-}
-
-/// Cuts a text in the middle: names often differ at their ends.
-pub fn cut(text: &str, width: usize) -> String {
-    let len = text.chars().count();
-    if len <= width {
-        return text.to_owned();
-    }
-    let kept = width.saturating_sub(1);
-    let end = kept / 3;
-    let start: String = text.chars().take(kept - end).collect();
-    let end: String = text.chars().skip(len - end).collect();
-    format!("{start}…{end}")
 }
 
 /// List of properties, one per line: `Name : value`.
@@ -441,6 +435,9 @@ db                         database-of-the-…n-berlin  2019-01-16T21:51Z
         );
         assert_eq!(cut("abcdef", 6), "abcdef");
         assert_eq!(cut("äbcdefgh", 6), "äbcd…h");
+        let wide = Table::of("NAME|LOCATION|STARTED|REASON", rows).fit("NAME|LOCATION").with_text();
+        let wide = wide.render_within(false, 160);
+        assert!(wide.lines().count() == 3 && !wide.contains('…'), "{wide}");
         let fits = Table::of("A", [["x".repeat(80)]]).fit("A").render(false);
         assert!(!fits.contains('…'), "{fits}");
     }

@@ -420,6 +420,37 @@ fn deletion_of_interrupted_backups_asks() {
 }
 
 #[test]
+fn question_about_a_rule_has_first_lines_only() {
+    let mut rule = reply("GET /v1/rules/pg");
+    rule["quiesce"]["preCommand"] = json!("set -e\nhold begin\n");
+    let fake = Fake::with_defaults(vec![("GET /v1/rules/pg", ok(rule))]);
+    let refused = on_terminal(&fake, "rule delete pg", "n\n");
+    assert!(refused.stdout.contains("Rule pg (pre-command set -e …"), "{refused:?}");
+}
+
+#[test]
+fn objects_in_errors_fit_into_the_terminal() {
+    let object = "blockd/data/6c27ca2d-95d7-481e-aec5-14223ac55170/5314714750556152743/9169363135108883125/pack-00000000";
+    let message =
+        format!("object {object} is damaged at byte 40: its content was altered in the backup location");
+    let mut failed = task("Restore-Failed", 1);
+    failed["error"] = json!({ "code": "cloudsnap_damaged", "message": message, "hint": null });
+    let mut event = reply("GET /v1/events")["items"][0].take();
+    (event["severity"], event["message"]) = (json!("error"), json!(message));
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/tasks", ok(list(json!([failed])))),
+        ("GET /v1/events", ok(list(json!([event])))),
+    ]);
+    for line in ["cs status 3f4f", "events", "logs 3f4f"] {
+        let shown = on_terminal_of(80, fake.command(line), "", false).stdout.replace('\r', "");
+        let wide = shown.lines().find(|shown| shown.chars().count() > 80);
+        assert!(wide.is_none() && shown.contains("blockd/data/6c27ca2d"), "{line}\n{shown}");
+    }
+    let whole = fake.run("cs status 3f4f").stderr;
+    assert!(whole.contains(object), "{whole}");
+}
+
+#[test]
 fn long_texts_are_broken_at_words_on_a_terminal_only() {
     let mut lost = volume("7", "lost");
     let cause = ["the data file of the head is shorter than its map"; 3].join(" and ");

@@ -8,10 +8,10 @@ use super::{
 };
 use crate::{
     failure::{EXIT_DONE, Exit, Failure},
-    hanging::hanging,
+    hanging::{cut, hanging},
     output::Context,
     short_ids::ShortIds,
-    table::{Table, counted, cut, micros, or_dash, printable, short_time},
+    table::{Table, counted, micros, or_dash, printable, short_time, short_uuid},
     wait::reason,
 };
 use blockd_api::{

@@ -345,8 +345,8 @@ async fn delete(context: &Context<'_>, args: &DeleteRuleArgs) -> Exit {
     if args.yes.must_ask() {
         let quiesce = client.call_at(operations::GET_RULE, name, &()).await?.quiesce;
         let commands = [
-            quiesce.pre_command.map(|command| format!("pre-command {command}")),
-            quiesce.post_command.map(|command| format!("post-command {command}")),
+            quiesce.pre_command.map(|command| format!("pre-command {}", first_line(&command))),
+            quiesce.post_command.map(|command| format!("post-command {}", first_line(&command))),
             quiesce.freeze_fs.then(|| "freeze of filesystems".to_owned()),
         ];
         let commands: Vec<String> = commands.into_iter().flatten().collect();
@@ -369,6 +369,14 @@ fn used_by(rule: &HookRule, schedules: &[Schedule], width: Width) -> Option<Stri
     let volumes = rule.volume_names.iter().map(ToString::to_string);
     let groups = rule.groups.iter().map(|group| format!("group {group}"));
     let called = |id: Uuid| {
+/// Returns the first line of a command, with a mark if there are more.
+fn first_line(command: &str) -> String {
+    match command.trim().split_once('\n') {
+        Some((first, _)) => format!("{first} …"),
+        None => command.trim().to_owned(),
+    }
+}
+
         let schedule = schedules.iter().find(|one| one.schedule_id == id);
         match (schedule.and_then(|one| one.name.as_ref()), width) {
             (Some(name), _) => name.to_string(),

@@ -4,9 +4,10 @@ use super::args::ListArgs;
 use crate::{
     commands::filters::VolumeFilter,
     failure::{Exit, Failure},
+    hanging::cut,
     output::Context,
     short_ids::{ShortIds, ShortSnapshotIds},
-    table::{Table, Width, cut, or_dash, short_time, short_uuid},
+    table::{Table, Width, or_dash, short_time, short_uuid},
 };
 use blockd_api::{
     credentials::Credential,
