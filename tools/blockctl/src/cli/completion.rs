@@ -72,7 +72,7 @@ impl Source {
         };
         let has = |name: &str| command.get_positionals().any(|arg| name_of(arg).starts_with(name));
         Some(match name_of(arg).as_str() {
-            "VOLUME" | "VOLUME,…" | "VOLUME|DEVICE" => Self::Volumes,
+            "VOLUME" | "VOLUME,…" | "VOLUME|DEVICE" | "VOLUME|GROUP" => Self::Volumes,
             "VOLUME[@SNAPSHOT]" => Self::Exports,
             "ID" | "ID|VOLUME" | "ID-1" | "ID-2" | "ID PATH" => Self::Points,
             "SNAPSHOT" | "A" | "B" if has("VOLUME[@SNAPSHOT]") => Self::SnapshotsOfVolume,

@@ -11,8 +11,12 @@ use std::{
 
 /// Value names of positional arguments, the long names of their options, and the short ones. Help shows the
 /// first of each; the others are familiar from `pxctl` or from other commands.
-const NAMES: [(&[&str], &[&str], &[char]); 16] = [
+const NAMES: [(&[&str], &[&str], &[char]); 20] = [
     (&["VOLUME", "VOLUME[@SNAPSHOT]"], &["volume", "name"], &['v']),
+    (&["VOLUME,…"], &["volumes"], &['v']),
+    (&["VOLUME|GROUP"], &["volume", "target"], &['v']),
+    (&["GROUP"], &["group"], &['g']),
+    (&["DATE"], &["at"], &[]),
     (&["VOLUME|DEVICE"], &["volume", "device", "name"], &['v']),
     (&["SNAPSHOT"], &["snapshot", "from", "name"], &['s']),
     (&["ID", "ID|VOLUME"], &["snap", "cloudsnap-id"], &['s', 'i']),
@@ -192,6 +196,12 @@ mod tests {
             ("rule create --name pg --freeze-fs", "rule create pg --freeze-fs"),
             ("rule assign --rule pg --volume db", "rule assign pg --volume db"),
             ("sched-policy delete --name gold", "sched-policy delete gold"),
+            ("rule assign pg --target db", "rule assign pg db"),
+            ("snapshot create-group --volumes a,b", "snapshot create-group a b"),
+            ("snapshot create-group -v a -v b", "snapshot create-group a,b"),
+            ("cs backup-group -g shop", "cs backup-group shop"),
+            ("cs expire db@latest --at 2027-01-31", "cs expire db@latest 2027-01-31"),
+            ("cs sched create -v db --daily 21:00", "cs sched create db --daily 21:00"),
             ("cs backup -fv db", "cs backup db -f"),
             ("cs restore -s db --latest", "cs restore db --latest"),
             ("cs resume --name 3f4f", "cs resume 3f4f"),

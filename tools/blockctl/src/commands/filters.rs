@@ -2,7 +2,9 @@
 
 use crate::{failure::Failure, output::Context, times::Period};
 use blockd_api::{
-    ClientError, ErrorCode, ObjectName, VolumeId, VolumeName, VolumeRef, matches_wildcard, operations,
+    ClientError, ErrorCode, GroupName, ObjectName, VolumeId, VolumeName, VolumeRef, matches_wildcard,
+    operations,
+    volumes::{ListVolumes, Volume},
 };
 use clap::Args;
 use jiff::Timestamp;
@@ -65,6 +67,24 @@ impl VolumeFilter {
             (Some(own), Some(id)) => own == id,
             _ => name.is_some() && self.name.as_ref() == name,
         }
+    }
+}
+
+/// Tells the group of an argument from a volume: a volume of this name takes precedence.
+///
+/// # Errors
+/// The call fails.
+pub async fn volume_or_group(
+    context: &Context<'_>,
+    volume: Option<VolumeRef>,
+    group: Option<GroupName>,
+) -> Result<(Option<VolumeRef>, Option<GroupName>), Failure> {
+    let Some(VolumeRef::Name(name)) = &volume else { return Ok((volume, group)) };
+    let volumes = context.client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items;
+    let is_group = |one: &&Volume| one.group.as_ref().is_some_and(|group| group.as_str() == name.as_str());
+    match volumes.iter().find(is_group) {
+        Some(member) if volumes.iter().all(|one| one.name != *name) => Ok((None, member.group.clone())),
+        _ => Ok((volume, group)),
     }
 }
 

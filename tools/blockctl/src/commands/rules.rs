@@ -2,7 +2,7 @@
 
 use super::{
     arguments::WideArg,
-    filters::NamePattern,
+    filters::{NamePattern, volume_or_group},
     list_filter::{LabelOption, ListFilter, Listed, Sort},
 };
 use crate::{
@@ -215,12 +215,25 @@ pub struct TargetArgs {
     /// Target.
     #[command(flatten)]
     pub name: RuleNameArg,
+    /// Name or id of a volume, or the name of a group
+    #[arg(value_name = "VOLUME|GROUP", group = "which")]
+    pub target: Option<VolumeRef>,
     /// Name or id of a volume
     #[arg(short, long, value_name = "VOLUME", group = "which")]
     pub volume: Option<VolumeRef>,
     /// Consistency group, including later members
     #[arg(short, long, value_name = "GROUP", group = "which")]
     pub group: Option<GroupName>,
+}
+
+impl TargetArgs {
+    async fn resolve(self, context: &Context<'_>) -> Result<(RuleName, RuleTarget), Failure> {
+        let (volume, group) = match self.target {
+            Some(target) => volume_or_group(context, Some(target), None).await?,
+            None => (self.volume, self.group),
+        };
+        Ok((self.name.name, RuleTarget { volume, group }))
+    }
 }
 
 /// Quiesce options.
@@ -327,14 +340,14 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
             let rule = client.call_at(operations::UPDATE_RULE, &args.name.name, &request).await?;
             output.tell(&rule, || format!("Rule {} updated successfully", rule.name))
         }
-        RuleCommand::Assign(TargetArgs { name, volume, group }) => {
-            let target = RuleTarget { volume, group };
-            let rule = client.call_at(operations::ASSIGN_RULE, &name.name, &target).await?;
+        RuleCommand::Assign(args) => {
+            let (name, target) = args.resolve(context).await?;
+            let rule = client.call_at(operations::ASSIGN_RULE, &name, &target).await?;
             output.tell(&rule, || format!("Rule {} assigned to {target} successfully", rule.name))
         }
-        RuleCommand::Unassign(TargetArgs { name, volume, group }) => {
-            let target = RuleTarget { volume, group };
-            let rule = client.call_at(operations::UNASSIGN_RULE, &name.name, &target).await?;
+        RuleCommand::Unassign(args) => {
+            let (name, target) = args.resolve(context).await?;
+            let rule = client.call_at(operations::UNASSIGN_RULE, &name, &target).await?;
             output.tell(&rule, || format!("Rule {} unassigned from {target} successfully", rule.name))
         }
     }
@@ -356,6 +369,14 @@ async fn delete(context: &Context<'_>, args: &DeleteRuleArgs) -> Exit {
     output.tell(&deleted, || format!("Rule {name} deleted successfully"))
 }
 
+/// Returns the first line of a command, with a mark if there are more.
+fn first_line(command: &str) -> String {
+    match command.trim().split_once('\n') {
+        Some((first, _)) => format!("{first} …"),
+        None => command.trim().to_owned(),
+    }
+}
+
 /// Returns the schedules if a rule is used by one.
 async fn schedules(context: &Context<'_>, rules: &[HookRule]) -> Result<Vec<Schedule>, Failure> {
     match context.output.is_json() || rules.iter().all(|rule| rule.schedule_ids.is_empty()) {
@@ -369,14 +390,6 @@ fn used_by(rule: &HookRule, schedules: &[Schedule], width: Width) -> Option<Stri
     let volumes = rule.volume_names.iter().map(ToString::to_string);
     let groups = rule.groups.iter().map(|group| format!("group {group}"));
     let called = |id: Uuid| {
-/// Returns the first line of a command, with a mark if there are more.
-fn first_line(command: &str) -> String {
-    match command.trim().split_once('\n') {
-        Some((first, _)) => format!("{first} …"),
-        None => command.trim().to_owned(),
-    }
-}
-
         let schedule = schedules.iter().find(|one| one.schedule_id == id);
         match (schedule.and_then(|one| one.name.as_ref()), width) {
             (Some(name), _) => name.to_string(),

@@ -43,7 +43,7 @@ All volumes are frozen behind one write barrier, or no backup is made. Each volu
 each location is a task of its own. Pre-commands run before the barrier, post-commands after it.
 
 Examples:
-  blockctl cloudsnap backup-group --group shop
+  blockctl cloudsnap backup-group shop
   blockctl cs bg --label app=mysql --cred-id nas --cred-id offsite --wait
   blockctl cs bg --snapshot-group 0f0e8b1a
   blockctl -j cs backup-group --volumes vol1,vol2";
@@ -67,7 +67,7 @@ pub struct BackupArgs {
 #[command(group = clap::ArgGroup::new("which").required(true))]
 pub struct BackupGroupArgs {
     /// Volumes of this group
-    #[arg(short, long, value_name = "GROUP", group = "which")]
+    #[arg(value_name = "GROUP", group = "which")]
     pub group: Option<GroupName>,
     /// Volumes with all these labels
     #[arg(long, value_name = "K=V,…", group = "which")]

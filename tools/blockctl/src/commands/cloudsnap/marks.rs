@@ -34,8 +34,8 @@ the last restorable one of its volume. This daemon stores the date, as it does p
 another host made needs --force.
 
 Examples:
-  blockctl cloudsnap expire ID --at 2027-01-31
-  blockctl cs expire ID --at 30d
+  blockctl cloudsnap expire ID 2027-01-31
+  blockctl cs expire ID 30d
   blockctl cs expire ID --never";
 
 /// `cloudsnap pin` and `unpin`
@@ -56,7 +56,7 @@ pub struct ExpireArgs {
     #[command(flatten)]
     pub snap: SnapArg,
     /// Date or time in UTC, or hours, days or weeks from now: 2027-01-31, 2027-01-31T12:00:00Z, 30d
-    #[arg(long, value_name = "DATE", required_unless_present = "never", value_parser = expiry)]
+    #[arg(value_name = "DATE", required_unless_present = "never", value_parser = expiry)]
     pub at: Option<Timestamp>,
     /// Remove the expiry date
     #[arg(long, conflicts_with = "at")]

@@ -6,6 +6,7 @@ pub mod retention_args;
 mod tables;
 
 use crate::{
+    commands::filters::volume_or_group,
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
     table::{Width, or_dash},
@@ -75,9 +76,10 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
             "--max, --keep-… and --full are about backups, and without --cred-id there are local snapshots only: name a location",
         ));
     }
+    let (volume, group) = volume_or_group(context, args.volume, args.group).await?;
     let request = CreateSchedule {
         name: args.name.clone(),
-        selector: Selector { volume: args.volume, group: args.group, label: args.label, all: args.all },
+        selector: Selector { volume, group, label: args.label, all: args.all },
         credentials: args.cred_id,
         rules,
         policy_name: args.policy,

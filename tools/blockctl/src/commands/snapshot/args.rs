@@ -34,7 +34,7 @@ All of them get a snapshot, or none does.
 Examples:
   blockctl snapshot create-group --group shop
   blockctl snapshot create-group --label app=shop --name before-upgrade
-  blockctl snapshot create-group --volumes db,wal --freeze-fs";
+  blockctl snapshot create-group db wal --freeze-fs";
 
 const LIST_HELP: &str = "\
 --group selects snapshots that were taken together, by the group's name or by the id of one group \
@@ -152,7 +152,7 @@ pub struct CreateGroupArgs {
     #[arg(short, long, value_name = "K=V,…")]
     pub label: Option<LabelSelector>,
     /// Volumes, by name or id
-    #[arg(short, long, value_name = "VOLUME,…", value_delimiter = ',')]
+    #[arg(value_name = "VOLUME,…", value_delimiter = ',')]
     pub volumes: Vec<VolumeRef>,
     /// Name of each snapshot [default: snap-TIME]
     #[arg(short, long)]
