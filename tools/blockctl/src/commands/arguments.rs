@@ -66,14 +66,22 @@ impl WaitArg {
 /// Task argument.
 #[derive(Debug, Args)]
 pub struct TaskArg {
-    /// Task, by an id prefix
-    #[arg(value_parser = parse_task)]
+    /// Task, by an id prefix, or by the name of its backup or volume
+    #[arg(value_parser = parse_task_or_name)]
     pub task: String,
 }
 
 /// Parses the UUID of a task, or a prefix of it.
 pub fn parse_task(text: &str) -> Result<String, String> {
     parse_prefix(text, "expected the id of a task, or a prefix of one, as `cloudsnap status` shows it")
+}
+
+/// Parses the UUID of a task, or a prefix of it, or the name of a backup or volume.
+fn parse_task_or_name(text: &str) -> Result<String, String> {
+    match text.parse::<ObjectName>() {
+        Ok(name) => Ok(name.to_string()),
+        Err(_) => parse_task(text),
+    }
 }
 
 /// Parses the name or UUID of a schedule, or a prefix of its UUID.

@@ -2,9 +2,10 @@
 
 use super::{
     arguments::TaskArg,
-    cloudsnap::one_task,
-    filters::{TimeFilter, VolumeFilter},
+    cloudsnap::newest_task,
+    filters::{NamePattern, TimeFilter, VolumeFilter},
     rules,
+    schedules::called,
 };
 use crate::{
     failure::{EXIT_DONE, Exit, Failure},
@@ -19,15 +20,16 @@ use blockd_api::{
     cloudsnaps::CloudSnapshotId,
     events::{Event, EventKind, ListEvents, MAX_EVENTS, Severity},
     operations,
-    tasks::{Task, TaskStage},
+    tasks::{Task, TaskOwner, TaskStage},
 };
 use clap::{
-    Args, ValueEnum,
-    builder::{PossibleValuesParser, TypedValueParser},
+    Arg, Args, Command, Error, ValueEnum,
+    builder::{PossibleValue, PossibleValuesParser, TypedValueParser},
+    error::ErrorKind,
 };
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::path::PathBuf;
+use std::{ffi::OsStr, path::PathBuf};
 
 pub const EVENTS_HELP: &str = "\
 Events report failed backups, missed and skipped schedule runs, damage found by verification, \
@@ -37,7 +39,7 @@ the newest 10000. A filter searches all of them. With --follow and --json each e
 Examples:
   blockctl events
   blockctl events --max 20 --errors
-  blockctl events --volume db --kind backup-failed,run-skipped --since 7d
+  blockctl events --volume db --kind 'backup-*,run-skipped' --since 7d
   blockctl events --severity warning --follow
   blockctl -j events --follow";
 
@@ -78,9 +80,9 @@ pub struct EventsArgs {
     /// Only events of this volume, by name or id
     #[arg(short, long, value_name = "VOLUME")]
     pub volume: Option<VolumeRef>,
-    /// Only events of these kinds
-    #[arg(long, value_name = "KIND,…", value_delimiter = ',', hide_possible_values = true, value_parser = kind_parser())]
-    pub kind: Vec<String>,
+    /// Only events of these kinds; * matches any characters
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', hide_possible_values = true, value_parser = KindParser)]
+    pub kind: Vec<NamePattern>,
     /// Time filter.
     #[command(flatten)]
     pub time: TimeFilter,
@@ -107,8 +109,28 @@ impl From<SeverityArg> for Severity {
     }
 }
 
-fn kind_parser() -> impl TypedValueParser<Value = String> {
-    PossibleValuesParser::new(EventKind::ALL.iter().map(|kind| kind.as_str()))
+/// Parser of the kinds of events, and of patterns of them.
+#[derive(Clone)]
+struct KindParser;
+
+impl TypedValueParser for KindParser {
+    type Value = NamePattern;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<NamePattern, Error> {
+        let kinds = || EventKind::ALL.iter().map(|kind| kind.as_str());
+        let pattern = value.to_str().and_then(|text| text.parse::<NamePattern>().ok());
+        match pattern.filter(|pattern| kinds().any(|kind| pattern.matches(kind))) {
+            Some(pattern) => Ok(pattern),
+            None => Err(PossibleValuesParser::new(kinds())
+                .parse_ref(command, arg, value)
+                .err()
+                .unwrap_or_else(|| Error::new(ErrorKind::InvalidValue))),
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(EventKind::ALL.iter().map(|kind| PossibleValue::new(kind.as_str()))))
+    }
 }
 
 impl EventsArgs {
@@ -126,7 +148,7 @@ impl EventsArgs {
     fn includes(&self, volume: Option<&VolumeFilter>, event: &Event) -> bool {
         event.severity >= self.least()
             && volume.is_none_or(|volume| volume.includes(event.volume_id, event.volume_name.as_ref()))
-            && (self.kind.is_empty() || self.kind.contains(&event.kind))
+            && (self.kind.is_empty() || self.kind.iter().any(|kind| kind.matches(&event.kind)))
             && self.time.includes(event.occurred_at)
     }
 }
@@ -199,10 +221,7 @@ pub async fn run(context: &Context<'_>, args: EventsArgs) -> Exit {
                 continue;
             }
             let mut row = row(event);
-            // Lines of a file have the complete id.
-            if output.columns().is_some() {
-                row[5] = message;
-            }
+            row[5] = message;
             output.raw(lines(&row, output.columns()).as_bytes())?;
         }
         let query = ListEvents { since: Some(last), max: None, wait_millis: Some(WAIT_MS) };
@@ -270,13 +289,14 @@ pub struct TaskLog {
 
 /// `logs`
 pub async fn logs(context: &Context<'_>, args: TaskArg) -> Exit {
-    let task = one_task(context, &args.task).await?;
+    let task = newest_task(context, &args.task).await?;
     let mut events = all_events(context).await?;
     events.retain(|event| event.task_id == Some(task.task_id));
     if context.output.is_json() {
         return context.output.document(&TaskLog { task, events });
     }
-    context.output.table(&log_table(&task, &events))?;
+    let owner = owner(context, &task).await?;
+    context.output.table(&log_table(&task, &owner, &events))?;
     if task.state.stage == TaskStage::Failed {
         let (cause, hint) = reason(&task);
         context.output.error(cause, hint);
@@ -284,12 +304,17 @@ pub async fn logs(context: &Context<'_>, args: TaskArg) -> Exit {
     Ok(EXIT_DONE)
 }
 
-fn log_table(task: &Task, events: &[Event]) -> Table {
-    let started = [
-        short_time(task.started_at),
-        "started".to_owned(),
-        format!("{}, by {}", task.state.kind, task.owner),
-    ];
+/// Returns the owner of a task; a schedule by its name, if it has one.
+async fn owner(context: &Context<'_>, task: &Task) -> Result<String, Failure> {
+    let TaskOwner::Schedule { schedule_id } = &task.owner else { return Ok(task.owner.to_string()) };
+    let schedules = context.client.call(operations::LIST_SCHEDULES, &()).await?.list.items;
+    let schedule = schedules.iter().find(|one| one.schedule_id == *schedule_id);
+    Ok(format!("schedule {}", schedule.map_or_else(|| short_uuid(*schedule_id), called)))
+}
+
+fn log_table(task: &Task, owner: &str, events: &[Event]) -> Table {
+    let started =
+        [short_time(task.started_at), "started".to_owned(), format!("{}, by {owner}", task.state.kind)];
     let steps = task.quiesce.iter().flat_map(|report| &report.steps).map(|step| {
         let result = step.error.clone().unwrap_or_else(|| "ok".to_owned());
         let output = step.output.as_deref().map(rules::one_line).map(|text| format!(": {text}"));
@@ -354,18 +379,18 @@ mod tests {
             "volumeName": "vol", "credentialName": "nas", "taskId": null, "message": "backup done"
         }))
         .unwrap();
-        let text = log_table(&task, std::slice::from_ref(&event)).render(false);
+        let text = log_table(&task, "daemon", std::slice::from_ref(&event)).render(false);
         assert!(text.contains("2 times") && text.contains("full: the last backup is gone"), "{text}");
         assert!(text.contains("2026-11-22T12:34Z  pre-command"), "{text}");
         assert_eq!(text.to_lowercase().matches("backup-done").count(), 1, "{text}");
         // The task was stopped and resumed before its end.
         let mut stopped = event.clone();
         stopped.kind = "backup-stopped".to_owned();
-        let text = log_table(&task, &[stopped, event]).render(false);
+        let text = log_table(&task, "daemon", &[stopped, event]).render(false);
         let at = |step: &str| text.find(step).unwrap();
         assert!(at("backup-stopped") < at("resumed") && at("resumed") < at("backup-done"), "{text}");
         // Without the event, the state is the last line, without the phase at its end.
-        let text = log_table(&task, &[]).render(false);
+        let text = log_table(&task, "daemon", &[]).render(false);
         assert!(text.contains("Backup-Done") && !text.contains("pending"), "{text}");
     }
 
@@ -378,6 +403,20 @@ mod tests {
         }))
         .unwrap();
         assert_eq!(messages(&[event]), ["backup of 95132581 done"]);
+    }
+
+    #[test]
+    fn kinds_are_selected_by_patterns() {
+        let parse = |kind: &str| {
+            let line = ["blockctl", "events", "--kind", kind].map(std::ffi::OsString::from);
+            crate::cli::parse(&line, crate::output::ColorChoice::Never)
+        };
+        for kind in ["backup-failed", "backup-*", "*-failed,run-skipped"] {
+            assert!(parse(kind).is_ok(), "{kind}");
+        }
+        for kind in ["backup-faild", "nosuch-*", ""] {
+            assert!(parse(kind).is_err(), "{kind}");
+        }
     }
 
     #[test]

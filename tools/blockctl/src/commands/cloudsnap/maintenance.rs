@@ -1,5 +1,6 @@
 //! `blockctl cloudsnap stop`, `resume`, `verify` and `gc`
 
+use super::task_ref::{fitting_task, tasks};
 use crate::{
     cloudsnap_ref::SnapRef,
     commands::{
@@ -14,10 +15,10 @@ use crate::{
     wait::{report_group_start, report_start},
 };
 use blockd_api::{
-    ApiError, ByteSize, ClientError, CredentialRef, ErrorCode, List,
+    ByteSize, ClientError, CredentialRef, List,
     cloudsnaps::{CloudSnapshotId, CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
-    first_names, operations,
-    tasks::{ListTasks, StopTask, Task, TaskStage},
+    operations,
+    tasks::{StopTask, Task, TaskStage},
 };
 use clap::Args;
 use schemars::JsonSchema;
@@ -31,6 +32,7 @@ that was stopped or failed before; the volume of an in-place restore is rolled b
 
 Examples:
   blockctl cloudsnap stop --name 3f4f0a67-e12a-4d35-81ad-985657757352
+  blockctl cs stop db
   blockctl cs stop 3f4f --discard";
 
 /// Help of `cloudsnap resume`.
@@ -170,57 +172,16 @@ pub struct GcArgs {
     pub width: WideArg,
 }
 
-/// Resolves tasks by a prefix of the id of one, or of the group of all; returns true for a group.
-async fn tasks(context: &Context<'_>, name: &str) -> Result<(Vec<Task>, bool), Failure> {
-    let query = ListTasks { id_prefix: Some(name.to_owned()) };
-    let tasks = context.client.call(operations::LIST_TASKS, &query).await?.items;
-    let group = tasks.first().and_then(|first| first.group_id);
-    // A prefix that is also one of a task's own id names that task.
-    let is_group = group.is_some_and(|group| group.to_string().starts_with(name))
-        && tasks.iter().all(|task| task.group_id == group && !task.task_id.to_string().starts_with(name));
-    match tasks.len() {
-        0 => {
-            let error =
-                ApiError::new(ErrorCode::TaskNotFound, format!("no task has an id that begins with {name}"))
-                    .with_hint("`blockctl cloudsnap status` shows the tasks");
-            Err(error.into())
-        }
-        count if count > 1 && !is_group => Err(Failure::usage(format!(
-            "{} have an id, or the id of a group, that begins with {name}: {}",
-            counted(count as u64, "task"),
-            first_names(tasks.iter().map(|task| task.task_id))
-        ))
-        .with_hint("give a longer prefix")),
-        _ => Ok((tasks, is_group)),
-    }
-}
-
-/// Resolves one task by its id prefix.
-pub async fn one_task(context: &Context<'_>, name: &str) -> Result<Task, Failure> {
-    let (mut found, _) = tasks(context, name).await?;
-    match (found.pop(), found.is_empty()) {
-        (Some(task), true) => Ok(task),
-        (Some(last), false) => {
-            let names: Vec<String> =
-                found.iter().chain([&last]).map(|task| task.task_id.to_string()).collect();
-            Err(Failure::usage(format!(
-                "this is the id of a group: name one of its tasks: {}",
-                names.join(", ")
-            )))
-        }
-        (None, _) => Err(Failure::usage("name the task")),
-    }
-}
-
 pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
-    let (found, is_group) = tasks(context, &args.task.task).await?;
+    let can_stop = |task: &Task| !task.state.stage.is_over() || (args.discard && task.resumable);
+    let (found, is_group) = tasks(context, &args.task.task, can_stop).await?;
     if args.discard {
         args.yes.confirm(context.output, &discarding(&found))?;
     }
     let (request, mut stopped) = (StopTask { discard: args.discard }, Vec::new());
     for task in &found {
         // Of a group, the others may have ended.
-        if is_group && task.state.stage.is_over() && !(args.discard && task.resumable) {
+        if is_group && !can_stop(task) {
             continue;
         }
         stopped.push(context.client.call_at(operations::STOP_TASK, &task.task_id, &request).await?);
@@ -272,15 +233,28 @@ fn stopped_line(task: &Task, is_discarded: bool) -> String {
 }
 
 pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
-    let id = one_task(context, &args.task.task).await?.task_id;
-    let task = context.client.call_at(operations::RESUME_TASK, &id, &()).await?;
-    let noun = task.kind;
-    let line = format!("Cloudsnap {noun} resumed successfully with id: {id}");
-    report_start(context, id, &task, &line, args.wait.report()).await
+    let (found, is_group) = tasks(context, &args.task.task, |task| task.resumable).await?;
+    let mut resumed = Vec::new();
+    for task in found.iter().filter(|task| !is_group || task.resumable) {
+        resumed.push(context.client.call_at(operations::RESUME_TASK, &task.task_id, &()).await?);
+    }
+    let line =
+        |task: &Task| format!("Cloudsnap {} resumed successfully with id: {}", task.kind, task.task_id);
+    match resumed.as_slice() {
+        [task] if !is_group => {
+            report_start(context, task.task_id, task, &line(task), args.wait.report()).await
+        }
+        [] => Err(Failure::usage("no backup of the group can be resumed")),
+        all => {
+            let (ids, lines) = (all.iter().map(|task| task.task_id).collect(), all.iter().map(line));
+            let lines: Vec<String> = lines.collect();
+            report_group_start(context, ids, &List::from(all.to_vec()), &lines, args.wait.report()).await
+        }
+    }
 }
 
 pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Exit {
-    let task = one_task(context, &args.task.task).await?;
+    let task = fitting_task(context, &args.task.task, |task| !task.state.stage.is_over()).await?;
     let (id, limits) = (task.task_id, args.limits.limits(task.limits));
     let task = context.client.call_at(operations::LIMIT_TASK, &id, &limits).await?;
     let output = context.output;

@@ -8,8 +8,9 @@ pub mod pxctl;
 pub mod restore;
 pub mod snapshots;
 mod status;
+mod task_ref;
 
-pub use maintenance::one_task;
+pub use task_ref::newest_task;
 
 use super::{
     credentials::{self, args::CredentialsCommand},

@@ -63,7 +63,7 @@ Examples:
 /// `cloudsnap status`
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Only this task, by an id prefix, or tasks of backups of this name; * matches any characters
+    /// Only this task, by an id prefix, or tasks of a backup or volume of this name; * matches any characters
     #[arg(value_name = "TASK", conflicts_with = "name")]
     task: Option<NamePattern>,
     /// Filters and order.
@@ -109,6 +109,7 @@ impl Listed for Task {
             || self.group_id.is_some_and(is_of)
             || self.name.as_ref().is_some_and(|name| pattern.matches(name.as_str()))
     }
+            || self.volume_name.as_ref().is_some_and(|name| pattern.matches(name.as_str()))
 
     fn at(&self) -> Option<Timestamp> {
         Some(self.started_at)
@@ -178,7 +179,8 @@ async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Fa
         tasks.retain(|task| args.name().is_none_or(|name| task.is_named(name)));
     }
     if let (Some(name), true) = (args.name(), tasks.is_empty()) {
-        let message = format!("no task has an id that begins with {name}, or is of a backup of this name");
+        let message =
+            format!("no task has an id that begins with {name}, or is of a backup or volume of this name");
         let error = ApiError::new(ErrorCode::TaskNotFound, message)
             .with_hint("`blockctl cloudsnap status` shows the tasks");
         return Err(error.into());
