@@ -67,10 +67,15 @@ impl Progress {
         match self {
             Self::Silent => {}
             Self::Bar(bar) => {
-                let template = if seen.total_bytes > 0 {
-                    "{msg:12!} [{bar:30}] {percent:>3}%  {bytes} of {total_bytes}  {bytes_per_sec}  ETA {eta}"
-                } else {
-                    "{msg:12!} {spinner} {bytes}  {elapsed}"
+                let template = match seen.total_bytes {
+                    0 => "{msg:12!} {spinner} {bytes}  {elapsed}",
+                    // The last requests may wait for a bandwidth limit.
+                    total if seen.done_bytes >= total => {
+                        "{msg:12!} [{bar:30}] {percent:>3}%  {bytes} of {total_bytes}  {elapsed}"
+                    }
+                    _ => {
+                        "{msg:12!} [{bar:30}] {percent:>3}%  {bytes} of {total_bytes}  {bytes_per_sec}  ETA {eta}"
+                    }
                 };
                 if bar.length() != (seen.total_bytes > 0).then_some(seen.total_bytes) {
                     match seen.total_bytes {

@@ -3,7 +3,7 @@
 use blockd_api::{
     ByteSize, CredentialRef, DailyLimit, NO_LIMIT,
     credentials::{Credential, CredentialLimits},
-    tasks::TaskLimits,
+    tasks::{Task, TaskLimits},
 };
 use clap::Args;
 use std::str::FromStr;
@@ -38,6 +38,18 @@ impl TaskLimitArgs {
             limit_download_bytes_per_second: self.limit_download.map(ByteSize::as_bytes),
         }
     }
+}
+
+/// Returns the seconds until the bytes that an active task has transferred are within its own limits: an
+/// object is sent at once, and the next one waits.
+pub fn limit_wait_seconds(task: &Task) -> f64 {
+    let limits = &task.limits;
+    let seconds = |bytes: u64, limit: Option<u64>| match limit {
+        Some(rate @ 1..) => bytes as f64 / rate as f64 - task.elapsed_seconds,
+        _ => 0.0,
+    };
+    let upload = seconds(task.uploaded_bytes, limits.limit_upload_bytes_per_second);
+    upload.max(seconds(task.downloaded_bytes, limits.limit_download_bytes_per_second)).max(0.0)
 }
 
 /// Bandwidth limit of a task, or `none`.

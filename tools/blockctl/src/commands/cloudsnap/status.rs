@@ -4,6 +4,7 @@ use crate::{
     commands::{
         arguments::{WaitArg, WideArg, parse_task},
         filters::{NamePattern, VolumeFilter},
+        limits::limit_wait_seconds,
         list_filter::{LabelOption, ListFilter, Listed, Sort},
         rules,
         top::screen::Screen,
@@ -108,8 +109,8 @@ impl Listed for Task {
         is_of(self.task_id)
             || self.group_id.is_some_and(is_of)
             || self.name.as_ref().is_some_and(|name| pattern.matches(name.as_str()))
-    }
             || self.volume_name.as_ref().is_some_and(|name| pattern.matches(name.as_str()))
+    }
 
     fn at(&self) -> Option<Timestamp> {
         Some(self.started_at)
@@ -339,14 +340,16 @@ fn end_early(context: &Context<'_>, shown: Shown, last: &str) -> Exit {
     Ok(EXIT_INTERRUPTED)
 }
 
-/// Returns the average rate of a task in bytes per second, and the remaining seconds at that rate.
+/// Returns the average rate of a task in bytes per second, and the remaining seconds at that rate and by its
+/// own limits; `None` if only the end of the task is left.
 fn pace(task: &Task) -> (Option<f64>, Option<f64>) {
     let is_active = task.state.stage == TaskStage::Active && task.elapsed_seconds > 0.0;
     // Earlier runs of a resumed task do not count.
     let rate = (is_active && task.resumed == 0).then(|| task.processed_bytes as f64 / task.elapsed_seconds);
     let rate = rate.filter(|rate| *rate >= 1.0);
     let left = task.total_bytes.saturating_sub(task.processed_bytes) as f64;
-    (rate, rate.filter(|_| task.total_bytes > 0).map(|rate| left / rate))
+    let eta_s = rate.filter(|_| task.total_bytes > 0).map(|rate| (left / rate).max(limit_wait_seconds(task)));
+    (rate, eta_s.filter(|eta_s| *eta_s > 0.0))
 }
 
 /// Returns the volume of a task, or the id of the volume whose cloud snapshot it deletes or verifies; of that
@@ -412,6 +415,18 @@ mod tests {
         task.cloud_snapshot_id = Some(format!("{other}/59-61"));
         assert_eq!(subject(&task, Some(here)), "host 00000000");
         assert_eq!(subject(&task, Some(other)), "59");
+    }
+
+    #[test]
+    fn task_that_waits_for_its_limit_has_an_eta() {
+        let mut task = task("Active", 0);
+        (task.total_bytes, task.processed_bytes, task.uploaded_bytes) = (12 << 20, 12 << 20, 12 << 20);
+        task.elapsed_seconds = 2.0;
+        assert_eq!(pace(&task).1, None, "only its end is left");
+        task.limits.limit_upload_bytes_per_second = Some(1 << 20);
+        assert_eq!(pace(&task).1, Some(10.0));
+        task.elapsed_seconds = 13.0;
+        assert_eq!(pace(&task).1, None);
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Changes between two samples of a daemon's activity.
 
 use super::args::SortKey;
-use crate::table::{Table, Width, counted, or_dash, short_uuid};
+use crate::{
+    commands::limits::limit_wait_seconds,
+    table::{Table, Width, counted, or_dash, short_uuid},
+};
 use blockd_api::{
     ByteSize, VolumeId,
     activity::{Activity, OperationActivity, VolumeActivity},
@@ -146,6 +149,8 @@ impl Sampler {
         });
         let left = task.total_bytes.saturating_sub(task.processed_bytes) as f64;
         let eta = mean.filter(|mean| *mean >= 1.0 && task.total_bytes > 0).map(|mean| left / mean);
+        // Only the end of the task is left.
+        let eta = eta.map(|eta_s| eta_s.max(limit_wait_seconds(task))).filter(|eta_s| *eta_s > 0.0);
         TaskLine {
             task_id: task.task_id,
             state: task.state.to_string(),
