@@ -28,7 +28,7 @@ pub fn with_familiar_names(command: Command) -> Command {
 }
 
 /// Words of other tools, and commands with this meaning, the preferred one first.
-const MEANINGS: [(&str, &str); 15] = [
+const MEANINGS: [(&str, &str); 17] = [
     ("ls", "list get"),
     ("list", "get"),
     ("rm", "delete unset"),
@@ -42,19 +42,25 @@ const MEANINGS: [(&str, &str); 15] = [
     ("cancel", "stop"),
     ("abort", "stop"),
     ("kill", "stop"),
-    ("add", "create"),
-    ("new", "create"),
+    ("add", "create backup"),
+    ("new", "create backup"),
+    ("create", "backup"),
+    ("check", "verify"),
 ];
 
 /// Words without a group, and the commands with this meaning.
-const WITHOUT_GROUP: [(&str, &str); 8] = [
+const WITHOUT_GROUP: [(&str, &str); 12] = [
     ("backup", "cloudsnap backup"),
     ("backups", "cloudsnap list"),
+    ("cancel", "cloudsnap stop"),
+    ("check", "doctor"),
     ("restore", "cloudsnap restore"),
     ("schedule", "cloudsnap schedules"),
     ("schedules", "cloudsnap schedules"),
     ("snapshots", "snapshot"),
+    ("stop", "cloudsnap stop"),
     ("tasks", "cloudsnap status"),
+    ("version", "status"),
     ("volumes", "volume"),
 ];
 
@@ -105,13 +111,20 @@ fn typed(error: &clap::Error, kind: ContextKind) -> Option<String> {
 fn meant(root: &Command, typed: &str, args: &[OsString]) -> Option<String> {
     let at = args.iter().take_while(|arg| arg.as_os_str() != typed);
     let group = at.fold(root, |group, arg| group.find_subcommand(arg).unwrap_or(group));
+    let elsewhere = || WITHOUT_GROUP.iter().find(|(word, _)| *word == typed).map(|(_, command)| *command);
     if group.get_name() == root.get_name()
-        && let Some((_, command)) = WITHOUT_GROUP.iter().find(|(word, _)| *word == typed)
+        && let Some(command) = elsewhere()
     {
-        return Some((*command).to_owned());
+        return Some(command.to_owned());
     }
-    let (_, names) = MEANINGS.iter().find(|(word, _)| *word == typed)?;
-    names.split(' ').find(|name| group.find_subcommand(name).is_some()).map(str::to_owned)
+    let names = MEANINGS.iter().find(|(word, _)| *word == typed).map_or("", |(_, names)| names);
+    let here = names.split(' ').find(|name| group.find_subcommand(name).is_some()).map(str::to_owned);
+    // The word of another group.
+    let other = || {
+        let command = elsewhere().or_else(|| root.find_subcommand(typed).map(Command::get_name))?;
+        Some(format!("{} {command}", root.get_name()))
+    };
+    here.or_else(other)
 }
 
 /// Returns true for an option of every command.
@@ -152,6 +165,13 @@ mod tests {
             ("browse show", Some("list")),
             ("sched-policy add gold", Some("create")),
             ("volume creat db", Some("create")),
+            ("cloudsnap create db", Some("backup")),
+            ("cloudsnap check", Some("verify")),
+            ("check", Some("doctor")),
+            ("cancel 3f4f", Some("cloudsnap stop")),
+            ("version", Some("status")),
+            ("volume snapshot db", Some("blockctl snapshot")),
+            ("volume backup db", Some("blockctl cloudsnap backup")),
         ] {
             let told = error(line);
             match tip {

@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 pub const LIST_HELP: &str = "\
 ID is the shortest form that commands accept. SIZE is the volume data in this backup, LOCATION the \
-credential, HOST the cluster that made it (- for this host). LAST-PROOF is age and kind of the last \
+credential, HOST the cluster that made it (- for this host), which --cluster accepts. LAST-PROOF is age and kind of the last \
 verification by any host of the location, or damaged. If one has a name, other than those of schedules, \
 NAME is shown; STATUS takes the \
 place of SIZE unless all are Done. --wide shows complete ids, the columns of pxctl, type, name, labels, \
@@ -59,9 +59,9 @@ pub struct ListArgs {
     /// Credential option.
     #[command(flatten)]
     pub credential: CredentialArg,
-    /// Only snapshots of this cluster
-    #[arg(short, long, value_name = "UUID")]
-    pub cluster: Option<Uuid>,
+    /// Only snapshots of this cluster, by its id or a prefix, as HOST shows it
+    #[arg(short, long, value_name = "UUID", value_parser = parse_cluster)]
+    pub cluster: Option<String>,
     /// Only snapshots in this state [default: Done and Damaged]
     #[arg(short = 't', long, ignore_case = true, value_parser = status_parser())]
     pub status: Option<CloudsnapStatus>,
@@ -138,6 +138,41 @@ fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
     })
 }
 
+/// Reads the id of a cluster, or a prefix of it.
+fn parse_cluster(text: &str) -> Result<String, String> {
+    let is_prefix = text.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
+    match is_prefix && text.len() >= MIN_HOST_DIGITS {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err(format!("expected the id of a cluster, or its first {MIN_HOST_DIGITS} digits or more")),
+    }
+}
+
+/// Resolves the cluster of the filter: only cloud snapshots tell which there are.
+async fn cluster(context: &Context<'_>, args: &ListArgs) -> Result<Option<Uuid>, Failure> {
+    let Some(prefix) = &args.cluster else { return Ok(None) };
+    if let Ok(whole) = prefix.parse() {
+        return Ok(Some(whole));
+    }
+    let query = ListCloudsnaps { credential: args.credential.cred_id.clone(), ..ListCloudsnaps::default() };
+    let list = context.client.call(operations::LIST_CLOUDSNAPS, &query).await?;
+    let clusters: BTreeSet<Uuid> =
+        list.list.items.iter().map(|entry| entry.cloud_snapshot_id.cluster).collect();
+    let mut found = clusters.iter().filter(|cluster| cluster.to_string().starts_with(prefix));
+    match (found.next(), found.next()) {
+        (Some(cluster), None) => Ok(Some(*cluster)),
+        (None, _) => Err(ApiError::new(
+            ErrorCode::CloudsnapNotFound,
+            format!("no cluster with cloud snapshots has an id that begins with {prefix}"),
+        )
+        .with_hint("`blockctl cloudsnap list -o wide` shows them as HOST")
+        .into()),
+        (Some(first), Some(second)) => Err(Failure::usage(format!(
+            "several clusters have an id that begins with {prefix}: {first}, {second}"
+        ))
+        .with_hint("give a longer prefix")),
+    }
+}
+
 pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     if args.migration {
         context.output.note("There are no migrations: any host with the bucket and the passphrase lists and restores the cloud snapshots of others.");
@@ -150,7 +185,7 @@ pub async fn list(context: &Context<'_>, args: ListArgs) -> Exit {
     let query = ListCloudsnaps {
         credential: args.credential.cred_id.clone(),
         volume: args.src.clone(),
-        cluster_id: args.cluster,
+        cluster_id: cluster(context, &args).await?,
         all: args.all,
         status: args.status,
         label: args.filter.label.clone(),

@@ -1,0 +1,114 @@
+//! Objects that commands find by a name or a prefix of an id.
+
+use crate::support::{CLUSTER, Fake, TASK, cloudsnap, defaults, list, ok, task, volume};
+use serde_json::{Value, json};
+
+const OTHER_TASK: &str = "7f4f0a67-e12a-4d35-81ad-985657757352";
+
+#[test]
+fn clusters_are_selected_by_the_digits_of_lists() {
+    let other = "2e4d9999-95d7-481e-aec5-14223ac55170";
+    let (own, mut second) = (cloudsnap("59-61"), cloudsnap("59-62"));
+    second["cloudSnapshotId"] = json!(format!("{other}/59-62"));
+    let listed = json!({
+        "items": [own, second], "next": null, "damaged": [], "failedCredentials": [], "total": 2,
+    });
+    let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(listed))]);
+    for (given, cluster) in [("2e4d4b67", CLUSTER), ("2E4D9", other), (other, other)] {
+        let ran = fake.run(&format!("cs list --cluster {given}"));
+        let sent = fake.seen().pop().unwrap().line;
+        let seen = fake.seen().into_iter().any(|seen| seen.line.contains(&format!("clusterId={cluster}")));
+        assert!(ran.status == 0 && seen, "{given}: {sent} {ran:?}");
+    }
+    for (given, status, words) in [
+        ("2e4d", 2, "give a longer prefix"),
+        ("abcd", 4, "no cluster with cloud snapshots"),
+        ("2e", 2, "its first 4 digits"),
+    ] {
+        let ran = fake.run(&format!("cs list --cluster {given}"));
+        assert!(ran.status == status && ran.stderr.contains(words), "{given}: {ran:?}");
+    }
+}
+
+/// Daemon with a stopped and an active backup of volume `shop`.
+fn with_tasks(first: &str, second: &str) -> Fake {
+    let mut tasks = [task(first, 1), task(second, 1)];
+    for task in &mut tasks {
+        task["volumeName"] = json!("shop");
+    }
+    tasks[1]["taskId"] = json!(OTHER_TASK);
+    tasks[1]["resumable"] = json!(second.ends_with("-Stopped"));
+    let mut replies = defaults();
+    replies.insert("GET /v1/tasks".to_owned(), list(json!(tasks)));
+    for (id, task) in [TASK, OTHER_TASK].into_iter().zip(&tasks) {
+        for step in ["stop", "resume"] {
+            replies.insert(format!("POST /v1/tasks/{id}/{step}"), task.clone());
+        }
+    }
+    Fake::start(replies.iter().map(|(line, body)| (line.as_str(), ok(body.clone()))).collect())
+}
+
+#[test]
+fn tasks_are_named_by_their_volume() {
+    for (line, first, second, sent) in [
+        ("cs stop shop", "Backup-Done", "Backup-Active", format!("POST /v1/tasks/{OTHER_TASK}/stop")),
+        ("cs resume shop", "Backup-Done", "Backup-Stopped", format!("POST /v1/tasks/{OTHER_TASK}/resume")),
+    ] {
+        let fake = with_tasks(first, second);
+        let ran = fake.run(line);
+        assert_eq!((ran.status, fake.changes()), (0, vec![sent]), "{line} {ran:?}");
+    }
+    let fake = with_tasks("Backup-Active", "Backup-Active");
+    let ran = fake.run("cs stop shop");
+    assert!(ran.status == 2 && ran.stderr.contains("2 tasks are of shop"), "{ran:?}");
+    let ran = fake.run("logs shop");
+    assert!(ran.status == 0 && ran.stdout.contains("started"), "{ran:?}");
+    let ran = fake.run("cs stop nosuch");
+    assert!(ran.status == 4 && ran.stderr.contains("is of a backup or volume of this name"), "{ran:?}");
+}
+
+#[test]
+fn group_of_stopped_backups_is_resumed() {
+    let group = "0f0e8b1a-0000-4000-8000-000000000001";
+    let mut tasks = [task("Backup-Stopped", 1), task("Backup-Stopped", 1)];
+    for task in &mut tasks {
+        (task["groupId"], task["resumable"]) = (json!(group), json!(true));
+    }
+    tasks[1]["taskId"] = json!(OTHER_TASK);
+    let resume = [TASK, OTHER_TASK].map(|id| format!("POST /v1/tasks/{id}/resume"));
+    let mut replies = vec![("GET /v1/tasks", ok(list(json!(tasks))))];
+    replies.extend(resume.iter().zip(&tasks).map(|(line, task)| (line.as_str(), ok(task.clone()))));
+    let fake = Fake::with_defaults(replies);
+    let ran = fake.run("cs resume 0f0e8b1a");
+    assert_eq!((ran.status, fake.changes()), (0, resume.to_vec()), "{ran:?}");
+}
+
+#[test]
+fn log_names_the_schedule_of_a_task() {
+    let mut scheduled = task("Backup-Done", 1);
+    scheduled["owner"] = json!({ "kind": "schedule", "scheduleId": "078557a3-26c7-49b1-9822-34e6f816c2d1" });
+    let ran = Fake::with_defaults(vec![("GET /v1/tasks", ok(list(json!([scheduled]))))]).run("logs 3f4f");
+    assert!(ran.stdout.contains("by schedule nightly"), "{ran:?}");
+}
+
+#[test]
+fn argument_names_a_volume_or_else_a_group() {
+    let member = |id: &str, name: &str, group: Value| {
+        let mut volume = volume(id, name);
+        volume["group"] = group;
+        volume
+    };
+    let volumes =
+        [member("7", "db", Value::Null), member("8", "wal", json!("pg")), member("9", "shop", json!("shop"))];
+    let fake = Fake::with_defaults(vec![("GET /v1/volumes", ok(list(json!(volumes))))]);
+    let selected = |given: &str| {
+        let ran = fake.run(&format!("cs sched create {given} --daily 21:00"));
+        assert_eq!(ran.status, 0, "{given} {ran:?}");
+        let sent = fake.seen().into_iter().rfind(|seen| seen.line == "POST /v1/schedules").unwrap();
+        sent.body["selector"].clone()
+    };
+    assert_eq!(selected("db"), json!({ "volume": "db" }));
+    assert_eq!(selected("pg"), json!({ "group": "pg" }));
+    assert_eq!(selected("shop"), json!({ "volume": "shop" }));
+    assert_eq!(selected("--group shop"), json!({ "group": "shop" }));
+}
