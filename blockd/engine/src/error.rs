@@ -357,6 +357,9 @@ fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> 
         ErrorCode::StoreFull => {
             "free space in the backup location with `blockctl cloudsnap delete`, or enlarge it"
         }
+        ErrorCode::CloudsnapDamaged => {
+            "`blockctl cloudsnap restore --skip-damaged` restores what can be read; another cloud snapshot may be sound: `blockctl cloudsnap list`"
+        }
         ErrorCode::NoSpace => {
             "delete unneeded snapshots or volumes, or free space on the filesystem of the data directory"
         }

@@ -169,11 +169,10 @@ impl Repositories {
             CredentialRef::Id(uuid) => row.uuid == *uuid,
             CredentialRef::Name(name) => row.name == *name,
         };
-        let mut known = String::new();
+        let known = names(&rows);
         let found = match (rows.iter().position(is_wanted), wanted) {
             (Some(at), _) => Some(rows.swap_remove(at)),
             (None, CredentialRef::Name(name)) => {
-                known = names(&rows);
                 let all = rows.into_iter().map(|row| (row.uuid.to_string(), row));
                 only_one("credentials", name.as_str(), all)?
             }
