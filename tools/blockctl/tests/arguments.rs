@@ -14,6 +14,8 @@ fn clusters_are_selected_by_the_digits_of_lists() {
         "items": [own, second], "next": null, "damaged": [], "failedCredentials": [], "total": 2,
     });
     let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(listed))]);
+    let shown = fake.run("cs list").stdout;
+    assert!(shown.contains("  HOST  ") && shown.contains("  2e4d9  "), "{shown}");
     for (given, cluster) in [("2e4d4b67", CLUSTER), ("2E4D9", other), (other, other)] {
         let ran = fake.run(&format!("cs list --cluster {given}"));
         let sent = fake.seen().pop().unwrap().line;

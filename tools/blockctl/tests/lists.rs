@@ -186,6 +186,7 @@ fn list_of_backups_shows_given_names_and_states_that_differ() {
             lines[0].contains(first) && lines[0].ends_with(&format!("  LAST-PROOF{last}  NAME")),
             "{named}"
         );
+        assert!(!named.contains("HOST"), "all are of this host: {named}");
         assert!(lines[1].ends_with("  before") && lines[2].ends_with("  -"), "{named}");
         assert_eq!(
             (named.contains("Done"), named.contains("Damaged")),

@@ -32,7 +32,7 @@ use uuid::Uuid;
 
 pub const LIST_HELP: &str = "\
 ID is the shortest form that commands accept. SIZE is the volume data in this backup, LOCATION the \
-credential, HOST the cluster that made it (- for this host), which --cluster accepts. LAST-PROOF is age and kind of the last \
+credential. If other hosts made some, HOST is the cluster (- for this host), as --cluster accepts it. LAST-PROOF is age and kind of the last \
 verification by any host of the location, or damaged. If one has a name, other than those of schedules, \
 NAME is shown; STATUS takes the \
 place of SIZE unless all are Done. --wide shows complete ids, the columns of pxctl, type, name, labels, \
@@ -278,6 +278,7 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp)
     let size = |entry: &Cloudsnap| ByteSize::from_bytes(entry.size_bytes);
     let own_name =
         |entry: &Cloudsnap| given_name(entry).filter(|_| entry.trigger != SCHEDULED).map(str::to_owned);
+    let has_others = items.iter().any(|entry| host(entry).is_some());
     let has_names = items.iter().any(|entry| own_name(entry).is_some());
     let is_all_done = list.damaged.is_empty() && items.iter().all(|one| one.status == CloudsnapStatus::Done);
     let columns = Table::list(items, width)
@@ -295,7 +296,8 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp)
         .wide("SIZE", size)
         .wide("STORED", |entry| ByteSize::from_bytes(entry.stored_bytes))
         .both("LOCATION", |entry| &entry.credential_name)
-        .narrow("HOST", |entry| or_dash(host(entry).map(short_host)))
+        // A narrow list has no room for a column of dashes.
+        .narrow_if(has_others, "HOST", |entry| or_dash(host(entry).map(short_host)))
         .narrow("LAST-PROOF", |entry| proof_in_brief(entry, now))
         .wide("HOST", |entry| or_dash(host(entry)))
         .wide("NAME", |entry| or_dash(entry.name.as_ref()))
