@@ -132,7 +132,7 @@ fn prefix_is_part_of_a_location_and_ignored_fields_warn() {
     assert!(listed.contains(&format!("{}/demo", dir.display())), "{listed}");
     // The prefix cannot be changed or removed.
     for prefix in ["prefix: other", ""] {
-        ctl.fails_with(&["apply", "-f", &pasted(prefix)], 5, "location.prefix");
+        ctl.fails_with(&["apply", "-f", &pasted(prefix)], 5, "spec.local.prefix");
     }
     ctl.create_volume("vol", "8MiB");
     let task = ctl.backup("vol");
