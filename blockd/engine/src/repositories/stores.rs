@@ -56,9 +56,6 @@ pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) 
             ErrorCode::StoreUnauthorized => {
                 "check --azure-account-name and --azure-account-key, or --azure-sas-token, or --use-iam"
             }
-            ErrorCode::InvalidRequest if store.is_some() => {
-                "check --azure-account-name, --azure-account-key or --azure-sas-token, and --azure-endpoint"
-            }
             ErrorCode::StoreUnreachable => {
                 "check --azure-account-name, --azure-endpoint, --ca-certificate and --proxy, and whether the server runs"
             }
