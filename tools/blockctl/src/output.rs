@@ -124,7 +124,7 @@ impl Output {
 
     /// Writes the document of a command, or a table.
     pub fn show<T: Serialize + JsonSchema>(&self, document: &T, table: impl FnOnce() -> Table) -> Exit {
-        self.text(document, || table().render_within(self.color, self.columns.unwrap_or_default()))
+        self.text(document, || self.rendered(&table()))
     }
 
     /// Writes the document of a list, or its table; a note to stderr if it is empty.
@@ -171,7 +171,12 @@ impl Output {
     /// Writes a table.
     pub fn table(&self, table: &Table) -> Exit {
         debug_assert!(!self.json, "a table beside a document");
-        self.raw(table.render_within(self.color, self.columns.unwrap_or_default()).as_bytes())
+        self.raw(self.rendered(table).as_bytes())
+    }
+
+    /// Returns a table as text, as wide as the terminal.
+    pub fn rendered(&self, table: &Table) -> String {
+        table.render_within(self.color, self.columns.unwrap_or_default())
     }
 
     /// Writes bytes as they are.

@@ -118,7 +118,7 @@ fn tables(context: &Context<'_>, kinds: &[Kind], found: &[&Found], is_wide: bool
             let cut = columns[1..].iter().filter(|(_, path)| !path.ends_with("At")).map(|(title, _)| *title);
             table = table.fit_but(&cut.collect::<Vec<_>>().join("|"), title);
         }
-        tables.push(table.render(context.output.is_colored()));
+        tables.push(context.output.rendered(&table));
     }
     if let ([], [kind]) = (tables.as_slice(), kinds) {
         context.output.note(format!("no {kind}"));
