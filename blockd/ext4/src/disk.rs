@@ -3,7 +3,7 @@
 use crate::{
     ExtError, Structure,
     error::damaged,
-    journal::{Overlay, Patch},
+    overlay::{Overlay, Patch},
 };
 use hashlink::LruCache;
 use parking_lot::Mutex;

@@ -43,6 +43,7 @@ mod inode_number;
 mod journal;
 mod map;
 mod metadata;
+mod overlay;
 mod resolve;
 mod superblock;
 mod xattr;

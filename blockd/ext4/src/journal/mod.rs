@@ -1,14 +1,11 @@
 //! Journal replay in memory (section "Journal (jbd2)").
 
 mod log;
-mod overlay;
 mod scan;
-
-pub(crate) use overlay::{Overlay, Patch};
 
 use crate::{
     ExtError, Filesystem, InodeNumber, JournalState, ReadAt, Structure, error::damaged, features::bit,
-    superblock,
+    overlay::Overlay, superblock,
 };
 use log::Log;
 use std::sync::Arc;

@@ -4,14 +4,12 @@
 //! As in the kernel and in e2fsck, the journal ends at an unexpected block or at a transaction with a
 //! checksum mismatch. Checksums of data blocks (v2 and v3) are verified when the overlay is read.
 
-use super::{
-    log::{Checksums, Log, MAGIC},
-    overlay::{BlockChecksum, Overlay, Patch},
-};
+use super::log::{Checksums, Log, MAGIC};
 use crate::{
     ExtError,
     bytes::{be16, be32, be64, join},
     checksum::{START, crc32_big_endian, crc32c},
+    overlay::{BlockChecksum, Overlay, Patch},
 };
 use std::collections::HashMap;
 
