@@ -2,7 +2,8 @@
 
 use crate::{
     objects::world,
-    support::{Fake, Ran, Reply, list, ok, reply},
+    plans::backup,
+    support::{Fake, Ran, Reply, list, ok, reply, volume},
 };
 use serde_json::{Value, json};
 
@@ -239,6 +240,55 @@ fn default_location_is_set_once() {
         ]);
         let ran = fake.run(&format!("apply -f {}", path.display()));
         assert!(ran.status == 0 && fake.changes() == changes, "{:?} {ran:?}", fake.changes());
+    }
+}
+
+#[test]
+fn objects_keep_their_location_after_a_new_default() {
+    const ID: [&str; 2] = ["078557a3-26c7-49b1-9822-34e6f816c2d1", "178557a3-26c7-49b1-9822-34e6f816c2d1"];
+    let locations: Vec<Value> = [("l1", ID[0]), ("l2", ID[1])]
+        .into_iter()
+        .map(|(name, id)| {
+            let mut one = reply("GET /v1/credentials/nas");
+            (one["name"], one["credentialId"], one["isDefault"]) =
+                (json!(name), json!(id), json!(name == "l2"));
+            one
+        })
+        .collect();
+    let mut schedule = reply("GET /v1/schedules")["items"][0].take();
+    (schedule["credentialIds"], schedule["credentialNames"]) = (json!([ID[0]]), json!(["l1"]));
+    schedule["selector"] = json!({ "volumeId": "9", "volumeName": "nine" });
+    schedule["local"] = json!(null);
+    let mut stored = backup("59-61", "bk", ("59", "db"));
+    (stored["credentialId"], stored["credentialName"]) = (json!(ID[0]), json!("l1"));
+    let listed = |items: &[Value]| {
+        let total = items.len();
+        ok(json!({ "items": items, "next": null, "damaged": [], "failedCredentials": [], "total": total }))
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("objects.yaml");
+    let start = || {
+        Fake::with_defaults(vec![
+            ("GET /v1/credentials", ok(list(json!(locations)))),
+            ("GET /v1/volumes", ok(list(json!([volume("59", "db"), volume("9", "nine")])))),
+            ("GET /v1/schedules", ok(list(json!([schedule])))),
+            ("GET /v1/tasks", ok(list(json!([])))),
+            ("GET /v1/cloudsnaps", listed(std::slice::from_ref(&stored))),
+            ("GET /v1/cloudsnaps", listed(&[])),
+        ])
+    };
+    let of_schedule = start().run("get VolumeBackupSchedule nightly -o yaml").stdout;
+    assert!(of_schedule.contains("backupLocation: l1\n"), "{of_schedule}");
+    let without: Vec<&str> = of_schedule.lines().filter(|line| !line.contains("backupLocation")).collect();
+    let text = format!(
+        "apiVersion: blockd/v1\nkind: VolumeBackup\nmetadata: {{name: bk}}\nspec: {{volume: db}}\n---\n{}\n",
+        without.join("\n")
+    );
+    std::fs::write(&path, text).unwrap();
+    for command in ["diff", "apply"] {
+        let fake = start();
+        let ran = fake.run(&format!("{command} -f {}", path.display()));
+        assert!(ran.status == 0 && fake.changes().is_empty(), "{command}: {ran:?}");
     }
 }
 

@@ -25,6 +25,7 @@ struct Locations {
 }
 
 /// Sets what objects leave open: the location, volumes by label, and the retention of local snapshots.
+/// Existing backups and schedules keep their location, also if another one is the default now.
 ///
 /// # Errors
 /// A location must be named, because there are none or several.
@@ -33,6 +34,7 @@ pub fn resolve(
     volumes: &[Volume],
     credentials: &[Credential],
     policies: &[Policy],
+    existing: impl Fn(Kind, &str) -> Vec<CredentialName>,
 ) -> Result<(), ApiError> {
     let mut locations: BTreeSet<String> = credentials.iter().map(|one| one.name.to_string()).collect();
     let of_files = objects.iter().filter(|one| one.kind == Kind::BackupLocation);
@@ -57,7 +59,8 @@ pub fn resolve(
             Body::Snapshot(backup) => choose_volumes(backup, volumes),
             Body::Backup(backup) => {
                 choose_volumes(backup, volumes);
-                choose_location(&object.document, "spec.backupLocation", backup, &locations)?;
+                let kept = existing(object.kind, object.name.as_str());
+                choose_location(&object.document, "spec.backupLocation", backup, &locations, &kept)?;
             }
             Body::Schedule(schedule) => {
                 let rules = |name: &PolicyName| {
@@ -66,7 +69,8 @@ pub fn resolve(
                 schedule.complete_local(rules);
                 if !schedule.is_local() {
                     let path = "spec.template.spec.backupLocation";
-                    choose_location(&object.document, path, schedule.backup_mut(), &locations)?;
+                    let kept = existing(object.kind, object.name.as_str());
+                    choose_location(&object.document, path, schedule.backup_mut(), &locations, &kept)?;
                 }
             }
             _ => {}
@@ -86,18 +90,21 @@ fn choose_volumes(backup: &mut Backup, volumes: &[Volume]) {
     }
 }
 
+/// Sets the location: one that the existing object has, the only one, or the default.
 fn choose_location(
     document: &Document,
     path: &str,
     backup: &mut Backup,
     Locations { names, default }: &Locations,
+    kept: &[CredentialName],
 ) -> Result<(), ApiError> {
     if !backup.backup_location.is_empty() {
         return Ok(());
     }
     let only = names.first().filter(|_| names.len() == 1);
     let chosen = only.or_else(|| names.get(default));
-    let chosen: Option<CredentialName> = chosen.and_then(|name| name.parse().ok());
+    let kept = kept.iter().find(|one| one.as_str() == default).or(kept.first());
+    let chosen: Option<CredentialName> = kept.cloned().or_else(|| chosen.and_then(|name| name.parse().ok()));
     if chosen.is_none() {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let all = match names.is_empty() {

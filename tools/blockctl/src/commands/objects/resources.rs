@@ -66,7 +66,13 @@ impl ResourceSet {
     /// Loads the resources that objects need, and completes the objects.
     pub async fn load_for(context: &Context<'_>, objects: &mut [Object]) -> Result<Self, Failure> {
         let mut resources = Self::load(context).await?;
-        resolve(objects, &resources.volumes, &resources.credentials, &resources.policies)?;
+        let is_open = |one: &Object| matches!(&one.body, Body::Backup(backup) if backup.location().is_none());
+        if resources.credentials.len() > 1 && objects.iter().any(is_open) {
+            // An existing backup may be in any of them.
+            resources.load_stores(context, &Scope::default()).await?;
+        }
+        let existing = |kind, name: &str| resources.locations_of(kind, name);
+        resolve(objects, &resources.volumes, &resources.credentials, &resources.policies, existing)?;
         resources.load_needed(context, objects).await?;
         Ok(resources)
     }
@@ -225,6 +231,16 @@ impl ResourceSet {
     /// Returns the schedule of a name.
     pub fn schedule(&self, name: &str) -> Option<&Schedule> {
         self.schedules.iter().find(|one| schedule_name(one) == name)
+    }
+
+    /// Returns the locations of an existing backup or schedule.
+    fn locations_of(&self, kind: Kind, name: &str) -> Vec<CredentialName> {
+        let schedule = self.schedule(name);
+        let is_in = |one: &&Credential| match kind {
+            Kind::VolumeBackup => self.backed_up_at(name, Some(&one.name)).is_some(),
+            _ => schedule.is_some_and(|schedule| schedule.credential_ids.contains(&one.credential_id)),
+        };
+        self.credentials.iter().filter(is_in).map(|one| one.name.clone()).collect()
     }
 
     /// Returns true if the backups of a schedule are deleted with it; a given policy wins over the stored.
