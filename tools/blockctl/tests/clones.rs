@@ -202,6 +202,22 @@ fn deleted_clone_keeps_its_volumes_and_is_not_listed() {
 }
 
 #[test]
+fn clone_beside_a_namespace_is_no_member_of_it() {
+    let shop = labelled("59", "log", json!({ "namespace": "shop", "app": "mysql" }));
+    let fake = with_snapshots(std::slice::from_ref(&shop), "clone-1", &[]);
+    let beside = ("VolumeClone", "qv", "sourceVolume: log");
+    assert_eq!(run_on(&fake, "apply", &[beside]).stdout, "VolumeClone/qv created\n");
+    let sent = fake.seen().into_iter().find(|seen| seen.line.ends_with("/clone")).unwrap();
+    let labels = &sent.body["labels"];
+    assert_eq!((&labels["app"], &labels["namespace"]), (&json!("mysql"), &Value::Null), "{labels}");
+    let made = labelled("2", "qv", labels.clone());
+    let of_all = cloned("3", "log-test", "all", "log@clone-1");
+    let fake = with_snapshots(&[shop, made, of_all], "clone-1", &["59"]);
+    let all = ("VolumeClone", "all", "sourceNamespace: shop, destinationNamespace: test");
+    check(&fake, all, None);
+}
+
+#[test]
 fn clone_names_the_schedules_of_its_labels() {
     let mut schedule = reply("GET /v1/schedules")["items"][0].take();
     (schedule["name"], schedule["selector"]) = (json!("shops"), json!({ "label": "app=mysql" }));

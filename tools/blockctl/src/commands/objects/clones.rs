@@ -220,7 +220,9 @@ async fn clone_one(
     let snapshot = snapshot_of(source, snapshot.clone());
     let origin = [(CLONED_FROM, snapshot.to_string()), (CLONED_BY, object.name.to_string())];
     let namespace = clone.destination_namespace.iter().map(|namespace| (NAMESPACE, namespace.clone()));
-    let own = parent.map(|parent| parent.labels.clone().without(&ORIGIN_LABELS)).unwrap_or_default();
+    // Beside its source, a clone is no member of the namespace: it would be cloned and backed up with it.
+    let own = parent.map(|parent| parent.labels.clone().without(&ORIGIN_LABELS).without(&[NAMESPACE]));
+    let own = own.unwrap_or_default();
     let labels = with_labels(&own, origin.into_iter().chain(namespace)).map_err(ApiError::from)?;
     let request = CloneVolume { name: name.clone(), snapshot, labels };
     let source = VolumeRef::Name(source.clone());
