@@ -197,8 +197,24 @@ fn deleted_clone_keeps_its_volumes_and_is_not_listed() {
     let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("PATCH ")).unwrap();
     assert_eq!(sent.body["labels"], json!({ "cloned-from": "db@clone-1" }));
     let left = labelled("1", "db-test", sent.body["labels"].clone());
-    let fake = with_snapshots(&[volume("59", "db"), left], "clone-1", &["59"]);
+    let fake = with_snapshots(&[volume("59", "db"), left.clone()], "clone-1", &["59"]);
     assert_eq!(fake.run("get vc").stderr, "no VolumeClone\n");
+    // Applied again, the object has its volume again.
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/volumes", ok(list(json!([volume("59", "db"), left])))),
+        ("GET /v1/volumes/1", ok(left.clone())),
+        ("PATCH /v1/volumes/1", ok(left)),
+    ]);
+    let object = ("VolumeClone", "cl", "sourceVolume: db, destinationVolume: db-test");
+    let ran = run_on(&fake, "diff", &[object]);
+    assert!(ran.status == 1 && ran.stdout.contains("+   metadata.labels.cloned-by: \"cl\""), "{ran:?}");
+    let ran = run_on(&fake, "apply --dry-run", &[object]);
+    assert_eq!((ran.stdout.as_str(), fake.changes().len()), ("VolumeClone/cl configured (dry run)\n", 0));
+    let ran = run_on(&fake, "apply", &[object]);
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, "VolumeClone/cl configured\n"), "{ran:?}");
+    assert_eq!(fake.changes(), ["PATCH /v1/volumes/1"]);
+    let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("PATCH ")).unwrap();
+    assert_eq!(sent.body["labels"], json!({ "cloned-by": "cl", "cloned-from": "db@clone-1" }));
 }
 
 #[test]

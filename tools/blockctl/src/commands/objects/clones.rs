@@ -1,6 +1,6 @@
 //! Clones of volumes from one point in time.
 
-use super::{plan::Plan, references::no_label, resources::ResourceSet};
+use super::{plan::Plan, references::no_label, resources::ResourceSet, status::FieldChange};
 use crate::{
     commands::cloudsnap::restore::note_on_schedules,
     failure::Failure,
@@ -15,7 +15,7 @@ use blockd_api::{
     first_names, operations,
     quiesce::HookOptions,
     snapshots::{CreateGroupSnapshot, CreateSnapshot, Snapshot},
-    volumes::{CloneVolume, Volume},
+    volumes::{CloneVolume, UpdateVolume, Volume},
 };
 use std::collections::BTreeSet;
 
@@ -29,11 +29,23 @@ pub struct ClonePlan<'a> {
     snapshot: Option<SnapshotName>,
 }
 
+impl<'a> ClonePlan<'a> {
+    /// Returns the existing volume if the object was deleted: its label does not name the object.
+    fn forgotten(&self) -> Option<&'a Volume> {
+        self.volume.filter(|volume| !volume.labels.as_map().contains_key(CLONED_BY))
+    }
+}
+
 /// Returns the plan of a clone.
 pub fn plan_clone(object: &Object, clone: &VolumeClone, resources: &ResourceSet) -> Plan {
     match clone_plans(object, clone, resources) {
-        Ok(plans) if plans.iter().all(|one| one.volume.is_some()) => Plan::Unchanged,
-        Ok(_) => Plan::Create,
+        Ok(plans) if plans.iter().any(|one| one.volume.is_none()) => Plan::Create,
+        Ok(plans) if plans.iter().any(|one| one.forgotten().is_some()) => Plan::Update(vec![FieldChange {
+            path: format!("metadata.labels.{CLONED_BY}"),
+            is: None,
+            should: Some(object.name.as_str().into()),
+        }]),
+        Ok(_) => Plan::Unchanged,
         Err(error) => Plan::Refused(Vec::new(), error),
     }
 }
@@ -148,7 +160,7 @@ fn unnamed() -> ApiError {
 }
 
 /// Clones a named snapshot of a volume, the current content of volumes, or of those without a clone the
-/// snapshots of the point in time of the others.
+/// snapshots of the point in time of the others. Clones of the deleted object become its clones again.
 pub async fn clone_volumes(
     context: &Context<'_>,
     object: &Object,
@@ -158,6 +170,14 @@ pub async fn clone_volumes(
     let client = &context.client;
     let taken = clone.snapshot_name().ok_or_else(unnamed)?;
     let mut missing = clone_plans(object, clone, resources)?;
+    for volume in missing.iter().filter_map(ClonePlan::forgotten) {
+        let id = VolumeRef::Id(volume.volume_id);
+        // They may have changed since the resources were loaded.
+        let labels = client.call_at(operations::GET_VOLUME, &id, &()).await?.labels;
+        let labels = with_labels(&labels, [(CLONED_BY, object.name.to_string())]).map_err(ApiError::from)?;
+        let request = UpdateVolume { labels: Some(labels), ..UpdateVolume::default() };
+        client.call_at(operations::UPDATE_VOLUME, &id, &request).await?;
+    }
     missing.retain(|one| one.volume.is_none());
     let without: Vec<_> =
         missing.iter().filter(|one| one.snapshot.is_none()).map(|one| one.source.clone()).collect();
