@@ -257,7 +257,7 @@ fn object_name_belongs_to_its_host() {
     assert_eq!(results(&b.json(&["apply", "-f", &restore, "--wait"])), ["VolumeRestore/back started"]);
     assert_eq!(b.json(&["get", "vr", "back"])["status"]["cloudSnapshotId"], of_a.as_str());
     b.json(&["volume", "delete", "back"]);
-    b.fails(&["delete", "VolumeBackup", "before"], 5);
+    b.fails(&["delete", "VolumeBackup", "before"], 4);
     let kept = ["VolumeBackup/before not there", "BackupLocation/vault deleted"];
     assert_eq!(results(&b.json(&["delete", "-f", &backup])), kept);
     b.add_local("vault", &dir, None);

@@ -8,7 +8,7 @@ use super::{
     transfers::Transfer,
 };
 use crate::{
-    commands::cloudsnap::list::{SCHEDULED, short_host},
+    commands::cloudsnap::list::SCHEDULED,
     objects::{Kind, NAMESPACE, ReclaimPolicy},
 };
 use blockd_api::{
@@ -84,9 +84,7 @@ impl<'a> BackupGroup<'a> {
     /// Returns the backup.
     pub fn found(&self, resources: &ResourceSet) -> Found {
         let own = resources.own;
-        let listed = resources.cloudsnaps.iter().flatten();
-        let clusters = listed.map(|one| one.cloud_snapshot_id.cluster.to_string()).collect();
-        let host = self.cluster.map(|cluster| short_host(cluster, &clusters));
+        let host = self.cluster.map(|cluster| resources.short_host(cluster));
         let of_host = |name: &str| host.as_ref().map(|host| format!("{host}/{name}"));
         let (short, volumes) = (short_name(&self.name), self.volumes());
         let own_labels = self.stored.first().map(|one| one.backup_labels.clone()).unwrap_or_default();

@@ -5,6 +5,7 @@ use super::{
     resources::{ResourceSet, backup_name},
 };
 use crate::{
+    commands::cloudsnap::list::short_host,
     failure::Failure,
     objects::{
         backup::Backup,
@@ -80,6 +81,12 @@ impl ResourceSet {
     /// Returns a name as lists show it without the id of this host.
     pub(super) fn without_own_host<'a>(&self, name: &'a str) -> &'a str {
         self.own.and_then(|own| without_host(name, own)).unwrap_or(name)
+    }
+
+    /// Returns the first digits of the id of a host as lists show it.
+    pub(super) fn short_host(&self, cluster: Uuid) -> String {
+        let listed = self.cloudsnaps.iter().flatten();
+        short_host(cluster, &listed.map(|one| one.cloud_snapshot_id.cluster.to_string()).collect())
     }
 
     /// Returns the backup tasks of a name, which may be that of lists, to one location or to all.

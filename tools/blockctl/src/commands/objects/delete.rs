@@ -2,6 +2,7 @@
 
 use super::{
     args::DeleteArgs,
+    backup_names::without_host,
     backups::{
         BackupTarget, DeleteScope, IN_STORE, delete_cloudsnap, is_listed_as, refuse_kept, snapshot_name,
     },
@@ -165,6 +166,15 @@ async fn named(
         Some(id) => one.cloud_snapshot_id == id,
         None => !exists && is_listed_as(one, &deletion.name, location.as_ref()),
     });
+    if let Some(one) = selected.filter(|_| id.is_none()) {
+        let cluster = one.cloud_snapshot_id.cluster;
+        // A name without a host is one of this host.
+        if without_host(&deletion.name, cluster).is_none() {
+            let host = resources.short_host(cluster);
+            let hint = format!("{kind}/{host}/{} is of another host", deletion.name);
+            return Err(kind.missing(&deletion.name).with_hint(hint).into());
+        }
+    }
     if let Some((found, here)) = selected.zip(resources.own) {
         refuse_kept_by_daemon(found, here)?;
     }
