@@ -244,6 +244,38 @@ fn default_location_is_set_once() {
 }
 
 #[test]
+fn second_default_location_of_a_call_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("locations.yaml");
+    let location = |name: &str, default: bool| {
+        format!(
+            "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {{name: {name}}}\nlocation: {{type: local, path: /{name}, default: {default}}}\n"
+        )
+    };
+    let mut kept = reply("GET /v1/credentials/nas");
+    (kept["name"], kept["path"], kept["prefix"]) = (json!("a"), json!("/a"), json!(null));
+    (kept["limitUploadBytesPerSecond"], kept["isDefault"]) = (json!(null), json!(true));
+    let apply = |text: String| {
+        std::fs::write(&path, text).unwrap();
+        let fake = Fake::with_defaults(vec![("GET /v1/credentials", ok(list(json!([kept.clone()]))))]);
+        let [diff, apply] =
+            ["diff", "apply --dry-run"].map(|command| fake.run(&format!("{command} -f {}", path.display())));
+        (diff, apply)
+    };
+    let (diff, ran) = apply(format!("{}---\n{}", location("a", true), location("b", true)));
+    let words = "line 9: location.default: BackupLocation/a in line 1 is the default already";
+    assert!(ran.status == 2 && ran.stderr.contains(words), "{ran:?}");
+    assert_eq!(diff.status, 2, "{diff:?}");
+    // It stays the default, until another one is.
+    let (diff, ran) = apply(location("a", false));
+    let words = "line 4: location.default: ignored: BackupLocation/a stays the default until";
+    assert!(ran.status == 0 && ran.stdout.contains("unchanged") && ran.stderr.contains(words), "{ran:?}");
+    assert!(diff.status == 0 && diff.stderr.contains(words), "{diff:?}");
+    let (_, ran) = apply(format!("{}---\n{}", location("a", false), location("b", true)));
+    assert!(ran.status == 0 && !ran.stderr.contains("ignored"), "{ran:?}");
+}
+
+#[test]
 fn objects_keep_their_location_after_a_new_default() {
     const ID: [&str; 2] = ["078557a3-26c7-49b1-9822-34e6f816c2d1", "178557a3-26c7-49b1-9822-34e6f816c2d1"];
     let locations: Vec<Value> = [("l1", ID[0]), ("l2", ID[1])]

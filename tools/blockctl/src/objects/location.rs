@@ -275,8 +275,8 @@ pub struct Location {
     settings: Settings,
     encrypted: Option<bool>,
     ca_certificates: Option<String>,
-    /// It is the location of backups that name none.
-    pub is_default: bool,
+    /// It is the location of backups that name none, or not.
+    default: Option<bool>,
 }
 
 impl Serialize for Location {
@@ -293,8 +293,8 @@ impl Location {
         fields.complete(secrets).map_err(|message| problem(document, "", message))?;
         fields.name_keys(document);
         fields.values.remove(SYNC);
-        let is_default = fields.values.remove(DEFAULT).map(bool::deserialize).transpose();
-        let is_default = is_default.map_err(|error| problem(document, DEFAULT, error.to_string()))?;
+        let default = fields.values.remove(DEFAULT).map(bool::deserialize).transpose();
+        let default = default.map_err(|error| problem(document, DEFAULT, error.to_string()))?;
         let encrypted = fields.values.remove(ENCRYPTED).map(bool::deserialize).transpose();
         let encrypted = encrypted.map_err(|error| problem(document, ENCRYPTED, error.to_string()))?;
         let provider = fields.text(STORE_TYPE).unwrap_or_default().to_owned();
@@ -308,8 +308,7 @@ impl Location {
             let path = FIELDS.iter().find(is_it).map_or("", |(_, path, _)| path);
             problem(document, path, error.inner().to_string())
         })?;
-        let (ca_certificates, is_default) = (fields.ca_certificates, is_default.unwrap_or_default());
-        let location = Self { settings, encrypted, ca_certificates, is_default };
+        let location = Self { settings, encrypted, ca_certificates: fields.ca_certificates, default };
         if location.settings.proxy.as_deref().is_some_and(has_user) {
             let message = "the URL must not have a user or password, because listings show it";
             return Err(problem(document, "proxy", message));
@@ -318,6 +317,16 @@ impl Location {
             return Err(problem(document, ENCRYPTED, "a location with an encryptionKey is encrypted"));
         }
         Ok(location)
+    }
+
+    /// Returns true if it is to be the location of backups that name none.
+    pub fn is_default(&self) -> bool {
+        self.default == Some(true)
+    }
+
+    /// Returns true if it is not to be that location.
+    pub fn is_other(&self) -> bool {
+        self.default == Some(false)
     }
 
     fn has_passphrase(&self) -> bool {
@@ -416,7 +425,7 @@ impl Location {
         }
         let encrypted = self.has_passphrase().then_some(true).or(self.encrypted);
         values.insert(ENCRYPTED.to_owned(), encrypted.into());
-        values.insert(DEFAULT.to_owned(), self.is_default.then_some(true).into());
+        values.insert(DEFAULT.to_owned(), self.default.filter(|is_it| *is_it).into());
         spelled(self.settings.provider.unwrap_or_default(), &values)
     }
 }

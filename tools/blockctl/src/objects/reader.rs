@@ -95,6 +95,9 @@ impl Reader {
                 }
                 None => {}
             }
+            if let Some(problem) = second_default(&object, &objects) {
+                self.fail(&file, problem);
+            }
             objects.push(object);
         }
         if let Err((file, problem)) = sort(&mut objects) {
@@ -105,6 +108,16 @@ impl Reader {
         }
         Ok(ObjectSet { objects, notes: self.secrets.warnings() })
     }
+}
+
+/// Returns the problem of a location that is to be the default as another one is.
+fn second_default(object: &Object, others: &[Object]) -> Option<Problem> {
+    let is_default = |one: &&Object| matches!(&one.body, Body::Location(location) if location.is_default());
+    let other = others.iter().find(is_default).filter(|_| is_default(&object))?;
+    let (source, line) = (&other.document.source, other.document.line);
+    let at = if source.file == object.document.source.file { "" } else { &format!("{}, ", source.file) };
+    let message = format!("{other} in {at}line {line} is the default already");
+    Some(object.document.problem("location.default", message))
 }
 
 /// Sorts objects by kind, and clones after those that make their source.

@@ -39,7 +39,7 @@ pub fn resolve(
     let mut locations: BTreeSet<String> = credentials.iter().map(|one| one.name.to_string()).collect();
     let of_files = objects.iter().filter(|one| one.kind == Kind::BackupLocation);
     locations.extend(of_files.map(|one| one.name.to_string()));
-    let is_default = |one: &&Object| matches!(&one.body, Body::Location(location) if location.is_default);
+    let is_default = |one: &&Object| matches!(&one.body, Body::Location(location) if location.is_default());
     let default = objects.iter().find(is_default).map(|one| one.name.to_string());
     let of_daemon = || credentials.iter().find(|one| one.is_default).map(|one| one.name.to_string());
     let default = default.or_else(of_daemon).unwrap_or_else(|| DEFAULT_LOCATION.to_owned());

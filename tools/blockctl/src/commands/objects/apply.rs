@@ -242,7 +242,10 @@ impl Apply<'_> {
                     done.result = "started";
                 }
             }
-            Plan::Update(changes) => drop(self.put(object, Some(&changes)).await.map_err(locate)?),
+            Plan::Update(changes) => {
+                done.warnings = differences(object, &self.resources).warnings;
+                self.put(object, Some(&changes)).await.map_err(locate)?;
+            }
         }
         Ok(done)
     }
@@ -326,7 +329,7 @@ impl Apply<'_> {
         let (client, name) = (&self.context.client, parse_name(&object.name)?);
         let request = location.request(&name)?;
         client.call(operations::CREATE_CREDENTIAL, &request).await?;
-        if location.is_default {
+        if location.is_default() {
             client.call_at(operations::SET_DEFAULT_CREDENTIAL, &CredentialRef::Name(name), &()).await?;
         }
         if request.encryption_passphrase.is_none() {

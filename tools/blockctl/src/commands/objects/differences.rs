@@ -44,6 +44,10 @@ pub struct Unchanged {
 /// Returns the differences of an object that is not changed.
 pub fn differences(object: &Object, resources: &ResourceSet) -> Unchanged {
     let (pairs, earlier): (Vec<_>, _) = match &object.body {
+        Body::Location(location) if location.is_other() => {
+            let warnings = kept_default(object, resources).into_iter().collect();
+            return Unchanged { warnings, lacks_volumes: false };
+        }
         Body::Backup(backup) | Body::Snapshot(backup) => {
             let warnings = selected_differences(object, backup, resources);
             return Unchanged { warnings, lacks_volumes: false };
@@ -72,6 +76,13 @@ pub fn differences(object: &Object, resources: &ResourceSet) -> Unchanged {
         .collect();
     let lacks_volumes = earlier.lacks_volumes || !renamed.is_empty();
     Unchanged { warnings: [renamed, earlier.warnings].concat(), lacks_volumes }
+}
+
+/// Describes a location that is the default and is not to be it, if the files make no other one the default.
+fn kept_default(object: &Object, resources: &ResourceSet) -> Option<String> {
+    let is_default = resources.credential(object.name.as_str())?.is_default;
+    let text = format!("ignored: {object} stays the default until another location is");
+    (is_default && !resources.files_set_default).then(|| object.document.at("location.default", text))
 }
 
 /// Describes selected volumes that an existing backup or snapshot lacks, and another expiry.

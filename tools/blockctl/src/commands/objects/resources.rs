@@ -49,6 +49,8 @@ pub struct ResourceSet {
     pub file_volumes: Vec<Option<VolumeName>>,
     /// Kinds and names of the objects of the files of this command.
     pub file_objects: BTreeSet<(Kind, String)>,
+    /// A location of the files of this command is to be the default.
+    pub files_set_default: bool,
     /// Locations that cannot be listed, and the errors.
     pub unlisted: BTreeMap<String, ApiError>,
 }
@@ -98,6 +100,7 @@ impl ResourceSet {
         for object in objects {
             self.file_objects.insert((object.kind, object.name.to_string()));
             match &object.body {
+                Body::Location(location) => self.files_set_default |= location.is_default(),
                 Body::Rule(hook) => self.file_rules.push((object.name.clone(), hook.clone())),
                 Body::Backup(backup) => {
                     locations.iter_mut().for_each(|all| all.extend(backup.location().cloned()));
