@@ -78,12 +78,27 @@ fn location_errors_name_the_fields_of_the_file() {
              apiVersion: velero.io/v1\nkind: BackupStorageLocation\nmetadata: {{name: s3}}\nspec:\n  provider: aws\n  objectStorage: {{bucket: b}}\n  config: {{region: eu}}\n{credential}"
         )
     };
+    let swift = |keys: &str| {
+        format!(
+            "apiVersion: v1\nkind: Secret\nmetadata: {{name: keys}}\nstringData: {{{keys}}}\n---\n\
+             apiVersion: kubedb.com/v1alpha1\nkind: Snapshot\nmetadata: {{name: s}}\n\
+             spec: {{databaseName: db, storageSecretName: keys, swift: {{container: c}}}}\n"
+        )
+    };
     let keys = "endpoint: 'e:1', accessKeyID: A, secretAccessKey: S";
     for (text, words) in [
         (native("accessKeyID: A"), "line 4: location: type s3 needs s3Config.endpoint"),
         (native("endpoint: 'e:1'"), "line 4: location: type s3 needs s3Config.accessKeyID, or"),
         (native(keys), "line 4: location: no answer"),
         (native(keys), "hint: check s3Config.endpoint, path and caCertificate"),
+        (
+            swift("OS_AUTH_URL: 'http://h/v3', OS_USERNAME: u, OS_PASSWORD: p, OS_TENANT_NAME: t"),
+            "line 9: spec: type swift needs OS_PROJECT_NAME of Secret/keys",
+        ),
+        (
+            swift("OS_USERNAME: u"),
+            "storageSecretName: a secret with the access keys of the store is expected",
+        ),
         (velero(""), "line 9: spec.credential: a secret with the access keys of the store is expected"),
         (
             velero("  credential: {name: keys}\n"),

@@ -376,7 +376,9 @@ impl Location {
         let named = |text: &str| with_fields(&typed(text), provider, document);
         match failure {
             // Its keys have other names in a converted document.
-            Failure::Usage { hint, .. } if document.origin(STORE_KEY).is_some() => {
+            Failure::Usage { hint, .. }
+                if document.origin(STORE_KEY).is_some() && !self.gives_store_key() =>
+            {
                 let message =
                     document.at(STORE_KEY, "a secret with the access keys of the store is expected");
                 Failure::Usage { message, hint }
