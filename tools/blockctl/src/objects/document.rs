@@ -356,7 +356,11 @@ impl Document {
 fn cause_of(error: &serde_saphyr::Error) -> String {
     match error.without_snippet() {
         serde_saphyr::Error::DuplicateMappingKey { key: Some(key), .. } => {
-            format!("a second field `{key}`: separate documents with a line `---`")
+            // These fields at the start of a line begin a document.
+            let is_outer = error.location().is_some_and(|location| location.column() == 1);
+            let begins = is_outer && ["apiVersion", "kind"].contains(&key.as_str());
+            let advice = if begins { ": separate documents with a line `---`" } else { "" };
+            format!("a second field `{key}`{advice}")
         }
         other => other.to_string(),
     }

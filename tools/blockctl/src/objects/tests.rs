@@ -260,6 +260,15 @@ fn first_error_of_each_object_is_reported() {
     let joined = text_of("VolumeClone", "spec: {}").repeat(2);
     let second = "line 5: invalid YAML: a second field `apiVersion`: separate documents with a line `---`";
     assert_eq!(problems(&joined), [second]);
+    // Other fields begin no document.
+    for (text, field) in [
+        ("metadata: {name: a, name: b}\n", "name"),
+        ("spec:\n  kind: a\n  kind: b\n", "kind"),
+        ("spec: 1\nspec: 2\n", "spec"),
+    ] {
+        let found = problems(text);
+        assert!(found.len() == 1 && found[0].ends_with(&format!(": a second field `{field}`")), "{found:?}");
+    }
     assert_eq!(problems("# nothing\n"), ["line 1: no objects"]);
     assert_eq!(problems("[1]"), ["line 1: a mapping is expected"]);
     assert_eq!(problems("apiVersion: blockd/v1\nkind: BackupLocation\n"), ["line 1: metadata: missing"]);
