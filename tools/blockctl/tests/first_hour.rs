@@ -355,8 +355,14 @@ fn doctor_and_status_show_the_same_proof() {
     (newer["cloudSnapshotId"], newer["lastProof"]) = (json!(id), json!(null));
     let damaged = snapshots["items"][0].clone();
     snapshots["items"] = json!([damaged, newer]);
-    let (status, _, action) = checked(&snapshots);
-    assert_eq!((status.as_str(), action), ("warning", format!("blockctl cloudsnap verify {id}")));
+    // A quick verification reads no content.
+    let mut quick = proof("2019-01-17T03:30:00Z", true);
+    quick["kind"] = json!("quick");
+    for unread in [Value::Null, quick] {
+        snapshots["items"][1]["lastProof"] = unread;
+        let (status, _, action) = checked(&snapshots);
+        assert_eq!((status.as_str(), action), ("failed", format!("blockctl cloudsnap verify {id}")));
+    }
     snapshots["items"][1]["lastProof"] = proof("2019-01-17T04:00:00Z", true);
     assert_eq!(checked(&snapshots).0, "ok");
     // Damage at another location stays.

@@ -5,6 +5,7 @@
 mod arguments;
 mod clones;
 mod copy;
+mod damage;
 mod earlier_restores;
 mod first_hour;
 mod happens_once;

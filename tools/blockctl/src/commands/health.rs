@@ -1,8 +1,10 @@
 //! Health: problems and their remedies.
 
+use super::damage::{is_sound, remedy};
 use crate::{failure::Failure, output::Context, table::counted};
 use blockd_api::{
-    VolumeId, VolumeName,
+    ClientError, VolumeId, VolumeName,
+    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapStatus, ListCloudsnaps},
     events::{Event, ListEvents, Severity},
     format_time, operations,
     schedules::{ListRuns, Run, RunState, Schedule, ScheduleList},
@@ -13,13 +15,14 @@ use blockd_api::{
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::Serialize;
-use std::collections::HashSet;
 use uuid::Uuid;
 
 /// Maximum number of examined runs and events.
 const LOOK_BACK: u32 = 1_000;
 /// Maximum age of reported events, in hours.
 const RECENT_H: i64 = 24;
+/// Kind of the events of damage.
+const DAMAGE: &str = "damage-found";
 /// Maximum number of reported events.
 const MAX_EVENTS: usize = 5;
 
@@ -64,6 +67,11 @@ pub struct Known {
     pub problems: Vec<Problem>,
     /// Backup locations.
     pub locations: Vec<LocationSpace>,
+    /// Cluster of this host.
+    pub cluster: Uuid,
+    /// Cloud snapshots, oldest first, if recent events tell of damage; without those of locations that cannot
+    /// be listed.
+    pub cloudsnaps: Vec<Cloudsnap>,
 }
 
 impl Known {
@@ -75,16 +83,21 @@ impl Known {
         let client = &context.client;
         let runs = ListRuns { max: Some(LOOK_BACK), ..ListRuns::default() };
         let events = ListEvents { max: Some(LOOK_BACK), ..ListEvents::default() };
+        let events = client.call(operations::LIST_EVENTS, &events).await?.items;
+        let since = a_day_before(Timestamp::now());
+        let has_damage = events.iter().any(|one| one.kind == DAMAGE && one.occurred_at >= since);
         Ok(Self {
             volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items,
             schedules: client.call(operations::LIST_SCHEDULES, &()).await?,
             runs: client.call(operations::LIST_RUNS, &runs).await?.items,
             tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items,
-            events: client.call(operations::LIST_EVENTS, &events).await?.items,
+            events,
             webhooks: status.webhooks.clone(),
             reload_failure: status.reload_failure.clone(),
             problems: status.problems.clone(),
             locations: status.locations.clone(),
+            cluster: status.cluster_id,
+            cloudsnaps: if has_damage { cloudsnaps(context).await? } else { Vec::new() },
         })
     }
 
@@ -92,6 +105,16 @@ impl Known {
     pub fn location(&self, credential: Uuid) -> Option<String> {
         let found = self.locations.iter().find(|one| one.credential_id == credential);
         found.map(|one| one.credential_name.clone())
+    }
+}
+
+/// Lists the cloud snapshots of all locations that can be listed.
+async fn cloudsnaps(context: &Context<'_>) -> Result<Vec<Cloudsnap>, Failure> {
+    match context.client.call(operations::LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await {
+        Ok(list) => Ok(list.list.items),
+        // The only location fails.
+        Err(ClientError::Api(_)) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -302,15 +325,16 @@ fn is_made_good(known: &Known, event: &Event) -> bool {
     let mut there = later.filter(|other| other.credential_name == event.credential_name);
     match event.kind.as_str() {
         "store-unreachable" => there.any(|other| other.kind.ends_with("-done")),
-        "damage-found" => is_damage_gone(known, event, there),
+        DAMAGE => is_damage_gone(known, event, &there.collect::<Vec<_>>()),
         "backing-snapshot-deleted" => {
             known.volumes.iter().all(|volume| event.volume_name.as_ref() != Some(&volume.name))
         }
         "write-key-refused" => there.any(|other| other.kind == "backup-done"),
-        // The volume of a repeated restore is another one of this name.
+        // The volume of a repeated restore is another one, perhaps of another name.
         "restore-failed" => {
             is_done_later(known, event, TaskKind::Restore, |task| {
-                task.volume_name.is_some() && task.volume_name == event.volume_name
+                (task.volume_name.is_some() && task.volume_name == event.volume_name)
+                    || (task.cloud_snapshot_id.is_some() && task.cloud_snapshot_id == event.cloud_snapshot_id)
             }) || there.any(|other| {
                 other.kind == "delete-done"
                     && event.cloud_snapshot_id.is_some()
@@ -334,22 +358,39 @@ fn is_done_later(known: &Known, event: &Event, kind: TaskKind, repeats: impl Fn(
     })
 }
 
-/// Returns true if the damage of an event is gone, by later events of its location: each damaged cloud
-/// snapshot was deleted or found sound, or all of them were verified. Each verification checks the key slots.
-fn is_damage_gone<'a>(known: &Known, event: &Event, later: impl Iterator<Item = &'a Event>) -> bool {
-    let (mut verified, mut gone) = (false, HashSet::new());
-    for other in later.filter(|other| ["verify-done", "delete-done"].contains(&other.kind.as_str())) {
-        match &other.cloud_snapshot_id {
-            None => return true,
-            Some(id) => _ = gone.insert(id.as_str()),
-        }
-        verified |= other.kind == "verify-done";
-    }
+/// Returns true if the damage of an event is gone: each damaged cloud snapshot was deleted, or read again and
+/// found sound, as its last proof tells: a quick verification reads no content. Each verification checks the
+/// key slots. `later` are the later events of its location.
+fn is_damage_gone(known: &Known, event: &Event, later: &[&Event]) -> bool {
+    let of_kind = |kind: &'static str| later.iter().filter(move |other| other.kind == kind);
+    let is_gone = |id: &String| {
+        of_kind("delete-done").any(|other| other.cloud_snapshot_id.as_ref() == Some(id))
+            || listed(known, event).any(|one| {
+                one.cloud_snapshot_id.to_string() == *id
+                    && is_sound(one)
+                    && one.last_proof.as_ref().is_some_and(|proof| proof.proven_at > event.occurred_at)
+            })
+    };
+    let is_damaged = |one: &Cloudsnap| one.status == CloudsnapStatus::Damaged;
     match damaged_by(known, event) {
-        Some([]) => verified,
-        Some(damaged) => damaged.iter().all(|id| gone.contains(id.as_str())),
-        None => false,
+        // The event may name another damaged cloud snapshot than the verified ones.
+        Some([]) => {
+            let is_named =
+                |one: &Cloudsnap| Some(one.cloud_snapshot_id.to_string()) == event.cloud_snapshot_id;
+            of_kind("verify-done").next().is_some()
+                && !listed(known, event).any(|one| is_named(one) && is_damaged(one))
+        }
+        Some(damaged) => damaged.iter().all(is_gone),
+        None => {
+            of_kind("verify-done").any(|other| other.cloud_snapshot_id.is_none())
+                && !listed(known, event).any(is_damaged)
+        }
     }
+}
+
+/// Returns the listed cloud snapshots of the location of an event.
+fn listed<'a>(known: &'a Known, event: &'a Event) -> impl Iterator<Item = &'a Cloudsnap> {
+    known.cloudsnaps.iter().filter(|one| event.credential_name.as_ref() == Some(&one.credential_name))
 }
 
 /// Returns errors of the last day without a later success.
@@ -370,12 +411,22 @@ fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
 
 /// Returns the next action of an error: damage ends with the damaged cloud snapshots.
 fn action_of(known: &Known, event: &Event) -> String {
-    match damaged_by(known, event) {
-        Some([id]) if event.kind == "damage-found" => {
-            format!("back up its volume again, then blockctl cloudsnap delete {id}")
-        }
-        _ => format!("blockctl events --errors (event {})", event.event_id),
+    let events = || format!("blockctl events --errors (event {})", event.event_id);
+    let Some([id]) = damaged_by(known, event).filter(|_| event.kind == DAMAGE) else { return events() };
+    let Ok(parsed) = id.parse::<CloudSnapshotId>() else { return events() };
+    let of_volume: Vec<&Cloudsnap> = listed(known, event)
+        .filter(|one| {
+            let other = &one.cloud_snapshot_id;
+            (other.cluster, other.volume) == (parsed.cluster, parsed.volume)
+        })
+        .collect();
+    let position = of_volume.iter().position(|one| one.cloud_snapshot_id == parsed);
+    let newer = position.and_then(|at| of_volume.get(at + 1..)).unwrap_or_default();
+    if parsed.cluster != known.cluster {
+        return "back up its volume again on its own host, which has to verify that backup".to_owned();
     }
+    let volume = known.volumes.iter().find(|one| one.volume_id == parsed.volume).map(|one| &one.name);
+    remedy(id, volume, event.credential_name.as_deref(), newer)
 }
 
 /// Returns the cloud snapshots that a verification found damaged, by its task or its event; without any, it

@@ -5,6 +5,7 @@ mod host;
 
 use crate::{
     commands::{
+        damage::{remedy, tells_content},
         health::{self, HealthProblem, Known},
         protection::{Protection, last_proof, missed},
     },
@@ -271,29 +272,25 @@ fn proofs(
     volumes.iter().flat_map(check).collect()
 }
 
-/// Reports each location where the newest verified cloud snapshot of a volume is damaged: a newer one
-/// replaces it once it is verified. `own` are those of the volume, oldest first.
+/// Reports each location where the newest cloud snapshot of a volume whose content was read is damaged, until
+/// a newer one was read. `own` are those of the volume, oldest first.
 fn damage(volume: &Volume, own: &[&Cloudsnap]) -> Vec<Check> {
     let locations: BTreeSet<_> = own.iter().map(|one| &one.credential_name).collect();
     let at_location = |location: &String| {
-        let there = || own.iter().rev().filter(move |one| one.credential_name == *location);
-        let damaged = there().find(|one| one.last_proof.is_some())?;
-        let newest = there().next()?;
-        let name = &volume.name;
-        let detail = format!("volume {name}: cloud snapshot {} is damaged", damaged.cloud_snapshot_id);
-        match damaged.last_proof.as_ref()?.sound {
-            true => None,
-            false if newest.cloud_snapshot_id == damaged.cloud_snapshot_id => Some(Check::failed(
-                "proof",
-                detail,
-                format!("blockctl cloudsnap backup {name} --full --cred-id {location}"),
-            )),
-            false => Some(Check::warning(
-                "proof",
-                format!("{detail}, and the newer one at {location} is not verified"),
-                format!("blockctl cloudsnap verify {}", newest.cloud_snapshot_id),
-            )),
+        let there: Vec<_> = own.iter().copied().filter(|one| one.credential_name == *location).collect();
+        let tells = |one: &&Cloudsnap| one.last_proof.as_ref().is_some_and(tells_content);
+        let last = there.iter().rposition(tells)?;
+        let (damaged, newer) = (there.get(last)?, there.get(last + 1..)?);
+        if damaged.last_proof.as_ref()?.sound {
+            return None;
         }
+        let (name, id) = (&volume.name, damaged.cloud_snapshot_id.to_string());
+        let but = match newer.is_empty() {
+            true => String::new(),
+            false => format!(", and the content of the newer one at {location} is not verified"),
+        };
+        let detail = format!("volume {name}: cloud snapshot {id} is damaged{but}");
+        Some(Check::failed("proof", detail, remedy(&id, Some(name), Some(location), newer)))
     };
     locations.into_iter().filter_map(at_location).collect()
 }
