@@ -96,3 +96,21 @@ fn failed_restore_ends_with_one_of_its_cloud_snapshot() {
         assert_eq!(actions(&[], &failed, &[done], &[]).len(), reported, "{suffix}");
     }
 }
+
+#[test]
+fn name_that_begins_the_id_of_another_task_is_refused() {
+    const OTHER: &str = "ac9cca8c-e12a-4d35-81ad-985657757352";
+    let (mut own, mut other) = (task("Backup-Active", 1), task("Backup-Active", 1));
+    own["volumeName"] = json!("ac9c");
+    (other["taskId"], other["volumeName"]) = (json!(OTHER), json!("db"));
+    for command in ["cloudsnap stop ac9c", "cloudsnap stop ac9c --discard --yes"] {
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/tasks", ok(list(json!([other])))),
+            ("GET /v1/tasks", ok(list(json!([own, other])))),
+        ]);
+        let ran = fake.run(command);
+        let names_both = [OTHER, own["taskId"].as_str().unwrap()].iter().all(|id| ran.stderr.contains(id));
+        assert!(ran.status == 2 && names_both && ran.stderr.contains("several match"), "{ran:?}");
+        assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    }
+}

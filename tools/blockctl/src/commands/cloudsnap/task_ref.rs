@@ -5,6 +5,7 @@ use blockd_api::{
     ApiError, ErrorCode, first_names, operations,
     tasks::{ListTasks, Task},
 };
+use uuid::Uuid;
 
 /// Returns the tasks with this id prefix, of their own or of their group.
 async fn by_id(context: &Context<'_>, name: &str) -> Result<Vec<Task>, Failure> {
@@ -14,12 +15,21 @@ async fn by_id(context: &Context<'_>, name: &str) -> Result<Vec<Task>, Failure> 
 }
 
 /// Returns the tasks of backups or volumes of this name, newest first.
-async fn by_name(context: &Context<'_>, name: &str) -> Result<Vec<Task>, Failure> {
+async fn named(context: &Context<'_>, name: &str) -> Result<Vec<Task>, Failure> {
     let mut all = context.client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items;
     all.retain(|task| {
         task.name.as_ref().is_some_and(|own| own.as_str() == name)
             || task.volume_name.as_ref().is_some_and(|own| own.as_str() == name)
     });
+    Ok(all)
+}
+
+/// Returns the tasks of this name, as [`named`].
+///
+/// # Errors
+/// There is none.
+async fn by_name(context: &Context<'_>, name: &str) -> Result<Vec<Task>, Failure> {
+    let all = named(context, name).await?;
     if !all.is_empty() {
         return Ok(all);
     }
@@ -57,16 +67,25 @@ pub async fn tasks(
     // A prefix that is also one of a task's own id names that task.
     let is_group = group.is_some_and(|group| group.to_string().starts_with(&prefix))
         && tasks.iter().all(|task| task.group_id == group && !task.task_id.to_string().starts_with(&prefix));
-    match tasks.len() {
-        count if count > 1 && !is_group => {
-            let have = format!(
-                "{} have an id, or the id of a group, that begins with {name}",
-                counted(count as u64, "task")
-            );
-            Err(several(&tasks, &have).with_hint("give a longer prefix"))
-        }
-        _ => Ok((tasks, is_group)),
+    let count = tasks.len();
+    if count > 1 && !is_group {
+        let have = format!(
+            "{} have an id, or the id of a group, that begins with {name}",
+            counted(count as u64, "task")
+        );
+        return Err(several(&tasks, &have).with_hint("give a longer prefix"));
     }
+    // A short name may look like an id: the task meant is unknown.
+    if name.parse::<Uuid>().is_err() {
+        let is_new = |task: &Task| tasks.iter().all(|one| one.task_id != task.task_id);
+        let others: Vec<Task> = named(context, name).await?.into_iter().filter(is_new).collect();
+        if !others.is_empty() {
+            let all = [tasks, others].concat();
+            let have = format!("several match: {name} begins an id, and is the name of a backup or volume");
+            return Err(several(&all, &have).with_hint("name one by its id, or by a longer prefix of it"));
+        }
+    }
+    Ok((tasks, is_group))
 }
 
 /// Reports several matches.
