@@ -70,6 +70,11 @@ fn clone_of_one_volume_is_none_of_another() {
         assert!(ran.status == status && ran.stderr.contains(words), "{command} {ran:?}");
     }
     assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    // Also that of a clone whose object was deleted.
+    let mut forgotten = volumes.clone();
+    forgotten[2]["labels"] = json!({ "cloned-from": "data@clone-1" });
+    let ran = run_on(&with_snapshots(&forgotten, "clone-1", &["59"]), "apply", &[object]);
+    assert!(ran.status == 5 && ran.stderr.contains(words), "{ran:?}");
     volumes.push(cloned("2", "log-test", "cl", "log@clone-1"));
     for volumes in [&volumes[..], &volumes[1..]] {
         let fake = with_snapshots(volumes, "clone-1", &["59", "60"]);

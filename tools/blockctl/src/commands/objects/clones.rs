@@ -60,8 +60,14 @@ pub fn clone_plans<'a>(
     clone: &VolumeClone,
     resources: &'a ResourceSet,
 ) -> Result<Vec<ClonePlan<'a>>, ApiError> {
-    let made: Vec<&Volume> = resources.cloned_by(object.name.as_str()).collect();
+    let mut made: Vec<&Volume> = resources.cloned_by(object.name.as_str()).collect();
     let sources = clone_sources(object, clone, resources);
+    // Those of the deleted object have its point in time, too.
+    made.extend(sources.iter().filter_map(|source| {
+        let volume = resources.volume(&clone.destination(source)?)?;
+        let is_forgotten = !volume.labels.as_map().contains_key(CLONED_BY);
+        (is_forgotten && clone.is_of(source, origin(volume)?)).then_some(volume)
+    }));
     if sources.is_empty() && made.is_empty() {
         let namespace = clone.source_namespace.as_deref().unwrap_or_default();
         let label = format!("{NAMESPACE}={namespace}");
