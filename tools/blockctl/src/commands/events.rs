@@ -414,7 +414,7 @@ mod tests {
         for kind in ["backup-failed", "backup-*", "*-failed,run-skipped"] {
             assert!(parse(kind).is_ok(), "{kind}");
         }
-        for kind in ["backup-faild", "nosuch-*", ""] {
+        for kind in ["backup-fialed", "nosuch-*", ""] {
             assert!(parse(kind).is_err(), "{kind}");
         }
     }
