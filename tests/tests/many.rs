@@ -83,8 +83,10 @@ fn thousands_of_snapshots_are_listed_with_two_requests() {
     assert_eq!(count_snapshots(&mount.0), ALL);
     let newest = mount.0.join("volume-3/latest");
     let newest = fs::read_link(newest).unwrap().into_os_string().into_string().unwrap();
-    assert!(newest.starts_with("19700211T150000Z-1000"), "{newest}");
-    assert!(fs::metadata(mount.0.join("volume-3/19700101T000000Z-1/disk.img")).unwrap().len() == 1 << 40);
+    assert!(newest.starts_with("19700211T150000.000000Z-1000"), "{newest}");
+    assert!(
+        fs::metadata(mount.0.join("volume-3/19700101T000000.000000Z-1/disk.img")).unwrap().len() == 1 << 40
+    );
     let third = requests(&daemon);
     assert_eq!((third.0 - second.0, third.1 - second.1), (1, 0), "one listing for all lookups");
     drop(mount);

@@ -37,5 +37,5 @@ pub use error::FuseError;
 pub use foreign_mount::{UnservedMount, unmount};
 pub use mount::{MountOptions, Mounted, clean_stale, mount};
 pub use mountinfo::{BrowseMountPoint, find_mount, resolve};
-pub use names::{escape, time_name};
+pub use names::escape;
 pub use user_mount::{PassedMount, Served, check_passed, serve_passed};

@@ -7,16 +7,8 @@ use crate::{
 use std::{
     collections::{BTreeMap, HashMap},
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
-
-/// Returns the seconds since 1970; 0 for earlier times.
-fn unix_seconds(time: SystemTime) -> i64 {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-        Err(_) => 0,
-    }
-}
 
 /// Snapshots of one volume.
 #[derive(Default)]
@@ -41,7 +33,7 @@ impl Listing {
         let mut newest: HashMap<Arc<str>, SystemTime> = HashMap::new();
         for (index, entry) in entries.iter().enumerate() {
             let volume: Arc<str> = escape(&entry.volume).into();
-            let name = format!("{}-{}", time_name(unix_seconds(entry.created)), escape(&entry.id));
+            let name = format!("{}-{}", time_name(entry.created), escape(&entry.id));
             let name: Arc<str> = name.into();
             by_key.insert(entry.key.clone(), index);
             let dir = volumes.entry(volume.clone()).or_default();
@@ -74,14 +66,14 @@ impl Listing {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
+    use std::time::{Duration, UNIX_EPOCH};
 
-    fn entry(volume: &str, id: &str, seconds: u64) -> SnapshotEntry {
+    fn entry(volume: &str, id: &str, millis: u64) -> SnapshotEntry {
         SnapshotEntry {
             key: SnapshotKey(format!("{volume}/{id}").into()),
             volume: volume.into(),
             id: id.into(),
-            created: UNIX_EPOCH + Duration::from_secs(seconds),
+            created: UNIX_EPOCH + Duration::from_millis(millis),
             size_bytes: 1,
             data_bytes: 1,
         }
@@ -89,16 +81,23 @@ mod tests {
 
     #[test]
     fn snapshots_sort_by_time_and_latest_is_the_newest() {
-        let entries =
-            vec![entry("a", "2", 86_400), entry("a", "9", 0), entry("../b", "1/x", 5), entry("a", "1", 60)];
+        let entries = vec![
+            entry("a", "2", 86_400_000),
+            entry("a", "9", 60_000),
+            entry("../b", "1/x", 5000),
+            entry("a", "1", 60_001),
+        ];
         let listing = Listing::new(Arc::new(entries));
         let names: Vec<&str> = listing.volumes.keys().map(|name| &**name).collect();
         assert_eq!(names, ["%2E.%2Fb", "a"]);
         let volume = &listing.volumes["a"];
         let names: Vec<&str> = volume.snapshots.keys().map(|name| &**name).collect();
-        assert_eq!(names, ["19700101T000000Z-9", "19700101T000100Z-1", "19700102T000000Z-2"]);
-        assert_eq!(volume.latest.as_deref(), Some("19700102T000000Z-2"));
-        assert_eq!(listing.volumes["%2E.%2Fb"].latest.as_deref(), Some("19700101T000005Z-1%2Fx"));
+        assert_eq!(
+            names,
+            ["19700101T000100.000000Z-9", "19700101T000100.001000Z-1", "19700102T000000.000000Z-2"]
+        );
+        assert_eq!(volume.latest.as_deref(), Some("19700102T000000.000000Z-2"));
+        assert_eq!(listing.volumes["%2E.%2Fb"].latest.as_deref(), Some("19700101T000005.000000Z-1%2Fx"));
         assert_eq!(listing.find(&SnapshotKey("a/9".into())).map(|entry| entry.id.as_str()), Some("9"));
     }
 }

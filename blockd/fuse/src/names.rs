@@ -1,6 +1,10 @@
 //! Names of directories from untrusted text.
 
-use std::fmt::Write as _;
+use jiff::Timestamp;
+use std::{
+    fmt::Write as _,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 /// Maximum length of an escaped name, in bytes: `NAME_MAX` less space for prefixes and suffixes.
 const MAX_NAME_LEN: usize = 200;
@@ -36,32 +40,21 @@ pub fn escape(text: &str) -> String {
     name
 }
 
-/// Formats a time as the sortable prefix of snapshot names, such as `20261121T110605Z`. The year is limited
-/// to 1970 to 9999.
-pub fn time_name(unix_seconds: i64) -> String {
-    let seconds = unix_seconds.clamp(0, 253_402_300_799);
-    let (days, rest) = (seconds / 86_400, seconds % 86_400);
-    let (year, month, day) = civil(days);
-    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
-    format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}{second:02}Z")
-}
-
-/// Returns year, month and day for a number of days since 1970, by eras of 400 years that start in March.
-fn civil(days: i64) -> (i64, i64, i64) {
-    let shifted = days + 719_468;
-    let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let month = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * month + 2) / 5 + 1;
-    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
-    (year + era * 400 + carry, month, day)
+/// Formats a time as the sortable prefix of snapshot names, such as `20261121T110605.250000Z`. Microseconds keep
+/// the order of snapshots within a second. Times before 1970 and after 9999 become the nearest of that range.
+pub(crate) fn time_name(time: SystemTime) -> String {
+    let time = match time.duration_since(UNIX_EPOCH) {
+        Ok(_) => Timestamp::try_from(time).unwrap_or(Timestamp::MAX),
+        Err(_) => Timestamp::UNIX_EPOCH,
+    };
+    time.strftime("%Y%m%dT%H%M%S.%6fZ").to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::time::Duration;
 
     #[test]
     fn special_characters_are_escaped() {
@@ -101,14 +94,15 @@ mod tests {
 
     #[test]
     fn times_are_formatted_and_clamped() {
-        for (seconds, name) in [
-            (0, "19700101T000000Z"),
-            (951_826_799, "20000229T121959Z"),
-            (1_795_259_165, "20261121T110605Z"),
-            (-5, "19700101T000000Z"),
-            (i64::MAX, "99991231T235959Z"),
+        let after = |micros| UNIX_EPOCH + Duration::from_micros(micros);
+        for (time, name) in [
+            (UNIX_EPOCH, "19700101T000000.000000Z"),
+            (after(951_826_799_999_999), "20000229T121959.999999Z"),
+            (after(1_795_259_165_000_250), "20261121T110605.000250Z"),
+            (UNIX_EPOCH - Duration::from_secs(5), "19700101T000000.000000Z"),
+            (UNIX_EPOCH + Duration::from_secs(1 << 62), "99991230T220000.999999Z"),
         ] {
-            assert_eq!(time_name(seconds), name);
+            assert_eq!(time_name(time), name);
         }
     }
 }
