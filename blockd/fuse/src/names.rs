@@ -40,8 +40,9 @@ pub fn escape(text: &str) -> String {
     name
 }
 
-/// Formats a time as the sortable prefix of snapshot names, such as `20261121T110605.250000Z`. Microseconds keep
-/// the order of snapshots within a second. Times before 1970 and after 9999 become the nearest of that range.
+/// Formats a time as the sortable prefix of snapshot names, such as `20261121T110605.250000Z`. Microseconds
+/// keep the order of snapshots within a second. Times before 1970 and after 9999 become the nearest of that
+/// range.
 pub(crate) fn time_name(time: SystemTime) -> String {
     let time = match time.duration_since(UNIX_EPOCH) {
         Ok(_) => Timestamp::try_from(time).unwrap_or(Timestamp::MAX),
