@@ -38,7 +38,7 @@ const VERSION: u16 = 1;
 const HEADER_BYTES: usize = 136;
 
 /// Reason for a full backup without a chain, which only the last backup has.
-const NO_LAST_BACKUP: &str = "no last backup of the volume to this location is recorded on this host: none was made, or it was deleted";
+const NO_LAST_BACKUP: &str = "no last backup of the volume to this location is recorded on this host: none was made, it was deleted, or its end was unknown";
 
 /// Type of a backup with its reason or base.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

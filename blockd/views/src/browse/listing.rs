@@ -1,7 +1,8 @@
 //! Listing of all local and cloud snapshots for a mount.
 //!
-//! Stores are listed on access, and at most once per configured interval. An access waits up to 1.5 s for the
-//! new listings; of a slower store it shows the last known listing until the new one arrives.
+//! Stores are listed on access, at most once per configured interval, and again after each backup and
+//! deletion of this daemon. An access waits up to 1.5 s for the new listings; of a slower store it shows the
+//! last known listing until the new one arrives.
 
 use super::{
     browser::Browser,
