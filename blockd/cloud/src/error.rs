@@ -282,6 +282,14 @@ pub enum CloudError {
         /// Cause.
         source: io::Error,
     },
+    /// Blocks of the volume could not be read for a comparison.
+    #[error("comparison failed on the volume from block {start} on: {source}")]
+    CompareVolume {
+        /// First block of the comparison.
+        start: BlockIndex,
+        /// Cause.
+        source: io::Error,
+    },
     /// Restored blocks could not be written.
     #[error("write failed on block {start} of the restored volume: {source}")]
     WriteVolume {
@@ -360,6 +368,7 @@ impl CloudError {
             Self::Store(error) => error.is_retryable(),
             Self::ProofIgnored(error) => error.is_retryable(),
             Self::ReadVolume { source, .. }
+            | Self::CompareVolume { source, .. }
             | Self::WriteVolume { source, .. }
             | Self::Journal { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::Interrupted | io::ErrorKind::TimedOut)

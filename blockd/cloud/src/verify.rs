@@ -286,7 +286,7 @@ impl Content {
         self.digest.lock().iter_mut().zip(sum).for_each(|(digest, byte)| *digest ^= byte);
         match &self.check {
             Some(check) => {
-                check.blocks(start, data).map_err(|source| CloudError::WriteVolume { start, source })
+                check.blocks(start, data).map_err(|source| CloudError::CompareVolume { start, source })
             }
             None => Ok(()),
         }

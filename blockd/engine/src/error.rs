@@ -235,7 +235,9 @@ pub fn cloud_code(error: &CloudError) -> ErrorCode {
         | CloudError::KeySlotsGone { .. } => ErrorCode::StoreFailed,
         CloudError::ClockUnknown { cause: ClockUnknownCause::NoRoom, .. } => ErrorCode::StoreFull,
         CloudError::ClockUnknown { .. } => ErrorCode::StoreFailed,
-        CloudError::ReadVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
+        CloudError::ReadVolume { source, .. } | CloudError::CompareVolume { source, .. } => {
+            io_code(source, ErrorCode::VolumeFailed)
+        }
         CloudError::WriteVolume { source, .. } => io_code(source, ErrorCode::VolumeFailed),
         CloudError::Journal { source, .. } | CloudError::Cache { source, .. } => {
             io_code(source, ErrorCode::Internal)
@@ -251,6 +253,11 @@ pub const ENDLESS_HINT: &str =
 
 fn cloud_hint(error: &CloudError) -> Option<&'static str> {
     Some(match error {
+        CloudError::ReadVolume { source, .. } | CloudError::CompareVolume { source, .. }
+            if source.kind() == std::io::ErrorKind::InvalidData =>
+        {
+            "the disk altered data: check it and the kernel log; a restore of the last cloud snapshot to a new volume has the blocks as they were"
+        }
         CloudError::ClockDiffers { .. } => {
             "set the clock of this host, for example with chrony or systemd-timesyncd; if it is right, that of the store"
         }
@@ -401,11 +408,12 @@ where
     answer.await.map_err(|error| ServiceError::Internal(error.to_string()))?.map_err(Into::into)
 }
 
-/// Converts a volume error to an I/O error; the kind of a full disk is kept.
+/// Converts a volume error to an I/O error; the kinds of a full disk and of damage are kept.
 pub(crate) fn to_io(error: VolumeError) -> io::Error {
     let kind = match error.kind() {
         VolumeErrorKind::NoSpace => io::ErrorKind::StorageFull,
         VolumeErrorKind::InvalidInput => io::ErrorKind::InvalidInput,
+        VolumeErrorKind::Damaged => io::ErrorKind::InvalidData,
         _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, error)

@@ -1,7 +1,7 @@
 //! Consistency check of an open volume.
 //!
 //! All metadata is read and compared with memory: `volume.meta`, the block sets, lengths and inodes of the
-//! data files, and the head's map with the tracked blocks. Data has no checksums. Reads and writes continue;
+//! data files, and the head's map with the tracked blocks. It reads no data. Reads and writes continue;
 //! a merge pauses.
 
 use crate::{

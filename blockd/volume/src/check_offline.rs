@@ -1,7 +1,7 @@
 //! Read-only consistency check of a closed volume, for the errors that the next start would find.
 //!
 //! It reads `volume.meta`, the block sets, the logs and maps of open layers, and the lengths of the data
-//! files. Data has no checksums. A live map needs none: recovery uses the log instead of a rejected map.
+//! files, but no data. A live map has no checksum: recovery uses the log instead of a rejected map.
 
 use crate::{
     Checked,

@@ -107,6 +107,18 @@ pub enum VolumeError {
         /// Cause.
         failure: FetchFailure,
     },
+    /// Blocks do not have the checksums of their first read.
+    #[error(
+        "volume {volume} is damaged: block {first} does not match its checksum ({len_blocks} such blocks in this read)"
+    )]
+    DamagedBlocks {
+        /// Volume.
+        volume: VolumeId,
+        /// First of the blocks.
+        first: BlockIndex,
+        /// Number of such blocks in the read, which need not be adjacent.
+        len_blocks: u64,
+    },
     /// The content of blocks of a damaged volume cannot be proven.
     #[error("read failed from block {start} on: unproven content: {why}")]
     Unproven {
@@ -141,9 +153,10 @@ impl VolumeError {
                 _ => VolumeErrorKind::Io,
             },
             Self::NotShareable { .. } => VolumeErrorKind::Unsupported,
-            Self::Damaged { .. } | Self::NewerFormat { .. } | Self::Unproven { .. } => {
-                VolumeErrorKind::Damaged
-            }
+            Self::Damaged { .. }
+            | Self::DamagedBlocks { .. }
+            | Self::NewerFormat { .. }
+            | Self::Unproven { .. } => VolumeErrorKind::Damaged,
             Self::NoSuchSnapshot { .. } => VolumeErrorKind::NotFound,
             Self::Busy(_) => VolumeErrorKind::Busy,
             Self::Closed(_) => VolumeErrorKind::Closed,

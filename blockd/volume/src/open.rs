@@ -183,7 +183,10 @@ pub(crate) fn unreferenced_files(dir: &Path, meta: &Meta) -> Result<Vec<PathBuf>
         if layer.open {
             referenced.insert(files::map_path(dir, layer.file));
             referenced.insert(files::log_path(dir, layer.file));
-        } else if layer.lazy {
+            continue;
+        }
+        referenced.insert(files::sums_path(dir, layer.file));
+        if layer.lazy {
             referenced.insert(files::log_path(dir, layer.file));
         } else {
             referenced.insert(files::set_path(dir, layer.file, layer.generation));

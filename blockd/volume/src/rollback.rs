@@ -11,15 +11,17 @@ use crate::{
     head::volume_dir::VolumeDir,
     io::files,
     io::reserve,
+    layer::data::LayerData,
     layer::data_files::DataFiles,
     layer::set::{LayerSet, SetIdentity},
     layer::stack::{FrozenLayer, Layer, Stack},
+    layer::sums::BlockSums,
     merge::copy::Copier,
     meta::{LayerEntry, Meta},
     view::SnapshotView,
     volume::{Volume, head_of},
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, Extent, SnapshotId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, SnapshotId};
 use std::sync::{Arc, atomic::Ordering};
 
 /// Result of a rollback.
@@ -53,6 +55,28 @@ struct Plan {
     layer: Epoch,
     new_head: Epoch,
     size_bytes: u64,
+}
+
+/// Blocks that a rollback has copied, by the layer that they are from.
+#[derive(Default)]
+struct Copied(Vec<(Arc<LayerData>, BlockSet)>);
+
+impl Copied {
+    fn note(&mut self, from: &Arc<LayerData>, part: Extent) {
+        match self.0.iter_mut().find(|(data, _)| Arc::ptr_eq(data, from)) {
+            Some((_, blocks)) => blocks.insert_extent(part),
+            None => self.0.push((from.clone(), BlockSet::from_iter([part]))),
+        }
+    }
+
+    /// Takes over the checksums, so that damage of a copied block is found in its copy.
+    fn take_sums(&self, sums: &BlockSums) {
+        for (from, blocks) in &self.0 {
+            if let Some(from) = from.sums() {
+                sums.take_from(from, blocks);
+            }
+        }
+    }
 }
 
 impl Volume {
@@ -131,7 +155,10 @@ impl Volume {
                 set.held.union_with(&layer.set.held);
             }
         }
+        // Of a failed rollback with the same epochs.
+        files::remove_if_exists(&files::sums_path(&self.dir, plan.layer))?;
         let data = DataFiles::create(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?.into();
+        let mut copied = Copied::default();
         let should_continue = |_| should_continue();
         let progress = &self.rollback_progress;
         progress.begin(0, set.held.len_bytes());
@@ -149,6 +176,7 @@ impl Volume {
                     return Ok(());
                 };
                 reserve::check_free("rollback", &self.dir)?;
+                copied.note(from, part);
                 match copier.copy(from, part, &data)? {
                     true => Ok(()),
                     false => Err(self.interrupted("stopped on request")),
@@ -166,7 +194,9 @@ impl Volume {
         let head =
             Head::create(VolumeDir { size_bytes: plan.size_bytes, ..self.volume_dir() }, plan.new_head)?;
         files::sync_dir(&self.dir)?;
-        Ok((FrozenLayer::new(&LayerEntry::frozen(plan.layer, plan.size_bytes), data, set), head))
+        let layer = FrozenLayer::new(&LayerEntry::frozen(plan.layer, plan.size_bytes), data, set);
+        copied.take_sums(layer.sums(&self.dir, self.id));
+        Ok((layer, head))
     }
 
     fn interrupted(&self, why: &str) -> VolumeError {
@@ -218,6 +248,7 @@ impl Volume {
         let _admin = self.admin.lock();
         Head::remove_files(VolumeDir { size_bytes: plan.size_bytes, ..self.volume_dir() }, plan.new_head)?;
         DataFiles::remove(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?;
+        files::remove_if_exists(&files::sums_path(&self.dir, plan.layer))?;
         for file in [plan.layer, plan.old_head] {
             files::remove_if_exists(&files::set_path(&self.dir, file, 0))?;
         }

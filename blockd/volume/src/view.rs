@@ -3,16 +3,24 @@
 use crate::{
     error::{VolumeError, check_range},
     io::ring_reader::RingReader,
+    layer::data::LayerData,
     layer::stack::{Layer, Stack},
-    read::{Content, Start, from_disk, from_memory, plan_reads, read_stack},
+    layer::sums::sum_of,
+    read::{Content, ReadPart, Start, from_disk, from_memory, plan_reads, read_stack},
     volume::{OpenViews, Volume},
 };
-use blockd_extent::{Epoch, Extent, SnapshotId, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, Extent, SnapshotId, VolumeId};
 use parking_lot::Mutex;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
+
+/// Data of a layer, and the checksums of blocks that were read from it.
+type LayerSums<'a> = (&'a LayerData, Vec<(BlockIndex, u32)>);
 
 /// Snapshot open for reading; keeps its layers from merges until dropped.
 pub struct SnapshotView {
@@ -44,6 +52,11 @@ impl Volume {
         // The topmost layer has the size of the snapshot; the volume may have grown since.
         assert!(layers.first().is_some_and(|top| top.epoch() == epoch), "a snapshot has its own layer");
         let size_bytes = layers.first().map_or(0, Layer::size_bytes);
+        for layer in &layers {
+            if let Layer::Frozen(layer) = layer {
+                layer.sums(&self.dir, self.id);
+            }
+        }
         let points = admin.snapshots.iter().map(|entry| (entry.id, entry.epoch));
         Ok(SnapshotView {
             volume: self.id,
@@ -99,10 +112,11 @@ impl SnapshotView {
     }
 
     /// Reads extents concurrently through io_uring, stored consecutively in `buf`. One call with many extents
-    /// is faster than many calls.
+    /// is faster than many calls. Each block is compared with its checksum, which its first read stores.
     ///
     /// # Errors
-    /// `buf` is not exactly as long as the extents, an extent is outside of the snapshot, or the disk fails.
+    /// `buf` is not exactly as long as the extents, an extent is outside of the snapshot, the disk fails, or
+    /// a block is damaged ([`VolumeError::DamagedBlocks`]).
     pub fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> Result<(), VolumeError> {
         let end_block = Extent::whole(self.size_bytes).end();
         let inside = |extent: &Extent| {
@@ -128,8 +142,37 @@ impl SnapshotView {
         let mut ring = idle.unwrap_or_else(RingReader::new);
         let result = ring.read(&parts, buf);
         self.rings.lock().push(ring);
-        self.blocks_read.fetch_add(wanted / blockd_extent::BLOCK_SIZE_BYTES, Ordering::Relaxed);
-        result
+        self.blocks_read.fetch_add(wanted / BLOCK_SIZE_BYTES, Ordering::Relaxed);
+        result?;
+        self.check_sums(&parts, buf)
+    }
+
+    /// Compares the blocks of completed reads with their checksums.
+    fn check_sums(&self, parts: &[ReadPart], buf: &[u8]) -> Result<(), VolumeError> {
+        let mut by_layer: HashMap<*const LayerData, LayerSums<'_>> = HashMap::new();
+        for part in parts {
+            let data: &LayerData = &part.data;
+            // After a failed sync, a lazy base may lose a block that was read, and fetch it again.
+            if data.lazy().is_some() {
+                continue;
+            }
+            let (_, blocks) = by_layer.entry(data).or_insert_with(|| (data, Vec::new()));
+            let read = buf[part.at..][..part.len_bytes].chunks_exact(BLOCK_SIZE_BYTES as usize);
+            blocks.extend((part.offset_bytes / BLOCK_SIZE_BYTES..).map(BlockIndex).zip(read.map(sum_of)));
+        }
+        let mut damaged = Vec::new();
+        for (data, mut blocks) in by_layer.into_values() {
+            blocks.sort_unstable();
+            damaged.extend(data.sums().map(|sums| sums.check(&blocks)).unwrap_or_default());
+        }
+        match damaged.iter().min() {
+            None => Ok(()),
+            Some(&first) => Err(VolumeError::DamagedBlocks {
+                volume: self.volume,
+                first,
+                len_blocks: damaged.len() as u64,
+            }),
+        }
     }
 }
 

@@ -19,4 +19,5 @@ mod reflink;
 mod rollback;
 mod sequential_reads;
 mod sim;
+mod sums;
 mod support;

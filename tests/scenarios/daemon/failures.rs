@@ -1,7 +1,7 @@
 //! Reported failures, resources in use, and restarts.
 
 use super::{resume::DISCARD, *};
-use blockd_api::{RESTORED_FROM, lazy::StartInPlace, snapshots::RestoreSnapshot};
+use blockd_api::{RESTORED_FROM, cloudsnaps::VerifyDepth, lazy::StartInPlace, snapshots::RestoreSnapshot};
 use blockd_engine::volumes::registry::VolumeEntry;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -50,6 +50,39 @@ async fn failures_are_reported_and_leave_no_files() {
     let full = host.backup("data", false).await;
     assert_eq!(full.backup_type, Some(BackupType::Full));
     model.assert_is(&*host.restore(&full.cloud_snapshot_id.unwrap(), "copy").await);
+    drop(volume);
+    host.stop().await;
+}
+
+/// A full backup reads a block again that the disk has altered since the last backup.
+#[tokio::test(flavor = "multi_thread")]
+async fn altered_block_is_not_uploaded() {
+    let mut host = Host::new().await;
+    let volume = host.create_volume("data").await;
+    host.create_credential().await;
+    let mut model = Model::new();
+    model.write(&volume, 0, 1, 1 << 20);
+    let first = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    let layer = volume.dir().join("layer-0000000000000001.data");
+    let content = fs::read(&layer).unwrap();
+    let mut altered = content.clone();
+    altered[5 * 4096] ^= 1;
+    fs::write(&layer, altered).unwrap();
+    let deep = StartVerify {
+        cloud_snapshot_id: Some(first.parse().unwrap()),
+        depth: VerifyDepth::Deep,
+        ..Default::default()
+    };
+    for task in [host.start_backup("data", true).await, host.call(START_VERIFY, &deep).await.task_id] {
+        let error = host.wait(task).await.error.unwrap();
+        assert_eq!(error.code, ErrorCode::VolumeFailed, "{error:?}");
+        assert!(error.message.contains("block 5 does not match its checksum"), "{error:?}");
+        assert!(error.hint.as_ref().unwrap().contains("kernel log"), "{error:?}");
+    }
+    assert_eq!(host.list().await.len(), 1);
+    fs::write(&layer, content).unwrap();
+    let second = host.backup("data", true).await.cloud_snapshot_id.unwrap();
+    model.assert_is(&*host.restore(&second, "copy").await);
     drop(volume);
     host.stop().await;
 }

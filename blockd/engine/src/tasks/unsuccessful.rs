@@ -49,6 +49,7 @@ fn can_resume(error: &ServiceError) -> bool {
         ServiceError::Cloud(error) => matches!(
             **error,
             CloudError::ReadVolume { .. }
+                | CloudError::CompareVolume { .. }
                 | CloudError::WriteVolume { .. }
                 | CloudError::Journal { .. }
                 | CloudError::KeySlotMissing { .. }

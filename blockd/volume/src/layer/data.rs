@@ -3,10 +3,14 @@
 use crate::{
     error::VolumeError,
     layer::data_files::{DataFiles, ShareOutcome},
+    layer::sums::BlockSums,
     lazy::base::LazyBase,
 };
 use blockd_extent::Extent;
-use std::{ops::Deref, sync::Arc};
+use std::{
+    ops::Deref,
+    sync::{Arc, OnceLock},
+};
 
 /// Reads part of a range into a buffer; returns false if it would block.
 type ReadFn<'a> = dyn FnMut(u64, &mut [u8]) -> Result<bool, VolumeError> + 'a;
@@ -15,6 +19,8 @@ type ReadFn<'a> = dyn FnMut(u64, &mut [u8]) -> Result<bool, VolumeError> + 'a;
 pub(crate) struct LayerData {
     files: DataFiles,
     lazy: Option<Arc<LazyBase>>,
+    /// Checksums of the blocks, once the layer is frozen and in use by a view or a merge.
+    sums: OnceLock<Arc<BlockSums>>,
 }
 
 impl Deref for LayerData {
@@ -27,13 +33,28 @@ impl Deref for LayerData {
 
 impl From<DataFiles> for LayerData {
     fn from(files: DataFiles) -> Self {
-        Self { files, lazy: None }
+        Self { files, lazy: None, sums: OnceLock::new() }
     }
 }
 
 impl LayerData {
     pub(crate) fn lazy_over(files: DataFiles, base: Arc<LazyBase>) -> Self {
-        Self { files, lazy: Some(base) }
+        Self { files, lazy: Some(base), sums: OnceLock::new() }
+    }
+
+    /// Uses the checksums of other open files of the same layer.
+    pub(crate) fn with_sums(self, sums: Arc<BlockSums>) -> Self {
+        Self { sums: OnceLock::from(sums), ..self }
+    }
+
+    /// Returns the checksums of a frozen layer's blocks, if a view or a merge uses the layer.
+    pub(crate) fn sums(&self) -> Option<&Arc<BlockSums>> {
+        self.sums.get()
+    }
+
+    /// Returns the checksums of a frozen layer's blocks; `sums` on first use.
+    pub(crate) fn sums_or_init(&self, sums: impl FnOnce() -> BlockSums) -> &Arc<BlockSums> {
+        self.sums.get_or_init(|| Arc::new(sums()))
     }
 
     /// Returns the lazy base.

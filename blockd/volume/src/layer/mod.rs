@@ -7,3 +7,4 @@ mod location_cache;
 pub(crate) mod set;
 mod shared;
 pub(crate) mod stack;
+pub(crate) mod sums;

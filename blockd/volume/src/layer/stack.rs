@@ -10,11 +10,12 @@ use crate::{
     layer::data::LayerData,
     layer::location_cache::{Location, LocationCache},
     layer::set::LayerSet,
+    layer::sums::BlockSums,
     lazy::base::LazyBase,
     meta::LayerEntry,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, Extent};
-use std::{borrow::Cow, sync::Arc};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Epoch, Extent, VolumeId};
+use std::{borrow::Cow, path::Path, sync::Arc};
 
 /// Immutable layer.
 pub(crate) struct FrozenLayer {
@@ -40,6 +41,11 @@ impl FrozenLayer {
             lazy: self.data.lazy().is_some(),
             size_bytes: self.size_bytes,
         }
+    }
+
+    /// Returns the checksums of its blocks; `dir` is the directory of the volume.
+    pub(crate) fn sums(&self, dir: &Path, volume: VolumeId) -> &Arc<BlockSums> {
+        self.data.sums_or_init(|| BlockSums::new(dir, volume, self.file))
     }
 
     /// Creates the layer of an entry in `volume.meta`.

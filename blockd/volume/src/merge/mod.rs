@@ -89,6 +89,8 @@ impl Volume {
         assert!(!data.are_shared()?, "a merge writes no shared file");
         let pair = Pair { from: LayerVersion::of(from), to: LayerVersion::of(target) };
         let start = self.resume_at(last, pair, target)?;
+        let (from_sums, sums) = (from.sums(&self.dir, self.id), target.sums(&self.dir, self.id));
+        sums.forget(blocks)?;
         let merge_copy = MergeCopy { volume: self, pair, from, blocks, data: &data, note_every_bytes };
         let copied = merge_copy.copy(start, &should_continue).and_then(|stopped| match stopped {
             None => data.sync().map(|()| None),
@@ -108,6 +110,7 @@ impl Volume {
                 return Err(error);
             }
         }
+        sums.take_from(from_sums, blocks);
         let set = merged_set(&upper.set, &lower.set, is_bottom);
         let merged = FrozenLayer {
             epoch: upper.epoch,
@@ -146,7 +149,7 @@ impl Volume {
         let base = files::data_path(&self.dir, layer.file);
         let data = DataFiles::extend(&base, layer.size_bytes, size_bytes)?;
         files::sync_dir(&self.dir)?;
-        Ok(Arc::new(data.into()))
+        Ok(Arc::new(LayerData::from(data).with_sums(layer.sums(&self.dir, self.id).clone())))
     }
 
     /// Returns the pair of a stopped merge if still mergeable, otherwise the topmost [mergeable] pair. While
@@ -224,6 +227,7 @@ impl Volume {
         let removed =
             DataFiles::remove(&files::data_path(&self.dir, removed_layer.file), removed_layer.size_bytes)
                 .and_then(|()| {
+                    removed_layer.sums(&self.dir, self.id).remove()?;
                     files::remove_if_exists(&MergeNote::path(&self.dir))?;
                     for old in [upper, lower] {
                         let is_interval = old.generation == 0 && admin.intervals.contains(&old.file);

@@ -447,11 +447,13 @@ impl Sim {
         assert_eq!(count(".data"), stats.layers, "{files:?}");
         let logs = 1 + u64::from(self.volume().hydration().is_some());
         assert_eq!((count(".map"), count(".log")), (1, logs), "{files:?}");
+        assert!(count(".sums") < stats.layers, "{files:?}");
         assert_eq!(
             count(".data")
                 + count(".map")
                 + count(".log")
                 + count(".set")
+                + count(".sums")
                 + count("volume.meta")
                 + count("volume.discarded")
                 + count("volume.merge"),

@@ -1,7 +1,7 @@
 //! Model of a volume: for each sector the versions that it may read as, and those that may survive a power
 //! cut.
 
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent};
 use blockd_volume::Volume;
 use std::collections::BTreeMap;
 
@@ -231,7 +231,8 @@ impl Model {
             let id = info.id.as_u64();
             let view = volume.view(info.id).unwrap();
             let mut bytes = vec![0; view.size_bytes() as usize];
-            view.read(0, &mut bytes).unwrap();
+            // Also compares and stores checksums, which must not outlive their blocks.
+            view.read_extents(&[Extent::whole(view.size_bytes())], &mut bytes).unwrap();
             let content: Vec<Version> = bytes
                 .chunks_exact(SECTOR_BYTES as usize)
                 .enumerate()
