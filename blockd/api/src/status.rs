@@ -1,5 +1,6 @@
 //! Status of the daemon.
 
+use crate::cloudsnaps::{CloudSnapshotId, VerifyDepth};
 use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,9 @@ pub struct Status {
     /// Space of each backup location, by name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub locations: Vec<LocationSpace>,
+    /// Cloud snapshots that are known to be damaged, by location, without a request to the store.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged_cloudsnaps: Vec<KnownDamage>,
     /// Current problems noticed by the daemon.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,
@@ -93,6 +97,30 @@ pub struct LocationSpace {
     pub stored_bytes: u64,
     /// Last complete listing; `None` before the first one.
     pub listed_at: Option<Timestamp>,
+}
+
+/// Cloud snapshot whose last proof is damage. It is listed until a verification that is at least as deep
+/// finds it sound, or until it is deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct KnownDamage {
+    /// The cloud snapshot.
+    pub cloud_snapshot_id: CloudSnapshotId,
+    /// Name of its volume, or the last one that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_name: Option<String>,
+    /// Credential of the location.
+    pub credential_id: Uuid,
+    /// Name.
+    pub credential_name: String,
+    /// Time of the last verification that found it.
+    pub found_at: Timestamp,
+    /// Kind of that verification.
+    pub kind: VerifyDepth,
+    /// Name of its host, or the id of the host's installation.
+    pub host: String,
+    /// Next action.
+    pub action: String,
 }
 
 /// Problem of the daemon.

@@ -54,14 +54,11 @@ impl HostProof {
         })
     }
 
-    /// Returns true if this proof ends the damage that an earlier one of the same host found. All depths but
-    /// quick read everything.
+    /// Returns true if this proof ends the damage that an earlier one of the same host found: it is at least
+    /// as deep.
     #[must_use]
     pub(crate) fn refutes(&self, damage: &Self) -> bool {
-        self.sound
-            && self.host == damage.host
-            && self.proven > damage.proven
-            && self.depth >= damage.depth.min(VerifyDepth::Full)
+        self.sound && self.host == damage.host && self.proven > damage.proven && self.depth >= damage.depth
     }
 
     /// Returns the proofs of a credential's cloud snapshots.
@@ -78,9 +75,9 @@ impl HostProof {
     /// # Errors
     /// The database fails.
     pub fn of_location(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<Self>, DbError> {
-        let mut proofs = Self::all(tx, credential)?;
-        for alias in Aliases::all(tx)?.of(credential).iter().filter(|alias| alias.is_same_location) {
-            proofs.extend(Self::all(tx, alias.credential)?);
+        let mut proofs = Vec::new();
+        for credential in Aliases::all(tx)?.of_location(credential) {
+            proofs.extend(Self::all(tx, credential)?);
         }
         Ok(proofs)
     }

@@ -3,7 +3,7 @@
 //! The proofs of other hosts never replace this host's own damage: it may have been found on another path,
 //! and each writer of an unencrypted bucket can forge proofs. Their damage counts until a later verification.
 
-use crate::{DbError, HostProof, ProofRow};
+use crate::{Aliases, DbError, HostProof, ProofRow};
 use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::VolumeId;
 use jiff::Timestamp;
@@ -119,6 +119,29 @@ impl KnownProofs {
         Ok(Self::new(ProofRow::of_location(tx, credential)?, HostProof::of_location(tx, credential)?, now))
     }
 
+    /// Reads the results about each location, with its credentials.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn of_all_locations(
+        tx: &Transaction<'_>,
+        now: Timestamp,
+    ) -> Result<Vec<(BTreeSet<Uuid>, Self)>, DbError> {
+        let aliases = Aliases::all(tx)?;
+        let mut of: BTreeMap<BTreeSet<Uuid>, (Vec<ProofRow>, Vec<HostProof>)> = BTreeMap::new();
+        for row in ProofRow::of_volume(tx, None)? {
+            of.entry(aliases.of_location(row.credential)).or_default().0.push(row);
+        }
+        for proof in HostProof::of_volume(tx, None)? {
+            of.entry(aliases.of_location(proof.credential)).or_default().1.push(proof);
+        }
+        let known = of.into_iter().map(|(credentials, (mut own, others))| {
+            own.sort_by_key(|row| row.verified);
+            (credentials, Self::new(own, others, now))
+        });
+        Ok(known.collect())
+    }
+
     /// Reads the results about the location of a credential, and damage in possible copies.
     ///
     /// # Errors
@@ -147,9 +170,8 @@ impl KnownProofs {
         let others = self.of_others(id);
         let is_refuted = |damage: &HostProof| {
             let own = self.own.get(id).filter(|own| own.is_sound(self.now));
-            own.is_some_and(|own| {
-                own.verified > damage.verified && own.depth >= damage.depth.min(VerifyDepth::Full)
-            }) || others.iter().any(|later| later.refutes(damage))
+            own.is_some_and(|own| own.verified > damage.verified && own.depth >= damage.depth)
+                || others.iter().any(|later| later.refutes(damage))
         };
         others.iter().filter(|proof| !proof.sound && !is_refuted(proof)).max_by_key(|proof| proof.verified)
     }
@@ -160,17 +182,19 @@ impl KnownProofs {
             && self.of_others(id).iter().any(|proof| LastProof::from(proof).covers_content())
     }
 
+    /// Returns damage that this host found, or else that others found, with the credential of its proof.
+    pub fn damage(&self, id: &CloudSnapshotId) -> Option<(Uuid, LastProof)> {
+        let own = self.own.get(id).filter(|own| !own.sound).map(|own| (own.credential, own.into()));
+        own.or_else(|| self.damage_of_others(id).map(|found| (found.credential, found.into())))
+    }
+
     /// Returns the last proof: damage that this host found, damage that others found, or the last one that
     /// read the content.
     pub fn last(&self, id: &CloudSnapshotId) -> Option<LastProof> {
-        let own = self.own.get(id);
-        if let Some(damage) = own.filter(|own| !own.sound) {
-            return Some(damage.into());
+        if let Some((_, damage)) = self.damage(id) {
+            return Some(damage);
         }
-        if let Some(damage) = self.damage_of_others(id) {
-            return Some(damage.into());
-        }
-        let own = own.filter(|own| own.is_sound(self.now)).map(LastProof::from);
+        let own = self.own.get(id).filter(|own| own.is_sound(self.now)).map(LastProof::from);
         let others = self.of_others(id).iter().filter(|proof| proof.sound).map(LastProof::from);
         own.into_iter().chain(others).max_by_key(|last| (last.covers_content(), last.proven))
     }

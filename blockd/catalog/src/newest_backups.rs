@@ -108,12 +108,18 @@ fn newest_cached(
     volume: VolumeId,
     useless: &BTreeSet<(Uuid, CloudSnapshotId)>,
 ) -> Result<Option<Manifest>, DbError> {
+    let (first, last) = manifest_keys_of(cluster, volume);
+    newest_between(tx, credential, &first, &last, useless)
+}
+
+/// Returns bounds of the keys of the manifests of a volume.
+pub(crate) fn manifest_keys_of(cluster: Uuid, volume: VolumeId) -> (String, String) {
     let bound = |snapshot| {
         let snapshot = SnapshotId::from_u64(snapshot);
         CloudSnapshotId { cluster, volume, snapshot, incremental: false }.manifest_key()
     };
     // The keys continue with a decimal number, and those of incrementals with a suffix.
-    newest_between(tx, credential, &bound(1), &format!("{}~", bound(9)), useless)
+    (bound(1), format!("{}~", bound(9)))
 }
 
 /// Returns the newest cached manifest whose key is in a range, without useless and unreadable ones.

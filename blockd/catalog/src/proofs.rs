@@ -106,9 +106,9 @@ impl ProofRow {
     /// # Errors
     /// The database fails.
     pub fn of_location(tx: &Transaction<'_>, credential: Uuid) -> Result<Vec<Self>, DbError> {
-        let mut proofs = Self::all(tx, credential)?;
-        for alias in Aliases::all(tx)?.of(credential).iter().filter(|alias| alias.is_same_location) {
-            proofs.extend(Self::all(tx, alias.credential)?);
+        let mut proofs = Vec::new();
+        for credential in Aliases::all(tx)?.of_location(credential) {
+            proofs.extend(Self::all(tx, credential)?);
         }
         proofs.sort_by_key(|proof| proof.verified);
         Ok(proofs)
@@ -142,16 +142,15 @@ impl ProofRow {
         rows(tx, &sql, [pattern(volume)], Self::read)
     }
 
-    /// Returns this result after an earlier one; `None` if the earlier one stays. A quick verification adds
-    /// damage to the result of a read and removes none.
+    /// Returns this result after an earlier one; `None` if the earlier one stays. A verification adds to the
+    /// damage that a deeper one found and ends none of it. A quick one also leaves that the content was read.
     #[must_use]
     pub fn after(mut self, before: Option<&Self>) -> Option<Self> {
-        let Some(before) = before.filter(|before| before.depth > VerifyDepth::Quick) else {
+        let is_shallow =
+            |before: &&Self| before.depth > self.depth && (!before.sound || self.depth == VerifyDepth::Quick);
+        let Some(before) = before.filter(is_shallow) else {
             return Some(self);
         };
-        if self.depth > VerifyDepth::Quick {
-            return Some(self);
-        }
         // Where no block is named, all may be lost.
         match self.damaged.is_empty() || (!before.sound && before.damaged.is_empty()) {
             true => self.damaged = BlockSet::new(),
@@ -222,9 +221,7 @@ impl ProofRow {
     ) -> Result<(), DbError> {
         let sql = "DELETE FROM proofs WHERE cloudsnap = ?1 AND credential = ?2";
         let of_others = "DELETE FROM host_proofs WHERE cloudsnap = ?1 AND credential = ?2";
-        let aliases = Aliases::all(tx)?;
-        let same = aliases.of(credential).iter().filter(|alias| alias.is_same_location);
-        for credential in same.map(|alias| alias.credential).chain([credential]) {
+        for credential in Aliases::all(tx)?.of_location(credential) {
             tx.execute(sql, [cloudsnap.to_string(), credential.to_string()])?;
             tx.execute(of_others, [cloudsnap.to_string(), credential.to_string()])?;
         }

@@ -117,6 +117,12 @@ impl Aliases {
         self.0.get(&credential).map_or(&[], Vec::as_slice)
     }
 
+    /// Returns the credentials with the location of a credential, including that one.
+    pub fn of_location(&self, credential: Uuid) -> BTreeSet<Uuid> {
+        let same = self.of(credential).iter().filter(|alias| alias.is_same_location);
+        same.map(|alias| alias.credential).chain([credential]).collect()
+    }
+
     /// Returns all credentials of a repository, the given one first.
     pub fn credentials(&self, credential: Uuid) -> impl Iterator<Item = Uuid> {
         std::iter::once(credential).chain(self.of(credential).iter().map(|alias| alias.credential))

@@ -56,6 +56,7 @@ mod groups;
 mod health;
 mod id_prefixes;
 mod key_slots;
+mod known_damage;
 mod layers;
 mod local_snapshots;
 mod locate;

@@ -9,7 +9,7 @@ use blockd_catalog::ProofRow;
 use jiff::{SignedDuration, Timestamp};
 
 impl Host {
-    async fn verify_snapshot(&self, snap: &str, depth: VerifyDepth) -> Task {
+    pub(super) async fn verify_snapshot(&self, snap: &str, depth: VerifyDepth) -> Task {
         let cloud_snapshot_id = Some(snap.parse().unwrap());
         self.verify(&StartVerify { cloud_snapshot_id, depth, ..Default::default() }).await
     }
@@ -34,7 +34,7 @@ impl Host {
     }
 
     /// Returns the number of damaged cloud snapshots in the metrics.
-    async fn damaged(&self) -> String {
+    pub(super) async fn damaged(&self) -> String {
         let text = self.metrics_text().await;
         let name = "blockd_cloudsnaps_damaged{credential=\"nas\"} ";
         text.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned()

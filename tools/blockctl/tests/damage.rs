@@ -1,9 +1,10 @@
 //! Damaged cloud snapshots in `status`, and the ends of failed restores.
 
-use crate::support::{Fake, Reply, cloudsnap, list, ok, snap, task, volume};
+use crate::support::{Fake, Reply, list, ok, reply, snap, task, volume};
 use serde_json::{Value, json};
 
-/// Time of the damage; recent, as it is in the future.
+const STATUS: &str = "GET /v1/status";
+/// Time of the events; recent, as it is in the future.
 const FOUND: &str = "2126-01-01T12:00:00Z";
 const LATER: &str = "2126-01-01T13:00:00Z";
 
@@ -15,28 +16,10 @@ fn event(id: u64, kind: &str, snapshot: &str) -> Value {
     })
 }
 
-/// Returns an entry of a cloud snapshot of volume 59 with a proof.
-fn entry(suffix: &str, kind: &str, at: &str, sound: bool) -> Value {
-    let mut entry = cloudsnap(suffix);
-    (entry["cloudSnapshotId"], entry["volumeId"]) = (json!(snap(suffix)), json!("59"));
-    (entry["credentialName"], entry["status"]) =
-        (json!("nas"), json!(if sound { "Done" } else { "Damaged" }));
-    entry["lastProof"] =
-        json!({ "provenAt": at, "kind": kind, "sound": sound, "host": "db1", "version": "1.2.3" });
-    entry
-}
-
 /// Returns the actions of the problems of events.
-fn actions(volumes: &[Value], events: &[Value], tasks: &[Value], entries: &[Value]) -> Vec<String> {
-    let snapshots = json!({
-        "items": entries, "next": null, "damaged": [], "failedCredentials": [], "total": entries.len()
-    });
-    let replies: Vec<(&str, Reply)> = vec![
-        ("GET /v1/volumes", ok(list(json!(volumes)))),
-        ("GET /v1/events", ok(list(json!(events)))),
-        ("GET /v1/tasks", ok(list(json!(tasks)))),
-        ("GET /v1/cloudsnaps", ok(snapshots)),
-    ];
+fn actions(events: &[Value], tasks: &[Value]) -> Vec<String> {
+    let replies: Vec<(&str, Reply)> =
+        vec![("GET /v1/events", ok(list(json!(events)))), ("GET /v1/tasks", ok(list(json!(tasks))))];
     let status = Fake::with_defaults(replies).run("-j status --check").json();
     let problems = status["problems"].as_array().unwrap().iter();
     let of_events = problems.filter(|one| one["kind"] == "event");
@@ -44,46 +27,37 @@ fn actions(volumes: &[Value], events: &[Value], tasks: &[Value], entries: &[Valu
 }
 
 #[test]
-fn damage_ends_with_a_proof_that_read_the_content() {
+fn damage_in_the_status_fails_its_check_and_doctor() {
     let id = snap("59-61");
-    let events = [event(1, "damage-found", &id), event(2, "verify-done", &id)];
-    for (kind, at, sound, reported) in [
-        ("deep", FOUND, false, 1),
-        ("quick", LATER, true, 1),
-        ("full", "2126-01-01T11:00:00Z", true, 1),
-        ("full", LATER, true, 0),
-    ] {
-        let found = actions(&[volume("59", "db")], &events, &[], &[entry("59-61", kind, at, sound)]);
-        assert_eq!(found.len(), reported, "{kind} {at} {sound} {found:?}");
+    let mut status = reply(STATUS);
+    let run = |status: &Value, line: &str| {
+        let replies = [
+            ("GET /v1/volumes", list(json!([volume("59", "db")]))),
+            ("GET /v1/schedules", json!({ "items": [], "next": null, "unreadable": [] })),
+            ("GET /v1/schedule-runs", list(json!([]))),
+            ("GET /v1/tasks", list(json!([]))),
+            ("GET /v1/events", list(json!([event(1, "damage-found", &id)]))),
+            (STATUS, status.clone()),
+        ];
+        let fake = Fake::with_defaults(replies.map(|(request, body)| (request, ok(body))).into());
+        let problems = fake.run(line).json();
+        let key = if line.ends_with("doctor") { "items" } else { "problems" };
+        let problems = problems[key].as_array().unwrap().iter();
+        let of_damage =
+            |one: &&Value| one["kind"] == "damage" || one["check"] == "proof" && one["status"] == "failed";
+        let found: Vec<_> = problems.filter(of_damage).map(|one| one["action"].clone()).collect();
+        let asked = fake.seen().iter().any(|request| request.line == "GET /v1/cloudsnaps");
+        (found, asked)
+    };
+    for line in ["-j status --check", "-j doctor"] {
+        assert_eq!(run(&status, line).0, Vec::<Value>::new(), "{line}");
     }
-    assert_eq!(actions(&[], &events, &[], &[]).len(), 1, "the location cannot be listed");
-}
-
-#[test]
-fn remedy_of_damage_keeps_the_only_copy() {
-    let id = snap("59-61");
-    let damage = |id: &str| [event(1, "damage-found", id)];
-    let damaged = entry("59-61", "deep", FOUND, false);
-    let here = [volume("59", "db")];
-    let unread = entry("59-62", "quick", LATER, true);
-    let sound = entry("59-62", "full", LATER, true);
-    let delete = format!("blockctl cloudsnap delete {id}");
-    let verify = format!("blockctl cloudsnap verify {}", snap("59-62"));
-    let restore = format!("blockctl cloudsnap restore {id} --skip-damaged --volume NEW");
-    for (volumes, newer, expected) in [
-        (&here[..], None, "blockctl cloudsnap backup db --full --cred-id nas"),
-        (&here[..], Some(&unread), &verify),
-        (&here[..], Some(&sound), &delete),
-        (&[], None, &restore),
-        (&[], Some(&unread), &verify),
-        (&[], Some(&sound), &delete),
-    ] {
-        let entries: Vec<Value> = [Some(&damaged), newer].into_iter().flatten().cloned().collect();
-        assert_eq!(actions(volumes, &damage(&id), &[], &entries), [expected], "{entries:?}");
-    }
-    let foreign = "7e4d4b67-95d7-481e-aec5-14223ac55170/59-61";
-    let found = actions(&here, &damage(foreign), &[], &[]);
-    assert!(found.len() == 1 && found[0].contains("on its own host"), "{found:?}");
+    status["damagedCloudsnaps"] = json!([{
+        "cloudSnapshotId": id, "volumeName": "db", "credentialId": "00000000-0000-0000-0000-000000000002",
+        "credentialName": "nas", "foundAt": "2019-01-01T12:00:00Z", "kind": "full", "host": "db1", "action": "cure it"
+    }]);
+    assert_eq!(run(&status, "-j status --check"), (vec![json!("cure it")], false), "no store is asked");
+    assert_eq!(run(&status, "-j doctor").0, ["cure it"]);
 }
 
 #[test]
@@ -93,7 +67,7 @@ fn failed_restore_ends_with_one_of_its_cloud_snapshot() {
         let mut done = task("Restore-Done", 1);
         (done["type"], done["volumeName"]) = (json!("restore"), json!("re2"));
         (done["cloudSnapshotId"], done["completedAt"]) = (json!(snap(suffix)), json!(LATER));
-        assert_eq!(actions(&[], &failed, &[done], &[]).len(), reported, "{suffix}");
+        assert_eq!(actions(&failed, &[done]).len(), reported, "{suffix}");
     }
 }
 

@@ -37,6 +37,7 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
     });
     let (snapshots, credentials, webhooks) = rows.await?;
     let locations = engine.cloud_snapshots.location_space().await?;
+    let damaged_cloudsnaps = engine.cloud_snapshots.known_damage().await?;
     let volumes: Vec<_> = engine.registry.all().iter().map(|entry| entry.view()).collect();
     let failed = volumes.iter().filter(|view| view.failure().is_some());
     let mut nbd = vec![blockd_api::nbd_unix_uri("", &engine.host.data_dir.nbd_socket())];
@@ -64,6 +65,7 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
         reload_failure: served.reload_failure.lock().clone(),
         data_space,
         locations,
+        damaged_cloudsnaps,
         problems: engine.health.problems(),
     })
 }

@@ -1,5 +1,6 @@
 //! Cloud snapshots: listing and inspection of repositories, deletions, pins and expiry dates.
 
+pub mod damage;
 pub mod delete_requests;
 pub mod delete_task;
 pub mod retention_overrides;

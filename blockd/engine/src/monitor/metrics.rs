@@ -16,7 +16,9 @@ use blockd_api::{
     schedules::RunState,
     status::{DataSpace, WebhookStatus},
 };
-use blockd_catalog::{CredentialRow, DbError, LastProof, NewestBackup, RunRow, ScheduleRow, TaskRow};
+use blockd_catalog::{
+    CredentialRow, DbError, KnownDamage, LastProof, NewestBackup, RunRow, ScheduleRow, TaskRow,
+};
 use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::VolumeId;
 use blockd_nbd::DeviceErrorKind;
@@ -35,6 +37,7 @@ struct Rows {
     credentials: Vec<CredentialRow>,
     /// Last proofs of cloud snapshots, with their credentials.
     proofs: Vec<(Uuid, CloudSnapshotId, LastProof)>,
+    damage: Vec<KnownDamage>,
     /// Number of tasks by kind and state.
     tasks: BTreeMap<(&'static str, &'static str), u64>,
     runs: Vec<(RunState, usize)>,
@@ -56,6 +59,7 @@ impl Rows {
         let (mut next_runs, mut runs) = (Vec::new(), Vec::new());
         let (mut schedules, mut overdue) = (Vec::new(), 0);
         let proofs = LastProof::of_volume(tx, None, now)?;
+        let damage = KnownDamage::all(tx, now)?;
         for schedule in ScheduleRow::all(tx)? {
             next_runs.push((schedule.uuid, transactions::next_run(tx, &schedule, now)?));
             overdue += usize::from(transactions::overdue_since(tx, &schedule, now)?.is_some());
@@ -70,7 +74,7 @@ impl Rows {
         }
         let webhooks = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<_, _>>()?;
         let newest = NewestBackup::all(tx, cluster, volumes)?;
-        Ok(Self { newest, credentials, proofs, tasks, runs, next_runs, schedules, overdue, webhooks })
+        Ok(Self { newest, credentials, proofs, damage, tasks, runs, next_runs, schedules, overdue, webhooks })
     }
 
     fn credential(&self, uuid: Uuid) -> Option<&CredentialRow> {
@@ -216,11 +220,10 @@ impl Monitor {
         );
         text.gauge(
             "blockd_cloudsnaps_damaged",
-            "Cloud snapshots of the credential whose last verification found damage.",
+            "Cloud snapshots that are known to be damaged, as listed by `blockctl status`, by the credential of the last proof.",
             rows.credentials.iter().map(|row| {
-                let of_row = rows.proofs.iter().filter(|(credential, ..)| *credential == row.uuid);
-                let damaged = of_row.filter(|(_, _, proof)| !proof.sound).count();
-                (vec![("credential", row.name.to_string())], damaged)
+                let damaged = rows.damage.iter().filter(|damage| damage.credential == row.uuid);
+                (vec![("credential", row.name.to_string())], damaged.count())
             }),
         );
     }

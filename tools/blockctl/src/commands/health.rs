@@ -1,14 +1,12 @@
 //! Health: problems and their remedies.
 
-use super::damage::{is_sound, remedy};
 use crate::{failure::Failure, output::Context, table::counted};
 use blockd_api::{
-    ClientError, VolumeId, VolumeName,
-    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapStatus, ListCloudsnaps},
+    VolumeId, VolumeName,
     events::{Event, ListEvents, Severity},
     format_time, operations,
     schedules::{ListRuns, Run, RunState, Schedule, ScheduleList},
-    status::{LocationSpace, Problem, ReloadFailure, Status, WebhookStatus},
+    status::{KnownDamage, LocationSpace, Problem, ReloadFailure, Status, WebhookStatus},
     tasks::{ListTasks, Task, TaskKind, TaskStage},
     volumes::{ListVolumes, Volume, VolumeState},
 };
@@ -21,8 +19,10 @@ use uuid::Uuid;
 const LOOK_BACK: u32 = 1_000;
 /// Maximum age of reported events, in hours.
 const RECENT_H: i64 = 24;
-/// Kind of the events of damage.
-const DAMAGE: &str = "damage-found";
+/// Kind of the problems of damaged cloud snapshots.
+pub const DAMAGE: &str = "damage";
+/// Maximum number of reported damaged cloud snapshots.
+const MAX_DAMAGED: usize = 20;
 /// Maximum number of reported events.
 const MAX_EVENTS: usize = 5;
 
@@ -30,8 +30,8 @@ const MAX_EVENTS: usize = 5;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthProblem {
-    /// Kind: one of the daemon's, `volume`, `attachment`, `reload`, `schedule`, `run`, `task`, `webhook`,
-    /// `event` or `protection`.
+    /// Kind: one of the daemon's, `damage`, `volume`, `attachment`, `reload`, `schedule`, `run`, `task`,
+    /// `webhook`, `event` or `protection`.
     pub kind: String,
     /// Cause.
     pub cause: String,
@@ -67,11 +67,8 @@ pub struct Known {
     pub problems: Vec<Problem>,
     /// Backup locations.
     pub locations: Vec<LocationSpace>,
-    /// Cluster of this host.
-    pub cluster: Uuid,
-    /// Cloud snapshots, oldest first, if recent events tell of damage; without those of locations that cannot
-    /// be listed.
-    pub cloudsnaps: Vec<Cloudsnap>,
+    /// Cloud snapshots that are known to be damaged.
+    pub damaged: Vec<KnownDamage>,
 }
 
 impl Known {
@@ -83,21 +80,17 @@ impl Known {
         let client = &context.client;
         let runs = ListRuns { max: Some(LOOK_BACK), ..ListRuns::default() };
         let events = ListEvents { max: Some(LOOK_BACK), ..ListEvents::default() };
-        let events = client.call(operations::LIST_EVENTS, &events).await?.items;
-        let since = a_day_before(Timestamp::now());
-        let has_damage = events.iter().any(|one| one.kind == DAMAGE && one.occurred_at >= since);
         Ok(Self {
             volumes: client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items,
             schedules: client.call(operations::LIST_SCHEDULES, &()).await?,
             runs: client.call(operations::LIST_RUNS, &runs).await?.items,
             tasks: client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items,
-            events,
+            events: client.call(operations::LIST_EVENTS, &events).await?.items,
             webhooks: status.webhooks.clone(),
             reload_failure: status.reload_failure.clone(),
             problems: status.problems.clone(),
             locations: status.locations.clone(),
-            cluster: status.cluster_id,
-            cloudsnaps: if has_damage { cloudsnaps(context).await? } else { Vec::new() },
+            damaged: status.damaged_cloudsnaps.clone(),
         })
     }
 
@@ -108,23 +101,13 @@ impl Known {
     }
 }
 
-/// Lists the cloud snapshots of all locations that can be listed.
-async fn cloudsnaps(context: &Context<'_>) -> Result<Vec<Cloudsnap>, Failure> {
-    match context.client.call(operations::LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await {
-        Ok(list) => Ok(list.list.items),
-        // The only location fails.
-        Err(ClientError::Api(_)) => Ok(Vec::new()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Returns all problems, the worst first.
 pub fn problems(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
     let lines = known
         .problems
         .iter()
         .map(|problem| HealthProblem::new(&problem.kind, problem.cause.clone(), problem.action.clone()));
-    let mut found: Vec<HealthProblem> = lines.collect();
+    let mut found: Vec<HealthProblem> = lines.chain(damaged(known)).collect();
     for volume in &known.volumes {
         let name = &volume.name;
         if volume.state == VolumeState::Failed {
@@ -172,6 +155,28 @@ pub fn problems(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
     found.extend(failing_webhooks(known, now));
     found.extend(recent(known, now));
     found
+}
+
+/// Returns the damaged cloud snapshots.
+fn damaged(known: &Known) -> impl Iterator<Item = HealthProblem> {
+    let named = known.damaged.iter().take(MAX_DAMAGED).map(|one| {
+        let of = one.volume_name.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
+        let cause = format!(
+            "cloud snapshot {}{of} at {} is damaged: found by a {} verification on {} at {}",
+            one.cloud_snapshot_id,
+            one.credential_name,
+            one.kind,
+            one.host,
+            format_time(one.found_at)
+        );
+        HealthProblem::new(DAMAGE, cause, one.action.clone())
+    });
+    let more = known.damaged.len().saturating_sub(MAX_DAMAGED);
+    let more = (more > 0).then(|| {
+        let cause = format!("damaged beside these: {}", counted(more as u64, "cloud snapshot"));
+        HealthProblem::new(DAMAGE, cause, "blockctl -j status (damagedCloudsnaps)")
+    });
+    named.chain(more)
 }
 
 /// Returns the display name of a schedule.
@@ -306,14 +311,14 @@ fn is_of(event: &Event, id: Option<VolumeId>, name: Option<&VolumeName>) -> bool
     }
 }
 
-/// Returns true if a problem of the daemon, a volume or the last reload reports the state behind an event; it
-/// ends with that state.
+/// Returns true if a problem of the daemon, a damaged cloud snapshot, a volume or the last reload reports the
+/// state behind an event; it ends with that state.
 fn is_state(known: &Known, event: &Event) -> bool {
     match event.kind.as_str() {
         "volume-degraded" => known.volumes.iter().any(|volume| {
             volume.state == VolumeState::Failed && is_of(event, Some(volume.volume_id), Some(&volume.name))
         }),
-        "data-directory-full" | "key-slot-damaged" | "reload-failed" => true,
+        "damage-found" | "data-directory-full" | "key-slot-damaged" | "reload-failed" => true,
         "backing-snapshot-deleted" => known.problems.iter().any(|problem| problem.kind == "backing-snapshot"),
         _ => false,
     }
@@ -325,7 +330,6 @@ fn is_made_good(known: &Known, event: &Event) -> bool {
     let mut there = later.filter(|other| other.credential_name == event.credential_name);
     match event.kind.as_str() {
         "store-unreachable" => there.any(|other| other.kind.ends_with("-done")),
-        DAMAGE => is_damage_gone(known, event, &there.collect::<Vec<_>>()),
         "backing-snapshot-deleted" => {
             known.volumes.iter().all(|volume| event.volume_name.as_ref() != Some(&volume.name))
         }
@@ -358,41 +362,6 @@ fn is_done_later(known: &Known, event: &Event, kind: TaskKind, repeats: impl Fn(
     })
 }
 
-/// Returns true if the damage of an event is gone: each damaged cloud snapshot was deleted, or read again and
-/// found sound, as its last proof tells: a quick verification reads no content. Each verification checks the
-/// key slots. `later` are the later events of its location.
-fn is_damage_gone(known: &Known, event: &Event, later: &[&Event]) -> bool {
-    let of_kind = |kind: &'static str| later.iter().filter(move |other| other.kind == kind);
-    let is_gone = |id: &String| {
-        of_kind("delete-done").any(|other| other.cloud_snapshot_id.as_ref() == Some(id))
-            || listed(known, event).any(|one| {
-                one.cloud_snapshot_id.to_string() == *id
-                    && is_sound(one)
-                    && one.last_proof.as_ref().is_some_and(|proof| proof.proven_at > event.occurred_at)
-            })
-    };
-    let is_damaged = |one: &Cloudsnap| one.status == CloudsnapStatus::Damaged;
-    match damaged_by(known, event) {
-        // The event may name another damaged cloud snapshot than the verified ones.
-        Some([]) => {
-            let is_named =
-                |one: &Cloudsnap| Some(one.cloud_snapshot_id.to_string()) == event.cloud_snapshot_id;
-            of_kind("verify-done").next().is_some()
-                && !listed(known, event).any(|one| is_named(one) && is_damaged(one))
-        }
-        Some(damaged) => damaged.iter().all(is_gone),
-        None => {
-            of_kind("verify-done").any(|other| other.cloud_snapshot_id.is_none())
-                && !listed(known, event).any(is_damaged)
-        }
-    }
-}
-
-/// Returns the listed cloud snapshots of the location of an event.
-fn listed<'a>(known: &'a Known, event: &'a Event) -> impl Iterator<Item = &'a Cloudsnap> {
-    known.cloudsnaps.iter().filter(|one| event.credential_name.as_ref() == Some(&one.credential_name))
-}
-
 /// Returns errors of the last day without a later success.
 fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
     let since = a_day_before(now);
@@ -405,38 +374,11 @@ fn recent(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
         events.filter(|event| !is_state(known, event) && !is_made_good(known, event) && !is_of_kept(event));
     events
         .take(MAX_EVENTS)
-        .map(|event| HealthProblem::new("event", event.message.clone(), action_of(known, event)))
-        .collect()
-}
-
-/// Returns the next action of an error: damage ends with the damaged cloud snapshots.
-fn action_of(known: &Known, event: &Event) -> String {
-    let events = || format!("blockctl events --errors (event {})", event.event_id);
-    let Some([id]) = damaged_by(known, event).filter(|_| event.kind == DAMAGE) else { return events() };
-    let Ok(parsed) = id.parse::<CloudSnapshotId>() else { return events() };
-    let of_volume: Vec<&Cloudsnap> = listed(known, event)
-        .filter(|one| {
-            let other = &one.cloud_snapshot_id;
-            (other.cluster, other.volume) == (parsed.cluster, parsed.volume)
+        .map(|event| {
+            let action = format!("blockctl events --errors (event {})", event.event_id);
+            HealthProblem::new("event", event.message.clone(), action)
         })
-        .collect();
-    let position = of_volume.iter().position(|one| one.cloud_snapshot_id == parsed);
-    let newer = position.and_then(|at| of_volume.get(at + 1..)).unwrap_or_default();
-    if parsed.cluster != known.cluster {
-        return "back up its volume again on its own host, which has to verify that backup".to_owned();
-    }
-    let volume = known.volumes.iter().find(|one| one.volume_id == parsed.volume).map(|one| &one.name);
-    remedy(id, volume, event.credential_name.as_deref(), newer)
-}
-
-/// Returns the cloud snapshots that a verification found damaged, by its task or its event; without any, it
-/// found other damage.
-fn damaged_by<'a>(known: &'a Known, event: &'a Event) -> Option<&'a [String]> {
-    let task = known.tasks.iter().find(|task| event.task_id == Some(task.task_id));
-    match task.and_then(|task| task.findings.as_ref()) {
-        Some(found) => Some(&found.damaged_snapshots),
-        None => event.cloud_snapshot_id.as_ref().map(std::slice::from_ref),
-    }
+        .collect()
 }
 
 #[cfg(test)]

@@ -7,7 +7,6 @@ pub mod cloudsnap;
 pub mod completions;
 pub mod context;
 pub mod credentials;
-pub mod damage;
 pub mod doctor;
 pub mod events;
 mod files;

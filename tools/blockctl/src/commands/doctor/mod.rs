@@ -5,8 +5,7 @@ mod host;
 
 use crate::{
     commands::{
-        damage::{remedy, tells_content},
-        health::{self, HealthProblem, Known},
+        health::{self, DAMAGE, HealthProblem, Known},
         protection::{Protection, last_proof, missed},
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
@@ -18,12 +17,11 @@ use blockd_api::{
     cloudsnaps::{Cloudsnap, ListCloudsnaps},
     credentials::Credential,
     format_time, operations,
-    status::{DaemonRights, Status},
+    status::{DaemonRights, KnownDamage, Status},
     volumes::Volume,
 };
 use check::{Check, Verdict};
 use jiff::Timestamp;
-use std::collections::BTreeSet;
 use uuid::Uuid;
 
 pub const DOCTOR_HELP: &str = "\
@@ -173,7 +171,10 @@ async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>
     // The tests of the locations show theirs.
     let problems: Vec<HealthProblem> = problems.filter(|problem| problem.kind != "location").collect();
     let mut checks: Vec<Check> = schedules(&known, &problems).into_iter().collect();
-    checks.extend(problems.into_iter().map(|problem| Check::failed("health", problem.cause, problem.action)));
+    checks.extend(problems.into_iter().map(|problem| {
+        let check = if problem.kind == DAMAGE { "proof" } else { "health" };
+        Check::failed(check, problem.cause, problem.action)
+    }));
     let mut volumes: Vec<&Volume> = known.volumes.iter().collect();
     let listed = context.client.call(operations::LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await;
     let (snapshots, unlisted) = match listed {
@@ -194,7 +195,7 @@ async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>
             "see the failed location above",
         ));
     }
-    checks.extend(proofs(&volumes, status.cluster_id, &snapshots, &protections));
+    checks.extend(proofs(&known, &volumes, status.cluster_id, &snapshots, &protections));
     Ok(checks)
 }
 
@@ -229,35 +230,37 @@ fn is_of(snapshot: &Cloudsnap, cluster: Uuid, volume: &Volume) -> bool {
     snapshot.cloud_snapshot_id.cluster == cluster && snapshot.volume_id == volume.volume_id
 }
 
-/// Checks that each volume has a cloud snapshot, that none of its locations has a damaged one without a newer
-/// sound one, and that one was verified.
+/// Checks that each volume has a cloud snapshot, and that one was verified.
 fn proofs(
+    known: &Known,
     volumes: &[&Volume],
     cluster: Uuid,
     snapshots: &[Cloudsnap],
     protections: &[Protection],
 ) -> Vec<Check> {
     let check = |volume: &&Volume| {
-        let name = &volume.name;
-        let own: Vec<_> = snapshots.iter().filter(|one| is_of(one, cluster, volume)).collect();
-        let Some(last) = own.last() else {
+        let (name, proof) = (&volume.name, last_proof(volume));
+        let is_damaged = |one: &KnownDamage| {
+            (one.cloud_snapshot_id.cluster, one.cloud_snapshot_id.volume) == (cluster, volume.volume_id)
+        };
+        // The remedy of the damage leads to a proof.
+        if proof.is_none() && known.damaged.iter().any(is_damaged) {
+            return None;
+        }
+        let Some(last) = snapshots.iter().rfind(|one| is_of(one, cluster, volume)) else {
             let is_scheduled =
                 |one: &Protection| one.volume_name == name.as_str() && one.credential_id.is_some();
             let or_schedule = match protections.iter().any(is_scheduled) {
                 true => "",
                 false => ", or a schedule: blockctl cloudsnap schedules create",
             };
-            return vec![Check::warning(
+            return Some(Check::warning(
                 "proof",
                 format!("volume {name} has no cloud snapshot"),
                 format!("blockctl cloudsnap backup {name}{or_schedule}"),
-            )];
+            ));
         };
-        let damaged = damage(volume, &own);
-        if !damaged.is_empty() {
-            return damaged;
-        }
-        vec![match last_proof(volume) {
+        Some(match proof {
             Some(last) => {
                 let at = format_time(last.proven_at);
                 Check::ok("proof", format!("volume {name}: a backup was verified at {at}"))
@@ -267,30 +270,7 @@ fn proofs(
                 format!("volume {name}: no cloud snapshot was verified"),
                 format!("blockctl cloudsnap verify {}", last.cloud_snapshot_id),
             ),
-        }]
+        })
     };
-    volumes.iter().flat_map(check).collect()
-}
-
-/// Reports each location where the newest cloud snapshot of a volume whose content was read is damaged, until
-/// a newer one was read. `own` are those of the volume, oldest first.
-fn damage(volume: &Volume, own: &[&Cloudsnap]) -> Vec<Check> {
-    let locations: BTreeSet<_> = own.iter().map(|one| &one.credential_name).collect();
-    let at_location = |location: &String| {
-        let there: Vec<_> = own.iter().copied().filter(|one| one.credential_name == *location).collect();
-        let tells = |one: &&Cloudsnap| one.last_proof.as_ref().is_some_and(tells_content);
-        let last = there.iter().rposition(tells)?;
-        let (damaged, newer) = (there.get(last)?, there.get(last + 1..)?);
-        if damaged.last_proof.as_ref()?.sound {
-            return None;
-        }
-        let (name, id) = (&volume.name, damaged.cloud_snapshot_id.to_string());
-        let but = match newer.is_empty() {
-            true => String::new(),
-            false => format!(", and the content of the newer one at {location} is not verified"),
-        };
-        let detail = format!("volume {name}: cloud snapshot {id} is damaged{but}");
-        Some(Check::failed("proof", detail, remedy(&id, Some(name), Some(location), newer)))
-    };
-    locations.into_iter().filter_map(at_location).collect()
+    volumes.iter().filter_map(check).collect()
 }

@@ -20,7 +20,7 @@ fn known(parts: &Value) -> Known {
         webhooks: part(parts, "webhooks"),
         reload_failure: parts.get("reloadFailure").map(|one| serde_json::from_value(one.clone()).unwrap()),
         problems: part(parts, "problems"),
-        cloudsnaps: part(parts, "cloudsnaps"),
+        damaged: part(parts, "damaged"),
         ..Known::default()
     }
 }
@@ -103,11 +103,11 @@ fn newest_run_of_existing_schedules_counts() {
 #[test]
 fn errors_of_the_last_day_are_listed_newest_first() {
     let events = json!({ "events": [
-        event(1, "2026-11-21T11:59:00Z", "damage-found"),
+        event(1, "2026-11-21T11:59:00Z", "run-failed"),
         event(2, "2026-11-21T12:01:00Z", "store-unreachable"),
-        event(3, "2026-11-22T11:00:00Z", "damage-found"),
+        event(3, "2026-11-22T11:00:00Z", "run-failed"),
     ] });
-    assert_eq!(lines(&events), ["damage-found 3", "store-unreachable 2"]);
+    assert_eq!(lines(&events), ["run-failed 3", "store-unreachable 2"]);
 }
 
 #[test]
@@ -146,9 +146,6 @@ fn error_event_ends_with_a_later_success() {
     for (kind, later, ends) in [
         ("store-unreachable", of(2, "backup-done", Some("other"), "nas"), true),
         ("store-unreachable", of(2, "backup-done", Some("db"), "s3"), false),
-        ("damage-found", of(2, "verify-done", None, "nas"), true),
-        ("damage-found", of(2, "verify-done", None, "s3"), false),
-        ("damage-found", of(2, "backup-done", Some("db"), "nas"), false),
         ("write-key-refused", of(2, "backup-done", Some("db"), "nas"), true),
     ] {
         let events = json!({ "events": [of(1, kind, Some("db"), "nas"), later] });
@@ -165,43 +162,27 @@ fn error_event_ends_with_a_later_success() {
 }
 
 #[test]
-fn damage_ends_with_the_damaged_cloud_snapshots() {
-    let later = |kind: &str, snap: &str| {
-        let mut event = event(2, NOW, kind);
-        (event["severity"], event["cloudSnapshotId"]) = (json!("info"), json!(snap));
-        event
+fn damaged_cloud_snapshots_are_listed_up_to_a_limit() {
+    let snap = |nth: usize| format!("2e4d4b67-95d7-481e-aec5-14223ac55170/59-{}", 61 + nth);
+    let damaged = |count: usize| -> Value {
+        let one = |nth| {
+            json!({
+                "cloudSnapshotId": snap(nth), "volumeName": "db", "credentialId": "00000000-0000-0000-0000-000000000002",
+                "credentialName": "nas", "foundAt": "2026-10-01T12:00:00Z", "kind": "full", "host": "db1", "action": "delete it"
+            })
+        };
+        (0..count).map(one).collect()
     };
-    let verified = later("verify-done", "c/7-3");
-    let (one, two) = (later("delete-done", "c/7-1"), later("verify-done", "c/7-2"));
-    let three = later("delete-done", "c/7-2");
-    for (damaged, events, ends) in [
-        (vec!["c/7-1"], json!([one]), true),
-        // It may have read no content: only the last proof tells.
-        (vec!["c/7-2"], json!([two]), false),
-        // Another cloud snapshot of the volume is sound: it replaces no damaged one that is still listed.
-        (vec!["c/7-1"], json!([verified]), false),
-        (vec!["c/7-1", "c/7-2"], json!([one, verified]), false),
-        (vec!["c/7-1", "c/7-2"], json!([one, two]), false),
-        (vec!["c/7-1", "c/7-2"], json!([one, three]), true),
-        // A key slot, which each verification checks.
-        (vec![], json!([verified]), true),
-        (vec![], json!([one]), false),
-    ] {
-        let (mut found, mut verify) = (event(1, NOW, "damage-found"), task("Verify-Failed"));
-        (found["taskId"], verify["type"]) = (verify["taskId"].clone(), json!("verify"));
-        verify["findings"] = json!({
-            "snapshots": 2, "damagedSnapshots": damaged, "objects": 2, "blockBytes": 0, "comparedBytes": 0, "damage": [],
-            "damageTotal": 1
-        });
-        let events: Vec<_> = [vec![found.clone()], events.as_array().unwrap().clone()].concat();
-        let parts = json!({ "events": events, "tasks": [verify] });
-        assert_eq!(lines(&parts).is_empty(), ends, "{damaged:?} {events:?}");
-        // Without its task, the event names the cloud snapshot of the verification.
-        let [id] = damaged.as_slice() else { continue };
-        found["cloudSnapshotId"] = json!(id);
-        let events: Vec<_> = [vec![found], events[1..].to_vec()].concat();
-        assert_eq!(lines(&json!({ "events": events })).is_empty(), ends, "{events:?}");
-    }
+    // Its event adds no problem.
+    let events = json!([event(1, NOW, "damage-found")]);
+    assert!(lines(&json!({ "events": events })).is_empty());
+    let cause = format!(
+        "cloud snapshot {} of volume db at nas is damaged: found by a full verification on db1 at Thu, 01 Oct 2026 12:00:00 UTC",
+        snap(0)
+    );
+    assert_eq!(lines(&json!({ "events": events, "damaged": damaged(1) })), [cause]);
+    let all = lines(&json!({ "damaged": damaged(MAX_DAMAGED + 2) }));
+    assert_eq!((all.len(), all.last().unwrap().as_str()), (21, "damaged beside these: 2 cloud snapshots"));
 }
 
 #[test]
