@@ -1,6 +1,6 @@
 //! Copies from snapshots into directories that other users change concurrently.
 
-use crate::support::{Fake, Ran, Reply, ok, snap};
+use crate::support::{Fake, Ran, Reply, fail, ok, snap};
 use serde_json::{Value, json};
 use std::{
     ffi::OsStr,
@@ -75,4 +75,52 @@ fn copy_onto_an_existing_file_is_a_conflict_with_its_options() {
     assert_eq!(ran.status, 5, "{ran:?}");
     assert!(ran.stderr.contains("exists already") && ran.stderr.contains("--skip-existing"), "{ran:?}");
     assert_eq!(fs::read(dir.path().join("fstab")).unwrap(), b"mine");
+}
+
+/// Copies a directory of a file that can be read, and of others; returns the run and the names that it made.
+fn copy_beside_damage(options: &str, failure: Reply) -> (Ran, Vec<String>) {
+    let dir = tempfile::tempdir().unwrap();
+    let files = "GET /v1/cloudsnaps/files";
+    let ranges = "GET /v1/cloudsnaps/file/ranges";
+    // The last entry is copied first.
+    let entries = [
+        entry("/d/whole", "file"),
+        entry("/d/sub", "directory"),
+        entry("/d/torn", "file"),
+        entry("/d/link", "symlink"),
+        entry("/d/inode", "damaged"),
+    ];
+    let fake = Fake::start(vec![
+        (files, ok(list("/d", "directory", &[]))),
+        (files, ok(list("/d", "directory", &entries))),
+        (ranges, failure),
+        (files, fail(502, "cloudsnap_damaged", "read failed on /d/sub")),
+        (ranges, ok(json!({ "sizeBytes": 0, "items": [], "next": null }))),
+        (files, ok(list("/d/whole", "file", &[]))),
+    ]);
+    let ran =
+        fake.run(&format!("{options} cloudsnap cp --snap {} /d {}", snap("59-61"), dir.path().display()));
+    let names = fs::read_dir(dir.path().join("d")).unwrap();
+    (ran, names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect())
+}
+
+#[test]
+fn copy_goes_on_after_files_that_cannot_be_read() {
+    let torn = || fail(502, "cloudsnap_damaged", "read failed on /d/torn: pack 7 is damaged");
+    let (ran, names) = copy_beside_damage("", torn());
+    assert_eq!((ran.status, names), (1, vec!["whole".to_owned()]), "{ran:?}");
+    let summary = "Copied 1 file, 0 links, 1 directory (0 B); 4 not copied, as they cannot be read\n";
+    assert_eq!(ran.stdout, summary);
+    for cause in ["/d/sub", "/d/torn: pack 7 is damaged", "/d/link", "/d/inode"] {
+        assert!(ran.stderr.contains(cause), "{cause} {ran:?}");
+    }
+    let (ran, _) = copy_beside_damage("-j", torn());
+    let document = ran.json();
+    let listed = document["unreadableFiles"].as_array().unwrap();
+    assert_eq!((ran.status, &document["unreadable"], listed.len()), (1, &json!(4), 4), "{document:#}");
+
+    // A failure of the store ends the copy.
+    let (ran, names) = copy_beside_damage("", fail(502, "store_unauthorized", "the store refuses the key"));
+    assert_eq!((ran.status, names), (1, Vec::new()), "{ran:?}");
+    assert!(ran.stderr.contains("the store refuses the key"), "{ran:?}");
 }

@@ -35,7 +35,8 @@ with owners, without set-user-ID bits. Hard links stay hard links. Devices, pipe
 skipped. Existing files are never replaced unless --overwrite is given; --skip-existing continues \
 an interrupted copy, as no file gets its name before it is complete. Holes are neither fetched nor \
 written. The extended attributes user.* and access lists are copied; those that the destination \
-rejects are listed.
+rejects are listed. What cannot be read in the snapshot is listed with the cause, the rest is \
+copied, and the exit status is 1.
 
 Examples:
   blockctl cloudsnap cp db@latest /etc/fstab .

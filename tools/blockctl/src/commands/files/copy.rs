@@ -7,7 +7,7 @@
 
 use super::{
     args::CpArgs,
-    copied::{Copied, readable, set_xattrs},
+    copied::{Copied, is_of_file, readable, set_xattrs},
     dir_handle::{DirHandle, Original, Staged, raise_open_files},
     source::{FileSource, check_depth, typed_or_escaped},
     sparse_reader::{SparsePart, SparseParts},
@@ -18,7 +18,7 @@ use crate::{
     table::counted,
 };
 use blockd_api::{
-    ByteSize,
+    ByteSize, ClientError, ErrorCode,
     browse::{FileKind, FilePath, SnapshotFile},
 };
 use jiff::Timestamp;
@@ -61,7 +61,14 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
     };
     for path in &paths {
         let path = typed_or_escaped(path, args.escaped)?;
-        let file = source.list(&path, false).await?.file;
+        let file = match source.list(&path, false).await {
+            Err(Failure::Client(ClientError::Api(error))) if error.code == ErrorCode::CloudsnapDamaged => {
+                let failure = Failure::Client(error.into());
+                skip(&source, &mut copied, path, &failure);
+                continue;
+            }
+            listed => listed?.file,
+        };
         let name = match (&new_name, path.name()) {
             (Some(name), _) => Some(name.clone()),
             // The root of the snapshot is copied into the directory itself.
@@ -83,7 +90,7 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
             output.note(format!("{} skipped, as they exist already", counted(copied.skipped, "file")));
         }
         output.line(format!(
-            "Copied {}, {}, {} ({})",
+            "Copied {}, {}, {} ({}){}",
             counted(copied.files, "file"),
             counted(copied.links, "link"),
             if copied.directories == 1 {
@@ -91,10 +98,28 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
             } else {
                 format!("{} directories", copied.directories)
             },
-            ByteSize::from_bytes(copied.bytes)
+            ByteSize::from_bytes(copied.bytes),
+            match copied.unreadable {
+                0 => String::new(),
+                count => format!("; {count} not copied, as they cannot be read"),
+            }
         ))?;
     }
-    Ok(if copied.left_out.is_empty() { EXIT_DONE } else { EXIT_FAILED })
+    Ok(if copied.left_out.is_empty() && copied.unreadable == 0 { EXIT_DONE } else { EXIT_FAILED })
+}
+
+/// Returns the failure of a file whose metadata cannot be read.
+fn unreadable(file: &SnapshotFile, what: &str) -> Failure {
+    let message = format!("read failed on {} in the snapshot: its {what} cannot be read", file.path);
+    Failure::local(ErrorCode::CloudsnapDamaged.as_str(), EXIT_FAILED, message)
+}
+
+/// Counts a file that cannot be read, and prints the first ones; a document lists them instead.
+fn skip(source: &FileSource<'_>, copied: &mut Copied, path: FilePath, failure: &Failure) {
+    let output = source.context.output;
+    if copied.note_unreadable(path, failure.to_string()) && !output.is_json() {
+        output.note(format!("not copied: {failure}"));
+    }
 }
 
 /// Handling of existing files.
@@ -189,28 +214,47 @@ impl TreeCopy<'_> {
                 }
             };
             check_depth(&file.path)?;
-            let failed = |source| Failure::write(&to.path(), source);
-            match file.kind {
-                FileKind::Directory => {
-                    let (dir, is_new) = match &to.name {
-                        Some(name) => to.dir.make_dir(name).map(|(dir, is_new)| (Arc::new(dir), is_new)),
-                        None => Ok((Arc::clone(&to.dir), false)),
-                    }
-                    .map_err(failed)?;
-                    self.copied.directories += 1;
-                    let entries = self.source.list(&file.path, true).await?.list.items;
-                    if is_new {
-                        left.push(CopyStep::Finish(file, Arc::clone(&dir)));
-                    }
-                    queue_entries(&mut left, entries, &dir, &from, self.copied)?;
-                }
-                FileKind::File | FileKind::Symlink if self.is_skipped(&to)? => {
-                    self.copied.skipped += 1;
-                }
-                FileKind::Symlink => self.copy_symlink(&file, &to).map_err(failed)?,
-                FileKind::File => self.copy_file(&file, &to).await?,
-                _ => self.copied.left_out.push(file.path),
+            let path = file.path.clone();
+            match self.copy_one(&mut left, file, to, &from).await {
+                Err(failure) if is_of_file(&failure) => skip(self.source, self.copied, path, &failure),
+                done => done?,
             }
+        }
+        Ok(())
+    }
+
+    /// Copies a file or link, or creates a directory and appends its entries to the steps.
+    async fn copy_one(
+        &mut self,
+        left: &mut Vec<CopyStep>,
+        file: SnapshotFile,
+        to: Destination,
+        from: &FilePath,
+    ) -> Result<(), Failure> {
+        let failed = |source| Failure::write(&to.path(), source);
+        match file.kind {
+            FileKind::Directory => {
+                // A directory that cannot be read is not created.
+                let entries = self.source.list(&file.path, true).await?.list.items;
+                let (dir, is_new) = match &to.name {
+                    Some(name) => to.dir.make_dir(name).map(|(dir, is_new)| (Arc::new(dir), is_new)),
+                    None => Ok((Arc::clone(&to.dir), false)),
+                }
+                .map_err(failed)?;
+                self.copied.directories += 1;
+                if is_new {
+                    left.push(CopyStep::Finish(file, Arc::clone(&dir)));
+                }
+                queue_entries(left, entries, &dir, from, self.copied)?;
+            }
+            FileKind::File | FileKind::Symlink if self.is_skipped(&to)? => self.copied.skipped += 1,
+            FileKind::Symlink => {
+                let target = file.target.as_ref().ok_or_else(|| unreadable(&file, "target"))?;
+                self.copy_symlink(&file, target, &to).map_err(failed)?;
+            }
+            FileKind::File => self.copy_file(&file, &to).await?,
+            FileKind::Damaged => return Err(unreadable(&file, "inode")),
+            _ => self.copied.left_out.push(file.path),
         }
         Ok(())
     }
@@ -240,10 +284,9 @@ impl TreeCopy<'_> {
         self.existing == Existing::Replace
     }
 
-    fn copy_symlink(&mut self, file: &SnapshotFile, to: &Destination) -> io::Result<()> {
-        let target = file.target.as_ref().map(FilePath::as_bytes).unwrap_or_default();
+    fn copy_symlink(&mut self, file: &SnapshotFile, target: &FilePath, to: &Destination) -> io::Result<()> {
         let staged = Staged::new(&to.dir, to.name()?);
-        let link = staged.create_symlink(OsStr::from_bytes(target), file.uid, file.gid)?;
+        let link = staged.create_symlink(OsStr::from_bytes(target.as_bytes()), file.uid, file.gid)?;
         if let Some(modified) = file.modified_at {
             set_link_time(&link, modified)?;
         }
