@@ -7,6 +7,7 @@ use blockd_store::{
 };
 use blockd_testkit::store::{Fault, FaultStore, Has, MemoryStore, object_store_suite, store_suite};
 use bytes::Bytes;
+use futures::future::join_all;
 use parking_lot::Mutex;
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -63,67 +64,91 @@ fn limited(up: Option<u64>, down: Option<u64>) -> LimitStore {
     LimitStore::new(Arc::new(MemoryStore::default()), Arc::new(Bandwidth::new(up, down)))
 }
 
+/// Runs requests; returns the time that they took.
+async fn seconds_of(work: impl Future<Output = ()>) -> f64 {
+    let began = Instant::now();
+    work.await;
+    began.elapsed().as_secs_f64()
+}
+
+async fn put(store: &LimitStore, len_bytes: usize) {
+    store.put("a", Bytes::from(vec![1; len_bytes]), PutMode::Overwrite).await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
-async fn upload_and_download_have_separate_limits() {
+async fn limited_transfer_starts_with_cleared_bytes() {
     let store = limited(Some(1000), Some(10_000));
-    let began = Instant::now();
-    let put = |key: &'static str| store.put(key, Bytes::from(vec![1; 500]), PutMode::Overwrite);
-    // A second's worth is saved up at most; with none used, 20 puts of half a second take about nine and
-    // a half.
-    for results in [futures::join!(put("a"), put("b")), futures::join!(put("c"), put("d"))] {
-        results.0.unwrap();
-        results.1.unwrap();
+    // One small object, and the sum of parallel ones.
+    for (count, expected) in [(1, 0.5), (2, 1.0), (20, 10.0)] {
+        let took = seconds_of(async { drop(join_all((0..count).map(|_| put(&store, 500))).await) }).await;
+        assert!((expected..expected + 0.1).contains(&took), "{count} bodies took {took} s");
     }
-    for _ in 0..16 {
-        put("e").await.unwrap();
-    }
-    let took = began.elapsed().as_secs_f64();
-    assert!((8.0..10.1).contains(&took), "20 bodies of 500 bytes at 1000 bytes/s took {took} s");
-    let began = Instant::now();
-    for _ in 0..200 {
-        store.get("a", 1000).await.unwrap();
-    }
-    for _ in 0..200 {
-        store.get_range("a", 0, 500).await.unwrap();
-    }
-    let took = began.elapsed().as_secs_f64();
-    assert!((18.0..20.1).contains(&took), "400 bodies of 500 bytes at 10000 bytes/s took {took} s");
+    let took = seconds_of(async {
+        for _ in 0..10 {
+            store.get("a", 1000).await.unwrap();
+            store.get_range("a", 0, 500).await.unwrap();
+        }
+    });
+    let took = took.await;
+    assert!((0.9..1.1).contains(&took), "20 bodies of 500 bytes at 10000 bytes/s took {took} s");
+    // Unused time is not saved up.
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let took = seconds_of(put(&store, 500)).await;
+    assert!((0.4..0.6).contains(&took), "{took} s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn cancelled_transfer_delays_no_other() {
+    let store = limited(Some(1000), None);
+    let took = seconds_of(async {
+        let huge = tokio::time::timeout(Duration::from_secs(5), put(&store, 100_000_000));
+        let (cancelled, ()) = futures::join!(huge, put(&store, 1000));
+        cancelled.unwrap_err();
+    });
+    let took = took.await;
+    assert!((5.8..6.1).contains(&took), "{took} s");
 }
 
 #[tokio::test(start_paused = true)]
 async fn changed_limit_applies_to_waiting_requests() {
     let bandwidth = Arc::new(Bandwidth::new(Some(10), None));
-    let store = Arc::new(LimitStore::new(Arc::new(MemoryStore::default()), bandwidth.clone()));
-    let put = || store.put("a", Bytes::from(vec![1; 100_000]), PutMode::Overwrite);
-    put().await.unwrap();
-    let began = Instant::now();
-    // At the old rate it would go after hours.
-    let (put, ()) = futures::join!(put(), async {
-        tokio::time::sleep(Duration::from_secs(5)).await;
-        bandwidth.set(Some(10_000), None);
-    });
-    put.unwrap();
-    let took = began.elapsed().as_secs_f64();
-    assert!((14.0..15.5).contains(&took), "{took} s");
+    let store = LimitStore::new(Arc::new(MemoryStore::default()), bandwidth.clone());
+    let set_after_5_s = |bytes_per_s| {
+        let bandwidth = Arc::clone(&bandwidth);
+        async move {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            bandwidth.set(bytes_per_s, None);
+        }
+    };
+    // At the old rate they would go after hours.
+    for (rate, expected) in [(Some(10_000), 25.0), (None, 5.0)] {
+        let (took, ()) = futures::join!(
+            seconds_of(async {
+                let ((), ()) = futures::join!(put(&store, 100_000), put(&store, 100_000));
+            }),
+            set_after_5_s(rate)
+        );
+        assert!((expected - 0.2..expected + 0.1).contains(&took), "{rate:?} {took} s");
+        bandwidth.set(Some(10), None);
+    }
     bandwidth.set(None, None);
     assert!(!bandwidth.is_limited());
-    let began = Instant::now();
-    store.put("a", Bytes::from(vec![1; 100_000]), PutMode::Overwrite).await.unwrap();
-    assert_eq!(began.elapsed(), Duration::ZERO);
+    assert_eq!(seconds_of(put(&store, 100_000)).await, 0.0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn limit_of_a_limited_store_adds_to_its_limits() {
-    for (inner, outer) in [(Some(1000), None), (None, Some(1000)), (Some(1000), Some(2000))] {
+    for (inner, outer) in [(Some(1000), None), (None, Some(1000)), (Some(1000), Some(1100))] {
         let store = LimitStore::new(Arc::new(limited(None, inner)), Arc::new(Bandwidth::new(None, outer)));
-        store.put("a", Bytes::from(vec![1; 500]), PutMode::Overwrite).await.unwrap();
-        let began = Instant::now();
-        for _ in 0..10 {
-            store.get("a", 500).await.unwrap();
-            store.get_range("a", 0, 500).await.unwrap();
-        }
-        let took = began.elapsed().as_secs_f64();
-        assert!((8.0..10.1).contains(&took), "20 bodies of 500 bytes at 1000 bytes/s took {took} s");
+        put(&store, 500).await;
+        let took = seconds_of(async {
+            for _ in 0..10 {
+                store.get("a", 500).await.unwrap();
+                store.get_range("a", 0, 500).await.unwrap();
+            }
+        });
+        let took = took.await;
+        assert!((9.8..10.1).contains(&took), "20 bodies of 500 bytes at 1000 bytes/s took {took} s");
     }
 }
 

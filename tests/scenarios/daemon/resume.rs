@@ -9,9 +9,11 @@ use blockd_api::{
 use jiff::{SignedDuration, Timestamp};
 use std::os::unix::fs::PermissionsExt;
 
-/// Limits with which the first body of a task passes, and later ones wait for hours.
-pub(super) const SLOW: TaskLimits =
-    TaskLimits { limit_upload_bytes_per_second: Some(2048), limit_download_bytes_per_second: Some(2048) };
+/// Limits with which a pack or read takes one or two seconds.
+pub(super) const SLOW: TaskLimits = TaskLimits {
+    limit_upload_bytes_per_second: Some(16 << 20),
+    limit_download_bytes_per_second: Some(16 << 20),
+};
 
 const KEEP: StopTask = StopTask { discard: false };
 pub(super) const DISCARD: StopTask = StopTask { discard: true };
@@ -43,7 +45,7 @@ impl Host {
         self.until_active(task, |seen| seen.processed_bytes > 0).await;
     }
 
-    /// Starts a backup that waits after its first pack.
+    /// Starts a backup with time between its packs.
     pub(super) async fn start_slow_backup(&self, full: bool) -> Uuid {
         let options = BackupOptions { full, ..Default::default() };
         let request = StartBackup { limits: SLOW, options, ..backup_of("data") };

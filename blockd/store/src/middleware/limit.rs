@@ -2,20 +2,22 @@
 
 use super::layer::{Middleware, Operation, Request, Response, downcast};
 use crate::{BlobStore, StoreFuture};
+use futures::future::join_all;
 use parking_lot::Mutex;
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 
-/// Maximum burst, in seconds of the rate.
-const MAX_BURST_S: f64 = 1.0;
+/// Unused time that counts for later transfers, in seconds: the transfer itself takes time, too.
+const MAX_UNUSED_S: f64 = 0.1;
 /// Maximum sleep before the limit is checked again.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 
-/// Rate limiter of one direction.
+/// Rate limiter of one direction. Each transfer waits until the rate has cleared its bytes after those of all
+/// earlier ones, so that the average since the start is never above the rate, also of parallel transfers.
 #[derive(Debug)]
-struct Bucket {
+struct Direction {
     flow: Mutex<Flow>,
-    /// Notified when the rate changes.
+    /// Notified when waiting transfers have to compute their time again.
     changed: Notify,
 }
 
@@ -23,11 +25,14 @@ struct Bucket {
 struct Flow {
     /// Rate; `None` is unlimited.
     bytes_per_s: Option<u64>,
-    /// Bytes of all bodies so far.
+    /// Bytes of all transfers so far.
     booked: f64,
-    /// Bytes cleared by the rate, plus the burst.
+    /// Bytes cleared by the rate.
     cleared: f64,
     at: Instant,
+    /// Value of `cleared` at which each waiting transfer starts, in their order.
+    waiting: BTreeMap<u64, f64>,
+    next: u64,
 }
 
 impl Flow {
@@ -38,20 +43,33 @@ impl Flow {
             Some(rate) => {
                 let rate = rate as f64;
                 let more = now.duration_since(self.at).as_secs_f64() * rate;
-                self.cleared = (self.cleared + more).min(self.booked + rate * MAX_BURST_S);
+                self.cleared = (self.cleared + more).min(self.booked + rate * MAX_UNUSED_S);
             }
         }
         self.at = now;
     }
+
+    /// Removes a transfer that starts or was cancelled. The later ones do not wait for bytes that it leaves;
+    /// returns true if there are such.
+    fn leave(&mut self, number: u64, len_bytes: u64) -> bool {
+        self.advance();
+        let Some(end) = self.waiting.remove(&number) else { return false };
+        let left = (end - self.cleared).clamp(0.0, len_bytes as f64);
+        self.booked -= left;
+        self.waiting.range_mut(number..).for_each(|(_, end)| *end -= left);
+        left >= 1.0
+    }
 }
 
-impl Bucket {
+impl Direction {
     fn new(bytes_per_s: Option<u64>) -> Self {
         let flow = Flow {
             bytes_per_s: bytes_per_s.map(|rate| rate.max(1)),
             booked: 0.0,
             cleared: 0.0,
             at: Instant::now(),
+            waiting: BTreeMap::new(),
+            next: 0,
         };
         Self { flow: Mutex::new(flow), changed: Notify::new() }
     }
@@ -60,7 +78,6 @@ impl Bucket {
         let mut flow = self.flow.lock();
         flow.advance();
         flow.bytes_per_s = bytes_per_s.map(|rate| rate.max(1));
-        // Waiting requests continue at the new rate.
         flow.advance();
         drop(flow);
         self.changed.notify_waiters();
@@ -70,39 +87,58 @@ impl Bucket {
         self.flow.lock().bytes_per_s.is_some()
     }
 
-    /// Books bytes; returns the number of bytes that must be cleared before they may be sent.
-    fn book(&self, bytes: u64) -> f64 {
-        let mut flow = self.flow.lock();
-        flow.advance();
-        let before = flow.booked;
-        // These bytes are sent at line speed; later ones wait for the rate.
-        flow.booked += bytes as f64;
-        if flow.bytes_per_s.is_none() {
-            flow.cleared = flow.booked;
-        }
-        before
-    }
-
-    async fn wait(&self, bytes: u64) {
-        let before = self.book(bytes);
+    /// Waits until the rate has cleared these bytes.
+    async fn wait(&self, len_bytes: u64) {
+        let transfer = Transfer::book(self, len_bytes);
         loop {
             // Registered before the check, so that no change is missed.
             let changed = self.changed.notified();
-            let left = {
-                let mut flow = self.flow.lock();
-                flow.advance();
-                let missing = before - flow.cleared;
-                match flow.bytes_per_s {
-                    // Less than a byte is a rounding error.
-                    Some(rate) if missing >= 1.0 => missing / rate as f64,
-                    _ => return,
-                }
-            };
-            let pause = Duration::try_from_secs_f64(left).unwrap_or(MAX_SLEEP).min(MAX_SLEEP);
+            let Some(left) = transfer.left() else { return };
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = tokio::time::sleep(left) => {}
                 () = changed => {}
             }
+        }
+    }
+}
+
+/// Transfer that waits; dropped, it no longer does.
+struct Transfer<'a> {
+    direction: &'a Direction,
+    number: u64,
+    len_bytes: u64,
+}
+
+impl<'a> Transfer<'a> {
+    fn book(direction: &'a Direction, len_bytes: u64) -> Self {
+        let mut flow = direction.flow.lock();
+        flow.advance();
+        let number = flow.next;
+        flow.next += 1;
+        flow.booked += len_bytes as f64;
+        flow.advance();
+        let end = flow.booked;
+        flow.waiting.insert(number, end);
+        Self { direction, number, len_bytes }
+    }
+
+    /// Returns the time to wait, up to a maximum; `None` if the transfer can start.
+    fn left(&self) -> Option<Duration> {
+        let mut flow = self.direction.flow.lock();
+        flow.advance();
+        let missing = flow.waiting.get(&self.number)? - flow.cleared;
+        let rate = flow.bytes_per_s?;
+        // Less than a byte is a rounding error.
+        let left = (missing >= 1.0).then_some(missing / rate as f64)?;
+        Some(Duration::try_from_secs_f64(left).unwrap_or(MAX_SLEEP).min(MAX_SLEEP))
+    }
+}
+
+impl Drop for Transfer<'_> {
+    fn drop(&mut self) {
+        let has_left = self.direction.flow.lock().leave(self.number, self.len_bytes);
+        if has_left {
+            self.direction.changed.notify_waiters();
         }
     }
 }
@@ -110,8 +146,8 @@ impl Bucket {
 /// Bandwidth limits of a credential, shared by its tasks, or of one task.
 #[derive(Debug)]
 pub struct Bandwidth {
-    up: Bucket,
-    down: Bucket,
+    up: Direction,
+    down: Direction,
 }
 
 impl Default for Bandwidth {
@@ -123,7 +159,7 @@ impl Default for Bandwidth {
 impl Bandwidth {
     /// Creates limits in bytes per second; `None` is unlimited.
     pub fn new(upload_bytes_per_s: Option<u64>, download_bytes_per_s: Option<u64>) -> Self {
-        Self { up: Bucket::new(upload_bytes_per_s), down: Bucket::new(download_bytes_per_s) }
+        Self { up: Direction::new(upload_bytes_per_s), down: Direction::new(download_bytes_per_s) }
     }
 
     /// Changes both limits, also for waiting requests.
@@ -140,12 +176,12 @@ impl Bandwidth {
 
 /// Store middleware with bandwidth limits, such as those of a task, the host and a credential.
 ///
-/// Each body is booked as a whole and sent at line speed; the next one waits until the average is within all
-/// limits. Must be in front of the retrying store, whose timeouts would include the wait; so repeated bodies
-/// are not counted.
+/// A request with a body of known length waits before it is sent, until all limits have cleared the body. The
+/// reply to a read of a whole object waits before it is returned, as its length is not known before. A
+/// dropped request stops waiting. Must be in front of the retrying store, whose timeouts would include the
+/// wait; so repeated bodies are not counted.
 pub struct LimitStore {
     inner: Arc<dyn BlobStore>,
-    /// Outermost limit last; waits start with it.
     limits: Vec<Arc<Bandwidth>>,
 }
 
@@ -173,21 +209,22 @@ impl Middleware for LimitStore {
         request: Request<'a>,
         ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
+        let wait = |direction: fn(&Bandwidth) -> &Direction, len_bytes| {
+            join_all(self.limits.iter().map(move |limit| direction(limit).wait(len_bytes)))
+        };
         Box::pin(async move {
-            for Bandwidth { up, down } in self.limits.iter().rev().map(|limit| &**limit) {
-                match request.operation {
-                    Operation::Put | Operation::MultipartPut => up.wait(request.sent_bytes).await,
-                    Operation::Get => down.wait(0).await,
-                    Operation::GetRange => down.wait(request.wanted_bytes).await,
-                    _ => {}
+            match request.operation {
+                Operation::Put | Operation::MultipartPut => {
+                    wait(|limit| &limit.up, request.sent_bytes).await;
                 }
+                Operation::GetRange => {
+                    wait(|limit| &limit.down, request.wanted_bytes).await;
+                }
+                _ => {}
             }
             let answer = ask(self.inner.clone()).await?;
             if request.operation == Operation::Get {
-                // The length is known only now; later requests wait for it.
-                for limit in &self.limits {
-                    limit.down.book(answer.received_bytes());
-                }
+                wait(|limit| &limit.down, answer.received_bytes()).await;
             }
             Ok(answer)
         })
