@@ -22,6 +22,10 @@ fn clusters_are_selected_by_the_digits_of_lists() {
         let seen = fake.seen().into_iter().any(|seen| seen.line.contains(&format!("clusterId={cluster}")));
         assert!(ran.status == 0 && seen, "{given}: {sent} {ran:?}");
     }
+    // A new host has no cloud snapshots.
+    let none = json!({ "items": [], "next": null, "damaged": [], "failedCredentials": [], "total": 0 });
+    let ran = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(none))]).run("cs list --cluster 2e4d4b67");
+    assert!(ran.status == 0 && (ran.stdout.clone() + &ran.stderr).contains("no cloud snapshots"), "{ran:?}");
     for (given, status, words) in [
         ("2e4d", 2, "give a longer prefix"),
         ("abcd", 4, "no cluster with cloud snapshots"),

@@ -147,7 +147,7 @@ fn parse_cluster(text: &str) -> Result<String, String> {
     }
 }
 
-/// Resolves the cluster of the filter: only cloud snapshots tell which there are.
+/// Resolves the cluster of the filter: that of this host, or one of the cloud snapshots.
 async fn cluster(context: &Context<'_>, args: &ListArgs) -> Result<Option<Uuid>, Failure> {
     let Some(prefix) = &args.cluster else { return Ok(None) };
     if let Ok(whole) = prefix.parse() {
@@ -155,8 +155,9 @@ async fn cluster(context: &Context<'_>, args: &ListArgs) -> Result<Option<Uuid>,
     }
     let query = ListCloudsnaps { credential: args.credential.cred_id.clone(), ..ListCloudsnaps::default() };
     let list = context.client.call(operations::LIST_CLOUDSNAPS, &query).await?;
-    let clusters: BTreeSet<Uuid> =
-        list.list.items.iter().map(|entry| entry.cloud_snapshot_id.cluster).collect();
+    let here = context.client.call(operations::GET_STATUS, &()).await?.cluster_id;
+    let others = list.list.items.iter().map(|entry| entry.cloud_snapshot_id.cluster);
+    let clusters: BTreeSet<Uuid> = others.chain([here]).collect();
     let mut found = clusters.iter().filter(|cluster| cluster.to_string().starts_with(prefix));
     match (found.next(), found.next()) {
         (Some(cluster), None) => Ok(Some(*cluster)),
