@@ -16,6 +16,8 @@ const GAP: usize = 2;
 const INDENT: &str = "  ";
 /// Least width of a cut cell.
 const MIN_CUT: usize = 6;
+/// Least width of a cut cell in a table that would be too wide otherwise.
+const MIN_CUT_OF_WIDE: usize = 4;
 /// Greatest width of a complete cell that other cells make room for: a cause of a failure can be long.
 const MAX_ROOM: usize = 24;
 
@@ -136,8 +138,9 @@ impl Table {
     pub fn fit_but(self, titles: &str, last: &str) -> Self {
         let mut table = self.fit(titles);
         let is_long = |column: &usize| table.rows.iter().any(|row| row[*column].chars().count() > MAX_ROOM);
-        let last =
-            table.column(last).filter(|last| is_long(last) || table.cut_width_beside(0, COLUMNS).is_none());
+        let last = table
+            .column(last)
+            .filter(|last| is_long(last) || table.cut_width_beside(0, COLUMNS, MIN_CUT).is_none());
         table.cut.extend(last);
         table
     }
@@ -159,11 +162,13 @@ impl Table {
         let texts = self.text.iter().flat_map(|text| self.rows.iter().map(|row| row[*text].chars().count()));
         // Longer ones are below their rows; without room for one beside cut cells, all are.
         let room = texts.filter(|width| *width <= MAX_ROOM).max().unwrap_or(0);
-        [room, 0].into_iter().find_map(|room| self.cut_width_beside(room, columns)).unwrap_or(MIN_CUT)
+        let ways = [(room, MIN_CUT), (0, MIN_CUT), (0, MIN_CUT_OF_WIDE)];
+        let mut widths = ways.into_iter().map(|(room, least)| self.cut_width_beside(room, columns, least));
+        widths.find_map(|width| width).unwrap_or(MIN_CUT_OF_WIDE)
     }
 
     /// Returns the greatest width of a cell that is cut beside a text; `None` if no width leaves that room.
-    fn cut_width_beside(&self, room: usize, columns: usize) -> Option<usize> {
+    fn cut_width_beside(&self, room: usize, columns: usize, least: usize) -> Option<usize> {
         let widths: Vec<usize> = (0..self.header.len())
             .map(|column| {
                 let cells = self.rows.iter().map(|row| row[column].chars().count());
@@ -184,7 +189,7 @@ impl Table {
             gaps + widths.iter().enumerate().map(of).sum::<usize>()
         };
         let widest = widths.iter().max().copied().unwrap_or(0);
-        (MIN_CUT..=widest).rev().find(|width| total(*width) <= columns)
+        (least..=widest).rev().find(|width| total(*width) <= columns)
     }
 
     /// Cuts cells, and takes the texts that exceed the remaining width out of their rows.

@@ -308,10 +308,7 @@ fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp)
         .wide("EXPIRES", |entry| or_dash(entry.expires_at.map(format_time)))
         .narrow_if(!is_all_done, "STATUS", |entry| entry.status)
         .narrow_if(has_names, "NAME", |entry| or_dash(own_name(entry)));
-    let mut table = match has_names {
-        true => columns.fit_with_text("VOLUME|LOCATION"),
-        false => columns.fit("VOLUME|LOCATION"),
-    };
+    let mut table = columns.fit("VOLUME|LOCATION|NAME");
     for one in &list.damaged {
         table.partial_row(&[
             ("ID", id_of(one).map_or_else(|| one.cloud_snapshot_id.clone(), |id| short.of(&id))),
