@@ -98,7 +98,7 @@ fn log_names_the_schedule_of_a_task() {
 }
 
 #[test]
-fn argument_names_a_volume_or_else_a_group() {
+fn argument_names_a_volume_or_a_group() {
     let member = |id: &str, name: &str, group: Value| {
         let mut volume = volume(id, name);
         volume["group"] = group;
@@ -115,6 +115,11 @@ fn argument_names_a_volume_or_else_a_group() {
     };
     assert_eq!(selected("db"), json!({ "volume": "db" }));
     assert_eq!(selected("pg"), json!({ "group": "pg" }));
-    assert_eq!(selected("shop"), json!({ "volume": "shop" }));
+    for line in ["cs sched create shop --daily 21:00", "rule assign pg shop"] {
+        let ran = fake.run(line);
+        let words = "shop is the name of a volume and of a group\nhint: --volume shop names the volume, --group shop the group";
+        assert!(ran.status == 2 && ran.stderr.contains(words), "{line} {ran:?}");
+    }
+    assert_eq!(selected("--volume shop"), json!({ "volume": "shop" }));
     assert_eq!(selected("--group shop"), json!({ "group": "shop" }));
 }

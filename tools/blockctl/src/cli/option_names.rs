@@ -201,7 +201,7 @@ mod tests {
             ("snapshot create-group -v a -v b", "snapshot create-group a,b"),
             ("cs backup-group -g shop", "cs backup-group shop"),
             ("cs expire db@latest --at 2027-01-31", "cs expire db@latest 2027-01-31"),
-            ("cs sched create -v db --daily 21:00", "cs sched create db --daily 21:00"),
+            ("cs sched create --target db --daily 21:00", "cs sched create db --daily 21:00"),
             ("cs backup -fv db", "cs backup db -f"),
             ("cs restore -s db --latest", "cs restore db --latest"),
             ("cs resume --name 3f4f", "cs resume 3f4f"),

@@ -70,21 +70,24 @@ impl VolumeFilter {
     }
 }
 
-/// Tells the group of an argument from a volume: a volume of this name takes precedence.
+/// Tells whether an argument names a volume or a group.
 ///
 /// # Errors
-/// The call fails.
+/// It names both, or the call fails.
 pub async fn volume_or_group(
     context: &Context<'_>,
-    volume: Option<VolumeRef>,
-    group: Option<GroupName>,
+    target: VolumeRef,
 ) -> Result<(Option<VolumeRef>, Option<GroupName>), Failure> {
-    let Some(VolumeRef::Name(name)) = &volume else { return Ok((volume, group)) };
+    let VolumeRef::Name(name) = &target else { return Ok((Some(target), None)) };
     let volumes = context.client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items;
     let is_group = |one: &&Volume| one.group.as_ref().is_some_and(|group| group.as_str() == name.as_str());
     match volumes.iter().find(is_group) {
-        Some(member) if volumes.iter().all(|one| one.name != *name) => Ok((None, member.group.clone())),
-        _ => Ok((volume, group)),
+        Some(_) if volumes.iter().any(|one| one.name == *name) => {
+            Err(Failure::usage(format!("{name} is the name of a volume and of a group"))
+                .with_hint(format!("--volume {name} names the volume, --group {name} the group")))
+        }
+        Some(member) => Ok((None, member.group.clone())),
+        None => Ok((Some(target), None)),
     }
 }
 

@@ -229,7 +229,7 @@ pub struct TargetArgs {
 impl TargetArgs {
     async fn resolve(self, context: &Context<'_>) -> Result<(RuleName, RuleTarget), Failure> {
         let (volume, group) = match self.target {
-            Some(target) => volume_or_group(context, Some(target), None).await?,
+            Some(target) => volume_or_group(context, target).await?,
             None => (self.volume, self.group),
         };
         Ok((self.name.name, RuleTarget { volume, group }))

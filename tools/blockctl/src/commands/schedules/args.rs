@@ -141,8 +141,11 @@ pub enum PolicyCommand {
 /// `schedules create`
 #[derive(Debug, Args)]
 pub struct CreateArgs {
-    /// Name or id of a volume, or the name of a group, as --group
-    #[arg(value_name = "VOLUME|GROUP", required_unless_present_any = ["group", "label", "all"], conflicts_with_all = ["group", "label", "all"])]
+    /// Name or id of a volume, or the name of a group
+    #[arg(value_name = "VOLUME|GROUP", required_unless_present_any = ["volume", "group", "label", "all"], conflicts_with_all = ["volume", "group", "label", "all"])]
+    pub target: Option<VolumeRef>,
+    /// Name or id of a volume
+    #[arg(short, long, value_name = "VOLUME", conflicts_with_all = ["group", "label", "all"])]
     pub volume: Option<VolumeRef>,
     /// Unique name of the schedule
     #[arg(short, long, value_name = "NAME")]

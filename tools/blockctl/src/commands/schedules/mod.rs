@@ -76,7 +76,10 @@ async fn create(context: &Context<'_>, args: CreateArgs) -> Exit {
             "--max, --keep-… and --full are about backups, and without --cred-id there are local snapshots only: name a location",
         ));
     }
-    let (volume, group) = volume_or_group(context, args.volume, args.group).await?;
+    let (volume, group) = match args.target {
+        Some(target) => volume_or_group(context, target).await?,
+        None => (args.volume, args.group),
+    };
     let request = CreateSchedule {
         name: args.name.clone(),
         selector: Selector { volume, group, label: args.label, all: args.all },
