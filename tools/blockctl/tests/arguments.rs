@@ -90,6 +90,16 @@ fn group_of_stopped_backups_is_resumed() {
 }
 
 #[test]
+fn resume_of_a_running_group_is_a_conflict() {
+    let mut running = task("Backup-Active", 1);
+    running["groupId"] = json!("0f0e8b1a-0000-4000-8000-000000000001");
+    let fake = Fake::with_defaults(vec![("GET /v1/tasks", ok(list(json!([running]))))]);
+    let ran = fake.run("cs resume 0f0e8b1a");
+    assert!(ran.status == 5 && ran.stderr.contains("no backup of the group can be resumed"), "{ran:?}");
+    assert_eq!(fake.changes(), [""; 0]);
+}
+
+#[test]
 fn log_names_the_schedule_of_a_task() {
     let mut scheduled = task("Backup-Done", 1);
     scheduled["owner"] = json!({ "kind": "schedule", "scheduleId": "078557a3-26c7-49b1-9822-34e6f816c2d1" });

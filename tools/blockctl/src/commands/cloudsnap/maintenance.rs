@@ -15,7 +15,7 @@ use crate::{
     wait::{report_group_start, report_start},
 };
 use blockd_api::{
-    ByteSize, ClientError, CredentialRef, List,
+    ApiError, ByteSize, ClientError, CredentialRef, ErrorCode, List,
     cloudsnaps::{CloudSnapshotId, CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
     operations,
     tasks::{StopTask, Task, TaskStage},
@@ -244,7 +244,12 @@ pub(super) async fn resume(context: &Context<'_>, args: ResumeArgs) -> Exit {
         [task] if !is_group => {
             report_start(context, task.task_id, task, &line(task), args.wait.report()).await
         }
-        [] => Err(Failure::usage("no backup of the group can be resumed")),
+        // As the daemon refuses a single task.
+        [] => {
+            let message = "no backup of the group can be resumed: each one runs, or has ended for good";
+            let hint = "`blockctl cloudsnap status -o wide` shows them by GROUP";
+            Err(ApiError::new(ErrorCode::TaskEnded, message).with_hint(hint).into())
+        }
         all => {
             let (ids, lines) = (all.iter().map(|task| task.task_id).collect(), all.iter().map(line));
             let lines: Vec<String> = lines.collect();
