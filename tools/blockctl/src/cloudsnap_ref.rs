@@ -173,6 +173,14 @@ impl SnapRef {
         self.preferred_copy(context, cred_id, Owner::Present).await
     }
 
+    /// Resolves as [`Self::resolve`], to all copies of the point in time.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub async fn resolve_copies(&self, context: &Context<'_>) -> Result<Vec<CloudSnapshotId>, Failure> {
+        Ok(self.copies(context, None, Owner::Any).await?.0)
+    }
+
     async fn preferred_copy(
         &self,
         context: &Context<'_>,

@@ -1,6 +1,6 @@
 //! Objects that commands find by a name or a prefix of an id.
 
-use crate::support::{CLUSTER, Fake, TASK, cloudsnap, defaults, list, ok, task, volume};
+use crate::support::{CLUSTER, Fake, TASK, cloudsnap, defaults, list, ok, snap, task, volume};
 use serde_json::{Value, json};
 
 const OTHER_TASK: &str = "7f4f0a67-e12a-4d35-81ad-985657757352";
@@ -70,7 +70,10 @@ fn tasks_are_named_by_their_volume() {
     let ran = fake.run("logs shop");
     assert!(ran.status == 0 && ran.stdout.contains("started"), "{ran:?}");
     let ran = fake.run("cs stop nosuch");
-    assert!(ran.status == 4 && ran.stderr.contains("is of a backup or volume of this name"), "{ran:?}");
+    assert!(
+        ran.status == 4 && ran.stderr.contains("is of a backup, cloud snapshot or volume of this name"),
+        "{ran:?}"
+    );
 }
 
 #[test]
@@ -97,6 +100,57 @@ fn resume_of_a_running_group_is_a_conflict() {
     let ran = fake.run("cs resume 0f0e8b1a");
     assert!(ran.status == 5 && ran.stderr.contains("no backup of the group can be resumed"), "{ran:?}");
     assert_eq!(fake.changes(), [""; 0]);
+}
+
+/// Only the cloud snapshot has the name, and its task is older than another one.
+#[test]
+fn cloud_snapshots_name_their_tasks() {
+    let [mut own, mut other] = [task("Backup-Done", 1), task("Backup-Done", 1)];
+    other["taskId"] = json!(OTHER_TASK);
+    for (task, id) in [(&mut own, snap("59-6111111111-incr")), (&mut other, snap("59-6222222222"))] {
+        (task["cloudSnapshotId"], task["volumeName"], task["name"]) = (json!(id), json!("shop"), Value::Null);
+    }
+    let mut entries = [cloudsnap("59-6111111111-incr"), cloudsnap("60-6333333333")];
+    (entries[0]["name"], entries[0]["volumeName"]) = (json!("before-upgrade"), json!("db"));
+    (entries[1]["name"], entries[1]["volumeName"]) = (json!("far"), json!("db"));
+    entries[1]["createdAt"] = json!("2019-01-15T00:00:00Z");
+    let listed = json!({
+        "items": entries, "next": null, "damaged": [], "failedCredentials": [], "total": 2,
+    });
+    let fake = || {
+        let tasks = list(json!([other, own]));
+        let route = "GET /v1/tasks";
+        // The daemon knows ids alone.
+        Fake::with_defaults(vec![
+            (route, ok(list(json!([])))),
+            (route, ok(tasks)),
+            ("GET /v1/cloudsnaps", ok(listed.clone())),
+        ])
+    };
+    let no_prefix = |tasks: Value| {
+        Fake::with_defaults(vec![("GET /v1/tasks", ok(tasks)), ("GET /v1/cloudsnaps", ok(listed.clone()))])
+    };
+    let tasks = list(json!([other, own]));
+    for name in ["before-upgrade", "db@latest", "db@2019-01-17", &snap("59-6111111111")] {
+        let shown = no_prefix(tasks.clone()).run(&format!("-j cs status {name}")).json();
+        let found: Vec<_> = shown["items"].as_array().unwrap().iter().map(|one| &one["taskId"]).collect();
+        assert_eq!(found, [TASK], "{name}");
+        let log = no_prefix(tasks.clone()).run(&format!("-j logs {name}")).json();
+        assert_eq!(log["task"]["taskId"], TASK, "{name}");
+    }
+    let shown = fake().run("-j cs status 61111111").json();
+    assert_eq!(shown["items"][0]["taskId"], TASK, "{shown}");
+    let far = no_prefix(tasks).run("logs far");
+    assert!(far.status == 4 && far.stderr.contains("no task of cloud snapshot"), "{far:?}");
+    assert!(far.stderr.contains("`blockctl cloudsnap inspect far`"), "{far:?}");
+}
+
+#[test]
+fn log_of_an_id_prefix_asks_for_it_once() {
+    let fake = Fake::with_defaults(vec![("GET /v1/tasks", ok(list(json!([task("Backup-Done", 1)]))))]);
+    assert_eq!(fake.run(&format!("logs {TASK}")).status, 0);
+    let asked = fake.seen().into_iter().filter(|seen| seen.line.starts_with("GET /v1/tasks?"));
+    assert_eq!(asked.count(), 1);
 }
 
 #[test]

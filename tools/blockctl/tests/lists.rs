@@ -435,7 +435,10 @@ fn tasks_are_found_by_the_name_of_their_backup() {
         }
     }
     let ran = Fake::with_defaults(vec![("GET /v1/tasks", ok(list(json!(tasks))))]).run("cs status nosuch");
-    assert!(ran.status == 4 && ran.stderr.contains("is of a backup or volume of this name"), "{ran:?}");
+    assert!(
+        ran.status == 4 && ran.stderr.contains("of a backup, cloud snapshot or volume of this name"),
+        "{ran:?}"
+    );
 }
 
 #[test]

@@ -66,7 +66,7 @@ impl WaitArg {
 /// Task argument.
 #[derive(Debug, Args)]
 pub struct TaskArg {
-    /// Task, by an id prefix, or by the name of its backup or volume
+    /// Task, by an id prefix, the name of its backup or volume, or its cloud snapshot, such as VOLUME@latest
     #[arg(value_parser = parse_task_or_name)]
     pub task: String,
 }
@@ -76,10 +76,10 @@ pub fn parse_task(text: &str) -> Result<String, String> {
     parse_prefix(text, "expected the id of a task, or a prefix of one, as `cloudsnap status` shows it")
 }
 
-/// Parses the UUID of a task, or a prefix of it, or the name of a backup or volume.
+/// Parses the UUID of a task, or a prefix of it, the name of a backup or volume, or a cloud snapshot.
 fn parse_task_or_name(text: &str) -> Result<String, String> {
-    match text.parse::<ObjectName>() {
-        Ok(name) => Ok(name.to_string()),
+    match text.parse::<SnapRef>() {
+        Ok(_) => Ok(text.to_owned()),
         Err(_) => parse_task(text),
     }
 }

@@ -1,5 +1,6 @@
 //! `blockctl cloudsnap status`
 
+use super::task_ref::of_cloudsnap;
 use crate::{
     commands::{
         arguments::{WaitArg, WideArg, parse_task},
@@ -16,7 +17,7 @@ use crate::{
     wait::{Away, follow_to_end, noun, reason},
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, LabelSelector, List, VolumeId, VolumeRef,
+    ByteSize, LabelSelector, List, VolumeId, VolumeRef,
     cloudsnaps::CloudSnapshotId,
     format_duration, format_time, operations,
     tasks::{ListTasks, Task, TaskStage},
@@ -64,7 +65,8 @@ Examples:
 /// `cloudsnap status`
 #[derive(Debug, Args)]
 pub struct StatusArgs {
-    /// Only this task, by an id prefix, or tasks of a backup or volume of this name; * matches any characters
+    /// Only this task, by an id prefix, or tasks of a backup or volume of this name, where * matches any
+    /// characters, or of a cloud snapshot, such as VOLUME@latest
     #[arg(value_name = "TASK", conflicts_with = "name")]
     task: Option<NamePattern>,
     /// Filters and order.
@@ -176,15 +178,12 @@ async fn tasks(context: &Context<'_>, args: &StatusArgs) -> Result<Vec<Task>, Fa
     };
     // The daemon finds tasks by their id alone.
     if tasks.is_empty() {
-        tasks = context.client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items;
-        tasks.retain(|task| args.name().is_none_or(|name| task.is_named(name)));
-    }
-    if let (Some(name), true) = (args.name(), tasks.is_empty()) {
-        let message =
-            format!("no task has an id that begins with {name}, or is of a backup or volume of this name");
-        let error = ApiError::new(ErrorCode::TaskNotFound, message)
-            .with_hint("`blockctl cloudsnap status` shows the tasks");
-        return Err(error.into());
+        let all = context.client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items;
+        tasks =
+            all.iter().filter(|task| args.name().is_none_or(|name| task.is_named(name))).cloned().collect();
+        if let (Some(name), true) = (args.name(), tasks.is_empty()) {
+            tasks = of_cloudsnap(context, name.as_str(), all).await?;
+        }
     }
     let volume = VolumeFilter::load(context, args.volume.as_ref()).await?;
     tasks.retain(|task| {
