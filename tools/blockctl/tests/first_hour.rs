@@ -353,6 +353,28 @@ fn doctor_and_status_show_the_same_proof() {
 }
 
 #[test]
+#[test]
+fn doctor_advises_nothing_for_excluded_volumes() {
+    let none = json!({ "items": [], "next": null, "failedCredentials": [], "damaged": [], "total": 0 });
+    let checks = |labels: Value| {
+        let mut excluded = volume("59", "scratch");
+        (excluded["labels"], excluded["lastBackups"]) = (labels, json!([]));
+        let mut replies = vec![
+            ("GET /v1/volumes", ok(list(json!([excluded])))),
+            (SCHEDULES, ok(json!({ "items": [], "next": null, "unreadable": [] }))),
+            ("GET /v1/cloudsnaps", ok(none.clone())),
+        ];
+        for empty in ["GET /v1/schedule-runs", "GET /v1/tasks", "GET /v1/events"] {
+            replies.push((empty, ok(list(json!([])))));
+        }
+        Fake::with_defaults(replies).run("doctor -j").stdout
+    };
+    let advice = "blockctl cloudsnap schedules create";
+    assert!(checks(json!({})).contains(advice));
+    let shown = checks(json!({ "backup": "none" }));
+    assert!(!shown.contains(advice) && !shown.contains("scratch"), "{shown}");
+}
+
 fn doctor_without_daemon_names_the_next_action() {
     let ran = crate::support::Ran::of(crate::support::blockctl("doctor").output().unwrap());
     assert!(ran.status == 1 && ran.stdout.contains("-> start it with `blockd --data-dir DIR`"), "{ran:?}");

@@ -6,7 +6,7 @@ mod host;
 use crate::{
     commands::{
         health::{self, DAMAGE, HealthProblem, Known},
-        protection::{Protection, last_proof, missed},
+        protection::{Objective, Protection, last_proof, missed},
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
@@ -170,7 +170,7 @@ async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>
     let problems = health::problems(&known, now).into_iter().chain(missed(&protections));
     // The tests of the locations show theirs.
     let problems: Vec<HealthProblem> = problems.filter(|problem| problem.kind != "location").collect();
-    let mut checks: Vec<Check> = schedules(&known, &problems).into_iter().collect();
+    let mut checks: Vec<Check> = schedules(&known, &protections, &problems).into_iter().collect();
     checks.extend(problems.into_iter().map(|problem| {
         let check = if problem.kind == DAMAGE { "proof" } else { "health" };
         Check::failed(check, problem.cause, problem.action)
@@ -199,14 +199,17 @@ async fn protection(context: &Context<'_>, status: &Status) -> Result<Vec<Check>
     Ok(checks)
 }
 
-/// Checks that there are schedules; `None` if problems of them are shown.
-fn schedules(known: &Known, problems: &[HealthProblem]) -> Option<Check> {
+/// Checks that there are schedules; `None` if problems of them are shown, or the volumes need none.
+fn schedules(known: &Known, protections: &[Protection], problems: &[HealthProblem]) -> Option<Check> {
     let list = &known.schedules.list.items;
     if problems.iter().any(|one| ["schedule", "schedules", "run", "protection"].contains(&one.kind.as_str()))
     {
         return None;
     }
     if list.is_empty() {
+        if !protections.is_empty() && protections.iter().all(|one| one.objective == Objective::Excluded) {
+            return None;
+        }
         let action = "blockctl cloudsnap schedules create";
         return Some(Check::warning("schedules", "there is no schedule", action));
     }
@@ -230,7 +233,7 @@ fn is_of(snapshot: &Cloudsnap, cluster: Uuid, volume: &Volume) -> bool {
     snapshot.cloud_snapshot_id.cluster == cluster && snapshot.volume_id == volume.volume_id
 }
 
-/// Checks that each volume has a cloud snapshot, and that one was verified.
+/// Checks that each volume that is not excluded has a cloud snapshot, and that one was verified.
 fn proofs(
     known: &Known,
     volumes: &[&Volume],
@@ -248,9 +251,11 @@ fn proofs(
             return None;
         }
         let Some(last) = snapshots.iter().rfind(|one| is_of(one, cluster, volume)) else {
-            let is_scheduled =
-                |one: &Protection| one.volume_name == name.as_str() && one.credential_id.is_some();
-            let or_schedule = match protections.iter().any(is_scheduled) {
+            let mut own = protections.iter().filter(|one| one.volume_name == name.as_str());
+            if own.clone().any(|one| one.objective == Objective::Excluded) {
+                return None;
+            }
+            let or_schedule = match own.any(|one| one.credential_id.is_some()) {
                 true => "",
                 false => ", or a schedule: blockctl cloudsnap schedules create",
             };
