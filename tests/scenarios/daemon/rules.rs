@@ -144,7 +144,16 @@ async fn rules_survive_a_restart_and_are_not_deleted_in_use() {
     // Volumes, groups and schedules prevent the deletion.
     let volume = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
     let group = RuleTarget { volume: None, group: Some("shop".parse().unwrap()) };
-    host.refused_at(ErrorCode::RuleInUse, DELETE_RULE, &name, &()).await;
+    let used = api_error(host.client.call_at(DELETE_RULE, &name, &()).await);
+    let id = schedule.schedule_id;
+    let users = format!("rule pg is assigned to volume v, group shop, schedule {}", id);
+    assert_eq!((used.code, used.message), (ErrorCode::RuleInUse, users));
+    assert_eq!(
+        used.hint.unwrap(),
+        format!(
+            "`blockctl rule unassign pg --volume v`, `blockctl rule unassign pg --group shop`, `blockctl cloudsnap schedules update {id} --no-rule`"
+        )
+    );
     host.call_at(UNASSIGN_RULE, &name, &group).await;
     host.refused_at(ErrorCode::InvalidRequest, UNASSIGN_RULE, &name, &group).await;
     host.refused_at(ErrorCode::RuleInUse, DELETE_RULE, &name, &()).await;

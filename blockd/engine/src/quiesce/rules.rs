@@ -6,8 +6,9 @@ use crate::{
     volumes::registry::VolumeEntry,
 };
 use blockd_api::{
-    Deleted, ErrorCode, List, RuleName,
+    ApiError, Deleted, ErrorCode, List, RuleName,
     events::{EventKind, Severity},
+    first_names,
     quiesce::{HookOptions, Quiesce},
     rules::{CreateRule, HookRule, RuleTarget, UpdateRule},
 };
@@ -270,25 +271,20 @@ impl Quiescer {
     /// # Errors
     /// There is no such rule, or it is assigned.
     pub async fn delete_rule(&self, name: RuleName) -> Result<Deleted, ServiceError> {
-        let in_use = |by: String| {
-            let message = format!("rule {name} is assigned to {by}: unassign it there first");
-            ServiceError::refused(ErrorCode::RuleInUse, message)
+        let in_use = |by: &str, hint: String| {
+            let message = format!("rule {name} is assigned to {by}");
+            ServiceError::Refused(ApiError::new(ErrorCode::RuleInUse, message).with_hint(hint))
         };
         let wanted = name.clone();
         let found = self
             .db
             .run(move |tx| -> Result<_, ServiceError> { Ok((find(tx, &wanted)?, RuleUses::all(tx)?)) });
-        let (row, uses) = found.await?;
-        let (schedules, unreadable) = uses.schedules_with(&name);
-        let rule = self.describe_rule(row, &uses);
-        let volumes = rule.volume_names.iter().map(|volume| format!("volume {volume}"));
-        let groups = rule.groups.iter().map(|group| format!("group {group}"));
-        let schedules = schedules.iter().map(|schedule| format!("schedule {schedule}"));
-        let unreadable =
-            unreadable.iter().map(|key| format!("schedule {key} (which cannot be read, but can be deleted)"));
-        let by: Vec<String> = volumes.chain(groups).chain(schedules).chain(unreadable).collect();
-        if !by.is_empty() {
-            return Err(in_use(by.join(", ")));
+        let (_, uses) = found.await?;
+        let users = self.users_of(&name, &uses);
+        if !users.is_empty() {
+            let by: Vec<&str> = users.iter().map(|(user, _)| user.as_str()).collect();
+            let commands = first_names(users.iter().map(|(_, command)| format!("`{command}`")));
+            return Err(in_use(&by.join(", "), commands));
         }
         let wanted = name.clone();
         let deleted = self.db.run(move |tx| -> Result<bool, DbError> {
@@ -303,10 +299,38 @@ impl Quiescer {
                 self.rule_problems.lock().remove(&name);
                 Ok(Deleted { name: Some(name.to_string()), ..Deleted::default() })
             }
-            Ok(false) => Err(in_use("another object".to_owned())),
-            Err(error) if error.is_conflict() => Err(in_use("another object".to_owned())),
+            // It was given the rule meanwhile.
+            Ok(false) => Err(in_use("another object", format!("`blockctl rule inspect {name}` shows it"))),
+            Err(error) if error.is_conflict() => {
+                Err(in_use("another object", format!("`blockctl rule inspect {name}` shows it")))
+            }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Returns the volumes, groups and schedules that have a rule, each with the command that takes it away.
+    fn users_of(&self, name: &RuleName, uses: &RuleUses) -> Vec<(String, String)> {
+        let named = |id: &VolumeId| {
+            self.registry.by_id(*id).map_or_else(|| id.to_string(), |entry| entry.name.to_string())
+        };
+        let volumes = uses.volumes.iter().filter(|(_, rule)| *rule == name).map(|(id, _)| {
+            let volume = named(id);
+            (format!("volume {volume}"), format!("blockctl rule unassign {name} --volume {volume}"))
+        });
+        let groups = uses.groups.iter().filter(|(_, rule)| *rule == name).map(|(group, _)| {
+            (format!("group {group}"), format!("blockctl rule unassign {name} --group {group}"))
+        });
+        let (readable, unreadable) = uses.schedules_with(name);
+        let readable = readable.into_iter().map(|schedule| {
+            let id = schedule.schedule_id;
+            let command = format!("blockctl cloudsnap schedules update {id} --no-rule");
+            (format!("schedule {schedule}"), command)
+        });
+        let unreadable = unreadable.into_iter().map(|key| {
+            let command = format!("blockctl cloudsnap schedules delete {key}");
+            (format!("schedule {key} (which cannot be read, but can be deleted)"), command)
+        });
+        volumes.chain(groups).chain(readable).chain(unreadable).collect()
     }
 
     /// Assigns a rule to a volume or group, or unassigns it.
