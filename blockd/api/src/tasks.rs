@@ -363,6 +363,13 @@ impl FromStr for TaskState {
 
 as_text!(TaskState);
 
+/// Returns the commands that end a stopped or failed task with a checkpoint.
+pub fn ways_to_end(task: Uuid) -> String {
+    format!(
+        "`blockctl cloudsnap resume --name {task}` resumes it, `blockctl cloudsnap stop --name {task} --discard` abandons it"
+    )
+}
+
 /// Type of a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]

@@ -181,8 +181,14 @@ async fn stopped_restore_fetches_the_remainder_only() {
             host.restart().await;
         }
         let volume = host.inspect_volume("copy").await;
-        let way = format!("stopped: resume it, `blockctl cloudsnap resume --name {task}`");
+        let way = format!(
+            "stopped: `blockctl cloudsnap resume --name {task}` resumes it, `blockctl cloudsnap stop --name {task} --discard` abandons it"
+        );
         assert_eq!((volume.state, volume.state_reason), (VolumeState::Restoring, Some(way)));
+        let refused = host.client.call_at(DELETE_VOLUME, &"copy".parse().unwrap(), &Default::default()).await;
+        let refused = api_error(refused);
+        let discard = format!("`blockctl cloudsnap stop --name {task} --discard` abandons it");
+        assert!(refused.code == ErrorCode::VolumeInUse && refused.message.contains(&discard), "{refused:?}");
         host.call_at(RESUME_TASK, &task, &()).await;
         let done = host.done(task).await;
         // Only data in flight at the stop is fetched twice.

@@ -88,7 +88,9 @@ fn failed_in_place_restore_fences_clients_until_resumed() {
     ctl.fails_with(&["volume", "delete", "vol"], 5, "partially restored");
     let resume = format!("blockctl cloudsnap resume --name {task}");
     let listed = ctl.run(&["volume", "list"]).stdout.split_whitespace().collect::<Vec<_>>().join(" ");
-    assert!(listed.contains(&format!("up - restored in part: resume it, `{resume}`")), "{listed}");
+    assert!(listed.contains(&format!("up - restored in part: `{resume}` resumes it")), "{listed}");
+    let discard = format!("`blockctl cloudsnap stop --name {task} --discard` abandons it");
+    assert!(listed.contains(&discard), "{listed}");
     assert_eq!(ctl.volume("vol")["inPlaceRestore"]["isPartial"], true);
     let Err(refused) = Nbd::try_open(&daemon.nbd_socket(), "vol") else {
         panic!("a partially restored volume is served")

@@ -14,7 +14,7 @@ use blockd_api::{
     cloudsnaps::CloudSnapshotId,
     format_duration, operations,
     quiesce::QuiesceReport,
-    tasks::{Findings, Task, TaskKind, TaskStage, WaitTask},
+    tasks::{Findings, Task, TaskKind, TaskStage, WaitTask, ways_to_end},
 };
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -176,7 +176,7 @@ pub fn tell(context: &Context<'_>, task: &Task, width: Width) -> Result<(), Fail
     for failure in task.quiesce.iter().flat_map(QuiesceReport::failures) {
         output.note(format!("warning: {failure}"));
     }
-    let resume = format!("`blockctl cloudsnap resume --name {}` resumes it", task.task_id);
+    let ways = ways_to_end(task.task_id);
     match task.state.stage {
         TaskStage::Done => {
             if let Some(warning) = damage_of_others(task) {
@@ -184,12 +184,12 @@ pub fn tell(context: &Context<'_>, task: &Task, width: Width) -> Result<(), Fail
             }
             output.line(ending(task))?;
         }
-        TaskStage::Stopped => output.error(&format!("Cloudsnap {} was stopped", noun(task)), Some(&resume)),
+        TaskStage::Stopped => output.error(&format!("Cloudsnap {} was stopped", noun(task)), Some(&ways)),
         _ => {
             let (reason, hint) = reason(task);
             output.error(&format!("Cloudsnap {} failed: {reason}", noun(task)), hint);
             if task.resumable {
-                output.note(format!("hint: {resume}"));
+                output.note(format!("hint: {ways}"));
             }
         }
     }

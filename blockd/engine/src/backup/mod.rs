@@ -28,7 +28,7 @@ use blockd_api::{
     ApiError, CredentialRef, ErrorCode, GroupName, List, SnapshotName, VolumeRef,
     cloudsnaps::{BackupOptions, GroupBackupStarted, MemberStarted, StartBackup, StartGroupBackup},
     snapshots::CreateGroupSnapshot,
-    tasks::{TaskKind, TaskLimits, TaskOwner, TaskStarted},
+    tasks::{TaskKind, TaskLimits, TaskOwner, TaskStarted, ways_to_end},
 };
 use blockd_catalog::{
     BackupTask, CredentialRow, DbError, GroupFreeze, SnapshotRow, SnapshotState, TaskRow, TaskSpec,
@@ -330,10 +330,11 @@ impl Backups {
         let others =
             self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
         if let Some(task) = others.into_iter().find(is_rollback) {
-            let message = format!(
-                "volume {} is partially restored by task {}: resume or discard that restore first",
-                entry.name, task.id
-            );
+            let (volume, id) = (&entry.name, task.id);
+            let message = match task.state.is_over() {
+                true => format!("volume {volume} is partially restored by task {id}: {}", ways_to_end(id)),
+                false => format!("volume {volume} is being restored by task {id}: wait for it to end"),
+            };
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }
         Ok(())

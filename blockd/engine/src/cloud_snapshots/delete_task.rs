@@ -16,7 +16,10 @@ use crate::{
     },
     volumes::registry::Registry,
 };
-use blockd_api::{ErrorCode, tasks::TaskKind};
+use blockd_api::{
+    ErrorCode,
+    tasks::{TaskKind, ways_to_end},
+};
 use blockd_catalog::{
     Chain, Db, DbManifestCache, DeleteTask, Doubt, ProofRow, RetentionOverride, RunRow, TaskRow,
 };
@@ -48,7 +51,7 @@ impl DeleteWork {
             self.tasks.unfinished_tasks().await?.into_iter().chain(self.tasks.resumable_tasks().await?);
         let Some(task) = tasks.into_iter().find(uses) else { return Ok(()) };
         let how = match task.state.is_over() {
-            true => format!("resume it, or discard it with `blockctl cloudsnap stop {} --discard`", task.id),
+            true => ways_to_end(task.id),
             false => "wait for it to end".to_owned(),
         };
         let message = format!("cloud snapshot {id} is used by {} task {}: {how}", task.kind(), task.id);

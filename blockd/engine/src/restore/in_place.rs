@@ -28,7 +28,10 @@ use crate::{
         registry::{Registry, RollbackMark, VolumeEntry},
     },
 };
-use blockd_api::{ApiError, ErrorCode, Labels, SnapshotName, SnapshotRef, tasks::TaskStage};
+use blockd_api::{
+    ApiError, ErrorCode, Labels, SnapshotName, SnapshotRef,
+    tasks::{TaskStage, ways_to_end},
+};
 use blockd_catalog::{Chain, Db, InPlaceRestore, SnapshotRow, SnapshotState, TaskRow};
 use blockd_cloud::{Manifest, changed_blocks};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
@@ -97,8 +100,10 @@ pub fn has_started(row: &TaskRow) -> bool {
 pub(crate) fn fence_reason(row: &TaskRow) -> String {
     match row.state {
         TaskStage::Failed | TaskStage::Stopped => format!(
-            "is partially restored from cloud snapshot {}: resume the restore, `blockctl cloudsnap resume --name {}`",
-            row.cloudsnap, row.id
+            "is partially restored from cloud snapshot {} by task {}: {}",
+            row.cloudsnap,
+            row.id,
+            ways_to_end(row.id)
         ),
         _ => format!("is being restored in place from cloud snapshot {} by task {}", row.cloudsnap, row.id),
     }

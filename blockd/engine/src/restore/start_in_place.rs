@@ -11,7 +11,9 @@ use crate::{
     tasks::requests::check_limits,
     volumes::registry::VolumeEntry,
 };
-use blockd_api::{ErrorCode, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace};
+use blockd_api::{
+    ErrorCode, SnapshotName, cloudsnaps::RestoreStarted, lazy::StartInPlace, tasks::ways_to_end,
+};
 use blockd_catalog::{InPlaceRestore, RestoreTask, TaskRow, TaskSpec};
 use blockd_extent::SnapshotId;
 use std::sync::Arc;
@@ -78,8 +80,10 @@ impl Restores {
         let is_half_done = |task: &TaskRow| task.volume == Some(entry.id) && task.spec.is_in_place();
         if let Some(task) = self.tasks.resumable_tasks().await?.into_iter().find(is_half_done) {
             let message = format!(
-                "volume {} is partially restored by task {}: resume or discard that restore first",
-                entry.name, task.id
+                "volume {} is partially restored by task {}: {}",
+                entry.name,
+                task.id,
+                ways_to_end(task.id)
             );
             return Err(ServiceError::refused(ErrorCode::VolumeInUse, message));
         }

@@ -340,7 +340,11 @@ impl Tasks {
         match self.unfinished_tasks().await?.into_iter().find(hinders) {
             Some(task) => Err(ServiceError::refused(
                 ErrorCode::VolumeInUse,
-                format!("{} task {} works on volume {name}: wait for it to end", task.kind(), task.id),
+                format!(
+                    "{} task {id} works on volume {name}: wait for it to end, or stop it, `blockctl cloudsnap stop --name {id} --discard`",
+                    task.kind(),
+                    id = task.id
+                ),
             )),
             None => Ok(()),
         }

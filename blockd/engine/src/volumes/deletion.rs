@@ -8,8 +8,8 @@ use crate::{
         registry::{EntryState, VolumeEntry},
     },
 };
-use blockd_api::{Deleted, ErrorCode, VolumeRef, first_names};
-use blockd_catalog::{SnapshotRow, VolumeRow, VolumeState};
+use blockd_api::{Deleted, ErrorCode, VolumeRef, first_names, tasks::ways_to_end};
+use blockd_catalog::{RestoreTask, SnapshotRow, TaskRow, TaskSpec, VolumeRow, VolumeState};
 use blockd_volume::Volume;
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ impl Volumes {
     /// Deletes a volume with its snapshots; with pinned ones only by force. Its backups stay in the store.
     ///
     /// # Errors
-    /// The volume is attached, clients are connected, a browse read is in flight, a task works on it, or a
-    /// snapshot is pinned.
+    /// The volume is attached, clients are connected, a browse read is in flight, a task works on it, a
+    /// stopped restore made it, or a snapshot is pinned.
     pub async fn delete_volume(
         self: &Arc<Self>,
         wanted: &VolumeRef,
@@ -28,6 +28,7 @@ impl Volumes {
         let entry = self.registry.find(wanted)?;
         // A hydration ends with its volume.
         self.tasks.refuse_if_working(entry.id, &entry.name, |task| !task.spec.is_hydration()).await?;
+        self.refuse_stopped_restore(&entry).await?;
         self.attachments.check_delete(entry.id)?;
         if !force {
             self.refuse_pinned(&entry).await?;
@@ -69,6 +70,18 @@ impl Volumes {
         });
         let name = Some(entry.name.to_string());
         Ok(Deleted { volume_id: Some(id), name, warnings, ..Deleted::default() })
+    }
+
+    /// Refuses to delete the volume of a stopped or failed restore, which ends with its task.
+    async fn refuse_stopped_restore(&self, entry: &VolumeEntry) -> Result<(), ServiceError> {
+        let is_it = |task: &TaskRow| {
+            task.volume == Some(entry.id)
+                && matches!(task.spec, TaskSpec::Restore(RestoreTask::NewVolume { .. }))
+        };
+        let Some(task) = self.tasks.resumable_tasks().await?.into_iter().find(is_it) else { return Ok(()) };
+        let (name, state, ways) = (&entry.name, task.state.as_str(), ways_to_end(task.id));
+        let message = format!("volume {name} is restored in part, by the {state} task {}: {ways}", task.id);
+        Err(ServiceError::refused(ErrorCode::VolumeInUse, message))
     }
 
     /// Refuses to delete a volume with pinned snapshots.

@@ -31,7 +31,7 @@ use crate::{
 use blockd_api::{
     ByteSize, ErrorCode, GroupName, Labels, List, RuleName, VolumeRef, check_volume_size, cloudsnaps,
     lazy::InPlaceProgress,
-    tasks::{TaskKind, TaskStage},
+    tasks::{TaskKind, TaskStage, ways_to_end},
     volumes::{self as api, CloneVolume, CreateVolume, LastBackup, ListVolumes, UpdateVolume, VolumeIo},
 };
 use blockd_catalog::{
@@ -429,7 +429,7 @@ impl VolumeFacts {
     fn stopped_restore_of(&self, volume: VolumeId) -> Option<String> {
         let is_it = |task: &&TaskRow| task.volume == Some(volume) && task.state.is_over();
         let task = self.restores.iter().find(is_it)?;
-        Some(format!("{}: resume it, `blockctl cloudsnap resume --name {}`", task.state.as_str(), task.id))
+        Some(format!("{}: {}", task.state.as_str(), ways_to_end(task.id)))
     }
 
     fn credential_name(&self, uuid: Uuid) -> String {

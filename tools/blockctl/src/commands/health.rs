@@ -7,7 +7,7 @@ use blockd_api::{
     format_time, operations,
     schedules::{ListRuns, Run, RunState, Schedule, ScheduleList},
     status::{KnownDamage, LocationSpace, Problem, ReloadFailure, Status, WebhookStatus},
-    tasks::{ListTasks, Task, TaskKind, TaskStage},
+    tasks::{ListTasks, Task, TaskKind, TaskStage, ways_to_end},
     volumes::{ListVolumes, Volume, VolumeState},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -261,7 +261,7 @@ fn kept_tasks(known: &Known) -> Vec<HealthProblem> {
         HealthProblem::new(
             "task",
             format!("{}{of} {how}, and can be resumed{cause}", task.state.kind),
-            format!("blockctl cloudsnap resume --name {}", task.task_id),
+            ways_to_end(task.task_id),
         )
     })
     .collect()

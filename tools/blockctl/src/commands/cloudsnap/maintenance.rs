@@ -18,7 +18,7 @@ use blockd_api::{
     ApiError, ByteSize, ClientError, CredentialRef, ErrorCode, List,
     cloudsnaps::{CloudSnapshotId, CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
     operations,
-    tasks::{StopTask, Task, TaskStage},
+    tasks::{StopTask, Task, TaskStage, ways_to_end},
 };
 use clap::Args;
 use schemars::JsonSchema;
@@ -224,9 +224,7 @@ fn stopped_line(task: &Task, is_discarded: bool) -> String {
             format!("Cloudsnap {noun} {id} failed before it could be stopped.")
         }
         _ if task.resumable => {
-            format!(
-                "Cloudsnap {noun} stopped successfully: {id} (resume it with `blockctl cloudsnap resume --name {id}`)"
-            )
+            format!("Cloudsnap {noun} stopped successfully: {id} ({})", ways_to_end(id))
         }
         _ => format!("Cloudsnap {noun} discarded successfully: {id}"),
     }

@@ -21,7 +21,7 @@ use crate::objects::{
 use blockd_api::{
     ApiError, ErrorCode, VolumeName,
     cloudsnaps::CloudSnapshotId,
-    tasks::Task,
+    tasks::{Task, ways_to_end},
     volumes::{Volume, VolumeState},
 };
 use uuid::Uuid;
@@ -244,9 +244,7 @@ fn other_restore(object: &Object, volume: &Volume, task: &Task) -> ApiError {
     let id = task.task_id;
     let message = format!("{object}: volume {} is the target of another restore, task {id}", volume.name);
     let hint = match task.state.stage.is_over() {
-        true => format!(
-            "`blockctl cloudsnap resume --name {id}` completes it, `blockctl cloudsnap stop --name {id} --discard` abandons it"
-        ),
+        true => ways_to_end(id),
         false => format!("`blockctl cloudsnap status --name {id}` shows its progress"),
     };
     ApiError::new(ErrorCode::VolumeInUse, message).with_hint(hint)

@@ -4,6 +4,7 @@ use crate::table::counted;
 use blockd_api::{
     ByteSize,
     lazy::{Hydration, InPlaceProgress},
+    tasks::ways_to_end,
     volumes::{Volume, VolumeState},
 };
 
@@ -36,7 +37,7 @@ fn use_of(volume: &Volume) -> String {
 fn in_place_line(in_place_restore: &InPlaceProgress) -> String {
     let InPlaceProgress { task_id: task, done_bytes, total_bytes, is_partial, .. } = in_place_restore;
     match is_partial {
-        true => format!("restored in part: resume it, `blockctl cloudsnap resume --name {task}`"),
+        true => format!("restored in part: {}", ways_to_end(*task)),
         false if *total_bytes == 0 => "restoring".to_owned(),
         false => format!("restoring, {}%", u128::from(*done_bytes) * 100 / u128::from(*total_bytes)),
     }
