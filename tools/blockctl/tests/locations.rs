@@ -259,6 +259,34 @@ fn default_location_is_set_once() {
 }
 
 #[test]
+fn change_of_the_default_location_names_the_former_one() {
+    let [mut first, second] = ["offsite", "nas"].map(|name| {
+        let mut found = reply("GET /v1/credentials/nas");
+        found["name"] = json!(name);
+        found
+    });
+    first["isDefault"] = json!(true);
+    let now = reply("GET /v1/credentials/nas");
+    let both = || {
+        Fake::with_defaults(vec![
+            ("GET /v1/credentials", ok(list(json!([first, second])))),
+            ("POST /v1/credentials/nas/default", ok(now.clone())),
+        ])
+    };
+    let note = "note: nas is the default backup location now, in place of offsite\n";
+    let ran = both().run("credentials set-default nas");
+    assert!(ran.status == 0 && ran.stderr == note, "{ran:?}");
+    let mut shown = second.clone();
+    shown["isDefault"] = json!(true);
+    let shown = Fake::with_defaults(vec![("GET /v1/credentials", ok(list(json!([shown]))))]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("location.yaml");
+    std::fs::write(&path, shown.run("get bsl nas -o yaml").stdout).unwrap();
+    let ran = both().run(&format!("apply -f {}", path.display()));
+    assert!(ran.status == 0 && ran.stderr.contains(note), "{ran:?}");
+}
+
+#[test]
 fn second_default_location_of_a_call_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("locations.yaml");

@@ -18,7 +18,7 @@ use crate::{
 };
 use args::{CredentialsCommand, ListArgs};
 use blockd_api::{
-    ByteSize, LimitWindow,
+    ByteSize, CredentialName, LimitWindow,
     credentials::{Credential, ProviderKind},
     format_time, operations,
 };
@@ -53,10 +53,15 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
             let request = update::request(&args.settings, kept.store.provider)?;
             say("updated", &client.call_at(operations::UPDATE_CREDENTIAL, &args.credential, &request).await?)
         }
-        CredentialsCommand::SetDefault(args) => say(
-            "made the default",
-            &client.call_at(operations::SET_DEFAULT_CREDENTIAL, &args.credential, &()).await?,
-        ),
+        CredentialsCommand::SetDefault(args) => {
+            let before = client.call(operations::LIST_CREDENTIALS, &()).await?.items;
+            let now = client.call_at(operations::SET_DEFAULT_CREDENTIAL, &args.credential, &()).await?;
+            let exit = say("made the default", &now);
+            if let Some(note) = note_on_default(&now.name, &before).filter(|_| !output.is_json()) {
+                output.note(note);
+            }
+            exit
+        }
         CredentialsCommand::Rekey(args) => rekey::run(context, args).await,
         CredentialsCommand::Limit(args) => {
             let now = client.call_at(operations::GET_CREDENTIAL, &args.credential, &()).await?;
@@ -85,6 +90,12 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
             })
         }
     }
+}
+
+/// Returns a note on the credential that is no longer the default.
+pub fn note_on_default(now: &CredentialName, before: &[Credential]) -> Option<String> {
+    let former = before.iter().find(|one| one.is_default && one.name != *now)?;
+    Some(format!("note: {now} is the default backup location now, in place of {}", former.name))
 }
 
 /// Column of a provider's table.

@@ -13,6 +13,7 @@ use super::{
     status::FieldChange,
 };
 use crate::{
+    commands::credentials::note_on_default,
     failure::{EXIT_DONE, EXIT_FAILED, EXIT_WAITING, Exit, Failure},
     objects::{
         Body, Kind, Object,
@@ -27,7 +28,8 @@ use crate::{
     wait::follow_before,
 };
 use blockd_api::{
-    ByteSize, ClientError, CredentialRef, ErrorCode, NameError, ObjectName, RuleName, VolumeName, VolumeRef,
+    ByteSize, ClientError, CredentialName, CredentialRef, ErrorCode, NameError, ObjectName, RuleName,
+    VolumeName, VolumeRef,
     cloudsnaps::{StartBackup, StartGroupBackup},
     format_duration, operations,
     rules::{CreateRule, RuleTarget, UpdateRule},
@@ -330,12 +332,20 @@ impl Apply<'_> {
         let request = location.request(&name)?;
         client.call(operations::CREATE_CREDENTIAL, &request).await?;
         if location.is_default() {
-            client.call_at(operations::SET_DEFAULT_CREDENTIAL, &CredentialRef::Name(name), &()).await?;
+            self.set_default(name).await?;
         }
         if request.encryption_passphrase.is_none() {
             let cause = format!("{} is not set", object.document.written(PASSPHRASE));
             self.context.output.note(format!("note: {object}: backups are stored unencrypted: {cause}"));
         }
+        Ok(())
+    }
+
+    async fn set_default(&self, name: CredentialName) -> Result<(), Failure> {
+        let former = note_on_default(&name, &self.resources.credentials);
+        let credential = CredentialRef::Name(name);
+        self.context.client.call_at(operations::SET_DEFAULT_CREDENTIAL, &credential, &()).await?;
+        former.into_iter().for_each(|note| self.context.output.note(note));
         Ok(())
     }
 
@@ -353,7 +363,7 @@ impl Apply<'_> {
             self.context.client.call_at(operations::UPDATE_CREDENTIAL, &credential, &request).await?;
         }
         if changes.iter().any(|change| change.path == DEFAULT_MARK) {
-            self.context.client.call_at(operations::SET_DEFAULT_CREDENTIAL, &credential, &()).await?;
+            self.set_default(current.name.clone()).await?;
         }
         if changes.iter().any(|change| change.path.starts_with(LIMITS)) {
             let limits = location.limits(current);
