@@ -39,6 +39,8 @@ fn init_creates_location_schedule_and_verified_backups() {
         ran.stdout.contains("copy it to another place") && ran.stdout.contains("protected and verified"),
         "{ran:?}"
     );
+    let place = "Backup location n created in bucket bkt at 70.0.99.121:9010: ";
+    assert!(ran.stdout.starts_with(place), "{ran:?}");
     let written = fs::read_to_string(&key).unwrap();
     assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(body_of(&fake, CREATE)["encryptionPassphrase"], written.trim_end());
@@ -133,7 +135,7 @@ fn init_uses_an_existing_location_and_schedule() {
     for options in ["", "--provider local --path /srv/backup --daily 21:00 --max 7 --keep-monthly 12"] {
         let fake = Fake::with_defaults(vec![schedule_of("selector", json!({ "all": true }))]);
         let ran = fake.run(&format!("init nas --no-backup {options}"));
-        assert!(ran.status == 0 && ran.stdout.contains("nas exists"), "{ran:?}");
+        assert!(ran.status == 0 && ran.stdout.contains("nas exists in /"), "{ran:?}");
         let seen = fake.seen();
         assert!(!seen.iter().any(|one| [CREATE, NEW_SCHEDULE].contains(&one.line.as_str())), "{seen:?}");
     }
@@ -353,7 +355,6 @@ fn doctor_and_status_show_the_same_proof() {
 }
 
 #[test]
-#[test]
 fn doctor_advises_nothing_for_excluded_volumes() {
     let none = json!({ "items": [], "next": null, "failedCredentials": [], "damaged": [], "total": 0 });
     let checks = |labels: Value| {
@@ -375,6 +376,7 @@ fn doctor_advises_nothing_for_excluded_volumes() {
     assert!(!shown.contains(advice) && !shown.contains("scratch"), "{shown}");
 }
 
+#[test]
 fn doctor_without_daemon_names_the_next_action() {
     let ran = crate::support::Ran::of(crate::support::blockctl("doctor").output().unwrap());
     assert!(ran.status == 1 && ran.stdout.contains("-> start it with `blockd --data-dir DIR`"), "{ran:?}");

@@ -230,6 +230,17 @@ fn place(one: &Credential) -> Option<String> {
     })
 }
 
+/// Describes where the backups of a location lie.
+pub fn lies_in(one: &Credential) -> String {
+    let noun = match one.store.provider {
+        ProviderKind::Local => "",
+        ProviderKind::Azure | ProviderKind::Swift => "container ",
+        ProviderKind::S3 | ProviderKind::Google => "bucket ",
+    };
+    let endpoint = one.store.endpoint.as_ref().map(|endpoint| format!(" at {endpoint}"));
+    format!("{noun}{}{}", or_dash(place(one)), endpoint.unwrap_or_default())
+}
+
 /// Returns the write throughput in kilobytes per second.
 fn kilobytes_per_second(one: &Credential) -> Option<u64> {
     one.write_bytes_per_second.map(|bytes| (bytes / 1000).max(1))

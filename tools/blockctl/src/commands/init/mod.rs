@@ -6,7 +6,7 @@ mod existing;
 
 use crate::{
     commands::{
-        credentials::{self, settings::PASSPHRASE},
+        credentials::{self, lies_in, settings::PASSPHRASE},
         schedules,
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
@@ -81,7 +81,11 @@ pub async fn run(context: &Context<'_>, mut args: InitArgs) -> Exit {
         Some(credential) => {
             existing::check_location(context, &args, &credential).await?;
             let key_file = existing::recovery_key(context, &args, &credential).await?;
-            say(format!("Backup location {} exists, and works.", credential.name))?;
+            say(format!(
+                "Backup location {} exists in {}, and works.",
+                credential.name,
+                lies_in(&credential)
+            ))?;
             (credential, key_file)
         }
         None => {
@@ -89,8 +93,9 @@ pub async fn run(context: &Context<'_>, mut args: InitArgs) -> Exit {
             let key_file = args.new_recovery_key.clone().or(recovery_key_file);
             let credential = create_location(context, &mut args).await?;
             say(format!(
-                "Backup location {} created: written, read and deleted a test object.",
-                credential.name
+                "Backup location {} created in {}: written, read and deleted a test object.",
+                credential.name,
+                lies_in(&credential)
             ))?;
             (credential, key_file)
         }
