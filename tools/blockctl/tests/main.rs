@@ -20,6 +20,7 @@ mod overlaps;
 mod plans;
 mod replacements;
 mod restores;
+mod retirement;
 mod rules;
 mod schemas;
 mod sources;

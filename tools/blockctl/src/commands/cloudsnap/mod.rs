@@ -6,6 +6,7 @@ pub mod maintenance;
 mod marks;
 pub mod pxctl;
 pub mod restore;
+mod retire;
 pub mod snapshots;
 mod status;
 mod task_ref;
@@ -47,7 +48,7 @@ pub enum CloudsnapCommand {
     /// Create a volume that fetches data on read
     #[command(after_help = restore::CLONE_HELP)]
     Clone(restore::CloneArgs),
-    /// Delete a cloud snapshot permanently
+    /// Delete cloud snapshots permanently
     #[command(after_help = snapshots::DELETE_HELP)]
     Delete(snapshots::DeleteArgs),
     /// Stop a task

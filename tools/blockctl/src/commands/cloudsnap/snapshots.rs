@@ -1,6 +1,8 @@
 //! `blockctl cloudsnap inspect` and `delete`
 
+use super::retire::delete_all;
 use crate::{
+    cloudsnap_ref::SnapRef,
     commands::arguments::{CredentialArg, SnapArg, WaitArg},
     confirm::YesArg,
     failure::{Exit, Failure},
@@ -9,7 +11,7 @@ use crate::{
     wait::report_start,
 };
 use blockd_api::{
-    ApiError, ByteSize, ErrorCode, Labels,
+    ApiError, ByteSize, ErrorCode, Labels, VolumeRef,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapDetail, InspectCloudsnap, LastProof, StartDelete},
     format_time, operations,
 };
@@ -33,7 +35,8 @@ Examples:
   blockctl cloudsnap delete ID
   blockctl cs delete db@2026-11-20 --yes
   blockctl cs delete ID --cred-id nas --wait
-  blockctl cs delete --snap ID --force";
+  blockctl cs delete --snap ID --force
+  blockctl cs delete --src db --yes";
 
 /// `cloudsnap inspect`
 #[derive(Debug, Args)]
@@ -49,9 +52,12 @@ pub struct InspectArgs {
 /// `cloudsnap delete`
 #[derive(Debug, Args)]
 pub struct DeleteArgs {
-    /// Cloud snapshot.
-    #[command(flatten)]
-    pub snap: SnapArg,
+    /// Cloud snapshot: id, id prefix, name, VOLUME@latest or VOLUME@TIME
+    #[arg(value_name = "ID", required_unless_present = "src")]
+    snap: Option<SnapRef>,
+    /// Delete all that this host made of this volume, by its name or id, and wait
+    #[arg(long, value_name = "VOLUME", conflicts_with = "snap")]
+    src: Option<VolumeRef>,
     /// Delete it although it is pinned, of another host, or it or another one of its volume is unreadable
     #[arg(short, long)]
     pub force: bool,
@@ -116,8 +122,12 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
 
 /// Returns the cloud snapshot to delete. Without a confirmation, only a complete id is accepted: a prefix may
 /// match another one a moment later.
-async fn to_delete(context: &Context<'_>, args: &DeleteArgs) -> Result<CloudSnapshotId, Failure> {
-    let (snap, cred_id) = (&args.snap.snap, args.credential.cred_id.as_ref());
+async fn to_delete(
+    context: &Context<'_>,
+    args: &DeleteArgs,
+    snap: &SnapRef,
+) -> Result<CloudSnapshotId, Failure> {
+    let cred_id = args.credential.cred_id.as_ref();
     let id = match snap.as_id() {
         Some(id) => id,
         None if args.yes.is_deliberate() || snap.is_whole_but_cluster() => {
@@ -174,7 +184,11 @@ pub fn refuse_kept(entry: &Cloudsnap, here: Uuid) -> Result<(), Failure> {
 }
 
 pub async fn delete(context: &Context<'_>, args: DeleteArgs) -> Exit {
-    let cloud_snapshot_id = to_delete(context, &args).await?;
+    let cloud_snapshot_id = match (&args.snap, &args.src) {
+        (Some(snap), _) => to_delete(context, &args, snap).await?,
+        (None, Some(volume)) => return delete_all(context, &args, volume).await,
+        (None, None) => return Err(Failure::usage("name a cloud snapshot, or --src VOLUME")),
+    };
     let request = StartDelete { cloud_snapshot_id, credential: args.credential.cred_id, force: args.force };
     let started = context.client.call(operations::START_DELETE, &request).await?;
     let line = format!("Cloudsnap delete started successfully with task name:{}", started.task_id);

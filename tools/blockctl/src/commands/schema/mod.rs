@@ -90,7 +90,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("cloudsnap catalog", &[of::<CatalogDocument<'static>>()]),
     ("cloudsnap clone", &[of::<LazyRestored>()]),
     ("cloudsnap cp", &[of::<Copied>()]),
-    ("cloudsnap delete", &[of::<TaskStarted>(), of::<Task>()]),
+    ("cloudsnap delete", &[of::<TaskStarted>(), of::<Task>(), of::<List<Task>>()]),
     ("cloudsnap diff", &[of::<DiffDocument>()]),
     ("cloudsnap expire", &[of::<CloudsnapMark>()]),
     ("cloudsnap gc", &[of::<GarbageCollected>(), of::<List<CollectedAt>>()]),

@@ -65,8 +65,8 @@ Examples:
   blockctl -j volume inspect 590114184663672482";
 
 const DELETE_HELP: &str = "\
-The volume and its local snapshots are deleted at once; its cloud snapshots stay. Id prefixes are \
-not accepted. A volume with a pinned snapshot needs --force.
+The volume and its local snapshots are deleted at once; its cloud snapshots stay, and \
+`cloudsnap delete --src` deletes them. Id prefixes are not accepted. A volume with a pinned snapshot needs --force.
 
 Examples:
   blockctl volume delete db

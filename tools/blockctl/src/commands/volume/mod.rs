@@ -308,10 +308,14 @@ async fn delete(context: &Context<'_>, args: &DeleteArgs) -> Exit {
             0 => {}
             pinned => snapshots += &format!(", {pinned} pinned"),
         }
+        let also = match volume.last_backups.is_empty() {
+            true => String::new(),
+            false => format!(" (`blockctl cloudsnap delete --src {}` deletes them)", volume.volume_id),
+        };
         args.yes.confirm(
             context.output,
             &format!(
-                "Volume {} ({used} on disk, {snapshots}) is deleted permanently; its cloud snapshots stay.",
+                "Volume {} ({used} on disk, {snapshots}) is deleted permanently; its cloud snapshots stay{also}.",
                 volume.name
             ),
         )?;
