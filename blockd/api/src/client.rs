@@ -134,7 +134,8 @@ impl ClientError {
         }
     }
 
-    /// Returns the next action, unless the message implies it.
+    /// Returns the next action, unless the message implies it; without the settings that an error of the
+    /// daemon names.
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::SocketMissing { .. } | Self::Refused { .. } => Some(

@@ -4,8 +4,9 @@
 
 use crate::{CredentialName, DailyLimit, LimitWindow, Secret, SecretInput, SecretRef};
 pub use blockd_store_config::{
-    AssumedRole, AzureAccess, AzureAuth, AzureConfig, GoogleAccess, GoogleConfig, ProviderKind, S3Access,
-    S3Config, S3View, SecretChange, StoreAccess, StoreConfig, StoreView, SwiftAccess, SwiftAuth, SwiftConfig,
+    AssumedRole, AzureAccess, AzureAuth, AzureConfig, GoogleAccess, GoogleConfig, InvalidConfig,
+    ProviderKind, S3Access, S3Config, S3View, SecretChange, StoreAccess, StoreConfig, StoreView, SwiftAccess,
+    SwiftAuth, SwiftConfig,
 };
 use jiff::Timestamp;
 use schemars::JsonSchema;

@@ -203,12 +203,16 @@ pub struct ApiError {
     pub message: String,
     /// Next action, unless the message implies it.
     pub hint: Option<String>,
+    /// Settings of a backup location to check: names of the options of `blockctl credentials create`, without
+    /// `--`. Each front end spells them in its own way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<String>,
 }
 
 impl ApiError {
     /// Creates an error without a hint.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None }
+        Self { code, message: message.into(), hint: None, settings: Vec::new() }
     }
 
     /// Adds a hint.
@@ -216,6 +220,26 @@ impl ApiError {
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
+    }
+
+    /// Adds settings to check.
+    #[must_use]
+    pub fn with_settings(mut self, settings: &[&str]) -> Self {
+        self.settings = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        self
+    }
+
+    /// Returns the next action; `spelled` are the settings to check, as the front end names them.
+    pub fn next_action(&self, spelled: &[String]) -> Option<String> {
+        let check = match spelled {
+            [] => None,
+            [only] => Some(format!("check {only}")),
+            [first @ .., last] => Some(format!("check {} and {last}", first.join(", "))),
+        };
+        match (check, &self.hint) {
+            (Some(check), Some(hint)) => Some(format!("{check}; {hint}")),
+            (check, hint) => check.or_else(|| hint.clone()),
+        }
     }
 
     /// Returns true if a retry of the same request can succeed.
@@ -284,6 +308,15 @@ mod tests {
         let error = ApiError::new(ErrorCode::VolumeNotFound, "no volume \"x\"");
         let json = serde_json::to_string(&ErrorBody { error: error.clone() }).unwrap();
         assert_eq!(json, r#"{"error":{"code":"volume_not_found","message":"no volume \"x\"","hint":null}}"#);
+        let error = error.with_settings(&["s3-region"]);
+        let json = serde_json::to_string(&error).unwrap();
+        assert!(json.ends_with(r#""hint":null,"settings":["s3-region"]}"#), "{json}");
+        assert_eq!(error.next_action(&["--a".into()]).as_deref(), Some("check --a"));
+        let error = error.with_hint("repeat it");
+        let spelled = ["--a", "--b", "--c"].map(str::to_owned);
+        assert_eq!(error.next_action(&spelled).as_deref(), Some("check --a, --b and --c; repeat it"));
+        assert_eq!(error.next_action(&[]).as_deref(), Some("repeat it"));
+        let error = ApiError { hint: None, settings: Vec::new(), ..error };
         let without_hint = r#"{"error":{"code":"volume_not_found","message":"no volume \"x\""}}"#;
         assert_eq!(serde_json::from_str::<ErrorBody>(without_hint).unwrap().error, error);
     }

@@ -1,6 +1,6 @@
 //! Error type of all daemon operations, and its conversion to an [`ApiError`].
 
-use blockd_api::{ApiError, ErrorCode};
+use blockd_api::{ApiError, ErrorCode, credentials::InvalidConfig};
 use blockd_catalog::DbError;
 use blockd_cloud::{ClockUnknownCause, CloudError};
 use blockd_secrets::SecretsError;
@@ -69,6 +69,12 @@ impl From<ProbeError> for ServiceError {
     }
 }
 
+impl From<InvalidConfig> for ServiceError {
+    fn from(error: InvalidConfig) -> Self {
+        Self::Refused(ApiError::new(ErrorCode::InvalidRequest, error.message).with_settings(&error.settings))
+    }
+}
+
 impl From<blockd_api::NameError> for ServiceError {
     fn from(error: blockd_api::NameError) -> Self {
         Self::Refused(error.into())
@@ -123,16 +129,10 @@ impl ServiceError {
 
     /// Adds an operation-specific hint, if there is one for the error's code.
     #[must_use]
-    pub fn with_hint(
-        self,
-        hint: impl FnOnce(ErrorCode, Option<StoreErrorKind>) -> Option<&'static str>,
-    ) -> Self {
-        let mut error = self.to_api();
+    pub fn with_hint(self, hint: impl FnOnce(ErrorCode, Option<StoreErrorKind>) -> Option<Advice>) -> Self {
+        let error = self.to_api();
         match hint(error.code, self.store_kind()) {
-            Some(hint) => {
-                error.hint = Some(hint.to_owned());
-                Self::Refused(error)
-            }
+            Some(advice) => Self::Refused(advice.on(error)),
             None => self,
         }
     }
@@ -160,7 +160,7 @@ impl ServiceError {
             // The message may quote input with line breaks.
             Self::Refused(error) => {
                 let hint = error.hint.clone().or_else(|| missing_hint(error.code).map(str::to_owned));
-                return ApiError { code: error.code, message: one_line(&error.message), hint };
+                return ApiError { message: one_line(&error.message), hint, ..error.clone() };
             }
             Self::Db(error) if error.is_full() => ErrorCode::NoSpace,
             Self::Db(_) | Self::Internal(_) => ErrorCode::Internal,
@@ -175,11 +175,45 @@ impl ServiceError {
             Self::Secrets(_) => ErrorCode::SecretUnavailable,
             Self::Stopping => ErrorCode::ShuttingDown,
         };
-        ApiError {
-            code,
-            message: one_line(&self.to_string()),
-            hint: self.cloud_hint().or_else(|| hint(code, self.store_kind())).map(str::to_owned),
+        let advice = self.cloud_hint().map(Advice::of).or_else(|| hint(code, self.store_kind()));
+        let error = ApiError::new(code, one_line(&self.to_string()));
+        match advice {
+            Some(advice) => advice.on(error),
+            None => error,
         }
+    }
+}
+
+/// Next action after an error: settings to check, or a text, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Advice {
+    /// Settings of a location.
+    pub settings: &'static [&'static str],
+    /// Text; may be empty.
+    pub text: &'static str,
+}
+
+impl Advice {
+    /// Creates advice without settings.
+    pub const fn of(text: &'static str) -> Self {
+        Self { settings: &[], text }
+    }
+
+    /// Creates advice to check settings.
+    pub const fn check(settings: &'static [&'static str]) -> Self {
+        Self { settings, text: "" }
+    }
+
+    /// Adds another way.
+    #[must_use]
+    pub const fn or(self, text: &'static str) -> Self {
+        Self { text, ..self }
+    }
+
+    /// Puts the advice on an error.
+    fn on(self, error: ApiError) -> ApiError {
+        let hint = Some(self.text.to_owned()).filter(|text| !text.is_empty());
+        ApiError { hint, ..error.with_settings(self.settings) }
     }
 }
 
@@ -307,22 +341,22 @@ fn store_code(error: &StoreError) -> ErrorCode {
 }
 
 /// Returns the provider-independent next action for a store error.
-pub fn store_hint(kind: StoreErrorKind) -> Option<&'static str> {
+pub fn store_hint(kind: StoreErrorKind) -> Option<Advice> {
     Some(match kind {
         StoreErrorKind::Archived => {
-            "restore the object from the archive class first; backups need a class that is read at once: check the lifecycle rules of the bucket, and --s3-storage-class"
+            Advice::check(&["s3-storage-class"]).or("restore the object from the archive class first, and check the lifecycle rules of the bucket: backups need a class that is read at once")
         }
         StoreErrorKind::WrongClock => {
-            "check `timedatectl` on this host: its clock should be synchronised (NTP)"
+            Advice::of("check `timedatectl` on this host: its clock should be synchronised (NTP)")
         }
         StoreErrorKind::WrongRegion => {
-            "check --s3-region, and --s3-endpoint if it names a region: both must match the bucket"
+            Advice::check(&["s3-region", "s3-endpoint"]).or("a region that the endpoint names must match the bucket")
         }
         StoreErrorKind::WrongStyle => {
-            "create the credentials with --disable-path-style: the store does not accept the bucket in the path"
+            Advice::check(&["disable-path-style"]).or("the store does not accept the bucket in the path")
         }
         StoreErrorKind::WrongScheme => {
-            "check --s3-disable-ssl (plain HTTP), the scheme of the endpoint (http:// or https://), and the port"
+            Advice::check(&["s3-disable-ssl", "s3-endpoint"]).or("scheme (http:// or https://) and port must be those of the server")
         }
         _ => return None,
     })
@@ -344,33 +378,36 @@ fn missing_hint(code: ErrorCode) -> Option<&'static str> {
     })
 }
 
-fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> {
+fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<Advice> {
     if let Some(hint) = store.and_then(store_hint) {
         return Some(hint);
     }
     Some(match code {
-        ErrorCode::StoreUnauthorized => {
-            "the store refuses the access key: run `blockctl credentials validate`; `blockctl credentials update` sets a new key"
+        ErrorCode::StoreUnauthorized => Advice::of(
+            "the store refuses the access key: run `blockctl credentials validate`; `blockctl credentials update` sets a new key",
+        ),
+        ErrorCode::BucketMissing => Advice::of(
+            "mount the disk or network filesystem of the directory, or restore the bucket: `blockctl credentials inspect` shows where it is",
+        ),
+        ErrorCode::StoreUnreachable => {
+            Advice::of("check whether the server runs, and `blockctl credentials inspect`")
         }
-        ErrorCode::BucketMissing => {
-            "mount the disk or network filesystem of the directory, or restore the bucket: `blockctl credentials inspect` shows where it is"
+        ErrorCode::WrongPassphrase | ErrorCode::PassphraseRequired => {
+            Advice::check(&["encryption-passphrase"])
         }
-        ErrorCode::StoreUnreachable => "check whether the server runs, and `blockctl credentials inspect`",
-        ErrorCode::WrongPassphrase => "check --encryption-passphrase or --encryption-passphrase-file",
-        ErrorCode::PassphraseRequired => "give --encryption-passphrase or --encryption-passphrase-file",
         ErrorCode::RepositoryNotEncrypted => {
-            "omit --encryption-passphrase, or use another bucket or directory"
+            Advice::check(&["encryption-passphrase"]).or("omit it, or use another bucket or directory")
         }
         ErrorCode::StoreFull => {
-            "free space in the backup location with `blockctl cloudsnap delete`, or enlarge it"
+            Advice::of("free space in the backup location with `blockctl cloudsnap delete`, or enlarge it")
         }
-        ErrorCode::CloudsnapDamaged => {
-            "`blockctl cloudsnap restore --skip-damaged` restores what can be read; another cloud snapshot may be sound: `blockctl cloudsnap list`"
-        }
-        ErrorCode::NoSpace => {
-            "delete unneeded snapshots or volumes, or free space on the filesystem of the data directory"
-        }
-        _ => return missing_hint(code),
+        ErrorCode::CloudsnapDamaged => Advice::of(
+            "`blockctl cloudsnap restore --skip-damaged` restores what can be read; another cloud snapshot may be sound: `blockctl cloudsnap list`",
+        ),
+        ErrorCode::NoSpace => Advice::of(
+            "delete unneeded snapshots or volumes, or free space on the filesystem of the data directory",
+        ),
+        _ => return missing_hint(code).map(Advice::of),
     })
 }
 
@@ -439,7 +476,7 @@ mod tests {
         let wrong = CloudError::WrongPassphrase { store: "s".into(), slots: 1 };
         let api = ServiceError::from(wrong).to_api();
         assert_eq!(api.code, ErrorCode::WrongPassphrase);
-        assert!(api.hint.is_some_and(|hint| hint.contains("--encryption-passphrase")));
+        assert_eq!(api.settings, ["encryption-passphrase"]);
         assert!(ServiceError::from(CloudError::Cancelled).is_cancelled());
         let unreachable = ServiceError::refused(ErrorCode::StoreUnreachable, "s");
         assert_eq!(unreachable.waiting_phase(), "waiting for the store");

@@ -63,15 +63,15 @@ pub enum AzureAuth {
 
 impl AzureConfig {
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
-        required([("--azure-account-name", &self.account), ("--bucket", &self.container)])
+        required([("azure-account-name", &self.account), ("bucket", &self.container)])
     }
 }
 
 impl AzureAccess {
     pub(crate) fn update(&mut self, new: Self) -> Result<SecretChange, InvalidConfig> {
         match &new.auth {
-            AzureAuth::AccountKey { key } => required_secret("--azure-account-key", key.as_ref())?,
-            AzureAuth::Sas { token } => required_secret("--azure-sas-token", token.as_ref())?,
+            AzureAuth::AccountKey { key } => required_secret("azure-account-key", key.as_ref())?,
+            AzureAuth::Sas { token } => required_secret("azure-sas-token", token.as_ref())?,
             AzureAuth::ManagedIdentity { .. } => {
                 *self = new;
                 return Ok(SecretChange::Dropped);

@@ -43,25 +43,25 @@ pub enum StoreAccess {
     Swift(SwiftAccess),
 }
 
-/// Returns the flag and the field of the secret that the chosen authentication needs.
+/// Returns the setting and the field of the secret that the chosen authentication needs.
 macro_rules! secret_field {
     ($config:expr $(, $mut:tt)?) => {
         match $config {
             StoreConfig::S3(s3) if !s3.access.use_iam => {
-                Some(("--s3-secret-key", &$($mut)? s3.access.secret_key))
+                Some(("s3-secret-key", &$($mut)? s3.access.secret_key))
             }
             StoreConfig::Azure(azure) => match &$($mut)? azure.access.auth {
-                AzureAuth::AccountKey { key } => Some(("--azure-account-key", key)),
-                AzureAuth::Sas { token } => Some(("--azure-sas-token", token)),
+                AzureAuth::AccountKey { key } => Some(("azure-account-key", key)),
+                AzureAuth::Sas { token } => Some(("azure-sas-token", token)),
                 AzureAuth::ManagedIdentity { .. } => None,
             },
             StoreConfig::Google(google) if !google.access.use_iam => {
-                Some(("--google-json-key-file", &$($mut)? google.access.json_key))
+                Some(("google-json-key", &$($mut)? google.access.json_key))
             }
             StoreConfig::Swift(SwiftConfig { auth: SwiftAuth::Token { .. }, access, .. }) => {
-                Some(("--swift-token", &$($mut)? access.token))
+                Some(("swift-token", &$($mut)? access.token))
             }
-            StoreConfig::Swift(swift) => Some(("--swift-key", &$($mut)? swift.access.key)),
+            StoreConfig::Swift(swift) => Some(("swift-key", &$($mut)? swift.access.key)),
             StoreConfig::Local { .. } | StoreConfig::S3(_) | StoreConfig::Google(_) => None,
         }
     };
@@ -149,7 +149,7 @@ impl StoreConfig {
             Self::Swift(swift) => swift.check()?,
         }
         match secret_field!(self) {
-            Some((flag, secret)) => required_secret(flag, secret.as_ref()),
+            Some((setting, secret)) => required_secret(setting, secret.as_ref()),
             None => Ok(()),
         }
     }
@@ -171,10 +171,13 @@ impl StoreConfig {
                 | StoreAccess::Azure(_)
                 | StoreAccess::Google(_)
                 | StoreAccess::Swift(_)),
-            ) => Err(InvalidConfig(format!(
-                "settings of {} are given for a credential of {kind}: create another credential for another location",
-                other.kind()
-            ))),
+            ) => {
+                let message = format!(
+                    "settings of {} are given for a credential of {kind}: create another credential for another location",
+                    other.kind()
+                );
+                Err(InvalidConfig::new(message, &[]))
+            }
         }
     }
 }

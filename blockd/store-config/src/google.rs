@@ -2,11 +2,11 @@
 
 use crate::{
     InvalidConfig, SecretChange, SecretInput,
-    settings::{one_identity, required, required_secret},
+    settings::{one_identity, required_secret},
 };
 use serde::{Deserialize, Serialize};
 
-const KEY_FLAG: &str = "--google-json-key-file";
+const KEY: &str = "google-json-key";
 
 /// Google Cloud Storage bucket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,16 +46,19 @@ pub struct GoogleAccess {
 
 impl GoogleConfig {
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
-        required([("--bucket, or --google-project-id for a new bucket", &self.bucket)])?;
-        one_identity(self.access.use_iam, self.access.json_key.is_some(), KEY_FLAG)
+        if self.bucket.trim().is_empty() {
+            let message = "a bucket, or the project of a new bucket is required";
+            return Err(InvalidConfig::new(message, &["bucket", "google-project-id"]));
+        }
+        one_identity(self.access.use_iam, self.access.json_key.is_some(), KEY)
     }
 }
 
 impl GoogleAccess {
     pub(crate) fn update(&mut self, new: Self) -> Result<SecretChange, InvalidConfig> {
-        one_identity(new.use_iam, new.json_key.is_some(), KEY_FLAG)?;
+        one_identity(new.use_iam, new.json_key.is_some(), KEY)?;
         if !new.use_iam {
-            required_secret(KEY_FLAG, new.json_key.as_ref())?;
+            required_secret(KEY, new.json_key.as_ref())?;
         }
         *self = new;
         Ok(if self.use_iam { SecretChange::Dropped } else { SecretChange::Replaced })

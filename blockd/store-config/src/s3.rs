@@ -68,16 +68,12 @@ pub struct AssumedRole {
 
 impl S3Config {
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
-        required([
-            ("--s3-endpoint", &self.endpoint),
-            ("--s3-region", &self.region),
-            ("--bucket", &self.bucket),
-        ])?;
+        required([("s3-endpoint", &self.endpoint), ("s3-region", &self.region), ("bucket", &self.bucket)])?;
         let access = &self.access;
-        one_identity(access.use_iam, access.has_key(), "an access key")?;
+        one_identity(access.use_iam, access.has_key(), "s3-access-key")?;
         match access.use_iam {
             true => Ok(()),
-            false => required([("--s3-access-key", access.access_key.as_deref().unwrap_or_default())]),
+            false => required([("s3-access-key", access.access_key.as_deref().unwrap_or_default())]),
         }
     }
 }
@@ -88,7 +84,7 @@ impl S3Access {
     }
 
     pub(crate) fn update(&mut self, new: Self) -> Result<SecretChange, InvalidConfig> {
-        one_identity(new.use_iam, new.has_key(), "an access key")?;
+        one_identity(new.use_iam, new.has_key(), "s3-access-key")?;
         if let Some(role) = &new.role {
             self.role = Some(role.clone()).filter(|role| !role.arn.trim().is_empty());
         }
@@ -104,13 +100,13 @@ impl S3Access {
         }
         // The identity of the machine is replaced by a whole key only.
         if let Some(id) = new.access_key.or_else(|| self.use_iam.then(String::new)) {
-            required([("--s3-access-key", &id)])?;
+            required([("s3-access-key", &id)])?;
             self.access_key = Some(id);
         }
         if new.secret_key.is_none() && !self.use_iam {
             return Ok(SecretChange::Stays);
         }
-        required_secret("--s3-secret-key", new.secret_key.as_ref())?;
+        required_secret("s3-secret-key", new.secret_key.as_ref())?;
         (self.use_iam, self.secret_key) = (false, new.secret_key);
         Ok(SecretChange::Replaced)
     }

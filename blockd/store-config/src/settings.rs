@@ -4,10 +4,21 @@ use crate::SecretInput;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Missing, contradictory or foreign setting, named by its flag. No message contains a secret.
+/// Missing, contradictory or foreign setting. No message contains a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct InvalidConfig(pub String);
+#[error("{message}")]
+pub struct InvalidConfig {
+    /// Cause.
+    pub message: String,
+    /// Settings to check: names of the options of `blockctl credentials create`, without `--`.
+    pub settings: Vec<&'static str>,
+}
+
+impl InvalidConfig {
+    pub(crate) fn new(message: impl Into<String>, settings: &[&'static str]) -> Self {
+        Self { message: message.into(), settings: settings.to_vec() }
+    }
+}
 
 /// Change of the secret of a store by an update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,26 +72,30 @@ impl fmt::Display for ProviderKind {
 }
 
 /// Refuses empty settings.
-pub(crate) fn required<const N: usize>(settings: [(&str, &str); N]) -> Result<(), InvalidConfig> {
+pub(crate) fn required<const N: usize>(settings: [(&'static str, &str); N]) -> Result<(), InvalidConfig> {
     match settings.iter().find(|(_, value)| value.trim().is_empty()) {
-        Some((flag, _)) => Err(InvalidConfig(format!("{flag} is required and must not be empty"))),
+        Some((setting, _)) => {
+            Err(InvalidConfig::new("a required setting is missing; it must not be empty", &[setting]))
+        }
         None => Ok(()),
     }
 }
 
-pub(crate) fn required_secret(flag: &str, secret: Option<&SecretInput>) -> Result<(), InvalidConfig> {
+pub(crate) fn required_secret(
+    setting: &'static str,
+    secret: Option<&SecretInput>,
+) -> Result<(), InvalidConfig> {
     match secret {
         Some(secret) if !secret.is_blank() => Ok(()),
-        _ => required([(flag, "")]),
+        _ => required([(setting, "")]),
     }
 }
 
 /// Refuses an instance identity in addition to a key.
-pub(crate) fn one_identity(use_iam: bool, has_key: bool, flag: &str) -> Result<(), InvalidConfig> {
+pub(crate) fn one_identity(use_iam: bool, has_key: bool, key: &'static str) -> Result<(), InvalidConfig> {
     if use_iam && has_key {
-        return Err(InvalidConfig(format!(
-            "--use-iam and {flag} are both given: the instance identity replaces the key"
-        )));
+        let message = "an instance identity and a key are both given: the identity replaces the key";
+        return Err(InvalidConfig::new(message, &["use-iam", key]));
     }
     Ok(())
 }

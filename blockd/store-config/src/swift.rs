@@ -104,19 +104,19 @@ impl SwiftAuth {
 
 impl SwiftConfig {
     pub(crate) fn check(&self) -> Result<(), InvalidConfig> {
-        required([("--bucket", &self.container)])?;
+        required([("bucket", &self.container)])?;
         match &self.auth {
             SwiftAuth::V1 { auth_url, user } | SwiftAuth::V2 { auth_url, user, .. } => {
-                required([("--swift-auth-url", auth_url), ("--swift-user", user)])?;
+                required([("swift-auth-url", auth_url), ("swift-user", user)])?;
             }
             SwiftAuth::V3 { auth_url, user, user_domain, project, project_domain, region: _ } => required([
-                ("--swift-auth-url", auth_url),
-                ("--swift-user", user),
-                ("--swift-user-domain-name", user_domain),
-                ("--swift-project-name", project),
-                ("--swift-project-domain-name", project_domain),
+                ("swift-auth-url", auth_url),
+                ("swift-user", user),
+                ("swift-user-domain-name", user_domain),
+                ("swift-project-name", project),
+                ("swift-project-domain-name", project_domain),
             ])?,
-            SwiftAuth::Token { storage_url } => required([("--swift-storage-url", storage_url)])?,
+            SwiftAuth::Token { storage_url } => required([("swift-storage-url", storage_url)])?,
         }
         self.check_foreign_secret(&self.access)
     }
@@ -125,21 +125,21 @@ impl SwiftConfig {
     fn check_foreign_secret(&self, access: &SwiftAccess) -> Result<(), InvalidConfig> {
         let message = match (matches!(self.auth, SwiftAuth::Token { .. }), access) {
             (true, SwiftAccess { key: Some(_), .. }) => {
-                "--swift-key requires a user, but this credential has a token: give --swift-token"
+                "a key requires a user, but this credential has a token: give another token"
             }
             (false, SwiftAccess { token: Some(_), .. }) => {
-                "--swift-token replaces a user, but this credential has a user: give --swift-key, or create another credential"
+                "a token replaces a user, but this credential has a user: give its key, or create another credential"
             }
             _ => return Ok(()),
         };
-        Err(InvalidConfig(message.to_owned()))
+        Err(InvalidConfig::new(message, &["swift-key", "swift-token"]))
     }
 
     pub(crate) fn update(&mut self, new: SwiftAccess) -> Result<SecretChange, InvalidConfig> {
         self.check_foreign_secret(&new)?;
         match self.auth {
-            SwiftAuth::Token { .. } => required_secret("--swift-token", new.token.as_ref())?,
-            _ => required_secret("--swift-key", new.key.as_ref())?,
+            SwiftAuth::Token { .. } => required_secret("swift-token", new.token.as_ref())?,
+            _ => required_secret("swift-key", new.key.as_ref())?,
         }
         self.access = new;
         Ok(SecretChange::Replaced)

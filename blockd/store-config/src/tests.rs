@@ -68,29 +68,26 @@ fn unknown_field_is_refused_by_name() {
 }
 
 #[test]
-fn missing_or_contradictory_setting_is_refused_by_its_flag() {
-    for (json, flag) in [
-        (r#"{"type":"google","bucket":"b"}"#, "--google-json-key-file"),
-        (r#"{"type":"google","bucket":"b","jsonKey":" "}"#, "--google-json-key-file"),
-        (r#"{"type":"google","bucket":"b","jsonKey":"planted","useIam":true}"#, "--google-json-key-file"),
-        (r#"{"type":"google","bucket":" ","useIam":true}"#, "--bucket"),
+fn missing_or_contradictory_setting_is_refused_by_its_name() {
+    for (json, setting) in [
+        (r#"{"type":"google","bucket":"b"}"#, "google-json-key"),
+        (r#"{"type":"google","bucket":"b","jsonKey":" "}"#, "google-json-key"),
+        (r#"{"type":"google","bucket":"b","jsonKey":"planted","useIam":true}"#, "google-json-key"),
+        (r#"{"type":"google","bucket":" ","useIam":true}"#, "bucket"),
         (
             r#"{"type":"s3","endpoint":"h","region":"r","bucket":"b","useIam":true,"secretKey":"planted"}"#,
-            "--use-iam",
+            "use-iam",
         ),
-        (r#"{"type":"s3","endpoint":"h","region":"r","bucket":"b","accessKey":"a"}"#, "--s3-secret-key"),
-        (
-            r#"{"type":"s3","endpoint":"h","region":"r","bucket":"b","secretKey":"planted"}"#,
-            "--s3-access-key",
-        ),
-        (r#"{"type":"azure","account":"a","container":"c","auth":{"kind":"sas"}}"#, "--azure-sas-token"),
+        (r#"{"type":"s3","endpoint":"h","region":"r","bucket":"b","accessKey":"a"}"#, "s3-secret-key"),
+        (r#"{"type":"s3","endpoint":"h","region":"r","bucket":"b","secretKey":"planted"}"#, "s3-access-key"),
+        (r#"{"type":"azure","account":"a","container":"c","auth":{"kind":"sas"}}"#, "azure-sas-token"),
         (
             r#"{"type":"swift","container":"c","auth":{"kind":"token","storageUrl":"u"},"token":"t","key":"planted"}"#,
-            "--swift-key",
+            "swift-key",
         ),
     ] {
-        let message = config(json).check().unwrap_err().to_string();
-        assert!(message.contains(flag) && !message.contains("planted"), "{json}: {message}");
+        let error = config(json).check().unwrap_err();
+        assert!(error.settings.contains(&setting) && !error.message.contains("planted"), "{json}: {error:?}");
     }
 }
 
@@ -115,7 +112,7 @@ fn key_and_machine_identity_replace_each_other() {
     assert_eq!(s3.update(access(r#"{"type":"s3","accessKey":"id"}"#)), Ok(SecretChange::Stays));
     assert_eq!(shown(&s3), (Some("id".to_owned()), false));
     let both = access(r#"{"type":"s3","accessKey":"new","useIam":true}"#);
-    assert!(s3.update(both).unwrap_err().to_string().contains("--use-iam"));
+    assert_eq!(s3.update(both).unwrap_err().settings, ["use-iam", "s3-access-key"]);
 }
 
 #[test]
@@ -135,9 +132,9 @@ fn empty_setting_is_removed_by_an_update() {
 fn update_with_settings_of_another_kind_is_refused() {
     for (kept, new, part) in [
         (VALID[0], r#"{"type":"s3","accessKey":"a","secretKey":"planted"}"#, "settings of s3"),
-        (VALID[6], r#"{"type":"swift","token":"planted"}"#, "give --swift-key"),
-        (VALID[8], r#"{"type":"swift","key":"planted"}"#, "give --swift-token"),
-        (VALID[5], r#"{"type":"google"}"#, "--google-json-key-file"),
+        (VALID[6], r#"{"type":"swift","token":"planted"}"#, "give its key"),
+        (VALID[8], r#"{"type":"swift","key":"planted"}"#, "give another token"),
+        (VALID[5], r#"{"type":"google"}"#, "a required setting is missing"),
     ] {
         let message = config(kept).update(access(new)).unwrap_err().to_string();
         assert!(message.contains(part) && !message.contains("planted"), "{message}");

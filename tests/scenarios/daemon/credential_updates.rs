@@ -89,7 +89,8 @@ async fn failed_credential_update_changes_nothing() {
     for wrong in [passphrase(another), passphrase(Secret::new("planted-another".into()))] {
         let error = update(&host, wrong).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::WrongPassphrase);
-        assert!(error.message.contains("credentials rekey nas"), "{error}");
+        assert_eq!(error.settings, ["encryption-passphrase"]);
+        assert!(error.hint.as_ref().is_some_and(|hint| hint.contains("credentials rekey nas")));
         assert!(
             error.message.ends_with("nothing was changed") && !error.message.contains("planted"),
             "{error}"

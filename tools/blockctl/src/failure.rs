@@ -174,10 +174,10 @@ impl Failure {
     }
 
     /// Remedy.
-    pub fn hint(&self) -> Option<&str> {
+    pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Usage { hint, .. } | Self::Local { hint, .. } => hint.as_deref(),
-            Self::Client(error) => error.hint(),
+            Self::Usage { hint, .. } | Self::Local { hint, .. } => hint.clone(),
+            Self::Client(error) => hint_of(error),
         }
     }
 
@@ -195,13 +195,29 @@ impl Failure {
 
     /// Returns the JSON form.
     pub fn document(&self) -> FailureDocument {
-        let error = FailureBody {
-            code: self.code().to_owned(),
-            message: self.to_string(),
-            hint: self.hint().map(str::to_owned),
-        };
+        let error =
+            FailureBody { code: self.code().to_owned(), message: self.to_string(), hint: self.hint() };
         FailureDocument { error }
     }
+}
+
+/// Returns the next action after a failed call.
+pub fn hint_of(error: &ClientError) -> Option<String> {
+    match error {
+        ClientError::Api(error) => next_action(error),
+        error => error.hint().map(str::to_owned),
+    }
+}
+
+/// Returns the next action after an error of the daemon, with the settings to check as options.
+pub fn next_action(error: &ApiError) -> Option<String> {
+    let option = |setting: &String| match setting.as_str() {
+        // The key itself is no argument.
+        "google-json-key" => "--google-json-key-file".to_owned(),
+        setting => format!("--{setting}"),
+    };
+    let options: Vec<String> = error.settings.iter().map(option).collect();
+    error.next_action(&options)
 }
 
 fn status_hint(task: Uuid) -> String {

@@ -207,7 +207,7 @@ impl Output {
                 return EXIT_FAILED;
             }
         } else {
-            self.error(&failure.to_string(), failure.hint());
+            self.error(&failure.to_string(), failure.hint().as_deref());
         }
         failure.exit_status()
     }

@@ -3,7 +3,7 @@
 //! The wait survives a restart of the daemon: tasks continue afterwards.
 
 use crate::{
-    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure, next_action},
     output::{Context, Output},
     progress::Progress,
     short_ids::ShortIds,
@@ -187,7 +187,7 @@ pub fn tell(context: &Context<'_>, task: &Task, width: Width) -> Result<(), Fail
         TaskStage::Stopped => output.error(&format!("Cloudsnap {} was stopped", noun(task)), Some(&ways)),
         _ => {
             let (reason, hint) = reason(task);
-            output.error(&format!("Cloudsnap {} failed: {reason}", noun(task)), hint);
+            output.error(&format!("Cloudsnap {} failed: {reason}", noun(task)), hint.as_deref());
             if task.resumable {
                 output.note(format!("hint: {ways}"));
             }
@@ -200,9 +200,9 @@ pub fn noun(task: &Task) -> &'static str {
     task.kind.as_str()
 }
 
-pub fn reason(task: &Task) -> (&str, Option<&str>) {
+pub fn reason(task: &Task) -> (&str, Option<String>) {
     match &task.error {
-        Some(error) => (&error.message, error.hint.as_deref()),
+        Some(error) => (&error.message, next_action(error)),
         None => ("blockd gave no reason", None),
     }
 }

@@ -107,7 +107,7 @@ fn location_errors_name_the_fields_of_the_file() {
     ] {
         std::fs::write(&path, text).unwrap();
         let mut script = world(&[], &[]);
-        let body = json!({ "error": { "code": "store_unreachable", "message": "no answer", "hint": "check --s3-endpoint, --bucket and --ca-certificate" } });
+        let body = json!({ "error": { "code": "store_unreachable", "message": "no answer", "settings": ["s3-endpoint", "bucket", "ca-certificate"] } });
         script.push(("POST /v1/credentials", Reply::Json(502, body)));
         let ran = Fake::start(script).run(&format!("apply -f {}", path.display()));
         assert!(ran.status != 0 && ran.stderr.contains(words), "{words}: {ran:?}");
@@ -123,8 +123,9 @@ fn hint_of_a_database_snapshot_names_its_fields() {
                 spec: {databaseName: db, storageSecretName: keys, s3: {endpoint: 'http://e:1', bucket: b}}\n";
     std::fs::write(&path, text).unwrap();
     let mut script = world(&[], &[]);
-    let hint = "check --s3-endpoint, --s3-disable-ssl and --bucket";
-    let body = json!({ "error": { "code": "store_unreachable", "message": "no answer", "hint": hint } });
+    let settings = ["s3-endpoint", "s3-disable-ssl", "bucket"];
+    let body =
+        json!({ "error": { "code": "store_unreachable", "message": "no answer", "settings": settings } });
     script.push(("POST /v1/credentials", Reply::Json(502, body)));
     let ran = Fake::start(script).run(&format!("apply -f {}", path.display()));
     assert!(ran.stderr.contains("hint: check spec.s3.endpoint and spec.s3.bucket\n"), "{ran:?}");
@@ -147,46 +148,39 @@ fn hints_of_converted_documents_name_keys_of_secrets() {
     let azure = kubedb("AZURE_ACCOUNT_NAME: a, AZURE_ACCOUNT_KEY: aw==", "azure: {container: c}");
     let s3 =
         kubedb("AWS_ACCESS_KEY_ID: A, AWS_SECRET_ACCESS_KEY: S", "s3: {endpoint: 'http://e:1', bucket: b}");
-    for (text, hint, words) in [
+    for (text, settings, words) in [
         (
             velero,
-            "check --s3-access-key and --s3-secret-key, or --use-iam, and --s3-role-arn",
-            "check key cloud of Secret/keys\n",
+            "s3-access-key s3-secret-key use-iam s3-role-arn",
+            "check key cloud of Secret/keys; repeat it\n",
         ),
+        (&swift, "swift-auth-url ca-certificate proxy", "check OS_AUTH_URL of Secret/keys; repeat it\n"),
         (
             &swift,
-            "check --swift-auth-url, --ca-certificate and --proxy, and whether the server runs",
-            "check OS_AUTH_URL of Secret/keys, and whether the server runs\n",
-        ),
-        (
-            &swift,
-            "check --swift-auth-url, --swift-storage-url and --bucket",
-            "check OS_AUTH_URL of Secret/keys, OS_STORAGE_URL of Secret/keys and spec.swift.container\n",
+            "swift-auth-url swift-storage-url bucket",
+            "check OS_AUTH_URL of Secret/keys, OS_STORAGE_URL of Secret/keys and spec.swift.container; repeat it\n",
         ),
         (
             &azure,
-            "check --azure-account-name and --azure-account-key, or --azure-sas-token, or --use-iam",
-            "check AZURE_ACCOUNT_NAME of Secret/keys and AZURE_ACCOUNT_KEY of Secret/keys\n",
+            "azure-account-name azure-account-key azure-sas-token use-iam",
+            "check AZURE_ACCOUNT_NAME of Secret/keys and AZURE_ACCOUNT_KEY of Secret/keys; repeat it\n",
         ),
-        (
-            &s3,
-            "create the bucket first, or check --bucket and --disable-path-style",
-            "create the bucket first, or check spec.s3.bucket\n",
-        ),
+        (&s3, "bucket disable-path-style", "check spec.s3.bucket; repeat it\n"),
     ] {
-        let ran = refused_by_store(text, hint);
+        let ran = refused_by_store(text, settings);
         assert!(ran.stderr.contains(&format!("hint: {words}")), "{words}: {ran:?}");
     }
 }
 
-/// Applies a document whose location the daemon refuses with a hint.
-fn refused_by_store(text: &str, hint: &str) -> Ran {
+/// Applies a document whose location the daemon refuses for its settings.
+fn refused_by_store(text: &str, settings: &str) -> Ran {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("location.yaml");
     std::fs::write(&path, text).unwrap();
     let mut script = world(&[], &[]);
-    let body = json!({ "error": { "code": "store_unreachable", "message": "no answer", "hint": hint } });
-    script.push(("POST /v1/credentials", Reply::Json(502, body)));
+    let settings: Vec<&str> = settings.split(' ').collect();
+    let error = json!({ "code": "store_unreachable", "message": "no answer", "hint": "repeat it", "settings": settings });
+    script.push(("POST /v1/credentials", Reply::Json(502, json!({ "error": error }))));
     Fake::start(script).run(&format!("apply -f {}", path.display()))
 }
 
@@ -392,23 +386,22 @@ fn location_of_a_database_snapshot_is_refused_in_its_fields() {
 }
 
 #[test]
-fn hint_names_a_field_of_several_options_once() {
+fn settings_are_options_of_a_command_and_fields_of_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("location.yaml");
     let text = "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {name: n}\nlocation: {type: local, path: /b}\n";
     std::fs::write(&path, text).unwrap();
-    for (hint, words) in [
-        ("give --encryption-passphrase or --encryption-passphrase-file", "hint: give encryptionKey\n"),
-        (
-            "check --bucket, --encryption-passphrase-from or --encryption-passphrase-file; then",
-            "hint: check path, encryptionKey; then\n",
-        ),
-        ("check --bucket or --prefix", "hint: check path or prefix\n"),
-    ] {
+    let settings = ["path", "bucket", "encryption-passphrase", "google-json-key"];
+    let error = json!({ "code": "passphrase_required", "message": "no", "hint": null, "settings": settings });
+    let fake = || {
         let mut script = world(&[], &[]);
-        let body = json!({ "error": { "code": "passphrase_required", "message": "no", "hint": hint } });
-        script.push(("POST /v1/credentials", Reply::Json(400, body)));
-        let ran = Fake::start(script).run(&format!("apply -f {}", path.display()));
-        assert!(ran.stderr.contains(words), "{words}: {ran:?}");
-    }
+        script.push(("POST /v1/credentials", Reply::Json(400, json!({ "error": error }))));
+        Fake::start(script)
+    };
+    // Two settings are one field, and one belongs to another provider.
+    let ran = fake().run(&format!("apply -f {}", path.display()));
+    assert!(ran.stderr.contains("hint: check path and encryptionKey\n"), "{ran:?}");
+    let ran = fake().run("credentials create n --provider local --path /b");
+    let options = "hint: check --path, --bucket, --encryption-passphrase and --google-json-key-file\n";
+    assert!(ran.stderr.contains(options), "{ran:?}");
 }

@@ -12,7 +12,7 @@ use crate::{
     },
 };
 use blockd_api::{
-    CredentialRef, ErrorCode, SecretRef,
+    ApiError, CredentialRef, ErrorCode, SecretRef,
     credential_update::UpdateCredential,
     credentials::{Credential, SecretChange},
 };
@@ -238,22 +238,20 @@ impl Credentials {
 /// Explains, for a credential update, an error that means another store or another passphrase.
 fn explained(error: ServiceError, row: &CredentialRow) -> ServiceError {
     let ServiceError::Cloud(cloud) = &error else { return error };
-    let (code, message) = match &**cloud {
-        CloudError::WrongPassphrase { store, .. } => (
-            ErrorCode::WrongPassphrase,
-            format!(
-                "the passphrase does not open the repository at {store}: check --encryption-passphrase-from or --encryption-passphrase-file; to set another passphrase, use `blockctl credentials rekey {}`",
-                row.name
-            ),
-        ),
-        CloudError::KeySlotMissing { store, key } => (
-            ErrorCode::StoreFailed,
-            format!(
+    match &**cloud {
+        CloudError::WrongPassphrase { store, .. } => {
+            let message = format!("the passphrase does not open the repository at {store}");
+            let rekey = format!("`blockctl credentials rekey {}` sets another one", row.name);
+            let error = ApiError::new(ErrorCode::WrongPassphrase, message).with_hint(rekey);
+            ServiceError::Refused(error.with_settings(&["encryption-passphrase"]))
+        }
+        CloudError::KeySlotMissing { store, key } => {
+            let message = format!(
                 "{store} with these settings does not hold the repository of credential {}: {key} is missing; another backup location needs its own credential (blockctl credentials create)",
                 row.name
-            ),
-        ),
-        _ => return error,
-    };
-    ServiceError::refused(code, message)
+            );
+            ServiceError::refused(ErrorCode::StoreFailed, message)
+        }
+        _ => error,
+    }
 }

@@ -1,8 +1,8 @@
 //! Bandwidth limits by time of day, of credentials and of the host.
 
-use crate::error::ServiceError;
+use crate::{error::ServiceError, repositories::stores::invalid_settings};
 use blockd_api::{
-    DailyLimit, ErrorCode,
+    DailyLimit,
     credentials::{Connection, CredentialLimits},
 };
 use blockd_cloud::Repository;
@@ -28,12 +28,11 @@ impl LimitPlan {
     /// # Errors
     /// A limit is too low, or the time zone is unknown.
     pub fn of(limits: &CredentialLimits) -> Result<Self, ServiceError> {
-        let refused = |message: String| Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
-        for (flag, limit) in [("--limit-upload", &limits.upload), ("--limit-download", &limits.download)] {
+        for (setting, limit) in [("limit-upload", &limits.upload), ("limit-download", &limits.download)] {
             if limit.lowest_bytes_per_s().is_some_and(|lowest| lowest < MIN_BYTES_PER_S) {
-                return refused(format!(
-                    "{flag} is below {MIN_BYTES_PER_S} bytes per second: raise or omit it"
-                ));
+                let message =
+                    format!("a limit is below {MIN_BYTES_PER_S} bytes per second: raise or omit it");
+                return Err(invalid_settings(message, &[setting]));
             }
         }
         let zone = match limits.time_zone.as_deref() {
@@ -41,9 +40,10 @@ impl LimitPlan {
             Some(name) => match TimeZone::get(name) {
                 Ok(zone) => zone,
                 Err(_) => {
-                    return refused(format!(
+                    let message = format!(
                         "unknown time zone {name:?}: use a name such as Europe/Berlin, or omit it for UTC"
-                    ));
+                    );
+                    return Err(invalid_settings(message, &["limit-time-zone"]));
                 }
             },
         };
@@ -215,13 +215,12 @@ mod tests {
             time_zone: zone.map(str::to_owned),
             ..CredentialLimits::default()
         };
-        for (bad, word) in [
-            (limits("7", None), "--limit-upload"),
-            (limits("1M,1000@08:00-09:00", None), "--limit-upload"),
-            (limits("1M", Some("Europe/Nowhere")), "Europe/Nowhere"),
+        for (bad, setting) in [
+            (limits("7", None), "limit-upload"),
+            (limits("1M,1000@08:00-09:00", None), "limit-upload"),
+            (limits("1M", Some("Europe/Nowhere")), "limit-time-zone"),
         ] {
-            let error = LimitPlan::of(&bad).unwrap_err().to_string();
-            assert!(error.contains(word), "{error}");
+            assert_eq!(LimitPlan::of(&bad).unwrap_err().to_api().settings, [setting]);
         }
         let mut connection = Connection::default();
         let given = limits("1M@08:00-09:00,2M", Some("Europe/Berlin"));

@@ -1,8 +1,8 @@
 //! Changes of a store: authentication and connection, but never its location.
 
 use crate::{
-    error::ServiceError,
-    repositories::stores::{GOOGLE_ACCESS, S3_ACCESS, check_network, invalid},
+    error::{Advice, ServiceError},
+    repositories::stores::{GOOGLE_ACCESS, S3_ACCESS, SERVER, check_network},
 };
 use blockd_api::{
     ErrorCode,
@@ -11,21 +11,19 @@ use blockd_api::{
 };
 use blockd_catalog::StoreRow;
 
-/// Returns the hint for a store error with new settings.
-pub fn hint(kind: ProviderKind, code: ErrorCode) -> Option<&'static str> {
+/// Returns the advice on a store error with new settings.
+pub fn hint(kind: ProviderKind, code: ErrorCode) -> Option<Advice> {
     let keys = match kind {
         ProviderKind::S3 => S3_ACCESS,
-        ProviderKind::Azure => "check --azure-account-key, --azure-sas-token or --use-iam",
+        ProviderKind::Azure => Advice::check(&["azure-account-key", "azure-sas-token", "use-iam"]),
         ProviderKind::Google => GOOGLE_ACCESS,
-        ProviderKind::Swift => "check --swift-key or --swift-token",
+        ProviderKind::Swift => Advice::check(&["swift-key", "swift-token"]),
         ProviderKind::Local => return None,
     };
     match code {
         // In some stores each account has its own buckets.
         ErrorCode::StoreUnauthorized | ErrorCode::BucketMissing => Some(keys),
-        ErrorCode::StoreUnreachable => {
-            Some("check --proxy and --ca-certificate, and whether the server runs")
-        }
+        ErrorCode::StoreUnreachable => Some(Advice::check(&["proxy", "ca-certificate"]).or(SERVER)),
         _ => None,
     }
 }
@@ -44,7 +42,7 @@ pub fn renew(store: &mut StoreRow, request: &UpdateCredential) -> Result<SecretC
         store.connection.ca_certificates = or_none(certificates);
     }
     match request.access.clone() {
-        Some(access) => store.config.update(access).or_else(|error| invalid(error.to_string())),
+        Some(access) => Ok(store.config.update(access)?),
         None => Ok(SecretChange::Stays),
     }
 }
@@ -70,6 +68,6 @@ mod tests {
         let config = StoreConfig::Local { path: "/srv".into() };
         let mut row = StoreRow { config, connection: Connection::default() };
         let proxy = UpdateCredential { proxy: Some("http://p:1".into()), ..UpdateCredential::default() };
-        assert!(renew(&mut row, &proxy).unwrap_err().to_string().contains("--proxy"));
+        assert!(renew(&mut row, &proxy).unwrap_err().to_api().settings.contains(&"proxy".to_owned()));
     }
 }

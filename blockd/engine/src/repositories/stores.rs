@@ -1,11 +1,11 @@
 //! Stores: validation of their settings, opening, and description for the API.
 
 use crate::{
-    error::{ServiceError, spawned, store_hint},
+    error::{Advice, ServiceError, spawned, store_hint},
     repositories::limits::{LimitPlan, PlannedBandwidth, limits_of},
 };
 use blockd_api::{
-    ErrorCode,
+    ApiError, ErrorCode,
     credentials::{Connection, Credential, ProviderKind, StoreConfig, StoreView},
 };
 use blockd_catalog::{CredentialRow, StoreRow};
@@ -14,80 +14,80 @@ use jiff::Timestamp;
 use std::{path::Path, sync::Arc};
 use zeroize::Zeroizing;
 
-/// Hint to the access of an S3 server.
-pub(super) const S3_ACCESS: &str = "check --s3-access-key and --s3-secret-key, or --use-iam, and --s3-role-arn and --s3-external-id if a role is assumed";
-/// Hint to the access of Google's storage.
-pub(super) const GOOGLE_ACCESS: &str =
-    "check --google-json-key-file, or --use-iam, and the roles of that account";
+/// Advice on the access of an S3 server.
+pub(super) const S3_ACCESS: Advice =
+    Advice::check(&["s3-access-key", "s3-secret-key", "use-iam", "s3-role-arn", "s3-external-id"]);
+/// Advice on the access of Google's storage.
+pub(super) const GOOGLE_ACCESS: Advice =
+    Advice::check(&["google-json-key", "use-iam"]).or("check the roles of that account");
+/// Advice on a server that does not reply.
+pub(super) const SERVER: &str = "check whether the server runs";
 
-/// Returns the hint for an error of a store of this provider.
-pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) -> Option<&'static str> {
+/// Returns the advice on an error of a store of this provider.
+pub fn hint(kind: ProviderKind, code: ErrorCode, store: Option<StoreErrorKind>) -> Option<Advice> {
     // The store's own message is more specific than the kind of the error.
     let specific = |store: &StoreErrorKind| {
         kind == ProviderKind::S3 || matches!(store, StoreErrorKind::WrongClock | StoreErrorKind::Archived)
     };
-    if let Some(hint) = store.filter(specific).and_then(store_hint) {
-        return Some(hint);
+    if let Some(advice) = store.filter(specific).and_then(store_hint) {
+        return Some(advice);
     }
-    let no_bucket = "create the bucket or container first, or check --bucket";
-    Some(match kind {
-        ProviderKind::Local => match code {
-            ErrorCode::BucketMissing => "create the directory first, or check --path",
-            ErrorCode::StoreFull => {
-                "free space on the filesystem of --path, or use a directory on another one"
-            }
-            _ => return None,
-        },
-        ProviderKind::S3 => match code {
-            ErrorCode::StoreUnauthorized => S3_ACCESS,
-            ErrorCode::StoreUnreachable => {
-                "check --s3-endpoint, --s3-disable-ssl, --disable-path-style, --ca-certificate and --proxy, and whether the server runs"
-            }
-            ErrorCode::BucketMissing => "create the bucket first, or check --bucket and --disable-path-style",
-            ErrorCode::StoreFailed => {
-                "check whether --s3-endpoint is an S3 server, with TLS or, with --s3-disable-ssl, without it"
-            }
-            ErrorCode::InvalidRequest if store.is_some() => {
-                "check --s3-endpoint, --bucket, --disable-path-style and --s3-storage-class"
-            }
-            _ => return None,
-        },
-        ProviderKind::Azure => match code {
-            ErrorCode::StoreUnauthorized => {
-                "check --azure-account-name and --azure-account-key, or --azure-sas-token, or --use-iam"
-            }
-            ErrorCode::StoreUnreachable => {
-                "check --azure-account-name, --azure-endpoint, --ca-certificate and --proxy, and whether the server runs"
-            }
-            ErrorCode::BucketMissing => no_bucket,
-            ErrorCode::InvalidRequest if store.is_some() => {
-                "check --azure-account-name, --azure-account-key, --azure-sas-token, --azure-endpoint and --bucket"
-            }
-            _ => return None,
-        },
-        ProviderKind::Google => match code {
-            ErrorCode::StoreUnauthorized => GOOGLE_ACCESS,
-            ErrorCode::StoreUnreachable => {
-                "check --google-endpoint, --ca-certificate and --proxy, and whether the server runs"
-            }
-            ErrorCode::BucketMissing => no_bucket,
-            ErrorCode::InvalidRequest if store.is_some() => {
-                "check --google-json-key-file, --google-endpoint and --bucket"
-            }
-            _ => return None,
-        },
-        ProviderKind::Swift => match code {
-            ErrorCode::StoreUnauthorized => "check --swift-user and --swift-key, or --swift-token",
-            ErrorCode::StoreUnreachable => {
-                "check --swift-auth-url, --ca-certificate and --proxy, and whether the server runs"
-            }
-            ErrorCode::BucketMissing => no_bucket,
-            ErrorCode::InvalidRequest if store.is_some() => {
-                "check --swift-auth-url, --swift-storage-url and --bucket"
-            }
-            _ => return None,
-        },
-    })
+    if code == ErrorCode::InvalidRequest && store.is_none() {
+        return None;
+    }
+    let bucket = "create the bucket or container first, if it is missing";
+    let settings: &'static [&'static str] = match (kind, code) {
+        (ProviderKind::Local, ErrorCode::BucketMissing) => {
+            return Some(Advice::check(&["path"]).or("create the directory first, if it is missing"));
+        }
+        (ProviderKind::Local, ErrorCode::StoreFull) => {
+            return Some(Advice::check(&["path"]).or("free space on its filesystem, or use another one"));
+        }
+        (ProviderKind::S3, ErrorCode::StoreUnauthorized) => return Some(S3_ACCESS),
+        (ProviderKind::Google, ErrorCode::StoreUnauthorized) => return Some(GOOGLE_ACCESS),
+        (ProviderKind::Azure, ErrorCode::StoreUnauthorized) => {
+            &["azure-account-name", "azure-account-key", "azure-sas-token", "use-iam"]
+        }
+        (ProviderKind::Swift, ErrorCode::StoreUnauthorized) => &["swift-user", "swift-key", "swift-token"],
+        (ProviderKind::S3, ErrorCode::BucketMissing) => {
+            return Some(Advice::check(&["bucket", "disable-path-style"]).or(bucket));
+        }
+        (_, ErrorCode::BucketMissing) => return Some(Advice::check(&["bucket"]).or(bucket)),
+        (ProviderKind::S3, ErrorCode::StoreUnreachable) => {
+            &["s3-endpoint", "s3-disable-ssl", "disable-path-style", "ca-certificate", "proxy"]
+        }
+        (ProviderKind::Azure, ErrorCode::StoreUnreachable) => {
+            &["azure-account-name", "azure-endpoint", "ca-certificate", "proxy"]
+        }
+        (ProviderKind::Google, ErrorCode::StoreUnreachable) => {
+            &["google-endpoint", "ca-certificate", "proxy"]
+        }
+        (ProviderKind::Swift, ErrorCode::StoreUnreachable) => &["swift-auth-url", "ca-certificate", "proxy"],
+        (ProviderKind::S3, ErrorCode::StoreFailed) => {
+            let text = "it must be an S3 server, with TLS or without it as the settings say";
+            return Some(Advice::check(&["s3-endpoint", "s3-disable-ssl"]).or(text));
+        }
+        (ProviderKind::S3, ErrorCode::InvalidRequest) => {
+            &["s3-endpoint", "bucket", "disable-path-style", "s3-storage-class"]
+        }
+        (ProviderKind::Azure, ErrorCode::InvalidRequest) => {
+            &["azure-account-name", "azure-account-key", "azure-sas-token", "azure-endpoint", "bucket"]
+        }
+        (ProviderKind::Google, ErrorCode::InvalidRequest) => {
+            &["google-json-key", "google-endpoint", "bucket"]
+        }
+        (ProviderKind::Swift, ErrorCode::InvalidRequest) => {
+            &["swift-auth-url", "swift-storage-url", "bucket"]
+        }
+        _ => return None,
+    };
+    let text = if code == ErrorCode::StoreUnreachable { SERVER } else { "" };
+    Some(Advice::check(settings).or(text))
+}
+
+/// Refuses settings, which the message does not name.
+pub(crate) fn invalid_settings(message: impl Into<String>, settings: &[&str]) -> ServiceError {
+    ServiceError::Refused(ApiError::new(ErrorCode::InvalidRequest, message).with_settings(settings))
 }
 
 pub(crate) fn invalid<T>(message: impl Into<String>) -> Result<T, ServiceError> {
@@ -104,14 +104,14 @@ pub(crate) fn checked(
     data_dir: &Path,
 ) -> Result<StoreRow, ServiceError> {
     let prefix = plain_prefix(connection.prefix.as_deref().unwrap_or_default());
-    connection.prefix = prefix.or_else(|error| invalid(format!("--prefix: {error}")))?;
+    connection.prefix = prefix.map_err(|error| invalid_settings(error.to_string(), &["prefix"]))?;
     let is_on_network = connection.proxy.is_some() || connection.ca_certificates.is_some();
     check_network(config.kind(), is_on_network)?;
     LimitPlan::of(&limits_of(&connection))?;
     if let StoreConfig::Local { path } = &config {
         check_directory(path, connection.prefix.as_deref(), data_dir)?;
     }
-    config.check().or_else(|error| invalid(error.to_string()))?;
+    config.check()?;
     Ok(StoreRow { config, connection })
 }
 
@@ -119,7 +119,8 @@ pub(crate) fn checked(
 pub(crate) fn check_network(kind: ProviderKind, is_on_network: bool) -> Result<(), ServiceError> {
     match kind == ProviderKind::Local && is_on_network {
         true => {
-            invalid("--proxy and --ca-certificate apply to network stores only: omit them for a directory")
+            let message = "a proxy and certificates apply to network stores only: omit them for a directory";
+            Err(invalid_settings(message, &["proxy", "ca-certificate"]))
         }
         false => Ok(()),
     }
@@ -127,16 +128,18 @@ pub(crate) fn check_network(kind: ProviderKind, is_on_network: bool) -> Result<(
 
 fn check_directory(path: &Path, prefix: Option<&str>, data_dir: &Path) -> Result<(), ServiceError> {
     if !path.is_absolute() {
-        return invalid(format!("the path {} is relative: give an absolute one", path.display()));
+        let message = format!("the path {} is relative: give an absolute one", path.display());
+        return Err(invalid_settings(message, &["path"]));
     }
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let (path, data_dir) = (real(&real(path).join(prefix.unwrap_or_default())), real(data_dir));
     if path.starts_with(&data_dir) {
-        return invalid(format!(
+        let message = format!(
             "{} is inside blockd's data directory {}: a backup there is lost with it; choose a directory on another disk",
             path.display(),
             data_dir.display()
-        ));
+        );
+        return Err(invalid_settings(message, &["path"]));
     }
     Ok(())
 }
@@ -227,29 +230,26 @@ mod tests {
     use crate::repositories::opening::{StoreKey, open_store};
     use blockd_secrets::{References, SecretsConfig};
 
-    fn refused(config: StoreConfig, connection: Connection) -> String {
-        checked(config, connection, Path::new("/var/lib/blockd")).map(drop).unwrap_err().to_string()
+    fn refused(config: StoreConfig, connection: Connection) -> ApiError {
+        checked(config, connection, Path::new("/var/lib/blockd")).map(drop).unwrap_err().to_api()
     }
 
     #[test]
-    fn invalid_setting_is_refused_by_its_flag() {
+    fn invalid_setting_is_refused_by_its_name() {
         let local = || StoreConfig::Local { path: "/srv".into() };
-        for (connection, flag) in [
-            (Connection { proxy: Some("http://p:1".into()), ..Connection::default() }, "--proxy"),
-            (
-                Connection { limit_upload_bytes_per_second: Some(1), ..Connection::default() },
-                "--limit-upload",
-            ),
+        for (connection, setting) in [
+            (Connection { proxy: Some("http://p:1".into()), ..Connection::default() }, "proxy"),
+            (Connection { limit_upload_bytes_per_second: Some(1), ..Connection::default() }, "limit-upload"),
             (
                 Connection { limit_download_bytes_per_second: Some(0), ..Connection::default() },
-                "--limit-download",
+                "limit-download",
             ),
         ] {
-            let message = refused(local(), connection);
-            assert!(message.contains(flag), "{message}");
+            let error = refused(local(), connection);
+            assert!(error.settings.iter().any(|one| one == setting), "{error:?}");
         }
         let google: StoreConfig = serde_json::from_str(r#"{"type":"google","bucket":"b"}"#).unwrap();
-        assert!(refused(google, Connection::default()).contains("--google-json-key-file"));
+        assert_eq!(refused(google, Connection::default()).settings, ["google-json-key"]);
     }
 
     #[test]
@@ -265,42 +265,45 @@ mod tests {
         let row = checked(local(dir.path()), prefix("/"), data_dir).unwrap();
         assert_eq!(row.connection, Connection::default());
         for bad in ["a//b", "../x", "a b"] {
-            assert!(refused(local(dir.path()), prefix(bad)).contains("--prefix"), "{bad}");
+            assert_eq!(refused(local(dir.path()), prefix(bad)).settings, ["prefix"], "{bad}");
         }
         // A directory in which the data directory is, and the prefix that leads there.
-        assert!(refused(local(Path::new("/")), prefix("var/lib/blockd/x")).contains("data directory"));
+        assert!(
+            refused(local(Path::new("/")), prefix("var/lib/blockd/x")).message.contains("data directory")
+        );
     }
 
     #[test]
-    fn provider_errors_name_their_own_flags() {
-        for (kind, flag) in [
-            (ProviderKind::S3, "--s3-secret-key"),
-            (ProviderKind::Azure, "--azure-account-key"),
-            (ProviderKind::Google, "--google-json-key-file"),
-            (ProviderKind::Swift, "--swift-key"),
+    fn provider_errors_name_their_own_settings() {
+        for (kind, setting) in [
+            (ProviderKind::S3, "s3-secret-key"),
+            (ProviderKind::Azure, "azure-account-key"),
+            (ProviderKind::Google, "google-json-key"),
+            (ProviderKind::Swift, "swift-key"),
         ] {
-            assert!(hint(kind, ErrorCode::StoreUnauthorized, None).is_some_and(|hint| hint.contains(flag)));
+            let told = hint(kind, ErrorCode::StoreUnauthorized, None).unwrap();
+            assert!(told.settings.contains(&setting), "{told:?}");
         }
         assert_eq!(hint(ProviderKind::Local, ErrorCode::Internal, None), None);
         for (store, word) in [
-            (StoreErrorKind::WrongStyle, "--disable-path-style"),
-            (StoreErrorKind::WrongRegion, "--s3-region"),
+            (StoreErrorKind::WrongStyle, "disable-path-style"),
+            (StoreErrorKind::WrongRegion, "s3-region"),
             (StoreErrorKind::WrongClock, "clock"),
-            (StoreErrorKind::Archived, "--s3-storage-class"),
-            (StoreErrorKind::Unauthorized, "--s3-secret-key"),
+            (StoreErrorKind::Archived, "s3-storage-class"),
+            (StoreErrorKind::Unauthorized, "s3-secret-key"),
         ] {
             let told = hint(ProviderKind::S3, ErrorCode::StoreUnauthorized, Some(store)).unwrap();
-            assert!(told.contains(word), "{told}");
+            assert!(told.settings.contains(&word) || told.text.contains(word), "{told:?}");
         }
-        for (kind, flag) in [
-            (ProviderKind::Azure, "--azure-account-key"),
-            (ProviderKind::Google, "--google-json-key-file"),
-            (ProviderKind::Swift, "--swift-auth-url"),
+        for (kind, setting) in [
+            (ProviderKind::Azure, "azure-account-key"),
+            (ProviderKind::Google, "google-json-key"),
+            (ProviderKind::Swift, "swift-auth-url"),
         ] {
             let told = hint(kind, ErrorCode::InvalidRequest, Some(StoreErrorKind::Misconfigured));
-            assert!(told.is_some_and(|told| told.contains(flag)), "{told:?}");
+            assert!(told.is_some_and(|told| told.settings.contains(&setting)), "{told:?}");
         }
         let told = hint(ProviderKind::Swift, ErrorCode::StoreUnreachable, Some(StoreErrorKind::WrongScheme));
-        assert!(told.is_some_and(|told| told.contains("--swift-auth-url")), "{told:?}");
+        assert!(told.is_some_and(|told| told.settings.contains(&"swift-auth-url")), "{told:?}");
     }
 }

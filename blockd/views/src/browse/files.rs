@@ -9,7 +9,7 @@ use blockd_api::{
     },
 };
 use blockd_cloud::CloudSnapshotId;
-use blockd_engine::error::ServiceError;
+use blockd_engine::error::{Advice, ServiceError};
 use blockd_fuse::inside::{self, FileStat, FileTree, ImageFiles, Xattr};
 use jiff::Timestamp;
 use std::{io, sync::Arc};
@@ -204,7 +204,9 @@ fn data_ranges(files: &dyn FileTree, path: &[u8], from_bytes: u64) -> io::Result
 
 fn with_image_hint(error: ServiceError) -> ServiceError {
     error.with_hint(|_, _| {
-        Some("mount the whole image instead: `blockctl browse mount DIR` shows it as disk.img, for a loop device")
+        Some(Advice::of(
+            "mount the whole image instead: `blockctl browse mount DIR` shows it as disk.img, for a loop device",
+        ))
     })
 }
 

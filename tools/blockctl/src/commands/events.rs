@@ -299,7 +299,7 @@ pub async fn logs(context: &Context<'_>, args: TaskArg) -> Exit {
     context.output.table(&log_table(&task, &owner, &events))?;
     if task.state.stage == TaskStage::Failed {
         let (cause, hint) = reason(&task);
-        context.output.error(cause, hint);
+        context.output.error(cause, hint.as_deref());
     }
     Ok(EXIT_DONE)
 }

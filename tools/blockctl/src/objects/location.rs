@@ -3,8 +3,7 @@
 use super::{
     document::{Document, Problem},
     location_table::{
-        DEFAULT, ENCRYPTED, FIELDS, SECRET, SECTIONS, STORE_TYPE, SYNC, UNREPORTED, hint_with_fields,
-        with_fields,
+        DEFAULT, ENCRYPTED, FIELDS, SECRET, SECTIONS, STORE_TYPE, SYNC, UNREPORTED, fields_of, with_fields,
     },
     secret::SecretSet,
     values::{absolute, view},
@@ -387,9 +386,9 @@ impl Location {
                 Failure::Usage { message: document.at(ROOT, named(&message)), hint }
             }
             Failure::Client(ClientError::Api(error)) => {
-                let hint = error.hint.as_deref();
-                let hint = hint.map(|hint| hint_with_fields(&typed(hint), provider, document));
-                ApiError { message: document.at(ROOT, named(&error.message)), hint, ..error }.into()
+                let hint = error.next_action(&fields_of(&error.settings, provider, document));
+                let message = document.at(ROOT, error.message);
+                ApiError { hint, ..ApiError::new(error.code, message) }.into()
             }
             other => other,
         }

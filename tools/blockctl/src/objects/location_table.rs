@@ -93,32 +93,23 @@ fn field_of<'a>(
     Some((path, document.origin(&format!("location.{path}"))))
 }
 
-/// Replaces command line options in a hint by the fields of a location. A converted document has fewer
-/// fields: its hint lists those.
-pub fn hint_with_fields(hint: &str, provider: &str, document: &Document) -> String {
-    let options = hint
-        .split(' ')
-        .filter_map(|word| word.trim_end_matches([',', ':', ';', ')', '.']).strip_prefix("--"));
-    let fields: Vec<_> = options.filter_map(|option| field_of(option, provider, document)).collect();
-    let mut own: Vec<&str> = Vec::new();
-    for (_, origin) in &fields {
-        own.extend(origin.filter(|origin| !own.contains(origin)));
+/// Returns settings as the fields of a location, or as the keys of its secret. A converted document has fewer
+/// fields: those, or the secret.
+pub fn fields_of(settings: &[String], provider: &str, document: &Document) -> Vec<String> {
+    let is_converted = document.origin("location").is_some();
+    let mut named: Vec<String> = Vec::new();
+    for (path, origin) in settings.iter().filter_map(|setting| field_of(setting, provider, document)) {
+        let own = origin.or_else(|| (!is_converted).then_some(path));
+        named.extend(own.filter(|own| named.iter().all(|one| one != own)).map(str::to_owned));
     }
-    if document.origin("location").is_none() || own.len() == fields.len() {
-        return with_fields(hint, provider, document);
+    if named.is_empty() && is_converted && !settings.is_empty() {
+        named.push(document.written("location.secretConfig"));
     }
-    let before = hint.split_once("check ").map_or("", |(before, _)| before);
-    let server = if hint.contains("whether the server runs") { ", and whether the server runs" } else { "" };
-    let all = match own.split_last() {
-        Some((last, [])) => (*last).to_owned(),
-        Some((last, others)) => format!("{} and {last}", others.join(", ")),
-        None => document.written("location.secretConfig"),
-    };
-    format!("{before}check {all}{server}")
+    named
 }
 
-/// Replaces command line options in a message by the fields of a location, which a document may name
-/// otherwise.
+/// Replaces command line options in a message of this program by the fields of a location, which a document
+/// may name otherwise.
 pub fn with_fields(message: &str, provider: &str, document: &Document) -> String {
     let mut words: Vec<String> = Vec::new();
     for word in message.split(' ') {

@@ -8,7 +8,7 @@ use crate::{
         limits::ChangedLimitArgs,
     },
     confirm::YesArg,
-    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure, hint_of},
     output::{Context, Output},
     short_ids::ShortIds,
     table::{Table, Width, counted, or_dash},
@@ -302,7 +302,7 @@ fn passed_over(output: &Output, credential: &CredentialRef, error: ClientError) 
     if !matches!(error, ClientError::Api(_)) {
         return Err(error.into());
     }
-    output.error(&format!("{credential}: {error}"), error.hint());
+    output.error(&format!("{credential}: {error}"), hint_of(&error).as_deref());
     Ok(EXIT_FAILED)
 }
 

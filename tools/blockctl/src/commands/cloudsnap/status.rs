@@ -211,7 +211,9 @@ fn print_failures(context: &Context<'_>, args: &StatusArgs, tasks: &[Task]) {
     for task in failed {
         let (reason, hint) = reason(task);
         let resumable = if task.resumable { " (can be resumed)" } else { "" };
-        context.output.error(&format!("{} {} failed{resumable}: {reason}", noun(task), task.task_id), hint);
+        context
+            .output
+            .error(&format!("{} {} failed{resumable}: {reason}", noun(task), task.task_id), hint.as_deref());
     }
     if more > 0 {
         let line =

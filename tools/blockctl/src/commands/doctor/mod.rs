@@ -8,7 +8,7 @@ use crate::{
         health::{self, DAMAGE, HealthProblem, Known},
         protection::{Objective, Protection, last_proof, missed},
     },
-    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure, hint_of},
     output::Context,
     table::counted,
 };
@@ -154,7 +154,7 @@ async fn locations(context: &Context<'_>) -> Result<Vec<Check>, Failure> {
                 Err(error) => Check::failed(
                     "location",
                     format!("{name}: {error}"),
-                    error.hint().unwrap_or("see the log of blockd"),
+                    hint_of(&error).unwrap_or_else(|| "see the log of blockd".to_owned()),
                 ),
             },
         );

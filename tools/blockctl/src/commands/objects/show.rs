@@ -13,7 +13,7 @@ use super::{
     status::{EventSummary, ObjectDifference, RunSummary},
 };
 use crate::{
-    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
+    failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure, next_action},
     objects::{Kind, Object, read_all, yaml},
     output::Context,
     table::Table,
@@ -300,7 +300,7 @@ fn show(context: &Context<'_>, object: &Object, planned: &Plan) -> Result<(), Fa
         }
     }
     if let Plan::Refused(_, error) = planned {
-        output.error(&error.message, error.hint.as_deref());
+        output.error(&error.message, next_action(error).as_deref());
     }
     Ok(())
 }
