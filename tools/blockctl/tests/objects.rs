@@ -144,6 +144,51 @@ fn schedule_is_deleted_with_its_backups_if_its_policy_says_so() {
 }
 
 #[test]
+fn schedule_has_a_reclaim_policy_beside_that_of_backups() {
+    const PLAN: &str = "GET /v1/schedules/078557a3-26c7-49b1-9822-34e6f816c2d1/retention";
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("schedule.yaml");
+    // Labels of the schedule, policies of a file, and if the backups are deleted.
+    for (own, of_backups, deletes) in [
+        ("Delete", "", true),
+        ("Retain", "Delete", false),
+        ("Delete", "Retain", false),
+        ("", "Delete", true),
+        ("Delete", "Delete", true),
+    ] {
+        let mut schedule = reply("GET /v1/schedules")["items"][0].take();
+        let stored = [("schedule-reclaim-policy", own), ("reclaim-policy", of_backups)];
+        schedule["labels"] = stored.into_iter().filter(|(_, policy)| !policy.is_empty()).collect();
+        (schedule["selector"], schedule["credentialIds"]) = (json!({ "all": true }), json!([]));
+        schedule["retainAt"] = json!([]);
+        let fake = |schedule: &Value| {
+            Fake::with_defaults(vec![
+                ("GET /v1/schedules", ok(list(json!([schedule])))),
+                (PLAN, ok(reply(PLAN))),
+                ("GET /v1/tasks", ok(list(json!([])))),
+            ])
+        };
+        let is_deleted = |fake: &Fake| fake.changes().iter().any(|line| line == "POST /v1/cloudsnaps/delete");
+        let stored = fake(&schedule);
+        let shown = stored.run("get VolumeBackupSchedule nightly -o json").json();
+        assert_eq!(shown["spec"]["reclaimPolicy"].as_str().unwrap_or_default(), own, "{shown:#}");
+        assert_eq!(stored.run("delete VolumeBackupSchedule nightly").status, 0);
+        assert_eq!(is_deleted(&stored), deletes, "{own} {of_backups}");
+
+        // The policies of a file win over stored ones.
+        let text = format!(
+            "apiVersion: blockd/v1\nkind: VolumeBackupSchedule\nmetadata: {{name: nightly}}\nspec:\n  schedulePolicyName: gold\n  reclaimPolicy: {own}\n  template: {{spec: {{backupLocation: nas, volume: db, reclaimPolicy: {of_backups}}}}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        let other = if deletes { "Retain" } else { "Delete" };
+        schedule["labels"] = json!({ "schedule-reclaim-policy": other });
+        let given = fake(&schedule);
+        let ran = given.run(&format!("delete -f {}", path.display()));
+        assert_eq!((ran.status, is_deleted(&given)), (0, deletes), "{own} {of_backups}: {ran:?}");
+    }
+}
+
+#[test]
 fn object_with_a_pinned_backup_is_not_deleted_in_part() {
     let backup = |suffix: &str, volume: (&str, &str), pinned: bool| {
         let mut found = cloudsnap(suffix);

@@ -18,8 +18,10 @@ use std::fmt;
 
 /// Label of backups with the reclaim policy of their object.
 pub const RECLAIM_POLICY: &str = "reclaim-policy";
+/// Label of schedules, and so of their backups, with the reclaim policy of the schedule.
+pub const SCHEDULE_RECLAIM_POLICY: &str = "schedule-reclaim-policy";
 
-/// Fate of backups whose object is deleted.
+/// Fate of backups whose object or schedule is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum ReclaimPolicy {
     /// The backups stay.
@@ -29,9 +31,14 @@ pub enum ReclaimPolicy {
 }
 
 impl ReclaimPolicy {
-    /// Returns the policy in the labels of a backup or schedule.
+    /// Returns the policy of backups in their labels or those of their schedule.
     pub fn of(labels: &Labels) -> Option<Self> {
-        let text = labels.as_map().get(RECLAIM_POLICY)?;
+        Self::labelled(labels, RECLAIM_POLICY)
+    }
+
+    /// Returns the policy in a label of a backup or schedule.
+    pub fn labelled(labels: &Labels, key: &str) -> Option<Self> {
+        let text = labels.as_map().get(key)?;
         [Self::Retain, Self::Delete].into_iter().find(|policy| policy.to_string() == *text)
     }
 }

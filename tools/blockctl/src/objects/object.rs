@@ -1,7 +1,7 @@
 //! Objects, and their documents.
 
 use super::{
-    backup::{Backup, RECLAIM_POLICY, ReclaimPolicy},
+    backup::{Backup, RECLAIM_POLICY, ReclaimPolicy, SCHEDULE_RECLAIM_POLICY},
     document::{Document, Problem},
     foreign::{EXISTING_POLICY, UPDATE},
     hook::Hook,
@@ -122,7 +122,7 @@ pub fn document(kind: Kind, name: &str, labels: &Labels, body: &Value) -> Value 
     for (key, value) in labels.as_map() {
         match key.strip_prefix(ANNOTATION) {
             Some(annotation) => metadata["annotations"][annotation] = json!(value),
-            None if key == RECLAIM_POLICY => {}
+            None if [RECLAIM_POLICY, SCHEDULE_RECLAIM_POLICY].contains(&key.as_str()) => {}
             None => metadata["labels"][key] = json!(value),
         }
     }
@@ -148,7 +148,7 @@ struct Metadata {
 fn backup_labels(
     document: &mut Document,
     metadata: &mut Map<String, Value>,
-    policy: Option<ReclaimPolicy>,
+    policies: impl IntoIterator<Item = (&'static str, Option<ReclaimPolicy>)>,
 ) -> Result<Labels, Problem> {
     let mut take = |field: &str| -> Result<BTreeMap<String, String>, Problem> {
         let given = metadata.remove(field).map(serde_json::from_value).transpose();
@@ -160,7 +160,8 @@ fn backup_labels(
     if let Some(Value::String(namespace)) = metadata.remove("namespace") {
         labels.entry(NAMESPACE.to_owned()).or_insert(namespace);
     }
-    labels.extend(policy.map(|policy| (RECLAIM_POLICY.to_owned(), policy.to_string())));
+    let given = policies.into_iter().filter_map(|(key, policy)| Some((key.to_owned(), policy?.to_string())));
+    labels.extend(given);
     let mut labels =
         Labels::try_from(labels).map_err(|error| document.problem("metadata.labels", error.to_string()))?;
     for (key, value) in annotations {
@@ -173,20 +174,23 @@ fn backup_labels(
     Ok(labels)
 }
 
-/// Warns about a reclaim policy that has no meaning, and removes it.
+/// Warns about reclaim policies that have no meaning, and removes them.
 fn ignore_reclaim_policy(document: &mut Document, body: &mut Body) {
-    let (backup, path, reason) = match body {
-        Body::Snapshot(backup) => {
-            (backup.as_mut(), "spec.reclaimPolicy", "a local snapshot is deleted with its object")
-        }
-        Body::Schedule(schedule) if schedule.is_local() && schedule.backup().backup_location.is_empty() => (
-            schedule.backup_mut(),
-            "spec.template.spec.reclaimPolicy",
-            "local snapshots outlive their schedule",
+    let (policies, reason): (Vec<_>, _) = match body {
+        Body::Snapshot(backup) => (
+            vec![("spec.reclaimPolicy", backup.reclaim_policy.take())],
+            "a local snapshot is deleted with its object",
         ),
+        Body::Schedule(schedule) if schedule.is_local() && schedule.backup().backup_location.is_empty() => {
+            let own = schedule.reclaim_policy.take();
+            let of_backups = schedule.backup_mut().reclaim_policy.take();
+            let policies =
+                vec![("spec.reclaimPolicy", own), ("spec.template.spec.reclaimPolicy", of_backups)];
+            (policies, "local snapshots outlive their schedule")
+        }
         _ => return,
     };
-    if backup.reclaim_policy.take().is_some() {
+    for (path, _) in policies.into_iter().filter(|(_, policy)| policy.is_some()) {
         document.warn(path, &format!("ignored: {reason}"));
     }
 }
@@ -233,11 +237,13 @@ pub fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Pro
     warn_about_ttl(&mut document, &mut body);
     match &mut body {
         Body::Backup(backup) => {
-            backup.labels = backup_labels(&mut document, &mut rest, backup.reclaim_policy)?;
+            let policy = (RECLAIM_POLICY, backup.reclaim_policy);
+            backup.labels = backup_labels(&mut document, &mut rest, [policy])?;
         }
         Body::Schedule(schedule) => {
-            let backup = schedule.backup_mut();
-            backup.labels = backup_labels(&mut document, &mut rest, backup.reclaim_policy)?;
+            let [own, of_backups] = schedule.reclaim_policies();
+            let policies = [(SCHEDULE_RECLAIM_POLICY, own), (RECLAIM_POLICY, of_backups)];
+            schedule.backup_mut().labels = backup_labels(&mut document, &mut rest, policies)?;
         }
         _ => {}
     }

@@ -1,13 +1,13 @@
 //! Schedules: a policy or rules of their own, and a backup as their template.
 
 use super::{
-    backup::{Backup, ReclaimPolicy},
+    backup::{Backup, ReclaimPolicy, SCHEDULE_RECLAIM_POLICY},
     document::{FieldError, Spec},
     policy::Rules,
     values::{Retain, one_or_many, parse_ttl},
 };
 use blockd_api::{
-    CredentialName, CredentialRef, ObjectName,
+    CredentialName, CredentialRef, Labels, ObjectName,
     schedules::{CreateSchedule, PolicyName, Priority, RetainAt, Rule, Schedule, UpdateSchedule},
 };
 use blockd_schedule::{Jitter, Retention};
@@ -64,6 +64,8 @@ pub struct ScheduleSpec {
     jitter_seconds: u32,
     #[serde(default)]
     priority: Priority,
+    /// Fate of the backups after the schedule; by default that of the template.
+    pub reclaim_policy: Option<ReclaimPolicy>,
     template: TemplateObject,
     /// Effect of the time to live of the template, if it has one.
     #[serde(skip)]
@@ -109,6 +111,7 @@ impl ScheduleSpec {
                 .map(|retain| LocalSnapshots { retain: Some(Retain(retain)) }),
             jitter_seconds: schedule.jitter_seconds.max_s,
             priority: schedule.priority,
+            reclaim_policy: ReclaimPolicy::labelled(&schedule.labels, SCHEDULE_RECLAIM_POLICY),
             template: TemplateObject { spec },
             ttl_warning: None,
         })
@@ -122,6 +125,11 @@ impl ScheduleSpec {
     /// Returns the template of the backups.
     pub fn backup_mut(&mut self) -> &mut Backup {
         &mut self.template.spec
+    }
+
+    /// Returns the reclaim policies of the schedule and of its backups.
+    pub fn reclaim_policies(&self) -> [Option<ReclaimPolicy>; 2] {
+        [self.reclaim_policy, self.backup().reclaim_policy]
     }
 
     /// Returns true if it makes local snapshots.
@@ -188,6 +196,11 @@ impl ScheduleSpec {
             paused: self.suspend,
         }
     }
+}
+
+/// Returns the reclaim policies of a schedule and of its backups in its labels.
+pub fn stored_reclaim_policies(labels: &Labels) -> [Option<ReclaimPolicy>; 2] {
+    [ReclaimPolicy::labelled(labels, SCHEDULE_RECLAIM_POLICY), ReclaimPolicy::of(labels)]
 }
 
 /// Returns the number of runs in a time, at least one: the same at each conversion.

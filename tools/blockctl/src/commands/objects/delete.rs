@@ -65,7 +65,7 @@ impl Deletion {
                 deletion.backups = Some(target).filter(|_| policy == Some(ReclaimPolicy::Delete));
             }
             Body::Schedule(schedule) => {
-                deletion.reclaims = resources.reclaims(&name, schedule.backup().reclaim_policy);
+                deletion.reclaims = resources.reclaims(&name, schedule.reclaim_policies());
             }
             Body::Snapshot(snapshot) => deletion.snapshots = Some(DeleteScope::All(snapshot)),
             Body::Rule(hook) => deletion.rule = Some(hook),
@@ -156,7 +156,7 @@ async fn named(
             deletion.backups = Some(BackupTarget { name, id, location, scope });
         }
         Kind::VolumeSnapshot => deletion.snapshots = Some(scope),
-        Kind::VolumeBackupSchedule => deletion.reclaims = resources.reclaims(&name, None),
+        Kind::VolumeBackupSchedule => deletion.reclaims = resources.reclaims(&name, [None, None]),
         _ => {}
     }
     let exists = deletion.exists(&resources)?;

@@ -4,7 +4,11 @@ use crate::{
     commands::cloudsnap::list::given_name,
     failure::Failure,
     objects::{
-        Body, Kind, Object, ReclaimPolicy, backup::Backup, hook::Hook, resolve, schedule::ScheduleSpec,
+        Body, Kind, Object, ReclaimPolicy,
+        backup::Backup,
+        hook::Hook,
+        resolve,
+        schedule::{ScheduleSpec, stored_reclaim_policies},
     },
     output::Context,
 };
@@ -246,10 +250,13 @@ impl ResourceSet {
         self.credentials.iter().filter(is_in).map(|one| one.name.clone()).collect()
     }
 
-    /// Returns true if the backups of a schedule are deleted with it; a given policy wins over the stored.
-    pub fn reclaims(&self, name: &str, given: Option<ReclaimPolicy>) -> bool {
-        let stored = || ReclaimPolicy::of(&self.schedule(name)?.labels);
-        given.or_else(stored) == Some(ReclaimPolicy::Delete)
+    /// Returns true if the backups of a schedule are deleted with it. Given policies of the schedule and of
+    /// its backups win over the stored ones.
+    pub fn reclaims(&self, name: &str, given: [Option<ReclaimPolicy>; 2]) -> bool {
+        let stored = || self.schedule(name).map(|one| stored_reclaim_policies(&one.labels));
+        let is_given = given.iter().any(Option::is_some);
+        let policies = if is_given { given } else { stored().unwrap_or_default() };
+        policies.contains(&Some(ReclaimPolicy::Delete)) && !policies.contains(&Some(ReclaimPolicy::Retain))
     }
 
     /// Converts a schedule; `None` if it refers to a missing volume or location.

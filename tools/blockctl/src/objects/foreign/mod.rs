@@ -51,8 +51,9 @@ const CONVERSIONS: [(&str, &str, Kind, &str, Finish); 14] = [
     (stork::GROUP, "ApplicationBackup", Kind::VolumeBackup,
         "spec.backupLocation spec.reclaimPolicy spec.preExecRule spec.postExecRule spec.full spec.ttl", stork::backup),
     (stork::GROUP, "ApplicationBackupSchedule", Kind::VolumeBackupSchedule,
-        "spec.schedulePolicyName spec.suspend spec.template.spec.backupLocation spec.template.spec.reclaimPolicy \
-        spec.template.spec.preExecRule spec.template.spec.postExecRule spec.template.spec.full spec.template.spec.ttl",
+        "spec.schedulePolicyName spec.suspend spec.reclaimPolicy spec.template.spec.backupLocation \
+        spec.template.spec.reclaimPolicy spec.template.spec.preExecRule spec.template.spec.postExecRule \
+        spec.template.spec.full spec.template.spec.ttl",
         stork::schedule),
     (stork::GROUP, "ApplicationRestore", Kind::VolumeRestore,
         "spec.backupName spec.backupLocation spec.namespaceMapping spec.replacePolicy", stork::restore),

@@ -15,9 +15,30 @@ pub fn backup(document: &mut Document, mut native: Document, _: &str) -> Result<
     Ok(vec![native])
 }
 
-pub fn schedule(document: &mut Document, native: Document, name: &str) -> Result<Vec<Document>, Problem> {
+pub fn schedule(document: &mut Document, mut native: Document, name: &str) -> Result<Vec<Document>, Problem> {
+    set_reclaim(document, &mut native);
     let (namespaces, labels) = ("spec.template.spec.namespaces", "spec.template.spec.selectors");
     Ok(Selection::take(document, namespaces, labels)?.each(native, name, "spec.template.spec"))
+}
+
+/// Sets the fate of the backups of a schedule: they outlive it unless its own policy deletes them, and those
+/// of a template that retains them outlive their retention, too.
+fn set_reclaim(document: &mut Document, native: &mut Document) {
+    const OWN: &str = "spec.reclaimPolicy";
+    const OF_BACKUPS: &str = "spec.template.spec.reclaimPolicy";
+    match native.get(OF_BACKUPS).and_then(Value::as_str) {
+        Some("Delete") => native.set_default(OWN, "Retain".into(), OWN),
+        Some("Retain") => {
+            let Some(location) = native.get("spec.template.spec.backupLocation").cloned() else { return };
+            let retain = json!([{ "backupLocation": location, "retain": "all" }]);
+            native.set("spec.retainAt", retain, OF_BACKUPS);
+            document.warn(
+                OF_BACKUPS,
+                "no backup of the schedule expires; with `Delete`, its policy sets their number",
+            );
+        }
+        _ => {}
+    }
 }
 
 /// A mapping selects the namespaces that it names; an empty one selects all.
