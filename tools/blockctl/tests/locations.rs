@@ -115,6 +115,32 @@ fn location_errors_name_the_fields_of_the_file() {
 }
 
 #[test]
+fn dry_run_refuses_location_without_its_secrets() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("location.yaml");
+    std::fs::create_dir(dir.path().join("empty")).unwrap();
+    let native = |rest: &str| {
+        format!("apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {{name: s3}}\nlocation: {rest}\n")
+    };
+    for (text, words) in [
+        (native("{type: local, path: /b, encrypted: true}"), "encryptionKey: an encrypted location needs"),
+        (native("{type: local, path: /b, encryptionKey: {file: gone}}"), "gone"),
+        (native("{type: s3, path: b, s3Config: {endpoint: e}, secretConfig: gone}"), "secret gone is missing"),
+        (native("{type: s3, path: b, s3Config: {endpoint: e}, secretConfig: empty}"), "s3Config.accessKeyID"),
+        (
+            "apiVersion: velero.io/v1\nkind: BackupStorageLocation\nmetadata: {name: s3}\nspec: {provider: aws, objectStorage: {bucket: b}}\n".to_owned(),
+            "spec.credential: a secret with the access keys of the store is expected",
+        ),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let run = |options: &str| Fake::start(world(&[], &[])).run(&format!("apply {options} -f {}", path.display()));
+        let (tried, real) = (run("--dry-run"), run(""));
+        assert!(tried.status == 2 && tried.stderr.contains(words), "{words}: {tried:?}");
+        assert_eq!((tried.status, &tried.stderr), (real.status, &real.stderr));
+    }
+}
+
+#[test]
 fn hint_of_a_database_snapshot_names_its_fields() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("snapshot.yaml");

@@ -31,6 +31,7 @@ use blockd_api::{
     ByteSize, ClientError, CredentialName, CredentialRef, ErrorCode, NameError, ObjectName, RuleName,
     VolumeName, VolumeRef,
     cloudsnaps::{StartBackup, StartGroupBackup},
+    credentials::CreateCredential,
     format_duration, operations,
     rules::{CreateRule, RuleTarget, UpdateRule},
     schedules::{Policy, UpdatePolicy},
@@ -228,6 +229,7 @@ impl Apply<'_> {
             }
             Plan::Kept => {}
             _ if self.args.dry_run => {
+                self.check_location(object, &planned)?;
                 done.warnings.extend(consequence(object, &self.resources).map(|one| one.text));
             }
             Plan::Wait(tasks) => done.tasks = tasks,
@@ -334,11 +336,31 @@ impl Apply<'_> {
         if location.is_default() {
             self.set_default(name).await?;
         }
+        self.note_unencrypted(object, &request);
+        Ok(())
+    }
+
+    fn note_unencrypted(&self, object: &Object, request: &CreateCredential) {
         if request.encryption_passphrase.is_none() {
             let cause = format!("{} is not set", object.document.written(PASSPHRASE));
             self.context.output.note(format!("note: {object}: backups are stored unencrypted: {cause}"));
         }
-        Ok(())
+    }
+
+    /// Makes the request of a location without sending it: secrets may be missing or unreadable.
+    fn check_location(&self, object: &Object, planned: &Plan) -> Result<(), Failure> {
+        let Body::Location(location) = &object.body else { return Ok(()) };
+        let made = match (planned, self.resources.credential(object.name.as_str())) {
+            (Plan::Create, _) => {
+                let request = location.request(&parse_name(&object.name)?);
+                request.map(|request| self.note_unencrypted(object, &request))
+            }
+            (Plan::Update(changes), Some(current)) if changes.iter().any(|one| is_access(&one.path)) => {
+                location.update(current.store.provider).map(drop)
+            }
+            _ => Ok(()),
+        };
+        made.map_err(|failure| location.in_fields(failure, &object.document))
     }
 
     async fn set_default(&self, name: CredentialName) -> Result<(), Failure> {
