@@ -1,12 +1,12 @@
 //! Update of a credential: authentication and connection settings, but never the location.
 
-use crate::SecretInput;
+use crate::{Labels, SecretInput};
 use blockd_store_config::StoreAccess;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Body of `PATCH /v1/credentials/{credential}`; omitted fields stay. The daemon first verifies access to the
-/// store, and that it holds the same repository.
+/// Body of `PATCH /v1/credentials/{credential}`; omitted fields stay. Unless labels alone change,
+/// the daemon first verifies access to the store, and that it holds the same repository.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct UpdateCredential {
@@ -23,6 +23,9 @@ pub struct UpdateCredential {
     /// sealed. Another passphrase is refused.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encryption_passphrase: Option<SecretInput>,
+    /// New labels; they replace all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
 }
 
 impl UpdateCredential {

@@ -2,7 +2,7 @@
 //!
 //! Only request types contain secrets; replies never do.
 
-use crate::{CredentialName, DailyLimit, LimitWindow, Secret, SecretInput, SecretRef};
+use crate::{CredentialName, DailyLimit, Labels, LimitWindow, Secret, SecretInput, SecretRef};
 pub use blockd_store_config::{
     AssumedRole, AzureAccess, AzureAuth, AzureConfig, GoogleAccess, GoogleConfig, InvalidConfig,
     ProviderKind, S3Access, S3Config, S3View, SecretChange, StoreAccess, StoreConfig, StoreView, SwiftAccess,
@@ -27,6 +27,9 @@ pub struct CreateCredential {
     /// Passphrase of client-side encryption; without one, data has checksums only. Keys opened by a
     /// referenced passphrase are not stored on the host.
     pub encryption_passphrase: Option<SecretInput>,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// Body of `POST /v1/credentials/{credential}/rekey`. With the passphrase alone, data keys made by other
@@ -159,6 +162,9 @@ pub struct Credential {
     /// Used by requests that name no credential, in lists and inspections.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_default: bool,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// Warnings of its creation.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,

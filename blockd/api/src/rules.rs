@@ -3,7 +3,7 @@
 //! Options of a request take precedence over the rule of its schedule, and that over the rules of the
 //! volumes: each has its own, or that of its group. In a freeze of several volumes, each rule runs once.
 
-use crate::{GroupName, RuleName, VolumeName, VolumeRef, quiesce::Quiesce};
+use crate::{GroupName, Labels, RuleName, VolumeName, VolumeRef, quiesce::Quiesce};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -17,6 +17,9 @@ pub struct CreateRule {
     pub name: RuleName,
     /// Quiesce options.
     pub quiesce: Quiesce,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// Body of `PATCH /v1/rules/{rule}`.
@@ -25,6 +28,9 @@ pub struct CreateRule {
 pub struct UpdateRule {
     /// New quiesce options; they replace all.
     pub quiesce: Quiesce,
+    /// New labels; they replace all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
 }
 
 /// Body of `POST /v1/rules/{rule}/assign` and `unassign`: one target.
@@ -57,6 +63,9 @@ pub struct HookRule {
     pub name: RuleName,
     /// Quiesce options.
     pub quiesce: Quiesce,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// Volumes with this rule.
     #[serde(default)]
     pub volume_names: Vec<VolumeName>,

@@ -2,7 +2,7 @@
 
 use crate::{DbError, json, number, parsed, parsed_if_there, rows, stored, to_json};
 use blockd_api::{
-    CredentialName, SecretRef,
+    CredentialName, Labels, SecretRef,
     credentials::{Connection, StoreConfig},
 };
 use blockd_cloud::{KnownKeys, WriteKey};
@@ -47,10 +47,12 @@ pub struct CredentialRow {
     pub key_slots: Vec<u8>,
     /// Data key of new backups: the newest that this host created or accepted.
     pub write_key: WriteKey,
+    /// Labels.
+    pub labels: Labels,
 }
 
 const COLUMNS: &str = "uuid, name, created, store, store_secret, data_keys, encrypted, capabilities, \
-    passphrase_from, key_slots, write_key, write_key_created";
+    passphrase_from, key_slots, write_key, write_key_created, labels";
 
 /// Encodes the settings of a store, which have no secret in clear.
 fn store_json(store: &StoreRow) -> Result<String, DbError> {
@@ -75,6 +77,7 @@ impl CredentialRow {
             passphrase_from: parsed_if_there(row, 8)?,
             key_slots: row.get(9)?,
             write_key: WriteKey { key_id: parsed(row, 10)?, created_unix_s: number(row, 11)? },
+            labels: json(row, 12)?,
         })
     }
 
@@ -102,7 +105,7 @@ impl CredentialRow {
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         tx.execute(
             &format!(
-                "INSERT INTO credentials ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)"
+                "INSERT INTO credentials ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)"
             ),
             params![
                 self.uuid.to_string(),
@@ -117,6 +120,7 @@ impl CredentialRow {
                 self.key_slots,
                 self.write_key.key_id.to_string(),
                 stored(self.write_key.created_unix_s),
+                to_json("labels", &self.labels)?,
             ],
         )?;
         Ok(())
@@ -161,6 +165,16 @@ impl CredentialRow {
                 stored(write_key.created_unix_s),
             ],
         )?;
+        Ok(())
+    }
+
+    /// Replaces the labels.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_labels(tx: &Transaction<'_>, uuid: Uuid, labels: &Labels) -> Result<(), DbError> {
+        let sql = "UPDATE credentials SET labels = ?2 WHERE uuid = ?1";
+        tx.execute(sql, params![uuid.to_string(), to_json("labels", labels)?])?;
         Ok(())
     }
 
@@ -292,6 +306,7 @@ impl CredentialRow {
             },
             key_slots: Vec::new(),
             write_key: WriteKey { key_id, created_unix_s: 0 },
+            labels: Labels::default(),
         }
     }
 }

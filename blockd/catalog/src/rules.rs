@@ -1,7 +1,7 @@
 //! Rows of rules and of their assignments.
 
 use crate::{DbError, ScheduleRow, json, parsed, rows, to_json};
-use blockd_api::{GroupName, RuleName, quiesce::Quiesce, schedules::ScheduleSummary};
+use blockd_api::{GroupName, Labels, RuleName, quiesce::Quiesce, schedules::ScheduleSummary};
 use blockd_extent::VolumeId;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use std::collections::BTreeMap;
@@ -13,11 +13,13 @@ pub struct RuleRow {
     pub name: RuleName,
     /// Quiesce options.
     pub quiesce: Quiesce,
+    /// Labels.
+    pub labels: Labels,
 }
 
 impl RuleRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self { name: parsed(row, 0)?, quiesce: json(row, 1)? })
+        Ok(Self { name: parsed(row, 0)?, quiesce: json(row, 1)?, labels: json(row, 2)? })
     }
 
     /// Returns all rules by name.
@@ -25,7 +27,7 @@ impl RuleRow {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        rows(tx, "SELECT name, quiesce FROM rules ORDER BY name", [], Self::read)
+        rows(tx, "SELECT name, quiesce, labels FROM rules ORDER BY name", [], Self::read)
     }
 
     /// Returns the rule of this name.
@@ -33,7 +35,7 @@ impl RuleRow {
     /// # Errors
     /// The database fails.
     pub fn find(tx: &Transaction<'_>, name: &RuleName) -> Result<Option<Self>, DbError> {
-        let sql = "SELECT name, quiesce FROM rules WHERE name = ?1";
+        let sql = "SELECT name, quiesce, labels FROM rules WHERE name = ?1";
         Ok(tx.query_row(sql, [name.as_str()], Self::read).optional()?)
     }
 
@@ -44,20 +46,25 @@ impl RuleRow {
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         let quiesce = to_json("rule", &self.quiesce)?;
         tx.execute(
-            "INSERT INTO rules (name, quiesce) VALUES (?1, ?2)",
-            params![self.name.as_str(), quiesce],
+            "INSERT INTO rules (name, quiesce, labels) VALUES (?1, ?2, ?3)",
+            params![self.name.as_str(), quiesce, to_json("labels", &self.labels)?],
         )?;
         Ok(())
     }
 
-    /// Updates the rule; returns false if there is none of this name.
+    /// Updates a rule, and its labels if they are given; returns false if there is none of this name.
     ///
     /// # Errors
     /// The database fails.
-    pub fn update(&self, tx: &Transaction<'_>) -> Result<bool, DbError> {
-        let quiesce = to_json("rule", &self.quiesce)?;
-        let sql = "UPDATE rules SET quiesce = ?2 WHERE name = ?1";
-        Ok(tx.execute(sql, params![self.name.as_str(), quiesce])? > 0)
+    pub fn update(
+        tx: &Transaction<'_>,
+        name: &RuleName,
+        quiesce: &Quiesce,
+        labels: Option<&Labels>,
+    ) -> Result<bool, DbError> {
+        let labels = labels.map(|labels| to_json("labels", labels)).transpose()?;
+        let sql = "UPDATE rules SET quiesce = ?2, labels = coalesce(?3, labels) WHERE name = ?1";
+        Ok(tx.execute(sql, params![name.as_str(), to_json("rule", quiesce)?, labels])? > 0)
     }
 
     /// Deletes the rule; returns false if there is none of this name.

@@ -257,11 +257,13 @@ pub struct PolicyRow {
     pub name: PolicyName,
     /// Its rules.
     pub rules: Vec<Rule>,
+    /// Labels.
+    pub labels: Labels,
 }
 
 impl PolicyRow {
     fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
-        Ok(Self { name: parsed(row, 0)?, rules: json(row, 1)? })
+        Ok(Self { name: parsed(row, 0)?, rules: json(row, 1)?, labels: json(row, 2)? })
     }
 
     /// Returns the readable policies by name.
@@ -269,7 +271,7 @@ impl PolicyRow {
     /// # Errors
     /// The database fails.
     pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
-        let mut statement = tx.prepare("SELECT name, rules FROM sched_policies ORDER BY name")?;
+        let mut statement = tx.prepare("SELECT name, rules, labels FROM sched_policies ORDER BY name")?;
         let mut rows = statement.query([])?;
         let mut all = Vec::new();
         while let Some(row) = rows.next()? {
@@ -289,7 +291,7 @@ impl PolicyRow {
     /// # Errors
     /// The database fails.
     pub fn find(tx: &Transaction<'_>, name: &PolicyName) -> Result<Option<Self>, DbError> {
-        let sql = "SELECT name, rules FROM sched_policies WHERE name = ?1";
+        let sql = "SELECT name, rules, labels FROM sched_policies WHERE name = ?1";
         Ok(tx.query_row(sql, [name.as_str()], Self::read).optional()?)
     }
 
@@ -300,20 +302,26 @@ impl PolicyRow {
     pub fn insert(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
         let rules = to_json("policy", &self.rules)?;
         tx.execute(
-            "INSERT INTO sched_policies (name, rules) VALUES (?1, ?2)",
-            params![self.name.as_str(), rules],
+            "INSERT INTO sched_policies (name, rules, labels) VALUES (?1, ?2, ?3)",
+            params![self.name.as_str(), rules, to_json("labels", &self.labels)?],
         )?;
         Ok(())
     }
 
-    /// Replaces the rules; returns false if there is none of this name.
+    /// Replaces the rules of a policy, and its labels if they are given; returns false if there is none of
+    /// this name.
     ///
     /// # Errors
     /// The database fails.
-    pub fn update(&self, tx: &Transaction<'_>) -> Result<bool, DbError> {
-        let rules = to_json("policy", &self.rules)?;
-        let sql = "UPDATE sched_policies SET rules = ?2 WHERE name = ?1";
-        Ok(tx.execute(sql, params![self.name.as_str(), rules])? > 0)
+    pub fn update(
+        tx: &Transaction<'_>,
+        name: &PolicyName,
+        rules: &[Rule],
+        labels: Option<&Labels>,
+    ) -> Result<bool, DbError> {
+        let labels = labels.map(|labels| to_json("labels", labels)).transpose()?;
+        let sql = "UPDATE sched_policies SET rules = ?2, labels = coalesce(?3, labels) WHERE name = ?1";
+        Ok(tx.execute(sql, params![name.as_str(), to_json("policy", &rules)?, labels])? > 0)
     }
 
     /// Deletes the policy; returns false if there is none of this name.

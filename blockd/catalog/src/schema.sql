@@ -47,7 +47,8 @@ CREATE TABLE credentials (
     key_slots         BLOB NOT NULL,        -- key slots as last seen whole; wrapped, not secret
     write_key         TEXT NOT NULL,        -- data key of new backups: the newest that this host made or accepted
     write_key_created INTEGER NOT NULL,     -- seconds since 1970
-    listed            TEXT                  -- last complete listing of its manifests; NULL: none
+    listed            TEXT,                 -- last complete listing of its manifests; NULL: none
+    labels            TEXT NOT NULL DEFAULT '{}' -- JSON object of strings
 ) STRICT;
 
 -- The newest backup of a volume to a credential: the base of the next incremental one.
@@ -144,8 +145,9 @@ CREATE TABLE lazy_volumes (
 
 -- Schedule policies, shared by several schedules.
 CREATE TABLE sched_policies (
-    name  TEXT PRIMARY KEY,
-    rules TEXT NOT NULL                     -- JSON
+    name   TEXT PRIMARY KEY,
+    rules  TEXT NOT NULL,                   -- JSON
+    labels TEXT NOT NULL                    -- JSON object of strings
 ) STRICT;
 
 CREATE TABLE schedules (
@@ -237,7 +239,8 @@ CREATE TABLE cloudsnap_marks (
 -- Hooks quiesce_rules freezes, by name.
 CREATE TABLE rules (
     name    TEXT PRIMARY KEY,
-    quiesce TEXT NOT NULL                   -- JSON
+    quiesce TEXT NOT NULL,                  -- JSON
+    labels  TEXT NOT NULL                   -- JSON object of strings
 ) STRICT;
 
 -- Rules assigned to volumes and groups; those of schedules are in `schedules.spec`.

@@ -97,6 +97,7 @@ async fn log_and_events_go_to_the_journal_behind_stderr() {
         provider: StoreConfig::Local { path },
         connection: Connection::default(),
         encryption_passphrase: None,
+        labels: Default::default(),
     };
     client.call(CREATE_CREDENTIAL, &credential).await.unwrap();
     let started = client.call(START_BACKUP, &StartBackup::of("db".parse().unwrap())).await.unwrap();

@@ -114,6 +114,7 @@ impl Running {
             provider: StoreConfig::Local { path: store.to_owned() },
             connection: blockd_api::credentials::Connection::default(),
             encryption_passphrase: Some(blockd_api::Secret::new("correct horse".into()).into()),
+            labels: Default::default(),
         };
         self.client.call(CREATE_CREDENTIAL, &request).await.unwrap();
     }

@@ -5,9 +5,9 @@ use super::{
     *,
 };
 use blockd_api::{
-    ApiError, CredentialRef, Secret, SecretInput, SecretRef,
+    ApiError, CredentialRef, Labels, Secret, SecretInput, SecretRef,
     credential_update::UpdateCredential,
-    credentials::{Credential, S3Access, S3Config, StoreAccess},
+    credentials::{Credential, CredentialLimits, S3Access, S3Config, StoreAccess},
 };
 use blockd_cloud::{OpenOptions, Repository};
 use blockd_testkit::store::{FakeHttpServer, HttpReply};
@@ -168,6 +168,22 @@ async fn default_credential_is_used_where_none_is_named() {
     }
     host.call_at(DELETE_CREDENTIAL, &name, &()).await;
     assert_eq!(host.backup("data", false).await.credential_id, nas);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn labels_change_without_access_to_the_store() {
+    let mut host = Host::new().await;
+    let labels = |text: &str| -> Labels { text.parse().unwrap() };
+    let request = CreateCredential { labels: labels("namespace=shop"), ..host.credential("nas", None) };
+    assert_eq!(host.call(CREATE_CREDENTIAL, &request).await.labels, request.labels);
+    let name = "nas".parse().unwrap();
+    let limited = host.call_at(LIMIT_CREDENTIAL, &name, &CredentialLimits::default()).await;
+    assert_eq!(limited.labels, request.labels);
+    fs::remove_dir_all(host.store.path()).unwrap();
+    let update = UpdateCredential { labels: Some(labels("app=db")), ..UpdateCredential::default() };
+    assert_eq!(Some(host.call_at(UPDATE_CREDENTIAL, &name, &update).await.labels), update.labels);
+    host.restart().await;
+    assert_eq!(host.call(LIST_CREDENTIALS, &()).await.items[0].labels, labels("app=db"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -200,6 +200,7 @@ impl Host {
             provider: StoreConfig::Local { path: self.store.path().to_owned() },
             connection: Connection::default(),
             encryption_passphrase: passphrase.map(|text| blockd_api::Secret::new(text.into()).into()),
+            labels: Default::default(),
         }
     }
 

@@ -6,6 +6,7 @@ use super::{
     *,
 };
 use blockd_api::{
+    Labels,
     cloudsnaps::StartGroupBackup,
     events::{Event, Severity},
     quiesce::Quiesce,
@@ -22,10 +23,14 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
     let good = host.logging("true", "true");
     let bad = Quiesce { user: Some("no-such-user".into()), ..good.clone() };
     let name: blockd_api::RuleName = "pg".parse().unwrap();
-    let create = |quiesce: &Quiesce| CreateRule { name: "pg".parse().unwrap(), quiesce: quiesce.clone() };
+    let create = |quiesce: &Quiesce| CreateRule {
+        name: "pg".parse().unwrap(),
+        quiesce: quiesce.clone(),
+        labels: Labels::default(),
+    };
     host.refused(ErrorCode::InvalidRequest, CREATE_RULE, &create(&bad)).await;
     host.call(CREATE_RULE, &create(&good)).await;
-    let update = UpdateRule { quiesce: bad.clone() };
+    let update = UpdateRule { quiesce: bad.clone(), labels: None };
     host.refused_at(ErrorCode::InvalidRequest, UPDATE_RULE, &name, &update).await;
     let inline = with_commands("v", &bad);
     // The check does not wait for the admission lock.
@@ -61,7 +66,7 @@ async fn commands_of_an_unusable_user_are_refused_and_reported() {
     let refused = host.client.call(CREATE_SCHEDULE, &scheduled).await.unwrap_err().to_string();
     assert!(refused.contains("no-such-user"), "{refused}");
 
-    host.call_at(UPDATE_RULE, &name, &UpdateRule { quiesce: good }).await;
+    host.call_at(UPDATE_RULE, &name, &UpdateRule { quiesce: good, labels: None }).await;
     assert_eq!(host.call_at(GET_RULE, &name, &()).await.problem, None);
     host.call_at(ASSIGN_RULE, &name, &target).await;
     host.stop().await;
@@ -105,7 +110,8 @@ async fn slow_command_delays_only_its_own_rule() {
 async fn commands_are_visible_to_admins_only() {
     let (mut host, operator, _sockets) = host_with_operator().await;
     let quiesce = Quiesce { pre_command: Some("echo planted; exit 0".into()), ..Quiesce::default() };
-    let rule = CreateRule { name: "pg".parse().unwrap(), quiesce: quiesce.clone() };
+    let rule =
+        CreateRule { name: "pg".parse().unwrap(), quiesce: quiesce.clone(), labels: Labels::default() };
     host.call(CREATE_RULE, &rule).await;
 
     forbidden(&operator, LIST_RULES, &()).await;

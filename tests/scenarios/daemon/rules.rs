@@ -2,6 +2,7 @@
 
 use super::*;
 use blockd_api::{
+    Labels,
     events::Severity,
     quiesce::{HookOptions, OnFailure, Quiesce, QuiesceKind},
     rules::{CreateRule, RuleTarget, UpdateRule},
@@ -33,7 +34,7 @@ impl Host {
     }
 
     pub(super) async fn rule(&self, name: &str, quiesce: Quiesce) {
-        let request = CreateRule { name: name.parse().unwrap(), quiesce };
+        let request = CreateRule { name: name.parse().unwrap(), quiesce, labels: Labels::default() };
         self.call(CREATE_RULE, &request).await;
     }
 
@@ -117,10 +118,14 @@ async fn rules_survive_a_restart_and_are_not_deleted_in_use() {
     host.create_credential().await;
     host.create_volume("v").await;
     let name = "pg".parse().unwrap();
-    let nothing = CreateRule { name: "pg".parse().unwrap(), quiesce: Quiesce::default() };
+    let nothing =
+        CreateRule { name: "pg".parse().unwrap(), quiesce: Quiesce::default(), labels: Labels::default() };
     host.refused(ErrorCode::InvalidRequest, CREATE_RULE, &nothing).await;
     let quiesce = Quiesce { user: Some(own_user()), ..host.logging("true", "true") };
     host.rule("pg", quiesce.clone()).await;
+    let labels: Labels = "namespace=shop".parse().unwrap();
+    let change = UpdateRule { quiesce: quiesce.clone(), labels: Some(labels.clone()) };
+    assert_eq!(host.call_at(UPDATE_RULE, &name, &change).await.labels, labels);
     let again = CreateRule { quiesce: quiesce.clone(), ..nothing };
     host.refused(ErrorCode::RuleExists, CREATE_RULE, &again).await;
     host.assign("pg", Some("v"), None).await;
@@ -138,8 +143,9 @@ async fn rules_survive_a_restart_and_are_not_deleted_in_use() {
         (&quiesce, 1, &[schedule.schedule_id][..])
     );
     assert_eq!(rule.volume_names.iter().map(ToString::to_string).collect::<Vec<_>>(), ["v"]);
-    let update = UpdateRule { quiesce: Quiesce { freeze_fs: true, ..quiesce } };
-    assert_eq!(host.call_at(UPDATE_RULE, &name, &update).await.quiesce, update.quiesce);
+    let update = UpdateRule { quiesce: Quiesce { freeze_fs: true, ..quiesce }, labels: None };
+    let updated = host.call_at(UPDATE_RULE, &name, &update).await;
+    assert_eq!((updated.quiesce, updated.labels), (update.quiesce, labels));
 
     // Volumes, groups and schedules prevent the deletion.
     let volume = RuleTarget { volume: Some("v".parse().unwrap()), group: None };
@@ -212,7 +218,7 @@ async fn group_runs_each_rule_once_around_one_freeze() {
     host.call_at(
         UPDATE_RULE,
         &"own".parse().unwrap(),
-        &UpdateRule { quiesce: host.logging("echo planted; exit 3", "true") },
+        &UpdateRule { quiesce: host.logging("echo planted; exit 3", "true"), labels: None },
     )
     .await;
     let before = host.list().await.len();
@@ -233,7 +239,7 @@ async fn group_runs_each_rule_once_around_one_freeze() {
     assert!(failures[0].message.contains("a, b, c: the pre-command of rule own failed"), "{failures:?}");
     // With `on_failure: continue`, the backup is made.
     let tolerant = Quiesce { on_failure: OnFailure::Continue, ..host.logging("exit 3", "true") };
-    host.call_at(UPDATE_RULE, &"own".parse().unwrap(), &UpdateRule { quiesce: tolerant }).await;
+    host.call_at(UPDATE_RULE, &"own".parse().unwrap(), &UpdateRule { quiesce: tolerant, labels: None }).await;
     let started = host.backup_group(&["nas"]).await;
     for task in host.all_done(&started).await {
         let failures: Vec<String> = task.quiesce.unwrap().failures().collect();

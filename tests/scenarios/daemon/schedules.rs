@@ -88,14 +88,23 @@ async fn invalid_schedule_is_refused_with_its_cause() {
     let by_policy = CreateSchedule { policy_name: Some("gold".parse().unwrap()), ..ruleless };
     host.refused(ErrorCode::PolicyNotFound, CREATE_SCHEDULE, &by_policy).await;
 
-    let policy = Policy { name: "gold".parse().unwrap(), rules: vec![rule("daily 03:00")] };
+    let policy = Policy {
+        name: "gold".parse().unwrap(),
+        rules: vec![rule("daily 03:00")],
+        labels: "tier=gold".parse().unwrap(),
+    };
     host.call(CREATE_POLICY, &policy).await;
     host.refused(ErrorCode::PolicyExists, CREATE_POLICY, &policy).await;
     let schedule = host.call(CREATE_SCHEDULE, &by_policy).await;
     assert_eq!(schedule.schedule, "daily @03:00");
     host.refused_at(ErrorCode::PolicyInUse, DELETE_POLICY, &gold, &()).await;
-    let other = UpdatePolicy { rules: vec![rule("weekly sun@03:00"), rule("periodic 60")] };
-    host.call_at(UPDATE_POLICY, &gold, &other).await;
+    let other = UpdatePolicy { rules: vec![rule("weekly sun@03:00"), rule("periodic 60")], labels: None };
+    // Labels stay unless they are given.
+    let updated = host.call_at(UPDATE_POLICY, &gold, &other).await;
+    assert_eq!((updated.rules.len(), &updated.labels), (2, &policy.labels));
+    let labels = Some("tier=silver".parse().unwrap());
+    let updated = host.call_at(UPDATE_POLICY, &gold, &UpdatePolicy { labels: labels.clone(), ..other }).await;
+    assert_eq!(Some(updated.labels), labels);
 
     let pause = UpdateSchedule { paused: Some(true), ..UpdateSchedule::default() };
     let paused = host.call_at(UPDATE_SCHEDULE, &schedule.schedule_id, &pause).await;

@@ -1,6 +1,7 @@
 //! Restores and clones are the volumes whose labels name them.
 
 use crate::{
+    objects::{rule, world},
     plans::{backup, labelled, run_on, with_volumes},
     support::{Fake, list, ok, reply, snap, task, volume},
 };
@@ -278,4 +279,66 @@ fn removal_of_all_labels_keeps_those_of_restores() {
 /// Returns the body of the first request of a method.
 fn sent(fake: &Fake, method: &str) -> Value {
     fake.seen().into_iter().find(|seen| seen.line.starts_with(method)).unwrap().body
+}
+
+/// Locations, policies and rules keep the metadata of their documents as labels.
+#[test]
+fn metadata_of_resources_is_kept_and_compared() {
+    const TEXT: &str = "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: METADATA\nlocation: {type: local, path: /srv/x}\n---\n\
+        apiVersion: blockd/v1\nkind: SchedulePolicy\nmetadata: METADATA\npolicy: {interval: {intervalMinutes: 60}}\n---\n\
+        apiVersion: blockd/v1\nkind: Rule\nmetadata: METADATA\nspec: {preCommand: sync}\n";
+    let labels = json!({ "annotation/team": "dba", "app": "db", "namespace": "shop" });
+    let mut location = reply("GET /v1/credentials/nas");
+    (location["name"], location["path"], location["provider"]) =
+        (json!("x"), json!("/srv/x"), json!("local"));
+    (location["prefix"], location["limitUploadBytesPerSecond"]) = (json!(null), json!(null));
+    let made = || {
+        let policy = json!({ "name": "x", "rules": [{ "when": "periodic 60min" }] });
+        let mut all = [location.clone(), policy, rule("x", &[])];
+        all.iter_mut().for_each(|one| one["labels"] = labels.clone());
+        all
+    };
+    let daemon = |existing: Option<[Value; 3]>| {
+        let lines = ["GET /v1/credentials", "GET /v1/sched-policies", "GET /v1/rules"];
+        let mut script = world(&[], &[]);
+        script.retain(|(line, _)| !lines.contains(line));
+        let lists = existing.map_or([json!([]), json!([]), json!([])], |all| all.map(|one| json!([one])));
+        script.extend(lines.into_iter().zip(lists.map(|one| ok(list(one)))));
+        let changes = ["POST /v1/credentials", "POST /v1/sched-policies", "POST /v1/rules"];
+        let updates = ["PATCH /v1/credentials/x", "PATCH /v1/sched-policies/x", "PATCH /v1/rules/x"];
+        for (index, line) in changes.into_iter().chain(updates).enumerate() {
+            script.push((line, ok(made()[index % 3].clone())));
+        }
+        Fake::start(script)
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("objects.yaml");
+    let run = |fake: &Fake, command: &str, metadata: &str| {
+        std::fs::write(&path, TEXT.replace("METADATA", metadata)).unwrap();
+        let ran = fake.run(&format!("{command} -f {}", path.display()));
+        let changes = fake.seen().into_iter().filter(|seen| !seen.line.starts_with("GET "));
+        (ran, changes.map(|seen| seen.body["labels"].clone()).collect::<Vec<_>>())
+    };
+    let all = "{name: x, namespace: shop, labels: {app: db}, annotations: {team: dba}}";
+    let (ran, sent) = run(&daemon(None), "apply", all);
+    assert!(ran.status == 0 && sent == vec![labels.clone(); 3], "{sent:?} {ran:?}");
+    // Unchanged, changed and removed ones.
+    let (ran, sent) = run(&daemon(Some(made())), "diff", all);
+    assert!(ran.status == 0 && ran.stdout.is_empty() && sent.is_empty(), "{ran:?}");
+    for (metadata, labels) in
+        [("{name: x, namespace: shop}", json!({ "namespace": "shop" })), ("{name: x}", json!({}))]
+    {
+        let (ran, sent) = run(&daemon(Some(made())), "apply", metadata);
+        assert!(ran.status == 0 && sent == vec![labels; 3], "{sent:?} {ran:?}");
+    }
+    // What is shown can be applied, and is selected by its namespace.
+    let fake = daemon(Some(made()));
+    let shown = fake.run("get bsl,sp,rule -n shop -o yaml").stdout;
+    std::fs::write(&path, &shown).unwrap();
+    let ran = fake.run(&format!("diff -f {}", path.display()));
+    assert!(
+        ran.status == 0 && ran.stdout.is_empty() && shown.matches("team: dba").count() == 3,
+        "{shown} {ran:?}"
+    );
+    assert_eq!(fake.run("get bsl,sp,rule -n other -o name").stdout, "");
 }

@@ -1,6 +1,7 @@
 //! Schedule policies.
 
 use super::Rule;
+use crate::Labels;
 pub use crate::names::PolicyName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,9 @@ pub struct Policy {
     pub name: PolicyName,
     /// Rules.
     pub rules: Vec<Rule>,
+    /// Labels.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// Body of `PATCH /v1/sched-policies/{policy}`.
@@ -21,4 +25,7 @@ pub struct Policy {
 pub struct UpdatePolicy {
     /// New rules for all schedules of the policy.
     pub rules: Vec<Rule>,
+    /// New labels; they replace all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Labels>,
 }

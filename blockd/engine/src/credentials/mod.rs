@@ -116,6 +116,7 @@ impl Credentials {
             capabilities,
             key_slots: known.encode_slots(),
             write_key,
+            labels: request.labels,
         };
         let mut reply = stores::describe(&row);
         reply.warnings.extend((!row.encrypted).then(|| UNENCRYPTED.to_owned()));

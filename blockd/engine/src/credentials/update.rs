@@ -31,13 +31,29 @@ struct Passphrase {
 }
 
 impl Credentials {
-    /// Rotates the access of a credential after verifying that it opens the same repository.
+    /// Changes the labels of a credential, or its access, which is first verified to open the same
+    /// repository.
     ///
     /// Running operations continue and use the new access from their next request on.
     ///
     /// # Errors
     /// The new access does not work, or leads to another repository; nothing was changed then.
     pub async fn update_credential(
+        self: &Arc<Self>,
+        wanted: &CredentialRef,
+        mut request: UpdateCredential,
+    ) -> Result<Credential, ServiceError> {
+        let Some(labels) = request.labels.take() else { return self.update_access(wanted, request).await };
+        let updated = match request.is_empty() {
+            true => self.inspect_credential(wanted).await?,
+            false => self.update_access(wanted, request).await?,
+        };
+        let (uuid, stored) = (updated.credential_id, labels.clone());
+        self.db.run(move |tx| CredentialRow::set_labels(tx, uuid, &stored)).await?;
+        Ok(Credential { labels, ..updated })
+    }
+
+    async fn update_access(
         self: &Arc<Self>,
         wanted: &CredentialRef,
         request: UpdateCredential,

@@ -204,6 +204,7 @@ impl Quiescer {
             problem: self.rule_problems.lock().get(&row.name).cloned(),
             name: row.name,
             quiesce: row.quiesce,
+            labels: row.labels,
         }
     }
 
@@ -214,7 +215,7 @@ impl Quiescer {
     pub async fn create_rule(&self, request: CreateRule) -> Result<HookRule, ServiceError> {
         check(&request.quiesce)?;
         self.refuse_user(&request.quiesce).await?;
-        let row = RuleRow { name: request.name, quiesce: request.quiesce };
+        let row = RuleRow { name: request.name, quiesce: request.quiesce, labels: request.labels };
         let stored = row.clone();
         match self.db.run(move |tx| stored.insert(tx)).await {
             Ok(()) => {
@@ -257,8 +258,9 @@ impl Quiescer {
     pub async fn update_rule(&self, name: RuleName, request: UpdateRule) -> Result<HookRule, ServiceError> {
         check(&request.quiesce)?;
         self.refuse_user(&request.quiesce).await?;
-        let row = RuleRow { name: name.clone(), quiesce: request.quiesce };
-        if !self.db.run(move |tx| row.update(tx)).await? {
+        let (wanted, UpdateRule { quiesce, labels }) = (name.clone(), request);
+        let update = move |tx: &Transaction<'_>| RuleRow::update(tx, &wanted, &quiesce, labels.as_ref());
+        if !self.db.run(update).await? {
             return Err(not_found(&name));
         }
         self.rule_problems.lock().remove(&name);

@@ -220,6 +220,7 @@ pub fn describe(row: &CredentialRow) -> Credential {
         created_at: row.created,
         write_bytes_per_second: Some(row.capabilities.write_bytes_per_s).filter(|measured| *measured > 0),
         is_default: false,
+        labels: row.labels.clone(),
         warnings: Vec::new(),
     }
 }

@@ -16,7 +16,7 @@ use blockd_schedule::When;
 use jiff::Timestamp;
 
 fn to_api(row: PolicyRow) -> Policy {
-    Policy { name: row.name, rules: row.rules }
+    Policy { name: row.name, rules: row.rules, labels: row.labels }
 }
 
 impl Schedules {
@@ -29,7 +29,8 @@ impl Schedules {
         refuse_none(&request.rules)?;
         refuse_never(&request.rules, Timestamp::now())?;
         let name = request.name.clone();
-        let row = PolicyRow { name: request.name.clone(), rules: request.rules.clone() };
+        let Policy { name: stored, rules, labels } = request.clone();
+        let row = PolicyRow { name: stored, rules, labels };
         match self.db.run(move |tx| row.insert(tx)).await {
             Ok(()) => Ok(request),
             Err(error) if error.is_conflict() => Err(ServiceError::refused(
@@ -71,13 +72,12 @@ impl Schedules {
         check_rules(&request.rules)?;
         refuse_none(&request.rules)?;
         refuse_never(&request.rules, Timestamp::now())?;
-        let row = PolicyRow { name: name.clone(), rules: request.rules };
-        let stored = row.clone();
-        let updated = self.db.run(move |tx| -> Result<bool, ServiceError> {
-            let found = stored.update(tx)?;
+        let wanted = name.clone();
+        let updated = self.db.run(move |tx| -> Result<_, ServiceError> {
+            PolicyRow::update(tx, &wanted, &request.rules, request.labels.as_ref())?;
             // A schedule must not get a duplicate of its own rule.
             for schedule in ScheduleRow::all(tx)? {
-                if schedule.policy.as_ref() == Some(&stored.name) {
+                if schedule.policy.as_ref() == Some(&wanted) {
                     let refused = |error: ServiceError| {
                         let message = format!("schedule {}: {}", schedule.summary(), error.to_api().message);
                         ServiceError::refused(error.to_api().code, message)
@@ -89,13 +89,11 @@ impl Schedules {
                         .map_err(refused)?;
                 }
             }
-            Ok(found)
+            Ok(PolicyRow::find(tx, &wanted)?)
         });
-        if !updated.await? {
-            return Err(no_policy(&name));
-        }
+        let updated = updated.await?.map(to_api).ok_or_else(|| no_policy(&name))?;
         self.scheduler.wake();
-        Ok(to_api(row))
+        Ok(updated)
     }
 
     /// Deletes a policy.

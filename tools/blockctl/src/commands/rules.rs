@@ -13,7 +13,7 @@ use crate::{
     times::parse_seconds,
 };
 use blockd_api::{
-    GroupName, RuleName, VolumeRef, operations,
+    GroupName, Labels, RuleName, VolumeRef, operations,
     quiesce::{
         DEFAULT_COMMAND_TIMEOUT_SECONDS, HookOptions, OnFailure, Quiesce, QuiesceKind, QuiesceReport,
         QuiesceStep,
@@ -323,7 +323,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
         RuleCommand::Create(args) => {
             let quiesce: Quiesce = args.quiesce.into();
             quiesce.check().map_err(Failure::usage)?;
-            let request = CreateRule { name: args.name.name, quiesce };
+            let request = CreateRule { name: args.name.name, quiesce, labels: Labels::default() };
             let rule = client.call(operations::CREATE_RULE, &request).await?;
             output.tell(&rule, || format!("Rule {} created successfully", rule.name))
         }
@@ -336,7 +336,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
                     "no changes given: give --pre-command, --post-command, --freeze-fs, --user, --timeout or --on-failure",
                 ));
             }
-            let request = UpdateRule { quiesce };
+            let request = UpdateRule { quiesce, labels: None };
             let rule = client.call_at(operations::UPDATE_RULE, &args.name.name, &request).await?;
             output.tell(&rule, || format!("Rule {} updated successfully", rule.name))
         }

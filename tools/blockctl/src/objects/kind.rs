@@ -101,6 +101,12 @@ impl Kind {
         })
     }
 
+    /// Returns true for objects whose labels, namespace and annotations are kept: not those that are local
+    /// snapshots or volumes.
+    pub const fn has_labels(self) -> bool {
+        !matches!(self, Self::VolumeSnapshot | Self::VolumeRestore | Self::VolumeClone)
+    }
+
     /// Returns the path of the fields that name volumes and locations.
     pub const fn spec(self) -> &'static str {
         if matches!(self, Self::VolumeBackupSchedule) { "spec.template.spec" } else { "spec" }

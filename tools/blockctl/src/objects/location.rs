@@ -21,7 +21,7 @@ use crate::{
     failure::Failure,
 };
 use blockd_api::{
-    ApiError, ClientError, CredentialName, SecretRef,
+    ApiError, ClientError, CredentialName, Labels, SecretRef,
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, ProviderKind},
 };
@@ -354,9 +354,10 @@ impl Location {
     }
 
     /// Returns the request that creates the credential, with its secrets.
-    pub fn request(&self, name: &CredentialName) -> Result<CreateCredential, Failure> {
+    pub fn request(&self, name: &CredentialName, labels: &Labels) -> Result<CreateCredential, Failure> {
         let args = CreateArgs { name: name.clone(), file: None, settings: self.settings.clone() };
         let mut request = create::request(args)?;
+        request.labels = labels.clone();
         if self.ca_certificates.is_some() {
             request.connection.ca_certificates = self.ca_certificates.clone();
         }

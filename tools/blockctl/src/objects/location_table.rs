@@ -16,6 +16,8 @@ pub const DEFAULT: &str = "default";
 pub const DEFAULT_MARK: &str = "location.default";
 /// Beginning of the paths of bandwidth limits.
 pub const LIMITS: &str = "location.limit";
+/// Beginning of the paths of labels and annotations.
+pub const METADATA: &str = "metadata.";
 /// Provider.
 pub const STORE_TYPE: &str = "provider";
 /// Fields: setting, path, and keys of a secret.

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::{collections::BTreeMap, fmt};
 
-/// Beginning of the labels of backups that are annotations of their object.
+/// Beginning of the labels that are annotations of their object.
 const ANNOTATION: &str = "annotation/";
 
 /// Content of an object by kind.
@@ -50,14 +50,15 @@ pub struct Object {
     pub wider: Option<Problem>,
     /// An equal object of another document is the same one.
     pub is_derived: bool,
+    /// Labels from the metadata, with its namespace and annotations, and reclaim policies.
+    pub labels: Labels,
     pub body: Body,
 }
 
 impl Object {
     /// Returns the document with all defaults and without secrets: equal objects have equal documents.
     pub fn view(&self) -> Value {
-        let labels = self.body.backup().map(|backup| &backup.labels);
-        document(self.kind, self.name.as_str(), labels.unwrap_or(&Labels::default()), &view(&self.body))
+        document(self.kind, self.name.as_str(), &self.labels, &view(&self.body))
     }
 
     /// Returns the error with the file, line and field of a missing object that this one names.
@@ -105,18 +106,7 @@ impl fmt::Display for Object {
     }
 }
 
-impl Body {
-    /// Returns the options of backups with labels: those of a backup or a schedule.
-    pub fn backup(&self) -> Option<&Backup> {
-        match self {
-            Self::Backup(backup) => Some(backup),
-            Self::Schedule(schedule) => Some(schedule.backup()),
-            _ => None,
-        }
-    }
-}
-
-/// Returns an object as a document. Labels are those of backups, which have annotations, too.
+/// Returns an object as a document. Its labels have the annotations, too.
 pub fn document(kind: Kind, name: &str, labels: &Labels, body: &Value) -> Value {
     let mut metadata = json!({ "name": name });
     for (key, value) in labels.as_map() {
@@ -144,8 +134,8 @@ struct Metadata {
     rest: Map<String, Value>,
 }
 
-/// Takes the labels of backups: those of the metadata, its namespace and annotations, and the reclaim policy.
-fn backup_labels(
+/// Takes the labels of an object: those of the metadata, its namespace and annotations, and reclaim policies.
+fn take_labels(
     document: &mut Document,
     metadata: &mut Map<String, Value>,
     policies: impl IntoIterator<Item = (&'static str, Option<ReclaimPolicy>)>,
@@ -235,16 +225,19 @@ pub fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Pro
     };
     ignore_reclaim_policy(&mut document, &mut body);
     warn_about_ttl(&mut document, &mut body);
+    let [own, of_backups] = match &body {
+        Body::Backup(backup) => [None, backup.reclaim_policy],
+        Body::Schedule(schedule) => schedule.reclaim_policies(),
+        _ => [None, None],
+    };
+    let policies = [(SCHEDULE_RECLAIM_POLICY, own), (RECLAIM_POLICY, of_backups)];
+    let labels = match kind.has_labels() {
+        true => take_labels(&mut document, &mut rest, policies)?,
+        false => Labels::default(),
+    };
     match &mut body {
-        Body::Backup(backup) => {
-            let policy = (RECLAIM_POLICY, backup.reclaim_policy);
-            backup.labels = backup_labels(&mut document, &mut rest, [policy])?;
-        }
-        Body::Schedule(schedule) => {
-            let [own, of_backups] = schedule.reclaim_policies();
-            let policies = [(SCHEDULE_RECLAIM_POLICY, own), (RECLAIM_POLICY, of_backups)];
-            schedule.backup_mut().labels = backup_labels(&mut document, &mut rest, policies)?;
-        }
+        Body::Backup(backup) => backup.labels = labels.clone(),
+        Body::Schedule(schedule) => schedule.backup_mut().labels = labels.clone(),
         _ => {}
     }
     rest.keys().for_each(|key| document.ignore(&format!("metadata.{key}")));
@@ -258,5 +251,5 @@ pub fn object(mut document: Document, secrets: &SecretSet) -> Result<Object, Pro
     let (is_derived, wider) = (document.is_derived, document.wider.take());
     let positions = document.positions();
     let warnings = document.finish(&format!("{kind}/{name}"));
-    Ok(Object { kind, name, document: positions, volumes_field, warnings, wider, is_derived, body })
+    Ok(Object { kind, name, document: positions, volumes_field, warnings, wider, is_derived, labels, body })
 }

@@ -45,7 +45,11 @@ pub fn resolve(
     let default = default.or_else(of_daemon).unwrap_or_else(|| DEFAULT_LOCATION.to_owned());
     let locations = Locations { names: locations, default };
     let of_files = objects.iter().filter_map(|one| match &one.body {
-        Body::Policy(rules) => Some(Policy { name: one.name.as_str().parse().ok()?, rules: rules.0.clone() }),
+        Body::Policy(rules) => Some(Policy {
+            name: one.name.as_str().parse().ok()?,
+            rules: rules.0.clone(),
+            labels: one.labels.clone(),
+        }),
         _ => None,
     });
     let policies: Vec<Policy> = of_files.chain(policies.iter().cloned()).collect();

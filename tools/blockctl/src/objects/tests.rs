@@ -65,7 +65,9 @@ fn schedule(text: &str) -> CreateSchedule {
 fn request(object: &Object) -> Value {
     let name = &object.name;
     match &object.body {
-        Body::Location(location) => json!(location.request(&name.as_str().parse().unwrap()).unwrap()),
+        Body::Location(location) => {
+            json!(location.request(&name.as_str().parse().unwrap(), &object.labels).unwrap())
+        }
         Body::Policy(rules) => json!(rules.0),
         Body::Rule(hook) => json!(hook.quiesce().unwrap()),
         Body::Backup(backup) => json!(backup.request(name)),
@@ -179,7 +181,7 @@ fn backup_has_labels_and_namespace_of_its_metadata() {
 }
 
 #[test]
-fn annotations_and_labels_of_backups_are_kept() {
+fn annotations_and_labels_are_kept() {
     let long = "x".repeat(300);
     let metadata =
         format!("{{name: x, labels: {{app: db}}, annotations: {{example.com/team: dba, long: {long}}}}}");
@@ -208,6 +210,20 @@ fn annotations_and_labels_of_backups_are_kept() {
         assert!(warnings.len() == 1 && warnings[0].starts_with(&beginning), "{warnings:?}");
         let again = parse_in(Path::new("/dir"), &yaml(&object.view())).unwrap().remove(0);
         assert!(again.view() == object.view() && again.warnings.is_empty(), "{again:?}");
+    }
+    let rule = text_of("Rule", "rules: [{podSelector: {}, actions: [{type: command, value: sync}]}]");
+    for text in [
+        text_of("SchedulePolicy", "policy: {interval: {intervalMinutes: 15}}"),
+        text_of("Rule", "spec: {preCommand: sync}"),
+        text_of("BackupLocation", "location: {type: local, path: /b}"),
+        rule.replace(API_VERSION, "stork.libopenstorage.org/v1"),
+    ] {
+        let metadata = "{name: x, namespace: shop, labels: {app: db}, annotations: {team: dba}}";
+        let text = text.replace("{name: x}", metadata);
+        let object = parse_in(Path::new("/dir"), &text).unwrap().remove(0);
+        assert_eq!(object.labels.to_string(), "annotation/team=dba,app=db,namespace=shop", "{text}");
+        let again = parse_in(Path::new("/dir"), &yaml(&object.view())).unwrap().remove(0);
+        assert!(again.labels == object.labels && object.warnings.is_empty(), "{object:?}");
     }
     // Other objects have no labels.
     let text = text_of("VolumeClone", "spec: {sourceVolume: v}").replace("{name: x}", &metadata);

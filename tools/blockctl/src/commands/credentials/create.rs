@@ -5,7 +5,10 @@ use super::{
     settings::{Defaults, Settings, variable},
 };
 use crate::{failure::Failure, secrets::read_file};
-use blockd_api::credentials::{Connection, CreateCredential};
+use blockd_api::{
+    Labels,
+    credentials::{Connection, CreateCredential},
+};
 use std::path::Path;
 
 /// Builds the request from options and file, and reads secrets.
@@ -24,7 +27,8 @@ pub fn request(args: CreateArgs) -> Result<CreateCredential, Failure> {
     settings.refuse_two_on_stdin("secrets", file.as_deref())?;
     let encryption_passphrase = settings.passphrase(Defaults::Environment)?;
     let connection = connection(&settings)?;
-    Ok(CreateCredential { name, provider: settings.config(provider)?, connection, encryption_passphrase })
+    let (provider, labels) = (settings.config(provider)?, Labels::default());
+    Ok(CreateCredential { name, provider, connection, encryption_passphrase, labels })
 }
 
 /// Reads settings in TOML or JSON.

@@ -116,6 +116,7 @@ pub fn request(settings: &Settings, kept: ProviderKind) -> Result<UpdateCredenti
         ca_certificates,
         proxy: settings.proxy.clone(),
         encryption_passphrase: settings.passphrase(Defaults::None)?,
+        labels: None,
     };
     match request.is_empty() {
         true => Err(Failure::usage("no changes given: give at least one option (see --help)")),

@@ -20,7 +20,7 @@ use crate::{
         backup::Backup,
         hook::Hook,
         location::{Location, PASSPHRASE},
-        location_table::{DEFAULT_MARK, LIMITS, is_access},
+        location_table::{DEFAULT_MARK, LIMITS, METADATA, is_access},
         policy::Rules,
         read_all, schedule,
     },
@@ -31,6 +31,7 @@ use blockd_api::{
     ByteSize, ClientError, CredentialName, CredentialRef, ErrorCode, NameError, ObjectName, RuleName,
     VolumeName, VolumeRef,
     cloudsnaps::{StartBackup, StartGroupBackup},
+    credential_update::UpdateCredential,
     credentials::CreateCredential,
     format_duration, operations,
     rules::{CreateRule, RuleTarget, UpdateRule},
@@ -273,19 +274,20 @@ impl Apply<'_> {
             (Body::Location(location), changes) => {
                 let put = match changes {
                     None => self.create_location(object, location).await,
-                    Some(changes) => self.update_location(name.as_str(), location, changes).await,
+                    Some(changes) => self.update_location(object, location, changes).await,
                 };
                 put.map_err(|failure| location.in_fields(failure, &object.document))?;
             }
             (Body::Policy(Rules(rules)), None) => {
-                let policy = Policy { name: parse_name(name)?, rules: rules.clone() };
+                let (name, labels) = (parse_name(name)?, object.labels.clone());
+                let policy = Policy { name, rules: rules.clone(), labels };
                 client.call(operations::CREATE_POLICY, &policy).await?;
             }
             (Body::Policy(Rules(rules)), Some(_)) => {
-                let request = UpdatePolicy { rules: rules.clone() };
+                let request = UpdatePolicy { rules: rules.clone(), labels: Some(object.labels.clone()) };
                 client.call_at(operations::UPDATE_POLICY, &parse_name(name)?, &request).await?;
             }
-            (Body::Rule(hook), changes) => self.put_rule(&parse_name(name)?, hook, changes).await?,
+            (Body::Rule(hook), changes) => self.put_rule(object, hook, changes).await?,
             (Body::Schedule(schedule), None) => {
                 client.call(operations::CREATE_SCHEDULE, &schedule.request(name)).await?;
             }
@@ -331,7 +333,7 @@ impl Apply<'_> {
 
     async fn create_location(&self, object: &Object, location: &Location) -> Result<(), Failure> {
         let (client, name) = (&self.context.client, parse_name(&object.name)?);
-        let request = location.request(&name)?;
+        let request = location.request(&name, &object.labels)?;
         client.call(operations::CREATE_CREDENTIAL, &request).await?;
         if location.is_default() {
             self.set_default(name).await?;
@@ -352,7 +354,7 @@ impl Apply<'_> {
         let Body::Location(location) = &object.body else { return Ok(()) };
         let made = match (planned, self.resources.credential(object.name.as_str())) {
             (Plan::Create, _) => {
-                let request = location.request(&parse_name(&object.name)?);
+                let request = location.request(&parse_name(&object.name)?, &object.labels);
                 request.map(|request| self.note_unencrypted(object, &request))
             }
             (Plan::Update(changes), Some(current)) if changes.iter().any(|one| is_access(&one.path)) => {
@@ -374,14 +376,19 @@ impl Apply<'_> {
     /// Updates a location. New access is verified first: if it fails, no field is changed.
     async fn update_location(
         &self,
-        name: &str,
+        object: &Object,
         location: &Location,
         changes: &[FieldChange],
     ) -> Result<(), Failure> {
-        let Some(current) = self.resources.credential(name) else { return Ok(()) };
+        let Some(current) = self.resources.credential(object.name.as_str()) else { return Ok(()) };
         let credential = CredentialRef::Name(current.name.clone());
         if changes.iter().any(|change| is_access(&change.path)) {
             let request = location.update(current.store.provider)?;
+            self.context.client.call_at(operations::UPDATE_CREDENTIAL, &credential, &request).await?;
+        }
+        if changes.iter().any(|change| change.path.starts_with(METADATA)) {
+            let labels = Some(object.labels.clone());
+            let request = UpdateCredential { labels, ..UpdateCredential::default() };
             self.context.client.call_at(operations::UPDATE_CREDENTIAL, &credential, &request).await?;
         }
         if changes.iter().any(|change| change.path == DEFAULT_MARK) {
@@ -398,21 +405,24 @@ impl Apply<'_> {
     /// no volume is without the rule that it had. Targets of another rule of the files are left to it.
     async fn put_rule(
         &self,
-        name: &RuleName,
+        object: &Object,
         hook: &Hook,
         changes: Option<&[FieldChange]>,
     ) -> Result<(), Failure> {
         let (client, resources) = (&self.context.client, &self.resources);
+        let (name, labels) = (&parse_name::<RuleName>(&object.name)?, object.labels.clone());
         let quiesce = hook.quiesce().map_err(Failure::usage)?;
         let is_target =
             |change: &FieldChange| ["spec.volumes", "spec.groups"].contains(&change.path.as_str());
         match changes {
             None => {
-                let request = CreateRule { name: name.clone(), quiesce };
+                let request = CreateRule { name: name.clone(), quiesce, labels };
                 client.call(operations::CREATE_RULE, &request).await?;
             }
             Some(changes) if !changes.iter().all(is_target) => {
-                client.call_at(operations::UPDATE_RULE, name, &UpdateRule { quiesce }).await?;
+                client
+                    .call_at(operations::UPDATE_RULE, name, &UpdateRule { quiesce, labels: Some(labels) })
+                    .await?;
             }
             Some(_) => {}
         }

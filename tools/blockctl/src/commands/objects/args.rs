@@ -137,7 +137,7 @@ pub struct Selection {
     /// Names of objects
     #[arg(value_name = "NAME")]
     pub names: Vec<String>,
-    /// Only objects that volumes with the label namespace=NAME have or use
+    /// Only objects of a namespace, or that its volumes have or use
     #[arg(short, long, value_name = "NAME")]
     pub namespace: Option<String>,
 }

@@ -22,7 +22,7 @@ use blockd_api::{
 };
 use blockd_schedule::Retention;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, iter};
 
 impl ResourceSet {
     /// Returns the objects of a kind.
@@ -39,8 +39,9 @@ impl ResourceSet {
         };
         for one in all.iter_mut().filter(|one| !one.is_of_other_host) {
             let volumes = self.volumes.iter().filter(|volume| one.volumes.contains(volume.name.as_str()));
-            one.namespaces
-                .extend(volumes.filter_map(|volume| volume.labels.as_map().get(NAMESPACE)).cloned());
+            let labels = volumes.map(|volume| &volume.labels).chain(iter::once(&one.labels));
+            let namespaces: Vec<_> = labels.filter_map(|labels| labels.as_map().get(NAMESPACE)).collect();
+            one.namespaces.extend(namespaces.into_iter().cloned());
         }
         all
     }
@@ -75,7 +76,7 @@ impl ResourceSet {
             |volume: &Volume| volume.last_backups.iter().any(|last| last.credential_id == one.credential_id);
         let volumes = self.users(has_backup, |schedule| schedule.credential_ids.contains(&one.credential_id));
         let found = Found::new(Kind::BackupLocation, one.name.to_string(), view_of(one), status);
-        Found { volumes, ..found }
+        Found { volumes, labels: one.labels.clone(), ..found }
     }
 
     fn policy(&self, one: &Policy) -> Found {
@@ -86,7 +87,8 @@ impl ResourceSet {
         let status = json!(PolicyStatus { schedule: whens.join(", "), retain });
         let volumes = self.users(|_| false, |schedule| schedule.policy_name.as_ref() == Some(&one.name));
         let body = view(&Rules::of(&one.rules));
-        Found { volumes, ..Found::new(Kind::SchedulePolicy, one.name.to_string(), body, status) }
+        let found = Found::new(Kind::SchedulePolicy, one.name.to_string(), body, status);
+        Found { volumes, labels: one.labels.clone(), ..found }
     }
 
     fn found_rule(&self, one: &HookRule) -> Found {
@@ -99,7 +101,8 @@ impl ResourceSet {
                 || volume.group.as_ref().is_some_and(|group| one.groups.contains(group))
         };
         let volumes = self.users(is_target, |schedule| one.schedule_ids.contains(&schedule.schedule_id));
-        Found { volumes, ..Found::new(Kind::Rule, one.name.to_string(), view(&Hook::of(one)), status) }
+        let found = Found::new(Kind::Rule, one.name.to_string(), view(&Hook::of(one)), status);
+        Found { volumes, labels: one.labels.clone(), ..found }
     }
 
     fn found_schedule(&self, one: &Schedule) -> Found {

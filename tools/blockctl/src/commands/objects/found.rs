@@ -25,7 +25,7 @@ pub struct Found {
     pub cluster: Option<Uuid>,
     pub body: Value,
     pub status: Value,
-    /// Labels of backups.
+    /// Labels, with annotations.
     pub labels: Labels,
     /// It is a backup of another host.
     pub is_of_other_host: bool,

@@ -13,7 +13,7 @@ use crate::objects::{
     Body, Object,
     backup::Backup,
     hook::Hook,
-    location_table::{DEFAULT_MARK, LIMITS, is_access},
+    location_table::{DEFAULT_MARK, LIMITS, METADATA, is_access},
     schedule::fixed,
     view,
 };
@@ -54,6 +54,10 @@ fn plan_resource(object: &Object, resources: &ResourceSet) -> Result<Plan, ApiEr
     }
     let is_location = matches!(object.body, Body::Location(_));
     let mut changes = changes(&found.view(), &object.view(), is_location);
+    if object.is_derived {
+        // Those of another document of the location.
+        changes.retain(|change| !change.path.starts_with(METADATA));
+    }
     let refused = match &object.body {
         Body::Location(location) => {
             let moved = resources.credential(name).map(|one| location.moved(one)).unwrap_or_default();
@@ -63,8 +67,10 @@ fn plan_resource(object: &Object, resources: &ResourceSet) -> Result<Plan, ApiEr
                 should: Some("kept on this host".into()),
             }));
             let paths = changes.iter().map(|change| change.path.as_str());
-            let fixed =
-                paths.filter(|path| !path.starts_with(LIMITS) && *path != DEFAULT_MARK && !is_access(path));
+            let fixed = paths.filter(|path| {
+                let begins = [LIMITS, METADATA].iter().any(|beginning| path.starts_with(beginning));
+                !begins && *path != DEFAULT_MARK && !is_access(path)
+            });
             let fixed: Vec<String> = fixed.map(|path| object.document.written(path)).collect();
             let fixed: Vec<&str> = fixed.iter().map(String::as_str).collect();
             // The name of a derived location follows from its fields.

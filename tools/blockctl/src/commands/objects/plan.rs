@@ -1,7 +1,7 @@
 //! Plans of changes that make a resource match its object.
 
 use super::status::FieldChange;
-use crate::objects::Object;
+use crate::objects::{Object, location_table::METADATA};
 use blockd_api::{ApiError, ErrorCode};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -62,8 +62,9 @@ pub fn changes(is: &Value, should: &Value, given_only: bool) -> Vec<FieldChange>
 }
 
 fn compare(path: &str, is: Option<&Value>, should: Option<&Value>, given_only: bool) -> Vec<FieldChange> {
-    // Another or a missing prefix is another location.
-    if is == should || (given_only && should.is_none() && path != "location.prefix") {
+    // Another or a missing prefix is another location; labels are all those of the file.
+    let may_differ = path != "location.prefix" && !path.starts_with(METADATA);
+    if is == should || (given_only && should.is_none() && may_differ) {
         return Vec::new();
     }
     // The daemon does not report limits that are `none`.

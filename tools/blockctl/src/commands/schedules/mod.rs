@@ -344,7 +344,10 @@ pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Exit {
         PolicyCommand::Create(args) => {
             let policy = context
                 .client
-                .call(operations::CREATE_POLICY, &Policy { rules: rules(&args)?, name: args.name })
+                .call(
+                    operations::CREATE_POLICY,
+                    &Policy { rules: rules(&args)?, name: args.name, labels: Labels::default() },
+                )
                 .await?;
             context.output.tell(&policy, || format!("Schedule policy {} created successfully", policy.name))
         }
@@ -357,7 +360,7 @@ pub async fn policy(context: &Context<'_>, command: PolicyCommand) -> Exit {
                     merged(policy.rules, given)?
                 }
             };
-            let request = UpdatePolicy { rules };
+            let request = UpdatePolicy { rules, labels: None };
             let policy = context.client.call_at(operations::UPDATE_POLICY, name, &request).await?;
             if context.output.is_json() {
                 return context.output.document(&policy);

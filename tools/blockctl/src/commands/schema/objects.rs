@@ -93,8 +93,8 @@ impl JsonSchema for ObjectDocument {
             "type": "object",
             "properties": {
                 "name": { "type": "string", "description": "Name, or id without a name" },
-                "labels": { "allOf": [labels], "description": "Labels of a backup" },
-                "annotations": { "allOf": [annotations], "description": "Annotations of a backup" }
+                "labels": { "allOf": [labels], "description": "Labels, with the namespace" },
+                "annotations": { "allOf": [annotations], "description": "Annotations" }
             },
             "required": ["name"]
         });

@@ -169,8 +169,10 @@ pub fn convert(mut document: Document) -> Result<Converted, Problem> {
         return Err(document.problem("apiVersion", message));
     };
     let name = document.name()?;
-    // The namespace of Velero's documents is that of its server.
-    let namespace = document.get("metadata.namespace").filter(|_| group != velero::GROUP).cloned();
+    // The namespace of Velero's documents is that of its server, and a label of a backup hides that of its
+    // volumes.
+    let is_of_volumes = group != velero::GROUP || *ours == Kind::BackupLocation;
+    let namespace = document.get("metadata.namespace").filter(|_| is_of_volumes).cloned();
     let mut native = begin(&document, *ours, &name);
     document.move_all(&mut native, moves);
     let mut natives = finish(&mut document, native, &name)?;
@@ -179,8 +181,9 @@ pub fn convert(mut document: Document) -> Result<Converted, Problem> {
     let mut metadata = given.map(|path| (path, document.get(path).cloned())).to_vec();
     metadata.push(("metadata.namespace", namespace));
     let has_labels = |native: &&mut Document| {
-        let kind = native.get("kind");
-        [Kind::VolumeBackup, Kind::VolumeBackupSchedule].iter().any(|one| kind == Some(&json!(one)))
+        let kind = native.get("kind").and_then(Value::as_str).and_then(|kind| kind.parse().ok());
+        // The labels of a snapshot are not those of its location, which several may have.
+        !native.is_derived && kind.is_some_and(Kind::has_labels)
     };
     for native in natives.iter_mut().filter(has_labels) {
         for (path, value) in metadata.iter().filter_map(|(path, value)| Some((path, value.clone()?))) {

@@ -86,6 +86,7 @@ impl ForeignRule {
                     .for_each(|key| document.ignore(&format!("{place}.actions[{action}].{key}")));
             }
         }
+        document.move_all(&mut native, "metadata.labels metadata.annotations metadata.namespace");
         native.inherited = document.close(&format!("Rule/{name}"));
         let actions = || items.iter().flat_map(|item| &item.actions);
         let (mut before, mut end) = (String::from("set -e\n"), String::new());
