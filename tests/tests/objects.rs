@@ -169,7 +169,7 @@ fn changed_file_configures_objects_or_is_refused() {
     let error = ctl.fails(&["apply", "-f", file], 2);
     let message = error["message"].as_str().unwrap();
     assert!(
-        message.contains(": policy: monthly: ") && message.contains(".selectors: labels are expected"),
+        message.contains(": policy.monthly: ") && message.contains(".selectors: labels are expected"),
         "{message}"
     );
     assert_eq!(ctl.fails(&["get", "vbs", "unknown"], 4)["code"], "schedule_not_found");

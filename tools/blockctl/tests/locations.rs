@@ -125,7 +125,7 @@ fn dry_run_refuses_location_without_its_secrets() {
     for (text, words) in [
         (native("{type: local, path: /b, encrypted: true}"), "encryptionKey: an encrypted location needs"),
         (native("{type: local, path: /b, encryptionKey: {file: gone}}"), "gone"),
-        (native("{type: s3, path: b, s3Config: {endpoint: e}, secretConfig: gone}"), "secret gone is missing"),
+        (native("{type: s3, path: b, s3Config: {endpoint: e}, secretConfig: gone}"), "there is no Secret/gone"),
         (native("{type: s3, path: b, s3Config: {endpoint: e}, secretConfig: empty}"), "s3Config.accessKeyID"),
         (
             "apiVersion: velero.io/v1\nkind: BackupStorageLocation\nmetadata: {name: s3}\nspec: {provider: aws, objectStorage: {bucket: b}}\n".to_owned(),

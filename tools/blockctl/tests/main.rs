@@ -14,6 +14,7 @@ mod lists;
 mod locations;
 mod migration;
 mod names;
+mod object_errors;
 mod objects;
 mod output;
 mod overlaps;

@@ -83,6 +83,8 @@ pub struct Document {
     ignored: Vec<String>,
     /// Paths of fields from which inner fields were removed.
     opened: BTreeSet<String>,
+    /// Paths of removed and missing fields.
+    known: BTreeSet<String>,
 }
 
 /// Parses the documents of a text.
@@ -108,10 +110,19 @@ pub fn documents(text: &str, source: &Arc<Source>) -> Result<Vec<Document>, Prob
 }
 
 impl Document {
-    /// Returns a problem of a field, with its line or that of the nearest field around it.
+    /// Returns a problem of a field, with its line or that of the nearest field around it. A message that
+    /// begins with an inner field of the file is about that one.
     pub fn problem(&self, path: &str, message: impl Into<String>) -> Problem {
-        let path = self.written(path);
-        Problem { line: self.line_of(&path), path, message: message.into() }
+        let (mut path, mut message) = (path.to_owned(), message.into());
+        while let Some((field, cause)) = message.split_once(": ") {
+            let inner = if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") };
+            if !self.is_written(&inner) {
+                break;
+            }
+            (path, message) = (inner, cause.to_owned());
+        }
+        let path = self.written(&path);
+        Problem { line: self.line_of(&path), path, message }
     }
 
     /// Returns a message about a field, with its file and line.
@@ -170,6 +181,7 @@ impl Document {
 
     /// Removes a field.
     pub fn remove(&mut self, path: &str) -> Option<Value> {
+        self.known.insert(path.to_owned());
         let (parents, name) = path.rsplit_once('.').unwrap_or(("", path));
         let steps = parents.split('.').filter(|step| !step.is_empty());
         let fields =
@@ -266,6 +278,19 @@ impl Document {
         items.into_iter().enumerate().map(text).collect::<Result<_, _>>().map(Some)
     }
 
+    /// Returns the problem of a field that was not removed and resembles a missing one.
+    pub fn misspelled(&self) -> Option<Problem> {
+        let parts =
+            |path: &str| path.rsplit_once('.').map(|(parent, name)| (parent.to_owned(), name.to_owned()));
+        let missing = self.known.iter().filter(|path| self.get(path).is_none() && !self.is_written(path));
+        missing.filter_map(|path| parts(path)).find_map(|(parent, name)| {
+            let fields = self.get(&parent)?.as_object()?;
+            let given = fields.keys().find(|given| is_misspelled(given, &name))?;
+            let message = format!("unknown field, `{name}` is expected");
+            Some(self.problem(&format!("{parent}.{given}"), message))
+        })
+    }
+
     /// Ignores all fields that were not removed; fields around removed ones are not listed themselves.
     pub fn ignore_rest(&mut self) {
         let fields = std::mem::take(&mut self.fields);
@@ -337,7 +362,7 @@ impl Document {
                 inner if inner.starts_with('[') => format!("{name}{inner}"),
                 inner => format!("{name}.{inner}"),
             };
-            self.problem(&path, error.inner().to_string())
+            self.problem(&path, error.inner().to_string().replace("expected u32", "expected a whole number"))
         })
     }
 
@@ -362,7 +387,30 @@ fn cause_of(error: &serde_saphyr::Error) -> String {
             let advice = if begins { ": separate documents with a line `---`" } else { "" };
             format!("a second field `{key}`{advice}")
         }
-        other => other.to_string(),
+        other => {
+            // The line is at the beginning of the message.
+            let text = other.to_string();
+            text.split_once(" at line ").map_or(text.as_str(), |(cause, _)| cause).to_owned()
+        }
+    }
+}
+
+/// Minimum length of a misspelled name: shorter ones resemble others.
+const MIN_CHARS: usize = 5;
+
+/// Returns true for a name that differs from another one in its case, one letter, or the order of two.
+fn is_misspelled(given: &str, name: &str) -> bool {
+    let (given, name) = (given.to_ascii_lowercase().into_bytes(), name.to_ascii_lowercase().into_bytes());
+    if given.len() < MIN_CHARS || name.len() < MIN_CHARS {
+        return false;
+    }
+    let start = given.iter().zip(&name).take_while(|(one, other)| one == other).count();
+    let (given, name) = (&given[start..], &name[start..]);
+    let end = given.iter().rev().zip(name.iter().rev()).take_while(|(one, other)| one == other).count();
+    let (given, name) = (&given[..given.len() - end], &name[..name.len() - end]);
+    match (given, name) {
+        ([a, b], [c, d]) => (a, b) == (d, c),
+        _ => given.len() <= 1 && name.len() <= 1,
     }
 }
 

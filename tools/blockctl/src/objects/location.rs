@@ -170,12 +170,13 @@ impl<'a> Fields<'a> {
                 return self.read_credentials(&provider, &file, secrets);
             }
         };
-        let secret = secrets.keys(&name, self.dir)?;
+        let secret = secrets.keys(&name, self.dir).map_err(|error| format!("secretConfig: {error}"))?;
         // Keys of the secret are for settings that no field sets.
         for (setting, path, keys) in FIELDS {
             let of = setting.split('-').next().unwrap_or_default();
             for key in keys.split_whitespace().filter(|_| [provider.as_str(), "encryption"].contains(&of)) {
-                let value = secret.get(key, is_secret(setting))?;
+                let value = secret.get(key, is_secret(setting));
+                let value = value.map_err(|error| format!("secretConfig: {error}"))?;
                 let is_given = value.is_some_and(|value| self.set(setting, value.expose()));
                 self.keys.push((path, format!("{key} of Secret/{name}"), is_given));
             }
@@ -216,10 +217,11 @@ impl<'a> Fields<'a> {
         let name = file.name.as_deref().unwrap_or(DEFAULT_SECRET);
         let secret = match secrets.keys(name, self.dir) {
             Err(_) if file.name.is_none() => return Ok(()),
-            secret => secret?,
+            secret => secret.map_err(|error| format!("secretConfig: {error}"))?,
         };
         let missing = || format!("secretConfig: the secret has no key {}", file.key);
-        let text = secret.get(&file.key, true)?.ok_or_else(missing)?;
+        let text = secret.get(&file.key, true).map_err(|error| format!("secretConfig: {error}"))?;
+        let text = text.ok_or_else(missing)?;
         for (setting, value) in file.settings(provider, text.expose()) {
             self.set(setting, &value);
         }

@@ -125,7 +125,10 @@ impl Block {
             "calendar" => Recurrence::on_calendar(&text, &zone),
             _ => format!("{name} {text}").parse().map(|when| Recurrence { when, zone }),
         };
-        let when = when.map_err(|error| error.to_string())?;
+        let when = when.map_err(|error| match fields {
+            [only] => format!("{only}: {error}"),
+            _ => error.to_string(),
+        })?;
         Ok(Rule { when, retain: self.retain.map(|retain| retain.0) })
     }
 }

@@ -19,6 +19,24 @@ use std::{
 
 /// Maximum size of a file, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
+/// Parts of messages, and the next action.
+const ADVICE: [(&str, &str); 10] = [
+    ("invalid YAML", "correct this line or the one before: fields are indented with spaces"),
+    ("base64 is expected", "encode the value with `base64 -w0`, or write it in `stringData`"),
+    (
+        "there is no Secret/",
+        "apply the secret in the same call (`-f SECRET -f LOCATION`), or make the directory",
+    ),
+    ("expected a whole number", "write a number without quotes"),
+    ("expected a boolean", "write `true` or `false` without quotes"),
+    ("expected a string", "write the value in quotes"),
+    ("unknown kind `List`", "write its items as documents, separated by `---`"),
+    (" already", "give one of the objects another name, or remove it"),
+    ("unknown kind", "`apiVersion` and `kind` are those of blockd, Stork, KubeDB or Velero"),
+    ("no objects", "write documents with `apiVersion`, `kind` and `metadata.name`"),
+];
+/// Next action after another message.
+const OTHER_ADVICE: &str = "correct the field; `blockctl schema get` describes those of each kind";
 /// Ends of the names of files in a directory.
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 
@@ -158,7 +176,8 @@ fn files_of(path: &Path) -> Result<Vec<PathBuf>, Failure> {
     let mut found: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).filter(is_meant).collect();
     found.sort();
     match found.is_empty() {
-        true => Err(Failure::usage(format!("{} has no files *.yaml, *.yml and *.json", path.display()))),
+        true => Err(Failure::usage(format!("{} has no files *.yaml, *.yml and *.json", path.display()))
+            .with_hint("name a file, or a directory with documents")),
         false => Ok(found),
     }
 }
@@ -172,7 +191,10 @@ fn read(path: &Path, reader: &mut Reader) -> Result<(), Failure> {
         true => io::stdin().lock().take(MAX_FILE_BYTES + 1).read_to_string(&mut text),
         false => File::open(path).and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)),
     };
-    read.map_err(|error| Failure::usage(format!("cannot read {shown}: {error}")))?;
+    read.map_err(|error| {
+        let hint = "name a readable file of UTF-8 text, a directory, or - for stdin";
+        Failure::usage(format!("cannot read {shown}: {error}")).with_hint(hint)
+    })?;
     if text.len() as u64 > MAX_FILE_BYTES {
         return Err(Failure::usage(format!("{shown} is longer than {MAX_FILE_BYTES} bytes")));
     }
@@ -198,6 +220,9 @@ pub fn read_all(paths: &[PathBuf]) -> Result<ObjectSet, Failure> {
             let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
             format!("{file}: {}", problems.join("; "))
         };
-        Failure::usage(problems.into_iter().map(of_file).collect::<Vec<_>>().join("; "))
+        let message = problems.into_iter().map(of_file).collect::<Vec<_>>().join("; ");
+        let hint =
+            ADVICE.iter().find(|(part, _)| message.contains(part)).map_or(OTHER_ADVICE, |(_, hint)| *hint);
+        Failure::usage(message).with_hint(hint)
     })
 }

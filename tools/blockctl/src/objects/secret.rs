@@ -106,7 +106,7 @@ impl SecretSet {
             return Ok(SecretKeys::Dir(path));
         }
         Err(format!(
-            "secret {name} is missing: apply its document in the same call (-f SECRET -f LOCATION), or make the directory {} with a file for each key",
+            "there is no Secret/{name} in this call and no directory {} with a file for each key",
             path.display()
         ))
     }

@@ -1,6 +1,11 @@
 //! Clones of volumes from one point in time.
 
-use super::{plan::Plan, references::no_label, resources::ResourceSet, status::FieldChange};
+use super::{
+    plan::Plan,
+    references::{VOLUME_LIST, no_label},
+    resources::ResourceSet,
+    status::FieldChange,
+};
 use crate::{
     commands::cloudsnap::restore::note_on_schedules,
     failure::Failure,
@@ -71,7 +76,8 @@ pub fn clone_plans<'a>(
     if sources.is_empty() && made.is_empty() {
         let namespace = clone.source_namespace.as_deref().unwrap_or_default();
         let label = format!("{NAMESPACE}={namespace}");
-        return Err(object.locate(ApiError::new(ErrorCode::VolumeNotFound, no_label(&label, &label))));
+        let error = ApiError::new(ErrorCode::VolumeNotFound, no_label(&label, &label));
+        return Err(object.locate(error.with_hint(VOLUME_LIST)));
     }
     let planned = |source: VolumeName| {
         let is_exact = |volume: &&Volume| origin(volume).is_some_and(|origin| clone.is_of(&source, origin));

@@ -93,7 +93,12 @@ fn plan_resource(object: &Object, resources: &ResourceSet) -> Result<Plan, ApiEr
         _ => None,
     };
     Ok(match refused {
-        Some((code, cause)) => Plan::Refused(changes, ApiError::new(code, format!("{object}: {cause}"))),
+        Some((code, cause)) => {
+            let path = changes.first().map_or("", |change| change.path.as_str());
+            let (file, line) = (&object.document.source.file, object.document.problem(path, "").line);
+            let message = format!("{file}: line {line}: {object}: {cause}");
+            Plan::Refused(changes, ApiError::new(code, message))
+        }
         None if changes.is_empty() => Plan::Unchanged,
         None => Plan::Update(changes),
     })

@@ -134,6 +134,11 @@ pub fn kept_volumes(object: &Object, resources: &ResourceSet) -> Vec<VolumeName>
 /// Returns warnings about the volumes of a restore that starts: none to replace, several points in time, and
 /// those that only other backups of its schedule have.
 pub fn warnings_of_new(object: &Object, resources: &ResourceSet) -> Vec<String> {
+    if let Body::Rule(hook) = &object.body {
+        let is_none = !hook.selectors.is_empty() && hook.volumes.iter().flatten().next().is_none();
+        let text = "no volume has these labels: the rule is assigned to none";
+        return is_none.then(|| object.document.at("spec.selectors", text)).into_iter().collect();
+    }
     let Body::Restore(restore) = &object.body else { return Vec::new() };
     if resources.restored_by(object).next().is_some() {
         return Vec::new();

@@ -18,6 +18,7 @@ use super::{
 };
 use native::begin;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// API groups of foreign documents; their versions have the same fields.
 const GROUPS: [&str; 6] = [
@@ -141,6 +142,37 @@ fn widen(document: &mut Document, natives: &mut [Document]) -> Result<(), Proble
     Ok(())
 }
 
+/// Checks that a document without a conversion is one of ours, perhaps of the group of another system.
+fn check_ours(document: &Document, kind: &str, version: &str) -> Result<(), Problem> {
+    if !document.has("kind") {
+        return Err(document.problem("kind", "missing"));
+    }
+    let group = version.split('/').next().unwrap_or_default();
+    let is_known = GROUPS.contains(&group);
+    let is_ours = Kind::ALL.iter().any(|one| one.text() == kind);
+    if version == API_VERSION || (is_known && is_ours) {
+        return Ok(());
+    }
+    if is_known {
+        let own: &[&str] = match group {
+            stork::GROUP => &["BackupLocation", "Rule"],
+            "v1" => &["Secret"],
+            _ => &[],
+        };
+        let is_of = |of: &str| of == group || (of.is_empty() && group != "v1");
+        let converted = CONVERSIONS.iter().filter(|(of, ..)| is_of(of)).map(|(_, theirs, ..)| *theirs);
+        let kinds: BTreeSet<&str> = converted.chain(own.iter().copied()).collect();
+        let kinds = kinds.into_iter().collect::<Vec<_>>().join(", ");
+        return Err(document.problem("kind", format!("unknown kind `{kind}` of {group}: expected {kinds}")));
+    }
+    // An unknown kind is the first error.
+    kind.parse::<Kind>().map_err(|error| document.problem("kind", error))?;
+    if !document.has("apiVersion") {
+        return Err(document.problem("apiVersion", "missing"));
+    }
+    Err(document.problem("apiVersion", format!("unknown version {version:?}: write {API_VERSION}")))
+}
+
 /// Converts a document; one of ours stays as it is.
 pub fn convert(mut document: Document) -> Result<Converted, Problem> {
     let text = |path: &str| document.get(path).and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -157,16 +189,8 @@ pub fn convert(mut document: Document) -> Result<Converted, Problem> {
         *theirs == kind && (*of == group || (of.is_empty() && is_known))
     };
     let Some((_, _, ours, moves, finish)) = CONVERSIONS.iter().find(is_meant) else {
-        if is_known || version == API_VERSION {
-            return Ok(Converted::Objects(vec![document]));
-        }
-        // An unknown kind is the first error.
-        kind.parse::<Kind>().map_err(|error| document.problem("kind", error))?;
-        if !document.has("apiVersion") {
-            return Err(document.problem("apiVersion", "missing"));
-        }
-        let message = format!("unknown version {version:?}: write {API_VERSION}");
-        return Err(document.problem("apiVersion", message));
+        check_ours(&document, &kind, &version)?;
+        return Ok(Converted::Objects(vec![document]));
     };
     let name = document.name()?;
     // The namespace of Velero's documents is that of its server, and a label of a backup hides that of its
@@ -190,6 +214,9 @@ pub fn convert(mut document: Document) -> Result<Converted, Problem> {
             document.remove(path);
             native.set(path, value, path);
         }
+    }
+    if let Some(problem) = document.misspelled() {
+        return Err(problem);
     }
     let warnings = document.close(&format!("{kind}/{name}"));
     if let Some(first) = natives.first_mut() {
