@@ -27,6 +27,7 @@ mod schemas;
 mod sources;
 mod streams;
 mod support;
+mod task_names;
 mod terminal;
 mod top;
 mod waiting;

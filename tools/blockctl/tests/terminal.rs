@@ -98,6 +98,20 @@ fn destructive_commands_ask_on_a_terminal() {
 }
 
 #[test]
+fn discarded_task_is_of_the_present_name_of_its_volume() {
+    let mut renamed = task("Backup-Active", 4);
+    renamed["volumeId"] = json!("7");
+    for (id, name, shown) in [("7", "new", "of volume new is"), ("8", "vol", "of volume 7 is")] {
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/tasks", ok(list(json!([renamed])))),
+            ("GET /v1/volumes", ok(list(json!([volume(id, name)])))),
+        ]);
+        let asked = on_terminal(&fake, "cloudsnap stop 3f4f --discard", "n\n");
+        assert!(asked.stdout.contains(shown), "{asked:?}");
+    }
+}
+
+#[test]
 fn deletion_of_a_context_asks_with_its_address() {
     let fake = Fake::with_defaults(Vec::new());
     let home = tempfile::tempdir().unwrap();

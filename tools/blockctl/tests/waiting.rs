@@ -211,7 +211,7 @@ fn stop_of_a_group_stops_its_unfinished_backups() {
         [&ids[0], &ids[2]].map(|id| (format!("POST /v1/tasks/{id}/stop"), member(id, "Backup-Stopped")));
     let mut replies = vec![("GET /v1/tasks", ok(list(json!(tasks))))];
     replies.extend(stops.iter().map(|(line, task)| (line.as_str(), ok(task.clone()))));
-    let fake = Fake::start(replies);
+    let fake = Fake::with_defaults(replies);
     let ran = fake.run("cloudsnap stop --name aaaaaaaa");
     assert_eq!((ran.status, ran.stdout.lines().count()), (0, 2), "{ran:?}");
     let stopped: Vec<_> =
@@ -219,7 +219,7 @@ fn stop_of_a_group_stops_its_unfinished_backups() {
     assert_eq!(stopped, stops.each_ref().map(|(line, _)| line.clone()));
     // The document of a group is a list, also with one member.
     let (line, stopped) = &stops[0];
-    let fake = Fake::start(vec![
+    let fake = Fake::with_defaults(vec![
         ("GET /v1/tasks", ok(list(json!([tasks[0]])))),
         (line.as_str(), ok(stopped.clone())),
     ]);
@@ -228,12 +228,12 @@ fn stop_of_a_group_stops_its_unfinished_backups() {
     // A prefix of the group and of one of its tasks is ambiguous.
     let mut own = tasks.clone();
     own[2]["taskId"] = json!(format!("aaaa{}", &TASK[4..]));
-    let fake = Fake::start(vec![("GET /v1/tasks", ok(list(json!(own))))]);
+    let fake = Fake::with_defaults(vec![("GET /v1/tasks", ok(list(json!(own))))]);
     let ran = fake.run("cloudsnap stop --name aaaa --discard");
-    assert!(ran.status == 2 && fake.seen().len() == 1, "{ran:?}");
+    assert!(ran.status == 2 && fake.changes().is_empty(), "{ran:?}");
     // A prefix of several tasks is no group.
     let mut other = member(&ids[1], "Backup-Active");
     other["groupId"] = json!(TASK);
-    let fake = Fake::start(vec![("GET /v1/tasks", ok(list(json!([tasks[0], other]))))]);
+    let fake = Fake::with_defaults(vec![("GET /v1/tasks", ok(list(json!([tasks[0], other]))))]);
     assert_eq!(fake.run("cloudsnap stop --name aaaaaaaa").status, 2);
 }

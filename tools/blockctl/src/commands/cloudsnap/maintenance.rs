@@ -19,6 +19,7 @@ use blockd_api::{
     cloudsnaps::{CloudSnapshotId, CollectGarbage, GarbageCollected, StartVerify, VerifyDepth},
     operations,
     tasks::{StopTask, Task, TaskStage, ways_to_end},
+    volumes::{ListVolumes, Volume},
 };
 use clap::Args;
 use schemars::JsonSchema;
@@ -175,8 +176,9 @@ pub struct GcArgs {
 pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
     let can_stop = |task: &Task| !task.state.stage.is_over() || (args.discard && task.resumable);
     let (found, is_group) = tasks(context, &args.task.task, can_stop).await?;
-    if args.discard {
-        args.yes.confirm(context.output, &discarding(&found))?;
+    if args.discard && args.yes.must_ask() {
+        let volumes = context.client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items;
+        args.yes.confirm(context.output, &discarding(&found, &volumes))?;
     }
     let (request, mut stopped) = (StopTask { discard: args.discard }, Vec::new());
     for task in &found {
@@ -200,11 +202,25 @@ pub(super) async fn stop(context: &Context<'_>, args: StopArgs) -> Exit {
     }
 }
 
+/// Returns the present name of the volume of a task: the recorded one may be that of another volume now.
+fn present_name(task: &Task, volumes: &[Volume]) -> Option<String> {
+    let is_it = |volume: &&Volume| Some(volume.volume_id) == task.volume_id;
+    let recorded = task.volume_name.as_ref();
+    match (volumes.iter().find(is_it), task.volume_id) {
+        (Some(volume), _) => Some(volume.name.to_string()),
+        (None, Some(id)) if volumes.iter().any(|volume| Some(&volume.name) == recorded) => {
+            Some(id.to_string())
+        }
+        _ => recorded.map(ToString::to_string),
+    }
+}
+
 /// Describes the loss of checkpoints.
-fn discarding(tasks: &[Task]) -> String {
+fn discarding(tasks: &[Task], volumes: &[Volume]) -> String {
     let line = |task: &Task| {
-        let of = task.volume_name.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
-        let undone = match (task.labels.is_some(), &task.volume_name) {
+        let volume = present_name(task, volumes);
+        let of = volume.as_ref().map_or_else(String::new, |volume| format!(" of volume {volume}"));
+        let undone = match (task.labels.is_some(), &volume) {
             (true, Some(volume)) => format!(" Volume {volume} is rolled back to its content before it."),
             _ => String::new(),
         };

@@ -6,10 +6,11 @@ use crate::{
     table::counted,
 };
 use blockd_api::{
-    ApiError, ClientError, ErrorCode,
+    ApiError, ClientError, ErrorCode, VolumeId,
     cloudsnaps::CloudSnapshotId,
     first_names, operations,
     tasks::{ListTasks, Task},
+    volumes::ListVolumes,
 };
 use uuid::Uuid;
 
@@ -20,28 +21,34 @@ async fn by_id(context: &Context<'_>, name: &str) -> Result<Vec<Task>, Failure> 
     Ok(context.client.call(operations::LIST_TASKS, &query).await?.items)
 }
 
-/// Returns the tasks of backups or volumes of this name, newest first.
-fn named(mut all: Vec<Task>, name: &str) -> Vec<Task> {
-    all.retain(|task| {
-        task.name.as_ref().is_some_and(|own| own.as_str() == name)
-            || task.volume_name.as_ref().is_some_and(|own| own.as_str() == name)
+/// Tasks of a name.
+struct Named {
+    /// Volume that has the name now.
+    volume: Option<VolumeId>,
+    /// Tasks of backups of the name, and of this volume, newest first.
+    tasks: Vec<Task>,
+    /// All other tasks, newest first.
+    others: Vec<Task>,
+}
+
+/// Returns the tasks of backups of this name, and of the volume that has it. Names move between volumes: the
+/// recorded name of a task counts only if no volume has it now.
+async fn named(context: &Context<'_>, name: &str) -> Result<Named, Failure> {
+    let volumes = context.client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items;
+    let volume = volumes.iter().find(|volume| volume.name.as_str() == name).map(|volume| volume.volume_id);
+    let all = context.client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items;
+    let (tasks, others) = all.into_iter().partition(|task| {
+        let is_of_volume = match (volume, task.volume_id) {
+            (Some(volume), Some(own)) => volume == own,
+            _ => task.volume_name.as_ref().is_some_and(|own| own.as_str() == name),
+        };
+        is_of_volume || task.name.as_ref().is_some_and(|own| own.as_str() == name)
     });
-    all
+    Ok(Named { volume, tasks, others })
 }
 
-/// Returns all tasks, newest first.
-async fn all(context: &Context<'_>) -> Result<Vec<Task>, Failure> {
-    Ok(context.client.call(operations::LIST_TASKS, &ListTasks::default()).await?.items)
-}
-
-/// Returns the tasks of this name, as [`named`], or else those of a cloud snapshot.
-///
-/// # Errors
-/// There is none.
-async fn by_name(context: &Context<'_>, name: &str) -> Result<Vec<Task>, Failure> {
-    let tasks = all(context).await?;
-    let found = named(tasks.clone(), name);
-    if found.is_empty() { of_cloudsnap(context, name, tasks).await } else { Ok(found) }
+fn not_found(message: String, hint: &str) -> Failure {
+    ApiError::new(ErrorCode::TaskNotFound, message).with_hint(hint).into()
 }
 
 /// Returns those of the tasks that are of a cloud snapshot, by its id, a prefix, its name or a point in time.
@@ -53,15 +60,11 @@ pub(super) async fn of_cloudsnap(
     name: &str,
     mut tasks: Vec<Task>,
 ) -> Result<Vec<Task>, Failure> {
-    let no_task = |message: String, hint: String| -> Failure {
-        ApiError::new(ErrorCode::TaskNotFound, message).with_hint(hint).into()
-    };
     let unknown = || {
-        no_task(
-            format!(
-                "no task has an id that begins with {name}, or is of a backup, cloud snapshot or volume of this name"
-            ),
-            "`blockctl cloudsnap status` shows the tasks".to_owned(),
+        let what = "is of a backup, cloud snapshot or volume of this name";
+        not_found(
+            format!("no task has an id that begins with {name}, or {what}"),
+            "`blockctl cloudsnap status` shows the tasks",
         )
     };
     let snap: SnapRef = name.parse().map_err(|_| unknown())?;
@@ -80,16 +83,69 @@ pub(super) async fn of_cloudsnap(
         of.is_some_and(|of| ids.iter().any(|id| key(id) == key(&of)))
     });
     match tasks.is_empty() {
-        true => Err(no_task(
+        true => Err(not_found(
             format!("this host has no task of cloud snapshot {}", first_names(ids.iter())),
-            format!("`blockctl cloudsnap inspect {name}` describes it"),
+            &format!("`blockctl cloudsnap inspect {name}` describes it"),
         )),
         false => Ok(tasks),
     }
 }
 
-/// Resolves tasks by a prefix of the id of one, or of the group of all, or by a name as the only task that
-/// fits; if none does, as the newest one. Returns true for a group.
+/// Returns true if the tasks of an id prefix are those of a group. A prefix that is also one of a task's own
+/// id names that task.
+fn is_group(tasks: &[Task], prefix: &str) -> bool {
+    let group = tasks.first().and_then(|first| first.group_id);
+    group.is_some_and(|group| group.to_string().starts_with(prefix))
+        && tasks.iter().all(|task| task.group_id == group && !task.task_id.to_string().starts_with(prefix))
+}
+
+/// Tasks that a name or a prefix of an id may mean; at least one.
+enum Candidates {
+    /// Tasks of an id prefix, of their own or of their group.
+    Identified(Vec<Task>),
+    /// Tasks of a name, newest first.
+    Named(Vec<Task>),
+}
+
+/// Returns the tasks of a name, or else those of an id prefix, or else those of a cloud snapshot. The name of
+/// a volume comes first: a short one may look like an id.
+///
+/// # Errors
+/// There are none, or tasks that fit have both an id of this prefix and this name.
+async fn candidates(
+    context: &Context<'_>,
+    name: &str,
+    fits: impl Fn(&Task) -> bool,
+) -> Result<Candidates, Failure> {
+    let identified = by_id(context, name).await?;
+    if !identified.is_empty() && name.parse::<Uuid>().is_ok() {
+        return Ok(Candidates::Identified(identified));
+    }
+    let Named { volume, tasks, others } = named(context, name).await?;
+    if volume.is_some() || identified.is_empty() {
+        return match (tasks.is_empty(), volume) {
+            (false, _) => Ok(Candidates::Named(tasks)),
+            (true, None) => Ok(Candidates::Named(of_cloudsnap(context, name, others).await?)),
+            (true, Some(_)) => Err(not_found(
+                format!("no task is of volume {name}"),
+                "`blockctl cloudsnap status` shows the tasks",
+            )),
+        };
+    }
+    let is_new = |task: &Task| identified.iter().all(|one| one.task_id != task.task_id);
+    match [&identified, &tasks].map(|all| all.iter().any(&fits)) {
+        [false, true] => Ok(Candidates::Named(tasks)),
+        [is_id, is_name] if is_id == is_name && tasks.iter().any(is_new) => {
+            let have = format!("several match: {name} begins an id, and is the name of a backup or volume");
+            Err(several(&[identified, tasks].concat(), &have)
+                .with_hint("name one by its id, or by a longer prefix of it"))
+        }
+        _ => Ok(Candidates::Identified(identified)),
+    }
+}
+
+/// Resolves tasks by the name of a volume or backup, as the only task that fits, or if none does, as the
+/// newest one; or by a prefix of the id of one, or of the group of all. Returns true for a group.
 ///
 /// # Errors
 /// None or several match.
@@ -98,11 +154,10 @@ pub async fn tasks(
     name: &str,
     fits: impl Fn(&Task) -> bool,
 ) -> Result<(Vec<Task>, bool), Failure> {
-    let mut tasks = by_id(context, name).await?;
-    if !tasks.is_empty() {
-        return identified(context, name, tasks).await;
-    }
-    tasks = by_name(context, name).await?;
+    let mut tasks = match candidates(context, name, &fits).await? {
+        Candidates::Identified(tasks) => return by_prefix(tasks, name),
+        Candidates::Named(tasks) => tasks,
+    };
     match tasks.iter().any(&fits) {
         true => tasks.retain(fits),
         false => tasks.truncate(1),
@@ -114,37 +169,16 @@ pub async fn tasks(
     }
 }
 
-/// Checks that an id prefix selects one task, or all of one group; returns true for a group.
+/// Returns the task of an id prefix, or those of a group.
 ///
 /// # Errors
-/// It selects several, or is a name as well.
-async fn identified(
-    context: &Context<'_>,
-    name: &str,
-    tasks: Vec<Task>,
-) -> Result<(Vec<Task>, bool), Failure> {
-    let prefix = name.to_ascii_lowercase();
-    let group = tasks.first().and_then(|first| first.group_id);
-    // A prefix that is also one of a task's own id names that task.
-    let is_group = group.is_some_and(|group| group.to_string().starts_with(&prefix))
-        && tasks.iter().all(|task| task.group_id == group && !task.task_id.to_string().starts_with(&prefix));
-    let count = tasks.len();
-    if count > 1 && !is_group {
-        let have = format!(
-            "{} have an id, or the id of a group, that begins with {name}",
-            counted(count as u64, "task")
-        );
+/// There are several, of no group or of different ones.
+fn by_prefix(tasks: Vec<Task>, name: &str) -> Result<(Vec<Task>, bool), Failure> {
+    let is_group = is_group(&tasks, &name.to_ascii_lowercase());
+    if tasks.len() > 1 && !is_group {
+        let count = counted(tasks.len() as u64, "task");
+        let have = format!("{count} have an id, or the id of a group, that begins with {name}");
         return Err(several(&tasks, &have).with_hint("give a longer prefix"));
-    }
-    // A short name may look like an id: the task meant is unknown.
-    if name.parse::<Uuid>().is_err() {
-        let is_new = |task: &Task| tasks.iter().all(|one| one.task_id != task.task_id);
-        let others: Vec<Task> = named(all(context).await?, name).into_iter().filter(is_new).collect();
-        if !others.is_empty() {
-            let all = [tasks, others].concat();
-            let have = format!("several match: {name} begins an id, and is the name of a backup or volume");
-            return Err(several(&all, &have).with_hint("name one by its id, or by a longer prefix of it"));
-        }
     }
     Ok((tasks, is_group))
 }
@@ -163,8 +197,7 @@ pub async fn fitting_task(
     name: &str,
     fits: impl Fn(&Task) -> bool,
 ) -> Result<Task, Failure> {
-    let (found, _) = tasks(context, name, fits).await?;
-    only(found)
+    only(tasks(context, name, fits).await?.0)
 }
 
 /// Refuses several tasks of a group.
@@ -188,9 +221,8 @@ fn only(mut found: Vec<Task>) -> Result<Task, Failure> {
 /// # Errors
 /// As [`fitting_task`].
 pub async fn newest_task(context: &Context<'_>, name: &str) -> Result<Task, Failure> {
-    let found = by_id(context, name).await?;
-    match found.is_empty() {
-        true => Ok(by_name(context, name).await?.swap_remove(0)),
-        false => only(identified(context, name, found).await?.0),
-    }
+    only(match candidates(context, name, |_| true).await? {
+        Candidates::Identified(tasks) => by_prefix(tasks, name)?.0,
+        Candidates::Named(tasks) => tasks.into_iter().take(1).collect(),
+    })
 }
