@@ -16,6 +16,7 @@ mod migration;
 mod names;
 mod object_errors;
 mod objects;
+mod open_locations;
 mod output;
 mod overlaps;
 mod plans;

@@ -209,7 +209,11 @@ fn deleted_backup_reports_cloud_snapshots_that_stay() {
     let stays = format!("cloud snapshot {} of wal2 (then wal) stays", snap("60-62"));
     let fake = daemon(&[("59", "db"), ("60", "wal2"), ("61", "wal")], &backups, &[]);
     let ran = run_on(&fake, "delete", &object);
-    assert_eq!((ran.status, ran.stdout.as_str()), (0, "VolumeBackup/before deleted\n"), "{ran:?}");
+    assert_eq!(
+        (ran.status, ran.stdout.as_str()),
+        (0, "VolumeBackup/before deleted from BackupLocation/nas\n"),
+        "{ran:?}"
+    );
     assert!(ran.stderr.contains(&stays) && ran.stderr.contains("before --volume wal`"), "{ran:?}");
     let fake = daemon(&[("60", "wal2"), ("61", "wal")], &backups[1..], &[]);
     let deleted = run_on(&fake, "-j delete", &object).json();
@@ -395,5 +399,6 @@ fn deletion_by_name_selects_backups_of_one_volume() {
     let listed = "task 11111111-e12a-4d35-81ad-985657757352 of db in nas, task 22222222-";
     assert!(told.contains(listed), "{told}");
     let deleted = fake.run("delete vb vb --volume wal --dry-run");
-    assert_eq!((deleted.status, deleted.stdout.as_str()), (0, "VolumeBackup/vb deleted (dry run)\n"));
+    let line = "VolumeBackup/vb deleted from BackupLocation/nas (dry run)\n";
+    assert_eq!((deleted.status, deleted.stdout.as_str()), (0, line));
 }

@@ -444,7 +444,7 @@ fn backups_of_other_hosts_have_one_name_in_all_lists() {
     let ran = own.run("delete vb 2e4d/before --yes --dry-run");
     assert_eq!(
         (ran.status, ran.stdout.as_str()),
-        (0, "VolumeBackup/2e4d/before deleted (dry run)\n"),
+        (0, "VolumeBackup/2e4d/before deleted from BackupLocation/nas (dry run)\n"),
         "{ran:?}"
     );
 }

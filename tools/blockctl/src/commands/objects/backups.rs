@@ -1,6 +1,7 @@
 //! Backups of a name: their volumes, and their deletion.
 
 use super::{
+    backup_locations::refuse_locations,
     backup_names::{short_name, without_host},
     resources::{ResourceSet, backup_name},
 };
@@ -368,8 +369,9 @@ impl BackupTarget {
         // Two locations may lead to one store.
         found.sort_by_key(|one| one.cloud_snapshot_id);
         found.dedup_by_key(|one| one.cloud_snapshot_id);
-        if matches!(self.scope, DeleteScope::One(_)) {
-            refuse_ambiguous(&object, &found, &tasks)?;
+        match &self.scope {
+            DeleteScope::One(_) => refuse_ambiguous(&object, &found, &tasks)?,
+            DeleteScope::All(_) => refuse_locations(&object, &found, &tasks)?,
         }
         let backups: Vec<_> = found.iter().map(|one| (one.cloud_snapshot_id, one.pinned)).collect();
         refuse_kept(&object, resources, tasks.iter().copied(), &backups)?;

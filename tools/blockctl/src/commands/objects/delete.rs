@@ -2,12 +2,13 @@
 
 use super::{
     args::DeleteArgs,
+    backup_locations::locations,
     backup_names::without_host,
     backups::{
         BackupTarget, DeleteScope, IN_STORE, delete_cloudsnap, is_listed_as, refuse_kept, snapshot_name,
     },
     record::Record,
-    resources::{ResourceSet, Scope, schedule_name},
+    resources::{ResourceSet, Scope, is_open, schedule_name},
 };
 use crate::{
     commands::cloudsnap::snapshots::refuse_kept as refuse_kept_by_daemon,
@@ -47,16 +48,17 @@ impl Deletion {
         Self { kind, name: name.to_owned(), backups: None, snapshots: None, reclaims: false, rule: None }
     }
 
-    /// Returns the deletion of an object of a file. Its reclaim policy wins over the stored one.
+    /// Returns the deletion of an object of a file. Its reclaim policy wins over the stored one. An open one
+    /// named no location.
     ///
     /// # Errors
     /// Backups or snapshots of volumes that the file excludes would be deleted.
-    fn of(object: Object, resources: &ResourceSet) -> Result<Self, Failure> {
+    fn of(object: Object, is_open: bool, resources: &ResourceSet) -> Result<Self, Failure> {
         let (kind, name) = (object.kind, object.name.to_string());
         let mut deletion = Self::new(kind, &name);
         match object.body {
             Body::Backup(backup) => {
-                let location = backup.location().cloned();
+                let location = backup.location().filter(|_| !is_open).cloned();
                 let policy = backup.reclaim_policy.or_else(|| {
                     let mut stored = resources.backups_named(&name, location.as_ref());
                     stored.find_map(|one| ReclaimPolicy::of(&one.backup_labels))
@@ -90,6 +92,13 @@ impl Deletion {
     }
 
     fn exists(&self, resources: &ResourceSet) -> Result<bool, Failure> {
+    /// Returns the location of the backups to delete; `None` without any.
+    fn location(&self, resources: &ResourceSet) -> Result<Option<String>, Failure> {
+        let Some(target) = &self.backups else { return Ok(None) };
+        let (found, tasks) = target.selected(resources)?;
+        Ok(locations(&found, &tasks).first().map(|name| (*name).to_owned()))
+    }
+
         Ok(match (&self.backups, &self.snapshots) {
             (Some(target), _) => {
                 let (found, tasks) = target.selected(resources)?;
@@ -113,7 +122,9 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Exit {
         _ => {
             let mut objects = read_all(&args.file)?.objects;
             let resources = ResourceSet::load_for(context, &mut objects).await?;
-            let wanted = objects.into_iter().map(|object| Deletion::of(object, &resources));
+            let open: Vec<bool> = objects.iter().map(is_open).collect();
+            let wanted = objects.into_iter().zip(open);
+            let wanted = wanted.map(|(object, is_open)| Deletion::of(object, is_open, &resources));
             (wanted.collect::<Result<_, _>>()?, resources)
         }
     };
@@ -222,7 +233,7 @@ impl Delete<'_> {
     async fn all(&self, wanted: &[Deletion], record: &mut Record) -> Exit {
         for one in wanted {
             record.begin();
-            let result = self.one(one).await?;
+            let (result, location) = (self.one(one).await?, one.location(&self.resources)?);
             let (snapshots, volumes) = (one.snapshot_names(&self.resources)?, self.kept_volumes(one));
             let warnings = self.left(one);
             let done = record.done(result);
@@ -230,11 +241,13 @@ impl Delete<'_> {
             done.snapshots.clone_from(&snapshots);
             done.volumes.clone_from(&volumes);
             let names = [snapshots, volumes].concat().join(", ");
+            done.backup_location.clone_from(&location);
+            let from = location.map_or_else(String::new, |name| format!(" from BackupLocation/{name}"));
             let colon = if names.is_empty() { "" } else { ": " };
             let dry = if self.dry_run { " (dry run)" } else { "" };
             if !self.context.output.is_json() {
                 self.context.output.warn(&warnings);
-                let line = format!("{}/{} {result}{colon}{names}{dry}", one.kind, one.name);
+                let line = format!("{}/{} {result}{from}{colon}{names}{dry}", one.kind, one.name);
                 self.context.output.line(line)?;
             }
         }

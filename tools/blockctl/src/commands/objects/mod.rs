@@ -3,6 +3,7 @@
 mod apply;
 pub mod args;
 mod backup_groups;
+mod backup_locations;
 mod backup_names;
 mod backups;
 mod clones;

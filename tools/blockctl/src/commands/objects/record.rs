@@ -41,6 +41,9 @@ pub struct ObjectResult {
     /// States of the tasks at their end, with `--wait`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub states: Vec<String>,
+    /// Location of deleted backups.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backup_location: Option<String>,
     /// Deleted local snapshots.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<String>,
@@ -73,6 +76,7 @@ impl Record {
             warnings: Vec::new(),
             task_ids: Vec::new(),
             states: Vec::new(),
+            backup_location: None,
             snapshots: Vec::new(),
             volumes: Vec::new(),
             kept_volumes: Vec::new(),

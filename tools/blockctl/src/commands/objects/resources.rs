@@ -72,7 +72,6 @@ impl ResourceSet {
     /// Loads the resources that objects need, and completes the objects.
     pub async fn load_for(context: &Context<'_>, objects: &mut [Object]) -> Result<Self, Failure> {
         let mut resources = Self::load(context).await?;
-        let is_open = |one: &Object| matches!(&one.body, Body::Backup(backup) if backup.location().is_none());
         if resources.credentials.len() > 1 && objects.iter().any(is_open) {
             // An existing backup may be in any of them.
             resources.load_stores(context, &Scope::default()).await?;
@@ -271,6 +270,11 @@ impl ResourceSet {
 /// Returns the name of a schedule, or its id.
 pub fn schedule_name(one: &Schedule) -> String {
     one.name.as_ref().map_or_else(|| one.schedule_id.to_string(), ToString::to_string)
+}
+
+/// Returns true for a backup whose document names no location.
+pub fn is_open(object: &Object) -> bool {
+    matches!(&object.body, Body::Backup(backup) if backup.location().is_none())
 }
 
 /// Returns the name of a backup, or its id if the daemon generated the name.

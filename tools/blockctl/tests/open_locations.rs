@@ -1,0 +1,85 @@
+//! Objects whose documents name no location.
+
+use crate::{
+    plans::{backup, run_on},
+    support::{Fake, Reply, fail, list, ok, reply, volume},
+};
+use serde_json::{Value, json};
+
+const IDS: [&str; 3] = [
+    "078557a3-26c7-49b1-9822-34e6f816c2d1",
+    "178557a3-26c7-49b1-9822-34e6f816c2d1",
+    "278557a3-26c7-49b1-9822-34e6f816c2d1",
+];
+const UNREACHABLE: i32 = blockd_api::ErrorCode::StoreUnreachable.exit_status() as i32;
+
+/// Returns the locations `l1` to `l3`, as many as given; the last one is the default.
+fn locations(count: usize) -> Vec<Value> {
+    let location = |index: usize| {
+        let mut one = reply("GET /v1/credentials/nas");
+        (one["name"], one["credentialId"]) = (json!(format!("l{}", index + 1)), json!(IDS[index]));
+        (one["path"], one["prefix"]) = (json!(format!("/l{}", index + 1)), json!(null));
+        one["isDefault"] = json!(index + 1 == count);
+        one
+    };
+    (0..count).map(location).collect()
+}
+
+/// Returns a listing of the backup `bk` of volume `db` in a location, from 1; of none, if it is 0.
+fn stored(location: usize) -> Reply {
+    let mut one = backup(&format!("59-6{location}"), "bk", ("59", "db"));
+    one["labels"] = json!({});
+    if location > 0 {
+        one["credentialId"] = json!(IDS[location - 1]);
+        one["credentialName"] = json!(format!("l{location}"));
+    }
+    let items: Vec<Value> = (location > 0).then_some(one).into_iter().collect();
+    let total = items.len();
+    ok(json!({ "items": items, "next": null, "damaged": [], "failedCredentials": [], "total": total }))
+}
+
+fn unreachable() -> Reply {
+    fail(502, "store_unreachable", "no route to host")
+}
+
+/// Starts a daemon with a location for each of the listings.
+fn daemon(listings: &[Reply]) -> Fake {
+    let mut replies = vec![
+        ("GET /v1/credentials", ok(list(json!(locations(listings.len()))))),
+        ("GET /v1/volumes", ok(list(json!([volume("59", "db")])))),
+        ("GET /v1/schedules", ok(list(json!([])))),
+        ("GET /v1/tasks", ok(list(json!([])))),
+    ];
+    replies.extend(listings.iter().map(|listing| ("GET /v1/cloudsnaps", listing.clone())));
+    Fake::with_defaults(replies)
+}
+
+const DELETED: (&str, &str, &str) = ("VolumeBackup", "bk", "volume: db, reclaimPolicy: Delete");
+
+#[test]
+fn deletion_of_a_backup_in_two_locations_is_refused() {
+    let fake = daemon(&[stored(1), stored(2)]);
+    let ran = run_on(&fake, "delete --yes", &[DELETED]);
+    let words = "VolumeBackup/bk is ambiguous (it is in l1 and in l2): name one in `backupLocation`";
+    assert!(ran.status == 2 && ran.stderr.contains(words), "{ran:?}");
+    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    // Named, it is deleted there.
+    let named = ("VolumeBackup", "bk", "volume: db, reclaimPolicy: Delete, backupLocation: l1");
+    let ran = run_on(&daemon(&[stored(1), stored(2)]), "delete --dry-run", &[named]);
+    assert_eq!(ran.stdout, "VolumeBackup/bk deleted from BackupLocation/l1 (dry run)\n", "{ran:?}");
+    // In one location, that need not be the default.
+    let fake = daemon(&[stored(1), stored(0)]);
+    let ran = run_on(&fake, "-j delete --dry-run", &[DELETED]);
+    assert_eq!(ran.json()["items"][0]["backupLocation"], "l1", "{ran:?}");
+}
+
+#[test]
+fn deletion_without_all_locations_is_refused() {
+    for listings in [[unreachable(), stored(0)], [unreachable(), stored(2)]] {
+        let fake = daemon(&listings);
+        let ran = run_on(&fake, "delete --yes", &[DELETED]);
+        let words = "VolumeBackup/bk: BackupLocation/l1 cannot be listed: no route to host";
+        assert!(ran.status == UNREACHABLE && ran.stderr.contains(words), "{ran:?}");
+        assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    }
+}
