@@ -83,3 +83,30 @@ fn deletion_without_all_locations_is_refused() {
         assert!(fake.changes().is_empty(), "{:?}", fake.changes());
     }
 }
+
+#[test]
+fn backup_in_an_unreachable_location_is_not_repeated() {
+    let object = [("VolumeBackup", "bk", "volume: db")];
+    let words = "VolumeBackup/bk: BackupLocation/l1 cannot be listed: no route to host";
+    for (command, status) in [("apply", UNREACHABLE), ("apply --dry-run", UNREACHABLE), ("diff", 1)] {
+        let fake = daemon(&[unreachable(), stored(0)]);
+        let ran = run_on(&fake, command, &object);
+        assert!(ran.status == status && ran.stderr.contains(words), "{command}: {ran:?}");
+        assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    }
+    // It is in another one.
+    let ran = run_on(&daemon(&[unreachable(), stored(2)]), "apply", &object);
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, "VolumeBackup/bk unchanged\n"), "{ran:?}");
+}
+
+#[test]
+fn backup_stays_in_its_location_beside_a_new_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("objects.yaml");
+    let text = "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {name: l2}\nlocation: {type: local, path: /l2, default: true}\n---\n\
+                apiVersion: blockd/v1\nkind: VolumeBackup\nmetadata: {name: bk}\nspec: {volume: db}\n";
+    std::fs::write(&path, text).unwrap();
+    let ran = daemon(&[stored(1)]).run(&format!("apply --dry-run -f {}", path.display()));
+    let lines = "BackupLocation/l2 created (dry run)\nVolumeBackup/bk unchanged (dry run)\n";
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, lines), "{ran:?}");
+}

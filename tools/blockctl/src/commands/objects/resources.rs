@@ -72,8 +72,8 @@ impl ResourceSet {
     /// Loads the resources that objects need, and completes the objects.
     pub async fn load_for(context: &Context<'_>, objects: &mut [Object]) -> Result<Self, Failure> {
         let mut resources = Self::load(context).await?;
-        if resources.credentials.len() > 1 && objects.iter().any(is_open) {
-            // An existing backup may be in any of them.
+        if objects.iter().any(is_open) {
+            // An existing backup may be in any location, also if a new one becomes the default.
             resources.load_stores(context, &Scope::default()).await?;
         }
         let existing = |kind, name: &str| resources.locations_of(kind, name);
@@ -239,14 +239,22 @@ impl ResourceSet {
         self.schedules.iter().find(|one| schedule_name(one) == name)
     }
 
-    /// Returns the locations of an existing backup or schedule.
+    /// Returns the locations of an existing backup or schedule, those of a schedule in its order. A backup
+    /// that no location lists may be in one that cannot be listed: its plan reports that.
     fn locations_of(&self, kind: Kind, name: &str) -> Vec<CredentialName> {
-        let schedule = self.schedule(name);
-        let is_in = |one: &&Credential| match kind {
-            Kind::VolumeBackup => self.backed_up_at(name, Some(&one.name)).is_some(),
-            _ => schedule.is_some_and(|schedule| schedule.credential_ids.contains(&one.credential_id)),
+        if kind != Kind::VolumeBackup {
+            let ids = self.schedule(name).into_iter().flat_map(|schedule| &schedule.credential_ids);
+            return ids.filter_map(|id| self.location_name(id)).collect();
+        }
+        let named = |is_it: &dyn Fn(&Credential) -> bool| -> Vec<CredentialName> {
+            self.credentials.iter().filter(|one| is_it(one)).map(|one| one.name.clone()).collect()
         };
-        self.credentials.iter().filter(is_in).map(|one| one.name.clone()).collect()
+        let found = named(&|one| self.backed_up_at(name, Some(&one.name)).is_some());
+        if found.is_empty() { named(&|one| self.unlisted.contains_key(one.name.as_str())) } else { found }
+    }
+
+    fn location_name(&self, wanted: &Uuid) -> Option<CredentialName> {
+        self.credentials.iter().find(|one| one.credential_id == *wanted).map(|one| one.name.clone())
     }
 
     /// Returns true if the backups of a schedule are deleted with it. Given policies of the schedule and of
@@ -260,21 +268,18 @@ impl ResourceSet {
 
     /// Converts a schedule; `None` if it refers to a missing volume or location.
     pub fn schedule_spec(&self, one: &Schedule) -> Option<ScheduleSpec> {
-        let location = |wanted: &Uuid| -> Option<CredentialName> {
-            self.credentials.iter().find(|one| one.credential_id == *wanted).map(|one| one.name.clone())
-        };
-        ScheduleSpec::of(one, location)
+        ScheduleSpec::of(one, |wanted| self.location_name(wanted))
     }
-}
-
-/// Returns the name of a schedule, or its id.
-pub fn schedule_name(one: &Schedule) -> String {
-    one.name.as_ref().map_or_else(|| one.schedule_id.to_string(), ToString::to_string)
 }
 
 /// Returns true for a backup whose document names no location.
 pub fn is_open(object: &Object) -> bool {
     matches!(&object.body, Body::Backup(backup) if backup.location().is_none())
+}
+
+/// Returns the name of a schedule, or its id.
+pub fn schedule_name(one: &Schedule) -> String {
+    one.name.as_ref().map_or_else(|| one.schedule_id.to_string(), ToString::to_string)
 }
 
 /// Returns the name of a backup, or its id if the daemon generated the name.
