@@ -110,3 +110,26 @@ fn backup_stays_in_its_location_beside_a_new_default() {
     let lines = "BackupLocation/l2 created (dry run)\nVolumeBackup/bk unchanged (dry run)\n";
     assert_eq!((ran.status, ran.stdout.as_str()), (0, lines), "{ran:?}");
 }
+
+#[test]
+fn schedule_keeps_all_its_locations() {
+    let mut schedule = reply("GET /v1/schedules")["items"][0].take();
+    schedule["credentialIds"] = json!([IDS[1], IDS[0]]);
+    schedule["selector"] = json!({ "volumeId": "59", "volumeName": "db" });
+    (schedule["local"], schedule["retainAt"]) = (json!(null), json!([]));
+    let fake = Fake::with_defaults(vec![
+        ("GET /v1/credentials", ok(list(json!(locations(3))))),
+        ("GET /v1/volumes", ok(list(json!([volume("59", "db")])))),
+        ("GET /v1/schedules", ok(list(json!([schedule])))),
+    ]);
+    let shown = fake.run("get VolumeBackupSchedule nightly -o yaml").stdout;
+    let of = "      backupLocation:\n      - l2\n      - l1\n";
+    assert!(shown.contains(of), "{shown}");
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("schedule.yaml");
+    std::fs::write(&path, shown.replace(of, "")).unwrap();
+    for command in ["diff", "apply"] {
+        let ran = fake.run(&format!("{command} -f {}", path.display()));
+        assert!(ran.status == 0 && fake.changes().is_empty(), "{command}: {ran:?}");
+    }
+}

@@ -64,7 +64,10 @@ pub fn resolve(
             Body::Backup(backup) => {
                 choose_volumes(backup, volumes);
                 let kept = existing(object.kind, object.name.as_str());
-                choose_location(&object.document, "spec.backupLocation", backup, &locations, &kept)?;
+                // It is in one location.
+                let one = kept.iter().position(|one| one.as_str() == locations.default).unwrap_or_default();
+                let kept = kept.into_iter().skip(one).take(1).collect();
+                choose_locations(&object.document, "spec.backupLocation", backup, &locations, kept)?;
             }
             Body::Schedule(schedule) => {
                 let rules = |name: &PolicyName| {
@@ -74,7 +77,7 @@ pub fn resolve(
                 if !schedule.is_local() {
                     let path = "spec.template.spec.backupLocation";
                     let kept = existing(object.kind, object.name.as_str());
-                    choose_location(&object.document, path, schedule.backup_mut(), &locations, &kept)?;
+                    choose_locations(&object.document, path, schedule.backup_mut(), &locations, kept)?;
                 }
             }
             _ => {}
@@ -94,21 +97,24 @@ fn choose_volumes(backup: &mut Backup, volumes: &[Volume]) {
     }
 }
 
-/// Sets the location: one that the existing object has, the only one, or the default.
-fn choose_location(
+/// Sets the locations: those that the existing object has, the only one, or the default.
+fn choose_locations(
     document: &Document,
     path: &str,
     backup: &mut Backup,
     Locations { names, default }: &Locations,
-    kept: &[CredentialName],
+    kept: Vec<CredentialName>,
 ) -> Result<(), ApiError> {
     if !backup.backup_location.is_empty() {
         return Ok(());
     }
+    if !kept.is_empty() {
+        backup.backup_location = kept;
+        return Ok(());
+    }
     let only = names.first().filter(|_| names.len() == 1);
-    let chosen = only.or_else(|| names.get(default));
-    let kept = kept.iter().find(|one| one.as_str() == default).or(kept.first());
-    let chosen: Option<CredentialName> = kept.cloned().or_else(|| chosen.and_then(|name| name.parse().ok()));
+    let chosen: Option<CredentialName> =
+        only.or_else(|| names.get(default)).and_then(|name| name.parse().ok());
     if chosen.is_none() {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let all = match names.is_empty() {
