@@ -73,9 +73,12 @@ pub const RESTORED_BEFORE: &str = "restored-before";
 pub const CLONED_FROM: &str = "cloned-from";
 /// Label of a cloned volume: the object that cloned it.
 pub const CLONED_BY: &str = "cloned-by";
+/// Label of a cloned volume: the deleted object that cloned it. An object of this name takes it back.
+pub const CLONED_BEFORE: &str = "cloned-before";
 /// Labels on the origin of a volume. Its cloud snapshots do not have them: they are untrue for what is
 /// restored from these.
-pub const ORIGIN_LABELS: [&str; 5] = [RESTORED_FROM, RESTORED_BY, RESTORED_BEFORE, CLONED_FROM, CLONED_BY];
+pub const ORIGIN_LABELS: [&str; 6] =
+    [RESTORED_FROM, RESTORED_BY, RESTORED_BEFORE, CLONED_FROM, CLONED_BY, CLONED_BEFORE];
 
 /// Separator of names in a label; a comma separates labels.
 const SEPARATOR: &str = ":";

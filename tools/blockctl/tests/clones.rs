@@ -72,7 +72,7 @@ fn clone_of_one_volume_is_none_of_another() {
     assert!(fake.changes().is_empty(), "{:?}", fake.changes());
     // Also that of a clone whose object was deleted.
     let mut forgotten = volumes.clone();
-    forgotten[2]["labels"] = json!({ "cloned-from": "data@clone-1" });
+    forgotten[2]["labels"] = json!({ "cloned-before": "cl", "cloned-from": "data@clone-1" });
     let ran = run_on(&with_snapshots(&forgotten, "clone-1", &["59"]), "apply", &[object]);
     assert!(ran.status == 5 && ran.stderr.contains(words), "{ran:?}");
     volumes.push(cloned("2", "log-test", "cl", "log@clone-1"));
@@ -107,6 +107,31 @@ fn clone_of_another_object_is_refused() {
         let ran = run_on(&fake, command, &[("VolumeClone", "second", spec)]);
         assert!(ran.status == status && ran.stderr.contains(words), "{command} {ran:?}");
     }
+}
+
+#[test]
+fn clone_of_a_deleted_object_is_of_its_name_only() {
+    let spec = "sourceVolume: db, destinationVolume: x";
+    let by_hand = json!({ "cloned-from": "db@clone-1" });
+    let mut of_deleted = by_hand.clone();
+    of_deleted["cloned-before"] = json!("first");
+    for (labels, words) in [
+        (
+            of_deleted.clone(),
+            "volume x exists and is the clone of a deleted VolumeClone/first: delete it first",
+        ),
+        (by_hand, "volume x exists and is a clone that no object made: delete it first"),
+    ] {
+        let fake = with_snapshots(&[volume("59", "db"), labelled("1", "x", labels)], "clone-1", &["59"]);
+        for (command, status) in [("apply", 5), ("apply --dry-run", 5), ("diff", 1)] {
+            let ran = run_on(&fake, command, &[("VolumeClone", "second", spec)]);
+            assert!(ran.status == status && ran.stderr.contains(words), "{command} {ran:?}");
+        }
+        assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    }
+    let fake = with_snapshots(&[volume("59", "db"), labelled("1", "x", of_deleted)], "clone-1", &["59"]);
+    let ran = run_on(&fake, "apply --dry-run", &[("VolumeClone", "first", spec)]);
+    assert_eq!(ran.stdout, "VolumeClone/first configured (dry run)\n", "{ran:?}");
 }
 
 #[test]
@@ -200,7 +225,7 @@ fn deleted_clone_keeps_its_volumes_and_is_not_listed() {
     let line = "VolumeClone/cl deleted, volumes kept: db-test\n";
     assert_eq!((ran.status, ran.stdout.as_str()), (0, line), "{ran:?}");
     let sent = fake.seen().into_iter().find(|seen| seen.line.starts_with("PATCH ")).unwrap();
-    assert_eq!(sent.body["labels"], json!({ "cloned-from": "db@clone-1" }));
+    assert_eq!(sent.body["labels"], json!({ "cloned-before": "cl", "cloned-from": "db@clone-1" }));
     let left = labelled("1", "db-test", sent.body["labels"].clone());
     let fake = with_snapshots(&[volume("59", "db"), left.clone()], "clone-1", &["59"]);
     assert_eq!(fake.run("get vc").stderr, "no VolumeClone\n");

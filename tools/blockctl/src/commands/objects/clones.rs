@@ -16,8 +16,8 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    ApiError, CLONED_BY, CLONED_FROM, Client, ErrorCode, ORIGIN_LABELS, SnapshotName, VolumeName, VolumeRef,
-    first_names, operations,
+    ApiError, CLONED_BEFORE, CLONED_BY, CLONED_FROM, Client, ErrorCode, ORIGIN_LABELS, SnapshotName,
+    VolumeName, VolumeRef, first_names, operations,
     quiesce::HookOptions,
     snapshots::{CreateGroupSnapshot, CreateSnapshot, Snapshot},
     volumes::{CloneVolume, UpdateVolume, Volume},
@@ -39,6 +39,12 @@ impl<'a> ClonePlan<'a> {
     fn forgotten(&self) -> Option<&'a Volume> {
         self.volume.filter(|volume| !volume.labels.as_map().contains_key(CLONED_BY))
     }
+}
+
+/// Returns true for a volume of a deleted object of this name.
+fn is_forgotten(object: &Object, volume: &Volume) -> bool {
+    let labels = volume.labels.as_map();
+    !labels.contains_key(CLONED_BY) && labels.get(CLONED_BEFORE).is_some_and(|by| *by == object.name.as_str())
 }
 
 /// Returns the plan of a clone.
@@ -70,8 +76,7 @@ pub fn clone_plans<'a>(
     // Those of the deleted object have its point in time, too.
     made.extend(sources.iter().filter_map(|source| {
         let volume = resources.volume(&clone.destination(source)?)?;
-        let is_forgotten = !volume.labels.as_map().contains_key(CLONED_BY);
-        (is_forgotten && clone.is_of(source, origin(volume)?)).then_some(volume)
+        (is_forgotten(object, volume) && clone.is_of(source, origin(volume)?)).then_some(volume)
     }));
     if sources.is_empty() && made.is_empty() {
         let namespace = clone.source_namespace.as_deref().unwrap_or_default();
@@ -88,12 +93,20 @@ pub fn clone_plans<'a>(
         let find = |is_clone: &dyn Fn(&&Volume) -> bool| made.iter().copied().find(is_clone);
         // Snapshots that were taken together have one name: they do not tell a renamed source from another.
         let volume = find(&is_exact).or_else(|| find(&is_renamed)).or_else(|| resources.volume(&name));
-        let obstacle = volume.and_then(|volume| match volume.labels.as_map().get(CLONED_BY) {
-            Some(by) if *by != object.name.as_str() => Some(format!("the clone of {}/{by}", object.kind)),
-            _ if is_exact(&volume) || is_renamed(&volume) => None,
-            _ => {
-                let snapshot = clone.snapshot.as_ref().map(|snapshot| format!("@{snapshot}"));
-                Some(format!("not a clone of {source}{}", snapshot.unwrap_or_default()))
+        let obstacle = volume.and_then(|volume| {
+            let labels = volume.labels.as_map();
+            match labels.get(CLONED_BY) {
+                Some(by) if *by != object.name.as_str() => Some(format!("the clone of {}/{by}", object.kind)),
+                None if origin(volume).is_some() && !is_forgotten(object, volume) => {
+                    let by = labels.get(CLONED_BEFORE);
+                    let deleted = by.map(|by| format!("the clone of a deleted {}/{by}", object.kind));
+                    Some(deleted.unwrap_or_else(|| "a clone that no object made".to_owned()))
+                }
+                _ if is_exact(&volume) || is_renamed(&volume) => None,
+                _ => {
+                    let snapshot = clone.snapshot.as_ref().map(|snapshot| format!("@{snapshot}"));
+                    Some(format!("not a clone of {source}{}", snapshot.unwrap_or_default()))
+                }
             }
         });
         if let Some(obstacle) = obstacle {
@@ -186,6 +199,7 @@ pub async fn clone_volumes(
         let id = VolumeRef::Id(volume.volume_id);
         // They may have changed since the resources were loaded.
         let labels = client.call_at(operations::GET_VOLUME, &id, &()).await?.labels;
+        let labels = labels.without(&[CLONED_BEFORE]);
         let labels = with_labels(&labels, [(CLONED_BY, object.name.to_string())]).map_err(ApiError::from)?;
         let request = UpdateVolume { labels: Some(labels), ..UpdateVolume::default() };
         client.call_at(operations::UPDATE_VOLUME, &id, &request).await?;

@@ -13,12 +13,13 @@ use super::{
 use crate::{
     commands::cloudsnap::snapshots::refuse_kept as refuse_kept_by_daemon,
     failure::{EXIT_DONE, Exit, Failure},
-    objects::{Body, Kind, Object, ReclaimPolicy, hook::Hook, read_all},
+    objects::{Body, Kind, Object, ReclaimPolicy, hook::Hook, read_all, volumes::with_labels},
     output::Context,
     table::counted,
 };
 use blockd_api::{
-    ApiError, CLONED_BY, CredentialRef, ErrorCode, Labels, RuleName, SnapshotRef, VolumeRef,
+    ApiError, CLONED_BEFORE, CLONED_BY, CredentialRef, ErrorCode, Labels, PairsError, RuleName, SnapshotRef,
+    VolumeRef,
     cloudsnaps::{CloudSnapshotId, Cloudsnap},
     operations,
     schedules::{Judged, Schedule, UpdateSchedule},
@@ -91,7 +92,6 @@ impl Deletion {
         Ok(self.snapshots(resources)?.into_iter().map(snapshot_name).collect())
     }
 
-    fn exists(&self, resources: &ResourceSet) -> Result<bool, Failure> {
     /// Returns the location of the backups to delete; `None` without any.
     fn location(&self, resources: &ResourceSet) -> Result<Option<String>, Failure> {
         let Some(target) = &self.backups else { return Ok(None) };
@@ -99,6 +99,7 @@ impl Deletion {
         Ok(locations(&found, &tasks).first().map(|name| (*name).to_owned()))
     }
 
+    fn exists(&self, resources: &ResourceSet) -> Result<bool, Failure> {
         Ok(match (&self.backups, &self.snapshots) {
             (Some(target), _) => {
                 let (found, tasks) = target.selected(resources)?;
@@ -121,8 +122,8 @@ pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Exit {
         (Some(kind), Some(name)) => named(context, kind, name, args).await?,
         _ => {
             let mut objects = read_all(&args.file)?.objects;
-            let resources = ResourceSet::load_for(context, &mut objects).await?;
             let open: Vec<bool> = objects.iter().map(is_open).collect();
+            let resources = ResourceSet::load_for(context, &mut objects).await?;
             let wanted = objects.into_iter().zip(open);
             let wanted = wanted.map(|(object, is_open)| Deletion::of(object, is_open, &resources));
             (wanted.collect::<Result<_, _>>()?, resources)
@@ -240,9 +241,9 @@ impl Delete<'_> {
             done.warnings.clone_from(&warnings);
             done.snapshots.clone_from(&snapshots);
             done.volumes.clone_from(&volumes);
-            let names = [snapshots, volumes].concat().join(", ");
             done.backup_location.clone_from(&location);
             let from = location.map_or_else(String::new, |name| format!(" from BackupLocation/{name}"));
+            let names = [snapshots, volumes].concat().join(", ");
             let colon = if names.is_empty() { "" } else { ": " };
             let dry = if self.dry_run { " (dry run)" } else { "" };
             if !self.context.output.is_json() {
@@ -313,12 +314,16 @@ impl Delete<'_> {
                 return Ok(if is_running && !is_stored { "still being made" } else { IN_STORE });
             }
             Kind::VolumeClone => {
-                let without = |labels: Labels| labels.without(&[CLONED_BY]);
-                return self.forget(resources.cloned_by(name), without).await;
+                // Only an object of this name takes its volumes back.
+                let before = |labels: Labels| {
+                    let before = [(CLONED_BEFORE, name.to_owned())];
+                    with_labels(&labels.without(&[CLONED_BY]), before)
+                };
+                return self.forget(resources.cloned_by(name), before).await;
             }
             Kind::VolumeRestore if self.unfinished(name).next().is_some() => return Ok("still being made"),
             Kind::VolumeRestore => {
-                let without = |labels: Labels| labels.without_restore(name);
+                let without = |labels: Labels| Ok(labels.without_restore(name));
                 return self.forget(resources.labelled_by_restore(name), without).await;
             }
             Kind::VolumeBackupSchedule => self.schedule(one).await?,
@@ -354,7 +359,7 @@ impl Delete<'_> {
     async fn forget(
         &self,
         volumes: impl Iterator<Item = &Volume>,
-        without: impl Fn(Labels) -> Labels,
+        without: impl Fn(Labels) -> Result<Labels, PairsError>,
     ) -> Result<&'static str, Failure> {
         let mut result = "kept on this host";
         for volume in volumes {
@@ -363,7 +368,7 @@ impl Delete<'_> {
                 let (client, id) = (&self.context.client, VolumeRef::Id(volume.volume_id));
                 // They may have changed since the resources were loaded.
                 let labels = client.call_at(operations::GET_VOLUME, &id, &()).await?.labels;
-                let labels = Some(without(labels));
+                let labels = Some(without(labels).map_err(ApiError::from)?);
                 let request = UpdateVolume { labels, ..UpdateVolume::default() };
                 client.call_at(operations::UPDATE_VOLUME, &id, &request).await?;
             }
