@@ -36,6 +36,19 @@ fn clusters_are_selected_by_the_digits_of_lists() {
     }
 }
 
+#[test]
+fn cluster_in_an_unreachable_location_is_not_missing() {
+    let error = json!({ "code": "store_unreachable", "message": "no route to host", "hint": null });
+    let failed = json!({ "credentialId": OTHER_TASK, "credentialName": "offsite", "error": error });
+    let listed = json!({
+        "items": [cloudsnap("59-61")], "next": null, "damaged": [], "failedCredentials": [failed], "total": 1,
+    });
+    let ran = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(listed))]).run("cs list --cluster abcd");
+    let status = i32::from(blockd_api::ErrorCode::StoreUnreachable.exit_status());
+    let words = "search for cluster abcd failed at backup location offsite: no route to host";
+    assert!(ran.status == status && ran.stderr.contains(words), "{ran:?}");
+}
+
 /// Daemon with a stopped and an active backup of volume `shop`.
 fn with_tasks(first: &str, second: &str) -> Fake {
     let mut tasks = [task(first, 1), task(second, 1)];

@@ -2,7 +2,7 @@
 
 use crate::{
     plans::{backup, run_on},
-    support::{Fake, Reply, fail, list, ok, reply, volume},
+    support::{Fake, Reply, fail, list, ok, reply, snap, volume},
 };
 use serde_json::{Value, json};
 
@@ -132,4 +132,17 @@ fn schedule_keeps_all_its_locations() {
         let ran = fake.run(&format!("{command} -f {}", path.display()));
         assert!(ran.status == 0 && fake.changes().is_empty(), "{command}: {ran:?}");
     }
+}
+
+#[test]
+fn backup_in_an_unreachable_location_is_not_missing() {
+    let id = snap("59-69");
+    for line in ["get vb gone", "describe vb gone", &format!("get vb {id}")] {
+        let ran = daemon(&[unreachable(), stored(0)]).run(line);
+        let words = "BackupLocation/l1 cannot be listed: no route to host";
+        assert!(ran.status == UNREACHABLE && ran.stderr.contains(words), "{line}: {ran:?}");
+    }
+    // One that is found needs no other location, and neither does one that no location has.
+    assert_eq!(daemon(&[unreachable(), stored(2)]).run("get vb bk").status, 0);
+    assert_eq!(daemon(&[stored(1), stored(0)]).run("get vb gone").status, 4);
 }

@@ -161,11 +161,21 @@ async fn cluster(context: &Context<'_>, args: &ListArgs) -> Result<Option<Uuid>,
     let mut found = clusters.iter().filter(|cluster| cluster.to_string().starts_with(prefix));
     match (found.next(), found.next()) {
         (Some(cluster), None) => Ok(Some(*cluster)),
-        (None, _) => Err(ApiError::new(
-            ErrorCode::CloudsnapNotFound,
-            format!("no cluster with cloud snapshots has an id that begins with {prefix}"),
-        )
-        .with_hint("`blockctl cloudsnap list -o wide` shows them as HOST")
+        (None, _) => Err(match list.failed_credentials.first() {
+            Some(failed) => ApiError::new(
+                failed.error.code,
+                format!(
+                    "search for cluster {prefix} failed at backup location {}: {}",
+                    failed.credential_name, failed.error.message
+                ),
+            )
+            .with_hint("give a complete id, or --cred-id with the only location to search"),
+            None => ApiError::new(
+                ErrorCode::CloudsnapNotFound,
+                format!("no cluster with cloud snapshots has an id that begins with {prefix}"),
+            )
+            .with_hint("`blockctl cloudsnap list -o wide` shows them as HOST"),
+        }
         .into()),
         (Some(first), Some(second)) => Err(Failure::usage(format!(
             "several clusters have an id that begins with {prefix}: {first}, {second}"

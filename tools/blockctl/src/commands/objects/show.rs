@@ -45,6 +45,10 @@ async fn load(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, F
     let missing = |name: &&String| !all.iter().any(|one| one.is_named(name));
     match names.iter().find(missing) {
         Some(name) => {
+            // It may be a backup in a location that cannot be listed.
+            if let Some(error) = resources.unlisted(&format!("VolumeBackup/{name}"), None) {
+                return Err(error.into());
+            }
             let error = missing_of(kinds, name);
             let error = match name.contains(',') {
                 true => error.with_hint("names are separated by spaces"),
