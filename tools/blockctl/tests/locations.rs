@@ -339,6 +339,27 @@ fn second_default_location_of_a_call_is_refused() {
 }
 
 #[test]
+fn change_of_a_location_warns_of_its_default() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("location.yaml");
+    let text = "apiVersion: blockd/v1\nkind: BackupLocation\nmetadata: {name: nas}\n\
+                location: {type: local, path: /a, default: false, limitUpload: 2MiB}\n";
+    std::fs::write(&path, text).unwrap();
+    let mut kept = reply("GET /v1/credentials/nas");
+    (kept["path"], kept["prefix"], kept["isDefault"]) = (json!("/a"), json!(null), json!(true));
+    let words = "line 4: location.default: ignored: BackupLocation/nas stays the default until";
+    for (command, status) in [("diff", 1), ("apply --dry-run", 0), ("apply", 0)] {
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/credentials", ok(list(json!([kept])))),
+            ("POST /v1/credentials/nas/limits", ok(kept.clone())),
+        ]);
+        let ran = fake.run(&format!("{command} -f {}", path.display()));
+        assert!(ran.status == status && ran.stderr.contains(words), "{command}: {ran:?}");
+        assert!(ran.stdout.contains("limitUpload") || ran.stdout.contains("configured"), "{ran:?}");
+    }
+}
+
+#[test]
 fn objects_keep_their_location_after_a_new_default() {
     const ID: [&str; 2] = ["078557a3-26c7-49b1-9822-34e6f816c2d1", "178557a3-26c7-49b1-9822-34e6f816c2d1"];
     let locations: Vec<Value> = [("l1", ID[0]), ("l2", ID[1])]

@@ -218,16 +218,15 @@ impl Apply<'_> {
             Failure::Client(ClientError::Api(error)) => object.locate(error).into(),
             other => other,
         };
-        if matches!(planned, Plan::Create) {
-            done.warnings = warnings_of_new(object, &self.resources);
-        }
+        done.warnings = match planned {
+            Plan::Create => warnings_of_new(object, &self.resources),
+            Plan::Unchanged | Plan::Update(_) => differences(object, &self.resources).warnings,
+            _ => Vec::new(),
+        };
         match planned {
             Plan::Refused(_, error) => return Err(error.into()),
             Plan::Await(awaited, _) => done.awaited = Some(awaited),
-            Plan::Unchanged => {
-                note_uncompared_key(self.context, object);
-                done.warnings = differences(object, &self.resources).warnings;
-            }
+            Plan::Unchanged => note_uncompared_key(self.context, object),
             Plan::Kept => {}
             _ if self.args.dry_run => {
                 self.check_location(object, &planned)?;
@@ -248,7 +247,6 @@ impl Apply<'_> {
                 }
             }
             Plan::Update(changes) => {
-                done.warnings = differences(object, &self.resources).warnings;
                 self.put(object, Some(&changes)).await.map_err(locate)?;
             }
         }

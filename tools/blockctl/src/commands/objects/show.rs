@@ -248,7 +248,7 @@ pub async fn diff(context: &Context<'_>, args: FileArg) -> Exit {
     for object in &objects {
         let planned = plan(object, &resources);
         let Unchanged { warnings: mut more, lacks_volumes } = match planned {
-            Plan::Unchanged => differences(object, &resources),
+            Plan::Unchanged | Plan::Update(_) => differences(object, &resources),
             Plan::Create => Unchanged { warnings: warnings_of_new(object, &resources), lacks_volumes: false },
             _ => Unchanged::default(),
         };
