@@ -91,3 +91,27 @@ fn rules_of_one_volume_are_refused_together() {
     let words = "volume a has the rule pre already: unassign that first (`blockctl rule unassign pre --volume a`)\nhint: name both rules";
     assert!(ran.status == 5 && ran.stderr.contains(words), "{ran:?}");
 }
+
+#[test]
+fn group_without_members_loses_its_rule_by_name() {
+    let mut assigned = rule("pg", &["a"]);
+    assigned["groups"] = json!(["empty", "a"]);
+    let daemon = || {
+        Fake::with_defaults(vec![
+            ("GET /v1/volumes", ok(list(json!([volume("1", "a"), volume("2", "b")])))),
+            ("GET /v1/rules/pg", ok(assigned.clone())),
+            ("POST /v1/rules/pg/unassign", ok(assigned.clone())),
+        ])
+    };
+    // A volume of the rule comes first; a volume that it lacks is reported by the daemon.
+    for (given, sent) in [
+        ("empty", json!({ "group": "empty" })),
+        ("a", json!({ "volume": "a" })),
+        ("b", json!({ "volume": "b" })),
+    ] {
+        let fake = daemon();
+        let ran = fake.run(&format!("rule unassign pg {given}"));
+        let body = fake.seen().pop().unwrap().body;
+        assert_eq!((ran.status, body), (0, sent), "{given} {ran:?}");
+    }
+}

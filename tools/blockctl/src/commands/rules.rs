@@ -237,6 +237,17 @@ impl TargetArgs {
 }
 
 /// Quiesce options.
+
+    /// Resolves the target as an assignment of the rule: its group may have no members.
+    async fn assigned(self, context: &Context<'_>) -> Result<(RuleName, RuleTarget), Failure> {
+        let Some(VolumeRef::Name(name)) = &self.target else { return self.resolve(context).await };
+        let rule = context.client.call_at(operations::GET_RULE, &self.name.name, &()).await?;
+        let group = rule.groups.into_iter().find(|group| group.as_str() == name.as_str());
+        match group.filter(|_| !rule.volume_names.contains(name)) {
+            Some(group) => Ok((self.name.name, RuleTarget { volume: None, group: Some(group) })),
+            None => self.resolve(context).await,
+        }
+    }
 #[derive(Debug, Default, Args)]
 pub struct QuiesceArgs {
     /// Freeze filesystems on the device
@@ -346,7 +357,7 @@ pub async fn run(context: &Context<'_>, command: RuleCommand) -> Exit {
             output.tell(&rule, || format!("Rule {} assigned to {target} successfully", rule.name))
         }
         RuleCommand::Unassign(args) => {
-            let (name, target) = args.resolve(context).await?;
+            let (name, target) = args.assigned(context).await?;
             let rule = client.call_at(operations::UNASSIGN_RULE, &name, &target).await?;
             output.tell(&rule, || format!("Rule {} unassigned from {target} successfully", rule.name))
         }
