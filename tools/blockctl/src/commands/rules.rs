@@ -55,6 +55,9 @@ Examples:
   blockctl rule update pg --timeout 2m
   blockctl rule update db --post-command '' --freeze-fs false";
 
+const ASSIGN_USAGE: &str = "blockctl rule assign <RULE> <VOLUME|GROUP|--volume <VOLUME>|--group <GROUP>>";
+const UNASSIGN_USAGE: &str = "blockctl rule unassign <RULE> <VOLUME|GROUP|--volume <VOLUME>|--group <GROUP>>";
+
 const ASSIGN_HELP: &str = "\
 It replaces the current rule of the volume or group.
 
@@ -81,10 +84,10 @@ pub enum RuleCommand {
     #[command(visible_alias = "u", after_help = UPDATE_HELP)]
     Update(UpdateRuleArgs),
     /// Assign a rule to a volume or group
-    #[command(after_help = ASSIGN_HELP)]
+    #[command(override_usage = ASSIGN_USAGE, after_help = ASSIGN_HELP)]
     Assign(TargetArgs),
     /// Remove a rule from a volume or group
-    #[command(after_help = "Examples:\n  blockctl rule unassign pg --volume pgdata")]
+    #[command(override_usage = UNASSIGN_USAGE, after_help = "Examples:\n  blockctl rule unassign pg --volume pgdata")]
     Unassign(TargetArgs),
     /// Delete an unassigned rule
     #[command(visible_alias = "d", after_help = "Examples:\n  blockctl rule delete pg")]
@@ -234,9 +237,6 @@ impl TargetArgs {
         };
         Ok((self.name.name, RuleTarget { volume, group }))
     }
-}
-
-/// Quiesce options.
 
     /// Resolves the target as an assignment of the rule: its group may have no members.
     async fn assigned(self, context: &Context<'_>) -> Result<(RuleName, RuleTarget), Failure> {
@@ -248,6 +248,9 @@ impl TargetArgs {
             None => self.resolve(context).await,
         }
     }
+}
+
+/// Quiesce options.
 #[derive(Debug, Default, Args)]
 pub struct QuiesceArgs {
     /// Freeze filesystems on the device
