@@ -16,7 +16,15 @@ fn clusters_are_selected_by_the_digits_of_lists() {
     let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(listed))]);
     let shown = fake.run("cs list").stdout;
     assert!(shown.contains("  HOST  ") && shown.contains("  2e4d9  "), "{shown}");
-    for (given, cluster) in [("2e4d4b67", CLUSTER), ("2E4D9", other), (other, other)] {
+    let whole = other.replace('-', "").to_ascii_uppercase();
+    for (given, cluster) in [
+        ("2e4d4b67", CLUSTER),
+        ("2e4d4b6795", CLUSTER),
+        ("2E4D4B67-95", CLUSTER),
+        ("2E4D9", other),
+        (other, other),
+        (whole.as_str(), other),
+    ] {
         let ran = fake.run(&format!("cs list --cluster {given}"));
         let sent = fake.seen().pop().unwrap().line;
         let seen = fake.seen().into_iter().any(|seen| seen.line.contains(&format!("clusterId={cluster}")));

@@ -138,11 +138,11 @@ fn status_parser() -> impl TypedValueParser<Value = CloudsnapStatus> {
     })
 }
 
-/// Reads the id of a cluster, or a prefix of it.
+/// Reads the digits of the id of a cluster, or of a prefix of it; dashes are optional.
 fn parse_cluster(text: &str) -> Result<String, String> {
-    let is_prefix = text.chars().all(|c| c.is_ascii_hexdigit() || c == '-');
-    match is_prefix && text.len() >= MIN_HOST_DIGITS {
-        true => Ok(text.to_ascii_lowercase()),
+    let digits = text.replace('-', "").to_ascii_lowercase();
+    match digits.bytes().all(|byte| byte.is_ascii_hexdigit()) && digits.len() >= MIN_HOST_DIGITS {
+        true => Ok(digits),
         false => Err(format!("expected the id of a cluster, or its first {MIN_HOST_DIGITS} digits or more")),
     }
 }
@@ -158,7 +158,7 @@ async fn cluster(context: &Context<'_>, args: &ListArgs) -> Result<Option<Uuid>,
     let here = context.client.call(operations::GET_STATUS, &()).await?.cluster_id;
     let others = list.list.items.iter().map(|entry| entry.cloud_snapshot_id.cluster);
     let clusters: BTreeSet<Uuid> = others.chain([here]).collect();
-    let mut found = clusters.iter().filter(|cluster| cluster.to_string().starts_with(prefix));
+    let mut found = clusters.iter().filter(|cluster| cluster.simple().to_string().starts_with(prefix));
     match (found.next(), found.next()) {
         (Some(cluster), None) => Ok(Some(*cluster)),
         (None, _) => Err(match list.failed_credentials.first() {
