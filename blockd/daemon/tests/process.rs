@@ -331,6 +331,25 @@ fn impossible_start_is_refused_in_one_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn webhook_without_ca_certificates_fails_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (config, none) = (dir.path().join("blockd.toml"), dir.path().join("none"));
+    let hook = |name: &str, url: &str| format!("[[webhook]]\nname = \"{name}\"\nurl = \"{url}\"\n");
+    let text = hook("plain", "http://127.0.0.1:9/") + &hook("tls", "https://127.0.0.1:9/");
+    std::fs::write(&config, text).unwrap();
+    let mut program = blockd();
+    program.env("SSL_CERT_FILE", &none).env("SSL_CERT_DIR", &none);
+    let running = Running::start_as(program, dir.path(), &["--config", config.to_str().unwrap()]);
+    running.create_volume("data", 1 << 20).await;
+    let webhooks = running.client.call(GET_STATUS, &()).await.unwrap().webhooks;
+    let error = |name: &str| webhooks.iter().find(|hook| hook.name == name).unwrap().error.clone();
+    let tls = error("tls").unwrap();
+    assert!(tls.contains("the HTTP client cannot be created: ") && tls.contains("certificates"), "{tls}");
+    assert!(!error("plain").unwrap_or_default().contains("HTTP client"), "{webhooks:?}");
+    running.terminate();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn clean_stop_keeps_all_writes_and_files_are_private() {
     let dir = tempfile::tempdir().unwrap();
     let running = Running::start(dir.path(), &["--nbd-listen", "tcp://127.0.0.1:0", "--log-format", "json"]);

@@ -182,9 +182,6 @@ pub enum OpenError {
     /// A thread could not be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
-    /// The HTTP client of a webhook could not be created.
-    #[error("cannot create the HTTP client of a webhook: {0}")]
-    HttpClient(#[from] reqwest::Error),
 }
 
 impl OpenError {
@@ -198,7 +195,7 @@ impl Engine {
     /// Opens the database and all volumes, and completes or undoes interrupted operations. Blocks.
     ///
     /// # Errors
-    /// The database cannot be used, or a thread or an HTTP client not be created.
+    /// The database cannot be used, or a thread not be created.
     pub fn open(options: OpenEngine) -> Result<Self, OpenError> {
         let OpenEngine { data_dir, settings, .. } = options;
         let db = Db::open(&data_dir.database())?;
@@ -239,7 +236,7 @@ impl Engine {
             task_workers: Arc::new(task_workers),
             bandwidth: PlannedBandwidth::new(options.bandwidth, Timestamp::now()),
             reserve: reserve.ok().map(Arc::new),
-            webhooks: crate::events::webhooks::all(&options.webhooks, &readers)?,
+            webhooks: crate::events::webhooks::all(&options.webhooks, &readers),
             log_reader,
             readers: options.readers,
         }))

@@ -169,6 +169,14 @@ fn invalid_webhook_is_refused_without_showing_its_url() {
         (hook(&format!("{https}timeout_ms = 5")), "timeout_ms is 5"),
         (hook(https) + &hook(https), "another webhook has the same name"),
         (hook(https).replace("ops", "o p"), "only A-Z a-z 0-9"),
+        (
+            hook(https).replace("ops", "1"),
+            "webhook.name: the name \"1\" looks like an id: ids are all digits",
+        ),
+        (
+            hook(https).replace("ops", ".a"),
+            "webhook.name: the name \".a\" must begin with a letter or a digit",
+        ),
         (hook(https).repeat(17), "at most 16"),
     ] {
         let error = checked(&text).unwrap_err();

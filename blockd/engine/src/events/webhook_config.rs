@@ -6,7 +6,7 @@ use blockd_api::{
     matches_wildcard,
 };
 use reqwest::Url;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use std::{collections::HashSet, fmt};
 
 const MAX_WEBHOOKS: usize = 16;
@@ -26,6 +26,7 @@ pub struct WebhookConfigError {
 #[serde(deny_unknown_fields)]
 pub struct WebhookConfig {
     /// Name in the log, in metrics and in `blockctl status`.
+    #[serde(deserialize_with = "name")]
     pub name: ObjectName,
     /// Address of the receiver.
     pub url: WebhookUrl,
@@ -45,6 +46,12 @@ pub struct WebhookConfig {
     /// Timeout of one attempt, in milliseconds.
     #[serde(default = "timeout_ms")]
     pub timeout_ms: u64,
+}
+
+/// Reads a name; the error names the key.
+fn name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectName, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map_err(|error| D::Error::custom(format!("webhook.name: {error}")))
 }
 
 fn timeout_ms() -> u64 {

@@ -7,7 +7,10 @@
 
 use crate::{
     error::ServiceError,
-    events::{EventLog, log_all, webhook_config::WebhookConfig},
+    events::{
+        EventLog, log_all,
+        webhook_config::{WebhookConfig, WebhookUrl},
+    },
     host::Host,
 };
 use backon::{BackoffBuilder, ExponentialBuilder};
@@ -23,7 +26,10 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use reqwest::{Client, StatusCode, header, redirect::Policy};
 use standardwebhooks::{HEADER_WEBHOOK_ID, HEADER_WEBHOOK_SIGNATURE, HEADER_WEBHOOK_TIMESTAMP};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 use tokio::task::JoinSet;
 
 /// Events read from the database at once.
@@ -52,7 +58,8 @@ pub struct WebhookDelivery {
 #[derive(Debug)]
 pub struct Webhook {
     config: WebhookConfig,
-    client: Client,
+    /// Created at the first attempt that can.
+    client: OnceLock<Client>,
     state: Mutex<WebhookState>,
 }
 
@@ -79,11 +86,18 @@ impl WebhookState {
         self.undelivered += events;
         self.last_undelivered = Some(Timestamp::now());
     }
+
+    fn fail(&mut self, error: String) {
+        self.failing_since.get_or_insert_with(Timestamp::now);
+        self.error = Some(error);
+    }
 }
 
 /// A failed attempt. Messages contain neither the path of the address nor the secret.
 #[derive(Debug, thiserror::Error)]
 enum DeliveryError {
+    #[error("the HTTP client cannot be created: {0}")]
+    Client(String),
     #[error("the secret of the webhook cannot be read: {0}")]
     Secret(#[from] blockd_secrets::ReferenceError),
     #[error("the secret of the webhook is not valid: {0}")]
@@ -117,28 +131,37 @@ pub fn reader_name(config: &WebhookConfig) -> String {
     format!("webhook {}", config.name)
 }
 
-/// Creates the configured webhooks, each with its cursor.
-///
-/// # Errors
-/// An HTTP client cannot be created.
-pub fn all(webhooks: &[WebhookConfig], readers: &[EventReader]) -> Result<Vec<Arc<Webhook>>, reqwest::Error> {
+/// Creates the configured webhooks, each with its cursor. One without an HTTP client reports that and creates
+/// it at its next delivery.
+pub fn all(webhooks: &[WebhookConfig], readers: &[EventReader]) -> Vec<Arc<Webhook>> {
     let cursor = |name: String| readers.iter().find(|reader| reader.name == name).cloned();
     let known = webhooks.iter().filter_map(|config| Some((config, cursor(reader_name(config))?)));
     let webhook = |(config, cursor): (&WebhookConfig, EventReader)| {
         let state = WebhookState { stored_until: cursor.processed_until, cursor, ..WebhookState::default() };
-        let client = client(config.url.is_loopback())?;
-        Ok(Arc::new(Webhook { config: config.clone(), client, state: Mutex::new(state) }))
+        let webhook = Webhook { config: config.clone(), client: OnceLock::new(), state: Mutex::new(state) };
+        if let Err(error) = webhook.client() {
+            tracing::error!(webhook = webhook.name(), %error, "webhook cannot deliver events; retrying");
+            webhook.state.lock().fail(error.to_string());
+        }
+        Arc::new(webhook)
     };
     known.map(webhook).collect()
 }
 
 /// Creates an HTTP client. It follows no redirects, which would send events to another receiver.
-fn client(is_loopback: bool) -> Result<Client, reqwest::Error> {
-    let builder = Client::builder()
-        .user_agent(concat!("blockd/", env!("CARGO_PKG_VERSION")))
-        .http1_only()
-        .redirect(Policy::none());
-    if is_loopback { builder.no_proxy().build() } else { builder.build() }
+fn client(url: &WebhookUrl) -> Result<Client, reqwest::Error> {
+    let builder = || {
+        let builder = Client::builder()
+            .user_agent(concat!("blockd/", env!("CARGO_PKG_VERSION")))
+            .http1_only()
+            .redirect(Policy::none());
+        if url.is_loopback() { builder.no_proxy() } else { builder }
+    };
+    match builder().build() {
+        // A receiver without TLS needs no CA certificates of the host.
+        Err(_) if url.url().scheme() == "http" => builder().tls_certs_only([]).build(),
+        built => built,
+    }
 }
 
 /// Delivers events to all webhooks and to the log until the daemon stops.
@@ -182,6 +205,15 @@ impl Webhook {
                 tokio::time::sleep(DATABASE_RETRY_WAIT).await;
             }
         }
+    }
+
+    /// Returns the HTTP client, and creates it if an earlier attempt could not.
+    fn client(&self) -> Result<&Client, DeliveryError> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let client = client(&self.config.url).map_err(|error| DeliveryError::Client(with_sources(&error)))?;
+        Ok(self.client.get_or_init(|| client))
     }
 
     /// Delivers the next batch of events, or waits until there are some.
@@ -246,7 +278,7 @@ impl Webhook {
         let id = format!("{}-{}", delivery.host.cluster, event.event_id);
         let timestamp_s = Timestamp::now().as_second();
         let mut request = self
-            .client
+            .client()?
             .post(self.config.url.url().clone())
             .timeout(Duration::from_millis(self.config.timeout_ms))
             .header(header::CONTENT_TYPE, "application/json")
@@ -289,13 +321,12 @@ impl Webhook {
                 state.count_undelivered(1);
             }
             Err(error) => {
-                let text = Some(error.to_string());
+                let text = error.to_string();
                 // Logged when it changes, not at each attempt.
-                if state.error != text {
+                if state.error.as_ref() != Some(&text) {
                     tracing::warn!(webhook = self.name(), event = event.event_id, %error, "webhook delivery failed; retrying");
                 }
-                state.failing_since.get_or_insert_with(Timestamp::now);
-                state.error = text;
+                state.fail(text);
                 return;
             }
         }
