@@ -289,6 +289,29 @@ fn full_disk_lets_volumes_be_deleted() {
 }
 
 #[test]
+fn full_disk_lets_cloud_snapshots_be_deleted() {
+    let bed = Bed::new();
+    let setup = bed.daemon("a");
+    let data = setup.data_dir();
+    let daemon = setup.tmpfs(&data, 48 * MIB).start();
+    let store = bed.store("store");
+    let ctl = daemon.ctl();
+    ctl.add_local("nas", store.dir(), None);
+    ctl.create_volume("vol", "8MiB");
+    let backup = ctl.backup("vol");
+    fill(&daemon, 4096);
+    let refused = ctl.document(&["volume", "create", "other", "--size", "8MiB"]).1;
+    assert_eq!(refused["error"]["code"], "no_space", "{refused:#}");
+    assert_eq!(ctl.done_cloudsnaps(), [backup.snap()]);
+    let doctor = ctl.document(&["doctor"]).1;
+    let location = doctor["items"].as_array().unwrap().iter().find(|one| one["check"] == "location");
+    assert_ne!(location.unwrap()["status"], "failed", "{doctor:#}");
+    ctl.json(&["cloudsnap", "delete", backup.snap(), "--wait"]);
+    assert_eq!(ctl.done_cloudsnaps(), Vec::<String>::new());
+    let _ = daemon.stop();
+}
+
+#[test]
 fn restore_without_space_fails_and_leaves_no_volume() {
     let bed = Bed::new();
     let setup = bed.daemon("a");

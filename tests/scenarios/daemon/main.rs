@@ -51,6 +51,7 @@ mod exposition;
 mod external_secrets;
 mod failures;
 mod fixtures;
+mod full_data_dir;
 mod group_backups;
 mod groups;
 mod health;

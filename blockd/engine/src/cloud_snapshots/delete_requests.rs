@@ -73,7 +73,8 @@ impl Deletions {
         let mut row = TaskRow::new(TaskSpec::Delete(spec), credential.uuid, id, crate::owner::current());
         row.detail.volume_name = self.registry.source_name(&id, self.host.cluster);
         row.detail.credential_name = credential.name.to_string();
-        self.runner.store_and_launch(row, |_| Ok(())).await.map(Some)
+        let start = || self.runner.store_and_launch(row.clone(), |_| Ok(()));
+        self.delete_work.snapshots.with_space_reserve(start).await.map(Some)
     }
 
     /// Refuses to delete a cloud snapshot that another host made, and may still need, at once or at a date.

@@ -75,7 +75,9 @@ pub(crate) async fn run(
     // The directory of an unmounted disk is empty, so that no object would seem to be needed.
     repository.prove_key_slot().await?;
     let manifest_cache = DbManifestCache::new(Arc::clone(&work.db), row.credential);
-    let manifest = kept_manifest(work, live, &repository, (row.cloudsnap, asked.damaged)).await?;
+    // The location may be on the full disk: its deletion frees space there.
+    let keep = || kept_manifest(work, live, &repository, (row.cloudsnap, asked.damaged));
+    let manifest = work.snapshots.with_space_reserve(keep).await?;
     work.host.failpoints.reached("delete accepted")?;
     let mut protected = protected(work).await?;
     protected.extend(needed_deltas(work, &row, &repository, &manifest_cache).await?);
@@ -105,9 +107,8 @@ pub(crate) async fn run(
     );
     work.host.failpoints.reached("delete removed objects")?;
     let (task, id, credential) = (row.id, row.cloudsnap, row.credential);
-    let done = work
-        .tasks
-        .finish(live, move |tx| {
+    let finish = || {
+        work.tasks.finish(live, move |tx| {
             Chain::remove_tip(tx, &id)?;
             ProofRow::remove(tx, credential, &id)?;
             Doubt::remove(tx, credential, &id)?;
@@ -115,7 +116,8 @@ pub(crate) async fn run(
             RunRow::expire(tx, credential, &id, &format!("deleted by task {task}"))?;
             DbManifestCache::remove(tx, credential, &id.manifest_key())
         })
-        .await?;
+    };
+    let done = work.snapshots.with_space_reserve(finish).await?;
     if let Some(entry) = work.registry.by_id(id.volume) {
         work.snapshots.drop_unneeded_intervals(&entry).await;
     }

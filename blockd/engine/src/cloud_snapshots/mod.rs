@@ -267,11 +267,14 @@ impl CloudSnapshots {
         self.repositories.forget_deleted_backups(credential.uuid, &repository, known, &keys).await?;
         self.proofs.import_after_listing(credential, &repository, &scope.filter, &listed).await;
         let now = Timestamp::now();
-        let (uuid, whole_store) = (credential.uuid, scope.whole_store);
+        let uuid = credential.uuid;
+        if scope.whole_store
+            && let Err(error) = self.db.run(move |tx| DbManifestCache::set_listed(tx, uuid, listed_at)).await
+        {
+            // Such as on a full disk: the listing needs no local space.
+            tracing::warn!(credential = %credential.name, %error, "noting the time of a listing failed");
+        }
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            if whole_store {
-                DbManifestCache::set_listed(tx, uuid, listed_at)?;
-            }
             Ok((KnownProofs::of_repository(tx, uuid, now)?, RetentionOverride::all(tx)?))
         });
         let (proofs, marks) = known.await?;

@@ -250,7 +250,13 @@ impl Credentials {
         let capabilities = probe(repository.store().as_ref()).await.map_err(|error| explain(error.into()))?;
         row.capabilities = capabilities.clone();
         let uuid = row.uuid;
-        self.db.run(move |tx| CredentialRow::set_capabilities(tx, uuid, &capabilities)).await?;
+        match self.db.run(move |tx| CredentialRow::set_capabilities(tx, uuid, &capabilities)).await {
+            // Not a fault of the location, whose stored capabilities stay.
+            Err(error) if error.is_full() => {
+                tracing::warn!(credential = %row.name, %error, "storing the capabilities of a location failed");
+            }
+            stored => stored?,
+        }
         Ok(stores::describe(&row))
     }
 

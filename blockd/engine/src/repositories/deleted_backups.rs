@@ -106,7 +106,14 @@ impl Repositories {
             }
             Ok(())
         });
-        Ok(forgotten.await?)
+        match forgotten.await {
+            // The next listing forgets them.
+            Err(error) if error.is_full() => {
+                tracing::warn!(%credential, %error, "forgetting deleted cloud snapshots failed");
+                Ok(())
+            }
+            stored => Ok(stored?),
+        }
     }
 }
 
