@@ -140,6 +140,26 @@ async fn own_damage_stays_until_an_own_verification() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn recreated_credential_has_the_proofs_of_its_host() {
+    let host = Host::new().await;
+    let snap = host.backed_up().await;
+    let pack = host.packs().remove(0);
+    let intact = fs::read(&pack).unwrap();
+    damage(&pack);
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
+    host.create_credential().await;
+    let list = host.list().await;
+    assert_eq!(list[0].status, CloudsnapStatus::Damaged);
+    let proof = list[0].last_proof.clone().unwrap();
+    let node = host.call(GET_STATUS, &()).await.node;
+    assert_eq!((proof.kind, proof.host, proof.sound), (VerifyDepth::Full, node, false));
+    fs::write(&pack, intact).unwrap();
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    assert!(host.last_proof().await.unwrap().sound, "its next result replaces the imported one");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn proof_from_the_future_does_not_count() {
     let host = Host::new().await;
     let snap = host.backed_up().await;

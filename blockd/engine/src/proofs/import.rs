@@ -1,4 +1,5 @@
-//! Import of the proofs that other hosts published.
+//! Import of published proofs: those of other hosts, and those of this host that its database lacks, such as
+//! after the credential was created again.
 
 use super::{Proofs, Seen};
 use crate::{error::ServiceError, repositories::preflight};
@@ -6,7 +7,9 @@ use blockd_api::{
     credentials::StoreConfig,
     events::{EventKind, Severity},
 };
-use blockd_catalog::{CredentialRow, DbError, DbManifestCache, HostProof, KnownProofs, LastProof, NewEvent};
+use blockd_catalog::{
+    CredentialRow, DbError, DbManifestCache, HostProof, KnownProofs, LastProof, NewEvent, ProofRow,
+};
 use blockd_cloud::{
     CloudError, CloudSnapshotId, ListedManifest, ListedProof, ManifestFilter, Proof, ProofId, ProofKind,
     Repository, VerifyDepth,
@@ -14,7 +17,7 @@ use blockd_cloud::{
 use jiff::Timestamp;
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -30,7 +33,7 @@ const MAX_SEEN: usize = 200_000;
 const LISTING_TIME_LIMIT: Duration = Duration::from_secs(5);
 
 impl Proofs {
-    /// Imports the proofs of other hosts after a listing of the manifests. Waits for some seconds at most;
+    /// Imports proofs after a listing of the manifests. Waits for some seconds at most;
     /// errors are logged.
     pub async fn import_after_listing(
         &self,
@@ -41,7 +44,7 @@ impl Proofs {
     ) {
         let import = self.import(credential, repository, scope, manifests);
         if let Err(error) = preflight::in_time(LISTING_TIME_LIMIT, import).await {
-            tracing::warn!(credential = %credential.name, %error, "importing proofs of other hosts failed");
+            tracing::warn!(credential = %credential.name, %error, "importing proofs failed");
         }
     }
 
@@ -70,11 +73,15 @@ impl Proofs {
     ) -> Result<(), ServiceError> {
         let uuid = credential.uuid;
         let found = repository.list_proofs(scope).await?;
-        let known = self.db.run(move |tx| HostProof::all(tx, uuid)).await?;
+        let known = self.db.run(move |tx| -> Result<_, DbError> {
+            Ok((HostProof::all(tx, uuid)?, ProofRow::of_location(tx, uuid)?))
+        });
+        let (known, own) = known.await?;
         let here = self.location(uuid).await?;
         self.begin(uuid, here, repository);
         let selection = Selection {
             host: self.host.cluster,
+            own: own.into_iter().map(|proof| proof.cloudsnap).collect(),
             now: Timestamp::now(),
             // Files of a directory have the time of their last change, such as of the owner.
             is_bucket: !matches!(credential.store.config, StoreConfig::Local { .. }),
@@ -176,6 +183,8 @@ impl Proofs {
 /// Selection of the proofs to read.
 struct Selection<'a> {
     host: Uuid,
+    /// Cloud snapshots with a result of this host.
+    own: BTreeSet<CloudSnapshotId>,
     now: Timestamp,
     is_bucket: bool,
     manifests: BTreeMap<CloudSnapshotId, &'a ListedManifest>,
@@ -190,7 +199,8 @@ impl Selection<'_> {
             return false;
         };
         let known = self.known.get(&(id.cloudsnap, id.host, depth));
-        id.host != self.host
+        let is_lacking = id.host != self.host || !self.own.contains(&id.cloudsnap);
+        is_lacking
             && !id.is_from_the_future(self.now)
             && !(self.is_bucket && one.is_older_than(manifest))
             && known.is_none_or(|known| *known < id.proven())
@@ -238,17 +248,18 @@ mod tests {
     const NOW_S: u64 = 1_000_000;
 
     #[test]
-    fn import_reads_later_proofs_of_other_hosts_only() {
+    fn import_reads_later_proofs_that_the_host_lacks() {
         let at = |second: u64| Timestamp::from_second(second as i64).unwrap();
         let cloudsnap: CloudSnapshotId = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap();
         let unlisted = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-62".parse().unwrap();
+        let verified = "2e4d4b67-95d7-481e-aec5-14223ac55170/59-63".parse().unwrap();
         let [own, other] = [1, 2].map(Uuid::from_u128);
-        let manifest = ListedManifest {
+        let [manifest, of_verified] = [cloudsnap, verified].map(|id| ListedManifest {
             key: String::new(),
-            id: Some(cloudsnap),
-            manifest: Err(CloudError::SnapshotNotFound { id: cloudsnap, store: String::new() }),
+            id: Some(id),
+            manifest: Err(CloudError::SnapshotNotFound { id, store: String::new() }),
             stored: Some(at(NOW_S)),
-        };
+        });
         let proof = |second: u64| ProofId {
             cloudsnap,
             proven_unix_ms: second * 1000,
@@ -259,9 +270,10 @@ mod tests {
             let known = known.map(|second| ((cloudsnap, other, VerifyDepth::Full), at(second)));
             let selection = Selection {
                 host: own,
+                own: BTreeSet::from([verified]),
                 now: at(NOW_S),
                 is_bucket,
-                manifests: BTreeMap::from([(cloudsnap, &manifest)]),
+                manifests: BTreeMap::from([(cloudsnap, &manifest), (verified, &of_verified)]),
                 known: known.into_iter().collect(),
             };
             selection.wants(&ListedProof { id, stored: None })
@@ -272,8 +284,9 @@ mod tests {
         assert!(!wants(proof(NOW_S + 3601), true, None), "it is from the future");
         let copied = proof(NOW_S - 3601);
         assert!(!wants(copied, true, None) && wants(copied, false, None), "the bucket was copied since");
+        assert!(wants(ProofId { host: own, ..valid }, true, None), "the host lacks its own");
         let foreign = [
-            ProofId { host: own, ..valid },
+            ProofId { host: own, cloudsnap: verified, ..valid },
             ProofId { cloudsnap: unlisted, ..valid },
             ProofId { kind: ProofKind::Drill, ..valid },
         ];

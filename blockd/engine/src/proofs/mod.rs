@@ -113,7 +113,7 @@ impl Proofs {
                 }
             }
             if let Err(error) = self.import_all(&credential).await {
-                tracing::warn!(credential = %credential.name, %error, "importing proofs of other hosts failed");
+                tracing::warn!(credential = %credential.name, %error, "importing proofs failed");
             }
         }
         Ok(())
