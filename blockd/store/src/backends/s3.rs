@@ -55,7 +55,12 @@ pub(super) fn open(config: &S3Config, http: &HttpOptions) -> Result<BucketStore,
 }
 
 fn describe(config: &S3Config, endpoint: &ServerAddress) -> String {
-    format!("bucket {} at {}", config.bucket, endpoint.url())
+    let server = match config.disable_path_style {
+        // The host of the requests, which may not resolve although that of the endpoint does.
+        true => endpoint.url_of_host_below(&config.bucket).unwrap_or_else(|_| endpoint.url()),
+        false => endpoint.url(),
+    };
+    format!("bucket {} at {server}", config.bucket)
 }
 
 fn client(config: &S3Config, http: &HttpOptions) -> Result<(AmazonS3, ServerAddress), StoreError> {
@@ -246,6 +251,16 @@ pub(super) mod tests {
         assert_eq!(store.get("a", 10).await.unwrap_err().kind, StoreErrorKind::Unreachable);
         let empty = config(&format!("{},", server.url()));
         assert!(open_servers(&empty, &HttpOptions::default()).is_err());
+    }
+
+    #[test]
+    fn description_has_the_host_of_the_requests() {
+        let described = |disable_path_style| {
+            let config = S3Config { disable_path_style, ..config("https://s3.example:9000") };
+            open(&config, &HttpOptions::default()).unwrap().describe().to_owned()
+        };
+        assert_eq!(described(false), "bucket bkt at https://s3.example:9000");
+        assert_eq!(described(true), "bucket bkt at https://bkt.s3.example:9000");
     }
 
     #[tokio::test]
