@@ -1,7 +1,7 @@
 //! Unresponsive store: requests time out, and no task starts.
 
 use super::*;
-use blockd_api::cloudsnaps::InspectCloudsnap;
+use blockd_api::cloudsnaps::{CollectGarbage, InspectCloudsnap};
 use blockd_engine::error::ServiceError;
 use blockd_testkit::store::{Fault, FaultStore};
 
@@ -55,4 +55,31 @@ async fn unresponsive_store_times_out_and_starts_no_change() {
     assert!(["other", "plain"].iter().all(|name| engine.registry.by_name(name).is_none()));
     assert_eq!(engine.tasks.unfinished_tasks().await.unwrap().len(), 0);
     assert_eq!(error_of(engine.cloud_snapshots.inspect_cloudsnap(&inspect)).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_of_an_unresponsive_store_end_and_name_its_location() {
+    let (host, faults, credential, snap) = faulty_host().await;
+    let engine = host.engine();
+    let nas = blockd_api::CredentialRef::Id(credential);
+    let list = ListCloudsnaps { credential: Some(nas.clone()), ..ListCloudsnaps::default() };
+    let inspect = InspectCloudsnap { cloud_snapshot_id: snap.cloud_snapshot_id, credential: None };
+    let collect = CollectGarbage { dry_run: true, ..CollectGarbage::default() };
+    faults.fail_all(Fault::Hang);
+    let failed = tokio::time::timeout(TIMEOUT, async {
+        tokio::join!(
+            engine.cloud_snapshots.list_cloudsnaps(&list),
+            engine.cloud_snapshots.inspect_cloudsnap(&inspect),
+            engine.maintenance.collect_garbage(&collect),
+            engine.credentials.validate_credential(&nas),
+        )
+    });
+    let (list, inspect, collect, validate) = failed.await.expect("each request has a timeout");
+    for error in [list.err(), inspect.err(), collect.err(), validate.err()] {
+        let error = error.expect("the store is silent").to_api();
+        assert_eq!(error.code, ErrorCode::StoreTimeout, "{error:?}");
+        assert!(error.message.contains("backup location nas did not respond"), "{error:?}");
+    }
+    let problems = host.call(GET_STATUS, &()).await.problems;
+    assert!(problems.iter().any(|problem| problem.cause.contains("nas")), "{problems:?}");
 }

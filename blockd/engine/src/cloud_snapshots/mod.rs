@@ -11,7 +11,7 @@ use crate::{
     error::ServiceError,
     host::Host,
     proofs::{self, Proofs},
-    repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS, preflight::in_reader_time},
+    repositories::{Repositories, locate::MAX_CONCURRENT_LOOKUPS},
     restore::lazy::{LazyVolumes, labels},
     tasks::backup_type,
     volumes::registry::Registry,
@@ -225,7 +225,7 @@ impl CloudSnapshots {
             each.push(async move {
                 let mut found = ListedCloudsnaps::default();
                 let work = Box::pin(self.list_store(credential, scope, &mut found));
-                let listed = if alone { work.await } else { in_reader_time(&self.host.settings, work).await };
+                let listed = self.repositories.while_store_answers(credential, work).await;
                 (credential, listed.map(|()| found))
             });
         }
@@ -253,7 +253,7 @@ impl CloudSnapshots {
         scope: &ListScope,
         found: &mut ListedCloudsnaps,
     ) -> Result<(), ServiceError> {
-        let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
+        let repository = self.repositories.repository_for_client(credential.uuid).await?;
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
         let listed_at = Timestamp::now();
         let known = self.repositories.known_before(credential.uuid, &scope.filter).await?;

@@ -13,6 +13,7 @@ use crate::{
         Repositories,
         limits::{LimitPlan, keep},
         opening::{StoreKey, encode_keys, open_store},
+        preflight::observed,
         references::references_of,
         stores,
     },
@@ -214,7 +215,8 @@ impl Credentials {
     /// The cause of the failure.
     pub async fn validate_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
         let row = self.repositories.credential(Some(wanted)).await?;
-        let checked = self.check_location(row.clone()).await;
+        let check = Box::pin(self.check_location(row.clone()));
+        let checked = self.repositories.while_store_answers(&row, check).await;
         self.repositories.note_check(&row, checked.as_ref().err());
         checked
     }
@@ -231,7 +233,8 @@ impl Credentials {
             .and_modify(|(_, seen)| *seen = Fingerprint::default());
         // Without bandwidth limits, since the store is to be examined.
         let (opened, _) = self.repositories.open_with_current_secrets(row.uuid).await?;
-        let (store, _) = task_store(Arc::clone(opened.store()), self.host.settings.verify_policy());
+        let store = observed(Arc::clone(opened.store()));
+        let (store, _) = task_store(store, self.host.settings.verify_policy());
         let repository = opened.with_store(store);
         let kind = row.store.config.kind();
         // A location in use existed: its bucket or directory is not to be created.

@@ -108,7 +108,8 @@ impl Maintenance {
         request: &CollectGarbage,
     ) -> Result<GarbageCollected, ServiceError> {
         let credential = self.repositories.credential(request.credential.as_ref()).await?;
-        let report = self.collect_garbage_of(&credential, request.dry_run, Timestamp::now).await?;
+        let collection = Box::pin(self.collect_garbage_of(&credential, request.dry_run, Timestamp::now));
+        let report = self.repositories.while_store_answers(&credential, collection).await?;
         let unknown = report.unknown.iter();
         Ok(GarbageCollected {
             dry_run: request.dry_run,
@@ -134,7 +135,8 @@ impl Maintenance {
         let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
         // The mount point of an unmounted disk is empty: without this proof, nothing in it would be
         // referenced.
-        self.repositories.preflight(async { Ok(repository.prove_key_slot().await?) }).await?;
+        let proof = Box::pin(async { Ok(repository.prove_key_slot().await?) });
+        self.repositories.preflight(credential.uuid, proof).await?;
         if !dry_run {
             self.checks.check_store_clock(&repository, credential.uuid).await?;
         }

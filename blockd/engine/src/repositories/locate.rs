@@ -89,11 +89,11 @@ impl Repositories {
             Err(ServiceError::Cloud(error)) if matches!(*error, CloudError::SnapshotNotFound { .. }) => {
                 // The directory of an unmounted disk is empty.
                 if purpose == Purpose::Delete {
-                    self.preflight(async {
+                    let proof = Box::pin(async {
                         let repository = self.repository_for_client(row.uuid).await?;
                         Ok(repository.prove_key_slot().await?)
-                    })
-                    .await?;
+                    });
+                    self.preflight(row.uuid, proof).await?;
                 }
                 Ok(false)
             }

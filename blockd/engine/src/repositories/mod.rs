@@ -24,6 +24,7 @@ use crate::{
     repositories::{
         limits::{LimitPlan, PlannedBandwidth, limited, limits_of},
         opening::{StoreKey, decode_keys, not_opened, open_existing, open_store},
+        preflight::observed,
         references::unresolved,
     },
     tasks::workers::TaskWorkers,
@@ -271,7 +272,8 @@ impl Repositories {
     /// The errors of [`task_repository`](Self::task_repository).
     pub async fn guest_repository(&self, uuid: Uuid) -> Result<(Repository, Arc<Requests>), ServiceError> {
         let (repository, bandwidth) = self.opened_repository(uuid).await?;
-        let (store, requests) = task_store(Arc::clone(repository.store()), self.host.settings.retry_policy());
+        let store = observed(Arc::clone(repository.store()));
+        let (store, requests) = task_store(store, self.host.settings.retry_policy());
         // Also without a limit: one may be set while the task runs.
         let repository = limited(&repository.with_store(store), Arc::clone(bandwidth.bandwidth()));
         Ok((repository.with_work(Work::default()), requests))

@@ -9,11 +9,13 @@ use crate::{
     error::{ServiceError, blocking},
     repositories::Repositories,
 };
-use blockd_api::ErrorCode;
-use blockd_catalog::DbManifestCache;
+use blockd_api::{ApiError, CredentialRef, ErrorCode};
+use blockd_catalog::{CredentialRow, DbManifestCache};
 use blockd_cloud::{CloudSnapshotId, Manifest, ManifestCache, ManifestKey, Repository};
-use blockd_store::{Work, task_store};
+use blockd_store::{BlobStore, MeterStore, Request, RequestObserver, StoreErrorKind, Work, task_store};
+use parking_lot::Mutex;
 use std::{future::Future, sync::Arc, time::Duration};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -23,6 +25,44 @@ const CACHED_FALLBACK_TIMEOUT: Duration = Duration::from_secs(3);
 tokio::task_local! {
     /// Cancelled when the client disconnects.
     static CLIENT_CANCEL: CancellationToken;
+    /// Answers of the stores that a read waits for.
+    static ANSWERS: Arc<Answers>;
+}
+
+/// Time of the last answer of a store.
+struct Answers(Mutex<Instant>);
+
+impl RequestObserver for Answers {
+    fn started(&self, _: &Request<'_>) {}
+
+    fn ended(&self, _: &Request<'_>, _: Duration, outcome: Result<u64, StoreErrorKind>) {
+        if !matches!(outcome, Err(StoreErrorKind::Timeout | StoreErrorKind::Unreachable)) {
+            *self.0.lock() = Instant::now();
+        }
+    }
+}
+
+/// Returns the store such that its answers extend the time of the read that runs; see [`while_answering`].
+pub(crate) fn observed(store: Arc<dyn BlobStore>) -> Arc<dyn BlobStore> {
+    match ANSWERS.try_with(Arc::clone) {
+        Ok(answers) => Arc::new(MeterStore::new(store, answers)),
+        Err(_) => store,
+    }
+}
+
+/// Runs a read of any number of requests, until its store has not answered for the timeout. Only stores that
+/// the read wraps by [`observed`] count.
+async fn while_answering<T>(timeout: Duration, read: impl Future<Output = T>) -> Option<T> {
+    let answers = Arc::new(Answers(Mutex::new(Instant::now())));
+    let mut read = std::pin::pin!(ANSWERS.scope(Arc::clone(&answers), read));
+    loop {
+        let deadline = *answers.0.lock() + timeout;
+        match tokio::time::timeout_at(deadline, &mut read).await {
+            Ok(done) => return Some(done),
+            Err(_) if *answers.0.lock() + timeout > deadline => {}
+            Err(_) => return None,
+        }
+    }
 }
 
 /// Guard held by the request handler: dropping it cancels the work.
@@ -87,23 +127,57 @@ pub async fn in_reader_time<T, E: Into<ServiceError>>(
     }
 }
 
+/// Returns the error that a location does not answer.
+fn silent(row: &CredentialRow, time_limit: Duration, more: &str) -> ServiceError {
+    let (name, waited) = (&row.name, time_limit.as_millis());
+    let message = format!("backup location {name} did not respond within {waited} ms{more}");
+    let hint =
+        format!("check its server and the network: `blockctl credentials inspect {name}` shows where it is");
+    ServiceError::Refused(ApiError::new(ErrorCode::StoreTimeout, message).with_hint(hint))
+}
+
 impl Repositories {
-    /// Sends a pre-flight request to a store.
+    /// Sends a pre-flight request to the store of a credential.
     ///
     /// # Errors
     /// The request failed or timed out, or the client disconnected.
     pub async fn preflight<T>(
         &self,
+        credential: Uuid,
         request: impl Future<Output = Result<T, ServiceError>>,
     ) -> Result<T, ServiceError> {
-        in_time(Duration::from_millis(self.host.settings.store_answer_ms), request).await
+        let time_limit = Duration::from_millis(self.host.settings.store_answer_ms);
+        let timed_out = match in_time(time_limit, Box::pin(async { Ok(request.await) })).await {
+            Ok(answer) => return answer,
+            Err(error) if error.to_api().code != ErrorCode::StoreTimeout => return Err(error),
+            Err(error) => error,
+        };
+        match self.credential(Some(&CredentialRef::Id(credential))).await {
+            Ok(row) => Err(silent(&row, time_limit, "; no changes were made: try again")),
+            Err(_) => Err(timed_out),
+        }
+    }
+
+    /// Runs a read of a location that takes any number of requests, such as a listing, and ends it when the
+    /// store leaves them unanswered for the timeout of a pre-flight request.
+    ///
+    /// # Errors
+    /// The read fails, or the store does not answer in time.
+    pub async fn while_store_answers<T>(
+        &self,
+        row: &CredentialRow,
+        read: impl Future<Output = Result<T, ServiceError>>,
+    ) -> Result<T, ServiceError> {
+        let time_limit = Duration::from_millis(self.host.settings.store_answer_ms);
+        while_answering(time_limit, read).await.unwrap_or_else(|| Err(silent(row, time_limit, "")))
     }
 
     /// Opens the repository of a credential for pre-flight requests, which are exempt from the tasks'
     /// bandwidth limits.
     pub async fn repository_for_client(&self, credential: Uuid) -> Result<Repository, ServiceError> {
         let (repository, _) = self.opened_repository(credential).await?;
-        let (store, _) = task_store(Arc::clone(repository.store()), self.host.settings.retry_policy());
+        let store = observed(Arc::clone(repository.store()));
+        let (store, _) = task_store(store, self.host.settings.retry_policy());
         Ok(repository.with_store(store).with_work(Work::default()))
     }
 
@@ -116,10 +190,13 @@ impl Repositories {
         credential: Uuid,
         id: &CloudSnapshotId,
     ) -> Result<Manifest, ServiceError> {
-        self.preflight(Box::pin(async {
-            let repository = self.repository_for_client(credential).await?;
-            Ok(repository.manifest(id).await?)
-        }))
+        self.preflight(
+            credential,
+            Box::pin(async {
+                let repository = self.repository_for_client(credential).await?;
+                Ok(repository.manifest(id).await?)
+            }),
+        )
         .await
     }
 
@@ -154,6 +231,7 @@ impl Repositories {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blockd_store::Operation;
     use std::sync::atomic::{AtomicBool, Ordering};
     use tokio::sync::oneshot;
 
@@ -181,6 +259,25 @@ mod tests {
             assert_eq!(work.await.unwrap().is_err(), goes);
             assert_eq!(done.load(Ordering::SeqCst), !goes);
             drop(guard);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn long_read_ends_when_its_store_is_silent() {
+        let timeout = Duration::from_secs(30);
+        for (answers, pause_s) in [(9, 20), (0, 29), (0, 31), (9, 31)] {
+            let begun = Instant::now();
+            let read = while_answering(timeout, async {
+                let answered = ANSWERS.get();
+                for _ in 0..answers {
+                    tokio::time::sleep(Duration::from_secs(pause_s)).await;
+                    answered.ended(&Request::new(Operation::List, "k"), timeout, Ok(1));
+                }
+                tokio::time::sleep(Duration::from_secs(pause_s)).await;
+            });
+            let ends = pause_s <= 30;
+            assert_eq!(read.await.is_some(), ends, "{answers} answers each {pause_s} s");
+            assert!(ends || begun.elapsed() == timeout);
         }
     }
 

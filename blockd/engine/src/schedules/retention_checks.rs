@@ -184,7 +184,7 @@ impl RetentionChecks {
         let of = credential.to_string();
         let checked = self
             .repositories
-            .preflight(async { Ok(check_clock(&**repository.store(), Timestamp::now).await?) })
+            .preflight(credential, async { Ok(check_clock(&**repository.store(), Timestamp::now).await?) })
             .await;
         let Err(error) = checked else {
             self.health.clear(health::CLOCK, &of);

@@ -170,7 +170,8 @@ impl Browser {
             }
         }
         let cache = self.snapshot_cache()?;
-        let (repository, _) = runtime.block_on(self.repositories.guest_repository(credential))?;
+        let opened = in_reader_time(&self.host.settings, self.repositories.guest_repository(credential));
+        let (repository, _) = runtime.block_on(opened)?;
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential);
         // Manifests never change: a cached one is valid.
         let known = blockd_cloud::ManifestCache::load(&catalog, &id.manifest_key());
