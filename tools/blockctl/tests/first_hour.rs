@@ -2,7 +2,15 @@
 
 use crate::support::{Fake, Ran, Reply, TASK, cloudsnap, fail, list, ok, reply, snap, task, volume};
 use serde_json::{Value, json};
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    os::unix::fs::PermissionsExt,
+    process::Stdio,
+    sync::mpsc,
+    thread,
+    time::Duration,
+};
 
 const VALIDATE: &str = "POST /v1/credentials/nas/validate";
 const CREATE: &str = "POST /v1/credentials";
@@ -228,6 +236,22 @@ fn doctor_fails_with_a_failed_check() {
     assert_eq!(ran.status, 1, "{ran:?}");
     assert_eq!(verdict(&ran.json(), "location"), "failed");
     assert_eq!(verdict(&ran.json(), "daemon"), "ok");
+}
+
+#[test]
+fn doctor_prints_each_check_as_it_ends() {
+    let fake = healthy(vec![(VALIDATE, Reply::Hold)]);
+    let mut child = fake.command("doctor").stdout(Stdio::piped()).spawn().unwrap();
+    let (sender, lines) = mpsc::channel();
+    let stdout = child.stdout.take().unwrap();
+    thread::spawn(move || {
+        BufReader::new(stdout).lines().map_while(Result::ok).for_each(|line| drop(sender.send(line)));
+    });
+    let printed = std::iter::from_fn(|| lines.recv_timeout(Duration::from_secs(20)).ok());
+    let daemon = printed.into_iter().find(|line| line.contains(" daemon "));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(daemon.is_some(), "no check was printed beside a silent location");
 }
 
 /// Starts a daemon with schedules and without a problem of its own.

@@ -9,7 +9,7 @@ use crate::{
         protection::{Objective, Protection, last_proof, missed},
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure, hint_of},
-    output::Context,
+    output::{Context, Output},
     table::counted,
 };
 use blockd_api::{
@@ -38,37 +38,54 @@ const MIN_FREE_PERCENT: u64 = 5;
 /// Document of `doctor`.
 pub type Diagnosis = List<Check>;
 
+/// Ended checks. Each is printed as it ends: the next one may wait for a store.
+struct Checks<'a> {
+    output: &'a Output,
+    ended: Vec<Check>,
+}
+
+impl Checks<'_> {
+    fn add(&mut self, check: Check) -> Result<(), Failure> {
+        if !self.output.is_json() {
+            let head = format!("{:<9}{:<12}", check.status.to_string(), check.check);
+            self.output.hanging(&head, &check.detail, head.len())?;
+            if let Some(action) = &check.action {
+                let head = format!("{:<21}-> ", "");
+                self.output.hanging(&head, action, head.len())?;
+            }
+        }
+        self.ended.push(check);
+        Ok(())
+    }
+
+    fn extend(&mut self, checks: impl IntoIterator<Item = Check>) -> Result<(), Failure> {
+        checks.into_iter().try_for_each(|check| self.add(check))
+    }
+}
+
 pub async fn run(context: &Context<'_>) -> Exit {
-    let mut checks = host::checks();
+    let mut checks = Checks { output: context.output, ended: Vec::new() };
+    checks.extend(host::checks())?;
     match context.client.call(operations::GET_STATUS, &()).await {
         Ok(status) => {
-            checks.extend(daemon(&status));
-            checks.extend(locations(context).await?);
+            checks.extend(daemon(&status))?;
+            locations(context, &mut checks).await?;
             // The tests of the locations have ended or shown problems.
             let status = context.client.call(operations::GET_STATUS, &()).await?;
-            checks.extend(protection(context, &status).await?);
+            checks.extend(protection(context, &status).await?)?;
         }
-        Err(error) => checks.push(unreachable(&error)),
+        Err(error) => checks.add(unreachable(&error))?,
     }
-    let exit = match checks.iter().any(|check| check.status == Verdict::Failed) {
+    let exit = match checks.ended.iter().any(|check| check.status == Verdict::Failed) {
         true => EXIT_FAILED,
         false => {
-            checks.push(Check::ok("health", "no problems"));
+            checks.add(Check::ok("health", "no problems"))?;
             EXIT_DONE
         }
     };
-    let diagnosis: Diagnosis = checks.into_iter().collect();
     if context.output.is_json() {
+        let diagnosis: Diagnosis = checks.ended.into_iter().collect();
         context.output.document(&diagnosis)?;
-        return Ok(exit);
-    }
-    for Check { check, status, detail, action } in &diagnosis.items {
-        let head = format!("{:<9}{check:<12}", status.to_string());
-        context.output.hanging(&head, detail, head.len())?;
-        if let Some(action) = action {
-            let head = format!("{:<21}-> ", "");
-            context.output.hanging(&head, action, head.len())?;
-        }
     }
     Ok(exit)
 }
@@ -131,35 +148,30 @@ fn rights(rights: &DaemonRights) -> Check {
 }
 
 /// Tests each location.
-async fn locations(context: &Context<'_>) -> Result<Vec<Check>, Failure> {
+async fn locations(context: &Context<'_>, checks: &mut Checks<'_>) -> Result<(), Failure> {
     let client = &context.client;
     let credentials = client.call(operations::LIST_CREDENTIALS, &()).await?.items;
     if credentials.is_empty() {
         let action = "blockctl init, or blockctl credentials create";
-        return Ok(vec![Check::warning("location", "there is no backup location", action)]);
+        return checks.add(Check::warning("location", "there is no backup location", action));
     }
-    let mut checks = Vec::new();
     for Credential { name, encrypted, .. } in credentials {
-        checks.push(
-            match client
-                .call_at(operations::VALIDATE_CREDENTIAL, &CredentialRef::Name(name.clone()), &())
-                .await
-            {
-                Ok(_) if encrypted => Check::ok("location", format!("{name}: works, encrypted")),
-                Ok(_) => Check::warning(
-                    "location",
-                    format!("{name}: works, but backups are stored unencrypted"),
-                    "create a credential with --encryption-passphrase-file and another prefix or path",
-                ),
-                Err(error) => Check::failed(
-                    "location",
-                    format!("{name}: {error}"),
-                    hint_of(&error).unwrap_or_else(|| "see the log of blockd".to_owned()),
-                ),
-            },
-        );
+        let location = CredentialRef::Name(name.clone());
+        checks.add(match client.call_at(operations::VALIDATE_CREDENTIAL, &location, &()).await {
+            Ok(_) if encrypted => Check::ok("location", format!("{name}: works, encrypted")),
+            Ok(_) => Check::warning(
+                "location",
+                format!("{name}: works, but backups are stored unencrypted"),
+                "create a credential with --encryption-passphrase-file and another prefix or path",
+            ),
+            Err(error) => Check::failed(
+                "location",
+                format!("{name}: {error}"),
+                hint_of(&error).unwrap_or_else(|| "see the log of blockd".to_owned()),
+            ),
+        })?;
     }
-    Ok(checks)
+    Ok(())
 }
 
 /// Checks schedules, failures, and the newest cloud snapshot of each volume.
