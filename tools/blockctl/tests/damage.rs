@@ -1,6 +1,6 @@
 //! Damaged cloud snapshots in `status`, and the ends of failed restores.
 
-use crate::support::{Fake, Reply, list, ok, reply, snap, task, volume};
+use crate::support::{Fake, Reply, cloudsnap, list, ok, reply, snap, task, volume};
 use serde_json::{Value, json};
 
 const STATUS: &str = "GET /v1/status";
@@ -86,5 +86,37 @@ fn name_that_begins_the_id_of_another_task_is_refused() {
         let names_both = [OTHER, own["taskId"].as_str().unwrap()].iter().all(|id| ran.stderr.contains(id));
         assert!(ran.status == 2 && names_both && ran.stderr.contains("several match"), "{ran:?}");
         assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    }
+}
+
+#[test]
+fn latest_of_damaged_backups_names_the_damage() {
+    let times = ["2026-11-20T20:59:10Z", "2026-11-20T21:00:30Z", "2026-11-21T21:00:30Z"];
+    let entries: Vec<Value> = ["59-61", "59-62-incr", "59-63-incr"]
+        .iter()
+        .zip(times)
+        .map(|(suffix, created)| {
+            let mut entry = cloudsnap(suffix);
+            (entry["cloudSnapshotId"], entry["volumeId"]) = (json!(snap(suffix)), json!("59"));
+            (entry["volumeName"], entry["createdAt"]) = (json!("db"), json!(created));
+            (entry["credentialName"], entry["status"]) = (json!("nas"), json!("Damaged"));
+            entry["lastProof"] = json!({
+                "provenAt": FOUND, "kind": "full", "sound": false, "host": "db1", "version": "1.2.3"
+            });
+            entry
+        })
+        .collect();
+    let list = json!({ "items": entries, "next": null, "damaged": [], "failedCredentials": [], "total": 3 });
+    let fake = Fake::with_defaults(vec![("GET /v1/cloudsnaps", ok(list))]);
+    let damaged = i32::from(blockd_api::ErrorCode::CloudsnapDamaged.exit_status());
+    for (line, id) in [
+        ("cs restore db --at 2026-11-20T21:00", snap("59-62-incr")),
+        ("cs inspect db@latest", snap("59-63-incr")),
+    ] {
+        let ran = fake.run(line);
+        let cause = format!("cloud snapshot {id} is damaged");
+        let way = format!("blockctl cloudsnap restore {id} --skip-damaged");
+        assert_eq!(ran.status, damaged, "{line} {ran:?}");
+        assert!(ran.stderr.contains(&cause) && ran.stderr.contains(&way), "{line} {ran:?}");
     }
 }

@@ -113,6 +113,14 @@ fn none(point: &VolumePoint, all: &[Cloudsnap], eligible: &[&Cloudsnap]) -> Fail
     let others: Vec<&Cloudsnap> = all.iter().filter(is_other).collect();
     let limit = until.map(|until| format!(" at or before {}", short_time(until))).unwrap_or_default();
     let mut message = format!("volume {volume} has no restorable cloud snapshot{limit}");
+    let is_damaged =
+        |one: &&&Cloudsnap| one.status == CloudsnapStatus::Damaged && point.includes(one.created_at);
+    if let Some(damaged) = eligible.iter().filter(is_damaged).max_by_key(|one| one.created_at) {
+        let id = damaged.cloud_snapshot_id;
+        let hint = format!("`blockctl cloudsnap restore {id} --skip-damaged` restores what can be read");
+        message += &format!(": cloud snapshot {id} is damaged");
+        return ApiError::new(ErrorCode::CloudsnapDamaged, message).with_hint(hint).into();
+    }
     let oldest = eligible.iter().map(|one| one.created_at).min().filter(|_| until.is_some());
     let mut hints: Vec<String> =
         oldest.iter().map(|oldest| format!("its oldest is of {}", short_time(*oldest))).collect();
