@@ -124,3 +124,25 @@ fn copy_goes_on_after_files_that_cannot_be_read() {
     assert_eq!((ran.status, names), (1, Vec::new()), "{ran:?}");
     assert!(ran.stderr.contains("the store refuses the key"), "{ran:?}");
 }
+
+#[test]
+fn missing_path_of_the_catalog_needs_an_option() {
+    let missing = || fail(404, "file_not_found", "there is no such file");
+    let routes = ["GET /v1/cloudsnaps/files", "GET /v1/cloudsnaps/file/ranges", "GET /v1/cloudsnaps/file"];
+    let fake = Fake::start(routes.map(|route| (route, missing())).into());
+    let (id, to) = (snap("59-61"), tempfile::tempdir().unwrap());
+    for (line, path) in [
+        (format!("cs cat {id}"), "/100%25.txt"),
+        (format!("cs cp {id}"), "/100%25.txt"),
+        (format!("cs catalog {id} --path"), "/100%25"),
+    ] {
+        let to = if line.contains(" cp ") { to.path().to_str().unwrap() } else { "" };
+        let hint = |path: &str, option: &str| {
+            let ran = fake.run(&format!("{line} {path} {to} {option}"));
+            assert_eq!(ran.status, 4, "{ran:?}");
+            ran.stderr.contains("hint: add --escaped")
+        };
+        assert!(hint(path, ""), "{line}");
+        assert!(!hint(path, "--escaped") && !hint("/plain", ""), "{line}");
+    }
+}

@@ -11,8 +11,8 @@ use std::{ffi::OsString, path::PathBuf};
 /// Help of `cloudsnap catalog`.
 pub const CATALOG_HELP: &str = "\
 Lists files of an ext2, ext3 or ext4 filesystem; those of a partitioned disk are below /p1, /p2, … \
-Bytes of invalid UTF-8, control characters and % are printed as % and two digits; cat and cp \
-accept these with --escaped.
+Bytes of invalid UTF-8, control characters and % are printed as % and two digits; catalog, \
+cat and cp accept these with --escaped.
 
 Examples:
   blockctl cloudsnap catalog db@latest
@@ -97,6 +97,9 @@ pub struct CatalogArgs {
     /// Path inside the snapshot
     #[arg(short, long, value_name = "PATH", default_value = "/")]
     pub path: OsString,
+    /// Path is escaped as in the output: % and two digits are a byte
+    #[arg(long)]
+    pub escaped: bool,
     /// Maximum depth of the listing
     #[arg(short, long, value_name = "N")]
     pub depth: Option<u32>,

@@ -9,7 +9,7 @@ use super::{
     args::CpArgs,
     copied::{Copied, is_of_file, readable, set_xattrs},
     dir_handle::{DirHandle, Original, Staged, raise_open_files},
-    source::{FileSource, check_depth, typed_or_escaped},
+    source::{FileSource, check_depth, typed_or_escaped, with_escaped_hint},
     sparse_reader::{SparsePart, SparseParts},
 };
 use crate::{
@@ -67,7 +67,7 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
                 skip(&source, &mut copied, path, &failure);
                 continue;
             }
-            listed => listed?.file,
+            listed => listed.map_err(|error| with_escaped_hint(error, &path, args.escaped))?.file,
         };
         let name = match (&new_name, path.name()) {
             (Some(name), _) => Some(name.clone()),

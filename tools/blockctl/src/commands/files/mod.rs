@@ -20,7 +20,7 @@ use blockd_api::{
 use copied::readable;
 use schemars::JsonSchema;
 use serde::Serialize;
-use source::{FileSource, PIECE_BYTES, check_count, check_depth, typed, typed_or_escaped};
+use source::{FileSource, PIECE_BYTES, check_count, check_depth, typed, typed_or_escaped, with_escaped_hint};
 use sparse_reader::{SparseOutput, SparseParts};
 use std::{
     cmp::Ordering,
@@ -109,7 +109,8 @@ pub struct CatalogDocument<'a> {
 
 pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
     let source = FileSource::new(context, &args.snap.snap, args.credential.cred_id).await?;
-    let path = typed(&args.path);
+    let path = typed_or_escaped(&args.path, args.escaped)?;
+    let explain = |error| with_escaped_hint(error, &path, args.escaped);
     let output = context.output;
     let failed = |source| match &args.output {
         Some(path) => Failure::write(path, source),
@@ -125,7 +126,8 @@ pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
             files.push(file);
             Ok(())
         })
-        .await?;
+        .await
+        .map_err(explain)?;
         let document = CatalogDocument { cloud_snapshot_id: source.snap, path: &path, list: files.into() };
         match &mut file {
             Some(file) => {
@@ -136,11 +138,12 @@ pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
             None => drop(output.document(&document)?),
         }
     } else {
-        walk(&source, path, args.depth, |found| match &mut file {
+        walk(&source, path.clone(), args.depth, |found| match &mut file {
             Some(file) => writeln!(file, "{}", line(&found)).map_err(failed),
             None => output.line(line(&found)).map(drop),
         })
-        .await?;
+        .await
+        .map_err(explain)?;
     }
     if let Some(mut file) = file {
         file.flush().map_err(failed)?;
@@ -158,7 +161,8 @@ pub async fn cat(context: &Context<'_>, args: CatArgs) -> Exit {
     for path in &paths {
         let path = typed_or_escaped(path, args.escaped)?;
         let mut pieces = SparseParts::new(&source, &path);
-        while let Some(piece) = pieces.next().await? {
+        let explain = |error| with_escaped_hint(error, &path, args.escaped);
+        while let Some(piece) = pieces.next().await.map_err(explain)? {
             match stdout.write(&piece) {
                 // The reader closed the pipe, as `head` does.
                 Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(EXIT_DONE),

@@ -6,7 +6,7 @@ use crate::{
     output::Context,
 };
 use blockd_api::{
-    CredentialRef,
+    ClientError, CredentialRef, ErrorCode,
     browse::{FileList, FilePath, FileRanges, ListFileRanges, ListFiles, ReadFile, SnapshotXattr},
     cloudsnaps::CloudSnapshotId,
     operations,
@@ -104,4 +104,17 @@ pub fn typed_or_escaped(path: &OsStr, escaped: bool) -> Result<FilePath, Failure
     })?;
     let path: FilePath = text.parse().map_err(|error| Failure::usage(format!("{error}")))?;
     Ok(FilePath::from_root(path.as_bytes()))
+}
+
+/// Names `--escaped` for a missing path that may be one that `catalog` printed.
+pub fn with_escaped_hint(error: Failure, path: &FilePath, escaped: bool) -> Failure {
+    match error {
+        Failure::Client(ClientError::Api(mut error))
+            if error.code == ErrorCode::FileNotFound && !escaped && path.as_bytes().contains(&b'%') =>
+        {
+            error.hint = Some("add --escaped if `catalog` printed this path".to_owned());
+            error.into()
+        }
+        error => error,
+    }
 }
