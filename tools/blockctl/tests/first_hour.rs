@@ -81,6 +81,43 @@ fn init_keeps_no_recovery_key_of_a_refused_location() {
 }
 
 #[test]
+fn recovery_key_of_a_killed_init_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    let options = "--provider local --path /srv/b --no-backup";
+    let line = format!("init nas {options} --new-recovery-key {}", key.display());
+    assert_eq!(Fake::with_defaults(fresh()).run(&line).status, 0);
+    let written = fs::read_to_string(&key).unwrap();
+    // The daemon has no location yet.
+    let fake = Fake::with_defaults(fresh());
+    let ran = fake.run(&line);
+    assert!(ran.status == 0 && ran.stdout.contains("Recovery key in"), "{ran:?}");
+    assert_eq!(body_of(&fake, CREATE)["encryptionPassphrase"], written.trim_end());
+    // A key of another location stays.
+    let mut replies = fresh();
+    replies.push((CREATE, fail(422, "wrong_passphrase", "the passphrase opens no key slot")));
+    let ran = Fake::with_defaults(replies).run(&line);
+    assert!(ran.status != 0 && ran.stderr.contains("--encryption-passphrase-file"), "{ran:?}");
+    assert_eq!(fs::read_to_string(&key).unwrap(), written);
+    // The command was killed before it wrote the key.
+    fs::write(&key, "").unwrap();
+    assert_eq!(Fake::with_defaults(fresh()).run(&line).status, 0);
+    assert_eq!(fs::read_to_string(&key).unwrap().len(), written.len());
+}
+
+#[test]
+fn new_key_for_a_location_with_backups_names_the_option() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    let mut replies = fresh();
+    replies.push((CREATE, fail(422, "wrong_passphrase", "the passphrase opens no key slot")));
+    let line = format!("init nas --provider local --path /srv/b --new-recovery-key {}", key.display());
+    let ran = Fake::with_defaults(replies).run(&line);
+    assert!(ran.status != 0 && ran.stderr.contains("has encrypted backups"), "{ran:?}");
+    assert!(ran.stderr.contains("--encryption-passphrase-file FILE") && !key.exists(), "{ran:?}");
+}
+
+#[test]
 fn recovery_key_of_a_lost_reply_is_kept_and_used() {
     const REKEY: &str = "POST /v1/credentials/af563a4d-afd7-48df-90f7-8e8f9414ff77/rekey";
     let mut replies = fresh();

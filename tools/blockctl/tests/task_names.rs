@@ -1,6 +1,9 @@
 //! Tasks of a name that several objects have or had.
 
-use crate::support::{Fake, TASK, list, ok, task, volume};
+use crate::{
+    support::{Fake, TASK, list, ok, task, volume},
+    terminal::on_terminal,
+};
 use serde_json::{Value, json};
 
 const OTHER_TASK: &str = "7f4f0a67-e12a-4d35-81ad-985657757352";
@@ -90,4 +93,18 @@ fn newest_task_is_meant_if_none_fits() {
     let older = task_of(TASK, "Backup-Failed", ["7", "shop"]);
     let fake = with_tasks(&[&[&newest, &older]], &[("7", "shop")]);
     assert_eq!(stopped(&fake, "cs stop shop"), stop_of(OTHER_TASK));
+}
+
+#[test]
+fn discarded_task_is_of_the_present_name_of_its_volume() {
+    let mut renamed = task("Backup-Active", 4);
+    renamed["volumeId"] = json!("7");
+    for (id, name, shown) in [("7", "new", "of volume new is"), ("8", "vol", "of volume 7 is")] {
+        let fake = Fake::with_defaults(vec![
+            ("GET /v1/tasks", ok(list(json!([renamed])))),
+            ("GET /v1/volumes", ok(list(json!([volume(id, name)])))),
+        ]);
+        let asked = on_terminal(&fake, "cloudsnap stop 3f4f --discard", "n\n");
+        assert!(asked.stdout.contains(shown), "{asked:?}");
+    }
 }

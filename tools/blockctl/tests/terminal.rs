@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Runs a command on a terminal that receives `typed`, and returns what it shows.
-fn on_terminal(fake: &Fake, line: &str, typed: &str) -> Ran {
+pub(crate) fn on_terminal(fake: &Fake, line: &str, typed: &str) -> Ran {
     run_with(fake, line, typed, false)
 }
 
@@ -98,17 +98,31 @@ fn destructive_commands_ask_on_a_terminal() {
 }
 
 #[test]
-fn discarded_task_is_of_the_present_name_of_its_volume() {
-    let mut renamed = task("Backup-Active", 4);
-    renamed["volumeId"] = json!("7");
-    for (id, name, shown) in [("7", "new", "of volume new is"), ("8", "vol", "of volume 7 is")] {
-        let fake = Fake::with_defaults(vec![
-            ("GET /v1/tasks", ok(list(json!([renamed])))),
-            ("GET /v1/volumes", ok(list(json!([volume(id, name)])))),
-        ]);
-        let asked = on_terminal(&fake, "cloudsnap stop 3f4f --discard", "n\n");
-        assert!(asked.stdout.contains(shown), "{asked:?}");
-    }
+fn init_asks_for_the_key_of_a_location_with_backups() {
+    const CREATE: &str = "POST /v1/credentials";
+    let dir = tempfile::tempdir().unwrap();
+    let [old, new] = ["old", "new"].map(|name| dir.path().join(name));
+    std::fs::write(&old, "precious\n").unwrap();
+    let mut schedules = reply("GET /v1/schedules");
+    schedules["items"] = json!([]);
+    let fake = Fake::with_defaults(vec![
+        ("POST /v1/credentials/nas/validate", fail(404, "credential_not_found", "there is none")),
+        ("GET /v1/schedules", ok(schedules)),
+        (CREATE, fail(422, "wrong_passphrase", "the passphrase opens no key slot")),
+        (CREATE, ok(reply("POST /v1/credentials/nas/validate"))),
+    ]);
+    let typed = format!(
+        "tape\nlocal\n/srv/nas\n{}\n/nonexistent/key\n{}\n25:00\n03:15\n",
+        new.display(),
+        old.display()
+    );
+    let ran = on_terminal(&fake, "init nas --no-backup", &typed);
+    assert_eq!(ran.status, 0, "{ran:?}");
+    assert!(ran.stdout.contains("has encrypted backups") && !new.exists(), "{ran:?}");
+    let seen = fake.seen();
+    let sent = |line: &str| seen.iter().rev().find(|one| one.line == line).unwrap().body.clone();
+    assert_eq!(sent(CREATE)["encryptionPassphrase"], "precious");
+    assert_eq!(sent("POST /v1/schedules")["rules"], json!([{ "when": "daily @03:15" }]));
 }
 
 #[test]

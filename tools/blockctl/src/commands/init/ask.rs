@@ -1,12 +1,18 @@
 //! Questions on a terminal for what the options of `blockctl init` leave open.
 
-use super::args::InitArgs;
-use crate::failure::Failure;
-use blockd_api::credentials::ProviderKind;
+use super::{DAILY_AT, args::InitArgs};
+use crate::{failure::Failure, secrets::read_file};
+use blockd_api::{ClientError, ErrorCode, credentials::ProviderKind};
 use std::{
     io::{self, BufRead, IsTerminal, Write},
     path::PathBuf,
 };
+
+/// Tells the user why the next question is asked.
+fn say(line: &str) {
+    // Without a reader there is no answer either.
+    let _ = writeln!(io::stderr().lock(), "{line}");
+}
 
 /// Asks on stderr and reads lines from stdin, if both are terminals.
 pub struct Questions {
@@ -28,30 +34,100 @@ impl Questions {
             self.location(args)?;
         }
         if args.file.is_none() && args.is_encryption_open() {
-            let file = self.answer(
-                "New file for the recovery key, or - to store backups unencrypted",
-                &format!("{}.recovery-key", args.name),
-                "--new-recovery-key FILE, --encryption-passphrase-file FILE or --no-encryption",
-            )?;
-            match file.as_str() {
-                "-" => args.no_encryption = true,
-                _ => args.new_recovery_key = Some(file.into()),
-            }
+            self.encryption(args)?;
         }
         Ok(())
     }
 
+    fn encryption(&self, args: &mut InitArgs) -> Result<(), Failure> {
+        let file = self.answer(
+            "New file for the recovery key, or - to store backups unencrypted",
+            &format!("{}.recovery-key", args.name),
+            "--new-recovery-key FILE, --encryption-passphrase-file FILE or --no-encryption",
+        )?;
+        match file.as_str() {
+            "-" => args.no_encryption = true,
+            _ => args.new_recovery_key = Some(file.into()),
+        }
+        Ok(())
+    }
+
+    /// Asks again for the encryption of a location that has backups with another one; returns false for other
+    /// errors, and without a terminal.
+    ///
+    /// # Errors
+    /// Input ends.
+    pub fn encryption_of_backups(&self, args: &mut InitArgs, error: &Failure) -> Result<bool, Failure> {
+        let Failure::Client(ClientError::Api(error)) = error else { return Ok(false) };
+        if !self.is_interactive || args.file.is_some() {
+            return Ok(false);
+        }
+        match error.code {
+            ErrorCode::WrongPassphrase | ErrorCode::PassphraseRequired => {
+                say(&error.message);
+                let file = self.key_file()?;
+                (args.new_recovery_key, args.no_encryption) = (None, false);
+                let settings = &mut args.settings;
+                (settings.encryption_passphrase, settings.encryption_passphrase_from) = (None, None);
+                settings.encryption_passphrase_file = Some(file);
+            }
+            ErrorCode::RepositoryNotEncrypted if args.new_recovery_key.is_some() => {
+                say(&error.message);
+                args.new_recovery_key = None;
+                self.encryption(args)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn key_file(&self) -> Result<PathBuf, Failure> {
+        loop {
+            let question = "File with the recovery key or passphrase of these backups";
+            let file = PathBuf::from(self.answer(question, "", "--encryption-passphrase-file FILE")?);
+            match read_file("passphrase", &file) {
+                Ok(_) => return Ok(file),
+                Err(error) => say(&error.to_string()),
+            }
+        }
+    }
+
+    /// Asks for the time of a new schedule.
+    ///
+    /// # Errors
+    /// Input ends.
+    pub fn schedule(&self, args: &mut InitArgs) -> Result<(), Failure> {
+        if !self.is_interactive || args.times.rules(false).is_ok_and(|rules| !rules.is_empty()) {
+            return Ok(());
+        }
+        let question = format!("Time of the daily backups ({})", args.times.zone());
+        loop {
+            args.times.daily = vec![self.answer(&question, DAILY_AT, "--daily")?];
+            match args.times.rules(false) {
+                Ok(_) => return Ok(()),
+                Err(error) => say(&error.to_string()),
+            }
+        }
+    }
+
     fn location(&self, args: &mut InitArgs) -> Result<(), Failure> {
         let settings = &mut args.settings;
-        let needed = "--provider";
-        match self.answer("Location of the backups: local or s3", "local", needed)?.as_str() {
-            "local" => {
-                settings.provider = Some(ProviderKind::Local);
+        let kind = loop {
+            match self.answer("Location of the backups: local or s3", "local", "--provider")?.as_str() {
+                "local" => break ProviderKind::Local,
+                "s3" => break ProviderKind::S3,
+                other => say(&format!(
+                    "{other}: `init` asks for local and s3; give --provider and its options for others"
+                )),
+            }
+        };
+        settings.provider = Some(kind);
+        match kind {
+            ProviderKind::Local => {
                 let dir = self.answer("Directory on the daemon's host", "/srv/backup", "--path DIR")?;
                 settings.path = Some(PathBuf::from(dir));
             }
-            "s3" => {
-                settings.provider = Some(ProviderKind::S3);
+            _ => {
                 let ask =
                     |question: &str, default: &str, flag| self.answer(question, default, flag).map(Some);
                 settings.s3_endpoint =
@@ -62,11 +138,6 @@ impl Questions {
                 // A file, as a terminal would show the key.
                 settings.s3_secret_key_file =
                     ask("File with the secret key", "", "--s3-secret-key-file")?.map(PathBuf::from);
-            }
-            other => {
-                return Err(Failure::usage(format!(
-                    "{other}: `init` asks for local and s3; give --provider and its options for others"
-                )));
             }
         }
         Ok(())

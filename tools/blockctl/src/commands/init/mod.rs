@@ -11,13 +11,14 @@ use crate::{
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
+    secrets::read_file,
     table::{Width, counted, or_dash},
     wait::{exit_status, follow, tell},
 };
 use args::InitArgs;
 use ask::Questions;
 use blockd_api::{
-    ClientError, CredentialRef, ErrorCode, ObjectName, Secret, VolumeId,
+    ApiError, ClientError, CredentialRef, ErrorCode, ObjectName, Secret, VolumeId,
     cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapStatus, ListCloudsnaps, StartVerify, VerifyDepth},
     credentials::Credential,
     format_time, operations,
@@ -32,7 +33,7 @@ use std::{
     collections::BTreeMap,
     fmt::Write as _,
     fs::OpenOptions,
-    io::{self, Write as _},
+    io::Write as _,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
@@ -75,8 +76,8 @@ impl InitArgs {
 pub async fn run(context: &Context<'_>, mut args: InitArgs) -> Exit {
     let output = context.output;
     let say = |line: String| if output.is_json() { Ok(EXIT_DONE) } else { output.line(line) };
-    let rules = rules(&args)?;
-    let recovery_key_file = args.new_recovery_key.clone();
+    rules(&args)?;
+    let questions = Questions::new(output.is_json());
     let (credential, recovery_key_file) = match existing(context, &args).await? {
         Some(credential) => {
             existing::check_location(context, &args, &credential).await?;
@@ -89,15 +90,19 @@ pub async fn run(context: &Context<'_>, mut args: InitArgs) -> Exit {
             (credential, key_file)
         }
         None => {
-            Questions::new(output.is_json()).complete(&mut args)?;
-            let key_file = args.new_recovery_key.clone().or(recovery_key_file);
-            let credential = create_location(context, &mut args).await?;
+            questions.complete(&mut args)?;
+            let credential = loop {
+                match create_location(context, &args).await {
+                    Err(error) if questions.encryption_of_backups(&mut args, &error)? => {}
+                    created => break created?,
+                }
+            };
             say(format!(
                 "Backup location {} created in {}: written, read and deleted a test object.",
                 credential.name,
                 lies_in(&credential)
             ))?;
-            (credential, key_file)
+            (credential, args.new_recovery_key.clone())
         }
     };
     if let Some(file) = &recovery_key_file {
@@ -105,7 +110,7 @@ pub async fn run(context: &Context<'_>, mut args: InitArgs) -> Exit {
     } else if !credential.encrypted {
         output.note(format!("warning: backups in {} are stored unencrypted", credential.name));
     }
-    let schedule = schedule(context, &args, &credential, rules).await?;
+    let schedule = schedule(context, &mut args, &credential, &questions).await?;
     let next = or_dash(schedule.next_run_at.map(format_time));
     say(format!("Schedule {} backs up all volumes ({}); next run {next}.", args.name, schedule.schedule))?;
     let mut done =
@@ -139,28 +144,47 @@ async fn existing(context: &Context<'_>, args: &InitArgs) -> Result<Option<Crede
 }
 
 /// Creates the location, and the file of a new recovery key before it.
-async fn create_location(context: &Context<'_>, args: &mut InitArgs) -> Result<Credential, Failure> {
-    let mut settings = std::mem::take(&mut args.settings);
-    let key = args.new_recovery_key.as_deref().map(|file| (file, random_key()));
-    if let Some((_, key)) = &key {
+async fn create_location(context: &Context<'_>, args: &InitArgs) -> Result<Credential, Failure> {
+    let mut settings = args.settings.clone();
+    let file = args.new_recovery_key.as_deref();
+    let kept = file.map(kept_key).transpose()?.flatten();
+    let key = file.map(|_| kept.clone().unwrap_or_else(random_key));
+    if let Some(key) = &key {
         settings.encryption_passphrase = Some(Secret::new(key.clone()));
     }
     let create = credentials::args::CreateArgs { name: args.name.clone(), file: args.file.clone(), settings };
     let request = credentials::create::request(create)?;
-    if let Some((file, key)) = &key {
+    if let (Some(file), Some(key), None) = (file, &key, &kept) {
         write_key(file, key)?;
     }
     let created = context.client.call(operations::CREATE_CREDENTIAL, &request).await;
-    match (&created, key) {
+    match (&created, file) {
         // The daemon refused: it encrypted nothing with the key.
-        (Err(ClientError::Api(_)), Some((file, _))) => drop(std::fs::remove_file(file)),
-        (Err(_), Some((file, _))) => context.output.note(format!(
+        (Err(ClientError::Api(_)), Some(file)) if kept.is_none() => drop(std::fs::remove_file(file)),
+        (Ok(_) | Err(ClientError::Api(_)), _) | (Err(_), None) => {}
+        (Err(_), Some(file)) => context.output.note(format!(
             "note: the recovery key stays in {}: the daemon may have created the location; the same command, when it answers again, finds out",
             file.display()
         )),
-        _ => {}
     }
-    Ok(created?)
+    created.map_err(|error| refused(error, args))
+}
+
+/// Names the option for the key of existing backups, if a new key or none does not open them.
+fn refused(error: ClientError, args: &InitArgs) -> Failure {
+    let ClientError::Api(api) = &error else { return error.into() };
+    let is_closed = matches!(api.code, ErrorCode::WrongPassphrase | ErrorCode::PassphraseRequired);
+    let given = match (&args.new_recovery_key, args.no_encryption) {
+        _ if !is_closed => return error.into(),
+        (Some(_), _) => "--new-recovery-key",
+        (None, true) => "--no-encryption",
+        (None, false) => return error.into(),
+    };
+    let message = format!("location of {} has encrypted backups: {}", args.name, api.message);
+    let hint = format!(
+        "give the recovery key or passphrase of these backups, as --encryption-passphrase-file FILE, in place of {given}"
+    );
+    ApiError::new(api.code, message).with_hint(hint).into()
 }
 
 /// Returns 256 random bits as groups of four hexadecimal digits.
@@ -181,30 +205,53 @@ fn random_key() -> String {
     key
 }
 
-/// Writes a recovery key to a new file that only its owner can read.
-fn write_key(path: &Path, key: &str) -> Result<(), Failure> {
-    let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
-        Ok(file) => file,
-        // It may be the only key of a location that this daemon does not know yet.
-        Err(source) if source.kind() == io::ErrorKind::AlreadyExists => {
+/// Returns true for a text of the form of [`random_key`].
+fn is_key(text: &str) -> bool {
+    let is_group = |group: &str| group.len() == 4 && group.bytes().all(|digit| digit.is_ascii_hexdigit());
+    text.split('-').count() == 24 && text.split('-').all(is_group)
+}
+
+/// Returns the recovery key that an interrupted `init` left in a file; `None` if there is none.
+///
+/// # Errors
+/// The file exists and has another content: it may be the only key of a location that this daemon does not
+/// know yet.
+fn kept_key(path: &Path) -> Result<Option<String>, Failure> {
+    match path.metadata() {
+        Err(_) => return Ok(None),
+        // The command was killed before it wrote the key.
+        Ok(found) if found.is_file() && found.len() == 0 => {
+            std::fs::remove_file(path).map_err(|source| Failure::write(path, source))?;
+            return Ok(None);
+        }
+        Ok(_) => {}
+    }
+    let text = read_file("recovery key", path)?;
+    match text.expose().trim() {
+        key if is_key(key) => Ok(Some(key.to_owned())),
+        _ => {
             let path = path.display();
             let message = format!("{path} exists, and is kept: it is no new recovery key");
-            return Err(Failure::usage(message).with_hint(format!(
+            Err(Failure::usage(message).with_hint(format!(
                 "if it is the recovery key of this location, give --encryption-passphrase-file {path}; otherwise name another file"
-            )));
+            )))
         }
-        Err(source) => return Err(Failure::write(path, source)),
-    };
-    let written = writeln!(file, "{key}").and_then(|()| file.sync_all());
+    }
+}
+
+/// Writes a recovery key to a new file that only its owner can read.
+fn write_key(path: &Path, key: &str) -> Result<(), Failure> {
+    let open = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let written = open.and_then(|mut file| writeln!(file, "{key}").and_then(|()| file.sync_all()));
     written.map_err(|source| Failure::write(path, source))
 }
 
 /// Returns the schedule with this name, created if it is missing.
 async fn schedule(
     context: &Context<'_>,
-    args: &InitArgs,
+    args: &mut InitArgs,
     credential: &Credential,
-    rules: Vec<Rule>,
+    questions: &Questions,
 ) -> Result<Schedule, Failure> {
     let name: ObjectName =
         args.name.as_str().parse().map_err(|error| Failure::usage(format!("name {}: {error}", args.name)))?;
@@ -213,6 +260,8 @@ async fn schedule(
         existing::check_schedule(args, credential, &found)?;
         return Ok(found);
     }
+    questions.schedule(args)?;
+    let rules = rules(args)?;
     let zone: Zone = args.times.zone();
     let default = Retention { keep_last: KEPT, zone: zone.clone(), ..Retention::default() };
     let request = CreateSchedule {
