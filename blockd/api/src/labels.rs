@@ -80,6 +80,9 @@ pub const CLONED_BEFORE: &str = "cloned-before";
 pub const ORIGIN_LABELS: [&str; 6] =
     [RESTORED_FROM, RESTORED_BY, RESTORED_BEFORE, CLONED_FROM, CLONED_BY, CLONED_BEFORE];
 
+/// Label that excludes a volume from schedules of all volumes: `backup=none`.
+pub const EXCLUDED: (&str, &str) = ("backup", "none");
+
 /// Separator of names in a label; a comma separates labels.
 const SEPARATOR: &str = ":";
 
@@ -148,6 +151,12 @@ impl Labels {
                 self
             }
         }
+    }
+
+    /// Returns true if schedules of all volumes leave out a volume with these labels.
+    pub fn is_excluded(&self) -> bool {
+        let (key, value) = EXCLUDED;
+        self.0.get(key).is_some_and(|given| given == value)
     }
 
     /// Returns true if all pairs of the selector are present.

@@ -42,8 +42,8 @@ pub use client::{Client, ClientError};
 pub use endpoint::{Endpoint, EndpointError, TlsFiles};
 pub use error::{ApiError, ErrorBody, ErrorCode};
 pub use labels::{
-    CLONED_BEFORE, CLONED_BY, CLONED_FROM, LabelSelector, Labels, ORIGIN_LABELS, PairsError, RESTORED_BEFORE,
-    RESTORED_BY, RESTORED_FROM,
+    CLONED_BEFORE, CLONED_BY, CLONED_FROM, EXCLUDED, LabelSelector, Labels, ORIGIN_LABELS, PairsError,
+    RESTORED_BEFORE, RESTORED_BY, RESTORED_FROM,
 };
 pub use limits::{DailyLimit, LimitError, LimitWindow, MAX_LIMIT_WINDOWS, NO_LIMIT};
 pub use list::{Document, List, SCHEMA_VERSION};

@@ -5,7 +5,7 @@ use crate::{
     schedules::selection::{self, Candidate},
 };
 use blockd_api::{
-    ErrorCode,
+    EXCLUDED, ErrorCode,
     schedules::{MAX_RULES, Rule, Selector},
 };
 use blockd_schedule::{Jitter, Recurrence};
@@ -77,7 +77,11 @@ pub(super) fn warnings(selector: &Selector, volumes: &[Candidate]) -> Vec<String
     let what = match (&selector.group, &selector.label) {
         (Some(group), _) => format!("there is no volume in group {group} now"),
         (None, Some(label)) => format!("there is no volume with the labels {label} now"),
-        (None, None) if selector.all => "there is no volume now".to_owned(),
+        (None, None) if selector.all && volumes.is_empty() => "there is no volume now".to_owned(),
+        (None, None) if selector.all => {
+            let (key, value) = EXCLUDED;
+            format!("all volumes have the label {key}={value} now")
+        }
         (None, None) => "its volume no longer exists".to_owned(),
     };
     vec![format!("{what}: the schedule protects nothing until there is one")]

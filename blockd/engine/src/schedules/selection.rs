@@ -1,7 +1,7 @@
 //! Selection of volumes by schedules.
 
 use crate::volumes::registry::Tags;
-use blockd_api::{VolumeName, schedules::Selector};
+use blockd_api::{Labels, VolumeName, schedules::Selector};
 use blockd_extent::VolumeId;
 
 /// Volume that schedules may select.
@@ -20,9 +20,14 @@ pub fn is_selected(selector: &Selector, volume: &Candidate) -> bool {
         None => false,
     };
     named
-        || selector.all
         || (selector.group.is_some() && selector.group == volume.tags.group)
-        || selector.label.as_ref().is_some_and(|label| volume.tags.labels.matches(label))
+        || selects_labels(selector, &volume.tags.labels)
+}
+
+/// Returns true if the selector matches a volume by its labels. One of all volumes leaves out excluded ones.
+pub fn selects_labels(selector: &Selector, labels: &Labels) -> bool {
+    (selector.all && !labels.is_excluded())
+        || selector.label.as_ref().is_some_and(|label| labels.matches(label))
 }
 
 /// Returns true if the selector matches one of these volumes.
@@ -33,4 +38,27 @@ pub fn selects_any(selector: &Selector, volumes: &[Candidate]) -> bool {
 /// Returns true if a schedule protects none of these volumes: one of all volumes waits for the first.
 pub fn protects_nothing(selector: &Selector, volumes: &[Candidate]) -> bool {
     !selector.all && !selects_any(selector, volumes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn schedule_of_all_volumes_leaves_out_excluded_ones() {
+        let labels = "app=x,backup=none".parse::<blockd_api::LabelSelector>().unwrap().labels().clone();
+        let tags = Tags { labels, group: Some("shop".parse().unwrap()) };
+        let volume = Candidate { id: VolumeId::from_u64(1), name: "v".parse().unwrap(), tags };
+        let none = Selector::default;
+        assert!(!is_selected(&Selector { all: true, ..none() }, &volume));
+        for selector in [
+            Selector { volume: Some(blockd_api::VolumeRef::Id(volume.id)), ..none() },
+            Selector { group: Some("shop".parse().unwrap()), ..none() },
+            Selector { label: Some("backup=none".parse().unwrap()), ..none() },
+        ] {
+            assert!(is_selected(&selector, &volume), "{selector:?}");
+        }
+        let labels = "backup=weekly".parse::<blockd_api::LabelSelector>().unwrap().labels().clone();
+        assert!(selects_labels(&Selector { all: true, ..none() }, &labels));
+    }
 }

@@ -12,7 +12,7 @@ use crate::{
     table::{Table, or_dash, short_uuid},
 };
 use blockd_api::{
-    ObjectName,
+    EXCLUDED, ObjectName,
     cloudsnaps::LastProof,
     format_time, operations,
     schedules::{Policy, Rule, Schedule, SelectedVolumes},
@@ -28,8 +28,6 @@ use uuid::Uuid;
 const KIND: &str = "protection";
 /// Location of local snapshots.
 const LOCAL: &str = "local";
-/// Label that excludes a volume: `backup=none`.
-const EXCLUDED: (&str, &str) = ("backup", "none");
 /// Limits of the grace period.
 const GRACE: (SignedDuration, SignedDuration) = (SignedDuration::from_mins(5), SignedDuration::from_hours(6));
 
@@ -148,8 +146,6 @@ fn protections(
             }
         }
         if all.len() == before {
-            let (key, value) = EXCLUDED;
-            let is_excluded = volume.labels.as_map().get(key).is_some_and(|given| given == value);
             all.push(Protection {
                 volume_name: volume.name.to_string(),
                 schedule_id: None,
@@ -161,7 +157,11 @@ fn protections(
                 last_proof: last_proof(volume).cloned(),
                 next_run_at: None,
                 due_at: None,
-                objective: if is_excluded { Objective::Excluded } else { Objective::NoSchedule },
+                objective: if volume.labels.is_excluded() {
+                    Objective::Excluded
+                } else {
+                    Objective::NoSchedule
+                },
             });
         }
     }
@@ -222,7 +222,7 @@ fn selects(selector: &SelectedVolumes, volume: &Volume) -> bool {
         SelectedVolumes { volume_id: Some(id), .. } => *id == volume.volume_id,
         SelectedVolumes { group: Some(group), .. } => volume.group.as_ref() == Some(group),
         SelectedVolumes { label: Some(label), .. } => volume.labels.matches(label),
-        SelectedVolumes { all, .. } => *all,
+        SelectedVolumes { all, .. } => *all && !volume.labels.is_excluded(),
     }
 }
 
@@ -403,7 +403,8 @@ mod tests {
         let mut every = schedule("daily @21:00", NOW, true);
         every.selector = SelectedVolumes { all: true, ..SelectedVolumes::default() };
         let all = protections(&known(&volumes, &[every]), &[], &[], NOW.parse().unwrap());
-        assert!(all.len() == 3 && all.iter().all(|one| one.objective == Objective::Paused), "{all:?}");
+        let objectives: Vec<_> = all.iter().map(|one| one.objective).collect();
+        assert_eq!(objectives, [Objective::Paused, Objective::Paused, Objective::Excluded]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::{
     host::Host,
     ids::random_id,
     repositories::Repositories,
+    schedules::selection::selects_labels,
     tasks::findings::is_in_doubt,
     volumes::registry::{EntryState, Registry},
 };
@@ -269,10 +270,7 @@ impl LazyVolumes {
     pub async fn schedules_of(&self, labels: &Labels) -> Result<Vec<ScheduleSummary>, ServiceError> {
         let labels = labels.clone();
         let found = self.db.run(move |tx| -> Result<_, DbError> {
-            let is_meant = |row: &ScheduleRow| {
-                let selector = &row.spec.selector;
-                selector.all || selector.label.as_ref().is_some_and(|label| labels.matches(label))
-            };
+            let is_meant = |row: &ScheduleRow| selects_labels(&row.spec.selector, &labels);
             let rows = ScheduleRow::all(tx)?.into_iter().filter(is_meant);
             Ok(rows.map(|row| row.summary()).collect())
         });

@@ -320,7 +320,8 @@ async fn verify(
 /// A repeated `init` makes no further backups: they would expire older ones.
 async fn back_up(context: &Context<'_>, done: &mut Initialized) -> Exit {
     let output = context.output;
-    let volumes = context.client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items;
+    let mut volumes = context.client.call(operations::LIST_VOLUMES, &ListVolumes::default()).await?.items;
+    volumes.retain(|volume| !volume.labels.is_excluded());
     if volumes.is_empty() {
         output.note("There are no volumes yet; new ones are backed up by the schedule.");
         return Ok(EXIT_DONE);
