@@ -10,9 +10,12 @@ use blockd_api::{
 };
 use blockd_schedule::{Jitter, Recurrence};
 use jiff::Timestamp;
+use uuid::Uuid;
 
 /// Number of runs considered for the shortest interval.
 const LOOK_AHEAD: usize = 64;
+/// Warning about a schedule without a location.
+const LOCAL_ONLY: &str = "the schedule makes local snapshots only: --cred-id NAME also backs up";
 
 pub(super) fn invalid(message: impl Into<String>) -> ServiceError {
     ServiceError::refused(ErrorCode::InvalidRequest, message)
@@ -70,9 +73,13 @@ pub(super) fn refuse_long_jitter(rules: &[Rule], jitter: Jitter, now: Timestamp)
 }
 
 /// Returns warnings about a created or updated schedule.
-pub(super) fn warnings(selector: &Selector, volumes: &[Candidate]) -> Vec<String> {
+pub(super) fn warnings(selector: &Selector, credentials: &[Uuid], volumes: &[Candidate]) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if credentials.is_empty() {
+        warnings.push(LOCAL_ONLY.to_owned());
+    }
     if selection::selects_any(selector, volumes) {
-        return Vec::new();
+        return warnings;
     }
     let what = match (&selector.group, &selector.label) {
         (Some(group), _) => format!("there is no volume in group {group} now"),
@@ -84,7 +91,8 @@ pub(super) fn warnings(selector: &Selector, volumes: &[Candidate]) -> Vec<String
         }
         (None, None) => "its volume no longer exists".to_owned(),
     };
-    vec![format!("{what}: the schedule protects nothing until there is one")]
+    warnings.push(format!("{what}: the schedule protects nothing until there is one"));
+    warnings
 }
 
 #[cfg(test)]
@@ -105,6 +113,18 @@ mod tests {
         let error = refuse_never(&[Rule { when: past, retain: None }], now()).unwrap_err().to_api().message;
         assert!(error.contains("2020-01-01") && error.contains("has no future runs"), "{error}");
         refuse_never(&rules("daily @21:00"), now()).unwrap();
+    }
+
+    #[test]
+    fn schedule_without_location_warns_of_local_snapshots() {
+        let all = Selector { all: true, ..Selector::default() };
+        let volumes = [Candidate {
+            id: blockd_extent::VolumeId::from_u64(1),
+            name: "v".parse().unwrap(),
+            tags: crate::volumes::registry::Tags::default(),
+        }];
+        assert_eq!(warnings(&all, &[], &volumes), [LOCAL_ONLY]);
+        assert!(warnings(&all, &[Uuid::from_u128(1)], &volumes).is_empty());
     }
 
     #[test]

@@ -164,7 +164,7 @@ fn put(
             row.set_cursor(tx, &rule.when, now)?;
         }
     }
-    let warnings = plausibility::warnings(&row.spec.selector, volumes);
+    let warnings = plausibility::warnings(&row.spec.selector, &row.spec.credentials, volumes);
     Ok(Schedule { warnings, ..to_api(tx, row, volumes, now)? })
 }
 

@@ -43,6 +43,8 @@ pub enum Objective {
     Missed,
     /// The schedule is paused.
     Paused,
+    /// Schedules make only local snapshots of the volume, no backups.
+    LocalOnly,
     /// No schedule selects the volume.
     NoSchedule,
     /// The label `backup=none` excludes the volume.
@@ -56,6 +58,7 @@ impl Objective {
             Self::Waiting => "waiting",
             Self::Missed => "missed",
             Self::Paused => "paused",
+            Self::LocalOnly => "local only",
             Self::NoSchedule => "no schedule",
             Self::Excluded => "excluded",
         }
@@ -145,7 +148,14 @@ fn protections(
                 all.push(protection(volume, schedule, (credential, name), last_snapshot, due));
             }
         }
-        if all.len() == before {
+        let schedules = &all[before..];
+        let unprotected = match schedules.iter().all(|one| one.local) {
+            true if schedules.is_empty() && volume.labels.is_excluded() => Some(Objective::Excluded),
+            true if schedules.is_empty() => Some(Objective::NoSchedule),
+            true if !volume.labels.is_excluded() => Some(Objective::LocalOnly),
+            _ => None,
+        };
+        if let Some(objective) = unprotected {
             all.push(Protection {
                 volume_name: volume.name.to_string(),
                 schedule_id: None,
@@ -157,11 +167,7 @@ fn protections(
                 last_proof: last_proof(volume).cloned(),
                 next_run_at: None,
                 due_at: None,
-                objective: if volume.labels.is_excluded() {
-                    Objective::Excluded
-                } else {
-                    Objective::NoSchedule
-                },
+                objective,
             });
         }
     }
@@ -266,17 +272,19 @@ pub fn missed(all: &[Protection]) -> impl Iterator<Item = HealthProblem> {
     })
 }
 
-/// Returns the volumes that no schedule selects.
+/// Returns the volumes that no schedule backs up.
 pub fn unprotected(all: &[Protection]) -> impl Iterator<Item = HealthProblem> {
-    all.iter().filter(|one| one.objective == Objective::NoSchedule).map(|one| {
+    all.iter().filter_map(|one| {
         let (volume, (key, value)) = (&one.volume_name, EXCLUDED);
-        HealthProblem::new(
-            KIND,
-            format!("no schedule selects volume {volume}"),
-            format!(
-                "blockctl cloudsnap schedules create {volume} --daily 21:00, or blockctl volume update {volume} --label {key}={value}"
-            ),
-        )
+        let cause = match one.objective {
+            Objective::NoSchedule => format!("no schedule selects volume {volume}"),
+            Objective::LocalOnly => format!("volume {volume} has local snapshots only: no schedule backs it up"),
+            _ => return None,
+        };
+        let action = format!(
+            "blockctl cloudsnap schedules create {volume} --daily 21:00, or blockctl volume update {volume} --label {key}={value}"
+        );
+        Some(HealthProblem::new(KIND, cause, action))
     })
 }
 
@@ -434,6 +442,26 @@ mod tests {
             ]
         );
         assert!(missed(&all).any(|problem| problem.cause.starts_with("volume log has no local snapshot")));
+    }
+
+    #[test]
+    fn volume_with_local_snapshots_only_is_not_backed_up() {
+        let volumes = [volume("db", &json!({}), None)];
+        let mut local = schedule("daily @21:00", NOW, false);
+        local.selector =
+            SelectedVolumes { volume_id: Some(volumes[0].volume_id), ..SelectedVolumes::default() };
+        local.local = Some(Retention::max(3).unwrap());
+        let mut both = local.clone();
+        local.credential_ids.clear();
+        let found = |volumes: &[Volume], schedules: &[Schedule]| {
+            let all = protections(&known(volumes, schedules), &[], &[], NOW.parse().unwrap());
+            unprotected(&all).map(|problem| problem.cause).collect::<Vec<_>>()
+        };
+        let cause = "volume db has local snapshots only: no schedule backs it up";
+        assert_eq!(found(&volumes, std::slice::from_ref(&local)), [cause]);
+        both.local = None;
+        assert!(found(&volumes, &[local.clone(), both]).is_empty());
+        assert!(found(&[volume("db", &json!({ "backup": "none" }), None)], &[local]).is_empty());
     }
 
     #[test]

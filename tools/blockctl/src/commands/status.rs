@@ -42,7 +42,7 @@ USED is the space of a volume on this host. STORED is the space of a location fo
 that the daemon knows without a request to the store: those of this host, and those of other hosts at \
 the last complete listing (LISTED), by `cloudsnap list` or the daily garbage collection.
 
---check prints one line for each problem, also for volumes without a schedule, and exits with 1 if \
+--check prints one line for each problem, also for volumes that no schedule backs up, and exits with 1 if \
 there is one.
 
 Examples:

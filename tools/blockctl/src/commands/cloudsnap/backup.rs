@@ -24,7 +24,7 @@ is full again (full_every in the configuration). The backup is a task of the dae
 its restart; its id is printed. Around the freeze, and never during the upload, the task runs \
 --pre-command, --post-command and --freeze-fs, or --rule, or the rule of the volume (`rule create \
 --help`). The local snapshot of --keep-local stays until it is deleted; a schedule keeps the newest N \
-(`cloudsnap schedules create --keep-local N`).
+(`cloudsnap schedules create --cred-id NAME --keep-local N`).
 
 Examples:
   blockctl cloudsnap backup db
