@@ -110,6 +110,25 @@ async fn cancelled_transfer_delays_no_other() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn slow_task_takes_only_its_own_part_of_a_shared_limit() {
+    let shared: Arc<dyn BlobStore> = Arc::new(limited(Some(2000), None));
+    let task = |rate| LimitStore::new(Arc::clone(&shared), Arc::new(Bandwidth::new(rate, None)));
+    let (slow, fast) = (task(Some(100)), task(None));
+    // Parallel objects of the slow task, cancelled while they wait for its limit.
+    let mut uploads = Box::pin(join_all((0..32).map(|_| put(&slow, 2000))));
+    assert!(futures::poll!(&mut uploads).is_pending());
+    for at_s in [0.0, 5.0, 25.0] {
+        let upload = tokio::time::timeout(Duration::from_secs_f64(at_s), &mut uploads);
+        upload.await.unwrap_err();
+        let took = seconds_of(put(&fast, 2000)).await;
+        assert!((0.8..2.1).contains(&took), "at {at_s} s: {took} s");
+    }
+    drop(uploads);
+    let took = seconds_of(put(&fast, 2000)).await;
+    assert!((0.8..1.1).contains(&took), "after the end of the slow task: {took} s");
+}
+
+#[tokio::test(start_paused = true)]
 async fn changed_limit_applies_to_waiting_requests() {
     let bandwidth = Arc::new(Bandwidth::new(Some(10), None));
     let store = LimitStore::new(Arc::new(MemoryStore::default()), bandwidth.clone());

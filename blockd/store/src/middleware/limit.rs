@@ -2,7 +2,6 @@
 
 use super::layer::{Middleware, Operation, Request, Response, downcast};
 use crate::{BlobStore, StoreFuture};
-use futures::future::join_all;
 use parking_lot::Mutex;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
@@ -41,12 +40,17 @@ impl Flow {
         match self.bytes_per_s {
             None => self.cleared = self.booked,
             Some(rate) => {
-                let rate = rate as f64;
-                let more = now.duration_since(self.at).as_secs_f64() * rate;
-                self.cleared = (self.cleared + more).min(self.booked + rate * MAX_UNUSED_S);
+                self.cleared += now.duration_since(self.at).as_secs_f64() * rate as f64;
             }
         }
         self.at = now;
+    }
+
+    /// Drops the unused time before a transfer began, up to a maximum.
+    fn drop_unused(&mut self, began: Instant) {
+        let unused_s = self.at.duration_since(began).as_secs_f64() + MAX_UNUSED_S;
+        let rate = self.bytes_per_s.unwrap_or(0) as f64;
+        self.cleared = self.cleared.min(self.booked + rate * unused_s);
     }
 
     /// Removes a transfer that starts or was cancelled. The later ones do not wait for bytes that it leaves;
@@ -87,9 +91,10 @@ impl Direction {
         self.flow.lock().bytes_per_s.is_some()
     }
 
-    /// Waits until the rate has cleared these bytes.
-    async fn wait(&self, len_bytes: u64) {
-        let transfer = Transfer::book(self, len_bytes);
+    /// Waits until the rate has cleared these bytes of a transfer, which may have waited for other limits
+    /// since it began.
+    async fn wait(&self, len_bytes: u64, began: Instant) {
+        let transfer = Transfer::book(self, len_bytes, began);
         loop {
             // Registered before the check, so that no change is missed.
             let changed = self.changed.notified();
@@ -110,9 +115,10 @@ struct Transfer<'a> {
 }
 
 impl<'a> Transfer<'a> {
-    fn book(direction: &'a Direction, len_bytes: u64) -> Self {
+    fn book(direction: &'a Direction, len_bytes: u64, began: Instant) -> Self {
         let mut flow = direction.flow.lock();
         flow.advance();
+        flow.drop_unused(began);
         let number = flow.next;
         flow.next += 1;
         flow.booked += len_bytes as f64;
@@ -176,12 +182,13 @@ impl Bandwidth {
 
 /// Store middleware with bandwidth limits, such as those of a task, the host and a credential.
 ///
-/// A request with a body of known length waits before it is sent, until all limits have cleared the body. The
+/// A request with a body of known length waits before it is sent, until each limit has cleared the body. The
 /// reply to a read of a whole object waits before it is returned, as its length is not known before. A
 /// dropped request stops waiting. Must be in front of the retrying store, whose timeouts would include the
 /// wait; so repeated bodies are not counted.
 pub struct LimitStore {
     inner: Arc<dyn BlobStore>,
+    /// Limit of the task last; waits start with it.
     limits: Vec<Arc<Bandwidth>>,
 }
 
@@ -209,8 +216,13 @@ impl Middleware for LimitStore {
         request: Request<'a>,
         ask: impl Fn(Arc<dyn BlobStore>) -> StoreFuture<'a, T> + Send + Sync + 'a,
     ) -> StoreFuture<'a, T> {
-        let wait = |direction: fn(&Bandwidth) -> &Direction, len_bytes| {
-            join_all(self.limits.iter().map(move |limit| direction(limit).wait(len_bytes)))
+        let wait = async |direction: fn(&Bandwidth) -> &Direction, len_bytes| {
+            let began = Instant::now();
+            // One after the other: what waits for the task's limit must not delay other tasks in a shared
+            // one.
+            for limit in self.limits.iter().rev() {
+                direction(limit).wait(len_bytes, began).await;
+            }
         };
         Box::pin(async move {
             match request.operation {
