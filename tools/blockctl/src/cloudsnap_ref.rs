@@ -3,6 +3,7 @@
 mod points;
 
 use crate::{
+    commands::{cloudsnap::list::MIN_HOST_DIGITS, objects::backup_names::without_host},
     failure::Failure,
     output::Context,
     table::short_time,
@@ -36,7 +37,7 @@ pub enum SnapRef {
 /// Text that is none of these.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{given:?} names no cloud snapshot: expected <cluster uuid>/<volume id>-<snapshot id>[-incr], a prefix of this id or of its part after the / of at least {MIN_LEN} characters, the name of a backup, VOLUME@latest, or VOLUME@TIME such as db@2026-11-20T21:00"
+    "{given:?} names no cloud snapshot: expected <cluster uuid>/<volume id>-<snapshot id>[-incr], a prefix of this id or of its part after the / of at least {MIN_LEN} characters, the name of a backup, alone or as HOST/NAME, VOLUME@latest, or VOLUME@TIME such as db@2026-11-20T21:00"
 )]
 pub struct BadSnapRef {
     given: String,
@@ -54,7 +55,8 @@ impl FromStr for SnapRef {
         let plain = without_ellipsis(text);
         let is_id = plain.chars().any(|c| c.is_ascii_alphanumeric()) && plain.chars().all(is_known);
         let is_id = is_id || behind_cluster_name(&plain).is_some_and(|rest| rest.chars().all(is_known));
-        match is_id || text.parse::<ObjectName>().is_ok() {
+        let of_host = text.split_once('/').filter(|(host, _)| is_host(host)).map(|(_, name)| name);
+        match is_id || of_host.unwrap_or(text).parse::<ObjectName>().is_ok() {
             true => Ok(Self::Text(text.to_owned())),
             false => Err(bad()),
         }
@@ -73,6 +75,11 @@ impl fmt::Display for SnapRef {
 /// Removes the marks of an elided middle, as in messages.
 fn without_ellipsis(text: &str) -> String {
     text.replace(['…', '*'], "").replace("...", "").to_ascii_lowercase()
+}
+
+/// Returns true for the first digits of the id of a host.
+fn is_host(text: &str) -> bool {
+    text.len() >= MIN_HOST_DIGITS && text.chars().all(|c| c.is_ascii_hexdigit() || c == '-')
 }
 
 /// Returns the part of an id behind the name of a cluster, which `pxctl` shows in place of its UUID.
@@ -253,7 +260,10 @@ impl SnapRef {
 
     /// Finds the cloud snapshots with this id prefix or name, which must be copies of one point in time.
     fn matching(&self, text: &str, list: &CloudsnapList) -> Result<Vec<CloudSnapshotId>, Failure> {
-        let is_named = |one: &&Cloudsnap| one.name.as_deref() == Some(text);
+        let is_named = |one: &&Cloudsnap| {
+            let name = without_host(text, one.cloud_snapshot_id.cluster);
+            one.name.as_deref().is_some_and(|own| own == text || Some(own) == name)
+        };
         let by_name: BTreeSet<_> =
             list.list.items.iter().filter(is_named).map(|one| one.cloud_snapshot_id).collect();
         let by_id: BTreeSet<_> = ids(list).into_iter().filter(|id| self.is_of(&id.to_string())).collect();
@@ -343,14 +353,18 @@ fn ambiguous(snap: &SnapRef, found: &[CloudSnapshotId], is_name: bool, list: &Cl
     };
     let text = snap.to_string();
     let hint = match behind_cluster_name(&text) {
-        None if is_name => "give one of these ids, or --cred-id if they are at different locations",
+        _ if is_name => "give one of these ids, or --cred-id if they are at different locations",
         Some(_) => "give the UUID of the cluster, as in these ids, in place of its name",
         None => "give a longer prefix",
     };
     Failure::usage(format!(
         "{} cloud snapshots match {text}: {}",
         found.len(),
-        first_names(found.iter().map(line))
+        match is_name {
+            // There is no other way to name one of them.
+            true => found.iter().map(line).collect::<Vec<_>>().join(", "),
+            false => first_names(found.iter().map(line)),
+        }
     ))
     .with_hint(hint)
 }
@@ -387,6 +401,7 @@ mod tests {
         {
             assert!(!text.parse::<SnapRef>().is_ok_and(|snap| snap.is_of(ID)), "{text}");
         }
+        assert!("f44a/backup".parse::<SnapRef>().is_ok() && "x/backup".parse::<SnapRef>().is_err());
         for text in ["", "../../etc", "a b", "db@", "db@x", "@latest", "db@2026-02-30"] {
             assert!(text.parse::<SnapRef>().is_err(), "{text}");
         }

@@ -407,6 +407,8 @@ fn printed_names_of_backups_select_one_each() {
                 let listed = fake.run(&format!("-j {command} vb {name}")).json();
                 let found = listed["items"].as_array().map_or(1, Vec::len);
                 assert_eq!(found, 1, "{command} {name}: {listed}");
+                let ran = fake.run(&format!("{command} VolumeBackup/{name} -j"));
+                assert_eq!(ran.json(), listed, "{command} VolumeBackup/{name}: {ran:?}");
             }
         }
     }
@@ -436,6 +438,10 @@ fn backups_of_other_hosts_have_one_name_in_all_lists() {
         format!("was made by host fe431d7d\nhint: `blockctl cloudsnap delete {OTHER_CLUSTER}/7-61 --force`");
     let ran = fake.run("delete vb fe43/before --yes");
     assert!(ran.status == 5 && ran.stderr.contains(&hint), "{ran:?}");
+    let by_object = fake.run("delete VolumeBackup/fe43/before --yes");
+    assert_eq!((by_object.status, &by_object.stderr), (ran.status, &ran.stderr));
+    let described = fake.run("cloudsnap inspect fe43/before");
+    assert!(!described.stderr.contains("names no cloud snapshot"), "{described:?}");
     // The name alone is one of this host.
     let ran = fake.run("delete vb before --yes");
     let words = "there is no VolumeBackup/before\nhint: VolumeBackup/fe43/before is of another host\n";

@@ -111,7 +111,7 @@ impl Source {
             Self::Points => vec![Self::Latest, Self::Backups],
             Self::Objects => {
                 let kinds = line.iter().find_map(|word| word.parse::<Kinds>().ok());
-                kinds.map_or_else(Vec::new, |kinds| kinds.0.into_iter().map(Self::of_kind).collect())
+                kinds.map_or_else(Vec::new, |kinds| kinds.kinds.into_iter().map(Self::of_kind).collect())
             }
             other => vec![other],
         }

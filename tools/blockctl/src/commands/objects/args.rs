@@ -1,6 +1,6 @@
 //! `blockctl apply`, `get`, `describe`, `diff` and `delete`
 
-use crate::{confirm::YesArg, objects::Kind};
+use crate::{confirm::YesArg, failure::Failure, objects::Kind};
 use blockd_api::{CredentialName, VolumeName};
 use clap::{Args, ValueEnum};
 use std::{path::PathBuf, str::FromStr};
@@ -63,7 +63,7 @@ volume delete`. An assigned rule is deleted only by an object that names all its
 
 Examples:
   blockctl delete -f backups.yaml
-  blockctl delete VolumeBackupSchedule nightly
+  blockctl delete VolumeBackupSchedule/nightly
   blockctl delete VolumeBackup before-upgrade --location offsite --volume pgdata";
 
 /// File option.
@@ -105,9 +105,18 @@ pub enum Format {
 /// Name of all kinds together.
 pub const ALL: &str = "all";
 
-/// Kinds on the command line.
+/// Kinds on the command line, or one object as `KIND/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kinds(pub Vec<Kind>);
+pub struct Kinds {
+    pub kinds: Vec<Kind>,
+    pub object: Option<String>,
+}
+
+/// Splits `KIND/NAME`; the host of `HOST/NAME` is no kind.
+pub fn kind_and_name(text: &str) -> Option<(Kind, &str)> {
+    let (kind, name) = text.split_once('/')?;
+    Some((kind.parse().ok()?, name))
+}
 
 impl FromStr for Kinds {
     type Err = String;
@@ -115,7 +124,10 @@ impl FromStr for Kinds {
     /// Parses kinds separated by commas, or `all`.
     fn from_str(text: &str) -> Result<Self, String> {
         if text == ALL {
-            return Ok(Self(Kind::ALL.to_vec()));
+            return Ok(Self { kinds: Kind::ALL.to_vec(), object: None });
+        }
+        if let Some((kind, _)) = kind_and_name(text) {
+            return Ok(Self { kinds: vec![kind], object: Some(text.to_owned()) });
         }
         let mut kinds = Vec::new();
         for name in text.split(',') {
@@ -124,7 +136,7 @@ impl FromStr for Kinds {
                 kinds.push(kind);
             }
         }
-        Ok(Self(kinds))
+        Ok(Self { kinds, object: None })
     }
 }
 
@@ -140,6 +152,22 @@ pub struct Selection {
     /// Only objects of a namespace, or that its volumes have or use
     #[arg(short, long, value_name = "NAME")]
     pub namespace: Option<String>,
+}
+
+impl Selection {
+    /// Adds the names and kinds of arguments `KIND/NAME`, as `get -o name` prints them.
+    #[must_use]
+    pub fn with_objects(mut self) -> Self {
+        if let Some(first) = self.kinds.object.take() {
+            self.names.insert(0, first);
+            for (kind, _) in self.names.iter().filter_map(|name| kind_and_name(name)) {
+                if !self.kinds.kinds.contains(&kind) {
+                    self.kinds.kinds.push(kind);
+                }
+            }
+        }
+        self
+    }
 }
 
 /// `get`
@@ -159,16 +187,16 @@ pub struct DeleteArgs {
     /// File with objects, YAML or JSON; - for stdin
     #[arg(short, long = "filename", visible_alias = "file", value_name = "FILE", conflicts_with_all = ["kind", "name"])]
     pub file: Vec<PathBuf>,
-    /// Kind of the object
-    #[arg(required_unless_present = "file", requires = "name")]
-    pub kind: Option<Kind>,
+    /// Kind of the object, or KIND/NAME
+    #[arg(value_name = "KIND", required_unless_present = "file")]
+    pub kind: Option<Kinds>,
     /// Name of the object, or id of a backup
     pub name: Option<String>,
     /// Only the backup in this location
-    #[arg(long, value_name = "LOCATION", requires = "name")]
+    #[arg(long, value_name = "LOCATION", requires = "kind")]
     pub location: Option<CredentialName>,
     /// Only the backup or snapshot of this volume
-    #[arg(long, value_name = "VOLUME", requires = "name")]
+    #[arg(long, value_name = "VOLUME", requires = "kind")]
     pub volume: Option<VolumeName>,
     /// Print the actions without carrying them out
     #[arg(long)]
@@ -176,4 +204,19 @@ pub struct DeleteArgs {
     /// Confirmation option.
     #[command(flatten)]
     pub yes: YesArg,
+}
+
+impl DeleteArgs {
+    /// Returns the object that the arguments name, as `KIND NAME` or `KIND/NAME`.
+    ///
+    /// # Errors
+    /// They name none, or several.
+    pub fn object(&self) -> Result<Option<(Kind, &str)>, Failure> {
+        let Some(Kinds { kinds, object }) = &self.kind else { return Ok(None) };
+        match (kinds.as_slice(), object.as_deref().and_then(kind_and_name), self.name.as_deref()) {
+            (_, Some(one), None) => Ok(Some(one)),
+            ([kind], None, Some(name)) => Ok(Some((*kind, name))),
+            _ => Err(Failure::usage("expected one object: KIND NAME or KIND/NAME")),
+        }
+    }
 }

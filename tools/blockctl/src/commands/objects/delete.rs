@@ -118,9 +118,12 @@ impl Deletion {
 /// Deletes objects, each before those that it depends on.
 pub async fn run(context: &Context<'_>, args: DeleteArgs) -> Exit {
     let (dry_run, yes) = (args.dry_run, args.yes);
-    let (mut wanted, resources) = match (args.kind, args.name.clone()) {
-        (Some(kind), Some(name)) => named(context, kind, name, args).await?,
-        _ => {
+    let (mut wanted, resources) = match args.object()? {
+        Some((kind, name)) => {
+            let name = name.to_owned();
+            named(context, kind, name, args).await?
+        }
+        None => {
             let mut objects = read_all(&args.file)?.objects;
             let open: Vec<bool> = objects.iter().map(is_open).collect();
             let resources = ResourceSet::load_for(context, &mut objects).await?;

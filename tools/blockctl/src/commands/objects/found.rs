@@ -1,6 +1,7 @@
 //! Resource of the daemon in the form of an object.
 
 use super::{
+    args::kind_and_name,
     backup_names::{short_name, without_host},
     status::Names,
 };
@@ -98,6 +99,11 @@ impl Found {
 
     /// Returns true if a name selects it.
     pub fn is_named(&self, name: &str) -> bool {
+        let name = match kind_and_name(name) {
+            Some((kind, name)) if kind == self.kind => name,
+            Some(_) => return false,
+            None => name,
+        };
         let of_host = self.cluster.and_then(|cluster| without_host(name, cluster));
         self.names().any(|one| one == name)
             || of_host.is_some_and(|rest| rest == self.name || rest == short_name(&self.name))

@@ -4,7 +4,7 @@ mod apply;
 pub mod args;
 mod backup_groups;
 mod backup_locations;
-mod backup_names;
+pub mod backup_names;
 mod backups;
 mod clones;
 mod delete;

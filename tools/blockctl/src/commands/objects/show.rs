@@ -1,7 +1,7 @@
 //! `blockctl get`, `describe` and `diff`
 
 use super::{
-    args::{FileArg, Format, GetArgs, Kinds, Selection},
+    args::{FileArg, Format, GetArgs, Kinds, Selection, kind_and_name},
     differences::{Unchanged, differences},
     found::{Found, NameCounts},
     object_plans::plan,
@@ -37,7 +37,7 @@ const MAX_DESCRIBED: usize = 20;
 /// # Errors
 /// No kind has one of the names.
 async fn load(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, Failure> {
-    let Selection { kinds: Kinds(kinds), names, .. } = wanted;
+    let Selection { kinds: Kinds { kinds, .. }, names, .. } = wanted;
     let id = names.iter().find_map(|name| name.parse::<CloudSnapshotId>().ok());
     let scope = Scope { locations: None, id: id.filter(|_| names.len() == 1) };
     let resources = ResourceSet::load_kinds(context, kinds, &scope).await?;
@@ -45,11 +45,15 @@ async fn load(context: &Context<'_>, wanted: &Selection) -> Result<Vec<Found>, F
     let missing = |name: &&String| !all.iter().any(|one| one.is_named(name));
     match names.iter().find(missing) {
         Some(name) => {
+            let (kinds, name) = match kind_and_name(name) {
+                Some((kind, name)) => (vec![kind], name),
+                None => (kinds.clone(), name.as_str()),
+            };
             // It may be a backup in a location that cannot be listed.
             if let Some(error) = resources.unlisted(&format!("VolumeBackup/{name}"), None) {
                 return Err(error.into());
             }
-            let error = missing_of(kinds, name);
+            let error = missing_of(&kinds, name);
             let error = match name.contains(',') {
                 true => error.with_hint("names are separated by spaces"),
                 false => error,
@@ -84,9 +88,10 @@ fn selected<'a>(all: &'a [Found], wanted: &Selection) -> Vec<&'a Found> {
 /// `get`
 pub async fn get(context: &Context<'_>, args: GetArgs) -> Exit {
     let GetArgs { objects, output: format } = args;
+    let objects = objects.with_objects();
     let all = load(context, &objects).await?;
     let found = selected(&all, &objects);
-    let Selection { kinds: Kinds(kinds), names, .. } = objects;
+    let Selection { kinds: Kinds { kinds, .. }, names, .. } = objects;
     let output = context.output;
     if output.is_json() || format == Format::Json {
         let documents = found.iter().map(|one| one.document()).collect::<Vec<_>>();
@@ -152,6 +157,7 @@ fn write_yaml(context: &Context<'_>, found: &[&Found], is_named: bool) -> Exit {
 
 /// `describe`
 pub async fn describe(context: &Context<'_>, args: Selection) -> Exit {
+    let args = args.with_objects();
     let all = load(context, &args).await?;
     let query = ListEvents { max: Some(MAX_EVENTS), ..ListEvents::default() };
     let events = context.client.call(operations::LIST_EVENTS, &query).await?.items;
