@@ -1,6 +1,6 @@
 //! Deletion of all cloud snapshots of a volume.
 
-use crate::support::{Fake, TASK, cloudsnap, fail, ok, snap, task};
+use crate::support::{Fake, Reply, TASK, cloudsnap, fail, list, ok, reply, snap, task};
 use serde_json::{Value, json};
 
 /// Daemon with two cloud snapshots of volume 59, and one of a former volume and of another host.
@@ -20,6 +20,7 @@ fn fake(pinned: bool, is_present: bool) -> Fake {
     };
     let task_route = format!("GET /v1/tasks/{TASK}");
     Fake::with_defaults(vec![
+        ("GET /v1/credentials", ok(list(json!([reply("GET /v1/credentials/nas")])))),
         ("GET /v1/cloudsnaps", ok(listed)),
         ("GET /v1/volumes/db", present),
         (&task_route, ok(task("Delete-Done", 2))),
@@ -52,10 +53,93 @@ fn refused_deletions_of_a_volume_delete_nothing() {
         (fake(true, true), "cs delete --src db --yes", 5, "is pinned"),
         (fake(false, false), "cs delete --src db --yes", 2, "2 former volumes had the name db: 59, 60"),
         (fake(false, true), "cs delete --src db db@latest", 2, "cannot be used with"),
-        (fake(false, true), "cs delete --src 61 --yes", 0, "Volume 61 has no cloud snapshots of this host"),
+        (
+            fake(false, true),
+            "cs delete --src 61 --yes",
+            4,
+            "volume 61 neither exists nor has cloud snapshots",
+        ),
     ] {
         let ran = fake.run(line);
         assert!(ran.status == status && (ran.stdout.clone() + &ran.stderr).contains(words), "{line} {ran:?}");
         assert!(deleted(&fake).is_empty(), "{line}");
     }
+}
+
+const LOCATIONS: [(&str, &str); 2] =
+    [("078557a3-26c7-49b1-9822-34e6f816c2d1", "off"), ("178557a3-26c7-49b1-9822-34e6f816c2d1", "copy")];
+
+/// Daemon with cloud snapshots of volume 59 that both locations list, and replies to the deletions.
+fn copied(suffixes: &[&str], deletions: Vec<Reply>) -> Fake {
+    let credentials = LOCATIONS.map(|(id, name)| {
+        let mut one = reply("GET /v1/credentials/nas");
+        (one["credentialId"], one["name"]) = (json!(id), json!(name));
+        one
+    });
+    let listing = |(id, name): (&str, &str)| {
+        let entry = |suffix: &&str| {
+            let mut one = cloudsnap(suffix);
+            (one["volumeName"], one["pinned"]) = (json!("db"), json!(false));
+            (one["credentialId"], one["credentialName"]) = (json!(id), json!(name));
+            one
+        };
+        let items: Vec<Value> = suffixes.iter().map(entry).collect();
+        let total = items.len();
+        ok(json!({ "items": items, "next": null, "damaged": [], "failedCredentials": [], "total": total }))
+    };
+    let task_route = format!("GET /v1/tasks/{TASK}");
+    let mut replies = vec![
+        ("GET /v1/credentials", ok(list(json!(credentials)))),
+        (task_route.as_str(), ok(task("Delete-Done", 2))),
+    ];
+    replies.extend(LOCATIONS.map(|location| ("GET /v1/cloudsnaps", listing(location))));
+    replies.extend(deletions.into_iter().map(|reply| ("POST /v1/cloudsnaps/delete", reply)));
+    Fake::with_defaults(replies)
+}
+
+fn started() -> Reply {
+    ok(json!({ "taskId": TASK }))
+}
+
+fn gone() -> Reply {
+    fail(404, "cloudsnap_not_found", "there is no such cloud snapshot")
+}
+
+#[test]
+fn copies_at_all_locations_of_a_volume_are_deleted() {
+    let fake = copied(&["59-61"], vec![started()]);
+    let ran = fake.run("cs delete --src db --yes");
+    assert_eq!(ran.status, 0, "{ran:?}");
+    let requests = fake.seen().into_iter().filter(|seen| seen.line == "POST /v1/cloudsnaps/delete");
+    let locations: Vec<_> = requests.map(|seen| seen.body["credential"].clone()).collect();
+    assert_eq!(locations, LOCATIONS.map(|(id, _)| json!(id)));
+}
+
+#[test]
+fn two_credentials_of_one_store_delete_once() {
+    let ran = copied(&["59-61"], vec![started(), gone()]).run("-j cs delete --src db --yes");
+    assert_eq!((ran.status, ran.json()["items"].as_array().map(Vec::len)), (0, Some(1)), "{ran:?}");
+    assert!(ran.json().get("error").is_none(), "{ran:?}");
+    // One that this run did not delete is missing.
+    let ran = copied(&["59-61"], vec![gone()]).run("cs delete --src db --yes");
+    assert!(ran.status == 4 && ran.stderr.contains("there is no such cloud snapshot"), "{ran:?}");
+}
+
+#[test]
+fn deletions_before_a_refusal_are_reported() {
+    let refusal = fail(409, "cloudsnap_in_use", "a lazy volume needs it");
+    let fake = copied(&["59-61", "59-62"], vec![started(), refusal]);
+    let text = fake.transcript("blockctl -j cs delete --src db --yes");
+    assert!(text.ends_with("[exit status 5]\n\n"), "{text}");
+    assert!(text.contains("Delete-Done") && text.contains("\"code\": \"cloudsnap_in_use\""), "{text}");
+}
+
+#[test]
+fn unknown_volume_without_cloud_snapshots_is_not_found() {
+    for line in ["cs delete --src nosuch --yes", "cs delete --src 60123 --yes"] {
+        let ran = copied(&[], Vec::new()).run(line);
+        assert!(ran.status == 4 && ran.stderr.contains("neither exists nor has"), "{line} {ran:?}");
+    }
+    let ran = copied(&[], Vec::new()).run("cs delete --src db --yes");
+    assert_eq!((ran.status, ran.stdout.as_str()), (0, "Volume db has no cloud snapshots of this host.\n"));
 }

@@ -6,7 +6,7 @@ pub mod maintenance;
 mod marks;
 pub mod pxctl;
 pub mod restore;
-mod retire;
+pub mod retire;
 pub mod snapshots;
 mod status;
 mod task_ref;

@@ -4,7 +4,7 @@ pub mod objects;
 
 use super::{
     bundle::{Bundle, BundleWritten},
-    cloudsnap::{maintenance::CollectedAt, pxctl::PxctlCloudsnap},
+    cloudsnap::{maintenance::CollectedAt, pxctl::PxctlCloudsnap, retire::VolumeDeletions},
     context::ListedContext,
     doctor::Diagnosis,
     events::TaskLog,
@@ -90,7 +90,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("cloudsnap catalog", &[of::<CatalogDocument<'static>>()]),
     ("cloudsnap clone", &[of::<LazyRestored>()]),
     ("cloudsnap cp", &[of::<Copied>()]),
-    ("cloudsnap delete", &[of::<TaskStarted>(), of::<Task>(), of::<List<Task>>()]),
+    ("cloudsnap delete", &[of::<TaskStarted>(), of::<Task>(), of::<VolumeDeletions>()]),
     ("cloudsnap diff", &[of::<DiffDocument>()]),
     ("cloudsnap expire", &[of::<CloudsnapMark>()]),
     ("cloudsnap gc", &[of::<GarbageCollected>(), of::<List<CollectedAt>>()]),
