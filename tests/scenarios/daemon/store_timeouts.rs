@@ -1,7 +1,10 @@
 //! Unresponsive store: requests time out, and no task starts.
 
 use super::*;
-use blockd_api::cloudsnaps::{CollectGarbage, InspectCloudsnap};
+use blockd_api::{
+    cloudsnaps::{CollectGarbage, InspectCloudsnap},
+    credentials::CredentialLimits,
+};
 use blockd_engine::error::ServiceError;
 use blockd_testkit::store::{Fault, FaultStore};
 
@@ -82,4 +85,27 @@ async fn reads_of_an_unresponsive_store_end_and_name_its_location() {
     }
     let problems = host.call(GET_STATUS, &()).await.problems;
     assert!(problems.iter().any(|problem| problem.cause.contains("nas")), "{problems:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_do_not_take_a_bandwidth_limit_for_silence() {
+    let (host, _, credential, snap) = faulty_host().await;
+    let id = snap.cloud_snapshot_id.to_string();
+    let nas = "nas".parse().unwrap();
+    let slow = CredentialLimits { download: "1KiB".parse().unwrap(), ..CredentialLimits::default() };
+    host.call_at(LIMIT_CREDENTIAL, &nas, &slow).await;
+    // It waits for hours, and what is limited after it, too.
+    let task = host.call(START_RESTORE, &restore_as(&id, "copy")).await.task_id;
+    host.until_active(task, |seen| seen.state.stage == TaskStage::Active).await;
+    let key = snap.cloud_snapshot_id.manifest_key();
+    let remove = blockd_catalog::DbManifestCache::remove;
+    host.engine().db.run(move |tx| remove(tx, credential, &key)).await.unwrap();
+    for dry_run in [true, false] {
+        let collect = CollectGarbage { dry_run, credential: None };
+        assert_eq!(error_of(host.engine().maintenance.collect_garbage(&collect)).await, None);
+    }
+    assert_eq!(error_of(host.engine().credentials.validate_credential(&nas)).await, None);
+    assert_eq!(host.list().await.len(), 1);
+    host.call_at(LIMIT_CREDENTIAL, &nas, &CredentialLimits::default()).await;
+    host.done(task).await;
 }

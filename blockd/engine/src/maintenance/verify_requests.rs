@@ -13,7 +13,7 @@ use blockd_api::{
 use blockd_catalog::{CredentialRow, DbManifestCache, KnownProofs, LastProof, TaskRow, TaskSpec, VerifyTask};
 use blockd_cloud::{
     BACKUP_LIFETIME_S, CloudSnapshotId, GarbageOptions, GarbageReport, MAX_CLOCK_SKEW_S, MAX_PROOF_AHEAD,
-    ManifestFilter, collect_garbage,
+    ManifestFilter, Repository, collect_garbage,
 };
 use blockd_extent::{SnapshotId, VolumeId};
 use jiff::{SignedDuration, Timestamp};
@@ -108,8 +108,12 @@ impl Maintenance {
         request: &CollectGarbage,
     ) -> Result<GarbageCollected, ServiceError> {
         let credential = self.repositories.credential(request.credential.as_ref()).await?;
-        let collection = Box::pin(self.collect_garbage_of(&credential, request.dry_run, Timestamp::now));
-        let report = self.repositories.while_store_answers(&credential, collection).await?;
+        let collection = async {
+            // Without bandwidth limits: waiting for one would pass for a silent store.
+            let repository = self.repositories.repository_for_client(credential.uuid).await?;
+            self.collect_garbage_in(&repository, &credential, request.dry_run, Timestamp::now).await
+        };
+        let report = self.repositories.while_store_answers(&credential, Box::pin(collection)).await?;
         let unknown = report.unknown.iter();
         Ok(GarbageCollected {
             dry_run: request.dry_run,
@@ -121,7 +125,7 @@ impl Maintenance {
         })
     }
 
-    /// Removes or counts the garbage of a repository.
+    /// Removes or counts the garbage of a repository, within the bandwidth limits of tasks.
     ///
     /// # Errors
     /// The store is not the one that was opened, or the store or the database fails before the end of the
@@ -133,12 +137,24 @@ impl Maintenance {
         now: impl Fn() -> Timestamp,
     ) -> Result<GarbageReport, ServiceError> {
         let (repository, _) = self.repositories.task_repository(credential.uuid).await?;
+        self.collect_garbage_in(&repository, credential, dry_run, now).await
+    }
+
+    async fn collect_garbage_in(
+        &self,
+        repository: &Repository,
+        credential: &CredentialRow,
+        dry_run: bool,
+        now: impl Fn() -> Timestamp,
+    ) -> Result<GarbageReport, ServiceError> {
+        // Pre-flight requests, also of the background collection, do not wait for bandwidth limits.
+        let preflight = self.repositories.repository_for_client(credential.uuid).await?;
         // The mount point of an unmounted disk is empty: without this proof, nothing in it would be
         // referenced.
-        let proof = Box::pin(async { Ok(repository.prove_key_slot().await?) });
+        let proof = Box::pin(async { Ok(preflight.prove_key_slot().await?) });
         self.repositories.preflight(credential.uuid, proof).await?;
         if !dry_run {
-            self.checks.check_store_clock(&repository, credential.uuid).await?;
+            self.checks.check_store_clock(&preflight, credential.uuid).await?;
         }
         let catalog = DbManifestCache::new(Arc::clone(&self.db), credential.uuid);
         let mut protected = BTreeSet::new();
@@ -152,10 +168,10 @@ impl Maintenance {
         let known = self.repositories.known_before(credential.uuid, &ManifestFilter::default()).await?;
         let listed_at = Timestamp::now();
         let options = GarbageOptions { now: now(), dry_run, protected };
-        let report = Box::pin(collect_garbage(&repository, &options, &catalog)).await?;
+        let report = Box::pin(collect_garbage(repository, &options, &catalog)).await?;
         let uuid = credential.uuid;
         let noted = async {
-            self.repositories.forget_deleted_backups(uuid, &repository, known, &report.manifests).await?;
+            self.repositories.forget_deleted_backups(uuid, repository, known, &report.manifests).await?;
             self.db.run(move |tx| DbManifestCache::set_listed(tx, uuid, listed_at)).await?;
             Ok::<_, ServiceError>(())
         };
