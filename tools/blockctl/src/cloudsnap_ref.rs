@@ -3,7 +3,7 @@
 mod points;
 
 use crate::{
-    commands::{cloudsnap::list::MIN_HOST_DIGITS, objects::backup_names::without_host},
+    backup_names::{MIN_HOST_DIGITS, without_host},
     failure::Failure,
     output::Context,
     table::short_time,

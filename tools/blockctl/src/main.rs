@@ -3,6 +3,7 @@
 //! [`cli`] is the grammar, [`commands`] each command with its arguments, [`output`] the streams: results go
 //! to stdout, everything else to stderr, and with `--json` exactly one document to stdout.
 
+mod backup_names;
 mod cli;
 mod cloudsnap_ref;
 mod commands;

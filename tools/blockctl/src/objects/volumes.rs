@@ -5,7 +5,7 @@ use super::{
     document::{FieldError, Spec},
     values::{NAMESPACE, selectors, text_or_number},
 };
-use crate::commands::cloudsnap::list::MIN_HOST_DIGITS;
+use crate::backup_names::MIN_HOST_DIGITS;
 use blockd_api::{
     CLONED_FROM, CredentialName, LabelSelector, Labels, ObjectName, PairsError, SnapshotName, SnapshotRef,
     VolumeName, VolumeRef, cloudsnaps::CloudSnapshotId,

@@ -2,6 +2,7 @@
 
 use super::{pxctl, snapshots::proof_text};
 use crate::{
+    backup_names::MIN_HOST_DIGITS,
     cloudsnap_ref::SnapRef,
     commands::{
         arguments::{CredentialArg, WideArg},
@@ -269,8 +270,7 @@ fn unknown(id: &CloudSnapshotId, query: &ListCloudsnaps) -> Failure {
 
 /// Origin of the backups of schedules.
 pub const SCHEDULED: &str = "Scheduled";
-/// Least digits of the short id of a host.
-pub const MIN_HOST_DIGITS: usize = 4;
+
 /// Returns the table of a list; `here` is the cluster of this host.
 fn table(list: &CloudsnapList, width: Width, here: Option<Uuid>, now: Timestamp) -> Table {
     let location = |credential: Uuid| {

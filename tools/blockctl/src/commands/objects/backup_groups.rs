@@ -1,13 +1,13 @@
 //! Backups of one name, which may be of several volumes.
 
 use super::{
-    backup_names::short_name,
     found::{Found, one_or_all},
     resources::{ResourceSet, backup_name},
     status::{BackupSpec, TransferStatus},
     transfers::Transfer,
 };
 use crate::{
+    backup_names::short_name,
     commands::cloudsnap::list::SCHEDULED,
     objects::{Kind, NAMESPACE, ReclaimPolicy},
 };

@@ -2,10 +2,10 @@
 
 use super::{
     backup_locations::refuse_locations,
-    backup_names::{short_name, without_host},
     resources::{ResourceSet, backup_name},
 };
 use crate::{
+    backup_names::{short_name, without_host},
     commands::cloudsnap::list::short_host,
     failure::Failure,
     objects::{

@@ -3,7 +3,6 @@
 use super::{
     args::DeleteArgs,
     backup_locations::locations,
-    backup_names::without_host,
     backups::{
         BackupTarget, DeleteScope, IN_STORE, delete_cloudsnap, is_listed_as, refuse_kept, snapshot_name,
     },
@@ -11,6 +10,7 @@ use super::{
     resources::{ResourceSet, Scope, is_open, schedule_name},
 };
 use crate::{
+    backup_names::without_host,
     commands::cloudsnap::snapshots::refuse_kept as refuse_kept_by_daemon,
     failure::{EXIT_DONE, Exit, Failure},
     objects::{Body, Kind, Object, ReclaimPolicy, hook::Hook, read_all, volumes::with_labels},

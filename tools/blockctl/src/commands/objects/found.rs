@@ -1,11 +1,10 @@
 //! Resource of the daemon in the form of an object.
 
-use super::{
-    args::kind_and_name,
+use super::{args::kind_and_name, status::Names};
+use crate::{
     backup_names::{short_name, without_host},
-    status::Names,
+    objects::{self, Kind},
 };
-use crate::objects::{self, Kind};
 use blockd_api::{ByteSize, Labels, ObjectName, cloudsnaps::CloudSnapshotId, format_duration};
 use jiff::Timestamp;
 use serde_json::Value;

@@ -4,7 +4,6 @@ mod apply;
 pub mod args;
 mod backup_groups;
 mod backup_locations;
-pub mod backup_names;
 mod backups;
 mod clones;
 mod delete;

@@ -1,9 +1,10 @@
 //! Names of backups in lists.
 
-use crate::commands::cloudsnap::list::MIN_HOST_DIGITS;
 use blockd_api::cloudsnaps::CloudSnapshotId;
 use uuid::Uuid;
 
+/// Least digits of the short id of a host.
+pub const MIN_HOST_DIGITS: usize = 4;
 /// Digits of the number of a snapshot in tables.
 const SHORT: usize = 8;
 
