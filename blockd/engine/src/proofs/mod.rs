@@ -6,10 +6,9 @@
 //! those that are about this location. `FORMAT.md` of `blockd_cloud`, "Proofs", has the conditions.
 
 mod import;
-mod location;
 
 use crate::{
-    error::ServiceError, events::EventLog, host::Host, repositories::Repositories,
+    error::ServiceError, events::EventLog, host::Host, repositories::{Repositories, location::location_of},
     volumes::registry::Registry,
 };
 use blockd_api::{CredentialRef, cloudsnaps};
@@ -133,6 +132,6 @@ impl Proofs {
 
     async fn location(&self, credential: Uuid) -> Result<Uuid, ServiceError> {
         let row: CredentialRow = self.repositories.credential(Some(&CredentialRef::Id(credential))).await?;
-        location::of(row, self.host.cluster).await
+        location_of(row, self.host.cluster).await
     }
 }

@@ -7,6 +7,7 @@ pub mod key_slots;
 pub mod limit_changes;
 pub mod limits;
 pub mod locate;
+pub mod location;
 pub mod opening;
 pub mod preflight;
 pub mod provider_update;

@@ -1,4 +1,4 @@
-//! Identity of the location that a proof is about. A copy of a bucket has another one.
+//! Identity of the location of a credential. A copy of a bucket has another one.
 
 use crate::error::{ServiceError, blocking};
 use blockd_api::{ErrorCode, credentials::StoreConfig};
@@ -11,7 +11,7 @@ use uuid::Uuid;
 ///
 /// # Errors
 /// The directory is not accessible.
-pub(super) async fn of(row: CredentialRow, host: Uuid) -> Result<Uuid, ServiceError> {
+pub async fn location_of(row: CredentialRow, host: Uuid) -> Result<Uuid, ServiceError> {
     blocking(move || {
         let directory = match &row.store.config {
             StoreConfig::Local { path } => {
