@@ -86,6 +86,36 @@ async fn snapshot_in_several_locations_needs_a_credential_to_delete() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_one_location_have_one_copy() {
+    let mut host = Host::new().await;
+    host.create_volume("data").await;
+    let located = |name: &str, prefix: &str| {
+        let mut request = host.credential(name, None);
+        request.connection.prefix = Some(prefix.to_owned());
+        request
+    };
+    host.call(CREATE_CREDENTIAL, &located("one", "one")).await;
+    let id = host.backup("data", false).await.cloud_snapshot_id.unwrap();
+    copy_all(&host.store.path().join("one"), &host.store.path().join("two"));
+    host.call(CREATE_CREDENTIAL, &located("alias", "one")).await;
+    host.call(CREATE_CREDENTIAL, &located("copy", "two")).await;
+    let mut locations = Vec::new();
+    for name in ["one", "alias", "copy"] {
+        let query = ListCloudsnaps { credential: Some(name.parse().unwrap()), ..ListCloudsnaps::default() };
+        let list = host.call(LIST_CLOUDSNAPS, &query).await;
+        locations.push(list.list.items[0].location_id.unwrap());
+    }
+    assert!(locations[0] == locations[1] && locations[0] != locations[2], "{locations:?}");
+    host.refused(ErrorCode::CredentialRequired, START_DELETE, &delete_of(&id)).await;
+    let copy = StartDelete { credential: Some("copy".parse().unwrap()), ..delete_of(&id) };
+    host.delete_cloudsnap(&copy).await;
+    // The others are one copy.
+    host.delete_cloudsnap(&delete_of(&id)).await;
+    assert!(host.list().await.is_empty());
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn restored_volume_has_given_labels_and_reports_schedules() {
     let mut host = Host::new().await;
     host.create_volume("data").await;

@@ -73,6 +73,43 @@ fn deletion_of_a_backup_in_two_locations_is_refused() {
     assert_eq!(ran.json()["items"][0]["backupLocation"], "l1", "{ran:?}");
 }
 
+/// Returns a listing of one cloud snapshot in a location, from 1, with the id of that location.
+fn copy(location: usize, location_id: &str) -> Reply {
+    let mut listing = stored(location);
+    if let Reply::Json(_, body) = &mut listing {
+        body["items"][0]["cloudSnapshotId"] = json!(snap("59-61"));
+        body["items"][0]["locationId"] = json!(location_id);
+    }
+    listing
+}
+
+#[test]
+fn copies_of_one_cloud_snapshot_are_not_deleted_in_turn() {
+    let id = snap("59-61");
+    let copies = || daemon(&[copy(1, IDS[0]), copy(2, IDS[1])]);
+    let fake = copies();
+    let ran = run_on(&fake, "delete --yes", &[DELETED]);
+    let words = "VolumeBackup/bk is ambiguous (it is in l1 and in l2): name one in `backupLocation`";
+    assert!(ran.status == 2 && ran.stderr.contains(words), "{ran:?}");
+    assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    for name in ["bk", &id] {
+        let fake = copies();
+        let ran = fake.run(&format!("delete vb {name} --yes"));
+        let words = format!("({id} of db in l1, {id} of db in l2): add --location\n");
+        assert!(ran.status == 2 && ran.stderr.contains(&words), "{ran:?}");
+        assert!(fake.changes().is_empty(), "{:?}", fake.changes());
+    }
+    // Two credentials of one location have one copy.
+    let aliases = || daemon(&[copy(1, IDS[0]), copy(2, IDS[0])]);
+    let deleted = "deleted from BackupLocation/l1 (dry run)\n";
+    let ran = run_on(&aliases(), "delete --dry-run", &[DELETED]);
+    assert_eq!(ran.stdout, format!("VolumeBackup/bk {deleted}"), "{ran:?}");
+    for name in ["bk", &id] {
+        let ran = aliases().run(&format!("delete vb {name} --dry-run"));
+        assert_eq!(ran.stdout, format!("VolumeBackup/{name} {deleted}"), "{ran:?}");
+    }
+}
+
 #[test]
 fn deletion_without_all_locations_is_refused() {
     for listings in [[unreachable(), stored(0)], [unreachable(), stored(2)]] {

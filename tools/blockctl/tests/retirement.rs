@@ -1,6 +1,9 @@
 //! Deletion of all cloud snapshots of a volume.
 
-use crate::support::{Fake, Reply, TASK, cloudsnap, fail, list, ok, reply, snap, task};
+use crate::{
+    support::{Fake, Reply, TASK, cloudsnap, fail, list, ok, reply, snap, task},
+    terminal::on_terminal,
+};
 use serde_json::{Value, json};
 
 /// Daemon with two cloud snapshots of volume 59, and one of a former volume and of another host.
@@ -71,16 +74,22 @@ const LOCATIONS: [(&str, &str); 2] =
 
 /// Daemon with cloud snapshots of volume 59 that both locations list, and replies to the deletions.
 fn copied(suffixes: &[&str], deletions: Vec<Reply>) -> Fake {
+    located(suffixes, [None; 2], deletions)
+}
+
+/// Daemon as that of [`copied`], with the ids of the locations of both credentials.
+fn located(suffixes: &[&str], location_ids: [Option<&str>; 2], deletions: Vec<Reply>) -> Fake {
     let credentials = LOCATIONS.map(|(id, name)| {
         let mut one = reply("GET /v1/credentials/nas");
         (one["credentialId"], one["name"]) = (json!(id), json!(name));
         one
     });
-    let listing = |(id, name): (&str, &str)| {
+    let listing = |((id, name), location): ((&str, &str), Option<&str>)| {
         let entry = |suffix: &&str| {
             let mut one = cloudsnap(suffix);
             (one["volumeName"], one["pinned"]) = (json!("db"), json!(false));
             (one["credentialId"], one["credentialName"]) = (json!(id), json!(name));
+            one["locationId"] = json!(location);
             one
         };
         let items: Vec<Value> = suffixes.iter().map(entry).collect();
@@ -92,7 +101,8 @@ fn copied(suffixes: &[&str], deletions: Vec<Reply>) -> Fake {
         ("GET /v1/credentials", ok(list(json!(credentials)))),
         (task_route.as_str(), ok(task("Delete-Done", 2))),
     ];
-    replies.extend(LOCATIONS.map(|location| ("GET /v1/cloudsnaps", listing(location))));
+    let listings = LOCATIONS.into_iter().zip(location_ids);
+    replies.extend(listings.map(|location| ("GET /v1/cloudsnaps", listing(location))));
     replies.extend(deletions.into_iter().map(|reply| ("POST /v1/cloudsnaps/delete", reply)));
     Fake::with_defaults(replies)
 }
@@ -123,6 +133,19 @@ fn two_credentials_of_one_store_delete_once() {
     // One that this run did not delete is missing.
     let ran = copied(&["59-61"], vec![gone()]).run("cs delete --src db --yes");
     assert!(ran.status == 4 && ran.stderr.contains("there is no such cloud snapshot"), "{ran:?}");
+}
+
+#[test]
+fn cloud_snapshot_of_one_location_is_counted_once() {
+    let [one, other] = LOCATIONS.map(|(id, _)| Some(id));
+    for (location_ids, count) in [([one, one], "1 cloud snapshot"), ([one, other], "2 cloud snapshots")] {
+        let fake = || located(&["59-61"], location_ids, vec![started()]);
+        let asked = on_terminal(&fake(), "cs delete --src db", "n\n");
+        assert!(asked.stdout.contains(&format!("{count} of volume db")), "{asked:?}");
+        let fake = fake();
+        let ran = fake.run("cs delete --src db --yes");
+        assert_eq!((ran.status, deleted(&fake).len()), (0, count[..1].parse().unwrap()), "{ran:?}");
+    }
 }
 
 #[test]

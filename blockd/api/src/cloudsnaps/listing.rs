@@ -128,6 +128,10 @@ pub struct Cloudsnap {
     pub credential_id: Uuid,
     /// Name of the credential.
     pub credential_name: String,
+    /// Id of the location: equal for all credentials of one bucket, container or directory, and another one
+    /// for a copy of it. `None` of backups that are not done, and if the location cannot be identified.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub location_id: Option<Uuid>,
     /// Version of the cloud format.
     pub format_version: u16,
     /// Compression: `lz4`.
@@ -151,6 +155,14 @@ pub struct Cloudsnap {
     /// Last proof.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_proof: Option<LastProof>,
+}
+
+impl Cloudsnap {
+    /// Returns the id of the location, or that of the credential if the location is not identified.
+    #[must_use]
+    pub fn location(&self) -> Uuid {
+        self.location_id.unwrap_or(self.credential_id)
+    }
 }
 
 /// Last proof of a cloud snapshot: the result of a verification by a host of the location.
@@ -177,6 +189,9 @@ pub struct DamagedCloudsnap {
     pub cloud_snapshot_id: String,
     /// UUID of the credential.
     pub credential_id: Uuid,
+    /// Id of the location, as that of a readable entry.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub location_id: Option<Uuid>,
     /// Reason, in one line.
     pub reason: String,
 }

@@ -41,7 +41,7 @@ pub struct CloudSnapshots {
     pub(crate) repositories: Arc<Repositories>,
 }
 
-fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
+fn entry(manifest: &Manifest, credential: &CredentialRow, location_id: Option<Uuid>) -> Cloudsnap {
     let description = &manifest.description;
     Cloudsnap {
         cloud_snapshot_id: manifest.id(),
@@ -59,6 +59,7 @@ fn entry(manifest: &Manifest, credential: &CredentialRow) -> Cloudsnap {
         completed_at: Some(manifest.finished),
         credential_id: credential.uuid,
         credential_name: credential.name.to_string(),
+        location_id,
         format_version: manifest.format_version,
         compression: manifest.compression.clone(),
         encrypted: credential.encrypted,
@@ -278,10 +279,11 @@ impl CloudSnapshots {
             Ok((KnownProofs::of_repository(tx, uuid, now)?, RetentionOverride::all(tx)?))
         });
         let (proofs, marks) = known.await?;
+        let location_id = self.repositories.location_id(credential).await;
         for item in listed {
             match item.manifest {
                 Ok(manifest) => {
-                    let mut entry = entry(&manifest, credential);
+                    let mut entry = entry(&manifest, credential, location_id);
                     show_proof(
                         &mut entry,
                         proofs.last(&manifest.id()).map(|last| proofs::shown(last, &self.host)),
@@ -294,6 +296,7 @@ impl CloudSnapshots {
                 Err(error) => found.damaged.push(DamagedCloudsnap {
                     cloud_snapshot_id: item.id.map_or(item.key, |id| id.to_string()),
                     credential_id: credential.uuid,
+                    location_id,
                     reason: error.to_string(),
                 }),
             }
@@ -339,6 +342,7 @@ impl CloudSnapshots {
                 completed_at: row.detail.completed,
                 credential_id: credential.uuid,
                 credential_name: credential.name.to_string(),
+                location_id: None,
                 format_version: blockd_cloud::FORMAT_VERSION,
                 compression: "lz4".into(),
                 encrypted: credential.encrypted,
@@ -370,7 +374,7 @@ impl CloudSnapshots {
             chain: chain.map(|delta| self.delta_id(delta, &manifest)).collect(),
             chain_stored_bytes: manifest.deltas().map(stored).sum(),
         };
-        let mut entry = entry(&manifest, &credential);
+        let mut entry = entry(&manifest, &credential, self.repositories.location_id(&credential).await);
         let (uuid, now) = (credential.uuid, Timestamp::now());
         let known = self.db.run(move |tx| -> Result<_, DbError> {
             Ok((KnownProofs::of_repository(tx, uuid, now)?, RetentionOverride::all(tx)?))

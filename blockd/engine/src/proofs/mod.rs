@@ -8,7 +8,10 @@
 mod import;
 
 use crate::{
-    error::ServiceError, events::EventLog, host::Host, repositories::{Repositories, location::location_of},
+    error::ServiceError,
+    events::EventLog,
+    host::Host,
+    repositories::{Repositories, location::location_of},
     volumes::registry::Registry,
 };
 use blockd_api::{CredentialRef, cloudsnaps};

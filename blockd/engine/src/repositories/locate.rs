@@ -5,6 +5,7 @@ use blockd_api::{CredentialRef, ErrorCode};
 use blockd_catalog::CredentialRow;
 use blockd_cloud::{CloudError, CloudSnapshotId};
 use futures::StreamExt;
+use std::collections::BTreeSet;
 
 /// Purpose of the lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,9 @@ impl Repositories {
                 break;
             }
         }
+        if found.len() > 1 {
+            found = self.one_of_each_location(found).await;
+        }
         // Sorted, because the order of the responses varies.
         let mut names: Vec<String> = found.iter().map(|row| row.name.to_string()).collect();
         names.sort_unstable();
@@ -74,6 +78,17 @@ impl Repositories {
                 format!("no cloud snapshot {id} in the stores of any credential"),
             )),
         }
+    }
+
+    /// Returns one credential of each location: several of one location reach the same cloud snapshot.
+    async fn one_of_each_location(&self, rows: Vec<CredentialRow>) -> Vec<CredentialRow> {
+        let (mut seen, mut kept) = (BTreeSet::new(), Vec::new());
+        for row in rows {
+            if seen.insert(self.location_id(&row).await.unwrap_or(row.uuid)) {
+                kept.push(row);
+            }
+        }
+        kept
     }
 
     /// Returns true if the store of a credential has the cloud snapshot, intact or not.

@@ -1,6 +1,9 @@
 //! Identity of the location of a credential. A copy of a bucket has another one.
 
-use crate::error::{ServiceError, blocking};
+use crate::{
+    error::{ServiceError, blocking},
+    repositories::Repositories,
+};
 use blockd_api::{ErrorCode, credentials::StoreConfig};
 use blockd_catalog::CredentialRow;
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
@@ -27,6 +30,13 @@ pub async fn location_of(row: CredentialRow, host: Uuid) -> Result<Uuid, Service
         Ok::<_, ServiceError>(row.location_id(host, directory.as_deref()))
     })
     .await
+}
+
+impl Repositories {
+    /// Returns the identity of a credential's location; `None` if its directory is not accessible.
+    pub async fn location_id(&self, row: &CredentialRow) -> Option<Uuid> {
+        location_of(row.clone(), self.host.cluster).await.ok()
+    }
 }
 
 /// Returns the inode and the creation time of a directory. Both stay when its disk is mounted elsewhere or on

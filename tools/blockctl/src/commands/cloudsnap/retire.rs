@@ -133,10 +133,13 @@ async fn listed(
         items.iter().try_for_each(|one| refuse_kept(one, here))?;
     }
     let damaged = damaged.iter();
-    let damaged = damaged.filter_map(|one| Some((one.cloud_snapshot_id.parse().ok()?, one.credential_id)));
+    let damaged = damaged.filter_map(|one| {
+        let location = one.location_id.unwrap_or(one.credential_id);
+        Some((one.cloud_snapshot_id.parse().ok()?, one.credential_id, location))
+    });
     let is_wanted = |id: &CloudSnapshotId| id.cluster == here && id.volume == wanted;
-    let damaged: Vec<_> = damaged.filter(|(id, _)| is_wanted(id)).collect();
-    if let (Some((id, _)), false) = (damaged.first(), args.force) {
+    let damaged: Vec<_> = damaged.filter(|(id, ..)| is_wanted(id)).collect();
+    if let (Some((id, ..)), false) = (damaged.first(), args.force) {
         let message = format!("the manifest of cloud snapshot {id} is unreadable");
         let hint = "nothing was deleted; --force deletes such a manifest too";
         return Err(ApiError::new(ErrorCode::CloudsnapDamaged, message).with_hint(hint).into());
@@ -146,8 +149,11 @@ async fn listed(
     let span = span.map_or_else(String::new, |(oldest, newest)| {
         format!(", of {} to {},", short_time(oldest), short_time(newest))
     });
-    let items = items.iter().map(|one| (one.cloud_snapshot_id, one.credential_id));
-    let all: Vec<_> = items.chain(damaged).collect();
+    let items = items.iter().map(|one| (one.cloud_snapshot_id, one.credential_id, one.location()));
+    // Two credentials may be of one location.
+    let mut seen = BTreeSet::new();
+    let all = items.chain(damaged).filter(|(id, _, location)| seen.insert((*id, *location)));
+    let all: Vec<_> = all.map(|(id, credential, _)| (id, credential)).collect();
     if all.is_empty() && present.is_none() {
         return Err(unknown(args, volume));
     }

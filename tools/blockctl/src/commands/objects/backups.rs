@@ -25,6 +25,7 @@ use blockd_api::{
     volumes::Volume,
 };
 use jiff::Timestamp;
+use std::collections::BTreeSet;
 use uuid::Uuid;
 
 /// Result of a deletion that keeps cloud snapshots.
@@ -366,9 +367,9 @@ impl BackupTarget {
             return Err(error.into());
         }
         found.retain(|one| self.scope.has(resources, origin_of(one)));
-        // Two locations may lead to one store.
-        found.sort_by_key(|one| one.cloud_snapshot_id);
-        found.dedup_by_key(|one| one.cloud_snapshot_id);
+        // Two credentials may be of one location. A copy of a location has the same ids.
+        found.sort_by_key(|one| (one.cloud_snapshot_id, one.location()));
+        found.dedup_by_key(|one| (one.cloud_snapshot_id, one.location()));
         match &self.scope {
             DeleteScope::One(_) => refuse_ambiguous(&object, &found, &tasks)?,
             DeleteScope::All(_) => refuse_locations(&object, &found, &tasks)?,
@@ -437,7 +438,10 @@ fn refuse_ambiguous(object: &str, found: &[&Cloudsnap], tasks: &[&Task]) -> Resu
     let stored = (!found.is_empty()).then(|| listed(found));
     let listed = stored.into_iter().chain(tasks).collect::<Vec<_>>().join(", ");
     let options = selecting_options(&all).map(|options| format!("add {options}"));
-    let id = (!found.is_empty()).then(|| "give the id instead of the name".to_owned());
+    // Copies have one id.
+    let ids: BTreeSet<CloudSnapshotId> = found.iter().map(|one| one.cloud_snapshot_id).collect();
+    let id =
+        (!ids.is_empty() && ids.len() == found.len()).then(|| "give the id instead of the name".to_owned());
     let advice = options.into_iter().chain(id).collect::<Vec<_>>().join(", or ");
     let message = format!("{object} is ambiguous ({listed}): {advice}");
     Err(ApiError::new(ErrorCode::InvalidRequest, message))
