@@ -310,6 +310,10 @@ pub struct CollectGarbage {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GarbageCollected {
+    /// Credential.
+    pub credential_id: Uuid,
+    /// Name of the credential.
+    pub credential_name: String,
     /// True if nothing was deleted by request.
     pub dry_run: bool,
     /// Orphaned objects of interrupted backups that were deleted, or would be.

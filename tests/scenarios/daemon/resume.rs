@@ -304,6 +304,10 @@ async fn old_unreferenced_garbage_is_collected() {
     let dry = host.call(COLLECT_GARBAGE, &CollectGarbage { dry_run: true, credential: None }).await;
     assert_eq!((dry.garbage.len(), dry.in_grace_period.len(), dry.objects_deleted), (0, 1, 0));
     assert_eq!(dry.in_grace_period[0].objects, packs as u64);
+    assert_eq!(
+        (dry.credential_id, dry.credential_name.as_str()),
+        (credential.uuid, credential.name.as_str())
+    );
     let report = host.engine().maintenance.collect_garbage_of(&credential, true, || later).await.unwrap();
     assert_eq!((report.garbage.len(), report.objects_deleted, host.packs().len()), (1, 0, packs));
     let id = host.backup("data", true).await.cloud_snapshot_id.unwrap();

@@ -116,6 +116,8 @@ impl Maintenance {
         let report = self.repositories.while_store_answers(&credential, Box::pin(collection)).await?;
         let unknown = report.unknown.iter();
         Ok(GarbageCollected {
+            credential_id: credential.uuid,
+            credential_name: credential.name.to_string(),
             dry_run: request.dry_run,
             garbage: report.garbage.iter().map(leftover).collect(),
             in_grace_period: report.young.iter().map(leftover).collect(),

@@ -22,8 +22,6 @@ use blockd_api::{
     volumes::{ListVolumes, Volume},
 };
 use clap::Args;
-use schemars::JsonSchema;
-use serde::Serialize;
 
 /// Help of `cloudsnap stop`.
 pub const STOP_HELP: &str = "\
@@ -290,17 +288,6 @@ pub(super) async fn limit(context: &Context<'_>, args: LimitArgs) -> Exit {
     })
 }
 
-/// Garbage of one location.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct CollectedAt {
-    /// Name of the credential.
-    credential_name: String,
-    /// Garbage there.
-    #[serde(flatten)]
-    collected: GarbageCollected,
-}
-
 /// Returns all credentials by name.
 async fn all_credentials(context: &Context<'_>) -> Result<Vec<CredentialRef>, Failure> {
     let list = context.client.call(operations::LIST_CREDENTIALS, &()).await?.items;
@@ -386,7 +373,7 @@ pub(super) async fn gc(context: &Context<'_>, args: GcArgs) -> Exit {
                     show_garbage(output, &collected, width)?;
                 }
                 exit = exit.max(garbage_status(output, &collected));
-                all.push(CollectedAt { credential_name: credential.to_string(), collected });
+                all.push(collected);
             }
             Err(error) => exit = passed_over(output, &credential, error)?,
         }

@@ -69,7 +69,7 @@ impl ResourceSet {
             credential_id: one.credential_id,
             created_at: one.created_at,
             authentication: one.store.auth.clone(),
-            create_if_absent: one.conditional_put,
+            conditional_put: one.conditional_put,
             write_bytes_per_second: one.write_bytes_per_second,
         });
         let has_backup =

@@ -34,7 +34,7 @@ pub struct LocationStatus {
     pub created_at: Timestamp,
     /// Kind of the keys or identity.
     pub authentication: Option<String>,
-    pub create_if_absent: bool,
+    pub conditional_put: bool,
     pub write_bytes_per_second: Option<u64>,
 }
 

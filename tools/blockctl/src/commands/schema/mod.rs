@@ -4,7 +4,7 @@ pub mod objects;
 
 use super::{
     bundle::{Bundle, BundleWritten},
-    cloudsnap::{maintenance::CollectedAt, pxctl::PxctlCloudsnap, retire::VolumeDeletions},
+    cloudsnap::{pxctl::PxctlCloudsnap, retire::VolumeDeletions},
     context::ListedContext,
     doctor::Diagnosis,
     events::TaskLog,
@@ -93,7 +93,7 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("cloudsnap delete", &[of::<TaskStarted>(), of::<Task>(), of::<VolumeDeletions>()]),
     ("cloudsnap diff", &[of::<DiffDocument>()]),
     ("cloudsnap expire", &[of::<CloudsnapMark>()]),
-    ("cloudsnap gc", &[of::<GarbageCollected>(), of::<List<CollectedAt>>()]),
+    ("cloudsnap gc", &[of::<GarbageCollected>(), of::<List<GarbageCollected>>()]),
     ("cloudsnap history", &[of::<List<Run>>()]),
     ("cloudsnap inspect", &[of::<CloudsnapDetail>()]),
     ("cloudsnap limit", &[of::<Task>()]),
