@@ -171,6 +171,30 @@ async fn default_credential_is_used_where_none_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn replies_of_changes_name_the_default_credential() {
+    let host = Host::new().await;
+    for name in ["nas", "other"] {
+        let mut request = host.credential(name, Some("first"));
+        request.connection.prefix = Some(name.to_owned());
+        host.call(CREATE_CREDENTIAL, &request).await;
+    }
+    let nas = "nas".parse().unwrap();
+    host.call_at(SET_DEFAULT_CREDENTIAL, &nas, &()).await;
+    let labels = UpdateCredential { labels: Some("app=db".parse().unwrap()), ..UpdateCredential::default() };
+    for (name, is_default) in [("nas", true), ("other", false)] {
+        let name = name.parse().unwrap();
+        let replies = [
+            host.call_at(LIMIT_CREDENTIAL, &name, &CredentialLimits::default()).await,
+            host.call_at(VALIDATE_CREDENTIAL, &name, &()).await,
+            host.call_at(UPDATE_CREDENTIAL, &name, &labels).await,
+        ];
+        assert!(replies.iter().all(|reply| reply.is_default == is_default), "{replies:?}");
+    }
+    let access = update(&host, passphrase(Secret::new("first".into()))).await.unwrap();
+    assert!(access.is_default, "{access:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn labels_change_without_access_to_the_store() {
     let mut host = Host::new().await;
     let labels = |text: &str| -> Labels { text.parse().unwrap() };
@@ -191,6 +215,7 @@ async fn new_location_without_a_passphrase_has_a_warning() {
     let host = Host::new().await;
     let plain = host.call(CREATE_CREDENTIAL, &host.credential("plain", None)).await;
     assert!(plain.warnings.len() == 1 && plain.warnings[0].contains("unencrypted"), "{:?}", plain.warnings);
+    assert!(!plain.warnings[0].contains("--"), "options are those of a client: {:?}", plain.warnings);
     assert_eq!(host.call(LIST_CREDENTIALS, &()).await.items[0].warnings, Vec::<String>::new());
     let other = Host::new().await;
     let encrypted = other.credential("encrypted", Some("correct horse"));

@@ -36,8 +36,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 /// Warning of the creation of an unencrypted repository.
-const UNENCRYPTED: &str = "backups are stored unencrypted; to encrypt them, create the credential with \
-     --encryption-passphrase-file for an empty location";
+const UNENCRYPTED: &str = "backups are stored unencrypted: the credential has no encryption passphrase";
 
 /// Credentials of repositories.
 pub struct Credentials {
@@ -63,6 +62,10 @@ fn described(row: &CredentialRow, default: Option<Uuid>) -> Credential {
 }
 
 impl Credentials {
+    async fn described(&self, row: &CredentialRow) -> Result<Credential, ServiceError> {
+        Ok(described(row, self.db.run(CredentialRow::default).await?))
+    }
+
     /// Creates a credential after probing the store and opening or creating its repository.
     ///
     /// # Errors
@@ -193,7 +196,7 @@ impl Credentials {
     /// There is no such credential, or the database fails.
     pub async fn inspect_credential(&self, wanted: &CredentialRef) -> Result<Credential, ServiceError> {
         let row = self.repositories.credential(Some(wanted)).await?;
-        Ok(described(&row, self.db.run(CredentialRow::default).await?))
+        self.described(&row).await
     }
 
     /// Makes a credential the default of requests that name none.
@@ -260,7 +263,7 @@ impl Credentials {
             }
             stored => stored?,
         }
-        Ok(stores::describe(&row))
+        self.described(&row).await
     }
 
     /// Changes the bandwidth limits of a credential, also for its running tasks.
@@ -284,7 +287,7 @@ impl Credentials {
             bandwidth.replace(plan, Timestamp::now());
         }
         tracing::info!(credential = %uuid, name = %row.name, "limits changed");
-        Ok(stores::describe(&row))
+        self.described(&row).await
     }
 
     /// Deletes a credential and the local state of its backups; the backups stay in the store.

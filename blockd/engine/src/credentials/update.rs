@@ -120,7 +120,7 @@ impl Credentials {
             passphrase = request.encryption_passphrase.is_some(),
             "credential updated"
         );
-        Ok(stores::describe(&row))
+        self.described(&row).await
     }
 
     /// Returns the stored row of a credential.

@@ -37,6 +37,9 @@ pub async fn run(context: &Context<'_>, command: CredentialsCommand) -> Exit {
             let request = create::request(*args)?;
             let credential = client.call(operations::CREATE_CREDENTIAL, &request).await?;
             output.warn(&credential.warnings);
+            if !credential.encrypted && !credential.warnings.is_empty() {
+                output.note("hint: --encryption-passphrase-file encrypts the backups of a new credential for an empty location");
+            }
             say("created", &credential)
         }
         CredentialsCommand::List(args) => list(context, &args).await,
