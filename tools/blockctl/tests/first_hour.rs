@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader},
     os::unix::fs::PermissionsExt,
     process::Stdio,
-    sync::mpsc,
+    sync::{Arc, Barrier, mpsc},
     thread,
     time::Duration,
 };
@@ -289,6 +289,25 @@ fn doctor_prints_each_check_as_it_ends() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(daemon.is_some(), "no check was printed beside a silent location");
+}
+
+#[test]
+fn doctor_tests_locations_concurrently() {
+    let locations = ["nas", "offsite"].map(|name| {
+        let mut one = reply("GET /v1/credentials/nas");
+        one["name"] = json!(name);
+        one
+    });
+    let both = Arc::new(Barrier::new(2));
+    let validated = |location: &Value| Reply::Together(Arc::clone(&both), location.clone());
+    let fake = healthy(vec![
+        ("GET /v1/credentials", ok(list(json!(locations)))),
+        (VALIDATE, validated(&locations[0])),
+        ("POST /v1/credentials/offsite/validate", validated(&locations[1])),
+    ]);
+    let ran = fake.run("doctor");
+    let at = |name: &str| ran.stdout.find(&format!(" {name}: works"));
+    assert!(at("nas").is_some() && at("nas") < at("offsite"), "{ran:?}");
 }
 
 /// Starts a daemon with schedules and without a problem of its own.

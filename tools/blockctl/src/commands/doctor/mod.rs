@@ -21,6 +21,7 @@ use blockd_api::{
     volumes::Volume,
 };
 use check::{Check, Verdict};
+use futures::StreamExt;
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -34,6 +35,9 @@ Examples:
 
 /// Free space below which a data directory is a problem, in percent.
 const MIN_FREE_PERCENT: u64 = 5;
+
+/// Number of locations that are tested concurrently, so that several silent stores take no longer than one.
+const MAX_CONCURRENT_TESTS: usize = 8;
 
 /// Document of `doctor`.
 pub type Diagnosis = List<Check>;
@@ -155,9 +159,9 @@ async fn locations(context: &Context<'_>, checks: &mut Checks<'_>) -> Result<(),
         let action = "blockctl init, or blockctl credentials create";
         return checks.add(Check::warning("location", "there is no backup location", action));
     }
-    for Credential { name, encrypted, .. } in credentials {
+    let tests = credentials.into_iter().map(|Credential { name, encrypted, .. }| async move {
         let location = CredentialRef::Name(name.clone());
-        checks.add(match client.call_at(operations::VALIDATE_CREDENTIAL, &location, &()).await {
+        match client.call_at(operations::VALIDATE_CREDENTIAL, &location, &()).await {
             Ok(_) if encrypted => Check::ok("location", format!("{name}: works, encrypted")),
             Ok(_) => Check::warning(
                 "location",
@@ -169,7 +173,12 @@ async fn locations(context: &Context<'_>, checks: &mut Checks<'_>) -> Result<(),
                 format!("{name}: {error}"),
                 hint_of(&error).unwrap_or_else(|| "see the log of blockd".to_owned()),
             ),
-        })?;
+        }
+    });
+    // In the order of the credentials.
+    let mut tests = futures::stream::iter(tests).buffered(MAX_CONCURRENT_TESTS);
+    while let Some(check) = tests.next().await {
+        checks.add(check)?;
     }
     Ok(())
 }
