@@ -314,7 +314,7 @@ fn location_that_fails_does_not_stop_the_others() {
 }
 
 /// Returns the candidates for the last word of a line.
-fn completed(fake: &Fake, words: &[&str]) -> Vec<String> {
+pub(crate) fn completed(fake: &Fake, words: &[&str]) -> Vec<String> {
     let mut command = fake.command("--");
     let output = command.args(words).env("BLOCKCTL_COMPLETE", "fish").output().unwrap();
     let shown = String::from_utf8(output.stdout).unwrap();

@@ -1,6 +1,7 @@
 //! Tasks of a name that several objects have or had.
 
 use crate::{
+    names::completed,
     support::{Fake, TASK, list, ok, task, volume},
     terminal::on_terminal,
 };
@@ -106,5 +107,27 @@ fn discarded_task_is_of_the_present_name_of_its_volume() {
         ]);
         let asked = on_terminal(&fake, "cloudsnap stop 3f4f --discard", "n\n");
         assert!(asked.stdout.contains(shown), "{asked:?}");
+    }
+}
+
+#[test]
+fn tasks_are_completed_by_their_state() {
+    let tasks =
+        [("Backup-Active", "aa"), ("Backup-Stopped", "ab"), ("Backup-Done", "ac")].map(|(state, id)| {
+            let mut one = task(state, 1);
+            one["taskId"] = json!(format!("{id}{}", &one["taskId"].as_str().unwrap()[2..]));
+            one["resumable"] = json!(id == "ab");
+            one
+        });
+    let fake = Fake::with_defaults(vec![("GET /v1/tasks", ok(list(json!(tasks))))]);
+    for (words, ids) in [
+        (&["stop"][..], &["aa"][..]),
+        (&["stop", "--discard"], &["aa", "ab"]),
+        (&["limit"], &["aa"]),
+        (&["resume"], &["ab"]),
+    ] {
+        let shown = completed(&fake, &[&["blockctl", "cloudsnap"], words, &["a"]].concat());
+        let shown: Vec<_> = shown.iter().map(|id| &id[..2]).collect();
+        assert_eq!(shown, ids, "{words:?}");
     }
 }

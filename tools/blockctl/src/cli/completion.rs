@@ -61,6 +61,9 @@ enum Source {
     Policies,
     Rules,
     Tasks,
+    /// Tasks that can be stopped; with `--discard`, also those that can be resumed.
+    StoppableTasks,
+    ResumableTasks,
 }
 
 impl Source {
@@ -84,7 +87,11 @@ impl Source {
             "SCHEDULE" => Self::Schedules,
             "POLICY" => Self::Policies,
             "RULE" => Self::Rules,
-            "TASK" => Self::Tasks,
+            "TASK" => match command.get_name() {
+                "stop" | "limit" => Self::StoppableTasks,
+                "resume" => Self::ResumableTasks,
+                _ => Self::Tasks,
+            },
             _ => return None,
         })
     }
@@ -195,7 +202,15 @@ impl Source {
                 let list = client.call(operations::LIST_RULES, &()).await.ok()?;
                 list.items.iter().map(|one| one.name.to_string()).collect()
             }
-            Self::Tasks => tasks().await?.iter().map(|one| short_uuid(one.task_id)).collect(),
+            Self::Tasks | Self::StoppableTasks | Self::ResumableTasks => {
+                let discards = line.iter().any(|word| word == "--discard");
+                let offered = |one: &&Task| match self {
+                    Self::StoppableTasks => !one.state.stage.is_over() || (discards && one.resumable),
+                    Self::ResumableTasks => one.resumable,
+                    _ => true,
+                };
+                tasks().await?.iter().filter(offered).map(|one| short_uuid(one.task_id)).collect()
+            }
             Self::Backups => backup_names(&tasks().await?),
             Self::Points | Self::Exports | Self::Objects | Self::Kinds { .. } => return None,
         };

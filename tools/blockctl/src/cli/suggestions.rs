@@ -49,16 +49,20 @@ const MEANINGS: [(&str, &str); 17] = [
 ];
 
 /// Words without a group, and the commands with this meaning.
-const WITHOUT_GROUP: [(&str, &str); 12] = [
+const WITHOUT_GROUP: [(&str, &str); 16] = [
+    ("attach", "volume attach"),
     ("backup", "cloudsnap backup"),
     ("backups", "cloudsnap list"),
     ("cancel", "cloudsnap stop"),
     ("check", "doctor"),
+    ("mount", "browse mount"),
+    ("ps", "cloudsnap status"),
     ("restore", "cloudsnap restore"),
     ("schedule", "cloudsnap schedules"),
     ("schedules", "cloudsnap schedules"),
     ("snapshots", "snapshot"),
     ("stop", "cloudsnap stop"),
+    ("task", "cloudsnap status"),
     ("tasks", "cloudsnap status"),
     ("version", "status"),
     ("volumes", "volume"),
