@@ -181,14 +181,22 @@ fn collect(value: &Value, path: &str, rest: &str, words: &mut BTreeSet<String>) 
     words.extend(match value {
         Value::Null => None,
         Value::String(text) if path.ends_with("At") => text.parse().ok().map(short_time),
-        // Of a script, the first line.
-        Value::String(text) => Some(text.lines().next().unwrap_or_default().to_owned()),
+        Value::String(text) => Some(first_command(text).to_owned()),
         Value::Number(number) if path.ends_with("Seconds") => number.as_f64().map(short_duration),
         Value::Number(number) if path.ends_with("Bytes") => {
             number.as_u64().map(|len_bytes| ByteSize::from_bytes(len_bytes).to_string())
         }
         other => Some(other.to_string()),
     });
+}
+
+/// Returns the first line of a text; of a script, the first command.
+fn first_command(text: &str) -> &str {
+    let is_command = |line: &&str| {
+        let line = line.trim();
+        !(line.is_empty() || line.starts_with('#') || line.starts_with("set -"))
+    };
+    text.lines().find(is_command).or_else(|| text.lines().next()).unwrap_or_default()
 }
 
 /// Formats a time for tables, in UTC.
@@ -213,6 +221,17 @@ pub fn one_or_all(names: &BTreeSet<String>) -> Names {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn cell_of_a_script_is_its_first_command() {
+        for (text, shown) in [
+            ("#!/bin/sh\nset -eu\n\n  # hold\npsql -c CHECKPOINT\nsync\n", "psql -c CHECKPOINT"),
+            ("fsfreeze -f /db", "fsfreeze -f /db"),
+            ("#!/bin/sh\n", "#!/bin/sh"),
+        ] {
+            assert_eq!(cell(&json!({ "pre": text }), "pre", false), shown);
+        }
+    }
 
     #[test]
     fn narrow_cells_have_the_first_of_several_long_values() {
