@@ -33,6 +33,17 @@ impl Host {
         self.backup("data", true).await.cloud_snapshot_id.unwrap()
     }
 
+    /// Makes a backup and verifies it with a damaged pack; returns its id, the pack, and the intact content.
+    async fn backed_up_and_damaged(&self) -> (String, String, Vec<u8>) {
+        let snap = self.backed_up().await;
+        let pack = self.packs().remove(0);
+        let intact = fs::read(&pack).unwrap();
+        damage(&pack);
+        let task = self.verify_snapshot(&snap, VerifyDepth::Full).await;
+        assert_eq!(task.state.stage, TaskStage::Failed);
+        (snap, pack, intact)
+    }
+
     /// Returns the number of damaged cloud snapshots in the metrics.
     pub(super) async fn damaged(&self) -> String {
         let text = self.metrics_text().await;
@@ -88,9 +99,7 @@ async fn proof_is_seen_by_other_and_reinstalled_hosts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_that_another_host_found_is_reported_once() {
     let host = Host::new().await;
-    let snap = host.backed_up().await;
-    damage(&host.packs()[0]);
-    assert_eq!(host.verify_snapshot(&snap, VerifyDepth::Full).await.state.stage, TaskStage::Failed);
+    let (snap, ..) = host.backed_up_and_damaged().await;
     let other = host.other().await;
     for _ in 0..2 {
         let list = other.list().await;
@@ -109,9 +118,7 @@ async fn damage_that_another_host_found_is_reported_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_of_an_unreadable_backup_ends_with_its_deletion() {
     let host = Host::new().await;
-    let snap = host.backed_up().await;
-    damage(&host.packs()[0]);
-    assert_eq!(host.verify_snapshot(&snap, VerifyDepth::Full).await.state.stage, TaskStage::Failed);
+    let (snap, ..) = host.backed_up_and_damaged().await;
     damage(host.manifest(&snap));
     let other = host.other().await;
     assert_eq!(other.call(LIST_CLOUDSNAPS, &ListCloudsnaps::default()).await.damaged.len(), 1);
@@ -124,11 +131,7 @@ async fn damage_of_an_unreadable_backup_ends_with_its_deletion() {
 #[tokio::test(flavor = "multi_thread")]
 async fn own_damage_stays_until_an_own_verification() {
     let host = Host::new().await;
-    let snap = host.backed_up().await;
-    let pack = host.packs().remove(0);
-    let intact = fs::read(&pack).unwrap();
-    damage(&pack);
-    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    let (snap, pack, intact) = host.backed_up_and_damaged().await;
     fs::write(&pack, intact).unwrap();
     let other = host.other().await;
     assert!(!other.last_proof().await.unwrap().sound);
@@ -142,11 +145,7 @@ async fn own_damage_stays_until_an_own_verification() {
 #[tokio::test(flavor = "multi_thread")]
 async fn recreated_credential_has_the_proofs_of_its_host() {
     let host = Host::new().await;
-    let snap = host.backed_up().await;
-    let pack = host.packs().remove(0);
-    let intact = fs::read(&pack).unwrap();
-    damage(&pack);
-    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    let (snap, pack, intact) = host.backed_up_and_damaged().await;
     host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
     host.create_credential().await;
     let list = host.list().await;
