@@ -285,12 +285,15 @@ pub fn cloud_code(error: &CloudError) -> ErrorCode {
 pub const ENDLESS_HINT: &str =
     "check who writes to the store: its listing is larger, or slower, than backups explain";
 
+/// Next action for blocks of a volume that do not match their checksums.
+pub(crate) const ALTERED_BLOCKS_HINT: &str = "the disk altered data: check it and the kernel log; a restore of the last cloud snapshot to a new volume has the blocks as they were";
+
 fn cloud_hint(error: &CloudError) -> Option<&'static str> {
     Some(match error {
         CloudError::ReadVolume { source, .. } | CloudError::CompareVolume { source, .. }
             if source.kind() == std::io::ErrorKind::InvalidData =>
         {
-            "the disk altered data: check it and the kernel log; a restore of the last cloud snapshot to a new volume has the blocks as they were"
+            ALTERED_BLOCKS_HINT
         }
         CloudError::ClockDiffers { .. } => {
             "set the clock of this host, for example with chrony or systemd-timesyncd; if it is right, that of the store"

@@ -76,7 +76,7 @@ async fn altered_block_is_not_uploaded() {
     for task in [host.start_backup("data", true).await, host.call(START_VERIFY, &deep).await.task_id] {
         let error = host.wait(task).await.error.unwrap();
         assert_eq!(error.code, ErrorCode::VolumeFailed, "{error:?}");
-        assert!(error.message.contains("block 5 does not match its checksum"), "{error:?}");
+        assert!(error.message.contains("does not match its checksum"), "{error:?}");
         assert!(error.hint.as_ref().unwrap().contains("kernel log"), "{error:?}");
     }
     assert_eq!(host.list().await.len(), 1);

@@ -234,3 +234,33 @@ async fn refused_proof_is_published_later() {
     assert_eq!(fs::metadata(&host.proof_files()[0]).unwrap().modified().unwrap(), before, "once");
     assert!(host.other().await.last_proof().await.unwrap().sound);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn altered_local_blocks_leave_the_proof_of_the_store() {
+    let host = Host::new().await;
+    let snap = host.backed_up().await;
+    let volume = host.volume("data");
+    let layer = volume.dir().join("layer-0000000000000001.data");
+    let mut content = fs::read(&layer).unwrap();
+    for block in [5, 6, 200] {
+        content[block * 4096] ^= 1;
+    }
+    fs::write(&layer, content).unwrap();
+    let task = host.verify_snapshot(&snap, VerifyDepth::Deep).await;
+    let error = task.error.unwrap();
+    assert_eq!(error.code, ErrorCode::VolumeFailed, "{error:?}");
+    let named = "volume data: 3 blocks do not match their checksums: 2 at offset 20480, 1 at offset 819200";
+    assert!(error.message.ends_with(named), "{error:?}");
+    assert!(error.hint.unwrap().contains("kernel log"));
+    let findings = task.findings.unwrap();
+    assert_eq!((findings.damage.len(), findings.compared_bytes), (0, (256 - 3) * 4096));
+    let last = host.last_proof().await.unwrap();
+    assert_eq!((last.kind, last.sound), (VerifyDepth::Full, true));
+    assert_eq!(host.proof_files().len(), 1);
+
+    damage(&host.packs()[0]);
+    let error = host.verify_snapshot(&snap, VerifyDepth::Deep).await.error.unwrap();
+    assert_eq!(error.code, ErrorCode::CloudsnapDamaged, "{error:?}");
+    assert!(error.message.ends_with(named), "{error:?}");
+    assert!(!host.last_proof().await.unwrap().sound);
+}

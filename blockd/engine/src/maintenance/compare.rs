@@ -3,7 +3,7 @@
 use crate::error::to_io;
 use blockd_cloud::BlockCheck;
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent};
-use blockd_volume::{Changes, SnapshotView};
+use blockd_volume::{Changes, SnapshotView, VolumeErrorKind};
 use parking_lot::{Mutex, RwLock};
 use std::io;
 
@@ -26,6 +26,8 @@ pub(crate) struct Comparison {
     delivered: BlockSet,
     /// Differing blocks.
     pub(crate) differing: BlockSet,
+    /// Blocks of the volume that the disk altered: they do not match their checksums and are not compared.
+    pub(crate) altered: BlockSet,
     /// Number of compared blocks.
     pub(crate) compared_blocks: u64,
 }
@@ -40,24 +42,43 @@ impl DiffBase {
         Self { view: RwLock::new(Some(view)), unchanged, data: all.data, seen: Mutex::default() }
     }
 
-    fn compare(&self, extent: Extent, expected: impl Fn(usize) -> Option<u8>) -> io::Result<()> {
+    /// Compares an extent with its expected bytes, by offset in the volume.
+    fn compare<F: Fn(u64) -> Option<u8>>(&self, extent: Extent, expected: &F) -> io::Result<()> {
         let mut own = vec![0; extent.len_bytes() as usize];
-        {
-            let view = self.view.read();
-            let view = view.as_ref().ok_or_else(|| io::Error::other("the verification has ended"))?;
-            view.read_extents(&[extent], &mut own).map_err(to_io)?;
+        let read = match self.view.read().as_ref() {
+            Some(view) => view.read_extents(&[extent], &mut own),
+            None => return Err(io::Error::other("the verification has ended")),
+        };
+        match read {
+            Err(error) if error.kind() == VolumeErrorKind::Damaged => {
+                return self.compare_around_damage(extent, expected);
+            }
+            other => other.map_err(to_io)?,
         }
         let mut seen = self.seen.lock();
         seen.compared_blocks += extent.len_blocks;
-        for (n, block) in own.chunks(BLOCK_SIZE_BYTES as usize).enumerate() {
-            let from = n * BLOCK_SIZE_BYTES as usize;
-            let differs =
-                block.iter().enumerate().any(|(at, byte)| expected(from + at).unwrap_or(0) != *byte);
-            if differs {
-                seen.differing.insert(BlockIndex(extent.start.0 + n as u64));
+        for (block, content) in (extent.start.0..).zip(own.chunks(BLOCK_SIZE_BYTES as usize)) {
+            let offset_bytes = block * BLOCK_SIZE_BYTES;
+            if (offset_bytes..).zip(content).any(|(at, byte)| expected(at).unwrap_or(0) != *byte) {
+                seen.differing.insert(BlockIndex(block));
             }
         }
         Ok(())
+    }
+
+    /// Compares the blocks of an extent except the altered ones, which it finds by halving.
+    fn compare_around_damage<F: Fn(u64) -> Option<u8>>(
+        &self,
+        extent: Extent,
+        expected: &F,
+    ) -> io::Result<()> {
+        if extent.len_blocks == 1 {
+            self.seen.lock().altered.insert(extent.start);
+            return Ok(());
+        }
+        let middle = BlockIndex(extent.start.0 + extent.len_blocks / 2);
+        self.compare(Extent::between(extent.start, middle), expected)?;
+        self.compare(Extent::between(middle, extent.end()), expected)
     }
 
     /// Compares the remaining blocks, which are zero in the backup, and closes the view.
@@ -72,7 +93,7 @@ impl DiffBase {
             let mut at = extent.start.0;
             while at < extent.end().0 {
                 let len = (extent.end().0 - at).min(CHUNK_BLOCKS);
-                self.compare(Extent::new(BlockIndex(at), len), |_| None)?;
+                self.compare(Extent::new(BlockIndex(at), len), &|_| None)?;
                 at += len;
             }
         }
@@ -85,9 +106,9 @@ impl BlockCheck for DiffBase {
     fn blocks(&self, start: BlockIndex, data: &[u8]) -> io::Result<()> {
         let whole = Extent::new(start, data.len() as u64 / BLOCK_SIZE_BYTES);
         self.seen.lock().delivered.insert_extent(whole);
+        let expected = |at| data.get((at - whole.offset_bytes()) as usize).copied();
         for extent in self.unchanged.extents_in(whole) {
-            let from = ((extent.start.0 - start.0) * BLOCK_SIZE_BYTES) as usize;
-            self.compare(extent, |at| data.get(from + at).copied())?;
+            self.compare(extent, &expected)?;
         }
         Ok(())
     }

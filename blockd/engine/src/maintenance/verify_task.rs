@@ -5,7 +5,7 @@
 
 use crate::{
     backup::task,
-    error::{ServiceError, blocking, spawned},
+    error::{ALTERED_BLOCKS_HINT, ServiceError, blocking, spawned},
     host::Host,
     maintenance::compare::{Comparison, DiffBase},
     proofs::{MAX_PUBLISHED_AT_ONCE, Proofs},
@@ -19,7 +19,7 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{
-    ErrorCode, SnapshotName,
+    ApiError, ErrorCode, SnapshotName, VolumeName,
     events::{EventKind, Severity},
 };
 use blockd_catalog::{
@@ -38,6 +38,8 @@ use std::{
 };
 
 const SECONDS_PER_DAY: u64 = 24 * 3600;
+/// Maximum number of extents that an error names.
+const MAX_NAMED_EXTENTS: usize = 8;
 
 /// Work of verifications.
 pub struct VerifyWork {
@@ -131,8 +133,8 @@ async fn finish_comparison(
     .await
 }
 
-/// Records the findings and proofs, and ends the task. Its error is damage of a verified cloud snapshot or
-/// of a key slot.
+/// Records the findings and proofs, and ends the task. Its error is damage of a verified cloud snapshot, of
+/// a key slot, or of the volume.
 async fn record(
     work: &VerifyWork,
     live: &LiveTask,
@@ -142,14 +144,11 @@ async fn record(
     repository: &Repository,
 ) -> Result<TaskRow, ServiceError> {
     let row = live.view();
-    let compared_blocks = match seen {
-        Some(seen) => {
-            let compared = seen.compared_blocks;
-            add_differences(&mut report, row.cloudsnap, &seen.differing);
-            compared
-        }
-        None => 0,
-    };
+    let Comparison { differing, altered, compared_blocks, .. } = seen.unwrap_or_default();
+    add_differences(&mut report, row.cloudsnap, &differing);
+    // Blocks that were not compared are proven as by a full verification.
+    let depth =
+        if altered.is_empty() || !differing.is_empty() { depth } else { depth.min(VerifyDepth::Full) };
     let credential = row.credential;
     let known = work.db.run(move |tx| ProofRow::of_repository(tx, credential)).await?;
     let known: BTreeMap<CloudSnapshotId, ProofRow> =
@@ -169,10 +168,33 @@ async fn record(
     });
     stored.await?;
     publish(work, live, repository, proofs).await;
-    if is_sound {
-        return work.tasks.finish(live, |_| Ok(())).await;
+    let altered = altered_blocks(row.detail.volume_name.as_ref(), &altered);
+    match (is_sound, altered) {
+        (true, None) => work.tasks.finish(live, |_| Ok(())).await,
+        (true, Some(what)) => {
+            let error = ApiError::new(ErrorCode::VolumeFailed, what).with_hint(ALTERED_BLOCKS_HINT);
+            Err(ServiceError::Refused(error))
+        }
+        (false, altered) => {
+            let parts: Vec<_> = std::iter::once(summary(&report)).chain(altered).collect();
+            Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, parts.join("; ")))
+        }
     }
-    Err(ServiceError::refused(ErrorCode::CloudsnapDamaged, summary(&report)))
+}
+
+/// Names the blocks of a volume that do not match their checksums; `None` if there are none.
+fn altered_blocks(volume: Option<&VolumeName>, altered: &BlockSet) -> Option<String> {
+    let first = altered.extents().take(MAX_NAMED_EXTENTS);
+    let at: Vec<_> =
+        first.map(|extent| format!("{} at offset {}", extent.len_blocks, extent.offset_bytes())).collect();
+    let more = if altered.extents().nth(MAX_NAMED_EXTENTS).is_some() { ", …" } else { "" };
+    let what = match altered.len_blocks() {
+        0 => return None,
+        1 => "1 block does not match its checksum".to_owned(),
+        count => format!("{count} blocks do not match their checksums"),
+    };
+    let volume = volume.map_or_else(|| "volume".to_owned(), |name| format!("volume {name}"));
+    Some(format!("comparison failed on {volume}: {what}: {}{more}", at.join(", ")))
 }
 
 /// Publishes the first results, unless the task is stopped. The maintenance publishes the others, and those
