@@ -146,3 +146,48 @@ fn missing_path_of_the_catalog_needs_an_option() {
         assert!(!hint(path, "--escaped") && !hint("/plain", ""), "{line}");
     }
 }
+
+/// A damaged directory hides no other one; one that the store refuses ends the command.
+#[test]
+fn listing_goes_on_past_damaged_directories() {
+    let files = "GET /v1/cloudsnaps/files";
+    let (from, to) = (snap("59-61"), snap("59-62"));
+    let top = ["/d/inode", "/d/sub", "/d/torn"];
+    let top = top.map(|path| entry(path, if path == "/d/inode" { "damaged" } else { "directory" }));
+    let torn = || fail(502, "cloudsnap_damaged", "read failed on /d/sub: pack 7 is damaged");
+    let last = |name: &str| ok(list("/d/torn", "directory", &[entry(name, "file")]));
+    let whole = || (files, ok(list("/d", "directory", &top)));
+    let run = |answers: Vec<(&'static str, Reply)>, line: &str| Fake::start(answers).run(line);
+    let catalog_then = |rest: Vec<(&'static str, Reply)>, line: &str| {
+        run([(files, ok(list("/d", "directory", &[]))), whole()].into_iter().chain(rest).collect(), line)
+    };
+
+    let line = format!("cloudsnap catalog {from} --path /d");
+    let below = || vec![(files, torn()), (files, last("/d/torn/a"))];
+    let ran = catalog_then(below(), &line);
+    assert_eq!(ran.status, 1, "{ran:?}");
+    assert!(ran.stdout.contains("/d/torn/a"), "{ran:?}");
+    for cause in ["pack 7 is damaged", "/d/inode", "2 files or directories cannot be read"] {
+        assert!(ran.stderr.contains(cause), "{ran:?}");
+    }
+    let ran = catalog_then(below(), &format!("-j {line}"));
+    let document = ran.json();
+    let paths: Vec<_> =
+        document["unreadableFiles"].as_array().unwrap().iter().map(|one| &one["path"]).collect();
+    assert_eq!((ran.status, paths), (1, vec![&json!("/d/inode"), &json!("/d/sub")]), "{document:#}");
+    let denied = vec![(files, fail(502, "store_unauthorized", "read failed on /d/sub: access denied"))];
+    let ran = catalog_then(denied, &line);
+    assert!(ran.status == 1 && ran.stderr.contains("access denied") && !ran.stderr.contains("not listed"));
+
+    let answers = vec![
+        whole(),
+        whole(),
+        (files, ok(list("/d/sub", "directory", &[]))),
+        (files, torn()),
+        (files, last("/d/torn/a")),
+        (files, last("/d/torn/b")),
+    ];
+    let ran = run(answers, &format!("cloudsnap diff {from} {to} --path /d"));
+    assert_eq!((ran.status, ran.stdout.as_str()), (1, "- /d/torn/a\n+ /d/torn/b\n"), "{ran:?}");
+    assert!(ran.stderr.contains("pack 7 is damaged"), "{ran:?}");
+}

@@ -12,7 +12,8 @@ use std::{ffi::OsString, path::PathBuf};
 pub const CATALOG_HELP: &str = "\
 Lists files of an ext2, ext3 or ext4 filesystem; those of a partitioned disk are below /p1, /p2, … \
 Bytes of invalid UTF-8, control characters and % are printed as % and two digits; catalog, \
-cat and cp accept these with --escaped.
+cat and cp accept these with --escaped. Directories that cannot be read are named at the end, and \
+the exit status is 1.
 
 Examples:
   blockctl cloudsnap catalog db@latest
@@ -46,7 +47,8 @@ Examples:
 pub const DIFF_HELP: &str = "\
 + is in the second only, - in the first only, M differs. Files with equal length, time, mode and \
 owner count as equal, unless --content is given: it compares contents and extended attributes, \
-with access lists and capabilities (\"attributes\").
+with access lists and capabilities (\"attributes\"). What cannot be read is named at the end, and \
+the exit status is 1.
 
 Examples:
   blockctl cloudsnap diff ID-1 ID-2

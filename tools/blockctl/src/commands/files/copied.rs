@@ -1,11 +1,12 @@
 //! Result of a copy, and the extended attributes of its files.
 
-use super::{dir_handle::Original, source::check_count};
-use crate::{failure::Failure, table::counted};
-use blockd_api::{
-    ClientError, ErrorCode,
-    browse::{FilePath, SnapshotXattr},
+use super::{
+    dir_handle::Original,
+    source::check_count,
+    unreadable::{Unreadable, is_of_file},
 };
+use crate::{failure::Failure, table::counted};
+use blockd_api::browse::{FilePath, SnapshotXattr};
 use rustix::{
     fs::{XattrFlags, fsetxattr},
     io::Errno,
@@ -16,8 +17,6 @@ use std::{collections::HashMap, fs::File, io};
 
 /// Maximum number of listed refused attributes; all are counted.
 const MAX_REFUSED_NAMED: usize = 20;
-/// Maximum number of listed unreadable files; all are counted.
-const MAX_UNREADABLE_NAMED: usize = 100;
 
 #[derive(Default, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -42,24 +41,14 @@ pub struct Copied {
     pub refused_xattrs: Vec<RefusedXattr>,
     /// Skipped devices, FIFOs and sockets.
     pub left_out: Vec<FilePath>,
-    /// Files, links and directories that cannot be read in the snapshot.
-    pub unreadable: u64,
-    /// First of them with the causes.
-    pub unreadable_files: Vec<UnreadableFile>,
+    #[serde(flatten)]
+    pub unreadable: Unreadable,
     /// Number of known files, including those still to be copied.
     #[serde(skip)]
     pub found: usize,
     /// Copied files with several names, by inode number.
     #[serde(skip)]
     pub named: HashMap<u64, Original>,
-}
-
-/// File that cannot be read in the snapshot.
-#[derive(Serialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct UnreadableFile {
-    path: FilePath,
-    reason: String,
 }
 
 /// Extended attribute that could not be set.
@@ -76,16 +65,6 @@ impl Copied {
     pub fn count_found(&mut self, count: usize, from: &FilePath) -> Result<(), Failure> {
         self.found = self.found.saturating_add(count);
         check_count(self.found, from)
-    }
-
-    /// Counts a file that cannot be read; returns true if it is listed.
-    pub fn note_unreadable(&mut self, path: FilePath, reason: String) -> bool {
-        self.unreadable += 1;
-        let is_listed = self.unreadable_files.len() < MAX_UNREADABLE_NAMED;
-        if is_listed {
-            self.unreadable_files.push(UnreadableFile { path, reason });
-        }
-        is_listed
     }
 
     /// Counts the results for a file's extended attributes; unreadable ones have none.
@@ -139,23 +118,6 @@ impl Copied {
 /// Prefixes of copied extended attributes: user attributes and access lists. Others grant privileges or
 /// belong to the source system.
 const XATTRS_COPIED: [&[u8]; 2] = [b"user.", b"system.posix_acl_"];
-
-/// Returns true for a failure that only one file of the snapshot has. An unreachable store or daemon, or a
-/// destination that cannot be written, concerns all.
-pub fn is_of_file(failure: &Failure) -> bool {
-    match failure {
-        Failure::Client(ClientError::Api(error)) => matches!(
-            error.code,
-            // Damage, a directory with too many entries, and a partition with another filesystem.
-            ErrorCode::CloudsnapDamaged
-                | ErrorCode::InvalidRequest
-                | ErrorCode::NoFiles
-                | ErrorCode::FileNotFound
-        ),
-        Failure::Local { code, .. } => *code == ErrorCode::CloudsnapDamaged.as_str(),
-        _ => false,
-    }
-}
 
 /// Returns the extended attributes of a file; `None` if they are damaged, so that the content is still
 /// copied.

@@ -7,10 +7,11 @@
 
 use super::{
     args::CpArgs,
-    copied::{Copied, is_of_file, readable, set_xattrs},
+    copied::{Copied, readable, set_xattrs},
     dir_handle::{DirHandle, Original, Staged, raise_open_files},
     source::{FileSource, check_depth, typed_or_escaped, with_escaped_hint},
     sparse_reader::{SparsePart, SparseParts},
+    unreadable::is_of_file,
 };
 use crate::{
     failure::{EXIT_CONFLICT, EXIT_DONE, EXIT_FAILED, Exit, Failure},
@@ -99,13 +100,13 @@ pub async fn run(context: &Context<'_>, args: CpArgs) -> Exit {
                 format!("{} directories", copied.directories)
             },
             ByteSize::from_bytes(copied.bytes),
-            match copied.unreadable {
+            match copied.unreadable.count {
                 0 => String::new(),
                 count => format!("; {count} not copied, as they cannot be read"),
             }
         ))?;
     }
-    Ok(if copied.left_out.is_empty() && copied.unreadable == 0 { EXIT_DONE } else { EXIT_FAILED })
+    Ok(if copied.left_out.is_empty() && copied.unreadable.count == 0 { EXIT_DONE } else { EXIT_FAILED })
 }
 
 /// Returns the failure of a file whose metadata cannot be read.
@@ -117,7 +118,7 @@ fn unreadable(file: &SnapshotFile, what: &str) -> Failure {
 /// Counts a file that cannot be read, and prints the first ones; a document lists them instead.
 fn skip(source: &FileSource<'_>, copied: &mut Copied, path: FilePath, failure: &Failure) {
     let output = source.context.output;
-    if copied.note_unreadable(path, failure.to_string()) && !output.is_json() {
+    if copied.unreadable.add(path, failure.to_string()) && !output.is_json() {
         output.note(format!("not copied: {failure}"));
     }
 }

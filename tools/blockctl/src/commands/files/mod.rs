@@ -6,6 +6,7 @@ pub mod copy;
 mod dir_handle;
 mod source;
 mod sparse_reader;
+mod unreadable;
 
 use crate::{
     failure::{EXIT_DONE, Exit, Failure},
@@ -27,6 +28,7 @@ use std::{
     collections::BTreeMap,
     io::{BufWriter, ErrorKind, Write},
 };
+use unreadable::Unreadable;
 
 /// Formats type and mode such as `-rwxr-xr-x`.
 fn mode_text(file: &SnapshotFile) -> String {
@@ -65,13 +67,14 @@ fn line(file: &SnapshotFile) -> String {
     format!("{mode} {owner:>11} {:>14} {time:>19} {}{target}", file.size_bytes, file.path)
 }
 
-/// Visits all files below a path, directories before their entries.
+/// Visits all files below a path, directories before their entries. Returns those that cannot be read.
 async fn walk(
     source: &FileSource<'_>,
     path: FilePath,
     depth: Option<u32>,
     mut tell: impl FnMut(SnapshotFile) -> Result<(), Failure>,
-) -> Result<usize, Failure> {
+) -> Result<Unreadable, Failure> {
+    let mut unreadable = Unreadable::default();
     let top = source.list(&path, false).await?.file;
     let mut count = 1;
     let mut left = Vec::new();
@@ -82,11 +85,16 @@ async fn walk(
     let from = path;
     while let Some((path, level)) = left.pop() {
         check_depth(&path)?;
-        let below = source.list(&path, true).await?.list.items;
+        let below = source.list(&path, true).await;
+        let Some(below) = unreadable.skip(&path, below)? else { continue };
         let mut dirs = Vec::new();
-        for file in below {
+        for file in below.list.items {
             count += 1;
             check_count(count, &from)?;
+            if file.kind == FileKind::Damaged {
+                let reason = format!("read failed on {} in the snapshot: its metadata is damaged", file.path);
+                unreadable.add(file.path.clone(), reason);
+            }
             if file.kind == FileKind::Directory && depth.is_none_or(|depth| level < depth) {
                 dirs.push((file.path.clone(), level + 1));
             }
@@ -94,7 +102,7 @@ async fn walk(
         }
         left.extend(dirs.into_iter().rev());
     }
-    Ok(count)
+    Ok(unreadable)
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -105,6 +113,8 @@ pub struct CatalogDocument<'a> {
     /// Files, directories before their entries.
     #[serde(flatten)]
     list: List<SnapshotFile>,
+    #[serde(flatten)]
+    unreadable: &'a Unreadable,
 }
 
 pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
@@ -120,15 +130,20 @@ pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
         Some(path) => Some(BufWriter::new(std::fs::File::create(path).map_err(failed)?)),
         None => None,
     };
+    let unreadable;
     if output.is_json() {
         let mut files = Vec::new();
-        walk(&source, path.clone(), args.depth, |file| {
+        let walked = walk(&source, path.clone(), args.depth, |file| {
             files.push(file);
             Ok(())
-        })
-        .await
-        .map_err(explain)?;
-        let document = CatalogDocument { cloud_snapshot_id: source.snap, path: &path, list: files.into() };
+        });
+        unreadable = walked.await.map_err(explain)?;
+        let document = CatalogDocument {
+            cloud_snapshot_id: source.snap,
+            path: &path,
+            list: files.into(),
+            unreadable: &unreadable,
+        };
         match &mut file {
             Some(file) => {
                 serde_json::to_writer_pretty(&mut *file, &Document::new(&document))
@@ -138,17 +153,17 @@ pub async fn catalog(context: &Context<'_>, args: CatalogArgs) -> Exit {
             None => drop(output.document(&document)?),
         }
     } else {
-        walk(&source, path.clone(), args.depth, |found| match &mut file {
+        let walked = walk(&source, path.clone(), args.depth, |found| match &mut file {
             Some(file) => writeln!(file, "{}", line(&found)).map_err(failed),
             None => output.line(line(&found)).map(drop),
-        })
-        .await
-        .map_err(explain)?;
+        });
+        unreadable = walked.await.map_err(explain)?;
+        unreadable.report(output);
     }
     if let Some(mut file) = file {
         file.flush().map_err(failed)?;
     }
-    Ok(EXIT_DONE)
+    Ok(unreadable.exit_status())
 }
 
 pub async fn cat(context: &Context<'_>, args: CatArgs) -> Exit {
@@ -200,6 +215,8 @@ pub struct DiffDocument {
     /// Changed files, by path.
     #[serde(flatten)]
     list: List<ChangedFile>,
+    #[serde(flatten)]
+    unreadable: Unreadable,
 }
 
 /// Returns the differing properties of two versions of a file.
@@ -267,13 +284,55 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
     let from = FileSource::new(context, &args.from, cred_id.clone()).await?;
     let to = FileSource::new(context, &args.to, cred_id).await?;
     let output = context.output;
-    let mut changes = Vec::new();
-    let mut seen = 0;
-    let top = typed(&args.path);
+    let (mut changes, unreadable) = find_changes(&from, &to, typed(&args.path), args.content).await?;
+    changes.sort_by(|a, b| a.path.cmp(&b.path));
+    if output.is_json() {
+        let status = unreadable.exit_status();
+        output.document(&DiffDocument {
+            from_cloud_snapshot_id: from.snap,
+            to_cloud_snapshot_id: to.snap,
+            list: changes.into(),
+            unreadable,
+        })?;
+        return Ok(status);
+    }
+    if changes.is_empty() {
+        output.note("no changes");
+    }
+    for change in &changes {
+        let (sign, what) = match change.change {
+            ChangeKind::Added => ('+', String::new()),
+            ChangeKind::Removed => ('-', String::new()),
+            ChangeKind::Changed => ('M', format!(" ({})", change.differences.join(", "))),
+        };
+        let slash = if change.kind == FileKind::Directory { "/" } else { "" };
+        output.line(format!("{sign} {}{slash}{what}", change.path))?;
+    }
+    unreadable.report(output);
+    Ok(unreadable.exit_status())
+}
+
+/// Compares all files below a path. Returns the changed ones, and those that cannot be read in one of the
+/// cloud snapshots.
+async fn find_changes(
+    from: &FileSource<'_>,
+    to: &FileSource<'_>,
+    top: FilePath,
+    content: bool,
+) -> Result<(Vec<ChangedFile>, Unreadable), Failure> {
+    let (mut changes, mut unreadable, mut seen) = (Vec::new(), Unreadable::default(), 0);
     let mut left = vec![top.clone()];
     while let Some(path) = left.pop() {
         check_depth(&path)?;
-        let (a, b) = (from.list(&path, true).await?, to.list(&path, true).await?);
+        let listed = async { Ok((from.list(&path, true).await?, to.list(&path, true).await?)) };
+        let (a, b) = match listed.await {
+            // A top directory that cannot be read fails the command.
+            listed if path == top => listed?,
+            listed => match unreadable.skip(&path, listed)? {
+                Some(both) => both,
+                None => continue,
+            },
+        };
         let mut dirs = Vec::new();
         for pair in pairs(a.list.items, b.list.items) {
             seen += 1;
@@ -282,7 +341,8 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
                 (Some(a), None) => (ChangeKind::Removed, a, Vec::new()),
                 (None, Some(b)) => (ChangeKind::Added, b, Vec::new()),
                 (Some(a), Some(b)) => {
-                    let what = changed(&from, &to, &a, &b, args.content).await?;
+                    let what = changed(from, to, &a, &b, content).await;
+                    let what = unreadable.skip(&b.path, what)?.unwrap_or_default();
                     if a.kind == FileKind::Directory && b.kind == FileKind::Directory {
                         dirs.push(b.path.clone());
                     }
@@ -297,27 +357,7 @@ pub async fn diff(context: &Context<'_>, args: DiffFilesArgs) -> Exit {
         }
         left.extend(dirs.into_iter().rev());
     }
-    changes.sort_by(|a, b| a.path.cmp(&b.path));
-    if output.is_json() {
-        return output.document(&DiffDocument {
-            from_cloud_snapshot_id: from.snap,
-            to_cloud_snapshot_id: to.snap,
-            list: changes.into(),
-        });
-    }
-    if changes.is_empty() {
-        output.note("no changes");
-    }
-    for change in &changes {
-        let (sign, what) = match change.change {
-            ChangeKind::Added => ('+', String::new()),
-            ChangeKind::Removed => ('-', String::new()),
-            ChangeKind::Changed => ('M', format!(" ({})", change.differences.join(", "))),
-        };
-        let slash = if change.kind == FileKind::Directory { "/" } else { "" };
-        output.line(format!("{sign} {}{slash}{what}", change.path))?;
-    }
-    Ok(EXIT_DONE)
+    Ok((changes, unreadable))
 }
 
 /// Pairs the entries of two directories, each in the order of its paths.
