@@ -69,13 +69,13 @@ impl Copied {
         }
     }
 
-    /// Takes over the checksums, so that damage of a copied block is found in its copy.
-    fn take_sums(&self, sums: &BlockSums) {
-        for (from, blocks) in &self.0 {
-            if let Some(from) = from.sums() {
-                sums.take_from(from, blocks);
-            }
-        }
+    /// Takes over the checksums, so that damage of a copied block is found in its copy. Returns false if
+    /// `should_continue` stopped it.
+    fn take_sums(&self, sums: &BlockSums, should_continue: &dyn Fn() -> bool) -> bool {
+        let take = |(from, blocks): &(Arc<LayerData>, BlockSet)| {
+            from.sums().is_none_or(|from| sums.take_from(from, blocks, should_continue))
+        };
+        self.0.iter().all(take)
     }
 }
 
@@ -159,10 +159,10 @@ impl Volume {
         files::remove_if_exists(&files::sums_path(&self.dir, plan.layer))?;
         let data = DataFiles::create(&files::data_path(&self.dir, plan.layer), plan.size_bytes)?.into();
         let mut copied = Copied::default();
-        let should_continue = |_| should_continue();
+        let copies = |_| should_continue();
         let progress = &self.rollback_progress;
         progress.begin(0, set.held.len_bytes());
-        let mut copier = Copier::new(&should_continue, progress);
+        let mut copier = Copier::new(&copies, progress);
         // Blocks beyond the snapshot's end did not exist.
         let end = Extent::whole(view.size_bytes()).end();
         let beyond = BlockIndex(plan.size_bytes / BLOCK_SIZE_BYTES).max(end);
@@ -195,7 +195,9 @@ impl Volume {
             Head::create(VolumeDir { size_bytes: plan.size_bytes, ..self.volume_dir() }, plan.new_head)?;
         files::sync_dir(&self.dir)?;
         let layer = FrozenLayer::new(&LayerEntry::frozen(plan.layer, plan.size_bytes), data, set);
-        copied.take_sums(layer.sums(&self.dir, self.id));
+        if !copied.take_sums(layer.sums(&self.dir, self.id), should_continue) {
+            return Err(self.interrupted("stopped on request"));
+        }
         Ok((layer, head))
     }
 

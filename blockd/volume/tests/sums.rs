@@ -3,7 +3,11 @@
 use crate::support::{merge_all, open, paths_in, volume_dir};
 use blockd_extent::{BlockIndex, Extent, SnapshotId, VolumeId};
 use blockd_volume::{SnapshotView, Volume, VolumeError, VolumeErrorKind};
-use std::{os::unix::fs::FileExt, path::Path};
+use std::{
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 const ID: VolumeId = VolumeId::from_u64(7);
 const BLOCKS: u64 = 64;
@@ -110,6 +114,50 @@ fn merged_layer_keeps_its_checksums() {
         assert_eq!(damaged_block(read(&volume.view(snapshot(2)).unwrap())), Some((1, 2)), "{extra}");
         assert_eq!((damage(&dir, 1, 16 ^ 8), damage(&dir, 9, 32 ^ 8)), (1, 1));
         assert_eq!(read(&volume.view(snapshot(2)).unwrap()).unwrap(), before);
+    }
+}
+
+/// The checks between parts of the checksums stop a merge, too. The parts are 1 GiB of content.
+#[test]
+fn merge_stopped_at_any_step_keeps_its_checksums() {
+    let gib = (1 << 30) / 4096;
+    let distant = [3, 2 * gib, 4 * gib];
+    // Merges down, then up.
+    for lower_is_large in [true, false] {
+        let mut stops = 0;
+        loop {
+            let (_root, dir) = volume_dir();
+            let volume = Volume::create(&dir, ID, 5 << 30).unwrap();
+            let write_all = |number: u8, count: u64| {
+                distant.iter().for_each(|at| (0..count).for_each(|n| write(&volume, at + n, number * 16)));
+                volume.freeze(snapshot(number.into())).unwrap();
+                let view = volume.view(snapshot(number.into())).unwrap();
+                let extents = distant.map(|at| Extent::new(BlockIndex(at), 8));
+                view.read_extents(&extents, &mut [0; 3 * 8 * 4096]).unwrap();
+            };
+            write_all(1, if lower_is_large { 8 } else { 3 });
+            write_all(2, if lower_is_large { 2 } else { 1 });
+            volume.delete_snapshot(snapshot(1)).unwrap();
+            let calls = AtomicU64::new(0);
+            let is_merged = volume.merge_next(&|_| calls.fetch_add(1, Ordering::Relaxed) != stops).unwrap();
+            assert_eq!(is_merged, calls.into_inner() <= stops);
+            merge_all(&volume);
+            let view = volume.view(snapshot(2)).unwrap();
+            for at in distant {
+                for (block, byte) in [(at, 32), (at + 2, 16)] {
+                    let extent = Extent::new(BlockIndex(block), 1);
+                    view.read_extents(&[extent], &mut [0; 4096]).unwrap();
+                    assert_eq!(damage(&dir, block, byte), 1);
+                    let read = view.read_extents(&[extent], &mut [0; 4096]);
+                    assert_eq!(read.unwrap_err().kind(), VolumeErrorKind::Damaged, "{stops} {block}");
+                }
+            }
+            if is_merged {
+                break;
+            }
+            stops += 1;
+        }
+        assert!(stops >= 9, "{stops} checks: three parts are forgotten, copied and taken");
     }
 }
 

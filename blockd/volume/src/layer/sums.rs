@@ -20,7 +20,7 @@ use crate::{
     io::reserve,
     io::storage::File,
 };
-use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, VolumeId};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Epoch, Extent, VolumeId};
 use parking_lot::Mutex;
 use std::{
     io::ErrorKind,
@@ -37,6 +37,8 @@ const BODY_BYTES: usize = PAGE_BYTES - 8;
 const SUM_BYTES: usize = 4;
 /// Sums of a page.
 const PAGE_SUMS: u64 = (BODY_BYTES / SUM_BYTES) as u64;
+/// Blocks whose sums are updated under one lock: about 1 GiB of content and 1 MiB of sums.
+const PART_BLOCKS: u64 = 256 * PAGE_SUMS;
 
 /// Returns the sum of a block's content; never 0.
 pub(crate) fn sum_of(block: &[u8]) -> u32 {
@@ -98,13 +100,28 @@ impl BlockSums {
     }
 
     /// Forgets the sums of blocks, durably, before a merge overwrites them: after a power cut an old sum
-    /// would declare the new content damaged.
-    pub(crate) fn forget(&self, blocks: &BlockSet) -> Result<(), VolumeError> {
+    /// would declare the new content damaged. Calls `may_continue` before each part; returns false if it
+    /// stopped, with the sums of any blocks forgotten.
+    pub(crate) fn forget(
+        &self,
+        blocks: &BlockSet,
+        may_continue: &dyn Fn() -> bool,
+    ) -> Result<bool, VolumeError> {
+        for part in parts_of(blocks) {
+            if !may_continue() {
+                return Ok(false);
+            }
+            self.forget_in(|file| clear(&mut Pages::of(file), &part))?;
+        }
+        self.forget_in(File::sync_data)?;
+        Ok(true)
+    }
+
+    /// Runs a step of [`forget`](Self::forget) on the file. Removes the file if that fails.
+    fn forget_in(&self, step: impl FnOnce(&File) -> std::io::Result<()>) -> Result<(), VolumeError> {
         let mut state = self.state.lock();
         let forgotten = match self.open(&mut state, false) {
-            Ok(Some(file)) => clear(&mut Pages::of(file), blocks)
-                .and_then(|()| file.sync_data())
-                .during("checksum update", &self.path),
+            Ok(Some(file)) => step(file).during("checksum update", &self.path),
             Ok(None) if matches!(self.path.try_exists(), Ok(false)) => Ok(()),
             Ok(None) => self.remove_file(),
             Err(error) => Err(error),
@@ -116,22 +133,27 @@ impl BlockSums {
         })
     }
 
-    /// Takes over the known sums of blocks that were copied from another layer.
-    pub(crate) fn take_from(&self, from: &Self, blocks: &BlockSet) {
+    /// Takes over the known sums of blocks that were copied from another layer. Calls `may_continue` before
+    /// each part; returns false if it stopped.
+    pub(crate) fn take_from(&self, from: &Self, blocks: &BlockSet, may_continue: &dyn Fn() -> bool) -> bool {
         debug_assert!(self.file != from.file, "a copy has two layers");
-        let (mut source, mut target) = (from.state.lock(), self.state.lock());
-        let taken = from.open(&mut source, false).and_then(|source| match source {
-            None => Ok(()),
-            Some(source) => match self.open(&mut target, !reserve::is_released())? {
-                None => Ok(()),
-                Some(file) => {
-                    transfer(&mut Pages::of(source), &mut Pages::of(file), blocks).during("copy", &self.path)
-                }
-            },
-        });
-        if let Err(error) = taken {
-            tracing::warn!(volume = %self.volume, %error, "checksums of a copied layer are incomplete");
+        for part in parts_of(blocks) {
+            if !may_continue() {
+                return false;
+            }
+            if let Err(error) = self.take_part(from, &part) {
+                tracing::warn!(volume = %self.volume, %error, "checksums of a copied layer are incomplete");
+                return true;
+            }
         }
+        true
+    }
+
+    fn take_part(&self, from: &Self, part: &BlockSet) -> Result<(), VolumeError> {
+        let (mut source, mut target) = (from.state.lock(), self.state.lock());
+        let Some(source) = from.open(&mut source, false)? else { return Ok(()) };
+        let Some(file) = self.open(&mut target, !reserve::is_released())? else { return Ok(()) };
+        transfer(&mut Pages::of(source), &mut Pages::of(file), part).during("copy", &self.path)
     }
 
     /// Removes the sums with their layer.
@@ -272,6 +294,18 @@ impl Page {
     fn known_sums(&self, slots: Range<u64>) -> Vec<(u64, u32)> {
         slots.map(|slot| (slot, self.sum(slot))).filter(|(_, sum)| *sum != 0).collect()
     }
+}
+
+/// Splits blocks into parts that are updated under one lock, without the empty ones.
+fn parts_of(blocks: &BlockSet) -> impl Iterator<Item = BlockSet> {
+    let part_of = |block: BlockIndex| block.0 / PART_BLOCKS;
+    let first = blocks.extents().next().map_or(0, |extent| part_of(extent.start));
+    let end = blocks.last().map_or(0, |last| part_of(last) + 1);
+    let parts = (first..end).map(|part| {
+        let start = BlockIndex(part * PART_BLOCKS);
+        blocks.slice(Extent::between(start, BlockIndex(start.0 + PART_BLOCKS)))
+    });
+    parts.filter(|part| !part.is_empty())
 }
 
 /// Splits blocks into slots of pages.

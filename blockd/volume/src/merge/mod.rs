@@ -90,7 +90,13 @@ impl Volume {
         let pair = Pair { from: LayerVersion::of(from), to: LayerVersion::of(target) };
         let start = self.resume_at(last, pair, target)?;
         let (from_sums, sums) = (from.sums(&self.dir, self.id), target.sums(&self.dir, self.id));
-        sums.forget(blocks)?;
+        let may_continue = || should_continue(0);
+        let end = BlockIndex(from.size_bytes / BLOCK_SIZE_BYTES).max(start);
+        // Those of the copied blocks were forgotten before the copy.
+        if !sums.forget(&blocks.slice(Extent::between(start, end)), &may_continue)? {
+            *note = Some(MergeNote { pair, next: start });
+            return Ok(false);
+        }
         let merge_copy = MergeCopy { volume: self, pair, from, blocks, data: &data, note_every_bytes };
         let copied = merge_copy.copy(start, &should_continue).and_then(|stopped| match stopped {
             None => data.sync().map(|()| None),
@@ -110,7 +116,10 @@ impl Volume {
                 return Err(error);
             }
         }
-        sums.take_from(from_sums, blocks);
+        if !sums.take_from(from_sums, blocks, &may_continue) {
+            *note = Some(MergeNote { pair, next: end });
+            return Ok(false);
+        }
         let set = merged_set(&upper.set, &lower.set, is_bottom);
         let merged = FrozenLayer {
             epoch: upper.epoch,
