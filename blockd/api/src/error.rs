@@ -67,6 +67,8 @@ error_codes! {
     NoFiles, "no_files", 422, 1, false;
     /// No task of this id.
     TaskNotFound, "task_not_found", 404, 4, false;
+    /// There is no such anomaly.
+    AnomalyNotFound, "anomaly_not_found", 404, 4, false;
     /// No schedule of this id.
     ScheduleNotFound, "schedule_not_found", 404, 4, false;
     /// A schedule of this name exists.

@@ -104,6 +104,7 @@ event_kinds! {
     WriteKeyRefused, "write-key-refused", 0x8c61f7a3_27d4_4b0e_9f83_60b5d21c4e7a, "backups to a credential are refused, because their data key is missing or not the newest";
     BackingSnapshotDeleted, "backing-snapshot-deleted", 0x0a58b1bc_9a90_47b6_a641_117fdeee6a7a, "the cloud snapshot behind a lazy volume does not exist any more";
     KeySlotDamaged, "key-slot-damaged", 0x5d0b2c44_9a1e_4f6b_8a57_3c1f0e8b7d92, "a key slot of a backup location was missing or damaged";
+    AnomalyFound, "anomaly-found", 0xcb6e84dc_d092_416e_bd36_9775e19f6ab4, "a backup has unusual changes, such as those of encryption or mass deletion";
 }
 
 impl EventKind {

@@ -5,6 +5,7 @@
 //! so that both sides refuse the same values with the same messages.
 
 pub mod activity;
+pub mod anomalies;
 pub mod attachments;
 pub mod browse;
 pub mod client;

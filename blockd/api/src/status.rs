@@ -1,5 +1,6 @@
 //! Status of the daemon.
 
+use crate::anomalies::BackupAnomaly;
 use crate::cloudsnaps::{CloudSnapshotId, VerifyDepth};
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -45,6 +46,9 @@ pub struct Status {
     /// Cloud snapshots that are known to be damaged, by location, without a request to the store.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged_cloudsnaps: Vec<KnownDamage>,
+    /// Anomalies without an acknowledgement, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub anomalies: Vec<BackupAnomaly>,
     /// Current problems noticed by the daemon.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub problems: Vec<Problem>,

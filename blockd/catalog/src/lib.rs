@@ -3,7 +3,9 @@
 //! One connection behind a lock, and short transactions only. All functions block: asynchronous code calls
 //! [`Db::run`].
 
+mod anomalies;
 mod attachments;
+mod backup_activity;
 mod chains;
 mod credentials;
 mod doubts;
@@ -26,7 +28,9 @@ mod snapshots;
 mod tasks;
 mod volumes;
 
+pub use anomalies::{AnomalyHolds, AnomalyRow};
 pub use attachments::{AttachmentRow, AttachmentState};
+pub use backup_activity::ActivityRow;
 pub use chains::Chain;
 pub use credentials::{CredentialRow, StoreRow};
 pub use doubts::Doubt;

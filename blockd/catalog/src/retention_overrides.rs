@@ -1,7 +1,8 @@
 //! Rows of pins and expiry dates of cloud snapshots.
 
-use crate::{DbError, parsed, parsed_if_there, repository_location::Aliases};
+use crate::{AnomalyHolds, DbError, parsed, parsed_if_there, repository_location::Aliases};
 use blockd_cloud::CloudSnapshotId;
+use blockd_extent::VolumeId;
 use jiff::Timestamp;
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use std::collections::HashMap;
@@ -28,26 +29,39 @@ fn key(id: &CloudSnapshotId) -> String {
     CloudSnapshotId { incremental: false, ..*id }.to_string()
 }
 
-/// All pins and expiry dates.
+/// All pins and expiry dates, and the holds of anomalies.
 #[derive(Debug, Default)]
 pub struct RetentionOverrides {
+    holds: AnomalyHolds,
     marks: HashMap<(String, Uuid), RetentionOverride>,
     aliases: Aliases,
 }
 
 impl RetentionOverrides {
     /// Returns the mark of a cloud snapshot with a credential: its own, and pins and future dates of other
-    /// credentials of the repository. Past dates of other credentials delete nothing.
+    /// credentials of the repository. Past dates of other credentials delete nothing. The last backup before
+    /// an anomaly is pinned.
     pub fn of(&self, id: &CloudSnapshotId, credential: Uuid, now: Timestamp) -> Option<RetentionOverride> {
         let own = self.marks.get(&(key(id), credential)).copied();
         let nothing = RetentionOverride { cloudsnap: *id, credential, pinned: false, expires: None };
         let mut merged = own.unwrap_or(nothing);
+        merged.pinned |= self.holds.is_last_normal(id);
         for alias in self.aliases.of(credential) {
             let Some(other) = self.marks.get(&(key(id), alias.credential)) else { continue };
             merged.pinned |= other.pinned;
             merged.expires = merged.expires.max(other.expires.filter(|expires| *expires > now));
         }
         (merged.pinned || merged.expires.is_some()).then_some(merged)
+    }
+
+    /// Returns true if an anomaly without an acknowledgement pins the cloud snapshot.
+    pub fn is_pinned_by_anomaly(&self, id: &CloudSnapshotId) -> bool {
+        self.holds.is_last_normal(id)
+    }
+
+    /// Returns true if an anomaly without an acknowledgement holds all backups of the volume.
+    pub fn is_held(&self, volume: VolumeId) -> bool {
+        self.holds.is_held(volume)
     }
 
     /// Returns a credential of the repository with a pin, preferring the given one.
@@ -82,7 +96,7 @@ impl RetentionOverride {
         let mut statement = tx.prepare(&format!("SELECT {COLUMNS} FROM cloudsnap_marks"))?;
         let marks = statement.query_map([], Self::read)?.collect::<Result<Vec<_>, _>>()?;
         let marks = marks.into_iter().map(|mark| ((key(&mark.cloudsnap), mark.credential), mark)).collect();
-        Ok(RetentionOverrides { marks, aliases: Aliases::all(tx)? })
+        Ok(RetentionOverrides { holds: AnomalyHolds::all(tx)?, marks, aliases: Aliases::all(tx)? })
     }
 
     /// Returns the mark of a cloud snapshot with a credential.

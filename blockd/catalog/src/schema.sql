@@ -227,6 +227,40 @@ CREATE TABLE doubts (
     PRIMARY KEY (credential, cloudsnap)
 ) STRICT;
 
+-- Activity of the backups of a volume to a credential; the oldest rows are deleted.
+CREATE TABLE backup_activity (
+    volume        TEXT NOT NULL REFERENCES volumes (id) ON DELETE CASCADE,
+    credential    TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    point_in_time TEXT NOT NULL,
+    activity      TEXT NOT NULL,            -- JSON
+    PRIMARY KEY (volume, credential, point_in_time)
+) STRICT;
+
+-- Content of a volume at its last backup to a credential.
+CREATE TABLE content_profiles (
+    volume       TEXT NOT NULL REFERENCES volumes (id) ON DELETE CASCADE,
+    credential   TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    compressible BLOB NOT NULL,             -- set of the sampled blocks with compressible data
+    files        INTEGER,                   -- NULL: the filesystem is unknown
+    PRIMARY KEY (volume, credential)
+) STRICT;
+
+-- Anomalies of backups. No foreign keys: they hold cloud snapshots after their volume was deleted.
+CREATE TABLE anomalies (
+    id              TEXT PRIMARY KEY,
+    volume          TEXT NOT NULL,
+    volume_name     TEXT NOT NULL,          -- at the time of the backup
+    credential      TEXT NOT NULL,
+    credential_name TEXT NOT NULL,          -- at the time of the backup
+    cloudsnap       TEXT NOT NULL,          -- the backup
+    last_normal     TEXT,                   -- the backup before it; NULL: none
+    detected        TEXT NOT NULL,
+    findings        TEXT NOT NULL,          -- JSON
+    activity        TEXT NOT NULL,          -- JSON: activity of the backup, usual after an acknowledgement as such
+    protects        INTEGER NOT NULL CHECK (protects IN (0, 1)), -- holds the backups of the volume until acknowledged
+    acknowledged    TEXT
+) STRICT;
+
 -- Pins and expiry dates of cloud snapshots.
 CREATE TABLE cloudsnap_marks (
     cloudsnap  TEXT NOT NULL,               -- without `-incr`

@@ -154,6 +154,10 @@ Keys of the configuration file (defaults in brackets):
                           locations; 0 = never [24]
   verify_bytes_per_day    bytes that background verification reads a day; 0 =
                           off [1073741824]
+  anomaly_policy          unusual changes in a backup: \"off\" = not looked for,
+                          \"observe\" = reported, \"protect\" = reported, and no
+                          backup of the volume expires until an acknowledgement;
+                          label anomaly-policy of a volume [\"protect\"]
   task_history            finished tasks kept in the history of `cloudsnap
                           status` [1000]
   core_dumps              allow core dumps, and access to the memory of blockd

@@ -7,6 +7,7 @@ mod error;
 mod ranges;
 pub(crate) mod values;
 
+pub use blockd_api::anomalies::AnomalyPolicy;
 pub use blockd_engine::events::webhook_config::{WebhookConfig, WebhookConfigError, WebhookUrl};
 pub use blockd_engine::settings::{BrowseConfig, Intervals, TaskPriority};
 pub use blockd_secrets::SecretsConfig;
@@ -119,6 +120,9 @@ config! {
     /// Daily budget of background verification, in bytes read from stores; 0: off. The default costs little
     /// at any store's prices, and verifies every snapshot of a small host within days.
     verify_bytes_per_day: u64 = 1 << 30, zero_or("nothing", 100 << 20, 1 << 50);
+    /// Treatment of anomalies of backups: `off`, `observe` or `protect`. The label `anomaly-policy` of a
+    /// volume replaces it.
+    anomaly_policy: AnomalyPolicy = AnomalyPolicy::Protect;
     /// Number of finished tasks that are kept in the history.
     task_history: u32 = 1000, range(1, 1_000_000);
     /// Allows core dumps, and access to the daemon's memory by other processes of its user: the memory holds
@@ -254,6 +258,7 @@ impl Config {
             store_answer_ms: self.store_answer_ms,
             gc_every_hours: self.gc_every_hours,
             verify_bytes_per_day: self.verify_bytes_per_day,
+            anomaly_policy: self.anomaly_policy,
             secrets_wait_s: self.secrets.wait_s,
             browse: self.browse.clone(),
             intervals: self.intervals,

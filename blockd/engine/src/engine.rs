@@ -1,6 +1,7 @@
 //! Construction of the services, each from those below it.
 
 use crate::{
+    anomalies::Anomalies,
     backup::{Backups, work::BackupWork},
     cloud_snapshots::{CloudSnapshots, delete_requests::Deletions, delete_task::DeleteWork},
     credentials::Credentials,
@@ -107,6 +108,8 @@ pub struct Engine {
     pub snapshots: Arc<Snapshots>,
     /// Lazy volumes and the sources of their blocks.
     pub lazy: Arc<LazyVolumes>,
+    /// Detects anomalies of backups.
+    pub anomalies: Arc<Anomalies>,
     /// Work of backup tasks.
     pub backup_work: Arc<BackupWork>,
     /// Work of in-place restores.
@@ -269,7 +272,8 @@ impl Engine {
             quiescer, quiescing, registry, reserve, scheduler, tasks } to_undo);
         let lazy = service!(LazyVolumes { db, host, registry, repositories } fetcher, lazy_sources,
             reporting);
-        let backup_work = service!(BackupWork { db, events, host, registry, repositories, snapshots, tasks
+        let anomalies = service!(Anomalies { db, host, registry, scheduler });
+        let backup_work = service!(BackupWork { anomalies, db, events, host, registry, repositories, snapshots, tasks
             } shared_readers, freezing, failed);
         let restore_work = service!(RestoreWork { db, host, merger, registry, repositories, tasks });
         let hydration_work = service!(HydrationWork { host, lazy, merger, registry, tasks });
@@ -304,7 +308,7 @@ impl Engine {
         Self {
             host, reserve, registry, db, attachments, health, references, task_workers, merger, scheduler,
             quiescing, admission, events, free_space, repositories, tasks, quiescer, devices, snapshots,
-            lazy, backup_work, in_place_work, runner, schedules, restores, volumes, backups,
+            lazy, anomalies, backup_work, in_place_work, runner, schedules, restores, volumes, backups,
             cloud_snapshots, deletions, proofs, maintenance, schedule_runner, credentials, webhook_delivery,
             monitor, names,
         }

@@ -3,6 +3,7 @@
 //! [`engine::Engine`] constructs the services from the bottom to the top. The daemon serves them over NBD and
 //! the control API, and runs the background loops.
 
+pub mod anomalies;
 pub mod backup;
 pub mod cloud_snapshots;
 pub mod credentials;

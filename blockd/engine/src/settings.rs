@@ -1,6 +1,6 @@
 //! Settings of the engine. The daemon reads them from its configuration.
 
-use blockd_api::CredentialRef;
+use blockd_api::{CredentialRef, anomalies::AnomalyPolicy};
 use blockd_store::RetryPolicy;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -83,6 +83,8 @@ pub struct Settings {
     pub gc_every_hours: u32,
     /// Daily budget of background verification, in bytes read from stores; 0: off.
     pub verify_bytes_per_day: u64,
+    /// Treatment of anomalies of backups, unless a label of the volume replaces it.
+    pub anomaly_policy: AnomalyPolicy,
     /// Time that a task waits for the secrets of its credential, in seconds.
     pub secrets_wait_s: u64,
     /// Browsing of snapshots as files.

@@ -90,6 +90,18 @@ impl Filesystem {
         u32::try_from(groups).unwrap_or(u32::MAX)
     }
 
+    /// Returns the number of inodes in use, including directories and reserved inodes, by the descriptors.
+    ///
+    /// # Errors
+    /// A descriptor is damaged or cannot be read.
+    pub fn count_inodes_in_use(&self) -> Result<u64, ExtError> {
+        let mut free = 0;
+        for group in 0..self.groups() {
+            free += u64::from(self.group(group)?.free_inodes);
+        }
+        Ok(u64::from(self.superblock().inodes).saturating_sub(free))
+    }
+
     /// Returns the blocks of a group.
     pub(crate) fn group_blocks(&self, group: u32) -> Range<u64> {
         let sb = self.superblock();

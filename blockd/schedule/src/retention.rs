@@ -185,6 +185,8 @@ pub struct Snapshot<Id> {
     pub health: Health,
     /// Pinned.
     pub pinned: bool,
+    /// Held with all snapshots of its volume: an anomaly was not acknowledged.
+    pub held: bool,
     /// Expiry date: kept until then; afterwards no rule keeps it.
     pub expires: Option<Timestamp>,
 }
@@ -201,6 +203,8 @@ pub enum KeepReason {
     LastVerified,
     /// Pinned.
     Pinned,
+    /// An anomaly of the volume was not acknowledged.
+    Anomaly,
     /// In progress or in use.
     InUse,
     /// Not expired.
@@ -235,6 +239,7 @@ impl fmt::Display for KeepReason {
             Self::LastGood => f.write_str("the last good one"),
             Self::LastVerified => f.write_str("the last verified one"),
             Self::Pinned => f.write_str("pinned"),
+            Self::Anomaly => f.write_str("an anomaly of the volume is not acknowledged"),
             Self::InUse => f.write_str("in use"),
             Self::NotExpired => f.write_str("not expired"),
             Self::NewestIsBad => f.write_str("the newest one is damaged"),
@@ -430,6 +435,7 @@ pub fn decide<Id: Clone + Ord>(
         let is_last_verified = is_last_verified && snapshot.condition != Condition::InUse;
         keep_if(last_verified == Some(&snapshot.id) || is_last_verified, KeepReason::LastVerified);
         keep_if(snapshot.pinned, KeepReason::Pinned);
+        keep_if(snapshot.held, KeepReason::Anomaly);
         keep_if(snapshot.condition == Condition::InUse, KeepReason::InUse);
         keep_if(snapshot.expires.is_some() && !expired, KeepReason::NotExpired);
         keep_if(snapshot.created > latest, KeepReason::FromTheFuture);

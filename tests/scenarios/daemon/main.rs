@@ -37,6 +37,7 @@ use std::{
 use uuid::Uuid;
 
 mod abandoned;
+mod anomalies;
 mod conditional_put;
 mod crash_after_commit;
 mod crashes;

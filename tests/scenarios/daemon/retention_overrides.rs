@@ -29,7 +29,7 @@ fn expiring(expires: Option<Timestamp>) -> StartBackup {
 
 impl Host {
     /// Waits for a number of deletions since the database was created.
-    async fn until_deleted(&self, count: usize) {
+    pub(super) async fn until_deleted(&self, count: usize) {
         self.nth_event("delete-done", count).await;
     }
 

@@ -149,6 +149,9 @@ pub struct Cloudsnap {
     /// True if pinned on this host.
     #[serde(default)]
     pub pinned: bool,
+    /// Origin of the pin, if pinned.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pinned_by: Option<PinOrigin>,
     /// Expiry date set on this host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
@@ -163,6 +166,16 @@ impl Cloudsnap {
     pub fn location(&self) -> Uuid {
         self.location_id.unwrap_or(self.credential_id)
     }
+}
+
+/// Origin of a pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PinOrigin {
+    /// A user.
+    User,
+    /// An anomaly after the backup, until it is acknowledged.
+    Anomaly,
 }
 
 /// Last proof of a cloud snapshot: the result of a verification by a host of the location.

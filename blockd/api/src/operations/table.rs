@@ -8,6 +8,7 @@ use super::{Operation, OperationInfo};
 use crate::{
     CredentialRef, Deleted, ErrorCode, List, RuleName, SnapshotRef, VolumeRef,
     activity::Activity,
+    anomalies::{AcknowledgeAnomaly, BackupAnomaly, ListAnomalies},
     attachments::{AttachVolume, Attachment, DetachVolume, Detached},
     browse::{
         BrowseMount, FileList, FileRanges, HandMount, ListFileRanges, ListFiles, ReadFile, UnmountBrowse,
@@ -41,7 +42,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use ErrorCode::{
-    BucketMissing, CloudsnapDamaged, CloudsnapInUse, CloudsnapNotDone, CloudsnapNotFound,
+    AnomalyNotFound, BucketMissing, CloudsnapDamaged, CloudsnapInUse, CloudsnapNotDone, CloudsnapNotFound,
     CloudsnapOfOtherHost, CloudsnapPinned, CredentialExists, CredentialInUse, CredentialNotFound,
     CredentialRequired, DeviceFailed, DeviceInUse, FileNotFound, MountNotFound, NbdModuleMissing, NoFiles,
     NoSpace, NotPermitted, PassphraseRequired, PolicyExists, PolicyInUse, PolicyNotFound, QuiesceFailed,
@@ -121,6 +122,12 @@ operations! {
     GET_OPENAPI: ((), ()) -> serde_json::Value = get_foreign_json(ReadOnly, "/v1/openapi.json");
     "List events"
     LIST_EVENTS: ((), ListEvents) -> List<Event> = get(ReadOnly, "/v1/events").waits(|query| query.wait_millis);
+    "List anomalies of backups"
+    LIST_ANOMALIES: ((), ListAnomalies) -> List<BackupAnomaly> = get(ReadOnly, "/v1/anomalies");
+    // An acknowledgement lets backups expire.
+    "Acknowledge an anomaly"
+    ACKNOWLEDGE_ANOMALY: (Uuid, AcknowledgeAnomaly) -> BackupAnomaly = post(Admin, "/v1/anomalies/{anomaly}/acknowledge")
+        .errors(&[&[AnomalyNotFound]]);
     "Show the activity of volumes and tasks"
     GET_ACTIVITY: ((), ()) -> Activity = get(ReadOnly, "/v1/activity");
     "Get metrics in Prometheus' text format"

@@ -6,6 +6,7 @@ use super::{
 };
 use axum::{http::header::CONTENT_TYPE, response::IntoResponse};
 use blockd_api::{
+    anomalies::ListAnomalies,
     operations,
     status::{Counts, DaemonRights, Status},
 };
@@ -20,6 +21,10 @@ pub(super) fn routes() -> Routes {
         .on(operations::GET_STATUS, show)
         .raw(operations::GET_OPENAPI, openapi)
         .on(operations::GET_ACTIVITY, async |call| call.engine.monitor.activity().await)
+        .on(operations::LIST_ANOMALIES, async |call| call.engine.anomalies.list_anomalies(call.input).await)
+        .on(operations::ACKNOWLEDGE_ANOMALY, async |call| {
+            call.engine.anomalies.acknowledge(call.path, call.input).await
+        })
         .on(operations::LIST_EVENTS, async |call| call.engine.events.list_events(&call.input).await)
 }
 
@@ -37,6 +42,7 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
     });
     let (snapshots, credentials, webhooks) = rows.await?;
     let locations = engine.cloud_snapshots.location_space().await?;
+    let anomalies = engine.anomalies.list_anomalies(ListAnomalies::default()).await?.items;
     let damaged_cloudsnaps = engine.cloud_snapshots.known_damage().await?;
     let volumes: Vec<_> = engine.registry.all().iter().map(|entry| entry.view()).collect();
     let failed = volumes.iter().filter(|view| view.failure().is_some());
@@ -66,6 +72,7 @@ async fn show(OperationCall { engine, served, .. }: OperationCall<(), ()>) -> Re
         data_space,
         locations,
         damaged_cloudsnaps,
+        anomalies,
         problems: engine.health.problems(),
     })
 }

@@ -25,6 +25,7 @@
 //!   objects after the commit.
 
 use crate::{
+    anomalies::{ObservedBackup, ObservedBlocks, observed::ObservedSource},
     backup::{
         freeze::snapshot_for_backup,
         plan::Plan,
@@ -36,7 +37,7 @@ use crate::{
     snapshots::Snapshots,
     tasks::{LiveTask, clean_files, secrets},
 };
-use blockd_api::{CredentialRef, ErrorCode, ORIGIN_LABELS};
+use blockd_api::{CredentialRef, ErrorCode, ORIGIN_LABELS, anomalies::AnomalyPolicy};
 use blockd_catalog::{
     BackupTask, Chain, CredentialRow, DbError, DbManifestCache, Doubt, RetentionOverride, SnapshotRow,
     TaskRow,
@@ -46,7 +47,6 @@ use blockd_cloud::{
     Manifest, ManifestKey, Progress, Repository, SnapshotDescription, UploadOptions, check_base,
 };
 use blockd_extent::{BlockSource, SnapshotId, VolumeId};
-use blockd_volume::Volume;
 use jiff::Timestamp;
 use rusqlite::Transaction;
 use std::{path::Path, sync::Arc};
@@ -86,8 +86,9 @@ pub(crate) async fn run(
         .capabilities
         .conditional_put;
     let frozen = FrozenBackup { asked, entry, volume, snapshot, write_once };
+    let before = previous_backup(work, &row, volume_id).await?;
     let first = attempt(work, live, &frozen).await;
-    let (manifest, in_doubt) = match first {
+    let uploaded = match first {
         Err(ServiceError::Cloud(error)) => match *error {
             CloudError::BaseDeleted { base } => {
                 restart_as_full(work, live, base).await?;
@@ -99,7 +100,7 @@ pub(crate) async fn run(
         result => result?,
     };
     work.host.failpoints.reached("backup stored")?;
-    let done = commit(work, live, &frozen, manifest, in_doubt).await?;
+    let done = commit(work, live, &frozen, uploaded, before).await?;
     work.host.failpoints.reached("backup committed")?;
     if let Err(error) = clean_up(work, &done).await {
         tracing::warn!(%error, "cleanup of the backup failed; the next start retries");
@@ -107,13 +108,32 @@ pub(crate) async fn run(
     Ok(done)
 }
 
-/// Uploads the frozen snapshot under the task's name. Returns the manifest and true if it may have existed
-/// before.
+/// Returns the last backup of the volume to the location of a task.
+async fn previous_backup(
+    work: &BackupWork,
+    row: &TaskRow,
+    volume: VolumeId,
+) -> Result<Option<Chain>, ServiceError> {
+    let credential = row.credential;
+    Ok(work.db.run(move |tx| Chain::find(tx, volume, credential)).await?)
+}
+
+/// Uploaded backup.
+struct Uploaded {
+    manifest: Manifest,
+    /// The manifest may have existed before.
+    in_doubt: bool,
+    /// `None` if the blocks were not observed.
+    blocks: Option<ObservedBlocks>,
+    spec: Arc<BackupSpec>,
+}
+
+/// Uploads the frozen snapshot under the task's name.
 async fn attempt(
     work: &BackupWork,
     live: &LiveTask,
     frozen: &FrozenBackup<'_>,
-) -> Result<(Manifest, bool), ServiceError> {
+) -> Result<Uploaded, ServiceError> {
     let FrozenBackup { asked, entry, volume, snapshot, write_once } = frozen;
     let row = live.view();
     let (volume_id, snapshot_id) = ids(&row)?;
@@ -164,14 +184,14 @@ async fn attempt(
 
     // An existing manifest may have been put more than once: its commit is in doubt.
     let Some(manifest) = committed else {
-        let manifest =
-            upload(work, volume, &spec, &repository, Arc::clone(&progress), live, *write_once).await?;
-        return Ok((manifest, progress.was_in_doubt()));
+        let (manifest, blocks) =
+            upload(work, frozen, &spec, &repository, Arc::clone(&progress), live).await?;
+        return Ok(Uploaded { manifest, in_doubt: progress.was_in_doubt(), blocks, spec });
     };
     if let Some(base) = &spec.base {
         check_base(repository.store().as_ref(), &manifest, base).await?;
     }
-    Ok((manifest, true))
+    Ok(Uploaded { manifest, in_doubt: true, blocks: None, spec })
 }
 
 /// Returns the manifest that an earlier run put into a store without create-if-absent.
@@ -207,18 +227,19 @@ async fn committed_before(
     Err(ServiceError::refused(ErrorCode::StoreFailed, message))
 }
 
+/// Uploads the blocks and commits the manifest; also returns the blocks as they were read, if they are
+/// observed.
 async fn upload(
     work: &BackupWork,
-    volume: &Arc<Volume>,
+    frozen: &FrozenBackup<'_>,
     spec: &Arc<BackupSpec>,
     repository: &Repository,
     progress: Arc<Progress>,
     live: &LiveTask,
-    write_once: bool,
-) -> Result<Manifest, ServiceError> {
+) -> Result<(Manifest, Option<ObservedBlocks>), ServiceError> {
     let (task, cancel) = (live.id, live.cancel.clone());
     let row = live.view();
-    let (volume, (_, snapshot)) = (Arc::clone(volume), ids(&row)?);
+    let (volume, (_, snapshot)) = (Arc::clone(&frozen.volume), ids(&row)?);
     let readers = Arc::clone(&work.shared_readers);
     let path = work.host.data_dir.task_dir(task).join("journal");
     let binding = JournalBinding::of(repository, spec);
@@ -232,24 +253,32 @@ async fn upload(
         upload_concurrency: (work.host.settings.upload_concurrency / work.tasks.sharing(snapshot).max(1))
             .max(1),
         cpu_threads: work.host.settings.cpu_threads,
-        write_once,
+        write_once: frozen.write_once,
         resumed: row.detail.run != Some(work.host.run) || row.detail.resumed > 0,
     };
     let (repository, spec) = (repository.clone(), Arc::clone(spec));
-    let blocks = Arc::clone(&reader) as Arc<dyn BlockSource>;
+    let is_observed = work.anomalies.policy(&frozen.entry) != AnomalyPolicy::Off;
+    let observed = is_observed.then(|| Arc::new(ObservedSource::new(Arc::clone(&reader))));
+    let blocks = match &observed {
+        Some(observed) => Arc::clone(observed) as Arc<dyn BlockSource>,
+        None => Arc::clone(&reader) as Arc<dyn BlockSource>,
+    };
     let result = spawned(async move {
         blockd_cloud::backup(&repository, spec, blocks, Arc::new(journal), &options, progress, &cancel).await
     })
     .await;
+    let is_done = result.is_ok();
     let closed = blocking(move || {
+        let blocks = observed.filter(|_| is_done).map(|observed| observed.finish());
         reader.close();
-        Ok::<_, ServiceError>(())
+        Ok::<_, ServiceError>(blocks)
     });
-    if let Err(error) = closed.await {
+    let blocks = closed.await.unwrap_or_else(|error| {
         // The snapshot may be in the store: this error must not hide that.
         tracing::warn!(%error, "closing the snapshot of the backup failed");
-    }
-    result
+        None
+    });
+    Ok((result?, blocks))
 }
 
 /// Opens the journal of this backup. A damaged journal, or one of another plan, is recreated. The journal
@@ -295,10 +324,11 @@ fn incrementals(
 async fn commit(
     work: &BackupWork,
     live: &LiveTask,
-    FrozenBackup { asked, snapshot, .. }: &FrozenBackup<'_>,
-    manifest: Manifest,
-    in_doubt: bool,
+    FrozenBackup { asked, entry, snapshot, .. }: &FrozenBackup<'_>,
+    uploaded: Uploaded,
+    before: Option<Chain>,
 ) -> Result<TaskRow, ServiceError> {
+    let Uploaded { manifest, in_doubt, blocks, spec } = uploaded;
     let credential = live.view().credential;
     let id = manifest.id();
     let chain = Chain {
@@ -319,10 +349,23 @@ async fn commit(
         expires: asked.options.expires_at,
     };
     let measured = measured_write_speed(live);
+    let observed = blocks.map(|blocks| ObservedBackup {
+        task: live.id,
+        volume_name: entry.name.clone(),
+        credential,
+        credential_name: live.view().detail.credential_name.clone(),
+        manifest: manifest.clone(),
+        before,
+        blocks,
+        dirty_bytes: spec.data.len_bytes(),
+        zero: spec.zero.clone(),
+        protects: work.anomalies.policy(entry) == AnomalyPolicy::Protect,
+    });
+    let observed = observed.map(Arc::new);
     let (snapshot, task, is_existing) = (snapshot.id, live.id, asked.existing);
     work.tasks
         .until_stored("the committed backup", || {
-            let (chain, manifest) = (chain.clone(), manifest.clone());
+            let (chain, manifest, observed) = (chain.clone(), manifest.clone(), observed.clone());
             work.tasks.finish(live, move |tx| {
                 let incrementals = incrementals(tx, chain.volume, credential, &manifest)?;
                 let chain = Chain { incrementals, ..chain };
@@ -335,6 +378,10 @@ async fn commit(
                 put_mark(tx, mark)?;
                 if let Some(bytes_per_s) = measured {
                     CredentialRow::set_write_speed(tx, credential, bytes_per_s)?;
+                }
+                // In this transaction, so that no retention pass comes between.
+                if let Some(observed) = observed {
+                    observed.record(tx);
                 }
                 release_snapshot(tx, task, snapshot)
             })

@@ -1,8 +1,8 @@
 //! Services and state that backup tasks work with.
 
 use crate::{
-    backup::shared_reader::Readers, events::EventLog, host::Host, repositories::Repositories,
-    snapshots::Snapshots, tasks::Tasks, volumes::registry::Registry,
+    anomalies::Anomalies, backup::shared_reader::Readers, events::EventLog, host::Host,
+    repositories::Repositories, snapshots::Snapshots, tasks::Tasks, volumes::registry::Registry,
 };
 use blockd_api::{ApiError, quiesce::QuiesceReport};
 use blockd_catalog::Db;
@@ -12,6 +12,7 @@ use std::{collections::HashMap, sync::Arc};
 
 /// Work of backup tasks.
 pub struct BackupWork {
+    pub(crate) anomalies: Arc<Anomalies>,
     pub(crate) db: Arc<Db>,
     pub(crate) events: Arc<EventLog>,
     pub(crate) host: Arc<Host>,

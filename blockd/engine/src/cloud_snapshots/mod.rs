@@ -20,11 +20,13 @@ use blockd_api::{
     CredentialRef, ErrorCode, Labels, VolumeId, VolumeName, VolumeRef,
     cloudsnaps::{
         self as api, Cloudsnap, CloudsnapDetail, CloudsnapList, CloudsnapStatus, DamagedCloudsnap,
-        FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail,
+        FailedCredential, InspectCloudsnap, ListCloudsnaps, ManifestDetail, PinOrigin,
     },
     tasks::{BackupType, TaskStage},
 };
-use blockd_catalog::{CredentialRow, Db, DbError, DbManifestCache, KnownProofs, RetentionOverride, TaskRow};
+use blockd_catalog::{
+    CredentialRow, Db, DbError, DbManifestCache, KnownProofs, RetentionOverride, RetentionOverrides, TaskRow,
+};
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, ManifestFilter};
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -68,6 +70,7 @@ fn entry(manifest: &Manifest, credential: &CredentialRow, location_id: Option<Uu
         dirty_bytes: manifest.dirty_bytes,
         freeze_stall_micros: description.freeze_stall_micros,
         pinned: false,
+        pinned_by: None,
         expires_at: None,
         last_proof: None,
     }
@@ -82,9 +85,14 @@ fn show_proof(entry: &mut Cloudsnap, proof: Option<api::LastProof>) {
 }
 
 /// Fills in the retention override.
-fn show_mark(entry: &mut Cloudsnap, mark: Option<&RetentionOverride>) {
-    let Some(mark) = mark else { return };
+fn show_mark(entry: &mut Cloudsnap, marks: &RetentionOverrides, now: Timestamp) {
+    let id = entry.cloud_snapshot_id;
+    let Some(mark) = marks.of(&id, entry.credential_id, now) else { return };
     (entry.pinned, entry.expires_at) = (mark.pinned, mark.expires);
+    entry.pinned_by = mark.pinned.then(|| match marks.is_pinned_by_anomaly(&id) {
+        true => PinOrigin::Anomaly,
+        false => PinOrigin::User,
+    });
 }
 
 /// Listed cloud snapshots of all stores.
@@ -288,7 +296,7 @@ impl CloudSnapshots {
                         &mut entry,
                         proofs.last(&manifest.id()).map(|last| proofs::shown(last, &self.host)),
                     );
-                    show_mark(&mut entry, marks.of(&manifest.id(), uuid, now).as_ref());
+                    show_mark(&mut entry, &marks, now);
                     found.entries.push(entry);
                 }
                 // Deleted after it was listed.
@@ -351,6 +359,7 @@ impl CloudSnapshots {
                 dirty_bytes: row.detail.bytes_dirty,
                 freeze_stall_micros: row.detail.freeze_stall_micros,
                 pinned: false,
+                pinned_by: None,
                 expires_at: None,
                 last_proof: None,
             });
@@ -381,7 +390,7 @@ impl CloudSnapshots {
         });
         let (proofs, marks) = known.await?;
         show_proof(&mut entry, proofs.last(&id).map(|last| proofs::shown(last, &self.host)));
-        show_mark(&mut entry, marks.of(&id, uuid, now).as_ref());
+        show_mark(&mut entry, &marks, now);
         Ok(CloudsnapDetail { entry, detail })
     }
 

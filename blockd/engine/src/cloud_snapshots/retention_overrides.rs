@@ -197,6 +197,7 @@ impl Deletions {
                     condition,
                     health,
                     pinned: mark.is_some_and(|mark| mark.pinned),
+                    held: marks.is_held(id.volume),
                     expires: mark.and_then(|mark| mark.expires),
                 }
             })
@@ -217,16 +218,19 @@ impl Deletions {
         self.start_delete_if(&request, Some(judged_by)).await
     }
 
-    /// Returns true if the mark is the one of the decision, and no pin. Requires the admission lock.
+    /// Returns true if the mark is the one of the decision, and neither a pin nor an anomaly keeps the
+    /// backup. Requires the admission lock.
     pub async fn is_judged_by(
         &self,
         id: &CloudSnapshotId,
         credential: Uuid,
         judged_by: Option<RetentionOverride>,
     ) -> Result<bool, ServiceError> {
-        let mark = self.db.run(RetentionOverride::all).await?.of(id, credential, Timestamp::now());
+        let marks = self.db.run(RetentionOverride::all).await?;
+        let mark = marks.of(id, credential, Timestamp::now());
         let said = |mark: Option<RetentionOverride>| mark.map(|mark| (mark.pinned, mark.expires));
-        Ok(!mark.is_some_and(|mark| mark.pinned) && said(mark) == said(judged_by))
+        let is_kept = marks.is_held(id.volume) || mark.is_some_and(|mark| mark.pinned);
+        Ok(!is_kept && said(mark) == said(judged_by))
     }
 
     /// Removes the mark of a cloud snapshot that its store no longer holds.

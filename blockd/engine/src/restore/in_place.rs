@@ -32,7 +32,7 @@ use blockd_api::{
     ApiError, ErrorCode, Labels, SnapshotName, SnapshotRef,
     tasks::{TaskStage, ways_to_end},
 };
-use blockd_catalog::{Chain, Db, InPlaceRestore, SnapshotRow, SnapshotState, TaskRow};
+use blockd_catalog::{ActivityRow, Chain, Db, InPlaceRestore, SnapshotRow, SnapshotState, TaskRow};
 use blockd_cloud::{Manifest, changed_blocks};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_volume::{Volume, VolumeError, VolumeErrorKind};
@@ -230,7 +230,9 @@ async fn run_fenced(
     work.host.failpoints.reached("in-place restore written")?;
     live.detail(|detail| detail.phase = "done".into());
     set_labels(work, &entry, &asked.labels).await?;
-    let done = work.tasks.finish(live, |_| Ok(())).await?;
+    let volume = entry.id;
+    // The change of the content is no anomaly.
+    let done = work.tasks.finish(live, move |tx| ActivityRow::forget_profiles(tx, volume)).await?;
     release(work, &done);
     drop_previous(work, &asked).await;
     work.merger.wake();

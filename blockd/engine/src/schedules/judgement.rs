@@ -6,7 +6,7 @@ use crate::schedules::{
     uses::Uses,
 };
 use blockd_api::SnapshotName;
-use blockd_catalog::{DbError, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskRow};
+use blockd_catalog::{AnomalyHolds, DbError, RetentionOverride, RunRow, ScheduleRow, SnapshotRow, TaskRow};
 use blockd_cloud::CloudSnapshotId;
 use blockd_extent::{SnapshotId, VolumeId};
 use blockd_schedule::{Condition, Health, KeepReason, Snapshot, Verdict, decide};
@@ -74,6 +74,7 @@ pub fn judge(
             condition,
             health,
             pinned: mark.is_some_and(|mark| mark.pinned),
+            held: marks.is_held(cloudsnap.volume),
             expires: mark.and_then(|mark| mark.expires),
         };
         pools.entry(key).or_insert_with(|| (retain, Vec::new())).1.push(snapshot);
@@ -107,6 +108,7 @@ pub fn judge_local(
     now: Timestamp,
 ) -> Result<Vec<LocalJudgement>, DbError> {
     let retain = schedule.spec.local.clone().unwrap_or_default();
+    let holds = AnomalyHolds::all(tx)?;
     let mut volumes: BTreeMap<(bool, VolumeId), Vec<Snapshot<u64>>> = BTreeMap::new();
     let mut runs = BTreeMap::new();
     for run in RunRow::kept(tx, schedule.uuid)?.into_iter().filter(RunRow::is_local) {
@@ -121,6 +123,7 @@ pub fn judge_local(
             },
             health: Health::Unverified,
             pinned: row.pinned,
+            held: holds.is_held(volume),
             expires: None,
         };
         volumes.entry((run.rule.is_none(), volume)).or_default().push(snapshot);

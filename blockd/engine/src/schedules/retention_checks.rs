@@ -313,9 +313,14 @@ fn stopped_key(credential: Uuid, like: &CloudSnapshotId) -> String {
 impl RetentionChecks {
     /// Refuses to delete a pinned cloud snapshot. Requires the admission lock.
     pub async fn refuse_if_pinned(&self, id: &CloudSnapshotId, credential: Uuid) -> Result<(), ServiceError> {
-        let Some(under) = self.db.run(RetentionOverride::all).await?.pinned_under(id, credential) else {
-            return Ok(());
-        };
+        let marks = self.db.run(RetentionOverride::all).await?;
+        if marks.is_pinned_by_anomaly(id) {
+            let message = format!(
+                "cloud snapshot {id} is the last one before an anomaly: acknowledge that first (`blockctl anomaly list`), or delete it by force"
+            );
+            return Err(ServiceError::refused(ErrorCode::CloudsnapPinned, message));
+        }
+        let Some(under) = marks.pinned_under(id, credential) else { return Ok(()) };
         let under = self.repositories.credential(Some(&CredentialRef::Id(under))).await?.name;
         let message = format!(
             "cloud snapshot {id} is pinned under credential {under}: unpin it there first, or delete it by force"

@@ -14,7 +14,7 @@ use blockd_api::{
     ErrorCode, List, SnapshotName, SnapshotRef, VolumeRef,
     snapshots::{DiffExtent, DiffKind, DiffSnapshots, RestoreSnapshot, SnapshotDiff, SnapshotRestored},
 };
-use blockd_catalog::{SnapshotRow, SnapshotState};
+use blockd_catalog::{ActivityRow, SnapshotRow, SnapshotState};
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, Extent, SnapshotId};
 use blockd_volume::{RolledBack, Volume};
 use jiff::Timestamp;
@@ -146,6 +146,11 @@ impl Snapshots {
                 return Err(error);
             }
         };
+        // The change of the content is no anomaly.
+        let volume = entry.id;
+        if let Err(error) = self.db.run(move |tx| ActivityRow::forget_profiles(tx, volume)).await {
+            tracing::warn!(%volume, %error, "removing the content profiles of the volume failed");
+        }
         let admission = self.admission.lock().await;
         if let Err(error) = entry.change_tags(&self.db, &admission, Tags::without_origin).await {
             // The rollback is done.

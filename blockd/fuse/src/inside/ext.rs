@@ -36,6 +36,15 @@ pub(super) fn probe(image: &Arc<dyn BlockSource>) -> io::Result<bool> {
     blockd_ext4::probe(&Source(Arc::clone(image))).map_err(|error| convert(&error))
 }
 
+/// Returns the number of inodes in use, without a replay of the journal, which would read much of it.
+///
+/// # Errors
+/// Those of [`open`].
+pub(super) fn count_files(image: Arc<dyn BlockSource>) -> io::Result<u64> {
+    let fs = Filesystem::open_without_replay(Arc::new(Source(image))).map_err(|error| convert(&error))?;
+    fs.count_inodes_in_use().map_err(|error| convert(&error))
+}
+
 /// Opens the filesystem of an image.
 ///
 /// # Errors

@@ -243,6 +243,30 @@ pub fn metadata(image: &Arc<dyn BlockSource>, max_ranges: usize) -> io::Result<V
     Ok(ranges)
 }
 
+/// Returns the number of files and directories in an image's filesystems; `None` without a supported one.
+/// Damaged and unsupported ones are skipped. Changes that are only in the journal are not counted.
+///
+/// # Errors
+/// The image cannot be read.
+pub fn count_files(image: &Arc<dyn BlockSource>) -> io::Result<Option<u64>> {
+    let found = |image: Arc<dyn BlockSource>| match ext::probe(&image)? {
+        true => ext::count_files(image).map(Some).or_else(|error| match is_about_content(&error) {
+            true => Ok(None),
+            false => Err(error),
+        }),
+        false => Ok(None),
+    };
+    if ext::probe(image)? {
+        return found(Arc::clone(image));
+    }
+    let mut count = None;
+    for part in partitions::partitions(&**image)? {
+        let files = found(Arc::new(PartitionImage { image: Arc::clone(image), part }))?;
+        count = files.map(|files| count.unwrap_or(0) + files).or(count);
+    }
+    Ok(count)
+}
+
 fn content(image: Arc<dyn BlockSource>) -> io::Result<Content> {
     if ext::probe(&image)? {
         return Ok(match ext::open(image) {

@@ -14,6 +14,7 @@ fn made(id: u32, hours_ago: i64) -> Snapshot<u32> {
         condition: Condition::Done,
         health: Health::Unverified,
         pinned: false,
+        held: false,
         expires: None,
     }
 }
@@ -136,6 +137,8 @@ fn dates_and_pins() {
     snapshots[1].expires = Some(now());
     snapshots[2].expires = Timestamp::from_second(NOW_S + 1).ok();
     snapshots[3].pinned = true;
+    let held: Vec<_> = snapshots.iter().cloned().map(|one| Snapshot { held: true, ..one }).collect();
+    assert_eq!(deleted(&held, &Retention::max(1).unwrap()), [0; 0]);
     let verdicts = decide(&snapshots, &Retention::default(), now());
     assert_eq!(verdicts[1].1, Verdict::Delete(DeleteReason::Expired));
     assert_eq!(deleted(&snapshots, &Retention::max(1).unwrap()), [1]);

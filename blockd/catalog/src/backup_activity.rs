@@ -1,0 +1,161 @@
+//! Rows of the activity of backups, and the content profiles that it is measured against.
+
+use crate::{DbError, json, rows, stored, to_json};
+use blockd_anomaly::{BackupActivity, ContentProfile};
+use blockd_extent::{BlockSet, VolumeId};
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::{OptionalExtension, Transaction, params};
+use uuid::Uuid;
+
+/// Age at which activities are deleted: the detector compares eight weeks.
+const KEPT: SignedDuration = SignedDuration::from_hours(60 * 24);
+/// Maximum number of activities of a volume and credential.
+const MAX_ROWS: u32 = 2000;
+
+/// Activity of a volume's backups to a credential.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ActivityRow {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The credential.
+    pub credential: Uuid,
+}
+
+impl ActivityRow {
+    /// Returns the activities, ascending.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn history(&self, tx: &Transaction<'_>) -> Result<Vec<BackupActivity>, DbError> {
+        let sql = "SELECT activity FROM backup_activity WHERE volume = ?1 AND credential = ?2
+            ORDER BY point_in_time";
+        rows(tx, sql, [self.volume.to_string(), self.credential.to_string()], |row| json(row, 0))
+    }
+
+    /// Adds an activity and deletes the oldest ones; does nothing if the volume or credential is gone.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn add(&self, tx: &Transaction<'_>, activity: &BackupActivity) -> Result<(), DbError> {
+        let (volume, credential) = (self.volume.to_string(), self.credential.to_string());
+        tx.execute(
+            "INSERT OR REPLACE INTO backup_activity (volume, credential, point_in_time, activity)
+             SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM volumes WHERE id = ?1)
+                 AND EXISTS (SELECT 1 FROM credentials WHERE uuid = ?2)",
+            params![
+                volume,
+                credential,
+                sortable(activity.point_in_time),
+                to_json("backup activity", activity)?
+            ],
+        )?;
+        let oldest = activity.point_in_time.saturating_sub(KEPT).unwrap_or(Timestamp::MIN);
+        tx.execute(
+            "DELETE FROM backup_activity WHERE volume = ?1 AND credential = ?2 AND (point_in_time < ?3
+                 OR point_in_time NOT IN (SELECT point_in_time FROM backup_activity
+                     WHERE volume = ?1 AND credential = ?2 ORDER BY point_in_time DESC LIMIT ?4))",
+            params![volume, credential, sortable(oldest), MAX_ROWS],
+        )?;
+        Ok(())
+    }
+
+    /// Returns the content profile; empty before the first backup, or if it is unreadable.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn profile(&self, tx: &Transaction<'_>) -> Result<ContentProfile, DbError> {
+        let sql = "SELECT compressible, files FROM content_profiles WHERE volume = ?1 AND credential = ?2";
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, Vec<u8>>(0)?, row.get::<_, Option<i64>>(1)?));
+        let found =
+            tx.query_row(sql, [self.volume.to_string(), self.credential.to_string()], read).optional()?;
+        let Some((bytes, files)) = found else { return Ok(ContentProfile::default()) };
+        let compressible = BlockSet::from_bytes(&bytes).unwrap_or_default();
+        Ok(ContentProfile { compressible, files: files.and_then(|files| u64::try_from(files).ok()) })
+    }
+
+    /// Removes the content profiles of a volume, whose content was replaced.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn forget_profiles(tx: &Transaction<'_>, volume: VolumeId) -> Result<(), DbError> {
+        tx.execute("DELETE FROM content_profiles WHERE volume = ?1", [volume.to_string()])?;
+        Ok(())
+    }
+
+    /// Stores the content profile; does nothing if the volume or credential is gone.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn put_profile(&self, tx: &Transaction<'_>, profile: &ContentProfile) -> Result<(), DbError> {
+        tx.execute(
+            "INSERT OR REPLACE INTO content_profiles (volume, credential, compressible, files)
+             SELECT ?1, ?2, ?3, ?4 WHERE EXISTS (SELECT 1 FROM volumes WHERE id = ?1)
+                 AND EXISTS (SELECT 1 FROM credentials WHERE uuid = ?2)",
+            params![
+                self.volume.to_string(),
+                self.credential.to_string(),
+                profile.compressible.to_bytes(),
+                profile.files.map(stored)
+            ],
+        )?;
+        Ok(())
+    }
+}
+
+/// Returns a time as text that sorts by time.
+fn sortable(at: Timestamp) -> String {
+    format!("{at:.9}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CredentialRow, Db, VolumeRow};
+    use super::*;
+    use blockd_extent::{BlockIndex, Extent};
+
+    fn activity(second: i64) -> BackupActivity {
+        BackupActivity {
+            point_in_time: Timestamp::from_second(second).unwrap(),
+            interval_s: 60,
+            dirty_bytes: second.unsigned_abs(),
+            incompressible_bytes: 0,
+            turned_incompressible_bytes: 0,
+            compressible_bytes: 0,
+            files_before: None,
+            files: None,
+        }
+    }
+
+    #[test]
+    fn history_is_ascending_and_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let of = ActivityRow { volume: VolumeId::from_u64(7), credential: Uuid::from_u128(8) };
+        db.transaction::<_, DbError>(|tx| {
+            of.add(tx, &activity(1))?;
+            assert_eq!(of.history(tx)?, [], "neither volume nor credential exists");
+            VolumeRow::new(of.volume, "data".parse().unwrap(), 1 << 20).insert(tx)?;
+            CredentialRow::sample(of.credential, "/backup", Uuid::nil()).insert(tx)?;
+            for second in [100, 9, 10] {
+                of.add(tx, &activity(second))?;
+            }
+            let times: Vec<_> = of.history(tx)?.iter().map(|one| one.point_in_time.as_second()).collect();
+            assert_eq!(times, [9, 10, 100]);
+            of.add(tx, &activity(10 + KEPT.as_secs()))?;
+            let times: Vec<_> = of.history(tx)?.iter().map(|one| one.point_in_time.as_second()).collect();
+            assert_eq!(times, [10, 100, 10 + KEPT.as_secs()]);
+
+            let profile = ContentProfile {
+                compressible: BlockSet::from_iter([Extent::new(BlockIndex(3), 5)]),
+                files: Some(9),
+            };
+            assert_eq!(of.profile(tx)?, ContentProfile::default());
+            of.put_profile(tx, &profile)?;
+            assert_eq!(of.profile(tx)?, profile);
+            ActivityRow::forget_profiles(tx, of.volume)?;
+            assert_eq!(of.profile(tx)?, ContentProfile::default());
+            Ok(())
+        })
+        .unwrap();
+    }
+}

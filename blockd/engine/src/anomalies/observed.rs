@@ -1,0 +1,57 @@
+//! Source of a backup that observes the content of the blocks that are read.
+
+use super::ObservedBlocks;
+use crate::backup::shared_reader::SharedReader;
+use blockd_anomaly::{BlockClass, Observation, is_sampled};
+use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSource, Extent};
+use parking_lot::Mutex;
+use std::{io, sync::Arc};
+
+/// Source whose extents are observed as they are read.
+pub(crate) struct ObservedSource {
+    reader: Arc<SharedReader>,
+    observation: Mutex<Observation>,
+}
+
+impl ObservedSource {
+    pub(crate) fn new(reader: Arc<SharedReader>) -> Self {
+        Self { reader, observation: Mutex::default() }
+    }
+
+    /// Returns the observation of all blocks that were read, and counts the files.
+    pub(crate) fn finish(&self) -> ObservedBlocks {
+        let classes = std::mem::take(&mut *self.observation.lock());
+        let image = Arc::clone(&self.reader) as Arc<dyn BlockSource>;
+        // The rest of a lazy volume is in a store.
+        let files =
+            if image.may_wait() { None } else { blockd_fuse::inside::count_files(&image).unwrap_or(None) };
+        ObservedBlocks { classes, files }
+    }
+}
+
+impl BlockSource for ObservedSource {
+    fn size_bytes(&self) -> u64 {
+        self.reader.size_bytes()
+    }
+
+    fn read_at(&self, offset_bytes: u64, buf: &mut [u8]) -> io::Result<()> {
+        self.reader.read_at(offset_bytes, buf)
+    }
+
+    fn may_wait(&self) -> bool {
+        self.reader.may_wait()
+    }
+
+    fn read_extents(&self, extents: &[Extent], buf: &mut [u8]) -> io::Result<()> {
+        self.reader.read_extents(extents, buf)?;
+        let blocks = extents.iter().flat_map(|extent| extent.start.0..extent.end().0).map(BlockIndex);
+        let sampled: Vec<_> = blocks
+            .zip(buf.chunks_exact(BLOCK_SIZE_BYTES as usize))
+            .filter(|(block, _)| is_sampled(*block))
+            .map(|(block, bytes)| (block, BlockClass::of(bytes)))
+            .collect();
+        let mut observation = self.observation.lock();
+        sampled.into_iter().for_each(|(block, class)| observation.add_class(block, class));
+        Ok(())
+    }
+}

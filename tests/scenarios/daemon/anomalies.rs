@@ -1,0 +1,112 @@
+//! Anomalies of backups.
+
+use super::{
+    fixtures::{delete_of, new_volume, pattern, snap_id},
+    *,
+};
+use blockd_api::{
+    anomalies::{AcknowledgeAnomaly, AnomalyKind, BackupAnomaly, ListAnomalies},
+    cloudsnaps::PinOrigin,
+    operations::{ACKNOWLEDGE_ANOMALY, LIST_ANOMALIES, PLAN_RETENTION},
+};
+use blockd_schedule::KeepReason;
+
+const MIB: usize = 1 << 20;
+const DATA: usize = 160 * MIB;
+
+impl Host {
+    async fn anomalies(&self, all: bool) -> Vec<BackupAnomaly> {
+        self.call(LIST_ANOMALIES, &ListAnomalies { volume: None, all }).await.items
+    }
+
+    /// Creates a volume that is full of text.
+    async fn volume_of_text(&self, labels: &str) -> Arc<Volume> {
+        let request =
+            CreateVolume { size_bytes: 256 << 20, labels: labels.parse().unwrap(), ..new_volume("v") };
+        self.call(CREATE_VOLUME, &request).await;
+        let text: Vec<u8> =
+            b"the daemon serves volumes over NBD. ".iter().copied().cycle().take(DATA).collect();
+        let volume = self.volume("v");
+        volume.write(0, &text, false).unwrap();
+        volume
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn encryption_in_place_holds_backups_until_acknowledged() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let volume = host.volume_of_text("").await;
+    let schedule = host.schedule(1).await;
+    let mut snaps = vec![host.write_and_run(&schedule, 200).await];
+    snaps.push(host.write_and_run(&schedule, 201).await);
+    host.until_deleted(1).await;
+    assert_eq!(host.anomalies(true).await, []);
+
+    volume.write(0, &pattern(7, 100 * MIB), false).unwrap();
+    snaps.push(host.write_and_run(&schedule, 202).await);
+    let found = host.anomalies(false).await;
+    let [anomaly] = found.as_slice() else { panic!("{found:?}") };
+    assert_eq!(anomaly.cloud_snapshot_id, snap_id(&snaps[2]));
+    assert_eq!(anomaly.last_normal_cloud_snapshot_id, Some(snap_id(&snaps[1])));
+    assert_eq!(anomaly.findings[0].kind, AnomalyKind::TurnedIncompressible);
+    assert!((90 * MIB as u64..110 * MIB as u64).contains(&anomaly.findings[0].observed), "{anomaly:?}");
+    assert!(anomaly.protecting);
+
+    // Later backups are held as well, and the last normal one stays the same.
+    volume.write(100 << 20, &pattern(8, 60 * MIB), false).unwrap();
+    snaps.push(host.write_and_run(&schedule, 203).await);
+    assert_eq!(host.ids().await, snaps[1..]);
+    let plan = host.call_at(PLAN_RETENTION, &schedule.schedule_id, &()).await.cloud_snapshots;
+    assert!(plan.iter().all(|judged| judged.verdict.is_kept_as(KeepReason::Anomaly)), "{plan:?}");
+    let list = host.list().await;
+    let pins: Vec<_> = list.iter().map(|entry| entry.pinned_by).collect();
+    assert_eq!(pins.iter().filter(|pin| **pin == Some(PinOrigin::Anomaly)).count(), 1, "{pins:?}");
+    host.refused(ErrorCode::CloudsnapPinned, START_DELETE, &delete_of(&snaps[1])).await;
+
+    host.restart().await;
+    let acknowledged = AcknowledgeAnomaly { usual: false };
+    for anomaly in host.anomalies(false).await {
+        assert_eq!(anomaly.last_normal_cloud_snapshot_id, Some(snap_id(&snaps[1])));
+        host.call_at(ACKNOWLEDGE_ANOMALY, &anomaly.anomaly_id, &acknowledged).await;
+    }
+    host.until_deleted(3).await;
+    assert_eq!(host.ids().await, snaps[3..]);
+    host.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policy_of_a_volume_decides_about_anomalies() {
+    for (label, count) in [("anomaly-policy=observe", 1), ("anomaly-policy=off", 0)] {
+        let mut host = Host::new().await;
+        host.create_credential().await;
+        let volume = host.volume_of_text(label).await;
+        host.backup("v", false).await;
+        volume.write(0, &pattern(7, 100 * MIB), false).unwrap();
+        host.backup("v", false).await;
+        let found = host.anomalies(false).await;
+        assert_eq!(found.len(), count, "{label}");
+        assert!(found.iter().all(|anomaly| !anomaly.protecting), "{label}");
+        assert!(host.list().await.iter().all(|entry| !entry.pinned), "{label}");
+        host.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn usual_changes_raise_no_further_anomaly() {
+    let mut host = Host::new().await;
+    host.create_credential().await;
+    let volume = host.volume_of_text("").await;
+    host.backup("v", false).await;
+    volume.write(0, &pattern(7, 80 * MIB), false).unwrap();
+    host.backup("v", false).await;
+    let anomaly = host.anomalies(false).await.remove(0);
+    host.call_at(ACKNOWLEDGE_ANOMALY, &anomaly.anomaly_id, &AcknowledgeAnomaly { usual: true }).await;
+    let unknown = Uuid::nil();
+    host.refused_at(ErrorCode::AnomalyNotFound, ACKNOWLEDGE_ANOMALY, &unknown, &Default::default()).await;
+    volume.write(80 << 20, &pattern(8, 80 * MIB), false).unwrap();
+    host.backup("v", false).await;
+    assert_eq!(host.anomalies(false).await, []);
+    assert_eq!(host.anomalies(true).await.len(), 1);
+    host.stop().await;
+}
