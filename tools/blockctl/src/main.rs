@@ -28,8 +28,8 @@ use blockd_api::Client;
 use clap_complete::CompleteEnv;
 use cli::{Cli, Command, Prescan};
 use commands::{
-    browse, bundle, cloudsnap, completions, context, credentials, doctor, events, init, rules, schedules,
-    schema, snapshot, status, top, volume,
+    anomaly, browse, bundle, cloudsnap, completions, context, credentials, doctor, events, init, rules,
+    schedules, schema, snapshot, status, top, volume,
 };
 use failure::{Exit, Failure};
 use output::{Context, Output};
@@ -88,6 +88,7 @@ async fn run(cli: Cli, output: &Output) -> Exit {
         Command::Credentials(command) => credentials::run(&context()?, command).await,
         Command::Cloudsnap(command) => Box::pin(cloudsnap::run(&context()?, command)).await,
         Command::Browse(command) => Box::pin(browse::run(&context()?, command)).await,
+        Command::Anomaly(command) => anomaly::run(&context()?, command).await,
         Command::Rule(command) => rules::run(&context()?, command).await,
         Command::SchedPolicy(command) => schedules::policy(&context()?, command).await,
         Command::Apply(args) => Box::pin(commands::objects::apply(&context()?, args)).await,

@@ -118,6 +118,7 @@ fn lists_fit_into_80_columns() {
         ("cloudsnap verify --wait", false),
         ("rule list", true),
         ("sched-policy list", false),
+        ("anomaly list", true),
         ("browse list", false),
         ("events", false),
         ("status", false),
@@ -335,7 +336,8 @@ fn empty_retention_plan_is_a_note() {
 /// List with filters: route, command, fields of name and time of its entries, and its orders.
 type FilteredList = (&'static str, &'static str, &'static str, &'static str, &'static str);
 
-const FILTERED: [FilteredList; 9] = [
+const FILTERED: [FilteredList; 10] = [
+    ("GET /v1/anomalies", "anomaly list", "volumeName", "detectedAt", "started name"),
     ("GET /v1/volumes", "volume list", "name", "createdAt", "name size used created"),
     ("GET /v1/snapshots", "snapshot list", "name", "createdAt", "volume created name size"),
     ("GET /v1/cloudsnaps", "cloudsnap list", "name", "createdAt", "created name volume size location"),

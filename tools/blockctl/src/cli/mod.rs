@@ -9,8 +9,8 @@ pub mod unsupported;
 
 use crate::{
     commands::{
-        arguments::TaskArg, browse, cloudsnap, completions, context, credentials, doctor, events, init,
-        objects, rules, schedules, schema, secrets, snapshot, status, top, volume,
+        anomaly, arguments::TaskArg, browse, cloudsnap, completions, context, credentials, doctor, events,
+        init, objects, rules, schedules, schema, secrets, snapshot, status, top, volume,
     },
     contexts::Global,
     output::ColorChoice,
@@ -114,6 +114,9 @@ pub enum Command {
     /// Show current requests, throughput and latency
     #[command(after_help = top::args::TOP_HELP)]
     Top(top::args::TopArgs),
+    /// Manage anomalies: backups with unusual changes
+    #[command(subcommand)]
+    Anomaly(anomaly::AnomalyCommand),
     /// List daemon events
     #[command(after_help = events::EVENTS_HELP)]
     Events(events::EventsArgs),

@@ -11,10 +11,11 @@ use std::{
 
 /// Value names of positional arguments, the long names of their options, and the short ones. Help shows the
 /// first of each; the others are familiar from `pxctl` or from other commands.
-const NAMES: [(&[&str], &[&str], &[char]); 20] = [
+const NAMES: [(&[&str], &[&str], &[char]); 21] = [
     (&["VOLUME", "VOLUME[@SNAPSHOT]"], &["volume", "name"], &['v']),
     (&["VOLUME,…"], &["volumes"], &['v']),
     (&["VOLUME|GROUP"], &["volume", "target"], &['v']),
+    (&["ANOMALY|VOLUME"], &["anomaly", "volume"], &['v']),
     (&["GROUP"], &["group"], &['g']),
     (&["DATE"], &["at"], &[]),
     (&["VOLUME|DEVICE"], &["volume", "device", "name"], &['v']),

@@ -1,8 +1,13 @@
 //! Health: problems and their remedies.
 
-use crate::{failure::Failure, output::Context, table::counted};
+use crate::{
+    failure::Failure,
+    output::Context,
+    table::{counted, short_uuid},
+};
 use blockd_api::{
     VolumeId, VolumeName,
+    anomalies::{BackupAnomaly, describe},
     events::{Event, ListEvents, Severity},
     format_time, operations,
     schedules::{ListRuns, Run, RunState, Schedule, ScheduleList},
@@ -30,8 +35,8 @@ const MAX_EVENTS: usize = 5;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HealthProblem {
-    /// Kind: one of the daemon's, `damage`, `volume`, `attachment`, `reload`, `schedule`, `run`, `task`,
-    /// `webhook`, `event` or `protection`.
+    /// Kind: one of the daemon's, `anomaly`, `damage`, `volume`, `attachment`, `reload`, `schedule`, `run`,
+    /// `task`, `webhook`, `event` or `protection`.
     pub kind: String,
     /// Cause.
     pub cause: String,
@@ -69,6 +74,8 @@ pub struct Known {
     pub locations: Vec<LocationSpace>,
     /// Cloud snapshots that are known to be damaged.
     pub damaged: Vec<KnownDamage>,
+    /// Anomalies without an acknowledgement.
+    pub anomalies: Vec<BackupAnomaly>,
 }
 
 impl Known {
@@ -91,6 +98,7 @@ impl Known {
             problems: status.problems.clone(),
             locations: status.locations.clone(),
             damaged: status.damaged_cloudsnaps.clone(),
+            anomalies: status.anomalies.clone(),
         })
     }
 
@@ -107,7 +115,7 @@ pub fn problems(known: &Known, now: Timestamp) -> Vec<HealthProblem> {
         .problems
         .iter()
         .map(|problem| HealthProblem::new(&problem.kind, problem.cause.clone(), problem.action.clone()));
-    let mut found: Vec<HealthProblem> = lines.chain(damaged(known)).collect();
+    let mut found: Vec<HealthProblem> = lines.chain(anomalies(known)).chain(damaged(known)).collect();
     for volume in &known.volumes {
         let name = &volume.name;
         if volume.state == VolumeState::Failed {
@@ -177,6 +185,26 @@ fn damaged(known: &Known) -> impl Iterator<Item = HealthProblem> {
         HealthProblem::new(DAMAGE, cause, "blockctl -j status (damagedCloudsnaps)")
     });
     named.chain(more)
+}
+
+/// Returns the anomalies without an acknowledgement.
+fn anomalies(known: &Known) -> impl Iterator<Item = HealthProblem> {
+    known.anomalies.iter().map(|one| {
+        let changes: Vec<_> = one.findings.iter().map(describe).collect();
+        let cause = format!(
+            "unusual changes of volume {} at {}: {}",
+            one.volume_name,
+            format_time(one.detected_at),
+            changes.join("; ")
+        );
+        let last = one.last_normal_cloud_snapshot_id.map(|id| format!("the last normal backup is {id}; "));
+        let action = format!(
+            "check the volume; {}then blockctl anomaly acknowledge {}",
+            last.unwrap_or_default(),
+            short_uuid(one.anomaly_id)
+        );
+        HealthProblem::new("anomaly", cause, action)
+    })
 }
 
 /// Returns the display name of a schedule.

@@ -1,5 +1,6 @@
 //! Implementations of the commands.
 
+pub mod anomaly;
 pub mod arguments;
 pub mod browse;
 pub mod bundle;

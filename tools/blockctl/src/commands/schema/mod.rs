@@ -23,6 +23,7 @@ use crate::{
 };
 use blockd_api::{
     Deleted, List, SCHEMA_VERSION,
+    anomalies::BackupAnomaly,
     attachments::{Attachment, Detached},
     browse::{BrowseMount, Unmounted},
     cloudsnaps::{
@@ -81,6 +82,8 @@ const fn of<T: JsonSchema>() -> Generate {
 
 /// Documents of each command, besides that of a failure.
 const DOCUMENTS: &[(&str, &[Generate])] = &[
+    ("anomaly acknowledge", &[of::<List<BackupAnomaly>>()]),
+    ("anomaly list", &[of::<List<BackupAnomaly>>()]),
     ("apply", &[of::<ObjectResults>()]),
     ("browse list", &[of::<List<BrowseMount>>()]),
     ("browse mount", &[of::<BrowseMount>()]),

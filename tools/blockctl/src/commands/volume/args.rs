@@ -8,8 +8,8 @@ use crate::{
     times::parse_seconds,
 };
 use blockd_api::{
-    ByteSize, GroupName, Labels, VolumeName, VolumeRef, attachments::NbdDevice, check_volume_size,
-    volumes::Volume,
+    ByteSize, GroupName, Labels, VolumeName, VolumeRef, anomalies::AnomalyPolicy, attachments::NbdDevice,
+    check_volume_size, volumes::Volume,
 };
 use clap::{
     Args, Subcommand,
@@ -180,6 +180,9 @@ pub struct CreateArgs {
     /// Labels of the volume
     #[arg(short, long, value_name = "K=V,…")]
     pub label: Vec<Labels>,
+    /// Treatment of anomalies: the label anomaly-policy
+    #[arg(long, value_name = "off|observe|protect")]
+    pub anomaly_policy: Option<AnomalyPolicy>,
     /// Consistency group of the volume
     #[arg(short, long)]
     pub group: Option<GroupName>,
@@ -315,6 +318,9 @@ pub struct Changes {
     /// Set labels, or remove those with a minus
     #[arg(short, long, value_name = "K=V|-K,…", allow_hyphen_values = true)]
     pub label: Vec<LabelChanges>,
+    /// Treatment of anomalies: the label anomaly-policy
+    #[arg(long, value_name = "off|observe|protect")]
+    pub anomaly_policy: Option<AnomalyPolicy>,
     /// Remove all labels, except those of restores and clones
     #[arg(long, conflicts_with = "label")]
     pub no_labels: bool,

@@ -2,7 +2,11 @@
 //!
 //! Schedules include a volume from its creation on, so that an incomplete copy of an image must not stay.
 
-use super::{args::CreateArgs, image::Image, labels::merged};
+use super::{
+    args::CreateArgs,
+    image::Image,
+    labels::{merged, with_policy},
+};
 use crate::{
     failure::{Exit, Failure},
     nbd::{NbdClient, NbdUri},
@@ -32,7 +36,7 @@ pub(super) async fn run(context: &Context<'_>, args: CreateArgs) -> Exit {
     };
     let size = args.size.or_else(|| image.as_ref()?.1.size());
     let size = size.ok_or_else(|| Failure::usage("the size of stdin is unknown: give --size"))?;
-    let labels = merged(&args.label)?;
+    let labels = with_policy(merged(&args.label)?, args.anomaly_policy)?;
     let request = CreateVolume { name: args.name, size_bytes: size.as_bytes(), labels, group: args.group };
     let Some((from, image)) = image else {
         let volume = context.client.call(operations::CREATE_VOLUME, &request).await?;

@@ -1,7 +1,10 @@
 //! Changes of the labels of a volume.
 
 use crate::failure::Failure;
-use blockd_api::Labels;
+use blockd_api::{
+    Labels,
+    anomalies::{ANOMALY_POLICY, AnomalyPolicy},
+};
 use std::collections::BTreeMap;
 
 /// Returns the labels of several options; the last one of a key wins.
@@ -11,6 +14,17 @@ use std::collections::BTreeMap;
 pub fn merged(options: &[Labels]) -> Result<Labels, Failure> {
     let all = options.iter().flat_map(|labels| labels.as_map().clone()).collect::<BTreeMap<_, _>>();
     Labels::try_from(all).map_err(|error| Failure::usage(error.to_string()))
+}
+
+/// Returns the labels with that of an anomaly policy.
+///
+/// # Errors
+/// They are too many.
+pub fn with_policy(labels: Labels, policy: Option<AnomalyPolicy>) -> Result<Labels, Failure> {
+    let Some(policy) = policy else { return Ok(labels) };
+    let mut map = labels.as_map().clone();
+    map.insert(ANOMALY_POLICY.to_owned(), policy.to_string());
+    Labels::try_from(map).map_err(|error| Failure::usage(error.to_string()))
 }
 
 /// Changes of single labels.

@@ -28,7 +28,7 @@ use blockd_api::{
         UpdateVolume, Volume,
     },
 };
-use labels::merged;
+use labels::{merged, with_policy};
 use schemars::JsonSchema;
 use serde::Serialize;
 use state::{hydration_line, status};
@@ -248,7 +248,7 @@ async fn rename(context: &Context<'_>, args: RenameArgs) -> Exit {
 async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
     let changes = args.changes;
     let group = if changes.no_group { Some(None) } else { changes.group.map(Some) };
-    let labels = match changes.no_labels || !changes.label.is_empty() {
+    let labels = match changes.no_labels || !changes.label.is_empty() || changes.anomaly_policy.is_some() {
         true => {
             let labels = context.client.call_at(operations::GET_VOLUME, &args.volume, &()).await?.labels;
             // Without them, a restore or clone would happen again.
@@ -256,7 +256,8 @@ async fn update(context: &Context<'_>, args: UpdateArgs) -> Exit {
             let removed: Vec<&str> = labels.as_map().keys().map(String::as_str).filter(is_other).collect();
             let kept = labels.clone().without(&removed);
             let changed = changes.label.iter().try_fold(kept, |labels, change| change.applied_to(&labels));
-            Some(changed.map_err(|error| Failure::usage(error.to_string()))?)
+            let changed = changed.map_err(|error| Failure::usage(error.to_string()))?;
+            Some(with_policy(changed, changes.anomaly_policy)?)
         }
         false => None,
     };
