@@ -381,7 +381,8 @@ fn missing_hint(code: ErrorCode) -> Option<&'static str> {
     })
 }
 
-fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<Advice> {
+/// Returns the next action for an error code, or for the store error that caused it.
+pub fn hint(code: ErrorCode, store: Option<StoreErrorKind>) -> Option<Advice> {
     if let Some(hint) = store.and_then(store_hint) {
         return Some(hint);
     }

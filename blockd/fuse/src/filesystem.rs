@@ -62,6 +62,8 @@ fn errno(error: &io::Error) -> Errno {
         (None, io::ErrorKind::InvalidInput) => SystemError::INVAL,
         (None, io::ErrorKind::Unsupported) => SystemError::OPNOTSUPP,
         (None, io::ErrorKind::ResourceBusy) => SystemError::BUSY,
+        // The store refuses reads: nothing is known to be damaged.
+        (None, io::ErrorKind::NotConnected) => SystemError::REMOTEIO,
         (None, _) => SystemError::IO,
     };
     Errno::from_i32(code.raw_os_error())

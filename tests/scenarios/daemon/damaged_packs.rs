@@ -3,8 +3,10 @@
 use super::*;
 use blockd_api::{
     CredentialRef,
+    browse::{FilePath, ListFiles},
     cloudsnaps::{CloudsnapStatus, VerifyDepth},
     events::Severity,
+    operations::LIST_FILES,
 };
 
 /// Offset in a pack of a byte of its second frame, which holds bytes 128 KiB to 256 KiB of the volume.
@@ -134,4 +136,27 @@ async fn damage_found_with_another_credential_is_healed() {
     model.write(&volume, 10 << 20, 5, 4096);
     let next = host.run_backup(&StartBackup { credentials: vec![own], ..backup_of("data") }).await;
     assert_eq!((next.backup_type, next.dirty_bytes), (Some(BackupType::Incremental), (128 << 10) + 4096));
+}
+
+/// A store that refuses a read is no damage; a missing object is.
+#[tokio::test(flavor = "multi_thread")]
+async fn files_tell_store_failures_from_damage() {
+    let host = Host::new().await;
+    let (snap, ..) = host.one_backup().await;
+    let pack = PathBuf::from(host.packs().remove(0));
+    let query = ListFiles {
+        cloud_snapshot_id: snap.parse().unwrap(),
+        path: FilePath::root(),
+        entries: true,
+        xattrs: false,
+        credential: None,
+    };
+    let away = move_away(&pack);
+    host.refused(ErrorCode::CloudsnapDamaged, LIST_FILES, &query).await;
+    std::os::unix::fs::symlink(&pack, &pack).unwrap();
+    let error = api_error(host.client.call(LIST_FILES, &query).await);
+    assert_eq!(error.code, ErrorCode::InvalidRequest, "{error:?}");
+    fs::remove_file(&pack).unwrap();
+    fs::rename(away, &pack).unwrap();
+    host.refused(ErrorCode::NoFiles, LIST_FILES, &query).await;
 }

@@ -12,6 +12,7 @@ use crate::{
     index::Page,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, DataRange, Extent};
+use blockd_store::StoreErrorKind;
 use futures::{StreamExt, TryStreamExt};
 use std::{io, sync::Arc};
 
@@ -236,11 +237,14 @@ impl BlockSource for SnapshotReader {
     }
 }
 
+/// Converts an error of a read, which stays its source. A store that does not serve a read is no damage: the
+/// kind is `TimedOut` if a retry can help, otherwise `NotConnected`.
 fn shared_to_io(error: Arc<CloudError>) -> io::Error {
     let kind = match &*error {
         CloudError::InvalidRequest { .. } => io::ErrorKind::InvalidInput,
-        CloudError::Damaged { .. } => io::ErrorKind::Other,
+        CloudError::Store(error) if error.kind == StoreErrorKind::NotFound => io::ErrorKind::Other,
         error if error.is_retryable() => io::ErrorKind::TimedOut,
+        CloudError::Store(_) => io::ErrorKind::NotConnected,
         _ => io::ErrorKind::Other,
     };
     io::Error::new(kind, error)

@@ -1,7 +1,7 @@
 //! Files of ext2, ext3 and ext4, read by `blockd-ext4`, which checks untrusted input and bounds the cost of
 //! each operation.
 
-use super::{FileEntry, FileStat, FileTree, Files, NumberedFiles, large};
+use super::{FileEntry, FileStat, FileTree, Files, NumberedFiles, is_outage, large};
 use blockd_ext4::{ExtError, Filesystem, Inode, InodeNumber, JournalState, ReadAt, Xattr};
 use blockd_extent::{BlockSource, DataRange};
 use hashlink::LruCache;
@@ -33,7 +33,7 @@ impl ReadAt for Source {
 
 /// Returns true if the image holds an ext2, ext3 or ext4 filesystem, by its magic number.
 pub(super) fn probe(image: &Arc<dyn BlockSource>) -> io::Result<bool> {
-    blockd_ext4::probe(&Source(Arc::clone(image))).map_err(|error| convert(&error))
+    blockd_ext4::probe(&Source(Arc::clone(image))).map_err(convert)
 }
 
 /// Returns the number of inodes in use, without a replay of the journal, which would read much of it.
@@ -41,8 +41,8 @@ pub(super) fn probe(image: &Arc<dyn BlockSource>) -> io::Result<bool> {
 /// # Errors
 /// Those of [`open`].
 pub(super) fn count_files(image: Arc<dyn BlockSource>) -> io::Result<u64> {
-    let fs = Filesystem::open_without_replay(Arc::new(Source(image))).map_err(|error| convert(&error))?;
-    fs.count_inodes_in_use().map_err(|error| convert(&error))
+    let fs = Filesystem::open_without_replay(Arc::new(Source(image))).map_err(convert)?;
+    fs.count_inodes_in_use().map_err(convert)
 }
 
 /// Opens the filesystem of an image.
@@ -51,7 +51,7 @@ pub(super) fn count_files(image: Arc<dyn BlockSource>) -> io::Result<u64> {
 /// [`io::ErrorKind::InvalidData`] if it is damaged, [`io::ErrorKind::Unsupported`] for unsupported features;
 /// other kinds are errors of the image.
 pub(super) fn open(image: Arc<dyn BlockSource>) -> io::Result<Arc<dyn Files>> {
-    let fs = Filesystem::open(Arc::new(Source(image))).map_err(|error| convert(&error))?;
+    let fs = Filesystem::open(Arc::new(Source(image))).map_err(convert)?;
     let info = fs.info();
     if let JournalState::Replayed { fast_commits: true, .. } = info.journal {
         tracing::warn!(
@@ -76,10 +76,10 @@ pub(super) fn open(image: Arc<dyn BlockSource>) -> io::Result<Arc<dyn Files>> {
 /// See [`open`].
 pub(super) fn metadata(image: Arc<dyn BlockSource>, max_ranges: usize) -> io::Result<Vec<Range<u64>>> {
     let found = Filesystem::open_without_replay(Arc::new(Source(image))).map(|fs| fs.metadata(max_ranges));
-    found.map_err(|error| convert(&error))
+    found.map_err(convert)
 }
 
-fn convert(error: &ExtError) -> io::Error {
+fn convert(error: ExtError) -> io::Error {
     let kind = match error {
         ExtError::NotFound => io::ErrorKind::NotFound,
         ExtError::NotADirectory => io::ErrorKind::NotADirectory,
@@ -90,7 +90,11 @@ fn convert(error: &ExtError) -> io::Error {
         | ExtError::TooManyEntries { .. } => io::ErrorKind::InvalidInput,
         ExtError::Unsupported { .. } => io::ErrorKind::Unsupported,
         // Errors of the image keep their kind.
-        ExtError::Read { source, .. } => return io::Error::new(source.kind(), format!("{error}: {source}")),
+        ExtError::Read { .. } => {
+            let read = error.to_string();
+            let ExtError::Read { source, .. } = error else { return io::Error::other(read) };
+            return io::Error::new(source.kind(), ImageError { read, source });
+        }
         _ => io::ErrorKind::InvalidData,
     };
     io::Error::new(kind, error.to_string())
@@ -195,7 +199,7 @@ impl ExtTree {
     }
 
     fn entries(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>> {
-        let (dir, ancestors) = self.fs.resolve_with_ancestors(path).map_err(|error| convert(&error))?;
+        let (dir, ancestors) = self.fs.resolve_with_ancestors(path).map_err(convert)?;
         // A recursive walk into an ancestor would not terminate.
         let is_loop = |number: &InodeNumber| *number == dir.number || ancestors.contains(number);
         let (found, names) = self.listed(&dir, max_entries, is_loop)?;
@@ -213,7 +217,7 @@ impl ExtTree {
     ) -> io::Result<(Vec<FileEntry>, Names)> {
         let is_large = dir.size_bytes > large::LARGE_DIR_BYTES;
         let _listing = is_large.then(|| large::begin(&self.large)).transpose()?;
-        let mut entries = self.fs.read_dir(dir, max_entries).map_err(|error| convert(&error))?;
+        let mut entries = self.fs.read_dir(dir, max_entries).map_err(convert)?;
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         // A lookup finds only the first of several entries with the same name.
         entries.dedup_by(|b, a| a.name == b.name);
@@ -224,8 +228,10 @@ impl ExtTree {
                 _ if is_loop(number) => None,
                 Ok(inode) => Some(stat_of(&inode)),
                 // An outage is no damage, and each further entry would wait for its timeout.
-                Err(error) if is_outage(&error) => return Err(convert(&error)),
-                Err(_) => None,
+                Err(error) => match convert(error) {
+                    error if is_outage(&error) => return Err(error),
+                    _ => None,
+                },
             };
             found.push(FileEntry { name: name.clone(), number: number.0, stat });
         }
@@ -270,14 +276,17 @@ impl ExtTree {
     }
 }
 
-/// Returns true if a read of the image timed out.
-fn is_outage(error: &ExtError) -> bool {
-    matches!(error, ExtError::Read { source, .. } if source.kind() == io::ErrorKind::TimedOut)
+/// Error of a read of the image, which stays its source.
+#[derive(Debug, thiserror::Error)]
+#[error("{read}: {source}")]
+struct ImageError {
+    read: String,
+    source: io::Error,
 }
 
 impl FileTree for ExtTree {
     fn stat(&self, path: &[u8]) -> io::Result<FileStat> {
-        self.inode(path).map(|inode| stat_of(&inode)).map_err(|error| convert(&error))
+        self.inode(path).map(|inode| stat_of(&inode)).map_err(convert)
     }
 
     fn read_dir(&self, path: &[u8], max_entries: usize) -> io::Result<Vec<FileEntry>> {
@@ -285,31 +294,31 @@ impl FileTree for ExtTree {
     }
 
     fn read_link(&self, path: &[u8]) -> io::Result<Vec<u8>> {
-        self.inode(path).and_then(|inode| self.fs.read_link(&inode)).map_err(|error| convert(&error))
+        self.inode(path).and_then(|inode| self.fs.read_link(&inode)).map_err(convert)
     }
 
     fn read(&self, path: &[u8], offset_bytes: u64, len: usize) -> io::Result<Vec<u8>> {
-        let inode = self.inode_to_read(path).map_err(|error| convert(&error))?;
-        self.bytes(&inode, offset_bytes, len).map_err(|error| convert(&error))
+        let inode = self.inode_to_read(path).map_err(convert)?;
+        self.bytes(&inode, offset_bytes, len).map_err(convert)
     }
 
     fn range_at(&self, path: &[u8], offset_bytes: u64) -> io::Result<DataRange> {
         let inode = self.inode_to_read(path);
-        inode.and_then(|inode| self.range(&inode, offset_bytes)).map_err(|error| convert(&error))
+        inode.and_then(|inode| self.range(&inode, offset_bytes)).map_err(convert)
     }
 
     fn xattrs(&self, path: &[u8]) -> io::Result<Vec<Xattr>> {
-        self.inode(path).and_then(|inode| self.fs.xattrs(&inode)).map_err(|error| convert(&error))
+        self.inode(path).and_then(|inode| self.fs.xattrs(&inode)).map_err(convert)
     }
 }
 
 impl NumberedFiles for ExtTree {
     fn stat_of(&self, number: u32) -> io::Result<FileStat> {
-        self.fs.inode(InodeNumber(number)).map(|inode| stat_of(&inode)).map_err(|error| convert(&error))
+        self.fs.inode(InodeNumber(number)).map(|inode| stat_of(&inode)).map_err(convert)
     }
 
     fn lookup_in(&self, dir: u32, name: &[u8]) -> io::Result<u32> {
-        let number = self.number_in(dir, name).map_err(|error| convert(&error))?.0;
+        let number = self.number_in(dir, name).map_err(convert)?.0;
         match number == dir || number == InodeNumber::ROOT.0 {
             true => Err(io::Error::new(io::ErrorKind::InvalidData, "directory loop")),
             false => Ok(number),
@@ -318,7 +327,7 @@ impl NumberedFiles for ExtTree {
 
     fn entries_of(&self, dir: u32) -> io::Result<Vec<FileEntry>> {
         let is_loop = |number: &InodeNumber| number.0 == dir || *number == InodeNumber::ROOT;
-        let inode = self.fs.inode(InodeNumber(dir)).map_err(|error| convert(&error))?;
+        let inode = self.fs.inode(InodeNumber(dir)).map_err(convert)?;
         let (entries, names) = self.listed(&inode, MAX_MOUNT_ENTRIES, is_loop)?;
         self.numbered_names.lock().insert(dir.to_le_bytes(), names);
         Ok(entries)
@@ -326,22 +335,22 @@ impl NumberedFiles for ExtTree {
 
     fn link_of(&self, number: u32) -> io::Result<Vec<u8>> {
         let inode = self.fs.inode(InodeNumber(number));
-        inode.and_then(|inode| self.fs.read_link(&inode)).map_err(|error| convert(&error))
+        inode.and_then(|inode| self.fs.read_link(&inode)).map_err(convert)
     }
 
     fn read_of(&self, number: u32, offset_bytes: u64, len: usize) -> io::Result<Vec<u8>> {
         let inode = self.numbered(number);
-        inode.and_then(|inode| self.bytes(&inode, offset_bytes, len)).map_err(|error| convert(&error))
+        inode.and_then(|inode| self.bytes(&inode, offset_bytes, len)).map_err(convert)
     }
 
     fn range_of(&self, number: u32, offset_bytes: u64) -> io::Result<DataRange> {
         let inode = self.numbered(number);
-        inode.and_then(|inode| self.range(&inode, offset_bytes)).map_err(|error| convert(&error))
+        inode.and_then(|inode| self.range(&inode, offset_bytes)).map_err(convert)
     }
 
     fn xattrs_of(&self, number: u32) -> io::Result<Vec<Xattr>> {
         let inode = self.fs.inode(InodeNumber(number));
-        inode.and_then(|inode| self.fs.xattrs(&inode)).map_err(|error| convert(&error))
+        inode.and_then(|inode| self.fs.xattrs(&inode)).map_err(convert)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Content, FileEntry, FileKind, FileStat, FileTree, Files, ImageLayout, Xattr, inspect, inspect_partition,
-    partitions::Partition,
+    is_outage, partitions::Partition,
 };
 use blockd_extent::{BlockSource, DataRange};
 use parking_lot::Mutex;
@@ -210,7 +210,7 @@ impl FileTree for ImageFiles {
                     let stat = match self.part_root(*part) {
                         Ok(stat) => Some(stat),
                         // An outage is no damage, and each further partition would wait for its timeout.
-                        Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
+                        Err(error) if is_outage(&error) => return Err(error),
                         Err(_) => None,
                     };
                     Ok(FileEntry { name: format!("p{}", part.number).into_bytes(), number: 0, stat })

@@ -289,6 +289,11 @@ fn is_about_content(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::Unsupported)
 }
 
+/// Returns true if the store of the image does not serve reads.
+fn is_outage(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::NotConnected)
+}
+
 /// Returns the kind of unsupported content, by its magic number.
 fn other_kind(image: &dyn BlockSource) -> io::Result<Option<&'static str>> {
     let kinds: [(u64, &[u8], &str); 7] = [

@@ -3,6 +3,7 @@
 use super::{
     Content, FileStat, Files, ImageFiles, ImageLayout, Xattr,
     image_files::{NOTICE, dir, gone, notice, notice_stat},
+    is_outage,
     partitions::Partition,
 };
 use blockd_extent::DataRange;
@@ -104,7 +105,7 @@ impl ImageFiles {
                     let stat = match self.part_root(*part) {
                         Ok(stat) => Some(stat),
                         // An outage is no damage, and each further partition would wait for its timeout.
-                        Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
+                        Err(error) if is_outage(&error) => return Err(error),
                         Err(_) => None,
                     };
                     let file = FileId { part: part.number, number: ROOT };

@@ -8,11 +8,11 @@ use blockd_api::{
         SnapshotFile, SnapshotXattr,
     },
 };
-use blockd_cloud::CloudSnapshotId;
-use blockd_engine::error::{Advice, ServiceError};
+use blockd_cloud::{CloudError, CloudSnapshotId};
+use blockd_engine::error::{Advice, ServiceError, cloud_code, hint};
 use blockd_fuse::inside::{self, FileStat, FileTree, ImageFiles, Xattr};
 use jiff::Timestamp;
-use std::{io, sync::Arc};
+use std::{error::Error, io, sync::Arc};
 use tokio::runtime::Handle;
 
 /// Maximum number of images whose file trees stay open for the control API.
@@ -33,6 +33,7 @@ pub struct FileReader {
 }
 
 fn refused(id: &CloudSnapshotId, path: &FilePath, error: &io::Error) -> ServiceError {
+    let cause = cloud_cause(error);
     let code = match error.kind() {
         io::ErrorKind::NotFound => ErrorCode::FileNotFound,
         io::ErrorKind::NotADirectory | io::ErrorKind::IsADirectory | io::ErrorKind::InvalidInput => {
@@ -40,13 +41,38 @@ fn refused(id: &CloudSnapshotId, path: &FilePath, error: &io::Error) -> ServiceE
         }
         io::ErrorKind::TimedOut => ErrorCode::StoreTimeout,
         io::ErrorKind::ResourceBusy => ErrorCode::CloudsnapInUse,
-        _ => ErrorCode::CloudsnapDamaged,
+        io::ErrorKind::NotConnected => cause.map_or(ErrorCode::StoreFailed, cloud_code),
+        _ => match cause {
+            // Missing objects are damage.
+            None | Some(CloudError::Store(_)) => ErrorCode::CloudsnapDamaged,
+            Some(cause) => cloud_code(cause),
+        },
     };
-    let cause = match error.kind() {
+    let what = match error.kind() {
         io::ErrorKind::NotFound => "there is no such file".to_owned(),
         _ => error.to_string(),
     };
-    ServiceError::refused(code, format!("read failed on {path} in cloud snapshot {id}: {cause}"))
+    let failed = ServiceError::refused(code, format!("read failed on {path} in cloud snapshot {id}: {what}"));
+    match cause {
+        Some(CloudError::Store(error)) => failed.with_hint(|code, _| hint(code, Some(error.kind))),
+        Some(_) => failed.with_hint(|code, _| hint(code, None)),
+        None => failed,
+    }
+}
+
+/// Returns the error of the cloud snapshot that caused an error of its files.
+fn cloud_cause(error: &io::Error) -> Option<&CloudError> {
+    let mut next = error.get_ref().map(|error| error as &(dyn Error + 'static));
+    while let Some(error) = next {
+        if let Some(cause) = error.downcast_ref::<Arc<CloudError>>() {
+            return Some(cause);
+        }
+        next = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(inner) => Some(inner),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 fn kind(kind: inside::FileKind) -> FileKind {
