@@ -132,8 +132,8 @@ pub struct KnownDamage {
 #[serde(rename_all = "camelCase")]
 pub struct Problem {
     /// Kind: `data-directory`, `clock`, `discarded-writes`, `retention`, `garbage`, `schedules`, `metrics`,
-    /// `control-socket`, `control-address`, `credential`, `location`, `key-slot` or
-    /// `backing-snapshot`.
+    /// `control-socket`, `control-address`, `credential`, `location`, `key-slot`,
+    /// `backing-snapshot` or `proof`.
     pub kind: String,
     /// Message.
     pub cause: String,

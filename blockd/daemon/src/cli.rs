@@ -158,6 +158,8 @@ Keys of the configuration file (defaults in brackets):
                           \"observe\" = reported, \"protect\" = reported, and no
                           backup of the volume expires until an acknowledgement;
                           label anomaly-policy of a volume [\"protect\"]
+  proof_max_age_days      age of the last proof of a volume at a location above
+                          which status and an event report it; 0 = never [7]
   task_history            finished tasks kept in the history of `cloudsnap
                           status` [1000]
   core_dumps              allow core dumps, and access to the memory of blockd

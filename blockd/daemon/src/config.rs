@@ -123,6 +123,8 @@ config! {
     /// Treatment of anomalies of backups: `off`, `observe` or `protect`. The label `anomaly-policy` of a
     /// volume replaces it.
     anomaly_policy: AnomalyPolicy = AnomalyPolicy::Protect;
+    /// Maximum age of the last proof of a volume at a location, in days; an older one is a problem. 0: any.
+    proof_max_age_days: u32 = 7, zero_or("any age", 1, 3650);
     /// Number of finished tasks that are kept in the history.
     task_history: u32 = 1000, range(1, 1_000_000);
     /// Allows core dumps, and access to the daemon's memory by other processes of its user: the memory holds
@@ -259,6 +261,7 @@ impl Config {
             gc_every_hours: self.gc_every_hours,
             verify_bytes_per_day: self.verify_bytes_per_day,
             anomaly_policy: self.anomaly_policy,
+            proof_max_age_days: self.proof_max_age_days,
             secrets_wait_s: self.secrets.wait_s,
             browse: self.browse.clone(),
             intervals: self.intervals,

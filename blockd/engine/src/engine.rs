@@ -294,7 +294,7 @@ impl Engine {
         let cloud_snapshots = service!(CloudSnapshots { db, host, lazy, proofs, registry, repositories });
         let deletions = service!(Deletions { admission, checks, cloud_snapshots, db, delete_work, host,
             registry, repositories, runner, scheduler, tasks });
-        let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, health,
+        let maintenance = service!(Maintenance { admission, backup_work, checks, db, deletions, events, health,
             host, proofs, registry, repositories, runner, tasks });
         let schedule_runner = service!(ScheduleRunner { backups, checks, db, deletions, events, health,
             host, quiescer, registry, repositories, scheduler, schedules, snapshots, tasks });

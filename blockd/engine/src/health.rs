@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 pub const DATA_DIR: &str = "data-directory";
 
 /// Kinds of problems, as shown by the API and in metric labels.
-pub const KINDS: [&str; 13] = [
+pub const KINDS: [&str; 14] = [
     DATA_DIR,
     CLOCK,
     DISCARDED_WRITES,
@@ -25,6 +25,7 @@ pub const KINDS: [&str; 13] = [
     LOCATION,
     KEY_SLOT,
     BACKING_SNAPSHOT,
+    PROOF,
 ];
 /// The clocks of this host and of a store differ, or the store's clock is unknown.
 pub const CLOCK: &str = "clock";
@@ -51,6 +52,8 @@ pub const LOCATION: &str = "location";
 pub const KEY_SLOT: &str = "key-slot";
 /// The backing snapshot of a lazy volume was deleted by another host.
 pub const BACKING_SNAPSHOT: &str = "backing-snapshot";
+/// The last proof of a volume at a location is too old.
+pub const PROOF: &str = "proof";
 
 /// Current problems.
 #[derive(Debug, Default)]
@@ -90,6 +93,11 @@ impl ComponentHealth {
     /// Removes a problem; returns true if it was recorded.
     pub fn clear(&self, kind: &'static str, of: &str) -> bool {
         self.problems.lock().remove(&(kind, of.to_owned())).is_some()
+    }
+
+    /// Removes the problems of a kind that are not kept.
+    pub fn retain(&self, kind: &'static str, is_kept: impl Fn(&str) -> bool) {
+        self.problems.lock().retain(|(other, of), _| *other != kind || is_kept(of));
     }
 
     /// Returns all problems.

@@ -85,6 +85,8 @@ pub struct Settings {
     pub verify_bytes_per_day: u64,
     /// Treatment of anomalies of backups, unless a label of the volume replaces it.
     pub anomaly_policy: AnomalyPolicy,
+    /// Maximum age of the last proof of a volume at a location, in days; 0: none.
+    pub proof_max_age_days: u32,
     /// Time that a task waits for the secrets of its credential, in seconds.
     pub secrets_wait_s: u64,
     /// Browsing of snapshots as files.

@@ -264,3 +264,42 @@ async fn altered_local_blocks_leave_the_proof_of_the_store() {
     assert!(error.message.ends_with(named), "{error:?}");
     assert!(!host.last_proof().await.unwrap().sound);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_proof_is_a_problem_and_one_event_until_the_next() {
+    let mut host = Host::new().await;
+    let snap = host.backed_up().await;
+    let days = |days: i64| Timestamp::now() + SignedDuration::from_hours(24 * days);
+    let check = async |host: &Host, at, problems: usize, events: usize| {
+        host.engine().maintenance.check_proof_ages(at).await.unwrap();
+        let found = host.call(GET_STATUS, &()).await.problems;
+        let found: Vec<_> = found.into_iter().filter(|problem| problem.kind == "proof").collect();
+        assert_eq!(
+            (found.len(), host.events_of("proof-too-old").await.len()),
+            (problems, events),
+            "{found:?}"
+        );
+        found
+    };
+    check(&host, days(6), 0, 0).await;
+    let never = check(&host, days(8), 1, 1).await.remove(0);
+    assert!(never.cause.contains("was verified yet"), "{never:?}");
+    assert_eq!(never.action, format!("blockctl cloudsnap verify {snap} --cred-id nas"));
+    check(&host, days(9), 1, 1).await;
+    host.restart().await;
+    check(&host, days(10), 1, 1).await;
+
+    host.verify_snapshot(&snap, VerifyDepth::Quick).await;
+    check(&host, days(10), 1, 1).await;
+    host.verify_snapshot(&snap, VerifyDepth::Full).await;
+    check(&host, days(6), 0, 1).await;
+    // The event before is later than the end of this age, as the clock of the test goes back.
+    host.sql("UPDATE events SET at = '2026-01-01T00:00:00Z' WHERE kind = 'proof-too-old'");
+    let old = check(&host, days(8), 1, 2).await.remove(0);
+    assert!(old.cause.contains("was verified since"), "{old:?}");
+    // The next backup starts no new age; retention may delete the first.
+    host.backup("data", true).await;
+    check(&host, days(8), 1, 2).await;
+    host.call_at(DELETE_CREDENTIAL, &"nas".parse().unwrap(), &()).await;
+    check(&host, days(8), 0, 2).await;
+}

@@ -2,6 +2,7 @@
 //! background verification.
 
 mod compare;
+mod proof_age;
 pub mod verify_requests;
 pub mod verify_task;
 
@@ -9,6 +10,7 @@ use crate::{
     backup::{doubts::Failing, work::BackupWork},
     cloud_snapshots::{delete_requests::Deletions, retention_overrides::RecentListings},
     error::{ENDLESS_HINT, ServiceError},
+    events::EventLog,
     health::{self, ComponentHealth},
     host::{Admission, Host},
     proofs::Proofs,
@@ -42,6 +44,7 @@ pub struct Maintenance {
     pub(crate) checks: Arc<RetentionChecks>,
     pub(crate) db: Arc<Db>,
     pub(crate) deletions: Arc<Deletions>,
+    pub(crate) events: Arc<EventLog>,
     pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
     pub(crate) proofs: Arc<Proofs>,
@@ -79,6 +82,9 @@ pub async fn run(maintenance: Arc<Maintenance>) {
             if let Err(error) = maintenance.proofs.exchange().await {
                 tracing::warn!(%error, "exchanging proofs failed");
             }
+        }
+        if let Err(error) = maintenance.check_proof_ages(Timestamp::now()).await {
+            tracing::warn!(%error, "checking the age of proofs failed");
         }
         if maintenance.host.settings.gc_every_hours > 0 && Instant::now() >= collect_at {
             collect_at = Instant::now() + gc_interval(&maintenance);

@@ -346,7 +346,9 @@ fn is_state(known: &Known, event: &Event) -> bool {
         "volume-degraded" => known.volumes.iter().any(|volume| {
             volume.state == VolumeState::Failed && is_of(event, Some(volume.volume_id), Some(&volume.name))
         }),
-        "damage-found" | "data-directory-full" | "key-slot-damaged" | "reload-failed" => true,
+        "damage-found" | "data-directory-full" | "key-slot-damaged" | "proof-too-old" | "reload-failed" => {
+            true
+        }
         "backing-snapshot-deleted" => known.problems.iter().any(|problem| problem.kind == "backing-snapshot"),
         _ => false,
     }
