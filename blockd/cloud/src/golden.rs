@@ -4,9 +4,10 @@
 //! never change.
 
 use crate::{
-    BackupSpec, CancelToken, CloudSnapshotId, DataKey, EncryptionMode, KdfParams, KnownKeys, Manifest,
-    ManifestFilter, ManifestKey, MemoryJournal, NoCache, OpenOptions, Progress, Proof, ProofKind, Repository,
-    SnapshotDescription, SnapshotReader, UploadOptions, backup, keys,
+    BackupSpec, CancelToken, CloudSnapshotId, DataKey, DrillOutcome, DrillReport, DrillStage, DrillStep,
+    EncryptionMode, KdfParams, KnownKeys, Manifest, ManifestFilter, ManifestKey, MemoryJournal, NoCache,
+    OpenOptions, Progress, Proof, ProofKind, Repository, SnapshotDescription, SnapshotReader, UploadOptions,
+    backup, keys,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, Extent, SnapshotId, VolumeId};
 use blockd_store::BlobStore;
@@ -125,10 +126,32 @@ fn proofs(first: CloudSnapshotId, second: CloudSnapshotId) -> Vec<Proof> {
         version: "1.2.3".into(),
         location: Uuid::from_u128(0x51c3_0d64_8e2f_4b1a_a7d9_0c6e_15f8_2b37),
         sound: true,
+        drill: None,
+    };
+    let step = |stage, elapsed_ms, note: &str| DrillStep {
+        stage,
+        outcome: if stage == DrillStage::Probe { DrillOutcome::Skipped } else { DrillOutcome::Passed },
+        elapsed_ms,
+        note: note.to_owned(),
+    };
+    let drill = DrillReport {
+        steps: vec![
+            step(DrillStage::Open, 41, ""),
+            step(DrillStage::FirstByte, 83, ""),
+            step(DrillStage::Mount, 215, ""),
+            step(DrillStage::Check, 970, "12 inodes, 3 directories"),
+            step(DrillStage::Probe, 970, "no probe command"),
+        ],
+        fetched_bytes: 1_234_567,
+        requests: 21,
+        filesystems: vec!["ext4 on partition 1".into()],
+        files: 9,
+        files_bytes: 65_536,
+        ..DrillReport::new(Timestamp::from_second(1_700_000_300).unwrap(), 7)
     };
     vec![
         proof(first, ProofKind::Deep),
-        proof(first, ProofKind::Drill),
+        Proof { drill: Some(drill), ..proof(first, ProofKind::Drill) },
         proof(first, ProofKind::Quick),
         Proof { sound: false, ..proof(second, ProofKind::Full) },
     ]

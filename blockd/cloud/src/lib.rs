@@ -14,6 +14,7 @@ mod clock;
 mod commit;
 mod damage;
 mod delete;
+mod drill;
 mod error;
 mod fetch;
 mod frame;
@@ -55,6 +56,9 @@ pub use clock::{MAX_CLOCK_DIFFERENCE_S, check_clock};
 pub use commit::check_base;
 pub use damage::{Damage, DamagedPart, MAX_DAMAGE_DESCRIBED};
 pub use delete::{DeleteReport, UnreadableSiblings, delete_damaged, delete_snapshot, delete_with_manifest};
+pub use drill::{
+    DrillOutcome, DrillReport, DrillStage, DrillStep, MAX_DRILL_ITEMS, MAX_DRILL_TEXT_BYTES, drill_text,
+};
 pub use error::{ClockUnknownCause, CloudError};
 pub use gc::{GarbageOptions, GarbageReport, Leftover, collect_garbage, remove_leftovers_of};
 pub use journal::{BackupJournal, FileJournal, JournalBinding, MemoryJournal};

@@ -5,9 +5,9 @@
 //! deletes only its own proofs, so that none can hide the result of another.
 
 use crate::{
-    CloudError, CloudSnapshotId, ListedManifest, ManifestFilter, Repository, VerifyDepth, cipher::Domain,
-    error::random, keys::DataKey, listing::stored, names::PROOFS_PREFIX, repository::delete_objects,
-    sealed_json::SealedJson,
+    CloudError, CloudSnapshotId, DrillReport, ListedManifest, ManifestFilter, Repository, VerifyDepth,
+    cipher::Domain, error::random, keys::DataKey, listing::stored, names::PROOFS_PREFIX,
+    repository::delete_objects, sealed_json::SealedJson,
 };
 use blockd_store::{ObjectInfo, PutMode, StoreErrorKind};
 use futures::StreamExt;
@@ -42,7 +42,7 @@ pub enum ProofKind {
     Full,
     /// Every block was restored and discarded.
     Deep,
-    /// A clone was served and its filesystem used. Reads only a part of the content.
+    /// The filesystems were used. Reads only a part of the content.
     Drill,
 }
 
@@ -150,6 +150,9 @@ pub struct Proof {
     pub location: Uuid,
     /// No damage was found.
     pub sound: bool,
+    /// Report of a drill; `None` for other kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drill: Option<DrillReport>,
 }
 
 impl Proof {
@@ -167,7 +170,14 @@ impl Proof {
         if ![&self.host_name, &self.version].into_iter().all(is_text) {
             return Err("a text is too long or has control characters");
         }
-        Ok(())
+        match (&self.drill, self.kind == ProofKind::Drill) {
+            (None, false) => Ok(()),
+            (Some(report), true) if report.is_passed() != self.sound => {
+                Err("the result of its drill contradicts its steps")
+            }
+            (Some(report), true) => report.check(),
+            (None, true) | (Some(_), false) => Err("only a drill has a report of a drill"),
+        }
     }
 
     pub(crate) fn encode(&self, key: &DataKey, salt: &[u8; 32]) -> Result<Vec<u8>, CloudError> {
@@ -357,6 +367,7 @@ mod tests {
                 version,
                 location: Uuid::from_u128(location),
                 sound,
+                drill: (id.kind == ProofKind::Drill).then(|| DrillReport::sample(proven, sound)),
             }
         }
     }
@@ -424,6 +435,7 @@ mod tests {
             version: String::new(),
             location: Uuid::nil(),
             sound: true,
+            drill: None,
         };
         let (id, key) = (sound.id(), key(EncryptionMode::Checksummed));
         let read = |body: &serde_json::Value| {

@@ -225,12 +225,19 @@ async fn outage_while_proofs_are_read_is_retryable() {
 }
 
 #[tokio::test]
-async fn proofs_with_invalid_texts_are_refused() {
+async fn proofs_with_invalid_texts_or_drills_are_refused() {
     let store = Arc::new(MemoryStore::default());
     let repo = fixed(store.clone(), EncryptionMode::Aes256GcmSiv);
     let sound = proof(id(1), ProofKind::Full, 10, HOST);
     let long = "x".repeat(256);
-    let invalid = [Proof { host_name: long, ..sound.clone() }, Proof { version: "1\n2".into(), ..sound }];
+    let drill = proof(id(1), ProofKind::Drill, 10, HOST);
+    let invalid = [
+        Proof { host_name: long, ..sound.clone() },
+        Proof { version: "1\n2".into(), ..sound.clone() },
+        Proof { sound: false, ..drill.clone() },
+        Proof { drill: None, ..drill.clone() },
+        Proof { drill: drill.drill, ..sound },
+    ];
     for one in invalid {
         let error = repo.publish_proof(&one).await.unwrap_err();
         assert!(matches!(error, CloudError::InvalidRequest { .. }), "{error}");

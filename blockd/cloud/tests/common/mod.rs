@@ -3,9 +3,9 @@
 #![allow(dead_code, reason = "each test file uses some of it")]
 
 use blockd_cloud::{
-    BackupJournal, BackupSpec, CancelToken, CloudError, CloudSnapshotId, EncryptionMode, KnownKeys, Manifest,
-    MemoryJournal, OpenOptions, Progress, Proof, ProofKind, Repository, RestoreOptions, RestoreRequest,
-    UploadOptions, backup, restore,
+    BackupJournal, BackupSpec, CancelToken, CloudError, CloudSnapshotId, DrillReport, EncryptionMode,
+    KnownKeys, Manifest, MemoryJournal, OpenOptions, Progress, Proof, ProofKind, Repository, RestoreOptions,
+    RestoreRequest, UploadOptions, backup, restore,
 };
 use blockd_extent::{BLOCK_SIZE_BYTES, BlockIndex, BlockSet, BlockSource, Extent};
 use blockd_store::{BlobStore, RequestCounts, Requests, RetryPolicy, task_store};
@@ -120,6 +120,7 @@ pub fn proof(cloudsnap: CloudSnapshotId, kind: ProofKind, second: i64, host: Uui
         version: "1.2.3".into(),
         location: Uuid::from_u128(0x10c),
         sound: true,
+        drill: (kind == ProofKind::Drill).then(|| DrillReport::new(proven, 1)),
     }
 }
 

@@ -87,6 +87,7 @@ impl Proofs {
                 version: row.version.clone(),
                 location,
                 sound: row.sound,
+                drill: None,
             };
             match repository.publish_proof(&proof).await {
                 Ok(_) => self.db.run(move |tx| row.set_published(tx)).await?,

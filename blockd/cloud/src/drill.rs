@@ -1,0 +1,201 @@
+//! Reports of restore drills, part of their proofs.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Maximum length of a text in a report, in bytes.
+pub const MAX_DRILL_TEXT_BYTES: usize = 255;
+/// Maximum number of filesystems, and of findings, in a report.
+pub const MAX_DRILL_ITEMS: usize = 32;
+
+/// Step of a restore drill, in their order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DrillStage {
+    /// Manifest and indexes were opened.
+    Open,
+    /// The first block was read.
+    FirstByte,
+    /// Partition table and filesystems were found.
+    Layout,
+    /// The filesystems were opened and their journals replayed.
+    Mount,
+    /// The metadata of the filesystems was compared.
+    Check,
+    /// A sample of the files was read in full.
+    Files,
+    /// The probe command used the clone.
+    Probe,
+}
+
+impl DrillStage {
+    /// All stages.
+    pub const ALL: [Self; 7] =
+        [Self::Open, Self::FirstByte, Self::Layout, Self::Mount, Self::Check, Self::Files, Self::Probe];
+
+    /// Returns the word of reports, tables and metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::FirstByte => "first-byte",
+            Self::Layout => "layout",
+            Self::Mount => "mount",
+            Self::Check => "check",
+            Self::Files => "files",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+impl fmt::Display for DrillStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Outcome of a step.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DrillOutcome {
+    /// It succeeded.
+    Passed,
+    /// It failed.
+    Failed,
+    /// It was not made; the note has the reason.
+    Skipped,
+}
+
+/// Step of a restore drill with its outcome.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DrillStep {
+    /// Step.
+    pub stage: DrillStage,
+    /// Outcome.
+    pub outcome: DrillOutcome,
+    /// Time from the start of the drill to the end of the step, in milliseconds.
+    pub elapsed_ms: u64,
+    /// Details; may be empty.
+    pub note: String,
+}
+
+/// Report of a restore drill.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DrillReport {
+    /// Point in time of the cloud snapshot.
+    pub created: Timestamp,
+    /// Steps, each at most once, in their order.
+    pub steps: Vec<DrillStep>,
+    /// Bytes fetched from the store.
+    pub fetched_bytes: u64,
+    /// Requests to the store.
+    pub requests: u64,
+    /// Filesystems, such as `ext4 on partition 1`.
+    pub filesystems: Vec<String>,
+    /// Seed of the sample of files.
+    pub seed: u32,
+    /// Files of the sample that were read in full.
+    pub files: u64,
+    /// Bytes of these files.
+    pub files_bytes: u64,
+    /// First findings.
+    pub findings: Vec<String>,
+    /// Number of findings, including unlisted ones.
+    pub findings_total: u64,
+}
+
+impl DrillReport {
+    /// Creates the report of a drill that made no step yet.
+    pub fn new(created: Timestamp, seed: u32) -> Self {
+        Self {
+            created,
+            steps: Vec::new(),
+            fetched_bytes: 0,
+            requests: 0,
+            filesystems: Vec::new(),
+            seed,
+            files: 0,
+            files_bytes: 0,
+            findings: Vec::new(),
+            findings_total: 0,
+        }
+    }
+
+    /// Returns the time to the end of a step that passed, in milliseconds.
+    pub fn passed_after_ms(&self, stage: DrillStage) -> Option<u64> {
+        let passed = |step: &&DrillStep| step.stage == stage && step.outcome == DrillOutcome::Passed;
+        self.steps.iter().find(passed).map(|step| step.elapsed_ms)
+    }
+
+    /// Returns true if no step failed.
+    pub fn is_passed(&self) -> bool {
+        self.steps.iter().all(|step| step.outcome != DrillOutcome::Failed)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn sample(created: Timestamp, passed: bool) -> Self {
+        let outcome = if passed { DrillOutcome::Passed } else { DrillOutcome::Failed };
+        let step = DrillStep { stage: DrillStage::Open, outcome, elapsed_ms: 5, note: "é".into() };
+        Self { steps: vec![step], ..Self::new(created, u32::MAX) }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), &'static str> {
+        if !self.steps.is_sorted_by(|a, b| a.stage < b.stage && a.elapsed_ms <= b.elapsed_ms) {
+            return Err("the steps of its drill are not in their order");
+        }
+        if self.filesystems.len() > MAX_DRILL_ITEMS || self.findings.len() > MAX_DRILL_ITEMS {
+            return Err("its drill lists too much");
+        }
+        let notes = self.steps.iter().map(|step| &step.note);
+        let mut texts = notes.chain(&self.filesystems).chain(&self.findings);
+        match texts.all(|text| text.len() <= MAX_DRILL_TEXT_BYTES && !text.chars().any(char::is_control)) {
+            true => Ok(()),
+            false => Err("a text of its drill is too long or has control characters"),
+        }
+    }
+}
+
+/// Returns a text as it may be in a report: without control characters, and shortened.
+pub fn drill_text(text: &str) -> String {
+    let mut text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.len() > MAX_DRILL_TEXT_BYTES {
+        while text.len() > MAX_DRILL_TEXT_BYTES - '…'.len_utf8() {
+            text.pop();
+        }
+        text.push('…');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(stages: &[DrillStage]) -> DrillReport {
+        let step = |stage: &DrillStage| DrillStep {
+            stage: *stage,
+            outcome: DrillOutcome::Passed,
+            elapsed_ms: 10,
+            note: String::new(),
+        };
+        DrillReport { steps: stages.iter().map(step).collect(), ..DrillReport::new(Timestamp::UNIX_EPOCH, 1) }
+    }
+
+    #[test]
+    fn report_with_unordered_steps_or_long_texts_is_refused() {
+        assert_eq!(report(&DrillStage::ALL).check(), Ok(()));
+        assert!(report(&[DrillStage::Mount, DrillStage::Layout]).check().is_err());
+        assert!(report(&[DrillStage::Open, DrillStage::Open]).check().is_err());
+        let mut earlier = report(&[DrillStage::Open, DrillStage::FirstByte]);
+        earlier.steps[1].elapsed_ms = 9;
+        assert!(earlier.check().is_err());
+        let long = "é".repeat(MAX_DRILL_TEXT_BYTES);
+        for (text, is_valid) in [(long.as_str(), false), ("a\nb", false), (&drill_text(&long), true)] {
+            let noted = DrillReport { findings: vec![text.to_owned()], ..report(&[]) };
+            assert_eq!(noted.check().is_ok(), is_valid, "{text}");
+        }
+        assert_eq!(drill_text("a\nb"), "a b");
+        let many = DrillReport { findings: vec![String::new(); MAX_DRILL_ITEMS + 1], ..report(&[]) };
+        assert!(many.check().is_err());
+    }
+}
