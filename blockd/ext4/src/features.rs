@@ -13,6 +13,7 @@ pub(crate) mod bit {
     pub const INCOMPAT_FILETYPE: u32 = 0x2;
     pub const INCOMPAT_RECOVER: u32 = 0x4;
     pub const INCOMPAT_META_BG: u32 = 0x10;
+    pub const INCOMPAT_EXTENTS: u32 = 0x40;
     pub const INCOMPAT_64BIT: u32 = 0x80;
     pub const INCOMPAT_MMP: u32 = 0x100;
     pub const INCOMPAT_FLEX_BG: u32 = 0x200;

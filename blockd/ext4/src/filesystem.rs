@@ -3,6 +3,7 @@
 use crate::{
     ExtError, ReadAt,
     disk::Disk,
+    features::bit,
     superblock::{self, Superblock},
 };
 use std::sync::Arc;
@@ -74,6 +75,16 @@ impl Filesystem {
             label: self.superblock.label.clone(),
             uuid: self.superblock.uuid,
             journal: self.journal,
+        }
+    }
+
+    /// Returns the version by the features in use: `ext2`, `ext3` or `ext4`.
+    pub fn version(&self) -> &'static str {
+        let features = self.superblock.features;
+        match features.has_incompat(bit::INCOMPAT_EXTENTS | bit::INCOMPAT_64BIT | bit::INCOMPAT_FLEX_BG) {
+            true => "ext4",
+            false if features.has_compat(bit::COMPAT_HAS_JOURNAL) => "ext3",
+            false => "ext2",
         }
     }
 

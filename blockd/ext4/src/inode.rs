@@ -7,7 +7,11 @@ use crate::{
     error::damaged,
     features::bit,
 };
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    ops::Range,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// Length of the original ext2 inode (`EXT2_GOOD_OLD_INODE_SIZE`).
 const OLD_LEN: usize = 128;
@@ -207,6 +211,12 @@ impl Filesystem {
     /// # Errors
     /// The number is invalid, the inode is damaged, or the image cannot be read.
     pub fn inode(&self, number: InodeNumber) -> Result<Inode, ExtError> {
+        let (block, within) = self.raw_inode(number)?;
+        self.parse_inode(number, &block[within])
+    }
+
+    /// Returns the block with an inode, and its bytes there.
+    pub(crate) fn raw_inode(&self, number: InodeNumber) -> Result<(Arc<[u8]>, Range<usize>), ExtError> {
         let sb = self.superblock();
         let invalid = |reason| damaged(Structure::Inode(number), reason);
         if number.0 == 0 || number.0 > sb.inodes {
@@ -216,11 +226,12 @@ impl Filesystem {
         let table = self.inode_table(index / sb.inodes_per_group)?;
         let at = u64::from(index % sb.inodes_per_group) * u64::from(sb.inode_len);
         let block = self.disk().block(table + at / u64::from(sb.block_len))?;
-        let within = (at % u64::from(sb.block_len)) as usize;
-        let Some(raw) = block.get(within..within + usize::from(sb.inode_len)) else {
+        let start = (at % u64::from(sb.block_len)) as usize;
+        let within = start..start + usize::from(sb.inode_len);
+        if within.end > block.len() {
             return invalid("beyond the end of its block");
-        };
-        self.parse_inode(number, raw)
+        }
+        Ok((block, within))
     }
 
     pub(crate) fn parse_inode(&self, number: InodeNumber, raw: &[u8]) -> Result<Inode, ExtError> {

@@ -45,6 +45,7 @@ mod map;
 mod metadata;
 mod overlay;
 mod resolve;
+mod sample;
 mod superblock;
 mod xattr;
 

@@ -9,3 +9,4 @@ mod journal;
 mod kernel;
 mod metadata;
 mod readme;
+mod sample;

@@ -19,7 +19,7 @@ const MAX_NAMES_BYTES: usize = 4 << 20;
 const MAX_NEWEST_BYTES: usize = 64 << 20;
 
 /// Adapter of an image.
-struct Source(Arc<dyn BlockSource>);
+pub(super) struct Source(pub Arc<dyn BlockSource>);
 
 impl ReadAt for Source {
     fn size_bytes(&self) -> u64 {

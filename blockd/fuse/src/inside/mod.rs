@@ -4,11 +4,13 @@
 //! never leaves the image, and bounds its memory and time.
 
 mod ext;
+mod found;
 mod image_files;
 mod large;
 mod numbered;
 pub mod partitions;
 
+pub use found::{FoundFilesystem, filesystems};
 pub use image_files::ImageFiles;
 pub use numbered::{FileId, NamedFile};
 

@@ -1,0 +1,61 @@
+//! Filesystems of an image, for checks of their consistency.
+
+use super::{PartitionImage, ext, other_kind, partitions};
+use blockd_ext4::{ExtError, Filesystem};
+use blockd_extent::BlockSource;
+use std::{fmt, io, sync::Arc};
+
+/// Filesystem, or other known content, of an image or partition.
+#[derive(Clone)]
+pub struct FoundFilesystem {
+    /// Number of the partition; `None` for a whole image.
+    pub partition: Option<u32>,
+    /// Kind of other content than ext2, ext3 or ext4, such as `an XFS filesystem`.
+    pub other: Option<&'static str>,
+    image: Arc<dyn BlockSource>,
+}
+
+impl fmt::Debug for FoundFilesystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FoundFilesystem")
+            .field("partition", &self.partition)
+            .field("other", &self.other)
+            .finish_non_exhaustive()
+    }
+}
+
+impl FoundFilesystem {
+    /// Opens an ext2, ext3 or ext4 filesystem with its journal replayed.
+    ///
+    /// # Errors
+    /// It is damaged or unsupported, or the image cannot be read.
+    pub fn open(&self) -> Result<Filesystem, ExtError> {
+        Filesystem::open(Arc::new(ext::Source(Arc::clone(&self.image))))
+    }
+}
+
+/// Returns the known content of an image or, if it has a partition table, of each partition. Empty and
+/// unknown ones are omitted.
+///
+/// # Errors
+/// The image cannot be read.
+pub fn filesystems(image: &Arc<dyn BlockSource>) -> io::Result<Vec<FoundFilesystem>> {
+    let found = |image: Arc<dyn BlockSource>, partition| -> io::Result<Option<FoundFilesystem>> {
+        let other = match ext::probe(&image)? {
+            true => None,
+            false => match other_kind(&*image)? {
+                Some(kind) => Some(kind),
+                None => return Ok(None),
+            },
+        };
+        Ok(Some(FoundFilesystem { partition, other, image }))
+    };
+    if let Some(whole) = found(Arc::clone(image), None)? {
+        return Ok(vec![whole]);
+    }
+    let mut all = Vec::new();
+    for part in partitions::partitions(&**image)? {
+        all.extend(found(Arc::new(PartitionImage { image: Arc::clone(image), part }), Some(part.number))?);
+    }
+    Ok(all)
+}
