@@ -150,6 +150,8 @@ error_codes! {
     RepositoryNotEncrypted, "repository_not_encrypted", 422, 1, false;
     /// An object is damaged, missing, or misplaced.
     CloudsnapDamaged, "cloudsnap_damaged", 502, 1, false;
+    /// A restore drill found that the cloud snapshot cannot be used as restored.
+    DrillFailed, "drill_failed", 422, 1, false;
     /// The data directory is full.
     NoSpace, "no_space", 507, 1, false;
     /// An external secret is invalid, or stored secrets cannot be opened because the key file is missing or

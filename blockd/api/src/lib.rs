@@ -12,6 +12,7 @@ pub mod client;
 pub mod cloudsnaps;
 pub mod credential_update;
 pub mod credentials;
+pub mod drills;
 mod endpoint;
 mod error;
 pub mod events;

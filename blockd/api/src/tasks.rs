@@ -291,6 +291,8 @@ words! {
         Delete = "delete",
         /// Verifies cloud snapshots.
         Verify = "verify",
+        /// Tests a restore of a cloud snapshot.
+        Drill = "drill",
     }
 }
 

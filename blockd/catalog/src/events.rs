@@ -79,6 +79,9 @@ impl NewEvent {
         };
         let kind = match (task.state, error.map(|error| error.code)) {
             (TaskStage::Failed, _) if damage > 0 && name == TaskKind::Verify => EventKind::DamageFound,
+            (TaskStage::Failed, Some(ErrorCode::CloudsnapDamaged)) if name == TaskKind::Drill => {
+                EventKind::DamageFound
+            }
             (TaskStage::Failed, Some(ErrorCode::StoreUnreachable)) => EventKind::StoreUnreachable,
             _ => kind_of_end(name, task.state),
         };
@@ -126,6 +129,7 @@ fn kind_of_end(task: TaskKind, stage: TaskStage) -> EventKind {
         TaskKind::Restore => [EventKind::RestoreDone, EventKind::RestoreFailed, EventKind::RestoreStopped],
         TaskKind::Delete => [EventKind::DeleteDone, EventKind::DeleteFailed, EventKind::DeleteStopped],
         TaskKind::Verify => [EventKind::VerifyDone, EventKind::VerifyFailed, EventKind::VerifyStopped],
+        TaskKind::Drill => [EventKind::DrillDone, EventKind::DrillFailed, EventKind::DrillStopped],
     };
     match stage {
         TaskStage::Failed => failed,

@@ -9,6 +9,7 @@ mod backup_activity;
 mod chains;
 mod credentials;
 mod doubts;
+mod drills;
 mod event_readers;
 mod events;
 mod host_proofs;
@@ -35,6 +36,7 @@ pub use backup_activity::ActivityRow;
 pub use chains::Chain;
 pub use credentials::{CredentialRow, StoreRow};
 pub use doubts::Doubt;
+pub use drills::DrillRow;
 pub use event_readers::EventReader;
 pub use events::{NewEvent, count_events_after, events_after, newest_events};
 pub use host_proofs::HostProof;
@@ -52,8 +54,8 @@ pub use runs::{CopyCount, LOCAL, RunRow};
 pub use schedules::{PolicyRow, ScheduleRow, ScheduleSpec};
 pub use snapshots::{SnapshotRow, SnapshotState};
 pub use tasks::{
-    BackupTask, DeleteTask, GroupFreeze, InPlaceRestore, RestoreTask, TaskDetail, TaskRow, TaskSpec,
-    VerifyTask,
+    BackupTask, DeleteTask, DrillTask, GroupFreeze, InPlaceRestore, RestoreTask, TaskDetail, TaskRow,
+    TaskSpec, VerifyTask,
 };
 pub use volumes::{KnownVolume, UnknownWord, VolumeRow, VolumeState};
 

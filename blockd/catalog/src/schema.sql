@@ -134,6 +134,20 @@ CREATE TABLE host_proofs (
     PRIMARY KEY (credential, cloudsnap, host, depth)
 ) STRICT;
 
+-- Restore drills of this and other hosts, newest ones kept; also of deleted cloud snapshots.
+CREATE TABLE drills (
+    id          TEXT PRIMARY KEY,           -- of this host: that of its task
+    credential  TEXT NOT NULL REFERENCES credentials (uuid) ON DELETE CASCADE,
+    cloudsnap   TEXT NOT NULL,
+    volume_name TEXT NOT NULL,              -- at the backup
+    host        TEXT,                       -- NULL: this one
+    version     TEXT NOT NULL,              -- of blockd
+    ended       TEXT NOT NULL,
+    passed      INTEGER NOT NULL CHECK (passed IN (0, 1)),
+    report      TEXT NOT NULL,              -- JSON
+    published   INTEGER NOT NULL CHECK (published IN (0, 1)) -- the location has it as a proof
+) STRICT;
+
 -- Lazy volumes that are not hydrated: their backing snapshot and its treatment.
 CREATE TABLE lazy_volumes (
     volume        TEXT PRIMARY KEY REFERENCES volumes (id) ON DELETE CASCADE,

@@ -39,6 +39,8 @@ pub enum TaskSpec {
     Delete(DeleteTask),
     /// Verification of cloud snapshots.
     Verify(VerifyTask),
+    /// Restore drill.
+    Drill(DrillTask),
 }
 
 /// Request of a backup.
@@ -108,6 +110,17 @@ pub struct VerifyTask {
     pub background: bool,
 }
 
+/// Request of a restore drill.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DrillTask {
+    /// Number of files of the sample.
+    pub files: u32,
+    /// Seed of the sample.
+    pub seed: u32,
+    /// Timeout, in seconds.
+    pub timeout_s: u32,
+}
+
 impl TaskSpec {
     /// Returns the kind.
     pub fn kind(&self) -> TaskKind {
@@ -116,6 +129,7 @@ impl TaskSpec {
             Self::Restore(_) => TaskKind::Restore,
             Self::Delete(_) => TaskKind::Delete,
             Self::Verify(_) => TaskKind::Verify,
+            Self::Drill(_) => TaskKind::Drill,
         }
     }
 
@@ -123,7 +137,7 @@ impl TaskSpec {
     pub fn backup(&self) -> Option<&BackupTask> {
         match self {
             Self::Backup(backup) => Some(backup),
-            Self::Restore(_) | Self::Delete(_) | Self::Verify(_) => None,
+            Self::Restore(_) | Self::Delete(_) | Self::Verify(_) | Self::Drill(_) => None,
         }
     }
 
@@ -285,7 +299,7 @@ impl TaskRow {
         let is_decided = match &self.spec {
             TaskSpec::Backup(_) => self.detail.backup_type.is_some(),
             TaskSpec::Verify(verify) => !verify.all,
-            TaskSpec::Restore(_) | TaskSpec::Delete(_) => true,
+            TaskSpec::Restore(_) | TaskSpec::Delete(_) | TaskSpec::Drill(_) => true,
         };
         is_decided.then_some(self.cloudsnap)
     }

@@ -6,6 +6,7 @@ use crate::{
     cloud_snapshots::{CloudSnapshots, delete_requests::Deletions, delete_task::DeleteWork},
     credentials::Credentials,
     data_dir::DataDir,
+    drills::{Drills, task::DrillWork},
     events::{
         EventLog,
         webhook_config::WebhookConfig,
@@ -116,6 +117,8 @@ pub struct Engine {
     pub in_place_work: Arc<InPlaceWork>,
     /// Starts, stops and resumes tasks.
     pub runner: Arc<Runner>,
+    /// Restore drills.
+    pub drills: Arc<Drills>,
     /// Schedules and their policies.
     pub schedules: Arc<Schedules>,
     /// Restores.
@@ -281,9 +284,11 @@ impl Engine {
             tasks } fences);
         let delete_work = service!(DeleteWork { db, host, lazy, registry, snapshots, tasks });
         let verify_work = service!(VerifyWork { db, host, proofs, registry, repositories, snapshots, tasks });
-        let runner = service!(Runner { admission, backup_work, checks, db, delete_work, events, health,
+        let drill_work = service!(DrillWork { db, host, proofs, repositories, tasks } turn);
+        let runner = service!(Runner { admission, backup_work, checks, db, delete_work, drill_work, events, health,
             host, hydration_work, in_place_work, task_workers, registry, repositories, restore_work,
             scheduler, tasks, verify_work });
+        let drills = service!(Drills { admission, db, host, registry, repositories, runner });
         let schedules = service!(Schedules { db, quiescer, registry, repositories, scheduler });
         let restores = service!(Restores { admission, attachments, db, in_place_work, lazy, registry,
             repositories, runner, tasks });
@@ -309,7 +314,8 @@ impl Engine {
             host, reserve, registry, db, attachments, health, references, task_workers, merger, scheduler,
             quiescing, admission, events, free_space, repositories, tasks, quiescer, devices, snapshots,
             lazy, anomalies, backup_work, in_place_work, runner, schedules, restores, volumes, backups,
-            cloud_snapshots, deletions, proofs, maintenance, schedule_runner, credentials, webhook_delivery,
+            cloud_snapshots, deletions, drills, proofs, maintenance, schedule_runner, credentials,
+            webhook_delivery,
             monitor, names,
         }
     }

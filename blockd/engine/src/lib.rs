@@ -8,6 +8,7 @@ pub mod backup;
 pub mod cloud_snapshots;
 pub mod credentials;
 pub mod data_dir;
+pub mod drills;
 pub mod engine;
 pub mod error;
 pub mod events;

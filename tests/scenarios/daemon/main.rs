@@ -46,6 +46,7 @@ mod damaged_manifests;
 mod damaged_packs;
 mod deletions;
 mod discarded_restores;
+mod drills;
 mod events;
 mod existing_snapshots;
 mod exposition;

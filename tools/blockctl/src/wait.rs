@@ -242,6 +242,10 @@ fn ending(task: &Task) -> String {
                 size(found.block_bytes),
             )
         }
+        TaskKind::Drill => format!(
+            "Restore drill passed: {snap} ({} downloaded, {requests}, {elapsed})",
+            size(task.downloaded_bytes),
+        ),
         TaskKind::Delete => format!("Cloudsnap deleted successfully: {snap} ({requests}, {elapsed})"),
     }
 }

@@ -21,6 +21,7 @@ use crate::{
     },
     credential_update::UpdateCredential,
     credentials::{CreateCredential, Credential, CredentialLimits, CredentialRekeyed, RekeyCredential},
+    drills::{Drill, ListDrills, StartDrill},
     events::{Event, ListEvents},
     lazy::{LazyRestored, StartInPlace, StartLazyRestore},
     roles::Role,
@@ -252,6 +253,11 @@ operations! {
     "Verify a cloud snapshot"
     START_VERIFY: ((), StartVerify) -> TaskStarted = post(Operator, "/v1/cloudsnaps/verify")
         .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
+    "Test a restore of a cloud snapshot"
+    START_DRILL: ((), StartDrill) -> TaskStarted = post(Operator, "/v1/drills")
+        .timeout(STORE_CALL).errors(&[A_STORE, A_CLOUDSNAP]);
+    "List restore drills"
+    LIST_DRILLS: ((), ListDrills) -> List<Drill> = get(ReadOnly, "/v1/drills");
     "Collect garbage in a store"
     COLLECT_GARBAGE: ((), CollectGarbage) -> GarbageCollected = post(Admin, "/v1/cloudsnaps/gc")
         .timeout(STORE_CALL).errors(&[A_STORE, &[CredentialInUse]]);

@@ -18,6 +18,7 @@ fn operations_of_operators_are_reviewed_for_deletions() {
         START_RESTORE.info.path,
         START_LAZY_RESTORE.info.path,
         START_VERIFY.info.path,
+        START_DRILL.info.path,
         CREATE_GROUP_SNAPSHOT.info.path,
         CREATE_VOLUME.info.path,
         ATTACH_VOLUME.info.path,

@@ -48,6 +48,7 @@ fn stored_specs_keep_their_kind() {
         TaskSpec::Restore(RestoreTask::InPlace(in_place)),
         TaskSpec::Delete(DeleteTask { force: true, ..DeleteTask::default() }),
         TaskSpec::Verify(verify),
+        TaskSpec::Drill(DrillTask { files: 9, seed: 7, timeout_s: 60 }),
     ];
     db.transaction::<_, DbError>(|tx| {
         for spec in specs {

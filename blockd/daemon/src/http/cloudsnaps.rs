@@ -44,6 +44,8 @@ pub(super) fn routes() -> Routes {
         .detached(operations::START_VERIFY, async |call| {
             call.engine.maintenance.start_verify(&call.input).await
         })
+        .detached(operations::START_DRILL, async |call| call.engine.drills.start(&call.input).await)
+        .on(operations::LIST_DRILLS, async |call| call.engine.drills.list(&call.input).await.map(List::from))
         .detached(operations::COLLECT_GARBAGE, async |call| {
             call.engine.maintenance.collect_garbage(&call.input).await
         })

@@ -15,8 +15,8 @@ use crate::{
     volumes::registry::Registry,
 };
 use blockd_api::{CredentialRef, cloudsnaps};
-use blockd_catalog::{CredentialRow, Db, LastProof, ProofRow};
-use blockd_cloud::{CloudError, Proof, ProofId, Repository, VerifyDepth};
+use blockd_catalog::{CredentialRow, Db, DbError, DrillRow, LastProof, ProofRow};
+use blockd_cloud::{CloudError, Proof, ProofId, ProofKind, Repository, VerifyDepth};
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, HashSet},
@@ -65,6 +65,61 @@ pub fn shown(last: LastProof, host: &Host) -> cloudsnaps::LastProof {
     }
 }
 
+/// Row of a result of this host.
+trait Publishable: Send + 'static {
+    fn credential(&self) -> Uuid;
+    fn proof(&self, host: Uuid, host_name: String, location: Uuid) -> Proof;
+    fn set_published(&self, tx: &rusqlite::Transaction<'_>) -> Result<(), DbError>;
+}
+
+impl Publishable for ProofRow {
+    fn credential(&self) -> Uuid {
+        self.credential
+    }
+
+    fn proof(&self, host: Uuid, host_name: String, location: Uuid) -> Proof {
+        Proof {
+            cloudsnap: self.cloudsnap,
+            kind: self.depth.into(),
+            proven: self.verified,
+            host,
+            host_name,
+            version: self.version.clone(),
+            location,
+            sound: self.sound,
+            drill: None,
+        }
+    }
+
+    fn set_published(&self, tx: &rusqlite::Transaction<'_>) -> Result<(), DbError> {
+        Self::set_published(self, tx)
+    }
+}
+
+impl Publishable for DrillRow {
+    fn credential(&self) -> Uuid {
+        self.credential
+    }
+
+    fn proof(&self, host: Uuid, host_name: String, location: Uuid) -> Proof {
+        Proof {
+            cloudsnap: self.cloudsnap,
+            kind: ProofKind::Drill,
+            proven: self.ended,
+            host,
+            host_name,
+            version: self.version.clone(),
+            location,
+            sound: self.passed,
+            drill: Some(self.report.clone()),
+        }
+    }
+
+    fn set_published(&self, tx: &rusqlite::Transaction<'_>) -> Result<(), DbError> {
+        Self::set_published(self, tx)
+    }
+}
+
 impl Proofs {
     /// Publishes results of this host. Those that the store refuses stay unpublished.
     ///
@@ -72,23 +127,33 @@ impl Proofs {
     /// The first error of the store that is permanent, after an attempt with each row; a temporary one at
     /// once. The location cannot be identified, or the database fails.
     pub async fn publish(&self, repository: &Repository, rows: Vec<ProofRow>) -> Result<(), ServiceError> {
+        self.publish_all(repository, rows).await
+    }
+
+    /// Publishes drills of this host, as [`publish`](Self::publish) does results of verifications.
+    ///
+    /// # Errors
+    /// Those of [`publish`](Self::publish).
+    pub async fn publish_drills(
+        &self,
+        repository: &Repository,
+        rows: Vec<DrillRow>,
+    ) -> Result<(), ServiceError> {
+        self.publish_all(repository, rows).await
+    }
+
+    async fn publish_all<R: Publishable>(
+        &self,
+        repository: &Repository,
+        rows: Vec<R>,
+    ) -> Result<(), ServiceError> {
         let Some(first) = rows.first() else { return Ok(()) };
-        let location = self.location(first.credential).await?;
+        let location = self.location(first.credential()).await?;
         let name = self.host.node.chars().filter(|char| !char.is_control()).take(MAX_NAME_CHARS);
         let host_name: String = name.collect();
         let mut refused: Option<CloudError> = None;
         for row in rows {
-            let proof = Proof {
-                cloudsnap: row.cloudsnap,
-                kind: row.depth.into(),
-                proven: row.verified,
-                host: self.host.cluster,
-                host_name: host_name.clone(),
-                version: row.version.clone(),
-                location,
-                sound: row.sound,
-                drill: None,
-            };
+            let proof = row.proof(self.host.cluster, host_name.clone(), location);
             match repository.publish_proof(&proof).await {
                 Ok(_) => self.db.run(move |tx| row.set_published(tx)).await?,
                 Err(error) if error.is_retryable() => return Err(error.into()),
@@ -123,15 +188,19 @@ impl Proofs {
     }
 
     async fn publish_pending(&self, credential: Uuid) -> Result<(), ServiceError> {
-        let pending =
-            self.db.run(move |tx| ProofRow::unpublished(tx, credential, MAX_PUBLISHED_AT_ONCE)).await?;
-        if pending.is_empty() {
+        let pending = self.db.run(move |tx| -> Result<_, DbError> {
+            let max = MAX_PUBLISHED_AT_ONCE;
+            Ok((ProofRow::unpublished(tx, credential, max)?, DrillRow::unpublished(tx, credential, max)?))
+        });
+        let (pending, drills) = pending.await?;
+        if pending.is_empty() && drills.is_empty() {
             return Ok(());
         }
         let (repository, _) = self.repositories.task_repository(credential).await?;
         // The mount point of an unmounted disk accepts all writes.
         self.repositories.prove_location(credential, &repository).await?;
-        self.publish(&repository, pending).await
+        let published = self.publish(&repository, pending).await;
+        published.and(self.publish_drills(&repository, drills).await)
     }
 
     async fn location(&self, credential: Uuid) -> Result<Uuid, ServiceError> {

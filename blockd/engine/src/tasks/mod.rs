@@ -6,7 +6,7 @@
 pub mod findings;
 mod live;
 pub(crate) mod needs;
-mod priority;
+pub(crate) mod priority;
 pub mod requests;
 pub mod runner;
 pub mod secrets;

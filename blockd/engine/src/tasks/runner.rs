@@ -3,6 +3,7 @@
 use crate::{
     backup::{task, work::BackupWork},
     cloud_snapshots::delete_task::{self, DeleteWork},
+    drills::task::{self as task_of_drill, DrillWork},
     error::ServiceError,
     events::EventLog,
     health::ComponentHealth,
@@ -43,6 +44,7 @@ pub struct Runner {
     pub(crate) checks: Arc<RetentionChecks>,
     pub(crate) db: Arc<Db>,
     pub(crate) delete_work: Arc<DeleteWork>,
+    pub(crate) drill_work: Arc<DrillWork>,
     pub(crate) events: Arc<EventLog>,
     pub(crate) health: Arc<ComponentHealth>,
     pub(crate) host: Arc<Host>,
@@ -100,7 +102,7 @@ impl Runner {
         Ok(match row.spec {
             TaskSpec::Delete(_) | TaskSpec::Restore(RestoreTask::InPlace(_)) => true,
             TaskSpec::Restore(RestoreTask::NewVolume { .. } | RestoreTask::LazyVolume) => false,
-            TaskSpec::Backup(_) | TaskSpec::Verify(_) => false,
+            TaskSpec::Backup(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) => false,
         })
     }
 
@@ -176,14 +178,18 @@ impl Runner {
                 TaskSpec::Backup(_) => is_of_same_volume(other) && other.credential == row.credential,
                 // A freeze would capture a mixture.
                 TaskSpec::Restore(RestoreTask::InPlace(_)) => is_of_same_volume(other),
-                TaskSpec::Restore(_) | TaskSpec::Delete(_) | TaskSpec::Verify(_) => false,
+                TaskSpec::Restore(_) | TaskSpec::Delete(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) => {
+                    false
+                }
             },
             TaskSpec::Restore(RestoreTask::InPlace(_)) => is_of_same_volume(other),
             TaskSpec::Restore(RestoreTask::LazyVolume) => {
                 other.spec.is_of_volume_in_use() && is_of_same_volume(other)
             }
             TaskSpec::Delete(_) => other.kind() == TaskKind::Delete && other.cloudsnap == row.cloudsnap,
-            TaskSpec::Restore(RestoreTask::NewVolume { .. }) | TaskSpec::Verify(_) => false,
+            TaskSpec::Restore(RestoreTask::NewVolume { .. }) | TaskSpec::Verify(_) | TaskSpec::Drill(_) => {
+                false
+            }
         };
         match self.tasks.unfinished_tasks().await?.into_iter().find(conflicts) {
             Some(other) => {
@@ -268,6 +274,7 @@ async fn work_on(runner: &Runner, live: &Arc<LiveTask>) -> Result<TaskRow, Servi
         }
         TaskSpec::Delete(asked) => delete_task::run(&runner.delete_work, live, asked).boxed().await,
         TaskSpec::Verify(asked) => verify_task::run(&runner.verify_work, live, asked).boxed().await,
+        TaskSpec::Drill(asked) => task_of_drill::run(&runner.drill_work, live, asked).boxed().await,
     }
 }
 

@@ -79,6 +79,8 @@ fn is_worth_keeping(row: &TaskRow, error: &ServiceError, stopped: bool) -> bool 
         TaskSpec::Restore(RestoreTask::InPlace(_)) => volume_exists() && in_place::has_started(row),
         TaskSpec::Delete(_) => stopped || can_resume(error),
         TaskSpec::Verify(_) => stopped,
+        // It begins again: its times are those of one run.
+        TaskSpec::Drill(_) => false,
     }
 }
 
@@ -95,7 +97,7 @@ fn mark_abandoned(
         TaskSpec::Backup(_) => task::mark_failed(tx, row),
         TaskSpec::Restore(RestoreTask::NewVolume { .. }) => full::mark_failed(tx, row),
         TaskSpec::Restore(RestoreTask::LazyVolume | RestoreTask::InPlace(_)) => Ok(()),
-        TaskSpec::Delete(_) | TaskSpec::Verify(_) => Ok(()),
+        TaskSpec::Delete(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) => Ok(()),
     }
 }
 
@@ -113,7 +115,9 @@ async fn clean_up(runner: &Arc<Runner>, row: &TaskRow) -> Result<(), ServiceErro
             in_place::drop_previous(&runner.in_place_work, asked).await;
             Ok(())
         }
-        TaskSpec::Delete(_) | TaskSpec::Verify(_) => clean_files(&runner.tasks, row.id).await,
+        TaskSpec::Delete(_) | TaskSpec::Verify(_) | TaskSpec::Drill(_) => {
+            clean_files(&runner.tasks, row.id).await
+        }
     }
 }
 

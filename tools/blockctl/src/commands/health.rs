@@ -375,6 +375,9 @@ fn is_made_good(known: &Known, event: &Event) -> bool {
                     && other.cloud_snapshot_id == event.cloud_snapshot_id
             })
         }
+        "drill-failed" => is_done_later(known, event, TaskKind::Drill, |task| {
+            is_of(event, task.volume_id, task.volume_name.as_ref())
+        }),
         kind if kind.ends_with("-failed") => is_done_later(known, event, TaskKind::Backup, |task| {
             is_of(event, task.volume_id, task.volume_name.as_ref())
         }),

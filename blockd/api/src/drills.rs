@@ -1,0 +1,175 @@
+//! Restore drills: tests of a restore, with its measured cost.
+
+use crate::{CredentialRef, VolumeRef};
+use blockd_extent::CloudSnapshotId;
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use uuid::Uuid;
+
+/// Number of files of a sample by default.
+pub const DEFAULT_DRILL_FILES: u32 = 32;
+/// Maximum number of files of a sample.
+pub const MAX_DRILL_FILES: u32 = 10_000;
+/// Timeout of a drill by default, in seconds.
+pub const DEFAULT_DRILL_TIMEOUT_S: u32 = 3600;
+/// Maximum number of drills in a reply.
+pub const MAX_DRILLS: u32 = 1_000;
+
+/// Body of `POST /v1/drills`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StartDrill {
+    /// Cloud snapshot.
+    pub cloud_snapshot_id: CloudSnapshotId,
+    /// Credential; the first one whose location has the cloud snapshot by default.
+    pub credential: Option<CredentialRef>,
+    /// Number of files of the sample that are read in full, up to [`MAX_DRILL_FILES`];
+    /// [`DEFAULT_DRILL_FILES`] by default.
+    pub files: Option<u32>,
+    /// Seed of the sample; random by default.
+    pub seed: Option<u32>,
+    /// Timeout, in seconds; [`DEFAULT_DRILL_TIMEOUT_S`] by default.
+    pub timeout_seconds: Option<u32>,
+}
+
+/// Query of `GET /v1/drills`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ListDrills {
+    /// Only drills of this volume: by its id or name, or its name at the backup.
+    pub volume: Option<VolumeRef>,
+    /// Only drills with this id prefix.
+    pub id_prefix: Option<String>,
+    /// Maximum number of drills, the newest; at most and by default [`MAX_DRILLS`].
+    pub max: Option<u32>,
+}
+
+/// Step of a drill, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DrillStage {
+    /// Manifest and indexes were opened.
+    Open,
+    /// The first block was read.
+    FirstByte,
+    /// Partition table and filesystems were found.
+    Layout,
+    /// The filesystems were opened and their journals replayed.
+    Mount,
+    /// The metadata of the filesystems was compared.
+    Check,
+    /// A sample of the files was read in full.
+    Files,
+    /// The probe command used the clone.
+    Probe,
+}
+
+impl DrillStage {
+    /// Returns the word of tables.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::FirstByte => "first-byte",
+            Self::Layout => "layout",
+            Self::Mount => "mount",
+            Self::Check => "check",
+            Self::Files => "files",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+impl fmt::Display for DrillStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Outcome of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DrillOutcome {
+    /// It succeeded.
+    Passed,
+    /// It failed.
+    Failed,
+    /// It was not made; the note has the reason.
+    Skipped,
+}
+
+impl fmt::Display for DrillOutcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Passed => "passed",
+            Self::Failed => "failed",
+            Self::Skipped => "skipped",
+        })
+    }
+}
+
+/// Step of a drill with its outcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DrillStep {
+    /// Step.
+    pub stage: DrillStage,
+    /// Outcome.
+    pub outcome: DrillOutcome,
+    /// Time from the start of the drill to the end of the step, in milliseconds.
+    pub elapsed_millis: u64,
+    /// Details; may be empty.
+    pub note: String,
+}
+
+/// Result of a drill.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Drill {
+    /// Id, the same as that of its task.
+    pub drill_id: Uuid,
+    /// Cloud snapshot.
+    pub cloud_snapshot_id: CloudSnapshotId,
+    /// Name of the source volume at the backup.
+    pub volume_name: String,
+    /// Credential of the location that was read.
+    pub credential_id: Uuid,
+    /// Host that made it.
+    pub host: String,
+    /// Version of its blockd.
+    pub version: String,
+    /// Point in time of the cloud snapshot.
+    pub created_at: Timestamp,
+    /// End of the drill.
+    pub ended_at: Timestamp,
+    /// True if no step failed.
+    pub passed: bool,
+    /// Age of the cloud snapshot at the end of the drill, in seconds: the data that a recovery would have
+    /// lost (RPO).
+    pub rpo_seconds: u64,
+    /// Time to the first byte, in milliseconds; `None` if that step did not pass.
+    pub first_byte_millis: Option<u64>,
+    /// Time to the mounted filesystems, in milliseconds; `None` if that step did not pass.
+    pub mounted_millis: Option<u64>,
+    /// Time to the end of the probe, in milliseconds; `None` if that step did not pass.
+    pub probed_millis: Option<u64>,
+    /// Steps.
+    pub steps: Vec<DrillStep>,
+    /// Bytes fetched from the store.
+    pub fetched_bytes: u64,
+    /// Requests to the store.
+    pub requests: u64,
+    /// Filesystems, such as `an XFS filesystem on partition 1`.
+    pub filesystems: Vec<String>,
+    /// Seed of the sample of files.
+    pub seed: u32,
+    /// Files of the sample that were read in full.
+    pub files: u64,
+    /// Bytes of these files.
+    pub files_bytes: u64,
+    /// First findings.
+    pub findings: Vec<String>,
+    /// Number of findings, including unlisted ones.
+    pub findings_total: u64,
+}

@@ -1,0 +1,172 @@
+//! Rows of restore drills: their reports, also of cloud snapshots that were deleted since.
+
+use crate::{DbError, json, parsed, repository_location::Aliases, rows, to_json};
+use blockd_cloud::{CloudSnapshotId, DrillReport};
+use jiff::Timestamp;
+use rusqlite::{Row, Transaction, params};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// Maximum number of rows; older ones are removed.
+const MAX_KEPT: u32 = 5_000;
+
+/// Restore drill.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DrillRow {
+    /// Its id: of this host, that of its task.
+    pub id: Uuid,
+    /// Credential of the location that was read.
+    pub credential: Uuid,
+    /// The cloud snapshot.
+    pub cloudsnap: CloudSnapshotId,
+    /// Name of the volume at the backup.
+    pub volume_name: String,
+    /// Name of the host; `None` for this one.
+    pub host: Option<String>,
+    /// Version of blockd.
+    pub version: String,
+    /// End time.
+    pub ended: Timestamp,
+    /// No step failed.
+    pub passed: bool,
+    /// Report.
+    pub report: DrillReport,
+}
+
+const COLUMNS: &str = "id, credential, cloudsnap, volume_name, host, version, ended, passed, report";
+
+impl DrillRow {
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            id: parsed(row, 0)?,
+            credential: parsed(row, 1)?,
+            cloudsnap: parsed(row, 2)?,
+            volume_name: row.get(3)?,
+            host: row.get(4)?,
+            version: row.get(5)?,
+            ended: parsed(row, 6)?,
+            passed: row.get(7)?,
+            report: json(row, 8)?,
+        })
+    }
+
+    /// Returns all drills, newest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn all(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        rows(tx, &format!("SELECT {COLUMNS} FROM drills ORDER BY ended DESC, id"), [], Self::read)
+    }
+
+    /// Returns the newest drill of each cloud snapshot in the location of a credential.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn newest_of_location(
+        tx: &Transaction<'_>,
+        credential: Uuid,
+    ) -> Result<BTreeMap<CloudSnapshotId, Self>, DbError> {
+        let sql = format!("SELECT {COLUMNS} FROM drills WHERE credential = ?1 ORDER BY ended");
+        let mut newest: BTreeMap<CloudSnapshotId, Self> = BTreeMap::new();
+        for credential in Aliases::all(tx)?.of_location(credential) {
+            for drill in rows(tx, &sql, [credential.to_string()], Self::read)? {
+                let known = newest.get(&drill.cloudsnap);
+                if known.is_none_or(|known| known.ended < drill.ended) {
+                    newest.insert(drill.cloudsnap, drill);
+                }
+            }
+        }
+        Ok(newest)
+    }
+
+    /// Returns drills of this host that are not published, the latest ones first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn unpublished(tx: &Transaction<'_>, credential: Uuid, max: u32) -> Result<Vec<Self>, DbError> {
+        let sql = format!(
+            "SELECT {COLUMNS} FROM drills WHERE credential = ?1 AND NOT published ORDER BY ended DESC LIMIT ?2"
+        );
+        rows(tx, &sql, params![credential.to_string(), max], Self::read)
+    }
+
+    /// Notes that the location has the proof of this drill, or does not need it.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn set_published(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute("UPDATE drills SET published = 1 WHERE id = ?1", [self.id.to_string()])?;
+        Ok(())
+    }
+
+    /// Adds or replaces the row, unless its credential is gone; removes the oldest ones beyond the limit.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn put(&self, tx: &Transaction<'_>) -> Result<(), DbError> {
+        tx.execute(
+            &format!(
+                "INSERT OR REPLACE INTO drills ({COLUMNS}, published)
+                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10
+                 WHERE EXISTS (SELECT 1 FROM credentials WHERE uuid = ?2)"
+            ),
+            params![
+                self.id.to_string(),
+                self.credential.to_string(),
+                self.cloudsnap.to_string(),
+                self.volume_name,
+                self.host,
+                self.version,
+                self.ended.to_string(),
+                self.passed,
+                to_json("drill", &self.report)?,
+                self.host.is_some(),
+            ],
+        )?;
+        let sql = "DELETE FROM drills WHERE id NOT IN (SELECT id FROM drills ORDER BY ended DESC LIMIT ?1)";
+        tx.execute(sql, [MAX_KEPT])?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{CredentialRow, Db};
+    use super::*;
+
+    #[test]
+    fn newest_drill_of_each_snapshot_counts_at_its_location() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = Db::open(&dir.path().join("blockd.db")).unwrap();
+        let [here, spelled, other] = [7, 8, 9].map(Uuid::from_u128);
+        let drill = |number: u128, credential, second: i64| DrillRow {
+            id: Uuid::from_u128(number),
+            credential,
+            cloudsnap: "2e4d4b67-95d7-481e-aec5-14223ac55170/59-61".parse().unwrap(),
+            volume_name: "db".into(),
+            host: None,
+            version: "1.2.3".into(),
+            ended: Timestamp::from_second(second).unwrap(),
+            passed: true,
+            report: DrillReport::new(Timestamp::UNIX_EPOCH, 1),
+        };
+        db.transaction::<_, DbError>(|tx| {
+            for (credential, path) in [(here, "/backup"), (spelled, "/backup/."), (other, "/other")] {
+                CredentialRow::sample(credential, path, Uuid::from_u128(1)).insert(tx)?;
+            }
+            let drills = [drill(1, here, 10), drill(2, spelled, 30), drill(3, other, 40)];
+            drills.iter().try_for_each(|drill| drill.put(tx))?;
+            drill(4, Uuid::from_u128(99), 50).put(tx)?;
+            assert_eq!(DrillRow::all(tx)?.len(), 3, "its credential is gone");
+            let newest = DrillRow::newest_of_location(tx, here)?;
+            assert_eq!(newest.into_values().collect::<Vec<_>>(), [drills[1].clone()]);
+            let foreign = DrillRow { host: Some("db2".into()), ..drill(5, here, 60) };
+            foreign.put(tx)?;
+            assert_eq!(DrillRow::unpublished(tx, here, 9)?, [drills[0].clone()]);
+            drills[0].set_published(tx)?;
+            assert_eq!(DrillRow::unpublished(tx, here, 9)?, []);
+            Ok(())
+        })
+        .unwrap();
+    }
+}

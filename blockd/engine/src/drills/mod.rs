@@ -1,0 +1,148 @@
+//! Restore drills: a cloud snapshot is opened as a lazy restore would, its filesystems are checked, and a
+//! sample of their files is read. The report with its times and costs is the proof of the drill.
+//!
+//! A drill writes nothing except its proof: a journal is replayed in memory. It reads through the caches of
+//! lazy reads, in memory of its own, and at the lowest priority; drills of a host run one at a time.
+
+mod image;
+mod sample;
+mod steps;
+pub(crate) mod task;
+
+use crate::{
+    error::ServiceError, host::Host, ids::random_id, repositories::Repositories,
+    repositories::locate::Purpose, tasks::runner::Runner, volumes::registry::Registry,
+};
+use blockd_api::{
+    ErrorCode, VolumeRef,
+    drills::{
+        self as api, DEFAULT_DRILL_FILES, DEFAULT_DRILL_TIMEOUT_S, ListDrills, MAX_DRILL_FILES, MAX_DRILLS,
+        StartDrill,
+    },
+    tasks::TaskStarted,
+};
+use blockd_catalog::{Db, DrillRow, DrillTask, TaskRow, TaskSpec};
+use blockd_cloud::{DrillOutcome, DrillStage};
+use std::sync::Arc;
+
+/// Requests for restore drills.
+pub struct Drills {
+    pub(crate) admission: Arc<crate::host::Admission>,
+    pub(crate) db: Arc<Db>,
+    pub(crate) host: Arc<Host>,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) repositories: Arc<Repositories>,
+    pub(crate) runner: Arc<Runner>,
+}
+
+impl Drills {
+    /// Starts a drill.
+    ///
+    /// # Errors
+    /// There is no such cloud snapshot or credential, or a limit is out of range.
+    pub async fn start(self: &Arc<Self>, request: &StartDrill) -> Result<TaskStarted, ServiceError> {
+        let id = request.cloud_snapshot_id;
+        let files = request.files.unwrap_or(DEFAULT_DRILL_FILES);
+        let timeout_s = request.timeout_seconds.unwrap_or(DEFAULT_DRILL_TIMEOUT_S);
+        if files > MAX_DRILL_FILES || timeout_s == 0 {
+            let message = format!(
+                "drill refused on {id}: the sample has at most {MAX_DRILL_FILES} files, and the timeout is at least 1 second"
+            );
+            return Err(ServiceError::refused(ErrorCode::InvalidRequest, message));
+        }
+        let credential =
+            self.repositories.credential_with(&id, request.credential.as_ref(), Purpose::Read).await?;
+        self.repositories.preflight_manifest(credential.uuid, &id).await?;
+        let seed = match request.seed {
+            Some(seed) => seed,
+            // Any 32 of its bits are random.
+            None => (random_id()? & u64::from(u32::MAX)) as u32,
+        };
+        let _admission = self.admission.lock().await;
+        crate::repositories::preflight::check_cancelled()?;
+        let spec = TaskSpec::Drill(DrillTask { files, seed, timeout_s });
+        let mut row = TaskRow::new(spec, credential.uuid, id, crate::owner::current());
+        row.detail.volume_name = self.registry.source_name(&id, self.host.cluster);
+        row.detail.credential_name = credential.name.to_string();
+        self.runner.store_and_launch(row, |_| Ok(())).await
+    }
+
+    /// Returns drills, newest first.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub async fn list(&self, query: &ListDrills) -> Result<Vec<api::Drill>, ServiceError> {
+        let rows = self.db.run(DrillRow::all).await?;
+        let own = self.host.cluster;
+        let present = query.volume.as_ref().and_then(|volume| self.registry.find(volume).ok());
+        let is_of = |row: &DrillRow, volume: &VolumeRef| {
+            let is_present = present
+                .as_ref()
+                .is_some_and(|entry| row.cloudsnap.cluster == own && row.cloudsnap.volume == entry.id);
+            is_present
+                || match volume {
+                    VolumeRef::Id(id) => row.cloudsnap.volume == *id,
+                    VolumeRef::Name(name) => row.volume_name == name.as_str(),
+                }
+        };
+        let prefix = query.id_prefix.as_deref().unwrap_or_default();
+        let wanted = rows.iter().filter(|row| {
+            row.id.to_string().starts_with(prefix)
+                && query.volume.as_ref().is_none_or(|volume| is_of(row, volume))
+        });
+        let max = query.max.unwrap_or(MAX_DRILLS).min(MAX_DRILLS) as usize;
+        Ok(wanted.take(max).map(|row| shown(row, &self.host)).collect())
+    }
+}
+
+/// Converts a drill to the API.
+fn shown(row: &DrillRow, host: &Host) -> api::Drill {
+    let report = &row.report;
+    let step = |step: &blockd_cloud::DrillStep| api::DrillStep {
+        stage: stage(step.stage),
+        outcome: match step.outcome {
+            DrillOutcome::Passed => api::DrillOutcome::Passed,
+            DrillOutcome::Failed => api::DrillOutcome::Failed,
+            DrillOutcome::Skipped => api::DrillOutcome::Skipped,
+        },
+        elapsed_millis: step.elapsed_ms,
+        note: step.note.clone(),
+    };
+    let rpo_s = row.ended.as_second().saturating_sub(report.created.as_second());
+    api::Drill {
+        drill_id: row.id,
+        cloud_snapshot_id: row.cloudsnap,
+        volume_name: row.volume_name.clone(),
+        credential_id: row.credential,
+        host: row.host.clone().unwrap_or_else(|| host.node.clone()),
+        version: row.version.clone(),
+        created_at: report.created,
+        ended_at: row.ended,
+        passed: row.passed,
+        rpo_seconds: u64::try_from(rpo_s).unwrap_or(0),
+        first_byte_millis: report.passed_after_ms(DrillStage::FirstByte),
+        mounted_millis: report.passed_after_ms(DrillStage::Mount),
+        probed_millis: report.passed_after_ms(DrillStage::Probe),
+        steps: report.steps.iter().map(step).collect(),
+        fetched_bytes: report.fetched_bytes,
+        requests: report.requests,
+        filesystems: report.filesystems.clone(),
+        seed: report.seed,
+        files: report.files,
+        files_bytes: report.files_bytes,
+        findings: report.findings.clone(),
+        findings_total: report.findings_total,
+    }
+}
+
+fn stage(stage: DrillStage) -> api::DrillStage {
+    match stage {
+        DrillStage::Open => api::DrillStage::Open,
+        DrillStage::FirstByte => api::DrillStage::FirstByte,
+        DrillStage::Layout => api::DrillStage::Layout,
+        DrillStage::Mount => api::DrillStage::Mount,
+        DrillStage::Check => api::DrillStage::Check,
+        DrillStage::Files => api::DrillStage::Files,
+        DrillStage::Probe => api::DrillStage::Probe,
+    }
+}

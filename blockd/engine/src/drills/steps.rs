@@ -1,0 +1,221 @@
+//! Steps of a drill on the content of its image.
+
+use super::{
+    image::{DrillImage, ReadFailure},
+    sample::{Random, Sample},
+};
+use crate::error::{ServiceError, cloud_code};
+use blockd_cloud::{
+    CloudError, DrillOutcome, DrillReport, DrillStage, DrillStep, MAX_DRILL_ITEMS, drill_text,
+};
+use blockd_ext4::{ExtError, Filesystem, JournalState, check::Limits};
+use blockd_extent::{BlockSet, BlockSource};
+use blockd_fuse::inside::{self, FoundFilesystem};
+use std::{io, ops::ControlFlow, sync::Arc, time::Instant};
+
+/// Limits of the check of a filesystem. One that reaches them names it in its note.
+const CHECK_LIMITS: Limits = Limits { memory_bytes: 128 << 20, read_bytes: 64 << 30 };
+
+/// Result of the steps.
+pub(super) struct Examined {
+    pub report: DrillReport,
+    /// Unreadable blocks, if an object is damaged; empty if all are.
+    pub damage: Option<BlockSet>,
+}
+
+/// Steps of a drill. `F` is called before each.
+pub(super) struct Steps<F> {
+    pub image: Arc<DrillImage>,
+    /// Start of the drill.
+    pub started: Instant,
+    pub report: DrillReport,
+    /// Number and total bytes of the files to read.
+    pub files: u32,
+    pub files_bytes: u64,
+    pub before: F,
+}
+
+/// Opened filesystems with their descriptions.
+type Opened = Vec<(String, Filesystem)>;
+
+impl<F: FnMut(DrillStage) -> Result<(), ServiceError>> Steps<F> {
+    /// Makes the steps from the first byte to the sample of files.
+    ///
+    /// # Errors
+    /// The drill is stopped, or the store fails: the drill has no result.
+    pub fn run(mut self) -> Result<Examined, ServiceError> {
+        (self.before)(DrillStage::FirstByte)?;
+        let mut first = [0; 512];
+        let len = first.len().min(usize::try_from(self.image.size_bytes()).unwrap_or(usize::MAX));
+        if let Err(error) = self.image.read_at(0, &mut first[..len]) {
+            return self.failed(DrillStage::FirstByte, &error);
+        }
+        self.end(DrillStage::FirstByte, DrillOutcome::Passed, "");
+        (self.before)(DrillStage::Layout)?;
+        let image: Arc<dyn BlockSource> = Arc::clone(&self.image) as _;
+        let found = match inside::filesystems(&image) {
+            Ok(found) => found,
+            Err(error) => return self.failed(DrillStage::Layout, &error),
+        };
+        match found.len() {
+            0 => self.end(DrillStage::Layout, DrillOutcome::Skipped, "no known filesystem"),
+            1 => self.end(DrillStage::Layout, DrillOutcome::Passed, "1 filesystem"),
+            count => self.end(DrillStage::Layout, DrillOutcome::Passed, &format!("{count} filesystems")),
+        }
+        (self.before)(DrillStage::Mount)?;
+        let opened = match self.mount(&found) {
+            Ok(opened) => opened,
+            Err(error) => return self.failed(DrillStage::Mount, &error),
+        };
+        (self.before)(DrillStage::Check)?;
+        if let Err(error) = self.check(&opened) {
+            return self.failed(DrillStage::Check, &error);
+        }
+        (self.before)(DrillStage::Files)?;
+        if let Err(error) = self.read_files(&opened) {
+            return self.failed(DrillStage::Files, &error);
+        }
+        Ok(Examined { report: self.report, damage: None })
+    }
+
+    fn end(&mut self, stage: DrillStage, outcome: DrillOutcome, note: &str) {
+        let elapsed_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        tracing::debug!(%stage, ?outcome, elapsed_ms, note, "step of the drill ended");
+        self.report.steps.push(DrillStep { stage, outcome, elapsed_ms, note: drill_text(note) });
+    }
+
+    fn find(&mut self, finding: &str) {
+        self.report.findings_total += 1;
+        if self.report.findings.len() < MAX_DRILL_ITEMS {
+            self.report.findings.push(drill_text(finding));
+        }
+    }
+
+    /// Ends the drill with a step that could not read the image.
+    fn failed(mut self, stage: DrillStage, error: &io::Error) -> Result<Examined, ServiceError> {
+        let mut damage = None;
+        match self.image.failure() {
+            Some(ReadFailure::Stopped) => return Err(ServiceError::Stopping),
+            Some(ReadFailure::TimedOut) => self.find("the drill reached its timeout"),
+            Some(ReadFailure::Cloud { error, read }) => match &*error {
+                CloudError::Damaged { blocks, .. } => {
+                    damage = Some(BlockSet::from_iter([blocks.unwrap_or(read)]));
+                    self.find(&error.to_string());
+                }
+                error => return Err(ServiceError::refused(cloud_code(error), error.to_string())),
+            },
+            None => self.find(&error.to_string()),
+        }
+        self.end(stage, DrillOutcome::Failed, "");
+        Ok(Examined { report: self.report, damage })
+    }
+
+    /// Returns the error of a filesystem, unless the image could not be read.
+    fn of_content(&self, error: ExtError) -> io::Result<ExtError> {
+        match self.image.failure() {
+            Some(_) => Err(io::Error::other(error)),
+            None => Ok(error),
+        }
+    }
+
+    fn mount(&mut self, found: &[FoundFilesystem]) -> io::Result<Opened> {
+        let (mut opened, mut notes, mut is_failed) = (Vec::new(), Vec::new(), false);
+        for one in found {
+            let on = one.partition.map_or_else(String::new, |number| format!(" on partition {number}"));
+            if let Some(other) = one.other {
+                self.add_filesystem(format!("{other}{on}"));
+                notes.push(format!("{other}{on} is not read"));
+                continue;
+            }
+            match one.open() {
+                Ok(filesystem) => {
+                    let name = format!("an {} filesystem{on}", filesystem.version());
+                    if let JournalState::Replayed { transactions, .. } = filesystem.info().journal {
+                        notes.push(format!("journal{on} replayed ({transactions} transactions)"));
+                    }
+                    self.add_filesystem(name.clone());
+                    opened.push((name, filesystem));
+                }
+                Err(error) => {
+                    let name = format!("an ext2, ext3 or ext4 filesystem{on}");
+                    let error = self.of_content(error)?;
+                    self.add_filesystem(name.clone());
+                    if let ExtError::Unsupported { .. } = error {
+                        notes.push(format!("{name} is not read: {error}"));
+                    } else {
+                        is_failed = true;
+                        self.find(&format!("{name}: {error}"));
+                    }
+                }
+            }
+        }
+        let outcome = match (is_failed, opened.is_empty()) {
+            (true, _) => DrillOutcome::Failed,
+            (false, true) => DrillOutcome::Skipped,
+            (false, false) => DrillOutcome::Passed,
+        };
+        if notes.is_empty() && outcome == DrillOutcome::Skipped {
+            notes.push("no known filesystem".into());
+        }
+        self.end(DrillStage::Mount, outcome, &notes.join("; "));
+        Ok(opened)
+    }
+
+    fn add_filesystem(&mut self, name: String) {
+        if self.report.filesystems.len() < MAX_DRILL_ITEMS {
+            self.report.filesystems.push(name);
+        }
+    }
+
+    fn check(&mut self, opened: &Opened) -> io::Result<()> {
+        if opened.is_empty() {
+            self.end(DrillStage::Check, DrillOutcome::Skipped, "no filesystem was opened");
+            return Ok(());
+        }
+        let (mut notes, mut is_failed) = (Vec::new(), false);
+        let image = Arc::clone(&self.image);
+        let mut go_on = |_| if image.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+        for (name, filesystem) in opened {
+            let report = match filesystem.check(CHECK_LIMITS, &mut go_on) {
+                Ok(report) => report,
+                Err(error) => {
+                    let error = self.of_content(error)?;
+                    is_failed = true;
+                    self.find(&format!("{name}: {error}"));
+                    continue;
+                }
+            };
+            notes.push(format!("{} inodes, {} directories", report.inodes, report.directories));
+            notes.extend(report.unchecked.iter().map(|part| format!("not checked: {part}")));
+            is_failed |= !report.is_sound();
+            report.findings.iter().for_each(|finding| self.find(&format!("{name}: {finding}")));
+            self.report.findings_total += report.more_findings;
+        }
+        let outcome = if is_failed { DrillOutcome::Failed } else { DrillOutcome::Passed };
+        self.end(DrillStage::Check, outcome, &notes.join("; "));
+        Ok(())
+    }
+
+    fn read_files(&mut self, opened: &Opened) -> io::Result<()> {
+        if opened.is_empty() {
+            self.end(DrillStage::Files, DrillOutcome::Skipped, "no filesystem was opened");
+            return Ok(());
+        }
+        let mut sample = Sample::new(Random::new(self.report.seed), self.files, self.files_bytes);
+        let filesystems: Vec<_> = opened.iter().map(|(_, filesystem)| filesystem).collect();
+        let read = sample.read(&filesystems);
+        (self.report.files, self.report.files_bytes) = (sample.files, sample.bytes);
+        let outcome = match read {
+            Ok(()) => DrillOutcome::Passed,
+            Err((filesystem, error)) => {
+                let error = self.of_content(error)?;
+                let name = opened.get(filesystem).map_or("", |(name, _)| name.as_str());
+                self.find(&format!("{name}: {error}"));
+                DrillOutcome::Failed
+            }
+        };
+        let note = format!("{} files, {} bytes", self.report.files, self.report.files_bytes);
+        self.end(DrillStage::Files, outcome, &note);
+        Ok(())
+    }
+}

@@ -1,0 +1,270 @@
+//! Restore drills: measured results, and planted faults, each noticed by the step that claims it.
+
+use super::*;
+use blockd_api::drills::{Drill, DrillOutcome, DrillStage, ListDrills, StartDrill};
+use std::process::{Command, Stdio};
+
+/// Number and length of the files in the filesystem.
+const FILES: usize = 160;
+const FILE_BYTES: usize = 256 << 10;
+
+fn drill_of(snap: &str) -> StartDrill {
+    StartDrill {
+        cloud_snapshot_id: snap_id(snap),
+        credential: None,
+        files: Some(8),
+        seed: Some(7),
+        timeout_seconds: None,
+    }
+}
+
+/// Runs a program of e2fsprogs and returns its output.
+fn e2fs(name: &str, arguments: &[&str]) -> String {
+    let dirs = ["/usr/sbin", "/sbin", "/usr/bin"].map(|dir| Path::new(dir).join(name));
+    let program = dirs.into_iter().find(|path| path.exists()).expect("e2fsprogs is installed");
+    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Creates an image of an ext4 filesystem with files that do not compress.
+fn ext4(dir: &Path) -> PathBuf {
+    let (files, image) = (dir.join("files"), dir.join("image"));
+    fs::create_dir_all(files.join("dir")).unwrap();
+    for number in 0..FILES {
+        let content = pattern(number as u64 + 1, FILE_BYTES);
+        fs::write(files.join(format!("dir/{number}")), content).unwrap();
+    }
+    let size = format!("{}k", SIZE_BYTES >> 10);
+    let [from, to] = [&files, &image].map(|path| path.to_str().unwrap());
+    e2fs("mke2fs", &["-q", "-F", "-t", "ext4", "-b", "4096", "-d", from, to, &size]);
+    image
+}
+
+impl Host {
+    /// Writes the content of an image to a new volume, and backs it up; returns the cloud snapshot.
+    async fn backed_up_image(&self, name: &str, image: &Path) -> String {
+        let volume = self.create_volume(name).await;
+        let content = fs::read(image).unwrap();
+        for (index, part) in content.chunks(1 << 20).enumerate() {
+            if part.iter().any(|byte| *byte != 0) {
+                volume.write((index as u64) << 20, part, false).unwrap();
+            }
+        }
+        drop(volume);
+        self.backup(name, true).await.cloud_snapshot_id.unwrap()
+    }
+
+    /// Backs up a filesystem.
+    async fn backed_up_files(&self) -> String {
+        self.create_credential().await;
+        self.backed_up_image("data", &ext4(self.dir.path())).await
+    }
+
+    async fn drill(&self, request: &StartDrill) -> Task {
+        self.wait(self.call(START_DRILL, request).await.task_id).await
+    }
+
+    async fn drills(&self) -> Vec<Drill> {
+        self.call(LIST_DRILLS, &ListDrills::default()).await.items
+    }
+
+    /// Makes a drill, which fails; returns its error code and its result.
+    async fn failed_drill(&self, request: &StartDrill) -> (ErrorCode, Option<Drill>) {
+        let task = self.drill(request).await;
+        assert_eq!(task.state.to_string(), "Drill-Failed", "{task:?}");
+        let drill = self.drills().await.into_iter().find(|drill| drill.drill_id == task.task_id);
+        assert!(drill.as_ref().is_none_or(|drill| !drill.passed && drill.findings_total > 0));
+        (task.error.unwrap().code, drill)
+    }
+
+    fn drill_proofs(&self) -> usize {
+        let proofs = walk(&self.store.path().join("blockd/proofs"));
+        proofs.iter().filter(|path| path.contains("-drill-")).count()
+    }
+}
+
+/// Returns the step that failed.
+fn failed_at(drill: &Drill) -> DrillStage {
+    let failed: Vec<_> = drill.steps.iter().filter(|step| step.outcome == DrillOutcome::Failed).collect();
+    assert_eq!(failed.len(), 1, "{drill:?}");
+    failed[0].stage
+}
+
+/// Flips a bit in each frame of a pack from a part of its length on.
+fn damage_frames(pack: &str, from: usize) {
+    let mut bytes = fs::read(pack).unwrap();
+    let len = bytes.len();
+    for at in (from..len).step_by(64 << 10) {
+        bytes[at] ^= 1;
+    }
+    fs::remove_file(pack).unwrap();
+    fs::write(pack, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drill_checks_a_filesystem_and_records_its_cost() {
+    let host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    let request = drill_of(&snap);
+    let task = host.done(host.call(START_DRILL, &request).await.task_id).await;
+    assert_eq!((task.state.to_string().as_str(), task.cloud_snapshot_id), ("Drill-Done", Some(snap.clone())));
+    let found = host.drills().await;
+    let [drill] = &found[..] else { panic!("{found:?}") };
+    assert!(drill.passed && drill.findings.is_empty(), "{drill:?}");
+    assert_eq!((drill.drill_id, drill.volume_name.as_str()), (task.task_id, "data"));
+    let outcomes: Vec<_> = drill.steps.iter().map(|step| (step.stage, step.outcome)).collect();
+    let passed = |stage| (stage, DrillOutcome::Passed);
+    let stages = [
+        DrillStage::Open,
+        DrillStage::FirstByte,
+        DrillStage::Layout,
+        DrillStage::Mount,
+        DrillStage::Check,
+        DrillStage::Files,
+    ];
+    assert_eq!(outcomes, stages.map(passed));
+    assert!(drill.first_byte_millis <= drill.mounted_millis && drill.mounted_millis.is_some());
+    assert_eq!(drill.filesystems, ["an ext4 filesystem"]);
+    assert_eq!((drill.files, drill.files_bytes), (8, 8 * FILE_BYTES as u64));
+    // It reads the metadata and the sample only.
+    let data = (FILES * FILE_BYTES) as u64;
+    assert!(drill.fetched_bytes < data / 10, "{} of {data} bytes", drill.fetched_bytes);
+    assert!(drill.requests > 0 && drill.requests < 100, "{}", drill.requests);
+    assert_eq!((task.requests.put, task.requests.delete), (1, 0), "it writes its proof only");
+    assert_eq!(host.drill_proofs(), 1);
+    host.assert_tidy();
+
+    // The same seed reads the same files.
+    host.done(host.call(START_DRILL, &request).await.task_id).await;
+    let again = host.drills().await;
+    assert_eq!(again.len(), 2);
+    assert_eq!((again[0].fetched_bytes, again[0].seed), (drill.fetched_bytes, 7));
+    assert_eq!(host.drill_proofs(), 1, "the later proof replaces it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_noticed_by_the_step_that_reads_it() {
+    let host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    let mut packs = host.packs();
+    packs.sort();
+    let intact: Vec<_> = packs.iter().map(|pack| fs::read(pack).unwrap()).collect();
+    let restore_packs = || {
+        for (pack, content) in packs.iter().zip(&intact) {
+            let _ = fs::remove_file(pack);
+            fs::write(pack, content).unwrap();
+        }
+    };
+    let listed = async || host.list().await[0].last_proof.clone();
+    // The first pack has metadata, then contents of files.
+    for (pack, from) in packs.iter().zip([intact[0].len() / 8, 0, 0, 0]) {
+        damage_frames(pack, from);
+    }
+    let (code, drill) = host.failed_drill(&StartDrill { files: Some(64), ..drill_of(&snap) }).await;
+    let drill = drill.unwrap();
+    assert_eq!((code, failed_at(&drill)), (ErrorCode::CloudsnapDamaged, DrillStage::Files));
+    assert!(drill.findings[0].contains("/pack-"), "{drill:?}");
+    assert!(!listed().await.unwrap().sound);
+    assert_eq!(host.events_of("damage-found").await.len(), 1);
+
+    restore_packs();
+    // The first frame has the superblock and compresses well; a read of the first sector needs it.
+    flip_bit(&packs[0], 100);
+    let (code, drill) = host.failed_drill(&drill_of(&snap)).await;
+    assert_eq!((code, failed_at(&drill.unwrap())), (ErrorCode::CloudsnapDamaged, DrillStage::FirstByte));
+    fs::remove_file(&packs[0]).unwrap();
+    let (code, drill) = host.failed_drill(&drill_of(&snap)).await;
+    assert_eq!((code, failed_at(&drill.unwrap())), (ErrorCode::CloudsnapDamaged, DrillStage::FirstByte));
+    restore_packs();
+    host.done(host.call(START_DRILL, &drill_of(&snap)).await.task_id).await;
+    assert!(!listed().await.unwrap().sound, "a drill reads a part of the content");
+    host.assert_tidy();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn filesystem_with_a_lost_write_fails_its_check() {
+    let host = Host::new().await;
+    host.create_credential().await;
+    let image = ext4(host.dir.path());
+    let path = image.to_str().unwrap();
+    let block: u64 =
+        e2fs("debugfs", &["-R", "blocks /dir", path]).split_whitespace().next().unwrap().parse().unwrap();
+    let mut content = fs::read(&image).unwrap();
+    content[(block * BLOCK) as usize..][..BLOCK as usize].fill(0);
+    fs::write(&image, content).unwrap();
+    let snap = host.backed_up_image("data", &image).await;
+    let (code, drill) = host.failed_drill(&drill_of(&snap)).await;
+    let drill = drill.unwrap();
+    assert_eq!((code, failed_at(&drill)), (ErrorCode::DrillFailed, DrillStage::Check));
+    assert!(drill.findings[0].starts_with("an ext4 filesystem: "), "{:?}", drill.findings);
+    assert_eq!(host.events_of("drill-failed").await.len(), 1);
+    // The cloud snapshot has what the volume had.
+    assert_eq!(host.damaged().await, "0");
+    // Without a filesystem, a drill shows that blocks can be read.
+    let volume = host.create_volume("raw").await;
+    volume.write(1 << 20, &pattern(1, 1 << 20), false).unwrap();
+    let raw = host.backup("raw", true).await.cloud_snapshot_id.unwrap();
+    host.done(host.call(START_DRILL, &drill_of(&raw)).await.task_id).await;
+    let drill = host.drills().await.remove(0);
+    assert!(drill.passed && drill.first_byte_millis.is_some() && drill.mounted_millis.is_none());
+    let skipped = drill.steps.iter().filter(|step| step.outcome == DrillOutcome::Skipped);
+    assert!(skipped.clone().all(|step| !step.note.is_empty()) && skipped.count() == 4, "{drill:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn source_deleted_during_a_drill_is_no_damage() {
+    let host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    let (manifest, packs) = (host.manifest(&snap), host.packs());
+    host.act_at("drill check", move |_| {
+        fs::remove_file(manifest).unwrap();
+        packs.iter().for_each(|pack| fs::remove_file(pack).unwrap());
+    });
+    let (code, drill) = host.failed_drill(&drill_of(&snap)).await;
+    assert_eq!((code, drill), (ErrorCode::CloudsnapNotFound, None));
+    assert_eq!((host.drill_proofs(), host.damaged().await.as_str()), (0, "0"));
+    host.refused(ErrorCode::CloudsnapNotFound, START_DRILL, &drill_of(&snap)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drill_without_the_data_key_is_refused() {
+    let host = Host::new().await;
+    host.encrypted_backup().await;
+    let other = Host::with_store(Arc::clone(&host.store)).await;
+    other.call(CREATE_CREDENTIAL, &other.credential("nas", Some("first"))).await;
+    let rekey = blockd_api::credentials::RekeyCredential {
+        passphrase: Some(blockd_api::Secret::new("first".into())),
+        ..new_data_key()
+    };
+    other.call_at(REKEY_CREDENTIAL, &"nas".parse().unwrap(), &rekey).await;
+    other.create_volume("theirs").await;
+    let snap = other.backup("theirs", true).await.cloud_snapshot_id.unwrap();
+    host.refused(ErrorCode::WrongPassphrase, START_DRILL, &drill_of(&snap)).await;
+    assert_eq!((host.drills().await, host.drill_proofs()), (Vec::new(), 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drill_runs_again_after_a_crash_at_any_step() {
+    let mut host = Host::new().await;
+    let snap = host.backed_up_files().await;
+    let steps = [
+        "drill opened",
+        "drill first byte",
+        "drill layout",
+        "drill mount",
+        "drill check",
+        "drill files",
+        "drill examined",
+        "drill stored",
+    ];
+    for (before, step) in steps.into_iter().enumerate() {
+        host.die_at(step);
+        let task = host.call(START_DRILL, &drill_of(&snap)).await.task_id;
+        host.die_and_start().await;
+        assert_eq!(host.done(task).await.resumed, 1, "{step}");
+        assert_eq!(host.drills().await.len(), before + 1, "{step}");
+        assert_eq!(host.drill_proofs(), 1, "{step}");
+        host.assert_tidy();
+    }
+}
