@@ -45,6 +45,9 @@ const SHOWN: &[&str] = &[
     "cloudsnap status --active",
     "cloudsnap catalog -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr --path /etc",
     "cloudsnap diff 2e4d4b67-95d7-481e-aec5-14223ac55170/59-60 2e4d4b67-95d7-481e-aec5-14223ac55170/59-63-incr",
+    "cloudsnap drill list db",
+    "cloudsnap drill list -o wide",
+    "cloudsnap drill inspect 5e11",
     "cloudsnap gc --dry-run",
     "cloudsnap history --uuid 0785",
     "cloudsnap history --uuid nightly --status failed -o wide",
@@ -181,6 +184,8 @@ blockctl cs verify
 blockctl cs verify vol@latest
 blockctl cs verify 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --quick
 blockctl cs verify -s 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --deep --cr nas
+blockctl cs drill run vol@latest --files 9 --seed 7 --timeout 10m
+blockctl cs drill run vol@latest 2e4d4b67-95d7-481e-aec5-14223ac55170/59-61 --cr nas
 blockctl cs stop -n 3F4F0A67-e12a-4d35-81ad-985657757352 --discard
 blockctl cs resume 3f4f0a67-e12a-4d35-81ad-985657757352 --wait
 blockctl cs limit -n 3f4f0a67-e12a-4d35-81ad-985657757352 --limit-upload 20MiB

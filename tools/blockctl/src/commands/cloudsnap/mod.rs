@@ -1,6 +1,7 @@
 //! `blockctl cloudsnap …`
 
 mod backup;
+pub mod drill;
 pub mod list;
 pub mod maintenance;
 mod marks;
@@ -72,6 +73,9 @@ pub enum CloudsnapCommand {
     /// Verify cloud snapshots
     #[command(after_help = maintenance::VERIFY_HELP)]
     Verify(maintenance::VerifyArgs),
+    /// Test restores and measure their times
+    #[command(subcommand)]
+    Drill(drill::DrillCommand),
     /// Delete orphaned objects of interrupted backups
     #[command(after_help = maintenance::GC_HELP)]
     Gc(maintenance::GcArgs),
@@ -115,6 +119,7 @@ pub async fn run(context: &Context<'_>, command: CloudsnapCommand) -> Exit {
         CloudsnapCommand::Unpin(args) => marks::pin(context, args, false).await,
         CloudsnapCommand::Expire(args) => marks::expire(context, args).await,
         CloudsnapCommand::Verify(args) => maintenance::verify(context, args).await,
+        CloudsnapCommand::Drill(command) => drill::run(context, command).await,
         CloudsnapCommand::Gc(args) => maintenance::gc(context, args).await,
         CloudsnapCommand::Catalog(args) => files::catalog(context, args).await,
         CloudsnapCommand::Cat(args) => files::cat(context, args).await,

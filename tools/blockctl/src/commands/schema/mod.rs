@@ -4,7 +4,7 @@ pub mod objects;
 
 use super::{
     bundle::{Bundle, BundleWritten},
-    cloudsnap::{pxctl::PxctlCloudsnap, retire::VolumeDeletions},
+    cloudsnap::{drill::InspectedDrill, pxctl::PxctlCloudsnap, retire::VolumeDeletions},
     context::ListedContext,
     doctor::Diagnosis,
     events::TaskLog,
@@ -30,6 +30,7 @@ use blockd_api::{
         CloudsnapDetail, CloudsnapList, CloudsnapMark, GarbageCollected, GroupBackupStarted, RestoreStarted,
     },
     credentials::{Credential, CredentialRekeyed},
+    drills::Drill,
     events::Event,
     lazy::LazyRestored,
     rules::HookRule,
@@ -95,6 +96,12 @@ const DOCUMENTS: &[(&str, &[Generate])] = &[
     ("cloudsnap cp", &[of::<Copied>()]),
     ("cloudsnap delete", &[of::<TaskStarted>(), of::<Task>(), of::<VolumeDeletions>()]),
     ("cloudsnap diff", &[of::<DiffDocument>()]),
+    ("cloudsnap drill inspect", &[of::<InspectedDrill>()]),
+    ("cloudsnap drill list", &[of::<List<Drill>>()]),
+    (
+        "cloudsnap drill run",
+        &[of::<TaskStarted>(), of::<Task>(), of::<List<TaskStarted>>(), of::<List<Task>>()],
+    ),
     ("cloudsnap expire", &[of::<CloudsnapMark>()]),
     ("cloudsnap gc", &[of::<GarbageCollected>(), of::<List<GarbageCollected>>()]),
     ("cloudsnap history", &[of::<List<Run>>()]),
