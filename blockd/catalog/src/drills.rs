@@ -79,6 +79,20 @@ impl DrillRow {
         Ok(newest)
     }
 
+    /// Returns the newest drill of each volume at each credential.
+    ///
+    /// # Errors
+    /// The database fails.
+    pub fn newest_of_volumes(tx: &Transaction<'_>) -> Result<Vec<Self>, DbError> {
+        // A cloud snapshot is its cluster (36 characters), `/`, the volume, `-` and the rest.
+        let sql = format!(
+            "SELECT {COLUMNS} FROM (SELECT *, row_number() OVER (
+                PARTITION BY credential, substr(cloudsnap, 1, 37 + instr(substr(cloudsnap, 38), '-'))
+                ORDER BY ended DESC, id) AS nth FROM drills) WHERE nth = 1"
+        );
+        rows(tx, &sql, [], Self::read)
+    }
+
     /// Returns drills of this host that are not published, the latest ones first.
     ///
     /// # Errors
@@ -158,6 +172,20 @@ mod tests {
             drills.iter().try_for_each(|drill| drill.put(tx))?;
             drill(4, Uuid::from_u128(99), 50).put(tx)?;
             assert_eq!(DrillRow::all(tx)?.len(), 3, "its credential is gone");
+            let of_59 = |id: &str| format!("2e4d4b67-95d7-481e-aec5-14223ac55170/{id}").parse().unwrap();
+            let volumes = [("59-62-incr", 35), ("5-61", 2), ("591-61", 3)].map(|(id, second)| DrillRow {
+                cloudsnap: of_59(id),
+                ..drill(10 + second as u128, here, second)
+            });
+            volumes.iter().try_for_each(|drill| drill.put(tx))?;
+            let mut found: Vec<_> =
+                DrillRow::newest_of_volumes(tx)?.into_iter().map(|row| row.ended.as_second()).collect();
+            found.sort_unstable();
+            assert_eq!(found, [2, 3, 30, 35, 40], "of each volume and credential");
+            tx.execute(
+                "DELETE FROM drills WHERE ended IN (?1, ?2, ?3)",
+                volumes.map(|row| row.ended.to_string()),
+            )?;
             let newest = DrillRow::newest_of_location(tx, here)?;
             assert_eq!(newest.into_values().collect::<Vec<_>>(), [drills[1].clone()]);
             let foreign = DrillRow { host: Some("db2".into()), ..drill(5, here, 60) };

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 const FILES: usize = 160;
 const FILE_BYTES: usize = 256 << 10;
 
-fn drill_of(snap: &str) -> StartDrill {
+pub(super) fn drill_of(snap: &str) -> StartDrill {
     StartDrill {
         cloud_snapshot_id: snap_id(snap),
         credential: None,
@@ -141,6 +141,19 @@ async fn drill_checks_a_filesystem_and_records_its_cost() {
     assert_eq!(again.len(), 2);
     assert_eq!((again[0].fetched_bytes, again[0].seed), (drill.fetched_bytes, 7));
     assert_eq!(host.drill_proofs(), 1, "the later proof replaces it");
+    let last = host.list().await.remove(0);
+    assert_eq!(
+        last.last_drill.as_ref().map(|one| (one.drill_id, one.passed)),
+        Some((again[0].drill_id, true))
+    );
+    assert!(last.last_proof.is_none(), "a drill reads a part of the content");
+    let metrics = host.metrics_text().await;
+    for metric in [
+        "blockd_drill_passed{volume=\"data\",credential=\"nas\"} 1\n",
+        "blockd_drill_step_seconds{volume=\"data\",credential=\"nas\",step=\"mount\"} ",
+    ] {
+        assert!(metrics.contains(metric), "{metric}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -200,6 +213,10 @@ async fn filesystem_with_a_lost_write_fails_its_check() {
     assert!(drill.findings[0].starts_with("an ext4 filesystem: "), "{:?}", drill.findings);
     assert_eq!(host.events_of("drill-failed").await.len(), 1);
     // The cloud snapshot has what the volume had.
+    assert!(host.list().await.iter().all(|one| one.last_drill.as_ref().is_some_and(|last| !last.passed)));
+    assert!(
+        host.metrics_text().await.contains("blockd_drill_passed{volume=\"data\",credential=\"nas\"} 0\n")
+    );
     assert_eq!(host.damaged().await, "0");
     // Without a filesystem, a drill shows that blocks can be read.
     let volume = host.create_volume("raw").await;

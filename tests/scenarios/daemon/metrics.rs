@@ -180,8 +180,9 @@ async fn alerts_and_dashboard_use_existing_metrics() {
     host.start().await;
     host.create_credential().await;
     host.create_volume("v").await;
-    host.backup("v", false).await;
+    let snap = host.backup("v", false).await.cloud_snapshot_id.unwrap();
     assert_eq!(host.verify(&StartVerify::default()).await.state.stage, TaskStage::Done);
+    host.done(host.call(START_DRILL, &drills::drill_of(&snap)).await.task_id).await;
     host.schedule(1).await;
     let families = host.families().await;
     let files = [

@@ -155,9 +155,28 @@ pub struct Cloudsnap {
     /// Expiry date set on this host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
-    /// Last proof.
+    /// Last proof by a verification.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_proof: Option<LastProof>,
+    /// Last restore drill.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_drill: Option<LastDrill>,
+}
+
+/// Last restore drill of a cloud snapshot by a host of the location. It reads a part of the content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastDrill {
+    /// Id.
+    pub drill_id: Uuid,
+    /// End of the drill.
+    pub ended_at: Timestamp,
+    /// True if no step failed.
+    pub passed: bool,
+    /// Name of the host.
+    pub host: String,
+    /// Version of its blockd.
+    pub version: String,
 }
 
 impl Cloudsnap {

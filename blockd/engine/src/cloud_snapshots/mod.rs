@@ -25,7 +25,8 @@ use blockd_api::{
     tasks::{BackupType, TaskStage},
 };
 use blockd_catalog::{
-    CredentialRow, Db, DbError, DbManifestCache, KnownProofs, RetentionOverride, RetentionOverrides, TaskRow,
+    CredentialRow, Db, DbError, DbManifestCache, DrillRow, KnownProofs, RetentionOverride,
+    RetentionOverrides, TaskRow,
 };
 use blockd_cloud::{CloudError, CloudSnapshotId, Manifest, ManifestFilter};
 use futures::StreamExt;
@@ -73,6 +74,7 @@ fn entry(manifest: &Manifest, credential: &CredentialRow, location_id: Option<Uu
         pinned_by: None,
         expires_at: None,
         last_proof: None,
+        last_drill: None,
     }
 }
 
@@ -82,6 +84,16 @@ fn show_proof(entry: &mut Cloudsnap, proof: Option<api::LastProof>) {
         entry.status = CloudsnapStatus::Damaged;
     }
     entry.last_proof = proof;
+}
+
+fn last_drill(drill: &DrillRow, host: &Host) -> api::LastDrill {
+    api::LastDrill {
+        drill_id: drill.id,
+        ended_at: drill.ended,
+        passed: drill.passed,
+        host: drill.host.clone().unwrap_or_else(|| host.node.clone()),
+        version: drill.version.clone(),
+    }
 }
 
 /// Fills in the retention override.
@@ -284,9 +296,10 @@ impl CloudSnapshots {
             tracing::warn!(credential = %credential.name, %error, "noting the time of a listing failed");
         }
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((KnownProofs::of_repository(tx, uuid, now)?, RetentionOverride::all(tx)?))
+            let drills = DrillRow::newest_of_location(tx, uuid)?;
+            Ok((KnownProofs::of_repository(tx, uuid, now)?, drills, RetentionOverride::all(tx)?))
         });
-        let (proofs, marks) = known.await?;
+        let (proofs, drills, marks) = known.await?;
         let location_id = self.repositories.location_id(credential).await;
         for item in listed {
             match item.manifest {
@@ -296,6 +309,7 @@ impl CloudSnapshots {
                         &mut entry,
                         proofs.last(&manifest.id()).map(|last| proofs::shown(last, &self.host)),
                     );
+                    entry.last_drill = drills.get(&manifest.id()).map(|drill| last_drill(drill, &self.host));
                     show_mark(&mut entry, &marks, now);
                     found.entries.push(entry);
                 }
@@ -362,6 +376,7 @@ impl CloudSnapshots {
                 pinned_by: None,
                 expires_at: None,
                 last_proof: None,
+                last_drill: None,
             });
         }
         Ok(())
@@ -386,9 +401,11 @@ impl CloudSnapshots {
         let mut entry = entry(&manifest, &credential, self.repositories.location_id(&credential).await);
         let (uuid, now) = (credential.uuid, Timestamp::now());
         let known = self.db.run(move |tx| -> Result<_, DbError> {
-            Ok((KnownProofs::of_repository(tx, uuid, now)?, RetentionOverride::all(tx)?))
+            let drills = DrillRow::newest_of_location(tx, uuid)?;
+            Ok((KnownProofs::of_repository(tx, uuid, now)?, drills, RetentionOverride::all(tx)?))
         });
-        let (proofs, marks) = known.await?;
+        let (proofs, drills, marks) = known.await?;
+        entry.last_drill = drills.get(&id).map(|drill| last_drill(drill, &self.host));
         show_proof(&mut entry, proofs.last(&id).map(|last| proofs::shown(last, &self.host)));
         show_mark(&mut entry, &marks, now);
         Ok(CloudsnapDetail { entry, detail })

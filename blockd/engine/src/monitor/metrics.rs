@@ -17,7 +17,7 @@ use blockd_api::{
     status::{DataSpace, WebhookStatus},
 };
 use blockd_catalog::{
-    CredentialRow, DbError, KnownDamage, LastProof, NewestBackup, RunRow, ScheduleRow, TaskRow,
+    CredentialRow, DbError, DrillRow, KnownDamage, LastProof, NewestBackup, RunRow, ScheduleRow, TaskRow,
 };
 use blockd_cloud::{CloudSnapshotId, VerifyDepth};
 use blockd_extent::VolumeId;
@@ -32,12 +32,14 @@ use std::{
 use uuid::Uuid;
 
 /// Values from the database.
-struct Rows {
+pub(super) struct Rows {
     newest: Vec<NewestBackup>,
     credentials: Vec<CredentialRow>,
     /// Last proofs of cloud snapshots, with their credentials.
     proofs: Vec<(Uuid, CloudSnapshotId, LastProof)>,
     damage: Vec<KnownDamage>,
+    /// Newest drill of each volume and credential.
+    pub(super) drills: Vec<DrillRow>,
     /// Number of tasks by kind and state.
     tasks: BTreeMap<(&'static str, &'static str), u64>,
     runs: Vec<(RunState, usize)>,
@@ -74,10 +76,23 @@ impl Rows {
         }
         let webhooks = hooks.iter().map(|hook| hook.status(tx)).collect::<Result<_, _>>()?;
         let newest = NewestBackup::all(tx, cluster, volumes)?;
-        Ok(Self { newest, credentials, proofs, damage, tasks, runs, next_runs, schedules, overdue, webhooks })
+        let drills = DrillRow::newest_of_volumes(tx)?;
+        Ok(Self {
+            newest,
+            credentials,
+            proofs,
+            damage,
+            drills,
+            tasks,
+            runs,
+            next_runs,
+            schedules,
+            overdue,
+            webhooks,
+        })
     }
 
-    fn credential(&self, uuid: Uuid) -> Option<&CredentialRow> {
+    pub(super) fn credential(&self, uuid: Uuid) -> Option<&CredentialRow> {
         self.credentials.iter().find(|row| row.uuid == uuid)
     }
 }
@@ -132,6 +147,7 @@ impl Monitor {
         self.of_stores(&mut text, &rows);
         self.of_backups(&mut text, &rows);
         self.of_proofs(&mut text, &rows, now);
+        self.of_drills(&mut text, &rows);
         self.of_tasks(&mut text, &rows);
         self.of_schedules(&mut text, &rows);
         self.of_rules(&mut text);

@@ -1,5 +1,6 @@
 //! Current activity of volumes and tasks.
 
+mod drills;
 pub mod metrics;
 
 use crate::{

@@ -2,7 +2,10 @@
 
 use crate::{
     cloudsnap_ref::SnapRef,
-    commands::arguments::{CredentialArg, WaitArg, WideArg, parse_task},
+    commands::{
+        arguments::{CredentialArg, WaitArg, WideArg, parse_task},
+        protection::span,
+    },
     failure::{Exit, Failure},
     output::Context,
     table::{Facts, Table, Width, counted, or_dash, short_uuid},
@@ -12,7 +15,7 @@ use crate::{
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, List, VolumeRef,
     drills::{Drill, DrillOutcome, ListDrills, StartDrill},
-    format_duration, format_time, operations,
+    format_time, operations,
 };
 use clap::{Args, Subcommand};
 use schemars::JsonSchema;
@@ -176,16 +179,6 @@ fn measured(millis: Option<u64>) -> String {
     }))
 }
 
-/// Formats an age by its largest units.
-fn age(seconds: u64) -> String {
-    match seconds {
-        0..60 => format!("{seconds}s"),
-        60..3600 => format!("{}m", seconds / 60),
-        3600..86_400 => format!("{}h{}m", seconds / 3600, seconds / 60 % 60),
-        _ => format!("{}d{}h", seconds / 86_400, seconds / 3600 % 24),
-    }
-}
-
 fn table(drills: &[Drill], width: Width) -> Table {
     let columns = Table::list(drills, width)
         .narrow("ID", |drill| short_uuid(drill.drill_id))
@@ -196,7 +189,7 @@ fn table(drills: &[Drill], width: Width) -> Table {
         .both("FIRST-BYTE", |drill| measured(drill.first_byte_millis))
         .both("MOUNTED", |drill| measured(drill.mounted_millis))
         .both("FETCHED", |drill| ByteSize::from_bytes(drill.fetched_bytes))
-        .both("RPO", |drill| age(drill.rpo_seconds))
+        .both("RPO", |drill| span(drill.ended_at.duration_since(drill.created_at)))
         .wide("PROBED", |drill| measured(drill.probed_millis))
         .wide("REQUESTS", |drill| drill.requests)
         .wide("CLOUD-SNAP-ID", |drill| drill.cloud_snapshot_id)
@@ -235,7 +228,7 @@ fn facts(InspectedDrill { drill, earlier }: &InspectedDrill) -> Facts {
         .add("Result", result(drill))
         .add("Ended", format_time(drill.ended_at))
         .add("Host", format!("{}, blockd {}", drill.host, drill.version))
-        .add("RPO", format_duration(drill.rpo_seconds as f64))
+        .add("RPO", span(drill.ended_at.duration_since(drill.created_at)))
         .add("First byte", measured(drill.first_byte_millis))
         .add("Mounted", measured(drill.mounted_millis))
         .add("Probed", measured(drill.probed_millis))

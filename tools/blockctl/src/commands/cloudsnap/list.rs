@@ -8,7 +8,7 @@ use crate::{
         arguments::{CredentialArg, WideArg},
         filters::NamePattern,
         list_filter::{LabelOption, ListFilter, Listed, Sort},
-        protection::proof_age,
+        protection::{proof_age, span},
     },
     failure::{EXIT_DONE, EXIT_FAILED, Exit, Failure},
     output::Context,
@@ -19,6 +19,7 @@ use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels, VolumeRef,
     cloudsnaps::{
         CloudSnapshotId, Cloudsnap, CloudsnapList, CloudsnapStatus, DamagedCloudsnap, ListCloudsnaps,
+        VerifyDepth,
     },
     format_time, operations,
     tasks::BackupType,
@@ -34,7 +35,7 @@ use uuid::Uuid;
 pub const LIST_HELP: &str = "\
 ID is the shortest form that commands accept. SIZE is the volume data in this backup, LOCATION the \
 credential. If other hosts made some, HOST is the cluster (- for this host), as --cluster accepts it. LAST-PROOF is age and kind of the last \
-verification by any host of the location, or damaged. If one has a name, other than those of schedules, \
+verification or drill by any host of the location, or damaged. If one has a name, other than those of schedules, \
 NAME is shown; STATUS takes the \
 place of SIZE unless all are Done. --wide shows complete ids, the columns of pxctl, type, name, labels, \
 the whole proof, pin and expiry date.
@@ -338,12 +339,22 @@ pub fn given_name(one: &Cloudsnap) -> Option<&str> {
     one.name.as_deref().filter(|name| !name.is_empty() && !is_generated(name))
 }
 
-/// Returns age and kind of the last proof, or `damaged`.
+/// Returns age and kind of the last proof; `damaged`; or `drill failed`. A drill reads a part of the content: it
+/// is shown if no verification read all of it, or if it failed after that.
 fn proof_in_brief(entry: &Cloudsnap, now: Timestamp) -> String {
-    or_dash(entry.last_proof.as_ref().map(|last| match last.sound {
-        true => proof_age(last, now),
-        false => "damaged".to_owned(),
-    }))
+    let drill = entry.last_drill.as_ref();
+    match (&entry.last_proof, drill) {
+        (Some(last), _) if !last.sound => "damaged".to_owned(),
+        (last, Some(drill))
+            if !drill.passed && last.as_ref().is_none_or(|last| last.proven_at < drill.ended_at) =>
+        {
+            "drill failed".to_owned()
+        }
+        (Some(last), None) => proof_age(last, now),
+        (Some(last), Some(_)) if last.kind != VerifyDepth::Quick => proof_age(last, now),
+        (_, Some(drill)) if drill.passed => format!("{} drill", span(now.duration_since(drill.ended_at))),
+        (last, _) => or_dash(last.as_ref().map(|last| proof_age(last, now))),
+    }
 }
 
 /// Returns the labels of a backup: those of its volume, and its own, which win; `None` without labels.

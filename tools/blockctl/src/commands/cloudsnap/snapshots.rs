@@ -12,7 +12,9 @@ use crate::{
 };
 use blockd_api::{
     ApiError, ByteSize, ErrorCode, Labels, VolumeRef,
-    cloudsnaps::{CloudSnapshotId, Cloudsnap, CloudsnapDetail, InspectCloudsnap, LastProof, StartDelete},
+    cloudsnaps::{
+        CloudSnapshotId, Cloudsnap, CloudsnapDetail, InspectCloudsnap, LastDrill, LastProof, StartDelete,
+    },
     format_time, operations,
 };
 use clap::Args;
@@ -81,6 +83,15 @@ pub fn proof_text(entry: &Cloudsnap) -> String {
     format!("{result} ({kind}, {}, host {host}, blockd {version})", format_time(*proven_at))
 }
 
+/// Describes the last restore drill.
+pub fn drill_text(entry: &Cloudsnap) -> String {
+    let Some(LastDrill { drill_id, ended_at, passed, host, version }) = &entry.last_drill else {
+        return "-".to_owned();
+    };
+    let result = if *passed { "passed" } else { "failed" };
+    format!("{result} ({}, host {host}, blockd {version}, id {drill_id})", format_time(*ended_at))
+}
+
 pub async fn inspect(context: &Context<'_>, args: InspectArgs) -> Exit {
     let id = args.snap.snap.resolve(context, args.credential.cred_id.as_ref()).await?;
     let query = InspectCloudsnap { cloud_snapshot_id: id, credential: args.credential.cred_id };
@@ -113,6 +124,7 @@ fn facts(CloudsnapDetail { entry, detail }: &CloudsnapDetail) -> Facts {
         .add("Stored", format!("{} in {}", size(entry.stored_bytes), counted(detail.packs, "pack")))
         .add("Freeze", format!("{} µs", entry.freeze_stall_micros))
         .add("Last proof", proof_text(entry))
+        .add("Last drill", drill_text(entry))
         .add("Restore reads", size(detail.chain_stored_bytes));
     for (nth, id) in detail.chain.iter().enumerate() {
         facts.add(if nth == 0 { "Shares data of" } else { "" }, id);
